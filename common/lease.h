@@ -1,0 +1,107 @@
+/* lease.h - tensors handed between processes without a copy.
+ *
+ * A process that RECEIVES data OWNS a pool: it creates the slots once, at start, and exports a handle, plain
+ * bytes that travel in a message. A SENDER opens the handle once, then per hand-over RESERVES a free slot,
+ * adds tensors to it (their memory is the slot's own: compute straight into it), SEALS it, and sends the
+ * ticket. The owner OPENS the ticket, reads in place, and DROPS it: the slot is free again, its epoch moved on.
+ *
+ *   slot:  FREE -> RESERVED -> FILLING -> READY -> READING -> FREE      (epoch + 1 at each return to FREE)
+ *                      \__________\______-> QUARANTINED -> FREE         (revoked while a live writer may still touch it)
+ *
+ * Credits: no free slot, no reserve; that is the back-pressure. A reserve waits, up to its deadline, on a
+ * futex in the pool and wakes when a slot is freed.
+ * Death: a dead peer loses all its holds. The owner calls sl_pool_reap(pid) when it learns of one; a slot
+ * which that process held for writing is freed, one that it had sealed stays READY. When the owner dies,
+ * the memory goes with its last mapping: nothing is named, so nothing can be left behind.
+ * Kinds: SL_POOL_HOST is shared memory (an unnamed memfd, opened by peers through /proc/PID/fd). SL_POOL_CUDA keeps the
+ * control block in such memory and the data in a device slab exported by CUDA IPC with an event a slot; `stream`
+ * orders seal and open there and is ignored for host pools.
+ * Trust: the control block is shared with another process of the same user; every index, length and
+ * state read from it is checked, and a wrong one is an error, never a wild pointer.
+ * Threads: a pool may be used by several threads; one lease belongs to one thread at a time. */
+#ifndef SL_LEASE_H
+#define SL_LEASE_H
+
+#include "common/tensor.h"
+
+typedef struct CUstream_st *cudaStream_t;
+
+typedef enum { SL_POOL_HOST, SL_POOL_CUDA } sl_pool_kind;
+
+#define SL_LEASE_TENSORS 4      /* most tensors in one slot */
+#define SL_LEASE_NAME 24        /* bytes of a tensor's name, its NUL included */
+#define SL_POOL_NAME 24
+#define SL_POOL_MAX_SLOTS 64
+
+typedef struct sl_pool sl_pool;     /* opaque: one process's view of a pool */
+typedef struct sl_lease sl_lease;   /* opaque: this process's hold on one slot */
+
+/* Plain bytes, may be sent: names one sealed hand-over. pool is the pool's random identity, not an index. */
+typedef struct {
+    uint64_t pool;
+    uint32_t slot;
+    uint32_t reserved;
+    uint64_t epoch;
+} sl_ticket;
+
+/* Plain bytes, may be sent: what a sender needs to open the pool. */
+typedef struct {
+    uint64_t pool;              /* random identity */
+    int32_t pid;                /* owner */
+    int32_t fd;                 /* the owner's descriptor of the control (and host data) memory */
+    uint32_t kind;              /* sl_pool_kind */
+    uint32_t slots;
+    uint64_t slot_bytes;
+    char name[SL_POOL_NAME];
+    uint8_t device_handle[64];  /* cudaIpcMemHandle_t, zero for a host pool */
+} sl_pool_handle;
+
+/* Create a pool of `slots` slots of `slot_bytes` each (rounded up to a page; memory is taken as it is touched).
+ * *out is the caller's to close. Errors: SL_ARG slots outside 1 .. SL_POOL_MAX_SLOTS; SL_SYS. */
+sl_code sl_pool_create(sl_pool **out, const char *name, sl_pool_kind kind, int slots, size_t slot_bytes, sl_err *err);
+void sl_pool_export(const sl_pool *pool, sl_pool_handle *out);
+/* Open another process's pool (or this process's own, in tests). Errors: SL_GONE if the owner is dead or the
+ * identity does not match; SL_FORMAT if the handle or the control block makes no sense. */
+sl_code sl_pool_open(sl_pool **out, const sl_pool_handle *handle, sl_err *err);
+/* Unmap; the owner's close makes every outstanding ticket stale. Leases must have been dropped. *pool becomes NULL. */
+void sl_pool_close(sl_pool **pool);
+
+size_t sl_pool_slot_bytes(const sl_pool *pool);
+int sl_pool_slots(const sl_pool *pool);
+uint64_t sl_pool_id(const sl_pool *pool);
+/* How many slots are in each state, for reports and tests: free, reserved+filling, ready, reading, quarantined. */
+typedef struct { int free, writing, ready, reading, quarantined; } sl_pool_counts;
+void sl_pool_count(const sl_pool *pool, sl_pool_counts *out);
+
+/* ---- the sender's side ---- */
+
+/* Take a free slot, waiting up to wait_ms (0: do not wait). *out is the caller's to drop.
+ * Errors: SL_BUSY none free in time; SL_GONE the owner died. */
+sl_code sl_lease_reserve(sl_lease **out, sl_pool *pool, int wait_ms, sl_err *err);
+/* Lay out one more dense tensor in the slot (256-byte aligned) and give its memory in *t. RESERVED -> FILLING.
+ * Errors: SL_ARG too many tensors or a long name; SL_SHAPE it does not fit (names bytes wanted and left). */
+sl_code sl_lease_add(sl_lease *l, const char *name, sl_dtype dtype, int rank, const int64_t *shape, sl_tensor *t, sl_err *err);
+/* End writing. The bytes never change from here on. The lease stays the caller's to drop (which no longer frees the slot).
+ * Errors: SL_GONE the slot was revoked meanwhile (it is freed; the data is lost by intent). */
+sl_code sl_lease_seal(sl_lease *l, cudaStream_t stream, sl_ticket *out, sl_err *err);
+
+/* ---- the owner's side ---- */
+
+/* Take the hold that a ticket names. READY -> READING. *out is the caller's to drop.
+ * Errors: SL_GONE the ticket is stale, or of another pool. SL_FORMAT the slot's table of tensors makes no sense. */
+sl_code sl_lease_open(sl_lease **out, sl_pool *pool, const sl_ticket *ticket, cudaStream_t stream, sl_err *err);
+/* The tensor called `name` in an opened (or own, being filled) slot: a view, valid until the drop. SL_FORMAT: none of that name. */
+sl_code sl_lease_tensor(const sl_lease *l, const char *name, sl_tensor *t, sl_err *err);
+
+/* End the hold. Before a seal: the slot is freed unsent. After a seal: nothing more than freeing the handle.
+ * After an open: the slot is free and a waiting sender wakes. *l becomes NULL; NULL is fine. */
+void sl_lease_drop(sl_lease **l, cudaStream_t stream);
+
+/* Make a ticket's slot free without reading it (a cancelled job). Stale tickets are ignored: false. */
+bool sl_pool_discard(sl_pool *pool, const sl_ticket *ticket);
+/* Give up on every slot that process `pid` is writing: quarantined while it lives, freed if it is dead. Count. */
+int sl_pool_revoke(sl_pool *pool, int32_t pid);
+/* Process `pid` is dead: free what it was writing or had in quarantine. READY slots stay. Count of slots freed. */
+int sl_pool_reap(sl_pool *pool, int32_t pid);
+
+#endif

@@ -1,0 +1,17 @@
+/* clip.h - CLIP vision tower up to hidden_states[-2]. Spec 2.4, 3.4; transformers models/clip/modeling_clip.py. */
+#ifndef SL_CLIP_H
+#define SL_CLIP_H
+
+#include "common/model.h"
+#include "graphs/weights.h"
+
+typedef struct sl_clip sl_clip;
+
+sl_clip *sl_clip_new(const sl_clip_config *config, sl_loader *l);   /* as sl_umt5_new; the last layer is not loaded */
+void sl_clip_free(sl_clip **m);
+
+/* out act [tokens, hidden], tokens = (image/patch)^2 + 1 (257): pixels are host float32 [3, image, image], normalised.
+ * Taps: "clip.layer.{i}". */
+void sl_clip_encode(sl_ctx *ctx, const sl_clip *m, const float *pixels, const sl_tensor *out);
+
+#endif

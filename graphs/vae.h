@@ -1,0 +1,44 @@
+/* vae.h - the Wan 2.1 causal video autoencoder: encoder in vae_encode.c, decoder in vae_decode.c, shared blocks in vae.c.
+ * Spec 2.2, 4; diffusers models/autoencoders/autoencoder_kl_wan.py. Frames are channels-last inside.
+ *
+ * Both run chunk by chunk: each causal convolution keeps the last two frames of its input in a cache, so memory depends on the
+ * chunk, not on the video. Results do not depend on the chunking. */
+#ifndef SL_VAE_H
+#define SL_VAE_H
+
+#include "common/model.h"
+#include "graphs/weights.h"
+
+typedef struct sl_vae_encoder sl_vae_encoder;   /* weights */
+typedef struct sl_vae_decoder sl_vae_decoder;
+
+sl_vae_encoder *sl_vae_encoder_new(const sl_vae_config *config, sl_loader *l);
+void sl_vae_encoder_free(sl_vae_encoder **m);
+sl_vae_decoder *sl_vae_decoder_new(const sl_vae_config *config, sl_loader *l);
+void sl_vae_decoder_free(sl_vae_decoder **m);
+
+/* ---- encode the condition video of image-to-video ---------------------------------------------------- */
+
+/* out F32 [z, T, h/8, w/8] = normalised mean of encode([first, 0 ..., 0 (, last)]), T = (frames-1)/4 + 1 (spec 3.6, 4.7).
+ *   first  host float32 [h, w, 3] in [-1, 1], channels last;  last: the same, or NULL
+ *   moments  NULL, or host float32 [2z, T, h/8, w/8] that gets the raw moments (mean, logvar) (tests)
+ * Frames that repeat are computed once (spec 7): cost about 116 instead of 382 TFLOP at 1280x720x81. Everything is taken from
+ * ctx's arena and released. ctx->cancel is looked at between chunks. */
+void sl_vae_encode_condition(sl_ctx *ctx, const sl_vae_encoder *m, const sl_tensor *out, const float *first, const float *last,
+                             int frames, int h, int w, float *moments);
+
+/* ---- decode latents, one chunk of latent frames after the other --------------------------------------- */
+
+typedef struct sl_vae_decode sl_vae_decode;     /* the caches of one video being decoded */
+
+/* Bytes of device memory that one video's caches need, for frames of h x w pixels. */
+size_t sl_vae_decode_bytes(const sl_ctx *ctx, const sl_vae_decoder *m, int h, int w);
+/* Start a video in `memory`. NULL after an error. Freed by the caller. */
+sl_vae_decode *sl_vae_decode_start(sl_ctx *ctx, const sl_vae_decoder *m, int h, int w, void *memory);
+void sl_vae_decode_free(sl_vae_decode **d);
+/* The next `n` latent frames: latents F32 [z, n, h/8, w/8] (as the denoiser gives them: still normalised), n >= 1.
+ * rgb U8 [sl_vae_frames_of(d, n), h, w, 3] gets the frames, rounded (not truncated). floats: NULL, or act [.., h, w, 3], clamped to [-1, 1]. */
+int sl_vae_frames_of(const sl_vae_decode *d, int n);        /* 4 n, less 3 when the first frame is among them */
+void sl_vae_decode_chunk(sl_ctx *ctx, sl_vae_decode *d, const sl_tensor *rgb, const sl_tensor *floats, const sl_tensor *latents);
+
+#endif
