@@ -8,6 +8,7 @@
 #include "common/err.h"
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #define SL_PATH 1024    /* bytes of a path, its NUL included */
