@@ -1,0 +1,92 @@
+/* conf.h - the settings of a deployment: a libconfig file read into one plain struct.
+ *
+ * Every key stands once in a table in conf.c with its range, default, unit and meaning; reading, checking, the messages
+ * and the annotated file (conf/demo.cfg) all come from it. A mistake is an error, never a guess, and names file, line,
+ * key, value and range; an unknown key offers the nearest known one:
+ *     conf/demo.cfg:12: limits.frames is 0, want an integer from 1 to 4097 (most frames of a video; default 81)
+ * Use: sl_conf_defaults, then sl_conf_read_file; keys that the file lacks keep their value. Nothing is allocated.
+ * Files stand alone: @include is refused. */
+#ifndef SL_CONF_H
+#define SL_CONF_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include "common/err.h"
+#include "common/log.h"
+
+#define SL_CONF_PATH 1024   /* bytes of a path, its NUL included */
+#define SL_CONF_ARGS 16     /* most extra arguments of a stage */
+#define SL_CONF_ARG 256     /* bytes of one, its NUL included */
+
+/* The roles that the dispatcher knows, in data order. */
+#define SL_ROLES(X) X(TEXT, "text") X(IMAGE, "image") X(DENOISE, "denoise") X(DECODE, "decode") X(MUX, "mux")
+
+typedef enum {
+#define X(name, text) SL_ROLE_##name,
+    SL_ROLES(X)
+#undef X
+        SL_ROLE_COUNT
+} sl_role;
+
+typedef struct {
+    sl_role role;                           /* key: name */
+    char program[SL_CONF_PATH];             /* a path, or a name looked up beside the sluice binary */
+    char device[16];                        /* "cpu" or "cuda:N" */
+    int threads;                            /* OpenMP threads; 0: an equal share of the machine's */
+    int slots;                              /* slots of each of its receiving pools */
+    int arg_count;
+    char args[SL_CONF_ARGS][SL_CONF_ARG];   /* extra arguments */
+} sl_conf_stage;
+
+typedef struct {
+    struct {
+        char dir[SL_CONF_PATH];     /* run directory; "": a private one is made */
+        char spool[SL_CONF_PATH];   /* "": in the run directory */
+        sl_log_level log;
+    } run;
+    struct {
+        int64_t pixels;             /* largest width * height */
+        int frames;                 /* most frames of a video */
+        int jobs;                   /* most jobs held at once */
+        int prompt_bytes;
+    } limits;
+    struct {
+        int state_every;            /* steps between spooled states; 0: never */
+    } denoise;
+    struct {
+        double threshold;           /* 0: off */
+        int warmup, max_hits, final;
+    } fbcache;
+    struct {
+        int fps, crf;
+        char preset[16];            /* x264 */
+        int threads;
+    } video;
+    struct {
+        int restarts;               /* in a row before giving up */
+        int backoff_ms;             /* the first; doubles */
+        int heartbeat_ms;
+        int stall_s;                /* without a sign of life before a stage is killed */
+        int drain_s;
+    } supervise;
+    int stage_count;
+    sl_conf_stage stages[SL_ROLE_COUNT];    /* in the file's order, a role at most once */
+} sl_conf;
+
+void sl_conf_defaults(sl_conf *out);
+
+/* Read a file over *conf, which stays as it is on error. Errors: SL_SYS cannot be read, not a regular file or over 1 MiB;
+ * SL_ARG a mistake in it. */
+sl_code sl_conf_read_file(sl_conf *conf, const char *path, sl_err *err);
+/* The same from text (NUL-terminated); `name` stands for the file in messages. */
+sl_code sl_conf_read_string(sl_conf *conf, const char *text, const char *name, sl_err *err);
+
+/* Write a file that reads back as *conf, each key with its meaning, unit, range and default. Errors: SL_SYS. */
+sl_code sl_conf_print(const sl_conf *conf, FILE *to, sl_err *err);
+
+const sl_conf_stage *sl_conf_find(const sl_conf *conf, sl_role role);   /* NULL: this deployment does not run it */
+const char *sl_role_name(sl_role role);                                 /* "text"; "?" for a number that is no role */
+
+#endif
