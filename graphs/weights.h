@@ -36,6 +36,10 @@ void sl_weight(sl_loader *l, sl_tensor *out, sl_weight_kind kind, int rank, cons
 /* A tensor that the checkpoint may hold and nobody needs (attn2.norm_added_q): not reported as left over. */
 void sl_weight_skip(sl_loader *l, const char *name, ...) __attribute__((format(printf, 2, 3)));
 
+/* Does the checkpoint hold a tensor of this name? For networks whose names differ with the version that wrote them (CLIP's
+ * "vision_model." prefix). True when planning and for random weights. Marks nothing as used. */
+bool sl_loader_has(const sl_loader *l, const char *name);
+
 /* The first error, or SL_OK. Tensors of the file that nobody asked for are not an error; see sl_loader_unused. */
 sl_code sl_loader_finish(sl_loader *l, sl_err *err);
 int sl_loader_unused(const sl_loader *l);                       /* how many; inspect prints them */
