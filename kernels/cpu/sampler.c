@@ -1,0 +1,133 @@
+/* sampler.c - DiT's edges (patches in and out), guidance, the sampler's arithmetic and the cache's means. */
+#include "kernels/cpu/cpu.h"
+
+#include <math.h>
+#include <string.h>
+
+#define GRAIN 32768 /* elements below which a second thread costs more than it brings */
+
+void sl_cpu_patchify(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *latents, const sl_tensor *condition)
+{
+    (void)ctx;
+    int64_t c1 = latents->shape[0], channels = c1 + (condition ? condition->shape[0] : 0);
+    int64_t height = latents->shape[2], width = latents->shape[3], frame = height * width, volume = latents->shape[1] * frame;
+    int64_t hp = height / 2, wp = width / 2, rows = latents->shape[1] * hp;
+#pragma omp parallel for schedule(static) if (sl_count(y) > GRAIN)
+    for (int64_t r = 0; r < rows; r++) { /* r = t * hp + yp: one line of patches */
+        int64_t at = r / hp * frame + r % hp * 2 * width;
+        for (int64_t xp = 0; xp < wp; xp++) {
+            float *out = (float *)y->data + (r * wp + xp) * channels * 4;
+            for (int64_t c = 0; c < channels; c++, out += 4) {
+                const float *in = c < c1 ? (const float *)latents->data + c * volume
+                                         : (const float *)condition->data + (c - c1) * volume;
+                in += at + 2 * xp;
+                out[0] = in[0];
+                out[1] = in[1];
+                out[2] = in[width];
+                out[3] = in[width + 1];
+            }
+        }
+    }
+}
+
+void sl_cpu_unpatchify(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x)
+{
+    (void)ctx;
+    int64_t channels = y->shape[0], height = y->shape[2], width = y->shape[3], frame = height * width, volume = y->shape[1] * frame;
+    int64_t hp = height / 2, wp = width / 2, rows = y->shape[1] * hp;
+#pragma omp parallel for schedule(static) if (sl_count(y) > GRAIN)
+    for (int64_t r = 0; r < rows; r++) {
+        int64_t at = r / hp * frame + r % hp * 2 * width;
+        for (int64_t xp = 0; xp < wp; xp++) {
+            const float *in = (const float *)x->data + (r * wp + xp) * channels * 4;
+            for (int64_t c = 0; c < channels; c++) {
+                float *out = (float *)y->data + c * volume + at + 2 * xp;
+                out[0] = in[c];
+                out[1] = in[channels + c];
+                out[width] = in[2 * channels + c];
+                out[width + 1] = in[3 * channels + c];
+            }
+        }
+    }
+}
+
+void sl_cpu_guidance(sl_ctx *ctx, const sl_tensor *v, const sl_tensor *cond, const sl_tensor *uncond, float g)
+{
+    (void)ctx;
+    int64_t n = sl_count(v);
+    float *out = v->data;
+    const float *c = cond->data, *u = uncond->data;
+    for (int64_t i = 0; i < n; i++) {
+        float d = c[i] - u[i], gd = g * d;
+        out[i] = u[i] + gd;
+    }
+}
+
+void sl_cpu_flow_x0(sl_ctx *ctx, const sl_tensor *x0, const sl_tensor *x, const sl_tensor *v, float sigma)
+{
+    (void)ctx;
+    int64_t n = sl_count(x);
+    float *out = x0->data;
+    const float *in = x->data;
+    for (int64_t i = 0; i < n; i++) {
+        float p;
+        if (v->dtype == SL_F32)
+            p = sigma * ((const float *)v->data)[i];
+        else if (v->dtype == SL_BF16)
+            p = sl_from_bf16(sl_to_bf16(sigma * sl_from_bf16(((const sl_bf16 *)v->data)[i])));
+        else
+            p = sl_from_f16(sl_to_f16(sigma * sl_from_f16(((const sl_f16 *)v->data)[i])));
+        out[i] = in[i] - p;
+    }
+}
+
+void sl_cpu_lincomb(sl_ctx *ctx, const sl_tensor *y, int n, const sl_tensor *const x[], const float a[])
+{
+    (void)ctx;
+    int64_t count = sl_count(y);
+    float *out = y->data;
+    for (int64_t i = 0; i < count; i++) {
+        float s = a[0] * ((const float *)x[0]->data)[i];
+        for (int k = 1; k < n; k++) s += a[k] * ((const float *)x[k]->data)[i];
+        out[i] = s;
+    }
+}
+
+#define CHUNK 65536 /* elements summed by one thread before the chunks' sums are added in order */
+
+void sl_cpu_mean_abs(sl_ctx *ctx, float out[2], const sl_tensor *prev, const sl_tensor *r)
+{
+    int64_t n = sl_count(prev), chunks = (n + CHUNK - 1) / CHUNK;
+    const float *p = prev->data, *q = r->data;
+    double *part = sl_cpu_scratch(SL_SCRATCH_ROWS, (size_t)chunks * 2 * sizeof *part), diff = 0, size = 0;
+    if (!part) {
+        sl_ctx_fail(ctx, SL_NOMEM, "mean_abs: no memory for %lld partial sums", (long long)chunks);
+        return;
+    }
+#pragma omp parallel for schedule(static) if (n > GRAIN)
+    for (int64_t c = 0; c < chunks; c++) {
+        int64_t end = n - c * CHUNK < CHUNK ? n : (c + 1) * CHUNK, i = c * CHUNK;
+        double d[8] = {0}, s[8] = {0};
+        for (; i + 8 <= end; i += 8)
+            for (int l = 0; l < 8; l++) {
+                d[l] += fabsf(p[i + l] - q[i + l]);
+                s[l] += fabsf(p[i + l]);
+            }
+        for (; i < end; i++) {
+            d[0] += fabsf(p[i] - q[i]);
+            s[0] += fabsf(p[i]);
+        }
+        for (int l = 1; l < 8; l++) {
+            d[0] += d[l];
+            s[0] += s[l];
+        }
+        part[2 * c] = d[0];
+        part[2 * c + 1] = s[0];
+    }
+    for (int64_t c = 0; c < chunks; c++) {
+        diff += part[2 * c];
+        size += part[2 * c + 1];
+    }
+    out[0] = (float)(diff / (double)n);
+    out[1] = (float)(size / (double)n);
+}

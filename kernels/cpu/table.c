@@ -1,0 +1,81 @@
+/* table.c - the CPU body: its table of operations, its memory, its threads' scratch buffers. */
+#include "kernels/cpu/cpu.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#define HUGE_PAGE ((size_t)2 << 20)
+
+static void *cpu_alloc(sl_ctx *ctx, size_t bytes)
+{
+    (void)ctx;
+    size_t align = bytes >= 2 * HUGE_PAGE ? HUGE_PAGE : 256;
+    if (bytes > SIZE_MAX - align) return NULL;
+    bytes = (bytes + align - 1) / align * align;
+    void *p = aligned_alloc(align, bytes ? bytes : align);
+    if (p && align == HUGE_PAGE) madvise(p, bytes, MADV_HUGEPAGE); /* a hint: fewer page faults and TLB misses */
+    return p;
+}
+
+static void cpu_free(sl_ctx *ctx, void *p)
+{
+    (void)ctx;
+    free(p);
+}
+
+/* One set of buffers a thread, found through a key so that a thread that ends gives them back. */
+typedef struct {
+    void *data[SL_SCRATCH_COUNT];
+    size_t bytes[SL_SCRATCH_COUNT];
+} scratch_set;
+
+static pthread_once_t scratch_once = PTHREAD_ONCE_INIT;
+static pthread_key_t scratch_key;
+static int scratch_key_error;
+
+static void scratch_free(void *p)
+{
+    scratch_set *s = p;
+    for (int i = 0; i < SL_SCRATCH_COUNT; i++) free(s->data[i]);
+    free(s);
+}
+
+static void scratch_init(void)
+{
+    scratch_key_error = pthread_key_create(&scratch_key, scratch_free);
+}
+
+void *sl_cpu_scratch(sl_scratch purpose, size_t bytes)
+{
+    pthread_once(&scratch_once, scratch_init);
+    if (scratch_key_error || bytes > PTRDIFF_MAX) return NULL;
+    scratch_set *s = pthread_getspecific(scratch_key);
+    if (!s) {
+        if (!(s = calloc(1, sizeof *s))) return NULL;
+        if (pthread_setspecific(scratch_key, s)) {
+            free(s);
+            return NULL;
+        }
+    }
+    if (bytes > s->bytes[purpose] || !s->data[purpose]) {
+        free(s->data[purpose]);
+        s->data[purpose] = cpu_alloc(NULL, bytes);
+        s->bytes[purpose] = s->data[purpose] ? bytes : 0;
+    }
+    return s->data[purpose];
+}
+
+const sl_ops sl_ops_cpu = {
+    .name = "cpu",
+    .act = SL_F32,
+    .alloc = cpu_alloc,
+    .free = cpu_free,
+#define OP(name) .name = sl_cpu_##name
+    OP(upload), OP(download), OP(sync), OP(zero), OP(copy), OP(add), OP(sub), OP(silu), OP(geglu), OP(embed),
+    OP(linear), OP(layernorm), OP(layernorm_modulate), OP(rmsnorm), OP(rmsnorm_rope), OP(gated_add), OP(attention),
+    OP(patchify), OP(unpatchify), OP(guidance), OP(flow_x0), OP(lincomb), OP(mean_abs),
+    OP(conv3d), OP(conv_history), OP(vae_norm), OP(time_shuffle), OP(to_channels_last), OP(to_channels_first), OP(frames_rgb8),
+    OP(packed_conv_bytes), OP(pack_conv),
+#undef OP
+};
