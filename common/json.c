@@ -1,0 +1,134 @@
+/* json.c - JSON through jansson: parsing with limits, and typed reads with errors that name the key. */
+#include "common/json.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+void sl_one_line(sl_err *err)
+{
+    if (err)
+        for (unsigned char *p = (unsigned char *)err->msg; *p; p++)
+            if (*p < 32 || *p == 127) *p = '?';
+}
+
+sl_code sl_json_parse(json_t **out, const char *text, size_t length, const char *name, sl_err *err)
+{
+    json_error_t e;
+    sl_code rc = SL_OK;
+    *out = json_loadb(text, length, JSON_REJECT_DUPLICATES, &e);
+    if (!*out && json_error_code(&e) == json_error_out_of_memory)
+        rc = sl_fail(err, SL_NOMEM, "%s: no memory for its JSON", name);
+    else if (!*out)
+        rc = sl_fail(err, SL_FORMAT, "%s:%d:%d: not JSON: %s", name, e.line, e.column, e.text);
+    else if (!json_is_object(*out)) {
+        json_decref(*out);
+        *out = NULL;
+        rc = sl_fail(err, SL_FORMAT, "%s: holds no JSON object, want {...}", name);
+    }
+    if (rc) sl_one_line(err);
+    return rc;
+}
+
+sl_code sl_json_read(json_t **out, const char *path, size_t max_bytes, sl_err *err)
+{
+    struct stat st;
+    char *text = NULL;
+    size_t have = 0;
+    sl_code rc;
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);     /* O_NONBLOCK: a FIFO must not hold us up */
+    *out = NULL;
+    if (fd < 0) return sl_fail_errno(err, errno, "%s: cannot be opened", path);
+    if (fstat(fd, &st)) rc = sl_fail_errno(err, errno, "%s: cannot be read", path);
+    else if (!S_ISREG(st.st_mode)) rc = sl_fail(err, SL_SYS, "%s: is no regular file", path);
+    else if ((uint64_t)st.st_size > max_bytes)
+        rc = sl_fail(err, SL_FORMAT, "%s: has %lld bytes, want at most %zu", path, (long long)st.st_size, max_bytes);
+    else if (!(text = malloc((size_t)st.st_size + 1))) rc = sl_fail(err, SL_NOMEM, "%s: no memory for its text", path);
+    else rc = SL_OK;
+    while (!rc && have < (size_t)st.st_size) {
+        ssize_t n = read(fd, text + have, (size_t)st.st_size - have);
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) rc = sl_fail_errno(err, errno, "%s: cannot be read", path);
+        if (n <= 0) break;
+        have += (size_t)n;
+    }
+    if (!rc) rc = sl_json_parse(out, text, have, path, err);
+    free(text);
+    close(fd);
+    return rc;
+}
+
+bool sl_json_has(const sl_json_reader *r, const char *key)
+{
+    const json_t *v = json_object_get(r->object, key);
+    return v && !json_is_null(v);
+}
+
+void sl_json_fail(sl_json_reader *r, const char *key, const char *want_fmt, ...)
+{
+    char want[256], *text = NULL;
+    const json_t *v = json_object_get(r->object, key);
+    va_list ap;
+    if (r->code) return;
+    va_start(ap, want_fmt);
+    vsnprintf(want, sizeof want, want_fmt, ap);
+    va_end(ap);
+    if (v) text = json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT | JSON_REAL_PRECISION(9));
+    r->code = sl_fail(r->err, SL_FORMAT, "%s: %s is %.60s%s, want %s", r->file, key, text ? text : v ? "?" : "absent",
+                      text && strlen(text) > 60 ? "..." : "", want);
+    sl_one_line(r->err);
+    free(text);
+}
+
+int sl_json_int(sl_json_reader *r, const char *key, int otherwise, int lo, int hi)
+{
+    const json_t *v = json_object_get(r->object, key);
+    if (r->code || !v) return otherwise;
+    if (json_is_integer(v) && json_integer_value(v) >= lo && json_integer_value(v) <= hi) return (int)json_integer_value(v);
+    sl_json_fail(r, key, "an integer from %d to %d", lo, hi);
+    return otherwise;
+}
+
+double sl_json_real(sl_json_reader *r, const char *key, double otherwise, double lo, double hi)
+{
+    const json_t *v = json_object_get(r->object, key);
+    if (r->code || !v) return otherwise;
+    if (json_is_number(v) && json_number_value(v) >= lo && json_number_value(v) <= hi) return json_number_value(v);
+    sl_json_fail(r, key, "a number from %g to %g", lo, hi);
+    return otherwise;
+}
+
+bool sl_json_bool(sl_json_reader *r, const char *key, bool otherwise)
+{
+    const json_t *v = json_object_get(r->object, key);
+    if (r->code || !v) return otherwise;
+    if (json_is_boolean(v)) return json_is_true(v);
+    sl_json_fail(r, key, "true or false");
+    return otherwise;
+}
+
+const char *sl_json_string(sl_json_reader *r, const char *key, const char *otherwise)
+{
+    const json_t *v = json_object_get(r->object, key);
+    if (r->code || !v) return otherwise;
+    if (json_is_string(v)) return json_string_value(v);
+    sl_json_fail(r, key, "a string");
+    return otherwise;
+}
+
+const json_t *sl_json_array(sl_json_reader *r, const char *key, size_t n, const char *what)
+{
+    const json_t *v = json_object_get(r->object, key);
+    if (r->code || !v) return NULL;
+    if (json_is_array(v) && json_array_size(v) == n) return v;
+    if (json_is_array(v)) {
+        r->code = sl_fail(r->err, SL_FORMAT, "%s: %s has %zu values, want %zu %s", r->file, key, json_array_size(v), n, what);
+        sl_one_line(r->err);
+    } else sl_json_fail(r, key, "a list of %zu %s", n, what);
+    return NULL;
+}
