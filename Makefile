@@ -12,7 +12,7 @@ B       := build/$(FLAVOUR)
 BIN     := $(if $(filter release,$(FLAVOUR)),bin,$(B)/bin)
 TBIN    := $(B)/tests
 
-PKGS    := libzmq libavformat libavcodec libswscale libavutil libconfig jansson openblas sentencepiece sqlite3
+PKGS    := libzmq libavformat libavcodec libswscale libavutil libconfig jansson openblas sentencepiece sqlite3 libutf8proc
 WARN    := -Wall -Wextra -Wshadow -Wpointer-arith -Wmissing-prototypes -Wstrict-prototypes -Wvla
 WARNXX  := -Wall -Wextra -Wshadow
 SAN_asan := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
