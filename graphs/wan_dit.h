@@ -53,7 +53,8 @@ void sl_dit_rope_make(sl_ctx *ctx, const sl_dit *m, sl_dit_rope *out, void *memo
 /* v act or F32 [out_channels, T, h/8, w/8] = DiT(latents, condition, step's time, context).
  *   latents    F32 [16, T, Hl, Wl];  condition F32 [20, T, Hl, Wl], or NULL (T2V)
  *   cache      First Block Cache state of this branch, or NULL to compute always; report (may be NULL) gets the decision
- * Taps: "input" (36 channels, as patch rows are made of it), "patch", "block.{i}", "block.0.{attn1,attn2,ffn}".
+ * Taps: "input" (the patch rows [N, in_channels * 4]), "patch", "block.{i}" [N, dim], and "block.0.{attn1,attn2,ffn}" (what is added, before
+ * its gate), which come in pieces of at most 8192 rows, in order.
  * ctx->cancel is looked at between blocks. */
 void sl_dit_forward(sl_ctx *ctx, const sl_dit *m, const sl_tensor *v, const sl_tensor *latents, const sl_tensor *condition,
                     const sl_dit_times *times, int step, const sl_dit_rope *rope, const sl_dit_context *context,

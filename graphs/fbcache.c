@@ -1,0 +1,65 @@
+/* fbcache.c - First Block Cache: compare what block 0 did with what it did at the last computed step, and decide. */
+#include "graphs/fbcache.h"
+
+#include <math.h>
+
+#include "graphs/layers.h"
+
+static size_t lay_out(sl_fbcache *c, sl_dtype act, void *memory, int64_t tokens, int dim)
+{
+    size_t at = 0;
+    const int64_t shape[] = {tokens, dim};
+    c->prev = sl_carve(memory, &at, act, 2, shape);
+    c->residual = sl_carve(memory, &at, act, 2, shape);
+    return at;
+}
+
+size_t sl_fbcache_bytes(const sl_ctx *ctx, int64_t tokens, int dim)
+{
+    sl_fbcache c;
+    return lay_out(&c, sl_act(ctx), NULL, tokens, dim);
+}
+
+void sl_fbcache_init(sl_ctx *ctx, sl_fbcache *c, const sl_fbcache_rules *rules, void *memory, int64_t tokens, int dim)
+{
+    *c = (sl_fbcache){.rules = *rules};
+    lay_out(c, sl_act(ctx), memory, tokens, dim);
+}
+
+void sl_fbcache_reset(sl_fbcache *c)
+{
+    c->filled = false;
+    c->hits = c->step = c->force = 0;
+}
+
+/* The rules that ask for a computed step whatever the metric says. */
+static bool must_compute(const sl_fbcache *c)
+{
+    const sl_fbcache_rules *r = &c->rules;
+    if (!c->filled || c->step < r->warmup) return true;
+    if (r->final > 0 && c->step >= c->steps - r->final) return true;
+    return r->max_hits > 0 && c->hits >= r->max_hits;
+}
+
+bool sl_fbcache_decide(sl_ctx *ctx, sl_fbcache *c, const sl_tensor *r, sl_fbcache_report *report)
+{
+    float metric = NAN;
+    if (c->filled && c->rules.threshold > 0 && !ctx->ops->plan) {
+        float mean[2] = {NAN, NAN}; /* mean |prev - r|, mean |prev| */
+        sl_mean_abs(ctx, mean, &c->prev, r);
+        if (sl_ok(ctx)) metric = mean[0] / mean[1];
+    }
+    bool compute = must_compute(c) || !(metric <= c->rules.threshold); /* NaN computes */
+    if (c->force) compute = c->force > 0;
+    if (!compute && !c->filled)
+        sl_ctx_fail(ctx, SL_ARG, "fbcache: step %d is to reuse a cached residual, but none is held", c->step);
+    if (ctx->ops->plan || !sl_ok(ctx)) compute = true; /* planning: the larger of the two ways */
+
+    if (compute) {
+        sl_copy(ctx, &c->prev, r);
+        c->filled = sl_ok(ctx);
+    }
+    c->hits = compute ? 0 : c->hits + 1;
+    if (report) *report = (sl_fbcache_report){.metric = metric, .computed = compute};
+    return compute;
+}

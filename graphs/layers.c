@@ -1,0 +1,69 @@
+/* layers.c - naming the tensors of linear layers and norms, and small views that several graphs need. */
+#include "graphs/layers.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+
+#define NAME_BYTES 256
+
+/* The caller's printf-style name into `buf` of NAME_BYTES; names are this program's own and short. */
+#define FORMAT_NAME(buf, name)                                                                                                     \
+    do {                                                                                                                           \
+        va_list args_;                                                                                                             \
+        va_start(args_, name);                                                                                                     \
+        vsnprintf(buf, NAME_BYTES, name, args_);                                                                                   \
+        va_end(args_);                                                                                                             \
+    } while (0)
+
+static void want_pair(sl_loader *l, sl_affine *a, sl_weight_kind w, sl_weight_kind b, int rank, const int64_t *shape, const char *name)
+{
+    sl_weight(l, &a->w, w, rank, shape, "%s.weight", name);
+    sl_weight(l, &a->b, b, 1, shape, "%s.bias", name);
+}
+
+void sl_want_linear(sl_loader *l, sl_affine *a, int64_t out, int64_t in, const char *name, ...)
+{
+    char buf[NAME_BYTES];
+    FORMAT_NAME(buf, name);
+    want_pair(l, a, SL_W_MATRIX, SL_W_VECTOR, 2, (int64_t[]){out, in}, buf);
+}
+
+void sl_want_linear_f32(sl_loader *l, sl_affine *a, int64_t out, int64_t in, const char *name, ...)
+{
+    char buf[NAME_BYTES];
+    FORMAT_NAME(buf, name);
+    want_pair(l, a, SL_W_FLOAT, SL_W_FLOAT, 2, (int64_t[]){out, in}, buf);
+}
+
+void sl_want_norm(sl_loader *l, sl_affine *a, sl_weight_kind kind, int64_t d, const char *name, ...)
+{
+    char buf[NAME_BYTES];
+    FORMAT_NAME(buf, name);
+    want_pair(l, a, kind, kind, 1, (int64_t[]){d}, buf);
+}
+
+void sl_apply(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_affine *a, sl_activation activation)
+{
+    sl_linear(ctx, y, x, &a->w, &a->b, activation);
+}
+
+sl_tensor sl_row(const sl_tensor *t, int64_t i)
+{
+    sl_tensor r = sl_rows(t, i, 1);
+    return sl_view1(r.data, r.dtype, r.shape[1]);
+}
+
+int64_t sl_chunk_rows(int64_t rows, int64_t limit)
+{
+    if (rows <= limit) return rows;
+    int64_t chunks = (rows + limit - 1) / limit;
+    int64_t each = (rows + chunks - 1) / chunks;
+    return (each + 255) / 256 * 256;
+}
+
+sl_tensor sl_carve(void *base, size_t *at, sl_dtype dtype, int rank, const int64_t *shape)
+{
+    sl_tensor t = sl_view(base ? (char *)base + *at : NULL, dtype, rank, shape);
+    *at += (sl_bytes(&t) + 255) / 256 * 256;
+    return t;
+}

@@ -1,0 +1,33 @@
+/* layers.h - what the transformer graphs share: the two tensors of a linear layer or norm, row views, row chunks. */
+#ifndef SL_LAYERS_H
+#define SL_LAYERS_H
+
+#include "graphs/weights.h"
+
+typedef struct {
+    sl_tensor w, b; /* weight; bias */
+} sl_affine;
+
+/* Want "NAME.weight" [out, in] (a matrix) and "NAME.bias" [out]; NAME is a printf format. */
+void sl_want_linear(sl_loader *l, sl_affine *a, int64_t out, int64_t in, const char *name, ...) __attribute__((format(printf, 5, 6)));
+/* The same in F32 on every device (the time embedder). */
+void sl_want_linear_f32(sl_loader *l, sl_affine *a, int64_t out, int64_t in, const char *name, ...)
+    __attribute__((format(printf, 5, 6)));
+/* Want "NAME.weight" [d] and "NAME.bias" [d] of a LayerNorm; kind SL_W_VECTOR or SL_W_FLOAT. */
+void sl_want_norm(sl_loader *l, sl_affine *a, sl_weight_kind kind, int64_t d, const char *name, ...)
+    __attribute__((format(printf, 5, 6)));
+
+/* y = activation(x w^T + b), as sl_linear. */
+void sl_apply(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_affine *a, sl_activation activation);
+
+/* Row i of a rank-2 tensor as a vector [columns]. */
+sl_tensor sl_row(const sl_tensor *t, int64_t i);
+
+/* Into how many rows at a time to cut `rows`, so that chunks are about equal, at most `limit` and a multiple of 256 (but one
+ * chunk of exactly `rows` if that is no more than limit). limit is a multiple of 256. */
+int64_t sl_chunk_rows(int64_t rows, int64_t limit);
+
+/* The next dense tensor in caller-given memory: *at moves past it, to a multiple of 256 bytes from `base`. base NULL: planning. */
+sl_tensor sl_carve(void *base, size_t *at, sl_dtype dtype, int rank, const int64_t *shape);
+
+#endif

@@ -1,0 +1,592 @@
+/* wan_dit.c - the Wan diffusion transformer, one forward after the other; per-job tables in the second half.
+ *
+ * Memory: at 1280x720x81 a tensor of all 75,600 tokens takes 0.8 GB in bf16, so a block keeps only three of them: the tokens x and,
+ * during self-attention, all keys and values. Everything else is made and used up SL_DIT_ROWS tokens at a time. */
+#include "graphs/wan_dit.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "graphs/layers.h"
+
+#define SL_DIT_ROWS 8192 /* tokens a chunk: enough to fill a GPU, while the feed-forward's hidden rows stay below the tokens' size */
+#define IMAGE_EPS 1e-5f  /* of the image embedder's LayerNorms */
+
+/* Rows of a block's modulation, scale_shift_table + time projection. */
+enum { SHIFT_1, SCALE_1, GATE_1, SHIFT_2, SCALE_2, GATE_2, MOD_ROWS };
+
+typedef struct {
+    sl_affine q, k, v, out;         /* [dim, dim] */
+    sl_tensor norm_q, norm_k;       /* [dim]: over all heads together */
+} attention;
+
+typedef struct {
+    sl_tensor table;                /* F32 [1, 6, dim] */
+    attention attn1;                /* among the tokens */
+    sl_affine norm2;                /* F32 [dim]; before cross-attention */
+    attention attn2;                /* to the text */
+    sl_affine image_k, image_v;     /* [dim, dim]; and to the image */
+    sl_tensor norm_image_k;         /* [dim] */
+    sl_affine ffn_in, ffn_out;      /* [ffn, dim], [dim, ffn] */
+} block;
+
+struct sl_dit {
+    sl_dit_config c;
+    sl_affine patch;                /* [dim, in_channels, 1, 2, 2] */
+    sl_affine time_1, time_2;       /* F32 [dim, freq_dim], [dim, dim] */
+    sl_affine time_proj;            /* [6 dim, dim] */
+    sl_affine text_1, text_2;       /* [dim, text_dim], [dim, dim] */
+    sl_affine image_norm1;          /* F32 [image_dim] */
+    sl_affine image_1, image_2;     /* [image_dim, image_dim], [dim, image_dim] */
+    sl_affine image_norm2;          /* F32 [dim] */
+    sl_tensor image_pos;            /* F32 [1, 514, image_dim]; rank 0 without */
+    block *blocks;
+    sl_tensor table;                /* F32 [1, 2, dim]: shift, scale of the head */
+    sl_affine head;                 /* [4 out_channels, dim] */
+};
+
+/* ---- weights -------------------------------------------------------------------------------------- */
+
+static void name_attention(sl_loader *l, attention *a, int64_t d, int i, const char *which)
+{
+    sl_want_linear(l, &a->q, d, d, "blocks.%d.%s.to_q", i, which);
+    sl_want_linear(l, &a->k, d, d, "blocks.%d.%s.to_k", i, which);
+    sl_want_linear(l, &a->v, d, d, "blocks.%d.%s.to_v", i, which);
+    sl_want_linear(l, &a->out, d, d, "blocks.%d.%s.to_out.0", i, which);
+    sl_weight(l, &a->norm_q, SL_W_VECTOR, 1, &d, "blocks.%d.%s.norm_q.weight", i, which);
+    sl_weight(l, &a->norm_k, SL_W_VECTOR, 1, &d, "blocks.%d.%s.norm_k.weight", i, which);
+}
+
+static void name_block(sl_loader *l, block *b, const sl_dit_config *c, int i)
+{
+    const int64_t d = c->dim;
+    sl_weight(l, &b->table, SL_W_FLOAT, 3, (int64_t[]){1, MOD_ROWS, d}, "blocks.%d.scale_shift_table", i);
+    name_attention(l, &b->attn1, d, i, "attn1");
+    sl_want_norm(l, &b->norm2, SL_W_FLOAT, d, "blocks.%d.norm2", i);
+    name_attention(l, &b->attn2, d, i, "attn2");
+    if (c->image_dim) {
+        sl_want_linear(l, &b->image_k, d, d, "blocks.%d.attn2.add_k_proj", i);
+        sl_want_linear(l, &b->image_v, d, d, "blocks.%d.attn2.add_v_proj", i);
+        sl_weight(l, &b->norm_image_k, SL_W_VECTOR, 1, &d, "blocks.%d.attn2.norm_added_k.weight", i);
+        sl_weight_skip(l, "blocks.%d.attn2.norm_added_q.weight", i); /* stored, never used */
+    }
+    sl_want_linear(l, &b->ffn_in, c->ffn_dim, d, "blocks.%d.ffn.net.0.proj", i);
+    sl_want_linear(l, &b->ffn_out, d, c->ffn_dim, "blocks.%d.ffn.net.2", i);
+}
+
+static void name_embedders(sl_loader *l, sl_dit *m)
+{
+    const sl_dit_config *c = &m->c;
+    const int64_t d = c->dim, patch[] = {d, c->in_channels, c->patch[0], c->patch[1], c->patch[2]};
+    sl_weight(l, &m->patch.w, SL_W_MATRIX, 5, patch, "patch_embedding.weight");
+    sl_weight(l, &m->patch.b, SL_W_VECTOR, 1, &d, "patch_embedding.bias");
+    sl_want_linear_f32(l, &m->time_1, d, c->freq_dim, "condition_embedder.time_embedder.linear_1");
+    sl_want_linear_f32(l, &m->time_2, d, d, "condition_embedder.time_embedder.linear_2");
+    sl_want_linear(l, &m->time_proj, MOD_ROWS * d, d, "condition_embedder.time_proj");
+    sl_want_linear(l, &m->text_1, d, c->text_dim, "condition_embedder.text_embedder.linear_1");
+    sl_want_linear(l, &m->text_2, d, d, "condition_embedder.text_embedder.linear_2");
+    if (!c->image_dim) return;
+    sl_want_norm(l, &m->image_norm1, SL_W_FLOAT, c->image_dim, "condition_embedder.image_embedder.norm1");
+    sl_want_linear(l, &m->image_1, c->image_dim, c->image_dim, "condition_embedder.image_embedder.ff.net.0.proj");
+    sl_want_linear(l, &m->image_2, d, c->image_dim, "condition_embedder.image_embedder.ff.net.2");
+    sl_want_norm(l, &m->image_norm2, SL_W_FLOAT, d, "condition_embedder.image_embedder.norm2");
+    if (c->pos_embed_seq_len)
+        sl_weight(l, &m->image_pos, SL_W_FLOAT, 3, (int64_t[]){1, c->pos_embed_seq_len, c->image_dim},
+                  "condition_embedder.image_embedder.pos_embed");
+}
+
+sl_dit *sl_dit_new(const sl_dit_config *config, sl_loader *l)
+{
+    sl_dit *m = calloc(1, sizeof *m);
+    if (!m) return NULL;
+    m->c = *config;
+    m->blocks = calloc((size_t)config->layers, sizeof *m->blocks);
+    if (!m->blocks) {
+        free(m);
+        return NULL;
+    }
+    name_embedders(l, m);
+    for (int i = 0; i < config->layers; i++) name_block(l, &m->blocks[i], config, i);
+    sl_weight(l, &m->table, SL_W_FLOAT, 3, (int64_t[]){1, 2, config->dim}, "scale_shift_table");
+    sl_want_linear(l, &m->head, 4 * (int64_t)config->out_channels, config->dim, "proj_out");
+    return m;
+}
+
+void sl_dit_free(sl_dit **m)
+{
+    if (!*m) return;
+    free((*m)->blocks);
+    free(*m);
+    *m = NULL;
+}
+
+const sl_dit_config *sl_dit_config_of(const sl_dit *m)
+{
+    return &m->c;
+}
+
+static void tap_block(sl_ctx *ctx, int i, const char *part, const sl_tensor *t)
+{
+    char name[48];
+    if (!ctx->tap) return;
+    snprintf(name, sizeof name, "block.%d%s", i, part);
+    sl_tap(ctx, name, t);
+}
+
+/* ---- once a job: context ------------------------------------------------------------------------- */
+
+static size_t lay_out_context(const sl_ctx *ctx, const sl_dit *m, sl_dit_context *c, void *memory, int image_tokens)
+{
+    size_t at = 0;
+    *c = (sl_dit_context){.image_tokens = image_tokens};
+    c->text_kv = sl_carve(memory, &at, sl_act(ctx), 3, (int64_t[]){m->c.layers, SL_TEXT_TOKENS, 2 * (int64_t)m->c.dim});
+    if (image_tokens) c->image_kv = sl_carve(memory, &at, sl_act(ctx), 3, (int64_t[]){m->c.layers, image_tokens, 2 * (int64_t)m->c.dim});
+    return at;
+}
+
+size_t sl_dit_context_bytes(const sl_ctx *ctx, const sl_dit *m, int image_tokens)
+{
+    sl_dit_context c;
+    return lay_out_context(ctx, m, &c, NULL, image_tokens);
+}
+
+/* One layer's keys [n, dim] and values [n, dim] in kv [layers, n, 2 dim]. */
+static void kv_of(const sl_tensor *kv, int layer, sl_tensor *k, sl_tensor *v)
+{
+    sl_tensor one = sl_rows(kv, layer, 1);
+    sl_tensor rows = sl_reshape2(&one, kv->shape[1], kv->shape[2]);
+    *k = sl_cols(&rows, 0, kv->shape[2] / 2);
+    *v = sl_cols(&rows, kv->shape[2] / 2, kv->shape[2] / 2);
+}
+
+static void make_kv(sl_ctx *ctx, const sl_dit *m, const sl_tensor *kv, int layer, const sl_tensor *context, const sl_affine *wk,
+                    const sl_affine *wv, const sl_tensor *norm)
+{
+    sl_tensor k, v;
+    kv_of(kv, layer, &k, &v);
+    sl_apply(ctx, &k, context, wk, SL_ACT_NONE);
+    sl_rmsnorm(ctx, &k, &k, norm, m->c.eps);
+    sl_apply(ctx, &v, context, wv, SL_ACT_NONE);
+}
+
+/* text [512, text_dim] -> [512, dim]; all 512 rows count, the zero rows too. */
+static sl_tensor embed_text(sl_ctx *ctx, const sl_dit *m, const sl_tensor *text)
+{
+    sl_tensor y = sl_new2(ctx, sl_act(ctx), SL_TEXT_TOKENS, m->c.dim);
+    const size_t mark = sl_mark(ctx);
+    sl_tensor h = sl_new2(ctx, sl_act(ctx), SL_TEXT_TOKENS, m->c.dim);
+    sl_apply(ctx, &h, text, &m->text_1, SL_ACT_GELU_TANH);
+    sl_apply(ctx, &y, &h, &m->text_2, SL_ACT_NONE);
+    sl_release(ctx, mark);
+    sl_tap(ctx, "text", &y);
+    return y;
+}
+
+/* image [257, image_dim] -> [257, dim]; 514 for a first and a last picture, told apart by the position table. */
+static sl_tensor embed_image(sl_ctx *ctx, const sl_dit *m, const sl_tensor *image)
+{
+    const int64_t n = image->shape[0], di = m->c.image_dim;
+    sl_tensor y = sl_new2(ctx, sl_act(ctx), n, m->c.dim);
+    const size_t mark = sl_mark(ctx);
+    sl_tensor a = sl_new2(ctx, sl_act(ctx), n, di), b = sl_new2(ctx, sl_act(ctx), n, di);
+    if (m->image_pos.rank) {
+        sl_tensor pos = sl_reshape2(&m->image_pos, m->c.pos_embed_seq_len, di);
+        sl_add(ctx, &a, image, &pos);
+        image = &a;
+    }
+    sl_layernorm(ctx, &a, image, &m->image_norm1.w, &m->image_norm1.b, IMAGE_EPS);
+    sl_apply(ctx, &b, &a, &m->image_1, SL_ACT_GELU_ERF);
+    sl_apply(ctx, &y, &b, &m->image_2, SL_ACT_NONE);
+    sl_layernorm(ctx, &y, &y, &m->image_norm2.w, &m->image_norm2.b, IMAGE_EPS);
+    sl_release(ctx, mark);
+    sl_tap(ctx, "image", &y);
+    return y;
+}
+
+static bool context_fits(sl_ctx *ctx, const sl_dit *m, const sl_tensor *text, const sl_tensor *image)
+{
+    char got[96];
+    if (text->rank != 2 || text->shape[0] != SL_TEXT_TOKENS || text->shape[1] != m->c.text_dim) {
+        sl_ctx_fail(ctx, SL_SHAPE, "dit: text has shape %s, want [%d, %d]", sl_shape_text(text, got, sizeof got), SL_TEXT_TOKENS,
+                    m->c.text_dim);
+        return false;
+    }
+    if (!image != !m->c.image_dim) {
+        sl_ctx_fail(ctx, SL_ARG, image ? "dit: image tokens given, but the model takes none" : "dit: the model wants image tokens, got none");
+        return false;
+    }
+    if (!image) return true;
+    const int pos = m->c.pos_embed_seq_len;
+    if (image->rank != 2 || image->shape[1] != m->c.image_dim || image->shape[0] < 1 || (pos && image->shape[0] != pos)) {
+        sl_ctx_fail(ctx, SL_SHAPE, "dit: image tokens have shape %s, want [%d, %d]", sl_shape_text(image, got, sizeof got),
+                    pos ? pos : 257, m->c.image_dim);
+        return false;
+    }
+    return true;
+}
+
+void sl_dit_context_make(sl_ctx *ctx, const sl_dit *m, sl_dit_context *out, void *memory, const sl_tensor *text, const sl_tensor *image)
+{
+    if (!context_fits(ctx, m, text, image)) {
+        *out = (sl_dit_context){0};
+        return;
+    }
+    lay_out_context(ctx, m, out, memory, image ? (int)image->shape[0] : 0);
+    const size_t mark = sl_mark(ctx);
+    sl_tensor t = embed_text(ctx, m, text), p = {0};
+    if (image) p = embed_image(ctx, m, image);
+    for (int i = 0; i < m->c.layers && !sl_cancelled(ctx); i++) {
+        const block *b = &m->blocks[i];
+        make_kv(ctx, m, &out->text_kv, i, &t, &b->attn2.k, &b->attn2.v, &b->attn2.norm_k);
+        if (image) make_kv(ctx, m, &out->image_kv, i, &p, &b->image_k, &b->image_v, &b->norm_image_k);
+    }
+    sl_release(ctx, mark);
+}
+
+/* ---- once a job: times ----------------------------------------------------------------------------- */
+
+static size_t lay_out_times(const sl_ctx *ctx, const sl_dit *m, sl_dit_times *t, void *memory, int steps)
+{
+    size_t at = 0;
+    *t = (sl_dit_times){.steps = steps};
+    t->temb = sl_carve(memory, &at, sl_act(ctx), 2, (int64_t[]){steps, m->c.dim});
+    t->proj = sl_carve(memory, &at, sl_act(ctx), 2, (int64_t[]){steps, MOD_ROWS * (int64_t)m->c.dim});
+    return at;
+}
+
+size_t sl_dit_times_bytes(const sl_ctx *ctx, const sl_dit *m, int steps)
+{
+    sl_dit_times t;
+    return lay_out_times(ctx, m, &t, NULL, steps);
+}
+
+/* e F32 [steps, freq_dim] = [cos(t w_k), sin(t w_k)], w_k = 10000^(-k / half), all in float32 as the reference. */
+static void upload_sinusoid(sl_ctx *ctx, const sl_tensor *e, const double *timesteps)
+{
+    const int64_t steps = e->shape[0], half = e->shape[1] / 2;
+    float *host = ctx->ops->plan || !sl_ok(ctx) ? NULL : malloc(sl_bytes(e));
+    if (!host) {
+        if (!ctx->ops->plan) sl_ctx_fail(ctx, SL_NOMEM, "dit: %zu bytes for the time embedding", sl_bytes(e));
+        return;
+    }
+    for (int64_t i = 0; i < steps; i++)
+        for (int64_t k = 0; k < half; k++) {
+            float angle = (float)timesteps[i] * expf((float)-log(10000.0) * (float)k / (float)half);
+            host[i * 2 * half + k] = cosf(angle);
+            host[i * 2 * half + half + k] = sinf(angle);
+        }
+    sl_upload(ctx, e, host);
+    sl_sync(ctx); /* before host is freed */
+    free(host);
+}
+
+void sl_dit_times_make(sl_ctx *ctx, const sl_dit *m, sl_dit_times *out, void *memory, const double *timesteps, int steps)
+{
+    lay_out_times(ctx, m, out, memory, steps);
+    const size_t mark = sl_mark(ctx);
+    sl_tensor e = sl_new2(ctx, SL_F32, steps, m->c.freq_dim);
+    sl_tensor a = sl_new2(ctx, SL_F32, steps, m->c.dim), b = sl_new2(ctx, SL_F32, steps, m->c.dim);
+    sl_tensor s = sl_new2(ctx, sl_act(ctx), steps, m->c.dim);
+    upload_sinusoid(ctx, &e, timesteps);
+    sl_apply(ctx, &a, &e, &m->time_1, SL_ACT_SILU);
+    sl_apply(ctx, &b, &a, &m->time_2, SL_ACT_NONE);
+    sl_copy(ctx, &out->temb, &b); /* the one rounding */
+    sl_silu(ctx, &s, &out->temb);
+    sl_apply(ctx, &out->proj, &s, &m->time_proj, SL_ACT_NONE);
+    sl_release(ctx, mark);
+    sl_tap(ctx, "time_proj", &out->proj);
+}
+
+/* ---- once a job: rotary tables ----------------------------------------------------------------------- */
+
+static size_t lay_out_rope(const sl_dit *m, sl_dit_rope *r, void *memory, int t, int h, int w)
+{
+    size_t at = 0;
+    const int64_t shape[] = {(int64_t)t * h * w, m->c.head_dim / 2};
+    *r = (sl_dit_rope){.t = t, .h = h, .w = w};
+    r->cos = sl_carve(memory, &at, SL_F32, 2, shape);
+    r->sin = sl_carve(memory, &at, SL_F32, 2, shape);
+    return at;
+}
+
+size_t sl_dit_rope_bytes(const sl_dit *m, int t, int h, int w)
+{
+    sl_dit_rope r;
+    return lay_out_rope(m, &r, NULL, t, h, w);
+}
+
+/* One axis: table [positions, pairs] of f(position * 10000^(-k / pairs)), angles in double. */
+static void fill_axis(float *table, int positions, int pairs, double (*f)(double))
+{
+    for (int p = 0; p < positions; p++)
+        for (int k = 0; k < pairs; k++) *table++ = (float)f(p / pow(10000.0, (double)(2 * k) / (2 * pairs)));
+}
+
+/* Rows (t, y, x) of `table`: pairs of time, then height, then width. `axes` holds (t + h + w) * head_dim / 2 floats. */
+static void fill_rope(float *table, float *axes, const sl_dit_rope *r, int head_dim, double (*f)(double))
+{
+    const size_t hw = (size_t)head_dim / 6, time = (size_t)head_dim / 2 - 2 * hw;
+    float *of_t = axes, *of_y = of_t + (size_t)r->t * time, *of_x = of_y + (size_t)r->h * hw;
+    fill_axis(of_t, r->t, (int)time, f);
+    fill_axis(of_y, r->h, (int)hw, f);
+    fill_axis(of_x, r->w, (int)hw, f);
+    for (size_t t = 0; t < (size_t)r->t; t++)
+        for (size_t y = 0; y < (size_t)r->h; y++)
+            for (size_t x = 0; x < (size_t)r->w; x++, table += time + 2 * hw) {
+                memcpy(table, of_t + t * time, time * sizeof *table);
+                memcpy(table + time, of_y + y * hw, hw * sizeof *table);
+                memcpy(table + time + hw, of_x + x * hw, hw * sizeof *table);
+            }
+}
+
+void sl_dit_rope_make(sl_ctx *ctx, const sl_dit *m, sl_dit_rope *out, void *memory, int t, int h, int w)
+{
+    const int most = m->c.rope_max;
+    if (t < 1 || h < 1 || w < 1 || t > most || h > most || w > most) {
+        sl_ctx_fail(ctx, SL_ARG, "dit: token grid %d x %d x %d, want 1 to %d along each axis", t, h, w, most);
+        *out = (sl_dit_rope){0};
+        return;
+    }
+    lay_out_rope(m, out, memory, t, h, w);
+    if (ctx->ops->plan || !sl_ok(ctx)) return;
+    float *host = malloc(sl_bytes(&out->cos));
+    float *axes = malloc(sizeof *axes * (size_t)(t + h + w) * (size_t)(m->c.head_dim / 2));
+    if (host && axes) {
+        fill_rope(host, axes, out, m->c.head_dim, cos);
+        sl_upload(ctx, &out->cos, host);
+        sl_sync(ctx); /* before host is filled again, and freed */
+        fill_rope(host, axes, out, m->c.head_dim, sin);
+        sl_upload(ctx, &out->sin, host);
+        sl_sync(ctx);
+    } else {
+        sl_ctx_fail(ctx, SL_NOMEM, "dit: %zu bytes for the rotary tables", sl_bytes(&out->cos));
+    }
+    free(axes);
+    free(host);
+}
+
+/* ---- a block ------------------------------------------------------------------------------------------ */
+
+/* What one forward passes to its blocks. */
+typedef struct {
+    const sl_dit *m;
+    const sl_dit_rope *rope;
+    const sl_dit_context *context;
+    sl_tensor proj;             /* [6, dim] of this step */
+    int64_t chunk;              /* rows at a time */
+    float scale;                /* 1 / sqrt(head_dim) */
+} forward;
+
+/* `for (rows r of all n, at most chunk at a time)`. */
+#define EACH_CHUNK(first, rows, n, chunk)                                                                                          \
+    for (int64_t first = 0, rows; first < (n) && (rows = (n) - first < (chunk) ? (n) - first : (chunk), true); first += rows)
+
+/* x += gate * out(attention(LN(x) modulated)): keys and values of all tokens first, then queries chunk by chunk. */
+static void self_attention(sl_ctx *ctx, const forward *f, int i, const sl_tensor *x, const sl_tensor *mod)
+{
+    const sl_dit_config *c = &f->m->c;
+    const attention *a = &f->m->blocks[i].attn1;
+    const int64_t n = x->shape[0], d = c->dim;
+    const sl_tensor shift = sl_row(mod, SHIFT_1), scale = sl_row(mod, SCALE_1), gate = sl_row(mod, GATE_1);
+    const size_t mark = sl_mark(ctx);
+    sl_tensor k = sl_new2(ctx, sl_act(ctx), n, d), v = sl_new2(ctx, sl_act(ctx), n, d);
+    sl_tensor norm = sl_new2(ctx, sl_act(ctx), f->chunk, d), query = sl_new2(ctx, sl_act(ctx), f->chunk, d);
+
+    EACH_CHUNK(r, rows, n, f->chunk) {
+        const sl_tensor xr = sl_rows(x, r, rows), kr = sl_rows(&k, r, rows), vr = sl_rows(&v, r, rows), s = sl_rows(&norm, 0, rows);
+        const sl_tensor c_r = sl_rows(&f->rope->cos, r, rows), s_r = sl_rows(&f->rope->sin, r, rows);
+        sl_layernorm_modulate(ctx, &s, &xr, &scale, &shift, c->eps);
+        sl_apply(ctx, &kr, &s, &a->k, SL_ACT_NONE);
+        sl_rmsnorm_rope(ctx, &kr, &kr, &a->norm_k, c->eps, &c_r, &s_r, c->heads);
+        sl_apply(ctx, &vr, &s, &a->v, SL_ACT_NONE);
+    }
+    EACH_CHUNK(r, rows, n, f->chunk) {
+        const sl_tensor xr = sl_rows(x, r, rows), s = sl_rows(&norm, 0, rows), q = sl_rows(&query, 0, rows);
+        const sl_tensor c_r = sl_rows(&f->rope->cos, r, rows), s_r = sl_rows(&f->rope->sin, r, rows);
+        sl_layernorm_modulate(ctx, &s, &xr, &scale, &shift, c->eps);
+        sl_apply(ctx, &q, &s, &a->q, SL_ACT_NONE);
+        sl_rmsnorm_rope(ctx, &q, &q, &a->norm_q, c->eps, &c_r, &s_r, c->heads);
+        sl_attention(ctx, &s, &q, &k, &v, c->heads, f->scale, NULL, false);
+        sl_apply(ctx, &q, &s, &a->out, SL_ACT_NONE);
+        if (i == 0) tap_block(ctx, i, ".attn1", &q);
+        sl_gated_add(ctx, &xr, &q, &gate);
+    }
+    sl_release(ctx, mark);
+}
+
+/* x += out(attention(q, text) + attention(q, image)), q from LN(x): two softmaxes, one output layer, no gate. */
+static void cross_attention(sl_ctx *ctx, const forward *f, int i, const sl_tensor *x)
+{
+    const sl_dit_config *c = &f->m->c;
+    const block *b = &f->m->blocks[i];
+    const int64_t n = x->shape[0], d = c->dim;
+    const size_t mark = sl_mark(ctx);
+    sl_tensor norm = sl_new2(ctx, sl_act(ctx), f->chunk, d), query = sl_new2(ctx, sl_act(ctx), f->chunk, d);
+    sl_tensor text_k, text_v, image_k, image_v;
+    kv_of(&f->context->text_kv, i, &text_k, &text_v);
+    if (f->context->image_tokens) kv_of(&f->context->image_kv, i, &image_k, &image_v);
+
+    EACH_CHUNK(r, rows, n, f->chunk) {
+        const sl_tensor xr = sl_rows(x, r, rows), s = sl_rows(&norm, 0, rows), q = sl_rows(&query, 0, rows);
+        sl_layernorm(ctx, &s, &xr, &b->norm2.w, &b->norm2.b, c->eps);
+        sl_apply(ctx, &q, &s, &b->attn2.q, SL_ACT_NONE);
+        sl_rmsnorm(ctx, &q, &q, &b->attn2.norm_q, c->eps);
+        sl_attention(ctx, &s, &q, &text_k, &text_v, c->heads, f->scale, NULL, false);
+        if (f->context->image_tokens) sl_attention(ctx, &s, &q, &image_k, &image_v, c->heads, f->scale, NULL, true);
+        sl_apply(ctx, &q, &s, &b->attn2.out, SL_ACT_NONE);
+        if (i == 0) tap_block(ctx, i, ".attn2", &q);
+        sl_add(ctx, &xr, &xr, &q);
+    }
+    sl_release(ctx, mark);
+}
+
+/* x += gate * ffn_out(gelu(ffn_in(LN(x) modulated))). */
+static void feed_forward(sl_ctx *ctx, const forward *f, int i, const sl_tensor *x, const sl_tensor *mod)
+{
+    const sl_dit_config *c = &f->m->c;
+    const block *b = &f->m->blocks[i];
+    const int64_t n = x->shape[0];
+    const sl_tensor shift = sl_row(mod, SHIFT_2), scale = sl_row(mod, SCALE_2), gate = sl_row(mod, GATE_2);
+    const size_t mark = sl_mark(ctx);
+    sl_tensor norm = sl_new2(ctx, sl_act(ctx), f->chunk, c->dim), hidden = sl_new2(ctx, sl_act(ctx), f->chunk, c->ffn_dim);
+
+    EACH_CHUNK(r, rows, n, f->chunk) {
+        const sl_tensor xr = sl_rows(x, r, rows), s = sl_rows(&norm, 0, rows), h = sl_rows(&hidden, 0, rows);
+        sl_layernorm_modulate(ctx, &s, &xr, &scale, &shift, c->eps);
+        sl_apply(ctx, &h, &s, &b->ffn_in, SL_ACT_GELU_TANH);
+        sl_apply(ctx, &s, &h, &b->ffn_out, SL_ACT_NONE);
+        if (i == 0) tap_block(ctx, i, ".ffn", &s);
+        sl_gated_add(ctx, &xr, &s, &gate);
+    }
+    sl_release(ctx, mark);
+}
+
+/* x [N, dim] goes through block i in place. */
+static void run_block(sl_ctx *ctx, const forward *f, int i, const sl_tensor *x)
+{
+    if (sl_cancelled(ctx) || !sl_ok(ctx)) return;
+    const size_t mark = sl_mark(ctx);
+    const sl_tensor table = sl_reshape2(&f->m->blocks[i].table, MOD_ROWS, f->m->c.dim);
+    sl_tensor mod = sl_new2(ctx, SL_F32, MOD_ROWS, f->m->c.dim);
+    sl_add(ctx, &mod, &table, &f->proj);
+    self_attention(ctx, f, i, x, &mod);
+    cross_attention(ctx, f, i, x);
+    feed_forward(ctx, f, i, x, &mod);
+    sl_release(ctx, mark);
+    tap_block(ctx, i, "", x);
+}
+
+/* ---- a forward ------------------------------------------------------------------------------------------ */
+
+/* x [N, dim] = patch embedding of cat(latents, condition). */
+static void embed_patches(sl_ctx *ctx, const sl_dit *m, const sl_tensor *x, const sl_tensor *latents, const sl_tensor *condition)
+{
+    const size_t mark = sl_mark(ctx);
+    const int64_t k = 4 * (int64_t)m->c.in_channels;
+    const sl_tensor w = sl_reshape2(&m->patch.w, m->c.dim, k);
+    sl_tensor rows = sl_new2(ctx, sl_act(ctx), x->shape[0], k); /* [N, (channel, py, px)] */
+    sl_patchify(ctx, &rows, latents, condition);
+    sl_tap(ctx, "input", &rows);
+    sl_linear(ctx, x, &rows, &w, &m->patch.b, SL_ACT_NONE);
+    sl_tap(ctx, "patch", x);
+    sl_release(ctx, mark);
+}
+
+/* All blocks but the first. */
+static void run_rest(sl_ctx *ctx, const forward *f, const sl_tensor *x)
+{
+    for (int i = 1; i < f->m->c.layers; i++) run_block(ctx, f, i, x);
+}
+
+/* All blocks, unless the first says that the others will add what they added before. */
+static void run_blocks_cached(sl_ctx *ctx, const forward *f, const sl_tensor *x, sl_fbcache *cache, sl_fbcache_report *report)
+{
+    const size_t mark = sl_mark(ctx);
+    sl_tensor r = sl_new2(ctx, sl_act(ctx), x->shape[0], f->m->c.dim);
+    sl_copy(ctx, &r, x);            /* h0 */
+    run_block(ctx, f, 0, x);        /* h1 */
+    sl_sub(ctx, &r, x, &r);         /* r = h1 - h0 */
+    const bool compute = sl_fbcache_decide(ctx, cache, &r, report);
+    sl_release(ctx, mark);
+    if (compute) {
+        sl_copy(ctx, &cache->residual, x);
+        run_rest(ctx, f, x);
+        sl_sub(ctx, &cache->residual, x, &cache->residual); /* R = h - h1 */
+    } else {
+        sl_add(ctx, x, x, &cache->residual);
+    }
+    if (!sl_ok(ctx)) cache->filled = false; /* half a step must not be reused */
+}
+
+/* v = unpatchify(proj_out(LN(x) modulated by the head's table + temb)). */
+static void run_head(sl_ctx *ctx, const forward *f, const sl_tensor *v, const sl_tensor *x, const sl_tensor *temb)
+{
+    const sl_dit_config *c = &f->m->c;
+    const int64_t n = x->shape[0];
+    const size_t mark = sl_mark(ctx);
+    const sl_tensor table = sl_reshape2(&f->m->table, 2, c->dim);
+    sl_tensor mod = sl_new2(ctx, SL_F32, 2, c->dim), y = sl_new2(ctx, sl_act(ctx), n, 4 * (int64_t)c->out_channels);
+    sl_tensor norm = sl_new2(ctx, sl_act(ctx), f->chunk, c->dim);
+    for (int i = 0; i < 2; i++) { /* the same temb to both rows */
+        const sl_tensor to = sl_rows(&mod, i, 1), from = sl_rows(&table, i, 1);
+        sl_add(ctx, &to, &from, temb);
+    }
+    const sl_tensor shift = sl_row(&mod, 0), scale = sl_row(&mod, 1);
+    EACH_CHUNK(r, rows, n, f->chunk) {
+        const sl_tensor xr = sl_rows(x, r, rows), yr = sl_rows(&y, r, rows), s = sl_rows(&norm, 0, rows);
+        sl_layernorm_modulate(ctx, &s, &xr, &scale, &shift, c->eps);
+        sl_apply(ctx, &yr, &s, &f->m->head, SL_ACT_NONE);
+    }
+    sl_unpatchify(ctx, v, &y);
+    sl_release(ctx, mark);
+}
+
+/* Does what the caller brings belong together? sl_patchify and sl_unpatchify check ranks and dtypes. */
+static bool forward_fits(sl_ctx *ctx, const sl_dit *m, const sl_tensor *latents, const sl_tensor *condition, const sl_dit_times *times,
+                         int step, const sl_dit_rope *rope, const sl_dit_context *context, const sl_fbcache *cache)
+{
+    if (!sl_ok(ctx)) return false;
+    const int64_t channels = latents->shape[0] + (condition ? condition->shape[0] : 0);
+    const int64_t t = latents->shape[1], h = latents->shape[2] / 2, w = latents->shape[3] / 2;
+    if (latents->rank != 4 || channels != m->c.in_channels)
+        sl_ctx_fail(ctx, SL_SHAPE, "dit: latents and condition have %lld channels, want %d", (long long)channels, m->c.in_channels);
+    else if (step < 0 || step >= times->steps)
+        sl_ctx_fail(ctx, SL_ARG, "dit: step %d, the time tables have %d", step, times->steps);
+    else if (rope->t != t || rope->h != h || rope->w != w)
+        sl_ctx_fail(ctx, SL_SHAPE, "dit: rotary tables are for %d x %d x %d tokens, want %lld x %lld x %lld", rope->t, rope->h, rope->w,
+                    (long long)t, (long long)h, (long long)w);
+    else if (!context->image_tokens != !m->c.image_dim)
+        sl_ctx_fail(ctx, SL_ARG, "dit: the context holds %d image tokens, the model wants %s", context->image_tokens,
+                    m->c.image_dim ? "some" : "none");
+    else if (cache && (cache->prev.shape[0] != t * h * w || cache->prev.shape[1] != m->c.dim))
+        sl_ctx_fail(ctx, SL_SHAPE, "dit: the cache is for [%lld, %lld] tokens, want [%lld, %d]", (long long)cache->prev.shape[0],
+                    (long long)cache->prev.shape[1], (long long)(t * h * w), m->c.dim);
+    return sl_ok(ctx);
+}
+
+void sl_dit_forward(sl_ctx *ctx, const sl_dit *m, const sl_tensor *v, const sl_tensor *latents, const sl_tensor *condition,
+                    const sl_dit_times *times, int step, const sl_dit_rope *rope, const sl_dit_context *context, sl_fbcache *cache,
+                    sl_fbcache_report *report)
+{
+    if (report) *report = (sl_fbcache_report){.metric = NAN, .computed = true};
+    if (cache && !(cache->rules.threshold > 0)) cache = NULL; /* off: spare its copies */
+    if (!forward_fits(ctx, m, latents, condition, times, step, rope, context, cache)) return;
+
+    const int64_t n = rope->cos.shape[0], d = m->c.dim; /* N = T Hp Wp tokens */
+    const sl_tensor temb = sl_rows(&times->temb, step, 1), proj = sl_rows(&times->proj, step, 1);
+    const forward f = {.m = m, .rope = rope, .context = context, .proj = sl_reshape2(&proj, MOD_ROWS, d),
+                       .chunk = sl_chunk_rows(n, SL_DIT_ROWS), .scale = 1 / sqrtf((float)m->c.head_dim)};
+    const size_t mark = sl_mark(ctx);
+    sl_tensor x = sl_new2(ctx, sl_act(ctx), n, d);
+    embed_patches(ctx, m, &x, latents, condition);
+    if (cache) {
+        run_blocks_cached(ctx, &f, &x, cache, report);
+    } else {
+        run_block(ctx, &f, 0, &x);
+        run_rest(ctx, &f, &x);
+    }
+    run_head(ctx, &f, v, &x, &temb);
+    sl_release(ctx, mark);
+}
