@@ -1,0 +1,310 @@
+/* wire.c - encode, decode, print, send and receive the messages of wire.h. */
+#include "common/wire.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <zmq.h>
+
+/* ---- one field of each kind: put, get, size, print ---- */
+
+static void put_bytes(uint8_t **p, const void *v, size_t n)
+{
+    memcpy(*p, v, n);
+    *p += n;
+}
+static void put_u32(uint8_t **p, const uint32_t *v)
+{
+    for (int i = 0; i < 4; i++) *(*p)++ = (uint8_t)(*v >> 8 * i);
+}
+static void put_u64(uint8_t **p, const uint64_t *v)
+{
+    for (int i = 0; i < 8; i++) *(*p)++ = (uint8_t)(*v >> 8 * i);
+}
+static void get_u32(const uint8_t **p, uint32_t *v)
+{
+    *v = 0;
+    for (int i = 0; i < 4; i++) *v |= (uint32_t) * (*p)++ << 8 * i;
+}
+static void get_u64(const uint8_t **p, uint64_t *v)
+{
+    *v = 0;
+    for (int i = 0; i < 8; i++) *v |= (uint64_t) * (*p)++ << 8 * i;
+}
+static void put_i32(uint8_t **p, const int32_t *v)
+{
+    uint32_t u = (uint32_t)*v;
+    put_u32(p, &u);
+}
+static void get_i32(const uint8_t **p, int32_t *v)
+{
+    uint32_t u;
+    get_u32(p, &u);
+    *v = (int32_t)u;
+}
+static void put_i64(uint8_t **p, const int64_t *v)
+{
+    uint64_t u = (uint64_t)*v;
+    put_u64(p, &u);
+}
+static void get_i64(const uint8_t **p, int64_t *v)
+{
+    uint64_t u;
+    get_u64(p, &u);
+    *v = (int64_t)u;
+}
+static void put_f64(uint8_t **p, const double *v)
+{
+    uint64_t u;
+    memcpy(&u, v, 8);
+    put_u64(p, &u);
+}
+static void get_f64(const uint8_t **p, double *v)
+{
+    uint64_t u;
+    get_u64(p, &u);
+    memcpy(v, &u, 8);
+}
+
+/* Strings: cut to the field, the rest zero, so that nothing of the sender's stack travels. */
+static void put_string(uint8_t **p, const char *s, size_t field)
+{
+    size_t n = strnlen(s, field - 1);
+    memcpy(*p, s, n);
+    memset(*p + n, 0, field - n);
+    *p += field;
+}
+static bool get_string(const uint8_t **p, char *s, size_t field)
+{
+    memcpy(s, *p, field);
+    *p += field;
+    return memchr(s, 0, field) != NULL;
+}
+#define STRING_KIND(kind, field)                                                                   \
+    static void put_##kind(uint8_t **p, const char (*v)[field]) { put_string(p, *v, field); }      \
+    static bool get_##kind(const uint8_t **p, char (*v)[field]) { return get_string(p, *v, field); }
+STRING_KIND(str16, SL_STR16)
+STRING_KIND(str64, SL_STR64)
+STRING_KIND(text, SL_TEXT)
+STRING_KIND(dir, SL_DIR)
+
+static void put_ticket(uint8_t **p, const sl_ticket *t)
+{
+    put_u64(p, &t->pool), put_u32(p, &t->slot), put_u32(p, &t->reserved), put_u64(p, &t->epoch);
+}
+static void get_ticket(const uint8_t **p, sl_ticket *t)
+{
+    get_u64(p, &t->pool), get_u32(p, &t->slot), get_u32(p, &t->reserved), get_u64(p, &t->epoch);
+}
+static void put_pool(uint8_t **p, const sl_pool_handle *h)
+{
+    put_u64(p, &h->pool), put_i32(p, &h->pid), put_i32(p, &h->fd), put_u32(p, &h->kind), put_u32(p, &h->slots);
+    put_u64(p, &h->slot_bytes), put_string(p, h->name, SL_POOL_NAME), put_bytes(p, h->device_handle, sizeof h->device_handle);
+}
+static bool get_pool(const uint8_t **p, sl_pool_handle *h)
+{
+    get_u64(p, &h->pool), get_i32(p, &h->pid), get_i32(p, &h->fd), get_u32(p, &h->kind), get_u32(p, &h->slots);
+    get_u64(p, &h->slot_bytes);
+    bool ok = get_string(p, h->name, SL_POOL_NAME);
+    memcpy(h->device_handle, *p, sizeof h->device_handle);
+    *p += sizeof h->device_handle;
+    return ok;
+}
+
+/* Kinds whose bytes can all be right: wrap them so that every get returns whether it was. */
+#define GET_i32(p, v) (get_i32(p, v), true)
+#define GET_u32(p, v) (get_u32(p, v), true)
+#define GET_i64(p, v) (get_i64(p, v), true)
+#define GET_u64(p, v) (get_u64(p, v), true)
+#define GET_f64(p, v) (get_f64(p, v), true)
+#define GET_ticket(p, v) (get_ticket(p, v), true)
+#define GET_pool get_pool
+#define GET_str16 get_str16
+#define GET_str64 get_str64
+#define GET_text get_text
+#define GET_dir get_dir
+
+enum {
+    SIZE_i32 = 4, SIZE_u32 = 4, SIZE_i64 = 8, SIZE_u64 = 8, SIZE_f64 = 8, SIZE_str16 = SL_STR16, SIZE_str64 = SL_STR64, SIZE_text = SL_TEXT,
+    SIZE_dir = SL_DIR, SIZE_ticket = 24, SIZE_pool = 8 + 4 * 4 + 8 + SL_POOL_NAME + 64
+};
+
+#define SIZE(kind, name) +SIZE_##kind
+enum {
+#define X(number, NAME, lower) BODY_##NAME = 0 WIRE_##NAME(SIZE),
+    WIRE_ALL(X)
+#undef X
+};
+#define X(number, NAME, lower) _Static_assert(SL_WIRE_HEADER + BODY_##NAME <= SL_WIRE_MAX, #NAME " does not fit");
+WIRE_ALL(X)
+#undef X
+
+const char *sl_wire_name(sl_msg_type type)
+{
+    switch (type) {
+#define X(number, NAME, lower) case SL_MSG_##NAME: return #NAME;
+        WIRE_ALL(X)
+#undef X
+    }
+    return "?";
+}
+
+size_t sl_wire_encode(uint8_t *buf, const sl_msg *msg)
+{
+    uint8_t *p = buf + SL_WIRE_HEADER, *h = buf;
+    uint32_t magic = SL_WIRE_MAGIC, version = SL_WIRE_VERSION, type = (uint32_t)msg->type, body;
+#define PUT(kind, name) put_##kind(&p, &m->name);
+    switch (msg->type) {
+#define X(number, NAME, lower)                                                                     \
+    case SL_MSG_##NAME: {                                                                          \
+        const sl_msg_##lower *m = &msg->lower;                                                     \
+        WIRE_##NAME(PUT)                                                                           \
+    } break;
+        WIRE_ALL(X)
+#undef X
+    }
+    body = (uint32_t)(p - buf - SL_WIRE_HEADER);
+    put_u32(&h, &magic), put_u32(&h, &version), put_u32(&h, &type), put_u32(&h, &body);
+    return (size_t)(p - buf);
+}
+
+sl_code sl_wire_decode(sl_msg *out, const void *bytes, size_t length, sl_err *err)
+{
+    const uint8_t *p = bytes;
+    uint32_t magic, version, type, body, want = 0;
+    bool ok = true;
+    if (length < SL_WIRE_HEADER) return sl_fail(err, SL_FORMAT, "message: %zu bytes, want at least %d", length, SL_WIRE_HEADER);
+    get_u32(&p, &magic), get_u32(&p, &version), get_u32(&p, &type), get_u32(&p, &body);
+    if (magic != SL_WIRE_MAGIC) return sl_fail(err, SL_FORMAT, "message: magic %08x, want %08x", magic, SL_WIRE_MAGIC);
+    if (version != SL_WIRE_VERSION) return sl_fail(err, SL_FORMAT, "message: protocol version %u, want %d", version, SL_WIRE_VERSION);
+    switch ((sl_msg_type)type) {
+#define X(number, NAME, lower) case SL_MSG_##NAME: want = BODY_##NAME; break;
+        WIRE_ALL(X)
+#undef X
+    default: return sl_fail(err, SL_FORMAT, "message: unknown type %u", type);
+    }
+    if (body != want || length - SL_WIRE_HEADER != want)
+        return sl_fail(err, SL_FORMAT, "message: %s has %zu bytes and says %u, want %u", sl_wire_name((sl_msg_type)type),
+                       length - SL_WIRE_HEADER, body, want);
+    memset(out, 0, sizeof *out);
+    out->type = (sl_msg_type)type;
+#define GET(kind, name) ok = GET_##kind(&p, &m->name) && ok;
+    switch (out->type) {
+#define X(number, NAME, lower)                                                                     \
+    case SL_MSG_##NAME: {                                                                          \
+        sl_msg_##lower *m = &out->lower;                                                           \
+        WIRE_##NAME(GET)                                                                           \
+    } break;
+        WIRE_ALL(X)
+#undef X
+    }
+    if (!ok) return sl_fail(err, SL_FORMAT, "message: %s has a string without an end", sl_wire_name(out->type));
+    return SL_OK;
+}
+
+/* ---- printing ---- */
+
+typedef struct {
+    char *at, *end;
+} out_text;
+
+static void say(out_text *o, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+static void say(out_text *o, const char *fmt, ...)
+{
+    va_list ap;
+    if (o->at >= o->end) return;
+    va_start(ap, fmt);
+    int n = vsnprintf(o->at, (size_t)(o->end - o->at), fmt, ap);
+    va_end(ap);
+    if (n > 0) o->at += n < o->end - o->at ? n : o->end - o->at;
+}
+#define SAY_i32(v) say(&o, "%" PRId32, v)
+#define SAY_u32(v) say(&o, "%" PRIu32, v)
+#define SAY_i64(v) say(&o, "%" PRId64, v)
+#define SAY_u64(v) say(&o, "%" PRIu64, v)
+#define SAY_f64(v) say(&o, "%g", v)
+#define SAY_str16(v) say(&o, "\"%s\"", v)
+#define SAY_str64(v) say(&o, "\"%s\"", v)
+#define SAY_text(v) say(&o, "\"%s\"", v)
+#define SAY_dir(v) say(&o, "\"%s\"", v)
+#define SAY_ticket(v) say(&o, "%08" PRIx32 "/%u@%" PRIu64, (uint32_t)(v).pool, (v).slot, (v).epoch)
+#define SAY_pool(v) say(&o, "%s:%08" PRIx32 " pid %d", (v).name, (uint32_t)(v).pool, (v).pid)
+
+const char *sl_wire_text_of(const sl_msg *msg, char *buf, size_t size)
+{
+    out_text o = {buf, buf + size};
+    say(&o, "%s", sl_wire_name(msg->type));
+#define SAY(kind, name) say(&o, " " #name "="), SAY_##kind(m->name);
+    switch (msg->type) {
+#define X(number, NAME, lower)                                                                     \
+    case SL_MSG_##NAME: {                                                                          \
+        const sl_msg_##lower *m = &msg->lower;                                                     \
+        WIRE_##NAME(SAY)                                                                           \
+    } break;
+        WIRE_ALL(X)
+#undef X
+    }
+    return buf;
+}
+
+/* ---- sockets ---- */
+
+sl_code sl_wire_send(void *socket, const void *to, size_t to_size, const sl_msg *msg, sl_err *err)
+{
+    uint8_t buf[SL_WIRE_MAX];
+    size_t n = sl_wire_encode(buf, msg);
+    int rc = to ? zmq_send(socket, to, to_size, ZMQ_SNDMORE) : 0;
+    if (rc >= 0)
+        do rc = zmq_send(socket, buf, n, 0);
+        while (rc < 0 && errno == EINTR);
+    if (rc >= 0) return SL_OK;
+    if (errno == EAGAIN) return sl_fail(err, SL_BUSY, "%s could not be sent in time", sl_wire_name(msg->type));
+    if (errno == EHOSTUNREACH) return sl_fail(err, SL_GONE, "%s: no such peer", sl_wire_name(msg->type));
+    return sl_fail(err, SL_SYS, "%s could not be sent: %s", sl_wire_name(msg->type), zmq_strerror(errno));
+}
+
+/* Take off what is left of a message with more frames than it should have. */
+static void swallow(void *socket)
+{
+    int more = 1;
+    size_t size = sizeof more;
+    char junk[1];
+    while (!zmq_getsockopt(socket, ZMQ_RCVMORE, &more, &size) && more)
+        if (zmq_recv(socket, junk, sizeof junk, ZMQ_DONTWAIT) < 0) break;
+}
+
+static bool has_more(void *socket)
+{
+    int more = 0;
+    size_t size = sizeof more;
+    return !zmq_getsockopt(socket, ZMQ_RCVMORE, &more, &size) && more;
+}
+
+sl_code sl_wire_recv(void *socket, void *from, size_t *from_size, sl_msg *out, sl_err *err)
+{
+    uint8_t buf[SL_WIRE_MAX];
+    int n;
+    if (from) {
+        do n = zmq_recv(socket, from, 64, ZMQ_DONTWAIT);
+        while (n < 0 && errno == EINTR);
+        if (n < 0 && errno == EAGAIN) return sl_fail(err, SL_BUSY, "no message");
+        if (n < 0) return sl_fail(err, SL_SYS, "receive: %s", zmq_strerror(errno));
+        if (n > 64 || !has_more(socket)) {
+            swallow(socket);
+            return sl_fail(err, SL_FORMAT, "message: a lone frame, want identity and body");
+        }
+        *from_size = (size_t)n;
+    }
+    do n = zmq_recv(socket, buf, sizeof buf, ZMQ_DONTWAIT);
+    while (n < 0 && errno == EINTR);
+    if (n < 0 && errno == EAGAIN) return sl_fail(err, SL_BUSY, "no message");
+    if (n < 0) return sl_fail(err, SL_SYS, "receive: %s", zmq_strerror(errno));
+    if (has_more(socket)) {
+        swallow(socket);
+        return sl_fail(err, SL_FORMAT, "message: more frames than one body");
+    }
+    if (n > (int)sizeof buf) return sl_fail(err, SL_FORMAT, "message: %d bytes, want at most %d", n, SL_WIRE_MAX);
+    return sl_wire_decode(out, buf, (size_t)n, err);
+}

@@ -1,0 +1,110 @@
+/* wire.h - the messages between the dispatcher, the stages and clients, written once.
+ *
+ * One ZeroMQ frame a message: a 16-byte header (magic, version, type, body length), then the fields of the list in order, little
+ * endian, without padding. Every field has a fixed size, so a type has one length; the decoder checks magic, version, type and length before it
+ * reads, that every string ends inside its field, and never trusts a number inside a body: the receiver checks ranges.
+ * The encoder, the decoder, the printer and the round-trip test expand the lists below. Type numbers are never reused.
+ *
+ * Who sends what (stages/README.md tells the protocol as a story):
+ *   stage -> dispatcher   HELLO POOL READY TAKEN PROGRESS STEP SPAN CHUNK SPOOLED DONE FAILED HEARTBEAT
+ *   dispatcher -> stage   POOL JOB CHUNK CANCEL REAP DISCARD DRAIN
+ *   client -> dispatcher  HELLO SUBMIT CANCEL DRAIN
+ *   dispatcher -> client  ACCEPTED PROGRESS STEP SPAN STAGE FINISHED */
+#ifndef SL_WIRE_H
+#define SL_WIRE_H
+
+#include "common/lease.h"
+
+#define SL_WIRE_MAGIC 0x43554c53u   /* "SLUC" */
+#define SL_WIRE_VERSION 1
+#define SL_WIRE_HEADER 16
+
+#define SL_STR16 16
+#define SL_STR64 64
+#define SL_TEXT 512
+#define SL_DIR 1024
+
+/* field kinds: name on the wire, C declaration */
+#define WIRE_HELLO(F)     F(str16, role) F(i32, pid) F(str64, device) F(u64, budget_bytes)
+#define WIRE_POOL(F)      F(str16, purpose) F(pool, handle)
+#define WIRE_READY(F)     F(f64, load_s) F(u64, weight_bytes) F(u64, arena_bytes)
+#define WIRE_JOB(F)       F(u64, job) F(u32, attempt) F(u32, tickets) F(ticket, first) F(ticket, second) F(dir, dir)
+#define WIRE_TAKEN(F)     F(u64, job) F(u32, attempt)
+#define WIRE_PROGRESS(F)  F(u64, job) F(u32, attempt) F(str16, stage) F(u32, done) F(u32, total) F(f64, seconds)
+#define WIRE_STEP(F)      F(u64, job) F(u32, attempt) F(u32, step) F(u32, steps) F(f64, seconds) F(i32, cond_computed) F(f64, cond_metric) \
+                          F(i32, uncond_computed) F(f64, uncond_metric)
+#define WIRE_SPAN(F)      F(u64, job) F(str16, stage) F(u32, kind) F(i64, t0_ns) F(i64, t1_ns)
+#define WIRE_CHUNK(F)     F(u64, job) F(u32, attempt) F(u32, index) F(u32, chunks) F(u32, frames) F(ticket, rgb)
+#define WIRE_SPOOLED(F)   F(u64, job) F(u32, attempt) F(str16, name)
+#define WIRE_DONE(F)      F(u64, job) F(u32, attempt) F(u32, tickets) F(ticket, out) F(u64, peak_bytes) F(u64, bytes)
+#define WIRE_FAILED(F)    F(u64, job) F(u32, attempt) F(i32, code) F(text, message)
+#define WIRE_HEARTBEAT(F) F(u64, job) F(u64, beats)
+#define WIRE_CANCEL(F)    F(u64, job) F(u32, attempt)
+#define WIRE_REAP(F)      F(i32, pid)
+#define WIRE_DISCARD(F)   F(ticket, ticket)
+#define WIRE_DRAIN(F)     F(u32, why)
+#define WIRE_SUBMIT(F)    F(u64, job) F(dir, dir)
+#define WIRE_ACCEPTED(F)  F(u64, job)
+#define WIRE_STAGE(F)     F(str16, stage) F(str16, event) F(i32, pid) F(str64, device) F(f64, load_s) F(u64, weight_bytes) F(u64, peak_bytes) F(u64, job)
+#define WIRE_FINISHED(F)  F(u64, job) F(i32, code) F(text, message) F(u64, bytes)
+
+#define WIRE_ALL(M)                                                                                                                     \
+    M(1, HELLO, hello) M(2, POOL, pool) M(3, READY, ready) M(4, JOB, job) M(5, TAKEN, taken) M(6, PROGRESS, progress) M(7, STEP, step)  \
+    M(8, SPAN, span) M(9, CHUNK, chunk) M(10, SPOOLED, spooled) M(11, DONE, done) M(12, FAILED, failed) M(13, HEARTBEAT, heartbeat)     \
+    M(14, CANCEL, cancel) M(15, REAP, reap) M(16, DRAIN, drain) M(17, SUBMIT, submit) M(18, ACCEPTED, accepted) M(19, STAGE, stage)     \
+    M(20, FINISHED, finished) M(21, DISCARD, discard)
+
+typedef enum {
+#define X(number, NAME, lower) SL_MSG_##NAME = number,
+    WIRE_ALL(X)
+#undef X
+} sl_msg_type;
+
+typedef int32_t sl_wire_i32;
+typedef uint32_t sl_wire_u32;
+typedef int64_t sl_wire_i64;
+typedef uint64_t sl_wire_u64;
+typedef double sl_wire_f64;
+typedef char sl_wire_str16[SL_STR16];
+typedef char sl_wire_str64[SL_STR64];
+typedef char sl_wire_text[SL_TEXT];
+typedef char sl_wire_dir[SL_DIR];
+typedef sl_ticket sl_wire_ticket;
+typedef sl_pool_handle sl_wire_pool;
+
+#define FIELD(kind, name) sl_wire_##kind name;
+#define X(number, NAME, lower) typedef struct { WIRE_##NAME(FIELD) } sl_msg_##lower;
+WIRE_ALL(X)
+#undef X
+#undef FIELD
+
+/* Any message. */
+typedef struct {
+    sl_msg_type type;
+    union {
+#define X(number, NAME, lower) sl_msg_##lower lower;
+        WIRE_ALL(X)
+#undef X
+    };
+} sl_msg;
+
+#define SL_WIRE_MAX 2048    /* longest encoded message; checked when the program is compiled */
+
+/* Encode into buf (SL_WIRE_MAX bytes); returns the length. Strings longer than their field are cut. */
+size_t sl_wire_encode(uint8_t *buf, const sl_msg *msg);
+/* Decode `length` bytes. Errors: SL_FORMAT saying what is wrong (magic, version, type, length, an unended string). */
+sl_code sl_wire_decode(sl_msg *out, const void *bytes, size_t length, sl_err *err);
+/* One line: "DONE job=1 attempt=1 tickets=1 ..." */
+const char *sl_wire_text_of(const sl_msg *msg, char *buf, size_t size);
+const char *sl_wire_name(sl_msg_type type); /* "DONE"; "?" for no type */
+
+/* ---- over a ZeroMQ socket ---- */
+
+/* Send one message; `to` is the peer's identity (ROUTER) or NULL. Never blocks longer than the socket's send timeout.
+ * Errors: SL_BUSY queue full or timeout; SL_GONE no such peer; SL_SYS. */
+sl_code sl_wire_send(void *socket, const void *to, size_t to_size, const sl_msg *msg, sl_err *err);
+/* Receive one message without waiting. from (64 bytes) and *from_size get the peer's identity on a ROUTER socket, may be NULL otherwise.
+ * SL_BUSY: none there. SL_FORMAT: something that is no message came, and was taken off the queue. */
+sl_code sl_wire_recv(void *socket, void *from, size_t *from_size, sl_msg *out, sl_err *err);
+
+#endif

@@ -1,0 +1,187 @@
+/* sluice-decode - latents [16, T, h/8, w/8] -> 8-bit RGB frames [n, h, w, 3], chunk by chunk, straight into the receiver's slots. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/log.h"
+#include "graphs/vae.h"
+#include "stages/network.h"
+
+#define CHUNK_LATENTS 1     /* latent frames a chunk: 4 frames of video (1 in the first) */
+
+typedef struct {
+    sl_stage *st;
+    sl_ctx ctx;
+    sl_loader *loader;
+    sl_vae_decoder *vae;
+    sl_pool *latents;
+} decode_stage;
+
+static sl_code decode_open(decode_stage *s, sl_err *err)
+{
+    const sl_conf *conf = sl_stage_conf(s->st);
+    const sl_conf_stage *me = sl_conf_find(conf, SL_ROLE_DECODE);
+    const sl_model *model = sl_stage_model(s->st);
+    size_t bytes = (size_t)(conf->limits.pixels / 64 * ((conf->limits.frames - 1) / 4 + 1) * model->vae.z) * 4 + 4096;
+    int64_t t0 = sl_now_ns();
+    const sl_ops *ops;
+    sl_code rc;
+    if ((rc = sl_stage_ops(s->st, &ops, err)) || (rc = sl_ctx_open(&s->ctx, ops, 0, err))) return rc;
+    if ((rc = sl_stage_receive_pool(s->st, "latents", me ? me->slots : 2, bytes, &s->latents, err))) return rc;
+    if ((rc = sl_network_open(&s->loader, s->st, &s->ctx, "vae", "diffusion_pytorch_model", err))) return rc;
+    if (!(s->vae = sl_vae_decoder_new(&model->vae, s->loader))) return sl_fail(err, SL_NOMEM, "vae: no memory");
+    if ((rc = sl_loader_finish(s->loader, err))) return rc;
+    s->ctx.cancel = sl_stage_cancel_flag(s->st);
+    sl_stage_ready(s->st, t0, sl_loader_bytes(s->loader), 0);
+    return SL_OK;
+}
+
+static void decode_close(decode_stage *s)
+{
+    sl_vae_decoder_free(&s->vae);
+    sl_loader_close(&s->loader);
+    sl_ctx_close(&s->ctx);
+}
+
+/* The whole latents, float32 on the host, from the ticket's slot (freed at once) or the spool's file. */
+static sl_code read_latents(decode_stage *s, const sl_msg_job *msg, const sl_job *job, float **out, sl_err *err)
+{
+    int64_t shape[4] = {sl_stage_model(s->st)->vae.z, sl_job_latent_frames(job), job->height / 8, job->width / 8};
+    char path[SL_PATH];
+    sl_lease *lease = NULL;
+    sl_st *file = NULL;
+    sl_code rc;
+    if (msg->tickets) rc = sl_lease_open(&lease, s->latents, &msg->first, NULL, err);
+    else if (!(rc = sl_path_join(path, msg->dir, "denoise.safetensors", err))) rc = sl_st_open_file(&file, path, err);
+    if (!rc) rc = sl_network_input(out, lease, file, "latents", 4, shape, err);
+    sl_lease_drop(&lease, NULL);
+    sl_st_close(&file);
+    return rc;
+}
+
+/* Arena for one chunk, and memory for the video's caches: both from the arena, the caches at its bottom. */
+static sl_code size_arena(decode_stage *s, const sl_job *job, int t, sl_err *err)
+{
+    sl_ctx plan = {0};
+    int h = job->height, w = job->width, z = sl_stage_model(s->st)->vae.z;
+    sl_code rc = sl_ctx_open(&plan, &sl_ops_plan, 0, err);
+    if (rc) return rc;
+    sl_tensor caches = sl_new1(&plan, SL_U8, (int64_t)sl_vae_decode_bytes(&plan, s->vae, h, w));
+    sl_vae_decode *d = sl_vae_decode_start(&plan, s->vae, h, w, caches.data);
+    for (int i = 0; i < t && i < 3 && d; i++) {         /* the first chunks differ; the third is like all that follow */
+        size_t mark = sl_mark(&plan);
+        sl_tensor rgb = sl_new4(&plan, SL_U8, sl_vae_frames_of(d, CHUNK_LATENTS), h, w, 3);
+        sl_tensor latents = sl_new4(&plan, SL_F32, z, CHUNK_LATENTS, h / 8, w / 8);
+        sl_vae_decode_chunk(&plan, d, &rgb, NULL, &latents);
+        sl_release(&plan, mark);
+    }
+    sl_vae_decode_free(&d);
+    size_t bytes = plan.arena_peak;
+    if (!(rc = sl_ctx_error(&plan, err))) rc = sl_ctx_reserve(&s->ctx, bytes, err);
+    sl_ctx_close(&plan);
+    return rc;
+}
+
+/* A free slot of the receiver, however long it takes it to free one (back-pressure): until cancelled, or the receiver is gone. */
+static sl_code reserve(decode_stage *s, sl_lease **out, sl_err *err)
+{
+    sl_pool *pool;
+    sl_code rc;
+    do {
+        if (sl_stage_cancelled(s->st)) return sl_fail(err, SL_CANCELLED, "cancelled");
+        if ((rc = sl_stage_send_pool(s->st, "frames", &pool, err))) return rc;
+        rc = sl_lease_reserve(out, pool, 100, err);
+    } while (rc == SL_BUSY);
+    return rc;
+}
+
+/* Decode latent frames [at, at + n) into a slot and send it on. */
+static sl_code decode_chunk(decode_stage *s, const sl_msg_job *msg, const sl_job *job, sl_vae_decode *d, const float *latents, int at, int n,
+                            int t, sl_err *err)
+{
+    int h = job->height, w = job->width, z = sl_stage_model(s->st)->vae.z, frames = sl_vae_frames_of(d, n);
+    int64_t plane = (int64_t)(h / 8) * (w / 8), t0 = sl_now_ns();
+    sl_msg chunk = {.type = SL_MSG_CHUNK};
+    sl_lease *lease = NULL;
+    sl_tensor slot, rgb, in;
+    size_t mark = sl_mark(&s->ctx);
+    sl_code rc;
+    if ((rc = reserve(s, &lease, err))) goto done;
+    if ((rc = sl_lease_add(lease, "rgb", SL_U8, 4, (int64_t[]){frames, h, w, 3}, &slot, err))) goto done;
+    sl_stage_span(s->st, msg->job, SL_SPAN_WAIT, t0);
+
+    t0 = sl_now_ns();
+    in = sl_new4(&s->ctx, SL_F32, z, n, h / 8, w / 8);
+    rgb = s->ctx.ops == &sl_ops_cpu ? slot : sl_new4(&s->ctx, SL_U8, frames, h, w, 3);      /* a CPU computes into the slot itself */
+    for (int c = 0; c < z; c++) {
+        sl_tensor row = sl_view1(in.data ? (float *)in.data + c * n * plane : NULL, SL_F32, n * plane);
+        if (in.data) sl_upload(&s->ctx, &row, latents + (c * t + at) * plane);
+    }
+    sl_vae_decode_chunk(&s->ctx, d, &rgb, NULL, &in);
+    if (rgb.data != slot.data) sl_download(&s->ctx, slot.data, &rgb);
+    if (!sl_ok(&s->ctx)) {
+        rc = sl_ctx_error(&s->ctx, err);
+        goto done;
+    }
+    sl_stage_span(s->st, msg->job, SL_SPAN_COMPUTE, t0);
+
+    t0 = sl_now_ns();
+    chunk.chunk = (sl_msg_chunk){.job = msg->job, .attempt = msg->attempt, .index = (uint32_t)(at / CHUNK_LATENTS),
+                                 .chunks = (uint32_t)((t + CHUNK_LATENTS - 1) / CHUNK_LATENTS), .frames = (uint32_t)frames};
+    if ((rc = sl_lease_seal(lease, NULL, &chunk.chunk.rgb, err))) goto done;
+    sl_stage_send(s->st, &chunk);
+    sl_stage_span(s->st, msg->job, SL_SPAN_HANDOVER, t0);
+done:
+    sl_lease_drop(&lease, NULL);
+    sl_release(&s->ctx, mark);
+    return rc;
+}
+
+static sl_code decode_job(decode_stage *s, const sl_msg_job *msg, const sl_job *job, sl_err *err)
+{
+    int t = sl_job_latent_frames(job);
+    float *latents = NULL;
+    sl_vae_decode *d = NULL;
+    int64_t t0 = sl_now_ns();
+    sl_code rc;
+    if ((rc = read_latents(s, msg, job, &latents, err)) || (rc = size_arena(s, job, t, err))) goto done;
+    sl_stage_span(s->st, msg->job, SL_SPAN_HANDOVER, t0);
+    sl_tensor caches = sl_new1(&s->ctx, SL_U8, (int64_t)sl_vae_decode_bytes(&s->ctx, s->vae, job->height, job->width));
+    d = sl_vae_decode_start(&s->ctx, s->vae, job->height, job->width, caches.data);
+    if (!d) rc = sl_ctx_error(&s->ctx, err);
+    for (int at = 0; at < t && !rc; at += CHUNK_LATENTS) {
+        int64_t begun = sl_now_ns();
+        int n = t - at < CHUNK_LATENTS ? t - at : CHUNK_LATENTS;
+        if ((rc = decode_chunk(s, msg, job, d, latents, at, n, t, err))) break;
+        sl_stage_progress(s->st, msg, at + n, t, (double)(sl_now_ns() - begun) * 1e-9);
+    }
+    if (!rc) sl_stage_done(s->st, msg, NULL, sl_stage_peak_bytes(), 0);
+done:
+    sl_vae_decode_free(&d);
+    sl_ctx_error(&s->ctx, NULL);    /* empties the arena */
+    free(latents);
+    return rc;
+}
+
+int main(int argc, char **argv)
+{
+    decode_stage s = {0};
+    sl_err err = {0};
+    sl_msg msg;
+    if (sl_stage_open(&s.st, "decode", argc, argv, &err) || decode_open(&s, &err)) {
+        decode_close(&s);
+        return sl_stage_exit(&s.st, &err);
+    }
+    while (!sl_stage_next(s.st, false, &msg, &err)) {
+        if (msg.type != SL_MSG_JOB) continue;
+        sl_job job = {0};
+        sl_err bad = {0};
+        sl_code rc = SL_OK;
+        if (sl_stage_begin(s.st, msg.job.job, msg.job.attempt)) rc = sl_fail(&bad, SL_CANCELLED, "cancelled");
+        if (!rc) rc = sl_network_job(&msg.job, &job, &bad);
+        if (!rc) rc = decode_job(&s, &msg.job, &job, &bad);
+        if (rc) sl_stage_failed(s.st, &msg.job, &bad);
+        sl_job_free(&job);
+    }
+    decode_close(&s);
+    return sl_stage_exit(&s.st, &err);
+}

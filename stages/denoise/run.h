@@ -1,0 +1,63 @@
+/* run.h - one denoising job: its memory, its steps, its resumable state. */
+#ifndef SL_DENOISE_RUN_H
+#define SL_DENOISE_RUN_H
+
+#include "graphs/fbcache.h"
+#include "graphs/unipc.h"
+#include "graphs/wan_dit.h"
+#include "stages/network.h"
+
+#define EXPERTS 2
+#define BRANCHES 2      /* 0 cond, 1 uncond */
+
+/* What lives as long as the process: weights and a context. */
+typedef struct {
+    sl_stage *st;
+    const sl_model *model;
+    sl_ctx ctx;
+    sl_loader *loaders[EXPERTS + 1];    /* NULL-ended */
+    sl_dit *dit[EXPERTS];
+} denoiser;
+
+/* Device memory of one job, all from the arena: taken in this order both for real and when planning. */
+typedef struct {
+    sl_tensor condition;                        /* F32 [20, T, h/8, w/8]; rank 0 without a picture */
+    sl_tensor v[BRANCHES];                      /* model output */
+    sl_sampler sampler;
+    sl_dit_rope rope;
+    sl_dit_times times[EXPERTS];
+    sl_dit_context context[EXPERTS][BRANCHES];
+    sl_fbcache cache[EXPERTS][BRANCHES];
+} denoise_memory;
+
+typedef struct {
+    denoiser *d;
+    const sl_msg_job *msg;
+    const sl_job *job;
+    sl_schedule schedule;
+    bool cfg;
+    int64_t shape[4];                           /* of the latents */
+    denoise_memory mem;
+    sl_sampler sampler;                         /* state; its tensors lie in mem */
+    float *noise, *host;                        /* host [16, T, h/8, w/8]: the start; a buffer */
+    float *saved;                               /* host, four of that: x, last, m0, m1 before the step that runs */
+    int since_saved;                            /* steps since the last spooled state */
+    bool replay;                                /* the next step repeats one that had computed: see denoise_step */
+    float replay_metric[BRANCHES];
+    char tap_dir[SL_PATH];                      /* where first-forward tensors go; "" nowhere */
+} denoise_run;
+
+sl_code denoiser_open(denoiser *d, sl_pool **text, sl_pool **image, sl_err *err);
+void denoiser_close(denoiser *d);
+
+/* Read the inputs (lease or file of each), size and take the memory, compute what is constant over the steps, and either begin with the noise
+ * or go on from the state in the spool. */
+sl_code denoise_start(denoise_run *r, denoiser *d, const sl_msg_job *msg, const sl_job *job, const sl_lease *text, const sl_st *text_file,
+                      const sl_lease *image, const sl_st *image_file, sl_err *err);
+/* One sampler step: one or two forwards, guidance, update; reports STEP and PROGRESS; spools the state when it is due. */
+sl_code denoise_step(denoise_run *r, sl_err *err);
+/* Hand the latents over, spool them, say DONE. */
+sl_code denoise_finish(denoise_run *r, sl_err *err);
+void denoise_end(denoise_run *r);               /* frees; zeroed run is fine */
+
+#endif

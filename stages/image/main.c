@@ -1,0 +1,209 @@
+/* sluice-image - picture(s) -> CLIP tokens `clip` and the VAE's `condition` [20, T, h/8, w/8] (4 mask, 16 latent channels). */
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/log.h"
+#include "common/picture.h"
+#include "graphs/clip.h"
+#include "graphs/vae.h"
+#include "stages/network.h"
+
+#define MASK_CHANNELS 4
+
+typedef struct {
+    sl_stage *st;
+    sl_ctx ctx;
+    sl_loader *clip_loader, *vae_loader;
+    sl_clip *clip;              /* NULL: this checkpoint takes no CLIP tokens (A14B) */
+    sl_vae_encoder *vae;
+} image_stage;
+
+/* What one job gives; owned. */
+typedef struct {
+    sl_picture first, last;     /* resized to the video's size; last is empty without one */
+    float *clip;                /* [tokens, hidden] */
+    int64_t clip_tokens;
+    float *condition;           /* [20, T, h/8, w/8] */
+} images;
+
+static sl_code image_open(image_stage *s, sl_err *err)
+{
+    const sl_model *model = sl_stage_model(s->st);
+    const sl_ops *ops;
+    int64_t t0 = sl_now_ns();
+    sl_code rc;
+    if ((rc = sl_stage_ops(s->st, &ops, err)) || (rc = sl_ctx_open(&s->ctx, ops, 0, err))) return rc;
+    if (model->has_clip) {
+        if ((rc = sl_network_open(&s->clip_loader, s->st, &s->ctx, "image_encoder", "model", err))) return rc;
+        if (!(s->clip = sl_clip_new(&model->clip, s->clip_loader))) return sl_fail(err, SL_NOMEM, "clip: no memory");
+        if ((rc = sl_loader_finish(s->clip_loader, err))) return rc;
+    }
+    if ((rc = sl_network_open(&s->vae_loader, s->st, &s->ctx, "vae", "diffusion_pytorch_model", err))) return rc;
+    if (!(s->vae = sl_vae_encoder_new(&model->vae, s->vae_loader))) return sl_fail(err, SL_NOMEM, "vae: no memory");
+    if ((rc = sl_loader_finish(s->vae_loader, err))) return rc;
+    s->ctx.cancel = sl_stage_cancel_flag(s->st);
+    sl_stage_ready(s->st, t0, sl_loader_bytes(s->vae_loader) + (s->clip ? sl_loader_bytes(s->clip_loader) : 0), 0);
+    return SL_OK;
+}
+
+static void image_close(image_stage *s)
+{
+    sl_clip_free(&s->clip);
+    sl_vae_encoder_free(&s->vae);
+    sl_loader_close(&s->clip_loader);
+    sl_loader_close(&s->vae_loader);
+    sl_ctx_close(&s->ctx);
+}
+
+/* DIR/NAME as the client stored it, resized to the video's size: bicubic when the size came from the picture's own aspect (as the caller of
+ * diffusers does), otherwise Lanczos (as the pipeline itself does). Spec 3.5. */
+static sl_code read_picture(sl_picture *out, const sl_msg_job *msg, const char *name, const sl_job *job, sl_err *err)
+{
+    char path[SL_PATH];
+    sl_picture raw = {0};
+    sl_code rc = sl_path_join(path, msg->dir, name, err);
+    if (!rc) rc = sl_picture_read(&raw, path, err);
+    if (!rc) rc = sl_picture_resize(out, &raw, job->width, job->height, job->bicubic ? SL_FILTER_BICUBIC : SL_FILTER_LANCZOS, err);
+    sl_picture_free(&raw);
+    return rc;
+}
+
+/* CLIP tokens of the picture(s), one after the other: [257 or 514, hidden]. */
+static sl_code clip_tokens(image_stage *s, images *im, sl_err *err)
+{
+    const sl_clip_config *c = &sl_stage_model(s->st)->clip;
+    int64_t side = c->image / c->patch, tokens = side * side + 1;
+    int count = im->last.rgb ? 2 : 1;
+    sl_ctx plan = {0};
+    sl_code rc = sl_ctx_open(&plan, &sl_ops_plan, 0, err);
+    if (rc) return rc;
+    sl_tensor out = sl_new2(&plan, sl_act(&s->ctx), tokens, c->hidden);
+    sl_clip_encode(&plan, s->clip, NULL, &out);
+    size_t bytes = plan.arena_peak;
+    if (!(rc = sl_ctx_error(&plan, err))) rc = sl_ctx_reserve(&s->ctx, bytes, err);
+    sl_ctx_close(&plan);
+    if (rc) return rc;
+
+    float *pixels = malloc((size_t)c->crop_h * (size_t)c->crop_w * 3 * sizeof(float));
+    void *raw = malloc((size_t)(tokens * c->hidden) * sizeof(float));
+    im->clip = malloc((size_t)(count * tokens * c->hidden) * sizeof(float));
+    im->clip_tokens = count * tokens;
+    if (!pixels || !raw || !im->clip) rc = sl_fail(err, SL_NOMEM, "clip: no memory for a picture");
+    for (int i = 0; i < count && !rc; i++) {
+        if ((rc = sl_picture_clip_pixels(pixels, i ? &im->last : &im->first, c->shortest_edge, c->crop_h, c->crop_w, c->mean, c->std, c->rescale, err)))
+            break;
+        out = sl_new2(&s->ctx, sl_act(&s->ctx), tokens, c->hidden);
+        sl_clip_encode(&s->ctx, s->clip, pixels, &out);
+        sl_download(&s->ctx, raw, &out);
+        if (!(rc = sl_ctx_error(&s->ctx, err))) rc = sl_to_floats(im->clip + i * tokens * c->hidden, raw, out.dtype, tokens * c->hidden, err);
+    }
+    free(pixels);
+    free(raw);
+    sl_tensor t = sl_view2(im->clip, SL_F32, im->clip_tokens, c->hidden);
+    sl_err found = {0};
+    if (!rc && sl_stage_check_finite("clip", &t, &found)) return sl_network_blame((sl_loader *[]){s->clip_loader, NULL}, &found, err);
+    return rc;
+}
+
+/* Pixels as the VAE takes them: [h, w, 3] in [-1, 1]. */
+static float *to_unit(const sl_picture *p)
+{
+    size_t n = (size_t)p->w * (size_t)p->h * 3;
+    float *x = malloc(n * sizeof(float));
+    for (size_t i = 0; x && i < n; i++) x[i] = (float)p->rgb[i] / 255.0f * 2.0f - 1.0f;
+    return x;
+}
+
+/* Mask channels: M[j][t] says whether (repeated) frame 4t + j is given. Spec 3.6. */
+static void fill_mask(float *mask, int t, int64_t plane, bool last)
+{
+    for (int j = 0; j < MASK_CHANNELS; j++)
+        for (int k = 0; k < t; k++)
+            for (int64_t i = 0; i < plane; i++) mask[(j * t + k) * plane + i] = k == 0 || (last && k == t - 1 && j == 3) ? 1.0f : 0.0f;
+}
+
+static sl_code condition(image_stage *s, images *im, const sl_job *job, sl_err *err)
+{
+    int t = sl_job_latent_frames(job), h = job->height, w = job->width, z = sl_stage_model(s->st)->vae.z;
+    int64_t plane = (int64_t)(h / 8) * (w / 8);
+    float *first = to_unit(&im->first), *last = im->last.rgb ? to_unit(&im->last) : NULL;
+    sl_ctx plan = {0};
+    sl_code rc = SL_OK;
+    im->condition = malloc((size_t)((MASK_CHANNELS + z) * t * plane) * sizeof(float));
+    if (!first || (im->last.rgb && !last) || !im->condition) rc = sl_fail(err, SL_NOMEM, "condition: no memory");
+    if (!rc && !(rc = sl_ctx_open(&plan, &sl_ops_plan, 0, err))) {
+        sl_tensor out = sl_new4(&plan, SL_F32, z, t, h / 8, w / 8);
+        sl_vae_encode_condition(&plan, s->vae, &out, first, last, job->frames, h, w, NULL);
+        size_t bytes = plan.arena_peak;
+        if (!(rc = sl_ctx_error(&plan, err))) rc = sl_ctx_reserve(&s->ctx, bytes, err);
+        sl_ctx_close(&plan);
+    }
+    if (!rc) {
+        sl_tensor out = sl_new4(&s->ctx, SL_F32, z, t, h / 8, w / 8);
+        sl_vae_encode_condition(&s->ctx, s->vae, &out, first, last, job->frames, h, w, NULL);
+        sl_download(&s->ctx, im->condition + MASK_CHANNELS * t * plane, &out);
+        rc = sl_ctx_error(&s->ctx, err);
+        fill_mask(im->condition, t, plane, last != NULL);
+    }
+    free(first);
+    free(last);
+    sl_tensor c = sl_view4(im->condition, SL_F32, MASK_CHANNELS + z, t, h / 8, w / 8);
+    sl_err found = {0};
+    if (!rc && sl_stage_check_finite("condition", &c, &found)) return sl_network_blame((sl_loader *[]){s->vae_loader, NULL}, &found, err);
+    return rc;
+}
+
+static sl_code image_job(image_stage *s, const sl_msg_job *msg, const sl_job *job, sl_err *err)
+{
+    images im = {0};
+    const sl_model *model = sl_stage_model(s->st);
+    int64_t t0 = sl_now_ns();
+    sl_ticket ticket;
+    sl_code rc = read_picture(&im.first, msg, "image.input", job, err);
+    if (!rc && model->takes_last_image && *job->last_image) rc = read_picture(&im.last, msg, "last_image.input", job, err);
+    if (!rc && s->clip) rc = clip_tokens(s, &im, err);
+    if (!rc) rc = condition(s, &im, job, err);
+    sl_stage_span(s->st, msg->job, SL_SPAN_COMPUTE, t0);
+    if (!rc) {
+        sl_tensor c = sl_view4(im.condition, SL_F32, MASK_CHANNELS + model->vae.z, sl_job_latent_frames(job), job->height / 8, job->width / 8);
+        sl_tensor tensors[] = {c, sl_view2(im.clip, SL_F32, im.clip_tokens, s->clip ? model->clip.hidden : 0)};
+        const char *const names[] = {"condition", "clip"};
+        int n = s->clip ? 2 : 1;
+        sl_err lost = {0};
+        t0 = sl_now_ns();
+        bool handed = sl_stage_hand_over(s->st, "image", n, names, tensors, &ticket, &lost) == SL_OK;
+        if (!handed) sl_log(SL_LOG_INFO, "job %llu goes by the spool: %s", (unsigned long long)msg->job, lost.msg);
+        sl_stage_spool(s->st, msg, "image", true, n, names, tensors);
+        sl_stage_span(s->st, msg->job, SL_SPAN_HANDOVER, t0);
+        sl_stage_done(s->st, msg, handed ? &ticket : NULL, sl_stage_peak_bytes(), 0);
+    }
+    sl_picture_free(&im.first);
+    sl_picture_free(&im.last);
+    free(im.clip);
+    free(im.condition);
+    return rc;
+}
+
+int main(int argc, char **argv)
+{
+    image_stage s = {0};
+    sl_err err = {0};
+    sl_msg msg;
+    if (sl_stage_open(&s.st, "image", argc, argv, &err) || image_open(&s, &err)) {
+        image_close(&s);
+        return sl_stage_exit(&s.st, &err);
+    }
+    while (!sl_stage_next(s.st, false, &msg, &err)) {
+        if (msg.type != SL_MSG_JOB) continue;
+        sl_job job = {0};
+        sl_err bad = {0};
+        sl_code rc = SL_OK;
+        if (sl_stage_begin(s.st, msg.job.job, msg.job.attempt)) rc = sl_fail(&bad, SL_CANCELLED, "cancelled");
+        if (!rc) rc = sl_network_job(&msg.job, &job, &bad);
+        if (!rc) rc = image_job(&s, &msg.job, &job, &bad);
+        if (rc) sl_stage_failed(s.st, &msg.job, &bad);
+        sl_job_free(&job);
+    }
+    image_close(&s);
+    return sl_stage_exit(&s.st, &err);
+}

@@ -1,0 +1,72 @@
+/* network.c - what the computing stages share around a network. */
+#include "stages/network.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+sl_code sl_network_open(sl_loader **out, const sl_stage *st, sl_ctx *ctx, const char *name, const char *stem, sl_err *err)
+{
+    char dir[SL_PATH];
+    sl_code rc = sl_path_join(dir, sl_stage_model(st)->dir, name, err);
+    return rc ? rc : sl_loader_file(out, ctx, dir, stem, name, err);
+}
+
+sl_code sl_network_blame(sl_loader *const loaders[], const sl_err *found, sl_err *err)
+{
+    sl_err why = {0};
+    for (int i = 0; loaders[i]; i++)
+        if (sl_loader_check_finite(loaders[i], &why) == SL_NUMERIC) return sl_fail(err, SL_NUMERIC, "%.230s, because %.230s", found->msg, why.msg);
+    return sl_fail(err, SL_NUMERIC, "%s (all weights are finite)", found->msg);
+}
+
+sl_code sl_network_job(const sl_msg_job *msg, sl_job *job, sl_err *err)
+{
+    char path[SL_PATH];
+    sl_code rc = sl_path_join(path, msg->dir, "job.json", err);
+    if (!rc) rc = sl_job_read(job, path, err);
+    if (!rc && (rc = sl_job_check(job, err))) sl_job_free(job);
+    return rc;
+}
+
+sl_code sl_network_input(float **out, const sl_lease *lease, const sl_st *file, const char *name, int rank, const int64_t *shape, sl_err *err)
+{
+    sl_tensor t = {0}, want = sl_view(NULL, SL_F32, rank, shape);
+    char found[96], wanted[96];
+    sl_code rc = SL_OK;
+    if (lease) rc = sl_lease_tensor(lease, name, &t, err);
+    else {
+        const sl_st_entry *e = sl_st_find(file, name);
+        if (!e) return sl_fail(err, SL_FORMAT, "%s: tensor %s is missing", sl_st_path(file, 0), name);
+        t = e->t;
+    }
+    if (rc) return rc;
+    if (!sl_same_shape(&t, &want))
+        return sl_fail(err, SL_SHAPE, "%s has shape %s, want %s", name, sl_shape_text(&t, found, sizeof found),
+                       sl_shape_text(&want, wanted, sizeof wanted));
+    if (!(*out = malloc(sl_bytes(&want) + 1))) return sl_fail(err, SL_NOMEM, "%s: no memory for %zu bytes", name, sl_bytes(&want));
+    if ((rc = sl_to_floats(*out, t.data, t.dtype, sl_count(&t), err))) {
+        free(*out);
+        *out = NULL;
+        return sl_context(err, rc, "%s", name);
+    }
+    want.data = *out;
+    if ((rc = sl_stage_check_finite(name, &want, err))) {
+        free(*out);
+        *out = NULL;
+    }
+    return rc;
+}
+
+void sl_network_upload(sl_ctx *ctx, const sl_tensor *t, const float *values)
+{
+    if (t->dtype == SL_F32) {
+        sl_upload(ctx, t, values);
+        return;
+    }
+    void *tmp = malloc(sl_bytes(t) + 1);
+    sl_err err = {0};
+    if (!tmp) sl_ctx_fail(ctx, SL_NOMEM, "upload: no memory for %zu bytes", sl_bytes(t));
+    else if (sl_from_floats(tmp, t->dtype, values, sl_count(t), &err)) sl_ctx_fail(ctx, err.code, "%s", err.msg);
+    else sl_upload(ctx, t, tmp);
+    free(tmp);
+}

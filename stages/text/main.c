@@ -1,0 +1,138 @@
+/* sluice-text - prompt and negative prompt -> UMT5 embeddings `cond` and `uncond`, [512, text_dim] each. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/log.h"
+#include "graphs/umt5.h"
+#include "stages/network.h"
+#include "stages/text/prompt.h"
+#include "stages/text/tokenizer.h"
+
+typedef struct {
+    sl_stage *st;
+    sl_ctx ctx;
+    sl_loader *loader;
+    sl_umt5 *umt5;
+    sl_tokenizer *tokenizer;
+    int dim;
+} text_stage;
+
+/* One prompt's result: ids and [512, dim] float32 rows, zero past the prompt's end (spec 3.3). */
+typedef struct {
+    int32_t ids[SL_UMT5_MAX_TOKENS];
+    int n;
+    float *rows;
+} embedding;
+
+static sl_code text_open(text_stage *s, sl_err *err)
+{
+    const sl_model *model = sl_stage_model(s->st);
+    const sl_ops *ops;
+    int64_t t0 = sl_now_ns();
+    char spiece[SL_PATH];
+    sl_ctx plan = {0};
+    sl_code rc;
+    s->dim = model->umt5.d_model;
+    if ((rc = sl_stage_ops(s->st, &ops, err)) || (rc = sl_ctx_open(&s->ctx, ops, 0, err))) return rc;
+    if ((rc = sl_path_join(spiece, model->dir, "tokenizer/spiece.model", err)) || (rc = sl_tokenizer_open(&s->tokenizer, spiece, err))) return rc;
+    if ((rc = sl_network_open(&s->loader, s->st, &s->ctx, "text_encoder", "model", err))) return rc;
+    if (!(s->umt5 = sl_umt5_new(&model->umt5, s->loader))) return sl_fail(err, SL_NOMEM, "umt5: no memory");
+    if ((rc = sl_loader_finish(s->loader, err))) return rc;
+
+    /* the longest prompt decides the arena */
+    if ((rc = sl_ctx_open(&plan, &sl_ops_plan, 0, err))) return rc;
+    sl_tensor out = sl_new2(&plan, ops->act, SL_UMT5_MAX_TOKENS, s->dim);
+    sl_umt5_encode(&plan, s->umt5, NULL, SL_UMT5_MAX_TOKENS, &out);
+    size_t bytes = plan.arena_peak;
+    rc = sl_ctx_error(&plan, err);
+    sl_ctx_close(&plan);
+    if (rc || (rc = sl_ctx_reserve(&s->ctx, bytes, err))) return rc;
+    s->ctx.cancel = sl_stage_cancel_flag(s->st);
+    sl_stage_ready(s->st, t0, sl_loader_bytes(s->loader), bytes);
+    return SL_OK;
+}
+
+static void text_close(text_stage *s)
+{
+    sl_umt5_free(&s->umt5);
+    sl_loader_close(&s->loader);
+    sl_tokenizer_close(&s->tokenizer);
+    sl_ctx_close(&s->ctx);
+}
+
+static sl_code embed(text_stage *s, embedding *e, const char *prompt, sl_err *err)
+{
+    char *clean = NULL;
+    void *raw = NULL;
+    sl_code rc = sl_prompt_clean(&clean, prompt, strlen(prompt), err);
+    if (!rc) rc = sl_tokenizer_encode(s->tokenizer, clean, strlen(clean), e->ids, SL_UMT5_MAX_TOKENS, &e->n, err);
+    free(clean);
+    if (rc) return rc;
+
+    sl_tensor out = sl_new2(&s->ctx, sl_act(&s->ctx), e->n, s->dim);
+    sl_umt5_encode(&s->ctx, s->umt5, e->ids, e->n, &out);
+    e->rows = calloc((size_t)SL_UMT5_MAX_TOKENS * (size_t)s->dim, sizeof(float));
+    raw = malloc(sl_bytes(&out) + 1);
+    if (!e->rows || !raw) sl_ctx_fail(&s->ctx, SL_NOMEM, "text: no memory for an embedding");
+    else sl_download(&s->ctx, raw, &out);
+    if (!(rc = sl_ctx_error(&s->ctx, err))) rc = sl_to_floats(e->rows, raw, out.dtype, sl_count(&out), err);
+    free(raw);
+    if (rc) return rc;
+
+    sl_err found = {0};
+    sl_tensor rows = sl_view2(e->rows, SL_F32, e->n, s->dim);
+    if (sl_stage_check_finite("text embedding", &rows, &found)) return sl_network_blame((sl_loader *[]){s->loader, NULL}, &found, err);
+    return SL_OK;
+}
+
+static sl_code text_job(text_stage *s, const sl_msg_job *msg, const sl_job *job, sl_err *err)
+{
+    embedding cond = {0}, uncond = {0};
+    bool cfg = job->guidance > 1;
+    int64_t t0 = sl_now_ns();
+    sl_ticket ticket;
+    sl_code rc = embed(s, &cond, job->prompt, err);
+    if (!rc && cfg) rc = embed(s, &uncond, job->negative, err);
+    sl_stage_span(s->st, msg->job, SL_SPAN_COMPUTE, t0);
+    if (!rc) {
+        const char *const with[] = {"cond", "uncond", "ids.cond", "ids.uncond"}, *const without[] = {"cond", "ids.cond"};
+        const char *const *names = cfg ? with : without;
+        sl_tensor c = sl_view2(cond.rows, SL_F32, SL_UMT5_MAX_TOKENS, s->dim), u = sl_view2(uncond.rows, SL_F32, SL_UMT5_MAX_TOKENS, s->dim);
+        sl_tensor ic = sl_view1(cond.ids, SL_I32, cond.n), iu = sl_view1(uncond.ids, SL_I32, uncond.n);
+        sl_tensor tensors[] = {c, cfg ? u : ic, ic, iu};
+        sl_err lost = {0};
+        t0 = sl_now_ns();
+        bool handed = sl_stage_hand_over(s->st, "text", cfg ? 2 : 1, names, tensors, &ticket, &lost) == SL_OK;
+        if (!handed) sl_log(SL_LOG_INFO, "job %llu goes by the spool: %s", (unsigned long long)msg->job, lost.msg);
+        sl_stage_spool(s->st, msg, "text", true, cfg ? 4 : 2, names, tensors);
+        sl_stage_span(s->st, msg->job, SL_SPAN_HANDOVER, t0);
+        sl_stage_done(s->st, msg, handed ? &ticket : NULL, sl_stage_peak_bytes(), 0);
+    }
+    free(cond.rows);
+    free(uncond.rows);
+    return rc;
+}
+
+int main(int argc, char **argv)
+{
+    text_stage s = {0};
+    sl_err err = {0};
+    sl_msg msg;
+    if (sl_stage_open(&s.st, "text", argc, argv, &err) || text_open(&s, &err)) {
+        text_close(&s);
+        return sl_stage_exit(&s.st, &err);
+    }
+    while (!sl_stage_next(s.st, false, &msg, &err)) {
+        if (msg.type != SL_MSG_JOB) continue;
+        sl_job job = {0};
+        sl_err bad = {0};
+        sl_code rc = SL_OK;
+        if (sl_stage_begin(s.st, msg.job.job, msg.job.attempt)) rc = sl_fail(&bad, SL_CANCELLED, "cancelled");
+        if (!rc) rc = sl_network_job(&msg.job, &job, &bad);
+        if (!rc) rc = text_job(&s, &msg.job, &job, &bad);
+        if (rc) sl_stage_failed(s.st, &msg.job, &bad);
+        sl_job_free(&job);
+    }
+    text_close(&s);
+    return sl_stage_exit(&s.st, &err);
+}
