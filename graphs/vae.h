@@ -37,7 +37,8 @@ size_t sl_vae_decode_bytes(const sl_ctx *ctx, const sl_vae_decoder *m, int h, in
 sl_vae_decode *sl_vae_decode_start(sl_ctx *ctx, const sl_vae_decoder *m, int h, int w, void *memory);
 void sl_vae_decode_free(sl_vae_decode **d);
 /* The next `n` latent frames: latents F32 [z, n, h/8, w/8] (as the denoiser gives them: still normalised), n >= 1.
- * rgb U8 [sl_vae_frames_of(d, n), h, w, 3] gets the frames, rounded (not truncated). floats: NULL, or act [.., h, w, 3], clamped to [-1, 1]. */
+ * rgb U8 [sl_vae_frames_of(d, n), h, w, 3] gets the frames, rounded (not truncated). floats: NULL, or act [.., h, w, 3], as the
+ * decoder gives them: -1 is black, 1 is white, not yet clamped. In plan mode `d` comes from a NULL memory. */
 int sl_vae_frames_of(const sl_vae_decode *d, int n);        /* 4 n, less 3 when the first frame is among them */
 void sl_vae_decode_chunk(sl_ctx *ctx, sl_vae_decode *d, const sl_tensor *rgb, const sl_tensor *floats, const sl_tensor *latents);
 

@@ -12,6 +12,7 @@
 #endif
 
 #include "kernels/cpu/cpu.h"
+#include "kernels/cpu/vmath.h"
 
 /* ---- the machine's vectors: LANES floats; PIXELS * 2 accumulators, two weights and a broadcast fill the register file ---- */
 
@@ -255,25 +256,6 @@ void sl_cpu_conv_history(sl_ctx *ctx, const sl_tensor *history, const sl_tensor 
 
 /* ---- norm ---------------------------------------------------------------------------------------------------------------- */
 
-/* exp(x) within 2 ulp for x in [-87, 88], clamped to the ends; written so that loops of it become vector code.
- * Source: Cephes expf. */
-static inline float exp_clamped(float x)
-{
-    x = x > -87.0f ? x : -87.0f;
-    x = x < 88.0f ? x : 88.0f;
-    float n = rintf(x * 1.44269504f);
-    float r = x - n * 0.693359375f - n * -2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1;
-    union { int32_t i; float f; } scale = {.i = ((int32_t)n + 127) << 23};
-    return p * scale.f;
-}
-
 void sl_cpu_vae_norm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *gamma, bool silu)
 {
     int64_t c = x->shape[x->rank - 1], pixels = c ? sl_count(x) / c : 0;
@@ -289,10 +271,7 @@ void sl_cpu_vae_norm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const 
         float norm = sqrtf(squares), scale = root / (norm < 1e-12f ? 1e-12f : norm);
         if (silu) {
 #pragma omp simd
-            for (int64_t i = 0; i < c; i++) {
-                float v = s[i] * scale * g[i];
-                d[i] = v / (1 + exp_clamped(-v));
-            }
+            for (int64_t i = 0; i < c; i++) d[i] = sl_siluf(s[i] * scale * g[i]);
         } else {
 #pragma omp simd
             for (int64_t i = 0; i < c; i++) d[i] = s[i] * scale * g[i];
