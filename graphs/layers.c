@@ -58,7 +58,8 @@ int64_t sl_chunk_rows(int64_t rows, int64_t limit)
     if (rows <= limit) return rows;
     int64_t chunks = (rows + limit - 1) / limit;
     int64_t each = (rows + chunks - 1) / chunks;
-    return (each + 255) / 256 * 256;
+    each = (each + 255) / 256 * 256;
+    return each < limit ? each : limit;
 }
 
 sl_tensor sl_carve(void *base, size_t *at, sl_dtype dtype, int rank, const int64_t *shape)

@@ -1,7 +1,7 @@
 /* wan_dit.c - the Wan diffusion transformer, one forward after the other; per-job tables in the second half.
  *
  * Memory: at 1280x720x81 a tensor of all 75,600 tokens takes 0.8 GB in bf16, so a block keeps only three of them: the tokens x and,
- * during self-attention, all keys and values. Everything else is made and used up SL_DIT_ROWS tokens at a time. */
+ * during self-attention, all keys and values. Everything else is made and used up some thousand tokens at a time. */
 #include "graphs/wan_dit.h"
 
 #include <math.h>
@@ -11,7 +11,7 @@
 
 #include "graphs/layers.h"
 
-#define SL_DIT_ROWS 8192 /* tokens a chunk: enough to fill a GPU, while the feed-forward's hidden rows stay below the tokens' size */
+#define ROWS 8192        /* tokens a chunk: enough to fill a GPU, while the feed-forward's hidden rows stay small beside the tokens */
 #define IMAGE_EPS 1e-5f  /* of the image embedder's LayerNorms */
 
 /* Rows of a block's modulation, scale_shift_table + time projection. */
@@ -34,6 +34,7 @@ typedef struct {
 
 struct sl_dit {
     sl_dit_config c;
+    int64_t rows;                   /* most tokens at a time */
     sl_affine patch;                /* [dim, in_channels, 1, 2, 2] */
     sl_affine time_1, time_2;       /* F32 [dim, freq_dim], [dim, dim] */
     sl_affine time_proj;            /* [6 dim, dim] */
@@ -102,6 +103,7 @@ sl_dit *sl_dit_new(const sl_dit_config *config, sl_loader *l)
     sl_dit *m = calloc(1, sizeof *m);
     if (!m) return NULL;
     m->c = *config;
+    m->rows = ROWS;
     m->blocks = calloc((size_t)config->layers, sizeof *m->blocks);
     if (!m->blocks) {
         free(m);
@@ -125,6 +127,11 @@ void sl_dit_free(sl_dit **m)
 const sl_dit_config *sl_dit_config_of(const sl_dit *m)
 {
     return &m->c;
+}
+
+void sl_dit_set_rows(sl_dit *m, int64_t rows)
+{
+    m->rows = rows > 0 ? rows : ROWS;
 }
 
 static void tap_block(sl_ctx *ctx, int i, const char *part, const sl_tensor *t)
@@ -577,7 +584,7 @@ void sl_dit_forward(sl_ctx *ctx, const sl_dit *m, const sl_tensor *v, const sl_t
     const int64_t n = rope->cos.shape[0], d = m->c.dim; /* N = T Hp Wp tokens */
     const sl_tensor temb = sl_rows(&times->temb, step, 1), proj = sl_rows(&times->proj, step, 1);
     const forward f = {.m = m, .rope = rope, .context = context, .proj = sl_reshape2(&proj, MOD_ROWS, d),
-                       .chunk = sl_chunk_rows(n, SL_DIT_ROWS), .scale = 1 / sqrtf((float)m->c.head_dim)};
+                       .chunk = sl_chunk_rows(n, m->rows), .scale = 1 / sqrtf((float)m->c.head_dim)};
     const size_t mark = sl_mark(ctx);
     sl_tensor x = sl_new2(ctx, sl_act(ctx), n, d);
     embed_patches(ctx, m, &x, latents, condition);

@@ -17,6 +17,9 @@ typedef struct sl_dit sl_dit;
 sl_dit *sl_dit_new(const sl_dit_config *config, sl_loader *l);
 void sl_dit_free(sl_dit **m);
 const sl_dit_config *sl_dit_config_of(const sl_dit *m);
+/* Work on at most `rows` tokens at a time (default 8192) wherever an operation allows it: less memory, the same result up to the order
+ * of sums inside a matrix product. */
+void sl_dit_set_rows(sl_dit *m, int64_t rows);
 
 /* ---- once a job ---- */
 
@@ -54,7 +57,7 @@ void sl_dit_rope_make(sl_ctx *ctx, const sl_dit *m, sl_dit_rope *out, void *memo
  *   latents    F32 [16, T, Hl, Wl];  condition F32 [20, T, Hl, Wl], or NULL (T2V)
  *   cache      First Block Cache state of this branch, or NULL to compute always; report (may be NULL) gets the decision
  * Taps: "input" (the patch rows [N, in_channels * 4]), "patch", "block.{i}" [N, dim], and "block.0.{attn1,attn2,ffn}" (what is added, before
- * its gate), which come in pieces of at most 8192 rows, in order.
+ * its gate), which come in the pieces of sl_dit_set_rows, in order.
  * ctx->cancel is looked at between blocks. */
 void sl_dit_forward(sl_ctx *ctx, const sl_dit *m, const sl_tensor *v, const sl_tensor *latents, const sl_tensor *condition,
                     const sl_dit_times *times, int step, const sl_dit_rope *rope, const sl_dit_context *context,
