@@ -1,15 +1,29 @@
-/* linear.c - y = activation(x w^T + b) through OpenBLAS, weights of any float dtype converted by panels. */
+/* linear.c - y = activation(x w^T + b): OpenBLAS for many rows, dot products for few.
+ *
+ * OpenBLAS wants float32 weights, so BF16 and F16 are converted a panel of output rows at a time, once however many rows x has: the
+ * panel is kept in a buffer of the calling thread that is taken once and grows to the largest layer's need. Bias and activation
+ * follow each block of rows while it is in the cache.
+ * With few rows the weights' bytes are the cost, and a conversion would be as much work as the product: there each weight is read
+ * once, converted in registers and used for all rows. */
 #include "kernels/cpu/cpu.h"
 
 #include <cblas.h>
+#include <string.h>
 
 #include "kernels/cpu/vmath.h"
+
+enum {
+    FEW = 12,           /* up to so many rows of x, dot products (measured: at 16 sgemm overtakes) */
+    PANEL = 512,        /* output columns converted and multiplied at a time */
+    ROWS = 1024,        /* rows of x multiplied before their bias and activation */
+    CHUNK = 1024        /* the part of K that dot products take at a time */
+};
 
 /* y[rows, cols] = activation(y + b) */
 static void epilogue(float *y, int64_t pitch, int64_t rows, int64_t cols, const float *b, sl_activation activation)
 {
     if (!b && activation == SL_ACT_NONE) return;
-#pragma omp parallel for schedule(static) if (rows * cols > 32768)
+#pragma omp parallel for schedule(static) if (rows * cols > 8192)
     for (int64_t r = 0; r < rows; r++) {
         float *t = y + r * pitch;
         if (b)
@@ -29,29 +43,70 @@ static void epilogue(float *y, int64_t pitch, int64_t rows, int64_t cols, const 
     }
 }
 
+static float dot(const float *a, const float *b, int64_t n)
+{
+    sl_v16 s = {0};
+    float total = 0;
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) s += *(const sl_v16 *)(a + i) * *(const sl_v16 *)(b + i);
+    for (int l = 0; l < 16; l++) total += s[l];
+    for (; i < n; i++) total += a[i] * b[i];
+    return total;
+}
+
+/* Few rows: every thread takes output columns and walks down each weight row once. */
+static void few_rows(const sl_tensor *y, const sl_tensor *x, const sl_tensor *w)
+{
+    int64_t m = x->shape[0], k = x->shape[1], n = w->shape[0];
+    size_t size = sl_dtype_size(w->dtype);
+#pragma omp parallel for schedule(static) if (n * k > 32768)
+    for (int64_t c = 0; c < n; c++) {
+        const char *row = (const char *)w->data + (size_t)(c * k) * size;
+        float part[CHUNK], total[FEW] = {0};
+        for (int64_t i = 0; i < k; i += CHUNK) {
+            int64_t len = k - i < CHUNK ? k - i : CHUNK;
+            const float *from = (const float *)(const void *)(row + (size_t)i * size);
+            if (w->dtype != SL_F32) {
+                sl_cpu_to_floats(part, from, w->dtype, len);
+                from = part;
+            }
+            for (int64_t r = 0; r < m; r++) total[r] += dot((const float *)x->data + r * x->pitch + i, from, len);
+        }
+        for (int64_t r = 0; r < m; r++) ((float *)y->data)[r * y->pitch + c] = total[r];
+    }
+}
+
 void sl_cpu_linear(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, const sl_tensor *b,
                    sl_activation activation)
 {
-    int64_t m = x->shape[0], k = x->shape[1], n = w->shape[0], panel = 512;
+    int64_t m = x->shape[0], k = x->shape[1], n = w->shape[0];
+    size_t size = sl_dtype_size(w->dtype);
+    const float *bias = b ? b->data : NULL;
+    float *panel = NULL;
     if (!m || !n) return;
-    float *scratch = NULL;
-    if (w->dtype != SL_F32 && !(scratch = sl_cpu_scratch(SL_SCRATCH_PANEL, (size_t)(panel * k) * sizeof(float)))) {
-        sl_ctx_fail(ctx, SL_NOMEM, "linear: no memory for a panel of %lld floats", (long long)(panel * k));
+    if (m <= FEW) {
+        few_rows(y, x, w);
+        epilogue(y->data, y->pitch, m, n, bias, activation);
         return;
     }
-    for (int64_t c = 0; c < n; c += panel) {
-        int64_t cols = n - c < panel ? n - c : panel;
-        const char *from = (const char *)w->data + (size_t)(c * k) * sl_dtype_size(w->dtype);
-        const float *wp = (const float *)(const void *)from;
-        if (scratch) {
+    if (w->dtype != SL_F32 && !(panel = sl_cpu_scratch(SL_SCRATCH_PANEL, (size_t)(PANEL * k) * sizeof *panel))) {
+        sl_ctx_fail(ctx, SL_NOMEM, "linear: no memory for a panel of %d x %lld weights", PANEL, (long long)k);
+        return;
+    }
+    for (int64_t c = 0; c < n; c += PANEL) {
+        int64_t cols = n - c < PANEL ? n - c : PANEL;
+        const char *from = (const char *)w->data + (size_t)(c * k) * size;
+        if (panel) {
 #pragma omp parallel for schedule(static)
-            for (int64_t r = 0; r < cols; r++)
-                sl_cpu_to_floats(scratch + r * k, from + (size_t)(r * k) * sl_dtype_size(w->dtype), w->dtype, k);
-            wp = scratch;
+            for (int64_t r = 0; r < cols; r++) sl_cpu_to_floats(panel + r * k, from + (size_t)(r * k) * size, w->dtype, k);
         }
-        float *out = (float *)y->data + c;
-        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)m, (int)cols, (int)k, 1, x->data,
-                    (int)(m > 1 ? x->pitch : k), wp, (int)k, 0, out, (int)(m > 1 ? y->pitch : n));
-        epilogue(out, y->pitch, m, cols, b ? (const float *)b->data + c : NULL, activation);
+        for (int64_t r = 0; r < m; r += ROWS) {
+            int64_t rows = m - r < ROWS ? m - r : ROWS;
+            float *out = (float *)y->data + r * y->pitch + c;
+            cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)rows, (int)cols, (int)k, 1,
+                        (const float *)x->data + r * x->pitch, (int)x->pitch, panel ? panel : (const float *)(const void *)from, (int)k,
+                        0, out, (int)y->pitch);
+            epilogue(out, y->pitch, rows, cols, bias ? bias + c : NULL, activation);
+        }
     }
 }

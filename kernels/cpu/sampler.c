@@ -57,10 +57,19 @@ void sl_cpu_guidance(sl_ctx *ctx, const sl_tensor *v, const sl_tensor *cond, con
     int64_t n = sl_count(v);
     float *out = v->data;
     const float *c = cond->data, *u = uncond->data;
+#pragma omp parallel for simd schedule(static) if (parallel : n > GRAIN)
     for (int64_t i = 0; i < n; i++) {
         float d = c[i] - u[i], gd = g * d;
         out[i] = u[i] + gd;
     }
+}
+
+/* round(sigma * v[i]) to v's own dtype. */
+static float flow_step(const sl_tensor *v, int64_t i, float sigma)
+{
+    if (v->dtype == SL_BF16) return sl_from_bf16(sl_to_bf16(sigma * sl_from_bf16(((const sl_bf16 *)v->data)[i])));
+    if (v->dtype == SL_F16) return sl_from_f16(sl_to_f16(sigma * sl_from_f16(((const sl_f16 *)v->data)[i])));
+    return sigma * ((const float *)v->data)[i];
 }
 
 void sl_cpu_flow_x0(sl_ctx *ctx, const sl_tensor *x0, const sl_tensor *x, const sl_tensor *v, float sigma)
@@ -69,27 +78,25 @@ void sl_cpu_flow_x0(sl_ctx *ctx, const sl_tensor *x0, const sl_tensor *x, const 
     int64_t n = sl_count(x);
     float *out = x0->data;
     const float *in = x->data;
-    for (int64_t i = 0; i < n; i++) {
-        float p;
-        if (v->dtype == SL_F32)
-            p = sigma * ((const float *)v->data)[i];
-        else if (v->dtype == SL_BF16)
-            p = sl_from_bf16(sl_to_bf16(sigma * sl_from_bf16(((const sl_bf16 *)v->data)[i])));
-        else
-            p = sl_from_f16(sl_to_f16(sigma * sl_from_f16(((const sl_f16 *)v->data)[i])));
-        out[i] = in[i] - p;
-    }
+#pragma omp parallel for schedule(static) if (n > GRAIN)
+    for (int64_t i = 0; i < n; i++) out[i] = in[i] - flow_step(v, i, sigma);
 }
 
 void sl_cpu_lincomb(sl_ctx *ctx, const sl_tensor *y, int n, const sl_tensor *const x[], const float a[])
 {
     (void)ctx;
+    enum { PART = 1024 };
     int64_t count = sl_count(y);
-    float *out = y->data;
-    for (int64_t i = 0; i < count; i++) {
-        float s = a[0] * ((const float *)x[0]->data)[i];
-        for (int k = 1; k < n; k++) s += a[k] * ((const float *)x[k]->data)[i];
-        out[i] = s;
+#pragma omp parallel for schedule(static) if (count > GRAIN)
+    for (int64_t i = 0; i < count; i += PART) {
+        int64_t m = count - i < PART ? count - i : PART;
+        float s[PART]; /* so that y may be any of x */
+        for (int64_t j = 0; j < m; j++) s[j] = a[0] * ((const float *)x[0]->data)[i + j];
+        for (int k = 1; k < n; k++) {
+            const float *in = (const float *)x[k]->data + i, f = a[k];
+            for (int64_t j = 0; j < m; j++) s[j] += f * in[j];
+        }
+        memcpy((float *)y->data + i, s, (size_t)m * sizeof *s);
     }
 }
 
