@@ -74,7 +74,10 @@ sl_code sl_model_open(sl_model *out, const char *dir, sl_err *err);
 /* Fill one config from JSON text, as sl_model_open does (fuzz targets and tests). `name` stands for the file in messages. */
 sl_code sl_model_parse_dit(sl_dit_config *out, const char *json, size_t length, const char *name, sl_err *err);
 sl_code sl_model_parse_umt5(sl_umt5_config *out, const char *json, size_t length, const char *name, sl_err *err);
+/* config.json of the tower; the fields of preprocessor_config.json get their defaults. */
 sl_code sl_model_parse_clip(sl_clip_config *out, const char *json, size_t length, const char *name, sl_err *err);
+/* preprocessor_config.json, into a configuration that sl_model_parse_clip has filled. */
+sl_code sl_model_parse_processor(sl_clip_config *out, const char *json, size_t length, const char *name, sl_err *err);
 sl_code sl_model_parse_vae(sl_vae_config *out, const char *json, size_t length, const char *name, sl_err *err);
 sl_code sl_model_parse_scheduler(sl_scheduler_config *out, const char *json, size_t length, const char *name, sl_err *err);
 
