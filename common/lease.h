@@ -18,7 +18,8 @@
  * orders seal and open there and is ignored for host pools.
  * Trust: the control block is shared with another process of the same user; every index, length and
  * state read from it is checked, and a wrong one is an error, never a wild pointer.
- * Threads: a pool may be used by several threads; one lease belongs to one thread at a time. */
+ * Threads: a pool may be used by several threads; one lease belongs to one thread at a time. A view does not survive
+ * fork: the child opens the handle again. At most 127 views of a pool are open besides the owner's. */
 #ifndef SL_LEASE_H
 #define SL_LEASE_H
 
@@ -61,7 +62,7 @@ typedef struct {
 sl_code sl_pool_create(sl_pool **out, const char *name, sl_pool_kind kind, int slots, size_t slot_bytes, sl_err *err);
 void sl_pool_export(const sl_pool *pool, sl_pool_handle *out);
 /* Open another process's pool (or this process's own, in tests). Errors: SL_GONE if the owner is dead or the
- * identity does not match; SL_FORMAT if the handle or the control block makes no sense. */
+ * identity does not match; SL_FORMAT if the handle or the control block makes no sense; SL_BUSY too many views. */
 sl_code sl_pool_open(sl_pool **out, const sl_pool_handle *handle, sl_err *err);
 /* Unmap; the owner's close makes every outstanding ticket stale. Leases must have been dropped. *pool becomes NULL. */
 void sl_pool_close(sl_pool **pool);
@@ -75,20 +76,23 @@ void sl_pool_count(const sl_pool *pool, sl_pool_counts *out);
 
 /* ---- the sender's side ---- */
 
-/* Take a free slot, waiting up to wait_ms (0: do not wait). *out is the caller's to drop.
- * Errors: SL_BUSY none free in time; SL_GONE the owner died. */
+/* Take a free slot, waiting up to wait_ms (0: do not wait). *out is the caller's to drop. A waiting sender notices the
+ * owner's death within 50 ms. Errors: SL_BUSY none free in time; SL_GONE the owner died or closed the pool; SL_ARG after a fork. */
 sl_code sl_lease_reserve(sl_lease **out, sl_pool *pool, int wait_ms, sl_err *err);
 /* Lay out one more dense tensor in the slot (256-byte aligned) and give its memory in *t. RESERVED -> FILLING.
- * Errors: SL_ARG too many tensors or a long name; SL_SHAPE it does not fit (names bytes wanted and left). */
+ * Errors: SL_ARG too many tensors, a long name or one used twice; SL_SHAPE it does not fit (names bytes wanted and left);
+ * SL_GONE the slot was revoked meanwhile. */
 sl_code sl_lease_add(sl_lease *l, const char *name, sl_dtype dtype, int rank, const int64_t *shape, sl_tensor *t, sl_err *err);
 /* End writing. The bytes never change from here on. The lease stays the caller's to drop (which no longer frees the slot).
- * Errors: SL_GONE the slot was revoked meanwhile (it is freed; the data is lost by intent). */
+ * Errors: SL_GONE the slot was revoked meanwhile (it is freed; the data is lost by intent) or the owner died; SL_ARG no tensor
+ * was added. */
 sl_code sl_lease_seal(sl_lease *l, cudaStream_t stream, sl_ticket *out, sl_err *err);
 
 /* ---- the owner's side ---- */
 
 /* Take the hold that a ticket names. READY -> READING. *out is the caller's to drop.
- * Errors: SL_GONE the ticket is stale, or of another pool. SL_FORMAT the slot's table of tensors makes no sense. */
+ * Errors: SL_GONE the ticket is stale, or of another pool. SL_FORMAT the slot's table of tensors makes no sense (the slot is
+ * freed). SL_ARG this process is not the owner. */
 sl_code sl_lease_open(sl_lease **out, sl_pool *pool, const sl_ticket *ticket, cudaStream_t stream, sl_err *err);
 /* The tensor called `name` in an opened (or own, being filled) slot: a view, valid until the drop. SL_FORMAT: none of that name. */
 sl_code sl_lease_tensor(const sl_lease *l, const char *name, sl_tensor *t, sl_err *err);
@@ -101,7 +105,11 @@ void sl_lease_drop(sl_lease **l, cudaStream_t stream);
 bool sl_pool_discard(sl_pool *pool, const sl_ticket *ticket);
 /* Give up on every slot that process `pid` is writing: quarantined while it lives, freed if it is dead. Count. */
 int sl_pool_revoke(sl_pool *pool, int32_t pid);
-/* Process `pid` is dead: free what it was writing or had in quarantine. READY slots stay. Count of slots freed. */
+/* Process `pid` is dead: free what it was writing or had in quarantine. READY slots stay. Count of slots freed.
+ * A process that lives (the caller was early, or the pid is another's by now) loses nothing: 0. */
 int sl_pool_reap(sl_pool *pool, int32_t pid);
+/* As sl_pool_reap, and free also the READY slots that `pid` sealed except those in sent[count]: a process that dies between
+ * seal and send leaves a ticket that nobody knows. Call it when every message of the dead process has been read. */
+int sl_pool_reap_unsent(sl_pool *pool, int32_t pid, const sl_ticket *sent, int count);
 
 #endif
