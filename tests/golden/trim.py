@@ -1,0 +1,46 @@
+#!/usr/bin/env python3
+"""Cut the golden folders of two models down to what the first block's test needs: trim.py FROM (the folder that holds tiny-flf2v ...).
+
+Kept of a transformer: everything but the blocks after block 0 (config.json then says num_layers 1). Kept of a case: what lies inside
+the first forward up to block 0, its inputs, and the prompt's embedding `embed.0`. The whole folders are checked by
+`test_denoise_golden FROM`. Needs nothing but Python."""
+import json, os, struct, sys
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+CASES = [("tiny-flf2v", "flf2v-64x64x9"), ("tiny-i2v-a14b", "a14b-64x64x9")]
+KEEP = ("dit.input", "dit.patch", "dit.time_proj", "dit.text", "dit.image", "dit.block.0", "clip.penultimate", "timesteps")
+
+
+def read(path):
+    data = open(path, "rb").read()
+    n = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8 : 8 + n])
+    header.pop("__metadata__", None)
+    return {k: (v["dtype"], v["shape"], data[8 + n + v["data_offsets"][0] : 8 + n + v["data_offsets"][1]]) for k, v in header.items()}
+
+
+def write(path, tensors):
+    header, at = {}, 0
+    for k, (dtype, shape, data) in sorted(tensors.items()):
+        header[k] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + len(data)]}
+        at += len(data)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as f:
+        f.write(struct.pack("<Q", len(text)) + text)
+        for k in sorted(tensors):
+            f.write(tensors[k][2])
+
+
+for folder, case in CASES:
+    src, dst = os.path.join(sys.argv[1], folder), os.path.join(HERE, folder + "-block0")
+    os.makedirs(os.path.join(dst, "transformer"), exist_ok=True)
+    weights = read(os.path.join(src, "model/transformer/diffusion_pytorch_model.safetensors"))
+    weights = {k: v for k, v in weights.items() if not k.startswith("blocks.") or k.startswith("blocks.0.")}
+    write(os.path.join(dst, "transformer/diffusion_pytorch_model.safetensors"), weights)
+    config = json.load(open(os.path.join(src, "model/transformer/config.json")))
+    config["num_layers"] = 1
+    json.dump(config, open(os.path.join(dst, "transformer/config.json"), "w"), indent=1)
+    figures = {k: v for k, v in read(os.path.join(src, case + ".safetensors")).items() if k.startswith(KEEP)}
+    figures["embed.0"] = read(os.path.join(src, "text.safetensors"))["embed.0"]
+    write(os.path.join(dst, "case.safetensors"), figures)

@@ -1,0 +1,424 @@
+/* test_dit.c - the DiT's first forward against the reference, piece by piece, for I2V, FLF2V and a Wan2.2 expert; and its refusals. */
+#include "tests/t_dit.h"
+
+typedef struct {
+    const char *name, *transformer, *figures, *text;
+} model;
+static const model I2V = {"tiny-i2v", "tests/golden/tiny-i2v/model/transformer", "tests/golden/tiny-i2v/i2v-96x64x9.safetensors",
+                          "tests/golden/tiny-i2v/text.safetensors"};
+static const model FLF2V = {"tiny-flf2v (block 0)", "tests/golden/tiny-flf2v-block0/transformer",
+                            "tests/golden/tiny-flf2v-block0/case.safetensors", "tests/golden/tiny-flf2v-block0/case.safetensors"};
+static const model A14B = {"tiny-i2v-a14b (block 0)", "tests/golden/tiny-i2v-a14b-block0/transformer",
+                           "tests/golden/tiny-i2v-a14b-block0/case.safetensors", "tests/golden/tiny-i2v-a14b-block0/case.safetensors"};
+
+/* The first forward of a golden case: its inputs are cut out of dit.input and clip.penultimate. */
+typedef struct {
+    const model *m;
+    t_dit d;
+    sl_st *figures, *text;
+    sl_tensor input, latents, condition;    /* F32 [36, T, H, W], [16, ..], [20, ..] */
+    t_context context;
+    float *v;
+    sl_tensor out;
+    int taps, piece;                        /* figures compared; rows of the current one seen so far */
+    const char *stop_at;                    /* cancel at this tap */
+    volatile int cancel;
+} first;
+
+/* Compare a tap with the reference, naming the first that is off. */
+static void compare(void *user, sl_ctx *ctx, const char *name, const sl_tensor *t);
+
+static void first_open(first *f, const model *m)
+{
+    sl_err err = {0};
+    char key[] = "clip.penultimate";
+    memset(f, 0, sizeof *f);
+    f->m = m;
+    t_dit_open(&f->d, m->transformer);
+    T_OK(sl_st_open_file(&f->figures, m->figures, &err));
+    T_OK(sl_st_open_file(&f->text, m->text, &err));
+
+    const sl_st_entry *input = sl_st_find(f->figures, "dit.input"), *times = sl_st_find(f->figures, "timesteps");
+    if (!input || !times || times->t.dtype != SL_I64) fail_msg("%s: golden inputs are missing", m->name);
+    f->input = input->t;
+    f->latents = sl_rows(&f->input, 0, 16);
+    f->condition = sl_rows(&f->input, 16, f->input.shape[0] - 16);
+    f->v = malloc(sizeof(float) * (size_t)sl_count(&f->latents));
+    f->out = sl_view(f->v, SL_F32, 4, f->latents.shape);
+
+    f->d.ctx.tap = compare;
+    f->d.ctx.tap_user = f;
+    double steps[64];
+    for (int64_t i = 0; i < times->t.shape[0]; i++) steps[i] = (double)((int64_t *)times->t.data)[i];
+    t_dit_times(&f->d, steps, (int)times->t.shape[0]);
+    t_dit_rope(&f->d, (int)f->input.shape[1], (int)f->input.shape[2] / 2, (int)f->input.shape[3] / 2);
+    const sl_st_entry *clip = sl_st_find(f->figures, key), *embed = sl_st_find(f->text, "embed.0");
+    t_dit_context(&f->d, &f->context, embed->t.data, (int)embed->t.shape[0], clip ? clip->t.data : NULL,
+                  clip ? (int)(clip->t.shape[0] * clip->t.shape[1]) : 0);
+}
+
+static void first_close(first *f)
+{
+    free(f->context.memory);
+    free(f->v);
+    sl_st_close(&f->figures);
+    sl_st_close(&f->text);
+    t_dit_close(&f->d);
+}
+
+/* [C, T, H, W] as patch rows [T (H/2) (W/2), (C, 2, 2)]; patch 1: as rows [T H W, C]. The caller frees. */
+static float *as_rows(const sl_tensor *x, int patch)
+{
+    const int64_t c = x->shape[0], t = x->shape[1], h = x->shape[2], w = x->shape[3];
+    const float *from = x->data;
+    float *rows = malloc(sizeof *rows * (size_t)(c * t * h * w));
+    for (int64_t i = 0; i < c * t * h * w; i++) {
+        const int64_t ch = i / (t * h * w), f = i / (h * w) % t, y = i / w % h, xx = i % w;
+        const int64_t row = (f * (h / patch) + y / patch) * (w / patch) + xx / patch;
+        rows[((row * c + ch) * patch + y % patch) * patch + xx % patch] = from[i];
+    }
+    return rows;
+}
+
+static void check(first *f, const char *name, const float *got, const float *want, int64_t n)
+{
+    double e = t_rel_l2(got, want, n);
+    if (!(e <= 1e-4)) fail_msg("%s: %s is the first that is off: relative L2 %.3g, want <= 1e-4", f->m->name, name, e);
+    f->taps++;
+}
+
+static void compare(void *user, sl_ctx *ctx, const char *name, const sl_tensor *t)
+{
+    first *f = user;
+    char key[64];
+    (void)ctx;
+    if (f->stop_at && !strcmp(name, f->stop_at)) f->cancel = 1;
+    snprintf(key, sizeof key, "dit.%s", name);
+    const sl_st_entry *want = sl_st_find(f->figures, key);
+    if (!want) fail_msg("%s: no golden figure for %s", f->m->name, name);
+    if (!strcmp(name, "input") || !strcmp(name, "patch")) {
+        float *rows = as_rows(&want->t, name[0] == 'i' ? 2 : 1);
+        assert_int_equal(sl_count(t), sl_count(&want->t));
+        check(f, name, t->data, rows, sl_count(t));
+        free(rows);
+    } else if (!strcmp(name, "time_proj") || !strcmp(name, "text")) {
+        check(f, name, t->data, want->t.data, sl_count(&want->t)); /* the first step; the first 48 rows */
+    } else {
+        const int64_t d = want->t.shape[1]; /* rows that may come in pieces */
+        assert_int_equal(t->shape[1], d);
+        assert_true(f->piece + t->shape[0] <= want->t.shape[0]);
+        check(f, name, t->data, (float *)want->t.data + f->piece * d, sl_count(t));
+        f->piece = (int)((f->piece + t->shape[0]) % want->t.shape[0]);
+    }
+}
+
+/* All figures of one model: what there is, `taps` of them. */
+static void as_the_reference(const model *m, int taps)
+{
+    first f;
+    sl_err err = {0};
+    first_open(&f, m);
+    t_dit_forward(&f.d, &f.out, &f.latents, f.condition.shape[0] ? &f.condition : NULL, 0, &f.context, NULL, NULL);
+    T_OK(sl_ctx_error(&f.d.ctx, &err));
+    if (sl_st_find(f.figures, "step.0.cond")) check(&f, "step.0.cond", f.v, t_floats(f.figures, sl_count(&f.out), "step.0.cond"), sl_count(&f.out));
+    assert_int_equal(f.taps, taps);
+    assert_int_equal(sl_loader_unused(f.d.loader), 0);
+    first_close(&f);
+}
+
+/* time_proj, text, image; input, patch, attn1, attn2, ffn, block 0, 1, 2; the output */
+static void i2v_as_the_reference(void **state)
+{
+    (void)state;
+    as_the_reference(&I2V, 12);
+}
+
+/* 514 image tokens and their position table */
+static void flf2v_as_the_reference(void **state)
+{
+    (void)state;
+    as_the_reference(&FLF2V, 9);
+}
+
+/* no image tokens, but a condition */
+static void wan22_expert_as_the_reference(void **state)
+{
+    (void)state;
+    as_the_reference(&A14B, 8);
+}
+
+/* The reference writes each angle twice, for both of a pair; rounded to bf16 here (see t_dit_rope), so equal to the bit. */
+static void rotary_tables_as_the_reference(void **state)
+{
+    first f;
+    (void)state;
+    first_open(&f, &I2V);
+    const int64_t n = f.d.rope.cos.shape[0], half = f.d.rope.cos.shape[1];
+    const float *c = t_floats(f.figures, n * half * 2, "dit.rope.cos"), *s = t_floats(f.figures, n * half * 2, "dit.rope.sin");
+    for (int64_t i = 0; i < n * half; i++) {
+        if (((float *)f.d.rope.cos.data)[i] != c[2 * i] || c[2 * i] != c[2 * i + 1])
+            fail_msg("cos of token %lld, pair %lld is off", (long long)(i / half), (long long)(i % half));
+        if (((float *)f.d.rope.sin.data)[i] != s[2 * i])
+            fail_msg("sin of token %lld, pair %lld is off", (long long)(i / half), (long long)(i % half));
+    }
+    first_close(&f);
+}
+
+/* Text-to-video brings all channels as latents and no condition. */
+/* Unrounded: time, height and width turn pairs 0-21, 22-42 and 43-63 by position * 10000^(-k / pairs of the axis). */
+static void rotary_tables_are_float32(void **state)
+{
+    first f;
+    sl_err err = {0};
+    sl_dit_rope r;
+    (void)state;
+    first_open(&f, &I2V);
+    void *memory = t_memory(sl_dit_rope_bytes(f.d.dit, 3, 4, 6));
+    sl_dit_rope_make(&f.d.ctx, f.d.dit, &r, memory, 3, 4, 6);
+    T_OK(sl_ctx_error(&f.d.ctx, &err));
+    for (int i = 0; i < 72 * 64; i++) {
+        const int row = i / 64, pair = i % 64;
+        const double at = pair < 22 ? row / 24 / pow(10000, pair / 22.0) : pair < 43 ? row / 6 % 4 / pow(10000, (pair - 22) / 21.0)
+                                                                                     : row % 6 / pow(10000, (pair - 43) / 21.0);
+        if (!(fabs(((float *)r.cos.data)[i] - cos(at)) <= 1e-7) || !(fabs(((float *)r.sin.data)[i] - sin(at)) <= 1e-7))
+            fail_msg("token %d, pair %d is off", row, pair);
+    }
+    free(memory);
+    first_close(&f);
+}
+
+static void no_condition_is_all_channels_at_once(void **state)
+{
+    first f;
+    sl_err err = {0};
+    (void)state;
+    first_open(&f, &I2V);
+    t_dit_forward(&f.d, &f.out, &f.input, NULL, 0, &f.context, NULL, NULL);
+    T_OK(sl_ctx_error(&f.d.ctx, &err));
+    T_REL(f.v, t_floats(f.figures, sl_count(&f.out), "step.0.cond"), sl_count(&f.out), 1e-4);
+    first_close(&f);
+}
+
+/* 72 tokens, at most 32, 5 or 1 at a time. */
+static void rows_at_a_time_do_not_matter(void **state)
+{
+    static const int ROWS[] = {32, 5, 1};
+    sl_err err = {0};
+    (void)state;
+    for (int i = 0; i < 3; i++) {
+        first f;
+        first_open(&f, &I2V);
+        sl_dit_set_rows(f.d.dit, ROWS[i]);
+        t_dit_forward(&f.d, &f.out, &f.latents, &f.condition, 0, &f.context, NULL, NULL);
+        T_OK(sl_ctx_error(&f.d.ctx, &err));
+        T_REL(f.v, t_floats(f.figures, sl_count(&f.out), "step.0.cond"), sl_count(&f.out), 1e-4);
+        first_close(&f);
+    }
+}
+
+static void the_planned_arena_is_what_is_used(void **state)
+{
+    first f;
+    sl_err err = {0};
+    (void)state;
+    first_open(&f, &I2V);
+    f.d.plan.arena_peak = f.d.ctx.arena_peak = 0;
+    t_dit_forward(&f.d, &f.out, &f.latents, &f.condition, 0, &f.context, NULL, NULL);
+    T_OK(sl_ctx_error(&f.d.ctx, &err));
+    assert_int_equal(f.d.ctx.arena_peak, f.d.plan.arena_peak);
+    first_close(&f);
+}
+
+/* The design case, 1280x720x81 of the 14B model on a float32 device: x, k, v and pieces, never the whole feed-forward. */
+static void a_block_of_the_14b_model_keeps_three_token_tensors(void **state)
+{
+    static const char CONFIG[] = "{\"num_layers\": 2, \"num_attention_heads\": 40, \"attention_head_dim\": 128, \"ffn_dim\": 13824,"
+                                 "\"in_channels\": 36, \"out_channels\": 16, \"text_dim\": 4096, \"freq_dim\": 256, \"image_dim\": 1280,"
+                                 "\"added_kv_proj_dim\": 5120, \"patch_size\": [1, 2, 2], \"cross_attn_norm\": true,"
+                                 "\"qk_norm\": \"rms_norm_across_heads\", \"eps\": 1e-06}";
+    sl_err err = {0};
+    sl_dit_config config;
+    sl_ctx plan;
+    sl_loader *l = NULL;
+    double t[1] = {999};
+    sl_dit_times times;
+    sl_dit_rope rope;
+    sl_dit_context context;
+    (void)state;
+    T_OK(sl_model_parse_dit(&config, CONFIG, sizeof CONFIG - 1, "config.json", &err));
+    T_OK(sl_ctx_open(&plan, &sl_ops_plan, 0, &err));
+    T_OK(sl_loader_plan(&l, &plan, "transformer", &err));
+    sl_dit *dit = sl_dit_new(&config, l);
+    T_OK(sl_loader_finish(l, &err));
+    sl_tensor latents = sl_view4(NULL, SL_F32, 16, 21, 90, 160), condition = sl_view4(NULL, SL_F32, 20, 21, 90, 160);
+    sl_tensor text = sl_view2(NULL, SL_F32, 512, 4096), image = sl_view2(NULL, SL_F32, 257, 1280);
+    sl_dit_times_make(&plan, dit, &times, NULL, t, 1);
+    sl_dit_rope_make(&plan, dit, &rope, NULL, 21, 45, 80);
+    sl_dit_context_make(&plan, dit, &context, NULL, &text, &image);
+    sl_dit_forward(&plan, dit, &latents, &latents, &condition, &times, 0, &rope, &context, NULL, NULL);
+    const size_t peak = plan.arena_peak, tokens = (size_t)75600 * 5120 * sl_dtype_size(sl_act(&plan));
+    T_OK(sl_ctx_error(&plan, &err));
+    if (!(peak < tokens * 13 / 4)) fail_msg("the arena takes %.2f token tensors, want less than 3.25", (double)peak / (double)tokens);
+    sl_dit_free(&dit);
+    sl_loader_close(&l);
+    sl_ctx_close(&plan);
+}
+
+static void hears_a_cancel_between_blocks(void **state)
+{
+    first f;
+    sl_err err = {0};
+    (void)state;
+    first_open(&f, &I2V);
+    const int before = f.taps;
+    f.stop_at = "block.0";
+    f.d.ctx.cancel = &f.cancel;
+    t_dit_forward(&f.d, &f.out, &f.latents, &f.condition, 0, &f.context, NULL, NULL);
+    T_CODE(sl_ctx_error(&f.d.ctx, &err), SL_CANCELLED);
+    assert_int_equal(f.taps - before, 6); /* up to block.0, nothing of block.1 */
+    f.d.ctx.cancel = NULL;
+    first_close(&f);
+}
+
+/* A hit adds what the later blocks added; a computed step with unchanged input adds the same, so both agree. */
+static void a_cache_hit_repeats_a_computed_step(void **state)
+{
+    first f;
+    sl_err err = {0};
+    sl_fbcache cache;
+    sl_fbcache_report report;
+    (void)state;
+    first_open(&f, &I2V);
+    const int64_t n = f.d.rope.cos.shape[0], cells = sl_count(&f.out);
+    void *memory = t_memory(sl_fbcache_bytes(&f.d.ctx, n, f.d.config.dim));
+    float *once = malloc(sizeof *once * (size_t)cells);
+    sl_fbcache_init(&f.d.ctx, &cache, &(sl_fbcache_rules){.threshold = 0.1f}, memory, n, f.d.config.dim);
+    t_dit_forward(&f.d, &f.out, &f.latents, &f.condition, 0, &f.context, &cache, &report);
+    T_OK(sl_ctx_error(&f.d.ctx, &err));
+    assert_true(report.computed && isnan(report.metric));
+    memcpy(once, f.v, sizeof *once * (size_t)cells);
+    t_dit_forward(&f.d, &f.out, &f.latents, &f.condition, 0, &f.context, &cache, &report);
+    T_OK(sl_ctx_error(&f.d.ctx, &err));
+    assert_true(!report.computed && report.metric == 0);
+    T_REL(f.v, once, cells, 1e-6);
+    assert_int_equal(f.d.ctx.arena_peak, f.d.plan.arena_peak);
+    free(once);
+    free(memory);
+    first_close(&f);
+}
+
+/* A step that ended half-way leaves no residual that a later step could use. */
+static void a_cancelled_step_empties_the_cache(void **state)
+{
+    first f;
+    sl_err err = {0};
+    sl_fbcache cache;
+    (void)state;
+    first_open(&f, &I2V);
+    const int64_t n = f.d.rope.cos.shape[0];
+    void *memory = t_memory(sl_fbcache_bytes(&f.d.ctx, n, f.d.config.dim));
+    sl_fbcache_init(&f.d.ctx, &cache, &(sl_fbcache_rules){.threshold = 0.1f}, memory, n, f.d.config.dim);
+    f.stop_at = "block.1";
+    f.d.ctx.cancel = &f.cancel;
+    t_dit_forward(&f.d, &f.out, &f.latents, &f.condition, 0, &f.context, &cache, NULL);
+    T_CODE(sl_ctx_error(&f.d.ctx, &err), SL_CANCELLED);
+    assert_false(cache.filled);
+    f.d.ctx.cancel = NULL;
+    free(memory);
+    first_close(&f);
+}
+
+/* Run a forward that must fail with `text`. */
+static void refused(first *f, sl_code code, const char *text, const sl_tensor *latents, const sl_tensor *condition, int step,
+                    const sl_dit_rope *rope, const sl_dit_context *context)
+{
+    sl_err err = {0};
+    sl_dit_forward(&f->d.ctx, f->d.dit, &f->out, latents, condition, &f->d.times, step, rope, context, NULL, NULL);
+    T_CODE(sl_ctx_error(&f->d.ctx, &err), code);
+    T_SAYS(err.msg, text);
+}
+
+static void refuses_what_does_not_belong_together(void **state)
+{
+    first f;
+    sl_err err = {0};
+    (void)state;
+    first_open(&f, &I2V);
+    const sl_dit_context *c = &f.context.c;
+    const sl_dit_rope *r = &f.d.rope;
+    refused(&f, SL_SHAPE, "dit: latents and condition have 16 channels, want 36", &f.latents, NULL, 0, r, c);
+    refused(&f, SL_ARG, "dit: step 6, the time tables have 6", &f.latents, &f.condition, 6, r, c);
+    sl_dit_rope other = f.d.rope;
+    other.w = 5;
+    refused(&f, SL_SHAPE, "dit: rotary tables are for 3 x 4 x 5 tokens, want 3 x 4 x 6", &f.latents, &f.condition, 0, &other, c);
+    sl_dit_context no_image = *c;
+    no_image.image_tokens = 0;
+    refused(&f, SL_ARG, "dit: the context holds 0 image tokens, the model wants some", &f.latents, &f.condition, 0, r, &no_image);
+
+    sl_dit_context made;
+    sl_tensor text = sl_view2(NULL, SL_F32, 511, f.d.config.text_dim), image = sl_view2(NULL, SL_F32, 257, 1280);
+    sl_dit_context_make(&f.d.ctx, f.d.dit, &made, NULL, &text, &image);
+    T_CODE(sl_ctx_error(&f.d.ctx, &err), SL_SHAPE);
+    T_SAYS(err.msg, "dit: text has shape [511, 128], want [512, 128]");
+    text = sl_view2(NULL, SL_F32, 512, f.d.config.text_dim);
+    sl_dit_context_make(&f.d.ctx, f.d.dit, &made, NULL, &text, &image);
+    T_CODE(sl_ctx_error(&f.d.ctx, &err), SL_SHAPE);
+    T_SAYS(err.msg, "dit: image tokens have shape [257, 1280], want [257, 96]");
+    sl_dit_context_make(&f.d.ctx, f.d.dit, &made, NULL, &text, NULL);
+    T_CODE(sl_ctx_error(&f.d.ctx, &err), SL_ARG);
+    T_SAYS(err.msg, "dit: the model wants image tokens, got none");
+    sl_dit_rope_make(&f.d.ctx, f.d.dit, &other, NULL, 1, 1025, 4);
+    T_CODE(sl_ctx_error(&f.d.ctx, &err), SL_ARG);
+    T_SAYS(err.msg, "dit: token grid 1 x 1025 x 4, want 1 to 1024 along each axis");
+    first_close(&f);
+}
+
+static void flf2v_wants_both_pictures(void **state)
+{
+    first f;
+    sl_err err = {0};
+    sl_dit_context made;
+    (void)state;
+    first_open(&f, &FLF2V);
+    sl_tensor text = sl_view2(NULL, SL_F32, 512, f.d.config.text_dim), image = sl_view2(NULL, SL_F32, 257, f.d.config.image_dim);
+    sl_dit_context_make(&f.d.ctx, f.d.dit, &made, NULL, &text, &image);
+    T_CODE(sl_ctx_error(&f.d.ctx, &err), SL_SHAPE);
+    T_SAYS(err.msg, "dit: image tokens have shape [257, 96], want [514, 96]");
+    first_close(&f);
+}
+
+static void a14b_takes_no_picture_tokens(void **state)
+{
+    first f;
+    sl_err err = {0};
+    sl_dit_context made;
+    (void)state;
+    first_open(&f, &A14B);
+    sl_tensor text = sl_view2(NULL, SL_F32, 512, f.d.config.text_dim), image = sl_view2(NULL, SL_F32, 257, 96);
+    sl_dit_context_make(&f.d.ctx, f.d.dit, &made, NULL, &text, &image);
+    T_CODE(sl_ctx_error(&f.d.ctx, &err), SL_ARG);
+    T_SAYS(err.msg, "dit: image tokens given, but the model takes none");
+    first_close(&f);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(i2v_as_the_reference),
+        cmocka_unit_test(flf2v_as_the_reference),
+        cmocka_unit_test(wan22_expert_as_the_reference),
+        cmocka_unit_test(rotary_tables_as_the_reference),
+        cmocka_unit_test(rotary_tables_are_float32),
+        cmocka_unit_test(no_condition_is_all_channels_at_once),
+        cmocka_unit_test(rows_at_a_time_do_not_matter),
+        cmocka_unit_test(the_planned_arena_is_what_is_used),
+        cmocka_unit_test(a_block_of_the_14b_model_keeps_three_token_tensors),
+        cmocka_unit_test(hears_a_cancel_between_blocks),
+        cmocka_unit_test(a_cache_hit_repeats_a_computed_step),
+        cmocka_unit_test(a_cancelled_step_empties_the_cache),
+        cmocka_unit_test(refuses_what_does_not_belong_together),
+        cmocka_unit_test(flf2v_wants_both_pictures),
+        cmocka_unit_test(a14b_takes_no_picture_tokens),
+    };
+    return cmocka_run_group_tests_name("dit", tests, NULL, NULL);
+}
