@@ -36,14 +36,14 @@ static int line_head(char *line, size_t size, sl_log_level level)
     struct tm tm;
     clock_gettime(CLOCK_REALTIME, &now);
     localtime_r(&now.tv_sec, &tm);
-    return snprintf(line, size, "%02d:%02d:%02d.%03d %s[%d] %s: ", tm.tm_hour, tm.tm_min, tm.tm_sec,
-                    (int)(now.tv_nsec / 1000000), log_name, (int)getpid(), sl_log_level_name(level));
+    return snprintf(line, size, "%02d:%02d:%02d.%03d %s[%d] %s: ", tm.tm_hour, tm.tm_min, tm.tm_sec, (int)(now.tv_nsec / 1000000),
+                    log_name, (int)getpid(), sl_log_level_name(level));
 }
 
 void sl_log(sl_log_level level, const char *fmt, ...)
 {
     char line[SL_LOG_LINE];
-    const size_t room = sizeof line - 1;    /* vsnprintf's NUL gives its place to the newline */
+    const size_t room = sizeof line - 1; /* vsnprintf's NUL gives its place to the newline */
     int saved = errno;
     va_list ap;
     if (!sl_log_shows(level)) return;
@@ -61,7 +61,8 @@ void sl_log(sl_log_level level, const char *fmt, ...)
     for (size_t i = head; i < end; i++)
         if ((unsigned char)line[i] < ' ' || line[i] == 127) line[i] = ' ';
     line[end++] = '\n';
-    while (write(STDERR_FILENO, line, end) < 0 && errno == EINTR) {}
+    while (write(STDERR_FILENO, line, end) < 0 && errno == EINTR) {
+    }
     errno = saved;
 }
 
