@@ -7,7 +7,8 @@
  *   - collects what is missing, misshapen or left over (sl_loader_inspect), for `sluice inspect`.
  * Errors are sticky in the loader: the first is returned by sl_loader_finish, with the tensor's name and both shapes.
  * On the CPU, matrices whose bytes are aligned stay mapped as stored (F32, BF16, F16): nothing is copied, and processes share
- * the page cache; vectors become F32; convolutions are packed. The loader owns all of it: it outlives the network. */
+ * the page cache; vectors become F32; convolutions are packed. On a device with BF16 activations matrices and vectors become BF16.
+ * The loader owns all of it: it outlives the network. After an error sl_weight still gives shapes, with NULL data. */
 #ifndef SL_WEIGHTS_H
 #define SL_WEIGHTS_H
 
@@ -17,7 +18,7 @@ typedef struct sl_loader sl_loader;
 
 typedef enum {
     SL_W_MATRIX,    /* [N, K] of a linear layer, or an embedding table: the device's matrix dtype */
-    SL_W_VECTOR,    /* bias, norm weight: the device's vector dtype (F32 on the CPU) */
+    SL_W_VECTOR,    /* bias, norm weight: the device's activation dtype (F32 on the CPU) */
     SL_W_FLOAT,     /* stays F32 everywhere (spec 2.1's fp32 list, VAE gammas, tables) */
     SL_W_CONV       /* [Co,Ci,kt,kh,kw], or rank 4 [Co,Ci,kh,kw] seen as kt = 1; packed for sl_conv3d */
 } sl_weight_kind;
@@ -25,12 +26,17 @@ typedef enum {
 /* Component `dir` with safetensors stem `stem`; memory through `ctx`, which must outlive the loader. `label` ("transformer") is
  * put before messages. *out is the caller's to close, after the network is no longer used. */
 sl_code sl_loader_file(sl_loader **out, sl_ctx *ctx, const char *dir, const char *stem, const char *label, sl_err *err);
+/* Counts what the device of ctx->ops would take; without a checkpoint, matrices count as of the activations' dtype. */
 sl_code sl_loader_plan(sl_loader **out, sl_ctx *ctx, const char *label, sl_err *err);
+/* A tensor's numbers depend on `seed` and its name alone: uniform with deviation 1/sqrt(K) for matrices and convolutions, near 1
+ * for norm weights and gammas, near 0 for biases. Matrices have the activations' dtype. */
 sl_code sl_loader_random(sl_loader **out, sl_ctx *ctx, uint64_t seed, const char *label, sl_err *err);
+/* Takes no device memory; findings instead of errors for single tensors. */
 sl_code sl_loader_inspect(sl_loader **out, sl_ctx *ctx, const char *dir, const char *stem, const char *label, sl_err *err);
 void sl_loader_close(sl_loader **l);
 
-/* Want tensor `name` (a printf format) of this shape. *out: the tensor in device form, data owned by the loader (NULL when planning). */
+/* Want tensor `name` (a printf format) of this shape. *out: the tensor in device form, data owned by the loader (NULL when planning
+ * or inspecting). A convolution of rank 4 comes out with rank 5. Errors (kept): SL_SHAPE missing, misshapen, no float; SL_NOMEM. */
 void sl_weight(sl_loader *l, sl_tensor *out, sl_weight_kind kind, int rank, const int64_t *shape, const char *name, ...)
     __attribute__((format(printf, 6, 7)));
 /* A tensor that the checkpoint may hold and nobody needs (attn2.norm_added_q): not reported as left over. */
@@ -42,14 +48,15 @@ bool sl_loader_has(const sl_loader *l, const char *name);
 
 /* The first error, or SL_OK. Tensors of the file that nobody asked for are not an error; see sl_loader_unused. */
 sl_code sl_loader_finish(sl_loader *l, sl_err *err);
-int sl_loader_unused(const sl_loader *l);                       /* how many; inspect prints them */
+int sl_loader_unused(const sl_loader *l);                       /* how many; inspect lists them */
 size_t sl_loader_bytes(const sl_loader *l);                     /* device memory taken (or planned), mapped weights counted */
 int64_t sl_loader_parameters(const sl_loader *l);
 
-/* inspect: the findings, one line each ("missing blocks.0.attn1.to_q.weight [256, 256]"); NULL past the last. */
+/* inspect, after sl_loader_finish: the findings, one line each ("missing blocks.0.attn1.to_q.weight [256, 256]", "misshapen NAME
+ * [3], want [4]", "unusable NAME F64, want F32, BF16 or F16", "unexpected NAME [5120]"); NULL past the last. */
 const char *sl_loader_finding(const sl_loader *l, int i);
-/* Read every weight and name the first that holds a NaN or infinity: SL_NUMERIC "transformer: blocks.1.ffn.net.2.weight has NaN at
- * [3, 17]"; SL_OK if all are finite. Reads the whole checkpoint. */
+/* Read every weight that was asked for and name the first, in the order of names, that holds a NaN or infinity: SL_NUMERIC
+ * "transformer: blocks.1.ffn.net.2.weight has NaN at [3, 17]"; SL_OK if all are finite. Reads the whole checkpoint. */
 sl_code sl_loader_check_finite(sl_loader *l, sl_err *err);
 
 #endif

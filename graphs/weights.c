@@ -1,0 +1,459 @@
+/* weights.c - the four loaders behind sl_weight: from a checkpoint, counting only, random, and inspecting. */
+#include "graphs/weights.h"
+
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/json.h"
+#include "common/safetensors.h"
+
+#define SLAB ((size_t)1 << 20)          /* device memory for small tensors is taken in pieces of this size */
+#define ALIGN 256
+#define STAGE ((int64_t)8 << 20)        /* elements converted on the host before one upload */
+#define BLOCK 4096                      /* elements that one thread converts at a time */
+#define NAME_BYTES 256
+
+typedef enum { FROM_FILE, PLAN, RANDOM, INSPECT } loader_mode;
+enum { UNSEEN, WANTED, SKIPPED };       /* what became of a checkpoint's tensor */
+
+struct sl_loader {
+    loader_mode mode;
+    sl_ctx *ctx;
+    char label[64];
+    sl_st *st;                  /* the checkpoint; NULL for PLAN and RANDOM */
+    unsigned char *seen;        /* one of the enum above per entry of st */
+    uint64_t seed;
+    sl_err err;                 /* the first error */
+    void **blocks;              /* device memory taken */
+    int block_count;
+    char *slab;                 /* the last slab: NULL when nothing is really taken */
+    size_t slab_left;
+    void *stage;                /* STAGE elements of up to 4 bytes, host */
+    size_t bytes;
+    int64_t parameters;
+    char **findings;
+    int finding_count;
+    bool finished;              /* the left-over tensors are among the findings */
+};
+
+/* Where a tensor's numbers come from: host memory, or a random sequence centre + spread * (-1 .. 1). */
+typedef struct {
+    const void *data;           /* NULL: random */
+    sl_dtype dtype;
+    uint64_t seed;
+    float centre, spread;
+} source;
+
+/* ---- opening and closing --------------------------------------------------------------------------- */
+
+static sl_code open_loader(sl_loader **out, loader_mode mode, sl_ctx *ctx, const char *dir, const char *stem, const char *label, sl_err *err)
+{
+    sl_loader *l = calloc(1, sizeof *l);
+    sl_code rc = SL_OK;
+    *out = NULL;
+    if (!l) return sl_fail(err, SL_NOMEM, "%s: no memory for a loader", label);
+    l->mode = mode;
+    l->ctx = ctx;
+    snprintf(l->label, sizeof l->label, "%s", label);
+    if (dir && (rc = sl_st_open_dir(&l->st, dir, stem, err))) sl_context(err, rc, "%s", label);
+    if (!rc && l->st && !(l->seen = calloc(1, (size_t)sl_st_size(l->st) + 1))) rc = sl_fail(err, SL_NOMEM, "%s: no memory for a loader", label);
+    if (rc) sl_loader_close(&l);
+    *out = l;
+    return rc;
+}
+
+sl_code sl_loader_file(sl_loader **out, sl_ctx *ctx, const char *dir, const char *stem, const char *label, sl_err *err)
+{
+    return open_loader(out, FROM_FILE, ctx, dir, stem, label, err);
+}
+
+sl_code sl_loader_plan(sl_loader **out, sl_ctx *ctx, const char *label, sl_err *err)
+{
+    return open_loader(out, PLAN, ctx, NULL, NULL, label, err);
+}
+
+sl_code sl_loader_random(sl_loader **out, sl_ctx *ctx, uint64_t seed, const char *label, sl_err *err)
+{
+    sl_code rc = open_loader(out, RANDOM, ctx, NULL, NULL, label, err);
+    if (!rc) (*out)->seed = seed;
+    return rc;
+}
+
+sl_code sl_loader_inspect(sl_loader **out, sl_ctx *ctx, const char *dir, const char *stem, const char *label, sl_err *err)
+{
+    return open_loader(out, INSPECT, ctx, dir, stem, label, err);
+}
+
+void sl_loader_close(sl_loader **pl)
+{
+    sl_loader *l = *pl;
+    *pl = NULL;
+    if (!l) return;
+    for (int i = 0; i < l->block_count; i++) sl_device_free(l->ctx, l->blocks[i]);
+    for (int i = 0; i < l->finding_count; i++) free(l->findings[i]);
+    free(l->blocks);
+    free(l->findings);
+    free(l->stage);
+    free(l->seen);
+    sl_st_close(&l->st);
+    free(l);
+}
+
+/* ---- errors and findings ------------------------------------------------------------------------------ */
+
+static void fail(sl_loader *l, sl_code code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+static void fail(sl_loader *l, sl_code code, const char *fmt, ...)
+{
+    char text[400];
+    va_list ap;
+    if (l->err.code) return;
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof text, fmt, ap);
+    va_end(ap);
+    sl_fail(&l->err, code, "%s: %s", l->label, text);
+    sl_one_line(&l->err);
+}
+
+/* Take an error of the context over, so that it is told once, with the tensor's name. */
+static void take_error(sl_loader *l, const char *name)
+{
+    sl_err e;
+    if (sl_ok(l->ctx)) return;
+    if (sl_ctx_error(l->ctx, &e)) fail(l, e.code, "%s: %s", name, e.msg);
+}
+
+static void finding(sl_loader *l, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+static void finding(sl_loader *l, const char *fmt, ...)
+{
+    char *text;
+    va_list ap;
+    va_start(ap, fmt);
+    int n = vasprintf(&text, fmt, ap);
+    va_end(ap);
+    char **more = realloc(l->findings, ((size_t)l->finding_count + 1) * sizeof *more);
+    if (more) l->findings = more;
+    if (n < 0 || !more) {
+        if (n >= 0) free(text);
+        fail(l, SL_NOMEM, "no memory for findings");
+        return;
+    }
+    for (char *p = text; *p; p++)
+        if ((unsigned char)*p < 32) *p = '?';   /* names come from files: one line stays one line */
+    l->findings[l->finding_count++] = text;
+}
+
+/* ---- device memory -------------------------------------------------------------------------------------- */
+
+/* Nothing is read or taken: only shapes and sizes matter. */
+static bool dry(const sl_loader *l)
+{
+    return l->mode == PLAN || l->mode == INSPECT || l->ctx->ops->plan;
+}
+
+/* Device memory is host memory, so that what is mapped needs no copy. */
+static bool on_host(const sl_loader *l)
+{
+    return l->ctx->ops->act == SL_F32;
+}
+
+static void *new_block(sl_loader *l, size_t bytes)
+{
+    void **more, *p;
+    l->bytes += bytes;
+    if (dry(l)) return NULL;
+    if (!(more = realloc(l->blocks, ((size_t)l->block_count + 1) * sizeof *more))) {
+        fail(l, SL_NOMEM, "no memory for its list of blocks");
+        return NULL;
+    }
+    l->blocks = more;
+    if ((p = sl_device_alloc(l->ctx, bytes))) l->blocks[l->block_count++] = p;
+    return p;
+}
+
+/* `bytes` of device memory, 256-byte aligned; small ones share slabs. NULL when dry or after an error. */
+static void *take(sl_loader *l, size_t bytes)
+{
+    char *p;
+    bytes = (bytes + ALIGN - 1) / ALIGN * ALIGN;
+    if (bytes > SLAB / 4) return new_block(l, bytes);
+    if (bytes > l->slab_left) {
+        l->slab = new_block(l, SLAB);
+        l->slab_left = SLAB;
+    }
+    p = l->slab;
+    if (p) l->slab += bytes;
+    l->slab_left -= bytes;
+    return p;
+}
+
+/* ---- numbers ------------------------------------------------------------------------------------------ */
+
+static uint64_t mix(uint64_t x)         /* splitmix64 */
+{
+    x += 0x9e3779b97f4a7c15u;
+    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ x >> 27) * 0x94d049bb133111ebu;
+    return x ^ x >> 31;
+}
+
+/* Elements [first, first + n) of a source as float32. */
+static void produce(float *dst, const source *s, int64_t first, int64_t n)
+{
+    if (s->data) {
+        sl_to_floats(dst, (const char *)s->data + first * (int64_t)sl_dtype_size(s->dtype), s->dtype, n, NULL);
+        return;
+    }
+    for (int64_t i = 0; i < n; i++)
+        dst[i] = s->centre + s->spread * ((float)(int32_t)(mix(s->seed + (uint64_t)(first + i)) >> 32) * 0x1p-31f);
+}
+
+/* The same as dtype, in host memory. */
+static void convert(void *dst, sl_dtype dtype, const source *s, int64_t first, int64_t n)
+{
+    int64_t blocks = (n + BLOCK - 1) / BLOCK;
+#pragma omp parallel for schedule(static)
+    for (int64_t b = 0; b < blocks; b++) {
+        float x[BLOCK];
+        int64_t k = n - b * BLOCK < BLOCK ? n - b * BLOCK : BLOCK;
+        produce(x, s, first + b * BLOCK, k);
+        sl_from_floats((char *)dst + b * BLOCK * (int64_t)sl_dtype_size(dtype), dtype, x, k, NULL);
+    }
+}
+
+/* Fill a dense device tensor: straight from the mapping where the dtypes agree, else through the host's stage. */
+static void put(sl_loader *l, const sl_tensor *dst, const source *s)
+{
+    int64_t n = sl_count(dst);
+    if (s->data && s->dtype == dst->dtype) {
+        sl_upload(l->ctx, dst, s->data);
+        return;
+    }
+    if (!l->stage && !(l->stage = malloc((size_t)STAGE * sizeof(float)))) {
+        fail(l, SL_NOMEM, "no memory for a stage of %zu bytes", (size_t)STAGE * sizeof(float));
+        return;
+    }
+    for (int64_t at = 0; at < n && sl_ok(l->ctx); at += STAGE) {
+        int64_t k = n - at < STAGE ? n - at : STAGE;
+        sl_tensor part = sl_view1((char *)dst->data + at * (int64_t)sl_dtype_size(dst->dtype), dst->dtype, k);
+        convert(l->stage, dst->dtype, s, at, k);
+        sl_upload(l->ctx, &part, l->stage);
+        sl_sync(l->ctx);        /* the stage is filled anew next */
+    }
+}
+
+/* Pack a convolution's numbers at dst, device memory of packed_conv_bytes. */
+static void put_conv(sl_loader *l, void *dst, const int64_t shape[5], const source *s)
+{
+    sl_tensor t = sl_view(NULL, SL_F32, 5, shape);
+    float *host = malloc(sl_bytes(&t));
+    if (!host) {
+        fail(l, SL_NOMEM, "no memory for %zu bytes of a convolution", sl_bytes(&t));
+        return;
+    }
+    convert(host, SL_F32, s, 0, sl_count(&t));
+    l->ctx->ops->pack_conv(l->ctx, dst, host, shape);
+    sl_sync(l->ctx);
+    free(host);
+}
+
+/* ---- one tensor ----------------------------------------------------------------------------------------- */
+
+static bool is_norm(const char *name)   /* "....norm2.weight", "...layer_norm.weight", "...norm1.gamma" */
+{
+    const char *dot = strrchr(name, '.');
+    if (!dot) return false;
+    if (!strcmp(dot, ".gamma")) return true;
+    if (strcmp(dot, ".weight")) return false;
+    const char *part = dot;
+    while (part > name && part[-1] != '.') part--;
+    const char *norm = strstr(part, "norm");
+    return norm && norm < dot;
+}
+
+static source random_source(const sl_loader *l, const sl_tensor *t, sl_weight_kind kind, const char *name)
+{
+    uint64_t seed = l->seed;
+    int64_t k = 1;
+    for (const char *p = name; *p; p++) seed = mix(seed ^ (unsigned char)*p);
+    for (int i = 1; i < t->rank; i++) k *= t->shape[i];
+    if (is_norm(name)) return (source){.seed = seed, .centre = 1, .spread = 0.1f};
+    if (kind == SL_W_VECTOR || t->rank == 1) return (source){.seed = seed, .spread = 0.02f};
+    return (source){.seed = seed, .spread = (float)sqrt(3.0 / (double)(k > 0 ? k : 1))};   /* deviation 1/sqrt(k) */
+}
+
+/* The checkpoint's tensor of this name, right in shape and dtype; NULL with an error or a finding. */
+static const sl_st_entry *look_up(sl_loader *l, const sl_tensor *want, const char *name)
+{
+    char a[128], b[128];
+    const sl_st_entry *e = sl_st_find(l->st, name);
+    sl_shape_text(want, b, sizeof b);
+    if (!e) {
+        if (l->mode == INSPECT) finding(l, "missing %s %s", name, b);
+        else fail(l, SL_SHAPE, "%s is missing, want %s in %s", name, b, sl_st_path(l->st, 0));
+        return NULL;
+    }
+    l->seen[e - sl_st_at(l->st, 0)] = WANTED;
+    if (e->t.rank == 0 || (e->t.dtype != SL_F32 && e->t.dtype != SL_BF16 && e->t.dtype != SL_F16)) {
+        if (l->mode == INSPECT) finding(l, "unusable %s %s, want F32, BF16 or F16", name, e->dtype);
+        else fail(l, SL_SHAPE, "%s has dtype %s, want F32, BF16 or F16 (%s)", name, e->dtype, sl_st_path(l->st, e->shard));
+        return NULL;
+    }
+    if (!sl_same_shape(&e->t, want)) {
+        sl_shape_text(&e->t, a, sizeof a);
+        if (l->mode == INSPECT) finding(l, "misshapen %s %s, want %s", name, a, b);
+        else fail(l, SL_SHAPE, "%s has shape %s, want %s (%s)", name, a, b, sl_st_path(l->st, e->shard));
+        return NULL;
+    }
+    return e;
+}
+
+static void conv_weight(sl_loader *l, sl_tensor *out, const source *s)
+{
+    const sl_ops *ops = l->ctx->ops;
+    int64_t five[5] = {out->shape[0], out->shape[1], 1, out->shape[out->rank - 2], out->shape[out->rank - 1]};
+    if (out->rank == 5) five[2] = out->shape[2];
+    *out = sl_view(NULL, ops->act, 5, five);
+    out->data = take(l, ops->packed_conv_bytes ? ops->packed_conv_bytes(l->ctx, five) : sl_bytes(out));
+    if (out->data) put_conv(l, out->data, five, s);
+}
+
+/* May the tensor stay where the file is mapped? Matrices as stored; large F32 tables as well. */
+static bool stays_mapped(const sl_loader *l, const sl_tensor *t, sl_weight_kind kind, const source *s)
+{
+    if (!l->st || !on_host(l) || (uintptr_t)s->data % sl_dtype_size(s->dtype)) return false;
+    return kind == SL_W_MATRIX || (kind == SL_W_FLOAT && s->dtype == SL_F32 && sl_bytes(t) > SLAB / 4);
+}
+
+static void plain_weight(sl_loader *l, sl_tensor *out, sl_weight_kind kind, const source *s)
+{
+    sl_dtype dtype = kind == SL_W_FLOAT ? SL_F32 : l->ctx->ops->act;
+    if (kind == SL_W_MATRIX && l->st && on_host(l)) dtype = s->dtype;
+    *out = sl_view(NULL, dtype, out->rank, out->shape);
+    if (stays_mapped(l, out, kind, s)) {
+        l->bytes += sl_bytes(out);
+        if (!dry(l)) out->data = (void *)(uintptr_t)s->data;    /* read-only, as all weights */
+        return;
+    }
+    out->data = take(l, sl_bytes(out));
+    if (out->data) put(l, out, s);
+}
+
+void sl_weight(sl_loader *l, sl_tensor *out, sl_weight_kind kind, int rank, const int64_t *shape, const char *fmt, ...)
+{
+    char name[NAME_BYTES];
+    int64_t bytes;
+    sl_err e;
+    va_list ap;
+    va_start(ap, fmt);
+    int length = vsnprintf(name, sizeof name, fmt, ap);
+    va_end(ap);
+    *out = (sl_tensor){0};
+    if (length < 0 || length >= NAME_BYTES) {
+        fail(l, SL_INTERNAL, "a weight's name has %d characters, want at most %d", length, NAME_BYTES - 1);
+        return;
+    }
+    if (rank < 1 || (kind == SL_W_CONV && rank != 4 && rank != 5)) {
+        fail(l, SL_INTERNAL, "%s is asked for with %d dimensions", name, rank);
+        return;
+    }
+    if (sl_shape_bytes(SL_F32, rank, shape, &bytes, &e)) {
+        fail(l, e.code, "%s: %s", name, e.msg);
+        return;
+    }
+    *out = sl_view(NULL, l->ctx->ops->act, rank, shape);
+    l->parameters += sl_count(out);
+    if (l->err.code) return;
+
+    source s = {.dtype = l->ctx->ops->act};
+    if (l->st) {
+        const sl_st_entry *entry = look_up(l, out, name);
+        if (!entry) return;
+        s = (source){.data = entry->t.data, .dtype = entry->t.dtype};
+    } else if (l->mode == RANDOM) s = random_source(l, out, kind, name);
+    if (kind == SL_W_CONV) conv_weight(l, out, &s);
+    else plain_weight(l, out, kind, &s);
+    take_error(l, name);
+    if (l->err.code) out->data = NULL;
+}
+
+void sl_weight_skip(sl_loader *l, const char *fmt, ...)
+{
+    char name[NAME_BYTES];
+    va_list ap;
+    if (!l->st) return;
+    va_start(ap, fmt);
+    vsnprintf(name, sizeof name, fmt, ap);
+    va_end(ap);
+    const sl_st_entry *e = sl_st_find(l->st, name);
+    if (e) l->seen[e - sl_st_at(l->st, 0)] = SKIPPED;
+}
+
+/* ---- the result ------------------------------------------------------------------------------------------ */
+
+sl_code sl_loader_finish(sl_loader *l, sl_err *err)
+{
+    char text[128];
+    if (l->mode == INSPECT && !l->err.code && !l->finished)
+        for (int i = 0; i < sl_st_size(l->st); i++) {
+            const sl_st_entry *e = sl_st_at(l->st, i);
+            if (l->seen[i] != UNSEEN) continue;
+            if (e->t.rank) finding(l, "unexpected %s %s", e->name, sl_shape_text(&e->t, text, sizeof text));
+            else finding(l, "unexpected %s of dtype %s", e->name, e->dtype);
+        }
+    l->finished = true;
+    free(l->stage);
+    l->stage = NULL;
+    if (err && l->err.code) *err = l->err;
+    return l->err.code;
+}
+
+int sl_loader_unused(const sl_loader *l)
+{
+    int n = 0;
+    for (int i = 0; l->st && i < sl_st_size(l->st); i++) n += l->seen[i] == UNSEEN;
+    return n;
+}
+
+size_t sl_loader_bytes(const sl_loader *l)
+{
+    return l->bytes;
+}
+
+int64_t sl_loader_parameters(const sl_loader *l)
+{
+    return l->parameters;
+}
+
+const char *sl_loader_finding(const sl_loader *l, int i)
+{
+    return i >= 0 && i < l->finding_count ? l->findings[i] : NULL;
+}
+
+/* "[3, 17]" of element `at`. */
+static const char *index_text(const sl_tensor *t, int64_t at, char *buf, size_t size)
+{
+    sl_tensor index = *t;
+    for (int i = t->rank - 1; i >= 0; i--) {
+        index.shape[i] = at % t->shape[i];
+        at /= t->shape[i];
+    }
+    return sl_shape_text(&index, buf, size);
+}
+
+sl_code sl_loader_check_finite(sl_loader *l, sl_err *err)
+{
+    char text[128];
+    for (int i = 0; l->st && i < sl_st_size(l->st); i++) {
+        const sl_st_entry *e = sl_st_at(l->st, i);
+        int64_t at = l->seen[i] == WANTED && e->t.rank ? sl_first_nonfinite(e->t.data, e->t.dtype, sl_count(&e->t)) : -1;
+        float x;
+        if (at < 0) continue;
+        sl_to_floats(&x, (const char *)e->t.data + at * (int64_t)sl_dtype_size(e->t.dtype), e->t.dtype, 1, NULL);
+        return sl_fail(err, SL_NUMERIC, "%s: %s has %s at %s", l->label, e->name, isnan(x) ? "NaN" : "infinity",
+                       index_text(&e->t, at, text, sizeof text));
+    }
+    return SL_OK;
+}
