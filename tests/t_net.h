@@ -47,7 +47,7 @@ static inline char *t_text(const char *path)
 
 static inline const char *t_join(char *buf, size_t size, const char *dir, const char *rest)
 {
-    snprintf(buf, size, "%s/%s", dir, rest);
+    if (snprintf(buf, size, "%s/%s", dir, rest) >= (int)size) fail_msg("path too long: %s/%s", dir, rest);
     return buf;
 }
 

@@ -83,6 +83,7 @@ static float *as_rows(const sl_tensor *x, int patch)
 static void check(first *f, const char *name, const float *got, const float *want, int64_t n)
 {
     double e = t_rel_l2(got, want, n);
+    if (getenv("SL_SHOW")) printf("%s: %s %.3g\n", f->m->name, name, e);
     if (!(e <= 1e-4)) fail_msg("%s: %s is the first that is off: relative L2 %.3g, want <= 1e-4", f->m->name, name, e);
     f->taps++;
 }
