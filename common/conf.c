@@ -1,0 +1,672 @@
+/* conf.c - the settings of a deployment: one table of keys, and reading, checking and printing that follow it. */
+#include "common/conf.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <math.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <libconfig.h>
+
+#define FILE_BYTES (1 << 20) /* longest file */
+
+typedef enum { INT, INT64, FLOAT, TEXT, WORD, WORDS, PROGRAM, DEVICE, ARGS } key_type;
+
+/* Where a value goes, what it may be and what it means. Numbers use lo, hi and number; the others use text. */
+typedef struct {
+    const char *path; /* group.key; a key of a stage has no group */
+    key_type type;
+    size_t at;   /* offset in sl_conf or sl_conf_stage */
+    size_t size; /* TEXT, WORDS: bytes there */
+    double lo, hi, number;
+    const char *text;  /* default */
+    const char *words; /* WORD stores the index in this list, WORDS the word; separated by '|' */
+    const char *unit;  /* "" for none */
+    const char *what;
+} key;
+
+#define AT(field) offsetof(sl_conf, field)
+#define ROOM(field) sizeof(((sl_conf *)0)->field)
+#define NUM(path, type, field, lo, hi, number, unit, what)                                                                         \
+    {                                                                                                                              \
+        path, type, AT(field), 0, lo, hi, number, NULL, NULL, unit, what                                                           \
+    }
+#define TXT(path, field, text, what)                                                                                               \
+    {                                                                                                                              \
+        path, TEXT, AT(field), ROOM(field), 0, 0, 0, text, NULL, "", what                                                          \
+    }
+#define X(name, text) "|" text
+#define LEVELS SL_LOG_LEVELS(X)
+#define ROLES SL_ROLES(X)
+#define PRESETS "|ultrafast|superfast|veryfast|faster|fast|medium|slow|slower|veryslow|placebo"
+
+static const key KEYS[] = {
+    TXT("run.dir", run.dir, "", "folder for sockets and spool (\"\": a private one is made and removed)"),
+    TXT("run.spool", run.spool, "", "folder of finished hand-overs, from which a killed stage's jobs go on (\"\": in run.dir)"),
+    {"run.log", WORD, AT(run.log), 0, 0, 0, 0, "info", LEVELS, "", "the least grave messages shown"},
+    NUM("limits.pixels", INT64, limits.pixels, 256, 1 << 26, 921600, "", "largest width * height of a video"),
+    NUM("limits.frames", INT, limits.frames, 1, 4097, 81, "", "most frames of a video"),
+    NUM("limits.jobs", INT, limits.jobs, 1, 100000, 64, "", "most jobs held at once, waiting ones included"),
+    NUM("limits.prompt_bytes", INT, limits.prompt_bytes, 1, 1 << 20, 65536, "bytes", "longest prompt"),
+    NUM("denoise.state_every", INT, denoise.state_every, 0, 1000, 5, "steps",
+        "distance between spooled states, from which a killed denoiser goes on (0: none)"),
+    NUM("fbcache.threshold", FLOAT, fbcache.threshold, 0, 10, 0, "",
+        "First Block Cache: reuse up to this relative change of the first block (0: off)"),
+    NUM("fbcache.warmup", INT, fbcache.warmup, 0, 1000, 0, "", "steps at the beginning that always compute"),
+    NUM("fbcache.max_hits", INT, fbcache.max_hits, 0, 1000, 0, "", "most steps in a row that reuse (0: no limit)"),
+    NUM("fbcache.final", INT, fbcache.final, 0, 1000, 0, "", "steps at the end that always compute"),
+    NUM("video.fps", INT, video.fps, 1, 240, 16, "frames/s", "rate of the video"),
+    NUM("video.crf", INT, video.crf, 0, 51, 18, "", "quality of x264: 0 is lossless, 51 the worst"),
+    {"video.preset", WORDS, AT(video.preset), ROOM(video.preset), 0, 0, 0, "medium", PRESETS, "", "time against size of x264"},
+    NUM("video.threads", INT, video.threads, 1, 64, 4, "", "threads of the video encoder"),
+    NUM("supervise.restarts", INT, supervise.restarts, 0, 1000, 5, "", "restarts of a stage in a row before giving up"),
+    NUM("supervise.backoff_ms", INT, supervise.backoff_ms, 1, 60000, 100, "ms", "wait before the first restart, doubled each time"),
+    NUM("supervise.heartbeat_ms", INT, supervise.heartbeat_ms, 10, 60000, 500, "ms", "distance between a stage's signs of life"),
+    NUM("supervise.stall_s", INT, supervise.stall_s, 1, 86400, 30, "s",
+        "time without a sign of life after which a stage is killed"),
+    NUM("supervise.drain_s", INT, supervise.drain_s, 0, 86400, 60, "s", "time to finish what is running after SIGTERM"),
+};
+#undef AT
+#undef ROOM
+#define AT(field) offsetof(sl_conf_stage, field)
+#define ROOM(field) sizeof(((sl_conf_stage *)0)->field)
+static const key STAGE_KEYS[] = {
+    {"name", WORD, AT(role), 0, 0, 0, 0, "", ROLES, "", "the role that the stage plays"},
+    {"program", PROGRAM, AT(program), ROOM(program), 0, 0, 0, "", NULL, "", "a path, or the name of a program beside sluice"},
+    {"device", DEVICE, AT(device), ROOM(device), 0, 0, 0, "cpu", NULL, "", "where it computes"},
+    NUM("threads", INT, threads, 0, 1024, 0, "", "OpenMP threads (0: a share of the machine's)"),
+    NUM("slots", INT, slots, 1, 64, 2, "", "slots of each pool that it receives in: hand-overs that may wait for it"),
+    {"args", ARGS, 0, 0, 0, 0, 0, "", NULL, "", "more arguments for the program"},
+};
+#undef X
+enum { KEY_COUNT = sizeof KEYS / sizeof *KEYS, STAGE_KEY_COUNT = sizeof STAGE_KEYS / sizeof *STAGE_KEYS };
+
+static const char *const ROLE_NAMES[] = {
+#define X(name, text) text,
+    SL_ROLES(X)
+#undef X
+};
+
+const char *sl_role_name(sl_role role)
+{
+    return (unsigned)role < SL_ROLE_COUNT ? ROLE_NAMES[role] : "?";
+}
+
+const sl_conf_stage *sl_conf_find(const sl_conf *conf, sl_role role)
+{
+    for (int i = 0; i < conf->stage_count; i++)
+        if (conf->stages[i].role == role) return &conf->stages[i];
+    return NULL;
+}
+
+/* ---- words of a list "|error|warn" ---- */
+
+static int word_index(const char *words, const char *word)
+{
+    size_t n = strlen(word);
+    for (int i = 0; *words; i++) {
+        size_t len = strcspn(++words, "|");
+        if (len == n && !memcmp(words, word, n)) return i;
+        words += len;
+    }
+    return -1;
+}
+
+/* "error, warn, info, debug" */
+static void word_list(const char *words, char *out, size_t size)
+{
+    size_t used = 0;
+    out[0] = 0;
+    while (*words && used < size) {
+        size_t len = strcspn(++words, "|");
+        int n = snprintf(out + used, size - used, "%s%.*s", used ? ", " : "", (int)len, words);
+        used += n > 0 ? (size_t)n : size;
+        words += len;
+    }
+}
+
+static void word_at(const char *words, int index, char *out, size_t size)
+{
+    while (index-- > 0 && *words) words += 1 + strcspn(words + 1, "|");
+    snprintf(out, size, "%.*s", *words ? (int)strcspn(words + 1, "|") : 0, words + (*words != 0));
+}
+
+/* ---- defaults ---- */
+
+static void store_number(const key *k, void *base, double v)
+{
+    char *at = (char *)base + k->at;
+    if (k->type == INT) *(int *)at = (int)v;
+    if (k->type == INT64) *(int64_t *)at = (int64_t)v;
+    if (k->type == FLOAT) *(double *)at = v;
+}
+
+static void store_text(const key *k, void *base, const char *text)
+{
+    char *at = (char *)base + k->at;
+    if (k->type == WORD)
+        *(unsigned *)at = (unsigned)word_index(k->words, text);
+    else
+        snprintf(at, k->size, "%s", text);
+}
+_Static_assert(sizeof(sl_log_level) == sizeof(unsigned) && sizeof(sl_role) == sizeof(unsigned), "store_text writes these enums");
+
+static bool is_number(const key *k)
+{
+    return k->type == INT || k->type == INT64 || k->type == FLOAT;
+}
+
+static void stage_defaults(sl_conf_stage *s, sl_role role)
+{
+    memset(s, 0, sizeof *s);
+    for (int i = 0; i < STAGE_KEY_COUNT; i++)
+        if (is_number(&STAGE_KEYS[i])) store_number(&STAGE_KEYS[i], s, STAGE_KEYS[i].number);
+    s->role = role;
+    snprintf(s->program, sizeof s->program, "sluice-%s", sl_role_name(role));
+    snprintf(s->device, sizeof s->device, "cpu");
+}
+
+void sl_conf_defaults(sl_conf *out)
+{
+    memset(out, 0, sizeof *out);
+    for (int i = 0; i < KEY_COUNT; i++) {
+        if (is_number(&KEYS[i]))
+            store_number(&KEYS[i], out, KEYS[i].number);
+        else
+            store_text(&KEYS[i], out, KEYS[i].text);
+    }
+    out->stage_count = SL_ROLE_COUNT;
+    for (int i = 0; i < SL_ROLE_COUNT; i++) stage_defaults(&out->stages[i], (sl_role)i);
+}
+
+/* ---- what a key wants, in words ---- */
+
+/* What may stand there: "an integer from 1 to 4097". */
+static const char *values(const key *k, char *out, size_t size)
+{
+    char list[256];
+    switch (k->type) {
+    case INT:
+    case INT64: snprintf(out, size, "an integer from %.0f to %.0f", k->lo, k->hi); break;
+    case FLOAT: snprintf(out, size, "a number from %g to %g", k->lo, k->hi); break;
+    case WORD:
+    case WORDS:
+        word_list(k->words, list, sizeof list);
+        snprintf(out, size, "one of %s", list);
+        break;
+    case TEXT: snprintf(out, size, "a string of at most %zu bytes", k->size - 1); break;
+    case PROGRAM: snprintf(out, size, "a string of 1 to %zu bytes", k->size - 1); break;
+    case DEVICE: snprintf(out, size, "\"cpu\" or \"cuda:N\" with N from 0 to 63"); break;
+    case ARGS: snprintf(out, size, "at most %d strings of at most %d bytes", SL_CONF_ARGS, SL_CONF_ARG - 1); break;
+    }
+    return out;
+}
+
+/* What it means: "most frames of a video; default 81", with the unit where there is one. */
+static const char *meaning(const key *k, char *out, size_t size)
+{
+    char otherwise[64] = "";
+    if (is_number(k))
+        snprintf(otherwise, sizeof otherwise, "; default %.10g", k->number);
+    else if (k->text[0])
+        snprintf(otherwise, sizeof otherwise, "; default \"%s\"", k->text);
+    snprintf(out, size, "%s%s%s%s", k->what, k->unit[0] ? ", in " : "", k->unit, otherwise);
+    return out;
+}
+
+/* ---- reading ---- */
+
+typedef struct {
+    const char *name; /* of the file */
+    sl_err *err;
+} reader;
+
+static int line_of(const config_setting_t *s)
+{
+    return (int)config_setting_source_line(s);
+}
+
+/* The value as the file has it, short. */
+static const char *found(const config_setting_t *s, char *out, size_t size)
+{
+    switch (config_setting_type(s)) {
+    case CONFIG_TYPE_INT:
+    case CONFIG_TYPE_INT64: snprintf(out, size, "%lld", config_setting_get_int64(s)); break;
+    case CONFIG_TYPE_FLOAT: snprintf(out, size, "%g", config_setting_get_float(s)); break;
+    case CONFIG_TYPE_BOOL: snprintf(out, size, "%s", config_setting_get_bool(s) ? "true" : "false"); break;
+    case CONFIG_TYPE_STRING: {
+        const char *text = config_setting_get_string(s);
+        snprintf(out, size, strlen(text) > 60 ? "\"%.60s...\"" : "\"%.60s\"", text);
+        break;
+    }
+    case CONFIG_TYPE_GROUP: snprintf(out, size, "a group"); break;
+    case CONFIG_TYPE_ARRAY: snprintf(out, size, "an array"); break;
+    case CONFIG_TYPE_LIST: snprintf(out, size, "a list"); break;
+    default: snprintf(out, size, "nothing"); break;
+    }
+    for (char *c = out; *c; c++)
+        if ((unsigned char)*c < ' ' || *c == 127) *c = '?';
+    return out;
+}
+
+/* "file:12: limits.frames is 0, want ..."; `path` names the key, in a stage "stages[1].device". */
+static sl_code refuse(const reader *r, const config_setting_t *s, const key *k, const char *path)
+{
+    char have[80], want[320], what[256];
+    return sl_fail(r->err, SL_ARG, "%s:%d: %s is %s, want %s (%s)", r->name, line_of(s), path, found(s, have, sizeof have),
+                   values(k, want, sizeof want), meaning(k, what, sizeof what));
+}
+
+static bool is_device(const char *text)
+{
+    if (!strcmp(text, "cpu")) return true;
+    if (strncmp(text, "cuda:", 5)) return false;
+    const char *n = text + 5;
+    size_t digits = strspn(n, "0123456789");
+    return digits >= 1 && digits <= 2 && !n[digits] && !(digits == 2 && n[0] == '0') && atoi(n) < 64;
+}
+
+static bool is_control_free(const char *text)
+{
+    for (; *text; text++)
+        if ((unsigned char)*text < ' ' || *text == 127) return false;
+    return true;
+}
+
+static sl_code read_args(const reader *r, const config_setting_t *s, const key *k, const char *path, sl_conf_stage *out)
+{
+    int type = config_setting_type(s), n = config_setting_length(s);
+    if ((type != CONFIG_TYPE_ARRAY && type != CONFIG_TYPE_LIST) || n > SL_CONF_ARGS) return refuse(r, s, k, path);
+    out->arg_count = n;
+    for (int i = 0; i < n; i++) {
+        const config_setting_t *e = config_setting_get_elem(s, (unsigned)i);
+        const char *text = config_setting_type(e) == CONFIG_TYPE_STRING ? config_setting_get_string(e) : NULL;
+        if (!text || strlen(text) >= SL_CONF_ARG) {
+            char item[128];
+            snprintf(item, sizeof item, "%s[%d]", path, i);
+            return refuse(r, e, k, item);
+        }
+        snprintf(out->args[i], sizeof out->args[i], "%s", text);
+    }
+    return SL_OK;
+}
+
+/* Check one setting against its key and store it. */
+static sl_code read_key(const reader *r, const config_setting_t *s, const key *k, const char *path, void *base)
+{
+    int type = config_setting_type(s);
+    if (k->type == ARGS) return read_args(r, s, k, path, base);
+    if (is_number(k)) {
+        bool whole = type == CONFIG_TYPE_INT || type == CONFIG_TYPE_INT64;
+        if (!whole && !(k->type == FLOAT && type == CONFIG_TYPE_FLOAT)) return refuse(r, s, k, path);
+        double v = whole ? (double)config_setting_get_int64(s) : config_setting_get_float(s);
+        if (!(v >= k->lo && v <= k->hi)) return refuse(r, s, k, path);
+        store_number(k, base, v);
+        return SL_OK;
+    }
+    const char *text = type == CONFIG_TYPE_STRING ? config_setting_get_string(s) : NULL;
+    if (!text || !is_control_free(text)) return refuse(r, s, k, path);
+    if (k->words ? word_index(k->words, text) < 0 || strchr(text, '|') : strlen(text) >= k->size) return refuse(r, s, k, path);
+    if ((k->type == PROGRAM && !text[0]) || (k->type == DEVICE && !is_device(text))) return refuse(r, s, k, path);
+    store_text(k, base, text);
+    return SL_OK;
+}
+
+/* ---- the nearest known key ---- */
+
+static int least(int a, int b)
+{
+    return a < b ? a : b;
+}
+
+/* Levenshtein distance of the first 63 bytes. */
+static int distance(const char *a, const char *b)
+{
+    int row[64], n = (int)strnlen(b, 63), m = (int)strnlen(a, 63);
+    for (int j = 0; j <= n; j++) row[j] = j;
+    for (int i = 1; i <= m; i++) {
+        int diagonal = row[0];
+        row[0] = i;
+        for (int j = 1; j <= n; j++) {
+            int up = row[j];
+            row[j] = least(least(row[j], row[j - 1]) + 1, diagonal + (a[i - 1] != b[j - 1]));
+            diagonal = up;
+        }
+    }
+    return row[n];
+}
+
+static void consider(const char *known, const char *unknown, int cost, const char **best, int *best_cost)
+{
+    cost += distance(known, unknown);
+    if (cost < *best_cost) {
+        *best_cost = cost;
+        *best = known;
+    }
+}
+
+/* A key that is right but stands in the wrong group counts as near: 1 and the distance of the last parts. */
+static sl_code unknown_key(const reader *r, const config_setting_t *s, const char *path, const key *keys, int count)
+{
+    const char *last = strrchr(path, '.'), *best = "";
+    int cost = 1 << 20;
+    last = last ? last + 1 : path;
+    for (int i = 0; i < count; i++) {
+        const char *dot = strchr(keys[i].path, '.');
+        consider(keys[i].path, keys == STAGE_KEYS ? last : path, 0, &best, &cost);
+        int apart = 1 + distance(dot ? dot + 1 : keys[i].path, last);
+        if (apart < cost) {
+            cost = apart;
+            best = keys[i].path;
+        }
+    }
+    return sl_fail(r->err, SL_ARG, "%s:%d: unknown key %.100s, the nearest known one is %s", r->name, line_of(s), path, best);
+}
+
+static sl_code unknown_group(const reader *r, const config_setting_t *s)
+{
+    const char *name = config_setting_name(s), *best = "stages";
+    char group[64], nearest[64] = "stages";
+    int cost = distance("stages", name);
+    if (config_setting_type(s) != CONFIG_TYPE_GROUP && config_setting_type(s) != CONFIG_TYPE_LIST)
+        return unknown_key(r, s, name, KEYS, KEY_COUNT);
+    for (int i = 0; i < KEY_COUNT; i++) {
+        int before = cost;
+        snprintf(group, sizeof group, "%.*s", (int)strcspn(KEYS[i].path, "."), KEYS[i].path);
+        consider(group, name, 0, &best, &cost);
+        if (cost < before) snprintf(nearest, sizeof nearest, "%s", group);
+    }
+    return sl_fail(r->err, SL_ARG, "%s:%d: unknown group %.100s, the nearest known one is %s", r->name, line_of(s), name, nearest);
+}
+
+/* ---- groups ---- */
+
+static const key *find_key(const key *keys, int count, const char *path)
+{
+    for (int i = 0; i < count; i++)
+        if (!strcmp(keys[i].path, path)) return &keys[i];
+    return NULL;
+}
+
+static bool is_group(const char *name)
+{
+    size_t n = strlen(name);
+    for (int i = 0; i < KEY_COUNT; i++)
+        if (!strncmp(KEYS[i].path, name, n) && KEYS[i].path[n] == '.') return true;
+    return false;
+}
+
+static sl_code read_group(const reader *r, const config_setting_t *group, sl_conf *out)
+{
+    char have[80];
+    if (config_setting_type(group) != CONFIG_TYPE_GROUP)
+        return sl_fail(r->err, SL_ARG, "%s:%d: %s is %s, want a group { ... }", r->name, line_of(group), config_setting_name(group),
+                       found(group, have, sizeof have));
+    for (int i = 0; i < config_setting_length(group); i++) {
+        const config_setting_t *s = config_setting_get_elem(group, (unsigned)i);
+        char path[160];
+        snprintf(path, sizeof path, "%s.%.100s", config_setting_name(group), config_setting_name(s));
+        const key *k = find_key(KEYS, KEY_COUNT, path);
+        if (!k) return unknown_key(r, s, path, KEYS, KEY_COUNT);
+        sl_code rc = read_key(r, s, k, path, out);
+        if (rc) return rc;
+    }
+    return SL_OK;
+}
+
+static sl_code read_stage(const reader *r, const config_setting_t *group, int index, sl_conf_stage *out)
+{
+    char path[160], have[80];
+    sl_code rc;
+    if (config_setting_type(group) != CONFIG_TYPE_GROUP)
+        return sl_fail(r->err, SL_ARG, "%s:%d: stages[%d] is %s, want a group { name = \"text\"; ... }", r->name, line_of(group),
+                       index, found(group, have, sizeof have));
+    const config_setting_t *name = config_setting_get_member(group, "name");
+    if (!name)
+        return sl_fail(r->err, SL_ARG, "%s:%d: stages[%d] has no name, want one of text, image, denoise, decode, mux", r->name,
+                       line_of(group), index);
+    snprintf(path, sizeof path, "stages[%d].name", index);
+    if ((rc = read_key(r, name, &STAGE_KEYS[0], path, out))) return rc;
+    stage_defaults(out, out->role);
+    for (int i = 0; i < config_setting_length(group); i++) {
+        const config_setting_t *s = config_setting_get_elem(group, (unsigned)i);
+        snprintf(path, sizeof path, "stages[%d].%.100s", index, config_setting_name(s));
+        const key *k = find_key(STAGE_KEYS, STAGE_KEY_COUNT, config_setting_name(s));
+        if (!k) return unknown_key(r, s, path, STAGE_KEYS, STAGE_KEY_COUNT);
+        if ((rc = read_key(r, s, k, path, out))) return rc;
+    }
+    return SL_OK;
+}
+
+static sl_code read_stages(const reader *r, const config_setting_t *list, sl_conf *out)
+{
+    char have[80];
+    int lines[SL_ROLE_COUNT] = {0}, n = config_setting_length(list);
+    if (config_setting_type(list) != CONFIG_TYPE_LIST || !n)
+        return sl_fail(r->err, SL_ARG, "%s:%d: stages is %s, want a list of one or more groups ( { name = \"text\"; ... }, ... )",
+                       r->name, line_of(list),
+                       n || config_setting_type(list) != CONFIG_TYPE_LIST ? found(list, have, sizeof have) : "empty");
+    out->stage_count = 0;
+    for (int i = 0; i < n; i++) {
+        const config_setting_t *s = config_setting_get_elem(list, (unsigned)i);
+        static const sl_conf_stage none;
+        sl_conf_stage stage = none;
+        sl_code rc = read_stage(r, s, i, &stage);
+        if (rc) return rc;
+        if (lines[stage.role])
+            return sl_fail(r->err, SL_ARG, "%s:%d: stages[%d] repeats the role %s of line %d, want each role once", r->name,
+                           line_of(s), i, sl_role_name(stage.role), lines[stage.role]);
+        lines[stage.role] = line_of(s) > 0 ? line_of(s) : 1;
+        out->stages[out->stage_count++] = stage;
+    }
+    return SL_OK;
+}
+
+/* What single keys cannot say. */
+static sl_code check_together(const reader *r, const sl_conf *c)
+{
+    if ((int64_t)c->supervise.stall_s * 1000 < 2 * (int64_t)c->supervise.heartbeat_ms)
+        return sl_fail(r->err, SL_ARG, "%s: supervise.stall_s is %d, want at least two heartbeats (supervise.heartbeat_ms is %d)",
+                       r->name, c->supervise.stall_s, c->supervise.heartbeat_ms);
+    return SL_OK;
+}
+
+static sl_code read_root(const reader *r, const config_setting_t *root, sl_conf *out)
+{
+    for (int i = 0; i < config_setting_length(root); i++) {
+        const config_setting_t *s = config_setting_get_elem(root, (unsigned)i);
+        const char *name = config_setting_name(s);
+        sl_code rc;
+        if (!strcmp(name, "stages"))
+            rc = read_stages(r, s, out);
+        else if (is_group(name))
+            rc = read_group(r, s, out);
+        else
+            rc = unknown_group(r, s);
+        if (rc) return rc;
+    }
+    return check_together(r, out);
+}
+
+/* libconfig's scanner ends the process when an included file cannot be read (a folder): such lines never reach it. */
+static int include_line(const char *text)
+{
+    for (int line = 1; *text; line++) {
+        text += strspn(text, " \t");
+        if (!strncmp(text, "@include", 8)) return line;
+        text += strcspn(text, "\n");
+        text += *text == '\n';
+    }
+    return 0;
+}
+
+sl_code sl_conf_read_string(sl_conf *conf, const char *text, const char *name, sl_err *err)
+{
+    reader r = {.name = name, .err = err};
+    sl_conf next = *conf;
+    config_t c;
+    sl_code rc;
+    char *whole = NULL;
+    int include = include_line(text);
+    if (include) return sl_fail(err, SL_ARG, "%s:%d: @include is not supported, want all settings in one file", name, include);
+    if (asprintf(&whole, "%s\n", text) < 0) return sl_fail(err, SL_NOMEM, "%s: no memory", name); /* a last line may lack its end */
+    config_init(&c);
+    if (config_read_string(&c, whole))
+        rc = read_root(&r, config_root_setting(&c), &next);
+    else
+        rc = sl_fail(err, SL_ARG, "%s:%d: %s", name, config_error_line(&c), config_error_text(&c));
+    config_destroy(&c);
+    free(whole);
+    if (!rc) *conf = next;
+    return rc;
+}
+
+/* The whole file as text, the caller's to free. */
+static sl_code load(const char *path, char **out, sl_err *err)
+{
+    struct stat st;
+    char *text = NULL;
+    size_t got = 0;
+    sl_code rc = SL_OK;
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a FIFO must not block before it is refused */
+    *out = NULL;
+    if (fd < 0) return sl_fail_errno(err, errno, "%s", path);
+    if (fstat(fd, &st))
+        rc = sl_fail_errno(err, errno, "%s", path);
+    else if (!S_ISREG(st.st_mode))
+        rc = sl_fail(err, SL_SYS, "%s: not a regular file", path);
+    else if (st.st_size > FILE_BYTES)
+        rc = sl_fail(err, SL_SYS, "%s: %lld bytes, want at most %d", path, (long long)st.st_size, FILE_BYTES);
+    else if (!(text = malloc((size_t)st.st_size + 1)))
+        rc = sl_fail(err, SL_NOMEM, "%s: no memory", path);
+    for (ssize_t n = 1; !rc && n > 0 && got < (size_t)st.st_size; got += (size_t)n) {
+        n = read(fd, text + got, (size_t)st.st_size - got);
+        if (n < 0) rc = sl_fail_errno(err, errno, "%s", path), n = 0;
+    }
+    close(fd);
+    if (!rc && memchr(text, 0, got)) rc = sl_fail(err, SL_ARG, "%s: holds a NUL byte, want text", path);
+    if (rc) {
+        free(text);
+        return rc;
+    }
+    text[got] = 0;
+    *out = text;
+    return SL_OK;
+}
+
+sl_code sl_conf_read_file(sl_conf *conf, const char *path, sl_err *err)
+{
+    char *text;
+    sl_code rc = load(path, &text, err);
+    if (rc) return rc;
+    rc = sl_conf_read_string(conf, text, path, err);
+    free(text);
+    return rc;
+}
+
+/* ---- printing ---- */
+
+static void print_string(FILE *to, const char *text)
+{
+    fputc('"', to);
+    for (; *text; text++) {
+        unsigned char c = (unsigned char)*text;
+        if (c == '"' || c == '\\')
+            fprintf(to, "\\%c", c);
+        else if (c < ' ' || c == 127)
+            fprintf(to, "\\x%02x", c);
+        else
+            fputc(c, to);
+    }
+    fputc('"', to);
+}
+
+static void print_args(FILE *to, const sl_conf_stage *s)
+{
+    fputs("[", to);
+    for (int i = 0; i < s->arg_count; i++) {
+        if (i) fputs(", ", to);
+        print_string(to, s->args[i]);
+    }
+    fputs("]", to);
+}
+
+static void print_value(FILE *to, const key *k, const void *base)
+{
+    const char *at = (const char *)base + k->at;
+    char text[64];
+    switch (k->type) {
+    case INT: fprintf(to, "%d", *(const int *)at); break;
+    case INT64: fprintf(to, *(const int64_t *)at > 0x7fffffff ? "%lldL" : "%lld", (long long)*(const int64_t *)at); break;
+    case FLOAT:
+        for (int digits = 6; digits <= 17; digits++) { /* the shortest that reads back as the same number */
+            snprintf(text, sizeof text, "%.*g", digits, *(const double *)at);
+            if (strtod(text, NULL) == *(const double *)at) break;
+        }
+        fprintf(to, "%s%s", text, strpbrk(text, ".e") ? "" : ".0");
+        break;
+    case WORD:
+        word_at(k->words, *(const int *)at, text, sizeof text);
+        print_string(to, text);
+        break;
+    case ARGS: print_args(to, base); break;
+    case TEXT:
+    case WORDS:
+    case PROGRAM:
+    case DEVICE: print_string(to, at); break;
+    }
+}
+
+static void print_keys(FILE *to, const sl_conf *conf)
+{
+    char want[320], what[256], group[64] = "";
+    for (int i = 0; i < KEY_COUNT; i++) {
+        const key *k = &KEYS[i];
+        int n = (int)strcspn(k->path, ".");
+        if (strncmp(k->path, group, (size_t)n) || group[n]) {
+            if (group[0]) fputs("};\n\n", to);
+            snprintf(group, sizeof group, "%.*s", n, k->path);
+            fprintf(to, "%s:\n{\n", group);
+        }
+        fprintf(to, "    # %s\n    #   %s\n    %s = ", meaning(k, what, sizeof what), values(k, want, sizeof want),
+                k->path + n + 1);
+        print_value(to, k, conf);
+        fputs(";\n", to);
+    }
+    fputs("};\n\n", to);
+}
+
+static void print_stages(FILE *to, const sl_conf *conf)
+{
+    char want[320], what[256];
+    fputs("# The stages, one program a role. A role that is not listed is not run. Keys of a stage:\n", to);
+    for (int i = 0; i < STAGE_KEY_COUNT; i++)
+        fprintf(to, "#   %-8s %s\n#            %s\n", STAGE_KEYS[i].path, meaning(&STAGE_KEYS[i], what, sizeof what),
+                values(&STAGE_KEYS[i], want, sizeof want));
+    fputs("stages:\n(\n", to);
+    for (int i = 0; i < conf->stage_count; i++) {
+        fputs("    { ", to);
+        for (int j = 0; j < STAGE_KEY_COUNT; j++) {
+            fprintf(to, "%s = ", STAGE_KEYS[j].path);
+            print_value(to, &STAGE_KEYS[j], &conf->stages[i]);
+            fputs("; ", to);
+        }
+        fputs(i + 1 < conf->stage_count ? "},\n" : "}\n", to);
+    }
+    fputs(");\n", to);
+}
+
+sl_code sl_conf_print(const sl_conf *conf, FILE *to, sl_err *err)
+{
+    fputs("# Settings of Sluice, every key with its meaning, its range and its default. A key that is left out has its default;\n"
+          "# one that is not known is refused.\n\n",
+          to);
+    print_keys(to, conf);
+    print_stages(to, conf);
+    if (fflush(to) || ferror(to)) return sl_fail_errno(err, errno, "write settings");
+    return SL_OK;
+}
