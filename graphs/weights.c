@@ -391,6 +391,11 @@ void sl_weight_skip(sl_loader *l, const char *fmt, ...)
     if (e) l->seen[e - sl_st_at(l->st, 0)] = SKIPPED;
 }
 
+bool sl_loader_has(const sl_loader *l, const char *name)
+{
+    return !l->st || sl_st_find(l->st, name);
+}
+
 /* ---- the result ------------------------------------------------------------------------------------------ */
 
 sl_code sl_loader_finish(sl_loader *l, sl_err *err)
