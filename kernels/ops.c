@@ -269,7 +269,7 @@ static bool overlap(const sl_tensor *a, const sl_tensor *b)
     if (a->rank == 2 && b->rank == 2 && a->dtype == b->dtype && a->pitch == b->pitch && a->pitch > 0) {
         uintptr_t pitch = (uintptr_t)a->pitch * size;
         uintptr_t from = pb >= pa ? (pb - pa) % pitch : (pitch - (pa - pb) % pitch) % pitch; /* b's first column, seen from a's */
-        return !(from >= (uintptr_t)a->shape[1] * size && from + (uintptr_t)b->shape[1] * size <= pitch);
+        return from < (uintptr_t)a->shape[1] * size || from + (uintptr_t)b->shape[1] * size > pitch;
     }
     return true;
 }

@@ -39,7 +39,7 @@ struct sl_ctx {
     sl_err err;
     sl_tap_fn *tap;             /* NULL: nobody looks */
     void *tap_user;
-    const volatile int *cancel; /* graphs look at it between blocks; nonzero -> SL_CANCELLED. May be NULL */
+    const volatile int *cancel; /* every operation looks at it first; nonzero -> SL_CANCELLED. May be NULL */
 };
 
 typedef enum { SL_ACT_NONE, SL_ACT_GELU_TANH, SL_ACT_GELU_ERF, SL_ACT_SILU } sl_activation;
@@ -67,9 +67,10 @@ void sl_ctx_close(sl_ctx *ctx);
 /* Make the arena at least `bytes` large; it must be empty (arena_used 0). Old contents are lost. */
 sl_code sl_ctx_reserve(sl_ctx *ctx, size_t bytes, sl_err *err);
 
-bool sl_ok(const sl_ctx *ctx);                  /* no error so far, and not cancelled */
+bool sl_ok(const sl_ctx *ctx);                  /* no error so far, and *ctx->cancel is not set; the same while planning */
 bool sl_cancelled(sl_ctx *ctx);                 /* reads *ctx->cancel; if set, makes the ctx fail with SL_CANCELLED */
-sl_code sl_ctx_error(sl_ctx *ctx, sl_err *err); /* copy the sticky error out, clear it, empty the arena; its code */
+/* Copy the sticky error out, clear it, empty the arena; its code. SL_CANCELLED if there is none but *ctx->cancel is set. */
+sl_code sl_ctx_error(sl_ctx *ctx, sl_err *err);
 void sl_ctx_fail(sl_ctx *ctx, sl_code code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 
 /* An uninitialised dense tensor in the arena, 256-byte aligned. After an error: a tensor with NULL data
