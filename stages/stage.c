@@ -187,9 +187,10 @@ static void *spool_main(void *arg)
         sl_err err = {0};
         int64_t t0 = sl_now_ns();
         for (int i = 0; i < it->n; i++) names[i] = it->names[i];
-        if (sl_st_save(it->path, it->n, names, it->tensors, &err)) sl_log_err("spool", &err);
-        else if (it->announce) {
-            sl_msg m = {.type = SL_MSG_SPOOLED, .spooled = {.job = it->job, .attempt = it->attempt}};
+        sl_code rc = sl_st_save(it->path, it->n, names, it->tensors, &err);
+        if (rc) sl_log_err("spool", &err);
+        if (it->announce) {
+            sl_msg m = {.type = SL_MSG_SPOOLED, .spooled = {.job = it->job, .attempt = it->attempt, .code = (int32_t)rc}};
             snprintf(m.spooled.name, sizeof m.spooled.name, "%s", it->name);
             sl_wire_send(out, NULL, 0, &m, NULL);
         }
@@ -215,7 +216,10 @@ void sl_stage_spool(sl_stage *st, const sl_msg_job *job, const char *name, bool 
     if (it) it->memory = malloc(total + 1);
     snprintf(file, sizeof file, "%s.safetensors", name);
     if (!it || !it->memory || n > 8 || sl_path_join(it->path, job->dir, file, &err)) {
+        sl_msg m = {.type = SL_MSG_SPOOLED, .spooled = {.job = job->job, .attempt = job->attempt, .code = SL_NOMEM}};
         sl_log(SL_LOG_WARN, "spool: %s not written: %s", name, err.code ? err.msg : "no memory");
+        snprintf(m.spooled.name, sizeof m.spooled.name, "%.15s", name);
+        if (announce) sl_stage_send(st, &m);
         if (it) free(it->memory);
         free(it);
         return;
@@ -287,7 +291,6 @@ sl_code sl_stage_open(sl_stage **out, const char *role, int argc, char **argv, s
     const char *conf = NULL, *model = NULL;
     struct sigaction drain = {.sa_handler = on_term}, ignore = {.sa_handler = SIG_IGN};
     sl_msg hello = {.type = SL_MSG_HELLO};
-    int64_t t0 = sl_now_ns();
     sl_stage *st = calloc(1, sizeof *st);
     sl_code rc;
     *out = st;
@@ -313,7 +316,6 @@ sl_code sl_stage_open(sl_stage **out, const char *role, int argc, char **argv, s
     snprintf(hello.hello.device, sizeof hello.hello.device, "%s", st->device);
     hello.hello.pid = getpid();
     sl_stage_send(st, &hello);
-    sl_stage_span(st, 0, SL_SPAN_START, t0);
     return SL_OK;
 }
 

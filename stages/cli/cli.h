@@ -1,0 +1,108 @@
+/* cli.h - the parts of bin/sluice: options -> jobs, a running pipeline, the report. */
+#ifndef SL_CLI_H
+#define SL_CLI_H
+
+#include "common/conf.h"
+#include "common/job.h"
+#include "common/trace.h"
+#include "common/wire.h"
+
+#define EXIT_OK 0
+#define EXIT_FAILED 1
+#define EXIT_REFUSED 2
+
+#define MAX_RUN_JOBS 1024
+
+/* ---- options.c ---- */
+
+/* One job as the user gave it, then as it will run. */
+typedef struct {
+    sl_job spec;
+    int64_t max_area;                   /* 0: not given */
+    bool has_prompt, has_seed, has_shift, has_guidance_2, has_fps, has_crf, has_fbcache, has_noise, has_sampler;
+    char dump_dir[SL_PATH], json[SL_PATH];
+    int line;                           /* of the jobs file; 0: the command line */
+    /* set by the checks */
+    uint64_t id;
+    char dir[SL_PATH];                  /* in the spool */
+    char replay_dir[SL_PATH];           /* dumped hand-overs to start from; "" none */
+} cli_job;
+
+typedef struct {
+    cli_job base;                       /* from the command line; each line of a jobs file starts as a copy of it */
+    char conf[SL_PATH], device[64], jobs_file[SL_PATH];
+    bool quiet;
+    char from[16], replay_dir[SL_PATH]; /* replay */
+    int job_count;
+    cli_job *jobs;
+} cli_options;
+
+/* `sluice run` or `sluice replay` (with its DIR as first argument). Everything is parsed, nothing looked at. *out is freed by the caller.
+ * Errors: SL_ARG one line. */
+sl_code cli_parse(cli_options *out, bool replay, int argc, char **argv, sl_err *err);
+void cli_options_free(cli_options *o);
+void cli_usage(FILE *to);
+
+/* ---- check.c: refuse before any work ---- */
+
+/* Complete every job from the checkpoint and configuration, and look at everything that can be looked at without computing: checkpoint headers, pictures,
+ * noise, prompts, outputs, limits. conf's limits grow to fit the jobs when no configuration file was given. */
+sl_code cli_check(cli_options *o, sl_model *model, sl_conf *conf, sl_err *err);
+
+/* ---- report.c ---- */
+
+typedef struct {
+    double seconds, cond_metric, uncond_metric;
+    int cond_computed, uncond_computed; /* 1, 0; -1: this step has no such branch, or is not known */
+} step_record;
+
+typedef struct {
+    const cli_job *job;
+    int64_t t0_ns, t1_ns;
+    bool finished;
+    sl_code code;
+    char message[SL_TEXT];
+    uint64_t bytes;
+    step_record *steps;                 /* spec.steps of them */
+    uint64_t peak_bytes[SL_ROLE_COUNT];
+} job_record;
+
+typedef struct {
+    int count;
+    job_record *jobs;
+    sl_trace trace;                     /* spans of all jobs; job 0: of the processes */
+    char device[SL_ROLE_COUNT][SL_STR64];
+    uint64_t weight_bytes[SL_ROLE_COUNT];
+    int restarts;                       /* of stages and dispatcher */
+} report;
+
+sl_code report_init(report *r, const cli_options *o, int64_t t0_ns, sl_err *err);
+void report_free(report *r);
+job_record *report_job(report *r, uint64_t id);
+void report_message(report *r, const sl_msg *m);        /* STEP, SPAN, STAGE */
+/* JSON of one job, or {"jobs": [...]} of all when job is NULL. Errors: SL_SYS. */
+sl_code report_write(const report *r, const job_record *job, const char *path, sl_err *err);
+void report_print(const report *r, const job_record *job, FILE *to);
+
+/* ---- run.c: the pipeline from start to end ---- */
+
+/* Start the dispatcher, submit all jobs, watch, restart it when it dies, until every job has ended. Returns an exit status; an error before
+ * any job ran is in *err. */
+int cli_run(cli_options *o, const sl_model *model, sl_conf *conf, int64_t t0_ns, sl_err *err);
+
+/* ---- files.c ---- */
+
+sl_code copy_file(const char *from, const char *to, sl_err *err);
+void remove_tree(const char *dir);
+sl_code make_dirs(const char *dir, sl_err *err);        /* mkdir -p */
+sl_code absolute_path(char out[SL_PATH], const char *path, sl_err *err);
+/* A private run directory holding a lock for as long as this process lives; older ones whose owner is dead are removed. */
+sl_code make_run_dir(char out[SL_PATH], const char *wanted, sl_err *err);
+
+/* ---- inspect.c ---- */
+
+int cli_inspect(int argc, char **argv);
+/* Headers of all components of a checkpoint against what the networks need: the first thing missing or misshapen. */
+sl_code check_weights(const sl_model *model, sl_err *err);
+
+#endif

@@ -1,0 +1,123 @@
+/* files.c - what the command line does with files: copies, private directories, cleaning up. */
+#include "stages/cli/cli.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <ftw.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+sl_code copy_file(const char *from, const char *to, sl_err *err)
+{
+    char buf[1 << 16];
+    int in = open(from, O_RDONLY | O_CLOEXEC), out = -1;
+    ssize_t n = 0;
+    sl_code rc = SL_OK;
+    if (in < 0) return sl_fail_errno(err, errno, "%s", from);
+    if ((out = open(to, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600)) < 0) rc = sl_fail_errno(err, errno, "%s", to);
+    while (!rc && (n = read(in, buf, sizeof buf)) > 0)
+        for (ssize_t at = 0, put; at < n && !rc; at += put)
+            if ((put = write(out, buf + at, (size_t)(n - at))) < 0) rc = sl_fail_errno(err, errno, "%s", to), put = 0;
+    if (!rc && n < 0) rc = sl_fail_errno(err, errno, "%s", from);
+    close(in);
+    if (out >= 0 && close(out) && !rc) rc = sl_fail_errno(err, errno, "%s", to);
+    if (rc && out >= 0) unlink(to);
+    return rc;
+}
+
+static int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
+{
+    (void)st, (void)type, (void)ftw;
+    remove(path);
+    return 0;
+}
+
+void remove_tree(const char *dir)
+{
+    nftw(dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+}
+
+sl_code make_dirs(const char *dir, sl_err *err)
+{
+    char path[SL_PATH];
+    snprintf(path, sizeof path, "%s", dir);
+    for (char *p = path + 1;; p++)
+        if (*p == '/' || !*p) {
+            char keep = *p;
+            *p = 0;
+            if (mkdir(path, 0777) && errno != EEXIST) return sl_fail_errno(err, errno, "%s", path);
+            *p = keep;
+            if (!keep) break;
+        }
+    struct stat st;
+    if (stat(dir, &st) || !S_ISDIR(st.st_mode)) return sl_fail(err, SL_SYS, "%s is no directory", dir);
+    return SL_OK;
+}
+
+sl_code absolute_path(char out[SL_PATH], const char *path, sl_err *err)
+{
+    char cwd[SL_PATH];
+    if (*path == '/') {
+        if (snprintf(out, SL_PATH, "%s", path) < SL_PATH) return SL_OK;
+        return sl_fail(err, SL_ARG, "path %.60s... is longer than %d bytes", path, SL_PATH - 1);
+    }
+    if (!getcwd(cwd, sizeof cwd)) return sl_fail_errno(err, errno, "current directory");
+    return sl_path_join(out, cwd, path, err);
+}
+
+/* The owner of this directory holds its lock for as long as it lives. */
+static bool is_abandoned(const char *dir)
+{
+    char lock[SL_PATH + 8];
+    struct stat st;
+    if (lstat(dir, &st) || !S_ISDIR(st.st_mode) || st.st_uid != getuid()) return false;
+    if (time(NULL) - st.st_mtime < 10) return false;    /* perhaps it is being made right now */
+    snprintf(lock, sizeof lock, "%s/lock", dir);
+    int fd = open(lock, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    bool free_now = fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) == 0;
+    if (fd >= 0) close(fd);
+    return free_now;
+}
+
+static void sweep(const char *base, const char *prefix)
+{
+    DIR *d = opendir(base);
+    struct dirent *e;
+    char path[SL_PATH];
+    while (d && (e = readdir(d)))
+        if (!strncmp(e->d_name, prefix, strlen(prefix)) && snprintf(path, sizeof path, "%s/%s", base, e->d_name) < SL_PATH && is_abandoned(path))
+            remove_tree(path);
+    if (d) closedir(d);
+}
+
+sl_code make_run_dir(char out[SL_PATH], const char *wanted, sl_err *err)
+{
+    char prefix[48], lock[SL_PATH];
+    const char *base = getenv("XDG_RUNTIME_DIR");
+    sl_code rc;
+    if (*wanted) {
+        if ((rc = absolute_path(out, wanted, err)) || (rc = make_dirs(out, err))) return rc;
+        if (chmod(out, 0700)) return sl_fail_errno(err, errno, "%s", out);
+    } else {
+        if (!base || !*base || access(base, W_OK)) base = getenv("TMPDIR");
+        if (!base || !*base || access(base, W_OK)) base = "/tmp";
+        if (strlen(base) > 60) base = "/tmp";           /* a socket's path must fit in 108 bytes */
+        snprintf(prefix, sizeof prefix, "sluice-%u-", (unsigned)getuid());
+        sweep(base, prefix);
+        snprintf(out, SL_PATH, "%s/%sXXXXXX", base, prefix);
+        if (!mkdtemp(out)) return sl_fail_errno(err, errno, "%s", out);
+    }
+    if ((rc = sl_path_join(lock, out, "lock", err))) return rc;
+    int fd = open(lock, O_RDWR | O_CREAT | O_CLOEXEC, 0600);        /* kept open: the lock ends with this process */
+    if (fd < 0 || flock(fd, LOCK_EX | LOCK_NB)) {
+        rc = errno == EWOULDBLOCK ? sl_fail(err, SL_BUSY, "run directory %s belongs to another running sluice", out)
+                                  : sl_fail_errno(err, errno, "%s", lock);
+        if (fd >= 0) close(fd);
+    }
+    return rc;
+}

@@ -1,0 +1,35 @@
+/* sluice - the one command a person types. */
+#include "stages/cli/cli.h"
+
+#include <string.h>
+
+#include "common/log.h"
+
+static int run_or_replay(bool replay, int argc, char **argv, int64_t t0)
+{
+    cli_options o = {0};
+    sl_model model;
+    sl_conf conf;
+    sl_err err = {0};
+    int status = EXIT_REFUSED;
+    if (!cli_parse(&o, replay, argc, argv, &err) && !cli_check(&o, &model, &conf, &err)) status = cli_run(&o, &model, &conf, t0, &err);
+    if (err.code) fprintf(stderr, "sluice: %s\n", err.msg);
+    cli_options_free(&o);
+    return status;
+}
+
+int main(int argc, char **argv)
+{
+    int64_t t0 = sl_now_ns();
+    const char *verb = argc > 1 ? argv[1] : "";
+    sl_log_open("sluice", SL_LOG_INFO);
+    if (!strcmp(verb, "run")) return run_or_replay(false, argc - 2, argv + 2, t0);
+    if (!strcmp(verb, "replay")) return run_or_replay(true, argc - 2, argv + 2, t0);
+    if (!strcmp(verb, "inspect")) return cli_inspect(argc - 2, argv + 2);
+    if (!strcmp(verb, "help") || !strcmp(verb, "--help") || !strcmp(verb, "-h")) {
+        cli_usage(stdout);
+        return EXIT_OK;
+    }
+    fprintf(stderr, "sluice: %s%s%s, want run, replay, inspect or help\n", *verb ? "unknown command \"" : "no command", verb, *verb ? "\"" : "");
+    return EXIT_REFUSED;
+}

@@ -1,0 +1,325 @@
+/* options.c - the command line of `sluice run` and `sluice replay`, and the lines of a jobs file, by one table. */
+#include "stages/cli/cli.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <jansson.h>
+
+typedef enum { OPT_INT, OPT_I64, OPT_U64, OPT_REAL, OPT_PATH, OPT_TEXT, OPT_FLAG } opt_kind;
+typedef enum { OF_JOB, OF_RUN } opt_owner;     /* a job's, may stand in a jobs file; the whole run's */
+
+typedef struct {
+    const char *name;
+    opt_kind kind;
+    opt_owner owner;
+    size_t at;          /* in cli_job or cli_options */
+    size_t given;       /* a bool that becomes true; 0: none */
+    const char *arg, *what;
+} opt;
+
+#define JOB(field) OF_JOB, offsetof(cli_job, spec.field), 0
+#define JOB_HAS(field) OF_JOB, offsetof(cli_job, spec.field), offsetof(cli_job, has_##field)
+#define CLI(field) OF_JOB, offsetof(cli_job, field), 0
+#define RUN(field) OF_RUN, offsetof(cli_options, field), 0
+
+static const opt OPTIONS[] = {
+    {"model", OPT_PATH, JOB(model), "DIR", "checkpoint folder in the Diffusers layout"},
+    {"image", OPT_PATH, JOB(image), "FILE", "the picture: PNG, JPEG or WebP"},
+    {"last-image", OPT_PATH, JOB(last_image), "FILE", "the last frame's picture (FLF2V checkpoints)"},
+    {"prompt", OPT_TEXT, JOB_HAS(prompt), "TEXT", "what shall happen"},
+    {"negative", OPT_TEXT, JOB(negative), "TEXT", "what shall not (default: empty)"},
+    {"output", OPT_PATH, JOB(output), "FILE", "the video, also -o (default out.mp4)"},
+    {"width", OPT_INT, JOB(width), "W", "pixels, a multiple of 16, with --height"},
+    {"height", OPT_INT, JOB(height), "H", "pixels, a multiple of 16, with --width"},
+    {"max-area", OPT_I64, CLI(max_area), "PIXELS", "without a size: the picture's aspect under this area (default 399360)"},
+    {"frames", OPT_INT, JOB(frames), "N", "4k + 1 (default 81)"},
+    {"fps", OPT_INT, JOB_HAS(fps), "N", "frames a second (default 16)"},
+    {"steps", OPT_INT, JOB(steps), "N", "sampler steps (default 50)"},
+    {"guidance", OPT_REAL, JOB(guidance), "G", "classifier-free guidance, 1 or less is off (default 5)"},
+    {"guidance-2", OPT_REAL, JOB_HAS(guidance_2), "G", "the low-noise expert's (default: as --guidance)"},
+    {"shift", OPT_REAL, JOB_HAS(shift), "S", "timestep shift (default: the checkpoint's)"},
+    {"sampler", OPT_PATH, JOB_HAS(sampler), "NAME", "unipc or euler (default: the checkpoint's)"},
+    {"seed", OPT_U64, JOB_HAS(seed), "N", "as torch.Generator(\"cpu\") (default: random)"},
+    {"noise", OPT_PATH, JOB_HAS(noise), "FILE", "safetensors with `noise` [16, T, h/8, w/8] F32, instead of a seed"},
+    {"fbcache", OPT_REAL, JOB_HAS(fbcache), "THRESHOLD", "First Block Cache, 0 is off (default 0)"},
+    {"fbcache-warmup", OPT_INT, JOB(fbcache_warmup), "N", "first steps that always compute"},
+    {"fbcache-max-hits", OPT_INT, JOB(fbcache_max_hits), "N", "most steps in a row that are skipped, 0: no cap"},
+    {"fbcache-final", OPT_INT, JOB(fbcache_final), "N", "last steps that always compute"},
+    {"crf", OPT_INT, JOB_HAS(crf), "N", "x264 quality, lower is better (default 18)"},
+    {"dump", OPT_PATH, CLI(dump_dir), "DIR", "write every hand-over there"},
+    {"dump-steps", OPT_FLAG, JOB(dump_steps), NULL, "with --dump: also the latents after each step"},
+    {"dump-blocks", OPT_FLAG, JOB(dump_blocks), NULL, "with --dump: also the tokens after each block of the first forward (large)"},
+    {"json", OPT_PATH, CLI(json), "FILE", "the report"},
+    {"conf", OPT_PATH, RUN(conf), "FILE", "deployment settings (conf/demo.cfg shows them all)"},
+    {"device", OPT_PATH, RUN(device), "D", "cpu or cuda:N, for all stages"},
+    {"jobs", OPT_PATH, RUN(jobs_file), "FILE", "many jobs: one JSON object a line, with these options as keys"},
+    {"from", OPT_PATH, RUN(from), "STAGE", "replay: text, image, denoise or decode"},
+    {"quiet", OPT_FLAG, RUN(quiet), NULL, "no progress, no table"},
+};
+#define OPTION_COUNT ((int)(sizeof OPTIONS / sizeof *OPTIONS))
+
+void cli_usage(FILE *to)
+{
+    fprintf(to, "sluice - picture and prompt in, video out\n\n"
+                "  sluice run --model DIR --image FILE --prompt TEXT [-o out.mp4] [options]\n"
+                "  sluice run --model DIR --jobs FILE.jsonl [options]\n"
+                "  sluice replay DIR --from text|image|denoise|decode [options]   run on from dumped hand-overs\n"
+                "  sluice inspect DIR [--deep]                                    what a checkpoint holds, what is missing or odd\n\n");
+    for (int i = 0; i < OPTION_COUNT; i++) {
+        char left[48];
+        snprintf(left, sizeof left, "--%s %s", OPTIONS[i].name, OPTIONS[i].arg ? OPTIONS[i].arg : "");
+        fprintf(to, "  %-24s %s\n", left, OPTIONS[i].what);
+    }
+    fprintf(to, "\nExit status: 0 done; 1 a job failed; 2 bad usage or input, refused before any work.\n");
+}
+
+/* ---- values ---- */
+
+static sl_code set_value(void *owner, const opt *o, const char *v, sl_err *err)
+{
+    char *at = (char *)owner + o->at, *end = NULL;
+    size_t room = SL_PATH;
+    errno = 0;
+    switch (o->kind) {
+    case OPT_INT:
+    case OPT_I64: {
+        long long n = strtoll(v, &end, 10);
+        if (!*v || *end || errno || (o->kind == OPT_INT && (n < INT_MIN || n > INT_MAX)))
+            return sl_fail(err, SL_ARG, "--%s is \"%.60s\", want an integer (%s)", o->name, v, o->what);
+        if (o->kind == OPT_INT) *(int *)at = (int)n;
+        else *(int64_t *)at = n;
+        break;
+    }
+    case OPT_U64: {
+        unsigned long long n = strtoull(v, &end, 10);
+        if (!*v || *v == '-' || *end || errno)
+            return sl_fail(err, SL_ARG, "--%s is \"%.60s\", want an integer from 0 to 18446744073709551615", o->name, v);
+        *(uint64_t *)at = n;
+        break;
+    }
+    case OPT_REAL: {
+        double x = strtod(v, &end);
+        if (!*v || *end || !isfinite(x)) return sl_fail(err, SL_ARG, "--%s is \"%.60s\", want a number (%s)", o->name, v, o->what);
+        *(double *)at = x;
+        break;
+    }
+    case OPT_PATH:
+        if (at == (char *)owner + offsetof(cli_options, device) && o->owner == OF_RUN) room = sizeof((cli_options *)0)->device;
+        if (at == (char *)owner + offsetof(cli_options, from) && o->owner == OF_RUN) room = sizeof((cli_options *)0)->from;
+        if (!*v) return sl_fail(err, SL_ARG, "--%s is empty, want %s (%s)", o->name, o->arg, o->what);
+        if (strlen(v) >= room) return sl_fail(err, SL_ARG, "--%s has %zu bytes, want at most %zu", o->name, strlen(v), room - 1);
+        memcpy(at, v, strlen(v) + 1);
+        break;
+    case OPT_TEXT: {
+        sl_code rc = sl_job_set_text((char **)at, v, err);
+        if (rc) return rc;
+        break;
+    }
+    case OPT_FLAG:
+        if (o->owner == OF_JOB) *(sl_job_flag *)at = 1;
+        else *(bool *)at = true;
+        break;
+    }
+    if (o->given) *((bool *)owner + o->given) = true;
+    return SL_OK;
+}
+
+static int distance(const char *a, const char *b)
+{
+    int row[64], n = (int)strlen(b);
+    if (n > 62 || strlen(a) > 62) return 99;
+    for (int j = 0; j <= n; j++) row[j] = j;
+    for (int i = 1; a[i - 1]; i++) {
+        int diag = row[0];
+        row[0] = i;
+        for (int j = 1; j <= n; j++) {
+            int up = row[j], best = diag + (a[i - 1] != b[j - 1]);
+            if (up + 1 < best) best = up + 1;
+            if (row[j - 1] + 1 < best) best = row[j - 1] + 1;
+            diag = up;
+            row[j] = best;
+        }
+    }
+    return row[n];
+}
+
+static sl_code find_option(const char *name, bool job_only, const opt **out, sl_err *err)
+{
+    const opt *near = NULL;
+    int least = 99;
+    char dashed[64];
+    snprintf(dashed, sizeof dashed, "%s", name);
+    for (char *c = dashed; *c; c++)
+        if (*c == '_') *c = '-';
+    for (int i = 0; i < OPTION_COUNT; i++) {
+        const opt *o = &OPTIONS[i];
+        int d = distance(dashed, o->name);
+        if (job_only && o->owner != OF_JOB) continue;
+        if (!d) {
+            *out = o;
+            return SL_OK;
+        }
+        if (d < least) least = d, near = o;
+    }
+    if (near && least <= 3) return sl_fail(err, SL_ARG, "unknown option %.60s, did you mean %s?", name, near->name);
+    return sl_fail(err, SL_ARG, "unknown option %.60s (sluice help lists them)", name);
+}
+
+/* ---- a jobs file ---- */
+
+static sl_code copy_job(cli_job *to, const cli_job *from, sl_err *err)
+{
+    *to = *from;
+    to->spec.prompt = to->spec.negative = NULL;
+    sl_code rc = sl_job_set_text(&to->spec.prompt, from->spec.prompt, err);
+    return rc ? rc : sl_job_set_text(&to->spec.negative, from->spec.negative, err);
+}
+
+static sl_code json_option(cli_job *job, const char *key, const json_t *v, sl_err *err)
+{
+    const opt *o = NULL;
+    char number[64];
+    const char *text = json_string_value(v);
+    sl_code rc = find_option(key, true, &o, err);
+    if (rc) return rc;
+    if (o->kind == OPT_FLAG) {
+        if (!json_is_boolean(v)) return sl_fail(err, SL_ARG, "%s: want true or false", key);
+        if (json_is_true(v)) return set_value(job, o, "", err);
+        *(sl_job_flag *)((char *)job + o->at) = 0;
+        return SL_OK;
+    }
+    if (json_is_integer(v)) snprintf(number, sizeof number, "%lld", (long long)json_integer_value(v)), text = number;
+    else if (json_is_real(v)) snprintf(number, sizeof number, "%.17g", json_real_value(v)), text = number;
+    else if (!text || strlen(text) != json_string_length(v)) return sl_fail(err, SL_ARG, "%s: want a text or a number", key);
+    return set_value(job, o, text, err);
+}
+
+static sl_code json_line(cli_job *job, const char *line, size_t n, const char *file, int number, sl_err *err)
+{
+    json_error_t je;
+    const char *key;
+    json_t *v, *root = json_loadb(line, n, JSON_REJECT_DUPLICATES, &je);
+    sl_code rc = SL_OK;
+    if (!root || !json_is_object(root)) {
+        rc = sl_fail(err, SL_FORMAT, "%s:%d: want one JSON object a line: %.200s", file, number, root ? "this is none" : je.text);
+        json_decref(root);
+        return rc;
+    }
+    json_object_foreach(root, key, v)
+    {
+        if (!strcmp(key, "o")) key = "output";
+        if ((rc = json_option(job, key, v, err))) {
+            sl_context(err, rc, "%s:%d", file, number);
+            break;
+        }
+    }
+    json_decref(root);
+    return rc;
+}
+
+static sl_code read_jobs_file(cli_options *o, sl_err *err)
+{
+    FILE *f = fopen(o->jobs_file, "re");
+    char *line = NULL;
+    size_t size = 0;
+    ssize_t n;
+    sl_code rc = SL_OK;
+    if (!f) return sl_fail_errno(err, errno, "%s", o->jobs_file);
+    for (int number = 1; !rc && (n = getline(&line, &size, f)) >= 0; number++) {
+        if (strspn(line, " \t\r\n") == (size_t)n) continue;
+        if (o->job_count == MAX_RUN_JOBS) {
+            rc = sl_fail(err, SL_ARG, "%s has more than %d jobs", o->jobs_file, MAX_RUN_JOBS);
+            break;
+        }
+        cli_job *j = &o->jobs[o->job_count++];
+        if ((rc = copy_job(j, &o->base, err))) break;
+        j->line = number;
+        rc = json_line(j, line, (size_t)n, o->jobs_file, number, err);
+        if (!rc && !*j->spec.output) snprintf(j->spec.output, SL_PATH, "out-%d.mp4", o->job_count);
+    }
+    if (!rc && ferror(f)) rc = sl_fail(err, SL_SYS, "%s cannot be read", o->jobs_file);
+    if (!rc && !o->job_count) rc = sl_fail(err, SL_ARG, "%s holds no job", o->jobs_file);
+    free(line);
+    fclose(f);
+    return rc;
+}
+
+/* ---- the command line ---- */
+
+static sl_code parse_arguments(cli_options *o, int argc, char **argv, sl_err *err)
+{
+    for (int i = 0; i < argc; i++) {
+        const char *a = argv[i], *value = NULL;
+        char name[64];
+        const opt *option = NULL;
+        sl_code rc;
+        if (!strcmp(a, "-o")) a = "--output";
+        if (strncmp(a, "--", 2)) return sl_fail(err, SL_ARG, "\"%.60s\" is no option, want --NAME VALUE (sluice help lists them)", a);
+        size_t n = strcspn(a + 2, "=");
+        if (n >= sizeof name) return sl_fail(err, SL_ARG, "unknown option %.60s", a);
+        memcpy(name, a + 2, n);
+        name[n] = 0;
+        if ((rc = find_option(name, false, &option, err))) return rc;
+        if (option->kind != OPT_FLAG) {
+            if (a[2 + n] == '=') value = a + 2 + n + 1;
+            else if (++i < argc) value = argv[i];
+            else return sl_fail(err, SL_ARG, "--%s wants a value: %s (%s)", name, option->arg, option->what);
+        } else if (a[2 + n] == '=') return sl_fail(err, SL_ARG, "--%s takes no value", name);
+        if ((rc = set_value(option->owner == OF_JOB ? (void *)&o->base : (void *)o, option, value ? value : "", err))) return rc;
+    }
+    return SL_OK;
+}
+
+/* replay: the dumped job is where options start from; its noise is used unless another one is asked for. */
+static sl_code start_from_dump(cli_options *o, const char *dir, sl_err *err)
+{
+    char path[SL_PATH];
+    sl_code rc;
+    if (strlen(dir) >= sizeof o->replay_dir) return sl_fail(err, SL_ARG, "replay: path %.60s... is too long", dir);
+    snprintf(o->replay_dir, sizeof o->replay_dir, "%s", dir);
+    snprintf(o->base.replay_dir, sizeof o->base.replay_dir, "%s", dir);
+    sl_job_free(&o->base.spec);
+    if ((rc = sl_path_join(path, dir, "job.json", err)) || (rc = sl_job_read(&o->base.spec, path, err))) return sl_context(err, rc, "replay");
+    cli_job *b = &o->base;
+    b->has_prompt = b->has_shift = b->has_guidance_2 = b->has_fps = b->has_crf = b->has_fbcache = b->has_sampler = true;
+    *b->spec.output = 0;
+    b->spec.dump = b->spec.dump_steps = b->spec.dump_blocks = 0;
+    snprintf(b->spec.noise, SL_PATH, "%.900s/denoise.safetensors", dir);
+    return SL_OK;
+}
+
+sl_code cli_parse(cli_options *o, bool replay, int argc, char **argv, sl_err *err)
+{
+    sl_code rc;
+    memset(o, 0, sizeof *o);
+    if ((rc = sl_job_init(&o->base.spec, err))) return rc;
+    if (!(o->jobs = calloc(MAX_RUN_JOBS, sizeof *o->jobs))) return sl_fail(err, SL_NOMEM, "no memory");
+    if (replay) {
+        if (argc < 1 || !strncmp(argv[0], "-", 1)) return sl_fail(err, SL_ARG, "replay wants the folder that --dump wrote: sluice replay DIR --from STAGE");
+        if ((rc = start_from_dump(o, argv[0], err))) return rc;
+        argc--, argv++;
+    }
+    if ((rc = parse_arguments(o, argc, argv, err))) return rc;
+    if (replay && o->base.has_seed && !o->base.has_noise) *o->base.spec.noise = 0;
+    if (replay) o->base.has_seed = true;
+    if (replay && strcmp(o->from, "text") && strcmp(o->from, "image") && strcmp(o->from, "denoise") && strcmp(o->from, "decode"))
+        return sl_fail(err, SL_ARG, "--from is \"%s\", want text, image, denoise or decode", o->from);
+    if (!replay && *o->from) return sl_fail(err, SL_ARG, "--from belongs to sluice replay");
+    if (*o->jobs_file) return read_jobs_file(o, err);
+    o->job_count = 1;
+    if ((rc = copy_job(&o->jobs[0], &o->base, err))) return rc;
+    if (!*o->jobs[0].spec.output) snprintf(o->jobs[0].spec.output, SL_PATH, "out.mp4");
+    return SL_OK;
+}
+
+void cli_options_free(cli_options *o)
+{
+    sl_job_free(&o->base.spec);
+    for (int i = 0; i < o->job_count; i++) sl_job_free(&o->jobs[i].spec);
+    free(o->jobs);
+    memset(o, 0, sizeof *o);
+}

@@ -1,0 +1,389 @@
+/* run.c - a pipeline from start to end: run directory, dispatcher, jobs, progress, recovery, results. */
+#include "stages/cli/cli.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <zmq.h>
+
+#include "common/log.h"
+
+typedef struct {
+    cli_options *o;
+    sl_conf *conf;
+    const sl_model *model;
+    report rep;
+    char run_dir[SL_PATH], spool[SL_PATH], conf_path[SL_PATH], bin_dir[SL_PATH], endpoint[SL_PATH];
+    void *zmq, *socket;
+    pid_t pid;                  /* the dispatcher */
+    int pidfd, signals;
+    int deaths;                 /* of the dispatcher, without progress between them */
+    int left;                   /* jobs that have not ended */
+    bool accepted, interrupted, draining;
+    int64_t t0_ns;
+    struct {
+        int64_t last_ns;
+        char stage[SL_STR16];
+        uint64_t job;
+    } shown;
+} runner;
+
+/* ---- before: folders ---- */
+
+static sl_code find_bin_dir(char out[SL_PATH], sl_err *err)
+{
+    ssize_t n = readlink("/proc/self/exe", out, SL_PATH - 1);
+    if (n < 0) return sl_fail_errno(err, errno, "/proc/self/exe");
+    out[n] = 0;
+    *strrchr(out, '/') = 0;
+    return SL_OK;
+}
+
+/* A replayed job begins with the hand-overs of stages before --from, and those beside it. */
+static sl_code copy_dumped(const cli_job *j, const char *from, sl_err *err)
+{
+    static const struct {
+        const char *file, *not_from;    /* the stage that makes this file, which is asked to run again */
+    } FILES[] = {{"text.safetensors", "text"}, {"image.safetensors", "image"}, {"denoise.safetensors", "denoise"}};
+    char src[SL_PATH], dst[SL_PATH];
+    sl_code rc = SL_OK;
+    for (int i = 0; i < 3 && !rc; i++) {
+        bool later = i == 2 && strcmp(from, "decode");      /* latents are made again unless only decoding is */
+        if (!strcmp(FILES[i].not_from, from) || later) continue;
+        if ((rc = sl_path_join(src, j->replay_dir, FILES[i].file, err)) || (rc = sl_path_join(dst, j->dir, FILES[i].file, err))) break;
+        if (i < 2 && access(src, R_OK) && errno == ENOENT && i == 1) continue;      /* a checkpoint without pictures has no image.safetensors */
+        rc = copy_file(src, dst, err);
+    }
+    return rc ? sl_context(err, rc, "replay") : SL_OK;
+}
+
+static sl_code copy_input(const cli_job *j, const char *path, const char *name, bool optional, sl_err *err)
+{
+    char src[SL_PATH], dst[SL_PATH];
+    sl_code rc;
+    if (!*path) return SL_OK;
+    if (*j->replay_dir && strcmp(name, "noise.safetensors")) {
+        if ((rc = sl_path_join(src, j->replay_dir, name, err))) return rc;      /* the dump has its own copy of the picture */
+        path = src;
+    }
+    if ((rc = sl_path_join(dst, j->dir, name, err))) return rc;
+    if (optional && access(path, R_OK)) return SL_OK;
+    return copy_file(path, dst, err);
+}
+
+/* spool/JOB: everything the stages will need, so that nothing of the user's is read twice. */
+static sl_code make_job_dir(runner *r, cli_job *j, const char *from, sl_err *err)
+{
+    char path[SL_PATH], name[32];
+    sl_code rc;
+    snprintf(name, sizeof name, "%llu", (unsigned long long)j->id);
+    if ((rc = sl_path_join(j->dir, r->spool, name, err)) || (rc = make_dirs(j->dir, err))) return rc;
+    if ((rc = copy_input(j, j->spec.image, "image.input", *j->replay_dir != 0, err)) ||
+        (rc = copy_input(j, j->spec.last_image, "last_image.input", *j->replay_dir != 0, err)) ||
+        (rc = copy_input(j, j->spec.noise, "noise.safetensors", false, err)))
+        return rc;
+    if (*from && (rc = copy_dumped(j, from, err))) return rc;
+    if ((rc = sl_path_join(path, j->dir, "job.json", err))) return rc;
+    return sl_job_write(&j->spec, path, err);
+}
+
+static sl_code write_conf(runner *r, sl_err *err)
+{
+    sl_code rc = sl_path_join(r->conf_path, r->run_dir, "run.cfg", err);
+    FILE *f = rc ? NULL : fopen(r->conf_path, "we");
+    if (rc) return rc;
+    if (!f) return sl_fail_errno(err, errno, "%s", r->conf_path);
+    rc = sl_conf_print(r->conf, f, err);
+    if (fclose(f) && !rc) rc = sl_fail_errno(err, errno, "%s", r->conf_path);
+    return rc;
+}
+
+static sl_code prepare(runner *r, sl_err *err)
+{
+    sl_code rc;
+    sigset_t set;
+    if ((rc = find_bin_dir(r->bin_dir, err)) || (rc = make_run_dir(r->run_dir, r->conf->run.dir, err))) return rc;
+    if (*r->conf->run.spool) rc = absolute_path(r->spool, r->conf->run.spool, err);
+    else rc = sl_path_join(r->spool, r->run_dir, "spool", err);
+    if (rc || (rc = make_dirs(r->spool, err)) || (rc = write_conf(r, err))) return rc;
+    if (snprintf(r->endpoint, sizeof r->endpoint, "ipc://%.1000s/ctl", r->run_dir) > 6 + 107)
+        return sl_fail(err, SL_ARG, "run directory %s is too long for a socket's name, want at most 100 bytes", r->run_dir);
+    for (int i = 0; i < r->o->job_count; i++) {
+        r->o->jobs[i].id = (uint64_t)getpid() << 20 | (uint64_t)(i + 1);
+        if ((rc = make_job_dir(r, &r->o->jobs[i], r->o->from, err))) return rc;
+    }
+    sigemptyset(&set);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGTERM);
+    sigprocmask(SIG_BLOCK, &set, NULL);
+    if ((r->signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK)) < 0) return sl_fail_errno(err, errno, "signalfd");
+    if (!(r->zmq = zmq_ctx_new())) return sl_fail(err, SL_SYS, "zmq: %s", zmq_strerror(errno));
+    return SL_OK;
+}
+
+/* ---- the dispatcher ---- */
+
+static sl_code start_dispatcher(runner *r, sl_err *err)
+{
+    char path[SL_PATH];
+    sl_code rc = sl_path_join(path, r->bin_dir, "sluice-dispatch", err);
+    char *argv[] = {path,        (char *)"--run", r->run_dir,  (char *)"--conf", r->conf_path, (char *)"--model", (char *)r->model->dir,
+                    (char *)"--bin", r->bin_dir,  NULL};
+    pid_t self = getpid();
+    if (rc) return rc;
+    if (access(path, X_OK)) return sl_fail_errno(err, errno, "%s", path);
+    if ((r->pid = fork()) == 0) {
+        sigset_t none;
+        prctl(PR_SET_PDEATHSIG, SIGTERM);
+        if (getppid() != self) _exit(127);
+        setpgid(0, 0);                  /* Ctrl-C is for this process alone */
+        sigemptyset(&none);
+        sigprocmask(SIG_SETMASK, &none, NULL);
+        int null = open("/dev/null", O_RDONLY);
+        if (null >= 0) dup2(null, 0);
+        dup2(2, 1);
+        execv(path, argv);
+        _exit(127);
+    }
+    r->pidfd = r->pid > 0 ? (int)syscall(SYS_pidfd_open, r->pid, 0) : -1;
+    if (r->pidfd < 0) return sl_fail_errno(err, errno, "sluice-dispatch could not be started");
+    return SL_OK;
+}
+
+static sl_code connect_dispatcher(runner *r, sl_err *err)
+{
+    int linger = 200;
+    sl_msg hello = {.type = SL_MSG_HELLO, .hello = {.role = "client", .pid = getpid()}};
+    sl_code rc;
+    if (r->socket) zmq_close(r->socket);
+    if (!(r->socket = zmq_socket(r->zmq, ZMQ_DEALER))) return sl_fail(err, SL_SYS, "zmq: %s", zmq_strerror(errno));
+    zmq_setsockopt(r->socket, ZMQ_LINGER, &linger, sizeof linger);
+    if (zmq_connect(r->socket, r->endpoint)) return sl_fail(err, SL_SYS, "%s: %s", r->endpoint, zmq_strerror(errno));
+    if ((rc = sl_wire_send(r->socket, NULL, 0, &hello, err))) return rc;
+    for (int i = 0; i < r->o->job_count; i++) {
+        sl_msg m = {.type = SL_MSG_SUBMIT, .submit = {.job = r->o->jobs[i].id}};
+        if (r->rep.jobs[i].finished) continue;
+        snprintf(m.submit.dir, sizeof m.submit.dir, "%s", r->o->jobs[i].dir);
+        if ((rc = sl_wire_send(r->socket, NULL, 0, &m, err))) return rc;
+    }
+    return SL_OK;
+}
+
+/* ---- progress ---- */
+
+static void show_progress(runner *r, const sl_msg_progress *p)
+{
+    int64_t now = sl_now_ns();
+    bool tty = isatty(2), last = p->done == p->total;
+    char which[32] = "";
+    if (r->o->quiet) return;
+    bool other = strcmp(r->shown.stage, p->stage) || r->shown.job != p->job;
+    if (!last && !other && now - r->shown.last_ns < (tty ? 100 : 1000) * 1000000ll) return;
+    if (r->o->job_count > 1) snprintf(which, sizeof which, "job %d ", (int)(p->job & 0xfffff));
+    if (tty) fprintf(stderr, "%s\r\033[K%s%-8s %u/%u  %.2f s each%s", other && *r->shown.stage ? "\n" : "", which, p->stage, p->done, p->total, p->seconds, "");
+    else fprintf(stderr, "%s%-8s %u/%u  %.2f s each\n", which, p->stage, p->done, p->total, p->seconds);
+    fflush(stderr);
+    r->shown.last_ns = now;
+    r->shown.job = p->job;
+    snprintf(r->shown.stage, sizeof r->shown.stage, "%s", p->stage);
+}
+
+/* ---- results ---- */
+
+static void client_span(runner *r, uint64_t job, sl_span_kind kind, int64_t t0, int64_t t1)
+{
+    sl_span s = sl_span_make(job, "client", kind, t0, t1);
+    sl_trace_add(&r->rep.trace, &s, NULL);
+}
+
+/* The spool's files that --dump promises, into the user's folder. */
+static sl_code copy_dump(const cli_job *j, sl_err *err)
+{
+    static const char *const FILES[] = {"job.json", "image.input", "last_image.input", "text.safetensors", "image.safetensors", "denoise.safetensors",
+                                        "frames.safetensors"};
+    char src[SL_PATH], dst[SL_PATH];
+    sl_code rc = SL_OK;
+    for (int i = 0; i < (int)(sizeof FILES / sizeof *FILES) && !rc; i++) {
+        if ((rc = sl_path_join(src, j->dir, FILES[i], err)) || (rc = sl_path_join(dst, j->dump_dir, FILES[i], err)) || access(src, R_OK)) continue;
+        if (rename(src, dst)) rc = copy_file(src, dst, err);
+    }
+    if (!rc && j->spec.dump_blocks && !(rc = sl_path_join(src, j->dir, "blocks", err)) && !(rc = sl_path_join(dst, j->dump_dir, "blocks", err))) {
+        char cmd_from[SL_PATH + 4];
+        snprintf(cmd_from, sizeof cmd_from, "%s/.", src);
+        if ((rc = make_dirs(dst, err))) return rc;
+        pid_t pid = fork();
+        if (pid == 0) {
+            execl("/bin/cp", "cp", "-r", cmd_from, dst, (char *)NULL);
+            _exit(127);
+        }
+        int status = 1;
+        if (pid < 0 || waitpid(pid, &status, 0) != pid || status) rc = sl_fail(err, SL_SYS, "blocks could not be copied to %s", dst);
+    }
+    return rc;
+}
+
+static void on_finished(runner *r, const sl_msg_finished *m)
+{
+    job_record *j = report_job(&r->rep, m->job);
+    sl_err err = {0};
+    int64_t t0 = sl_now_ns();
+    if (!j || j->finished) return;
+    j->finished = true;
+    j->code = (unsigned)m->code < SL_CODE_COUNT ? (sl_code)m->code : SL_INTERNAL;
+    j->bytes = m->bytes;
+    snprintf(j->message, sizeof j->message, "%s", m->message);
+    if (!j->code && *j->job->dump_dir && (j->code = copy_dump(j->job, &err))) snprintf(j->message, sizeof j->message, "%s", err.msg);
+    remove_tree(j->job->dir);
+    j->t1_ns = sl_now_ns();
+    client_span(r, m->job, SL_SPAN_SPOOL, t0, j->t1_ns);
+    r->left--;
+    r->deaths = 0;
+    if (!r->o->quiet && isatty(2) && *r->shown.stage) fputc('\n', stderr);
+    *r->shown.stage = 0;
+    if (*j->job->json && (r->o->job_count == 1 || strcmp(j->job->json, r->o->base.json)) && report_write(&r->rep, j, j->job->json, &err)) {
+        fprintf(stderr, "sluice: %s\n", err.msg);
+        if (!j->code) j->code = err.code;
+    }
+    if (j->code) fprintf(stderr, "sluice: %s%s\n", j->job->spec.output, ""), fprintf(stderr, "sluice: %s: %s\n", j->code == SL_CANCELLED ? "cancelled" : "failed", j->message);
+    else if (!r->o->quiet) report_print(&r->rep, j, stdout), fflush(stdout);
+}
+
+static void receive_all(runner *r)
+{
+    sl_msg m;
+    sl_err err = {0};
+    sl_code rc;
+    while ((rc = sl_wire_recv(r->socket, NULL, NULL, &m, &err)) != SL_BUSY) {
+        if (rc) {
+            sl_log_err("dispatcher", &err);
+            if (rc != SL_FORMAT) return;
+            continue;
+        }
+        switch (m.type) {
+        case SL_MSG_ACCEPTED:
+            if (!r->accepted) client_span(r, 0, SL_SPAN_START, r->t0_ns, sl_now_ns());
+            r->accepted = true;
+            break;
+        case SL_MSG_PROGRESS:
+            r->deaths = 0;
+            show_progress(r, &m.progress);
+            break;
+        case SL_MSG_FINISHED: on_finished(r, &m.finished); break;
+        default: report_message(&r->rep, &m);
+        }
+    }
+}
+
+/* ---- signals and deaths ---- */
+
+static void on_signal(runner *r, uint32_t sig)
+{
+    if (sig == SIGTERM && !r->draining) {       /* what has begun is finished, what has not is not begun */
+        sl_msg m = {.type = SL_MSG_DRAIN};
+        r->draining = true;
+        sl_log(SL_LOG_INFO, "draining: jobs under way are finished, others are not begun");
+        sl_wire_send(r->socket, NULL, 0, &m, NULL);
+        return;
+    }
+    if (r->interrupted) kill(r->pid, SIGKILL);  /* a second Ctrl-C */
+    r->interrupted = true;
+    for (int i = 0; i < r->o->job_count; i++) {
+        sl_msg m = {.type = SL_MSG_CANCEL, .cancel = {.job = r->o->jobs[i].id}};
+        if (!r->rep.jobs[i].finished) sl_wire_send(r->socket, NULL, 0, &m, NULL);
+    }
+}
+
+static void end_all(runner *r, sl_code code, const char *why)
+{
+    for (int i = 0; i < r->o->job_count; i++) {
+        sl_msg_finished m = {.job = r->o->jobs[i].id, .code = (int32_t)code};
+        snprintf(m.message, sizeof m.message, "%s", why);
+        on_finished(r, &m);
+    }
+}
+
+/* The dispatcher has ended before the jobs have. Its stages died with it; what they finished lies in the spool. */
+static sl_code on_dispatcher_death(runner *r, sl_err *err)
+{
+    int status = 0;
+    sl_code rc;
+    waitpid(r->pid, &status, 0);
+    close(r->pidfd);
+    r->pidfd = -1;
+    r->rep.restarts++;
+    if (r->interrupted || r->draining) {
+        end_all(r, SL_CANCELLED, "cancelled");
+        return SL_OK;
+    }
+    if ((WIFEXITED(status) && WEXITSTATUS(status)) || ++r->deaths > r->conf->supervise.restarts) {
+        char why[128];
+        snprintf(why, sizeof why, WIFEXITED(status) ? "the dispatcher could not run (exit status %d)" : "the dispatcher was killed %d times in a row: giving up",
+                 WIFEXITED(status) ? WEXITSTATUS(status) : r->deaths);
+        end_all(r, SL_SYS, why);
+        return SL_OK;
+    }
+    sl_log(SL_LOG_WARN, "the dispatcher ended (%s %d): started again", WIFSIGNALED(status) ? "signal" : "status",
+           WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
+    if ((rc = start_dispatcher(r, err)) || (rc = connect_dispatcher(r, err))) return rc;
+    return SL_OK;
+}
+
+static sl_code watch(runner *r, sl_err *err)
+{
+    while (r->left) {
+        zmq_pollitem_t items[] = {{r->socket, 0, ZMQ_POLLIN, 0}, {NULL, r->signals, ZMQ_POLLIN, 0}, {NULL, r->pidfd, ZMQ_POLLIN, 0}};
+        struct signalfd_siginfo info;
+        sl_code rc;
+        if (zmq_poll(items, 3, 1000) < 0 && errno != EINTR) return sl_fail(err, SL_SYS, "poll: %s", zmq_strerror(errno));
+        receive_all(r);
+        if (read(r->signals, &info, sizeof info) == sizeof info) on_signal(r, info.ssi_signo);
+        if (r->left && items[2].revents && (rc = on_dispatcher_death(r, err))) return rc;
+    }
+    return SL_OK;
+}
+
+/* Ask the dispatcher to end; it ends its stages. Nothing of the run is left afterwards. */
+static void stop(runner *r)
+{
+    sl_msg m = {.type = SL_MSG_DRAIN};
+    if (r->pidfd >= 0) {
+        zmq_pollitem_t item = {NULL, r->pidfd, ZMQ_POLLIN, 0};
+        if (r->socket) sl_wire_send(r->socket, NULL, 0, &m, NULL);
+        if (zmq_poll(&item, 1, 8000) < 1) kill(r->pid, SIGKILL);
+        waitpid(r->pid, NULL, 0);
+        close(r->pidfd);
+    }
+    if (r->socket) zmq_close(r->socket);
+    if (r->zmq) zmq_ctx_term(r->zmq);
+    if (r->signals >= 0) close(r->signals);
+    if (*r->run_dir && !*r->conf->run.dir) remove_tree(r->run_dir);
+}
+
+int cli_run(cli_options *o, const sl_model *model, sl_conf *conf, int64_t t0_ns, sl_err *err)
+{
+    runner *r = calloc(1, sizeof *r);
+    int status = EXIT_OK;
+    if (!r) {
+        sl_fail(err, SL_NOMEM, "no memory");
+        return EXIT_REFUSED;
+    }
+    *r = (runner){.o = o, .conf = conf, .model = model, .pidfd = -1, .signals = -1, .left = o->job_count, .t0_ns = t0_ns};
+    sl_log_open("sluice", conf->run.log);
+    signal(SIGPIPE, SIG_IGN);
+    if (report_init(&r->rep, o, t0_ns, err) || prepare(r, err) || start_dispatcher(r, err) || connect_dispatcher(r, err) || watch(r, err)) status = EXIT_FAILED;
+    for (int i = 0; i < r->rep.count; i++)
+        if (!r->rep.jobs[i].finished || r->rep.jobs[i].code) status = EXIT_FAILED;
+    stop(r);
+    if (o->job_count > 1 && *o->base.json && report_write(&r->rep, NULL, o->base.json, err)) status = EXIT_FAILED;
+    report_free(&r->rep);
+    free(r);
+    return status;
+}

@@ -1,0 +1,442 @@
+/* jobs.c - the dispatcher's jobs: QUEUED -> TEXT + IMAGE -> DENOISE -> DECODE + MUX -> DONE, or FAILED / CANCELLED.
+ *
+ * There is no stored "state" of a job that could be wrong after a death: what to do next follows from which hand-overs exist (in a slot,
+ * in the spool) and what runs now. A stage's death takes its slots and its work away; scheduling then simply sees what is missing. */
+#include "stages/dispatch/dispatch.h"
+
+#include <dirent.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "common/log.h"
+
+static const sl_role PRODUCER[HAND_COUNT] = {SL_ROLE_TEXT, SL_ROLE_IMAGE, SL_ROLE_DENOISE};
+static const sl_role RECEIVER[HAND_COUNT] = {SL_ROLE_DENOISE, SL_ROLE_DENOISE, SL_ROLE_DECODE};
+static const char *const FILE_OF[HAND_COUNT] = {"text", "image", "denoise"};
+
+/* ---- telling ---- */
+
+static void send_to(dispatcher *d, const char *id, size_t size, const sl_msg *m)
+{
+    sl_err err = {0};
+    sl_code rc = size ? sl_wire_send(d->router, id, size, m, &err) : SL_OK;
+    if (rc && rc != SL_GONE) sl_log_err("client", &err);
+}
+
+void job_tell(dispatcher *d, const job *j, const sl_msg *m)
+{
+    send_to(d, j->client, j->client_size, m);
+}
+
+void tell_client(dispatcher *d, const sl_msg *m)
+{
+    send_to(d, d->client, d->client_size, m);
+}
+
+static void tell_span(dispatcher *d, const job *j, sl_role role, sl_span_kind kind, int64_t t0, int64_t t1)
+{
+    sl_msg m = {.type = SL_MSG_SPAN, .span = {.job = j->id, .kind = kind, .t0_ns = t0, .t1_ns = t1}};
+    snprintf(m.span.stage, sizeof m.span.stage, "%s", sl_role_name(role));
+    job_tell(d, j, &m);
+}
+
+/* ---- questions ---- */
+
+job *job_find(dispatcher *d, uint64_t id)
+{
+    for (int i = 0; i < d->job_count; i++)
+        if (d->jobs[i].id == id) return &d->jobs[i];
+    return NULL;
+}
+
+static bool idle(const peer *p)
+{
+    return p && p->state == PEER_READY && p->job == NO_JOB;
+}
+
+static bool any_running(const job *j)
+{
+    for (int r = 0; r < SL_ROLE_COUNT; r++)
+        if (j->running[r]) return true;
+    return false;
+}
+
+static bool have(const job *j, hand_kind k)
+{
+    return j->hands[k].ticketed || j->hands[k].spooled || j->hands[k].spooling;
+}
+
+static bool available(const job *j, hand_kind k)
+{
+    return j->hands[k].ticketed || j->hands[k].spooled;
+}
+
+/* Nobody will ask for this hand-over again, as things stand. */
+static bool past(const job *j, hand_kind k)
+{
+    if (k == HAND_LATENTS) return j->running[SL_ROLE_DECODE] || j->decode_done;
+    return j->running[SL_ROLE_DENOISE] || have(j, HAND_LATENTS) || past(j, HAND_LATENTS);
+}
+
+static bool wanted(const job *j, hand_kind k)
+{
+    if (k == HAND_IMAGE && !j->takes_image) return false;
+    return !have(j, k) && !j->running[PRODUCER[k]] && (j->dump || !past(j, k));
+}
+
+static bool pair_exists(dispatcher *d)
+{
+    return peer_of(d, SL_ROLE_DECODE) && peer_of(d, SL_ROLE_MUX);
+}
+
+/* Everything the job asked for is there. */
+static bool complete(dispatcher *d, const job *j)
+{
+    if (any_running(j)) return false;
+    if (pair_exists(d) && !(j->decode_done && j->mux_done)) return false;
+    for (int k = 0; k < HAND_COUNT; k++) {
+        if (k == HAND_IMAGE && !j->takes_image) continue;
+        if (j->hands[k].spooling) return false;
+        if ((j->dump || (k == HAND_LATENTS && !pair_exists(d))) && !j->hands[k].spooled) return false;
+    }
+    return true;
+}
+
+static int credits_used(const dispatcher *d, hand_kind k)
+{
+    int n = 0;
+    for (int i = 0; i < d->job_count; i++) n += d->jobs[i].hands[k].credit;
+    return n;
+}
+
+static bool has_credit(dispatcher *d, hand_kind k)
+{
+    peer *r = peer_of(d, RECEIVER[k]);
+    return !r || credits_used(d, k) < r->conf->slots;
+}
+
+/* ---- beginnings and ends ---- */
+
+/* What earlier processes finished lies in the folder; what they did not finish are temporaries, and go. */
+static void look_into_spool(job *j)
+{
+    char path[SL_PATH + 288];
+    for (int k = 0; k < HAND_COUNT; k++) {
+        snprintf(path, sizeof path, "%s/%s.safetensors", j->dir, FILE_OF[k]);
+        if (access(path, R_OK) == 0) j->hands[k].spooled = true;
+    }
+    DIR *dir = opendir(j->dir);
+    struct dirent *e;
+    while (dir && (e = readdir(dir)))
+        if (strstr(e->d_name, ".tmp")) {
+            snprintf(path, sizeof path, "%s/%s", j->dir, e->d_name);
+            unlink(path);
+        }
+    if (dir) closedir(dir);
+}
+
+static void finish(dispatcher *d, job *j, sl_code code, const char *message)
+{
+    sl_msg m = {.type = SL_MSG_FINISHED, .finished = {.job = j->id, .code = (int32_t)code, .bytes = j->bytes}};
+    snprintf(m.finished.message, sizeof m.finished.message, "%s", message);
+    for (int k = 0; k < HAND_COUNT; k++)
+        if (j->hands[k].ticketed) {
+            sl_msg discard = {.type = SL_MSG_DISCARD, .discard = {.ticket = j->hands[k].ticket}};
+            peer_send(d, peer_of(d, RECEIVER[k]), &discard);
+        }
+    job_tell(d, j, &m);
+    sl_log(SL_LOG_DEBUG, "job %llu: %s %s", (unsigned long long)j->id, sl_code_name(code), message);
+    int at = (int)(j - d->jobs);
+    memmove(j, j + 1, (size_t)(--d->job_count - at) * sizeof *j);
+}
+
+static void refuse(dispatcher *d, uint64_t id, const char *client, size_t client_size, sl_code code, const char *message)
+{
+    sl_msg m = {.type = SL_MSG_FINISHED, .finished = {.job = id, .code = (int32_t)code}};
+    snprintf(m.finished.message, sizeof m.finished.message, "%s", message);
+    send_to(d, client, client_size, &m);
+}
+
+void job_submit(dispatcher *d, const sl_msg_submit *m, const char *client, size_t client_size)
+{
+    char path[SL_PATH];
+    sl_job spec = {0};
+    sl_err err = {0};
+    sl_msg accepted = {.type = SL_MSG_ACCEPTED, .accepted = {.job = m->job}};
+    job *j = job_find(d, m->job);
+    if (!j) {
+        for (int i = 0; i < d->peer_count; i++)
+            if (d->peers[i].state == PEER_BROKEN) {
+                refuse(d, m->job, client, client_size, d->peers[i].last_code ? d->peers[i].last_code : SL_SYS, d->peers[i].last_error);
+                return;
+            }
+        if (m->job == NO_JOB || d->draining || d->job_count == MAX_JOBS || d->job_count >= d->conf.limits.jobs) {
+            char why[160];
+            snprintf(why, sizeof why, "job refused: %s (%d jobs held, limits.jobs is %d)", d->draining ? "draining" : "too many jobs", d->job_count,
+                     d->conf.limits.jobs);
+            refuse(d, m->job, client, client_size, SL_BUSY, why);
+            return;
+        }
+        if (sl_path_join(path, m->dir, "job.json", &err) || sl_job_read(&spec, path, &err) || sl_job_check(&spec, &err)) {
+            refuse(d, m->job, client, client_size, err.code, err.msg);
+            sl_job_free(&spec);
+            return;
+        }
+        j = &d->jobs[d->job_count++];
+        memset(j, 0, sizeof *j);
+        j->id = m->job;
+        snprintf(j->dir, sizeof j->dir, "%s", m->dir);
+        j->takes_image = d->model.takes_image;
+        j->dump = spec.dump;
+        sl_job_free(&spec);
+        look_into_spool(j);
+    }
+    memcpy(j->client, client, client_size);
+    j->client_size = client_size;
+    job_tell(d, j, &accepted);
+}
+
+/* Tell a stage that works on the job to stop; it answers FAILED(CANCELLED). */
+static void stop_stage(dispatcher *d, const job *j, sl_role role)
+{
+    sl_msg m = {.type = SL_MSG_CANCEL, .cancel = {.job = j->id, .attempt = j->running[role]}};
+    if (j->running[role]) peer_send(d, peer_of(d, role), &m);
+}
+
+static void end_job(dispatcher *d, job *j, sl_code code, const char *why)
+{
+    if (j->ending) return;
+    j->ending = true;
+    j->code = code;
+    snprintf(j->message, sizeof j->message, "%s", why);
+    for (int r = 0; r < SL_ROLE_COUNT; r++) stop_stage(d, j, (sl_role)r);
+}
+
+void job_cancel(dispatcher *d, uint64_t id, sl_code code, const char *why)
+{
+    job *j = job_find(d, id);
+    if (j) end_job(d, j, code, why);
+}
+
+void jobs_fail_all(dispatcher *d, sl_code code, const char *why)
+{
+    for (int i = 0; i < d->job_count; i++) end_job(d, &d->jobs[i], code, why);
+}
+
+/* ---- what stages say ---- */
+
+/* The job that this stage works on, if the message is about that and not about an attempt given up. */
+static job *current(dispatcher *d, const peer *p, uint64_t id, uint32_t attempt)
+{
+    job *j = job_find(d, id);
+    return j && j->running[p->role] == attempt && attempt ? j : NULL;
+}
+
+/* The stage is free again. */
+static void release(peer *p, job *j)
+{
+    if (j) j->running[p->role] = 0;
+    p->job = NO_JOB;
+    p->attempt = 0;
+}
+
+static void advance(peer *p, job *j, uint64_t rank)
+{
+    j->progress = rank;
+    if (rank > j->best) {
+        j->best = rank;
+        j->deaths = 0;
+        p->failures = 0;
+    }
+}
+
+void jobs_on_taken(dispatcher *d, peer *p, const sl_msg_taken *m)
+{
+    job *j = current(d, p, m->job, m->attempt);
+    for (int k = 0; j && k < HAND_COUNT; k++)
+        if (RECEIVER[k] == p->role) j->hands[k].credit = false;
+}
+
+void jobs_on_progress(dispatcher *d, peer *p, const sl_msg_progress *m)
+{
+    job *j = current(d, p, m->job, m->attempt);
+    sl_msg out = {.type = SL_MSG_PROGRESS, .progress = *m};
+    if (!j) return;
+    advance(p, j, (uint64_t)p->role << 32 | m->done);
+    job_tell(d, j, &out);
+}
+
+void jobs_on_chunk(dispatcher *d, peer *p, const sl_msg_chunk *m)
+{
+    job *j = current(d, p, m->job, m->attempt);
+    sl_msg out = {.type = SL_MSG_CHUNK, .chunk = *m};
+    sl_msg discard = {.type = SL_MSG_DISCARD, .discard = {.ticket = m->rgb}};
+    bool wanted_there = j && j->running[SL_ROLE_MUX] == m->attempt;
+    peer_send(d, peer_of(d, SL_ROLE_MUX), wanted_there ? &out : &discard);
+}
+
+void jobs_on_spooled(dispatcher *d, peer *p, const sl_msg_spooled *m)
+{
+    job *j = job_find(d, m->job);
+    for (int k = 0; j && k < HAND_COUNT; k++)
+        if (PRODUCER[k] == p->role && !strcmp(m->name, FILE_OF[k])) {
+            j->hands[k].spooled = m->code == SL_OK;
+            j->hands[k].spooling = false;
+            if (m->code && j->dump) {                   /* the file itself was asked for */
+                char why[SL_TEXT];
+                snprintf(why, sizeof why, "%s: %s.safetensors could not be written (%s)", sl_role_name(p->role), m->name,
+                         sl_code_text((sl_code)m->code));
+                end_job(d, j, SL_SYS, why);
+            }
+        }
+}
+
+void jobs_on_done(dispatcher *d, peer *p, const sl_msg_done *m)
+{
+    job *j = current(d, p, m->job, m->attempt);
+    sl_msg stage = {.type = SL_MSG_STAGE, .stage = {.pid = p->pid, .peak_bytes = m->peak_bytes, .job = m->job}};
+    release(p, j);
+    if (!j) return;
+    snprintf(stage.stage.stage, sizeof stage.stage.stage, "%s", sl_role_name(p->role));
+    snprintf(stage.stage.event, sizeof stage.stage.event, "done");
+    snprintf(stage.stage.device, sizeof stage.stage.device, "%s", p->conf->device);
+    job_tell(d, j, &stage);
+    advance(p, j, (uint64_t)p->role << 32 | UINT32_MAX);
+    for (int k = 0; k < HAND_COUNT; k++)
+        if (PRODUCER[k] == p->role) {
+            hand *h = &j->hands[k];
+            h->spooling = !h->spooled;
+            h->ticketed = m->tickets > 0 && peer_of(d, RECEIVER[k]) && peer_of(d, RECEIVER[k])->pool_count;
+            h->ticket = m->out;
+            if (!h->ticketed) h->credit = false;
+        }
+    if (p->role == SL_ROLE_DECODE) j->decode_done = true;
+    if (p->role == SL_ROLE_MUX) {
+        j->mux_done = true;
+        j->bytes = m->bytes;
+    }
+}
+
+/* Decode and mux work on one attempt together: when one of them stops, so does the other, and both begin again. */
+static void break_pair(dispatcher *d, job *j, sl_role role)
+{
+    if (role != SL_ROLE_DECODE && role != SL_ROLE_MUX) return;
+    j->decode_done = j->mux_done = false;
+    stop_stage(d, j, role == SL_ROLE_DECODE ? SL_ROLE_MUX : SL_ROLE_DECODE);
+}
+
+/* A stage gave the job back or died with it: try again, but not for ever. */
+static void try_again(dispatcher *d, job *j, sl_role role, const char *how)
+{
+    char why[SL_TEXT];
+    if (++j->deaths <= d->conf.supervise.restarts) return;
+    snprintf(why, sizeof why, "%s ended %d times on this job without getting further (last: %.300s): giving up", sl_role_name(role), j->deaths, how);
+    end_job(d, j, SL_SYS, why);
+}
+
+void jobs_on_failed(dispatcher *d, peer *p, const sl_msg_failed *m)
+{
+    if (m->job == NO_JOB) {                             /* it could not even start: kept for when it ends */
+        snprintf(p->last_error, sizeof p->last_error, "%.500s", m->message);
+        p->last_code = (unsigned)m->code < SL_CODE_COUNT ? (sl_code)m->code : SL_INTERNAL;
+        return;
+    }
+    job *j = current(d, p, m->job, m->attempt);
+    release(p, j);
+    if (!j) return;
+    for (int k = 0; k < HAND_COUNT; k++)
+        if (PRODUCER[k] == p->role || RECEIVER[k] == p->role) j->hands[k].credit = j->hands[k].ticketed;
+    break_pair(d, j, p->role);
+    if (m->code == SL_CANCELLED) return;                /* we asked for it */
+    if (m->code == SL_GONE || m->code == SL_BUSY) try_again(d, j, p->role, m->message);
+    else {
+        char why[SL_TEXT];
+        snprintf(why, sizeof why, "%s: %.480s", sl_role_name(p->role), m->message);
+        end_job(d, j, (unsigned)m->code < SL_CODE_COUNT ? (sl_code)m->code : SL_INTERNAL, why);
+    }
+}
+
+void jobs_on_death(dispatcher *d, peer *p, pid_t pid, const char *how)
+{
+    sl_msg reap = {.type = SL_MSG_REAP, .reap = {.pid = pid}};
+    for (int i = 0; i < d->job_count; i++) {
+        job *j = &d->jobs[i];
+        for (int k = 0; k < HAND_COUNT; k++) {
+            hand *h = &j->hands[k];
+            if (RECEIVER[k] == p->role) h->ticketed = h->credit = false;    /* its slots went with it */
+            if (PRODUCER[k] == p->role) {
+                h->spooling = false;                                        /* whatever was not on disk never will be */
+                if (j->running[p->role]) h->credit = h->ticketed;
+            }
+        }
+        if (j->running[p->role]) {
+            j->running[p->role] = 0;
+            break_pair(d, j, p->role);
+            if (!j->ending) try_again(d, j, p->role, how);
+        }
+    }
+    p->job = NO_JOB;
+    for (int i = 0; i < d->peer_count; i++)
+        if (&d->peers[i] != p) peer_send(d, &d->peers[i], &reap);           /* owners of pools free what it was writing */
+}
+
+/* ---- scheduling ---- */
+
+static void begin(dispatcher *d, job *j, peer *p, uint32_t attempt, hand *first, hand *second)
+{
+    sl_msg m = {.type = SL_MSG_JOB, .job = {.job = j->id, .attempt = attempt}};
+    memcpy(m.job.dir, j->dir, sizeof m.job.dir);
+    if (first && first->ticketed) m.job.tickets |= 1, m.job.first = first->ticket, first->ticketed = false;     /* the receiver has it now */
+    if (second && second->ticketed) m.job.tickets |= 2, m.job.second = second->ticket, second->ticketed = false;
+    j->running[p->role] = attempt;
+    j->started = true;
+    p->job = j->id;
+    p->attempt = attempt;
+    int64_t now = sl_now_ns();
+    if (j->runnable_ns[p->role]) tell_span(d, j, p->role, SL_SPAN_QUEUE, j->runnable_ns[p->role], now);
+    j->runnable_ns[p->role] = 0;
+    peer_send(d, p, &m);
+}
+
+/* The job could use this stage now: remember since when; true if the stage is free. */
+static bool could_use(dispatcher *d, job *j, sl_role role)
+{
+    if (!j->runnable_ns[role]) j->runnable_ns[role] = sl_now_ns();
+    return idle(peer_of(d, role));
+}
+
+static void schedule_job(dispatcher *d, job *j)
+{
+    hand *h = j->hands;
+    for (int k = HAND_TEXT; k <= HAND_IMAGE; k++)
+        if (wanted(j, (hand_kind)k) && could_use(d, j, PRODUCER[k]) && has_credit(d, (hand_kind)k)) {
+            h[k].credit = true;
+            begin(d, j, peer_of(d, PRODUCER[k]), ++j->attempt, NULL, NULL);
+        }
+    if (wanted(j, HAND_LATENTS) && available(j, HAND_TEXT) && (!j->takes_image || available(j, HAND_IMAGE)) &&
+        could_use(d, j, SL_ROLE_DENOISE) && has_credit(d, HAND_LATENTS)) {
+        h[HAND_LATENTS].credit = true;
+        begin(d, j, peer_of(d, SL_ROLE_DENOISE), ++j->attempt, &h[HAND_TEXT], &h[HAND_IMAGE]);
+    }
+    if (pair_exists(d) && available(j, HAND_LATENTS) && !j->decode_done && !j->mux_done && !j->running[SL_ROLE_DECODE] && !j->running[SL_ROLE_MUX] &&
+        could_use(d, j, SL_ROLE_DECODE) && idle(peer_of(d, SL_ROLE_MUX)) && peer_of(d, SL_ROLE_MUX)->pool_count) {
+        uint32_t attempt = ++j->attempt;
+        h[HAND_LATENTS].credit = false;
+        begin(d, j, peer_of(d, SL_ROLE_MUX), attempt, NULL, NULL);          /* first the receiver: it knows the job before a chunk comes */
+        begin(d, j, peer_of(d, SL_ROLE_DECODE), attempt, &h[HAND_LATENTS], NULL);
+    }
+}
+
+void jobs_schedule(dispatcher *d)
+{
+    for (int i = 0; i < d->job_count; i++) {
+        job *j = &d->jobs[i];
+        if (d->draining && !j->started && !j->ending) end_job(d, j, SL_CANCELLED, "not run: draining");
+        if (j->ending ? !any_running(j) : complete(d, j)) {
+            finish(d, j, j->ending ? j->code : SL_OK, j->ending ? j->message : "");
+            i--;
+        } else if (!j->ending) schedule_job(d, j);
+    }
+}
