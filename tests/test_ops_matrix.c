@@ -818,6 +818,11 @@ static void exponential_is_good_to_two_units(void **state)
 static void activations_are_good_to_a_few_units(void **state)
 {
     (void)state;
+    for (float x = -6; x < 6; x += 0.00013f) {
+        double want = erf((double)x), ulp = ldexp(1, ilogb(want) - 23);
+        if (!(fabs(sl_erff(x) - want) <= 2 * ulp)) fail_msg("erf(%.9g) = %.9g, want %.9g", (double)x, (double)sl_erff(x), want);
+    }
+    assert_true(sl_erff(1000) == 1 && sl_erff(-INFINITY) == -1 && sl_erff(0) == 0 && isnan(sl_erff(NAN)));
     for (float x = -12; x < 12; x += 0.00037f) { /* absolute, of the larger of |x| and 1: what the next layer sees */
         double unit = 0x1p-24 * fmax(1, fabs((double)x));
         if (!(fabs(sl_siluf(x) - activated(x, SL_ACT_SILU)) <= 3 * unit)) fail_msg("silu(%g)", (double)x);
