@@ -5,6 +5,14 @@
 #include "common/conf.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+const char *__lsan_default_suppressions(void);
+
+/* libconfig 1.5 loses its scanner's 64-byte buffer when a file ends inside a string: its leak, at most one a process here,
+ * which ends on a bad file. */
+const char *__lsan_default_suppressions(void)
+{
+    return "leak:libconfig.so";
+}
 
 static char *printed(const sl_conf *c)
 {
