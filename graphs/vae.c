@@ -172,7 +172,7 @@ void sl_vae_run_res(sl_ctx *ctx, sl_vae_chunk *x, const sl_vae_res *r, sl_vae_ca
     sl_vae_chunk middle = {.frames = x->frames}, y = *x;
     sl_vae_reach(x, cache1, &middle.from, &middle.to);
     sl_vae_reach(&middle, cache2, &y.from, &y.to);
-    bool wider = y.from != x->from || y.to != x->to;    /* more frames come out than went in: the residual is written out */
+    bool wider = y.from != x->from || y.to != x->to; /* more frames come out than went in: the residual is written out */
     if (wider || r->shortcut.w.rank) y = new_chunk(ctx, x, y.from, y.to, h, w, co);
 
     size_t mark = sl_mark(ctx);

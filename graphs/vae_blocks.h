@@ -21,35 +21,35 @@ typedef struct {
  * residual that may have to be repeated. */
 typedef struct {
     sl_tensor past;
-    int still;                              /* how many frames at the end of what was read repeat the one before */
-    bool used;                              /* false: `past` holds nothing yet, the layer sees zeros */
+    int still; /* how many frames at the end of what was read repeat the one before */
+    bool used; /* false: `past` holds nothing yet, the layer sees zeros */
 } sl_vae_cache;
 
 /* All caches of a network in the order in which a chunk meets them. */
 typedef struct {
     sl_vae_cache *at;
-    int count, next;                        /* next: the one that comes up; set to 0 before each chunk */
+    int count, next; /* next: the one that comes up; set to 0 before each chunk */
     size_t bytes;
-    bool repeats;                           /* frames may repeat: blocks keep what their residuals need then */
+    bool repeats; /* frames may repeat: blocks keep what their residuals need then */
 } sl_vae_caches;
 
 typedef struct {
-    sl_tensor norm1, norm2;                 /* F32 [Ci], [Co] */
-    sl_affine conv1, conv2;                 /* [Co,Ci,3,3,3], [Co,Co,3,3,3] */
-    sl_affine shortcut;                     /* [Co,Ci,1,1,1]; w.rank 0: none, Ci == Co */
+    sl_tensor norm1, norm2; /* F32 [Ci], [Co] */
+    sl_affine conv1, conv2; /* [Co,Ci,3,3,3], [Co,Co,3,3,3] */
+    sl_affine shortcut;     /* [Co,Ci,1,1,1]; w.rank 0: none, Ci == Co */
 } sl_vae_res;
 
 typedef struct {
     sl_vae_res res[2];
-    sl_tensor norm;                         /* F32 [C] */
-    sl_affine qkv, proj;                    /* [3C,C,1,1,1], [C,C,1,1,1] */
+    sl_tensor norm;      /* F32 [C] */
+    sl_affine qkv, proj; /* [3C,C,1,1,1], [C,C,1,1,1] */
 } sl_vae_mid;
 
 extern const sl_conv SL_CONV_333, SL_CONV_111, SL_CONV_TIME, SL_CONV_TIME_HALF, SL_CONV_HALF, SL_CONV_DOUBLE;
 
 /* Want "NAME.weight" with the kernel extents of `k` and "NAME.bias". spatial: the file has it as [Co,Ci,kh,kw]. */
 void sl_vae_want_conv(sl_loader *l, sl_affine *a, int64_t co, int64_t ci, const sl_conv *k, bool spatial, const char *name);
-void sl_vae_want_norm(sl_loader *l, sl_tensor *gamma, int64_t c, bool image, const char *name);     /* image: [C,1,1], else [C,1,1,1] */
+void sl_vae_want_norm(sl_loader *l, sl_tensor *gamma, int64_t c, bool image, const char *name); /* image: [C,1,1], else [C,1,1,1] */
 void sl_vae_want_res(sl_loader *l, sl_vae_res *r, int64_t ci, int64_t co, const char *name);
 void sl_vae_want_mid(sl_loader *l, sl_vae_mid *m, int64_t c, const char *name);
 

@@ -9,25 +9,25 @@
 enum { LEVELS = 4 };
 
 typedef struct {
-    sl_vae_res *res;                        /* res_blocks + 1 of them */
-    sl_affine time, twice;                  /* time.w.rank 0: this level keeps its frames; twice.w.rank 0: the last level */
+    sl_vae_res *res;       /* res_blocks + 1 of them */
+    sl_affine time, twice; /* time.w.rank 0: this level keeps its frames; twice.w.rank 0: the last level */
 } level;
 
 struct sl_vae_decoder {
     sl_vae_config c;
-    sl_affine post_quant, conv_in;          /* [z,z,1,1,1], [C,z,3,3,3] */
+    sl_affine post_quant, conv_in; /* [z,z,1,1,1], [C,z,3,3,3] */
     sl_vae_mid mid;
     level levels[LEVELS];
     sl_tensor norm_out;
-    sl_affine conv_out;                     /* [3,base,3,3,3] */
-    float mul[SL_MAX_Z], add[SL_MAX_Z];     /* latent = normalised * mul + add */
+    sl_affine conv_out;                 /* [3,base,3,3,3] */
+    float mul[SL_MAX_Z], add[SL_MAX_Z]; /* latent = normalised * mul + add */
 };
 
 struct sl_vae_decode {
     const sl_vae_decoder *m;
     sl_vae_caches set;
-    int h, w;                               /* pixels */
-    bool begun;                             /* the first frame has passed */
+    int h, w;   /* pixels */
+    bool begun; /* the first frame has passed */
 };
 
 sl_vae_decoder *sl_vae_decoder_new(const sl_vae_config *config, sl_loader *l)
@@ -205,7 +205,7 @@ void sl_vae_decode_chunk(sl_ctx *ctx, sl_vae_decode *d, const sl_tensor *rgb, co
         x = sl_vae_each(ctx, &x, &m->post_quant, &SL_CONV_111, NULL);
         sl_vae_causal(ctx, &x, sl_vae_next_cache(&d->set), &m->conv_in, &SL_CONV_333, NULL, &in[0]);
         x = all_of(&in[0]);
-        sl_vae_run_mid(ctx, &x, &m->mid, &d->set);      /* in place */
+        sl_vae_run_mid(ctx, &x, &m->mid, &d->set); /* in place */
         sl_release(ctx, here);
     }
     for (int i = 0; i < LEVELS; i++) {

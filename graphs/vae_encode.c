@@ -7,18 +7,18 @@
 enum { LEVELS = 4 };
 
 typedef struct {
-    sl_vae_res *res;                        /* res_blocks of them */
-    sl_affine half, time;                   /* half.w.rank 0: the last level; time.w.rank 0: this level keeps its frames */
+    sl_vae_res *res;      /* res_blocks of them */
+    sl_affine half, time; /* half.w.rank 0: the last level; time.w.rank 0: this level keeps its frames */
 } level;
 
 struct sl_vae_encoder {
     sl_vae_config c;
-    sl_affine conv_in;                      /* [base,3,3,3,3] */
+    sl_affine conv_in; /* [base,3,3,3,3] */
     level levels[LEVELS];
     sl_vae_mid mid;
     sl_tensor norm_out;
-    sl_affine conv_out, quant;              /* [2z,C,3,3,3], [2z,2z,1,1,1] */
-    float mul[SL_MAX_Z], add[SL_MAX_Z];     /* normalised = mean * mul + add */
+    sl_affine conv_out, quant;          /* [2z,C,3,3,3], [2z,2z,1,1,1] */
+    float mul[SL_MAX_Z], add[SL_MAX_Z]; /* normalised = mean * mul + add */
 };
 
 sl_vae_encoder *sl_vae_encoder_new(const sl_vae_config *config, sl_loader *l)
@@ -26,7 +26,7 @@ sl_vae_encoder *sl_vae_encoder_new(const sl_vae_config *config, sl_loader *l)
     sl_vae_encoder *m = calloc(1, sizeof *m);
     if (!m) return NULL;
     char p[96];
-    int block = 0;                          /* resnets and downsamplers are numbered in one row */
+    int block = 0; /* resnets and downsamplers are numbered in one row */
     int64_t c = config->base;
     m->c = *config;
     sl_vae_want_conv(l, &m->conv_in, c, 3, &SL_CONV_333, false, "encoder.conv_in");
@@ -138,14 +138,14 @@ static void upload_picture(sl_ctx *ctx, const sl_tensor *frame, const float *pic
     sl_tensor t = sl_new(ctx, SL_F32, 4, frame->shape);
     sl_upload(ctx, &t, picture);
     sl_copy(ctx, frame, &t);
-    sl_sync(ctx);                           /* t's memory is used again */
+    sl_sync(ctx); /* t's memory is used again */
     sl_release(ctx, mark);
 }
 
 /* Chunk `k` of [first, 0 ..., 0 (, last)], `n` frames: frame 0 is a chunk of its own. Stored are the frames that differ from the one
  * before them, and with `every` all. */
-static sl_vae_chunk condition_chunk(sl_ctx *ctx, int k, int n, bool is_last, const float *first, const float *last, bool every, int h,
-                                    int w)
+static sl_vae_chunk condition_chunk(sl_ctx *ctx, int k, int n, bool is_last, const float *first, const float *last, bool every,
+                                    int h, int w)
 {
     sl_vae_chunk x = {.frames = n, .from = 0, .to = k <= 1 ? 1 : 0};
     if (every) x.to = n;
@@ -183,8 +183,8 @@ static bool fits(sl_ctx *ctx, const sl_vae_encoder *m, const sl_tensor *out, con
     return false;
 }
 
-void sl_vae_encode_video(sl_ctx *ctx, const sl_vae_encoder *m, const sl_tensor *out, const float *first, const float *last, int frames,
-                         int h, int w, float *moments, bool every)
+void sl_vae_encode_video(sl_ctx *ctx, const sl_vae_encoder *m, const sl_tensor *out, const float *first, const float *last,
+                         int frames, int h, int w, float *moments, bool every)
 {
     if (!sl_ok(ctx) || !fits(ctx, m, out, last, frames, h, w)) return;
     const int chunks = (frames - 1) / m->c.scale_t + 1;

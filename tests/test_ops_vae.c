@@ -17,7 +17,7 @@ static float *numbers(int64_t n, uint64_t seed)
 typedef struct {
     int T, H, W, ci, co;
     sl_conv k;
-    int history, residual;      /* given? */
+    int history, residual; /* given? */
 } conv_case;
 
 static const sl_conv C333 = {3, 3, 3, 1, 1, 1, 0, 0}, C111 = {1, 1, 1, 1, 1, 0, 0, 0}, TIME = {3, 1, 1, 1, 1, 0, 0, 0},
@@ -42,9 +42,11 @@ static void plain_conv(float *y, const conv_case *c, const float *x, const float
                     for (int dt = 0; dt < k->kt; dt++)
                         for (int dy = 0; dy < k->kh; dy++)
                             for (int dx = 0; dx < k->kw; dx++) {
-                                int f = t * k->stride_t + dt - before, yy = i * k->stride_hw + dy - k->pad, xx = j * k->stride_hw + dx - k->pad;
+                                int f = t * k->stride_t + dt - before, yy = i * k->stride_hw + dy - k->pad,
+                                    xx = j * k->stride_hw + dx - k->pad;
                                 if (yy < 0 || xx < 0 || yy >= c->H * up || xx >= c->W * up || (f < 0 && !h)) continue;
-                                const float *from = f < 0 ? h + (int64_t)(f + before) * c->H * c->W * c->ci : x + (int64_t)f * c->H * c->W * c->ci;
+                                const float *from =
+                                    f < 0 ? h + (int64_t)(f + before) * c->H * c->W * c->ci : x + (int64_t)f * c->H * c->W * c->ci;
                                 from += ((int64_t)(yy / up) * c->W + xx / up) * c->ci;
                                 for (int q = 0; q < c->ci; q++)
                                     s += (double)from[q] * w[(((o * c->ci + q) * k->kt + dt) * k->kh + dy) * k->kw + dx];
@@ -75,7 +77,7 @@ static void run_conv(const conv_case *c, bool in_place)
     sl_tensor tw = sl_view(packed, SL_F32, 5, shape), tb = sl_view1(b, SL_F32, c->co);
     sl_conv3d(&ctx, &ty, &tx, c->history ? &th : NULL, &tw, &tb, c->residual ? &tr : NULL, &c->k);
     T_OK(sl_ctx_error(&ctx, &err));
-    T_REL(y, want, ny, 1e-6);   /* float32 sums of up to 27 * 40 products against double */
+    T_REL(y, want, ny, 1e-6); /* float32 sums of up to 27 * 40 products against double */
     sl_device_free(&ctx, packed);
     sl_ctx_close(&ctx);
     free(x), free(h), free(w), free(b), free(want), free(r);
@@ -85,7 +87,7 @@ static void run_conv(const conv_case *c, bool in_place)
 static void test_conv_matches_plain_loops(void **state)
 {
     (void)state;
-    const int sizes[][3] = {{1, 1, 1}, {2, 3, 2}, {1, 2, 13}, {4, 5, 7}, {2, 9, 26}};   /* T, H, W */
+    const int sizes[][3] = {{1, 1, 1}, {2, 3, 2}, {1, 2, 13}, {4, 5, 7}, {2, 9, 26}}; /* T, H, W */
     const int channels[][2] = {{1, 1}, {3, 8}, {8, 3}, {16, 17}, {5, 32}, {12, 33}, {40, 48}, {7, 65}};
     const sl_conv *kinds[] = {&C333, &C111, &TIME, &HALF, &DOUBLE, &TIME_HALF};
     for (size_t k = 0; k < sizeof kinds / sizeof *kinds; k++)
@@ -118,9 +120,10 @@ static void test_conv_has_the_same_bits_in_any_chunk(void **state)
     void *packed = sl_device_alloc(&ctx, ctx.ops->packed_conv_bytes(&ctx, shape));
     ctx.ops->pack_conv(&ctx, packed, w, shape);
     sl_tensor tw = sl_view(packed, SL_F32, 5, shape), tb = sl_view1(b, SL_F32, CO), h = sl_view4(past, SL_F32, 2, H, W, CI);
-    sl_tensor tx = sl_view4(x, SL_F32, T, H, W, CI), ty = sl_view4(whole, SL_F32, T, H, W, CO), tp = sl_view4(parts, SL_F32, T, H, W, CO);
+    sl_tensor tx = sl_view4(x, SL_F32, T, H, W, CI), ty = sl_view4(whole, SL_F32, T, H, W, CO),
+              tp = sl_view4(parts, SL_F32, T, H, W, CO);
     sl_conv3d(&ctx, &ty, &tx, NULL, &tw, &tb, NULL, &C333);
-    for (int at = 0, n = 1; at < T; at += n, n++) {     /* 1, 2 and 2 frames */
+    for (int at = 0, n = 1; at < T; at += n, n++) { /* 1, 2 and 2 frames */
         if (n > T - at) n = T - at;
         sl_tensor in = sl_rows(&tx, at, n), out = sl_rows(&tp, at, n);
         sl_conv3d(&ctx, &out, &in, &h, &tw, &tb, NULL, &C333);
@@ -160,7 +163,7 @@ static void test_norm_matches_plain_loops(void **state)
         for (int silu = 0; silu < 2; silu++) {
             int c = channels[n], pixels = 2 * 3 * 5;
             float *x = numbers(pixels * c, 1), *g = numbers(c, 2), *want = numbers(pixels * c, 3);
-            for (int i = 0; i < c; i++) x[i] = 0;           /* one pixel is black: 0 / 1e-12 stays 0 */
+            for (int i = 0; i < c; i++) x[i] = 0; /* one pixel is black: 0 / 1e-12 stays 0 */
             for (int i = 0; i < c; i++) x[c + i] *= 1e4f, g[i] *= 3;
             for (int p = 0; p < pixels; p++) {
                 double s = 0;
@@ -220,12 +223,13 @@ static void test_channels_move_there_and_back(void **state)
     enum { T = 3, H = 4, W = 5, C = 7, P = T * H * W };
     float x[C * P], last[P * C], back[4 * P], mul[C], add[C];
     t_fill(x, C * P, 1), t_fill(mul, C, 2), t_fill(add, C, 3);
-    sl_tensor tx = sl_view4(x, SL_F32, C, T, H, W), tl = sl_view4(last, SL_F32, T, H, W, C), tb = sl_view4(back, SL_F32, 4, T, H, W);
+    sl_tensor tx = sl_view4(x, SL_F32, C, T, H, W), tl = sl_view4(last, SL_F32, T, H, W, C),
+              tb = sl_view4(back, SL_F32, 4, T, H, W);
     sl_to_channels_last(&ctx, &tl, &tx, mul, add);
     for (int p = 0; p < P; p++)
         for (int c = 0; c < C; c++) assert_true(fabsf(last[p * C + c] - (x[c * P + p] * mul[c] + add[c])) <= 1e-6f);
     sl_to_channels_last(&ctx, &tl, &tx, NULL, NULL);
-    sl_to_channels_first(&ctx, &tb, &tl, NULL, NULL);   /* the first 4 of 7 channels */
+    sl_to_channels_first(&ctx, &tb, &tl, NULL, NULL); /* the first 4 of 7 channels */
     T_OK(sl_ctx_error(&ctx, &err));
     assert_memory_equal(back, x, sizeof back);
     sl_to_channels_first(&ctx, &tb, &tl, mul, add);

@@ -55,7 +55,7 @@ static int panel_width(int64_t co, int64_t panel)
     return co - panel * PANEL <= LANES ? LANES : PANEL;
 }
 
-static int64_t packed_floats(const int64_t s[5])        /* without the zeros */
+static int64_t packed_floats(const int64_t s[5]) /* without the zeros */
 {
     int64_t last = panels(s[0]) - 1;
     return s[1] * s[2] * s[3] * s[4] * (last * PANEL + panel_width(s[0], last));
@@ -141,11 +141,11 @@ static void multiply_narrow(float sums[PIXELS][PANEL], const tile_input *in, con
 }
 
 typedef struct {
-    const float *x, *history, *zeros;       /* history NULL: zeros */
-    int64_t before;                         /* frames that the first output sees before x's first */
-    int64_t H, W, C;                        /* of x as stored */
-    int64_t h, w;                           /* of x as the kernel sees it: doubled by upsample */
-    int64_t out_h, out_w, pixels;           /* of y; pixels = T * out_h * out_w */
+    const float *x, *history, *zeros; /* history NULL: zeros */
+    int64_t before;                   /* frames that the first output sees before x's first */
+    int64_t H, W, C;                  /* of x as stored */
+    int64_t h, w;                     /* of x as the kernel sees it: doubled by upsample */
+    int64_t out_h, out_w, pixels;     /* of y; pixels = T * out_h * out_w */
     const sl_conv *k;
 } conv_job;
 
@@ -163,7 +163,7 @@ static void find_input(tile_input *in, const conv_job *j, int64_t first)
 {
     const sl_conv *k = j->k;
     int64_t f0[PIXELS], y0[PIXELS], x0[PIXELS];
-    bool inside = !k->upsample;             /* no pixel's row of taps leaves the picture: kw taps are one run */
+    bool inside = !k->upsample; /* no pixel's row of taps leaves the picture: kw taps are one run */
     for (int i = 0; i < PIXELS; i++) {
         int64_t p = first + i < j->pixels ? first + i : j->pixels - 1;
         f0[i] = p / (j->out_h * j->out_w) * k->stride_t - j->before;
@@ -202,10 +202,19 @@ void sl_cpu_conv3d(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl
     const float *weights = w->data, *bias = b ? b->data : NULL, *add = residual ? residual->data : NULL;
     float *out = y->data;
     const conv_job job = {
-        .x = x->data, .history = history ? history->data : NULL, .zeros = weights + packed_floats(w->shape),
+        .x = x->data,
+        .history = history ? history->data : NULL,
+        .zeros = weights + packed_floats(w->shape),
         .before = conv->stride_t == 1 ? conv->kt - 1 : 1,
-        .H = x->shape[1], .W = x->shape[2], .C = x->shape[3], .h = x->shape[1] << conv->upsample, .w = x->shape[2] << conv->upsample,
-        .out_h = y->shape[1], .out_w = y->shape[2], .pixels = y->shape[0] * y->shape[1] * y->shape[2], .k = conv,
+        .H = x->shape[1],
+        .W = x->shape[2],
+        .C = x->shape[3],
+        .h = x->shape[1] << conv->upsample,
+        .w = x->shape[2] << conv->upsample,
+        .out_h = y->shape[1],
+        .out_w = y->shape[2],
+        .pixels = y->shape[0] * y->shape[1] * y->shape[2],
+        .k = conv,
     };
     if (conv->kt * conv->kh * conv->kw > TAPS || rows > INT32_MAX) {
         sl_ctx_fail(ctx, SL_SHAPE, "conv3d: kernel %d x %d x %d, want at most %d taps", conv->kt, conv->kh, conv->kw, TAPS);
@@ -228,8 +237,10 @@ void sl_cpu_conv3d(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl
             int64_t c0 = panel * PANEL, columns = co - c0 < PANEL ? co - c0 : PANEL;
             for (int64_t p = 0; p < count; p += PIXELS) {
                 int64_t n = count - p < PIXELS ? count - p : PIXELS;
-                if (panel_width(co, panel) == PANEL) multiply_wide(sums, &in[p / PIXELS], weights + c0 * rows);
-                else multiply_narrow(sums, &in[p / PIXELS], weights + c0 * rows);
+                if (panel_width(co, panel) == PANEL)
+                    multiply_wide(sums, &in[p / PIXELS], weights + c0 * rows);
+                else
+                    multiply_narrow(sums, &in[p / PIXELS], weights + c0 * rows);
                 for (int64_t i = 0; i < n; i++) {
                     int64_t at = (first + p + i) * co + c0;
                     for (int64_t c = 0; c < columns; c++) {
@@ -314,8 +325,7 @@ void sl_cpu_to_channels_first(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *
     (void)ctx;
 #pragma omp parallel for schedule(static)
     for (int64_t c = 0; c < channels; c++)
-        for (int64_t p = 0; p < pixels; p++)
-            to[c * pixels + p] = from[p * stride + c] * (mul ? mul[c] : 1) + (add ? add[c] : 0);
+        for (int64_t p = 0; p < pixels; p++) to[c * pixels + p] = from[p * stride + c] * (mul ? mul[c] : 1) + (add ? add[c] : 0);
 }
 
 void sl_cpu_frames_rgb8(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x)
@@ -327,7 +337,7 @@ void sl_cpu_frames_rgb8(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x)
 #pragma omp parallel for simd schedule(static)
     for (int64_t i = 0; i < n; i++) {
         float v = from[i] * 0.5f + 0.5f;
-        v = v > 0 ? v : 0;                  /* NaN gives 0 */
+        v = v > 0 ? v : 0; /* NaN gives 0 */
         v = v < 1 ? v : 1;
         to[i] = (uint8_t)(int)rintf(v * 255);
     }
