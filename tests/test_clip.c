@@ -82,6 +82,39 @@ static void refuses_an_output_of_another_shape(void **state)
     T_SAYS(err.msg, "clip: output has shape [256, 96], want [257, 96]");
 }
 
+/* transformers before 5 put "vision_model." before every name, and so do the published checkpoints. */
+static void reads_names_with_the_old_prefix(void **state)
+{
+    fixture *f = *state;
+    sl_err err = {0};
+    sl_st *st = NULL;
+    sl_loader *l = NULL;
+    char path[1400], dir[300];
+    T_OK(sl_st_open_dir(&st, t_golden("tiny-i2v/model/image_encoder"), "model", &err));
+    const int n = sl_st_size(st);
+    char(*names)[128] = calloc((size_t)n, sizeof *names);
+    const char **pointers = calloc((size_t)n, sizeof *pointers);
+    sl_tensor *tensors = calloc((size_t)n, sizeof *tensors);
+    for (int i = 0; i < n; i++) {
+        snprintf(names[i], sizeof names[i], "vision_model.%s", sl_st_at(st, i)->name);
+        pointers[i] = names[i];
+        tensors[i] = sl_st_at(st, i)->t;
+    }
+    snprintf(dir, sizeof dir, "%s", t_tmpdir());
+    T_OK(sl_st_save(t_join(path, sizeof path, dir, "model.safetensors"), n, pointers, tensors, &err));
+    T_OK(sl_loader_file(&l, &f->ctx, dir, "model", "image_encoder", &err));
+    sl_clip *clip = sl_clip_new(&f->config, l);
+    T_OK(sl_loader_finish(l, &err));
+    assert_int_equal(sl_loader_unused(l), 0);
+    sl_clip_free(&clip);
+    sl_loader_close(&l);
+    sl_st_close(&st);
+    free(names);
+    free(pointers);
+    free(tensors);
+    t_rmdir(dir);
+}
+
 /* The last layer and the pooled head are known and not asked for. */
 static void leaves_nothing_unexplained(void **state)
 {
@@ -94,6 +127,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(penultimate_as_the_reference),
         cmocka_unit_test(refuses_an_output_of_another_shape),
+        cmocka_unit_test(reads_names_with_the_old_prefix),
         cmocka_unit_test(leaves_nothing_unexplained),
     };
     return cmocka_run_group_tests_name("clip", tests, open_all, close_all);
