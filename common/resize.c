@@ -1,11 +1,12 @@
 /* resize.c - pictures resized byte for byte as Pillow does it, and for CLIP as torchvision: separable, 8 bits between the passes.
  *
- * The two differ only in the bits of a weight: Pillow's have 22 behind the point; torch's fit in int16, with as many as the largest allows.
- * Across first, then down, as every Pillow up to 12 does; 13.0 goes down first where only the height shrinks, which rounds differently by a few
- * levels there.
- * Source: Pillow src/libImaging/Resample.c (precompute_coeffs, ImagingResampleHorizontal_8bpc); pytorch
- * aten/src/ATen/native/cpu/UpSampleKernel.cpp (compute_index_ranges_int16_weights); the sizes of a video and of CLIP's picture:
- * diffusers' Wan example and transformers image_processing_clip.py, spec 3.4 and 3.5. */
+ * The two differ only in the bits of a weight: Pillow's have 22 behind the point; torch's fit in int16, with as many as the largest
+ * allows. Across first, then down, as every Pillow up to 12 does; 13.0 goes down first for some sizes (40x30 to 97x4), which
+ * rounds differently there.
+ *
+ * Source: Pillow src/libImaging/Resample.c (precompute_coeffs, ImagingResampleHorizontal_8bpc);
+ * pytorch aten/src/ATen/native/cpu/UpSampleKernel.cpp (compute_index_ranges_int16_weights); the sizes of a video and of CLIP's
+ * picture: diffusers' Wan example and transformers image_processing_clip.py, spec 3.4 and 3.5. */
 #include "common/picture.h"
 
 #include <math.h>
@@ -190,11 +191,12 @@ sl_code sl_picture_clip_pixels(float *out, const sl_picture *in, int shortest_ed
     bool tall = in->h > in->w;
     int64_t other = tall ? (int64_t)shortest_edge * in->h / in->w : (int64_t)shortest_edge * in->w / in->h;
     if (other * shortest_edge > SL_PICTURE_MAX_PIXELS)
-        return sl_fail(err, SL_SHAPE, "picture: %dx%d is too narrow for CLIP: %d on its short edge makes %lld on the long one", in->w, in->h,
-                       shortest_edge, (long long)other);
+        return sl_fail(err, SL_SHAPE, "picture: %dx%d is too narrow for CLIP: %d on its short edge makes %lld on the long one",
+                       in->w, in->h, shortest_edge, (long long)other);
     if ((rc = resize(&p, in, tall ? shortest_edge : (int)other, tall ? (int)other : shortest_edge, TORCH_BICUBIC, err))) return rc;
     if (p.w < crop_w || p.h < crop_h) {
-        rc = sl_fail(err, SL_SHAPE, "picture: CLIP's crop is %dx%d, but the picture has %dx%d after its resize", crop_w, crop_h, p.w, p.h);
+        rc = sl_fail(err, SL_SHAPE, "picture: CLIP's crop is %dx%d, but the picture has %dx%d after its resize", crop_w, crop_h,
+                     p.w, p.h);
         goto done;
     }
     const uint8_t *from = p.rgb + ((size_t)((p.h - crop_h) / 2) * (size_t)p.w + (size_t)((p.w - crop_w) / 2)) * 3;

@@ -20,7 +20,8 @@ static uint8_t *frames(int n, int w, int h, bool noise)
         for (int y = 0; y < h; y++)
             for (int x = 0; x < w; x++)
                 for (int c = 0; c < 3; c++)
-                    *p++ = noise ? (uint8_t)(127 + 127 * t_rand(&seed)) : (uint8_t)(128 + 100 * sin((x + 2 * f) / 11.0 + c) * cos(y / 9.0 + c));
+                    *p++ = noise ? (uint8_t)(127 + 127 * t_rand(&seed))
+                                 : (uint8_t)(128 + 100 * sin((x + 2 * f) / 11.0 + c) * cos(y / 9.0 + c));
     return rgb;
 }
 
@@ -83,11 +84,25 @@ static void ffprobe_reads_it_back(void **state)
     uint8_t *rgb = frames(21, 96, 64, false);
     snprintf(path, sizeof path, "%s/a:b %%d.mp4", dir); /* a name that libavformat could take for a protocol or a pattern */
     make(path, &OPTIONS, rgb, 21, 4);
-    shell(out, sizeof out, "ffprobe -v error -count_frames -select_streams v -show_entries stream=codec_name,width,height,pix_fmt,color_range,"
-          "color_space,color_transfer,color_primaries,chroma_location,r_frame_rate,avg_frame_rate,nb_frames,nb_read_frames,duration -of default=nk=0:nw=1 'file:%s'", path);
-    static const char *const want[] = {"codec_name=h264\n", "width=96\n", "height=64\n", "pix_fmt=yuv420p\n", "color_range=tv\n", "color_space=bt709\n",
-                                       "color_transfer=bt709\n", "color_primaries=bt709\n", "chroma_location=left\n", "r_frame_rate=16/1\n",
-                                       "avg_frame_rate=16/1\n", "nb_frames=21\n", "nb_read_frames=21\n", "duration=1.312500\n"};
+    shell(out, sizeof out,
+          "ffprobe -v error -count_frames -select_streams v -show_entries stream=codec_name,width,height,pix_fmt,color_range,"
+          "color_space,color_transfer,color_primaries,chroma_location,r_frame_rate,avg_frame_rate,nb_frames,nb_read_frames,"
+          "duration -of default=nk=0:nw=1 'file:%s'",
+          path);
+    static const char *const want[] = {"codec_name=h264\n",
+                                       "width=96\n",
+                                       "height=64\n",
+                                       "pix_fmt=yuv420p\n",
+                                       "color_range=tv\n",
+                                       "color_space=bt709\n",
+                                       "color_transfer=bt709\n",
+                                       "color_primaries=bt709\n",
+                                       "chroma_location=left\n",
+                                       "r_frame_rate=16/1\n",
+                                       "avg_frame_rate=16/1\n",
+                                       "nb_frames=21\n",
+                                       "nb_read_frames=21\n",
+                                       "duration=1.312500\n"};
     for (size_t i = 0; i < sizeof want / sizeof *want; i++) T_SAYS(out, want[i]);
     size_t n;
     uint8_t *bytes = slurp(path, &n), *moov = memmem(bytes, n, "moov", 4), *mdat = memmem(bytes, n, "mdat", 4);
@@ -112,7 +127,10 @@ static void decoded_frames_are_close(void **state)
     snprintf(path, sizeof path, "%s/v.mp4", dir);
     snprintf(raw, sizeof raw, "%s/v.rgb", dir);
     make(path, &o, rgb, n, n);
-    snprintf(cmd, sizeof cmd, "ffmpeg -v error -i '%s' -vf scale=in_color_matrix=bt709:in_range=tv:out_range=pc:flags=accurate_rnd+full_chroma_int -pix_fmt rgb24 -f rawvideo '%s'", path, raw);
+    snprintf(cmd, sizeof cmd,
+             "ffmpeg -v error -i '%s' -vf scale=in_color_matrix=bt709:in_range=tv:out_range=pc:flags=accurate_rnd+full_chroma_int "
+             "-pix_fmt rgb24 -f rawvideo '%s'",
+             path, raw);
     assert_int_equal(system(cmd), 0);
     uint8_t *got = slurp(raw, &got_n);
     assert_int_equal(got_n, total);
@@ -256,7 +274,8 @@ static void a_full_disk(void **state)
     t_rmdir(dir);
 }
 
-/* The same with a limit on the file's size, in steps that end a few bytes apart: every place of failure, the trailer's rewrite too. */
+/* The same with a limit on the file's size, in steps that end a few bytes apart: every place of failure, the trailer's rewrite too.
+ */
 static void a_write_that_fails_anywhere(void **state)
 {
     (void)state;
@@ -289,8 +308,12 @@ static void a_write_that_fails_anywhere(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(ffprobe_reads_it_back), cmocka_unit_test(decoded_frames_are_close), cmocka_unit_test(the_same_bytes_every_time),
-        cmocka_unit_test(bad_options),           cmocka_unit_test(nothing_is_left),          cmocka_unit_test(a_full_disk),
+        cmocka_unit_test(ffprobe_reads_it_back),
+        cmocka_unit_test(decoded_frames_are_close),
+        cmocka_unit_test(the_same_bytes_every_time),
+        cmocka_unit_test(bad_options),
+        cmocka_unit_test(nothing_is_left),
+        cmocka_unit_test(a_full_disk),
         cmocka_unit_test(a_write_that_fails_anywhere),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -66,7 +66,8 @@ static void as_pillow(void **state)
         int most = compare(p.rgb, resize ? resized + resized_at : pictures + at, n, &part);
         *(resize ? &resized_at : &at) += n;
         /* JPEG: libavcodec's inverse cosine transform is not libjpeg's (picture.c); everything else is exact. */
-        if (most > (ends(name, ".jpg") ? 2 : 0) || part > 0.05) fail_msg("%s %dx%d: %.1f %% of bytes differ, by up to %d", name, w, h, 100 * part, most);
+        if (most > (ends(name, ".jpg") ? 2 : 0) || part > 0.05)
+            fail_msg("%s %dx%d: %.1f %% of bytes differ, by up to %d", name, w, h, 100 * part, most);
         sl_picture_free(&p);
     }
     assert_int_equal(rows, 59);
@@ -110,7 +111,9 @@ static void refused(void **state)
     } raw[] = {
         {"\x89", 1, "x: not a picture"},
         {"GIF89a....", 10, "x: a GIF, want"},
-        {"\0\0\0\x18" "ftypheic", 12, "x: a HEIC, want"},
+        {"\0\0\0\x18"
+         "ftypheic",
+         12, "x: a HEIC, want"},
         {"\xff\xd8\xff\xd9", 4, "truncated"},
         {"BM\0\0\0\0\0\0\0\0\0\0\0\0\x28\0\0\0\0\0\0\0\0\0\0\0", 26, "x: the BMP header says 0x0 pixels"},
         {"RIFF\x16\0\0\0WEBPVP8X\x0a\0\0\0\x02\0\0\0\x07\0\0\x07\0\0", 30, "x: an animated WebP"},
@@ -127,18 +130,20 @@ static void refused(void **state)
 static void every_truncation_is_refused(void **state)
 {
     (void)state;
-    static const char *const files[] = {"rgb.png", "palette.png", "420.jpg", "progressive.jpg", "exif6.jpg", "lossy.webp", "alpha.webp", "lossless.webp", "rgb.bmp"};
+    static const char *const files[] = {"rgb.png",    "palette.png", "420.jpg",       "progressive.jpg", "exif6.jpg",
+                                        "lossy.webp", "alpha.webp",  "lossless.webp", "rgb.bmp"};
     for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
         char path[200];
         size_t n;
         snprintf(path, sizeof path, DIR "%s", files[i]);
         uint8_t *bytes = slurp(path, &n);
-        for (size_t cut = 0; cut < n; cut += n - cut > 40 && cut > 40 ? 13 : 1) {
+        for (size_t cut = 0; cut<n; cut += n - cut> 40 && cut > 40 ? 13 : 1) {
             uint8_t *part = malloc(cut + 1); /* of its own, so that reading past it shows */
             sl_err err = {0};
             sl_picture p = {0};
             memcpy(part, bytes, cut);
-            if (sl_picture_decode(&p, part, cut, files[i], &err) != SL_FORMAT) fail_msg("%s cut after %zu of %zu bytes: taken", files[i], cut, n);
+            if (sl_picture_decode(&p, part, cut, files[i], &err) != SL_FORMAT)
+                fail_msg("%s cut after %zu of %zu bytes: taken", files[i], cut, n);
             assert_true(strlen(err.msg) > 0);
             free(part);
         }
@@ -169,7 +174,8 @@ static void png_round_trip(void **state)
     t_rmdir(dir);
 }
 
-/* `clip.pixels` of the golden folder, from the picture as it was given (130 x 90), not from the one resized to the video's 96 x 64. */
+/* `clip.pixels` of the golden folder, from the picture as it was given (130 x 90), not from the one resized to the video's 96 x 64.
+ */
 static void pixels_as_golden(void **state)
 {
     (void)state;
@@ -206,7 +212,8 @@ static void pixels_as_golden(void **state)
 static void video_sizes(void **state)
 {
     (void)state;
-    static const int at[][4] = {{1280, 720, 1280, 720}, {720, 1280, 720, 1280}, {1000, 1000, 960, 960}, {4000, 3000, 1104, 816}, {1, 100000, 16, 303568}};
+    static const int at[][4] = {
+        {1280, 720, 1280, 720}, {720, 1280, 720, 1280}, {1000, 1000, 960, 960}, {4000, 3000, 1104, 816}, {1, 100000, 16, 303568}};
     for (size_t i = 0; i < sizeof at / sizeof *at; i++) {
         int w, h;
         sl_picture_video_size(at[i][0], at[i][1], 1280 * 720, &w, &h);
@@ -230,7 +237,7 @@ static void bad_sizes(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(as_pillow),      cmocka_unit_test(refused),     cmocka_unit_test(every_truncation_is_refused),
+        cmocka_unit_test(as_pillow),      cmocka_unit_test(refused),          cmocka_unit_test(every_truncation_is_refused),
         cmocka_unit_test(png_round_trip), cmocka_unit_test(pixels_as_golden), cmocka_unit_test(video_sizes),
         cmocka_unit_test(bad_sizes),
     };

@@ -14,7 +14,8 @@ static void as_ftfy_and_diffusers(void **state)
     size_t i;
     assert_non_null(cases);
     assert_true(json_array_size(cases) > 300);
-    json_array_foreach(cases, i, pair) {
+    json_array_foreach(cases, i, pair)
+    {
         sl_err err = {0};
         char *got = NULL;
         const json_t *in = json_array_get(pair, 0);
@@ -33,8 +34,9 @@ static void invalid_utf8_is_refused_with_its_offset(void **state)
         size_t length, at;
         const char *hex;
     } bad[] = {
-        {"abc\xff", 4, 3, "0xff"},           {"\xc3", 1, 0, "0xc3"},             {"ab\xe4\xb8", 4, 2, "0xe4"},
-        {"\xc0\xaf", 2, 0, "0xc0"},          {"x\xed\xa0\xbd", 4, 1, "0xed"},    {"\xf4\x90\x80\x80", 4, 0, "0xf4"},
+        {"abc\xff", 4, 3, "0xff"},           {"\xc3", 1, 0, "0xc3"},
+        {"ab\xe4\xb8", 4, 2, "0xe4"},        {"\xc0\xaf", 2, 0, "0xc0"},
+        {"x\xed\xa0\xbd", 4, 1, "0xed"},     {"\xf4\x90\x80\x80", 4, 0, "0xf4"},
         {"na\xc3\xafve \x80", 8, 7, "0x80"}, {"caf\xe9 au lait", 12, 3, "0xe9"},
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {

@@ -28,10 +28,10 @@ static void expect(const sl_tokenizer *t, const char *text, const int32_t *want,
     for (int i = 0; i < n; i++)
         if (ids[i] != want[i]) fail_msg("\"%s\": id %d is %d, want %d", text, i, ids[i], want[i]);
 }
-#define EXPECT(t, text, ...)                                                                       \
-    do {                                                                                           \
-        static const int32_t want_[] = {__VA_ARGS__};                                              \
-        expect((t), (text), want_, (int)(sizeof want_ / sizeof *want_));                           \
+#define EXPECT(t, text, ...)                                                                                                       \
+    do {                                                                                                                           \
+        static const int32_t want_[] = {__VA_ARGS__};                                                                              \
+        expect((t), (text), want_, (int)(sizeof want_ / sizeof *want_));                                                           \
     } while (0)
 
 /* Cleaning and encoding together: every prompt of the golden folder, `ids.{i}`. */
@@ -46,7 +46,8 @@ static void golden_ids(void **state)
     size_t i;
     T_OK(sl_st_open_file(&st, t_golden("tiny-i2v/text.safetensors"), &err));
     assert_int_equal(json_array_size(prompts), 12);
-    json_array_foreach(prompts, i, p) {
+    json_array_foreach(prompts, i, p)
+    {
         char key[32], *clean = NULL;
         int32_t want[512];
         snprintf(key, sizeof key, "ids.%zu", i);
@@ -96,7 +97,8 @@ static void spaces_and_control_pieces(void **state)
 static void unknown_characters(void **state)
 {
     (void)state;
-    static const char *const off = "{\"model\": {\"type\": \"Unigram\", \"vocab\": [[\"byte_fallback\", -1]], \"byte_fallback\" : false}}";
+    static const char *const off =
+        "{\"model\": {\"type\": \"Unigram\", \"vocab\": [[\"byte_fallback\", -1]], \"byte_fallback\" : false}}";
     static const char *const on = "{\"model\":{\"byte_fallback\":true}}";
     sl_err err = {0};
     sl_tokenizer *t = open_tiny();
@@ -117,7 +119,8 @@ static void unknown_characters(void **state)
         if (bytes) {
             EXPECT(t, "\xe2\x98\x83", 266, 230, 156, 135, 1);
         } else {
-            EXPECT(t, "emoji \xf0\x9f\x90\xb1\xf0\x9f\x9a\x80 end", 420, 287, 281, 1599, 285, 266, 3, 762, 1); /* two unknowns, one <unk> */
+            EXPECT(t, "emoji \xf0\x9f\x90\xb1\xf0\x9f\x9a\x80 end", 420, 287, 281, 1599, 285, 266, 3, 762,
+                   1); /* two unknowns, one <unk> */
             EXPECT(t, "\xe2\x98\x83\xe2\x98\x83 \xe2\x98\x83", 266, 3, 266, 3, 1);
         }
         sl_tokenizer_close(&t);
@@ -165,10 +168,8 @@ static void bad_models(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(golden_ids),
-        cmocka_unit_test(spaces_and_control_pieces),
-        cmocka_unit_test(unknown_characters),
-        cmocka_unit_test(truncation_keeps_the_end_mark),
+        cmocka_unit_test(golden_ids),         cmocka_unit_test(spaces_and_control_pieces),
+        cmocka_unit_test(unknown_characters), cmocka_unit_test(truncation_keeps_the_end_mark),
         cmocka_unit_test(bad_models),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -29,7 +29,8 @@ struct sl_mp4 {
     bool broken; /* an error was returned: the file cannot become whole */
 };
 
-static const char *const PRESETS[] = {"ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo"};
+static const char *const PRESETS[] = {"ultrafast", "superfast", "veryfast", "faster",   "fast",
+                                      "medium",    "slow",      "slower",   "veryslow", "placebo"};
 
 /* One line for what a call of libav returned. */
 static sl_code av_fail(const sl_mp4 *m, int e, const char *doing, sl_err *err)
@@ -48,11 +49,14 @@ static sl_code check(const char *path, const sl_mp4_options *o, const char *pres
         return sl_fail(err, SL_ARG, "mp4: frames of %dx%d, want even numbers from 2 to 16384", o->w, o->h);
     if (o->fps < 1 || o->fps > 240) return sl_fail(err, SL_ARG, "mp4: %d frames a second, want 1 to 240", o->fps);
     if (o->crf < 0 || o->crf > 51) return sl_fail(err, SL_ARG, "mp4: crf %d, want 0 (lossless) to 51", o->crf);
-    if (o->threads < 0 || o->threads > 64) return sl_fail(err, SL_ARG, "mp4: %d encoder threads, want 1 to 64, or 0 for the default", o->threads);
+    if (o->threads < 0 || o->threads > 64)
+        return sl_fail(err, SL_ARG, "mp4: %d encoder threads, want 1 to 64, or 0 for the default", o->threads);
     while (i < sizeof PRESETS / sizeof *PRESETS && strcmp(PRESETS[i], preset) != 0) i++;
-    if (i == sizeof PRESETS / sizeof *PRESETS) return sl_fail(err, SL_ARG, "mp4: preset \"%s\", want one of x264's from ultrafast to placebo", preset);
+    if (i == sizeof PRESETS / sizeof *PRESETS)
+        return sl_fail(err, SL_ARG, "mp4: preset \"%s\", want one of x264's from ultrafast to placebo", preset);
     if (!stat(path, &st) && !S_ISREG(st.st_mode))
-        return sl_fail(err, SL_SYS, "%s: cannot be written: it is %s", path, S_ISDIR(st.st_mode) ? "a directory" : "not a regular file");
+        return sl_fail(err, SL_SYS, "%s: cannot be written: it is %s", path,
+                       S_ISDIR(st.st_mode) ? "a directory" : "not a regular file");
     return SL_OK;
 }
 
@@ -127,7 +131,8 @@ static sl_code open_converter(sl_mp4 *m, const sl_mp4_options *o, sl_err *err)
     m->frame->format = AV_PIX_FMT_YUV420P;
     m->frame->width = o->w;
     m->frame->height = o->h;
-    if (av_frame_get_buffer(m->frame, 0) < 0) return sl_fail(err, SL_NOMEM, "%s: no memory for frames of %dx%d", m->path, o->w, o->h);
+    if (av_frame_get_buffer(m->frame, 0) < 0)
+        return sl_fail(err, SL_NOMEM, "%s: no memory for frames of %dx%d", m->path, o->w, o->h);
     return SL_OK;
 }
 

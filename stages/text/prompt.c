@@ -13,7 +13,8 @@
 
 #include <utf8proc.h>
 
-/* ftfy repeats its steps until the text stands still; a chain of "&amp;amp;amp..." can make that as many rounds as it has characters. */
+/* ftfy repeats its steps until the text stands still; a chain of "&amp;amp;amp..." can make that as many rounds as it has
+ * characters. */
 #define MAX_ROUNDS 1000
 
 /* Code points. `oom` is set by the append that found no memory and stays; the caller looks once, at the end. */
@@ -81,8 +82,8 @@ static char *to_utf8(const text *t)
 /* str.isspace of Python. */
 static bool is_space(uint32_t c)
 {
-    return (c >= 9 && c <= 13) || (c >= 0x1c && c <= 0x20) || c == 0x85 || c == 0xa0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200a) ||
-           c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f || c == 0x3000;
+    return (c >= 9 && c <= 13) || (c >= 0x1c && c <= 0x20) || c == 0x85 || c == 0xa0 || c == 0x1680 ||
+           (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f || c == 0x3000;
 }
 
 static bool is_alnum(uint32_t c)
@@ -92,7 +93,10 @@ static bool is_alnum(uint32_t c)
 
 static int digit(uint32_t c, int base)
 {
-    int d = c >= '0' && c <= '9' ? (int)c - '0' : c >= 'a' && c <= 'f' ? (int)c - 'a' + 10 : c >= 'A' && c <= 'F' ? (int)c - 'A' + 10 : 99;
+    int d = c >= '0' && c <= '9'   ? (int)c - '0'
+            : c >= 'a' && c <= 'f' ? (int)c - 'a' + 10
+            : c >= 'A' && c <= 'F' ? (int)c - 'A' + 10
+                                   : 99;
     return d < base ? d : -1;
 }
 
@@ -146,8 +150,8 @@ static void put_numeric(text *out, uint64_t num)
         put(out, 0xfffd);
     else if (num >= 0x80 && num < 0xa0)
         put(out, from_cp1252((uint32_t)num));
-    else if ((num < 0x20 && num != '\t' && num != '\n' && num != '\f' && num != '\r') || num == 0x7f || (num >= 0xfdd0 && num <= 0xfdef) ||
-             (num & 0xfffe) == 0xfffe)
+    else if ((num < 0x20 && num != '\t' && num != '\n' && num != '\f' && num != '\r') || num == 0x7f ||
+             (num >= 0xfdd0 && num <= 0xfdef) || (num & 0xfffe) == 0xfffe)
         return;
     else
         put(out, (uint32_t)num);
@@ -266,11 +270,11 @@ static const struct {
     uint16_t from;
     uint16_t to[4];
 } LIGATURES[] = {
-    {0x132, {'I', 'J'}},      {0x133, {'i', 'j'}},      {0x149, {0x2bc, 'n'}},    {0x1f1, {'D', 'Z'}},  {0x1f2, {'D', 'z'}},
-    {0x1f3, {'d', 'z'}},      {0x1c4, {'D', 0x17d}},    {0x1c5, {'D', 0x17e}},    {0x1c6, {'d', 0x17e}}, {0x1c7, {'L', 'J'}},
-    {0x1c8, {'L', 'j'}},      {0x1c9, {'l', 'j'}},      {0x1ca, {'N', 'J'}},      {0x1cb, {'N', 'j'}},  {0x1cc, {'n', 'j'}},
-    {0xfb00, {'f', 'f'}},     {0xfb01, {'f', 'i'}},     {0xfb02, {'f', 'l'}},     {0xfb03, {'f', 'f', 'i'}},
-    {0xfb04, {'f', 'f', 'l'}}, {0xfb05, {0x17f, 't'}},  {0xfb06, {'s', 't'}},
+    {0x132, {'I', 'J'}},    {0x133, {'i', 'j'}},   {0x149, {0x2bc, 'n'}}, {0x1f1, {'D', 'Z'}},       {0x1f2, {'D', 'z'}},
+    {0x1f3, {'d', 'z'}},    {0x1c4, {'D', 0x17d}}, {0x1c5, {'D', 0x17e}}, {0x1c6, {'d', 0x17e}},     {0x1c7, {'L', 'J'}},
+    {0x1c8, {'L', 'j'}},    {0x1c9, {'l', 'j'}},   {0x1ca, {'N', 'J'}},   {0x1cb, {'N', 'j'}},       {0x1cc, {'n', 'j'}},
+    {0xfb00, {'f', 'f'}},   {0xfb01, {'f', 'i'}},  {0xfb02, {'f', 'l'}},  {0xfb03, {'f', 'f', 'i'}}, {0xfb04, {'f', 'f', 'l'}},
+    {0xfb05, {0x17f, 't'}}, {0xfb06, {'s', 't'}},
 };
 
 /* Full-width and half-width forms to the usual ones: NFKC of that block, and the ideographic space. */
@@ -282,7 +286,8 @@ static void put_width(text *out, uint32_t c)
         put(out, ' ');
         return;
     }
-    utf8proc_ssize_t n = utf8proc_decompose_char((utf8proc_int32_t)c, wide, 18, UTF8PROC_COMPOSE | UTF8PROC_COMPAT | UTF8PROC_STABLE, &last);
+    utf8proc_ssize_t n =
+        utf8proc_decompose_char((utf8proc_int32_t)c, wide, 18, UTF8PROC_COMPOSE | UTF8PROC_COMPAT | UTF8PROC_STABLE, &last);
     if (n > 0) n = utf8proc_normalize_utf32(wide, n, UTF8PROC_COMPOSE | UTF8PROC_STABLE);
     for (utf8proc_ssize_t i = 0; i < n; i++) put(out, (uint32_t)wide[i]);
 }
@@ -339,7 +344,8 @@ static void terminal_escapes(text *out, const text *in)
 /* What remove_control_chars takes out: controls, deprecated format characters, the byte-order mark. */
 static bool is_control(uint32_t c)
 {
-    return c < 9 || c == 11 || (c >= 14 && c < 32) || c == 127 || (c >= 0x206a && c < 0x2070) || c == 0xfeff || (c >= 0xfff9 && c < 0xfffd);
+    return c < 9 || c == 11 || (c >= 14 && c < 32) || c == 127 || (c >= 0x206a && c < 0x2070) || c == 0xfeff ||
+           (c >= 0xfff9 && c < 0xfffd);
 }
 
 /* NFC in place. */

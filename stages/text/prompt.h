@@ -1,8 +1,8 @@
 /* prompt.h - clean a prompt as diffusers' prompt_clean does with ftfy's defaults, as far as people type it. Spec 3.1.
  *
- * Done: invalid UTF-8 refused; HTML entities (twice, html5 names), curly quotes, full-width forms, Latin ligatures, line breaks, control
- * characters and terminal escapes, byte-order mark, NFC, white space runs to one space, strip. UTF-8 that spells surrogates is invalid.
- * Left out: ftfy's mojibake repair (text decoded with the wrong charset). */
+ * Done: invalid UTF-8 refused; HTML entities (twice, html5 names), curly quotes, full-width forms, Latin ligatures, line breaks,
+ * control characters and terminal escapes, byte-order mark, NFC, white space runs to one space, strip. UTF-8 that spells surrogates
+ * is invalid. Left out: ftfy's mojibake repair (text decoded with the wrong charset). */
 #ifndef SL_PROMPT_H
 #define SL_PROMPT_H
 

@@ -1,10 +1,11 @@
 // tokenizer.cc - sentencepiece behind a C header; nothing of C++ leaves this file.
 //
-// T5TokenizerFast differs from plain sentencepiece in three ways, all seen to here (transformers convert_slow_tokenizer.py, tokenization_t5.py):
-// - control pieces written out in the text (</s>, <pad>, ...) are taken as such, and what stands between them is encoded on its own;
-// - characters that the model does not know: sentencepiece spells them in byte pieces if the model was trained so. The fast tokenizer does
-//   what "byte_fallback" in tokenizer.json says; where it is off, a run of unknown characters is one <unk>. Without that file, the model
-//   itself decides;
+// T5TokenizerFast differs from plain sentencepiece in three ways, all seen to here (transformers convert_slow_tokenizer.py and
+// tokenization_t5.py):
+// - control pieces written out in the text (</s>, <pad>, ...) are taken as such; what stands between them is encoded on its own;
+// - characters that the model does not know: sentencepiece spells them in byte pieces if the model was trained so. The fast
+//   tokenizer does what "byte_fallback" in tokenizer.json says; where it is off, a run of unknown characters is one <unk>. Without
+//   that file, the model itself decides;
 // - at most max_ids - 1 pieces are kept, then </s>.
 #include "stages/text/tokenizer.h"
 
@@ -17,7 +18,8 @@
 
 #include <sentencepiece_processor.h>
 
-namespace {
+namespace
+{
 
 // A piece that stands for itself when its name is found in the text.
 struct special {
@@ -37,8 +39,8 @@ sl_code read_file(std::string *out, const std::string &path, sl_err *err)
     return bad ? sl_fail_errno(err, why, "tokenizer: cannot read %s", path.c_str()) : SL_OK;
 }
 
-// Whether tokenizer.json beside the model turns byte pieces off. Its vocabulary holds tens of megabytes, so the one key is searched for, as text:
-// in a string of the vocabulary its quotes would be escaped or a comma would follow.
+// Whether tokenizer.json beside the model turns byte pieces off. Its vocabulary holds tens of megabytes, so the one key is searched
+// for, as text: in a string of the vocabulary its quotes would be escaped or a comma would follow.
 bool json_turns_bytes_off(const std::string &model_path)
 {
     static const std::string key = "\"byte_fallback\"";
@@ -63,7 +65,8 @@ struct sl_tokenizer {
     bool bytes; // unknown characters become byte pieces
 };
 
-namespace {
+namespace
+{
 
 // The first special at or after `from`: its place (npos: none) and which it is.
 size_t next_special(const sl_tokenizer &t, const std::string &text, size_t from, const special **which)
@@ -138,7 +141,8 @@ extern "C" void sl_tokenizer_close(sl_tokenizer **t)
     *t = nullptr;
 }
 
-extern "C" sl_code sl_tokenizer_encode(const sl_tokenizer *t, const char *text, size_t length, int32_t *ids, int max_ids, int *n, sl_err *err)
+extern "C" sl_code sl_tokenizer_encode(const sl_tokenizer *t, const char *text, size_t length, int32_t *ids, int max_ids, int *n,
+                                       sl_err *err)
 {
     if (max_ids < 1) return sl_fail(err, SL_ARG, "tokenizer: room for %d ids, want at least 1", max_ids);
     try {
