@@ -78,17 +78,22 @@ typedef struct {
     float *top, *sum; /* [QUERIES]: largest score so far, sum of exp(score - top) */
 } scratch;
 
-static size_t carve(scratch *s, float *at, int64_t d, int64_t block)
+static size_t scratch_floats(int64_t d, int64_t block)
 {
-    float *start = at;
-    s->q = at, at += QUERIES * d;
-    s->acc = at, at += QUERIES * d;
-    s->score = at, at += block * PANEL;
-    s->k = at, at += block * d;
-    s->v = at, at += block * d;
-    s->top = at, at += QUERIES;
-    s->sum = at, at += QUERIES;
-    return (size_t)(at - start);
+    return (size_t)(2 * QUERIES * d + block * PANEL + 2 * block * d + 2 * QUERIES);
+}
+
+static scratch carve(float *at, int64_t d, int64_t block)
+{
+    scratch s;
+    s.q = at;
+    s.acc = s.q + QUERIES * d;
+    s.score = s.acc + QUERIES * d;
+    s.k = s.score + block * PANEL;
+    s.v = s.k + block * d;
+    s.top = s.v + block * d;
+    s.sum = s.top + QUERIES;
+    return s;
 }
 
 /* The scores of one panel, in place, to exp(score - top): top, sum and acc are brought up to date. */
@@ -168,10 +173,9 @@ void sl_cpu_attention(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const
 #pragma omp parallel for schedule(dynamic) if (blocks * heads > 1)
     for (int64_t b = 0; b < blocks * heads; b++) {
         int64_t first = b % blocks * QUERIES, n = j.queries - first < QUERIES ? j.queries - first : QUERIES;
-        scratch s;
-        float *memory = sl_cpu_scratch(SL_SCRATCH_ATTENTION, carve(&s, NULL, j.d, j.block) * sizeof(float));
+        float *memory = sl_cpu_scratch(SL_SCRATCH_ATTENTION, scratch_floats(j.d, j.block) * sizeof *memory);
         if (memory) {
-            carve(&s, memory, j.d, j.block);
+            scratch s = carve(memory, j.d, j.block);
             query_block(&j, &s, b / blocks, first, n);
         } else {
 #pragma omp atomic write
