@@ -22,6 +22,12 @@
 
 #define LOOK_MS 50 /* a waiting sender looks this often whether the owner lives and a wake-up was lost */
 
+#ifdef MFD_NOEXEC_SEAL
+#define NOEXEC_SEAL MFD_NOEXEC_SEAL
+#else
+#define NOEXEC_SEAL 8u /* a kernel may be set to demand it, and headers older than the kernel lack the name */
+#endif
+
 struct sl_pool { /* what is read from the block is checked once and kept here: the block may be scribbled over */
     sl_block *block;
     size_t mapped;
@@ -278,7 +284,8 @@ static sl_code create_block(sl_pool *p, sl_err *err)
     if ((rc = self_word(&p->self, err))) return rc;
     if (getrandom(&p->id, sizeof p->id, 0) != sizeof p->id) return sl_fail_errno(err, errno, "pool %s: getrandom", p->name);
     snprintf(label, sizeof label, "sluice-%s", p->name);
-    p->fd = memfd_create(label, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    p->fd = memfd_create(label, MFD_CLOEXEC | MFD_ALLOW_SEALING | NOEXEC_SEAL);
+    if (p->fd < 0 && errno == EINVAL) p->fd = memfd_create(label, MFD_CLOEXEC | MFD_ALLOW_SEALING); /* before Linux 6.3 */
     if (p->fd < 0) return sl_fail_errno(err, errno, "pool %s: memfd_create", p->name);
     if (ftruncate(p->fd, (off_t)bytes)) return sl_fail_errno(err, errno, "pool %s: size %zu bytes", p->name, bytes);
     /* nobody can shrink it: touching the mapping can never raise SIGBUS */
@@ -745,7 +752,9 @@ static int reap(sl_pool *p, int32_t pid, bool unsent_too, const sl_ticket *sent,
         bool held = being_written(w) || state == SL_SLOT_QUARANTINED;
         bool lost = unsent_too && state == SL_SLOT_READY && !was_sent(p, i, w, sent, sent_count);
         bool broken = state >= SL_SLOT_STATES || (held && !holder(p, w));
-        if (broken || ((held || lost) && peer < SL_BLOCK_PEERS && dead[peer])) count += free_slot(p, i, w);
+        /* the entry is compared after the word was read: if it still is the dead one's, so is the hold */
+        bool of_dead = peer < SL_BLOCK_PEERS && dead[peer] && atomic_load(&p->block->peers[peer]) == words[peer];
+        if (broken || ((held || lost) && of_dead)) count += free_slot(p, i, w);
     }
     for (unsigned i = 1; i < SL_BLOCK_PEERS; i++)
         if (dead[i]) leave(p, i, words[i]);

@@ -64,6 +64,7 @@ mapfile -t wanted < <(cut -d'|' -f2 <<<"$libraries")
 if [ -n "$fuzz" ]; then
     version=$(clang -dumpversion 2>/dev/null || apt-cache depends clang 2>/dev/null | sed -n 's/.*Depends: clang-\([0-9]*\)$/\1/p')
     if [ -z "$version" ]; then # no package lists yet
+        # shellcheck disable=SC1091
         case "$(. /etc/os-release && echo "$ID $VERSION_ID")" in
         'ubuntu 24.04') version=18 ;;
         *) version=14 ;;
