@@ -1,4 +1,4 @@
-/* clip.c - the CLIP vision tower: patches, class token, pre-norm transformer layers with exact GELU; stops before the last layer. */
+/* clip.c - the CLIP vision tower: patches, class token, pre-norm layers with exact GELU; stops before the last layer. */
 #include "graphs/clip.h"
 
 #include <math.h>
@@ -8,18 +8,18 @@
 #include "graphs/layers.h"
 
 typedef struct {
-    sl_affine norm1, norm2;     /* [hidden] */
-    sl_affine q, k, v, out;     /* [hidden, hidden] */
-    sl_affine fc1, fc2;         /* [intermediate, hidden], [hidden, intermediate] */
+    sl_affine norm1, norm2; /* [hidden] */
+    sl_affine q, k, v, out; /* [hidden, hidden] */
+    sl_affine fc1, fc2;     /* [intermediate, hidden], [hidden, intermediate] */
 } layer;
 
 struct sl_clip {
     sl_clip_config c;
-    int used;                   /* layers that hidden_states[-2] needs: all but the last */
-    sl_tensor class_token;      /* F32 [hidden] */
-    sl_tensor patch;            /* [hidden, 3, patch, patch] */
-    sl_tensor position;         /* F32 [tokens, hidden] */
-    sl_affine pre_norm;         /* [hidden] */
+    int used;              /* layers that hidden_states[-2] needs: all but the last */
+    sl_tensor class_token; /* F32 [hidden] */
+    sl_tensor patch;       /* [hidden, 3, patch, patch] */
+    sl_tensor position;    /* F32 [tokens, hidden] */
+    sl_affine pre_norm;    /* [hidden] */
     layer *layers;
 };
 
@@ -47,8 +47,8 @@ static void name_layer(sl_loader *l, layer *y, const sl_clip_config *c, const ch
 /* Tensors that a whole CLIP has and hidden_states[-2] does not need. */
 static void skip_rest(sl_loader *l, const sl_clip_config *c, const char *prefix)
 {
-    static const char *const LAST[] = {"layer_norm1",      "layer_norm2",      "self_attn.q_proj", "self_attn.k_proj",
-                                       "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1",        "mlp.fc2"};
+    static const char *const LAST[] = {"layer_norm1",      "layer_norm2",        "self_attn.q_proj", "self_attn.k_proj",
+                                       "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1",          "mlp.fc2"};
     for (size_t i = 0; i < sizeof LAST / sizeof *LAST; i++) {
         sl_weight_skip(l, "%sencoder.layers.%d.%s.weight", prefix, c->layers - 1, LAST[i]);
         sl_weight_skip(l, "%sencoder.layers.%d.%s.bias", prefix, c->layers - 1, LAST[i]);
@@ -137,7 +137,7 @@ static void encoder_layer(sl_ctx *ctx, const sl_clip *m, const layer *y, const s
     const float scale = 1 / sqrtf((float)(m->c.hidden / m->c.heads));
     const size_t mark = sl_mark(ctx);
     sl_tensor s = sl_new2(ctx, sl_act(ctx), n, d);
-    {   /* x += out(attention(norm1(x))) */
+    { /* x += out(attention(norm1(x))) */
         const size_t inner = sl_mark(ctx);
         sl_tensor q = sl_new2(ctx, sl_act(ctx), n, d), k = sl_new2(ctx, sl_act(ctx), n, d);
         sl_tensor v = sl_new2(ctx, sl_act(ctx), n, d), a = sl_new2(ctx, sl_act(ctx), n, d);
@@ -150,7 +150,7 @@ static void encoder_layer(sl_ctx *ctx, const sl_clip *m, const layer *y, const s
         sl_add(ctx, x, x, &s);
         sl_release(ctx, inner);
     }
-    {   /* x += fc2(gelu(fc1(norm2(x)))) */
+    { /* x += fc2(gelu(fc1(norm2(x)))) */
         sl_tensor hidden = sl_new2(ctx, sl_act(ctx), n, m->c.intermediate);
         sl_layernorm(ctx, &s, x, &y->norm2.w, &y->norm2.b, m->c.eps);
         sl_apply(ctx, &hidden, &s, &y->fc1, SL_ACT_GELU_ERF);
@@ -165,8 +165,8 @@ void sl_clip_encode(sl_ctx *ctx, const sl_clip *m, const float *pixels, const sl
     const int64_t tokens = (int64_t)side(m) * side(m) + 1;
     if (out->rank != 2 || out->shape[0] != tokens || out->shape[1] != m->c.hidden) {
         char got[96];
-        sl_ctx_fail(ctx, SL_SHAPE, "clip: output has shape %s, want [%lld, %d]", sl_shape_text(out, got, sizeof got), (long long)tokens,
-                    m->c.hidden);
+        sl_ctx_fail(ctx, SL_SHAPE, "clip: output has shape %s, want [%lld, %d]", sl_shape_text(out, got, sizeof got),
+                    (long long)tokens, m->c.hidden);
         return;
     }
     embed(ctx, m, out, pixels); /* [tokens, hidden] */

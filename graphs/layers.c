@@ -15,7 +15,8 @@
         va_end(args_);                                                                                                             \
     } while (0)
 
-static void want_pair(sl_loader *l, sl_affine *a, sl_weight_kind w, sl_weight_kind b, int rank, const int64_t *shape, const char *name)
+static void want_pair(sl_loader *l, sl_affine *a, sl_weight_kind w, sl_weight_kind b, int rank, const int64_t *shape,
+                      const char *name)
 {
     sl_weight(l, &a->w, w, rank, shape, "%s.weight", name);
     sl_weight(l, &a->b, b, 1, shape, "%s.bias", name);

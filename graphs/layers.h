@@ -9,7 +9,8 @@ typedef struct {
 } sl_affine;
 
 /* Want "NAME.weight" [out, in] (a matrix) and "NAME.bias" [out]; NAME is a printf format. */
-void sl_want_linear(sl_loader *l, sl_affine *a, int64_t out, int64_t in, const char *name, ...) __attribute__((format(printf, 5, 6)));
+void sl_want_linear(sl_loader *l, sl_affine *a, int64_t out, int64_t in, const char *name, ...)
+    __attribute__((format(printf, 5, 6)));
 /* The same in F32 on every device (the time embedder). */
 void sl_want_linear_f32(sl_loader *l, sl_affine *a, int64_t out, int64_t in, const char *name, ...)
     __attribute__((format(printf, 5, 6)));

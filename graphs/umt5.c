@@ -8,18 +8,18 @@
 #include "graphs/layers.h"
 
 typedef struct {
-    sl_tensor norm1, norm2;     /* [d_model] */
-    sl_tensor q, k, v;          /* [heads * d_kv, d_model] */
-    sl_tensor o;                /* [d_model, heads * d_kv] */
-    sl_tensor bias;             /* F32 [buckets, heads] */
-    sl_tensor wi_0, wi_1;       /* [d_ff, d_model]: the gate, the value */
-    sl_tensor wo;               /* [d_model, d_ff] */
+    sl_tensor norm1, norm2; /* [d_model] */
+    sl_tensor q, k, v;      /* [heads * d_kv, d_model] */
+    sl_tensor o;            /* [d_model, heads * d_kv] */
+    sl_tensor bias;         /* F32 [buckets, heads] */
+    sl_tensor wi_0, wi_1;   /* [d_ff, d_model]: the gate, the value */
+    sl_tensor wo;           /* [d_model, d_ff] */
 } layer;
 
 struct sl_umt5 {
     sl_umt5_config c;
-    sl_tensor embedding;        /* [vocab, d_model] */
-    sl_tensor final_norm;       /* [d_model] */
+    sl_tensor embedding;  /* [vocab, d_model] */
+    sl_tensor final_norm; /* [d_model] */
     layer *layers;
 };
 
@@ -151,8 +151,8 @@ void sl_umt5_encode(sl_ctx *ctx, const sl_umt5 *m, const int32_t *ids, int n, co
         return;
     }
     const size_t mark = sl_mark(ctx);
-    sl_tensor bias = relative_bias(ctx, m, n);                      /* [layers * heads, 2n - 1] */
-    sl_tensor x = sl_new2(ctx, sl_act(ctx), n, m->c.d_model);       /* [n, d_model] */
+    sl_tensor bias = relative_bias(ctx, m, n);                /* [layers * heads, 2n - 1] */
+    sl_tensor x = sl_new2(ctx, sl_act(ctx), n, m->c.d_model); /* [n, d_model] */
     sl_embed(ctx, &x, &m->embedding, ids);
     for (int i = 0; i < m->c.layers && !sl_cancelled(ctx) && sl_ok(ctx); i++) {
         sl_tensor b = sl_rows(&bias, (int64_t)i * m->c.heads, m->c.heads);

@@ -39,8 +39,7 @@ static void euler_table(sl_schedule *t, double shift)
 
 sl_code sl_schedule_make(sl_schedule *out, sl_sampler_kind kind, int steps, double shift, sl_err *err)
 {
-    if (steps < 1 || steps > SL_MAX_STEPS)
-        return sl_fail(err, SL_ARG, "sampler: %d steps, want 1 to %d", steps, SL_MAX_STEPS);
+    if (steps < 1 || steps > SL_MAX_STEPS) return sl_fail(err, SL_ARG, "sampler: %d steps, want 1 to %d", steps, SL_MAX_STEPS);
     if (!(shift > 0) || !isfinite(shift)) return sl_fail(err, SL_ARG, "sampler: shift %g, want a number above 0", shift);
     *out = (sl_schedule){.kind = kind, .steps = steps};
     if (kind == SL_SAMPLER_UNIPC)
@@ -49,8 +48,8 @@ sl_code sl_schedule_make(sl_schedule *out, sl_sampler_kind kind, int steps, doub
         euler_table(out, shift);
     for (int i = 0; i < steps; i++) /* sigmas[steps] is 0 */
         if (!(out->sigmas[i] > out->sigmas[i + 1]) || out->sigmas[i] > 1)
-            return sl_fail(err, SL_ARG, "sampler: with shift %g the noise levels of steps %d and %d of %d are equal in float32", shift,
-                           i + 1, i + 2, steps);
+            return sl_fail(err, SL_ARG, "sampler: with shift %g the noise levels of steps %d and %d of %d are equal in float32",
+                           shift, i + 1, i + 2, steps);
     return SL_OK;
 }
 

@@ -11,41 +11,41 @@
 
 #include "graphs/layers.h"
 
-#define ROWS 8192        /* tokens a chunk: enough to fill a GPU, while the feed-forward's hidden rows stay small beside the tokens */
-#define IMAGE_EPS 1e-5f  /* of the image embedder's LayerNorms */
+#define ROWS 8192 /* tokens a chunk: enough to fill a GPU, while the feed-forward's hidden rows stay small beside the tokens */
+#define IMAGE_EPS 1e-5f /* of the image embedder's LayerNorms */
 
 /* Rows of a block's modulation, scale_shift_table + time projection. */
 enum { SHIFT_1, SCALE_1, GATE_1, SHIFT_2, SCALE_2, GATE_2, MOD_ROWS };
 
 typedef struct {
-    sl_affine q, k, v, out;         /* [dim, dim] */
-    sl_tensor norm_q, norm_k;       /* [dim]: over all heads together */
+    sl_affine q, k, v, out;   /* [dim, dim] */
+    sl_tensor norm_q, norm_k; /* [dim]: over all heads together */
 } attention;
 
 typedef struct {
-    sl_tensor table;                /* F32 [1, 6, dim] */
-    attention attn1;                /* among the tokens */
-    sl_affine norm2;                /* F32 [dim]; before cross-attention */
-    attention attn2;                /* to the text */
-    sl_affine image_k, image_v;     /* [dim, dim]; and to the image */
-    sl_tensor norm_image_k;         /* [dim] */
-    sl_affine ffn_in, ffn_out;      /* [ffn, dim], [dim, ffn] */
+    sl_tensor table;            /* F32 [1, 6, dim] */
+    attention attn1;            /* among the tokens */
+    sl_affine norm2;            /* F32 [dim]; before cross-attention */
+    attention attn2;            /* to the text */
+    sl_affine image_k, image_v; /* [dim, dim]; and to the image */
+    sl_tensor norm_image_k;     /* [dim] */
+    sl_affine ffn_in, ffn_out;  /* [ffn, dim], [dim, ffn] */
 } block;
 
 struct sl_dit {
     sl_dit_config c;
-    int64_t rows;                   /* most tokens at a time */
-    sl_affine patch;                /* [dim, in_channels, 1, 2, 2] */
-    sl_affine time_1, time_2;       /* F32 [dim, freq_dim], [dim, dim] */
-    sl_affine time_proj;            /* [6 dim, dim] */
-    sl_affine text_1, text_2;       /* [dim, text_dim], [dim, dim] */
-    sl_affine image_norm1;          /* F32 [image_dim] */
-    sl_affine image_1, image_2;     /* [image_dim, image_dim], [dim, image_dim] */
-    sl_affine image_norm2;          /* F32 [dim] */
-    sl_tensor image_pos;            /* F32 [1, 514, image_dim]; rank 0 without */
+    int64_t rows;               /* most tokens at a time */
+    sl_affine patch;            /* [dim, in_channels, 1, 2, 2] */
+    sl_affine time_1, time_2;   /* F32 [dim, freq_dim], [dim, dim] */
+    sl_affine time_proj;        /* [6 dim, dim] */
+    sl_affine text_1, text_2;   /* [dim, text_dim], [dim, dim] */
+    sl_affine image_norm1;      /* F32 [image_dim] */
+    sl_affine image_1, image_2; /* [image_dim, image_dim], [dim, image_dim] */
+    sl_affine image_norm2;      /* F32 [dim] */
+    sl_tensor image_pos;        /* F32 [1, 514, image_dim]; rank 0 without */
     block *blocks;
-    sl_tensor table;                /* F32 [1, 2, dim]: shift, scale of the head */
-    sl_affine head;                 /* [4 out_channels, dim] */
+    sl_tensor table; /* F32 [1, 2, dim]: shift, scale of the head */
+    sl_affine head;  /* [4 out_channels, dim] */
 };
 
 /* ---- weights -------------------------------------------------------------------------------------- */
@@ -149,7 +149,8 @@ static size_t lay_out_context(const sl_ctx *ctx, const sl_dit *m, sl_dit_context
     size_t at = 0;
     *c = (sl_dit_context){.image_tokens = image_tokens};
     c->text_kv = sl_carve(memory, &at, sl_act(ctx), 3, (int64_t[]){m->c.layers, SL_TEXT_TOKENS, 2 * (int64_t)m->c.dim});
-    if (image_tokens) c->image_kv = sl_carve(memory, &at, sl_act(ctx), 3, (int64_t[]){m->c.layers, image_tokens, 2 * (int64_t)m->c.dim});
+    if (image_tokens)
+        c->image_kv = sl_carve(memory, &at, sl_act(ctx), 3, (int64_t[]){m->c.layers, image_tokens, 2 * (int64_t)m->c.dim});
     return at;
 }
 
@@ -221,7 +222,8 @@ static bool context_fits(sl_ctx *ctx, const sl_dit *m, const sl_tensor *text, co
         return false;
     }
     if (!image != !m->c.image_dim) {
-        sl_ctx_fail(ctx, SL_ARG, image ? "dit: image tokens given, but the model takes none" : "dit: the model wants image tokens, got none");
+        sl_ctx_fail(ctx, SL_ARG,
+                    image ? "dit: image tokens given, but the model takes none" : "dit: the model wants image tokens, got none");
         return false;
     }
     if (!image) return true;
@@ -234,7 +236,8 @@ static bool context_fits(sl_ctx *ctx, const sl_dit *m, const sl_tensor *text, co
     return true;
 }
 
-void sl_dit_context_make(sl_ctx *ctx, const sl_dit *m, sl_dit_context *out, void *memory, const sl_tensor *text, const sl_tensor *image)
+void sl_dit_context_make(sl_ctx *ctx, const sl_dit *m, sl_dit_context *out, void *memory, const sl_tensor *text,
+                         const sl_tensor *image)
 {
     if (!context_fits(ctx, m, text, image)) {
         *out = (sl_dit_context){0};
@@ -381,14 +384,20 @@ typedef struct {
     const sl_dit *m;
     const sl_dit_rope *rope;
     const sl_dit_context *context;
-    sl_tensor proj;             /* [6, dim] of this step */
-    int64_t chunk;              /* rows at a time */
-    float scale;                /* 1 / sqrt(head_dim) */
+    const sl_tensor *latents, *condition; /* condition may be NULL */
+    sl_tensor proj;                       /* [6, dim] of this step */
+    int64_t chunk;                        /* rows at a time */
+    float scale;                          /* 1 / sqrt(head_dim) */
 } forward;
 
-/* `for (rows r of all n, at most chunk at a time)`. */
+static int64_t smaller(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+/* Loop over all n rows, at most `chunk` at a time: `rows` rows from `first` on. */
 #define EACH_CHUNK(first, rows, n, chunk)                                                                                          \
-    for (int64_t first = 0, rows; first < (n) && (rows = (n) - first < (chunk) ? (n) - first : (chunk), true); first += rows)
+    for (int64_t first = 0, rows = smaller(n, chunk); first < (n); first += rows, rows = smaller((n) - (first), chunk))
 
 /* x += gate * out(attention(LN(x) modulated)): keys and values of all tokens first, then queries chunk by chunk. */
 static void self_attention(sl_ctx *ctx, const forward *f, int i, const sl_tensor *x, const sl_tensor *mod)
@@ -401,7 +410,7 @@ static void self_attention(sl_ctx *ctx, const forward *f, int i, const sl_tensor
     sl_tensor k = sl_new2(ctx, sl_act(ctx), n, d), v = sl_new2(ctx, sl_act(ctx), n, d);
     sl_tensor norm = sl_new2(ctx, sl_act(ctx), f->chunk, d), query = sl_new2(ctx, sl_act(ctx), f->chunk, d);
 
-    EACH_CHUNK(r, rows, n, f->chunk) {
+    EACH_CHUNK (r, rows, n, f->chunk) {
         const sl_tensor xr = sl_rows(x, r, rows), kr = sl_rows(&k, r, rows), vr = sl_rows(&v, r, rows), s = sl_rows(&norm, 0, rows);
         const sl_tensor c_r = sl_rows(&f->rope->cos, r, rows), s_r = sl_rows(&f->rope->sin, r, rows);
         sl_layernorm_modulate(ctx, &s, &xr, &scale, &shift, c->eps);
@@ -409,7 +418,7 @@ static void self_attention(sl_ctx *ctx, const forward *f, int i, const sl_tensor
         sl_rmsnorm_rope(ctx, &kr, &kr, &a->norm_k, c->eps, &c_r, &s_r, c->heads);
         sl_apply(ctx, &vr, &s, &a->v, SL_ACT_NONE);
     }
-    EACH_CHUNK(r, rows, n, f->chunk) {
+    EACH_CHUNK (r, rows, n, f->chunk) {
         const sl_tensor xr = sl_rows(x, r, rows), s = sl_rows(&norm, 0, rows), q = sl_rows(&query, 0, rows);
         const sl_tensor c_r = sl_rows(&f->rope->cos, r, rows), s_r = sl_rows(&f->rope->sin, r, rows);
         sl_layernorm_modulate(ctx, &s, &xr, &scale, &shift, c->eps);
@@ -435,7 +444,7 @@ static void cross_attention(sl_ctx *ctx, const forward *f, int i, const sl_tenso
     kv_of(&f->context->text_kv, i, &text_k, &text_v);
     if (f->context->image_tokens) kv_of(&f->context->image_kv, i, &image_k, &image_v);
 
-    EACH_CHUNK(r, rows, n, f->chunk) {
+    EACH_CHUNK (r, rows, n, f->chunk) {
         const sl_tensor xr = sl_rows(x, r, rows), s = sl_rows(&norm, 0, rows), q = sl_rows(&query, 0, rows);
         sl_layernorm(ctx, &s, &xr, &b->norm2.w, &b->norm2.b, c->eps);
         sl_apply(ctx, &q, &s, &b->attn2.q, SL_ACT_NONE);
@@ -459,7 +468,7 @@ static void feed_forward(sl_ctx *ctx, const forward *f, int i, const sl_tensor *
     const size_t mark = sl_mark(ctx);
     sl_tensor norm = sl_new2(ctx, sl_act(ctx), f->chunk, c->dim), hidden = sl_new2(ctx, sl_act(ctx), f->chunk, c->ffn_dim);
 
-    EACH_CHUNK(r, rows, n, f->chunk) {
+    EACH_CHUNK (r, rows, n, f->chunk) {
         const sl_tensor xr = sl_rows(x, r, rows), s = sl_rows(&norm, 0, rows), h = sl_rows(&hidden, 0, rows);
         sl_layernorm_modulate(ctx, &s, &xr, &scale, &shift, c->eps);
         sl_apply(ctx, &h, &s, &b->ffn_in, SL_ACT_GELU_TANH);
@@ -488,16 +497,17 @@ static void run_block(sl_ctx *ctx, const forward *f, int i, const sl_tensor *x)
 /* ---- a forward ------------------------------------------------------------------------------------------ */
 
 /* x [N, dim] = patch embedding of cat(latents, condition). */
-static void embed_patches(sl_ctx *ctx, const sl_dit *m, const sl_tensor *x, const sl_tensor *latents, const sl_tensor *condition)
+static void embed_patches(sl_ctx *ctx, const forward *f, const sl_tensor *x, bool tap)
 {
+    const sl_dit *m = f->m;
     const size_t mark = sl_mark(ctx);
     const int64_t k = 4 * (int64_t)m->c.in_channels;
     const sl_tensor w = sl_reshape2(&m->patch.w, m->c.dim, k);
     sl_tensor rows = sl_new2(ctx, sl_act(ctx), x->shape[0], k); /* [N, (channel, py, px)] */
-    sl_patchify(ctx, &rows, latents, condition);
-    sl_tap(ctx, "input", &rows);
+    sl_patchify(ctx, &rows, f->latents, f->condition);
+    if (tap) sl_tap(ctx, "input", &rows);
     sl_linear(ctx, x, &rows, &w, &m->patch.b, SL_ACT_NONE);
-    sl_tap(ctx, "patch", x);
+    if (tap) sl_tap(ctx, "patch", x);
     sl_release(ctx, mark);
 }
 
@@ -510,11 +520,11 @@ static void run_rest(sl_ctx *ctx, const forward *f, const sl_tensor *x)
 /* All blocks, unless the first says that the others will add what they added before. */
 static void run_blocks_cached(sl_ctx *ctx, const forward *f, const sl_tensor *x, sl_fbcache *cache, sl_fbcache_report *report)
 {
+    run_block(ctx, f, 0, x); /* h1 */
     const size_t mark = sl_mark(ctx);
     sl_tensor r = sl_new2(ctx, sl_act(ctx), x->shape[0], f->m->c.dim);
-    sl_copy(ctx, &r, x);            /* h0 */
-    run_block(ctx, f, 0, x);        /* h1 */
-    sl_sub(ctx, &r, x, &r);         /* r = h1 - h0 */
+    embed_patches(ctx, f, &r, false); /* h0 again, the same bits: cheaper than a fourth token tensor kept through block 0 */
+    sl_sub(ctx, &r, x, &r);           /* r = h1 - h0 */
     const bool compute = sl_fbcache_decide(ctx, cache, &r, report);
     sl_release(ctx, mark);
     if (compute) {
@@ -541,7 +551,7 @@ static void run_head(sl_ctx *ctx, const forward *f, const sl_tensor *v, const sl
         sl_add(ctx, &to, &from, temb);
     }
     const sl_tensor shift = sl_row(&mod, 0), scale = sl_row(&mod, 1);
-    EACH_CHUNK(r, rows, n, f->chunk) {
+    EACH_CHUNK (r, rows, n, f->chunk) {
         const sl_tensor xr = sl_rows(x, r, rows), yr = sl_rows(&y, r, rows), s = sl_rows(&norm, 0, rows);
         sl_layernorm_modulate(ctx, &s, &xr, &scale, &shift, c->eps);
         sl_apply(ctx, &yr, &s, &f->m->head, SL_ACT_NONE);
@@ -551,8 +561,9 @@ static void run_head(sl_ctx *ctx, const forward *f, const sl_tensor *v, const sl
 }
 
 /* Does what the caller brings belong together? sl_patchify and sl_unpatchify check ranks and dtypes. */
-static bool forward_fits(sl_ctx *ctx, const sl_dit *m, const sl_tensor *latents, const sl_tensor *condition, const sl_dit_times *times,
-                         int step, const sl_dit_rope *rope, const sl_dit_context *context, const sl_fbcache *cache)
+static bool forward_fits(sl_ctx *ctx, const sl_dit *m, const sl_tensor *latents, const sl_tensor *condition,
+                         const sl_dit_times *times, int step, const sl_dit_rope *rope, const sl_dit_context *context,
+                         const sl_fbcache *cache)
 {
     if (!sl_ok(ctx)) return false;
     const int64_t channels = latents->shape[0] + (condition ? condition->shape[0] : 0);
@@ -562,8 +573,8 @@ static bool forward_fits(sl_ctx *ctx, const sl_dit *m, const sl_tensor *latents,
     else if (step < 0 || step >= times->steps)
         sl_ctx_fail(ctx, SL_ARG, "dit: step %d, the time tables have %d", step, times->steps);
     else if (rope->t != t || rope->h != h || rope->w != w)
-        sl_ctx_fail(ctx, SL_SHAPE, "dit: rotary tables are for %d x %d x %d tokens, want %lld x %lld x %lld", rope->t, rope->h, rope->w,
-                    (long long)t, (long long)h, (long long)w);
+        sl_ctx_fail(ctx, SL_SHAPE, "dit: rotary tables are for %d x %d x %d tokens, want %lld x %lld x %lld", rope->t, rope->h,
+                    rope->w, (long long)t, (long long)h, (long long)w);
     else if (!context->image_tokens != !m->c.image_dim)
         sl_ctx_fail(ctx, SL_ARG, "dit: the context holds %d image tokens, the model wants %s", context->image_tokens,
                     m->c.image_dim ? "some" : "none");
@@ -583,11 +594,17 @@ void sl_dit_forward(sl_ctx *ctx, const sl_dit *m, const sl_tensor *v, const sl_t
 
     const int64_t n = rope->cos.shape[0], d = m->c.dim; /* N = T Hp Wp tokens */
     const sl_tensor temb = sl_rows(&times->temb, step, 1), proj = sl_rows(&times->proj, step, 1);
-    const forward f = {.m = m, .rope = rope, .context = context, .proj = sl_reshape2(&proj, MOD_ROWS, d),
-                       .chunk = sl_chunk_rows(n, m->rows), .scale = 1 / sqrtf((float)m->c.head_dim)};
+    const forward f = {.m = m,
+                       .rope = rope,
+                       .context = context,
+                       .latents = latents,
+                       .condition = condition,
+                       .proj = sl_reshape2(&proj, MOD_ROWS, d),
+                       .chunk = sl_chunk_rows(n, m->rows),
+                       .scale = 1 / sqrtf((float)m->c.head_dim)};
     const size_t mark = sl_mark(ctx);
     sl_tensor x = sl_new2(ctx, sl_act(ctx), n, d);
-    embed_patches(ctx, m, &x, latents, condition);
+    embed_patches(ctx, &f, &x, true);
     if (cache) {
         run_blocks_cached(ctx, &f, &x, cache, report);
     } else {

@@ -17,8 +17,8 @@ typedef struct sl_dit sl_dit;
 sl_dit *sl_dit_new(const sl_dit_config *config, sl_loader *l);
 void sl_dit_free(sl_dit **m);
 const sl_dit_config *sl_dit_config_of(const sl_dit *m);
-/* Work on at most `rows` tokens at a time (default 8192) wherever an operation allows it: less memory, the same result up to the order
- * of sums inside a matrix product. */
+/* Work on at most `rows` tokens at a time (default 8192) wherever an operation allows it: less memory, the same result up to the
+ * order of sums inside a matrix product. */
 void sl_dit_set_rows(sl_dit *m, int64_t rows);
 
 /* ---- once a job ---- */
@@ -33,7 +33,8 @@ typedef struct {
     sl_tensor image_kv;         /* act [layers, image_tokens, 2 * dim]; rank 0 without image */
 } sl_dit_context;
 size_t sl_dit_context_bytes(const sl_ctx *ctx, const sl_dit *m, int image_tokens);
-void sl_dit_context_make(sl_ctx *ctx, const sl_dit *m, sl_dit_context *out, void *memory, const sl_tensor *text, const sl_tensor *image);
+void sl_dit_context_make(sl_ctx *ctx, const sl_dit *m, sl_dit_context *out, void *memory, const sl_tensor *text,
+                         const sl_tensor *image);
 
 /* temb act [steps, dim] and time projection F32-or-act [steps, 6 * dim] of every timestep. Memory likewise. Taps: "time_proj". */
 typedef struct {
@@ -56,8 +57,8 @@ void sl_dit_rope_make(sl_ctx *ctx, const sl_dit *m, sl_dit_rope *out, void *memo
 /* v act or F32 [out_channels, T, h/8, w/8] = DiT(latents, condition, step's time, context).
  *   latents    F32 [16, T, Hl, Wl];  condition F32 [20, T, Hl, Wl], or NULL (T2V)
  *   cache      First Block Cache state of this branch, or NULL to compute always; report (may be NULL) gets the decision
- * Taps: "input" (the patch rows [N, in_channels * 4]), "patch", "block.{i}" [N, dim], and "block.0.{attn1,attn2,ffn}" (what is added, before
- * its gate), which come in the pieces of sl_dit_set_rows, in order.
+ * Taps: "input" (the patch rows [N, in_channels * 4]), "patch", "block.{i}" [N, dim], and "block.0.{attn1,attn2,ffn}" (what is
+ * added, before its gate), which come in the pieces of sl_dit_set_rows, in order.
  * ctx->cancel is looked at between blocks. */
 void sl_dit_forward(sl_ctx *ctx, const sl_dit *m, const sl_tensor *v, const sl_tensor *latents, const sl_tensor *condition,
                     const sl_dit_times *times, int step, const sl_dit_rope *rope, const sl_dit_context *context,

@@ -1,8 +1,8 @@
-/* bench_dit.c - one DiT forward of a fixed medium size with random weights: seconds, GFLOP/s, and which part of this machine's sgemm rate.
+/* bench_dit.c - one DiT forward of a fixed medium size with random weights: seconds, GFLOP/s, part of this machine's sgemm rate.
  *
- * 2 blocks of dim 1024 (8 heads x 128), feed-forward 2816, 3,000 tokens (10 x 15 x 20), 512 text and 257 image tokens. The rate counts
- * matrix products and attention alone, 1 multiply-add = 2. Both figures are the best of several runs. An argument is the count of
- * forwards (default 2). */
+ * 2 blocks of dim 1024 (8 heads x 128), feed-forward 2816, 3,000 tokens (10 x 15 x 20), 512 text and 257 image tokens. The rate
+ * counts matrix products and attention alone, 1 multiply-add = 2. Both figures are the best of several runs. An argument is the
+ * count of forwards (default 2). */
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
@@ -13,9 +13,20 @@
 
 enum { T = 10, H = 15, W = 20, N = T * H * W, SGEMM = 2048 };
 
-static const sl_dit_config CONFIG = {.layers = 2, .heads = 8, .head_dim = 128, .dim = 1024, .ffn_dim = 2816, .in_channels = 36,
-                                     .out_channels = 16, .text_dim = 512, .freq_dim = 256, .image_dim = 320, .added_kv_dim = 1024,
-                                     .patch = {1, 2, 2}, .rope_max = 1024, .eps = 1e-6f};
+static const sl_dit_config CONFIG = {.layers = 2,
+                                     .heads = 8,
+                                     .head_dim = 128,
+                                     .dim = 1024,
+                                     .ffn_dim = 2816,
+                                     .in_channels = 36,
+                                     .out_channels = 16,
+                                     .text_dim = 512,
+                                     .freq_dim = 256,
+                                     .image_dim = 320,
+                                     .added_kv_dim = 1024,
+                                     .patch = {1, 2, 2},
+                                     .rope_max = 1024,
+                                     .eps = 1e-6f};
 
 static double now(void)
 {
@@ -142,8 +153,10 @@ int main(int argc, char **argv)
         if (i && t < best) best = t;
     }
     const double rate = operations(&CONFIG) / best, peak = sgemm_rate();
-    printf("dit forward, %d tokens x %d, %d blocks: %.3f s, %.1f GFLOP/s, %.0f %% of sgemm's %.1f; arena %.1f MB, weights %.1f MB\n", N, CONFIG.dim,
-           CONFIG.layers, best, rate * 1e-9, 100 * rate / peak, peak * 1e-9, (double)ctx.arena_peak * 1e-6, (double)sl_loader_bytes(l) * 1e-6);
+    printf(
+        "dit forward, %d tokens x %d, %d blocks: %.3f s, %.1f GFLOP/s, %.0f %% of sgemm's %.1f; arena %.1f MB, weights %.1f MB\n",
+        N, CONFIG.dim, CONFIG.layers, best, rate * 1e-9, 100 * rate / peak, peak * 1e-9, (double)ctx.arena_peak * 1e-6,
+        (double)sl_loader_bytes(l) * 1e-6);
     job_free(&j);
     sl_dit_free(&m);
     sl_loader_close(&l);

@@ -67,9 +67,10 @@ static inline void t_dit_times(t_dit *d, const double *timesteps, int steps)
     T_OK(sl_ctx_error(&d->ctx, &err));
 }
 
-/* Every entry of the golden figures' rotary tables is a bf16 number: those models were evidently cast to bf16 and back, which weights
- * stored in bf16 survive unchanged and the tables do not. The published pipeline keeps float32 tables, and so does sl_dit_rope_make; to compare at float32's
- * precision the tests round the tables as that cast did. SL_ROPE_F32=1 leaves them alone, to see what the rounding is worth. */
+/* Every entry of the golden figures' rotary tables is a bf16 number: those models were evidently cast to bf16 and back, which
+ * weights stored in bf16 survive unchanged and the tables do not. The published pipeline keeps float32 tables, and so does
+ * sl_dit_rope_make; to compare at float32's precision the tests round the tables as that cast did. SL_ROPE_F32=1 leaves them alone,
+ * to see what the rounding is worth. */
 static inline void t_dit_rope(t_dit *d, int t, int h, int w)
 {
     sl_err err = {0};

@@ -19,7 +19,8 @@ static inline const float *t_floats(const sl_st *st, int64_t n, const char *key,
     const sl_st_entry *e = sl_st_find(st, name);
     if (!e) fail_msg("golden file has no %s", name);
     if (e->t.dtype != SL_F32 || (n >= 0 && sl_count(&e->t) != n))
-        fail_msg("golden %s: %s of %lld elements, want F32 of %lld", name, sl_dtype_tag(e->t.dtype), (long long)sl_count(&e->t), (long long)n);
+        fail_msg("golden %s: %s of %lld elements, want F32 of %lld", name, sl_dtype_tag(e->t.dtype), (long long)sl_count(&e->t),
+                 (long long)n);
     return e->t.data;
 }
 

@@ -15,26 +15,27 @@ static const char *root = "tests/golden";
 typedef struct {
     const char *folder, *name;
 } golden_case;
-static const golden_case SMALL[] = {{"tiny-i2v", "i2v-96x64x9"}, {"tiny-i2v", "i2v-64x96x13-nocfg"}, {"tiny-i2v", "i2v-96x64x9-fbcache"}};
+static const golden_case SMALL[] = {
+    {"tiny-i2v", "i2v-96x64x9"}, {"tiny-i2v", "i2v-64x96x13-nocfg"}, {"tiny-i2v", "i2v-96x64x9-fbcache"}};
 static const golden_case REST[] = {{"tiny-t2v", "t2v-64x64x5"}, {"tiny-flf2v", "flf2v-64x64x9"}, {"tiny-i2v-a14b", "a14b-64x64x9"}};
 
 /* One case being run. */
 typedef struct {
     sl_model model;
-    json_t *json;                   /* NAME.json */
+    json_t *json; /* NAME.json */
     sl_st *figures, *text;
-    t_dit dit[2];                   /* the experts */
-    t_context context[2][2];        /* [expert][cond, uncond] */
-    sl_fbcache cache[2];            /* cond, uncond */
+    t_dit dit[2];            /* the experts */
+    t_context context[2][2]; /* [expert][cond, uncond] */
+    sl_fbcache cache[2];     /* cond, uncond */
     sl_fbcache_rules rules;
     int steps, calls;
     bool guided;
-    int64_t shape[4];               /* of the latents */
-    sl_tensor condition;            /* F32 [20, T, H, W]; rank 0 without */
+    int64_t shape[4];    /* of the latents */
+    sl_tensor condition; /* F32 [20, T, H, W]; rank 0 without */
     sl_schedule *schedule;
     sl_sampler sampler;
     float *cond, *uncond;
-    void *memory[4];                /* condition, sampler, two caches */
+    void *memory[4]; /* condition, sampler, two caches */
 } run;
 
 static double number(const run *r, const char *key, double otherwise)
@@ -166,7 +167,8 @@ static void check_decision(run *r, const golden_case *g, int step, const char *b
     if (got->computed != json_is_true(json_object_get(want, "compute")))
         fail_msg("%s: step %d, %s: %s at metric %.6g, the reference decided otherwise", g->name, step, branch,
                  got->computed ? "computed" : "reused", (double)got->metric);
-    if (json_is_number(diff) ? !(fabs(got->metric / json_number_value(diff) - 1) <= 1e-3) : !isnan(got->metric)) /* decisions are 3e-3 away */
+    if (json_is_number(diff) ? !(fabs(got->metric / json_number_value(diff) - 1) <= 1e-3)
+                             : !isnan(got->metric)) /* decisions are 3e-3 away */
         fail_msg("%s: step %d, %s: metric %.6g, want %.6g", g->name, step, branch, (double)got->metric, json_number_value(diff));
 }
 
@@ -180,8 +182,8 @@ static void branch(run *r, const golden_case *g, int step, int expert, int which
     sl_tensor out = sl_view(v, SL_F32, 4, r->shape);
     sl_fbcache *cache = r->rules.threshold > 0 ? &r->cache[which] : NULL;
     if (cache) cache->step = step, cache->steps = r->steps;
-    t_dit_forward(&r->dit[expert], &out, &r->sampler.x, r->condition.rank ? &r->condition : NULL, step, &r->context[expert][which], cache,
-                  &report);
+    t_dit_forward(&r->dit[expert], &out, &r->sampler.x, r->condition.rank ? &r->condition : NULL, step, &r->context[expert][which],
+                  cache, &report);
     T_OK(sl_ctx_error(&r->dit[expert].ctx, &err));
     check_decision(r, g, step, NAMES[which], &report);
     snprintf(key, sizeof key, "step.%d.%s", step, NAMES[which]);
@@ -231,7 +233,7 @@ static void every_step_as_the_reference(void **state)
 
 #define CASE(g)                                                                                                                    \
     {                                                                                                                              \
-        .name = (g).name, .test_func = every_step_as_the_reference, .initial_state = (void *)(uintptr_t)&(g)                       \
+        .name = (g).name, .test_func = every_step_as_the_reference, .initial_state = (void *)(uintptr_t) & (g)                     \
     }
 
 int main(int argc, char **argv)

@@ -1,4 +1,4 @@
-/* test_dit.c - the DiT's first forward against the reference, piece by piece, for I2V, FLF2V and a Wan2.2 expert; and its refusals. */
+/* test_dit.c - the DiT's first forward against the reference, piece by piece, for I2V, FLF2V and a Wan2.2 expert; refusals. */
 #include "tests/t_dit.h"
 
 typedef struct {
@@ -9,19 +9,20 @@ static const model I2V = {"tiny-i2v", "tests/golden/tiny-i2v/model/transformer",
 static const model FLF2V = {"tiny-flf2v (block 0)", "tests/golden/tiny-flf2v-block0/transformer",
                             "tests/golden/tiny-flf2v-block0/case.safetensors", "tests/golden/tiny-flf2v-block0/case.safetensors"};
 static const model A14B = {"tiny-i2v-a14b (block 0)", "tests/golden/tiny-i2v-a14b-block0/transformer",
-                           "tests/golden/tiny-i2v-a14b-block0/case.safetensors", "tests/golden/tiny-i2v-a14b-block0/case.safetensors"};
+                           "tests/golden/tiny-i2v-a14b-block0/case.safetensors",
+                           "tests/golden/tiny-i2v-a14b-block0/case.safetensors"};
 
 /* The first forward of a golden case: its inputs are cut out of dit.input and clip.penultimate. */
 typedef struct {
     const model *m;
     t_dit d;
     sl_st *figures, *text;
-    sl_tensor input, latents, condition;    /* F32 [36, T, H, W], [16, ..], [20, ..] */
+    sl_tensor input, latents, condition; /* F32 [36, T, H, W], [16, ..], [20, ..] */
     t_context context;
     float *v;
     sl_tensor out;
-    int taps, piece;                        /* figures compared; rows of the current one seen so far */
-    const char *stop_at;                    /* cancel at this tap */
+    int taps, piece;     /* figures compared; rows of the current one seen so far */
+    const char *stop_at; /* cancel at this tap */
     volatile int cancel;
 } first;
 
@@ -121,7 +122,8 @@ static void as_the_reference(const model *m, int taps)
     first_open(&f, m);
     t_dit_forward(&f.d, &f.out, &f.latents, f.condition.shape[0] ? &f.condition : NULL, 0, &f.context, NULL, NULL);
     T_OK(sl_ctx_error(&f.d.ctx, &err));
-    if (sl_st_find(f.figures, "step.0.cond")) check(&f, "step.0.cond", f.v, t_floats(f.figures, sl_count(&f.out), "step.0.cond"), sl_count(&f.out));
+    if (sl_st_find(f.figures, "step.0.cond"))
+        check(&f, "step.0.cond", f.v, t_floats(f.figures, sl_count(&f.out), "step.0.cond"), sl_count(&f.out));
     assert_int_equal(f.taps, taps);
     assert_int_equal(sl_loader_unused(f.d.loader), 0);
     first_close(&f);
@@ -179,8 +181,9 @@ static void rotary_tables_are_float32(void **state)
     T_OK(sl_ctx_error(&f.d.ctx, &err));
     for (int i = 0; i < 72 * 64; i++) {
         const int row = i / 64, pair = i % 64;
-        const double at = pair < 22 ? row / 24 / pow(10000, pair / 22.0) : pair < 43 ? row / 6 % 4 / pow(10000, (pair - 22) / 21.0)
-                                                                                     : row % 6 / pow(10000, (pair - 43) / 21.0);
+        const double at = pair < 22   ? row / 24 / pow(10000, pair / 22.0)
+                          : pair < 43 ? row / 6 % 4 / pow(10000, (pair - 22) / 21.0)
+                                      : row % 6 / pow(10000, (pair - 43) / 21.0);
         if (!(fabs(((float *)r.cos.data)[i] - cos(at)) <= 1e-7) || !(fabs(((float *)r.sin.data)[i] - sin(at)) <= 1e-7))
             fail_msg("token %d, pair %d is off", row, pair);
     }
@@ -233,10 +236,11 @@ static void the_planned_arena_is_what_is_used(void **state)
 /* The design case, 1280x720x81 of the 14B model on a float32 device: x, k, v and pieces, never the whole feed-forward. */
 static void a_block_of_the_14b_model_keeps_three_token_tensors(void **state)
 {
-    static const char CONFIG[] = "{\"num_layers\": 2, \"num_attention_heads\": 40, \"attention_head_dim\": 128, \"ffn_dim\": 13824,"
-                                 "\"in_channels\": 36, \"out_channels\": 16, \"text_dim\": 4096, \"freq_dim\": 256, \"image_dim\": 1280,"
-                                 "\"added_kv_proj_dim\": 5120, \"patch_size\": [1, 2, 2], \"cross_attn_norm\": true,"
-                                 "\"qk_norm\": \"rms_norm_across_heads\", \"eps\": 1e-06}";
+    static const char CONFIG[] =
+        "{\"num_layers\": 2, \"num_attention_heads\": 40, \"attention_head_dim\": 128, \"ffn_dim\": 13824,"
+        "\"in_channels\": 36, \"out_channels\": 16, \"text_dim\": 4096, \"freq_dim\": 256, \"image_dim\": 1280,"
+        "\"added_kv_proj_dim\": 5120, \"patch_size\": [1, 2, 2], \"cross_attn_norm\": true,"
+        "\"qk_norm\": \"rms_norm_across_heads\", \"eps\": 1e-06}";
     sl_err err = {0};
     sl_dit_config config;
     sl_ctx plan;
@@ -256,10 +260,16 @@ static void a_block_of_the_14b_model_keeps_three_token_tensors(void **state)
     sl_dit_times_make(&plan, dit, &times, NULL, t, 1);
     sl_dit_rope_make(&plan, dit, &rope, NULL, 21, 45, 80);
     sl_dit_context_make(&plan, dit, &context, NULL, &text, &image);
+    sl_fbcache cache;
+    sl_fbcache_init(&plan, &cache, &(sl_fbcache_rules){.threshold = 0.1f}, NULL, 75600, 5120);
     sl_dit_forward(&plan, dit, &latents, &latents, &condition, &times, 0, &rope, &context, NULL, NULL);
+    const size_t without = plan.arena_peak;
+    sl_dit_forward(&plan, dit, &latents, &latents, &condition, &times, 0, &rope, &context, &cache, NULL);
+    assert_int_equal(plan.arena_peak, without); /* the cache's own two tensors are the caller's */
     const size_t peak = plan.arena_peak, tokens = (size_t)75600 * 5120 * sl_dtype_size(sl_act(&plan));
     T_OK(sl_ctx_error(&plan, &err));
-    if (!(peak < tokens * 13 / 4)) fail_msg("the arena takes %.2f token tensors, want less than 3.25", (double)peak / (double)tokens);
+    if (!(peak < tokens * 13 / 4))
+        fail_msg("the arena takes %.2f token tensors, want less than 3.25", (double)peak / (double)tokens);
     sl_dit_free(&dit);
     sl_loader_close(&l);
     sl_ctx_close(&plan);

@@ -10,7 +10,7 @@ typedef struct {
     sl_loader *loader;
     sl_umt5 *umt5;
     sl_umt5_config config;
-    sl_st *text;            /* golden figures */
+    sl_st *text; /* golden figures */
     sl_err err;
 } fixture;
 
@@ -24,7 +24,8 @@ static int open_all(void **state)
     free(json);
     T_OK(sl_ctx_open(&f->ctx, &sl_ops_cpu, 0, &err));
     T_OK(sl_ctx_open(&f->plan, &sl_ops_plan, 0, &err));
-    T_OK(sl_loader_file(&f->loader, &f->ctx, t_join(path, sizeof path, golden_dir, "model/text_encoder"), "model", "text_encoder", &err));
+    T_OK(sl_loader_file(&f->loader, &f->ctx, t_join(path, sizeof path, golden_dir, "model/text_encoder"), "model", "text_encoder",
+                        &err));
     f->umt5 = sl_umt5_new(&f->config, f->loader);
     T_OK(sl_loader_finish(f->loader, &err));
     T_OK(sl_st_open_file(&f->text, t_join(path, sizeof path, golden_dir, "text.safetensors"), &err));
@@ -87,7 +88,8 @@ static void every_length_as_the_reference(void **state)
     for (size_t i = 0; i < sizeof PROMPTS / sizeof *PROMPTS; i++) {
         int n;
         float *y = encode(f, PROMPTS[i], &n);
-        double e = t_rel_l2(y, t_floats(f->text, (int64_t)n * f->config.d_model, "embed.%d", PROMPTS[i]), (int64_t)n * f->config.d_model);
+        double e =
+            t_rel_l2(y, t_floats(f->text, (int64_t)n * f->config.d_model, "embed.%d", PROMPTS[i]), (int64_t)n * f->config.d_model);
         if (!(e <= 1e-4)) fail_msg("umt5: prompt %d of %d tokens: relative L2 %.3g, want <= 1e-4", PROMPTS[i], n, e);
         free(y);
     }
@@ -133,10 +135,8 @@ static void refuses_an_id_beyond_the_vocabulary(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(every_layer_as_the_reference),
-        cmocka_unit_test(every_length_as_the_reference),
-        cmocka_unit_test(the_planned_arena_is_what_is_used),
-        cmocka_unit_test(refuses_lengths_out_of_range),
+        cmocka_unit_test(every_layer_as_the_reference),        cmocka_unit_test(every_length_as_the_reference),
+        cmocka_unit_test(the_planned_arena_is_what_is_used),   cmocka_unit_test(refuses_lengths_out_of_range),
         cmocka_unit_test(refuses_an_id_beyond_the_vocabulary),
     };
     if (argc > 1) golden_dir = argv[1];

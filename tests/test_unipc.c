@@ -3,7 +3,7 @@
 
 #include "graphs/unipc.h"
 
-#define CELLS 32                                /* 1 x 1 x 4 x 8 latents */
+#define CELLS 32 /* 1 x 1 x 4 x 8 latents */
 static const int64_t SHAPE[4] = {1, 1, 4, 8};
 
 static sl_st *golden;
@@ -107,7 +107,8 @@ static void unipc_paths_as_the_reference(void **state)
         for (int i = 1; i <= n; i++) {
             step_once(&s);
             double e = t_rel_l2(s.x.data, path + i * CELLS, CELLS);
-            if (!(e <= 1e-5)) fail_msg("unipc, %d steps: step %d is the first that is off: relative L2 %.3g, want <= 1e-5", n, i, e);
+            if (!(e <= 1e-5))
+                fail_msg("unipc, %d steps: step %d is the first that is off: relative L2 %.3g, want <= 1e-5", n, i, e);
         }
         assert_int_equal(s.step, n);
     }
