@@ -297,7 +297,7 @@ static bool same_or_apart(sl_ctx *ctx, const char *op, const char *out, const sl
         if (ctx->ops->op_)                                                                                                         \
             ctx->ops->op_(__VA_ARGS__);                                                                                            \
         else                                                                                                                       \
-            sl_ctx_fail(ctx, SL_INTERNAL, "%s: %s does not have it", #op_, ctx->ops->name);                                       \
+            sl_ctx_fail(ctx, SL_INTERNAL, "%s: %s does not have it", #op_, ctx->ops->name);                                        \
     } while (0)
 
 /* ---- movement and elementwise --------------------------------------------------------------------- */
@@ -413,9 +413,8 @@ void sl_linear(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_ten
 /* x and y [N, d] act, d >= 1; y is x or apart. */
 static bool rows_checked(sl_ctx *ctx, const char *op, const sl_tensor *y, const sl_tensor *x, layout lay)
 {
-    return begin(ctx) && tensor(ctx, op, "x", x, 2, ACT, lay) && tensor(ctx, op, "y", y, 2, ACT, lay) &&
-           like(ctx, op, "y", y, x) && in_range(ctx, op, "x's columns", x->shape[1], 1, INT64_MAX) &&
-           same_or_apart(ctx, op, "y", y, "x", x);
+    return begin(ctx) && tensor(ctx, op, "x", x, 2, ACT, lay) && tensor(ctx, op, "y", y, 2, ACT, lay) && like(ctx, op, "y", y, x) &&
+           in_range(ctx, op, "x's columns", x->shape[1], 1, INT64_MAX) && same_or_apart(ctx, op, "y", y, "x", x);
 }
 
 /* A vector over the columns of x. */
@@ -481,8 +480,7 @@ void sl_attention(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_
         !divides(ctx, op, "q's columns", d, heads) || !in_range(ctx, op, "k's rows", keys, 1, INT64_MAX) ||
         !EXTENTS(op, "k", k, keys, d) || !EXTENTS(op, "v", v, keys, d) || !EXTENTS(op, "o", o, queries, d))
         return;
-    if (bias && (!tensor(ctx, op, "bias", bias, 2, BIT(SL_F32), DENSE) ||
-                 !EXTENTS(op, "bias", bias, heads, queries + keys - 1)))
+    if (bias && (!tensor(ctx, op, "bias", bias, 2, BIT(SL_F32), DENSE) || !EXTENTS(op, "bias", bias, heads, queries + keys - 1)))
         return;
     if (!apart(ctx, op, "o", o, "q", q) || !apart(ctx, op, "o", o, "k", k) || !apart(ctx, op, "o", o, "v", v) ||
         !apart(ctx, op, "o", o, "bias", bias))
@@ -495,7 +493,8 @@ void sl_attention(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_
 void sl_patchify(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *latents, const sl_tensor *condition)
 {
     static const char op[] = "patchify";
-    if (!begin(ctx) || !tensor(ctx, op, "latents", latents, 4, BIT(SL_F32), DENSE) || !tensor(ctx, op, "y", y, 2, ACT, DENSE)) return;
+    if (!begin(ctx) || !tensor(ctx, op, "latents", latents, 4, BIT(SL_F32), DENSE) || !tensor(ctx, op, "y", y, 2, ACT, DENSE))
+        return;
     const int64_t *s = latents->shape;
     int64_t channels = s[0];
     if (condition) {
@@ -580,8 +579,8 @@ static bool conv_fields(sl_ctx *ctx, const char *op, const sl_conv *c)
            (c->stride_t == 1 || in_range(ctx, op, "kt (with stride_t 2)", c->kt, 3, 3));
 }
 
-void sl_conv3d(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *history, const sl_tensor *w, const sl_tensor *b,
-               const sl_tensor *residual, const sl_conv *conv)
+void sl_conv3d(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *history, const sl_tensor *w,
+               const sl_tensor *b, const sl_tensor *residual, const sl_conv *conv)
 {
     static const char op[] = "conv3d";
     if (!begin(ctx) || !conv_fields(ctx, op, conv) || !tensor(ctx, op, "x", x, 4, ACT, DENSE) ||

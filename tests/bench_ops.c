@@ -75,7 +75,8 @@ static void measure_sgemm(sl_ctx *ctx)
     double best;
     TIME(best, cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, N, N, N, 1, a.data, N, b.data, N, 0, c.data, N));
     sgemm_rate = 2.0 * N * N * N / best;
-    printf("%-58s %9.3f ms %8.1f GFLOP/s on %d threads\n", "sgemm 2048 x 2048 x 2048", best * 1e3, sgemm_rate * 1e-9, sl_cpu_threads());
+    printf("%-58s %9.3f ms %8.1f GFLOP/s on %d threads\n", "sgemm 2048 x 2048 x 2048", best * 1e3, sgemm_rate * 1e-9,
+           sl_cpu_threads());
     sl_release(ctx, mark);
 }
 
@@ -87,7 +88,8 @@ static void linear(sl_ctx *ctx, int64_t m, int64_t n, int64_t k, sl_dtype dtype,
              sl_dtype_tag(dtype), names[act]);
     if (!wanted(what)) return;
     size_t mark = sl_mark(ctx);
-    sl_tensor x = filled(ctx, SL_F32, m, k), w = filled(ctx, dtype, n, k), b = sl_new1(ctx, SL_F32, n), y = sl_new2(ctx, SL_F32, m, n);
+    sl_tensor x = filled(ctx, SL_F32, m, k), w = filled(ctx, dtype, n, k), b = sl_new1(ctx, SL_F32, n),
+              y = sl_new2(ctx, SL_F32, m, n);
     sl_zero(ctx, &b);
     double best;
     TIME(best, sl_linear(ctx, &y, &x, &w, &b, act));
@@ -102,7 +104,8 @@ static void attention(sl_ctx *ctx, int64_t nq, int64_t nk, int heads, int64_t d,
              bias ? ", bias" : "");
     if (!wanted(what)) return;
     size_t mark = sl_mark(ctx);
-    sl_tensor q = filled(ctx, SL_F32, nq, heads * d), k = filled(ctx, SL_F32, nk, heads * d), v = filled(ctx, SL_F32, nk, heads * d);
+    sl_tensor q = filled(ctx, SL_F32, nq, heads * d), k = filled(ctx, SL_F32, nk, heads * d),
+              v = filled(ctx, SL_F32, nk, heads * d);
     sl_tensor o = sl_new2(ctx, SL_F32, nq, heads * d), table = filled(ctx, SL_F32, heads, nq + nk - 1);
     double best;
     TIME(best, sl_attention(ctx, &o, &q, &k, &v, heads, 0.088f, bias ? &table : NULL, false));

@@ -38,7 +38,7 @@ static void arena_is_a_stack_of_aligned_tensors(void **state)
     assert_ptr_equal(d.data, b.data);
     assert_int_equal(ctx.arena_peak, 1024);
     sl_release(&ctx, 0);
-    sl_new1(&ctx, SL_U8, 4096);     /* the last byte can be had */
+    sl_new1(&ctx, SL_U8, 4096); /* the last byte can be had */
     assert_true(sl_ok(&ctx));
     sl_ctx_close(&ctx);
 }
@@ -79,7 +79,7 @@ static void arena_grows_only_when_empty(void **state)
     sl_err err;
     opened(&ctx, &sl_ops_cpu, 1024);
     sl_new1(&ctx, SL_U8, 100);
-    T_OK(sl_ctx_reserve(&ctx, 1024, &err));     /* large enough already */
+    T_OK(sl_ctx_reserve(&ctx, 1024, &err)); /* large enough already */
     T_CODE(sl_ctx_reserve(&ctx, 2048, &err), SL_INTERNAL);
     T_SAYS(err.msg, "arena: cannot grow to 2048 bytes while 256 are in use");
     sl_release(&ctx, 0);
@@ -97,7 +97,7 @@ static void memory_that_does_not_exist_is_refused(void **state)
     sl_err err;
     T_CODE(sl_ctx_open(&ctx, &sl_ops_cpu, SIZE_MAX - 100, &err), SL_NOMEM);
     T_SAYS(err.msg, "arena: no memory for 18446744073709551515 bytes on cpu");
-    sl_ctx_close(&ctx);             /* after a failed open */
+    sl_ctx_close(&ctx); /* after a failed open */
     opened(&ctx, &sl_ops_cpu, 0);
     assert_null(sl_device_alloc(&ctx, SIZE_MAX / 2 + 2));
     fails(&ctx, SL_NOMEM, "no memory for 9223372036854775809 bytes on cpu");
@@ -106,7 +106,7 @@ static void memory_that_does_not_exist_is_refused(void **state)
     sl_device_free(&ctx, p);
     sl_device_free(&ctx, NULL);
     sl_ctx_close(&ctx);
-    sl_ctx_close(&ctx);             /* closed twice, and zeroed */
+    sl_ctx_close(&ctx); /* closed twice, and zeroed */
 }
 
 /* ---- errors, cancel, tap ------------------------------------------------------------------------------------- */
@@ -120,8 +120,8 @@ static void first_error_sticks_and_stops_the_rest(void **state)
     float x[4] = {1, 2, 3, 4}, out[4] = {9, 9, 9, 9};
     sl_upload(&ctx, &a, x);
     sl_add(&ctx, &a, &a, &b);
-    sl_add(&ctx, &b, &a, &a);       /* wrong too, but second */
-    sl_zero(&ctx, &a);              /* right, but too late */
+    sl_add(&ctx, &b, &a, &a); /* wrong too, but second */
+    sl_zero(&ctx, &a);        /* right, but too late */
     sl_download(&ctx, out, &a);
     assert_true(out[0] == 9 && ((float *)a.data)[0] == 1);
     sl_tensor late = sl_new1(&ctx, SL_F32, 4);
@@ -129,7 +129,7 @@ static void first_error_sticks_and_stops_the_rest(void **state)
     assert_null(sl_device_alloc(&ctx, 16));
     fails(&ctx, SL_SHAPE, "add: b is [3, 2], want [2, 2]");
     assert_int_equal(ctx.arena_used, 0);
-    sl_download(&ctx, out, &a);     /* the ctx is good again */
+    sl_download(&ctx, out, &a); /* the ctx is good again */
     assert_true(out[3] == 4);
     assert_int_equal(sl_ctx_error(&ctx, NULL), SL_OK);
     sl_ctx_fail(&ctx, SL_NUMERIC, "step %d", 3);
@@ -152,10 +152,10 @@ static void cancel_is_heard_by_the_next_operation(void **state)
     assert_false(sl_ok(&ctx));
     sl_zero(&ctx, &a);
     assert_true(((float *)a.data)[0] == 1);
-    stop = 0;                       /* too late: what was skipped is missing */
+    stop = 0; /* too late: what was skipped is missing */
     fails(&ctx, SL_CANCELLED, "cancelled");
     stop = 1;
-    assert_int_equal(sl_ctx_error(&ctx, NULL), SL_CANCELLED);   /* found by nobody before */
+    assert_int_equal(sl_ctx_error(&ctx, NULL), SL_CANCELLED); /* found by nobody before */
     assert_true(sl_cancelled(&ctx));
     sl_ctx_close(&ctx);
 }
@@ -243,10 +243,10 @@ static void plan_measures_what_a_run_takes(void **state)
     network(&run, 37);
     assert_true(sl_ok(&run));
     assert_int_equal(plan.arena_peak, run.arena_peak);
-    network(&run, 38);              /* one row more does not fit */
+    network(&run, 38); /* one row more does not fit */
     assert_int_equal(sl_ctx_error(&run, NULL), SL_NOMEM);
     sl_ctx_close(&run);
-    network(&plan, 75600);          /* nothing is touched, however large */
+    network(&plan, 75600); /* nothing is touched, however large */
     assert_true(sl_ok(&plan));
     sl_ctx_close(&plan);
 }
@@ -272,7 +272,7 @@ static void plan_has_no_data_and_checks_shapes(void **state)
     sl_new2(&ctx, SL_U8, INT64_MAX / 2, 1);
     sl_new2(&ctx, SL_U8, INT64_MAX / 2, 1);
     sl_new2(&ctx, SL_U8, INT64_MAX / 2, 1);
-    assert_int_equal(sl_ctx_error(&ctx, NULL), SL_NOMEM);   /* the sum is guarded as well */
+    assert_int_equal(sl_ctx_error(&ctx, NULL), SL_NOMEM); /* the sum is guarded as well */
     sl_ctx_close(&ctx);
 }
 
@@ -352,7 +352,8 @@ static void matrix_refusals(void **state)
     SHAPE_ERROR(sl_linear(c, F32(3, 6), x, w, NULL, SL_ACT_NONE), "linear: y is [3, 6], want [3, 5]");
     SHAPE_ERROR(sl_linear(c, y, x, F32(5, 9), NULL, SL_ACT_NONE), "linear: w is [5, 9], want [5, 8]");
     SHAPE_ERROR(sl_linear(c, y, x, OF(SL_I32, 5, 8), NULL, SL_ACT_NONE), "linear: w is I32, want F32 or BF16 or F16");
-    SHAPE_ERROR(sl_linear(c, y, x, pitched(F32(5, 8), 9), NULL, SL_ACT_NONE), "linear: w has rows of 8 at a pitch of 9, want dense");
+    SHAPE_ERROR(sl_linear(c, y, x, pitched(F32(5, 8), 9), NULL, SL_ACT_NONE),
+                "linear: w has rows of 8 at a pitch of 9, want dense");
     SHAPE_ERROR(sl_linear(c, y, x, w, F32(4), SL_ACT_NONE), "linear: b is [4], want [5]");
     SHAPE_ERROR(sl_linear(c, y, x, w, OF(SL_BF16, 5), SL_ACT_NONE), "linear: b is BF16, want F32");
     SHAPE_ERROR(sl_linear(c, y, F32(3, 0), F32(5, 0), NULL, SL_ACT_NONE), "linear: x's columns is 0, want at least 1");
@@ -411,7 +412,8 @@ static void video_refusals(void **state)
     (void)state;
     sl_ctx ctx, *c = &ctx;
     opened(c, &sl_ops_plan, 0);
-    const sl_conv three = {3, 3, 3, 1, 1, 1, 0, 0}, down = {1, 3, 3, 1, 2, 0, 1, 0}, up = {1, 3, 3, 1, 1, 1, 0, 1}, half = {3, 1, 1, 2, 1, 0, 0, 0};
+    const sl_conv three = {3, 3, 3, 1, 1, 1, 0, 0}, down = {1, 3, 3, 1, 2, 0, 1, 0}, up = {1, 3, 3, 1, 1, 1, 0, 1},
+                  half = {3, 1, 1, 2, 1, 0, 0, 0};
     sl_conv bad = three;
     const sl_tensor *x = F32(2, 6, 8, 4), *y = F32(2, 6, 8, 5), *w = F32(5, 4, 3, 3, 3), *b = F32(5);
     sl_conv3d(c, y, x, NULL, w, b, y, &three);
@@ -425,7 +427,8 @@ static void video_refusals(void **state)
     bad = half;
     bad.kt = 1;
     SHAPE_ERROR(sl_conv3d(c, y, x, NULL, w, b, NULL, &bad), "conv3d: kt (with stride_t 2) is 1, want 3 to 3");
-    SHAPE_ERROR(sl_conv3d(c, y, x, NULL, F32(5, 3, 3, 3, 3), b, NULL, &three), "conv3d: w is [5, 3, 3, 3, 3], want [5, 4, 3, 3, 3]");
+    SHAPE_ERROR(sl_conv3d(c, y, x, NULL, F32(5, 3, 3, 3, 3), b, NULL, &three),
+                "conv3d: w is [5, 3, 3, 3, 3], want [5, 4, 3, 3, 3]");
     SHAPE_ERROR(sl_conv3d(c, x, x, NULL, w, b, NULL, &three), "conv3d: y is [2, 6, 8, 4], want [2, 6, 8, 5]");
     SHAPE_ERROR(sl_conv3d(c, y, x, F32(1, 6, 8, 4), w, b, NULL, &three), "conv3d: history is [1, 6, 8, 4], want [2, 6, 8, 4]");
     SHAPE_ERROR(sl_conv3d(c, F32(1, 6, 8, 5), x, NULL, F32(5, 4, 3, 1, 1), b, NULL, &half), "conv3d: history is absent");
@@ -467,12 +470,12 @@ static void overlaps_are_refused(void **state)
     sl_attention(c, &w, &w, &a, &a, 1, 1, NULL, false);
     fails(c, SL_ARG, "attention: o overlaps q");
     sl_tensor left = sl_cols(&w, 0, 8), right = sl_cols(&w, 8, 8), middle = sl_cols(&w, 4, 8), below = sl_rows(&right, 4, 12);
-    sl_rmsnorm(c, &left, &right, &(sl_tensor){m, SL_F32, 1, {8}, 1}, 1e-6f);    /* neighbours */
+    sl_rmsnorm(c, &left, &right, &(sl_tensor){m, SL_F32, 1, {8}, 1}, 1e-6f); /* neighbours */
     assert_true(sl_ok(c));
     sl_rmsnorm(c, &left, &middle, &(sl_tensor){m, SL_F32, 1, {8}, 1}, 1e-6f);
     fails(c, SL_ARG, "rmsnorm: y overlaps x without being it");
     sl_tensor from = sl_rows(&left, 0, 12);
-    sl_copy(c, &below, &from);                                                  /* neighbours, rows apart */
+    sl_copy(c, &below, &from); /* neighbours, rows apart */
     assert_true(sl_ok(c));
     sl_copy(c, &from, &below);
     assert_true(sl_ok(c));

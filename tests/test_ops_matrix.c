@@ -1,4 +1,4 @@
-/* test_ops_matrix.c - every operation but the VAE's: worked values, then a plain double reference over odd sizes, views and aliases.
+/* test_ops_matrix.c - every operation but the VAE's: worked values, then a double reference over odd sizes, views and aliases.
  *
  * Each case takes the body under test as its state, makes its tensors on that body's device and reads results back through it, so
  * the list CASES runs unchanged on any sl_ops. Inputs are rounded to the tensor's dtype before the reference sees them; a limit is
@@ -19,10 +19,10 @@ typedef struct {
 } rig;
 
 typedef struct {
-    sl_tensor t;        /* what the operation gets: a view of columns pad .. pad + cols of `whole`, or all of it */
+    sl_tensor t; /* what the operation gets: a view of columns pad .. pad + cols of `whole`, or all of it */
     sl_tensor whole;
-    int64_t pad, n;     /* n: elements of t */
-    float *x;           /* input: t's values, dense */
+    int64_t pad, n; /* n: elements of t */
+    float *x;       /* input: t's values, dense */
 } arg;
 
 static rig *rig_open(void **state)
@@ -91,8 +91,7 @@ static arg input(rig *r, sl_dtype dtype, int rank, const int64_t *shape, const f
     a.x = get(r, &a.t);
     return a;
 }
-#define IN(r, dtype, ...)                                                                                                          \
-    input(r, dtype, (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (int64_t[]){__VA_ARGS__}, NULL)
+#define IN(r, dtype, ...) input(r, dtype, (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (int64_t[]){__VA_ARGS__}, NULL)
 #define GIVEN(r, dtype, x, ...)                                                                                                    \
     input(r, dtype, (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (int64_t[]){__VA_ARGS__}, x)
 
@@ -102,8 +101,7 @@ static arg columns(rig *r, sl_dtype dtype, int64_t rows, int64_t cols, int64_t p
     arg w = IN(r, dtype, rows, cols + 2 * pad), a = {.whole = w.t, .pad = pad, .n = rows * cols};
     a.t = sl_cols(&a.whole, pad, cols);
     a.x = own(r, (size_t)a.n * sizeof *a.x);
-    for (int64_t i = 0; i < rows; i++)
-        memcpy(a.x + i * cols, w.x + i * (cols + 2 * pad) + pad, (size_t)cols * sizeof *a.x);
+    for (int64_t i = 0; i < rows; i++) memcpy(a.x + i * cols, w.x + i * (cols + 2 * pad) + pad, (size_t)cols * sizeof *a.x);
     return a;
 }
 
@@ -146,7 +144,8 @@ static void check_from(rig *r, const arg *got, const double *want, double units,
     for (int64_t i = 0; i < got->n; i++) big = fabs(want[i]) > big ? fabs(want[i]) : big;
     for (int64_t i = 0; i < got->n; i++)
         if (!(fabs(x[i] - want[i]) <= units * eps * big))
-            fail_msg("%s: element %lld is %.9g, want %.9g (limit %.3g)", what, (long long)i, (double)x[i], want[i], units * eps * big);
+            fail_msg("%s: element %lld is %.9g, want %.9g (limit %.3g)", what, (long long)i, (double)x[i], want[i],
+                     units * eps * big);
 }
 
 static void check(rig *r, const arg *got, const double *want, double units, const char *what)
@@ -306,16 +305,18 @@ static void attention_case(rig *r, sizes s, double scale, bool bias, bool accumu
         for (int64_t i = 0; i < s.nq * w; i++) want[i] += SENTINEL;
     sl_attention(&r->ctx, &o.t, &q.t, &k.t, &v.t, s.heads, (float)scale, bias ? &table.t : NULL, accumulate);
     /* 32: scores reach 4 x sqrt(d), and their float32 rounding goes through exp; a bf16 body rounds the weights as well */
-    check(r, &o, want, 32, say("attention %lld x %lld, %d heads x %lld, bias %d, accumulate %d, pad %lld", (long long)s.nq,
-                               (long long)s.nk, s.heads, (long long)s.d, bias, accumulate, (long long)pad));
+    check(r, &o, want, 32,
+          say("attention %lld x %lld, %d heads x %lld, bias %d, accumulate %d, pad %lld", (long long)s.nq, (long long)s.nk, s.heads,
+              (long long)s.d, bias, accumulate, (long long)pad));
     rig_clear(r);
 }
 
 static void attention_is_the_double_softmax(void **state)
 {
     rig *r = rig_open(state);
-    static const sizes AT[] = {{0, 5, 2, 8},     {1, 1, 1, 8},    {1, 200, 2, 128}, {3, 5, 2, 32},    {5, 3, 1, 40},    {33, 17, 3, 64},
-                               {130, 200, 2, 64}, {31, 385, 3, 80}, {129, 193, 2, 128}, {257, 257, 1, 80}, {7, 130, 1, 384}, {12, 13, 2, 6}, {9, 4, 5, 1}};
+    static const sizes AT[] = {{0, 5, 2, 8},     {1, 1, 1, 8},      {1, 200, 2, 128}, {3, 5, 2, 32},      {5, 3, 1, 40},
+                               {33, 17, 3, 64},  {130, 200, 2, 64}, {31, 385, 3, 80}, {129, 193, 2, 128}, {257, 257, 1, 80},
+                               {7, 130, 1, 384}, {12, 13, 2, 6},    {9, 4, 5, 1}};
     EACH(i, AT)
     for (int turn = 0; turn < 4; turn++)
         attention_case(r, AT[i], 2 / sqrt((double)AT[i].d), turn & 1, turn & 2, turn == 3 ? 4 : turn == 1 ? 8 : 0);
@@ -590,7 +591,8 @@ static void every_half_becomes_the_right_float(void **state)
         sl_cpu_to_floats(got, all, SL_F16, 65536);
         for (int i = 0; i < 65536; i++) {
             float want = sl_from_f16((sl_f16)i);
-            if (isnan(want) ? !isnan(got[i]) : memcmp(&want, &got[i], 4) != 0) fail_msg("f16 %04x: %g, want %g", i, (double)got[i], (double)want);
+            if (isnan(want) ? !isnan(got[i]) : memcmp(&want, &got[i], 4) != 0)
+                fail_msg("f16 %04x: %g, want %g", i, (double)got[i], (double)want);
         }
         sl_cpu_to_floats(got, all, SL_BF16, 65536);
         for (int i = 0; i < 65536; i++) {
@@ -738,8 +740,10 @@ static void means_of_absolute_differences(void **state)
         sl_mean_abs(&r->ctx, again, &p.t, &q.t);
         assert_memory_equal(out, again, sizeof out);
         double limit = r->act == SL_F32 ? 1e-6 : 4e-3; /* a bf16 body rounds each difference */
-        if (!(fabs(out[0] - d / (double)N[i]) <= limit * d / (double)N[i]) || !(fabs(out[1] - s / (double)N[i]) <= limit * s / (double)N[i]))
-            fail_msg("mean_abs of %lld: %g %g, want %g %g", (long long)N[i], (double)out[0], (double)out[1], d / (double)N[i], s / (double)N[i]);
+        if (!(fabs(out[0] - d / (double)N[i]) <= limit * d / (double)N[i]) ||
+            !(fabs(out[1] - s / (double)N[i]) <= limit * s / (double)N[i]))
+            fail_msg("mean_abs of %lld: %g %g, want %g %g", (long long)N[i], (double)out[0], (double)out[1], d / (double)N[i],
+                     s / (double)N[i]);
         rig_clear(r);
     }
     rig_close(r);
@@ -747,6 +751,7 @@ static void means_of_absolute_differences(void **state)
 
 /* ---- what holds for the CPU body alone --------------------------------------------------------------------------------- */
 
+#ifdef _OPENMP
 /* Run every operation that has a sum in it; 4 results one after another in y. */
 static void sums_into(rig *r, float *y, int64_t n, int64_t d)
 {
@@ -763,7 +768,6 @@ static void sums_into(rig *r, float *y, int64_t n, int64_t d)
 
 static void threads_do_not_change_a_bit(void **state)
 {
-#ifdef _OPENMP
     rig *r = rig_open(state);
     enum { N = 700, D = 256, ALL = 3 * N * D + 2 };
     float *want = malloc(ALL * sizeof *want), *got = malloc(ALL * sizeof *got);
@@ -779,15 +783,14 @@ static void threads_do_not_change_a_bit(void **state)
     free(want);
     free(got);
     rig_close(r);
-#else
-    (void)state;
-#endif
 }
+#endif
 
 static void a_second_run_gives_the_same_bits(void **state)
 {
     rig *r = rig_open(state);
-    arg x = IN(r, SL_F32, 300, 256), w = IN(r, SL_BF16, 1100, 256), y = output(r, SL_F32, 300, 1100, 0), z = output(r, SL_F32, 300, 1100, 0);
+    arg x = IN(r, SL_F32, 300, 256), w = IN(r, SL_BF16, 1100, 256), y = output(r, SL_F32, 300, 1100, 0),
+        z = output(r, SL_F32, 300, 1100, 0);
     for (int i = 0; i < 5; i++) {
         sl_linear(&r->ctx, &y.t, &x.t, &w.t, NULL, SL_ACT_GELU_TANH);
         sl_linear(&r->ctx, &z.t, &x.t, &w.t, NULL, SL_ACT_GELU_TANH);
@@ -808,7 +811,8 @@ static void exponential_is_good_to_two_units(void **state)
     }
     print_message("sl_expf: at most %.2f units off\n", worst);
     for (float x = -103.9f; x < -87; x += 0.001f) /* subnormal results: to one unit of the smallest */
-        if (!(fabs(sl_expf(x) - exp((double)x)) <= 0x1p-149 + 2.4e-7 * exp((double)x))) fail_msg("exp(%g) = %g", (double)x, (double)sl_expf(x));
+        if (!(fabs(sl_expf(x) - exp((double)x)) <= 0x1p-149 + 2.4e-7 * exp((double)x)))
+            fail_msg("exp(%g) = %g", (double)x, (double)sl_expf(x));
     assert_true(sl_expf(0) == 1 && sl_expf(-0.0f) == 1);
     assert_true(sl_expf(-200) == 0 && sl_expf(-INFINITY) == 0);
     assert_true(isinf(sl_expf(88.8f)) && isinf(sl_expf(1000)) && isinf(sl_expf(INFINITY)));
@@ -851,7 +855,9 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         CASES(&sl_ops_cpu),
+#ifdef _OPENMP
         CASE(threads_do_not_change_a_bit, &sl_ops_cpu),
+#endif
         CASE(a_second_run_gives_the_same_bits, &sl_ops_cpu),
         cmocka_unit_test(exponential_is_good_to_two_units),
         cmocka_unit_test(activations_are_good_to_a_few_units),

@@ -31,7 +31,8 @@ typedef float vec __attribute__((vector_size(LANES * 4), aligned(4), may_alias))
 
 enum { PANEL = 2 * LANES, QUERIES = 128, PANELS = QUERIES / PANEL };
 
-/* out[r][0..PANEL) (+)= sum over i of a[r * row + i * step] * b[i][0..PANEL), r < rows <= TILE, rows a constant where it is called. */
+/* out[r][0..PANEL) (+)= sum over i of a[r * row + i * step] * b[i][0..PANEL) for r < rows <= TILE; rows is a constant where it is
+ * called. */
 static inline __attribute__((always_inline)) void tile(const int rows, float *out, const float *a, int64_t row, int64_t step,
                                                        const float *b, int64_t n, bool add)
 {
@@ -72,9 +73,9 @@ typedef struct {
     int64_t queries, keys, d, block; /* block: keys taken at a time */
 } job;
 typedef struct {
-    float *q, *acc;  /* [PANELS, d, PANEL]: queries times scale; weighted sums of values */
-    float *score;    /* [block, PANEL] */
-    float *k, *v;    /* [block, d] */
+    float *q, *acc;   /* [PANELS, d, PANEL]: queries times scale; weighted sums of values */
+    float *score;     /* [block, PANEL] */
+    float *k, *v;     /* [block, d] */
     float *top, *sum; /* [QUERIES]: largest score so far, sum of exp(score - top) */
 } scratch;
 
@@ -183,6 +184,6 @@ void sl_cpu_attention(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const
         }
     }
     if (failed)
-        sl_ctx_fail(ctx, SL_NOMEM, "attention: no memory for a block of %d queries and %lld keys of %lld", QUERIES, (long long)j.block,
-                    (long long)j.d);
+        sl_ctx_fail(ctx, SL_NOMEM, "attention: no memory for a block of %d queries and %lld keys of %lld", QUERIES,
+                    (long long)j.block, (long long)j.d);
 }

@@ -10,11 +10,12 @@
 
 #ifdef _OPENMP
 #include <omp.h>
-static inline int sl_cpu_threads(void)      /* how many a parallel region starts */
+static inline int sl_cpu_threads(void) /* how many a parallel region starts */
 {
     return omp_get_max_threads();
 }
-#else
+#else /* built for ThreadSanitizer, which cannot see into OpenMP: one thread, OpenBLAS's too (table.c) */
+#pragma GCC diagnostic ignored "-Wunknown-pragmas"
 static inline int sl_cpu_threads(void)
 {
     return 1;
@@ -24,7 +25,14 @@ static inline int sl_cpu_threads(void)
 /* A buffer of at least `bytes`, 64-byte aligned, of this thread and this purpose: it grows when more is asked for than ever
  * before, is kept for the next call and freed when the thread ends. So operations allocate only the first time they meet a size.
  * Contents are undefined. NULL if there is no memory. */
-typedef enum { SL_SCRATCH_PANEL, SL_SCRATCH_ROWS, SL_SCRATCH_ATTENTION, SL_SCRATCH_CONV, SL_SCRATCH_CONV2, SL_SCRATCH_COUNT } sl_scratch;
+typedef enum {
+    SL_SCRATCH_PANEL,
+    SL_SCRATCH_ROWS,
+    SL_SCRATCH_ATTENTION,
+    SL_SCRATCH_CONV,
+    SL_SCRATCH_CONV2,
+    SL_SCRATCH_COUNT
+} sl_scratch;
 void *sl_cpu_scratch(sl_scratch purpose, size_t bytes);
 
 /* n elements of F32, BF16 or F16 to F32 on the calling thread; vectorised, exact. */
@@ -48,8 +56,8 @@ void sl_cpu_linear(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl
 
 /* norm.c */
 void sl_cpu_layernorm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, const sl_tensor *b, float eps);
-void sl_cpu_layernorm_modulate(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *scale,
-                               const sl_tensor *shift, float eps);
+void sl_cpu_layernorm_modulate(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *scale, const sl_tensor *shift,
+                               float eps);
 void sl_cpu_rmsnorm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, float eps);
 void sl_cpu_rmsnorm_rope(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, float eps, const sl_tensor *cos,
                          const sl_tensor *sin, int heads);

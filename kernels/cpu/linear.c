@@ -13,10 +13,10 @@
 #include "kernels/cpu/vmath.h"
 
 enum {
-    FEW = 12,           /* up to so many rows of x, dot products (measured: at 16 sgemm overtakes) */
-    PANEL = 512,        /* output columns converted and multiplied at a time */
-    ROWS = 1024,        /* rows of x multiplied before their bias and activation */
-    CHUNK = 1024        /* the part of K that dot products take at a time */
+    FEW = 12,    /* up to so many rows of x, dot products (measured: at 16 sgemm overtakes) */
+    PANEL = 512, /* output columns converted and multiplied at a time */
+    ROWS = 1024, /* rows of x multiplied before their bias and activation */
+    CHUNK = 1024 /* the part of K that dot products take at a time */
 };
 
 /* y[rows, cols] = activation(y + b) */
@@ -104,8 +104,8 @@ void sl_cpu_linear(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl
             int64_t rows = m - r < ROWS ? m - r : ROWS;
             float *out = (float *)y->data + r * y->pitch + c;
             cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)rows, (int)cols, (int)k, 1,
-                        (const float *)x->data + r * x->pitch, (int)x->pitch, panel ? panel : (const float *)(const void *)from, (int)k,
-                        0, out, (int)y->pitch);
+                        (const float *)x->data + r * x->pitch, (int)x->pitch, panel ? panel : (const float *)(const void *)from,
+                        (int)k, 0, out, (int)y->pitch);
             epilogue(out, y->pitch, rows, cols, bias ? bias + c : NULL, activation);
         }
     }

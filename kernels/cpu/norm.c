@@ -58,8 +58,8 @@ void sl_cpu_layernorm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const
     layernorm_rows(y, x, w ? w->data : NULL, b ? b->data : NULL, 0, eps);
 }
 
-void sl_cpu_layernorm_modulate(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *scale,
-                               const sl_tensor *shift, float eps)
+void sl_cpu_layernorm_modulate(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *scale, const sl_tensor *shift,
+                               float eps)
 {
     (void)ctx;
     layernorm_rows(y, x, scale->data, shift->data, 1, eps);

@@ -18,8 +18,8 @@ void sl_cpu_patchify(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *latents, 
         for (int64_t xp = 0; xp < wp; xp++) {
             float *out = (float *)y->data + (r * wp + xp) * channels * 4;
             for (int64_t c = 0; c < channels; c++, out += 4) {
-                const float *in = c < c1 ? (const float *)latents->data + c * volume
-                                         : (const float *)condition->data + (c - c1) * volume;
+                const float *in =
+                    c < c1 ? (const float *)latents->data + c * volume : (const float *)condition->data + (c - c1) * volume;
                 in += at + 2 * xp;
                 out[0] = in[0];
                 out[1] = in[1];

@@ -5,7 +5,18 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
+#include <cblas.h>
+
 #define HUGE_PAGE ((size_t)2 << 20)
+
+static sl_code cpu_open(sl_ctx *ctx, sl_err *err)
+{
+    (void)ctx, (void)err;
+#ifndef _OPENMP
+    openblas_set_num_threads(1);
+#endif
+    return SL_OK;
+}
 
 static void *cpu_alloc(sl_ctx *ctx, size_t bytes)
 {
@@ -69,13 +80,41 @@ void *sl_cpu_scratch(sl_scratch purpose, size_t bytes)
 const sl_ops sl_ops_cpu = {
     .name = "cpu",
     .act = SL_F32,
+    .open = cpu_open,
     .alloc = cpu_alloc,
     .free = cpu_free,
 #define OP(name) .name = sl_cpu_##name
-    OP(upload), OP(download), OP(sync), OP(zero), OP(copy), OP(add), OP(sub), OP(silu), OP(geglu), OP(embed),
-    OP(linear), OP(layernorm), OP(layernorm_modulate), OP(rmsnorm), OP(rmsnorm_rope), OP(gated_add), OP(attention),
-    OP(patchify), OP(unpatchify), OP(guidance), OP(flow_x0), OP(lincomb), OP(mean_abs),
-    OP(conv3d), OP(conv_history), OP(vae_norm), OP(time_shuffle), OP(to_channels_last), OP(to_channels_first), OP(frames_rgb8),
-    OP(packed_conv_bytes), OP(pack_conv),
+    OP(upload),
+    OP(download),
+    OP(sync),
+    OP(zero),
+    OP(copy),
+    OP(add),
+    OP(sub),
+    OP(silu),
+    OP(geglu),
+    OP(embed),
+    OP(linear),
+    OP(layernorm),
+    OP(layernorm_modulate),
+    OP(rmsnorm),
+    OP(rmsnorm_rope),
+    OP(gated_add),
+    OP(attention),
+    OP(patchify),
+    OP(unpatchify),
+    OP(guidance),
+    OP(flow_x0),
+    OP(lincomb),
+    OP(mean_abs),
+    OP(conv3d),
+    OP(conv_history),
+    OP(vae_norm),
+    OP(time_shuffle),
+    OP(to_channels_last),
+    OP(to_channels_first),
+    OP(frames_rgb8),
+    OP(packed_conv_bytes),
+    OP(pack_conv),
 #undef OP
 };

@@ -63,8 +63,8 @@ static inline float sl_gelu_tanhf(float x)
     return x / (1.0f + sl_expf(-u2));
 }
 
-/* erf(x), about 1 unit in the last place off: a polynomial near zero, 1 - exp(polynomial) further out (coefficients after N. Juffa);
- * both are computed, so that the loop around has no branch. */
+/* erf(x), about 1 unit in the last place off: a polynomial near zero, 1 - exp(polynomial) further out; both are computed, so that
+ * the loop around has no branch. Coefficients after N. Juffa. */
 static inline float sl_erff(float x)
 {
     float t = fabsf(x), s = x * x;
