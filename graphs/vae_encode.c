@@ -142,8 +142,8 @@ static void upload_picture(sl_ctx *ctx, const sl_tensor *frame, const float *pic
     sl_release(ctx, mark);
 }
 
-/* Chunk `k` of [first, 0 ..., 0 (, last)], `n` frames: frame 0 is a chunk of its own. Stored are the frames that differ from the one
- * before them, and with `every` all. */
+/* Chunk `k` of [first, 0 ..., 0 (, last)], `n` frames: frame 0 is a chunk of its own. Stored are the frames that differ from the
+ * one before them, and with `every` all. */
 static sl_vae_chunk condition_chunk(sl_ctx *ctx, int k, int n, bool is_last, const float *first, const float *last, bool every,
                                     int h, int w)
 {

@@ -1,4 +1,4 @@
-/* test_vae.c - the autoencoder against the reference's figures, in every chunking, with and without the saving on repeated frames. */
+/* test_vae.c - the autoencoder against the reference's figures, in every chunking, with and without the saving. */
 #include "tests/t.h"
 
 #include <sys/mman.h>
@@ -278,8 +278,8 @@ static void test_saving_is_that_of_the_design(void **state)
     double full = teraflop_to_encode(&ctx, m, 81, 720, 1280, NULL, true),
            saved = teraflop_to_encode(&ctx, m, 81, 720, 1280, NULL, false);
     double two = teraflop_to_encode(&ctx, m, 81, 720, 1280, last, false);
-    /* In full 381.7 (padding counts as work). 116 would be left if each resolution stopped as a whole once nothing changes in it any
-     * more, at 12 of 81, 20 of 81 and 20 of 41 frames; each layer stops by itself, conv_in after 4 frames, so less is left. */
+    /* In full 381.7 (padding counts as work). 116 would be left if each resolution stopped as a whole once nothing changes in it
+     * any more, at 12 of 81, 20 of 81 and 20 of 41 frames; each layer stops by itself, conv_in after 4, so less is left. */
     if (!(fabs(full - 381.7) <= 0.1)) fail_msg("in full %.2f TFLOP, want 381.7", full);
     if (!(fabs(saved - 99.7) <= 0.1)) fail_msg("with the saving %.2f TFLOP, want 99.7", saved);
     if (!(two > saved && two < saved + 0.06 * full))
