@@ -216,7 +216,7 @@ static void linear_of_worked_values(void **state)
 static void linear_is_the_double_product(void **state)
 {
     rig *r = rig_open(state);
-    static const int64_t M[] = {0, 1, 3, 5, 12, 13, 33}, N[] = {1, 8, 96, 515}, K[] = {1, 8, 36, 128, 1029};
+    static const int64_t M[] = {0, 1, 3, 5, 24, 25, 33}, N[] = {1, 8, 96, 515}, K[] = {1, 8, 36, 128, 2053};
     static const sl_dtype ANY[] = {SL_F32, SL_BF16, SL_F16};
     int turn = 0;
     EACH(i, M) EACH(j, N) EACH(l, K)

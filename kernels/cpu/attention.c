@@ -3,33 +3,23 @@
  * Everything is held transposed, with queries side by side in vector lanes: a PANEL of queries times a tile of keys stays in
  * registers while the loop runs over the head's dimensions, so the maximum, exponential and sum of the softmax run down the lanes
  * and never across them, and keys and values are used as they lie in memory, one broadcast number at a time. The scores of one
- * PANEL against KEYS keys are all that is ever stored of [Nq, Nk].
+ * PANEL against one block of keys are all that is ever stored of [Nq, Nk].
  * Tried: OpenBLAS's sgemm for both products inside the parallel loop; it reached 60 % of its own large-matrix rate at 128 wide
  * heads, this 85 % (tests/bench_ops.c). */
 #include "kernels/cpu/cpu.h"
 
 #include <math.h>
 #include <string.h>
-#if defined __AVX512F__ || (defined __AVX2__ && defined __FMA__)
-#include <immintrin.h>
-#endif
 
+#include "kernels/cpu/simd.h"
 #include "kernels/cpu/vmath.h"
 
-/* TILE rows of two vectors fill the machine's registers, with two vectors and a broadcast left over. */
-#if defined __AVX512F__
-enum { LANES = 16, TILE = 12 };
-#define FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
-#elif defined __AVX2__ && defined __FMA__
-enum { LANES = 8, TILE = 6 };
-#define FMA(a, b, c) _mm256_fmadd_ps(a, b, c)
-#else
-enum { LANES = 4, TILE = 4 };
-#define FMA(a, b, c) ((a) * (b) + (c))
-#endif
-typedef float vec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
-
-enum { PANEL = 2 * LANES, QUERIES = 128, PANELS = QUERIES / PANEL };
+enum {
+    PANEL = 2 * LANES,               /* queries in two vectors */
+    TILE = REGISTERS == 32 ? 12 : 6, /* rows of two vectors that fill the registers but for two and a broadcast */
+    QUERIES = 128,
+    PANELS = QUERIES / PANEL
+};
 
 /* out[r][0..PANEL) (+)= sum over i of a[r * row + i * step] * b[i][0..PANEL) for r < rows <= TILE; rows is a constant where it is
  * called. */
