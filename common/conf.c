@@ -54,6 +54,8 @@ static const key KEYS[] = {
     NUM("limits.prompt_bytes", INT, limits.prompt_bytes, 1, 1 << 20, 65536, "bytes", "longest prompt"),
     NUM("denoise.state_every", INT, denoise.state_every, 0, 1000, 5, "steps",
         "distance between spooled states, from which a killed denoiser goes on (0: none)"),
+    {"denoise.rope", WORDS, AT(denoise.rope), ROOM(denoise.rope), 0, 0, 0, "float32", "|float32|bfloat16", "",
+     "rotary tables: float32 as the pipeline has them; bfloat16 as a model cast as a whole, the golden ones among them"},
     NUM("fbcache.threshold", FLOAT, fbcache.threshold, 0, 10, 0, "",
         "First Block Cache: reuse up to this relative change of the first block (0: off)"),
     NUM("fbcache.warmup", INT, fbcache.warmup, 0, 1000, 0, "", "steps at the beginning that always compute"),

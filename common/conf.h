@@ -54,6 +54,7 @@ typedef struct {
     } limits;
     struct {
         int state_every;            /* steps between spooled states; 0: never */
+        char rope[16];              /* rotary tables: "float32", or "bfloat16" as a model cast as a whole has them */
     } denoise;
     struct {
         double threshold;           /* 0: off */

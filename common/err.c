@@ -61,8 +61,14 @@ sl_code sl_context(sl_err *err, sl_code code, const char *fmt, ...)
         va_start(ap, fmt);
         int n = vsnprintf(err->msg, sizeof err->msg, fmt, ap);
         va_end(ap);
-        if (n >= 0 && (size_t)n < sizeof err->msg)
-            snprintf(err->msg + n, sizeof err->msg - (size_t)n, ": %s", old);
+        size_t at = n > 0 ? (size_t)n : 0, room = at < sizeof err->msg ? sizeof err->msg - at : 0;
+        if (room > 2) {                 /* what does not fit of the old message is cut */
+            size_t take = strnlen(old, sizeof old);
+            if (take > room - 3) take = room - 3;
+            memcpy(err->msg + at, ": ", 2);
+            memcpy(err->msg + at + 2, old, take);
+            err->msg[at + 2 + take] = 0;
+        }
         err->code = code;
     }
     return code;

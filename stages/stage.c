@@ -116,7 +116,7 @@ static void *io_main(void *arg)
     sl_stage *st = arg;
     void *dealer = zmq_socket(st->zmq, ZMQ_DEALER), *to_main = zmq_socket(st->zmq, ZMQ_PAIR), *from_all = zmq_socket(st->zmq, ZMQ_PULL);
     int linger = 200, none = 0, beat_ms = st->conf.supervise.heartbeat_ms;
-    int64_t next_beat = sl_now_ns();
+    int64_t next_beat = sl_now_ns() + (int64_t)beat_ms * 1000000;    /* HELLO goes first */
     uint64_t beats = 0;
     sl_err err = {0};
     sl_msg m;

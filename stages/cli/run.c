@@ -15,6 +15,7 @@
 #include <zmq.h>
 
 #include "common/log.h"
+#include "stages/mux/mp4.h"
 
 typedef struct {
     cli_options *o;
@@ -160,12 +161,13 @@ static sl_code start_dispatcher(runner *r, sl_err *err)
 
 static sl_code connect_dispatcher(runner *r, sl_err *err)
 {
-    int linger = 200;
+    int linger = 200, retry_ms = 5;
     sl_msg hello = {.type = SL_MSG_HELLO, .hello = {.role = "client", .pid = getpid()}};
     sl_code rc;
     if (r->socket) zmq_close(r->socket);
     if (!(r->socket = zmq_socket(r->zmq, ZMQ_DEALER))) return sl_fail(err, SL_SYS, "zmq: %s", zmq_strerror(errno));
     zmq_setsockopt(r->socket, ZMQ_LINGER, &linger, sizeof linger);
+    zmq_setsockopt(r->socket, ZMQ_RECONNECT_IVL, &retry_ms, sizeof retry_ms);   /* it is not bound yet */
     if (zmq_connect(r->socket, r->endpoint)) return sl_fail(err, SL_SYS, "%s: %s", r->endpoint, zmq_strerror(errno));
     if ((rc = sl_wire_send(r->socket, NULL, 0, &hello, err))) return rc;
     for (int i = 0; i < r->o->job_count; i++) {
@@ -188,7 +190,7 @@ static void show_progress(runner *r, const sl_msg_progress *p)
     bool other = strcmp(r->shown.stage, p->stage) || r->shown.job != p->job;
     if (!last && !other && now - r->shown.last_ns < (tty ? 100 : 1000) * 1000000ll) return;
     if (r->o->job_count > 1) snprintf(which, sizeof which, "job %d ", (int)(p->job & 0xfffff));
-    if (tty) fprintf(stderr, "%s\r\033[K%s%-8s %u/%u  %.2f s each%s", other && *r->shown.stage ? "\n" : "", which, p->stage, p->done, p->total, p->seconds, "");
+    if (tty) fprintf(stderr, "%s\r\033[K%s%-8s %u/%u  %.2f s each", other && *r->shown.stage ? "\n" : "", which, p->stage, p->done, p->total, p->seconds);
     else fprintf(stderr, "%s%-8s %u/%u  %.2f s each\n", which, p->stage, p->done, p->total, p->seconds);
     fflush(stderr);
     r->shown.last_ns = now;
@@ -241,6 +243,7 @@ static void on_finished(runner *r, const sl_msg_finished *m)
     j->bytes = m->bytes;
     snprintf(j->message, sizeof j->message, "%s", m->message);
     if (!j->code && *j->job->dump_dir && (j->code = copy_dump(j->job, &err))) snprintf(j->message, sizeof j->message, "%s", err.msg);
+    if (j->code) sl_mp4_sweep(j->job->spec.output);
     remove_tree(j->job->dir);
     j->t1_ns = sl_now_ns();
     client_span(r, m->job, SL_SPAN_SPOOL, t0, j->t1_ns);
@@ -252,7 +255,7 @@ static void on_finished(runner *r, const sl_msg_finished *m)
         fprintf(stderr, "sluice: %s\n", err.msg);
         if (!j->code) j->code = err.code;
     }
-    if (j->code) fprintf(stderr, "sluice: %s%s\n", j->job->spec.output, ""), fprintf(stderr, "sluice: %s: %s\n", j->code == SL_CANCELLED ? "cancelled" : "failed", j->message);
+    if (j->code) fprintf(stderr, "sluice: %s: %s: %s\n", j->job->spec.output, j->code == SL_CANCELLED ? "cancelled" : "failed", j->message);
     else if (!r->o->quiet) report_print(&r->rep, j, stdout), fflush(stdout);
 }
 

@@ -55,6 +55,22 @@ void denoiser_close(denoiser *d)
     sl_ctx_close(&d->ctx);
 }
 
+/* ---- taps: tensors of the first forward, for --dump-blocks ---- */
+
+static void tap(void *user, sl_ctx *ctx, const char *name, const sl_tensor *t)
+{
+    denoise_run *r = user;
+    char file[128], path[SL_PATH];
+    sl_err err = {0};
+    sl_tensor host = *t;
+    if (!sl_is_dense(t) || !(host.data = malloc(sl_bytes(t) + 1))) return;
+    sl_download(ctx, host.data, t);
+    snprintf(file, sizeof file, "%s.safetensors", name);
+    if (sl_ok(ctx) && (sl_path_join(path, r->tap_dir, file, &err) || sl_st_save(path, 1, (const char *[]){name}, &host, &err)))
+        sl_log_err("dump-blocks", &err);
+    free(host.data);
+}
+
 /* ---- memory ---- */
 
 static int branches(const denoise_run *r)
@@ -65,6 +81,24 @@ static int branches(const denoise_run *r)
 static void *bytes_of(sl_ctx *ctx, size_t n)
 {
     return sl_new1(ctx, SL_U8, (int64_t)n).data;
+}
+
+/* denoise.rope = "bfloat16": the tables rounded as they are in a model that was cast as a whole, rotary buffers and all. */
+static void round_rope(sl_ctx *ctx, const sl_dit_rope *rope)
+{
+    const sl_tensor *tables[] = {&rope->cos, &rope->sin};
+    for (int i = 0; i < 2; i++) {
+        int64_t n = sl_count(tables[i]);
+        float *x = malloc((size_t)n * sizeof *x + 1);
+        if (!x) {
+            sl_ctx_fail(ctx, SL_NOMEM, "denoise: no memory for a rotary table");
+            return;
+        }
+        sl_download(ctx, x, tables[i]);
+        for (int64_t k = 0; k < n && sl_ok(ctx); k++) x[k] = sl_from_bf16(sl_to_bf16(x[k]));
+        sl_upload(ctx, tables[i], x);
+        free(x);
+    }
 }
 
 /* Take everything the job keeps over its steps. Contexts are made by the caller's inputs; here only their memory. */
@@ -79,8 +113,10 @@ static void take_memory(denoise_run *r, sl_ctx *ctx, denoise_memory *m, void *co
     for (int b = 0; b < branches(r); b++) m->v[b] = sl_new4(ctx, sl_act(ctx), r->shape[0], t, h, w);
     sl_sampler_init(&m->sampler, &r->schedule, bytes_of(ctx, sl_sampler_bytes(r->shape)), r->shape);
     sl_dit_rope_make(ctx, r->d->dit[0], &m->rope, bytes_of(ctx, sl_dit_rope_bytes(r->d->dit[0], t, h / 2, w / 2)), t, h / 2, w / 2);
+    if (!strcmp(sl_stage_conf(r->d->st)->denoise.rope, "bfloat16") && !ctx->ops->plan) round_rope(ctx, &m->rope);
     for (int e = 0; e < r->d->model->experts; e++) {
         sl_dit *dit = r->d->dit[e];
+        ctx->tap = e == 0 && *r->tap_dir && !ctx->ops->plan ? tap : NULL;
         void *times = bytes_of(ctx, sl_dit_times_bytes(ctx, dit, r->schedule.steps));
         sl_dit_times_make(ctx, dit, &m->times[e], times, r->schedule.timesteps, r->schedule.steps);
         for (int b = 0; b < branches(r); b++) {
@@ -117,22 +153,6 @@ static sl_code plan_arena(denoise_run *r, int image_tokens, size_t *bytes, sl_er
     rc = sl_ctx_error(&plan, err);
     sl_ctx_close(&plan);
     return rc;
-}
-
-/* ---- taps: tensors of the first forward, for --dump-blocks ---- */
-
-static void tap(void *user, sl_ctx *ctx, const char *name, const sl_tensor *t)
-{
-    denoise_run *r = user;
-    char file[128], path[SL_PATH];
-    sl_err err = {0};
-    sl_tensor host = *t;
-    if (!sl_is_dense(t) || !(host.data = malloc(sl_bytes(t) + 1))) return;
-    sl_download(ctx, host.data, t);
-    snprintf(file, sizeof file, "%s.safetensors", name);
-    if (sl_ok(ctx) && (sl_path_join(path, r->tap_dir, file, &err) || sl_st_save(path, 1, (const char *[]){name}, &host, &err)))
-        sl_log_err("dump-blocks", &err);
-    free(host.data);
 }
 
 /* ---- state: what a killed denoiser goes on from ----
@@ -297,7 +317,6 @@ sl_code denoise_start(denoise_run *r, denoiser *d, const sl_msg_job *msg, const 
     }
     if ((rc = plan_arena(r, in.image_tokens, &bytes, err)) || (rc = sl_ctx_reserve(ctx, bytes, err))) goto done;
     ctx->tap_user = r;
-    ctx->tap = *r->tap_dir ? tap : NULL;
     take_memory(r, ctx, &r->mem, context_memory, in.image_tokens);
     ctx->tap = NULL;
     make_contexts(r, &in, context_memory);

@@ -31,6 +31,8 @@ typedef struct {
     uint32_t attempt;
     char last_error[SL_TEXT];           /* what it said before it ended */
     sl_code last_code;
+    sl_msg_span start, load;            /* when it started and loaded; t1 0: not yet */
+    sl_msg_ready ready;
     int pool_count;
     sl_msg_pool pools[2];               /* where it receives */
 } peer;
@@ -52,6 +54,7 @@ typedef struct {
     char client[IDENTITY];
     size_t client_size;
     bool takes_image, dump;
+    char output[SL_PATH];
     hand hands[HAND_COUNT];
     uint32_t attempt;                   /* counts every start of a stage for this job */
     uint32_t running[SL_ROLE_COUNT];    /* the attempt that runs there; 0: none */
@@ -92,6 +95,7 @@ void peers_tick(dispatcher *d);                                 /* start what is
 void peer_check(dispatcher *d, peer *p);                        /* its pidfd is readable: it has ended */
 void peer_hello(dispatcher *d, peer *p, const sl_msg_hello *m, const char *id, size_t size);
 void peer_ready(dispatcher *d, peer *p, const sl_msg_ready *m);
+void peers_tell_all(dispatcher *d);                             /* a client is new: what it has missed of starting and loading */
 void peer_pool(dispatcher *d, peer *p, const sl_msg_pool *m);
 void peer_send(dispatcher *d, const peer *p, const sl_msg *m);  /* to a peer that has said HELLO; others get nothing */
 void peers_stop(dispatcher *d);                                 /* DRAIN, wait, SIGKILL what remains, reap all */

@@ -190,6 +190,7 @@ void job_submit(dispatcher *d, const sl_msg_submit *m, const char *client, size_
         snprintf(j->dir, sizeof j->dir, "%s", m->dir);
         j->takes_image = d->model.takes_image;
         j->dump = spec.dump;
+        memcpy(j->output, spec.output, sizeof j->output);
         sl_job_free(&spec);
         look_into_spool(j);
     }

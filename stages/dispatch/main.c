@@ -14,6 +14,7 @@
 #include <zmq.h>
 
 #include "common/log.h"
+#include "stages/mux/mp4.h"
 
 #define TICK_MS 50
 
@@ -68,14 +69,7 @@ static void on_hello(dispatcher *d, const sl_msg_hello *m, const char *id, size_
     if (!strcmp(m->role, "client")) {
         memcpy(d->client, id, size);
         d->client_size = size;
-        for (int i = 0; i < d->peer_count; i++)             /* it may have missed that stages are ready */
-            if (d->peers[i].state == PEER_READY) {
-                sl_msg news = {.type = SL_MSG_STAGE, .stage = {.pid = d->peers[i].pid}};
-                snprintf(news.stage.stage, sizeof news.stage.stage, "%s", sl_role_name(d->peers[i].role));
-                snprintf(news.stage.event, sizeof news.stage.event, "ready");
-                snprintf(news.stage.device, sizeof news.stage.device, "%s", d->peers[i].conf->device);
-                tell_client(d, &news);
-            }
+        peers_tell_all(d);
         return;
     }
     for (int i = 0; i < d->peer_count; i++)
@@ -107,7 +101,10 @@ static void on_stage(dispatcher *d, peer *p, const sl_msg *m)
     case SL_MSG_SPAN: {
         job *j = job_find(d, m->span.job);
         if (j) job_tell(d, j, m);
-        else if (!m->span.job) tell_client(d, m);
+        else if (!m->span.job) {
+            if (m->span.kind == SL_SPAN_LOAD) p->load = m->span;
+            tell_client(d, m);
+        }
         break;
     }
     default: sl_log(SL_LOG_WARN, "%s sent by %s: ignored", sl_wire_name(m->type), sl_role_name(p->role));
@@ -215,6 +212,7 @@ int main(int argc, char **argv)
     peers_stop(&d);
     if (d.router) zmq_close(d.router);
     if (d.zmq) zmq_ctx_term(d.zmq);
+    for (int i = 0; i < d.job_count; i++) sl_mp4_sweep(d.jobs[i].output);   /* begun, and never to be finished */
     free(d.jobs);
     if (!status && getppid() != d.parent && !*d.conf.run.dir) remove_run_dir(&d);
     return status;

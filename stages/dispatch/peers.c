@@ -22,10 +22,10 @@ extern char **environ;
 
 void peers_init(dispatcher *d)
 {
-    d->peer_count = d->conf.stage_count;
-    for (int i = 0; i < d->peer_count; i++) {
-        d->peers[i] = (peer){.role = d->conf.stages[i].role, .conf = &d->conf.stages[i], .pidfd = -1};
-        if (d->peers[i].role == SL_ROLE_IMAGE && !d->model.takes_image) d->peers[i--] = d->peers[--d->peer_count];  /* nothing to do there */
+    d->peer_count = 0;
+    for (int i = 0; i < d->conf.stage_count; i++) {
+        if (d->conf.stages[i].role == SL_ROLE_IMAGE && !d->model.takes_image) continue; /* nothing to do there */
+        d->peers[d->peer_count++] = (peer){.role = d->conf.stages[i].role, .conf = &d->conf.stages[i], .pidfd = -1};
     }
 }
 
@@ -107,6 +107,7 @@ static void peer_start(dispatcher *d, peer *p)
 
     p->identity_size = 0;
     p->pool_count = 0;
+    p->start.t1_ns = p->load.t1_ns = 0;
     p->job = NO_JOB;
     *p->last_error = 0;
     p->last_code = SL_OK;
@@ -192,6 +193,7 @@ void peer_hello(dispatcher *d, peer *p, const sl_msg_hello *m, const char *id, s
     p->last_beat_ns = sl_now_ns();
     sl_msg span = {.type = SL_MSG_SPAN, .span = {.kind = SL_SPAN_START, .t0_ns = p->started_ns, .t1_ns = p->last_beat_ns}};
     snprintf(span.span.stage, sizeof span.span.stage, "%s", sl_role_name(p->role));
+    p->start = span.span;
     tell_client(d, &span);
     sl_log(SL_LOG_DEBUG, "%s[%d] on %s says hello", m->role, m->pid, m->device);
     for (int i = 0; i < d->peer_count; i++)         /* where it can send to */
@@ -204,8 +206,21 @@ void peer_hello(dispatcher *d, peer *p, const sl_msg_hello *m, const char *id, s
 void peer_ready(dispatcher *d, peer *p, const sl_msg_ready *m)
 {
     p->state = PEER_READY;
+    p->ready = *m;
     sl_log(SL_LOG_DEBUG, "%s is ready after %.2f s with %.1f MB of weights", sl_role_name(p->role), m->load_s, (double)m->weight_bytes * 1e-6);
     tell_stage(d, p, "ready", m->load_s, m->weight_bytes);
+}
+
+void peers_tell_all(dispatcher *d)
+{
+    for (int i = 0; i < d->peer_count; i++) {
+        const peer *p = &d->peers[i];
+        sl_msg m = {.type = SL_MSG_SPAN, .span = p->start};
+        if (p->start.t1_ns) tell_client(d, &m);
+        m.span = p->load;
+        if (p->load.t1_ns) tell_client(d, &m);
+        if (p->state == PEER_READY) tell_stage(d, p, "ready", p->ready.load_s, p->ready.weight_bytes);
+    }
 }
 
 void peer_pool(dispatcher *d, peer *p, const sl_msg_pool *m)

@@ -21,6 +21,7 @@ typedef struct {
 /* What one job gives; owned. */
 typedef struct {
     sl_picture first, last;     /* resized to the video's size; last is empty without one */
+    sl_picture clip_first, clip_last;   /* what CLIP sees: the picture as the pipeline was given it */
     float *clip;                /* [tokens, hidden] */
     int64_t clip_tokens;
     float *condition;           /* [20, T, h/8, w/8] */
@@ -55,15 +56,22 @@ static void image_close(image_stage *s)
     sl_ctx_close(&s->ctx);
 }
 
-/* DIR/NAME as the client stored it, resized to the video's size: bicubic when the size came from the picture's own aspect (as the caller of
- * diffusers does), otherwise Lanczos (as the pipeline itself does). Spec 3.5. */
-static sl_code read_picture(sl_picture *out, const sl_msg_job *msg, const char *name, const sl_job *job, sl_err *err)
+/* DIR/NAME as the client stored it. The VAE takes it at the video's size: bicubic when the size came from the picture's own aspect (there the
+ * caller of diffusers resizes, and CLIP sees the result), otherwise Lanczos inside the pipeline (and CLIP sees the picture as it was). Spec 3.5;
+ * which of the two CLIP sees is what the golden data shows. */
+static sl_code read_picture(sl_picture *resized, sl_picture *for_clip, const sl_msg_job *msg, const char *name, const sl_job *job, sl_err *err)
 {
     char path[SL_PATH];
     sl_picture raw = {0};
+    sl_filter filter = job->bicubic ? SL_FILTER_BICUBIC : SL_FILTER_LANCZOS;
     sl_code rc = sl_path_join(path, msg->dir, name, err);
     if (!rc) rc = sl_picture_read(&raw, path, err);
-    if (!rc) rc = sl_picture_resize(out, &raw, job->width, job->height, job->bicubic ? SL_FILTER_BICUBIC : SL_FILTER_LANCZOS, err);
+    if (!rc) rc = sl_picture_resize(resized, &raw, job->width, job->height, filter, err);
+    if (!rc && job->bicubic) rc = sl_picture_resize(for_clip, &raw, job->width, job->height, filter, err);
+    else if (!rc) {
+        *for_clip = raw;
+        raw = (sl_picture){0};
+    }
     sl_picture_free(&raw);
     return rc;
 }
@@ -90,7 +98,7 @@ static sl_code clip_tokens(image_stage *s, images *im, sl_err *err)
     im->clip_tokens = count * tokens;
     if (!pixels || !raw || !im->clip) rc = sl_fail(err, SL_NOMEM, "clip: no memory for a picture");
     for (int i = 0; i < count && !rc; i++) {
-        if ((rc = sl_picture_clip_pixels(pixels, i ? &im->last : &im->first, c->shortest_edge, c->crop_h, c->crop_w, c->mean, c->std, c->rescale, err)))
+        if ((rc = sl_picture_clip_pixels(pixels, i ? &im->clip_last : &im->clip_first, c->shortest_edge, c->crop_h, c->crop_w, c->mean, c->std, c->rescale, err)))
             break;
         out = sl_new2(&s->ctx, sl_act(&s->ctx), tokens, c->hidden);
         sl_clip_encode(&s->ctx, s->clip, pixels, &out);
@@ -159,8 +167,8 @@ static sl_code image_job(image_stage *s, const sl_msg_job *msg, const sl_job *jo
     const sl_model *model = sl_stage_model(s->st);
     int64_t t0 = sl_now_ns();
     sl_ticket ticket;
-    sl_code rc = read_picture(&im.first, msg, "image.input", job, err);
-    if (!rc && model->takes_last_image && *job->last_image) rc = read_picture(&im.last, msg, "last_image.input", job, err);
+    sl_code rc = read_picture(&im.first, &im.clip_first, msg, "image.input", job, err);
+    if (!rc && model->takes_last_image && *job->last_image) rc = read_picture(&im.last, &im.clip_last, msg, "last_image.input", job, err);
     if (!rc && s->clip) rc = clip_tokens(s, &im, err);
     if (!rc) rc = condition(s, &im, job, err);
     sl_stage_span(s->st, msg->job, SL_SPAN_COMPUTE, t0);
@@ -179,6 +187,8 @@ static sl_code image_job(image_stage *s, const sl_msg_job *msg, const sl_job *jo
     }
     sl_picture_free(&im.first);
     sl_picture_free(&im.last);
+    sl_picture_free(&im.clip_first);
+    sl_picture_free(&im.clip_last);
     free(im.clip);
     free(im.condition);
     return rc;

@@ -1,8 +1,11 @@
 /* mp4.c - frames to H.264 in MP4: swscale to BT.709, x264, the index in front, a rename when all is written. */
 #include "stages/mux/mp4.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -25,12 +28,32 @@ struct sl_mp4 {
     AVFrame *frame;
     AVPacket *packet;
     struct SwsContext *sws;
+    uint8_t *last; /* a copy of a call's last frame: swscale reads some bytes past the end of what it is given */
     int64_t frames;
     bool broken; /* an error was returned: the file cannot become whole */
 };
 
+#define SWS_OVERREAD 256 /* bytes that its vector loops may read past a picture */
+
 static const char *const PRESETS[] = {"ultrafast", "superfast", "veryfast", "faster",   "fast",
                                       "medium",    "slow",      "slower",   "veryslow", "placebo"};
+
+void sl_mp4_sweep(const char *path)
+{
+    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+    size_t n = strlen(name);
+    char dir[PATH_MAX];
+    if (snprintf(dir, sizeof dir, "%.*s", slash ? (int)(slash - path + 1) : 2, slash ? path : "./") >= (int)sizeof dir) return;
+    DIR *d = opendir(dir);
+    struct dirent *e;
+    while (d && (e = readdir(d))) {
+        int pid = 0, end = 0;
+        unsigned count;
+        if (strncmp(e->d_name, name, n) || sscanf(e->d_name + n, ".tmp-%d-%u%n", &pid, &count, &end) != 2 || e->d_name[n + (size_t)end] || pid <= 0) continue;
+        if (kill(pid, 0) && errno == ESRCH) unlinkat(dirfd(d), e->d_name, 0);
+    }
+    if (d) closedir(d);
+}
 
 /* One line for what a call of libav returned. */
 static sl_code av_fail(const sl_mp4 *m, int e, const char *doing, sl_err *err)
@@ -126,7 +149,8 @@ static sl_code open_converter(sl_mp4 *m, const sl_mp4_options *o, sl_err *err)
                             SWS_BICUBIC | SWS_ACCURATE_RND | SWS_FULL_CHR_H_INP | SWS_BITEXACT, NULL, NULL, NULL);
     m->frame = av_frame_alloc();
     m->packet = av_packet_alloc();
-    if (!m->sws || !m->frame || !m->packet) return sl_fail(err, SL_NOMEM, "%s: no memory for frames of %dx%d", m->path, o->w, o->h);
+    m->last = malloc((size_t)o->w * (size_t)o->h * 3 + SWS_OVERREAD);
+    if (!m->sws || !m->frame || !m->packet || !m->last) return sl_fail(err, SL_NOMEM, "%s: no memory for frames of %dx%d", m->path, o->w, o->h);
     sws_setColorspaceDetails(m->sws, bt709, 1, bt709, 0, 0, 1 << 16, 1 << 16);
     m->frame->format = AV_PIX_FMT_YUV420P;
     m->frame->width = o->w;
@@ -143,6 +167,7 @@ sl_code sl_mp4_open(sl_mp4 **out, const char *path, const sl_mp4_options *option
     *out = NULL;
     if ((rc = check(path, options, preset, err))) return rc;
     av_log_set_level(AV_LOG_QUIET);
+    sl_mp4_sweep(path);
     sl_mp4 *m = calloc(1, sizeof *m);
     if (!m || !(m->path = strdup(path))) {
         free(m);
@@ -180,10 +205,12 @@ sl_code sl_mp4_write(sl_mp4 *m, const uint8_t *rgb, int n, sl_err *err)
 {
     const int pitch = m->codec->width * 3;
     if (m->broken) return sl_fail(err, SL_ARG, "%s: an earlier write failed", m->path);
+    const size_t bytes = (size_t)m->codec->height * (size_t)pitch;
     for (int i = 0; i < n; i++) {
-        const uint8_t *from[4] = {rgb + (size_t)i * (size_t)m->codec->height * (size_t)pitch};
+        const uint8_t *from[4] = {rgb + (size_t)i * bytes};
         const int pitches[4] = {pitch};
         sl_code rc = SL_OK;
+        if (i == n - 1) from[0] = memcpy(m->last, from[0], bytes);
         if (av_frame_make_writable(m->frame) < 0)
             rc = sl_fail(err, SL_NOMEM, "%s: no memory for a frame", m->path);
         else if (sws_scale(m->sws, from, pitches, 0, m->codec->height, m->frame->data, m->frame->linesize) != m->codec->height)
@@ -240,6 +267,7 @@ void sl_mp4_abandon(sl_mp4 **mp4)
     sl_mp4 *m = *mp4;
     if (!m) return;
     sws_freeContext(m->sws);
+    free(m->last);
     av_packet_free(&m->packet);
     av_frame_free(&m->frame);
     avcodec_free_context(&m->codec);

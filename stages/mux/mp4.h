@@ -28,4 +28,7 @@ sl_code sl_mp4_write(sl_mp4 *m, const uint8_t *rgb, int n, sl_err *err);
 sl_code sl_mp4_finish(sl_mp4 **m, int64_t *bytes, sl_err *err);
 void sl_mp4_abandon(sl_mp4 **m); /* remove what was written; NULL is fine */
 
+/* Remove temporaries beside `path` that writers left who are dead (SIGKILL). sl_mp4_open does it for its own path. */
+void sl_mp4_sweep(const char *path);
+
 #endif
