@@ -85,8 +85,10 @@ static sl_code make_job_dir(runner *r, cli_job *j, const char *from, sl_err *err
 {
     char path[SL_PATH], name[32];
     sl_code rc;
-    snprintf(name, sizeof name, "%llu", (unsigned long long)j->id);
-    if ((rc = sl_path_join(j->dir, r->spool, name, err)) || (rc = make_dirs(j->dir, err))) return rc;
+    snprintf(name, sizeof name, "%d-%llu", (int)getpid(), (unsigned long long)j->id);
+    if ((rc = sl_path_join(j->dir, r->spool, name, err))) return rc;
+    remove_tree(j->dir);                /* of a process that had our number and was killed */
+    if ((rc = make_dirs(j->dir, err))) return rc;
     if ((rc = copy_input(j, j->spec.image, "image.input", *j->replay_dir != 0, err)) ||
         (rc = copy_input(j, j->spec.last_image, "last_image.input", *j->replay_dir != 0, err)) ||
         (rc = copy_input(j, j->spec.noise, "noise.safetensors", false, err)))
@@ -118,7 +120,7 @@ static sl_code prepare(runner *r, sl_err *err)
     if (snprintf(r->endpoint, sizeof r->endpoint, "ipc://%.1000s/ctl", r->run_dir) > 6 + 107)
         return sl_fail(err, SL_ARG, "run directory %s is too long for a socket's name, want at most 100 bytes", r->run_dir);
     for (int i = 0; i < r->o->job_count; i++) {
-        r->o->jobs[i].id = (uint64_t)getpid() << 20 | (uint64_t)(i + 1);
+        r->o->jobs[i].id = (uint64_t)(i + 1);
         if ((rc = make_job_dir(r, &r->o->jobs[i], r->o->from, err))) return rc;
     }
     sigemptyset(&set);
@@ -189,7 +191,7 @@ static void show_progress(runner *r, const sl_msg_progress *p)
     if (r->o->quiet) return;
     bool other = strcmp(r->shown.stage, p->stage) || r->shown.job != p->job;
     if (!last && !other && now - r->shown.last_ns < (tty ? 100 : 1000) * 1000000ll) return;
-    if (r->o->job_count > 1) snprintf(which, sizeof which, "job %d ", (int)(p->job & 0xfffff));
+    if (r->o->job_count > 1) snprintf(which, sizeof which, "job %d ", (int)p->job);
     if (tty) fprintf(stderr, "%s\r\033[K%s%-8s %u/%u  %.2f s each", other && *r->shown.stage ? "\n" : "", which, p->stage, p->done, p->total, p->seconds);
     else fprintf(stderr, "%s%-8s %u/%u  %.2f s each\n", which, p->stage, p->done, p->total, p->seconds);
     fflush(stderr);
