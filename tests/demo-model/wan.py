@@ -20,6 +20,35 @@ class RMS(nn.Module):
         return (x * n.to(x.dtype)) * g.to(x.dtype)
 
 
+CONV = "3d"
+
+
+def choose_conv(dev):
+    """Times the forms of the causal convolution on this device and keeps the fastest."""
+    global CONV
+    import time
+    out = {}
+    for CONV in ("3d", "3dl", "2d"):
+        t = 0
+        for c, b, f, h, w in ((16, 6, 17, 160, 160), (32, 6, 17, 80, 80), (64, 6, 9, 40, 40)):
+            m = C3(c, c).to(dev)
+            x = torch.randn(b, c, f, h, w, device=dev, dtype=torch.bfloat16, requires_grad=True)
+            if CONV != "3d":
+                x = x.detach().contiguous(memory_format=torch.channels_last_3d).requires_grad_()
+            for i in range(5):
+                if i == 2:
+                    torch.cuda.synchronize()
+                    t0 = time.time()
+                with torch.autocast(dev, torch.bfloat16):
+                    y = m(x)
+                y.backward(torch.ones_like(y))
+            torch.cuda.synchronize()
+            t += (time.time() - t0) / 3 * {16: 2, 32: 2, 64: 3}[c]
+        out[CONV] = round(t * 1e3, 2)
+    CONV = min(out, key=out.get)
+    return CONV, out
+
+
 class C3(nn.Conv3d):
     """Causal convolution in time: zeros in front, none behind."""
 
@@ -28,9 +57,59 @@ class C3(nn.Conv3d):
         self.kt = k
 
     def forward(self, x):
-        if self.kt > 1:
-            x = F.pad(x, (0, 0, 0, 0, self.kt - 1, 0))
-        return super().forward(x)
+        if self.kt == 1:
+            return super().forward(x)
+        if CONV == "2d":                            # the three frames beside each other as channels of a 2-D convolution
+            b, c, t, h, w = x.shape
+            y = x.transpose(1, 2)                    # b,t,c,h,w
+            y = F.pad(y, (0, 0, 0, 0, 0, 0, 2, 0))
+            y = torch.cat([y[:, 0:t], y[:, 1:t + 1], y[:, 2:t + 2]], 2).reshape(b * t, 3 * c, h, w)
+            y = y.contiguous(memory_format=torch.channels_last)
+            k = self.weight.transpose(1, 2).flatten(1, 2)
+            y = F.conv2d(y, k.contiguous(memory_format=torch.channels_last), self.bias, padding=1)
+            return y.view(b, t, *y.shape[1:]).transpose(1, 2)
+        if CONV == "3dl":
+            x = x.contiguous(memory_format=torch.channels_last_3d)
+        return super().forward(F.pad(x, (0, 0, 0, 0, self.kt - 1, 0)))
+
+
+_fused = {}
+
+
+def act(x, g):
+    """SiLU(RMS norm) over channels; one compiled kernel over rows on a GPU."""
+    c = x.shape[1]
+    if not x.is_cuda or c not in _fused:
+        n = torch.rsqrt(x.float().pow(2).mean(1, keepdim=True) + 1e-12)
+        return F.silu(x.float() * n * g.reshape(c, *([1] * (x.dim() - 2))).float()).to(x.dtype)
+    p = (0, *range(2, x.dim()), 1)
+    r = x.permute(p)
+    y = _fused[c](r.reshape(-1, c).to(torch.bfloat16), g.reshape(c))
+    return y.view(r.shape).permute(0, x.dim() - 1, *range(1, x.dim() - 1))
+
+
+def fuse(dev):
+    """Compiles act() for the widths of the VAE."""
+    def make(c):
+        def f(x, g):
+            x = x.view(-1, c).float()
+            n = torch.rsqrt(x.pow(2).mean(1, keepdim=True) + 1e-12)
+            return F.silu(x * n * g.view(1, c).float()).to(torch.bfloat16)
+        return torch.compile(f, dynamic=True)
+    global _fused
+    try:
+        d = {c: make(c) for c in (16, 32, 64)}
+        for c in d:
+            for m in (1000, 7 * 2048):
+                x = torch.randn(m, c, device=dev, dtype=torch.bfloat16, requires_grad=True)
+                g = torch.ones(c, device=dev, requires_grad=True)
+                d[c](x, g).float().sum().backward()
+                with torch.no_grad():
+                    d[c](x, g)
+        _fused = d
+        return "fused"
+    except Exception as e:
+        return "not fused: " + repr(e)[:200]
 
 
 class Res(nn.Module):
@@ -43,8 +122,8 @@ class Res(nn.Module):
 
     def forward(self, x):
         h = self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x
-        y = self.conv1(F.silu(self.norm1(x)))
-        return h + self.conv2(F.silu(self.norm2(y)))
+        y = self.conv1(act(x, self.norm1.gamma))
+        return h + self.conv2(act(y, self.norm2.gamma))
 
 
 class Attn(nn.Module):
@@ -134,7 +213,7 @@ class Encoder(nn.Module):
         x = self.conv_in(x)
         for b in self.down_blocks:
             x = b(x)
-        return self.conv_out(F.silu(self.norm_out(self.mid_block(x))))
+        return self.conv_out(act(self.mid_block(x), self.norm_out.gamma))
 
 
 class Decoder(nn.Module):
@@ -149,7 +228,7 @@ class Decoder(nn.Module):
         x = self.mid_block(self.conv_in(x))
         for b in self.up_blocks:
             x = b(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(act(x, self.norm_out.gamma))
 
 
 class VAE(nn.Module):
@@ -293,8 +372,13 @@ def clip_pixels(img):
     return (y[:, :, t:t + 224, l:l + 224] * 255).round().to(torch.uint8)
 
 
+_norm = {}
+
+
 def clip_norm(u8, dtype=torch.float32):
-    m, s = (torch.tensor(v, device=u8.device).view(1, 3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
+    if u8.device not in _norm:                       # kept: nothing may come from the host while a graph is recorded
+        _norm[u8.device] = [torch.tensor(v, device=u8.device).view(1, 3, 1, 1) for v in (CLIP_MEAN, CLIP_STD)]
+    m, s = _norm[u8.device]
     return ((u8.float() / 255 - m) / s).to(dtype)
 
 
@@ -410,14 +494,17 @@ class DiT(nn.Module):
     def forward(self, x, t, text, length, img, table=None):
         """x [B,36,T,H,W]; t [B] (0..999); text [B,L,d] with zero rows past length (< L); img [B,257,d]; returns [B,16,T,H,W]."""
         B, _, T, H, W = x.shape
+        cos, sin = table if table is not None else rope_table(T, H // 2, W // 2, device=x.device)
+        y = self.core(patches(x), t, text, length, img, cos, sin).view(B, T, H // 2, W // 2, 2, 2, 16)
+        return y.permute(0, 6, 1, 2, 4, 3, 5).reshape(B, 16, T, H, W)
+
+    def core(self, x, t, text, length, img, cos, sin):
+        """x: patches [B,N,144]; returns [B,N,64], (ph, pw, c) in each row"""
         dt = self.patch_embedding.weight.dtype
         if torch.is_autocast_enabled(x.device.type):
             dt = torch.get_autocast_dtype(x.device.type)
-        cos, sin = table if table is not None else rope_table(T, H // 2, W // 2, device=x.device)
         C = self.condition_embedder
-        x = x.to(dt).unflatten(4, (-1, 2)).unflatten(3, (-1, 2))             # B,c,T,h,2,w,2
-        x = x.permute(0, 2, 3, 5, 1, 4, 6).reshape(B, T * (H // 2) * (W // 2), -1)
-        x = F.linear(x, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias).to(dt)
+        x = F.linear(x.to(dt), self.patch_embedding.weight.flatten(1), self.patch_embedding.bias).to(dt)
         f = torch.exp(-math.log(10000) * torch.arange(128, device=x.device).float() / 128)
         a = t.float()[:, None] * f
         e = torch.cat([a.cos(), a.sin()], -1)
@@ -435,8 +522,19 @@ class DiT(nn.Module):
             x = b(x, tp, text, tbias, img, cos, sin)
         shift, scale = (self.scale_shift_table.float() + temb.float()[:, None]).chunk(2, 1)
         x = (F.layer_norm(x.float(), (x.shape[-1],), eps=1e-6) * (1 + scale) + shift).to(dt)
-        y = self.proj_out(x).view(B, T, H // 2, W // 2, 2, 2, 16)
-        return y.permute(0, 6, 1, 2, 4, 3, 5).reshape(B, 16, T, H, W)
+        return self.proj_out(x)
+
+
+def patches(x):
+    """[B,c,T,H,W] -> [B,N,c*4], (c, ph, pw) in each row"""
+    B, c, T, H, W = x.shape
+    return x.view(B, c, T, H // 2, 2, W // 2, 2).permute(0, 2, 3, 5, 1, 4, 6).reshape(B, T * (H // 2) * (W // 2), c * 4)
+
+
+def target_patches(x):
+    """[B,16,T,H,W] -> [B,N,64], (ph, pw, c) in each row, as proj_out gives them"""
+    B, c, T, H, W = x.shape
+    return x.view(B, c, T, H // 2, 2, W // 2, 2).permute(0, 2, 3, 5, 4, 6, 1).reshape(B, T * (H // 2) * (W // 2), c * 4)
 
 
 # ---------------------------------------------------------------- sampling
