@@ -76,11 +76,15 @@ static void put_string(uint8_t **p, const char *s, size_t field)
     memset(*p + n, 0, field - n);
     *p += field;
 }
+/* One text has one encoding: after its end there is nothing but zeros. */
 static bool get_string(const uint8_t **p, char *s, size_t field)
 {
+    size_t n = strnlen((const char *)*p, field);
+    bool ok = n < field;
     memcpy(s, *p, field);
+    for (size_t i = n; i < field; i++) ok = ok && !s[i];
     *p += field;
-    return memchr(s, 0, field) != NULL;
+    return ok;
 }
 #define STRING_KIND(kind, field)                                                                   \
     static void put_##kind(uint8_t **p, const char (*v)[field]) { put_string(p, *v, field); }      \
@@ -200,7 +204,7 @@ sl_code sl_wire_decode(sl_msg *out, const void *bytes, size_t length, sl_err *er
         WIRE_ALL(X)
 #undef X
     }
-    if (!ok) return sl_fail(err, SL_FORMAT, "message: %s has a string without an end", sl_wire_name(out->type));
+    if (!ok) return sl_fail(err, SL_FORMAT, "message: %s has a string without an end, or with bytes behind it", sl_wire_name(out->type));
     return SL_OK;
 }
 
@@ -255,7 +259,10 @@ sl_code sl_wire_send(void *socket, const void *to, size_t to_size, const sl_msg 
 {
     uint8_t buf[SL_WIRE_MAX];
     size_t n = sl_wire_encode(buf, msg);
-    int rc = to ? zmq_send(socket, to, to_size, ZMQ_SNDMORE) : 0;
+    int rc = 0;
+    if (to)
+        do rc = zmq_send(socket, to, to_size, ZMQ_SNDMORE);
+        while (rc < 0 && errno == EINTR);
     if (rc >= 0)
         do rc = zmq_send(socket, buf, n, 0);
         while (rc < 0 && errno == EINTR);

@@ -2,7 +2,7 @@
  *
  * One ZeroMQ frame a message: a 16-byte header (magic, version, type, body length), then the fields of the list in order, little
  * endian, without padding. Every field has a fixed size, so a type has one length; the decoder checks magic, version, type and length before it
- * reads, that every string ends inside its field, and never trusts a number inside a body: the receiver checks ranges.
+ * reads, that every string ends inside its field (zeros fill the rest), and never trusts a number inside a body: the receiver checks ranges.
  * The encoder, the decoder, the printer and the round-trip test expand the lists below. Type numbers are never reused.
  *
  * Who sends what (stages/README.md tells the protocol as a story):
