@@ -1,71 +1,196 @@
 # Sluice. `make help` lists the targets.
 #
-# Objects go to build/FLAVOUR, programs to bin/ (release) or build/FLAVOUR/bin (sanitizers). Every .c file is found by its place in the tree:
-#   common/ graphs/ kernels/ kernels/cpu/ stages/*/  -> one static library;   stages/X/main.c -> sluice-X (stages/cli: sluice)
-#   tests/test_*.c -> a cmocka program;   tests/bench_*.c -> a benchmark;   tests/fuzz_*.c -> a libFuzzer target (clang)
+# Every source file is found by its place in the tree:
+#   common/ graphs/ kernels/ kernels/cpu/ stages/ stages/X/   one static library
+#   stages/X/main.c           the program sluice-X (stages/cli: sluice), in bin/
+#   tests/test_X.c            a test, tests/bench_X.c (or .sh) a benchmark, tests/fuzz_X.c a libFuzzer target, tests/helper_X.c a program for tests
+#   kernels/cuda/*.cu         the plug-in sluice_cuda.so, only where nvcc is
+# Objects go to build/FLAVOUR. Flavours: release; asan (addresses, leaks, undefined behaviour), tsan (threads) and fuzz (clang), with their programs
+# in build/FLAVOUR/bin. A change of compiler or flags builds anew what it concerns.
+#
+# Settings: CC CXX NVCC CFLAGS CXXFLAGS LDFLAGS PREFIX DESTDIR as everywhere; JOBS=n compilers at once; ARCH=x86-64-v3 (say) for another machine than
+# this one, ARCH= for any; WERROR=1: warnings are errors.
 
 FLAVOUR ?= release
 ARCH    ?= native
-CC      ?= cc
-CXX     ?= c++
+PREFIX  ?= /usr/local
+JOBS    ?= $(shell nproc 2>/dev/null || echo 2)
+
 B       := build/$(FLAVOUR)
 BIN     := $(if $(filter release,$(FLAVOUR)),bin,$(B)/bin)
 TBIN    := $(B)/tests
 
-PKGS    := libzmq libavformat libavcodec libswscale libavutil libconfig jansson openblas sentencepiece sqlite3 libutf8proc
-WARN    := -Wall -Wextra -Wshadow -Wpointer-arith -Wmissing-prototypes -Wstrict-prototypes -Wvla
-WARNXX  := -Wall -Wextra -Wshadow
+ifeq ($(FLAVOUR),fuzz)
+CC      := clang
+CXX     := clang++
+endif
+
+# ---- flags ----
+
+PKGS     := libzmq libavformat libavcodec libswscale libavutil libconfig jansson openblas sentencepiece sqlite3 libutf8proc
 SAN_asan := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 SAN_tsan := -fsanitize=thread
-SAN     := $(SAN_$(FLAVOUR))
-OPT     := $(if $(SAN),-O1 -g,-O3 -g)
-MARCH   := $(if $(ARCH),-march=$(ARCH))
-OMP     := $(if $(filter tsan,$(FLAVOUR)),,-fopenmp)
-COMMON  := $(OPT) $(MARCH) -D_GNU_SOURCE -I. $(SAN) $(OMP) -ffp-contract=off -fno-math-errno -fno-trapping-math -MMD -MP \
-           $(shell pkg-config --cflags $(PKGS) cmocka 2>/dev/null | sed 's/-I/-isystem /g')
-CFLAGS  += -std=c17 $(WARN) $(COMMON)
-CXXFLAGS += -std=c++17 $(WARNXX) $(COMMON)
-LDLIBS  += $(shell pkg-config --libs $(PKGS) 2>/dev/null) -lstdc++ -lm -lpthread -ldl
-LDFLAGS += $(SAN) $(OMP) -rdynamic
+SAN_fuzz := -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+SAN      := $(SAN_$(FLAVOUR))
+OMP      := $(if $(filter tsan fuzz,$(FLAVOUR)),,-fopenmp)
+WARN     := -Wall -Wextra -Wshadow $(if $(WERROR),-Werror)
+WARN_C   := $(WARN) -Wpointer-arith -Wmissing-prototypes -Wstrict-prototypes -Wvla
+SHARED_FLAGS := $(if $(SAN),-O1,-O3) -g $(if $(ARCH),-march=$(ARCH)) -D_GNU_SOURCE -I. $(SAN) $(OMP) \
+            -ffp-contract=off -fno-math-errno -fno-trapping-math -MMD -MP \
+            $(shell pkg-config --cflags $(PKGS) cmocka 2>/dev/null | sed 's/-I/-isystem /g')
+C_FLAGS   := -std=c17 $(WARN_C) $(SHARED_FLAGS) $(CFLAGS)
+CXX_FLAGS := -std=c++17 $(WARN) $(SHARED_FLAGS) $(CXXFLAGS)
+LD_FLAGS  := $(SAN) $(OMP) -rdynamic $(LDFLAGS)
+LD_LIBS   := $(shell pkg-config --libs $(PKGS) 2>/dev/null) -lstdc++ -lm -lpthread -ldl $(LDLIBS)
 
-LIB_C   := $(filter-out %/main.c,$(wildcard common/*.c graphs/*.c kernels/*.c kernels/cpu/*.c stages/*.c stages/*/*.c))
-LIB_CXX := $(wildcard common/*.cc stages/*/*.cc)
-LIB_O   := $(LIB_C:%.c=$(B)/%.o) $(LIB_CXX:%.cc=$(B)/%.o)
+# ---- what is there ----
+
+LIB_SRC := $(filter-out %/main.c,$(wildcard common/*.c graphs/*.c kernels/*.c kernels/cpu/*.c stages/*.c stages/*/*.c)) \
+           $(wildcard common/*.cc stages/*/*.cc)
+LIB_O   := $(patsubst %,$(B)/%.o,$(basename $(LIB_SRC)))
 LIB     := $(B)/libsluice.a
 MAINS   := $(wildcard stages/*/main.c)
-PROGS   := $(foreach m,$(MAINS),$(BIN)/$(if $(filter cli,$(word 2,$(subst /, ,$(m)))),sluice,sluice-$(word 2,$(subst /, ,$(m)))))
+PROGS   := $(patsubst %,$(BIN)/sluice-%,$(filter-out cli,$(patsubst stages/%/main.c,%,$(MAINS)))) $(if $(filter stages/cli/main.c,$(MAINS)),$(BIN)/sluice)
 TESTS   := $(patsubst tests/%.c,$(TBIN)/%,$(wildcard tests/test_*.c))
-BENCHES := $(patsubst tests/%.c,$(TBIN)/%,$(wildcard tests/bench_*.c))
 HELPERS := $(patsubst tests/%.c,$(TBIN)/%,$(wildcard tests/helper_*.c))
-FUZZERS := $(patsubst tests/%.c,build/fuzz/%,$(wildcard tests/fuzz_*.c))
+BENCHES := $(patsubst tests/%.c,$(TBIN)/%,$(wildcard tests/bench_$(or $(K),*).c)) $(wildcard tests/bench_$(or $(K),*).sh)
+FUZZERS := $(patsubst tests/%.c,build/fuzz/tests/%,$(wildcard tests/fuzz_$(or $(K),*).c))
+OBJECTS := $(LIB_O) $(patsubst %.c,$(B)/%.o,$(MAINS) $(wildcard tests/test_*.c tests/helper_*.c tests/bench_*.c tests/fuzz_*.c))
 
-.PHONY: all programs demo test check bench fuzz lint format setup help clean tests
-all: setup ; @$(MAKE) --no-print-directory programs
-programs: $(PROGS)  ## the programs, without looking for missing packages
+CU_SRC  := $(wildcard kernels/cuda/*.cu)
+ifneq ($(CU_SRC),)
+NVCC    ?= $(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc))
+ifneq ($(and $(NVCC),$(filter release,$(FLAVOUR))),)
+PLUGIN  := $(BIN)/sluice_cuda.so
+CU_O    := $(patsubst %,$(B)/%.o,$(basename $(CU_SRC) $(wildcard kernels/cuda/*.c)))
+OBJECTS += $(CU_O)
+endif
+endif
 
-setup:              ## install or name the packages that are missing
+# A sub-make runs JOBS compilers, unless make itself was told how many.
+PARALLEL = $(if $(filter -j% --jobserver%,$(MAKEFLAGS)),,-j$(JOBS))
+SUB      = @$(MAKE) --no-print-directory $(PARALLEL)
+
+# ---- targets ----
+
+.PHONY: all setup programs tests demo test test-golden check check-asan check-tsan bench fuzz lint format install help clean
+.DEFAULT_GOAL := all
+
+all: setup          ## set-up and programs (what `make` alone does)
+	$(SUB) programs
+
+demo: setup         ## set-up, programs, and a video from the small model: demo.mp4, its report demo.json, eight of its frames demo.png
+	$(SUB) programs
+	@tests/demo.sh
+
+test: setup         ## set-up, programs, and every test; ends with the line `N passed, N failed`
+	$(SUB) programs tests
+	@SLUICE_BIN=$(BIN) tests/run.sh $(TESTS)
+
+test-golden: setup  ## the golden comparisons on other folders: make test-golden DIRS="DIR/tiny-i2v DIR/tiny-t2v"
+	$(SUB) programs $(TBIN)/test_run_golden $(TBIN)/test_denoise_golden
+	@test -n "$(DIRS)" || { echo 'test-golden: DIRS is empty, want the golden folders: make test-golden DIRS="DIR ..."' >&2; exit 2; }
+	SLUICE_BIN=$(BIN) $(TBIN)/test_run_golden $(DIRS)
+	@for parent in $(sort $(dir $(patsubst %/,%,$(DIRS)))); do echo "$(TBIN)/test_denoise_golden $$parent"; $(TBIN)/test_denoise_golden $$parent || exit 1; done
+
+check: setup        ## the tests under the sanitizers: addresses, leaks, undefined behaviour; then threads
+	$(SUB) check-asan
+	$(SUB) check-tsan
+
+check-asan:         ## the first half of check
+	$(SUB) FLAVOUR=asan programs tests
+	@tests/sanitize.sh asan $(notdir $(TESTS))
+
+check-tsan:         ## the second half of check: the tests with threads, and a whole job
+	$(SUB) FLAVOUR=tsan programs tests
+	@tests/sanitize.sh tsan $(notdir $(TESTS))
+
+bench: setup        ## the benchmarks, on this machine; K=name for one of them (dit, dispatch, lease, ops, vae)
+	$(SUB) programs $(filter-out %.sh,$(BENCHES))
+	@test -n "$(strip $(BENCHES))" || { echo "bench: no tests/bench_$(K).c" >&2; exit 2; }
+	@lscpu | sed -n 's/^Model name: */machine: /p; s/^CPU(s): */CPUs: /p; s/^L3 cache: */L3 cache: /p'
+	@for b in $(BENCHES); do echo "== $${b##*/}"; SLUICE_BIN=$(BIN) $$b || exit 1; done
+
+fuzz:               ## every fuzz target for FUZZ_SECONDS (60) each; needs clang; K=name for one of them
+	@tests/setup.sh --fuzz
+	$(SUB) FLAVOUR=fuzz $(FUZZERS)
+	@tests/fuzz.sh $(FUZZERS)
+
+lint: setup         ## format, warnings as errors, static analysis, scripts, direction of includes
+	$(SUB) FLAVOUR=werror WERROR=1 programs tests
+	@tests/lint.sh
+
+format:             ## clang-format on every C file
+	@git ls-files '*.c' '*.h' '*.cc' | xargs clang-format -i
+
+install: setup      ## programs to PREFIX/lib/sluice, the command as PREFIX/bin/sluice, settings to PREFIX/share/sluice
+	$(SUB) programs
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/sluice $(DESTDIR)$(PREFIX)/share/sluice
+	install $(PROGS) $(PLUGIN) $(DESTDIR)$(PREFIX)/lib/sluice
+	install -m 644 conf/*.cfg $(DESTDIR)$(PREFIX)/share/sluice
+	ln -sf ../lib/sluice/sluice $(DESTDIR)$(PREFIX)/bin/sluice
+
+setup:              ## install the packages that are missing, or print the one command to type
 	@tests/setup.sh
 
-$(LIB): $(LIB_O)
-	@rm -f $@; ar rcs $@ $^
-$(B)/%.o: %.c
+programs: $(PROGS) $(PLUGIN)  ## the programs, without looking for missing packages
+tests: $(TESTS) $(HELPERS)    ## the test programs, likewise
+
+clean:              ## remove what was built
+	rm -rf build bin/sluice bin/sluice-* bin/sluice_cuda.so demo.mp4 demo.json demo.png
+
+help:               ## this list
+	@sed -n 's/^\([a-z-]*\):[^#=]*## */\1\t/p' Makefile | sort | while IFS="$$(printf '\t')" read -r name what; do printf '  make %-12s %s\n' "$$name" "$$what"; done
+
+# ---- rules ----
+
+# $(1) holds the text $(2) and is as old as its last change.
+define REMEMBER
+$(1): FORCE
+	@mkdir -p $$(@D); printf '%s\n' '$(2)' | cmp -s - $$@ || printf '%s\n' '$(2)' > $$@
+endef
+.PHONY: FORCE
+$(eval $(call REMEMBER,$(B)/flags,$(CC) $(C_FLAGS) | $(CXX) $(CXX_FLAGS)))
+$(eval $(call REMEMBER,$(B)/link,$(CC) $(LD_FLAGS) $(LD_LIBS)))
+$(eval $(call REMEMBER,$(B)/objects,$(LIB_O)))
+
+$(B)/%.o: %.c $(B)/flags
 	@mkdir -p $(@D)
 	@echo "  CC    $<"
-	@$(CC) $(CFLAGS) -c -o $@ $<
-$(B)/%.o: %.cc
+	@$(CC) $(C_FLAGS) -c -o $@ $<
+$(B)/%.o: %.cc $(B)/flags
 	@mkdir -p $(@D)
 	@echo "  CXX   $<"
-	@$(CXX) $(CXXFLAGS) -c -o $@ $<
-$(BIN)/sluice: $(B)/stages/cli/main.o $(LIB)
-	@mkdir -p $(@D)
-	@$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
-$(BIN)/sluice-%: $(B)/stages/%/main.o $(LIB)
-	@mkdir -p $(@D)
-	@$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
-$(TBIN)/%: $(B)/tests/%.o $(LIB)
-	@mkdir -p $(@D)
-	@$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS) -lcmocka
-.PRECIOUS: $(B)/%.o $(B)/stages/%/main.o $(B)/tests/%.o
+	@$(CXX) $(CXX_FLAGS) -c -o $@ $<
 
-tests: $(TESTS) $(HELPERS)
--include $(wildcard $(B)/*/*.d $(B)/*/*/*.d)
+$(LIB): $(LIB_O) $(B)/objects
+	@rm -f $@; ar rcs $@ $(LIB_O)
+$(BIN)/sluice: $(B)/stages/cli/main.o
+$(filter-out $(BIN)/sluice,$(PROGS)): $(BIN)/sluice-%: $(B)/stages/%/main.o
+$(PROGS): $(LIB) $(B)/link
+	@mkdir -p $(@D)
+	@echo "  LINK  $@"
+	@$(CC) $(LD_FLAGS) -o $@ $(filter %.o,$^) $(LIB) $(LD_LIBS)
+$(TBIN)/%: $(B)/tests/%.o $(LIB) $(B)/link
+	@$(CC) $(LD_FLAGS) $(if $(filter fuzz_%,$*),-fsanitize=fuzzer) -o $@ $< $(LIB) $(LD_LIBS) -lcmocka
+.SECONDARY: $(OBJECTS)
+
+ifneq ($(PLUGIN),)
+NVCC_FLAGS := -O3 -std=c++17 -I. -lineinfo -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90a,code=sm_90a \
+              --compiler-options -fPIC,-Wall -MMD -MP
+$(eval $(call REMEMBER,$(B)/nvcc-flags,$(NVCC) $(NVCC_FLAGS)))
+$(B)/kernels/cuda/%.o: kernels/cuda/%.cu $(B)/nvcc-flags
+	@mkdir -p $(@D)
+	@echo "  NVCC  $<"
+	@$(NVCC) $(NVCC_FLAGS) -c -o $@ $<
+$(B)/kernels/cuda/%.o: kernels/cuda/%.c $(B)/flags
+	@mkdir -p $(@D)
+	@echo "  CC    $<"
+	@$(CC) $(C_FLAGS) -fPIC -isystem $(dir $(NVCC))../include -c -o $@ $<
+$(PLUGIN): $(CU_O)
+	@mkdir -p $(@D)
+	@echo "  LINK  $@"
+	@$(NVCC) -shared -o $@ $^ $(CUDA_LIBS)
+endif
+
+-include $(OBJECTS:.o=.d)
