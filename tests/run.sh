@@ -23,7 +23,7 @@ says() { sed -n "1,/\*\//s/.*$2: *\([a-z0-9]*\).*/\1/p" "tests/$1.c" 2>/dev/null
 # Leaves NAME.log, the output, and NAME.result: exit status, then how many tests passed, failed, were skipped.
 run_one() {
     local program=$1 name=${1##*/} limit t0 t1 status passed failed skipped word=ok
-    limit=$(says "$name" limit)
+    limit=$(says "$name" limit | grep -x '[0-9]*')
     limit=$((${limit:-120} * ${TEST_SLOW:-1}))
     t0=$(date +%s%N)
     # shellcheck disable=SC2086 # TEST_WRAP is several words
