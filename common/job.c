@@ -9,7 +9,9 @@
 #include <string.h>
 #include <unistd.h>
 
-#include <jansson.h>
+#include "common/json.h"
+
+#define MAX_FILE ((size_t)64 << 20)     /* of a job.json */
 
 sl_code sl_path_join(char out[SL_PATH], const char *dir, const char *name, sl_err *err)
 {
@@ -100,7 +102,7 @@ sl_code sl_job_write(const sl_job *job, const char *path, sl_err *err)
     SL_JOB_FIELDS(X)
 #undef X
     if (!bad) text = json_dumps(root, JSON_INDENT(2) | JSON_REAL_PRECISION(17));
-    if (!text) rc = sl_fail(err, SL_FORMAT, "%s: a text field is no UTF-8", path);
+    if (!text) rc = sl_fail(err, SL_FORMAT, "%s: a text field is not valid UTF-8", path);
     else rc = write_all(path, text, strlen(text), err);
     free(text);
     json_decref(root);
@@ -136,7 +138,8 @@ static sl_code take_path(char (*out)[SL_PATH], const json_t *v, const where *w)
 }
 static sl_code take_int(int *out, const json_t *v, const where *w)
 {
-    if (!json_is_integer(v) || json_integer_value(v) < -1000000000 || json_integer_value(v) > 1000000000) return wrong(w, v, "an integer");
+    if (!json_is_integer(v) || json_integer_value(v) < -1000000000 || json_integer_value(v) > 1000000000)
+        return wrong(w, v, "an integer from -1000000000 to 1000000000");
     *out = (int)json_integer_value(v);
     return SL_OK;
 }
@@ -163,40 +166,41 @@ static sl_code take_flag(int *out, const json_t *v, const where *w)
     return SL_OK;
 }
 
-sl_code sl_job_parse(sl_job *job, const char *json, size_t length, const char *name, sl_err *err)
+static sl_code take_all(sl_job *job, json_t *root, const char *name, sl_err *err)
 {
-    json_error_t je;
     const char *key;
-    json_t *v, *root = json_loadb(json, length, JSON_REJECT_DUPLICATES, &je);
+    json_t *v;
     sl_code rc = SL_OK;
-    if (!root) return sl_fail(err, SL_FORMAT, "%s: no valid JSON: %.200s (line %d)", name, je.text, je.line);
-    if (!json_is_object(root)) rc = sl_fail(err, SL_FORMAT, "%s: want a JSON object", name);
     json_object_foreach(root, key, v)
     {
         where w = {name, key, err};
-        if (rc) break;
         if (0) ;
 #define X(kind, field, def) else if (!strcmp(key, #field)) rc = take_##kind(&job->field, v, &w);
         SL_JOB_FIELDS(X)
 #undef X
         else rc = sl_fail(err, SL_ARG, "%s: unknown key %.60s", name, key);
+        if (rc) break;
     }
+    if (rc) sl_one_line(err);
+    return rc;
+}
+
+sl_code sl_job_parse(sl_job *job, const char *json, size_t length, const char *name, sl_err *err)
+{
+    json_t *root = NULL;
+    sl_code rc = sl_json_parse(&root, json, length, name, err);
+    if (!rc) rc = take_all(job, root, name, err);
     json_decref(root);
     return rc;
 }
 
 sl_code sl_job_read(sl_job *job, const char *path, sl_err *err)
 {
-    FILE *f = fopen(path, "re");
-    char *text = NULL;
-    size_t size = 0;
-    sl_code rc;
-    if (!f) return sl_fail_errno(err, errno, "%s", path);
-    ssize_t n = getdelim(&text, &size, '\0', f);
-    fclose(f);
-    if (n < 0) n = 0;
-    if (!(rc = sl_job_init(job, err)) && (rc = sl_job_parse(job, text ? text : "", (size_t)n, path, err))) sl_job_free(job);
-    free(text);
+    json_t *root = NULL;
+    sl_code rc = sl_json_read(&root, path, MAX_FILE, err);
+    memset(job, 0, sizeof *job);
+    if (!rc && !(rc = sl_job_init(job, err)) && (rc = take_all(job, root, path, err))) sl_job_free(job);
+    json_decref(root);
     return rc;
 }
 
@@ -214,13 +218,31 @@ static sl_code real_range(const char *name, double v, double lo, double hi, cons
     return SL_OK;
 }
 
+/* Texts and paths travel as JSON, which is UTF-8. */
+static sl_code utf8(const char *name, const char *text, sl_err *err)
+{
+    json_t *v = text ? json_string(text) : json_null();
+    bool ok = v != NULL;
+    json_decref(v);
+    return ok ? SL_OK : sl_fail(err, SL_ARG, "%s is not valid UTF-8", name);
+}
+#define UTF8_text(name, v) || (rc = utf8(name, v, err))
+#define UTF8_path(name, v) || (rc = utf8(name, v, err))
+#define UTF8_int(name, v)
+#define UTF8_u64(name, v)
+#define UTF8_real(name, v)
+#define UTF8_flag(name, v)
+
 sl_code sl_job_check(const sl_job *job, sl_err *err)
 {
-    sl_code rc;
-    if (job->width % 16 || job->height % 16 || job->width < 16 || job->height < 16)
-        return sl_fail(err, SL_ARG, "size is %dx%d, want width and height that are multiples of 16 (nearest: %dx%d)", job->width, job->height,
-                       job->width < 24 ? 16 : (job->width + 8) / 16 * 16, job->height < 24 ? 16 : (job->height + 8) / 16 * 16);
+    sl_code rc = SL_OK;
+#define X(kind, field, def) UTF8_##kind(#field, job->field)
+    if (rc SL_JOB_FIELDS(X)) return rc;
+#undef X
     if ((rc = range("width", job->width, 16, 8192, "pixels", err)) || (rc = range("height", job->height, 16, 8192, "pixels", err))) return rc;
+    if (job->width % 16 || job->height % 16)
+        return sl_fail(err, SL_ARG, "size is %dx%d, want width and height that are multiples of 16 (nearest: %dx%d)", job->width, job->height,
+                       (job->width + 8) / 16 * 16, (job->height + 8) / 16 * 16);
     if (job->frames < 1 || job->frames > 4097 || (job->frames - 1) % 4)
         return sl_fail(err, SL_ARG, "frames is %d, want 4k + 1 (nearest: %d)", job->frames,
                        job->frames < 1 ? 1 : job->frames > 4097 ? 4097 : (job->frames + 1) / 4 * 4 + 1);
@@ -234,9 +256,11 @@ sl_code sl_job_check(const sl_job *job, sl_err *err)
         (rc = range("fbcache_max_hits", job->fbcache_max_hits, 0, 1000, "hits in a row, 0 is no cap", err)) ||
         (rc = range("fbcache_final", job->fbcache_final, 0, 1000, "steps", err)))
         return rc;
-    if (strcmp(job->sampler, "unipc") && strcmp(job->sampler, "euler"))
-        return sl_fail(err, SL_ARG, "sampler is %.40s, want unipc or euler", job->sampler);
-    return SL_OK;
+    if (strcmp(job->sampler, "unipc") && strcmp(job->sampler, "euler")) {
+        rc = sl_fail(err, SL_ARG, "sampler is %.40s, want unipc or euler", job->sampler);
+        sl_one_line(err);
+    }
+    return rc;
 }
 
 int sl_job_latent_frames(const sl_job *job)
