@@ -7,7 +7,7 @@
  *
  * Who sends what (stages/README.md tells the protocol as a story):
  *   stage -> dispatcher   HELLO POOL READY TAKEN PROGRESS STEP SPAN CHUNK SPOOLED DONE FAILED HEARTBEAT
- *   dispatcher -> stage   POOL JOB CHUNK CANCEL REAP DISCARD DRAIN
+ *   dispatcher -> stage   POOL JOB CHUNK CANCEL KEEP REAP DISCARD DRAIN
  *   client -> dispatcher  HELLO SUBMIT CANCEL DRAIN
  *   dispatcher -> client  ACCEPTED PROGRESS STEP SPAN STAGE FINISHED */
 #ifndef SL_WIRE_H
@@ -40,7 +40,8 @@
 #define WIRE_FAILED(F)    F(u64, job) F(u32, attempt) F(i32, code) F(text, message)
 #define WIRE_HEARTBEAT(F) F(u64, job) F(u64, beats)
 #define WIRE_CANCEL(F)    F(u64, job) F(u32, attempt)
-#define WIRE_REAP(F)      F(i32, pid)
+#define WIRE_REAP(F)      F(i32, pid)          /* that sender is dead: free what it was writing, and what it sealed that nobody was told of */
+#define WIRE_KEEP(F)      F(ticket, ticket)    /* before a REAP: this one the dispatcher knows of, and will send in a JOB */
 #define WIRE_DISCARD(F)   F(ticket, ticket)
 #define WIRE_DRAIN(F)     F(u32, why)
 #define WIRE_SUBMIT(F)    F(u64, job) F(dir, dir)
@@ -52,7 +53,7 @@
     M(1, HELLO, hello) M(2, POOL, pool) M(3, READY, ready) M(4, JOB, job) M(5, TAKEN, taken) M(6, PROGRESS, progress) M(7, STEP, step)  \
     M(8, SPAN, span) M(9, CHUNK, chunk) M(10, SPOOLED, spooled) M(11, DONE, done) M(12, FAILED, failed) M(13, HEARTBEAT, heartbeat)     \
     M(14, CANCEL, cancel) M(15, REAP, reap) M(16, DRAIN, drain) M(17, SUBMIT, submit) M(18, ACCEPTED, accepted) M(19, STAGE, stage)     \
-    M(20, FINISHED, finished) M(21, DISCARD, discard)
+    M(20, FINISHED, finished) M(21, DISCARD, discard) M(22, KEEP, keep)
 
 typedef enum {
 #define X(number, NAME, lower) SL_MSG_##NAME = number,

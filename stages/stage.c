@@ -53,6 +53,7 @@ struct sl_stage {
     job_attempt current, cancelled[CANCELS];
     int cancel_count;
     sl_pool *receive[MAX_POOLS];
+    sl_ticket told[MAX_POOLS][SL_POOL_MAX_SLOTS];   /* of each of their slots, the newest ticket that this process was told of */
     int receive_count;
     volatile int cancel_flag;
     atomic_bool draining;
@@ -84,12 +85,29 @@ static void on_term(int sig)
 
 /* ---- the io thread: owns the DEALER, passes messages on, beats, hears cancels at once ---- */
 
+/* A ticket of ours exists somewhere: its slot is not lost when its sender dies. */
+static void note_ticket(sl_stage *st, const sl_ticket *t)
+{
+    for (int i = 0; i < st->receive_count; i++)
+        if (t->pool == sl_pool_id(st->receive[i]) && t->slot < SL_POOL_MAX_SLOTS) st->told[i][t->slot] = *t;
+}
+
 /* What the main thread need not be asked for. true: the message is dealt with. */
 static bool io_deal(sl_stage *st, const sl_msg *m)
 {
     bool done = true;
     pthread_mutex_lock(&st->lock);
     switch (m->type) {
+    case SL_MSG_JOB:
+        if (m->job.tickets & 1) note_ticket(st, &m->job.first);
+        if (m->job.tickets & 2) note_ticket(st, &m->job.second);
+        done = false;
+        break;
+    case SL_MSG_CHUNK:
+        note_ticket(st, &m->chunk.rgb);
+        done = false;
+        break;
+    case SL_MSG_KEEP: note_ticket(st, &m->keep.ticket); break;
     case SL_MSG_CANCEL:
         if (st->current.job == m->cancel.job && st->current.attempt == m->cancel.attempt) st->cancel_flag = 1;
         else {
@@ -99,7 +117,7 @@ static bool io_deal(sl_stage *st, const sl_msg *m)
         done = false;                   /* the main thread sees it too: mux waits between messages */
         break;
     case SL_MSG_REAP:
-        for (int i = 0; i < st->receive_count; i++) sl_pool_reap(st->receive[i], m->reap.pid);
+        for (int i = 0; i < st->receive_count; i++) sl_pool_reap_unsent(st->receive[i], m->reap.pid, st->told[i], SL_POOL_MAX_SLOTS);
         break;
     case SL_MSG_DISCARD:
         for (int i = 0; i < st->receive_count; i++) sl_pool_discard(st->receive[i], &m->discard.ticket);
@@ -544,6 +562,7 @@ void sl_stage_failed(sl_stage *st, const sl_msg_job *job, const sl_err *err)
     sl_msg m = {.type = SL_MSG_FAILED};
     m.failed = (sl_msg_failed){.job = job->job, .attempt = job->attempt, .code = (int32_t)err->code};
     snprintf(m.failed.message, sizeof m.failed.message, "%s", err->msg);
+    sl_stage_spool_flush(st);               /* the job's folder may be removed once this is said */
     sl_stage_begin(st, 0, 0);
     sl_stage_send(st, &m);
 }

@@ -17,6 +17,8 @@
 #include "common/log.h"
 #include "stages/mux/mp4.h"
 
+#define REAP_MS 5000            /* longest wait for killed stages to be gone */
+
 typedef struct {
     cli_options *o;
     sl_conf *conf;
@@ -127,6 +129,7 @@ static sl_code prepare(runner *r, sl_err *err)
     sigaddset(&set, SIGINT);
     sigaddset(&set, SIGTERM);
     sigprocmask(SIG_BLOCK, &set, NULL);
+    prctl(PR_SET_CHILD_SUBREAPER, 1);   /* stages that outlive the dispatcher by a moment are ours to wait for: see reap_stages */
     if ((r->signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK)) < 0) return sl_fail_errno(err, errno, "signalfd");
     if (!(r->zmq = zmq_ctx_new())) return sl_fail(err, SL_SYS, "zmq: %s", zmq_strerror(errno));
     return SL_OK;
@@ -136,20 +139,18 @@ static sl_code prepare(runner *r, sl_err *err)
 
 static sl_code start_dispatcher(runner *r, sl_err *err)
 {
-    char path[SL_PATH];
+    char path[SL_PATH], parent[16];
     sl_code rc = sl_path_join(path, r->bin_dir, "sluice-dispatch", err);
     char *argv[] = {path,        (char *)"--run", r->run_dir,  (char *)"--conf", r->conf_path, (char *)"--model", (char *)r->model->dir,
-                    (char *)"--bin", r->bin_dir,  NULL};
+                    (char *)"--bin", r->bin_dir,  (char *)"--parent", parent, NULL};
     pid_t self = getpid();
     if (rc) return rc;
+    snprintf(parent, sizeof parent, "%d", (int)self);
     if (access(path, X_OK)) return sl_fail_errno(err, errno, "%s", path);
-    if ((r->pid = fork()) == 0) {
-        sigset_t none;
+    if ((r->pid = fork()) == 0) {       /* with SIGTERM blocked, so that our death is not lost on it before it listens */
         prctl(PR_SET_PDEATHSIG, SIGTERM);
         if (getppid() != self) _exit(127);
         setpgid(0, 0);                  /* Ctrl-C is for this process alone */
-        sigemptyset(&none);
-        sigprocmask(SIG_SETMASK, &none, NULL);
         int null = open("/dev/null", O_RDONLY);
         if (null >= 0) dup2(null, 0);
         dup2(2, 1);
@@ -315,6 +316,17 @@ static void end_all(runner *r, sl_code code, const char *why)
     }
 }
 
+/* The stages of a dispatcher that was killed: the kernel kills them with it; when the last is gone, so are its hold on files and its temporaries'
+ * excuse to stay. */
+static void reap_stages(void)
+{
+    int64_t until = sl_now_ns() + REAP_MS * 1000000ll;
+    pid_t ended;
+    while ((ended = waitpid(-1, NULL, WNOHANG)) >= 0 && sl_now_ns() < until)
+        if (!ended) usleep(1000);
+    if (ended == 0) sl_log(SL_LOG_WARN, "stages of the dispatcher that ended are still there after %d s", REAP_MS / 1000);
+}
+
 /* The dispatcher has ended before the jobs have. Its stages died with it; what they finished lies in the spool. */
 static sl_code on_dispatcher_death(runner *r, sl_err *err)
 {
@@ -323,6 +335,7 @@ static sl_code on_dispatcher_death(runner *r, sl_err *err)
     waitpid(r->pid, &status, 0);
     close(r->pidfd);
     r->pidfd = -1;
+    reap_stages();
     r->rep.restarts++;
     if (r->interrupted || r->draining) {
         end_all(r, SL_CANCELLED, "cancelled");
@@ -365,6 +378,7 @@ static void stop(runner *r)
         if (zmq_poll(&item, 1, 8000) < 1) kill(r->pid, SIGKILL);
         waitpid(r->pid, NULL, 0);
         close(r->pidfd);
+        reap_stages();
     }
     if (r->socket) zmq_close(r->socket);
     if (r->zmq) zmq_ctx_term(r->zmq);

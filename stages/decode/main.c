@@ -179,6 +179,7 @@ int main(int argc, char **argv)
         if (sl_stage_begin(s.st, msg.job.job, msg.job.attempt)) rc = sl_fail(&bad, SL_CANCELLED, "cancelled");
         if (!rc) rc = sl_network_job(&msg.job, &job, &bad);
         if (!rc) rc = decode_job(&s, &msg.job, &job, &bad);
+        if (rc && msg.job.tickets) sl_pool_discard(s.latents, &msg.job.first);      /* unless it was opened: stale tickets are ignored */
         if (rc) sl_stage_failed(s.st, &msg.job, &bad);
         sl_job_free(&job);
     }

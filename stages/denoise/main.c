@@ -62,6 +62,8 @@ int main(int argc, char **argv)
         sl_code rc = SL_OK;
         if (sl_stage_begin(d.st, msg.job.job, msg.job.attempt)) rc = sl_fail(&bad, SL_CANCELLED, "cancelled");
         if (!rc) rc = denoise_job(&d, text, image, &msg.job, &bad);
+        if (rc && msg.job.tickets & 1) sl_pool_discard(text, &msg.job.first);       /* unless it was opened: stale tickets are ignored */
+        if (rc && msg.job.tickets & 2) sl_pool_discard(image, &msg.job.second);
         if (rc) sl_stage_failed(d.st, &msg.job, &bad);
     }
     denoiser_close(&d);

@@ -449,15 +449,14 @@ sl_code denoise_finish(denoise_run *r, sl_err *err)
     sl_code rc = SL_OK;
     sl_download(&r->d->ctx, r->host, &r->sampler.x);
     if (!sl_ok(&r->d->ctx)) return sl_ctx_error(&r->d->ctx, err);
-    bool handed = sl_stage_hand_over(r->d->st, "latents", 1, HANDED, &latents, &ticket, &lost) == SL_OK;
-    if (!handed) sl_log(SL_LOG_INFO, "job %llu goes by the spool: %s", (unsigned long long)r->msg->job, lost.msg);
-    if (!r->job->dump_steps) sl_stage_spool(r->d->st, r->msg, "denoise", true, 2, SPOOLED, tensors);
-    else {
+    if (r->job->dump_steps) {               /* first what can fail: a slot that was handed over is not taken back */
         char path[SL_PATH];
         sl_msg m = {.type = SL_MSG_SPOOLED, .spooled = {.job = r->msg->job, .attempt = r->msg->attempt, .name = "denoise"}};
         if ((rc = sl_path_join(path, r->msg->dir, "denoise.safetensors", err)) || (rc = write_with_steps(r, path, err))) return rc;
         sl_stage_send(r->d->st, &m);
-    }
+    } else sl_stage_spool(r->d->st, r->msg, "denoise", true, 2, SPOOLED, tensors);
+    bool handed = sl_stage_hand_over(r->d->st, "latents", 1, HANDED, &latents, &ticket, &lost) == SL_OK;
+    if (!handed) sl_log(SL_LOG_INFO, "job %llu goes by the spool: %s", (unsigned long long)r->msg->job, lost.msg);
     sl_stage_span(r->d->st, r->msg->job, SL_SPAN_HANDOVER, t0);
     sl_stage_done(r->d->st, r->msg, handed ? &ticket : NULL, sl_stage_peak_bytes(), 0);
     return SL_OK;

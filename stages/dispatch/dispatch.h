@@ -44,6 +44,7 @@ typedef enum { HAND_TEXT, HAND_IMAGE, HAND_LATENTS, HAND_COUNT } hand_kind;
 /* One finished piece of a job: in a slot of its receiver, in the spool, on its way there, or not at all. */
 typedef struct {
     bool ticketed, spooled, spooling;
+    uint32_t answered;                  /* the newest attempt whose SPOOLED has come, before its DONE or after it */
     bool credit;                        /* holds one of the receiver's slots, or will */
     sl_ticket ticket;
 } hand;
@@ -58,6 +59,7 @@ typedef struct {
     hand hands[HAND_COUNT];
     uint32_t attempt;                   /* counts every start of a stage for this job */
     uint32_t running[SL_ROLE_COUNT];    /* the attempt that runs there; 0: none */
+    uint32_t pair;                      /* the attempt that decode and mux make together; 0: none, or one of them left it */
     bool decode_done, mux_done;
     bool started;
     int64_t runnable_ns[SL_ROLE_COUNT]; /* since when it waits for that stage; 0: it does not */
@@ -75,7 +77,7 @@ typedef struct {
     char run_dir[SL_PATH], conf_path[SL_PATH], bin_dir[SL_PATH], endpoint[SL_PATH];
     void *zmq, *router;
     int signals;                        /* signalfd: SIGTERM */
-    pid_t parent;
+    pid_t parent;                       /* the client: without it nobody wants the results */
     int peer_count;
     peer peers[SL_ROLE_COUNT];
     int job_count;
@@ -85,6 +87,10 @@ typedef struct {
     bool draining;
     int64_t drain_by_ns;
 } dispatcher;
+
+/* ---- main.c ---- */
+
+void dispatch_receive(dispatcher *d);                           /* everything that has come so far */
 
 /* ---- peers.c: start, watch, restart ---- */
 

@@ -91,14 +91,21 @@ static bool pair_exists(dispatcher *d)
     return peer_of(d, SL_ROLE_DECODE) && peer_of(d, SL_ROLE_MUX);
 }
 
+/* Some stage still works on the job, or writes its files. */
+static bool busy(const job *j)
+{
+    for (int k = 0; k < HAND_COUNT; k++)
+        if (j->hands[k].spooling) return true;
+    return any_running(j);
+}
+
 /* Everything the job asked for is there. */
 static bool complete(dispatcher *d, const job *j)
 {
-    if (any_running(j)) return false;
+    if (busy(j)) return false;
     if (pair_exists(d) && !(j->decode_done && j->mux_done)) return false;
     for (int k = 0; k < HAND_COUNT; k++) {
         if (k == HAND_IMAGE && !j->takes_image) continue;
-        if (j->hands[k].spooling) return false;
         if ((j->dump || (k == HAND_LATENTS && !pair_exists(d))) && !j->hands[k].spooled) return false;
     }
     return true;
@@ -111,22 +118,36 @@ static int credits_used(const dispatcher *d, hand_kind k)
     return n;
 }
 
-static bool has_credit(dispatcher *d, hand_kind k)
+/* The oldest job never waits for a credit: younger ones may hold them all, and wait for it. Without a slot its hand-over goes by the spool. */
+static bool has_credit(dispatcher *d, const job *j, hand_kind k)
 {
     peer *r = peer_of(d, RECEIVER[k]);
-    return !r || credits_used(d, k) < r->conf->slots;
+    return !r || j == d->jobs || credits_used(d, k) < r->conf->slots;
+}
+
+/* Is this a slot of a pool that the peer has now, not before it was restarted? */
+static bool receives(const peer *p, const sl_ticket *t)
+{
+    for (int i = 0; p && i < p->pool_count; i++)
+        if (p->pools[i].handle.pool == t->pool) return true;
+    return false;
 }
 
 /* ---- beginnings and ends ---- */
+
+/* What lies in the folder under its final name is whole, whoever wrote it. */
+static bool is_spooled(const job *j, hand_kind k)
+{
+    char path[SL_PATH + 32];
+    snprintf(path, sizeof path, "%s/%s.safetensors", j->dir, FILE_OF[k]);
+    return access(path, R_OK) == 0;
+}
 
 /* What earlier processes finished lies in the folder; what they did not finish are temporaries, and go. */
 static void look_into_spool(job *j)
 {
     char path[SL_PATH + 288];
-    for (int k = 0; k < HAND_COUNT; k++) {
-        snprintf(path, sizeof path, "%s/%s.safetensors", j->dir, FILE_OF[k]);
-        if (access(path, R_OK) == 0) j->hands[k].spooled = true;
-    }
+    for (int k = 0; k < HAND_COUNT; k++) j->hands[k].spooled = is_spooled(j, (hand_kind)k);
     DIR *dir = opendir(j->dir);
     struct dirent *e;
     while (dir && (e = readdir(dir)))
@@ -150,6 +171,14 @@ static void finish(dispatcher *d, job *j, sl_code code, const char *message)
     sl_log(SL_LOG_DEBUG, "job %llu: %s %s", (unsigned long long)j->id, sl_code_name(code), message);
     int at = (int)(j - d->jobs);
     memmove(j, j + 1, (size_t)(--d->job_count - at) * sizeof *j);
+}
+
+/* The first stage that the job needs and this deployment leaves out; NULL: none. */
+static const char *missing_stage(dispatcher *d, const job *j)
+{
+    for (int k = 0; k < HAND_COUNT; k++)
+        if (wanted(j, (hand_kind)k) && !peer_of(d, PRODUCER[k])) return sl_role_name(PRODUCER[k]);
+    return NULL;
 }
 
 static void refuse(dispatcher *d, uint64_t id, const char *client, size_t client_size, sl_code code, const char *message)
@@ -184,7 +213,7 @@ void job_submit(dispatcher *d, const sl_msg_submit *m, const char *client, size_
             sl_job_free(&spec);
             return;
         }
-        j = &d->jobs[d->job_count++];
+        j = &d->jobs[d->job_count];
         memset(j, 0, sizeof *j);
         j->id = m->job;
         snprintf(j->dir, sizeof j->dir, "%s", m->dir);
@@ -193,6 +222,13 @@ void job_submit(dispatcher *d, const sl_msg_submit *m, const char *client, size_
         memcpy(j->output, spec.output, sizeof j->output);
         sl_job_free(&spec);
         look_into_spool(j);
+        if (missing_stage(d, j)) {
+            char why[160];
+            snprintf(why, sizeof why, "job refused: the configuration has no stage %s, and nothing in the spool stands for it", missing_stage(d, j));
+            refuse(d, m->job, client, client_size, SL_ARG, why);
+            return;
+        }
+        d->job_count++;
     }
     memcpy(j->client, client, client_size);
     j->client_size = client_size;
@@ -235,10 +271,11 @@ static job *current(dispatcher *d, const peer *p, uint64_t id, uint32_t attempt)
     return j && j->running[p->role] == attempt && attempt ? j : NULL;
 }
 
-/* The stage is free again. */
-static void release(peer *p, job *j)
+/* The stage is free again, if it spoke of what it was last given. */
+static void release(peer *p, job *j, uint32_t attempt)
 {
     if (j) j->running[p->role] = 0;
+    if (p->attempt != attempt) return;
     p->job = NO_JOB;
     p->attempt = 0;
 }
@@ -283,8 +320,9 @@ void jobs_on_spooled(dispatcher *d, peer *p, const sl_msg_spooled *m)
     job *j = job_find(d, m->job);
     for (int k = 0; j && k < HAND_COUNT; k++)
         if (PRODUCER[k] == p->role && !strcmp(m->name, FILE_OF[k])) {
-            j->hands[k].spooled = m->code == SL_OK;
+            j->hands[k].spooled |= m->code == SL_OK;
             j->hands[k].spooling = false;
+            j->hands[k].answered = m->attempt;
             if (m->code && j->dump) {                   /* the file itself was asked for */
                 char why[SL_TEXT];
                 snprintf(why, sizeof why, "%s: %s.safetensors could not be written (%s)", sl_role_name(p->role), m->name,
@@ -298,8 +336,14 @@ void jobs_on_done(dispatcher *d, peer *p, const sl_msg_done *m)
 {
     job *j = current(d, p, m->job, m->attempt);
     sl_msg stage = {.type = SL_MSG_STAGE, .stage = {.pid = p->pid, .peak_bytes = m->peak_bytes, .job = m->job}};
-    release(p, j);
-    if (!j) return;
+    release(p, j, m->attempt);
+    if (!j) {                                           /* of an attempt given up: the receiver will not hear of it otherwise */
+        sl_msg discard = {.type = SL_MSG_DISCARD, .discard = {.ticket = m->out}};
+        for (int k = 0; m->tickets && k < HAND_COUNT; k++)
+            if (PRODUCER[k] == p->role) peer_send(d, peer_of(d, RECEIVER[k]), &discard);
+        return;
+    }
+    p->failures = 0;
     snprintf(stage.stage.stage, sizeof stage.stage.stage, "%s", sl_role_name(p->role));
     snprintf(stage.stage.event, sizeof stage.stage.event, "done");
     snprintf(stage.stage.device, sizeof stage.stage.device, "%s", p->conf->device);
@@ -308,14 +352,14 @@ void jobs_on_done(dispatcher *d, peer *p, const sl_msg_done *m)
     for (int k = 0; k < HAND_COUNT; k++)
         if (PRODUCER[k] == p->role) {
             hand *h = &j->hands[k];
-            h->spooling = !h->spooled;
-            h->ticketed = m->tickets > 0 && peer_of(d, RECEIVER[k]) && peer_of(d, RECEIVER[k])->pool_count;
+            h->spooling = !h->spooled && h->answered != m->attempt;
+            h->ticketed = m->tickets > 0 && receives(peer_of(d, RECEIVER[k]), &m->out);
             h->ticket = m->out;
             if (!h->ticketed) h->credit = false;
         }
-    if (p->role == SL_ROLE_DECODE) j->decode_done = true;
-    if (p->role == SL_ROLE_MUX) {
-        j->mux_done = true;
+    if (p->role == SL_ROLE_DECODE && m->attempt == j->pair) j->decode_done = true;
+    if (p->role == SL_ROLE_MUX) {                       /* it has had every frame: whatever became of decode meanwhile */
+        j->decode_done = j->mux_done = true;
         j->bytes = m->bytes;
     }
 }
@@ -323,8 +367,9 @@ void jobs_on_done(dispatcher *d, peer *p, const sl_msg_done *m)
 /* Decode and mux work on one attempt together: when one of them stops, so does the other, and both begin again. */
 static void break_pair(dispatcher *d, job *j, sl_role role)
 {
-    if (role != SL_ROLE_DECODE && role != SL_ROLE_MUX) return;
-    j->decode_done = j->mux_done = false;
+    if ((role != SL_ROLE_DECODE && role != SL_ROLE_MUX) || j->mux_done) return;
+    j->pair = 0;
+    j->decode_done = false;
     stop_stage(d, j, role == SL_ROLE_DECODE ? SL_ROLE_MUX : SL_ROLE_DECODE);
 }
 
@@ -345,7 +390,7 @@ void jobs_on_failed(dispatcher *d, peer *p, const sl_msg_failed *m)
         return;
     }
     job *j = current(d, p, m->job, m->attempt);
-    release(p, j);
+    release(p, j, m->attempt);
     if (!j) return;
     for (int k = 0; k < HAND_COUNT; k++)
         if (PRODUCER[k] == p->role || RECEIVER[k] == p->role) j->hands[k].credit = j->hands[k].ticketed;
@@ -359,15 +404,30 @@ void jobs_on_failed(dispatcher *d, peer *p, const sl_msg_failed *m)
     }
 }
 
+/* The owners of pools free what the dead process was writing, and what it had sealed and told nobody of. Its DONEs have all been read; those whose
+ * tickets are still here, in a job that waits, are named first. */
+static void tell_reap(dispatcher *d, const peer *dead, pid_t pid)
+{
+    sl_msg keep = {.type = SL_MSG_KEEP}, reap = {.type = SL_MSG_REAP, .reap = {.pid = pid}};
+    for (int i = 0; i < d->job_count; i++)
+        for (int k = 0; k < HAND_COUNT; k++)
+            if (PRODUCER[k] == dead->role && d->jobs[i].hands[k].ticketed) {
+                keep.keep.ticket = d->jobs[i].hands[k].ticket;
+                peer_send(d, peer_of(d, RECEIVER[k]), &keep);
+            }
+    for (int i = 0; i < d->peer_count; i++)
+        if (&d->peers[i] != dead) peer_send(d, &d->peers[i], &reap);
+}
+
 void jobs_on_death(dispatcher *d, peer *p, pid_t pid, const char *how)
 {
-    sl_msg reap = {.type = SL_MSG_REAP, .reap = {.pid = pid}};
     for (int i = 0; i < d->job_count; i++) {
         job *j = &d->jobs[i];
         for (int k = 0; k < HAND_COUNT; k++) {
             hand *h = &j->hands[k];
             if (RECEIVER[k] == p->role) h->ticketed = h->credit = false;    /* its slots went with it */
             if (PRODUCER[k] == p->role) {
+                if (j->running[p->role] || h->spooling) h->spooled = is_spooled(j, (hand_kind)k);
                 h->spooling = false;                                        /* whatever was not on disk never will be */
                 if (j->running[p->role]) h->credit = h->ticketed;
             }
@@ -375,12 +435,12 @@ void jobs_on_death(dispatcher *d, peer *p, pid_t pid, const char *how)
         if (j->running[p->role]) {
             j->running[p->role] = 0;
             break_pair(d, j, p->role);
-            if (!j->ending) try_again(d, j, p->role, how);
+            if (!j->ending && !j->mux_done) try_again(d, j, p->role, how);
         }
     }
     p->job = NO_JOB;
-    for (int i = 0; i < d->peer_count; i++)
-        if (&d->peers[i] != p) peer_send(d, &d->peers[i], &reap);           /* owners of pools free what it was writing */
+    p->attempt = 0;
+    tell_reap(d, p, pid);
 }
 
 /* ---- scheduling ---- */
@@ -412,12 +472,12 @@ static void schedule_job(dispatcher *d, job *j)
 {
     hand *h = j->hands;
     for (int k = HAND_TEXT; k <= HAND_IMAGE; k++)
-        if (wanted(j, (hand_kind)k) && could_use(d, j, PRODUCER[k]) && has_credit(d, (hand_kind)k)) {
+        if (wanted(j, (hand_kind)k) && could_use(d, j, PRODUCER[k]) && has_credit(d, j, (hand_kind)k)) {
             h[k].credit = true;
             begin(d, j, peer_of(d, PRODUCER[k]), ++j->attempt, NULL, NULL);
         }
     if (wanted(j, HAND_LATENTS) && available(j, HAND_TEXT) && (!j->takes_image || available(j, HAND_IMAGE)) &&
-        could_use(d, j, SL_ROLE_DENOISE) && has_credit(d, HAND_LATENTS)) {
+        could_use(d, j, SL_ROLE_DENOISE) && has_credit(d, j, HAND_LATENTS)) {
         h[HAND_LATENTS].credit = true;
         begin(d, j, peer_of(d, SL_ROLE_DENOISE), ++j->attempt, &h[HAND_TEXT], &h[HAND_IMAGE]);
     }
@@ -425,6 +485,7 @@ static void schedule_job(dispatcher *d, job *j)
         could_use(d, j, SL_ROLE_DECODE) && idle(peer_of(d, SL_ROLE_MUX)) && peer_of(d, SL_ROLE_MUX)->pool_count) {
         uint32_t attempt = ++j->attempt;
         h[HAND_LATENTS].credit = false;
+        j->pair = attempt;
         begin(d, j, peer_of(d, SL_ROLE_MUX), attempt, NULL, NULL);          /* first the receiver: it knows the job before a chunk comes */
         begin(d, j, peer_of(d, SL_ROLE_DECODE), attempt, &h[HAND_LATENTS], NULL);
     }
@@ -435,8 +496,12 @@ void jobs_schedule(dispatcher *d)
     for (int i = 0; i < d->job_count; i++) {
         job *j = &d->jobs[i];
         if (d->draining && !j->started && !j->ending) end_job(d, j, SL_CANCELLED, "not run: draining");
-        if (j->ending ? !any_running(j) : complete(d, j)) {
-            finish(d, j, j->ending ? j->code : SL_OK, j->ending ? j->message : "");
+        bool late = j->ending && j->code == SL_CANCELLED && j->mux_done;   /* the cancel came when the video was written */
+        if ((!j->ending || late) && complete(d, j)) {
+            finish(d, j, SL_OK, "");
+            i--;
+        } else if (j->ending && !busy(j)) {
+            finish(d, j, j->code, j->message);
             i--;
         } else if (!j->ending) schedule_job(d, j);
     }

@@ -20,7 +20,7 @@
 
 static sl_code parse_args(dispatcher *d, int argc, char **argv, const char **model, sl_err *err)
 {
-    static const struct option OPTIONS[] = {{"run", 1, 0, 'r'}, {"conf", 1, 0, 'f'}, {"model", 1, 0, 'm'}, {"bin", 1, 0, 'b'}, {0}};
+    static const struct option OPTIONS[] = {{"run", 1, 0, 'r'}, {"conf", 1, 0, 'f'}, {"model", 1, 0, 'm'}, {"bin", 1, 0, 'b'}, {"parent", 1, 0, 'p'}, {0}};
     int o;
     opterr = 0;
     while ((o = getopt_long(argc, argv, "", OPTIONS, NULL)) >= 0) {
@@ -28,7 +28,8 @@ static sl_code parse_args(dispatcher *d, int argc, char **argv, const char **mod
         else if (o == 'f') snprintf(d->conf_path, sizeof d->conf_path, "%s", optarg);
         else if (o == 'm') *model = optarg;
         else if (o == 'b') snprintf(d->bin_dir, sizeof d->bin_dir, "%s", optarg);
-        else return sl_fail(err, SL_ARG, "sluice-dispatch: unknown or incomplete option %s, want --run --conf --model --bin", argv[optind - 1]);
+        else if (o == 'p') d->parent = (pid_t)strtol(optarg, NULL, 10);
+        else return sl_fail(err, SL_ARG, "sluice-dispatch: unknown or incomplete option %s, want --run --conf --model --bin --parent", argv[optind - 1]);
     }
     if (!*d->run_dir || !*d->conf_path || !*model || !*d->bin_dir)
         return sl_fail(err, SL_ARG, "sluice-dispatch: want --run DIR --conf FILE --model DIR --bin DIR (`sluice run` starts it)");
@@ -129,7 +130,7 @@ static void on_client(dispatcher *d, const sl_msg *m, const char *id, size_t siz
     }
 }
 
-static void receive_all(dispatcher *d)
+void dispatch_receive(dispatcher *d)
 {
     char id[IDENTITY], text[512];
     size_t size = 0;
@@ -165,12 +166,9 @@ static void loop(dispatcher *d)
                 items[n++] = (zmq_pollitem_t){NULL, d->peers[i].pidfd, ZMQ_POLLIN, 0};
             }
         if (zmq_poll(items, n, TICK_MS) < 0 && errno != EINTR) return;
-        receive_all(d);                         /* first what a stage said, then that it ended */
+        dispatch_receive(d);
         for (int i = 2; i < n; i++)
-            if (items[i].revents) {
-                receive_all(d);
-                peer_check(d, watched[i - 2]);
-            }
+            if (items[i].revents) peer_check(d, watched[i - 2]);
         if (read(d->signals, &info, sizeof info) == sizeof info) drain(d, "SIGTERM");
         if (getppid() != d->parent) {           /* whoever started us is dead: nobody wants the results */
             sl_log(SL_LOG_WARN, "the process that started this one is gone: stopping");
@@ -186,11 +184,14 @@ static void loop(dispatcher *d)
     }
 }
 
-/* Nobody is left to do it: the run directory is private to this run. */
-static void remove_run_dir(const dispatcher *d)
+/* The client is gone, so nobody else is left to do it: the jobs' folders go, and the run directory, if it was made for this run. */
+static void remove_folders(const dispatcher *d)
 {
-    char *argv[] = {(char *)"rm", (char *)"-rf", (char *)"--", (char *)d->run_dir, NULL};
-    execv("/bin/rm", argv);
+    static char *argv[MAX_JOBS + 5] = {(char *)"rm", (char *)"-rf", (char *)"--"};
+    int n = 3;
+    for (int i = 0; i < d->job_count; i++) argv[n++] = d->jobs[i].dir;
+    if (!*d->conf.run.dir) argv[n++] = (char *)d->run_dir;
+    if (n > 3) execv("/bin/rm", argv);
 }
 
 int main(int argc, char **argv)
@@ -200,7 +201,7 @@ int main(int argc, char **argv)
     prctl(PR_SET_PDEATHSIG, SIGTERM);
     signal(SIGINT, SIG_IGN);
     signal(SIGPIPE, SIG_IGN);
-    d.parent = getppid();
+    d.parent = getppid();                       /* --parent knows better: ours may be gone already */
     d.signals = -1;
     sl_log_open("dispatch", SL_LOG_INFO);
     int status = 2;
@@ -213,7 +214,7 @@ int main(int argc, char **argv)
     if (d.router) zmq_close(d.router);
     if (d.zmq) zmq_ctx_term(d.zmq);
     for (int i = 0; i < d.job_count; i++) sl_mp4_sweep(d.jobs[i].output);   /* begun, and never to be finished */
+    if (!status && getppid() != d.parent) remove_folders(&d);
     free(d.jobs);
-    if (!status && getppid() != d.parent && !*d.conf.run.dir) remove_run_dir(&d);
     return status;
 }

@@ -13,10 +13,14 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <zmq.h>
+
 #include "common/log.h"
 
 #define MS 1000000ll
 #define MAX_ENV 512
+#define LAST_WORDS_MS 1000      /* longest wait for the messages of a process that has ended */
+#define FIRST_WORDS_MS 20       /* and for the HELLO of one that had said none */
 
 extern char **environ;
 
@@ -138,7 +142,7 @@ void peers_tick(dispatcher *d)
     int64_t now = sl_now_ns();
     for (int i = 0; i < d->peer_count; i++) {
         peer *p = &d->peers[i];
-        if (p->state == PEER_DOWN && now >= p->restart_at_ns && !d->draining) peer_start(d, p);
+        if (p->state == PEER_DOWN && now >= p->restart_at_ns && !(d->draining && !d->job_count)) peer_start(d, p);
         else if (p->pidfd >= 0 && now - p->last_beat_ns > d->conf.supervise.stall_s * 1000 * MS) {
             sl_log(SL_LOG_WARN, "%s[%d] gave no sign of life for %d s: killed", sl_role_name(p->role), (int)p->pid, d->conf.supervise.stall_s);
             kill(p->pid, SIGKILL);
@@ -153,12 +157,30 @@ static void how_it_ended(int status, char *how, size_t size)
     else snprintf(how, size, "exit status %d", WEXITSTATUS(status));
 }
 
+/* Read the last words of a process that has ended: the tickets in them are what tells finished work from lost slots. The kernel has closed its socket
+ * by now; our side refuses to send to it only when every byte before that end has been read. */
+static void hear_out(dispatcher *d, const peer *p)
+{
+    sl_msg probe = {.type = SL_MSG_HEARTBEAT};
+    int64_t t0 = sl_now_ns();
+    while (true) {
+        bool known = p->identity_size > 0;
+        bool closed = known && sl_wire_send(d->router, p->identity, p->identity_size, &probe, NULL) == SL_GONE;
+        dispatch_receive(d);
+        if (closed || sl_now_ns() - t0 > (known ? LAST_WORDS_MS : FIRST_WORDS_MS) * MS) return;
+        zmq_pollitem_t item = {d->router, 0, ZMQ_POLLIN, 0};
+        zmq_poll(&item, 1, 1);
+    }
+}
+
 void peer_check(dispatcher *d, peer *p)
 {
     int status = 0;
     pid_t pid = p->pid;
     char how[96];
-    if (p->pidfd < 0 || waitpid(pid, &status, WNOHANG) != pid) return;
+    if (p->pidfd < 0) return;
+    hear_out(d, p);
+    if (waitpid(pid, &status, WNOHANG) != pid) return;
     close(p->pidfd);
     p->pidfd = -1;
     p->pid = 0;

@@ -89,7 +89,10 @@ static sl_code on_chunk(mux_stage *s, const sl_msg_chunk *c, sl_err *err)
     int64_t t0 = sl_now_ns();
     size_t frame = (size_t)s->job.width * (size_t)s->job.height * 3;
     sl_code rc;
-    if (c->index != s->next) return sl_fail(err, SL_FORMAT, "mux: chunk %u came, want %u", c->index, s->next);
+    if (c->index != s->next) {
+        sl_pool_discard(s->frames, &c->rgb);
+        return sl_fail(err, SL_FORMAT, "mux: chunk %u came, want %u", c->index, s->next);
+    }
     if ((rc = sl_lease_open(&lease, s->frames, &c->rgb, NULL, err)) || (rc = sl_lease_tensor(lease, "rgb", &rgb, err))) goto done;
     if (rgb.dtype != SL_U8 || rgb.rank != 4 || rgb.shape[1] != s->job.height || rgb.shape[2] != s->job.width || rgb.shape[3] != 3 ||
         s->written + rgb.shape[0] > s->job.frames) {
