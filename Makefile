@@ -32,7 +32,7 @@ SAN_asan := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-om
 SAN_tsan := -fsanitize=thread
 SAN_fuzz := -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 SAN      := $(SAN_$(FLAVOUR))
-OMP      := $(if $(filter tsan fuzz,$(FLAVOUR)),,-fopenmp)
+OMP      := $(if $(filter tsan fuzz,$(FLAVOUR)),-Wno-unknown-pragmas,-fopenmp)
 WARN     := -Wall -Wextra -Wshadow $(if $(WERROR),-Werror)
 WARN_C   := $(WARN) -Wpointer-arith -Wmissing-prototypes -Wstrict-prototypes -Wvla
 SHARED_FLAGS := $(if $(SAN),-O1,-O3) -g $(if $(ARCH),-march=$(ARCH)) -D_GNU_SOURCE -I. $(SAN) $(OMP) \
