@@ -9,7 +9,7 @@ import os
 import shutil
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 A = argparse.ArgumentParser()
 A.add_argument("--vae", required=True)
@@ -37,13 +37,15 @@ sd = {}
 for f in sorted(glob.glob(a.dit + "/ema*.pt")):
     sd.update(torch.load(f, map_location="cpu"))
 part = lambda p: {k[len(p):]: v for k, v in sd.items() if k.startswith(p)}
-st = torch.load(a.vae + "/vae_stats.pt")
+old = os.path.exists(a.vae + "/model_index.json")     # a finished checkpoint: its VAE stays as it is
+st = {"mean": json.load(open(a.vae + "/vae/config.json"))["latents_mean"], "std": json.load(open(a.vae + "/vae/config.json"))["latents_std"]} if old else torch.load(a.vae + "/vae_stats.pt")
 store("transformer/diffusion_pytorch_model.safetensors", part("dit."))
 store("text_encoder/model.safetensors", part("text."))
 store("image_encoder/model.safetensors", part("clip."))
-store("vae/diffusion_pytorch_model.safetensors", torch.load(a.vae + "/vae.pt", map_location="cpu"))
+store("vae/diffusion_pytorch_model.safetensors", load_file(a.vae + "/vae/diffusion_pytorch_model.safetensors") if old else torch.load(a.vae + "/vae.pt", map_location="cpu"))
 os.makedirs(a.out + "/tokenizer", exist_ok=True)
-shutil.copyfile(a.tokenizer, a.out + "/tokenizer/spiece.model")
+if os.path.realpath(a.tokenizer) != os.path.realpath(a.out + "/tokenizer/spiece.model"):
+    shutil.copyfile(a.tokenizer, a.out + "/tokenizer/spiece.model")
 put("model_index.json", {"_class_name": "WanImageToVideoPipeline", "_diffusers_version": "0.33.0.dev0", "image_encoder": ["transformers", "CLIPVisionModel"],
                          "image_processor": ["transformers", "CLIPImageProcessor"], "scheduler": ["diffusers", "UniPCMultistepScheduler"],
                          "text_encoder": ["transformers", "UMT5EncoderModel"], "tokenizer": ["transformers", "T5TokenizerFast"],

@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """Trains UMT5, CLIP and the DiT together by flow matching on clips rendered and encoded while training. Bounded by the clock.
 
+--vae and --resume take what the training leaves, or a finished checkpoint folder.
+
 usage: train_dit.py --data DIR --vae DIR --out DIR --minutes 8 [--resume DIR] [--lr 2e-3 --lr-end 2e-3]"""
 import argparse
 import glob
@@ -56,6 +58,11 @@ def log(*s):
 
 def load_parts(folder):
     sd = {}
+    if os.path.exists(folder + "/model_index.json"):     # a finished checkpoint
+        from safetensors.torch import load_file
+        for part, name in (("dit", "transformer/diffusion_pytorch_model"), ("text", "text_encoder/model"), ("clip", "image_encoder/model")):
+            sd.update({f"{part}.{k}": v.float() for k, v in load_file(f"{folder}/{name}.safetensors").items()})
+        return sd
     for f in sorted(glob.glob(folder + "/ema*.pt")):
         sd.update(torch.load(f, map_location="cpu"))
     return {k: v.float() for k, v in sd.items()}
@@ -65,9 +72,16 @@ bank = data.Bank(a.data + "/train", dev, 12 if a.tiny else 0)
 held = data.Bank(a.data + "/held", dev, 3 if a.tiny else 0)
 sp = spm.SentencePieceProcessor(model_file=a.data + "/tok/spiece.model")
 vae = wan.VAE(16).to(dev).eval().requires_grad_(False)
-sd = torch.load(a.vae + "/vae.pt", map_location=dev)
+if os.path.exists(a.vae + "/model_index.json"):
+    import json
+    from safetensors.torch import load_file
+    sd = load_file(a.vae + "/vae/diffusion_pytorch_model.safetensors")
+    st = json.load(open(a.vae + "/vae/config.json"))
+    st = {k: torch.tensor(st["latents_" + k]) for k in ("mean", "std")}
+else:
+    sd = torch.load(a.vae + "/vae.pt", map_location=dev)
+    st = torch.load(a.vae + "/vae_stats.pt")
 vae.load_state_dict({k: v.to(torch.bfloat16).float() for k, v in sd.items()})
-st = torch.load(a.vae + "/vae_stats.pt")
 MEAN, STD = (st[k].to(dev).view(1, 16, 1, 1, 1) for k in ("mean", "std"))
 if dev == "cuda":
     wan.CONV = "3dl"
