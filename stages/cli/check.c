@@ -11,16 +11,19 @@
 
 #include "common/picture.h"
 #include "common/safetensors.h"
+#include "graphs/wan_dit.h"
 #include "stages/text/prompt.h"
 
 #define DEFAULT_AREA (832 * 480)    /* the reference pipeline's own default size */
 
-/* Can this file be made? Its folder must exist and take a new file; the file itself may exist. */
-static sl_code check_writable(const char *path, const char *what, sl_err *err)
+/* Can this file be made? Its folder must exist and take a new file; the file itself may exist. A report may go to a pipe or terminal, a video is
+ * renamed into place, and would replace a device. */
+static sl_code check_writable(const char *path, const char *what, bool stream, sl_err *err)
 {
     char probe[SL_PATH + 16];
     struct stat st;
-    if (!stat(path, &st) && S_ISDIR(st.st_mode)) return sl_fail(err, SL_ARG, "%s %s is a directory, want a file", what, path);
+    if (stream && !stat(path, &st) && (S_ISFIFO(st.st_mode) || S_ISCHR(st.st_mode)) && !access(path, W_OK)) return SL_OK;
+    if (!access(path, F_OK) && regular_file(path, err)) return sl_context(err, SL_ARG, "%s", what);
     snprintf(probe, sizeof probe, "%s.probe%d", path, (int)getpid());
     int fd = open(probe, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     if (fd < 0) return sl_fail(err, SL_ARG, "%s %s cannot be written: %s", what, path, strerror(errno));
@@ -32,7 +35,8 @@ static sl_code check_writable(const char *path, const char *what, sl_err *err)
 static sl_code check_picture(const char *path, const char *option, int *w, int *h, sl_err *err)
 {
     sl_picture p = {0};
-    sl_code rc = sl_picture_read(&p, path, err);
+    sl_code rc = regular_file(path, err);       /* it is read twice: now, and when it is copied to the spool */
+    if (!rc) rc = sl_picture_read(&p, path, err);
     if (rc) return sl_context(err, rc, "%s", option);
     *w = p.w;
     *h = p.h;
@@ -55,7 +59,8 @@ static sl_code check_noise(const sl_job *s, const sl_model *model, sl_err *err)
     int64_t shape[4] = {model->dit[0].out_channels, sl_job_latent_frames(s), s->height / 8, s->width / 8};
     sl_st *st = NULL;
     sl_tensor t;
-    sl_code rc = sl_st_open_file(&st, s->noise, err);
+    sl_code rc = regular_file(s->noise, err);
+    if (!rc) rc = sl_st_open_file(&st, s->noise, err);
     if (!rc) rc = sl_st_want(st, "noise", SL_F32, 4, shape, &t, err);
     if (!rc) {
         int64_t at = sl_first_nonfinite(t.data, t.dtype, sl_count(&t));
@@ -64,6 +69,85 @@ static sl_code check_noise(const sl_job *s, const sl_model *model, sl_err *err)
     sl_st_close(&st);
     return rc ? sl_context(err, rc, "--noise") : SL_OK;
 }
+
+/* ---- a replay's hand-overs ---- */
+
+/* A file of the dump must hold tensor `name` with this shape, in any float type, finite. */
+static sl_code check_tensor(const sl_st *st, const char *name, int rank, const int64_t *shape, sl_err *err)
+{
+    sl_tensor want = sl_view(NULL, SL_F32, rank, shape);
+    const sl_st_entry *e = sl_st_find(st, name);
+    char a[96], b[96];
+    const char *path = sl_st_path(st, 0);
+    if (!e) return sl_fail(err, SL_FORMAT, "%s: %s is missing, want %s", path, name, sl_shape_text(&want, b, sizeof b));
+    if (!e->t.rank || (e->t.dtype != SL_F32 && e->t.dtype != SL_F16 && e->t.dtype != SL_BF16))
+        return sl_fail(err, SL_SHAPE, "%s: %s has dtype %s, want F32, F16 or BF16", path, name, e->dtype);
+    if (!sl_same_shape(&e->t, &want))
+        return sl_fail(err, SL_SHAPE, "%s: %s has shape %s, want %s", path, name, sl_shape_text(&e->t, a, sizeof a), sl_shape_text(&want, b, sizeof b));
+    int64_t at = sl_first_nonfinite(e->t.data, e->t.dtype, sl_count(&e->t));
+    if (at >= 0) return sl_fail(err, SL_NUMERIC, "%s: %s has NaN or infinity at element %lld", path, name, (long long)at);
+    return SL_OK;
+}
+
+typedef struct {
+    const char *name;
+    int rank;
+    int64_t shape[4];
+} expected;
+
+/* DIR/FILE holds these tensors. */
+static sl_code check_dumped(const char *dir, const char *file, int n, const expected *list, sl_err *err)
+{
+    char path[SL_PATH];
+    sl_st *st = NULL;
+    sl_code rc = sl_path_join(path, dir, file, err);
+    if (!rc) rc = regular_file(path, err);
+    if (!rc) rc = sl_st_open_file(&st, path, err);
+    for (int i = 0; i < n && !rc; i++) rc = check_tensor(st, list[i].name, list[i].rank, list[i].shape, err);
+    sl_st_close(&st);
+    return rc ? sl_context(err, rc, "replay") : SL_OK;
+}
+
+static sl_code check_dumped_picture(const cli_job *j, bool given, const char *path, const char *name, const char *option, sl_err *err)
+{
+    char dumped[SL_PATH];
+    int w, h;
+    sl_code rc;
+    if (!*path) return SL_OK;
+    if (given) return check_picture(path, option, &w, &h, err);
+    if ((rc = sl_path_join(dumped, j->replay_dir, name, err))) return rc;
+    return check_picture(dumped, "replay", &w, &h, err);
+}
+
+/* All that stages from --from on will read of the dump. */
+static sl_code check_replay(cli_job *j, const char *from, const sl_model *model, sl_err *err)
+{
+    sl_job *s = &j->spec;
+    const sl_dit_config *c = &model->dit[0];
+    int64_t t = sl_job_latent_frames(s), h = s->height / 8, w = s->width / 8, side = model->has_clip ? model->clip.image / model->clip.patch : 0;
+    int64_t tokens = (side * side + 1) * (model->takes_last_image && *s->last_image ? 2 : 1);
+    bool again = strcmp(from, "decode") != 0, image_again = !strcmp(from, "image");
+    const expected text[] = {{"cond", 2, {SL_TEXT_TOKENS, c->text_dim}}, {"uncond", 2, {SL_TEXT_TOKENS, c->text_dim}}};
+    const expected image[] = {{"condition", 4, {c->in_channels - c->out_channels, t, h, w}}, {"clip", 2, {tokens, c->image_dim}}};
+    const expected latents = {"latents", 4, {c->out_channels, t, h, w}};
+    sl_code rc = SL_OK;
+    if ((j->has_image || j->has_last_image) && !image_again)
+        return sl_fail(err, SL_ARG, "a picture is given, but a replay from %s takes the dump's image.safetensors, want --from image", from);
+    if (!again) {
+        *s->noise = 0;                  /* its latents are there */
+        return check_dumped(j->replay_dir, "denoise.safetensors", 1, &latents, err);
+    }
+    if (strcmp(from, "text")) rc = check_dumped(j->replay_dir, "text.safetensors", s->guidance > 1 ? 2 : 1, text, err);
+    if (!rc && model->takes_image && !image_again) rc = check_dumped(j->replay_dir, "image.safetensors", c->image_dim ? 2 : 1, image, err);
+    if (!rc && image_again && model->takes_image && !*s->image) rc = sl_fail(err, SL_ARG, "no picture: %s wants --image FILE", model->dir);
+    if (!rc && image_again && model->takes_image) rc = check_dumped_picture(j, j->has_image, s->image, "image.input", "--image", err);
+    if (!rc && image_again && model->takes_last_image)
+        rc = check_dumped_picture(j, j->has_last_image, s->last_image, "last_image.input", "--last-image", err);
+    if (!rc && *s->noise) rc = check_noise(s, model, err);
+    return rc;
+}
+
+/* ---- one job ---- */
 
 /* What the checkpoint and the configuration say where the user said nothing. */
 static sl_code complete(cli_job *j, const sl_model *model, const sl_conf *conf, sl_err *err)
@@ -98,12 +182,10 @@ static sl_code check_pictures(cli_job *j, const sl_model *model, sl_err *err)
     sl_job *s = &j->spec;
     int w = 0, h = 0, w2, h2;
     sl_code rc;
-    /* replayed from behind the image stage, the picture itself is not needed */
-    bool needed = model->takes_image && (!*j->replay_dir || access(s->image, R_OK) == 0 || *s->image == 0);
+    bool needed = model->takes_image && !*j->replay_dir;    /* a replay's are looked at by check_replay */
     if (!model->takes_image && *s->image) return sl_fail(err, SL_ARG, "--image is given, but %s makes videos from text alone", model->dir);
     if (!model->takes_last_image && *s->last_image)
         return sl_fail(err, SL_ARG, "--last-image is given, but %s takes a first picture only (FLF2V checkpoints take two)", model->dir);
-    if (*j->replay_dir) needed = false;
     if (needed && !*s->image) return sl_fail(err, SL_ARG, "no picture: %s wants --image FILE", model->dir);
     if (needed && model->takes_last_image && !*s->last_image) return sl_fail(err, SL_ARG, "no last picture: %s wants --last-image FILE", model->dir);
     if (needed && (rc = check_picture(s->image, "--image", &w, &h, err))) return rc;
@@ -119,7 +201,22 @@ static sl_code check_pictures(cli_job *j, const sl_model *model, sl_err *err)
     return SL_OK;
 }
 
-static sl_code check_job(cli_job *j, const sl_model *model, const sl_conf *conf, sl_err *err)
+/* What the job writes, is asked for, and is not one of its own inputs. */
+static sl_code check_outputs(const cli_job *j, sl_err *err)
+{
+    const sl_job *s = &j->spec;
+    const char *const inputs[] = {s->image, s->last_image, s->noise};
+    sl_code rc;
+    if ((rc = check_writable(s->output, "output", false, err))) return rc;
+    for (int i = 0; i < 3; i++)
+        if (same_file(s->output, inputs[i])) return sl_fail(err, SL_ARG, "output %s is also the input %s", s->output, inputs[i]);
+    if (*j->json && (rc = check_writable(j->json, "report", true, err))) return rc;
+    if (same_file(s->output, j->json)) return sl_fail(err, SL_ARG, "output %s is also the report", s->output);
+    if (*j->dump_dir && (rc = can_make_dir(j->dump_dir, err))) return sl_context(err, SL_ARG, "--dump");
+    return SL_OK;
+}
+
+static sl_code check_job(cli_job *j, const char *from, const sl_model *model, const sl_conf *conf, sl_err *err)
 {
     sl_job *s = &j->spec;
     sl_code rc;
@@ -129,12 +226,9 @@ static sl_code check_job(cli_job *j, const sl_model *model, const sl_conf *conf,
     int rope = model->dit[0].rope_max;
     if (s->width / 16 > rope || s->height / 16 > rope || sl_job_latent_frames(s) > rope)
         return sl_fail(err, SL_ARG, "size %dx%d x %d frames has an axis of more than %d tokens (rope_max_seq_len)", s->width, s->height, s->frames, rope);
+    if (*j->replay_dir && (rc = check_replay(j, from, model, err))) return rc;
     if (*s->noise && !*j->replay_dir && (rc = check_noise(s, model, err))) return rc;
-    if ((rc = check_writable(s->output, "output", err))) return rc;
-    if (*j->json && (rc = check_writable(j->json, "report", err))) return rc;
-    if (*j->dump_dir && (rc = make_dirs(j->dump_dir, err))) return sl_context(err, SL_ARG, "--dump");
-    if (*j->dump_dir && access(j->dump_dir, W_OK)) return sl_fail(err, SL_ARG, "--dump %s cannot be written: %s", j->dump_dir, strerror(errno));
-    return SL_OK;
+    return check_outputs(j, err);
 }
 
 static sl_code check_limits(const cli_options *o, sl_conf *conf, sl_err *err)
@@ -162,9 +256,28 @@ static sl_code same_outputs(const cli_options *o, sl_err *err)
 {
     for (int i = 0; i < o->job_count; i++)
         for (int k = 0; k < i; k++)
-            if (!strcmp(o->jobs[i].spec.output, o->jobs[k].spec.output))
-                return sl_fail(err, SL_ARG, "two jobs write to %s", o->jobs[i].spec.output);
+            if (same_file(o->jobs[i].spec.output, o->jobs[k].spec.output))
+                return sl_fail(err, SL_ARG, "%s:%d: output %s is also the output of line %d", o->jobs_file, o->jobs[i].line, o->jobs[i].spec.output,
+                               o->jobs[k].line);
+            else if (*o->jobs[i].dump_dir && (same_file(o->jobs[i].dump_dir, o->jobs[k].dump_dir) || !strcmp(o->jobs[i].dump_dir, o->jobs[k].dump_dir)))
+                return sl_fail(err, SL_ARG, "%s:%d: --dump %s is also the dump of line %d, want a folder a job", o->jobs_file, o->jobs[i].line,
+                               o->jobs[i].dump_dir, o->jobs[k].line);
     return SL_OK;
+}
+
+/* Every program that the configuration names can be started. */
+static sl_code check_programs(const sl_conf *conf, sl_err *err)
+{
+    char dir[SL_PATH], path[SL_PATH];
+    sl_code rc = program_dir(dir, err);
+    for (int i = 0; i < conf->stage_count && !rc; i++) {
+        const sl_conf_stage *st = &conf->stages[i];
+        if (strchr(st->program, '/')) snprintf(path, sizeof path, "%s", st->program);
+        else if ((rc = sl_path_join(path, dir, st->program, err))) break;
+        if ((rc = regular_file(path, err))) sl_context(err, rc = SL_ARG, "stage %s: program", sl_role_name(st->role));
+        else if (access(path, X_OK)) rc = sl_fail(err, SL_ARG, "stage %s: program %s is not executable", sl_role_name(st->role), path);
+    }
+    return rc;
 }
 
 sl_code cli_check(cli_options *o, sl_model *model, sl_conf *conf, sl_err *err)
@@ -181,15 +294,16 @@ sl_code cli_check(cli_options *o, sl_model *model, sl_conf *conf, sl_err *err)
             return sl_fail(err, SL_ARG, "device %s (stage %s) is not to be had: this build has no CUDA plug-in, want cpu", conf->stages[i].device,
                            sl_role_name(conf->stages[i].role));
     }
+    if ((rc = check_programs(conf, err))) return rc;
     if (!*dir) return sl_fail(err, SL_ARG, "no checkpoint: want --model DIR");
     for (int i = 0; i < o->job_count; i++)
         if (strcmp(o->jobs[i].spec.model, dir))
             return sl_fail(err, SL_ARG, "line %d of %s wants model %s, the run has %s: one checkpoint a run", o->jobs[i].line, o->jobs_file, o->jobs[i].spec.model, dir);
     if ((rc = absolute_path(absolute, dir, err)) || (rc = sl_model_open(model, absolute, err)) || (rc = check_weights(model, err))) return rc;
     for (int i = 0; i < o->job_count; i++)
-        if ((rc = check_job(&o->jobs[i], model, conf, err)))
+        if ((rc = check_job(&o->jobs[i], o->from, model, conf, err)))
             return o->jobs[i].line ? sl_context(err, rc, "%s:%d", o->jobs_file, o->jobs[i].line) : rc;
-    if (*o->base.json && o->job_count > 1 && (rc = check_writable(o->base.json, "report", err))) return rc;
+    if (*o->base.json && o->job_count > 1 && (rc = check_writable(o->base.json, "report", true, err))) return rc;
     if ((rc = same_outputs(o, err))) return rc;
     return check_limits(o, conf, err);
 }

@@ -19,7 +19,8 @@
 typedef struct {
     sl_job spec;
     int64_t max_area;                   /* 0: not given */
-    bool has_prompt, has_seed, has_shift, has_guidance_2, has_fps, has_crf, has_fbcache, has_noise, has_sampler;
+    bool has_prompt, has_seed, has_shift, has_guidance_2, has_fps, has_crf, has_fbcache, has_noise, has_sampler,
+        has_image, has_last_image;
     char dump_dir[SL_PATH], json[SL_PATH];
     int line;                           /* of the jobs file; 0: the command line */
     /* set by the checks */
@@ -93,9 +94,19 @@ int cli_run(cli_options *o, const sl_model *model, sl_conf *conf, int64_t t0_ns,
 /* ---- files.c ---- */
 
 sl_code copy_file(const char *from, const char *to, sl_err *err);
+sl_code move_file(const char *from, const char *to, sl_err *err);   /* also to another file system; replaces `to` */
+sl_code move_files(const char *from, const char *to, sl_err *err);  /* all files of one folder into another, which is made */
 void remove_tree(const char *dir);
 sl_code make_dirs(const char *dir, sl_err *err);        /* mkdir -p */
 sl_code absolute_path(char out[SL_PATH], const char *path, sl_err *err);
+sl_code program_dir(char out[SL_PATH], sl_err *err);    /* where this program lies, and the stages beside it */
+/* Refusals, without touching anything: SL_ARG "X is a directory, want a file"; a folder that make_dirs could not make. */
+sl_code regular_file(const char *path, sl_err *err);
+sl_code can_make_dir(const char *path, sl_err *err);
+/* Do two paths, there or still to be written, name the same file? "" is no file. */
+bool same_file(const char *a, const char *b);
+/* "sluice: ..." as one line on stderr, whatever bytes paths and messages hold. */
+void complain(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 /* A private run directory holding a lock for as long as this process lives; older ones whose owner is dead are removed. */
 sl_code make_run_dir(char out[SL_PATH], const char *wanted, sl_err *err);
 

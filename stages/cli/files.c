@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
+#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
@@ -27,6 +28,30 @@ sl_code copy_file(const char *from, const char *to, sl_err *err)
     close(in);
     if (out >= 0 && close(out) && !rc) rc = sl_fail_errno(err, errno, "%s", to);
     if (rc && out >= 0) unlink(to);
+    return rc;
+}
+
+sl_code move_file(const char *from, const char *to, sl_err *err)
+{
+    if (!rename(from, to)) return SL_OK;
+    sl_code rc = copy_file(from, to, err);
+    if (!rc) unlink(from);
+    return rc;
+}
+
+sl_code move_files(const char *from, const char *to, sl_err *err)
+{
+    char src[SL_PATH], dst[SL_PATH];
+    DIR *d = opendir(from);
+    struct dirent *e;
+    sl_code rc = d ? make_dirs(to, err) : sl_fail_errno(err, errno, "%s", from);
+    while (!rc && (e = readdir(d))) {
+        if (*e->d_name == '.') continue;
+        if ((rc = sl_path_join(src, from, e->d_name, err)) || (rc = sl_path_join(dst, to, e->d_name, err))) break;
+        rc = move_file(src, dst, err);
+    }
+    if (d) closedir(d);
+    if (rc) remove_tree(to);
     return rc;
 }
 
@@ -68,6 +93,67 @@ sl_code absolute_path(char out[SL_PATH], const char *path, sl_err *err)
     }
     if (!getcwd(cwd, sizeof cwd)) return sl_fail_errno(err, errno, "current directory");
     return sl_path_join(out, cwd, path, err);
+}
+
+sl_code program_dir(char out[SL_PATH], sl_err *err)
+{
+    ssize_t n = readlink("/proc/self/exe", out, SL_PATH - 1);
+    if (n < 0) return sl_fail_errno(err, errno, "/proc/self/exe");
+    out[n] = 0;
+    *strrchr(out, '/') = 0;
+    return SL_OK;
+}
+
+sl_code regular_file(const char *path, sl_err *err)
+{
+    struct stat st;
+    if (stat(path, &st)) return sl_fail_errno(err, errno, "%s", path);
+    if (S_ISREG(st.st_mode)) return SL_OK;
+    return sl_fail(err, SL_ARG, "%s is %s, want a file", path, S_ISDIR(st.st_mode) ? "a directory" : S_ISFIFO(st.st_mode) ? "a pipe" : "a device or socket");
+}
+
+sl_code can_make_dir(const char *path, sl_err *err)
+{
+    char at[SL_PATH];
+    struct stat st;
+    sl_code rc = absolute_path(at, path, err);
+    if (rc) return rc;
+    while (stat(at, &st)) {             /* the nearest ancestor that is there */
+        if (errno != ENOENT) return sl_fail_errno(err, errno, "%s", at);
+        char *slash = strrchr(at, '/');
+        slash[slash == at] = 0;
+    }
+    if (!S_ISDIR(st.st_mode)) return sl_fail(err, SL_ARG, "%s is no directory", at);
+    char probe[SL_PATH + 32];
+    snprintf(probe, sizeof probe, "%s/.sluice-probe-XXXXXX", at);
+    if (!mkdtemp(probe)) return sl_fail(err, SL_ARG, "%s cannot be written: %s", at, strerror(errno));
+    rmdir(probe);
+    return SL_OK;
+}
+
+bool same_file(const char *a, const char *b)
+{
+    char dir_a[SL_PATH], dir_b[SL_PATH];
+    struct stat sa, sb;
+    if (!*a || !*b) return false;
+    if (!stat(a, &sa) && !stat(b, &sb)) return sa.st_dev == sb.st_dev && sa.st_ino == sb.st_ino;
+    if (absolute_path(dir_a, a, NULL) || absolute_path(dir_b, b, NULL)) return false;
+    char *slash_a = strrchr(dir_a, '/'), *slash_b = strrchr(dir_b, '/');
+    if (strcmp(slash_a, slash_b)) return false;
+    slash_a[slash_a == dir_a] = slash_b[slash_b == dir_b] = 0;
+    return !stat(dir_a, &sa) && !stat(dir_b, &sb) && sa.st_dev == sb.st_dev && sa.st_ino == sb.st_ino;
+}
+
+void complain(const char *fmt, ...)
+{
+    char line[SL_PATH + SL_TEXT + 64];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(line, sizeof line, fmt, ap);
+    va_end(ap);
+    for (unsigned char *p = (unsigned char *)line; *p; p++)
+        if (*p < 32 || *p == 127) *p = '?';
+    fprintf(stderr, "sluice: %s\n", line);
 }
 
 /* The owner of this directory holds its lock for as long as it lives. */

@@ -101,11 +101,11 @@ int cli_inspect(int argc, char **argv)
     bool deep = argc == 2 && !strcmp(argv[1], "--deep");
     int bad = 0;
     if (argc < 1 || argc > 2 || (argc == 2 && !deep)) {
-        fprintf(stderr, "sluice: inspect wants one checkpoint folder: sluice inspect DIR [--deep]\n");
+        complain("inspect wants one checkpoint folder: sluice inspect DIR [--deep]");
         return EXIT_REFUSED;
     }
     if (sl_model_open(&model, argv[0], &err) || sl_ctx_open(&plan, &sl_ops_plan, 0, &err)) {
-        fprintf(stderr, "sluice: %s\n", err.msg);
+        complain("%s", err.msg);
         return EXIT_REFUSED;
     }
     print_model(&model);

@@ -13,7 +13,7 @@ static int run_or_replay(bool replay, int argc, char **argv, int64_t t0)
     sl_err err = {0};
     int status = EXIT_REFUSED;
     if (!cli_parse(&o, replay, argc, argv, &err) && !cli_check(&o, &model, &conf, &err)) status = cli_run(&o, &model, &conf, t0, &err);
-    if (err.code) fprintf(stderr, "sluice: %s\n", err.msg);
+    if (err.code) complain("%s", err.msg);
     cli_options_free(&o);
     return status;
 }
@@ -30,6 +30,7 @@ int main(int argc, char **argv)
         cli_usage(stdout);
         return EXIT_OK;
     }
-    fprintf(stderr, "sluice: %s%s%s, want run, replay, inspect or help\n", *verb ? "unknown command \"" : "no command", verb, *verb ? "\"" : "");
+    if (*verb) complain("unknown command \"%.60s\", want run, replay, inspect or help", verb);
+    else complain("no command, want run, replay, inspect or help");
     return EXIT_REFUSED;
 }

@@ -6,6 +6,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <jansson.h>
 
@@ -28,8 +29,8 @@ typedef struct {
 
 static const opt OPTIONS[] = {
     {"model", OPT_PATH, JOB(model), "DIR", "checkpoint folder in the Diffusers layout"},
-    {"image", OPT_PATH, JOB(image), "FILE", "the picture: PNG, JPEG or WebP"},
-    {"last-image", OPT_PATH, JOB(last_image), "FILE", "the last frame's picture (FLF2V checkpoints)"},
+    {"image", OPT_PATH, JOB_HAS(image), "FILE", "the picture: PNG, JPEG or WebP"},
+    {"last-image", OPT_PATH, JOB_HAS(last_image), "FILE", "the last frame's picture (FLF2V checkpoints)"},
     {"prompt", OPT_TEXT, JOB_HAS(prompt), "TEXT", "what shall happen"},
     {"negative", OPT_TEXT, JOB(negative), "TEXT", "what shall not (default: empty)"},
     {"output", OPT_PATH, JOB(output), "FILE", "the video, also -o (default out.mp4)"},
@@ -79,6 +80,13 @@ void cli_usage(FILE *to)
 
 /* ---- values ---- */
 
+/* A number as people write it: no leading space, no hexadecimal, no words, which strtod and strtoull would take. */
+static bool plain_number(const char *v, bool real)
+{
+    size_t sign = *v == '-' || *v == '+';
+    return v[sign] && strspn(v + sign, real ? "0123456789.eE+-" : "0123456789") == strlen(v + sign);
+}
+
 static sl_code set_value(void *owner, const opt *o, const char *v, sl_err *err)
 {
     char *at = (char *)owner + o->at, *end = NULL;
@@ -88,7 +96,7 @@ static sl_code set_value(void *owner, const opt *o, const char *v, sl_err *err)
     case OPT_INT:
     case OPT_I64: {
         long long n = strtoll(v, &end, 10);
-        if (!*v || *end || errno || (o->kind == OPT_INT && (n < INT_MIN || n > INT_MAX)))
+        if (!plain_number(v, false) || *end || errno || (o->kind == OPT_INT && (n < INT_MIN || n > INT_MAX)))
             return sl_fail(err, SL_ARG, "--%s is \"%.60s\", want an integer (%s)", o->name, v, o->what);
         if (o->kind == OPT_INT) *(int *)at = (int)n;
         else *(int64_t *)at = n;
@@ -96,14 +104,14 @@ static sl_code set_value(void *owner, const opt *o, const char *v, sl_err *err)
     }
     case OPT_U64: {
         unsigned long long n = strtoull(v, &end, 10);
-        if (!*v || *v == '-' || *end || errno)
+        if (!plain_number(v, false) || *v == '-' || *end || errno)
             return sl_fail(err, SL_ARG, "--%s is \"%.60s\", want an integer from 0 to 18446744073709551615", o->name, v);
         *(uint64_t *)at = n;
         break;
     }
     case OPT_REAL: {
         double x = strtod(v, &end);
-        if (!*v || *end || !isfinite(x)) return sl_fail(err, SL_ARG, "--%s is \"%.60s\", want a number (%s)", o->name, v, o->what);
+        if (!plain_number(v, true) || *end || !isfinite(x)) return sl_fail(err, SL_ARG, "--%s is \"%.60s\", want a number (%s)", o->name, v, o->what);
         *(double *)at = x;
         break;
     }
@@ -165,8 +173,9 @@ static sl_code find_option(const char *name, bool job_only, const opt **out, sl_
         }
         if (d < least) least = d, near = o;
     }
-    if (near && least <= 3) return sl_fail(err, SL_ARG, "unknown option %.60s, did you mean %s?", name, near->name);
-    return sl_fail(err, SL_ARG, "unknown option %.60s (sluice help lists them)", name);
+    const char *kind = job_only ? "key " : "option --", *dashes = job_only ? "" : "--";
+    if (near && least <= 3) return sl_fail(err, SL_ARG, "unknown %s%.60s, did you mean %s%s?", kind, name, dashes, near->name);
+    return sl_fail(err, SL_ARG, "unknown %s%.60s (sluice help lists them)", kind, name);
 }
 
 /* ---- a jobs file ---- */
@@ -228,7 +237,7 @@ static sl_code read_jobs_file(cli_options *o, sl_err *err)
     size_t size = 0;
     ssize_t n;
     sl_code rc = SL_OK;
-    if (!f) return sl_fail_errno(err, errno, "%s", o->jobs_file);
+    if (!f) return sl_fail_errno(err, errno, "--jobs %s", o->jobs_file);
     for (int number = 1; !rc && (n = getline(&line, &size, f)) >= 0; number++) {
         if (strspn(line, " \t\r\n") == (size_t)n) continue;
         if (o->job_count == MAX_RUN_JOBS) {
@@ -241,7 +250,7 @@ static sl_code read_jobs_file(cli_options *o, sl_err *err)
         rc = json_line(j, line, (size_t)n, o->jobs_file, number, err);
         if (!rc && !*j->spec.output) snprintf(j->spec.output, SL_PATH, "out-%d.mp4", o->job_count);
     }
-    if (!rc && ferror(f)) rc = sl_fail(err, SL_SYS, "%s cannot be read", o->jobs_file);
+    if (!rc && ferror(f)) rc = sl_fail_errno(err, errno, "--jobs %s", o->jobs_file);
     if (!rc && !o->job_count) rc = sl_fail(err, SL_ARG, "%s holds no job", o->jobs_file);
     free(line);
     fclose(f);
@@ -260,7 +269,7 @@ static sl_code parse_arguments(cli_options *o, int argc, char **argv, sl_err *er
         if (!strcmp(a, "-o")) a = "--output";
         if (strncmp(a, "--", 2)) return sl_fail(err, SL_ARG, "\"%.60s\" is no option, want --NAME VALUE (sluice help lists them)", a);
         size_t n = strcspn(a + 2, "=");
-        if (n >= sizeof name) return sl_fail(err, SL_ARG, "unknown option %.60s", a);
+        if (n >= sizeof name) return sl_fail(err, SL_ARG, "unknown option %.60s... (sluice help lists them)", a);
         memcpy(name, a + 2, n);
         name[n] = 0;
         if ((rc = find_option(name, false, &option, err))) return rc;
@@ -283,12 +292,14 @@ static sl_code start_from_dump(cli_options *o, const char *dir, sl_err *err)
     snprintf(o->replay_dir, sizeof o->replay_dir, "%s", dir);
     snprintf(o->base.replay_dir, sizeof o->base.replay_dir, "%s", dir);
     sl_job_free(&o->base.spec);
-    if ((rc = sl_path_join(path, dir, "job.json", err)) || (rc = sl_job_read(&o->base.spec, path, err))) return sl_context(err, rc, "replay");
+    if ((rc = sl_path_join(path, dir, "job.json", err))) return rc;
+    if (access(path, F_OK)) return sl_fail(err, SL_ARG, "replay: %.400s is no folder that --dump wrote: no job.json in it", dir);
+    if ((rc = sl_job_read(&o->base.spec, path, err))) return sl_context(err, rc, "replay");
     cli_job *b = &o->base;
     b->has_prompt = b->has_shift = b->has_guidance_2 = b->has_fps = b->has_crf = b->has_fbcache = b->has_sampler = true;
     *b->spec.output = 0;
     b->spec.dump = b->spec.dump_steps = b->spec.dump_blocks = 0;
-    snprintf(b->spec.noise, SL_PATH, "%.900s/denoise.safetensors", dir);
+    if ((rc = sl_path_join(b->spec.noise, dir, "denoise.safetensors", err))) return rc;
     return SL_OK;
 }
 

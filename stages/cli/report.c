@@ -5,6 +5,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <jansson.h>
 
@@ -150,9 +151,12 @@ sl_code report_write(const report *r, const job_record *job, const char *path, s
         for (int i = 0; i < r->count; i++) json_array_append_new(all, job_json(r, &r->jobs[i]));
         root = json_pack("{s:o}", "jobs", all);
     }
-    int bad = !root || json_dump_file(root, path, JSON_INDENT(2) | JSON_REAL_PRECISION(9));
+    errno = 0;
+    int bad = !root || json_dump_file(root, path, JSON_INDENT(2) | JSON_REAL_PRECISION(9)), why = errno;
     json_decref(root);
-    return bad ? sl_fail(err, SL_SYS, "report %s could not be written", path) : SL_OK;
+    if (!bad) return SL_OK;
+    if (!regular_file(path, NULL)) unlink(path);        /* half a report is none */
+    return sl_fail_errno(err, why ? why : EIO, "report %s", path);
 }
 
 void report_print(const report *r, const job_record *j, FILE *to)

@@ -41,15 +41,6 @@ typedef struct {
 
 /* ---- before: folders ---- */
 
-static sl_code find_bin_dir(char out[SL_PATH], sl_err *err)
-{
-    ssize_t n = readlink("/proc/self/exe", out, SL_PATH - 1);
-    if (n < 0) return sl_fail_errno(err, errno, "/proc/self/exe");
-    out[n] = 0;
-    *strrchr(out, '/') = 0;
-    return SL_OK;
-}
-
 /* A replayed job begins with the hand-overs of stages before --from, and those beside it. */
 static sl_code copy_dumped(const cli_job *j, const char *from, sl_err *err)
 {
@@ -68,12 +59,12 @@ static sl_code copy_dumped(const cli_job *j, const char *from, sl_err *err)
     return rc ? sl_context(err, rc, "replay") : SL_OK;
 }
 
-static sl_code copy_input(const cli_job *j, const char *path, const char *name, bool optional, sl_err *err)
+static sl_code copy_input(const cli_job *j, const char *path, const char *name, bool given, bool optional, sl_err *err)
 {
     char src[SL_PATH], dst[SL_PATH];
     sl_code rc;
     if (!*path) return SL_OK;
-    if (*j->replay_dir && strcmp(name, "noise.safetensors")) {
+    if (*j->replay_dir && !given && strcmp(name, "noise.safetensors")) {
         if ((rc = sl_path_join(src, j->replay_dir, name, err))) return rc;      /* the dump has its own copy of the picture */
         path = src;
     }
@@ -91,9 +82,9 @@ static sl_code make_job_dir(runner *r, cli_job *j, const char *from, sl_err *err
     if ((rc = sl_path_join(j->dir, r->spool, name, err))) return rc;
     remove_tree(j->dir);                /* of a process that had our number and was killed */
     if ((rc = make_dirs(j->dir, err))) return rc;
-    if ((rc = copy_input(j, j->spec.image, "image.input", *j->replay_dir != 0, err)) ||
-        (rc = copy_input(j, j->spec.last_image, "last_image.input", *j->replay_dir != 0, err)) ||
-        (rc = copy_input(j, j->spec.noise, "noise.safetensors", false, err)))
+    if ((rc = copy_input(j, j->spec.image, "image.input", j->has_image, *j->replay_dir != 0, err)) ||
+        (rc = copy_input(j, j->spec.last_image, "last_image.input", j->has_last_image, *j->replay_dir != 0, err)) ||
+        (rc = copy_input(j, j->spec.noise, "noise.safetensors", j->has_noise, false, err)))
         return rc;
     if (*from && (rc = copy_dumped(j, from, err))) return rc;
     if ((rc = sl_path_join(path, j->dir, "job.json", err))) return rc;
@@ -115,7 +106,7 @@ static sl_code prepare(runner *r, sl_err *err)
 {
     sl_code rc;
     sigset_t set;
-    if ((rc = find_bin_dir(r->bin_dir, err)) || (rc = make_run_dir(r->run_dir, r->conf->run.dir, err))) return rc;
+    if ((rc = program_dir(r->bin_dir, err)) || (rc = make_run_dir(r->run_dir, r->conf->run.dir, err))) return rc;
     if (*r->conf->run.spool) rc = absolute_path(r->spool, r->conf->run.spool, err);
     else rc = sl_path_join(r->spool, r->run_dir, "spool", err);
     if (rc || (rc = make_dirs(r->spool, err)) || (rc = write_conf(r, err))) return rc;
@@ -209,30 +200,25 @@ static void client_span(runner *r, uint64_t job, sl_span_kind kind, int64_t t0, 
     sl_trace_add(&r->rep.trace, &s, NULL);
 }
 
-/* The spool's files that --dump promises, into the user's folder. */
+/* The spool's files that --dump promises, into the user's folder. On a full disk what was written of them goes again; the video stays. */
 static sl_code copy_dump(const cli_job *j, sl_err *err)
 {
     static const char *const FILES[] = {"job.json", "image.input", "last_image.input", "text.safetensors", "image.safetensors", "denoise.safetensors",
                                         "frames.safetensors"};
     char src[SL_PATH], dst[SL_PATH];
-    sl_code rc = SL_OK;
-    for (int i = 0; i < (int)(sizeof FILES / sizeof *FILES) && !rc; i++) {
-        if ((rc = sl_path_join(src, j->dir, FILES[i], err)) || (rc = sl_path_join(dst, j->dump_dir, FILES[i], err)) || access(src, R_OK)) continue;
-        if (rename(src, dst)) rc = copy_file(src, dst, err);
+    int done = 0;
+    bool made = access(j->dump_dir, F_OK) != 0;
+    sl_code rc = make_dirs(j->dump_dir, err);
+    for (; done < (int)(sizeof FILES / sizeof *FILES) && !rc; done++) {
+        if ((rc = sl_path_join(src, j->dir, FILES[done], err)) || (rc = sl_path_join(dst, j->dump_dir, FILES[done], err)) || access(src, R_OK)) continue;
+        rc = move_file(src, dst, err);
     }
-    if (!rc && j->spec.dump_blocks && !(rc = sl_path_join(src, j->dir, "blocks", err)) && !(rc = sl_path_join(dst, j->dump_dir, "blocks", err))) {
-        char cmd_from[SL_PATH + 4];
-        snprintf(cmd_from, sizeof cmd_from, "%s/.", src);
-        if ((rc = make_dirs(dst, err))) return rc;
-        pid_t pid = fork();
-        if (pid == 0) {
-            execl("/bin/cp", "cp", "-r", cmd_from, dst, (char *)NULL);
-            _exit(127);
-        }
-        int status = 1;
-        if (pid < 0 || waitpid(pid, &status, 0) != pid || status) rc = sl_fail(err, SL_SYS, "blocks could not be copied to %s", dst);
-    }
-    return rc;
+    if (!rc && j->spec.dump_blocks && !(rc = sl_path_join(src, j->dir, "blocks", err)) && !(rc = sl_path_join(dst, j->dump_dir, "blocks", err)))
+        rc = move_files(src, dst, err);
+    for (int i = 0; rc && i < done; i++)
+        if (!sl_path_join(dst, j->dump_dir, FILES[i], NULL)) unlink(dst);
+    if (rc && made) rmdir(j->dump_dir);
+    return rc ? sl_context(err, rc, "the video is written, its dump is not") : SL_OK;
 }
 
 static void on_finished(runner *r, const sl_msg_finished *m)
@@ -255,10 +241,10 @@ static void on_finished(runner *r, const sl_msg_finished *m)
     if (!r->o->quiet && isatty(2) && *r->shown.stage) fputc('\n', stderr);
     *r->shown.stage = 0;
     if (*j->job->json && (r->o->job_count == 1 || strcmp(j->job->json, r->o->base.json)) && report_write(&r->rep, j, j->job->json, &err)) {
-        fprintf(stderr, "sluice: %s\n", err.msg);
+        if (!j->code) snprintf(j->message, sizeof j->message, "the video is written, its report is not: %.400s", err.msg);
         if (!j->code) j->code = err.code;
     }
-    if (j->code) fprintf(stderr, "sluice: %s: %s: %s\n", j->job->spec.output, j->code == SL_CANCELLED ? "cancelled" : "failed", j->message);
+    if (j->code) complain("%s: %s: %s", j->job->spec.output, j->code == SL_CANCELLED ? "cancelled" : "failed", j->message);
     else if (!r->o->quiet) report_print(&r->rep, j, stdout), fflush(stdout);
 }
 
@@ -401,6 +387,8 @@ int cli_run(cli_options *o, const sl_model *model, sl_conf *conf, int64_t t0_ns,
     for (int i = 0; i < r->rep.count; i++)
         if (!r->rep.jobs[i].finished || r->rep.jobs[i].code) status = EXIT_FAILED;
     stop(r);
+    for (int i = 0; i < r->rep.count; i++)
+        if (!r->rep.jobs[i].finished && *o->jobs[i].dir) remove_tree(o->jobs[i].dir);     /* the run ended before it began */
     if (o->job_count > 1 && *o->base.json && report_write(&r->rep, NULL, o->base.json, err)) status = EXIT_FAILED;
     report_free(&r->rep);
     free(r);
