@@ -370,8 +370,9 @@ void sl_stage_close(sl_stage **stp)
 int sl_stage_exit(sl_stage **st, const sl_err *err)
 {
     bool bad = err->code != SL_OK && err->code != SL_GONE;
-    if (bad) sl_log_err("stopping", err);
-    if (bad && *st && (*st)->out) {         /* the dispatcher can tell the user why, instead of an exit status */
+    bool told = bad && *st && (*st)->out;
+    if (bad && !told) sl_log_err("stopping", err);
+    if (told) {                             /* the dispatcher tells the user why, once, instead of an exit status */
         sl_msg m = {.type = SL_MSG_FAILED, .failed = {.code = (int32_t)err->code}};
         snprintf(m.failed.message, sizeof m.failed.message, "%s", err->msg);
         sl_stage_send(*st, &m);

@@ -69,9 +69,10 @@ static sl_code size_arena(decode_stage *s, const sl_job *job, int t, sl_err *err
     sl_vae_decode *d = sl_vae_decode_start(&plan, s->vae, h, w, caches.data);
     for (int i = 0; i < t && i < 3 && d; i++) {         /* the first chunks differ; the third is like all that follow */
         size_t mark = sl_mark(&plan);
+        sl_tensor floats = sl_new4(&plan, sl_act(&s->ctx), sl_vae_frames_of(d, CHUNK_LATENTS), h, w, 3);
         sl_tensor rgb = sl_new4(&plan, SL_U8, sl_vae_frames_of(d, CHUNK_LATENTS), h, w, 3);
         sl_tensor latents = sl_new4(&plan, SL_F32, z, CHUNK_LATENTS, h / 8, w / 8);
-        sl_vae_decode_chunk(&plan, d, &rgb, NULL, &latents);
+        sl_vae_decode_chunk(&plan, d, &rgb, &floats, &latents);
         sl_release(&plan, mark);
     }
     sl_vae_decode_free(&d);
@@ -94,6 +95,24 @@ static sl_code reserve(decode_stage *s, sl_lease **out, sl_err *err)
     return rc;
 }
 
+/* 8 bits cannot hold a NaN: it is looked for in the frames before they are rounded. */
+static sl_code check_frames(decode_stage *s, int first, const sl_tensor *floats, sl_err *err)
+{
+    sl_tensor host = *floats;
+    sl_err found = {0};
+    char name[48];
+    bool on_host = s->ctx.ops == &sl_ops_cpu;
+    sl_code rc;
+    if (!on_host && !(host.data = malloc(sl_bytes(floats) + 1))) return sl_fail(err, SL_NOMEM, "decode: no memory for %zu bytes", sl_bytes(floats));
+    if (!on_host) sl_download(&s->ctx, host.data, floats);
+    snprintf(name, sizeof name, "frames from %d on", first);
+    rc = sl_ok(&s->ctx) ? SL_OK : sl_ctx_error(&s->ctx, err);
+    if (!rc && sl_stage_check_finite(name, &host, &found))
+        rc = sl_network_blame((sl_loader *[]){s->loader, NULL}, &found, err);
+    if (!on_host) free(host.data);
+    return rc;
+}
+
 /* Decode latent frames [at, at + n) into a slot and send it on. */
 static sl_code decode_chunk(decode_stage *s, const sl_msg_job *msg, const sl_job *job, sl_vae_decode *d, const float *latents, int at, int n,
                             int t, sl_err *err)
@@ -102,7 +121,7 @@ static sl_code decode_chunk(decode_stage *s, const sl_msg_job *msg, const sl_job
     int64_t plane = (int64_t)(h / 8) * (w / 8), t0 = sl_now_ns();
     sl_msg chunk = {.type = SL_MSG_CHUNK};
     sl_lease *lease = NULL;
-    sl_tensor slot, rgb, in;
+    sl_tensor slot, rgb, in, floats;
     size_t mark = sl_mark(&s->ctx);
     sl_code rc;
     if ((rc = reserve(s, &lease, err))) goto done;
@@ -116,12 +135,14 @@ static sl_code decode_chunk(decode_stage *s, const sl_msg_job *msg, const sl_job
         sl_tensor row = sl_view1(in.data ? (float *)in.data + c * n * plane : NULL, SL_F32, n * plane);
         if (in.data) sl_upload(&s->ctx, &row, latents + (c * t + at) * plane);
     }
-    sl_vae_decode_chunk(&s->ctx, d, &rgb, NULL, &in);
+    floats = sl_new4(&s->ctx, sl_act(&s->ctx), frames, h, w, 3);
+    sl_vae_decode_chunk(&s->ctx, d, &rgb, &floats, &in);
     if (rgb.data != slot.data) sl_download(&s->ctx, slot.data, &rgb);
     if (!sl_ok(&s->ctx)) {
         rc = sl_ctx_error(&s->ctx, err);
         goto done;
     }
+    if ((rc = check_frames(s, at ? at * 4 - 3 : 0, &floats, err))) goto done;
     sl_stage_span(s->st, msg->job, SL_SPAN_COMPUTE, t0);
 
     t0 = sl_now_ns();

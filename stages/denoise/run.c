@@ -456,7 +456,7 @@ sl_code denoise_finish(denoise_run *r, sl_err *err)
         sl_stage_send(r->d->st, &m);
     } else sl_stage_spool(r->d->st, r->msg, "denoise", true, 2, SPOOLED, tensors);
     bool handed = sl_stage_hand_over(r->d->st, "latents", 1, HANDED, &latents, &ticket, &lost) == SL_OK;
-    if (!handed) sl_log(SL_LOG_INFO, "job %llu goes by the spool: %s", (unsigned long long)r->msg->job, lost.msg);
+    if (!handed) sl_log(SL_LOG_DEBUG, "job %llu goes by the spool: %s", (unsigned long long)r->msg->job, lost.msg);
     sl_stage_span(r->d->st, r->msg->job, SL_SPAN_HANDOVER, t0);
     sl_stage_done(r->d->st, r->msg, handed ? &ticket : NULL, sl_stage_peak_bytes(), 0);
     return SL_OK;

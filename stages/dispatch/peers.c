@@ -186,15 +186,16 @@ void peer_check(dispatcher *d, peer *p)
     p->pid = 0;
     p->state = PEER_DOWN;
     how_it_ended(status, how, sizeof how);
+    /* A mistake in the model or the settings will not go away by itself; anything else is tried again, later each time. */
+    bool hopeless = p->last_code == SL_ARG || p->last_code == SL_SHAPE || p->last_code == SL_FORMAT;
     if (d->draining && WIFEXITED(status) && !WEXITSTATUS(status)) sl_log(SL_LOG_DEBUG, "%s drained", sl_role_name(p->role));
-    else sl_log(SL_LOG_WARN, "%s[%d] ended: %s", sl_role_name(p->role), (int)pid, how);
+    else if (hopeless) sl_log(SL_LOG_DEBUG, "%s[%d] ended: %s", sl_role_name(p->role), (int)pid, how);     /* its jobs say why */
+    else sl_log(SL_LOG_WARN, "%s[%d] ended: %s%s%.300s", sl_role_name(p->role), (int)pid, how, *p->last_error ? ": " : "", p->last_error);
     tell_stage(d, p, "ended", 0, 0);
     jobs_on_death(d, p, pid, how);
     p->identity_size = 0;
     p->pool_count = 0;
 
-    /* A mistake in the model or the settings will not go away by itself; anything else is tried again, later each time. */
-    bool hopeless = p->last_code == SL_ARG || p->last_code == SL_SHAPE || p->last_code == SL_FORMAT;
     if (hopeless || ++p->failures > d->conf.supervise.restarts) {
         char why[SL_TEXT];
         if (*p->last_error) snprintf(why, sizeof why, "%s: %.400s", sl_role_name(p->role), p->last_error);

@@ -103,7 +103,7 @@ static sl_code text_job(text_stage *s, const sl_msg_job *msg, const sl_job *job,
         sl_err lost = {0};
         t0 = sl_now_ns();
         bool handed = sl_stage_hand_over(s->st, "text", cfg ? 2 : 1, names, tensors, &ticket, &lost) == SL_OK;
-        if (!handed) sl_log(SL_LOG_INFO, "job %llu goes by the spool: %s", (unsigned long long)msg->job, lost.msg);
+        if (!handed) sl_log(SL_LOG_DEBUG, "job %llu goes by the spool: %s", (unsigned long long)msg->job, lost.msg);
         sl_stage_spool(s->st, msg, "text", true, cfg ? 4 : 2, names, tensors);
         sl_stage_span(s->st, msg->job, SL_SPAN_HANDOVER, t0);
         sl_stage_done(s->st, msg, handed ? &ticket : NULL, sl_stage_peak_bytes(), 0);
