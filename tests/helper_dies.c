@@ -1,0 +1,72 @@
+/* helper_dies - a stage that is killed on its first starts, at the moment a test asks for, and then becomes the real program.
+ *
+ *   stages: ( { name = ROLE; program = ".../helper_dies"; args = [MODE, TIMES, COUNTER, PROGRAM]; } )
+ *
+ * MODE: start (before it has said anything), job (as soon as it has one), sealed (it has sealed a slot of its receiver and told nobody). The file COUNTER
+ * grows by a byte a start; from start TIMES + 1 on, PROGRAM runs in its place. */
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "stages/stage.h"
+
+#define STANDARD 9      /* argv[0] and what every stage is given */
+
+static const struct {
+    const char *program, *role, *purpose;
+} ROLES[] = {{"sluice-text", "text", "text"}, {"sluice-denoise", "denoise", "latents"}, {"sluice-decode", "decode", "frames"}};
+
+static int count_start(const char *path)
+{
+    struct stat st = {0};
+    int fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+    if (fd < 0 || write(fd, ".", 1) != 1 || fstat(fd, &st)) exit(1);
+    close(fd);
+    return (int)st.st_size;
+}
+
+/* Wait for the job; then fill a slot of the receiver, if asked, and die. */
+static void die_at_work(int argc, char **argv, const char *role, const char *purpose, bool sealed)
+{
+    sl_stage *st = NULL;
+    sl_err err = {0};
+    sl_msg msg;
+    sl_pool *pool = NULL;
+    sl_lease *lease = NULL;
+    sl_tensor t;
+    sl_ticket ticket;
+    if (sl_stage_open(&st, role, argc, argv, &err)) exit(sl_stage_exit(&st, &err));
+    sl_stage_ready(st, sl_now_ns(), 0, 0);
+    do
+        if (sl_stage_next(st, false, &msg, &err)) exit(sl_stage_exit(&st, &err));
+    while (msg.type != SL_MSG_JOB);
+    if (sealed) {
+        while (sl_stage_send_pool(st, purpose, &pool, &err)) usleep(1000);      /* it may not be there yet */
+        if (sl_lease_reserve(&lease, pool, 5000, &err) || sl_lease_add(lease, "lost", SL_U8, 1, (int64_t[]){1}, &t, &err) ||
+            sl_lease_seal(lease, NULL, &ticket, &err))
+            exit(sl_stage_exit(&st, &err));
+    }
+    raise(SIGKILL);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc != STANDARD + 4) {
+        fprintf(stderr, "helper_dies: want MODE TIMES COUNTER PROGRAM behind a stage's arguments\n");
+        return 2;
+    }
+    const char *mode = argv[STANDARD], *program = argv[STANDARD + 3], *name = strrchr(program, '/');
+    int times = (int)strtol(argv[STANDARD + 1], NULL, 10), start = count_start(argv[STANDARD + 2]);
+    argv[STANDARD] = NULL;
+    if (start <= times && !strcmp(mode, "start")) raise(SIGKILL);
+    for (size_t i = 0; start <= times && i < sizeof ROLES / sizeof *ROLES; i++)
+        if (name && !strcmp(name + 1, ROLES[i].program)) die_at_work(STANDARD, argv, ROLES[i].role, ROLES[i].purpose, !strcmp(mode, "sealed"));
+    argv[0] = (char *)program;
+    execv(program, argv);
+    perror(program);
+    return 1;
+}
