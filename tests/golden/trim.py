@@ -3,7 +3,7 @@
 
 Kept of a transformer: everything but the blocks after block 0 (config.json then says num_layers 1). Kept of a case: what lies inside
 the first forward up to block 0, its inputs, and the prompt's embedding `embed.0`. The whole folders are checked by
-`test_denoise_golden FROM`. Needs nothing but Python."""
+`test_denoise_golden FROM`. Of tiny-i2v, everything is here but the cases' float `frames` (`frames.u8` says the same at 8 bits): 2 MB. Needs nothing but Python."""
 import json, os, struct, sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -44,3 +44,7 @@ for folder, case in CASES:
     figures = {k: v for k, v in read(os.path.join(src, case + ".safetensors")).items() if k.startswith(KEEP)}
     figures["embed.0"] = read(os.path.join(src, "text.safetensors"))["embed.0"]
     write(os.path.join(dst, "case.safetensors"), figures)
+
+for case in ("i2v-96x64x9", "i2v-96x64x9-fbcache", "i2v-64x96x13-nocfg"):
+    write(os.path.join(HERE, "tiny-i2v", case + ".safetensors"),
+          {k: v for k, v in read(os.path.join(sys.argv[1], "tiny-i2v", case + ".safetensors")).items() if k != "frames"})
