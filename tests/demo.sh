@@ -5,24 +5,21 @@
 set -u
 cd "$(dirname "$0")/.." || exit 2
 width=320 height=192 frames=33 fps=16
-golden=tests/golden/tiny-i2v model=models/demo image=
+golden=tests/golden/tiny-i2v model=models/demo
 
 fail() { echo "demo: $*" >&2; exit 1; }
 
 # The trained model if all of it is here, else the random one of the tests: the same path through the programs, a video of noise.
+guidance=1 image=tests/demo-model/pictures/picosdeeuropa.jpg
 for part in transformer vae text_encoder image_encoder; do
     ls $model/$part/*.safetensors >/dev/null 2>&1 || { model=$golden/model image=$golden/i2v-96x64x9.png; break; }
 done
-for file in models/demo/*.{png,jpg,webp} tests/demo-model/pictures/*.{png,jpg,webp} $golden/i2v-96x64x9.png; do
-    [ -z "$image" ] && [ -f "$file" ] && image=$file
-done
-prompt='The camera slowly zooms in.'
-[ -f models/demo/prompt.txt ] && prompt=$(cat models/demo/prompt.txt)
+prompt='The camera pans slowly to the left.'
 image=${DEMO_IMAGE:-$image} prompt=${DEMO_PROMPT:-$prompt}
 
 rm -f demo.mp4 demo.json demo.png
 echo "model $model, picture $image, prompt \"$prompt\""
-"${SLUICE_BIN:-bin}/sluice" run --model $model --image "$image" --prompt "$prompt" --width $width --height $height --frames $frames --fps $fps --steps 12 \
+"${SLUICE_BIN:-bin}/sluice" run --model $model --image "$image" --prompt "$prompt" --width $width --height $height --frames $frames --fps $fps --steps 12 --guidance $guidance \
     --seed 1 -o demo.mp4 --json demo.json || fail "sluice run ended with status $?"
 
 pick=
