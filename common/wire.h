@@ -36,7 +36,7 @@
 #define WIRE_SPAN(F)      F(u64, job) F(str16, stage) F(u32, kind) F(i64, t0_ns) F(i64, t1_ns)
 #define WIRE_CHUNK(F)     F(u64, job) F(u32, attempt) F(u32, index) F(u32, chunks) F(u32, frames) F(ticket, rgb)
 #define WIRE_SPOOLED(F)   F(u64, job) F(u32, attempt) F(str16, name) F(i32, code)
-#define WIRE_DONE(F)      F(u64, job) F(u32, attempt) F(u32, tickets) F(ticket, out) F(u64, peak_bytes) F(u64, bytes)
+#define WIRE_DONE(F)      F(u64, job) F(u32, attempt) F(u32, tickets) F(ticket, out) F(u64, peak_bytes) F(u64, arena_bytes) F(u64, bytes)
 #define WIRE_FAILED(F)    F(u64, job) F(u32, attempt) F(i32, code) F(text, message)
 #define WIRE_HEARTBEAT(F) F(u64, job) F(u64, beats)
 #define WIRE_CANCEL(F)    F(u64, job) F(u32, attempt)
@@ -46,7 +46,8 @@
 #define WIRE_DRAIN(F)     F(u32, why)
 #define WIRE_SUBMIT(F)    F(u64, job) F(dir, dir)
 #define WIRE_ACCEPTED(F)  F(u64, job)
-#define WIRE_STAGE(F)     F(str16, stage) F(str16, event) F(i32, pid) F(str64, device) F(f64, load_s) F(u64, weight_bytes) F(u64, peak_bytes) F(u64, job)
+#define WIRE_STAGE(F)     F(str16, stage) F(str16, event) F(i32, pid) F(str64, device) F(f64, load_s) F(u64, weight_bytes) F(u64, peak_bytes) \
+                          F(u64, arena_bytes) F(u64, job)
 #define WIRE_FINISHED(F)  F(u64, job) F(i32, code) F(text, message) F(u64, bytes)
 
 #define WIRE_ALL(M)                                                                                                                     \

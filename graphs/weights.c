@@ -32,8 +32,10 @@ struct sl_loader {
     char *slab;                 /* the last slab: NULL when nothing is really taken */
     size_t slab_left;
     void *stage;                /* STAGE elements of up to 4 bytes, host */
-    size_t bytes;
+    size_t bytes, mapped;
     int64_t parameters;
+    sl_weight_fn *watch;        /* may be NULL */
+    void *watch_user;
     char **findings;
     int finding_count;
     bool finished;              /* the left-over tensors are among the findings */
@@ -323,7 +325,7 @@ static void conv_weight(sl_loader *l, sl_tensor *out, const source *s)
 /* May the tensor stay where the file is mapped? Matrices as stored; large F32 tables as well. */
 static bool stays_mapped(const sl_loader *l, const sl_tensor *t, sl_weight_kind kind, const source *s)
 {
-    if (!l->st || !on_host(l) || (uintptr_t)s->data % sl_dtype_size(s->dtype)) return false;
+    if (!on_host(l) || (uintptr_t)s->data % sl_dtype_size(s->dtype)) return false;
     return kind == SL_W_MATRIX || (kind == SL_W_FLOAT && s->dtype == SL_F32 && sl_bytes(t) > SLAB / 4);
 }
 
@@ -332,7 +334,9 @@ static void plain_weight(sl_loader *l, sl_tensor *out, sl_weight_kind kind, cons
     sl_dtype dtype = kind == SL_W_FLOAT ? SL_F32 : l->ctx->ops->act;
     if (kind == SL_W_MATRIX && l->st && on_host(l)) dtype = s->dtype;
     *out = sl_view(NULL, dtype, out->rank, out->shape);
-    if (stays_mapped(l, out, kind, s)) {
+    bool mapped = stays_mapped(l, out, kind, s);
+    if (mapped && (l->st || l->mode == PLAN)) l->mapped += sl_bytes(out);
+    if (mapped && l->st) {
         l->bytes += sl_bytes(out);
         if (!dry(l)) out->data = (void *)(uintptr_t)s->data;    /* read-only, as all weights */
         return;
@@ -372,6 +376,7 @@ void sl_weight(sl_loader *l, sl_tensor *out, sl_weight_kind kind, int rank, cons
         const sl_st_entry *entry = look_up(l, out, name);
         if (!entry) return;
         s = (source){.data = entry->t.data, .dtype = entry->t.dtype};
+        if (l->watch) l->watch(l->watch_user, entry->name, &entry->t);
     } else if (l->mode == RANDOM) s = random_source(l, out, kind, name);
     if (kind == SL_W_CONV) conv_weight(l, out, &s);
     else plain_weight(l, out, kind, &s);
@@ -389,6 +394,20 @@ void sl_weight_skip(sl_loader *l, const char *fmt, ...)
     va_end(ap);
     const sl_st_entry *e = sl_st_find(l->st, name);
     if (e) l->seen[e - sl_st_at(l->st, 0)] = SKIPPED;
+}
+
+void sl_loader_watch(sl_loader *l, sl_weight_fn *fn, void *user)
+{
+    l->watch = fn;
+    l->watch_user = user;
+}
+
+void sl_loader_rest(const sl_loader *l, sl_weight_fn *fn, void *user)
+{
+    for (int i = 0; l->st && i < sl_st_size(l->st); i++) {
+        const sl_st_entry *e = sl_st_at(l->st, i);
+        if (l->seen[i] == UNSEEN) fn(user, e->name, &e->t);
+    }
 }
 
 bool sl_loader_has(const sl_loader *l, const char *name)
@@ -425,6 +444,11 @@ int sl_loader_unused(const sl_loader *l)
 size_t sl_loader_bytes(const sl_loader *l)
 {
     return l->bytes;
+}
+
+size_t sl_loader_mapped(const sl_loader *l)
+{
+    return l->mapped;
 }
 
 int64_t sl_loader_parameters(const sl_loader *l)

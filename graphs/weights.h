@@ -1,10 +1,11 @@
-/* weights.h - one list of tensors per network, used four ways.
+/* weights.h - one list of tensors per network, used five ways.
  *
  * A network's load function names each tensor once, with its shape, through sl_weight(). The loader behind it
  *   - reads a checkpoint component (sl_loader_file): checks dtype and shape, keeps or converts into what the device wants;
  *   - only counts bytes (sl_loader_plan), for `sluice plan`;
  *   - fills with random numbers of the right scale (sl_loader_random), for benchmarks at sizes whose weights are not here;
- *   - collects what is missing, misshapen or left over (sl_loader_inspect), for `sluice inspect`.
+ *   - collects what is missing, misshapen or left over (sl_loader_inspect), for `sluice inspect`;
+ *   - and tells of each as it is asked for (sl_loader_watch), for `sluice pack`.
  * Errors are sticky in the loader: the first is returned by sl_loader_finish, with the tensor's name and both shapes.
  * On the CPU, matrices whose bytes are aligned stay mapped as stored (F32, BF16, F16): nothing is copied, and processes share
  * the page cache; vectors become F32; convolutions are packed. On a device with BF16 activations matrices and vectors become BF16.
@@ -35,6 +36,14 @@ sl_code sl_loader_random(sl_loader **out, sl_ctx *ctx, uint64_t seed, const char
 sl_code sl_loader_inspect(sl_loader **out, sl_ctx *ctx, const char *dir, const char *stem, const char *label, sl_err *err);
 void sl_loader_close(sl_loader **l);
 
+/* From now on call fn for each tensor that a network asks for and the checkpoint holds as it should, in that order. `stored` is as
+ * in the file: a mapped view, which lives as long as the loader; so does the name. */
+typedef void sl_weight_fn(void *user, const char *name, const sl_tensor *stored);
+void sl_loader_watch(sl_loader *l, sl_weight_fn *fn, void *user);
+/* The tensors that nobody asked for or skipped, likewise, in the order of names: what a copy must keep so that other programs can
+ * read it. `stored` has rank 0 if its dtype is no sl_dtype. */
+void sl_loader_rest(const sl_loader *l, sl_weight_fn *fn, void *user);
+
 /* Want tensor `name` (a printf format) of this shape. *out: the tensor in device form, data owned by the loader (NULL when planning
  * or inspecting). A convolution of rank 4 comes out with rank 5. Errors (kept): SL_SHAPE missing, misshapen, no float; SL_NOMEM. */
 void sl_weight(sl_loader *l, sl_tensor *out, sl_weight_kind kind, int rank, const int64_t *shape, const char *name, ...)
@@ -50,6 +59,9 @@ bool sl_loader_has(const sl_loader *l, const char *name);
 sl_code sl_loader_finish(sl_loader *l, sl_err *err);
 int sl_loader_unused(const sl_loader *l);                       /* how many; inspect lists them */
 size_t sl_loader_bytes(const sl_loader *l);                     /* device memory taken (or planned), mapped weights counted */
+/* Of these, what stays mapped from the file and is no memory of this process (on the CPU). When planning without a checkpoint: what
+ * would, if it held the activations' dtype. */
+size_t sl_loader_mapped(const sl_loader *l);
 int64_t sl_loader_parameters(const sl_loader *l);
 
 /* inspect, after sl_loader_finish: the findings, one line each ("missing blocks.0.attn1.to_q.weight [256, 256]", "misshapen NAME

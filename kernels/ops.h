@@ -59,6 +59,8 @@ typedef struct {
 /* ---- context and memory ------------------------------------------------------------------------ */
 
 extern const sl_ops sl_ops_cpu, sl_ops_plan;
+/* The plan body of the device whose table this is: its activations' dtype and its sizes, no work. sl_ops_plan is the CPU's. */
+sl_ops sl_ops_plan_of(const sl_ops *device);
 
 /* A context on `ops` with an arena of `arena_bytes` (0: none yet). Owns the arena; sl_ctx_close frees it
  * and may be called on a zeroed or closed ctx. Errors: SL_NOMEM naming bytes wanted. */

@@ -7,3 +7,8 @@ const sl_ops sl_ops_plan = {
     .plan = true,
     .packed_conv_bytes = sl_cpu_packed_conv_bytes, /* for whoever counts the bytes of weights */
 };
+
+sl_ops sl_ops_plan_of(const sl_ops *device)
+{
+    return (sl_ops){.name = "plan", .act = device->act, .plan = true, .packed_conv_bytes = device->packed_conv_bytes};
+}

@@ -549,10 +549,11 @@ void sl_stage_progress(sl_stage *st, const sl_msg_job *job, int done, int total,
     sl_stage_send(st, &m);
 }
 
-void sl_stage_done(sl_stage *st, const sl_msg_job *job, const sl_ticket *out, size_t peak_bytes, uint64_t bytes)
+void sl_stage_done(sl_stage *st, const sl_msg_job *job, const sl_ticket *out, size_t arena_bytes, uint64_t bytes)
 {
     sl_msg m = {.type = SL_MSG_DONE};
-    m.done = (sl_msg_done){.job = job->job, .attempt = job->attempt, .tickets = out != NULL, .peak_bytes = peak_bytes, .bytes = bytes};
+    m.done = (sl_msg_done){.job = job->job, .attempt = job->attempt, .tickets = out != NULL, .peak_bytes = sl_stage_peak_bytes(),
+                           .arena_bytes = arena_bytes, .bytes = bytes};
     if (out) m.done.out = *out;
     sl_stage_begin(st, 0, 0);
     sl_stage_send(st, &m);

@@ -51,7 +51,8 @@ const volatile int *sl_stage_cancel_flag(const sl_stage *st);   /* for sl_ctx.ca
 void sl_stage_send(sl_stage *st, const sl_msg *msg);            /* queued; never blocks, never fails */
 void sl_stage_span(sl_stage *st, uint64_t job, sl_span_kind kind, int64_t t0_ns);   /* from t0 until now */
 void sl_stage_progress(sl_stage *st, const sl_msg_job *job, int done, int total, double seconds);
-void sl_stage_done(sl_stage *st, const sl_msg_job *job, const sl_ticket *out, size_t peak_bytes, uint64_t bytes); /* out may be NULL */
+/* out may be NULL; arena_bytes: the most that the arena has held; bytes: of the finished file. */
+void sl_stage_done(sl_stage *st, const sl_msg_job *job, const sl_ticket *out, size_t arena_bytes, uint64_t bytes);
 void sl_stage_failed(sl_stage *st, const sl_msg_job *job, const sl_err *err);
 
 /* Write tensors (host, copied now) to DIR/NAME.safetensors in the background; then SPOOLED is sent, if `announce`. Without memory or disk: a

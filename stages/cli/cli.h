@@ -65,7 +65,7 @@ typedef struct {
     char message[SL_TEXT];
     uint64_t bytes;
     step_record *steps;                 /* spec.steps of them */
-    uint64_t peak_bytes[SL_ROLE_COUNT];
+    uint64_t peak_bytes[SL_ROLE_COUNT], arena_bytes[SL_ROLE_COUNT];
 } job_record;
 
 typedef struct {

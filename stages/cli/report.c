@@ -63,6 +63,7 @@ void report_message(report *r, const sl_msg *m)
         snprintf(r->device[role], sizeof r->device[role], "%s", m->stage.device);
         if (m->stage.weight_bytes) r->weight_bytes[role] = m->stage.weight_bytes;
         if (j && m->stage.peak_bytes > j->peak_bytes[role]) j->peak_bytes[role] = m->stage.peak_bytes;
+        if (j && m->stage.arena_bytes > j->arena_bytes[role]) j->arena_bytes[role] = m->stage.arena_bytes;
         if (!strcmp(m->stage.event, "ended")) r->restarts++;
     }
 }
@@ -127,10 +128,11 @@ static json_t *job_json(const report *r, const job_record *j)
     for (int i = 0; i < SL_ROLE_COUNT; i++) {
         if (!*r->device[i]) continue;
         json_object_set_new(stages, sl_role_name((sl_role)i),
-                            json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:s, s:I, s:I}", "queued", t.sums[i][SL_SPAN_QUEUE], "loading",
+                            json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:s, s:I, s:I, s:I}", "queued", t.sums[i][SL_SPAN_QUEUE], "loading",
                                       t.sums[i][SL_SPAN_START] + t.sums[i][SL_SPAN_LOAD], "computing", t.sums[i][SL_SPAN_COMPUTE], "handing_over",
                                       t.sums[i][SL_SPAN_HANDOVER], "waiting", t.sums[i][SL_SPAN_WAIT], "spooling", t.sums[i][SL_SPAN_SPOOL], "device",
-                                      r->device[i], "peak_bytes", (json_int_t)j->peak_bytes[i], "weight_bytes", (json_int_t)r->weight_bytes[i]));
+                                      r->device[i], "peak_bytes", (json_int_t)j->peak_bytes[i], "arena_bytes",
+                                      (json_int_t)j->arena_bytes[i], "weight_bytes", (json_int_t)r->weight_bytes[i]));
     }
     for (int i = 0; i < s->steps; i++)
         json_array_append_new(steps, json_pack("{s:f, s:o, s:o}", "seconds", j->steps[i].seconds, "cond", branch(j->steps[i].cond_computed, j->steps[i].cond_metric),

@@ -5,8 +5,7 @@
 #include "common/log.h"
 #include "graphs/vae.h"
 #include "stages/network.h"
-
-#define CHUNK_LATENTS 1     /* latent frames a chunk: 4 frames of video (1 in the first) */
+#include "stages/sizes.h"
 
 typedef struct {
     sl_stage *st;
@@ -21,7 +20,7 @@ static sl_code decode_open(decode_stage *s, sl_err *err)
     const sl_conf *conf = sl_stage_conf(s->st);
     const sl_conf_stage *me = sl_conf_find(conf, SL_ROLE_DECODE);
     const sl_model *model = sl_stage_model(s->st);
-    size_t bytes = (size_t)(conf->limits.pixels / 64 * ((conf->limits.frames - 1) / 4 + 1) * model->vae.z) * 4 + 4096;
+    size_t bytes = sl_slot_bytes(model, "latents", conf->limits.pixels, conf->limits.frames);
     int64_t t0 = sl_now_ns();
     const sl_ops *ops;
     sl_code rc;
@@ -59,27 +58,11 @@ static sl_code read_latents(decode_stage *s, const sl_msg_job *msg, const sl_job
 }
 
 /* Arena for one chunk, and memory for the video's caches: both from the arena, the caches at its bottom. */
-static sl_code size_arena(decode_stage *s, const sl_job *job, int t, sl_err *err)
+static sl_code size_arena(decode_stage *s, const sl_job *job, sl_err *err)
 {
-    sl_ctx plan = {0};
-    int h = job->height, w = job->width, z = sl_stage_model(s->st)->vae.z;
-    sl_code rc = sl_ctx_open(&plan, &sl_ops_plan, 0, err);
-    if (rc) return rc;
-    sl_tensor caches = sl_new1(&plan, SL_U8, (int64_t)sl_vae_decode_bytes(&plan, s->vae, h, w));
-    sl_vae_decode *d = sl_vae_decode_start(&plan, s->vae, h, w, caches.data);
-    for (int i = 0; i < t && i < 3 && d; i++) {         /* the first chunks differ; the third is like all that follow */
-        size_t mark = sl_mark(&plan);
-        sl_tensor floats = sl_new4(&plan, sl_act(&s->ctx), sl_vae_frames_of(d, CHUNK_LATENTS), h, w, 3);
-        sl_tensor rgb = sl_new4(&plan, SL_U8, sl_vae_frames_of(d, CHUNK_LATENTS), h, w, 3);
-        sl_tensor latents = sl_new4(&plan, SL_F32, z, CHUNK_LATENTS, h / 8, w / 8);
-        sl_vae_decode_chunk(&plan, d, &rgb, &floats, &latents);
-        sl_release(&plan, mark);
-    }
-    sl_vae_decode_free(&d);
-    size_t bytes = plan.arena_peak;
-    if (!(rc = sl_ctx_error(&plan, err))) rc = sl_ctx_reserve(&s->ctx, bytes, err);
-    sl_ctx_close(&plan);
-    return rc;
+    sl_arena arena;
+    sl_code rc = sl_arena_decode(&arena, s->ctx.ops, &sl_stage_model(s->st)->vae, s->vae, job, err);
+    return rc ? rc : sl_ctx_reserve(&s->ctx, arena.peak, err);
 }
 
 /* A free slot of the receiver, however long it takes it to free one (back-pressure): until cancelled, or the receiver is gone. */
@@ -146,8 +129,8 @@ static sl_code decode_chunk(decode_stage *s, const sl_msg_job *msg, const sl_job
     sl_stage_span(s->st, msg->job, SL_SPAN_COMPUTE, t0);
 
     t0 = sl_now_ns();
-    chunk.chunk = (sl_msg_chunk){.job = msg->job, .attempt = msg->attempt, .index = (uint32_t)(at / CHUNK_LATENTS),
-                                 .chunks = (uint32_t)((t + CHUNK_LATENTS - 1) / CHUNK_LATENTS), .frames = (uint32_t)frames};
+    chunk.chunk = (sl_msg_chunk){.job = msg->job, .attempt = msg->attempt, .index = (uint32_t)(at / SL_CHUNK_LATENTS),
+                                 .chunks = (uint32_t)((t + SL_CHUNK_LATENTS - 1) / SL_CHUNK_LATENTS), .frames = (uint32_t)frames};
     if ((rc = sl_lease_seal(lease, NULL, &chunk.chunk.rgb, err))) goto done;
     sl_stage_send(s->st, &chunk);
     sl_stage_span(s->st, msg->job, SL_SPAN_HANDOVER, t0);
@@ -164,18 +147,18 @@ static sl_code decode_job(decode_stage *s, const sl_msg_job *msg, const sl_job *
     sl_vae_decode *d = NULL;
     int64_t t0 = sl_now_ns();
     sl_code rc;
-    if ((rc = read_latents(s, msg, job, &latents, err)) || (rc = size_arena(s, job, t, err))) goto done;
+    if ((rc = read_latents(s, msg, job, &latents, err)) || (rc = size_arena(s, job, err))) goto done;
     sl_stage_span(s->st, msg->job, SL_SPAN_HANDOVER, t0);
     sl_tensor caches = sl_new1(&s->ctx, SL_U8, (int64_t)sl_vae_decode_bytes(&s->ctx, s->vae, job->height, job->width));
     d = sl_vae_decode_start(&s->ctx, s->vae, job->height, job->width, caches.data);
     if (!d) rc = sl_ctx_error(&s->ctx, err);
-    for (int at = 0; at < t && !rc; at += CHUNK_LATENTS) {
+    for (int at = 0; at < t && !rc; at += SL_CHUNK_LATENTS) {
         int64_t begun = sl_now_ns();
-        int n = t - at < CHUNK_LATENTS ? t - at : CHUNK_LATENTS;
+        int n = t - at < SL_CHUNK_LATENTS ? t - at : SL_CHUNK_LATENTS;
         if ((rc = decode_chunk(s, msg, job, d, latents, at, n, t, err))) break;
         sl_stage_progress(s->st, msg, at + n, t, (double)(sl_now_ns() - begun) * 1e-9);
     }
-    if (!rc) sl_stage_done(s->st, msg, NULL, sl_stage_peak_bytes(), 0);
+    if (!rc) sl_stage_done(s->st, msg, NULL, s->ctx.arena_peak, 0);
 done:
     sl_vae_decode_free(&d);
     sl_ctx_error(&s->ctx, NULL);    /* empties the arena */

@@ -19,7 +19,7 @@ sl_code denoiser_open(denoiser *d, sl_pool **text, sl_pool **image, sl_err *err)
     static const char *const NAMES[EXPERTS] = {"transformer", "transformer_2"};
     const sl_conf *conf = sl_stage_conf(d->st);
     const sl_conf_stage *me = sl_conf_find(conf, SL_ROLE_DENOISE);
-    int64_t t0 = sl_now_ns(), latent = conf->limits.pixels / 64 * ((conf->limits.frames - 1) / 4 + 1);
+    int64_t t0 = sl_now_ns();
     int slots = me ? me->slots : 2;
     size_t bytes = 0;
     const sl_ops *ops;
@@ -28,13 +28,10 @@ sl_code denoiser_open(denoiser *d, sl_pool **text, sl_pool **image, sl_err *err)
     if ((rc = sl_stage_ops(d->st, &ops, err)) || (rc = sl_ctx_open(&d->ctx, ops, 0, err))) return rc;
 
     /* slots hold the longest prompt's cond and uncond, and the largest picture's clip and condition, float32 */
-    size_t text_bytes = (size_t)2 * SL_TEXT_TOKENS * (size_t)d->model->dit[0].text_dim * 4 + 4096;
+    size_t text_bytes = sl_slot_bytes(d->model, "text", conf->limits.pixels, conf->limits.frames);
+    size_t image_bytes = sl_slot_bytes(d->model, "image", conf->limits.pixels, conf->limits.frames);
     if ((rc = sl_stage_receive_pool(d->st, "text", slots, text_bytes, text, err))) return rc;
-    if (d->model->takes_image) {
-        size_t image_bytes = (size_t)(latent * (d->model->dit[0].in_channels - d->model->dit[0].out_channels)) * 4 +
-                             (size_t)2 * 257 * (size_t)d->model->dit[0].image_dim * 4 + 8192;
-        if ((rc = sl_stage_receive_pool(d->st, "image", slots, image_bytes, image, err))) return rc;
-    }
+    if (d->model->takes_image && (rc = sl_stage_receive_pool(d->st, "image", slots, image_bytes, image, err))) return rc;
     for (int e = 0; e < d->model->experts; e++) {
         if ((rc = sl_network_open(&d->loaders[e], d->st, &d->ctx, NAMES[e], "diffusion_pytorch_model", err))) return rc;
         if (!(d->dit[e] = sl_dit_new(&d->model->dit[e], d->loaders[e]))) return sl_fail(err, SL_NOMEM, "%s: no memory", NAMES[e]);
@@ -71,88 +68,9 @@ static void tap(void *user, sl_ctx *ctx, const char *name, const sl_tensor *t)
     free(host.data);
 }
 
-/* ---- memory ---- */
-
 static int branches(const denoise_run *r)
 {
-    return r->cfg ? 2 : 1;
-}
-
-static void *bytes_of(sl_ctx *ctx, size_t n)
-{
-    return sl_new1(ctx, SL_U8, (int64_t)n).data;
-}
-
-/* denoise.rope = "bfloat16": the tables rounded as they are in a model that was cast as a whole, rotary buffers and all. */
-static void round_rope(sl_ctx *ctx, const sl_dit_rope *rope)
-{
-    const sl_tensor *tables[] = {&rope->cos, &rope->sin};
-    for (int i = 0; i < 2; i++) {
-        int64_t n = sl_count(tables[i]);
-        float *x = malloc((size_t)n * sizeof *x + 1);
-        if (!x) {
-            sl_ctx_fail(ctx, SL_NOMEM, "denoise: no memory for a rotary table");
-            return;
-        }
-        sl_download(ctx, x, tables[i]);
-        for (int64_t k = 0; k < n && sl_ok(ctx); k++) x[k] = sl_from_bf16(sl_to_bf16(x[k]));
-        sl_upload(ctx, tables[i], x);
-        free(x);
-    }
-}
-
-/* Take everything the job keeps over its steps. Contexts are made by the caller's inputs; here only their memory. */
-static void take_memory(denoise_run *r, sl_ctx *ctx, denoise_memory *m, void *context_memory[EXPERTS][BRANCHES], int image_tokens)
-{
-    const sl_dit_config *c = &r->d->model->dit[0];
-    int t = (int)r->shape[1], h = (int)r->shape[2], w = (int)r->shape[3];
-    int64_t tokens = (int64_t)t * (h / 2) * (w / 2);
-    int extra = c->in_channels - c->out_channels;
-    memset(m, 0, sizeof *m);
-    if (extra) m->condition = sl_new4(ctx, SL_F32, extra, t, h, w);
-    for (int b = 0; b < branches(r); b++) m->v[b] = sl_new4(ctx, sl_act(ctx), r->shape[0], t, h, w);
-    sl_sampler_init(&m->sampler, &r->schedule, bytes_of(ctx, sl_sampler_bytes(r->shape)), r->shape);
-    sl_dit_rope_make(ctx, r->d->dit[0], &m->rope, bytes_of(ctx, sl_dit_rope_bytes(r->d->dit[0], t, h / 2, w / 2)), t, h / 2, w / 2);
-    if (!strcmp(sl_stage_conf(r->d->st)->denoise.rope, "bfloat16") && !ctx->ops->plan) round_rope(ctx, &m->rope);
-    for (int e = 0; e < r->d->model->experts; e++) {
-        sl_dit *dit = r->d->dit[e];
-        ctx->tap = e == 0 && *r->tap_dir && !ctx->ops->plan ? tap : NULL;
-        void *times = bytes_of(ctx, sl_dit_times_bytes(ctx, dit, r->schedule.steps));
-        sl_dit_times_make(ctx, dit, &m->times[e], times, r->schedule.timesteps, r->schedule.steps);
-        for (int b = 0; b < branches(r); b++) {
-            context_memory[e][b] = bytes_of(ctx, sl_dit_context_bytes(ctx, dit, image_tokens));
-            if (r->job->fbcache > 0) {
-                sl_fbcache_rules rules = {.threshold = (float)r->job->fbcache, .warmup = r->job->fbcache_warmup,
-                                          .max_hits = r->job->fbcache_max_hits, .final = r->job->fbcache_final};
-                sl_fbcache_init(ctx, &m->cache[e][b], &rules, bytes_of(ctx, sl_fbcache_bytes(ctx, tokens, c->dim)), tokens, c->dim);
-            }
-        }
-    }
-}
-
-/* Run the whole job's shapes through the plan body: how many bytes the arena must have. */
-static sl_code plan_arena(denoise_run *r, int image_tokens, size_t *bytes, sl_err *err)
-{
-    sl_ctx plan = {0};
-    denoise_memory m;
-    void *context_memory[EXPERTS][BRANCHES];
-    const sl_dit_config *c = &r->d->model->dit[0];
-    sl_code rc = sl_ctx_open(&plan, &sl_ops_plan, 0, err);
-    if (rc) return rc;
-    take_memory(r, &plan, &m, context_memory, image_tokens);
-    for (int e = 0; e < r->d->model->experts; e++) {
-        size_t mark = sl_mark(&plan);
-        sl_tensor text = sl_new2(&plan, sl_act(&r->d->ctx), SL_TEXT_TOKENS, c->text_dim);
-        sl_tensor image = sl_new2(&plan, sl_act(&r->d->ctx), image_tokens, c->image_dim);
-        sl_dit_context_make(&plan, r->d->dit[e], &m.context[e][0], context_memory[e][0], &text, image_tokens ? &image : NULL);
-        sl_release(&plan, mark);
-        sl_dit_forward(&plan, r->d->dit[e], &m.v[0], &m.sampler.x, c->in_channels > c->out_channels ? &m.condition : NULL, &m.times[e], 0,
-                       &m.rope, &m.context[e][0], r->job->fbcache > 0 ? &m.cache[e][0] : NULL, NULL);
-    }
-    *bytes = plan.arena_peak;
-    rc = sl_ctx_error(&plan, err);
-    sl_ctx_close(&plan);
-    return rc;
+    return denoise_branches(r->job);
 }
 
 /* ---- state: what a killed denoiser goes on from ----
@@ -260,14 +178,13 @@ static sl_code read_inputs(denoise_run *r, inputs *in, const sl_lease *text, con
         rc = sl_network_input(&in->text[b], text, text_file, NAMES[b], 2, (int64_t[]){SL_TEXT_TOKENS, c->text_dim}, err);
     if (!rc && extra) rc = sl_network_input(&in->condition, image, image_file, "condition", 4, (int64_t[]){extra, r->shape[1], r->shape[2], r->shape[3]}, err);
     if (!rc && c->image_dim) {
-        int64_t side = r->d->model->clip.image / r->d->model->clip.patch;
-        in->image_tokens = (int)(side * side + 1) * (r->d->model->takes_last_image && *r->job->last_image ? 2 : 1);
+        in->image_tokens = sl_image_tokens(r->d->model, r->job);
         rc = sl_network_input(&in->clip, image, image_file, "clip", 2, (int64_t[]){in->image_tokens, c->image_dim}, err);
     }
     return rc;
 }
 
-static void make_contexts(denoise_run *r, const inputs *in, void *context_memory[EXPERTS][BRANCHES])
+static void make_contexts(denoise_run *r, const inputs *in)
 {
     sl_ctx *ctx = &r->d->ctx;
     const sl_dit_config *c = &r->d->model->dit[0];
@@ -279,7 +196,7 @@ static void make_contexts(denoise_run *r, const inputs *in, void *context_memory
             sl_network_upload(ctx, &text, in->text[b]);
             if (in->clip) sl_network_upload(ctx, &image, in->clip);
             ctx->tap = e == 0 && b == 0 && *r->tap_dir ? tap : NULL;
-            sl_dit_context_make(ctx, r->d->dit[e], &r->mem.context[e][b], context_memory[e][b], &text, in->clip ? &image : NULL);
+            sl_dit_context_make(ctx, r->d->dit[e], &r->mem.context[e][b], r->mem.context_memory[e][b], &text, in->clip ? &image : NULL);
             ctx->tap = NULL;
             sl_release(ctx, mark);
         }
@@ -289,15 +206,13 @@ sl_code denoise_start(denoise_run *r, denoiser *d, const sl_msg_job *msg, const 
                       const sl_lease *image, const sl_st *image_file, sl_err *err)
 {
     sl_ctx *ctx = &d->ctx;
-    void *context_memory[EXPERTS][BRANCHES];
+    sl_arena arena;
     inputs in = {0};
-    size_t bytes = 0;
     int64_t t0 = sl_now_ns();
     sl_code rc;
     r->d = d, r->msg = msg, r->job = job;
-    r->cfg = job->guidance > 1;
-    r->shape[0] = d->model->dit[0].out_channels, r->shape[1] = sl_job_latent_frames(job);
-    r->shape[2] = job->height / 8, r->shape[3] = job->width / 8;
+    r->cfg = denoise_branches(job) > 1;
+    denoise_shape(d->model, job, r->shape);
     int64_t n = r->shape[0] * r->shape[1] * r->shape[2] * r->shape[3];
     sl_sampler_kind kind = strcmp(job->sampler, "euler") ? SL_SAMPLER_UNIPC : SL_SAMPLER_EULER;
     if ((rc = sl_schedule_make(&r->schedule, kind, job->steps, job->shift, err))) return rc;
@@ -315,17 +230,18 @@ sl_code denoise_start(denoise_run *r, denoiser *d, const sl_msg_job *msg, const 
             goto done;
         }
     }
-    if ((rc = plan_arena(r, in.image_tokens, &bytes, err)) || (rc = sl_ctx_reserve(ctx, bytes, err))) goto done;
+    const denoise_sizes of = {.model = d->model, .dit = d->dit, .job = job, .schedule = &r->schedule, .tap = *r->tap_dir ? tap : NULL,
+                               .round_rope = !strcmp(sl_stage_conf(d->st)->denoise.rope, "bfloat16")};
+    if ((rc = denoise_arena(&arena, ctx->ops, &of, err)) || (rc = sl_ctx_reserve(ctx, arena.peak, err))) goto done;
     ctx->tap_user = r;
-    take_memory(r, ctx, &r->mem, context_memory, in.image_tokens);
-    ctx->tap = NULL;
-    make_contexts(r, &in, context_memory);
+    denoise_take(ctx, &r->mem, &of);
+    make_contexts(r, &in);
     if (in.condition) sl_upload(ctx, &r->mem.condition, in.condition);
     r->sampler = r->mem.sampler;
     r->sampler.schedule = &r->schedule;
     sl_upload(ctx, &r->sampler.x, r->noise);
     if (!(rc = restore_state(r, err)) && !sl_ok(ctx)) rc = sl_ctx_error(ctx, err);
-    sl_log(SL_LOG_DEBUG, "job %llu: arena %.1f MB, ready in %.1f ms", (unsigned long long)msg->job, (double)bytes * 1e-6, (double)(sl_now_ns() - t0) * 1e-6);
+    sl_log(SL_LOG_DEBUG, "job %llu: arena %.1f MB, ready in %.1f ms", (unsigned long long)msg->job, (double)arena.peak * 1e-6, (double)(sl_now_ns() - t0) * 1e-6);
 done:
     for (int b = 0; b < BRANCHES; b++) free(in.text[b]);
     free(in.clip);
@@ -458,7 +374,7 @@ sl_code denoise_finish(denoise_run *r, sl_err *err)
     bool handed = sl_stage_hand_over(r->d->st, "latents", 1, HANDED, &latents, &ticket, &lost) == SL_OK;
     if (!handed) sl_log(SL_LOG_DEBUG, "job %llu goes by the spool: %s", (unsigned long long)r->msg->job, lost.msg);
     sl_stage_span(r->d->st, r->msg->job, SL_SPAN_HANDOVER, t0);
-    sl_stage_done(r->d->st, r->msg, handed ? &ticket : NULL, sl_stage_peak_bytes(), 0);
+    sl_stage_done(r->d->st, r->msg, handed ? &ticket : NULL, r->d->ctx.arena_peak, 0);
     return SL_OK;
 }
 

@@ -2,13 +2,8 @@
 #ifndef SL_DENOISE_RUN_H
 #define SL_DENOISE_RUN_H
 
-#include "graphs/fbcache.h"
-#include "graphs/unipc.h"
-#include "graphs/wan_dit.h"
+#include "stages/denoise/memory.h"
 #include "stages/network.h"
-
-#define EXPERTS 2
-#define BRANCHES 2      /* 0 cond, 1 uncond */
 
 /* What lives as long as the process: weights and a context. */
 typedef struct {
@@ -18,17 +13,6 @@ typedef struct {
     sl_loader *loaders[EXPERTS + 1];    /* NULL-ended */
     sl_dit *dit[EXPERTS];
 } denoiser;
-
-/* Device memory of one job, all from the arena: taken in this order both for real and when planning. */
-typedef struct {
-    sl_tensor condition;                        /* F32 [20, T, h/8, w/8]; rank 0 without a picture */
-    sl_tensor v[BRANCHES];                      /* model output */
-    sl_sampler sampler;
-    sl_dit_rope rope;
-    sl_dit_times times[EXPERTS];
-    sl_dit_context context[EXPERTS][BRANCHES];
-    sl_fbcache cache[EXPERTS][BRANCHES];
-} denoise_memory;
 
 typedef struct {
     denoiser *d;

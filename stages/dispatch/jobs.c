@@ -335,7 +335,7 @@ void jobs_on_spooled(dispatcher *d, peer *p, const sl_msg_spooled *m)
 void jobs_on_done(dispatcher *d, peer *p, const sl_msg_done *m)
 {
     job *j = current(d, p, m->job, m->attempt);
-    sl_msg stage = {.type = SL_MSG_STAGE, .stage = {.pid = p->pid, .peak_bytes = m->peak_bytes, .job = m->job}};
+    sl_msg stage = {.type = SL_MSG_STAGE, .stage = {.pid = p->pid, .peak_bytes = m->peak_bytes, .arena_bytes = m->arena_bytes, .job = m->job}};
     release(p, j, m->attempt);
     if (!j) {                                           /* of an attempt given up: the receiver will not hear of it otherwise */
         sl_msg discard = {.type = SL_MSG_DISCARD, .discard = {.ticket = m->out}};

@@ -7,8 +7,7 @@
 #include "graphs/clip.h"
 #include "graphs/vae.h"
 #include "stages/network.h"
-
-#define MASK_CHANNELS 4
+#include "stages/sizes.h"
 
 typedef struct {
     sl_stage *st;
@@ -82,15 +81,10 @@ static sl_code clip_tokens(image_stage *s, images *im, sl_err *err)
     const sl_clip_config *c = &sl_stage_model(s->st)->clip;
     int64_t side = c->image / c->patch, tokens = side * side + 1;
     int count = im->last.rgb ? 2 : 1;
-    sl_ctx plan = {0};
-    sl_code rc = sl_ctx_open(&plan, &sl_ops_plan, 0, err);
-    if (rc) return rc;
-    sl_tensor out = sl_new2(&plan, sl_act(&s->ctx), tokens, c->hidden);
-    sl_clip_encode(&plan, s->clip, NULL, &out);
-    size_t bytes = plan.arena_peak;
-    if (!(rc = sl_ctx_error(&plan, err))) rc = sl_ctx_reserve(&s->ctx, bytes, err);
-    sl_ctx_close(&plan);
-    if (rc) return rc;
+    sl_arena arena;
+    sl_tensor out;
+    sl_code rc = sl_arena_clip(&arena, s->ctx.ops, c, s->clip, err);
+    if (rc || (rc = sl_ctx_reserve(&s->ctx, arena.peak, err))) return rc;
 
     float *pixels = malloc((size_t)c->crop_h * (size_t)c->crop_w * 3 * sizeof(float));
     void *raw = malloc((size_t)(tokens * c->hidden) * sizeof(float));
@@ -125,7 +119,7 @@ static float *to_unit(const sl_picture *p)
 /* Mask channels: M[j][t] says whether (repeated) frame 4t + j is given. Spec 3.6. */
 static void fill_mask(float *mask, int t, int64_t plane, bool last)
 {
-    for (int j = 0; j < MASK_CHANNELS; j++)
+    for (int j = 0; j < SL_MASK_CHANNELS; j++)
         for (int k = 0; k < t; k++)
             for (int64_t i = 0; i < plane; i++) mask[(j * t + k) * plane + i] = k == 0 || (last && k == t - 1 && j == 3) ? 1.0f : 0.0f;
 }
@@ -135,27 +129,22 @@ static sl_code condition(image_stage *s, images *im, const sl_job *job, sl_err *
     int t = sl_job_latent_frames(job), h = job->height, w = job->width, z = sl_stage_model(s->st)->vae.z;
     int64_t plane = (int64_t)(h / 8) * (w / 8);
     float *first = to_unit(&im->first), *last = im->last.rgb ? to_unit(&im->last) : NULL;
-    sl_ctx plan = {0};
+    sl_arena arena;
     sl_code rc = SL_OK;
-    im->condition = malloc((size_t)((MASK_CHANNELS + z) * t * plane) * sizeof(float));
+    im->condition = malloc((size_t)((SL_MASK_CHANNELS + z) * t * plane) * sizeof(float));
     if (!first || (im->last.rgb && !last) || !im->condition) rc = sl_fail(err, SL_NOMEM, "condition: no memory");
-    if (!rc && !(rc = sl_ctx_open(&plan, &sl_ops_plan, 0, err))) {
-        sl_tensor out = sl_new4(&plan, SL_F32, z, t, h / 8, w / 8);
-        sl_vae_encode_condition(&plan, s->vae, &out, first, last, job->frames, h, w, NULL);
-        size_t bytes = plan.arena_peak;
-        if (!(rc = sl_ctx_error(&plan, err))) rc = sl_ctx_reserve(&s->ctx, bytes, err);
-        sl_ctx_close(&plan);
-    }
+    if (!rc) rc = sl_arena_condition(&arena, s->ctx.ops, &sl_stage_model(s->st)->vae, s->vae, job, last != NULL, err);
+    if (!rc) rc = sl_ctx_reserve(&s->ctx, arena.peak, err);
     if (!rc) {
         sl_tensor out = sl_new4(&s->ctx, SL_F32, z, t, h / 8, w / 8);
         sl_vae_encode_condition(&s->ctx, s->vae, &out, first, last, job->frames, h, w, NULL);
-        sl_download(&s->ctx, im->condition + MASK_CHANNELS * t * plane, &out);
+        sl_download(&s->ctx, im->condition + SL_MASK_CHANNELS * t * plane, &out);
         rc = sl_ctx_error(&s->ctx, err);
         fill_mask(im->condition, t, plane, last != NULL);
     }
     free(first);
     free(last);
-    sl_tensor c = sl_view4(im->condition, SL_F32, MASK_CHANNELS + z, t, h / 8, w / 8);
+    sl_tensor c = sl_view4(im->condition, SL_F32, SL_MASK_CHANNELS + z, t, h / 8, w / 8);
     sl_err found = {0};
     if (!rc && sl_stage_check_finite("condition", &c, &found)) return sl_network_blame((sl_loader *[]){s->vae_loader, NULL}, &found, err);
     return rc;
@@ -173,7 +162,7 @@ static sl_code image_job(image_stage *s, const sl_msg_job *msg, const sl_job *jo
     if (!rc) rc = condition(s, &im, job, err);
     sl_stage_span(s->st, msg->job, SL_SPAN_COMPUTE, t0);
     if (!rc) {
-        sl_tensor c = sl_view4(im.condition, SL_F32, MASK_CHANNELS + model->vae.z, sl_job_latent_frames(job), job->height / 8, job->width / 8);
+        sl_tensor c = sl_view4(im.condition, SL_F32, SL_MASK_CHANNELS + model->vae.z, sl_job_latent_frames(job), job->height / 8, job->width / 8);
         sl_tensor tensors[] = {c, sl_view2(im.clip, SL_F32, im.clip_tokens, s->clip ? model->clip.hidden : 0)};
         const char *const names[] = {"condition", "clip"};
         int n = s->clip ? 2 : 1;
@@ -183,7 +172,7 @@ static sl_code image_job(image_stage *s, const sl_msg_job *msg, const sl_job *jo
         if (!handed) sl_log(SL_LOG_DEBUG, "job %llu goes by the spool: %s", (unsigned long long)msg->job, lost.msg);
         sl_stage_spool(s->st, msg, "image", true, n, names, tensors);
         sl_stage_span(s->st, msg->job, SL_SPAN_HANDOVER, t0);
-        sl_stage_done(s->st, msg, handed ? &ticket : NULL, sl_stage_peak_bytes(), 0);
+        sl_stage_done(s->st, msg, handed ? &ticket : NULL, s->ctx.arena_peak, 0);
     }
     sl_picture_free(&im.first);
     sl_picture_free(&im.last);

@@ -5,6 +5,7 @@
 #include "common/log.h"
 #include "stages/mux/mp4.h"
 #include "stages/network.h"
+#include "stages/sizes.h"
 
 typedef struct {
     sl_stage *st;
@@ -23,7 +24,8 @@ static sl_code mux_open(mux_stage *s, sl_err *err)
     const sl_conf *conf = sl_stage_conf(s->st);
     const sl_conf_stage *me = sl_conf_find(conf, SL_ROLE_MUX);
     int64_t t0 = sl_now_ns();
-    sl_code rc = sl_stage_receive_pool(s->st, "frames", me ? me->slots : 2, (size_t)conf->limits.pixels * 3 * 4, &s->frames, err);
+    sl_code rc = sl_stage_receive_pool(s->st, "frames", me ? me->slots : 2,
+                                       sl_slot_bytes(sl_stage_model(s->st), "frames", conf->limits.pixels, conf->limits.frames), &s->frames, err);
     if (!rc) sl_stage_ready(s->st, t0, 0, 0);
     return rc;
 }
@@ -78,7 +80,7 @@ static sl_code finish(mux_stage *s, sl_err *err)
     sl_stage_span(s->st, s->msg.job, SL_SPAN_COMPUTE, t0);
     sl_job_free(&s->job);
     s->busy = false;
-    sl_stage_done(s->st, &s->msg, NULL, sl_stage_peak_bytes(), (uint64_t)bytes);
+    sl_stage_done(s->st, &s->msg, NULL, 0, (uint64_t)bytes);
     return SL_OK;
 }
 

@@ -5,6 +5,7 @@
 #include "common/log.h"
 #include "graphs/umt5.h"
 #include "stages/network.h"
+#include "stages/sizes.h"
 #include "stages/text/prompt.h"
 #include "stages/text/tokenizer.h"
 
@@ -30,7 +31,7 @@ static sl_code text_open(text_stage *s, sl_err *err)
     const sl_ops *ops;
     int64_t t0 = sl_now_ns();
     char spiece[SL_PATH];
-    sl_ctx plan = {0};
+    sl_arena arena;
     sl_code rc;
     s->dim = model->umt5.d_model;
     if ((rc = sl_stage_ops(s->st, &ops, err)) || (rc = sl_ctx_open(&s->ctx, ops, 0, err))) return rc;
@@ -39,16 +40,9 @@ static sl_code text_open(text_stage *s, sl_err *err)
     if (!(s->umt5 = sl_umt5_new(&model->umt5, s->loader))) return sl_fail(err, SL_NOMEM, "umt5: no memory");
     if ((rc = sl_loader_finish(s->loader, err))) return rc;
 
-    /* the longest prompt decides the arena */
-    if ((rc = sl_ctx_open(&plan, &sl_ops_plan, 0, err))) return rc;
-    sl_tensor out = sl_new2(&plan, ops->act, SL_UMT5_MAX_TOKENS, s->dim);
-    sl_umt5_encode(&plan, s->umt5, NULL, SL_UMT5_MAX_TOKENS, &out);
-    size_t bytes = plan.arena_peak;
-    rc = sl_ctx_error(&plan, err);
-    sl_ctx_close(&plan);
-    if (rc || (rc = sl_ctx_reserve(&s->ctx, bytes, err))) return rc;
+    if ((rc = sl_arena_text(&arena, ops, &model->umt5, s->umt5, err)) || (rc = sl_ctx_reserve(&s->ctx, arena.peak, err))) return rc;
     s->ctx.cancel = sl_stage_cancel_flag(s->st);
-    sl_stage_ready(s->st, t0, sl_loader_bytes(s->loader), bytes);
+    sl_stage_ready(s->st, t0, sl_loader_bytes(s->loader), arena.peak);
     return SL_OK;
 }
 
@@ -106,7 +100,7 @@ static sl_code text_job(text_stage *s, const sl_msg_job *msg, const sl_job *job,
         if (!handed) sl_log(SL_LOG_DEBUG, "job %llu goes by the spool: %s", (unsigned long long)msg->job, lost.msg);
         sl_stage_spool(s->st, msg, "text", true, cfg ? 4 : 2, names, tensors);
         sl_stage_span(s->st, msg->job, SL_SPAN_HANDOVER, t0);
-        sl_stage_done(s->st, msg, handed ? &ticket : NULL, sl_stage_peak_bytes(), 0);
+        sl_stage_done(s->st, msg, handed ? &ticket : NULL, s->ctx.arena_peak, 0);
     }
     free(cond.rows);
     free(uncond.rows);
