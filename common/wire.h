@@ -35,7 +35,7 @@
                           F(i32, uncond_computed) F(f64, uncond_metric)
 #define WIRE_SPAN(F)      F(u64, job) F(str16, stage) F(u32, kind) F(i64, t0_ns) F(i64, t1_ns)
 #define WIRE_CHUNK(F)     F(u64, job) F(u32, attempt) F(u32, index) F(u32, chunks) F(u32, frames) F(ticket, rgb)
-#define WIRE_SPOOLED(F)   F(u64, job) F(u32, attempt) F(str16, name) F(i32, code)
+#define WIRE_SPOOLED(F)   F(u64, job) F(u32, attempt) F(str16, name) F(i32, code) F(text, message)
 #define WIRE_DONE(F)      F(u64, job) F(u32, attempt) F(u32, tickets) F(ticket, out) F(u64, peak_bytes) F(u64, arena_bytes) F(u64, bytes)
 #define WIRE_FAILED(F)    F(u64, job) F(u32, attempt) F(i32, code) F(text, message)
 #define WIRE_HEARTBEAT(F) F(u64, job) F(u64, beats)

@@ -206,10 +206,11 @@ static void *spool_main(void *arg)
         int64_t t0 = sl_now_ns();
         for (int i = 0; i < it->n; i++) names[i] = it->names[i];
         sl_code rc = sl_st_save(it->path, it->n, names, it->tensors, &err);
-        if (rc) sl_log_err("spool", &err);
-        if (it->announce) {
+        if (rc && !it->announce) sl_log(SL_LOG_WARN, "spool: %s", err.msg);
+        if (it->announce) {             /* whether a failure matters, and is told, is the dispatcher's decision */
             sl_msg m = {.type = SL_MSG_SPOOLED, .spooled = {.job = it->job, .attempt = it->attempt, .code = (int32_t)rc}};
             snprintf(m.spooled.name, sizeof m.spooled.name, "%s", it->name);
+            snprintf(m.spooled.message, sizeof m.spooled.message, "%s", err.msg);
             sl_wire_send(out, NULL, 0, &m, NULL);
         }
         sl_log(SL_LOG_DEBUG, "spooled %s in %.1f ms", it->path, (double)(sl_now_ns() - t0) * 1e-6);
@@ -235,9 +236,10 @@ void sl_stage_spool(sl_stage *st, const sl_msg_job *job, const char *name, bool 
     snprintf(file, sizeof file, "%s.safetensors", name);
     if (!it || !it->memory || n > 8 || sl_path_join(it->path, job->dir, file, &err)) {
         sl_msg m = {.type = SL_MSG_SPOOLED, .spooled = {.job = job->job, .attempt = job->attempt, .code = SL_NOMEM}};
-        sl_log(SL_LOG_WARN, "spool: %s not written: %s", name, err.code ? err.msg : "no memory");
         snprintf(m.spooled.name, sizeof m.spooled.name, "%.15s", name);
+        snprintf(m.spooled.message, sizeof m.spooled.message, "%.15s: %.480s", name, err.code ? err.msg : "no memory for a copy");
         if (announce) sl_stage_send(st, &m);
+        else sl_log(SL_LOG_WARN, "spool: %s", m.spooled.message);
         if (it) free(it->memory);
         free(it);
         return;

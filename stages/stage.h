@@ -55,8 +55,8 @@ void sl_stage_progress(sl_stage *st, const sl_msg_job *job, int done, int total,
 void sl_stage_done(sl_stage *st, const sl_msg_job *job, const sl_ticket *out, size_t arena_bytes, uint64_t bytes);
 void sl_stage_failed(sl_stage *st, const sl_msg_job *job, const sl_err *err);
 
-/* Write tensors (host, copied now) to DIR/NAME.safetensors in the background; then SPOOLED is sent, if `announce`. Without memory or disk: a
- * warning in the log, and the job goes on without that safety. */
+/* Write tensors (host, copied now) to DIR/NAME.safetensors in the background; then SPOOLED is sent, if `announce`. Without memory or disk
+ * SPOOLED says why (unannounced: a warning in the log), and the job goes on without that safety, unless its dump was asked for. */
 void sl_stage_spool(sl_stage *st, const sl_msg_job *job, const char *name, bool announce, int n, const char *const names[],
                     const sl_tensor tensors[]);
 void sl_stage_spool_flush(sl_stage *st);                        /* wait until all of it is on disk */

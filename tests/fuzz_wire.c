@@ -8,11 +8,15 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
+#define X(number, NAME, lower) number,
+static const uint8_t TYPES[] = {WIRE_ALL(X)};
+#undef X
+
 /* The header as it should be, so that random bytes get past it: the first byte picks the type, the rest is its body. */
 static void with_header(const uint8_t *data, size_t size)
 {
     uint8_t bytes[SL_WIRE_MAX];
-    sl_msg m = {.type = (sl_msg_type)(data[0] % 21 + 1)};
+    sl_msg m = {.type = (sl_msg_type)TYPES[data[0] % sizeof TYPES]};
     size_t n = sl_wire_encode(bytes, &m), body = size - 1 < n - SL_WIRE_HEADER ? size - 1 : n - SL_WIRE_HEADER;
     memcpy(bytes + SL_WIRE_HEADER, data + 1, body);
     LLVMFuzzerTestOneInput(bytes, n);

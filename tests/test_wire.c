@@ -195,7 +195,7 @@ static void test_wrong_headers(void **unused)
                  {4, 2, "message: protocol version 2, want 1"},
                  {4, UINT32_MAX, "message: protocol version 4294967295, want 1"},
                  {8, 0, "message: unknown type 0"},
-                 {8, 22, "message: unknown type 22"},
+                 {8, 200, "message: unknown type 200"},
                  {8, UINT32_MAX, "message: unknown type 4294967295"},
                  {8, SL_MSG_DRAIN, "message: DRAIN has 12 bytes and says 12, want 4"},
                  {12, 11, "message: CANCEL has 12 bytes and says 11, want 12"},

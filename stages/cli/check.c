@@ -295,6 +295,8 @@ sl_code cli_check(cli_options *o, sl_model *model, sl_conf *conf, sl_err *err)
                            sl_role_name(conf->stages[i].role));
     }
     if ((rc = check_programs(conf, err))) return rc;
+    if (*conf->run.dir && (rc = can_make_dir(conf->run.dir, err))) return sl_context(err, SL_ARG, "run.dir");
+    if (*conf->run.spool && (rc = can_make_dir(conf->run.spool, err))) return sl_context(err, SL_ARG, "run.spool");
     if (!*dir) return sl_fail(err, SL_ARG, "no checkpoint: want --model DIR");
     for (int i = 0; i < o->job_count; i++)
         if (strcmp(o->jobs[i].spec.model, dir))

@@ -8,6 +8,7 @@
 #include "graphs/umt5.h"
 #include "graphs/vae.h"
 #include "graphs/wan_dit.h"
+#include "stages/text/tokenizer.h"
 
 typedef void load_fn(const sl_model *model, sl_loader *l);
 
@@ -51,6 +52,8 @@ static const component COMPONENTS[] = {{"text_encoder", "model", load_text},
                                        {"vae", "diffusion_pytorch_model", load_vae}};
 #define COMPONENT_COUNT ((int)(sizeof COMPONENTS / sizeof *COMPONENTS))
 
+#define SPIECE "tokenizer/spiece.model"
+
 static bool present(const sl_model *m, const component *c)
 {
     if (c->load == load_clip) return m->has_clip;
@@ -60,9 +63,10 @@ static bool present(const sl_model *m, const component *c)
 
 sl_code check_weights(const sl_model *model, sl_err *err)
 {
-    char dir[SL_PATH];
+    char dir[SL_PATH], spiece[SL_PATH];
     sl_ctx plan = {0};
-    sl_code rc = sl_ctx_open(&plan, &sl_ops_plan, 0, err);
+    sl_code rc = sl_path_join(spiece, model->dir, SPIECE, err);
+    if (rc || (rc = regular_file(spiece, err)) || (rc = sl_ctx_open(&plan, &sl_ops_plan, 0, err))) return rc;
     for (int i = 0; i < COMPONENT_COUNT && !rc; i++) {
         const component *c = &COMPONENTS[i];
         sl_loader *l = NULL;
@@ -136,6 +140,13 @@ int cli_inspect(int argc, char **argv)
         sl_loader_close(&l);
     }
     sl_ctx_close(&plan);
+    sl_tokenizer *tokenizer = NULL;
+    char spiece[SL_PATH];
+    sl_code rc = sl_path_join(spiece, model.dir, SPIECE, &err);
+    if (!rc) rc = sl_tokenizer_open(&tokenizer, spiece, &err);
+    printf("  %-14s %12s %16s  %s\n", "tokenizer", "", "", rc ? err.msg : "none");
+    sl_tokenizer_close(&tokenizer);
+    bad += rc != SL_OK;
     printf(bad ? "\n%d problem%s: this checkpoint does not run as it is\n" : "\nno problems\n", bad, bad == 1 ? "" : "s");
     return bad ? EXIT_FAILED : EXIT_OK;
 }

@@ -325,10 +325,11 @@ void jobs_on_spooled(dispatcher *d, peer *p, const sl_msg_spooled *m)
             j->hands[k].answered = m->attempt;
             if (m->code && j->dump) {                   /* the file itself was asked for */
                 char why[SL_TEXT];
-                snprintf(why, sizeof why, "%s: %s.safetensors could not be written (%s)", sl_role_name(p->role), m->name,
-                         sl_code_text((sl_code)m->code));
+                snprintf(why, sizeof why, "%s: %.480s", sl_role_name(p->role), m->message);
                 end_job(d, j, SL_SYS, why);
-            }
+            } else if (m->code)
+                sl_log(SL_LOG_WARN, "job %llu goes on, but would not survive a death of %s or the next stage: %.300s", (unsigned long long)m->job,
+                       sl_role_name(p->role), m->message);
         }
 }
 
