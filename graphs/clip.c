@@ -133,8 +133,8 @@ static void embed(sl_ctx *ctx, const sl_clip *m, const sl_tensor *x, const float
 
 static void encoder_layer(sl_ctx *ctx, const sl_clip *m, const layer *y, const sl_tensor *x)
 {
-    const int64_t n = x->shape[0], d = m->c.hidden;
-    const float scale = 1 / sqrtf((float)(m->c.hidden / m->c.heads));
+    const int64_t n = x->shape[0], d = m->c.hidden, head = d / m->c.heads;
+    const float scale = 1 / sqrtf((float)head);
     const size_t mark = sl_mark(ctx);
     sl_tensor s = sl_new2(ctx, sl_act(ctx), n, d);
     { /* x += out(attention(norm1(x))) */

@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# lint.sh - format, static analysis, scripts, and that includes run one way. A tool that is not installed is named and left out.
+set -u
+cd "$(dirname "$0")/.." || exit 2
+bad=0
+step() { echo "== $1"; }
+failed() { bad=1; }
+have() { command -v "$1" >/dev/null || { echo "lint: $1 is not installed: left out" >&2; return 1; }; }
+
+list() { { git ls-files "$@" 2>/dev/null || ls "$@"; } | grep -v '^stages/text/html5.h$'; } # html5.h is made by html5.py
+mapfile -t sources < <(list 'common/*.c' 'graphs/*.c' 'kernels/*.c' 'stages/*.c')
+mapfile -t tests < <(list 'tests/*.c')
+mapfile -t formatted < <(list '*.c' '*.h' '*.cc')
+
+mapfile -t layered < <(list 'common/*' 'kernels/*' 'graphs/*' 'stages/*' | grep -E '\.(c|h|cc|cu|cuh)$')
+
+step 'includes run one way: stages -> graphs -> kernels -> common; nothing includes tests'
+grep -nE '^ *# *include "' "${layered[@]}" | awk -F'[:"]' '
+    BEGIN { level["common"] = 1; level["kernels"] = 2; level["graphs"] = 3; level["stages"] = 4 }
+    { from = $1; to = $4; sub("/.*", "", from); sub("/.*", "", to) }
+    level[to] == 0 || level[to] > level[from] { printf "%s:%s: includes \"%s\": want a path from the top of the tree, and not from %s\n", $1, $2, $4, to; bad = 1 }
+    END { exit bad }' || failed
+
+if have clang-format; then
+    step 'format'
+    clang-format --dry-run -Werror --ferror-limit=3 "${formatted[@]}" || failed
+fi
+
+if have clang-tidy; then
+    step 'clang-tidy'
+    # Left out: what the style means to do (strcmp as a truth value, memcpy without an end), or what is no mistake here (casts after sums of ints that are small).
+    checks='-*,bugprone-*,performance-*,misc-redundant-expression,misc-static-assert,misc-unused-parameters,-bugprone-suspicious-string-compare'
+    checks+=',-bugprone-not-null-terminated-result,-bugprone-easily-swappable-parameters,-bugprone-narrowing-conversions,-bugprone-reserved-identifier'
+    checks+=',-bugprone-implicit-widening-of-multiplication-result,-bugprone-misplaced-widening-cast,-bugprone-macro-parentheses,-performance-no-int-to-ptr'
+    # shellcheck disable=SC2016 # the inner shell's
+    printf '%s\0' "${sources[@]}" | xargs -0 -P "$(nproc)" -n 6 sh -c 'checks=$1; flags=$2; shift 2
+        exec clang-tidy --quiet --warnings-as-errors="*" --checks="$checks" "$@" -- $flags 2>/dev/null' x "$checks" \
+        "-w -std=c17 -D_GNU_SOURCE -I. $(pkg-config --cflags libzmq libavcodec jansson libconfig openblas libutf8proc)" || failed
+fi
+
+if have cppcheck; then
+    step 'cppcheck'
+    # Suppressed: its mistakes with vectors filled lane by lane, results set behind `if (!rc)`, designated initialisers, and an int8_t * that points at a field.
+    cppcheck --quiet -j "$(nproc)" --std=c11 --language=c --enable=warning,performance,portability --inline-suppr --suppress=missingIncludeSystem \
+        --suppress='uninitvar:kernels/cpu/*' --suppress=uninitStructMember --suppress=unknownEvaluationOrder --suppress=invalidPointerCast \
+        --suppress='memleakOnRealloc:tests/*' -I. -D_GNU_SOURCE -D__linux__ --error-exitcode=1 --template='{file}:{line}: {message} [{id}]' \
+        "${sources[@]}" "${tests[@]}" || failed
+fi
+
+if have shellcheck; then
+    step 'shellcheck'
+    shellcheck tests/*.sh .ci/run || failed
+fi
+
+[ $bad -eq 0 ] && echo 'lint: clean'
+exit $bad
