@@ -299,7 +299,10 @@ static sl_code start_threads(sl_stage *st, sl_err *err)
     if (pthread_create(&st->io_thread, NULL, io_main, st)) return sl_fail(err, SL_SYS, "io thread: %s", strerror(errno));
     st->io_runs = true;
     zmq_pollitem_t item = {st->in, 0, ZMQ_POLLIN, 0};
-    if (zmq_poll(&item, 1, 5000) < 1 || sl_wire_recv(st->in, NULL, NULL, &first, err)) return sl_fail(err, SL_SYS, "io thread did not start");
+    int ready;
+    do ready = zmq_poll(&item, 1, 5000);
+    while (ready < 0 && errno == EINTR);    /* SIGTERM: the dispatcher may end before we have begun */
+    if (ready < 1 || sl_wire_recv(st->in, NULL, NULL, &first, err)) return sl_fail(err, SL_SYS, "io thread did not start");
     st->out = open_out(st);
     if (pthread_create(&st->spool_thread, NULL, spool_main, st)) return sl_fail(err, SL_SYS, "spool thread: %s", strerror(errno));
     st->spool_runs = true;
@@ -332,6 +335,7 @@ sl_code sl_stage_open(sl_stage **out, const char *role, int argc, char **argv, s
     sl_log_open(role, st->conf.run.log);
     if ((rc = sl_model_open(&st->model, model, err))) return rc;
     if ((rc = start_threads(st, err))) return rc;
+    if (term_seen) return sl_fail(err, SL_GONE, "drained before it began");
     snprintf(hello.hello.role, sizeof hello.hello.role, "%s", role);
     snprintf(hello.hello.device, sizeof hello.hello.device, "%s", st->device);
     hello.hello.pid = getpid();

@@ -189,7 +189,8 @@ void peer_check(dispatcher *d, peer *p)
     /* A mistake in the model or the settings will not go away by itself; anything else is tried again, later each time. */
     bool hopeless = p->last_code == SL_ARG || p->last_code == SL_SHAPE || p->last_code == SL_FORMAT;
     if (d->draining && WIFEXITED(status) && !WEXITSTATUS(status)) sl_log(SL_LOG_DEBUG, "%s drained", sl_role_name(p->role));
-    else if (hopeless || p->failures >= d->conf.supervise.restarts) sl_log(SL_LOG_DEBUG, "%s[%d] ended: %s", sl_role_name(p->role), (int)pid, how);     /* its jobs say why */
+    else if (hopeless || p->failures >= d->conf.supervise.restarts)
+        sl_log(SL_LOG_DEBUG, "%s[%d] ended: %s", sl_role_name(p->role), (int)pid, how);     /* its jobs say why */
     else sl_log(SL_LOG_WARN, "%s[%d] ended: %s%s%.300s", sl_role_name(p->role), (int)pid, how, *p->last_error ? ": " : "", p->last_error);
     tell_stage(d, p, "ended", 0, 0);
     jobs_on_death(d, p, pid, how);
