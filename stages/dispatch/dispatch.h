@@ -61,7 +61,7 @@ typedef struct {
     uint32_t running[SL_ROLE_COUNT];    /* the attempt that runs there; 0: none */
     uint32_t pair;                      /* the attempt that decode and mux make together; 0: none, or one of them left it */
     bool decode_done, mux_done;
-    bool started;
+    bool started;                       /* denoising has begun, or it is the oldest: a drain waits for it */
     int64_t runnable_ns[SL_ROLE_COUNT]; /* since when it waits for that stage; 0: it does not */
     int deaths;                         /* of stages at work on it, since it last got further */
     uint64_t progress, best;            /* how far it is, as one number that grows */
@@ -99,6 +99,7 @@ peer *peer_of(dispatcher *d, sl_role role);                     /* NULL: this de
 peer *peer_by_identity(dispatcher *d, const char *id, size_t size);
 void peers_tick(dispatcher *d);                                 /* start what is due, kill what stalls */
 void peer_check(dispatcher *d, peer *p);                        /* its pidfd is readable: it has ended */
+void peer_distrust(peer *p, const sl_err *why);                 /* it sent what is no message: another version, or no stage at all */
 void peer_hello(dispatcher *d, peer *p, const sl_msg_hello *m, const char *id, size_t size);
 void peer_ready(dispatcher *d, peer *p, const sl_msg_ready *m);
 void peers_tell_all(dispatcher *d);                             /* a client is new: what it has missed of starting and loading */

@@ -453,7 +453,7 @@ static void begin(dispatcher *d, job *j, peer *p, uint32_t attempt, hand *first,
     if (first && first->ticketed) m.job.tickets |= 1, m.job.first = first->ticket, first->ticketed = false;     /* the receiver has it now */
     if (second && second->ticketed) m.job.tickets |= 2, m.job.second = second->ticket, second->ticketed = false;
     j->running[p->role] = attempt;
-    j->started = true;
+    if (p->role >= SL_ROLE_DENOISE || j == d->jobs) j->started = true;
     p->job = j->id;
     p->attempt = attempt;
     int64_t now = sl_now_ns();

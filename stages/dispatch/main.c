@@ -137,13 +137,14 @@ void dispatch_receive(dispatcher *d)
     sl_msg m;
     sl_err err = {0};
     sl_code rc;
-    while ((rc = sl_wire_recv(d->router, id, &size, &m, &err)) != SL_BUSY) {
+    while (size = 0, (rc = sl_wire_recv(d->router, id, &size, &m, &err)) != SL_BUSY) {
+        peer *p = peer_by_identity(d, id, size);
         if (rc == SL_FORMAT) {
             sl_log_err("control socket", &err);
+            if (p) peer_distrust(p, &err);
             continue;
         }
         if (rc) return;
-        peer *p = peer_by_identity(d, id, size);
         if (sl_log_shows(SL_LOG_DEBUG) && m.type != SL_MSG_HEARTBEAT && m.type != SL_MSG_SPAN)
             sl_log(SL_LOG_DEBUG, "<- %s %s", p ? sl_role_name(p->role) : "client", sl_wire_text_of(&m, text, sizeof text));
         if (m.type == SL_MSG_HELLO) on_hello(d, &m.hello, id, size);

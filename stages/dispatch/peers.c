@@ -209,6 +209,14 @@ void peer_check(dispatcher *d, peer *p)
     p->restart_at_ns = sl_now_ns() + (WIFEXITED(status) && !WEXITSTATUS(status) ? 0 : wait * MS);
 }
 
+void peer_distrust(peer *p, const sl_err *why)
+{
+    if (p->pidfd < 0 || p->last_code) return;
+    snprintf(p->last_error, sizeof p->last_error, "speaks another protocol: %.400s", why->msg);
+    p->last_code = SL_FORMAT;               /* it will not get better: no restart */
+    kill(p->pid, SIGKILL);
+}
+
 void peer_hello(dispatcher *d, peer *p, const sl_msg_hello *m, const char *id, size_t size)
 {
     memcpy(p->identity, id, size);
