@@ -2,7 +2,8 @@
  *
  *   stages: ( { name = ROLE; program = ".../helper_dies"; args = [MODE, TIMES, COUNTER, PROGRAM]; } )
  *
- * MODE: start (before it has said anything), job (as soon as it has one), sealed (it has sealed a slot of its receiver and told nobody). The file COUNTER
+ * MODE: start (before it has said anything), job (as soon as it has one), sealed (it has sealed a slot of its receiver and told nobody); and nonsense: it
+ * does not die, but says what is no message. The file COUNTER
  * grows by a byte a start; from start TIMES + 1 on, PROGRAM runs in its place. */
 #include <fcntl.h>
 #include <signal.h>
@@ -11,6 +12,8 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#include <zmq.h>
 
 #include "stages/stage.h"
 
@@ -53,6 +56,16 @@ static void die_at_work(int argc, char **argv, const char *role, const char *pur
     raise(SIGKILL);
 }
 
+/* A proper HELLO, then words. */
+static void talk_nonsense(const char *endpoint, const char *role)
+{
+    void *zmq = zmq_ctx_new(), *s = zmq_socket(zmq, ZMQ_DEALER);
+    sl_msg hello = {.type = SL_MSG_HELLO, .hello = {.pid = getpid(), .device = "cpu"}};
+    snprintf(hello.hello.role, sizeof hello.hello.role, "%s", role);
+    if (zmq_connect(s, endpoint) || sl_wire_send(s, NULL, 0, &hello, NULL) || zmq_send(s, "good morning", 12, 0) < 0) exit(1);
+    while (true) pause();
+}
+
 int main(int argc, char **argv)
 {
     if (argc != STANDARD + 4) {
@@ -64,7 +77,10 @@ int main(int argc, char **argv)
     argv[STANDARD] = NULL;
     if (start <= times && !strcmp(mode, "start")) raise(SIGKILL);
     for (size_t i = 0; start <= times && i < sizeof ROLES / sizeof *ROLES; i++)
-        if (name && !strcmp(name + 1, ROLES[i].program)) die_at_work(STANDARD, argv, ROLES[i].role, ROLES[i].purpose, !strcmp(mode, "sealed"));
+        if (name && !strcmp(name + 1, ROLES[i].program)) {
+            if (!strcmp(mode, "nonsense")) talk_nonsense(argv[2], ROLES[i].role);
+            die_at_work(STANDARD, argv, ROLES[i].role, ROLES[i].purpose, !strcmp(mode, "sealed"));
+        }
     argv[0] = (char *)program;
     execv(program, argv);
     perror(program);

@@ -28,8 +28,8 @@ static const char *const T_ROLES[] = {"dispatch", "text", "image", "denoise", "d
 #define T_ROLE_COUNT 6
 
 typedef struct {
-    char base[256];             /* holds run/ (run directories), out/ (results), run.cfg */
-    char conf[300], out[300];
+    char base[200];             /* holds run/ (run directories), out/ (results), run.cfg */
+    char conf[240], out[240];
     pid_t pid;                  /* sluice */
     int log;
     pid_t stages[T_ROLE_COUNT]; /* as the log says; the dispatcher first */
@@ -100,7 +100,9 @@ static inline void t_run_fail(t_run *r, const char *fmt, ...)
 static inline void t_run_open(t_run *r)
 {
     memset(r, 0, sizeof *r);
-    snprintf(r->base, sizeof r->base, "%s", t_tmpdir());
+    const char *dir = t_tmpdir();
+    assert_true(strlen(dir) < sizeof r->base);
+    strcpy(r->base, dir);
     snprintf(r->conf, sizeof r->conf, "%s/run.cfg", r->base);
     snprintf(r->out, sizeof r->out, "%s/out", r->base);
     assert_int_equal(mkdir(t_format("%s/run", r->base), 0700), 0);

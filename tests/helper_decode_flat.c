@@ -1,0 +1,150 @@
+/* helper_decode_flat - another decode, without a line of stages/stage.c: the protocol of stages/README.md is enough.
+ *
+ *   stages: ( ..., { name = "decode"; program = "build/release/tests/helper_decode_flat"; }, ... )
+ *
+ * Latents' first three channels become red, green and blue, each latent pixel a square of 8 x 8: a preview that costs nothing. One thread; it looks at its
+ * socket between chunks, and beats there too. */
+#include <math.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+#include <zmq.h>
+
+#include "common/safetensors.h"
+#include "common/wire.h"
+
+#define BEAT_MS 100
+#define SLOTS 2
+#define SLOT_BYTES ((size_t)256 << 20)      /* memory is taken as it is touched, so a generous size costs nothing */
+
+typedef struct {
+    void *socket;
+    sl_pool *latents;                       /* ours: denoise sends there */
+    sl_pool *frames;                        /* mux's: we send there */
+    bool has_job, cancelled, drain;
+    sl_msg_job job;
+} flat;
+
+/* Look at everything that has come. */
+static void listen_now(flat *f, int wait_ms)
+{
+    zmq_pollitem_t item = {f->socket, 0, ZMQ_POLLIN, 0};
+    sl_msg m, beat = {.type = SL_MSG_HEARTBEAT};
+    sl_err err = {0};
+    zmq_poll(&item, 1, wait_ms);
+    while (sl_wire_recv(f->socket, NULL, NULL, &m, &err) == SL_OK) switch (m.type) {
+        case SL_MSG_POOL:
+            if (strcmp(m.pool.purpose, "frames")) break;
+            sl_pool_close(&f->frames);      /* an earlier mux's */
+            sl_pool_open(&f->frames, &m.pool.handle, &err);
+            break;
+        case SL_MSG_JOB:
+            f->job = m.job;
+            f->has_job = true;
+            f->cancelled = false;
+            break;
+        case SL_MSG_CANCEL: f->cancelled |= m.cancel.job == f->job.job && m.cancel.attempt == f->job.attempt; break;
+        case SL_MSG_DISCARD: sl_pool_discard(f->latents, &m.discard.ticket); break;
+        case SL_MSG_REAP: sl_pool_reap(f->latents, m.reap.pid); break;
+        case SL_MSG_DRAIN: f->drain = true; break;
+        default: break;                     /* of no use to this stage */
+        }
+    sl_wire_send(f->socket, NULL, 0, &beat, NULL);
+}
+
+/* Latent frame t of x [16, T, h, w] as n frames of video, u8 [n, 8h, 8w, 3]. */
+static void paint(uint8_t *rgb, int n, const float *x, const int64_t shape[4], int64_t t)
+{
+    int64_t h = shape[2], w = shape[3], plane = h * w;
+    for (int64_t i = 0; i < n * 64 * plane * 3; i++) {
+        int64_t c = i % 3, column = i / 3 % (8 * w) / 8, row = i / (24 * w) % (8 * h) / 8;
+        float v = 128 + 48 * x[(c * shape[1] + t) * plane + row * w + column];
+        rgb[i] = (uint8_t)lrintf(fminf(fmaxf(v, 0), 255));
+    }
+}
+
+/* One latent frame into a slot of mux's pool; its ticket goes with CHUNK. */
+static sl_code send_chunk(flat *f, const sl_tensor *x, int64_t t, sl_err *err)
+{
+    int n = t ? 4 : 1;
+    sl_msg m = {.type = SL_MSG_CHUNK, .chunk = {.job = f->job.job, .attempt = f->job.attempt, .index = (uint32_t)t, .chunks = (uint32_t)x->shape[1],
+                                                .frames = (uint32_t)n}};
+    sl_lease *lease = NULL;
+    sl_tensor rgb;
+    sl_code rc;
+    do {
+        listen_now(f, 0);
+        if (f->cancelled) return sl_fail(err, SL_CANCELLED, "cancelled");
+        rc = f->frames ? sl_lease_reserve(&lease, f->frames, BEAT_MS, err) : sl_fail(err, SL_GONE, "no mux");
+    } while (rc == SL_BUSY);                /* back-pressure: mux has not read the last ones yet */
+    if (!rc) rc = sl_lease_add(lease, "rgb", SL_U8, 4, (int64_t[]){n, 8 * x->shape[2], 8 * x->shape[3], 3}, &rgb, err);
+    if (!rc) {
+        paint(rgb.data, n, x->data, x->shape, t);
+        rc = sl_lease_seal(lease, NULL, &m.chunk.rgb, err);
+    }
+    if (!rc) rc = sl_wire_send(f->socket, NULL, 0, &m, err);
+    sl_lease_drop(&lease, NULL);
+    return rc;
+}
+
+static sl_code work(flat *f, sl_err *err)
+{
+    sl_lease *lease = NULL;
+    sl_st *file = NULL;
+    sl_tensor x = {0};
+    const sl_st_entry *e;
+    char path[SL_DIR + 32];
+    sl_code rc;
+    snprintf(path, sizeof path, "%s/denoise.safetensors", f->job.dir);
+    if (f->job.tickets) {                   /* the latents lie in our own slot, or in the spool if they were made before we were */
+        if (!(rc = sl_lease_open(&lease, f->latents, &f->job.first, NULL, err))) rc = sl_lease_tensor(lease, "latents", &x, err);
+    } else if (!(rc = sl_st_open_file(&file, path, err))) {
+        if ((e = sl_st_find(file, "latents"))) x = e->t;
+        else rc = sl_fail(err, SL_FORMAT, "%s: no latents", path);
+    }
+    if (!rc && (x.dtype != SL_F32 || x.rank != 4 || x.shape[0] < 3)) rc = sl_fail(err, SL_SHAPE, "flat: latents of another kind");
+    for (int64_t t = 0; !rc && t < x.shape[1]; t++) rc = send_chunk(f, &x, t, err);
+    sl_lease_drop(&lease, NULL);
+    sl_st_close(&file);
+    return rc;
+}
+
+int main(int argc, char **argv)
+{
+    flat f = {0};
+    sl_err err = {0};
+    void *zmq = zmq_ctx_new();
+    sl_msg hello = {.type = SL_MSG_HELLO, .hello = {.role = "decode", .pid = getpid(), .device = "cpu"}};
+    sl_msg pool = {.type = SL_MSG_POOL, .pool = {.purpose = "latents"}}, ready = {.type = SL_MSG_READY};
+    prctl(PR_SET_PDEATHSIG, SIGKILL);       /* a stage dies with its dispatcher */
+    signal(SIGPIPE, SIG_IGN);
+    f.socket = zmq_socket(zmq, ZMQ_DEALER);
+    for (int i = 1; i + 1 < argc; i++)
+        if (!strcmp(argv[i], "--connect") && zmq_connect(f.socket, argv[i + 1])) return 1;
+    if (sl_pool_create(&f.latents, "latents", SL_POOL_HOST, SLOTS, SLOT_BYTES, &err)) return 1;
+    sl_pool_export(f.latents, &pool.pool.handle);
+    sl_wire_send(f.socket, NULL, 0, &hello, NULL);
+    sl_wire_send(f.socket, NULL, 0, &pool, NULL);
+    sl_wire_send(f.socket, NULL, 0, &ready, NULL);
+
+    while (!f.drain) {
+        sl_err bad = {0};
+        listen_now(&f, BEAT_MS);
+        if (!f.has_job) continue;
+        f.has_job = false;
+        sl_msg end = {.type = SL_MSG_DONE, .done = {.job = f.job.job, .attempt = f.job.attempt}};
+        if (work(&f, &bad)) {
+            end = (sl_msg){.type = SL_MSG_FAILED, .failed = {.job = f.job.job, .attempt = f.job.attempt, .code = (int32_t)bad.code}};
+            snprintf(end.failed.message, sizeof end.failed.message, "%s", bad.msg);
+        }
+        sl_wire_send(f.socket, NULL, 0, &end, NULL);
+    }
+    sl_pool_close(&f.frames);
+    sl_pool_close(&f.latents);
+    zmq_close(f.socket);
+    zmq_ctx_term(zmq);
+    return 0;
+}
