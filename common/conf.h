@@ -51,6 +51,7 @@ typedef struct {
         int frames;                 /* most frames of a video */
         int jobs;                   /* most jobs held at once */
         int prompt_bytes;
+        int64_t memory_bytes;       /* 0: ask the machine */
     } limits;
     struct {
         int state_every;            /* steps between spooled states; 0: never */

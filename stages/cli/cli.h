@@ -116,4 +116,43 @@ int cli_inspect(int argc, char **argv);
 /* Headers of all components of a checkpoint against what the networks need: the first thing missing or misshapen. */
 sl_code check_weights(const sl_model *model, sl_err *err);
 
+/* ---- plan.c: what a run will take, before it takes anything ---- */
+
+typedef struct {
+    bool runs;                          /* the deployment has this stage */
+    char device[16];
+    size_t mapped;                      /* weights that stay in their files, mapped: page cache, which the machine may take back (CPU) */
+    size_t weights;                     /* weights in memory of their own */
+    size_t kept;                        /* of the arena: what a job keeps from its beginning to its end */
+    size_t work;                        /* of the arena: the most beside that */
+    size_t slots;                       /* of the pools it receives in, as far as these jobs fill them */
+    size_t host;                        /* host memory beside all that: pictures, latents, the encoder, the process itself */
+} stage_plan;
+
+typedef struct {
+    stage_plan stages[SL_ROLE_COUNT];   /* of the job that takes most of it */
+    bool from_files;                    /* weights as they are stored; false: some are not there and count as the activations' type */
+} run_plan;
+
+/* Bytes of every stage for the jobs' sizes, steps and caches; o->from leaves out what a replay does not compute. Errors: SL_SHAPE, SL_FORMAT a
+ * checkpoint that does not hold what the networks need. */
+sl_code plan_make(run_plan *out, const cli_options *o, const sl_model *model, const sl_conf *conf, sl_err *err);
+size_t plan_private(const stage_plan *s, const char *device);   /* what a stage takes of "cpu" or "cuda:N", mapped weights left out */
+
+typedef struct {
+    uint64_t total, available;          /* MemTotal, MemAvailable */
+    uint64_t group;                     /* what the tightest cgroup (v2) around this process still gives, its page cache counted as free; UINT64_MAX: no limit */
+    uint64_t gives;                     /* the smaller of the two */
+} machine_memory;
+/* Files under `root` ("" for this machine): proc/meminfo, proc/self/cgroup, sys/fs/cgroup. Errors: SL_SYS. */
+sl_code plan_machine(machine_memory *out, const char *root, sl_err *err);
+
+/* Refuse what does not fit: SL_NOMEM with bytes wanted, bytes there, the largest stage. */
+sl_code plan_admit(const cli_options *o, const sl_model *model, const sl_conf *conf, sl_err *err);
+int cli_plan(int argc, char **argv);    /* `sluice plan` */
+
+/* ---- pack.c ---- */
+
+int cli_pack(int argc, char **argv);    /* `sluice pack` */
+
 #endif

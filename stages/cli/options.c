@@ -69,7 +69,8 @@ void cli_usage(FILE *to)
                 "  sluice run --model DIR --image FILE --prompt TEXT [-o out.mp4] [options]\n"
                 "  sluice run --model DIR --jobs FILE.jsonl [options]\n"
                 "  sluice replay DIR --from text|image|denoise|decode [options]   run on from dumped hand-overs\n"
-                "  sluice inspect DIR [--deep]                                    what a checkpoint holds, what is missing or odd\n\n");
+                "  sluice inspect DIR [--deep]                                    what a checkpoint holds, what is missing or odd\n"
+                "  sluice plan --model DIR [options of run]                       the memory that a run takes, by stage and device\n\n");
     for (int i = 0; i < OPTION_COUNT; i++) {
         char left[48];
         snprintf(left, sizeof left, "--%s %s", OPTIONS[i].name, OPTIONS[i].arg ? OPTIONS[i].arg : "");

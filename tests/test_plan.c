@@ -1,0 +1,335 @@
+/* test_plan - the bytes that `sluice plan` tells: by hand for the 14B model from its configurations alone, and against what the stages of a real run take.
+ *
+ * limit: 240 s */
+#include "tests/t.h"
+#include "tests/t_run.h"
+
+#include <jansson.h>
+
+#include "stages/cli/cli.h"
+#include "stages/sizes.h"
+
+static sl_err err;
+static t_run r;
+
+static int setup(void **state)
+{
+    (void)state;
+    t_run_open(&r);
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    t_run_close(&r);
+    return 0;
+}
+
+/* ---- configurations as they are published: spec 1.2 to 1.7 ---- */
+
+#define SIXTEEN(x) "[" x "," x "," x "," x "," x "," x "," x "," x "," x "," x "," x "," x "," x "," x "," x "," x "]"
+static const struct {
+    const char *file, *text;
+} CONFIGS[] = {
+    {"model_index.json", "{\"_class_name\": \"WanImageToVideoPipeline\", \"_diffusers_version\": \"0.33.0.dev0\", "
+                         "\"image_encoder\": [\"transformers\", \"CLIPVisionModelWithProjection\"], \"image_processor\": [\"transformers\", \"CLIPImageProcessor\"], "
+                         "\"scheduler\": [\"diffusers\", \"UniPCMultistepScheduler\"], \"text_encoder\": [\"transformers\", \"UMT5EncoderModel\"], "
+                         "\"tokenizer\": [\"transformers\", \"T5TokenizerFast\"], \"transformer\": [\"diffusers\", \"WanTransformer3DModel\"], "
+                         "\"vae\": [\"diffusers\", \"AutoencoderKLWan\"]}"},
+    {"transformer/config.json", "{\"_class_name\": \"WanTransformer3DModel\", \"num_layers\": 40, \"num_attention_heads\": 40, \"attention_head_dim\": 128, "
+                                "\"ffn_dim\": 13824, \"in_channels\": 36, \"out_channels\": 16, \"image_dim\": 1280, \"added_kv_proj_dim\": 5120, "
+                                "\"patch_size\": [1, 2, 2], \"cross_attn_norm\": true, \"qk_norm\": \"rms_norm_across_heads\", \"eps\": 1e-06, \"freq_dim\": 256, "
+                                "\"text_dim\": 4096, \"rope_max_seq_len\": 1024}"},
+    {"text_encoder/config.json", "{\"architectures\": [\"UMT5EncoderModel\"], \"model_type\": \"umt5\", \"d_model\": 4096, \"d_kv\": 64, \"d_ff\": 10240, "
+                                 "\"num_heads\": 64, \"num_layers\": 24, \"vocab_size\": 256384, \"relative_attention_num_buckets\": 32, "
+                                 "\"relative_attention_max_distance\": 128, \"feed_forward_proj\": \"gated-gelu\", \"layer_norm_epsilon\": 1e-06, "
+                                 "\"dense_act_fn\": \"gelu_new\", \"is_gated_act\": true}"},
+    {"image_encoder/config.json", "{\"architectures\": [\"CLIPVisionModelWithProjection\"], \"model_type\": \"clip_vision_model\", \"num_hidden_layers\": 32, "
+                                  "\"num_attention_heads\": 16, \"hidden_size\": 1280, \"intermediate_size\": 5120, \"patch_size\": 14, \"image_size\": 224, "
+                                  "\"projection_dim\": 1024, \"hidden_act\": \"gelu\", \"layer_norm_eps\": 1e-05, \"num_channels\": 3}"},
+    {"image_processor/preprocessor_config.json", "{\"crop_size\": {\"height\": 224, \"width\": 224}, \"do_center_crop\": true, \"do_convert_rgb\": true, "
+                                                 "\"do_normalize\": true, \"do_rescale\": true, \"do_resize\": true, \"image_mean\": [0.48145466, 0.4578275, "
+                                                 "0.40821073], \"image_std\": [0.26862954, 0.26130258, 0.27577711], \"resample\": 3, \"rescale_factor\": "
+                                                 "0.00392156862745098, \"size\": {\"shortest_edge\": 224}}"},
+    {"scheduler/scheduler_config.json", "{\"_class_name\": \"UniPCMultistepScheduler\", \"solver_order\": 2, \"solver_type\": \"bh2\", \"predict_x0\": true, "
+                                        "\"prediction_type\": \"flow_prediction\", \"use_flow_sigmas\": true, \"flow_shift\": 3.0, \"lower_order_final\": true, "
+                                        "\"final_sigmas_type\": \"zero\", \"num_train_timesteps\": 1000}"},
+    {"vae/config.json", "{\"_class_name\": \"AutoencoderKLWan\", \"base_dim\": 96, \"z_dim\": 16, \"dim_mult\": [1, 2, 4, 4], \"num_res_blocks\": 2, "
+                        "\"attn_scales\": [], \"temperal_downsample\": [false, true, true], \"dropout\": 0.0, \"latents_mean\": " SIXTEEN("0.5") ", "
+                        "\"latents_std\": " SIXTEEN("2.0") "}"},
+};
+
+static const char *big_model(void)
+{
+    static char dir[300];
+    snprintf(dir, sizeof dir, "%s/14b", r.base);
+    mkdir(dir, 0700);
+    for (size_t i = 0; i < sizeof CONFIGS / sizeof *CONFIGS; i++) {
+        char path[600];
+        snprintf(path, sizeof path, "%s/%s", dir, CONFIGS[i].file);
+        char *slash = strrchr(path, '/');
+        *slash = 0;
+        mkdir(path, 0700);
+        *slash = '/';
+        t_write(path, CONFIGS[i].text);
+    }
+    return dir;
+}
+
+/* ---- the command ---- */
+
+/* `sluice plan ...` to JSON; the words end with NULL. The caller frees. */
+static json_t *plan(const char *first, ...)
+{
+    const char *out = t_format("%s/plan.json", r.base);
+    char *args[T_ARGS] = {(char *)"sluice", (char *)"plan", (char *)"--json", (char *)out, (char *)"--quiet"};
+    int n = 5;
+    va_list ap;
+    va_start(ap, first);
+    for (const char *a = first; a; a = va_arg(ap, const char *)) args[n++] = (char *)a;
+    va_end(ap);
+    t_run_start(&r, args);
+    t_run_ends(&r, 0);
+    json_error_t je;
+    json_t *root = json_load_file(out, 0, &je);
+    assert_non_null(root);
+    return root;
+}
+
+static int64_t of(const json_t *root, const char *stage, const char *key)
+{
+    json_t *v = json_object_get(json_object_get(json_object_get(root, "stages"), stage), key);
+    if (!json_is_integer(v)) fail_msg("%s has no %s", stage, key);
+    return json_integer_value(v);
+}
+
+/* `bytes` in whole, or up to this much of alignment, slabs and padding above it. */
+static void about(int64_t found, int64_t bytes, int64_t above)
+{
+    if (found < bytes || found > bytes + above) fail_msg("%lld bytes, want %lld, and at most %lld more", (long long)found, (long long)bytes, (long long)above);
+}
+
+/* ---- by hand ---- */
+
+#define MIB ((int64_t)1 << 20)
+#define LATENT_720 ((int64_t)16 * 21 * 90 * 160 * 4)      /* bytes of 1280x720x81 in float32 */
+#define TOKENS_720 ((int64_t)21 * 45 * 80)
+
+/* Parameters: spec 1.8. The network does not ask for norm_added_q, [5120] in each block. */
+#define DIT_PARAMETERS ((int64_t)16394878784 - 40 * 5120)
+#define UMT5_PARAMETERS ((int64_t)5680910336)
+
+static void weights_from_configurations(void **state)
+{
+    json_t *p = plan("--model", big_model(), "--width", "1280", "--height", "720", NULL);
+    assert_true(json_is_false(json_object_get(p, "from_files")));
+    about(of(p, "denoise", "weight_bytes"), DIT_PARAMETERS * 4, 4 * MIB);
+    about(of(p, "text", "weight_bytes"), UMT5_PARAMETERS * 4, 4 * MIB);
+    /* on the CPU matrices stay mapped; beside them biases (in one block 14 x 5120 + 13824, and 4 norms of attention), converted */
+    assert_true(of(p, "denoise", "mapped_bytes") > DIT_PARAMETERS * 4 - 64 * MIB);
+    about(of(p, "denoise", "private_weight_bytes"), (int64_t)40 * (10 * 5120 + 13824 + 5120 + 5 * 5120) * 4, 32 * MIB);
+    /* convolutions are packed, and no less for it: the encoder with its quant_conv; channels are filled up to whole panels */
+    about(of(p, "decode", "private_weight_bytes"), (int64_t)73295331 * 4, 16 * MIB);
+    assert_int_equal(of(p, "decode", "mapped_bytes"), 0);
+    json_decref(p);
+    (void)state;
+}
+
+static void decoder_caches(void **state)
+{
+    /* Channels that the decoder keeps at each of its four resolutions, two frames of each (spec 4.5): conv_in and the middle's four convolutions, three
+     * residual blocks of two convolutions a level, the time convolution of the first two levels, conv_out. */
+    int64_t p0 = 16 + 4 * 384 + 6 * 384 + 384, p1 = 192 + 5 * 384 + 384, p2 = 6 * 192, p3 = 6 * 96 + 96;
+    int64_t want = 2 * 4 * (90 * 160) * (p0 + 4 * p1 + 16 * p2 + 64 * p3);
+    const char *model = big_model();
+    assert_int_equal(want, 8716492800);
+    json_t *p = plan("--model", model, "--width", "1280", "--height", "720", NULL);
+    assert_int_equal(of(p, "decode", "job_bytes"), want);
+    json_decref(p);
+    p = plan("--model", model, "--width", "832", "--height", "480", NULL);
+    assert_int_equal(of(p, "decode", "job_bytes"), want / (90 * 160) * (60 * 104));
+    json_decref(p);
+    p = plan("--model", model, "--width", "1280", "--height", "720", "--device", "cuda:0", NULL);
+    assert_int_equal(of(p, "decode", "job_bytes"), want / 2);
+    json_decref(p);
+    (void)state;
+}
+
+static void what_a_denoising_job_keeps(void **state)
+{
+    int64_t condition = LATENT_720 / 16 * 20, v = 2 * LATENT_720, sampler = 5 * LATENT_720, rope = TOKENS_720 * 64 * 4 * 2;
+    int64_t times = (int64_t)50 * (1 + 6) * 5120 * 4, contexts = (int64_t)2 * 40 * (512 + 257) * 2 * 5120 * 4;
+    int64_t want = condition + v + sampler + rope + times + contexts, tokens = TOKENS_720 * 5120 * 4;
+    const char *model = big_model();
+    assert_int_equal(want, 2725401600);
+    json_t *p = plan("--model", model, "--width", "1280", "--height", "720", NULL);
+    assert_int_equal(of(p, "denoise", "job_bytes"), want);
+    about(of(p, "denoise", "work_bytes"), 3 * tokens, 1200 * MIB);      /* the tokens, all keys and values; the rest some thousand tokens at a time */
+    json_decref(p);
+    /* without guidance one branch; ten steps */
+    p = plan("--model", model, "--width", "1280", "--height", "720", "--guidance", "1", "--steps", "10", NULL);
+    assert_int_equal(of(p, "denoise", "job_bytes"), want - LATENT_720 - times / 5 * 4 - contexts / 2);
+    json_decref(p);
+    /* the cache: two tensors of all tokens a branch */
+    p = plan("--model", model, "--width", "1280", "--height", "720", "--fbcache", "0.1", NULL);
+    assert_int_equal(of(p, "denoise", "job_bytes"), want + 4 * tokens);
+    json_decref(p);
+    (void)state;
+}
+
+/* One device, then networks spread over devices: nothing is counted twice. */
+static void devices_add_up(void **state)
+{
+    const char *model = big_model();
+    char conf[400];
+    snprintf(conf, sizeof conf, "%s/devices.cfg", r.base);
+    json_t *p = plan("--model", model, "--width", "832", "--height", "480", "--device", "cuda:0", NULL), *d = json_object_get(p, "devices");
+    int64_t gpu = 0;
+    const char *const names[] = {"text", "image", "denoise", "decode"};
+    for (int i = 0; i < 4; i++) gpu += of(p, names[i], "weight_bytes") + of(p, names[i], "arena_bytes") + of(p, names[i], "slot_bytes");
+    about(of(p, "denoise", "weight_bytes"), DIT_PARAMETERS * 2 + (int64_t)29196800 * 2, 4 * MIB);      /* bf16, but for the fp32 list */
+    assert_int_equal(of(p, "denoise", "mapped_bytes"), 0);
+    assert_int_equal(json_integer_value(json_object_get(json_object_get(d, "cuda:0"), "wanted_bytes")), gpu);
+    json_decref(p);
+
+    t_write(conf, "stages: ({ name = \"text\"; program = \"sluice-text\"; device = \"cuda:1\"; }, { name = \"image\"; program = \"sluice-image\"; device = \"cuda:1\"; },\n"
+                  "{ name = \"denoise\"; program = \"sluice-denoise\"; device = \"cuda:0\"; }, { name = \"decode\"; program = \"sluice-decode\"; device = \"cuda:1\"; },\n"
+                  "{ name = \"mux\"; program = \"sluice-mux\"; });\n");
+    p = plan("--model", model, "--width", "832", "--height", "480", "--conf", conf, NULL);
+    d = json_object_get(p, "devices");
+    assert_int_equal(json_object_size(d), 3);
+    int64_t one = json_integer_value(json_object_get(json_object_get(d, "cuda:0"), "wanted_bytes")),
+            two = json_integer_value(json_object_get(json_object_get(d, "cuda:1"), "wanted_bytes"));
+    assert_int_equal(one, of(p, "denoise", "weight_bytes") + of(p, "denoise", "arena_bytes") + of(p, "denoise", "slot_bytes"));
+    assert_int_equal(one + two, gpu);
+    json_decref(p);
+    (void)state;
+}
+
+static void slots_hold_the_jobs_tensors(void **state)
+{
+    sl_model m;
+    T_OK(sl_model_open(&m, big_model(), &err));
+    about((int64_t)sl_slot_bytes(&m, "text", 921600, 81), (int64_t)2 * 512 * 4096 * 4, 8192);
+    about((int64_t)sl_slot_bytes(&m, "latents", 921600, 81), LATENT_720, 8192);
+    about((int64_t)sl_slot_bytes(&m, "image", 921600, 81), LATENT_720 / 16 * 20 + (int64_t)514 * 1280 * 4, 8192);
+    assert_int_equal(sl_slot_bytes(&m, "frames", 921600, 81), 4 * 1280 * 720 * 3);
+    (void)state;
+}
+
+/* ---- against the stages ---- */
+
+/* A prompt of more pieces than 512: the text stage's largest arena. */
+static const char *long_prompt(void)
+{
+    static char text[4096];
+    for (size_t i = 0; i + 4 < sizeof text; i += 4) memcpy(text + i, i % 8 ? "fox " : "jay ", 4);
+    return text;
+}
+
+static void plan_is_what_a_run_takes(void **state)
+{
+    static const char *const EXTRA[][2] = {{"--guidance", "5"}, {"--guidance", "1"}, {"--fbcache", "0.2"}};
+    char told[400], video[400];
+    snprintf(told, sizeof told, "%s/report.json", r.out);
+    snprintf(video, sizeof video, "%s/a.mp4", r.out);
+    for (int i = 0; i < (getenv("SLUICE_TEST_QUICK") && *getenv("SLUICE_TEST_QUICK") ? 1 : 3); i++) {
+        char *const args[] = {(char *)"sluice", (char *)"run", (char *)"--model", (char *)T_MODEL, (char *)"--image", (char *)T_IMAGE, (char *)"--prompt",
+                              (char *)long_prompt(), (char *)"--width", (char *)"96", (char *)"--height", (char *)"64", (char *)"--frames", (char *)"13",
+                              (char *)"--steps", (char *)"4", (char *)"--seed", (char *)"1", (char *)"-o", video, (char *)"--json", told,
+                              (char *)"--quiet", (char *)EXTRA[i][0], (char *)EXTRA[i][1], NULL};
+        t_run_start(&r, args);
+        t_run_ends(&r, 0);
+        json_error_t je;
+        json_t *ran = json_load_file(told, 0, &je);
+        json_t *planned = plan("--model", T_MODEL, "--width", "96", "--height", "64", "--frames", "13", "--steps", "4", EXTRA[i][0], EXTRA[i][1], NULL);
+        const char *const names[] = {"text", "image", "denoise", "decode", "mux"};
+        assert_true(json_is_true(json_object_get(planned, "from_files")));
+        for (int k = 0; k < 5; k++) {
+            assert_int_equal(of(planned, names[k], "weight_bytes"), of(ran, names[k], "weight_bytes"));
+            assert_int_equal(of(planned, names[k], "arena_bytes"), of(ran, names[k], "arena_bytes"));
+        }
+        json_decref(ran);
+        json_decref(planned);
+    }
+    t_run_nothing_left(&r, 0);
+    (void)state;
+}
+
+/* ---- admission ---- */
+
+static void a_run_that_does_not_fit_is_refused(void **state)
+{
+    char video[400];
+    snprintf(video, sizeof video, "%s/a.mp4", r.out);
+    char *const args[] = {(char *)"sluice", (char *)"run", (char *)"--model", (char *)T_MODEL, (char *)"--image", (char *)T_IMAGE, (char *)"--prompt",
+                          (char *)"a", (char *)"--width", (char *)"96", (char *)"--height", (char *)"64", (char *)"--frames", (char *)"9", (char *)"--steps",
+                          (char *)"2", (char *)"-o", video, (char *)"--conf", r.conf, NULL};
+    t_run_conf(&r, 1, 30, "limits: { memory_bytes = 1000000; };\n");
+    t_run_start(&r, args);
+    t_run_ends(&r, 2);
+    if (!t_run_said(&r, "sluice: the run wants ") || !t_run_said(&r, " bytes of memory, there are 1000000 (limits.memory_bytes); the largest stage is denoise with ") ||
+        t_run_count(&r, "\n") != 1)
+        fail_msg("said: %s", r.text);
+    assert_true(access(video, F_OK) != 0);
+    t_run_nothing_left(&r, 0);
+
+    t_run_conf(&r, 1, 30, "limits: { memory_bytes = 1000000000; };\n");
+    t_run_start(&r, args);
+    t_run_ends(&r, 0);
+    t_run_nothing_left(&r, 0);
+    (void)state;
+}
+
+static void put(const char *path, const char *text)
+{
+    char full[700];
+    snprintf(full, sizeof full, "%s/machine%s", r.base, path);
+    for (char *p = full + strlen(r.base) + 1; (p = strchr(p, '/')); *p++ = '/') {
+        *p = 0;
+        mkdir(full, 0700);
+    }
+    t_write(full, text);
+}
+
+/* The tightest group decides, and page cache counts as free. */
+static void what_the_machine_gives(void **state)
+{
+    machine_memory m;
+    const char *root = t_format("%s/machine", r.base);
+    T_CODE(plan_machine(&m, root, &err), SL_SYS);
+    T_SAYS(err.msg, "no MemTotal and MemAvailable");
+    put("/proc/meminfo", "MemTotal:       1000 kB\nMemFree:         1 kB\nMemAvailable:    800 kB\n");
+    T_OK(plan_machine(&m, root, &err));
+    assert_true(m.total == 1024000 && m.available == 819200 && m.group == UINT64_MAX && m.gives == 819200);
+
+    put("/proc/self/cgroup", "4:memory:/old\n0::/a/b\n");
+    T_OK(plan_machine(&m, root, &err));
+    assert_true(m.gives == 819200);
+    put("/sys/fs/cgroup/a/b/memory.max", "max\n");
+    put("/sys/fs/cgroup/a/memory.max", "600000\n");
+    put("/sys/fs/cgroup/a/memory.current", "500000\n");
+    T_OK(plan_machine(&m, root, &err));
+    assert_int_equal(m.gives, 100000);
+    put("/sys/fs/cgroup/a/memory.stat", "anon 1\ninactive_file 150000\nactive_file 50000\n");
+    T_OK(plan_machine(&m, root, &err));
+    assert_int_equal(m.gives, 300000);
+    put("/sys/fs/cgroup/memory.max", "5000\n");             /* a container's own view: its group is the top */
+    put("/sys/fs/cgroup/memory.current", "6000\n");
+    T_OK(plan_machine(&m, root, &err));
+    assert_int_equal(m.gives, 0);
+    put("/proc/self/cgroup", "0::/\n");
+    T_OK(plan_machine(&m, root, &err));
+    assert_int_equal(m.gives, 0);
+    (void)state;
+}
+
+int main(void)
+{
+#define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+    const struct CMUnitTest tests[] = {T(weights_from_configurations), T(decoder_caches), T(what_a_denoising_job_keeps), T(devices_add_up),
+                                       T(slots_hold_the_jobs_tensors), T(plan_is_what_a_run_takes), T(a_run_that_does_not_fit_is_refused),
+                                       T(what_the_machine_gives)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
