@@ -28,7 +28,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     sl_job job, again;
     sl_err err = {0};
     if (!*path) {
-        snprintf(path, sizeof path, "%s/fuzz-job-%d.json", access("/dev/shm", W_OK) ? "/tmp" : "/dev/shm", (int)getpid());     /* written often */
+        snprintf(path, sizeof path, "%s/fuzz-job-%d.json", access("/dev/shm", W_OK) ? "/tmp" : "/dev/shm",
+                 (int)getpid()); /* written often */
         atexit(forget);
     }
     if (sl_job_init(&job, &err)) abort();
@@ -39,7 +40,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     }
     if (sl_job_check(&job, &err) && (!err.msg[0] || strchr(err.msg, '\n'))) abort();
     if (sl_job_write(&job, path, &err) || sl_job_read(&again, path, &err)) abort();
-#define X(kind, name, def) if (!SAME_##kind(job.name, again.name)) abort();
+#define X(kind, name, def)                                                                                                         \
+    if (!SAME_##kind(job.name, again.name)) abort();
     SL_JOB_FIELDS(X)
 #undef X
     sl_job_free(&job);

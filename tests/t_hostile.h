@@ -1,4 +1,4 @@
-/* t_hostile.h - tools for hostile input: damaged copies of a checkpoint, a run of bin/sluice with all that it printed and left behind. */
+/* t_hostile.h - tools for hostile input: damaged copies of a checkpoint, a run of bin/sluice with what it printed and left. */
 #ifndef T_HOSTILE_H
 #define T_HOSTILE_H
 
@@ -167,7 +167,7 @@ static void edit(const char *rel, const char *from, const char *to)
     free(text);
 }
 
-static void cut(const char *rel, long bytes)    /* to so many; negative: so many less */
+static void cut(const char *rel, long bytes) /* to so many; negative: so many less */
 {
     const char *path = own(rel);
     struct stat st;
@@ -179,7 +179,7 @@ static void cut(const char *rel, long bytes)    /* to so many; negative: so many
 typedef struct {
     json_t *header;
     char *bytes, *data;
-    size_t size;        /* of data */
+    size_t size; /* of data */
 } st_parts;
 
 static st_parts st_take(const char *path)
@@ -275,8 +275,9 @@ static void set(command *c, const char *option, const char *value)
 /* The job that all cases start from: it works, in half a second. */
 static command job(void)
 {
-    static const char *const ARGS[] = {"run", "--quiet", "--image", GOLDEN_PICTURE, "--prompt", "a cat", "--width", "32", "--height", "32", "--frames", "5",
-                                       "--steps", "1", "--guidance", "1", "--seed", "1", "--model", GOLDEN_MODEL};
+    static const char *const ARGS[] = {
+        "run", "--quiet", "--image", GOLDEN_PICTURE, "--prompt", "a cat",  "--width", "32",      "--height",  "32", "--frames",
+        "5",   "--steps", "1",       "--guidance",   "1",        "--seed", "1",       "--model", GOLDEN_MODEL};
     command c = {.n = 0};
     add(&c, f("%s/sluice", getenv("SLUICE_BIN") ? getenv("SLUICE_BIN") : "bin"));
     for (size_t i = 0; i < sizeof ARGS / sizeof *ARGS; i++) add(&c, ARGS[i]);
@@ -305,7 +306,8 @@ static pid_t start(const command *c)
 {
     pid_t pid = fork();
     if (pid == 0) {
-        int out = open(at("stdout"), O_WRONLY | O_CREAT | O_TRUNC, 0600), err = open(at("stderr"), O_WRONLY | O_CREAT | O_TRUNC, 0600);
+        int out = open(at("stdout"), O_WRONLY | O_CREAT | O_TRUNC, 0600),
+            err = open(at("stderr"), O_WRONLY | O_CREAT | O_TRUNC, 0600);
         unsetenv("XDG_RUNTIME_DIR");
         setenv("TMPDIR", at("tmp"), 1);
         dup2(out, 1);
@@ -381,7 +383,8 @@ static void refused_(const char *where, int status, const command *c, const char
     int got = finish(c, start(c));
     char *err = get_file(at("stderr"), &n), *out = get_file(at("stdout"), &n);
     if (got != status) fail_msg("%s: exit status %d, want %d: %s\n%s", where, got, status, text_of(c), err);
-    if (lines(err) != 1 || strncmp(err, "sluice: ", 8)) fail_msg("%s: want one line, \"sluice: ...\": %s\n%s", where, text_of(c), err);
+    if (lines(err) != 1 || strncmp(err, "sluice: ", 8))
+        fail_msg("%s: want one line, \"sluice: ...\": %s\n%s", where, text_of(c), err);
     for (int i = 0; says[i]; i++)
         if (!strstr(err, says[i])) fail_msg("%s: message lacks \"%s\": %s\n%s", where, says[i], text_of(c), err);
     if (*out) fail_msg("%s: stdout is not empty: %s\n%s", where, text_of(c), out);
@@ -391,10 +394,10 @@ static void refused_(const char *where, int status, const command *c, const char
 }
 #define T_STRING_(x) #x
 #define T_STRING(x) T_STRING_(x)
-#define REFUSED(status, cmd, ...)                                                                  \
-    do {                                                                                           \
-        command c_ = (cmd);                                                                        \
-        refused_("line " T_STRING(__LINE__), status, &c_, (const char *const[]){__VA_ARGS__, NULL}); \
+#define REFUSED(status, cmd, ...)                                                                                                  \
+    do {                                                                                                                           \
+        command c_ = (cmd);                                                                                                        \
+        refused_("line " T_STRING(__LINE__), status, &c_, (const char *const[]){__VA_ARGS__, NULL});                               \
     } while (0)
 
 /* The command works without a word, and leaves so many files in ROOT/out, which are removed if `clean`. */
@@ -409,10 +412,10 @@ static void works_(const char *where, const command *c, int outputs, bool clean)
     if (clean) empty_dir(at("out"));
     free(err);
 }
-#define WORKS(cmd, outputs)                                                                        \
-    do {                                                                                           \
-        command c_ = (cmd);                                                                        \
-        works_("line " T_STRING(__LINE__), &c_, outputs, true);                                    \
+#define WORKS(cmd, outputs)                                                                                                        \
+    do {                                                                                                                           \
+        command c_ = (cmd);                                                                                                        \
+        works_("line " T_STRING(__LINE__), &c_, outputs, true);                                                                    \
     } while (0)
 
 /* `sluice inspect` of ROOT/model: status 1 or 2, and stdout or stderr name the damage. */

@@ -1,4 +1,6 @@
-/* test_hostile.c - bad input is harmless: for each case one clear line, the right exit status, and nothing left behind. limit: 240 s */
+/* test_hostile.c - bad input is harmless: for each case one clear line, the right exit status, and nothing left behind.
+ *
+ * limit: 240 s */
 #include "t_hostile.h"
 
 #include <sys/mount.h>
@@ -8,8 +10,10 @@
 /* A PNG whose header says 60000 x 60000; its checksums are right. */
 static void put_bomb(const char *path)
 {
-    static const uint8_t PNG[] = {0x89, 'P', 'N', 'G', '\r', '\n', 0x1a, '\n', 0, 0, 0, 13, 'I', 'H', 'D', 'R', 0, 0, 0xea, 0x60, 0, 0, 0xea, 0x60, 8, 2, 0, 0, 0,
-                                  0, 0, 0, 0, 0, 0, 0, 0, 'I', 'D', 'A', 'T', 0x35, 0xaf, 0x06, 0x1e, 0, 0, 0, 0, 'I', 'E', 'N', 'D', 0xae, 0x42, 0x60, 0x82};
+    static const uint8_t PNG[] = {0x89, 'P', 'N', 'G',  '\r', '\n', 0x1a, '\n', 0,    0,    0,    13,   'I',  'H',  'D',
+                                  'R',  0,   0,   0xea, 0x60, 0,    0,    0xea, 0x60, 8,    2,    0,    0,    0,    0,
+                                  0,    0,   0,   0,    0,    0,    0,    'I',  'D',  'A',  'T',  0x35, 0xaf, 0x06, 0x1e,
+                                  0,    0,   0,   0,    'I',  'E',  'N',  'D',  0xae, 0x42, 0x60, 0x82};
     uint8_t bytes[sizeof PNG];
     uint32_t crc = ~0u;
     memcpy(bytes, PNG, sizeof PNG);
@@ -62,9 +66,12 @@ static void test_a_picture_replaced_after_the_start(void **unused)
     for (int gone = 0; gone < 2; gone++) {
         put_file(at("mine.png"), png, n);
         pid_t pid = start(&c);
-        for (int i = 0; i < 5000; i++) {        /* its run directory holds the job's folder, whose last file is job.json */
-            const char *run = list_dir(at("tmp"), names, sizeof names) ? f("%s/tmp/%.*s/spool", root, (int)strcspn(names, " "), names) : "";
-            if (*run && list_dir(run, names, sizeof names) && !access(f("%s/%.*s/job.json", run, (int)strcspn(names, " "), names), R_OK)) break;
+        for (int i = 0; i < 5000; i++) { /* its run directory holds the job's folder, whose last file is job.json */
+            const char *run =
+                list_dir(at("tmp"), names, sizeof names) ? f("%s/tmp/%.*s/spool", root, (int)strcspn(names, " "), names) : "";
+            if (*run && list_dir(run, names, sizeof names) &&
+                !access(f("%s/%.*s/job.json", run, (int)strcspn(names, " "), names), R_OK))
+                break;
             usleep(1000);
         }
         if (gone) unlink(at("mine.png"));
@@ -119,7 +126,8 @@ static void test_sizes(void **unused)
 
 static void test_options(void **unused)
 {
-    static const char *const NUMBERS[] = {"1e", "nan", " 5", "0x10", "99999999999999999999999", "", "5 ", "-", "5,5", "inf", "1e999", "٣"};
+    static const char *const NUMBERS[] = {"1e",  "nan", " 5",    "0x10", "99999999999999999999999", "", "5 ", "-",
+                                          "5,5", "inf", "1e999", "٣"};
     command c;
     (void)unused;
     for (size_t i = 0; i < sizeof NUMBERS / sizeof *NUMBERS; i++) {
@@ -150,7 +158,7 @@ static void test_options(void **unused)
     REFUSED(2, with("--device", f("cuda:%0*d", 100, 0)), "--device has 105 bytes, want at most 63");
     REFUSED(2, with("--model", NULL), "no checkpoint: want --model DIR");
     REFUSED(2, with("--prompt", NULL), "no prompt: want --prompt TEXT");
-    REFUSED(2, other(NULL, NULL), "no command, want run, replay, inspect or help");
+    REFUSED(2, other(NULL, NULL), "no command, want run, replay, inspect");
     REFUSED(2, other("rnu", NULL), "unknown command \"rnu\"");
     REFUSED(2, other("inspect", NULL), "inspect wants one checkpoint folder");
     REFUSED(2, other("replay", NULL), "replay wants the folder that --dump wrote");
@@ -177,7 +185,7 @@ static void test_prompts(void **unused)
     set(&c, "--dump", at("out/dump"));
     works_("10,000 characters", &c, 2, false);
     T_OK(sl_st_open_file(&st, at("out/dump/text.safetensors"), &err));
-    assert_int_equal(sl_count(&sl_st_find(st, "ids.cond")->t), 512);     /* what the model reads */
+    assert_int_equal(sl_count(&sl_st_find(st, "ids.cond")->t), 512); /* what the model reads */
     sl_st_close(&st);
     empty_dir(at("out"));
     free(text);
@@ -231,10 +239,10 @@ static void test_noise(void **unused)
 #define TEXT_INDEX "text_encoder/model.safetensors.index.json"
 
 /* The run refuses ROOT/model before any work, and inspect names the same damage. */
-#define DAMAGED(component, says)                                                                   \
-    do {                                                                                           \
-        REFUSED(2, with("--model", at("model")), component, says);                                 \
-        INSPECT_SAYS(says);                                                                        \
+#define DAMAGED(component, says)                                                                                                   \
+    do {                                                                                                                           \
+        REFUSED(2, with("--model", at("model")), component, says);                                                                 \
+        INSPECT_SAYS(says);                                                                                                        \
     } while (0)
 
 static void rename_entry(json_t *header, json_t *entry, const char *name)
@@ -263,8 +271,9 @@ static void no_such_type(json_t *header, json_t *entry, const char *name)
 }
 static void over_another(json_t *header, json_t *entry, const char *name)
 {
-    (void)name;     /* conv1 and conv2 of this block have one size */
-    json_object_set(entry, "data_offsets", json_object_get(json_object_get(header, "decoder.mid_block.resnets.0.conv2.weight"), "data_offsets"));
+    (void)name; /* conv1 and conv2 of this block have one size */
+    json_object_set(entry, "data_offsets",
+                    json_object_get(json_object_get(header, "decoder.mid_block.resnets.0.conv2.weight"), "data_offsets"));
 }
 static void past_the_end(json_t *header, json_t *entry, const char *name)
 {
@@ -331,8 +340,10 @@ static void test_hostile_headers(void **unused)
     static const struct {
         change *how;
         const char *says;
-    } CHANGES[] = {{over_another, "decoder.mid_block.resnets.0.conv"}, {past_the_end, "decoder.mid_block.resnets.0.conv1.weight"},
-                   {backwards, "decoder.mid_block.resnets.0.conv1.weight"}, {endless, "decoder.mid_block.resnets.0.conv1.weight"},
+    } CHANGES[] = {{over_another, "decoder.mid_block.resnets.0.conv"},
+                   {past_the_end, "decoder.mid_block.resnets.0.conv1.weight"},
+                   {backwards, "decoder.mid_block.resnets.0.conv1.weight"},
+                   {endless, "decoder.mid_block.resnets.0.conv1.weight"},
                    {negative, "decoder.mid_block.resnets.0.conv1.weight"}};
     for (size_t i = 0; i < sizeof CHANGES / sizeof *CHANGES; i++) {
         fresh_model();
@@ -434,8 +445,10 @@ static void test_nan_in_weights(void **unused)
         bool infinity;
         const char *says;
     } CASES[] = {
-        {TEXT, "encoder.block.0.layer.1.layer_norm.weight", 5, false, "text_encoder: encoder.block.0.layer.1.layer_norm.weight has NaN at [5]"},
-        {CLIP, "encoder.layers.0.mlp.fc1.weight", 5 * 96 + 17, false, "image_encoder: encoder.layers.0.mlp.fc1.weight has NaN at [5, 17]"},
+        {TEXT, "encoder.block.0.layer.1.layer_norm.weight", 5, false,
+         "text_encoder: encoder.block.0.layer.1.layer_norm.weight has NaN at [5]"},
+        {CLIP, "encoder.layers.0.mlp.fc1.weight", 5 * 96 + 17, false,
+         "image_encoder: encoder.layers.0.mlp.fc1.weight has NaN at [5, 17]"},
         {VAE, "encoder.conv_in.bias", 3, false, "vae: encoder.conv_in.bias has NaN at [3]"},
         {VAE, "decoder.conv_out.weight", 0, false, "vae: decoder.conv_out.weight has NaN at [0, 0, 0, 0, 0]"},
         {DIT, "blocks.1.ffn.net.2.weight", 384 + 2, false, "transformer: blocks.1.ffn.net.2.weight has NaN at [1, 2]"},
@@ -516,7 +529,7 @@ static void test_a_full_disk_under_the_output(void **unused)
     command c = with("--json", f("%s/report.json", disk));
     char names[256];
     size_t n;
-    assert_int_equal(finish(&c, start(&c)), 1);         /* the video is there, what was asked for besides is not */
+    assert_int_equal(finish(&c, start(&c)), 1); /* the video is there, what was asked for besides is not */
     char *err = get_file(at("stderr"), &n);
     T_SAYS(err, "the video is written, its report is not: ");
     T_SAYS(err, "No space left on device");
@@ -541,10 +554,11 @@ static void test_a_full_disk_under_the_output(void **unused)
     umount(disk);
 }
 
-/* The spool has no room for the job, for a hand-over, or for all of a dump: a line and status 1, or, if only safety was lost, the video. */
+/* The spool has no room for the job, for a hand-over, or for all of a dump: a line and status 1, or, if only safety was lost, the
+ * video. */
 static void test_a_full_disk_under_the_spool(void **unused)
 {
-    static const int ROOM[] = {0, 4, 12, 24, 40, 100, 250, 400, 600, 1000};     /* KiB */
+    static const int ROOM[] = {0, 4, 12, 24, 40, 100, 250, 400, 600, 1000}; /* KiB */
     (void)unused;
     if (!mount_small(at("tmp"), "4m")) skip();
     int failed = 0;
@@ -611,7 +625,8 @@ static void test_jobs_files(void **unused)
     REFUSED(2, jobs(f("%s\n{\"prompt\": \"\xff\"}\n", a)), "jobs.jsonl:2: want one JSON object a line");
     REFUSED(2, jobs(f("%s\n{\"prompt\": \"a\\u0000b\"}\n", a)), "jobs.jsonl:2: want one JSON object a line");
     REFUSED(2, jobs(f("%s\n%s\n", a, a)), "jobs.jsonl:2: output", "a.mp4 is also the output of line 1");
-    REFUSED(2, jobs(f("%s\n{\"output\": \"%s\"}\n", a, at("out/../out/a.mp4"))), "jobs.jsonl:2: output", "is also the output of line 1");
+    REFUSED(2, jobs(f("%s\n{\"output\": \"%s\"}\n", a, at("out/../out/a.mp4"))), "jobs.jsonl:2: output",
+            "is also the output of line 1");
     REFUSED(2, jobs(f("%s\n{\"model\": \"/elsewhere\"}\n", a)), "line 2 of", "one checkpoint a run");
     REFUSED(2, with("--jobs", at("none.jsonl")), "none.jsonl: No such file or directory");
     REFUSED(2, with("--jobs", root), "--jobs", "Is a directory");
@@ -652,7 +667,8 @@ static const char *with_mux(const char *program)
     return f("supervise: { restarts = 0; };\n"
              "stages: ( { name = \"text\"; program = \"sluice-text\"; }, { name = \"image\"; program = \"sluice-image\"; },\n"
              "{ name = \"denoise\"; program = \"sluice-denoise\"; }, { name = \"decode\"; program = \"sluice-decode\"; },\n"
-             "{ name = \"mux\"; program = \"%s\"; } );\n", program);
+             "{ name = \"mux\"; program = \"%s\"; } );\n",
+             program);
 }
 
 static void test_stage_programs(void **unused)
@@ -665,7 +681,7 @@ static void test_stage_programs(void **unused)
     chmod(at("mux"), 0600);
     REFUSED(2, settings(with_mux(at("mux"))), "stage mux: program", "is not executable");
     chmod(at("mux"), 0700);
-    REFUSED(1, settings(with_mux(at("mux"))), "out.mp4: failed: mux ended", "giving up");     /* text that looks executable */
+    REFUSED(1, settings(with_mux(at("mux"))), "out.mp4: failed: mux ended", "giving up"); /* text that looks executable */
     REFUSED(1, settings(with_mux("/bin/false")), "out.mp4: failed: mux ended", "exit status 1", "giving up");
 }
 

@@ -46,7 +46,8 @@ static void put_file(const char *path, const char *bytes, size_t n)
 
 static void same(const sl_job *a, const sl_job *b)
 {
-#define X(kind, name, def) if (!SAME_##kind(a->name, b->name)) fail_msg(#name " came back changed");
+#define X(kind, name, def)                                                                                                         \
+    if (!SAME_##kind(a->name, b->name)) fail_msg(#name " came back changed");
     SL_JOB_FIELDS(X)
 #undef X
 }
@@ -57,7 +58,7 @@ static void test_defaults(void **unused)
     sl_err err = {0};
     (void)unused;
     T_OK(sl_job_init(&j, &err));
-    assert_int_equal(j.frames, 81);     /* the reference pipeline's */
+    assert_int_equal(j.frames, 81); /* the reference pipeline's */
     assert_int_equal(j.steps, 50);
     assert_true(j.guidance == 5.0 && j.shift == 3.0 && j.fbcache == 0);
     assert_int_equal(j.fps, 16);
@@ -65,13 +66,15 @@ static void test_defaults(void **unused)
     assert_string_equal(j.prompt, "");
     assert_string_equal(j.negative, "");
     sl_job_free(&j);
-    sl_job_free(&j);                    /* a zeroed job is fine */
+    sl_job_free(&j); /* a zeroed job is fine */
 }
 
 static void test_round_trip(void **unused)
 {
-    static const uint64_t SEEDS[] = {0, 1, 1ull << 53, (1ull << 53) + 1, INT64_MAX, (uint64_t)INT64_MAX + 1, UINT64_MAX - 1, UINT64_MAX};
-    static const char *const TEXTS[] = {"", "a red ball", "naïve café — 一只猫 🐱", "\"quotes\" \\ / \t tab\nline\r\x01\x7f", " \xef\xbb\xbf bom"};
+    static const uint64_t SEEDS[] = {0,         1, 1ull << 53, (1ull << 53) + 1, INT64_MAX, (uint64_t)INT64_MAX + 1, UINT64_MAX - 1,
+                                     UINT64_MAX};
+    static const char *const TEXTS[] = {"", "a red ball", "naïve café — 一只猫 🐱", "\"quotes\" \\ / \t tab\nline\r\x01\x7f",
+                                        " \xef\xbb\xbf bom"};
     sl_err err = {0};
     (void)unused;
     for (size_t i = 0; i < 40; i++) {
@@ -106,7 +109,7 @@ static void test_a_long_prompt(void **unused)
     size_t n = 1 << 20;
     char *text = malloc(n + 1);
     (void)unused;
-    memset(text, '\t', n);              /* escaped, two bytes each */
+    memset(text, '\t', n); /* escaped, two bytes each */
     text[n] = 0;
     T_OK(sl_job_init(&a, &err));
     T_OK(sl_job_set_text(&a.prompt, text, &err));
@@ -223,7 +226,7 @@ static void no_file(const char *path, sl_code code, const char *says)
     T_CODE(sl_job_read(&j, path, &err), code);
     T_SAYS(err.msg, path);
     T_SAYS(err.msg, says);
-    sl_job_free(&j);                    /* harmless after an error */
+    sl_job_free(&j); /* harmless after an error */
 }
 
 static void test_files(void **unused)
@@ -233,7 +236,7 @@ static void test_files(void **unused)
     (void)unused;
     no_file(in_dir("none.json"), SL_SYS, "No such file or directory");
     no_file(dir, SL_SYS, "is no regular file");
-    mkfifo(in_dir("fifo"), 0600);       /* would wait for a writer for ever */
+    mkfifo(in_dir("fifo"), 0600); /* would wait for a writer for ever */
     no_file(in_dir("fifo"), SL_SYS, "is no regular file");
     put_file(in_dir("empty"), "", 0);
     no_file(in_dir("empty"), SL_FORMAT, "not JSON");
@@ -262,7 +265,7 @@ static void test_a_full_disk(void **unused)
     sl_err err = {0};
     (void)unused;
     if (access("/dev/full", W_OK)) skip();
-    assert_int_equal(symlink("/dev/full", in_dir("full.json.tmp")), 0);     /* where job.json is written before it has its name */
+    assert_int_equal(symlink("/dev/full", in_dir("full.json.tmp")), 0); /* where job.json is written before it has its name */
     T_OK(sl_job_init(&j, &err));
     T_CODE(sl_job_write(&j, in_dir("full.json"), &err), SL_SYS);
     T_SAYS(err.msg, "No space left on device");
@@ -281,15 +284,15 @@ static void good(sl_job *j)
     T_OK(sl_job_check(j, &err));
 }
 
-#define REFUSED(field, value, says)                                                                \
-    do {                                                                                           \
-        sl_job job_;                                                                               \
-        sl_err err = {0};                                                                          \
-        good(&job_);                                                                               \
-        job_.field = value;                                                                        \
-        T_CODE(sl_job_check(&job_, &err), SL_ARG);                                                 \
-        assert_string_equal(err.msg, says);                                                        \
-        sl_job_free(&job_);                                                                        \
+#define REFUSED(field, value, says)                                                                                                \
+    do {                                                                                                                           \
+        sl_job job_;                                                                                                               \
+        sl_err err = {0};                                                                                                          \
+        good(&job_);                                                                                                               \
+        job_.field = value;                                                                                                        \
+        T_CODE(sl_job_check(&job_, &err), SL_ARG);                                                                                 \
+        assert_string_equal(err.msg, says);                                                                                        \
+        sl_job_free(&job_);                                                                                                        \
     } while (0)
 
 static void test_ranges(void **unused)
@@ -344,16 +347,11 @@ static void test_bounds_are_fine(void **unused)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_defaults),
-        cmocka_unit_test(test_round_trip),
-        cmocka_unit_test(test_a_long_prompt),
-        cmocka_unit_test(test_what_is_absent_stays),
-        cmocka_unit_test(test_mistakes),
-        cmocka_unit_test(test_a_path_too_long),
-        cmocka_unit_test(test_files),
-        cmocka_unit_test(test_a_full_disk),
-        cmocka_unit_test(test_ranges),
-        cmocka_unit_test(test_bounds_are_fine),
+        cmocka_unit_test(test_defaults),      cmocka_unit_test(test_round_trip),
+        cmocka_unit_test(test_a_long_prompt), cmocka_unit_test(test_what_is_absent_stays),
+        cmocka_unit_test(test_mistakes),      cmocka_unit_test(test_a_path_too_long),
+        cmocka_unit_test(test_files),         cmocka_unit_test(test_a_full_disk),
+        cmocka_unit_test(test_ranges),        cmocka_unit_test(test_bounds_are_fine),
     };
     return cmocka_run_group_tests_name("job", tests, make_dir, drop_dir);
 }

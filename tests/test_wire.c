@@ -17,23 +17,47 @@ static uint64_t next(void)
 
 static void fill_string(char *s, size_t field)
 {
-    size_t n = next() % 4 ? next() % field : field - 1;     /* often as long as it goes */
+    size_t n = next() % 4 ? next() % field : field - 1; /* often as long as it goes */
     memset(s, 0, field);
     for (size_t i = 0; i < n; i++) s[i] = (char)(1 + next() % 255);
 }
-static void fill_i32(int32_t *v) { *v = (int32_t)next(); }
-static void fill_u32(uint32_t *v) { *v = (uint32_t)next(); }
-static void fill_i64(int64_t *v) { *v = (int64_t)next(); }
-static void fill_u64(uint64_t *v) { *v = next(); }
+static void fill_i32(int32_t *v)
+{
+    *v = (int32_t)next();
+}
+static void fill_u32(uint32_t *v)
+{
+    *v = (uint32_t)next();
+}
+static void fill_i64(int64_t *v)
+{
+    *v = (int64_t)next();
+}
+static void fill_u64(uint64_t *v)
+{
+    *v = next();
+}
 static void fill_f64(double *v)
 {
-    uint64_t u = next();        /* any bits: NaN with its payload, infinities, denormals */
+    uint64_t u = next(); /* any bits: NaN with its payload, infinities, denormals */
     memcpy(v, &u, 8);
 }
-static void fill_str16(char (*s)[SL_STR16]) { fill_string(*s, SL_STR16); }
-static void fill_str64(char (*s)[SL_STR64]) { fill_string(*s, SL_STR64); }
-static void fill_text(char (*s)[SL_TEXT]) { fill_string(*s, SL_TEXT); }
-static void fill_dir(char (*s)[SL_DIR]) { fill_string(*s, SL_DIR); }
+static void fill_str16(char (*s)[SL_STR16])
+{
+    fill_string(*s, SL_STR16);
+}
+static void fill_str64(char (*s)[SL_STR64])
+{
+    fill_string(*s, SL_STR64);
+}
+static void fill_text(char (*s)[SL_TEXT])
+{
+    fill_string(*s, SL_TEXT);
+}
+static void fill_dir(char (*s)[SL_DIR])
+{
+    fill_string(*s, SL_DIR);
+}
 static void fill_ticket(sl_ticket *t)
 {
     fill_u64(&t->pool), fill_u32(&t->slot), fill_u32(&t->reserved), fill_u64(&t->epoch);
@@ -52,10 +76,10 @@ static void fill(sl_msg *m, sl_msg_type type)
     m->type = type;
 #define FILL(kind, name) fill_##kind(&f->name);
     switch (type) {
-#define X(number, NAME, lower)                                                                     \
-    case SL_MSG_##NAME: {                                                                          \
-        sl_msg_##lower *f = &m->lower;                                                             \
-        WIRE_##NAME(FILL)                                                                          \
+#define X(number, NAME, lower)                                                                                                     \
+    case SL_MSG_##NAME: {                                                                                                          \
+        sl_msg_##lower *f = &m->lower;                                                                                             \
+        WIRE_##NAME(FILL)                                                                                                          \
     } break;
         WIRE_ALL(X)
 #undef X
@@ -64,7 +88,10 @@ static void fill(sl_msg *m, sl_msg_type type)
 
 /* ---- one field as it was ---- */
 
-static bool same_bytes(const void *a, const void *b, size_t n) { return !memcmp(a, b, n); }
+static bool same_bytes(const void *a, const void *b, size_t n)
+{
+    return !memcmp(a, b, n);
+}
 #define SAME_i32(a, b) ((a) == (b))
 #define SAME_u32(a, b) ((a) == (b))
 #define SAME_i64(a, b) ((a) == (b))
@@ -75,20 +102,21 @@ static bool same_bytes(const void *a, const void *b, size_t n) { return !memcmp(
 #define SAME_text(a, b) same_bytes(a, b, SL_TEXT)
 #define SAME_dir(a, b) same_bytes(a, b, SL_DIR)
 #define SAME_ticket(a, b) ((a).pool == (b).pool && (a).slot == (b).slot && (a).reserved == (b).reserved && (a).epoch == (b).epoch)
-#define SAME_pool(a, b)                                                                                                                \
-    ((a).pool == (b).pool && (a).pid == (b).pid && (a).fd == (b).fd && (a).kind == (b).kind && (a).slots == (b).slots &&               \
-     (a).slot_bytes == (b).slot_bytes && same_bytes((a).name, (b).name, SL_POOL_NAME) && same_bytes((a).device_handle, (b).device_handle, 64))
+#define SAME_pool(a, b)                                                                                                            \
+    ((a).pool == (b).pool && (a).pid == (b).pid && (a).fd == (b).fd && (a).kind == (b).kind && (a).slots == (b).slots &&           \
+     (a).slot_bytes == (b).slot_bytes && same_bytes((a).name, (b).name, SL_POOL_NAME) &&                                           \
+     same_bytes((a).device_handle, (b).device_handle, 64))
 
 static void compare(const sl_msg *a, const sl_msg *b)
 {
     assert_int_equal(a->type, b->type);
-#define CHECK(kind, name)                                                                          \
+#define CHECK(kind, name)                                                                                                          \
     if (!SAME_##kind(x->name, y->name)) fail_msg("%s: field " #name " came back changed", sl_wire_name(a->type));
     switch (a->type) {
-#define X(number, NAME, lower)                                                                     \
-    case SL_MSG_##NAME: {                                                                          \
-        const sl_msg_##lower *x = &a->lower, *y = &b->lower;                                       \
-        WIRE_##NAME(CHECK)                                                                         \
+#define X(number, NAME, lower)                                                                                                     \
+    case SL_MSG_##NAME: {                                                                                                          \
+        const sl_msg_##lower *x = &a->lower, *y = &b->lower;                                                                       \
+        WIRE_##NAME(CHECK)                                                                                                         \
     } break;
         WIRE_ALL(X)
 #undef X
@@ -126,7 +154,8 @@ static void test_round_trip(void **unused)
 /* The layout is fixed: a program in another language relies on it. */
 static void test_layout(void **unused)
 {
-    static const uint8_t WANT[] = {'S', 'L', 'U', 'C', 1, 0, 0, 0, 14, 0, 0, 0, 12, 0, 0, 0, 8, 7, 6, 5, 4, 3, 2, 1, 0xfe, 0xff, 0xff, 0xff};
+    static const uint8_t WANT[] = {'S', 'L', 'U', 'C', 1, 0, 0, 0, 14, 0, 0,    0,    12,   0,
+                                   0,   0,   8,   7,   6, 5, 4, 3, 2,  1, 0xfe, 0xff, 0xff, 0xff};
     sl_msg m = {.type = SL_MSG_CANCEL, .cancel = {.job = 0x0102030405060708u, .attempt = 0xfffffffeu}};
     uint8_t bytes[SL_WIRE_MAX];
     (void)unused;
@@ -163,13 +192,15 @@ static void test_every_length_but_one_is_refused(void **unused)
         fill(&m, TYPES[i]);
         size_t n = sl_wire_encode(bytes, &m), body = n - SL_WIRE_HEADER;
         for (size_t cut = 0; cut <= n + 1; cut++) {
-            uint8_t *exact = malloc(cut + !cut);        /* on the heap: the sanitizer sees a byte read too far */
+            uint8_t *exact = malloc(cut + !cut); /* on the heap: the sanitizer sees a byte read too far */
             memcpy(exact, bytes, cut);
             if (cut == n) T_OK(sl_wire_decode(&out, exact, cut, &err));
             else {
                 T_CODE(sl_wire_decode(&out, exact, cut, &err), SL_FORMAT);
                 if (cut < SL_WIRE_HEADER) snprintf(want, sizeof want, "message: %zu bytes, want at least 16", cut);
-                else snprintf(want, sizeof want, "message: %s has %zu bytes and says %zu, want %zu", sl_wire_name(TYPES[i]), cut - SL_WIRE_HEADER, body, body);
+                else
+                    snprintf(want, sizeof want, "message: %s has %zu bytes and says %zu, want %zu", sl_wire_name(TYPES[i]),
+                             cut - SL_WIRE_HEADER, body, body);
                 assert_string_equal(err.msg, want);
             }
             free(exact);
@@ -235,12 +266,39 @@ static void damage_string(uint8_t *bytes, size_t n, size_t at, size_t field, sl_
 
 /* Where the strings lie: sizes on the wire, and how far into the field its text begins (a pool's name). */
 enum {
-    LONG_i32 = 4, LONG_u32 = 4, LONG_i64 = 8, LONG_u64 = 8, LONG_f64 = 8, LONG_ticket = 24, LONG_str16 = 16, LONG_str64 = 64, LONG_text = 512,
-    LONG_dir = 1024, LONG_pool = 8 + 16 + 8 + 24 + 64,
-    TEXT_i32 = 0, TEXT_u32 = 0, TEXT_i64 = 0, TEXT_u64 = 0, TEXT_f64 = 0, TEXT_ticket = 0, TEXT_str16 = 16, TEXT_str64 = 64, TEXT_text = 512,
-    TEXT_dir = 1024, TEXT_pool = 24,
-    SKIP_i32 = 0, SKIP_u32 = 0, SKIP_i64 = 0, SKIP_u64 = 0, SKIP_f64 = 0, SKIP_ticket = 0, SKIP_str16 = 0, SKIP_str64 = 0, SKIP_text = 0,
-    SKIP_dir = 0, SKIP_pool = 32
+    LONG_i32 = 4,
+    LONG_u32 = 4,
+    LONG_i64 = 8,
+    LONG_u64 = 8,
+    LONG_f64 = 8,
+    LONG_ticket = 24,
+    LONG_str16 = 16,
+    LONG_str64 = 64,
+    LONG_text = 512,
+    LONG_dir = 1024,
+    LONG_pool = 8 + 16 + 8 + 24 + 64,
+    TEXT_i32 = 0,
+    TEXT_u32 = 0,
+    TEXT_i64 = 0,
+    TEXT_u64 = 0,
+    TEXT_f64 = 0,
+    TEXT_ticket = 0,
+    TEXT_str16 = 16,
+    TEXT_str64 = 64,
+    TEXT_text = 512,
+    TEXT_dir = 1024,
+    TEXT_pool = 24,
+    SKIP_i32 = 0,
+    SKIP_u32 = 0,
+    SKIP_i64 = 0,
+    SKIP_u64 = 0,
+    SKIP_f64 = 0,
+    SKIP_ticket = 0,
+    SKIP_str16 = 0,
+    SKIP_str64 = 0,
+    SKIP_text = 0,
+    SKIP_dir = 0,
+    SKIP_pool = 32
 };
 
 static void test_a_string_without_an_end(void **unused)
@@ -249,15 +307,14 @@ static void test_a_string_without_an_end(void **unused)
     sl_msg m;
     int strings = 0;
     (void)unused;
-#define LOOK(kind, name)                                                                           \
-    if (TEXT_##kind) damage_string(bytes, n, at + SKIP_##kind, TEXT_##kind, m.type), strings++;    \
+#define LOOK(kind, name)                                                                                                           \
+    if (TEXT_##kind) damage_string(bytes, n, at + SKIP_##kind, TEXT_##kind, m.type), strings++;                                    \
     at += LONG_##kind;
-#define X(number, NAME, lower)                                                                     \
-    {                                                                                              \
-        fill(&m, SL_MSG_##NAME);                                                                   \
-        size_t n = sl_wire_encode(bytes, &m), at = SL_WIRE_HEADER;                                 \
-        WIRE_##NAME(LOOK)                                                                          \
-        assert_int_equal(at, n);                                                                   \
+#define X(number, NAME, lower)                                                                                                     \
+    {                                                                                                                              \
+        fill(&m, SL_MSG_##NAME);                                                                                                   \
+        size_t n = sl_wire_encode(bytes, &m), at = SL_WIRE_HEADER;                                                                 \
+        WIRE_##NAME(LOOK) assert_int_equal(at, n);                                                                                 \
     }
     WIRE_ALL(X)
 #undef X
@@ -268,13 +325,15 @@ static void test_a_string_without_an_end(void **unused)
 
 static void test_printing(void **unused)
 {
-    sl_msg m = {.type = SL_MSG_PROGRESS, .progress = {.job = 7, .attempt = 2, .stage = "denoise", .done = 3, .total = 50, .seconds = 1.5}};
+    sl_msg m = {.type = SL_MSG_PROGRESS,
+                .progress = {.job = 7, .attempt = 2, .stage = "denoise", .done = 3, .total = 50, .seconds = 1.5}};
     char text[4096], small[16];
     (void)unused;
-    assert_string_equal(sl_wire_text_of(&m, text, sizeof text), "PROGRESS job=7 attempt=2 stage=\"denoise\" done=3 total=50 seconds=1.5");
+    assert_string_equal(sl_wire_text_of(&m, text, sizeof text),
+                        "PROGRESS job=7 attempt=2 stage=\"denoise\" done=3 total=50 seconds=1.5");
     assert_string_equal(sl_wire_text_of(&m, small, sizeof small), "PROGRESS job=7 ");
     for (size_t i = 0; i < TYPE_COUNT; i++)
-        for (size_t size = 1; size < 200; size += 7) {      /* no size is overrun, and the text always ends */
+        for (size_t size = 1; size < 200; size += 7) { /* no size is overrun, and the text always ends */
             char *exact = malloc(size);
             fill(&m, TYPES[i]);
             assert_in_range(strlen(sl_wire_text_of(&m, exact, size)), 0, size - 1);
@@ -422,7 +481,7 @@ static void test_a_lone_frame_where_an_identity_is_wanted(void **unused)
     T_OK(sl_wire_recv(a, from, &size, &out, &err));
     assert_int_equal(size, 4);
     char big[65] = {0};
-    T_OK(sl_wire_send(b, big, sizeof big, &m, &err));       /* longer than any identity that we keep */
+    T_OK(sl_wire_send(b, big, sizeof big, &m, &err)); /* longer than any identity that we keep */
     T_CODE(sl_wire_recv(a, from, &size, &out, &err), SL_FORMAT);
     T_CODE(sl_wire_recv(a, from, &size, &out, &err), SL_BUSY);
     zmq_close(a);
