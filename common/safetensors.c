@@ -488,6 +488,7 @@ struct sl_st_writer {
     bool created;               /* the temporary is there */
     uint64_t data_at;           /* file offset of the data section; 0: header not written yet */
     uint64_t data_bytes;
+    size_t align;               /* of the data section in the file */
     json_t *header;
     slot *slots;
     int count;
@@ -501,6 +502,7 @@ sl_code sl_stw_open(sl_st_writer **out, const char *path, sl_err *err)
     *out = NULL;
     if (!w) return sl_fail(err, SL_NOMEM, "%s: no memory for a writer", path);
     w->fd = -1;
+    w->align = 8;
     w->path = strdup(path);
     w->header = json_object();
     do {                        /* EEXIST: left behind by a process of our number that was killed */
@@ -564,6 +566,11 @@ sl_code sl_stw_metadata(sl_st_writer *w, const char *key, const char *value, sl_
     return SL_OK;
 }
 
+void sl_stw_align(sl_st_writer *w, size_t align)
+{
+    w->align = align;
+}
+
 static sl_code write_all(sl_st_writer *w, const void *data, size_t length, uint64_t at, sl_err *err)
 {
     const char *p = data;
@@ -581,7 +588,7 @@ static sl_code write_all(sl_st_writer *w, const void *data, size_t length, uint6
 static sl_code write_header(sl_st_writer *w, sl_err *err)
 {
     char *text = json_dumps(w->header, JSON_COMPACT);   /* in the order of declaration */
-    size_t n = text ? strlen(text) : 0, padded = (n + 7) / 8 * 8;
+    size_t n = text ? strlen(text) : 0, padded = (8 + n + w->align - 1) / w->align * w->align - 8;
     unsigned char *block = calloc(1, 8 + padded);
     sl_code rc;
     if (!text || !block) rc = sl_fail(err, SL_NOMEM, "%s: no memory for its header", w->path);

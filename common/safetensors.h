@@ -55,6 +55,9 @@ sl_code sl_stw_open(sl_st_writer **out, const char *path, sl_err *err);
 /* Before the first write. Errors: SL_ARG a name that is taken, empty, "__metadata__" or not UTF-8; SL_SHAPE. */
 sl_code sl_stw_declare(sl_st_writer *w, const char *name, sl_dtype dtype, int rank, const int64_t *shape, sl_err *err);
 sl_code sl_stw_metadata(sl_st_writer *w, const char *key, const char *value, sl_err *err);
+/* Let the data section begin at a multiple of `align` bytes in the file (a power of two, 8 unless asked for): the header is filled up
+ * with spaces. Before the first write. */
+void sl_stw_align(sl_st_writer *w, size_t align);
 /* Bytes [offset, offset + length) of a declared tensor's data. The first call writes the header. Errors: SL_ARG an unknown name or
  * bytes past the tensor's end; SL_SYS with the path (a full disk); after an error the writer can only be abandoned. */
 sl_code sl_stw_write(sl_st_writer *w, const char *name, const void *data, size_t offset, size_t length, sl_err *err);

@@ -406,7 +406,7 @@ void sl_loader_rest(const sl_loader *l, sl_weight_fn *fn, void *user)
 {
     for (int i = 0; l->st && i < sl_st_size(l->st); i++) {
         const sl_st_entry *e = sl_st_at(l->st, i);
-        if (l->seen[i] == UNSEEN) fn(user, e->name, &e->t);
+        if (l->seen[i] != WANTED) fn(user, e->name, &e->t);
     }
 }
 

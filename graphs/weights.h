@@ -40,7 +40,7 @@ void sl_loader_close(sl_loader **l);
  * in the file: a mapped view, which lives as long as the loader; so does the name. */
 typedef void sl_weight_fn(void *user, const char *name, const sl_tensor *stored);
 void sl_loader_watch(sl_loader *l, sl_weight_fn *fn, void *user);
-/* The tensors that nobody asked for or skipped, likewise, in the order of names: what a copy must keep so that other programs can
+/* The tensors that nobody asked for, skipped ones among them, likewise, in the order of names: what a copy must keep so that other programs can
  * read it. `stored` has rank 0 if its dtype is no sl_dtype. */
 void sl_loader_rest(const sl_loader *l, sl_weight_fn *fn, void *user);
 

@@ -6,6 +6,7 @@
 #include "common/job.h"
 #include "common/trace.h"
 #include "common/wire.h"
+#include "graphs/weights.h"
 
 #define EXIT_OK 0
 #define EXIT_FAILED 1
@@ -111,6 +112,14 @@ void complain(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 sl_code make_run_dir(char out[SL_PATH], const char *wanted, sl_err *err);
 
 /* ---- inspect.c ---- */
+
+/* A part of a checkpoint that holds weights: its folder, the stem of its files, and the networks that ask for them. */
+typedef struct {
+    const char *name, *stem;
+    void (*load)(const sl_model *model, sl_loader *l);
+} component;
+#define MAX_COMPONENTS 5
+const component *component_at(const sl_model *model, int i);    /* the i-th that this model has; NULL past the last */
 
 int cli_inspect(int argc, char **argv);
 /* Headers of all components of a checkpoint against what the networks need: the first thing missing or misshapen. */

@@ -10,8 +10,6 @@
 #include "graphs/wan_dit.h"
 #include "stages/text/tokenizer.h"
 
-typedef void load_fn(const sl_model *model, sl_loader *l);
-
 static void load_text(const sl_model *m, sl_loader *l)
 {
     sl_umt5 *n = sl_umt5_new(&m->umt5, l);
@@ -40,11 +38,6 @@ static void load_vae(const sl_model *m, sl_loader *l)
     sl_vae_decoder_free(&d);
 }
 
-typedef struct {
-    const char *name, *stem;
-    load_fn *load;
-} component;
-
 static const component COMPONENTS[] = {{"text_encoder", "model", load_text},
                                        {"image_encoder", "model", load_clip},
                                        {"transformer", "diffusion_pytorch_model", load_dit},
@@ -59,6 +52,13 @@ static bool present(const sl_model *m, const component *c)
     if (c->load == load_clip) return m->has_clip;
     if (c->load == load_dit_2) return m->experts > 1;
     return true;
+}
+
+const component *component_at(const sl_model *model, int i)
+{
+    for (int k = 0; k < COMPONENT_COUNT; k++)
+        if (present(model, &COMPONENTS[k]) && i-- == 0) return &COMPONENTS[k];
+    return NULL;
 }
 
 sl_code check_weights(const sl_model *model, sl_err *err)

@@ -28,11 +28,12 @@ int main(int argc, char **argv)
     if (!strcmp(verb, "replay")) return run_or_replay(true, argc - 2, argv + 2, t0);
     if (!strcmp(verb, "inspect")) return cli_inspect(argc - 2, argv + 2);
     if (!strcmp(verb, "plan")) return cli_plan(argc - 2, argv + 2);
+    if (!strcmp(verb, "pack")) return cli_pack(argc - 2, argv + 2);
     if (!strcmp(verb, "help") || !strcmp(verb, "--help") || !strcmp(verb, "-h")) {
         cli_usage(stdout);
         return EXIT_OK;
     }
-    if (*verb) complain("unknown command \"%.60s\", want run, replay, inspect, plan or help", verb);
-    else complain("no command, want run, replay, inspect, plan or help");
+    if (*verb) complain("unknown command \"%.60s\", want run, replay, inspect, plan, pack or help", verb);
+    else complain("no command, want run, replay, inspect, plan, pack or help");
     return EXIT_REFUSED;
 }

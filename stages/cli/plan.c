@@ -48,24 +48,24 @@ static bool has_weights(const char *dir, const char *stem)
 }
 
 /* A loader that counts: by the checkpoint's headers, or, where no weights are, by the configuration alone. */
-static sl_code open_counting(planner *p, const char *component, const char *stem, sl_err *err)
+static sl_code open_counting(planner *p, const char *name, const char *stem, sl_err *err)
 {
     char dir[SL_PATH];
-    sl_code rc = sl_path_join(dir, p->model->dir, component, err);
+    sl_code rc = sl_path_join(dir, p->model->dir, name, err);
     if (rc) return rc;
-    if (has_weights(dir, stem)) return sl_loader_inspect(&p->loader, &p->ctx, dir, stem, component, err);
+    if (has_weights(dir, stem)) return sl_loader_inspect(&p->loader, &p->ctx, dir, stem, name, err);
     p->plan->from_files = false;
-    return sl_loader_plan(&p->loader, &p->ctx, component, err);
+    return sl_loader_plan(&p->loader, &p->ctx, name, err);
 }
 
 /* All tensors have been asked for: add them to the stage. */
-static sl_code close_counting(planner *p, stage_plan *s, const char *component, sl_err *err)
+static sl_code close_counting(planner *p, stage_plan *s, const char *name, sl_err *err)
 {
     sl_err ignored = {0};
     sl_code rc = sl_loader_finish(p->loader, &ignored);
     if (rc) *err = ignored;
     for (int k = 0; !rc && sl_loader_finding(p->loader, k); k++)
-        if (strncmp(sl_loader_finding(p->loader, k), "unexpected", 10)) rc = sl_fail(err, SL_FORMAT, "%s: %s", component, sl_loader_finding(p->loader, k));
+        if (strncmp(sl_loader_finding(p->loader, k), "unexpected", 10)) rc = sl_fail(err, SL_FORMAT, "%s: %s", name, sl_loader_finding(p->loader, k));
     s->mapped += sl_loader_mapped(p->loader);
     s->weights += sl_loader_bytes(p->loader) - sl_loader_mapped(p->loader);
     sl_loader_close(&p->loader);

@@ -1,0 +1,403 @@
+/* pack.c - `sluice pack`: a copy of a checkpoint in the form that loads fastest, still a Diffusers folder that other programs read.
+ *
+ * Each component is one file. The transformers and the text encoder are in bf16 but for what the reference keeps in float32 (spec 2.1); the VAE and CLIP
+ * stay as they are stored. Tensors lie in the order in which the network asks for them, from a multiple of 4096 bytes on, so that loading is one pass of
+ * large aligned reads without conversion; behind them those that nobody here asks for, but other programs expect (CLIP's last layer).
+ * The folder is written beside its name and renamed at the end: what has the name is whole. */
+#include "stages/cli/cli.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <getopt.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include "common/log.h"
+#include "common/safetensors.h"
+
+#define DATA_ALIGN 4096
+#define PIECE ((int64_t)8 << 20)    /* elements converted and written at a time */
+#define BLOCK 4096                  /* elements that one thread converts at a time */
+#define SMALL_FILE (256 << 20)      /* more is no configuration and no tokenizer */
+
+typedef struct {
+    const char *name;               /* the loader's */
+    sl_tensor stored;
+    sl_dtype dtype;                 /* as it will be written */
+} item;
+
+typedef struct {
+    const component *c;
+    sl_loader *loader;
+    item *items;
+    int count, room;
+    bool failed;                    /* no memory for the list */
+} part;
+
+typedef struct {
+    char from[SL_PATH], to[SL_PATH], temporary[SL_PATH + 32];
+    sl_dtype dtype;                 /* BF16 or F32 */
+    bool quiet;
+    sl_model model;
+    sl_ctx plan;
+    part parts[MAX_COMPONENTS];
+    int part_count;
+    void *stage;                    /* PIECE elements */
+    uint64_t bytes, done, read;     /* to write; written; read for it */
+    int64_t t0_ns, shown_ns;
+} packer;
+
+static volatile sig_atomic_t interrupted;
+
+static void on_signal(int sig)
+{
+    interrupted = sig;
+}
+
+static bool ends_with(const char *name, const char *end)
+{
+    size_t n = strlen(name), m = strlen(end);
+    return n >= m && !strcmp(name + n - m, end);
+}
+
+/* ---- what to write ---- */
+
+/* A part of the name, between dots, is one of those that the reference loads in float32 whatever it is asked for. */
+static bool stays_float(const char *name)
+{
+    static const char *const PARTS[] = {"rope", "time_embedder", "scale_shift_table", "norm1", "norm2", "norm3"};
+    for (const char *p = name; p; p = strchr(p, '.') ? strchr(p, '.') + 1 : NULL)
+        for (size_t i = 0; i < sizeof PARTS / sizeof *PARTS; i++)
+            if (strcspn(p, ".") == strlen(PARTS[i]) && !strncmp(p, PARTS[i], strlen(PARTS[i]))) return true;
+    return false;
+}
+
+static sl_dtype dtype_of(const packer *k, const component *c, const char *name, const sl_tensor *stored)
+{
+    bool dit = !strncmp(c->name, "transformer", 11), text = !strcmp(c->name, "text_encoder");
+    bool is_float = stored->dtype == SL_F32 || stored->dtype == SL_BF16 || stored->dtype == SL_F16;
+    if (!is_float || (!dit && !text)) return stored->dtype;
+    return dit && stays_float(name) ? SL_F32 : k->dtype;
+}
+
+static void collect(void *user, const char *name, const sl_tensor *stored)
+{
+    part *p = user;
+    if (p->count == p->room) {
+        int room = p->room ? 2 * p->room : 256;
+        item *more = realloc(p->items, (size_t)room * sizeof *more);
+        if (!more) {
+            p->failed = true;
+            return;
+        }
+        p->items = more;
+        p->room = room;
+    }
+    p->items[p->count++] = (item){.name = name, .stored = *stored};
+}
+
+/* Left over by the network's definition: in published files, of no use to any program. */
+static void collect_rest(void *user, const char *name, const sl_tensor *stored)
+{
+    if (!ends_with(name, ".norm_added_q.weight")) collect(user, name, stored);
+}
+
+static sl_code list_part(packer *k, part *p, sl_err *err)
+{
+    char dir[SL_PATH];
+    sl_err why = {0};
+    sl_code rc;
+    if ((rc = sl_path_join(dir, k->from, p->c->name, err)) || (rc = sl_loader_inspect(&p->loader, &k->plan, dir, p->c->stem, p->c->name, err))) return rc;
+    sl_loader_watch(p->loader, collect, p);
+    p->c->load(&k->model, p->loader);
+    if ((rc = sl_loader_finish(p->loader, &why))) return sl_fail(err, rc, "%s", why.msg);
+    sl_loader_rest(p->loader, collect_rest, p);
+    if (p->failed) return sl_fail(err, SL_NOMEM, "%s: no memory for its list of tensors", p->c->name);
+    for (int i = 0; i < p->count; i++) {
+        item *t = &p->items[i];
+        if (!t->stored.rank) return sl_fail(err, SL_SHAPE, "%s: %s has a type that cannot be packed, want F32, BF16, F16, U8, I32 or I64", p->c->name, t->name);
+        t->dtype = dtype_of(k, p->c, t->name, &t->stored);
+        k->bytes += (uint64_t)sl_count(&t->stored) * sl_dtype_size(t->dtype);
+        k->read += sl_bytes(&t->stored);
+    }
+    return SL_OK;
+}
+
+/* ---- tensors ---- */
+
+static void show(packer *k, const char *what, bool last)
+{
+    int64_t now = sl_now_ns();
+    bool tty = isatty(2);
+    if (k->quiet || (!last && (!tty || now - k->shown_ns < 100 * 1000000ll))) return;
+    double s = (double)(now - k->t0_ns) * 1e-9;
+    fprintf(stderr, "%s%-14s %.2f of %.2f GB  %.2f GB/s%s", tty ? "\r\033[K" : "", what, (double)k->done * 1e-9, (double)k->bytes * 1e-9,
+            s > 0 ? (double)k->done * 1e-9 / s : 0, tty && !last ? "" : "\n");
+    fflush(stderr);
+    k->shown_ns = now;
+}
+
+/* n elements into the stage, as dtype. */
+static void convert(packer *k, sl_dtype dtype, const void *src, sl_dtype from, int64_t n)
+{
+    int64_t blocks = (n + BLOCK - 1) / BLOCK;
+#pragma omp parallel for schedule(static)
+    for (int64_t b = 0; b < blocks; b++) {
+        float x[BLOCK];
+        int64_t m = n - b * BLOCK < BLOCK ? n - b * BLOCK : BLOCK;
+        sl_to_floats(x, (const char *)src + b * BLOCK * (int64_t)sl_dtype_size(from), from, m, NULL);
+        sl_from_floats((char *)k->stage + b * BLOCK * (int64_t)sl_dtype_size(dtype), dtype, x, m, NULL);
+    }
+}
+
+/* The mapping's pages of [p, p + n): asked for in advance, or given back, so that what is mapped does not pile up. */
+static void advise(const char *p, int64_t n, int advice)
+{
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), from = (uintptr_t)p / page * page;
+    if (n > 0) madvise((void *)from, (uintptr_t)p + (uintptr_t)n - from, advice);
+}
+
+static sl_code write_tensor(packer *k, sl_st_writer *w, const char *part_name, const item *t, sl_err *err)
+{
+    int64_t n = sl_count(&t->stored), in = (int64_t)sl_dtype_size(t->stored.dtype), out = (int64_t)sl_dtype_size(t->dtype);
+    const char *src = t->stored.data;
+    sl_code rc = SL_OK;
+    for (int64_t at = 0; at < n && !rc; at += PIECE) {
+        int64_t m = n - at < PIECE ? n - at : PIECE, ahead = n - at - m < PIECE ? n - at - m : PIECE;
+        const void *data = src + at * in;
+        if (interrupted) return sl_fail(err, SL_CANCELLED, "interrupted");
+        advise(src + (at + m) * in, ahead * in, MADV_WILLNEED);
+        if (t->dtype != t->stored.dtype) {
+            convert(k, t->dtype, data, t->stored.dtype, m);
+            data = k->stage;
+        }
+        if ((rc = sl_stw_write(w, t->name, data, (size_t)(at * out), (size_t)(m * out), err))) break;
+        advise(src + at * in, m * in, MADV_DONTNEED);
+        k->done += (uint64_t)(m * out);
+        show(k, part_name, false);
+    }
+    return rc;
+}
+
+static sl_code write_part(packer *k, const part *p, sl_err *err)
+{
+    char dir[SL_PATH], path[SL_PATH], file[64];
+    sl_st_writer *w = NULL;
+    sl_code rc;
+    snprintf(file, sizeof file, "%s.safetensors", p->c->stem);
+    if ((rc = sl_path_join(dir, k->temporary, p->c->name, err)) || (rc = make_dirs(dir, err)) || (rc = sl_path_join(path, dir, file, err)) ||
+        (rc = sl_stw_open(&w, path, err)))
+        return rc;
+    sl_stw_align(w, DATA_ALIGN);
+    if ((rc = sl_stw_metadata(w, "format", "pt", err)) || (rc = sl_stw_metadata(w, "packed_by", "sluice pack", err)) ||
+        (rc = sl_stw_metadata(w, "packed_dtype", k->dtype == SL_BF16 ? "bf16" : "f32", err)))
+        goto done;
+    for (int i = 0; i < p->count; i++)
+        if ((rc = sl_stw_declare(w, p->items[i].name, p->items[i].dtype, p->items[i].stored.rank, p->items[i].stored.shape, err))) goto done;
+    for (int i = 0; i < p->count; i++)
+        if ((rc = write_tensor(k, w, p->c->name, &p->items[i], err))) goto done;
+    rc = sl_stw_finish(&w, err);
+    show(k, p->c->name, true);
+done:
+    sl_stw_abandon(&w);
+    return rc;
+}
+
+/* ---- the other files ---- */
+
+static bool holds_weights(const char *name)
+{
+    static const char *const ENDS[] = {".safetensors", ".index.json", ".bin", ".h5", ".msgpack", ".pt", ".pth", ".ckpt", ".gguf", ".onnx"};
+    for (size_t i = 0; i < sizeof ENDS / sizeof *ENDS; i++)
+        if (ends_with(name, ENDS[i])) return true;
+    return false;
+}
+
+/* Every regular file of FROM/folder that holds no weights; a folder that is not there is none. */
+static sl_code copy_folder(const packer *k, const char *folder, sl_err *err)
+{
+    char src_dir[SL_PATH], dst_dir[SL_PATH], src[SL_PATH], dst[SL_PATH];
+    struct dirent *e;
+    sl_code rc;
+    if ((rc = sl_path_join(src_dir, k->from, folder, err)) || (rc = sl_path_join(dst_dir, k->temporary, folder, err))) return rc;
+    DIR *d = opendir(src_dir);
+    if (!d) return errno == ENOENT ? SL_OK : sl_fail_errno(err, errno, "%s", src_dir);
+    rc = make_dirs(dst_dir, err);
+    while (!rc && (e = readdir(d))) {
+        struct stat st;
+        if (*e->d_name == '.' || holds_weights(e->d_name) || (rc = sl_path_join(src, src_dir, e->d_name, err)) ||
+            (rc = sl_path_join(dst, dst_dir, e->d_name, err)) || stat(src, &st) || !S_ISREG(st.st_mode))
+            continue;
+        if (st.st_size > SMALL_FILE) continue;
+        if (!(rc = copy_file(src, dst, err))) chmod(dst, 0644);
+    }
+    closedir(d);
+    return rc;
+}
+
+static sl_code copy_rest(const packer *k, sl_err *err)
+{
+    static const char *const FOLDERS[] = {"scheduler", "tokenizer", "image_processor", "feature_extractor"};
+    static const char *const FILES[] = {"model_index.json", "README.md", "LICENSE", "LICENSE.txt", "LICENSE.md"};
+    char src[SL_PATH], dst[SL_PATH];
+    sl_code rc = SL_OK;
+    for (size_t i = 0; i < sizeof FOLDERS / sizeof *FOLDERS && !rc; i++) rc = copy_folder(k, FOLDERS[i], err);
+    for (int i = 0; i < k->part_count && !rc; i++) rc = copy_folder(k, k->parts[i].c->name, err);
+    for (size_t i = 0; i < sizeof FILES / sizeof *FILES && !rc; i++) {
+        if ((rc = sl_path_join(src, k->from, FILES[i], err)) || (rc = sl_path_join(dst, k->temporary, FILES[i], err)) || access(src, R_OK)) continue;
+        if (!(rc = copy_file(src, dst, err))) chmod(dst, 0644);
+    }
+    return rc;
+}
+
+/* ---- before ---- */
+
+static sl_code parse(packer *k, int argc, char **argv, sl_err *err)
+{
+    static const struct option OPTIONS[] = {{"model", 1, 0, 'm'}, {"output", 1, 0, 'o'}, {"dtype", 1, 0, 'd'}, {"quiet", 0, 0, 'q'}, {0}};
+    static const char usage[] = "want sluice pack --model DIR -o DIR2 [--dtype bf16|f32] [--quiet]";
+    const char *model = "", *out = "", *dtype = "bf16";
+    sl_code rc;
+    int o;
+    opterr = 0;
+    optind = 1;
+    while ((o = getopt_long(argc, argv, ":o:", OPTIONS, NULL)) >= 0) {
+        if (o == 'm') model = optarg;
+        else if (o == 'o') out = optarg;
+        else if (o == 'd') dtype = optarg;
+        else if (o == 'q') k->quiet = true;
+        else return sl_fail(err, SL_ARG, "pack: option %.60s %s, %s", argv[optind - 1], o == ':' ? "lacks its value" : "is not known", usage);
+    }
+    if (optind < argc) return sl_fail(err, SL_ARG, "pack: \"%.60s\" is no option, %s", argv[optind], usage);
+    if (!*model || !*out) return sl_fail(err, SL_ARG, "pack: %s is missing, %s", *model ? "-o" : "--model", usage);
+    if (strcmp(dtype, "bf16") && strcmp(dtype, "f32")) return sl_fail(err, SL_ARG, "pack: --dtype is %.60s, want bf16 or f32", dtype);
+    k->dtype = strcmp(dtype, "f32") ? SL_BF16 : SL_F32;
+    if ((rc = absolute_path(k->from, model, err)) || (rc = absolute_path(k->to, out, err))) return rc;
+    for (size_t n = strlen(k->to); n > 1 && k->to[n - 1] == '/'; n--) k->to[n - 1] = 0;
+    return SL_OK;
+}
+
+/* The folder that will hold DIR2. */
+static void parent_of(char out[SL_PATH], const char *path)
+{
+    snprintf(out, SL_PATH, "%s", path);
+    char *slash = strrchr(out, '/');
+    slash[slash == out] = 0;
+}
+
+static bool is_empty(const char *dir)
+{
+    DIR *d = opendir(dir);
+    struct dirent *e;
+    int n = 0;
+    while (d && (e = readdir(d))) n += strcmp(e->d_name, ".") && strcmp(e->d_name, "..");
+    if (d) closedir(d);
+    return d && !n;
+}
+
+/* DIR2 is a new name outside of DIR, where a folder can be made. */
+static sl_code check_output(const packer *k, sl_err *err)
+{
+    char parent[SL_PATH], real_from[PATH_MAX], real_parent[PATH_MAX];
+    struct stat st;
+    parent_of(parent, k->to);
+    if (!realpath(k->from, real_from)) return sl_fail_errno(err, errno, "%s", k->from);
+    if (same_file(k->from, k->to)) return sl_fail(err, SL_ARG, "pack: output %s is the checkpoint itself, want another folder", k->to);
+    if (!realpath(parent, real_parent)) return sl_fail_errno(err, errno, "output %s: its parent", k->to);
+    size_t n = strlen(real_from);
+    if (!strncmp(real_parent, real_from, n) && (!real_parent[n] || real_parent[n] == '/'))
+        return sl_fail(err, SL_ARG, "pack: output %s lies in the checkpoint itself, want a folder outside of it", k->to);
+    if (!lstat(k->to, &st) && (!S_ISDIR(st.st_mode) || !is_empty(k->to)))
+        return sl_fail(err, SL_ARG, "pack: output %s is there already, want a new name or an empty folder", k->to);
+    return can_make_dir(parent, err);
+}
+
+/* What packers of this name left who are dead (SIGKILL). */
+static void sweep(const packer *k)
+{
+    char parent[SL_PATH], path[SL_PATH], prefix[SL_PATH];
+    struct dirent *e;
+    parent_of(parent, k->to);
+    int n = snprintf(prefix, sizeof prefix, "%.1000s.tmp-", strrchr(k->to, '/') + 1);
+    DIR *d = opendir(parent);
+    while (d && (e = readdir(d))) {
+        char *end;
+        long pid = strncmp(e->d_name, prefix, (size_t)n) ? 0 : strtol(e->d_name + n, &end, 10);
+        if (pid > 0 && !*end && kill((pid_t)pid, 0) && errno == ESRCH && !sl_path_join(path, parent, e->d_name, NULL)) remove_tree(path);
+    }
+    if (d) closedir(d);
+}
+
+static sl_code prepare(packer *k, sl_err *err)
+{
+    char parent[SL_PATH];
+    struct statvfs fs;
+    const component *c;
+    sl_code rc;
+    if ((rc = sl_model_open(&k->model, k->from, err)) || (rc = check_weights(&k->model, err)) || (rc = check_output(k, err))) return rc;
+    if ((rc = sl_ctx_open(&k->plan, &sl_ops_plan, 0, err))) return rc;
+    while ((c = component_at(&k->model, k->part_count))) {
+        part *p = &k->parts[k->part_count++];
+        p->c = c;
+        if ((rc = list_part(k, p, err))) return rc;
+    }
+    sweep(k);
+    parent_of(parent, k->to);
+    if (!statvfs(parent, &fs) && (uint64_t)fs.f_bavail * fs.f_frsize < k->bytes)
+        return sl_fail(err, SL_SYS, "pack: output %s wants %llu bytes, %llu are free there", k->to, (unsigned long long)k->bytes,
+                       (unsigned long long)fs.f_bavail * fs.f_frsize);
+    if (!(k->stage = malloc((size_t)PIECE * sizeof(float)))) return sl_fail(err, SL_NOMEM, "pack: no memory for %zu bytes", (size_t)PIECE * sizeof(float));
+    return SL_OK;
+}
+
+/* ---- the command ---- */
+
+static sl_code pack(packer *k, sl_err *err)
+{
+    sl_code rc;
+    snprintf(k->temporary, sizeof k->temporary, "%s.tmp-%d", k->to, (int)getpid());
+    remove_tree(k->temporary);          /* of a process that had our number and was killed */
+    if (mkdir(k->temporary, 0777)) return sl_fail_errno(err, errno, "%s", k->temporary);
+    k->t0_ns = sl_now_ns();
+    rc = copy_rest(k, err);
+    for (int i = 0; i < k->part_count && !rc; i++) rc = write_part(k, &k->parts[i], err);
+    if (!rc && rename(k->temporary, k->to)) rc = sl_fail_errno(err, errno, "%s", k->to);
+    if (rc) remove_tree(k->temporary);
+    double s = (double)(sl_now_ns() - k->t0_ns) * 1e-9;
+    if (!rc && !k->quiet)
+        printf("%s: %.2f GB from %.2f GB in %.2f s, %.2f GB/s\n", k->to, (double)k->done * 1e-9, (double)k->read * 1e-9, s, (double)k->done * 1e-9 / s);
+    return rc;
+}
+
+int cli_pack(int argc, char **argv)
+{
+    struct sigaction stop = {.sa_handler = on_signal}, ignore = {.sa_handler = SIG_IGN};
+    packer *k = calloc(1, sizeof *k);
+    sl_err err = {0};
+    int status = EXIT_REFUSED;
+    if (!k) sl_fail(&err, SL_NOMEM, "no memory");
+    else if (!parse(k, argc + 1, argv - 1, &err) && !prepare(k, &err)) {    /* getopt looks from the second word on */
+        sigaction(SIGINT, &stop, NULL);
+        sigaction(SIGTERM, &stop, NULL);
+        sigaction(SIGHUP, &stop, NULL);
+        sigaction(SIGXFSZ, &ignore, NULL);      /* a limit on file sizes is an error like a full disk */
+        status = pack(k, &err) ? EXIT_FAILED : EXIT_OK;
+    }
+    if (err.code) complain("%s", err.msg);
+    for (int i = 0; k && i < k->part_count; i++) {
+        free(k->parts[i].items);
+        sl_loader_close(&k->parts[i].loader);
+    }
+    if (k) {
+        sl_ctx_close(&k->plan);
+        free(k->stage);
+    }
+    free(k);
+    return status;
+}
