@@ -97,8 +97,10 @@ static inline void t_run_fail(t_run *r, const char *fmt, ...)
 
 /* ---- folders and settings ---- */
 
+/* *r was zero, or is an earlier run's. */
 static inline void t_run_open(t_run *r)
 {
+    free(r->text);
     memset(r, 0, sizeof *r);
     const char *dir = t_tmpdir();
     assert_true(strlen(dir) < sizeof r->base);
@@ -114,6 +116,7 @@ static inline void t_run_open(t_run *r)
 static inline void t_run_close(t_run *r)
 {
     free(r->text);
+    r->text = NULL;
     t_rmdir(r->base);
 }
 
@@ -217,6 +220,7 @@ static inline int t_run_end(t_run *r)
     while (t_run_line(r)) continue;
     assert_int_equal(waitpid(r->pid, &status, 0), r->pid);
     r->pid = 0;
+    if (strstr(r->text, "Sanitizer") || strstr(r->text, "runtime error:")) t_run_fail(r, "a sanitizer found something in one of the processes");
     return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
 }
 

@@ -77,7 +77,8 @@ typedef struct {
     char run_dir[SL_PATH], conf_path[SL_PATH], bin_dir[SL_PATH], endpoint[SL_PATH];
     void *zmq, *router;
     int signals;                        /* signalfd: SIGTERM */
-    pid_t parent;                       /* the client: without it nobody wants the results */
+    pid_t parent;                       /* the client */
+    bool orphan;                        /* it is dead, or dying */
     int peer_count;
     peer peers[SL_ROLE_COUNT];
     int job_count;

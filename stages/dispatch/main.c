@@ -170,8 +170,12 @@ static void loop(dispatcher *d)
         dispatch_receive(d);
         for (int i = 2; i < n; i++)
             if (items[i].revents) peer_check(d, watched[i - 2]);
-        if (read(d->signals, &info, sizeof info) == sizeof info) drain(d, "SIGTERM");
-        if (getppid() != d->parent) {           /* whoever started us is dead: nobody wants the results */
+        if (read(d->signals, &info, sizeof info) == sizeof info) {
+            if ((pid_t)info.ssi_pid == d->parent) d->orphan = true;     /* PR_SET_PDEATHSIG: it may take a while to be quite gone, getppid() to see it */
+            else drain(d, "SIGTERM");
+        }
+        d->orphan |= getppid() != d->parent;
+        if (d->orphan) {                        /* whoever started us is dead: nobody wants the results */
             sl_log(SL_LOG_WARN, "the process that started this one is gone: stopping");
             return;
         }
@@ -215,7 +219,7 @@ int main(int argc, char **argv)
     if (d.router) zmq_close(d.router);
     if (d.zmq) zmq_ctx_term(d.zmq);
     for (int i = 0; i < d.job_count; i++) sl_mp4_sweep(d.jobs[i].output);   /* begun, and never to be finished */
-    if (!status && getppid() != d.parent) remove_folders(&d);
+    if (!status && (d.orphan || getppid() != d.parent)) remove_folders(&d);
     free(d.jobs);
     return status;
 }
