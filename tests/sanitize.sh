@@ -13,7 +13,7 @@ threaded='test_lease test_trace test_ops_context test_wire test_mp4 test_kill te
 
 build=build/$flavour reports=$PWD/build/$flavour/reports
 rm -rf "$reports" && mkdir -p "$reports" || exit 2
-export SLUICE_BIN=$build/bin SLUICE_TEST_QUICK=${SLUICE_TEST_QUICK-1} TEST_SLOW=${TEST_SLOW:-8}
+export SLUICE_KILLS=${SLUICE_KILLS-few} SLUICE_BIN=$build/bin SLUICE_TEST_QUICK=${SLUICE_TEST_QUICK-1} TEST_SLOW=${TEST_SLOW:-8}
 case $flavour in
 asan)
     # Not detect_stack_use_after_return: gcc 12 puts vectors of 64 bytes there at addresses that are no multiple of 64, and reads them as if they were.

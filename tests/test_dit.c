@@ -50,7 +50,11 @@ static void first_open(first *f, const model *m)
     f->d.ctx.tap = compare;
     f->d.ctx.tap_user = f;
     double steps[64];
-    for (int64_t i = 0; i < times->t.shape[0]; i++) steps[i] = (double)((int64_t *)times->t.data)[i];
+    for (int64_t i = 0; i < times->t.shape[0]; i++) {
+        int64_t step;
+        memcpy(&step, (char *)times->t.data + 8 * i, sizeof step); /* at any address in the file */
+        steps[i] = (double)step;
+    }
     t_dit_times(&f->d, steps, (int)times->t.shape[0]);
     t_dit_rope(&f->d, (int)f->input.shape[1], (int)f->input.shape[2] / 2, (int)f->input.shape[3] / 2);
     const sl_st_entry *clip = sl_st_find(f->figures, key), *embed = sl_st_find(f->text, "embed.0");
