@@ -171,8 +171,8 @@ sl_bf16 sl_to_bf16(float x)
 {
     uint32_t u;
     memcpy(&u, &x, 4);
-    if ((u & 0x7fffffffu) > 0x7f800000u) return (sl_bf16)((u >> 16) | 0x40);
-    return (sl_bf16)((u + 0x7fffu + ((u >> 16) & 1)) >> 16);
+    uint32_t nan = (u >> 16) | 0x40, nearest = (u + 0x7fffu + ((u >> 16) & 1)) >> 16;
+    return (sl_bf16)((u & 0x7fffffffu) > 0x7f800000u ? nan : nearest);     /* both, then one: loops of it become vectors */
 }
 
 float sl_from_f16(sl_f16 h)

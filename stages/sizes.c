@@ -42,10 +42,10 @@ sl_code sl_arena_clip(sl_arena *out, const sl_ops *ops, const sl_clip_config *c,
     return end(out, &plan, 0, err);
 }
 
-sl_code sl_arena_condition(sl_arena *out, const sl_ops *ops, const sl_vae_config *c, const sl_vae_encoder *m, const sl_job *job, bool last,
-                           sl_err *err)
+sl_code sl_arena_condition(sl_arena *out, const sl_ops *ops, const sl_vae_config *c, const sl_vae_encoder *m, const sl_job *job,
+                           bool last, sl_err *err)
 {
-    static const float there;           /* a picture: looked at for being there only */
+    static const float there; /* a picture: looked at for being there only */
     sl_ops body;
     sl_ctx plan;
     sl_code rc = begin(&plan, &body, ops, err);
@@ -56,10 +56,11 @@ sl_code sl_arena_condition(sl_arena *out, const sl_ops *ops, const sl_vae_config
 }
 
 /* As decode_job takes it: the video's caches at the bottom, then chunk by chunk. */
-sl_code sl_arena_decode(sl_arena *out, const sl_ops *ops, const sl_vae_config *c, const sl_vae_decoder *m, const sl_job *job, sl_err *err)
+sl_code sl_arena_decode(sl_arena *out, const sl_ops *ops, const sl_vae_config *c, const sl_vae_decoder *m, const sl_job *job,
+                        sl_err *err)
 {
     int h = job->height, w = job->width, chunks = (sl_job_latent_frames(job) + SL_CHUNK_LATENTS - 1) / SL_CHUNK_LATENTS;
-    bool into_slot = ops->act == SL_F32;        /* a CPU writes frames where they are handed over */
+    bool into_slot = ops->act == SL_F32; /* a CPU writes frames where they are handed over */
     sl_ops body;
     sl_ctx plan;
     sl_code rc = begin(&plan, &body, ops, err);
@@ -67,7 +68,7 @@ sl_code sl_arena_decode(sl_arena *out, const sl_ops *ops, const sl_vae_config *c
     size_t kept = sl_vae_decode_bytes(&plan, m, h, w);
     sl_tensor caches = sl_new1(&plan, SL_U8, (int64_t)kept);
     sl_vae_decode *d = sl_vae_decode_start(&plan, m, h, w, caches.data);
-    for (int i = 0; i < chunks && i < 3 && d; i++) {    /* the first chunks differ; the third is like all that follow */
+    for (int i = 0; i < chunks && i < 3 && d; i++) { /* the first chunks differ; the third is like all that follow */
         size_t mark = sl_mark(&plan);
         int frames = sl_vae_frames_of(d, SL_CHUNK_LATENTS);
         sl_tensor latents = sl_new4(&plan, SL_F32, c->z, SL_CHUNK_LATENTS, h / 8, w / 8);
@@ -88,7 +89,7 @@ size_t sl_slot_bytes(const sl_model *model, const char *purpose, int64_t pixels,
     if (!strcmp(purpose, "image"))
         return (size_t)(latent * (c->in_channels - c->out_channels)) * 4 + (size_t)2 * 257 * (size_t)c->image_dim * 4 + 2 * SL_HELD;
     if (!strcmp(purpose, "latents")) return (size_t)(latent * model->vae.z) * 4 + SL_HELD;
-    return (size_t)pixels * 3 * 4 * SL_CHUNK_LATENTS;   /* frames */
+    return (size_t)pixels * 3 * 4 * SL_CHUNK_LATENTS; /* frames */
 }
 
 int sl_image_tokens(const sl_model *model, const sl_job *job)

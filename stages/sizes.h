@@ -12,22 +12,23 @@
 #include "graphs/umt5.h"
 #include "graphs/vae.h"
 
-#define SL_CHUNK_LATENTS 1  /* latent frames that the decoder takes at a time: 4 frames of video (1 in the first) */
-#define SL_MASK_CHANNELS 4  /* of the condition, before the VAE's */
-#define SL_HELD 4096        /* a slot's own table, beside its tensors */
+#define SL_CHUNK_LATENTS 1 /* latent frames that the decoder takes at a time: 4 frames of video (1 in the first) */
+#define SL_MASK_CHANNELS 4 /* of the condition, before the VAE's */
+#define SL_HELD 4096       /* a slot's own table, beside its tensors */
 
 typedef struct {
-    size_t kept;            /* what one job keeps from its beginning to its end: caches, tables, contexts */
-    size_t peak;            /* the whole arena, `kept` included */
+    size_t kept; /* what one job keeps from its beginning to its end: caches, tables, contexts */
+    size_t peak; /* the whole arena, `kept` included */
 } sl_arena;
 
 /* Errors of all: SL_SHAPE, SL_ARG a shape that the network refuses; SL_NOMEM more than an address space. */
 sl_code sl_arena_text(sl_arena *out, const sl_ops *ops, const sl_umt5_config *c, const sl_umt5 *m, sl_err *err);
 sl_code sl_arena_clip(sl_arena *out, const sl_ops *ops, const sl_clip_config *c, const sl_clip *m, sl_err *err);
 /* last: there is a last picture too. */
-sl_code sl_arena_condition(sl_arena *out, const sl_ops *ops, const sl_vae_config *c, const sl_vae_encoder *m, const sl_job *job, bool last,
-                           sl_err *err);
-sl_code sl_arena_decode(sl_arena *out, const sl_ops *ops, const sl_vae_config *c, const sl_vae_decoder *m, const sl_job *job, sl_err *err);
+sl_code sl_arena_condition(sl_arena *out, const sl_ops *ops, const sl_vae_config *c, const sl_vae_encoder *m, const sl_job *job,
+                           bool last, sl_err *err);
+sl_code sl_arena_decode(sl_arena *out, const sl_ops *ops, const sl_vae_config *c, const sl_vae_decoder *m, const sl_job *job,
+                        sl_err *err);
 
 /* Bytes of one slot of the pool in which a stage receives `purpose` ("text", "image", "latents", "frames") of videos up to this size. */
 size_t sl_slot_bytes(const sl_model *model, const char *purpose, int64_t pixels, int frames);

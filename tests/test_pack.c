@@ -8,7 +8,7 @@
 
 static sl_err err;
 static t_run r;
-static char packed[400], floats[400];       /* the model packed; a copy of it in float32 */
+static char packed[400], floats[400]; /* the model packed; a copy of it in float32 */
 
 static int setup(void **state)
 {
@@ -29,7 +29,8 @@ static int teardown(void **state)
 /* `sluice pack --model FROM -o TO MORE`; the exit status. */
 static int pack(const char *from, const char *to, const char *more, const char *value)
 {
-    char *const args[] = {(char *)"sluice", (char *)"pack", (char *)"--model", (char *)from, (char *)"-o", (char *)to, (char *)more, (char *)value, NULL};
+    char *const args[] = {(char *)"sluice", (char *)"pack", (char *)"--model", (char *)from, (char *)"-o",
+                          (char *)to,       (char *)more,   (char *)value,     NULL};
     t_run_start(&r, args);
     return t_run_end(&r);
 }
@@ -77,8 +78,10 @@ static void make_floats(void)
     float_part("text_encoder", "model");
 }
 
-static const char *const PARTS[][2] = {
-    {"text_encoder", "model"}, {"image_encoder", "model"}, {"transformer", "diffusion_pytorch_model"}, {"vae", "diffusion_pytorch_model"}};
+static const char *const PARTS[][2] = {{"text_encoder", "model"},
+                                       {"image_encoder", "model"},
+                                       {"transformer", "diffusion_pytorch_model"},
+                                       {"vae", "diffusion_pytorch_model"}};
 
 /* ---- what the copy holds ---- */
 
@@ -86,7 +89,8 @@ static void matrices_are_bf16_and_what_the_reference_keeps_is_float(void **state
 {
     static const char *const KEPT[] = {"time_embedder", "scale_shift_table", "norm2", "norm1"};
     assert_int_equal(pack(T_MODEL, packed, NULL, NULL), 0);
-    sl_st *from = open_part(T_MODEL, "transformer", "diffusion_pytorch_model"), *to = open_part(packed, "transformer", "diffusion_pytorch_model");
+    sl_st *from = open_part(T_MODEL, "transformer", "diffusion_pytorch_model"),
+          *to = open_part(packed, "transformer", "diffusion_pytorch_model");
     assert_int_equal(sl_st_shards(to), 1);
     assert_int_equal(sl_st_size(to), sl_st_size(from));
     for (int i = 0; i < sl_st_size(to); i++) {
@@ -117,8 +121,12 @@ static void matrices_are_bf16_and_what_the_reference_keeps_is_float(void **state
         sl_st_close(&from);
         sl_st_close(&to);
     }
-    static const char *const OTHERS[] = {"model_index.json", "transformer/config.json", "text_encoder/config.json", "tokenizer/spiece.model",
-                                         "image_processor/preprocessor_config.json", "scheduler/scheduler_config.json"};
+    static const char *const OTHERS[] = {"model_index.json",
+                                         "transformer/config.json",
+                                         "text_encoder/config.json",
+                                         "tokenizer/spiece.model",
+                                         "image_processor/preprocessor_config.json",
+                                         "scheduler/scheduler_config.json"};
     for (int i = 0; i < 6; i++) {
         char a[700], b[700];
         snprintf(a, sizeof a, "%s/%s", T_MODEL, OTHERS[i]);
@@ -148,9 +156,16 @@ static void a_float32_source_gives_the_same_files(void **state)
 
 static void tensors_lie_in_the_order_of_the_network(void **state)
 {
-    static const char *const ORDER[] = {"patch_embedding.weight", "condition_embedder.time_embedder.linear_1.weight", "condition_embedder.time_proj.weight",
-                                        "blocks.0.attn1.to_q.weight", "blocks.0.attn1.to_k.weight", "blocks.0.ffn.net.2.weight", "blocks.1.attn1.to_q.weight",
-                                        "blocks.2.ffn.net.2.weight", "scale_shift_table", "proj_out.weight"};
+    static const char *const ORDER[] = {"patch_embedding.weight",
+                                        "condition_embedder.time_embedder.linear_1.weight",
+                                        "condition_embedder.time_proj.weight",
+                                        "blocks.0.attn1.to_q.weight",
+                                        "blocks.0.attn1.to_k.weight",
+                                        "blocks.0.ffn.net.2.weight",
+                                        "blocks.1.attn1.to_q.weight",
+                                        "blocks.2.ffn.net.2.weight",
+                                        "scale_shift_table",
+                                        "proj_out.weight"};
     assert_int_equal(pack(T_MODEL, packed, NULL, NULL), 0);
     sl_st *st = open_part(packed, "transformer", "diffusion_pytorch_model");
     const char *before = NULL;
@@ -160,7 +175,7 @@ static void tensors_lie_in_the_order_of_the_network(void **state)
         if (before && (const char *)e->t.data <= before) fail_msg("%s lies before %s", ORDER[i], ORDER[i - 1]);
         before = e->t.data;
     }
-    assert_string_equal(sl_st_metadata(st, "format"), "pt");                /* transformers wants to know */
+    assert_string_equal(sl_st_metadata(st, "format"), "pt"); /* transformers wants to know */
     assert_string_equal(sl_st_metadata(st, "packed_by"), "sluice pack");
     assert_string_equal(sl_st_metadata(st, "packed_dtype"), "bf16");
     sl_st_close(&st);
@@ -193,10 +208,12 @@ static void run_model(const char *model, const char *name)
 {
     char video[500];
     snprintf(video, sizeof video, "%s/%s.mp4", r.out, name);
-    char *const args[] = {(char *)"sluice", (char *)"run", (char *)"--model", (char *)model, (char *)"--image", (char *)T_IMAGE, (char *)"--prompt",
-                          (char *)"a fox", (char *)"--width", (char *)"96", (char *)"--height", (char *)"64", (char *)"--frames", (char *)"9", (char *)"--steps",
-                          (char *)"2", (char *)"--seed", (char *)"3", (char *)"--dump", (char *)t_format("%s/%s", r.out, name), (char *)"-o", video,
-                          (char *)"--quiet", NULL};
+    char *const args[] = {(char *)"sluice",   (char *)"run",   (char *)"--model",  (char *)model,
+                          (char *)"--image",  (char *)T_IMAGE, (char *)"--prompt", (char *)"a fox",
+                          (char *)"--width",  (char *)"96",    (char *)"--height", (char *)"64",
+                          (char *)"--frames", (char *)"9",     (char *)"--steps",  (char *)"2",
+                          (char *)"--seed",   (char *)"3",     (char *)"--dump",   (char *)t_format("%s/%s", r.out, name),
+                          (char *)"-o",       video,           (char *)"--quiet",  NULL};
     t_run_start(&r, args);
     t_run_ends(&r, 0);
 }
@@ -242,7 +259,7 @@ static void what_is_there_stays(void **state)
     refuses(T_MODEL, t_format("%s/no/where", r.base), "its parent: No such file");
     refuses(t_format("%s/none", r.base), packed, "model_index.json");
     assert_int_equal(mkdir(packed, 0700), 0);
-    assert_int_equal(pack(T_MODEL, packed, NULL, NULL), 0);                 /* an empty folder may take it */
+    assert_int_equal(pack(T_MODEL, packed, NULL, NULL), 0); /* an empty folder may take it */
     refuses(T_MODEL, packed, "is there already");
     assert_int_equal(t_count_files(r.out, NULL), 1);
     (void)state;
@@ -250,8 +267,10 @@ static void what_is_there_stays(void **state)
 
 static void usage_is_said(void **state)
 {
-    static const char *const BAD[][3] = {{"--dtype", "f16", "--dtype is f16, want bf16 or f32"}, {"--nonsense", NULL, "option --nonsense is not known"},
-                                         {"word", NULL, "\"word\" is no option"}, {"--dtype", NULL, "option --dtype lacks its value"}};
+    static const char *const BAD[][3] = {{"--dtype", "f16", "--dtype is f16, want bf16 or f32"},
+                                         {"--nonsense", NULL, "option --nonsense is not known"},
+                                         {"word", NULL, "\"word\" is no option"},
+                                         {"--dtype", NULL, "option --dtype lacks its value"}};
     for (int i = 0; i < 4; i++) {
         assert_int_equal(pack(T_MODEL, packed, BAD[i][0], BAD[i][1]), 2);
         if (!t_run_said(&r, BAD[i][2])) fail_msg("said \"%s\", want \"%s\"", r.text, BAD[i][2]);
@@ -294,9 +313,15 @@ static void leftovers_of_the_dead_go(void **state)
 int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
-    const struct CMUnitTest tests[] = {T(matrices_are_bf16_and_what_the_reference_keeps_is_float), T(a_float32_source_gives_the_same_files),
-                                       T(tensors_lie_in_the_order_of_the_network), T(float32_when_asked_for), T(the_copy_gives_the_same_frames),
-                                       T(it_never_writes_over_anything), T(what_is_there_stays), T(usage_is_said), T(a_failed_copy_leaves_nothing),
+    const struct CMUnitTest tests[] = {T(matrices_are_bf16_and_what_the_reference_keeps_is_float),
+                                       T(a_float32_source_gives_the_same_files),
+                                       T(tensors_lie_in_the_order_of_the_network),
+                                       T(float32_when_asked_for),
+                                       T(the_copy_gives_the_same_frames),
+                                       T(it_never_writes_over_anything),
+                                       T(what_is_there_stays),
+                                       T(usage_is_said),
+                                       T(a_failed_copy_leaves_nothing),
                                        T(leftovers_of_the_dead_go)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -32,32 +32,42 @@ static int teardown(void **state)
 static const struct {
     const char *file, *text;
 } CONFIGS[] = {
-    {"model_index.json", "{\"_class_name\": \"WanImageToVideoPipeline\", \"_diffusers_version\": \"0.33.0.dev0\", "
-                         "\"image_encoder\": [\"transformers\", \"CLIPVisionModelWithProjection\"], \"image_processor\": [\"transformers\", \"CLIPImageProcessor\"], "
-                         "\"scheduler\": [\"diffusers\", \"UniPCMultistepScheduler\"], \"text_encoder\": [\"transformers\", \"UMT5EncoderModel\"], "
-                         "\"tokenizer\": [\"transformers\", \"T5TokenizerFast\"], \"transformer\": [\"diffusers\", \"WanTransformer3DModel\"], "
-                         "\"vae\": [\"diffusers\", \"AutoencoderKLWan\"]}"},
-    {"transformer/config.json", "{\"_class_name\": \"WanTransformer3DModel\", \"num_layers\": 40, \"num_attention_heads\": 40, \"attention_head_dim\": 128, "
-                                "\"ffn_dim\": 13824, \"in_channels\": 36, \"out_channels\": 16, \"image_dim\": 1280, \"added_kv_proj_dim\": 5120, "
-                                "\"patch_size\": [1, 2, 2], \"cross_attn_norm\": true, \"qk_norm\": \"rms_norm_across_heads\", \"eps\": 1e-06, \"freq_dim\": 256, "
-                                "\"text_dim\": 4096, \"rope_max_seq_len\": 1024}"},
-    {"text_encoder/config.json", "{\"architectures\": [\"UMT5EncoderModel\"], \"model_type\": \"umt5\", \"d_model\": 4096, \"d_kv\": 64, \"d_ff\": 10240, "
-                                 "\"num_heads\": 64, \"num_layers\": 24, \"vocab_size\": 256384, \"relative_attention_num_buckets\": 32, "
-                                 "\"relative_attention_max_distance\": 128, \"feed_forward_proj\": \"gated-gelu\", \"layer_norm_epsilon\": 1e-06, "
-                                 "\"dense_act_fn\": \"gelu_new\", \"is_gated_act\": true}"},
-    {"image_encoder/config.json", "{\"architectures\": [\"CLIPVisionModelWithProjection\"], \"model_type\": \"clip_vision_model\", \"num_hidden_layers\": 32, "
-                                  "\"num_attention_heads\": 16, \"hidden_size\": 1280, \"intermediate_size\": 5120, \"patch_size\": 14, \"image_size\": 224, "
-                                  "\"projection_dim\": 1024, \"hidden_act\": \"gelu\", \"layer_norm_eps\": 1e-05, \"num_channels\": 3}"},
-    {"image_processor/preprocessor_config.json", "{\"crop_size\": {\"height\": 224, \"width\": 224}, \"do_center_crop\": true, \"do_convert_rgb\": true, "
-                                                 "\"do_normalize\": true, \"do_rescale\": true, \"do_resize\": true, \"image_mean\": [0.48145466, 0.4578275, "
-                                                 "0.40821073], \"image_std\": [0.26862954, 0.26130258, 0.27577711], \"resample\": 3, \"rescale_factor\": "
-                                                 "0.00392156862745098, \"size\": {\"shortest_edge\": 224}}"},
-    {"scheduler/scheduler_config.json", "{\"_class_name\": \"UniPCMultistepScheduler\", \"solver_order\": 2, \"solver_type\": \"bh2\", \"predict_x0\": true, "
-                                        "\"prediction_type\": \"flow_prediction\", \"use_flow_sigmas\": true, \"flow_shift\": 3.0, \"lower_order_final\": true, "
-                                        "\"final_sigmas_type\": \"zero\", \"num_train_timesteps\": 1000}"},
-    {"vae/config.json", "{\"_class_name\": \"AutoencoderKLWan\", \"base_dim\": 96, \"z_dim\": 16, \"dim_mult\": [1, 2, 4, 4], \"num_res_blocks\": 2, "
-                        "\"attn_scales\": [], \"temperal_downsample\": [false, true, true], \"dropout\": 0.0, \"latents_mean\": " SIXTEEN("0.5") ", "
-                        "\"latents_std\": " SIXTEEN("2.0") "}"},
+    {"model_index.json",
+     "{\"_class_name\": \"WanImageToVideoPipeline\", \"_diffusers_version\": \"0.33.0.dev0\", "
+     "\"image_encoder\": [\"transformers\", \"CLIPVisionModelWithProjection\"], \"image_processor\": [\"transformers\", "
+     "\"CLIPImageProcessor\"], "
+     "\"scheduler\": [\"diffusers\", \"UniPCMultistepScheduler\"], \"text_encoder\": [\"transformers\", \"UMT5EncoderModel\"], "
+     "\"tokenizer\": [\"transformers\", \"T5TokenizerFast\"], \"transformer\": [\"diffusers\", \"WanTransformer3DModel\"], "
+     "\"vae\": [\"diffusers\", \"AutoencoderKLWan\"]}"},
+    {"transformer/config.json",
+     "{\"_class_name\": \"WanTransformer3DModel\", \"num_layers\": 40, \"num_attention_heads\": 40, \"attention_head_dim\": 128, "
+     "\"ffn_dim\": 13824, \"in_channels\": 36, \"out_channels\": 16, \"image_dim\": 1280, \"added_kv_proj_dim\": 5120, "
+     "\"patch_size\": [1, 2, 2], \"cross_attn_norm\": true, \"qk_norm\": \"rms_norm_across_heads\", \"eps\": 1e-06, \"freq_dim\": "
+     "256, "
+     "\"text_dim\": 4096, \"rope_max_seq_len\": 1024}"},
+    {"text_encoder/config.json",
+     "{\"architectures\": [\"UMT5EncoderModel\"], \"model_type\": \"umt5\", \"d_model\": 4096, \"d_kv\": 64, \"d_ff\": 10240, "
+     "\"num_heads\": 64, \"num_layers\": 24, \"vocab_size\": 256384, \"relative_attention_num_buckets\": 32, "
+     "\"relative_attention_max_distance\": 128, \"feed_forward_proj\": \"gated-gelu\", \"layer_norm_epsilon\": 1e-06, "
+     "\"dense_act_fn\": \"gelu_new\", \"is_gated_act\": true}"},
+    {"image_encoder/config.json",
+     "{\"architectures\": [\"CLIPVisionModelWithProjection\"], \"model_type\": \"clip_vision_model\", \"num_hidden_layers\": 32, "
+     "\"num_attention_heads\": 16, \"hidden_size\": 1280, \"intermediate_size\": 5120, \"patch_size\": 14, \"image_size\": 224, "
+     "\"projection_dim\": 1024, \"hidden_act\": \"gelu\", \"layer_norm_eps\": 1e-05, \"num_channels\": 3}"},
+    {"image_processor/preprocessor_config.json",
+     "{\"crop_size\": {\"height\": 224, \"width\": 224}, \"do_center_crop\": true, \"do_convert_rgb\": true, "
+     "\"do_normalize\": true, \"do_rescale\": true, \"do_resize\": true, \"image_mean\": [0.48145466, 0.4578275, "
+     "0.40821073], \"image_std\": [0.26862954, 0.26130258, 0.27577711], \"resample\": 3, \"rescale_factor\": "
+     "0.00392156862745098, \"size\": {\"shortest_edge\": 224}}"},
+    {"scheduler/scheduler_config.json",
+     "{\"_class_name\": \"UniPCMultistepScheduler\", \"solver_order\": 2, \"solver_type\": \"bh2\", \"predict_x0\": true, "
+     "\"prediction_type\": \"flow_prediction\", \"use_flow_sigmas\": true, \"flow_shift\": 3.0, \"lower_order_final\": true, "
+     "\"final_sigmas_type\": \"zero\", \"num_train_timesteps\": 1000}"},
+    {"vae/config.json",
+     "{\"_class_name\": \"AutoencoderKLWan\", \"base_dim\": 96, \"z_dim\": 16, \"dim_mult\": [1, 2, 4, 4], \"num_res_blocks\": 2, "
+     "\"attn_scales\": [], \"temperal_downsample\": [false, true, true], \"dropout\": 0.0, \"latents_mean\": " SIXTEEN(
+         "0.5") ", "
+                "\"latents_std\": " SIXTEEN("2.0") "}"},
 };
 
 static const char *big_model(void)
@@ -79,7 +89,9 @@ static const char *big_model(void)
 
 /* ---- the command ---- */
 
-/* `sluice plan ...` to JSON; the words end with NULL. The caller frees. */
+#define END ((const char *)NULL)
+
+/* `sluice plan ...` to JSON; the words end with END. The caller frees. */
 static json_t *plan(const char *first, ...)
 {
     const char *out = t_format("%s/plan.json", r.base);
@@ -107,13 +119,14 @@ static int64_t of(const json_t *root, const char *stage, const char *key)
 /* `bytes` in whole, or up to this much of alignment, slabs and padding above it. */
 static void about(int64_t found, int64_t bytes, int64_t above)
 {
-    if (found < bytes || found > bytes + above) fail_msg("%lld bytes, want %lld, and at most %lld more", (long long)found, (long long)bytes, (long long)above);
+    if (found < bytes || found > bytes + above)
+        fail_msg("%lld bytes, want %lld, and at most %lld more", (long long)found, (long long)bytes, (long long)above);
 }
 
 /* ---- by hand ---- */
 
 #define MIB ((int64_t)1 << 20)
-#define LATENT_720 ((int64_t)16 * 21 * 90 * 160 * 4)      /* bytes of 1280x720x81 in float32 */
+#define LATENT_720 ((int64_t)16 * 21 * 90 * 160 * 4) /* bytes of 1280x720x81 in float32 */
 #define TOKENS_720 ((int64_t)21 * 45 * 80)
 
 /* Parameters: spec 1.8. The network does not ask for norm_added_q, [5120] in each block. */
@@ -122,7 +135,7 @@ static void about(int64_t found, int64_t bytes, int64_t above)
 
 static void weights_from_configurations(void **state)
 {
-    json_t *p = plan("--model", big_model(), "--width", "1280", "--height", "720", NULL);
+    json_t *p = plan("--model", big_model(), "--width", "1280", "--height", "720", END);
     assert_true(json_is_false(json_object_get(p, "from_files")));
     about(of(p, "denoise", "weight_bytes"), DIT_PARAMETERS * 4, 4 * MIB);
     about(of(p, "text", "weight_bytes"), UMT5_PARAMETERS * 4, 4 * MIB);
@@ -144,13 +157,13 @@ static void decoder_caches(void **state)
     int64_t want = 2 * 4 * (90 * 160) * (p0 + 4 * p1 + 16 * p2 + 64 * p3);
     const char *model = big_model();
     assert_int_equal(want, 8716492800);
-    json_t *p = plan("--model", model, "--width", "1280", "--height", "720", NULL);
+    json_t *p = plan("--model", model, "--width", "1280", "--height", "720", END);
     assert_int_equal(of(p, "decode", "job_bytes"), want);
     json_decref(p);
-    p = plan("--model", model, "--width", "832", "--height", "480", NULL);
+    p = plan("--model", model, "--width", "832", "--height", "480", END);
     assert_int_equal(of(p, "decode", "job_bytes"), want / (90 * 160) * (60 * 104));
     json_decref(p);
-    p = plan("--model", model, "--width", "1280", "--height", "720", "--device", "cuda:0", NULL);
+    p = plan("--model", model, "--width", "1280", "--height", "720", "--device", "cuda:0", END);
     assert_int_equal(of(p, "decode", "job_bytes"), want / 2);
     json_decref(p);
     (void)state;
@@ -163,16 +176,17 @@ static void what_a_denoising_job_keeps(void **state)
     int64_t want = condition + v + sampler + rope + times + contexts, tokens = TOKENS_720 * 5120 * 4;
     const char *model = big_model();
     assert_int_equal(want, 2725401600);
-    json_t *p = plan("--model", model, "--width", "1280", "--height", "720", NULL);
+    json_t *p = plan("--model", model, "--width", "1280", "--height", "720", END);
     assert_int_equal(of(p, "denoise", "job_bytes"), want);
-    about(of(p, "denoise", "work_bytes"), 3 * tokens, 1200 * MIB);      /* the tokens, all keys and values; the rest some thousand tokens at a time */
+    about(of(p, "denoise", "work_bytes"), 3 * tokens,
+          1200 * MIB); /* the tokens, all keys and values; the rest some thousand tokens at a time */
     json_decref(p);
     /* without guidance one branch; ten steps */
-    p = plan("--model", model, "--width", "1280", "--height", "720", "--guidance", "1", "--steps", "10", NULL);
+    p = plan("--model", model, "--width", "1280", "--height", "720", "--guidance", "1", "--steps", "10", END);
     assert_int_equal(of(p, "denoise", "job_bytes"), want - LATENT_720 - times / 5 * 4 - contexts / 2);
     json_decref(p);
     /* the cache: two tensors of all tokens a branch */
-    p = plan("--model", model, "--width", "1280", "--height", "720", "--fbcache", "0.1", NULL);
+    p = plan("--model", model, "--width", "1280", "--height", "720", "--fbcache", "0.1", END);
     assert_int_equal(of(p, "denoise", "job_bytes"), want + 4 * tokens);
     json_decref(p);
     (void)state;
@@ -184,19 +198,23 @@ static void devices_add_up(void **state)
     const char *model = big_model();
     char conf[400];
     snprintf(conf, sizeof conf, "%s/devices.cfg", r.base);
-    json_t *p = plan("--model", model, "--width", "832", "--height", "480", "--device", "cuda:0", NULL), *d = json_object_get(p, "devices");
+    json_t *p = plan("--model", model, "--width", "832", "--height", "480", "--device", "cuda:0", END),
+           *d = json_object_get(p, "devices");
     int64_t gpu = 0;
     const char *const names[] = {"text", "image", "denoise", "decode"};
-    for (int i = 0; i < 4; i++) gpu += of(p, names[i], "weight_bytes") + of(p, names[i], "arena_bytes") + of(p, names[i], "slot_bytes");
-    about(of(p, "denoise", "weight_bytes"), DIT_PARAMETERS * 2 + (int64_t)29196800 * 2, 4 * MIB);      /* bf16, but for the fp32 list */
+    for (int i = 0; i < 4; i++)
+        gpu += of(p, names[i], "weight_bytes") + of(p, names[i], "arena_bytes") + of(p, names[i], "slot_bytes");
+    about(of(p, "denoise", "weight_bytes"), DIT_PARAMETERS * 2 + (int64_t)29196800 * 2, 4 * MIB); /* bf16, but for the fp32 list */
     assert_int_equal(of(p, "denoise", "mapped_bytes"), 0);
     assert_int_equal(json_integer_value(json_object_get(json_object_get(d, "cuda:0"), "wanted_bytes")), gpu);
     json_decref(p);
 
-    t_write(conf, "stages: ({ name = \"text\"; program = \"sluice-text\"; device = \"cuda:1\"; }, { name = \"image\"; program = \"sluice-image\"; device = \"cuda:1\"; },\n"
-                  "{ name = \"denoise\"; program = \"sluice-denoise\"; device = \"cuda:0\"; }, { name = \"decode\"; program = \"sluice-decode\"; device = \"cuda:1\"; },\n"
+    t_write(conf, "stages: ({ name = \"text\"; program = \"sluice-text\"; device = \"cuda:1\"; }, { name = \"image\"; program = "
+                  "\"sluice-image\"; device = \"cuda:1\"; },\n"
+                  "{ name = \"denoise\"; program = \"sluice-denoise\"; device = \"cuda:0\"; }, { name = \"decode\"; program = "
+                  "\"sluice-decode\"; device = \"cuda:1\"; },\n"
                   "{ name = \"mux\"; program = \"sluice-mux\"; });\n");
-    p = plan("--model", model, "--width", "832", "--height", "480", "--conf", conf, NULL);
+    p = plan("--model", model, "--width", "832", "--height", "480", "--conf", conf, END);
     d = json_object_get(p, "devices");
     assert_int_equal(json_object_size(d), 3);
     int64_t one = json_integer_value(json_object_get(json_object_get(d, "cuda:0"), "wanted_bytes")),
@@ -235,15 +253,25 @@ static void plan_is_what_a_run_takes(void **state)
     snprintf(told, sizeof told, "%s/report.json", r.out);
     snprintf(video, sizeof video, "%s/a.mp4", r.out);
     for (int i = 0; i < (getenv("SLUICE_TEST_QUICK") && *getenv("SLUICE_TEST_QUICK") ? 1 : 3); i++) {
-        char *const args[] = {(char *)"sluice", (char *)"run", (char *)"--model", (char *)T_MODEL, (char *)"--image", (char *)T_IMAGE, (char *)"--prompt",
-                              (char *)long_prompt(), (char *)"--width", (char *)"96", (char *)"--height", (char *)"64", (char *)"--frames", (char *)"13",
-                              (char *)"--steps", (char *)"4", (char *)"--seed", (char *)"1", (char *)"-o", video, (char *)"--json", told,
-                              (char *)"--quiet", (char *)EXTRA[i][0], (char *)EXTRA[i][1], NULL};
+        char *const args[] = {(char *)"sluice",    (char *)"run",
+                              (char *)"--model",   (char *)T_MODEL,
+                              (char *)"--image",   (char *)T_IMAGE,
+                              (char *)"--prompt",  (char *)long_prompt(),
+                              (char *)"--width",   (char *)"96",
+                              (char *)"--height",  (char *)"64",
+                              (char *)"--frames",  (char *)"13",
+                              (char *)"--steps",   (char *)"4",
+                              (char *)"--seed",    (char *)"1",
+                              (char *)"-o",        video,
+                              (char *)"--json",    told,
+                              (char *)"--quiet",   (char *)EXTRA[i][0],
+                              (char *)EXTRA[i][1], NULL};
         t_run_start(&r, args);
         t_run_ends(&r, 0);
         json_error_t je;
         json_t *ran = json_load_file(told, 0, &je);
-        json_t *planned = plan("--model", T_MODEL, "--width", "96", "--height", "64", "--frames", "13", "--steps", "4", EXTRA[i][0], EXTRA[i][1], NULL);
+        json_t *planned = plan("--model", T_MODEL, "--width", "96", "--height", "64", "--frames", "13", "--steps", "4", EXTRA[i][0],
+                               EXTRA[i][1], END);
         const char *const names[] = {"text", "image", "denoise", "decode", "mux"};
         assert_true(json_is_true(json_object_get(planned, "from_files")));
         for (int k = 0; k < 5; k++) {
@@ -263,13 +291,32 @@ static void a_run_that_does_not_fit_is_refused(void **state)
 {
     char video[400];
     snprintf(video, sizeof video, "%s/a.mp4", r.out);
-    char *const args[] = {(char *)"sluice", (char *)"run", (char *)"--model", (char *)T_MODEL, (char *)"--image", (char *)T_IMAGE, (char *)"--prompt",
-                          (char *)"a", (char *)"--width", (char *)"96", (char *)"--height", (char *)"64", (char *)"--frames", (char *)"9", (char *)"--steps",
-                          (char *)"2", (char *)"-o", video, (char *)"--conf", r.conf, NULL};
+    char *const args[] = {(char *)"sluice",
+                          (char *)"run",
+                          (char *)"--model",
+                          (char *)T_MODEL,
+                          (char *)"--image",
+                          (char *)T_IMAGE,
+                          (char *)"--prompt",
+                          (char *)"a",
+                          (char *)"--width",
+                          (char *)"96",
+                          (char *)"--height",
+                          (char *)"64",
+                          (char *)"--frames",
+                          (char *)"9",
+                          (char *)"--steps",
+                          (char *)"2",
+                          (char *)"-o",
+                          video,
+                          (char *)"--conf",
+                          r.conf,
+                          NULL};
     t_run_conf(&r, 1, 30, "limits: { memory_bytes = 1000000; };\n");
     t_run_start(&r, args);
     t_run_ends(&r, 2);
-    if (!t_run_said(&r, "sluice: the run wants ") || !t_run_said(&r, " bytes of memory, there are 1000000 (limits.memory_bytes); the largest stage is denoise with ") ||
+    if (!t_run_said(&r, "sluice: the run wants ") ||
+        !t_run_said(&r, " bytes of memory, there are 1000000 (limits.memory_bytes); the largest stage is denoise with ") ||
         t_run_count(&r, "\n") != 1)
         fail_msg("said: %s", r.text);
     assert_true(access(video, F_OK) != 0);
@@ -315,7 +362,7 @@ static void what_the_machine_gives(void **state)
     put("/sys/fs/cgroup/a/memory.stat", "anon 1\ninactive_file 150000\nactive_file 50000\n");
     T_OK(plan_machine(&m, root, &err));
     assert_int_equal(m.gives, 300000);
-    put("/sys/fs/cgroup/memory.max", "5000\n");             /* a container's own view: its group is the top */
+    put("/sys/fs/cgroup/memory.max", "5000\n"); /* a container's own view: its group is the top */
     put("/sys/fs/cgroup/memory.current", "6000\n");
     T_OK(plan_machine(&m, root, &err));
     assert_int_equal(m.gives, 0);
@@ -328,8 +375,9 @@ static void what_the_machine_gives(void **state)
 int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
-    const struct CMUnitTest tests[] = {T(weights_from_configurations), T(decoder_caches), T(what_a_denoising_job_keeps), T(devices_add_up),
-                                       T(slots_hold_the_jobs_tensors), T(plan_is_what_a_run_takes), T(a_run_that_does_not_fit_is_refused),
-                                       T(what_the_machine_gives)};
+    const struct CMUnitTest tests[] = {T(weights_from_configurations),        T(decoder_caches),
+                                       T(what_a_denoising_job_keeps),         T(devices_add_up),
+                                       T(slots_hold_the_jobs_tensors),        T(plan_is_what_a_run_takes),
+                                       T(a_run_that_does_not_fit_is_refused), T(what_the_machine_gives)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

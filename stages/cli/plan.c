@@ -16,7 +16,7 @@
 /* Measured: what a stage's process takes with no job, and what x264 takes for each pixel of a frame: look-ahead, references, and a frame a thread. */
 #define PROCESS_BYTES ((size_t)32 << 20)
 #define ENCODER_PIXEL 210
-#define ENCODER_PIXEL_SLOW 550      /* the presets slower, veryslow, placebo */
+#define ENCODER_PIXEL_SLOW 550 /* the presets slower, veryslow, placebo */
 #define ENCODER_PIXEL_THREAD 14
 
 /* ---- one network ---- */
@@ -26,9 +26,9 @@ typedef struct {
     const sl_conf *conf;
     const sl_job *job;
     run_plan *plan;
-    sl_loader *loader;                  /* of the network that was asked for last */
+    sl_loader *loader; /* of the network that was asked for last */
     sl_ops body;
-    sl_ctx ctx;                         /* on `body`: the plan of a stage's device */
+    sl_ctx ctx; /* on `body`: the plan of a stage's device */
 } planner;
 
 /* The table that gives a device's sizes. A GPU without its plug-in: bf16 throughout, dense. */
@@ -65,7 +65,8 @@ static sl_code close_counting(planner *p, stage_plan *s, const char *name, sl_er
     sl_code rc = sl_loader_finish(p->loader, &ignored);
     if (rc) *err = ignored;
     for (int k = 0; !rc && sl_loader_finding(p->loader, k); k++)
-        if (strncmp(sl_loader_finding(p->loader, k), "unexpected", 10)) rc = sl_fail(err, SL_FORMAT, "%s: %s", name, sl_loader_finding(p->loader, k));
+        if (strncmp(sl_loader_finding(p->loader, k), "unexpected", 10))
+            rc = sl_fail(err, SL_FORMAT, "%s: %s", name, sl_loader_finding(p->loader, k));
     s->mapped += sl_loader_mapped(p->loader);
     s->weights += sl_loader_bytes(p->loader) - sl_loader_mapped(p->loader);
     sl_loader_close(&p->loader);
@@ -90,9 +91,9 @@ static sl_code plan_text(planner *p, stage_plan *s, bool computes, sl_err *err)
     sl_code rc = open_counting(p, "text_encoder", "model", err);
     if (!rc && !(m = sl_umt5_new(&p->model->umt5, p->loader))) rc = sl_fail(err, SL_NOMEM, "umt5: no memory");
     if (!rc) rc = close_counting(p, s, "text_encoder", err);
-    if (!rc) rc = sl_arena_text(&a, &p->body, &p->model->umt5, m, err);     /* taken whether a job computes or not */
+    if (!rc) rc = sl_arena_text(&a, &p->body, &p->model->umt5, m, err); /* taken whether a job computes or not */
     add_arena(s, &a);
-    if (computes) s->host += 5 * row;           /* cond, uncond, both once more for the spool, one on its way */
+    if (computes) s->host += 5 * row; /* cond, uncond, both once more for the spool, one on its way */
     sl_umt5_free(&m);
     return rc;
 }
@@ -108,7 +109,8 @@ static sl_code plan_image(planner *p, stage_plan *s, bool computes, sl_err *err)
     sl_vae_encoder *v = NULL;
     sl_code rc = SL_OK;
     if (model->has_clip) {
-        if (!(rc = open_counting(p, "image_encoder", "model", err)) && !(c = sl_clip_new(&model->clip, p->loader))) rc = sl_fail(err, SL_NOMEM, "clip: no memory");
+        if (!(rc = open_counting(p, "image_encoder", "model", err)) && !(c = sl_clip_new(&model->clip, p->loader)))
+            rc = sl_fail(err, SL_NOMEM, "clip: no memory");
         if (!rc) rc = close_counting(p, s, "image_encoder", err);
         if (!rc && computes) rc = sl_arena_clip(&a, &p->body, &model->clip, c, err);
         clip = (size_t)sl_image_tokens(model, job) * (size_t)model->clip.hidden * sizeof(float);
@@ -119,7 +121,7 @@ static sl_code plan_image(planner *p, stage_plan *s, bool computes, sl_err *err)
     if (!rc && computes) rc = sl_arena_condition(&b, &p->body, &model->vae, v, job, last, err);
     add_arena(s, &a);
     add_arena(s, &b);
-    if (computes)       /* 8-bit pictures of the video's size and floats of them; results, and once more for the spool */
+    if (computes) /* 8-bit pictures of the video's size and floats of them; results, and once more for the spool */
         s->host += pixels * 3 * 5 + 2 * (clip + sl_slot_bytes(model, "image", (int64_t)job->width * job->height, job->frames));
     sl_clip_free(&c);
     sl_vae_encoder_free(&v);
@@ -141,15 +143,21 @@ static sl_code plan_denoise(planner *p, stage_plan *s, bool computes, sl_err *er
         if (!(dit[e] = sl_dit_new(&model->dit[e], p->loader))) rc = sl_fail(err, SL_NOMEM, "%s: no memory", NAMES[e]);
         if (!rc) rc = close_counting(p, s, NAMES[e], err);
     }
-    if (!rc && computes) rc = sl_schedule_make(schedule, strcmp(job->sampler, "euler") ? SL_SAMPLER_UNIPC : SL_SAMPLER_EULER, job->steps, job->shift, err);
-    if (!rc && computes) rc = denoise_arena(&a, &p->body, &(denoise_sizes){.model = model, .dit = dit, .job = job, .schedule = schedule}, err);
+    if (!rc && computes)
+        rc = sl_schedule_make(schedule, strcmp(job->sampler, "euler") ? SL_SAMPLER_UNIPC : SL_SAMPLER_EULER, job->steps, job->shift,
+                              err);
+    if (!rc && computes)
+        rc = denoise_arena(&a, &p->body, &(denoise_sizes){.model = model, .dit = dit, .job = job, .schedule = schedule}, err);
     add_arena(s, &a);
     denoise_shape(model, job, shape);
     size_t latents = (size_t)(shape[0] * shape[1] * shape[2] * shape[3]) * sizeof(float);
-    size_t held = sl_slot_bytes(model, "text", 0, 1) + (model->takes_image ? sl_slot_bytes(model, "image", (int64_t)job->width * job->height, job->frames) : 0);
+    size_t held = sl_slot_bytes(model, "text", 0, 1) +
+                  (model->takes_image ? sl_slot_bytes(model, "image", (int64_t)job->width * job->height, job->frames) : 0);
     int slots = sl_conf_find(p->conf, SL_ROLE_DENOISE)->slots;
     s->slots = (size_t)slots * held;
-    if (computes) s->host += 12 * latents + held;       /* noise, result, the state of four, the state and both results once more for the spool; inputs */
+    if (computes)
+        s->host +=
+            12 * latents + held; /* noise, result, the state of four, the state and both results once more for the spool; inputs */
     for (int e = 0; e < EXPERTS; e++) sl_dit_free(&dit[e]);
     free(schedule);
     return rc;
@@ -178,7 +186,8 @@ static sl_code plan_mux(planner *p, stage_plan *s, bool computes, sl_err *err)
     size_t pixels = (size_t)p->job->width * (size_t)p->job->height;
     (void)computes;
     (void)err;
-    s->slots = (size_t)sl_conf_find(p->conf, SL_ROLE_MUX)->slots * sl_slot_bytes(p->model, "frames", (int64_t)pixels, p->job->frames);
+    s->slots =
+        (size_t)sl_conf_find(p->conf, SL_ROLE_MUX)->slots * sl_slot_bytes(p->model, "frames", (int64_t)pixels, p->job->frames);
     s->host += pixels * ((slow ? ENCODER_PIXEL_SLOW : ENCODER_PIXEL) + ENCODER_PIXEL_THREAD * (size_t)p->conf->video.threads);
     return SL_OK;
 }
@@ -198,8 +207,9 @@ static bool computes(const char *from, sl_role role)
 
 static bool same_sizes(const sl_job *a, const sl_job *b)
 {
-    return a->width == b->width && a->height == b->height && a->frames == b->frames && a->steps == b->steps && !strcmp(a->sampler, b->sampler) &&
-           a->shift == b->shift && denoise_branches(a) == denoise_branches(b) && (a->fbcache > 0) == (b->fbcache > 0) && !*a->last_image == !*b->last_image;
+    return a->width == b->width && a->height == b->height && a->frames == b->frames && a->steps == b->steps &&
+           !strcmp(a->sampler, b->sampler) && a->shift == b->shift && denoise_branches(a) == denoise_branches(b) &&
+           (a->fbcache > 0) == (b->fbcache > 0) && !*a->last_image == !*b->last_image;
 }
 
 static size_t sum(const stage_plan *s)
@@ -267,7 +277,7 @@ static uint64_t group_gives(const char *root, const char *group)
     uint64_t limit, used, file = 0, more;
     const char *const CACHE[] = {"inactive_file", "active_file"};
     snprintf(path, sizeof path, "/sys/fs/cgroup%.900s/memory.max", group);
-    if (!read_text(text, sizeof text, root, path) || sscanf(text, "%lu", &limit) != 1) return UINT64_MAX;     /* "max", or the top */
+    if (!read_text(text, sizeof text, root, path) || sscanf(text, "%lu", &limit) != 1) return UINT64_MAX; /* "max", or the top */
     snprintf(path, sizeof path, "/sys/fs/cgroup%.900s/memory.current", group);
     if (!read_text(text, sizeof text, root, path) || sscanf(text, "%lu", &used) != 1) return UINT64_MAX;
     snprintf(path, sizeof path, "/sys/fs/cgroup%.900s/memory.stat", group);
@@ -291,7 +301,7 @@ sl_code plan_machine(machine_memory *out, const char *root, sl_err *err)
     while (line && strncmp(line, "0::", 3)) line = strchr(line, '\n') ? strchr(line, '\n') + 1 : NULL;
     if (line) {
         snprintf(group, sizeof group, "%.*s", (int)strcspn(line + 3, "\n"), line + 3);
-        while (true) {                  /* this group and all around it */
+        while (true) { /* this group and all around it */
             char *slash = strrchr(group, '/');
             if (slash && !slash[1]) *slash = 0;
             uint64_t g = group_gives(root, group);
@@ -315,7 +325,9 @@ sl_code plan_admit(const cli_options *o, const sl_model *model, const sl_conf *c
     sl_code rc = plan_make(&plan, o, model, conf, err);
     if (rc || (rc = plan_machine(&m, "", err))) return rc;
     uint64_t there = conf->limits.memory_bytes ? (uint64_t)conf->limits.memory_bytes : m.gives;
-    const char *why = conf->limits.memory_bytes ? "limits.memory_bytes" : m.group < m.available ? "its cgroup's memory.max" : "MemAvailable";
+    const char *why = conf->limits.memory_bytes ? "limits.memory_bytes"
+                      : m.group < m.available   ? "its cgroup's memory.max"
+                                                : "MemAvailable";
     for (int i = 0; i < SL_ROLE_COUNT; i++) {
         size_t n = plan_private(&plan.stages[i], "cpu");
         wanted += n;
@@ -323,10 +335,13 @@ sl_code plan_admit(const cli_options *o, const sl_model *model, const sl_conf *c
         if (n > most) most = n, largest = i;
     }
     if (wanted > there)
-        return sl_fail(err, SL_NOMEM, "the run wants %zu bytes of memory, there are %llu (%s); the largest stage is %s with %zu: sluice plan shows all", wanted,
-                       (unsigned long long)there, why, sl_role_name((sl_role)largest), most);
+        return sl_fail(
+            err, SL_NOMEM,
+            "the run wants %zu bytes of memory, there are %llu (%s); the largest stage is %s with %zu: sluice plan shows all",
+            wanted, (unsigned long long)there, why, sl_role_name((sl_role)largest), most);
     if (!conf->limits.memory_bytes && mapped > there - wanted)
-        sl_log(SL_LOG_WARN, "memory holds %llu of the %zu bytes of weights that stay mapped: the rest is read from the disk again at every step",
+        sl_log(SL_LOG_WARN,
+               "memory holds %llu of the %zu bytes of weights that stay mapped: the rest is read from the disk again at every step",
                (unsigned long long)(there - wanted), mapped);
     return SL_OK;
 }
@@ -339,8 +354,10 @@ static sl_code complete_size(cli_job *j, sl_err *err)
     sl_job *s = &j->spec;
     sl_picture p = {.w = 832, .h = 480};
     sl_code rc = SL_OK;
-    if (!s->width != !s->height) return sl_fail(err, SL_ARG, "--width is %d and --height %d, want both or neither", s->width, s->height);
-    if (s->width) return j->max_area ? sl_fail(err, SL_ARG, "--max-area is given beside --width and --height, want one of the two") : SL_OK;
+    if (!s->width != !s->height)
+        return sl_fail(err, SL_ARG, "--width is %d and --height %d, want both or neither", s->width, s->height);
+    if (s->width)
+        return j->max_area ? sl_fail(err, SL_ARG, "--max-area is given beside --width and --height, want one of the two") : SL_OK;
     if (j->max_area && (j->max_area < 256 || j->max_area > (int64_t)8192 * 8192))
         return sl_fail(err, SL_ARG, "--max-area is %lld, want 256 to 67108864 pixels", (long long)j->max_area);
     if (*s->image && (rc = sl_picture_read(&p, s->image, err))) return sl_context(err, rc, "--image");
@@ -356,17 +373,20 @@ static sl_code complete(cli_options *o, sl_model *model, sl_conf *conf, sl_err *
     sl_code rc;
     sl_conf_defaults(conf);
     if (*o->conf && (rc = sl_conf_read_file(conf, o->conf, err))) return rc;
-    if (*o->device && strcmp(o->device, "cpu") && strncmp(o->device, "cuda:", 5)) return sl_fail(err, SL_ARG, "--device is %s, want cpu or cuda:N", o->device);
-    for (int i = 0; *o->device && i < conf->stage_count; i++) snprintf(conf->stages[i].device, sizeof conf->stages[i].device, "%.15s", o->device);
+    if (*o->device && strcmp(o->device, "cpu") && strncmp(o->device, "cuda:", 5))
+        return sl_fail(err, SL_ARG, "--device is %s, want cpu or cuda:N", o->device);
+    for (int i = 0; *o->device && i < conf->stage_count; i++)
+        snprintf(conf->stages[i].device, sizeof conf->stages[i].device, "%.15s", o->device);
     if (!*dir) return sl_fail(err, SL_ARG, "no checkpoint: want --model DIR");
     if ((rc = absolute_path(absolute, dir, err)) || (rc = sl_model_open(model, absolute, err))) return rc;
     for (int i = 0; i < o->job_count; i++) {
         cli_job *j = &o->jobs[i];
         if ((rc = complete_size(j, err))) return rc;
         if (!j->has_shift) j->spec.shift = model->scheduler.flow_shift;
-        if (!j->has_sampler) snprintf(j->spec.sampler, SL_PATH, "%s", model->scheduler.kind == SL_SAMPLER_EULER ? "euler" : "unipc");
+        if (!j->has_sampler)
+            snprintf(j->spec.sampler, SL_PATH, "%s", model->scheduler.kind == SL_SAMPLER_EULER ? "euler" : "unipc");
         if (!j->has_fbcache) j->spec.fbcache = conf->fbcache.threshold;
-        if (model->takes_last_image && !*j->spec.last_image) snprintf(j->spec.last_image, SL_PATH, "?");     /* a run will want one */
+        if (model->takes_last_image && !*j->spec.last_image) snprintf(j->spec.last_image, SL_PATH, "?"); /* a run will want one */
         if ((rc = sl_job_check(&j->spec, err))) return rc;
     }
     return SL_OK;
@@ -381,7 +401,7 @@ typedef struct {
 static int add_up(const run_plan *p, device_sum list[SL_ROLE_COUNT + 1])
 {
     int n = 1;
-    list[0] = (device_sum){.name = "cpu"};          /* host memory: every process has some */
+    list[0] = (device_sum){.name = "cpu"}; /* host memory: every process has some */
     for (int i = 0; i < SL_ROLE_COUNT; i++) {
         int k = 0;
         if (!p->stages[i].runs) continue;
@@ -403,16 +423,19 @@ static void print_plan(const run_plan *p, const sl_job *j, int jobs, const machi
 {
     device_sum devices[SL_ROLE_COUNT + 1];
     int n = add_up(p, devices);
-    printf("%s\n%s%dx%d, %d frames, %d steps%s%s\n", j->model, jobs > 1 ? "the largest of the jobs; the first is " : "", j->width, j->height, j->frames, j->steps,
-           denoise_branches(j) > 1 ? ", guidance" : "", j->fbcache > 0 ? ", First Block Cache" : "");
-    printf("\n  %-8s %-7s %11s %11s %11s %11s %11s %11s   MB\n", "stage", "device", "mapped", "weights", "job", "work", "slots", "host");
+    printf("%s\n%s%dx%d, %d frames, %d steps%s%s\n", j->model, jobs > 1 ? "the largest of the jobs; the first is " : "", j->width,
+           j->height, j->frames, j->steps, denoise_branches(j) > 1 ? ", guidance" : "",
+           j->fbcache > 0 ? ", First Block Cache" : "");
+    printf("\n  %-8s %-7s %11s %11s %11s %11s %11s %11s   MB\n", "stage", "device", "mapped", "weights", "job", "work", "slots",
+           "host");
     for (int i = 0; i < SL_ROLE_COUNT; i++) {
         const stage_plan *s = &p->stages[i];
         if (s->runs)
-            printf("  %-8s %-7s %11.1f %11.1f %11.1f %11.1f %11.1f %11.1f\n", sl_role_name((sl_role)i), s->device, mb(s->mapped), mb(s->weights), mb(s->kept),
-                   mb(s->work), mb(s->slots), mb(s->host));
+            printf("  %-8s %-7s %11.1f %11.1f %11.1f %11.1f %11.1f %11.1f\n", sl_role_name((sl_role)i), s->device, mb(s->mapped),
+                   mb(s->weights), mb(s->kept), mb(s->work), mb(s->slots), mb(s->host));
     }
-    printf("  mapped: weights that stay in their files, in the page cache; job and work: the arena, what a job keeps and what a step needs\n\n");
+    printf("  mapped: weights that stay in their files, in the page cache; job and work: the arena, what a job keeps and what a "
+           "step needs\n\n");
     for (int k = 0; k < n; k++) {
         printf("  %-7s %.1f MB", devices[k].name, mb(devices[k].wanted));
         if (k) {
@@ -424,12 +447,15 @@ static void print_plan(const run_plan *p, const sl_job *j, int jobs, const machi
         printf("; the machine has %.1f MB, %.1f MB free", mb(m->total), mb(m->available));
         if (m->group != UINT64_MAX) printf(", %.1f MB left in its cgroup", mb(m->group));
         if (conf->limits.memory_bytes) printf(", limits.memory_bytes %.1f MB", mb(there));
-        printf(": %s\n", devices[k].wanted > there ? "does not fit" : devices[k].mapped > there - devices[k].wanted ? "fits, but not all weights at once" : "fits");
+        printf(": %s\n", devices[k].wanted > there                       ? "does not fit"
+                         : devices[k].mapped > there - devices[k].wanted ? "fits, but not all weights at once"
+                                                                         : "fits");
     }
     if (!p->from_files) printf("  weights are not all there: those count as float32 on the CPU, bfloat16 on a GPU\n");
 }
 
-static sl_code write_plan(const run_plan *p, const sl_job *j, const machine_memory *m, const sl_conf *conf, const char *path, sl_err *err)
+static sl_code write_plan(const run_plan *p, const sl_job *j, const machine_memory *m, const sl_conf *conf, const char *path,
+                          sl_err *err)
 {
     device_sum devices[SL_ROLE_COUNT + 1];
     json_t *stages = json_object(), *sums = json_object();
@@ -438,13 +464,15 @@ static sl_code write_plan(const run_plan *p, const sl_job *j, const machine_memo
         const stage_plan *s = &p->stages[i];
         if (!s->runs) continue;
         json_object_set_new(stages, sl_role_name((sl_role)i),
-                            json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "device", s->device, "weight_bytes", (json_int_t)(s->mapped + s->weights),
-                                      "mapped_bytes", (json_int_t)s->mapped, "private_weight_bytes", (json_int_t)s->weights, "job_bytes", (json_int_t)s->kept,
-                                      "work_bytes", (json_int_t)s->work, "arena_bytes", (json_int_t)(s->kept + s->work), "slot_bytes", (json_int_t)s->slots,
-                                      "host_bytes", (json_int_t)s->host));
+                            json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "device", s->device, "weight_bytes",
+                                      (json_int_t)(s->mapped + s->weights), "mapped_bytes", (json_int_t)s->mapped,
+                                      "private_weight_bytes", (json_int_t)s->weights, "job_bytes", (json_int_t)s->kept,
+                                      "work_bytes", (json_int_t)s->work, "arena_bytes", (json_int_t)(s->kept + s->work),
+                                      "slot_bytes", (json_int_t)s->slots, "host_bytes", (json_int_t)s->host));
     }
     for (int k = 0, n = add_up(p, devices); k < n; k++) {
-        json_t *d = json_pack("{s:I, s:I}", "wanted_bytes", (json_int_t)devices[k].wanted, "mapped_bytes", (json_int_t)devices[k].mapped);
+        json_t *d =
+            json_pack("{s:I, s:I}", "wanted_bytes", (json_int_t)devices[k].wanted, "mapped_bytes", (json_int_t)devices[k].mapped);
         if (!k) {
             json_object_set_new(d, "total_bytes", json_integer((json_int_t)m->total));
             json_object_set_new(d, "available_bytes", json_integer((json_int_t)m->available));
@@ -454,8 +482,9 @@ static sl_code write_plan(const run_plan *p, const sl_job *j, const machine_memo
         }
         json_object_set_new(sums, devices[k].name, d);
     }
-    json_t *root = json_pack("{s:s, s:i, s:i, s:i, s:i, s:b, s:o, s:o}", "model", j->model, "width", j->width, "height", j->height, "frames", j->frames,
-                             "step_count", j->steps, "from_files", (int)p->from_files, "stages", stages, "devices", sums);
+    json_t *root =
+        json_pack("{s:s, s:i, s:i, s:i, s:i, s:b, s:o, s:o}", "model", j->model, "width", j->width, "height", j->height, "frames",
+                  j->frames, "step_count", j->steps, "from_files", (int)p->from_files, "stages", stages, "devices", sums);
     errno = 0;
     int bad = !root || json_dump_file(root, path, JSON_INDENT(2)), why = errno;
     json_decref(root);
@@ -470,8 +499,8 @@ int cli_plan(int argc, char **argv)
     run_plan plan;
     machine_memory machine;
     sl_err err = {0};
-    if (!cli_parse(&o, false, argc, argv, &err) && !complete(&o, &model, &conf, &err) && !plan_make(&plan, &o, &model, &conf, &err) &&
-        !plan_machine(&machine, "", &err)) {
+    if (!cli_parse(&o, false, argc, argv, &err) && !complete(&o, &model, &conf, &err) &&
+        !plan_make(&plan, &o, &model, &conf, &err) && !plan_machine(&machine, "", &err)) {
         if (!o.quiet) print_plan(&plan, &o.jobs[0].spec, o.job_count, &machine, &conf);
         if (*o.base.json) write_plan(&plan, &o.jobs[0].spec, &machine, &conf, o.base.json, &err);
     }

@@ -61,7 +61,9 @@ void denoise_take(sl_ctx *ctx, denoise_memory *m, const denoise_sizes *of)
         for (int b = 0; b < denoise_branches(job); b++) {
             m->context_memory[e][b] = bytes_of(ctx, sl_dit_context_bytes(ctx, dit, sl_image_tokens(of->model, job)));
             if (job->fbcache > 0) {
-                sl_fbcache_rules rules = {.threshold = (float)job->fbcache, .warmup = job->fbcache_warmup, .max_hits = job->fbcache_max_hits,
+                sl_fbcache_rules rules = {.threshold = (float)job->fbcache,
+                                          .warmup = job->fbcache_warmup,
+                                          .max_hits = job->fbcache_max_hits,
                                           .final = job->fbcache_final};
                 sl_fbcache_init(ctx, &m->cache[e][b], &rules, bytes_of(ctx, sl_fbcache_bytes(ctx, tokens, c->dim)), tokens, c->dim);
             }
@@ -86,8 +88,8 @@ sl_code denoise_arena(sl_arena *out, const sl_ops *ops, const denoise_sizes *of,
         sl_tensor image = sl_new2(&plan, sl_act(&plan), image_tokens, c->image_dim);
         sl_dit_context_make(&plan, of->dit[e], &m.context[e][0], m.context_memory[e][0], &text, image_tokens ? &image : NULL);
         sl_release(&plan, mark);
-        sl_dit_forward(&plan, of->dit[e], &m.v[0], &m.sampler.x, c->in_channels > c->out_channels ? &m.condition : NULL, &m.times[e], 0,
-                       &m.rope, &m.context[e][0], of->job->fbcache > 0 ? &m.cache[e][0] : NULL, NULL);
+        sl_dit_forward(&plan, of->dit[e], &m.v[0], &m.sampler.x, c->in_channels > c->out_channels ? &m.condition : NULL,
+                       &m.times[e], 0, &m.rope, &m.context[e][0], of->job->fbcache > 0 ? &m.cache[e][0] : NULL, NULL);
         sl_release(&plan, mark);
     }
     out->peak = plan.arena_peak;
