@@ -28,6 +28,24 @@ sl_code sl_network_job(const sl_msg_job *msg, sl_job *job, sl_err *err)
     return rc;
 }
 
+void sl_network_serve(sl_stage *st, sl_work_fn *work, void *self, sl_pool *first, sl_pool *second, sl_err *err)
+{
+    sl_msg msg;
+    while (!sl_stage_next(st, false, &msg, err)) {
+        if (msg.type != SL_MSG_JOB) continue;
+        sl_job job = {0};
+        sl_err bad = {0};
+        sl_code rc = SL_OK;
+        if (sl_stage_begin(st, msg.job.job, msg.job.attempt)) rc = sl_fail(&bad, SL_CANCELLED, "cancelled");
+        if (!rc) rc = sl_network_job(&msg.job, &job, &bad);
+        if (!rc) rc = work(self, &msg.job, &job, &bad);
+        if (rc && first && msg.job.tickets & 1) sl_pool_discard(first, &msg.job.first);     /* unless it was opened: stale tickets are ignored */
+        if (rc && second && msg.job.tickets & 2) sl_pool_discard(second, &msg.job.second);
+        if (rc) sl_stage_failed(st, &msg.job, &bad);
+        sl_job_free(&job);
+    }
+}
+
 sl_code sl_network_input(float **out, const sl_lease *lease, const sl_st *file, const char *name, int rank, const int64_t *shape, sl_err *err)
 {
     sl_tensor t = {0}, want = sl_view(NULL, SL_F32, rank, shape);

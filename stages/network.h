@@ -14,10 +14,15 @@ sl_code sl_network_blame(sl_loader *const loaders[], const sl_err *found, sl_err
 /* Read DIR/job.json of a JOB message. The job is the caller's to free. */
 sl_code sl_network_job(const sl_msg_job *msg, sl_job *job, sl_err *err);
 
+/* The loop of a stage that works on one job at a time, until it is drained: for each JOB, job.json is read and `work` runs; an error is answered with FAILED,
+ * and slots that the JOB's tickets name in `first` and `second` (pools, or NULL) are freed if they were not opened. *err gets why it ended. */
+typedef sl_code sl_work_fn(void *self, const sl_msg_job *msg, const sl_job *job, sl_err *err);
+void sl_network_serve(sl_stage *st, sl_work_fn *work, void *self, sl_pool *first, sl_pool *second, sl_err *err);
+
 /* Host copy of tensor `name`, float32, of exactly this shape, from an opened lease or, when it is NULL, from an opened file. *out is malloc'd. */
 sl_code sl_network_input(float **out, const sl_lease *lease, const sl_st *file, const char *name, int rank, const int64_t *shape, sl_err *err);
 
-/* Upload n host float32 values as t (F32 or act dtype). `scratch` is host memory of sl_bytes(t), used when t is not F32; may be NULL then. */
+/* Upload host float32 values, sl_count(t) of them, as t (F32 or act dtype). */
 void sl_network_upload(sl_ctx *ctx, const sl_tensor *t, const float *values);
 
 #endif

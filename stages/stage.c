@@ -55,7 +55,7 @@ struct sl_stage {
     sl_pool *receive[MAX_POOLS];
     sl_ticket told[MAX_POOLS][SL_POOL_MAX_SLOTS];   /* of each of their slots, the newest ticket that this process was told of */
     int receive_count;
-    volatile int cancel_flag;
+    volatile int cancel_flag;           /* set under the lock, read without: atomically */
     atomic_bool draining;
 
     struct {                            /* pools of receivers, main thread only */
@@ -109,7 +109,7 @@ static bool io_deal(sl_stage *st, const sl_msg *m)
         break;
     case SL_MSG_KEEP: note_ticket(st, &m->keep.ticket); break;
     case SL_MSG_CANCEL:
-        if (st->current.job == m->cancel.job && st->current.attempt == m->cancel.attempt) st->cancel_flag = 1;
+        if (st->current.job == m->cancel.job && st->current.attempt == m->cancel.attempt) __atomic_store_n(&st->cancel_flag, 1, __ATOMIC_RELAXED);
         else {
             st->cancelled[st->cancel_count % CANCELS] = (job_attempt){m->cancel.job, m->cancel.attempt};
             st->cancel_count++;
@@ -532,14 +532,14 @@ bool sl_stage_begin(sl_stage *st, uint64_t job, uint32_t attempt)
     pthread_mutex_lock(&st->lock);
     st->current = (job_attempt){job, attempt};
     for (int i = 0; job && i < CANCELS && i < st->cancel_count; i++) was |= st->cancelled[i].job == job && st->cancelled[i].attempt == attempt;
-    st->cancel_flag = was;
+    __atomic_store_n(&st->cancel_flag, was, __ATOMIC_RELAXED);
     pthread_mutex_unlock(&st->lock);
     return was;
 }
 
 bool sl_stage_cancelled(const sl_stage *st)
 {
-    return st->cancel_flag != 0;
+    return __atomic_load_n(&st->cancel_flag, __ATOMIC_RELAXED) != 0;
 }
 
 const volatile int *sl_stage_cancel_flag(const sl_stage *st)

@@ -140,8 +140,9 @@ done:
     return rc;
 }
 
-static sl_code decode_job(decode_stage *s, const sl_msg_job *msg, const sl_job *job, sl_err *err)
+static sl_code decode_job(void *self, const sl_msg_job *msg, const sl_job *job, sl_err *err)
 {
+    decode_stage *s = self;
     int t = sl_job_latent_frames(job);
     float *latents = NULL;
     sl_vae_decode *d = NULL;
@@ -170,23 +171,11 @@ int main(int argc, char **argv)
 {
     decode_stage s = {0};
     sl_err err = {0};
-    sl_msg msg;
     if (sl_stage_open(&s.st, "decode", argc, argv, &err) || decode_open(&s, &err)) {
         decode_close(&s);
         return sl_stage_exit(&s.st, &err);
     }
-    while (!sl_stage_next(s.st, false, &msg, &err)) {
-        if (msg.type != SL_MSG_JOB) continue;
-        sl_job job = {0};
-        sl_err bad = {0};
-        sl_code rc = SL_OK;
-        if (sl_stage_begin(s.st, msg.job.job, msg.job.attempt)) rc = sl_fail(&bad, SL_CANCELLED, "cancelled");
-        if (!rc) rc = sl_network_job(&msg.job, &job, &bad);
-        if (!rc) rc = decode_job(&s, &msg.job, &job, &bad);
-        if (rc && msg.job.tickets) sl_pool_discard(s.latents, &msg.job.first);      /* unless it was opened: stale tickets are ignored */
-        if (rc) sl_stage_failed(s.st, &msg.job, &bad);
-        sl_job_free(&job);
-    }
+    sl_network_serve(s.st, decode_job, &s, s.latents, NULL, &err);
     decode_close(&s);
     return sl_stage_exit(&s.st, &err);
 }

@@ -13,27 +13,26 @@ static sl_code open_input(sl_pool *pool, const sl_msg_job *msg, bool by_ticket, 
     return rc ? rc : sl_st_open_file(st, path, err);
 }
 
-static sl_code denoise_job(denoiser *d, sl_pool *text_pool, sl_pool *image_pool, const sl_msg_job *msg, sl_err *err)
+static sl_code denoise_job(void *self, const sl_msg_job *msg, const sl_job *job, sl_err *err)
 {
-    sl_job job = {0};
+    denoiser *d = self;
     sl_lease *text = NULL, *image = NULL;
     sl_st *text_file = NULL, *image_file = NULL;
     denoise_run run = {0};
     sl_msg taken = {.type = SL_MSG_TAKEN, .taken = {.job = msg->job, .attempt = msg->attempt}};
     int64_t t0 = sl_now_ns();
     sl_code rc;
-    if ((rc = sl_network_job(msg, &job, err))) goto done;
-    if ((rc = open_input(text_pool, msg, msg->tickets & 1, &msg->first, "text.safetensors", &text, &text_file, err))) goto done;
+    if ((rc = open_input(d->text, msg, msg->tickets & 1, &msg->first, "text.safetensors", &text, &text_file, err))) goto done;
     if (d->model->takes_image &&
-        (rc = open_input(image_pool, msg, msg->tickets & 2, &msg->second, "image.safetensors", &image, &image_file, err)))
+        (rc = open_input(d->image, msg, msg->tickets & 2, &msg->second, "image.safetensors", &image, &image_file, err)))
         goto done;
-    if ((rc = denoise_start(&run, d, msg, &job, text, text_file, image, image_file, err))) goto done;
+    if ((rc = denoise_start(&run, d, msg, job, text, text_file, image, image_file, err))) goto done;
     sl_lease_drop(&text, NULL);             /* all of it is on the device: the slots may be filled for the next job */
     sl_lease_drop(&image, NULL);
     sl_stage_send(d->st, &taken);
     sl_stage_span(d->st, msg->job, SL_SPAN_HANDOVER, t0);
 
-    while (run.sampler.step < job.steps)
+    while (run.sampler.step < job->steps)
         if ((rc = denoise_step(&run, err))) goto done;
     rc = denoise_finish(&run, err);
 done:
@@ -42,7 +41,6 @@ done:
     sl_lease_drop(&image, NULL);
     sl_st_close(&text_file);
     sl_st_close(&image_file);
-    sl_job_free(&job);
     return rc;
 }
 
@@ -50,22 +48,11 @@ int main(int argc, char **argv)
 {
     denoiser d = {0};
     sl_err err = {0};
-    sl_msg msg;
-    sl_pool *text = NULL, *image = NULL;
-    if (sl_stage_open(&d.st, "denoise", argc, argv, &err) || denoiser_open(&d, &text, &image, &err)) {
+    if (sl_stage_open(&d.st, "denoise", argc, argv, &err) || denoiser_open(&d, &err)) {
         denoiser_close(&d);
         return sl_stage_exit(&d.st, &err);
     }
-    while (!sl_stage_next(d.st, false, &msg, &err)) {
-        if (msg.type != SL_MSG_JOB) continue;
-        sl_err bad = {0};
-        sl_code rc = SL_OK;
-        if (sl_stage_begin(d.st, msg.job.job, msg.job.attempt)) rc = sl_fail(&bad, SL_CANCELLED, "cancelled");
-        if (!rc) rc = denoise_job(&d, text, image, &msg.job, &bad);
-        if (rc && msg.job.tickets & 1) sl_pool_discard(text, &msg.job.first);       /* unless it was opened: stale tickets are ignored */
-        if (rc && msg.job.tickets & 2) sl_pool_discard(image, &msg.job.second);
-        if (rc) sl_stage_failed(d.st, &msg.job, &bad);
-    }
+    sl_network_serve(d.st, denoise_job, &d, d.text, d.image, &err);
     denoiser_close(&d);
     return sl_stage_exit(&d.st, &err);
 }

@@ -14,7 +14,7 @@
 
 /* ---- the process ---- */
 
-sl_code denoiser_open(denoiser *d, sl_pool **text, sl_pool **image, sl_err *err)
+sl_code denoiser_open(denoiser *d, sl_err *err)
 {
     static const char *const NAMES[EXPERTS] = {"transformer", "transformer_2"};
     const sl_conf *conf = sl_stage_conf(d->st);
@@ -30,8 +30,8 @@ sl_code denoiser_open(denoiser *d, sl_pool **text, sl_pool **image, sl_err *err)
     /* slots hold the longest prompt's cond and uncond, and the largest picture's clip and condition, float32 */
     size_t text_bytes = sl_slot_bytes(d->model, "text", conf->limits.pixels, conf->limits.frames);
     size_t image_bytes = sl_slot_bytes(d->model, "image", conf->limits.pixels, conf->limits.frames);
-    if ((rc = sl_stage_receive_pool(d->st, "text", slots, text_bytes, text, err))) return rc;
-    if (d->model->takes_image && (rc = sl_stage_receive_pool(d->st, "image", slots, image_bytes, image, err))) return rc;
+    if ((rc = sl_stage_receive_pool(d->st, "text", slots, text_bytes, &d->text, err))) return rc;
+    if (d->model->takes_image && (rc = sl_stage_receive_pool(d->st, "image", slots, image_bytes, &d->image, err))) return rc;
     for (int e = 0; e < d->model->experts; e++) {
         if ((rc = sl_network_open(&d->loaders[e], d->st, &d->ctx, NAMES[e], "diffusion_pytorch_model", err))) return rc;
         if (!(d->dit[e] = sl_dit_new(&d->model->dit[e], d->loaders[e]))) return sl_fail(err, SL_NOMEM, "%s: no memory", NAMES[e]);

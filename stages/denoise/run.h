@@ -10,6 +10,7 @@ typedef struct {
     sl_stage *st;
     const sl_model *model;
     sl_ctx ctx;
+    sl_pool *text, *image;              /* where inputs arrive; image NULL for a model without pictures */
     sl_loader *loaders[EXPERTS + 1];    /* NULL-ended */
     sl_dit *dit[EXPERTS];
 } denoiser;
@@ -31,7 +32,7 @@ typedef struct {
     char tap_dir[SL_PATH];                      /* where first-forward tensors go; "" nowhere */
 } denoise_run;
 
-sl_code denoiser_open(denoiser *d, sl_pool **text, sl_pool **image, sl_err *err);
+sl_code denoiser_open(denoiser *d, sl_err *err);
 void denoiser_close(denoiser *d);
 
 /* Read the inputs (lease or file of each), size and take the memory, compute what is constant over the steps, and either begin with the noise

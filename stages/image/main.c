@@ -150,8 +150,9 @@ static sl_code condition(image_stage *s, images *im, const sl_job *job, sl_err *
     return rc;
 }
 
-static sl_code image_job(image_stage *s, const sl_msg_job *msg, const sl_job *job, sl_err *err)
+static sl_code image_job(void *self, const sl_msg_job *msg, const sl_job *job, sl_err *err)
 {
+    image_stage *s = self;
     images im = {0};
     const sl_model *model = sl_stage_model(s->st);
     int64_t t0 = sl_now_ns();
@@ -187,22 +188,11 @@ int main(int argc, char **argv)
 {
     image_stage s = {0};
     sl_err err = {0};
-    sl_msg msg;
     if (sl_stage_open(&s.st, "image", argc, argv, &err) || image_open(&s, &err)) {
         image_close(&s);
         return sl_stage_exit(&s.st, &err);
     }
-    while (!sl_stage_next(s.st, false, &msg, &err)) {
-        if (msg.type != SL_MSG_JOB) continue;
-        sl_job job = {0};
-        sl_err bad = {0};
-        sl_code rc = SL_OK;
-        if (sl_stage_begin(s.st, msg.job.job, msg.job.attempt)) rc = sl_fail(&bad, SL_CANCELLED, "cancelled");
-        if (!rc) rc = sl_network_job(&msg.job, &job, &bad);
-        if (!rc) rc = image_job(&s, &msg.job, &job, &bad);
-        if (rc) sl_stage_failed(s.st, &msg.job, &bad);
-        sl_job_free(&job);
-    }
+    sl_network_serve(s.st, image_job, &s, NULL, NULL, &err);
     image_close(&s);
     return sl_stage_exit(&s.st, &err);
 }

@@ -79,8 +79,9 @@ static sl_code embed(text_stage *s, embedding *e, const char *prompt, sl_err *er
     return SL_OK;
 }
 
-static sl_code text_job(text_stage *s, const sl_msg_job *msg, const sl_job *job, sl_err *err)
+static sl_code text_job(void *self, const sl_msg_job *msg, const sl_job *job, sl_err *err)
 {
+    text_stage *s = self;
     embedding cond = {0}, uncond = {0};
     bool cfg = job->guidance > 1;
     int64_t t0 = sl_now_ns();
@@ -111,22 +112,11 @@ int main(int argc, char **argv)
 {
     text_stage s = {0};
     sl_err err = {0};
-    sl_msg msg;
     if (sl_stage_open(&s.st, "text", argc, argv, &err) || text_open(&s, &err)) {
         text_close(&s);
         return sl_stage_exit(&s.st, &err);
     }
-    while (!sl_stage_next(s.st, false, &msg, &err)) {
-        if (msg.type != SL_MSG_JOB) continue;
-        sl_job job = {0};
-        sl_err bad = {0};
-        sl_code rc = SL_OK;
-        if (sl_stage_begin(s.st, msg.job.job, msg.job.attempt)) rc = sl_fail(&bad, SL_CANCELLED, "cancelled");
-        if (!rc) rc = sl_network_job(&msg.job, &job, &bad);
-        if (!rc) rc = text_job(&s, &msg.job, &job, &bad);
-        if (rc) sl_stage_failed(s.st, &msg.job, &bad);
-        sl_job_free(&job);
-    }
+    sl_network_serve(s.st, text_job, &s, NULL, NULL, &err);
     text_close(&s);
     return sl_stage_exit(&s.st, &err);
 }
