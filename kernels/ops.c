@@ -51,14 +51,20 @@ sl_code sl_ctx_reserve(sl_ctx *ctx, size_t bytes, sl_err *err)
     return SL_OK;
 }
 
+/* Another thread sets the flag, at any time. */
+static bool asked_to_stop(const sl_ctx *ctx)
+{
+    return ctx->cancel && __atomic_load_n(ctx->cancel, __ATOMIC_RELAXED);
+}
+
 bool sl_ok(const sl_ctx *ctx)
 {
-    return ctx->err.code == SL_OK && !(ctx->cancel && *ctx->cancel);
+    return ctx->err.code == SL_OK && !asked_to_stop(ctx);
 }
 
 bool sl_cancelled(sl_ctx *ctx)
 {
-    if (!ctx->cancel || !*ctx->cancel) return false;
+    if (!asked_to_stop(ctx)) return false;
     sl_ctx_fail(ctx, SL_CANCELLED, "cancelled");
     return true;
 }
