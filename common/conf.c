@@ -152,10 +152,8 @@ static void store_number(const key *k, void *base, double v)
 static void store_text(const key *k, void *base, const char *text)
 {
     char *at = (char *)base + k->at;
-    if (k->type == WORD)
-        *(unsigned *)at = (unsigned)word_index(k->words, text);
-    else
-        snprintf(at, k->size, "%s", text);
+    if (k->type == WORD) *(unsigned *)at = (unsigned)word_index(k->words, text);
+    else snprintf(at, k->size, "%s", text);
 }
 _Static_assert(sizeof(sl_log_level) == sizeof(unsigned) && sizeof(sl_role) == sizeof(unsigned), "store_text writes these enums");
 
@@ -178,10 +176,8 @@ void sl_conf_defaults(sl_conf *out)
 {
     memset(out, 0, sizeof *out);
     for (int i = 0; i < KEY_COUNT; i++) {
-        if (is_number(&KEYS[i]))
-            store_number(&KEYS[i], out, KEYS[i].number);
-        else
-            store_text(&KEYS[i], out, KEYS[i].text);
+        if (is_number(&KEYS[i])) store_number(&KEYS[i], out, KEYS[i].number);
+        else store_text(&KEYS[i], out, KEYS[i].text);
     }
     out->stage_count = SL_ROLE_COUNT;
     for (int i = 0; i < SL_ROLE_COUNT; i++) stage_defaults(&out->stages[i], (sl_role)i);
@@ -214,10 +210,8 @@ static const char *values(const key *k, char *out, size_t size)
 static const char *meaning(const key *k, char *out, size_t size)
 {
     char otherwise[64] = "";
-    if (is_number(k))
-        snprintf(otherwise, sizeof otherwise, "; default %.10g", k->number);
-    else if (k->text[0])
-        snprintf(otherwise, sizeof otherwise, "; default \"%s\"", k->text);
+    if (is_number(k)) snprintf(otherwise, sizeof otherwise, "; default %.10g", k->number);
+    else if (k->text[0]) snprintf(otherwise, sizeof otherwise, "; default \"%s\"", k->text);
     snprintf(out, size, "%s%s%s%s", k->what, k->unit[0] ? ", in " : "", k->unit, otherwise);
     return out;
 }
@@ -485,12 +479,9 @@ static sl_code read_root(const reader *r, const config_setting_t *root, sl_conf 
         const config_setting_t *s = config_setting_get_elem(root, (unsigned)i);
         const char *name = config_setting_name(s);
         sl_code rc;
-        if (!strcmp(name, "stages"))
-            rc = read_stages(r, s, out);
-        else if (is_group(name))
-            rc = read_group(r, s, out);
-        else
-            rc = unknown_group(r, s);
+        if (!strcmp(name, "stages")) rc = read_stages(r, s, out);
+        else if (is_group(name)) rc = read_group(r, s, out);
+        else rc = unknown_group(r, s);
         if (rc) return rc;
     }
     return check_together(r, out);
@@ -519,10 +510,8 @@ sl_code sl_conf_read_string(sl_conf *conf, const char *text, const char *name, s
     if (include) return sl_fail(err, SL_ARG, "%s:%d: @include is not supported, want all settings in one file", name, include);
     if (asprintf(&whole, "%s\n", text) < 0) return sl_fail(err, SL_NOMEM, "%s: no memory", name); /* a last line may lack its end */
     config_init(&c);
-    if (config_read_string(&c, whole))
-        rc = read_root(&r, config_root_setting(&c), &next);
-    else
-        rc = sl_fail(err, SL_ARG, "%s:%d: %s", name, config_error_line(&c), config_error_text(&c));
+    if (config_read_string(&c, whole)) rc = read_root(&r, config_root_setting(&c), &next);
+    else rc = sl_fail(err, SL_ARG, "%s:%d: %s", name, config_error_line(&c), config_error_text(&c));
     config_destroy(&c);
     free(whole);
     if (!rc) *conf = next;
@@ -539,14 +528,11 @@ static sl_code load(const char *path, char **out, sl_err *err)
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a FIFO must not block before it is refused */
     *out = NULL;
     if (fd < 0) return sl_fail_errno(err, errno, "%s", path);
-    if (fstat(fd, &st))
-        rc = sl_fail_errno(err, errno, "%s", path);
-    else if (!S_ISREG(st.st_mode))
-        rc = sl_fail(err, SL_SYS, "%s: not a regular file", path);
+    if (fstat(fd, &st)) rc = sl_fail_errno(err, errno, "%s", path);
+    else if (!S_ISREG(st.st_mode)) rc = sl_fail(err, SL_SYS, "%s: not a regular file", path);
     else if (st.st_size > FILE_BYTES)
         rc = sl_fail(err, SL_SYS, "%s: %lld bytes, want at most %d", path, (long long)st.st_size, FILE_BYTES);
-    else if (!(text = malloc((size_t)st.st_size + 1)))
-        rc = sl_fail(err, SL_NOMEM, "%s: no memory", path);
+    else if (!(text = malloc((size_t)st.st_size + 1))) rc = sl_fail(err, SL_NOMEM, "%s: no memory", path);
     for (ssize_t n = 1; !rc && n > 0 && got < (size_t)st.st_size; got += (size_t)n) {
         n = read(fd, text + got, (size_t)st.st_size - got);
         if (n < 0) rc = sl_fail_errno(err, errno, "%s", path), n = 0;
@@ -579,12 +565,9 @@ static void print_string(FILE *to, const char *text)
     fputc('"', to);
     for (; *text; text++) {
         unsigned char c = (unsigned char)*text;
-        if (c == '"' || c == '\\')
-            fprintf(to, "\\%c", c);
-        else if (c < ' ' || c == 127)
-            fprintf(to, "\\x%02x", c);
-        else
-            fputc(c, to);
+        if (c == '"' || c == '\\') fprintf(to, "\\%c", c);
+        else if (c < ' ' || c == 127) fprintf(to, "\\x%02x", c);
+        else fputc(c, to);
     }
     fputc('"', to);
 }

@@ -16,9 +16,9 @@
 #include "common/err.h"
 #include "common/log.h"
 
-#define SL_CONF_PATH 1024   /* bytes of a path, its NUL included */
-#define SL_CONF_ARGS 16     /* most extra arguments of a stage */
-#define SL_CONF_ARG 256     /* bytes of one, its NUL included */
+#define SL_CONF_PATH 1024 /* bytes of a path, its NUL included */
+#define SL_CONF_ARGS 16   /* most extra arguments of a stage */
+#define SL_CONF_ARG 256   /* bytes of one, its NUL included */
 
 /* The roles that the dispatcher knows, in data order. */
 #define SL_ROLES(X) X(TEXT, "text") X(IMAGE, "image") X(DENOISE, "denoise") X(DECODE, "decode") X(MUX, "mux")
@@ -31,50 +31,50 @@ typedef enum {
 } sl_role;
 
 typedef struct {
-    sl_role role;                           /* key: name */
-    char program[SL_CONF_PATH];             /* a path, or a name looked up beside the sluice binary */
-    char device[16];                        /* "cpu" or "cuda:N" */
-    int threads;                            /* OpenMP threads; 0: an equal share of the machine's */
-    int slots;                              /* slots of each of its receiving pools */
+    sl_role role;               /* key: name */
+    char program[SL_CONF_PATH]; /* a path, or a name looked up beside the sluice binary */
+    char device[16];            /* "cpu" or "cuda:N" */
+    int threads;                /* OpenMP threads; 0: an equal share of the machine's */
+    int slots;                  /* slots of each of its receiving pools */
     int arg_count;
-    char args[SL_CONF_ARGS][SL_CONF_ARG];   /* extra arguments */
+    char args[SL_CONF_ARGS][SL_CONF_ARG]; /* extra arguments */
 } sl_conf_stage;
 
 typedef struct {
     struct {
-        char dir[SL_CONF_PATH];     /* run directory; "": a private one is made */
-        char spool[SL_CONF_PATH];   /* "": in the run directory */
+        char dir[SL_CONF_PATH];   /* run directory; "": a private one is made */
+        char spool[SL_CONF_PATH]; /* "": in the run directory */
         sl_log_level log;
     } run;
     struct {
-        int64_t pixels;             /* largest width * height */
-        int frames;                 /* most frames of a video */
-        int jobs;                   /* most jobs held at once */
+        int64_t pixels; /* largest width * height */
+        int frames;     /* most frames of a video */
+        int jobs;       /* most jobs held at once */
         int prompt_bytes;
-        int64_t memory_bytes;       /* 0: ask the machine */
+        int64_t memory_bytes; /* 0: ask the machine */
     } limits;
     struct {
-        int state_every;            /* steps between spooled states; 0: never */
-        char rope[16];              /* rotary tables: "float32", or "bfloat16" as a model cast as a whole has them */
+        int state_every; /* steps between spooled states; 0: never */
+        char rope[16];   /* rotary tables: "float32", or "bfloat16" as a model cast as a whole has them */
     } denoise;
     struct {
-        double threshold;           /* 0: off */
+        double threshold; /* 0: off */
         int warmup, max_hits, final;
     } fbcache;
     struct {
         int fps, crf;
-        char preset[16];            /* x264 */
+        char preset[16]; /* x264 */
         int threads;
     } video;
     struct {
-        int restarts;               /* in a row before giving up */
-        int backoff_ms;             /* the first; doubles */
+        int restarts;   /* in a row before giving up */
+        int backoff_ms; /* the first; doubles */
         int heartbeat_ms;
-        int stall_s;                /* without a sign of life before a stage is killed */
+        int stall_s; /* without a sign of life before a stage is killed */
         int drain_s;
     } supervise;
     int stage_count;
-    sl_conf_stage stages[SL_ROLE_COUNT];    /* in the file's order, a role at most once */
+    sl_conf_stage stages[SL_ROLE_COUNT]; /* in the file's order, a role at most once */
 } sl_conf;
 
 void sl_conf_defaults(sl_conf *out);
@@ -88,7 +88,7 @@ sl_code sl_conf_read_string(sl_conf *conf, const char *text, const char *name, s
 /* Write a file that reads back as *conf, each key with its meaning, unit, range and default. Errors: SL_SYS. */
 sl_code sl_conf_print(const sl_conf *conf, FILE *to, sl_err *err);
 
-const sl_conf_stage *sl_conf_find(const sl_conf *conf, sl_role role);   /* NULL: this deployment does not run it */
-const char *sl_role_name(sl_role role);                                 /* "text"; "?" for a number that is no role */
+const sl_conf_stage *sl_conf_find(const sl_conf *conf, sl_role role); /* NULL: this deployment does not run it */
+const char *sl_role_name(sl_role role);                               /* "text"; "?" for a number that is no role */
 
 #endif

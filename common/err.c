@@ -46,8 +46,7 @@ sl_code sl_fail_errno(sl_err *err, int errnum, const char *fmt, ...)
         err->code = SL_SYS;
         int n = vsnprintf(err->msg, sizeof err->msg, fmt, ap);
         va_end(ap);
-        if (n >= 0 && (size_t)n < sizeof err->msg)
-            snprintf(err->msg + n, sizeof err->msg - (size_t)n, ": %s", strerror(errnum));
+        if (n >= 0 && (size_t)n < sizeof err->msg) snprintf(err->msg + n, sizeof err->msg - (size_t)n, ": %s", strerror(errnum));
     }
     return SL_SYS;
 }
@@ -62,7 +61,7 @@ sl_code sl_context(sl_err *err, sl_code code, const char *fmt, ...)
         int n = vsnprintf(err->msg, sizeof err->msg, fmt, ap);
         va_end(ap);
         size_t at = n > 0 ? (size_t)n : 0, room = at < sizeof err->msg ? sizeof err->msg - at : 0;
-        if (room > 2) {                 /* what does not fit of the old message is cut */
+        if (room > 2) { /* what does not fit of the old message is cut */
             size_t take = strnlen(old, sizeof old);
             if (take > room - 3) take = room - 3;
             memcpy(err->msg + at, ": ", 2);

@@ -6,19 +6,19 @@
 #ifndef SL_ERR_H
 #define SL_ERR_H
 
-#define SL_CODES(X)                                                                                \
-    X(OK, "ok")                                                                                    \
-    X(ARG, "bad argument or setting")                                                              \
-    X(SHAPE, "wrong tensor shape or type")                                                         \
-    X(FORMAT, "malformed file or message")                                                         \
-    X(SYS, "file, socket or shared memory")                                                        \
-    X(NOMEM, "not enough memory")                                                                  \
-    X(CUDA, "CUDA library call")                                                                   \
-    X(BUSY, "none free in time")                                                                   \
-    X(TIMEOUT, "deadline passed")                                                                  \
-    X(GONE, "stale, or its owner is gone")                                                         \
-    X(NUMERIC, "not a finite number")                                                              \
-    X(CANCELLED, "cancelled")                                                                      \
+#define SL_CODES(X)                                                                                                                \
+    X(OK, "ok")                                                                                                                    \
+    X(ARG, "bad argument or setting")                                                                                              \
+    X(SHAPE, "wrong tensor shape or type")                                                                                         \
+    X(FORMAT, "malformed file or message")                                                                                         \
+    X(SYS, "file, socket or shared memory")                                                                                        \
+    X(NOMEM, "not enough memory")                                                                                                  \
+    X(CUDA, "CUDA library call")                                                                                                   \
+    X(BUSY, "none free in time")                                                                                                   \
+    X(TIMEOUT, "deadline passed")                                                                                                  \
+    X(GONE, "stale, or its owner is gone")                                                                                         \
+    X(NUMERIC, "not a finite number")                                                                                              \
+    X(CANCELLED, "cancelled")                                                                                                      \
     X(INTERNAL, "a bug in sluice")
 
 typedef enum {

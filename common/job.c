@@ -11,7 +11,7 @@
 
 #include "common/json.h"
 
-#define MAX_FILE ((size_t)64 << 20)     /* of a job.json */
+#define MAX_FILE ((size_t)64 << 20) /* of a job.json */
 
 sl_code sl_path_join(char out[SL_PATH], const char *dir, const char *name, sl_err *err)
 {
@@ -31,7 +31,8 @@ sl_code sl_job_set_text(char **field, const char *value, sl_err *err)
 
 /* ---- defaults ---- */
 
-#define INIT_text(field, def) if ((rc = sl_job_set_text(&job->field, def, err))) goto fail;
+#define INIT_text(field, def)                                                                                                      \
+    if ((rc = sl_job_set_text(&job->field, def, err))) goto fail;
 #define INIT_path(field, def) snprintf(job->field, SL_PATH, "%s", def);
 #define INIT_int(field, def) job->field = def;
 #define INIT_u64(field, def) job->field = def;
@@ -71,7 +72,7 @@ void sl_job_free(sl_job *job)
 #define PACK_text(v) json_string(v)
 #define PACK_path(v) json_string(v)
 #define PACK_int(v) json_integer(v)
-#define PACK_u64(v) json_sprintf("%llu", (unsigned long long)(v))   /* a string: JSON numbers end at 2^53 */
+#define PACK_u64(v) json_sprintf("%llu", (unsigned long long)(v)) /* a string: JSON numbers end at 2^53 */
 #define PACK_real(v) json_real(v)
 #define PACK_flag(v) json_boolean(v)
 
@@ -174,7 +175,8 @@ static sl_code take_all(sl_job *job, json_t *root, const char *name, sl_err *err
     json_object_foreach(root, key, v)
     {
         where w = {name, key, err};
-        if (0) ;
+        if (0)
+            ;
 #define X(kind, field, def) else if (!strcmp(key, #field)) rc = take_##kind(&job->field, v, &w);
         SL_JOB_FIELDS(X)
 #undef X
@@ -239,14 +241,18 @@ sl_code sl_job_check(const sl_job *job, sl_err *err)
 #define X(kind, field, def) UTF8_##kind(#field, job->field)
     if (rc SL_JOB_FIELDS(X)) return rc;
 #undef X
-    if ((rc = range("width", job->width, 16, 8192, "pixels", err)) || (rc = range("height", job->height, 16, 8192, "pixels", err))) return rc;
+    if ((rc = range("width", job->width, 16, 8192, "pixels", err)) || (rc = range("height", job->height, 16, 8192, "pixels", err)))
+        return rc;
     if (job->width % 16 || job->height % 16)
-        return sl_fail(err, SL_ARG, "size is %dx%d, want width and height that are multiples of 16 (nearest: %dx%d)", job->width, job->height,
-                       (job->width + 8) / 16 * 16, (job->height + 8) / 16 * 16);
+        return sl_fail(err, SL_ARG, "size is %dx%d, want width and height that are multiples of 16 (nearest: %dx%d)", job->width,
+                       job->height, (job->width + 8) / 16 * 16, (job->height + 8) / 16 * 16);
     if (job->frames < 1 || job->frames > 4097 || (job->frames - 1) % 4)
         return sl_fail(err, SL_ARG, "frames is %d, want 4k + 1 (nearest: %d)", job->frames,
-                       job->frames < 1 ? 1 : job->frames > 4097 ? 4097 : (job->frames + 1) / 4 * 4 + 1);
-    if ((rc = range("fps", job->fps, 1, 240, "frames a second", err)) || (rc = range("steps", job->steps, 1, 1000, "sampler steps", err)) ||
+                       job->frames < 1      ? 1
+                       : job->frames > 4097 ? 4097
+                                            : (job->frames + 1) / 4 * 4 + 1);
+    if ((rc = range("fps", job->fps, 1, 240, "frames a second", err)) ||
+        (rc = range("steps", job->steps, 1, 1000, "sampler steps", err)) ||
         (rc = range("crf", job->crf, 0, 51, "x264 quality, lower is better", err)) ||
         (rc = real_range("guidance", job->guidance, 0, 1000, "classifier-free guidance", err)) ||
         (rc = real_range("guidance_2", job->guidance_2, 0, 1000, "the second expert's guidance", err)) ||

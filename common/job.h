@@ -9,33 +9,33 @@
 
 /* kind, name, default. Kinds: text (malloc'd, any length), path (SL_PATH bytes), int, i64, u64, real, flag. A field without a meaning for a
  * checkpoint (last_image for T2V) is refused by the client, not here. */
-#define SL_JOB_FIELDS(F)                                                                           \
-    F(path, model, "")                                                                             \
-    F(path, image, "")              /* the user's path, for reports; the bytes lie in the spool */ \
-    F(path, last_image, "")                                                                        \
-    F(text, prompt, "")                                                                            \
-    F(text, negative, "")                                                                          \
-    F(path, output, "")             /* absolute path of the MP4 */                                 \
-    F(int, width, 0)                                                                               \
-    F(int, height, 0)                                                                              \
-    F(flag, bicubic, 0)             /* size came from the picture's aspect: caller-side bicubic resize (spec 3.5) */ \
-    F(int, frames, 81)                                                                             \
-    F(int, fps, 16)                                                                                \
-    F(int, steps, 50)                                                                              \
-    F(real, guidance, 5.0)                                                                         \
-    F(real, guidance_2, 5.0)        /* second expert's */                                          \
-    F(real, shift, 3.0)                                                                            \
-    F(path, sampler, "unipc")       /* unipc or euler */                                           \
-    F(u64, seed, 0)                                                                                \
-    F(path, noise, "")              /* the user's path; the bytes lie in the spool as noise.safetensors */ \
-    F(real, fbcache, 0)                                                                            \
-    F(int, fbcache_warmup, 0)                                                                      \
-    F(int, fbcache_max_hits, 0)                                                                    \
-    F(int, fbcache_final, 0)                                                                       \
-    F(int, crf, 18)                                                                                \
-    F(flag, dump, 0)                /* keep ids and frames.safetensors */                          \
-    F(flag, dump_steps, 0)          /* step.{i}.latents */                                         \
-    F(flag, dump_blocks, 0)         /* hidden states of the first forward */
+#define SL_JOB_FIELDS(F)                                                                                                           \
+    F(path, model, "")                                                                                                             \
+    F(path, image, "") /* the user's path, for reports; the bytes lie in the spool */                                              \
+    F(path, last_image, "")                                                                                                        \
+    F(text, prompt, "")                                                                                                            \
+    F(text, negative, "")                                                                                                          \
+    F(path, output, "") /* absolute path of the MP4 */                                                                             \
+    F(int, width, 0)                                                                                                               \
+    F(int, height, 0)                                                                                                              \
+    F(flag, bicubic, 0) /* size came from the picture's aspect: caller-side bicubic resize (spec 3.5) */                           \
+    F(int, frames, 81)                                                                                                             \
+    F(int, fps, 16)                                                                                                                \
+    F(int, steps, 50)                                                                                                              \
+    F(real, guidance, 5.0)                                                                                                         \
+    F(real, guidance_2, 5.0) /* second expert's */                                                                                 \
+    F(real, shift, 3.0)                                                                                                            \
+    F(path, sampler, "unipc") /* unipc or euler */                                                                                 \
+    F(u64, seed, 0)                                                                                                                \
+    F(path, noise, "") /* the user's path; the bytes lie in the spool as noise.safetensors */                                      \
+    F(real, fbcache, 0)                                                                                                            \
+    F(int, fbcache_warmup, 0)                                                                                                      \
+    F(int, fbcache_max_hits, 0)                                                                                                    \
+    F(int, fbcache_final, 0)                                                                                                       \
+    F(int, crf, 18)                                                                                                                \
+    F(flag, dump, 0)        /* keep ids and frames.safetensors */                                                                  \
+    F(flag, dump_steps, 0)  /* step.{i}.latents */                                                                                 \
+    F(flag, dump_blocks, 0) /* hidden states of the first forward */
 
 typedef char *sl_job_text;
 typedef char sl_job_path[SL_PATH];
@@ -65,7 +65,7 @@ sl_code sl_job_parse(sl_job *job, const char *json, size_t length, const char *n
 /* Ranges that need no checkpoint: valid UTF-8, sizes multiples of 16, frames 4k+1, steps, guidance, fps, crf, ... One line names field, found, wanted. */
 sl_code sl_job_check(const sl_job *job, sl_err *err);
 
-int sl_job_latent_frames(const sl_job *job);            /* (frames - 1) / 4 + 1 */
+int sl_job_latent_frames(const sl_job *job); /* (frames - 1) / 4 + 1 */
 /* "DIR/NAME" into out; SL_ARG when it is too long. */
 sl_code sl_path_join(char out[SL_PATH], const char *dir, const char *name, sl_err *err);
 

@@ -22,10 +22,8 @@ sl_code sl_json_parse(json_t **out, const char *text, size_t length, const char 
     json_error_t e;
     sl_code rc = SL_OK;
     *out = json_loadb(text, length, JSON_REJECT_DUPLICATES, &e);
-    if (!*out && json_error_code(&e) == json_error_out_of_memory)
-        rc = sl_fail(err, SL_NOMEM, "%s: no memory for its JSON", name);
-    else if (!*out)
-        rc = sl_fail(err, SL_FORMAT, "%s:%d:%d: not JSON: %s", name, e.line, e.column, e.text);
+    if (!*out && json_error_code(&e) == json_error_out_of_memory) rc = sl_fail(err, SL_NOMEM, "%s: no memory for its JSON", name);
+    else if (!*out) rc = sl_fail(err, SL_FORMAT, "%s:%d:%d: not JSON: %s", name, e.line, e.column, e.text);
     else if (!json_is_object(*out)) {
         json_decref(*out);
         *out = NULL;
@@ -41,7 +39,7 @@ sl_code sl_json_read(json_t **out, const char *path, size_t max_bytes, sl_err *e
     char *text = NULL;
     size_t have = 0;
     sl_code rc;
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);     /* O_NONBLOCK: a FIFO must not hold us up */
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* O_NONBLOCK: a FIFO must not hold us up */
     *out = NULL;
     if (fd < 0) return sl_fail_errno(err, errno, "%s: cannot be opened", path);
     if (fstat(fd, &st)) rc = sl_fail_errno(err, errno, "%s: cannot be read", path);
@@ -79,7 +77,10 @@ void sl_json_fail(sl_json_reader *r, const char *key, const char *want_fmt, ...)
     vsnprintf(want, sizeof want, want_fmt, ap);
     va_end(ap);
     if (v) text = json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT | JSON_REAL_PRECISION(9));
-    r->code = sl_fail(r->err, SL_FORMAT, "%s: %s is %.60s%s, want %s", r->file, key, text ? text : v ? "?" : "absent",
+    r->code = sl_fail(r->err, SL_FORMAT, "%s: %s is %.60s%s, want %s", r->file, key,
+                      text ? text
+                      : v  ? "?"
+                           : "absent",
                       text && strlen(text) > 60 ? "..." : "", want);
     sl_one_line(r->err);
     free(text);

@@ -23,17 +23,17 @@ void sl_one_line(sl_err *err);
 /* Reading typed values: the first failure is kept in `code` and *err, later calls return their defaults. */
 typedef struct {
     const json_t *object;
-    const char *file;                   /* put before messages */
+    const char *file; /* put before messages */
     sl_err *err;
     sl_code code;
 } sl_json_reader;
 
-bool sl_json_has(const sl_json_reader *r, const char *key);     /* there, and not null */
+bool sl_json_has(const sl_json_reader *r, const char *key); /* there, and not null */
 /* `otherwise` if the key is absent; a null is refused like any other wrong type (ask sl_json_has first where null is fine). */
 int sl_json_int(sl_json_reader *r, const char *key, int otherwise, int lo, int hi);
-double sl_json_real(sl_json_reader *r, const char *key, double otherwise, double lo, double hi);   /* integers are fine */
+double sl_json_real(sl_json_reader *r, const char *key, double otherwise, double lo, double hi); /* integers are fine */
 bool sl_json_bool(sl_json_reader *r, const char *key, bool otherwise);
-const char *sl_json_string(sl_json_reader *r, const char *key, const char *otherwise);  /* owned by the object */
+const char *sl_json_string(sl_json_reader *r, const char *key, const char *otherwise); /* owned by the object */
 /* The array of exactly n values under `key`, or NULL if it is absent or wrong. `what` names the values ("numbers"). */
 const json_t *sl_json_array(sl_json_reader *r, const char *key, size_t n, const char *what);
 /* Fail with SL_FORMAT "FILE: KEY is VALUE, want ...", once; "is absent" where it is. */

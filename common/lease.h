@@ -29,13 +29,13 @@ typedef struct CUstream_st *cudaStream_t;
 
 typedef enum { SL_POOL_HOST, SL_POOL_CUDA } sl_pool_kind;
 
-#define SL_LEASE_TENSORS 4      /* most tensors in one slot */
-#define SL_LEASE_NAME 24        /* bytes of a tensor's name, its NUL included */
+#define SL_LEASE_TENSORS 4 /* most tensors in one slot */
+#define SL_LEASE_NAME 24   /* bytes of a tensor's name, its NUL included */
 #define SL_POOL_NAME 24
 #define SL_POOL_MAX_SLOTS 64
 
-typedef struct sl_pool sl_pool;     /* opaque: one process's view of a pool */
-typedef struct sl_lease sl_lease;   /* opaque: this process's hold on one slot */
+typedef struct sl_pool sl_pool;   /* opaque: one process's view of a pool */
+typedef struct sl_lease sl_lease; /* opaque: this process's hold on one slot */
 
 /* Plain bytes, may be sent: names one sealed hand-over. pool is the pool's random identity, not an index. */
 typedef struct {
@@ -47,14 +47,14 @@ typedef struct {
 
 /* Plain bytes, may be sent: what a sender needs to open the pool. */
 typedef struct {
-    uint64_t pool;              /* random identity */
-    int32_t pid;                /* owner */
-    int32_t fd;                 /* the owner's descriptor of the control (and host data) memory */
-    uint32_t kind;              /* sl_pool_kind */
+    uint64_t pool; /* random identity */
+    int32_t pid;   /* owner */
+    int32_t fd;    /* the owner's descriptor of the control (and host data) memory */
+    uint32_t kind; /* sl_pool_kind */
     uint32_t slots;
     uint64_t slot_bytes;
     char name[SL_POOL_NAME];
-    uint8_t device_handle[64];  /* cudaIpcMemHandle_t, zero for a host pool */
+    uint8_t device_handle[64]; /* cudaIpcMemHandle_t, zero for a host pool */
 } sl_pool_handle;
 
 /* Create a pool of `slots` slots of `slot_bytes` each (rounded up to a page; memory is taken as it is touched).
@@ -71,7 +71,9 @@ size_t sl_pool_slot_bytes(const sl_pool *pool);
 int sl_pool_slots(const sl_pool *pool);
 uint64_t sl_pool_id(const sl_pool *pool);
 /* How many slots are in each state, for reports and tests: free, reserved+filling, ready, reading, quarantined. */
-typedef struct { int free, writing, ready, reading, quarantined; } sl_pool_counts;
+typedef struct {
+    int free, writing, ready, reading, quarantined;
+} sl_pool_counts;
 void sl_pool_count(const sl_pool *pool, sl_pool_counts *out);
 
 /* ---- the sender's side ---- */

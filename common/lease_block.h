@@ -19,18 +19,18 @@
 
 #include "common/lease.h"
 
-#define SL_BLOCK_MAGIC 0x31304c4f4f504c53u      /* "SLPOOL01": layout and rules, version 1 */
-#define SL_BLOCK_PEERS 128                      /* most open views of one pool; entry 0 is the owner's */
-#define SL_BLOCK_ALIGN 256                      /* of a tensor in its slot, bytes */
+#define SL_BLOCK_MAGIC 0x31304c4f4f504c53u /* "SLPOOL01": layout and rules, version 1 */
+#define SL_BLOCK_PEERS 128                 /* most open views of one pool; entry 0 is the owner's */
+#define SL_BLOCK_ALIGN 256                 /* of a tensor in its slot, bytes */
 #define SL_BLOCK_SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
 
 typedef enum {
-    SL_SLOT_FREE,           /* peer: 0 */
-    SL_SLOT_RESERVED,       /* peer: the sender */
-    SL_SLOT_FILLING,        /* peer: the sender */
-    SL_SLOT_READY,          /* peer: who sealed it */
-    SL_SLOT_READING,        /* peer: 0, the owner */
-    SL_SLOT_QUARANTINED,    /* peer: the sender that it was taken from, and that may still write */
+    SL_SLOT_FREE,        /* peer: 0 */
+    SL_SLOT_RESERVED,    /* peer: the sender */
+    SL_SLOT_FILLING,     /* peer: the sender */
+    SL_SLOT_READY,       /* peer: who sealed it */
+    SL_SLOT_READING,     /* peer: 0, the owner */
+    SL_SLOT_QUARANTINED, /* peer: the sender that it was taken from, and that may still write */
     SL_SLOT_STATES
 } sl_slot_state;
 
@@ -39,19 +39,19 @@ typedef struct {
     uint32_t dtype;
     uint32_t rank;
     int64_t shape[SL_MAX_RANK];
-    uint64_t offset;        /* from the start of the slot, bytes */
+    uint64_t offset; /* from the start of the slot, bytes */
 } sl_block_tensor;
 
 typedef struct {
     uint32_t count;
     uint32_t reserved;
     sl_block_tensor tensor[SL_LEASE_TENSORS];
-} sl_block_table;           /* in rising, not overlapping offsets */
+} sl_block_table; /* in rising, not overlapping offsets */
 
 typedef struct {
     alignas(128) _Atomic uint64_t word;
-    sl_block_table table;   /* written by the holder just before its seal */
-    uint8_t filled_event[64], drained_event[64];    /* cudaIpcEventHandle_t; zero for a host pool */
+    sl_block_table table;                        /* written by the holder just before its seal */
+    uint8_t filled_event[64], drained_event[64]; /* cudaIpcEventHandle_t; zero for a host pool */
 } sl_block_slot;
 
 typedef struct {
@@ -59,8 +59,8 @@ typedef struct {
     uint64_t pool;
     uint32_t kind, slots;
     uint64_t slot_bytes;
-    alignas(64) _Atomic uint32_t closed;            /* 1: the owner has closed the pool */
-    alignas(64) _Atomic uint32_t freed;             /* counts returns to FREE: the futex that waiting senders sleep on */
+    alignas(64) _Atomic uint32_t closed; /* 1: the owner has closed the pool */
+    alignas(64) _Atomic uint32_t freed;  /* counts returns to FREE: the futex that waiting senders sleep on */
     alignas(64) _Atomic uint64_t peers[SL_BLOCK_PEERS];
     sl_block_slot slot[SL_POOL_MAX_SLOTS];
 } sl_block;
@@ -68,21 +68,33 @@ typedef struct {
 _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2 && ATOMIC_INT_LOCK_FREE == 2, "atomics in shared memory must be lock-free");
 _Static_assert(sizeof(_Atomic uint64_t) == 8 && SL_BLOCK_PEERS <= 256, "a slot's word has 8 bits for the peer");
 
-#define SL_EPOCH_MASK ((UINT64_C(1) << 48) - 1)     /* epochs wrap after 2.8e14 hand-overs of one slot */
+#define SL_EPOCH_MASK ((UINT64_C(1) << 48) - 1) /* epochs wrap after 2.8e14 hand-overs of one slot */
 
 static inline uint64_t sl_word(sl_slot_state state, unsigned peer, uint64_t epoch)
 {
     return (epoch & SL_EPOCH_MASK) << 16 | (uint64_t)(peer & 255) << 8 | (uint64_t)state;
 }
-static inline unsigned sl_word_state(uint64_t w) { return w & 255; }
-static inline unsigned sl_word_peer(uint64_t w) { return w >> 8 & 255; }
-static inline uint64_t sl_word_epoch(uint64_t w) { return w >> 16; }
+static inline unsigned sl_word_state(uint64_t w)
+{
+    return w & 255;
+}
+static inline unsigned sl_word_peer(uint64_t w)
+{
+    return w >> 8 & 255;
+}
+static inline uint64_t sl_word_epoch(uint64_t w)
+{
+    return w >> 16;
+}
 
 #define SL_PEER_LEFT (UINT64_C(1) << 63)
 static inline uint64_t sl_peer_word(int32_t pid, uint64_t start)
 {
     return (uint64_t)pid << 40 | (start & ((UINT64_C(1) << 40) - 1));
 }
-static inline int32_t sl_peer_pid(uint64_t peer) { return (int32_t)(peer >> 40 & 0x7fffff); }
+static inline int32_t sl_peer_pid(uint64_t peer)
+{
+    return (int32_t)(peer >> 40 & 0x7fffff);
+}
 
 #endif

@@ -8,7 +8,7 @@
 
 #include "common/lease.h"
 
-typedef uint8_t sl_ipc_handle[64];      /* cudaIpcMemHandle_t or cudaIpcEventHandle_t */
+typedef uint8_t sl_ipc_handle[64]; /* cudaIpcMemHandle_t or cudaIpcEventHandle_t */
 
 typedef struct {
     /* The owner: allocate slots * slot_bytes, create the events, fill the handles. *slab is the caller's to close. */
@@ -17,14 +17,14 @@ typedef struct {
     /* A sender: open the handles. */
     sl_code (*open)(void **slab, int slots, size_t slot_bytes, const sl_ipc_handle memory, const sl_ipc_handle *filled,
                     const sl_ipc_handle *drained, sl_err *err);
-    void (*close)(void *slab);                                  /* the owner's frees, a sender's unmaps */
-    char *(*base)(void *slab);                                  /* device address of slot 0 */
-    sl_code (*filled)(void *slab, int slot, cudaStream_t stream, sl_err *err);      /* seal: record the slot's event on stream */
-    sl_code (*await)(void *slab, int slot, cudaStream_t stream, sl_err *err);       /* open: stream waits for that event */
-    sl_code (*drained)(void *slab, int slot, cudaStream_t stream, sl_err *err);     /* drop: record the other event */
-    sl_code (*settle)(void *slab, int slot, sl_err *err);       /* reserve: the host waits until the last reader's work is over */
+    void (*close)(void *slab);                                                  /* the owner's frees, a sender's unmaps */
+    char *(*base)(void *slab);                                                  /* device address of slot 0 */
+    sl_code (*filled)(void *slab, int slot, cudaStream_t stream, sl_err *err);  /* seal: record the slot's event on stream */
+    sl_code (*await)(void *slab, int slot, cudaStream_t stream, sl_err *err);   /* open: stream waits for that event */
+    sl_code (*drained)(void *slab, int slot, cudaStream_t stream, sl_err *err); /* drop: record the other event */
+    sl_code (*settle)(void *slab, int slot, sl_err *err); /* reserve: the host waits until the last reader's work is over */
 } sl_slab_ops;
 
-void sl_pool_use_cuda(const sl_slab_ops *ops);                  /* `ops` must outlive the process's pools; NULL: none */
+void sl_pool_use_cuda(const sl_slab_ops *ops); /* `ops` must outlive the process's pools; NULL: none */
 
 #endif

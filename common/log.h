@@ -23,7 +23,7 @@ typedef enum {
         SL_LOG_LEVEL_COUNT
 } sl_log_level;
 
-#define SL_LOG_LINE 2048    /* bytes of the longest line, its newline included; a longer message ends in "..." */
+#define SL_LOG_LINE 2048 /* bytes of the longest line, its newline included; a longer message ends in "..." */
 
 /* Set the name (cut to 31 bytes, copied) and the last level shown. Before the first call: "sluice", info. */
 void sl_log_open(const char *name, sl_log_level level);
@@ -36,7 +36,7 @@ void sl_log_err(const char *prefix, const sl_err *err);
 /* Would sl_log(level, ...) print? For messages that are dear to make. */
 bool sl_log_shows(sl_log_level level);
 
-bool sl_log_level_parse(const char *text, sl_log_level *out);   /* false: none of the names above */
-const char *sl_log_level_name(sl_log_level level);              /* "info"; "?" for a number that is no level */
+bool sl_log_level_parse(const char *text, sl_log_level *out); /* false: none of the names above */
+const char *sl_log_level_name(sl_log_level level);            /* "info"; "?" for a number that is no level */
 
 #endif

@@ -11,7 +11,7 @@
 
 #include "common/json.h"
 
-#define CONFIG_MAX (1 << 20)    /* bytes of a configuration file */
+#define CONFIG_MAX (1 << 20) /* bytes of a configuration file */
 #define DIM_MAX 65536
 #define SUPPORTED "supported are Wan2.1 I2V, T2V and FLF2V and Wan2.2 I2V-A14B and T2V-A14B"
 #define NO_5B "belongs to Wan2.2 TI2V-5B, which is not supported (" SUPPORTED "; nearest in size: Wan2.1 T2V-1.3B)"
@@ -46,7 +46,8 @@ static void want_null(sl_json_reader *r, const char *key)
 
 static void want_empty(sl_json_reader *r, const char *key)
 {
-    if (sl_json_has(r, key) && (!json_is_array(json_object_get(r->object, key)) || json_array_size(json_object_get(r->object, key))))
+    if (sl_json_has(r, key) &&
+        (!json_is_array(json_object_get(r->object, key)) || json_array_size(json_object_get(r->object, key))))
         sl_json_fail(r, key, "[]");
 }
 
@@ -148,8 +149,12 @@ static void read_umt5(sl_json_reader *r, void *out)
 static void read_clip(sl_json_reader *r, void *out)
 {
     sl_clip_config *c = out;
-    *c = (sl_clip_config){.shortest_edge = 224, .crop_h = 224, .crop_w = 224, .rescale = (float)(1 / 255.0),
-                          .mean = {0.48145466f, 0.4578275f, 0.40821073f}, .std = {0.26862954f, 0.26130258f, 0.27577711f}};
+    *c = (sl_clip_config){.shortest_edge = 224,
+                          .crop_h = 224,
+                          .crop_w = 224,
+                          .rescale = (float)(1 / 255.0),
+                          .mean = {0.48145466f, 0.4578275f, 0.40821073f},
+                          .std = {0.26862954f, 0.26130258f, 0.27577711f}};
     want_string(r, "model_type", "clip_vision_model", "clip_vision_model");
     want_string(r, "hidden_act", "quick_gelu", "gelu");
     want_int(r, "num_channels", 3, 3);
@@ -202,8 +207,8 @@ static void read_processor(sl_json_reader *r, void *out)
 static void read_vae(sl_json_reader *r, void *out)
 {
     sl_vae_config *c = out;
-    static const float MEAN[16] = {-0.7571f, -0.7089f, -0.9113f, 0.1075f, -0.1745f, 0.9653f, -0.1517f, 1.5508f,
-                                   0.4134f, -0.0715f, 0.5517f, -0.3632f, -0.1922f, -0.9497f, 0.2503f, -0.2921f};
+    static const float MEAN[16] = {-0.7571f, -0.7089f, -0.9113f, 0.1075f,  -0.1745f, 0.9653f,  -0.1517f, 1.5508f,
+                                   0.4134f,  -0.0715f, 0.5517f,  -0.3632f, -0.1922f, -0.9497f, 0.2503f,  -0.2921f};
     static const float STD[16] = {2.8184f, 1.4541f, 2.3275f, 2.6558f, 1.2196f, 1.7708f, 2.6052f, 2.0743f,
                                   3.2687f, 2.1526f, 2.8652f, 1.5579f, 1.6382f, 1.1253f, 2.8251f, 1.9160f};
     int time = 1;
@@ -220,7 +225,7 @@ static void read_vae(sl_json_reader *r, void *out)
     c->z = sl_json_int(r, "z_dim", 16, 1, SL_MAX_Z);
     c->res_blocks = sl_json_int(r, "num_res_blocks", 2, 1, 16);
     read_ints(r, "dim_mult", c->mult, 4, 1, 64);
-    const json_t *down = sl_json_array(r, "temperal_downsample", 3, "booleans");    /* spelt so */
+    const json_t *down = sl_json_array(r, "temperal_downsample", 3, "booleans"); /* spelt so */
     for (size_t i = 0; down && i < 3; i++) {
         if (!json_is_boolean(json_array_get(down, i))) sl_json_fail(r, "temperal_downsample", "3 booleans");
         c->temporal_down[i] = json_is_true(json_array_get(down, i));
@@ -277,16 +282,16 @@ static void read_scheduler(sl_json_reader *r, void *out)
 
 /* ---- from text ----------------------------------------------------------------------------------------- */
 
-#define PARSE(function, type, read)                                                                \
-    sl_code function(type *out, const char *json, size_t length, const char *name, sl_err *err)    \
-    {                                                                                              \
-        json_t *root;                                                                              \
-        sl_code rc = sl_json_parse(&root, json, length, name, err);                                \
-        if (rc) return rc;                                                                         \
-        sl_json_reader r = {root, name, err, SL_OK};                                               \
-        read(&r, out);                                                                             \
-        json_decref(root);                                                                         \
-        return r.code;                                                                             \
+#define PARSE(function, type, read)                                                                                                \
+    sl_code function(type *out, const char *json, size_t length, const char *name, sl_err *err)                                    \
+    {                                                                                                                              \
+        json_t *root;                                                                                                              \
+        sl_code rc = sl_json_parse(&root, json, length, name, err);                                                                \
+        if (rc) return rc;                                                                                                         \
+        sl_json_reader r = {root, name, err, SL_OK};                                                                               \
+        read(&r, out);                                                                                                             \
+        json_decref(root);                                                                                                         \
+        return r.code;                                                                                                             \
     }
 PARSE(sl_model_parse_dit, sl_dit_config, read_dit)
 PARSE(sl_model_parse_umt5, sl_umt5_config, read_umt5)
@@ -335,7 +340,8 @@ static void read_file(sl_json_reader *first, const char *dir, const char *file, 
 }
 
 /* "DIR/FILE: KEY is FOUND, want WANT (WHY)" unless found == want or something failed before. */
-static void want_equal(sl_json_reader *first, const sl_model *m, const char *file, const char *key, int found, int want, const char *why)
+static void want_equal(sl_json_reader *first, const sl_model *m, const char *file, const char *key, int found, int want,
+                       const char *why)
 {
     if (!first->code && found != want)
         first->code = sl_fail(first->err, SL_FORMAT, "%s/%s: %s is %d, want %d (%s)", m->dir, file, key, found, want, why);
@@ -354,13 +360,15 @@ static void check_together(sl_json_reader *first, const sl_model *m)
                        "WanImageToVideoPipeline: latents, mask and condition");
         else want_equal(first, m, FILES[i], "in_channels", d->in_channels, m->vae.z, "WanPipeline: latents alone");
         want_equal(first, m, FILES[i], "text_dim", d->text_dim, m->umt5.d_model, "d_model of the text encoder");
-        if (m->has_clip) want_equal(first, m, FILES[i], "image_dim", d->image_dim, m->clip.hidden, "hidden_size of the image encoder");
+        if (m->has_clip)
+            want_equal(first, m, FILES[i], "image_dim", d->image_dim, m->clip.hidden, "hidden_size of the image encoder");
         if (d->pos_embed_seq_len)
             want_equal(first, m, FILES[i], "pos_embed_seq_len", d->pos_embed_seq_len, 2 * clip_tokens, "tokens of two pictures");
         if (i == 0) continue;
         want_equal(first, m, FILES[i], "attention_head_dim", d->head_dim, m->dit[0].head_dim, "as in transformer/config.json");
         want_equal(first, m, FILES[i], "image_dim", d->image_dim, m->dit[0].image_dim, "as in transformer/config.json");
-        want_equal(first, m, FILES[i], "pos_embed_seq_len", d->pos_embed_seq_len, m->dit[0].pos_embed_seq_len, "as in transformer/config.json");
+        want_equal(first, m, FILES[i], "pos_embed_seq_len", d->pos_embed_seq_len, m->dit[0].pos_embed_seq_len,
+                   "as in transformer/config.json");
         want_equal(first, m, FILES[i], "rope_max_seq_len", d->rope_max, m->dit[0].rope_max, "as in transformer/config.json");
     }
 }
@@ -369,10 +377,11 @@ static void check_together(sl_json_reader *first, const sl_model *m)
 static void read_index(sl_json_reader *r, sl_model *m, const char **scheduler, bool *clip, bool *processor)
 {
     static const char *const DIT[] = {"WanTransformer3DModel", NULL}, *const VAE[] = {"AutoencoderKLWan", NULL},
-        *const TEXT[] = {"UMT5EncoderModel", NULL}, *const CLIP[] = {"CLIPVisionModel", "CLIPVisionModelWithProjection", NULL},
-        *const PROCESSOR[] = {"CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil", NULL},
-        *const TOKENIZER[] = {"T5TokenizerFast", "T5Tokenizer", NULL},
-        *const SCHEDULER[] = {"UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler", NULL};
+                             *const TEXT[] = {"UMT5EncoderModel", NULL},
+                             *const CLIP[] = {"CLIPVisionModel", "CLIPVisionModelWithProjection", NULL},
+                             *const PROCESSOR[] = {"CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil", NULL},
+                             *const TOKENIZER[] = {"T5TokenizerFast", "T5Tokenizer", NULL},
+                             *const SCHEDULER[] = {"UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler", NULL};
     const char *class = sl_json_string(r, "_class_name", "");
     if (strcmp(class, "WanImageToVideoPipeline") && strcmp(class, "WanPipeline"))
         sl_json_fail(r, "_class_name", "WanImageToVideoPipeline or WanPipeline (" SUPPORTED ")");
@@ -388,7 +397,8 @@ static void read_index(sl_json_reader *r, sl_model *m, const char **scheduler, b
     m->experts = component(r, "transformer_2", DIT) ? 2 : 1;
     *clip = component(r, "image_encoder", CLIP) != NULL;
     *processor = component(r, "image_processor", PROCESSOR) != NULL;
-    if (m->experts == 1 && sl_json_has(r, "boundary_ratio")) sl_json_fail(r, "boundary_ratio", "null, as there is no transformer_2");
+    if (m->experts == 1 && sl_json_has(r, "boundary_ratio"))
+        sl_json_fail(r, "boundary_ratio", "null, as there is no transformer_2");
     if (m->experts == 2) {
         m->boundary_ratio = sl_json_has(r, "boundary_ratio") ? sl_json_real(r, "boundary_ratio", 0, 0, 1) : 0;
         if (!(m->boundary_ratio > 0 && m->boundary_ratio < 1))
@@ -404,12 +414,15 @@ sl_code sl_model_open(sl_model *m, const char *dir, sl_err *err)
     bool clip = false, processor = false;
 
     *m = (sl_model){0};
-    if (strlen(dir) >= sizeof m->dir) return sl_fail(err, SL_ARG, "model: path of %zu bytes, want at most %d", strlen(dir), SL_PATH - 1);
+    if (strlen(dir) >= sizeof m->dir)
+        return sl_fail(err, SL_ARG, "model: path of %zu bytes, want at most %d", strlen(dir), SL_PATH - 1);
     snprintf(m->dir, sizeof m->dir, "%s", dir);
     snprintf(path, sizeof path, "%s/model_index.json", dir);
     if (access(path, F_OK))
-        return sl_fail(err, SL_SYS, "%s: holds no model_index.json, want a checkpoint folder in the Diffusers layout "
-                       "(as Wan2.1-I2V-14B-720P-Diffusers)", dir);
+        return sl_fail(err, SL_SYS,
+                       "%s: holds no model_index.json, want a checkpoint folder in the Diffusers layout "
+                       "(as Wan2.1-I2V-14B-720P-Diffusers)",
+                       dir);
     sl_json_reader r = {NULL, path, err, sl_json_read(&root, path, CONFIG_MAX, err)};
     if (r.code) return r.code;
     r.object = root;
@@ -419,12 +432,14 @@ sl_code sl_model_open(sl_model *m, const char *dir, sl_err *err)
     read_file(&r, dir, "vae/config.json", read_vae, &m->vae);
     read_file(&r, dir, "text_encoder/config.json", read_umt5, &m->umt5);
     read_file(&r, dir, "scheduler/scheduler_config.json", read_scheduler, &m->scheduler);
-    if (!r.code && strcmp(scheduler, m->scheduler.kind == SL_SAMPLER_UNIPC ? "UniPCMultistepScheduler" : "FlowMatchEulerDiscreteScheduler"))
+    if (!r.code &&
+        strcmp(scheduler, m->scheduler.kind == SL_SAMPLER_UNIPC ? "UniPCMultistepScheduler" : "FlowMatchEulerDiscreteScheduler"))
         sl_json_fail(&r, "scheduler", "the class that scheduler/scheduler_config.json names");
 
     m->has_clip = m->dit[0].image_dim > 0;
     m->takes_last_image = m->dit[0].pos_embed_seq_len > 0;
-    if (m->has_clip && !m->takes_image) sl_json_fail(&r, "_class_name", "WanImageToVideoPipeline, as transformer/config.json has an image_dim");
+    if (m->has_clip && !m->takes_image)
+        sl_json_fail(&r, "_class_name", "WanImageToVideoPipeline, as transformer/config.json has an image_dim");
     if (m->has_clip && !clip) sl_json_fail(&r, "image_encoder", "a component, as transformer/config.json has an image_dim");
     if (m->has_clip && !processor) sl_json_fail(&r, "image_processor", "a component, as there is an image_encoder");
     if (m->has_clip) {

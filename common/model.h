@@ -11,26 +11,26 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define SL_PATH 1024    /* bytes of a path, its NUL included */
-#define SL_MAX_Z 64     /* most latent channels */
+#define SL_PATH 1024 /* bytes of a path, its NUL included */
+#define SL_MAX_Z 64  /* most latent channels */
 
-typedef struct {        /* WanTransformer3DModel */
-    int layers, heads, head_dim, dim;       /* dim = heads * head_dim */
+typedef struct {                      /* WanTransformer3DModel */
+    int layers, heads, head_dim, dim; /* dim = heads * head_dim */
     int ffn_dim, in_channels, out_channels, text_dim, freq_dim;
-    int image_dim;                          /* 0: no image cross-attention (T2V, A14B) */
-    int added_kv_dim;                       /* 0 likewise */
-    int pos_embed_seq_len;                  /* 0: none; 514 for FLF2V */
-    int patch[3];                           /* 1, 2, 2 */
-    int rope_max;                           /* longest axis in tokens, 1024 */
+    int image_dim;         /* 0: no image cross-attention (T2V, A14B) */
+    int added_kv_dim;      /* 0 likewise */
+    int pos_embed_seq_len; /* 0: none; 514 for FLF2V */
+    int patch[3];          /* 1, 2, 2 */
+    int rope_max;          /* longest axis in tokens, 1024 */
     float eps;
 } sl_dit_config;
 
-typedef struct {        /* UMT5EncoderModel */
+typedef struct { /* UMT5EncoderModel */
     int layers, heads, d_kv, d_model, d_ff, vocab, buckets, max_distance;
     float eps;
 } sl_umt5_config;
 
-typedef struct {        /* CLIPVisionModel */
+typedef struct { /* CLIPVisionModel */
     int layers, heads, hidden, intermediate, patch, image;
     float eps;
     /* preprocessor_config.json */
@@ -38,30 +38,30 @@ typedef struct {        /* CLIPVisionModel */
     float mean[3], std[3], rescale;
 } sl_clip_config;
 
-typedef struct {        /* AutoencoderKLWan */
+typedef struct { /* AutoencoderKLWan */
     int base, decoder_base, z, mult[4], res_blocks;
-    bool temporal_down[3];                  /* encoder order */
-    float mean[SL_MAX_Z], std[SL_MAX_Z];    /* z values each */
-    int scale_t, scale_hw;                  /* 4, 8 */
+    bool temporal_down[3];               /* encoder order */
+    float mean[SL_MAX_Z], std[SL_MAX_Z]; /* z values each */
+    int scale_t, scale_hw;               /* 4, 8 */
 } sl_vae_config;
 
 typedef enum { SL_SAMPLER_UNIPC, SL_SAMPLER_EULER } sl_sampler_kind;
 
 typedef struct {
-    sl_sampler_kind kind;                   /* UniPCMultistepScheduler or FlowMatchEulerDiscreteScheduler */
+    sl_sampler_kind kind; /* UniPCMultistepScheduler or FlowMatchEulerDiscreteScheduler */
     double flow_shift;
-    int train_timesteps;                    /* 1000 */
+    int train_timesteps; /* 1000 */
 } sl_scheduler_config;
 
 typedef struct {
     char dir[SL_PATH];
-    char pipeline[64];                      /* model_index.json _class_name */
-    bool takes_image;                       /* WanImageToVideoPipeline */
-    bool takes_last_image;                  /* FLF2V: pos_embed_seq_len is set */
-    bool has_clip;                          /* image_encoder present and used by the DiT */
-    int experts;                            /* 1, or 2 with transformer_2 */
-    double boundary_ratio;                  /* 0 with one expert */
-    sl_dit_config dit[2];                   /* [0] transformer (high noise), [1] transformer_2 */
+    char pipeline[64];     /* model_index.json _class_name */
+    bool takes_image;      /* WanImageToVideoPipeline */
+    bool takes_last_image; /* FLF2V: pos_embed_seq_len is set */
+    bool has_clip;         /* image_encoder present and used by the DiT */
+    int experts;           /* 1, or 2 with transformer_2 */
+    double boundary_ratio; /* 0 with one expert */
+    sl_dit_config dit[2];  /* [0] transformer (high noise), [1] transformer_2 */
     sl_umt5_config umt5;
     sl_clip_config clip;
     sl_vae_config vae;

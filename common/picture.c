@@ -318,10 +318,8 @@ static bool indexed_rgb(uint8_t *rgb, const AVFrame *f)
         const uint8_t *p = f->data[0] + (ptrdiff_t)y * f->linesize[0];
         for (int x = 0; x < f->width; x++, rgb += 3) {
             uint32_t c;
-            if (bits)
-                c = ((p[x / 8] >> (7 - x % 8) & 1) != 0) != (f->format == AV_PIX_FMT_MONOWHITE) ? 0xffffff : 0;
-            else
-                memcpy(&c, f->data[1] + 4 * (size_t)p[x], 4); /* 0xaarrggbb */
+            if (bits) c = ((p[x / 8] >> (7 - x % 8) & 1) != 0) != (f->format == AV_PIX_FMT_MONOWHITE) ? 0xffffff : 0;
+            else memcpy(&c, f->data[1] + 4 * (size_t)p[x], 4); /* 0xaarrggbb */
             rgb[0] = (uint8_t)(c >> 16);
             rgb[1] = (uint8_t)(c >> 8);
             rgb[2] = (uint8_t)c;

@@ -14,30 +14,31 @@
 
 #include "common/json.h"
 
-#define HEADER_MAX 100000000    /* bytes, as the reference */
+#define HEADER_MAX 100000000 /* bytes, as the reference */
 #define SHARDS_MAX 4096
-#define TENSORS_MAX 10000000    /* of a whole set, so that counts fit in int */
-#define NAME_SHOWN 150          /* characters of a name in a message */
+#define TENSORS_MAX 10000000 /* of a whole set, so that counts fit in int */
+#define NAME_SHOWN 150       /* characters of a name in a message */
 
 /* Tags of the format that SL_DTYPES lacks, and their bits an element. */
 static const struct {
     const char *tag;
     int bits;
 } FOREIGN[] = {
-    {"BOOL", 8}, {"I8", 8}, {"U16", 16}, {"I16", 16}, {"U32", 32}, {"U64", 64}, {"F64", 64}, {"C64", 64}, {"F4", 4},
-    {"F6_E2M3", 6}, {"F6_E3M2", 6}, {"F8_E5M2", 8}, {"F8_E4M3", 8}, {"F8_E8M0", 8}, {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8},
+    {"BOOL", 8},    {"I8", 8},      {"U16", 16},        {"I16", 16},        {"U32", 32},    {"U64", 64},
+    {"F64", 64},    {"C64", 64},    {"F4", 4},          {"F6_E2M3", 6},     {"F6_E3M2", 6}, {"F8_E5M2", 8},
+    {"F8_E4M3", 8}, {"F8_E8M0", 8}, {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8},
 };
 static const char KNOWN_TAGS[] =
 #define X(name, bytes, tag) tag " "
     SL_DTYPES(X)
 #undef X
-    "BOOL I8 U16 I16 U32 U64 F64 C64 F4 F6_* F8_*";
+        "BOOL I8 U16 I16 U32 U64 F64 C64 F4 F6_* F8_*";
 
 typedef struct {
     char *path;
-    void *map;                  /* NULL: not ours */
+    void *map; /* NULL: not ours */
     size_t bytes;
-    json_t *header;             /* names and tags of the entries point into it */
+    json_t *header; /* names and tags of the entries point into it */
 } shard;
 
 struct sl_st {
@@ -116,11 +117,13 @@ static sl_code parse_entry(sl_st_entry *e, extent *x, const char *path, const ch
         at[i] = json_integer_value(o);
     }
     if (at[0] < 0 || at[1] < at[0] || (uint64_t)at[1] > data_size)
-        return sl_fail(err, SL_FORMAT, "%s: %.*s has data offsets [%lld, %lld], want them in order and within the file's %llu bytes of data",
-                       path, NAME_SHOWN, name, (long long)at[0], (long long)at[1], (unsigned long long)data_size);
+        return sl_fail(err, SL_FORMAT,
+                       "%s: %.*s has data offsets [%lld, %lld], want them in order and within the file's %llu bytes of data", path,
+                       NAME_SHOWN, name, (long long)at[0], (long long)at[1], (unsigned long long)data_size);
     if (!data_bytes(bits, (int)rank, dims, &want) || want != (uint64_t)(at[1] - at[0])) {
         char text[128];
-        sl_shape_text(&(sl_tensor){.rank = (int)rank, .shape = {dims[0], dims[1], dims[2], dims[3], dims[4], dims[5]}}, text, sizeof text);
+        sl_shape_text(&(sl_tensor){.rank = (int)rank, .shape = {dims[0], dims[1], dims[2], dims[3], dims[4], dims[5]}}, text,
+                      sizeof text);
         return sl_fail(err, SL_FORMAT, "%s: %.*s has %lld bytes of data, which is not what %s %s takes", path, NAME_SHOWN, name,
                        (long long)(at[1] - at[0]), tag, text);
     }
@@ -128,7 +131,7 @@ static sl_code parse_entry(sl_st_entry *e, extent *x, const char *path, const ch
     *e = (sl_st_entry){.name = name, .dtype = tag};
     if (ours) {
         if (rank == 0) dims[rank++] = 1;
-        e->t = sl_view((void *)(uintptr_t)(data + at[0]), dtype, (int)rank, dims);  /* read-only, by contract */
+        e->t = sl_view((void *)(uintptr_t)(data + at[0]), dtype, (int)rank, dims); /* read-only, by contract */
     }
     return SL_OK;
 }
@@ -157,8 +160,8 @@ static sl_code check_metadata(const json_t *meta, const char *path, sl_err *err)
     const char *key;
     json_t *v;
     if (!json_is_object(meta)) return sl_fail(err, SL_FORMAT, "%s: __metadata__ is no object", path);
-    json_object_foreach ((json_t *)(uintptr_t)meta, key, v)
-        if (!json_is_string(v)) return sl_fail(err, SL_FORMAT, "%s: __metadata__ %.*s is no string", path, NAME_SHOWN, key);
+    json_object_foreach((json_t *)(uintptr_t)meta, key, v) if (!json_is_string(v)) return sl_fail(
+        err, SL_FORMAT, "%s: __metadata__ %.*s is no string", path, NAME_SHOWN, key);
     return SL_OK;
 }
 
@@ -181,8 +184,7 @@ static sl_code parse_file(sl_st *st, int k, const unsigned char *bytes, size_t l
     if ((rc = sl_json_parse(&st->shards[k].header, (const char *)bytes + 8, (size_t)header, path, err))) return rc;
 
     size_t most = json_object_size(st->shards[k].header);
-    if (most > TENSORS_MAX - (size_t)st->count)
-        return sl_fail(err, SL_FORMAT, "%s: more than %d tensors", path, TENSORS_MAX);
+    if (most > TENSORS_MAX - (size_t)st->count) return sl_fail(err, SL_FORMAT, "%s: more than %d tensors", path, TENSORS_MAX);
     sl_st_entry *more = realloc(st->entries, ((size_t)st->count + most + 1) * sizeof *more);
     if (more) st->entries = more;
     x = malloc((most + 1) * sizeof *x);
@@ -190,12 +192,14 @@ static sl_code parse_file(sl_st *st, int k, const unsigned char *bytes, size_t l
         rc = sl_fail(err, SL_NOMEM, "%s: no memory for %zu tensors", path, most);
         goto done;
     }
-    json_object_foreach (st->shards[k].header, key, v) {
+    json_object_foreach(st->shards[k].header, key, v)
+    {
         if (!strcmp(key, "__metadata__")) {
             if ((rc = check_metadata(v, path, err))) goto done;
             continue;
         }
-        if ((rc = parse_entry(&st->entries[st->count], &x[n], path, key, v, bytes + 8 + header, length - 8 - header, err))) goto done;
+        if ((rc = parse_entry(&st->entries[st->count], &x[n], path, key, v, bytes + 8 + header, length - 8 - header, err)))
+            goto done;
         st->entries[st->count++].shard = k;
         n++;
     }
@@ -229,7 +233,7 @@ static sl_code add_shard(sl_st *st, char *path, bool *missing, sl_err *err)
     struct stat info;
     sl_code rc;
     s->path = path;
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);     /* O_NONBLOCK: a FIFO must not hold us up */
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* O_NONBLOCK: a FIFO must not hold us up */
     *missing = fd < 0 && errno == ENOENT;
     if (fd < 0) return sl_fail_errno(err, errno, "%s: cannot be opened", path);
     if (fstat(fd, &info)) rc = sl_fail_errno(err, errno, "%s: cannot be read", path);
@@ -254,7 +258,8 @@ static sl_code sort_entries(sl_st *st, sl_err *err)
     for (int i = 1; i < st->count; i++) {
         const sl_st_entry *a = &st->entries[i - 1], *b = &st->entries[i];
         if (!strcmp(a->name, b->name))
-            return sl_fail(err, SL_FORMAT, "%s: %.*s is also in %s", sl_st_path(st, b->shard), NAME_SHOWN, b->name, sl_st_path(st, a->shard));
+            return sl_fail(err, SL_FORMAT, "%s: %.*s is also in %s", sl_st_path(st, b->shard), NAME_SHOWN, b->name,
+                           sl_st_path(st, a->shard));
     }
     return SL_OK;
 }
@@ -300,12 +305,13 @@ static sl_code shard_names(const json_t *index, const char *path, const char ***
     *count = 0;
     if (!json_is_object(map)) return sl_fail(err, SL_FORMAT, "%s: has no \"weight_map\" object", path);
     if (!(*names = malloc((json_object_size(map) + 1) * sizeof **names))) return sl_fail(err, SL_NOMEM, "%s: no memory", path);
-    json_object_foreach ((json_t *)(uintptr_t)map, key, v) {
+    json_object_foreach((json_t *)(uintptr_t)map, key, v)
+    {
         const char *file = json_string_value(v);
         if (!file) return sl_fail(err, SL_FORMAT, "%s: weight_map: %.*s names no file", path, NAME_SHOWN, key);
         if (!*file || *file == '.' || strchr(file, '/') || strlen(file) > NAME_MAX)
-            return sl_fail(err, SL_FORMAT, "%s: weight_map: %.*s lies in \"%.60s\", want the plain name of a file in this folder", path,
-                           NAME_SHOWN, key, file);
+            return sl_fail(err, SL_FORMAT, "%s: weight_map: %.*s lies in \"%.60s\", want the plain name of a file in this folder",
+                           path, NAME_SHOWN, key, file);
         (*names)[n++] = file;
     }
     if (n) qsort(*names, n, sizeof **names, by_string);
@@ -321,10 +327,12 @@ static sl_code check_index(const sl_st *st, const json_t *index, const char *con
 {
     const char *key;
     json_t *v;
-    json_object_foreach (json_object_get(index, "weight_map"), key, v) {
+    json_object_foreach(json_object_get(index, "weight_map"), key, v)
+    {
         const sl_st_entry *e = sl_st_find(st, key);
         if (!e || strcmp(names[e->shard], json_string_value(v)))
-            return sl_fail(err, SL_FORMAT, "%s: %.60s holds no %.*s, which the index says it does", path, json_string_value(v), NAME_SHOWN, key);
+            return sl_fail(err, SL_FORMAT, "%s: %.60s holds no %.*s, which the index says it does", path, json_string_value(v),
+                           NAME_SHOWN, key);
     }
     return SL_OK;
 }
@@ -453,7 +461,8 @@ sl_code sl_st_want(const sl_st *st, const char *name, sl_dtype dtype, int rank, 
     *out = (sl_tensor){0};
     if (!e) return sl_fail(err, SL_SHAPE, "%s: holds no tensor %s", sl_st_path(st, 0), name);
     if (strcmp(e->dtype, sl_dtype_tag(dtype)))
-        return sl_fail(err, SL_SHAPE, "%s: %s has dtype %s, want %s", sl_st_path(st, e->shard), name, e->dtype, sl_dtype_tag(dtype));
+        return sl_fail(err, SL_SHAPE, "%s: %s has dtype %s, want %s", sl_st_path(st, e->shard), name, e->dtype,
+                       sl_dtype_tag(dtype));
     same = e->t.rank == rank;
     for (int i = 0; i < rank && same; i++) same = shape[i] < 0 || shape[i] == e->t.shape[i];
     if (same) {
@@ -477,18 +486,18 @@ typedef struct {
 
 typedef struct {
     char *name;
-    uint64_t at, bytes;         /* place in the data section */
-    range *done;                /* what has been written: sorted, apart from each other */
+    uint64_t at, bytes; /* place in the data section */
+    range *done;        /* what has been written: sorted, apart from each other */
     int done_count;
 } slot;
 
 struct sl_st_writer {
     char *path, *temporary;
     int fd;
-    bool created;               /* the temporary is there */
-    uint64_t data_at;           /* file offset of the data section; 0: header not written yet */
+    bool created;     /* the temporary is there */
+    uint64_t data_at; /* file offset of the data section; 0: header not written yet */
     uint64_t data_bytes;
-    size_t align;               /* of the data section in the file */
+    size_t align; /* of the data section in the file */
     json_t *header;
     slot *slots;
     int count;
@@ -505,7 +514,7 @@ sl_code sl_stw_open(sl_st_writer **out, const char *path, sl_err *err)
     w->align = 8;
     w->path = strdup(path);
     w->header = json_object();
-    do {                        /* EEXIST: left behind by a process of our number that was killed */
+    do { /* EEXIST: left behind by a process of our number that was killed */
         free(w->temporary);
         if (asprintf(&w->temporary, "%s.tmp-%ld-%u", path, (long)getpid(), atomic_fetch_add(&serial, 1)) < 0) w->temporary = NULL;
         if (w->temporary) w->fd = open(w->temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
@@ -587,12 +596,13 @@ static sl_code write_all(sl_st_writer *w, const void *data, size_t length, uint6
 
 static sl_code write_header(sl_st_writer *w, sl_err *err)
 {
-    char *text = json_dumps(w->header, JSON_COMPACT);   /* in the order of declaration */
+    char *text = json_dumps(w->header, JSON_COMPACT); /* in the order of declaration */
     size_t n = text ? strlen(text) : 0, padded = (8 + n + w->align - 1) / w->align * w->align - 8;
     unsigned char *block = calloc(1, 8 + padded);
     sl_code rc;
     if (!text || !block) rc = sl_fail(err, SL_NOMEM, "%s: no memory for its header", w->path);
-    else if (padded > HEADER_MAX) rc = sl_fail(err, SL_ARG, "%s: header has %zu bytes, want at most %d", w->path, padded, HEADER_MAX);
+    else if (padded > HEADER_MAX)
+        rc = sl_fail(err, SL_ARG, "%s: header has %zu bytes, want at most %d", w->path, padded, HEADER_MAX);
     else {
         for (int i = 0; i < 8; i++) block[i] = (unsigned char)((uint64_t)padded >> 8 * i);
         memset(block + 8, ' ', padded);
@@ -656,10 +666,11 @@ sl_code sl_stw_finish(sl_st_writer **pw, sl_err *err)
         w->fd = -1;
         if (close(fd)) rc = sl_fail_errno(err, errno, "%s: cannot be written", w->path);
     }
-    if (!rc && rename(w->temporary, w->path)) rc = sl_fail_errno(err, errno, "%s: cannot be renamed to from %s", w->path, w->temporary);
+    if (!rc && rename(w->temporary, w->path))
+        rc = sl_fail_errno(err, errno, "%s: cannot be renamed to from %s", w->path, w->temporary);
     if (!rc) {
         free(w->temporary);
-        w->temporary = NULL;    /* it is the file now */
+        w->temporary = NULL; /* it is the file now */
     }
     sl_stw_abandon(pw);
     return rc;

@@ -14,11 +14,11 @@
 typedef struct sl_st sl_st; /* opaque: one open set of files */
 
 typedef struct {
-    const char *name;           /* owned by the sl_st */
-    sl_tensor t;                /* rank 0 in the file (a scalar) is seen as [1] */
-    const char *dtype;          /* the file's tag. Of the format but not of SL_DTYPES (F64, BOOL, I8 ...): t.rank is 0, the
+    const char *name;  /* owned by the sl_st */
+    sl_tensor t;       /* rank 0 in the file (a scalar) is seen as [1] */
+    const char *dtype; /* the file's tag. Of the format but not of SL_DTYPES (F64, BOOL, I8 ...): t.rank is 0, the
                                  * tensor is listed and cannot be viewed. A tag that is none of the format's is refused */
-    int shard;                  /* index into the set's files */
+    int shard;         /* index into the set's files */
 } sl_st_entry;
 
 /* Open one file. *out is the caller's to close. Errors: SL_SYS cannot be opened or mapped; SL_FORMAT with what is wrong. */
@@ -27,11 +27,11 @@ sl_code sl_st_open_file(sl_st **out, const char *path, sl_err *err);
  * "model" or "diffusion_pytorch_model". Errors also: SL_FORMAT an index that names a missing shard, a shard outside the folder,
  * or a tensor its shard lacks; a tensor in two shards. */
 sl_code sl_st_open_dir(sl_st **out, const char *dir, const char *stem, sl_err *err);
-void sl_st_close(sl_st **st);                                       /* NULL is fine */
+void sl_st_close(sl_st **st); /* NULL is fine */
 
 int sl_st_size(const sl_st *st);
-const sl_st_entry *sl_st_at(const sl_st *st, int i);                /* sorted by name; entries are consecutive in memory */
-const sl_st_entry *sl_st_find(const sl_st *st, const char *name);   /* NULL: none of that name */
+const sl_st_entry *sl_st_at(const sl_st *st, int i);              /* sorted by name; entries are consecutive in memory */
+const sl_st_entry *sl_st_find(const sl_st *st, const char *name); /* NULL: none of that name */
 int sl_st_shards(const sl_st *st);
 const char *sl_st_path(const sl_st *st, int shard);
 /* The value of a string in the header's __metadata__, NULL if there is none. First file only. */
@@ -64,7 +64,7 @@ sl_code sl_stw_write(sl_st_writer *w, const char *name, const void *data, size_t
 /* *w becomes NULL; after an error nothing is left. Errors: SL_SYS (a full disk); SL_FORMAT if a declared tensor has bytes that
  * were never written. */
 sl_code sl_stw_finish(sl_st_writer **w, sl_err *err);
-void sl_stw_abandon(sl_st_writer **w);                              /* removes the temporary; NULL is fine */
+void sl_stw_abandon(sl_st_writer **w); /* removes the temporary; NULL is fine */
 
 /* One call for a handful of dense host tensors. Errors: as the calls above; SL_ARG a tensor that is not dense. */
 sl_code sl_st_save(const char *path, int n, const char *const names[], const sl_tensor tensors[], sl_err *err);

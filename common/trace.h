@@ -12,13 +12,13 @@
 #include "common/err.h"
 
 /* name, text, meaning. Numbers travel in messages: never reordered. */
-#define SL_SPAN_KINDS(X)                                                                           \
-    X(START, "start", "a process starts, up to its HELLO")                                         \
-    X(LOAD, "load", "weights are read or converted")                                               \
-    X(QUEUE, "queue", "the job waits for a stage that is busy with another one")                   \
-    X(COMPUTE, "compute", "a network or an encoder runs")                                          \
-    X(HANDOVER, "handover", "tensors are placed in or taken from a slot, tickets travel")          \
-    X(SPOOL, "spool", "a hand-over is written to or read from a file")                             \
+#define SL_SPAN_KINDS(X)                                                                                                           \
+    X(START, "start", "a process starts, up to its HELLO")                                                                         \
+    X(LOAD, "load", "weights are read or converted")                                                                               \
+    X(QUEUE, "queue", "the job waits for a stage that is busy with another one")                                                   \
+    X(COMPUTE, "compute", "a network or an encoder runs")                                                                          \
+    X(HANDOVER, "handover", "tensors are placed in or taken from a slot, tickets travel")                                          \
+    X(SPOOL, "spool", "a hand-over is written to or read from a file")                                                             \
     X(WAIT, "wait", "the job waits for something else: a free slot, another part's result")
 
 typedef enum {
@@ -28,18 +28,18 @@ typedef enum {
         SL_SPAN_KIND_COUNT
 } sl_span_kind;
 
-#define SL_SPAN_STAGE 16    /* bytes of a stage's name, its NUL included */
+#define SL_SPAN_STAGE 16 /* bytes of a stage's name, its NUL included */
 
 typedef struct {
-    uint64_t job;           /* 0: of no job (start, load) */
-    int64_t t0_ns, t1_ns;   /* CLOCK_MONOTONIC; covers [t0, t1) */
-    uint32_t kind;          /* sl_span_kind */
+    uint64_t job;         /* 0: of no job (start, load) */
+    int64_t t0_ns, t1_ns; /* CLOCK_MONOTONIC; covers [t0, t1) */
+    uint32_t kind;        /* sl_span_kind */
     uint32_t reserved;
     char stage[SL_SPAN_STAGE];
 } sl_span;
 
-int64_t sl_now_ns(void);                                /* CLOCK_MONOTONIC */
-const char *sl_span_kind_name(uint32_t kind);           /* "compute"; "?" for a number that is no kind */
+int64_t sl_now_ns(void);                      /* CLOCK_MONOTONIC */
+const char *sl_span_kind_name(uint32_t kind); /* "compute"; "?" for a number that is no kind */
 sl_span sl_span_make(uint64_t job, const char *stage, sl_span_kind kind, int64_t t0_ns, int64_t t1_ns);
 
 /* ---- collecting ---- */
@@ -47,12 +47,12 @@ sl_span sl_span_make(uint64_t job, const char *stage, sl_span_kind kind, int64_t
 typedef struct {
     sl_span *spans;
     size_t count, capacity;
-} sl_trace;                                             /* {0} is empty */
+} sl_trace; /* {0} is empty */
 
 /* Append a copy. Allocates now and then. Errors: SL_NOMEM; SL_ARG a kind out of range or an end before the start. */
 sl_code sl_trace_add(sl_trace *t, const sl_span *span, sl_err *err);
-void sl_trace_forget(sl_trace *t, uint64_t job);        /* drop a finished job's spans; others keep their order */
-void sl_trace_free(sl_trace *t);                        /* {0} again */
+void sl_trace_forget(sl_trace *t, uint64_t job); /* drop a finished job's spans; others keep their order */
+void sl_trace_free(sl_trace *t);                 /* {0} again */
 
 /* ---- asking ----
  * Spans count when they are of `job` and, unless stage is NULL, of that stage, and only by their part inside [a, b]. */

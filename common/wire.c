@@ -86,9 +86,15 @@ static bool get_string(const uint8_t **p, char *s, size_t field)
     *p += field;
     return ok;
 }
-#define STRING_KIND(kind, field)                                                                   \
-    static void put_##kind(uint8_t **p, const char (*v)[field]) { put_string(p, *v, field); }      \
-    static bool get_##kind(const uint8_t **p, char (*v)[field]) { return get_string(p, *v, field); }
+#define STRING_KIND(kind, field)                                                                                                   \
+    static void put_##kind(uint8_t **p, const char(*v)[field])                                                                     \
+    {                                                                                                                              \
+        put_string(p, *v, field);                                                                                                  \
+    }                                                                                                                              \
+    static bool get_##kind(const uint8_t **p, char(*v)[field])                                                                     \
+    {                                                                                                                              \
+        return get_string(p, *v, field);                                                                                           \
+    }
 STRING_KIND(str16, SL_STR16)
 STRING_KIND(str64, SL_STR64)
 STRING_KIND(text, SL_TEXT)
@@ -131,8 +137,17 @@ static bool get_pool(const uint8_t **p, sl_pool_handle *h)
 #define GET_dir get_dir
 
 enum {
-    SIZE_i32 = 4, SIZE_u32 = 4, SIZE_i64 = 8, SIZE_u64 = 8, SIZE_f64 = 8, SIZE_str16 = SL_STR16, SIZE_str64 = SL_STR64, SIZE_text = SL_TEXT,
-    SIZE_dir = SL_DIR, SIZE_ticket = 24, SIZE_pool = 8 + 4 * 4 + 8 + SL_POOL_NAME + 64
+    SIZE_i32 = 4,
+    SIZE_u32 = 4,
+    SIZE_i64 = 8,
+    SIZE_u64 = 8,
+    SIZE_f64 = 8,
+    SIZE_str16 = SL_STR16,
+    SIZE_str64 = SL_STR64,
+    SIZE_text = SL_TEXT,
+    SIZE_dir = SL_DIR,
+    SIZE_ticket = 24,
+    SIZE_pool = 8 + 4 * 4 + 8 + SL_POOL_NAME + 64
 };
 
 #define SIZE(kind, name) +SIZE_##kind
@@ -148,7 +163,8 @@ WIRE_ALL(X)
 const char *sl_wire_name(sl_msg_type type)
 {
     switch (type) {
-#define X(number, NAME, lower) case SL_MSG_##NAME: return #NAME;
+#define X(number, NAME, lower)                                                                                                     \
+    case SL_MSG_##NAME: return #NAME;
         WIRE_ALL(X)
 #undef X
     }
@@ -161,10 +177,10 @@ size_t sl_wire_encode(uint8_t *buf, const sl_msg *msg)
     uint32_t magic = SL_WIRE_MAGIC, version = SL_WIRE_VERSION, type = (uint32_t)msg->type, body;
 #define PUT(kind, name) put_##kind(&p, &m->name);
     switch (msg->type) {
-#define X(number, NAME, lower)                                                                     \
-    case SL_MSG_##NAME: {                                                                          \
-        const sl_msg_##lower *m = &msg->lower;                                                     \
-        WIRE_##NAME(PUT)                                                                           \
+#define X(number, NAME, lower)                                                                                                     \
+    case SL_MSG_##NAME: {                                                                                                          \
+        const sl_msg_##lower *m = &msg->lower;                                                                                     \
+        WIRE_##NAME(PUT)                                                                                                           \
     } break;
         WIRE_ALL(X)
 #undef X
@@ -182,9 +198,11 @@ sl_code sl_wire_decode(sl_msg *out, const void *bytes, size_t length, sl_err *er
     if (length < SL_WIRE_HEADER) return sl_fail(err, SL_FORMAT, "message: %zu bytes, want at least %d", length, SL_WIRE_HEADER);
     get_u32(&p, &magic), get_u32(&p, &version), get_u32(&p, &type), get_u32(&p, &body);
     if (magic != SL_WIRE_MAGIC) return sl_fail(err, SL_FORMAT, "message: magic %08x, want %08x", magic, SL_WIRE_MAGIC);
-    if (version != SL_WIRE_VERSION) return sl_fail(err, SL_FORMAT, "message: protocol version %u, want %d", version, SL_WIRE_VERSION);
+    if (version != SL_WIRE_VERSION)
+        return sl_fail(err, SL_FORMAT, "message: protocol version %u, want %d", version, SL_WIRE_VERSION);
     switch ((sl_msg_type)type) {
-#define X(number, NAME, lower) case SL_MSG_##NAME: want = BODY_##NAME; break;
+#define X(number, NAME, lower)                                                                                                     \
+    case SL_MSG_##NAME: want = BODY_##NAME; break;
         WIRE_ALL(X)
 #undef X
     default: return sl_fail(err, SL_FORMAT, "message: unknown type %u", type);
@@ -196,15 +214,16 @@ sl_code sl_wire_decode(sl_msg *out, const void *bytes, size_t length, sl_err *er
     out->type = (sl_msg_type)type;
 #define GET(kind, name) ok = GET_##kind(&p, &m->name) && ok;
     switch (out->type) {
-#define X(number, NAME, lower)                                                                     \
-    case SL_MSG_##NAME: {                                                                          \
-        sl_msg_##lower *m = &out->lower;                                                           \
-        WIRE_##NAME(GET)                                                                           \
+#define X(number, NAME, lower)                                                                                                     \
+    case SL_MSG_##NAME: {                                                                                                          \
+        sl_msg_##lower *m = &out->lower;                                                                                           \
+        WIRE_##NAME(GET)                                                                                                           \
     } break;
         WIRE_ALL(X)
 #undef X
     }
-    if (!ok) return sl_fail(err, SL_FORMAT, "message: %s has a string without an end, or with bytes behind it", sl_wire_name(out->type));
+    if (!ok)
+        return sl_fail(err, SL_FORMAT, "message: %s has a string without an end, or with bytes behind it", sl_wire_name(out->type));
     return SL_OK;
 }
 
@@ -242,10 +261,10 @@ const char *sl_wire_text_of(const sl_msg *msg, char *buf, size_t size)
     say(&o, "%s", sl_wire_name(msg->type));
 #define SAY(kind, name) say(&o, " " #name "="), SAY_##kind(m->name);
     switch (msg->type) {
-#define X(number, NAME, lower)                                                                     \
-    case SL_MSG_##NAME: {                                                                          \
-        const sl_msg_##lower *m = &msg->lower;                                                     \
-        WIRE_##NAME(SAY)                                                                           \
+#define X(number, NAME, lower)                                                                                                     \
+    case SL_MSG_##NAME: {                                                                                                          \
+        const sl_msg_##lower *m = &msg->lower;                                                                                     \
+        WIRE_##NAME(SAY)                                                                                                           \
     } break;
         WIRE_ALL(X)
 #undef X
@@ -260,11 +279,11 @@ sl_code sl_wire_send(void *socket, const void *to, size_t to_size, const sl_msg 
     uint8_t buf[SL_WIRE_MAX];
     size_t n = sl_wire_encode(buf, msg);
     int rc = 0;
-    if (to)
-        do rc = zmq_send(socket, to, to_size, ZMQ_SNDMORE);
+    if (to) do
+            rc = zmq_send(socket, to, to_size, ZMQ_SNDMORE);
         while (rc < 0 && errno == EINTR);
-    if (rc >= 0)
-        do rc = zmq_send(socket, buf, n, 0);
+    if (rc >= 0) do
+            rc = zmq_send(socket, buf, n, 0);
         while (rc < 0 && errno == EINTR);
     if (rc >= 0) return SL_OK;
     if (errno == EAGAIN) return sl_fail(err, SL_BUSY, "%s could not be sent in time", sl_wire_name(msg->type));

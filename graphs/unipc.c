@@ -42,10 +42,8 @@ sl_code sl_schedule_make(sl_schedule *out, sl_sampler_kind kind, int steps, doub
     if (steps < 1 || steps > SL_MAX_STEPS) return sl_fail(err, SL_ARG, "sampler: %d steps, want 1 to %d", steps, SL_MAX_STEPS);
     if (!(shift > 0) || !isfinite(shift)) return sl_fail(err, SL_ARG, "sampler: shift %g, want a number above 0", shift);
     *out = (sl_schedule){.kind = kind, .steps = steps};
-    if (kind == SL_SAMPLER_UNIPC)
-        unipc_table(out, shift);
-    else
-        euler_table(out, shift);
+    if (kind == SL_SAMPLER_UNIPC) unipc_table(out, shift);
+    else euler_table(out, shift);
     for (int i = 0; i < steps; i++) /* sigmas[steps] is 0 */
         if (!(out->sigmas[i] > out->sigmas[i + 1]) || out->sigmas[i] > 1)
             return sl_fail(err, SL_ARG, "sampler: with shift %g the noise levels of steps %d and %d of %d are equal in float32",
@@ -169,9 +167,7 @@ void sl_sampler_step(sl_ctx *ctx, sl_sampler *s, const sl_tensor *v)
         sl_ctx_fail(ctx, SL_ARG, "sampler: step %d, the schedule has %d", s->step + 1, s->schedule->steps);
         return;
     }
-    if (s->schedule->kind == SL_SAMPLER_UNIPC)
-        unipc_step(ctx, s, v);
-    else
-        euler_step(ctx, s, v);
+    if (s->schedule->kind == SL_SAMPLER_UNIPC) unipc_step(ctx, s, v);
+    else euler_step(ctx, s, v);
     s->step++;
 }

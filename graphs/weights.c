@@ -10,40 +10,40 @@
 #include "common/json.h"
 #include "common/safetensors.h"
 
-#define SLAB ((size_t)1 << 20)          /* device memory for small tensors is taken in pieces of this size */
+#define SLAB ((size_t)1 << 20) /* device memory for small tensors is taken in pieces of this size */
 #define ALIGN 256
-#define STAGE ((int64_t)8 << 20)        /* elements converted on the host before one upload */
-#define BLOCK 4096                      /* elements that one thread converts at a time */
+#define STAGE ((int64_t)8 << 20) /* elements converted on the host before one upload */
+#define BLOCK 4096               /* elements that one thread converts at a time */
 #define NAME_BYTES 256
 
 typedef enum { FROM_FILE, PLAN, RANDOM, INSPECT } loader_mode;
-enum { UNSEEN, WANTED, SKIPPED };       /* what became of a checkpoint's tensor */
+enum { UNSEEN, WANTED, SKIPPED }; /* what became of a checkpoint's tensor */
 
 struct sl_loader {
     loader_mode mode;
     sl_ctx *ctx;
     char label[64];
-    sl_st *st;                  /* the checkpoint; NULL for PLAN and RANDOM */
-    unsigned char *seen;        /* one of the enum above per entry of st */
+    sl_st *st;           /* the checkpoint; NULL for PLAN and RANDOM */
+    unsigned char *seen; /* one of the enum above per entry of st */
     uint64_t seed;
-    sl_err err;                 /* the first error */
-    void **blocks;              /* device memory taken */
+    sl_err err;    /* the first error */
+    void **blocks; /* device memory taken */
     int block_count;
-    char *slab;                 /* the last slab: NULL when nothing is really taken */
+    char *slab; /* the last slab: NULL when nothing is really taken */
     size_t slab_left;
-    void *stage;                /* STAGE elements of up to 4 bytes, host */
+    void *stage; /* STAGE elements of up to 4 bytes, host */
     size_t bytes, mapped;
     int64_t parameters;
-    sl_weight_fn *watch;        /* may be NULL */
+    sl_weight_fn *watch; /* may be NULL */
     void *watch_user;
     char **findings;
     int finding_count;
-    bool finished;              /* the left-over tensors are among the findings */
+    bool finished; /* the left-over tensors are among the findings */
 };
 
 /* Where a tensor's numbers come from: host memory, or a random sequence centre + spread * (-1 .. 1). */
 typedef struct {
-    const void *data;           /* NULL: random */
+    const void *data; /* NULL: random */
     sl_dtype dtype;
     uint64_t seed;
     float centre, spread;
@@ -51,7 +51,8 @@ typedef struct {
 
 /* ---- opening and closing --------------------------------------------------------------------------- */
 
-static sl_code open_loader(sl_loader **out, loader_mode mode, sl_ctx *ctx, const char *dir, const char *stem, const char *label, sl_err *err)
+static sl_code open_loader(sl_loader **out, loader_mode mode, sl_ctx *ctx, const char *dir, const char *stem, const char *label,
+                           sl_err *err)
 {
     sl_loader *l = calloc(1, sizeof *l);
     sl_code rc = SL_OK;
@@ -61,7 +62,8 @@ static sl_code open_loader(sl_loader **out, loader_mode mode, sl_ctx *ctx, const
     l->ctx = ctx;
     snprintf(l->label, sizeof l->label, "%s", label);
     if (dir && (rc = sl_st_open_dir(&l->st, dir, stem, err))) sl_context(err, rc, "%s", label);
-    if (!rc && l->st && !(l->seen = calloc(1, (size_t)sl_st_size(l->st) + 1))) rc = sl_fail(err, SL_NOMEM, "%s: no memory for a loader", label);
+    if (!rc && l->st && !(l->seen = calloc(1, (size_t)sl_st_size(l->st) + 1)))
+        rc = sl_fail(err, SL_NOMEM, "%s: no memory for a loader", label);
     if (rc) sl_loader_close(&l);
     *out = l;
     return rc;
@@ -143,7 +145,7 @@ static void finding(sl_loader *l, const char *fmt, ...)
         return;
     }
     for (char *p = text; *p; p++)
-        if ((unsigned char)*p < 32) *p = '?';   /* names come from files: one line stays one line */
+        if ((unsigned char)*p < 32) *p = '?'; /* names come from files: one line stays one line */
     l->findings[l->finding_count++] = text;
 }
 
@@ -193,7 +195,7 @@ static void *take(sl_loader *l, size_t bytes)
 
 /* ---- numbers ------------------------------------------------------------------------------------------ */
 
-static uint64_t mix(uint64_t x)         /* splitmix64 */
+static uint64_t mix(uint64_t x) /* splitmix64 */
 {
     x += 0x9e3779b97f4a7c15u;
     x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
@@ -242,7 +244,7 @@ static void put(sl_loader *l, const sl_tensor *dst, const source *s)
         sl_tensor part = sl_view1((char *)dst->data + at * (int64_t)sl_dtype_size(dst->dtype), dst->dtype, k);
         convert(l->stage, dst->dtype, s, at, k);
         sl_upload(l->ctx, &part, l->stage);
-        sl_sync(l->ctx);        /* the stage is filled anew next */
+        sl_sync(l->ctx); /* the stage is filled anew next */
     }
 }
 
@@ -263,7 +265,7 @@ static void put_conv(sl_loader *l, void *dst, const int64_t shape[5], const sour
 
 /* ---- one tensor ----------------------------------------------------------------------------------------- */
 
-static bool is_norm(const char *name)   /* "....norm2.weight", "...layer_norm.weight", "...norm1.gamma" */
+static bool is_norm(const char *name) /* "....norm2.weight", "...layer_norm.weight", "...norm1.gamma" */
 {
     const char *dot = strrchr(name, '.');
     if (!dot) return false;
@@ -283,7 +285,7 @@ static source random_source(const sl_loader *l, const sl_tensor *t, sl_weight_ki
     for (int i = 1; i < t->rank; i++) k *= t->shape[i];
     if (is_norm(name)) return (source){.seed = seed, .centre = 1, .spread = 0.1f};
     if (kind == SL_W_VECTOR || t->rank == 1) return (source){.seed = seed, .spread = 0.02f};
-    return (source){.seed = seed, .spread = (float)sqrt(3.0 / (double)(k > 0 ? k : 1))};   /* deviation 1/sqrt(k) */
+    return (source){.seed = seed, .spread = (float)sqrt(3.0 / (double)(k > 0 ? k : 1))}; /* deviation 1/sqrt(k) */
 }
 
 /* The checkpoint's tensor of this name, right in shape and dtype; NULL with an error or a finding. */
@@ -338,7 +340,7 @@ static void plain_weight(sl_loader *l, sl_tensor *out, sl_weight_kind kind, cons
     if (mapped && (l->st || l->mode == PLAN)) l->mapped += sl_bytes(out);
     if (mapped && l->st) {
         l->bytes += sl_bytes(out);
-        if (!dry(l)) out->data = (void *)(uintptr_t)s->data;    /* read-only, as all weights */
+        if (!dry(l)) out->data = (void *)(uintptr_t)s->data; /* read-only, as all weights */
         return;
     }
     out->data = take(l, sl_bytes(out));

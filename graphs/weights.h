@@ -18,10 +18,10 @@
 typedef struct sl_loader sl_loader;
 
 typedef enum {
-    SL_W_MATRIX,    /* [N, K] of a linear layer, or an embedding table: the device's matrix dtype */
-    SL_W_VECTOR,    /* bias, norm weight: the device's activation dtype (F32 on the CPU) */
-    SL_W_FLOAT,     /* stays F32 everywhere (spec 2.1's fp32 list, VAE gammas, tables) */
-    SL_W_CONV       /* [Co,Ci,kt,kh,kw], or rank 4 [Co,Ci,kh,kw] seen as kt = 1; packed for sl_conv3d */
+    SL_W_MATRIX, /* [N, K] of a linear layer, or an embedding table: the device's matrix dtype */
+    SL_W_VECTOR, /* bias, norm weight: the device's activation dtype (F32 on the CPU) */
+    SL_W_FLOAT,  /* stays F32 everywhere (spec 2.1's fp32 list, VAE gammas, tables) */
+    SL_W_CONV    /* [Co,Ci,kt,kh,kw], or rank 4 [Co,Ci,kh,kw] seen as kt = 1; packed for sl_conv3d */
 } sl_weight_kind;
 
 /* Component `dir` with safetensors stem `stem`; memory through `ctx`, which must outlive the loader. `label` ("transformer") is
@@ -57,8 +57,8 @@ bool sl_loader_has(const sl_loader *l, const char *name);
 
 /* The first error, or SL_OK. Tensors of the file that nobody asked for are not an error; see sl_loader_unused. */
 sl_code sl_loader_finish(sl_loader *l, sl_err *err);
-int sl_loader_unused(const sl_loader *l);                       /* how many; inspect lists them */
-size_t sl_loader_bytes(const sl_loader *l);                     /* device memory taken (or planned), mapped weights counted */
+int sl_loader_unused(const sl_loader *l);   /* how many; inspect lists them */
+size_t sl_loader_bytes(const sl_loader *l); /* device memory taken (or planned), mapped weights counted */
 /* Of these, what stays mapped from the file and is no memory of this process (on the CPU). When planning without a checkpoint: what
  * would, if it held the activations' dtype. */
 size_t sl_loader_mapped(const sl_loader *l);

@@ -245,8 +245,7 @@ static bool in_range(sl_ctx *ctx, const char *op, const char *what, int64_t foun
     if (found >= lo && found <= hi) return true;
     if (hi == INT64_MAX)
         sl_ctx_fail(ctx, SL_SHAPE, "%s: %s is %lld, want at least %lld", op, what, (long long)found, (long long)lo);
-    else
-        sl_ctx_fail(ctx, SL_SHAPE, "%s: %s is %lld, want %lld to %lld", op, what, (long long)found, (long long)lo, (long long)hi);
+    else sl_ctx_fail(ctx, SL_SHAPE, "%s: %s is %lld, want %lld to %lld", op, what, (long long)found, (long long)lo, (long long)hi);
     return false;
 }
 
@@ -300,10 +299,8 @@ static bool same_or_apart(sl_ctx *ctx, const char *op, const char *out, const sl
 #define BODY(op_, ...)                                                                                                             \
     do {                                                                                                                           \
         if (ctx->ops->plan) break;                                                                                                 \
-        if (ctx->ops->op_)                                                                                                         \
-            ctx->ops->op_(__VA_ARGS__);                                                                                            \
-        else                                                                                                                       \
-            sl_ctx_fail(ctx, SL_INTERNAL, "%s: %s does not have it", #op_, ctx->ops->name);                                        \
+        if (ctx->ops->op_) ctx->ops->op_(__VA_ARGS__);                                                                             \
+        else sl_ctx_fail(ctx, SL_INTERNAL, "%s: %s does not have it", #op_, ctx->ops->name);                                       \
     } while (0)
 
 /* ---- movement and elementwise --------------------------------------------------------------------- */

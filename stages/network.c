@@ -15,7 +15,8 @@ sl_code sl_network_blame(sl_loader *const loaders[], const sl_err *found, sl_err
 {
     sl_err why = {0};
     for (int i = 0; loaders[i]; i++)
-        if (sl_loader_check_finite(loaders[i], &why) == SL_NUMERIC) return sl_fail(err, SL_NUMERIC, "%.230s, because %.230s", found->msg, why.msg);
+        if (sl_loader_check_finite(loaders[i], &why) == SL_NUMERIC)
+            return sl_fail(err, SL_NUMERIC, "%.230s, because %.230s", found->msg, why.msg);
     return sl_fail(err, SL_NUMERIC, "%s (all weights are finite)", found->msg);
 }
 
@@ -39,14 +40,16 @@ void sl_network_serve(sl_stage *st, sl_work_fn *work, void *self, sl_pool *first
         if (sl_stage_begin(st, msg.job.job, msg.job.attempt)) rc = sl_fail(&bad, SL_CANCELLED, "cancelled");
         if (!rc) rc = sl_network_job(&msg.job, &job, &bad);
         if (!rc) rc = work(self, &msg.job, &job, &bad);
-        if (rc && first && msg.job.tickets & 1) sl_pool_discard(first, &msg.job.first);     /* unless it was opened: stale tickets are ignored */
+        if (rc && first && msg.job.tickets & 1)
+            sl_pool_discard(first, &msg.job.first); /* unless it was opened: stale tickets are ignored */
         if (rc && second && msg.job.tickets & 2) sl_pool_discard(second, &msg.job.second);
         if (rc) sl_stage_failed(st, &msg.job, &bad);
         sl_job_free(&job);
     }
 }
 
-sl_code sl_network_input(float **out, const sl_lease *lease, const sl_st *file, const char *name, int rank, const int64_t *shape, sl_err *err)
+sl_code sl_network_input(float **out, const sl_lease *lease, const sl_st *file, const char *name, int rank, const int64_t *shape,
+                         sl_err *err)
 {
     sl_tensor t = {0}, want = sl_view(NULL, SL_F32, rank, shape);
     char found[96], wanted[96];

@@ -20,7 +20,8 @@ typedef sl_code sl_work_fn(void *self, const sl_msg_job *msg, const sl_job *job,
 void sl_network_serve(sl_stage *st, sl_work_fn *work, void *self, sl_pool *first, sl_pool *second, sl_err *err);
 
 /* Host copy of tensor `name`, float32, of exactly this shape, from an opened lease or, when it is NULL, from an opened file. *out is malloc'd. */
-sl_code sl_network_input(float **out, const sl_lease *lease, const sl_st *file, const char *name, int rank, const int64_t *shape, sl_err *err);
+sl_code sl_network_input(float **out, const sl_lease *lease, const sl_st *file, const char *name, int rank, const int64_t *shape,
+                         sl_err *err);
 
 /* Upload host float32 values, sl_count(t) of them, as t (F32 or act dtype). */
 void sl_network_upload(sl_ctx *ctx, const sl_tensor *t, const float *values);

@@ -17,8 +17,8 @@
 #include "common/log.h"
 
 #define MAX_POOLS 4
-#define CANCELS 64          /* remembered cancels of jobs that have not begun */
-#define INBOX 256           /* messages set aside while the main thread looks for something else */
+#define CANCELS 64 /* remembered cancels of jobs that have not begun */
+#define INBOX 256  /* messages set aside while the main thread looks for something else */
 
 typedef struct {
     uint64_t job;
@@ -43,29 +43,29 @@ struct sl_stage {
     sl_conf conf;
     sl_model model;
 
-    void *zmq, *in, *out;               /* main thread's ends of the inproc pairs */
+    void *zmq, *in, *out; /* main thread's ends of the inproc pairs */
     pthread_t io_thread, spool_thread;
     bool io_runs, spool_runs;
     char endpoint[SL_PATH];
-    atomic_bool quit;                   /* close() asks the io thread to end */
+    atomic_bool quit; /* close() asks the io thread to end */
 
-    pthread_mutex_t lock;               /* below: shared with the io thread */
+    pthread_mutex_t lock; /* below: shared with the io thread */
     job_attempt current, cancelled[CANCELS];
     int cancel_count;
     sl_pool *receive[MAX_POOLS];
-    sl_ticket told[MAX_POOLS][SL_POOL_MAX_SLOTS];   /* of each of their slots, the newest ticket that this process was told of */
+    sl_ticket told[MAX_POOLS][SL_POOL_MAX_SLOTS]; /* of each of their slots, the newest ticket that this process was told of */
     int receive_count;
-    volatile int cancel_flag;           /* set under the lock, read without: atomically */
+    volatile int cancel_flag; /* set under the lock, read without: atomically */
     atomic_bool draining;
 
-    struct {                            /* pools of receivers, main thread only */
+    struct { /* pools of receivers, main thread only */
         char purpose[SL_STR16];
         sl_pool_handle handle;
         sl_pool *pool;
     } send[MAX_POOLS];
     int send_count;
 
-    sl_msg inbox[INBOX];                /* main thread only */
+    sl_msg inbox[INBOX]; /* main thread only */
     int inbox_count;
 
     pthread_mutex_t spool_lock;
@@ -109,15 +109,17 @@ static bool io_deal(sl_stage *st, const sl_msg *m)
         break;
     case SL_MSG_KEEP: note_ticket(st, &m->keep.ticket); break;
     case SL_MSG_CANCEL:
-        if (st->current.job == m->cancel.job && st->current.attempt == m->cancel.attempt) __atomic_store_n(&st->cancel_flag, 1, __ATOMIC_RELAXED);
+        if (st->current.job == m->cancel.job && st->current.attempt == m->cancel.attempt)
+            __atomic_store_n(&st->cancel_flag, 1, __ATOMIC_RELAXED);
         else {
             st->cancelled[st->cancel_count % CANCELS] = (job_attempt){m->cancel.job, m->cancel.attempt};
             st->cancel_count++;
         }
-        done = false;                   /* the main thread sees it too: mux waits between messages */
+        done = false; /* the main thread sees it too: mux waits between messages */
         break;
     case SL_MSG_REAP:
-        for (int i = 0; i < st->receive_count; i++) sl_pool_reap_unsent(st->receive[i], m->reap.pid, st->told[i], SL_POOL_MAX_SLOTS);
+        for (int i = 0; i < st->receive_count; i++)
+            sl_pool_reap_unsent(st->receive[i], m->reap.pid, st->told[i], SL_POOL_MAX_SLOTS);
         break;
     case SL_MSG_DISCARD:
         for (int i = 0; i < st->receive_count; i++) sl_pool_discard(st->receive[i], &m->discard.ticket);
@@ -132,9 +134,10 @@ static bool io_deal(sl_stage *st, const sl_msg *m)
 static void *io_main(void *arg)
 {
     sl_stage *st = arg;
-    void *dealer = zmq_socket(st->zmq, ZMQ_DEALER), *to_main = zmq_socket(st->zmq, ZMQ_PAIR), *from_all = zmq_socket(st->zmq, ZMQ_PULL);
+    void *dealer = zmq_socket(st->zmq, ZMQ_DEALER), *to_main = zmq_socket(st->zmq, ZMQ_PAIR),
+         *from_all = zmq_socket(st->zmq, ZMQ_PULL);
     int linger = 200, none = 0, beat_ms = st->conf.supervise.heartbeat_ms;
-    int64_t next_beat = sl_now_ns() + (int64_t)beat_ms * 1000000;    /* HELLO goes first */
+    int64_t next_beat = sl_now_ns() + (int64_t)beat_ms * 1000000; /* HELLO goes first */
     uint64_t beats = 0;
     sl_err err = {0};
     sl_msg m;
@@ -145,7 +148,7 @@ static void *io_main(void *arg)
     if (zmq_connect(dealer, st->endpoint) || zmq_connect(to_main, "inproc://to-main") || zmq_bind(from_all, "inproc://from-all"))
         sl_log(SL_LOG_ERROR, "cannot connect to %s: %s", st->endpoint, zmq_strerror(errno));
     m = (sl_msg){.type = SL_MSG_HEARTBEAT};
-    sl_wire_send(to_main, NULL, 0, &m, NULL);   /* from_all is bound: the main thread may connect */
+    sl_wire_send(to_main, NULL, 0, &m, NULL); /* from_all is bound: the main thread may connect */
 
     while (true) {
         int64_t now = sl_now_ns(), wait_ms = (next_beat - now) / 1000000;
@@ -207,7 +210,7 @@ static void *spool_main(void *arg)
         for (int i = 0; i < it->n; i++) names[i] = it->names[i];
         sl_code rc = sl_st_save(it->path, it->n, names, it->tensors, &err);
         if (rc && !it->announce) sl_log(SL_LOG_WARN, "spool: %s", err.msg);
-        if (it->announce) {             /* whether a failure matters, and is told, is the dispatcher's decision */
+        if (it->announce) { /* whether a failure matters, and is told, is the dispatcher's decision */
             sl_msg m = {.type = SL_MSG_SPOOLED, .spooled = {.job = it->job, .attempt = it->attempt, .code = (int32_t)rc}};
             snprintf(m.spooled.name, sizeof m.spooled.name, "%s", it->name);
             snprintf(m.spooled.message, sizeof m.spooled.message, "%s", err.msg);
@@ -272,7 +275,8 @@ void sl_stage_spool_flush(sl_stage *st)
 
 static sl_code parse_args(sl_stage *st, int argc, char **argv, const char **conf, const char **model, sl_err *err)
 {
-    static const struct option OPTIONS[] = {{"connect", 1, 0, 'c'}, {"conf", 1, 0, 'f'}, {"model", 1, 0, 'm'}, {"device", 1, 0, 'd'}, {0}};
+    static const struct option OPTIONS[] = {
+        {"connect", 1, 0, 'c'}, {"conf", 1, 0, 'f'}, {"model", 1, 0, 'm'}, {"device", 1, 0, 'd'}, {0}};
     int o;
     opterr = 0;
     optind = 1;
@@ -282,9 +286,12 @@ static sl_code parse_args(sl_stage *st, int argc, char **argv, const char **conf
         else if (o == 'f') *conf = optarg;
         else if (o == 'm') *model = optarg;
         else if (o == 'd') snprintf(st->device, sizeof st->device, "%s", optarg);
-        else return sl_fail(err, SL_ARG, "%s: unknown or incomplete option %s, want --connect --conf --model --device", argv[0], argv[optind - 1]);
+        else
+            return sl_fail(err, SL_ARG, "%s: unknown or incomplete option %s, want --connect --conf --model --device", argv[0],
+                           argv[optind - 1]);
     }
-    if (!*st->endpoint || !*model) return sl_fail(err, SL_ARG, "%s: want --connect ENDPOINT and --model DIR (the dispatcher starts stages)", argv[0]);
+    if (!*st->endpoint || !*model)
+        return sl_fail(err, SL_ARG, "%s: want --connect ENDPOINT and --model DIR (the dispatcher starts stages)", argv[0]);
     return SL_OK;
 }
 
@@ -292,7 +299,8 @@ static sl_code start_threads(sl_stage *st, sl_err *err)
 {
     int none = 0, linger = 0;
     sl_msg first;
-    if (!(st->zmq = zmq_ctx_new()) || !(st->in = zmq_socket(st->zmq, ZMQ_PAIR))) return sl_fail(err, SL_SYS, "zmq: %s", zmq_strerror(errno));
+    if (!(st->zmq = zmq_ctx_new()) || !(st->in = zmq_socket(st->zmq, ZMQ_PAIR)))
+        return sl_fail(err, SL_SYS, "zmq: %s", zmq_strerror(errno));
     zmq_setsockopt(st->in, ZMQ_RCVHWM, &none, sizeof none);
     zmq_setsockopt(st->in, ZMQ_LINGER, &linger, sizeof linger);
     if (zmq_bind(st->in, "inproc://to-main")) return sl_fail(err, SL_SYS, "zmq: %s", zmq_strerror(errno));
@@ -301,7 +309,7 @@ static sl_code start_threads(sl_stage *st, sl_err *err)
     zmq_pollitem_t item = {st->in, 0, ZMQ_POLLIN, 0};
     int ready;
     do ready = zmq_poll(&item, 1, 5000);
-    while (ready < 0 && errno == EINTR);    /* SIGTERM: the dispatcher may end before we have begun */
+    while (ready < 0 && errno == EINTR); /* SIGTERM: the dispatcher may end before we have begun */
     if (ready < 1 || sl_wire_recv(st->in, NULL, NULL, &first, err)) return sl_fail(err, SL_SYS, "io thread did not start");
     st->out = open_out(st);
     if (pthread_create(&st->spool_thread, NULL, spool_main, st)) return sl_fail(err, SL_SYS, "spool thread: %s", strerror(errno));
@@ -320,7 +328,7 @@ sl_code sl_stage_open(sl_stage **out, const char *role, int argc, char **argv, s
     if (!st) return sl_fail(err, SL_NOMEM, "stage %s: no memory", role);
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     sigaction(SIGTERM, &drain, NULL);
-    sigaction(SIGINT, &ignore, NULL);       /* Ctrl-C is the client's business */
+    sigaction(SIGINT, &ignore, NULL); /* Ctrl-C is the client's business */
     sigaction(SIGPIPE, &ignore, NULL);
     snprintf(st->role, sizeof st->role, "%s", role);
     pthread_mutex_init(&st->lock, NULL);
@@ -358,7 +366,7 @@ void sl_stage_close(sl_stage **stp)
     if (st->io_runs) {
         sl_msg last = {.type = SL_MSG_HEARTBEAT};
         atomic_store(&st->quit, true);
-        if (st->out) sl_wire_send(st->out, NULL, 0, &last, NULL);   /* wakes the io thread, behind all that was said */
+        if (st->out) sl_wire_send(st->out, NULL, 0, &last, NULL); /* wakes the io thread, behind all that was said */
         pthread_join(st->io_thread, NULL);
     }
     for (int i = 0; i < st->send_count; i++) sl_pool_close(&st->send[i].pool);
@@ -378,7 +386,7 @@ int sl_stage_exit(sl_stage **st, const sl_err *err)
     bool bad = err->code != SL_OK && err->code != SL_GONE;
     bool told = bad && *st && (*st)->out;
     if (bad && !told) sl_log_err("stopping", err);
-    if (told) {                             /* the dispatcher tells the user why, once, instead of an exit status */
+    if (told) { /* the dispatcher tells the user why, once, instead of an exit status */
         sl_msg m = {.type = SL_MSG_FAILED, .failed = {.code = (int32_t)err->code}};
         snprintf(m.failed.message, sizeof m.failed.message, "%s", err->msg);
         sl_stage_send(*st, &m);
@@ -403,7 +411,8 @@ const char *sl_stage_device(const sl_stage *st)
 sl_code sl_stage_ops(const sl_stage *st, const sl_ops **out, sl_err *err)
 {
     if (strcmp(st->device, "cpu"))
-        return sl_fail(err, SL_ARG, "%s: device %s is not to be had: this build has no CUDA plug-in, want cpu", st->role, st->device);
+        return sl_fail(err, SL_ARG, "%s: device %s is not to be had: this build has no CUDA plug-in, want cpu", st->role,
+                       st->device);
     *out = &sl_ops_cpu;
     return SL_OK;
 }
@@ -417,7 +426,7 @@ sl_code sl_stage_receive_pool(sl_stage *st, const char *purpose, int slots, size
     sl_code rc = sl_pool_create(&pool, purpose, SL_POOL_HOST, slots, slot_bytes, err);
     if (rc) return rc;
     pthread_mutex_lock(&st->lock);
-    st->receive[st->receive_count++] = pool;    /* at most one a purpose, MAX_POOLS purposes */
+    st->receive[st->receive_count++] = pool; /* at most one a purpose, MAX_POOLS purposes */
     pthread_mutex_unlock(&st->lock);
     snprintf(m.pool.purpose, sizeof m.pool.purpose, "%s", purpose);
     sl_pool_export(pool, &m.pool.handle);
@@ -468,8 +477,8 @@ sl_code sl_stage_send_pool(sl_stage *st, const char *purpose, sl_pool **out, sl_
     return sl_fail(err, SL_GONE, "nobody receives %s yet", purpose);
 }
 
-sl_code sl_stage_hand_over(sl_stage *st, const char *purpose, int n, const char *const names[], const sl_tensor tensors[], sl_ticket *ticket,
-                           sl_err *err)
+sl_code sl_stage_hand_over(sl_stage *st, const char *purpose, int n, const char *const names[], const sl_tensor tensors[],
+                           sl_ticket *ticket, sl_err *err)
 {
     sl_pool *pool;
     sl_lease *lease = NULL;
@@ -522,7 +531,7 @@ sl_code sl_stage_next(sl_stage *st, bool busy, sl_msg *out, sl_err *err)
         }
         if (!busy && (term_seen || atomic_load(&st->draining))) return sl_fail(err, SL_GONE, "drained");
         zmq_pollitem_t item = {st->in, 0, ZMQ_POLLIN, 0};
-        zmq_poll(&item, 1, 100);            /* wakes at once for a message; the tick is for SIGTERM */
+        zmq_poll(&item, 1, 100); /* wakes at once for a message; the tick is for SIGTERM */
     }
 }
 
@@ -531,7 +540,8 @@ bool sl_stage_begin(sl_stage *st, uint64_t job, uint32_t attempt)
     bool was = false;
     pthread_mutex_lock(&st->lock);
     st->current = (job_attempt){job, attempt};
-    for (int i = 0; job && i < CANCELS && i < st->cancel_count; i++) was |= st->cancelled[i].job == job && st->cancelled[i].attempt == attempt;
+    for (int i = 0; job && i < CANCELS && i < st->cancel_count; i++)
+        was |= st->cancelled[i].job == job && st->cancelled[i].attempt == attempt;
     __atomic_store_n(&st->cancel_flag, was, __ATOMIC_RELAXED);
     pthread_mutex_unlock(&st->lock);
     return was;
@@ -550,7 +560,8 @@ const volatile int *sl_stage_cancel_flag(const sl_stage *st)
 void sl_stage_progress(sl_stage *st, const sl_msg_job *job, int done, int total, double seconds)
 {
     sl_msg m = {.type = SL_MSG_PROGRESS};
-    m.progress = (sl_msg_progress){.job = job->job, .attempt = job->attempt, .done = (uint32_t)done, .total = (uint32_t)total, .seconds = seconds};
+    m.progress = (sl_msg_progress){
+        .job = job->job, .attempt = job->attempt, .done = (uint32_t)done, .total = (uint32_t)total, .seconds = seconds};
     snprintf(m.progress.stage, sizeof m.progress.stage, "%s", st->role);
     sl_stage_send(st, &m);
 }
@@ -558,8 +569,12 @@ void sl_stage_progress(sl_stage *st, const sl_msg_job *job, int done, int total,
 void sl_stage_done(sl_stage *st, const sl_msg_job *job, const sl_ticket *out, size_t arena_bytes, uint64_t bytes)
 {
     sl_msg m = {.type = SL_MSG_DONE};
-    m.done = (sl_msg_done){.job = job->job, .attempt = job->attempt, .tickets = out != NULL, .peak_bytes = sl_stage_peak_bytes(),
-                           .arena_bytes = arena_bytes, .bytes = bytes};
+    m.done = (sl_msg_done){.job = job->job,
+                           .attempt = job->attempt,
+                           .tickets = out != NULL,
+                           .peak_bytes = sl_stage_peak_bytes(),
+                           .arena_bytes = arena_bytes,
+                           .bytes = bytes};
     if (out) m.done.out = *out;
     sl_stage_begin(st, 0, 0);
     sl_stage_send(st, &m);
@@ -570,7 +585,7 @@ void sl_stage_failed(sl_stage *st, const sl_msg_job *job, const sl_err *err)
     sl_msg m = {.type = SL_MSG_FAILED};
     m.failed = (sl_msg_failed){.job = job->job, .attempt = job->attempt, .code = (int32_t)err->code};
     snprintf(m.failed.message, sizeof m.failed.message, "%s", err->msg);
-    sl_stage_spool_flush(st);               /* the job's folder may be removed once this is said */
+    sl_stage_spool_flush(st); /* the job's folder may be removed once this is said */
     sl_stage_begin(st, 0, 0);
     sl_stage_send(st, &m);
 }
@@ -591,5 +606,6 @@ sl_code sl_stage_check_finite(const char *name, const sl_tensor *t, sl_err *err)
     int64_t at = sl_first_nonfinite(t->data, t->dtype, sl_count(t));
     char shape[96];
     if (at < 0) return SL_OK;
-    return sl_fail(err, SL_NUMERIC, "%s %s has NaN or infinity at element %lld", name, sl_shape_text(t, shape, sizeof shape), (long long)at);
+    return sl_fail(err, SL_NUMERIC, "%s %s has NaN or infinity at element %lld", name, sl_shape_text(t, shape, sizeof shape),
+                   (long long)at);
 }

@@ -26,7 +26,7 @@ int sl_stage_exit(sl_stage **st, const sl_err *err);
 
 const sl_conf *sl_stage_conf(const sl_stage *st);
 const sl_model *sl_stage_model(const sl_stage *st);
-const char *sl_stage_device(const sl_stage *st);            /* "cpu" or "cuda:N" */
+const char *sl_stage_device(const sl_stage *st); /* "cpu" or "cuda:N" */
 /* The operations table for this stage's device. SL_ARG when the device is not to be had here, naming it. */
 sl_code sl_stage_ops(const sl_stage *st, const sl_ops **out, sl_err *err);
 
@@ -46,10 +46,10 @@ sl_code sl_stage_next(sl_stage *st, bool busy, sl_msg *out, sl_err *err);
 /* Name the job that runs (0: none) so that CANCEL and heartbeats find it. true: it has been cancelled already. */
 bool sl_stage_begin(sl_stage *st, uint64_t job, uint32_t attempt);
 bool sl_stage_cancelled(const sl_stage *st);
-const volatile int *sl_stage_cancel_flag(const sl_stage *st);   /* for sl_ctx.cancel */
+const volatile int *sl_stage_cancel_flag(const sl_stage *st); /* for sl_ctx.cancel */
 
-void sl_stage_send(sl_stage *st, const sl_msg *msg);            /* queued; never blocks, never fails */
-void sl_stage_span(sl_stage *st, uint64_t job, sl_span_kind kind, int64_t t0_ns);   /* from t0 until now */
+void sl_stage_send(sl_stage *st, const sl_msg *msg);                              /* queued; never blocks, never fails */
+void sl_stage_span(sl_stage *st, uint64_t job, sl_span_kind kind, int64_t t0_ns); /* from t0 until now */
 void sl_stage_progress(sl_stage *st, const sl_msg_job *job, int done, int total, double seconds);
 /* out may be NULL; arena_bytes: the most that the arena has held; bytes: of the finished file. */
 void sl_stage_done(sl_stage *st, const sl_msg_job *job, const sl_ticket *out, size_t arena_bytes, uint64_t bytes);
@@ -59,12 +59,12 @@ void sl_stage_failed(sl_stage *st, const sl_msg_job *job, const sl_err *err);
  * SPOOLED says why (unannounced: a warning in the log), and the job goes on without that safety, unless its dump was asked for. */
 void sl_stage_spool(sl_stage *st, const sl_msg_job *job, const char *name, bool announce, int n, const char *const names[],
                     const sl_tensor tensors[]);
-void sl_stage_spool_flush(sl_stage *st);                        /* wait until all of it is on disk */
+void sl_stage_spool_flush(sl_stage *st); /* wait until all of it is on disk */
 
 /* Hand over n tensors (host memory) through the receiver's pool: reserve, copy in, seal. *ticket is for DONE. Errors: SL_GONE the receiver is
  * not there (the spool still has them), SL_BUSY no slot in time, SL_SHAPE too large for its slots. */
-sl_code sl_stage_hand_over(sl_stage *st, const char *purpose, int n, const char *const names[], const sl_tensor tensors[], sl_ticket *ticket,
-                           sl_err *err);
+sl_code sl_stage_hand_over(sl_stage *st, const char *purpose, int n, const char *const names[], const sl_tensor tensors[],
+                           sl_ticket *ticket, sl_err *err);
 
 /* Peak host memory of this process, bytes (VmHWM). */
 size_t sl_stage_peak_bytes(void);

@@ -101,9 +101,9 @@ int main(void)
     }
     double ideal = sum / (double)cpus > busiest ? sum / (double)cpus : busiest;
     printf("; all %.2f\n", 1e3 * sum);
-    printf("first job %.1f ms after the start; then one every %.2f ms, at best %.2f (%ld processors): overhead %.2f ms a job\n", 1e3 * best.first,
-           1e3 * best.pace, 1e3 * ideal, cpus, 1e3 * (best.pace - ideal));
-    printf("of the pace: handing over %.2f ms, spooling %.2f ms a job (all stages; they run beside each other)\n", 1e3 * best.handing_over,
-           1e3 * best.spooling);
+    printf("first job %.1f ms after the start; then one every %.2f ms, at best %.2f (%ld processors): overhead %.2f ms a job\n",
+           1e3 * best.first, 1e3 * best.pace, 1e3 * ideal, cpus, 1e3 * (best.pace - ideal));
+    printf("of the pace: handing over %.2f ms, spooling %.2f ms a job (all stages; they run beside each other)\n",
+           1e3 * best.handing_over, 1e3 * best.spooling);
     return 0;
 }

@@ -31,10 +31,8 @@ static sl_tensor filled(sl_ctx *ctx, sl_dtype dtype, int64_t a, int64_t b)
     for (int64_t i = 0; i < a * b && t.data; i++) {
         s = s * 1664525u + 1013904223u;
         float x = (float)(int32_t)s / 2147483648.0f;
-        if (dtype == SL_F32)
-            ((float *)t.data)[i] = x;
-        else
-            ((sl_bf16 *)t.data)[i] = sl_to_bf16(x);
+        if (dtype == SL_F32) ((float *)t.data)[i] = x;
+        else ((sl_bf16 *)t.data)[i] = sl_to_bf16(x);
     }
     return t;
 }

@@ -36,7 +36,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         if (!(rc = sl_model_parse_clip(&c, json, size - 1, "x", &err))) check(c.hidden % c.heads == 0 && c.image % c.patch == 0);
         break;
     case 3:
-        if (!(rc = sl_model_parse_processor(&c, json, size - 1, "x", &err))) check(c.crop_w == c.image && c.shortest_edge >= c.crop_h);
+        if (!(rc = sl_model_parse_processor(&c, json, size - 1, "x", &err)))
+            check(c.crop_w == c.image && c.shortest_edge >= c.crop_h);
         break;
     case 4:
         if (!(rc = sl_model_parse_vae(&v, json, size - 1, "x", &err))) {

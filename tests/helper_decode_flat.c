@@ -18,12 +18,12 @@
 
 #define BEAT_MS 100
 #define SLOTS 2
-#define SLOT_BYTES ((size_t)256 << 20)      /* memory is taken as it is touched, so a generous size costs nothing */
+#define SLOT_BYTES ((size_t)256 << 20) /* memory is taken as it is touched, so a generous size costs nothing */
 
 typedef struct {
     void *socket;
-    sl_pool *latents;                       /* ours: denoise sends there */
-    sl_pool *frames;                        /* mux's: we send there */
+    sl_pool *latents; /* ours: denoise sends there */
+    sl_pool *frames;  /* mux's: we send there */
     bool has_job, cancelled, drain;
     sl_msg_job job;
 } flat;
@@ -38,7 +38,7 @@ static void listen_now(flat *f, int wait_ms)
     while (sl_wire_recv(f->socket, NULL, NULL, &m, &err) == SL_OK) switch (m.type) {
         case SL_MSG_POOL:
             if (strcmp(m.pool.purpose, "frames")) break;
-            sl_pool_close(&f->frames);      /* an earlier mux's */
+            sl_pool_close(&f->frames); /* an earlier mux's */
             sl_pool_open(&f->frames, &m.pool.handle, &err);
             break;
         case SL_MSG_JOB:
@@ -50,7 +50,7 @@ static void listen_now(flat *f, int wait_ms)
         case SL_MSG_DISCARD: sl_pool_discard(f->latents, &m.discard.ticket); break;
         case SL_MSG_REAP: sl_pool_reap(f->latents, m.reap.pid); break;
         case SL_MSG_DRAIN: f->drain = true; break;
-        default: break;                     /* of no use to this stage */
+        default: break; /* of no use to this stage */
         }
     sl_wire_send(f->socket, NULL, 0, &beat, NULL);
 }
@@ -70,8 +70,12 @@ static void paint(uint8_t *rgb, int n, const float *x, const int64_t shape[4], i
 static sl_code send_chunk(flat *f, const sl_tensor *x, int64_t t, sl_err *err)
 {
     int n = t ? 4 : 1;
-    sl_msg m = {.type = SL_MSG_CHUNK, .chunk = {.job = f->job.job, .attempt = f->job.attempt, .index = (uint32_t)t, .chunks = (uint32_t)x->shape[1],
-                                                .frames = (uint32_t)n}};
+    sl_msg m = {.type = SL_MSG_CHUNK,
+                .chunk = {.job = f->job.job,
+                          .attempt = f->job.attempt,
+                          .index = (uint32_t)t,
+                          .chunks = (uint32_t)x->shape[1],
+                          .frames = (uint32_t)n}};
     sl_lease *lease = NULL;
     sl_tensor rgb;
     sl_code rc;
@@ -79,7 +83,7 @@ static sl_code send_chunk(flat *f, const sl_tensor *x, int64_t t, sl_err *err)
         listen_now(f, 0);
         if (f->cancelled) return sl_fail(err, SL_CANCELLED, "cancelled");
         rc = f->frames ? sl_lease_reserve(&lease, f->frames, BEAT_MS, err) : sl_fail(err, SL_GONE, "no mux");
-    } while (rc == SL_BUSY);                /* back-pressure: mux has not read the last ones yet */
+    } while (rc == SL_BUSY); /* back-pressure: mux has not read the last ones yet */
     if (!rc) rc = sl_lease_add(lease, "rgb", SL_U8, 4, (int64_t[]){n, 8 * x->shape[2], 8 * x->shape[3], 3}, &rgb, err);
     if (!rc) {
         paint(rgb.data, n, x->data, x->shape, t);
@@ -99,7 +103,7 @@ static sl_code work(flat *f, sl_err *err)
     char path[SL_DIR + 32];
     sl_code rc;
     snprintf(path, sizeof path, "%s/denoise.safetensors", f->job.dir);
-    if (f->job.tickets) {                   /* the latents lie in our own slot, or in the spool if they were made before we were */
+    if (f->job.tickets) { /* the latents lie in our own slot, or in the spool if they were made before we were */
         if (!(rc = sl_lease_open(&lease, f->latents, &f->job.first, NULL, err))) rc = sl_lease_tensor(lease, "latents", &x, err);
     } else if (!(rc = sl_st_open_file(&file, path, err))) {
         if ((e = sl_st_find(file, "latents"))) x = e->t;
@@ -119,7 +123,7 @@ int main(int argc, char **argv)
     void *zmq = zmq_ctx_new();
     sl_msg hello = {.type = SL_MSG_HELLO, .hello = {.role = "decode", .pid = getpid(), .device = "cpu"}};
     sl_msg pool = {.type = SL_MSG_POOL, .pool = {.purpose = "latents"}}, ready = {.type = SL_MSG_READY};
-    prctl(PR_SET_PDEATHSIG, SIGKILL);       /* a stage dies with its dispatcher */
+    prctl(PR_SET_PDEATHSIG, SIGKILL); /* a stage dies with its dispatcher */
     signal(SIGPIPE, SIG_IGN);
     f.socket = zmq_socket(zmq, ZMQ_DEALER);
     for (int i = 1; i + 1 < argc; i++)
@@ -137,7 +141,8 @@ int main(int argc, char **argv)
         f.has_job = false;
         sl_msg end = {.type = SL_MSG_DONE, .done = {.job = f.job.job, .attempt = f.job.attempt}};
         if (work(&f, &bad)) {
-            end = (sl_msg){.type = SL_MSG_FAILED, .failed = {.job = f.job.job, .attempt = f.job.attempt, .code = (int32_t)bad.code}};
+            end =
+                (sl_msg){.type = SL_MSG_FAILED, .failed = {.job = f.job.job, .attempt = f.job.attempt, .code = (int32_t)bad.code}};
             snprintf(end.failed.message, sizeof end.failed.message, "%s", bad.msg);
         }
         sl_wire_send(f.socket, NULL, 0, &end, NULL);

@@ -17,7 +17,7 @@
 
 #include "stages/stage.h"
 
-#define STANDARD 9      /* argv[0] and what every stage is given */
+#define STANDARD 9 /* argv[0] and what every stage is given */
 
 static const struct {
     const char *program, *role, *purpose;
@@ -48,7 +48,7 @@ static void die_at_work(int argc, char **argv, const char *role, const char *pur
         if (sl_stage_next(st, false, &msg, &err)) exit(sl_stage_exit(&st, &err));
     while (msg.type != SL_MSG_JOB);
     if (sealed) {
-        while (sl_stage_send_pool(st, purpose, &pool, &err)) usleep(1000);      /* it may not be there yet */
+        while (sl_stage_send_pool(st, purpose, &pool, &err)) usleep(1000); /* it may not be there yet */
         if (sl_lease_reserve(&lease, pool, 5000, &err) || sl_lease_add(lease, "lost", SL_U8, 1, (int64_t[]){1}, &t, &err) ||
             sl_lease_seal(lease, NULL, &ticket, &err))
             exit(sl_stage_exit(&st, &err));

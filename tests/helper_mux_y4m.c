@@ -16,7 +16,7 @@ typedef struct {
     bool busy;
     sl_msg_job msg;
     sl_job job;
-    uint32_t next;              /* index of the chunk that comes next */
+    uint32_t next; /* index of the chunk that comes next */
     char temporary[SL_PATH + 8];
     FILE *file;
 } mux;
@@ -67,9 +67,10 @@ static sl_code on_chunk(mux *m, const sl_msg_chunk *c, sl_err *err)
     size_t frame = (size_t)m->job.width * (size_t)m->job.height * 3;
     sl_code rc = sl_lease_open(&lease, m->frames, &c->rgb, NULL, err);
     if (!rc) rc = sl_lease_tensor(lease, "rgb", &rgb, err);
-    if (!rc && (rgb.dtype != SL_U8 || c->index != m->next || sl_bytes(&rgb) != c->frames * frame)) rc = sl_fail(err, SL_SHAPE, "y4m: a chunk of another job?");
+    if (!rc && (rgb.dtype != SL_U8 || c->index != m->next || sl_bytes(&rgb) != c->frames * frame))
+        rc = sl_fail(err, SL_SHAPE, "y4m: a chunk of another job?");
     for (uint32_t i = 0; i < c->frames && !rc; i++) rc = write_frame(m, (const uint8_t *)rgb.data + i * frame, err);
-    sl_lease_drop(&lease, NULL);            /* the slot is free again */
+    sl_lease_drop(&lease, NULL); /* the slot is free again */
     if (rc) return rc;
     sl_stage_progress(m->st, &m->msg, (int)++m->next, (int)c->chunks, 0);
     if (m->next < c->chunks) return SL_OK;
@@ -102,7 +103,8 @@ int main(int argc, char **argv)
         sl_err bad = {0};
         sl_code rc = SL_OK;
         if (msg.type == SL_MSG_JOB) rc = on_job(&m, &msg.job, &bad);
-        else if (msg.type == SL_MSG_CANCEL && is_current(&m, msg.cancel.job, msg.cancel.attempt)) rc = sl_fail(&bad, SL_CANCELLED, "cancelled");
+        else if (msg.type == SL_MSG_CANCEL && is_current(&m, msg.cancel.job, msg.cancel.attempt))
+            rc = sl_fail(&bad, SL_CANCELLED, "cancelled");
         else if (msg.type == SL_MSG_CHUNK && is_current(&m, msg.chunk.job, msg.chunk.attempt)) rc = on_chunk(&m, &msg.chunk, &bad);
         else if (msg.type == SL_MSG_CHUNK) sl_pool_discard(m.frames, &msg.chunk.rgb);
         if (rc) {

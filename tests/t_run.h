@@ -21,16 +21,16 @@
 
 #define T_MODEL "tests/golden/tiny-i2v/model"
 #define T_IMAGE "tests/golden/tiny-i2v/i2v-96x64x9.png"
-#define T_RUN_S 120         /* a run that takes longer hangs (they take one or two seconds; sanitizers and a busy machine need more) */
+#define T_RUN_S 120 /* a run that takes longer hangs (they take one or two seconds; sanitizers and a busy machine need more) */
 #define T_ARGS 64
 
 static const char *const T_ROLES[] = {"dispatch", "text", "image", "denoise", "decode", "mux"};
 #define T_ROLE_COUNT 6
 
 typedef struct {
-    char base[200];             /* holds run/ (run directories), out/ (results), run.cfg */
+    char base[200]; /* holds run/ (run directories), out/ (results), run.cfg */
     char conf[240], out[240];
-    pid_t pid;                  /* sluice */
+    pid_t pid; /* sluice */
     int log;
     pid_t stages[T_ROLE_COUNT]; /* as the log says; the dispatcher first */
     char line[4096];            /* the newest */
@@ -89,7 +89,7 @@ static inline void t_run_fail(t_run *r, const char *fmt, ...)
     const char *from = r->text ? r->text : "";
     if (r->used > 6000) from += r->used - 6000;
     fprintf(stderr, "---- end of the log\n%s\n----\n", from);
-    if (r->pid > 0) kill(r->pid, SIGKILL);          /* the others go with it */
+    if (r->pid > 0) kill(r->pid, SIGKILL); /* the others go with it */
     for (double until = t_seconds() + 10; t_seconds() < until && waitpid(-1, NULL, WNOHANG) >= 0;) usleep(10000);
     fail_msg("%s", why);
     abort();
@@ -131,8 +131,10 @@ static inline void t_write(const char *path, const char *text)
 /* Quick restarts, a state every second step; `more` is further configuration, or "". */
 static inline void t_run_conf(t_run *r, int restarts, int stall_s, const char *more)
 {
-    t_write(r->conf, t_format("run: { log = \"debug\"; };\ndenoise: { state_every = 2; };\nvideo: { preset = \"veryfast\"; threads = 2; };\n"
-                              "supervise: { backoff_ms = 5; restarts = %d; stall_s = %d; heartbeat_ms = 100; };\n%s", restarts, stall_s, more));
+    t_write(r->conf,
+            t_format("run: { log = \"debug\"; };\ndenoise: { state_every = 2; };\nvideo: { preset = \"veryfast\"; threads = 2; };\n"
+                     "supervise: { backoff_ms = 5; restarts = %d; stall_s = %d; heartbeat_ms = 100; };\n%s",
+                     restarts, stall_s, more));
 }
 
 /* ---- a run ---- */
@@ -220,7 +222,8 @@ static inline int t_run_end(t_run *r)
     while (t_run_line(r)) continue;
     assert_int_equal(waitpid(r->pid, &status, 0), r->pid);
     r->pid = 0;
-    if (strstr(r->text, "Sanitizer") || strstr(r->text, "runtime error:")) t_run_fail(r, "a sanitizer found something in one of the processes");
+    if (strstr(r->text, "Sanitizer") || strstr(r->text, "runtime error:"))
+        t_run_fail(r, "a sanitizer found something in one of the processes");
     return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
 }
 
@@ -296,8 +299,10 @@ static inline void t_run_nothing_left(t_run *r, double wait_s)
         if (!child) usleep(2000);
     if (child >= 0) t_run_fail(r, "left behind: process %d", (int)child);
     if (t_count_processes(r)) t_run_fail(r, "left behind: %d processes", t_count_processes(r));
-    if (t_count_lines("/proc/net/unix", r->base)) t_run_fail(r, "left behind: %d sockets", t_count_lines("/proc/net/unix", r->base));
-    if (t_count_files("/dev/shm", "sluice")) t_run_fail(r, "left behind: %d entries of /dev/shm", t_count_files("/dev/shm", "sluice"));
+    if (t_count_lines("/proc/net/unix", r->base))
+        t_run_fail(r, "left behind: %d sockets", t_count_lines("/proc/net/unix", r->base));
+    if (t_count_files("/dev/shm", "sluice"))
+        t_run_fail(r, "left behind: %d entries of /dev/shm", t_count_files("/dev/shm", "sluice"));
     if (t_count_files(t_format("%s/run", r->base), NULL)) t_run_fail(r, "left behind: a run directory in %s/run", r->base);
     if (t_count_files(r->out, ".tmp") || t_count_files(r->out, ".probe")) t_run_fail(r, "left behind: temporaries in %s", r->out);
 }

@@ -8,10 +8,10 @@
 #define MAX_KILLS 8
 
 typedef struct {
-    const char *role;       /* whom */
-    const char *line;       /* once this has been in a line of the log .. */
-    int nth;                /* .. so many times (0: once) .. */
-    int after_ms;           /* .. and that long ago */
+    const char *role; /* whom */
+    const char *line; /* once this has been in a line of the log .. */
+    int nth;          /* .. so many times (0: once) .. */
+    int after_ms;     /* .. and that long ago */
 } strike;
 
 typedef struct {
@@ -21,16 +21,37 @@ typedef struct {
 } plan;
 
 static t_run run;
-static char want[2][256];   /* folders of undisturbed runs: without and with the cache */
-static int kills;           /* so far */
+static char want[2][256]; /* folders of undisturbed runs: without and with the cache */
+static int kills;         /* so far */
 
 /* ---- jobs ---- */
 
 /* The one job, or (in a file) two that differ in everything but the size of the pool's slots. */
 static void start(const plan *p)
 {
-    char *args[T_ARGS] = {"sluice", "run", "--quiet", "--conf", run.conf, "--model", T_MODEL, "--image", T_IMAGE, "--prompt", "A cat runs, and it rains.",
-                          "--negative", "blur", "--width", "96", "--height", "64", "--frames", "17", "--steps", "12", "--seed", "7"};
+    char *args[T_ARGS] = {"sluice",
+                          "run",
+                          "--quiet",
+                          "--conf",
+                          run.conf,
+                          "--model",
+                          T_MODEL,
+                          "--image",
+                          T_IMAGE,
+                          "--prompt",
+                          "A cat runs, and it rains.",
+                          "--negative",
+                          "blur",
+                          "--width",
+                          "96",
+                          "--height",
+                          "64",
+                          "--frames",
+                          "17",
+                          "--steps",
+                          "12",
+                          "--seed",
+                          "7"};
     static char jobs[300], output[400], dump[400];
     int n = 0;
     while (args[n]) n++;
@@ -40,7 +61,8 @@ static void start(const plan *p)
     if (p->two_jobs) {
         snprintf(jobs, sizeof jobs, "%s/jobs.jsonl", run.base);
         t_write(jobs, t_format("{\"output\": \"%s\", \"dump\": \"%s\"}\n"
-                               "{\"output\": \"%s/b.mp4\", \"dump\": \"%s/b\", \"prompt\": \"Snow.\", \"width\": 64, \"frames\": 13, \"steps\": 9, \"seed\": 8}\n",
+                               "{\"output\": \"%s/b.mp4\", \"dump\": \"%s/b\", \"prompt\": \"Snow.\", \"width\": 64, \"frames\": "
+                               "13, \"steps\": 9, \"seed\": 8}\n",
                                output, dump, run.out, run.out));
         args[n++] = "--jobs", args[n++] = jobs;
     } else {
@@ -66,7 +88,8 @@ static void check_results(const plan *p)
         if (p->two_jobs) same(p, t_format("b/%s.safetensors", DUMPED[i]));
     }
     int files = 1 + (p->dump || p->two_jobs) + 2 * p->two_jobs;
-    if (t_count_files(run.out, NULL) != files) t_run_fail(&run, "%s: %d files in the output folder, want %d", p->name, t_count_files(run.out, NULL), files);
+    if (t_count_files(run.out, NULL) != files)
+        t_run_fail(&run, "%s: %d files in the output folder, want %d", p->name, t_count_files(run.out, NULL), files);
 }
 
 /* ---- killing ---- */
@@ -88,7 +111,8 @@ static void carry_out(const plan *p)
             const strike *s = &p->strikes[i];
             if (struck[i] || !strstr(run.line, s->line) || ++seen[i] < (s->nth ? s->nth : 1)) continue;
             if (s->after_ms) usleep((useconds_t)s->after_ms * 1000);
-            if (kill(pid_of(s->role), SIGKILL)) t_run_fail(&run, "%s: %s is not there to be killed at \"%s\"", p->name, s->role, s->line);
+            if (kill(pid_of(s->role), SIGKILL))
+                t_run_fail(&run, "%s: %s is not there to be killed at \"%s\"", p->name, s->role, s->line);
             struck[i] = true;
             left--;
             kills++;
@@ -112,38 +136,64 @@ static void test_plan(void **state)
 /* Six processes; phases: before READY, computing, hand-over, between steps, chunks, finish. */
 static const plan PLANS[] = {
     {"stages before READY", .dump = true,
-     .strikes = {{"text", "text is process"}, {"image", "image is process"}, {"denoise", "denoise is process"}, {"decode", "decode is process"},
+     .strikes = {{"text", "text is process"},
+                 {"image", "image is process"},
+                 {"denoise", "denoise is process"},
+                 {"decode", "decode is process"},
                  {"mux", "mux is process"}}},
     {"stages at READY, computing", .dump = true,
-     .strikes = {{"text", "<- text READY", 1, 1}, {"image", "<- image READY", 1, 30}, {"denoise", "<- denoise READY"}, {"decode", "<- decode READY"},
+     .strikes = {{"text", "<- text READY", 1, 1},
+                 {"image", "<- image READY", 1, 30},
+                 {"denoise", "<- denoise READY"},
+                 {"decode", "<- decode READY"},
                  {"mux", "<- mux READY"}}},
-    {"hand-overs", .dump = true,
-     .strikes = {{"text", "<- text DONE"}, {"image", "<- image DONE"}, {"denoise", "<- denoise DONE"}}},
+    {"hand-overs", .dump = true, .strikes = {{"text", "<- text DONE"}, {"image", "<- image DONE"}, {"denoise", "<- denoise DONE"}}},
     {"hand-overs, without a dump",
      .strikes = {{"text", "<- text DONE"}, {"image", "<- image DONE"}, {"denoise", "<- denoise DONE"}}},
-    {"hand-overs, taken",
-     .strikes = {{"text", "<- text SPOOLED"}, {"image", "<- image SPOOLED"}, {"denoise", "<- denoise TAKEN"}, {"decode", "<- denoise DONE", 1, 1},
-                 {"mux", "index=0 chunks=5"}}},
+    {"hand-overs, taken", .strikes = {{"text", "<- text SPOOLED"},
+                                      {"image", "<- image SPOOLED"},
+                                      {"denoise", "<- denoise TAKEN"},
+                                      {"decode", "<- denoise DONE", 1, 1},
+                                      {"mux", "index=0 chunks=5"}}},
     {"between steps", .dump = true,
-     .strikes = {{"denoise", "stage=\"denoise\" done=1 "}, {"denoise", "stage=\"denoise\" done=5 ", 1, 8}, {"denoise", "stage=\"denoise\" done=9 "},
+     .strikes = {{"denoise", "stage=\"denoise\" done=1 "},
+                 {"denoise", "stage=\"denoise\" done=5 ", 1, 8},
+                 {"denoise", "stage=\"denoise\" done=9 "},
                  {"denoise", "stage=\"denoise\" done=12 "}}},
     {"between steps, with the cache", .fbcache = true, .dump = true,
-     .strikes = {{"denoise", "stage=\"denoise\" done=2 "}, {"denoise", "stage=\"denoise\" done=6 ", 1, 5}, {"denoise", "stage=\"denoise\" done=7 "},
+     .strikes = {{"denoise", "stage=\"denoise\" done=2 "},
+                 {"denoise", "stage=\"denoise\" done=6 ", 1, 5},
+                 {"denoise", "stage=\"denoise\" done=7 "},
                  {"denoise", "stage=\"denoise\" done=11 "}}},
     {"chunks", .dump = true,
-     .strikes = {{"decode", "<- decode CHUNK"}, {"mux", "index=1 chunks=5"}, {"decode", "index=2 chunks=5", 1, 5}, {"mux", "index=3 chunks=5", 1, 2},
+     .strikes = {{"decode", "<- decode CHUNK"},
+                 {"mux", "index=1 chunks=5"},
+                 {"decode", "index=2 chunks=5", 1, 5},
+                 {"mux", "index=3 chunks=5", 1, 2},
                  {"decode", "index=4 chunks=5"}}},
     {"finish", .dump = true, .strikes = {{"mux", "<- decode DONE"}, {"mux", "<- decode DONE", 2, 1}}},
     {"finish, decode", .dump = true, .strikes = {{"decode", "<- decode DONE"}}},
     {"after the end", .strikes = {{"mux", "<- mux DONE"}, {"text", "<- decode DONE"}}},
-    {"dispatch before READY", .dump = true, .strikes = {{"dispatch", "text is process"}, {"dispatch", "on cpu says hello", 2}, {"dispatch", "<- denoise READY"}}},
+    {"dispatch before READY", .dump = true,
+     .strikes = {{"dispatch", "text is process"}, {"dispatch", "on cpu says hello", 2}, {"dispatch", "<- denoise READY"}}},
     {"dispatch at every later phase", .dump = true,
-     .strikes = {{"dispatch", "<- text DONE"}, {"dispatch", "<- image SPOOLED"}, {"dispatch", "stage=\"denoise\" done=5 "}, {"dispatch", "<- denoise DONE"},
-                 {"dispatch", "index=2 chunks=5"}, {"dispatch", "<- decode DONE"}, {"dispatch", "<- mux DONE"}}},
-    {"dispatch, with the cache", .fbcache = true, .strikes = {{"dispatch", "stage=\"denoise\" done=4 "}, {"dispatch", "stage=\"denoise\" done=8 ", 1, 6}}},
+     .strikes = {{"dispatch", "<- text DONE"},
+                 {"dispatch", "<- image SPOOLED"},
+                 {"dispatch", "stage=\"denoise\" done=5 "},
+                 {"dispatch", "<- denoise DONE"},
+                 {"dispatch", "index=2 chunks=5"},
+                 {"dispatch", "<- decode DONE"},
+                 {"dispatch", "<- mux DONE"}}},
+    {"dispatch, with the cache", .fbcache = true,
+     .strikes = {{"dispatch", "stage=\"denoise\" done=4 "}, {"dispatch", "stage=\"denoise\" done=8 ", 1, 6}}},
     {"two jobs in flight", .two_jobs = true,
-     .strikes = {{"text", "<- text DONE", 2}, {"image", "<- image READY", 1, 20}, {"denoise", "stage=\"denoise\" done=6 "}, {"decode", "index=1 chunks=5"},
-                 {"mux", "index=3 chunks=5"}, {"denoise", "job=2 attempt"}, {"decode", "index=2 chunks=4"}}},
+     .strikes = {{"text", "<- text DONE", 2},
+                 {"image", "<- image READY", 1, 20},
+                 {"denoise", "stage=\"denoise\" done=6 "},
+                 {"decode", "index=1 chunks=5"},
+                 {"mux", "index=3 chunks=5"},
+                 {"denoise", "job=2 attempt"},
+                 {"decode", "index=2 chunks=4"}}},
     {"two jobs in flight, dispatch", .two_jobs = true,
      .strikes = {{"dispatch", "stage=\"denoise\" done=3 "}, {"dispatch", "index=2 chunks=5"}, {"dispatch", "index=1 chunks=4"}}},
 };
@@ -160,7 +210,8 @@ static void test_enough(void **state)
 
 static void test_client(void **state)
 {
-    static const char *const AT[] = {"text is process", "<- image READY", "stage=\"denoise\" done=3 ", "index=1 chunks=5", "<- decode DONE"};
+    static const char *const AT[] = {"text is process", "<- image READY", "stage=\"denoise\" done=3 ", "index=1 chunks=5",
+                                     "<- decode DONE"};
     const plan p = {.name = "client"};
     (void)state;
     for (size_t i = 0; i < sizeof AT / sizeof *AT; i++) {
@@ -171,9 +222,10 @@ static void test_client(void **state)
         kill(run.pid, SIGKILL);
         assert_int_equal(t_run_end(&run), -SIGKILL);
         t_run_nothing_left(&run, 10);
-        bool whole = t_count_files(run.out, "a.mp4") == 1;      /* mux may just have finished */
+        bool whole = t_count_files(run.out, "a.mp4") == 1; /* mux may just have finished */
         if (whole) same(&p, "a.mp4");
-        if (t_count_files(run.out, NULL) != whole) t_run_fail(&run, "killed at \"%s\": %d files in the output folder", AT[i], t_count_files(run.out, NULL));
+        if (t_count_files(run.out, NULL) != whole)
+            t_run_fail(&run, "killed at \"%s\": %d files in the output folder", AT[i], t_count_files(run.out, NULL));
         t_run_close(&run);
     }
 }
@@ -207,10 +259,14 @@ static void start_dying(const plan *p, int restarts, const char *role, const cha
     assert_non_null(getcwd(cwd, sizeof cwd));
     for (int i = 0; i < 5; i++) {
         const char *end = i < 4 ? "," : " );\n";
-        if (strcmp(OTHERS[i], role)) n += (size_t)snprintf(stages + n, sizeof stages - n, "{ name = \"%s\"; program = \"sluice-%s\"; }%s", OTHERS[i], OTHERS[i], end);
+        if (strcmp(OTHERS[i], role))
+            n += (size_t)snprintf(stages + n, sizeof stages - n, "{ name = \"%s\"; program = \"sluice-%s\"; }%s", OTHERS[i],
+                                  OTHERS[i], end);
         else
-            n += (size_t)snprintf(stages + n, sizeof stages - n, "{ name = \"%s\"; program = \"%s\"; args = [\"%s\", \"%d\", \"%s/starts\", \"%s/%s/sluice-%s\"]; }%s", role,
-                                  t_helper("helper_dies"), mode, times, run.base, *t_bin() == '/' ? "" : cwd, t_bin(), role, end);
+            n += (size_t)snprintf(
+                stages + n, sizeof stages - n,
+                "{ name = \"%s\"; program = \"%s\"; args = [\"%s\", \"%d\", \"%s/starts\", \"%s/%s/sluice-%s\"]; }%s", role,
+                t_helper("helper_dies"), mode, times, run.base, *t_bin() == '/' ? "" : cwd, t_bin(), role, end);
     }
     t_run_conf(&run, restarts, 30, stages);
     start(p);
@@ -238,10 +294,11 @@ static void test_always_dies(void **state)
 {
     static const struct {
         const char *role, *mode, *says;
-    } CASES[] = {{"decode", "start", "decode ended 3 times in a row (signal 9 (Killed)): giving up"},
-                 {"text", "start", "text ended 3 times in a row (signal 9 (Killed)): giving up"},
-                 {"denoise", "job", "denoise ended 3 times on this job without getting further (last: signal 9 (Killed)): giving up"},
-                 {"decode", "nonsense", "decode: speaks another protocol: message: "}};
+    } CASES[] = {
+        {"decode", "start", "decode ended 3 times in a row (signal 9 (Killed)): giving up"},
+        {"text", "start", "text ended 3 times in a row (signal 9 (Killed)): giving up"},
+        {"denoise", "job", "denoise ended 3 times on this job without getting further (last: signal 9 (Killed)): giving up"},
+        {"decode", "nonsense", "decode: speaks another protocol: message: "}};
     const plan p = {.name = "always dies"};
     (void)state;
     for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) {
@@ -259,7 +316,8 @@ static void test_always_dies(void **state)
 
 static int make_references(void **state)
 {
-    static const plan UNDISTURBED[2] = {{.name = "undisturbed", .two_jobs = true}, {.name = "undisturbed, with the cache", .fbcache = true, .dump = true}};
+    static const plan UNDISTURBED[2] = {{.name = "undisturbed", .two_jobs = true},
+                                        {.name = "undisturbed, with the cache", .fbcache = true, .dump = true}};
     (void)state;
     for (int i = 0; i < 2; i++) {
         t_run_open(&run);

@@ -230,10 +230,8 @@ static sl_code fill(const char *path, int n_frames, const uint8_t *rgb, sl_err *
     o.crf = 1;
     if ((rc = sl_mp4_open(&m, path, &o, err))) return rc;
     for (int f = 0; f < n_frames && !rc; f++) rc = sl_mp4_write(m, rgb + (size_t)f * 96 * 64 * 3, 1, err);
-    if (rc)
-        sl_mp4_abandon(&m);
-    else
-        rc = sl_mp4_finish(&m, NULL, err);
+    if (rc) sl_mp4_abandon(&m);
+    else rc = sl_mp4_finish(&m, NULL, err);
     return rc;
 }
 

@@ -83,10 +83,8 @@ static arg input(rig *r, sl_dtype dtype, int rank, const int64_t *shape, const f
     a.whole = a.t;
     a.n = sl_count(&a.t);
     a.x = own(r, (size_t)a.n * sizeof *a.x);
-    if (x)
-        memcpy(a.x, x, (size_t)a.n * sizeof *x);
-    else
-        t_fill(a.x, a.n, r->seed++);
+    if (x) memcpy(a.x, x, (size_t)a.n * sizeof *x);
+    else t_fill(a.x, a.n, r->seed++);
     put(r, &a.t, a.x);
     a.x = get(r, &a.t);
     return a;
@@ -126,8 +124,7 @@ static float *values(rig *r, const arg *a)
     float *x = own(r, (size_t)(rows * cols) * sizeof *x);
     for (int64_t i = 0; i < rows; i++)
         for (int64_t c = 0; c < width; c++) {
-            if (c >= a->pad && c < a->pad + cols)
-                x[i * cols + c - a->pad] = all[i * width + c];
+            if (c >= a->pad && c < a->pad + cols) x[i * cols + c - a->pad] = all[i * width + c];
             else if (a->whole.data != NULL && all[i * width + c] != SENTINEL)
                 fail_msg("column %lld beside the result was written", (long long)c);
         }

@@ -60,8 +60,7 @@ static void as_pillow(void **state)
         snprintf(path, sizeof path, DIR "%s", name);
         if (resize)
             T_OK(sl_picture_resize(&p, &source, w, h, !strcmp(name, "bicubic") ? SL_FILTER_BICUBIC : SL_FILTER_LANCZOS, &err));
-        else
-            T_OK(sl_picture_read(&p, path, &err));
+        else T_OK(sl_picture_read(&p, path, &err));
         if (p.w != w || p.h != h) fail_msg("%s is %dx%d, want %dx%d", name, p.w, p.h, w, h);
         int most = compare(p.rgb, resize ? resized + resized_at : pictures + at, n, &part);
         *(resize ? &resized_at : &at) += n;

@@ -5,7 +5,7 @@
 #include "common/safetensors.h"
 
 static t_run run;
-static char dump[300];      /* of the undisturbed run */
+static char dump[300]; /* of the undisturbed run */
 
 #define PROMPT "A cat runs, and it rains."
 
@@ -13,8 +13,10 @@ static char dump[300];      /* of the undisturbed run */
 static void start(const char *frames, const char *steps, ...)
 {
     static char output[400];
-    char *args[T_ARGS] = {"sluice", "run", "--quiet", "--conf", run.conf, "--model", T_MODEL, "--image", T_IMAGE, "--prompt", PROMPT, "--negative", "blur",
-                          "--width", "96", "--height", "64", "--seed", "7", "--frames", (char *)frames, "--steps", (char *)steps, "--output", output};
+    char *args[T_ARGS] = {"sluice",  "run",         "--quiet",  "--conf", run.conf,     "--model",  T_MODEL,
+                          "--image", T_IMAGE,       "--prompt", PROMPT,   "--negative", "blur",     "--width",
+                          "96",      "--height",    "64",       "--seed", "7",          "--frames", (char *)frames,
+                          "--steps", (char *)steps, "--output", output};
     int n = 0;
     va_list ap;
     snprintf(output, sizeof output, "%s/a.mp4", run.out);
@@ -36,7 +38,8 @@ static void check_end(int status, int files)
 {
     t_run_ends(&run, status);
     t_run_nothing_left(&run, 0);
-    if (t_count_files(run.out, NULL) != files) t_run_fail(&run, "%d files in the output folder, want %d", t_count_files(run.out, NULL), files);
+    if (t_count_files(run.out, NULL) != files)
+        t_run_fail(&run, "%d files in the output folder, want %d", t_count_files(run.out, NULL), files);
 }
 
 /* Where in the log this is first said; past its end: never. */
@@ -64,8 +67,8 @@ static const char *jobs_file(int count)
     f = fopen(path, "w");
     assert_non_null(f);
     for (int i = 0; i < count; i++)
-        fprintf(f, "{\"output\": \"%s/%d.mp4\", \"prompt\": \"%s\", \"width\": %d, \"frames\": %d, \"seed\": %d}\n", run.out, i + 1, PROMPTS[i % 4], WIDTH[i % 4],
-                FRAMES[i % 4], i + 1);
+        fprintf(f, "{\"output\": \"%s/%d.mp4\", \"prompt\": \"%s\", \"width\": %d, \"frames\": %d, \"seed\": %d}\n", run.out, i + 1,
+                PROMPTS[i % 4], WIDTH[i % 4], FRAMES[i % 4], i + 1);
     fclose(f);
     return path;
 }
@@ -77,12 +80,16 @@ static void test_jobs_overlap(void **state)
     open_run("");
     start("17", "30", "--jobs", jobs_file(4), NULL);
     check_end(0, 4);
-    if (!(when("<- text DONE job=2") < when("<- denoise DONE job=1"))) t_run_fail(&run, "text of job 2 waited for the denoising of job 1");
-    if (!(when("<- image DONE job=2") < when("<- denoise DONE job=1"))) t_run_fail(&run, "image of job 2 waited for the denoising of job 1");
-    if (!(when("<- decode CHUNK job=1") < when("<- denoise DONE job=2") && when("<- denoise TAKEN job=2") < when("<- mux DONE job=1")))
+    if (!(when("<- text DONE job=2") < when("<- denoise DONE job=1")))
+        t_run_fail(&run, "text of job 2 waited for the denoising of job 1");
+    if (!(when("<- image DONE job=2") < when("<- denoise DONE job=1")))
+        t_run_fail(&run, "image of job 2 waited for the denoising of job 1");
+    if (!(when("<- decode CHUNK job=1") < when("<- denoise DONE job=2") &&
+          when("<- denoise TAKEN job=2") < when("<- mux DONE job=1")))
         t_run_fail(&run, "decoding of job 1 did not overlap the denoising of job 2");
     for (int i = 1; i < 4; i++)
-        if (!(when("<- denoise DONE job=%d", i) < when("<- denoise DONE job=%d", i + 1))) t_run_fail(&run, "job %d was denoised before job %d", i + 1, i);
+        if (!(when("<- denoise DONE job=%d", i) < when("<- denoise DONE job=%d", i + 1)))
+            t_run_fail(&run, "job %d was denoised before job %d", i + 1, i);
 
     /* company changes nothing: job 2 by itself gives the same bytes */
     snprintf(alone, sizeof alone, "%s/alone.mp4", run.out);
@@ -108,7 +115,7 @@ static void test_cancel(void **state)
         size_t at = run.at;
         check_end(1, 0);
         if (!t_run_said(&run, "cancelled")) t_run_fail(&run, "nobody said that the job was cancelled");
-        int steps = 0;      /* the one under way may end, no other */
+        int steps = 0; /* the one under way may end, no other */
         for (const char *p = run.text + at; (p = strstr(p, "<- denoise PROGRESS")); p++) steps++;
         if (denoising && steps > 1) t_run_fail(&run, "%d steps ended after the cancel", steps);
         t_run_close(&run);
@@ -123,11 +130,12 @@ static void test_terminate(void **state)
     t_run_until(&run, "stage=\"denoise\" done=3 ");
     kill(run.pid, SIGTERM);
     t_run_until(&run, "<- client DRAIN");
-    kill(run.stages[3], SIGKILL);       /* and a death meanwhile changes nothing */
+    kill(run.stages[3], SIGKILL); /* and a death meanwhile changes nothing */
     t_run_ends(&run, 1);
     t_run_nothing_left(&run, 0);
     int done = t_count_files(run.out, ".mp4"), not_run = t_run_count(&run, ".mp4: cancelled: not run");
-    if (done < 1 || not_run < 1 || done + not_run != 6) t_run_fail(&run, "%d jobs done and %d not run, want 6 in all", done, not_run);
+    if (done < 1 || not_run < 1 || done + not_run != 6)
+        t_run_fail(&run, "%d jobs done and %d not run, want 6 in all", done, not_run);
     for (int i = 1; i <= done; i++)
         if (!t_count_files(run.out, t_format("%d.mp4", i))) t_run_fail(&run, "job %d was under way and is not there", i);
     t_run_close(&run);
@@ -138,8 +146,8 @@ static void test_terminate(void **state)
 static bool replayed_same(const char *from, const char *option, const char *value)
 {
     static char output[400], again[400];
-    char *args[T_ARGS] = {"sluice", "replay", dump, "--from", (char *)from, "--quiet", "--conf", run.conf, "--output", output, "--dump", again, (char *)option,
-                          (char *)value};
+    char *args[T_ARGS] = {"sluice", "replay",   dump,   "--from", (char *)from, "--quiet",      "--conf",
+                          run.conf, "--output", output, "--dump", again,        (char *)option, (char *)value};
     snprintf(output, sizeof output, "%s/%s.mp4", run.out, from);
     snprintf(again, sizeof again, "%s/%s", run.out, from);
     t_run_start(&run, args);
@@ -156,7 +164,7 @@ static void test_replay(void **state)
     open_run("");
     for (int i = 0; i < 4; i++) {
         if (!replayed_same(STAGES[i], NULL, NULL)) t_run_fail(&run, "replay --from %s gives other frames", STAGES[i]);
-        for (int k = 1; k < 4; k++)         /* what lies before --from, or beside it, is not made again */
+        for (int k = 1; k < 4; k++) /* what lies before --from, or beside it, is not made again */
             if ((k < i || (i < 2 && k != i && k < 2)) && t_run_said(&run, t_format("<- %s DONE", STAGES[k])))
                 t_run_fail(&run, "replay --from %s ran %s again", STAGES[i], STAGES[k]);
     }
@@ -186,9 +194,11 @@ static void test_other_mux(void **state)
     int64_t count;
     sl_st *st = NULL;
     (void)state;
-    open_run(t_format("stages: ( { name = \"text\"; program = \"sluice-text\"; }, { name = \"image\"; program = \"sluice-image\"; },"
-                      " { name = \"denoise\"; program = \"sluice-denoise\"; }, { name = \"decode\"; program = \"sluice-decode\"; },"
-                      " { name = \"mux\"; program = \"%s\"; } );\n", t_helper("helper_mux_y4m")));
+    open_run(
+        t_format("stages: ( { name = \"text\"; program = \"sluice-text\"; }, { name = \"image\"; program = \"sluice-image\"; },"
+                 " { name = \"denoise\"; program = \"sluice-denoise\"; }, { name = \"decode\"; program = \"sluice-decode\"; },"
+                 " { name = \"mux\"; program = \"%s\"; } );\n",
+                 t_helper("helper_mux_y4m")));
     start("17", "12", NULL);
     check_end(0, 1);
     char *file = t_read(t_format("%s/a.mp4", run.out), &size);
@@ -199,7 +209,8 @@ static void test_other_mux(void **state)
     for (int i = 0; i < 17; i++, y += frame, rgb += frame) {
         assert_memory_equal(y, "FRAME\n", 6);
         y += 6;
-        for (size_t k = 0; k < frame / 3; k++) assert_int_equal(y[k], ((66 * rgb[3 * k] + 129 * rgb[3 * k + 1] + 25 * rgb[3 * k + 2] + 128) >> 8) + 16);
+        for (size_t k = 0; k < frame / 3; k++)
+            assert_int_equal(y[k], ((66 * rgb[3 * k] + 129 * rgb[3 * k + 1] + 25 * rgb[3 * k + 2] + 128) >> 8) + 16);
     }
     sl_st_close(&st);
     free(file);
@@ -213,18 +224,21 @@ static void test_other_decode(void **state)
     sl_st *st = NULL, *latents = NULL;
     sl_err err = {0};
     (void)state;
-    open_run(t_format("stages: ( { name = \"text\"; program = \"sluice-text\"; }, { name = \"image\"; program = \"sluice-image\"; },"
-                      " { name = \"denoise\"; program = \"sluice-denoise\"; }, { name = \"decode\"; program = \"%s\"; },"
-                      " { name = \"mux\"; program = \"sluice-mux\"; } );\n", t_helper("helper_decode_flat")));
+    open_run(
+        t_format("stages: ( { name = \"text\"; program = \"sluice-text\"; }, { name = \"image\"; program = \"sluice-image\"; },"
+                 " { name = \"denoise\"; program = \"sluice-denoise\"; }, { name = \"decode\"; program = \"%s\"; },"
+                 " { name = \"mux\"; program = \"sluice-mux\"; } );\n",
+                 t_helper("helper_decode_flat")));
     snprintf(again, sizeof again, "%s/a", run.out);
     start("17", "12", "--dump", again, NULL);
     t_run_until(&run, "index=0 chunks=5");
-    kill(run.stages[4], SIGKILL);           /* it is supervised like any other */
+    kill(run.stages[4], SIGKILL); /* it is supervised like any other */
     check_end(0, 2);
-    if (!t_same_file(t_format("%s/denoise.safetensors", dump), t_format("%s/denoise.safetensors", again))) t_run_fail(&run, "the latents are others");
+    if (!t_same_file(t_format("%s/denoise.safetensors", dump), t_format("%s/denoise.safetensors", again)))
+        t_run_fail(&run, "the latents are others");
     const uint8_t *rgb = frames_of(&st, again, &count);
     T_OK(sl_st_open_file(&latents, t_format("%s/denoise.safetensors", again), &err));
-    const float *x = sl_st_find(latents, "latents")->t.data;        /* [16, 5, 8, 12] */
+    const float *x = sl_st_find(latents, "latents")->t.data; /* [16, 5, 8, 12] */
     assert_int_equal(count, 17 * 96 * 64 * 3);
     for (int64_t i = 0; i < count; i++) {
         int64_t c = i % 3, column = i / 3 % 96, row = i / (3 * 96) % 64, f = i / (3 * 96 * 64), t = (f + 3) / 4;
@@ -246,7 +260,8 @@ static void test_without_decode(void **state)
     snprintf(again, sizeof again, "%s/a", run.out);
     start("17", "12", "--dump", again, NULL);
     check_end(0, 1);
-    if (!t_same_file(t_format("%s/denoise.safetensors", dump), t_format("%s/denoise.safetensors", again))) t_run_fail(&run, "the latents are others");
+    if (!t_same_file(t_format("%s/denoise.safetensors", dump), t_format("%s/denoise.safetensors", again)))
+        t_run_fail(&run, "the latents are others");
     t_run_close(&run);
 }
 
@@ -254,7 +269,8 @@ static void test_without_decode(void **state)
 static void test_without_text(void **state)
 {
     (void)state;
-    open_run("stages: ( { name = \"image\"; program = \"sluice-image\"; }, { name = \"denoise\"; program = \"sluice-denoise\"; } );\n");
+    open_run(
+        "stages: ( { name = \"image\"; program = \"sluice-image\"; }, { name = \"denoise\"; program = \"sluice-denoise\"; } );\n");
     start("17", "12", NULL);
     int status = t_run_end(&run);
     if (status != 1 && status != 2) t_run_fail(&run, "exit status %d, want 1 or 2", status);
@@ -282,7 +298,8 @@ static void test_spool_fails(void **state)
         t_run_ends(&run, dumped);
         t_run_nothing_left(&run, 0);
         if (dumped && !t_run_said(&run, "denoise.safetensors: cannot be ")) t_run_fail(&run, "nobody said what cannot be written");
-        if (!dumped && !t_same_file(t_format("%s/a.mp4", run.out), t_format("%s/../a.mp4", dump))) t_run_fail(&run, "another video without the spool");
+        if (!dumped && !t_same_file(t_format("%s/a.mp4", run.out), t_format("%s/../a.mp4", dump)))
+            t_run_fail(&run, "another video without the spool");
         t_run_close(&run);
     }
 }
@@ -310,8 +327,8 @@ static int remove_dump(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_jobs_overlap), cmocka_unit_test(test_cancel),         cmocka_unit_test(test_terminate),
-        cmocka_unit_test(test_replay),       cmocka_unit_test(test_other_mux),      cmocka_unit_test(test_other_decode),
+        cmocka_unit_test(test_jobs_overlap),   cmocka_unit_test(test_cancel),       cmocka_unit_test(test_terminate),
+        cmocka_unit_test(test_replay),         cmocka_unit_test(test_other_mux),    cmocka_unit_test(test_other_decode),
         cmocka_unit_test(test_without_decode), cmocka_unit_test(test_without_text), cmocka_unit_test(test_spool_fails),
     };
     return cmocka_run_group_tests_name("pipeline", tests, make_dump, remove_dump);

@@ -91,8 +91,8 @@ static void run_case(const golden_case *c, json_t *prompts, const char *dir)
     put_option(f, "noise", join("%s.safetensors", base));
     put_option(f, "dump", dir);
     fprintf(f, " --dump-steps --dump-blocks -o %s/out.mp4 --json %s/report.json", dir, dir);
-    fprintf(f, " --width %d --height %d --frames %d --steps %d --guidance %.9g", (int)number(c, "w", 0), (int)number(c, "h", 0), (int)number(c, "f", 0),
-            (int)number(c, "steps", 0), number(c, "cfg", 0));
+    fprintf(f, " --width %d --height %d --frames %d --steps %d --guidance %.9g", (int)number(c, "w", 0), (int)number(c, "h", 0),
+            (int)number(c, "f", 0), (int)number(c, "steps", 0), number(c, "cfg", 0));
     if (number(c, "cfg2", 0) > 0) fprintf(f, " --guidance-2 %.9g", number(c, "cfg2", 0));
     if (number(c, "fbcache_threshold", 0) > 0) fprintf(f, " --fbcache %.17g", number(c, "fbcache_threshold", 0));
     fclose(f);
@@ -145,7 +145,8 @@ static void check_text(const golden_case *c, const char *dir)
     for (int b = 0; b < (number(c, "cfg", 0) > 1 ? 2 : 1); b++) {
         int i = (int)number(c, KEY[b], 0);
         const sl_tensor *ids = tensor(got, join("ids.%s", BRANCH[b])), *ref = tensor(want, join("ids.%d", i));
-        if (sl_count(ids) != sl_count(ref)) fail_msg("ids.%s: %lld tokens, want %lld", BRANCH[b], (long long)sl_count(ids), (long long)sl_count(ref));
+        if (sl_count(ids) != sl_count(ref))
+            fail_msg("ids.%s: %lld tokens, want %lld", BRANCH[b], (long long)sl_count(ids), (long long)sl_count(ref));
         for (int64_t k = 0; k < sl_count(ids); k++) {
             int64_t a = 0, r = 0;
             int32_t a32;
@@ -157,11 +158,11 @@ static void check_text(const golden_case *c, const char *dir)
         }
         const sl_tensor *rows = tensor(got, BRANCH[b]);
         const sl_st_entry *reference = sl_st_find(want, join("embed.%d", i));
-        if (!reference) continue;       /* the golden file has the embeddings of some prompts only */
+        if (!reference) continue; /* the golden file has the embeddings of some prompts only */
         const sl_tensor *embed = &reference->t;
         compare(join("text %s", BRANCH[b]), rows, embed, sl_count(embed), LAYER_TOL);
         float *all = floats_of(rows);
-        for (int64_t k = sl_count(embed); k < sl_count(rows); k++) assert_true(all[k] == 0);    /* padding rows are zero vectors */
+        for (int64_t k = sl_count(embed); k < sl_count(rows); k++) assert_true(all[k] == 0); /* padding rows are zero vectors */
         free(all);
     }
     sl_st_close(&got);
@@ -194,7 +195,7 @@ static void check_blocks(const sl_st *ref, const char *dir)
         if (!e) continue;
         sl_st *got = open_st(join("%s/blocks/%s.safetensors", dir, name));
         const sl_tensor *t = tensor(got, name);
-        if (!strcmp(name, "patch")) {           /* the golden file has it channels first, [dim, T, H/2, W/2] */
+        if (!strcmp(name, "patch")) { /* the golden file has it channels first, [dim, T, H/2, W/2] */
             int64_t dim = e->t.shape[0], rows = sl_count(&e->t) / dim;
             float *want = floats_of(&e->t), *turned = malloc((size_t)(dim * rows) * sizeof(float));
             for (int64_t c = 0; c < dim; c++)
@@ -236,9 +237,11 @@ static void check_cache(const golden_case *c, const char *dir)
         json_t *w = json_array_get(want, i), *step = json_array_get(json_object_get(report, "steps"), i / 2);
         json_t *g = json_object_get(step, BRANCH[i % 2]);
         if (json_boolean_value(json_object_get(g, "computed")) != json_boolean_value(json_object_get(w, "compute")))
-            fail_msg("step %zu %s: the cache %s, the reference did not", i / 2, BRANCH[i % 2], json_is_true(json_object_get(g, "computed")) ? "computed" : "skipped");
+            fail_msg("step %zu %s: the cache %s, the reference did not", i / 2, BRANCH[i % 2],
+                     json_is_true(json_object_get(g, "computed")) ? "computed" : "skipped");
         json_t *diff = json_object_get(w, "diff");
-        if (json_is_number(diff)) assert_true(fabs(json_number_value(json_object_get(g, "metric")) / json_number_value(diff) - 1) <= 1e-3);
+        if (json_is_number(diff))
+            assert_true(fabs(json_number_value(json_object_get(g, "metric")) / json_number_value(diff) - 1) <= 1e-3);
     }
     json_decref(report);
 }
@@ -251,7 +254,8 @@ static void check_frames(const sl_st *ref, const char *dir)
     int64_t off = 0, n = sl_count(w);
     if (!sl_same_shape(g, w)) fail_msg("frames: another shape than the reference's");
     for (int64_t i = 0; i < n; i++) off += abs(a[i] - b[i]) > 1;
-    if (!(off <= n / 1000)) fail_msg("frames: %lld of %lld bytes differ by more than 1, want at most 0.1 %%", (long long)off, (long long)n);
+    if (!(off <= n / 1000))
+        fail_msg("frames: %lld of %lld bytes differ by more than 1, want at most 0.1 %%", (long long)off, (long long)n);
     sl_st_close(&got);
 }
 
@@ -281,7 +285,8 @@ static void add_folder(const char *folder)
 {
     DIR *d = opendir(folder);
     struct dirent *e;
-    if (!d || !is_there(join("%s/model/model_index.json", folder)) || !is_there(join("%s/model/vae/diffusion_pytorch_model.safetensors", folder)) ||
+    if (!d || !is_there(join("%s/model/model_index.json", folder)) ||
+        !is_there(join("%s/model/vae/diffusion_pytorch_model.safetensors", folder)) ||
         !is_there(join("%s/model/tokenizer/spiece.model", folder))) {
         if (d) closedir(d);
         return;

@@ -47,8 +47,13 @@ static void small_pack(sl_ctx *ctx, void *dst, const float *src, const int64_t s
     sl_from_floats(dst, SL_BF16, src, s[0] * s[1] * s[2] * s[3] * s[4], NULL);
 }
 
-static const sl_ops small_ops = {.name = "small", .act = SL_BF16, .alloc = small_alloc, .free = small_free, .upload = small_upload,
-                                 .sync = small_sync, .pack_conv = small_pack};
+static const sl_ops small_ops = {.name = "small",
+                                 .act = SL_BF16,
+                                 .alloc = small_alloc,
+                                 .free = small_free,
+                                 .upload = small_upload,
+                                 .sync = small_sync,
+                                 .pack_conv = small_pack};
 
 static int set_up(void **state)
 {
@@ -95,7 +100,7 @@ static void matrices_stay_mapped_as_stored(void **state)
     T_OK(sl_loader_finish(l, &err));
     assert_int_equal(w.dtype, SL_BF16);
     assert_int_equal(w.pitch, 256);
-    assert_int_equal(sl_loader_bytes(l), 384 * 256 * 2);        /* and nothing else was taken */
+    assert_int_equal(sl_loader_bytes(l), 384 * 256 * 2); /* and nothing else was taken */
     assert_int_equal(sl_loader_parameters(l), 384 * 256);
     sl_weight(l, &table, SL_W_MATRIX, 5, SHAPE(256, 36, 1, 2, 2), "patch_embedding.weight");
     assert_int_equal(table.rank, 5);
@@ -120,7 +125,7 @@ static void vectors_become_float32(void **state)
     T_OK(sl_loader_finish(l, &err));
     assert_int_equal(b.dtype, SL_F32);
     assert_int_equal((uintptr_t)b.data % 256, 0);
-    assert_int_equal((char *)norm.data - (char *)b.data, 1024);  /* one slab */
+    assert_int_equal((char *)norm.data - (char *)b.data, 1024); /* one slab */
     stored = sl_st_find(st, "blocks.0.attn1.to_q.bias")->t;
     assert_int_equal(stored.dtype, SL_BF16);
     T_OK(sl_to_floats(want, stored.data, stored.dtype, 256, &err));
@@ -200,7 +205,7 @@ static void another_device_gets_bf16(void **state)
     assert_true(m.dtype == SL_BF16 && v.dtype == SL_BF16 && f.dtype == SL_F32 && h.dtype == SL_BF16);
     assert_memory_equal(m.data, brain, sizeof brain);
     assert_memory_equal(v.data, brain, sizeof brain);
-    T_NEAR((float *)f.data, x, 12, 0x1p-11);                    /* half's own rounding of numbers below 1 */
+    T_NEAR((float *)f.data, x, 12, 0x1p-11); /* half's own rounding of numbers below 1 */
     T_OK(sl_from_floats(want, SL_BF16, f.data, 12, &err));
     assert_memory_equal(h.data, want, sizeof want);
     sl_weight(l, &m, SL_W_MATRIX, 2, SHAPE(3, 4), "brain");
@@ -226,9 +231,9 @@ static void wrong_tensors_are_named(void **state)
     sl_tensor w, later;
     T_OK(sl_loader_file(&l, &cpu, DIT, "transformer", &err));
     sl_weight(l, &w, SL_W_MATRIX, 2, SHAPE(384, 128), "blocks.0.ffn.net.0.proj.weight");
-    assert_true(w.rank == 2 && w.shape[1] == 128 && !w.data);   /* a shape, so that a load function can go on */
+    assert_true(w.rank == 2 && w.shape[1] == 128 && !w.data); /* a shape, so that a load function can go on */
     sl_weight(l, &later, SL_W_MATRIX, 2, SHAPE(1, 1), "no.such");
-    T_CODE(sl_loader_finish(l, &err), SL_SHAPE);                /* the first error */
+    T_CODE(sl_loader_finish(l, &err), SL_SHAPE); /* the first error */
     T_SAYS(err.msg, "transformer: blocks.0.ffn.net.0.proj.weight has shape [384, 256], want [384, 128]");
     T_SAYS(err.msg, ".safetensors");
     sl_loader_close(&l);
@@ -269,7 +274,7 @@ static void a_full_device_is_named_and_given_back(void **state)
     assert_null(w.data);
     T_CODE(sl_loader_finish(l, &err), SL_NOMEM);
     T_SAYS(err.msg, "test: w.3: no memory for 1048576 bytes on small");
-    assert_int_equal(sl_ctx_error(&small, NULL), SL_OK);        /* the context can be used again */
+    assert_int_equal(sl_ctx_error(&small, NULL), SL_OK); /* the context can be used again */
     assert_int_equal(live_blocks, 3);
     sl_loader_close(&l);
     assert_int_equal(live_blocks, 0);
@@ -362,7 +367,8 @@ static void random_weights_depend_on_seed_and_name_alone(void **state)
     T_OK(sl_loader_finish(other, &err));
     assert_int_equal(uploads, 2);
     for (int64_t i = 0; i < rows * columns; i++)
-        if (((sl_bf16 *)rounded.data)[i] != sl_to_bf16(((float *)elsewhere.data)[i])) fail_msg("element %lld differs", (long long)i);
+        if (((sl_bf16 *)rounded.data)[i] != sl_to_bf16(((float *)elsewhere.data)[i]))
+            fail_msg("element %lld differs", (long long)i);
     sl_loader_close(&l);
     sl_loader_close(&other);
     sl_loader_close(&bf16);
@@ -378,7 +384,8 @@ static void inspecting_lists_what_is_odd(void **state)
     float x[12] = {0};
     int64_t ids[2] = {0};
     save(5, (const char *const[]){"good", "bent", "extra\nline", "known", "ids"},
-         (sl_tensor[]){sl_view2(x, SL_F32, 3, 4), sl_view1(x, SL_F32, 3), sl_view1(x, SL_F32, 5), sl_view1(x, SL_F32, 1), sl_view1(ids, SL_I64, 2)});
+         (sl_tensor[]){sl_view2(x, SL_F32, 3, 4), sl_view1(x, SL_F32, 3), sl_view1(x, SL_F32, 5), sl_view1(x, SL_F32, 1),
+                       sl_view1(ids, SL_I64, 2)});
     T_OK(sl_loader_inspect(&l, &plan, dir, "m", "test", &err));
     sl_weight(l, &w, SL_W_MATRIX, 2, SHAPE(3, 4), "good");
     sl_weight(l, &w, SL_W_VECTOR, 1, SHAPE(4), "bent");
@@ -409,7 +416,7 @@ static void numbers_that_are_none_are_named(void **state)
     save(3, (const char *const[]){"a", "b", "unused"},
          (sl_tensor[]){sl_view2(y, SL_BF16, 10, 10), sl_view3(x, SL_F32, 5, 2, 10), sl_view1(x, SL_F32, 100)});
     T_OK(sl_loader_file(&l, &cpu, dir, "m", "transformer", &err));
-    T_OK(sl_loader_check_finite(l, &err));                      /* nothing asked for yet */
+    T_OK(sl_loader_check_finite(l, &err)); /* nothing asked for yet */
     sl_weight(l, &w, SL_W_FLOAT, 3, SHAPE(5, 2, 10), "b");
     T_OK(sl_loader_finish(l, &err));
     T_CODE(sl_loader_check_finite(l, &err), SL_NUMERIC);
@@ -429,10 +436,18 @@ static void numbers_that_are_none_are_named(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        T(matrices_stay_mapped_as_stored), T(vectors_become_float32), T(convolutions_are_packed), T(an_unaligned_matrix_is_copied),
-        T(another_device_gets_bf16), T(wrong_tensors_are_named), T(a_full_device_is_named_and_given_back),
-        T(a_plan_counts_what_loading_takes), T(random_weights_have_the_right_scale), T(random_weights_depend_on_seed_and_name_alone),
-        T(inspecting_lists_what_is_odd), T(numbers_that_are_none_are_named),
+        T(matrices_stay_mapped_as_stored),
+        T(vectors_become_float32),
+        T(convolutions_are_packed),
+        T(an_unaligned_matrix_is_copied),
+        T(another_device_gets_bf16),
+        T(wrong_tensors_are_named),
+        T(a_full_device_is_named_and_given_back),
+        T(a_plan_counts_what_loading_takes),
+        T(random_weights_have_the_right_scale),
+        T(random_weights_depend_on_seed_and_name_alone),
+        T(inspecting_lists_what_is_odd),
+        T(numbers_that_are_none_are_named),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -84,10 +84,8 @@ static void few_rows(const sl_tensor *y, const sl_tensor *x, const sl_tensor *w)
             for (; r + XROWS <= m && cols == WROWS; r += XROWS)
                 dots(XROWS, WROWS, total + r, xp + r * x->pitch, x->pitch, wp, pitch, len);
             for (; r < m; r++)
-                if (cols == WROWS)
-                    dots(1, WROWS, total + r, xp + r * x->pitch, x->pitch, wp, pitch, len);
-                else
-                    dots(1, 1, total + r, xp + r * x->pitch, x->pitch, wp, pitch, len);
+                if (cols == WROWS) dots(1, WROWS, total + r, xp + r * x->pitch, x->pitch, wp, pitch, len);
+                else dots(1, 1, total + r, xp + r * x->pitch, x->pitch, wp, pitch, len);
         }
         for (int64_t r = 0; r < m; r++)
             for (int64_t j = 0; j < cols; j++) ((float *)y->data)[r * y->pitch + c + j] = total[r][j];

@@ -19,19 +19,19 @@
 /* One job as the user gave it, then as it will run. */
 typedef struct {
     sl_job spec;
-    int64_t max_area;                   /* 0: not given */
-    bool has_prompt, has_seed, has_shift, has_guidance_2, has_fps, has_crf, has_fbcache, has_noise, has_sampler,
-        has_image, has_last_image;
+    int64_t max_area; /* 0: not given */
+    bool has_prompt, has_seed, has_shift, has_guidance_2, has_fps, has_crf, has_fbcache, has_noise, has_sampler, has_image,
+        has_last_image;
     char dump_dir[SL_PATH], json[SL_PATH];
-    int line;                           /* of the jobs file; 0: the command line */
+    int line; /* of the jobs file; 0: the command line */
     /* set by the checks */
     uint64_t id;
-    char dir[SL_PATH];                  /* in the spool */
-    char replay_dir[SL_PATH];           /* dumped hand-overs to start from; "" none */
+    char dir[SL_PATH];        /* in the spool */
+    char replay_dir[SL_PATH]; /* dumped hand-overs to start from; "" none */
 } cli_job;
 
 typedef struct {
-    cli_job base;                       /* from the command line; each line of a jobs file starts as a copy of it */
+    cli_job base; /* from the command line; each line of a jobs file starts as a copy of it */
     char conf[SL_PATH], device[64], jobs_file[SL_PATH];
     bool quiet;
     char from[16], replay_dir[SL_PATH]; /* replay */
@@ -65,23 +65,23 @@ typedef struct {
     sl_code code;
     char message[SL_TEXT];
     uint64_t bytes;
-    step_record *steps;                 /* spec.steps of them */
+    step_record *steps; /* spec.steps of them */
     uint64_t peak_bytes[SL_ROLE_COUNT], arena_bytes[SL_ROLE_COUNT];
 } job_record;
 
 typedef struct {
     int count;
     job_record *jobs;
-    sl_trace trace;                     /* spans of all jobs; job 0: of the processes */
+    sl_trace trace; /* spans of all jobs; job 0: of the processes */
     char device[SL_ROLE_COUNT][SL_STR64];
     uint64_t weight_bytes[SL_ROLE_COUNT];
-    int restarts;                       /* of stages and dispatcher */
+    int restarts; /* of stages and dispatcher */
 } report;
 
 sl_code report_init(report *r, const cli_options *o, int64_t t0_ns, sl_err *err);
 void report_free(report *r);
 job_record *report_job(report *r, uint64_t id);
-void report_message(report *r, const sl_msg *m);        /* STEP, SPAN, STAGE */
+void report_message(report *r, const sl_msg *m); /* STEP, SPAN, STAGE */
 /* JSON of one job, or {"jobs": [...]} of all when job is NULL. Errors: SL_SYS. */
 sl_code report_write(const report *r, const job_record *job, const char *path, sl_err *err);
 void report_print(const report *r, const job_record *job, FILE *to);
@@ -95,12 +95,12 @@ int cli_run(cli_options *o, const sl_model *model, sl_conf *conf, int64_t t0_ns,
 /* ---- files.c ---- */
 
 sl_code copy_file(const char *from, const char *to, sl_err *err);
-sl_code move_file(const char *from, const char *to, sl_err *err);   /* also to another file system; replaces `to` */
-sl_code move_files(const char *from, const char *to, sl_err *err);  /* all files of one folder into another, which is made */
+sl_code move_file(const char *from, const char *to, sl_err *err);  /* also to another file system; replaces `to` */
+sl_code move_files(const char *from, const char *to, sl_err *err); /* all files of one folder into another, which is made */
 void remove_tree(const char *dir);
-sl_code make_dirs(const char *dir, sl_err *err);        /* mkdir -p */
+sl_code make_dirs(const char *dir, sl_err *err); /* mkdir -p */
 sl_code absolute_path(char out[SL_PATH], const char *path, sl_err *err);
-sl_code program_dir(char out[SL_PATH], sl_err *err);    /* where this program lies, and the stages beside it */
+sl_code program_dir(char out[SL_PATH], sl_err *err); /* where this program lies, and the stages beside it */
 /* Refusals, without touching anything: SL_ARG "X is a directory, want a file"; a folder that make_dirs could not make. */
 sl_code regular_file(const char *path, sl_err *err);
 sl_code can_make_dir(const char *path, sl_err *err);
@@ -119,7 +119,7 @@ typedef struct {
     void (*load)(const sl_model *model, sl_loader *l);
 } component;
 #define MAX_COMPONENTS 5
-const component *component_at(const sl_model *model, int i);    /* the i-th that this model has; NULL past the last */
+const component *component_at(const sl_model *model, int i); /* the i-th that this model has; NULL past the last */
 
 int cli_inspect(int argc, char **argv);
 /* Headers of all components of a checkpoint against what the networks need: the first thing missing or misshapen. */
@@ -128,40 +128,41 @@ sl_code check_weights(const sl_model *model, sl_err *err);
 /* ---- plan.c: what a run will take, before it takes anything ---- */
 
 typedef struct {
-    bool runs;                          /* the deployment has this stage */
+    bool runs; /* the deployment has this stage */
     char device[16];
-    size_t mapped;                      /* weights that stay in their files, mapped: page cache, which the machine may take back (CPU) */
-    size_t weights;                     /* weights in memory of their own */
-    size_t kept;                        /* of the arena: what a job keeps from its beginning to its end */
-    size_t work;                        /* of the arena: the most beside that */
-    size_t slots;                       /* of the pools it receives in, as far as these jobs fill them */
-    size_t host;                        /* host memory beside all that: pictures, latents, the encoder, the process itself */
+    size_t mapped;  /* weights that stay in their files, mapped: page cache, which the machine may take back (CPU) */
+    size_t weights; /* weights in memory of their own */
+    size_t kept;    /* of the arena: what a job keeps from its beginning to its end */
+    size_t work;    /* of the arena: the most beside that */
+    size_t slots;   /* of the pools it receives in, as far as these jobs fill them */
+    size_t host;    /* host memory beside all that: pictures, latents, the encoder, the process itself */
 } stage_plan;
 
 typedef struct {
-    stage_plan stages[SL_ROLE_COUNT];   /* of the job that takes most of it */
-    bool from_files;                    /* weights as they are stored; false: some are not there and count as the activations' type */
+    stage_plan stages[SL_ROLE_COUNT]; /* of the job that takes most of it */
+    bool from_files;                  /* weights as they are stored; false: some are not there and count as the activations' type */
 } run_plan;
 
 /* Bytes of every stage for the jobs' sizes, steps and caches; o->from leaves out what a replay does not compute. Errors: SL_SHAPE, SL_FORMAT a
  * checkpoint that does not hold what the networks need. */
 sl_code plan_make(run_plan *out, const cli_options *o, const sl_model *model, const sl_conf *conf, sl_err *err);
-size_t plan_private(const stage_plan *s, const char *device);   /* what a stage takes of "cpu" or "cuda:N", mapped weights left out */
+size_t plan_private(const stage_plan *s, const char *device); /* what a stage takes of "cpu" or "cuda:N", mapped weights left out */
 
 typedef struct {
-    uint64_t total, available;          /* MemTotal, MemAvailable */
-    uint64_t group;                     /* what the tightest cgroup (v2) around this process still gives, its page cache counted as free; UINT64_MAX: no limit */
-    uint64_t gives;                     /* the smaller of the two */
+    uint64_t total, available; /* MemTotal, MemAvailable */
+    uint64_t
+        group; /* what the tightest cgroup (v2) around this process still gives, its page cache counted as free; UINT64_MAX: no limit */
+    uint64_t gives; /* the smaller of the two */
 } machine_memory;
 /* Files under `root` ("" for this machine): proc/meminfo, proc/self/cgroup, sys/fs/cgroup. Errors: SL_SYS. */
 sl_code plan_machine(machine_memory *out, const char *root, sl_err *err);
 
 /* Refuse what does not fit: SL_NOMEM with bytes wanted, bytes there, the largest stage. */
 sl_code plan_admit(const cli_options *o, const sl_model *model, const sl_conf *conf, sl_err *err);
-int cli_plan(int argc, char **argv);    /* `sluice plan` */
+int cli_plan(int argc, char **argv); /* `sluice plan` */
 
 /* ---- pack.c ---- */
 
-int cli_pack(int argc, char **argv);    /* `sluice pack` */
+int cli_pack(int argc, char **argv); /* `sluice pack` */
 
 #endif

@@ -109,7 +109,10 @@ sl_code regular_file(const char *path, sl_err *err)
     struct stat st;
     if (stat(path, &st)) return sl_fail_errno(err, errno, "%s", path);
     if (S_ISREG(st.st_mode)) return SL_OK;
-    return sl_fail(err, SL_ARG, "%s is %s, want a file", path, S_ISDIR(st.st_mode) ? "a directory" : S_ISFIFO(st.st_mode) ? "a pipe" : "a device or socket");
+    return sl_fail(err, SL_ARG, "%s is %s, want a file", path,
+                   S_ISDIR(st.st_mode)    ? "a directory"
+                   : S_ISFIFO(st.st_mode) ? "a pipe"
+                                          : "a device or socket");
 }
 
 sl_code can_make_dir(const char *path, sl_err *err)
@@ -118,7 +121,7 @@ sl_code can_make_dir(const char *path, sl_err *err)
     struct stat st;
     sl_code rc = absolute_path(at, path, err);
     if (rc) return rc;
-    while (stat(at, &st)) {             /* the nearest ancestor that is there */
+    while (stat(at, &st)) { /* the nearest ancestor that is there */
         if (errno != ENOENT) return sl_fail_errno(err, errno, "%s", at);
         char *slash = strrchr(at, '/');
         slash[slash == at] = 0;
@@ -162,7 +165,7 @@ static bool is_abandoned(const char *dir)
     char lock[SL_PATH + 8];
     struct stat st;
     if (lstat(dir, &st) || !S_ISDIR(st.st_mode) || st.st_uid != getuid()) return false;
-    if (time(NULL) - st.st_mtime < 10) return false;    /* perhaps it is being made right now */
+    if (time(NULL) - st.st_mtime < 10) return false; /* perhaps it is being made right now */
     snprintf(lock, sizeof lock, "%s/lock", dir);
     int fd = open(lock, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
     bool free_now = fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) == 0;
@@ -176,7 +179,8 @@ static void sweep(const char *base, const char *prefix)
     struct dirent *e;
     char path[SL_PATH];
     while (d && (e = readdir(d)))
-        if (!strncmp(e->d_name, prefix, strlen(prefix)) && snprintf(path, sizeof path, "%s/%s", base, e->d_name) < SL_PATH && is_abandoned(path))
+        if (!strncmp(e->d_name, prefix, strlen(prefix)) && snprintf(path, sizeof path, "%s/%s", base, e->d_name) < SL_PATH &&
+            is_abandoned(path))
             remove_tree(path);
     if (d) closedir(d);
 }
@@ -192,14 +196,14 @@ sl_code make_run_dir(char out[SL_PATH], const char *wanted, sl_err *err)
     } else {
         if (!base || !*base || access(base, W_OK)) base = getenv("TMPDIR");
         if (!base || !*base || access(base, W_OK)) base = "/tmp";
-        if (strlen(base) > 60) base = "/tmp";           /* a socket's path must fit in 108 bytes */
+        if (strlen(base) > 60) base = "/tmp"; /* a socket's path must fit in 108 bytes */
         snprintf(prefix, sizeof prefix, "sluice-%u-", (unsigned)getuid());
         sweep(base, prefix);
         snprintf(out, SL_PATH, "%s/%sXXXXXX", base, prefix);
         if (!mkdtemp(out)) return sl_fail_errno(err, errno, "%s", out);
     }
     if ((rc = sl_path_join(lock, out, "lock", err))) return rc;
-    int fd = open(lock, O_RDWR | O_CREAT | O_CLOEXEC, 0600);        /* kept open: the lock ends with this process */
+    int fd = open(lock, O_RDWR | O_CREAT | O_CLOEXEC, 0600); /* kept open: the lock ends with this process */
     if (fd < 0 || flock(fd, LOCK_EX | LOCK_NB)) {
         rc = errno == EWOULDBLOCK ? sl_fail(err, SL_BUSY, "run directory %s belongs to another running sluice", out)
                                   : sl_fail_errno(err, errno, "%s", lock);

@@ -71,12 +71,14 @@ sl_code check_weights(const sl_model *model, sl_err *err)
         const component *c = &COMPONENTS[i];
         sl_loader *l = NULL;
         if (!present(model, c)) continue;
-        if (!(rc = sl_path_join(dir, model->dir, c->name, err)) && !(rc = sl_loader_inspect(&l, &plan, dir, c->stem, c->name, err))) {
+        if (!(rc = sl_path_join(dir, model->dir, c->name, err)) &&
+            !(rc = sl_loader_inspect(&l, &plan, dir, c->stem, c->name, err))) {
             sl_err ignored = {0};
             c->load(model, l);
-            sl_loader_finish(l, &ignored);      /* findings are complete now */
+            sl_loader_finish(l, &ignored); /* findings are complete now */
             for (int k = 0; sl_loader_finding(l, k) && !rc; k++)
-                if (strncmp(sl_loader_finding(l, k), "unexpected", 10)) rc = sl_fail(err, SL_FORMAT, "%s: %s", c->name, sl_loader_finding(l, k));
+                if (strncmp(sl_loader_finding(l, k), "unexpected", 10))
+                    rc = sl_fail(err, SL_FORMAT, "%s: %s", c->name, sl_loader_finding(l, k));
         }
         sl_loader_close(&l);
     }
@@ -87,13 +89,17 @@ sl_code check_weights(const sl_model *model, sl_err *err)
 static void print_model(const sl_model *m)
 {
     const sl_dit_config *d = &m->dit[0];
-    printf("%s\n  pipeline       %s%s%s\n", m->dir, m->pipeline, m->takes_last_image ? " (first and last frame)" : "", m->experts > 1 ? " (two experts)" : "");
-    printf("  transformer    %d layers, %d heads x %d = %d, ffn %d, %d -> %d channels%s\n", d->layers, d->heads, d->head_dim, d->dim, d->ffn_dim,
-           d->in_channels, d->out_channels, d->image_dim ? ", image cross-attention" : "");
+    printf("%s\n  pipeline       %s%s%s\n", m->dir, m->pipeline, m->takes_last_image ? " (first and last frame)" : "",
+           m->experts > 1 ? " (two experts)" : "");
+    printf("  transformer    %d layers, %d heads x %d = %d, ffn %d, %d -> %d channels%s\n", d->layers, d->heads, d->head_dim,
+           d->dim, d->ffn_dim, d->in_channels, d->out_channels, d->image_dim ? ", image cross-attention" : "");
     printf("  text_encoder   UMT5, %d layers, %d wide, %d pieces\n", m->umt5.layers, m->umt5.d_model, m->umt5.vocab);
-    if (m->has_clip) printf("  image_encoder  CLIP, %d layers, %d wide, %d x %d pixels in patches of %d\n", m->clip.layers, m->clip.hidden, m->clip.image, m->clip.image, m->clip.patch);
+    if (m->has_clip)
+        printf("  image_encoder  CLIP, %d layers, %d wide, %d x %d pixels in patches of %d\n", m->clip.layers, m->clip.hidden,
+               m->clip.image, m->clip.image, m->clip.patch);
     printf("  vae            base %d, %d latent channels\n", m->vae.base, m->vae.z);
-    printf("  scheduler      %s, flow shift %g\n", m->scheduler.kind == SL_SAMPLER_EULER ? "flow-match Euler" : "UniPC", m->scheduler.flow_shift);
+    printf("  scheduler      %s, flow shift %g\n", m->scheduler.kind == SL_SAMPLER_EULER ? "flow-match Euler" : "UniPC",
+           m->scheduler.flow_shift);
     if (m->experts > 1) printf("  boundary       expert 1 from timestep %g up, expert 2 below\n", m->boundary_ratio * 1000);
 }
 
@@ -126,9 +132,10 @@ int cli_inspect(int argc, char **argv)
             continue;
         }
         c->load(&model, l);
-        sl_loader_finish(l, &err);              /* findings are complete now, and hold what it says */
+        sl_loader_finish(l, &err); /* findings are complete now, and hold what it says */
         while (sl_loader_finding(l, findings)) findings++;
-        printf("  %-14s %12.1f %16lld  %s\n", c->name, (double)sl_loader_bytes(l) * 1e-6, (long long)sl_loader_parameters(l), findings ? "" : "none");
+        printf("  %-14s %12.1f %16lld  %s\n", c->name, (double)sl_loader_bytes(l) * 1e-6, (long long)sl_loader_parameters(l),
+               findings ? "" : "none");
         for (int k = 0; k < findings; k++) {
             printf("      %s\n", sl_loader_finding(l, k));
             if (strncmp(sl_loader_finding(l, k), "unexpected", 10)) bad++;

@@ -11,14 +11,14 @@
 #include <jansson.h>
 
 typedef enum { OPT_INT, OPT_I64, OPT_U64, OPT_REAL, OPT_PATH, OPT_TEXT, OPT_FLAG } opt_kind;
-typedef enum { OF_JOB, OF_RUN } opt_owner;     /* a job's, may stand in a jobs file; the whole run's */
+typedef enum { OF_JOB, OF_RUN } opt_owner; /* a job's, may stand in a jobs file; the whole run's */
 
 typedef struct {
     const char *name;
     opt_kind kind;
     opt_owner owner;
-    size_t at;          /* in cli_job or cli_options */
-    size_t given;       /* a bool that becomes true; 0: none */
+    size_t at;    /* in cli_job or cli_options */
+    size_t given; /* a bool that becomes true; 0: none */
     const char *arg, *what;
 } opt;
 
@@ -65,13 +65,15 @@ static const opt OPTIONS[] = {
 
 void cli_usage(FILE *to)
 {
-    fprintf(to, "sluice - picture and prompt in, video out\n\n"
-                "  sluice run --model DIR --image FILE --prompt TEXT [-o out.mp4] [options]\n"
-                "  sluice run --model DIR --jobs FILE.jsonl [options]\n"
-                "  sluice replay DIR --from text|image|denoise|decode [options]   run on from dumped hand-overs\n"
-                "  sluice inspect DIR [--deep]                                    what a checkpoint holds, what is missing or odd\n"
-                "  sluice plan --model DIR [options of run]                       the memory that a run takes, by stage and device\n"
-                "  sluice pack --model DIR -o DIR2 [--dtype bf16|f32] [--quiet]    a copy of a checkpoint in the form that loads fastest\n\n");
+    fprintf(to,
+            "sluice - picture and prompt in, video out\n\n"
+            "  sluice run --model DIR --image FILE --prompt TEXT [-o out.mp4] [options]\n"
+            "  sluice run --model DIR --jobs FILE.jsonl [options]\n"
+            "  sluice replay DIR --from text|image|denoise|decode [options]   run on from dumped hand-overs\n"
+            "  sluice inspect DIR [--deep]                                    what a checkpoint holds, what is missing or odd\n"
+            "  sluice plan --model DIR [options of run]                       the memory that a run takes, by stage and device\n"
+            "  sluice pack --model DIR -o DIR2 [--dtype bf16|f32] [--quiet]    a copy of a checkpoint in the form that loads "
+            "fastest\n\n");
     for (int i = 0; i < OPTION_COUNT; i++) {
         char left[48];
         snprintf(left, sizeof left, "--%s %s", OPTIONS[i].name, OPTIONS[i].arg ? OPTIONS[i].arg : "");
@@ -113,7 +115,8 @@ static sl_code set_value(void *owner, const opt *o, const char *v, sl_err *err)
     }
     case OPT_REAL: {
         double x = strtod(v, &end);
-        if (!plain_number(v, true) || *end || !isfinite(x)) return sl_fail(err, SL_ARG, "--%s is \"%.60s\", want a number (%s)", o->name, v, o->what);
+        if (!plain_number(v, true) || *end || !isfinite(x))
+            return sl_fail(err, SL_ARG, "--%s is \"%.60s\", want a number (%s)", o->name, v, o->what);
         *(double *)at = x;
         break;
     }
@@ -269,7 +272,8 @@ static sl_code parse_arguments(cli_options *o, int argc, char **argv, sl_err *er
         const opt *option = NULL;
         sl_code rc;
         if (!strcmp(a, "-o")) a = "--output";
-        if (strncmp(a, "--", 2)) return sl_fail(err, SL_ARG, "\"%.60s\" is no option, want --NAME VALUE (sluice help lists them)", a);
+        if (strncmp(a, "--", 2))
+            return sl_fail(err, SL_ARG, "\"%.60s\" is no option, want --NAME VALUE (sluice help lists them)", a);
         size_t n = strcspn(a + 2, "=");
         if (n >= sizeof name) return sl_fail(err, SL_ARG, "unknown option %.60s... (sluice help lists them)", a);
         memcpy(name, a + 2, n);
@@ -312,7 +316,8 @@ sl_code cli_parse(cli_options *o, bool replay, int argc, char **argv, sl_err *er
     if ((rc = sl_job_init(&o->base.spec, err))) return rc;
     if (!(o->jobs = calloc(MAX_RUN_JOBS, sizeof *o->jobs))) return sl_fail(err, SL_NOMEM, "no memory");
     if (replay) {
-        if (argc < 1 || !strncmp(argv[0], "-", 1)) return sl_fail(err, SL_ARG, "replay wants the folder that --dump wrote: sluice replay DIR --from STAGE");
+        if (argc < 1 || !strncmp(argv[0], "-", 1))
+            return sl_fail(err, SL_ARG, "replay wants the folder that --dump wrote: sluice replay DIR --from STAGE");
         if ((rc = start_from_dump(o, argv[0], err))) return rc;
         argc--, argv++;
     }

@@ -55,7 +55,8 @@ void report_message(report *r, const sl_msg *m)
     } else if (m->type == SL_MSG_STEP) {
         job_record *j = report_job(r, m->step.job);
         if (!j || m->step.step >= (uint32_t)j->job->spec.steps) return;
-        j->steps[m->step.step] = (step_record){m->step.seconds, m->step.cond_metric, m->step.uncond_metric, m->step.cond_computed, m->step.uncond_computed};
+        j->steps[m->step.step] = (step_record){m->step.seconds, m->step.cond_metric, m->step.uncond_metric, m->step.cond_computed,
+                                               m->step.uncond_computed};
     } else if (m->type == SL_MSG_STAGE) {
         int role = role_of(m->stage.stage);
         job_record *j = report_job(r, m->stage.job);
@@ -128,20 +129,24 @@ static json_t *job_json(const report *r, const job_record *j)
     for (int i = 0; i < SL_ROLE_COUNT; i++) {
         if (!*r->device[i]) continue;
         json_object_set_new(stages, sl_role_name((sl_role)i),
-                            json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:s, s:I, s:I, s:I}", "queued", t.sums[i][SL_SPAN_QUEUE], "loading",
-                                      t.sums[i][SL_SPAN_START] + t.sums[i][SL_SPAN_LOAD], "computing", t.sums[i][SL_SPAN_COMPUTE], "handing_over",
-                                      t.sums[i][SL_SPAN_HANDOVER], "waiting", t.sums[i][SL_SPAN_WAIT], "spooling", t.sums[i][SL_SPAN_SPOOL], "device",
-                                      r->device[i], "peak_bytes", (json_int_t)j->peak_bytes[i], "arena_bytes",
-                                      (json_int_t)j->arena_bytes[i], "weight_bytes", (json_int_t)r->weight_bytes[i]));
+                            json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:s, s:I, s:I, s:I}", "queued", t.sums[i][SL_SPAN_QUEUE],
+                                      "loading", t.sums[i][SL_SPAN_START] + t.sums[i][SL_SPAN_LOAD], "computing",
+                                      t.sums[i][SL_SPAN_COMPUTE], "handing_over", t.sums[i][SL_SPAN_HANDOVER], "waiting",
+                                      t.sums[i][SL_SPAN_WAIT], "spooling", t.sums[i][SL_SPAN_SPOOL], "device", r->device[i],
+                                      "peak_bytes", (json_int_t)j->peak_bytes[i], "arena_bytes", (json_int_t)j->arena_bytes[i],
+                                      "weight_bytes", (json_int_t)r->weight_bytes[i]));
     }
     for (int i = 0; i < s->steps; i++)
-        json_array_append_new(steps, json_pack("{s:f, s:o, s:o}", "seconds", j->steps[i].seconds, "cond", branch(j->steps[i].cond_computed, j->steps[i].cond_metric),
-                                               "uncond", branch(j->steps[i].uncond_computed, j->steps[i].uncond_metric)));
-    return json_pack("{s:s, s:s, s:s, s:o, s:i, s:i, s:i, s:i, s:i, s:f, s:f, s:s, s:f, s:o, s:o, s:f, s:f, s:f, s:i, s:s, s:I}", "status", status_of(j), "message",
-                     j->message, "prompt", s->prompt, "seed", json_sprintf("%llu", (unsigned long long)s->seed), "width", s->width, "height", s->height,
-                     "frames", s->frames, "fps", s->fps, "step_count", s->steps, "guidance", s->guidance, "shift", s->shift, "sampler", s->sampler, "fbcache",
-                     s->fbcache, "stages", stages, "steps", steps, "client", t.client[SL_SPAN_START] + t.client[SL_SPAN_SPOOL], "total", t.total, "unaccounted",
-                     t.unaccounted, "restarts", r->restarts, "output", s->output, "output_bytes", (json_int_t)j->bytes);
+        json_array_append_new(steps, json_pack("{s:f, s:o, s:o}", "seconds", j->steps[i].seconds, "cond",
+                                               branch(j->steps[i].cond_computed, j->steps[i].cond_metric), "uncond",
+                                               branch(j->steps[i].uncond_computed, j->steps[i].uncond_metric)));
+    return json_pack("{s:s, s:s, s:s, s:o, s:i, s:i, s:i, s:i, s:i, s:f, s:f, s:s, s:f, s:o, s:o, s:f, s:f, s:f, s:i, s:s, s:I}",
+                     "status", status_of(j), "message", j->message, "prompt", s->prompt, "seed",
+                     json_sprintf("%llu", (unsigned long long)s->seed), "width", s->width, "height", s->height, "frames", s->frames,
+                     "fps", s->fps, "step_count", s->steps, "guidance", s->guidance, "shift", s->shift, "sampler", s->sampler,
+                     "fbcache", s->fbcache, "stages", stages, "steps", steps, "client",
+                     t.client[SL_SPAN_START] + t.client[SL_SPAN_SPOOL], "total", t.total, "unaccounted", t.unaccounted, "restarts",
+                     r->restarts, "output", s->output, "output_bytes", (json_int_t)j->bytes);
 }
 
 sl_code report_write(const report *r, const job_record *job, const char *path, sl_err *err)
@@ -157,7 +162,7 @@ sl_code report_write(const report *r, const job_record *job, const char *path, s
     int bad = !root || json_dump_file(root, path, JSON_INDENT(2) | JSON_REAL_PRECISION(9)), why = errno;
     json_decref(root);
     if (!bad) return SL_OK;
-    if (!regular_file(path, NULL)) unlink(path);        /* half a report is none */
+    if (!regular_file(path, NULL)) unlink(path); /* half a report is none */
     return sl_fail_errno(err, why ? why : EIO, "report %s", path);
 }
 
@@ -175,15 +180,17 @@ void report_print(const report *r, const job_record *j, FILE *to)
         fprintf(to, "%s: %s\n", status_of(j), j->message);
         return;
     }
-    fprintf(to, "\n%s  %dx%d, %d frames at %d fps, %d steps, seed %llu, %.2f MB\n", s->output, s->width, s->height, s->frames, s->fps, s->steps,
-            (unsigned long long)s->seed, (double)j->bytes * 1e-6);
-    fprintf(to, "  %-8s %-7s %9s %9s %9s %9s %9s %10s\n", "stage", "device", "loading", "queued", "computing", "waiting", "handover", "peak MB");
+    fprintf(to, "\n%s  %dx%d, %d frames at %d fps, %d steps, seed %llu, %.2f MB\n", s->output, s->width, s->height, s->frames,
+            s->fps, s->steps, (unsigned long long)s->seed, (double)j->bytes * 1e-6);
+    fprintf(to, "  %-8s %-7s %9s %9s %9s %9s %9s %10s\n", "stage", "device", "loading", "queued", "computing", "waiting",
+            "handover", "peak MB");
     for (int i = 0; i < SL_ROLE_COUNT; i++)
         if (*r->device[i])
             fprintf(to, "  %-8s %-7s %9.3f %9.3f %9.3f %9.3f %9.3f %10.1f\n", sl_role_name((sl_role)i), r->device[i],
-                    t.sums[i][SL_SPAN_START] + t.sums[i][SL_SPAN_LOAD], t.sums[i][SL_SPAN_QUEUE], t.sums[i][SL_SPAN_COMPUTE], t.sums[i][SL_SPAN_WAIT],
-                    t.sums[i][SL_SPAN_HANDOVER], (double)j->peak_bytes[i] * 1e-6);
-    fprintf(to, "  total %.3f s, unaccounted %.3f s (%.2f %%)", t.total, t.unaccounted, t.total > 0 ? 100 * t.unaccounted / t.total : 0);
+                    t.sums[i][SL_SPAN_START] + t.sums[i][SL_SPAN_LOAD], t.sums[i][SL_SPAN_QUEUE], t.sums[i][SL_SPAN_COMPUTE],
+                    t.sums[i][SL_SPAN_WAIT], t.sums[i][SL_SPAN_HANDOVER], (double)j->peak_bytes[i] * 1e-6);
+    fprintf(to, "  total %.3f s, unaccounted %.3f s (%.2f %%)", t.total, t.unaccounted,
+            t.total > 0 ? 100 * t.unaccounted / t.total : 0);
     if (s->fbcache > 0) fprintf(to, "; cache skipped %d of %d forwards", hits, forwards);
     if (r->restarts) fprintf(to, "; %d restart%s", r->restarts, r->restarts == 1 ? "" : "s");
     fprintf(to, "\n");

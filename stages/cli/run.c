@@ -17,7 +17,7 @@
 #include "common/log.h"
 #include "stages/mux/mp4.h"
 
-#define REAP_MS 5000            /* longest wait for killed stages to be gone */
+#define REAP_MS 5000 /* longest wait for killed stages to be gone */
 
 typedef struct {
     cli_options *o;
@@ -26,10 +26,10 @@ typedef struct {
     report rep;
     char run_dir[SL_PATH], spool[SL_PATH], conf_path[SL_PATH], bin_dir[SL_PATH], endpoint[SL_PATH];
     void *zmq, *socket;
-    pid_t pid;                  /* the dispatcher */
+    pid_t pid; /* the dispatcher */
     int pidfd, signals;
-    int deaths;                 /* of the dispatcher, without progress between them */
-    int left;                   /* jobs that have not ended */
+    int deaths; /* of the dispatcher, without progress between them */
+    int left;   /* jobs that have not ended */
     bool accepted, interrupted, draining;
     int64_t t0_ns;
     struct {
@@ -45,15 +45,17 @@ typedef struct {
 static sl_code copy_dumped(const cli_job *j, const char *from, sl_err *err)
 {
     static const struct {
-        const char *file, *not_from;    /* the stage that makes this file, which is asked to run again */
+        const char *file, *not_from; /* the stage that makes this file, which is asked to run again */
     } FILES[] = {{"text.safetensors", "text"}, {"image.safetensors", "image"}, {"denoise.safetensors", "denoise"}};
     char src[SL_PATH], dst[SL_PATH];
     sl_code rc = SL_OK;
     for (int i = 0; i < 3 && !rc; i++) {
-        bool later = i == 2 && strcmp(from, "decode");      /* latents are made again unless only decoding is */
+        bool later = i == 2 && strcmp(from, "decode"); /* latents are made again unless only decoding is */
         if (!strcmp(FILES[i].not_from, from) || later) continue;
-        if ((rc = sl_path_join(src, j->replay_dir, FILES[i].file, err)) || (rc = sl_path_join(dst, j->dir, FILES[i].file, err))) break;
-        if (i < 2 && access(src, R_OK) && errno == ENOENT && i == 1) continue;      /* a checkpoint without pictures has no image.safetensors */
+        if ((rc = sl_path_join(src, j->replay_dir, FILES[i].file, err)) || (rc = sl_path_join(dst, j->dir, FILES[i].file, err)))
+            break;
+        if (i < 2 && access(src, R_OK) && errno == ENOENT && i == 1)
+            continue; /* a checkpoint without pictures has no image.safetensors */
         rc = copy_file(src, dst, err);
     }
     return rc ? sl_context(err, rc, "replay") : SL_OK;
@@ -65,7 +67,7 @@ static sl_code copy_input(const cli_job *j, const char *path, const char *name, 
     sl_code rc;
     if (!*path) return SL_OK;
     if (*j->replay_dir && !given && strcmp(name, "noise.safetensors")) {
-        if ((rc = sl_path_join(src, j->replay_dir, name, err))) return rc;      /* the dump has its own copy of the picture */
+        if ((rc = sl_path_join(src, j->replay_dir, name, err))) return rc; /* the dump has its own copy of the picture */
         path = src;
     }
     if ((rc = sl_path_join(dst, j->dir, name, err))) return rc;
@@ -80,7 +82,7 @@ static sl_code make_job_dir(runner *r, cli_job *j, const char *from, sl_err *err
     sl_code rc;
     snprintf(name, sizeof name, "%d-%llu", (int)getpid(), (unsigned long long)j->id);
     if ((rc = sl_path_join(j->dir, r->spool, name, err))) return rc;
-    remove_tree(j->dir);                /* of a process that had our number and was killed */
+    remove_tree(j->dir); /* of a process that had our number and was killed */
     if ((rc = make_dirs(j->dir, err))) return rc;
     if ((rc = copy_input(j, j->spec.image, "image.input", j->has_image, *j->replay_dir != 0, err)) ||
         (rc = copy_input(j, j->spec.last_image, "last_image.input", j->has_last_image, *j->replay_dir != 0, err)) ||
@@ -120,7 +122,7 @@ static sl_code prepare(runner *r, sl_err *err)
     sigaddset(&set, SIGINT);
     sigaddset(&set, SIGTERM);
     sigprocmask(SIG_BLOCK, &set, NULL);
-    prctl(PR_SET_CHILD_SUBREAPER, 1);   /* stages that outlive the dispatcher by a moment are ours to wait for: see reap_stages */
+    prctl(PR_SET_CHILD_SUBREAPER, 1); /* stages that outlive the dispatcher by a moment are ours to wait for: see reap_stages */
     if ((r->signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK)) < 0) return sl_fail_errno(err, errno, "signalfd");
     if (!(r->zmq = zmq_ctx_new())) return sl_fail(err, SL_SYS, "zmq: %s", zmq_strerror(errno));
     return SL_OK;
@@ -132,16 +134,26 @@ static sl_code start_dispatcher(runner *r, sl_err *err)
 {
     char path[SL_PATH], parent[16];
     sl_code rc = sl_path_join(path, r->bin_dir, "sluice-dispatch", err);
-    char *argv[] = {path,        (char *)"--run", r->run_dir,  (char *)"--conf", r->conf_path, (char *)"--model", (char *)r->model->dir,
-                    (char *)"--bin", r->bin_dir,  (char *)"--parent", parent, NULL};
+    char *argv[] = {path,
+                    (char *)"--run",
+                    r->run_dir,
+                    (char *)"--conf",
+                    r->conf_path,
+                    (char *)"--model",
+                    (char *)r->model->dir,
+                    (char *)"--bin",
+                    r->bin_dir,
+                    (char *)"--parent",
+                    parent,
+                    NULL};
     pid_t self = getpid();
     if (rc) return rc;
     snprintf(parent, sizeof parent, "%d", (int)self);
     if (access(path, X_OK)) return sl_fail_errno(err, errno, "%s", path);
-    if ((r->pid = fork()) == 0) {       /* with SIGTERM blocked, so that our death is not lost on it before it listens */
+    if ((r->pid = fork()) == 0) { /* with SIGTERM blocked, so that our death is not lost on it before it listens */
         prctl(PR_SET_PDEATHSIG, SIGTERM);
         if (getppid() != self) _exit(127);
-        setpgid(0, 0);                  /* Ctrl-C is for this process alone */
+        setpgid(0, 0); /* Ctrl-C is for this process alone */
         int null = open("/dev/null", O_RDONLY);
         if (null >= 0) dup2(null, 0);
         dup2(2, 1);
@@ -161,7 +173,7 @@ static sl_code connect_dispatcher(runner *r, sl_err *err)
     if (r->socket) zmq_close(r->socket);
     if (!(r->socket = zmq_socket(r->zmq, ZMQ_DEALER))) return sl_fail(err, SL_SYS, "zmq: %s", zmq_strerror(errno));
     zmq_setsockopt(r->socket, ZMQ_LINGER, &linger, sizeof linger);
-    zmq_setsockopt(r->socket, ZMQ_RECONNECT_IVL, &retry_ms, sizeof retry_ms);   /* it is not bound yet */
+    zmq_setsockopt(r->socket, ZMQ_RECONNECT_IVL, &retry_ms, sizeof retry_ms); /* it is not bound yet */
     if (zmq_connect(r->socket, r->endpoint)) return sl_fail(err, SL_SYS, "%s: %s", r->endpoint, zmq_strerror(errno));
     if ((rc = sl_wire_send(r->socket, NULL, 0, &hello, err))) return rc;
     for (int i = 0; i < r->o->job_count; i++) {
@@ -180,11 +192,13 @@ static void show_progress(runner *r, const sl_msg_progress *p)
     int64_t now = sl_now_ns();
     bool tty = isatty(2), last = p->done == p->total;
     char which[32] = "";
-    if (r->o->quiet || (!last && !strcmp(p->stage, sl_role_name(SL_ROLE_MUX)))) return;     /* mux keeps pace with decode */
+    if (r->o->quiet || (!last && !strcmp(p->stage, sl_role_name(SL_ROLE_MUX)))) return; /* mux keeps pace with decode */
     bool other = strcmp(r->shown.stage, p->stage) || r->shown.job != p->job;
     if (!last && !other && now - r->shown.last_ns < (tty ? 100 : 1000) * 1000000ll) return;
     if (r->o->job_count > 1) snprintf(which, sizeof which, "job %d ", (int)p->job);
-    if (tty) fprintf(stderr, "%s\r\033[K%s%-8s %u/%u  %.2f s each", other && *r->shown.stage ? "\n" : "", which, p->stage, p->done, p->total, p->seconds);
+    if (tty)
+        fprintf(stderr, "%s\r\033[K%s%-8s %u/%u  %.2f s each", other && *r->shown.stage ? "\n" : "", which, p->stage, p->done,
+                p->total, p->seconds);
     else fprintf(stderr, "%s%-8s %u/%u  %.2f s each\n", which, p->stage, p->done, p->total, p->seconds);
     fflush(stderr);
     r->shown.last_ns = now;
@@ -203,17 +217,20 @@ static void client_span(runner *r, uint64_t job, sl_span_kind kind, int64_t t0, 
 /* The spool's files that --dump promises, into the user's folder. On a full disk what was written of them goes again; the video stays. */
 static sl_code copy_dump(const cli_job *j, sl_err *err)
 {
-    static const char *const FILES[] = {"job.json", "image.input", "last_image.input", "text.safetensors", "image.safetensors", "denoise.safetensors",
-                                        "frames.safetensors"};
+    static const char *const FILES[] = {"job.json",          "image.input",         "last_image.input",  "text.safetensors",
+                                        "image.safetensors", "denoise.safetensors", "frames.safetensors"};
     char src[SL_PATH], dst[SL_PATH];
     int done = 0;
     bool made = access(j->dump_dir, F_OK) != 0;
     sl_code rc = make_dirs(j->dump_dir, err);
     for (; done < (int)(sizeof FILES / sizeof *FILES) && !rc; done++) {
-        if ((rc = sl_path_join(src, j->dir, FILES[done], err)) || (rc = sl_path_join(dst, j->dump_dir, FILES[done], err)) || access(src, R_OK)) continue;
+        if ((rc = sl_path_join(src, j->dir, FILES[done], err)) || (rc = sl_path_join(dst, j->dump_dir, FILES[done], err)) ||
+            access(src, R_OK))
+            continue;
         rc = move_file(src, dst, err);
     }
-    if (!rc && j->spec.dump_blocks && !(rc = sl_path_join(src, j->dir, "blocks", err)) && !(rc = sl_path_join(dst, j->dump_dir, "blocks", err)))
+    if (!rc && j->spec.dump_blocks && !(rc = sl_path_join(src, j->dir, "blocks", err)) &&
+        !(rc = sl_path_join(dst, j->dump_dir, "blocks", err)))
         rc = move_files(src, dst, err);
     for (int i = 0; rc && i < done; i++)
         if (!sl_path_join(dst, j->dump_dir, FILES[i], NULL)) unlink(dst);
@@ -231,7 +248,8 @@ static void on_finished(runner *r, const sl_msg_finished *m)
     j->code = (unsigned)m->code < SL_CODE_COUNT ? (sl_code)m->code : SL_INTERNAL;
     j->bytes = m->bytes;
     snprintf(j->message, sizeof j->message, "%s", m->message);
-    if (!j->code && *j->job->dump_dir && (j->code = copy_dump(j->job, &err))) snprintf(j->message, sizeof j->message, "%s", err.msg);
+    if (!j->code && *j->job->dump_dir && (j->code = copy_dump(j->job, &err)))
+        snprintf(j->message, sizeof j->message, "%s", err.msg);
     if (j->code) sl_mp4_sweep(j->job->spec.output);
     remove_tree(j->job->dir);
     j->t1_ns = sl_now_ns();
@@ -240,7 +258,8 @@ static void on_finished(runner *r, const sl_msg_finished *m)
     r->deaths = 0;
     if (!r->o->quiet && isatty(2) && *r->shown.stage) fputc('\n', stderr);
     *r->shown.stage = 0;
-    if (*j->job->json && (r->o->job_count == 1 || strcmp(j->job->json, r->o->base.json)) && report_write(&r->rep, j, j->job->json, &err)) {
+    if (*j->job->json && (r->o->job_count == 1 || strcmp(j->job->json, r->o->base.json)) &&
+        report_write(&r->rep, j, j->job->json, &err)) {
         if (!j->code) snprintf(j->message, sizeof j->message, "the video is written, its report is not: %.400s", err.msg);
         if (!j->code) j->code = err.code;
     }
@@ -278,14 +297,14 @@ static void receive_all(runner *r)
 
 static void on_signal(runner *r, uint32_t sig)
 {
-    if (sig == SIGTERM && !r->draining) {       /* what has begun is finished, what has not is not begun */
+    if (sig == SIGTERM && !r->draining) { /* what has begun is finished, what has not is not begun */
         sl_msg m = {.type = SL_MSG_DRAIN};
         r->draining = true;
         sl_log(SL_LOG_INFO, "draining: jobs under way are finished, others are not begun");
         sl_wire_send(r->socket, NULL, 0, &m, NULL);
         return;
     }
-    if (r->interrupted) kill(r->pid, SIGKILL);  /* a second Ctrl-C */
+    if (r->interrupted) kill(r->pid, SIGKILL); /* a second Ctrl-C */
     r->interrupted = true;
     for (int i = 0; i < r->o->job_count; i++) {
         sl_msg m = {.type = SL_MSG_CANCEL, .cancel = {.job = r->o->jobs[i].id}};
@@ -329,7 +348,9 @@ static sl_code on_dispatcher_death(runner *r, sl_err *err)
     }
     if ((WIFEXITED(status) && WEXITSTATUS(status)) || ++r->deaths > r->conf->supervise.restarts) {
         char why[128];
-        snprintf(why, sizeof why, WIFEXITED(status) ? "the dispatcher could not run (exit status %d)" : "the dispatcher was killed %d times in a row: giving up",
+        snprintf(why, sizeof why,
+                 WIFEXITED(status) ? "the dispatcher could not run (exit status %d)"
+                                   : "the dispatcher was killed %d times in a row: giving up",
                  WIFEXITED(status) ? WEXITSTATUS(status) : r->deaths);
         end_all(r, SL_SYS, why);
         return SL_OK;
@@ -343,7 +364,8 @@ static sl_code on_dispatcher_death(runner *r, sl_err *err)
 static sl_code watch(runner *r, sl_err *err)
 {
     while (r->left) {
-        zmq_pollitem_t items[] = {{r->socket, 0, ZMQ_POLLIN, 0}, {NULL, r->signals, ZMQ_POLLIN, 0}, {NULL, r->pidfd, ZMQ_POLLIN, 0}};
+        zmq_pollitem_t items[] = {
+            {r->socket, 0, ZMQ_POLLIN, 0}, {NULL, r->signals, ZMQ_POLLIN, 0}, {NULL, r->pidfd, ZMQ_POLLIN, 0}};
         struct signalfd_siginfo info;
         sl_code rc;
         if (zmq_poll(items, 3, 1000) < 0 && errno != EINTR) return sl_fail(err, SL_SYS, "poll: %s", zmq_strerror(errno));
@@ -383,12 +405,14 @@ int cli_run(cli_options *o, const sl_model *model, sl_conf *conf, int64_t t0_ns,
     *r = (runner){.o = o, .conf = conf, .model = model, .pidfd = -1, .signals = -1, .left = o->job_count, .t0_ns = t0_ns};
     sl_log_open("sluice", conf->run.log);
     signal(SIGPIPE, SIG_IGN);
-    if (report_init(&r->rep, o, t0_ns, err) || prepare(r, err) || start_dispatcher(r, err) || connect_dispatcher(r, err) || watch(r, err)) status = EXIT_FAILED;
+    if (report_init(&r->rep, o, t0_ns, err) || prepare(r, err) || start_dispatcher(r, err) || connect_dispatcher(r, err) ||
+        watch(r, err))
+        status = EXIT_FAILED;
     for (int i = 0; i < r->rep.count; i++)
         if (!r->rep.jobs[i].finished || r->rep.jobs[i].code) status = EXIT_FAILED;
     stop(r);
     for (int i = 0; i < r->rep.count; i++)
-        if (!r->rep.jobs[i].finished && *o->jobs[i].dir) remove_tree(o->jobs[i].dir);     /* the run ended before it began */
+        if (!r->rep.jobs[i].finished && *o->jobs[i].dir) remove_tree(o->jobs[i].dir); /* the run ended before it began */
     if (o->job_count > 1 && *o->base.json && report_write(&r->rep, NULL, o->base.json, err)) status = EXIT_FAILED;
     report_free(&r->rep);
     free(r);

@@ -86,19 +86,19 @@ static sl_code check_frames(decode_stage *s, int first, const sl_tensor *floats,
     char name[48];
     bool on_host = s->ctx.ops == &sl_ops_cpu;
     sl_code rc;
-    if (!on_host && !(host.data = malloc(sl_bytes(floats) + 1))) return sl_fail(err, SL_NOMEM, "decode: no memory for %zu bytes", sl_bytes(floats));
+    if (!on_host && !(host.data = malloc(sl_bytes(floats) + 1)))
+        return sl_fail(err, SL_NOMEM, "decode: no memory for %zu bytes", sl_bytes(floats));
     if (!on_host) sl_download(&s->ctx, host.data, floats);
     snprintf(name, sizeof name, "frames from %d on", first);
     rc = sl_ok(&s->ctx) ? SL_OK : sl_ctx_error(&s->ctx, err);
-    if (!rc && sl_stage_check_finite(name, &host, &found))
-        rc = sl_network_blame((sl_loader *[]){s->loader, NULL}, &found, err);
+    if (!rc && sl_stage_check_finite(name, &host, &found)) rc = sl_network_blame((sl_loader *[]){s->loader, NULL}, &found, err);
     if (!on_host) free(host.data);
     return rc;
 }
 
 /* Decode latent frames [at, at + n) into a slot and send it on. */
-static sl_code decode_chunk(decode_stage *s, const sl_msg_job *msg, const sl_job *job, sl_vae_decode *d, const float *latents, int at, int n,
-                            int t, sl_err *err)
+static sl_code decode_chunk(decode_stage *s, const sl_msg_job *msg, const sl_job *job, sl_vae_decode *d, const float *latents,
+                            int at, int n, int t, sl_err *err)
 {
     int h = job->height, w = job->width, z = sl_stage_model(s->st)->vae.z, frames = sl_vae_frames_of(d, n);
     int64_t plane = (int64_t)(h / 8) * (w / 8), t0 = sl_now_ns();
@@ -113,7 +113,7 @@ static sl_code decode_chunk(decode_stage *s, const sl_msg_job *msg, const sl_job
 
     t0 = sl_now_ns();
     in = sl_new4(&s->ctx, SL_F32, z, n, h / 8, w / 8);
-    rgb = s->ctx.ops == &sl_ops_cpu ? slot : sl_new4(&s->ctx, SL_U8, frames, h, w, 3);      /* a CPU computes into the slot itself */
+    rgb = s->ctx.ops == &sl_ops_cpu ? slot : sl_new4(&s->ctx, SL_U8, frames, h, w, 3); /* a CPU computes into the slot itself */
     for (int c = 0; c < z; c++) {
         sl_tensor row = sl_view1(in.data ? (float *)in.data + c * n * plane : NULL, SL_F32, n * plane);
         if (in.data) sl_upload(&s->ctx, &row, latents + (c * t + at) * plane);
@@ -129,8 +129,11 @@ static sl_code decode_chunk(decode_stage *s, const sl_msg_job *msg, const sl_job
     sl_stage_span(s->st, msg->job, SL_SPAN_COMPUTE, t0);
 
     t0 = sl_now_ns();
-    chunk.chunk = (sl_msg_chunk){.job = msg->job, .attempt = msg->attempt, .index = (uint32_t)(at / SL_CHUNK_LATENTS),
-                                 .chunks = (uint32_t)((t + SL_CHUNK_LATENTS - 1) / SL_CHUNK_LATENTS), .frames = (uint32_t)frames};
+    chunk.chunk = (sl_msg_chunk){.job = msg->job,
+                                 .attempt = msg->attempt,
+                                 .index = (uint32_t)(at / SL_CHUNK_LATENTS),
+                                 .chunks = (uint32_t)((t + SL_CHUNK_LATENTS - 1) / SL_CHUNK_LATENTS),
+                                 .frames = (uint32_t)frames};
     if ((rc = sl_lease_seal(lease, NULL, &chunk.chunk.rgb, err))) goto done;
     sl_stage_send(s->st, &chunk);
     sl_stage_span(s->st, msg->job, SL_SPAN_HANDOVER, t0);
@@ -162,7 +165,7 @@ static sl_code decode_job(void *self, const sl_msg_job *msg, const sl_job *job, 
     if (!rc) sl_stage_done(s->st, msg, NULL, s->ctx.arena_peak, 0);
 done:
     sl_vae_decode_free(&d);
-    sl_ctx_error(&s->ctx, NULL);    /* empties the arena */
+    sl_ctx_error(&s->ctx, NULL); /* empties the arena */
     free(latents);
     return rc;
 }

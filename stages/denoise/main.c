@@ -4,8 +4,8 @@
 #include "common/log.h"
 
 /* The hand-overs a job starts from: the lease that its ticket names, or the file in the spool. */
-static sl_code open_input(sl_pool *pool, const sl_msg_job *msg, bool by_ticket, const sl_ticket *ticket, const char *file, sl_lease **lease,
-                          sl_st **st, sl_err *err)
+static sl_code open_input(sl_pool *pool, const sl_msg_job *msg, bool by_ticket, const sl_ticket *ticket, const char *file,
+                          sl_lease **lease, sl_st **st, sl_err *err)
 {
     char path[SL_PATH];
     if (by_ticket) return sl_lease_open(lease, pool, ticket, NULL, err);
@@ -27,7 +27,7 @@ static sl_code denoise_job(void *self, const sl_msg_job *msg, const sl_job *job,
         (rc = open_input(d->image, msg, msg->tickets & 2, &msg->second, "image.safetensors", &image, &image_file, err)))
         goto done;
     if ((rc = denoise_start(&run, d, msg, job, text, text_file, image, image_file, err))) goto done;
-    sl_lease_drop(&text, NULL);             /* all of it is on the device: the slots may be filled for the next job */
+    sl_lease_drop(&text, NULL); /* all of it is on the device: the slots may be filled for the next job */
     sl_lease_drop(&image, NULL);
     sl_stage_send(d->st, &taken);
     sl_stage_span(d->st, msg->job, SL_SPAN_HANDOVER, t0);

@@ -95,7 +95,8 @@ static sl_code restore_state(denoise_run *r, sl_err *err)
         goto done;
     int64_t v[META_COUNT];
     memcpy(v, meta.data, sizeof v);
-    if (v[META_STEP] < 1 || v[META_STEP] >= r->schedule.steps || v[META_ORDER] < 0 || v[META_ORDER] > 2 || v[META_HISTORY] < 0 || v[META_HISTORY] > 2) {
+    if (v[META_STEP] < 1 || v[META_STEP] >= r->schedule.steps || v[META_ORDER] < 0 || v[META_ORDER] > 2 || v[META_HISTORY] < 0 ||
+        v[META_HISTORY] > 2) {
         rc = sl_fail(err, SL_FORMAT, "%s: step %lld of %d makes no sense", path, (long long)v[META_STEP], r->schedule.steps);
         goto done;
     }
@@ -110,7 +111,8 @@ static sl_code restore_state(denoise_run *r, sl_err *err)
     r->sampler.history = (int)v[META_HISTORY];
     memcpy(r->replay_metric, metrics.data, sizeof r->replay_metric);
     r->replay = true;
-    sl_log(SL_LOG_INFO, "job %llu goes on at step %d of %d", (unsigned long long)r->msg->job, r->sampler.step + 1, r->schedule.steps);
+    sl_log(SL_LOG_INFO, "job %llu goes on at step %d of %d", (unsigned long long)r->msg->job, r->sampler.step + 1,
+           r->schedule.steps);
 done:
     for (int i = 0; i < 4; i++) free(x[i]);
     sl_st_close(&st);
@@ -125,7 +127,7 @@ static void hold_state(denoise_run *r)
     sl_download(&r->d->ctx, r->saved + n, &r->sampler.last);
     sl_download(&r->d->ctx, r->saved + 2 * n, &r->sampler.m0);
     sl_download(&r->d->ctx, r->saved + 3 * n, &r->sampler.m1);
-    if (r->sampler.history < 2) memset(r->saved + 3 * n, 0, (size_t)n * sizeof(float));     /* never written so far */
+    if (r->sampler.history < 2) memset(r->saved + 3 * n, 0, (size_t)n * sizeof(float)); /* never written so far */
 }
 
 static void save_state(denoise_run *r, const int64_t meta[META_COUNT], const float metrics[BRANCHES])
@@ -176,7 +178,9 @@ static sl_code read_inputs(denoise_run *r, inputs *in, const sl_lease *text, con
     sl_code rc = SL_OK;
     for (int b = 0; b < branches(r) && !rc; b++)
         rc = sl_network_input(&in->text[b], text, text_file, NAMES[b], 2, (int64_t[]){SL_TEXT_TOKENS, c->text_dim}, err);
-    if (!rc && extra) rc = sl_network_input(&in->condition, image, image_file, "condition", 4, (int64_t[]){extra, r->shape[1], r->shape[2], r->shape[3]}, err);
+    if (!rc && extra)
+        rc = sl_network_input(&in->condition, image, image_file, "condition", 4,
+                              (int64_t[]){extra, r->shape[1], r->shape[2], r->shape[3]}, err);
     if (!rc && c->image_dim) {
         in->image_tokens = sl_image_tokens(r->d->model, r->job);
         rc = sl_network_input(&in->clip, image, image_file, "clip", 2, (int64_t[]){in->image_tokens, c->image_dim}, err);
@@ -196,14 +200,15 @@ static void make_contexts(denoise_run *r, const inputs *in)
             sl_network_upload(ctx, &text, in->text[b]);
             if (in->clip) sl_network_upload(ctx, &image, in->clip);
             ctx->tap = e == 0 && b == 0 && *r->tap_dir ? tap : NULL;
-            sl_dit_context_make(ctx, r->d->dit[e], &r->mem.context[e][b], r->mem.context_memory[e][b], &text, in->clip ? &image : NULL);
+            sl_dit_context_make(ctx, r->d->dit[e], &r->mem.context[e][b], r->mem.context_memory[e][b], &text,
+                                in->clip ? &image : NULL);
             ctx->tap = NULL;
             sl_release(ctx, mark);
         }
 }
 
-sl_code denoise_start(denoise_run *r, denoiser *d, const sl_msg_job *msg, const sl_job *job, const sl_lease *text, const sl_st *text_file,
-                      const sl_lease *image, const sl_st *image_file, sl_err *err)
+sl_code denoise_start(denoise_run *r, denoiser *d, const sl_msg_job *msg, const sl_job *job, const sl_lease *text,
+                      const sl_st *text_file, const sl_lease *image, const sl_st *image_file, sl_err *err)
 {
     sl_ctx *ctx = &d->ctx;
     sl_arena arena;
@@ -230,8 +235,12 @@ sl_code denoise_start(denoise_run *r, denoiser *d, const sl_msg_job *msg, const 
             goto done;
         }
     }
-    const denoise_sizes of = {.model = d->model, .dit = d->dit, .job = job, .schedule = &r->schedule, .tap = *r->tap_dir ? tap : NULL,
-                               .round_rope = !strcmp(sl_stage_conf(d->st)->denoise.rope, "bfloat16")};
+    const denoise_sizes of = {.model = d->model,
+                              .dit = d->dit,
+                              .job = job,
+                              .schedule = &r->schedule,
+                              .tap = *r->tap_dir ? tap : NULL,
+                              .round_rope = !strcmp(sl_stage_conf(d->st)->denoise.rope, "bfloat16")};
     if ((rc = denoise_arena(&arena, ctx->ops, &of, err)) || (rc = sl_ctx_reserve(ctx, arena.peak, err))) goto done;
     ctx->tap_user = r;
     denoise_take(ctx, &r->mem, &of);
@@ -241,7 +250,8 @@ sl_code denoise_start(denoise_run *r, denoiser *d, const sl_msg_job *msg, const 
     r->sampler.schedule = &r->schedule;
     sl_upload(ctx, &r->sampler.x, r->noise);
     if (!(rc = restore_state(r, err)) && !sl_ok(ctx)) rc = sl_ctx_error(ctx, err);
-    sl_log(SL_LOG_DEBUG, "job %llu: arena %.1f MB, ready in %.1f ms", (unsigned long long)msg->job, (double)arena.peak * 1e-6, (double)(sl_now_ns() - t0) * 1e-6);
+    sl_log(SL_LOG_DEBUG, "job %llu: arena %.1f MB, ready in %.1f ms", (unsigned long long)msg->job, (double)arena.peak * 1e-6,
+           (double)(sl_now_ns() - t0) * 1e-6);
 done:
     for (int b = 0; b < BRANCHES; b++) free(in.text[b]);
     free(in.clip);
@@ -254,9 +264,15 @@ done:
 static void report_step(denoise_run *r, int step, double seconds, const sl_fbcache_report reports[BRANCHES])
 {
     sl_msg m = {.type = SL_MSG_STEP};
-    m.step = (sl_msg_step){.job = r->msg->job, .attempt = r->msg->attempt, .step = (uint32_t)step, .steps = (uint32_t)r->schedule.steps,
-                           .seconds = seconds, .cond_computed = reports[0].computed, .cond_metric = reports[0].metric,
-                           .uncond_computed = r->cfg ? reports[1].computed : -1, .uncond_metric = r->cfg ? reports[1].metric : NAN};
+    m.step = (sl_msg_step){.job = r->msg->job,
+                           .attempt = r->msg->attempt,
+                           .step = (uint32_t)step,
+                           .steps = (uint32_t)r->schedule.steps,
+                           .seconds = seconds,
+                           .cond_computed = reports[0].computed,
+                           .cond_metric = reports[0].metric,
+                           .uncond_computed = r->cfg ? reports[1].computed : -1,
+                           .uncond_metric = r->cfg ? reports[1].metric : NAN};
     sl_stage_send(r->d->st, &m);
     sl_stage_progress(r->d->st, r->msg, step + 1, r->schedule.steps, seconds);
 }
@@ -300,8 +316,8 @@ sl_code denoise_step(denoise_run *r, sl_err *err)
             cache->force = r->replay ? 1 : 0;
         }
         ctx->tap = i == 0 && b == 0 && *r->tap_dir ? tap : NULL;
-        sl_dit_forward(ctx, r->d->dit[e], &r->mem.v[b], &r->sampler.x, r->mem.condition.rank ? &r->mem.condition : NULL, &r->mem.times[e], i,
-                       &r->mem.rope, &r->mem.context[e][b], cache, &reports[b]);
+        sl_dit_forward(ctx, r->d->dit[e], &r->mem.v[b], &r->sampler.x, r->mem.condition.rank ? &r->mem.condition : NULL,
+                       &r->mem.times[e], i, &r->mem.rope, &r->mem.context[e][b], cache, &reports[b]);
         ctx->tap = NULL;
         if (r->replay) reports[b].metric = r->replay_metric[b];
     }
@@ -337,7 +353,8 @@ static sl_code write_with_steps(denoise_run *r, const char *path, sl_err *err)
         snprintf(name, sizeof name, "step.%d.latents", i);
         if ((rc = sl_stw_declare(w, name, SL_F32, 4, r->shape, err))) goto done;
     }
-    if ((rc = sl_stw_write(w, "noise", r->noise, 0, bytes, err)) || (rc = sl_stw_write(w, "latents", r->host, 0, bytes, err))) goto done;
+    if ((rc = sl_stw_write(w, "noise", r->noise, 0, bytes, err)) || (rc = sl_stw_write(w, "latents", r->host, 0, bytes, err)))
+        goto done;
     for (int i = 0; i < r->schedule.steps && !rc; i++) {
         sl_st *st = NULL;
         sl_tensor t;
@@ -365,7 +382,7 @@ sl_code denoise_finish(denoise_run *r, sl_err *err)
     sl_code rc = SL_OK;
     sl_download(&r->d->ctx, r->host, &r->sampler.x);
     if (!sl_ok(&r->d->ctx)) return sl_ctx_error(&r->d->ctx, err);
-    if (r->job->dump_steps) {               /* first what can fail: a slot that was handed over is not taken back */
+    if (r->job->dump_steps) { /* first what can fail: a slot that was handed over is not taken back */
         char path[SL_PATH];
         sl_msg m = {.type = SL_MSG_SPOOLED, .spooled = {.job = r->msg->job, .attempt = r->msg->attempt, .name = "denoise"}};
         if ((rc = sl_path_join(path, r->msg->dir, "denoise.safetensors", err)) || (rc = write_with_steps(r, path, err))) return rc;
@@ -380,7 +397,7 @@ sl_code denoise_finish(denoise_run *r, sl_err *err)
 
 void denoise_end(denoise_run *r)
 {
-    if (r->d) sl_ctx_error(&r->d->ctx, NULL);   /* empties the arena */
+    if (r->d) sl_ctx_error(&r->d->ctx, NULL); /* empties the arena */
     free(r->noise);
     free(r->host);
     free(r->saved);

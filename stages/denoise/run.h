@@ -10,8 +10,8 @@ typedef struct {
     sl_stage *st;
     const sl_model *model;
     sl_ctx ctx;
-    sl_pool *text, *image;              /* where inputs arrive; image NULL for a model without pictures */
-    sl_loader *loaders[EXPERTS + 1];    /* NULL-ended */
+    sl_pool *text, *image;           /* where inputs arrive; image NULL for a model without pictures */
+    sl_loader *loaders[EXPERTS + 1]; /* NULL-ended */
     sl_dit *dit[EXPERTS];
 } denoiser;
 
@@ -21,15 +21,15 @@ typedef struct {
     const sl_job *job;
     sl_schedule schedule;
     bool cfg;
-    int64_t shape[4];                           /* of the latents */
+    int64_t shape[4]; /* of the latents */
     denoise_memory mem;
-    sl_sampler sampler;                         /* state; its tensors lie in mem */
-    float *noise, *host;                        /* host [16, T, h/8, w/8]: the start; a buffer */
-    float *saved;                               /* host, four of that: x, last, m0, m1 before the step that runs */
-    int since_saved;                            /* steps since the last spooled state */
-    bool replay;                                /* the next step repeats one that had computed: see denoise_step */
+    sl_sampler sampler;  /* state; its tensors lie in mem */
+    float *noise, *host; /* host [16, T, h/8, w/8]: the start; a buffer */
+    float *saved;        /* host, four of that: x, last, m0, m1 before the step that runs */
+    int since_saved;     /* steps since the last spooled state */
+    bool replay;         /* the next step repeats one that had computed: see denoise_step */
     float replay_metric[BRANCHES];
-    char tap_dir[SL_PATH];                      /* where first-forward tensors go; "" nowhere */
+    char tap_dir[SL_PATH]; /* where first-forward tensors go; "" nowhere */
 } denoise_run;
 
 sl_code denoiser_open(denoiser *d, sl_err *err);
@@ -37,12 +37,12 @@ void denoiser_close(denoiser *d);
 
 /* Read the inputs (lease or file of each), size and take the memory, compute what is constant over the steps, and either begin with the noise
  * or go on from the state in the spool. */
-sl_code denoise_start(denoise_run *r, denoiser *d, const sl_msg_job *msg, const sl_job *job, const sl_lease *text, const sl_st *text_file,
-                      const sl_lease *image, const sl_st *image_file, sl_err *err);
+sl_code denoise_start(denoise_run *r, denoiser *d, const sl_msg_job *msg, const sl_job *job, const sl_lease *text,
+                      const sl_st *text_file, const sl_lease *image, const sl_st *image_file, sl_err *err);
 /* One sampler step: one or two forwards, guidance, update; reports STEP and PROGRESS; spools the state when it is due. */
 sl_code denoise_step(denoise_run *r, sl_err *err);
 /* Hand the latents over, spool them, say DONE. */
 sl_code denoise_finish(denoise_run *r, sl_err *err);
-void denoise_end(denoise_run *r);               /* frees; zeroed run is fine */
+void denoise_end(denoise_run *r); /* frees; zeroed run is fine */
 
 #endif

@@ -22,19 +22,19 @@ typedef struct {
     const sl_conf_stage *conf;
     peer_state state;
     pid_t pid;
-    int pidfd;                          /* -1 when down */
+    int pidfd; /* -1 when down */
     char identity[IDENTITY];
-    size_t identity_size;               /* 0 before HELLO */
+    size_t identity_size; /* 0 before HELLO */
     int64_t last_beat_ns, restart_at_ns, started_ns;
-    int failures;                       /* deaths in a row without progress */
-    uint64_t job;                       /* what it works on; NO_JOB: idle */
+    int failures; /* deaths in a row without progress */
+    uint64_t job; /* what it works on; NO_JOB: idle */
     uint32_t attempt;
-    char last_error[SL_TEXT];           /* what it said before it ended */
+    char last_error[SL_TEXT]; /* what it said before it ended */
     sl_code last_code;
-    sl_msg_span start, load;            /* when it started and loaded; t1 0: not yet */
+    sl_msg_span start, load; /* when it started and loaded; t1 0: not yet */
     sl_msg_ready ready;
     int pool_count;
-    sl_msg_pool pools[2];               /* where it receives */
+    sl_msg_pool pools[2]; /* where it receives */
 } peer;
 
 /* ---- a job ---- */
@@ -44,8 +44,8 @@ typedef enum { HAND_TEXT, HAND_IMAGE, HAND_LATENTS, HAND_COUNT } hand_kind;
 /* One finished piece of a job: in a slot of its receiver, in the spool, on its way there, or not at all. */
 typedef struct {
     bool ticketed, spooled, spooling;
-    uint32_t answered;                  /* the newest attempt whose SPOOLED has come, before its DONE or after it */
-    bool credit;                        /* holds one of the receiver's slots, or will */
+    uint32_t answered; /* the newest attempt whose SPOOLED has come, before its DONE or after it */
+    bool credit;       /* holds one of the receiver's slots, or will */
     sl_ticket ticket;
 } hand;
 
@@ -57,9 +57,9 @@ typedef struct {
     bool takes_image, dump;
     char output[SL_PATH];
     hand hands[HAND_COUNT];
-    uint32_t attempt;                   /* counts every start of a stage for this job */
-    uint32_t running[SL_ROLE_COUNT];    /* the attempt that runs there; 0: none */
-    uint32_t pair;                      /* the attempt that decode and mux make together; 0: none, or one of them left it */
+    uint32_t attempt;                /* counts every start of a stage for this job */
+    uint32_t running[SL_ROLE_COUNT]; /* the attempt that runs there; 0: none */
+    uint32_t pair;                   /* the attempt that decode and mux make together; 0: none, or one of them left it */
     bool decode_done, mux_done;
     bool started;                       /* denoising has begun, or it is the oldest: a drain waits for it */
     int64_t runnable_ns[SL_ROLE_COUNT]; /* since when it waits for that stage; 0: it does not */
@@ -68,7 +68,7 @@ typedef struct {
     bool ending;                        /* failed or cancelled: ends when nothing runs any more */
     sl_code code;
     char message[SL_TEXT];
-    uint64_t bytes;                     /* of the output */
+    uint64_t bytes; /* of the output */
 } job;
 
 typedef struct {
@@ -76,14 +76,14 @@ typedef struct {
     sl_model model;
     char run_dir[SL_PATH], conf_path[SL_PATH], bin_dir[SL_PATH], endpoint[SL_PATH];
     void *zmq, *router;
-    int signals;                        /* signalfd: SIGTERM */
-    pid_t parent;                       /* the client */
-    bool orphan;                        /* it is dead, or dying */
+    int signals;  /* signalfd: SIGTERM */
+    pid_t parent; /* the client */
+    bool orphan;  /* it is dead, or dying */
     int peer_count;
     peer peers[SL_ROLE_COUNT];
     int job_count;
-    job *jobs;                          /* oldest first */
-    char client[IDENTITY];              /* the newest client, for news that belong to no job */
+    job *jobs;             /* oldest first */
+    char client[IDENTITY]; /* the newest client, for news that belong to no job */
     size_t client_size;
     bool draining;
     int64_t drain_by_ns;
@@ -91,22 +91,22 @@ typedef struct {
 
 /* ---- main.c ---- */
 
-void dispatch_receive(dispatcher *d);                           /* everything that has come so far */
+void dispatch_receive(dispatcher *d); /* everything that has come so far */
 
 /* ---- peers.c: start, watch, restart ---- */
 
 void peers_init(dispatcher *d);
-peer *peer_of(dispatcher *d, sl_role role);                     /* NULL: this deployment leaves it out */
+peer *peer_of(dispatcher *d, sl_role role); /* NULL: this deployment leaves it out */
 peer *peer_by_identity(dispatcher *d, const char *id, size_t size);
-void peers_tick(dispatcher *d);                                 /* start what is due, kill what stalls */
-void peer_check(dispatcher *d, peer *p);                        /* its pidfd is readable: it has ended */
-void peer_distrust(peer *p, const sl_err *why);                 /* it sent what is no message: another version, or no stage at all */
+void peers_tick(dispatcher *d);                 /* start what is due, kill what stalls */
+void peer_check(dispatcher *d, peer *p);        /* its pidfd is readable: it has ended */
+void peer_distrust(peer *p, const sl_err *why); /* it sent what is no message: another version, or no stage at all */
 void peer_hello(dispatcher *d, peer *p, const sl_msg_hello *m, const char *id, size_t size);
 void peer_ready(dispatcher *d, peer *p, const sl_msg_ready *m);
-void peers_tell_all(dispatcher *d);                             /* a client is new: what it has missed of starting and loading */
+void peers_tell_all(dispatcher *d); /* a client is new: what it has missed of starting and loading */
 void peer_pool(dispatcher *d, peer *p, const sl_msg_pool *m);
-void peer_send(dispatcher *d, const peer *p, const sl_msg *m);  /* to a peer that has said HELLO; others get nothing */
-void peers_stop(dispatcher *d);                                 /* DRAIN, wait, SIGKILL what remains, reap all */
+void peer_send(dispatcher *d, const peer *p, const sl_msg *m); /* to a peer that has said HELLO; others get nothing */
+void peers_stop(dispatcher *d);                                /* DRAIN, wait, SIGKILL what remains, reap all */
 
 /* ---- jobs.c: the state machine ---- */
 
@@ -121,8 +121,8 @@ void jobs_on_spooled(dispatcher *d, peer *p, const sl_msg_spooled *m);
 void jobs_on_done(dispatcher *d, peer *p, const sl_msg_done *m);
 void jobs_on_failed(dispatcher *d, peer *p, const sl_msg_failed *m);
 void jobs_on_death(dispatcher *d, peer *p, pid_t pid, const char *how);
-void jobs_schedule(dispatcher *d);                              /* give idle stages what is ready; finish what is over */
-void job_tell(dispatcher *d, const job *j, const sl_msg *m);    /* to the job's client */
-void tell_client(dispatcher *d, const sl_msg *m);               /* news of no job */
+void jobs_schedule(dispatcher *d);                           /* give idle stages what is ready; finish what is over */
+void job_tell(dispatcher *d, const job *j, const sl_msg *m); /* to the job's client */
+void tell_client(dispatcher *d, const sl_msg *m);            /* news of no job */
 
 #endif

@@ -198,13 +198,14 @@ void job_submit(dispatcher *d, const sl_msg_submit *m, const char *client, size_
     if (!j) {
         for (int i = 0; i < d->peer_count; i++)
             if (d->peers[i].state == PEER_BROKEN) {
-                refuse(d, m->job, client, client_size, d->peers[i].last_code ? d->peers[i].last_code : SL_SYS, d->peers[i].last_error);
+                refuse(d, m->job, client, client_size, d->peers[i].last_code ? d->peers[i].last_code : SL_SYS,
+                       d->peers[i].last_error);
                 return;
             }
         if (m->job == NO_JOB || d->draining || d->job_count == MAX_JOBS || d->job_count >= d->conf.limits.jobs) {
             char why[160];
-            snprintf(why, sizeof why, "job refused: %s (%d jobs held, limits.jobs is %d)", d->draining ? "draining" : "too many jobs", d->job_count,
-                     d->conf.limits.jobs);
+            snprintf(why, sizeof why, "job refused: %s (%d jobs held, limits.jobs is %d)",
+                     d->draining ? "draining" : "too many jobs", d->job_count, d->conf.limits.jobs);
             refuse(d, m->job, client, client_size, SL_BUSY, why);
             return;
         }
@@ -224,7 +225,8 @@ void job_submit(dispatcher *d, const sl_msg_submit *m, const char *client, size_
         look_into_spool(j);
         if (missing_stage(d, j)) {
             char why[160];
-            snprintf(why, sizeof why, "job refused: the configuration has no stage %s, and nothing in the spool stands for it", missing_stage(d, j));
+            snprintf(why, sizeof why, "job refused: the configuration has no stage %s, and nothing in the spool stands for it",
+                     missing_stage(d, j));
             refuse(d, m->job, client, client_size, SL_ARG, why);
             return;
         }
@@ -323,22 +325,23 @@ void jobs_on_spooled(dispatcher *d, peer *p, const sl_msg_spooled *m)
             j->hands[k].spooled |= m->code == SL_OK;
             j->hands[k].spooling = false;
             j->hands[k].answered = m->attempt;
-            if (m->code && j->dump) {                   /* the file itself was asked for */
+            if (m->code && j->dump) { /* the file itself was asked for */
                 char why[SL_TEXT];
                 snprintf(why, sizeof why, "%s: %.480s", sl_role_name(p->role), m->message);
                 end_job(d, j, SL_SYS, why);
             } else if (m->code)
-                sl_log(SL_LOG_WARN, "job %llu goes on, but would not survive a death of %s or the next stage: %.300s", (unsigned long long)m->job,
-                       sl_role_name(p->role), m->message);
+                sl_log(SL_LOG_WARN, "job %llu goes on, but would not survive a death of %s or the next stage: %.300s",
+                       (unsigned long long)m->job, sl_role_name(p->role), m->message);
         }
 }
 
 void jobs_on_done(dispatcher *d, peer *p, const sl_msg_done *m)
 {
     job *j = current(d, p, m->job, m->attempt);
-    sl_msg stage = {.type = SL_MSG_STAGE, .stage = {.pid = p->pid, .peak_bytes = m->peak_bytes, .arena_bytes = m->arena_bytes, .job = m->job}};
+    sl_msg stage = {.type = SL_MSG_STAGE,
+                    .stage = {.pid = p->pid, .peak_bytes = m->peak_bytes, .arena_bytes = m->arena_bytes, .job = m->job}};
     release(p, j, m->attempt);
-    if (!j) {                                           /* of an attempt given up: the receiver will not hear of it otherwise */
+    if (!j) { /* of an attempt given up: the receiver will not hear of it otherwise */
         sl_msg discard = {.type = SL_MSG_DISCARD, .discard = {.ticket = m->out}};
         for (int k = 0; m->tickets && k < HAND_COUNT; k++)
             if (PRODUCER[k] == p->role) peer_send(d, peer_of(d, RECEIVER[k]), &discard);
@@ -359,7 +362,7 @@ void jobs_on_done(dispatcher *d, peer *p, const sl_msg_done *m)
             if (!h->ticketed) h->credit = false;
         }
     if (p->role == SL_ROLE_DECODE && m->attempt == j->pair) j->decode_done = true;
-    if (p->role == SL_ROLE_MUX) {                       /* it has had every frame: whatever became of decode meanwhile */
+    if (p->role == SL_ROLE_MUX) { /* it has had every frame: whatever became of decode meanwhile */
         j->decode_done = j->mux_done = true;
         j->bytes = m->bytes;
     }
@@ -379,13 +382,14 @@ static void try_again(dispatcher *d, job *j, sl_role role, const char *how)
 {
     char why[SL_TEXT];
     if (++j->deaths <= d->conf.supervise.restarts) return;
-    snprintf(why, sizeof why, "%s ended %d times on this job without getting further (last: %.300s): giving up", sl_role_name(role), j->deaths, how);
+    snprintf(why, sizeof why, "%s ended %d times on this job without getting further (last: %.300s): giving up", sl_role_name(role),
+             j->deaths, how);
     end_job(d, j, SL_SYS, why);
 }
 
 void jobs_on_failed(dispatcher *d, peer *p, const sl_msg_failed *m)
 {
-    if (m->job == NO_JOB) {                             /* it could not even start: kept for when it ends */
+    if (m->job == NO_JOB) { /* it could not even start: kept for when it ends */
         snprintf(p->last_error, sizeof p->last_error, "%.500s", m->message);
         p->last_code = (unsigned)m->code < SL_CODE_COUNT ? (sl_code)m->code : SL_INTERNAL;
         return;
@@ -396,7 +400,7 @@ void jobs_on_failed(dispatcher *d, peer *p, const sl_msg_failed *m)
     for (int k = 0; k < HAND_COUNT; k++)
         if (PRODUCER[k] == p->role || RECEIVER[k] == p->role) j->hands[k].credit = j->hands[k].ticketed;
     break_pair(d, j, p->role);
-    if (m->code == SL_CANCELLED) return;                /* we asked for it */
+    if (m->code == SL_CANCELLED) return; /* we asked for it */
     if (m->code == SL_GONE || m->code == SL_BUSY) try_again(d, j, p->role, m->message);
     else {
         char why[SL_TEXT];
@@ -426,10 +430,10 @@ void jobs_on_death(dispatcher *d, peer *p, pid_t pid, const char *how)
         job *j = &d->jobs[i];
         for (int k = 0; k < HAND_COUNT; k++) {
             hand *h = &j->hands[k];
-            if (RECEIVER[k] == p->role) h->ticketed = h->credit = false;    /* its slots went with it */
+            if (RECEIVER[k] == p->role) h->ticketed = h->credit = false; /* its slots went with it */
             if (PRODUCER[k] == p->role) {
                 if (j->running[p->role] || h->spooling) h->spooled = is_spooled(j, (hand_kind)k);
-                h->spooling = false;                                        /* whatever was not on disk never will be */
+                h->spooling = false; /* whatever was not on disk never will be */
                 if (j->running[p->role]) h->credit = h->ticketed;
             }
         }
@@ -450,7 +454,8 @@ static void begin(dispatcher *d, job *j, peer *p, uint32_t attempt, hand *first,
 {
     sl_msg m = {.type = SL_MSG_JOB, .job = {.job = j->id, .attempt = attempt}};
     memcpy(m.job.dir, j->dir, sizeof m.job.dir);
-    if (first && first->ticketed) m.job.tickets |= 1, m.job.first = first->ticket, first->ticketed = false;     /* the receiver has it now */
+    if (first && first->ticketed)
+        m.job.tickets |= 1, m.job.first = first->ticket, first->ticketed = false; /* the receiver has it now */
     if (second && second->ticketed) m.job.tickets |= 2, m.job.second = second->ticket, second->ticketed = false;
     j->running[p->role] = attempt;
     if (p->role >= SL_ROLE_DENOISE || j == d->jobs) j->started = true;
@@ -482,12 +487,13 @@ static void schedule_job(dispatcher *d, job *j)
         h[HAND_LATENTS].credit = true;
         begin(d, j, peer_of(d, SL_ROLE_DENOISE), ++j->attempt, &h[HAND_TEXT], &h[HAND_IMAGE]);
     }
-    if (pair_exists(d) && available(j, HAND_LATENTS) && !j->decode_done && !j->mux_done && !j->running[SL_ROLE_DECODE] && !j->running[SL_ROLE_MUX] &&
-        could_use(d, j, SL_ROLE_DECODE) && idle(peer_of(d, SL_ROLE_MUX)) && peer_of(d, SL_ROLE_MUX)->pool_count) {
+    if (pair_exists(d) && available(j, HAND_LATENTS) && !j->decode_done && !j->mux_done && !j->running[SL_ROLE_DECODE] &&
+        !j->running[SL_ROLE_MUX] && could_use(d, j, SL_ROLE_DECODE) && idle(peer_of(d, SL_ROLE_MUX)) &&
+        peer_of(d, SL_ROLE_MUX)->pool_count) {
         uint32_t attempt = ++j->attempt;
         h[HAND_LATENTS].credit = false;
         j->pair = attempt;
-        begin(d, j, peer_of(d, SL_ROLE_MUX), attempt, NULL, NULL);          /* first the receiver: it knows the job before a chunk comes */
+        begin(d, j, peer_of(d, SL_ROLE_MUX), attempt, NULL, NULL); /* first the receiver: it knows the job before a chunk comes */
         begin(d, j, peer_of(d, SL_ROLE_DECODE), attempt, &h[HAND_LATENTS], NULL);
     }
 }
@@ -497,7 +503,7 @@ void jobs_schedule(dispatcher *d)
     for (int i = 0; i < d->job_count; i++) {
         job *j = &d->jobs[i];
         if (d->draining && !j->started && !j->ending) end_job(d, j, SL_CANCELLED, "not run: draining");
-        bool late = j->ending && j->code == SL_CANCELLED && j->mux_done;   /* the cancel came when the video was written */
+        bool late = j->ending && j->code == SL_CANCELLED && j->mux_done; /* the cancel came when the video was written */
         if ((!j->ending || late) && complete(d, j)) {
             finish(d, j, SL_OK, "");
             i--;

@@ -20,7 +20,8 @@
 
 static sl_code parse_args(dispatcher *d, int argc, char **argv, const char **model, sl_err *err)
 {
-    static const struct option OPTIONS[] = {{"run", 1, 0, 'r'}, {"conf", 1, 0, 'f'}, {"model", 1, 0, 'm'}, {"bin", 1, 0, 'b'}, {"parent", 1, 0, 'p'}, {0}};
+    static const struct option OPTIONS[] = {{"run", 1, 0, 'r'}, {"conf", 1, 0, 'f'},   {"model", 1, 0, 'm'},
+                                            {"bin", 1, 0, 'b'}, {"parent", 1, 0, 'p'}, {0}};
     int o;
     opterr = 0;
     while ((o = getopt_long(argc, argv, "", OPTIONS, NULL)) >= 0) {
@@ -29,7 +30,10 @@ static sl_code parse_args(dispatcher *d, int argc, char **argv, const char **mod
         else if (o == 'm') *model = optarg;
         else if (o == 'b') snprintf(d->bin_dir, sizeof d->bin_dir, "%s", optarg);
         else if (o == 'p') d->parent = (pid_t)strtol(optarg, NULL, 10);
-        else return sl_fail(err, SL_ARG, "sluice-dispatch: unknown or incomplete option %s, want --run --conf --model --bin --parent", argv[optind - 1]);
+        else
+            return sl_fail(err, SL_ARG,
+                           "sluice-dispatch: unknown or incomplete option %s, want --run --conf --model --bin --parent",
+                           argv[optind - 1]);
     }
     if (!*d->run_dir || !*d->conf_path || !*model || !*d->bin_dir)
         return sl_fail(err, SL_ARG, "sluice-dispatch: want --run DIR --conf FILE --model DIR --bin DIR (`sluice run` starts it)");
@@ -54,7 +58,8 @@ static sl_code open_all(dispatcher *d, int argc, char **argv, sl_err *err)
     sigaddset(&set, SIGTERM);
     sigprocmask(SIG_BLOCK, &set, NULL);
     if ((d->signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK)) < 0) return sl_fail_errno(err, errno, "signalfd");
-    if (!(d->zmq = zmq_ctx_new()) || !(d->router = zmq_socket(d->zmq, ZMQ_ROUTER))) return sl_fail(err, SL_SYS, "zmq: %s", zmq_strerror(errno));
+    if (!(d->zmq = zmq_ctx_new()) || !(d->router = zmq_socket(d->zmq, ZMQ_ROUTER)))
+        return sl_fail(err, SL_SYS, "zmq: %s", zmq_strerror(errno));
     zmq_setsockopt(d->router, ZMQ_LINGER, &linger, sizeof linger);
     zmq_setsockopt(d->router, ZMQ_ROUTER_MANDATORY, &mandatory, sizeof mandatory);
     zmq_setsockopt(d->router, ZMQ_SNDHWM, &none, sizeof none);
@@ -171,11 +176,12 @@ static void loop(dispatcher *d)
         for (int i = 2; i < n; i++)
             if (items[i].revents) peer_check(d, watched[i - 2]);
         if (read(d->signals, &info, sizeof info) == sizeof info) {
-            if ((pid_t)info.ssi_pid == d->parent) d->orphan = true;     /* PR_SET_PDEATHSIG: it may take a while to be quite gone, getppid() to see it */
+            if ((pid_t)info.ssi_pid == d->parent)
+                d->orphan = true; /* PR_SET_PDEATHSIG: it may take a while to be quite gone, getppid() to see it */
             else drain(d, "SIGTERM");
         }
         d->orphan |= getppid() != d->parent;
-        if (d->orphan) {                        /* whoever started us is dead: nobody wants the results */
+        if (d->orphan) { /* whoever started us is dead: nobody wants the results */
             sl_log(SL_LOG_WARN, "the process that started this one is gone: stopping");
             return;
         }
@@ -206,7 +212,7 @@ int main(int argc, char **argv)
     prctl(PR_SET_PDEATHSIG, SIGTERM);
     signal(SIGINT, SIG_IGN);
     signal(SIGPIPE, SIG_IGN);
-    d.parent = getppid();                       /* --parent knows better: ours may be gone already */
+    d.parent = getppid(); /* --parent knows better: ours may be gone already */
     d.signals = -1;
     sl_log_open("dispatch", SL_LOG_INFO);
     int status = 2;
@@ -218,7 +224,7 @@ int main(int argc, char **argv)
     peers_stop(&d);
     if (d.router) zmq_close(d.router);
     if (d.zmq) zmq_ctx_term(d.zmq);
-    for (int i = 0; i < d.job_count; i++) sl_mp4_sweep(d.jobs[i].output);   /* begun, and never to be finished */
+    for (int i = 0; i < d.job_count; i++) sl_mp4_sweep(d.jobs[i].output); /* begun, and never to be finished */
     if (!status && (d.orphan || getppid() != d.parent)) remove_folders(&d);
     free(d.jobs);
     return status;

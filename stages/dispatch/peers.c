@@ -19,8 +19,8 @@
 
 #define MS 1000000ll
 #define MAX_ENV 512
-#define LAST_WORDS_MS 1000      /* longest wait for the messages of a process that has ended */
-#define FIRST_WORDS_MS 20       /* and for the HELLO of one that had said none */
+#define LAST_WORDS_MS 1000 /* longest wait for the messages of a process that has ended */
+#define FIRST_WORDS_MS 20  /* and for the HELLO of one that had said none */
 
 extern char **environ;
 
@@ -52,7 +52,7 @@ void peer_send(dispatcher *d, const peer *p, const sl_msg *m)
     sl_err err = {0};
     if (!p || !p->identity_size) return;
     sl_code rc = sl_wire_send(d->router, p->identity, p->identity_size, m, &err);
-    if (rc && rc != SL_GONE) sl_log_err(sl_role_name(p->role), &err);   /* gone: its pidfd will tell */
+    if (rc && rc != SL_GONE) sl_log_err(sl_role_name(p->role), &err); /* gone: its pidfd will tell */
 }
 
 static void tell_stage(dispatcher *d, const peer *p, const char *event, double load_s, uint64_t weight_bytes)
@@ -69,7 +69,7 @@ static char **stage_env(const peer *p, int stages, char slot[64], char *all[MAX_
 {
     long cpus = sysconf(_SC_NPROCESSORS_ONLN);
     int n = 0, threads = p->conf->threads;
-    static char passive[] = "OMP_WAIT_POLICY=PASSIVE";  /* stages share the cores: none may spin for work */
+    static char passive[] = "OMP_WAIT_POLICY=PASSIVE"; /* stages share the cores: none may spin for work */
     if (!threads) threads = cpus > 2 * stages ? (int)cpus / 2 : (int)cpus;
     snprintf(slot, 64, "OMP_NUM_THREADS=%d", threads > 0 ? threads : 1);
     for (char **e = environ; *e && n < MAX_ENV - 3; e++)
@@ -99,8 +99,15 @@ static void peer_start(dispatcher *d, peer *p)
 {
     char path[SL_CONF_PATH + SL_PATH], threads[64];
     char *env[MAX_ENV];
-    char *argv[10 + SL_CONF_ARGS] = {path,       (char *)"--connect", d->endpoint, (char *)"--conf",          d->conf_path, (char *)"--model",
-                                     d->model.dir, (char *)"--device",  (char *)p->conf->device};
+    char *argv[10 + SL_CONF_ARGS] = {path,
+                                     (char *)"--connect",
+                                     d->endpoint,
+                                     (char *)"--conf",
+                                     d->conf_path,
+                                     (char *)"--model",
+                                     d->model.dir,
+                                     (char *)"--device",
+                                     (char *)p->conf->device};
     int n = 9;
     pid_t self = getpid();
     for (int i = 0; i < p->conf->arg_count; i++) argv[n++] = (char *)p->conf->args[i];
@@ -144,7 +151,8 @@ void peers_tick(dispatcher *d)
         peer *p = &d->peers[i];
         if (p->state == PEER_DOWN && now >= p->restart_at_ns && !(d->draining && !d->job_count)) peer_start(d, p);
         else if (p->pidfd >= 0 && now - p->last_beat_ns > d->conf.supervise.stall_s * 1000 * MS) {
-            sl_log(SL_LOG_WARN, "%s[%d] gave no sign of life for %d s: killed", sl_role_name(p->role), (int)p->pid, d->conf.supervise.stall_s);
+            sl_log(SL_LOG_WARN, "%s[%d] gave no sign of life for %d s: killed", sl_role_name(p->role), (int)p->pid,
+                   d->conf.supervise.stall_s);
             kill(p->pid, SIGKILL);
             p->last_beat_ns = now;
         }
@@ -190,8 +198,10 @@ void peer_check(dispatcher *d, peer *p)
     bool hopeless = p->last_code == SL_ARG || p->last_code == SL_SHAPE || p->last_code == SL_FORMAT;
     if (d->draining && WIFEXITED(status) && !WEXITSTATUS(status)) sl_log(SL_LOG_DEBUG, "%s drained", sl_role_name(p->role));
     else if (hopeless || p->failures >= d->conf.supervise.restarts)
-        sl_log(SL_LOG_DEBUG, "%s[%d] ended: %s", sl_role_name(p->role), (int)pid, how);     /* its jobs say why */
-    else sl_log(SL_LOG_WARN, "%s[%d] ended: %s%s%.300s", sl_role_name(p->role), (int)pid, how, *p->last_error ? ": " : "", p->last_error);
+        sl_log(SL_LOG_DEBUG, "%s[%d] ended: %s", sl_role_name(p->role), (int)pid, how); /* its jobs say why */
+    else
+        sl_log(SL_LOG_WARN, "%s[%d] ended: %s%s%.300s", sl_role_name(p->role), (int)pid, how, *p->last_error ? ": " : "",
+               p->last_error);
     tell_stage(d, p, "ended", 0, 0);
     jobs_on_death(d, p, pid, how);
     p->identity_size = 0;
@@ -213,7 +223,7 @@ void peer_distrust(peer *p, const sl_err *why)
 {
     if (p->pidfd < 0 || p->last_code) return;
     snprintf(p->last_error, sizeof p->last_error, "speaks another protocol: %.400s", why->msg);
-    p->last_code = SL_FORMAT;               /* it will not get better: no restart */
+    p->last_code = SL_FORMAT; /* it will not get better: no restart */
     kill(p->pid, SIGKILL);
 }
 
@@ -228,7 +238,7 @@ void peer_hello(dispatcher *d, peer *p, const sl_msg_hello *m, const char *id, s
     p->start = span.span;
     tell_client(d, &span);
     sl_log(SL_LOG_DEBUG, "%s[%d] on %s says hello", m->role, m->pid, m->device);
-    for (int i = 0; i < d->peer_count; i++)         /* where it can send to */
+    for (int i = 0; i < d->peer_count; i++) /* where it can send to */
         for (int k = 0; k < d->peers[i].pool_count && &d->peers[i] != p; k++) {
             sl_msg pool = {.type = SL_MSG_POOL, .pool = d->peers[i].pools[k]};
             peer_send(d, p, &pool);
@@ -239,7 +249,8 @@ void peer_ready(dispatcher *d, peer *p, const sl_msg_ready *m)
 {
     p->state = PEER_READY;
     p->ready = *m;
-    sl_log(SL_LOG_DEBUG, "%s is ready after %.2f s with %.1f MB of weights", sl_role_name(p->role), m->load_s, (double)m->weight_bytes * 1e-6);
+    sl_log(SL_LOG_DEBUG, "%s is ready after %.2f s with %.1f MB of weights", sl_role_name(p->role), m->load_s,
+           (double)m->weight_bytes * 1e-6);
     tell_stage(d, p, "ready", m->load_s, m->weight_bytes);
 }
 
@@ -273,7 +284,7 @@ void peers_stop(dispatcher *d)
     int64_t by = sl_now_ns() + 3000 * MS;
     for (int i = 0; i < d->peer_count; i++) {
         peer_send(d, &d->peers[i], &drain);
-        if (d->peers[i].pid > 0 && !d->peers[i].identity_size) kill(d->peers[i].pid, SIGTERM);  /* still starting */
+        if (d->peers[i].pid > 0 && !d->peers[i].identity_size) kill(d->peers[i].pid, SIGTERM); /* still starting */
     }
     for (int i = 0; i < d->peer_count; i++) {
         peer *p = &d->peers[i];

@@ -13,17 +13,17 @@ typedef struct {
     sl_stage *st;
     sl_ctx ctx;
     sl_loader *clip_loader, *vae_loader;
-    sl_clip *clip;              /* NULL: this checkpoint takes no CLIP tokens (A14B) */
+    sl_clip *clip; /* NULL: this checkpoint takes no CLIP tokens (A14B) */
     sl_vae_encoder *vae;
 } image_stage;
 
 /* What one job gives; owned. */
 typedef struct {
-    sl_picture first, last;     /* resized to the video's size; last is empty without one */
-    sl_picture clip_first, clip_last;   /* what CLIP sees: the picture as the pipeline was given it */
-    float *clip;                /* [tokens, hidden] */
+    sl_picture first, last;           /* resized to the video's size; last is empty without one */
+    sl_picture clip_first, clip_last; /* what CLIP sees: the picture as the pipeline was given it */
+    float *clip;                      /* [tokens, hidden] */
     int64_t clip_tokens;
-    float *condition;           /* [20, T, h/8, w/8] */
+    float *condition; /* [20, T, h/8, w/8] */
 } images;
 
 static sl_code image_open(image_stage *s, sl_err *err)
@@ -58,7 +58,8 @@ static void image_close(image_stage *s)
 /* DIR/NAME as the client stored it. The VAE takes it at the video's size: bicubic when the size came from the picture's own aspect (there the
  * caller of diffusers resizes, and CLIP sees the result), otherwise Lanczos inside the pipeline (and CLIP sees the picture as it was). Spec 3.5;
  * which of the two CLIP sees is what the golden data shows. */
-static sl_code read_picture(sl_picture *resized, sl_picture *for_clip, const sl_msg_job *msg, const char *name, const sl_job *job, sl_err *err)
+static sl_code read_picture(sl_picture *resized, sl_picture *for_clip, const sl_msg_job *msg, const char *name, const sl_job *job,
+                            sl_err *err)
 {
     char path[SL_PATH];
     sl_picture raw = {0};
@@ -92,18 +93,21 @@ static sl_code clip_tokens(image_stage *s, images *im, sl_err *err)
     im->clip_tokens = count * tokens;
     if (!pixels || !raw || !im->clip) rc = sl_fail(err, SL_NOMEM, "clip: no memory for a picture");
     for (int i = 0; i < count && !rc; i++) {
-        if ((rc = sl_picture_clip_pixels(pixels, i ? &im->clip_last : &im->clip_first, c->shortest_edge, c->crop_h, c->crop_w, c->mean, c->std, c->rescale, err)))
+        if ((rc = sl_picture_clip_pixels(pixels, i ? &im->clip_last : &im->clip_first, c->shortest_edge, c->crop_h, c->crop_w,
+                                         c->mean, c->std, c->rescale, err)))
             break;
         out = sl_new2(&s->ctx, sl_act(&s->ctx), tokens, c->hidden);
         sl_clip_encode(&s->ctx, s->clip, pixels, &out);
         sl_download(&s->ctx, raw, &out);
-        if (!(rc = sl_ctx_error(&s->ctx, err))) rc = sl_to_floats(im->clip + i * tokens * c->hidden, raw, out.dtype, tokens * c->hidden, err);
+        if (!(rc = sl_ctx_error(&s->ctx, err)))
+            rc = sl_to_floats(im->clip + i * tokens * c->hidden, raw, out.dtype, tokens * c->hidden, err);
     }
     free(pixels);
     free(raw);
     sl_tensor t = sl_view2(im->clip, SL_F32, im->clip_tokens, c->hidden);
     sl_err found = {0};
-    if (!rc && sl_stage_check_finite("clip", &t, &found)) return sl_network_blame((sl_loader *[]){s->clip_loader, NULL}, &found, err);
+    if (!rc && sl_stage_check_finite("clip", &t, &found))
+        return sl_network_blame((sl_loader *[]){s->clip_loader, NULL}, &found, err);
     return rc;
 }
 
@@ -121,7 +125,8 @@ static void fill_mask(float *mask, int t, int64_t plane, bool last)
 {
     for (int j = 0; j < SL_MASK_CHANNELS; j++)
         for (int k = 0; k < t; k++)
-            for (int64_t i = 0; i < plane; i++) mask[(j * t + k) * plane + i] = k == 0 || (last && k == t - 1 && j == 3) ? 1.0f : 0.0f;
+            for (int64_t i = 0; i < plane; i++)
+                mask[(j * t + k) * plane + i] = k == 0 || (last && k == t - 1 && j == 3) ? 1.0f : 0.0f;
 }
 
 static sl_code condition(image_stage *s, images *im, const sl_job *job, sl_err *err)
@@ -146,7 +151,8 @@ static sl_code condition(image_stage *s, images *im, const sl_job *job, sl_err *
     free(last);
     sl_tensor c = sl_view4(im->condition, SL_F32, SL_MASK_CHANNELS + z, t, h / 8, w / 8);
     sl_err found = {0};
-    if (!rc && sl_stage_check_finite("condition", &c, &found)) return sl_network_blame((sl_loader *[]){s->vae_loader, NULL}, &found, err);
+    if (!rc && sl_stage_check_finite("condition", &c, &found))
+        return sl_network_blame((sl_loader *[]){s->vae_loader, NULL}, &found, err);
     return rc;
 }
 
@@ -158,12 +164,14 @@ static sl_code image_job(void *self, const sl_msg_job *msg, const sl_job *job, s
     int64_t t0 = sl_now_ns();
     sl_ticket ticket;
     sl_code rc = read_picture(&im.first, &im.clip_first, msg, "image.input", job, err);
-    if (!rc && model->takes_last_image && *job->last_image) rc = read_picture(&im.last, &im.clip_last, msg, "last_image.input", job, err);
+    if (!rc && model->takes_last_image && *job->last_image)
+        rc = read_picture(&im.last, &im.clip_last, msg, "last_image.input", job, err);
     if (!rc && s->clip) rc = clip_tokens(s, &im, err);
     if (!rc) rc = condition(s, &im, job, err);
     sl_stage_span(s->st, msg->job, SL_SPAN_COMPUTE, t0);
     if (!rc) {
-        sl_tensor c = sl_view4(im.condition, SL_F32, SL_MASK_CHANNELS + model->vae.z, sl_job_latent_frames(job), job->height / 8, job->width / 8);
+        sl_tensor c = sl_view4(im.condition, SL_F32, SL_MASK_CHANNELS + model->vae.z, sl_job_latent_frames(job), job->height / 8,
+                               job->width / 8);
         sl_tensor tensors[] = {c, sl_view2(im.clip, SL_F32, im.clip_tokens, s->clip ? model->clip.hidden : 0)};
         const char *const names[] = {"condition", "clip"};
         int n = s->clip ? 2 : 1;

@@ -10,11 +10,11 @@
 typedef struct {
     sl_stage *st;
     sl_pool *frames;
-    bool busy;                  /* between a JOB and its last CHUNK */
+    bool busy; /* between a JOB and its last CHUNK */
     sl_msg_job msg;
     sl_job job;
-    uint32_t next;              /* index of the chunk that comes next */
-    int64_t written;            /* frames so far */
+    uint32_t next;   /* index of the chunk that comes next */
+    int64_t written; /* frames so far */
     sl_mp4 *mp4;
     sl_st_writer *dump;
 } mux_stage;
@@ -25,7 +25,8 @@ static sl_code mux_open(mux_stage *s, sl_err *err)
     const sl_conf_stage *me = sl_conf_find(conf, SL_ROLE_MUX);
     int64_t t0 = sl_now_ns();
     sl_code rc = sl_stage_receive_pool(s->st, "frames", me ? me->slots : 2,
-                                       sl_slot_bytes(sl_stage_model(s->st), "frames", conf->limits.pixels, conf->limits.frames), &s->frames, err);
+                                       sl_slot_bytes(sl_stage_model(s->st), "frames", conf->limits.pixels, conf->limits.frames),
+                                       &s->frames, err);
     if (!rc) sl_stage_ready(s->st, t0, 0, 0);
     return rc;
 }
@@ -60,7 +61,11 @@ static sl_code on_job(mux_stage *s, const sl_msg_job *msg, sl_err *err)
     s->busy = true;
     if (sl_stage_begin(s->st, msg->job, msg->attempt)) return sl_fail(err, SL_CANCELLED, "cancelled");
     if ((rc = sl_network_job(msg, &s->job, err))) return rc;
-    sl_mp4_options options = {.w = s->job.width, .h = s->job.height, .fps = s->job.fps, .crf = s->job.crf, .threads = conf->video.threads,
+    sl_mp4_options options = {.w = s->job.width,
+                              .h = s->job.height,
+                              .fps = s->job.fps,
+                              .crf = s->job.crf,
+                              .threads = conf->video.threads,
                               .preset = conf->video.preset};
     if ((rc = sl_mp4_open(&s->mp4, s->job.output, &options, err))) return rc;
     if (!s->job.dump) return SL_OK;
@@ -100,15 +105,17 @@ static sl_code on_chunk(mux_stage *s, const sl_msg_chunk *c, sl_err *err)
         s->written + rgb.shape[0] > s->job.frames) {
         char text[96];
         rc = sl_fail(err, SL_SHAPE, "mux: chunk %u is %s %s after %lld frames, want U8 [n, %d, %d, 3] of %d in all", c->index,
-                     sl_dtype_tag(rgb.dtype), sl_shape_text(&rgb, text, sizeof text), (long long)s->written, s->job.height, s->job.width, s->job.frames);
+                     sl_dtype_tag(rgb.dtype), sl_shape_text(&rgb, text, sizeof text), (long long)s->written, s->job.height,
+                     s->job.width, s->job.frames);
         goto done;
     }
     if ((rc = sl_mp4_write(s->mp4, rgb.data, (int)rgb.shape[0], err))) goto done;
-    if (s->dump && (rc = sl_stw_write(s->dump, "frames", rgb.data, (size_t)s->written * frame, (size_t)rgb.shape[0] * frame, err))) goto done;
+    if (s->dump && (rc = sl_stw_write(s->dump, "frames", rgb.data, (size_t)s->written * frame, (size_t)rgb.shape[0] * frame, err)))
+        goto done;
     s->written += rgb.shape[0];
     s->next++;
 done:
-    sl_lease_drop(&lease, NULL);    /* the slot is free: decode may go on */
+    sl_lease_drop(&lease, NULL); /* the slot is free: decode may go on */
     sl_stage_span(s->st, s->msg.job, SL_SPAN_COMPUTE, t0);
     if (!rc) sl_stage_progress(s->st, &s->msg, (int)s->next, (int)c->chunks, (double)(sl_now_ns() - t0) * 1e-9);
     return rc;
@@ -126,7 +133,7 @@ int main(int argc, char **argv)
         if (msg.type == SL_MSG_JOB) rc = on_job(&s, &msg.job, &bad);
         else if (msg.type == SL_MSG_CHUNK) {
             bool mine = s.busy && msg.chunk.job == s.msg.job && msg.chunk.attempt == s.msg.attempt;
-            if (!mine) sl_pool_discard(s.frames, &msg.chunk.rgb);       /* of a job that was given up */
+            if (!mine) sl_pool_discard(s.frames, &msg.chunk.rgb); /* of a job that was given up */
             else if (!(rc = on_chunk(&s, &msg.chunk, &bad)) && s.next == msg.chunk.chunks) rc = finish(&s, &bad);
         } else if (msg.type == SL_MSG_CANCEL && s.busy && msg.cancel.job == s.msg.job && msg.cancel.attempt == s.msg.attempt)
             rc = sl_fail(&bad, SL_CANCELLED, "cancelled");

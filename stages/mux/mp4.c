@@ -49,7 +49,9 @@ void sl_mp4_sweep(const char *path)
     while (d && (e = readdir(d))) {
         int pid = 0, end = 0;
         unsigned count;
-        if (strncmp(e->d_name, name, n) || sscanf(e->d_name + n, ".tmp-%d-%u%n", &pid, &count, &end) != 2 || e->d_name[n + (size_t)end] || pid <= 0) continue;
+        if (strncmp(e->d_name, name, n) || sscanf(e->d_name + n, ".tmp-%d-%u%n", &pid, &count, &end) != 2 ||
+            e->d_name[n + (size_t)end] || pid <= 0)
+            continue;
         if (kill(pid, 0) && errno == ESRCH) unlinkat(dirfd(d), e->d_name, 0);
     }
     if (d) closedir(d);
@@ -150,7 +152,8 @@ static sl_code open_converter(sl_mp4 *m, const sl_mp4_options *o, sl_err *err)
     m->frame = av_frame_alloc();
     m->packet = av_packet_alloc();
     m->last = malloc((size_t)o->w * (size_t)o->h * 3 + SWS_OVERREAD);
-    if (!m->sws || !m->frame || !m->packet || !m->last) return sl_fail(err, SL_NOMEM, "%s: no memory for frames of %dx%d", m->path, o->w, o->h);
+    if (!m->sws || !m->frame || !m->packet || !m->last)
+        return sl_fail(err, SL_NOMEM, "%s: no memory for frames of %dx%d", m->path, o->w, o->h);
     sws_setColorspaceDetails(m->sws, bt709, 1, bt709, 0, 0, 1 << 16, 1 << 16);
     m->frame->format = AV_PIX_FMT_YUV420P;
     m->frame->width = o->w;
@@ -211,8 +214,7 @@ sl_code sl_mp4_write(sl_mp4 *m, const uint8_t *rgb, int n, sl_err *err)
         const int pitches[4] = {pitch};
         sl_code rc = SL_OK;
         if (i == n - 1) from[0] = memcpy(m->last, from[0], bytes);
-        if (av_frame_make_writable(m->frame) < 0)
-            rc = sl_fail(err, SL_NOMEM, "%s: no memory for a frame", m->path);
+        if (av_frame_make_writable(m->frame) < 0) rc = sl_fail(err, SL_NOMEM, "%s: no memory for a frame", m->path);
         else if (sws_scale(m->sws, from, pitches, 0, m->codec->height, m->frame->data, m->frame->linesize) != m->codec->height)
             rc = sl_fail(err, SL_INTERNAL, "%s: swscale cannot convert a frame", m->path);
         if (!rc) {

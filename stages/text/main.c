@@ -35,7 +35,9 @@ static sl_code text_open(text_stage *s, sl_err *err)
     sl_code rc;
     s->dim = model->umt5.d_model;
     if ((rc = sl_stage_ops(s->st, &ops, err)) || (rc = sl_ctx_open(&s->ctx, ops, 0, err))) return rc;
-    if ((rc = sl_path_join(spiece, model->dir, "tokenizer/spiece.model", err)) || (rc = sl_tokenizer_open(&s->tokenizer, spiece, err))) return rc;
+    if ((rc = sl_path_join(spiece, model->dir, "tokenizer/spiece.model", err)) ||
+        (rc = sl_tokenizer_open(&s->tokenizer, spiece, err)))
+        return rc;
     if ((rc = sl_network_open(&s->loader, s->st, &s->ctx, "text_encoder", "model", err))) return rc;
     if (!(s->umt5 = sl_umt5_new(&model->umt5, s->loader))) return sl_fail(err, SL_NOMEM, "umt5: no memory");
     if ((rc = sl_loader_finish(s->loader, err))) return rc;
@@ -75,7 +77,8 @@ static sl_code embed(text_stage *s, embedding *e, const char *prompt, sl_err *er
 
     sl_err found = {0};
     sl_tensor rows = sl_view2(e->rows, SL_F32, e->n, s->dim);
-    if (sl_stage_check_finite("text embedding", &rows, &found)) return sl_network_blame((sl_loader *[]){s->loader, NULL}, &found, err);
+    if (sl_stage_check_finite("text embedding", &rows, &found))
+        return sl_network_blame((sl_loader *[]){s->loader, NULL}, &found, err);
     return SL_OK;
 }
 
@@ -92,7 +95,8 @@ static sl_code text_job(void *self, const sl_msg_job *msg, const sl_job *job, sl
     if (!rc) {
         const char *const with[] = {"cond", "uncond", "ids.cond", "ids.uncond"}, *const without[] = {"cond", "ids.cond"};
         const char *const *names = cfg ? with : without;
-        sl_tensor c = sl_view2(cond.rows, SL_F32, SL_UMT5_MAX_TOKENS, s->dim), u = sl_view2(uncond.rows, SL_F32, SL_UMT5_MAX_TOKENS, s->dim);
+        sl_tensor c = sl_view2(cond.rows, SL_F32, SL_UMT5_MAX_TOKENS, s->dim),
+                  u = sl_view2(uncond.rows, SL_F32, SL_UMT5_MAX_TOKENS, s->dim);
         sl_tensor ic = sl_view1(cond.ids, SL_I32, cond.n), iu = sl_view1(uncond.ids, SL_I32, uncond.n);
         sl_tensor tensors[] = {c, cfg ? u : ic, ic, iu};
         sl_err lost = {0};

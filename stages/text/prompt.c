@@ -146,15 +146,12 @@ static size_t bare_prefix(const uint32_t *s, size_t n, const html5_entity **e)
 /* What HTML 5 makes of &#num; */
 static void put_numeric(text *out, uint64_t num)
 {
-    if (num == 0 || num > 0x10ffff || (num >= 0xd800 && num <= 0xdfff))
-        put(out, 0xfffd);
-    else if (num >= 0x80 && num < 0xa0)
-        put(out, from_cp1252((uint32_t)num));
+    if (num == 0 || num > 0x10ffff || (num >= 0xd800 && num <= 0xdfff)) put(out, 0xfffd);
+    else if (num >= 0x80 && num < 0xa0) put(out, from_cp1252((uint32_t)num));
     else if ((num < 0x20 && num != '\t' && num != '\n' && num != '\f' && num != '\r') || num == 0x7f ||
              (num >= 0xfdd0 && num <= 0xfdef) || (num & 0xfffe) == 0xfffe)
         return;
-    else
-        put(out, (uint32_t)num);
+    else put(out, (uint32_t)num);
 }
 
 /* The digits at s: how many of the n (0: not a number); *num saturates above Unicode. */
@@ -258,10 +255,8 @@ static void ftfy_unescape(text *out, const text *in)
             while (hash + name < left && name < 25 && is_alnum(s[hash + name])) name++;
             if (name && name < 25 && hash + name < left && s[hash + name] == ';') k = hash + name;
         }
-        if (k && put_ftfy_entity(out, s, k))
-            i += k + 2;
-        else
-            put(out, in->at[i++]);
+        if (k && put_ftfy_entity(out, s, k)) i += k + 2;
+        else put(out, in->at[i++]);
     }
 }
 
@@ -305,14 +300,10 @@ static void put_fixed(text *out, uint32_t c)
             for (const uint16_t *to = LIGATURES[i].to; *to; to++) put(out, *to == 0x2bc ? '\'' : *to);
             return;
         }
-    if (c == 0x3000)
-        put_width(out, c);
-    else if (c == 0x2bc || (c >= 0x2018 && c <= 0x201b))
-        put(out, '\'');
-    else if (c >= 0x201c && c <= 0x201f)
-        put(out, '"');
-    else
-        put(out, c);
+    if (c == 0x3000) put_width(out, c);
+    else if (c == 0x2bc || (c >= 0x2018 && c <= 0x201b)) put(out, '\'');
+    else if (c >= 0x201c && c <= 0x201f) put(out, '"');
+    else put(out, c);
 }
 
 /* fix_line_breaks. */
@@ -359,8 +350,7 @@ static void compose(text *t, text *scratch)
     uint8_t *nfc = NULL;
     if (!utf8 || utf8proc_map((uint8_t *)utf8, (utf8proc_ssize_t)strlen(utf8), &nfc, UTF8PROC_STABLE | UTF8PROC_COMPOSE) < 0)
         scratch->oom = true;
-    else
-        from_utf8(scratch, (char *)nfc, strlen((char *)nfc), NULL);
+    else from_utf8(scratch, (char *)nfc, strlen((char *)nfc), NULL);
     free(utf8);
     free(nfc);
     swap(t, scratch);

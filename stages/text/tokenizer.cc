@@ -90,10 +90,8 @@ bool append(const sl_tokenizer &t, const std::string &text, std::vector<int32_t>
     bool unknown = false;
     for (int id : pieces) {
         bool byte = !t.bytes && t.spm.IsByte(id);
-        if (!byte)
-            ids->push_back(id);
-        else if (!unknown)
-            ids->push_back(t.spm.unk_id());
+        if (!byte) ids->push_back(id);
+        else if (!unknown) ids->push_back(t.spm.unk_id());
         unknown = byte;
     }
     return true;
@@ -128,10 +126,8 @@ extern "C" sl_code sl_tokenizer_open(sl_tokenizer **out, const char *path, sl_er
     } catch (const std::exception &e) {
         rc = sl_fail(err, SL_FORMAT, "tokenizer: %s: %s", path, e.what());
     }
-    if (rc)
-        delete t;
-    else
-        *out = t;
+    if (rc) delete t;
+    else *out = t;
     return rc;
 }
 
