@@ -33,7 +33,8 @@
 #define WIRE_PROGRESS(F) F(u64, job) F(u32, attempt) F(str16, stage) F(u32, done) F(u32, total) F(f64, seconds)
 #define WIRE_STEP(F)                                                                                                               \
     F(u64, job)                                                                                                                    \
-    F(u32, attempt) F(u32, step) F(u32, steps) F(f64, seconds) F(i32, cond_computed) F(f64, cond_metric) F(i32, uncond_computed)   \
+    F(u32, attempt)                                                                                                                \
+    F(u32, step) F(u32, steps) F(f64, seconds) F(i32, cond_computed) F(f64, cond_metric) F(i32, uncond_computed)                   \
         F(f64, uncond_metric)
 #define WIRE_SPAN(F) F(u64, job) F(str16, stage) F(u32, kind) F(i64, t0_ns) F(i64, t1_ns)
 #define WIRE_CHUNK(F) F(u64, job) F(u32, attempt) F(u32, index) F(u32, chunks) F(u32, frames) F(ticket, rgb)
@@ -50,16 +51,17 @@
 #define WIRE_ACCEPTED(F) F(u64, job)
 #define WIRE_STAGE(F)                                                                                                              \
     F(str16, stage)                                                                                                                \
-    F(str16, event) F(i32, pid) F(str64, device) F(f64, load_s) F(u64, weight_bytes) F(u64, peak_bytes) F(u64, arena_bytes)        \
-        F(u64, job)
+    F(str16, event)                                                                                                                \
+    F(i32, pid) F(str64, device) F(f64, load_s) F(u64, weight_bytes) F(u64, peak_bytes) F(u64, arena_bytes) F(u64, job)
 #define WIRE_FINISHED(F) F(u64, job) F(i32, code) F(text, message) F(u64, bytes)
 
 #define WIRE_ALL(M)                                                                                                                \
     M(1, HELLO, hello)                                                                                                             \
-    M(2, POOL, pool) M(3, READY, ready) M(4, JOB, job) M(5, TAKEN, taken) M(6, PROGRESS, progress) M(7, STEP, step)                \
-        M(8, SPAN, span) M(9, CHUNK, chunk) M(10, SPOOLED, spooled) M(11, DONE, done) M(12, FAILED, failed)                        \
-            M(13, HEARTBEAT, heartbeat) M(14, CANCEL, cancel) M(15, REAP, reap) M(16, DRAIN, drain) M(17, SUBMIT, submit)          \
-                M(18, ACCEPTED, accepted) M(19, STAGE, stage) M(20, FINISHED, finished) M(21, DISCARD, discard) M(22, KEEP, keep)
+    M(2, POOL, pool)                                                                                                               \
+    M(3, READY, ready) M(4, JOB, job) M(5, TAKEN, taken) M(6, PROGRESS, progress) M(7, STEP, step) M(8, SPAN, span)                \
+        M(9, CHUNK, chunk) M(10, SPOOLED, spooled) M(11, DONE, done) M(12, FAILED, failed) M(13, HEARTBEAT, heartbeat)             \
+            M(14, CANCEL, cancel) M(15, REAP, reap) M(16, DRAIN, drain) M(17, SUBMIT, submit) M(18, ACCEPTED, accepted)            \
+                M(19, STAGE, stage) M(20, FINISHED, finished) M(21, DISCARD, discard) M(22, KEEP, keep)
 
 typedef enum {
 #define X(number, NAME, lower) SL_MSG_##NAME = number,
