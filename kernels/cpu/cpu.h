@@ -1,8 +1,8 @@
 /* cpu.h - what the files of the CPU body share: the prototypes of its operations, scratch memory, threads.
  *
  * sl_cpu_NAME implements sl_NAME of ops.h for F32 activations in host memory. ops.c has checked every argument before a body runs.
- * The bodies are OpenMP-parallel and give the same bits on every run with the same number of threads; the order of every sum is
- * fixed by the shapes alone. */
+ * The bodies are OpenMP-parallel. The order of every sum is fixed by the shapes alone, so results have the same bits on every run
+ * and with any number of threads; only a product of many rows is OpenBLAS's, which promises the former alone. */
 #ifndef SL_CPU_H
 #define SL_CPU_H
 
@@ -25,14 +25,7 @@ static inline int sl_cpu_threads(void)
 /* A buffer of at least `bytes`, 64-byte aligned, of this thread and this purpose: it grows when more is asked for than ever
  * before, is kept for the next call and freed when the thread ends. So operations allocate only the first time they meet a size.
  * Contents are undefined. NULL if there is no memory. */
-typedef enum {
-    SL_SCRATCH_PANEL,
-    SL_SCRATCH_ROWS,
-    SL_SCRATCH_ATTENTION,
-    SL_SCRATCH_CONV,
-    SL_SCRATCH_CONV2,
-    SL_SCRATCH_COUNT
-} sl_scratch;
+typedef enum { SL_SCRATCH_PANEL, SL_SCRATCH_SUMS, SL_SCRATCH_ATTENTION, SL_SCRATCH_COUNT } sl_scratch;
 void *sl_cpu_scratch(sl_scratch purpose, size_t bytes);
 
 /* n elements of F32, BF16 or F16 to F32 on the calling thread; vectorised, exact. */

@@ -106,7 +106,7 @@ void sl_cpu_mean_abs(sl_ctx *ctx, float out[2], const sl_tensor *prev, const sl_
 {
     int64_t n = sl_count(prev), chunks = (n + CHUNK - 1) / CHUNK;
     const float *p = prev->data, *q = r->data;
-    double *part = sl_cpu_scratch(SL_SCRATCH_ROWS, (size_t)chunks * 2 * sizeof *part), diff = 0, size = 0;
+    double *part = sl_cpu_scratch(SL_SCRATCH_SUMS, (size_t)chunks * 2 * sizeof *part), diff = 0, size = 0;
     if (!part) {
         sl_ctx_fail(ctx, SL_NOMEM, "mean_abs: no memory for %lld partial sums", (long long)chunks);
         return;

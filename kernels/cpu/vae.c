@@ -8,39 +8,18 @@
  * (tests/bench_vae.c). */
 #include <math.h>
 #include <string.h>
-#if defined __AVX2__ || defined __AVX512F__
-#include <immintrin.h>
-#endif
 
 #include "kernels/cpu/cpu.h"
+#include "kernels/cpu/simd.h"
 #include "kernels/cpu/vmath.h"
 
-/* ---- the machine's vectors: LANES floats; PIXELS * 2 accumulators, two weights and a broadcast fill the register file ---- */
-
-#if defined __AVX512F__
-enum { LANES = 16, PIXELS = 12 };
-typedef __m512 vec;
-#define V_LOAD(p) _mm512_loadu_ps(p)
-#define V_STORE(p, v) _mm512_storeu_ps(p, v)
-#define V_SET(x) _mm512_set1_ps(x)
-#define V_FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
-#elif defined __AVX2__ && defined __FMA__
-enum { LANES = 8, PIXELS = 6 };
-typedef __m256 vec;
-#define V_LOAD(p) _mm256_loadu_ps(p)
-#define V_STORE(p, v) _mm256_storeu_ps(p, v)
-#define V_SET(x) _mm256_set1_ps(x)
-#define V_FMA(a, b, c) _mm256_fmadd_ps(a, b, c)
-#else
-enum { LANES = 4, PIXELS = 6 };
-typedef float vec __attribute__((vector_size(16), aligned(4)));
-#define V_LOAD(p) (*(const vec *)(p))
-#define V_STORE(p, v) (*(vec *)(p) = (v))
-#define V_SET(x) ((vec){(x), (x), (x), (x)})
-#define V_FMA(a, b, c) ((a) * (b) + (c))
-#endif
-
-enum { PANEL = 2 * LANES, TAPS = 27, TILES = 8, BLOCK = TILES * PIXELS };
+enum {
+    PIXELS = REGISTERS == 32 ? 12 : 6, /* two vectors each; with two of weights and a broadcast they fill the registers */
+    PANEL = 2 * LANES,                 /* output channels in two vectors */
+    TAPS = 27,
+    TILES = 8,
+    BLOCK = TILES * PIXELS
+};
 enum { FEW = 1 << 18 }; /* operations that one thread does sooner than several wake up and meet */
 
 /* ---- weights ------------------------------------------------------------------------------------------------------------- */
@@ -103,24 +82,24 @@ static void multiply_wide(float sums[PIXELS][PANEL], const tile_input *in, const
 {
     vec acc[PIXELS][2];
 #pragma GCC unroll 16
-    for (int i = 0; i < PIXELS; i++) acc[i][0] = acc[i][1] = V_SET(0);
+    for (int i = 0; i < PIXELS; i++) acc[i][0] = acc[i][1] = (vec){0};
     for (int r = 0; r < in->count; r++) {
         const float *w = panel + (int64_t)in->run[r].row * PANEL;
         const float *const *from = in->run[r].from;
         for (int64_t c = 0; c < in->run[r].length; c++, w += PANEL) {
-            vec w0 = V_LOAD(w), w1 = V_LOAD(w + LANES);
+            vec w0 = *(const vec *)w, w1 = *(const vec *)(w + LANES);
 #pragma GCC unroll 16
             for (int i = 0; i < PIXELS; i++) {
-                vec x = V_SET(from[i][c]);
-                acc[i][0] = V_FMA(x, w0, acc[i][0]);
-                acc[i][1] = V_FMA(x, w1, acc[i][1]);
+                vec x = from[i][c] - (vec){0};
+                acc[i][0] = FMA(x, w0, acc[i][0]);
+                acc[i][1] = FMA(x, w1, acc[i][1]);
             }
         }
     }
 #pragma GCC unroll 16
     for (int i = 0; i < PIXELS; i++) {
-        V_STORE(sums[i], acc[i][0]);
-        V_STORE(sums[i] + LANES, acc[i][1]);
+        *(vec *)sums[i] = acc[i][0];
+        *(vec *)(sums[i] + LANES) = acc[i][1];
     }
 }
 
@@ -128,18 +107,18 @@ static void multiply_narrow(float sums[PIXELS][PANEL], const tile_input *in, con
 {
     vec acc[PIXELS];
 #pragma GCC unroll 16
-    for (int i = 0; i < PIXELS; i++) acc[i] = V_SET(0);
+    for (int i = 0; i < PIXELS; i++) acc[i] = (vec){0};
     for (int r = 0; r < in->count; r++) {
         const float *w = panel + (int64_t)in->run[r].row * LANES;
         const float *const *from = in->run[r].from;
         for (int64_t c = 0; c < in->run[r].length; c++, w += LANES) {
-            vec w0 = V_LOAD(w);
+            vec w0 = *(const vec *)w;
 #pragma GCC unroll 16
-            for (int i = 0; i < PIXELS; i++) acc[i] = V_FMA(V_SET(from[i][c]), w0, acc[i]);
+            for (int i = 0; i < PIXELS; i++) acc[i] = FMA(from[i][c] - (vec){0}, w0, acc[i]);
         }
     }
 #pragma GCC unroll 16
-    for (int i = 0; i < PIXELS; i++) V_STORE(sums[i], acc[i]);
+    for (int i = 0; i < PIXELS; i++) *(vec *)sums[i] = acc[i];
 }
 
 typedef struct {
@@ -239,10 +218,8 @@ void sl_cpu_conv3d(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl
             int64_t c0 = panel * PANEL, columns = co - c0 < PANEL ? co - c0 : PANEL;
             for (int64_t p = 0; p < count; p += PIXELS) {
                 int64_t n = count - p < PIXELS ? count - p : PIXELS;
-                if (panel_width(co, panel) == PANEL)
-                    multiply_wide(sums, &in[p / PIXELS], weights + c0 * rows);
-                else
-                    multiply_narrow(sums, &in[p / PIXELS], weights + c0 * rows);
+                if (panel_width(co, panel) == PANEL) multiply_wide(sums, &in[p / PIXELS], weights + c0 * rows);
+                else multiply_narrow(sums, &in[p / PIXELS], weights + c0 * rows);
                 for (int64_t i = 0; i < n; i++) {
                     int64_t at = (first + p + i) * co + c0;
                     for (int64_t c = 0; c < columns; c++) {
