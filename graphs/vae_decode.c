@@ -174,6 +174,30 @@ static bool check(sl_ctx *ctx, const char *name, const sl_tensor *t, int64_t a, 
     return false;
 }
 
+/* latents [z,n,h,w] through the first convolution and the middle to `in` [n,h,w,C], what enters the first level. */
+static void enter(sl_ctx *ctx, sl_vae_decode *d, const sl_tensor *in, const sl_tensor *latents)
+{
+    const sl_vae_decoder *m = d->m;
+    const size_t mark = sl_mark(ctx);
+    sl_tensor z = sl_new4(ctx, sl_act(ctx), in->shape[0], in->shape[1], in->shape[2], m->c.z);
+    sl_to_channels_last(ctx, &z, latents, m->mul, m->add);
+    sl_vae_chunk x = all_of(&z);
+    x = sl_vae_each(ctx, &x, &m->post_quant, &SL_CONV_111, NULL);
+    sl_vae_causal(ctx, &x, sl_vae_next_cache(&d->set), &m->conv_in, &SL_CONV_333, NULL, in);
+    x = all_of(in);
+    sl_vae_run_mid(ctx, &x, &m->mid, &d->set); /* in place */
+    sl_release(ctx, mark);
+}
+
+/* Level i on `in`: returns its frames, doubled in time where it does that, but not yet in size. */
+static sl_tensor run_level(sl_ctx *ctx, sl_vae_decode *d, int i, const sl_tensor *in)
+{
+    const level *v = &d->m->levels[i];
+    sl_vae_chunk x = all_of(in);
+    for (int j = 0; j <= d->m->c.res_blocks; j++) sl_vae_run_res(ctx, &x, &v->res[j], &d->set);
+    return v->time.w.rank ? double_time(ctx, d, &x.x, sl_vae_next_cache(&d->set), &v->time) : x.x;
+}
+
 void sl_vae_decode_chunk(sl_ctx *ctx, sl_vae_decode *d, const sl_tensor *rgb, const sl_tensor *floats, const sl_tensor *latents)
 {
     if (!d || !sl_ok(ctx)) return;
@@ -197,32 +221,18 @@ void sl_vae_decode_chunk(sl_ctx *ctx, sl_vae_decode *d, const sl_tensor *rgb, co
     }
 
     d->set.next = 0;
-    {
-        size_t here = sl_mark(ctx);
-        sl_tensor z = sl_new4(ctx, sl_act(ctx), n, d->h / 8, d->w / 8, m->c.z);
-        sl_to_channels_last(ctx, &z, latents, m->mul, m->add);
-        sl_vae_chunk x = all_of(&z);
-        x = sl_vae_each(ctx, &x, &m->post_quant, &SL_CONV_111, NULL);
-        sl_vae_causal(ctx, &x, sl_vae_next_cache(&d->set), &m->conv_in, &SL_CONV_333, NULL, &in[0]);
-        x = all_of(&in[0]);
-        sl_vae_run_mid(ctx, &x, &m->mid, &d->set); /* in place */
-        sl_release(ctx, here);
+    enter(ctx, d, &in[0], latents);
+    for (int i = 0; i < LEVELS - 1; i++) {
+        sl_tensor y = run_level(ctx, d, i, &in[i]);
+        sl_vae_chunk x = all_of(&y);
+        sl_vae_each(ctx, &x, &m->levels[i].twice, &SL_CONV_DOUBLE, &in[i + 1]);
+        sl_release(ctx, mark[i]);
     }
-    for (int i = 0; i < LEVELS; i++) {
-        const level *v = &m->levels[i];
-        sl_vae_chunk x = all_of(&in[i]);
-        for (int j = 0; j <= m->c.res_blocks; j++) sl_vae_run_res(ctx, &x, &v->res[j], &d->set);
-        if (v->time.w.rank) x.x = double_time(ctx, d, &x.x, sl_vae_next_cache(&d->set), &v->time);
-        if (v->twice.w.rank) {
-            x = all_of(&x.x);
-            sl_vae_each(ctx, &x, &v->twice, &SL_CONV_DOUBLE, &in[i + 1]);
-            sl_release(ctx, mark[i]);
-            continue;
-        }
-        sl_vae_norm(ctx, &x.x, &x.x, &m->norm_out, true);
-        x = sl_vae_causal(ctx, &x, sl_vae_next_cache(&d->set), &m->conv_out, &SL_CONV_333, NULL, floats);
-        sl_frames_rgb8(ctx, rgb, &x.x);
-    }
+    sl_tensor y = run_level(ctx, d, LEVELS - 1, &in[LEVELS - 1]);
+    sl_vae_norm(ctx, &y, &y, &m->norm_out, true);
+    sl_vae_chunk x = all_of(&y);
+    x = sl_vae_causal(ctx, &x, sl_vae_next_cache(&d->set), &m->conv_out, &SL_CONV_333, NULL, floats);
+    sl_frames_rgb8(ctx, rgb, &x.x);
     d->begun = true;
     sl_release(ctx, start);
 }
