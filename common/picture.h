@@ -24,11 +24,15 @@ typedef struct {
 sl_code sl_picture_read(sl_picture *out, const char *path, sl_err *err);
 sl_code sl_picture_decode(sl_picture *out, const uint8_t *bytes, size_t length, const char *name, sl_err *err);
 void sl_picture_free(sl_picture *p); /* zeroed picture is fine */
+
+/* rgb [h, w, 3] as a PNG; what is at `path` is replaced, and nothing is left there after an error while writing. Errors: SL_ARG,
+ * SL_SYS, SL_NOMEM. */
 sl_code sl_picture_write_png(const char *path, int w, int h, const uint8_t *rgb, sl_err *err);
 
 typedef enum { SL_FILTER_BICUBIC, SL_FILTER_LANCZOS } sl_filter; /* Pillow's: a = -0.5; 3 lobes */
 
-/* out = in resized to w x h, byte for byte as Pillow's Image.resize (up to Pillow 12; spec 3.5). out is the caller's to free. */
+/* out = in resized to w x h, byte for byte as Pillow's Image.resize (up to Pillow 12; spec 3.5). out is the caller's to free.
+ * Errors: SL_ARG a size below 1x1 or above SL_PICTURE_MAX_PIXELS; SL_NOMEM. */
 sl_code sl_picture_resize(sl_picture *out, const sl_picture *in, int w, int h, sl_filter filter, sl_err *err);
 
 /* CLIP's processor: shortest edge, centre crop, rescale, normalise (spec 3.4). `in` is the picture as it was given: the pipeline

@@ -99,12 +99,6 @@ sl_tensor sl_reshape2(const sl_tensor *t, int64_t a, int64_t b)
     return sl_view2(t->data, t->dtype, a, b);
 }
 
-sl_tensor sl_reshape4(const sl_tensor *t, int64_t a, int64_t b, int64_t c, int64_t d)
-{
-    assert(sl_is_dense(t) && sl_count(t) == a * b * c * d);
-    return sl_view4(t->data, t->dtype, a, b, c, d);
-}
-
 int64_t sl_count(const sl_tensor *t)
 {
     int64_t n = t->rank ? 1 : 0;
@@ -149,8 +143,7 @@ const char *sl_shape_text(const sl_tensor *t, char *buf, size_t size)
 sl_code sl_shape_bytes(sl_dtype dtype, int rank, const int64_t *shape, int64_t *bytes, sl_err *err)
 {
     int64_t n = (int64_t)sl_dtype_size(dtype);
-    if (rank < 0 || rank > SL_MAX_RANK)
-        return sl_fail(err, SL_SHAPE, "tensor has %d dimensions, want 0 to %d", rank, SL_MAX_RANK);
+    if (rank < 0 || rank > SL_MAX_RANK) return sl_fail(err, SL_SHAPE, "tensor has %d dimensions, want 0 to %d", rank, SL_MAX_RANK);
     for (int i = 0; i < rank; i++) {
         if (shape[i] < 0) return sl_fail(err, SL_SHAPE, "tensor extent %lld is negative", (long long)shape[i]);
         if (__builtin_mul_overflow(n, shape[i], &n)) return sl_fail(err, SL_SHAPE, "tensor is larger than 2^63 bytes");
@@ -172,14 +165,14 @@ sl_bf16 sl_to_bf16(float x)
     uint32_t u;
     memcpy(&u, &x, 4);
     uint32_t nan = (u >> 16) | 0x40, nearest = (u + 0x7fffu + ((u >> 16) & 1)) >> 16;
-    return (sl_bf16)((u & 0x7fffffffu) > 0x7f800000u ? nan : nearest);     /* both, then one: loops of it become vectors */
+    return (sl_bf16)((u & 0x7fffffffu) > 0x7f800000u ? nan : nearest); /* both, then one: loops of it become vectors */
 }
 
 float sl_from_f16(sl_f16 h)
 {
     uint32_t sign = (uint32_t)(h & 0x8000) << 16, e = (h >> 10) & 31, m = h & 0x3ff, u;
     float f;
-    if (e == 0) {                                       /* zero or subnormal: m * 2^-24 */
+    if (e == 0) { /* zero or subnormal: m * 2^-24 */
         f = (float)m * 0x1p-24f;
         return sign ? -f : f;
     }
@@ -194,9 +187,9 @@ sl_f16 sl_to_f16(float x)
     memcpy(&u, &x, 4);
     uint16_t sign = (uint16_t)(u >> 16 & 0x8000);
     u &= 0x7fffffffu;
-    if (u > 0x7f800000u) return sign | 0x7e00;          /* NaN */
-    if (u >= 0x477ff000u) return sign | 0x7c00;         /* rounds past 65504 */
-    if (u < 0x38800000u) {                              /* subnormal: round |x| * 2^24 to an integer */
+    if (u > 0x7f800000u) return sign | 0x7e00;  /* NaN */
+    if (u >= 0x477ff000u) return sign | 0x7c00; /* rounds past 65504 */
+    if (u < 0x38800000u) {                      /* subnormal: round |x| * 2^24 to an integer */
         float a;
         memcpy(&a, &u, 4);
         return sign | (uint16_t)lrintf(a * 0x1p24f);

@@ -28,17 +28,17 @@ typedef enum {
 typedef struct {
     void *data;
     sl_dtype dtype;
-    int rank;                   /* 1 .. SL_MAX_RANK; 0 marks an absent tensor */
+    int rank; /* 1 .. SL_MAX_RANK; 0 marks an absent tensor */
     int64_t shape[SL_MAX_RANK];
-    int64_t pitch;              /* elements between consecutive entries of the first index */
+    int64_t pitch; /* elements between consecutive entries of the first index */
 } sl_tensor;
 
 typedef uint16_t sl_bf16; /* the upper half of a float32 */
 typedef uint16_t sl_f16;  /* IEEE binary16 */
 
 size_t sl_dtype_size(sl_dtype dtype);
-const char *sl_dtype_tag(sl_dtype dtype);               /* "F32"; "?" for a number that is no dtype */
-bool sl_dtype_parse(const char *tag, sl_dtype *out);    /* false: not a tag of SL_DTYPES */
+const char *sl_dtype_tag(sl_dtype dtype);            /* "F32"; "?" for a number that is no dtype */
+bool sl_dtype_parse(const char *tag, sl_dtype *out); /* false: not a tag of SL_DTYPES */
 
 /* A dense view of `data`. The shape is copied. rank 1 .. SL_MAX_RANK, extents >= 0 (asserted). */
 sl_tensor sl_view(void *data, sl_dtype dtype, int rank, const int64_t *shape);
@@ -48,21 +48,20 @@ sl_tensor sl_view3(void *data, sl_dtype dtype, int64_t a, int64_t b, int64_t c);
 sl_tensor sl_view4(void *data, sl_dtype dtype, int64_t a, int64_t b, int64_t c, int64_t d);
 
 /* Sub-views; they share the data. Bounds are asserted. */
-sl_tensor sl_rows(const sl_tensor *t, int64_t first, int64_t count);    /* entries of the first index */
-sl_tensor sl_cols(const sl_tensor *t, int64_t first, int64_t count);    /* columns of a rank-2 tensor */
-sl_tensor sl_reshape2(const sl_tensor *t, int64_t a, int64_t b);        /* dense t seen as [a, b] */
-sl_tensor sl_reshape4(const sl_tensor *t, int64_t a, int64_t b, int64_t c, int64_t d);
+sl_tensor sl_rows(const sl_tensor *t, int64_t first, int64_t count); /* entries of the first index */
+sl_tensor sl_cols(const sl_tensor *t, int64_t first, int64_t count); /* columns of a rank-2 tensor */
+sl_tensor sl_reshape2(const sl_tensor *t, int64_t a, int64_t b);     /* dense t seen as [a, b] */
 
-int64_t sl_count(const sl_tensor *t);                   /* elements */
-size_t sl_bytes(const sl_tensor *t);                    /* elements * size, dense */
+int64_t sl_count(const sl_tensor *t); /* elements */
+size_t sl_bytes(const sl_tensor *t);  /* elements * size, dense */
 bool sl_is_dense(const sl_tensor *t);
 bool sl_same_shape(const sl_tensor *a, const sl_tensor *b);
 
 /* "[16, 21, 60, 104]" into buf; returns buf. */
 const char *sl_shape_text(const sl_tensor *t, char *buf, size_t size);
 
-/* Element count of a shape from outside; SL_SHAPE if an extent is negative or the byte size of
- * dtype * product does not fit in int64_t. */
+/* *bytes of a dense tensor of a shape from outside. Errors: SL_SHAPE a rank that is not 0 .. SL_MAX_RANK, a negative extent, or
+ * more bytes than fit in int64_t. */
 sl_code sl_shape_bytes(sl_dtype dtype, int rank, const int64_t *shape, int64_t *bytes, sl_err *err);
 
 /* Scalar conversions; to_* round to nearest even and keep NaN a NaN. */

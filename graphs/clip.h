@@ -7,11 +7,13 @@
 
 typedef struct sl_clip sl_clip;
 
-sl_clip *sl_clip_new(const sl_clip_config *config, sl_loader *l);   /* as sl_umt5_new; the last layer is not loaded */
+/* Allocate and name the weights through `l`, which owns them, tells about errors (sl_loader_finish) and must outlive the network;
+ * the last layer is not loaded. The caller frees; free sets *m to NULL, and NULL is fine. NULL: no memory. */
+sl_clip *sl_clip_new(const sl_clip_config *config, sl_loader *l);
 void sl_clip_free(sl_clip **m);
 
 /* out act [tokens, hidden], tokens = (image/patch)^2 + 1 (257): pixels are host float32 [3, image, image], normalised.
- * Taps: "clip.layer.{i}". */
+ * Errors (kept in ctx): SL_SHAPE another `out`. Taps: "clip.layer.{i}". */
 void sl_clip_encode(sl_ctx *ctx, const sl_clip *m, const float *pixels, const sl_tensor *out);
 
 #endif

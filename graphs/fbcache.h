@@ -7,31 +7,36 @@
 #include "kernels/ops.h"
 
 typedef struct {
-    float threshold;            /* 0: off. Compute if mean|prev - r| / mean|prev| > threshold */
-    int warmup;                 /* the first `warmup` steps always compute */
-    int max_hits;               /* at most this many hits in a row; 0: no cap */
-    int final;                  /* the last `final` steps always compute */
+    float threshold; /* 0: off. Compute if mean|prev - r| / mean|prev| > threshold */
+    int warmup;      /* the first `warmup` steps always compute */
+    int max_hits;    /* at most this many hits in a row; 0: no cap */
+    int final;       /* the last `final` steps always compute */
 } sl_fbcache_rules;
 
 typedef struct {
-    float metric;               /* NaN when nothing was compared */
-    bool computed;              /* false: a hit, blocks 1.. were skipped */
+    float metric;  /* mean|prev - r| / mean|prev|; NaN when nothing was compared */
+    bool computed; /* false: a hit, blocks 1.. were skipped */
 } sl_fbcache_report;
 
 typedef struct {
     sl_fbcache_rules rules;
-    bool filled;                /* prev and residual hold a computed step */
-    int hits;                   /* hits in a row so far */
-    int step, steps;            /* which step comes next, of how many: set by the caller before each forward */
-    int force;                  /* 0 decide; 1 compute whatever the metric says (resume replays a decision); -1 hit */
-    sl_tensor prev, residual;   /* act [N, dim]: r of the last computed step, output of blocks 1.. minus their input */
+    bool filled;              /* prev and residual hold a computed step */
+    int hits;                 /* hits in a row so far */
+    int step, steps;          /* which step comes next, of how many: set by the caller before each forward */
+    int force;                /* 0 decide; 1 compute whatever the metric says (resume replays a decision); -1 hit */
+    sl_tensor prev, residual; /* act [N, dim]: r of the last computed step, output of blocks 1.. minus their input */
 } sl_fbcache;
 
+/* An empty cache for [tokens, dim], in sl_fbcache_bytes of device memory that the caller gives (NULL while planning) and that lives
+ * as long as the cache. The rules are copied. */
 size_t sl_fbcache_bytes(const sl_ctx *ctx, int64_t tokens, int dim);
 void sl_fbcache_init(sl_ctx *ctx, sl_fbcache *c, const sl_fbcache_rules *rules, void *memory, int64_t tokens, int dim);
-void sl_fbcache_reset(sl_fbcache *c);       /* a new job: forget */
+void sl_fbcache_reset(sl_fbcache *c); /* a new job: forget what is held */
 
-/* r = h1 - h0 of this step: decide, and on a computed step remember r. Fills *report; true: compute the remaining blocks. */
+/* r = h1 - h0 of this step, act [tokens, dim], what block 0 added: decide, and on a computed step remember r. True: compute the
+ * remaining blocks, and put what they add into c->residual; false: add c->residual instead. *report (may be NULL) tells the same.
+ * A metric that is no number computes; so does planning. Errors (kept in ctx; the answer is then true): SL_ARG a forced hit of an
+ * empty cache. Waits for the stream. */
 bool sl_fbcache_decide(sl_ctx *ctx, sl_fbcache *c, const sl_tensor *r, sl_fbcache_report *report);
 
 #endif

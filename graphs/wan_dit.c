@@ -124,11 +124,6 @@ void sl_dit_free(sl_dit **m)
     *m = NULL;
 }
 
-const sl_dit_config *sl_dit_config_of(const sl_dit *m)
-{
-    return &m->c;
-}
-
 void sl_dit_set_rows(sl_dit *m, int64_t rows)
 {
     m->rows = rows > 0 ? rows : ROWS;

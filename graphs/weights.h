@@ -40,8 +40,8 @@ void sl_loader_close(sl_loader **l);
  * in the file: a mapped view, which lives as long as the loader; so does the name. */
 typedef void sl_weight_fn(void *user, const char *name, const sl_tensor *stored);
 void sl_loader_watch(sl_loader *l, sl_weight_fn *fn, void *user);
-/* The tensors that nobody asked for, skipped ones among them, likewise, in the order of names: what a copy must keep so that other programs can
- * read it. `stored` has rank 0 if its dtype is no sl_dtype. */
+/* The tensors that nobody asked for, skipped ones among them, likewise, in the order of names: what a copy must keep so that other
+ * programs can read it. `stored` has rank 0 if its dtype is no sl_dtype. */
 void sl_loader_rest(const sl_loader *l, sl_weight_fn *fn, void *user);
 
 /* Want tensor `name` (a printf format) of this shape. *out: the tensor in device form, data owned by the loader (NULL when planning

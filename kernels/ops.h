@@ -11,7 +11,7 @@
  * STREAM: an operation on a device is queued on ctx's stream and returns; sl_download and sl_sync
  * wait. On the CPU every operation is finished when it returns.
  * MEMORY: intermediates come from ctx's arena (sl_new, released in stack order by sl_mark/sl_release).
- * No operation allocates.
+ * Operations allocate nothing but a body's scratch, which it keeps for the next call.
  * DTYPES: `act` tensors have ctx->ops->act (F32 on the CPU, BF16 on CUDA); F32 means float32 on every
  * device. Weights are what graphs/weights.h made of them: `matrix` weights may be F32, BF16 or F16 on
  * the CPU (they stay as stored, mapped from the file), vectors are F32 on the CPU. */
@@ -31,23 +31,23 @@ typedef void sl_tap_fn(void *user, sl_ctx *ctx, const char *name, const sl_tenso
 /* One execution context: a device, a stream, an arena, the first error. One thread at a time. */
 struct sl_ctx {
     const sl_ops *ops;
-    void *device;               /* the body's own state, NULL on the CPU */
-    cudaStream_t stream;        /* ignored on the CPU */
-    char *arena;                /* device memory; NULL while planning */
-    size_t arena_bytes;         /* size of the arena; SIZE_MAX while planning */
+    void *device;        /* the body's own state, NULL on the CPU */
+    cudaStream_t stream; /* ignored on the CPU */
+    char *arena;         /* device memory; NULL while planning */
+    size_t arena_bytes;  /* size of the arena; SIZE_MAX while planning */
     size_t arena_used, arena_peak;
     sl_err err;
-    sl_tap_fn *tap;             /* NULL: nobody looks */
+    sl_tap_fn *tap; /* NULL: nobody looks */
     void *tap_user;
     const volatile int *cancel; /* every operation looks at it first; nonzero -> SL_CANCELLED. May be NULL */
 };
 
 typedef enum { SL_ACT_NONE, SL_ACT_GELU_TANH, SL_ACT_GELU_ERF, SL_ACT_SILU } sl_activation;
 
-/* A 3-D convolution over channels-last frames. Time is causal: output frame t sees input frames up to
- * t * stride_t, with kt-1 frames of history before the chunk.
+/* A 3-D convolution over channels-last frames. Time is causal: with stride_t 1 output frame t sees the input frames t-(kt-1) .. t,
+ * the first of them in the history before the chunk.
  *   kt, kh, kw     kernel extents
- *   stride_t       1, or 2 with kt 3: outputs at input frames kt-1-history... (see sl_conv3d)
+ *   stride_t       1; or 2, with kt 3 and one frame of history only: an output for every second frame (see sl_conv3d)
  *   stride_hw      1 or 2
  *   pad            zeros on all four sides of each frame (1 for 3x3, 0 for 1x1)
  *   pad_end        zeros on the right and bottom only (1 for the stride-2 downsampling convolution)
@@ -69,8 +69,8 @@ void sl_ctx_close(sl_ctx *ctx);
 /* Make the arena at least `bytes` large; it must be empty (arena_used 0). Old contents are lost. */
 sl_code sl_ctx_reserve(sl_ctx *ctx, size_t bytes, sl_err *err);
 
-bool sl_ok(const sl_ctx *ctx);                  /* no error so far, and *ctx->cancel is not set; the same while planning */
-bool sl_cancelled(sl_ctx *ctx);                 /* reads *ctx->cancel; if set, makes the ctx fail with SL_CANCELLED */
+bool sl_ok(const sl_ctx *ctx);  /* no error so far, and *ctx->cancel is not set; the same while planning */
+bool sl_cancelled(sl_ctx *ctx); /* reads *ctx->cancel; if set, makes the ctx fail with SL_CANCELLED */
 /* Copy the sticky error out, clear it, empty the arena; its code. SL_CANCELLED if there is none but *ctx->cancel is set. */
 sl_code sl_ctx_error(sl_ctx *ctx, sl_err *err);
 void sl_ctx_fail(sl_ctx *ctx, sl_code code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
@@ -82,8 +82,8 @@ sl_tensor sl_new1(sl_ctx *ctx, sl_dtype dtype, int64_t a);
 sl_tensor sl_new2(sl_ctx *ctx, sl_dtype dtype, int64_t a, int64_t b);
 sl_tensor sl_new4(sl_ctx *ctx, sl_dtype dtype, int64_t a, int64_t b, int64_t c, int64_t d);
 size_t sl_mark(const sl_ctx *ctx);
-void sl_release(sl_ctx *ctx, size_t mark);      /* everything taken since that mark is free again */
-sl_dtype sl_act(const sl_ctx *ctx);             /* dtype of activations here */
+void sl_release(sl_ctx *ctx, size_t mark); /* everything taken since that mark is free again */
+sl_dtype sl_act(const sl_ctx *ctx);        /* dtype of activations here */
 
 /* Memory that outlives the arena (weights, caches). NULL after an error. Freed by sl_device_free. */
 void *sl_device_alloc(sl_ctx *ctx, size_t bytes);
@@ -93,15 +93,17 @@ void sl_device_free(sl_ctx *ctx, void *p);
 void sl_upload(sl_ctx *ctx, const sl_tensor *dst, const void *host);
 void sl_download(sl_ctx *ctx, void *host, const sl_tensor *src);
 void sl_sync(sl_ctx *ctx);
-void sl_tap(sl_ctx *ctx, const char *name, const sl_tensor *t);    /* ctx->tap if set */
+void sl_tap(sl_ctx *ctx, const char *name, const sl_tensor *t); /* ctx->tap if set */
 
 /* ---- elementwise and data movement ------------------------------------------------------------- */
 
-void sl_zero(sl_ctx *ctx, const sl_tensor *y);                          /* any dtype, dense */
-void sl_copy(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x);      /* same shape; float dtypes convert; rank-2 views may be pitched */
-void sl_add(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *a, const sl_tensor *b);   /* y = a + b; one shape; y may be a or b; mixed F32/act allowed, arithmetic F32 */
-void sl_sub(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *a, const sl_tensor *b);   /* y = a - b, as sl_add */
-void sl_silu(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x);      /* y = x / (1 + exp(-x)); y may be x; dtypes may differ */
+void sl_zero(sl_ctx *ctx, const sl_tensor *y); /* any dtype, dense */
+/* y = x: one shape; float dtypes convert, rounding once; rank-2 views may be pitched. */
+void sl_copy(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x);
+/* y = a + b: one shape, each F32 or act, arithmetic in F32; y may be a or b. */
+void sl_add(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *a, const sl_tensor *b);
+void sl_sub(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *a, const sl_tensor *b); /* y = a - b, as sl_add */
+void sl_silu(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x); /* y = x / (1 + exp(-x)); y may be x; dtypes may differ */
 /* y = gelu_tanh(a) * b: the gate of UMT5's feed-forward (transformers NewGELUActivation). act, one shape; y may be a. */
 void sl_geglu(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *a, const sl_tensor *b);
 /* y[i, :] = table[ids[i], :]; ids are host memory, each checked against the table's rows. y act [n, d]. */
@@ -119,16 +121,16 @@ void sl_linear(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_ten
 void sl_layernorm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, const sl_tensor *b, float eps);
 /* AdaLN: y = LN(x) * (1 + scale) + shift, LN without parameters; scale, shift F32 [d]. y may be x.
  * Source: diffusers transformer_wan.py, WanTransformerBlock.forward. */
-void sl_layernorm_modulate(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *scale,
-                           const sl_tensor *shift, float eps);
+void sl_layernorm_modulate(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *scale, const sl_tensor *shift,
+                           float eps);
 /* RMSNorm over the last index: y = x * rsqrt(mean(x^2) + eps) * w, statistics in F32. w vector [d].
  * x, y may be pitched; y may be x. */
 void sl_rmsnorm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, float eps);
 /* RMSNorm over all of d = heads * head_dim, then rotary embedding within each head on interleaved pairs:
  * (y[2k], y[2k+1]) = (x[2k] c - x[2k+1] s, x[2k] s + x[2k+1] c), c = cos[n,k], s = sin[n,k].
  * cos, sin F32 [N, head_dim/2]. x, y [N, d] act, may be pitched; y may be x. */
-void sl_rmsnorm_rope(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, float eps,
-                     const sl_tensor *cos, const sl_tensor *sin, int heads);
+void sl_rmsnorm_rope(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, float eps, const sl_tensor *cos,
+                     const sl_tensor *sin, int heads);
 /* x += y * gate[d]  in F32, one rounding. x, y act [N, d]; gate F32 [d]. */
 void sl_gated_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_tensor *gate);
 
@@ -136,8 +138,8 @@ void sl_gated_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_
  * [Nq, Nk] in memory. q, o [Nq, heads * D]; k, v [Nk, heads * D]; act; each may be pitched; Nk >= 1.
  * bias: NULL or F32 [heads, Nq + Nk - 1], added at index (key - query + Nq - 1) (UMT5's relative table).
  * accumulate: o += result instead (both rounded to act first). o may not overlap q, k, v. */
-void sl_attention(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k, const sl_tensor *v,
-                  int heads, float scale, const sl_tensor *bias, bool accumulate);
+void sl_attention(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k, const sl_tensor *v, int heads,
+                  float scale, const sl_tensor *bias, bool accumulate);
 
 /* ---- DiT's edges and the sampler ----------------------------------------------------------------- */
 
@@ -190,10 +192,10 @@ void sl_frames_rgb8(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x);
 struct sl_ops {
     const char *name;
     sl_dtype act;
-    bool plan;                  /* true: no data exists, the function pointers are not called */
-    sl_code (*open)(sl_ctx *ctx, sl_err *err);          /* device state; may be NULL */
-    void (*close)(sl_ctx *ctx);                         /* may be NULL */
-    void *(*alloc)(sl_ctx *ctx, size_t bytes);          /* NULL if there is none; 256-byte aligned */
+    bool plan;                                 /* true: no data exists; of the functions only packed_conv_bytes is called */
+    sl_code (*open)(sl_ctx *ctx, sl_err *err); /* device state; may be NULL */
+    void (*close)(sl_ctx *ctx);                /* may be NULL */
+    void *(*alloc)(sl_ctx *ctx, size_t bytes); /* NULL if there is none; 256-byte aligned */
     void (*free)(sl_ctx *ctx, void *p);
     void (*upload)(sl_ctx *, const sl_tensor *, const void *);
     void (*download)(sl_ctx *, void *, const sl_tensor *);
