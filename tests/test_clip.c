@@ -66,7 +66,7 @@ static void penultimate_as_the_reference(void **state)
     sl_clip_encode(&f->ctx, f->clip, pixels, &out);
     f->ctx.tap = NULL;
     T_OK(sl_ctx_error(&f->ctx, &err));
-    T_REL(y, t_floats(f->golden, n, "clip.penultimate"), n, 1e-4);
+    T_REL(y, t_floats(f->golden, n, "clip.penultimate"), n, 1e-4); /* two float32 computations: the exactness that is promised */
     assert_int_equal(layers, f->config.layers - 1);
     assert_int_equal(f->ctx.arena_peak, f->plan.arena_peak);
     free(y);

@@ -171,7 +171,6 @@ static void rotary_tables_as_the_reference(void **state)
     first_close(&f);
 }
 
-/* Text-to-video brings all channels as latents and no condition. */
 /* Unrounded: time, height and width turn pairs 0-21, 22-42 and 43-63 by position * 10000^(-k / pairs of the axis). */
 static void rotary_tables_are_float32(void **state)
 {
@@ -195,6 +194,7 @@ static void rotary_tables_are_float32(void **state)
     first_close(&f);
 }
 
+/* Text-to-video brings all channels as latents and no condition. */
 static void no_condition_is_all_channels_at_once(void **state)
 {
     first f;
