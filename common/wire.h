@@ -25,43 +25,38 @@
 #define SL_DIR 1024
 
 /* field kinds: name on the wire, C declaration */
-#define WIRE_HELLO(F) F(str16, role) F(i32, pid) F(str64, device) F(u64, budget_bytes)
-#define WIRE_POOL(F) F(str16, purpose) F(pool, handle)
-#define WIRE_READY(F) F(f64, load_s) F(u64, weight_bytes) F(u64, arena_bytes)
-#define WIRE_JOB(F) F(u64, job) F(u32, attempt) F(u32, tickets) F(ticket, first) F(ticket, second) F(dir, dir)
-#define WIRE_TAKEN(F) F(u64, job) F(u32, attempt)
-#define WIRE_PROGRESS(F) F(u64, job) F(u32, attempt) F(str16, stage) F(u32, done) F(u32, total) F(f64, seconds)
-#define WIRE_STEP(F)                                                                                                               \
-    F(u64, job)                                                                                                                    \
-    F(u32, attempt)                                                                                                                \
-    F(u32, step) F(u32, steps) F(f64, seconds) F(i32, cond_computed) F(f64, cond_metric) F(i32, uncond_computed)                   \
-        F(f64, uncond_metric)
-#define WIRE_SPAN(F) F(u64, job) F(str16, stage) F(u32, kind) F(i64, t0_ns) F(i64, t1_ns)
-#define WIRE_CHUNK(F) F(u64, job) F(u32, attempt) F(u32, index) F(u32, chunks) F(u32, frames) F(ticket, rgb)
-#define WIRE_SPOOLED(F) F(u64, job) F(u32, attempt) F(str16, name) F(i32, code) F(text, message)
-#define WIRE_DONE(F) F(u64, job) F(u32, attempt) F(u32, tickets) F(ticket, out) F(u64, peak_bytes) F(u64, arena_bytes) F(u64, bytes)
-#define WIRE_FAILED(F) F(u64, job) F(u32, attempt) F(i32, code) F(text, message)
+/* clang-format off */
+#define WIRE_HELLO(F)     F(str16, role) F(i32, pid) F(str64, device) F(u64, budget_bytes)
+#define WIRE_POOL(F)      F(str16, purpose) F(pool, handle)
+#define WIRE_READY(F)     F(f64, load_s) F(u64, weight_bytes) F(u64, arena_bytes)
+#define WIRE_JOB(F)       F(u64, job) F(u32, attempt) F(u32, tickets) F(ticket, first) F(ticket, second) F(dir, dir)
+#define WIRE_TAKEN(F)     F(u64, job) F(u32, attempt)
+#define WIRE_PROGRESS(F)  F(u64, job) F(u32, attempt) F(str16, stage) F(u32, done) F(u32, total) F(f64, seconds)
+#define WIRE_STEP(F)      F(u64, job) F(u32, attempt) F(u32, step) F(u32, steps) F(f64, seconds) F(i32, cond_computed) F(f64, cond_metric) \
+                          F(i32, uncond_computed) F(f64, uncond_metric)
+#define WIRE_SPAN(F)      F(u64, job) F(str16, stage) F(u32, kind) F(i64, t0_ns) F(i64, t1_ns)
+#define WIRE_CHUNK(F)     F(u64, job) F(u32, attempt) F(u32, index) F(u32, chunks) F(u32, frames) F(ticket, rgb)
+#define WIRE_SPOOLED(F)   F(u64, job) F(u32, attempt) F(str16, name) F(i32, code) F(text, message)
+#define WIRE_DONE(F)      F(u64, job) F(u32, attempt) F(u32, tickets) F(ticket, out) F(u64, peak_bytes) F(u64, arena_bytes) F(u64, bytes)
+#define WIRE_FAILED(F)    F(u64, job) F(u32, attempt) F(i32, code) F(text, message)
 #define WIRE_HEARTBEAT(F) F(u64, job) F(u64, beats)
-#define WIRE_CANCEL(F) F(u64, job) F(u32, attempt)
-#define WIRE_REAP(F) F(i32, pid) /* that sender is dead: free what it was writing, and what it sealed that nobody was told of */
-#define WIRE_KEEP(F) F(ticket, ticket) /* before a REAP: this one the dispatcher knows of, and will send in a JOB */
-#define WIRE_DISCARD(F) F(ticket, ticket)
-#define WIRE_DRAIN(F) F(u32, why)
-#define WIRE_SUBMIT(F) F(u64, job) F(dir, dir)
-#define WIRE_ACCEPTED(F) F(u64, job)
-#define WIRE_STAGE(F)                                                                                                              \
-    F(str16, stage)                                                                                                                \
-    F(str16, event)                                                                                                                \
-    F(i32, pid) F(str64, device) F(f64, load_s) F(u64, weight_bytes) F(u64, peak_bytes) F(u64, arena_bytes) F(u64, job)
-#define WIRE_FINISHED(F) F(u64, job) F(i32, code) F(text, message) F(u64, bytes)
+#define WIRE_CANCEL(F)    F(u64, job) F(u32, attempt)
+#define WIRE_REAP(F)      F(i32, pid)          /* that sender is dead: free what it was writing, and what it sealed that nobody was told of */
+#define WIRE_KEEP(F)      F(ticket, ticket)    /* before a REAP: this one the dispatcher knows of, and will send in a JOB */
+#define WIRE_DISCARD(F)   F(ticket, ticket)
+#define WIRE_DRAIN(F)     F(u32, why)
+#define WIRE_SUBMIT(F)    F(u64, job) F(dir, dir)
+#define WIRE_ACCEPTED(F)  F(u64, job)
+#define WIRE_STAGE(F)     F(str16, stage) F(str16, event) F(i32, pid) F(str64, device) F(f64, load_s) F(u64, weight_bytes) F(u64, peak_bytes) \
+                          F(u64, arena_bytes) F(u64, job)
+#define WIRE_FINISHED(F)  F(u64, job) F(i32, code) F(text, message) F(u64, bytes)
 
-#define WIRE_ALL(M)                                                                                                                \
-    M(1, HELLO, hello)                                                                                                             \
-    M(2, POOL, pool)                                                                                                               \
-    M(3, READY, ready) M(4, JOB, job) M(5, TAKEN, taken) M(6, PROGRESS, progress) M(7, STEP, step) M(8, SPAN, span)                \
-        M(9, CHUNK, chunk) M(10, SPOOLED, spooled) M(11, DONE, done) M(12, FAILED, failed) M(13, HEARTBEAT, heartbeat)             \
-            M(14, CANCEL, cancel) M(15, REAP, reap) M(16, DRAIN, drain) M(17, SUBMIT, submit) M(18, ACCEPTED, accepted)            \
-                M(19, STAGE, stage) M(20, FINISHED, finished) M(21, DISCARD, discard) M(22, KEEP, keep)
+#define WIRE_ALL(M)                                                                                                                     \
+    M(1, HELLO, hello) M(2, POOL, pool) M(3, READY, ready) M(4, JOB, job) M(5, TAKEN, taken) M(6, PROGRESS, progress) M(7, STEP, step)  \
+    M(8, SPAN, span) M(9, CHUNK, chunk) M(10, SPOOLED, spooled) M(11, DONE, done) M(12, FAILED, failed) M(13, HEARTBEAT, heartbeat)     \
+    M(14, CANCEL, cancel) M(15, REAP, reap) M(16, DRAIN, drain) M(17, SUBMIT, submit) M(18, ACCEPTED, accepted) M(19, STAGE, stage)     \
+    M(20, FINISHED, finished) M(21, DISCARD, discard) M(22, KEEP, keep)
+/* clang-format on */
 
 typedef enum {
 #define X(number, NAME, lower) SL_MSG_##NAME = number,

@@ -23,7 +23,7 @@ asan)
     tests=("$@")
     ;;
 tsan)
-    # Second-long mmap randomisation is more than the sanitizer of gcc 12 and 13 can map: without it.
+    # Addresses as random as newer kernels make them are more than the sanitizer of gcc 12 and 13 can map: without that.
     setarch -R true 2>/dev/null && export TEST_WRAP='setarch -R'
     export TSAN_OPTIONS=halt_on_error=0:exitcode=99:second_deadlock_stack=1:suppressions=$PWD/tests/tsan.supp:log_path=$reports/report
     export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 # OpenMP's barriers are unknown to the sanitizer: built without
