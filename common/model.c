@@ -323,10 +323,10 @@ static void must_have(sl_json_reader *index, const char *key, const char *class)
     if (!class) sl_json_fail(index, key, "a component");
 }
 
-/* Read DIR/file through `read`; the error is kept in `first`, once. */
 typedef void read_fn(sl_json_reader *r, void *out);
 
-static void read_file(sl_json_reader *first, const char *dir, const char *file, void (*read)(sl_json_reader *, void *), void *out)
+/* Read DIR/file through `read`; the error is kept in `first`, once. */
+static void read_file(sl_json_reader *first, const char *dir, const char *file, read_fn *read, void *out)
 {
     char path[SL_PATH + 64];
     json_t *root;

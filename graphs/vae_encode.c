@@ -170,7 +170,7 @@ static bool fits(sl_ctx *ctx, const sl_vae_encoder *m, const sl_tensor *out, con
     int t = m->c.scale_t;
     if (h <= 0 || w <= 0 || h % 8 || w % 8)
         sl_ctx_fail(ctx, SL_SHAPE, "vae: pictures are %d x %d pixels, want multiples of 8", w, h);
-    else if (frames < 1 || (frames - 1) % t) sl_ctx_fail(ctx, SL_ARG, "vae: %d frames, want a multiple of %d and one", frames, t);
+    else if (frames < 1 || (frames - 1) % t) sl_ctx_fail(ctx, SL_ARG, "vae: %d frames, want a multiple of %d, plus 1", frames, t);
     else if (last && frames == 1) sl_ctx_fail(ctx, SL_ARG, "vae: 1 frame has no place for a last picture, want at least %d", t + 1);
     else if (out->rank != 4 || out->shape[0] != m->c.z || out->shape[1] != (frames - 1) / t + 1 || out->shape[2] != h / 8 ||
              out->shape[3] != w / 8)

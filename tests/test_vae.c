@@ -488,7 +488,7 @@ static void test_refusals_say_what_is_wrong(void **state)
     float x[16 * 16 * 3] = {0}, y[16 * 2 * 2 * 2];
     sl_tensor out = sl_view4(y, SL_F32, 16, 1, 2, 2);
     REFUSED(sl_vae_encode_condition(&n.ctx, n.encoder, &out, x, NULL, 4, 16, 16, NULL), SL_ARG,
-            "vae: 4 frames, want a multiple of 4 and one");
+            "vae: 4 frames, want a multiple of 4, plus 1");
     REFUSED(sl_vae_encode_condition(&n.ctx, n.encoder, &out, x, NULL, 0, 16, 16, NULL), SL_ARG, "vae: 0 frames");
     REFUSED(sl_vae_encode_condition(&n.ctx, n.encoder, &out, x, NULL, 1, 16, 12, NULL), SL_SHAPE,
             "12 x 16 pixels, want multiples of 8");
