@@ -3,7 +3,7 @@
  * Each case takes the body under test as its state, makes its tensors on that body's device and reads results back through it, so
  * the list CASES runs unchanged on any sl_ops. Inputs are rounded to the tensor's dtype before the reference sees them; a limit is
  * `units` half-units in the last place of the activations' dtype, of the largest value wanted. Where no other reason stands beside
- * it, `units` counts the operation's own roundings: 0 moves numbers, 1 or 2 add and multiply, 8 a norm (two sums, a root, products). */
+ * it, `units` counts the operation's own roundings: 0 moves numbers, 1 or 2 add and multiply, 8 a norm (sums, root, products). */
 #include "tests/t.h"
 
 #include "kernels/cpu/cpu.h"
