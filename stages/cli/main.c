@@ -22,17 +22,17 @@ static int run_or_replay(bool replay, int argc, char **argv, int64_t t0)
 int main(int argc, char **argv)
 {
     int64_t t0 = sl_now_ns();
-    const char *verb = argc > 1 ? argv[1] : "";
+    const char *verb = argc > 1 ? argv[1] : "", *second = argc > 2 ? argv[2] : "";
     sl_log_open("sluice", SL_LOG_INFO);
+    if (!strcmp(verb, "help") || !strcmp(verb, "--help") || !strcmp(verb, "-h") || !strcmp(second, "--help") || !strcmp(second, "-h")) {
+        cli_usage(stdout);
+        return EXIT_OK;
+    }
     if (!strcmp(verb, "run")) return run_or_replay(false, argc - 2, argv + 2, t0);
     if (!strcmp(verb, "replay")) return run_or_replay(true, argc - 2, argv + 2, t0);
     if (!strcmp(verb, "inspect")) return cli_inspect(argc - 2, argv + 2);
     if (!strcmp(verb, "plan")) return cli_plan(argc - 2, argv + 2);
     if (!strcmp(verb, "pack")) return cli_pack(argc - 2, argv + 2);
-    if (!strcmp(verb, "help") || !strcmp(verb, "--help") || !strcmp(verb, "-h")) {
-        cli_usage(stdout);
-        return EXIT_OK;
-    }
     if (*verb) complain("unknown command \"%.60s\", want run, replay, inspect, plan, pack or help", verb);
     else complain("no command, want run, replay, inspect, plan, pack or help");
     return EXIT_REFUSED;
