@@ -24,7 +24,8 @@ int main(int argc, char **argv)
     int64_t t0 = sl_now_ns();
     const char *verb = argc > 1 ? argv[1] : "", *second = argc > 2 ? argv[2] : "";
     sl_log_open("sluice", SL_LOG_INFO);
-    if (!strcmp(verb, "help") || !strcmp(verb, "--help") || !strcmp(verb, "-h") || !strcmp(second, "--help") || !strcmp(second, "-h")) {
+    if (!strcmp(verb, "help") || !strcmp(verb, "--help") || !strcmp(verb, "-h") || !strcmp(second, "--help") ||
+        !strcmp(second, "-h")) {
         cli_usage(stdout);
         return EXIT_OK;
     }
