@@ -9,6 +9,7 @@ set -u
 cd "$(dirname "$0")/.." || exit 2
 top=build/fuzz
 mkdir -p $top/log $top/findings || exit 2
+at_a_time=$(nproc) # before OMP_NUM_THREADS, which it heeds
 # Memory is the programs' own affair to limit: a request that cannot be met is an error for them, as without a sanitizer.
 export ASAN_OPTIONS=allocator_may_return_null=1:detect_leaks=1 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=1
 
@@ -67,7 +68,7 @@ run_one() { # leaves build/fuzz/log/NAME.result: the exit status
 
 trap 'kill $(jobs -p) 2>/dev/null; exit 130' INT TERM
 for program; do
-    while [ "$(jobs -rp | wc -l)" -ge "$(nproc)" ]; do wait -n; done
+    while [ "$(jobs -rp | wc -l)" -ge "$at_a_time" ]; do wait -n; done
     run_one "$program" &
 done
 wait
