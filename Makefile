@@ -69,7 +69,7 @@ endif
 
 # A sub-make runs JOBS compilers, unless make itself was told how many.
 PARALLEL = $(if $(filter -j% --jobserver%,$(MAKEFLAGS)),,-j$(JOBS))
-SUB      = @$(MAKE) --no-print-directory $(PARALLEL)
+SUB      = +@$(MAKE) --no-print-directory $(PARALLEL)
 
 # ---- targets ----
 
