@@ -7,6 +7,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <sys/prctl.h>
@@ -130,7 +131,7 @@ static void link_tree(const char *from, const char *to)
 /* ROOT/model: a fresh copy of the golden checkpoint, by links. */
 static const char *fresh_model(void)
 {
-    char from[1024];
+    char from[PATH_MAX];
     const char *to = at("model");
     assert_non_null(realpath(GOLDEN_MODEL, from));
     t_rmdir(to);
