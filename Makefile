@@ -35,7 +35,7 @@ SAN      := $(SAN_$(FLAVOUR))
 OMP      := $(if $(filter tsan fuzz,$(FLAVOUR)),-Wno-unknown-pragmas,-fopenmp)
 WARN     := -Wall -Wextra -Wshadow $(if $(WERROR),-Werror)
 WARN_C   := $(WARN) -Wpointer-arith -Wmissing-prototypes -Wstrict-prototypes -Wvla
-SHARED_FLAGS := $(if $(SAN),-O1,-O3) -g $(if $(ARCH),-march=$(ARCH)) -D_GNU_SOURCE -I. $(SAN) $(OMP) \
+SHARED_FLAGS := $(if $(SAN),-O1,-O3 -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=3) -g $(if $(ARCH),-march=$(ARCH)) -D_GNU_SOURCE -I. $(SAN) $(OMP) \
             -ffp-contract=off -fno-math-errno -fno-trapping-math -MMD -MP \
             $(shell pkg-config --cflags $(PKGS) cmocka 2>/dev/null | sed 's/-I/-isystem /g')
 C_FLAGS   := -std=c17 $(WARN_C) $(SHARED_FLAGS) $(CFLAGS)
