@@ -1,4 +1,4 @@
-/* network.h - what the computing stages share around a network: open its weights, size the arena, name bad weights. */
+/* network.h - what the computing stages share around a network: open its weights, read a job and its inputs, the loop, name bad weights. */
 #ifndef SL_NETWORK_H
 #define SL_NETWORK_H
 

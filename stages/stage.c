@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <zmq.h>
@@ -17,8 +18,9 @@
 #include "common/log.h"
 
 #define MAX_POOLS 4
-#define CANCELS 64 /* remembered cancels of jobs that have not begun */
-#define INBOX 256  /* messages set aside while the main thread looks for something else */
+#define SPOOL_WAIT_S 120 /* longest wait for the disk before a job is given up */
+#define CANCELS 64       /* remembered cancels of jobs that have not begun */
+#define INBOX 256        /* messages set aside while the main thread looks for something else */
 
 typedef struct {
     uint64_t job;
@@ -264,11 +266,17 @@ void sl_stage_spool(sl_stage *st, const sl_msg_job *job, const char *name, bool 
     pthread_mutex_unlock(&st->spool_lock);
 }
 
-void sl_stage_spool_flush(sl_stage *st)
+sl_code sl_stage_spool_flush(sl_stage *st, sl_err *err)
 {
+    struct timespec by;
+    int rc = 0;
+    clock_gettime(CLOCK_REALTIME, &by);
+    by.tv_sec += SPOOL_WAIT_S;
     pthread_mutex_lock(&st->spool_lock);
-    while (st->spool_pending) pthread_cond_wait(&st->spool_idle, &st->spool_lock);
+    while (st->spool_pending && rc != ETIMEDOUT) rc = pthread_cond_timedwait(&st->spool_idle, &st->spool_lock, &by);
+    int left = st->spool_pending;
     pthread_mutex_unlock(&st->spool_lock);
+    return left ? sl_fail(err, SL_TIMEOUT, "spool: %d files are not on disk after %d s", left, SPOOL_WAIT_S) : SL_OK;
 }
 
 /* ---- opening ---- */
@@ -585,7 +593,8 @@ void sl_stage_failed(sl_stage *st, const sl_msg_job *job, const sl_err *err)
     sl_msg m = {.type = SL_MSG_FAILED};
     m.failed = (sl_msg_failed){.job = job->job, .attempt = job->attempt, .code = (int32_t)err->code};
     snprintf(m.failed.message, sizeof m.failed.message, "%s", err->msg);
-    sl_stage_spool_flush(st); /* the job's folder may be removed once this is said */
+    sl_err late = {0};
+    if (sl_stage_spool_flush(st, &late)) sl_log_err("spool", &late); /* the job's folder may be removed once this is said */
     sl_stage_begin(st, 0, 0);
     sl_stage_send(st, &m);
 }

@@ -59,7 +59,8 @@ void sl_stage_failed(sl_stage *st, const sl_msg_job *job, const sl_err *err);
  * SPOOLED says why (unannounced: a warning in the log), and the job goes on without that safety, unless its dump was asked for. */
 void sl_stage_spool(sl_stage *st, const sl_msg_job *job, const char *name, bool announce, int n, const char *const names[],
                     const sl_tensor tensors[]);
-void sl_stage_spool_flush(sl_stage *st); /* wait until all of it is on disk */
+/* Wait until all of it is on disk. SL_TIMEOUT: it is not after two minutes. */
+sl_code sl_stage_spool_flush(sl_stage *st, sl_err *err);
 
 /* Hand over n tensors (host memory) through the receiver's pool: reserve, copy in, seal. *ticket is for DONE. Errors: SL_GONE the receiver is
  * not there (the spool still has them), SL_BUSY no slot in time, SL_SHAPE too large for its slots. */

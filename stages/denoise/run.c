@@ -345,7 +345,7 @@ static sl_code write_with_steps(denoise_run *r, const char *path, sl_err *err)
     size_t bytes = (size_t)(r->shape[0] * r->shape[1] * r->shape[2] * r->shape[3]) * sizeof(float);
     char name[48], file[48], step_path[SL_PATH];
     sl_code rc;
-    sl_stage_spool_flush(r->d->st);
+    if ((rc = sl_stage_spool_flush(r->d->st, err))) return rc;
     if ((rc = sl_stw_open(&w, path, err)) || (rc = sl_stw_declare(w, "noise", SL_F32, 4, r->shape, err)) ||
         (rc = sl_stw_declare(w, "latents", SL_F32, 4, r->shape, err)))
         goto done;
