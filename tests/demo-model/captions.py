@@ -4,7 +4,7 @@ A spec is {"cam": [(move, speed), ...], "fx": [(effect, arguments), ...]}; speed
 """
 import random
 
-WEIGHTS = [1, 1, 1, 1, 1.8, 1.8, 1.8, 1.8, 1.2, 0.8]      # zooms and turns are the hardest to learn
+WEIGHTS = [0.8, 0.8, 0.8, 0.8, 2.2, 2.2, 2.2, 2.2, 1.6, 0.6]      # zooms and turns are the hardest to learn
 MOVES = ["left", "right", "up", "down", "in", "out", "cw", "ccw", "shake", "still"]
 EFFECTS = ["snow", "rain", "fade", "bw", "bright", "sunset", "ball"]
 COLOURS = {"red": (0.85, 0.10, 0.10), "blue": (0.10, 0.25, 0.90), "green": (0.10, 0.65, 0.15), "yellow": (0.95, 0.85, 0.10),

@@ -438,6 +438,8 @@ if not a.eval_only:
         except Exception as e:
             log("no graph:", repr(e)[:600])
             torch.cuda.synchronize()
+            if a.batch < 96:                         # launches bound a step then: let each do more
+                os.execv(sys.executable, [sys.executable, *sys.argv, "--batch", "96", "--minutes", str(a.minutes - (time.time() - T0) / 60)])
     if a.bench:
         log("whole step ms", timed(lambda: (load(rng.choice(groups)), do_step()), 10))
     end = a.minutes * 60

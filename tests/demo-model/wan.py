@@ -306,9 +306,9 @@ class UMT5(nn.Module):
         r = p[None, :] - p[:, None]
         a = r.abs()
         big = 8 + (torch.log(a.clamp(min=1).float() / 8) / math.log(16) * 8).long()
-        bucket = torch.where(r > 0, 16, 0) + torch.where(a < 8, a, big.clamp(max=15))
+        bucket = (r > 0).long() * 16 + torch.where(a < 8, a, big.clamp(max=15))
         keep = p[None, :] < length[:, None]
-        mask = torch.where(keep, 0.0, -1e9)[:, None, None, :]
+        mask = (~keep).float()[:, None, None, :] * -1e9
         x = self.shared(ids)
         for b in self.encoder.block:
             x = b(x, bucket, mask)
@@ -512,7 +512,7 @@ class DiT(nn.Module):
         tp = C.time_proj(F.silu(temb)).unflatten(1, (6, -1))
         n = text.shape[1]
         p = torch.arange(n, device=x.device)
-        tbias = torch.where(p[None] < length[:, None], 0.0, -1e9)
+        tbias = (p[None] >= length[:, None]).float() * -1e9      # no torch.where of numbers: it copies them from the host
         tbias = torch.where(p[None] == length[:, None], torch.log(512.0 - length.float())[:, None], tbias)[:, None, None, :]
         text = C.text_embedder.linear_2(F.gelu(C.text_embedder.linear_1(text.to(dt)), approximate="tanh"))
         I = C.image_embedder

@@ -1,0 +1,98 @@
+/* cuda.h - what the files of kernels/cuda share: the state of one context, error checks, launch helpers. CUDA C++ (nvcc) includes it. */
+#ifndef SL_CUDA_H
+#define SL_CUDA_H
+
+#include <cublasLt.h>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#include <cudnn.h>
+
+extern "C" {
+#include "kernels/plugin.h"
+}
+
+typedef __nv_bfloat16 bf16;
+
+struct sl_cuda_gemms; /* gemm.cu: cublasLt plans by shape */
+struct sl_cuda_attns; /* attention.cu: cuDNN plans by shape */
+struct sl_cuda_convs; /* conv.cu: cuDNN plans by shape, tensor maps */
+
+/* ctx->device. One thread at a time, as the ctx. */
+struct sl_cuda {
+    int device, sm, sms;                  /* ordinal, 90 for H100, multiprocessors */
+    cublasLtHandle_t lt;
+    cudnnHandle_t dnn;                    /* on ctx->stream */
+    void *workspace;                      /* cublasLt's and cuDNN's, workspace_bytes (64 MiB) */
+    size_t workspace_bytes;
+    void *scratch;                        /* grows; sl_cuda_scratch */
+    size_t scratch_bytes;
+    float *host_out;                      /* pinned, 1024 floats: small results */
+    sl_cuda_gemms *gemms;
+    sl_cuda_attns *attns;
+    sl_cuda_convs *convs;
+};
+
+static inline sl_cuda *sl_cuda_of(sl_ctx *ctx)
+{
+    return (sl_cuda *)ctx->device;
+}
+
+/* Scratch that lives until the next call of it on this ctx (stream order makes reuse safe; growing waits for the stream). NULL: ctx has failed. */
+void *sl_cuda_scratch(sl_ctx *ctx, size_t bytes);
+
+/* After a launch or a call: keeps the first failure in ctx. */
+bool sl_cuda_ok(sl_ctx *ctx, cudaError_t e, const char *what);
+bool sl_cuda_lt_ok(sl_ctx *ctx, cublasStatus_t s, const char *what);
+bool sl_cuda_dnn_ok(sl_ctx *ctx, cudnnStatus_t s, const char *what);
+#define SL_LAUNCHED(ctx, what) sl_cuda_ok(ctx, cudaGetLastError(), what)
+
+/* Freed by the table's close; each is the file's own. NULL is fine. */
+void sl_cuda_gemms_free(sl_cuda_gemms *);
+void sl_cuda_attns_free(sl_cuda_attns *);
+void sl_cuda_convs_free(sl_cuda_convs *);
+
+/* ---- the bodies, as in kernels/ops.h's table; table.cu lists them ---- */
+/* data.cu */
+void sl_cuda_zero(sl_ctx *, const sl_tensor *);
+void sl_cuda_copy(sl_ctx *, const sl_tensor *, const sl_tensor *);
+void sl_cuda_add(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *);
+void sl_cuda_sub(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *);
+void sl_cuda_silu(sl_ctx *, const sl_tensor *, const sl_tensor *);
+void sl_cuda_geglu(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *);
+void sl_cuda_embed(sl_ctx *, const sl_tensor *, const sl_tensor *, const int32_t *);
+/* gemm.cu */
+void sl_cuda_linear(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *, sl_activation);
+/* norm.cu */
+void sl_cuda_layernorm(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *, float);
+void sl_cuda_layernorm_modulate(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *, float);
+void sl_cuda_rmsnorm(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, float);
+void sl_cuda_rmsnorm_rope(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, float, const sl_tensor *, const sl_tensor *, int);
+void sl_cuda_gated_add(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *);
+/* attention.cu */
+void sl_cuda_attention(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *, int, float, const sl_tensor *, bool);
+/* sampler.cu */
+void sl_cuda_patchify(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *);
+void sl_cuda_unpatchify(sl_ctx *, const sl_tensor *, const sl_tensor *);
+void sl_cuda_guidance(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, float);
+void sl_cuda_flow_x0(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, float);
+void sl_cuda_lincomb(sl_ctx *, const sl_tensor *, int, const sl_tensor *const[], const float[]);
+void sl_cuda_mean_abs(sl_ctx *, float[2], const sl_tensor *, const sl_tensor *);
+/* conv.cu */
+void sl_cuda_conv3d(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *,
+                    const sl_conv *);
+size_t sl_cuda_packed_conv_bytes(sl_ctx *, const int64_t shape[5]);
+void sl_cuda_pack_conv(sl_ctx *, void *dst, const float *src, const int64_t shape[5]);
+/* frames.cu */
+void sl_cuda_conv_history(sl_ctx *, const sl_tensor *, const sl_tensor *);
+void sl_cuda_vae_norm(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, bool);
+void sl_cuda_time_shuffle(sl_ctx *, const sl_tensor *, const sl_tensor *);
+void sl_cuda_to_channels_last(sl_ctx *, const sl_tensor *, const sl_tensor *, const float *, const float *);
+void sl_cuda_to_channels_first(sl_ctx *, const sl_tensor *, const sl_tensor *, const float *, const float *);
+void sl_cuda_frames_rgb8(sl_ctx *, const sl_tensor *, const sl_tensor *);
+/* table.cu: everything else of sl_plugin; slab.cu: sl_cuda_slabs; load.cu: sl_cuda_load */
+extern const sl_ops sl_ops_cuda;
+extern const sl_slab_ops sl_cuda_slabs;
+sl_code sl_cuda_load(const sl_load_piece *, int, int, const volatile int *, sl_load_figures *, sl_err *);
+
+#endif
