@@ -4,12 +4,14 @@
 #   common/ graphs/ kernels/ kernels/cpu/ stages/ stages/X/   one static library
 #   stages/X/main.c           the program sluice-X (stages/cli: sluice), in bin/
 #   tests/test_X.c            a test, tests/bench_X.c (or .sh) a benchmark, tests/fuzz_X.c a libFuzzer target, tests/helper_X.c a program for tests
-#   kernels/cuda/*.cu         the plug-in sluice_cuda.so, only where nvcc is
+#   kernels/cuda/*.cu, *.c    the plug-in sluice_cuda.so, only where nvcc is; tests/gpu_X.c a test of it
 # Objects go to build/FLAVOUR. Flavours: release; asan (addresses, leaks, undefined behaviour), tsan (threads) and fuzz (clang), with their programs
 # in build/FLAVOUR/bin. A change of compiler or flags builds anew what it concerns.
 #
 # Settings: CC CXX NVCC CFLAGS CXXFLAGS LDFLAGS PREFIX DESTDIR as everywhere; JOBS=n compilers at once; ARCH=x86-64-v3 (say) for another machine than
-# this one, ARCH= for any; WERROR=1: warnings are errors.
+# this one, ARCH= for any; WERROR=1: warnings are errors. CUDA=0: no plug-in, even where nvcc is. ARCHES="90a": the GPUs it is for (80: A100; 90a: H100,
+# H200); CUDNN_DIR=DIR: cuDNN's include/ and lib/, else it is looked for in the toolkit, in /usr and in python3's nvidia-cudnn package; CUDA_INCLUDE,
+# CUDA_LIBS: flags in their place; NVCCFLAGS: more of them.
 
 FLAVOUR ?= release
 ARCH    ?= native
@@ -57,14 +59,19 @@ BENCHES := $(patsubst tests/%.c,$(TBIN)/%,$(wildcard tests/bench_$(or $(K),*).c)
 FUZZERS := $(patsubst tests/%.c,build/fuzz/tests/%,$(wildcard tests/fuzz_$(or $(K),*).c))
 OBJECTS := $(LIB_O) $(patsubst %.c,$(B)/%.o,$(MAINS) $(wildcard tests/test_*.c tests/helper_*.c tests/bench_*.c tests/fuzz_*.c))
 
-CU_SRC  := $(wildcard kernels/cuda/*.cu)
-ifneq ($(CU_SRC),)
-NVCC    ?= $(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc))
-ifneq ($(and $(NVCC),$(filter release,$(FLAVOUR))),)
-PLUGIN  := $(BIN)/sluice_cuda.so
-CU_O    := $(patsubst %,$(B)/%.o,$(basename $(CU_SRC) $(wildcard kernels/cuda/*.c)))
-OBJECTS += $(CU_O)
+GPU_TESTS := $(patsubst tests/%.c,$(TBIN)/%,$(wildcard tests/gpu_*.c))
+OBJECTS += $(patsubst %.c,$(B)/%.o,$(wildcard tests/gpu_*.c))
+
+# The plug-in's table lists all of it: without it there is none yet.
+CUDA    ?= 1
+ifeq ($(origin NVCC),undefined)
+NVCC    := $(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc))
 endif
+CU_O    := $(patsubst %,$(B)/%.o,$(basename $(wildcard kernels/cuda/*.cu kernels/cuda/*.c)))
+ifneq ($(and $(NVCC),$(filter release,$(FLAVOUR))),)
+PLUGIN_SO := $(BIN)/sluice_cuda.so
+PLUGIN    := $(if $(filter 0,$(CUDA)),,$(if $(wildcard kernels/cuda/table.cu),$(PLUGIN_SO)))
+OBJECTS   += $(CU_O)
 endif
 
 # A sub-make runs JOBS compilers, unless make itself was told how many.
@@ -73,11 +80,15 @@ SUB      = +@$(MAKE) --no-print-directory $(PARALLEL)
 
 # ---- targets ----
 
-.PHONY: all setup programs tests demo test test-golden check check-asan check-tsan bench fuzz lint format install help clean
+.PHONY: all setup programs plugin tests gpu-tests gpu demo test test-golden check check-asan check-tsan bench fuzz lint format install help clean
 .DEFAULT_GOAL := all
 
 all: setup          ## set-up and programs (what `make` alone does)
 	$(SUB) programs
+
+gpu: setup plugin   ## set-up, programs, the CUDA plug-in and the whole GPU suite, on this machine's GPU; GPU_FLAGS="--bench --sanitize"
+	$(SUB) programs gpu-tests
+	@SLUICE_BIN=$(BIN) GPU_TESTS=$(TBIN) tests/gpu.sh $(GPU_FLAGS)
 
 demo: setup         ## set-up, programs, and a video from the small model: demo.mp4, its report demo.json, eight of its frames demo.png
 	$(SUB) programs
@@ -134,7 +145,13 @@ setup:              ## install the packages that are missing, or print the one c
 	@tests/setup.sh
 
 programs: $(PROGS) $(PLUGIN)  ## the programs, without looking for missing packages
+plugin: $(or $(PLUGIN_SO),no-nvcc)  ## the CUDA plug-in alone
 tests: $(TESTS) $(HELPERS)    ## the test programs, likewise
+gpu-tests: $(GPU_TESTS)       ## the test programs of the plug-in; tests/gpu.sh runs them
+
+.PHONY: no-nvcc
+no-nvcc:
+	@echo "plugin: no nvcc on the PATH and none in /usr/local/cuda/bin, want the CUDA toolkit (13.0 or later), or NVCC=FILE" >&2; exit 1
 
 clean:              ## remove what was built
 	rm -rf build bin/sluice bin/sluice-* bin/sluice_cuda.so demo.mp4 demo.json demo.png
@@ -175,10 +192,21 @@ $(TBIN)/%: $(B)/tests/%.o $(LIB) $(B)/link
 	@$(CC) $(LD_FLAGS) $(if $(filter fuzz_%,$*),-fsanitize=fuzzer) -o $@ $< $(LIB) $(LD_LIBS) -lcmocka
 .SECONDARY: $(OBJECTS)
 
-ifneq ($(PLUGIN),)
-NVCC_FLAGS := -O3 -std=c++17 -I. -lineinfo -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90a,code=sm_90a \
-              --compiler-options -fPIC,-Wall -MMD -MP
+ifneq ($(PLUGIN_SO),)
+ARCHES     ?= 80 90a
+CUDA_HOME  ?= $(patsubst %/bin/,%,$(dir $(realpath $(shell command -v $(NVCC)))))
+ifeq ($(origin CUDNN_DIR),undefined)
+CUDNN_DIR  := $(patsubst %/include/cudnn.h,%,$(firstword $(wildcard $(CUDA_HOME)/include/cudnn.h /usr/include/cudnn.h) \
+    $(shell python3 -c 'import glob, sys; print(*[f for p in sys.path for f in glob.glob(p + "/nvidia/cudnn/include/cudnn.h")])' 2>/dev/null)))
+endif
+CUDA_DIRS  := $(filter-out /usr,$(sort $(CUDA_HOME) $(CUDNN_DIR)))
+CUDA_INCLUDE ?= $(addprefix -isystem ,$(wildcard $(addsuffix /include,$(CUDA_DIRS))))
+CUDA_LIBS  ?= $(foreach d,$(foreach d,$(CUDA_DIRS),$(firstword $(wildcard $d/lib64 $d/lib))),-L$d -Xlinker -rpath -Xlinker $d) \
+              -lcublasLt -l:libcudnn.so.9 -lcudart
+NVCC_FLAGS := -O3 -std=c++17 -I. -lineinfo $(foreach a,$(ARCHES),-gencode arch=compute_$a,code=sm_$a) \
+              $(CUDA_INCLUDE) --compiler-options -fPIC,-Wall -MMD -MP $(NVCCFLAGS)
 $(eval $(call REMEMBER,$(B)/nvcc-flags,$(NVCC) $(NVCC_FLAGS)))
+$(eval $(call REMEMBER,$(B)/nvcc-link,$(NVCC) $(CUDA_LIBS) | $(CU_O)))
 $(B)/kernels/cuda/%.o: kernels/cuda/%.cu $(B)/nvcc-flags
 	@mkdir -p $(@D)
 	@echo "  NVCC  $<"
@@ -186,11 +214,11 @@ $(B)/kernels/cuda/%.o: kernels/cuda/%.cu $(B)/nvcc-flags
 $(B)/kernels/cuda/%.o: kernels/cuda/%.c $(B)/flags
 	@mkdir -p $(@D)
 	@echo "  CC    $<"
-	@$(CC) $(C_FLAGS) -fPIC -isystem $(dir $(NVCC))../include -c -o $@ $<
-$(PLUGIN): $(CU_O)
+	@$(CC) $(C_FLAGS) -fPIC $(CUDA_INCLUDE) -c -o $@ $<
+$(PLUGIN_SO): $(CU_O) $(B)/nvcc-link
 	@mkdir -p $(@D)
 	@echo "  LINK  $@"
-	@$(NVCC) -shared -o $@ $^ $(CUDA_LIBS)
+	@$(NVCC) -shared -cudart shared -o $@ $(CU_O) $(CUDA_LIBS)
 endif
 
 -include $(OBJECTS:.o=.d)
