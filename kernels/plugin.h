@@ -43,6 +43,8 @@ typedef struct {
     /* Read n pieces with `threads` readers (0: a good number) through pinned staging, convert on the device, wait for all of it. Never holds more than
      * its staging of the file in host memory. *cancel (may be NULL) nonzero: SL_CANCELLED. */
     sl_code (*load)(const sl_load_piece *pieces, int n, int threads, const volatile int *cancel, sl_load_figures *figures, sl_err *err);
+    /* n elements (F32 or BF16) of centre + spread * u, u uniform in -1 .. 1 from seed and index: bit for bit graphs/weights.c's. On ctx's stream. */
+    void (*random)(sl_ctx *ctx, void *dst, sl_dtype dtype, int64_t n, float centre, float spread, uint64_t seed);
 } sl_plugin;
 
 /* The plug-in, opened on the first call and kept; safe from several threads. NULL: it is not there (SL_ARG, the file's name and the reason), or its

@@ -94,5 +94,6 @@ void sl_cuda_frames_rgb8(sl_ctx *, const sl_tensor *, const sl_tensor *);
 extern const sl_ops sl_ops_cuda;
 extern const sl_slab_ops sl_cuda_slabs;
 sl_code sl_cuda_load(const sl_load_piece *, int, int, const volatile int *, sl_load_figures *, sl_err *);
+void sl_cuda_random(sl_ctx *, void *dst, sl_dtype, int64_t n, float centre, float spread, uint64_t seed);
 
 #endif
