@@ -73,6 +73,10 @@ static const key KEYS[] = {
     NUM("supervise.stall_s", INT, supervise.stall_s, 1, 86400, 30, "s",
         "time without a sign of life after which a stage is killed"),
     NUM("supervise.drain_s", INT, supervise.drain_s, 0, 86400, 60, "s", "time to finish what is running after SIGTERM"),
+    {"dispatch.turns", WORDS, AT(dispatch.turns), ROOM(dispatch.turns), 0, 0, 0, "gpu", "|gpu|always|never", "",
+     "stages that compute one at a time, a step or a chunk each: gpu those that share a GPU, always those that share any device"},
+    NUM("dispatch.turn_timeout_s", INT, dispatch.turn_timeout_s, 1, 86400, 120, "s",
+        "a longer turn is warned of, and a denoising step that has waited for longer goes first"),
 };
 #undef AT
 #undef ROOM

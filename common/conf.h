@@ -73,6 +73,10 @@ typedef struct {
         int stall_s; /* without a sign of life before a stage is killed */
         int drain_s;
     } supervise;
+    struct {
+        char turns[16];     /* stages compute one at a time: "gpu" those on one GPU, "always" those on one device, "never" */
+        int turn_timeout_s; /* after which a turn is too long */
+    } dispatch;
     int stage_count;
     sl_conf_stage stages[SL_ROLE_COUNT]; /* in the file's order, a role at most once */
 } sl_conf;

@@ -19,7 +19,8 @@
     X(COMPUTE, "compute", "a network or an encoder runs")                                                                          \
     X(HANDOVER, "handover", "tensors are placed in or taken from a slot, tickets travel")                                          \
     X(SPOOL, "spool", "a hand-over is written to or read from a file")                                                             \
-    X(WAIT, "wait", "the job waits for something else: a free slot, another part's result")
+    X(WAIT, "wait", "the job waits for something else: a free slot, another part's result")                                        \
+    X(TURN, "turn", "the stage waits for its turn of a device that others compute on")
 
 typedef enum {
 #define X(name, text, meaning) SL_SPAN_##name,

@@ -6,8 +6,8 @@
  * The encoder, the decoder, the printer and the round-trip test expand the lists below. Type numbers are never reused.
  *
  * Who sends what (stages/README.md tells the protocol as a story):
- *   stage -> dispatcher   HELLO POOL READY TAKEN PROGRESS STEP SPAN CHUNK SPOOLED DONE FAILED HEARTBEAT
- *   dispatcher -> stage   POOL JOB CHUNK CANCEL KEEP REAP DISCARD DRAIN
+ *   stage -> dispatcher   HELLO POOL READY TAKEN PROGRESS STEP SPAN CHUNK SPOOLED DONE FAILED HEARTBEAT ASK GIVE
+ *   dispatcher -> stage   POOL JOB CHUNK CANCEL KEEP REAP DISCARD DRAIN GRANT REVOKE
  *   client -> dispatcher  HELLO SUBMIT CANCEL DRAIN
  *   dispatcher -> client  ACCEPTED PROGRESS STEP SPAN STAGE FINISHED */
 #ifndef SL_WIRE_H
@@ -50,12 +50,17 @@
 #define WIRE_STAGE(F)     F(str16, stage) F(str16, event) F(i32, pid) F(str64, device) F(f64, load_s) F(u64, weight_bytes) F(u64, peak_bytes) \
                           F(u64, arena_bytes) F(u64, job)
 #define WIRE_FINISHED(F)  F(u64, job) F(i32, code) F(text, message) F(u64, bytes)
+#define WIRE_ASK(F)       F(u64, job) F(u64, turn) F(u32, kind) F(str64, what) F(u64, expected_ms) /* for the device's turn; gives back a held one */
+#define WIRE_GRANT(F)     F(u64, turn) F(u32, free) /* the turn that was asked for; free: for every piece of work until REVOKE */
+#define WIRE_REVOKE(F)    F(u64, turn)         /* it is free no more: ask for the next piece; give it back now if none runs */
+#define WIRE_GIVE(F)      F(u64, turn)         /* back, or not wanted any more */
 
 #define WIRE_ALL(M)                                                                                                                     \
     M(1, HELLO, hello) M(2, POOL, pool) M(3, READY, ready) M(4, JOB, job) M(5, TAKEN, taken) M(6, PROGRESS, progress) M(7, STEP, step)  \
     M(8, SPAN, span) M(9, CHUNK, chunk) M(10, SPOOLED, spooled) M(11, DONE, done) M(12, FAILED, failed) M(13, HEARTBEAT, heartbeat)     \
     M(14, CANCEL, cancel) M(15, REAP, reap) M(16, DRAIN, drain) M(17, SUBMIT, submit) M(18, ACCEPTED, accepted) M(19, STAGE, stage)     \
-    M(20, FINISHED, finished) M(21, DISCARD, discard) M(22, KEEP, keep)
+    M(20, FINISHED, finished) M(21, DISCARD, discard) M(22, KEEP, keep) M(23, ASK, ask) M(24, GRANT, grant)              \
+    M(25, REVOKE, revoke) M(26, GIVE, give)
 /* clang-format on */
 
 typedef enum {

@@ -16,6 +16,7 @@
 #include <zmq.h>
 
 #include "common/log.h"
+#include "stages/turn.h"
 
 #define MAX_POOLS 4
 #define SPOOL_WAIT_S 120 /* longest wait for the disk before a job is given up */
@@ -59,6 +60,7 @@ struct sl_stage {
     int receive_count;
     volatile int cancel_flag; /* set under the lock, read without: atomically */
     atomic_bool draining;
+    sl_turn turn; /* has its own lock */
 
     struct { /* pools of receivers, main thread only */
         char purpose[SL_STR16];
@@ -94,10 +96,11 @@ static void note_ticket(sl_stage *st, const sl_ticket *t)
         if (t->pool == sl_pool_id(st->receive[i]) && t->slot < SL_POOL_MAX_SLOTS) st->told[i][t->slot] = *t;
 }
 
-/* What the main thread need not be asked for. true: the message is dealt with. */
-static bool io_deal(sl_stage *st, const sl_msg *m)
+/* What the main thread need not be asked for. true: the message is dealt with. reply->type: it is to be sent. */
+static bool io_deal(sl_stage *st, const sl_msg *m, sl_msg *reply)
 {
     bool done = true;
+    reply->type = (sl_msg_type)0;
     pthread_mutex_lock(&st->lock);
     switch (m->type) {
     case SL_MSG_JOB:
@@ -117,8 +120,11 @@ static bool io_deal(sl_stage *st, const sl_msg *m)
             st->cancelled[st->cancel_count % CANCELS] = (job_attempt){m->cancel.job, m->cancel.attempt};
             st->cancel_count++;
         }
+        sl_turn_wake(&st->turn);
         done = false; /* the main thread sees it too: mux waits between messages */
         break;
+    case SL_MSG_GRANT:
+    case SL_MSG_REVOKE: sl_turn_hear(&st->turn, m, reply); break;
     case SL_MSG_REAP:
         for (int i = 0; i < st->receive_count; i++)
             sl_pool_reap_unsent(st->receive[i], m->reap.pid, st->told[i], SL_POOL_MAX_SLOTS);
@@ -142,7 +148,7 @@ static void *io_main(void *arg)
     int64_t next_beat = sl_now_ns() + (int64_t)beat_ms * 1000000; /* HELLO goes first */
     uint64_t beats = 0;
     sl_err err = {0};
-    sl_msg m;
+    sl_msg m, reply;
 
     zmq_setsockopt(dealer, ZMQ_LINGER, &linger, sizeof linger);
     zmq_setsockopt(dealer, ZMQ_SNDHWM, &none, sizeof none);
@@ -170,7 +176,8 @@ static void *io_main(void *arg)
             sl_code rc = sl_wire_recv(dealer, NULL, NULL, &m, &err);
             if (rc == SL_FORMAT) sl_log_err("control socket", &err);
             else if (rc) break;
-            else if (!io_deal(st, &m)) sl_wire_send(to_main, NULL, 0, &m, NULL);
+            else if (!io_deal(st, &m, &reply)) sl_wire_send(to_main, NULL, 0, &m, NULL);
+            else if (reply.type) sl_wire_send(dealer, NULL, 0, &reply, NULL);
         }
         if (atomic_load(&st->quit)) break;
     }
@@ -350,6 +357,7 @@ sl_code sl_stage_open(sl_stage **out, const char *role, int argc, char **argv, s
     if (conf && (rc = sl_conf_read_file(&st->conf, conf, err))) return rc;
     sl_log_open(role, st->conf.run.log);
     if ((rc = sl_model_open(&st->model, model, err))) return rc;
+    sl_turn_open(&st->turn, &st->conf, st->device);
     if ((rc = start_threads(st, err))) return rc;
     if (term_seen) return sl_fail(err, SL_GONE, "drained before it began");
     snprintf(hello.hello.role, sizeof hello.hello.role, "%s", role);
@@ -382,6 +390,7 @@ void sl_stage_close(sl_stage **stp)
     if (st->out) zmq_close(st->out);
     if (st->in) zmq_close(st->in);
     if (st->zmq) zmq_ctx_term(st->zmq);
+    sl_turn_close(&st->turn);
     pthread_mutex_destroy(&st->lock);
     pthread_mutex_destroy(&st->spool_lock);
     pthread_cond_destroy(&st->spool_wake);
@@ -414,6 +423,14 @@ const sl_model *sl_stage_model(const sl_stage *st)
 const char *sl_stage_device(const sl_stage *st)
 {
     return st->device;
+}
+sl_turn *sl_stage_turn(sl_stage *st)
+{
+    return &st->turn;
+}
+uint64_t sl_stage_job(const sl_stage *st)
+{
+    return st->current.job;
 }
 
 sl_code sl_stage_ops(const sl_stage *st, const sl_ops **out, sl_err *err)
@@ -546,6 +563,7 @@ sl_code sl_stage_next(sl_stage *st, bool busy, sl_msg *out, sl_err *err)
 bool sl_stage_begin(sl_stage *st, uint64_t job, uint32_t attempt)
 {
     bool was = false;
+    sl_stage_turn_end(st, false); /* whatever became of the job before */
     pthread_mutex_lock(&st->lock);
     st->current = (job_attempt){job, attempt};
     for (int i = 0; job && i < CANCELS && i < st->cancel_count; i++)

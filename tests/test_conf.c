@@ -31,6 +31,8 @@ static void defaults_are_those_of_the_manual(void **state)
     assert_int_equal(c.supervise.heartbeat_ms, 500);
     assert_int_equal(c.supervise.stall_s, 30);
     assert_int_equal(c.supervise.drain_s, 60);
+    assert_string_equal(c.dispatch.turns, "gpu");
+    assert_int_equal(c.dispatch.turn_timeout_s, 120);
     assert_int_equal(c.stage_count, SL_ROLE_COUNT);
     for (int i = 0; i < c.stage_count; i++) {
         char want[32];
@@ -82,6 +84,7 @@ static const char FULL[] = "run: { dir = \"/run/sluice \\\"a\\\\b\\\"\"; spool =
                            "denoise: { state_every = 0; }; fbcache: { threshold = 0.1; warmup = 4; max_hits = 3; final = 1; };\n"
                            "video: { fps = 24; crf = 20; preset = \"veryfast\"; threads = 2; };\n"
                            "supervise: { restarts = 0; backoff_ms = 10; heartbeat_ms = 100; stall_s = 3; drain_s = 1; };\n"
+                           "dispatch: { turns = \"always\"; turn_timeout_s = 7; };\n"
                            "stages: ( { name = \"mux\"; program = \"/opt/my-mux\"; args = [\"--fast\", \"x\\n\"]; },\n"
                            "  { device = \"cuda:12\"; name = \"denoise\"; threads = 8; slots = 5; args = (); } );\n";
 
@@ -113,6 +116,8 @@ static void every_key_is_read(void **state)
     assert_int_equal(c.supervise.heartbeat_ms, 100);
     assert_int_equal(c.supervise.stall_s, 3);
     assert_int_equal(c.supervise.drain_s, 1);
+    assert_string_equal(c.dispatch.turns, "always");
+    assert_int_equal(c.dispatch.turn_timeout_s, 7);
     assert_int_equal(c.stage_count, 2);
     assert_int_equal(c.stages[0].role, SL_ROLE_MUX);
     assert_string_equal(c.stages[0].program, "/opt/my-mux");
@@ -190,6 +195,9 @@ static void mistakes_name_file_line_key_value_and_range(void **state)
         {"video: { preset = 3; };",
          "x.cfg:1: video.preset is 3, want one of ultrafast, superfast, veryfast, faster, fast, medium, slow, "
          "slower, veryslow, placebo (time against size of x264; default \"medium\")"},
+        {"dispatch: { turns = \"cpu\"; };",
+         "x.cfg:1: dispatch.turns is \"cpu\", want one of gpu, always, never (stages that compute one at a time, a step or a chunk "
+         "each: gpu those that share a GPU, always those that share any device; default \"gpu\")"},
         {"run: { dir = \"a\\nb\"; };", "x.cfg:1: run.dir is \"a?b\", want a string of at most 1023 bytes (folder for sockets and "
                                        "spool (\"\": a private one is made and removed))"},
         {"video: { heartbeat_ms = 7; };",

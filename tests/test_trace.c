@@ -105,7 +105,7 @@ static void bad_spans_are_refused(void **state)
     assert_string_equal(err.msg, "trace: load span ends at 10 ns, before its start at 20 ns");
     s.kind = 99;
     T_CODE(sl_trace_add(&t, &s, &err), SL_ARG);
-    assert_string_equal(err.msg, "trace: span of kind 99, want 0 to 6");
+    assert_string_equal(err.msg, "trace: span of kind 99, want 0 to 7");
     assert_string_equal(sl_span_kind_name(99), "?");
     assert_string_equal(sl_span_kind_name(SL_SPAN_HANDOVER), "handover");
     assert_int_equal(t.count, 0);
