@@ -38,13 +38,14 @@ struct sl_pool { /* what is read from the block is checked once and kept here: t
     size_t slot_bytes;
     char name[SL_POOL_NAME];
     bool owned;
-    unsigned peer;        /* this view's entry in block->peers */
-    uint64_t self, owner; /* peer words */
-    int fd;               /* the owner's: the memfd; else -1 */
-    int owner_pidfd;      /* a sender's; -1 where the kernel has none */
-    const sl_slab_ops *device;
+    unsigned peer;             /* this view's entry in block->peers */
+    uint64_t self, owner;      /* peer words */
+    int fd;                    /* the owner's: the memfd; else -1 */
+    int owner_pidfd;           /* a sender's; -1 where the kernel has none */
+    const sl_slab_ops *device; /* of a SL_POOL_CUDA pool, else NULL */
     void *slab;
     sl_ipc_handle device_handle;
+    const sl_slab_ops *pinner; /* whose pin the slots of a host pool have, else NULL */
 };
 
 struct sl_lease {
@@ -124,6 +125,13 @@ static uint64_t word_of(const sl_pool *p, int slot)
     return atomic_load_explicit(&p->block->slot[slot].word, memory_order_acquire);
 }
 
+static int64_t now_ms(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}
+
 static void wake_senders(const sl_pool *p)
 {
     atomic_fetch_add_explicit(&p->block->freed, 1, memory_order_release);
@@ -137,6 +145,21 @@ static bool free_slot(const sl_pool *p, int slot, uint64_t from)
     if (!cas(&p->block->slot[slot].word, from, sl_word(SL_SLOT_FREE, 0, sl_word_epoch(from) + 1))) return false;
     wake_senders(p);
     return true;
+}
+
+/* As free_slot, for a slot in which a process that has died may have had work of a device: the slot rests first. */
+static bool free_after_death(const sl_pool *p, int slot, uint64_t from)
+{
+    if (p->device || atomic_load_explicit(&p->block->pinned, memory_order_relaxed))
+        atomic_store_explicit(&p->block->slot[slot].rest_until_ms, now_ms() + SL_LEASE_REST_MS, memory_order_relaxed);
+    return free_slot(p, slot, from);
+}
+
+static bool resting(const sl_pool *p, int slot)
+{
+    int64_t until = atomic_load_explicit(&p->block->slot[slot].rest_until_ms, memory_order_relaxed);
+    uint64_t left = (uint64_t)until - (uint64_t)now_ms();
+    return left - 1 < SL_LEASE_REST_MS; /* neither over nor, in a block scribbled over, longer than it can be */
 }
 
 static bool being_written(uint64_t w)
@@ -157,7 +180,88 @@ static bool end_writing(const sl_lease *l)
     }
 }
 
+/* The writer cannot tell that its device has done with the slot: nobody gets it while this process lives. */
+static void quarantine_own(const sl_lease *l)
+{
+    const sl_pool *p = l->pool;
+    uint64_t w = word_of(p, l->slot);
+    while (being_written(w) && sl_word_peer(w) == p->peer && sl_word_epoch(w) == l->epoch)
+        if (cas(&p->block->slot[l->slot].word, w, sl_word(SL_SLOT_QUARANTINED, p->peer, l->epoch))) break;
+        else w = word_of(p, l->slot);
+}
+
+/* ---- work of devices ---- */
+
+static void pause_between_looks(int64_t looks)
+{
+    struct timespec t = {.tv_nsec = looks < 2000 ? 20000 : 200000};
+    if (looks > 200) nanosleep(&t, NULL); /* short work is over within a few looks */
+}
+
+/* Wait until nothing is queued on `stream`. On a host pool, NULL means that no device touches the slot. */
+static sl_code wait_idle(const sl_pool *p, cudaStream_t stream, sl_err *err)
+{
+    const sl_slab_ops *ops = p->device;
+    int64_t deadline = now_ms() + SL_LEASE_WORK_MS;
+    bool idle = false;
+    if (!ops && !stream) return SL_OK;
+    if (!ops) ops = atomic_load(&cuda);
+    if (!ops) return sl_fail(err, SL_ARG, "pool %s: a stream is given, and no CUDA plug-in is in use", p->name);
+    for (int64_t looks = 0;; looks++) {
+        sl_code rc = ops->idle(stream, &idle, err);
+        if (rc) return sl_context(err, rc, "pool %s", p->name);
+        if (idle) return SL_OK;
+        if (now_ms() >= deadline)
+            return sl_fail(err, SL_TIMEOUT, "pool %s: work on a slot was not over after %d s", p->name, SL_LEASE_WORK_MS / 1000);
+        pause_between_looks(looks);
+    }
+}
+
+/* Wait until what `sender` queued before its seal is over, then make stream follow it. An event that its process did not
+ * live to see through never comes. */
+static sl_code wait_filled(const sl_pool *p, int slot, uint64_t sender, cudaStream_t stream, sl_err *err)
+{
+    int64_t deadline = now_ms() + SL_LEASE_WORK_MS, look = now_ms() + LOOK_MS, last = INT64_MAX;
+    bool filled = false;
+    for (int64_t looks = 0;; looks++) {
+        sl_code rc = p->device->reached(p->slab, slot, SL_SLAB_FILLED, &filled, err);
+        if (rc) return sl_context(err, rc, "pool %s", p->name);
+        if (filled) return p->device->wait(p->slab, slot, stream, err);
+        int64_t now = now_ms();
+        if (now >= last)
+            return sl_fail(err, SL_GONE, "pool %s: process %d died before its device had written slot %d", p->name,
+                           sl_peer_pid(sender), slot);
+        if (now >= deadline)
+            return sl_fail(err, SL_TIMEOUT, "pool %s: process %d had not written slot %d after %d s", p->name, sl_peer_pid(sender),
+                           slot, SL_LEASE_WORK_MS / 1000);
+        if (now >= look) {
+            look = now + LOOK_MS;
+            if (last == INT64_MAX && !peer_lives(sender)) last = now + SL_LEASE_LAST_MS;
+        }
+        pause_between_looks(looks);
+    }
+}
+
+/* End a sealed slot (its word is `from`) that nobody will read. Work queued before the seal may still write it: then it is
+ * ABANDONED, until a reserve finds the event come or a reap the sender dead. */
+static bool give_up(const sl_pool *p, int slot, uint64_t from, unsigned peer)
+{
+    bool filled = true;
+    if (p->device && p->device->reached(p->slab, slot, SL_SLAB_FILLED, &filled, NULL)) filled = false;
+    if (filled) return free_slot(p, slot, from);
+    uint64_t sender = peer < SL_BLOCK_PEERS ? atomic_load(&p->block->peers[peer]) & ~SL_PEER_LEFT : 0;
+    if (!peer_lives(sender)) return free_after_death(p, slot, from);
+    return cas(&p->block->slot[slot].word, from, sl_word(SL_SLOT_ABANDONED, peer, sl_word_epoch(from)));
+}
+
 /* ---- entries of the table of peers ---- */
+
+/* The peer that a held slot names; 0: none, which only a scribbled word does. */
+static uint64_t holder(const sl_pool *p, uint64_t w)
+{
+    unsigned peer = sl_word_peer(w);
+    return peer < SL_BLOCK_PEERS ? atomic_load(&p->block->peers[peer]) : 0;
+}
 
 static bool named_by_a_slot(const sl_pool *p, unsigned peer)
 {
@@ -240,7 +344,8 @@ static sl_code map_device(sl_pool *p, sl_err *err)
     sl_code rc;
     if (p->kind != SL_POOL_CUDA) return SL_OK;
     if (p->owned) {
-        if ((rc = p->device->create(&p->slab, p->slots, p->slot_bytes, p->device_handle, filled, drained, err))) return rc;
+        if ((rc = p->device->create(&p->slab, p->slots, p->slot_bytes, p->device_handle, filled, drained, err)))
+            return sl_context(err, rc, "pool %s", p->name);
         for (int i = 0; i < p->slots; i++) {
             memcpy(p->block->slot[i].filled_event, filled[i], sizeof filled[i]);
             memcpy(p->block->slot[i].drained_event, drained[i], sizeof drained[i]);
@@ -252,7 +357,7 @@ static sl_code map_device(sl_pool *p, sl_err *err)
         }
         if ((rc = p->device->open(&p->slab, p->slots, p->slot_bytes, p->device_handle, (const sl_ipc_handle *)filled,
                                   (const sl_ipc_handle *)drained, err)))
-            return rc;
+            return sl_context(err, rc, "pool %s", p->name);
     }
     p->data = p->device->base(p->slab);
     return SL_OK;
@@ -264,7 +369,8 @@ static sl_code new_pool(sl_pool **out, const char *name, uint32_t kind, sl_err *
     if (kind != SL_POOL_HOST && kind != SL_POOL_CUDA)
         return sl_fail(err, SL_ARG, "pool %s: kind %u, want 0 (host) or 1 (CUDA)", name, kind);
     const sl_slab_ops *device = kind == SL_POOL_CUDA ? atomic_load(&cuda) : NULL;
-    if (kind == SL_POOL_CUDA && !device) return sl_fail(err, SL_CUDA, "pool %s: not built with CUDA", name);
+    if (kind == SL_POOL_CUDA && !device)
+        return sl_fail(err, SL_CUDA, "pool %s: its slots are device memory, and no CUDA plug-in is in use", name);
     sl_pool *p = calloc(1, sizeof *p);
     if (!p) return sl_fail(err, SL_NOMEM, "pool %s: no memory", name);
     snprintf(p->name, sizeof p->name, "%s", name);
@@ -419,7 +525,8 @@ static void end_own_holds(const sl_pool *p)
 {
     for (int i = 0; i < p->slots; i++) {
         uint64_t w = word_of(p, i);
-        if (sl_word_peer(w) == p->peer && (being_written(w) || sl_word_state(w) == SL_SLOT_QUARANTINED)) free_slot(p, i, w);
+        bool held = being_written(w) || sl_word_state(w) == SL_SLOT_QUARANTINED || sl_word_state(w) == SL_SLOT_ABANDONED;
+        if (sl_word_peer(w) == p->peer && held) free_slot(p, i, w);
     }
     leave(p, p->peer, p->self);
 }
@@ -429,18 +536,43 @@ void sl_pool_close(sl_pool **pool)
     sl_pool *p = *pool;
     if (!p) return;
     bool mine = p->block && sl_peer_pid(p->self) == getpid(); /* else a forked child, or a half-done open */
+    const sl_slab_ops *ops = p->slab ? p->device : p->pinner;
+    bool quiet = !mine || !ops || ops->finish(p->slab, NULL) == SL_OK;
     if (mine && p->owned) {
         atomic_store(&p->block->closed, 1);
         wake_senders(p);
-    } else if (mine && p->peer) {
+    } else if (mine && p->peer && quiet) { /* else the holds end with the process, as its broken device does */
         end_own_holds(p);
     }
-    if (p->slab) p->device->close(p->slab);
+    if (mine && p->slab) p->device->close(p->slab);
+    if (mine && p->pinner) p->pinner->unpin(p->data);
     if (p->block) munmap(p->block, p->mapped);
     if (p->fd >= 0) close(p->fd);
     if (p->owner_pidfd >= 0) close(p->owner_pidfd);
     free(p);
     *pool = NULL;
+}
+
+sl_code sl_pool_pin(sl_pool *p, sl_err *err)
+{
+    const sl_slab_ops *ops = atomic_load(&cuda);
+    sl_code rc;
+    if (p->device || p->pinner) return SL_OK;
+    if (!ops) return sl_fail(err, SL_CUDA, "pool %s: to be pinned, and no CUDA plug-in is in use", p->name);
+    atomic_store(&p->block->pinned, 1); /* before: from the first copy on, a slot rests after a death */
+    if ((rc = ops->pin(p->data, (size_t)p->slots * p->slot_bytes, err))) return sl_context(err, rc, "pool %s", p->name);
+    p->pinner = ops;
+    return SL_OK;
+}
+
+sl_pool_kind sl_pool_kind_of(const sl_pool *p)
+{
+    return p->kind;
+}
+
+bool sl_pool_pinned(const sl_pool *p)
+{
+    return p->pinner != NULL;
 }
 
 size_t sl_pool_slot_bytes(const sl_pool *p)
@@ -473,24 +605,45 @@ void sl_pool_count(const sl_pool *p, sl_pool_counts *out)
 
 /* ---- the sender's side ---- */
 
-/* The first free slot, so that memory which was never needed is never touched; -1: none. */
-static int claim(const sl_pool *p, uint64_t *epoch)
+/* May slot i be claimed, as its word `w` says? *w is read again if the slot came free here. *soon: not yet, and nobody will
+ * wake us when it may. */
+static sl_code claimable(const sl_pool *p, int i, uint64_t *w, bool *yes, bool *soon, sl_err *err)
 {
-    for (int i = 0; i < p->slots; i++) {
-        uint64_t w = word_of(p, i);
-        if (sl_word_state(w) != SL_SLOT_FREE) continue;
-        if (!cas(&p->block->slot[i].word, w, sl_word(SL_SLOT_RESERVED, p->peer, sl_word_epoch(w)))) continue;
-        *epoch = sl_word_epoch(w);
-        return i;
+    sl_code rc;
+    *yes = false;
+    if (p->device && sl_word_state(*w) == SL_SLOT_ABANDONED) {
+        if ((rc = p->device->reached(p->slab, i, SL_SLAB_FILLED, yes, err))) return rc;
+        if (*yes) free_slot(p, i, *w);
+        else *soon = true;
+        *w = word_of(p, i);
     }
-    return -1;
+    if (sl_word_state(*w) != SL_SLOT_FREE) {
+        *yes = false;
+        return SL_OK;
+    }
+    *yes = !resting(p, i);
+    if (*yes && p->device && (rc = p->device->reached(p->slab, i, SL_SLAB_DRAINED, yes, err))) return rc;
+    if (!*yes) *soon = true;
+    return SL_OK;
 }
 
-static int64_t now_ms(void)
+/* The first free slot, so that memory which was never needed is never touched; *slot -1: none. */
+static sl_code claim(const sl_pool *p, int *slot, uint64_t *epoch, bool *soon, sl_err *err)
 {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+    *slot = -1;
+    *soon = false;
+    for (int i = 0; i < p->slots; i++) {
+        uint64_t w = word_of(p, i);
+        bool yes;
+        sl_code rc = claimable(p, i, &w, &yes, soon, err);
+        if (rc) return sl_context(err, rc, "pool %s", p->name);
+        /* the word holds the epoch: had the slot been given away and dropped meanwhile, it were another */
+        if (!yes || !cas(&p->block->slot[i].word, w, sl_word(SL_SLOT_RESERVED, p->peer, sl_word_epoch(w)))) continue;
+        *epoch = sl_word_epoch(w);
+        *slot = i;
+        return SL_OK;
+    }
+    return SL_OK;
 }
 
 /* Sleep until `freed` is no longer `seen`, a signal comes, or it is until_ms. */
@@ -505,6 +658,7 @@ sl_code sl_lease_reserve(sl_lease **out, sl_pool *p, int wait_ms, sl_err *err)
     int64_t deadline = now_ms() + (wait_ms > 0 ? wait_ms : 0);
     uint64_t epoch;
     int slot;
+    bool soon;
     sl_code rc;
     *out = NULL;
     if (sl_peer_pid(p->self) != getpid())
@@ -514,12 +668,14 @@ sl_code sl_lease_reserve(sl_lease **out, sl_pool *p, int wait_ms, sl_err *err)
         uint32_t seen = atomic_load_explicit(&p->block->freed, memory_order_acquire); /* before looking: no wake-up is missed */
         if (!owner_lives(p))
             return sl_fail(err, SL_GONE, "pool %s: process %d, its owner, is gone", p->name, sl_peer_pid(p->owner));
-        if ((slot = claim(p, &epoch)) >= 0) break;
+        if ((rc = claim(p, &slot, &epoch, &soon, err))) return rc;
+        if (slot >= 0) break;
         int64_t now = now_ms();
         if (now >= deadline)
             return sl_fail(err, SL_BUSY, "pool %s: none of %d slots came free in %d ms", p->name, p->slots,
                            wait_ms > 0 ? wait_ms : 0);
-        sleep_on(p, seen, now + LOOK_MS < deadline ? now + LOOK_MS : deadline);
+        int64_t until = now + (soon ? 1 : LOOK_MS);
+        sleep_on(p, seen, until < deadline ? until : deadline);
     }
     sl_lease *l = calloc(1, sizeof *l);
     if (!l) {
@@ -527,10 +683,6 @@ sl_code sl_lease_reserve(sl_lease **out, sl_pool *p, int wait_ms, sl_err *err)
         return sl_fail(err, SL_NOMEM, "pool %s: no memory for a lease", p->name);
     }
     *l = (sl_lease){.pool = p, .slot = slot, .epoch = epoch, .hold = WRITING};
-    if (p->device && (rc = p->device->settle(p->slab, slot, err))) {
-        sl_lease_drop(&l, NULL);
-        return rc;
-    }
     *out = l;
     return SL_OK;
 }
@@ -591,11 +743,15 @@ sl_code sl_lease_seal(sl_lease *l, cudaStream_t stream, sl_ticket *out, sl_err *
     sl_code rc;
     if (l->hold != WRITING) return sl_fail(err, SL_ARG, "pool %s: seal of a slot that is not being written", p->name);
     if (!l->table.count) return sl_fail(err, SL_ARG, "pool %s: seal of a slot without a tensor", p->name);
-    if (p->device && (rc = p->device->filled(p->slab, l->slot, stream, err))) return rc;
+    if (p->device && !owner_lives(p)) /* its events are gone with it */
+        return sl_fail(err, SL_GONE, "pool %s: process %d, its owner, is gone", p->name, sl_peer_pid(p->owner));
+    if (p->device && (rc = p->device->record(p->slab, l->slot, SL_SLAB_FILLED, stream, err)))
+        return sl_context(err, rc, "pool %s", p->name);
+    if (!p->device && (rc = wait_idle(p, stream, err))) return rc;
     memcpy(&s->table, &l->table, sizeof s->table); /* revoked or not, the slot is nobody else's before this hold ends */
     l->hold = OVER;
     if (!cas(&s->word, sl_word(SL_SLOT_FILLING, p->peer, l->epoch), sl_word(SL_SLOT_READY, p->peer, l->epoch))) {
-        end_writing(l);
+        if (!wait_idle(p, stream, NULL)) end_writing(l); /* else it stays in quarantine */
         return sl_fail(err, SL_GONE, "pool %s: slot %d was revoked while it was being written", p->name, l->slot);
     }
     *out = (sl_ticket){.pool = p->id, .slot = (uint32_t)l->slot, .epoch = l->epoch};
@@ -658,6 +814,7 @@ sl_code sl_lease_open(sl_lease **out, sl_pool *p, const sl_ticket *t, cudaStream
                        (unsigned long long)t->epoch);
     sl_lease *l = calloc(1, sizeof *l);
     if (!l) return sl_fail(err, SL_NOMEM, "pool %s: no memory for a lease", p->name);
+    uint64_t sender = holder(p, w) & ~SL_PEER_LEFT; /* while the word names it, the entry is not given away */
     reading = sl_word(SL_SLOT_READING, 0, t->epoch);
     if (!cas(&p->block->slot[t->slot].word, w, reading)) {
         free(l);
@@ -667,8 +824,11 @@ sl_code sl_lease_open(sl_lease **out, sl_pool *p, const sl_ticket *t, cudaStream
     *l = (sl_lease){.pool = p, .slot = (int)t->slot, .epoch = t->epoch, .hold = READING};
     memcpy(&l->table, &p->block->slot[t->slot].table, sizeof l->table);
     atomic_signal_fence(memory_order_seq_cst); /* checks and uses see this copy, never the shared one again */
-    if ((rc = check_table(p, &l->table, err)) || (p->device && (rc = p->device->await(p->slab, l->slot, stream, err)))) {
-        sl_lease_drop(&l, stream);
+    rc = check_table(p, &l->table, err);
+    if (!rc && p->device) rc = wait_filled(p, l->slot, sender, stream, err);
+    if (rc) {
+        give_up(p, l->slot, reading, sl_word_peer(w));
+        free(l);
         return rc;
     }
     *out = l;
@@ -690,9 +850,14 @@ void sl_lease_drop(sl_lease **lease, cudaStream_t stream)
     sl_lease *l = *lease;
     if (!l) return;
     const sl_pool *p = l->pool;
-    if (p->device && l->hold != OVER) p->device->drained(p->slab, l->slot, stream, NULL);
-    if (l->hold == WRITING) end_writing(l);
-    if (l->hold == READING) free_slot(p, l->slot, sl_word(SL_SLOT_READING, 0, l->epoch));
+    if (l->hold == WRITING) {
+        if (l->table.count && wait_idle(p, stream, NULL))
+            quarantine_own(l); /* without a tensor, nobody had an address to write to */
+        else end_writing(l);
+    } else if (l->hold == READING) { /* if its reads cannot be ordered, the slot stays held */
+        sl_code rc = p->device ? p->device->record(p->slab, l->slot, SL_SLAB_DRAINED, stream, NULL) : wait_idle(p, stream, NULL);
+        if (!rc) free_slot(p, l->slot, sl_word(SL_SLOT_READING, 0, l->epoch));
+    }
     free(l);
     *lease = NULL;
 }
@@ -700,17 +865,10 @@ void sl_lease_drop(sl_lease **lease, cudaStream_t stream)
 bool sl_pool_discard(sl_pool *p, const sl_ticket *ticket)
 {
     uint64_t w = ready_word(p, ticket);
-    return w && free_slot(p, (int)ticket->slot, w);
+    return w && give_up(p, (int)ticket->slot, w, sl_word_peer(w));
 }
 
 /* ---- the dead and the slow ---- */
-
-/* The peer that a held slot names; 0: none, which only a scribbled word does. */
-static uint64_t holder(const sl_pool *p, uint64_t w)
-{
-    unsigned peer = sl_word_peer(w);
-    return peer < SL_BLOCK_PEERS ? atomic_load(&p->block->peers[peer]) : 0;
-}
 
 int sl_pool_revoke(sl_pool *p, int32_t pid)
 {
@@ -721,7 +879,7 @@ int sl_pool_revoke(sl_pool *p, int32_t pid)
             if (!being_written(w) || sl_peer_pid(who) != pid) break;
             bool done = peer_lives(who)
                             ? cas(&p->block->slot[i].word, w, sl_word(SL_SLOT_QUARANTINED, sl_word_peer(w), sl_word_epoch(w)))
-                            : free_slot(p, i, w);
+                            : free_after_death(p, i, w);
             count += done;
             if (done) break;
         }
@@ -749,12 +907,12 @@ static int reap(sl_pool *p, int32_t pid, bool unsent_too, const sl_ticket *sent,
     for (int i = 0; i < p->slots; i++) {
         uint64_t w = word_of(p, i);
         unsigned state = sl_word_state(w), peer = sl_word_peer(w);
-        bool held = being_written(w) || state == SL_SLOT_QUARANTINED;
+        bool held = being_written(w) || state == SL_SLOT_QUARANTINED || state == SL_SLOT_ABANDONED;
         bool lost = unsent_too && state == SL_SLOT_READY && !was_sent(p, i, w, sent, sent_count);
-        bool broken = state >= SL_SLOT_STATES || (held && !holder(p, w));
+        bool broken = state >= SL_SLOT_STATES || (held && !holder(p, w)) || (state == SL_SLOT_ABANDONED && !p->device);
         /* the entry is compared after the word was read: if it still is the dead one's, so is the hold */
         bool of_dead = peer < SL_BLOCK_PEERS && dead[peer] && atomic_load(&p->block->peers[peer]) == words[peer];
-        if (broken || ((held || lost) && of_dead)) count += free_slot(p, i, w);
+        if (broken || ((held || lost) && of_dead)) count += free_after_death(p, i, w);
     }
     for (unsigned i = 1; i < SL_BLOCK_PEERS; i++)
         if (dead[i]) leave(p, i, words[i]);

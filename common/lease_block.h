@@ -19,10 +19,16 @@
 
 #include "common/lease.h"
 
-#define SL_BLOCK_MAGIC 0x31304c4f4f504c53u /* "SLPOOL01": layout and rules, version 1 */
+#define SL_BLOCK_MAGIC 0x32304c4f4f504c53u /* "SLPOOL02": layout and rules, version 2 */
 #define SL_BLOCK_PEERS 128                 /* most open views of one pool; entry 0 is the owner's */
 #define SL_BLOCK_ALIGN 256                 /* of a tensor in its slot, bytes */
 #define SL_BLOCK_SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
+
+/* Deadlines around devices, ms. */
+#define SL_LEASE_WORK_MS 120000 /* most that a seal, an open or a drop waits for work that is queued on a stream */
+#define SL_LEASE_LAST_MS 100    /* a dead sender's event that has not come so long after its death never will */
+#define SL_LEASE_REST_MS                                                                                                           \
+    1000 /* a slot in which a dead process had device work rests: the driver ends such work just after the process */
 
 typedef enum {
     SL_SLOT_FREE,        /* peer: 0 */
@@ -31,6 +37,7 @@ typedef enum {
     SL_SLOT_READY,       /* peer: who sealed it */
     SL_SLOT_READING,     /* peer: 0, the owner */
     SL_SLOT_QUARANTINED, /* peer: the sender that it was taken from, and that may still write */
+    SL_SLOT_ABANDONED,   /* peer: who sealed it. Nobody will read it, but work queued before the seal still writes (device pools) */
     SL_SLOT_STATES
 } sl_slot_state;
 
@@ -50,6 +57,7 @@ typedef struct {
 
 typedef struct {
     alignas(128) _Atomic uint64_t word;
+    _Atomic int64_t rest_until_ms;               /* CLOCK_MONOTONIC; FREE, but not to be claimed before. Written before the word */
     sl_block_table table;                        /* written by the holder just before its seal */
     uint8_t filled_event[64], drained_event[64]; /* cudaIpcEventHandle_t; zero for a host pool */
 } sl_block_slot;
@@ -60,6 +68,7 @@ typedef struct {
     uint32_t kind, slots;
     uint64_t slot_bytes;
     alignas(64) _Atomic uint32_t closed; /* 1: the owner has closed the pool */
+    _Atomic uint32_t pinned;             /* 1: a view has pinned the slots, devices copy to or from them */
     alignas(64) _Atomic uint32_t freed;  /* counts returns to FREE: the futex that waiting senders sleep on */
     alignas(64) _Atomic uint64_t peers[SL_BLOCK_PEERS];
     sl_block_slot slot[SL_POOL_MAX_SLOTS];

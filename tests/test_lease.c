@@ -268,7 +268,7 @@ static void bad_calls_are_refused_by_name(void **state)
     T_CODE(sl_pool_create(&p, "test", SL_POOL_HOST, 1, SIZE_MAX, &err), SL_ARG);
     T_CODE(sl_pool_create(&p, "test", (sl_pool_kind)9, 1, 4096, &err), SL_ARG);
     T_CODE(sl_pool_create(&p, "latents", SL_POOL_CUDA, 1, 4096, &err), SL_CUDA);
-    assert_string_equal(err.msg, "pool latents: not built with CUDA");
+    assert_string_equal(err.msg, "pool latents: its slots are device memory, and no CUDA plug-in is in use");
     assert_null(p);
 
     p = host_pool(1, 4096);
