@@ -46,6 +46,12 @@ sl_code sl_ctx_reserve(sl_ctx *ctx, size_t bytes, sl_err *err)
     if (ctx->arena) ctx->ops->free(ctx, ctx->arena);
     ctx->arena_bytes = 0;
     ctx->arena = bytes <= PTRDIFF_MAX ? ctx->ops->alloc(ctx, bytes) : NULL;
+    if (!ctx->arena && ctx->err.code) { /* the body knows more: how much is free */
+        sl_code rc = ctx->err.code;
+        if (err) *err = ctx->err;
+        memset(&ctx->err, 0, sizeof ctx->err);
+        return sl_context(err, rc, "arena");
+    }
     if (!ctx->arena) return sl_fail(err, SL_NOMEM, "arena: no memory for %zu bytes on %s", bytes, ctx->ops->name);
     ctx->arena_bytes = bytes;
     return SL_OK;

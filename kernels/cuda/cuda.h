@@ -69,6 +69,24 @@ void sl_cuda_layernorm_modulate(sl_ctx *, const sl_tensor *, const sl_tensor *, 
 void sl_cuda_rmsnorm(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, float);
 void sl_cuda_rmsnorm_rope(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, float, const sl_tensor *, const sl_tensor *, int);
 void sl_cuda_gated_add(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *);
+/* c = alpha * a b^T for `batch` matrices: a [m,k], b [n,k] (across: b [k,n]), c [m,n], row-major with `ld` elements from row to row and `step`
+ * elements from matrix to matrix; arithmetic in F32 (never TF32), one rounding to c's dtype. in BF16 or F32; out F32 or in's dtype.
+ * bias [n] of dtype `out` and 16-byte aligned, or NULL, is added before; gelu: GELU's tanh form of the sum. Uses the workspace, no scratch. */
+struct sl_cuda_product {
+    int64_t m, n, k;
+    const void *a, *b;
+    void *c;
+    int64_t lda, ldb, ldc, step_a, step_b, step_c;
+    int batch;
+    bool across, gelu;
+    sl_dtype in, out;
+    float alpha;
+    const void *bias;
+};
+void sl_cuda_multiply(sl_ctx *, const sl_cuda_product *);
+/* May this context try several algorithms on the real buffers and keep the fastest? Not while the stream is captured into a graph, nor with
+ * SLUICE_AUTOTUNE=0. */
+bool sl_cuda_may_time(sl_ctx *);
 /* attention.cu */
 void sl_cuda_attention(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *, int, float, const sl_tensor *, bool);
 /* sampler.cu */
