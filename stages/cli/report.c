@@ -128,13 +128,13 @@ static json_t *job_json(const report *r, const job_record *j)
     add_up(r, j, &t);
     for (int i = 0; i < SL_ROLE_COUNT; i++) {
         if (!*r->device[i]) continue;
-        json_object_set_new(stages, sl_role_name((sl_role)i),
-                            json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:s, s:I, s:I, s:I}", "queued", t.sums[i][SL_SPAN_QUEUE],
-                                      "loading", t.sums[i][SL_SPAN_START] + t.sums[i][SL_SPAN_LOAD], "computing",
-                                      t.sums[i][SL_SPAN_COMPUTE], "handing_over", t.sums[i][SL_SPAN_HANDOVER], "waiting",
-                                      t.sums[i][SL_SPAN_WAIT], "spooling", t.sums[i][SL_SPAN_SPOOL], "device", r->device[i],
-                                      "peak_bytes", (json_int_t)j->peak_bytes[i], "arena_bytes", (json_int_t)j->arena_bytes[i],
-                                      "weight_bytes", (json_int_t)r->weight_bytes[i]));
+        json_object_set_new(
+            stages, sl_role_name((sl_role)i),
+            json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:s, s:I, s:I, s:I}", "queued", t.sums[i][SL_SPAN_QUEUE], "loading",
+                      t.sums[i][SL_SPAN_START] + t.sums[i][SL_SPAN_LOAD], "computing", t.sums[i][SL_SPAN_COMPUTE], "handing_over",
+                      t.sums[i][SL_SPAN_HANDOVER], "waiting", t.sums[i][SL_SPAN_WAIT], "spooling", t.sums[i][SL_SPAN_SPOOL], "turn",
+                      t.sums[i][SL_SPAN_TURN], "device", r->device[i], "peak_bytes", (json_int_t)j->peak_bytes[i], "arena_bytes",
+                      (json_int_t)j->arena_bytes[i], "weight_bytes", (json_int_t)r->weight_bytes[i]));
     }
     for (int i = 0; i < s->steps; i++)
         json_array_append_new(steps, json_pack("{s:f, s:o, s:o}", "seconds", j->steps[i].seconds, "cond",
@@ -182,13 +182,14 @@ void report_print(const report *r, const job_record *j, FILE *to)
     }
     fprintf(to, "\n%s  %dx%d, %d frames at %d fps, %d steps, seed %llu, %.2f MB\n", s->output, s->width, s->height, s->frames,
             s->fps, s->steps, (unsigned long long)s->seed, (double)j->bytes * 1e-6);
-    fprintf(to, "  %-8s %-7s %9s %9s %9s %9s %9s %10s\n", "stage", "device", "loading", "queued", "computing", "waiting",
-            "handover", "peak MB");
+    fprintf(to, "  %-8s %-7s %9s %9s %9s %9s %9s %9s %10s\n", "stage", "device", "loading", "queued", "turn", "computing",
+            "waiting", "handover", "peak MB");
     for (int i = 0; i < SL_ROLE_COUNT; i++)
         if (*r->device[i])
-            fprintf(to, "  %-8s %-7s %9.3f %9.3f %9.3f %9.3f %9.3f %10.1f\n", sl_role_name((sl_role)i), r->device[i],
-                    t.sums[i][SL_SPAN_START] + t.sums[i][SL_SPAN_LOAD], t.sums[i][SL_SPAN_QUEUE], t.sums[i][SL_SPAN_COMPUTE],
-                    t.sums[i][SL_SPAN_WAIT], t.sums[i][SL_SPAN_HANDOVER], (double)j->peak_bytes[i] * 1e-6);
+            fprintf(to, "  %-8s %-7s %9.3f %9.3f %9.3f %9.3f %9.3f %9.3f %10.1f\n", sl_role_name((sl_role)i), r->device[i],
+                    t.sums[i][SL_SPAN_START] + t.sums[i][SL_SPAN_LOAD], t.sums[i][SL_SPAN_QUEUE], t.sums[i][SL_SPAN_TURN],
+                    t.sums[i][SL_SPAN_COMPUTE], t.sums[i][SL_SPAN_WAIT], t.sums[i][SL_SPAN_HANDOVER],
+                    (double)j->peak_bytes[i] * 1e-6);
     fprintf(to, "  total %.3f s, unaccounted %.3f s (%.2f %%)", t.total, t.unaccounted,
             t.total > 0 ? 100 * t.unaccounted / t.total : 0);
     if (s->fbcache > 0) fprintf(to, "; cache skipped %d of %d forwards", hits, forwards);

@@ -15,6 +15,17 @@
 
 /* ---- a stage process, or the place where one will be ---- */
 
+/* Its turns of its device. */
+typedef struct {
+    bool asks;            /* it has asked for a turn since it was started */
+    uint64_t newest;      /* number of the newest that it asked for */
+    uint64_t asked, held; /* the one that it waits for, the one that it has; 0: none */
+    bool free;            /* it has it until another stage asks */
+    bool late;            /* that it has it for too long was said */
+    int64_t since_ns;     /* since when it waits, or keeps others waiting */
+    sl_msg_ask ask;       /* the newest */
+} turn_state;
+
 typedef enum { PEER_DOWN, PEER_STARTING, PEER_LOADING, PEER_READY, PEER_BROKEN } peer_state;
 
 typedef struct {
@@ -35,6 +46,7 @@ typedef struct {
     sl_msg_ready ready;
     int pool_count;
     sl_msg_pool pools[2]; /* where it receives */
+    turn_state turn;
 } peer;
 
 /* ---- a job ---- */
@@ -86,7 +98,7 @@ typedef struct {
     char client[IDENTITY]; /* the newest client, for news that belong to no job */
     size_t client_size;
     bool draining;
-    int64_t drain_by_ns;
+    int64_t drain_by_ns, turns_looked_ns;
 } dispatcher;
 
 /* ---- main.c ---- */
@@ -105,8 +117,16 @@ void peer_hello(dispatcher *d, peer *p, const sl_msg_hello *m, const char *id, s
 void peer_ready(dispatcher *d, peer *p, const sl_msg_ready *m);
 void peers_tell_all(dispatcher *d); /* a client is new: what it has missed of starting and loading */
 void peer_pool(dispatcher *d, peer *p, const sl_msg_pool *m);
-void peer_send(dispatcher *d, const peer *p, const sl_msg *m); /* to a peer that has said HELLO; others get nothing */
-void peers_stop(dispatcher *d);                                /* DRAIN, wait, SIGKILL what remains, reap all */
+sl_code peer_send(dispatcher *d, const peer *p,
+                  const sl_msg *m); /* to a peer that has said HELLO; SL_GONE: others, and lost ones */
+void peers_stop(dispatcher *d);     /* DRAIN, wait, SIGKILL what remains, reap all */
+
+/* ---- turns.c: stages on one device compute one at a time ---- */
+
+void turns_on_ask(dispatcher *d, peer *p, const sl_msg_ask *m);
+void turns_on_give(dispatcher *d, peer *p, const sl_msg_give *m);
+void turns_forget(dispatcher *d, peer *p); /* it has ended: what it held or waited for is another's */
+void turns_tick(dispatcher *d);            /* holders that keep others waiting: for too long? still there? */
 
 /* ---- jobs.c: the state machine ---- */
 

@@ -99,6 +99,8 @@ static void on_stage(dispatcher *d, peer *p, const sl_msg *m)
     case SL_MSG_SPOOLED: jobs_on_spooled(d, p, &m->spooled); break;
     case SL_MSG_DONE: jobs_on_done(d, p, &m->done); break;
     case SL_MSG_FAILED: jobs_on_failed(d, p, &m->failed); break;
+    case SL_MSG_ASK: turns_on_ask(d, p, &m->ask); break;
+    case SL_MSG_GIVE: turns_on_give(d, p, &m->give); break;
     case SL_MSG_STEP: {
         job *j = job_find(d, m->step.job);
         if (j) job_tell(d, j, m);
@@ -166,6 +168,7 @@ static void loop(dispatcher *d)
         int n = 2;
         struct signalfd_siginfo info;
         peers_tick(d);
+        turns_tick(d);
         for (int i = 0; i < d->peer_count; i++)
             if (d->peers[i].pidfd >= 0) {
                 watched[n - 2] = &d->peers[i];

@@ -47,12 +47,13 @@ peer *peer_by_identity(dispatcher *d, const char *id, size_t size)
     return NULL;
 }
 
-void peer_send(dispatcher *d, const peer *p, const sl_msg *m)
+sl_code peer_send(dispatcher *d, const peer *p, const sl_msg *m)
 {
     sl_err err = {0};
-    if (!p || !p->identity_size) return;
+    if (!p || !p->identity_size) return SL_GONE;
     sl_code rc = sl_wire_send(d->router, p->identity, p->identity_size, m, &err);
     if (rc && rc != SL_GONE) sl_log_err(sl_role_name(p->role), &err); /* gone: its pidfd will tell */
+    return rc;
 }
 
 static void tell_stage(dispatcher *d, const peer *p, const char *event, double load_s, uint64_t weight_bytes)
@@ -204,6 +205,7 @@ void peer_check(dispatcher *d, peer *p)
                p->last_error);
     tell_stage(d, p, "ended", 0, 0);
     jobs_on_death(d, p, pid, how);
+    turns_forget(d, p);
     p->identity_size = 0;
     p->pool_count = 0;
 
