@@ -446,6 +446,11 @@ const char *sl_st_path(const sl_st *st, int i)
     return i >= 0 && i < st->shard_count && st->shards[i].path ? st->shards[i].path : "memory";
 }
 
+int64_t sl_st_offset(const sl_st *st, const sl_st_entry *e)
+{
+    return (const char *)e->t.data - (const char *)st->shards[e->shard].map;
+}
+
 const char *sl_st_metadata(const sl_st *st, const char *key)
 {
     if (!st->shard_count) return NULL;

@@ -34,6 +34,7 @@ const sl_st_entry *sl_st_at(const sl_st *st, int i);              /* sorted by n
 const sl_st_entry *sl_st_find(const sl_st *st, const char *name); /* NULL: none of that name */
 int sl_st_shards(const sl_st *st);
 const char *sl_st_path(const sl_st *st, int shard);
+int64_t sl_st_offset(const sl_st *st, const sl_st_entry *e); /* of an entry's first byte in its file; its t.rank is not 0 */
 /* The value of a string in the header's __metadata__, NULL if there is none. First file only. */
 const char *sl_st_metadata(const sl_st *st, const char *key);
 

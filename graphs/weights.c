@@ -1,14 +1,19 @@
 /* weights.c - the four loaders behind sl_weight: from a checkpoint, counting only, random, and inspecting. */
 #include "graphs/weights.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "common/json.h"
 #include "common/safetensors.h"
+#include "common/trace.h"
+#include "kernels/plugin.h"
 
 #define SLAB ((size_t)1 << 20) /* device memory for small tensors is taken in pieces of this size */
 #define ALIGN 256
@@ -18,6 +23,25 @@
 
 typedef enum { FROM_FILE, PLAN, RANDOM, INSPECT } loader_mode;
 enum { UNSEEN, WANTED, SKIPPED }; /* what became of a checkpoint's tensor */
+
+/* Where a tensor's numbers come from: host memory, or a random sequence centre + spread * (-1 .. 1). */
+typedef struct {
+    const void *data; /* NULL: random */
+    sl_dtype dtype;
+    uint64_t seed;
+    float centre, spread;
+} source;
+
+/* A tensor that sl_loader_finish will bring onto the device. */
+typedef struct {
+    sl_tensor *out; /* the caller's; its data is set in the end */
+    sl_tensor t;    /* as it will be there */
+    size_t at;      /* its place in the allocation */
+    bool conv;
+    source from;
+    const sl_st_entry *entry; /* NULL: random */
+    char *name;
+} pending;
 
 struct sl_loader {
     loader_mode mode;
@@ -34,20 +58,17 @@ struct sl_loader {
     void *stage; /* STAGE elements of up to 4 bytes, host */
     size_t bytes, mapped;
     int64_t parameters;
+    pending *wants; /* on a device, until sl_loader_finish */
+    int want_count, want_room;
+    size_t want_bytes;
+    uint64_t bytes_read;
+    int64_t load_ns;
     sl_weight_fn *watch; /* may be NULL */
     void *watch_user;
     char **findings;
     int finding_count;
     bool finished; /* the left-over tensors are among the findings */
 };
-
-/* Where a tensor's numbers come from: host memory, or a random sequence centre + spread * (-1 .. 1). */
-typedef struct {
-    const void *data; /* NULL: random */
-    sl_dtype dtype;
-    uint64_t seed;
-    float centre, spread;
-} source;
 
 /* ---- opening and closing --------------------------------------------------------------------------- */
 
@@ -91,6 +112,13 @@ sl_code sl_loader_inspect(sl_loader **out, sl_ctx *ctx, const char *dir, const c
     return open_loader(out, INSPECT, ctx, dir, stem, label, err);
 }
 
+static void forget_wants(sl_loader *l)
+{
+    for (int i = 0; i < l->want_count; i++) free(l->wants[i].name);
+    l->want_count = 0;
+    l->want_bytes = 0;
+}
+
 void sl_loader_close(sl_loader **pl)
 {
     sl_loader *l = *pl;
@@ -98,6 +126,8 @@ void sl_loader_close(sl_loader **pl)
     if (!l) return;
     for (int i = 0; i < l->block_count; i++) sl_device_free(l->ctx, l->blocks[i]);
     for (int i = 0; i < l->finding_count; i++) free(l->findings[i]);
+    forget_wants(l);
+    free(l->wants);
     free(l->blocks);
     free(l->findings);
     free(l->stage);
@@ -166,8 +196,6 @@ static bool on_host(const sl_loader *l)
 static void *new_block(sl_loader *l, size_t bytes)
 {
     void **more, *p;
-    l->bytes += bytes;
-    if (dry(l)) return NULL;
     if (!(more = realloc(l->blocks, ((size_t)l->block_count + 1) * sizeof *more))) {
         fail(l, SL_NOMEM, "no memory for its list of blocks");
         return NULL;
@@ -177,20 +205,55 @@ static void *new_block(sl_loader *l, size_t bytes)
     return p;
 }
 
-/* `bytes` of device memory, 256-byte aligned; small ones share slabs. NULL when dry or after an error. */
+static size_t aligned(size_t bytes)
+{
+    return (bytes + ALIGN - 1) / ALIGN * ALIGN;
+}
+
+/* `bytes` of host memory, 256-byte aligned; small ones share slabs. NULL when dry or after an error. */
 static void *take(sl_loader *l, size_t bytes)
 {
     char *p;
-    bytes = (bytes + ALIGN - 1) / ALIGN * ALIGN;
-    if (bytes > SLAB / 4) return new_block(l, bytes);
+    bytes = aligned(bytes);
+    if (bytes > SLAB / 4) {
+        l->bytes += bytes;
+        return dry(l) ? NULL : new_block(l, bytes);
+    }
     if (bytes > l->slab_left) {
-        l->slab = new_block(l, SLAB);
+        l->slab = dry(l) ? NULL : new_block(l, SLAB);
         l->slab_left = SLAB;
+        l->bytes += SLAB;
     }
     p = l->slab;
     if (p) l->slab += bytes;
     l->slab_left -= bytes;
     return p;
+}
+
+/* Note `bytes` for *out on the device; sl_loader_finish takes and fills them. */
+static void take_later(sl_loader *l, sl_tensor *out, size_t bytes, bool conv, const source *s, const sl_st_entry *entry,
+                       const char *name)
+{
+    l->bytes += aligned(bytes);
+    if (dry(l)) return;
+    if (l->want_count == l->want_room) {
+        int room = l->want_room ? 2 * l->want_room : 256;
+        pending *more = realloc(l->wants, (size_t)room * sizeof *more);
+        if (!more) {
+            fail(l, SL_NOMEM, "no memory for its list of tensors");
+            return;
+        }
+        l->wants = more;
+        l->want_room = room;
+    }
+    char *copy = strdup(name);
+    if (!copy) {
+        fail(l, SL_NOMEM, "no memory for its list of tensors");
+        return;
+    }
+    l->wants[l->want_count++] =
+        (pending){.out = out, .t = *out, .at = l->want_bytes, .conv = conv, .from = *s, .entry = entry, .name = copy};
+    l->want_bytes += aligned(bytes);
 }
 
 /* ---- numbers ------------------------------------------------------------------------------------------ */
@@ -277,15 +340,20 @@ static bool is_norm(const char *name) /* "....norm2.weight", "...layer_norm.weig
     return norm && norm < dot;
 }
 
-static source random_source(const sl_loader *l, const sl_tensor *t, sl_weight_kind kind, const char *name)
+static source random_source(uint64_t seed, const sl_tensor *t, const char *name)
 {
-    uint64_t seed = l->seed;
     int64_t k = 1;
     for (const char *p = name; *p; p++) seed = mix(seed ^ (unsigned char)*p);
     for (int i = 1; i < t->rank; i++) k *= t->shape[i];
     if (is_norm(name)) return (source){.seed = seed, .centre = 1, .spread = 0.1f};
-    if (kind == SL_W_VECTOR || t->rank == 1) return (source){.seed = seed, .spread = 0.02f};
+    if (t->rank == 1) return (source){.seed = seed, .spread = 0.02f};
     return (source){.seed = seed, .spread = (float)sqrt(3.0 / (double)(k > 0 ? k : 1))}; /* deviation 1/sqrt(k) */
+}
+
+void sl_weight_random(void *dst, sl_dtype dtype, uint64_t seed, const char *name, const sl_tensor *t, int64_t first, int64_t n)
+{
+    source s = random_source(seed, t, name);
+    convert(dst, dtype, &s, first, n);
 }
 
 /* The checkpoint's tensor of this name, right in shape and dtype; NULL with an error or a finding. */
@@ -314,29 +382,35 @@ static const sl_st_entry *look_up(sl_loader *l, const sl_tensor *want, const cha
     return e;
 }
 
-static void conv_weight(sl_loader *l, sl_tensor *out, const source *s)
+static void conv_weight(sl_loader *l, sl_tensor *out, const source *s, const sl_st_entry *entry, const char *name)
 {
     const sl_ops *ops = l->ctx->ops;
     int64_t five[5] = {out->shape[0], out->shape[1], 1, out->shape[out->rank - 2], out->shape[out->rank - 1]};
     if (out->rank == 5) five[2] = out->shape[2];
     *out = sl_view(NULL, ops->act, 5, five);
-    out->data = take(l, ops->packed_conv_bytes ? ops->packed_conv_bytes(l->ctx, five) : sl_bytes(out));
-    if (out->data) put_conv(l, out->data, five, s);
+    size_t bytes = ops->packed_conv_bytes ? ops->packed_conv_bytes(l->ctx, five) : sl_bytes(out);
+    if (!on_host(l)) take_later(l, out, bytes, true, s, entry, name);
+    else if ((out->data = take(l, bytes))) put_conv(l, out->data, five, s);
 }
 
 /* May the tensor stay where the file is mapped? Matrices as stored; large F32 tables as well. */
-static bool stays_mapped(const sl_loader *l, const sl_tensor *t, sl_weight_kind kind, const source *s)
+static bool stays_mapped(const sl_tensor *t, sl_weight_kind kind, const source *s)
 {
-    if (!on_host(l) || (uintptr_t)s->data % sl_dtype_size(s->dtype)) return false;
+    if ((uintptr_t)s->data % sl_dtype_size(s->dtype)) return false;
     return kind == SL_W_MATRIX || (kind == SL_W_FLOAT && s->dtype == SL_F32 && sl_bytes(t) > SLAB / 4);
 }
 
-static void plain_weight(sl_loader *l, sl_tensor *out, sl_weight_kind kind, const source *s)
+static void plain_weight(sl_loader *l, sl_tensor *out, sl_weight_kind kind, const source *s, const sl_st_entry *entry,
+                         const char *name)
 {
     sl_dtype dtype = kind == SL_W_FLOAT ? SL_F32 : l->ctx->ops->act;
     if (kind == SL_W_MATRIX && l->st && on_host(l)) dtype = s->dtype;
     *out = sl_view(NULL, dtype, out->rank, out->shape);
-    bool mapped = stays_mapped(l, out, kind, s);
+    if (!on_host(l)) {
+        take_later(l, out, sl_bytes(out), false, s, entry, name);
+        return;
+    }
+    bool mapped = stays_mapped(out, kind, s);
     if (mapped && (l->st || l->mode == PLAN)) l->mapped += sl_bytes(out);
     if (mapped && l->st) {
         l->bytes += sl_bytes(out);
@@ -373,15 +447,19 @@ void sl_weight(sl_loader *l, sl_tensor *out, sl_weight_kind kind, int rank, cons
     l->parameters += sl_count(out);
     if (l->err.code) return;
 
+    const sl_st_entry *entry = NULL;
     source s = {.dtype = l->ctx->ops->act};
     if (l->st) {
-        const sl_st_entry *entry = look_up(l, out, name);
-        if (!entry) return;
+        if (!(entry = look_up(l, out, name))) return;
         s = (source){.data = entry->t.data, .dtype = entry->t.dtype};
         if (l->watch) l->watch(l->watch_user, entry->name, &entry->t);
-    } else if (l->mode == RANDOM) s = random_source(l, out, kind, name);
-    if (kind == SL_W_CONV) conv_weight(l, out, &s);
-    else plain_weight(l, out, kind, &s);
+    } else {
+        sl_tensor stored = sl_view(NULL, SL_F32, rank, shape);
+        if (l->watch) l->watch(l->watch_user, name, &stored);
+        if (l->mode == RANDOM) s = random_source(l->seed, out, name);
+    }
+    if (kind == SL_W_CONV) conv_weight(l, out, &s, entry, name);
+    else plain_weight(l, out, kind, &s, entry, name);
     take_error(l, name);
     if (l->err.code) out->data = NULL;
 }
@@ -417,11 +495,132 @@ bool sl_loader_has(const sl_loader *l, const char *name)
     return !l->st || sl_st_find(l->st, name);
 }
 
+/* ---- onto a device ------------------------------------------------------------------------------------- */
+
+/* The plug-in whose operations the context has; NULL: another device, which reads, converts and uploads through host memory. */
+static const sl_plugin *plugin_of(const sl_loader *l)
+{
+    const sl_plugin *p = strcmp(l->ctx->ops->name, "cuda") ? NULL : sl_plugin_cuda(NULL);
+    return p && p->ops == l->ctx->ops ? p : NULL;
+}
+
+/* One descriptor a file, in order of shards; -1 what no tensor needs. *fds is the caller's, to close with close_files. */
+static sl_code open_files(const sl_loader *l, int **fds, sl_err *err)
+{
+    int n = sl_st_shards(l->st);
+    if (!(*fds = malloc((size_t)(n + 1) * sizeof **fds))) return sl_fail(err, SL_NOMEM, "no memory for %d files", n);
+    for (int i = 0; i < n; i++) (*fds)[i] = -1;
+    for (int i = 0; i < l->want_count; i++) {
+        const sl_st_entry *e = l->wants[i].entry;
+        if (!e || (*fds)[e->shard] >= 0) continue;
+        if (((*fds)[e->shard] = open(sl_st_path(l->st, e->shard), O_RDONLY | O_CLOEXEC)) < 0)
+            return sl_fail_errno(err, errno, "%s: cannot be opened", sl_st_path(l->st, e->shard));
+    }
+    return SL_OK;
+}
+
+static void close_files(const sl_loader *l, int *fds)
+{
+    for (int i = 0; fds && i < sl_st_shards(l->st); i++)
+        if (fds[i] >= 0) close(fds[i]);
+    free(fds);
+}
+
+/* One piece through host memory: read, convert, upload, STAGE elements at a time. */
+static sl_code load_piece(sl_loader *l, const sl_load_piece *p, const char *path, void *raw, sl_err *err)
+{
+    const int64_t size = (int64_t)sl_dtype_size(p->from);
+    for (int64_t at = 0; at < p->count && sl_ok(l->ctx); at += STAGE) {
+        int64_t n = p->count - at < STAGE ? p->count - at : STAGE, from = p->offset + at * size;
+        for (int64_t got = 0; got < n * size;) {
+            ssize_t k = pread(p->fd, (char *)raw + got, (size_t)(n * size - got), from + got);
+            if (k < 0 && errno == EINTR) continue;
+            if (k < 0) return sl_fail_errno(err, errno, "%s: cannot be read", path);
+            if (!k)
+                return sl_fail(err, SL_FORMAT, "%s ends at byte %lld, want bytes %lld to %lld: the file was cut short", path,
+                               (long long)(from + got), (long long)from, (long long)(from + n * size));
+            got += k;
+        }
+        sl_tensor part = sl_view1((char *)p->dst + at * (int64_t)sl_dtype_size(p->to), p->to, n);
+        put(l, &part, &(source){.data = raw, .dtype = p->from});
+        sl_sync(l->ctx);
+    }
+    return SL_OK;
+}
+
+static sl_code load_on_host(sl_loader *l, const sl_load_piece *pieces, int n, sl_err *err)
+{
+    char *raw = malloc((size_t)STAGE * sizeof(float));
+    sl_code rc = raw ? SL_OK : sl_fail(err, SL_NOMEM, "no memory for a stage of %zu bytes", (size_t)STAGE * sizeof(float));
+    for (int i = 0, k = 0; k < n && !rc; i++) {
+        const pending *w = &l->wants[i];
+        if (w->entry && !w->conv) rc = load_piece(l, &pieces[k++], sl_st_path(l->st, w->entry->shard), raw, err);
+    }
+    free(raw);
+    return rc;
+}
+
+/* Matrices and vectors of the checkpoint, in one call. */
+static sl_code load_plain(sl_loader *l, const sl_plugin *plugin, char *base, sl_err *err)
+{
+    sl_load_piece *pieces = malloc(((size_t)l->want_count + 1) * sizeof *pieces);
+    int *fds = NULL, n = 0;
+    sl_code rc = pieces ? open_files(l, &fds, err) : sl_fail(err, SL_NOMEM, "no memory for %d pieces", l->want_count);
+    for (int i = 0; i < l->want_count && !rc; i++) {
+        const pending *w = &l->wants[i];
+        if (!w->entry) continue;
+        l->bytes_read += sl_bytes(&w->entry->t);
+        if (w->conv) continue;
+        pieces[n++] = (sl_load_piece){.fd = fds[w->entry->shard],
+                                      .offset = sl_st_offset(l->st, w->entry),
+                                      .count = sl_count(&w->t),
+                                      .from = w->entry->t.dtype,
+                                      .to = w->t.dtype,
+                                      .dst = base + w->at};
+    }
+    if (!rc && n) rc = plugin ? plugin->load(pieces, n, 0, l->ctx->cancel, NULL, err) : load_on_host(l, pieces, n, err);
+    close_files(l, fds);
+    free(pieces);
+    return rc;
+}
+
+static void make_random(sl_loader *l, const sl_plugin *plugin, const pending *w, char *base)
+{
+    sl_tensor t = w->t;
+    t.data = base + w->at;
+    if (plugin && plugin->random)
+        plugin->random(l->ctx, t.data, t.dtype, sl_count(&t), w->from.centre, w->from.spread, w->from.seed);
+    else put(l, &t, &w->from);
+}
+
+/* Take the allocation, fill it, and tell the tensors where they lie. */
+static void place_wants(sl_loader *l)
+{
+    const sl_plugin *plugin = plugin_of(l);
+    const int64_t t0 = sl_now_ns();
+    sl_err why;
+    char *base = l->want_bytes ? new_block(l, l->want_bytes) : NULL;
+    take_error(l, "weights");
+    if (l->st && base && !l->err.code && load_plain(l, plugin, base, &why)) fail(l, why.code, "%s", why.msg);
+    for (int i = 0; i < l->want_count && base && !l->err.code; i++) {
+        const pending *w = &l->wants[i];
+        if (w->conv) put_conv(l, base + w->at, w->t.shape, &w->from);
+        else if (!w->entry) make_random(l, plugin, w, base);
+        take_error(l, w->name);
+    }
+    if (base) sl_sync(l->ctx);
+    take_error(l, "weights");
+    for (int i = 0; i < l->want_count && base && !l->err.code; i++) l->wants[i].out->data = base + l->wants[i].at;
+    l->load_ns += sl_now_ns() - t0;
+    forget_wants(l);
+}
+
 /* ---- the result ------------------------------------------------------------------------------------------ */
 
 sl_code sl_loader_finish(sl_loader *l, sl_err *err)
 {
     char text[128];
+    if (l->want_count && !l->err.code) place_wants(l);
     if (l->mode == INSPECT && !l->err.code && !l->finished)
         for (int i = 0; i < sl_st_size(l->st); i++) {
             const sl_st_entry *e = sl_st_at(l->st, i);
@@ -456,6 +655,12 @@ size_t sl_loader_mapped(const sl_loader *l)
 int64_t sl_loader_parameters(const sl_loader *l)
 {
     return l->parameters;
+}
+
+void sl_loader_figures(const sl_loader *l, uint64_t *bytes_read, double *seconds)
+{
+    *bytes_read = l->bytes_read;
+    *seconds = l->bytes_read ? (double)l->load_ns * 1e-9 : 0;
 }
 
 const char *sl_loader_finding(const sl_loader *l, int i)

@@ -208,7 +208,13 @@ static void another_device_gets_bf16(void **state)
     T_NEAR((float *)f.data, x, 12, 0x1p-11); /* half's own rounding of numbers below 1 */
     T_OK(sl_from_floats(want, SL_BF16, f.data, 12, &err));
     assert_memory_equal(h.data, want, sizeof want);
+    uint64_t bytes;
+    double seconds;
+    sl_loader_figures(l, &bytes, &seconds);
+    assert_true(bytes == 48 + 48 + 24 + 24 && seconds > 0); /* "w" and "half" twice */
     sl_weight(l, &m, SL_W_MATRIX, 2, SHAPE(3, 4), "brain");
+    assert_null(m.data); /* until it is asked for */
+    T_OK(sl_loader_finish(l, &err));
     assert_memory_equal(m.data, brain, sizeof brain);
     sl_loader_close(&l);
 
@@ -268,16 +274,52 @@ static void a_full_device_is_named_and_given_back(void **state)
 {
     sl_loader *l = NULL;
     sl_tensor w;
-    memory_left = (size_t)3 << 20;
+    memory_left = ((size_t)5 << 20) - 1;
     T_OK(sl_loader_random(&l, &small, 1, "test", &err));
     for (int i = 0; i < 5; i++) sl_weight(l, &w, SL_W_MATRIX, 2, SHAPE(512, 1024), "w.%d", i);
-    assert_null(w.data);
     T_CODE(sl_loader_finish(l, &err), SL_NOMEM);
-    T_SAYS(err.msg, "test: w.3: no memory for 1048576 bytes on small");
+    T_SAYS(err.msg, "test: weights: no memory for 5242880 bytes on small");
+    assert_null(w.data);
     assert_int_equal(sl_ctx_error(&small, NULL), SL_OK); /* the context can be used again */
-    assert_int_equal(live_blocks, 3);
     sl_loader_close(&l);
     assert_int_equal(live_blocks, 0);
+    (void)state;
+}
+
+/* Found when the bytes are read: the file was whole when it was opened. */
+static void a_file_that_is_cut_short_is_named(void **state)
+{
+    sl_loader *l = NULL;
+    sl_tensor a, b;
+    char path[300];
+    float x[2000];
+    t_fill(x, 2000, 1);
+    save(2, (const char *const[]){"a", "b"}, (sl_tensor[]){sl_view1(x, SL_F32, 1000), sl_view1(x + 1000, SL_F32, 1000)});
+    T_OK(sl_loader_file(&l, &small, dir, "m", "test", &err));
+    sl_weight(l, &a, SL_W_VECTOR, 1, SHAPE(1000), "a");
+    sl_weight(l, &b, SL_W_VECTOR, 1, SHAPE(1000), "b");
+    snprintf(path, sizeof path, "%s/m.safetensors", dir);
+    assert_int_equal(truncate(path, 6000), 0);
+    T_CODE(sl_loader_finish(l, &err), SL_FORMAT);
+    T_SAYS(err.msg, "m.safetensors ends at byte 6000, want bytes ");
+    T_SAYS(err.msg, "test: ");
+    assert_true(!a.data && !b.data);
+    sl_loader_close(&l);
+    (void)state;
+}
+
+static void a_cancelled_load_ends(void **state)
+{
+    sl_loader *l = NULL;
+    sl_tensor w;
+    const volatile int now = 1;
+    T_OK(sl_loader_random(&l, &small, 1, "test", &err));
+    sl_weight(l, &w, SL_W_MATRIX, 2, SHAPE(64, 64), "w");
+    small.cancel = &now;
+    T_CODE(sl_loader_finish(l, &err), SL_CANCELLED);
+    assert_null(w.data);
+    small.cancel = NULL;
+    sl_loader_close(&l);
     (void)state;
 }
 
@@ -311,6 +353,95 @@ static void a_plan_counts_what_loading_takes(void **state)
     T_OK(sl_loader_check_finite(a, &err));
     sl_loader_close(&a);
     sl_loader_close(&b);
+    (void)state;
+}
+
+static void a_device_takes_one_allocation_as_planned(void **state)
+{
+    sl_loader *a = NULL, *b = NULL;
+    sl_tensor w[5], v[5];
+    sl_ops table = sl_ops_plan_of(&small_ops);
+    sl_ctx counting;
+    T_OK(sl_ctx_open(&counting, &table, 0, &err));
+    T_OK(sl_loader_plan(&a, &counting, "test", &err));
+    T_OK(sl_loader_random(&b, &small, 1, "test", &err));
+    ask_for_a_few(a, v);
+    ask_for_a_few(b, w);
+    T_OK(sl_loader_finish(a, &err));
+    T_OK(sl_loader_finish(b, &err));
+    /* [700, 300], [700], [300] in BF16, 64 in F32, 64 x 32 x 27 in BF16, each a multiple of 256 bytes */
+    assert_int_equal(sl_loader_bytes(a), 420096 + 1536 + 768 + 256 + 110592);
+    assert_int_equal(sl_loader_bytes(b), sl_loader_bytes(a));
+    assert_int_equal(sl_loader_mapped(a), 0);
+    assert_int_equal(SIZE_MAX - memory_left, sl_loader_bytes(a));
+    assert_int_equal(live_blocks, 1);
+    for (int i = 0; i < 5; i++) {
+        assert_int_equal((uintptr_t)w[i].data % 256, 0);
+        assert_null(v[i].data);
+        assert_int_equal(v[i].dtype, w[i].dtype);
+    }
+    sl_loader_close(&a);
+    sl_loader_close(&b);
+    sl_ctx_close(&counting);
+    (void)state;
+}
+
+/* Each tensor of a sharded checkpoint on a device: what the file holds, rounded. */
+static void a_checkpoint_arrives_whole(void **state)
+{
+    sl_loader *l = NULL;
+    sl_st *st = NULL;
+    T_OK(sl_st_open_dir(&st, DIT, &err));
+    const int n = sl_st_size(st);
+    sl_tensor *w = calloc((size_t)n, sizeof *w);
+    assert_non_null(w);
+    T_OK(sl_loader_file(&l, &small, DIT, "transformer", &err));
+    for (int i = 0; i < n; i++) {
+        const sl_tensor *t = &sl_st_at(st, i)->t;
+        sl_weight(l, &w[i], i % 3 ? SL_W_MATRIX : SL_W_FLOAT, t->rank, t->shape, "%s", sl_st_at(st, i)->name);
+    }
+    T_OK(sl_loader_finish(l, &err));
+    assert_int_equal(live_blocks, 1);
+    assert_int_equal(sl_loader_unused(l), 0);
+    T_OK(sl_loader_check_finite(l, &err));
+    for (int i = 0; i < n; i++) {
+        const sl_st_entry *e = sl_st_at(st, i);
+        const int64_t count = sl_count(&e->t);
+        float *x = malloc((size_t)count * 4);
+        void *want = malloc((size_t)count * 4);
+        assert_true(x && want);
+        T_OK(sl_to_floats(x, e->t.data, e->t.dtype, count, &err));
+        T_OK(sl_from_floats(want, w[i].dtype, x, count, &err));
+        assert_int_equal(w[i].dtype, i % 3 ? SL_BF16 : SL_F32);
+        if (memcmp(w[i].data, want, sl_bytes(&w[i]))) fail_msg("%s differs", e->name);
+        free(want);
+        free(x);
+    }
+    free(w);
+    sl_loader_close(&l);
+    sl_st_close(&st);
+    (void)state;
+}
+
+static void note(void *user, const char *name, const sl_tensor *stored)
+{
+    char *text = user, shape[128];
+    size_t at = strlen(text);
+    assert_true(!stored->data && stored->dtype == SL_F32);
+    snprintf(text + at, 500 - at, "%s %s\n", name, sl_shape_text(stored, shape, sizeof shape));
+}
+
+static void a_plan_tells_what_is_asked_for(void **state)
+{
+    sl_loader *l = NULL;
+    sl_tensor w[5];
+    char text[500] = "";
+    T_OK(sl_loader_plan(&l, &plan, "test", &err));
+    sl_loader_watch(l, note, text);
+    ask_for_a_few(l, w);
+    assert_string_equal(text, "a.weight [700, 300]\na.bias [700]\nnorm1.weight [300]\nnorm.gamma [64, 1, 1, 1]\n"
+                              "c.weight [64, 32, 3, 3, 3]\n");
+    sl_loader_close(&l);
     (void)state;
 }
 
@@ -354,6 +485,10 @@ static void random_weights_depend_on_seed_and_name_alone(void **state)
     assert_memory_equal(again.data, w[0].data, sl_bytes(&again));
     sl_weight(l, &again, SL_W_MATRIX, 2, SHAPE(700, 300), "b.weight");
     assert_memory_not_equal(again.data, w[0].data, sl_bytes(&again));
+    float *part = malloc(1000 * 4);
+    sl_weight_random(part, SL_F32, 7, "b.weight", &again, 5000, 1000);
+    assert_memory_equal(part, (float *)again.data + 5000, 1000 * 4);
+    free(part);
     T_OK(sl_loader_random(&other, &cpu, 8, "test", &err));
     sl_weight(other, &elsewhere, SL_W_MATRIX, 2, SHAPE(700, 300), "a.weight");
     assert_memory_not_equal(elsewhere.data, w[0].data, sl_bytes(&elsewhere));
@@ -443,7 +578,12 @@ int main(void)
         T(another_device_gets_bf16),
         T(wrong_tensors_are_named),
         T(a_full_device_is_named_and_given_back),
+        T(a_file_that_is_cut_short_is_named),
+        T(a_cancelled_load_ends),
         T(a_plan_counts_what_loading_takes),
+        T(a_device_takes_one_allocation_as_planned),
+        T(a_checkpoint_arrives_whole),
+        T(a_plan_tells_what_is_asked_for),
         T(random_weights_have_the_right_scale),
         T(random_weights_depend_on_seed_and_name_alone),
         T(inspecting_lists_what_is_odd),
