@@ -4,7 +4,9 @@
 
 #include <sys/resource.h>
 
+#include "common/model.h"
 #include "common/safetensors.h"
+#include "stages/cli/cli.h"
 
 static sl_err err;
 static t_run r;
@@ -231,6 +233,95 @@ static void the_copy_gives_the_same_frames(void **state)
     (void)state;
 }
 
+/* ---- random weights ---- */
+
+#define BIG "tests/golden/wan2.1-i2v-14b-720p-configs"
+
+static int pack_random(const char *from, const char *to, const char *first, const char *second)
+{
+    char *args[T_ARGS] = {(char *)"sluice", (char *)"pack", (char *)"--model", (char *)from,
+                          (char *)"-o",     (char *)to,     (char *)"--random"};
+    int n = 7;
+    for (int i = 0; i < 2; i++) {
+        const char *name = i ? second : first;
+        if (!name) continue;
+        args[n++] = (char *)"--component";
+        args[n++] = (char *)name;
+    }
+    t_run_start(&r, args);
+    return t_run_end(&r);
+}
+
+/* The model's configurations and tokenizer alone give a checkpoint of the same tensors, and a video. */
+static void configurations_alone_give_random_weights(void **state)
+{
+    char plain[420];
+    snprintf(plain, sizeof plain, "%s-stored", packed);
+    assert_int_equal(system(t_format("cp -r %s %s && chmod -R u+w %s && rm %s/*/*.safetensors*", T_MODEL, floats, floats, floats)),
+                     0);
+    assert_int_equal(pack(T_MODEL, plain, NULL, NULL), 0);
+    assert_int_equal(pack_random(floats, packed, NULL, NULL), 0);
+    for (int p = 0; p < 4; p++) {
+        sl_st *a = open_part(packed, PARTS[p][0], PARTS[p][1]), *b = open_part(plain, PARTS[p][0], PARTS[p][1]);
+        for (int i = 0; i < sl_st_size(a); i++) {
+            const sl_st_entry *e = sl_st_at(a, i), *f = sl_st_find(b, e->name);
+            const int64_t n = sl_count(&e->t);
+            void *want = malloc(sl_bytes(&e->t));
+            assert_non_null(want);
+            if (f && !sl_same_shape(&e->t, &f->t)) fail_msg("%s has another shape", e->name);
+            if (p == 2 && (!f || e->t.dtype != f->t.dtype)) fail_msg("%s is %s, want it as when it is packed", e->name, e->dtype);
+            sl_weight_random(want, e->t.dtype, 1, e->name, &e->t, 0, n);
+            assert_memory_equal(e->t.data, want, sl_bytes(&e->t));
+            free(want);
+        }
+        assert_string_equal(sl_st_metadata(a, "packed_by"), "sluice pack --random");
+        sl_st_close(&a);
+        sl_st_close(&b);
+    }
+    run_model(packed, "random");
+    t_run_nothing_left(&r, 0);
+    (void)state;
+}
+
+static void chosen_components_only(void **state)
+{
+    sl_model model;
+    assert_int_equal(pack_random(T_MODEL, packed, "vae", "image_encoder"), 0);
+    for (int p = 0; p < 4; p++) {
+        bool there = !access(t_format("%s/%s/%s.safetensors", packed, PARTS[p][0], PARTS[p][1]), F_OK);
+        if (there != (p % 2 == 1)) fail_msg("%s: %s", PARTS[p][0], there ? "is there" : "is not there");
+    }
+    T_OK(sl_model_open(&model, packed, &err)); /* all configurations */
+    (void)state;
+}
+
+static void the_large_model_has_its_configurations(void **state)
+{
+    sl_model m;
+    sl_ctx plan;
+    sl_loader *l = NULL;
+    T_OK(sl_model_open(&m, BIG, &err));
+    assert_true(m.dit[0].layers == 40 && m.dit[0].dim == 5120 && m.dit[0].ffn_dim == 13824 && m.dit[0].image_dim == 1280);
+    assert_true(m.umt5.vocab == 256384 && m.clip.layers == 32 && m.vae.base == 96 && m.has_clip && m.experts == 1);
+    T_OK(sl_ctx_open(&plan, &sl_ops_plan, 0, &err));
+    static const int64_t MILLIONS[] = {5680, 611, 16394, 126}; /* spec 1.9, without what nobody asks for */
+    for (int i = 0; i < 4; i++) {
+        const component *c = component_at(&m, i);
+        T_OK(sl_loader_plan(&l, &plan, c->name, &err));
+        c->load(&m, l);
+        T_OK(sl_loader_finish(l, &err));
+        assert_string_equal(c->name, PARTS[i][0]);
+        assert_int_equal(sl_loader_parameters(l) / 1000000, MILLIONS[i]);
+        sl_loader_close(&l);
+    }
+    sl_ctx_close(&plan);
+    assert_int_equal(pack_random(BIG, packed, "trans", NULL), 2);
+    if (!t_run_said(&r, "pack: --component is trans, want one of text_encoder, image_encoder, transformer, vae"))
+        fail_msg("said: %s", r.text);
+    assert_true(access(packed, F_OK) != 0);
+    (void)state;
+}
+
 /* ---- refusals and failures ---- */
 
 static void refuses(const char *from, const char *to, const char *why)
@@ -269,9 +360,10 @@ static void usage_is_said(void **state)
 {
     static const char *const BAD[][3] = {{"--dtype", "f16", "--dtype is f16, want bf16 or f32"},
                                          {"--nonsense", NULL, "option --nonsense is not known"},
+                                         {"--component", "vae", "--component vae goes with --random"},
                                          {"word", NULL, "\"word\" is no option"},
                                          {"--dtype", NULL, "option --dtype lacks its value"}};
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 5; i++) {
         assert_int_equal(pack(T_MODEL, packed, BAD[i][0], BAD[i][1]), 2);
         if (!t_run_said(&r, BAD[i][2])) fail_msg("said \"%s\", want \"%s\"", r.text, BAD[i][2]);
     }
@@ -318,6 +410,9 @@ int main(void)
                                        T(tensors_lie_in_the_order_of_the_network),
                                        T(float32_when_asked_for),
                                        T(the_copy_gives_the_same_frames),
+                                       T(configurations_alone_give_random_weights),
+                                       T(chosen_components_only),
+                                       T(the_large_model_has_its_configurations),
                                        T(it_never_writes_over_anything),
                                        T(what_is_there_stays),
                                        T(usage_is_said),

@@ -73,7 +73,8 @@ void cli_usage(FILE *to)
             "  sluice inspect DIR [--deep]                                    what a checkpoint holds, what is missing or odd\n"
             "  sluice plan --model DIR [options of run]                       the memory that a run takes, by stage and device\n"
             "  sluice pack --model DIR -o DIR2 [--dtype bf16|f32] [--quiet]    a copy of a checkpoint in the form that loads "
-            "fastest\n\n");
+            "fastest\n"
+            "  sluice pack --random [--component NAME]... --model DIR -o DIR2  random weights for DIR's configurations, to measure with\n\n");
     for (int i = 0; i < OPTION_COUNT; i++) {
         char left[48];
         snprintf(left, sizeof left, "--%s %s", OPTIONS[i].name, OPTIONS[i].arg ? OPTIONS[i].arg : "");

@@ -3,7 +3,9 @@
  * Each component is one file. The transformers and the text encoder are in bf16 but for what the reference keeps in float32 (spec 2.1); the VAE and CLIP
  * stay as they are stored. Tensors lie in the order in which the network asks for them, from a multiple of 4096 bytes on, so that loading is one pass of
  * large aligned reads without conversion; behind them those that nobody here asks for, but other programs expect (CLIP's last layer).
- * The folder is written beside its name and renamed at the end: what has the name is whole. */
+ * The folder is written beside its name and renamed at the end: what has the name is whole.
+ * With --random DIR's configurations are enough: the tensors that its networks ask for get random numbers (those of sl_loader_random), to measure
+ * loading and speed at sizes whose weights are not here. --component leaves the others' weights out. */
 #include "stages/cli/cli.h"
 
 #include <dirent.h>
@@ -25,11 +27,12 @@
 #define PIECE ((int64_t)8 << 20) /* elements converted and written at a time */
 #define BLOCK 4096               /* elements converted while they lie in the cache */
 #define SMALL_FILE (256 << 20)   /* more is no configuration and no tokenizer */
+#define SEED 1                   /* of random weights */
 
 typedef struct {
-    const char *name; /* the loader's */
-    sl_tensor stored;
-    sl_dtype dtype; /* as it will be written */
+    char *name;
+    sl_tensor stored; /* without data: random */
+    sl_dtype dtype;   /* as it will be written */
 } item;
 
 typedef struct {
@@ -43,7 +46,9 @@ typedef struct {
 typedef struct {
     char from[SL_PATH], to[SL_PATH], temporary[SL_PATH + 32];
     sl_dtype dtype; /* BF16 or F32 */
-    bool quiet;
+    bool quiet, random;
+    const char *only[MAX_COMPONENTS]; /* the components asked for; none: all */
+    int only_count;
     sl_model model;
     sl_ctx plan;
     part parts[MAX_COMPONENTS];
@@ -99,7 +104,9 @@ static void collect(void *user, const char *name, const sl_tensor *stored)
         p->items = more;
         p->room = room;
     }
-    p->items[p->count++] = (item){.name = name, .stored = *stored};
+    char *copy = strdup(name);
+    if (copy) p->items[p->count++] = (item){.name = copy, .stored = *stored};
+    else p->failed = true;
 }
 
 /* Left over by the network's definition: in published files, of no use to any program. */
@@ -112,10 +119,10 @@ static sl_code list_part(packer *k, part *p, sl_err *err)
 {
     char dir[SL_PATH];
     sl_err why = {0};
-    sl_code rc;
-    if ((rc = sl_path_join(dir, k->from, p->c->name, err)) ||
-        (rc = sl_loader_inspect(&p->loader, &k->plan, dir, p->c->stem, p->c->name, err)))
-        return rc;
+    sl_code rc = sl_path_join(dir, k->from, p->c->name, err);
+    if (!rc && k->random) rc = sl_loader_plan(&p->loader, &k->plan, p->c->name, err);
+    else if (!rc) rc = sl_loader_inspect(&p->loader, &k->plan, dir, p->c->stem, p->c->name, err);
+    if (rc) return rc;
     sl_loader_watch(p->loader, collect, p);
     p->c->load(&k->model, p->loader);
     if ((rc = sl_loader_finish(p->loader, &why))) return sl_fail(err, rc, "%s", why.msg);
@@ -128,7 +135,7 @@ static sl_code list_part(packer *k, part *p, sl_err *err)
                            p->c->name, t->name);
         t->dtype = dtype_of(k, p->c, t->name, &t->stored);
         k->bytes += (uint64_t)sl_count(&t->stored) * sl_dtype_size(t->dtype);
-        k->read += sl_bytes(&t->stored);
+        if (!k->random) k->read += sl_bytes(&t->stored);
     }
     return SL_OK;
 }
@@ -187,6 +194,21 @@ static sl_code write_tensor(packer *k, sl_st_writer *w, const char *part_name, c
     return rc;
 }
 
+static sl_code write_random(packer *k, sl_st_writer *w, const char *part_name, const item *t, sl_err *err)
+{
+    int64_t n = sl_count(&t->stored), out = (int64_t)sl_dtype_size(t->dtype);
+    for (int64_t at = 0; at < n; at += PIECE) {
+        int64_t m = n - at < PIECE ? n - at : PIECE;
+        sl_code rc;
+        if (interrupted) return sl_fail(err, SL_CANCELLED, "interrupted");
+        sl_weight_random(k->stage, t->dtype, SEED, t->name, &t->stored, at, m);
+        if ((rc = sl_stw_write(w, t->name, k->stage, (size_t)(at * out), (size_t)(m * out), err))) return rc;
+        k->done += (uint64_t)(m * out);
+        show(k, part_name, false);
+    }
+    return SL_OK;
+}
+
 static sl_code write_part(packer *k, const part *p, sl_err *err)
 {
     char dir[SL_PATH], path[SL_PATH], file[64];
@@ -197,14 +219,15 @@ static sl_code write_part(packer *k, const part *p, sl_err *err)
         (rc = sl_path_join(path, dir, file, err)) || (rc = sl_stw_open(&w, path, err)))
         return rc;
     sl_stw_align(w, DATA_ALIGN);
-    if ((rc = sl_stw_metadata(w, "format", "pt", err)) || (rc = sl_stw_metadata(w, "packed_by", "sluice pack", err)) ||
+    if ((rc = sl_stw_metadata(w, "format", "pt", err)) ||
+        (rc = sl_stw_metadata(w, "packed_by", k->random ? "sluice pack --random" : "sluice pack", err)) ||
         (rc = sl_stw_metadata(w, "packed_dtype", k->dtype == SL_BF16 ? "bf16" : "f32", err)))
         goto done;
     for (int i = 0; i < p->count; i++)
         if ((rc = sl_stw_declare(w, p->items[i].name, p->items[i].dtype, p->items[i].stored.rank, p->items[i].stored.shape, err)))
             goto done;
     for (int i = 0; i < p->count; i++)
-        if ((rc = write_tensor(k, w, p->c->name, &p->items[i], err))) goto done;
+        if ((rc = (k->random ? write_random : write_tensor)(k, w, p->c->name, &p->items[i], err))) goto done;
     rc = sl_stw_finish(&w, err);
     show(k, p->c->name, true);
 done:
@@ -252,7 +275,7 @@ static sl_code copy_rest(const packer *k, sl_err *err)
     char src[SL_PATH], dst[SL_PATH];
     sl_code rc = SL_OK;
     for (size_t i = 0; i < sizeof FOLDERS / sizeof *FOLDERS && !rc; i++) rc = copy_folder(k, FOLDERS[i], err);
-    for (int i = 0; i < k->part_count && !rc; i++) rc = copy_folder(k, k->parts[i].c->name, err);
+    for (int i = 0; !rc && component_at(&k->model, i); i++) rc = copy_folder(k, component_at(&k->model, i)->name, err);
     for (size_t i = 0; i < sizeof FILES / sizeof *FILES && !rc; i++) {
         if ((rc = sl_path_join(src, k->from, FILES[i], err)) || (rc = sl_path_join(dst, k->temporary, FILES[i], err)) ||
             access(src, R_OK))
@@ -266,9 +289,15 @@ static sl_code copy_rest(const packer *k, sl_err *err)
 
 static sl_code parse(packer *k, int argc, char **argv, sl_err *err)
 {
-    static const struct option OPTIONS[] = {
-        {"model", 1, 0, 'm'}, {"output", 1, 0, 'o'}, {"dtype", 1, 0, 'd'}, {"quiet", 0, 0, 'q'}, {0}};
-    static const char usage[] = "want sluice pack --model DIR -o DIR2 [--dtype bf16|f32] [--quiet]";
+    static const struct option OPTIONS[] = {{"model", 1, 0, 'm'},
+                                            {"output", 1, 0, 'o'},
+                                            {"dtype", 1, 0, 'd'},
+                                            {"random", 0, 0, 'r'},
+                                            {"component", 1, 0, 'c'},
+                                            {"quiet", 0, 0, 'q'},
+                                            {0}};
+    static const char usage[] =
+        "want sluice pack --model DIR -o DIR2 [--dtype bf16|f32] [--random [--component NAME]...] [--quiet]";
     const char *model = "", *out = "", *dtype = "bf16";
     sl_code rc;
     int o;
@@ -278,6 +307,9 @@ static sl_code parse(packer *k, int argc, char **argv, sl_err *err)
         if (o == 'm') model = optarg;
         else if (o == 'o') out = optarg;
         else if (o == 'd') dtype = optarg;
+        else if (o == 'r') k->random = true;
+        else if (o == 'c' && k->only_count < MAX_COMPONENTS) k->only[k->only_count++] = optarg;
+        else if (o == 'c') return sl_fail(err, SL_ARG, "pack: --component is given more than %d times", MAX_COMPONENTS);
         else if (o == 'q') k->quiet = true;
         else
             return sl_fail(err, SL_ARG, "pack: option %.60s %s, %s", argv[optind - 1],
@@ -285,6 +317,8 @@ static sl_code parse(packer *k, int argc, char **argv, sl_err *err)
     }
     if (optind < argc) return sl_fail(err, SL_ARG, "pack: \"%.60s\" is no option, %s", argv[optind], usage);
     if (!*model || !*out) return sl_fail(err, SL_ARG, "pack: %s is missing, %s", *model ? "-o" : "--model", usage);
+    if (k->only_count && !k->random)
+        return sl_fail(err, SL_ARG, "pack: --component %.60s goes with --random, %s", k->only[0], usage);
     if (strcmp(dtype, "bf16") && strcmp(dtype, "f32"))
         return sl_fail(err, SL_ARG, "pack: --dtype is %.60s, want bf16 or f32", dtype);
     k->dtype = strcmp(dtype, "f32") ? SL_BF16 : SL_F32;
@@ -346,16 +380,38 @@ static void sweep(const packer *k)
     if (d) closedir(d);
 }
 
+/* Every name of --component is one of this model's. */
+static sl_code check_names(const packer *k, sl_err *err)
+{
+    const component *c;
+    for (int i = 0; i < k->only_count; i++) {
+        char list[200] = "";
+        for (int n = 0; (c = component_at(&k->model, n)) && strcmp(c->name, k->only[i]); n++)
+            snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", n ? ", " : "", c->name);
+        if (!c) return sl_fail(err, SL_ARG, "pack: --component is %.60s, want one of %s", k->only[i], list);
+    }
+    return SL_OK;
+}
+
+static bool is_wanted(const packer *k, const component *c)
+{
+    bool named = !k->only_count;
+    for (int i = 0; i < k->only_count; i++) named |= !strcmp(k->only[i], c->name);
+    return named;
+}
+
 static sl_code prepare(packer *k, sl_err *err)
 {
     char parent[SL_PATH];
     struct statvfs fs;
     const component *c;
     sl_code rc;
-    if ((rc = sl_model_open(&k->model, k->from, err)) || (rc = check_weights(&k->model, err)) || (rc = check_output(k, err)))
+    if ((rc = sl_model_open(&k->model, k->from, err)) || (rc = check_names(k, err)) ||
+        (!k->random && (rc = check_weights(&k->model, err))) || (rc = check_output(k, err)))
         return rc;
     if ((rc = sl_ctx_open(&k->plan, &sl_ops_plan, 0, err))) return rc;
-    while ((c = component_at(&k->model, k->part_count))) {
+    for (int i = 0; (c = component_at(&k->model, i)); i++) {
+        if (!is_wanted(k, c)) continue;
         part *p = &k->parts[k->part_count++];
         p->c = c;
         if ((rc = list_part(k, p, err))) return rc;
@@ -384,7 +440,10 @@ static sl_code pack(packer *k, sl_err *err)
     if (!rc && rename(k->temporary, k->to)) rc = sl_fail_errno(err, errno, "%s", k->to);
     if (rc) remove_tree(k->temporary);
     double s = (double)(sl_now_ns() - k->t0_ns) * 1e-9;
-    if (!rc && !k->quiet)
+    if (!rc && !k->quiet && k->random)
+        printf("%s: %.2f GB of random weights in %.2f s, %.2f GB/s\n", k->to, (double)k->done * 1e-9, s,
+               (double)k->done * 1e-9 / s);
+    else if (!rc && !k->quiet)
         printf("%s: %.2f GB from %.2f GB in %.2f s, %.2f GB/s\n", k->to, (double)k->done * 1e-9, (double)k->read * 1e-9, s,
                (double)k->done * 1e-9 / s);
     return rc;
@@ -406,6 +465,7 @@ int cli_pack(int argc, char **argv)
     }
     if (err.code) complain("%s", err.msg);
     for (int i = 0; k && i < k->part_count; i++) {
+        for (int n = 0; n < k->parts[i].count; n++) free(k->parts[i].items[n].name);
         free(k->parts[i].items);
         sl_loader_close(&k->parts[i].loader);
     }
