@@ -165,4 +165,8 @@ int cli_plan(int argc, char **argv); /* `sluice plan` */
 
 int cli_pack(int argc, char **argv); /* `sluice pack` */
 
+/* ---- bench.c ---- */
+
+int cli_bench(int argc, char **argv); /* `sluice bench` */
+
 #endif

@@ -1,0 +1,301 @@
+/* bench_networks.c - the five networks as their stages run them, with random weights. */
+#include "stages/cli/bench.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "graphs/clip.h"
+#include "graphs/umt5.h"
+#include "graphs/vae.h"
+#include "graphs/wan_dit.h"
+#include "stages/sizes.h"
+
+static const char *size_text(char buf[64], const bench_size *s)
+{
+    snprintf(buf, 64, "%dx%dx%d", s->w, s->h, s->frames);
+    return buf;
+}
+
+/* What the functions of sizes.h ask of a job. */
+static sl_job job_of(const bench_size *s)
+{
+    return (sl_job){.width = s->w, .height = s->h, .frames = s->frames};
+}
+
+static double weight_bytes(const bench_net *n)
+{
+    return (double)sl_loader_bytes(n->loader);
+}
+
+/* ---- the diffusion transformer ---- */
+
+typedef struct {
+    bench_net n;
+    sl_dit *m;
+    sl_dit_times times;
+    sl_dit_rope rope;
+    sl_dit_context context;
+    sl_tensor latents, condition, v, text, image; /* condition, image: rank 0 where the model has none */
+    void *memory[8];
+    int memories;
+} dit;
+
+/* NULL while planning. */
+static void *take(dit *d, bool real, size_t bytes)
+{
+    void *p = real ? sl_device_alloc(&d->n.ctx, bytes) : NULL;
+    if (p) d->memory[d->memories++] = p;
+    return p;
+}
+
+/* The tables and context of one job: shapes only on a planning ctx. */
+static void dit_job(dit *d, sl_ctx *ctx, const bench_size *s)
+{
+    const sl_dit_config *c = &d->n.b->model.dit[0];
+    const sl_clip_config *clip = &d->n.b->model.clip;
+    const bool real = !ctx->ops->plan;
+    const int t = (s->frames - 1) / 4 + 1, h = s->h / 8, w = s->w / 8,
+              tokens = c->image_dim ? (clip->image / clip->patch) * (clip->image / clip->patch) + 1 : 0;
+    const size_t frame = (size_t)t * (size_t)h * (size_t)w * sizeof(float), rest = (size_t)(c->in_channels - c->out_channels);
+    const double timestep[1] = {700};
+    d->condition = d->image = (sl_tensor){0};
+    d->latents = sl_view4(take(d, real, frame * (size_t)c->out_channels), SL_F32, c->out_channels, t, h, w);
+    if (rest) d->condition = sl_view4(take(d, real, frame * rest), SL_F32, (int64_t)rest, t, h, w);
+    d->v = sl_view4(take(d, real, frame * (size_t)c->out_channels), sl_act(ctx), c->out_channels, t, h, w);
+    d->text = sl_view2(NULL, sl_act(ctx), SL_TEXT_TOKENS, c->text_dim);
+    d->text.data = take(d, real, sl_bytes(&d->text));
+    if (tokens) {
+        d->image = sl_view2(NULL, sl_act(ctx), tokens, c->image_dim);
+        d->image.data = take(d, real, sl_bytes(&d->image));
+    }
+    sl_tensor *inputs[] = {&d->latents, &d->condition, &d->text, &d->image};
+    for (int i = 0; i < 4 && real; i++)
+        if (inputs[i]->rank && sl_ok(ctx)) bench_fill(&d->n, inputs[i], 1);
+    sl_dit_times_make(ctx, d->m, &d->times, take(d, real, sl_dit_times_bytes(ctx, d->m, 1)), timestep, 1);
+    sl_dit_rope_make(ctx, d->m, &d->rope, take(d, real, sl_dit_rope_bytes(d->m, t, h / 2, w / 2)), t, h / 2, w / 2);
+    sl_dit_context_make(ctx, d->m, &d->context, take(d, real, sl_dit_context_bytes(ctx, d->m, tokens)), &d->text,
+                        tokens ? &d->image : NULL);
+}
+
+static void dit_forward(dit *d, sl_ctx *ctx)
+{
+    sl_dit_forward(ctx, d->m, &d->v, &d->latents, d->condition.rank ? &d->condition : NULL, &d->times, 0, &d->rope, &d->context,
+                   NULL, NULL);
+}
+
+static void run_dit(void *arg)
+{
+    dit *d = arg;
+    dit_forward(d, &d->n.ctx);
+}
+
+static sl_code dit_size(dit *d, const bench_size *s, sl_err *err)
+{
+    char size[64];
+    sl_ops body = sl_ops_plan_of(&d->n.b->ops);
+    sl_ctx plan;
+    sl_code rc = sl_ctx_open(&plan, &body, 0, err);
+    if (rc) return rc;
+    dit_job(d, &plan, s);
+    dit_forward(d, &plan);
+    const size_t arena = plan.arena_peak;
+    rc = sl_ctx_error(&plan, err);
+    sl_ctx_close(&plan);
+    if (rc || (rc = sl_ctx_reserve(&d->n.ctx, arena, err))) return rc;
+    dit_job(d, &d->n.ctx, s);
+    const size_t held =
+        sl_bytes(&d->latents) * 3 + sl_bytes(&d->rope.cos) * 2 + sl_dit_context_bytes(&d->n.ctx, d->m, d->context.image_tokens);
+    if (!(rc = sl_ctx_error(&d->n.ctx, err)))
+        rc = bench_time(&d->n, "dit", size_text(size, s), weight_bytes(&d->n), held, run_dit, d, err);
+    while (d->memories) sl_device_free(&d->n.ctx, d->memory[--d->memories]);
+    return rc;
+}
+
+sl_code bench_dit(bench *b, sl_err *err)
+{
+    dit d = {0};
+    sl_code rc = bench_net_open(&d.n, b, "transformer", err);
+    if (!rc && !(d.m = sl_dit_new(&b->model.dit[0], d.n.loader))) rc = sl_fail(err, SL_NOMEM, "dit: no memory");
+    if (!rc) rc = sl_loader_finish(d.n.loader, err);
+    if (!rc && b->rows) sl_dit_set_rows(d.m, b->rows);
+    for (int i = 0; i < b->size_count && !rc; i++) rc = dit_size(&d, &b->sizes[i], err);
+    sl_dit_free(&d.m);
+    bench_net_close(&d.n);
+    return rc;
+}
+
+/* ---- VAE ---- */
+
+typedef struct {
+    bench_net n;
+    sl_vae_encoder *encoder;
+    sl_vae_decoder *decoder;
+    bench_size s;
+    size_t kept;       /* bytes of the decoder's caches */
+    sl_tensor latents; /* F32 [chunks, z, n, h/8, w/8], chunk after chunk */
+    float *picture;    /* host [h, w, 3] */
+} vae;
+
+/* As sluice-decode, which also hands the frames on. */
+static void run_decode(void *arg)
+{
+    vae *v = arg;
+    sl_ctx *ctx = &v->n.ctx;
+    const int h = v->s.h, w = v->s.w, z = v->n.b->model.vae.z, t = (v->s.frames - 1) / 4 + 1;
+    const size_t start = sl_mark(ctx);
+    sl_tensor caches = sl_new1(ctx, SL_U8, (int64_t)v->kept);
+    sl_vae_decode *d = sl_vae_decode_start(ctx, v->decoder, h, w, caches.data);
+    for (int at = 0, n; d && at < t && sl_ok(ctx); at += n) {
+        const size_t mark = sl_mark(ctx);
+        n = t - at < SL_CHUNK_LATENTS ? t - at : SL_CHUNK_LATENTS;
+        float *from = (float *)v->latents.data + (int64_t)at * z * (h / 8) * (w / 8);
+        sl_tensor latents = sl_view4(from, SL_F32, z, n, h / 8, w / 8), rgb = sl_new4(ctx, SL_U8, sl_vae_frames_of(d, n), h, w, 3);
+        sl_vae_decode_chunk(ctx, d, &rgb, NULL, &latents);
+        sl_release(ctx, mark);
+    }
+    sl_vae_decode_free(&d);
+    sl_release(ctx, start);
+}
+
+sl_code bench_decode(bench *b, sl_err *err)
+{
+    char size[64];
+    vae v = {.s = b->sizes[b->size_count - 1]};
+    const sl_job job = job_of(&v.s);
+    sl_arena arena = {0};
+    sl_code rc = bench_net_open(&v.n, b, "vae", err);
+    if (!rc && !(v.decoder = sl_vae_decoder_new(&b->model.vae, v.n.loader))) rc = sl_fail(err, SL_NOMEM, "vae: no memory");
+    if (!rc) rc = sl_loader_finish(v.n.loader, err);
+    /* The CPU's stage writes frames where they are handed over; here they lie in the arena. */
+    if (!rc) rc = sl_arena_decode(&arena, &b->ops, &b->model.vae, v.decoder, &job, err);
+    if (!rc) rc = sl_ctx_reserve(&v.n.ctx, arena.peak + (size_t)12 * (size_t)v.s.w * (size_t)v.s.h * SL_CHUNK_LATENTS + 4096, err);
+    if (!rc) {
+        v.kept = arena.kept;
+        v.latents = bench_tensor(&v.n, SL_F32, sl_job_latent_frames(&job), (int64_t)b->model.vae.z * (v.s.h / 8) * (v.s.w / 8), 1);
+        const double frames = (double)v.s.w * v.s.h * v.s.frames * 3;
+        rc = bench_time(&v.n, "decode", size_text(size, &v.s), weight_bytes(&v.n) + frames, sl_bytes(&v.latents), run_decode, &v,
+                        err);
+        sl_device_free(&v.n.ctx, v.latents.data);
+    }
+    sl_vae_decoder_free(&v.decoder);
+    bench_net_close(&v.n);
+    return rc;
+}
+
+static void run_condition(void *arg)
+{
+    vae *v = arg;
+    sl_ctx *ctx = &v->n.ctx;
+    const size_t mark = sl_mark(ctx);
+    sl_tensor y = sl_new4(ctx, SL_F32, v->n.b->model.vae.z, (v->s.frames - 1) / 4 + 1, v->s.h / 8, v->s.w / 8);
+    sl_vae_encode_condition(ctx, v->encoder, &y, v->picture, NULL, v->s.frames, v->s.h, v->s.w, NULL);
+    sl_release(ctx, mark);
+}
+
+sl_code bench_condition(bench *b, sl_err *err)
+{
+    char size[64];
+    vae v = {.s = b->sizes[b->size_count - 1]};
+    const sl_job job = job_of(&v.s);
+    const size_t samples = (size_t)v.s.w * (size_t)v.s.h * 3;
+    sl_arena arena = {0};
+    sl_code rc = bench_net_open(&v.n, b, "vae", err);
+    if (!rc && !(v.encoder = sl_vae_encoder_new(&b->model.vae, v.n.loader))) rc = sl_fail(err, SL_NOMEM, "vae: no memory");
+    if (!rc) rc = sl_loader_finish(v.n.loader, err);
+    if (!rc) rc = sl_arena_condition(&arena, &b->ops, &b->model.vae, v.encoder, &job, false, err);
+    if (!rc) rc = sl_ctx_reserve(&v.n.ctx, arena.peak, err);
+    if (!rc && !(v.picture = malloc(samples * sizeof *v.picture))) rc = sl_fail(err, SL_NOMEM, "a picture of %zu samples", samples);
+    if (!rc) {
+        uint32_t r = 1;
+        for (size_t i = 0; i < samples; i++) v.picture[i] = (float)(int32_t)(r = r * 1664525u + 1013904223u) * 0x1p-31f;
+        rc = bench_time(&v.n, "condition", size_text(size, &v.s), weight_bytes(&v.n), 0, run_condition, &v, err);
+    }
+    free(v.picture);
+    sl_vae_encoder_free(&v.encoder);
+    bench_net_close(&v.n);
+    return rc;
+}
+
+/* ---- text and image ---- */
+
+#define PROMPTS 2
+
+typedef struct {
+    bench_net n;
+    sl_umt5 *m;
+    int32_t ids[PROMPTS][SL_UMT5_MAX_TOKENS];
+} text;
+
+static void run_text(void *arg)
+{
+    text *t = arg;
+    for (int i = 0; i < PROMPTS; i++) {
+        const size_t mark = sl_mark(&t->n.ctx);
+        sl_tensor y = sl_new2(&t->n.ctx, sl_act(&t->n.ctx), SL_UMT5_MAX_TOKENS, t->n.b->model.umt5.d_model);
+        sl_umt5_encode(&t->n.ctx, t->m, t->ids[i], SL_UMT5_MAX_TOKENS, &y);
+        sl_release(&t->n.ctx, mark);
+    }
+}
+
+sl_code bench_text(bench *b, sl_err *err)
+{
+    const sl_umt5_config *c = &b->model.umt5;
+    text t = {0};
+    sl_arena arena;
+    uint32_t r = 1;
+    for (int i = 0; i < PROMPTS * SL_UMT5_MAX_TOKENS; i++)
+        t.ids[i / SL_UMT5_MAX_TOKENS][i % SL_UMT5_MAX_TOKENS] =
+            (int32_t)(((r = r * 1664525u + 1013904223u) >> 8) % (uint32_t)c->vocab);
+    sl_code rc = bench_net_open(&t.n, b, "text_encoder", err);
+    if (!rc && !(t.m = sl_umt5_new(c, t.n.loader))) rc = sl_fail(err, SL_NOMEM, "umt5: no memory");
+    if (!rc) rc = sl_loader_finish(t.n.loader, err);
+    if (!rc) rc = sl_arena_text(&arena, &b->ops, c, t.m, err);
+    if (!rc) rc = sl_ctx_reserve(&t.n.ctx, arena.peak, err);
+    const double table =
+        (double)c->vocab * c->d_model * (double)sl_dtype_size(b->ops.act); /* of which only the prompts' rows are read */
+    if (!rc) rc = bench_time(&t.n, "text", "2 x 512 tokens", PROMPTS * (weight_bytes(&t.n) - table), 0, run_text, &t, err);
+    sl_umt5_free(&t.m);
+    bench_net_close(&t.n);
+    return rc;
+}
+
+typedef struct {
+    bench_net n;
+    sl_clip *m;
+    float *pixels;
+    int64_t tokens;
+} image;
+
+static void run_image(void *arg)
+{
+    image *i = arg;
+    const size_t mark = sl_mark(&i->n.ctx);
+    sl_tensor y = sl_new2(&i->n.ctx, sl_act(&i->n.ctx), i->tokens, i->n.b->model.clip.hidden);
+    sl_clip_encode(&i->n.ctx, i->m, i->pixels, &y);
+    sl_release(&i->n.ctx, mark);
+}
+
+sl_code bench_image(bench *b, sl_err *err)
+{
+    const sl_clip_config *c = &b->model.clip;
+    if (!b->model.has_clip) return SL_OK;
+    const size_t samples = (size_t)3 * (size_t)c->image * (size_t)c->image;
+    const int side = c->image / c->patch;
+    image i = {.tokens = (int64_t)side * side + 1};
+    sl_arena arena;
+    sl_code rc = bench_net_open(&i.n, b, "image_encoder", err);
+    if (!rc && !(i.m = sl_clip_new(c, i.n.loader))) rc = sl_fail(err, SL_NOMEM, "clip: no memory");
+    if (!rc) rc = sl_loader_finish(i.n.loader, err);
+    if (!rc) rc = sl_arena_clip(&arena, &b->ops, c, i.m, err);
+    if (!rc) rc = sl_ctx_reserve(&i.n.ctx, arena.peak, err);
+    if (!rc && !(i.pixels = malloc(samples * sizeof *i.pixels))) rc = sl_fail(err, SL_NOMEM, "a picture of %zu samples", samples);
+    if (!rc) {
+        uint32_t r = 1;
+        for (size_t k = 0; k < samples; k++) i.pixels[k] = (float)(int32_t)(r = r * 1664525u + 1013904223u) * 0x1p-30f;
+        rc = bench_time(&i.n, "image", "1 picture", weight_bytes(&i.n), 0, run_image, &i, err);
+    }
+    free(i.pixels);
+    sl_clip_free(&i.m);
+    bench_net_close(&i.n);
+    return rc;
+}

@@ -1,0 +1,123 @@
+/* bench_ops.c - the matrix products and attentions that the networks consist of, one by one. */
+#include "stages/cli/bench.h"
+
+#include <math.h>
+#include <stdio.h>
+
+#include "graphs/layers.h"
+#include "graphs/wan_dit.h"
+
+typedef struct {
+    bench_net n;
+    sl_tensor x, w, b, y; /* of a product */
+    sl_activation activation;
+    sl_tensor q, k, v, o, bias; /* of an attention; bias of rank 0: none */
+    int heads;
+    float scale;
+} op;
+
+static int64_t tokens_of(const bench_size *s)
+{
+    return (int64_t)((s->frames - 1) / 4 + 1) * (s->h / 16) * (s->w / 16);
+}
+
+static void run_linear(void *arg)
+{
+    op *o = arg;
+    sl_linear(&o->n.ctx, &o->y, &o->x, &o->w, &o->b, o->activation);
+}
+
+/* [m, k] x [n, k]^T, bias and activation included. */
+static sl_code time_linear(bench *b, int64_t m, int64_t n, int64_t k, sl_activation activation, sl_err *err)
+{
+    char size[64];
+    op o = {.activation = activation};
+    sl_code rc = bench_net_open(&o.n, b, NULL, err);
+    if (rc) return rc;
+    sl_ctx *ctx = &o.n.ctx;
+    const sl_dtype act = sl_act(ctx);
+    o.x = bench_tensor(&o.n, act, m, k, 1);
+    o.w = bench_tensor(&o.n, act, n, k, 1 / sqrtf((float)k));
+    o.y = bench_tensor(&o.n, act, m, n, 1);
+    sl_tensor bias = bench_tensor(&o.n, act, 1, n, 1);
+    o.b = sl_view1(bias.data, act, n);
+    snprintf(size, sizeof size, "%lldx%lldx%lld%s", (long long)m, (long long)n, (long long)k,
+             activation == SL_ACT_NONE ? "" : " gelu");
+    const double bytes = (double)(sl_bytes(&o.x) + sl_bytes(&o.w) + sl_bytes(&o.y));
+    rc = bench_time(&o.n, "gemm", size, bytes, (size_t)bytes, run_linear, &o, err);
+    sl_tensor *all[] = {&o.x, &o.w, &o.y, &bias};
+    for (int i = 0; i < 4; i++) sl_device_free(ctx, all[i]->data);
+    bench_net_close(&o.n);
+    return rc;
+}
+
+sl_code bench_gemm(bench *b, sl_err *err)
+{
+    const sl_dit_config *c = &b->model.dit[0];
+    sl_code rc = SL_OK;
+    for (int i = 0; i < b->size_count && !rc; i++) {
+        const int64_t n = tokens_of(&b->sizes[i]);
+        if ((rc = time_linear(b, n, c->dim, c->dim, SL_ACT_NONE, err)) ||
+            (rc = time_linear(b, n, c->ffn_dim, c->dim, SL_ACT_GELU_TANH, err)) ||
+            (rc = time_linear(b, n, c->dim, c->ffn_dim, SL_ACT_NONE, err)))
+            break;
+        const int64_t rows = sl_chunk_rows(n, b->rows ? b->rows : 8192); /* as the graph may call it */
+        if (i == b->size_count - 1 && rows < n && !(rc = time_linear(b, rows, c->dim, c->dim, SL_ACT_NONE, err)))
+            rc = time_linear(b, rows, c->ffn_dim, c->dim, SL_ACT_GELU_TANH, err);
+    }
+    return rc;
+}
+
+static void run_attention(void *arg)
+{
+    op *o = arg;
+    sl_attention(&o->n.ctx, &o->o, &o->q, &o->k, &o->v, o->heads, o->scale, o->bias.rank ? &o->bias : NULL, false);
+}
+
+/* dim: of one head. */
+static sl_code time_attention(bench *b, const char *what, int64_t nq, int64_t nk, int heads, int dim, bool bias, sl_err *err)
+{
+    char size[64];
+    op o = {.heads = heads, .scale = 1 / sqrtf((float)dim)};
+    sl_code rc = bench_net_open(&o.n, b, NULL, err);
+    if (rc) return rc;
+    sl_ctx *ctx = &o.n.ctx;
+    const sl_dtype act = sl_act(ctx);
+    const int64_t d = (int64_t)heads * dim;
+    o.q = bench_tensor(&o.n, act, nq, d, 1);
+    o.k = bench_tensor(&o.n, act, nk, d, 1);
+    o.v = bench_tensor(&o.n, act, nk, d, 1);
+    o.o = bench_tensor(&o.n, act, nq, d, 1);
+    if (bias) o.bias = bench_tensor(&o.n, SL_F32, heads, nq + nk - 1, 1);
+    snprintf(size, sizeof size, "%s %lldx%lld, %dx%d", what, (long long)nq, (long long)nk, heads, dim);
+    const double bytes = 2 * (double)(sl_bytes(&o.q) + sl_bytes(&o.k));
+    rc = bench_time(&o.n, "attention", size, bytes, (size_t)bytes, run_attention, &o, err);
+    sl_tensor *all[] = {&o.q, &o.k, &o.v, &o.o, &o.bias};
+    for (int i = 0; i < 5; i++) sl_device_free(ctx, all[i]->data);
+    bench_net_close(&o.n);
+    return rc;
+}
+
+sl_code bench_attention(bench *b, sl_err *err)
+{
+    const sl_dit_config *c = &b->model.dit[0];
+    const sl_umt5_config *t = &b->model.umt5;
+    const sl_clip_config *v = &b->model.clip;
+    const sl_vae_config *a = &b->model.vae;
+    const bench_size *last = &b->sizes[b->size_count - 1];
+    const int64_t n = tokens_of(last), rows = sl_chunk_rows(n, b->rows ? b->rows : 8192), side = v->patch ? v->image / v->patch : 0;
+    sl_code rc = SL_OK;
+    for (int i = 0; i < b->size_count && !rc; i++) {
+        const int64_t m = tokens_of(&b->sizes[i]);
+        rc = time_attention(b, "self", m, m, c->heads, c->head_dim, false, err);
+    }
+    if (!rc && rows < n) rc = time_attention(b, "self", rows, n, c->heads, c->head_dim, false, err);
+    if (!rc) rc = time_attention(b, "text", n, SL_TEXT_TOKENS, c->heads, c->head_dim, false, err);
+    if (!rc && side) rc = time_attention(b, "image", n, side * side + 1, c->heads, c->head_dim, false, err);
+    if (!rc)
+        rc = time_attention(b, "VAE", (int64_t)(last->w / 8) * (last->h / 8), (int64_t)(last->w / 8) * (last->h / 8), 1,
+                            a->decoder_base * a->mult[3], false, err);
+    if (!rc) rc = time_attention(b, "UMT5", 512, 512, t->heads, t->d_kv, true, err);
+    if (!rc && side) rc = time_attention(b, "CLIP", side * side + 1, side * side + 1, v->heads, v->hidden / v->heads, false, err);
+    return rc;
+}
