@@ -10,7 +10,8 @@ void sl_cuda_zero(sl_ctx *ctx, const sl_tensor *y)
 
 /* Rows of `cols` units of type T, pitches in units: a move without conversion. */
 template <typename T>
-__global__ void __launch_bounds__(MAP_THREADS) move_rows_kernel(T *y, const T *x, int64_t rows, int64_t cols, int64_t y_pitch, int64_t x_pitch)
+__global__ void __launch_bounds__(MAP_THREADS)
+    move_rows_kernel(T *y, const T *x, int64_t rows, int64_t cols, int64_t y_pitch, int64_t x_pitch)
 {
     int64_t first = (int64_t)blockIdx.x * (MAP_THREADS * MAP_EACH) + threadIdx.x, n = rows * cols, to[MAP_EACH];
     T v[MAP_EACH];
@@ -30,8 +31,8 @@ __global__ void __launch_bounds__(MAP_THREADS) move_rows_kernel(T *y, const T *x
 template <typename T> static void move_rows(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x)
 {
     int64_t per = (int64_t)(sizeof(T) / sl_dtype_size(x->dtype)), rows = x->shape[0], cols = x->shape[1] / per;
-    move_rows_kernel<<<blocks_for(rows * cols, MAP_THREADS * MAP_EACH), MAP_THREADS, 0, ctx->stream>>>((T *)y->data, (const T *)x->data, rows, cols,
-                                                                                                      y->pitch / per, x->pitch / per);
+    move_rows_kernel<<<blocks_for(rows * cols, MAP_THREADS * MAP_EACH), MAP_THREADS, 0, ctx->stream>>>(
+        (T *)y->data, (const T *)x->data, rows, cols, y->pitch / per, x->pitch / per);
     SL_LAUNCHED(ctx, "copy of rows");
 }
 
@@ -57,7 +58,8 @@ struct same_f {
 
 /* Rows of `cols` vectors of V with a conversion, pitches in elements. */
 template <int V, typename Y, typename X>
-__global__ void __launch_bounds__(MAP_THREADS) convert_rows_kernel(Y *y, const X *x, int64_t rows, int64_t cols, int64_t y_pitch, int64_t x_pitch)
+__global__ void __launch_bounds__(MAP_THREADS)
+    convert_rows_kernel(Y *y, const X *x, int64_t rows, int64_t cols, int64_t y_pitch, int64_t x_pitch)
 {
     int64_t i = (int64_t)blockIdx.x * MAP_THREADS + threadIdx.x, r, c;
     float v[V];
@@ -77,8 +79,11 @@ template <typename Y, typename X> static void convert(sl_ctx *ctx, const sl_tens
     }
     int64_t rows = xt->shape[0], cols = xt->shape[1];
     if (aligned16(y, x) && cols % 8 == 0 && yt->pitch % 8 == 0 && xt->pitch % 8 == 0)
-        convert_rows_kernel<8><<<blocks_for(rows * (cols / 8), MAP_THREADS), MAP_THREADS, 0, ctx->stream>>>(y, x, rows, cols / 8, yt->pitch, xt->pitch);
-    else convert_rows_kernel<1><<<blocks_for(rows * cols, MAP_THREADS), MAP_THREADS, 0, ctx->stream>>>(y, x, rows, cols, yt->pitch, xt->pitch);
+        convert_rows_kernel<8><<<blocks_for(rows * (cols / 8), MAP_THREADS), MAP_THREADS, 0, ctx->stream>>>(y, x, rows, cols / 8,
+                                                                                                            yt->pitch, xt->pitch);
+    else
+        convert_rows_kernel<1>
+            <<<blocks_for(rows * cols, MAP_THREADS), MAP_THREADS, 0, ctx->stream>>>(y, x, rows, cols, yt->pitch, xt->pitch);
     SL_LAUNCHED(ctx, "copy of rows with conversion");
 }
 
@@ -94,7 +99,8 @@ void sl_cuda_copy(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x)
     if (!sl_count(x) || (y->data == x->data && y->dtype == x->dtype)) return;
     if (y->dtype == x->dtype) {
         if (sl_is_dense(y) && sl_is_dense(x))
-            sl_cuda_ok(ctx, cudaMemcpyAsync(y->data, x->data, sl_bytes(x), cudaMemcpyDeviceToDevice, ctx->stream), "copy: cudaMemcpyAsync");
+            sl_cuda_ok(ctx, cudaMemcpyAsync(y->data, x->data, sl_bytes(x), cudaMemcpyDeviceToDevice, ctx->stream),
+                       "copy: cudaMemcpyAsync");
         else move(ctx, y, x);
     } else if (y->dtype == SL_F32) {
         convert_to<float>(ctx, y, x);
@@ -139,14 +145,16 @@ struct silu_exact_f {
     }
 };
 
-template <typename Y, typename A, typename F> static void pairs_of(sl_ctx *ctx, const char *what, const sl_tensor *y, const sl_tensor *a, const sl_tensor *b, F f)
+template <typename Y, typename A, typename F>
+static void pairs_of(sl_ctx *ctx, const char *what, const sl_tensor *y, const sl_tensor *a, const sl_tensor *b, F f)
 {
     if (b->dtype == SL_F32) map2(ctx, what, (Y *)y->data, (const A *)a->data, (const float *)b->data, sl_count(y), f);
     else map2(ctx, what, (Y *)y->data, (const A *)a->data, (const bf16 *)b->data, sl_count(y), f);
 }
 
 /* Each of the three is F32 or BF16. */
-template <typename F> static void pairs(sl_ctx *ctx, const char *what, const sl_tensor *y, const sl_tensor *a, const sl_tensor *b, F f)
+template <typename F>
+static void pairs(sl_ctx *ctx, const char *what, const sl_tensor *y, const sl_tensor *a, const sl_tensor *b, F f)
 {
     if (y->dtype == SL_F32) {
         if (a->dtype == SL_F32) pairs_of<float, float>(ctx, what, y, a, b, f);
@@ -193,7 +201,8 @@ struct embed_ids {
 };
 
 /* Block (i, j): row i, vectors j * threads and on. */
-template <int V, typename T> __global__ void __launch_bounds__(MAP_THREADS) embed_kernel(bf16 *y, const T *table, const embed_ids ids, int64_t d)
+template <int V, typename T>
+__global__ void __launch_bounds__(MAP_THREADS) embed_kernel(bf16 *y, const T *table, const embed_ids ids, int64_t d)
 {
     int64_t c = ((int64_t)blockIdx.y * MAP_THREADS + threadIdx.x) * V;
     float v[V];

@@ -1,8 +1,10 @@
-/* device.cuh - what the memory-bound kernels share: numbers of every float dtype, 16-byte vectors, sums over a warp and a block, grids.
+/* device.cuh - what the memory-bound kernels share: numbers of every float dtype, 16-byte vectors, sums over a warp and a block,
+ * grids.
  *
- * ARITHMETIC is in float32 and rounds to nearest even where a number is stored. `V` elements travel together: 8 where a bf16 or fp16 tensor takes
- * part, 4 where all are float32, 1 where an address or an extent does not allow more; the 8 and the 4 want 16-byte alignment (8 for four halves).
- * ALIASES: where an operation allows y == x, every thread reads an element before the same thread writes it, and no address is __restrict__. */
+ * ARITHMETIC is in float32 and rounds to nearest even where a number is stored. `V` elements travel together: 8 where a bf16 or
+ * fp16 tensor takes part, 4 where all are float32, 1 where an address or an extent does not allow more; the 8 and the 4 want
+ * 16-byte alignment (8 for four halves). ALIASES: where an operation allows y == x, every thread reads an element before the
+ * same thread writes it, and no address is __restrict__. */
 #ifndef SL_DEVICE_CUH
 #define SL_DEVICE_CUH
 
@@ -146,7 +148,8 @@ template <int V> __device__ __forceinline__ void store(__half *p, const float (&
 
 /* ---- activations ------------------------------------------------------------------------------------------------------------ */
 
-/* x / (1 + exp(-u)): silu with u = x. A few units in the last place of float32 off, far below bf16's; 0 where exp overflows; NaN stays NaN. */
+/* x / (1 + exp(-u)): silu with u = x. A few units in the last place of float32 off, far below bf16's; 0 where exp overflows; NaN
+ * stays NaN. */
 __device__ __forceinline__ float times_sigmoid(float x, float u)
 {
     return __fdividef(x, 1.0f + __expf(-u));
@@ -159,7 +162,8 @@ __device__ __forceinline__ float gelu_tanh(float x)
 
 /* ---- sums ------------------------------------------------------------------------------------------------------------------- */
 
-/* Sum over groups of G neighbouring lanes (a power of two, 1 .. 32), in every lane; all 32 lanes take part. One order, so the same bits each time. */
+/* Sum over groups of G neighbouring lanes (a power of two, 1 .. 32), in every lane; all 32 lanes take part. One order, so the
+ * same bits each time. */
 template <int G, typename T> __device__ __forceinline__ T lane_sum(T x)
 {
 #pragma unroll
@@ -167,7 +171,8 @@ template <int G, typename T> __device__ __forceinline__ T lane_sum(T x)
     return x;
 }
 
-/* R sums over a block of WARPS warps, in every thread. `shared` is this call's own: a second call in one kernel takes another, or a barrier between. */
+/* R sums over a block of WARPS warps, in every thread. `shared` is this call's own: a second call in one kernel takes another,
+ * or a barrier between. */
 template <int WARPS, int R, typename T> __device__ __forceinline__ void block_sums(T (&x)[R], T (&shared)[R][WARPS])
 {
 #pragma unroll
@@ -274,11 +279,13 @@ __global__ void __launch_bounds__(MAP_THREADS) map1_kernel(Y *y, const X *x, int
 }
 
 /* The launches; n may be 0. */
-template <typename Y, typename A, typename B, typename F> static void map2(sl_ctx *ctx, const char *what, Y *y, const A *a, const B *b, int64_t n, F f)
+template <typename Y, typename A, typename B, typename F>
+static void map2(sl_ctx *ctx, const char *what, Y *y, const A *a, const B *b, int64_t n, F f)
 {
     constexpr int V = sizeof(Y) == 4 && sizeof(A) == 4 && sizeof(B) == 4 ? 4 : 8;
     if (n <= 0) return;
-    if (aligned16(y, a, b)) map2_kernel<V><<<blocks_for((n + V - 1) / V, MAP_THREADS * MAP_EACH), MAP_THREADS, 0, ctx->stream>>>(y, a, b, n, f);
+    if (aligned16(y, a, b))
+        map2_kernel<V><<<blocks_for((n + V - 1) / V, MAP_THREADS * MAP_EACH), MAP_THREADS, 0, ctx->stream>>>(y, a, b, n, f);
     else map2_kernel<1><<<blocks_for(n, MAP_THREADS * MAP_EACH), MAP_THREADS, 0, ctx->stream>>>(y, a, b, n, f);
     SL_LAUNCHED(ctx, what);
 }
@@ -286,7 +293,8 @@ template <typename Y, typename X, typename F> static void map1(sl_ctx *ctx, cons
 {
     constexpr int V = sizeof(Y) == 4 && sizeof(X) == 4 ? 4 : 8;
     if (n <= 0) return;
-    if (aligned16(y, x)) map1_kernel<V><<<blocks_for((n + V - 1) / V, MAP_THREADS * MAP_EACH), MAP_THREADS, 0, ctx->stream>>>(y, x, n, f);
+    if (aligned16(y, x))
+        map1_kernel<V><<<blocks_for((n + V - 1) / V, MAP_THREADS * MAP_EACH), MAP_THREADS, 0, ctx->stream>>>(y, x, n, f);
     else map1_kernel<1><<<blocks_for(n, MAP_THREADS * MAP_EACH), MAP_THREADS, 0, ctx->stream>>>(y, x, n, f);
     SL_LAUNCHED(ctx, what);
 }
