@@ -1,0 +1,498 @@
+/* conv_fast.cu - the video autoencoder's convolutions on Hopper: the copy engine fetches shifted boxes of pixels, wgmma multiplies them.
+ *
+ * An implicit matrix product over tiles of 256 output pixels and 8, 96 or 192 output channels (conv_tiles.h). What a block of 4 x 16 pixels reads for one
+ * tap is a box of the frame at shifted coordinates: one tensor copy brings its 32 channels into shared memory in the 64-byte swizzle that wgmma reads,
+ * with zeros for whatever lies outside the picture, which is the padding. Frames before the chunk come through a second tensor map, over the history.
+ * A stage holds those boxes and the weights of its taps; a producer thread keeps up to eight stages full, two warpgroups of consumers multiply (two
+ * blocks of 64 pixels each, sums in registers) and give stages back. Tiles of four (two) frames share their boxes among the three taps in time: six
+ * boxes where twelve would be read, which matters because a kernel of 96 channels is bound by what L2 delivers. Blocks stay on their multiprocessor and
+ * take tile after tile; the producer runs ahead into the next tile while the last one is stored.
+ *
+ * Doubled frames (upsample) are never made: each of the four output phases is a convolution of 2 x 2 taps over the stored frame, with weights added up
+ * when they were packed: 2.25 times fewer operations, the sums rounded once to bf16.
+ *
+ * COST AND EXPECTATION (H100 SXM; 990 TFLOP/s nominal, about 790 within its power; L2 gives a multiprocessor about 40 bytes a clock):
+ *   [4,720,1280,96]->96, 27 taps    1.83 TFLOP, 43 KB of L2 per 1152 clocks at full rate (37 B/clk)        expected 500-600 TFLOP/s, 3.0-3.7 ms
+ *   [4,360,640,192]->192            1.83 TFLOP, 61 KB per 2304 clocks (27 B/clk)                            expected 600-650 TFLOP/s, 2.9 ms
+ *   [2,180,320,384]->384            0.92 TFLOP, 70 KB per 2304 clocks (30 B/clk), 7 rounds of 132 tiles     expected 550-600 TFLOP/s, 1.6 ms
+ *   [1,90,160,384]->384             0.11 TFLOP, 29 KB per 768 clocks, one round of 116 tiles                expected 450 TFLOP/s, 0.25 ms
+ *   upsample [4,360,640,192]->96    0.54 TFLOP in phases (1.22 as written), 23 KB per 384 clocks (59 B/clk) expected 350 TFLOP/s, 1.5 ms
+ *   conv_out [4,720,1280,96]->3     0.15 TFLOP on 8 columns; bound by boxes: 9.6 GB from L2                  expected 2-2.5 ms */
+#include <cuda.h>
+#include <cudaTypedefs.h>
+
+#include "kernels/cuda/conv_fast.cuh"
+
+namespace {
+
+enum { PRODUCER = 128, CONSUMERS = 256, THREADS = PRODUCER + CONSUMERS, SLOT = SL_CONV_BLOCK * SL_CONV_KC * 2, MAX_STAGES = 8, SHARED_MAX = 226 * 1024 };
+
+/* Bytes of a stage: its slots, then the weights of its taps in time. All are multiples of 512, the period of the swizzle. */
+template <int N, int FT, int KTS> struct stage {
+    static constexpr int G = SL_CONV_BLOCKS / FT;    /* places of a tile */
+    static constexpr int PER_PLACE = FT + KTS - 1;   /* slots of a place */
+    static constexpr int SLOTS = G * PER_PLACE, WEIGHTS = N * SL_CONV_KC * 2, BYTES = SLOTS * SLOT + KTS * WEIGHTS;
+    static constexpr int FIT = (SHARED_MAX - 1024) / BYTES, COUNT = FIT < MAX_STAGES ? FIT : MAX_STAGES;
+    static constexpr int SHARED = COUNT * BYTES + 1024;
+    static_assert(COUNT >= 2 && BYTES % 512 == 0 && SLOT % 512 == 0, "a stage is released when the next has been queued");
+};
+
+struct fast_args {
+    sl_conv_tiles p;
+    const bf16 *bias, *residual;
+    bf16 *y;
+};
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+/* ---- instructions -------------------------------------------------------------------------------------------------------- */
+
+__device__ __forceinline__ uint32_t shared_address(const void *p)
+{
+    return (uint32_t)__cvta_generic_to_shared(p);
+}
+
+__device__ __forceinline__ void barrier_init(uint32_t bar, int count)
+{
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(count) : "memory");
+}
+
+__device__ __forceinline__ void barrier_arrive(uint32_t bar)
+{
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
+}
+
+__device__ __forceinline__ void barrier_expect(uint32_t bar, int bytes)
+{
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
+}
+
+__device__ __forceinline__ bool barrier_passed(uint32_t bar, uint32_t parity)
+{
+    uint32_t passed;
+    asm volatile("{\n.reg .pred p;\n"
+                 "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+                 "selp.b32 %0, 1, 0, p;\n}\n"
+                 : "=r"(passed)
+                 : "r"(bar), "r"(parity)
+                 : "memory");
+    return passed;
+}
+
+__device__ __forceinline__ void barrier_wait(uint32_t bar, uint32_t parity)
+{
+    while (!barrier_passed(bar, parity)) {
+    }
+}
+
+/* A box of 32 channels, 16 columns, 4 rows, 1 frame. */
+__device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap *map, uint32_t bar, int c, int x, int y, int f)
+{
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(to),
+                 "l"((uint64_t)map), "r"(bar), "r"(c), "r"(x), "r"(y), "r"(f)
+                 : "memory");
+}
+
+/* 32 of K, N rows of weights. */
+__device__ __forceinline__ void copy_weights(uint32_t to, const CUtensorMap *map, uint32_t bar, int k, int row)
+{
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(to),
+                 "l"((uint64_t)map), "r"(bar), "r"(k), "r"(row)
+                 : "memory");
+}
+
+/* wgmma's view of rows of 64 bytes, K-major, in the 64-byte swizzle: groups of 8 rows 512 bytes apart (bits 32-45, in 16 bytes), swizzle mode 2 (bits
+ * 62-63); the leading offset (bits 16-29) has no meaning here and is 1 by custom. Another 16 of K: 32 bytes further. */
+__device__ __forceinline__ uint64_t matrix_at(uint32_t address)
+{
+    return (uint64_t)(address >> 4 & 0x3fff) | (uint64_t)1 << 16 | (uint64_t)(512 >> 4) << 32 | (uint64_t)2 << 62;
+}
+
+/* d += A [64, 16] B [N, 16]^T */
+template <int N> __device__ __forceinline__ void wgmma(float (&d)[N / 2], uint64_t a, uint64_t b);
+
+template <> __device__ __forceinline__ void wgmma<8>(float (&d)[4], uint64_t a, uint64_t b)
+{
+    asm volatile(
+        "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3"
+        "}, %4, %5, 1, 1, 1, 0, 0;"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "l"(a), "l"(b));
+}
+
+template <> __device__ __forceinline__ void wgmma<96>(float (&d)[48], uint64_t a, uint64_t b)
+{
+    asm volatile(
+        "wgmma.mma_async.sync.aligned.m64n96k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+        "}, %48, %49, 1, 1, 1, 0, 0;"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
+          "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
+          "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
+          "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]),
+          "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]),
+          "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47])
+        : "l"(a), "l"(b));
+}
+
+template <> __device__ __forceinline__ void wgmma<192>(float (&d)[96], uint64_t a, uint64_t b)
+{
+    asm volatile(
+        "wgmma.mma_async.sync.aligned.m64n192k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
+        "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
+        "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+        "}, %96, %97, 1, 1, 1, 0, 0;"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
+          "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
+          "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
+          "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]),
+          "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]),
+          "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]),
+          "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
+          "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63]),
+          "+f"(d[64]), "+f"(d[65]), "+f"(d[66]), "+f"(d[67]), "+f"(d[68]), "+f"(d[69]), "+f"(d[70]), "+f"(d[71]),
+          "+f"(d[72]), "+f"(d[73]), "+f"(d[74]), "+f"(d[75]), "+f"(d[76]), "+f"(d[77]), "+f"(d[78]), "+f"(d[79]),
+          "+f"(d[80]), "+f"(d[81]), "+f"(d[82]), "+f"(d[83]), "+f"(d[84]), "+f"(d[85]), "+f"(d[86]), "+f"(d[87]),
+          "+f"(d[88]), "+f"(d[89]), "+f"(d[90]), "+f"(d[91]), "+f"(d[92]), "+f"(d[93]), "+f"(d[94]), "+f"(d[95])
+        : "l"(a), "l"(b));
+}
+
+/* The compiler may not move what touches the sums across this. */
+template <int R> __device__ __forceinline__ void pin(float (&d)[2][R])
+{
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+#pragma unroll
+        for (int j = 0; j < R; j++) asm volatile("" : "+f"(d[i][j])::"memory");
+}
+
+/* Among four neighbouring lanes: element i of lane q becomes element q of lane i. Its own inverse. */
+__device__ __forceinline__ void transpose4(uint32_t (&v)[4], int lane)
+{
+    const bool odd = lane & 1, high = lane & 2;
+    uint32_t a = __shfl_xor_sync(0xffffffffu, odd ? v[0] : v[1], 1), b = __shfl_xor_sync(0xffffffffu, odd ? v[2] : v[3], 1);
+    if (odd) v[0] = a, v[2] = b;
+    else v[1] = a, v[3] = b;
+    a = __shfl_xor_sync(0xffffffffu, high ? v[0] : v[2], 2), b = __shfl_xor_sync(0xffffffffu, high ? v[1] : v[3], 2);
+    if (high) v[0] = a, v[1] = b;
+    else v[2] = a, v[3] = b;
+}
+
+__device__ __forceinline__ float2 floats(uint32_t two)
+{
+    return make_float2(__uint_as_float(two << 16), __uint_as_float(two & 0xffff0000u));
+}
+
+__device__ __forceinline__ uint32_t rounded(float a, float b)
+{
+    __nv_bfloat162 v = __floats2bfloat162_rn(a, b);
+    return *(uint32_t *)&v;
+}
+
+/* ---- roles --------------------------------------------------------------------------------------------------------------- */
+
+/* Where the ring is and where in it one side stands. */
+struct ring {
+    uint32_t data, full, empty; /* addresses in shared memory; barriers are 8 bytes apart */
+    int at;
+    uint32_t round;             /* parity of the passes through the ring */
+};
+
+template <int COUNT> __device__ __forceinline__ void advance(ring &r)
+{
+    if (++r.at == COUNT) r.at = 0, r.round ^= 1;
+}
+
+/* One thread queues all copies of all of the block's tiles. */
+template <int N, int FT, int KTS>
+__device__ __forceinline__ void produce(const fast_args &a, const CUtensorMap *x, const CUtensorMap *history, const CUtensorMap *w, ring r)
+{
+    using S = stage<N, FT, KTS>;
+    const sl_conv_tiles &p = a.p;
+    const int tiles = sl_conv_tile_count(&p), last_dt = KTS == 1 ? p.kt : 1;
+    for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+        const sl_conv_tile t = sl_conv_tile_at(&p, tile);
+        int frame[S::G], row[S::G], col[S::G];
+#pragma unroll
+        for (int g = 0; g < S::G; g++) {
+            sl_conv_place_at(&p, t.place + g, &frame[g], &row[g], &col[g]);
+            row[g] -= p.pad - t.phase_y;
+            col[g] -= p.pad - t.phase_x;
+        }
+        for (int dt = KTS == 1 ? p.first_dt : 0; dt < last_dt; dt++)
+            for (int dy = 0; dy < p.kh; dy++)
+                for (int dx = 0; dx < p.kw; dx++)
+                    for (int chunk = 0; chunk < p.chunks; chunk++) {
+                        const uint32_t bar = r.full + 8 * r.at, to = r.data + r.at * S::BYTES;
+                        barrier_wait(r.empty + 8 * r.at, r.round ^ 1);
+                        barrier_expect(bar, S::BYTES);
+#pragma unroll
+                        for (int g = 0; g < S::G; g++)
+#pragma unroll
+                            for (int j = 0; j < S::PER_PLACE; j++) {
+                                int f = sl_conv_slot_frame(&p, frame[g], j, dt);
+                                bool past = f < 0 && p.has_history;
+                                copy_box(to + (g * S::PER_PLACE + j) * SLOT, past ? history : x, bar, chunk * SL_CONV_KC, col[g] + dx, row[g] + dy,
+                                         past ? f + p.before : f);
+                            }
+#pragma unroll
+                        for (int d = 0; d < KTS; d++) {
+                            int tap = ((dt + d) * p.kh + dy) * p.kw + dx;
+                            copy_weights(to + S::SLOTS * SLOT + d * S::WEIGHTS, w, bar, (tap * p.chunks + chunk) * SL_CONV_KC, t.weight_row);
+                        }
+                        advance<S::COUNT>(r);
+                    }
+    }
+}
+
+/* A block's 64 pixels in y. A thread has, of columns 8 j + 2 (lane % 4) and the next, rows 16 warp + lane / 4 (sums 4 j, 4 j + 1) and that + 8 (sums
+ * 4 j + 2, 4 j + 3); a row of a block's picture is 16 pixels, a warp's. */
+struct block_at {
+    int64_t at[2]; /* element of y: channel n0 of this thread's two pixels */
+    bool inside[2];
+};
+
+__device__ __forceinline__ block_at find_block(const sl_conv_tiles &p, const sl_conv_tile &t, int ft, int block, int warp, int lane)
+{
+    block_at b;
+    int frame, row, col;
+    sl_conv_place_at(&p, t.place + block / ft, &frame, &row, &col);
+    frame += block % ft;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        const int y = row + warp, x = col + lane / 4 + 8 * half;
+        b.inside[half] = frame < p.frames && y < p.grid_h && x < p.grid_w;
+        b.at[half] = ((int64_t)(frame * p.oh + y * p.step + t.phase_y) * p.ow + x * p.step + t.phase_x) * p.co + t.n0;
+    }
+    return b;
+}
+
+/* Sums begin as bias plus residual: their loads meet free registers, and the end has only to round. The residual may be y: nobody else touches this
+ * block's elements, and all of them are read before one is written. */
+template <int N> __device__ __forceinline__ void begin_sums(const fast_args &a, float (&d)[N / 2], const block_at &b, int n0, int lane)
+{
+    const int q = lane % 4;
+    if constexpr (N % 32 == 0) {
+        if (a.residual) {
+#pragma unroll
+            for (int half = 0; half < 2; half++)
+#pragma unroll
+                for (int i = 0; i < N / 32; i++) {
+                    uint4 v = b.inside[half] ? *(const uint4 *)(a.residual + b.at[half] + (4 * i + q) * 8) : make_uint4(0, 0, 0, 0);
+                    d[16 * i + 2 * half] = __uint_as_float(v.x), d[16 * i + 4 + 2 * half] = __uint_as_float(v.y);
+                    d[16 * i + 8 + 2 * half] = __uint_as_float(v.z), d[16 * i + 12 + 2 * half] = __uint_as_float(v.w);
+                }
+        }
+#pragma unroll
+        for (int i = 0; i < N / 32; i++) {
+            uint32_t r[2][4] = {{0, 0, 0, 0}, {0, 0, 0, 0}};
+            if (a.residual) {
+#pragma unroll
+                for (int half = 0; half < 2; half++) {
+#pragma unroll
+                    for (int e = 0; e < 4; e++) r[half][e] = __float_as_uint(d[16 * i + 4 * e + 2 * half]);
+                    transpose4(r[half], lane);
+                }
+            }
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                const int j = 4 * i + e;
+                float2 bias = a.bias ? floats(__ldg((const uint32_t *)(a.bias + n0 + 8 * j + 2 * q))) : make_float2(0, 0);
+#pragma unroll
+                for (int half = 0; half < 2; half++) {
+                    float2 s = floats(r[half][e]);
+                    d[4 * j + 2 * half] = s.x + bias.x, d[4 * j + 2 * half + 1] = s.y + bias.y;
+                }
+            }
+        }
+    } else {
+#pragma unroll
+        for (int i = 0; i < N / 2; i++) {
+            const int n = i / 4 * 8 + 2 * q + i % 2, half = i % 4 / 2;
+            d[i] = 0;
+            if (n0 + n >= a.p.co) continue;
+            if (a.bias) d[i] = __bfloat162float(a.bias[n0 + n]);
+            if (a.residual && b.inside[half]) d[i] += __bfloat162float(a.residual[b.at[half] + n]);
+        }
+    }
+}
+
+/* Round the sums once and store them. */
+template <int N> __device__ __forceinline__ void store_sums(const fast_args &a, const float (&d)[N / 2], const block_at &b, int n0, int lane)
+{
+    const int q = lane % 4;
+    if constexpr (N % 32 == 0) {
+#pragma unroll
+        for (int half = 0; half < 2; half++)
+#pragma unroll
+            for (int i = 0; i < N / 32; i++) {
+                uint32_t v[4];
+#pragma unroll
+                for (int e = 0; e < 4; e++) v[e] = rounded(d[16 * i + 4 * e + 2 * half], d[16 * i + 4 * e + 2 * half + 1]);
+                transpose4(v, lane);
+                if (b.inside[half]) *(uint4 *)(a.y + b.at[half] + (4 * i + q) * 8) = make_uint4(v[0], v[1], v[2], v[3]);
+            }
+    } else {
+#pragma unroll
+        for (int i = 0; i < N / 2; i++) {
+            const int n = i / 4 * 8 + 2 * q + i % 2, half = i % 4 / 2;
+            if (b.inside[half] && n0 + n < a.p.co) a.y[b.at[half] + n] = __float2bfloat16_rn(d[i]);
+        }
+    }
+}
+
+/* A warpgroup multiplies blocks 2 group and 2 group + 1 of each of the block's tiles. */
+template <int N, int FT, int KTS> __device__ __forceinline__ void consume(const fast_args &a, ring r, int group, int warp, int lane)
+{
+    using S = stage<N, FT, KTS>;
+    const sl_conv_tiles &p = a.p;
+    const int tiles = sl_conv_tile_count(&p), stages = sl_conv_stages(&p);
+    const uint32_t first[2] = {(uint32_t)sl_conv_slot_of(FT, KTS, 2 * group, 0) * SLOT, (uint32_t)sl_conv_slot_of(FT, KTS, 2 * group + 1, 0) * SLOT};
+    for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+        const sl_conv_tile t = sl_conv_tile_at(&p, tile);
+        float sums[2][N / 2];
+#pragma unroll
+        for (int m = 0; m < 2; m++) begin_sums<N>(a, sums[m], find_block(p, t, FT, 2 * group + m, warp, lane), t.n0, lane);
+        uint32_t before = 0; /* the barrier of the stage that was queued last */
+        for (int s = 0; s < stages; s++) {
+            const uint32_t data = r.data + r.at * S::BYTES, weights = data + S::SLOTS * SLOT;
+            barrier_wait(r.full + 8 * r.at, r.round);
+            pin(sums);
+            asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#pragma unroll
+            for (int dt = 0; dt < KTS; dt++)
+#pragma unroll
+                for (int half = 0; half < SL_CONV_KC / 16; half++)
+#pragma unroll
+                    for (int m = 0; m < 2; m++)
+                        wgmma<N>(sums[m], matrix_at(data + first[m] + dt * SLOT + half * 32), matrix_at(weights + dt * S::WEIGHTS + half * 32));
+            asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+            pin(sums);
+            asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory"); /* all but what was just queued is done */
+            if (s && lane == 0) barrier_arrive(before);
+            before = r.empty + 8 * r.at;
+            advance<S::COUNT>(r);
+        }
+        asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+        pin(sums);
+        if (lane == 0) barrier_arrive(before);
+
+#pragma unroll
+        for (int m = 0; m < 2; m++) store_sums<N>(a, sums[m], find_block(p, t, FT, 2 * group + m, warp, lane), t.n0, lane);
+    }
+}
+
+#endif
+
+template <int N, int FT, int KTS>
+__global__ void __launch_bounds__(THREADS, 1) conv_fast_kernel(const __grid_constant__ CUtensorMap x, const __grid_constant__ CUtensorMap history,
+                                                               const __grid_constant__ CUtensorMap w, const __grid_constant__ fast_args a)
+{
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    using S = stage<N, FT, KTS>;
+    extern __shared__ unsigned char shared[];
+    __shared__ __align__(8) uint64_t barriers[2 * S::COUNT];
+    ring r = {(shared_address(shared) + 1023u) & ~1023u, shared_address(barriers), shared_address(barriers + S::COUNT), 0, 0};
+    const int group = __shfl_sync(0xffffffffu, (int)threadIdx.x / 128, 0);
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < S::COUNT; i++) {
+            barrier_init(r.full + 8 * i, 1);               /* the producer's; the copies' bytes besides */
+            barrier_init(r.empty + 8 * i, CONSUMERS / 32); /* one arrival a warp */
+        }
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    }
+    __syncthreads();
+    if (group == 0) {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+        if (threadIdx.x == 0) produce<N, FT, KTS>(a, &x, &history, &w, r);
+    } else {
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+        consume<N, FT, KTS>(a, r, group - 1, (int)threadIdx.x / 32 % 4, (int)threadIdx.x % 32);
+    }
+#endif
+}
+
+/* ---- host ---------------------------------------------------------------------------------------------------------------- */
+
+/* A tensor map over bf16 data; dims and box from the innermost index on, rows dense. */
+bool encode(sl_ctx *ctx, CUtensorMap *map, const void *data, int rank, const cuuint64_t *dims, const cuuint32_t *box, const char *what)
+{
+    cuuint64_t strides[4], bytes = sizeof(bf16);
+    const cuuint32_t steps[5] = {1, 1, 1, 1, 1};
+    for (int i = 0; i < rank - 1; i++) strides[i] = bytes *= dims[i];
+    CUresult e = ((PFN_cuTensorMapEncodeTiled_v12000)sl_cuda_of(ctx)->convs->encode)(
+        map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, (cuuint32_t)rank, (void *)data, dims, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+        CU_TENSOR_MAP_SWIZZLE_64B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    if (e == CUDA_SUCCESS) return true;
+    sl_ctx_fail(ctx, SL_CUDA, "conv3d: tensor map of %s: driver error %d (rank %d, %llu x %llu innermost, at %p)", what, (int)e, rank,
+                (unsigned long long)dims[0], (unsigned long long)dims[1], data);
+    return false;
+}
+
+bool encode_frames(sl_ctx *ctx, CUtensorMap *map, const void *data, int t, const sl_conv_call *c, const char *what)
+{
+    const cuuint64_t dims[4] = {(cuuint64_t)c->C, (cuuint64_t)c->W, (cuuint64_t)c->H, (cuuint64_t)t};
+    const cuuint32_t box[4] = {SL_CONV_KC, SL_CONV_BLOCK_W, SL_CONV_BLOCK_H, 1};
+    return encode(ctx, map, data, 4, dims, box, what);
+}
+
+template <int N, int FT, int KTS>
+void launch(sl_ctx *ctx, const CUtensorMap &x, const CUtensorMap &history, const CUtensorMap &w, const fast_args &a, int bit)
+{
+    auto kernel = conv_fast_kernel<N, FT, KTS>;
+    const int shared = stage<N, FT, KTS>::SHARED, tiles = sl_conv_tile_count(&a.p), sms = sl_cuda_of(ctx)->sms;
+    unsigned *done = &sl_cuda_of(ctx)->convs->set_up;
+    if (!(*done >> bit & 1)) {
+        if (!sl_cuda_ok(ctx, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), "conv3d: shared memory")) return;
+        *done |= 1u << bit;
+    }
+    kernel<<<tiles < sms ? tiles : sms, THREADS, shared, ctx->stream>>>(x, history, w, a);
+    SL_LAUNCHED(ctx, "conv3d");
+}
+
+template <int N> void launch_frames(sl_ctx *ctx, const CUtensorMap &x, const CUtensorMap &history, const CUtensorMap &w, const fast_args &a, int bit)
+{
+    if (a.p.ft == 4) launch<N, 4, 3>(ctx, x, history, w, a, bit);
+    else if (a.p.ft == 2) launch<N, 2, 3>(ctx, x, history, w, a, bit + 1);
+    else launch<N, 1, 1>(ctx, x, history, w, a, bit + 2);
+}
+
+} // namespace
+
+bool sl_conv_fast_can(const sl_cuda *cu, const sl_conv_call *c)
+{
+    const sl_conv &k = c->k;
+    if (cu->sm != 90 || cu->convs->simple || !cu->convs->encode) return false;
+    if (c->C % SL_CONV_KC || (c->co % 96 && c->co > 8) || k.stride_hw != 1) return false;
+    if (k.upsample && (k.kt != 1 || k.kh != 3 || k.kw != 3 || k.pad != 1 || k.pad_end)) return false;
+    if (((uintptr_t)c->x | (uintptr_t)c->w | (uintptr_t)c->history | (uintptr_t)c->y | (uintptr_t)c->residual) % 16) return false;
+    return (int64_t)c->frames * c->oh * c->ow < INT32_MAX / 64;
+}
+
+void sl_conv_fast(sl_ctx *ctx, const sl_conv_call *c)
+{
+    fast_args a = {};
+    CUtensorMap x, history, w;
+    sl_conv_plan(&a.p, &c->k, c->frames, c->oh, c->ow, c->C, c->co, c->history != nullptr, sl_cuda_of(ctx)->sms);
+    a.bias = c->bias, a.residual = c->residual, a.y = c->y;
+
+    const int64_t shape[5] = {c->co, c->C, c->k.kt, c->k.kh, c->k.kw}, taps = (int64_t)a.p.kt * a.p.kh * a.p.kw;
+    const bf16 *weights = c->w + (c->k.upsample ? sl_conv_direct_count(shape) : 0);
+    const cuuint64_t dims[2] = {(cuuint64_t)sl_conv_pitch(c->C, taps), (cuuint64_t)(a.p.weight_rows * a.p.phases)};
+    const cuuint32_t box[2] = {SL_CONV_KC, (cuuint32_t)a.p.n};
+    if (!encode(ctx, &w, weights, 2, dims, box, "the weights") || !encode_frames(ctx, &x, c->x, c->T, c, "x")) return;
+    history = x;
+    if (c->history && !encode_frames(ctx, &history, c->history, c->before, c, "the history")) return;
+
+    if (a.p.n == 192) launch_frames<192>(ctx, x, history, w, a, 0);
+    else if (a.p.n == 96) launch_frames<96>(ctx, x, history, w, a, 3);
+    else launch_frames<8>(ctx, x, history, w, a, 6);
+}
