@@ -159,7 +159,8 @@ sl_code open_direct(job *j, sl_err *err)
         }
         snprintf(link, sizeof link, "/proc/self/fd/%d", c.fd);
         int fd = open(link, O_RDONLY | O_CLOEXEC | O_DIRECT);
-        if (fd < 0) return sl_fail_errno(err, errno, "load: %s: cannot be opened with O_DIRECT", name_of(c.fd, path, sizeof path));
+        const int why = errno;
+        if (fd < 0) return sl_fail_errno(err, why, "load: %s: cannot be opened with O_DIRECT", name_of(c.fd, path, sizeof path));
         j->opened.push_back(fd);
         c.reading = fd;
     }
@@ -269,7 +270,8 @@ bool read_chunk(job *j, const chunk &c, char *host)
         const ssize_t n = pread(fd, host + got, (size_t)(whole - got), from + got);
         if (n < 0 && errno == EINTR) continue;
         if (n < 0) {
-            sl_fail_errno(&err, errno, "load: %s: bytes %lld to %lld cannot be read", name_of(c.fd, path, sizeof path), (long long)c.begin,
+            const int why = errno;
+            sl_fail_errno(&err, why, "load: %s: bytes %lld to %lld cannot be read", name_of(c.fd, path, sizeof path), (long long)c.begin,
                           (long long)c.end);
             return give_up(j, err);
         }
