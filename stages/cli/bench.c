@@ -20,6 +20,7 @@ static const struct {
     bool asked_only;
 } PARTS[] = {{"gemm", "the DiT's matrix products", bench_gemm, false},
              {"attention", "the networks' attentions", bench_attention, false},
+             {"conv", "the VAE's largest convolutions", bench_conv, false},
              {"handover", "tensors to another process and back", bench_handover, false},
              {"image", "CLIP of one picture", bench_image, false},
              {"text", "UMT5 of two prompts of 512 tokens", bench_text, false},
@@ -356,7 +357,7 @@ static sl_code parse(bench *b, bool wanted[PART_COUNT], int argc, char **argv, s
         while (k < PART_COUNT && strcmp(PARTS[k].name, argv[i])) k++;
         if (k == PART_COUNT)
             return sl_fail(err, SL_ARG,
-                           "bench: \"%.60s\" is nothing that can be measured, want some of gemm attention handover image text "
+                           "bench: \"%.60s\" is nothing that can be measured, want some of gemm attention conv handover image text "
                            "condition decode dit job",
                            argv[i]);
         wanted[k] = true;

@@ -72,9 +72,10 @@ void bench_tell(bench *b, const char *what, const char *size, const bench_work *
 /* ---- what can be measured ---- */
 
 sl_code bench_ceilings(bench *b, sl_err *err); /* product_rate, copy_rate */
-/* bench_ops.c: the matrix products and attentions of the networks, one by one */
+/* bench_ops.c: the matrix products, attentions and convolutions of the networks, one by one */
 sl_code bench_gemm(bench *b, sl_err *err);
 sl_code bench_attention(bench *b, sl_err *err);
+sl_code bench_conv(bench *b, sl_err *err);
 /* bench_networks.c */
 sl_code bench_dit(bench *b, sl_err *err);
 sl_code bench_decode(bench *b, sl_err *err);

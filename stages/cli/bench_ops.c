@@ -1,4 +1,4 @@
-/* bench_ops.c - the matrix products and attentions that the networks consist of, one by one. */
+/* bench_ops.c - the matrix products, attentions and convolutions that the networks consist of, one by one. */
 #include "stages/cli/bench.h"
 
 #include <math.h>
@@ -120,4 +120,59 @@ sl_code bench_attention(bench *b, sl_err *err)
     if (!rc) rc = time_attention(b, "UMT5", 512, 512, t->heads, t->d_kv, true, err);
     if (!rc && side) rc = time_attention(b, "CLIP", side * side + 1, side * side + 1, v->heads, v->hidden / v->heads, false, err);
     return rc;
+}
+
+/* ---- convolutions ---- */
+
+typedef struct {
+    bench_net n;
+    sl_tensor x, history, w, b, y;
+    sl_conv conv;
+} conv_op;
+
+static void run_conv(void *arg)
+{
+    conv_op *o = arg;
+    sl_conv3d(&o->n.ctx, &o->y, &o->x, &o->history, &o->w, &o->b, NULL, &o->conv);
+}
+
+/* A causal 3x3x3 convolution of t frames with the two before them. */
+static sl_code time_conv(bench *b, int64_t t, int64_t h, int64_t w, int64_t ci, int64_t co, sl_err *err)
+{
+    char size[64];
+    conv_op o = {.conv = {.kt = 3, .kh = 3, .kw = 3, .stride_t = 1, .stride_hw = 1, .pad = 1}};
+    sl_code rc = bench_net_open(&o.n, b, "conv", err);
+    if (rc) return rc;
+    sl_ctx *ctx = &o.n.ctx;
+    const sl_dtype act = sl_act(ctx);
+    sl_weight(o.n.loader, &o.w, SL_W_CONV, 5, (int64_t[]){co, ci, 3, 3, 3}, "conv.weight");
+    sl_weight(o.n.loader, &o.b, SL_W_VECTOR, 1, &co, "conv.bias");
+    if (!(rc = sl_loader_finish(o.n.loader, err))) {
+        sl_tensor x = bench_tensor(&o.n, act, t, h * w * ci, 1), past = bench_tensor(&o.n, act, 2, h * w * ci, 1),
+                  y = bench_tensor(&o.n, act, t, h * w * co, 1);
+        o.x = sl_view4(x.data, act, t, h, w, ci);
+        o.history = sl_view4(past.data, act, 2, h, w, ci);
+        o.y = sl_view4(y.data, act, t, h, w, co);
+        snprintf(size, sizeof size, "%lldx%lldx%lld, %lld->%lld", (long long)t, (long long)h, (long long)w, (long long)ci,
+                 (long long)co);
+        const double bytes = (double)(sl_bytes(&x) + sl_bytes(&past) + sl_bytes(&y));
+        rc = bench_time(&o.n, "conv", size, bytes + (double)sl_loader_bytes(o.n.loader), (size_t)bytes, run_conv, &o, err);
+        sl_device_free(ctx, x.data);
+        sl_device_free(ctx, past.data);
+        sl_device_free(ctx, y.data);
+    }
+    bench_net_close(&o.n);
+    return rc;
+}
+
+/* The decoder's largest layers, one of each resolution, and its last. */
+sl_code bench_conv(bench *b, sl_err *err)
+{
+    const bench_size *s = &b->sizes[b->size_count - 1];
+    const int64_t c = b->model.vae.decoder_base, h = s->h, w = s->w;
+    sl_code rc;
+    if ((rc = time_conv(b, 4, h, w, c, c, err)) || (rc = time_conv(b, 4, h / 2, w / 2, 2 * c, 2 * c, err)) ||
+        (rc = time_conv(b, 2, h / 4, w / 4, 4 * c, 4 * c, err)) || (rc = time_conv(b, 1, h / 8, w / 8, 4 * c, 4 * c, err)))
+        return rc;
+    return time_conv(b, 4, h, w, c, 3, err);
 }
