@@ -9,9 +9,9 @@
  * Errors are sticky in the loader: the first is returned by sl_loader_finish, with the tensor's name and both shapes.
  * On the CPU, matrices whose bytes are aligned stay mapped as stored (F32, BF16, F16): nothing is copied, and processes share
  * the page cache; vectors become F32; convolutions are packed.
- * On a device with BF16 activations matrices and vectors become BF16, and nothing is there before sl_loader_finish: it takes one allocation of exactly
- * what was asked for (each tensor at a multiple of 256 bytes), reads the files through the plug-in's loader, or has random numbers made on the device, and
- * sets the data of the tensors where sl_weight left them.
+ * On a device with BF16 activations matrices and vectors become BF16, and nothing is there before sl_loader_finish: it takes one
+ * allocation of exactly what was asked for (each tensor at a multiple of 256 bytes), reads the files through the plug-in's loader,
+ * or has random numbers made on the device, and sets the data of the tensors where sl_weight left them.
  * The loader owns all of it: it outlives the network. After an error sl_weight still gives shapes, with NULL data. */
 #ifndef SL_WEIGHTS_H
 #define SL_WEIGHTS_H
@@ -32,8 +32,8 @@ typedef enum {
 sl_code sl_loader_file(sl_loader **out, sl_ctx *ctx, const char *dir, const char *stem, const char *label, sl_err *err);
 /* Counts what the device of ctx->ops would take; without a checkpoint, matrices count as of the activations' dtype. */
 sl_code sl_loader_plan(sl_loader **out, sl_ctx *ctx, const char *label, sl_err *err);
-/* A tensor's numbers depend on `seed`, its name and shape alone, on every device: uniform with deviation 1/sqrt(K) for matrices and convolutions, near 1
- * for norm weights and gammas, near 0 for biases. Matrices have the activations' dtype. */
+/* A tensor's numbers depend on `seed`, its name and shape alone, on every device: uniform with deviation 1/sqrt(K) for matrices
+ * and convolutions, near 1 for norm weights and gammas, near 0 for biases. Matrices have the activations' dtype. */
 sl_code sl_loader_random(sl_loader **out, sl_ctx *ctx, uint64_t seed, const char *label, sl_err *err);
 /* Elements [first, first + n) of the same numbers for tensor `name` of t's shape, as `dtype` (F32, BF16, F16) in host memory. */
 void sl_weight_random(void *dst, sl_dtype dtype, uint64_t seed, const char *name, const sl_tensor *t, int64_t first, int64_t n);
@@ -42,8 +42,8 @@ sl_code sl_loader_inspect(sl_loader **out, sl_ctx *ctx, const char *dir, const c
 void sl_loader_close(sl_loader **l);
 
 /* From now on call fn for each tensor that a network asks for and the checkpoint holds as it should, in that order. `stored` is as
- * in the file: a mapped view, which lives as long as the loader; so does the name. Without a checkpoint (planning, random) fn is called for each
- * tensor: `stored` is F32 and has no data, the name lives until fn returns. */
+ * in the file: a mapped view, which lives as long as the loader; so does the name. Without a checkpoint (planning, random) fn is
+ * called for each tensor: `stored` is F32 and has no data, the name lives until fn returns. */
 typedef void sl_weight_fn(void *user, const char *name, const sl_tensor *stored);
 void sl_loader_watch(sl_loader *l, sl_weight_fn *fn, void *user);
 /* The tensors that nobody asked for, skipped ones among them, likewise, in the order of names: what a copy must keep so that other
@@ -51,7 +51,8 @@ void sl_loader_watch(sl_loader *l, sl_weight_fn *fn, void *user);
 void sl_loader_rest(const sl_loader *l, sl_weight_fn *fn, void *user);
 
 /* Want tensor `name` (a printf format) of this shape. *out: the tensor in device form, data owned by the loader (NULL when planning
- * or inspecting; on a device until sl_loader_finish, which sets out->data: *out stays where it is until then). A convolution of rank 4 comes out with rank 5. Errors (kept): SL_SHAPE missing, misshapen, no float; SL_NOMEM. */
+ * or inspecting; on a device until sl_loader_finish, which sets out->data: *out stays where it is until then). A convolution of
+ * rank 4 comes out with rank 5. Errors (kept): SL_SHAPE missing, misshapen, no float; SL_NOMEM. */
 void sl_weight(sl_loader *l, sl_tensor *out, sl_weight_kind kind, int rank, const int64_t *shape, const char *name, ...)
     __attribute__((format(printf, 6, 7)));
 /* A tensor that the checkpoint may hold and nobody needs (attn2.norm_added_q): not reported as left over. */
@@ -61,7 +62,8 @@ void sl_weight_skip(sl_loader *l, const char *name, ...) __attribute__((format(p
  * "vision_model." prefix). True when planning and for random weights. Marks nothing as used. */
 bool sl_loader_has(const sl_loader *l, const char *name);
 
-/* Bring what was asked for onto the device. The first error, or SL_OK; the context's *cancel ends it with SL_CANCELLED. Tensors of the file that nobody asked for are not an error; see sl_loader_unused. */
+/* Bring what was asked for onto the device. The first error, or SL_OK; the context's *cancel ends it with SL_CANCELLED. Tensors of
+ * the file that nobody asked for are not an error; see sl_loader_unused. */
 sl_code sl_loader_finish(sl_loader *l, sl_err *err);
 int sl_loader_unused(const sl_loader *l);   /* how many; inspect lists them */
 size_t sl_loader_bytes(const sl_loader *l); /* device memory taken (or planned), mapped weights counted */

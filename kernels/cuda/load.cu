@@ -1,9 +1,9 @@
 /* load.cu - weights onto the device: files through pinned slots, converted there; and random weights made there.
  *
- * The pieces are sorted by their place in the files and cut into chunks of at most CHUNK bytes, neighbours together. Each of the readers takes the next
- * chunk, reads it into one of its two pinned slots with one large read, and queues on its own stream: a copy straight to the destination where the dtypes
- * agree, else a copy to its device stage and a conversion. The slot is filled anew once its event has come, so that a reader's read and its copies
- * overlap. Host memory: readers * 2 * CHUNK, whatever the files' size.
+ * The pieces are sorted by their place in the files and cut into chunks of at most CHUNK bytes, neighbours together. Each reader
+ * takes the next chunk, reads it into one of its two pinned slots with one large read, and queues on its own stream: a copy straight
+ * to the destination where the dtypes agree, else a copy to its device stage and a conversion. The slot is filled anew once its event
+ * has come, so that a reader's read and its copies overlap. Host memory: readers * 2 * CHUNK, whatever the files' size.
  * SLUICE_LOAD_DIRECT=1: read past the page cache (O_DIRECT), to measure a disk. */
 #include <errno.h>
 #include <fcntl.h>
@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -23,7 +24,8 @@
 
 #include "kernels/cuda/cuda.h"
 
-namespace {
+namespace
+{
 
 const int64_t CHUNK = (int64_t)8 << 20; /* bytes of a file that one slot holds */
 const int64_t PAGE = 4096;              /* reads begin and end at multiples of it */
@@ -86,7 +88,8 @@ bool cuda_ok(job *j, cudaError_t e, const char *what)
 {
     sl_err err;
     if (e == cudaSuccess) return true;
-    sl_fail(&err, e == cudaErrorMemoryAllocation ? SL_NOMEM : SL_CUDA, "load: %s on device %d: %s", what, j->device, cudaGetErrorString(e));
+    sl_fail(&err, e == cudaErrorMemoryAllocation ? SL_NOMEM : SL_CUDA, "load: %s on device %d: %s", what, j->device,
+            cudaGetErrorString(e));
     return give_up(j, err);
 }
 
@@ -101,20 +104,21 @@ const char *name_of(int fd, char *buf, size_t size)
     return buf;
 }
 
-/* ---- chunks ------------------------------------------------------------------------------------------------------------------ */
+/* ---- chunks --------------------------------------------------------------------------------------------------------- */
 
 sl_code check_piece(const sl_load_piece *p, int i, sl_err *err)
 {
     bool from = p->from == SL_F32 || p->from == SL_BF16 || p->from == SL_F16, to = p->to == SL_F32 || p->to == SL_BF16;
     if (!from || !to)
-        return sl_fail(err, SL_ARG, "load: piece %d is %s and to be %s, want F32, BF16 or F16 to be F32 or BF16", i, sl_dtype_tag(p->from),
-                       sl_dtype_tag(p->to));
+        return sl_fail(err, SL_ARG, "load: piece %d is %s and to be %s, want F32, BF16 or F16 to be F32 or BF16", i,
+                       sl_dtype_tag(p->from), sl_dtype_tag(p->to));
     int64_t size = (int64_t)sl_dtype_size(p->from);
     if (p->count < 0 || p->offset < 0 || p->count > (INT64_MAX - p->offset - PAGE) / size)
-        return sl_fail(err, SL_ARG, "load: piece %d has %lld elements at offset %lld of its file, want 0 or more within 2^63 bytes", i,
-                       (long long)p->count, (long long)p->offset);
+        return sl_fail(err, SL_ARG, "load: piece %d has %lld elements at offset %lld of its file, want 0 or more within 2^63 bytes",
+                       i, (long long)p->count, (long long)p->offset);
     if (p->count && (!p->dst || (uintptr_t)p->dst % sl_dtype_size(p->to)))
-        return sl_fail(err, SL_ARG, "load: piece %d goes to address %p, want one that is aligned for %s", i, p->dst, sl_dtype_tag(p->to));
+        return sl_fail(err, SL_ARG, "load: piece %d goes to address %p, want one that is aligned for %s", i, p->dst,
+                       sl_dtype_tag(p->to));
     return SL_OK;
 }
 
@@ -183,7 +187,7 @@ sl_code plan(job *j, const sl_load_piece *pieces, int n, sl_err *err)
     return direct && !strcmp(direct, "1") ? open_direct(j, err) : SL_OK;
 }
 
-/* ---- on the device ------------------------------------------------------------------------------------------------------------ */
+/* ---- on the device -------------------------------------------------------------------------------------------------- */
 
 /* As sl_to_floats and sl_to_bf16 of common/tensor.c, NaNs included. */
 __device__ float widen(const void *src, int64_t i, sl_dtype from)
@@ -238,7 +242,7 @@ int blocks_for(int64_t n)
     return (int)std::min<int64_t>((n + THREADS - 1) / THREADS, 2048);
 }
 
-/* ---- a reader --------------------------------------------------------------------------------------------------------------------- */
+/* ---- a reader ------------------------------------------------------------------------------------------------------- */
 
 /* Wait until `event` has come; an event that was never recorded has. */
 bool wait_for(job *j, cudaEvent_t event)
@@ -271,13 +275,16 @@ bool read_chunk(job *j, const chunk &c, char *host)
         if (n < 0 && errno == EINTR) continue;
         if (n < 0) {
             const int why = errno;
-            sl_fail_errno(&err, why, "load: %s: bytes %lld to %lld cannot be read", name_of(c.fd, path, sizeof path), (long long)c.begin,
-                          (long long)c.end);
+            sl_fail_errno(&err, why, "load: %s: bytes %lld to %lld cannot be read", name_of(c.fd, path, sizeof path),
+                          (long long)c.begin, (long long)c.end);
             return give_up(j, err);
         }
         if (!n) {
+            struct stat info;
+            const int64_t size =
+                fstat(c.fd, &info) ? from + got : (int64_t)info.st_size; /* another reader may be nearer to the end */
             sl_fail(&err, SL_FORMAT, "load: %s ends at byte %lld, want bytes %lld to %lld: the file was cut short",
-                    name_of(c.fd, path, sizeof path), (long long)(from + got), (long long)c.begin, (long long)c.end);
+                    name_of(c.fd, path, sizeof path), (long long)size, (long long)c.begin, (long long)c.end);
             return give_up(j, err);
         }
         got += n;
@@ -387,7 +394,8 @@ void run_readers(job *j, int n)
 
 } // namespace
 
-sl_code sl_cuda_load(const sl_load_piece *pieces, int n, int threads, const volatile int *cancel, sl_load_figures *figures, sl_err *err)
+sl_code sl_cuda_load(const sl_load_piece *pieces, int n, int threads, const volatile int *cancel, sl_load_figures *figures,
+                     sl_err *err)
 {
     const double t0 = seconds_now();
     job j;
