@@ -656,7 +656,7 @@ static void sleep_on(const sl_pool *p, uint32_t seen, int64_t until_ms)
 sl_code sl_lease_reserve(sl_lease **out, sl_pool *p, int wait_ms, sl_err *err)
 {
     int64_t deadline = now_ms() + (wait_ms > 0 ? wait_ms : 0);
-    uint64_t epoch;
+    uint64_t epoch = 0;
     int slot;
     bool soon;
     sl_code rc;

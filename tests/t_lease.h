@@ -34,11 +34,11 @@ static struct {
     bool outlives_owner;    /* a slot may still be written when its owner has died or closed */
 } K;
 
-static void put_host(const sl_tensor *t, const void *bytes)
+static inline void put_host(const sl_tensor *t, const void *bytes)
 {
     memcpy(t->data, bytes, sl_bytes(t));
 }
-static void get_host(const sl_tensor *t, void *bytes)
+static inline void get_host(const sl_tensor *t, void *bytes)
 {
     memcpy(bytes, t->data, sl_bytes(t));
 }
