@@ -1,0 +1,542 @@
+/* gpu_matrix.c - matrix products and attention on the GPU, held to the CPU body on the same bf16 inputs; then the cases of t_ops_matrix.h.
+ *
+ * A case that fails prints what it is, how far it lies and its worst element, and the next case runs. Ends with the speed of the 14B model's
+ * largest products and attention, for the reader. Without a device: one line, and success. */
+#include "tests/t_ops_matrix.h"
+
+#include <fcntl.h>
+#include <time.h>
+
+#include "common/log.h"
+#include "kernels/plugin.h"
+
+static const sl_ops *gpu;
+
+/* ---- the same tensor on both sides ---------------------------------------------------------------------- */
+
+typedef struct {
+    sl_ctx cpu, gpu;
+    uint64_t seed;
+    int failures, cases;
+} pair;
+
+typedef struct {
+    sl_tensor g, c, whole_g, whole_c; /* g on the device; c F32 on the host with the same values */
+    int64_t pad;
+} twin;
+
+static void pair_open(pair *p, size_t device_bytes)
+{
+    sl_err err = {0};
+    memset(p, 0, sizeof *p);
+    p->seed = 11;
+    T_OK(sl_ctx_open(&p->cpu, &sl_ops_cpu, (size_t)1 << 30, &err));
+    T_OK(sl_ctx_open(&p->gpu, gpu, device_bytes, &err));
+}
+
+static void pair_close(pair *p)
+{
+    int failures = p->failures, cases = p->cases;
+    sl_ctx_close(&p->gpu);
+    sl_ctx_close(&p->cpu);
+    print_message("%d of %d cases passed\n", cases - failures, cases);
+    assert_int_equal(failures, 0);
+}
+
+static void forget(pair *p)
+{
+    sl_release(&p->gpu, 0);
+    sl_release(&p->cpu, 0);
+}
+
+/* Upload x (n floats of t, its bytes rounded to t's dtype) to both sides, the rounded values to the CPU's. */
+static void fill(pair *p, twin *t, float *x)
+{
+    int64_t n = sl_count(&t->whole_g);
+    void *raw = malloc((size_t)n * 4 + 1);
+    assert_non_null(raw);
+    assert_int_equal(sl_from_floats(raw, t->whole_g.dtype, x, n, NULL), SL_OK);
+    assert_int_equal(sl_to_floats(x, raw, t->whole_g.dtype, n, NULL), SL_OK);
+    sl_upload(&p->gpu, &t->whole_g, raw);
+    sl_sync(&p->gpu);
+    if (n) memcpy(t->whole_c.data, x, (size_t)n * 4);
+    free(raw);
+}
+
+/* Random [rows, cols] with `pad` columns of a constant on each side. */
+static twin matrix(pair *p, sl_dtype dtype, int64_t rows, int64_t cols, int64_t pad)
+{
+    int64_t width = cols + 2 * pad, n = rows * width;
+    twin t = {.whole_g = sl_new2(&p->gpu, dtype, rows, width), .whole_c = sl_new2(&p->cpu, SL_F32, rows, width), .pad = pad};
+    float *x = malloc((size_t)n * 4 + 1);
+    assert_true(x && sl_ok(&p->gpu) && sl_ok(&p->cpu));
+    t_fill(x, n, p->seed++);
+    for (int64_t i = 0; pad && i < n; i++)
+        if (i % width < pad || i % width >= pad + cols) x[i] = SENTINEL;
+    fill(p, &t, x);
+    free(x);
+    t.g = sl_cols(&t.whole_g, pad, cols);
+    t.c = sl_cols(&t.whole_c, pad, cols);
+    return t;
+}
+
+static twin list(pair *p, sl_dtype dtype, int64_t n)
+{
+    twin t = matrix(p, dtype, 1, n, 0);
+    t.g = sl_view1(t.g.data, dtype, n);
+    t.c = sl_view1(t.c.data, SL_F32, n);
+    return t;
+}
+
+static twin part(const twin *t, int64_t first, int64_t count)
+{
+    twin r = *t;
+    r.g = sl_cols(&t->g, first, count);
+    r.c = sl_cols(&t->c, first, count);
+    return r;
+}
+
+static float *downloaded(pair *p, const sl_tensor *t)
+{
+    int64_t n = sl_count(t);
+    void *raw = malloc((size_t)n * 4 + 1);
+    float *x = malloc((size_t)n * 4 + 1);
+    assert_true(raw && x);
+    sl_download(&p->gpu, raw, t);
+    assert_int_equal(sl_to_floats(x, raw, t->dtype, n, NULL), SL_OK);
+    free(raw);
+    return x;
+}
+
+/* One line about a case that failed; clears the contexts' errors. */
+static bool went_wrong(pair *p, const char *what)
+{
+    sl_err err = {0};
+    p->cases++;
+    if (sl_ctx_error(&p->cpu, &err) || sl_ctx_error(&p->gpu, &err)) {
+        print_message("FAIL %s: %s\n", what, err.msg);
+        p->failures++;
+        return true;
+    }
+    return false;
+}
+
+/* got and want, n numbers in rows of `cols`: relative Frobenius distance <= tol, and each within 8 tol of the largest wanted. */
+static void compare(pair *p, const float *got, const float *want, int64_t n, int64_t cols, double tol, const char *what)
+{
+    double d = 0, s = 0, big = 0, worst = -1;
+    int64_t at = 0;
+    for (int64_t i = 0; i < n; i++) {
+        double e = fabs((double)got[i] - want[i]);
+        d += e * e;
+        s += (double)want[i] * want[i];
+        big = fmax(big, fabs((double)want[i]));
+        if (!(e <= worst) && !isnan(worst)) worst = e, at = i;
+    }
+    double rel = sqrt(d) / (s > 0 ? sqrt(s) : 1);
+    if (n && (!(rel <= tol) || !(worst <= 8 * tol * big))) {
+        print_message("FAIL %s: relative distance %.3g, want <= %.3g; worst at row %lld, column %lld: found %.7g, want %.7g (largest %.3g)\n", what,
+                      rel, tol, (long long)(at / cols), (long long)(at % cols), (double)got[at], (double)want[at], big);
+        p->failures++;
+    }
+}
+
+/* The whole of t: its columns as wanted, the columns beside them untouched. */
+static void same(pair *p, const twin *t, double tol, const char *what)
+{
+    if (went_wrong(p, what)) return;
+    float *all = downloaded(p, &t->whole_g), *want = (float *)t->whole_c.data;
+    int64_t n = sl_count(&t->whole_g), width = t->whole_g.shape[1], cols = width - 2 * t->pad;
+    for (int64_t i = 0; t->pad && i < n; i++)
+        if ((i % width < t->pad || i % width >= t->pad + cols) && all[i] != SENTINEL) {
+            print_message("FAIL %s: row %lld, column %lld beside the result was written: %.7g\n", what, (long long)(i / width),
+                          (long long)(i % width), (double)all[i]);
+            p->failures++;
+            break;
+        }
+    for (int64_t i = 0; t->pad && i < n; i++)
+        if (i % width < t->pad || i % width >= t->pad + cols) all[i] = want[i] = 0; /* so that it counts for nothing */
+    compare(p, all, want, n, width, tol, what);
+    free(all);
+}
+
+/* ---- linear --------------------------------------------------------------------------------------------- */
+
+enum { NO_BIAS, BIAS_BF16, BIAS_F32 };
+
+static void linear_once(pair *p, sl_dtype dtype, int64_t m, int64_t n, int64_t k, int bias, sl_activation act, int64_t pad)
+{
+    twin x = matrix(p, dtype, m, k, pad), w = matrix(p, dtype, n, k, 0), y = matrix(p, dtype, m, n, pad);
+    twin b = list(p, bias == BIAS_BF16 ? SL_BF16 : SL_F32, n);
+    sl_linear(&p->cpu, &y.c, &x.c, &w.c, bias ? &b.c : NULL, act);
+    sl_linear(&p->gpu, &y.g, &x.g, &w.g, bias ? &b.g : NULL, act);
+    same(p, &y, dtype == SL_F32 ? 1e-5 : 4e-3,
+         say("linear %lld x %lld x %lld, %s, bias %d, activation %d, pad %lld", (long long)m, (long long)n, (long long)k, sl_dtype_tag(dtype),
+             bias, (int)act, (long long)pad));
+    forget(p);
+}
+
+static void products_of_every_kind(void **state)
+{
+    (void)state;
+    static const int64_t M[] = {1, 2, 3, 5, 8, 9, 33, 257, 1000}, N[] = {1, 8, 64, 96, 515}, K[] = {1, 8, 36, 64, 2053}, PAD[] = {0, 8, 3};
+    pair p;
+    int turn = 0;
+    pair_open(&p, (size_t)1 << 30);
+    EACH(i, M) EACH(j, N) EACH(l, K)
+    {
+        linear_once(&p, SL_BF16, M[i], N[j], K[l], turn % 3, (sl_activation)(turn / 3 % 4), PAD[turn / 12 % 3]);
+        turn += 5; /* of 36 combinations, and 5 does not divide 36 */
+    }
+    for (int bias = 0; bias < 3; bias++)
+        for (int act = 0; act < 4; act++)
+            for (int pad = 0; pad < 3; pad++) linear_once(&p, SL_BF16, 128, 256, 192, bias, (sl_activation)act, PAD[pad]);
+    pair_close(&p);
+}
+
+static void products_in_float32(void **state)
+{
+    (void)state;
+    static const int64_t M[] = {1, 4, 8, 9, 40}, N[] = {1, 40, 515}, K[] = {1, 36, 256, 2053}, PAD[] = {0, 4, 3};
+    pair p;
+    int turn = 0;
+    pair_open(&p, (size_t)1 << 30);
+    EACH(i, M) EACH(j, N) EACH(l, K)
+    {
+        linear_once(&p, SL_F32, M[i], N[j], K[l], turn % 3, (sl_activation)(turn / 3 % 4), PAD[turn / 12 % 3]);
+        turn += 5;
+    }
+    linear_once(&p, SL_F32, 1, 5120, 5120, BIAS_F32, SL_ACT_SILU, 0);
+    pair_close(&p);
+}
+
+static void products_of_the_networks(void **state)
+{
+    (void)state;
+    pair p;
+    pair_open(&p, (size_t)2 << 30);
+    linear_once(&p, SL_BF16, 1, 30720, 5120, BIAS_BF16, SL_ACT_NONE, 0);          /* time_proj */
+    linear_once(&p, SL_BF16, 512, 5120, 4096, BIAS_BF16, SL_ACT_GELU_TANH, 0);    /* text embedder */
+    linear_once(&p, SL_BF16, 257, 1280, 1280, BIAS_BF16, SL_ACT_GELU_ERF, 0);     /* image embedder, CLIP */
+    linear_once(&p, SL_BF16, 512, 10240, 4096, NO_BIAS, SL_ACT_NONE, 0);          /* UMT5 */
+    linear_once(&p, SL_BF16, 1560, 1536, 144, BIAS_BF16, SL_ACT_NONE, 0);         /* patch embedding */
+    linear_once(&p, SL_BF16, 1560, 64, 5120, BIAS_BF16, SL_ACT_NONE, 0);          /* the head */
+    linear_once(&p, SL_BF16, 3001, 2048, 1024, BIAS_BF16, SL_ACT_GELU_TANH, 0);
+    linear_once(&p, SL_BF16, 4096, 5120, 5120, BIAS_BF16, SL_ACT_NONE, 0);        /* large enough to be timed */
+    pair_close(&p);
+}
+
+/* ---- attention ------------------------------------------------------------------------------------------ */
+
+enum { APART, TOGETHER }; /* q, k, v dense; or columns of one matrix (k and v of one where Nq != Nk) */
+
+static void attention_once(pair *p, int64_t nq, int64_t nk, int heads, int64_t d, bool bias, bool accumulate, int place, int64_t pad)
+{
+    int64_t w = heads * d;
+    twin q, k, v, o = matrix(p, SL_BF16, nq, w, pad), table = matrix(p, SL_F32, heads, nq + nk - 1, 0);
+    if (place == TOGETHER && nq == nk) {
+        twin all = matrix(p, SL_BF16, nq, 3 * w, 0);
+        q = part(&all, 0, w), k = part(&all, w, w), v = part(&all, 2 * w, w);
+    } else {
+        q = matrix(p, SL_BF16, nq, w, pad);
+        if (place == TOGETHER) {
+            twin all = matrix(p, SL_BF16, nk, 2 * w, 0);
+            k = part(&all, 0, w), v = part(&all, w, w);
+        } else k = matrix(p, SL_BF16, nk, w, pad), v = matrix(p, SL_BF16, nk, w, pad);
+    }
+    float scale = 2 / sqrtf((float)d);
+    sl_attention(&p->cpu, &o.c, &q.c, &k.c, &v.c, heads, scale, bias ? &table.c : NULL, accumulate);
+    sl_attention(&p->gpu, &o.g, &q.g, &k.g, &v.g, heads, scale, bias ? &table.g : NULL, accumulate);
+    same(p, &o, 4e-3, /* the weights are rounded to bf16, then the result, then the sum */
+         say("attention %lld x %lld, %d heads x %lld, bias %d, accumulate %d, place %d, pad %lld", (long long)nq, (long long)nk, heads,
+             (long long)d, bias, accumulate, place, (long long)pad));
+    forget(p);
+}
+
+/* The sizes of the DiT must be cuDNN's: a warning about a slower form is a failure. */
+static void fused_attention_is_there(void **state)
+{
+    (void)state;
+    pair p;
+    char file[600], text[2000] = "";
+    const char *dir = t_tmpdir();
+    snprintf(file, sizeof file, "%s/log", dir);
+    pair_open(&p, (size_t)1 << 30);
+    fflush(stderr);
+    int before = dup(2), to = open(file, O_RDWR | O_CREAT, 0600);
+    assert_true(before >= 0 && to >= 0 && dup2(to, 2) >= 0);
+    attention_once(&p, 300, 512, 40, 128, false, false, APART, 0);
+    attention_once(&p, 300, 257, 40, 128, false, false, APART, 0);
+    attention_once(&p, 300, 300, 40, 128, false, false, TOGETHER, 0);
+    attention_once(&p, 300, 257, 40, 128, false, true, APART, 0);
+    attention_once(&p, 200, 200, 12, 64, false, false, APART, 0);
+    fflush(stderr);
+    dup2(before, 2);
+    close(before);
+    lseek(to, 0, SEEK_SET);
+    ssize_t n = read(to, text, sizeof text - 1);
+    close(to);
+    t_rmdir(dir);
+    if (n > 0 && strstr(text, "cuDNN")) {
+        print_message("FAIL cuDNN did not do it: %s", text);
+        p.failures++;
+    }
+    pair_close(&p);
+}
+
+static void fused_attention_of_odd_sizes(void **state)
+{
+    (void)state;
+    static const int64_t NQ[] = {1, 17, 128, 300}, NK[] = {1, 17, 257, 512};
+    static const int HEADS[] = {1, 3, 40};
+    pair p;
+    int turn = 0;
+    pair_open(&p, (size_t)1 << 30);
+    EACH(i, NQ) EACH(j, NK)
+    {
+        attention_once(&p, NQ[i], NK[j], HEADS[turn % 3], 128, false, turn & 1, turn / 2 % 2, turn % 5 == 0 ? 8 : 0);
+        turn++;
+    }
+    attention_once(&p, 257, 257, 3, 128, false, true, TOGETHER, 8);
+    attention_once(&p, 131, 67, 5, 64, false, true, TOGETHER, 16);
+    attention_once(&p, 7000, 33, 40, 128, false, true, APART, 0); /* added in several pieces */
+    pair_close(&p);
+}
+
+static void generic_attention(void **state)
+{
+    (void)state;
+    pair p;
+    pair_open(&p, (size_t)1 << 30);
+    attention_once(&p, 257, 257, 16, 80, false, false, APART, 0);   /* CLIP */
+    attention_once(&p, 900, 900, 1, 384, false, false, TOGETHER, 0); /* the VAE's one head */
+    attention_once(&p, 512, 512, 64, 64, true, false, APART, 0);    /* UMT5 */
+    attention_once(&p, 37, 37, 4, 64, true, true, TOGETHER, 8);
+    attention_once(&p, 1, 1, 2, 64, true, false, APART, 0);
+    attention_once(&p, 65, 41, 3, 24, true, true, APART, 3);        /* nothing aligned */
+    attention_once(&p, 130, 77, 3, 5, false, false, APART, 1);
+    attention_once(&p, 50, 61, 2, 128, false, true, APART, 4);      /* rows of 8 bytes: not cuDNN's */
+    attention_once(&p, 1025, 1025, 64, 64, true, false, APART, 0);  /* queries in several pieces */
+    attention_once(&p, 300, 20000, 12, 40, false, true, APART, 0);  /* heads in several groups */
+    pair_close(&p);
+}
+
+/* The three forms, against each other on the device. */
+static void forms_agree(pair *p, int64_t nq, int64_t nk, int heads, int64_t d)
+{
+    static const char *const FORM[] = {"generic", "unified", "composite", NULL};
+    int64_t w = heads * d;
+    twin q = matrix(p, SL_BF16, nq, w, 0), k = matrix(p, SL_BF16, nk, w, 0), v = matrix(p, SL_BF16, nk, w, 0), o = matrix(p, SL_BF16, nq, w, 0);
+    float *want = NULL;
+    for (int f = 0; f < 4; f++) {
+        const char *what = say("%s attention %lld x %lld, %d heads x %lld", FORM[f] ? FORM[f] : "chosen", (long long)nq, (long long)nk, heads,
+                               (long long)d);
+        if (FORM[f]) setenv("SLUICE_ATTENTION", FORM[f], 1);
+        else unsetenv("SLUICE_ATTENTION");
+        sl_attention(&p->gpu, &o.g, &q.g, &k.g, &v.g, heads, 2 / sqrtf((float)d), NULL, false);
+        sl_sync(&p->gpu);
+        if (went_wrong(p, what)) break; /* it emptied the arena */
+        float *got = downloaded(p, &o.g);
+        if (want) compare(p, got, want, nq * w, w, 4e-3, what);
+        if (want) free(got);
+        else want = got;
+    }
+    unsetenv("SLUICE_ATTENTION");
+    free(want);
+    forget(p);
+}
+
+static void forms_of_attention_agree(void **state)
+{
+    (void)state;
+    pair p;
+    pair_open(&p, (size_t)1 << 30);
+    forms_agree(&p, 1024, 257, 4, 128);
+    forms_agree(&p, 4096, 4096, 4, 128);
+    forms_agree(&p, 1000, 1000, 3, 64);
+    pair_close(&p);
+}
+
+/* ---- speed ---------------------------------------------------------------------------------------------- */
+
+/* A device matrix of bf16 noise: one block of it again and again. */
+static sl_tensor noise(pair *p, int64_t rows, int64_t cols)
+{
+    enum { BLOCK = 1 << 22 };
+    static sl_bf16 block[BLOCK];
+    uint64_t seed = 5;
+    for (int i = 0; i < BLOCK && !block[0]; i++) block[BLOCK - 1 - i] = sl_to_bf16(t_rand(&seed));
+    sl_tensor t = sl_new2(&p->gpu, SL_BF16, rows, cols);
+    for (int64_t at = 0; at < rows * cols && t.data; at += BLOCK) {
+        int64_t n = rows * cols - at < BLOCK ? rows * cols - at : BLOCK;
+        sl_tensor view = sl_view1((char *)t.data + at * 2, SL_BF16, n);
+        sl_upload(&p->gpu, &view, block);
+    }
+    return t;
+}
+
+static double seconds(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static void speed_of_the_largest(void **state)
+{
+    (void)state;
+    enum { N = 75600, D = 5120, F = 13824 };
+    pair p;
+    sl_err err = {0};
+    size_t free_bytes = 0, total = 0;
+    T_OK(sl_plugin_cuda(&err)->memory(0, &free_bytes, &total, &err));
+    if (free_bytes < (size_t)12 << 30) {
+        print_message("speed: %zu bytes are free, want 12 GiB\n", free_bytes);
+        return;
+    }
+    pair_open(&p, (size_t)8 << 30);
+    static const struct {
+        int64_t n, k;
+        sl_activation act;
+    } AT[] = {{D, D, SL_ACT_NONE}, {F, D, SL_ACT_GELU_TANH}, {D, F, SL_ACT_NONE}};
+    EACH(i, AT)
+    {
+        sl_tensor x = noise(&p, N, AT[i].k), w = noise(&p, AT[i].n, AT[i].k), b = noise(&p, 1, AT[i].n), y = noise(&p, N, AT[i].n);
+        b = sl_view1(b.data, SL_BF16, AT[i].n);
+        sl_linear(&p.gpu, &y, &x, &w, &b, AT[i].act);
+        sl_sync(&p.gpu);
+        double from = seconds();
+        for (int r = 0; r < 5; r++) sl_linear(&p.gpu, &y, &x, &w, &b, AT[i].act);
+        sl_sync(&p.gpu);
+        double s = (seconds() - from) / 5;
+        if (!went_wrong(&p, "linear"))
+            print_message("speed: linear %d x %lld x %lld: %.3f ms, %.0f TFLOP/s\n", N, (long long)AT[i].n, (long long)AT[i].k, s * 1e3,
+                          2e-12 * N * (double)AT[i].n * (double)AT[i].k / s);
+        forget(&p);
+    }
+    static const struct {
+        int64_t nk;
+        bool add;
+    } KEYS[] = {{N, false}, {512, false}, {257, true}};
+    EACH(i, KEYS)
+    {
+        sl_tensor q = noise(&p, N, D), k = noise(&p, KEYS[i].nk, D), v = noise(&p, KEYS[i].nk, D), o = noise(&p, N, D);
+        sl_attention(&p.gpu, &o, &q, &k, &v, 40, 0.088388f, NULL, KEYS[i].add);
+        sl_sync(&p.gpu);
+        double from = seconds();
+        for (int r = 0; r < 2; r++) sl_attention(&p.gpu, &o, &q, &k, &v, 40, 0.088388f, NULL, KEYS[i].add);
+        sl_sync(&p.gpu);
+        double s = (seconds() - from) / 2;
+        if (!went_wrong(&p, "attention"))
+            print_message("speed: attention %d x %lld, 40 heads x 128%s: %.3f ms, %.0f TFLOP/s\n", N, (long long)KEYS[i].nk,
+                          KEYS[i].add ? ", added" : "", s * 1e3, 4e-12 * N * (double)KEYS[i].nk * D / s);
+        forget(&p);
+    }
+    pair_close(&p);
+}
+
+/* ---- the plug-in ---------------------------------------------------------------------------------------- */
+
+static void too_much_memory_names_both_sizes(void **state)
+{
+    (void)state;
+    sl_ctx ctx;
+    sl_err err = {0};
+    T_CODE(sl_ctx_open(&ctx, gpu, (size_t)1 << 45, &err), SL_NOMEM);
+    T_SAYS(err.msg, "35184372088832");
+    T_SAYS(err.msg, "free");
+    T_OK(sl_ctx_open(&ctx, gpu, 1 << 20, &err)); /* and the device is as it was */
+    assert_null(sl_device_alloc(&ctx, (size_t)1 << 45));
+    T_CODE(sl_ctx_error(&ctx, &err), SL_NOMEM);
+    T_SAYS(err.msg, "free");
+    sl_ctx_close(&ctx);
+}
+
+static void the_device_is_described(void **state)
+{
+    (void)state;
+    const sl_plugin *cuda = sl_plugin_cuda(NULL);
+    sl_err err = {0};
+    size_t free_bytes = 0, total = 0;
+    char name[64];
+    int sm = 0;
+    bool yes = false;
+    T_OK(cuda->describe(0, name, sizeof name, &sm, &err));
+    T_OK(cuda->memory(0, &free_bytes, &total, &err));
+    T_OK(cuda->can_map(0, 0, &yes, &err));
+    assert_true(yes && sm >= 80 && free_bytes > 0 && free_bytes <= total);
+    print_message("%s, compute capability %d.%d, %zu of %zu bytes free\n", name, sm / 10, sm % 10, free_bytes, total);
+    T_CODE(cuda->use(cuda->devices(), &err), SL_ARG);
+    T_CODE(cuda->memory(-1, &free_bytes, &total, &err), SL_ARG);
+}
+
+static void pinned_memory_goes_there_and_back(void **state)
+{
+    (void)state;
+    enum { N = 1 << 20 };
+    const sl_plugin *cuda = sl_plugin_cuda(NULL);
+    sl_err err = {0};
+    sl_ctx ctx;
+    T_OK(sl_ctx_open(&ctx, gpu, 4 * N, &err));
+    float *a = cuda->host_alloc(4 * N), *b = aligned_alloc(4096, 4 * N);
+    assert_true(a && b);
+    T_OK(cuda->host_register(b, 4 * N, &err));
+    t_fill(a, N, 3);
+    memset(b, 0, 4 * N);
+    sl_tensor t = sl_new1(&ctx, SL_F32, N);
+    cuda->copy_in(&ctx, t.data, a, 4 * N);
+    cuda->copy_out(&ctx, b, t.data, 4 * N);
+    sl_sync(&ctx);
+    T_OK(sl_ctx_error(&ctx, &err));
+    assert_memory_equal(a, b, 4 * N);
+    cuda->host_unregister(b);
+    cuda->host_free(a);
+    free(b);
+    sl_ctx_close(&ctx);
+}
+
+static void a_cancelled_context_does_nothing(void **state)
+{
+    (void)state;
+    sl_ctx ctx;
+    sl_err err = {0};
+    int stop = 0;
+    T_OK(sl_ctx_open(&ctx, gpu, 1 << 20, &err));
+    ctx.cancel = &stop;
+    sl_tensor t = sl_new1(&ctx, SL_F32, 8);
+    stop = 1;
+    sl_zero(&ctx, &t);
+    T_CODE(sl_ctx_error(&ctx, &err), SL_CANCELLED);
+    sl_ctx_close(&ctx);
+}
+
+int main(void)
+{
+    sl_err err = {0};
+    const sl_plugin *cuda = sl_plugin_cuda(&err);
+    if (!cuda || cuda->devices() < 1) {
+        printf("gpu_matrix: skipped: %s\n", cuda ? "no CUDA device" : err.msg);
+        return 0;
+    }
+    if (cuda->use(0, &err)) {
+        fprintf(stderr, "gpu_matrix: %s\n", err.msg);
+        return 1;
+    }
+    gpu = cuda->ops;
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(the_device_is_described),
+        cmocka_unit_test(too_much_memory_names_both_sizes),
+        cmocka_unit_test(pinned_memory_goes_there_and_back),
+        cmocka_unit_test(a_cancelled_context_does_nothing),
+        cmocka_unit_test(products_of_every_kind),
+        cmocka_unit_test(products_in_float32),
+        cmocka_unit_test(products_of_the_networks),
+        cmocka_unit_test(fused_attention_is_there),
+        cmocka_unit_test(fused_attention_of_odd_sizes),
+        cmocka_unit_test(generic_attention),
+        cmocka_unit_test(forms_of_attention_agree),
+        CASES(gpu),
+        cmocka_unit_test(speed_of_the_largest),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
