@@ -95,22 +95,24 @@ static void free_numbers(numbers *s)
 
 /* ---- the fast kernel's tiles, on the host ------------------------------------------------------------------------------------------ */
 
-/* What the copy engine brings: a box of 32 channels, 16 columns, 4 rows of one frame, zeros outside, in the swizzle, at byte `to` of a stage. */
-static void emulate_box(float *stage, int to, const float *frames, int T, const conv_case *c, int channel, int x, int y, int f)
+/* What the copy engine brings: a box of 32 channels, 16 columns, `rows` rows of one frame, zeros outside, in the swizzle, from byte
+ * `to` of shared memory on. */
+static void emulate_box(float *shared, int to, const float *frames, int T, const conv_case *c, int rows, int channel, int x, int y, int f)
 {
-    for (int row = 0; row < SL_CONV_BLOCK; row++) {
+    for (int row = 0; row < rows * SL_CONV_BLOCK_W; row++) {
         int iy = y + row / SL_CONV_BLOCK_W, ix = x + row % SL_CONV_BLOCK_W;
         bool there = f >= 0 && f < T && iy >= 0 && iy < c->H && ix >= 0 && ix < c->W;
         for (int k = 0; k < SL_CONV_KC; k++)
-            stage[(to + sl_conv_swizzled(row, k)) / 2] = there ? frames[(((int64_t)f * c->H + iy) * c->W + ix) * c->ci + channel + k] : 0;
+            shared[(to + sl_conv_swizzled(row, k)) / 2] = there ? frames[(((int64_t)f * c->H + iy) * c->W + ix) * c->ci + channel + k] : 0;
     }
 }
 
-/* What wgmma reads: element (row, k) of a matrix whose descriptor begins at byte `from`; address bits 7 and 8 choose the piece. */
-static float emulate_read(const float *stage, int from, int row, int k)
+/* What wgmma reads: element (row, k) of a matrix whose descriptor begins at byte `from`, 8 rows 512 bytes apart; address bits 7 and 8
+ * choose the piece. */
+static float emulate_read(const float *shared, int from, int row, int k)
 {
     int byte = from + row / 8 * 512 + row % 8 * 64 + k * 2;
-    return stage[(byte ^ (byte >> 7 & 3) << 4) / 2];
+    return shared[(byte ^ (byte >> 7 & 3) << 4) / 2];
 }
 
 static void emulate(const conv_case *c, int sms)
@@ -120,53 +122,50 @@ static void emulate(const conv_case *c, int sms)
     sl_conv_tiles p;
     sl_conv_plan(&p, c->k, s.frames, s.oh, s.ow, c->ci, c->co, c->history && c->k->kt > 1, sms);
     const int64_t first = c->k->upsample ? sl_conv_direct_count(s.shape) : 0, pitch = sl_conv_pitch(c->ci, (int64_t)p.kt * p.kh * p.kw);
-    const int slots = sl_conv_slots(p.ft, p.kts), per = p.ft + p.kts - 1, slot = SL_CONV_BLOCK * SL_CONV_KC * 2, weights = p.n * SL_CONV_KC * 2;
+    const int slots = sl_conv_slots(p.ft, p.kts), per = p.ft + p.kts - 1, weights = slots * SL_CONV_SLOT, matrix = p.n * SL_CONV_KC * 2;
     const int64_t last = (int64_t)sl_conv_packed_bytes(s.shape) / 2;
-    float *stage = calloc((size_t)(slots * slot + p.kts * weights) / 2, sizeof *stage), *y = malloc(sizeof *y * (size_t)s.ny);
+    float *shared = calloc((size_t)(weights + p.kts * matrix) / 2, sizeof *shared), *y = malloc(sizeof *y * (size_t)s.ny);
     float *sums = malloc(sizeof *sums * (size_t)(4 * SL_CONV_BLOCK * p.n));
-    assert_true(stage && y && sums);
+    assert_true(shared && y && sums);
     for (int64_t i = 0; i < s.ny; i++) y[i] = NAN;
     int64_t written = 0;
 
     for (int tile = 0; tile < sl_conv_tile_count(&p); tile++) {
         const sl_conv_tile t = sl_conv_tile_at(&p, tile);
-        int stages = 0;
         memset(sums, 0, sizeof *sums * (size_t)(4 * SL_CONV_BLOCK * p.n));
-        for (int dt = p.kts == 1 ? p.first_dt : 0; dt < (p.kts == 1 ? p.kt : 1); dt++)
-            for (int dy = 0; dy < p.kh; dy++)
-                for (int dx = 0; dx < p.kw; dx++)
-                    for (int chunk = 0; chunk < p.chunks; chunk++, stages++) {
-                        for (int g = 0; g < SL_CONV_BLOCKS / p.ft; g++)
-                            for (int j = 0; j < per; j++) {
-                                int frame, row, col;
-                                sl_conv_place_at(&p, t.place + g, &frame, &row, &col);
-                                int f = sl_conv_slot_frame(&p, frame, j, dt);
-                                bool past = f < 0 && p.has_history;
-                                emulate_box(stage, (g * per + j) * slot, past ? s.h : s.x, past ? s.past : c->T, c, chunk * SL_CONV_KC,
-                                            col - (p.pad - t.phase_x) + dx, row - (p.pad - t.phase_y) + dy, past ? f + p.before : f);
-                            }
-                        for (int d = 0; d < p.kts; d++) {
-                            int tap = ((dt + d) * p.kh + dy) * p.kw + dx;
-                            for (int n = 0; n < p.n; n++)
-                                for (int k = 0; k < SL_CONV_KC; k++) {
-                                    int64_t at = first + (t.weight_row + n) * pitch + (tap * p.chunks + chunk) * SL_CONV_KC + k;
-                                    assert_true(at < last);
-                                    stage[(slots * slot + d * weights + sl_conv_swizzled(n, k)) / 2] = sl_conv_packed_value(s.w, s.shape, at);
-                                }
+        for (int step = 0; step < sl_conv_steps(&p); step++) {
+            int dt, dx, chunk;
+            sl_conv_step_at(&p, step, &dt, &dx, &chunk);
+            for (int g = 0; g < SL_CONV_BLOCKS / p.ft; g++)
+                for (int j = 0; j < per; j++) {
+                    int frame, row, col;
+                    sl_conv_place_at(&p, t.place + g, &frame, &row, &col);
+                    int f = sl_conv_slot_frame(&p, frame, j, dt);
+                    bool past = f < 0 && p.has_history;
+                    emulate_box(shared, (g * per + j) * SL_CONV_SLOT, past ? s.h : s.x, past ? s.past : c->T, c, SL_CONV_BLOCK_H + p.kh - 1,
+                                chunk * SL_CONV_KC, col - (p.pad - t.phase_x) + dx, row - (p.pad - t.phase_y), past ? f + p.before : f);
+                }
+            for (int dy = 0; dy < p.kh; dy++) {
+                for (int d = 0; d < p.kts; d++)
+                    for (int n = 0; n < p.n; n++)
+                        for (int k = 0; k < SL_CONV_KC; k++) {
+                            int64_t at = first + (t.weight_row + n) * pitch + sl_conv_weight_k(&p, dt + d, dy, dx, chunk) + k;
+                            assert_true(at < last);
+                            shared[(weights + d * matrix + sl_conv_swizzled(n, k)) / 2] = sl_conv_packed_value(s.w, s.shape, at);
                         }
-                        for (int block = 0; block < 4; block++)
-                            for (int d = 0; d < p.kts; d++)
-                                for (int half = 0; half < 2; half++)
-                                    for (int row = 0; row < 64; row++)
-                                        for (int n = 0; n < p.n; n++) {
-                                            float sum = 0;
-                                            for (int k = 0; k < 16; k++)
-                                                sum += emulate_read(stage, sl_conv_slot_of(p.ft, p.kts, block, d) * slot + half * 32, row, k) *
-                                                       emulate_read(stage, slots * slot + d * weights + half * 32, n, k);
-                                            sums[(block * 64 + row) * p.n + n] += sum;
-                                        }
-                    }
-        assert_int_equal(stages, sl_conv_stages(&p));
+                for (int block = 0; block < 4; block++)
+                    for (int d = 0; d < p.kts; d++)
+                        for (int half = 0; half < 2; half++)
+                            for (int row = 0; row < 64; row++)
+                                for (int n = 0; n < p.n; n++) {
+                                    int from = sl_conv_slot_of(p.ft, p.kts, block, d) * SL_CONV_SLOT + dy * SL_CONV_ROW + half * 32;
+                                    float sum = 0;
+                                    for (int k = 0; k < 16; k++)
+                                        sum += emulate_read(shared, from, row, k) * emulate_read(shared, weights + d * matrix + half * 32, n, k);
+                                    sums[(block * 64 + row) * p.n + n] += sum;
+                                }
+            }
+        }
         for (int block = 0; block < 4; block++)
             for (int row = 0; row < 64; row++)
                 for (int n = 0; n < p.n; n++) {
@@ -182,7 +181,7 @@ static void emulate(const conv_case *c, int sms)
     if (written != s.ny) fail_msg("%s: %lld elements written, want %lld", case_name(c), (long long)written, (long long)s.ny);
     double e = t_rel_l2(y, s.want, s.ny);
     if (!(e <= 1e-5)) fail_msg("%s: the tiles' arithmetic gives relative L2 %.3g, want <= 1e-5", case_name(c), e);
-    free(stage), free(y), free(sums);
+    free(shared), free(y), free(sums);
     free_numbers(&s);
 }
 

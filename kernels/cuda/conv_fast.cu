@@ -1,23 +1,27 @@
-/* conv_fast.cu - the video autoencoder's convolutions on Hopper: the copy engine fetches shifted boxes of pixels, wgmma multiplies them.
+/* conv_fast.cu - the video autoencoder's convolutions on Hopper: the copy engine fetches shifted boxes of pixels, wgmma multiplies
+ * them.
  *
- * An implicit matrix product over tiles of 256 output pixels and 8, 96 or 192 output channels (conv_tiles.h). What a block of 4 x 16 pixels reads for one
- * tap is a box of the frame at shifted coordinates: one tensor copy brings its 32 channels into shared memory in the 64-byte swizzle that wgmma reads,
- * with zeros for whatever lies outside the picture, which is the padding. Frames before the chunk come through a second tensor map, over the history.
- * A stage holds those boxes and the weights of its taps; a producer thread keeps up to eight stages full, two warpgroups of consumers multiply (two
- * blocks of 64 pixels each, sums in registers) and give stages back. Tiles of four (two) frames share their boxes among the three taps in time: six
- * boxes where twelve would be read, which matters because a kernel of 96 channels is bound by what L2 delivers. Blocks stay on their multiprocessor and
- * take tile after tile; the producer runs ahead into the next tile while the last one is stored.
+ * An implicit matrix product over tiles of 256 output pixels and 8, 96 or 192 output channels (conv_tiles.h). What a block of 4 x 16
+ * pixels reads for a tap is a box of the frame at shifted coordinates: a tensor copy brings 32 channels of it into shared memory in
+ * the 64-byte swizzle that wgmma reads, with zeros for whatever lies outside the picture, which is the padding. Frames before the
+ * chunk come through a second tensor map, over the history. A box has the rows of all kh taps: one row is 1 KiB, a multiple of the
+ * swizzle's period, so the next tap dy is the same matrix begun one row later. Tiles of four (two) frames share their boxes among
+ * the three taps in time as well: six boxes of six rows serve nine taps, 36 KiB where 144 would be read, which matters because a
+ * kernel of 96 channels would be bound by what L2 delivers. Boxes and weights have rings of their own, each filled by one thread;
+ * two warpgroups multiply (two blocks of 64 pixels each, sums in registers) and give the places back. Blocks stay on their
+ * multiprocessor and take tile after tile; the copies run ahead into the next tile while the last one is stored.
  *
- * Doubled frames (upsample) are never made: each of the four output phases is a convolution of 2 x 2 taps over the stored frame, with weights added up
- * when they were packed: 2.25 times fewer operations, the sums rounded once to bf16.
+ * Doubled frames (upsample) are never made: each of the four output phases is a convolution of 2 x 2 taps over the stored frame,
+ * with weights added up when they were packed: 2.25 times fewer operations, the sums of weights rounded once to bf16.
  *
- * COST AND EXPECTATION (H100 SXM; 990 TFLOP/s nominal, about 790 within its power; L2 gives a multiprocessor about 40 bytes a clock):
- *   [4,720,1280,96]->96, 27 taps    1.83 TFLOP, 43 KB of L2 per 1152 clocks at full rate (37 B/clk)        expected 500-600 TFLOP/s, 3.0-3.7 ms
- *   [4,360,640,192]->192            1.83 TFLOP, 61 KB per 2304 clocks (27 B/clk)                            expected 600-650 TFLOP/s, 2.9 ms
- *   [2,180,320,384]->384            0.92 TFLOP, 70 KB per 2304 clocks (30 B/clk), 7 rounds of 132 tiles     expected 550-600 TFLOP/s, 1.6 ms
- *   [1,90,160,384]->384             0.11 TFLOP, 29 KB per 768 clocks, one round of 116 tiles                expected 450 TFLOP/s, 0.25 ms
- *   upsample [4,360,640,192]->96    0.54 TFLOP in phases (1.22 as written), 23 KB per 384 clocks (59 B/clk) expected 350 TFLOP/s, 1.5 ms
- *   conv_out [4,720,1280,96]->3     0.15 TFLOP on 8 columns; bound by boxes: 9.6 GB from L2                  expected 2-2.5 ms */
+ * COST AND EXPECTATION (H100 SXM: 990 TFLOP/s nominal, about 790 within its power; a multiprocessor multiplies 256 x N x 32 in
+ * 4 N clocks and gets 25 to 40 bytes a clock from L2). "B/clk": what the layer would take from L2 at full speed.
+ *   [4,720,1280,96]->96    27 taps   1.83 TFLOP  27 B/clk   expected 550-650 TFLOP/s, 2.8-3.3 ms
+ *   [4,360,640,192]->192   27 taps   1.83 TFLOP  21 B/clk   expected 600-650 TFLOP/s, 2.9 ms
+ *   [2,180,320,384]->384   27 taps   0.92 TFLOP  23 B/clk   expected 550-600 TFLOP/s, 1.6 ms: 7 rounds of 132 tiles
+ *   [1,90,160,384]->384    27 taps   0.11 TFLOP  27 B/clk   expected 450 TFLOP/s, 0.25 ms: one round of 116 tiles
+ *   [4,360,640,192]->96    doubled   0.54 TFLOP  42 B/clk   expected 400 TFLOP/s, 1.4 ms (1.22 TFLOP as written)
+ *   [4,720,1280,96]->3     27 taps   0.15 TFLOP, 8 columns  expected 1.2-1.5 ms: bound by 5 GB of boxes from L2 */
 #include <cuda.h>
 #include <cudaTypedefs.h>
 
@@ -25,16 +29,18 @@
 
 namespace {
 
-enum { PRODUCER = 128, CONSUMERS = 256, THREADS = PRODUCER + CONSUMERS, SLOT = SL_CONV_BLOCK * SL_CONV_KC * 2, MAX_STAGES = 8, SHARED_MAX = 226 * 1024 };
+enum { PRODUCERS = 128, CONSUMERS = 256, THREADS = PRODUCERS + CONSUMERS, SHARED_MAX = 226 * 1024 };
 
-/* Bytes of a stage: its slots, then the weights of its taps in time. All are multiples of 512, the period of the swizzle. */
-template <int N, int FT, int KTS> struct stage {
-    static constexpr int G = SL_CONV_BLOCKS / FT;    /* places of a tile */
-    static constexpr int PER_PLACE = FT + KTS - 1;   /* slots of a place */
-    static constexpr int SLOTS = G * PER_PLACE, WEIGHTS = N * SL_CONV_KC * 2, BYTES = SLOTS * SLOT + KTS * WEIGHTS;
-    static constexpr int FIT = (SHARED_MAX - 1024) / BYTES, COUNT = FIT < MAX_STAGES ? FIT : MAX_STAGES;
-    static constexpr int SHARED = COUNT * BYTES + 1024;
-    static_assert(COUNT >= 2 && BYTES % 512 == 0 && SLOT % 512 == 0, "a stage is released when the next has been queued");
+/* Bytes and places of the two rings. Everything is a multiple of 512, the period of the swizzle. */
+template <int N, int FT, int KTS> struct rings {
+    static constexpr int G = SL_CONV_BLOCKS / FT;  /* places of a tile */
+    static constexpr int PER_PLACE = FT + KTS - 1; /* slots of a place */
+    static constexpr int SLOTS = G * PER_PLACE, BOXES = SLOTS * SL_CONV_SLOT, MATRIX = N * SL_CONV_KC * 2, WEIGHTS = KTS * MATRIX;
+    static constexpr int DEEP = FT == 4 ? 3 : FT == 2 ? 2 : 4; /* steps whose boxes are there */
+    static constexpr int FIT = (SHARED_MAX - 1024 - DEEP * BOXES) / WEIGHTS, WIDE = FIT < 8 ? FIT : 8; /* parts of weights */
+    static constexpr int SHARED = DEEP * BOXES + WIDE * WEIGHTS + 1024;
+    static_assert(DEEP >= 2 && WIDE >= 2, "a place is given back when the next one's products have been queued");
+    static_assert(BOXES % 512 == 0 && MATRIX % 512 == 0 && SL_CONV_ROW % 512 == 0, "matrices begin where the swizzle begins");
 };
 
 struct fast_args {
@@ -85,7 +91,7 @@ __device__ __forceinline__ void barrier_wait(uint32_t bar, uint32_t parity)
     }
 }
 
-/* A box of 32 channels, 16 columns, 4 rows, 1 frame. */
+/* A box of 32 channels, 16 columns, 4 + kh - 1 rows, 1 frame. */
 __device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap *map, uint32_t bar, int c, int x, int y, int f)
 {
     asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(to),
@@ -198,57 +204,74 @@ __device__ __forceinline__ uint32_t rounded(float a, float b)
 
 /* ---- roles --------------------------------------------------------------------------------------------------------------- */
 
-/* Where the ring is and where in it one side stands. */
+/* Where a ring is and where in it one side stands. */
 struct ring {
     uint32_t data, full, empty; /* addresses in shared memory; barriers are 8 bytes apart */
     int at;
-    uint32_t round;             /* parity of the passes through the ring */
+    uint32_t pass; /* parity of the passes through the ring */
 };
 
 template <int COUNT> __device__ __forceinline__ void advance(ring &r)
 {
-    if (++r.at == COUNT) r.at = 0, r.round ^= 1;
+    if (++r.at == COUNT) r.at = 0, r.pass ^= 1;
 }
 
-/* One thread queues all copies of all of the block's tiles. */
+/* One thread queues the boxes of all of the block's tiles. */
 template <int N, int FT, int KTS>
-__device__ __forceinline__ void produce(const fast_args &a, const CUtensorMap *x, const CUtensorMap *history, const CUtensorMap *w, ring r)
+__device__ __forceinline__ void bring_boxes(const fast_args &a, const CUtensorMap *x, const CUtensorMap *history, ring r)
 {
-    using S = stage<N, FT, KTS>;
+    using R = rings<N, FT, KTS>;
     const sl_conv_tiles &p = a.p;
-    const int tiles = sl_conv_tile_count(&p), last_dt = KTS == 1 ? p.kt : 1;
+    const int tiles = sl_conv_tile_count(&p), steps = sl_conv_steps(&p), bytes = R::SLOTS * (SL_CONV_BLOCK_H + p.kh - 1) * SL_CONV_ROW;
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
         const sl_conv_tile t = sl_conv_tile_at(&p, tile);
-        int frame[S::G], row[S::G], col[S::G];
+        int frame[R::G], row[R::G], col[R::G];
 #pragma unroll
-        for (int g = 0; g < S::G; g++) {
+        for (int g = 0; g < R::G; g++) {
             sl_conv_place_at(&p, t.place + g, &frame[g], &row[g], &col[g]);
             row[g] -= p.pad - t.phase_y;
             col[g] -= p.pad - t.phase_x;
         }
-        for (int dt = KTS == 1 ? p.first_dt : 0; dt < last_dt; dt++)
-            for (int dy = 0; dy < p.kh; dy++)
-                for (int dx = 0; dx < p.kw; dx++)
-                    for (int chunk = 0; chunk < p.chunks; chunk++) {
-                        const uint32_t bar = r.full + 8 * r.at, to = r.data + r.at * S::BYTES;
-                        barrier_wait(r.empty + 8 * r.at, r.round ^ 1);
-                        barrier_expect(bar, S::BYTES);
+        for (int step = 0; step < steps; step++) {
+            const uint32_t bar = r.full + 8 * r.at, to = r.data + r.at * R::BOXES;
+            int dt, dx, chunk;
+            sl_conv_step_at(&p, step, &dt, &dx, &chunk);
+            barrier_wait(r.empty + 8 * r.at, r.pass ^ 1);
+            barrier_expect(bar, bytes);
 #pragma unroll
-                        for (int g = 0; g < S::G; g++)
+            for (int g = 0; g < R::G; g++)
 #pragma unroll
-                            for (int j = 0; j < S::PER_PLACE; j++) {
-                                int f = sl_conv_slot_frame(&p, frame[g], j, dt);
-                                bool past = f < 0 && p.has_history;
-                                copy_box(to + (g * S::PER_PLACE + j) * SLOT, past ? history : x, bar, chunk * SL_CONV_KC, col[g] + dx, row[g] + dy,
-                                         past ? f + p.before : f);
-                            }
+                for (int j = 0; j < R::PER_PLACE; j++) {
+                    int f = sl_conv_slot_frame(&p, frame[g], j, dt);
+                    bool past = f < 0 && p.has_history;
+                    copy_box(to + (g * R::PER_PLACE + j) * SL_CONV_SLOT, past ? history : x, bar, chunk * SL_CONV_KC, col[g] + dx, row[g],
+                             past ? f + p.before : f);
+                }
+            advance<R::DEEP>(r);
+        }
+    }
+}
+
+/* Another queues their weights. */
+template <int N, int FT, int KTS> __device__ __forceinline__ void bring_weights(const fast_args &a, const CUtensorMap *w, ring r)
+{
+    using R = rings<N, FT, KTS>;
+    const sl_conv_tiles &p = a.p;
+    const int tiles = sl_conv_tile_count(&p), steps = sl_conv_steps(&p);
+    for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+        const int row = sl_conv_tile_at(&p, tile).weight_row;
+        for (int step = 0; step < steps; step++) {
+            int dt, dx, chunk;
+            sl_conv_step_at(&p, step, &dt, &dx, &chunk);
+            for (int dy = 0; dy < p.kh; dy++) {
+                const uint32_t bar = r.full + 8 * r.at, to = r.data + r.at * R::WEIGHTS;
+                barrier_wait(r.empty + 8 * r.at, r.pass ^ 1);
+                barrier_expect(bar, R::WEIGHTS);
 #pragma unroll
-                        for (int d = 0; d < KTS; d++) {
-                            int tap = ((dt + d) * p.kh + dy) * p.kw + dx;
-                            copy_weights(to + S::SLOTS * SLOT + d * S::WEIGHTS, w, bar, (tap * p.chunks + chunk) * SL_CONV_KC, t.weight_row);
-                        }
-                        advance<S::COUNT>(r);
-                    }
+                for (int d = 0; d < KTS; d++) copy_weights(to + d * R::MATRIX, w, bar, sl_conv_weight_k(&p, dt + d, dy, dx, chunk), row);
+                advance<R::WIDE>(r);
+            }
+        }
     }
 }
 
@@ -349,41 +372,55 @@ template <int N> __device__ __forceinline__ void store_sums(const fast_args &a, 
 }
 
 /* A warpgroup multiplies blocks 2 group and 2 group + 1 of each of the block's tiles. */
-template <int N, int FT, int KTS> __device__ __forceinline__ void consume(const fast_args &a, ring r, int group, int warp, int lane)
+template <int N, int FT, int KTS>
+__device__ __forceinline__ void consume(const fast_args &a, ring boxes, ring weights, int group, int warp, int lane)
 {
-    using S = stage<N, FT, KTS>;
+    using R = rings<N, FT, KTS>;
     const sl_conv_tiles &p = a.p;
-    const int tiles = sl_conv_tile_count(&p), stages = sl_conv_stages(&p);
-    const uint32_t first[2] = {(uint32_t)sl_conv_slot_of(FT, KTS, 2 * group, 0) * SLOT, (uint32_t)sl_conv_slot_of(FT, KTS, 2 * group + 1, 0) * SLOT};
+    const int tiles = sl_conv_tile_count(&p), steps = sl_conv_steps(&p), kh = p.kh;
+    const uint32_t first[2] = {(uint32_t)sl_conv_slot_of(FT, KTS, 2 * group, 0) * SL_CONV_SLOT,
+                               (uint32_t)sl_conv_slot_of(FT, KTS, 2 * group + 1, 0) * SL_CONV_SLOT};
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
         const sl_conv_tile t = sl_conv_tile_at(&p, tile);
         float sums[2][N / 2];
+        uint32_t used_weights = 0, used_boxes = 0; /* barriers of the places that are free when what was queued last is done */
+        bool last_row = false;                     /* used_boxes is one */
 #pragma unroll
         for (int m = 0; m < 2; m++) begin_sums<N>(a, sums[m], find_block(p, t, FT, 2 * group + m, warp, lane), t.n0, lane);
-        uint32_t before = 0; /* the barrier of the stage that was queued last */
-        for (int s = 0; s < stages; s++) {
-            const uint32_t data = r.data + r.at * S::BYTES, weights = data + S::SLOTS * SLOT;
-            barrier_wait(r.full + 8 * r.at, r.round);
-            pin(sums);
-            asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+        for (int step = 0; step < steps; step++) {
+            barrier_wait(boxes.full + 8 * boxes.at, boxes.pass);
+            for (int dy = 0; dy < kh; dy++) {
+                const uint32_t x = boxes.data + boxes.at * R::BOXES + dy * SL_CONV_ROW, w = weights.data + weights.at * R::WEIGHTS;
+                barrier_wait(weights.full + 8 * weights.at, weights.pass);
+                pin(sums);
+                asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
-            for (int dt = 0; dt < KTS; dt++)
+                for (int dt = 0; dt < KTS; dt++)
 #pragma unroll
-                for (int half = 0; half < SL_CONV_KC / 16; half++)
+                    for (int half = 0; half < SL_CONV_KC / 16; half++)
 #pragma unroll
-                    for (int m = 0; m < 2; m++)
-                        wgmma<N>(sums[m], matrix_at(data + first[m] + dt * SLOT + half * 32), matrix_at(weights + dt * S::WEIGHTS + half * 32));
-            asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-            pin(sums);
-            asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory"); /* all but what was just queued is done */
-            if (s && lane == 0) barrier_arrive(before);
-            before = r.empty + 8 * r.at;
-            advance<S::COUNT>(r);
+                        for (int m = 0; m < 2; m++)
+                            wgmma<N>(sums[m], matrix_at(x + first[m] + dt * SL_CONV_SLOT + half * 32), matrix_at(w + dt * R::MATRIX + half * 32));
+                asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+                pin(sums);
+                asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory"); /* all but what was just queued is done */
+                if (lane == 0) {
+                    if (step || dy) barrier_arrive(used_weights);
+                    if (last_row) barrier_arrive(used_boxes);
+                }
+                used_weights = weights.empty + 8 * weights.at;
+                used_boxes = boxes.empty + 8 * boxes.at;
+                last_row = dy == kh - 1;
+                advance<R::WIDE>(weights);
+            }
+            advance<R::DEEP>(boxes);
         }
         asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
         pin(sums);
-        if (lane == 0) barrier_arrive(before);
-
+        if (lane == 0) {
+            barrier_arrive(used_weights);
+            barrier_arrive(used_boxes);
+        }
 #pragma unroll
         for (int m = 0; m < 2; m++) store_sums<N>(a, sums[m], find_block(p, t, FT, 2 * group + m, warp, lane), t.n0, lane);
     }
@@ -396,15 +433,21 @@ __global__ void __launch_bounds__(THREADS, 1) conv_fast_kernel(const __grid_cons
                                                                const __grid_constant__ CUtensorMap w, const __grid_constant__ fast_args a)
 {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-    using S = stage<N, FT, KTS>;
+    using R = rings<N, FT, KTS>;
     extern __shared__ unsigned char shared[];
-    __shared__ __align__(8) uint64_t barriers[2 * S::COUNT];
-    ring r = {(shared_address(shared) + 1023u) & ~1023u, shared_address(barriers), shared_address(barriers + S::COUNT), 0, 0};
+    __shared__ __align__(8) uint64_t barriers[2 * (R::DEEP + R::WIDE)];
+    const uint32_t data = (shared_address(shared) + 1023u) & ~1023u, bars = shared_address(barriers);
+    const ring boxes = {data, bars, bars + 8 * R::DEEP, 0, 0};
+    const ring weights = {data + R::DEEP * R::BOXES, bars + 16 * R::DEEP, bars + 16 * R::DEEP + 8 * R::WIDE, 0, 0};
     const int group = __shfl_sync(0xffffffffu, (int)threadIdx.x / 128, 0);
     if (threadIdx.x == 0) {
-        for (int i = 0; i < S::COUNT; i++) {
-            barrier_init(r.full + 8 * i, 1);               /* the producer's; the copies' bytes besides */
-            barrier_init(r.empty + 8 * i, CONSUMERS / 32); /* one arrival a warp */
+        for (int i = 0; i < R::DEEP; i++) {
+            barrier_init(boxes.full + 8 * i, 1);               /* its producer's; the copies' bytes besides */
+            barrier_init(boxes.empty + 8 * i, CONSUMERS / 32); /* one arrival a warp */
+        }
+        for (int i = 0; i < R::WIDE; i++) {
+            barrier_init(weights.full + 8 * i, 1);
+            barrier_init(weights.empty + 8 * i, CONSUMERS / 32);
         }
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
         asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
@@ -412,10 +455,11 @@ __global__ void __launch_bounds__(THREADS, 1) conv_fast_kernel(const __grid_cons
     __syncthreads();
     if (group == 0) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-        if (threadIdx.x == 0) produce<N, FT, KTS>(a, &x, &history, &w, r);
+        if (threadIdx.x == 0) bring_boxes<N, FT, KTS>(a, &x, &history, boxes);
+        else if (threadIdx.x == 32) bring_weights<N, FT, KTS>(a, &w, weights);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-        consume<N, FT, KTS>(a, r, group - 1, (int)threadIdx.x / 32 % 4, (int)threadIdx.x % 32);
+        consume<N, FT, KTS>(a, boxes, weights, group - 1, (int)threadIdx.x / 32 % 4, (int)threadIdx.x % 32);
     }
 #endif
 }
@@ -437,10 +481,10 @@ bool encode(sl_ctx *ctx, CUtensorMap *map, const void *data, int rank, const cuu
     return false;
 }
 
-bool encode_frames(sl_ctx *ctx, CUtensorMap *map, const void *data, int t, const sl_conv_call *c, const char *what)
+bool encode_frames(sl_ctx *ctx, CUtensorMap *map, const void *data, int t, const sl_conv_call *c, int kh, const char *what)
 {
     const cuuint64_t dims[4] = {(cuuint64_t)c->C, (cuuint64_t)c->W, (cuuint64_t)c->H, (cuuint64_t)t};
-    const cuuint32_t box[4] = {SL_CONV_KC, SL_CONV_BLOCK_W, SL_CONV_BLOCK_H, 1};
+    const cuuint32_t box[4] = {SL_CONV_KC, SL_CONV_BLOCK_W, (cuuint32_t)(SL_CONV_BLOCK_H + kh - 1), 1};
     return encode(ctx, map, data, 4, dims, box, what);
 }
 
@@ -448,7 +492,7 @@ template <int N, int FT, int KTS>
 void launch(sl_ctx *ctx, const CUtensorMap &x, const CUtensorMap &history, const CUtensorMap &w, const fast_args &a, int bit)
 {
     auto kernel = conv_fast_kernel<N, FT, KTS>;
-    const int shared = stage<N, FT, KTS>::SHARED, tiles = sl_conv_tile_count(&a.p), sms = sl_cuda_of(ctx)->sms;
+    const int shared = rings<N, FT, KTS>::SHARED, tiles = sl_conv_tile_count(&a.p), sms = sl_cuda_of(ctx)->sms;
     unsigned *done = &sl_cuda_of(ctx)->convs->set_up;
     if (!(*done >> bit & 1)) {
         if (!sl_cuda_ok(ctx, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), "conv3d: shared memory")) return;
@@ -471,7 +515,7 @@ bool sl_conv_fast_can(const sl_cuda *cu, const sl_conv_call *c)
 {
     const sl_conv &k = c->k;
     if (cu->sm != 90 || cu->convs->simple || !cu->convs->encode) return false;
-    if (c->C % SL_CONV_KC || (c->co % 96 && c->co > 8) || k.stride_hw != 1) return false;
+    if (c->C % SL_CONV_KC || (c->co % 96 && c->co > 8) || k.stride_hw != 1 || k.kh > 3) return false;
     if (k.upsample && (k.kt != 1 || k.kh != 3 || k.kw != 3 || k.pad != 1 || k.pad_end)) return false;
     if (((uintptr_t)c->x | (uintptr_t)c->w | (uintptr_t)c->history | (uintptr_t)c->y | (uintptr_t)c->residual) % 16) return false;
     return (int64_t)c->frames * c->oh * c->ow < INT32_MAX / 64;
@@ -488,9 +532,9 @@ void sl_conv_fast(sl_ctx *ctx, const sl_conv_call *c)
     const bf16 *weights = c->w + (c->k.upsample ? sl_conv_direct_count(shape) : 0);
     const cuuint64_t dims[2] = {(cuuint64_t)sl_conv_pitch(c->C, taps), (cuuint64_t)(a.p.weight_rows * a.p.phases)};
     const cuuint32_t box[2] = {SL_CONV_KC, (cuuint32_t)a.p.n};
-    if (!encode(ctx, &w, weights, 2, dims, box, "the weights") || !encode_frames(ctx, &x, c->x, c->T, c, "x")) return;
+    if (!encode(ctx, &w, weights, 2, dims, box, "the weights") || !encode_frames(ctx, &x, c->x, c->T, c, a.p.kh, "x")) return;
     history = x;
-    if (c->history && !encode_frames(ctx, &history, c->history, c->before, c, "the history")) return;
+    if (c->history && !encode_frames(ctx, &history, c->history, c->before, c, a.p.kh, "the history")) return;
 
     if (a.p.n == 192) launch_frames<192>(ctx, x, history, w, a, 0);
     else if (a.p.n == 96) launch_frames<96>(ctx, x, history, w, a, 3);

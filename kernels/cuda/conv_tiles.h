@@ -6,9 +6,11 @@
  * same pixel are added in float32 and rounded once: [4 * rows][4 * Ci rounded up to 32].
  *
  * TILES of the fast kernel: 256 output pixels in four blocks of 64, a block 4 x 16 pixels of one frame. A tile covers `ft` consecutive frames (1, 2, 4)
- * of 4 / ft places; places count through (group of ft frames, block row, block column). What a block reads for one tap and 32 channels is one SLOT:
- * the box of 4 x 16 pixels at shifted coordinates, 4 KiB. With `kts` = 3 a stage holds the slots of ft + 2 frames, and the three taps in time share
- * them; with `kts` = 1 the taps in time are stages like the others. */
+ * of 4 / ft places; places count through (group of ft frames, block row, block column).
+ *
+ * STEPS of a tile: (tap in time if `kts` is 1, dx, chunk of 32 channels). What a block reads in a step is one SLOT: the box of 4 + kh - 1 rows of 16
+ * pixels at shifted coordinates, 1 KiB a row; tap dy begins dy rows into it. With `kts` = 3 a step has the slots of ft + 2 frames, which the three taps
+ * in time share. The weights of a step come in kh parts, one a dy, each of `kts` matrices [n, 32]. */
 #ifndef SL_CONV_TILES_H
 #define SL_CONV_TILES_H
 
@@ -30,6 +32,7 @@ extern "C" {
 #endif
 
 enum { SL_CONV_BLOCK_H = 4, SL_CONV_BLOCK_W = 16, SL_CONV_BLOCK = 64, SL_CONV_BLOCKS = 4, SL_CONV_KC = 32 };
+enum { SL_CONV_ROW = SL_CONV_BLOCK_W * SL_CONV_KC * 2, SL_CONV_SLOT = (SL_CONV_BLOCK_H + 2) * SL_CONV_ROW }; /* bytes; kh is at most 3 */
 
 SL_HD int64_t sl_conv_up(int64_t n, int64_t to)
 {
@@ -99,7 +102,7 @@ typedef struct {
     int first_dt;                           /* taps in time before it meet only zeros */
     int has_history;                        /* frames before x's first are in the history; otherwise they are zeros */
     int chunks;                             /* of 32 channels: Ci / 32 */
-    int ft, kts;                            /* frames of a tile, taps in time of a stage */
+    int ft, kts;                            /* frames of a tile, taps in time of a step */
     int block_rows, block_cols, places;     /* places: blocks of one phase divided by ft */
     int n, n_tiles, m_tiles;                /* output channels of a tile; tiles along channels and along places */
     int weight_rows;                        /* rows of packed weights of one phase */
@@ -110,13 +113,27 @@ SL_HD int sl_conv_tile_count(const sl_conv_tiles *p)
     return p->n_tiles * p->phases * p->m_tiles;
 }
 
-/* Stages of one tile. */
-SL_HD int sl_conv_stages(const sl_conv_tiles *p)
+/* Steps of one tile. */
+SL_HD int sl_conv_steps(const sl_conv_tiles *p)
 {
-    return (p->kts == 1 ? p->kt - p->first_dt : 1) * p->kh * p->kw * p->chunks;
+    return (p->kts == 1 ? p->kt - p->first_dt : 1) * p->kw * p->chunks;
 }
 
-/* How a convolution that the fast kernel can do (Ci a multiple of 32, Co of 96 or at most 8, no stride in space) is cut for `sms` multiprocessors:
+/* Step `at` of a tile: its tap in time (0 with kts 3), dx and chunk, the last fastest. */
+SL_HD void sl_conv_step_at(const sl_conv_tiles *p, int at, int *dt, int *dx, int *chunk)
+{
+    *chunk = at % p->chunks;
+    *dx = at / p->chunks % p->kw;
+    *dt = at / p->chunks / p->kw + (p->kts == 1 ? p->first_dt : 0);
+}
+
+/* Where in a row of weights the 32 of a tap's chunk begin. */
+SL_HD int sl_conv_weight_k(const sl_conv_tiles *p, int dt, int dy, int dx, int chunk)
+{
+    return (((dt * p->kh + dy) * p->kw + dx) * p->chunks + chunk) * SL_CONV_KC;
+}
+
+/* How a convolution that the fast kernel can do (Ci a multiple of 32, Co of 96 or at most 8, kh at most 3, no stride in space) is cut for `sms` multiprocessors:
  * y [frames, oh, ow, co]. */
 static inline void sl_conv_plan(sl_conv_tiles *p, const sl_conv *k, int frames, int oh, int ow, int ci, int co, int has_history, int sms)
 {
@@ -174,7 +191,7 @@ SL_HD void sl_conv_place_at(const sl_conv_tiles *p, int place, int *frame, int *
     *col = at % p->block_cols * SL_CONV_BLOCK_W;
 }
 
-/* Slots in a stage; the slot of block m (0 .. 3) for tap dt of the stage. */
+/* Slots of a step; the slot of block m (0 .. 3) for tap dt of the kts in a step. */
 SL_HD int sl_conv_slots(int ft, int kts)
 {
     return SL_CONV_BLOCKS / ft * (ft + kts - 1);
@@ -185,7 +202,7 @@ SL_HD int sl_conv_slot_of(int ft, int kts, int m, int dt)
     return m / ft * (ft + kts - 1) + m % ft + dt;
 }
 
-/* Input frame of slot j of a place whose first frame of y is `frame`; dt is the stage's tap in time (0 with kts 3). Negative: before x's first. */
+/* Input frame of slot j of a place whose first frame of y is `frame`; dt is the step's tap in time (0 with kts 3). Negative: before x's first. */
 SL_HD int sl_conv_slot_frame(const sl_conv_tiles *p, int frame, int j, int dt)
 {
     return frame * p->stride_t + j + dt - p->before;
