@@ -1,10 +1,10 @@
-/* device.cuh - what the memory-bound kernels share: numbers of every float dtype, 16-byte vectors, sums over a warp and a block,
- * grids.
+/* device.cuh - what the memory-bound kernels share: conversions, 16-byte vectors, sums over a warp and a block, elementwise maps.
  *
  * ARITHMETIC is in float32 and rounds to nearest even where a number is stored. `V` elements travel together: 8 where a bf16 or
- * fp16 tensor takes part, 4 where all are float32, 1 where an address or an extent does not allow more; the 8 and the 4 want
- * 16-byte alignment (8 for four halves). ALIASES: where an operation allows y == x, every thread reads an element before the
- * same thread writes it, and no address is __restrict__. */
+ * fp16 tensor takes part, 4 where all are float32, 1 where an address or an extent does not allow more. The 8 and the 4 want
+ * every address 16-byte aligned.
+ * ALIASES: where an operation allows y == x, every thread reads an element before the same thread writes it, and no address of
+ * activations is __restrict__. */
 #ifndef SL_DEVICE_CUH
 #define SL_DEVICE_CUH
 
