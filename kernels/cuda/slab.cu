@@ -90,10 +90,12 @@ static sl_code make(slab *s, size_t slot_bytes, sl_ipc_handle *const handles[2],
         char what[128];
         s->base = NULL;
         if (e == cudaErrorMemoryAllocation) cudaMemGetInfo(&there, &total);
-        snprintf(what, sizeof what, "%d slots of %zu bytes want %zu of device %d, which has %zu free", s->slots, slot_bytes, bytes, s->device, there);
+        snprintf(what, sizeof what, "%d slots of %zu bytes want %zu of device %d, which has %zu free", s->slots, slot_bytes, bytes,
+                 s->device, there);
         return failed(err, e, what);
     }
-    if ((e = cudaIpcGetMemHandle((cudaIpcMemHandle_t *)s->key, s->base)) != cudaSuccess) return failed(err, e, "cudaIpcGetMemHandle");
+    if ((e = cudaIpcGetMemHandle((cudaIpcMemHandle_t *)s->key, s->base)) != cudaSuccess)
+        return failed(err, e, "cudaIpcGetMemHandle");
     for (int which = 0; which < 2; which++)
         for (int i = 0; i < s->slots; i++) {
             cudaEvent_t *event = &s->event[which][i];
@@ -107,7 +109,8 @@ static sl_code make(slab *s, size_t slot_bytes, sl_ipc_handle *const handles[2],
     return SL_OK;
 }
 
-static sl_code slab_create(void **out, int slots, size_t slot_bytes, sl_ipc_handle memory, sl_ipc_handle *filled, sl_ipc_handle *drained, sl_err *err)
+static sl_code slab_create(void **out, int slots, size_t slot_bytes, sl_ipc_handle memory, sl_ipc_handle *filled,
+                           sl_ipc_handle *drained, sl_err *err)
 {
     sl_ipc_handle *const handles[2] = {filled, drained};
     slab *s = new_slab(slots, true);
@@ -165,8 +168,8 @@ static sl_code map(slab *s, size_t slot_bytes, const sl_ipc_handle *const handle
     return SL_OK;
 }
 
-static sl_code slab_open(void **out, int slots, size_t slot_bytes, const sl_ipc_handle memory, const sl_ipc_handle *filled, const sl_ipc_handle *drained,
-                         sl_err *err)
+static sl_code slab_open(void **out, int slots, size_t slot_bytes, const sl_ipc_handle memory, const sl_ipc_handle *filled,
+                         const sl_ipc_handle *drained, sl_err *err)
 {
     const sl_ipc_handle *const handles[2] = {filled, drained};
     sl_code rc = SL_OK;
@@ -222,7 +225,8 @@ static sl_code slab_reached(void *slab_, int slot, sl_slab_event which, bool *ye
     if (e == cudaSuccess) e = cudaEventQuery(s->event[which][slot]);
     *yes = e == cudaSuccess;
     if (e == cudaErrorNotReady) cudaGetLastError();
-    return e == cudaSuccess || e == cudaErrorNotReady ? SL_OK : failed(err, e, which == SL_SLAB_FILLED ? "query filled" : "query drained");
+    return e == cudaSuccess || e == cudaErrorNotReady ? SL_OK
+                                                      : failed(err, e, which == SL_SLAB_FILLED ? "query filled" : "query drained");
 }
 
 static sl_code slab_wait(void *slab_, int slot, cudaStream_t stream, sl_err *err)
@@ -262,5 +266,6 @@ static void slab_unpin(void *p)
 }
 
 const sl_slab_ops sl_cuda_slabs = {
-    slab_create, slab_open, slab_close, slab_base, slab_record, slab_reached, slab_wait, slab_idle, slab_finish, slab_pin, slab_unpin,
+    slab_create, slab_open, slab_close,  slab_base, slab_record, slab_reached,
+    slab_wait,   slab_idle, slab_finish, slab_pin,  slab_unpin,
 };
