@@ -377,43 +377,40 @@ __device__ __forceinline__ void consume(const fast_args &a, ring boxes, ring wei
 {
     using R = rings<N, FT, KTS>;
     const sl_conv_tiles &p = a.p;
-    const int tiles = sl_conv_tile_count(&p), steps = sl_conv_steps(&p), kh = p.kh;
+    const int tiles = sl_conv_tile_count(&p), kh = p.kh, parts = sl_conv_steps(&p) * kh;
     const uint32_t first[2] = {(uint32_t)sl_conv_slot_of(FT, KTS, 2 * group, 0) * SL_CONV_SLOT,
                                (uint32_t)sl_conv_slot_of(FT, KTS, 2 * group + 1, 0) * SL_CONV_SLOT};
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
         const sl_conv_tile t = sl_conv_tile_at(&p, tile);
         float sums[2][N / 2];
         uint32_t used_weights = 0, used_boxes = 0; /* barriers of the places that are free when what was queued last is done */
-        bool last_row = false;                     /* used_boxes is one */
 #pragma unroll
         for (int m = 0; m < 2; m++) begin_sums<N>(a, sums[m], find_block(p, t, FT, 2 * group + m, warp, lane), t.n0, lane);
-        for (int step = 0; step < steps; step++) {
-            barrier_wait(boxes.full + 8 * boxes.at, boxes.pass);
-            for (int dy = 0; dy < kh; dy++) {
-                const uint32_t x = boxes.data + boxes.at * R::BOXES + dy * SL_CONV_ROW, w = weights.data + weights.at * R::WEIGHTS;
-                barrier_wait(weights.full + 8 * weights.at, weights.pass);
-                pin(sums);
-                asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+        for (int part = 0, dy = 0; part < parts; part++) {
+            if (dy == 0) barrier_wait(boxes.full + 8 * boxes.at, boxes.pass);
+            barrier_wait(weights.full + 8 * weights.at, weights.pass);
+            const uint32_t x = boxes.data + boxes.at * R::BOXES + dy * SL_CONV_ROW, w = weights.data + weights.at * R::WEIGHTS;
+            pin(sums);
+            asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
-                for (int dt = 0; dt < KTS; dt++)
+            for (int dt = 0; dt < KTS; dt++)
 #pragma unroll
-                    for (int half = 0; half < SL_CONV_KC / 16; half++)
+                for (int half = 0; half < SL_CONV_KC / 16; half++)
 #pragma unroll
-                        for (int m = 0; m < 2; m++)
-                            wgmma<N>(sums[m], matrix_at(x + first[m] + dt * SL_CONV_SLOT + half * 32), matrix_at(w + dt * R::MATRIX + half * 32));
-                asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-                pin(sums);
-                asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory"); /* all but what was just queued is done */
-                if (lane == 0) {
-                    if (step || dy) barrier_arrive(used_weights);
-                    if (last_row) barrier_arrive(used_boxes);
-                }
-                used_weights = weights.empty + 8 * weights.at;
-                used_boxes = boxes.empty + 8 * boxes.at;
-                last_row = dy == kh - 1;
-                advance<R::WIDE>(weights);
+                    for (int m = 0; m < 2; m++)
+                        wgmma<N>(sums[m], matrix_at(x + first[m] + dt * SL_CONV_SLOT + half * 32), matrix_at(w + dt * R::MATRIX + half * 32));
+            asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+            pin(sums);
+            asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory"); /* all but what was just queued is done */
+            if (part && lane == 0) barrier_arrive(used_weights);
+            if (part && dy == 0 && lane == 0) barrier_arrive(used_boxes);
+            used_weights = weights.empty + 8 * weights.at;
+            used_boxes = boxes.empty + 8 * boxes.at;
+            advance<R::WIDE>(weights);
+            if (++dy == kh) {
+                dy = 0;
+                advance<R::DEEP>(boxes);
             }
-            advance<R::DEEP>(boxes);
         }
         asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
         pin(sums);
