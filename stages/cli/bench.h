@@ -1,8 +1,9 @@
 /* bench.h - the parts of `sluice bench`: what one measurement is, how it is timed, and the list of what can be measured.
  *
- * Inputs and weights are random, never zeros, which a GPU multiplies faster. Each figure stands beside its floor: the larger of the operations that must be
- * done over the rate of this device's own matrix product, and of the fewest bytes that must be moved over the rate of its own copy; both rates are measured
- * first, in the same run. Errors of everything here: the first one's code and message; what was made is freed. */
+ * Inputs and weights are random, never zeros, which a GPU multiplies faster. Each figure stands beside its floor: the larger of the
+ * operations that must be done over the rate of this device's own matrix product, and of the fewest bytes that must be moved over
+ * the rate of its own copy; both rates are measured first, in the same run. Errors of everything here: the first one's code and
+ * message; what was made is freed. */
 #ifndef SL_BENCH_H
 #define SL_BENCH_H
 
@@ -52,7 +53,7 @@ typedef struct {
     sl_loader *loader; /* NULL: none */
 } bench_net;
 
-/* label NULL: no loader. The net must not move: its context points into it. bench_net_close may be called on a zeroed or closed one. */
+/* label NULL: no loader. The net must not move: its context points into it. bench_net_close: a zeroed or closed one is fine. */
 sl_code bench_net_open(bench_net *n, bench *b, const char *label, sl_err *err);
 void bench_net_close(bench_net *n);
 /* Fill a dense F32 or BF16 tensor on the device with normal numbers of deviation `scale`. Errors are ctx's. */

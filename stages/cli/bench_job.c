@@ -1,4 +1,4 @@
-/* bench_job.c - a whole job of the 14B model with random weights through all processes, stage by stage, with the GPU memory of each process. */
+/* bench_job.c - a whole job of the 14B model with random weights through all processes, with the GPU memory of each process. */
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
