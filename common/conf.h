@@ -54,6 +54,9 @@ typedef struct {
         int64_t memory_bytes; /* 0: ask the machine */
     } limits;
     struct {
+        int random; /* 1: the folder holds configurations only, weights are random */
+    } model;
+    struct {
         int state_every; /* steps between spooled states; 0: never */
         char rope[16];   /* rotary tables: "float32", or "bfloat16" as a model cast as a whole has them */
     } denoise;
