@@ -1,4 +1,4 @@
-/* bench.c - `sluice bench`: how fast the networks and their parts run on this device, each beside the floor that the device sets. */
+/* bench.c - `sluice bench`: how fast the networks and their parts run on this device, each beside the floor that it sets. */
 #include "stages/cli/bench.h"
 
 #include <errno.h>

@@ -61,8 +61,9 @@ void bench_fill(bench_net *n, const sl_tensor *t, float scale);
 /* A dense tensor in memory of its own, filled so. sl_device_free(&n->ctx, t.data). */
 sl_tensor bench_tensor(bench_net *n, sl_dtype dtype, int64_t a, int64_t b, float scale);
 
-/* Time `run`, which queues work on n->ctx: once to warm up and to count its operations, then several times. `bytes`: the fewest that it must move. `held`:
- * device memory in use beside the arena and the weights (the CPU's peak; a GPU's is asked for). Prints a line and keeps it. */
+/* Time `run`, which queues work on n->ctx: once to warm up and to count its operations, then several times. `bytes`: the fewest that
+ * it must move. `held`: device memory in use beside the arena and the weights (the CPU's peak; a GPU is asked for its own). Empties
+ * the arena. Prints a line and keeps it. */
 typedef void bench_run_fn(void *arg);
 sl_code bench_time(bench_net *n, const char *what, const char *size, double bytes, size_t held, bench_run_fn *run, void *arg,
                    sl_err *err);
