@@ -13,8 +13,8 @@
 /* The plug-in calls these, whether or not the program does: one name of each object file keeps that file in the program, and the
  * link option -rdynamic shows all of its names to the plug-in. */
 typedef void any_function(void);
-static any_function *const LENT[] __attribute__((used)) = {(any_function *)sl_fail, (any_function *)sl_log, (any_function *)sl_view,
-                                                           (any_function *)sl_ctx_fail};
+static any_function *const LENT[]
+    __attribute__((used)) = {(any_function *)sl_fail, (any_function *)sl_log, (any_function *)sl_view, (any_function *)sl_ctx_fail};
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static const sl_plugin *plugin; /* NULL: `failure` says why */
@@ -30,7 +30,8 @@ static sl_code find(char *path, size_t size)
         return sl_fail(&failure, SL_ARG, "SLUICE_CUDA: a path of %zu characters, want fewer than %zu", strlen(given), size);
     }
     ssize_t n = readlink("/proc/self/exe", path, size - 1);
-    if (n < 0) return sl_fail(&failure, SL_SYS, "cannot find this program's folder, where %s lies: set SLUICE_CUDA to its path", name);
+    if (n < 0)
+        return sl_fail(&failure, SL_SYS, "cannot find this program's folder, where %s lies: set SLUICE_CUDA to its path", name);
     path[n] = 0;
     char *slash = strrchr(path, '/');
     size_t folder = slash ? (size_t)(slash + 1 - path) : 0;

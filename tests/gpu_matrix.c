@@ -1,7 +1,8 @@
-/* gpu_matrix.c - matrix products and attention on the GPU, held to the CPU body on the same bf16 inputs; then the cases of t_ops_matrix.h.
+/* gpu_matrix.c - matrix products and attention on the GPU, held to the CPU body on the same bf16 inputs; then the cases of
+ * t_ops_matrix.h.
  *
- * A case that fails prints what it is, how far it lies and its worst element, and the next case runs. Ends with the speed of the 14B model's
- * largest products and attention, for the reader. Without a device: one line, and success. */
+ * A case that fails prints what it is, how far it lies and its worst element, and the next case runs. Ends with the speed of the
+ * 14B model's largest products and attention, for the reader. Without a device: one line, and success. */
 #include "tests/t_ops_matrix.h"
 
 #include <fcntl.h>
@@ -135,8 +136,9 @@ static void compare(pair *p, const float *got, const float *want, int64_t n, int
     }
     double rel = sqrt(d) / (s > 0 ? sqrt(s) : 1);
     if (n && (!(rel <= tol) || !(worst <= 8 * tol * big))) {
-        print_message("FAIL %s: relative distance %.3g, want <= %.3g; worst at row %lld, column %lld: found %.7g, want %.7g (largest %.3g)\n", what,
-                      rel, tol, (long long)(at / cols), (long long)(at % cols), (double)got[at], (double)want[at], big);
+        print_message(
+            "FAIL %s: relative distance %.3g, want <= %.3g; worst at row %lld, column %lld: found %.7g, want %.7g (largest %.3g)\n",
+            what, rel, tol, (long long)(at / cols), (long long)(at % cols), (double)got[at], (double)want[at], big);
         p->failures++;
     }
 }
@@ -171,15 +173,16 @@ static void linear_once(pair *p, sl_dtype dtype, int64_t m, int64_t n, int64_t k
     sl_linear(&p->cpu, &y.c, &x.c, &w.c, bias ? &b.c : NULL, act);
     sl_linear(&p->gpu, &y.g, &x.g, &w.g, bias ? &b.g : NULL, act);
     same(p, &y, dtype == SL_F32 ? 1e-5 : 4e-3,
-         say("linear %lld x %lld x %lld, %s, bias %d, activation %d, pad %lld", (long long)m, (long long)n, (long long)k, sl_dtype_tag(dtype),
-             bias, (int)act, (long long)pad));
+         say("linear %lld x %lld x %lld, %s, bias %d, activation %d, pad %lld", (long long)m, (long long)n, (long long)k,
+             sl_dtype_tag(dtype), bias, (int)act, (long long)pad));
     forget(p);
 }
 
 static void products_of_every_kind(void **state)
 {
     (void)state;
-    static const int64_t M[] = {1, 2, 3, 5, 8, 9, 33, 257, 1000}, N[] = {1, 8, 64, 96, 515}, K[] = {1, 8, 36, 64, 2053}, PAD[] = {0, 8, 3};
+    static const int64_t M[] = {1, 2, 3, 5, 8, 9, 33, 257, 1000}, N[] = {1, 8, 64, 96, 515}, K[] = {1, 8, 36, 64, 2053},
+                         PAD[] = {0, 8, 3};
     pair p;
     int turn = 0;
     pair_open(&p, (size_t)1 << 30);
@@ -215,14 +218,14 @@ static void products_of_the_networks(void **state)
     (void)state;
     pair p;
     pair_open(&p, (size_t)2 << 30);
-    linear_once(&p, SL_BF16, 1, 30720, 5120, BIAS_BF16, SL_ACT_NONE, 0);          /* time_proj */
-    linear_once(&p, SL_BF16, 512, 5120, 4096, BIAS_BF16, SL_ACT_GELU_TANH, 0);    /* text embedder */
-    linear_once(&p, SL_BF16, 257, 1280, 1280, BIAS_BF16, SL_ACT_GELU_ERF, 0);     /* image embedder, CLIP */
-    linear_once(&p, SL_BF16, 512, 10240, 4096, NO_BIAS, SL_ACT_NONE, 0);          /* UMT5 */
-    linear_once(&p, SL_BF16, 1560, 1536, 144, BIAS_BF16, SL_ACT_NONE, 0);         /* patch embedding */
-    linear_once(&p, SL_BF16, 1560, 64, 5120, BIAS_BF16, SL_ACT_NONE, 0);          /* the head */
+    linear_once(&p, SL_BF16, 1, 30720, 5120, BIAS_BF16, SL_ACT_NONE, 0);       /* time_proj */
+    linear_once(&p, SL_BF16, 512, 5120, 4096, BIAS_BF16, SL_ACT_GELU_TANH, 0); /* text embedder */
+    linear_once(&p, SL_BF16, 257, 1280, 1280, BIAS_BF16, SL_ACT_GELU_ERF, 0);  /* image embedder, CLIP */
+    linear_once(&p, SL_BF16, 512, 10240, 4096, NO_BIAS, SL_ACT_NONE, 0);       /* UMT5 */
+    linear_once(&p, SL_BF16, 1560, 1536, 144, BIAS_BF16, SL_ACT_NONE, 0);      /* patch embedding */
+    linear_once(&p, SL_BF16, 1560, 64, 5120, BIAS_BF16, SL_ACT_NONE, 0);       /* the head */
     linear_once(&p, SL_BF16, 3001, 2048, 1024, BIAS_BF16, SL_ACT_GELU_TANH, 0);
-    linear_once(&p, SL_BF16, 4096, 5120, 5120, BIAS_BF16, SL_ACT_NONE, 0);        /* large enough to be timed */
+    linear_once(&p, SL_BF16, 4096, 5120, 5120, BIAS_BF16, SL_ACT_NONE, 0); /* large enough to be timed */
     pair_close(&p);
 }
 
@@ -230,7 +233,8 @@ static void products_of_the_networks(void **state)
 
 enum { APART, TOGETHER }; /* q, k, v dense; or columns of one matrix (k and v of one where Nq != Nk) */
 
-static void attention_once(pair *p, int64_t nq, int64_t nk, int heads, int64_t d, bool bias, bool accumulate, int place, int64_t pad)
+static void attention_once(pair *p, int64_t nq, int64_t nk, int heads, int64_t d, bool bias, bool accumulate, int place,
+                           int64_t pad)
 {
     int64_t w = heads * d;
     twin q, k, v, o = matrix(p, SL_BF16, nq, w, pad), table = matrix(p, SL_F32, heads, nq + nk - 1, 0);
@@ -248,8 +252,8 @@ static void attention_once(pair *p, int64_t nq, int64_t nk, int heads, int64_t d
     sl_attention(&p->cpu, &o.c, &q.c, &k.c, &v.c, heads, scale, bias ? &table.c : NULL, accumulate);
     sl_attention(&p->gpu, &o.g, &q.g, &k.g, &v.g, heads, scale, bias ? &table.g : NULL, accumulate);
     same(p, &o, 4e-3, /* the weights are rounded to bf16, then the result, then the sum */
-         say("attention %lld x %lld, %d heads x %lld, bias %d, accumulate %d, place %d, pad %lld", (long long)nq, (long long)nk, heads,
-             (long long)d, bias, accumulate, place, (long long)pad));
+         say("attention %lld x %lld, %d heads x %lld, bias %d, accumulate %d, place %d, pad %lld", (long long)nq, (long long)nk,
+             heads, (long long)d, bias, accumulate, place, (long long)pad));
     forget(p);
 }
 
@@ -308,16 +312,16 @@ static void generic_attention(void **state)
     (void)state;
     pair p;
     pair_open(&p, (size_t)1 << 30);
-    attention_once(&p, 257, 257, 16, 80, false, false, APART, 0);   /* CLIP */
+    attention_once(&p, 257, 257, 16, 80, false, false, APART, 0);    /* CLIP */
     attention_once(&p, 900, 900, 1, 384, false, false, TOGETHER, 0); /* the VAE's one head */
-    attention_once(&p, 512, 512, 64, 64, true, false, APART, 0);    /* UMT5 */
+    attention_once(&p, 512, 512, 64, 64, true, false, APART, 0);     /* UMT5 */
     attention_once(&p, 37, 37, 4, 64, true, true, TOGETHER, 8);
     attention_once(&p, 1, 1, 2, 64, true, false, APART, 0);
-    attention_once(&p, 65, 41, 3, 24, true, true, APART, 3);        /* nothing aligned */
+    attention_once(&p, 65, 41, 3, 24, true, true, APART, 3); /* nothing aligned */
     attention_once(&p, 130, 77, 3, 5, false, false, APART, 1);
-    attention_once(&p, 50, 61, 2, 128, false, true, APART, 4);      /* rows of 8 bytes: not cuDNN's */
-    attention_once(&p, 1025, 1025, 64, 64, true, false, APART, 0);  /* queries in several pieces */
-    attention_once(&p, 300, 20000, 12, 40, false, true, APART, 0);  /* heads in several groups */
+    attention_once(&p, 50, 61, 2, 128, false, true, APART, 4);     /* rows of 8 bytes: not cuDNN's */
+    attention_once(&p, 1025, 1025, 64, 64, true, false, APART, 0); /* queries in several pieces */
+    attention_once(&p, 300, 20000, 12, 40, false, true, APART, 0); /* heads in several groups */
     pair_close(&p);
 }
 
@@ -326,11 +330,12 @@ static void forms_agree(pair *p, int64_t nq, int64_t nk, int heads, int64_t d)
 {
     static const char *const FORM[] = {"generic", "unified", "composite", NULL};
     int64_t w = heads * d;
-    twin q = matrix(p, SL_BF16, nq, w, 0), k = matrix(p, SL_BF16, nk, w, 0), v = matrix(p, SL_BF16, nk, w, 0), o = matrix(p, SL_BF16, nq, w, 0);
+    twin q = matrix(p, SL_BF16, nq, w, 0), k = matrix(p, SL_BF16, nk, w, 0), v = matrix(p, SL_BF16, nk, w, 0),
+         o = matrix(p, SL_BF16, nq, w, 0);
     float *want = NULL;
     for (int f = 0; f < 4; f++) {
-        const char *what = say("%s attention %lld x %lld, %d heads x %lld", FORM[f] ? FORM[f] : "chosen", (long long)nq, (long long)nk, heads,
-                               (long long)d);
+        const char *what = say("%s attention %lld x %lld, %d heads x %lld", FORM[f] ? FORM[f] : "chosen", (long long)nq,
+                               (long long)nk, heads, (long long)d);
         if (FORM[f]) setenv("SLUICE_ATTENTION", FORM[f], 1);
         else unsetenv("SLUICE_ATTENTION");
         sl_attention(&p->gpu, &o.g, &q.g, &k.g, &v.g, heads, 2 / sqrtf((float)d), NULL, false);
@@ -410,8 +415,8 @@ static void speed_of_the_largest(void **state)
         sl_sync(&p.gpu);
         double s = (seconds() - from) / 5;
         if (!went_wrong(&p, "linear"))
-            print_message("speed: linear %d x %lld x %lld: %.3f ms, %.0f TFLOP/s\n", N, (long long)AT[i].n, (long long)AT[i].k, s * 1e3,
-                          2e-12 * N * (double)AT[i].n * (double)AT[i].k / s);
+            print_message("speed: linear %d x %lld x %lld: %.3f ms, %.0f TFLOP/s\n", N, (long long)AT[i].n, (long long)AT[i].k,
+                          s * 1e3, 2e-12 * N * (double)AT[i].n * (double)AT[i].k / s);
         forget(&p);
     }
     static const struct {

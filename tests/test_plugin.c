@@ -6,7 +6,8 @@
 
 #include "kernels/plugin.h"
 
-/* The plug-in is opened once a process: each case has its own, with SLUICE_CUDA set to `file` (NULL: not set). Its message, or "opened". */
+/* The plug-in is opened once a process: each case has its own, with SLUICE_CUDA set to `file` (NULL: not set). Its message, or
+ * "opened". */
 static const char *answer(const char *file)
 {
     static char text[1024];
@@ -20,7 +21,8 @@ static const char *answer(const char *file)
         if (file) setenv("SLUICE_CUDA", file, 1);
         else unsetenv("SLUICE_CUDA");
         const char *said = sl_plugin_cuda(&err) ? "opened" : err.msg;
-        if (!sl_plugin_cuda(&again) && (again.code != err.code || strcmp(again.msg, err.msg) != 0)) said = "the second call says something else";
+        if (!sl_plugin_cuda(&again) && (again.code != err.code || strcmp(again.msg, err.msg) != 0))
+            said = "the second call says something else";
         if (!sl_plugin_cuda(NULL) && err.code != SL_ARG) said = sl_code_name(err.code);
         ssize_t put = write(ends[1], said, strlen(said));
         _exit(put < 0);

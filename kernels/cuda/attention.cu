@@ -1,11 +1,14 @@
-/* attention.cu - softmax(q k^T scale + bias) v: cuDNN's fused kernels where they apply, three passes through scratch memory elsewhere.
+/* attention.cu - softmax(q k^T scale + bias) v: cuDNN's fused kernels where they apply, three passes through scratch memory
+ * elsewhere.
  *
- * FUSED: head widths 64 and 128 without a bias, all pitches and addresses multiples of 16 bytes. cuDNN is asked in two forms, its one SDPA
- * operation and the graph of products, pointwise steps and reductions that older releases know; the first plan that finalizes is kept, by shape.
- * Both forms choose the same kernels (9.19, compute capability 9.0), compiled when first asked for: about a second a shape.
- * GENERIC: everything else. Scores of some heads and queries in F32 (cublasLt), softmax in F32, weights rounded to bf16 as fused kernels
- * round them, the product with v (cublasLt). At most SCORE_BYTES of scratch.
- * SLUICE_ATTENTION=generic, unified or composite keeps to one of the three. Where cuDNN has nothing, generic takes over and the log says so once. */
+ * FUSED: head widths 64 and 128 without a bias, all pitches and addresses multiples of 16 bytes. cuDNN is asked in two forms,
+ * its one SDPA operation and the graph of products, pointwise steps and reductions that older releases know; the first plan that
+ * finalizes is kept, by shape. Both forms choose the same kernels (9.19, compute capability 9.0), compiled when first asked for:
+ * about a second a shape.
+ * GENERIC: everything else. Scores of some heads and queries in F32 (cublasLt), softmax in F32, weights rounded to bf16 as fused
+ * kernels round them, the product with v (cublasLt). At most SCORE_BYTES of scratch.
+ * SLUICE_ATTENTION=generic, unified or composite keeps to one of the three. Where cuDNN has nothing, generic takes over and the
+ * log says so once. */
 #include "kernels/cuda/cuda.h"
 
 #include <math.h>
@@ -61,14 +64,14 @@ static cudnnBackendDescriptor_t make(fused_graph *g, cudnnBackendDescriptorType_
     return d;
 }
 
-static void set(fused_graph *g, cudnnBackendDescriptor_t d, cudnnBackendAttributeName_t name, cudnnBackendAttributeType_t type, int64_t n,
-                const void *value, const char *what)
+static void set(fused_graph *g, cudnnBackendDescriptor_t d, cudnnBackendAttributeName_t name, cudnnBackendAttributeType_t type,
+                int64_t n, const void *value, const char *what)
 {
     if (!g->status) step(g, cudnnBackendSetAttribute(d, name, type, n, value), what);
 }
 
-static void set_descriptor(fused_graph *g, cudnnBackendDescriptor_t d, cudnnBackendAttributeName_t name, cudnnBackendDescriptor_t value,
-                           const char *what)
+static void set_descriptor(fused_graph *g, cudnnBackendDescriptor_t d, cudnnBackendAttributeName_t name,
+                           cudnnBackendDescriptor_t value, const char *what)
 {
     set(g, d, name, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &value, what);
 }
@@ -80,8 +83,8 @@ static void finalize(fused_graph *g, cudnnBackendDescriptor_t d, const char *wha
 
 /* ---- the two forms of the graph -------------------------------------------------------------------------- */
 
-static cudnnBackendDescriptor_t tensor(fused_graph *g, int64_t uid, cudnnDataType_t type, const int64_t dim[4], const int64_t stride[4],
-                                       bool is_virtual, bool by_value)
+static cudnnBackendDescriptor_t tensor(fused_graph *g, int64_t uid, cudnnDataType_t type, const int64_t dim[4],
+                                       const int64_t stride[4], bool is_virtual, bool by_value)
 {
     cudnnBackendDescriptor_t t = make(g, CUDNN_BACKEND_TENSOR_DESCRIPTOR);
     int64_t align = by_value ? 4 : 16;
@@ -99,7 +102,8 @@ static cudnnBackendDescriptor_t tensor(fused_graph *g, int64_t uid, cudnnDataTyp
 /* [1, heads, n, d] over rows of `pitch` elements; turned: [1, heads, d, n]. */
 static cudnnBackendDescriptor_t rows(fused_graph *g, int64_t uid, const fused_shape *s, int64_t n, int64_t pitch, bool turned)
 {
-    int64_t dim[4] = {1, s->heads, turned ? s->d : n, turned ? n : s->d}, stride[4] = {n * pitch, s->d, turned ? 1 : pitch, turned ? pitch : 1};
+    int64_t dim[4] = {1, s->heads, turned ? s->d : n, turned ? n : s->d},
+            stride[4] = {n * pitch, s->d, turned ? 1 : pitch, turned ? pitch : 1};
     return tensor(g, uid, CUDNN_DATA_BFLOAT16, dim, stride, false, false);
 }
 
@@ -116,7 +120,8 @@ static cudnnBackendDescriptor_t between(fused_graph *g, const fused_shape *s, in
     return tensor(g, UID_VIRTUAL + g->tensors++, type, dim, stride, true, false);
 }
 
-static cudnnBackendDescriptor_t product(fused_graph *g, cudnnBackendDescriptor_t a, cudnnBackendDescriptor_t b, cudnnBackendDescriptor_t c)
+static cudnnBackendDescriptor_t product(fused_graph *g, cudnnBackendDescriptor_t a, cudnnBackendDescriptor_t b,
+                                        cudnnBackendDescriptor_t c)
 {
     cudnnDataType_t f32 = CUDNN_DATA_FLOAT;
     cudnnBackendDescriptor_t how = make(g, CUDNN_BACKEND_MATMUL_DESCRIPTOR);
@@ -132,8 +137,8 @@ static cudnnBackendDescriptor_t product(fused_graph *g, cudnnBackendDescriptor_t
 }
 
 /* y = mode(x, b), element by element; b NULL: mode takes one argument. */
-static cudnnBackendDescriptor_t pointwise(fused_graph *g, cudnnPointwiseMode_t mode, cudnnBackendDescriptor_t x, cudnnBackendDescriptor_t b,
-                                          cudnnBackendDescriptor_t y)
+static cudnnBackendDescriptor_t pointwise(fused_graph *g, cudnnPointwiseMode_t mode, cudnnBackendDescriptor_t x,
+                                          cudnnBackendDescriptor_t b, cudnnBackendDescriptor_t y)
 {
     cudnnDataType_t f32 = CUDNN_DATA_FLOAT;
     cudnnBackendDescriptor_t how = make(g, CUDNN_BACKEND_POINTWISE_DESCRIPTOR);
@@ -149,7 +154,8 @@ static cudnnBackendDescriptor_t pointwise(fused_graph *g, cudnnPointwiseMode_t m
     return op;
 }
 
-static cudnnBackendDescriptor_t reduction(fused_graph *g, cudnnReduceTensorOp_t mode, cudnnBackendDescriptor_t x, cudnnBackendDescriptor_t y)
+static cudnnBackendDescriptor_t reduction(fused_graph *g, cudnnReduceTensorOp_t mode, cudnnBackendDescriptor_t x,
+                                          cudnnBackendDescriptor_t y)
 {
     cudnnDataType_t f32 = CUDNN_DATA_FLOAT;
     cudnnBackendDescriptor_t how = make(g, CUDNN_BACKEND_REDUCTION_DESCRIPTOR);
@@ -178,8 +184,9 @@ static int unified(fused_graph *g, const fused_shape *s, cudnnBackendDescriptor_
     return 1;
 }
 
-/* The same as products, pointwise steps and reductions: s = scale (q k^T); m = max s; e = exp(s - m); l = sum e; p = e / l; o = p v. cuDNN knows
- * this pattern with the row statistics log l + m in it, needed or not. Source: cudnn-frontend, CompositeSDPANode and CompositeSoftmaxNode. */
+/* The same as products, pointwise steps and reductions: s = scale (q k^T); m = max s; e = exp(s - m); l = sum e; p = e / l; o =
+ * p v. cuDNN knows this pattern with the row statistics log l + m in it, needed or not. Source: cudnn-frontend,
+ * CompositeSDPANode and CompositeSoftmaxNode. */
 static int composite(fused_graph *g, const fused_shape *s, cudnnBackendDescriptor_t *ops)
 {
     const cudnnDataType_t f32 = CUDNN_DATA_FLOAT;
@@ -187,7 +194,8 @@ static int composite(fused_graph *g, const fused_shape *s, cudnnBackendDescripto
     cudnnBackendDescriptor_t v = rows(g, UID_V, s, s->nk, s->v_pitch, false), o = rows(g, UID_O, s, s->nq, s->o_pitch, false);
     cudnnBackendDescriptor_t score = between(g, s, s->nk, f32), scaled = between(g, s, s->nk, f32), top = between(g, s, 1, f32);
     cudnnBackendDescriptor_t below = between(g, s, s->nk, f32), e = between(g, s, s->nk, f32), sum = between(g, s, 1, f32);
-    cudnnBackendDescriptor_t log = between(g, s, 1, f32), stats = between(g, s, 1, f32), p = between(g, s, s->nk, CUDNN_DATA_BFLOAT16);
+    cudnnBackendDescriptor_t log = between(g, s, 1, f32), stats = between(g, s, 1, f32),
+                             p = between(g, s, s->nk, CUDNN_DATA_BFLOAT16);
     int n = 0;
     ops[n++] = product(g, q, k, score);
     ops[n++] = pointwise(g, CUDNN_POINTWISE_MUL, score, scalar(g), scaled);
@@ -206,8 +214,8 @@ typedef int fused_form(fused_graph *, const fused_shape *, cudnnBackendDescripto
 static fused_form *const FORM[FORMS] = {unified, composite};
 static const char *const FORM_NAME[FORMS] = {"unified", "composite"};
 
-/* The graph of one form and the engine configurations that cuDNN's heuristics suggest for it, best first. `described` is NULL, or a device to
- * plan for that need not be there. */
+/* The graph of one form and the engine configurations that cuDNN's heuristics suggest for it, best first. `described` is NULL,
+ * or a device to plan for that need not be there. */
 static void graph_make(fused_graph *g, fused_form *form, const fused_shape *s, cudnnBackendDescriptor_t described)
 {
     static const cudnnBackendHeurMode_t MODES[] = {CUDNN_HEUR_MODE_A, CUDNN_HEUR_MODE_FALLBACK};
@@ -232,15 +240,18 @@ static void graph_make(fused_graph *g, fused_form *form, const fused_shape *s, c
         int64_t count = 0;
         for (int i = 0; i < CONFIGS; i++) found[i] = make(g, CUDNN_BACKEND_ENGINECFG_DESCRIPTOR);
         if (g->status) return;
-        step(g, cudnnBackendGetAttribute(heur, CUDNN_ATTR_ENGINEHEUR_RESULTS, CUDNN_TYPE_BACKEND_DESCRIPTOR, CONFIGS, &count, found),
+        step(g,
+             cudnnBackendGetAttribute(heur, CUDNN_ATTR_ENGINEHEUR_RESULTS, CUDNN_TYPE_BACKEND_DESCRIPTOR, CONFIGS, &count, found),
              "the heuristics' results");
         for (int i = 0; i < count && i < CONFIGS && !g->status; i++) g->configs[g->config_count++] = found[i];
     }
     if (!g->config_count) step(g, CUDNN_STATUS_NOT_SUPPORTED, "the heuristics: no engine");
 }
 
-/* The first of the graph's configurations that finalizes into a plan and needs no more than `workspace` bytes; it lives among g->all. */
-static cudnnBackendDescriptor_t plan_make(fused_graph *g, cudnnHandle_t handle, cudnnBackendDescriptor_t described, size_t workspace)
+/* The first of the graph's configurations that finalizes into a plan and needs no more than `workspace` bytes; it lives among
+ * g->all. */
+static cudnnBackendDescriptor_t plan_make(fused_graph *g, cudnnHandle_t handle, cudnnBackendDescriptor_t described,
+                                          size_t workspace)
 {
     cudnnStatus_t last = CUDNN_STATUS_NOT_SUPPORTED;
     for (int i = 0; i < g->config_count && !g->status; i++) {
@@ -251,7 +262,8 @@ static cudnnBackendDescriptor_t plan_make(fused_graph *g, cudnnHandle_t handle, 
         set_descriptor(g, plan, CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, g->configs[i], "a plan's engine");
         if (g->status) break;
         if ((last = cudnnBackendFinalize(plan))) continue;
-        if ((last = cudnnBackendGetAttribute(plan, CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, CUDNN_TYPE_INT64, 1, &count, &bytes))) continue;
+        if ((last = cudnnBackendGetAttribute(plan, CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, CUDNN_TYPE_INT64, 1, &count, &bytes)))
+            continue;
         if ((size_t)bytes <= workspace) return plan;
         last = CUDNN_STATUS_NOT_SUPPORTED;
     }
@@ -320,7 +332,8 @@ static void warn_once(const fused_shape *s, const char *why)
 {
     static int said;
     if (__atomic_exchange_n(&said, 1, __ATOMIC_RELAXED)) return;
-    sl_log(SL_LOG_WARN, "attention: cuDNN has no plan for %lld queries, %lld keys, %lld heads of %lld (%s): the slower generic form does it",
+    sl_log(SL_LOG_WARN,
+           "attention: cuDNN has no plan for %lld queries, %lld keys, %lld heads of %lld (%s): the slower generic form does it",
            (long long)s->nq, (long long)s->nk, (long long)s->heads, (long long)s->d, why);
 }
 
@@ -337,8 +350,8 @@ static void plan_choose(sl_ctx *ctx, attn_plan *p)
         char more[128] = "";
         cudnnGetLastErrorString(more, sizeof more);
         size_t at = strlen(why);
-        snprintf(why + at, sizeof why - at, "%s%s: %s: %s%s%s", at ? "; " : "", FORM_NAME[f], g->step, cudnnGetErrorString(g->status),
-                 *more ? ": " : "", more);
+        snprintf(why + at, sizeof why - at, "%s%s: %s: %s%s%s", at ? "; " : "", FORM_NAME[f], g->step,
+                 cudnnGetErrorString(g->status), *more ? ": " : "", more);
         graph_clear(g);
     }
     warn_once(&p->shape, why);
@@ -381,10 +394,10 @@ __device__ __forceinline__ void merge(float *top, float *sum, float other_top, f
     *top = high;
 }
 
-/* p = softmax(score + bias) of one row: x the query, y the head. bias: at the first query of this call, first head; its row of one query starts one
- * element before that of the query above it. Columns nk .. ld of p become zero. */
-__global__ void __launch_bounds__(SOFTMAX_THREADS) softmax_kernel(bf16 *p, const float *score, int64_t ld, int nk, const float *bias,
-                                                                  int64_t bias_head)
+/* p = softmax(score + bias) of one row: x the query, y the head. bias: at the first query of this call, first head; its row of
+ * one query starts one element before that of the query above it. Columns nk .. ld of p become zero. */
+__global__ void __launch_bounds__(SOFTMAX_THREADS)
+    softmax_kernel(bf16 *p, const float *score, int64_t ld, int nk, const float *bias, int64_t bias_head)
 {
     __shared__ float tops[SOFTMAX_THREADS / 32], sums[SOFTMAX_THREADS / 32];
     const int64_t row = (int64_t)blockIdx.y * gridDim.x + blockIdx.x;
@@ -469,8 +482,8 @@ struct attention {
 };
 
 /* Queries first .. first + n of heads head .. head + heads, to o (of that query and head). */
-static void generic_piece(sl_ctx *ctx, const attention *a, int64_t head, int64_t heads, int64_t first, int64_t n, int64_t ld, float *score,
-                          bf16 *weight, bf16 *o, int64_t o_pitch)
+static void generic_piece(sl_ctx *ctx, const attention *a, int64_t head, int64_t heads, int64_t first, int64_t n, int64_t ld,
+                          float *score, bf16 *weight, bf16 *o, int64_t o_pitch)
 {
     sl_cuda_product s = {}, r = {};
     s.m = n, s.n = a->nk, s.k = a->d;
@@ -554,12 +567,25 @@ static void fused(sl_ctx *ctx, const attention *a)
     }
 }
 
-void sl_cuda_attention(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k, const sl_tensor *v, int heads, float scale,
-                       const sl_tensor *bias, bool accumulate)
+void sl_cuda_attention(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k, const sl_tensor *v, int heads,
+                       float scale, const sl_tensor *bias, bool accumulate)
 {
     int64_t width = q->shape[1];
-    attention a = {(const bf16 *)q->data, (const bf16 *)k->data, (const bf16 *)v->data, (bf16 *)o->data, q->shape[0], k->shape[0], heads,
-                   width / heads, q->pitch, k->pitch, v->pitch, o->pitch, bias ? (const float *)bias->data : NULL, scale, accumulate};
+    attention a = {(const bf16 *)q->data,
+                   (const bf16 *)k->data,
+                   (const bf16 *)v->data,
+                   (bf16 *)o->data,
+                   q->shape[0],
+                   k->shape[0],
+                   heads,
+                   width / heads,
+                   q->pitch,
+                   k->pitch,
+                   v->pitch,
+                   o->pitch,
+                   bias ? (const float *)bias->data : NULL,
+                   scale,
+                   accumulate};
     const char *set = getenv("SLUICE_ATTENTION");
     if (!a.nq) return;
     if (a.nq == 1) a.q_pitch = a.o_pitch = width; /* the pitch of one row may be anything */

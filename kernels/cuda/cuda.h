@@ -1,4 +1,5 @@
-/* cuda.h - what the files of kernels/cuda share: the state of one context, error checks, launch helpers. CUDA C++ (nvcc) includes it. */
+/* cuda.h - what the files of kernels/cuda share: the state of one context, error checks, launch helpers. CUDA C++ (nvcc)
+ * includes it. */
 #ifndef SL_CUDA_H
 #define SL_CUDA_H
 
@@ -38,7 +39,8 @@ static inline sl_cuda *sl_cuda_of(sl_ctx *ctx)
     return (sl_cuda *)ctx->device;
 }
 
-/* Scratch that lives until the next call of it on this ctx (stream order makes reuse safe; growing waits for the stream). NULL: ctx has failed. */
+/* Scratch that lives until the next call of it on this ctx (stream order makes reuse safe; growing waits for the stream). NULL:
+ * ctx has failed. */
 void *sl_cuda_scratch(sl_ctx *ctx, size_t bytes);
 
 /* After a launch or a call: keeps the first failure in ctx. */
@@ -69,9 +71,10 @@ void sl_cuda_layernorm_modulate(sl_ctx *, const sl_tensor *, const sl_tensor *, 
 void sl_cuda_rmsnorm(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, float);
 void sl_cuda_rmsnorm_rope(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, float, const sl_tensor *, const sl_tensor *, int);
 void sl_cuda_gated_add(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *);
-/* c = alpha * a b^T for `batch` matrices: a [m,k], b [n,k] (across: b [k,n]), c [m,n], row-major with `ld` elements from row to row and `step`
- * elements from matrix to matrix; arithmetic in F32 (never TF32), one rounding to c's dtype. in BF16 or F32; out F32 or in's dtype.
- * bias [n] of dtype `out` and 16-byte aligned, or NULL, is added before; gelu: GELU's tanh form of the sum. Uses the workspace, no scratch. */
+/* c = alpha * a b^T for `batch` matrices: a [m,k], b [n,k] (across: b [k,n]), c [m,n], row-major with `ld` elements from row to
+ * row and `step` elements from matrix to matrix; arithmetic in F32 (never TF32), one rounding to c's dtype. in BF16 or F32; out
+ * F32 or in's dtype. bias [n] of dtype `out` and 16-byte aligned, or NULL, is added before; gelu: GELU's tanh form of the sum.
+ * Uses the workspace, no scratch. */
 struct sl_cuda_product {
     int64_t m, n, k;
     const void *a, *b;
@@ -84,8 +87,8 @@ struct sl_cuda_product {
     const void *bias;
 };
 void sl_cuda_multiply(sl_ctx *, const sl_cuda_product *);
-/* May this context try several algorithms on the real buffers and keep the fastest? Not while the stream is captured into a graph, nor with
- * SLUICE_AUTOTUNE=0. */
+/* May this context try several algorithms on the real buffers and keep the fastest? Not while the stream is captured into a
+ * graph, nor with SLUICE_AUTOTUNE=0. */
 bool sl_cuda_may_time(sl_ctx *);
 /* attention.cu */
 void sl_cuda_attention(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *, int, float, const sl_tensor *, bool);

@@ -1,15 +1,17 @@
-/* gemm.cu - matrix products: cublasLt with plans kept by shape, and kernels of our own for a handful of rows and for what cublasLt declines.
+/* gemm.cu - matrix products: cublasLt with plans kept by shape, and kernels of our own for a handful of rows and for what
+ * cublasLt declines.
  *
- * cublasLt sees matrices by columns, so a row-major c = a b^T is asked for as c^T = b a^T: its "A" is our b (a weight), its "B" our a.
- * A product of 1e11 operations or more is timed once with each algorithm of the library's short list that sums along k in one piece, on the
- * call's own buffers; another than the library's first choice must be 2 % faster to be taken, so that two runs choose alike. */
+ * cublasLt sees matrices by columns, so a row-major c = a b^T is asked for as c^T = b a^T: its "A" is our b (a weight), its "B"
+ * our a. A product of 1e11 operations or more is timed once with each algorithm of the library's short list that sums along k in
+ * one piece, on the call's own buffers; another than the library's first choice must be 2 % faster to be taken, so that two runs
+ * choose alike. */
 #include "kernels/cuda/cuda.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 enum { ALGORITHMS = 12, TIMED_RUNS = 3, FEW_ROWS = 8, TILE = 16 };
-static const double TIMED_FROM = 1e11;             /* operations */
+static const double TIMED_FROM = 1e11;               /* operations */
 static const size_t PIECE_BYTES = (size_t)128 << 20; /* float32 sums of a product whose activation cublasLt does not have */
 
 /* ---- plans --------------------------------------------------------------------------------------------- */
@@ -78,7 +80,8 @@ static gemm_key key_of(const sl_cuda_product *g)
     return k;
 }
 
-static cublasStatus_t layout(cublasLtMatrixLayout_t *out, sl_dtype type, int64_t rows, int64_t cols, int64_t ld, int batch, int64_t step)
+static cublasStatus_t layout(cublasLtMatrixLayout_t *out, sl_dtype type, int64_t rows, int64_t cols, int64_t ld, int batch,
+                             int64_t step)
 {
     cublasStatus_t s = cublasLtMatrixLayoutCreate(out, cuda_type(type), (uint64_t)rows, (uint64_t)cols, ld);
     if (s || batch == 1) return s;
@@ -95,16 +98,19 @@ static int64_t at_least(int64_t ld, int64_t row) /* the pitch of a matrix of one
 static cublasStatus_t describe(gemm_plan *p, const sl_cuda_product *g)
 {
     cublasOperation_t turned = CUBLAS_OP_T, straight = CUBLAS_OP_N;
-    cublasLtEpilogue_t epilogue = g->gelu ? g->bias ? CUBLASLT_EPILOGUE_GELU_BIAS : CUBLASLT_EPILOGUE_GELU
-                                          : g->bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
+    cublasLtEpilogue_t epilogue = g->gelu   ? g->bias ? CUBLASLT_EPILOGUE_GELU_BIAS : CUBLASLT_EPILOGUE_GELU
+                                  : g->bias ? CUBLASLT_EPILOGUE_BIAS
+                                            : CUBLASLT_EPILOGUE_DEFAULT;
     cudaDataType_t bias_type = cuda_type(g->out);
     cublasStatus_t s;
     if ((s = cublasLtMatmulDescCreate(&p->op, CUBLAS_COMPUTE_32F, CUDA_R_32F))) return s;
-    if ((s = cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_TRANSA, g->across ? &straight : &turned, sizeof turned))) return s;
+    if ((s = cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_TRANSA, g->across ? &straight : &turned, sizeof turned)))
+        return s;
     if ((s = cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_TRANSB, &straight, sizeof straight))) return s;
     if ((s = cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue))) return s;
     if (g->bias) {
-        if ((s = cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &bias_type, sizeof bias_type))) return s;
+        if ((s = cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &bias_type, sizeof bias_type)))
+            return s;
         if ((s = cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &g->bias, sizeof g->bias))) return s;
     }
     s = g->across ? layout(&p->a, g->in, g->n, g->k, at_least(g->ldb, g->n), g->batch, g->step_b)
@@ -150,7 +156,8 @@ static int fastest(sl_ctx *ctx, gemm_plan *p, const sl_cuda_product *g, const cu
     cudaEvent_t from = NULL, to = NULL;
     float best = 0;
     int chosen = 0;
-    if (!sl_cuda_ok(ctx, cudaEventCreate(&from), "timing a product") || !sl_cuda_ok(ctx, cudaEventCreate(&to), "timing a product")) n = 0;
+    if (!sl_cuda_ok(ctx, cudaEventCreate(&from), "timing a product") || !sl_cuda_ok(ctx, cudaEventCreate(&to), "timing a product"))
+        n = 0;
     for (int i = 0; i < n; i++) {
         float ms = 0;
         if (list[i].state != CUBLAS_STATUS_SUCCESS || (i && parts_of_k(&list[i].algo) > 1)) continue;
@@ -180,7 +187,8 @@ static void plan_make(sl_ctx *ctx, gemm_plan *p, const sl_cuda_product *g)
     p->key = key_of(g);
     cublasStatus_t s = describe(p, g);
     if (!s) s = cublasLtMatmulPreferenceCreate(&pref);
-#define PREFER(what, value) s = s ? s : cublasLtMatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_##what, &(value), sizeof(value))
+#define PREFER(what, value)                                                                                                        \
+    s = s ? s : cublasLtMatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_##what, &(value), sizeof(value))
     PREFER(MAX_WORKSPACE_BYTES, c->workspace_bytes);
     PREFER(MIN_ALIGNMENT_A_BYTES, p->key.align_b);
     PREFER(MIN_ALIGNMENT_B_BYTES, p->key.align_a);
@@ -232,9 +240,9 @@ __device__ __forceinline__ float vector_at(const void *v, bool f32, int64_t i)
 
 /* Any product, any alignment: a TILE x TILE piece of c a block, one element a thread. x: rows of c, y: columns, z: the batch. */
 template <class T, class R>
-__global__ void __launch_bounds__(TILE *TILE) plain_kernel(const T *a, const T *b, R *c, int64_t m, int64_t n, int64_t k, int64_t lda,
-                                                           int64_t b_n, int64_t b_k, int64_t ldc, int64_t step_a, int64_t step_b,
-                                                           int64_t step_c, float alpha, const R *bias, int kind)
+__global__ void __launch_bounds__(TILE *TILE)
+    plain_kernel(const T *a, const T *b, R *c, int64_t m, int64_t n, int64_t k, int64_t lda, int64_t b_n, int64_t b_k, int64_t ldc,
+                 int64_t step_a, int64_t step_b, int64_t step_c, float alpha, const R *bias, int kind)
 {
     __shared__ float as[TILE][TILE + 1], bs[TILE][TILE + 1];
     int tx = threadIdx.x % TILE, ty = threadIdx.x / TILE;
@@ -254,15 +262,16 @@ __global__ void __launch_bounds__(TILE *TILE) plain_kernel(const T *a, const T *
 template <class T, class R> static void plain(sl_ctx *ctx, const sl_cuda_product *g)
 {
     dim3 grid((unsigned)((g->m + TILE - 1) / TILE), (unsigned)((g->n + TILE - 1) / TILE), (unsigned)g->batch);
-    plain_kernel<<<grid, TILE * TILE, 0, ctx->stream>>>((const T *)g->a, (const T *)g->b, (R *)g->c, g->m, g->n, g->k, g->lda,
-                                                        g->across ? 1 : g->ldb, g->across ? g->ldb : 1, g->ldc, g->step_a, g->step_b,
-                                                        g->step_c, g->alpha, (const R *)g->bias, g->gelu ? SL_ACT_GELU_TANH : SL_ACT_NONE);
+    plain_kernel<<<grid, TILE * TILE, 0, ctx->stream>>>(
+        (const T *)g->a, (const T *)g->b, (R *)g->c, g->m, g->n, g->k, g->lda, g->across ? 1 : g->ldb, g->across ? g->ldb : 1,
+        g->ldc, g->step_a, g->step_b, g->step_c, g->alpha, (const R *)g->bias, g->gelu ? SL_ACT_GELU_TANH : SL_ACT_NONE);
     SL_LAUNCHED(ctx, "a product that cublasLt declined");
 }
 
 /* y = act(sums + b), rounded once. y may be the sums. A thread an element. */
 template <class R>
-__global__ void finish_kernel(R *y, int64_t ldy, const float *sums, int64_t ld, int64_t m, int n, const void *b, bool b_f32, int kind)
+__global__ void finish_kernel(R *y, int64_t ldy, const float *sums, int64_t ld, int64_t m, int n, const void *b, bool b_f32,
+                              int kind)
 {
     int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= m * n) return;
@@ -304,11 +313,11 @@ template <class T> struct stretch<T, false> {
     }
 };
 
-/* y[m,n] for m <= ROWS rows: a warp takes one row of w, its lanes stretches of it side by side, and every row of x with it. Bound by reading w
- * once. */
+/* y[m,n] for m <= ROWS rows: a warp takes one row of w, its lanes stretches of it side by side, and every row of x with it.
+ * Bound by reading w once. */
 template <class T, int ROWS, bool WIDE>
-__global__ void __launch_bounds__(128) few_rows_kernel(T *y, int64_t ldy, const T *x, int64_t ldx, const T *w, int m, int64_t n, int64_t k,
-                                                       const void *b, bool b_f32, int kind)
+__global__ void __launch_bounds__(128) few_rows_kernel(T *y, int64_t ldy, const T *x, int64_t ldx, const T *w, int m, int64_t n,
+                                                       int64_t k, const void *b, bool b_f32, int kind)
 {
     typedef stretch<T, WIDE> piece;
     const int lane = threadIdx.x % 32;
@@ -424,13 +433,13 @@ static sl_cuda_product product_of(const layer *l)
 
 template <class R> static void finish(sl_ctx *ctx, const layer *l, R *y, const float *sums, int64_t ld, int64_t rows)
 {
-    finish_kernel<<<(unsigned)((rows * l->n + 255) / 256), 256, 0, ctx->stream>>>(y, l->y->pitch, sums, ld, rows, (int)l->n,
-                                                                                   l->b ? l->b->data : NULL, l->b && l->b->dtype == SL_F32,
-                                                                                   l->kind);
+    finish_kernel<<<(unsigned)((rows * l->n + 255) / 256), 256, 0, ctx->stream>>>(
+        y, l->y->pitch, sums, ld, rows, (int)l->n, l->b ? l->b->data : NULL, l->b && l->b->dtype == SL_F32, l->kind);
     SL_LAUNCHED(ctx, "activation of a linear layer");
 }
 
-/* bf16 with an activation or a bias that cublasLt's epilogue does not take: the sums go to scratch in F32, so that there is one rounding. */
+/* bf16 with an activation or a bias that cublasLt's epilogue does not take: the sums go to scratch in F32, so that there is one
+ * rounding. */
 static void in_pieces(sl_ctx *ctx, const layer *l)
 {
     int64_t most = (int64_t)(PIECE_BYTES / sizeof(float)) / l->n, rows = l->m < most ? l->m : most > 0 ? most : 1;
@@ -446,7 +455,8 @@ static void in_pieces(sl_ctx *ctx, const layer *l)
     }
 }
 
-void sl_cuda_linear(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, const sl_tensor *b, sl_activation activation)
+void sl_cuda_linear(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, const sl_tensor *b,
+                    sl_activation activation)
 {
     layer l = {y, x, w, b, (int)activation, x->shape[0], w->shape[0], x->shape[1]};
     bool f32 = x->dtype == SL_F32;
@@ -459,7 +469,8 @@ void sl_cuda_linear(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const s
     if (f32) {
         sl_cuda_product g = product_of(&l);
         sl_cuda_multiply(ctx, &g);
-        if (!ctx->err.code && (b || activation != SL_ACT_NONE)) finish(ctx, &l, (float *)y->data, (const float *)y->data, y->pitch, l.m);
+        if (!ctx->err.code && (b || activation != SL_ACT_NONE))
+            finish(ctx, &l, (float *)y->data, (const float *)y->data, y->pitch, l.m);
         return;
     }
     bool fused = activation == SL_ACT_NONE || activation == SL_ACT_GELU_TANH;

@@ -54,8 +54,8 @@ static void *device_memory(sl_ctx *ctx, size_t bytes, const char *what)
     cudaGetLastError();
     size_t free_bytes = 0, total = 0;
     if (e == cudaErrorMemoryAllocation && cudaMemGetInfo(&free_bytes, &total) == cudaSuccess)
-        sl_ctx_fail(ctx, SL_NOMEM, "%s: %zu bytes wanted on cuda:%d, %zu of %zu are free", what, bytes, sl_cuda_of(ctx)->device, free_bytes,
-                    total);
+        sl_ctx_fail(ctx, SL_NOMEM, "%s: %zu bytes wanted on cuda:%d, %zu of %zu are free", what, bytes, sl_cuda_of(ctx)->device,
+                    free_bytes, total);
     else sl_cuda_ok(ctx, e, what);
     return NULL;
 }
@@ -121,7 +121,8 @@ static bool open_all(sl_ctx *ctx, sl_cuda *c)
         return false;
     }
     if (!sl_cuda_ok(ctx, cudaStreamCreateWithFlags(&ctx->stream, cudaStreamNonBlocking), "creating a stream") ||
-        !sl_cuda_lt_ok(ctx, cublasLtCreate(&c->lt), "opening cublasLt") || !sl_cuda_dnn_ok(ctx, cudnnCreate(&c->dnn), "opening cuDNN") ||
+        !sl_cuda_lt_ok(ctx, cublasLtCreate(&c->lt), "opening cublasLt") ||
+        !sl_cuda_dnn_ok(ctx, cudnnCreate(&c->dnn), "opening cuDNN") ||
         !sl_cuda_dnn_ok(ctx, cudnnSetStream(c->dnn, ctx->stream), "opening cuDNN") ||
         !sl_cuda_ok(ctx, cudaMallocHost((void **)&c->host_out, HOST_OUT * sizeof(float)), "pinned memory for small results"))
         return false;
@@ -160,7 +161,8 @@ static void cuda_upload(sl_ctx *ctx, const sl_tensor *dst, const void *host)
 {
     size_t bytes = sl_bytes(dst);
     if (!bytes) return;
-    if (sl_cuda_ok(ctx, cudaMemcpyAsync(dst->data, host, bytes, cudaMemcpyHostToDevice, ctx->stream), "upload") && pinned(host)) cuda_sync(ctx);
+    if (sl_cuda_ok(ctx, cudaMemcpyAsync(dst->data, host, bytes, cudaMemcpyHostToDevice, ctx->stream), "upload") && pinned(host))
+        cuda_sync(ctx);
 }
 
 static void cuda_download(sl_ctx *ctx, void *host, const sl_tensor *src)
@@ -329,23 +331,31 @@ static sl_ops all_ops()
 
 const sl_ops sl_ops_cuda = all_ops(); /* when the library is opened */
 
+static sl_plugin all_of_it()
+{
+    sl_plugin t = {};
+    t.abi = SL_PLUGIN_ABI;
+    t.ops = &sl_ops_cuda;
+    t.slabs = &sl_cuda_slabs;
+#define LENT(name) t.name = name
+    LENT(devices);
+    LENT(use);
+    LENT(memory);
+    LENT(describe);
+    LENT(can_map);
+    LENT(host_alloc);
+    LENT(host_free);
+    LENT(host_register);
+    LENT(host_unregister);
+    LENT(copy_in);
+    LENT(copy_out);
+#undef LENT
+    t.load = sl_cuda_load;
+    t.random = sl_cuda_random;
+    return t;
+}
+
 extern "C" {
-extern const sl_plugin sl_plugin_entry;
-const sl_plugin sl_plugin_entry = {
-    SL_PLUGIN_ABI,
-    &sl_ops_cuda,
-    &sl_cuda_slabs,
-    devices,
-    use,
-    memory,
-    describe,
-    can_map,
-    host_alloc,
-    host_free,
-    host_register,
-    host_unregister,
-    copy_in,
-    copy_out,
-    sl_cuda_load,
-};
+extern const sl_plugin sl_plugin_entry; /* what kernels/plugin.c looks for */
+const sl_plugin sl_plugin_entry = all_of_it();
 }
