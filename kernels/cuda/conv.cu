@@ -1,19 +1,23 @@
-/* conv.cu - the video autoencoder's convolutions: packing, choice of kernel, and the kernel that does every case on every device.
+/* conv.cu - the video autoencoder's convolutions: packing, choice of kernel, and the kernel that does every case on every
+ * device.
  *
- * An implicit matrix product: rows are 128 output pixels, columns are output channels, K runs over (tap, input channel). Nothing is gathered in device
- * memory: a thread copies 16 bytes (8 channels of one tap of one pixel) from x, the history or nowhere (zeros) into shared memory with cp.async, four
- * stages deep; ldmatrix and mma.sync m16n8k16 in bf16 with float32 sums. Borders, history, strides and the doubling of frames are the choice of an
- * address. Where Ci is no multiple of 8, threads gather element by element instead.
+ * An implicit matrix product: rows are 128 output pixels, columns are output channels, K runs over (tap, input channel). Nothing
+ * is gathered in device memory: a thread copies 16 bytes (8 channels of one tap of one pixel) from x, the history or nowhere
+ * (zeros) into shared memory with cp.async, four stages deep; ldmatrix and mma.sync m16n8k16 in bf16 with float32 sums. Borders,
+ * history, strides and the doubling of frames are the choice of an address. Where Ci is no multiple of 8, threads gather element
+ * by element instead.
  *
- * COST: 2 * pixels * Co * K operations; reads about K * 2 bytes a pixel and tile of columns from L2. EXPECTED on an A100 60 % of its 312 TFLOP/s with
- * 96 channels or more (a warp does 24 products of 64 x 48 x 16 on 7 ldmatrix), on an H100, where mma.sync reaches about 620, 300 to 350. */
+ * COST: 2 * pixels * Co * K operations; reads about K * 2 bytes a pixel and tile of columns from L2. EXPECTED on an A100 60 % of
+ * its 312 TFLOP/s with 96 channels or more (a warp does 24 products of 64 x 48 x 16 on 7 ldmatrix), on an H100, where mma.sync
+ * reaches about 620, 300 to 350. */
 #include <cstdlib>
 #include <cstring>
 #include <new>
 
 #include "kernels/cuda/conv_fast.cuh"
 
-namespace {
+namespace
+{
 
 /* ---- weights ------------------------------------------------------------------------------------------------------------- */
 
@@ -33,9 +37,9 @@ enum { BM = 128, BK = 32, STAGES = 4, THREADS = 128 };
 
 struct simple_args {
     sl_conv_call c;
-    int h, w;           /* of x as the kernel sees it: doubled by upsample */
-    int pixels, K;      /* frames * oh * ow; taps * C */
-    int64_t pitch;      /* of a row of packed weights */
+    int h, w;      /* of x as the kernel sees it: doubled by upsample */
+    int pixels, K; /* frames * oh * ow; taps * C */
+    int64_t pitch; /* of a row of packed weights */
     int n_tiles;
 };
 
@@ -51,7 +55,9 @@ __device__ __forceinline__ void copy16(uint32_t to, const void *from, bool there
 
 __device__ __forceinline__ void load4(uint32_t r[4], uint32_t from)
 {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(from));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(from));
 }
 
 __device__ __forceinline__ void load2(uint32_t r[2], uint32_t from)
@@ -61,9 +67,10 @@ __device__ __forceinline__ void load2(uint32_t r[2], uint32_t from)
 
 __device__ __forceinline__ void multiply(float d[4], const uint32_t a[4], const uint32_t b[2])
 {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
 /* The output pixel whose row of A a thread fills: where its first tap lies. y far outside: the row is past the end. */
@@ -86,10 +93,10 @@ __device__ __forceinline__ const bf16 *input_at(const simple_args &a, const row_
 }
 
 /* BN columns; WARPS_N warps side by side, the others below one another. EIGHTS: C is a multiple of 8. */
-template <int BN, int WARPS_N, bool EIGHTS>
-__global__ void __launch_bounds__(THREADS) conv_simple_kernel(const simple_args a)
+template <int BN, int WARPS_N, bool EIGHTS> __global__ void __launch_bounds__(THREADS) conv_simple_kernel(const simple_args a)
 {
-    constexpr int WARPS_M = 4 / WARPS_N, MT = BM / WARPS_M / 16, NT = BN / WARPS_N / 8, A_BYTES = BM * BK * 2, STAGE = A_BYTES + BN * BK * 2;
+    constexpr int WARPS_M = 4 / WARPS_N, MT = BM / WARPS_M / 16, NT = BN / WARPS_N / 8, A_BYTES = BM * BK * 2,
+                  STAGE = A_BYTES + BN * BK * 2;
     extern __shared__ __align__(128) unsigned char shared[];
     const uint32_t base = shared_address(shared);
     const int tid = threadIdx.x, warp = tid / 32, lane = tid % 32, warp_m = warp / WARPS_N, warp_n = warp % WARPS_N;
@@ -136,7 +143,8 @@ __global__ void __launch_bounds__(THREADS) conv_simple_kernel(const simple_args 
                     uint32_t bits = from ? __bfloat16_as_ushort(from[channel]) : 0;
                     v[e / 2] |= bits << (e % 2 * 16);
                 }
-                asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3]) : "memory");
+                asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3])
+                             : "memory");
             }
         }
 #pragma unroll
@@ -144,7 +152,8 @@ __global__ void __launch_bounds__(THREADS) conv_simple_kernel(const simple_args 
             const int row = row0 + 32 * i;
             if (BN % 32 == 0 || row < BN) {
                 bool there = n0 + row < a.c.co && kk < a.pitch;
-                copy16(to + A_BYTES + row * 64 + ((piece ^ (row >> 1 & 3)) << 4), there ? a.c.w + (n0 + row) * a.pitch + kk : a.c.w, there);
+                copy16(to + A_BYTES + row * 64 + ((piece ^ (row >> 1 & 3)) << 4), there ? a.c.w + (n0 + row) * a.pitch + kk : a.c.w,
+                       there);
             }
         }
         c += BK;
@@ -199,7 +208,8 @@ __global__ void __launch_bounds__(THREADS) conv_simple_kernel(const simple_args 
     }
     asm volatile("cp.async.wait_all;" ::: "memory");
 
-    /* Sums plus bias plus residual, rounded once. A thread holds columns 2 (lane % 4) and the next of rows lane / 4 and lane / 4 + 8. */
+    /* Sums plus bias plus residual, rounded once. A thread holds columns 2 (lane % 4) and the next of rows lane / 4 and lane / 4
+     * + 8. */
     const int co = a.c.co;
 #pragma unroll
     for (int i = 0; i < MT; i++)
@@ -243,7 +253,9 @@ template <int BN, int WARPS_N, bool EIGHTS> void launch_simple(sl_ctx *ctx, simp
     unsigned *done = &sl_cuda_of(ctx)->convs->set_up_simple;
     auto kernel = conv_simple_kernel<BN, WARPS_N, EIGHTS>;
     if (!(*done >> bit & 1)) {
-        if (!sl_cuda_ok(ctx, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "conv3d: shared memory")) return;
+        if (!sl_cuda_ok(ctx, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+                        "conv3d: shared memory"))
+            return;
         *done |= 1u << bit;
     }
     a.n_tiles = (a.c.co + BN - 1) / BN;
@@ -259,7 +271,9 @@ template <int BN, int WARPS_N, bool EIGHTS> void launch_simple(sl_ctx *ctx, simp
 void run_simple(sl_ctx *ctx, const sl_conv_call *c)
 {
     const int64_t taps = (int64_t)c->k.kt * c->k.kh * c->k.kw;
-    simple_args a = {*c, c->H << c->k.upsample, c->W << c->k.upsample, c->frames * c->oh * c->ow, (int)(taps * c->C), sl_conv_pitch(c->C, taps), 0};
+    simple_args a = {
+        *c, c->H << c->k.upsample, c->W << c->k.upsample, c->frames * c->oh * c->ow, (int)(taps * c->C), sl_conv_pitch(c->C, taps),
+        0};
     if (c->C % 8 == 0) {
         if (c->co <= 8) launch_simple<8, 1, true>(ctx, a, 0);
         else if (c->co <= 64) launch_simple<64, 2, true>(ctx, a, 1);
@@ -283,6 +297,7 @@ sl_cuda_convs *convs_of(sl_ctx *ctx)
     }
     const char *which = getenv("SLUICE_CONV");
     s->simple = which && !strcmp(which, "simple");
+    s->wide = which && !strcmp(which, "wide");
     if (cu->sm == 90) {
         cudaDriverEntryPointQueryResult found;
         cudaError_t e = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &s->encode, 12000, cudaEnableDefault, &found);
@@ -317,20 +332,23 @@ void sl_cuda_pack_conv(sl_ctx *ctx, void *dst, const float *src, const int64_t s
     }
     if (!n || !bytes) return;
     float *staged = (float *)sl_cuda_scratch(ctx, bytes);
-    if (!staged || !sl_cuda_ok(ctx, cudaMemcpyAsync(staged, src, bytes, cudaMemcpyHostToDevice, ctx->stream), "conv3d: upload of weights")) return;
+    if (!staged ||
+        !sl_cuda_ok(ctx, cudaMemcpyAsync(staged, src, bytes, cudaMemcpyHostToDevice, ctx->stream), "conv3d: upload of weights"))
+        return;
     pack_kernel<<<(unsigned)((n + 255) / 256), 256, 0, ctx->stream>>>((bf16 *)dst, staged, s, n);
     SL_LAUNCHED(ctx, "conv3d: packing of weights");
 }
 
-void sl_cuda_conv3d(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *history, const sl_tensor *w, const sl_tensor *b,
-                    const sl_tensor *residual, const sl_conv *conv)
+void sl_cuda_conv3d(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *history, const sl_tensor *w,
+                    const sl_tensor *b, const sl_tensor *residual, const sl_conv *conv)
 {
     const int64_t limit = INT32_MAX, taps = (int64_t)conv->kt * conv->kh * conv->kw;
     int64_t pixels_in = x->shape[0] * x->shape[1] * x->shape[2], pixels = y->shape[0] * y->shape[1] * y->shape[2];
     if (pixels <= 0) return;
-    if (4 * pixels_in > limit || pixels > limit - BM || taps * x->shape[3] > limit || x->shape[1] > limit / 4 || x->shape[2] > limit / 4) {
-        sl_ctx_fail(ctx, SL_SHAPE, "conv3d: %lld pixels in, %lld out, %lld products a sum, want at most %lld", (long long)pixels_in, (long long)pixels,
-                    (long long)(taps * x->shape[3]), (long long)limit / 4);
+    if (4 * pixels_in > limit || pixels > limit - BM || taps * x->shape[3] > limit || x->shape[1] > limit / 4 ||
+        x->shape[2] > limit / 4) {
+        sl_ctx_fail(ctx, SL_SHAPE, "conv3d: %lld pixels in, %lld out, %lld products a sum, want at most %lld", (long long)pixels_in,
+                    (long long)pixels, (long long)(taps * x->shape[3]), (long long)limit / 4);
         return;
     }
     if (!convs_of(ctx)) return;

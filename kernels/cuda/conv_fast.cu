@@ -1,21 +1,22 @@
-/* conv_fast.cu - the video autoencoder's convolutions on Hopper: the copy engine fetches shifted boxes of pixels, wgmma multiplies
- * them.
+/* conv_fast.cu - the video autoencoder's convolutions on Hopper: the copy engine fetches shifted boxes of pixels, wgmma
+ * multiplies them.
  *
- * An implicit matrix product over tiles of 256 output pixels and 8, 96 or 192 output channels (conv_tiles.h). What a block of 4 x 16
- * pixels reads for a tap is a box of the frame at shifted coordinates: a tensor copy brings 32 channels of it into shared memory in
- * the 64-byte swizzle that wgmma reads, with zeros for whatever lies outside the picture, which is the padding. Frames before the
- * chunk come through a second tensor map, over the history. A box has the rows of all kh taps: one row is 1 KiB, a multiple of the
- * swizzle's period, so the next tap dy is the same matrix begun one row later. Tiles of four (two) frames share their boxes among
- * the three taps in time as well: six boxes of six rows serve nine taps, 36 KiB where 144 would be read, which matters because a
- * kernel of 96 channels would be bound by what L2 delivers. Boxes and weights have rings of their own, each filled by one thread;
- * two warpgroups multiply (two blocks of 64 pixels each, sums in registers) and give the places back. Blocks stay on their
- * multiprocessor and take tile after tile; the copies run ahead into the next tile while the last one is stored.
+ * An implicit matrix product over tiles of 256 output pixels and 8, 96 or 192 output channels (conv_tiles.h). What a block of 4
+ * x 16 pixels reads for a tap is a box of the frame at shifted coordinates: a tensor copy brings 32 channels of it into shared
+ * memory in the 64-byte swizzle that wgmma reads, with zeros for whatever lies outside the picture, which is the padding. Frames
+ * before the chunk come through a second tensor map, over the history. A box has the rows of all kh taps: one row is 1 KiB, a
+ * multiple of the swizzle's period, so the next tap dy is the same matrix begun one row later. Tiles of four (two) frames share
+ * their boxes among the three taps in time as well: six boxes of six rows serve nine taps, 36 KiB where 144 would be read, which
+ * matters because a kernel of 96 channels would be bound by what L2 delivers. Boxes and weights have rings of their own, each
+ * filled by one thread; two warpgroups multiply (two blocks of 64 pixels each, sums in registers) and give the places back.
+ * Blocks stay on their multiprocessor and take tile after tile; the copies run ahead into the next tile while the last one is
+ * stored.
  *
  * Doubled frames (upsample) are never made: each of the four output phases is a convolution of 2 x 2 taps over the stored frame,
  * with weights added up when they were packed: 2.25 times fewer operations, the sums of weights rounded once to bf16.
  *
- * COST AND EXPECTATION (H100 SXM: 990 TFLOP/s nominal, about 790 within its power; a multiprocessor multiplies 256 x N x 32 in
- * 4 N clocks and gets 25 to 40 bytes a clock from L2). "B/clk": what the layer would take from L2 at full speed.
+ * COST AND EXPECTATION (H100 SXM: 990 TFLOP/s nominal, about 790 within its power; a multiprocessor multiplies 256 x N x 32 in 4
+ * N clocks and gets 25 to 40 bytes a clock from L2). "B/clk": what the layer would take from L2 at full speed.
  *   [4,720,1280,96]->96    27 taps   1.83 TFLOP  27 B/clk   expected 550-650 TFLOP/s, 2.8-3.3 ms
  *   [4,360,640,192]->192   27 taps   1.83 TFLOP  21 B/clk   expected 600-650 TFLOP/s, 2.9 ms
  *   [2,180,320,384]->384   27 taps   0.92 TFLOP  23 B/clk   expected 550-600 TFLOP/s, 1.6 ms: 7 rounds of 132 tiles
@@ -27,7 +28,8 @@
 
 #include "kernels/cuda/conv_fast.cuh"
 
-namespace {
+namespace
+{
 
 enum { PRODUCERS = 128, CONSUMERS = 256, THREADS = PRODUCERS + CONSUMERS, SHARED_MAX = 226 * 1024 };
 
@@ -94,21 +96,24 @@ __device__ __forceinline__ void barrier_wait(uint32_t bar, uint32_t parity)
 /* A box of 32 channels, 16 columns, 4 + kh - 1 rows, 1 frame. */
 __device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap *map, uint32_t bar, int c, int x, int y, int f)
 {
-    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(to),
-                 "l"((uint64_t)map), "r"(bar), "r"(c), "r"(x), "r"(y), "r"(f)
-                 : "memory");
+    asm volatile(
+        "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(to),
+        "l"((uint64_t)map), "r"(bar), "r"(c), "r"(x), "r"(y), "r"(f)
+        : "memory");
 }
 
 /* 32 of K, N rows of weights. */
 __device__ __forceinline__ void copy_weights(uint32_t to, const CUtensorMap *map, uint32_t bar, int k, int row)
 {
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(to),
-                 "l"((uint64_t)map), "r"(bar), "r"(k), "r"(row)
-                 : "memory");
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(to),
+        "l"((uint64_t)map), "r"(bar), "r"(k), "r"(row)
+        : "memory");
 }
 
-/* wgmma's view of rows of 64 bytes, K-major, in the 64-byte swizzle: groups of 8 rows 512 bytes apart (bits 32-45, in 16 bytes), swizzle mode 2 (bits
- * 62-63); the leading offset (bits 16-29) has no meaning here and is 1 by custom. Another 16 of K: 32 bytes further. */
+/* wgmma's view of rows of 64 bytes, K-major, in the 64-byte swizzle: groups of 8 rows 512 bytes apart (bits 32-45, in 16 bytes),
+ * swizzle mode 2 (bits 62-63); the leading offset (bits 16-29) has no meaning here and is 1 by custom. Another 16 of K: 32 bytes
+ * further. */
 __device__ __forceinline__ uint64_t matrix_at(uint32_t address)
 {
     return (uint64_t)(address >> 4 & 0x3fff) | (uint64_t)1 << 16 | (uint64_t)(512 >> 4) << 32 | (uint64_t)2 << 62;
@@ -119,55 +124,52 @@ template <int N> __device__ __forceinline__ void wgmma(float (&d)[N / 2], uint64
 
 template <> __device__ __forceinline__ void wgmma<8>(float (&d)[4], uint64_t a, uint64_t b)
 {
-    asm volatile(
-        "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3"
-        "}, %4, %5, 1, 1, 1, 0, 0;"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "l"(a), "l"(b));
+    asm volatile("wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {"
+                 "%0, %1, %2, %3"
+                 "}, %4, %5, 1, 1, 1, 0, 0;"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "l"(a), "l"(b));
 }
 
 template <> __device__ __forceinline__ void wgmma<96>(float (&d)[48], uint64_t a, uint64_t b)
 {
-    asm volatile(
-        "wgmma.mma_async.sync.aligned.m64n96k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
-        "}, %48, %49, 1, 1, 1, 0, 0;"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
-          "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
-          "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
-          "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]),
-          "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]),
-          "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47])
-        : "l"(a), "l"(b));
+    asm volatile("wgmma.mma_async.sync.aligned.m64n96k16.f32.bf16.bf16 {"
+                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+                 "}, %48, %49, 1, 1, 1, 0, 0;"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
+                   "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
+                   "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
+                   "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]),
+                   "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]),
+                   "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47])
+                 : "l"(a), "l"(b));
 }
 
 template <> __device__ __forceinline__ void wgmma<192>(float (&d)[96], uint64_t a, uint64_t b)
 {
-    asm volatile(
-        "wgmma.mma_async.sync.aligned.m64n192k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
-        "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
-        "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
-        "}, %96, %97, 1, 1, 1, 0, 0;"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
-          "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
-          "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
-          "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]),
-          "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]),
-          "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]),
-          "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
-          "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63]),
-          "+f"(d[64]), "+f"(d[65]), "+f"(d[66]), "+f"(d[67]), "+f"(d[68]), "+f"(d[69]), "+f"(d[70]), "+f"(d[71]),
-          "+f"(d[72]), "+f"(d[73]), "+f"(d[74]), "+f"(d[75]), "+f"(d[76]), "+f"(d[77]), "+f"(d[78]), "+f"(d[79]),
-          "+f"(d[80]), "+f"(d[81]), "+f"(d[82]), "+f"(d[83]), "+f"(d[84]), "+f"(d[85]), "+f"(d[86]), "+f"(d[87]),
-          "+f"(d[88]), "+f"(d[89]), "+f"(d[90]), "+f"(d[91]), "+f"(d[92]), "+f"(d[93]), "+f"(d[94]), "+f"(d[95])
-        : "l"(a), "l"(b));
+    asm volatile("wgmma.mma_async.sync.aligned.m64n192k16.f32.bf16.bf16 {"
+                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+                 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
+                 "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
+                 "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+                 "}, %96, %97, 1, 1, 1, 0, 0;"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
+                   "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
+                   "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
+                   "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]),
+                   "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]),
+                   "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]),
+                   "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]),
+                   "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63]), "+f"(d[64]),
+                   "+f"(d[65]), "+f"(d[66]), "+f"(d[67]), "+f"(d[68]), "+f"(d[69]), "+f"(d[70]), "+f"(d[71]), "+f"(d[72]),
+                   "+f"(d[73]), "+f"(d[74]), "+f"(d[75]), "+f"(d[76]), "+f"(d[77]), "+f"(d[78]), "+f"(d[79]), "+f"(d[80]),
+                   "+f"(d[81]), "+f"(d[82]), "+f"(d[83]), "+f"(d[84]), "+f"(d[85]), "+f"(d[86]), "+f"(d[87]), "+f"(d[88]),
+                   "+f"(d[89]), "+f"(d[90]), "+f"(d[91]), "+f"(d[92]), "+f"(d[93]), "+f"(d[94]), "+f"(d[95])
+                 : "l"(a), "l"(b));
 }
 
 /* The compiler may not move what touches the sums across this. */
@@ -222,7 +224,8 @@ __device__ __forceinline__ void bring_boxes(const fast_args &a, const CUtensorMa
 {
     using R = rings<N, FT, KTS>;
     const sl_conv_tiles &p = a.p;
-    const int tiles = sl_conv_tile_count(&p), steps = sl_conv_steps(&p), bytes = R::SLOTS * (SL_CONV_BLOCK_H + p.kh - 1) * SL_CONV_ROW;
+    const int tiles = sl_conv_tile_count(&p), steps = sl_conv_steps(&p),
+              bytes = R::SLOTS * (SL_CONV_BLOCK_H + p.kh - 1) * SL_CONV_ROW;
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
         const sl_conv_tile t = sl_conv_tile_at(&p, tile);
         int frame[R::G], row[R::G], col[R::G];
@@ -244,8 +247,8 @@ __device__ __forceinline__ void bring_boxes(const fast_args &a, const CUtensorMa
                 for (int j = 0; j < R::PER_PLACE; j++) {
                     int f = sl_conv_slot_frame(&p, frame[g], j, dt);
                     bool past = f < 0 && p.has_history;
-                    copy_box(to + (g * R::PER_PLACE + j) * SL_CONV_SLOT, past ? history : x, bar, chunk * SL_CONV_KC, col[g] + dx, row[g],
-                             past ? f + p.before : f);
+                    copy_box(to + (g * R::PER_PLACE + j) * SL_CONV_SLOT, past ? history : x, bar, chunk * SL_CONV_KC, col[g] + dx,
+                             row[g], past ? f + p.before : f);
                 }
             advance<R::DEEP>(r);
         }
@@ -268,15 +271,16 @@ template <int N, int FT, int KTS> __device__ __forceinline__ void bring_weights(
                 barrier_wait(r.empty + 8 * r.at, r.pass ^ 1);
                 barrier_expect(bar, R::WEIGHTS);
 #pragma unroll
-                for (int d = 0; d < KTS; d++) copy_weights(to + d * R::MATRIX, w, bar, sl_conv_weight_k(&p, dt + d, dy, dx, chunk), row);
+                for (int d = 0; d < KTS; d++)
+                    copy_weights(to + d * R::MATRIX, w, bar, sl_conv_weight_k(&p, dt + d, dy, dx, chunk), row);
                 advance<R::WIDE>(r);
             }
         }
     }
 }
 
-/* A block's 64 pixels in y. A thread has, of columns 8 j + 2 (lane % 4) and the next, rows 16 warp + lane / 4 (sums 4 j, 4 j + 1) and that + 8 (sums
- * 4 j + 2, 4 j + 3); a row of a block's picture is 16 pixels, a warp's. */
+/* A block's 64 pixels in y. A thread has, of columns 8 j + 2 (lane % 4) and the next, rows 16 warp + lane / 4 (sums 4 j, 4 j +
+ * 1) and that + 8 (sums 4 j + 2, 4 j + 3); a row of a block's picture is 16 pixels, a warp's. */
 struct block_at {
     int64_t at[2]; /* element of y: channel n0 of this thread's two pixels */
     bool inside[2];
@@ -297,9 +301,10 @@ __device__ __forceinline__ block_at find_block(const sl_conv_tiles &p, const sl_
     return b;
 }
 
-/* Sums begin as bias plus residual: their loads meet free registers, and the end has only to round. The residual may be y: nobody else touches this
- * block's elements, and all of them are read before one is written. */
-template <int N> __device__ __forceinline__ void begin_sums(const fast_args &a, float (&d)[N / 2], const block_at &b, int n0, int lane)
+/* Sums begin as bias plus residual: their loads meet free registers, and the end has only to round. The residual may be y:
+ * nobody else touches this block's elements, and all of them are read before one is written. */
+template <int N>
+__device__ __forceinline__ void begin_sums(const fast_args &a, float (&d)[N / 2], const block_at &b, int n0, int lane)
 {
     const int q = lane % 4;
     if constexpr (N % 32 == 0) {
@@ -337,18 +342,13 @@ template <int N> __device__ __forceinline__ void begin_sums(const fast_args &a, 
         }
     } else {
 #pragma unroll
-        for (int i = 0; i < N / 2; i++) {
-            const int n = i / 4 * 8 + 2 * q + i % 2, half = i % 4 / 2;
-            d[i] = 0;
-            if (n0 + n >= a.p.co) continue;
-            if (a.bias) d[i] = __bfloat162float(a.bias[n0 + n]);
-            if (a.residual && b.inside[half]) d[i] += __bfloat162float(a.residual[b.at[half] + n]);
-        }
+        for (int i = 0; i < N / 2; i++) d[i] = 0; /* few columns: store_sums adds */
     }
 }
 
 /* Round the sums once and store them. */
-template <int N> __device__ __forceinline__ void store_sums(const fast_args &a, const float (&d)[N / 2], const block_at &b, int n0, int lane)
+template <int N>
+__device__ __forceinline__ void store_sums(const fast_args &a, const float (&d)[N / 2], const block_at &b, int n0, int lane)
 {
     const int q = lane % 4;
     if constexpr (N % 32 == 0) {
@@ -366,7 +366,11 @@ template <int N> __device__ __forceinline__ void store_sums(const fast_args &a, 
 #pragma unroll
         for (int i = 0; i < N / 2; i++) {
             const int n = i / 4 * 8 + 2 * q + i % 2, half = i % 4 / 2;
-            if (b.inside[half] && n0 + n < a.p.co) a.y[b.at[half] + n] = __float2bfloat16_rn(d[i]);
+            if (!b.inside[half] || n0 + n >= a.p.co) continue;
+            float s = d[i];
+            if (a.bias) s += __bfloat162float(a.bias[n0 + n]);
+            if (a.residual) s += __bfloat162float(a.residual[b.at[half] + n]);
+            a.y[b.at[half] + n] = __float2bfloat16_rn(s);
         }
     }
 }
@@ -398,7 +402,8 @@ __device__ __forceinline__ void consume(const fast_args &a, ring boxes, ring wei
                 for (int half = 0; half < SL_CONV_KC / 16; half++)
 #pragma unroll
                     for (int m = 0; m < 2; m++)
-                        wgmma<N>(sums[m], matrix_at(x + first[m] + dt * SL_CONV_SLOT + half * 32), matrix_at(w + dt * R::MATRIX + half * 32));
+                        wgmma<N>(sums[m], matrix_at(x + first[m] + dt * SL_CONV_SLOT + half * 32),
+                                 matrix_at(w + dt * R::MATRIX + half * 32));
             asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
             pin(sums);
             asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory"); /* all but what was just queued is done */
@@ -426,8 +431,9 @@ __device__ __forceinline__ void consume(const fast_args &a, ring boxes, ring wei
 #endif
 
 template <int N, int FT, int KTS>
-__global__ void __launch_bounds__(THREADS, 1) conv_fast_kernel(const __grid_constant__ CUtensorMap x, const __grid_constant__ CUtensorMap history,
-                                                               const __grid_constant__ CUtensorMap w, const __grid_constant__ fast_args a)
+__global__ void __launch_bounds__(THREADS, 1)
+    conv_fast_kernel(const __grid_constant__ CUtensorMap x, const __grid_constant__ CUtensorMap history,
+                     const __grid_constant__ CUtensorMap w, const __grid_constant__ fast_args a)
 {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     using R = rings<N, FT, KTS>;
@@ -464,17 +470,19 @@ __global__ void __launch_bounds__(THREADS, 1) conv_fast_kernel(const __grid_cons
 /* ---- host ---------------------------------------------------------------------------------------------------------------- */
 
 /* A tensor map over bf16 data; dims and box from the innermost index on, rows dense. */
-bool encode(sl_ctx *ctx, CUtensorMap *map, const void *data, int rank, const cuuint64_t *dims, const cuuint32_t *box, const char *what)
+bool encode(sl_ctx *ctx, CUtensorMap *map, const void *data, int rank, const cuuint64_t *dims, const cuuint32_t *box,
+            const char *what)
 {
     cuuint64_t strides[4], bytes = sizeof(bf16);
     const cuuint32_t steps[5] = {1, 1, 1, 1, 1};
     for (int i = 0; i < rank - 1; i++) strides[i] = bytes *= dims[i];
     CUresult e = ((PFN_cuTensorMapEncodeTiled_v12000)sl_cuda_of(ctx)->convs->encode)(
-        map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, (cuuint32_t)rank, (void *)data, dims, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-        CU_TENSOR_MAP_SWIZZLE_64B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+        map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, (cuuint32_t)rank, (void *)data, dims, strides, box, steps,
+        CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_64B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+        CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     if (e == CUDA_SUCCESS) return true;
-    sl_ctx_fail(ctx, SL_CUDA, "conv3d: tensor map of %s: driver error %d (rank %d, %llu x %llu innermost, at %p)", what, (int)e, rank,
-                (unsigned long long)dims[0], (unsigned long long)dims[1], data);
+    sl_ctx_fail(ctx, SL_CUDA, "conv3d: tensor map of %s: driver error %d (rank %d, %llu x %llu innermost, at %p)", what, (int)e,
+                rank, (unsigned long long)dims[0], (unsigned long long)dims[1], data);
     return false;
 }
 
@@ -490,16 +498,20 @@ void launch(sl_ctx *ctx, const CUtensorMap &x, const CUtensorMap &history, const
 {
     auto kernel = conv_fast_kernel<N, FT, KTS>;
     const int shared = rings<N, FT, KTS>::SHARED, tiles = sl_conv_tile_count(&a.p), sms = sl_cuda_of(ctx)->sms;
+    const int blocks = tiles < sms ? tiles : sms;
     unsigned *done = &sl_cuda_of(ctx)->convs->set_up;
     if (!(*done >> bit & 1)) {
-        if (!sl_cuda_ok(ctx, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), "conv3d: shared memory")) return;
+        if (!sl_cuda_ok(ctx, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
+                        "conv3d: shared memory"))
+            return;
         *done |= 1u << bit;
     }
-    kernel<<<tiles < sms ? tiles : sms, THREADS, shared, ctx->stream>>>(x, history, w, a);
+    kernel<<<blocks, THREADS, shared, ctx->stream>>>(x, history, w, a);
     SL_LAUNCHED(ctx, "conv3d");
 }
 
-template <int N> void launch_frames(sl_ctx *ctx, const CUtensorMap &x, const CUtensorMap &history, const CUtensorMap &w, const fast_args &a, int bit)
+template <int N>
+void launch_frames(sl_ctx *ctx, const CUtensorMap &x, const CUtensorMap &history, const CUtensorMap &w, const fast_args &a, int bit)
 {
     if (a.p.ft == 4) launch<N, 4, 3>(ctx, x, history, w, a, bit);
     else if (a.p.ft == 2) launch<N, 2, 3>(ctx, x, history, w, a, bit + 1);
@@ -522,7 +534,9 @@ void sl_conv_fast(sl_ctx *ctx, const sl_conv_call *c)
 {
     fast_args a = {};
     CUtensorMap x, history, w;
-    sl_conv_plan(&a.p, &c->k, c->frames, c->oh, c->ow, c->C, c->co, c->history != nullptr, sl_cuda_of(ctx)->sms);
+    const sl_cuda *cu = sl_cuda_of(ctx);
+    const int sms = cu->convs->wide ? 1 : cu->sms; /* one multiprocessor never idles */
+    sl_conv_plan(&a.p, &c->k, c->frames, c->oh, c->ow, c->C, c->co, c->history != nullptr, sms);
     a.bias = c->bias, a.residual = c->residual, a.y = c->y;
 
     const int64_t shape[5] = {c->co, c->C, c->k.kt, c->k.kh, c->k.kw}, taps = (int64_t)a.p.kt * a.p.kh * a.p.kw;

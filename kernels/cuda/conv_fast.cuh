@@ -6,9 +6,10 @@
 #include "kernels/cuda/cuda.h"
 
 struct sl_cuda_convs {
-    bool simple;        /* SLUICE_CONV=simple: the kernel for every device, everywhere */
-    void *encode;       /* cuTensorMapEncodeTiled; NULL: this device or driver has no tensor maps */
-    unsigned set_up;    /* bit i: fast kernel i may use its shared memory on this device */
+    bool simple;     /* SLUICE_CONV=simple: the kernel for every device, everywhere */
+    bool wide;       /* SLUICE_CONV=wide: tiles of 192 channels wherever Co allows them (tests) */
+    void *encode;    /* cuTensorMapEncodeTiled; NULL: this device or driver has no tensor maps */
+    unsigned set_up; /* bit i: fast kernel i may use its shared memory on this device */
     unsigned set_up_simple;
 };
 
@@ -16,7 +17,7 @@ struct sl_cuda_convs {
 struct sl_conv_call {
     const bf16 *x, *history, *w, *bias, *residual; /* history, bias, residual: NULL if there is none */
     bf16 *y;
-    int T, H, W, C;      /* x as stored */
+    int T, H, W, C; /* x as stored */
     int frames, oh, ow, co;
     sl_conv k;
     int before; /* frames that y's first frame sees before x's first */
