@@ -128,7 +128,7 @@ fuzz:               ## every fuzz target for FUZZ_SECONDS (60) each; needs clang
 	@tests/fuzz.sh $(FUZZERS)
 
 lint: setup         ## format, warnings as errors, static analysis, scripts, direction of includes
-	$(SUB) FLAVOUR=werror WERROR=1 programs tests
+	$(SUB) FLAVOUR=werror WERROR=1 programs tests gpu-tests
 	@tests/lint.sh
 
 format:             ## clang-format on every C file

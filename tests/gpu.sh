@@ -112,7 +112,7 @@ fi
 if [ -n "$sanitize" ]; then
     tiny_run tiny 120
     for tool in memcheck racecheck; do
-        tiny_run "tiny-$tool" 300 "$sanitizer" --tool $tool --target-processes all --error-exitcode 86 --log-file "$out/tiny-$tool.san.%p"
+        tiny_run "tiny-$tool" 300 "$sanitizer" --tool $tool --target-processes all --require-cuda-init=no --error-exitcode 86 --log-file "$out/tiny-$tool.san.%p"
     done
 fi
 if [ -n "$sanitize_tests" ]; then
@@ -120,7 +120,7 @@ if [ -n "$sanitize_tests" ]; then
         name=${program##*/}
         case $name in *.*) continue ;; esac
         [ ${#only[@]} -eq 0 ] || [[ " ${only[*]} " == *" $name "* ]] || continue
-        run_test "$name" "$name-memcheck" 240 "$sanitizer" --tool memcheck --target-processes all --error-exitcode 86
+        run_test "$name" "$name-memcheck" 240 "$sanitizer" --tool memcheck --target-processes all --require-cuda-init=no --error-exitcode 86
     done
 fi
 
