@@ -1,9 +1,9 @@
-/* slab.cu - device memory that stage processes share: one allocation exported by CUDA IPC, two interprocess events a slot, pinned host slabs.
+/* slab.cu - device memory that stage processes share: one allocation exported by CUDA IPC, two interprocess events a slot; pins.
  *
- * A process opens each handle once and counts its views of it; the process that made a slab never opens its own handle (CUDA refuses that) but
- * counts one view more. The table of both is keyed by the handle's bytes.
- * Source: CUDA C programming guide, "Interprocess Communication"; allocations are whole multiples of 2 MiB, as it advises, so that exporting one
- * exports nothing else. */
+ * A process opens each handle once and counts its views of it; the process that made a slab never opens its own handle (CUDA
+ * refuses that) but counts one view more. The table of both is keyed by the handle's bytes.
+ * Source: CUDA C programming guide, "Interprocess Communication"; allocations are whole multiples of 2 MiB, as it advises, so that
+ * exporting one exports nothing else. */
 #include "kernels/cuda/cuda.h"
 
 #include <cuda.h>
