@@ -1,4 +1,4 @@
-/* gpu_lease.c - leases on a GPU: the cases of every kind, order between two processes' streams, deaths with work under way, and what is left.
+/* gpu_lease.c - leases on a GPU: the cases of every kind, order between two processes, deaths with work under way, what is left.
  *
  * gpu_lease PATTERN: only the tests whose names match (* and ? as in a shell); tests that start processes take about a second each.
  * limit: 400 s; run: alone */
