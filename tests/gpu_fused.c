@@ -119,8 +119,9 @@ static pair floats(int rank, const int64_t *shape, int64_t off)
 
 #define SAY(...) (fprintf(stderr, "    wrong: %s: ", name), fprintf(stderr, __VA_ARGS__), fputc('\n', stderr), wrong++)
 
-/* Bf16 results: within one rounding (half a unit of 8 bits, doubled for numbers near a tie) of the CPU body's float32. */
-#define ROUNDING 0x1p-8
+/* Bf16 results: within one rounding of the CPU body's float32, half a unit of 8 bits; a little more, since float32 results
+ * differ and may lie near a tie. */
+#define ROUNDING 0x1.01p-8
 
 static bool in_view(const pair *p, int64_t i)
 {
@@ -413,7 +414,7 @@ static void embed(void **state)
 
 /* ---- rows ------------------------------------------------------------------------------------------------------------------- */
 
-static const int64_t ROWS[][2] = {{3, 5120}, {2115, 5120}, {2112, 1536}, {257, 1280},  {512, 4096}, {1061, 3072},
+static const int64_t ROWS[][2] = {{3, 5120}, {1061, 5120}, {1057, 1536}, {257, 1280},  {512, 4096}, {5, 3072},
                                   {1, 2560}, {1100, 64},   {3, 8},       {5, 1},       {4, 13},     {9, 333},
                                   {2, 5128}, {3, 10240},   {7, 16},      {1057, 1032}, {0, 64}};
 
@@ -1105,11 +1106,9 @@ static const bench_case BENCH[] = {
      {{SL_BF16, 2, {N, D}, 2, true}, V1(SL_BF16, D), {SL_F32, 2, {N, 64}, 1, false}, {SL_F32, 2, {N, 64}, 1, false}}},
     {"gated_add [75600, 5120]", run_gated, {A2(N, D, 2), A2(N, D, 1), V1(SL_F32, D)}},
     {"geglu [512, 10240] in place", run_geglu, {A2(512, 10240, 2), A2(512, 10240, 1)}},
-    {"patchify [16 + 20, 21, 90, 160]",
-     run_patchify,
-     {A2(N, 144, 1), F4(16, 21, 90 * 2, 160 * 2, 1), F4(20, 21, 90 * 2, 160 * 2, 1)}},
-    {"unpatchify to BF16 [16, 21, 180, 320]", run_unpatchify, {A4(16, 21, 180, 320, 1), A2(21 * 90 * 160, 64, 1)}},
-    {"unpatchify to F32 [16, 21, 180, 320]", run_unpatchify, {F4(16, 21, 180, 320, 1), A2(21 * 90 * 160, 64, 1)}},
+    {"patchify [16 + 20, 21, 90, 160]", run_patchify, {A2(N, 144, 1), F4(16, 21, 90, 160, 1), F4(20, 21, 90, 160, 1)}},
+    {"unpatchify to BF16 [16, 21, 90, 160]", run_unpatchify, {A4(16, 21, 90, 160, 1), A2(N, 64, 1)}},
+    {"unpatchify to F32 [16, 21, 90, 160]", run_unpatchify, {F4(16, 21, 90, 160, 1), A2(N, 64, 1)}},
     {"guidance BF16 [16, 21, 90, 160]", run_guidance, {A4(16, 21, 90, 160, 2), A4(16, 21, 90, 160, 1)}},
     {"flow_x0 [16, 21, 90, 160]", run_flow, {F4(16, 21, 90, 160, 1), F4(16, 21, 90, 160, 1), A4(16, 21, 90, 160, 1)}},
     {"lincomb of 4 [16, 21, 90, 160]",
