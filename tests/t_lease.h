@@ -1,4 +1,4 @@
-/* t_lease.h - what the lease tests share: the kind of pool under test, second processes, small hand-overs, and counts of what is left behind.
+/* t_lease.h - what the lease tests share: the kind of pool under test, second processes, small hand-overs, what is left behind.
  *
  * A program sets K in its kind_open(), which runs in the test and in every second process. Those are the program run again with
  * `--child NAME LETTER` (a device's context does not survive a fork): a handle comes on their stdin, they answer on stdout. */

@@ -1,7 +1,7 @@
 /* test_lease_device.c - pools whose data a device writes: order, deaths and slots that rest, on a slab whose work ends by hand.
  *
  * The slab is shared memory and a stream a flag: work "queued" on a busy stream is over when the test says so, or never, when its
- * process dies first. What a GPU adds, real copies and its own events, is tests/gpu_lease.c; the cases of every kind run here too. */
+ * process dies first. What a GPU adds, real copies and events, is tests/gpu_lease.c; the cases of every kind run here too. */
 #include "tests/t_lease_cases.h"
 
 /* ---- a device ---- */
