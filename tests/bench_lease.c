@@ -1,6 +1,6 @@
 /* bench_lease.c - what a hand-over costs: the calls alone, between two processes, and 64 MB without a copy against memcpy.
  *
- * bench_lease --cuda: the same on GPU 0, with a second process on it: slots of device memory and pinned host slots, 64 MB and 1 GB. */
+ * bench_lease --cuda: the same on GPU 0, with a second process: slots of device memory and pinned host slots, 64 MB and 1 GB. */
 #include <errno.h>
 #include <signal.h>
 #include <spawn.h>
