@@ -87,9 +87,15 @@ __device__ __forceinline__ bool barrier_passed(uint32_t bar, uint32_t parity)
     return passed;
 }
 
+/* Copies and products take microseconds: after ten seconds something is broken, and an error is better than a device that hangs. */
 __device__ __forceinline__ void barrier_wait(uint32_t bar, uint32_t parity)
 {
+    if (barrier_passed(bar, parity)) return;
+    uint64_t start, now;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(start));
     while (!barrier_passed(bar, parity)) {
+        asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+        if (now - start > 10000000000u) __trap();
     }
 }
 
