@@ -39,6 +39,7 @@ row() { table+=("$(printf '%-34s %-8s %s' "$1" "$2" "$3")"); [ "$2" = ok ] || [ 
 
 # ---- the machine ----
 echo "== machine"
+gpu=$(nvidia-smi -L 2>/dev/null | grep '^GPU')
 nvidia-smi --query-gpu=name,driver_version,memory.total,memory.used,clocks.sm,power.limit --format=csv,noheader 2>/dev/null || echo "no nvidia-smi"
 sed -n 's/^model name\t*: /CPU: /p' /proc/cpuinfo | sort | uniq -c
 nvcc --version 2>/dev/null | tail -n 1
@@ -60,6 +61,7 @@ run_test() {
     s=$(grep -a '^\[  SKIPPED \] ' "$out/$label.log" | grep -av 'test(s)' | sort -u | wc -l)
     [ $status -ne 0 ] && [ "$f" -eq 0 ] && f=1
     [ $status -eq 0 ] && [ "$p" -eq 0 ] && word=skipped
+    [ -n "$gpu" ] && grep -aq '^\(gpu_[a-z_]*: \)\{0,1\}skipped: ' "$out/$label.log" && f=$((f + 1)) # there is a GPU, so it must be found
     [ $status -eq 124 ] || [ $status -eq 137 ] && echo "gpu.sh: ran past its limit of $limit s" >>"$out/$label.log"
     [ "$f" -gt 0 ] && word=FAILED
     passed=$((passed + p))
