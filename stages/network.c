@@ -7,6 +7,7 @@
 sl_code sl_network_open(sl_loader **out, const sl_stage *st, sl_ctx *ctx, const char *name, const char *stem, sl_err *err)
 {
     char dir[SL_PATH];
+    if (sl_stage_conf(st)->model.random) return sl_loader_random(out, ctx, 1, name, err);
     sl_code rc = sl_path_join(dir, sl_stage_model(st)->dir, name, err);
     return rc ? rc : sl_loader_file(out, ctx, dir, stem, name, err);
 }
@@ -45,6 +46,10 @@ void sl_network_serve(sl_stage *st, sl_work_fn *work, void *self, sl_pool *first
         if (rc && second && msg.job.tickets & 2) sl_pool_discard(second, &msg.job.second);
         if (rc) sl_stage_failed(st, &msg.job, &bad);
         sl_job_free(&job);
+        if (rc == SL_CUDA) {
+            *err = bad;
+            return;
+        }
     }
 }
 
@@ -76,6 +81,31 @@ sl_code sl_network_input(float **out, const sl_lease *lease, const sl_st *file, 
         *out = NULL;
     }
     return rc;
+}
+
+sl_code sl_network_receive(sl_input *out, const sl_pool *pool, const sl_lease *lease, const sl_st *file, const char *name, int rank,
+                           const int64_t *shape, sl_err *err)
+{
+    sl_tensor want = sl_view(NULL, SL_F32, rank, shape), *t = &out->device;
+    char found[96], wanted[96];
+    sl_code rc;
+    *out = (sl_input){0};
+    if (!lease || sl_pool_kind_of(pool) == SL_POOL_HOST) return sl_network_input(&out->host, lease, file, name, rank, shape, err);
+    if ((rc = sl_lease_tensor(lease, name, t, err))) return rc;
+    if (sl_same_shape(t, &want) && (t->dtype == SL_F32 || t->dtype == SL_BF16)) return SL_OK;
+    return sl_fail(err, SL_SHAPE, "%s is %s %s, want F32 or BF16 %s", name, sl_dtype_tag(t->dtype),
+                   sl_shape_text(t, found, sizeof found), sl_shape_text(&want, wanted, sizeof wanted));
+}
+
+void sl_network_place(sl_ctx *ctx, const sl_tensor *t, const sl_input *in)
+{
+    if (in->device.rank) sl_copy(ctx, t, &in->device);
+    else sl_network_upload(ctx, t, in->host);
+}
+
+cudaStream_t sl_network_stream(const sl_ctx *ctx, const sl_pool *pool)
+{
+    return pool && sl_pool_kind_of(pool) == SL_POOL_CUDA ? ctx->stream : NULL;
 }
 
 void sl_network_upload(sl_ctx *ctx, const sl_tensor *t, const float *values)

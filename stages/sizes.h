@@ -8,6 +8,7 @@
 
 #include "common/conf.h"
 #include "common/job.h"
+#include "common/lease.h"
 #include "graphs/clip.h"
 #include "graphs/umt5.h"
 #include "graphs/vae.h"
@@ -16,6 +17,13 @@
 #define SL_MASK_CHANNELS 4 /* of the condition, before the VAE's */
 #define SL_HELD 4096       /* a slot's own table, beside its tensors */
 
+/* What a process takes of a GPU beside weights, arena and slots. The context: what the driver keeps for one process, with the code of
+ * the kernels, of cublasLt and of cuDNN that it has used (loaded lazily). Measured on an H100: to be measured again with another
+ * driver. */
+#define SL_GPU_CONTEXT_BYTES ((size_t)512 << 20)
+#define SL_GPU_WORKSPACE_BYTES ((size_t)64 << 20) /* of cublasLt and cuDNN */
+#define SL_GPU_SCRATCH_BYTES ((size_t)288 << 20)  /* the most that an operation takes: attention's scores, and a result to be added */
+
 typedef struct {
     size_t kept; /* what one job keeps from its beginning to its end: caches, tables, contexts */
     size_t peak; /* the whole arena, `kept` included */
@@ -23,6 +31,10 @@ typedef struct {
 
 /* Errors of all: SL_SHAPE, SL_ARG a shape that the network refuses; SL_NOMEM more than an address space. */
 sl_code sl_arena_text(sl_arena *out, const sl_ops *ops, const sl_umt5_config *c, const sl_umt5 *m, sl_err *err);
+/* The image stage's, with both results; clip NULL: a model that takes no tokens. */
+sl_code sl_arena_image(sl_arena *out, const sl_ops *ops, const sl_model *model, const sl_clip *clip, const sl_vae_encoder *vae,
+                       const sl_job *job, sl_err *err);
+/* One of its two networks by itself. */
 sl_code sl_arena_clip(sl_arena *out, const sl_ops *ops, const sl_clip_config *c, const sl_clip *m, sl_err *err);
 /* last: there is a last picture too. */
 sl_code sl_arena_condition(sl_arena *out, const sl_ops *ops, const sl_vae_config *c, const sl_vae_encoder *m, const sl_job *job,
@@ -30,6 +42,9 @@ sl_code sl_arena_condition(sl_arena *out, const sl_ops *ops, const sl_vae_config
 sl_code sl_arena_decode(sl_arena *out, const sl_ops *ops, const sl_vae_config *c, const sl_vae_decoder *m, const sl_job *job,
                         sl_err *err);
 
+/* Where the slots lie in which a stage receives `purpose`: on the device, if sender and receiver work on one and the same GPU; else in
+ * host memory. Frames always: the mux is a CPU's. */
+sl_pool_kind sl_slot_kind(const sl_conf *conf, const char *purpose);
 /* Bytes of one slot of the pool in which a stage receives `purpose` ("text", "image", "latents", "frames") of videos up to this size. */
 size_t sl_slot_bytes(const sl_model *model, const char *purpose, int64_t pixels, int frames);
 /* Tokens that CLIP makes of this job's picture(s): 257 or 514, 0 for a model that takes none. */

@@ -16,6 +16,7 @@
 #include <zmq.h>
 
 #include "common/log.h"
+#include "stages/sizes.h"
 #include "stages/turn.h"
 
 #define MAX_POOLS 4
@@ -45,6 +46,7 @@ struct sl_stage {
     char role[SL_STR16], device[SL_STR64];
     sl_conf conf;
     sl_model model;
+    const sl_plugin *plugin; /* NULL: a CPU's stage, or not asked for yet */
 
     void *zmq, *in, *out; /* main thread's ends of the inproc pairs */
     pthread_t io_thread, spool_thread;
@@ -358,6 +360,7 @@ sl_code sl_stage_open(sl_stage **out, const char *role, int argc, char **argv, s
     sl_log_open(role, st->conf.run.log);
     if ((rc = sl_model_open(&st->model, model, err))) return rc;
     sl_turn_open(&st->turn, &st->conf, st->device);
+    if (strcmp(st->device, "cpu")) setenv("CUDA_MODULE_LOADING", "LAZY", 0); /* a process keeps the kernels that it uses; before there are threads */
     if ((rc = start_threads(st, err))) return rc;
     if (term_seen) return sl_fail(err, SL_GONE, "drained before it began");
     snprintf(hello.hello.role, sizeof hello.hello.role, "%s", role);
@@ -433,13 +436,39 @@ uint64_t sl_stage_job(const sl_stage *st)
     return st->current.job;
 }
 
-sl_code sl_stage_ops(const sl_stage *st, const sl_ops **out, sl_err *err)
+sl_code sl_stage_ops(sl_stage *st, const sl_ops **out, sl_err *err)
 {
-    if (strcmp(st->device, "cpu"))
-        return sl_fail(err, SL_ARG, "%s: device %s is not to be had: this build has no CUDA plug-in, want cpu", st->role,
-                       st->device);
+    sl_code rc;
     *out = &sl_ops_cpu;
+    if (!strcmp(st->device, "cpu")) return SL_OK;
+    if (strncmp(st->device, "cuda:", 5))
+        return sl_fail(err, SL_ARG, "%s: device %s is unknown, want cpu or cuda:N", st->role, st->device);
+    const sl_plugin *p = sl_plugin_cuda(err);
+    if (!p) return sl_context(err, err->code, "%s: device %s", st->role, st->device);
+    int n = atoi(st->device + 5), there = p->devices();
+    if (n >= there)
+        return sl_fail(err, SL_ARG, "%s: device %s: found %d CUDA devices, want at least %d", st->role, st->device, there, n + 1);
+    if ((rc = p->use(n, err))) return sl_context(err, rc, "%s: device %s", st->role, st->device);
+    sl_pool_use_cuda(p->slabs);
+    st->plugin = p;
+    *out = p->ops;
     return SL_OK;
+}
+
+const sl_plugin *sl_stage_plugin(const sl_stage *st)
+{
+    return st->plugin;
+}
+
+void *sl_stage_host_alloc(const sl_stage *st, size_t bytes)
+{
+    return st->plugin ? st->plugin->host_alloc(bytes + 1) : malloc(bytes + 1);
+}
+
+void sl_stage_host_free(const sl_stage *st, void *p)
+{
+    if (!st->plugin) free(p);
+    else if (p) st->plugin->host_free(p);
 }
 
 /* ---- pools ---- */
@@ -448,7 +477,13 @@ sl_code sl_stage_receive_pool(sl_stage *st, const char *purpose, int slots, size
 {
     sl_msg m = {.type = SL_MSG_POOL};
     sl_pool *pool = NULL;
-    sl_code rc = sl_pool_create(&pool, purpose, SL_POOL_HOST, slots, slot_bytes, err);
+    sl_pool_kind kind = st->plugin ? sl_slot_kind(&st->conf, purpose) : SL_POOL_HOST;
+    sl_code rc = sl_pool_create(&pool, purpose, kind, slots, slot_bytes, err);
+    if (rc == SL_CUDA && kind == SL_POOL_CUDA) { /* a device or container without IPC */
+        sl_log(SL_LOG_WARN, "%s goes through host memory: %s", purpose, err->msg);
+        *err = (sl_err){0};
+        rc = sl_pool_create(&pool, purpose, SL_POOL_HOST, slots, slot_bytes, err);
+    }
     if (rc) return rc;
     pthread_mutex_lock(&st->lock);
     st->receive[st->receive_count++] = pool; /* at most one a purpose, MAX_POOLS purposes */
@@ -494,7 +529,8 @@ sl_code sl_stage_send_pool(sl_stage *st, const char *purpose, sl_pool **out, sl_
         if (!strcmp(st->send[i].purpose, purpose)) {
             if (!st->send[i].pool) {
                 sl_code rc = sl_pool_open(&st->send[i].pool, &st->send[i].handle, err);
-                if (rc) return sl_fail(err, SL_GONE, "receiver of %s is gone", purpose);
+                if (rc && rc != SL_GONE) sl_log_err("hand-over", err);
+                if (rc) return sl_fail(err, SL_GONE, "receiver of %s is gone, or cannot be reached", purpose);
             }
             *out = st->send[i].pool;
             return SL_OK;
@@ -502,21 +538,26 @@ sl_code sl_stage_send_pool(sl_stage *st, const char *purpose, sl_pool **out, sl_
     return sl_fail(err, SL_GONE, "nobody receives %s yet", purpose);
 }
 
-sl_code sl_stage_hand_over(sl_stage *st, const char *purpose, int n, const char *const names[], const sl_tensor tensors[],
-                           sl_ticket *ticket, sl_err *err)
+sl_code sl_stage_hand_over(sl_stage *st, sl_ctx *ctx, const char *purpose, int n, const char *const names[], const sl_tensor host[],
+                           const sl_tensor device[], sl_ticket *ticket, sl_err *err)
 {
     sl_pool *pool;
     sl_lease *lease = NULL;
     sl_code rc;
     if ((rc = sl_stage_send_pool(st, purpose, &pool, err))) return rc;
     if ((rc = sl_lease_reserve(&lease, pool, 1000, err))) return rc;
+    bool on_device = sl_pool_kind_of(pool) == SL_POOL_CUDA;
+    cudaStream_t stream = on_device ? ctx->stream : NULL;
     for (int i = 0; i < n && !rc; i++) {
         sl_tensor t;
-        if (!(rc = sl_lease_add(lease, names[i], tensors[i].dtype, tensors[i].rank, tensors[i].shape, &t, err)))
-            memcpy(t.data, tensors[i].data, sl_bytes(&tensors[i]));
+        if ((rc = sl_lease_add(lease, names[i], host[i].dtype, host[i].rank, host[i].shape, &t, err))) break;
+        if (!on_device) memcpy(t.data, host[i].data, sl_bytes(&host[i]));
+        else if (device[i].rank) sl_copy(ctx, &t, &device[i]);
+        else sl_upload(ctx, &t, host[i].data);
     }
-    if (!rc) rc = sl_lease_seal(lease, NULL, ticket, err);
-    sl_lease_drop(&lease, NULL);
+    if (!rc && on_device && !sl_ok(ctx)) rc = sl_ctx_error(ctx, err);
+    if (!rc) rc = sl_lease_seal(lease, stream, ticket, err);
+    sl_lease_drop(&lease, stream);
     return rc;
 }
 

@@ -13,7 +13,7 @@
 #include "common/safetensors.h"
 #include "common/trace.h"
 #include "common/wire.h"
-#include "kernels/ops.h"
+#include "kernels/plugin.h"
 
 typedef struct sl_stage sl_stage;
 
@@ -27,10 +27,17 @@ int sl_stage_exit(sl_stage **st, const sl_err *err);
 const sl_conf *sl_stage_conf(const sl_stage *st);
 const sl_model *sl_stage_model(const sl_stage *st);
 const char *sl_stage_device(const sl_stage *st); /* "cpu" or "cuda:N" */
-/* The operations table for this stage's device. SL_ARG when the device is not to be had here, naming it. */
-sl_code sl_stage_ops(const sl_stage *st, const sl_ops **out, sl_err *err);
+/* The operations table for this stage's device, on which the main thread works from now on. Errors: SL_ARG the device is not to be had
+ * here: no plug-in (which file was looked for), no such device (how many there are); SL_CUDA. */
+sl_code sl_stage_ops(sl_stage *st, const sl_ops **out, sl_err *err);
+/* Of a stage that works on a GPU, after sl_stage_ops; NULL on a CPU. */
+const sl_plugin *sl_stage_plugin(const sl_stage *st);
+/* Host memory that is read from or written to a device: pinned on a GPU. NULL: none is left. Freed before the stage is closed. */
+void *sl_stage_host_alloc(const sl_stage *st, size_t bytes);
+void sl_stage_host_free(const sl_stage *st, void *p);
 
-/* Create a pool in which this stage receives `purpose` ("text", "image", "latents", "frames") and announce it. Owned by st. */
+/* Create a pool in which this stage receives `purpose` ("text", "image", "latents", "frames") and announce it. Owned by st. Its slots are
+ * device memory where sl_slot_kind (sizes.h) says so and the device can share it; sl_pool_kind_of tells. After sl_stage_ops. */
 sl_code sl_stage_receive_pool(sl_stage *st, const char *purpose, int slots, size_t slot_bytes, sl_pool **out, sl_err *err);
 /* The newest pool that a receiver announced for `purpose`. SL_GONE: none yet, or its owner died. Owned by st; valid until the next call. */
 sl_code sl_stage_send_pool(sl_stage *st, const char *purpose, sl_pool **out, sl_err *err);
@@ -62,10 +69,12 @@ void sl_stage_spool(sl_stage *st, const sl_msg_job *job, const char *name, bool 
 /* Wait until all of it is on disk. SL_TIMEOUT: it is not after two minutes. */
 sl_code sl_stage_spool_flush(sl_stage *st, sl_err *err);
 
-/* Hand over n tensors (host memory) through the receiver's pool: reserve, copy in, seal. *ticket is for DONE. Errors: SL_GONE the receiver is
- * not there (the spool still has them), SL_BUSY no slot in time, SL_SHAPE too large for its slots. */
-sl_code sl_stage_hand_over(sl_stage *st, const char *purpose, int n, const char *const names[], const sl_tensor tensors[],
-                           sl_ticket *ticket, sl_err *err);
+/* Hand over n tensors through the receiver's pool: reserve, copy in, seal. *ticket is for DONE. host[i] in host memory and device[i] on
+ * ctx's device hold the same numbers; the pool's kind decides which is copied. device[i] of rank 0: it is not there, host[i] is uploaded
+ * (ctx's arena is emptied after an error of these). Copies on the device are queued, not waited for. Errors: SL_GONE the receiver is not
+ * there (the spool still has them), SL_BUSY no slot in time, SL_SHAPE too large for its slots; SL_CUDA. */
+sl_code sl_stage_hand_over(sl_stage *st, sl_ctx *ctx, const char *purpose, int n, const char *const names[], const sl_tensor host[],
+                           const sl_tensor device[], sl_ticket *ticket, sl_err *err);
 
 /* Peak host memory of this process, bytes (VmHWM). */
 size_t sl_stage_peak_bytes(void);

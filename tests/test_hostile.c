@@ -153,7 +153,7 @@ static void test_options(void **unused)
     c = job();
     add(&c, "--dump-steps");
     REFUSED(2, c, "--dump-steps wants --dump DIR");
-    REFUSED(2, with("--device", "cuda:0"), "cuda:0", "want cpu");
+    REFUSED(2, with("--device", "cuda:63"), "device cuda:63 (stage text): ");
     REFUSED(2, with("--device", "tpu"), "--device is tpu, want cpu or cuda:N");
     REFUSED(2, with("--device", f("cuda:%0*d", 100, 0)), "--device has 105 bytes, want at most 63");
     REFUSED(2, with("--model", NULL), "no checkpoint: want --model DIR");

@@ -164,7 +164,7 @@ static void decoder_caches(void **state)
     assert_int_equal(of(p, "decode", "job_bytes"), want / (90 * 160) * (60 * 104));
     json_decref(p);
     p = plan("--model", model, "--width", "1280", "--height", "720", "--device", "cuda:0", END);
-    assert_int_equal(of(p, "decode", "job_bytes"), want / 2);
+    assert_int_equal(of(p, "decode", "job_bytes"), want / 2 + LATENT_720); /* the latents lie there too */
     json_decref(p);
     (void)state;
 }
@@ -192,36 +192,105 @@ static void what_a_denoising_job_keeps(void **state)
     (void)state;
 }
 
+/* What one stage takes of its GPU. */
+static int64_t on_gpu(const json_t *plan, const char *stage)
+{
+    return of(plan, stage, "weight_bytes") + of(plan, stage, "arena_bytes") + of(plan, stage, "device_slot_bytes") +
+           of(plan, stage, "context_bytes");
+}
+
+static int64_t wanted(const json_t *plan, const char *device)
+{
+    return json_integer_value(json_object_get(json_object_get(json_object_get(plan, "devices"), device), "wanted_bytes"));
+}
+
+static const char *const COMPUTING[] = {"text", "image", "denoise", "decode"};
+
 /* One device, then networks spread over devices: nothing is counted twice. */
 static void devices_add_up(void **state)
 {
     const char *model = big_model();
     char conf[400];
     snprintf(conf, sizeof conf, "%s/devices.cfg", r.base);
-    json_t *p = plan("--model", model, "--width", "832", "--height", "480", "--device", "cuda:0", END),
-           *d = json_object_get(p, "devices");
-    int64_t gpu = 0;
-    const char *const names[] = {"text", "image", "denoise", "decode"};
-    for (int i = 0; i < 4; i++)
-        gpu += of(p, names[i], "weight_bytes") + of(p, names[i], "arena_bytes") + of(p, names[i], "slot_bytes");
+    json_t *p = plan("--model", model, "--width", "832", "--height", "480", "--device", "cuda:0", END);
+    int64_t gpu = 0, arenas = 0;
+    for (int i = 0; i < 4; i++) {
+        gpu += on_gpu(p, COMPUTING[i]);
+        arenas += of(p, COMPUTING[i], "weight_bytes") + of(p, COMPUTING[i], "arena_bytes");
+        assert_int_equal(of(p, COMPUTING[i], "slot_bytes"), of(p, COMPUTING[i], "device_slot_bytes"));
+        assert_true(of(p, COMPUTING[i], "context_bytes") > 512 * MIB);
+    }
     about(of(p, "denoise", "weight_bytes"), DIT_PARAMETERS * 2 + (int64_t)29196800 * 2, 4 * MIB); /* bf16, but for the fp32 list */
     assert_int_equal(of(p, "denoise", "mapped_bytes"), 0);
-    assert_int_equal(json_integer_value(json_object_get(json_object_get(d, "cuda:0"), "wanted_bytes")), gpu);
+    assert_int_equal(wanted(p, "cuda:0"), gpu);
+    assert_int_equal(of(p, "mux", "device_slot_bytes"), 0); /* frames go to host memory */
+    assert_int_equal(of(p, "mux", "context_bytes"), 0);
     json_decref(p);
 
     t_write(conf, "stages: ({ name = \"text\"; program = \"sluice-text\"; device = \"cuda:1\"; }, { name = \"image\"; program = "
-                  "\"sluice-image\"; device = \"cuda:1\"; },\n"
+                  "\"sluice-image\"; device = \"cuda:2\"; },\n"
                   "{ name = \"denoise\"; program = \"sluice-denoise\"; device = \"cuda:0\"; }, { name = \"decode\"; program = "
-                  "\"sluice-decode\"; device = \"cuda:1\"; },\n"
+                  "\"sluice-decode\"; device = \"cuda:2\"; },\n"
                   "{ name = \"mux\"; program = \"sluice-mux\"; });\n");
     p = plan("--model", model, "--width", "832", "--height", "480", "--conf", conf, END);
-    d = json_object_get(p, "devices");
-    assert_int_equal(json_object_size(d), 3);
-    int64_t one = json_integer_value(json_object_get(json_object_get(d, "cuda:0"), "wanted_bytes")),
-            two = json_integer_value(json_object_get(json_object_get(d, "cuda:1"), "wanted_bytes"));
-    assert_int_equal(one, of(p, "denoise", "weight_bytes") + of(p, "denoise", "arena_bytes") + of(p, "denoise", "slot_bytes"));
-    assert_int_equal(one + two, gpu);
+    assert_int_equal(json_object_size(json_object_get(p, "devices")), 4);
+    assert_int_equal(wanted(p, "cuda:0"), on_gpu(p, "denoise"));
+    assert_int_equal(wanted(p, "cuda:1"), on_gpu(p, "text"));
+    assert_int_equal(wanted(p, "cuda:2"), on_gpu(p, "image") + on_gpu(p, "decode"));
+    int64_t spread = 0;
+    for (int i = 0; i < 4; i++) {
+        spread += of(p, COMPUTING[i], "weight_bytes") + of(p, COMPUTING[i], "arena_bytes");
+        assert_int_equal(of(p, COMPUTING[i], "device_slot_bytes"), 0); /* between two devices: host memory */
+    }
+    assert_int_equal(spread, arenas);
     json_decref(p);
+    (void)state;
+}
+
+/* The whole 14B model on one GPU of 80 GB, at both of the large sizes. */
+static void all_of_14b_fits_one_gpu(void **state)
+{
+    static const char *const SIZES[][2] = {{"1280", "720"}, {"1024", "1024"}};
+    for (int i = 0; i < 2; i++) {
+        json_t *p = plan("--model", big_model(), "--width", SIZES[i][0], "--height", SIZES[i][1], "--device", "cuda:0", END);
+        if (wanted(p, "cuda:0") > (int64_t)76 << 30)
+            fail_msg("%sx%s: %lld bytes, want at most 76 GiB", SIZES[i][0], SIZES[i][1], (long long)wanted(p, "cuda:0"));
+        json_decref(p);
+    }
+    (void)state;
+}
+
+/* A device that is not to be had is refused in one line, before anything starts. */
+static void a_missing_gpu_is_refused(void **state)
+{
+    char *args[] = {(char *)"sluice", (char *)"run",   (char *)"--model",  (char *)T_MODEL,    (char *)"--image", (char *)T_IMAGE,
+                    (char *)"--prompt", (char *)"a", (char *)"--device", (char *)"cuda:63", NULL};
+    const char *given = getenv("SLUICE_CUDA");
+    char kept[1024];
+    snprintf(kept, sizeof kept, "%s", given ? given : "");
+    setenv("SLUICE_CUDA", "/nonexistent/plugin.so", 1);
+    t_run_start(&r, args);
+    t_run_ends(&r, 2);
+    if (given) setenv("SLUICE_CUDA", kept, 1);
+    else unsetenv("SLUICE_CUDA");
+    if (!t_run_said(&r, "sluice: device cuda:63 (stage text): CUDA plug-in /nonexistent/plugin.so: ") || t_run_count(&r, "\n") != 1)
+        fail_msg("said: %s", r.text);
+    t_run_nothing_left(&r, 0);
+
+    t_run_start(&r, args); /* with the plug-in where it was built: there are not that many */
+    t_run_ends(&r, 2);
+    if (t_run_count(&r, "\n") != 1 || !t_run_said(&r, "sluice: device cuda:63 (stage text): ")) fail_msg("said: %s", r.text);
+
+    args[9] = (char *)"cuda:64";
+    t_run_start(&r, args);
+    t_run_ends(&r, 2);
+    if (!t_run_said(&r, "--device is cuda:64, want cpu or cuda:N with N from 0 to 63")) fail_msg("said: %s", r.text);
+
+    t_run_conf(&r, 1, 30, "stages: ({ name = \"mux\"; program = \"sluice-mux\"; device = \"cuda:0\"; });\n");
+    args[8] = (char *)"--conf", args[9] = r.conf;
+    t_run_start(&r, args);
+    t_run_ends(&r, 2);
+    if (!t_run_said(&r, "device cuda:0 (stage mux): the video is encoded on the CPU, want cpu")) fail_msg("said: %s", r.text);
     (void)state;
 }
 
@@ -378,6 +447,7 @@ int main(void)
     const struct CMUnitTest tests[] = {T(weights_from_configurations),        T(decoder_caches),
                                        T(what_a_denoising_job_keeps),         T(devices_add_up),
                                        T(slots_hold_the_jobs_tensors),        T(plan_is_what_a_run_takes),
-                                       T(a_run_that_does_not_fit_is_refused), T(what_the_machine_gives)};
+                                       T(a_run_that_does_not_fit_is_refused), T(what_the_machine_gives),
+                                       T(all_of_14b_fits_one_gpu),            T(a_missing_gpu_is_refused)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -308,15 +308,7 @@ sl_code cli_check(cli_options *o, sl_model *model, sl_conf *conf, sl_err *err)
     char absolute[SL_PATH];
     sl_conf_defaults(conf);
     if (*o->conf && (rc = sl_conf_read_file(conf, o->conf, err))) return rc;
-    if (*o->device && strcmp(o->device, "cpu") && strncmp(o->device, "cuda:", 5))
-        return sl_fail(err, SL_ARG, "--device is %s, want cpu or cuda:N", o->device);
-    for (int i = 0; i < conf->stage_count; i++) {
-        if (*o->device) snprintf(conf->stages[i].device, sizeof conf->stages[i].device, "%.15s", o->device);
-        if (strcmp(conf->stages[i].device, "cpu"))
-            return sl_fail(err, SL_ARG, "device %s (stage %s) is not to be had: this build has no CUDA plug-in, want cpu",
-                           conf->stages[i].device, sl_role_name(conf->stages[i].role));
-    }
-    if ((rc = check_programs(conf, err))) return rc;
+    if ((rc = use_devices(o, conf, err)) || (rc = ask_gpus(&o->gpus, conf, err)) || (rc = check_programs(conf, err))) return rc;
     if (*conf->run.dir && (rc = can_make_dir(conf->run.dir, err))) return sl_context(err, SL_ARG, "run.dir");
     if (*conf->run.spool && (rc = can_make_dir(conf->run.spool, err))) return sl_context(err, SL_ARG, "run.spool");
     if (!*dir) return sl_fail(err, SL_ARG, "no checkpoint: want --model DIR");
@@ -324,7 +316,8 @@ sl_code cli_check(cli_options *o, sl_model *model, sl_conf *conf, sl_err *err)
         if (strcmp(o->jobs[i].spec.model, dir))
             return sl_fail(err, SL_ARG, "line %d of %s wants model %s, the run has %s: one checkpoint a run", o->jobs[i].line,
                            o->jobs_file, o->jobs[i].spec.model, dir);
-    if ((rc = absolute_path(absolute, dir, err)) || (rc = sl_model_open(model, absolute, err)) || (rc = check_weights(model, err)))
+    if ((rc = absolute_path(absolute, dir, err)) || (rc = sl_model_open(model, absolute, err)) ||
+        (!conf->model.random && (rc = check_weights(model, err))))
         return rc;
     for (int i = 0; i < o->job_count; i++)
         if ((rc = check_job(&o->jobs[i], o->from, model, conf, err)))

@@ -14,6 +14,19 @@
 
 #define MAX_RUN_JOBS 1024
 
+/* ---- devices.c ---- */
+
+#define MAX_GPUS 64
+
+typedef struct {
+    int count; /* devices that are there */
+    struct {
+        uint64_t total, free; /* bytes; 0: nobody asked for this one */
+        char name[96];
+        int sm; /* 90 for H100 */
+    } gpu[MAX_GPUS];
+} gpu_machine;
+
 /* ---- options.c ---- */
 
 /* One job as the user gave it, then as it will run. */
@@ -37,6 +50,7 @@ typedef struct {
     char from[16], replay_dir[SL_PATH]; /* replay */
     int job_count;
     cli_job *jobs;
+    gpu_machine gpus; /* set by the checks, for the devices that stages want */
 } cli_options;
 
 /* `sluice run` or `sluice replay` (with its DIR as first argument). Everything is parsed, nothing looked at. *out is freed by the caller.
@@ -44,6 +58,12 @@ typedef struct {
 sl_code cli_parse(cli_options *out, bool replay, int argc, char **argv, sl_err *err);
 void cli_options_free(cli_options *o);
 void cli_usage(FILE *to);
+
+/* --device, for all stages that compute on one. Errors: SL_ARG no such kind of device, or a mux that is to work on a GPU. */
+sl_code use_devices(const cli_options *o, sl_conf *conf, sl_err *err);
+/* The GPUs that stages want. Nothing is asked if none does. Errors: SL_ARG the plug-in cannot be opened (which file, why), a device is
+ * not there (how many are) or too old; SL_CUDA; SL_TIMEOUT. */
+sl_code ask_gpus(gpu_machine *out, const sl_conf *conf, sl_err *err);
 
 /* ---- check.c: refuse before any work ---- */
 
@@ -135,6 +155,8 @@ typedef struct {
     size_t kept;    /* of the arena: what a job keeps from its beginning to its end */
     size_t work;    /* of the arena: the most beside that */
     size_t slots;   /* of the pools it receives in, as far as these jobs fill them */
+    size_t device_slots; /* of these, what is its device's memory; the rest is the host's */
+    size_t context; /* on a GPU: what driver and libraries take for the process, and the most that operations take beside the arena */
     size_t host;    /* host memory beside all that: pictures, latents, the encoder, the process itself */
 } stage_plan;
 
@@ -157,7 +179,7 @@ typedef struct {
 /* Files under `root` ("" for this machine): proc/meminfo, proc/self/cgroup, sys/fs/cgroup. Errors: SL_SYS. */
 sl_code plan_machine(machine_memory *out, const char *root, sl_err *err);
 
-/* Refuse what does not fit: SL_NOMEM with bytes wanted, bytes there, the largest stage. */
+/* Refuse what does not fit in host memory or on a GPU (o->gpus): SL_NOMEM with bytes wanted, bytes there, the largest stage. */
 sl_code plan_admit(const cli_options *o, const sl_model *model, const sl_conf *conf, sl_err *err);
 int cli_plan(int argc, char **argv); /* `sluice plan` */
 

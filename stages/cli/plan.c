@@ -11,10 +11,12 @@
 
 #include "common/log.h"
 #include "common/picture.h"
+#include "kernels/cuda/conv_tiles.h"
 #include "stages/denoise/memory.h"
 
 /* Measured: what a stage's process takes with no job, and what x264 takes for each pixel of a frame: look-ahead, references, and a frame a thread. */
 #define PROCESS_BYTES ((size_t)32 << 20)
+#define GPU_PROCESS_BYTES ((size_t)640 << 20) /* on the host, for a GPU: its libraries, and the loader's pinned slots */
 #define ENCODER_PIXEL 210
 #define ENCODER_PIXEL_SLOW 550 /* the presets slower, veryslow, placebo */
 #define ENCODER_PIXEL_THREAD 14
@@ -31,10 +33,16 @@ typedef struct {
     sl_ctx ctx; /* on `body`: the plan of a stage's device */
 } planner;
 
-/* The table that gives a device's sizes. A GPU without its plug-in: bf16 throughout, dense. */
+static size_t gpu_conv_bytes(sl_ctx *ctx, const int64_t shape[5])
+{
+    (void)ctx;
+    return sl_conv_packed_bytes(shape);
+}
+
+/* The table that gives a device's sizes: of a GPU without its plug-in, which may be on another machine. */
 static const sl_ops *sizes_of(const char *device)
 {
-    static const sl_ops GPU = {.name = "cuda", .act = SL_BF16};
+    static const sl_ops GPU = {.name = "cuda", .act = SL_BF16, .packed_conv_bytes = gpu_conv_bytes};
     return strcmp(device, "cpu") ? &GPU : &sl_ops_cpu;
 }
 
@@ -53,7 +61,7 @@ static sl_code open_counting(planner *p, const char *name, const char *stem, sl_
     char dir[SL_PATH];
     sl_code rc = sl_path_join(dir, p->model->dir, name, err);
     if (rc) return rc;
-    if (has_weights(dir, stem)) return sl_loader_inspect(&p->loader, &p->ctx, dir, stem, name, err);
+    if (!p->conf->model.random && has_weights(dir, stem)) return sl_loader_inspect(&p->loader, &p->ctx, dir, stem, name, err);
     p->plan->from_files = false;
     return sl_loader_plan(&p->loader, &p->ctx, name, err);
 }
@@ -73,12 +81,18 @@ static sl_code close_counting(planner *p, stage_plan *s, const char *name, sl_er
     return rc;
 }
 
-/* Stages keep their largest arena, and one of their networks at a time uses it. */
 static void add_arena(stage_plan *s, const sl_arena *a)
 {
-    if (a->peak <= s->kept + s->work) return;
     s->kept = a->kept;
     s->work = a->peak - a->kept;
+}
+
+/* The pool in which the stage of this role receives `purpose`. */
+static void add_slots(const planner *p, stage_plan *s, sl_role role, const char *purpose, size_t slot_bytes)
+{
+    size_t bytes = (size_t)sl_conf_find(p->conf, role)->slots * slot_bytes;
+    s->slots += bytes;
+    if (sl_slot_kind(p->conf, purpose) == SL_POOL_CUDA) s->device_slots += bytes;
 }
 
 /* ---- stages: each beside what its main does ---- */
@@ -104,7 +118,7 @@ static sl_code plan_image(planner *p, stage_plan *s, bool computes, sl_err *err)
     const sl_job *job = p->job;
     bool last = model->takes_last_image && *job->last_image;
     size_t pixels = (size_t)job->width * (size_t)job->height * (last ? 2 : 1), clip = 0;
-    sl_arena a = {0}, b = {0};
+    sl_arena a = {0};
     sl_clip *c = NULL;
     sl_vae_encoder *v = NULL;
     sl_code rc = SL_OK;
@@ -112,15 +126,13 @@ static sl_code plan_image(planner *p, stage_plan *s, bool computes, sl_err *err)
         if (!(rc = open_counting(p, "image_encoder", "model", err)) && !(c = sl_clip_new(&model->clip, p->loader)))
             rc = sl_fail(err, SL_NOMEM, "clip: no memory");
         if (!rc) rc = close_counting(p, s, "image_encoder", err);
-        if (!rc && computes) rc = sl_arena_clip(&a, &p->body, &model->clip, c, err);
         clip = (size_t)sl_image_tokens(model, job) * (size_t)model->clip.hidden * sizeof(float);
     }
     if (!rc) rc = open_counting(p, "vae", "diffusion_pytorch_model", err);
     if (!rc && !(v = sl_vae_encoder_new(&model->vae, p->loader))) rc = sl_fail(err, SL_NOMEM, "vae: no memory");
     if (!rc) rc = close_counting(p, s, "vae", err);
-    if (!rc && computes) rc = sl_arena_condition(&b, &p->body, &model->vae, v, job, last, err);
+    if (!rc && computes) rc = sl_arena_image(&a, &p->body, model, c, v, job, err);
     add_arena(s, &a);
-    add_arena(s, &b);
     if (computes) /* 8-bit pictures of the video's size and floats of them; results, and once more for the spool */
         s->host += pixels * 3 * 5 + 2 * (clip + sl_slot_bytes(model, "image", (int64_t)job->width * job->height, job->frames));
     sl_clip_free(&c);
@@ -151,10 +163,11 @@ static sl_code plan_denoise(planner *p, stage_plan *s, bool computes, sl_err *er
     add_arena(s, &a);
     denoise_shape(model, job, shape);
     size_t latents = (size_t)(shape[0] * shape[1] * shape[2] * shape[3]) * sizeof(float);
-    size_t held = sl_slot_bytes(model, "text", 0, 1) +
-                  (model->takes_image ? sl_slot_bytes(model, "image", (int64_t)job->width * job->height, job->frames) : 0);
-    int slots = sl_conf_find(p->conf, SL_ROLE_DENOISE)->slots;
-    s->slots = (size_t)slots * held;
+    size_t text = sl_slot_bytes(model, "text", 0, 1),
+           image = model->takes_image ? sl_slot_bytes(model, "image", (int64_t)job->width * job->height, job->frames) : 0,
+           held = text + image;
+    add_slots(p, s, SL_ROLE_DENOISE, "text", text);
+    add_slots(p, s, SL_ROLE_DENOISE, "image", image);
     if (computes)
         s->host +=
             12 * latents + held; /* noise, result, the state of four, the state and both results once more for the spool; inputs */
@@ -173,7 +186,7 @@ static sl_code plan_decode(planner *p, stage_plan *s, bool computes, sl_err *err
     if (!rc) rc = close_counting(p, s, "vae", err);
     if (!rc && computes) rc = sl_arena_decode(&a, &p->body, &p->model->vae, m, p->job, err);
     add_arena(s, &a);
-    s->slots = (size_t)sl_conf_find(p->conf, SL_ROLE_DECODE)->slots * latents;
+    add_slots(p, s, SL_ROLE_DECODE, "latents", latents);
     s->host += latents;
     sl_vae_decoder_free(&m);
     return rc;
@@ -186,8 +199,7 @@ static sl_code plan_mux(planner *p, stage_plan *s, bool computes, sl_err *err)
     size_t pixels = (size_t)p->job->width * (size_t)p->job->height;
     (void)computes;
     (void)err;
-    s->slots =
-        (size_t)sl_conf_find(p->conf, SL_ROLE_MUX)->slots * sl_slot_bytes(p->model, "frames", (int64_t)pixels, p->job->frames);
+    add_slots(p, s, SL_ROLE_MUX, "frames", sl_slot_bytes(p->model, "frames", (int64_t)pixels, p->job->frames));
     s->host += pixels * ((slow ? ENCODER_PIXEL_SLOW : ENCODER_PIXEL) + ENCODER_PIXEL_THREAD * (size_t)p->conf->video.threads);
     return SL_OK;
 }
@@ -214,7 +226,7 @@ static bool same_sizes(const sl_job *a, const sl_job *b)
 
 static size_t sum(const stage_plan *s)
 {
-    return s->weights + s->kept + s->work + s->slots + s->host;
+    return s->weights + s->kept + s->work + s->slots + s->context + s->host;
 }
 
 sl_code plan_make(run_plan *out, const cli_options *o, const sl_model *model, const sl_conf *conf, sl_err *err)
@@ -231,6 +243,10 @@ sl_code plan_make(run_plan *out, const cli_options *o, const sl_model *model, co
             stage_plan s = {.runs = true, .host = PROCESS_BYTES};
             if (!c || (role == SL_ROLE_IMAGE && !model->takes_image)) continue;
             snprintf(s.device, sizeof s.device, "%s", role == SL_ROLE_MUX ? "cpu" : c->device);
+            if (strcmp(s.device, "cpu")) {
+                s.context = SL_GPU_CONTEXT_BYTES + SL_GPU_WORKSPACE_BYTES + SL_GPU_SCRATCH_BYTES;
+                s.host = GPU_PROCESS_BYTES;
+            }
             p.body = sl_ops_plan_of(sizes_of(s.device));
             if ((rc = sl_ctx_open(&p.ctx, &p.body, 0, err))) break;
             rc = STAGES[role](&p, &s, computes(o->from, (sl_role)role), err);
@@ -244,8 +260,9 @@ sl_code plan_make(run_plan *out, const cli_options *o, const sl_model *model, co
 
 size_t plan_private(const stage_plan *s, const char *device)
 {
-    bool here = s->runs && !strcmp(s->device, device), cpu = !strcmp(device, "cpu");
-    return (here ? s->weights + s->kept + s->work + s->slots : 0) + (cpu && s->runs ? s->host : 0);
+    bool here = s->runs && !strcmp(s->device, device), host = s->runs && !strcmp(device, "cpu");
+    size_t on_cpu = s->slots - s->device_slots;
+    return (here ? s->weights + s->kept + s->work + s->device_slots + s->context : 0) + (host ? on_cpu + s->host : 0);
 }
 
 /* ---- the machine ---- */
@@ -316,24 +333,57 @@ sl_code plan_machine(machine_memory *out, const char *root, sl_err *err)
 
 /* ---- admission ---- */
 
+/* What of the plan one device has to hold, and the stage that takes most of it. */
+static size_t total_of(const run_plan *plan, const char *device, int *largest, size_t *most)
+{
+    size_t wanted = 0;
+    *most = 0;
+    for (int i = 0; i < SL_ROLE_COUNT; i++) {
+        size_t n = plan_private(&plan->stages[i], device);
+        wanted += n;
+        if (n > *most) *most = n, *largest = i;
+    }
+    return wanted;
+}
+
+/* What a GPU still gives; NULL: nobody asked it. */
+static const uint64_t *gpu_gives(const gpu_machine *gpus, const char *device)
+{
+    int n = strncmp(device, "cuda:", 5) ? MAX_GPUS : atoi(device + 5);
+    return n >= 0 && n < MAX_GPUS && gpus->gpu[n].total ? &gpus->gpu[n].free : NULL;
+}
+
+static sl_code admit_gpus(const run_plan *plan, const gpu_machine *gpus, sl_err *err)
+{
+    for (int i = 0; i < SL_ROLE_COUNT; i++) {
+        const char *device = plan->stages[i].device;
+        const uint64_t *there = plan->stages[i].runs ? gpu_gives(gpus, device) : NULL;
+        int largest = 0;
+        size_t most, wanted = there ? total_of(plan, device, &largest, &most) : 0;
+        if (there && wanted > *there)
+            return sl_fail(err, SL_NOMEM,
+                           "the run wants %zu bytes of %s, there are %llu free of %llu; the largest stage is %s with %zu: sluice plan "
+                           "shows all",
+                           wanted, device, (unsigned long long)*there, (unsigned long long)gpus->gpu[atoi(device + 5)].total,
+                           sl_role_name((sl_role)largest), most);
+    }
+    return SL_OK;
+}
+
 sl_code plan_admit(const cli_options *o, const sl_model *model, const sl_conf *conf, sl_err *err)
 {
     machine_memory m;
     run_plan plan;
-    size_t wanted = 0, mapped = 0, most = 0;
+    size_t mapped = 0, most;
     int largest = 0;
     sl_code rc = plan_make(&plan, o, model, conf, err);
-    if (rc || (rc = plan_machine(&m, "", err))) return rc;
+    if (rc || (rc = plan_machine(&m, "", err)) || (rc = admit_gpus(&plan, &o->gpus, err))) return rc;
     uint64_t there = conf->limits.memory_bytes ? (uint64_t)conf->limits.memory_bytes : m.gives;
     const char *why = conf->limits.memory_bytes ? "limits.memory_bytes"
                       : m.group < m.available   ? "its cgroup's memory.max"
                                                 : "MemAvailable";
-    for (int i = 0; i < SL_ROLE_COUNT; i++) {
-        size_t n = plan_private(&plan.stages[i], "cpu");
-        wanted += n;
-        mapped += plan.stages[i].mapped;
-        if (n > most) most = n, largest = i;
-    }
+    size_t wanted = total_of(&plan, "cpu", &largest, &most);
+    for (int i = 0; i < SL_ROLE_COUNT; i++) mapped += plan.stages[i].mapped;
     if (wanted > there)
         return sl_fail(
             err, SL_NOMEM,
@@ -370,13 +420,12 @@ static sl_code complete(cli_options *o, sl_model *model, sl_conf *conf, sl_err *
 {
     char absolute[SL_PATH];
     const char *dir = o->jobs[0].spec.model;
+    sl_err absent = {0};
     sl_code rc;
     sl_conf_defaults(conf);
     if (*o->conf && (rc = sl_conf_read_file(conf, o->conf, err))) return rc;
-    if (*o->device && strcmp(o->device, "cpu") && strncmp(o->device, "cuda:", 5))
-        return sl_fail(err, SL_ARG, "--device is %s, want cpu or cuda:N", o->device);
-    for (int i = 0; *o->device && i < conf->stage_count; i++)
-        snprintf(conf->stages[i].device, sizeof conf->stages[i].device, "%.15s", o->device);
+    if ((rc = use_devices(o, conf, err))) return rc;
+    if (ask_gpus(&o->gpus, conf, &absent)) memset(&o->gpus, 0, sizeof o->gpus); /* a plan may be for another machine */
     if (!*dir) return sl_fail(err, SL_ARG, "no checkpoint: want --model DIR");
     if ((rc = absolute_path(absolute, dir, err)) || (rc = sl_model_open(model, absolute, err))) return rc;
     for (int i = 0; i < o->job_count; i++) {
@@ -419,27 +468,33 @@ static double mb(size_t bytes)
     return (double)bytes * 1e-6;
 }
 
-static void print_plan(const run_plan *p, const sl_job *j, int jobs, const machine_memory *m, const sl_conf *conf)
+static void print_plan(const run_plan *p, const sl_job *j, int jobs, const machine_memory *m, const gpu_machine *gpus,
+                       const sl_conf *conf)
 {
     device_sum devices[SL_ROLE_COUNT + 1];
     int n = add_up(p, devices);
     printf("%s\n%s%dx%d, %d frames, %d steps%s%s\n", j->model, jobs > 1 ? "the largest of the jobs; the first is " : "", j->width,
            j->height, j->frames, j->steps, denoise_branches(j) > 1 ? ", guidance" : "",
            j->fbcache > 0 ? ", First Block Cache" : "");
-    printf("\n  %-8s %-7s %11s %11s %11s %11s %11s %11s   MB\n", "stage", "device", "mapped", "weights", "job", "work", "slots",
-           "host");
+    printf("\n  %-8s %-7s %10s %10s %10s %10s %10s %10s %10s   MB\n", "stage", "device", "mapped", "weights", "job", "work", "slots",
+           "context", "host");
     for (int i = 0; i < SL_ROLE_COUNT; i++) {
         const stage_plan *s = &p->stages[i];
         if (s->runs)
-            printf("  %-8s %-7s %11.1f %11.1f %11.1f %11.1f %11.1f %11.1f\n", sl_role_name((sl_role)i), s->device, mb(s->mapped),
-                   mb(s->weights), mb(s->kept), mb(s->work), mb(s->slots), mb(s->host));
+            printf("  %-8s %-7s %10.1f %10.1f %10.1f %10.1f %10.1f %10.1f %10.1f\n", sl_role_name((sl_role)i), s->device, mb(s->mapped),
+                   mb(s->weights), mb(s->kept), mb(s->work), mb(s->slots), mb(s->context), mb(s->host));
     }
     printf("  mapped: weights that stay in their files, in the page cache; job and work: the arena, what a job keeps and what a "
-           "step needs\n\n");
+           "step needs;\n  context: of a GPU, what the driver, libraries and operations take beside that\n\n");
     for (int k = 0; k < n; k++) {
         printf("  %-7s %.1f MB", devices[k].name, mb(devices[k].wanted));
         if (k) {
-            printf(", and what its contexts and libraries take\n");
+            const uint64_t *gives = gpu_gives(gpus, devices[k].name);
+            int g = atoi(devices[k].name + 5);
+            if (gives)
+                printf("; %s has %.1f MB, %.1f MB free: %s", gpus->gpu[g].name, mb((size_t)gpus->gpu[g].total), mb((size_t)*gives),
+                       devices[k].wanted > *gives ? "does not fit" : "fits");
+            printf("\n");
             continue;
         }
         uint64_t there = conf->limits.memory_bytes ? (uint64_t)conf->limits.memory_bytes : m->gives;
@@ -454,8 +509,8 @@ static void print_plan(const run_plan *p, const sl_job *j, int jobs, const machi
     if (!p->from_files) printf("  weights are not all there: those count as float32 on the CPU, bfloat16 on a GPU\n");
 }
 
-static sl_code write_plan(const run_plan *p, const sl_job *j, const machine_memory *m, const sl_conf *conf, const char *path,
-                          sl_err *err)
+static sl_code write_plan(const run_plan *p, const sl_job *j, const machine_memory *m, const gpu_machine *gpus, const sl_conf *conf,
+                          const char *path, sl_err *err)
 {
     device_sum devices[SL_ROLE_COUNT + 1];
     json_t *stages = json_object(), *sums = json_object();
@@ -464,11 +519,12 @@ static sl_code write_plan(const run_plan *p, const sl_job *j, const machine_memo
         const stage_plan *s = &p->stages[i];
         if (!s->runs) continue;
         json_object_set_new(stages, sl_role_name((sl_role)i),
-                            json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "device", s->device, "weight_bytes",
+                            json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "device", s->device, "weight_bytes",
                                       (json_int_t)(s->mapped + s->weights), "mapped_bytes", (json_int_t)s->mapped,
                                       "private_weight_bytes", (json_int_t)s->weights, "job_bytes", (json_int_t)s->kept,
                                       "work_bytes", (json_int_t)s->work, "arena_bytes", (json_int_t)(s->kept + s->work),
-                                      "slot_bytes", (json_int_t)s->slots, "host_bytes", (json_int_t)s->host));
+                                      "slot_bytes", (json_int_t)s->slots, "device_slot_bytes", (json_int_t)s->device_slots,
+                                      "context_bytes", (json_int_t)s->context, "host_bytes", (json_int_t)s->host));
     }
     for (int k = 0, n = add_up(p, devices); k < n; k++) {
         json_t *d =
@@ -479,6 +535,12 @@ static sl_code write_plan(const run_plan *p, const sl_job *j, const machine_memo
             json_object_set_new(d, "cgroup_bytes", m->group == UINT64_MAX ? json_null() : json_integer((json_int_t)m->group));
             json_object_set_new(d, "limit_bytes", json_integer((json_int_t)there));
             json_object_set_new(d, "fits", json_boolean(devices[k].wanted <= there));
+        }
+        const uint64_t *gives = gpu_gives(gpus, devices[k].name);
+        if (gives) {
+            json_object_set_new(d, "total_bytes", json_integer((json_int_t)gpus->gpu[atoi(devices[k].name + 5)].total));
+            json_object_set_new(d, "available_bytes", json_integer((json_int_t)*gives));
+            json_object_set_new(d, "fits", json_boolean(devices[k].wanted <= *gives));
         }
         json_object_set_new(sums, devices[k].name, d);
     }
@@ -501,8 +563,8 @@ int cli_plan(int argc, char **argv)
     sl_err err = {0};
     if (!cli_parse(&o, false, argc, argv, &err) && !complete(&o, &model, &conf, &err) &&
         !plan_make(&plan, &o, &model, &conf, &err) && !plan_machine(&machine, "", &err)) {
-        if (!o.quiet) print_plan(&plan, &o.jobs[0].spec, o.job_count, &machine, &conf);
-        if (*o.base.json) write_plan(&plan, &o.jobs[0].spec, &machine, &conf, o.base.json, &err);
+        if (!o.quiet) print_plan(&plan, &o.jobs[0].spec, o.job_count, &machine, &o.gpus, &conf);
+        if (*o.base.json) write_plan(&plan, &o.jobs[0].spec, &machine, &o.gpus, &conf, o.base.json, &err);
     }
     if (err.code) complain("%s", err.msg);
     cli_options_free(&o);

@@ -4,43 +4,47 @@
 #include "common/log.h"
 
 /* The hand-overs a job starts from: the lease that its ticket names, or the file in the spool. */
-static sl_code open_input(sl_pool *pool, const sl_msg_job *msg, bool by_ticket, const sl_ticket *ticket, const char *file,
-                          sl_lease **lease, sl_st **st, sl_err *err)
+static sl_code open_input(denoiser *d, sl_pool *pool, const sl_msg_job *msg, bool by_ticket, const sl_ticket *ticket,
+                          const char *file, sl_lease **lease, sl_st **st, sl_err *err)
 {
     char path[SL_PATH];
-    if (by_ticket) return sl_lease_open(lease, pool, ticket, NULL, err);
+    if (by_ticket) return sl_lease_open(lease, pool, ticket, sl_network_stream(&d->ctx, pool), err);
     sl_code rc = sl_path_join(path, msg->dir, file, err);
     return rc ? rc : sl_st_open_file(st, path, err);
+}
+
+static void drop_leases(denoiser *d, denoise_inputs *in)
+{
+    sl_lease_drop(&in->text, sl_network_stream(&d->ctx, d->text));
+    sl_lease_drop(&in->image, sl_network_stream(&d->ctx, d->image));
 }
 
 static sl_code denoise_job(void *self, const sl_msg_job *msg, const sl_job *job, sl_err *err)
 {
     denoiser *d = self;
-    sl_lease *text = NULL, *image = NULL;
-    sl_st *text_file = NULL, *image_file = NULL;
+    denoise_inputs in = {0};
     denoise_run run = {0};
     sl_msg taken = {.type = SL_MSG_TAKEN, .taken = {.job = msg->job, .attempt = msg->attempt}};
     int64_t t0 = sl_now_ns();
     sl_code rc;
-    if ((rc = open_input(d->text, msg, msg->tickets & 1, &msg->first, "text.safetensors", &text, &text_file, err))) goto done;
-    if (d->model->takes_image &&
-        (rc = open_input(d->image, msg, msg->tickets & 2, &msg->second, "image.safetensors", &image, &image_file, err)))
+    if ((rc = open_input(d, d->text, msg, msg->tickets & 1, &msg->first, "text.safetensors", &in.text, &in.text_file, err)))
         goto done;
-    if ((rc = denoise_start(&run, d, msg, job, text, text_file, image, image_file, err))) goto done;
-    sl_lease_drop(&text, NULL); /* all of it is on the device: the slots may be filled for the next job */
-    sl_lease_drop(&image, NULL);
-    sl_stage_send(d->st, &taken);
+    if (d->model->takes_image &&
+        (rc = open_input(d, d->image, msg, msg->tickets & 2, &msg->second, "image.safetensors", &in.image, &in.image_file, err)))
+        goto done;
     sl_stage_span(d->st, msg->job, SL_SPAN_HANDOVER, t0);
+    if ((rc = denoise_start(&run, d, msg, job, &in, err))) goto done;
+    drop_leases(d, &in); /* all of it is on the device: the slots may be filled for the next job */
+    sl_stage_send(d->st, &taken);
 
     while (run.sampler.step < job->steps)
         if ((rc = denoise_step(&run, err))) goto done;
     rc = denoise_finish(&run, err);
 done:
     denoise_end(&run);
-    sl_lease_drop(&text, NULL);
-    sl_lease_drop(&image, NULL);
-    sl_st_close(&text_file);
-    sl_st_close(&image_file);
+    drop_leases(d, &in);
+    sl_st_close(&in.text_file);
+    sl_st_close(&in.image_file);
     return rc;
 }
 

@@ -11,6 +11,7 @@
 
 #include "common/log.h"
 #include "graphs/randn.h"
+#include "stages/turn.h"
 
 /* ---- the process ---- */
 
@@ -163,27 +164,29 @@ static sl_code load_noise(denoise_run *r, sl_err *err)
     return rc;
 }
 
-/* The inputs as host float32; owned. */
+/* Each on the host, then its memory is owned, or in its slot on the device. */
 typedef struct {
-    float *text[BRANCHES], *clip, *condition;
-    int image_tokens;
+    sl_input text[BRANCHES], clip, condition;
+    int image_tokens; /* 0: no clip */
 } inputs;
 
-static sl_code read_inputs(denoise_run *r, inputs *in, const sl_lease *text, const sl_st *text_file, const sl_lease *image,
-                           const sl_st *image_file, sl_err *err)
+static sl_code read_inputs(denoise_run *r, inputs *in, const denoise_inputs *from, sl_err *err)
 {
     static const char *const NAMES[BRANCHES] = {"cond", "uncond"};
-    const sl_dit_config *c = &r->d->model->dit[0];
+    const denoiser *d = r->d;
+    const sl_dit_config *c = &d->model->dit[0];
     int64_t extra = c->in_channels - c->out_channels;
     sl_code rc = SL_OK;
     for (int b = 0; b < branches(r) && !rc; b++)
-        rc = sl_network_input(&in->text[b], text, text_file, NAMES[b], 2, (int64_t[]){SL_TEXT_TOKENS, c->text_dim}, err);
+        rc = sl_network_receive(&in->text[b], d->text, from->text, from->text_file, NAMES[b], 2,
+                                (int64_t[]){SL_TEXT_TOKENS, c->text_dim}, err);
     if (!rc && extra)
-        rc = sl_network_input(&in->condition, image, image_file, "condition", 4,
-                              (int64_t[]){extra, r->shape[1], r->shape[2], r->shape[3]}, err);
+        rc = sl_network_receive(&in->condition, d->image, from->image, from->image_file, "condition", 4,
+                                (int64_t[]){extra, r->shape[1], r->shape[2], r->shape[3]}, err);
     if (!rc && c->image_dim) {
-        in->image_tokens = sl_image_tokens(r->d->model, r->job);
-        rc = sl_network_input(&in->clip, image, image_file, "clip", 2, (int64_t[]){in->image_tokens, c->image_dim}, err);
+        in->image_tokens = sl_image_tokens(d->model, r->job);
+        rc = sl_network_receive(&in->clip, d->image, from->image, from->image_file, "clip", 2,
+                                (int64_t[]){in->image_tokens, c->image_dim}, err);
     }
     return rc;
 }
@@ -197,18 +200,39 @@ static void make_contexts(denoise_run *r, const inputs *in)
             size_t mark = sl_mark(ctx);
             sl_tensor text = sl_new2(ctx, sl_act(ctx), SL_TEXT_TOKENS, c->text_dim);
             sl_tensor image = sl_new2(ctx, sl_act(ctx), in->image_tokens, c->image_dim);
-            sl_network_upload(ctx, &text, in->text[b]);
-            if (in->clip) sl_network_upload(ctx, &image, in->clip);
+            sl_network_place(ctx, &text, &in->text[b]);
+            if (in->image_tokens) sl_network_place(ctx, &image, &in->clip);
             ctx->tap = e == 0 && b == 0 && *r->tap_dir ? tap : NULL;
             sl_dit_context_make(ctx, r->d->dit[e], &r->mem.context[e][b], r->mem.context_memory[e][b], &text,
-                                in->clip ? &image : NULL);
+                                in->image_tokens ? &image : NULL);
             ctx->tap = NULL;
             sl_release(ctx, mark);
         }
 }
 
-sl_code denoise_start(denoise_run *r, denoiser *d, const sl_msg_job *msg, const sl_job *job, const sl_lease *text,
-                      const sl_st *text_file, const sl_lease *image, const sl_st *image_file, sl_err *err)
+/* All that the device does before the first step. */
+static sl_code fill_memory(denoise_run *r, const denoise_sizes *of, const inputs *in, sl_err *err)
+{
+    sl_ctx *ctx = &r->d->ctx;
+    sl_code rc = sl_stage_turn_begin(r->d->st, SL_TURN_STEP, "step", 0, err);
+    int64_t t0 = sl_now_ns();
+    if (rc) return rc;
+    ctx->tap_user = r;
+    denoise_take(ctx, &r->mem, of);
+    make_contexts(r, in);
+    if (r->mem.condition.rank) sl_network_place(ctx, &r->mem.condition, &in->condition);
+    r->sampler = r->mem.sampler;
+    r->sampler.schedule = &r->schedule;
+    sl_upload(ctx, &r->sampler.x, r->noise);
+    if ((rc = restore_state(r, err))) return rc;
+    sl_sync(ctx);
+    if (!sl_ok(ctx)) return sl_ctx_error(ctx, err);
+    sl_stage_turn_end(r->d->st, true);
+    sl_stage_span(r->d->st, r->msg->job, SL_SPAN_COMPUTE, t0);
+    return SL_OK;
+}
+
+sl_code denoise_start(denoise_run *r, denoiser *d, const sl_msg_job *msg, const sl_job *job, const denoise_inputs *from, sl_err *err)
 {
     sl_ctx *ctx = &d->ctx;
     sl_arena arena;
@@ -221,9 +245,9 @@ sl_code denoise_start(denoise_run *r, denoiser *d, const sl_msg_job *msg, const 
     int64_t n = r->shape[0] * r->shape[1] * r->shape[2] * r->shape[3];
     sl_sampler_kind kind = strcmp(job->sampler, "euler") ? SL_SAMPLER_UNIPC : SL_SAMPLER_EULER;
     if ((rc = sl_schedule_make(&r->schedule, kind, job->steps, job->shift, err))) return rc;
-    if ((rc = read_inputs(r, &in, text, text_file, image, image_file, err)) || (rc = load_noise(r, err))) goto done;
-    r->host = malloc((size_t)n * sizeof(float));
-    r->saved = malloc((size_t)n * 4 * sizeof(float));
+    if ((rc = read_inputs(r, &in, from, err)) || (rc = load_noise(r, err))) goto done;
+    r->host = sl_stage_host_alloc(d->st, (size_t)n * sizeof(float));
+    r->saved = sl_stage_host_alloc(d->st, (size_t)n * 4 * sizeof(float));
     if (!r->host || !r->saved) {
         rc = sl_fail(err, SL_NOMEM, "denoise: no memory for latents");
         goto done;
@@ -242,20 +266,14 @@ sl_code denoise_start(denoise_run *r, denoiser *d, const sl_msg_job *msg, const 
                               .tap = *r->tap_dir ? tap : NULL,
                               .round_rope = !strcmp(sl_stage_conf(d->st)->denoise.rope, "bfloat16")};
     if ((rc = denoise_arena(&arena, ctx->ops, &of, err)) || (rc = sl_ctx_reserve(ctx, arena.peak, err))) goto done;
-    ctx->tap_user = r;
-    denoise_take(ctx, &r->mem, &of);
-    make_contexts(r, &in);
-    if (in.condition) sl_upload(ctx, &r->mem.condition, in.condition);
-    r->sampler = r->mem.sampler;
-    r->sampler.schedule = &r->schedule;
-    sl_upload(ctx, &r->sampler.x, r->noise);
-    if (!(rc = restore_state(r, err)) && !sl_ok(ctx)) rc = sl_ctx_error(ctx, err);
+    sl_stage_span(d->st, msg->job, SL_SPAN_HANDOVER, t0);
+    rc = fill_memory(r, &of, &in, err);
     sl_log(SL_LOG_DEBUG, "job %llu: arena %.1f MB, ready in %.1f ms", (unsigned long long)msg->job, (double)arena.peak * 1e-6,
            (double)(sl_now_ns() - t0) * 1e-6);
 done:
-    for (int b = 0; b < BRANCHES; b++) free(in.text[b]);
-    free(in.clip);
-    free(in.condition);
+    for (int b = 0; b < BRANCHES; b++) free(in.text[b].host);
+    free(in.clip.host);
+    free(in.condition.host);
     return rc;
 }
 
@@ -301,12 +319,15 @@ sl_code denoise_step(denoise_run *r, sl_err *err)
     sl_ctx *ctx = &r->d->ctx;
     const sl_model *model = r->d->model;
     int i = r->sampler.step, every = sl_stage_conf(r->d->st)->denoise.state_every;
-    int64_t t0 = sl_now_ns(), meta[META_COUNT] = {i, r->sampler.last_order, r->sampler.history};
+    int64_t meta[META_COUNT] = {i, r->sampler.last_order, r->sampler.history};
     bool due = i > 0 && every > 0 && ++r->since_saved >= every && !r->replay;
     int e = model->experts > 1 && r->schedule.timesteps[i] < model->boundary_ratio * 1000 ? 1 : 0;
     double g = e ? r->job->guidance_2 : r->job->guidance;
     sl_fbcache_report reports[BRANCHES] = {{NAN, true}, {NAN, true}};
     size_t mark = sl_mark(ctx);
+    sl_code rc = sl_stage_turn_begin(r->d->st, SL_TURN_STEP, "step", i + 1, err);
+    int64_t t0 = sl_now_ns();
+    if (rc) return rc;
     if (due) hold_state(r);
 
     for (int b = 0; b < branches(r); b++) {
@@ -325,11 +346,11 @@ sl_code denoise_step(denoise_run *r, sl_err *err)
     sl_sampler_step(ctx, &r->sampler, &r->mem.v[0]);
     sl_sync(ctx);
     if (!sl_ok(ctx)) return sl_ctx_error(ctx, err);
+    sl_stage_turn_end(r->d->st, i + 1 < r->schedule.steps);
     sl_release(ctx, mark);
     r->replay = false;
 
-    sl_code rc = look_at(r, i, err);
-    if (rc) return rc;
+    if ((rc = look_at(r, i, err))) return rc;
     if (due && reports[0].computed && reports[1].computed) save_state(r, meta, (float[]){reports[0].metric, reports[1].metric});
     sl_stage_span(r->d->st, r->msg->job, SL_SPAN_COMPUTE, t0);
     report_step(r, i, (double)(sl_now_ns() - t0) * 1e-9, reports);
@@ -388,7 +409,7 @@ sl_code denoise_finish(denoise_run *r, sl_err *err)
         if ((rc = sl_path_join(path, r->msg->dir, "denoise.safetensors", err)) || (rc = write_with_steps(r, path, err))) return rc;
         sl_stage_send(r->d->st, &m);
     } else sl_stage_spool(r->d->st, r->msg, "denoise", true, 2, SPOOLED, tensors);
-    bool handed = sl_stage_hand_over(r->d->st, "latents", 1, HANDED, &latents, &ticket, &lost) == SL_OK;
+    bool handed = sl_stage_hand_over(r->d->st, &r->d->ctx, "latents", 1, HANDED, &latents, &r->sampler.x, &ticket, &lost) == SL_OK;
     if (!handed) sl_log(SL_LOG_DEBUG, "job %llu goes by the spool: %s", (unsigned long long)r->msg->job, lost.msg);
     sl_stage_span(r->d->st, r->msg->job, SL_SPAN_HANDOVER, t0);
     sl_stage_done(r->d->st, r->msg, handed ? &ticket : NULL, r->d->ctx.arena_peak, 0);
@@ -397,9 +418,11 @@ sl_code denoise_finish(denoise_run *r, sl_err *err)
 
 void denoise_end(denoise_run *r)
 {
-    if (r->d) sl_ctx_error(&r->d->ctx, NULL); /* empties the arena */
     free(r->noise);
-    free(r->host);
-    free(r->saved);
+    if (r->d) {
+        sl_ctx_error(&r->d->ctx, NULL); /* empties the arena */
+        sl_stage_host_free(r->d->st, r->host);
+        sl_stage_host_free(r->d->st, r->saved);
+    }
     memset(r, 0, sizeof *r);
 }

@@ -8,6 +8,7 @@
 #include "graphs/vae.h"
 #include "stages/network.h"
 #include "stages/sizes.h"
+#include "stages/turn.h"
 
 typedef struct {
     sl_stage *st;
@@ -17,13 +18,12 @@ typedef struct {
     sl_vae_encoder *vae;
 } image_stage;
 
-/* What one job gives; owned. */
+/* What one job gives; owned, but for what lies in the arena until the job ends. */
 typedef struct {
     sl_picture first, last;           /* resized to the video's size; last is empty without one */
     sl_picture clip_first, clip_last; /* what CLIP sees: the picture as the pipeline was given it */
-    float *clip;                      /* [tokens, hidden] */
-    int64_t clip_tokens;
-    float *condition; /* [20, T, h/8, w/8] */
+    sl_tensor clip, condition;        /* F32 [tokens, hidden], [20, T, h/8, w/8], in the arena; clip of rank 0: none */
+    sl_tensor host_clip, host_condition; /* the same on the host */
 } images;
 
 static sl_code image_open(image_stage *s, sl_err *err)
@@ -76,39 +76,56 @@ static sl_code read_picture(sl_picture *resized, sl_picture *for_clip, const sl_
     return rc;
 }
 
+/* Memory for both results, here and on the device. */
+static sl_code take_memory(image_stage *s, images *im, const sl_job *job, sl_err *err)
+{
+    const sl_model *model = sl_stage_model(s->st);
+    sl_arena arena;
+    sl_code rc = sl_arena_image(&arena, s->ctx.ops, model, s->clip, s->vae, job, err);
+    if (rc || (rc = sl_ctx_reserve(&s->ctx, arena.peak, err))) return rc;
+    if (s->clip) im->clip = sl_new2(&s->ctx, SL_F32, sl_image_tokens(model, job), model->clip.hidden);
+    im->condition =
+        sl_new4(&s->ctx, SL_F32, SL_MASK_CHANNELS + model->vae.z, sl_job_latent_frames(job), job->height / 8, job->width / 8);
+    im->host_clip = im->clip;
+    im->host_condition = im->condition;
+    im->host_clip.data = s->clip ? sl_stage_host_alloc(s->st, sl_bytes(&im->clip)) : NULL;
+    im->host_condition.data = sl_stage_host_alloc(s->st, sl_bytes(&im->condition));
+    if ((s->clip && !im->host_clip.data) || !im->host_condition.data) return sl_fail(err, SL_NOMEM, "image: no memory for results");
+    return sl_ok(&s->ctx) ? SL_OK : sl_ctx_error(&s->ctx, err);
+}
+
 /* CLIP tokens of the picture(s), one after the other: [257 or 514, hidden]. */
-static sl_code clip_tokens(image_stage *s, images *im, sl_err *err)
+static sl_code clip_tokens(image_stage *s, images *im, const sl_msg_job *msg, sl_err *err)
 {
     const sl_clip_config *c = &sl_stage_model(s->st)->clip;
     int64_t side = c->image / c->patch, tokens = side * side + 1;
     int count = im->last.rgb ? 2 : 1;
-    sl_arena arena;
-    sl_tensor out;
-    sl_code rc = sl_arena_clip(&arena, s->ctx.ops, c, s->clip, err);
-    if (rc || (rc = sl_ctx_reserve(&s->ctx, arena.peak, err))) return rc;
-
-    float *pixels = malloc((size_t)c->crop_h * (size_t)c->crop_w * 3 * sizeof(float));
-    void *raw = malloc((size_t)(tokens * c->hidden) * sizeof(float));
-    im->clip = malloc((size_t)(count * tokens * c->hidden) * sizeof(float));
-    im->clip_tokens = count * tokens;
-    if (!pixels || !raw || !im->clip) rc = sl_fail(err, SL_NOMEM, "clip: no memory for a picture");
-    for (int i = 0; i < count && !rc; i++) {
-        if ((rc = sl_picture_clip_pixels(pixels, i ? &im->clip_last : &im->clip_first, c->shortest_edge, c->crop_h, c->crop_w,
-                                         c->mean, c->std, c->rescale, err)))
-            break;
-        out = sl_new2(&s->ctx, sl_act(&s->ctx), tokens, c->hidden);
-        sl_clip_encode(&s->ctx, s->clip, pixels, &out);
-        sl_download(&s->ctx, raw, &out);
-        if (!(rc = sl_ctx_error(&s->ctx, err)))
-            rc = sl_to_floats(im->clip + i * tokens * c->hidden, raw, out.dtype, tokens * c->hidden, err);
-    }
-    free(pixels);
-    free(raw);
-    sl_tensor t = sl_view2(im->clip, SL_F32, im->clip_tokens, c->hidden);
+    size_t n = (size_t)c->crop_h * (size_t)c->crop_w * 3, mark = sl_mark(&s->ctx);
+    int64_t t0 = sl_now_ns();
     sl_err found = {0};
-    if (!rc && sl_stage_check_finite("clip", &t, &found))
+    float *pixels = malloc(2 * n * sizeof *pixels);
+    sl_code rc = pixels ? SL_OK : sl_fail(err, SL_NOMEM, "clip: no memory for a picture");
+    for (int i = 0; i < count && !rc; i++)
+        rc = sl_picture_clip_pixels(pixels + (size_t)i * n, i ? &im->clip_last : &im->clip_first, c->shortest_edge, c->crop_h, c->crop_w,
+                                    c->mean, c->std, c->rescale, err);
+    sl_stage_span(s->st, msg->job, SL_SPAN_COMPUTE, t0);
+    if (!rc) rc = sl_stage_turn_begin(s->st, SL_TURN_PIECE, "clip", 1, err);
+    t0 = sl_now_ns();
+    for (int i = 0; i < count && !rc; i++) {
+        sl_tensor out = sl_new2(&s->ctx, sl_act(&s->ctx), tokens, c->hidden), rows = sl_rows(&im->clip, i * tokens, tokens);
+        sl_clip_encode(&s->ctx, s->clip, pixels + (size_t)i * n, &out);
+        sl_copy(&s->ctx, &rows, &out);
+        sl_release(&s->ctx, mark);
+    }
+    if (!rc) sl_download(&s->ctx, im->host_clip.data, &im->clip);
+    if (!rc && !sl_ok(&s->ctx)) rc = sl_ctx_error(&s->ctx, err);
+    free(pixels);
+    if (rc) return rc;
+    sl_stage_turn_end(s->st, true);
+    sl_stage_span(s->st, msg->job, SL_SPAN_COMPUTE, t0);
+    if (sl_stage_check_finite("clip", &im->host_clip, &found))
         return sl_network_blame((sl_loader *[]){s->clip_loader, NULL}, &found, err);
-    return rc;
+    return SL_OK;
 }
 
 /* Pixels as the VAE takes them: [h, w, 3] in [-1, 1]. */
@@ -129,66 +146,70 @@ static void fill_mask(float *mask, int t, int64_t plane, bool last)
                 mask[(j * t + k) * plane + i] = k == 0 || (last && k == t - 1 && j == 3) ? 1.0f : 0.0f;
 }
 
-static sl_code condition(image_stage *s, images *im, const sl_job *job, sl_err *err)
+static sl_code condition(image_stage *s, images *im, const sl_job *job, const sl_msg_job *msg, sl_err *err)
 {
     int t = sl_job_latent_frames(job), h = job->height, w = job->width, z = sl_stage_model(s->st)->vae.z;
-    int64_t plane = (int64_t)(h / 8) * (w / 8);
+    int64_t plane = (int64_t)(h / 8) * (w / 8), t0 = sl_now_ns();
     float *first = to_unit(&im->first), *last = im->last.rgb ? to_unit(&im->last) : NULL;
-    sl_arena arena;
+    sl_tensor mask = sl_rows(&im->condition, 0, SL_MASK_CHANNELS), latent = sl_rows(&im->condition, SL_MASK_CHANNELS, z);
+    sl_err found = {0};
     sl_code rc = SL_OK;
-    im->condition = malloc((size_t)((SL_MASK_CHANNELS + z) * t * plane) * sizeof(float));
-    if (!first || (im->last.rgb && !last) || !im->condition) rc = sl_fail(err, SL_NOMEM, "condition: no memory");
-    if (!rc) rc = sl_arena_condition(&arena, s->ctx.ops, &sl_stage_model(s->st)->vae, s->vae, job, last != NULL, err);
-    if (!rc) rc = sl_ctx_reserve(&s->ctx, arena.peak, err);
+    if (!first || (im->last.rgb && !last)) rc = sl_fail(err, SL_NOMEM, "condition: no memory");
+    else fill_mask(im->host_condition.data, t, plane, last != NULL);
+    sl_stage_span(s->st, msg->job, SL_SPAN_COMPUTE, t0);
+    if (!rc) rc = sl_stage_turn_begin(s->st, SL_TURN_PIECE, "condition", 1, err);
+    t0 = sl_now_ns();
     if (!rc) {
-        sl_tensor out = sl_new4(&s->ctx, SL_F32, z, t, h / 8, w / 8);
-        sl_vae_encode_condition(&s->ctx, s->vae, &out, first, last, job->frames, h, w, NULL);
-        sl_download(&s->ctx, im->condition + SL_MASK_CHANNELS * t * plane, &out);
-        rc = sl_ctx_error(&s->ctx, err);
-        fill_mask(im->condition, t, plane, last != NULL);
+        sl_upload(&s->ctx, &mask, im->host_condition.data);
+        sl_vae_encode_condition(&s->ctx, s->vae, &latent, first, last, job->frames, h, w, NULL);
+        sl_download(&s->ctx, im->host_condition.data, &im->condition);
+        if (!sl_ok(&s->ctx)) rc = sl_ctx_error(&s->ctx, err);
     }
     free(first);
     free(last);
-    sl_tensor c = sl_view4(im->condition, SL_F32, SL_MASK_CHANNELS + z, t, h / 8, w / 8);
-    sl_err found = {0};
-    if (!rc && sl_stage_check_finite("condition", &c, &found))
+    if (rc) return rc;
+    sl_stage_turn_end(s->st, false);
+    sl_stage_span(s->st, msg->job, SL_SPAN_COMPUTE, t0);
+    if (sl_stage_check_finite("condition", &im->host_condition, &found))
         return sl_network_blame((sl_loader *[]){s->vae_loader, NULL}, &found, err);
-    return rc;
+    return SL_OK;
+}
+
+static void hand_over(image_stage *s, const sl_msg_job *msg, const images *im)
+{
+    const char *const names[] = {"condition", "clip"};
+    sl_tensor host[] = {im->host_condition, im->host_clip}, device[] = {im->condition, im->clip};
+    int n = s->clip ? 2 : 1;
+    int64_t t0 = sl_now_ns();
+    sl_err lost = {0};
+    sl_ticket ticket;
+    bool handed = sl_stage_hand_over(s->st, &s->ctx, "image", n, names, host, device, &ticket, &lost) == SL_OK;
+    if (!handed) sl_log(SL_LOG_DEBUG, "job %llu goes by the spool: %s", (unsigned long long)msg->job, lost.msg);
+    sl_stage_spool(s->st, msg, "image", true, n, names, host);
+    sl_stage_span(s->st, msg->job, SL_SPAN_HANDOVER, t0);
+    sl_stage_done(s->st, msg, handed ? &ticket : NULL, s->ctx.arena_peak, 0);
 }
 
 static sl_code image_job(void *self, const sl_msg_job *msg, const sl_job *job, sl_err *err)
 {
     image_stage *s = self;
     images im = {0};
-    const sl_model *model = sl_stage_model(s->st);
     int64_t t0 = sl_now_ns();
-    sl_ticket ticket;
     sl_code rc = read_picture(&im.first, &im.clip_first, msg, "image.input", job, err);
-    if (!rc && model->takes_last_image && *job->last_image)
+    if (!rc && sl_stage_model(s->st)->takes_last_image && *job->last_image)
         rc = read_picture(&im.last, &im.clip_last, msg, "last_image.input", job, err);
-    if (!rc && s->clip) rc = clip_tokens(s, &im, err);
-    if (!rc) rc = condition(s, &im, job, err);
+    if (!rc) rc = take_memory(s, &im, job, err);
     sl_stage_span(s->st, msg->job, SL_SPAN_COMPUTE, t0);
-    if (!rc) {
-        sl_tensor c = sl_view4(im.condition, SL_F32, SL_MASK_CHANNELS + model->vae.z, sl_job_latent_frames(job), job->height / 8,
-                               job->width / 8);
-        sl_tensor tensors[] = {c, sl_view2(im.clip, SL_F32, im.clip_tokens, s->clip ? model->clip.hidden : 0)};
-        const char *const names[] = {"condition", "clip"};
-        int n = s->clip ? 2 : 1;
-        sl_err lost = {0};
-        t0 = sl_now_ns();
-        bool handed = sl_stage_hand_over(s->st, "image", n, names, tensors, &ticket, &lost) == SL_OK;
-        if (!handed) sl_log(SL_LOG_DEBUG, "job %llu goes by the spool: %s", (unsigned long long)msg->job, lost.msg);
-        sl_stage_spool(s->st, msg, "image", true, n, names, tensors);
-        sl_stage_span(s->st, msg->job, SL_SPAN_HANDOVER, t0);
-        sl_stage_done(s->st, msg, handed ? &ticket : NULL, s->ctx.arena_peak, 0);
-    }
+    if (!rc && s->clip) rc = clip_tokens(s, &im, msg, err);
+    if (!rc) rc = condition(s, &im, job, msg, err);
+    if (!rc) hand_over(s, msg, &im);
+    sl_ctx_error(&s->ctx, NULL); /* empties the arena */
     sl_picture_free(&im.first);
     sl_picture_free(&im.last);
     sl_picture_free(&im.clip_first);
     sl_picture_free(&im.clip_last);
-    free(im.clip);
-    free(im.condition);
+    sl_stage_host_free(s->st, im.host_clip.data);
+    sl_stage_host_free(s->st, im.host_condition.data);
     return rc;
 }
 
