@@ -84,11 +84,15 @@ sl_code sl_stage_turn_begin(sl_stage *st, sl_turn_kind kind, const char *what, i
 void sl_stage_turn_end(sl_stage *st, bool more)
 {
     sl_turn *t = sl_stage_turn(st);
+    int64_t begun_ns = 0, now = sl_now_ns();
+    uint64_t turn = 0;
     sl_msg back = {0};
     if (!t->on) return;
     pthread_mutex_lock(&t->lock);
     if (t->held && t->busy) {
-        if (t->begun_ns) t->lasted_ms[t->kind] = (uint64_t)((sl_now_ns() - t->begun_ns) / MS);
+        turn = t->held;
+        begun_ns = t->begun_ns;
+        if (begun_ns) t->lasted_ms[t->kind] = (uint64_t)((now - begun_ns) / MS);
         t->begun_ns = 0;
         t->busy = more;
         if (!more && !t->free) {
@@ -98,6 +102,9 @@ void sl_stage_turn_end(sl_stage *st, bool more)
     }
     pthread_mutex_unlock(&t->lock);
     if (back.type) sl_stage_send(st, &back);
+    if (begun_ns)
+        sl_log(SL_LOG_DEBUG, "had turn %llu of %s from %lld to %lld ns", (unsigned long long)turn, sl_stage_device(st),
+               (long long)begun_ns, (long long)now);
 }
 
 bool sl_turn_hear(sl_turn *t, const sl_msg *m, sl_msg *reply)
