@@ -138,14 +138,15 @@ static void put_case(FILE *f, const golden_case *c)
 /* Which stages work on the GPU is `stages`, configuration text. */
 static void run_cases(const char *stages)
 {
-    const char *jobs = t_format("%s/jobs.jsonl", run.base);
+    char jobs[300];
+    snprintf(jobs, sizeof jobs, "%s/jobs.jsonl", run.base);
     FILE *f = fopen(jobs, "w");
     assert_non_null(f);
     for (int i = 0; i < CASE_COUNT; i++) put_case(f, &CASES[i]);
     assert_int_equal(fclose(f), 0);
     t_write(run.conf, t_format("run: { log = \"debug\"; };\ndenoise: { rope = \"bfloat16\"; };\n%s", stages));
     char *args[] = {(char *)"sluice", (char *)"run", (char *)"--quiet", (char *)"--conf", run.conf, (char *)"--model", (char *)FOLDER "/model",
-                    (char *)"--jobs", (char *)jobs,  NULL};
+                    (char *)"--jobs", jobs, NULL};
     t_run_start(&run, args);
     t_run_ends(&run, 0);
     t_run_nothing_left(&run, 0);
@@ -511,13 +512,14 @@ static void two_jobs_of_the_demo_model_are_pipelined(void **state)
     }
     t_run_open(&run);
     t_run_conf(&run, 3, 60, "");
-    const char *jobs = t_format("%s/jobs.jsonl", run.base);
+    char jobs[300];
+    snprintf(jobs, sizeof jobs, "%s/jobs.jsonl", run.base);
     t_write(jobs, t_format("{\"output\": \"%s/a.mp4\", \"json\": \"%s/a.json\", \"seed\": 1}\n{\"output\": \"%s/b.mp4\", \"json\": \"%s/b.json\", \"seed\": 2}\n",
                            run.out, run.out, run.out, run.out));
     char *args[] = {(char *)"sluice",  (char *)"run",    (char *)"--quiet", (char *)"--conf",   run.conf,        (char *)"--device", device,
                     (char *)"--model", (char *)"models/demo", (char *)"--image", (char *)T_IMAGE, (char *)"--prompt", (char *)"the camera pans right",
                     (char *)"--width", (char *)"320",    (char *)"--height", (char *)"192",     (char *)"--frames", (char *)"33", (char *)"--steps",
-                    (char *)"30",      (char *)"--jobs", (char *)jobs,      NULL};
+                    (char *)"30",      (char *)"--jobs", jobs, NULL};
     t_run_start(&run, args);
     t_run_ends(&run, 0);
     t_run_nothing_left(&run, 0);
