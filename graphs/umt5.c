@@ -21,6 +21,8 @@ struct sl_umt5 {
     sl_tensor embedding;  /* [vocab, d_model] */
     sl_tensor final_norm; /* [d_model] */
     layer *layers;
+    float *bias; /* host copy of all layers' tables, turned: [layers, heads, buckets]; filled by the first encode */
+    bool *has_bias;
 };
 
 sl_umt5 *sl_umt5_new(const sl_umt5_config *config, sl_loader *l)
@@ -29,8 +31,10 @@ sl_umt5 *sl_umt5_new(const sl_umt5_config *config, sl_loader *l)
     if (!m) return NULL;
     m->c = *config;
     m->layers = calloc((size_t)config->layers, sizeof *m->layers);
-    if (!m->layers) {
-        free(m);
+    m->bias = malloc(sizeof *m->bias * (size_t)config->layers * (size_t)config->heads * (size_t)config->buckets);
+    m->has_bias = calloc(1, sizeof *m->has_bias);
+    if (!m->layers || !m->bias || !m->has_bias) {
+        sl_umt5_free(&m);
         return NULL;
     }
     const int64_t d = config->d_model, inner = (int64_t)config->heads * config->d_kv, ff = config->d_ff;
@@ -59,6 +63,8 @@ void sl_umt5_free(sl_umt5 **m)
 {
     if (!*m) return;
     free((*m)->layers);
+    free((*m)->bias);
+    free((*m)->has_bias);
     free(*m);
     *m = NULL;
 }
@@ -75,30 +81,42 @@ static int bucket_of(int relative, int buckets, int max_distance)
     return base + (far < half - 1 ? far : half - 1);
 }
 
+/* Once: the layers' tables [buckets, heads] to m->bias, where a head's buckets are neighbours. */
+static void fetch_bias(sl_ctx *ctx, const sl_umt5 *m)
+{
+    const size_t heads = (size_t)m->c.heads, buckets = (size_t)m->c.buckets;
+    float *table = *m->has_bias ? NULL : malloc(sizeof *table * buckets * heads);
+    if (*m->has_bias) return;
+    if (!table) sl_ctx_fail(ctx, SL_NOMEM, "umt5: %zu bytes for a position bias", sizeof *table * buckets * heads);
+    for (size_t i = 0; i < (size_t)m->c.layers && sl_ok(ctx); i++) {
+        sl_download(ctx, table, &m->layers[i].bias);
+        if (!sl_ok(ctx)) break;
+        for (size_t h = 0; h < heads; h++)
+            for (size_t k = 0; k < buckets; k++) m->bias[(i * heads + h) * buckets + k] = table[k * heads + h];
+    }
+    *m->has_bias = sl_ok(ctx);
+    free(table);
+}
+
 /* The bias tables of all layers, F32 [layers * heads, 2n - 1], entry (key - query + n - 1). Made on the host: a few MB. */
 static sl_tensor relative_bias(sl_ctx *ctx, const sl_umt5 *m, int n)
 {
-    const int heads = m->c.heads, buckets = m->c.buckets, width = 2 * n - 1;
-    sl_tensor table = sl_new2(ctx, SL_F32, (int64_t)m->c.layers * heads, width);
+    const int rows = m->c.layers * m->c.heads, buckets = m->c.buckets, width = 2 * n - 1;
+    sl_tensor table = sl_new2(ctx, SL_F32, rows, width);
     if (ctx->ops->plan || !sl_ok(ctx)) return table;
-
-    float *host = malloc(sl_bytes(&table)), *weight = malloc(sizeof(float) * (size_t)buckets * (size_t)heads);
-    if (!host || !weight) {
-        sl_ctx_fail(ctx, SL_NOMEM, "umt5: %zu bytes for the position bias of %d tokens", sl_bytes(&table), n);
-        goto done;
+    int bucket[2 * SL_UMT5_MAX_TOKENS];
+    float *host = malloc(sl_bytes(&table));
+    if (!host) sl_ctx_fail(ctx, SL_NOMEM, "umt5: %zu bytes for the position bias of %d tokens", sl_bytes(&table), n);
+    fetch_bias(ctx, m);
+    if (sl_ok(ctx)) {
+        for (int r = 0; r < width; r++) bucket[r] = bucket_of(r - (n - 1), buckets, m->c.max_distance);
+#pragma omp parallel for schedule(static)
+        for (int i = 0; i < rows; i++)
+            for (int r = 0; r < width; r++) host[(int64_t)i * width + r] = m->bias[i * buckets + bucket[r]];
+        sl_upload(ctx, &table, host);
+        sl_sync(ctx); /* before host is freed */
     }
-    for (int i = 0; i < m->c.layers; i++) {
-        sl_download(ctx, weight, &m->layers[i].bias); /* [buckets, heads] */
-        if (!sl_ok(ctx)) goto done;
-        for (int h = 0; h < heads; h++)
-            for (int r = 0; r < width; r++)
-                host[((int64_t)i * heads + h) * width + r] = weight[bucket_of(r - (n - 1), buckets, m->c.max_distance) * heads + h];
-    }
-    sl_upload(ctx, &table, host);
-    sl_sync(ctx); /* before host is freed */
-done:
     free(host);
-    free(weight);
     return table;
 }
 
