@@ -306,6 +306,38 @@ static void test_spool_fails(void **state)
 
 /* ---- the undisturbed run ---- */
 
+/* ---- without a checkpoint ---- */
+
+/* A folder of configurations and a tokenizer is enough with model.random; without it the weights are missed before anything starts. */
+static void test_random_weights(void **state)
+{
+    static const char *const PARTS[] = {"model_index.json",  "scheduler",         "image_processor",          "tokenizer",
+                                        "text_encoder/config.json", "image_encoder/config.json", "transformer/config.json", "vae/config.json"};
+    char model[400], from[1200], to[700], cwd[512], video[500];
+    (void)state;
+    open_run("model: { random = 1; };\n");
+    assert_non_null(getcwd(cwd, sizeof cwd));
+    snprintf(model, sizeof model, "%s/model", run.base);
+    snprintf(video, sizeof video, "%s/r.mp4", run.out);
+    assert_int_equal(mkdir(model, 0700), 0);
+    for (size_t i = 0; i < sizeof PARTS / sizeof *PARTS; i++) {
+        snprintf(from, sizeof from, "%s/" T_MODEL "/%s", cwd, PARTS[i]);
+        snprintf(to, sizeof to, "%s/%s", model, PARTS[i]);
+        char *slash = strchr(to + strlen(model) + 1, '/');
+        if (slash) *slash = 0, mkdir(to, 0700), *slash = '/';
+        assert_int_equal(symlink(from, to), 0);
+    }
+    char *args[] = {"sluice",  "run", "--quiet",  "--conf", run.conf,   "--model", model,     "--image", T_IMAGE,   "--prompt", PROMPT, "--width",
+                    "96",      "--height", "64", "--frames", "5",       "--steps", "2",       "--seed",  "7",       "-o",       video,  NULL};
+    t_run_start(&run, args);
+    check_end(0, 1);
+    t_run_conf(&run, 5, 30, "");
+    t_run_start(&run, args);
+    check_end(2, 1);
+    if (!t_run_said(&run, "safetensors")) t_run_fail(&run, "nobody missed the weights");
+    t_run_close(&run);
+}
+
 static int make_dump(void **state)
 {
     (void)state;
@@ -330,6 +362,7 @@ int main(void)
         cmocka_unit_test(test_jobs_overlap),   cmocka_unit_test(test_cancel),       cmocka_unit_test(test_terminate),
         cmocka_unit_test(test_replay),         cmocka_unit_test(test_other_mux),    cmocka_unit_test(test_other_decode),
         cmocka_unit_test(test_without_decode), cmocka_unit_test(test_without_text), cmocka_unit_test(test_spool_fails),
+        cmocka_unit_test(test_random_weights),
     };
     return cmocka_run_group_tests_name("pipeline", tests, make_dump, remove_dump);
 }
