@@ -55,7 +55,8 @@ static const key KEYS[] = {
     NUM("limits.memory_bytes", INT64, limits.memory_bytes, 0, 1e15, 0, "bytes",
         "host memory that a run may take, weights that stay mapped not counted (0: what the machine has free)"),
     NUM("model.random", INT, model.random, 0, 1, 0, "",
-        "1: random weights, the model's folder holds configurations and a tokenizer only (to measure with: what comes out shows nothing)"),
+        "1: random weights, the model's folder holds configurations and a tokenizer only (to measure with: what comes out shows "
+        "nothing)"),
     NUM("denoise.state_every", INT, denoise.state_every, 0, 1000, 5, "steps",
         "distance between spooled states, from which a killed denoiser goes on (0: none)"),
     {"denoise.rope", WORDS, AT(denoise.rope), ROOM(denoise.rope), 0, 0, 0, "float32", "|float32|bfloat16", "",

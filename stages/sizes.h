@@ -22,7 +22,8 @@
  * driver. */
 #define SL_GPU_CONTEXT_BYTES ((size_t)512 << 20)
 #define SL_GPU_WORKSPACE_BYTES ((size_t)64 << 20) /* of cublasLt and cuDNN */
-#define SL_GPU_SCRATCH_BYTES ((size_t)288 << 20)  /* the most that an operation takes: attention's scores, and a result to be added */
+#define SL_GPU_SCRATCH_BYTES                                                                                                       \
+    ((size_t)288 << 20) /* the most that an operation takes: attention's scores, and a result to be added */
 
 typedef struct {
     size_t kept; /* what one job keeps from its beginning to its end: caches, tables, contexts */

@@ -360,7 +360,8 @@ sl_code sl_stage_open(sl_stage **out, const char *role, int argc, char **argv, s
     sl_log_open(role, st->conf.run.log);
     if ((rc = sl_model_open(&st->model, model, err))) return rc;
     sl_turn_open(&st->turn, &st->conf, st->device);
-    if (strcmp(st->device, "cpu")) setenv("CUDA_MODULE_LOADING", "LAZY", 0); /* a process keeps the kernels that it uses; before there are threads */
+    if (strcmp(st->device, "cpu"))
+        setenv("CUDA_MODULE_LOADING", "LAZY", 0); /* a process keeps the kernels that it uses; before there are threads */
     if ((rc = start_threads(st, err))) return rc;
     if (term_seen) return sl_fail(err, SL_GONE, "drained before it began");
     snprintf(hello.hello.role, sizeof hello.hello.role, "%s", role);

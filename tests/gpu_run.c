@@ -82,7 +82,8 @@ static sl_st *open_st(const char *path)
     return st;
 }
 
-static void compare_in(const char *name, const char *what, const sl_st *got, const char *key, const sl_st *ref, const char *ref_key, double tol)
+static void compare_in(const char *name, const char *what, const sl_st *got, const char *key, const sl_st *ref, const char *ref_key,
+                       double tol)
 {
     const sl_st_entry *g = got ? sl_st_find(got, key) : NULL, *w = sl_st_find(ref, ref_key);
     if (g && w) compare(name, what, &g->t, &w->t, tol);
@@ -145,8 +146,16 @@ static void run_cases(const char *stages)
     for (int i = 0; i < CASE_COUNT; i++) put_case(f, &CASES[i]);
     assert_int_equal(fclose(f), 0);
     t_write(run.conf, t_format("run: { log = \"debug\"; };\ndenoise: { rope = \"bfloat16\"; };\n%s", stages));
-    char *args[] = {(char *)"sluice", (char *)"run", (char *)"--quiet", (char *)"--conf", run.conf, (char *)"--model", (char *)FOLDER "/model",
-                    (char *)"--jobs", jobs, NULL};
+    char *args[] = {(char *)"sluice",
+                    (char *)"run",
+                    (char *)"--quiet",
+                    (char *)"--conf",
+                    run.conf,
+                    (char *)"--model",
+                    (char *)FOLDER "/model",
+                    (char *)"--jobs",
+                    jobs,
+                    NULL};
     t_run_start(&run, args);
     t_run_ends(&run, 0);
     t_run_nothing_left(&run, 0);
@@ -159,8 +168,8 @@ static const char *placed(const char *on)
     static char text[1024];
     int n = snprintf(text, sizeof text, "stages: ( ");
     for (int i = 0; i < 4; i++)
-        n += snprintf(text + n, sizeof text - (size_t)n, "{ name = \"%s\"; program = \"sluice-%s\"; device = \"%s\"; }, ", ROLES[i], ROLES[i],
-                      strchr(on, "tidv"[i]) ? device : "cpu");
+        n += snprintf(text + n, sizeof text - (size_t)n, "{ name = \"%s\"; program = \"sluice-%s\"; device = \"%s\"; }, ", ROLES[i],
+                      ROLES[i], strchr(on, "tidv"[i]) ? device : "cpu");
     snprintf(text + n, sizeof text - (size_t)n, "{ name = \"mux\"; program = \"sluice-mux\"; } );\n");
     return text;
 }
@@ -191,7 +200,7 @@ static void check_image(const golden_case *c, const sl_st *ref)
 /* The first forward's tokens, in order. */
 static void check_blocks(const golden_case *c, const sl_st *ref)
 {
-    static const char *const LAYERS[] = {"time_proj",     "text",        "image",   "patch",  "block.0.attn1",
+    static const char *const LAYERS[] = {"time_proj",     "text",        "image",   "patch",   "block.0.attn1",
                                          "block.0.attn2", "block.0.ffn", "block.0", "block.1", "block.2"};
     for (size_t i = 0; i < sizeof LAYERS / sizeof *LAYERS; i++) {
         const sl_st_entry *e = sl_st_find(ref, t_format("dit.%s", LAYERS[i]));
@@ -231,11 +240,12 @@ static void check_cache(const golden_case *c, const json_t *j)
     int flips = 0;
     assert_non_null(told);
     for (size_t i = 0; i < json_array_size(want); i++) {
-        json_t *w = json_array_get(want, i), *g = json_object_get(json_array_get(json_object_get(told, "steps"), i / 2), BRANCH[i % 2]);
+        json_t *w = json_array_get(want, i),
+               *g = json_object_get(json_array_get(json_object_get(told, "steps"), i / 2), BRANCH[i % 2]);
         bool ours = json_is_true(json_object_get(g, "computed")), theirs = json_is_true(json_object_get(w, "compute"));
         if (ours != theirs)
-            printf("  %-22s step %zu %s: the cache %s at %.4g, float32 has %.4g\n", c->name, i / 2, BRANCH[i % 2], ours ? "computed" : "skipped",
-                   number(g, "metric", NAN), number(w, "diff", NAN));
+            printf("  %-22s step %zu %s: the cache %s at %.4g, float32 has %.4g\n", c->name, i / 2, BRANCH[i % 2],
+                   ours ? "computed" : "skipped", number(g, "metric", NAN), number(w, "diff", NAN));
         flips += ours != theirs;
     }
     if (want) found(c->name, "turned cache decisions", flips, "<=", c->flips, flips <= c->flips);
@@ -345,17 +355,38 @@ static void start(const plan *p)
     static char jobs[300], output[400], dump[400];
     snprintf(output, sizeof output, "%s/a.mp4", run.out);
     snprintf(dump, sizeof dump, "%s/a", run.out);
-    char *args[T_ARGS] = {(char *)"sluice",   (char *)"run",   (char *)"--quiet", (char *)"--conf",     run.conf,         (char *)"--device", device,
-                          (char *)"--model",  (char *)T_MODEL, (char *)"--image", (char *)T_IMAGE,      (char *)"--prompt",
-                          (char *)"A cat runs, and it rains.", (char *)"--negative", (char *)"blur",    (char *)"--width", (char *)"96",
-                          (char *)"--height", (char *)"64",    (char *)"--frames", (char *)"17",        (char *)"--steps", (char *)"12",
-                          (char *)"--seed",   (char *)"7"};
+    char *args[T_ARGS] = {(char *)"sluice",
+                          (char *)"run",
+                          (char *)"--quiet",
+                          (char *)"--conf",
+                          run.conf,
+                          (char *)"--device",
+                          device,
+                          (char *)"--model",
+                          (char *)T_MODEL,
+                          (char *)"--image",
+                          (char *)T_IMAGE,
+                          (char *)"--prompt",
+                          (char *)"A cat runs, and it rains.",
+                          (char *)"--negative",
+                          (char *)"blur",
+                          (char *)"--width",
+                          (char *)"96",
+                          (char *)"--height",
+                          (char *)"64",
+                          (char *)"--frames",
+                          (char *)"17",
+                          (char *)"--steps",
+                          (char *)"12",
+                          (char *)"--seed",
+                          (char *)"7"};
     int n = 0;
     while (args[n]) n++;
     if (p->two_jobs) {
         snprintf(jobs, sizeof jobs, "%s/jobs.jsonl", run.base);
         t_write(jobs, t_format("{\"output\": \"%s\", \"dump\": \"%s\"}\n"
-                               "{\"output\": \"%s/b.mp4\", \"dump\": \"%s/b\", \"prompt\": \"Snow.\", \"width\": 64, \"frames\": 13, \"steps\": 9, "
+                               "{\"output\": \"%s/b.mp4\", \"dump\": \"%s/b\", \"prompt\": \"Snow.\", \"width\": 64, \"frames\": "
+                               "13, \"steps\": 9, "
                                "\"seed\": 8}\n",
                                output, dump, run.out, run.out));
         args[n++] = (char *)"--jobs", args[n++] = jobs;
@@ -377,7 +408,8 @@ static void carry_out(const plan *p)
             int role = 0;
             if (struck[i] || !strstr(run.line, s->line) || ++seen[i] < (s->nth ? s->nth : 1)) continue;
             while (strcmp(T_ROLES[role], s->role)) role++;
-            if (run.stages[role] <= 0 || kill(run.stages[role], SIGKILL)) t_run_fail(&run, "%s: %s is not there to be killed at \"%s\"", p->name, s->role, s->line);
+            if (run.stages[role] <= 0 || kill(run.stages[role], SIGKILL))
+                t_run_fail(&run, "%s: %s is not there to be killed at \"%s\"", p->name, s->role, s->line);
             struck[i] = true;
             left--;
         }
@@ -418,7 +450,11 @@ static void test_plan(void **state)
 
 static const plan PLANS[] = {
     {.name = "kill: before READY",
-     .strikes = {{"text", "text is process"}, {"image", "image["}, {"denoise", "<- denoise POOL"}, {"decode", "<- decode POOL"}, {"mux", "<- mux READY"}}},
+     .strikes = {{"text", "text is process"},
+                 {"image", "image["},
+                 {"denoise", "<- denoise POOL"},
+                 {"decode", "<- decode POOL"},
+                 {"mux", "<- mux READY"}}},
     {.name = "kill: computing, chunks",
      .strikes = {{"text", "<- text READY"},
                  {"image", "<- image READY"},
@@ -427,12 +463,16 @@ static const plan PLANS[] = {
                  {"decode", "index=1 chunks=5"},
                  {"mux", "index=2 chunks=5"}}},
     {.name = "kill: hand-overs",
-     .strikes = {{"text", "<- text DONE"}, {"image", "<- image DONE"}, {"denoise", "<- denoise DONE"}, {"decode", "<- decode DONE"}}},
+     .strikes =
+         {{"text", "<- text DONE"}, {"image", "<- image DONE"}, {"denoise", "<- denoise DONE"}, {"decode", "<- decode DONE"}}},
     {.name = "kill: dispatcher",
      .strikes = {{"dispatch", "<- image READY"}, {"dispatch", "stage=\"denoise\" done=5 "}, {"dispatch", "index=2 chunks=5"}}},
     {.name = "kill: two jobs in flight",
      .two_jobs = true,
-     .strikes = {{"image", "<- image DONE", 2}, {"denoise", "stage=\"denoise\" done=6 "}, {"decode", "index=1 chunks=5"}, {"mux", "index=3 chunks=5"}}},
+     .strikes = {{"image", "<- image DONE", 2},
+                 {"denoise", "stage=\"denoise\" done=6 "},
+                 {"decode", "index=1 chunks=5"},
+                 {"mux", "index=3 chunks=5"}}},
 };
 #define PLAN_COUNT (sizeof PLANS / sizeof *PLANS)
 
@@ -440,7 +480,9 @@ static int make_reference(void **state)
 {
     static const plan UNDISTURBED = {.name = "undisturbed", .two_jobs = true};
     (void)state;
-    setenv("SLUICE_AUTOTUNE", "0", 1); /* which algorithm is fastest may come out differently in a process that is started again, and with it the last bits */
+    setenv(
+        "SLUICE_AUTOTUNE", "0",
+        1); /* which algorithm is fastest may come out differently in a process that is started again, and with it the last bits */
     t_run_open(&run);
     t_run_conf(&run, 12, 60, "");
     start(&UNDISTURBED);
@@ -499,7 +541,12 @@ static ptrdiff_t line_with(const char *a, const char *b)
 static void before(const char *a, const char *a2, const char *b, const char *b2)
 {
     ptrdiff_t x = line_with(a, a2), y = line_with(b, b2);
-    if (x < 0 || y < 0 || x > y) t_run_fail(&run, "\"%s%s\" is %s \"%s%s\"", a, a2, x < 0 ? "missing, it comes before" : y < 0 ? "there without" : "behind", b, b2);
+    if (x < 0 || y < 0 || x > y)
+        t_run_fail(&run, "\"%s%s\" is %s \"%s%s\"", a, a2,
+                   x < 0   ? "missing, it comes before"
+                   : y < 0 ? "there without"
+                           : "behind",
+                   b, b2);
 }
 
 static void two_jobs_of_the_demo_model_are_pipelined(void **state)
@@ -514,12 +561,33 @@ static void two_jobs_of_the_demo_model_are_pipelined(void **state)
     t_run_conf(&run, 3, 60, "");
     char jobs[300];
     snprintf(jobs, sizeof jobs, "%s/jobs.jsonl", run.base);
-    t_write(jobs, t_format("{\"output\": \"%s/a.mp4\", \"json\": \"%s/a.json\", \"seed\": 1}\n{\"output\": \"%s/b.mp4\", \"json\": \"%s/b.json\", \"seed\": 2}\n",
+    t_write(jobs, t_format("{\"output\": \"%s/a.mp4\", \"json\": \"%s/a.json\", \"seed\": 1}\n{\"output\": \"%s/b.mp4\", \"json\": "
+                           "\"%s/b.json\", \"seed\": 2}\n",
                            run.out, run.out, run.out, run.out));
-    char *args[] = {(char *)"sluice",  (char *)"run",    (char *)"--quiet", (char *)"--conf",   run.conf,        (char *)"--device", device,
-                    (char *)"--model", (char *)"models/demo", (char *)"--image", (char *)T_IMAGE, (char *)"--prompt", (char *)"the camera pans right",
-                    (char *)"--width", (char *)"320",    (char *)"--height", (char *)"192",     (char *)"--frames", (char *)"33", (char *)"--steps",
-                    (char *)"30",      (char *)"--jobs", jobs, NULL};
+    char *args[] = {(char *)"sluice",
+                    (char *)"run",
+                    (char *)"--quiet",
+                    (char *)"--conf",
+                    run.conf,
+                    (char *)"--device",
+                    device,
+                    (char *)"--model",
+                    (char *)"models/demo",
+                    (char *)"--image",
+                    (char *)T_IMAGE,
+                    (char *)"--prompt",
+                    (char *)"the camera pans right",
+                    (char *)"--width",
+                    (char *)"320",
+                    (char *)"--height",
+                    (char *)"192",
+                    (char *)"--frames",
+                    (char *)"33",
+                    (char *)"--steps",
+                    (char *)"30",
+                    (char *)"--jobs",
+                    jobs,
+                    NULL};
     t_run_start(&run, args);
     t_run_ends(&run, 0);
     t_run_nothing_left(&run, 0);
@@ -529,7 +597,8 @@ static void two_jobs_of_the_demo_model_are_pipelined(void **state)
     for (const char *name = "ab"; *name; name++) {
         json_t *told = json_load_file(t_format("%s/%c.json", run.out, *name), 0, NULL);
         assert_non_null(told);
-        double total = json_number_value(json_object_get(told, "total")), lost = json_number_value(json_object_get(told, "unaccounted"));
+        double total = json_number_value(json_object_get(told, "total")),
+               lost = json_number_value(json_object_get(told, "unaccounted"));
         printf("  job %c: %.2f s, %.2f %% unaccounted for\n", *name, total, 100 * lost / total);
         if (!(lost <= 0.01 * total)) fail_msg("job %c: %.3f of %.3f s are unaccounted for, want at most 1 %%", *name, lost, total);
         json_decref(told);
@@ -556,7 +625,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(two_jobs_of_the_demo_model_are_pipelined),
     };
     kills[0] = (struct CMUnitTest)cmocka_unit_test(kill_the_client);
-    for (size_t i = 0; i < PLAN_COUNT; i++) kills[i + 1] = (struct CMUnitTest){PLANS[i].name, test_plan, NULL, NULL, (void *)&PLANS[i]};
+    for (size_t i = 0; i < PLAN_COUNT; i++)
+        kills[i + 1] = (struct CMUnitTest){PLANS[i].name, test_plan, NULL, NULL, (void *)&PLANS[i]};
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     failed += _cmocka_run_group_tests("kills", kills, PLAN_COUNT + 1, make_reference, remove_reference);

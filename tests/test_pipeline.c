@@ -311,8 +311,10 @@ static void test_spool_fails(void **state)
 /* A folder of configurations and a tokenizer is enough with model.random; without it the weights are missed before anything starts. */
 static void test_random_weights(void **state)
 {
-    static const char *const PARTS[] = {"model_index.json",  "scheduler",         "image_processor",          "tokenizer",
-                                        "text_encoder/config.json", "image_encoder/config.json", "transformer/config.json", "vae/config.json"};
+    static const char *const PARTS[] = {"model_index.json",         "scheduler",
+                                        "image_processor",          "tokenizer",
+                                        "text_encoder/config.json", "image_encoder/config.json",
+                                        "transformer/config.json",  "vae/config.json"};
     char model[400], from[1200], to[700], cwd[512], video[500];
     (void)state;
     open_run("model: { random = 1; };\n");
@@ -327,8 +329,9 @@ static void test_random_weights(void **state)
         if (slash) *slash = 0, mkdir(to, 0700), *slash = '/';
         assert_int_equal(symlink(from, to), 0);
     }
-    char *args[] = {"sluice",  "run", "--quiet",  "--conf", run.conf,   "--model", model,     "--image", T_IMAGE,   "--prompt", PROMPT, "--width",
-                    "96",      "--height", "64", "--frames", "5",       "--steps", "2",       "--seed",  "7",       "-o",       video,  NULL};
+    char *args[] = {"sluice", "run",      "--quiet", "--conf",  run.conf, "--model",  model, "--image",
+                    T_IMAGE,  "--prompt", PROMPT,    "--width", "96",     "--height", "64",  "--frames",
+                    "5",      "--steps",  "2",       "--seed",  "7",      "-o",       video, NULL};
     t_run_start(&run, args);
     check_end(0, 1);
     t_run_conf(&run, 5, 30, "");

@@ -263,8 +263,17 @@ static void all_of_14b_fits_one_gpu(void **state)
 /* A device that is not to be had is refused in one line, before anything starts. */
 static void a_missing_gpu_is_refused(void **state)
 {
-    char *args[] = {(char *)"sluice", (char *)"run",   (char *)"--model",  (char *)T_MODEL,    (char *)"--image", (char *)T_IMAGE,
-                    (char *)"--prompt", (char *)"a", (char *)"--device", (char *)"cuda:63", NULL};
+    char *args[] = {(char *)"sluice",
+                    (char *)"run",
+                    (char *)"--model",
+                    (char *)T_MODEL,
+                    (char *)"--image",
+                    (char *)T_IMAGE,
+                    (char *)"--prompt",
+                    (char *)"a",
+                    (char *)"--device",
+                    (char *)"cuda:63",
+                    NULL};
     const char *given = getenv("SLUICE_CUDA");
     char kept[1024];
     snprintf(kept, sizeof kept, "%s", given ? given : "");
@@ -444,10 +453,15 @@ static void what_the_machine_gives(void **state)
 int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
-    const struct CMUnitTest tests[] = {T(weights_from_configurations),        T(decoder_caches),
-                                       T(what_a_denoising_job_keeps),         T(devices_add_up),
-                                       T(slots_hold_the_jobs_tensors),        T(plan_is_what_a_run_takes),
-                                       T(a_run_that_does_not_fit_is_refused), T(what_the_machine_gives),
-                                       T(all_of_14b_fits_one_gpu),            T(a_missing_gpu_is_refused)};
+    const struct CMUnitTest tests[] = {T(weights_from_configurations),
+                                       T(decoder_caches),
+                                       T(what_a_denoising_job_keeps),
+                                       T(devices_add_up),
+                                       T(slots_hold_the_jobs_tensors),
+                                       T(plan_is_what_a_run_takes),
+                                       T(a_run_that_does_not_fit_is_refused),
+                                       T(what_the_machine_gives),
+                                       T(all_of_14b_fits_one_gpu),
+                                       T(a_missing_gpu_is_refused)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

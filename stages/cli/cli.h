@@ -150,14 +150,15 @@ sl_code check_weights(const sl_model *model, sl_err *err);
 typedef struct {
     bool runs; /* the deployment has this stage */
     char device[16];
-    size_t mapped;  /* weights that stay in their files, mapped: page cache, which the machine may take back (CPU) */
-    size_t weights; /* weights in memory of their own */
-    size_t kept;    /* of the arena: what a job keeps from its beginning to its end */
-    size_t work;    /* of the arena: the most beside that */
-    size_t slots;   /* of the pools it receives in, as far as these jobs fill them */
+    size_t mapped;       /* weights that stay in their files, mapped: page cache, which the machine may take back (CPU) */
+    size_t weights;      /* weights in memory of their own */
+    size_t kept;         /* of the arena: what a job keeps from its beginning to its end */
+    size_t work;         /* of the arena: the most beside that */
+    size_t slots;        /* of the pools it receives in, as far as these jobs fill them */
     size_t device_slots; /* of these, what is its device's memory; the rest is the host's */
-    size_t context; /* on a GPU: what driver and libraries take for the process, and the most that operations take beside the arena */
-    size_t host;    /* host memory beside all that: pictures, latents, the encoder, the process itself */
+    size_t
+        context; /* on a GPU: what driver and libraries take for the process, and the most that operations take beside the arena */
+    size_t host; /* host memory beside all that: pictures, latents, the encoder, the process itself */
 } stage_plan;
 
 typedef struct {

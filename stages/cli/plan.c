@@ -361,11 +361,12 @@ static sl_code admit_gpus(const run_plan *plan, const gpu_machine *gpus, sl_err 
         int largest = 0;
         size_t most, wanted = there ? total_of(plan, device, &largest, &most) : 0;
         if (there && wanted > *there)
-            return sl_fail(err, SL_NOMEM,
-                           "the run wants %zu bytes of %s, there are %llu free of %llu; the largest stage is %s with %zu: sluice plan "
-                           "shows all",
-                           wanted, device, (unsigned long long)*there, (unsigned long long)gpus->gpu[atoi(device + 5)].total,
-                           sl_role_name((sl_role)largest), most);
+            return sl_fail(
+                err, SL_NOMEM,
+                "the run wants %zu bytes of %s, there are %llu free of %llu; the largest stage is %s with %zu: sluice plan "
+                "shows all",
+                wanted, device, (unsigned long long)*there, (unsigned long long)gpus->gpu[atoi(device + 5)].total,
+                sl_role_name((sl_role)largest), most);
     }
     return SL_OK;
 }
@@ -476,13 +477,13 @@ static void print_plan(const run_plan *p, const sl_job *j, int jobs, const machi
     printf("%s\n%s%dx%d, %d frames, %d steps%s%s\n", j->model, jobs > 1 ? "the largest of the jobs; the first is " : "", j->width,
            j->height, j->frames, j->steps, denoise_branches(j) > 1 ? ", guidance" : "",
            j->fbcache > 0 ? ", First Block Cache" : "");
-    printf("\n  %-8s %-7s %10s %10s %10s %10s %10s %10s %10s   MB\n", "stage", "device", "mapped", "weights", "job", "work", "slots",
-           "context", "host");
+    printf("\n  %-8s %-7s %10s %10s %10s %10s %10s %10s %10s   MB\n", "stage", "device", "mapped", "weights", "job", "work",
+           "slots", "context", "host");
     for (int i = 0; i < SL_ROLE_COUNT; i++) {
         const stage_plan *s = &p->stages[i];
         if (s->runs)
-            printf("  %-8s %-7s %10.1f %10.1f %10.1f %10.1f %10.1f %10.1f %10.1f\n", sl_role_name((sl_role)i), s->device, mb(s->mapped),
-                   mb(s->weights), mb(s->kept), mb(s->work), mb(s->slots), mb(s->context), mb(s->host));
+            printf("  %-8s %-7s %10.1f %10.1f %10.1f %10.1f %10.1f %10.1f %10.1f\n", sl_role_name((sl_role)i), s->device,
+                   mb(s->mapped), mb(s->weights), mb(s->kept), mb(s->work), mb(s->slots), mb(s->context), mb(s->host));
     }
     printf("  mapped: weights that stay in their files, in the page cache; job and work: the arena, what a job keeps and what a "
            "step needs;\n  context: of a GPU, what the driver, libraries and operations take beside that\n\n");
@@ -519,8 +520,8 @@ static sl_code write_plan(const run_plan *p, const sl_job *j, const machine_memo
         const stage_plan *s = &p->stages[i];
         if (!s->runs) continue;
         json_object_set_new(stages, sl_role_name((sl_role)i),
-                            json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "device", s->device, "weight_bytes",
-                                      (json_int_t)(s->mapped + s->weights), "mapped_bytes", (json_int_t)s->mapped,
+                            json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "device", s->device,
+                                      "weight_bytes", (json_int_t)(s->mapped + s->weights), "mapped_bytes", (json_int_t)s->mapped,
                                       "private_weight_bytes", (json_int_t)s->weights, "job_bytes", (json_int_t)s->kept,
                                       "work_bytes", (json_int_t)s->work, "arena_bytes", (json_int_t)(s->kept + s->work),
                                       "slot_bytes", (json_int_t)s->slots, "device_slot_bytes", (json_int_t)s->device_slots,

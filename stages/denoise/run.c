@@ -232,7 +232,8 @@ static sl_code fill_memory(denoise_run *r, const denoise_sizes *of, const inputs
     return SL_OK;
 }
 
-sl_code denoise_start(denoise_run *r, denoiser *d, const sl_msg_job *msg, const sl_job *job, const denoise_inputs *from, sl_err *err)
+sl_code denoise_start(denoise_run *r, denoiser *d, const sl_msg_job *msg, const sl_job *job, const denoise_inputs *from,
+                      sl_err *err)
 {
     sl_ctx *ctx = &d->ctx;
     sl_arena arena;

@@ -43,7 +43,8 @@ void denoiser_close(denoiser *d);
 
 /* Read the inputs, size and take the memory, compute what is constant over the steps, and either begin with the noise or go on from the state
  * in the spool. What reads the leases is done, or queued on the context's stream, when it returns. */
-sl_code denoise_start(denoise_run *r, denoiser *d, const sl_msg_job *msg, const sl_job *job, const denoise_inputs *from, sl_err *err);
+sl_code denoise_start(denoise_run *r, denoiser *d, const sl_msg_job *msg, const sl_job *job, const denoise_inputs *from,
+                      sl_err *err);
 /* One sampler step, in a turn of its own: one or two forwards, guidance, update; reports STEP and PROGRESS; spools the state when it is due. */
 sl_code denoise_step(denoise_run *r, sl_err *err);
 /* Hand the latents over, spool them, say DONE. */

@@ -20,9 +20,9 @@ typedef struct {
 
 /* What one job gives; owned, but for what lies in the arena until the job ends. */
 typedef struct {
-    sl_picture first, last;           /* resized to the video's size; last is empty without one */
-    sl_picture clip_first, clip_last; /* what CLIP sees: the picture as the pipeline was given it */
-    sl_tensor clip, condition;        /* F32 [tokens, hidden], [20, T, h/8, w/8], in the arena; clip of rank 0: none */
+    sl_picture first, last;              /* resized to the video's size; last is empty without one */
+    sl_picture clip_first, clip_last;    /* what CLIP sees: the picture as the pipeline was given it */
+    sl_tensor clip, condition;           /* F32 [tokens, hidden], [20, T, h/8, w/8], in the arena; clip of rank 0: none */
     sl_tensor host_clip, host_condition; /* the same on the host */
 } images;
 
@@ -106,8 +106,8 @@ static sl_code clip_tokens(image_stage *s, images *im, const sl_msg_job *msg, sl
     float *pixels = malloc(2 * n * sizeof *pixels);
     sl_code rc = pixels ? SL_OK : sl_fail(err, SL_NOMEM, "clip: no memory for a picture");
     for (int i = 0; i < count && !rc; i++)
-        rc = sl_picture_clip_pixels(pixels + (size_t)i * n, i ? &im->clip_last : &im->clip_first, c->shortest_edge, c->crop_h, c->crop_w,
-                                    c->mean, c->std, c->rescale, err);
+        rc = sl_picture_clip_pixels(pixels + (size_t)i * n, i ? &im->clip_last : &im->clip_first, c->shortest_edge, c->crop_h,
+                                    c->crop_w, c->mean, c->std, c->rescale, err);
     sl_stage_span(s->st, msg->job, SL_SPAN_COMPUTE, t0);
     if (!rc) rc = sl_stage_turn_begin(s->st, SL_TURN_PIECE, "clip", 1, err);
     t0 = sl_now_ns();

@@ -81,7 +81,8 @@ static sl_code embed(text_stage *s, embedding *e, int n, int count, const sl_msg
     sl_umt5_encode(ctx, s->umt5, e->ids, e->n, &out);
     sl_zero(ctx, &e->device);
     sl_copy(ctx, &written, &out);
-    if (!(e->rows = sl_stage_host_alloc(s->st, sl_bytes(&e->device)))) sl_ctx_fail(ctx, SL_NOMEM, "text: no memory for an embedding");
+    if (!(e->rows = sl_stage_host_alloc(s->st, sl_bytes(&e->device))))
+        sl_ctx_fail(ctx, SL_NOMEM, "text: no memory for an embedding");
     else sl_download(ctx, e->rows, &e->device);
     if (!sl_ok(ctx)) return sl_ctx_error(ctx, err);
     sl_release(ctx, mark);
