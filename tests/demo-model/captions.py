@@ -4,7 +4,7 @@ A spec is {"cam": [(move, speed), ...], "fx": [(effect, arguments), ...]}; speed
 """
 import random
 
-WEIGHTS = [0.8, 0.8, 0.8, 0.8, 2.2, 2.2, 2.2, 2.2, 1.6, 0.6]      # zooms and turns are the hardest to learn
+WEIGHTS = [1, 1, 1, 1, 1.2, 1.2, 1.2, 1.2, 3, 1]      # zooms, turns and the shake are the hardest to learn
 MOVES = ["left", "right", "up", "down", "in", "out", "cw", "ccw", "shake", "still"]
 EFFECTS = ["snow", "rain", "fade", "bw", "bright", "sunset", "ball"]
 COLOURS = {"red": (0.85, 0.10, 0.10), "blue": (0.10, 0.25, 0.90), "green": (0.10, 0.65, 0.15), "yellow": (0.95, 0.85, 0.10),
@@ -225,15 +225,15 @@ def cam_args(m, r):
 def random_spec(rng=random):
     r = rng
     k = r.random()
-    if k < 0.46:
+    if k < 0.40:
         return {"cam": [cam_args(r.choices(MOVES, WEIGHTS)[0], r)], "fx": []}
     if k < 0.66:
-        e = r.choice(EFFECTS + ["ball", "ball"])
+        e = r.choice(EFFECTS + ["ball"] * 5)
         return {"cam": [], "fx": [(e, fx_args(e, r))]}
     if k < 0.74:
         return {"cam": [], "fx": []}
     if k < 0.89:
-        e = r.choice(EFFECTS + ["ball", "ball"])
+        e = r.choice(EFFECTS + ["ball"] * 5)
         return {"cam": [cam_args(r.choices(MOVES, WEIGHTS)[0], r)], "fx": [(e, fx_args(e, r))]}
     if k < 0.95:
         while True:

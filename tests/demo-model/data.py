@@ -14,7 +14,7 @@ from PIL import Image
 import captions
 
 SPEED = {"x": {"slow": 0.8, "": 1.6, "quick": 2.8}, "y": {"slow": 0.65, "": 1.3, "quick": 2.2}, "z": {"slow": 0.0045, "": 0.009, "quick": 0.016},
-         "r": {"slow": 0.22, "": 0.45, "quick": 0.8}, "s": {"slow": 1.5, "": 2.6, "quick": 4.2}}
+         "r": {"slow": 0.22, "": 0.45, "quick": 0.8}, "s": {"slow": 2.0, "": 3.2, "quick": 5.0}}
 RATE = {"slow": 32.0, "": 22.0, "quick": 13.0}          # frames an effect of the colours takes
 
 
@@ -69,8 +69,8 @@ def warp_params(spec, frames, gen):
         elif m == "shake":
             a = SPEED["s"][v]
             ramp = np.minimum(f / 2, 1)
-            p[0] += a * ramp * np.sin(f * 1.57) * 1.0
-            p[1] += 0.7 * a * ramp * np.sin(f * 2.2 + 1.0)
+            p[0] += a * ramp * np.sin(f * 0.86)          # two a second at 16 frames: the VAE keeps one latent for four frames
+            p[1] += 0.7 * a * ramp * np.sin(f * 1.13 + 1.0)
     return p
 
 
@@ -112,12 +112,12 @@ def fall(lay, frames, vy, vx, sway, H, W):
 
 def ball(frames, H, W, a, rate, device):
     """colour [frames,3,H,W], alpha [frames,1,H,W], shadow [frames,1,H,W]"""
-    r = 0.12 * min(H, W)
-    v = {"slow": 7.0, "": 10.0, "quick": 14.0}[rate]
+    r = 0.2 * min(H, W)
+    v = {"slow": 5.5, "": 8.0, "quick": 11.0}[rate]
     f = torch.arange(frames, device=device).float()
     cx = -r + v * f
     ground = 0.90 * H
-    cy = ground - r - (torch.zeros_like(f) if a["how"] == "roll" else 0.42 * H * (torch.sin(math.pi * f / 11.0)).abs())
+    cy = ground - r - (torch.zeros_like(f) if a["how"] == "roll" else 0.42 * H * (torch.sin(math.pi * f / 16.0)).abs())
     ang = v * f / r
     if a["from"] == "right":
         cx, ang = W - 1 - cx, -ang
@@ -168,7 +168,7 @@ def render(tex, specs, frames, gen=None):
             elif e == "snow":
                 q = (f / 24).clamp(0, 1)[:, None, None, None]
                 r = r * (1 - 0.22 * q) + 0.22 * q * 0.86
-                for rad, vy, dens in ((3.4, 7.0, 0.0010), (2.5, 5.5, 0.0016), (1.7, 4.0, 0.0022)):
+                for rad, vy, dens in ((4.4, 4.2, 0.0007), (3.3, 3.2, 0.0011), (2.2, 2.4, 0.0016)):
                     lay = layer(2 * H, W, dens, disc(rad), gen, d)
                     al = fall(lay, frames, vy, random.uniform(-0.4, 0.4), 4.0, H, W) * 0.95
                     r = r * (1 - al) + al

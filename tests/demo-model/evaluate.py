@@ -2,13 +2,15 @@
 """Judges the demo model by what Sluice makes with it (numpy, Pillow and the ffmpeg command; no PyTorch).
 
 usage: evaluate.py --pictures DIR [--sluice bin/sluice] [--model models/demo] [--part moves|effects|cache|all] [--limit N]
-                   [--steps 12] [--guidance 1] [--frames 33] [--width 320] [--height 192] [--work DIR] [-- SLUICE OPTIONS]
+                   [--steps 12] [--guidance 1] [--frames 33] [--width 320] [--height 192] [--work DIR] [--parallel N] [-- SLUICE OPTIONS]
 
 DIR: the held-out pictures that prepare.py takes out of the Debian packages (.demo-data/held), or any folder of pictures."""
 import argparse
 import glob
 import json
+import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -31,7 +33,7 @@ A.add_argument("--width", type=int, default=320)
 A.add_argument("--height", type=int, default=192)
 A.add_argument("--work", default="/tmp/demo-model")
 A.add_argument("--seed", type=int, default=1)
-A.add_argument("--write-crops", action="store_true")
+A.add_argument("--parallel", type=int, default=1, help="so many sluice processes at once, each with its share of the cores")
 A.add_argument("rest", nargs="*")
 a = A.parse_args()
 os.makedirs(a.work, exist_ok=True)
@@ -75,16 +77,19 @@ def pictures():
 
 def run(jobs, *extra):
     """jobs: [(name, picture, prompt, seed)] -> seconds; MP4s and reports lie in the work folder"""
-    path = f"{a.work}/jobs.jsonl"
-    with open(path, "w") as f:
-        for name, pic, prompt, seed in jobs:
-            f.write(json.dumps({"image": pic, "prompt": prompt, "output": f"{a.work}/{name}.mp4", "json": f"{a.work}/{name}.json", "width": a.width, "height": a.height,
-                                "frames": a.frames, "seed": seed}) + "\n")
-    t = time.time()
-    cmd = [a.sluice, "run", "--model", a.model, "--jobs", path, "--crf", "1", "--quiet", *extra, *a.rest]
-    r = subprocess.run(cmd)
-    if r.returncode:
-        print("sluice ended with", r.returncode, "for", " ".join(cmd), file=sys.stderr)
+    t, running = time.time(), []
+    for k in range(a.parallel):
+        path = f"{a.work}/jobs{k}.jsonl"
+        with open(path, "w") as f:
+            for name, pic, prompt, seed in jobs[k::a.parallel]:
+                f.write(json.dumps({"image": pic, "prompt": prompt, "output": f"{a.work}/{name}.mp4", "json": f"{a.work}/{name}.json", "width": a.width,
+                                    "height": a.height, "frames": a.frames, "seed": seed}) + "\n")
+        cmd = [a.sluice, "run", "--model", a.model, "--jobs", path, "--crf", "1", "--quiet", *extra, *a.rest]
+        env = dict(os.environ) if a.parallel == 1 else {**os.environ, "OMP_NUM_THREADS": str(max(1, os.cpu_count() // a.parallel))}
+        running.append((cmd, subprocess.Popen(cmd, env=env)))
+    for cmd, p in running:
+        if p.wait():
+            print("sluice ended with", p.returncode, "for", " ".join(cmd), file=sys.stderr)
     return time.time() - t
 
 
@@ -92,8 +97,18 @@ def frames(name):
     p = f"{a.work}/{name}.mp4"
     if not os.path.exists(p):
         return None
-    b = subprocess.run(["ffmpeg", "-v", "error", "-i", p, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"], capture_output=True).stdout
-    f = np.frombuffer(b, np.uint8).reshape(-1, a.height, a.width, 3)
+    if shutil.which("ffmpeg"):
+        b = subprocess.run(["ffmpeg", "-v", "error", "-i", p, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"], capture_output=True).stdout
+        f = np.frombuffer(b, np.uint8).reshape(-1, a.height, a.width, 3)
+    else:
+        import cv2
+        v, f = cv2.VideoCapture(p), []
+        while True:
+            ok, q = v.read()
+            if not ok:
+                break
+            f.append(q[..., ::-1])
+        f = np.array(f)
     return f if len(f) == a.frames else None
 
 
@@ -101,27 +116,43 @@ def common():
     return ["--steps", str(a.steps), "--guidance", str(a.guidance)]
 
 
+def each(f, items):
+    """f over items, on all cores"""
+    with multiprocessing.get_context("fork").Pool() as pool:
+        return pool.map(f, items)
+
+
+def judged_move(job):
+    i, p, m = job
+    f = frames(f"move-{m}-{i}")
+    if f is None:
+        return None
+    r = {"move": measure.move(f), "first": measure.psnr(f[0], np.array(Image.open(p)))}
+    if m == "still":
+        r["hold"] = min(measure.psnr(f[0], q) for q in f[1:])
+    if m in ("still", "left", "right", "up", "down"):
+        r["grad"] = measure.gradient(f[-1]) / max(measure.gradient(f[0]), 1e-6)
+    return r
+
+
+def judged_effect(job):
+    i, e, s = job
+    f = frames(f"fx-{e}{'-' + s if s else ''}-{i}")
+    return (False, "no clip") if f is None else measure.effect(f, e, s)
+
+
 def moves(pics):
     jobs = [(f"move-{m}-{i}", p, w[i % len(w)], a.seed + i) for i, p in enumerate(pics) for m, w in MOVES.items()]
     sec = run(jobs, *common())
     ok, first, hold, grad, failed = {m: [] for m in MOVES}, [], [], [], 0
-    for i, p in enumerate(pics):
-        src = np.array(Image.open(p))
-        for m in MOVES:
-            f = frames(f"move-{m}-{i}")
-            if f is None:
-                failed += 1
-                ok[m].append(False)
-                continue
-            got, fig = measure.move(f)
-            ok[m].append(got == m)
-            if got != m:
-                print(f"  {os.path.basename(p)}: asked {m}, measured {got} {fig}")
-            first.append(measure.psnr(f[0], src))
-            if m == "still":
-                hold.append(min(measure.psnr(f[0], q) for q in f[1:]))
-            if m in ("still", "left", "right", "up", "down"):
-                grad.append(measure.gradient(f[-1]) / max(measure.gradient(f[0]), 1e-6))
+    asked = [(i, p, m) for i, p in enumerate(pics) for m in MOVES]
+    for (i, p, m), r in zip(asked, each(judged_move, asked)):
+        ok[m].append(r is not None and r["move"][0] == m)
+        failed += r is None
+        if r and not ok[m][-1]:
+            print(f"  {os.path.basename(p)}: asked {m}, measured {r['move'][0]} {r['move'][1]}")
+        for k, v in (("first", first), ("hold", hold), ("grad", grad)):
+            v += [r[k]] if r and k in r else []
     n = sum(len(v) for v in ok.values())
     print(f"\nCamera moves: {len(pics)} held-out pictures x {len(MOVES)} moves, {sec / max(1, len(jobs)):.2f} s a clip, {failed} failed")
     print("| move | agrees |\n|---|---|")
@@ -140,40 +171,53 @@ def effects(pics):
     print("\n| effect | shows |\n|---|---|")
     total = []
     for e, s, _ in EFFECTS:
-        v = []
-        for i, p in enumerate(pics):
-            f = frames(f"fx-{e}{'-' + s if s else ''}-{i}")
-            v.append(f is not None and bool(measure.effect(f, e, s)[0]))
+        got = each(judged_effect, [(i, e, s) for i in range(len(pics))])
+        v = [bool(g[0]) for g in got]
         total += v
         print(f"| {e}{' from the ' + s if s else ''} | {sum(v)}/{len(v)} |")
+        for i, g in enumerate(got):
+            if not g[0]:
+                print(f"  {os.path.basename(pics[i])}: {e} not seen ({g[1]})", file=sys.stderr)
     print(f"| **all** | **{100 * np.mean(total):.1f} %** |")
 
 
+CACHE = [(t,) for t in (0, 0.03, 0.05, 0.1, 0.15, 0.2, 0.3)] + [(t, *o) for t in (0.1, 0.2) for o in (("--fbcache-warmup", "4"), ("--fbcache-max-hits", "1"),
+        ("--fbcache-max-hits", "2"), ("--fbcache-final", "4"), ("--fbcache-warmup", "4", "--fbcache-max-hits", "2", "--fbcache-final", "4"))]
+
+
+def against(job):
+    x, y = (frames(n) for n in job)
+    if x is None or y is None:
+        return None
+    return np.mean([measure.psnr(p, q) for p, q in zip(x, y)]), np.mean([measure.ssim(p, q) for p, q in zip(x[::4], y[::4])]), measure.psnr(x[-1], y[-1])
+
+
 def cache(pics):
-    """First Block Cache: what it saves and what it costs, on 16 clips of 30 steps"""
+    """First Block Cache: what it saves and what it costs, on 16 clips of 30 steps, against threshold 0"""
     pics = (pics * 16)[:16]
     prompts = [w[0] for w in MOVES.values()] + [w[0] for _, _, w in EFFECTS]
-    ref = None
-    print("\n| threshold | forwards saved | seconds a clip | PSNR | SSIM | last frame PSNR |\n|---|---|---|---|---|---|")
-    for t in (0, 0.03, 0.05, 0.1, 0.15, 0.2, 0.3):
-        jobs = [(f"cache-{t}-{i}", p, prompts[i % len(prompts)], a.seed + i) for i, p in enumerate(pics)]
-        sec = run(jobs, "--steps", "30", "--guidance", str(max(a.guidance, 2.0)), "--fbcache", str(t)) / len(jobs)
-        fs = [frames(j[0]) for j in jobs]
-        ref = fs if ref is None else ref
+    print("\n| threshold | also | forwards saved | seconds a clip | PSNR | lowest | SSIM | last frame PSNR |\n|---|---|---|---|---|---|---|---|")
+    for k, (t, *rules) in enumerate(CACHE):
+        jobs = [(f"cache-{k}-{i}", p, prompts[i % len(prompts)], a.seed + i) for i, p in enumerate(pics)]
+        sec = run(jobs, "--steps", "30", "--guidance", str(a.guidance), "--fbcache", str(t), *rules) / len(jobs)
         hits = calls = 0
         for j in jobs:
             try:
                 for s in json.load(open(f"{a.work}/{j[0]}.json")).get("steps", []):
-                    for k in ("cond", "uncond"):
-                        if k in s:
+                    for b in ("cond", "uncond"):
+                        if b in s:
                             calls += 1
-                            hits += not s[k]["computed"]
-            except (OSError, ValueError, AttributeError):
-                pass
-        q = [(np.mean([measure.psnr(x, y) for x, y in zip(f[::4], r[::4])]), np.mean([measure.ssim(x, y) for x, y in zip(f[::8], r[::8])]), measure.psnr(f[-1], r[-1]))
-             for f, r in zip(fs, ref) if f is not None and r is not None]
-        q = np.mean(q, 0) if q else [0, 0, 0]
-        print(f"| {t} | {100 * hits / calls if calls else 0:.0f} % | {sec:.2f} | {q[0] if t else float('inf'):.2f} | {q[1]:.4f} | {q[2] if t else float('inf'):.2f} |", flush=True)
+                            hits += not s[b]["computed"]
+            except (OSError, ValueError, AttributeError) as e:
+                print(f"{j[0]}.json: {e}", file=sys.stderr)
+        also = " ".join(rules).replace("--fbcache-", "")
+        saved = f"| {t} | {also} | {100 * hits / calls if calls else 0:.0f} % | {sec:.2f} |"
+        if k == 0:
+            print(saved + " - | - | - | - |", flush=True)
+            continue
+        q = [v for v in each(against, [(j[0], f"cache-0-{i}") for i, j in enumerate(jobs)]) if v]
+        m = np.mean(q, 0) if q else [np.nan] * 3
+        print(f"{saved} {m[0]:.2f} | {min(v[0] for v in q) if q else np.nan:.2f} | {m[1]:.4f} | {m[2]:.2f} |", flush=True)
 
 
 def main():
