@@ -215,8 +215,9 @@ static fused_form *const FORM[FORMS] = {unified, composite};
 static const char *const FORM_NAME[FORMS] = {"unified", "composite"};
 
 /* The graph of one form and the engine configurations that cuDNN's heuristics suggest for it, best first. `described` is NULL,
- * or a device to plan for that need not be there. */
-static void graph_make(fused_graph *g, fused_form *form, const fused_shape *s, cudnnBackendDescriptor_t described)
+ * or a device to plan for that need not be there; else the handle's device counts, and a graph without either suits none. */
+static void graph_make(fused_graph *g, fused_form *form, const fused_shape *s, cudnnHandle_t handle,
+                       cudnnBackendDescriptor_t described)
 {
     static const cudnnBackendHeurMode_t MODES[] = {CUDNN_HEUR_MODE_A, CUDNN_HEUR_MODE_FALLBACK};
     cudnnBackendDescriptor_t ops[16];
@@ -224,6 +225,7 @@ static void graph_make(fused_graph *g, fused_form *form, const fused_shape *s, c
     int n = form(g, s, ops);
     cudnnBackendDescriptor_t whole = make(g, CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR);
     set(g, whole, CUDNN_ATTR_OPERATIONGRAPH_OPS, CUDNN_TYPE_BACKEND_DESCRIPTOR, n, ops, "the graph's operations");
+    if (!described) set(g, whole, CUDNN_ATTR_OPERATIONGRAPH_HANDLE, CUDNN_TYPE_HANDLE, 1, &handle, "the graph's handle");
     finalize(g, whole, "the graph");
     for (int m = 0; m < 2 && !g->status && !g->config_count; m++) {
         cudnnBackendDescriptor_t heur = make(g, CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR);
@@ -345,7 +347,7 @@ static void plan_choose(sl_ctx *ctx, attn_plan *p)
     for (int f = 0; f < FORMS; f++) {
         if (p->forced >= 0 && f != p->forced) continue;
         fused_graph *g = &p->graph;
-        graph_make(g, FORM[f], &p->shape, NULL);
+        graph_make(g, FORM[f], &p->shape, c->dnn, NULL);
         if (!g->status && (p->plan = plan_make(g, c->dnn, NULL, c->workspace_bytes))) return;
         char more[128] = "";
         cudnnGetLastErrorString(more, sizeof more);

@@ -228,12 +228,12 @@ def random_spec(rng=random):
     if k < 0.40:
         return {"cam": [cam_args(r.choices(MOVES, WEIGHTS)[0], r)], "fx": []}
     if k < 0.66:
-        e = r.choice(EFFECTS + ["ball"] * 5)
+        e = r.choice(EFFECTS + ["ball"] * 14)
         return {"cam": [], "fx": [(e, fx_args(e, r))]}
     if k < 0.74:
         return {"cam": [], "fx": []}
     if k < 0.89:
-        e = r.choice(EFFECTS + ["ball"] * 5)
+        e = r.choice(EFFECTS + ["ball"] * 14)
         return {"cam": [cam_args(r.choices(MOVES, WEIGHTS)[0], r)], "fx": [(e, fx_args(e, r))]}
     if k < 0.95:
         while True:
