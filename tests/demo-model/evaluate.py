@@ -34,6 +34,7 @@ A.add_argument("--height", type=int, default=192)
 A.add_argument("--work", default="/tmp/demo-model")
 A.add_argument("--seed", type=int, default=1)
 A.add_argument("--parallel", type=int, default=1, help="so many sluice processes at once, each with its share of the cores")
+A.add_argument("--seconds", type=float, default=0, help="make clips for so long, then judge the pictures that are complete")
 A.add_argument("rest", nargs="*")
 a = A.parse_args()
 os.makedirs(a.work, exist_ok=True)
@@ -88,9 +89,20 @@ def run(jobs, *extra):
         env = dict(os.environ) if a.parallel == 1 else {**os.environ, "OMP_NUM_THREADS": str(max(1, os.cpu_count() // a.parallel))}
         running.append((cmd, subprocess.Popen(cmd, env=env)))
     for cmd, p in running:
-        if p.wait():
+        try:
+            p.wait(max(0.1, a.seconds - (time.time() - t)) if a.seconds else None)
+        except subprocess.TimeoutExpired:
+            p.terminate()
+    for cmd, p in running:
+        if p.wait() and not a.seconds:
             print("sluice ended with", p.returncode, "for", " ".join(cmd), file=sys.stderr)
     return time.time() - t
+
+
+def whole(pics, name, kinds):
+    """the pictures whose clips are all there, if the time was limited, with their numbers"""
+    done = [i for i in range(len(pics)) if not a.seconds or all(os.path.exists(f"{a.work}/{name}-{k}-{i}.mp4") for k in kinds)]
+    return [(i, pics[i]) for i in done]
 
 
 def frames(name):
@@ -145,7 +157,9 @@ def moves(pics):
     jobs = [(f"move-{m}-{i}", p, w[i % len(w)], a.seed + i) for i, p in enumerate(pics) for m, w in MOVES.items()]
     sec = run(jobs, *common())
     ok, first, hold, grad, failed = {m: [] for m in MOVES}, [], [], [], 0
-    asked = [(i, p, m) for i, p in enumerate(pics) for m in MOVES]
+    pics = whole(pics, "move", MOVES)
+    jobs = len(pics) * len(MOVES)
+    asked = [(i, p, m) for i, p in pics for m in MOVES]
     for (i, p, m), r in zip(asked, each(judged_move, asked)):
         ok[m].append(r is not None and r["move"][0] == m)
         failed += r is None
@@ -154,7 +168,7 @@ def moves(pics):
         for k, v in (("first", first), ("hold", hold), ("grad", grad)):
             v += [r[k]] if r and k in r else []
     n = sum(len(v) for v in ok.values())
-    print(f"\nCamera moves: {len(pics)} held-out pictures x {len(MOVES)} moves, {sec / max(1, len(jobs)):.2f} s a clip, {failed} failed")
+    print(f"\nCamera moves: {len(pics)} held-out pictures x {len(MOVES)} moves, {sec / max(1, jobs):.2f} s a clip, {failed} failed")
     print("| move | agrees |\n|---|---|")
     for m, v in ok.items():
         print(f"| {m} | {sum(v)}/{len(v)} |")
@@ -168,16 +182,17 @@ def moves(pics):
 def effects(pics):
     jobs = [(f"fx-{e}{'-' + s if s else ''}-{i}", p, w[i % len(w)], a.seed + i) for i, p in enumerate(pics) for e, s, w in EFFECTS]
     run(jobs, *common())
-    print("\n| effect | shows |\n|---|---|")
+    pics = whole(pics, "fx", [e + ("-" + s if s else "") for e, s, _ in EFFECTS])
+    print(f"\nEffects: {len(pics)} held-out pictures\n| effect | shows |\n|---|---|")
     total = []
     for e, s, _ in EFFECTS:
-        got = each(judged_effect, [(i, e, s) for i in range(len(pics))])
+        got = each(judged_effect, [(i, e, s) for i, _ in pics])
         v = [bool(g[0]) for g in got]
         total += v
         print(f"| {e}{' from the ' + s if s else ''} | {sum(v)}/{len(v)} |")
-        for i, g in enumerate(got):
+        for (_, p), g in zip(pics, got):
             if not g[0]:
-                print(f"  {os.path.basename(pics[i])}: {e} not seen ({g[1]})", file=sys.stderr)
+                print(f"  {os.path.basename(p)}: {e} not seen ({g[1]})", file=sys.stderr)
     print(f"| **all** | **{100 * np.mean(total):.1f} %** |")
 
 
