@@ -3,8 +3,8 @@
  *   test_run_golden [FOLDER ...]     each holds model/, prompts.json, text.safetensors and cases NAME.json (default: tests/golden/tiny-i2v and what else
  *                                    in tests/golden has a whole model); the programs are taken from $SLUICE_BIN (default bin)
  *
- * The golden models' rotary tables are rounded to bf16 (they were cast as a whole): tests/golden/golden.cfg asks for that. With float32 tables, as the
- * published pipeline has them, blocks differ by up to 1.1e-4 and the first attention by 7e-4, steps by 9e-5.
+ * The tiny models' rotary tables are rounded to bf16 (they were cast as a whole): tests/golden/golden.cfg asks for that, and a folder's own golden.cfg,
+ * where it has one, for something else (the demo model's: float32). With float32 tables, as the published pipeline has them, blocks differ by up to 1.1e-4 and the first attention by 7e-4, steps by 9e-5.
  *
  * The comparisons go in the order of the computation, and the first layer that is off ends the case with its name. Tolerances are the contract's: float32 against
  * float32 in another order of summation. */
@@ -82,7 +82,8 @@ static void run_case(const golden_case *c, json_t *prompts, const char *dir)
     size_t size = 0;
     FILE *f = open_memstream(&command, &size);
     const char *base = join("%s/%s", c->folder, c->name);
-    fprintf(f, "%s/sluice run --quiet --conf tests/golden/golden.cfg", bin);
+    const char *own = join("%s/golden.cfg", c->folder);
+    fprintf(f, "%s/sluice run --quiet --conf %s", bin, is_there(own) ? own : "tests/golden/golden.cfg");
     put_option(f, "model", join("%s/model", c->folder));
     if (is_there(join("%s.png", base))) put_option(f, "image", join("%s.png", base));
     if (is_there(join("%s.last.png", base))) put_option(f, "last-image", join("%s.last.png", base));

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""What Diffusers computes with the demo model in float32 on a CPU: a small case for the tests, and a check that this folder's
-PyTorch modules compute the same.
+"""What Diffusers computes with the demo model in float32 on a CPU: a golden folder with one small case, and a check that this
+folder's PyTorch modules compute the same.
 
-usage: golden.py MODEL PICTURE OUT [--check]   writes OUT/case.safetensors, case.json, case.png; needs diffusers, transformers"""
+usage: golden.py MODEL PICTURE OUT [--check]   writes OUT/prompts.json, text.safetensors, pan-and-snow.{json,png,safetensors}; needs diffusers, transformers, torchvision"""
 import json
 import os
 import sys
@@ -24,7 +24,7 @@ s = max(W / im.width, H / im.height)
 im = im.resize((round(im.width * s), round(im.height * s)), Image.BICUBIC)
 im = im.crop(((im.width - W) // 2, (im.height - H) // 2, (im.width - W) // 2 + W, (im.height - H) // 2 + H))
 os.makedirs(out, exist_ok=True)
-im.save(out + "/case.png")
+im.save(out + "/pan-and-snow.png")
 T = (FR - 1) // 4 + 1
 noise = torch.randn(1, 16, T, H // 8, W // 8, generator=torch.Generator().manual_seed(0))
 D = {"noise": noise[0]}
@@ -56,18 +56,19 @@ pipe.scheduler.step = spy_step
 with torch.no_grad():
     v = pipe(image=im, prompt=PROMPT, negative_prompt=NEG, height=H, width=W, num_frames=FR, num_inference_steps=STEPS, guidance_scale=G, latents=noise.clone(), output_type="np").frames[0]
 n, m = len(D["ids"]), len(D["ids.neg"])
-D["text"], D["text.neg"] = calls[0][1][0, :n], calls[1][1][0, :m]
-D["clip.penultimate"] = calls[0][2][0]
-D["condition"] = calls[0][0][0, 16:]
-D["timesteps"] = pipe.scheduler.timesteps.to(torch.int32)
-D["sigmas"] = pipe.scheduler.sigmas.float()
+texts = {"ids.0": D.pop("ids"), "ids.1": D.pop("ids.neg"), "embed.0": calls[0][1][0, :n], "embed.1": calls[1][1][0, :m]}
+D["clip.penultimate"], D["dit.input"] = calls[0][2][0], calls[0][0][0]
 for i in range(STEPS):
-    D[f"step.{i}.cond"], D[f"step.{i}.uncond"], D[f"step.{i}.latents"] = calls[2 * i][3][0], calls[2 * i + 1][3][0], lat[i][0]
+    D[f"step.{i}.latents"] = lat[i][0]
 f = torch.from_numpy(v)
 D["frames.u8"] = (f * 255).round().to(torch.uint8)
-save_file({k: t.float().contiguous() if t.is_floating_point() else t.contiguous() for k, t in D.items()}, out + "/case.safetensors")
-json.dump({"w": W, "h": H, "f": FR, "steps": STEPS, "cfg": G, "prompt": PROMPT, "neg": NEG}, open(out + "/case.json", "w"))
-print("case written", os.path.getsize(out + "/case.safetensors"), "bytes")
+for name, d in (("text", texts), ("pan-and-snow", D)):
+    save_file({k: t.float().contiguous() if t.is_floating_point() else t.contiguous() for k, t in d.items()}, f"{out}/{name}.safetensors")
+    os.chmod(f"{out}/{name}.safetensors", 0o644)
+for name, d in (("prompts", [PROMPT, NEG]), ("pan-and-snow", {"w": W, "h": H, "f": FR, "steps": STEPS, "cfg": G, "prompt": 0, "neg": 1})):
+    with open(f"{out}/{name}.json", "w") as g:
+        g.write(json.dumps(d) + "\n")
+print("case written", sum(os.path.getsize(f"{out}/{q}") for q in os.listdir(out) if os.path.isfile(f"{out}/{q}")), "bytes")
 if "--check" in sys.argv:
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
     import wan
@@ -85,11 +86,11 @@ if "--check" in sys.argv:
     rel = lambda x, y: float((x - y).norm() / y.norm())
     with torch.no_grad():
         ids = sp.encode(PROMPT) + [1]
-        print("ids equal", ids == D["ids"].tolist())
+        print("ids equal", ids == texts["ids.0"].tolist())
         i = torch.zeros(1, 48, dtype=torch.long)
         i[0, :n] = torch.tensor(ids)
         t = text(i, torch.tensor([n]))
-        print("text", rel(t[0, :n], D["text"]))
+        print("text", rel(t[0, :n], texts["embed.0"]))
         import numpy as np
         x = torch.from_numpy(np.array(im)).permute(2, 0, 1)[None].float() / 255
         c = clip(wan.clip_norm(wan.clip_pixels(x)))
@@ -98,8 +99,8 @@ if "--check" in sys.argv:
         vid = torch.zeros(1, 3, FR, H, W)
         vid[:, :, 0] = x * 2 - 1
         z = (vae.encode(vid) - mean) / std
-        print("condition", rel(wan.condition(z)[0], D["condition"]))
-        o = dit(torch.cat([noise, D["condition"][None]], 1), D["timesteps"][:1], t, torch.tensor([n]), D["clip.penultimate"][None])
-        print("dit", rel(o[0], D["step.0.cond"]))
+        print("condition", rel(wan.condition(z)[0], D["dit.input"][16:]))
+        o = dit(D["dit.input"][None], pipe.scheduler.timesteps[:1], t, torch.tensor([n]), D["clip.penultimate"][None])
+        print("dit", rel(o[0], calls[0][3][0]))
         fr = vae.decode(lat[-1] * std + mean).clamp(-1, 1)[0].permute(1, 2, 3, 0) * 0.5 + 0.5
         print("decode", float((fr - f).abs().max()))
