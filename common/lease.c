@@ -147,11 +147,17 @@ static bool free_slot(const sl_pool *p, int slot, uint64_t from)
     return true;
 }
 
-/* As free_slot, for a slot in which a process that has died may have had work of a device: the slot rests first. */
+/* As free_slot, for a slot in which a process that has died may have had work of a device: the slot rests first. An event that
+ * the process left pending may never come, and no document says what recording it anew does then, so nobody does: whoever seals
+ * this slot from now on waits for its own work. */
 static bool free_after_death(const sl_pool *p, int slot, uint64_t from)
 {
+    sl_block_slot *s = &p->block->slot[slot];
+    bool came = true;
     if (p->device || atomic_load_explicit(&p->block->pinned, memory_order_relaxed))
-        atomic_store_explicit(&p->block->slot[slot].rest_until_ms, now_ms() + SL_LEASE_REST_MS, memory_order_relaxed);
+        atomic_store_explicit(&s->rest_until_ms, now_ms() + SL_LEASE_REST_MS, memory_order_relaxed);
+    if (p->device && (p->device->reached(p->slab, slot, SL_SLAB_FILLED, &came, NULL) || !came))
+        atomic_store_explicit(&s->no_filled, 1, memory_order_relaxed);
     return free_slot(p, slot, from);
 }
 
@@ -246,8 +252,8 @@ static sl_code wait_filled(const sl_pool *p, int slot, uint64_t sender, cudaStre
  * ABANDONED, until a reserve finds the event come or a reap the sender dead. */
 static bool give_up(const sl_pool *p, int slot, uint64_t from, unsigned peer)
 {
-    bool filled = true;
-    if (p->device && p->device->reached(p->slab, slot, SL_SLAB_FILLED, &filled, NULL)) filled = false;
+    bool filled = !p->device || p->block->slot[slot].table.complete;
+    if (!filled && p->device->reached(p->slab, slot, SL_SLAB_FILLED, &filled, NULL)) filled = false;
     if (filled) return free_slot(p, slot, from);
     uint64_t sender = peer < SL_BLOCK_PEERS ? atomic_load(&p->block->peers[peer]) & ~SL_PEER_LEFT : 0;
     if (!peer_lives(sender)) return free_after_death(p, slot, from);
@@ -537,16 +543,17 @@ void sl_pool_close(sl_pool **pool)
     if (!p) return;
     bool mine = p->block && sl_peer_pid(p->self) == getpid(); /* else a forked child, or a half-done open */
     const sl_slab_ops *ops = p->slab ? p->device : p->pinner;
-    bool quiet = !mine || !ops || ops->finish(p->slab, NULL) == SL_OK;
+    sl_code rc = mine && ops ? ops->finish(p->slab, NULL) : SL_OK;
+    bool stuck = rc == SL_TIMEOUT; /* the device may use the memory still, and to give it back would wait without a deadline */
     if (mine && p->owned) {
         atomic_store(&p->block->closed, 1);
         wake_senders(p);
-    } else if (mine && p->peer && quiet) { /* else the holds end with the process, as its broken device does */
+    } else if (mine && p->peer && !rc) { /* else the holds end with the process, as its broken device does */
         end_own_holds(p);
     }
-    if (mine && p->slab) p->device->close(p->slab);
-    if (mine && p->pinner) p->pinner->unpin(p->data);
-    if (p->block) munmap(p->block, p->mapped);
+    if (mine && p->slab && !stuck) p->device->close(p->slab);
+    if (mine && p->pinner && !stuck) p->pinner->unpin(p->data);
+    if (p->block && !stuck) munmap(p->block, p->mapped);
     if (p->fd >= 0) close(p->fd);
     if (p->owner_pidfd >= 0) close(p->owner_pidfd);
     free(p);
@@ -745,9 +752,10 @@ sl_code sl_lease_seal(sl_lease *l, cudaStream_t stream, sl_ticket *out, sl_err *
     if (!l->table.count) return sl_fail(err, SL_ARG, "pool %s: seal of a slot without a tensor", p->name);
     if (p->device && !owner_lives(p)) /* its events are gone with it */
         return sl_fail(err, SL_GONE, "pool %s: process %d, its owner, is gone", p->name, sl_peer_pid(p->owner));
-    if (p->device && (rc = p->device->record(p->slab, l->slot, SL_SLAB_FILLED, stream, err)))
+    l->table.complete = !p->device || atomic_load_explicit(&s->no_filled, memory_order_relaxed);
+    if (l->table.complete && (rc = wait_idle(p, stream, err))) return rc;
+    if (!l->table.complete && (rc = p->device->record(p->slab, l->slot, SL_SLAB_FILLED, stream, err)))
         return sl_context(err, rc, "pool %s", p->name);
-    if (!p->device && (rc = wait_idle(p, stream, err))) return rc;
     memcpy(&s->table, &l->table, sizeof s->table); /* revoked or not, the slot is nobody else's before this hold ends */
     l->hold = OVER;
     if (!cas(&s->word, sl_word(SL_SLOT_FILLING, p->peer, l->epoch), sl_word(SL_SLOT_READY, p->peer, l->epoch))) {
@@ -825,7 +833,7 @@ sl_code sl_lease_open(sl_lease **out, sl_pool *p, const sl_ticket *t, cudaStream
     memcpy(&l->table, &p->block->slot[t->slot].table, sizeof l->table);
     atomic_signal_fence(memory_order_seq_cst); /* checks and uses see this copy, never the shared one again */
     rc = check_table(p, &l->table, err);
-    if (!rc && p->device) rc = wait_filled(p, l->slot, sender, stream, err);
+    if (!rc && p->device && !l->table.complete) rc = wait_filled(p, l->slot, sender, stream, err);
     if (rc) {
         give_up(p, l->slot, reading, sl_word_peer(w));
         free(l);

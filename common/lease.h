@@ -26,7 +26,8 @@
  *                 (lease_device.h) in both processes, and devices that are one or can map each other (sl_plugin.can_map).
  * Streams: NULL on a host pool means "the bytes are there". Work on the slot goes to `stream`, and the calls order it:
  *   seal    HOST: waits until stream is idle, then publishes: a mux that reads needs no CUDA. CUDA: records the slot's `filled`
- *           event on stream and returns at once.
+ *           event on stream and returns at once; of a slot whose `filled` a dead sender left pending: as HOST, for that event is
+ *           not used any more.
  *   open    HOST: nothing to order. CUDA: waits on the host until `filled` has come, looking after the sender meanwhile, and
  *           makes stream follow it. A stream never waits for the event alone: the event of a killed process never comes,
  *           and a stream that waits for it hangs for ever.
@@ -34,7 +35,8 @@
  *           reserve passes over slots whose `drained` has not come.
  *   drop    of a slot that was not sealed: waits until stream is idle, both kinds.
  * Each of these waits ends after 120 s with SL_TIMEOUT; a drop that cannot wait any longer leaves the slot held until the
- * process dies, as does one on a broken device, for work that is queued may still touch it.
+ * process dies, as does one on a broken device, for work that is queued may still touch it. A close waits 60 s at most for
+ * the device; if that does not end, what the close would unmap stays mapped.
  * Death on a device: what a process had queued is ended by the driver, at the latest shortly after its last thread. A slot
  * taken from a dead writer therefore rests for a second before it is given away (it counts as free meanwhile); pools
  * that no device touches do not rest. A READY slot whose sender died before the device had filled it is SL_GONE at open. What

@@ -19,7 +19,7 @@
 
 #include "common/lease.h"
 
-#define SL_BLOCK_MAGIC 0x32304c4f4f504c53u /* "SLPOOL02": layout and rules, version 2 */
+#define SL_BLOCK_MAGIC 0x33304c4f4f504c53u /* "SLPOOL03": layout and rules, version 3 */
 #define SL_BLOCK_PEERS 128                 /* most open views of one pool; entry 0 is the owner's */
 #define SL_BLOCK_ALIGN 256                 /* of a tensor in its slot, bytes */
 #define SL_BLOCK_SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
@@ -51,13 +51,14 @@ typedef struct {
 
 typedef struct {
     uint32_t count;
-    uint32_t reserved;
+    uint32_t complete; /* 1: all was written before the seal, which recorded no event (device pools) */
     sl_block_tensor tensor[SL_LEASE_TENSORS];
 } sl_block_table; /* in rising, not overlapping offsets */
 
 typedef struct {
     alignas(128) _Atomic uint64_t word;
     _Atomic int64_t rest_until_ms;               /* CLOCK_MONOTONIC; FREE, but not to be claimed before. Written before the word */
+    _Atomic uint32_t no_filled;                  /* 1: a dead sender left `filled` pending: it is not used any more */
     sl_block_table table;                        /* written by the holder just before its seal */
     uint8_t filled_event[64], drained_event[64]; /* cudaIpcEventHandle_t; zero for a host pool */
 } sl_block_slot;

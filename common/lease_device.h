@@ -4,7 +4,8 @@
  * control block stays in host memory: only the data and the order of the work on it are the device's. A slab belongs to the
  * calling thread's current device at create or open; later calls may come from any thread of that process (one that works on
  * another device works on the slab's from then on). Functions fill *err where they return a code. None of them waits for a
- * device but `close` and `finish`: lease.c asks again and again, up to its own deadlines. */
+ * device but `close`, which comes after a `finish`, and `finish`, which has its own deadline: lease.c asks again and again, up to
+ * its deadlines. */
 #ifndef SL_LEASE_DEVICE_H
 #define SL_LEASE_DEVICE_H
 
@@ -31,7 +32,9 @@ typedef struct {
     sl_code (*reached)(void *slab, int slot, sl_slab_event which, bool *yes, sl_err *err); /* last record's, or never recorded */
     sl_code (*wait)(void *slab, int slot, cudaStream_t stream, sl_err *err); /* work put on stream from now on follows `filled` */
     sl_code (*idle)(cudaStream_t stream, bool *yes, sl_err *err);            /* nothing is queued on stream any more */
-    sl_code (*finish)(void *slab, sl_err *err); /* wait for all that this process has queued on slab's device (NULL: the current) */
+    /* Wait for all that this process has queued on slab's device (NULL: the current). SL_TIMEOUT: it does not end; then the slab is
+     * not closed, nor memory unpinned. */
+    sl_code (*finish)(void *slab, sl_err *err);
     /* Host memory of a shared slab, page-aligned: copies between it and any device are asynchronous from now on. */
     sl_code (*pin)(void *p, size_t bytes, sl_err *err);
     void (*unpin)(void *p);

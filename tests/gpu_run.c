@@ -19,18 +19,22 @@
  * ten to a hundred of them in a row or side by side: what is further off than this is wrong, not rounded. */
 #define LAYER_TOL 2.5e-2
 
-/* golden/README.md: diffusers' own bf16 run on an H100 against the float32 figures. Frames are compared as 8-bit ones here: rounded on both sides, each with an
- * error of 1/12 of a step squared, which comes on top. */
+/* golden/README.md: diffusers' own bf16 run on an H100 against the float32 figures. Its latents' figures, 1.5e-2 and 3.3e-3, are of a condition encoded with
+ * the VAE in float32. With the VAE in bf16 both ways diffusers' latents lie 1.53e-2 and 3.70e-3 away (golden/yardstick.py, on a CPU, where the same script
+ * gives 1.52e-2 and 3.29e-3 for the VAE in float32, and frames within 0.6 dB of the H100's): the limit where the picture is encoded on the GPU. CLIP is
+ * float32 in all of these; in bf16, as the GPU's is here, diffusers itself comes to 1.59e-2 and 4.45e-3. Frames are compared as 8-bit ones here: rounded on
+ * both sides, each with an error of 1/12 of a step squared, which comes on top. */
 typedef struct {
     const char *name;
-    double latents, psnr_bf16, psnr_fp32; /* relative L2; dB with the VAE in bf16, in float32 */
-    int flips;                            /* cache decisions that bf16 may turn: the closest lies 0.3 % from its threshold */
+    double latents_bf16, latents_fp32; /* relative L2, with the VAE in bf16, in float32 */
+    double psnr_bf16, psnr_fp32;       /* dB, likewise */
+    int flips;                         /* cache decisions that bf16 may turn: the closest lies 0.3 % from its threshold */
 } golden_case;
 
 static const golden_case CASES[] = {
-    {"i2v-96x64x9", 1.5e-2, 41.2, 43.7, 0},
-    {"i2v-64x96x13-nocfg", 3.3e-3, 44.2, 53.4, 0},
-    {"i2v-96x64x9-fbcache", 5e-2, 35, 35, 2}, /* no yardstick: 16 steps, and a turned decision moves the result */
+    {"i2v-96x64x9", 1.525e-2, 1.5e-2, 41.2, 43.7, 0},
+    {"i2v-64x96x13-nocfg", 3.7e-3, 3.3e-3, 44.2, 53.4, 0},
+    {"i2v-96x64x9-fbcache", 5e-2, 5e-2, 35, 35, 2}, /* no yardstick: 16 steps, and a turned decision moves the result */
 };
 #define CASE_COUNT 3
 
@@ -220,7 +224,7 @@ static void check_blocks(const golden_case *c, const sl_st *ref)
     }
 }
 
-static void check_steps(const golden_case *c, const json_t *j, const sl_st *ref)
+static void check_steps(const golden_case *c, const json_t *j, const sl_st *ref, double limit)
 {
     sl_st *got = open_st(t_format("%s/%s/denoise.safetensors", run.out, c->name));
     int last = (int)number(j, "steps", 0) - 1;
@@ -228,7 +232,7 @@ static void check_steps(const golden_case *c, const json_t *j, const sl_st *ref)
     compare_in(c->name, "noise", got, "noise", ref, "noise", 0);
     for (int i = 0; i <= last; i++) {
         const char *key = t_format("step.%d.latents", i);
-        compare_in(c->name, key, got, key, ref, key, c->latents);
+        compare_in(c->name, key, got, key, ref, key, limit);
     }
     sl_st_close(&got);
 }
@@ -269,7 +273,8 @@ static void check_frames(const golden_case *c, const sl_st *ref, double psnr)
     sl_st_close(&got);
 }
 
-static void check_case(const golden_case *c, bool gpu_vae)
+/* `on`: as placed's. */
+static void check_case(const golden_case *c, const char *on)
 {
     json_t *j = json_load_file(golden_path(c, ".json"), 0, NULL);
     sl_st *ref = open_st(golden_path(c, ".safetensors"));
@@ -279,8 +284,8 @@ static void check_case(const golden_case *c, bool gpu_vae)
     check_image(c, ref);
     check_blocks(c, ref);
     check_cache(c, j);
-    check_steps(c, j, ref);
-    check_frames(c, ref, gpu_vae ? c->psnr_bf16 : c->psnr_fp32);
+    check_steps(c, j, ref, strchr(on, 'i') && strchr(on, 'd') ? c->latents_bf16 : c->latents_fp32);
+    check_frames(c, ref, strchr(on, 'v') ? c->psnr_bf16 : c->psnr_fp32);
     sl_st_close(&ref);
     json_decref(j);
 }
@@ -290,7 +295,7 @@ static void golden(const char *on)
     misses = 0;
     t_run_open(&run);
     run_cases(placed(on));
-    for (int i = 0; i < CASE_COUNT; i++) check_case(&CASES[i], strchr(on, 'v') != NULL);
+    for (int i = 0; i < CASE_COUNT; i++) check_case(&CASES[i], on);
     t_run_close(&run);
     if (misses) fail_msg("%d figures miss what they should be: see the lines above", misses);
 }

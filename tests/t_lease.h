@@ -32,6 +32,7 @@ static struct {
     int64_t kill_within_ns; /* a child that is busy is killed so soon after its start */
     const char *shm;        /* names in /dev/shm that count as left behind hold this */
     bool outlives_owner;    /* a slot may still be written when its owner has died or closed */
+    bool tell_times;        /* print after each test how long it took */
 } K;
 
 static inline void put_host(const sl_tensor *t, const void *bytes)
@@ -258,16 +259,19 @@ static inline left count_left(void)
 }
 
 static left before;
+static int64_t begun_ns;
 static inline int count_before(void **state)
 {
     (void)state;
     before = count_left();
+    begun_ns = sl_now_ns();
     return 0;
 }
 static inline int count_after(void **state)
 {
     (void)state;
     left after = count_left();
+    if (K.tell_times) printf("    %.2f s\n", (double)(sl_now_ns() - begun_ns) / 1e9);
     if (after.fds == before.fds && after.shm <= before.shm && after.maps <= before.maps) return 0;
     fprintf(stderr, "left behind: descriptors %d (%d before), /dev/shm %d (%d before), mappings %d (%d before)\n", after.fds,
             before.fds, after.shm, before.shm, after.maps, before.maps);

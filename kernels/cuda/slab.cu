@@ -8,11 +8,14 @@
 
 #include <cuda.h>
 #include <pthread.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #define EXPORT_ALIGN ((size_t)2 << 20)
+#define FINISH_S 60 /* most that a close waits for the device */
 
 static_assert(sizeof(sl_ipc_handle) == sizeof(cudaIpcMemHandle_t) && sizeof(sl_ipc_handle) == sizeof(cudaIpcEventHandle_t),
               "handles travel as 64 bytes");
@@ -245,10 +248,32 @@ static sl_code slab_idle(cudaStream_t stream, bool *yes, sl_err *err)
     return e == cudaSuccess || e == cudaErrorNotReady ? SL_OK : failed(err, e, "work on the stream");
 }
 
+static void *synchronize(void *device)
+{
+    cudaError_t e = cudaSetDevice((int)(intptr_t)device);
+    if (e == cudaSuccess) e = cudaDeviceSynchronize();
+    return (void *)(intptr_t)e;
+}
+
+/* cudaDeviceSynchronize knows no deadline: a thread calls it, and is left behind where the device never ends its work. */
 static sl_code slab_finish(void *slab_, sl_err *err)
 {
+    int device = 0;
+    pthread_t thread;
+    void *result = NULL;
+    struct timespec until;
     cudaError_t e = slab_ ? use_device_of((slab *)slab_) : cudaSuccess;
-    if (e == cudaSuccess) e = cudaDeviceSynchronize();
+    if (e == cudaSuccess) e = cudaGetDevice(&device);
+    if (e != cudaSuccess) return failed(err, e, "work on the device");
+    if (pthread_create(&thread, NULL, synchronize, (void *)(intptr_t)device))
+        return sl_fail(err, SL_NOMEM, "no thread to wait for the device with");
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_sec += FINISH_S;
+    if (pthread_clockjoin_np(thread, &result, CLOCK_MONOTONIC, &until)) {
+        pthread_detach(thread);
+        return sl_fail(err, SL_TIMEOUT, "work on device %d was not over after %d s", device, FINISH_S);
+    }
+    e = (cudaError_t)(intptr_t)result;
     return e == cudaSuccess ? SL_OK : failed(err, e, "work on the device");
 }
 
