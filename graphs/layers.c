@@ -54,15 +54,6 @@ sl_tensor sl_row(const sl_tensor *t, int64_t i)
     return sl_view1(r.data, r.dtype, r.shape[1]);
 }
 
-int64_t sl_chunk_rows(int64_t rows, int64_t limit)
-{
-    if (rows <= limit) return rows;
-    int64_t chunks = (rows + limit - 1) / limit;
-    int64_t each = (rows + chunks - 1) / chunks;
-    each = (each + 255) / 256 * 256;
-    return each < limit ? each : limit;
-}
-
 sl_tensor sl_carve(void *base, size_t *at, sl_dtype dtype, int rank, const int64_t *shape)
 {
     sl_tensor t = sl_view(base ? (char *)base + *at : NULL, dtype, rank, shape);

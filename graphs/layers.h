@@ -24,10 +24,6 @@ void sl_apply(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_affi
 /* Row i of a rank-2 tensor as a vector [columns]. */
 sl_tensor sl_row(const sl_tensor *t, int64_t i);
 
-/* How many of `rows` to take at a time so that there are as few and as equal pieces as `limit` allows; a multiple of 256 where
- * that is possible. */
-int64_t sl_chunk_rows(int64_t rows, int64_t limit);
-
 /* The next dense tensor in caller-given memory: *at moves past it, to a multiple of 256 bytes from `base`. base NULL: planning. */
 sl_tensor sl_carve(void *base, size_t *at, sl_dtype dtype, int rank, const int64_t *shape);
 

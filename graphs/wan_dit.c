@@ -11,7 +11,6 @@
 
 #include "graphs/layers.h"
 
-#define ROWS 8192 /* tokens a chunk: enough to fill a GPU, while the feed-forward's hidden rows stay small beside the tokens */
 #define IMAGE_EPS 1e-5f /* of the image embedder's LayerNorms */
 
 /* Rows of a block's modulation, scale_shift_table + time projection. */
@@ -103,7 +102,7 @@ sl_dit *sl_dit_new(const sl_dit_config *config, sl_loader *l)
     sl_dit *m = calloc(1, sizeof *m);
     if (!m) return NULL;
     m->c = *config;
-    m->rows = ROWS;
+    m->rows = SL_DIT_ROWS;
     m->blocks = calloc((size_t)config->layers, sizeof *m->blocks);
     if (!m->blocks) {
         free(m);
@@ -126,7 +125,7 @@ void sl_dit_free(sl_dit **m)
 
 void sl_dit_set_rows(sl_dit *m, int64_t rows)
 {
-    m->rows = rows > 0 ? rows : ROWS;
+    m->rows = rows > 0 ? rows : SL_DIT_ROWS;
 }
 
 static void tap_block(sl_ctx *ctx, int i, const char *part, const sl_tensor *t)
@@ -595,7 +594,7 @@ void sl_dit_forward(sl_ctx *ctx, const sl_dit *m, const sl_tensor *v, const sl_t
                        .latents = latents,
                        .condition = condition,
                        .proj = sl_reshape2(&proj, MOD_ROWS, d),
-                       .chunk = sl_chunk_rows(n, m->rows),
+                       .chunk = smaller(n, m->rows),
                        .scale = 1 / sqrtf((float)m->c.head_dim)};
     const size_t mark = sl_mark(ctx);
     sl_tensor x = sl_new2(ctx, sl_act(ctx), n, d);

@@ -307,6 +307,84 @@ static void fused_attention_of_odd_sizes(void **state)
     pair_close(&p);
 }
 
+/* Rows first .. first + rows of t times a power of two. */
+static void amplify(pair *p, twin *t, int64_t first, int64_t rows, float by)
+{
+    const int64_t width = t->whole_c.shape[1], n = sl_count(&t->whole_c);
+    float *x = malloc((size_t)n * 4 + 1);
+    assert_non_null(x);
+    memcpy(x, t->whole_c.data, (size_t)n * 4);
+    for (int64_t i = first * width; i < (first + rows) * width; i++) x[i] *= by;
+    fill(p, t, x);
+    free(x);
+}
+
+/* The last nk % 128 keys in a kernel of their own. whole, last: what the other keys and the last ones are multiplied by, so that
+ * either outweighs the other. */
+static void split_once(pair *p, int64_t nq, int64_t nk, int heads, int64_t d, float whole, float last, bool accumulate, int64_t pad)
+{
+    int64_t w = heads * d, apart = nk % 128;
+    twin q = matrix(p, SL_BF16, nq, w, pad), k = matrix(p, SL_BF16, nk, w, 0), v = matrix(p, SL_BF16, nk, w, pad),
+         o = matrix(p, SL_BF16, nq, w, pad);
+    amplify(p, &k, 0, nk - apart, whole);
+    amplify(p, &k, nk - apart, apart, last);
+    float scale = 2 / sqrtf((float)d);
+    sl_attention(&p->cpu, &o.c, &q.c, &k.c, &v.c, heads, scale, NULL, accumulate);
+    sl_attention(&p->gpu, &o.g, &q.g, &k.g, &v.g, heads, scale, NULL, accumulate);
+    same(p, &o, 5e-3, /* rounded once more, between the two */
+         say("attention %lld x (%lld + %lld), %d heads x %lld, keys times %g and %g, accumulate %d, pad %lld", (long long)nq,
+             (long long)(nk - apart), (long long)apart, heads, (long long)d, (double)whole, (double)last, accumulate,
+             (long long)pad));
+    forget(p);
+}
+
+static void the_last_keys_apart(void **state)
+{
+    (void)state;
+    static const int64_t LAST[] = {1, 7, 16, 17, 40, 64, 80, 96, 111, 112, 120, 127}, NQ[] = {1, 15, 128, 300, 1000};
+    static const float TIMES[][2] = {{1, 1}, {1, 16}, {16, 1}, {0.0625f, 0.0625f}, {16, 16}};
+    pair p;
+    char file[600], text[2000] = "";
+    const char *dir = t_tmpdir();
+    int turn = 0;
+    snprintf(file, sizeof file, "%s/log", dir);
+    pair_open(&p, (size_t)1 << 30);
+    fflush(stderr);
+    int before = dup(2), to = open(file, O_RDWR | O_CREAT, 0600);
+    assert_true(before >= 0 && to >= 0 && dup2(to, 2) >= 0);
+    setenv("SLUICE_ATTENTION_SPLIT", "256", 1);
+    EACH(i, LAST)
+    {
+        split_once(&p, NQ[turn % 5], 256 + LAST[i], turn % 3 ? 3 : 5, 128, 1, 1, false, 0);
+        split_once(&p, NQ[(turn + 2) % 5], 256 + LAST[i], turn % 2 ? 4 : 2, turn % 4 ? 64 : 128, TIMES[turn % 5][0],
+                   TIMES[turn % 5][1], turn & 1, turn % 3 ? 8 : 0);
+        turn++;
+    }
+    EACH(i, TIMES)
+    {
+        split_once(&p, 333, 384 + 80, 3, 128, TIMES[i][0], TIMES[i][1], false, 0);
+        split_once(&p, 333, 384 + 120, 3, 128, TIMES[i][0], TIMES[i][1], true, 8);
+    }
+    split_once(&p, 9000, 256 + 80, 40, 128, 1, 1, true, 0); /* added in pieces of 4,224; more rows than blocks */
+    setenv("SLUICE_ATTENTION", "composite", 1);
+    split_once(&p, 333, 384 + 80, 3, 128, 1, 2, false, 0);
+    unsetenv("SLUICE_ATTENTION");
+    unsetenv("SLUICE_ATTENTION_SPLIT");
+    split_once(&p, 200, 8192 + 80, 4, 128, 1, 1, false, 0); /* as a large picture would have it */
+    fflush(stderr);
+    dup2(before, 2);
+    close(before);
+    lseek(to, 0, SEEK_SET);
+    ssize_t n = read(to, text, sizeof text - 1);
+    close(to);
+    t_rmdir(dir);
+    if (n > 0 && strstr(text, "attention")) {
+        print_message("FAIL the last keys did not go apart: %s", text);
+        p.failures++;
+    }
+    pair_close(&p);
+}
+
 static void generic_attention(void **state)
 {
     (void)state;
@@ -359,6 +437,7 @@ static void forms_of_attention_agree(void **state)
     forms_agree(&p, 1024, 257, 4, 128);
     forms_agree(&p, 4096, 4096, 4, 128);
     forms_agree(&p, 1000, 1000, 3, 64);
+    forms_agree(&p, 1000, 8272, 4, 128); /* the last 80 keys apart */
     pair_close(&p);
 }
 
@@ -538,6 +617,7 @@ int main(void)
         cmocka_unit_test(products_of_the_networks),
         cmocka_unit_test(fused_attention_is_there),
         cmocka_unit_test(fused_attention_of_odd_sizes),
+        cmocka_unit_test(the_last_keys_apart),
         cmocka_unit_test(generic_attention),
         cmocka_unit_test(forms_of_attention_agree),
         CASES(gpu),

@@ -5,6 +5,11 @@
  * its one SDPA operation and the graph of products, pointwise steps and reductions that older releases know; the first plan that
  * finalizes is kept, by shape. Both forms choose the same kernels (9.19, compute capability 9.0), compiled when first asked for:
  * about a second a shape.
+ * LAST KEYS: cuDNN's Hopper kernel works on 128 keys at a time and is slower throughout when they do not come out even (40 heads
+ * of 128 on an H100: 587 TFLOP/s at 75,600 keys, 637 at 48,384 = 378 x 128). So it does the whole tiles of long key lists and also
+ * writes each row's log of its sum of exponentials; a kernel of ours then brings in the last keys, fewer than 128, in one pass
+ * over q and o. From SPLIT_FROM keys on, compute capability 9.0 and later; SLUICE_ATTENTION_SPLIT=0 does without, =N: from N keys
+ * on, anywhere.
  * GENERIC: everything else. Scores of some heads and queries in F32 (cublasLt), softmax in F32, weights rounded to bf16 as fused
  * kernels round them, the product with v (cublasLt). At most SCORE_BYTES of scratch.
  * SLUICE_ATTENTION=generic, unified or composite keeps to one of the three. Where cuDNN has nothing, generic takes over and the
@@ -21,9 +26,11 @@ extern "C" {
 }
 
 enum { DESCRIPTORS = 96, CONFIGS = 16, FORMS = 2 };
-enum { UID_Q = 1, UID_K, UID_V, UID_O, UID_SCALE, UID_VIRTUAL };
+enum { UID_Q = 1, UID_K, UID_V, UID_O, UID_SCALE, UID_STATS, UID_VIRTUAL };
+enum { KEY_TILE = 128, SPLIT_FROM = 8192 };          /* keys */
 static const size_t SCORE_BYTES = (size_t)256 << 20; /* scores and weights of the generic form */
-static const size_t ADDED_BYTES = (size_t)32 << 20;  /* results on their way to be added: they stay in the L2 cache */
+/* Results on their way to be added. Of 40 heads of 128: 4,224 rows, 33 tiles, which fill 132 multiprocessors exactly 10 times. */
+static const size_t ADDED_BYTES = (size_t)42 << 20;
 
 /* ---- cuDNN descriptors ---------------------------------------------------------------------------------- */
 
@@ -39,6 +46,7 @@ struct fused_graph {
 
 struct fused_shape {
     int64_t nq, nk, heads, d, q_pitch, k_pitch, v_pitch, o_pitch;
+    int64_t stats; /* 1: the rows' logs of sums are written, F32 [heads, nq] */
 };
 
 static void graph_clear(fused_graph *g)
@@ -120,6 +128,13 @@ static cudnnBackendDescriptor_t between(fused_graph *g, const fused_shape *s, in
     return tensor(g, UID_VIRTUAL + g->tensors++, type, dim, stride, true, false);
 }
 
+/* F32 [1, heads, nq, 1] in memory: log(sum(exp(score))) of each row. */
+static cudnnBackendDescriptor_t row_stats(fused_graph *g, const fused_shape *s)
+{
+    int64_t dim[4] = {1, s->heads, s->nq, 1}, stride[4] = {s->heads * s->nq, s->nq, 1, 1};
+    return tensor(g, UID_STATS, CUDNN_DATA_FLOAT, dim, stride, false, false);
+}
+
 static cudnnBackendDescriptor_t product(fused_graph *g, cudnnBackendDescriptor_t a, cudnnBackendDescriptor_t b,
                                         cudnnBackendDescriptor_t c)
 {
@@ -179,6 +194,7 @@ static int unified(fused_graph *g, const fused_shape *s, cudnnBackendDescriptor_
     set_descriptor(g, op, CUDNN_ATTR_OPERATION_SDPA_FWD_VDESC, rows(g, UID_V, s, s->nk, s->v_pitch, false), "attention's v");
     set_descriptor(g, op, CUDNN_ATTR_OPERATION_SDPA_FWD_ODESC, rows(g, UID_O, s, s->nq, s->o_pitch, false), "attention's o");
     set_descriptor(g, op, CUDNN_ATTR_OPERATION_SDPA_FWD_SCALEDESC, scalar(g), "attention's scale");
+    if (s->stats) set_descriptor(g, op, CUDNN_ATTR_OPERATION_SDPA_FWD_STATSDESC, row_stats(g, s), "attention's row statistics");
     finalize(g, op, "attention");
     ops[0] = op;
     return 1;
@@ -194,7 +210,7 @@ static int composite(fused_graph *g, const fused_shape *s, cudnnBackendDescripto
     cudnnBackendDescriptor_t v = rows(g, UID_V, s, s->nk, s->v_pitch, false), o = rows(g, UID_O, s, s->nq, s->o_pitch, false);
     cudnnBackendDescriptor_t score = between(g, s, s->nk, f32), scaled = between(g, s, s->nk, f32), top = between(g, s, 1, f32);
     cudnnBackendDescriptor_t below = between(g, s, s->nk, f32), e = between(g, s, s->nk, f32), sum = between(g, s, 1, f32);
-    cudnnBackendDescriptor_t log = between(g, s, 1, f32), stats = between(g, s, 1, f32),
+    cudnnBackendDescriptor_t log = between(g, s, 1, f32), stats = s->stats ? row_stats(g, s) : between(g, s, 1, f32),
                              p = between(g, s, s->nk, CUDNN_DATA_BFLOAT16);
     int n = 0;
     ops[n++] = product(g, q, k, score);
@@ -303,18 +319,19 @@ struct fused_data {
     const void *q, *k, *v;
     void *o;
     float scale;
+    float *stats; /* NULL: the plan writes none */
 };
 
 static cudnnStatus_t execute(sl_ctx *ctx, cudnnBackendDescriptor_t plan, const fused_data *data)
 {
     sl_cuda *c = sl_cuda_of(ctx);
-    int64_t ids[5] = {UID_Q, UID_K, UID_V, UID_O, UID_SCALE};
+    int64_t ids[6] = {UID_Q, UID_K, UID_V, UID_O, UID_SCALE, UID_STATS}, n = data->stats ? 6 : 5;
     float scale = data->scale;
-    void *at[5] = {(void *)data->q, (void *)data->k, (void *)data->v, data->o, &scale};
+    void *at[6] = {(void *)data->q, (void *)data->k, (void *)data->v, data->o, &scale, data->stats};
     cudnnBackendDescriptor_t pack = NULL;
     cudnnStatus_t s = cudnnBackendCreateDescriptor(CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR, &pack);
-    if (!s) s = cudnnBackendSetAttribute(pack, CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS, CUDNN_TYPE_VOID_PTR, 5, at);
-    if (!s) s = cudnnBackendSetAttribute(pack, CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, CUDNN_TYPE_INT64, 5, ids);
+    if (!s) s = cudnnBackendSetAttribute(pack, CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS, CUDNN_TYPE_VOID_PTR, n, at);
+    if (!s) s = cudnnBackendSetAttribute(pack, CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, CUDNN_TYPE_INT64, n, ids);
     if (!s) s = cudnnBackendSetAttribute(pack, CUDNN_ATTR_VARIANT_PACK_WORKSPACE, CUDNN_TYPE_VOID_PTR, 1, &c->workspace);
     if (!s) s = cudnnBackendFinalize(pack);
     if (!s) s = cudnnBackendExecute(c->dnn, plan, pack);
@@ -356,7 +373,8 @@ static void plan_choose(sl_ctx *ctx, attn_plan *p)
                  cudnnGetErrorString(g->status), *more ? ": " : "", more);
         graph_clear(g);
     }
-    warn_once(&p->shape, why);
+    if (p->shape.stats) sl_log(SL_LOG_WARN, "attention: the last keys go with the others, cuDNN writes no statistics (%s)", why);
+    else warn_once(&p->shape, why);
 }
 
 static attn_plan *plan_of(sl_ctx *ctx, const fused_shape *s)
@@ -429,6 +447,204 @@ __global__ void __launch_bounds__(SOFTMAX_THREADS)
     for (int j = threadIdx.x; j < ld; j += SOFTMAX_THREADS) {
         float x = j < nk ? __expf(s[j] + (bias ? bias[j] : 0) - top) * part : 0;
         p[j] = __float2bfloat16_rn(x);
+    }
+}
+
+/* What the last keys' kernel works on: q, o and stats of `nq` queries, k and v of the last `nk` keys, all heads. */
+struct last_keys {
+    const bf16 *q, *k, *v;
+    bf16 *o; /* what the other keys gave */
+    int64_t q_pitch, k_pitch, v_pitch, o_pitch;
+    const float *stats; /* [heads, nq]: log of the other keys' sum of exponentials */
+    int nq, nk;         /* nk < KEY_TILE */
+    float scale;        /* times log2(e): exponentials are of base 2 */
+};
+
+enum { LAST_WARPS = 8, LAST_ROWS = 16 * LAST_WARPS };
+static const float LOG2_E = 1.4426950408889634f;
+
+/* c += a b: 16 x 16 times 16 x 8, bf16 with float32 sums. Of lane 4 g + t: a rows g, g + 8, g, g + 8 at columns 2 t, 2 t + 1 (the
+ * last two: 8 columns on); b rows 2 t, 2 t + 1 (second: 8 rows on) of column g; c columns 2 t, 2 t + 1 of row g, then of g + 8. */
+__device__ __forceinline__ void mma(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1)
+{
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+/* Four 8 x 8 pieces turned: lanes 8 i .. 8 i + 7 give the rows of piece i; lane 4 g + t gets rows 2 t, 2 t + 1 of its column g. */
+__device__ __forceinline__ void turned(unsigned (&r)[4], unsigned from)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(from)
+                 : "memory");
+}
+
+__device__ __forceinline__ unsigned two(float a, float b)
+{
+    __nv_bfloat162 h = __floats2bfloat162_rn(a, b);
+    unsigned u;
+    memcpy(&u, &h, sizeof u);
+    return u;
+}
+
+/* The share of eight results: o = o f + r of two rows' halves; acc as mma leaves it, part 0 for row g, 2 for row g + 8. */
+__device__ __forceinline__ uint4 joined(uint4 o, const float (&acc)[4][4], int part, float of_o, float of_acc)
+{
+    unsigned u[4] = {o.x, o.y, o.z, o.w};
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+        u[j] = two(__uint_as_float(u[j] << 16) * of_o + acc[j][part] * of_acc,
+                   __uint_as_float(u[j] & 0xffff0000u) * of_o + acc[j][part + 1] * of_acc);
+    return make_uint4(u[0], u[1], u[2], u[3]);
+}
+
+/* Where 16-byte piece `c` of key `r` lies in shared memory, in pieces: k is read 4 pieces of 8 rows at a time, v 1 piece of 8 rows,
+ * both without bank conflicts. */
+template <int D> __device__ __forceinline__ int k_place(int r, int c)
+{
+    return r * (D / 8) + (c ^ (r & 1) << 2);
+}
+template <int D> __device__ __forceinline__ int v_place(int r, int c)
+{
+    return r * (D / 8) + (c ^ (r & 7));
+}
+
+/* o of one head: softmax over all keys from o over the others, their statistics, and the last keys. A block keeps the head's last
+ * keys and values in shared memory and goes through every gridDim.y-th LAST_ROWS queries, 16 a warp.
+ * COLUMNS of a head are summed in an order that lets lane t own 8 neighbours of every 32: for q k^T, columns 8 t .. 8 t + 7 are the
+ * lane's of two steps of mma, in q and k alike; for the result, columns 2 j, 2 j + 1 of those eight are its of the j-th tile, so
+ * piece t of 32 columns of v is stored as word t of pieces 0 .. 3. */
+template <int D, int STEPS> __global__ void __launch_bounds__(LAST_WARPS * 32, 2) last_keys_kernel(const last_keys a)
+{
+    extern __shared__ uint4 memory[];
+    constexpr int PIECES = D / 8, GROUPS = D / 32, TILES = 2 * STEPS;
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, head = blockIdx.x;
+    uint4 *ks = memory;
+    unsigned *vs = (unsigned *)(memory + STEPS * 16 * PIECES);
+    for (int i = threadIdx.x; i < STEPS * 16 * PIECES; i += LAST_WARPS * 32) {
+        const int r = i / PIECES, c = i % PIECES;
+        uint4 k = make_uint4(0, 0, 0, 0), v = k;
+        if (r < a.nk) {
+            k = *(const uint4 *)(a.k + r * a.k_pitch + (int64_t)head * D + c * 8);
+            v = *(const uint4 *)(a.v + r * a.v_pitch + (int64_t)head * D + c * 8);
+        }
+        ks[k_place<D>(r, c)] = k;
+        const unsigned w[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+        for (int j = 0; j < 4; j++) vs[v_place<D>(r, c / 4 * 4 + j) * 4 + c % 4] = w[j];
+    }
+    __syncthreads();
+    const unsigned v_base = (unsigned)__cvta_generic_to_shared(vs);
+    const int v_row = lane % 8 + lane / 8 % 2 * 8, v_piece = lane / 16; /* whose address this lane gives to `turned` */
+
+    for (int first = blockIdx.y * LAST_ROWS + threadIdx.x / 32 * 16; first < a.nq; first += gridDim.y * LAST_ROWS) {
+        const int row[2] = {first + g, first + g + 8};
+        uint4 q[2][GROUPS], o[2][GROUPS];
+        float s[TILES][4];
+#pragma unroll
+        for (int h = 0; h < 2; h++)
+#pragma unroll
+            for (int i = 0; i < GROUPS; i++)
+                q[h][i] = row[h] < a.nq ? *(const uint4 *)(a.q + row[h] * a.q_pitch + (int64_t)head * D + i * 32 + t * 8)
+                                        : make_uint4(0, 0, 0, 0);
+#pragma unroll
+        for (int j = 0; j < TILES; j++) {
+            s[j][0] = s[j][1] = s[j][2] = s[j][3] = 0;
+#pragma unroll
+            for (int i = 0; i < GROUPS; i++) {
+                const uint4 k = ks[k_place<D>(8 * j + g, 4 * i + t)];
+                mma(s[j], q[0][i].x, q[1][i].x, q[0][i].y, q[1][i].y, k.x, k.y);
+                mma(s[j], q[0][i].z, q[1][i].z, q[0][i].w, q[1][i].w, k.z, k.w);
+            }
+        }
+        float top[2], of_o[2], of_acc[2];
+        unsigned p[TILES][2]; /* the weights, rounded to bf16 as cuDNN rounds them */
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            of_o[h] = row[h] < a.nq ? a.stats[(int64_t)head * a.nq + row[h]] * LOG2_E : 0;
+            top[h] = of_o[h];
+            of_acc[h] = 0;
+#pragma unroll
+            for (int i = 0; i < GROUPS; i++)
+                o[h][i] = row[h] < a.nq ? *(const uint4 *)(a.o + row[h] * a.o_pitch + (int64_t)head * D + i * 32 + t * 8)
+                                        : make_uint4(0, 0, 0, 0);
+        }
+#pragma unroll
+        for (int j = 0; j < TILES; j++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                s[j][e] = 8 * j + 8 <= 16 * (STEPS - 1) || 8 * j + 2 * t + e % 2 < a.nk ? s[j][e] * a.scale : -INFINITY;
+                top[e / 2] = fmaxf(top[e / 2], s[j][e]);
+            }
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            top[h] = fmaxf(top[h], __shfl_xor_sync(0xffffffffu, top[h], 1));
+            top[h] = fmaxf(top[h], __shfl_xor_sync(0xffffffffu, top[h], 2));
+        }
+#pragma unroll
+        for (int j = 0; j < TILES; j++)
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                const float x = exp2f(s[j][2 * h] - top[h]), y = exp2f(s[j][2 * h + 1] - top[h]); /* a NaN stays in the sum */
+                of_acc[h] += x + y;
+                p[j][h] = two(x, y);
+            }
+#pragma unroll
+        for (int h = 0; h < 2; h++) { /* the sums of exponentials of both parts become the factors of both results */
+            of_acc[h] += __shfl_xor_sync(0xffffffffu, of_acc[h], 1);
+            of_acc[h] += __shfl_xor_sync(0xffffffffu, of_acc[h], 2);
+            of_o[h] = exp2f(of_o[h] - top[h]);
+            of_acc[h] = 1 / (of_o[h] + of_acc[h]);
+            of_o[h] *= of_acc[h];
+        }
+#pragma unroll
+        for (int i = 0; i < GROUPS; i++) {
+            float acc[4][4] = {};
+#pragma unroll
+            for (int n = 0; n < STEPS; n++)
+#pragma unroll
+                for (int j = 0; j < 4; j += 2) {
+                    unsigned v[4];
+                    turned(v, v_base + v_place<D>(16 * n + v_row, 4 * i + j + v_piece) * 16);
+                    mma(acc[j], p[2 * n][0], p[2 * n][1], p[2 * n + 1][0], p[2 * n + 1][1], v[0], v[1]);
+                    mma(acc[j + 1], p[2 * n][0], p[2 * n][1], p[2 * n + 1][0], p[2 * n + 1][1], v[2], v[3]);
+                }
+#pragma unroll
+            for (int h = 0; h < 2; h++)
+                if (row[h] < a.nq)
+                    *(uint4 *)(a.o + row[h] * a.o_pitch + (int64_t)head * D + i * 32 + t * 8) =
+                        joined(o[h][i], acc, 2 * h, of_o[h], of_acc[h]);
+        }
+    }
+}
+
+template <int D, int STEPS> static void launch_last_keys(sl_ctx *ctx, const last_keys *a, int heads)
+{
+    const int bytes = STEPS * 16 * D * 2 * (int)sizeof(bf16), tiles = (a->nq + LAST_ROWS - 1) / LAST_ROWS;
+    int blocks = 2 * sl_cuda_of(ctx)->sms / heads; /* two a multiprocessor, all at once */
+    if (blocks > tiles) blocks = tiles;
+    if (blocks < 1) blocks = 1;
+    if (!sl_cuda_ok(ctx, cudaFuncSetAttribute(last_keys_kernel<D, STEPS>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+                    "shared memory of attention's last keys"))
+        return;
+    last_keys_kernel<D, STEPS><<<dim3((unsigned)heads, (unsigned)blocks), LAST_WARPS * 32, (size_t)bytes, ctx->stream>>>(*a);
+    SL_LAUNCHED(ctx, "attention's last keys");
+}
+
+template <int D> static void launch_last_keys(sl_ctx *ctx, const last_keys *a, int heads)
+{
+    switch ((a->nk + 15) / 16) {
+    case 1: return launch_last_keys<D, 1>(ctx, a, heads);
+    case 2: return launch_last_keys<D, 2>(ctx, a, heads);
+    case 3: return launch_last_keys<D, 3>(ctx, a, heads);
+    case 4: return launch_last_keys<D, 4>(ctx, a, heads);
+    case 5: return launch_last_keys<D, 5>(ctx, a, heads);
+    case 6: return launch_last_keys<D, 6>(ctx, a, heads);
+    case 7: return launch_last_keys<D, 7>(ctx, a, heads);
+    default: return launch_last_keys<D, 8>(ctx, a, heads);
     }
 }
 
@@ -540,23 +756,64 @@ static void generic(sl_ctx *ctx, const attention *a)
         }
 }
 
+/* How many of the last keys go apart from the others. */
+static int64_t keys_apart(const sl_ctx *ctx, const attention *a)
+{
+    const char *set = getenv("SLUICE_ATTENTION_SPLIT");
+    const int64_t from = set ? atoll(set) : ((const sl_cuda *)ctx->device)->sm >= 90 ? SPLIT_FROM : 0;
+    return from > 0 && a->nk >= from && a->nk > KEY_TILE ? a->nk % KEY_TILE : 0;
+}
+
+static void add_last_keys(sl_ctx *ctx, const attention *a, int64_t apart, const fused_shape *s, const fused_data *data)
+{
+    const int64_t at = a->nk - apart;
+    last_keys l = {(const bf16 *)data->q,
+                   a->k + at * a->k_pitch,
+                   a->v + at * a->v_pitch,
+                   (bf16 *)data->o,
+                   s->q_pitch,
+                   s->k_pitch,
+                   s->v_pitch,
+                   s->o_pitch,
+                   data->stats,
+                   (int)s->nq,
+                   (int)apart,
+                   a->scale * LOG2_E};
+    if (a->d == 128) launch_last_keys<128>(ctx, &l, (int)a->heads);
+    else launch_last_keys<64>(ctx, &l, (int)a->heads);
+}
+
 /* cuDNN, and the generic form for the queries that it has no plan for. */
 static void fused(sl_ctx *ctx, const attention *a)
 {
-    int64_t width = a->heads * a->d, n = a->nq;
-    bf16 *aside = NULL;
+    int64_t width = a->heads * a->d, n = a->nq, apart = keys_apart(ctx, a);
+    size_t added = 0;
     if (a->accumulate) {
         int64_t most = (int64_t)ADDED_BYTES / (width * (int64_t)sizeof(bf16)) / 128 * 128;
         n = least(n, most < 128 ? 128 : most);
-        if (!(aside = (bf16 *)sl_cuda_scratch(ctx, (size_t)(n * width) * sizeof(bf16)))) return;
+        added = whole((size_t)(n * width) * sizeof(bf16));
     }
     for (int64_t i = 0; i < a->nq && !ctx->err.code; i += n) {
+        char *scratch = NULL;
+        if ((added || apart) &&
+            !(scratch = (char *)sl_cuda_scratch(ctx, added + (apart ? (size_t)(n * a->heads) * sizeof(float) : 0))))
+            return;
+        bf16 *aside = added ? (bf16 *)scratch : NULL;
         fused_shape s;
         memset(&s, 0, sizeof s);
-        s.nq = least(n, a->nq - i), s.nk = a->nk, s.heads = a->heads, s.d = a->d;
+        s.nq = least(n, a->nq - i), s.nk = a->nk - apart, s.heads = a->heads, s.d = a->d, s.stats = apart > 0;
         s.q_pitch = a->q_pitch, s.k_pitch = a->k_pitch, s.v_pitch = a->v_pitch, s.o_pitch = aside ? width : a->o_pitch;
-        fused_data data = {a->q + i * a->q_pitch, a->k, a->v, aside ? aside : a->o + i * a->o_pitch, a->scale};
+        fused_data data = {a->q + i * a->q_pitch,
+                           a->k,
+                           a->v,
+                           aside ? aside : a->o + i * a->o_pitch,
+                           a->scale,
+                           apart ? (float *)(scratch + added) : NULL};
         attn_plan *p = plan_of(ctx, &s);
+        if (p && !p->plan && apart) { /* all keys together, then */
+            apart = s.stats = 0, s.nk = a->nk, data.stats = NULL;
+            p = plan_of(ctx, &s);
+        }
         if (!p) return;
         if (!p->plan) {
             attention rest = *a; /* what is done stays done */
@@ -565,7 +822,8 @@ static void fused(sl_ctx *ctx, const attention *a)
             return;
         }
         if (!sl_cuda_dnn_ok(ctx, execute(ctx, p->plan, &data), "attention")) return;
-        if (aside) add(ctx, a->o + i * a->o_pitch, a->o_pitch, aside, s.nq, width);
+        if (apart) add_last_keys(ctx, a, apart, &s, &data);
+        if (aside && !ctx->err.code) add(ctx, a->o + i * a->o_pitch, a->o_pitch, aside, s.nq, width);
     }
 }
 

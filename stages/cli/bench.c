@@ -10,7 +10,7 @@
 
 #include "stages/cli/cli.h"
 
-#define BLOCK 4194301 /* normal numbers drawn once; no multiple of a row, so that rows differ */
+#define BLOCK ((int64_t)8 * 524287) /* normal numbers drawn once; no multiple of a row, so that rows differ */
 #define MOST_RUNS 50
 #define AT_LEAST_S 0.02 /* of one timed piece: shorter work is run several times in it */
 
@@ -116,24 +116,38 @@ static float normal(uint64_t i)
     return (sum - 131070) * 2.6429e-5f; /* 1 / (65536 sqrt(4 / 12)) */
 }
 
+/* BLOCK normal numbers. NULL: no memory. */
+static const float *noise_of(bench *b)
+{
+    if (b->noise || !(b->noise = malloc(BLOCK * sizeof *b->noise))) return b->noise;
+    for (int64_t i = 0; i < BLOCK; i++) b->noise[i] = normal((uint64_t)i);
+    return b->noise;
+}
+
+/* One block from the host; the device doubles it until there is enough. */
 void bench_fill(bench_net *n, const sl_tensor *t, float scale)
 {
     const int64_t count = sl_count(t), block = count < BLOCK ? count : BLOCK;
     const size_t size = sl_dtype_size(t->dtype);
+    const float *noise = noise_of(n->b);
     char *host = malloc((size_t)block * size + 1);
-    if (!host) {
-        sl_ctx_fail(&n->ctx, SL_NOMEM, "no memory for %zu bytes of random numbers", (size_t)block * size);
+    if (!host || !noise) {
+        sl_ctx_fail(&n->ctx, SL_NOMEM, "no memory for %lld random numbers", (long long)BLOCK);
+        free(host);
         return;
     }
-#pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < block; i++) {
-        float x = scale * normal((uint64_t)i + (uint64_t)(uintptr_t)t->data);
-        if (t->dtype == SL_F32) ((float *)(void *)host)[i] = x;
-        else ((sl_bf16 *)(void *)host)[i] = sl_to_bf16(x);
+    int64_t from = n->b->dealt = (n->b->dealt + 1000003) % BLOCK;
+    for (int64_t i = 0; i < block; i++, from = from + 1 < BLOCK ? from + 1 : 0) {
+        if (t->dtype == SL_F32) ((float *)(void *)host)[i] = scale * noise[from];
+        else ((sl_bf16 *)(void *)host)[i] = sl_to_bf16(scale * noise[from]);
     }
-    for (int64_t at = 0; at < count && sl_ok(&n->ctx); at += block) {
-        sl_tensor part = sl_view1((char *)t->data + (size_t)at * size, t->dtype, count - at < block ? count - at : block);
-        sl_upload(&n->ctx, &part, host);
+    const sl_tensor first = sl_view1(t->data, t->dtype, block);
+    sl_upload(&n->ctx, &first, host);
+    for (int64_t done = block, more; done < count && sl_ok(&n->ctx); done += more) {
+        more = count - done < done ? count - done : done;
+        const sl_tensor from_here = sl_view1(t->data, t->dtype, more),
+                        to = sl_view1((char *)t->data + (size_t)done * size, t->dtype, more);
+        sl_copy(&n->ctx, &to, &from_here);
     }
     sl_sync(&n->ctx); /* before host is freed */
     free(host);
@@ -175,13 +189,14 @@ void bench_tell(bench *b, const char *what, const char *size, const bench_work *
     else if (bytes > 0) printf(" %9.1f GB/s   ", bytes / median * 1e-9);
     if (least > 0) printf("  floor %10.3f ms, %5.1f %%", least * 1e3, 100 * least / median);
     if (peak) printf("  peak %.2f GiB", (double)peak / (1 << 30));
+    if (k->first > 2 * median + 0.1) printf("  first %.2f s", k->first);
     printf("\n");
     fflush(stdout);
-    json_array_append_new(b->results,
-                          json_pack("{s:s, s:s, s:f, s:f, s:f, s:i, s:f, s:f, s:f, s:f, s:f, s:f, s:I}", "what", what, "size", size,
-                                    "seconds", median, "least", seconds[tail], "most", seconds[count - 1 - tail], "runs", count,
-                                    "linear_ops", k->linear, "attention_ops", k->attention, "conv_ops", k->conv, "bytes", bytes,
-                                    "floor", least, "reached", least / median, "peak_bytes", (json_int_t)peak));
+    json_array_append_new(b->results, json_pack("{s:s, s:s, s:f, s:f, s:f, s:f, s:i, s:f, s:f, s:f, s:f, s:f, s:f, s:I}", "what",
+                                                what, "size", size, "seconds", median, "first", k->first, "least", seconds[tail],
+                                                "most", seconds[count - 1 - tail], "runs", count, "linear_ops", k->linear,
+                                                "attention_ops", k->attention, "conv_ops", k->conv, "bytes", bytes, "floor", least,
+                                                "reached", least / median, "peak_bytes", (json_int_t)peak));
 }
 
 static double seconds_of(bench_net *n, bench_run_fn *run, void *arg, int times)
@@ -207,10 +222,11 @@ sl_code bench_time(bench_net *n, const char *what, const char *size, double byte
     double seconds[MOST_RUNS];
     n->work = (bench_work){.body = n->work.body};
     double once = seconds_of(n, run, arg, 1);
-    const bench_work work = n->work;
+    bench_work work = n->work;
+    work.first = once;
     if (once < 1) once = seconds_of(n, run, arg, 1); /* the first makes plans and grows scratch */
     const int times = once < AT_LEAST_S ? (int)fmin(ceil(AT_LEAST_S / fmax(once, 1e-7)), 10000) : 1;
-    int count = n->b->repeat ? n->b->repeat : n->b->quick || once > 20 ? 1 : once > 0.5 ? 3 : 7;
+    int count = n->b->repeat ? n->b->repeat : n->b->quick || once > 20 ? 1 : once > 5 ? 2 : once > 0.5 ? 3 : 7;
     if (count > MOST_RUNS) count = MOST_RUNS;
     for (int i = 0; i < count; i++) seconds[i] = seconds_of(n, run, arg, times);
     const size_t peak = peak_of(n, held);
@@ -279,7 +295,7 @@ static void usage(FILE *to)
 {
     fprintf(to, "sluice bench [WHAT...] [--device cpu|cuda:N] [--model DIR] [--size WxHxFRAMES]... [--repeat N] [--steps N] "
                 "[--rows N] [--quick]\n"
-                "             [--image FILE] [--json FILE]\n"
+                "             [--profile] [--image FILE] [--json FILE]\n"
                 "\n"
                 "How fast the networks and their parts run with random weights, each beside its floor: its operations over the "
                 "rate of this device's\n"
@@ -291,7 +307,8 @@ static void usage(FILE *to)
             "--repeat   timed runs of each (1 to %d)\n"
             "--rows     tokens that the DiT takes at a time where it can choose\n"
             "--steps    of the job (30; 2 with --quick); --image its picture (one is made)\n"
-            "--quick    the smallest size, one run of each\n",
+            "--quick    the smallest size, one run of each\n"
+            "--profile  one more forward of dit with a clock around each operation: a table of where the time goes\n",
             MOST_RUNS);
 }
 
@@ -332,9 +349,9 @@ static sl_code copy_text(char *out, size_t size, const char *name, const char *t
 
 static sl_code parse(bench *b, bool wanted[PART_COUNT], int argc, char **argv, sl_err *err)
 {
-    static const struct option LONG[] = {{"device", 1, 0, 'd'}, {"json", 1, 0, 'j'},  {"model", 1, 0, 'm'}, {"size", 1, 0, 's'},
-                                         {"repeat", 1, 0, 'r'}, {"steps", 1, 0, 'n'}, {"image", 1, 0, 'i'}, {"rows", 1, 0, 'o'},
-                                         {"quick", 0, 0, 'q'},  {0, 0, 0, 0}};
+    static const struct option LONG[] = {{"device", 1, 0, 'd'}, {"json", 1, 0, 'j'},    {"model", 1, 0, 'm'}, {"size", 1, 0, 's'},
+                                         {"repeat", 1, 0, 'r'}, {"steps", 1, 0, 'n'},   {"image", 1, 0, 'i'}, {"rows", 1, 0, 'o'},
+                                         {"quick", 0, 0, 'q'},  {"profile", 0, 0, 'p'}, {0, 0, 0, 0}};
     sl_code rc = SL_OK;
     long long n;
     int c, named = 0;
@@ -347,6 +364,7 @@ static sl_code parse(bench *b, bool wanted[PART_COUNT], int argc, char **argv, s
         else if (c == 'i') rc = copy_text(b->image, sizeof b->image, "--image", optarg, err);
         else if (c == 's') rc = add_size(b, optarg, err);
         else if (c == 'q') b->quick = true;
+        else if (c == 'p') b->profile = true;
         else if (c == 'r') rc = number("--repeat", optarg, 1, MOST_RUNS, &n, err), b->repeat = rc ? 0 : (int)n;
         else if (c == 'n') rc = number("--steps", optarg, 1, 1000, &n, err), b->steps = rc ? 0 : (int)n;
         else if (c == 'o') rc = number("--rows", optarg, 1, 1 << 24, &n, err), b->rows = rc ? 0 : n;
@@ -407,6 +425,7 @@ int cli_bench(int argc, char **argv)
     bench b = {.device = "cpu", .peer_socket = -1, .results = json_array()};
     bool wanted[PART_COUNT] = {false};
     char private_dir[SL_PATH] = "";
+    const int64_t started = sl_now_ns();
     sl_err err = {0};
     sl_code rc;
     if (argc > 0 && (!strcmp(argv[0], "--help") || !strcmp(argv[0], "-h"))) {
@@ -423,7 +442,13 @@ int cli_bench(int argc, char **argv)
     }
     for (int i = 0; i < PART_COUNT && !rc; i++)
         if (wanted[i] && PARTS[i].run == bench_handover) rc = bench_handover_start(&b, &err);
-    if (!rc && !(rc = open_device(&b, &err))) rc = bench_ceilings(&b, &err);
+    const int64_t opening = sl_now_ns();
+    if (!rc) rc = open_device(&b, &err);
+    const int64_t opened = sl_now_ns();
+    if (!rc) rc = bench_ceilings(&b, &err);
+    if (!rc)
+        printf("start-up %.2f s: device %.2f s, rates %.2f s\n", (double)(sl_now_ns() - started) * 1e-9,
+               (double)(opened - opening) * 1e-9, (double)(sl_now_ns() - opened) * 1e-9);
     for (int i = 0; i < PART_COUNT && (b.product_rate > 0 || !rc); i++) {
         sl_err own = {0}; /* the others are still worth measuring */
         if (wanted[i] && PARTS[i].run(&b, &own)) complain("bench %s: %s", PARTS[i].name, own.msg), rc = own.code;
@@ -436,5 +461,6 @@ int cli_bench(int argc, char **argv)
     if (err.code) complain("%s", err.msg);
     remove_tree(private_dir);
     json_decref(b.results);
+    free(b.noise);
     return rc ? EXIT_FAILED : EXIT_OK;
 }

@@ -10,6 +10,7 @@
 #include <jansson.h>
 
 #include "common/model.h"
+#include "common/trace.h"
 #include "graphs/weights.h"
 #include "kernels/plugin.h"
 
@@ -22,7 +23,7 @@ typedef struct {
 /* What was asked for, and what has been found so far. */
 typedef struct {
     char device[16], json[SL_PATH], model_dir[SL_PATH], image[SL_PATH], program_dir[SL_PATH];
-    bool quick;
+    bool quick, profile;
     int repeat; /* timed runs of each; 0: as many as seem right */
     int steps;  /* of the job */
     int64_t rows;
@@ -38,12 +39,15 @@ typedef struct {
     pid_t peer;                     /* the other process of the hand-overs, started before this one touched a GPU; 0: none */
     int peer_socket;
     json_t *results;
+    float *noise; /* normal numbers, drawn when first asked for; bench_fill deals them out from another place each time */
+    int64_t dealt;
 } bench;
 
 /* A context on the device whose operations are counted, and a loader of random weights. */
 typedef struct {
     const sl_ops *body;
     double linear, attention, conv; /* operations since they were last zeroed, a multiply-add counted as two */
+    double first;                   /* seconds of the first run, which also makes plans; 0: unknown */
 } bench_work;
 
 typedef struct {
@@ -61,10 +65,13 @@ void bench_fill(bench_net *n, const sl_tensor *t, float scale);
 /* A dense tensor in memory of its own, filled so. sl_device_free(&n->ctx, t.data). */
 sl_tensor bench_tensor(bench_net *n, sl_dtype dtype, int64_t a, int64_t b, float scale);
 
+/* One more run, with a clock around each operation: a line for each kind of them. bench_profile.c. Empties the arena. */
+typedef void bench_run_fn(void *arg);
+sl_code bench_profile(bench_net *n, const char *what, const char *size, bench_run_fn *run, void *arg, sl_err *err);
+
 /* Time `run`, which queues work on n->ctx: once to warm up and to count its operations, then several times. `bytes`: the fewest that
  * it must move. `held`: device memory in use beside the arena and the weights (the CPU's peak; a GPU is asked for its own). Empties
  * the arena. Prints a line and keeps it. */
-typedef void bench_run_fn(void *arg);
 sl_code bench_time(bench_net *n, const char *what, const char *size, double bytes, size_t held, bench_run_fn *run, void *arg,
                    sl_err *err);
 /* The same for seconds that were taken elsewhere; seconds[count] are sorted. */

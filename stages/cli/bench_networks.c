@@ -107,6 +107,7 @@ static sl_code dit_size(dit *d, const bench_size *s, sl_err *err)
         sl_bytes(&d->latents) * 3 + sl_bytes(&d->rope.cos) * 2 + sl_dit_context_bytes(&d->n.ctx, d->m, d->context.image_tokens);
     if (!(rc = sl_ctx_error(&d->n.ctx, err)))
         rc = bench_time(&d->n, "dit", size_text(size, s), weight_bytes(&d->n), held, run_dit, d, err);
+    if (!rc && d->n.b->profile) rc = bench_profile(&d->n, "dit", size_text(size, s), run_dit, d, err);
     while (d->memories) sl_device_free(&d->n.ctx, d->memory[--d->memories]);
     return rc;
 }
@@ -114,10 +115,12 @@ static sl_code dit_size(dit *d, const bench_size *s, sl_err *err)
 sl_code bench_dit(bench *b, sl_err *err)
 {
     dit d = {0};
+    const int64_t from = sl_now_ns();
     sl_code rc = bench_net_open(&d.n, b, "transformer", err);
     if (!rc && !(d.m = sl_dit_new(&b->model.dit[0], d.n.loader))) rc = sl_fail(err, SL_NOMEM, "dit: no memory");
     if (!rc) rc = sl_loader_finish(d.n.loader, err);
     if (!rc && b->rows) sl_dit_set_rows(d.m, b->rows);
+    if (!rc) printf("dit: weights made in %.2f s\n", (double)(sl_now_ns() - from) * 1e-9);
     for (int i = 0; i < b->size_count && !rc; i++) rc = dit_size(&d, &b->sizes[i], err);
     sl_dit_free(&d.m);
     bench_net_close(&d.n);

@@ -3,6 +3,7 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 #include "graphs/layers.h"
 #include "graphs/wan_dit.h"
@@ -14,11 +15,18 @@ typedef struct {
     sl_tensor q, k, v, o, bias; /* of an attention; bias of rank 0: none */
     int heads;
     float scale;
+    bool added;
 } op;
 
 static int64_t tokens_of(const bench_size *s)
 {
     return (int64_t)((s->frames - 1) / 4 + 1) * (s->h / 16) * (s->w / 16);
+}
+
+/* Of the DiT at once. */
+static int64_t rows_of(const bench *b)
+{
+    return b->rows ? b->rows : SL_DIT_ROWS;
 }
 
 static void run_linear(void *arg)
@@ -61,7 +69,7 @@ sl_code bench_gemm(bench *b, sl_err *err)
             (rc = time_linear(b, n, c->ffn_dim, c->dim, SL_ACT_GELU_TANH, err)) ||
             (rc = time_linear(b, n, c->dim, c->ffn_dim, SL_ACT_NONE, err)))
             break;
-        const int64_t rows = sl_chunk_rows(n, b->rows ? b->rows : 8192); /* as the graph may call it */
+        const int64_t rows = rows_of(b); /* as the graph may call it */
         if (i == b->size_count - 1 && rows < n && !(rc = time_linear(b, rows, c->dim, c->dim, SL_ACT_NONE, err)))
             rc = time_linear(b, rows, c->ffn_dim, c->dim, SL_ACT_GELU_TANH, err);
     }
@@ -71,14 +79,15 @@ sl_code bench_gemm(bench *b, sl_err *err)
 static void run_attention(void *arg)
 {
     op *o = arg;
-    sl_attention(&o->n.ctx, &o->o, &o->q, &o->k, &o->v, o->heads, o->scale, o->bias.rank ? &o->bias : NULL, false);
+    sl_attention(&o->n.ctx, &o->o, &o->q, &o->k, &o->v, o->heads, o->scale, o->bias.rank ? &o->bias : NULL, o->added);
 }
 
 /* dim: of one head. */
-static sl_code time_attention(bench *b, const char *what, int64_t nq, int64_t nk, int heads, int dim, bool bias, sl_err *err)
+enum { BIAS = 1, ADDED = 2 };
+static sl_code time_attention(bench *b, const char *what, int64_t nq, int64_t nk, int heads, int dim, int how, sl_err *err)
 {
     char size[64];
-    op o = {.heads = heads, .scale = 1 / sqrtf((float)dim)};
+    op o = {.heads = heads, .scale = 1 / sqrtf((float)dim), .added = how & ADDED};
     sl_code rc = bench_net_open(&o.n, b, NULL, err);
     if (rc) return rc;
     sl_ctx *ctx = &o.n.ctx;
@@ -88,13 +97,30 @@ static sl_code time_attention(bench *b, const char *what, int64_t nq, int64_t nk
     o.k = bench_tensor(&o.n, act, nk, d, 1);
     o.v = bench_tensor(&o.n, act, nk, d, 1);
     o.o = bench_tensor(&o.n, act, nq, d, 1);
-    if (bias) o.bias = bench_tensor(&o.n, SL_F32, heads, nq + nk - 1, 1);
+    if (how & BIAS) o.bias = bench_tensor(&o.n, SL_F32, heads, nq + nk - 1, 1);
     snprintf(size, sizeof size, "%s %lldx%lld, %dx%d", what, (long long)nq, (long long)nk, heads, dim);
     const double bytes = 2 * (double)(sl_bytes(&o.q) + sl_bytes(&o.k));
     rc = bench_time(&o.n, "attention", size, bytes, (size_t)bytes, run_attention, &o, err);
     sl_tensor *all[] = {&o.q, &o.k, &o.v, &o.o, &o.bias};
     for (int i = 0; i < 5; i++) sl_device_free(ctx, all[i]->data);
     bench_net_close(&o.n);
+    return rc;
+}
+
+/* What numbers of queries and keys that are no multiples of 128 cost, and what doing the last keys apart saves. */
+static sl_code bench_ragged(bench *b, int64_t n, sl_err *err)
+{
+    static const char SPLIT[] = "SLUICE_ATTENTION_SPLIT";
+    const sl_dit_config *c = &b->model.dit[0];
+    const int64_t down = n / 128 * 128, up = down + 128;
+    const struct {
+        int64_t nq, nk;
+    } at[] = {{n, n}, {down, n}, {n, down}, {up, up}, {up, down}};
+    sl_code rc = SL_OK;
+    if (n == down || getenv(SPLIT)) return SL_OK;
+    setenv(SPLIT, "0", 1);
+    for (int i = 0; i < 5 && !rc; i++) rc = time_attention(b, "self whole", at[i].nq, at[i].nk, c->heads, c->head_dim, 0, err);
+    unsetenv(SPLIT);
     return rc;
 }
 
@@ -105,20 +131,22 @@ sl_code bench_attention(bench *b, sl_err *err)
     const sl_clip_config *v = &b->model.clip;
     const sl_vae_config *a = &b->model.vae;
     const bench_size *last = &b->sizes[b->size_count - 1];
-    const int64_t n = tokens_of(last), rows = sl_chunk_rows(n, b->rows ? b->rows : 8192), side = v->patch ? v->image / v->patch : 0;
+    const int64_t n = tokens_of(last), rows = rows_of(b), side = v->patch ? v->image / v->patch : 0;
     sl_code rc = SL_OK;
     for (int i = 0; i < b->size_count && !rc; i++) {
         const int64_t m = tokens_of(&b->sizes[i]);
-        rc = time_attention(b, "self", m, m, c->heads, c->head_dim, false, err);
+        rc = time_attention(b, "self", m, m, c->heads, c->head_dim, 0, err);
     }
-    if (!rc && rows < n) rc = time_attention(b, "self", rows, n, c->heads, c->head_dim, false, err);
-    if (!rc) rc = time_attention(b, "text", n, SL_TEXT_TOKENS, c->heads, c->head_dim, false, err);
-    if (!rc && side) rc = time_attention(b, "image", n, side * side + 1, c->heads, c->head_dim, false, err);
+    if (!rc && b->plugin) rc = bench_ragged(b, n, err);
+    if (!rc && rows < n) rc = time_attention(b, "self", rows, n, c->heads, c->head_dim, 0, err);
+    if (!rc) rc = time_attention(b, "text", n, SL_TEXT_TOKENS, c->heads, c->head_dim, 0, err);
+    if (!rc && side) rc = time_attention(b, "image", n, side * side + 1, c->heads, c->head_dim, 0, err);
+    if (!rc && side) rc = time_attention(b, "image added", n, side * side + 1, c->heads, c->head_dim, ADDED, err);
     if (!rc)
         rc = time_attention(b, "VAE", (int64_t)(last->w / 8) * (last->h / 8), (int64_t)(last->w / 8) * (last->h / 8), 1,
-                            a->decoder_base * a->mult[3], false, err);
-    if (!rc) rc = time_attention(b, "UMT5", 512, 512, t->heads, t->d_kv, true, err);
-    if (!rc && side) rc = time_attention(b, "CLIP", side * side + 1, side * side + 1, v->heads, v->hidden / v->heads, false, err);
+                            a->decoder_base * a->mult[3], 0, err);
+    if (!rc) rc = time_attention(b, "UMT5", 512, 512, t->heads, t->d_kv, BIAS, err);
+    if (!rc && side) rc = time_attention(b, "CLIP", side * side + 1, side * side + 1, v->heads, v->hidden / v->heads, 0, err);
     return rc;
 }
 

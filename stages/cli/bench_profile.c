@@ -1,0 +1,235 @@
+/* bench_profile.c - where a network's time goes: the device's table of operations with a clock around each, and a table of sums.
+ *
+ * Each operation is waited for, so launches no longer overlap with the work before them: what an empty operation takes that way is
+ * measured first and taken off each. */
+#include "stages/cli/bench.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define KINDS 48
+#define EMPTY_RUNS 200
+
+/* What is alike: one operation at one width. */
+typedef struct {
+    char name[64];
+    int calls;
+    double seconds, operations, bytes;
+} kind;
+
+typedef struct {
+    bench_work work; /* first: ctx's tap_user is this */
+    double empty;    /* seconds of an operation that does nothing */
+    int64_t from;
+    int count;
+    kind kinds[KINDS];
+} profile;
+
+static double seconds_since(int64_t from)
+{
+    return (double)(sl_now_ns() - from) * 1e-9;
+}
+
+static void start(sl_ctx *ctx)
+{
+    ((profile *)ctx->tap_user)->from = sl_now_ns();
+}
+
+/* After an operation: wait for it and count it. What does not fit the list goes to its last row. */
+static void stop(sl_ctx *ctx, double operations, double bytes, const char *name, ...)
+{
+    profile *p = ctx->tap_user;
+    char text[sizeof p->kinds[0].name];
+    va_list args;
+    int i = 0;
+    p->work.body->sync(ctx);
+    const double s = seconds_since(p->from) - p->empty;
+    va_start(args, name);
+    vsnprintf(text, sizeof text, name, args);
+    va_end(args);
+    while (i < p->count && strcmp(p->kinds[i].name, text)) i++;
+    if (i == KINDS) snprintf(p->kinds[--i].name, sizeof text, "others");
+    if (i == p->count) {
+        memcpy(p->kinds[i].name, text, sizeof text);
+        p->count++;
+    }
+    p->kinds[i].calls++;
+    p->kinds[i].seconds += s > 0 ? s : 0;
+    p->kinds[i].operations += operations;
+    p->kinds[i].bytes += bytes;
+}
+
+static const sl_ops *body_of(const sl_ctx *ctx)
+{
+    return ((const profile *)ctx->tap_user)->work.body;
+}
+
+static double size_of(const sl_tensor *t)
+{
+    return t ? (double)sl_bytes(t) : 0;
+}
+
+/* ---- operations with a clock ---- */
+
+static void zero(sl_ctx *ctx, const sl_tensor *y)
+{
+    start(ctx);
+    body_of(ctx)->zero(ctx, y);
+    stop(ctx, 0, size_of(y), "zero");
+}
+
+static void copy(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x)
+{
+    start(ctx);
+    body_of(ctx)->copy(ctx, y, x);
+    stop(ctx, 0, size_of(y) + size_of(x), "copy");
+}
+
+static void add(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *a, const sl_tensor *b)
+{
+    start(ctx);
+    body_of(ctx)->add(ctx, y, a, b);
+    stop(ctx, 0, size_of(y) + size_of(a) + size_of(b), y->shape[0] > 8 ? "add" : "add, a few rows");
+}
+
+static void linear(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, const sl_tensor *b, sl_activation act)
+{
+    start(ctx);
+    body_of(ctx)->linear(ctx, y, x, w, b, act);
+    stop(ctx, 2.0 * (double)x->shape[0] * (double)x->shape[1] * (double)w->shape[0], size_of(y) + size_of(x) + size_of(w),
+         "linear %lld -> %lld%s", (long long)x->shape[1], (long long)w->shape[0], act == SL_ACT_NONE ? "" : ", activation");
+}
+
+static void layernorm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, const sl_tensor *b, float eps)
+{
+    start(ctx);
+    body_of(ctx)->layernorm(ctx, y, x, w, b, eps);
+    stop(ctx, 0, size_of(y) + size_of(x), "layernorm");
+}
+
+static void layernorm_modulate(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *scale, const sl_tensor *shift,
+                               float eps)
+{
+    start(ctx);
+    body_of(ctx)->layernorm_modulate(ctx, y, x, scale, shift, eps);
+    stop(ctx, 0, size_of(y) + size_of(x), "layernorm_modulate");
+}
+
+static void rmsnorm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, float eps)
+{
+    start(ctx);
+    body_of(ctx)->rmsnorm(ctx, y, x, w, eps);
+    stop(ctx, 0, size_of(y) + size_of(x), "rmsnorm");
+}
+
+static void rmsnorm_rope(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, float eps, const sl_tensor *cos,
+                         const sl_tensor *sin, int heads)
+{
+    start(ctx);
+    body_of(ctx)->rmsnorm_rope(ctx, y, x, w, eps, cos, sin, heads);
+    stop(ctx, 0, size_of(y) + size_of(x) + size_of(cos) + size_of(sin), "rmsnorm_rope");
+}
+
+static void gated_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_tensor *gate)
+{
+    start(ctx);
+    body_of(ctx)->gated_add(ctx, x, y, gate);
+    stop(ctx, 0, 2 * size_of(x) + size_of(y), "gated_add");
+}
+
+static void attention(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k, const sl_tensor *v, int heads,
+                      float scale, const sl_tensor *bias, bool accumulate)
+{
+    start(ctx);
+    body_of(ctx)->attention(ctx, o, q, k, v, heads, scale, bias, accumulate);
+    stop(ctx, 4.0 * (double)q->shape[0] * (double)k->shape[0] * (double)q->shape[1],
+         size_of(o) * (accumulate ? 2 : 1) + size_of(q) + size_of(k) + size_of(v), "attention to %lld keys%s",
+         (long long)k->shape[0], accumulate ? ", added" : "");
+}
+
+static void patchify(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *latents, const sl_tensor *condition)
+{
+    start(ctx);
+    body_of(ctx)->patchify(ctx, y, latents, condition);
+    stop(ctx, 0, size_of(y) + size_of(latents) + size_of(condition), "patchify");
+}
+
+static void unpatchify(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x)
+{
+    start(ctx);
+    body_of(ctx)->unpatchify(ctx, y, x);
+    stop(ctx, 0, size_of(y) + size_of(x), "unpatchify");
+}
+
+/* ---- the table ---- */
+
+static int by_seconds(const void *a, const void *b)
+{
+    const kind *x = a, *y = b;
+    return (x->seconds < y->seconds) - (x->seconds > y->seconds);
+}
+
+static double empty_operation(sl_ctx *ctx, const sl_ops *body)
+{
+    double least = 1;
+    const size_t mark = sl_mark(ctx);
+    sl_tensor t = sl_new1(ctx, SL_F32, 64);
+    for (int i = 0; i < EMPTY_RUNS && sl_ok(ctx); i++) {
+        const int64_t from = sl_now_ns();
+        body->zero(ctx, &t);
+        body->sync(ctx);
+        if (seconds_since(from) < least) least = seconds_since(from);
+    }
+    sl_release(ctx, mark);
+    return least;
+}
+
+static void tell(bench *b, profile *p, const char *what, const char *size, double whole)
+{
+    double sum = 0;
+    int calls = 0;
+    qsort(p->kinds, (size_t)p->count, sizeof *p->kinds, by_seconds);
+    for (int i = 0; i < p->count; i++) sum += p->kinds[i].seconds, calls += p->kinds[i].calls;
+    printf("  %-34s %7s %12s %7s\n", "operation", "calls", "ms", "share");
+    for (int i = 0; i < p->count; i++) {
+        const kind *k = &p->kinds[i];
+        printf("  %-34s %7d %12.3f %5.1f %%", k->name, k->calls, k->seconds * 1e3, 100 * k->seconds / sum);
+        if (k->operations > 0)
+            printf(" %9.1f %cFLOP/s", k->operations / k->seconds * (b->plugin ? 1e-12 : 1e-9), b->plugin ? 'T' : 'G');
+        printf(" %9.1f GB/s\n", k->bytes / k->seconds * 1e-9);
+        json_array_append_new(b->results, json_pack("{s:s, s:s, s:f, s:i, s:f, s:f}", "what", "profile", "size", k->name, "seconds",
+                                                    k->seconds, "calls", k->calls, "operations", k->operations, "bytes", k->bytes));
+    }
+    printf("  %s %s: %.3f ms in %d operations, each waited for (%.1f us apiece taken off; %.3f ms by the clock on the wall)\n",
+           what, size, sum * 1e3, calls, p->empty * 1e6, whole * 1e3);
+    fflush(stdout);
+}
+
+sl_code bench_profile(bench_net *n, const char *what, const char *size, bench_run_fn *run, void *arg, sl_err *err)
+{
+    profile *p = calloc(1, sizeof *p);
+    if (!p) return sl_fail(err, SL_NOMEM, "%s %s: no memory for a profile", what, size);
+    const sl_ops *counted = n->ctx.ops;
+    sl_ops clocked = *n->b->body;
+    clocked.zero = zero, clocked.copy = copy, clocked.add = add, clocked.linear = linear;
+    clocked.layernorm = layernorm, clocked.layernorm_modulate = layernorm_modulate;
+    clocked.rmsnorm = rmsnorm, clocked.rmsnorm_rope = rmsnorm_rope, clocked.gated_add = gated_add;
+    clocked.attention = attention, clocked.patchify = patchify, clocked.unpatchify = unpatchify;
+    p->work.body = n->b->body;
+    p->empty = empty_operation(&n->ctx, n->b->body);
+    n->ctx.ops = &clocked;
+    n->ctx.tap_user = p;
+    const int64_t from = sl_now_ns();
+    run(arg);
+    sl_sync(&n->ctx);
+    const double whole = seconds_since(from);
+    n->ctx.ops = counted;
+    n->ctx.tap_user = &n->work;
+    if (sl_ctx_error(&n->ctx, err)) sl_context(err, err->code, "%s %s, operation by operation", what, size);
+    else tell(n->b, p, what, size, whole);
+    const sl_code rc = err->code;
+    free(p);
+    return rc;
+}
