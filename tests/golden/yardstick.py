@@ -4,7 +4,7 @@
 A kind names three dtypes, for example bf16,bf16,fp32; the default is all that README.md lists. The VAE has its dtype both ways: the
 condition is encoded in it and the frames are decoded in it. Prints, for the cases without First Block Cache, the errors of CLIP, of
 the condition and of the latents after each step (relative L2), and the frames' (dB PSNR at 8 bits). On the CPU, about half a minute
-a kind. Needs torch, diffusers, transformers, safetensors and Pillow."""
+a kind. Needs torch, torchvision (CLIP's pixels differ a little without), diffusers, transformers, safetensors and Pillow."""
 import json, os, sys
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
