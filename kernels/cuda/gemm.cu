@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { ALGORITHMS = 8, TIMED_RUNS = 3, FEW_ROWS = 8, TILE = 16 };
+enum { ALGORITHMS = 16, TIMED_RUNS = 5, FEW_ROWS = 8, TILE = 16 };
 static const double TIMED_FROM = 1e11;               /* operations */
 static const size_t PIECE_BYTES = (size_t)128 << 20; /* float32 sums of a product whose activation cublasLt does not have */
 
