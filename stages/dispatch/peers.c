@@ -214,6 +214,7 @@ void peer_check(dispatcher *d, peer *p)
         if (*p->last_error) snprintf(why, sizeof why, "%s: %.400s", sl_role_name(p->role), p->last_error);
         else snprintf(why, sizeof why, "%s ended %d times in a row (%s): giving up", sl_role_name(p->role), p->failures, how);
         p->state = PEER_BROKEN;
+        if (!*p->last_error) snprintf(p->last_error, sizeof p->last_error, "%s", why); /* for jobs that come later */
         jobs_fail_all(d, hopeless ? p->last_code : SL_SYS, why);
         return;
     }
