@@ -393,18 +393,23 @@ static void conv_weight(sl_loader *l, sl_tensor *out, const source *s, const sl_
     else if ((out->data = take(l, bytes))) put_conv(l, out->data, five, s);
 }
 
+static bool is_matrix(sl_weight_kind kind)
+{
+    return kind == SL_W_MATRIX || kind == SL_W_MATRIX_F32;
+}
+
 /* May the tensor stay where the file is mapped? Matrices as stored; large F32 tables as well. */
 static bool stays_mapped(const sl_tensor *t, sl_weight_kind kind, const source *s)
 {
     if ((uintptr_t)s->data % sl_dtype_size(s->dtype)) return false;
-    return kind == SL_W_MATRIX || (kind == SL_W_FLOAT && s->dtype == SL_F32 && sl_bytes(t) > SLAB / 4);
+    return is_matrix(kind) || (kind == SL_W_FLOAT && s->dtype == SL_F32 && sl_bytes(t) > SLAB / 4);
 }
 
 static void plain_weight(sl_loader *l, sl_tensor *out, sl_weight_kind kind, const source *s, const sl_st_entry *entry,
                          const char *name)
 {
-    sl_dtype dtype = kind == SL_W_FLOAT ? SL_F32 : l->ctx->ops->act;
-    if (kind == SL_W_MATRIX && l->st && on_host(l)) dtype = s->dtype;
+    sl_dtype dtype = kind == SL_W_FLOAT || kind == SL_W_MATRIX_F32 ? SL_F32 : l->ctx->ops->act;
+    if (is_matrix(kind) && l->st && on_host(l)) dtype = s->dtype;
     *out = sl_view(NULL, dtype, out->rank, out->shape);
     if (!on_host(l)) {
         take_later(l, out, sl_bytes(out), false, s, entry, name);

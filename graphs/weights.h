@@ -9,9 +9,10 @@
  * Errors are sticky in the loader: the first is returned by sl_loader_finish, with the tensor's name and both shapes.
  * On the CPU, matrices whose bytes are aligned stay mapped as stored (F32, BF16, F16): nothing is copied, and processes share
  * the page cache; vectors become F32; convolutions are packed.
- * On a device with BF16 activations matrices and vectors become BF16, and nothing is there before sl_loader_finish: it takes one
- * allocation of exactly what was asked for (each tensor at a multiple of 256 bytes), reads the files through the plug-in's loader,
- * or has random numbers made on the device, and sets the data of the tensors where sl_weight left them.
+ * On a device with BF16 activations matrices and vectors become BF16 but for those asked for in F32, and nothing is there before
+ * sl_loader_finish: it takes one allocation of exactly what was asked for (each tensor at a multiple of 256 bytes), reads the
+ * files through the plug-in's loader, or has random numbers made on the device, and sets the data of the tensors where sl_weight
+ * left them.
  * The loader owns all of it: it outlives the network. After an error sl_weight still gives shapes, with NULL data. */
 #ifndef SL_WEIGHTS_H
 #define SL_WEIGHTS_H
@@ -21,19 +22,20 @@
 typedef struct sl_loader sl_loader;
 
 typedef enum {
-    SL_W_MATRIX, /* [N, K] of a linear layer, or an embedding table: the device's matrix dtype */
-    SL_W_VECTOR, /* bias, norm weight: the device's activation dtype (F32 on the CPU) */
-    SL_W_FLOAT,  /* stays F32 everywhere (spec 2.1's fp32 list, VAE gammas, tables) */
-    SL_W_CONV    /* [Co,Ci,kt,kh,kw], or rank 4 [Co,Ci,kh,kw] seen as kt = 1; packed for sl_conv3d */
+    SL_W_MATRIX,    /* [N, K] of a linear layer, or an embedding table: the device's matrix dtype */
+    SL_W_VECTOR,    /* bias, norm weight: the device's activation dtype (F32 on the CPU) */
+    SL_W_FLOAT,     /* stays F32 everywhere (spec 2.1's fp32 list, VAE gammas, tables) */
+    SL_W_CONV,      /* [Co,Ci,kt,kh,kw], or rank 4 [Co,Ci,kh,kw] seen as kt = 1; packed for sl_conv3d */
+    SL_W_MATRIX_F32 /* of a network in float32 everywhere (CLIP, spec 2.5): as SL_W_MATRIX on the CPU, F32 on a device */
 } sl_weight_kind;
 
 /* Component `dir` with safetensors stem `stem`; memory through `ctx`, which must outlive the loader. `label` ("transformer") is
  * put before messages. *out is the caller's to close, after the network is no longer used. */
 sl_code sl_loader_file(sl_loader **out, sl_ctx *ctx, const char *dir, const char *stem, const char *label, sl_err *err);
-/* Counts what the device of ctx->ops would take; without a checkpoint, matrices count as of the activations' dtype. */
+/* Counts what the device of ctx->ops would take; without a checkpoint, matrices count as random ones. */
 sl_code sl_loader_plan(sl_loader **out, sl_ctx *ctx, const char *label, sl_err *err);
 /* A tensor's numbers depend on `seed`, its name and shape alone, on every device: uniform with deviation 1/sqrt(K) for matrices
- * and convolutions, near 1 for norm weights and gammas, near 0 for biases. Matrices have the activations' dtype. */
+ * and convolutions, near 1 for norm weights and gammas, near 0 for biases. SL_W_MATRIX has the activations' dtype. */
 sl_code sl_loader_random(sl_loader **out, sl_ctx *ctx, uint64_t seed, const char *label, sl_err *err);
 /* Elements [first, first + n) of the same numbers for tensor `name` of t's shape, as `dtype` (F32, BF16, F16) in host memory. */
 void sl_weight_random(void *dst, sl_dtype dtype, uint64_t seed, const char *name, const sl_tensor *t, int64_t first, int64_t n);

@@ -419,11 +419,12 @@ void sl_linear(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_ten
     BODY(linear, ctx, y, x, w, b, activation);
 }
 
-/* x and y [N, d] act, d >= 1; y is x or apart. */
-static bool rows_checked(sl_ctx *ctx, const char *op, const sl_tensor *y, const sl_tensor *x, layout lay)
+/* x and y [N, d] of one of these dtypes, d >= 1; y is x or apart. */
+static bool rows_checked(sl_ctx *ctx, const char *op, const sl_tensor *y, const sl_tensor *x, unsigned dtypes, layout lay)
 {
-    return begin(ctx) && tensor(ctx, op, "x", x, 2, ACT, lay) && tensor(ctx, op, "y", y, 2, ACT, lay) && like(ctx, op, "y", y, x) &&
-           in_range(ctx, op, "x's columns", x->shape[1], 1, INT64_MAX) && same_or_apart(ctx, op, "y", y, "x", x);
+    return begin(ctx) && tensor(ctx, op, "x", x, 2, dtypes, lay) && tensor(ctx, op, "y", y, 2, BIT(x->dtype), lay) &&
+           like(ctx, op, "y", y, x) && in_range(ctx, op, "x's columns", x->shape[1], 1, INT64_MAX) &&
+           same_or_apart(ctx, op, "y", y, "x", x);
 }
 
 /* A vector over the columns of x. */
@@ -435,7 +436,7 @@ static bool vector(sl_ctx *ctx, const char *op, const char *arg, const sl_tensor
 void sl_layernorm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, const sl_tensor *b, float eps)
 {
     static const char op[] = "layernorm";
-    if (!rows_checked(ctx, op, y, x, DENSE)) return;
+    if (!rows_checked(ctx, op, y, x, VECTOR, DENSE)) return;
     if ((w || b) && (!vector(ctx, op, "w", w, x, VECTOR) || !vector(ctx, op, "b", b, x, VECTOR))) return;
     BODY(layernorm, ctx, y, x, w, b, eps);
 }
@@ -444,7 +445,7 @@ void sl_layernorm_modulate(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, 
                            float eps)
 {
     static const char op[] = "layernorm_modulate";
-    if (!rows_checked(ctx, op, y, x, DENSE) || !vector(ctx, op, "scale", scale, x, BIT(SL_F32)) ||
+    if (!rows_checked(ctx, op, y, x, ACT, DENSE) || !vector(ctx, op, "scale", scale, x, BIT(SL_F32)) ||
         !vector(ctx, op, "shift", shift, x, BIT(SL_F32)))
         return;
     BODY(layernorm_modulate, ctx, y, x, scale, shift, eps);
@@ -453,7 +454,7 @@ void sl_layernorm_modulate(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, 
 void sl_rmsnorm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, float eps)
 {
     static const char op[] = "rmsnorm";
-    if (!rows_checked(ctx, op, y, x, PITCHED) || !vector(ctx, op, "w", w, x, VECTOR)) return;
+    if (!rows_checked(ctx, op, y, x, ACT, PITCHED) || !vector(ctx, op, "w", w, x, VECTOR)) return;
     BODY(rmsnorm, ctx, y, x, w, eps);
 }
 
@@ -461,7 +462,7 @@ void sl_rmsnorm_rope(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const 
                      const sl_tensor *sin, int heads)
 {
     static const char op[] = "rmsnorm_rope";
-    if (!rows_checked(ctx, op, y, x, PITCHED) || !vector(ctx, op, "w", w, x, VECTOR) ||
+    if (!rows_checked(ctx, op, y, x, ACT, PITCHED) || !vector(ctx, op, "w", w, x, VECTOR) ||
         !in_range(ctx, op, "heads", heads, 1, INT64_MAX) || !divides(ctx, op, "x's columns", x->shape[1], 2 * (int64_t)heads) ||
         !tensor(ctx, op, "cos", cos, 2, BIT(SL_F32), DENSE) || !tensor(ctx, op, "sin", sin, 2, BIT(SL_F32), DENSE) ||
         !EXTENTS(op, "cos", cos, x->shape[0], x->shape[1] / heads / 2) ||
@@ -473,7 +474,7 @@ void sl_rmsnorm_rope(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const 
 void sl_gated_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_tensor *gate)
 {
     static const char op[] = "gated_add";
-    if (!rows_checked(ctx, op, y, x, DENSE) || !vector(ctx, op, "gate", gate, x, BIT(SL_F32))) return;
+    if (!rows_checked(ctx, op, y, x, ACT, DENSE) || !vector(ctx, op, "gate", gate, x, BIT(SL_F32))) return;
     BODY(gated_add, ctx, x, y, gate);
 }
 
@@ -481,8 +482,10 @@ void sl_attention(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_
                   float scale, const sl_tensor *bias, bool accumulate)
 {
     static const char op[] = "attention";
-    if (!begin(ctx) || !tensor(ctx, op, "q", q, 2, ACT, PITCHED) || !tensor(ctx, op, "k", k, 2, ACT, PITCHED) ||
-        !tensor(ctx, op, "v", v, 2, ACT, PITCHED) || !tensor(ctx, op, "o", o, 2, ACT, PITCHED))
+    if (!begin(ctx) || !tensor(ctx, op, "q", q, 2, VECTOR, PITCHED)) return;
+    const unsigned dtype = BIT(q->dtype);
+    if (!tensor(ctx, op, "k", k, 2, dtype, PITCHED) || !tensor(ctx, op, "v", v, 2, dtype, PITCHED) ||
+        !tensor(ctx, op, "o", o, 2, dtype, PITCHED))
         return;
     int64_t queries = q->shape[0], keys = k->shape[0], d = q->shape[1];
     if (!in_range(ctx, op, "heads", heads, 1, INT64_MAX) || !in_range(ctx, op, "q's columns", d, 1, INT64_MAX) ||

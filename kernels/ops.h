@@ -112,12 +112,12 @@ void sl_embed(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *table, const int
 /* ---- matrices: DiT, UMT5, CLIP ------------------------------------------------------------------- */
 
 /* y[M,N] = activation(x[M,K] w[N,K]^T + b[N]). x, y rank 2, may be pitched; w matrix weight, dense; b vector
- * or NULL. x and y act, or both F32 with an F32 w (the time embedder). M may be 1. y is not x.
+ * or NULL. x and y act, or both F32 with an F32 w (the time embedder, CLIP). M may be 1. y is not x.
  * Cost 2 M N K operations. */
 void sl_linear(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, const sl_tensor *b,
                sl_activation activation);
 
-/* LayerNorm over the last index, statistics in F32. w, b [d] vectors or both NULL. y may be x. rank 2. */
+/* LayerNorm over the last index, statistics in F32. x, y rank 2, act or both F32; w, b [d] vectors or both NULL; y may be x. */
 void sl_layernorm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, const sl_tensor *b, float eps);
 /* AdaLN: y = LN(x) * (1 + scale) + shift, LN without parameters; scale, shift F32 [d]. y may be x.
  * Source: diffusers transformer_wan.py, WanTransformerBlock.forward. */
@@ -135,9 +135,9 @@ void sl_rmsnorm_rope(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const 
 void sl_gated_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_tensor *gate);
 
 /* o = softmax(q k^T * scale + bias) v per head, full (not causal), softmax in F32, never a whole
- * [Nq, Nk] in memory. q, o [Nq, heads * D]; k, v [Nk, heads * D]; act; each may be pitched; Nk >= 1.
+ * [Nq, Nk] in memory. q, o [Nq, heads * D]; k, v [Nk, heads * D]; all act or all F32; each may be pitched; Nk >= 1.
  * bias: NULL or F32 [heads, Nq + Nk - 1], added at index (key - query + Nq - 1) (UMT5's relative table).
- * accumulate: o += result instead (both rounded to act first). o may not overlap q, k, v. */
+ * accumulate: o += result instead (both rounded to o's dtype first). o may not overlap q, k, v. */
 void sl_attention(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k, const sl_tensor *v, int heads,
                   float scale, const sl_tensor *bias, bool accumulate);
 

@@ -47,7 +47,7 @@ sl_code sl_arena_image(sl_arena *out, const sl_ops *ops, const sl_model *model, 
     size_t kept = sl_mark(&plan);
     if (clip) {
         int64_t side = model->clip.image / model->clip.patch;
-        sl_tensor y = sl_new2(&plan, sl_act(&plan), side * side + 1, model->clip.hidden);
+        sl_tensor y = sl_new2(&plan, SL_F32, side * side + 1, model->clip.hidden);
         sl_clip_encode(&plan, clip, NULL, &y);
         sl_release(&plan, kept);
     }
@@ -63,7 +63,7 @@ sl_code sl_arena_clip(sl_arena *out, const sl_ops *ops, const sl_clip_config *c,
     sl_ctx plan;
     sl_code rc = begin(&plan, &body, ops, err);
     if (rc) return rc;
-    sl_tensor y = sl_new2(&plan, sl_act(&plan), side * side + 1, c->hidden);
+    sl_tensor y = sl_new2(&plan, SL_F32, side * side + 1, c->hidden);
     sl_clip_encode(&plan, m, NULL, &y);
     return end(out, &plan, 0, err);
 }

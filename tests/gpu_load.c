@@ -311,8 +311,10 @@ static const char *const COMPONENTS[][2] = {{"text_encoder", "model"},
                                             {"transformer_2", "diffusion_pytorch_model"},
                                             {"vae", "diffusion_pytorch_model"}};
 
-static sl_weight_kind kind_of(const sl_tensor *t, const char *name, bool vae)
+static sl_weight_kind kind_of(const sl_tensor *t, const char *name, int component)
 {
+    const bool vae = component == 4;
+    if (component == 1) return t->rank == 1 ? SL_W_FLOAT : SL_W_MATRIX_F32; /* CLIP: float32 on a device too */
     if (vae && strstr(name, "gamma")) return SL_W_FLOAT;
     if (vae && t->rank >= 4) return SL_W_CONV;
     if (strstr(name, "table") || strstr(name, "time_embedder")) return SL_W_FLOAT;
@@ -375,7 +377,7 @@ static void each_tensor_of_the_small_model(void **state)
         for (int i = 0; i < n; i++) {
             const sl_st_entry *e = sl_st_at(st, i);
             if (e->t.dtype != SL_F32 && e->t.dtype != SL_BF16 && e->t.dtype != SL_F16) continue;
-            sl_weight_kind kind = kind_of(&e->t, e->name, c == 4);
+            sl_weight_kind kind = kind_of(&e->t, e->name, c);
             sl_weight(l, &w[i], kind, e->t.rank, e->t.shape, "%s", e->name);
             sl_weight(planned, &none, kind, e->t.rank, e->t.shape, "%s", e->name);
         }
@@ -397,7 +399,7 @@ static void each_tensor_of_the_small_model(void **state)
             float *x = claim((size_t)count * 4);
             void *want = claim((size_t)count * 4);
             T_OK(sl_to_floats(x, e->t.data, e->t.dtype, count, &err));
-            if (kind_of(&e->t, e->name, c == 4) == SL_W_CONV) compare_conv(e->name, &w[i], x);
+            if (kind_of(&e->t, e->name, c) == SL_W_CONV) compare_conv(e->name, &w[i], x);
             else {
                 T_OK(sl_from_floats(want, w[i].dtype, x, count, &err));
                 compare(e->name, &w[i], want);
@@ -422,10 +424,11 @@ static void random_weights_are_the_cpus_rounded(void **state)
         sl_weight_kind kind;
         int rank;
         int64_t shape[4];
-    } asked[] = {{"a.weight", SL_W_MATRIX, 2, {1537, 2049}},  {"a.bias", SL_W_VECTOR, 1, {1537}},
-                 {"norm1.weight", SL_W_VECTOR, 1, {5120}},    {"table", SL_W_FLOAT, 3, {1, 6, 333}},
-                 {"time.weight", SL_W_FLOAT, 2, {511, 1023}}, {"one", SL_W_VECTOR, 1, {1}}};
-    enum { N = 6 };
+    } asked[] = {{"a.weight", SL_W_MATRIX, 2, {1537, 2049}},      {"a.bias", SL_W_VECTOR, 1, {1537}},
+                 {"norm1.weight", SL_W_VECTOR, 1, {5120}},        {"table", SL_W_FLOAT, 3, {1, 6, 333}},
+                 {"time.weight", SL_W_FLOAT, 2, {511, 1023}},     {"one", SL_W_VECTOR, 1, {1}},
+                 {"clip.weight", SL_W_MATRIX_F32, 2, {1281, 588}}};
+    enum { N = 7 };
     sl_loader *l = NULL;
     sl_tensor w[N];
     T_OK(sl_loader_random(&l, &ctx, 42, "test", &err));

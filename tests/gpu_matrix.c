@@ -210,6 +210,11 @@ static void products_in_float32(void **state)
         turn += 5;
     }
     linear_once(&p, SL_F32, 1, 5120, 5120, BIAS_F32, SL_ACT_SILU, 0);
+    linear_once(&p, SL_F32, 256, 1280, 588, NO_BIAS, SL_ACT_NONE, 0); /* CLIP's patches, then its layers */
+    linear_once(&p, SL_F32, 257, 1280, 1280, BIAS_F32, SL_ACT_NONE, 0);
+    linear_once(&p, SL_F32, 257, 5120, 1280, BIAS_F32, SL_ACT_GELU_ERF, 0);
+    linear_once(&p, SL_F32, 257, 1280, 5120, BIAS_F32, SL_ACT_NONE, 0);
+    linear_once(&p, SL_F32, 257, 96, 97, BIAS_F32, SL_ACT_GELU_ERF, 5);
     pair_close(&p);
 }
 
@@ -220,7 +225,7 @@ static void products_of_the_networks(void **state)
     pair_open(&p, (size_t)2 << 30);
     linear_once(&p, SL_BF16, 1, 30720, 5120, BIAS_BF16, SL_ACT_NONE, 0);       /* time_proj */
     linear_once(&p, SL_BF16, 512, 5120, 4096, BIAS_BF16, SL_ACT_GELU_TANH, 0); /* text embedder */
-    linear_once(&p, SL_BF16, 257, 1280, 1280, BIAS_BF16, SL_ACT_GELU_ERF, 0);  /* image embedder, CLIP */
+    linear_once(&p, SL_BF16, 257, 1280, 1280, BIAS_BF16, SL_ACT_GELU_ERF, 0);  /* image embedder */
     linear_once(&p, SL_BF16, 512, 10240, 4096, NO_BIAS, SL_ACT_NONE, 0);       /* UMT5 */
     linear_once(&p, SL_BF16, 1560, 1536, 144, BIAS_BF16, SL_ACT_NONE, 0);      /* patch embedding */
     linear_once(&p, SL_BF16, 1560, 64, 5120, BIAS_BF16, SL_ACT_NONE, 0);       /* the head */
@@ -233,28 +238,34 @@ static void products_of_the_networks(void **state)
 
 enum { APART, TOGETHER }; /* q, k, v dense; or columns of one matrix (k and v of one where Nq != Nk) */
 
-static void attention_once(pair *p, int64_t nq, int64_t nk, int heads, int64_t d, bool bias, bool accumulate, int place,
-                           int64_t pad)
+static void attention_in(pair *p, sl_dtype dtype, int64_t nq, int64_t nk, int heads, int64_t d, bool bias, bool accumulate,
+                         int place, int64_t pad)
 {
     int64_t w = heads * d;
-    twin q, k, v, o = matrix(p, SL_BF16, nq, w, pad), table = matrix(p, SL_F32, heads, nq + nk - 1, 0);
+    twin q, k, v, o = matrix(p, dtype, nq, w, pad), table = matrix(p, SL_F32, heads, nq + nk - 1, 0);
     if (place == TOGETHER && nq == nk) {
-        twin all = matrix(p, SL_BF16, nq, 3 * w, 0);
+        twin all = matrix(p, dtype, nq, 3 * w, 0);
         q = part(&all, 0, w), k = part(&all, w, w), v = part(&all, 2 * w, w);
     } else {
-        q = matrix(p, SL_BF16, nq, w, pad);
+        q = matrix(p, dtype, nq, w, pad);
         if (place == TOGETHER) {
-            twin all = matrix(p, SL_BF16, nk, 2 * w, 0);
+            twin all = matrix(p, dtype, nk, 2 * w, 0);
             k = part(&all, 0, w), v = part(&all, w, w);
-        } else k = matrix(p, SL_BF16, nk, w, pad), v = matrix(p, SL_BF16, nk, w, pad);
+        } else k = matrix(p, dtype, nk, w, pad), v = matrix(p, dtype, nk, w, pad);
     }
     float scale = 2 / sqrtf((float)d);
     sl_attention(&p->cpu, &o.c, &q.c, &k.c, &v.c, heads, scale, bias ? &table.c : NULL, accumulate);
     sl_attention(&p->gpu, &o.g, &q.g, &k.g, &v.g, heads, scale, bias ? &table.g : NULL, accumulate);
-    same(p, &o, 4e-3, /* the weights are rounded to bf16, then the result, then the sum */
-         say("attention %lld x %lld, %d heads x %lld, bias %d, accumulate %d, place %d, pad %lld", (long long)nq, (long long)nk,
-             heads, (long long)d, bias, accumulate, place, (long long)pad));
+    same(p, &o, dtype == SL_F32 ? 1e-5 : 4e-3, /* in bf16 the weights are rounded, then the result, then the sum */
+         say("attention %lld x %lld, %d heads x %lld, %s, bias %d, accumulate %d, place %d, pad %lld", (long long)nq, (long long)nk,
+             heads, (long long)d, sl_dtype_tag(dtype), bias, accumulate, place, (long long)pad));
     forget(p);
+}
+
+static void attention_once(pair *p, int64_t nq, int64_t nk, int heads, int64_t d, bool bias, bool accumulate, int place,
+                           int64_t pad)
+{
+    attention_in(p, SL_BF16, nq, nk, heads, d, bias, accumulate, place, pad);
 }
 
 /* The sizes of the DiT must be cuDNN's: a warning about a slower form is a failure. */
@@ -390,7 +401,7 @@ static void generic_attention(void **state)
     (void)state;
     pair p;
     pair_open(&p, (size_t)1 << 30);
-    attention_once(&p, 257, 257, 16, 80, false, false, APART, 0);    /* CLIP */
+    attention_once(&p, 257, 257, 16, 80, false, false, APART, 0);
     attention_once(&p, 900, 900, 1, 384, false, false, TOGETHER, 0); /* the VAE's one head */
     attention_once(&p, 512, 512, 64, 64, true, false, APART, 0);     /* UMT5 */
     attention_once(&p, 37, 37, 4, 64, true, true, TOGETHER, 8);
@@ -400,6 +411,26 @@ static void generic_attention(void **state)
     attention_once(&p, 50, 61, 2, 128, false, true, APART, 4);     /* rows of 8 bytes: not cuDNN's */
     attention_once(&p, 1025, 1025, 64, 64, true, false, APART, 0); /* queries in several pieces */
     attention_once(&p, 300, 20000, 12, 40, false, true, APART, 0); /* heads in several groups */
+    pair_close(&p);
+}
+
+/* CLIP's: nothing is rounded, whatever the head's width. */
+static void attention_in_float32(void **state)
+{
+    (void)state;
+    pair p;
+    pair_open(&p, (size_t)1 << 30);
+    attention_in(&p, SL_F32, 257, 257, 16, 80, false, false, APART, 0); /* the 14B model */
+    attention_in(&p, SL_F32, 257, 257, 4, 32, false, false, APART, 0);  /* small ones */
+    attention_in(&p, SL_F32, 257, 257, 2, 48, false, false, TOGETHER, 0);
+    attention_in(&p, SL_F32, 300, 257, 3, 128, false, false, APART, 0); /* widths that cuDNN takes in bf16 */
+    attention_in(&p, SL_F32, 200, 200, 5, 64, false, true, TOGETHER, 8);
+    attention_in(&p, SL_F32, 1, 1, 2, 64, true, false, APART, 0);
+    attention_in(&p, SL_F32, 37, 37, 4, 64, true, true, TOGETHER, 0);
+    attention_in(&p, SL_F32, 65, 41, 3, 24, true, true, APART, 3); /* nothing aligned */
+    attention_in(&p, SL_F32, 130, 77, 3, 5, false, false, APART, 1);
+    attention_in(&p, SL_F32, 64, 48, 4, 6, false, false, APART, 0);       /* rows aligned, heads not */
+    attention_in(&p, SL_F32, 1025, 1025, 64, 64, false, false, APART, 0); /* queries in several pieces */
     pair_close(&p);
 }
 
@@ -619,6 +650,7 @@ int main(void)
         cmocka_unit_test(fused_attention_of_odd_sizes),
         cmocka_unit_test(the_last_keys_apart),
         cmocka_unit_test(generic_attention),
+        cmocka_unit_test(attention_in_float32),
         cmocka_unit_test(forms_of_attention_agree),
         CASES(gpu),
         cmocka_unit_test(speed_of_the_largest),

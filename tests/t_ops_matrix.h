@@ -170,6 +170,14 @@ static double *doubles(rig *r, int64_t n)
     return own(r, (size_t)n * sizeof(double));
 }
 
+/* The activations' dtype, then F32 where that is another: what LayerNorm, linear and attention take. How many. */
+static int widths(const rig *r, sl_dtype d[2])
+{
+    d[0] = r->act;
+    d[1] = SL_F32;
+    return r->act == SL_F32 ? 1 : 2;
+}
+
 static const int64_t ROWS[] = {0, 1, 3, 5}, DIMS[] = {8, 96, 128, 5120};
 #define EACH(i, list) for (size_t i = 0; i < sizeof list / sizeof *list; i++)
 
@@ -235,15 +243,24 @@ static void linear_is_the_double_product(void **state)
 
 static void linear_of_float32_everywhere(void **state)
 {
-    rig *r = rig_open(state); /* the time embedder: F32 in, F32 weights, F32 out on every device */
-    arg x = IN(r, SL_F32, 1, 256), w = IN(r, SL_F32, 40, 256), b = IN(r, SL_F32, 40), y = output(r, SL_F32, 1, 40, 0);
-    double *want = doubles(r, 40);
-    for (int64_t j = 0; j < 40; j++) {
-        want[j] = b.x[j];
-        for (int64_t c = 0; c < 256; c++) want[j] += (double)x.x[c] * w.x[j * 256 + c];
+    rig *r = rig_open(state); /* the time embedder, CLIP: F32 in, F32 weights, F32 out on every device */
+    static const int64_t M[] = {1, 5, 33, 257};
+    EACH(i, M) for (int act = 0; act < 4; act++)
+    {
+        int64_t m = M[i], pad = act == 3 ? 3 : 0;
+        arg x = columns(r, SL_F32, m, 256, pad), w = IN(r, SL_F32, 41, 256), b = IN(r, SL_F32, 41),
+            y = output(r, SL_F32, m, 41, pad);
+        double *want = doubles(r, m * 41), largest = 0;
+        for (int64_t j = 0; j < m * 41; j++) {
+            double s = b.x[j % 41];
+            for (int64_t c = 0; c < 256; c++) s += (double)x.x[j / 41 * 256 + c] * w.x[j % 41 * 256 + c];
+            largest = fmax(largest, fabs(s));
+            want[j] = activated(s, (sl_activation)act);
+        }
+        sl_linear(&r->ctx, &y.t, &x.t, &w.t, &b.t, (sl_activation)act);
+        check_from(r, &y, want, 16, largest, say("linear of %lld rows in F32, activation %d", (long long)m, act));
+        rig_clear(r);
     }
-    sl_linear(&r->ctx, &y.t, &x.t, &w.t, &b.t, SL_ACT_NONE);
-    check(r, &y, want, 16, "linear in F32");
     rig_close(r);
 }
 
@@ -295,11 +312,11 @@ static void attention_reference(double *o, const float *q, const float *k, const
     free(p);
 }
 
-static void attention_case(rig *r, sizes s, double scale, bool bias, bool accumulate, int64_t pad)
+static void attention_case(rig *r, sl_dtype dtype, sizes s, double scale, bool bias, bool accumulate, int64_t pad)
 {
     int64_t w = s.heads * s.d;
-    arg q = columns(r, r->act, s.nq, w, pad), k = columns(r, r->act, s.nk, w, pad), v = columns(r, r->act, s.nk, w, 2 * pad);
-    arg o = output(r, r->act, s.nq, w, pad), table = IN(r, SL_F32, s.heads, s.nq + s.nk - 1);
+    arg q = columns(r, dtype, s.nq, w, pad), k = columns(r, dtype, s.nk, w, pad), v = columns(r, dtype, s.nk, w, 2 * pad);
+    arg o = output(r, dtype, s.nq, w, pad), table = IN(r, SL_F32, s.heads, s.nq + s.nk - 1);
     double *want = doubles(r, s.nq * w);
     attention_reference(want, q.x, k.x, v.x, s, scale, bias ? table.x : NULL);
     if (accumulate)
@@ -307,8 +324,8 @@ static void attention_case(rig *r, sizes s, double scale, bool bias, bool accumu
     sl_attention(&r->ctx, &o.t, &q.t, &k.t, &v.t, s.heads, (float)scale, bias ? &table.t : NULL, accumulate);
     /* 32: scores reach 4 x sqrt(d), and their float32 rounding goes through exp; a bf16 body rounds the weights as well */
     check(r, &o, want, 32,
-          say("attention %lld x %lld, %d heads x %lld, bias %d, accumulate %d, pad %lld", (long long)s.nq, (long long)s.nk, s.heads,
-              (long long)s.d, bias, accumulate, (long long)pad));
+          say("attention %lld x %lld, %d heads x %lld, %s, bias %d, accumulate %d, pad %lld", (long long)s.nq, (long long)s.nk,
+              s.heads, (long long)s.d, sl_dtype_tag(dtype), bias, accumulate, (long long)pad));
     rig_clear(r);
 }
 
@@ -317,10 +334,14 @@ static void attention_is_the_double_softmax(void **state)
     rig *r = rig_open(state);
     static const sizes AT[] = {{0, 5, 2, 8},     {1, 1, 1, 8},      {1, 200, 2, 128}, {3, 5, 2, 32},      {5, 3, 1, 40},
                                {33, 17, 3, 64},  {130, 200, 2, 64}, {31, 385, 3, 80}, {129, 193, 2, 128}, {257, 257, 1, 80},
-                               {7, 130, 1, 384}, {12, 13, 2, 6},    {9, 4, 5, 1}};
+                               {7, 130, 1, 384}, {12, 13, 2, 6},    {9, 4, 5, 1},     {20, 24, 4, 6}};
+    sl_dtype dtype[2];
     EACH(i, AT)
-    for (int turn = 0; turn < 4; turn++)
-        attention_case(r, AT[i], 2 / sqrt((double)AT[i].d), turn & 1, turn & 2, turn == 3 ? 4 : turn == 1 ? 8 : 0);
+    for (int turn = 0, n = 4 * widths(r, dtype); turn < n; turn++)
+        attention_case(r, dtype[turn / 4], AT[i], 2 / sqrt((double)AT[i].d), turn & 1, turn & 2,
+                       turn % 4 == 3   ? 4
+                       : turn % 4 == 1 ? 8
+                                       : 0);
     rig_close(r);
 }
 
@@ -330,11 +351,15 @@ static void attention_of_huge_scores_picks_one_key(void **state)
     enum { N = 300, D = 8 };
     float k[N * D] = {0}, q[D] = {1};
     for (int i = 0; i < N; i++) k[i * D] = (float)(i == 207 ? 1 : -1);
-    arg qa = GIVEN(r, r->act, q, 1, D), ka = GIVEN(r, r->act, k, N, D), v = IN(r, r->act, N, D), o = output(r, r->act, 1, D, 0);
-    double want[D];
-    for (int c = 0; c < D; c++) want[c] = v.x[207 * D + c];
-    sl_attention(&r->ctx, &o.t, &qa.t, &ka.t, &v.t, 1, 1e4f, NULL, false);
-    check(r, &o, want, 1, "attention to one key");
+    sl_dtype dtype[2];
+    for (int i = 0, n = widths(r, dtype); i < n; i++) {
+        sl_dtype t = dtype[i];
+        arg qa = GIVEN(r, t, q, 1, D), ka = GIVEN(r, t, k, N, D), v = IN(r, t, N, D), o = output(r, t, 1, D, 0);
+        double want[D];
+        for (int c = 0; c < D; c++) want[c] = v.x[207 * D + c];
+        sl_attention(&r->ctx, &o.t, &qa.t, &ka.t, &v.t, 1, 1e4f, NULL, false);
+        check(r, &o, want, 1, "attention to one key");
+    }
     rig_close(r);
 }
 
@@ -363,16 +388,20 @@ static void not_a_number_is_not_lost(void **state)
     rig *r = rig_open(state);
     float bad[64] = {0};
     bad[37] = NAN;
-    arg x = GIVEN(r, r->act, bad, 4, 16), w = IN(r, r->act, 16, 16), y = output(r, r->act, 4, 16, 0), v = IN(r, SL_F32, 16);
     int64_t row = 37 / 16;
-    for (int op = 0; op < 4; op++) {
+    sl_dtype dtype[2];
+    for (int turn = 0, n = 4 * widths(r, dtype) - (r->act != SL_F32); turn < n; turn++) { /* the last of them takes no F32 */
+        int op = turn % 4;
+        sl_dtype d = dtype[turn / 4];
+        arg x = GIVEN(r, d, bad, 4, 16), w = IN(r, d, 16, 16), y = output(r, d, 4, 16, 0), v = IN(r, SL_F32, 16);
         if (op == 0) sl_linear(&r->ctx, &y.t, &x.t, &w.t, NULL, SL_ACT_GELU_TANH);
         if (op == 1) sl_attention(&r->ctx, &y.t, &x.t, &w.t, &w.t, 1, 1, NULL, false);
         if (op == 2) sl_layernorm(&r->ctx, &y.t, &x.t, &v.t, &v.t, 1e-6f);
         if (op == 3) sl_rmsnorm(&r->ctx, &y.t, &x.t, &v.t, 1e-6f);
         float *out = values(r, &y);
         for (int64_t i = 0; i < 64; i++)
-            if (!isnan(out[i]) == (i / 16 == row)) fail_msg("operation %d: element %lld is %g", op, (long long)i, (double)out[i]);
+            if (!isnan(out[i]) == (i / 16 == row))
+                fail_msg("operation %d in %s: element %lld is %g", op, sl_dtype_tag(d), (long long)i, (double)out[i]);
     }
     rig_close(r);
 }
@@ -391,21 +420,25 @@ static void normalise(double *y, const float *x, int64_t d, bool centred, double
 static void layernorm_is_the_double_one(void **state)
 {
     rig *r = rig_open(state);
-    EACH(i, ROWS) EACH(j, DIMS) for (int kind = 0; kind < 6; kind++)
+    sl_dtype dtype[2];
+    EACH(i, ROWS) EACH(j, DIMS) for (int turn = 0, all = 6 * widths(r, dtype); turn < all; turn++)
     {
         int64_t n = ROWS[i], d = DIMS[j];
+        int kind = turn % 6;
         bool in_place = kind >= 3;
-        arg x = IN(r, r->act, n, d), w = IN(r, SL_F32, d), b = IN(r, SL_F32, d), y = in_place ? x : output(r, r->act, n, d, 0);
+        sl_dtype t = dtype[turn / 6];
+        if (t != r->act && kind % 3 == 2) continue; /* the modulated one takes no F32 */
+        arg x = IN(r, t, n, d), w = IN(r, SL_F32, d), b = IN(r, SL_F32, d), y = in_place ? x : output(r, t, n, d, 0);
         double *want = doubles(r, n * d);
-        for (int64_t t = 0; t < n; t++) {
-            normalise(want + t * d, x.x + t * d, d, true, 1e-5);
+        for (int64_t k = 0; k < n; k++) {
+            normalise(want + k * d, x.x + k * d, d, true, 1e-5);
             for (int64_t c = 0; c < d && kind % 3; c++)
-                want[t * d + c] = want[t * d + c] * ((kind % 3 == 2) + (double)w.x[c]) + b.x[c];
+                want[k * d + c] = want[k * d + c] * ((kind % 3 == 2) + (double)w.x[c]) + b.x[c];
         }
         if (kind % 3 == 0) sl_layernorm(&r->ctx, &y.t, &x.t, NULL, NULL, 1e-5f);
         if (kind % 3 == 1) sl_layernorm(&r->ctx, &y.t, &x.t, &w.t, &b.t, 1e-5f);
         if (kind % 3 == 2) sl_layernorm_modulate(&r->ctx, &y.t, &x.t, &w.t, &b.t, 1e-5f);
-        check(r, &y, want, 8, say("layernorm kind %d, %lld x %lld", kind, (long long)n, (long long)d));
+        check(r, &y, want, 8, say("layernorm kind %d, %s, %lld x %lld", kind, sl_dtype_tag(t), (long long)n, (long long)d));
         rig_clear(r);
     }
     rig_close(r);
@@ -414,16 +447,14 @@ static void layernorm_is_the_double_one(void **state)
 static void layernorm_far_from_zero_keeps_its_variance(void **state)
 {
     rig *r = rig_open(state);
-    if (r->act == SL_F32) { /* mean 1000, spread 1: a one-pass variance in float32 would be off by percents */
-        float x[256];
-        t_fill(x, 256, 5);
-        for (int i = 0; i < 256; i++) x[i] += 1000;
-        arg a = GIVEN(r, r->act, x, 1, 256), y = output(r, r->act, 1, 256, 0);
-        double want[256];
-        normalise(want, a.x, 256, true, 1e-6);
-        sl_layernorm(&r->ctx, &y.t, &a.t, NULL, NULL, 1e-6f);
-        check(r, &y, want, 3000, "layernorm around 1000"); /* the mean itself is good to 3e-5 of the spread */
-    }
+    float x[256]; /* mean 1000, spread 1: a one-pass variance in float32 would be off by percents */
+    t_fill(x, 256, 5);
+    for (int i = 0; i < 256; i++) x[i] += 1000;
+    arg a = GIVEN(r, SL_F32, x, 1, 256), y = output(r, SL_F32, 1, 256, 0);
+    double want[256];
+    normalise(want, a.x, 256, true, 1e-6);
+    sl_layernorm(&r->ctx, &y.t, &a.t, NULL, NULL, 1e-6f);
+    check(r, &y, want, 3000, "layernorm around 1000"); /* the mean itself is good to 3e-5 of the spread */
     rig_close(r);
 }
 

@@ -221,6 +221,8 @@ static void devices_add_up(void **state)
         assert_true(of(p, COMPUTING[i], "context_bytes") > 512 * MIB);
     }
     about(of(p, "denoise", "weight_bytes"), DIT_PARAMETERS * 2 + (int64_t)29196800 * 2, 4 * MIB); /* bf16, but for the fp32 list */
+    about(of(p, "image", "weight_bytes"), (int64_t)611086080 * 4 + (int64_t)53595872 * 2,
+          8 * MIB); /* CLIP is float32 (spec 2.5); convolutions are padded to whole tiles */
     assert_int_equal(of(p, "denoise", "mapped_bytes"), 0);
     assert_int_equal(wanted(p, "cuda:0"), gpu);
     assert_int_equal(of(p, "mux", "device_slot_bytes"), 0); /* frames go to host memory */

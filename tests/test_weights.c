@@ -386,6 +386,50 @@ static void a_device_takes_one_allocation_as_planned(void **state)
     (void)state;
 }
 
+/* A matrix for float32 arithmetic: as stored on the CPU, F32 on a device, whatever the file holds. */
+static void float32_matrices_are_f32_on_a_device(void **state)
+{
+    const float x[12] = {1, -2, 0x1p-20f, 1.0009765625f, 5, 6, 7, 8, 9, 10, 11, 12};
+    const sl_dtype D[] = {SL_F32, SL_BF16, SL_F16};
+    const char *const names[] = {"f32", "bf16", "f16"};
+    char raw[3][48];
+    sl_tensor stored[3], here, there, counted;
+    sl_loader *a = NULL, *b = NULL, *c = NULL;
+    sl_ops table = sl_ops_plan_of(&small_ops);
+    sl_ctx counting;
+    for (int i = 0; i < 3; i++) {
+        T_OK(sl_from_floats(raw[i], D[i], x, 12, &err));
+        stored[i] = sl_view2(raw[i], D[i], 3, 4);
+    }
+    save(3, names, stored);
+    T_OK(sl_ctx_open(&counting, &table, 0, &err));
+    for (int i = 0; i < 3; i++) {
+        float want[12];
+        T_OK(sl_to_floats(want, raw[i], D[i], 12, &err));
+        T_OK(sl_loader_file(&a, &cpu, dir, "m", "test", &err));
+        T_OK(sl_loader_file(&b, &small, dir, "m", "test", &err));
+        T_OK(sl_loader_plan(&c, &counting, "test", &err));
+        sl_weight(a, &here, SL_W_MATRIX_F32, 2, SHAPE(3, 4), "%s", names[i]);
+        sl_weight(b, &there, SL_W_MATRIX_F32, 2, SHAPE(3, 4), "%s", names[i]);
+        sl_weight(c, &counted, SL_W_MATRIX_F32, 2, SHAPE(3, 4), "%s", names[i]);
+        T_OK(sl_loader_finish(a, &err));
+        T_OK(sl_loader_finish(b, &err));
+        T_OK(sl_loader_finish(c, &err));
+        assert_int_equal(here.dtype, D[i]);
+        assert_int_equal(sl_loader_mapped(a), sl_bytes(&here));
+        assert_memory_equal(here.data, raw[i], sl_bytes(&here));
+        assert_int_equal(there.dtype, SL_F32);
+        assert_int_equal(counted.dtype, SL_F32);
+        assert_memory_equal(there.data, want, sizeof want);
+        assert_int_equal(sl_loader_bytes(c), sl_loader_bytes(b));
+        sl_loader_close(&a);
+        sl_loader_close(&b);
+        sl_loader_close(&c);
+    }
+    sl_ctx_close(&counting);
+    (void)state;
+}
+
 /* Each tensor of a sharded checkpoint on a device: what the file holds, rounded. */
 static void a_checkpoint_arrives_whole(void **state)
 {
@@ -582,6 +626,7 @@ int main(void)
         T(a_cancelled_load_ends),
         T(a_plan_counts_what_loading_takes),
         T(a_device_takes_one_allocation_as_planned),
+        T(float32_matrices_are_f32_on_a_device),
         T(a_checkpoint_arrives_whole),
         T(a_plan_tells_what_is_asked_for),
         T(random_weights_have_the_right_scale),

@@ -11,7 +11,8 @@
  * over q and o. From SPLIT_FROM keys on, compute capability 9.0 and later; SLUICE_ATTENTION_SPLIT=0 does without, =N: from N keys
  * on, anywhere.
  * GENERIC: everything else. Scores of some heads and queries in F32 (cublasLt), softmax in F32, weights rounded to bf16 as fused
- * kernels round them, the product with v (cublasLt). At most SCORE_BYTES of scratch.
+ * kernels round them, the product with v (cublasLt). At most SCORE_BYTES of scratch. F32 q, k, v and o (CLIP) always go this way,
+ * with weights in F32.
  * SLUICE_ATTENTION=generic, unified or composite keeps to one of the three. Where cuDNN has nothing, generic takes over and the
  * log says so once. */
 #include "kernels/cuda/cuda.h"
@@ -406,18 +407,39 @@ static attn_plan *plan_of(sl_ctx *ctx, const fused_shape *s)
 
 enum { SOFTMAX_THREADS = 256 };
 
+/* exp as good as weights of type T need it. */
+template <class T> __device__ __forceinline__ float exponential(float x);
+template <> __device__ __forceinline__ float exponential<bf16>(float x)
+{
+    return __expf(x);
+}
+template <> __device__ __forceinline__ float exponential<float>(float x)
+{
+    return expf(x);
+}
+
+__device__ __forceinline__ void put_weight(bf16 *p, float x)
+{
+    *p = __float2bfloat16_rn(x);
+}
+__device__ __forceinline__ void put_weight(float *p, float x)
+{
+    *p = x;
+}
+
 /* The maximum and the sum of exp(x - maximum) of two parts of a row. */
-__device__ __forceinline__ void merge(float *top, float *sum, float other_top, float other_sum)
+template <class T> __device__ __forceinline__ void merge(float *top, float *sum, float other_top, float other_sum)
 {
     float high = fmaxf(*top, other_top), down = high == -INFINITY ? 0 : high; /* -INFINITY: two empty parts, or NaN alone */
-    *sum = *sum * __expf(*top - down) + other_sum * __expf(other_top - down);
+    *sum = *sum * exponential<T>(*top - down) + other_sum * exponential<T>(other_top - down);
     *top = high;
 }
 
 /* p = softmax(score + bias) of one row: x the query, y the head. bias: at the first query of this call, first head; its row of
  * one query starts one element before that of the query above it. Columns nk .. ld of p become zero. */
+template <class T>
 __global__ void __launch_bounds__(SOFTMAX_THREADS)
-    softmax_kernel(bf16 *p, const float *score, int64_t ld, int nk, const float *bias, int64_t bias_head)
+    softmax_kernel(T *p, const float *score, int64_t ld, int nk, const float *bias, int64_t bias_head)
 {
     __shared__ float tops[SOFTMAX_THREADS / 32], sums[SOFTMAX_THREADS / 32];
     const int64_t row = (int64_t)blockIdx.y * gridDim.x + blockIdx.x;
@@ -427,26 +449,26 @@ __global__ void __launch_bounds__(SOFTMAX_THREADS)
     for (int j = threadIdx.x; j < nk; j += SOFTMAX_THREADS) {
         float x = s[j] + (bias ? bias[j] : 0);
         if (x > top) {
-            sum *= __expf(top - x);
+            sum *= exponential<T>(top - x);
             top = x;
         }
-        sum += __expf(x - top); /* a NaN stays in the sum */
+        sum += exponential<T>(x - top); /* a NaN stays in the sum */
     }
 #pragma unroll
     for (int d = 16; d; d /= 2) {
         float other_top = __shfl_xor_sync(0xffffffffu, top, d), other_sum = __shfl_xor_sync(0xffffffffu, sum, d);
-        merge(&top, &sum, other_top, other_sum);
+        merge<T>(&top, &sum, other_top, other_sum);
     }
     if (threadIdx.x % 32 == 0) tops[threadIdx.x / 32] = top, sums[threadIdx.x / 32] = sum;
     __syncthreads();
     top = tops[0], sum = sums[0];
 #pragma unroll
-    for (int i = 1; i < SOFTMAX_THREADS / 32; i++) merge(&top, &sum, tops[i], sums[i]);
+    for (int i = 1; i < SOFTMAX_THREADS / 32; i++) merge<T>(&top, &sum, tops[i], sums[i]);
     const float part = 1 / sum;
     p += row * ld;
     for (int j = threadIdx.x; j < ld; j += SOFTMAX_THREADS) {
-        float x = j < nk ? __expf(s[j] + (bias ? bias[j] : 0) - top) * part : 0;
-        p[j] = __float2bfloat16_rn(x);
+        float x = j < nk ? exponential<T>(s[j] + (bias ? bias[j] : 0) - top) * part : 0;
+        put_weight(p + j, x);
     }
 }
 
@@ -648,7 +670,7 @@ template <int D> static void launch_last_keys(sl_ctx *ctx, const last_keys *a, i
     }
 }
 
-/* o += r in F32, rounded; r dense [rows, cols], both bf16. A thread eight columns, or one. */
+/* o += r in F32, rounded; r dense [rows, cols]. A thread eight columns of bf16, or one of either. */
 __global__ void add_eights_kernel(bf16 *o, int64_t pitch, const bf16 *r, int64_t n8, int cols8)
 {
     int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
@@ -673,6 +695,12 @@ __global__ void add_kernel(bf16 *o, int64_t pitch, const bf16 *r, int64_t n, int
     *to = __float2bfloat16_rn(__bfloat162float(*to) + __bfloat162float(r[i]));
 }
 
+__global__ void add_floats_kernel(float *o, int64_t pitch, const float *r, int64_t n, int cols)
+{
+    int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) o[i / cols * pitch + i % cols] += r[i];
+}
+
 static bool even(const void *p, int64_t pitch)
 {
     return (uintptr_t)p % 16 == 0 && pitch % 8 == 0;
@@ -687,28 +715,38 @@ static void add(sl_ctx *ctx, bf16 *o, int64_t pitch, const bf16 *r, int64_t rows
     SL_LAUNCHED(ctx, "adding attention's result");
 }
 
+static void add(sl_ctx *ctx, float *o, int64_t pitch, const float *r, int64_t rows, int64_t cols)
+{
+    int64_t n = rows * cols;
+    add_floats_kernel<<<(unsigned)((n + 255) / 256), 256, 0, ctx->stream>>>(o, pitch, r, n, (int)cols);
+    SL_LAUNCHED(ctx, "adding attention's result");
+}
+
 /* ---- the operation ----------------------------------------------------------------------------------------- */
 
-/* The arguments of sl_attention. */
-struct attention {
-    const bf16 *q, *k, *v;
-    bf16 *o;
+/* The arguments of sl_attention; T: bf16 or float. */
+template <class T> struct arguments {
+    const T *q, *k, *v;
+    T *o;
     int64_t nq, nk, heads, d, q_pitch, k_pitch, v_pitch, o_pitch;
     const float *bias;
     float scale;
     bool accumulate;
 };
+typedef arguments<bf16> attention;
 
 /* Queries first .. first + n of heads head .. head + heads, to o (of that query and head). */
-static void generic_piece(sl_ctx *ctx, const attention *a, int64_t head, int64_t heads, int64_t first, int64_t n, int64_t ld,
-                          float *score, bf16 *weight, bf16 *o, int64_t o_pitch)
+template <class T>
+static void generic_piece(sl_ctx *ctx, const arguments<T> *a, int64_t head, int64_t heads, int64_t first, int64_t n, int64_t ld,
+                          float *score, T *weight, T *o, int64_t o_pitch)
 {
+    const sl_dtype dtype = sizeof(T) == sizeof(float) ? SL_F32 : SL_BF16;
     sl_cuda_product s = {}, r = {};
     s.m = n, s.n = a->nk, s.k = a->d;
     s.a = a->q + first * a->q_pitch + head * a->d, s.lda = a->q_pitch, s.step_a = a->d;
     s.b = a->k + head * a->d, s.ldb = a->k_pitch, s.step_b = a->d;
     s.c = score, s.ldc = ld, s.step_c = n * ld;
-    s.batch = (int)heads, s.in = SL_BF16, s.out = SL_F32, s.alpha = a->scale;
+    s.batch = (int)heads, s.in = dtype, s.out = SL_F32, s.alpha = a->scale;
     sl_cuda_multiply(ctx, &s);
     if (ctx->err.code) return;
     int64_t table = a->nq + a->nk - 1;
@@ -719,7 +757,7 @@ static void generic_piece(sl_ctx *ctx, const attention *a, int64_t head, int64_t
     r.a = weight, r.lda = ld, r.step_a = n * ld;
     r.b = a->v + head * a->d, r.ldb = a->v_pitch, r.step_b = a->d, r.across = true;
     r.c = o, r.ldc = o_pitch, r.step_c = a->d;
-    r.batch = (int)heads, r.in = r.out = SL_BF16, r.alpha = 1;
+    r.batch = (int)heads, r.in = r.out = dtype, r.alpha = 1;
     sl_cuda_multiply(ctx, &r);
 }
 
@@ -733,26 +771,26 @@ static size_t whole(size_t bytes) /* the next part of scratch starts aligned */
     return (bytes + 255) / 256 * 256;
 }
 
-static void generic(sl_ctx *ctx, const attention *a)
+template <class T> static void generic(sl_ctx *ctx, const arguments<T> *a)
 {
-    int64_t ld = (a->nk + 7) / 8 * 8, row = ld * (int64_t)(sizeof(float) + sizeof(bf16)); /* bytes of a query of one head */
+    int64_t ld = (a->nk + 7) / 8 * 8, row = ld * (int64_t)(sizeof(float) + sizeof(T)); /* bytes of a query of one head */
     int64_t heads = least(a->heads, (int64_t)SCORE_BYTES / (row * least(a->nq, 256)));
     if (heads < 1) heads = 1;
     int64_t n = least(a->nq, (int64_t)SCORE_BYTES / (row * heads));
     if (n > 64 && n < a->nq) n = n / 64 * 64;
     if (n < 1) n = 1;
-    size_t scores = whole((size_t)(heads * n * ld) * sizeof(float)), weights = whole((size_t)(heads * n * ld) * sizeof(bf16));
-    char *at = (char *)sl_cuda_scratch(ctx, scores + weights + (a->accumulate ? (size_t)(n * heads * a->d) * sizeof(bf16) : 0));
+    size_t scores = whole((size_t)(heads * n * ld) * sizeof(float)), weights = whole((size_t)(heads * n * ld) * sizeof(T));
+    char *at = (char *)sl_cuda_scratch(ctx, scores + weights + (a->accumulate ? (size_t)(n * heads * a->d) * sizeof(T) : 0));
     if (!at) return;
-    bf16 *aside = (bf16 *)(at + scores + weights);
+    T *aside = (T *)(at + scores + weights);
     for (int64_t h = 0; h < a->heads; h += heads)
         for (int64_t i = 0; i < a->nq && !ctx->err.code; i += n) {
             int64_t hs = least(heads, a->heads - h), rows = least(n, a->nq - i);
-            bf16 *o = a->o + i * a->o_pitch + h * a->d;
+            T *o = a->o + i * a->o_pitch + h * a->d;
             if (a->accumulate) {
-                generic_piece(ctx, a, h, hs, i, rows, ld, (float *)at, (bf16 *)(at + scores), aside, hs * a->d);
+                generic_piece(ctx, a, h, hs, i, rows, ld, (float *)at, (T *)(at + scores), aside, hs * a->d);
                 if (!ctx->err.code) add(ctx, o, a->o_pitch, aside, rows, hs * a->d);
-            } else generic_piece(ctx, a, h, hs, i, rows, ld, (float *)at, (bf16 *)(at + scores), o, a->o_pitch);
+            } else generic_piece(ctx, a, h, hs, i, rows, ld, (float *)at, (T *)(at + scores), o, a->o_pitch);
         }
 }
 
@@ -827,29 +865,42 @@ static void fused(sl_ctx *ctx, const attention *a)
     }
 }
 
+template <class T>
+static arguments<T> arguments_of(const sl_tensor *o, const sl_tensor *q, const sl_tensor *k, const sl_tensor *v, int heads,
+                                 float scale, const sl_tensor *bias, bool accumulate)
+{
+    int64_t width = q->shape[1];
+    arguments<T> a = {(const T *)q->data,
+                      (const T *)k->data,
+                      (const T *)v->data,
+                      (T *)o->data,
+                      q->shape[0],
+                      k->shape[0],
+                      heads,
+                      width / heads,
+                      q->pitch,
+                      k->pitch,
+                      v->pitch,
+                      o->pitch,
+                      bias ? (const float *)bias->data : NULL,
+                      scale,
+                      accumulate};
+    if (a.nq == 1) a.q_pitch = a.o_pitch = width; /* the pitch of one row may be anything */
+    if (a.nk == 1) a.k_pitch = a.v_pitch = width;
+    return a;
+}
+
 void sl_cuda_attention(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k, const sl_tensor *v, int heads,
                        float scale, const sl_tensor *bias, bool accumulate)
 {
-    int64_t width = q->shape[1];
-    attention a = {(const bf16 *)q->data,
-                   (const bf16 *)k->data,
-                   (const bf16 *)v->data,
-                   (bf16 *)o->data,
-                   q->shape[0],
-                   k->shape[0],
-                   heads,
-                   width / heads,
-                   q->pitch,
-                   k->pitch,
-                   v->pitch,
-                   o->pitch,
-                   bias ? (const float *)bias->data : NULL,
-                   scale,
-                   accumulate};
+    if (!q->shape[0]) return;
+    if (q->dtype == SL_F32) {
+        arguments<float> f = arguments_of<float>(o, q, k, v, heads, scale, bias, accumulate);
+        generic(ctx, &f);
+        return;
+    }
+    attention a = arguments_of<bf16>(o, q, k, v, heads, scale, bias, accumulate);
     const char *set = getenv("SLUICE_ATTENTION");
-    if (!a.nq) return;
-    if (a.nq == 1) a.q_pitch = a.o_pitch = width; /* the pitch of one row may be anything */
-    if (a.nk == 1) a.k_pitch = a.v_pitch = width;
     bool fits = (a.d == 64 || a.d == 128) && !bias && even(a.q, a.q_pitch) && even(a.k, a.k_pitch) && even(a.v, a.v_pitch) &&
                 even(a.o, a.o_pitch);
     if (!fits || (set && !strcmp(set, "generic"))) generic(ctx, &a);

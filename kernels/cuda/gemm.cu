@@ -55,10 +55,13 @@ void sl_cuda_gemms_free(sl_cuda_gemms *g)
     delete g;
 }
 
-static unsigned alignment(const void *p)
+/* Of the first matrix, and of the others of a batch where `step` elements put them at no multiple of 16 bytes. */
+static unsigned alignment(const void *p, int batch, int64_t step, sl_dtype type)
 {
+    uint64_t bytes = batch > 1 ? (uint64_t)step * sl_dtype_size(type) : 0;
+    uint64_t all = (uint64_t)(uintptr_t)p | (bytes % 16 ? bytes : 0);
     unsigned a = 256;
-    while ((uintptr_t)p % a) a /= 2;
+    while (all % a) a /= 2;
     return a;
 }
 
@@ -76,7 +79,8 @@ static gemm_key key_of(const sl_cuda_product *g)
     k.batch = g->batch;
     if (g->batch > 1) k.step_a = g->step_a, k.step_b = g->step_b, k.step_c = g->step_c;
     k.across = g->across, k.gelu = g->gelu, k.bias = g->bias != NULL, k.in = g->in, k.out = g->out;
-    k.align_a = alignment(g->a), k.align_b = alignment(g->b), k.align_c = alignment(g->c);
+    k.align_a = alignment(g->a, g->batch, g->step_a, g->in), k.align_b = alignment(g->b, g->batch, g->step_b, g->in);
+    k.align_c = alignment(g->c, g->batch, g->step_c, g->out);
     return k;
 }
 

@@ -4,8 +4,8 @@
  * that a weight is fetched once for R rows and one barrier serves R sums. All loads of a block are issued before the first is
  * used: 20 KB a block at d = 5120. R is 2, or 1 where two rows a block would leave multiprocessors idle. Variances are sums of
  * squared differences from the mean, as in the reference, not differences of squares. What does not fit this (odd or unaligned
- * rows, more than 5120 columns, weights of two dtypes, other head sizes) takes the plain kernels, which read a row two or three
- * times. */
+ * rows, more than 5120 columns, weights of two dtypes, other head sizes, LayerNorm of F32 rows) takes the plain kernels, which read
+ * a row two or three times. */
 #include "kernels/cuda/device.cuh"
 
 enum { ROW_THREADS = 128, ROW_WARPS = ROW_THREADS / 32, PLAIN_THREADS = 256, PLAIN_WARPS = PLAIN_THREADS / 32, MAX_VECTORS = 5 };
@@ -167,7 +167,7 @@ __device__ __forceinline__ float at(columns v, int64_t c)
 }
 
 /* A block's sum of (x - mean)^2, or of x where `plain`, over one row. */
-__device__ float row_sum(const bf16 *x, int64_t d, float mean, bool plain, float (&shared)[1][PLAIN_WARPS])
+template <class T> __device__ float row_sum(const T *x, int64_t d, float mean, bool plain, float (&shared)[1][PLAIN_WARPS])
 {
     float sum[1] = {0};
     for (int64_t c = threadIdx.x; c < d; c += PLAIN_THREADS) {
@@ -178,8 +178,9 @@ __device__ float row_sum(const bf16 *x, int64_t d, float mean, bool plain, float
     return sum[0];
 }
 
+template <class T>
 __global__ void __launch_bounds__(PLAIN_THREADS)
-    layernorm_plain_kernel(bf16 *y, const bf16 *x, columns w, columns b, int64_t d, float one, float eps)
+    layernorm_plain_kernel(T *y, const T *x, columns w, columns b, int64_t d, float one, float eps)
 {
     __shared__ float shared[2][1][PLAIN_WARPS];
     x += (int64_t)blockIdx.x * d;
@@ -256,16 +257,23 @@ static void layernorm_held(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, 
     });
 }
 
+template <class T>
+static void layernorm_plain(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, const sl_tensor *b, int one,
+                            float eps)
+{
+    layernorm_plain_kernel<<<(unsigned)x->shape[0], PLAIN_THREADS, 0, ctx->stream>>>(
+        (T *)y->data, (const T *)x->data, columns_of(w), columns_of(b), x->shape[1], (float)one, eps);
+}
+
 /* one: 1 adds it to w, 0 does not. */
 static void layernorm(sl_ctx *ctx, const char *what, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, const sl_tensor *b,
                       int one, float eps)
 {
-    int64_t rows = x->shape[0], d = x->shape[1];
-    if (!rows) return;
-    if (held(y, x) && !w) layernorm_held<void, 0>(ctx, y, x, w, b, eps);
+    if (!x->shape[0]) return;
+    if (x->dtype == SL_F32) layernorm_plain<float>(ctx, y, x, w, b, one, eps);
+    else if (held(y, x) && !w) layernorm_held<void, 0>(ctx, y, x, w, b, eps);
     else if (!held(y, x) || w->dtype != b->dtype || !aligned16(w->data, b->data) || (one && w->dtype != SL_F32))
-        layernorm_plain_kernel<<<(unsigned)rows, PLAIN_THREADS, 0, ctx->stream>>>((bf16 *)y->data, (const bf16 *)x->data,
-                                                                                  columns_of(w), columns_of(b), d, (float)one, eps);
+        layernorm_plain<bf16>(ctx, y, x, w, b, one, eps);
     else if (one) layernorm_held<float, 1>(ctx, y, x, w, b, eps);
     else if (w->dtype == SL_F32) layernorm_held<float, 0>(ctx, y, x, w, b, eps);
     else layernorm_held<bf16, 0>(ctx, y, x, w, b, eps);

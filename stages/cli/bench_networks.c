@@ -273,7 +273,7 @@ static void run_image(void *arg)
 {
     image *i = arg;
     const size_t mark = sl_mark(&i->n.ctx);
-    sl_tensor y = sl_new2(&i->n.ctx, sl_act(&i->n.ctx), i->tokens, i->n.b->model.clip.hidden);
+    sl_tensor y = sl_new2(&i->n.ctx, SL_F32, i->tokens, i->n.b->model.clip.hidden);
     sl_clip_encode(&i->n.ctx, i->m, i->pixels, &y);
     sl_release(&i->n.ctx, mark);
 }

@@ -83,7 +83,7 @@ static void run_attention(void *arg)
 }
 
 /* dim: of one head. */
-enum { BIAS = 1, ADDED = 2 };
+enum { BIAS = 1, ADDED = 2, FLOATS = 4 }; /* FLOATS: in float32, whatever the device's activations are */
 static sl_code time_attention(bench *b, const char *what, int64_t nq, int64_t nk, int heads, int dim, int how, sl_err *err)
 {
     char size[64];
@@ -91,7 +91,7 @@ static sl_code time_attention(bench *b, const char *what, int64_t nq, int64_t nk
     sl_code rc = bench_net_open(&o.n, b, NULL, err);
     if (rc) return rc;
     sl_ctx *ctx = &o.n.ctx;
-    const sl_dtype act = sl_act(ctx);
+    const sl_dtype act = how & FLOATS ? SL_F32 : sl_act(ctx);
     const int64_t d = (int64_t)heads * dim;
     o.q = bench_tensor(&o.n, act, nq, d, 1);
     o.k = bench_tensor(&o.n, act, nk, d, 1);
@@ -146,7 +146,7 @@ sl_code bench_attention(bench *b, sl_err *err)
         rc = time_attention(b, "VAE", (int64_t)(last->w / 8) * (last->h / 8), (int64_t)(last->w / 8) * (last->h / 8), 1,
                             a->decoder_base * a->mult[3], 0, err);
     if (!rc) rc = time_attention(b, "UMT5", 512, 512, t->heads, t->d_kv, BIAS, err);
-    if (!rc && side) rc = time_attention(b, "CLIP", side * side + 1, side * side + 1, v->heads, v->hidden / v->heads, 0, err);
+    if (!rc && side) rc = time_attention(b, "CLIP", side * side + 1, side * side + 1, v->heads, v->hidden / v->heads, FLOATS, err);
     return rc;
 }
 

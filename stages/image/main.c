@@ -112,7 +112,7 @@ static sl_code clip_tokens(image_stage *s, images *im, const sl_msg_job *msg, sl
     if (!rc) rc = sl_stage_turn_begin(s->st, SL_TURN_PIECE, "clip", 1, err);
     t0 = sl_now_ns();
     for (int i = 0; i < count && !rc; i++) {
-        sl_tensor out = sl_new2(&s->ctx, sl_act(&s->ctx), tokens, c->hidden), rows = sl_rows(&im->clip, i * tokens, tokens);
+        sl_tensor out = sl_new2(&s->ctx, SL_F32, tokens, c->hidden), rows = sl_rows(&im->clip, i * tokens, tokens);
         sl_clip_encode(&s->ctx, s->clip, pixels + (size_t)i * n, &out);
         sl_copy(&s->ctx, &rows, &out);
         sl_release(&s->ctx, mark);
