@@ -434,6 +434,41 @@ static void attention_in_float32(void **state)
     pair_close(&p);
 }
 
+/* Attention to few keys (attention_few.cu), to be added and as the last keys of more: against the CPU's, and the old way too. */
+static void few_keys(void **state)
+{
+    (void)state;
+    static const int64_t NQ[] = {1, 63, 64, 65, 129, 1000, 8447}, NK[] = {1, 15, 16, 17, 80, 120, 127, 128, 255, 257, 272},
+                         LAST[] = {1, 15, 16, 17, 33, 80, 81, 120, 127}, MORE[] = {33, 81, 129, 192, 193, 256, 273};
+    static const int HEADS[] = {1, 3, 40}, PAD[] = {0, 8, 0, 64};
+    pair p;
+    int turn = 0;
+    pair_open(&p, (size_t)1 << 30);
+    EACH(i, NQ) EACH(j, NK)
+    {
+        attention_once(&p, NQ[i], NK[j], NQ[i] > 1000 ? 3 : HEADS[turn % 3], 128, false, true, turn / 3 % 2, PAD[turn % 4]);
+        turn++;
+    }
+    EACH(i, MORE) attention_once(&p, 200, MORE[i], 3, 128, false, true, APART, 0);
+    attention_once(&p, 64, 257, 400, 128, false, true, TOGETHER, 0);  /* several heads a block */
+    attention_once(&p, 2112, 257, 40, 128, false, true, TOGETHER, 0); /* blocks that go on to the next head midway */
+    setenv("SLUICE_ATTENTION_SPLIT", "256", 1);
+    EACH(i, LAST) EACH(j, NQ) /* one plan of cuDNN's for a number of queries: making them takes a second each */
+    {
+        split_once(&p, NQ[j] > 1000 ? 2500 : NQ[j], 384 + LAST[i], j % 3 ? 3 : 1, 128, turn % 4 == 1 ? 8 : 1, turn % 4 == 3 ? 8 : 1,
+                   j == 2, j % 2 ? 8 : 0);
+        turn++;
+    }
+    split_once(&p, 64, 384 + 80, 400, 128, 1, 1, false, 0);
+    split_once(&p, 2112, 384 + 120, 40, 128, 1, 1, false, 0);
+    setenv("SLUICE_ATTENTION_FEW", "0", 1);
+    attention_once(&p, 300, 257, 3, 128, false, true, TOGETHER, 8);
+    EACH(i, LAST) split_once(&p, 1000, 384 + LAST[i], 3, 128, 1, 1, false, 8);
+    unsetenv("SLUICE_ATTENTION_FEW");
+    unsetenv("SLUICE_ATTENTION_SPLIT");
+    pair_close(&p);
+}
+
 /* The three forms, against each other on the device. */
 static void forms_agree(pair *p, int64_t nq, int64_t nk, int heads, int64_t d)
 {
@@ -550,6 +585,52 @@ static void speed_of_the_largest(void **state)
     pair_close(&p);
 }
 
+/* What the kernel for few keys takes, and the old way: 257 keys added, and the last 80 or 120 keys beside 256 others. */
+static void speed_of_few_keys(void **state)
+{
+    (void)state;
+    enum { D = 5120, TIMES = 20 };
+    static const struct {
+        int64_t nq, nk;
+        bool add;
+    } AT[] = {{75600, 257, true},        {8448, 257, true},        {75600, 256, false},  {75600, 256 + 80, false},
+              {32760, 256 + 120, false}, {8448, 256 + 120, false}, {32760, 32760, false}};
+    pair p;
+    sl_err err = {0};
+    size_t free_bytes = 0, total = 0;
+    T_OK(sl_plugin_cuda(&err)->memory(0, &free_bytes, &total, &err));
+    if (free_bytes < (size_t)5 << 30) {
+        print_message("speed: %zu bytes are free, want 5 GiB\n", free_bytes);
+        return;
+    }
+    pair_open(&p, (size_t)4 << 30);
+    EACH(i, AT)
+    {
+        const int64_t nk = AT[i].nk;
+        const int times = nk > 1000 ? 4 : TIMES;
+        double ms[2] = {0, 0};
+        sl_tensor q = noise(&p, AT[i].nq, D), k = noise(&p, nk, D), v = noise(&p, nk, D), o = noise(&p, AT[i].nq, D);
+        if (nk < 1000) setenv("SLUICE_ATTENTION_SPLIT", "256", 1);
+        for (int old = 0; old < 2; old++) {
+            if (old) setenv("SLUICE_ATTENTION_FEW", "0", 1);
+            double from = 0;
+            for (int r = 0; r <= times; r++) {
+                sl_attention(&p.gpu, &o, &q, &k, &v, 40, 0.088388f, NULL, AT[i].add);
+                if (r == 0) sl_sync(&p.gpu), from = seconds();
+            }
+            sl_sync(&p.gpu);
+            ms[old] = (seconds() - from) / times * 1e3;
+        }
+        unsetenv("SLUICE_ATTENTION_FEW");
+        unsetenv("SLUICE_ATTENTION_SPLIT");
+        if (!went_wrong(&p, "attention to few keys"))
+            print_message("speed: attention %lld x %lld, 40 heads x 128, %s: %.3f ms, without attention_few %.3f ms\n",
+                          (long long)AT[i].nq, (long long)nk, AT[i].add ? "added" : "the last keys apart", ms[0], ms[1]);
+        forget(&p);
+    }
+    pair_close(&p);
+}
+
 /* ---- the plug-in ---------------------------------------------------------------------------------------- */
 
 static void too_much_memory_names_both_sizes(void **state)
@@ -649,11 +730,13 @@ int main(void)
         cmocka_unit_test(fused_attention_is_there),
         cmocka_unit_test(fused_attention_of_odd_sizes),
         cmocka_unit_test(the_last_keys_apart),
+        cmocka_unit_test(few_keys),
         cmocka_unit_test(generic_attention),
         cmocka_unit_test(attention_in_float32),
         cmocka_unit_test(forms_of_attention_agree),
         CASES(gpu),
         cmocka_unit_test(speed_of_the_largest),
+        cmocka_unit_test(speed_of_few_keys),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

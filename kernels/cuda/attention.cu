@@ -10,11 +10,14 @@
  * writes each row's log of its sum of exponentials; a kernel of ours then brings in the last keys, fewer than 128, in one pass
  * over q and o. From SPLIT_FROM keys on, compute capability 9.0 and later; SLUICE_ATTENTION_SPLIT=0 does without, =N: from N keys
  * on, anywhere.
+ * FEW KEYS: on Hopper the last keys of heads of 128, and results that are to be added over at most 272 keys (the image's), are a
+ * kernel of attention_few.cu; SLUICE_ATTENTION_FEW=0 does without.
  * GENERIC: everything else. Scores of some heads and queries in F32 (cublasLt), softmax in F32, weights rounded to bf16 as fused
  * kernels round them, the product with v (cublasLt). At most SCORE_BYTES of scratch. F32 q, k, v and o (CLIP) always go this way,
  * with weights in F32.
  * SLUICE_ATTENTION=generic, unified or composite keeps to one of the three. Where cuDNN has nothing, generic takes over and the
  * log says so once. */
+#include "kernels/cuda/attention_few.cuh"
 #include "kernels/cuda/cuda.h"
 
 #include <math.h>
@@ -817,7 +820,10 @@ static void add_last_keys(sl_ctx *ctx, const attention *a, int64_t apart, const 
                    (int)s->nq,
                    (int)apart,
                    a->scale * LOG2_E};
-    if (a->d == 128) launch_last_keys<128>(ctx, &l, (int)a->heads);
+    const sl_attention_few_call few = {l.q,       l.k,     l.v,   l.o,   l.q_pitch, l.k_pitch, l.v_pitch,
+                                       l.o_pitch, l.stats, s->nq, apart, a->heads,  a->scale};
+    if (a->d == 128 && sl_attention_few_can(sl_cuda_of(ctx), &few)) sl_attention_few(ctx, &few);
+    else if (a->d == 128) launch_last_keys<128>(ctx, &l, (int)a->heads);
     else launch_last_keys<64>(ctx, &l, (int)a->heads);
 }
 
@@ -903,6 +909,9 @@ void sl_cuda_attention(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, cons
     const char *set = getenv("SLUICE_ATTENTION");
     bool fits = (a.d == 64 || a.d == 128) && !bias && even(a.q, a.q_pitch) && even(a.k, a.k_pitch) && even(a.v, a.v_pitch) &&
                 even(a.o, a.o_pitch);
+    const sl_attention_few_call few = {a.q,       a.k,  a.v,  a.o,  a.q_pitch, a.k_pitch, a.v_pitch,
+                                       a.o_pitch, NULL, a.nq, a.nk, a.heads,   a.scale};
     if (!fits || (set && !strcmp(set, "generic"))) generic(ctx, &a);
+    else if (accumulate && a.d == 128 && !set && sl_attention_few_can(sl_cuda_of(ctx), &few)) sl_attention_few(ctx, &few);
     else fused(ctx, &a);
 }
