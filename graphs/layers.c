@@ -48,6 +48,11 @@ void sl_apply(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_affi
     sl_linear(ctx, y, x, &a->w, &a->b, activation);
 }
 
+void sl_apply_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_tensor *a, const sl_affine *w, const sl_tensor *gate)
+{
+    sl_linear_add(ctx, x, y, a, &w->w, &w->b, gate);
+}
+
 sl_tensor sl_row(const sl_tensor *t, int64_t i)
 {
     sl_tensor r = sl_rows(t, i, 1);

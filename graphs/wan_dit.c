@@ -1,7 +1,7 @@
 /* wan_dit.c - the Wan diffusion transformer, one forward after the other; per-job tables in the second half.
  *
- * Memory: at 1280x720x81 a tensor of all 75,600 tokens takes 0.8 GB in bf16, so a block keeps only three of them: the tokens x and,
- * during self-attention, all keys and values. Everything else is made and used up some thousand tokens at a time. */
+ * Memory: at 1280x720x81 a tensor of all 75,600 tokens takes 0.8 GB in bf16, so a block keeps only four of them: the tokens x and,
+ * during self-attention, all queries, keys and values. Everything else is made and used up some thousand tokens at a time. */
 #include "graphs/wan_dit.h"
 
 #include <math.h>
@@ -393,7 +393,18 @@ static int64_t smaller(int64_t a, int64_t b)
 #define EACH_CHUNK(first, rows, n, chunk)                                                                                          \
     for (int64_t first = 0, rows = smaller(n, chunk); first < (n); first += rows, rows = smaller((n) - (first), chunk))
 
-/* x += gate * out(attention(LN(x) modulated)): keys and values of all tokens first, then queries chunk by chunk. */
+/* x += gate * branch, `branch` being layer `w` of a; y is memory to work in. A tap sees the branch alone, made once more for it. */
+static void add_branch(sl_ctx *ctx, int i, const char *part, const sl_tensor *x, const sl_tensor *y, const sl_tensor *a,
+                       const sl_affine *w, const sl_tensor *gate)
+{
+    if (i == 0 && ctx->tap) {
+        sl_apply(ctx, y, a, w, SL_ACT_NONE);
+        tap_block(ctx, i, part, y);
+    }
+    sl_apply_add(ctx, x, y, a, w, gate);
+}
+
+/* x += gate * out(attention(LN(x) modulated)): queries, keys and values of all tokens first, then attention chunk by chunk. */
 static void self_attention(sl_ctx *ctx, const forward *f, int i, const sl_tensor *x, const sl_tensor *mod)
 {
     const sl_dit_config *c = &f->m->c;
@@ -401,27 +412,24 @@ static void self_attention(sl_ctx *ctx, const forward *f, int i, const sl_tensor
     const int64_t n = x->shape[0], d = c->dim;
     const sl_tensor shift = sl_row(mod, SHIFT_1), scale = sl_row(mod, SCALE_1), gate = sl_row(mod, GATE_1);
     const size_t mark = sl_mark(ctx);
-    sl_tensor k = sl_new2(ctx, sl_act(ctx), n, d), v = sl_new2(ctx, sl_act(ctx), n, d);
-    sl_tensor norm = sl_new2(ctx, sl_act(ctx), f->chunk, d), query = sl_new2(ctx, sl_act(ctx), f->chunk, d);
+    sl_tensor q = sl_new2(ctx, sl_act(ctx), n, d), k = sl_new2(ctx, sl_act(ctx), n, d), v = sl_new2(ctx, sl_act(ctx), n, d);
+    sl_tensor norm = sl_new2(ctx, sl_act(ctx), f->chunk, d);
 
     EACH_CHUNK (r, rows, n, f->chunk) {
-        const sl_tensor xr = sl_rows(x, r, rows), kr = sl_rows(&k, r, rows), vr = sl_rows(&v, r, rows), s = sl_rows(&norm, 0, rows);
+        const sl_tensor xr = sl_rows(x, r, rows), s = sl_rows(&norm, 0, rows);
+        const sl_tensor qr = sl_rows(&q, r, rows), kr = sl_rows(&k, r, rows), vr = sl_rows(&v, r, rows);
         const sl_tensor c_r = sl_rows(&f->rope->cos, r, rows), s_r = sl_rows(&f->rope->sin, r, rows);
         sl_layernorm_modulate(ctx, &s, &xr, &scale, &shift, c->eps);
         sl_apply(ctx, &kr, &s, &a->k, SL_ACT_NONE);
         sl_rmsnorm_rope(ctx, &kr, &kr, &a->norm_k, c->eps, &c_r, &s_r, c->heads);
+        sl_apply(ctx, &qr, &s, &a->q, SL_ACT_NONE);
+        sl_rmsnorm_rope(ctx, &qr, &qr, &a->norm_q, c->eps, &c_r, &s_r, c->heads);
         sl_apply(ctx, &vr, &s, &a->v, SL_ACT_NONE);
     }
     EACH_CHUNK (r, rows, n, f->chunk) {
-        const sl_tensor xr = sl_rows(x, r, rows), s = sl_rows(&norm, 0, rows), q = sl_rows(&query, 0, rows);
-        const sl_tensor c_r = sl_rows(&f->rope->cos, r, rows), s_r = sl_rows(&f->rope->sin, r, rows);
-        sl_layernorm_modulate(ctx, &s, &xr, &scale, &shift, c->eps);
-        sl_apply(ctx, &q, &s, &a->q, SL_ACT_NONE);
-        sl_rmsnorm_rope(ctx, &q, &q, &a->norm_q, c->eps, &c_r, &s_r, c->heads);
-        sl_attention(ctx, &s, &q, &k, &v, c->heads, f->scale, NULL, false);
-        sl_apply(ctx, &q, &s, &a->out, SL_ACT_NONE);
-        if (i == 0) tap_block(ctx, i, ".attn1", &q);
-        sl_gated_add(ctx, &xr, &q, &gate);
+        const sl_tensor xr = sl_rows(x, r, rows), qr = sl_rows(&q, r, rows), s = sl_rows(&norm, 0, rows);
+        sl_attention(ctx, &s, &qr, &k, &v, c->heads, f->scale, NULL, false);
+        add_branch(ctx, i, ".attn1", &xr, &qr, &s, &a->out, &gate);
     }
     sl_release(ctx, mark);
 }
@@ -445,9 +453,7 @@ static void cross_attention(sl_ctx *ctx, const forward *f, int i, const sl_tenso
         sl_rmsnorm(ctx, &q, &q, &b->attn2.norm_q, c->eps);
         sl_attention(ctx, &s, &q, &text_k, &text_v, c->heads, f->scale, NULL, false);
         if (f->context->image_tokens) sl_attention(ctx, &s, &q, &image_k, &image_v, c->heads, f->scale, NULL, true);
-        sl_apply(ctx, &q, &s, &b->attn2.out, SL_ACT_NONE);
-        if (i == 0) tap_block(ctx, i, ".attn2", &q);
-        sl_add(ctx, &xr, &xr, &q);
+        add_branch(ctx, i, ".attn2", &xr, &q, &s, &b->attn2.out, NULL);
     }
     sl_release(ctx, mark);
 }
@@ -466,9 +472,7 @@ static void feed_forward(sl_ctx *ctx, const forward *f, int i, const sl_tensor *
         const sl_tensor xr = sl_rows(x, r, rows), s = sl_rows(&norm, 0, rows), h = sl_rows(&hidden, 0, rows);
         sl_layernorm_modulate(ctx, &s, &xr, &scale, &shift, c->eps);
         sl_apply(ctx, &h, &s, &b->ffn_in, SL_ACT_GELU_TANH);
-        sl_apply(ctx, &s, &h, &b->ffn_out, SL_ACT_NONE);
-        if (i == 0) tap_block(ctx, i, ".ffn", &s);
-        sl_gated_add(ctx, &xr, &s, &gate);
+        add_branch(ctx, i, ".ffn", &xr, &s, &h, &b->ffn_out, &gate);
     }
     sl_release(ctx, mark);
 }

@@ -403,19 +403,26 @@ void sl_embed(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *table, const int
 
 /* ---- matrices --------------------------------------------------------------------------------------- */
 
+/* y of x w^T + b; `arg` is what the caller calls x. */
+static bool linear_checked(sl_ctx *ctx, const char *op, const char *arg, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w,
+                           const sl_tensor *b)
+{
+    char columns[16];
+    snprintf(columns, sizeof columns, "%s's columns", arg);
+    if (!begin(ctx) || !tensor(ctx, op, arg, x, 2, VECTOR, PITCHED)) return false;
+    unsigned matrix = ctx->ops->act == SL_F32 ? FLOATS : BIT(x->dtype);
+    return tensor(ctx, op, "y", y, 2, BIT(x->dtype), PITCHED) && tensor(ctx, op, "w", w, 2, matrix, DENSE) &&
+           in_range(ctx, op, columns, x->shape[1], 1, INT64_MAX) && EXTENTS(op, "w", w, w->shape[0], x->shape[1]) &&
+           EXTENTS(op, "y", y, x->shape[0], w->shape[0]) &&
+           (!b || (tensor(ctx, op, "b", b, 1, VECTOR, DENSE) && EXTENTS(op, "b", b, w->shape[0]))) &&
+           apart(ctx, op, "y", y, arg, x) && apart(ctx, op, "y", y, "w", w) && apart(ctx, op, "y", y, "b", b);
+}
+
 void sl_linear(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, const sl_tensor *b,
                sl_activation activation)
 {
     static const char op[] = "linear";
-    if (!begin(ctx) || !tensor(ctx, op, "x", x, 2, VECTOR, PITCHED)) return;
-    unsigned matrix = ctx->ops->act == SL_F32 ? FLOATS : BIT(x->dtype);
-    if (!tensor(ctx, op, "y", y, 2, BIT(x->dtype), PITCHED) || !tensor(ctx, op, "w", w, 2, matrix, DENSE)) return;
-    if (!in_range(ctx, op, "x's columns", x->shape[1], 1, INT64_MAX) || !EXTENTS(op, "w", w, w->shape[0], x->shape[1]) ||
-        !EXTENTS(op, "y", y, x->shape[0], w->shape[0]))
-        return;
-    if (b && (!tensor(ctx, op, "b", b, 1, VECTOR, DENSE) || !EXTENTS(op, "b", b, w->shape[0]))) return;
-    if (!in_range(ctx, op, "activation", activation, SL_ACT_NONE, SL_ACT_SILU)) return;
-    if (!apart(ctx, op, "y", y, "x", x) || !apart(ctx, op, "y", y, "w", w) || !apart(ctx, op, "y", y, "b", b)) return;
+    if (!linear_checked(ctx, op, "x", y, x, w, b) || !in_range(ctx, op, "activation", activation, SL_ACT_NONE, SL_ACT_SILU)) return;
     BODY(linear, ctx, y, x, w, b, activation);
 }
 
@@ -476,6 +483,19 @@ void sl_gated_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_
     static const char op[] = "gated_add";
     if (!rows_checked(ctx, op, y, x, ACT, DENSE) || !vector(ctx, op, "gate", gate, x, BIT(SL_F32))) return;
     BODY(gated_add, ctx, x, y, gate);
+}
+
+void sl_linear_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_tensor *a, const sl_tensor *w, const sl_tensor *b,
+                   const sl_tensor *gate)
+{
+    static const char op[] = "linear_add";
+    if (!linear_checked(ctx, op, "a", y, a, w, b) || !rows_checked(ctx, op, y, x, ACT, DENSE)) return;
+    if (gate && !vector(ctx, op, "gate", gate, x, BIT(SL_F32))) return;
+    if (!apart(ctx, op, "x", x, "y", y) || !apart(ctx, op, "x", x, "a", a) || !apart(ctx, op, "x", x, "w", w)) return;
+    if (!ctx->ops->plan && ctx->ops->linear_add && ctx->ops->linear_add(ctx, x, y, a, w, b, gate)) return;
+    sl_linear(ctx, y, a, w, b, SL_ACT_NONE);
+    if (gate) sl_gated_add(ctx, x, y, gate);
+    else sl_add(ctx, x, x, y);
 }
 
 void sl_attention(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k, const sl_tensor *v, int heads,

@@ -134,6 +134,12 @@ void sl_rmsnorm_rope(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const 
 /* x += y * gate[d]  in F32, one rounding. x, y act [N, d]; gate F32 [d]. */
 void sl_gated_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_tensor *gate);
 
+/* x += (a[M,K] w[N,K]^T + b) * gate[N], a residual branch's last layer: what sl_linear into y, then sl_gated_add (gate NULL: sl_add)
+ * to x do, and a device that can does it in one product, rounding once. x, y act [M, N], dense; y is only memory to work in: what it
+ * holds afterwards is unspecified. gate F32 or NULL; a, w, b as for sl_linear, and apart from x and y. */
+void sl_linear_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_tensor *a, const sl_tensor *w, const sl_tensor *b,
+                   const sl_tensor *gate);
+
 /* o = softmax(q k^T * scale + bias) v per head, full (not causal), softmax in F32, never a whole
  * [Nq, Nk] in memory. q, o [Nq, heads * D]; k, v [Nk, heads * D]; all act or all F32; each may be pitched; Nk >= 1.
  * bias: NULL or F32 [heads, Nq + Nk - 1], added at index (key - query + Nq - 1) (UMT5's relative table).
@@ -214,6 +220,9 @@ struct sl_ops {
     void (*rmsnorm_rope)(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, float, const sl_tensor *,
                          const sl_tensor *, int);
     void (*gated_add)(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *);
+    /* May be NULL; false: nothing was done, for it cannot in one product. */
+    bool (*linear_add)(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *,
+                       const sl_tensor *);
     void (*attention)(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *, int, float,
                       const sl_tensor *, bool);
     void (*patchify)(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *);

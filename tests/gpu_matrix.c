@@ -218,6 +218,36 @@ static void products_in_float32(void **state)
     pair_close(&p);
 }
 
+static void added_once(pair *p, int64_t m, int64_t n, int64_t k, int bias, bool gated, int64_t pad)
+{
+    twin x = matrix(p, SL_BF16, m, n, 0), y = matrix(p, SL_BF16, m, n, 0), a = matrix(p, SL_BF16, m, k, pad),
+         w = matrix(p, SL_BF16, n, k, 0), b = list(p, bias == BIAS_BF16 ? SL_BF16 : SL_F32, n), gate = list(p, SL_F32, n);
+    sl_linear_add(&p->cpu, &x.c, &y.c, &a.c, &w.c, bias ? &b.c : NULL, gated ? &gate.c : NULL);
+    sl_linear_add(&p->gpu, &x.g, &y.g, &a.g, &w.g, bias ? &b.g : NULL, gated ? &gate.g : NULL);
+    same(p, &x, 4e-3, say("linear_add %lld x %lld x %lld, bias %d%s, pad %lld", (long long)m, (long long)n, (long long)k, bias,
+                          gated ? ", gated" : "", (long long)pad));
+    forget(p);
+}
+
+static void products_that_are_added(void **state)
+{
+    (void)state;
+    static const int64_t M[] = {1, 8, 9, 33, 1000}, N[] = {1, 8, 96, 515}, K[] = {1, 36, 64, 2053};
+    pair p;
+    pair_open(&p, (size_t)1 << 30);
+    int turn = 0;
+    EACH(i, M) EACH(j, N) EACH(l, K)
+    {
+        added_once(&p, M[i], N[j], K[l], turn % 3, turn / 3 % 2, turn / 6 % 2 ? 8 : 0);
+        turn += 5; /* of 12 combinations, and 5 does not divide 12 */
+    }
+    for (int bias = 0; bias < 3; bias++)
+        for (int gated = 0; gated < 2; gated++) added_once(&p, 264, 256, 512, bias, gated, 0);
+    added_once(&p, 1560, 1536, 1536, BIAS_BF16, true, 0);
+    added_once(&p, 1560, 1536, 8960, BIAS_BF16, true, 0);
+    pair_close(&p);
+}
+
 static void products_of_the_networks(void **state)
 {
     (void)state;
@@ -230,7 +260,10 @@ static void products_of_the_networks(void **state)
     linear_once(&p, SL_BF16, 1560, 1536, 144, BIAS_BF16, SL_ACT_NONE, 0);      /* patch embedding */
     linear_once(&p, SL_BF16, 1560, 64, 5120, BIAS_BF16, SL_ACT_NONE, 0);       /* the head */
     linear_once(&p, SL_BF16, 3001, 2048, 1024, BIAS_BF16, SL_ACT_GELU_TANH, 0);
-    linear_once(&p, SL_BF16, 4096, 5120, 5120, BIAS_BF16, SL_ACT_NONE, 0); /* large enough to be timed */
+    linear_once(&p, SL_BF16, 4096, 5120, 5120, BIAS_BF16, SL_ACT_NONE, 0);
+    setenv("SLUICE_AUTOTUNE", "1", 1);
+    linear_once(&p, SL_BF16, 4104, 5120, 5120, BIAS_BF16, SL_ACT_NONE, 0); /* large enough to be timed */
+    unsetenv("SLUICE_AUTOTUNE");
     pair_close(&p);
 }
 
@@ -564,6 +597,29 @@ static void speed_of_the_largest(void **state)
                           s * 1e3, 2e-12 * N * (double)AT[i].n * (double)AT[i].k / s);
         forget(&p);
     }
+    for (int way = 0; way < 4; way++) { /* a residual branch's last layer in one product and in two operations */
+        sl_tensor x = noise(&p, 8448, D), a = noise(&p, 8448, D), w = noise(&p, D, D), b = noise(&p, 1, D), y = noise(&p, 8448, D);
+        sl_tensor gate = sl_new1(&p.gpu, SL_F32, D);
+        bool gated = way & 1, once = way & 2, fused = true;
+        b = sl_view1(b.data, SL_BF16, D);
+        sl_zero(&p.gpu, &gate);
+        double from = 0;
+        for (int r = 0; r < 21; r++) {
+            if (once) fused = gpu->linear_add(&p.gpu, &x, &y, &a, &w, &b, gated ? &gate : NULL) && fused;
+            else sl_linear(&p.gpu, &y, &a, &w, &b, SL_ACT_NONE);
+            if (!once && gated) sl_gated_add(&p.gpu, &x, &y, &gate);
+            else if (!once) sl_add(&p.gpu, &x, &x, &y);
+            if (r == 0) sl_sync(&p.gpu), from = seconds();
+        }
+        sl_sync(&p.gpu);
+        if (!went_wrong(&p, "linear_add"))
+            print_message("speed: linear_add 8448 x %d x %d%s, %s: %.3f ms\n", D, D, gated ? ", gated" : "",
+                          !once    ? "two operations"
+                          : !fused ? "refused by cublasLt"
+                                   : "one product",
+                          (seconds() - from) / 20 * 1e3);
+        forget(&p);
+    }
     static const struct {
         int64_t nk;
         bool add;
@@ -726,6 +782,7 @@ int main(void)
         cmocka_unit_test(a_cancelled_context_does_nothing),
         cmocka_unit_test(products_of_every_kind),
         cmocka_unit_test(products_in_float32),
+        cmocka_unit_test(products_that_are_added),
         cmocka_unit_test(products_of_the_networks),
         cmocka_unit_test(fused_attention_is_there),
         cmocka_unit_test(fused_attention_of_odd_sizes),

@@ -485,9 +485,6 @@ static int make_reference(void **state)
 {
     static const plan UNDISTURBED = {.name = "undisturbed", .two_jobs = true};
     (void)state;
-    setenv(
-        "SLUICE_AUTOTUNE", "0",
-        1); /* which algorithm is fastest may come out differently in a process that is started again, and with it the last bits */
     t_run_open(&run);
     t_run_conf(&run, 12, 60, "");
     start(&UNDISTURBED);
@@ -500,7 +497,6 @@ static int make_reference(void **state)
 static int remove_reference(void **state)
 {
     (void)state;
-    unsetenv("SLUICE_AUTOTUNE");
     *strrchr(want, '/') = 0;
     t_rmdir(want);
     return 0;

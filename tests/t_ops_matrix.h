@@ -530,6 +530,33 @@ static void gated_add_scales_each_column(void **state)
     rig_close(r);
 }
 
+static void linear_add_is_linear_and_gated_add(void **state)
+{
+    rig *r = rig_open(state);
+    static const int64_t M[] = {0, 1, 5, 33}, N[] = {8, 96, 515}, K[] = {8, 128};
+    int turn = 0;
+    EACH(i, M) EACH(j, N) EACH(l, K)
+    {
+        int64_t m = M[i], n = N[j], k = K[l];
+        bool gated = turn % 2, bias = turn / 2 % 2;
+        arg x = IN(r, r->act, m, n), y = IN(r, r->act, m, n), a = IN(r, r->act, m, k), w = IN(r, r->act, n, k), b = IN(r, SL_F32, n),
+            g = IN(r, SL_F32, n);
+        double *want = doubles(r, m * n), largest = 0;
+        for (int64_t t = 0; t < m * n; t++) {
+            double s = bias ? b.x[t % n] : 0;
+            for (int64_t c = 0; c < k; c++) s += (double)a.x[t / n * k + c] * w.x[t % n * k + c];
+            if (gated) s *= g.x[t % n];
+            largest = fmax(largest, fabs(s));
+            want[t] = x.x[t] + s;
+        }
+        sl_linear_add(&r->ctx, &x.t, &y.t, &a.t, &w.t, bias ? &b.t : NULL, gated ? &g.t : NULL);
+        check_from(r, &x, want, 16, largest, say("linear_add %lld x %lld x %lld, turn %d", (long long)m, (long long)n, (long long)k, turn));
+        rig_clear(r);
+        turn++;
+    }
+    rig_close(r);
+}
+
 /* ---- elementwise --------------------------------------------------------------------------------------------------- */
 
 static void sums_and_differences(void **state)
@@ -790,6 +817,7 @@ static void means_of_absolute_differences(void **state)
     CASE(not_a_number_is_not_lost, ops), CASE(layernorm_is_the_double_one, ops),                                                   \
     CASE(layernorm_far_from_zero_keeps_its_variance, ops), CASE(rmsnorm_is_the_double_one, ops),                                   \
     CASE(rope_turns_pairs_within_each_head, ops), CASE(gated_add_scales_each_column, ops), CASE(sums_and_differences, ops),        \
+    CASE(linear_add_is_linear_and_gated_add, ops),                                                                                 \
     CASE(gates, ops), CASE(copies_convert, ops), CASE(every_half_becomes_the_right_float, ops),                                    \
     CASE(embedding_rows_are_picked, ops), CASE(patches_in_and_out, ops), CASE(guidance_rounds_three_times, ops),                   \
     CASE(flow_x0_keeps_the_rounding_of_v, ops), CASE(lincomb_sums_left_to_right, ops), CASE(means_of_absolute_differences, ops)

@@ -237,8 +237,8 @@ static void the_planned_arena_is_what_is_used(void **state)
     first_close(&f);
 }
 
-/* The design case, 1280x720x81 of the 14B model on a float32 device: x, k, v and pieces, never the whole feed-forward. */
-static void a_block_of_the_14b_model_keeps_three_token_tensors(void **state)
+/* The design case, 1280x720x81 of the 14B model on a float32 device: x, q, k, v and pieces, never the whole feed-forward. */
+static void a_block_of_the_14b_model_keeps_four_token_tensors(void **state)
 {
     static const char CONFIG[] =
         "{\"num_layers\": 2, \"num_attention_heads\": 40, \"attention_head_dim\": 128, \"ffn_dim\": 13824,"
@@ -272,8 +272,8 @@ static void a_block_of_the_14b_model_keeps_three_token_tensors(void **state)
     assert_int_equal(plan.arena_peak, without); /* the cache's own two tensors are the caller's */
     const size_t peak = plan.arena_peak, tokens = (size_t)75600 * 5120 * sl_dtype_size(sl_act(&plan));
     T_OK(sl_ctx_error(&plan, &err));
-    if (!(peak < tokens * 13 / 4))
-        fail_msg("the arena takes %.2f token tensors, want less than 3.25", (double)peak / (double)tokens);
+    if (!(peak < tokens * 17 / 4))
+        fail_msg("the arena takes %.2f token tensors, want less than 4.25", (double)peak / (double)tokens);
     sl_dit_free(&dit);
     sl_loader_close(&l);
     sl_ctx_close(&plan);
@@ -427,7 +427,7 @@ int main(void)
         cmocka_unit_test(no_condition_is_all_channels_at_once),
         cmocka_unit_test(rows_at_a_time_do_not_matter),
         cmocka_unit_test(the_planned_arena_is_what_is_used),
-        cmocka_unit_test(a_block_of_the_14b_model_keeps_three_token_tensors),
+        cmocka_unit_test(a_block_of_the_14b_model_keeps_four_token_tensors),
         cmocka_unit_test(hears_a_cancel_between_blocks),
         cmocka_unit_test(a_cache_hit_repeats_a_computed_step),
         cmocka_unit_test(a_cancelled_step_empties_the_cache),

@@ -371,6 +371,9 @@ static void matrix_refusals(void **state)
     SHAPE_ERROR(sl_rmsnorm_rope(c, x, x, v, 1, F32(3, 4), F32(2, 4), 1), "rmsnorm_rope: sin is [2, 4], want [3, 4]");
     SHAPE_ERROR(sl_gated_add(c, x, F32(3, 9), v), "gated_add: y is [3, 9], want [3, 8]");
     SHAPE_ERROR(sl_gated_add(c, x, x, F32(3)), "gated_add: gate is [3], want [8]");
+    SHAPE_ERROR(sl_linear_add(c, F32(3, 5), y, x, F32(5, 9), NULL, NULL), "linear_add: w is [5, 9], want [5, 8]");
+    SHAPE_ERROR(sl_linear_add(c, F32(3, 6), y, x, w, NULL, NULL), "linear_add: y is [3, 5], want [3, 6]");
+    SHAPE_ERROR(sl_linear_add(c, F32(3, 5), y, x, w, NULL, F32(3)), "linear_add: gate is [3], want [5]");
     SHAPE_ERROR(sl_attention(c, x, x, F32(0, 8), F32(0, 8), 2, 1, NULL, false), "attention: k's rows is 0, want at least 1");
     SHAPE_ERROR(sl_attention(c, x, x, F32(5, 8), F32(4, 8), 2, 1, NULL, false), "attention: v is [4, 8], want [5, 8]");
     SHAPE_ERROR(sl_attention(c, x, x, F32(5, 6), w, 2, 1, NULL, false), "attention: k is [5, 6], want [5, 8]");

@@ -64,6 +64,8 @@ void sl_cuda_silu(sl_ctx *, const sl_tensor *, const sl_tensor *);
 void sl_cuda_geglu(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *);
 void sl_cuda_embed(sl_ctx *, const sl_tensor *, const sl_tensor *, const int32_t *);
 /* gemm.cu */
+bool sl_cuda_linear_add(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *,
+                        const sl_tensor *);
 void sl_cuda_linear(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *, sl_activation);
 /* norm.cu */
 void sl_cuda_layernorm(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *, float);
@@ -85,10 +87,13 @@ struct sl_cuda_product {
     sl_dtype in, out;
     float alpha;
     const void *bias;
+    bool adds;         /* c += ... instead; with a gate F32 [n]: c += gate * alpha a b^T + bias, alpha 1, without gelu */
+    const float *gate;
 };
-void sl_cuda_multiply(sl_ctx *, const sl_cuda_product *);
-/* May this context try several algorithms on the real buffers and keep the fastest? Not while the stream is captured into a
- * graph, nor with SLUICE_AUTOTUNE=0. */
+/* False: `adds`, and cublasLt has no kernel for it; nothing was done. Errors go to ctx. */
+bool sl_cuda_multiply(sl_ctx *, const sl_cuda_product *);
+/* May this context try several algorithms on the real buffers and keep the fastest? Only with SLUICE_AUTOTUNE=1, since another
+ * process may find another one fastest and then has other last bits; not while the stream is captured into a graph. */
 bool sl_cuda_may_time(sl_ctx *);
 /* attention.cu */
 void sl_cuda_attention(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *, int, float, const sl_tensor *, bool);

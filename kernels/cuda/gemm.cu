@@ -2,9 +2,9 @@
  * cublasLt declines.
  *
  * cublasLt sees matrices by columns, so a row-major c = a b^T is asked for as c^T = b a^T: its "A" is our b (a weight), its "B"
- * our a. A product of 1e11 operations or more is timed once with each algorithm of the library's short list that sums along k in
- * one piece, on the call's own buffers; another than the library's first choice must be 2 % faster to be taken, so that two runs
- * choose alike. */
+ * our a. The library's first choice is taken, so that a job that another process goes on with gives the same bits. With
+ * SLUICE_AUTOTUNE=1 a product of 1e11 operations or more is timed once with each algorithm of the short list that sums along k in
+ * one piece, on the call's own buffers; another than the first must be 2 % faster to be taken. */
 #include "kernels/cuda/cuda.h"
 
 #include <stdlib.h>
@@ -21,7 +21,7 @@ struct gemm_key {
     int64_t m, n, k, lda, ldb, ldc, step_a, step_b, step_c;
     int batch, across, gelu, bias, in, out;
     unsigned align_a, align_b, align_c;
-    int unused;
+    int adds; /* 1: to c; 2: with a gate */
 };
 
 struct gemm_plan {
@@ -78,6 +78,7 @@ static gemm_key key_of(const sl_cuda_product *g)
     k.lda = g->lda, k.ldb = g->ldb, k.ldc = g->ldc;
     k.batch = g->batch;
     if (g->batch > 1) k.step_a = g->step_a, k.step_b = g->step_b, k.step_c = g->step_c;
+    k.adds = !g->adds ? 0 : g->gate ? 2 : 1;
     k.across = g->across, k.gelu = g->gelu, k.bias = g->bias != NULL, k.in = g->in, k.out = g->out;
     k.align_a = alignment(g->a, g->batch, g->step_a, g->in), k.align_b = alignment(g->b, g->batch, g->step_b, g->in);
     k.align_c = alignment(g->c, g->batch, g->step_c, g->out);
@@ -117,6 +118,10 @@ static cublasStatus_t describe(gemm_plan *p, const sl_cuda_product *g)
             return s;
         if ((s = cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &g->bias, sizeof g->bias))) return s;
     }
+    if (g->gate) { /* alpha: a float32 for each of our columns */
+        int32_t mode = CUBLASLT_POINTER_MODE_ALPHA_DEVICE_VECTOR_BETA_HOST;
+        if ((s = cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_POINTER_MODE, &mode, sizeof mode))) return s;
+    }
     s = g->across ? layout(&p->a, g->in, g->n, g->k, at_least(g->ldb, g->n), g->batch, g->step_b)
                   : layout(&p->a, g->in, g->k, g->n, at_least(g->ldb, g->k), g->batch, g->step_b);
     if (s) return s;
@@ -127,12 +132,12 @@ static cublasStatus_t describe(gemm_plan *p, const sl_cuda_product *g)
 static cublasStatus_t run(sl_ctx *ctx, gemm_plan *p, const sl_cuda_product *g, const cublasLtMatmulAlgo_t *algo)
 {
     sl_cuda *c = sl_cuda_of(ctx);
-    float zero = 0;
+    const float beta = g->adds ? 1 : 0, *alpha = g->gate ? g->gate : &g->alpha;
     if (g->bias) {
         cublasStatus_t s = cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &g->bias, sizeof g->bias);
         if (s) return s;
     }
-    return cublasLtMatmul(c->lt, p->op, &g->alpha, g->b, p->a, g->a, p->b, &zero, g->c, p->c, g->c, p->c, algo, c->workspace,
+    return cublasLtMatmul(c->lt, p->op, alpha, g->b, p->a, g->a, p->b, &beta, g->c, p->c, g->c, p->c, algo, c->workspace,
                           c->workspace_bytes, ctx->stream);
 }
 
@@ -140,7 +145,7 @@ bool sl_cuda_may_time(sl_ctx *ctx)
 {
     const char *set = getenv("SLUICE_AUTOTUNE");
     cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
-    if (set && !strcmp(set, "0")) return false;
+    if (!set || strcmp(set, "1")) return false;
     if (cudaStreamIsCapturing(ctx->stream, &capture) == cudaSuccess) return capture == cudaStreamCaptureStatusNone;
     cudaGetLastError();
     return false;
@@ -186,7 +191,7 @@ static void plan_make(sl_ctx *ctx, gemm_plan *p, const sl_cuda_product *g)
     cublasLtMatmulPreference_t pref = NULL;
     cublasLtMatmulHeuristicResult_t list[ALGORITHMS];
     int n = 0;
-    bool timed = 2.0 * (double)g->m * (double)g->n * (double)g->k * g->batch >= TIMED_FROM && sl_cuda_may_time(ctx);
+    bool timed = 2.0 * (double)g->m * (double)g->n * (double)g->k * g->batch >= TIMED_FROM && !g->adds && sl_cuda_may_time(ctx);
     memset(p, 0, sizeof *p);
     p->key = key_of(g);
     cublasStatus_t s = describe(p, g);
@@ -379,15 +384,22 @@ static gemm_plan *plan_of(sl_ctx *ctx, const sl_cuda_product *g)
     return p;
 }
 
-void sl_cuda_multiply(sl_ctx *ctx, const sl_cuda_product *g)
+bool sl_cuda_multiply(sl_ctx *ctx, const sl_cuda_product *g)
 {
-    if (g->m < 1 || g->n < 1 || ctx->err.code) return;
+    if (g->m < 1 || g->n < 1 || ctx->err.code) return true;
     gemm_plan *p = plan_of(ctx, g);
-    if (!p) return;
-    if (!p->plain) sl_cuda_lt_ok(ctx, run(ctx, p, g, &p->algo), "matrix product");
-    else if (g->in == SL_F32) plain<float, float>(ctx, g);
+    if (!p) return true;
+    if (!p->plain) {
+        cublasStatus_t s = run(ctx, p, g, &p->algo);
+        if (s != CUBLAS_STATUS_NOT_SUPPORTED || !g->adds) return sl_cuda_lt_ok(ctx, s, "matrix product"), true;
+        plan_clear(p);
+        p->plain = true;
+    }
+    if (g->adds) return false;
+    if (g->in == SL_F32) plain<float, float>(ctx, g);
     else if (g->out == SL_F32) plain<bf16, float>(ctx, g);
     else plain<bf16, bf16>(ctx, g);
+    return true;
 }
 
 /* ---- linear -------------------------------------------------------------------------------------------- */
@@ -484,4 +496,32 @@ void sl_cuda_linear(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const s
         g.bias = b ? b->data : NULL;
         sl_cuda_multiply(ctx, &g);
     } else in_pieces(ctx, &l);
+}
+
+/* to = gate * b, rounded to bf16. */
+__global__ void gated_bias_kernel(bf16 *to, const void *b, bool b_f32, const float *gate, int64_t n)
+{
+    int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) to[i] = __float2bfloat16_rn(gate[i] * vector_at(b, b_f32, i));
+}
+
+bool sl_cuda_linear_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_tensor *a, const sl_tensor *w,
+                        const sl_tensor *b, const sl_tensor *gate)
+{
+    layer l = {x, a, w, b, SL_ACT_NONE, a->shape[0], w->shape[0], a->shape[1]};
+    if (a->dtype != SL_BF16 || l.m <= FEW_ROWS || !l.n) return false;
+    sl_cuda_product g = product_of(&l);
+    g.adds = true;
+    if (gate) g.gate = (const float *)gate->data;
+    if (b && gate) { /* cublasLt adds the bias after alpha */
+        if ((uintptr_t)y->data % 16) return false;
+        gated_bias_kernel<<<(unsigned)((l.n + 255) / 256), 256, 0, ctx->stream>>>((bf16 *)y->data, b->data, b->dtype == SL_F32,
+                                                                                  g.gate, l.n);
+        if (!SL_LAUNCHED(ctx, "bias of a gated branch")) return true;
+        g.bias = y->data;
+    } else if (b) {
+        if (b->dtype != SL_BF16 || (uintptr_t)b->data % 16) return false;
+        g.bias = b->data;
+    }
+    return sl_cuda_multiply(ctx, &g);
 }

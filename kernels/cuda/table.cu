@@ -309,6 +309,7 @@ static sl_ops all_ops()
     OP(rmsnorm);
     OP(rmsnorm_rope);
     OP(gated_add);
+    OP(linear_add);
     OP(attention);
     OP(patchify);
     OP(unpatchify);

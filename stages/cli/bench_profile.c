@@ -102,6 +102,17 @@ static void linear(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl
          "linear %lld -> %lld%s", (long long)x->shape[1], (long long)w->shape[0], act == SL_ACT_NONE ? "" : ", activation");
 }
 
+static bool linear_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_tensor *a, const sl_tensor *w,
+                       const sl_tensor *b, const sl_tensor *gate)
+{
+    if (!body_of(ctx)->linear_add) return false;
+    start(ctx);
+    if (!body_of(ctx)->linear_add(ctx, x, y, a, w, b, gate)) return false;
+    stop(ctx, 2.0 * (double)a->shape[0] * (double)a->shape[1] * (double)w->shape[0], 2 * size_of(x) + size_of(a) + size_of(w),
+         "linear %lld -> %lld, added%s", (long long)a->shape[1], (long long)w->shape[0], gate ? " gated" : "");
+    return true;
+}
+
 static void layernorm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, const sl_tensor *b, float eps)
 {
     start(ctx);
@@ -216,6 +227,7 @@ sl_code bench_profile(bench_net *n, const char *what, const char *size, bench_ru
     clocked.zero = zero, clocked.copy = copy, clocked.add = add, clocked.linear = linear;
     clocked.layernorm = layernorm, clocked.layernorm_modulate = layernorm_modulate;
     clocked.rmsnorm = rmsnorm, clocked.rmsnorm_rope = rmsnorm_rope, clocked.gated_add = gated_add;
+    clocked.linear_add = linear_add;
     clocked.attention = attention, clocked.patchify = patchify, clocked.unpatchify = unpatchify;
     p->work.body = n->b->body;
     p->empty = empty_operation(&n->ctx, n->b->body);
