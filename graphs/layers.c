@@ -48,7 +48,8 @@ void sl_apply(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_affi
     sl_linear(ctx, y, x, &a->w, &a->b, activation);
 }
 
-void sl_apply_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_tensor *a, const sl_affine *w, const sl_tensor *gate)
+void sl_apply_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_tensor *a, const sl_affine *w,
+                  const sl_tensor *gate)
 {
     sl_linear_add(ctx, x, y, a, &w->w, &w->b, gate);
 }

@@ -22,7 +22,8 @@ void sl_want_norm(sl_loader *l, sl_affine *a, sl_weight_kind kind, int64_t d, co
 void sl_apply(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_affine *a, sl_activation activation);
 
 /* x += (a w^T + b) * gate, as sl_linear_add; gate may be NULL. */
-void sl_apply_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_tensor *a, const sl_affine *w, const sl_tensor *gate);
+void sl_apply_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_tensor *a, const sl_affine *w,
+                  const sl_tensor *gate);
 
 /* Row i of a rank-2 tensor as a vector [columns]. */
 sl_tensor sl_row(const sl_tensor *t, int64_t i);

@@ -152,7 +152,10 @@ static void net_open(net *n, const sl_ops *ops, const char *dir, const sl_dit_co
         char *json = t_text(t_join(path, sizeof path, dir, "config.json"));
         T_OK(sl_model_parse_dit(&n->c, json, strlen(json), path, &err));
         free(json);
-    } else n->c = *config;
+    } else {
+        assert_non_null(config);
+        n->c = *config;
+    }
     T_OK(sl_ctx_open(&n->ctx, ops, 0, &err));
     if (dir) T_OK(sl_loader_file(&n->loader, &n->ctx, dir, "diffusion_pytorch_model", "transformer", &err));
     else T_OK(sl_loader_random(&n->loader, &n->ctx, 7, "transformer", &err));

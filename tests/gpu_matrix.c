@@ -224,8 +224,9 @@ static void added_once(pair *p, int64_t m, int64_t n, int64_t k, int bias, bool 
          w = matrix(p, SL_BF16, n, k, 0), b = list(p, bias == BIAS_BF16 ? SL_BF16 : SL_F32, n), gate = list(p, SL_F32, n);
     sl_linear_add(&p->cpu, &x.c, &y.c, &a.c, &w.c, bias ? &b.c : NULL, gated ? &gate.c : NULL);
     sl_linear_add(&p->gpu, &x.g, &y.g, &a.g, &w.g, bias ? &b.g : NULL, gated ? &gate.g : NULL);
-    same(p, &x, 4e-3, say("linear_add %lld x %lld x %lld, bias %d%s, pad %lld", (long long)m, (long long)n, (long long)k, bias,
-                          gated ? ", gated" : "", (long long)pad));
+    same(p, &x, 4e-3,
+         say("linear_add %lld x %lld x %lld, bias %d%s, pad %lld", (long long)m, (long long)n, (long long)k, bias,
+             gated ? ", gated" : "", (long long)pad));
     forget(p);
 }
 

@@ -539,8 +539,8 @@ static void linear_add_is_linear_and_gated_add(void **state)
     {
         int64_t m = M[i], n = N[j], k = K[l];
         bool gated = turn % 2, bias = turn / 2 % 2;
-        arg x = IN(r, r->act, m, n), y = IN(r, r->act, m, n), a = IN(r, r->act, m, k), w = IN(r, r->act, n, k), b = IN(r, SL_F32, n),
-            g = IN(r, SL_F32, n);
+        arg x = IN(r, r->act, m, n), y = IN(r, r->act, m, n), a = IN(r, r->act, m, k), w = IN(r, r->act, n, k),
+            b = IN(r, SL_F32, n), g = IN(r, SL_F32, n);
         double *want = doubles(r, m * n), largest = 0;
         for (int64_t t = 0; t < m * n; t++) {
             double s = bias ? b.x[t % n] : 0;
@@ -550,7 +550,8 @@ static void linear_add_is_linear_and_gated_add(void **state)
             want[t] = x.x[t] + s;
         }
         sl_linear_add(&r->ctx, &x.t, &y.t, &a.t, &w.t, bias ? &b.t : NULL, gated ? &g.t : NULL);
-        check_from(r, &x, want, 16, largest, say("linear_add %lld x %lld x %lld, turn %d", (long long)m, (long long)n, (long long)k, turn));
+        check_from(r, &x, want, 16, largest,
+                   say("linear_add %lld x %lld x %lld, turn %d", (long long)m, (long long)n, (long long)k, turn));
         rig_clear(r);
         turn++;
     }

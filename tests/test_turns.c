@@ -432,7 +432,7 @@ static void test_a_long_turn_is_told(void **state)
     t_run_until(&run, "denoise has held its turn of cpu for 1.");
     T_SAYS(run.line, "(job 0, step 7), and decode waits");
     until_noted("decode is through"); /* nobody was preempted: what is noted does not overlap */
-    interval all[8];
+    interval all[8] = {0};
     one_at_a_time(all, read_pieces(all, 8));
     stop();
 }

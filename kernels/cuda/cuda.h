@@ -21,14 +21,14 @@ struct sl_cuda_convs; /* conv.cu: cuDNN plans by shape, tensor maps */
 
 /* ctx->device. One thread at a time, as the ctx. */
 struct sl_cuda {
-    int device, sm, sms;                  /* ordinal, 90 for H100, multiprocessors */
+    int device, sm, sms; /* ordinal, 90 for H100, multiprocessors */
     cublasLtHandle_t lt;
-    cudnnHandle_t dnn;                    /* on ctx->stream */
-    void *workspace;                      /* cublasLt's and cuDNN's, workspace_bytes (64 MiB) */
+    cudnnHandle_t dnn; /* on ctx->stream */
+    void *workspace;   /* cublasLt's and cuDNN's, workspace_bytes (64 MiB) */
     size_t workspace_bytes;
-    void *scratch;                        /* grows; sl_cuda_scratch */
+    void *scratch; /* grows; sl_cuda_scratch */
     size_t scratch_bytes;
-    float *host_out;                      /* pinned, 1024 floats: small results */
+    float *host_out; /* pinned, 1024 floats: small results */
     sl_cuda_gemms *gemms;
     sl_cuda_attns *attns;
     sl_cuda_convs *convs;
@@ -71,7 +71,8 @@ void sl_cuda_linear(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_ten
 void sl_cuda_layernorm(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *, float);
 void sl_cuda_layernorm_modulate(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *, float);
 void sl_cuda_rmsnorm(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, float);
-void sl_cuda_rmsnorm_rope(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, float, const sl_tensor *, const sl_tensor *, int);
+void sl_cuda_rmsnorm_rope(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, float, const sl_tensor *,
+                          const sl_tensor *, int);
 void sl_cuda_gated_add(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *);
 /* c = alpha * a b^T for `batch` matrices: a [m,k], b [n,k] (across: b [k,n]), c [m,n], row-major with `ld` elements from row to
  * row and `step` elements from matrix to matrix; arithmetic in F32 (never TF32), one rounding to c's dtype. in BF16 or F32; out
@@ -87,7 +88,7 @@ struct sl_cuda_product {
     sl_dtype in, out;
     float alpha;
     const void *bias;
-    bool adds;         /* c += ... instead; with a gate F32 [n]: c += gate * alpha a b^T + bias, alpha 1, without gelu */
+    bool adds; /* c += ... instead; with a gate F32 [n]: c += gate * alpha a b^T + bias, alpha 1, without gelu */
     const float *gate;
 };
 /* False: `adds`, and cublasLt has no kernel for it; nothing was done. Errors go to ctx. */
@@ -96,7 +97,8 @@ bool sl_cuda_multiply(sl_ctx *, const sl_cuda_product *);
  * process may find another one fastest and then has other last bits; not while the stream is captured into a graph. */
 bool sl_cuda_may_time(sl_ctx *);
 /* attention.cu */
-void sl_cuda_attention(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *, int, float, const sl_tensor *, bool);
+void sl_cuda_attention(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *, int, float,
+                       const sl_tensor *, bool);
 /* sampler.cu */
 void sl_cuda_patchify(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *);
 void sl_cuda_unpatchify(sl_ctx *, const sl_tensor *, const sl_tensor *);
@@ -105,8 +107,8 @@ void sl_cuda_flow_x0(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_te
 void sl_cuda_lincomb(sl_ctx *, const sl_tensor *, int, const sl_tensor *const[], const float[]);
 void sl_cuda_mean_abs(sl_ctx *, float[2], const sl_tensor *, const sl_tensor *);
 /* conv.cu */
-void sl_cuda_conv3d(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *,
-                    const sl_conv *);
+void sl_cuda_conv3d(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *,
+                    const sl_tensor *, const sl_conv *);
 size_t sl_cuda_packed_conv_bytes(sl_ctx *, const int64_t shape[5]);
 void sl_cuda_pack_conv(sl_ctx *, void *dst, const float *src, const int64_t shape[5]);
 /* frames.cu */

@@ -295,7 +295,7 @@ static void usage(FILE *to)
 {
     fprintf(to, "sluice bench [WHAT...] [--device cpu|cuda:N] [--model DIR] [--size WxHxFRAMES]... [--repeat N] [--steps N] "
                 "[--rows N] [--quick]\n"
-                "             [--profile] [--image FILE] [--json FILE]\n"
+                "             [--guidance G] [--profile] [--image FILE] [--json FILE]\n"
                 "\n"
                 "How fast the networks and their parts run with random weights, each beside its floor: its operations over the "
                 "rate of this device's\n"
@@ -307,6 +307,7 @@ static void usage(FILE *to)
             "--repeat   timed runs of each (1 to %d)\n"
             "--rows     tokens that the DiT takes at a time where it can choose\n"
             "--steps    of the job (30; 2 with --quick); --image its picture (one is made)\n"
+            "--guidance of the job (5, two forwards a step; 1 or less: one)\n"
             "--quick    the smallest size, one run of each\n"
             "--profile  one more forward of dit with a clock around each operation: a table of where the time goes\n",
             MOST_RUNS);
@@ -319,6 +320,15 @@ static sl_code number(const char *name, const char *text, long long lo, long lon
     *out = strtoll(text, &end, 10);
     if (errno || *end || end == text || *out < lo || *out > hi)
         return sl_fail(err, SL_ARG, "%s is \"%.40s\", want an integer from %lld to %lld", name, text, lo, hi);
+    return SL_OK;
+}
+
+static sl_code real(const char *name, const char *text, double *out, sl_err *err)
+{
+    char *end;
+    *out = strtod(text, &end);
+    if (*end || end == text || !(*out >= 0 && *out <= 100))
+        return sl_fail(err, SL_ARG, "%s is \"%.40s\", want a number from 0 to 100", name, text);
     return SL_OK;
 }
 
@@ -349,9 +359,10 @@ static sl_code copy_text(char *out, size_t size, const char *name, const char *t
 
 static sl_code parse(bench *b, bool wanted[PART_COUNT], int argc, char **argv, sl_err *err)
 {
-    static const struct option LONG[] = {{"device", 1, 0, 'd'}, {"json", 1, 0, 'j'},    {"model", 1, 0, 'm'}, {"size", 1, 0, 's'},
-                                         {"repeat", 1, 0, 'r'}, {"steps", 1, 0, 'n'},   {"image", 1, 0, 'i'}, {"rows", 1, 0, 'o'},
-                                         {"quick", 0, 0, 'q'},  {"profile", 0, 0, 'p'}, {0, 0, 0, 0}};
+    static const struct option LONG[] = {{"device", 1, 0, 'd'},  {"json", 1, 0, 'j'},     {"model", 1, 0, 'm'},
+                                         {"size", 1, 0, 's'},    {"repeat", 1, 0, 'r'},   {"steps", 1, 0, 'n'},
+                                         {"image", 1, 0, 'i'},   {"rows", 1, 0, 'o'},     {"quick", 0, 0, 'q'},
+                                         {"profile", 0, 0, 'p'}, {"guidance", 1, 0, 'g'}, {0, 0, 0, 0}};
     sl_code rc = SL_OK;
     long long n;
     int c, named = 0;
@@ -367,6 +378,7 @@ static sl_code parse(bench *b, bool wanted[PART_COUNT], int argc, char **argv, s
         else if (c == 'p') b->profile = true;
         else if (c == 'r') rc = number("--repeat", optarg, 1, MOST_RUNS, &n, err), b->repeat = rc ? 0 : (int)n;
         else if (c == 'n') rc = number("--steps", optarg, 1, 1000, &n, err), b->steps = rc ? 0 : (int)n;
+        else if (c == 'g') rc = real("--guidance", optarg, &b->guidance, err);
         else if (c == 'o') rc = number("--rows", optarg, 1, 1 << 24, &n, err), b->rows = rc ? 0 : n;
         else rc = sl_fail(err, SL_ARG, "bench: %.60s is unknown or lacks its value: sluice bench --help", argv[optind - 1]);
     }
@@ -422,7 +434,7 @@ static sl_code write_json(const bench *b, sl_err *err)
 
 int cli_bench(int argc, char **argv)
 {
-    bench b = {.device = "cpu", .peer_socket = -1, .results = json_array()};
+    bench b = {.device = "cpu", .peer_socket = -1, .guidance = 5, .results = json_array()};
     bool wanted[PART_COUNT] = {false};
     char private_dir[SL_PATH] = "";
     const int64_t started = sl_now_ns();

@@ -24,8 +24,9 @@ typedef struct {
 typedef struct {
     char device[16], json[SL_PATH], model_dir[SL_PATH], image[SL_PATH], program_dir[SL_PATH];
     bool quick, profile;
-    int repeat; /* timed runs of each; 0: as many as seem right */
-    int steps;  /* of the job */
+    int repeat;      /* timed runs of each; 0: as many as seem right */
+    int steps;       /* of the job */
+    double guidance; /* of the job; 1 or less: one forward a step */
     int64_t rows;
     int size_count;
     bench_size sizes[BENCH_SIZES];  /* ascending; what is measured at one size only is measured at the last */

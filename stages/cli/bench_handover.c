@@ -149,7 +149,7 @@ static sl_code once(bench_net *n, sl_pool *pool, const sl_tensor *to, double *se
     const request go = {.bytes = 0};
     sl_lease *l = NULL;
     sl_tensor t;
-    answer a;
+    answer a = {0};
     sl_code rc;
     if ((rc = send_all(n->b->peer_socket, &go, sizeof go, err)) || (rc = receive(n->b->peer_socket, &a, sizeof a, WAIT_MS, err)))
         return rc;
@@ -168,7 +168,7 @@ static sl_code time_size(bench_net *n, int64_t bytes, const char *size, int coun
     size_t before = 0, after = 0, total;
     bench *b = n->b;
     request r = {.bytes = bytes};
-    answer a;
+    answer a = {0};
     sl_pool *pool = NULL;
     double ignored;
     sl_tensor to = bench_tensor(n, SL_F32, 1, bytes / 4, 1);

@@ -197,17 +197,17 @@ static sl_code tell(bench *b, const bench_size *s, const char *report_path, cons
     }
     const double total = json_number_value(json_object_get(told, "total")),
                  lost = json_number_value(json_object_get(told, "unaccounted"));
-    printf("job %dx%dx%d, %d steps: %.2f s, %.2f %% unaccounted for, peak %.2f GiB of the GPU\n", s->w, s->h, s->frames, b->steps,
-           total, total > 0 ? 100 * lost / total : 0, (double)peak / (1 << 30));
+    printf("job %dx%dx%d, %d steps, guidance %g: %.2f s, %.2f %% unaccounted for, peak %.2f GiB of the GPU\n", s->w, s->h,
+           s->frames, b->steps, b->guidance, total, total > 0 ? 100 * lost / total : 0, (double)peak / (1 << 30));
     for (int i = 0; i < w->count; i++) {
         printf("  %-20s at most %.2f GiB of the GPU\n", w->name[i], (double)w->most[i] / (1 << 30));
         json_object_set_new(processes, w->name[i], json_integer((json_int_t)w->most[i]));
     }
     char size[64];
     snprintf(size, sizeof size, "%dx%dx%d", s->w, s->h, s->frames);
-    json_array_append_new(b->results, json_pack("{s:s, s:s, s:i, s:f, s:f, s:I, s:o, s:o}", "what", "job", "size", size, "steps",
-                                                b->steps, "seconds", total, "unaccounted", lost, "peak_bytes", (json_int_t)peak,
-                                                "processes", processes, "report", told));
+    json_array_append_new(b->results, json_pack("{s:s, s:s, s:i, s:f, s:f, s:f, s:I, s:o, s:o}", "what", "job", "size", size,
+                                                "steps", b->steps, "guidance", b->guidance, "seconds", total, "unaccounted", lost,
+                                                "peak_bytes", (json_int_t)peak, "processes", processes, "report", told));
     return SL_OK;
 }
 
@@ -215,7 +215,7 @@ sl_code bench_job(bench *b, sl_err *err)
 {
     const bench_size *s = &b->sizes[b->size_count - 1];
     char dir[SL_PATH], program[SL_PATH], conf[SL_PATH], picture[SL_PATH], video[SL_PATH], told[SL_PATH], text[256], w[16], h[16],
-        f[16], n[16];
+        f[16], n[16], guidance[32];
     size_t free_before = 0, total;
     watch seen = {.count = 0};
     int status = 0;
@@ -234,6 +234,7 @@ sl_code bench_job(bench *b, sl_err *err)
     snprintf(h, sizeof h, "%d", s->h);
     snprintf(f, sizeof f, "%d", s->frames);
     snprintf(n, sizeof n, "%d", b->steps);
+    snprintf(guidance, sizeof guidance, "%g", b->guidance);
     if (b->plugin && (rc = b->plugin->memory(b->ordinal, &free_before, &total, err))) goto done;
     const char *argv[] = {
         program,
@@ -254,6 +255,8 @@ sl_code bench_job(bench *b, sl_err *err)
         f,
         "--steps",
         n,
+        "--guidance",
+        guidance,
         "--seed",
         "1",
         "--json",

@@ -74,7 +74,8 @@ void cli_usage(FILE *to)
             "  sluice plan --model DIR [options of run]                       the memory that a run takes, by stage and device\n"
             "  sluice pack --model DIR -o DIR2 [--dtype bf16|f32] [--quiet]    a copy of a checkpoint in the form that loads "
             "fastest\n"
-            "  sluice pack --random [--component NAME]... --model DIR -o DIR2  random weights for DIR's configurations, to measure with\n"
+            "  sluice pack --random [--component NAME]... --model DIR -o DIR2  random weights for DIR's configurations, to measure "
+            "with\n"
             "  sluice bench [WHAT...] [--device cuda:N]                       how fast it runs here: sluice bench --help\n\n");
     for (int i = 0; i < OPTION_COUNT; i++) {
         char left[48];
