@@ -1,7 +1,7 @@
 /* wan_dit.c - the Wan diffusion transformer, one forward after the other; per-job tables in the second half.
  *
- * Memory: at 1280x720x81 a tensor of all 75,600 tokens takes 0.8 GB in bf16, so a block keeps only four of them: the tokens x and,
- * during self-attention, all queries, keys and values. Everything else is made and used up some thousand tokens at a time. */
+ * Memory: at 1280x720x81 a tensor of all 75,600 tokens takes 0.8 GB in bf16, so a block keeps few of them: the tokens x and, during
+ * self-attention, all queries, keys and values. Everything else is made and used up a number of tokens at a time, on a GPU all. */
 #include "graphs/wan_dit.h"
 
 #include <math.h>
@@ -33,7 +33,7 @@ typedef struct {
 
 struct sl_dit {
     sl_dit_config c;
-    int64_t rows;               /* most tokens at a time */
+    int64_t rows;               /* most tokens at a time; 0: as the device likes it */
     sl_affine patch;            /* [dim, in_channels, 1, 2, 2] */
     sl_affine time_1, time_2;   /* F32 [dim, freq_dim], [dim, dim] */
     sl_affine time_proj;        /* [6 dim, dim] */
@@ -102,7 +102,6 @@ sl_dit *sl_dit_new(const sl_dit_config *config, sl_loader *l)
     sl_dit *m = calloc(1, sizeof *m);
     if (!m) return NULL;
     m->c = *config;
-    m->rows = SL_DIT_ROWS;
     m->blocks = calloc((size_t)config->layers, sizeof *m->blocks);
     if (!m->blocks) {
         free(m);
@@ -125,7 +124,7 @@ void sl_dit_free(sl_dit **m)
 
 void sl_dit_set_rows(sl_dit *m, int64_t rows)
 {
-    m->rows = rows > 0 ? rows : SL_DIT_ROWS;
+    m->rows = rows > 0 ? rows : 0;
 }
 
 static void tap_block(sl_ctx *ctx, int i, const char *part, const sl_tensor *t)
@@ -598,7 +597,7 @@ void sl_dit_forward(sl_ctx *ctx, const sl_dit *m, const sl_tensor *v, const sl_t
                        .latents = latents,
                        .condition = condition,
                        .proj = sl_reshape2(&proj, MOD_ROWS, d),
-                       .chunk = smaller(n, m->rows),
+                       .chunk = smaller(n, m->rows ? m->rows : sl_act(ctx) == SL_BF16 ? n : SL_DIT_ROWS),
                        .scale = 1 / sqrtf((float)m->c.head_dim)};
     const size_t mark = sl_mark(ctx);
     sl_tensor x = sl_new2(ctx, sl_act(ctx), n, d);

@@ -586,7 +586,8 @@ static double raw_rate(const sl_st *st, int threads)
     return f.seconds > 0 ? (double)f.bytes_read * 1e-9 / f.seconds : NAN;
 }
 
-static int bench(const char *model)
+/* `only`: one component, or NULL. */
+static int bench(const char *model, const char *only)
 {
     sl_model m;
     char name[64] = "?";
@@ -603,6 +604,7 @@ static int bench(const char *model)
         double s = 0;
         uint64_t read = 0;
         size_t bytes = 0;
+        if (only && strcmp(only, COMPONENTS[c][0])) continue;
         if (sl_path_join(path, model, COMPONENTS[c][0], &err) || sl_st_open_dir(&st, path, COMPONENTS[c][1], &err)) continue;
         found++;
         double gb = 0;
@@ -653,9 +655,10 @@ int main(int argc, char **argv)
         printf("skipped: %s\n", gpu ? "no CUDA device" : err.msg);
         return 0;
     }
-    if (argc == 3 && !strcmp(argv[1], "--bench")) return bench(argv[2]);
+    setlinebuf(stdout);
+    if ((argc == 3 || argc == 4) && !strcmp(argv[1], "--bench")) return bench(argv[2], argv[3]);
     if (argc > 1) {
-        fprintf(stderr, "gpu_load: \"%.60s\" is no option, want --bench DIR or nothing\n", argv[1]);
+        fprintf(stderr, "gpu_load: \"%.60s\" is no option, want --bench DIR [COMPONENT] or nothing\n", argv[1]);
         return 2;
     }
     return cmocka_run_group_tests(tests, NULL, NULL);

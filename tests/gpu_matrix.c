@@ -243,8 +243,13 @@ static void products_that_are_added(void **state)
         turn += 5; /* of 12 combinations, and 5 does not divide 12 */
     }
     for (int bias = 0; bias < 3; bias++)
-        for (int gated = 0; gated < 2; gated++) added_once(&p, 264, 256, 512, bias, gated, 0);
+        for (int gated = 0; gated < 2; gated++) {
+            added_once(&p, 264, 256, 512, bias, gated, 0);
+            added_once(&p, 264, 256, 128, bias, gated, 0); /* the gate goes into the weights */
+        }
     added_once(&p, 1560, 1536, 1536, BIAS_BF16, true, 0);
+    added_once(&p, 3120, 1536, 1536, BIAS_BF16, true, 0);
+    added_once(&p, 5000, 520, 2056, BIAS_F32, true, 8);
     added_once(&p, 1560, 1536, 8960, BIAS_BF16, true, 0);
     pair_close(&p);
 }
@@ -598,8 +603,9 @@ static void speed_of_the_largest(void **state)
                           s * 1e3, 2e-12 * N * (double)AT[i].n * (double)AT[i].k / s);
         forget(&p);
     }
+    enum { M = 32760 };
     for (int way = 0; way < 4; way++) { /* a residual branch's last layer in one product and in two operations */
-        sl_tensor x = noise(&p, 8448, D), a = noise(&p, 8448, D), w = noise(&p, D, D), b = noise(&p, 1, D), y = noise(&p, 8448, D);
+        sl_tensor x = noise(&p, M, D), a = noise(&p, M, D), w = noise(&p, D, D), b = noise(&p, 1, D), y = noise(&p, M, D);
         sl_tensor gate = sl_new1(&p.gpu, SL_F32, D);
         bool gated = way & 1, once = way & 2, fused = true;
         b = sl_view1(b.data, SL_BF16, D);
@@ -614,7 +620,7 @@ static void speed_of_the_largest(void **state)
         }
         sl_sync(&p.gpu);
         if (!went_wrong(&p, "linear_add"))
-            print_message("speed: linear_add 8448 x %d x %d%s, %s: %.3f ms\n", D, D, gated ? ", gated" : "",
+            print_message("speed: linear_add %d x %d x %d%s, %s: %.3f ms\n", M, D, D, gated ? ", gated" : "",
                           !once    ? "two operations"
                           : !fused ? "refused by cublasLt"
                                    : "one product",

@@ -88,8 +88,7 @@ struct sl_cuda_product {
     sl_dtype in, out;
     float alpha;
     const void *bias;
-    bool adds; /* c += ... instead; with a gate F32 [n]: c += gate * alpha a b^T + bias, alpha 1, without gelu */
-    const float *gate;
+    bool adds; /* c += instead, with one rounding; without gelu */
 };
 /* False: `adds`, and cublasLt has no kernel for it; nothing was done. Errors go to ctx. */
 bool sl_cuda_multiply(sl_ctx *, const sl_cuda_product *);
