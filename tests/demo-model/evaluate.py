@@ -220,7 +220,7 @@ def cache(pics):
             try:
                 for s in json.load(open(f"{a.work}/{j[0]}.json")).get("steps", []):
                     for b in ("cond", "uncond"):
-                        if b in s:
+                        if s.get(b):
                             calls += 1
                             hits += not s[b]["computed"]
             except (OSError, ValueError, AttributeError) as e:
