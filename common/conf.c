@@ -90,7 +90,7 @@ static const key STAGE_KEYS[] = {
     {"program", PROGRAM, AT(program), ROOM(program), 0, 0, 0, "", NULL, "", "a path, or the name of a program beside sluice"},
     {"device", DEVICE, AT(device), ROOM(device), 0, 0, 0, "cpu", NULL, "", "where it computes"},
     NUM("threads", INT, threads, 0, 1024, 0, "", "OpenMP threads (0: a share of the machine's)"),
-    NUM("slots", INT, slots, 1, 64, 2, "", "slots of each pool that it receives in: hand-overs that may wait for it"),
+    NUM("slots", INT, slots, 1, 64, 2, "", "slots of each pool that it receives in: hand-overs that may wait for it (mux: 24)"),
     {"args", ARGS, 0, 0, 0, 0, 0, "", NULL, "", "more arguments for the program"},
 };
 #undef X
@@ -169,11 +169,15 @@ static bool is_number(const key *k)
     return k->type == INT || k->type == INT64 || k->type == FLOAT;
 }
 
+/* All 21 chunks of 81 frames, so that a decode on a GPU never waits for the encoder and a step of the next job does not come between. */
+enum { FRAME_SLOTS = 24 };
+
 static void stage_defaults(sl_conf_stage *s, sl_role role)
 {
     memset(s, 0, sizeof *s);
     for (int i = 0; i < STAGE_KEY_COUNT; i++)
         if (is_number(&STAGE_KEYS[i])) store_number(&STAGE_KEYS[i], s, STAGE_KEYS[i].number);
+    if (role == SL_ROLE_MUX) s->slots = FRAME_SLOTS;
     s->role = role;
     snprintf(s->program, sizeof s->program, "sluice-%s", sl_role_name(role));
     snprintf(s->device, sizeof s->device, "cpu");

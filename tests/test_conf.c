@@ -41,7 +41,7 @@ static void defaults_are_those_of_the_manual(void **state)
         assert_string_equal(c.stages[i].program, want);
         assert_string_equal(c.stages[i].device, "cpu");
         assert_int_equal(c.stages[i].threads, 0);
-        assert_int_equal(c.stages[i].slots, 2);
+        assert_int_equal(c.stages[i].slots, i == SL_ROLE_MUX ? 24 : 2);
         assert_int_equal(c.stages[i].arg_count, 0);
     }
     assert_string_equal(sl_role_name((sl_role)9), "?");
@@ -227,7 +227,7 @@ static void mistakes_name_file_line_key_value_and_range(void **state)
          "x.cfg:1: stages[0].args[1] is 3, want at most 16 strings of at most 255 bytes (more arguments for the program)"},
         {"stages = ( { name = \"text\"; slots = 65; } );",
          "x.cfg:1: stages[0].slots is 65, want an integer from 1 to 64 (slots of each pool "
-         "that it receives in: hand-overs that may wait for it; default 2)"},
+         "that it receives in: hand-overs that may wait for it (mux: 24); default 2)"},
         {"supervise: { heartbeat_ms = 5000; stall_s = 9; };",
          "x.cfg: supervise.stall_s is 9, want at least two heartbeats (supervise.heartbeat_ms is 5000)"},
         {"limits: { frames = 5;\n  frames = 6; };", "x.cfg:2: duplicate setting name"},

@@ -40,6 +40,15 @@ static void linear(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl
     k->body->linear(ctx, y, x, w, b, activation);
 }
 
+static bool linear_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_tensor *a, const sl_tensor *w,
+                       const sl_tensor *b, const sl_tensor *gate)
+{
+    bench_work *k = ctx->tap_user;
+    if (!k->body->linear_add || !k->body->linear_add(ctx, x, y, a, w, b, gate)) return false;
+    k->linear += 2.0 * (double)a->shape[0] * (double)a->shape[1] * (double)w->shape[0];
+    return true;
+}
+
 static void attention(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k, const sl_tensor *v, int heads,
                       float scale, const sl_tensor *bias, bool accumulate)
 {
@@ -78,6 +87,7 @@ static sl_code open_device(bench *b, sl_err *err)
     } else printf("cpu\n");
     b->ops = *b->body;
     b->ops.linear = linear;
+    b->ops.linear_add = linear_add;
     b->ops.attention = attention;
     b->ops.conv3d = conv3d;
     return SL_OK;

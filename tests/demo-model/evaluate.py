@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Judges the demo model by what Sluice makes with it (numpy, Pillow and the ffmpeg command; no PyTorch).
 
-usage: evaluate.py --pictures DIR [--sluice bin/sluice] [--model models/demo] [--part moves|effects|cache|all] [--limit N]
+usage: evaluate.py --pictures DIR [--sluice bin/sluice] [--model models/demo] [--part moves|effects|cache|all] [--first N] [--limit N]
                    [--steps 12] [--guidance 1] [--frames 33] [--width 320] [--height 192] [--work DIR] [--parallel N] [-- SLUICE OPTIONS]
 
 DIR: the held-out pictures that prepare.py takes out of the Debian packages (.demo-data/held), or any folder of pictures."""
@@ -25,6 +25,7 @@ A.add_argument("--sluice", default="bin/sluice")
 A.add_argument("--model", default="models/demo")
 A.add_argument("--pictures", required=True)
 A.add_argument("--part", default="all")
+A.add_argument("--first", type=int, default=0, help="leave out so many pictures, which another run has judged")
 A.add_argument("--limit", type=int, default=0)
 A.add_argument("--steps", type=int, default=12)
 A.add_argument("--guidance", type=float, default=1.0)
@@ -101,7 +102,7 @@ def run(jobs, *extra):
 
 def whole(pics, name, kinds):
     """the pictures whose clips are all there, if the time was limited, with their numbers"""
-    done = [i for i in range(len(pics)) if not a.seconds or all(os.path.exists(f"{a.work}/{name}-{k}-{i}.mp4") for k in kinds)]
+    done = [i for i in range(a.first, len(pics)) if not a.seconds or all(os.path.exists(f"{a.work}/{name}-{k}-{i}.mp4") for k in kinds)]
     return [(i, pics[i]) for i in done]
 
 
@@ -153,8 +154,12 @@ def judged_effect(job):
     return (False, "no clip") if f is None else measure.effect(f, e, s)
 
 
+def numbered(pics):
+    return list(enumerate(pics))[a.first:]
+
+
 def moves(pics):
-    jobs = [(f"move-{m}-{i}", p, w[i % len(w)], a.seed + i) for i, p in enumerate(pics) for m, w in MOVES.items()]
+    jobs = [(f"move-{m}-{i}", p, w[i % len(w)], a.seed + i) for i, p in numbered(pics) for m, w in MOVES.items()]
     sec = run(jobs, *common())
     ok, first, hold, grad, failed = {m: [] for m in MOVES}, [], [], [], 0
     pics = whole(pics, "move", MOVES)
@@ -167,7 +172,7 @@ def moves(pics):
             print(f"  {os.path.basename(p)}: asked {m}, measured {r['move'][0]} {r['move'][1]}")
         for k, v in (("first", first), ("hold", hold), ("grad", grad)):
             v += [r[k]] if r and k in r else []
-    n = sum(len(v) for v in ok.values())
+    n = max(1, sum(len(v) for v in ok.values()))
     print(f"\nCamera moves: {len(pics)} held-out pictures x {len(MOVES)} moves, {sec / max(1, jobs):.2f} s a clip, {failed} failed")
     print("| move | agrees |\n|---|---|")
     for m, v in ok.items():
@@ -180,7 +185,7 @@ def moves(pics):
 
 
 def effects(pics):
-    jobs = [(f"fx-{e}{'-' + s if s else ''}-{i}", p, w[i % len(w)], a.seed + i) for i, p in enumerate(pics) for e, s, w in EFFECTS]
+    jobs = [(f"fx-{e}{'-' + s if s else ''}-{i}", p, w[i % len(w)], a.seed + i) for i, p in numbered(pics) for e, s, w in EFFECTS]
     run(jobs, *common())
     pics = whole(pics, "fx", [e + ("-" + s if s else "") for e, s, _ in EFFECTS])
     print(f"\nEffects: {len(pics)} held-out pictures\n| effect | shows |\n|---|---|")
@@ -193,7 +198,7 @@ def effects(pics):
         for (_, p), g in zip(pics, got):
             if not g[0]:
                 print(f"  {os.path.basename(p)}: {e} not seen ({g[1]})", file=sys.stderr)
-    print(f"| **all** | **{100 * np.mean(total):.1f} %** |")
+    print(f"| **all** | **{100 * np.mean(total or [0]):.1f} %** |")
 
 
 CACHE = [(t,) for t in (0, 0.03, 0.05, 0.1, 0.15, 0.2, 0.3)] + [(t, *o) for t in (0.1, 0.2) for o in (("--fbcache-warmup", "4"), ("--fbcache-max-hits", "1"),
