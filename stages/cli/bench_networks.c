@@ -27,6 +27,14 @@ static double weight_bytes(const bench_net *n)
     return (double)sl_loader_bytes(n->loader);
 }
 
+/* bench_time, and with --profile one more run with a clock around each operation. */
+static sl_code measure(bench_net *n, const char *what, const char *size, double bytes, size_t held, bench_run_fn *run, void *arg,
+                       sl_err *err)
+{
+    sl_code rc = bench_time(n, what, size, bytes, held, run, arg, err);
+    return rc || !n->b->profile ? rc : bench_profile(n, what, size, run, arg, err);
+}
+
 /* ---- the diffusion transformer ---- */
 
 typedef struct {
@@ -106,8 +114,7 @@ static sl_code dit_size(dit *d, const bench_size *s, sl_err *err)
     const size_t held =
         sl_bytes(&d->latents) * 3 + sl_bytes(&d->rope.cos) * 2 + sl_dit_context_bytes(&d->n.ctx, d->m, d->context.image_tokens);
     if (!(rc = sl_ctx_error(&d->n.ctx, err)))
-        rc = bench_time(&d->n, "dit", size_text(size, s), weight_bytes(&d->n), held, run_dit, d, err);
-    if (!rc && d->n.b->profile) rc = bench_profile(&d->n, "dit", size_text(size, s), run_dit, d, err);
+        rc = measure(&d->n, "dit", size_text(size, s), weight_bytes(&d->n), held, run_dit, d, err);
     while (d->memories) sl_device_free(&d->n.ctx, d->memory[--d->memories]);
     return rc;
 }
@@ -176,7 +183,7 @@ sl_code bench_decode(bench *b, sl_err *err)
         v.kept = arena.kept;
         v.latents = bench_tensor(&v.n, SL_F32, sl_job_latent_frames(&job), (int64_t)b->model.vae.z * (v.s.h / 8) * (v.s.w / 8), 1);
         const double frames = (double)v.s.w * v.s.h * v.s.frames * 3;
-        rc = bench_time(&v.n, "decode", size_text(size, &v.s), weight_bytes(&v.n) + frames, sl_bytes(&v.latents), run_decode, &v,
+        rc = measure(&v.n, "decode", size_text(size, &v.s), weight_bytes(&v.n) + frames, sl_bytes(&v.latents), run_decode, &v,
                         err);
         sl_device_free(&v.n.ctx, v.latents.data);
     }
@@ -211,7 +218,7 @@ sl_code bench_condition(bench *b, sl_err *err)
     if (!rc) {
         uint32_t r = 1;
         for (size_t i = 0; i < samples; i++) v.picture[i] = (float)(int32_t)(r = r * 1664525u + 1013904223u) * 0x1p-31f;
-        rc = bench_time(&v.n, "condition", size_text(size, &v.s), weight_bytes(&v.n), 0, run_condition, &v, err);
+        rc = measure(&v.n, "condition", size_text(size, &v.s), weight_bytes(&v.n), 0, run_condition, &v, err);
     }
     free(v.picture);
     sl_vae_encoder_free(&v.encoder);
@@ -256,7 +263,7 @@ sl_code bench_text(bench *b, sl_err *err)
     if (!rc) rc = sl_ctx_reserve(&t.n.ctx, arena.peak, err);
     const double table =
         (double)c->vocab * c->d_model * (double)sl_dtype_size(b->ops.act); /* of which only the prompts' rows are read */
-    if (!rc) rc = bench_time(&t.n, "text", "2 x 512 tokens", PROMPTS * (weight_bytes(&t.n) - table), 0, run_text, &t, err);
+    if (!rc) rc = measure(&t.n, "text", "2 x 512 tokens", PROMPTS * (weight_bytes(&t.n) - table), 0, run_text, &t, err);
     sl_umt5_free(&t.m);
     bench_net_close(&t.n);
     return rc;
@@ -295,7 +302,7 @@ sl_code bench_image(bench *b, sl_err *err)
     if (!rc) {
         uint32_t r = 1;
         for (size_t k = 0; k < samples; k++) i.pixels[k] = (float)(int32_t)(r = r * 1664525u + 1013904223u) * 0x1p-30f;
-        rc = bench_time(&i.n, "image", "1 picture", weight_bytes(&i.n), 0, run_image, &i, err);
+        rc = measure(&i.n, "image", "1 picture", weight_bytes(&i.n), 0, run_image, &i, err);
     }
     free(i.pixels);
     sl_clip_free(&i.m);

@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define KINDS 48
+#define KINDS 64
 #define EMPTY_RUNS 200
 
 /* What is alike: one operation at one width. */
@@ -174,6 +174,42 @@ static void unpatchify(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x)
     stop(ctx, 0, size_of(y) + size_of(x), "unpatchify");
 }
 
+/* Operations of one tensor from others, named after what they are. */
+#define CLOCKED(op, params, args, bytes)                                                                                           \
+    static void op params                                                                                                          \
+    {                                                                                                                              \
+        start(ctx);                                                                                                                \
+        body_of(ctx)->op args;                                                                                                     \
+        stop(ctx, 0, bytes, #op);                                                                                                  \
+    }
+CLOCKED(sub, (sl_ctx * ctx, const sl_tensor *y, const sl_tensor *a, const sl_tensor *b), (ctx, y, a, b),
+        size_of(y) + size_of(a) + size_of(b))
+CLOCKED(silu, (sl_ctx * ctx, const sl_tensor *y, const sl_tensor *x), (ctx, y, x), size_of(y) + size_of(x))
+CLOCKED(geglu, (sl_ctx * ctx, const sl_tensor *y, const sl_tensor *a, const sl_tensor *b), (ctx, y, a, b),
+        size_of(y) + size_of(a) + size_of(b))
+CLOCKED(embed, (sl_ctx * ctx, const sl_tensor *y, const sl_tensor *table, const int32_t *ids), (ctx, y, table, ids), 2 * size_of(y))
+CLOCKED(conv_history, (sl_ctx * ctx, const sl_tensor *y, const sl_tensor *x), (ctx, y, x), 2 * size_of(y))
+CLOCKED(vae_norm, (sl_ctx * ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, bool silu), (ctx, y, x, w, silu),
+        size_of(y) + size_of(x))
+CLOCKED(time_shuffle, (sl_ctx * ctx, const sl_tensor *y, const sl_tensor *x), (ctx, y, x), size_of(y) + size_of(x))
+CLOCKED(to_channels_last, (sl_ctx * ctx, const sl_tensor *y, const sl_tensor *x, const float *scale, const float *shift),
+        (ctx, y, x, scale, shift), size_of(y) + size_of(x))
+CLOCKED(to_channels_first, (sl_ctx * ctx, const sl_tensor *y, const sl_tensor *x, const float *scale, const float *shift),
+        (ctx, y, x, scale, shift), size_of(y) + size_of(x))
+CLOCKED(frames_rgb8, (sl_ctx * ctx, const sl_tensor *y, const sl_tensor *x), (ctx, y, x), size_of(y) + size_of(x))
+#undef CLOCKED
+
+static void conv3d(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *history, const sl_tensor *w,
+                   const sl_tensor *b, const sl_tensor *residual, const sl_conv *c)
+{
+    start(ctx);
+    body_of(ctx)->conv3d(ctx, y, x, history, w, b, residual, c);
+    stop(ctx, 2.0 * (double)sl_count(y) * (double)x->shape[3] * c->kt * c->kh * c->kw,
+         size_of(y) + size_of(x) + size_of(history) + size_of(w) + size_of(residual), "conv %dx%dx%d, %lld -> %lld, %lldx%lld%s", c->kt,
+         c->kh, c->kw, (long long)x->shape[3], (long long)y->shape[3], (long long)y->shape[2], (long long)y->shape[1],
+         residual ? ", added" : "");
+}
+
 /* ---- the table ---- */
 
 static int by_seconds(const void *a, const void *b)
@@ -228,6 +264,9 @@ sl_code bench_profile(bench_net *n, const char *what, const char *size, bench_ru
     clocked.layernorm = layernorm, clocked.layernorm_modulate = layernorm_modulate;
     clocked.rmsnorm = rmsnorm, clocked.rmsnorm_rope = rmsnorm_rope, clocked.gated_add = gated_add;
     clocked.linear_add = linear_add;
+    clocked.sub = sub, clocked.silu = silu, clocked.geglu = geglu, clocked.embed = embed;
+    clocked.conv3d = conv3d, clocked.conv_history = conv_history, clocked.vae_norm = vae_norm, clocked.time_shuffle = time_shuffle;
+    clocked.to_channels_last = to_channels_last, clocked.to_channels_first = to_channels_first, clocked.frames_rgb8 = frames_rgb8;
     clocked.attention = attention, clocked.patchify = patchify, clocked.unpatchify = unpatchify;
     p->work.body = n->b->body;
     p->empty = empty_operation(&n->ctx, n->b->body);

@@ -35,6 +35,7 @@ A.add_argument("--height", type=int, default=192)
 A.add_argument("--work", default="/tmp/demo-model")
 A.add_argument("--seed", type=int, default=1)
 A.add_argument("--parallel", type=int, default=1, help="so many sluice processes at once, each with its share of the cores")
+A.add_argument("--settings", default="0:", help="cache: only these lines of the table, as 7:17; line 0, what all are compared with, must lie in the work folder then")
 A.add_argument("--seconds", type=float, default=0, help="make clips for so long, then judge the pictures that are complete")
 A.add_argument("rest", nargs="*")
 a = A.parse_args()
@@ -217,7 +218,8 @@ def cache(pics):
     pics = (pics * 16)[:16]
     prompts = [w[0] for w in MOVES.values()] + [w[0] for _, _, w in EFFECTS]
     print("\n| threshold | also | forwards saved | seconds a clip | PSNR | lowest | SSIM | last frame PSNR |\n|---|---|---|---|---|---|---|---|")
-    for k, (t, *rules) in enumerate(CACHE):
+    lo, hi = (int(x) if x else len(CACHE) for x in a.settings.split(":"))
+    for k, (t, *rules) in list(enumerate(CACHE))[lo:hi]:
         jobs = [(f"cache-{k}-{i}", p, prompts[i % len(prompts)], a.seed + i) for i, p in enumerate(pics)]
         sec = run(jobs, "--steps", "30", "--guidance", str(a.guidance), "--fbcache", str(t), *rules) / len(jobs)
         hits = calls = 0
