@@ -183,8 +183,7 @@ sl_code bench_decode(bench *b, sl_err *err)
         v.kept = arena.kept;
         v.latents = bench_tensor(&v.n, SL_F32, sl_job_latent_frames(&job), (int64_t)b->model.vae.z * (v.s.h / 8) * (v.s.w / 8), 1);
         const double frames = (double)v.s.w * v.s.h * v.s.frames * 3;
-        rc = measure(&v.n, "decode", size_text(size, &v.s), weight_bytes(&v.n) + frames, sl_bytes(&v.latents), run_decode, &v,
-                        err);
+        rc = measure(&v.n, "decode", size_text(size, &v.s), weight_bytes(&v.n) + frames, sl_bytes(&v.latents), run_decode, &v, err);
         sl_device_free(&v.n.ctx, v.latents.data);
     }
     sl_vae_decoder_free(&v.decoder);

@@ -205,8 +205,8 @@ static void conv3d(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl
     start(ctx);
     body_of(ctx)->conv3d(ctx, y, x, history, w, b, residual, c);
     stop(ctx, 2.0 * (double)sl_count(y) * (double)x->shape[3] * c->kt * c->kh * c->kw,
-         size_of(y) + size_of(x) + size_of(history) + size_of(w) + size_of(residual), "conv %dx%dx%d, %lld -> %lld, %lldx%lld%s", c->kt,
-         c->kh, c->kw, (long long)x->shape[3], (long long)y->shape[3], (long long)y->shape[2], (long long)y->shape[1],
+         size_of(y) + size_of(x) + size_of(history) + size_of(w) + size_of(residual), "conv %dx%dx%d, %lld -> %lld, %lldx%lld%s",
+         c->kt, c->kh, c->kw, (long long)x->shape[3], (long long)y->shape[3], (long long)y->shape[2], (long long)y->shape[1],
          residual ? ", added" : "");
 }
 
