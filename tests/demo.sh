@@ -9,17 +9,19 @@ golden=tests/golden/tiny-i2v model=models/demo
 
 fail() { echo "demo: $*" >&2; exit 1; }
 
-# The trained model if all of it is here, else the random one of the tests: the same path through the programs, a video of noise.
-guidance=1 image=tests/demo-model/pictures/picosdeeuropa.jpg
+# The trained model if all of it is here, whose sluice.json says the rest, else the random one of the tests: the same path, a video of noise.
+image=tests/demo-model/pictures/picosdeeuropa.jpg options=()
 for part in transformer vae text_encoder image_encoder; do
-    ls $model/$part/*.safetensors >/dev/null 2>&1 || { model=$golden/model image=$golden/i2v-96x64x9.png; break; }
+    ls $model/$part/*.safetensors >/dev/null 2>&1 && continue
+    model=$golden/model image=$golden/i2v-96x64x9.png options=(--frames "$frames" --steps 12 --guidance 1)
+    break
 done
 prompt='The camera pans slowly to the left.'
 image=${DEMO_IMAGE:-$image} prompt=${DEMO_PROMPT:-$prompt}
 
 rm -f demo.mp4 demo.json demo.png
 echo "model $model, picture $image, prompt \"$prompt\""
-"${SLUICE_BIN:-bin}/sluice" run --model $model --image "$image" --prompt "$prompt" --width $width --height $height --frames $frames --fps $fps --steps 12 --guidance $guidance \
+"${SLUICE_BIN:-bin}/sluice" run --model $model --image "$image" --prompt "$prompt" --width $width --height $height ${options[@]+"${options[@]}"} \
     --seed 1 -o demo.mp4 --json demo.json || fail "sluice run ended with status $?"
 
 pick=

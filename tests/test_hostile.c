@@ -104,6 +104,7 @@ static void test_sizes(void **unused)
     REFUSED(2, with("--width", "2147483647"), "width is 2147483647, want 16 to 8192 (pixels)");
     REFUSED(2, with("--height", "8208"), "height is 8208, want 16 to 8192 (pixels)");
     REFUSED(2, with("--max-area", "4096"), "--max-area is given beside --width and --height");
+    REFUSED(2, with("--max-area", "0"), "--max-area is given beside --width and --height");
     REFUSED(2, with("--steps", "0"), "steps is 0, want 1 to 1000 (sampler steps)");
     REFUSED(2, with("--crf", "52"), "crf is 52, want 0 to 51");
     REFUSED(2, with("--fps", "0"), "fps is 0, want 1 to 240");
@@ -113,6 +114,8 @@ static void test_sizes(void **unused)
     set(&c, "--height", NULL);
     set(&c, "--max-area", "99");
     REFUSED(2, c, "--max-area is 99, want 256 to 67108864 pixels");
+    set(&c, "--max-area", "0");
+    REFUSED(2, c, "--max-area is 0, want 256 to 67108864 pixels");
     c = with("--frames", "4097");
     set(&c, "--conf", at("small.cfg"));
     put_text(at("small.cfg"), "limits: { frames = 5; pixels = 1024L; };");
@@ -146,7 +149,7 @@ static void test_options(void **unused)
     REFUSED(2, with("--dump-steps=1", ""), "--dump-steps takes no value");
     c = job();
     add(&c, "--steps");
-    REFUSED(2, c, "--steps wants a value: N (sampler steps (default 50))");
+    REFUSED(2, c, "--steps wants a value: N (sampler steps (default: the checkpoint's, else 50))");
     c = job();
     add(&c, "stray");
     REFUSED(2, c, "\"stray\" is no option");
@@ -617,8 +620,8 @@ static void test_jobs_files(void **unused)
     REFUSED(2, jobs(f("%s\n{\"conf\": \"x\"}\n", a)), "jobs.jsonl:2: unknown key conf");
     REFUSED(2, jobs(f("%s\n{\"steps\": \"five\"}\n", a)), "jobs.jsonl:2: --steps is \"five\", want an integer");
     REFUSED(2, jobs(f("%s\n{\"steps\": 1.5}\n", a)), "jobs.jsonl:2: --steps is \"1.5\", want an integer");
-    REFUSED(2, jobs(f("%s\n{\"steps\": [1]}\n", a)), "jobs.jsonl:2: steps: want a text or a number");
-    REFUSED(2, jobs(f("%s\n{\"dump_steps\": 1}\n", a)), "jobs.jsonl:2: dump_steps: want true or false");
+    REFUSED(2, jobs(f("%s\n{\"steps\": [1]}\n", a)), "jobs.jsonl:2: steps is [1], want a text or a number");
+    REFUSED(2, jobs(f("%s\n{\"dump_steps\": 1}\n", a)), "jobs.jsonl:2: dump_steps is 1, want true or false");
     REFUSED(2, jobs(f("%s\n{\"steps\": 1, \"steps\": 2}\n", a)), "jobs.jsonl:2: want one JSON object a line: duplicate object key");
     REFUSED(2, jobs(f("%s\n{\"frames\": 80}\n", a)), "jobs.jsonl:2: frames is 80, want 4k + 1 (nearest: 81)");
     REFUSED(2, jobs(f("%s\n{\"image\": \"/none.png\"}\n", a)), "jobs.jsonl:2: --image: /none.png: No such file or directory");
@@ -636,6 +639,94 @@ static void test_jobs_files(void **unused)
     REFUSED(2, jobs(many), "jobs.jsonl has more than 1024 jobs");
     free(many);
     WORKS(jobs(f("%s\n\n  {\"output\": \"%s\", \"prompt\": \"two\"}", a, at("out/b.mp4"))), 2);
+}
+
+/* ---- a checkpoint's sluice.json ---- */
+
+/* It is bad even where the command line says everything; run, plan, pack and inspect say so alike, and nothing is written. */
+static void bad_defaults_(const char *where, const char *text, const char *says)
+{
+    const char *path = at("model/sluice.json");
+    command c[] = {with("--model", at("model")), other("plan", NULL), other("pack", NULL)};
+    set(&c[1], "--model", at("model"));
+    set(&c[2], "--model", at("model"));
+    set(&c[2], "-o", at("out/packed"));
+    if (text) put_text(path, text);
+    for (int i = 0; i < 3; i++) refused_(where, 2, &c[i], (const char *const[]){path, says, NULL});
+    inspect_says_(where, false, says);
+}
+#define BAD_DEFAULTS(text, says) bad_defaults_("line " T_STRING(__LINE__), text, says)
+
+static void test_defaults_of_a_checkpoint(void **unused)
+{
+    static const char *const NO_PLACE[] = {"image", "last-image", "prompt", "output", "o",         "seed",
+                                           "noise", "crf",        "dump",   "json",   "model",     "conf",
+                                           "jobs",  "from",       "quiet",  "device", "dump_steps"};
+    const char *path;
+    (void)unused;
+    fresh_model();
+    path = at("model/sluice.json");
+    BAD_DEFAULTS("", "sluice.json:1:0: not JSON");
+    BAD_DEFAULTS("{\"steps\": 5", "sluice.json:1:11: not JSON");
+    BAD_DEFAULTS("{\"steps\": 5}\n{\"steps\": 6}\n", "not JSON: end of file expected");
+    BAD_DEFAULTS("[{\"steps\": 5}]", "sluice.json: holds no JSON object, want {...}");
+    BAD_DEFAULTS("{\"steps\": 5, \"steps\": 6}", "not JSON: duplicate object key");
+    BAD_DEFAULTS("{\"negative\": \"\xff\"}", "not JSON: unable to decode byte 0xff");
+    BAD_DEFAULTS("{\"negative\": \"a\\u0000b\"}", "not JSON");
+    BAD_DEFAULTS("{\"stpes\": 5}", "sluice.json: unknown key stpes, did you mean steps?");
+    BAD_DEFAULTS("{\"st\\npes\": 5}", "sluice.json: unknown key st?pes, did you mean steps?");
+    BAD_DEFAULTS("{\"xyzzyxyzzy\": 5}",
+                 "sluice.json: unknown key xyzzyxyzzy, want some of negative, width, height, max-area, frames");
+    for (size_t i = 0; i < sizeof NO_PLACE / sizeof *NO_PLACE; i++) {
+        put_text(path, f("{\"%s\": \"1\"}", NO_PLACE[i]));
+        REFUSED(2, with("--model", at("model")), path,
+                f("key %s has no place here, want some of negative, width", strcmp(NO_PLACE[i], "o") ? NO_PLACE[i] : "output"));
+    }
+    BAD_DEFAULTS("{\"steps\": \"five\"}", "sluice.json: --steps is \"five\", want an integer");
+    BAD_DEFAULTS("{\"steps\": 1.5}", "sluice.json: --steps is \"1.5\", want an integer");
+    BAD_DEFAULTS("{\"steps\": 99999999999}", "sluice.json: --steps is \"99999999999\", want an integer");
+    BAD_DEFAULTS("{\"steps\": 99999999999999999999}", "not JSON: too big integer");
+    BAD_DEFAULTS("{\"steps\": null}", "sluice.json: steps is null, want a text or a number");
+    BAD_DEFAULTS("{\"steps\": true}", "sluice.json: steps is true, want a text or a number");
+    BAD_DEFAULTS("{\"guidance\": [5]}", "sluice.json: guidance is [5], want a text or a number");
+    BAD_DEFAULTS("{\"guidance\": {}}", "sluice.json: guidance is {}, want a text or a number");
+    BAD_DEFAULTS("{\"guidance\": 1e9}", "sluice.json: guidance is 1e+09, want 0 to 1000");
+    BAD_DEFAULTS("{\"guidance-2\": -1}", "sluice.json: guidance_2 is -1, want 0 to 1000");
+    BAD_DEFAULTS("{\"steps\": 0}", "sluice.json: steps is 0, want 1 to 1000 (sampler steps)");
+    BAD_DEFAULTS("{\"frames\": 80}", "sluice.json: frames is 80, want 4k + 1 (nearest: 81)");
+    BAD_DEFAULTS("{\"fps\": 0}", "sluice.json: fps is 0, want 1 to 240");
+    BAD_DEFAULTS("{\"shift\": 0}", "sluice.json: shift is 0, want 0.01 to 100");
+    BAD_DEFAULTS("{\"sampler\": \"ddim\"}", "sluice.json: sampler is ddim, want unipc or euler");
+    BAD_DEFAULTS("{\"fbcache-warmup\": -1}", "sluice.json: fbcache_warmup is -1, want 0 to 1000");
+    BAD_DEFAULTS("{\"max-area\": 99}", "sluice.json: --max-area is 99, want 256 to 67108864 pixels");
+    BAD_DEFAULTS("{\"width\": 32}", "sluice.json: --width is 32 and --height 0, want both or neither");
+    BAD_DEFAULTS("{\"width\": 100, \"height\": 32}", "sluice.json: size is 100x32, want width and height that are multiples of 16");
+    BAD_DEFAULTS("{\"width\": 0, \"height\": 0}", "sluice.json: width is 0, want 16 to 8192");
+    BAD_DEFAULTS("{\"width\": 32, \"height\": 32, \"max-area\": 4096}",
+                 "sluice.json: --max-area is given beside --width and --height");
+
+    char *large = calloc(1, (1 << 20) + 64);
+    sprintf(large, "{\"negative\": \"%0*d\"}", 70000, 0);
+    put_text(path, large);
+    REFUSED(2, with("--model", at("model")), path, "negative has 70000 bytes, want at most 65536 (limits.prompt_bytes)");
+    memset(large, ' ', (1 << 20) + 1);
+    BAD_DEFAULTS(large, "sluice.json: has 1048577 bytes, want at most 1048576");
+    free(large);
+    unlink(path);
+    assert_int_equal(mkdir(path, 0700), 0);
+    BAD_DEFAULTS(NULL, "sluice.json: is no regular file");
+    rmdir(path);
+    assert_int_equal(mkfifo(path, 0600), 0);
+    BAD_DEFAULTS(NULL, "sluice.json: is no regular file");
+    unlink(path);
+    assert_int_equal(symlink("blobs/none", path), 0);
+    BAD_DEFAULTS(NULL, "sluice.json: cannot be opened: No such file or directory");
+    unlink(path);
+    assert_int_equal(symlink("sluice.json", path), 0);
+    BAD_DEFAULTS(NULL, "sluice.json: cannot be opened: Too many levels of symbolic links");
+    unlink(path);
+    put_text(path, "{}");
+    WORKS(with("--model", at("model")), 1);
 }
 
 /* ---- settings ---- */
@@ -800,6 +891,7 @@ int main(void)
         CLEAN(test_a_full_disk_under_the_output),
         CLEAN(test_a_full_disk_under_the_spool),
         CLEAN(test_jobs_files),
+        CLEAN(test_defaults_of_a_checkpoint),
         CLEAN(test_settings),
         CLEAN(test_stage_programs),
         CLEAN(test_replay),

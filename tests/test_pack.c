@@ -204,6 +204,18 @@ static void float32_when_asked_for(void **state)
     (void)state;
 }
 
+static void its_own_defaults_come_along(void **state)
+{
+    assert_int_equal(system(t_format("cp -r %s %s && chmod -R u+w %s", T_MODEL, floats, floats)), 0);
+    assert_int_equal(pack(floats, packed, NULL, NULL), 0);
+    assert_true(access(t_format("%s/sluice.json", packed), F_OK) != 0);
+    t_rmdir(packed);
+    t_write(t_format("%s/sluice.json", floats), "{\"steps\": 2,\n \"frames\": 9}");
+    assert_int_equal(pack(floats, packed, NULL, NULL), 0);
+    assert_true(t_same_file(t_format("%s/sluice.json", floats), t_format("%s/sluice.json", packed)));
+    (void)state;
+}
+
 /* ---- running it ---- */
 
 static void run_model(const char *model, const char *name)
@@ -409,6 +421,7 @@ int main(void)
                                        T(a_float32_source_gives_the_same_files),
                                        T(tensors_lie_in_the_order_of_the_network),
                                        T(float32_when_asked_for),
+                                       T(its_own_defaults_come_along),
                                        T(the_copy_gives_the_same_frames),
                                        T(configurations_alone_give_random_weights),
                                        T(chosen_components_only),

@@ -2,6 +2,8 @@
  * run: alone. limit: 240 s */
 #include "tests/t_run.h"
 
+#include <jansson.h>
+
 #include "common/safetensors.h"
 
 static t_run run;
@@ -171,6 +173,74 @@ static void test_replay(void **state)
     if (replayed_same("denoise", "--seed", "8")) t_run_fail(&run, "another seed gives the same frames");
     if (replayed_same("denoise", "--steps", "5")) t_run_fail(&run, "other steps give the same frames");
     if (replayed_same("text", "--prompt", "A lake")) t_run_fail(&run, "another prompt gives the same frames");
+    t_run_close(&run);
+}
+
+/* ---- a checkpoint's sluice.json ---- */
+
+/* T_MODEL by links, with this file. */
+static const char *model_with_defaults(const char *text)
+{
+    static char model[300];
+    char cwd[512];
+    DIR *d = opendir(T_MODEL);
+    struct dirent *e;
+    assert_true(d && getcwd(cwd, sizeof cwd));
+    snprintf(model, sizeof model, "%s/model", run.base);
+    mkdir(model, 0700);
+    while ((e = readdir(d)))
+        if (*e->d_name != '.' && symlink(t_format("%s/" T_MODEL "/%s", cwd, e->d_name), t_format("%s/%s", model, e->d_name)))
+            assert_int_equal(errno, EEXIST);
+    closedir(d);
+    t_write(t_format("%s/sluice.json", model), text);
+    return model;
+}
+
+static void reported(const char *key, double want)
+{
+    json_t *report = json_load_file(t_format("%s/report.json", run.base), 0, NULL), *v = json_object_get(report, key);
+    if (!json_is_number(v) || json_number_value(v) != want) t_run_fail(&run, "%s is %g, want %g", key, json_number_value(v), want);
+    json_decref(report);
+}
+
+/* A model, a picture and a prompt are enough. */
+static void test_defaults(void **state)
+{
+    char output[300], report[300];
+    (void)state;
+    open_run("fbcache: { threshold = 0.5; };\n");
+    snprintf(output, sizeof output, "%s/a.mp4", run.out);
+    snprintf(report, sizeof report, "%s/report.json", run.base);
+    const char *model =
+        model_with_defaults("{\"max-area\": 2304, \"frames\": 5, \"fps\": 8, \"steps\": 1, \"guidance\": 1, \"shift\": 4, "
+                            "\"sampler\": \"euler\", \"fbcache\": 0}");
+    char *args[] = {"sluice",      "run",     "--quiet", "--conf",   run.conf, "--json", report, "--model",
+                    (char *)model, "--image", T_IMAGE,   "--prompt", PROMPT,   "-o",     output, NULL};
+    t_run_start(&run, args);
+    check_end(0, 1);
+    reported("width", 48); /* of a picture of 130x90 */
+    reported("height", 32);
+    reported("frames", 5);
+    reported("fps", 8);
+    reported("step_count", 1);
+    reported("guidance", 1);
+    reported("shift", 4);
+    reported("fbcache", 0);
+    t_run_close(&run);
+}
+
+/* Where the user says everything, the file changes nothing: the same bytes; and a replay is its dump. */
+static void test_defaults_put_aside(void **state)
+{
+    (void)state;
+    open_run("");
+    const char *model =
+        model_with_defaults("{\"max-area\": 1024, \"frames\": 5, \"fps\": 8, \"steps\": 1, \"guidance\": 1, \"guidance-2\": 9, "
+                            "\"shift\": 9, \"negative\": \"x\", \"fbcache-warmup\": 3, \"fbcache\": 1}");
+    start("17", "12", "--model", model, "--guidance", "5", "--fps", "16", "--shift", "3", "--fbcache", "0", NULL);
+    check_end(0, 1);
+    if (!t_same_file(t_format("%s/a.mp4", run.out), t_format("%s/../a.mp4", dump))) t_run_fail(&run, "another video");
+    if (!replayed_same("denoise", "--model", model)) t_run_fail(&run, "replay gives other frames");
     t_run_close(&run);
 }
 
@@ -362,10 +432,10 @@ static int remove_dump(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_jobs_overlap),   cmocka_unit_test(test_cancel),       cmocka_unit_test(test_terminate),
-        cmocka_unit_test(test_replay),         cmocka_unit_test(test_other_mux),    cmocka_unit_test(test_other_decode),
-        cmocka_unit_test(test_without_decode), cmocka_unit_test(test_without_text), cmocka_unit_test(test_spool_fails),
-        cmocka_unit_test(test_random_weights),
+        cmocka_unit_test(test_jobs_overlap), cmocka_unit_test(test_cancel),       cmocka_unit_test(test_terminate),
+        cmocka_unit_test(test_replay),       cmocka_unit_test(test_defaults),     cmocka_unit_test(test_defaults_put_aside),
+        cmocka_unit_test(test_other_mux),    cmocka_unit_test(test_other_decode), cmocka_unit_test(test_without_decode),
+        cmocka_unit_test(test_without_text), cmocka_unit_test(test_spool_fails),  cmocka_unit_test(test_random_weights),
     };
     return cmocka_run_group_tests_name("pipeline", tests, make_dump, remove_dump);
 }

@@ -365,6 +365,105 @@ static void plan_is_what_a_run_takes(void **state)
     (void)state;
 }
 
+/* ---- a checkpoint's sluice.json ---- */
+
+/* What the first job is after `sluice run WORDS...` (space between) with `text` as the checkpoint's sluice.json, the line as a jobs file's:
+ * "WxH AREA FRAMES FPS STEPS GUIDANCE GUIDANCE-2 SHIFT SAMPLER NEGATIVE CACHE WARMUP HITS FINAL", a dash where nobody said anything. */
+static const char *job_after(const char *text, const char *words, const char *line)
+{
+    static char out[1024];
+    char copy[512], jobs[400], *args[T_ARGS], *next = NULL;
+    int n = 0;
+    cli_options o;
+    cli_job d;
+    snprintf(copy, sizeof copy, "%s", words);
+    for (char *w = strtok_r(copy, " ", &next); w; w = strtok_r(NULL, " ", &next)) args[n++] = w;
+    snprintf(jobs, sizeof jobs, "%s/jobs.jsonl", r.base);
+    t_write(t_format("%s/" MODEL_DEFAULTS, r.base), text);
+    t_write(jobs, line);
+    if (*line) args[n++] = (char *)"--jobs", args[n++] = jobs;
+    T_OK(cli_parse(&o, false, n, args, &err));
+    T_OK(defaults_read(&d, r.base, &err));
+    T_OK(defaults_apply(&o.jobs[0], &d, &err));
+    const cli_job *j = &o.jobs[0];
+    const sl_job *s = &j->spec;
+    size_t at = 0;
+#define SAY(has, fmt, ...)                                                                                                         \
+    at += (size_t)(j->has ? snprintf(out + at, sizeof out - at, fmt " ", __VA_ARGS__) : snprintf(out + at, sizeof out - at, "- "))
+    SAY(has_width, "%dx%d", s->width, s->height);
+    SAY(has_max_area, "%d", (int)j->max_area);
+    SAY(has_frames, "%d", s->frames);
+    SAY(has_fps, "%d", s->fps);
+    SAY(has_steps, "%d", s->steps);
+    SAY(has_guidance, "%g", s->guidance);
+    SAY(has_guidance_2, "%g", s->guidance_2);
+    SAY(has_shift, "%g", s->shift);
+    SAY(has_sampler, "%s", s->sampler);
+    SAY(has_negative, "%s", s->negative);
+    SAY(has_fbcache, "%g", s->fbcache);
+    SAY(has_fbcache_warmup, "%d", s->fbcache_warmup);
+    SAY(has_fbcache_max_hits, "%d", s->fbcache_max_hits);
+    SAY(has_fbcache_final, "%d", s->fbcache_final);
+#undef SAY
+    out[at - 1] = 0;
+    sl_job_free(&d.spec);
+    cli_options_free(&o);
+    return out;
+}
+
+static void the_user_comes_before_the_checkpoint(void **state)
+{
+    static const char ALL[] =
+        "{\"max-area\": 4096, \"frames\": 33, \"fps\": 8, \"steps\": 12, \"guidance\": 2, \"guidance_2\": 3, \"shift\": "
+        "7, \"sampler\": \"euler\", \"negative\": \"blur\", \"fbcache\": 0.1, \"fbcache-warmup\": 2, "
+        "\"fbcache-max-hits\": 3, \"fbcache-final\": \"4\"}",
+                      SIZE[] = "{\"width\": 64, \"height\": 48}";
+    static const struct {
+        const char *text, *words, *line, *want;
+    } CASES[] = {
+        {"{}", "", "", "- - - - - - - - - - - - - -"},
+        {ALL, "", "", "- 4096 33 8 12 2 3 7 euler blur 0.1 2 3 4"},
+        {ALL, "--frames 5", "", "- 4096 5 8 12 2 3 7 euler blur 0.1 2 3 4"},
+        {ALL, "--frames 5", "{\"frames\": 9, \"fps\": 24}", "- 4096 9 24 12 2 3 7 euler blur 0.1 2 3 4"},
+        {ALL, "--negative x --shift 5 --sampler unipc", "{\"steps\": 3}", "- 4096 33 8 3 2 3 5 unipc x 0.1 2 3 4"},
+        /* a given zero is a value like any other */
+        {ALL, "--fbcache 0 --fbcache-warmup 0 --fbcache-max-hits 0 --fbcache-final 0 --guidance-2 0", "",
+         "- 4096 33 8 12 2 0 7 euler blur 0 0 0 0"},
+        /* --guidance is both experts', as without a file */
+        {ALL, "--guidance 1", "", "- 4096 33 8 12 1 - 7 euler blur 0.1 2 3 4"},
+        {ALL, "", "{\"guidance\": 1, \"guidance-2\": 4}", "- 4096 33 8 12 1 4 7 euler blur 0.1 2 3 4"},
+        /* a size puts an area aside, and an area a size; half a size is not filled up */
+        {ALL, "--width 32 --height 16", "", "32x16 - 33 8 12 2 3 7 euler blur 0.1 2 3 4"},
+        {ALL, "", "{\"width\": 32, \"height\": 16}", "32x16 - 33 8 12 2 3 7 euler blur 0.1 2 3 4"},
+        {ALL, "--max-area 1024", "", "- 1024 33 8 12 2 3 7 euler blur 0.1 2 3 4"},
+        {SIZE, "", "", "64x48 - - - - - - - - - - - - -"},
+        {SIZE, "--max-area 1024", "", "- 1024 - - - - - - - - - - - -"},
+        {SIZE, "--width 32", "", "32x0 - - - - - - - - - - - - -"},
+        {SIZE, "--width 32", "{\"height\": 16}", "32x16 - - - - - - - - - - - - -"},
+    };
+    for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) {
+        const char *got = job_after(CASES[i].text, CASES[i].words, CASES[i].line);
+        if (strcmp(got, CASES[i].want))
+            fail_msg("case %zu (%s %s): %s, want %s", i, CASES[i].words, CASES[i].line, got, CASES[i].want);
+    }
+    (void)state;
+}
+
+/* The demo model needs no options. */
+static void a_plan_starts_from_the_checkpoints_defaults(void **state)
+{
+    static const char *const MORE[][2] = {{"--quiet", NULL}, {"--steps", "3"}, {"--max-area", "4096"}};
+    static const int WANT[][3] = {{320, 33, 12}, {320, 33, 3}, {80, 33, 12}};
+    for (int i = 0; i < 3; i++) {
+        json_t *p = plan("--model", "models/demo", MORE[i][0], MORE[i][1], END);
+        assert_int_equal(json_integer_value(json_object_get(p, "width")), WANT[i][0]);
+        assert_int_equal(json_integer_value(json_object_get(p, "frames")), WANT[i][1]);
+        assert_int_equal(json_integer_value(json_object_get(p, "step_count")), WANT[i][2]);
+        json_decref(p);
+    }
+    (void)state;
+}
+
 /* ---- admission ---- */
 
 static void a_run_that_does_not_fit_is_refused(void **state)
@@ -461,6 +560,8 @@ int main(void)
                                        T(devices_add_up),
                                        T(slots_hold_the_jobs_tensors),
                                        T(plan_is_what_a_run_takes),
+                                       T(the_user_comes_before_the_checkpoint),
+                                       T(a_plan_starts_from_the_checkpoints_defaults),
                                        T(a_run_that_does_not_fit_is_refused),
                                        T(what_the_machine_gives),
                                        T(all_of_14b_fits_one_gpu),

@@ -316,10 +316,10 @@ static void usage(FILE *to)
     fprintf(to,
             "--repeat   timed runs of each (1 to %d)\n"
             "--rows     tokens that the DiT takes at a time where it can choose\n"
-            "--steps    of the job (30; 2 with --quick); --image its picture (one is made)\n"
-            "--guidance of the job (5, two forwards a step; 1 or less: one)\n"
+            "--steps    of the job (the checkpoint's sluice.json, else 30; 2 with --quick); --image its picture (one is made)\n"
+            "--guidance of the job (the checkpoint's sluice.json, else 5: two forwards a step; 1 or less: one)\n"
             "--quick    the smallest size, one run of each\n"
-            "--profile  one more forward of dit with a clock around each operation: a table of where the time goes\n",
+            "--profile  one more run of each network with a clock around each operation: a table of where the time goes\n",
             MOST_RUNS);
 }
 
@@ -411,22 +411,26 @@ static sl_code parse(bench *b, bool wanted[PART_COUNT], int argc, char **argv, s
     return SL_OK;
 }
 
-/* Sizes that were not given; the folder of the shapes, and the shapes. */
+/* Sizes, steps and guidance that were not given; the folder of the shapes, and the shapes. */
 static sl_code complete(bench *b, const char *private_dir, sl_err *err)
 {
     const bool cpu = !strcmp(b->device, "cpu");
     static const char *const CPU[] = {"160x96x9", "320x192x17"}, *const GPU[] = {"832x480x81", "1024x576x81", "1280x720x81"};
+    cli_job d;
     sl_code rc;
     if (!b->size_count)
         for (int i = 0; i < (b->quick ? 1 : cpu ? 2 : 3); i++)
             if ((rc = add_size(b, cpu ? CPU[i] : GPU[i], err))) return rc;
-    if (!b->steps) b->steps = b->quick ? 2 : 30;
     if ((rc = program_dir(b->program_dir, err))) return rc;
     if (!*b->model_dir && cpu) rc = sl_path_join(b->model_dir, b->program_dir, "../models/demo", err);
     else if (!*b->model_dir && !(rc = sl_path_join(b->model_dir, private_dir, "14b", err))) rc = bench_write_14b(b->model_dir, err);
     if (rc) return rc;
     if ((rc = sl_model_open(&b->model, b->model_dir, err))) return sl_context(err, rc, "the shapes to measure (--model DIR)");
-    return SL_OK;
+    rc = defaults_read(&d, b->model_dir, err);
+    if (!b->steps) b->steps = b->quick ? 2 : d.has_steps ? d.spec.steps : 30;
+    if (isnan(b->guidance)) b->guidance = d.has_guidance ? d.spec.guidance : 5;
+    sl_job_free(&d.spec);
+    return rc;
 }
 
 static sl_code write_json(const bench *b, sl_err *err)
@@ -444,7 +448,7 @@ static sl_code write_json(const bench *b, sl_err *err)
 
 int cli_bench(int argc, char **argv)
 {
-    bench b = {.device = "cpu", .peer_socket = -1, .guidance = 5, .results = json_array()};
+    bench b = {.device = "cpu", .peer_socket = -1, .guidance = NAN, .results = json_array()};
     bool wanted[PART_COUNT] = {false};
     char private_dir[SL_PATH] = "";
     const int64_t started = sl_now_ns();

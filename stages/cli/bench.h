@@ -26,7 +26,7 @@ typedef struct {
     bool quick, profile;
     int repeat;      /* timed runs of each; 0: as many as seem right */
     int steps;       /* of the job */
-    double guidance; /* of the job; 1 or less: one forward a step */
+    double guidance; /* of the job; 1 or less: one forward a step; NaN: not given */
     int64_t rows;
     int size_count;
     bench_size sizes[BENCH_SIZES];  /* ascending; what is measured at one size only is measured at the last */

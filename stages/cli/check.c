@@ -14,8 +14,6 @@
 #include "graphs/wan_dit.h"
 #include "stages/text/prompt.h"
 
-#define DEFAULT_AREA (832 * 480) /* the reference pipeline's own default size */
-
 /* Can this file be made? Its folder must exist and take a new file; the file itself may exist. A report may go to a pipe or terminal, a video is
  * renamed into place, and would replace a device. */
 static sl_code check_writable(const char *path, const char *what, bool stream, sl_err *err)
@@ -170,9 +168,9 @@ static sl_code complete(cli_job *j, const sl_model *model, const sl_conf *conf, 
     if (!j->has_fps) s->fps = conf->video.fps;
     if (!j->has_crf) s->crf = conf->video.crf;
     if (!j->has_fbcache) s->fbcache = conf->fbcache.threshold;
-    if (!s->fbcache_warmup) s->fbcache_warmup = conf->fbcache.warmup;
-    if (!s->fbcache_max_hits) s->fbcache_max_hits = conf->fbcache.max_hits;
-    if (!s->fbcache_final) s->fbcache_final = conf->fbcache.final;
+    if (!j->has_fbcache_warmup) s->fbcache_warmup = conf->fbcache.warmup;
+    if (!j->has_fbcache_max_hits) s->fbcache_max_hits = conf->fbcache.max_hits;
+    if (!j->has_fbcache_final) s->fbcache_final = conf->fbcache.final;
     if (!j->has_seed) {
         uint32_t r;
         if (getrandom(&r, sizeof r, 0) != sizeof r) return sl_fail(err, SL_SYS, "no random seed to be had; give --seed");
@@ -203,16 +201,10 @@ static sl_code check_pictures(cli_job *j, const sl_model *model, sl_err *err)
         return sl_fail(err, SL_ARG, "no last picture: %s wants --last-image FILE", model->dir);
     if (needed && (rc = check_picture(s->image, "--image", &w, &h, err))) return rc;
     if (needed && *s->last_image && (rc = check_picture(s->last_image, "--last-image", &w2, &h2, err))) return rc;
-    if (!s->width != !s->height)
-        return sl_fail(err, SL_ARG, "--width is %d and --height %d, want both or neither", s->width, s->height);
-    if (!s->width) {
-        int64_t area = j->max_area ? j->max_area : DEFAULT_AREA;
-        if (area < 256 || area > (int64_t)8192 * 8192)
-            return sl_fail(err, SL_ARG, "--max-area is %lld, want 256 to 67108864 pixels", (long long)area);
-        if (!w) w = 832, h = 480;
-        sl_picture_video_size(w, h, area, &s->width, &s->height);
-        s->bicubic = 1;
-    } else if (j->max_area) return sl_fail(err, SL_ARG, "--max-area is given beside --width and --height, want one of the two");
+    if ((rc = check_size(j, err)) || s->width) return rc;
+    if (!w) w = 832, h = 480;
+    sl_picture_video_size(w, h, j->has_max_area ? j->max_area : DEFAULT_AREA, &s->width, &s->height);
+    s->bicubic = 1;
     return SL_OK;
 }
 
@@ -301,6 +293,19 @@ static sl_code check_programs(const sl_conf *conf, sl_err *err)
     return rc;
 }
 
+sl_code use_defaults(cli_options *o, const sl_model *model, const sl_conf *conf, sl_err *err)
+{
+    cli_job d;
+    sl_code rc;
+    if (*o->replay_dir) return SL_OK;
+    rc = defaults_read(&d, model->dir, err);
+    if (!rc && d.has_negative && (rc = check_prompt(d.spec.negative, "negative", conf, err)))
+        sl_context(err, rc, "%s/" MODEL_DEFAULTS, model->dir);
+    for (int i = 0; i < o->job_count && !rc; i++) rc = defaults_apply(&o->jobs[i], &d, err);
+    sl_job_free(&d.spec);
+    return rc;
+}
+
 sl_code cli_check(cli_options *o, sl_model *model, sl_conf *conf, sl_err *err)
 {
     sl_code rc;
@@ -317,7 +322,7 @@ sl_code cli_check(cli_options *o, sl_model *model, sl_conf *conf, sl_err *err)
             return sl_fail(err, SL_ARG, "line %d of %s wants model %s, the run has %s: one checkpoint a run", o->jobs[i].line,
                            o->jobs_file, o->jobs[i].spec.model, dir);
     if ((rc = absolute_path(absolute, dir, err)) || (rc = sl_model_open(model, absolute, err)) ||
-        (!conf->model.random && (rc = check_weights(model, err))))
+        (!conf->model.random && (rc = check_weights(model, err))) || (rc = use_defaults(o, model, conf, err)))
         return rc;
     for (int i = 0; i < o->job_count; i++)
         if ((rc = check_job(&o->jobs[i], o->from, model, conf, err)))

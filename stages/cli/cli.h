@@ -32,9 +32,11 @@ typedef struct {
 /* One job as the user gave it, then as it will run. */
 typedef struct {
     sl_job spec;
-    int64_t max_area; /* 0: not given */
-    bool has_prompt, has_seed, has_shift, has_guidance_2, has_fps, has_crf, has_fbcache, has_noise, has_sampler, has_image,
-        has_last_image;
+    int64_t max_area;
+    /* given by the user, or by the checkpoint's sluice.json; the others get their values in the checks */
+    bool has_prompt, has_negative, has_seed, has_noise, has_image, has_last_image, has_width, has_height, has_max_area, has_frames,
+        has_fps, has_steps, has_guidance, has_guidance_2, has_shift, has_sampler, has_crf, has_fbcache, has_fbcache_warmup,
+        has_fbcache_max_hits, has_fbcache_final;
     char dump_dir[SL_PATH], json[SL_PATH];
     int line; /* of the jobs file; 0: the command line */
     /* set by the checks */
@@ -59,6 +61,22 @@ sl_code cli_parse(cli_options *out, bool replay, int argc, char **argv, sl_err *
 void cli_options_free(cli_options *o);
 void cli_usage(FILE *to);
 
+#define DEFAULT_AREA (832 * 480) /* the reference pipeline's own default size */
+/* Width and height come together, and beside them no area. Errors: SL_ARG; an area out of range. */
+sl_code check_size(const cli_job *j, sl_err *err);
+
+/* What the makers of a checkpoint mean it to be run with: DIR/sluice.json, one JSON object with the keys of a jobs file's line that
+ * describe neither what is asked for nor what is written (OF_MODEL in the table). Diffusers does not look at it. */
+#define MODEL_DEFAULTS "sluice.json"
+#define MODEL_DEFAULTS_BYTES (1 << 20) /* at most */
+/* *out has what the file gives, has_... tell which; nothing if there is no file. sl_job_free(&out->spec), also after an error.
+ * Errors: SL_SYS, SL_FORMAT, SL_ARG one line with the file's name. */
+sl_code defaults_read(cli_job *out, const char *dir, sl_err *err);
+/* Where the user said nothing: a size or an area of the user's stands for all three keys, --guidance for both experts'. */
+sl_code defaults_apply(cli_job *j, const cli_job *defaults, sl_err *err);
+bool defaults_print(const cli_job *defaults, const char *before,
+                    FILE *to); /* "BEFOREframes 33, steps 12"; false: nothing, there is none */
+
 /* --device, for all stages that compute on one. Errors: SL_ARG no such kind of device, or a mux that is to work on a GPU. */
 sl_code use_devices(const cli_options *o, sl_conf *conf, sl_err *err);
 /* The GPUs that stages want. Nothing is asked if none does. Errors: SL_ARG the plug-in cannot be opened (which file, why), a device is
@@ -66,6 +84,9 @@ sl_code use_devices(const cli_options *o, sl_conf *conf, sl_err *err);
 sl_code ask_gpus(gpu_machine *out, const sl_conf *conf, sl_err *err);
 
 /* ---- check.c: refuse before any work ---- */
+
+/* The checkpoint's sluice.json beneath every job of a run or a plan; a replay's jobs are complete without it. Errors: as defaults_read. */
+sl_code use_defaults(cli_options *o, const sl_model *model, const sl_conf *conf, sl_err *err);
 
 /* Complete every job from the checkpoint and configuration, and look at everything that can be looked at without computing: checkpoint headers, pictures,
  * noise, prompts, outputs, limits. conf's limits grow to fit the jobs when no configuration file was given. */

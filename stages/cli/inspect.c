@@ -103,6 +103,18 @@ static void print_model(const sl_model *m)
     if (m->experts > 1) printf("  boundary       expert 1 from timestep %g up, expert 2 below\n", m->boundary_ratio * 1000);
 }
 
+/* What the checkpoint's sluice.json gives, or what is wrong with it. */
+static sl_code print_defaults(const sl_model *m)
+{
+    cli_job d;
+    sl_err err = {0};
+    sl_code rc = defaults_read(&d, m->dir, &err);
+    if (rc) printf("  %-14s %s\n", MODEL_DEFAULTS, err.msg);
+    else if (defaults_print(&d, "  " MODEL_DEFAULTS "    ", stdout)) printf("\n");
+    sl_job_free(&d.spec);
+    return rc;
+}
+
 int cli_inspect(int argc, char **argv)
 {
     sl_model model;
@@ -119,6 +131,7 @@ int cli_inspect(int argc, char **argv)
         return EXIT_REFUSED;
     }
     print_model(&model);
+    bad += print_defaults(&model) != SL_OK;
     printf("\n  %-14s %12s %16s  %s\n", "component", "MB stored", "parameters", "findings");
     for (int i = 0; i < COMPONENT_COUNT; i++) {
         const component *c = &COMPONENTS[i];

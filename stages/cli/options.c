@@ -1,4 +1,4 @@
-/* options.c - the command line of `sluice run` and `sluice replay`, and the lines of a jobs file, by one table. */
+/* options.c - the command line of `sluice run` and `sluice replay`, the lines of a jobs file, and a checkpoint's own defaults, by one table. */
 #include "stages/cli/cli.h"
 
 #include <errno.h>
@@ -6,12 +6,14 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
-#include <jansson.h>
+#include "common/json.h"
 
 typedef enum { OPT_INT, OPT_I64, OPT_U64, OPT_REAL, OPT_PATH, OPT_TEXT, OPT_FLAG } opt_kind;
-typedef enum { OF_JOB, OF_RUN } opt_owner; /* a job's, may stand in a jobs file; the whole run's */
+/* Whose an option is: the whole run's; a job's, which may stand in a jobs file; a job's that a checkpoint's sluice.json may give, too. */
+typedef enum { OF_RUN, OF_JOB, OF_MODEL } opt_owner;
 
 typedef struct {
     const char *name;
@@ -25,6 +27,7 @@ typedef struct {
 #define JOB(field) OF_JOB, offsetof(cli_job, spec.field), 0
 #define JOB_HAS(field) OF_JOB, offsetof(cli_job, spec.field), offsetof(cli_job, has_##field)
 #define CLI(field) OF_JOB, offsetof(cli_job, field), 0
+#define MODEL(field) OF_MODEL, offsetof(cli_job, spec.field), offsetof(cli_job, has_##field)
 #define RUN(field) OF_RUN, offsetof(cli_options, field), 0
 
 static const opt OPTIONS[] = {
@@ -32,24 +35,26 @@ static const opt OPTIONS[] = {
     {"image", OPT_PATH, JOB_HAS(image), "FILE", "the picture: PNG, JPEG or WebP"},
     {"last-image", OPT_PATH, JOB_HAS(last_image), "FILE", "the last frame's picture (FLF2V checkpoints)"},
     {"prompt", OPT_TEXT, JOB_HAS(prompt), "TEXT", "what shall happen"},
-    {"negative", OPT_TEXT, JOB(negative), "TEXT", "what shall not (default: empty)"},
+    {"negative", OPT_TEXT, MODEL(negative), "TEXT", "what shall not (default: the checkpoint's, else empty)"},
     {"output", OPT_PATH, JOB(output), "FILE", "the video, also -o (default out.mp4)"},
-    {"width", OPT_INT, JOB(width), "W", "pixels, a multiple of 16, with --height"},
-    {"height", OPT_INT, JOB(height), "H", "pixels, a multiple of 16, with --width"},
-    {"max-area", OPT_I64, CLI(max_area), "PIXELS", "without a size: the picture's aspect under this area (default 399360)"},
-    {"frames", OPT_INT, JOB(frames), "N", "4k + 1 (default 81)"},
-    {"fps", OPT_INT, JOB_HAS(fps), "N", "frames a second (default 16)"},
-    {"steps", OPT_INT, JOB(steps), "N", "sampler steps (default 50)"},
-    {"guidance", OPT_REAL, JOB(guidance), "G", "classifier-free guidance, 1 or less is off (default 5)"},
-    {"guidance-2", OPT_REAL, JOB_HAS(guidance_2), "G", "the low-noise expert's (default: as --guidance)"},
-    {"shift", OPT_REAL, JOB_HAS(shift), "S", "timestep shift (default: the checkpoint's)"},
-    {"sampler", OPT_PATH, JOB_HAS(sampler), "NAME", "unipc or euler (default: the checkpoint's)"},
+    {"width", OPT_INT, MODEL(width), "W", "pixels, a multiple of 16, with --height"},
+    {"height", OPT_INT, MODEL(height), "H", "pixels, a multiple of 16, with --width"},
+    {"max-area", OPT_I64, OF_MODEL, offsetof(cli_job, max_area), offsetof(cli_job, has_max_area), "PIXELS",
+     "without a size: the picture's aspect under this area (default: the checkpoint's, else 399360)"},
+    {"frames", OPT_INT, MODEL(frames), "N", "4k + 1 (default: the checkpoint's, else 81)"},
+    {"fps", OPT_INT, MODEL(fps), "N", "frames a second (default: the checkpoint's, else 16)"},
+    {"steps", OPT_INT, MODEL(steps), "N", "sampler steps (default: the checkpoint's, else 50)"},
+    {"guidance", OPT_REAL, MODEL(guidance), "G", "classifier-free guidance, 1 or less is off (default: the checkpoint's, else 5)"},
+    {"guidance-2", OPT_REAL, MODEL(guidance_2), "G",
+     "the low-noise expert's (default: as --guidance, if that is given, else the checkpoint's)"},
+    {"shift", OPT_REAL, MODEL(shift), "S", "timestep shift (default: the checkpoint's, else its scheduler's)"},
+    {"sampler", OPT_PATH, MODEL(sampler), "NAME", "unipc or euler (default: the checkpoint's, else its scheduler's)"},
     {"seed", OPT_U64, JOB_HAS(seed), "N", "as torch.Generator(\"cpu\") (default: random)"},
     {"noise", OPT_PATH, JOB_HAS(noise), "FILE", "safetensors with `noise` [16, T, h/8, w/8] F32, instead of a seed"},
-    {"fbcache", OPT_REAL, JOB_HAS(fbcache), "THRESHOLD", "First Block Cache, 0 is off (default 0)"},
-    {"fbcache-warmup", OPT_INT, JOB(fbcache_warmup), "N", "first steps that always compute"},
-    {"fbcache-max-hits", OPT_INT, JOB(fbcache_max_hits), "N", "most steps in a row that are skipped, 0: no cap"},
-    {"fbcache-final", OPT_INT, JOB(fbcache_final), "N", "last steps that always compute"},
+    {"fbcache", OPT_REAL, MODEL(fbcache), "THRESHOLD", "First Block Cache, 0 is off (default: the checkpoint's, else 0)"},
+    {"fbcache-warmup", OPT_INT, MODEL(fbcache_warmup), "N", "first steps that always compute"},
+    {"fbcache-max-hits", OPT_INT, MODEL(fbcache_max_hits), "N", "most steps in a row that are skipped, 0: no cap"},
+    {"fbcache-final", OPT_INT, MODEL(fbcache_final), "N", "last steps that always compute"},
     {"crf", OPT_INT, JOB_HAS(crf), "N", "x264 quality, lower is better (default 18)"},
     {"dump", OPT_PATH, CLI(dump_dir), "DIR", "write every hand-over there"},
     {"dump-steps", OPT_FLAG, JOB(dump_steps), NULL, "with --dump: also the latents after each step"},
@@ -82,6 +87,9 @@ void cli_usage(FILE *to)
         snprintf(left, sizeof left, "--%s %s", OPTIONS[i].name, OPTIONS[i].arg ? OPTIONS[i].arg : "");
         fprintf(to, "  %-24s %s\n", left, OPTIONS[i].what);
     }
+    fprintf(to, "\nThe checkpoint's: DIR/" MODEL_DEFAULTS
+                ", if it is there, a JSON object with options as keys: max-area, width, height, frames, fps,\n"
+                "steps, guidance, guidance-2, shift, sampler, negative and those of the cache.\n");
     fprintf(to, "\nExit status: 0 done; 1 a job failed; 2 bad usage or input, refused before any work.\n");
 }
 
@@ -136,8 +144,8 @@ static sl_code set_value(void *owner, const opt *o, const char *v, sl_err *err)
         break;
     }
     case OPT_FLAG:
-        if (o->owner == OF_JOB) *(sl_job_flag *)at = 1;
-        else *(bool *)at = true;
+        if (o->owner == OF_RUN) *(bool *)at = true;
+        else *(sl_job_flag *)at = 1;
         break;
     }
     if (o->given) *((bool *)owner + o->given) = true;
@@ -163,27 +171,73 @@ static int distance(const char *a, const char *b)
     return row[n];
 }
 
-static sl_code find_option(const char *name, bool job_only, const opt **out, sl_err *err)
+/* An option that may stand where those of `least` may. */
+static sl_code find_option(const char *name, opt_owner least, const opt **out, sl_err *err)
 {
     const opt *near = NULL;
-    int least = 99;
-    char dashed[64];
+    int best = 99;
+    char dashed[64], keys[256] = "";
     snprintf(dashed, sizeof dashed, "%s", name);
     for (char *c = dashed; *c; c++)
         if (*c == '_') *c = '-';
     for (int i = 0; i < OPTION_COUNT; i++) {
         const opt *o = &OPTIONS[i];
         int d = distance(dashed, o->name);
-        if (job_only && o->owner != OF_JOB) continue;
+        if (o->owner < least) continue;
         if (!d) {
             *out = o;
             return SL_OK;
         }
-        if (d < least) least = d, near = o;
+        if (d < best) best = d, near = o;
+        snprintf(keys + strlen(keys), sizeof keys - strlen(keys), "%s%s", *keys ? ", " : "", o->name);
     }
-    const char *kind = job_only ? "key " : "option --", *dashes = job_only ? "" : "--";
-    if (near && least <= 3) return sl_fail(err, SL_ARG, "unknown %s%.60s, did you mean %s%s?", kind, name, dashes, near->name);
+    const char *kind = least > OF_RUN ? "key " : "option --", *dashes = least > OF_RUN ? "" : "--";
+    if (least == OF_MODEL && !find_option(name, OF_RUN, out, NULL))
+        return sl_fail(err, SL_ARG, "key %s has no place here, want some of %s", name, keys);
+    if (near && best <= 3) return sl_fail(err, SL_ARG, "unknown %s%.60s, did you mean %s%s?", kind, name, dashes, near->name);
+    if (least == OF_MODEL) return sl_fail(err, SL_ARG, "unknown key %.60s, want some of %s", name, keys);
     return sl_fail(err, SL_ARG, "unknown %s%.60s (sluice help lists them)", kind, name);
+}
+
+/* ---- JSON objects with options as keys ---- */
+
+static sl_code wrong_type(const char *key, const json_t *v, const char *want, sl_err *err)
+{
+    char *text = json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT);
+    sl_code rc = sl_fail(err, SL_ARG, "%s is %.60s, want %s", key, text ? text : "?", want);
+    free(text);
+    return rc;
+}
+
+static sl_code json_option(cli_job *job, opt_owner least, const char *key, const json_t *v, sl_err *err)
+{
+    const opt *o = NULL;
+    char number[64];
+    const char *text = json_string_value(v);
+    sl_code rc = find_option(key, least, &o, err);
+    if (rc) return rc;
+    if (o->kind == OPT_FLAG) {
+        if (!json_is_boolean(v)) return wrong_type(key, v, "true or false", err);
+        if (json_is_true(v)) return set_value(job, o, "", err);
+        *(sl_job_flag *)((char *)job + o->at) = 0;
+        return SL_OK;
+    }
+    if (json_is_integer(v)) snprintf(number, sizeof number, "%lld", (long long)json_integer_value(v)), text = number;
+    else if (json_is_real(v)) snprintf(number, sizeof number, "%.17g", json_real_value(v)), text = number;
+    else if (!text || strlen(text) != json_string_length(v)) return wrong_type(key, v, "a text or a number", err);
+    return set_value(job, o, text, err);
+}
+
+static sl_code json_options(cli_job *job, opt_owner least, json_t *object, sl_err *err)
+{
+    const char *key;
+    json_t *v;
+    sl_code rc = SL_OK;
+    json_object_foreach(object, key, v)
+    {
+        if ((rc = json_option(job, least, strcmp(key, "o") ? key : "output", v, err))) break;
+    }
+    return rc;
 }
 
 /* ---- a jobs file ---- */
@@ -196,44 +250,14 @@ static sl_code copy_job(cli_job *to, const cli_job *from, sl_err *err)
     return rc ? rc : sl_job_set_text(&to->spec.negative, from->spec.negative, err);
 }
 
-static sl_code json_option(cli_job *job, const char *key, const json_t *v, sl_err *err)
-{
-    const opt *o = NULL;
-    char number[64];
-    const char *text = json_string_value(v);
-    sl_code rc = find_option(key, true, &o, err);
-    if (rc) return rc;
-    if (o->kind == OPT_FLAG) {
-        if (!json_is_boolean(v)) return sl_fail(err, SL_ARG, "%s: want true or false", key);
-        if (json_is_true(v)) return set_value(job, o, "", err);
-        *(sl_job_flag *)((char *)job + o->at) = 0;
-        return SL_OK;
-    }
-    if (json_is_integer(v)) snprintf(number, sizeof number, "%lld", (long long)json_integer_value(v)), text = number;
-    else if (json_is_real(v)) snprintf(number, sizeof number, "%.17g", json_real_value(v)), text = number;
-    else if (!text || strlen(text) != json_string_length(v)) return sl_fail(err, SL_ARG, "%s: want a text or a number", key);
-    return set_value(job, o, text, err);
-}
-
 static sl_code json_line(cli_job *job, const char *line, size_t n, const char *file, int number, sl_err *err)
 {
     json_error_t je;
-    const char *key;
-    json_t *v, *root = json_loadb(line, n, JSON_REJECT_DUPLICATES, &je);
-    sl_code rc = SL_OK;
-    if (!root || !json_is_object(root)) {
+    json_t *root = json_loadb(line, n, JSON_REJECT_DUPLICATES, &je);
+    sl_code rc;
+    if (!root || !json_is_object(root))
         rc = sl_fail(err, SL_FORMAT, "%s:%d: want one JSON object a line: %.200s", file, number, root ? "this is none" : je.text);
-        json_decref(root);
-        return rc;
-    }
-    json_object_foreach(root, key, v)
-    {
-        if (!strcmp(key, "o")) key = "output";
-        if ((rc = json_option(job, key, v, err))) {
-            sl_context(err, rc, "%s:%d", file, number);
-            break;
-        }
-    }
+    else if ((rc = json_options(job, OF_JOB, root, err))) sl_context(err, rc, "%s:%d", file, number);
     json_decref(root);
     return rc;
 }
@@ -265,6 +289,89 @@ static sl_code read_jobs_file(cli_options *o, sl_err *err)
     return rc;
 }
 
+/* ---- a checkpoint's own defaults ---- */
+
+sl_code check_size(const cli_job *j, sl_err *err)
+{
+    const sl_job *s = &j->spec;
+    if (!s->width != !s->height)
+        return sl_fail(err, SL_ARG, "--width is %d and --height %d, want both or neither", s->width, s->height);
+    if (s->width && j->has_max_area)
+        return sl_fail(err, SL_ARG, "--max-area is given beside --width and --height, want one of the two");
+    if (j->has_max_area && (j->max_area < 256 || j->max_area > (int64_t)8192 * 8192))
+        return sl_fail(err, SL_ARG, "--max-area is %lld, want 256 to 67108864 pixels", (long long)j->max_area);
+    return SL_OK;
+}
+
+static bool given(const cli_job *j, const opt *o)
+{
+    return *((const bool *)j + o->given);
+}
+
+sl_code defaults_read(cli_job *out, const char *dir, sl_err *err)
+{
+    char path[SL_PATH];
+    struct stat st;
+    json_t *root = NULL;
+    memset(out, 0, sizeof *out);
+    sl_code rc = sl_path_join(path, dir, MODEL_DEFAULTS, err);
+    if (rc || (rc = sl_job_init(&out->spec, err)) || (lstat(path, &st) && errno == ENOENT)) return rc;
+    if ((rc = sl_json_read(&root, path, MODEL_DEFAULTS_BYTES, err))) return rc;
+    if (!(rc = json_options(out, OF_MODEL, root, err)) && !(rc = check_size(out, err))) {
+        sl_job s = out->spec; /* its ranges are a job's, and a job has a size */
+        if (!out->has_width) s.width = s.height = 16;
+        rc = sl_job_check(&s, err);
+    }
+    if (rc) sl_context(err, rc, "%s", path);
+    sl_one_line(err);
+    json_decref(root);
+    return rc;
+}
+
+static sl_code copy_value(cli_job *to, const cli_job *from, const opt *o, sl_err *err)
+{
+    char *a = (char *)to + o->at;
+    const char *b = (const char *)from + o->at;
+    if (o->kind == OPT_TEXT) return sl_job_set_text((char **)a, *(char *const *)b, err);
+    memcpy(a, b, o->kind == OPT_PATH ? SL_PATH : o->kind == OPT_INT ? sizeof(int) : sizeof(int64_t)); /* a real has as many bytes */
+    return SL_OK;
+}
+
+sl_code defaults_apply(cli_job *j, const cli_job *defaults, sl_err *err)
+{
+    const bool sized = j->has_width || j->has_height || j->has_max_area, guided = j->has_guidance;
+    sl_code rc;
+    for (int i = 0; i < OPTION_COUNT; i++) {
+        const opt *o = &OPTIONS[i];
+        const bool size = !strcmp(o->name, "width") || !strcmp(o->name, "height") || !strcmp(o->name, "max-area");
+        if (o->owner != OF_MODEL || !given(defaults, o) || given(j, o) || (sized && size) ||
+            (guided && !strcmp(o->name, "guidance-2")))
+            continue;
+        if ((rc = copy_value(j, defaults, o, err))) return rc;
+        *((bool *)j + o->given) = true;
+    }
+    return SL_OK;
+}
+
+bool defaults_print(const cli_job *d, const char *before, FILE *to)
+{
+    int n = 0;
+    for (int i = 0; i < OPTION_COUNT; i++) {
+        const opt *o = &OPTIONS[i];
+        const char *at = (const char *)d + o->at;
+        if (o->owner != OF_MODEL || !given(d, o)) continue;
+        fprintf(to, "%s%s ", n++ ? ", " : before, o->name);
+        switch (o->kind) {
+        case OPT_INT: fprintf(to, "%d", *(const int *)at); break;
+        case OPT_I64: fprintf(to, "%lld", (long long)*(const int64_t *)at); break;
+        case OPT_REAL: fprintf(to, "%g", *(const double *)at); break;
+        case OPT_TEXT: fprintf(to, "of %zu bytes", strlen(*(char *const *)at)); break;
+        default: fprintf(to, "%s", at);
+        }
+    }
+    return n > 0;
+}
+
 /* ---- the command line ---- */
 
 static sl_code parse_arguments(cli_options *o, int argc, char **argv, sl_err *err)
@@ -281,13 +388,13 @@ static sl_code parse_arguments(cli_options *o, int argc, char **argv, sl_err *er
         if (n >= sizeof name) return sl_fail(err, SL_ARG, "unknown option %.60s... (sluice help lists them)", a);
         memcpy(name, a + 2, n);
         name[n] = 0;
-        if ((rc = find_option(name, false, &option, err))) return rc;
+        if ((rc = find_option(name, OF_RUN, &option, err))) return rc;
         if (option->kind != OPT_FLAG) {
             if (a[2 + n] == '=') value = a + 2 + n + 1;
             else if (++i < argc) value = argv[i];
             else return sl_fail(err, SL_ARG, "--%s wants a value: %s (%s)", name, option->arg, option->what);
         } else if (a[2 + n] == '=') return sl_fail(err, SL_ARG, "--%s takes no value", name);
-        if ((rc = set_value(option->owner == OF_JOB ? (void *)&o->base : (void *)o, option, value ? value : "", err))) return rc;
+        if ((rc = set_value(option->owner == OF_RUN ? (void *)o : (void *)&o->base, option, value ? value : "", err))) return rc;
     }
     return SL_OK;
 }
@@ -306,6 +413,7 @@ static sl_code start_from_dump(cli_options *o, const char *dir, sl_err *err)
     if ((rc = sl_job_read(&o->base.spec, path, err))) return sl_context(err, rc, "replay");
     cli_job *b = &o->base;
     b->has_prompt = b->has_shift = b->has_guidance_2 = b->has_fps = b->has_crf = b->has_fbcache = b->has_sampler = true;
+    b->has_fbcache_warmup = b->has_fbcache_max_hits = b->has_fbcache_final = true;
     *b->spec.output = 0;
     b->spec.dump = b->spec.dump_steps = b->spec.dump_blocks = 0;
     if ((rc = sl_path_join(b->spec.noise, dir, "denoise.safetensors", err))) return rc;

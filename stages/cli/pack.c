@@ -271,7 +271,7 @@ static sl_code copy_folder(const packer *k, const char *folder, sl_err *err)
 static sl_code copy_rest(const packer *k, sl_err *err)
 {
     static const char *const FOLDERS[] = {"scheduler", "tokenizer", "image_processor", "feature_extractor"};
-    static const char *const FILES[] = {"model_index.json", "README.md", "LICENSE", "LICENSE.txt", "LICENSE.md"};
+    static const char *const FILES[] = {"model_index.json", MODEL_DEFAULTS, "README.md", "LICENSE", "LICENSE.txt", "LICENSE.md"};
     char src[SL_PATH], dst[SL_PATH];
     sl_code rc = SL_OK;
     for (size_t i = 0; i < sizeof FOLDERS / sizeof *FOLDERS && !rc; i++) rc = copy_folder(k, FOLDERS[i], err);
@@ -405,8 +405,10 @@ static sl_code prepare(packer *k, sl_err *err)
     char parent[SL_PATH];
     struct statvfs fs;
     const component *c;
-    sl_code rc;
-    if ((rc = sl_model_open(&k->model, k->from, err)) || (rc = check_names(k, err)) ||
+    cli_job defaults;
+    sl_code rc = defaults_read(&defaults, k->from, err); /* it is copied, and so must be good */
+    sl_job_free(&defaults.spec);
+    if (rc || (rc = sl_model_open(&k->model, k->from, err)) || (rc = check_names(k, err)) ||
         (!k->random && (rc = check_weights(&k->model, err))) || (rc = check_output(k, err)))
         return rc;
     if ((rc = sl_ctx_open(&k->plan, &sl_ops_plan, 0, err))) return rc;

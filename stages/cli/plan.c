@@ -405,14 +405,9 @@ static sl_code complete_size(cli_job *j, sl_err *err)
     sl_job *s = &j->spec;
     sl_picture p = {.w = 832, .h = 480};
     sl_code rc = SL_OK;
-    if (!s->width != !s->height)
-        return sl_fail(err, SL_ARG, "--width is %d and --height %d, want both or neither", s->width, s->height);
-    if (s->width)
-        return j->max_area ? sl_fail(err, SL_ARG, "--max-area is given beside --width and --height, want one of the two") : SL_OK;
-    if (j->max_area && (j->max_area < 256 || j->max_area > (int64_t)8192 * 8192))
-        return sl_fail(err, SL_ARG, "--max-area is %lld, want 256 to 67108864 pixels", (long long)j->max_area);
+    if ((rc = check_size(j, err)) || s->width) return rc;
     if (*s->image && (rc = sl_picture_read(&p, s->image, err))) return sl_context(err, rc, "--image");
-    sl_picture_video_size(p.w, p.h, j->max_area ? j->max_area : 832 * 480, &s->width, &s->height);
+    sl_picture_video_size(p.w, p.h, j->has_max_area ? j->max_area : DEFAULT_AREA, &s->width, &s->height);
     if (*s->image) sl_picture_free(&p);
     return SL_OK;
 }
@@ -428,7 +423,9 @@ static sl_code complete(cli_options *o, sl_model *model, sl_conf *conf, sl_err *
     if ((rc = use_devices(o, conf, err))) return rc;
     if (ask_gpus(&o->gpus, conf, &absent)) memset(&o->gpus, 0, sizeof o->gpus); /* a plan may be for another machine */
     if (!*dir) return sl_fail(err, SL_ARG, "no checkpoint: want --model DIR");
-    if ((rc = absolute_path(absolute, dir, err)) || (rc = sl_model_open(model, absolute, err))) return rc;
+    if ((rc = absolute_path(absolute, dir, err)) || (rc = sl_model_open(model, absolute, err)) ||
+        (rc = use_defaults(o, model, conf, err)))
+        return rc;
     for (int i = 0; i < o->job_count; i++) {
         cli_job *j = &o->jobs[i];
         if ((rc = complete_size(j, err))) return rc;

@@ -77,5 +77,6 @@ put("scheduler/scheduler_config.json", {"_class_name": "UniPCMultistepScheduler"
                                         "timestep_spacing": "linspace", "trained_betas": None, "use_beta_sigmas": False, "use_exponential_sigmas": False,
                                         "use_flow_sigmas": True, "use_karras_sigmas": False})
 put("tokenizer/tokenizer_config.json", {"tokenizer_class": "T5Tokenizer", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>", "extra_ids": 0, "model_max_length": 512})
+put("sluice.json", {"max-area": 61440, "frames": 33, "steps": 12, "guidance": 1})
 n = sum(os.path.getsize(os.path.join(d, f)) for d, _, fs in os.walk(a.out) for f in fs)
 print(f"{n} bytes, {n / 2 ** 20:.2f} MiB")
