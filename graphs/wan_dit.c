@@ -450,8 +450,8 @@ static void cross_attention(sl_ctx *ctx, const forward *f, int i, const sl_tenso
         sl_layernorm(ctx, &s, &xr, &b->norm2.w, &b->norm2.b, c->eps);
         sl_apply(ctx, &q, &s, &b->attn2.q, SL_ACT_NONE);
         sl_rmsnorm(ctx, &q, &q, &b->attn2.norm_q, c->eps);
-        sl_attention(ctx, &s, &q, &text_k, &text_v, c->heads, f->scale, NULL, false);
-        if (f->context->image_tokens) sl_attention(ctx, &s, &q, &image_k, &image_v, c->heads, f->scale, NULL, true);
+        if (f->context->image_tokens) sl_attention_two(ctx, &s, &q, &text_k, &text_v, &image_k, &image_v, c->heads, f->scale);
+        else sl_attention(ctx, &s, &q, &text_k, &text_v, c->heads, f->scale, NULL, false);
         add_branch(ctx, i, ".attn2", &xr, &q, &s, &b->attn2.out, NULL);
     }
     sl_release(ctx, mark);
@@ -590,6 +590,7 @@ void sl_dit_forward(sl_ctx *ctx, const sl_dit *m, const sl_tensor *v, const sl_t
     if (!forward_fits(ctx, m, latents, condition, times, step, rope, context, cache)) return;
 
     const int64_t n = rope->cos.shape[0], d = m->c.dim; /* N = T Hp Wp tokens */
+    const int64_t whole = sl_act(ctx) == SL_BF16 ? n : SL_DIT_ROWS;
     const sl_tensor temb = sl_rows(&times->temb, step, 1), proj = sl_rows(&times->proj, step, 1);
     const forward f = {.m = m,
                        .rope = rope,
@@ -597,7 +598,7 @@ void sl_dit_forward(sl_ctx *ctx, const sl_dit *m, const sl_tensor *v, const sl_t
                        .latents = latents,
                        .condition = condition,
                        .proj = sl_reshape2(&proj, MOD_ROWS, d),
-                       .chunk = smaller(n, m->rows ? m->rows : sl_act(ctx) == SL_BF16 ? n : SL_DIT_ROWS),
+                       .chunk = smaller(n, m->rows ? m->rows : whole),
                        .scale = 1 / sqrtf((float)m->c.head_dim)};
     const size_t mark = sl_mark(ctx);
     sl_tensor x = sl_new2(ctx, sl_act(ctx), n, d);

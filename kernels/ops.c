@@ -498,26 +498,41 @@ void sl_linear_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl
     else sl_add(ctx, x, x, y);
 }
 
+/* All but the bias. name: of k, of v, of k's rows. */
+static bool attention_checked(sl_ctx *ctx, const char *op, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k,
+                              const sl_tensor *v, int heads, const char *const name[3])
+{
+    if (!begin(ctx) || !tensor(ctx, op, "q", q, 2, VECTOR, PITCHED)) return false;
+    const unsigned dtype = BIT(q->dtype);
+    const int64_t d = q->shape[1];
+    return tensor(ctx, op, name[0], k, 2, dtype, PITCHED) && tensor(ctx, op, name[1], v, 2, dtype, PITCHED) &&
+           tensor(ctx, op, "o", o, 2, dtype, PITCHED) && in_range(ctx, op, "heads", heads, 1, INT64_MAX) &&
+           in_range(ctx, op, "q's columns", d, 1, INT64_MAX) && divides(ctx, op, "q's columns", d, heads) &&
+           in_range(ctx, op, name[2], k->shape[0], 1, INT64_MAX) && EXTENTS(op, name[0], k, k->shape[0], d) &&
+           EXTENTS(op, name[1], v, k->shape[0], d) && like(ctx, op, "o", o, q) && apart(ctx, op, "o", o, "q", q) &&
+           apart(ctx, op, "o", o, name[0], k) && apart(ctx, op, "o", o, name[1], v);
+}
+
 void sl_attention(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k, const sl_tensor *v, int heads,
                   float scale, const sl_tensor *bias, bool accumulate)
 {
-    static const char op[] = "attention";
-    if (!begin(ctx) || !tensor(ctx, op, "q", q, 2, VECTOR, PITCHED)) return;
-    const unsigned dtype = BIT(q->dtype);
-    if (!tensor(ctx, op, "k", k, 2, dtype, PITCHED) || !tensor(ctx, op, "v", v, 2, dtype, PITCHED) ||
-        !tensor(ctx, op, "o", o, 2, dtype, PITCHED))
-        return;
-    int64_t queries = q->shape[0], keys = k->shape[0], d = q->shape[1];
-    if (!in_range(ctx, op, "heads", heads, 1, INT64_MAX) || !in_range(ctx, op, "q's columns", d, 1, INT64_MAX) ||
-        !divides(ctx, op, "q's columns", d, heads) || !in_range(ctx, op, "k's rows", keys, 1, INT64_MAX) ||
-        !EXTENTS(op, "k", k, keys, d) || !EXTENTS(op, "v", v, keys, d) || !EXTENTS(op, "o", o, queries, d))
-        return;
-    if (bias && (!tensor(ctx, op, "bias", bias, 2, BIT(SL_F32), DENSE) || !EXTENTS(op, "bias", bias, heads, queries + keys - 1)))
-        return;
-    if (!apart(ctx, op, "o", o, "q", q) || !apart(ctx, op, "o", o, "k", k) || !apart(ctx, op, "o", o, "v", v) ||
-        !apart(ctx, op, "o", o, "bias", bias))
+    static const char op[] = "attention", *const name[] = {"k", "v", "k's rows"};
+    if (!attention_checked(ctx, op, o, q, k, v, heads, name)) return;
+    if (bias && (!tensor(ctx, op, "bias", bias, 2, BIT(SL_F32), DENSE) ||
+                 !EXTENTS(op, "bias", bias, heads, q->shape[0] + k->shape[0] - 1) || !apart(ctx, op, "o", o, "bias", bias)))
         return;
     BODY(attention, ctx, o, q, k, v, heads, scale, bias, accumulate);
+}
+
+void sl_attention_two(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k1, const sl_tensor *v1,
+                      const sl_tensor *k2, const sl_tensor *v2, int heads, float scale)
+{
+    static const char op[] = "attention_two";
+    static const char *const first[] = {"k1", "v1", "k1's rows"}, *const second[] = {"k2", "v2", "k2's rows"};
+    if (!attention_checked(ctx, op, o, q, k1, v1, heads, first) || !attention_checked(ctx, op, o, q, k2, v2, heads, second)) return;
+    if (!ctx->ops->plan && ctx->ops->attention_two && ctx->ops->attention_two(ctx, o, q, k1, v1, k2, v2, heads, scale)) return;
+    sl_attention(ctx, o, q, k1, v1, heads, scale, NULL, false);
+    sl_attention(ctx, o, q, k2, v2, heads, scale, NULL, true);
 }
 
 /* ---- DiT's edges and the sampler ---------------------------------------------------------------------- */

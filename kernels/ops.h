@@ -147,6 +147,11 @@ void sl_linear_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl
 void sl_attention(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k, const sl_tensor *v, int heads,
                   float scale, const sl_tensor *bias, bool accumulate);
 
+/* o = softmax(q k1^T * scale) v1 + softmax(q k2^T * scale) v2: what sl_attention, then sl_attention with accumulate do, each result
+ * and their sum rounded to o's dtype; a device that can does both in one pass over q and o. Arguments as for sl_attention. */
+void sl_attention_two(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k1, const sl_tensor *v1,
+                      const sl_tensor *k2, const sl_tensor *v2, int heads, float scale);
+
 /* ---- DiT's edges and the sampler ----------------------------------------------------------------- */
 
 /* Latents F32 [C1,T,H,W] and condition F32 [C2,T,H,W] (NULL: C2 = 0) to patch rows y act [T*(H/2)*(W/2), (C1+C2)*4],
@@ -225,6 +230,9 @@ struct sl_ops {
                        const sl_tensor *);
     void (*attention)(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *, int, float,
                       const sl_tensor *, bool);
+    /* May be NULL; false: nothing was done, for it cannot in one pass. */
+    bool (*attention_two)(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *,
+                          const sl_tensor *, int, float);
     void (*patchify)(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *);
     void (*unpatchify)(sl_ctx *, const sl_tensor *, const sl_tensor *);
     void (*guidance)(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, float);

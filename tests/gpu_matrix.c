@@ -546,6 +546,68 @@ static void forms_of_attention_agree(void **state)
     pair_close(&p);
 }
 
+static void two_lists_once(pair *p, int64_t nq, int64_t n1, int64_t n2, int heads, float first, float second, int place,
+                           int64_t pad)
+{
+    const int64_t w = heads * 128;
+    const float scale = 2 / sqrtf(128);
+    twin q = matrix(p, SL_BF16, nq, w, pad), o = matrix(p, SL_BF16, nq, w, pad), k[2], v[2];
+    const char *what =
+        say("attention of %lld to %lld and %lld keys, %d heads, keys times %g and %g, place %d, pad %lld", (long long)nq,
+            (long long)n1, (long long)n2, heads, (double)first, (double)second, place, (long long)pad);
+    for (int i = 0; i < 2; i++) {
+        const int64_t n = i ? n2 : n1;
+        if (place == TOGETHER) {
+            twin all = matrix(p, SL_BF16, n, 2 * w, 0);
+            amplify(p, &all, 0, n, i ? second : first);
+            k[i] = part(&all, 0, w), v[i] = part(&all, w, w);
+        } else {
+            k[i] = matrix(p, SL_BF16, n, w, 0), v[i] = matrix(p, SL_BF16, n, w, pad);
+            amplify(p, &k[i], 0, n, i ? second : first);
+        }
+    }
+    sl_attention_two(&p->cpu, &o.c, &q.c, &k[0].c, &v[0].c, &k[1].c, &v[1].c, heads, scale);
+    if (!gpu->attention_two(&p->gpu, &o.g, &q.g, &k[0].g, &v[0].g, &k[1].g, &v[1].g, heads, scale)) {
+        print_message("FAIL %s: it was refused\n", what);
+        p->cases++, p->failures++;
+    } else same(p, &o, 4e-3, what);
+    forget(p);
+}
+
+/* Both lists of cross-attention in one pass (attention_two.cu). */
+static void two_lists_of_keys(void **state)
+{
+    (void)state;
+    static const int64_t NQ[] = {1, 63, 64, 65, 129, 1000, 8447}, K1[] = {1, 16, 100, 127, 128, 129, 500, 512, 513, 1000},
+                         K2[] = {1, 17, 80, 143, 144, 145, 255, 256, 257, 272, 288, 289, 514};
+    static const int HEADS[] = {1, 3, 40}, PAD[] = {0, 8, 64};
+    pair p;
+    sl_err err = {0};
+    int turn = 0, sm = 0;
+    char name[64];
+    T_OK(sl_plugin_cuda(&err)->describe(0, name, sizeof name, &sm, &err));
+    if (sm != 90) {
+        print_message("attention to two lists: compute capability is %d, want 90\n", sm);
+        return;
+    }
+    pair_open(&p, (size_t)1 << 30);
+    two_lists_once(&p, 64, 128, 144, 1, 1, 1, APART, 0);  /* one block of keys each, whole */
+    two_lists_once(&p, 128, 256, 288, 1, 1, 1, APART, 0); /* two */
+    two_lists_once(&p, 300, 512, 257, 3, 1, 1, APART, 0);
+    EACH(i, NQ)
+    for (int j = 0; j < 5; j++, turn++)
+        two_lists_once(&p, NQ[i], K1[turn % 10], K2[turn % 13], NQ[i] > 1000 ? 3 : HEADS[turn % 3], 1, 1, turn % 2, PAD[turn % 3]);
+    EACH(i, K1) two_lists_once(&p, 129, K1[i], 257, 3, 1, 1, TOGETHER, 8);
+    EACH(i, K2) two_lists_once(&p, 129, 512, K2[i], 3, 1, 1, TOGETHER, 8);
+    two_lists_once(&p, 1000, 512, 257, 3, 64, 1, APART, 0); /* scores of a hundred and more */
+    two_lists_once(&p, 1000, 512, 257, 3, 1, 64, APART, 0);
+    two_lists_once(&p, 1000, 513, 272, 3, 0.0625f, 0.0625f, TOGETHER, 0);
+    two_lists_once(&p, 64, 512, 257, 400, 1, 1, APART, 0);     /* several heads a block */
+    two_lists_once(&p, 2112, 512, 257, 40, 1, 1, TOGETHER, 0); /* blocks that go on to the next head midway */
+    two_lists_once(&p, 300, 8000, 2000, 3, 1, 1, TOGETHER, 0); /* many blocks of keys */
+    pair_close(&p);
+}
+
 /* ---- speed ---------------------------------------------------------------------------------------------- */
 
 /* A device matrix of bf16 noise: one block of it again and again. */
@@ -691,6 +753,32 @@ static void speed_of_few_keys(void **state)
                           (long long)AT[i].nq, (long long)nk, AT[i].add ? "added" : "the last keys apart", ms[0], ms[1]);
         forget(&p);
     }
+    static const int64_t NQ[] = {8448, 32760, 48384, 75600};
+    EACH(i, NQ) /* both lists of cross-attention: two calls, one pass */
+    {
+        static const char *const WAY[] = {"0", "1"};
+        double ms[2] = {0, 0};
+        sl_tensor q = noise(&p, NQ[i], D), k1 = noise(&p, 512, D), v1 = noise(&p, 512, D), k2 = noise(&p, 257, D),
+                  v2 = noise(&p, 257, D), o = noise(&p, NQ[i], D);
+        EACH(way, WAY)
+        {
+            setenv("SLUICE_ATTENTION_TWO", WAY[way], 1);
+            double from = 0;
+            for (int r = 0; r <= TIMES; r++) {
+                sl_attention_two(&p.gpu, &o, &q, &k1, &v1, &k2, &v2, 40, 0.088388f);
+                if (r == 0) sl_sync(&p.gpu), from = seconds();
+            }
+            sl_sync(&p.gpu);
+            ms[way] = (seconds() - from) / TIMES * 1e3;
+        }
+        unsetenv("SLUICE_ATTENTION_TWO");
+        const double work = 4e-9 * (double)NQ[i] * (512 + 257) * D; /* TFLOP/s of a millisecond */
+        if (!went_wrong(&p, "attention to two lists"))
+            print_message(
+                "speed: attention %lld x (512 + 257), 40 heads x 128: two calls %.3f ms, one pass %.3f ms (%.0f TFLOP/s)\n",
+                (long long)NQ[i], ms[0], ms[1], work / ms[1]);
+        forget(&p);
+    }
     pair_close(&p);
 }
 
@@ -801,6 +889,7 @@ int main(void)
         CASES(gpu),
         cmocka_unit_test(speed_of_the_largest),
         cmocka_unit_test(speed_of_few_keys),
+        cmocka_unit_test(two_lists_of_keys), /* the last: a kernel that breaks takes the device along */
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -345,6 +345,41 @@ static void attention_is_the_double_softmax(void **state)
     rig_close(r);
 }
 
+static void attention_to_two_lists_is_the_sum(void **state)
+{
+    rig *r = rig_open(state);
+    static const struct {
+        int64_t nq, k1, k2;
+        int heads;
+        int64_t d, pad;
+    } AT[] = {{0, 5, 3, 2, 8, 0}, {1, 1, 1, 1, 8, 0}, {33, 17, 40, 3, 64, 4}, {70, 130, 150, 2, 128, 8}, {130, 16, 257, 1, 128, 0}};
+    sl_dtype dtype[2];
+    EACH(i, AT)
+    for (int turn = 0, n = widths(r, dtype); turn < n; turn++) {
+        const int64_t w = AT[i].heads * AT[i].d, pad = AT[i].pad;
+        const sl_dtype t = dtype[turn];
+        const float scale = 2 / sqrtf((float)AT[i].d);
+        const sizes one = {AT[i].nq, AT[i].k1, AT[i].heads, AT[i].d}, two = {AT[i].nq, AT[i].k2, AT[i].heads, AT[i].d};
+        arg q = columns(r, t, AT[i].nq, w, pad), k1 = columns(r, t, AT[i].k1, w, pad), v1 = columns(r, t, AT[i].k1, w, 0),
+            k2 = columns(r, t, AT[i].k2, w, 0), v2 = columns(r, t, AT[i].k2, w, pad), o = output(r, t, AT[i].nq, w, pad),
+            calls = output(r, t, AT[i].nq, w, pad);
+        double *want = doubles(r, AT[i].nq * w), *more = doubles(r, AT[i].nq * w);
+        attention_reference(want, q.x, k1.x, v1.x, one, scale, NULL);
+        attention_reference(more, q.x, k2.x, v2.x, two, scale, NULL);
+        for (int64_t j = 0; j < AT[i].nq * w; j++) want[j] += more[j];
+        sl_attention_two(&r->ctx, &o.t, &q.t, &k1.t, &v1.t, &k2.t, &v2.t, AT[i].heads, scale);
+        sl_attention(&r->ctx, &calls.t, &q.t, &k1.t, &v1.t, AT[i].heads, scale, NULL, false);
+        sl_attention(&r->ctx, &calls.t, &q.t, &k2.t, &v2.t, AT[i].heads, scale, NULL, true);
+        check(r, &o, want, 32,
+              say("attention of %lld to %lld and %lld keys, %s", (long long)one.nq, (long long)one.nk, (long long)two.nk,
+                  sl_dtype_tag(t)));
+        const float *a = values(r, &o), *b = values(r, &calls);
+        if (!r->ctx.ops->attention_two && one.nq) assert_memory_equal(a, b, (size_t)(one.nq * w) * sizeof *a);
+        rig_clear(r);
+    }
+    rig_close(r);
+}
+
 static void attention_of_huge_scores_picks_one_key(void **state)
 {
     rig *r = rig_open(state); /* exp must never see the bare score: 1e4 apart, the largest takes all */
@@ -818,7 +853,7 @@ static void means_of_absolute_differences(void **state)
     CASE(not_a_number_is_not_lost, ops), CASE(layernorm_is_the_double_one, ops),                                                   \
     CASE(layernorm_far_from_zero_keeps_its_variance, ops), CASE(rmsnorm_is_the_double_one, ops),                                   \
     CASE(rope_turns_pairs_within_each_head, ops), CASE(gated_add_scales_each_column, ops), CASE(sums_and_differences, ops),        \
-    CASE(linear_add_is_linear_and_gated_add, ops),                                                                                 \
+    CASE(linear_add_is_linear_and_gated_add, ops), CASE(attention_to_two_lists_is_the_sum, ops),                                   \
     CASE(gates, ops), CASE(copies_convert, ops), CASE(every_half_becomes_the_right_float, ops),                                    \
     CASE(embedding_rows_are_picked, ops), CASE(patches_in_and_out, ops), CASE(guidance_rounds_three_times, ops),                   \
     CASE(flow_x0_keeps_the_rounding_of_v, ops), CASE(lincomb_sums_left_to_right, ops), CASE(means_of_absolute_differences, ops)

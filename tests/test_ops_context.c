@@ -381,6 +381,12 @@ static void matrix_refusals(void **state)
     SHAPE_ERROR(sl_attention(c, x, x, w, w, 3, 1, NULL, false), "attention: q's columns is 8, want a multiple of 3");
     SHAPE_ERROR(sl_attention(c, x, x, w, w, -1, 1, NULL, false), "attention: heads is -1, want at least 1");
     SHAPE_ERROR(sl_attention(c, x, x, w, w, 2, 1, F32(2, 8), false), "attention: bias is [2, 8], want [2, 7]");
+    SHAPE_ERROR(sl_attention_two(c, x, x, F32(0, 8), F32(0, 8), w, w, 2, 1), "attention_two: k1's rows is 0, want at least 1");
+    SHAPE_ERROR(sl_attention_two(c, x, x, w, F32(4, 8), w, w, 2, 1), "attention_two: v1 is [4, 8], want [5, 8]");
+    SHAPE_ERROR(sl_attention_two(c, x, x, w, w, F32(5, 6), w, 2, 1), "attention_two: k2 is [5, 6], want [5, 8]");
+    SHAPE_ERROR(sl_attention_two(c, x, x, w, w, F32(7, 8), w, 2, 1), "attention_two: v2 is [5, 8], want [7, 8]");
+    SHAPE_ERROR(sl_attention_two(c, y, x, w, w, w, w, 2, 1), "attention_two: o is [3, 5], want [3, 8]");
+    SHAPE_ERROR(sl_attention_two(c, x, x, w, w, w, w, 3, 1), "attention_two: q's columns is 8, want a multiple of 3");
     sl_ctx_close(c);
 }
 
@@ -472,6 +478,9 @@ static void overlaps_are_refused(void **state)
     fails(c, SL_SHAPE, "attention: o is [8, 16], want [16, 16]");
     sl_attention(c, &w, &w, &a, &a, 1, 1, NULL, false);
     fails(c, SL_ARG, "attention: o overlaps q");
+    sl_tensor inside = sl_rows(&w, 4, 8), other = sl_view2(m + 2048, SL_F32, 16, 16);
+    sl_attention_two(c, &inside, &a, &other, &other, &other, &w, 1, 1);
+    fails(c, SL_ARG, "attention_two: o overlaps v2");
     sl_tensor left = sl_cols(&w, 0, 8), right = sl_cols(&w, 8, 8), middle = sl_cols(&w, 4, 8), below = sl_rows(&right, 4, 12);
     sl_rmsnorm(c, &left, &right, &(sl_tensor){m, SL_F32, 1, {8}, 1}, 1e-6f); /* neighbours */
     assert_true(sl_ok(c));

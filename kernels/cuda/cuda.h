@@ -98,6 +98,9 @@ bool sl_cuda_may_time(sl_ctx *);
 /* attention.cu */
 void sl_cuda_attention(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *, int, float,
                        const sl_tensor *, bool);
+/* attention_two.cu */
+bool sl_cuda_attention_two(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *,
+                           const sl_tensor *, int, float);
 /* sampler.cu */
 void sl_cuda_patchify(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *);
 void sl_cuda_unpatchify(sl_ctx *, const sl_tensor *, const sl_tensor *);

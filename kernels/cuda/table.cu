@@ -311,6 +311,7 @@ static sl_ops all_ops()
     OP(gated_add);
     OP(linear_add);
     OP(attention);
+    OP(attention_two);
     OP(patchify);
     OP(unpatchify);
     OP(guidance);

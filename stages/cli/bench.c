@@ -57,6 +57,15 @@ static void attention(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const
     work->body->attention(ctx, o, q, k, v, heads, scale, bias, accumulate);
 }
 
+static bool attention_two(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k1, const sl_tensor *v1,
+                          const sl_tensor *k2, const sl_tensor *v2, int heads, float scale)
+{
+    bench_work *work = ctx->tap_user;
+    if (!work->body->attention_two || !work->body->attention_two(ctx, o, q, k1, v1, k2, v2, heads, scale)) return false;
+    work->attention += 4.0 * (double)q->shape[0] * (double)(k1->shape[0] + k2->shape[0]) * (double)q->shape[1];
+    return true;
+}
+
 static void conv3d(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *history, const sl_tensor *w,
                    const sl_tensor *b, const sl_tensor *residual, const sl_conv *c)
 {
@@ -89,6 +98,7 @@ static sl_code open_device(bench *b, sl_err *err)
     b->ops.linear = linear;
     b->ops.linear_add = linear_add;
     b->ops.attention = attention;
+    b->ops.attention_two = attention_two;
     b->ops.conv3d = conv3d;
     return SL_OK;
 }

@@ -160,6 +160,18 @@ static void attention(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const
          (long long)k->shape[0], accumulate ? ", added" : "");
 }
 
+static bool attention_two(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k1, const sl_tensor *v1,
+                          const sl_tensor *k2, const sl_tensor *v2, int heads, float scale)
+{
+    if (!body_of(ctx)->attention_two) return false;
+    start(ctx);
+    if (!body_of(ctx)->attention_two(ctx, o, q, k1, v1, k2, v2, heads, scale)) return false;
+    stop(ctx, 4.0 * (double)q->shape[0] * (double)(k1->shape[0] + k2->shape[0]) * (double)q->shape[1],
+         size_of(o) + size_of(q) + size_of(k1) + size_of(v1) + size_of(k2) + size_of(v2), "attention to %lld and %lld keys",
+         (long long)k1->shape[0], (long long)k2->shape[0]);
+    return true;
+}
+
 static void patchify(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *latents, const sl_tensor *condition)
 {
     start(ctx);
@@ -267,7 +279,8 @@ sl_code bench_profile(bench_net *n, const char *what, const char *size, bench_ru
     clocked.sub = sub, clocked.silu = silu, clocked.geglu = geglu, clocked.embed = embed;
     clocked.conv3d = conv3d, clocked.conv_history = conv_history, clocked.vae_norm = vae_norm, clocked.time_shuffle = time_shuffle;
     clocked.to_channels_last = to_channels_last, clocked.to_channels_first = to_channels_first, clocked.frames_rgb8 = frames_rgb8;
-    clocked.attention = attention, clocked.patchify = patchify, clocked.unpatchify = unpatchify;
+    clocked.attention = attention, clocked.attention_two = attention_two, clocked.patchify = patchify,
+    clocked.unpatchify = unpatchify;
     p->work.body = n->b->body;
     p->empty = empty_operation(&n->ctx, n->b->body);
     n->ctx.ops = &clocked;
