@@ -25,10 +25,6 @@ sl_code sl_picture_read(sl_picture *out, const char *path, sl_err *err);
 sl_code sl_picture_decode(sl_picture *out, const uint8_t *bytes, size_t length, const char *name, sl_err *err);
 void sl_picture_free(sl_picture *p); /* zeroed picture is fine */
 
-/* rgb [h, w, 3] as a PNG; what is at `path` is replaced, and nothing is left there after an error while writing. Errors: SL_ARG,
- * SL_SYS, SL_NOMEM. */
-sl_code sl_picture_write_png(const char *path, int w, int h, const uint8_t *rgb, sl_err *err);
-
 typedef enum { SL_FILTER_BICUBIC, SL_FILTER_LANCZOS } sl_filter; /* Pillow's: a = -0.5; 3 lobes */
 
 /* out = in resized to w x h, byte for byte as Pillow's Image.resize (up to Pillow 12; spec 3.5). out is the caller's to free.

@@ -55,14 +55,6 @@ sl_code sl_trace_add(sl_trace *t, const sl_span *span, sl_err *err)
     return SL_OK;
 }
 
-void sl_trace_forget(sl_trace *t, uint64_t job)
-{
-    size_t kept = 0;
-    for (size_t i = 0; i < t->count; i++)
-        if (t->spans[i].job != job) t->spans[kept++] = t->spans[i];
-    t->count = kept;
-}
-
 void sl_trace_free(sl_trace *t)
 {
     free(t->spans);

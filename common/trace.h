@@ -52,7 +52,6 @@ typedef struct {
 
 /* Append a copy. Allocates now and then. Errors: SL_NOMEM; SL_ARG a kind out of range or an end before the start. */
 sl_code sl_trace_add(sl_trace *t, const sl_span *span, sl_err *err);
-void sl_trace_forget(sl_trace *t, uint64_t job); /* drop a finished job's spans; others keep their order */
 void sl_trace_free(sl_trace *t);                 /* {0} again */
 
 /* ---- asking ----

@@ -26,12 +26,6 @@ void sl_fbcache_init(sl_ctx *ctx, sl_fbcache *c, const sl_fbcache_rules *rules, 
     lay_out(c, sl_act(ctx), memory, tokens, dim);
 }
 
-void sl_fbcache_reset(sl_fbcache *c)
-{
-    c->filled = false;
-    c->hits = c->step = c->force = 0;
-}
-
 /* The rules that ask for a computed step whatever the metric says. */
 static bool must_compute(const sl_fbcache *c)
 {

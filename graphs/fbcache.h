@@ -31,7 +31,6 @@ typedef struct {
  * as long as the cache. The rules are copied. */
 size_t sl_fbcache_bytes(const sl_ctx *ctx, int64_t tokens, int dim);
 void sl_fbcache_init(sl_ctx *ctx, sl_fbcache *c, const sl_fbcache_rules *rules, void *memory, int64_t tokens, int dim);
-void sl_fbcache_reset(sl_fbcache *c); /* a new job: forget what is held */
 
 /* r = h1 - h0 of this step, act [tokens, dim], what block 0 added: decide, and on a computed step remember r. True: compute the
  * remaining blocks, and put what they add into c->residual; false: add c->residual instead. *report (may be NULL) tells the same.

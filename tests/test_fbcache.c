@@ -165,17 +165,6 @@ static void a_forced_hit_needs_a_residual(void **state)
     assert_false(c.filled);
 }
 
-static void reset_forgets(void **state)
-{
-    (void)state;
-    sl_fbcache c = start((sl_fbcache_rules){.threshold = 0.5f});
-    decide(&c, 1);
-    assert_false(decide(&c, 1).computed);
-    sl_fbcache_reset(&c);
-    assert_int_equal(c.step, 0);
-    assert_true(decide(&c, 1).computed);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -190,7 +179,6 @@ int main(void)
         cmocka_unit_test(hits_in_a_row_are_capped),
         cmocka_unit_test(a_forced_decision_overrides_the_rules),
         cmocka_unit_test(a_forced_hit_needs_a_residual),
-        cmocka_unit_test(reset_forgets),
     };
     return cmocka_run_group_tests_name("fbcache", tests, open_all, close_all);
 }

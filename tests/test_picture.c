@@ -150,29 +150,6 @@ static void every_truncation_is_refused(void **state)
     }
 }
 
-static void png_round_trip(void **state)
-{
-    (void)state;
-    sl_err err = {0};
-    sl_picture p = {0}, q = {0};
-    char path[300];
-    const char *dir = t_tmpdir();
-    snprintf(path, sizeof path, "%s/out.png", dir);
-    T_OK(sl_picture_read(&p, DIR "420.jpg", &err));
-    T_OK(sl_picture_write_png(path, p.w, p.h, p.rgb, &err));
-    T_OK(sl_picture_read(&q, path, &err));
-    assert_int_equal(q.w, p.w);
-    assert_int_equal(q.h, p.h);
-    assert_memory_equal(q.rgb, p.rgb, (size_t)p.w * (size_t)p.h * 3);
-    snprintf(path, sizeof path, "%s/none/out.png", dir);
-    T_CODE(sl_picture_write_png(path, p.w, p.h, p.rgb, &err), SL_SYS);
-    T_SAYS(err.msg, "none/out.png: cannot be written: No such file or directory");
-    T_CODE(sl_picture_write_png(path, 0, 4, p.rgb, &err), SL_ARG);
-    sl_picture_free(&p);
-    sl_picture_free(&q);
-    t_rmdir(dir);
-}
-
 /* `clip.pixels` of the golden folder, from the picture as it was given (130 x 90), not from the one resized to the video's 96 x 64.
  */
 static void pixels_as_golden(void **state)
@@ -236,9 +213,8 @@ static void bad_sizes(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(as_pillow),      cmocka_unit_test(refused),          cmocka_unit_test(every_truncation_is_refused),
-        cmocka_unit_test(png_round_trip), cmocka_unit_test(pixels_as_golden), cmocka_unit_test(video_sizes),
-        cmocka_unit_test(bad_sizes),
+        cmocka_unit_test(as_pillow),        cmocka_unit_test(refused),     cmocka_unit_test(every_truncation_is_refused),
+        cmocka_unit_test(pixels_as_golden), cmocka_unit_test(video_sizes), cmocka_unit_test(bad_sizes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

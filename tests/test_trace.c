@@ -76,24 +76,6 @@ static void union_equals_a_marked_line(void **state)
     sl_trace_free(&t);
 }
 
-static void forget_keeps_the_other_jobs(void **state)
-{
-    (void)state;
-    sl_trace t = {0};
-    const sl_span spans[] = {
-        sl_span_make(1, "a", SL_SPAN_WAIT, 0, 1),
-        sl_span_make(2, "b", SL_SPAN_WAIT, 0, 1),
-        sl_span_make(1, "c", SL_SPAN_WAIT, 0, 1),
-        sl_span_make(3, "d", SL_SPAN_WAIT, 0, 1),
-    };
-    fill(&t, spans, 4);
-    sl_trace_forget(&t, 1);
-    assert_int_equal(t.count, 2);
-    assert_string_equal(t.spans[0].stage, "b");
-    assert_string_equal(t.spans[1].stage, "d");
-    sl_trace_free(&t);
-}
-
 static void bad_spans_are_refused(void **state)
 {
     (void)state;
@@ -235,7 +217,6 @@ int main(void)
         cmocka_unit_test(union_counts_overlaps_once),
         cmocka_unit_test(sums_count_every_span_clipped),
         cmocka_unit_test(union_equals_a_marked_line),
-        cmocka_unit_test(forget_keeps_the_other_jobs),
         cmocka_unit_test(bad_spans_are_refused),
         cmocka_unit_test(the_clock_goes_forward),
         cmocka_unit_test(a_line_has_time_name_pid_level_text),
