@@ -3,7 +3,7 @@
  * The DiT's cross-attention: 512 keys of the text and 257 of the image. Apart, the one is a kernel of cuDNN's and the other reads
  * q and o again (attention_few.cu); here q is read once and o is written once. The meaning is that of the two calls: each result
  * is rounded to bf16, then their sum.
- * SLUICE_ATTENTION_TWO=0 turns it off.
+ * SLUICE_ATTENTION_TWO=0 turns it off, and so does SLUICE_ATTENTION, which names a form of the other one.
  *
  * A thread block stays on its multiprocessor and takes an equal run of tiles of 128 queries, head after head. One thread has the
  * copy engine bring queries, and blocks of 128 keys (144 of the second list: 257 = 2 x 144 - 31) and their values into a ring,
@@ -504,7 +504,8 @@ bool sl_cuda_attention_two(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, 
 {
     const char *set = getenv("SLUICE_ATTENTION_TWO");
     const int64_t nq = q->shape[0], most = INT32_MAX / 4;
-    if ((set && !strcmp(set, "0")) || sl_cuda_of(ctx)->sm != 90 || q->dtype != SL_BF16 || q->shape[1] != (int64_t)heads * WIDTH)
+    if ((set && !strcmp(set, "0")) || getenv("SLUICE_ATTENTION") || sl_cuda_of(ctx)->sm != 90 || q->dtype != SL_BF16 ||
+        q->shape[1] != (int64_t)heads * WIDTH)
         return false;
     if (!(scale > 0) || !isfinite(scale)) return false; /* the largest score is sought before it is scaled */
     if (nq < 1 || nq > most / heads || k1->shape[0] > most || k2->shape[0] > most) return false;
