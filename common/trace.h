@@ -52,7 +52,7 @@ typedef struct {
 
 /* Append a copy. Allocates now and then. Errors: SL_NOMEM; SL_ARG a kind out of range or an end before the start. */
 sl_code sl_trace_add(sl_trace *t, const sl_span *span, sl_err *err);
-void sl_trace_free(sl_trace *t);                 /* {0} again */
+void sl_trace_free(sl_trace *t); /* {0} again */
 
 /* ---- asking ----
  * Spans count when they are of `job` and, unless stage is NULL, of that stage, and only by their part inside [a, b]. */
