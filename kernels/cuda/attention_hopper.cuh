@@ -2,17 +2,12 @@
 #ifndef SL_ATTENTION_HOPPER_CUH
 #define SL_ATTENTION_HOPPER_CUH
 
-#include "kernels/cuda/cuda.h"
+#include "kernels/cuda/hopper.cuh"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 namespace
 {
-
-__device__ __forceinline__ uint32_t shared_address(const void *p)
-{
-    return (uint32_t)__cvta_generic_to_shared(p);
-}
 
 __device__ __forceinline__ float power_of_2(float x)
 {
@@ -107,21 +102,6 @@ template <int R> __device__ __forceinline__ void pin(uint32_t (&d)[R][4])
     for (int i = 0; i < R; i++)
 #pragma unroll
         for (int j = 0; j < 4; j++) asm volatile("" : "+r"(d[i][j])::"memory");
-}
-
-__device__ __forceinline__ void products_may_begin()
-{
-    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-}
-
-__device__ __forceinline__ void products_queued()
-{
-    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-
-__device__ __forceinline__ void products_done()
-{
-    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
 }
 
 __device__ __forceinline__ float2 floats(uint32_t two)

@@ -55,61 +55,13 @@ const float LOG2_E = 1.4426950408889634f;
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-/* ---- barriers and copies --------------------------------------------------------------------------------------------------- */
+/* ---- a wait --------------------------------------------------------------------------------------------------- */
 
-__device__ __forceinline__ void barrier_init(uint32_t bar, int count)
-{
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(count) : "memory");
-}
-
-__device__ __forceinline__ void barrier_arrive(uint32_t bar)
-{
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
-}
-
-__device__ __forceinline__ void barrier_expect(uint32_t bar, int bytes)
-{
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
-}
-
-__device__ __forceinline__ bool barrier_passed(uint32_t bar, uint32_t parity)
-{
-    uint32_t passed;
-    asm volatile("{\n.reg .pred p;\n"
-                 "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
-                 "selp.b32 %0, 1, 0, p;\n}\n"
-                 : "=r"(passed)
-                 : "r"(bar), "r"(parity)
-                 : "memory");
-    return passed;
-}
-
-/* The warps that multiply: a deadline in their loops costs them the registers that they need (ptxas 13.0). */
-__device__ __forceinline__ void barrier_wait(uint32_t bar, uint32_t parity)
+/* As barrier_wait, for the warps that multiply: a deadline in their loops costs them the registers that they need (ptxas 13.0). The
+ * thread that copies outlives all of their waits, and has one. */
+__device__ __forceinline__ void barrier_spin(uint32_t bar, uint32_t parity)
 {
     while (!barrier_passed(bar, parity)) continue;
-}
-
-/* The thread that copies, which outlives all other waits: after ten seconds something is broken, and an error is better than a
- * device that hangs. */
-__device__ __forceinline__ void barrier_watch(uint32_t bar, uint32_t parity)
-{
-    if (barrier_passed(bar, parity)) return;
-    uint64_t start, now;
-    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(start));
-    while (!barrier_passed(bar, parity)) {
-        asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
-        if (now - start > 10000000000u) __trap();
-    }
-}
-
-/* 64 columns of the rows that the map's box has. */
-__device__ __forceinline__ void copy_half(uint32_t to, const CUtensorMap *map, uint32_t bar, int column, int row)
-{
-    asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(to),
-        "l"((uint64_t)map), "r"(bar), "r"(column), "r"(row)
-        : "memory");
 }
 
 /* ---- who is where ---------------------------------------------------------------------------------------------------------- */
@@ -143,10 +95,10 @@ __device__ __forceinline__ run run_of(const two_args &a)
 __device__ __forceinline__ void bring(ring &r, const CUtensorMap *map, int head, int row, int rows)
 {
     const uint32_t to = r.data + r.at * PLACE, bar = r.full + 8 * r.at;
-    barrier_watch(r.empty + 8 * r.at, r.pass ^ 1);
+    barrier_wait(r.empty + 8 * r.at, r.pass ^ 1);
     barrier_expect(bar, rows * WIDTH * 2);
-    copy_half(to, map, bar, head * WIDTH, row);
-    copy_half(to + rows * 128, map, bar, head * WIDTH + 64, row);
+    copy_box(to, map, bar, head * WIDTH, row);
+    copy_box(to + rows * 128, map, bar, head * WIDTH + 64, row);
     advance<PLACES>(r);
 }
 
@@ -158,11 +110,11 @@ __device__ __forceinline__ void bring_all(const two_args &a, const two_maps &m, 
     int v_head = 0, v_row = 0, v_rows = 0;
     for (int tile = mine.begin; tile < mine.end; tile++) {
         const int head = tile / a.tiles, first = (tile - head * a.tiles) * TILE;
-        barrier_watch(queries.empty + 8 * queries.at, queries.pass ^ 1);
+        barrier_wait(queries.empty + 8 * queries.at, queries.pass ^ 1);
         barrier_expect(queries.full + 8 * queries.at, GROUPS * QUERIES);
         for (int i = 0; i < 2 * GROUPS; i++)
-            copy_half(queries.data + queries.at * GROUPS * QUERIES + i * (QUERIES / 2), &m.q, queries.full + 8 * queries.at,
-                      head * WIDTH + i % 2 * 64, first + i / 2 * ROWS);
+            copy_box(queries.data + queries.at * GROUPS * QUERIES + i * (QUERIES / 2), &m.q, queries.full + 8 * queries.at,
+                     head * WIDTH + i % 2 * 64, first + i / 2 * ROWS);
         advance<2>(queries);
         for (int list = 0; list < 2; list++) {
             const int rows = list ? KEYS_2 : KEYS_1;
@@ -175,7 +127,7 @@ __device__ __forceinline__ void bring_all(const two_args &a, const two_maps &m, 
     }
     if (v) bring(keys, v, v_head, v_row, v_rows);
     for (int i = 0; i < PLACES; i++) { /* until everything has been given back */
-        barrier_watch(keys.empty + 8 * keys.at, keys.pass ^ 1);
+        barrier_wait(keys.empty + 8 * keys.at, keys.pass ^ 1);
         advance<PLACES>(keys);
     }
 }
@@ -192,11 +144,6 @@ struct work {
     int group, lane;
     ring keys;
 };
-
-__device__ __forceinline__ void products_done_but_last()
-{
-    asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
-}
 
 /* Comes after the exponentials of which x is the sum (each at most 1, or not a number) and before the next wait for products: the
  * compiler may put off what has no effect, and would take the exponentials after the wait that they are to fill. A loop without
@@ -282,7 +229,7 @@ template <int N> __device__ __forceinline__ void first_step(work &w, uint32_t q,
 {
     float s[N / 2], keep[2];
     ring &r = w.keys;
-    barrier_wait(r.full + 8 * r.at, r.pass);
+    barrier_spin(r.full + 8 * r.at, r.pass);
     pin(s);
     products_may_begin();
     queue_scores<N>(s, q, r.data + r.at * PLACE);
@@ -301,7 +248,7 @@ __device__ __forceinline__ void step(work &w, uint32_t q, int left, int add, F f
 {
     float s[N / 2], keep[2], sum[2] = {w.sum[0], w.sum[1]};
     ring &r = w.keys;
-    barrier_wait(r.full + 8 * r.at, r.pass);
+    barrier_spin(r.full + 8 * r.at, r.pass);
     const uint32_t k = r.data + r.at * PLACE, k_empty = r.empty + 8 * r.at;
     advance<PLACES>(r);
     wait_for_turn(w.group);
@@ -310,7 +257,7 @@ __device__ __forceinline__ void step(work &w, uint32_t q, int left, int add, F f
     pin(w.p);
     products_may_begin();
     queue_scores<N>(s, q, k);
-    barrier_wait(r.full + 8 * r.at, r.pass);
+    barrier_spin(r.full + 8 * r.at, r.pass);
     const uint32_t v = r.data + r.at * PLACE, v_empty = r.empty + 8 * r.at;
     advance<PLACES>(r);
     products_may_begin(); /* once more, since there was a loop */
@@ -337,7 +284,7 @@ __device__ __forceinline__ void step(work &w, uint32_t q, int left, int add, F f
 template <int LAST> __device__ __forceinline__ void last_step(work &w, int add)
 {
     ring &r = w.keys;
-    barrier_wait(r.full + 8 * r.at, r.pass);
+    barrier_spin(r.full + 8 * r.at, r.pass);
     pin(w.acc);
     pin(w.p);
     products_may_begin();
@@ -408,7 +355,7 @@ __device__ __forceinline__ void multiply(const two_args &a, ring keys, ring quer
 #pragma unroll
     for (int i = 0; i < WIDTH / 2; i++) w.acc[i] = 0;
     if (group == 1) give_turn(group);
-    barrier_wait(queries.full, 0);
+    barrier_spin(queries.full, 0);
     first_step<KEYS_1>(w, queries.data + group * QUERIES, n1);
     for (int tile = mine.begin;; tile++) {
         const int head = tile / a.tiles, row = (tile - head * a.tiles) * TILE + group * ROWS + warp * 16; /* the warp's first */
@@ -423,7 +370,7 @@ __device__ __forceinline__ void multiply(const two_args &a, ring keys, ring quer
             store(w, a, w.sum, one, head, row);
             break;
         }
-        barrier_wait(queries.full + 8 * queries.at, queries.pass);
+        barrier_spin(queries.full + 8 * queries.at, queries.pass);
         step<KEYS_1, KEYS_2, true>(w, queries.data + (queries.at * GROUPS + group) * QUERIES, n1, n2 > KEYS_2,
                                    [&](const float(&sum)[2]) { store(w, a, sum, one, head, row); });
     }
@@ -465,24 +412,13 @@ __global__ void __launch_bounds__(THREADS, 1) two_kernel(const __grid_constant__
 
 /* ---- host ---------------------------------------------------------------------------------------------------------------- */
 
-/* The driver's cuTensorMapEncodeTiled; NULL: it has no tensor maps. */
-void *find_encode()
-{
-    void *f = nullptr;
-    cudaDriverEntryPointQueryResult found;
-    const cudaError_t e = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &f, 12000, cudaEnableDefault, &found);
-    if (e == cudaSuccess && found == cudaDriverEntryPointSuccess) return f;
-    cudaGetLastError();
-    return nullptr;
-}
-
 /* Boxes of 64 columns and `rows` rows of t. */
-bool encode(sl_ctx *ctx, void *function, CUtensorMap *map, const sl_tensor *t, int rows, const char *what)
+bool encode(sl_ctx *ctx, CUtensorMap *map, const sl_tensor *t, int rows, const char *what)
 {
     const cuuint64_t dims[2] = {(cuuint64_t)t->shape[1], (cuuint64_t)t->shape[0]},
                      strides[1] = {(cuuint64_t)(t->shape[0] > 1 ? t->pitch : t->shape[1]) * sizeof(bf16)};
     const cuuint32_t box[2] = {64, (cuuint32_t)rows}, steps[2] = {1, 1};
-    const CUresult e = ((PFN_cuTensorMapEncodeTiled_v12000)function)(
+    const CUresult e = ((PFN_cuTensorMapEncodeTiled_v12000)sl_cuda_tensor_maps(sl_cuda_of(ctx)))(
         map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, t->data, dims, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
         CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     if (e == CUDA_SUCCESS) return true;
@@ -504,22 +440,19 @@ bool sl_cuda_attention_two(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, 
 {
     const char *set = getenv("SLUICE_ATTENTION_TWO");
     const int64_t nq = q->shape[0], most = INT32_MAX / 4;
-    if ((set && !strcmp(set, "0")) || getenv("SLUICE_ATTENTION") || sl_cuda_of(ctx)->sm != 90 || q->dtype != SL_BF16 ||
+    if ((set && !strcmp(set, "0")) || getenv("SLUICE_ATTENTION") || !sl_cuda_tensor_maps(sl_cuda_of(ctx)) || q->dtype != SL_BF16 ||
         q->shape[1] != (int64_t)heads * WIDTH)
         return false;
     if (!(scale > 0) || !isfinite(scale)) return false; /* the largest score is sought before it is scaled */
     if (nq < 1 || nq > most / heads || k1->shape[0] > most || k2->shape[0] > most) return false;
     if (!sixteens(o) || !sixteens(q) || !sixteens(k1) || !sixteens(v1) || !sixteens(k2) || !sixteens(v2)) return false;
-    static void *const function = find_encode();
-    if (!function) return false;
     two_maps m;
     two_args a = {};
     a.o = (bf16 *)o->data, a.o_pitch = o->pitch, a.nq = (int)nq, a.scale = scale * LOG2_E;
     a.nk[0] = (int)k1->shape[0], a.nk[1] = (int)k2->shape[0];
     a.tiles = (a.nq + TILE - 1) / TILE, a.all = a.tiles * heads;
-    if (!encode(ctx, function, &m.q, q, ROWS, "q") || !encode(ctx, function, &m.k[0], k1, KEYS_1, "k1") ||
-        !encode(ctx, function, &m.v[0], v1, KEYS_1, "v1") || !encode(ctx, function, &m.k[1], k2, KEYS_2, "k2") ||
-        !encode(ctx, function, &m.v[1], v2, KEYS_2, "v2") ||
+    if (!encode(ctx, &m.q, q, ROWS, "q") || !encode(ctx, &m.k[0], k1, KEYS_1, "k1") || !encode(ctx, &m.v[0], v1, KEYS_1, "v1") ||
+        !encode(ctx, &m.k[1], k2, KEYS_2, "k2") || !encode(ctx, &m.v[1], v2, KEYS_2, "v2") ||
         !sl_cuda_ok(ctx, cudaFuncSetAttribute(two_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED),
                     "shared memory of attention to two lists"))
         return true;

@@ -298,14 +298,6 @@ sl_cuda_convs *convs_of(sl_ctx *ctx)
     const char *which = getenv("SLUICE_CONV");
     s->simple = which && !strcmp(which, "simple");
     s->wide = which && !strcmp(which, "wide");
-    if (cu->sm == 90) {
-        cudaDriverEntryPointQueryResult found;
-        cudaError_t e = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &s->encode, 12000, cudaEnableDefault, &found);
-        if (e != cudaSuccess || found != cudaDriverEntryPointSuccess) {
-            s->encode = nullptr;
-            cudaGetLastError(); /* an old driver: the other kernel does it */
-        }
-    }
     return cu->convs = s;
 }
 

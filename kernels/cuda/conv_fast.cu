@@ -27,6 +27,7 @@
 #include <cudaTypedefs.h>
 
 #include "kernels/cuda/conv_fast.cuh"
+#include "kernels/cuda/hopper.cuh"
 
 namespace
 {
@@ -55,65 +56,12 @@ struct fast_args {
 
 /* ---- instructions -------------------------------------------------------------------------------------------------------- */
 
-__device__ __forceinline__ uint32_t shared_address(const void *p)
-{
-    return (uint32_t)__cvta_generic_to_shared(p);
-}
-
-__device__ __forceinline__ void barrier_init(uint32_t bar, int count)
-{
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(count) : "memory");
-}
-
-__device__ __forceinline__ void barrier_arrive(uint32_t bar)
-{
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
-}
-
-__device__ __forceinline__ void barrier_expect(uint32_t bar, int bytes)
-{
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
-}
-
-__device__ __forceinline__ bool barrier_passed(uint32_t bar, uint32_t parity)
-{
-    uint32_t passed;
-    asm volatile("{\n.reg .pred p;\n"
-                 "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
-                 "selp.b32 %0, 1, 0, p;\n}\n"
-                 : "=r"(passed)
-                 : "r"(bar), "r"(parity)
-                 : "memory");
-    return passed;
-}
-
-/* Copies and products take microseconds: after ten seconds something is broken, and an error is better than a device that hangs. */
-__device__ __forceinline__ void barrier_wait(uint32_t bar, uint32_t parity)
-{
-    if (barrier_passed(bar, parity)) return;
-    uint64_t start, now;
-    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(start));
-    while (!barrier_passed(bar, parity)) {
-        asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
-        if (now - start > 10000000000u) __trap();
-    }
-}
-
 /* A box of 32 channels, 16 columns, 4 + kh - 1 rows, 1 frame. */
 __device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap *map, uint32_t bar, int c, int x, int y, int f)
 {
     asm volatile(
         "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(to),
         "l"((uint64_t)map), "r"(bar), "r"(c), "r"(x), "r"(y), "r"(f)
-        : "memory");
-}
-
-/* 32 of K, N rows of weights. */
-__device__ __forceinline__ void copy_weights(uint32_t to, const CUtensorMap *map, uint32_t bar, int k, int row)
-{
-    asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(to),
-        "l"((uint64_t)map), "r"(bar), "r"(k), "r"(row)
         : "memory");
 }
 
@@ -278,7 +226,7 @@ template <int N, int FT, int KTS> __device__ __forceinline__ void bring_weights(
                 barrier_expect(bar, R::WEIGHTS);
 #pragma unroll
                 for (int d = 0; d < KTS; d++)
-                    copy_weights(to + d * R::MATRIX, w, bar, sl_conv_weight_k(&p, dt + d, dy, dx, chunk), row);
+                    copy_box(to + d * R::MATRIX, w, bar, sl_conv_weight_k(&p, dt + d, dy, dx, chunk), row);
                 advance<R::WIDE>(r);
             }
         }
@@ -401,7 +349,7 @@ __device__ __forceinline__ void consume(const fast_args &a, ring boxes, ring wei
             barrier_wait(weights.full + 8 * weights.at, weights.pass);
             const uint32_t x = boxes.data + boxes.at * R::BOXES + dy * SL_CONV_ROW, w = weights.data + weights.at * R::WEIGHTS;
             pin(sums);
-            asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+            products_may_begin();
 #pragma unroll
             for (int dt = 0; dt < KTS; dt++)
 #pragma unroll
@@ -410,9 +358,9 @@ __device__ __forceinline__ void consume(const fast_args &a, ring boxes, ring wei
                     for (int m = 0; m < 2; m++)
                         wgmma<N>(sums[m], matrix_at(x + first[m] + dt * SL_CONV_SLOT + half * 32),
                                  matrix_at(w + dt * R::MATRIX + half * 32));
-            asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+            products_queued();
             pin(sums);
-            asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory"); /* all but what was just queued is done */
+            products_done_but_last();
             if (part && lane == 0) barrier_arrive(used_weights);
             if (part && dy == 0 && lane == 0) barrier_arrive(used_boxes);
             used_weights = weights.empty + 8 * weights.at;
@@ -423,7 +371,7 @@ __device__ __forceinline__ void consume(const fast_args &a, ring boxes, ring wei
                 advance<R::DEEP>(boxes);
             }
         }
-        asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+        products_done();
         pin(sums);
         if (lane == 0) {
             barrier_arrive(used_weights);
@@ -482,7 +430,7 @@ bool encode(sl_ctx *ctx, CUtensorMap *map, const void *data, int rank, const cuu
     cuuint64_t strides[4], bytes = sizeof(bf16);
     const cuuint32_t steps[5] = {1, 1, 1, 1, 1};
     for (int i = 0; i < rank - 1; i++) strides[i] = bytes *= dims[i];
-    CUresult e = ((PFN_cuTensorMapEncodeTiled_v12000)sl_cuda_of(ctx)->convs->encode)(
+    CUresult e = ((PFN_cuTensorMapEncodeTiled_v12000)sl_cuda_tensor_maps(sl_cuda_of(ctx)))(
         map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, (cuuint32_t)rank, (void *)data, dims, strides, box, steps,
         CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_64B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
         CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
@@ -529,7 +477,7 @@ void launch_frames(sl_ctx *ctx, const CUtensorMap &x, const CUtensorMap &history
 bool sl_conv_fast_can(const sl_cuda *cu, const sl_conv_call *c)
 {
     const sl_conv &k = c->k;
-    if (cu->sm != 90 || cu->convs->simple || !cu->convs->encode) return false;
+    if (cu->convs->simple || !sl_cuda_tensor_maps(cu)) return false;
     if (c->C % SL_CONV_KC || (c->co % 96 && c->co > 8) || k.stride_hw != 1 || k.kh > 3) return false;
     if (k.upsample && (k.kt != 1 || k.kh != 3 || k.kw != 3 || k.pad != 1 || k.pad_end)) return false;
     if (((uintptr_t)c->x | (uintptr_t)c->w | (uintptr_t)c->history | (uintptr_t)c->y | (uintptr_t)c->residual) % 16) return false;

@@ -8,7 +8,6 @@
 struct sl_cuda_convs {
     bool simple;     /* SLUICE_CONV=simple: the kernel for every device, everywhere */
     bool wide;       /* SLUICE_CONV=wide: tiles of 192 channels wherever Co allows them (tests) */
-    void *encode;    /* cuTensorMapEncodeTiled; NULL: this device or driver has no tensor maps */
     unsigned set_up; /* bit i: fast kernel i may use its shared memory on this device */
     unsigned set_up_simple;
 };

@@ -48,6 +48,8 @@ bool sl_cuda_ok(sl_ctx *ctx, cudaError_t e, const char *what);
 bool sl_cuda_lt_ok(sl_ctx *ctx, cublasStatus_t s, const char *what);
 bool sl_cuda_dnn_ok(sl_ctx *ctx, cudnnStatus_t s, const char *what);
 #define SL_LAUNCHED(ctx, what) sl_cuda_ok(ctx, cudaGetLastError(), what)
+/* The driver's cuTensorMapEncodeTiled, for kernels of compute capability 9.0. NULL: another device, or a driver without it. */
+void *sl_cuda_tensor_maps(const sl_cuda *cu);
 
 /* Freed by the table's close; each is the file's own. NULL is fine. */
 void sl_cuda_gemms_free(sl_cuda_gemms *);

@@ -34,6 +34,19 @@ bool sl_cuda_lt_ok(sl_ctx *ctx, cublasStatus_t s, const char *what)
     return false;
 }
 
+void *sl_cuda_tensor_maps(const sl_cuda *cu)
+{
+    static void *const encode = [] {
+        void *f = nullptr;
+        cudaDriverEntryPointQueryResult found;
+        const cudaError_t e = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &f, 12000, cudaEnableDefault, &found);
+        if (e == cudaSuccess && found == cudaDriverEntryPointSuccess) return f;
+        cudaGetLastError(); /* an old driver: other kernels do it */
+        return (void *)nullptr;
+    }();
+    return cu->sm == 90 ? encode : nullptr;
+}
+
 bool sl_cuda_dnn_ok(sl_ctx *ctx, cudnnStatus_t s, const char *what)
 {
     if (s == CUDNN_STATUS_SUCCESS) return true;
