@@ -588,7 +588,7 @@ static void two_lists_of_keys(void **state)
     T_OK(sl_plugin_cuda(&err)->describe(0, name, sizeof name, &sm, &err));
     if (sm != 90) {
         print_message("attention to two lists: compute capability is %d, want 90\n", sm);
-        return;
+        skip();
     }
     pair_open(&p, (size_t)1 << 30);
     two_lists_once(&p, 64, 128, 144, 1, 1, 1, APART, 0);  /* one block of keys each, whole */

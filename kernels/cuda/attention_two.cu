@@ -17,7 +17,7 @@
  * COST AND EXPECTATION (H100 SXM, 40 heads, 48,384 queries, 512 + 257 keys): 0.79 TFLOP with 800 keys; at 560 to 640 TFLOP/s 1.25
  * to 1.4 ms, where the two calls take 1.93. A tile of 128 queries takes 400 KB of keys from L2 in some 14,000 clocks: 29 bytes a
  * clock.
- * FOUND: a forward of 40 such layers takes 4,901.6 ms instead of 4,918.7, so 1.5 ms. Two blocks of a cluster that bring half of each
+ * FOUND: a forward of 40 such layers takes 4,901.6 ms instead of 4,918.7, by which it would be 1.5 ms. Two blocks of a cluster that bring half of each
  * block of keys to both (16 bytes a clock) took 4,900.9: nothing, so they went. */
 #include <cuda.h>
 #include <cudaTypedefs.h>
