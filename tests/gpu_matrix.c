@@ -307,7 +307,7 @@ static void attention_once(pair *p, int64_t nq, int64_t nk, int heads, int64_t d
     attention_in(p, SL_BF16, nq, nk, heads, d, bias, accumulate, place, pad);
 }
 
-/* The sizes of the DiT must be cuDNN's: a warning about a slower form is a failure. */
+/* Where our own kernel is not, the sizes of the DiT must be cuDNN's: a warning about a slower form is a failure. */
 static void fused_attention_is_there(void **state)
 {
     (void)state;
@@ -319,11 +319,13 @@ static void fused_attention_is_there(void **state)
     fflush(stderr);
     int before = dup(2), to = open(file, O_RDWR | O_CREAT, 0600);
     assert_true(before >= 0 && to >= 0 && dup2(to, 2) >= 0);
+    setenv("SLUICE_ATTENTION_FLASH", "0", 1);
     attention_once(&p, 300, 512, 40, 128, false, false, APART, 0);
     attention_once(&p, 300, 257, 40, 128, false, false, APART, 0);
     attention_once(&p, 300, 300, 40, 128, false, false, TOGETHER, 0);
     attention_once(&p, 300, 257, 40, 128, false, true, APART, 0);
     attention_once(&p, 200, 200, 12, 64, false, false, APART, 0);
+    unsetenv("SLUICE_ATTENTION_FLASH");
     fflush(stderr);
     dup2(before, 2);
     close(before);
@@ -346,6 +348,7 @@ static void fused_attention_of_odd_sizes(void **state)
     pair p;
     int turn = 0;
     pair_open(&p, (size_t)1 << 30);
+    setenv("SLUICE_ATTENTION_FLASH", "0", 1);
     EACH(i, NQ) EACH(j, NK)
     {
         attention_once(&p, NQ[i], NK[j], HEADS[turn % 3], 128, false, turn & 1, turn / 2 % 2, turn % 5 == 0 ? 8 : 0);
@@ -353,7 +356,9 @@ static void fused_attention_of_odd_sizes(void **state)
     }
     attention_once(&p, 257, 257, 3, 128, false, true, TOGETHER, 8);
     attention_once(&p, 131, 67, 5, 64, false, true, TOGETHER, 16);
-    attention_once(&p, 7000, 33, 40, 128, false, true, APART, 0); /* added in several pieces */
+    attention_once(&p, 300, 257, 40, 128, false, true, TOGETHER, 8); /* the image's, where it goes apart */
+    attention_once(&p, 7000, 33, 40, 128, false, true, APART, 0);    /* added in several pieces */
+    unsetenv("SLUICE_ATTENTION_FLASH");
     pair_close(&p);
 }
 
@@ -369,69 +374,137 @@ static void amplify(pair *p, twin *t, int64_t first, int64_t rows, float by)
     free(x);
 }
 
-/* The last nk % 128 keys in a kernel of their own. whole, last: what the other keys and the last ones are multiplied by, so that
- * either outweighs the other. */
-static void split_once(pair *p, int64_t nq, int64_t nk, int heads, int64_t d, float whole, float last, bool accumulate, int64_t pad)
+/* Hopper's kernel (attention_flash.cu); of the keys, `rows` from `first` on are multiplied by `by`. */
+static void our_attention_once(pair *p, int64_t nq, int64_t nk, int heads, int64_t first, int64_t rows, float by, int place,
+                               int64_t pad)
 {
-    int64_t w = heads * d, apart = nk % 128;
-    twin q = matrix(p, SL_BF16, nq, w, pad), k = matrix(p, SL_BF16, nk, w, 0), v = matrix(p, SL_BF16, nk, w, pad),
-         o = matrix(p, SL_BF16, nq, w, pad);
-    amplify(p, &k, 0, nk - apart, whole);
-    amplify(p, &k, nk - apart, apart, last);
-    float scale = 2 / sqrtf((float)d);
-    sl_attention(&p->cpu, &o.c, &q.c, &k.c, &v.c, heads, scale, NULL, accumulate);
-    sl_attention(&p->gpu, &o.g, &q.g, &k.g, &v.g, heads, scale, NULL, accumulate);
-    same(p, &o, 5e-3, /* rounded once more, between the two */
-         say("attention %lld x (%lld + %lld), %d heads x %lld, keys times %g and %g, accumulate %d, pad %lld", (long long)nq,
-             (long long)(nk - apart), (long long)apart, heads, (long long)d, (double)whole, (double)last, accumulate,
-             (long long)pad));
+    int64_t w = heads * 128;
+    twin q = matrix(p, SL_BF16, nq, w, pad), k, v, o = matrix(p, SL_BF16, nq, w, pad);
+    if (place == TOGETHER) {
+        twin all = matrix(p, SL_BF16, nk, 2 * w, 0);
+        amplify(p, &all, first, rows, by);
+        k = part(&all, 0, w), v = part(&all, w, w);
+    } else {
+        k = matrix(p, SL_BF16, nk, w, pad), v = matrix(p, SL_BF16, nk, w, pad);
+        amplify(p, &k, first, rows, by);
+    }
+    const float scale = 2 / sqrtf(128);
+    sl_attention(&p->cpu, &o.c, &q.c, &k.c, &v.c, heads, scale, NULL, false);
+    sl_attention(&p->gpu, &o.g, &q.g, &k.g, &v.g, heads, scale, NULL, false);
+    same(p, &o, 4e-3,
+         say("attention %lld x %lld, %d heads, keys %lld to %lld times %g, place %d, pad %lld", (long long)nq, (long long)nk, heads,
+             (long long)first, (long long)(first + rows - 1), (double)by, place, (long long)pad));
     forget(p);
 }
 
-static void the_last_keys_apart(void **state)
+/* Scores that pass what exponentials hold again and again: every 160 keys are twice as large as those before. */
+static void rising_keys(pair *p, int64_t nq, int64_t nk)
+{
+    twin q = matrix(p, SL_BF16, nq, 128, 0), k = matrix(p, SL_BF16, nk, 128, 0), v = matrix(p, SL_BF16, nk, 128, 0),
+         o = matrix(p, SL_BF16, nq, 128, 0);
+    for (int64_t first = 160; first < nk; first += 160) amplify(p, &k, first, nk - first, 2);
+    sl_attention(&p->cpu, &o.c, &q.c, &k.c, &v.c, 1, 0.125f, NULL, false);
+    sl_attention(&p->gpu, &o.g, &q.g, &k.g, &v.g, 1, 0.125f, NULL, false);
+    same(p, &o, 4e-3, say("attention %lld x %lld, keys that rise", (long long)nq, (long long)nk));
+    forget(p);
+}
+
+/* What is not a number stays where it belongs: one query's row, or one head's column of results. */
+static void not_a_number(pair *p, bool in_q)
+{
+    enum { NQ = 300, NK = 1100, HEADS = 2, W = HEADS * 128, ROW = 77 };
+    const char *what = say("attention, a NaN in %s", in_q ? "q" : "k");
+    twin q = matrix(p, SL_BF16, NQ, W, 0), k = matrix(p, SL_BF16, NK, W, 0), v = matrix(p, SL_BF16, NK, W, 0),
+         o = matrix(p, SL_BF16, NQ, W, 0);
+    twin *bad = in_q ? &q : &k;
+    const int64_t n = sl_count(&bad->whole_c);
+    float *x = malloc((size_t)n * sizeof *x);
+    assert_non_null(x);
+    memcpy(x, bad->whole_c.data, (size_t)n * sizeof *x);
+    x[ROW * W + 130] = NAN; /* the second head */
+    fill(p, bad, x);
+    free(x);
+    sl_attention(&p->gpu, &o.g, &q.g, &k.g, &v.g, HEADS, 0.1f, NULL, false);
+    sl_sync(&p->gpu);
+    if (!went_wrong(p, what)) {
+        float *got = downloaded(p, &o.g);
+        int64_t wrong = 0;
+        for (int64_t i = 0; i < NQ * W; i++) wrong += !isnan(got[i]) != !(i % W >= 128 && (!in_q || i / W == ROW));
+        p->cases++;
+        if (wrong) {
+            print_message("FAIL %s: %lld of %d elements\n", what, (long long)wrong, NQ * W);
+            p->failures++;
+        }
+        free(got);
+    }
+    forget(p);
+}
+
+/* It is the kernel that was meant: cuDNN's rounds otherwise. */
+static void not_cudnn(pair *p)
+{
+    enum { N = 2000, W = 3 * 128 };
+    twin q = matrix(p, SL_BF16, N, W, 0), k = matrix(p, SL_BF16, N, W, 0), v = matrix(p, SL_BF16, N, W, 0),
+         o = matrix(p, SL_BF16, N, W, 0);
+    float *got[2];
+    for (int i = 0; i < 2; i++) {
+        if (i) setenv("SLUICE_ATTENTION_FLASH", "0", 1);
+        sl_attention(&p->gpu, &o.g, &q.g, &k.g, &v.g, 3, 0.1f, NULL, false);
+        unsetenv("SLUICE_ATTENTION_FLASH");
+        sl_sync(&p->gpu);
+        got[i] = downloaded(p, &o.g);
+    }
+    p->cases++;
+    if (!memcmp(got[0], got[1], N * W * sizeof(float))) {
+        print_message("FAIL attention was not attention_flash.cu's\n");
+        p->failures++;
+    }
+    free(got[0]), free(got[1]);
+    forget(p);
+}
+
+static bool on_hopper(const char *what)
+{
+    sl_err err = {0};
+    int sm = 0;
+    char name[64];
+    T_OK(sl_plugin_cuda(&err)->describe(0, name, sizeof name, &sm, &err));
+    if (sm != 90) print_message("%s: compute capability is %d, want 90\n", what, sm);
+    return sm == 90;
+}
+
+static void attention_of_our_own(void **state)
 {
     (void)state;
-    static const int64_t LAST[] = {1, 7, 16, 17, 40, 64, 80, 96, 111, 112, 120, 127}, NQ[] = {1, 15, 128, 300, 1000};
-    static const float TIMES[][2] = {{1, 1}, {1, 16}, {16, 1}, {0.0625f, 0.0625f}, {16, 16}};
+    static const int64_t NQ[] = {1, 63, 64, 65, 191, 192, 193, 1000, 8447}, NK[] = {1, 79, 80, 81, 160, 161, 239, 1999, 3001};
+    static const int HEADS[] = {1, 3, 7}, PAD[] = {0, 8, 64};
     pair p;
-    char file[600], text[2000] = "";
-    const char *dir = t_tmpdir();
     int turn = 0;
-    snprintf(file, sizeof file, "%s/log", dir);
+    if (!on_hopper("attention of our own")) skip();
     pair_open(&p, (size_t)1 << 30);
-    fflush(stderr);
-    int before = dup(2), to = open(file, O_RDWR | O_CREAT, 0600);
-    assert_true(before >= 0 && to >= 0 && dup2(to, 2) >= 0);
-    setenv("SLUICE_ATTENTION_SPLIT", "256", 1);
-    EACH(i, LAST)
-    {
-        split_once(&p, NQ[turn % 5], 256 + LAST[i], turn % 3 ? 3 : 5, 128, 1, 1, false, 0);
-        split_once(&p, NQ[(turn + 2) % 5], 256 + LAST[i], turn % 2 ? 4 : 2, turn % 4 ? 64 : 128, TIMES[turn % 5][0],
-                   TIMES[turn % 5][1], turn & 1, turn % 3 ? 8 : 0);
-        turn++;
-    }
-    EACH(i, TIMES)
-    {
-        split_once(&p, 333, 384 + 80, 3, 128, TIMES[i][0], TIMES[i][1], false, 0);
-        split_once(&p, 333, 384 + 120, 3, 128, TIMES[i][0], TIMES[i][1], true, 8);
-    }
-    split_once(&p, 9000, 256 + 80, 40, 128, 1, 1, true, 0); /* added in pieces of 4,224; more rows than blocks */
-    setenv("SLUICE_ATTENTION", "composite", 1);
-    split_once(&p, 333, 384 + 80, 3, 128, 1, 2, false, 0);
-    unsetenv("SLUICE_ATTENTION");
-    unsetenv("SLUICE_ATTENTION_SPLIT");
-    split_once(&p, 200, 8192 + 80, 4, 128, 1, 1, false, 0); /* as a large picture would have it */
-    fflush(stderr);
-    dup2(before, 2);
-    close(before);
-    lseek(to, 0, SEEK_SET);
-    ssize_t n = read(to, text, sizeof text - 1);
-    close(to);
-    t_rmdir(dir);
-    if (n > 0 && strstr(text, "attention")) {
-        print_message("FAIL the last keys did not go apart: %s", text);
-        p.failures++;
-    }
+    not_cudnn(&p);
+    our_attention_once(&p, 64, 80, 1, 0, 0, 1, APART, 0);       /* one block of keys */
+    our_attention_once(&p, 64, 1040, 1, 0, 0, 1, APART, 0);     /* many */
+    our_attention_once(&p, 192, 1041, 1, 0, 0, 1, APART, 0);    /* one key more */
+    our_attention_once(&p, 8447, 72, 40, 0, 0, 1, TOGETHER, 0); /* many tiles of one block, which is not whole */
+    EACH(i, NQ)
+    for (int j = 0; j < 3; j++, turn++)
+        our_attention_once(&p, NQ[i], NK[turn % 9], NQ[i] > 1000 ? 3 : HEADS[turn % 3], 0, 0, 1, turn % 2, PAD[turn % 3]);
+    EACH(i, NK) our_attention_once(&p, 193, NK[i], 2, 0, 0, 1, TOGETHER, 8);
+    our_attention_once(&p, 500, 2000, 3, 0, 80, 64, APART, 0);      /* the first keys outweigh all others by far */
+    our_attention_once(&p, 500, 2000, 3, 0, 2000, 64, APART, 0);    /* scores of hundreds */
+    our_attention_once(&p, 500, 2000, 3, 80, 80, 64, APART, 0);     /* a block passes the limit, */
+    our_attention_once(&p, 500, 2000, 3, 999, 1, 64, APART, 0);     /* a key, */
+    our_attention_once(&p, 500, 2041, 3, 2000, 41, 64, APART, 0);   /* the last block, which is not whole, */
+    our_attention_once(&p, 500, 2041, 3, 2040, 1, 64, TOGETHER, 8); /* its only key, */
+    our_attention_once(&p, 500, 2000, 3, 1000, 1000, 64, APART, 0); /* half of them */
+    our_attention_once(&p, 500, 2000, 3, 0, 2000, 0.0625f, APART, 0);
+    rising_keys(&p, 300, 1500);
+    rising_keys(&p, 192, 1040);
+    not_a_number(&p, true);
+    not_a_number(&p, false);
+    our_attention_once(&p, 64, 1100, 300, 0, 0, 1, APART, 0);     /* more heads than blocks */
+    our_attention_once(&p, 2112, 1100, 40, 0, 0, 1, TOGETHER, 0); /* blocks that go on to the next head */
     pair_close(&p);
 }
 
@@ -473,41 +546,6 @@ static void attention_in_float32(void **state)
     pair_close(&p);
 }
 
-/* Attention to few keys (attention_few.cu), to be added and as the last keys of more: against the CPU's, and the old way too. */
-static void few_keys(void **state)
-{
-    (void)state;
-    static const int64_t NQ[] = {1, 63, 64, 65, 129, 1000, 8447}, NK[] = {1, 15, 16, 17, 80, 120, 127, 128, 255, 257, 272},
-                         LAST[] = {1, 15, 16, 17, 33, 80, 81, 120, 127}, MORE[] = {33, 81, 129, 192, 193, 256, 273};
-    static const int HEADS[] = {1, 3, 40}, PAD[] = {0, 8, 0, 64};
-    pair p;
-    int turn = 0;
-    pair_open(&p, (size_t)1 << 30);
-    EACH(i, NQ) EACH(j, NK)
-    {
-        attention_once(&p, NQ[i], NK[j], NQ[i] > 1000 ? 3 : HEADS[turn % 3], 128, false, true, turn / 3 % 2, PAD[turn % 4]);
-        turn++;
-    }
-    EACH(i, MORE) attention_once(&p, 200, MORE[i], 3, 128, false, true, APART, 0);
-    attention_once(&p, 64, 257, 400, 128, false, true, TOGETHER, 0);  /* several heads a block */
-    attention_once(&p, 2112, 257, 40, 128, false, true, TOGETHER, 0); /* blocks that go on to the next head midway */
-    setenv("SLUICE_ATTENTION_SPLIT", "256", 1);
-    EACH(i, LAST) EACH(j, NQ) /* one plan of cuDNN's for a number of queries: making them takes a second each */
-    {
-        split_once(&p, NQ[j] > 1000 ? 2500 : NQ[j], 384 + LAST[i], j % 3 ? 3 : 1, 128, turn % 4 == 1 ? 8 : 1, turn % 4 == 3 ? 8 : 1,
-                   j == 2, j % 2 ? 8 : 0);
-        turn++;
-    }
-    split_once(&p, 64, 384 + 80, 400, 128, 1, 1, false, 0);
-    split_once(&p, 2112, 384 + 120, 40, 128, 1, 1, false, 0);
-    setenv("SLUICE_ATTENTION_FEW", "0", 1);
-    attention_once(&p, 300, 257, 3, 128, false, true, TOGETHER, 8);
-    EACH(i, LAST) split_once(&p, 1000, 384 + LAST[i], 3, 128, 1, 1, false, 8);
-    unsetenv("SLUICE_ATTENTION_FEW");
-    unsetenv("SLUICE_ATTENTION_SPLIT");
-    pair_close(&p);
-}
-
 /* The three forms, against each other on the device. */
 static void forms_agree(pair *p, int64_t nq, int64_t nk, int heads, int64_t d)
 {
@@ -542,7 +580,7 @@ static void forms_of_attention_agree(void **state)
     forms_agree(&p, 1024, 257, 4, 128);
     forms_agree(&p, 4096, 4096, 4, 128);
     forms_agree(&p, 1000, 1000, 3, 64);
-    forms_agree(&p, 1000, 8272, 4, 128); /* the last 80 keys apart */
+    forms_agree(&p, 1000, 8272, 4, 128);
     pair_close(&p);
 }
 
@@ -582,14 +620,8 @@ static void two_lists_of_keys(void **state)
                          K2[] = {1, 17, 80, 143, 144, 145, 255, 256, 257, 272, 288, 289, 514};
     static const int HEADS[] = {1, 3, 40}, PAD[] = {0, 8, 64};
     pair p;
-    sl_err err = {0};
-    int turn = 0, sm = 0;
-    char name[64];
-    T_OK(sl_plugin_cuda(&err)->describe(0, name, sizeof name, &sm, &err));
-    if (sm != 90) {
-        print_message("attention to two lists: compute capability is %d, want 90\n", sm);
-        skip();
-    }
+    int turn = 0;
+    if (!on_hopper("attention to two lists")) skip();
     pair_open(&p, (size_t)1 << 30);
     two_lists_once(&p, 64, 128, 144, 1, 1, 1, APART, 0);  /* one block of keys each, whole */
     two_lists_once(&p, 128, 256, 288, 1, 1, 1, APART, 0); /* two */
@@ -710,16 +742,12 @@ static void speed_of_the_largest(void **state)
     pair_close(&p);
 }
 
-/* What the kernel for few keys takes, and the old way: 257 keys added, and the last 80 or 120 keys beside 256 others. */
-static void speed_of_few_keys(void **state)
+/* What our own kernels of attention take, and the old way: many keys by cuDNN, cross-attention in two calls. */
+static void speed_of_our_attention(void **state)
 {
     (void)state;
     enum { D = 5120, TIMES = 20 };
-    static const struct {
-        int64_t nq, nk;
-        bool add;
-    } AT[] = {{75600, 257, true},        {8448, 257, true},        {75600, 256, false},  {75600, 256 + 80, false},
-              {32760, 256 + 120, false}, {8448, 256 + 120, false}, {32760, 32760, false}};
+    static const int64_t N[] = {1560, 3600, 8448, 32760, 48384};
     pair p;
     sl_err err = {0};
     size_t free_bytes = 0, total = 0;
@@ -729,28 +757,25 @@ static void speed_of_few_keys(void **state)
         return;
     }
     pair_open(&p, (size_t)4 << 30);
-    EACH(i, AT)
+    EACH(i, N)
     {
-        const int64_t nk = AT[i].nk;
-        const int times = nk > 1000 ? 4 : TIMES;
+        const int times = N[i] > 10000 ? 4 : TIMES;
         double ms[2] = {0, 0};
-        sl_tensor q = noise(&p, AT[i].nq, D), k = noise(&p, nk, D), v = noise(&p, nk, D), o = noise(&p, AT[i].nq, D);
-        if (nk < 1000) setenv("SLUICE_ATTENTION_SPLIT", "256", 1);
-        for (int old = 0; old < 2; old++) {
-            if (old) setenv("SLUICE_ATTENTION_FEW", "0", 1);
+        sl_tensor q = noise(&p, N[i], D), k = noise(&p, N[i], D), v = noise(&p, N[i], D), o = noise(&p, N[i], D);
+        for (int way = 0; way < 2; way++) {
+            if (!way) setenv("SLUICE_ATTENTION_FLASH", "0", 1);
             double from = 0;
             for (int r = 0; r <= times; r++) {
-                sl_attention(&p.gpu, &o, &q, &k, &v, 40, 0.088388f, NULL, AT[i].add);
+                sl_attention(&p.gpu, &o, &q, &k, &v, 40, 0.088388f, NULL, false);
                 if (r == 0) sl_sync(&p.gpu), from = seconds();
             }
             sl_sync(&p.gpu);
-            ms[old] = (seconds() - from) / times * 1e3;
+            unsetenv("SLUICE_ATTENTION_FLASH");
+            ms[way] = (seconds() - from) / times * 1e3;
         }
-        unsetenv("SLUICE_ATTENTION_FEW");
-        unsetenv("SLUICE_ATTENTION_SPLIT");
-        if (!went_wrong(&p, "attention to few keys"))
-            print_message("speed: attention %lld x %lld, 40 heads x 128, %s: %.3f ms, without attention_few %.3f ms\n",
-                          (long long)AT[i].nq, (long long)nk, AT[i].add ? "added" : "the last keys apart", ms[0], ms[1]);
+        if (!went_wrong(&p, "attention"))
+            print_message("speed: attention %lld x %lld, 40 heads x 128: cuDNN %.3f ms, ours %.3f ms (%.0f TFLOP/s)\n",
+                          (long long)N[i], (long long)N[i], ms[0], ms[1], 4e-9 * (double)N[i] * (double)N[i] * D / ms[1]);
         forget(&p);
     }
     static const int64_t NQ[] = {8448, 32760, 48384, 75600};
@@ -881,14 +906,13 @@ int main(void)
         cmocka_unit_test(products_of_the_networks),
         cmocka_unit_test(fused_attention_is_there),
         cmocka_unit_test(fused_attention_of_odd_sizes),
-        cmocka_unit_test(the_last_keys_apart),
-        cmocka_unit_test(few_keys),
         cmocka_unit_test(generic_attention),
         cmocka_unit_test(attention_in_float32),
         cmocka_unit_test(forms_of_attention_agree),
         CASES(gpu),
         cmocka_unit_test(speed_of_the_largest),
-        cmocka_unit_test(speed_of_few_keys),
+        cmocka_unit_test(speed_of_our_attention),
+        cmocka_unit_test(attention_of_our_own),
         cmocka_unit_test(two_lists_of_keys), /* the last: a kernel that breaks takes the device along */
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

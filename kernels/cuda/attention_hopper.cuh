@@ -1,8 +1,16 @@
-/* attention_hopper.cuh - the instructions that the Hopper kernels of attention are made of, compute capability 9.0 only. */
+/* attention_hopper.cuh - what the Hopper kernels of attention are made of: instructions of compute capability 9.0, rings of
+ * places in shared memory, tensor maps. */
 #ifndef SL_ATTENTION_HOPPER_CUH
 #define SL_ATTENTION_HOPPER_CUH
 
+#include <cudaTypedefs.h>
+
 #include "kernels/cuda/hopper.cuh"
+
+namespace
+{
+const float LOG2_E = 1.4426950408889634f; /* exponentials are of base 2 */
+}
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
@@ -89,6 +97,45 @@ __device__ __forceinline__ void weighted(float (&d)[64], const uint32_t (&a)[4],
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
 }
 
+/* As barrier_wait, for the warps that multiply: a deadline in their loops costs them the registers that they need (ptxas 13.0). The
+ * thread that copies outlives all of their waits, and has one. */
+__device__ __forceinline__ void barrier_spin(uint32_t bar, uint32_t parity)
+{
+    while (!barrier_passed(bar, parity)) continue;
+}
+
+/* Places that are filled and given back in turn, and where one side stands. */
+struct ring {
+    uint32_t data, full, empty; /* addresses in shared memory; barriers are 8 bytes apart */
+    int at;
+    uint32_t pass; /* parity of the passes through the ring */
+};
+
+template <int COUNT> __device__ __forceinline__ void advance(ring &r)
+{
+    if (++r.at == COUNT) r.at = 0, r.pass ^= 1;
+}
+
+/* Four 8 x 8 pieces of bf16 whose rows begin at the addresses of lanes 8 i .. 8 i + 7: of piece i, lane 4 g + t gets columns 2 t, 2 t + 1
+ * of row g. */
+__device__ __forceinline__ void eights(uint32_t (&r)[4], uint32_t from)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(from)
+                 : "memory");
+}
+
+/* c += a b: 16 x 16 times 16 x 8, by one warp, with float32 sums. Of lane 4 g + t: a rows g, g + 8, g, g + 8 at columns 2 t, 2 t + 1 (the
+ * last two: 8 columns on); b rows 2 t, 2 t + 1 (b1: 8 rows on) of column g; c columns 2 t, 2 t + 1 of row g, then of g + 8. */
+__device__ __forceinline__ void multiply_16(float *c, const uint32_t (&a)[4], uint32_t b0, uint32_t b1)
+{
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
 /* The compiler may not move what touches these across this. */
 template <int R> __device__ __forceinline__ void pin(float (&d)[R])
 {
@@ -115,7 +162,55 @@ __device__ __forceinline__ uint32_t rounded(float a, float b)
     return *(uint32_t *)&v;
 }
 
+/* Comes after the exponentials of which x is the sum (each at most 1, or not a number) and before the next wait for products: the
+ * compiler may put off what has no effect, and would take the exponentials after the wait that they are to fill. A loop without
+ * an effect it removes, and a trap costs registers; so a sleep, if x exceeds 1e30. */
+__device__ __forceinline__ void computed(float x)
+{
+    asm volatile("{\n.reg .pred p;\nsetp.gt.f32 p, %0, 0f7149F2CA;\n@p nanosleep.u32 20;\n}\n" ::"f"(x) : "memory");
+}
+
+/* Among four neighbouring lanes: element i of lane q becomes element q of lane i. */
+__device__ __forceinline__ void transpose4(uint32_t (&v)[4], int lane)
+{
+    const bool odd = lane & 1, high = lane & 2;
+    uint32_t a = __shfl_xor_sync(0xffffffffu, odd ? v[0] : v[1], 1), b = __shfl_xor_sync(0xffffffffu, odd ? v[2] : v[3], 1);
+    if (odd) v[0] = a, v[2] = b;
+    else v[1] = a, v[3] = b;
+    a = __shfl_xor_sync(0xffffffffu, high ? v[0] : v[2], 2), b = __shfl_xor_sync(0xffffffffu, high ? v[1] : v[3], 2);
+    if (high) v[0] = a, v[1] = b;
+    else v[2] = a, v[3] = b;
+}
+
 } // namespace
 
 #endif
+
+namespace
+{
+
+/* Boxes of 64 columns and `rows` rows of BF16 data [n, cols], `pitch` elements from row to row, in the 128-byte swizzle; zeros past
+ * its end. False: ctx has failed, and says what of which. */
+inline bool encode_rows(sl_ctx *ctx, CUtensorMap *map, const bf16 *data, int64_t n, int64_t cols, int64_t pitch, int rows,
+                        const char *op, const char *what)
+{
+    const cuuint64_t dims[2] = {(cuuint64_t)cols, (cuuint64_t)n}, strides[1] = {(cuuint64_t)(n > 1 ? pitch : cols) * sizeof(bf16)};
+    const cuuint32_t box[2] = {64, (cuuint32_t)rows}, steps[2] = {1, 1};
+    const CUresult e = ((PFN_cuTensorMapEncodeTiled_v12000)sl_cuda_tensor_maps(sl_cuda_of(ctx)))(
+        map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, (void *)data, dims, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+        CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    if (e == CUDA_SUCCESS) return true;
+    sl_ctx_fail(ctx, SL_CUDA, "%s: tensor map of %s: driver error %d ([%lld, %lld], pitch %lld, at %p)", op, what, (int)e,
+                (long long)n, (long long)cols, (long long)pitch, (const void *)data);
+    return false;
+}
+
+/* All of a matrix of n rows begins and goes on at multiples of 16 bytes. */
+inline bool sixteens(const void *data, int64_t n, int64_t pitch)
+{
+    return (uintptr_t)data % 16 == 0 && (n == 1 || pitch % 8 == 0);
+}
+
+} // namespace
+
 #endif

@@ -10,7 +10,7 @@ extern "C" {
 }
 
 enum { DESCRIPTORS = 96, CONFIGS = 16, FORMS = 2 };
-enum { UID_Q = 1, UID_K, UID_V, UID_O, UID_SCALE, UID_STATS, UID_VIRTUAL };
+enum { UID_Q = 1, UID_K, UID_V, UID_O, UID_SCALE, UID_VIRTUAL };
 
 /* ---- cuDNN descriptors ---------------------------------------------------------------------------------- */
 
@@ -104,13 +104,6 @@ static cudnnBackendDescriptor_t between(fused_graph *g, const sl_attention_shape
     return tensor(g, UID_VIRTUAL + g->tensors++, type, dim, stride, true, false);
 }
 
-/* F32 [1, heads, nq, 1] in memory: log(sum(exp(score))) of each row. */
-static cudnnBackendDescriptor_t row_stats(fused_graph *g, const sl_attention_shape *s)
-{
-    int64_t dim[4] = {1, s->heads, s->nq, 1}, stride[4] = {s->heads * s->nq, s->nq, 1, 1};
-    return tensor(g, UID_STATS, CUDNN_DATA_FLOAT, dim, stride, false, false);
-}
-
 static cudnnBackendDescriptor_t product(fused_graph *g, cudnnBackendDescriptor_t a, cudnnBackendDescriptor_t b,
                                         cudnnBackendDescriptor_t c)
 {
@@ -170,7 +163,6 @@ static int unified(fused_graph *g, const sl_attention_shape *s, cudnnBackendDesc
     set_descriptor(g, op, CUDNN_ATTR_OPERATION_SDPA_FWD_VDESC, rows(g, UID_V, s, s->nk, s->v_pitch, false), "attention's v");
     set_descriptor(g, op, CUDNN_ATTR_OPERATION_SDPA_FWD_ODESC, rows(g, UID_O, s, s->nq, s->o_pitch, false), "attention's o");
     set_descriptor(g, op, CUDNN_ATTR_OPERATION_SDPA_FWD_SCALEDESC, scalar(g), "attention's scale");
-    if (s->stats) set_descriptor(g, op, CUDNN_ATTR_OPERATION_SDPA_FWD_STATSDESC, row_stats(g, s), "attention's row statistics");
     finalize(g, op, "attention");
     ops[0] = op;
     return 1;
@@ -186,7 +178,7 @@ static int composite(fused_graph *g, const sl_attention_shape *s, cudnnBackendDe
     cudnnBackendDescriptor_t v = rows(g, UID_V, s, s->nk, s->v_pitch, false), o = rows(g, UID_O, s, s->nq, s->o_pitch, false);
     cudnnBackendDescriptor_t score = between(g, s, s->nk, f32), scaled = between(g, s, s->nk, f32), top = between(g, s, 1, f32);
     cudnnBackendDescriptor_t below = between(g, s, s->nk, f32), e = between(g, s, s->nk, f32), sum = between(g, s, 1, f32);
-    cudnnBackendDescriptor_t log = between(g, s, 1, f32), stats = s->stats ? row_stats(g, s) : between(g, s, 1, f32),
+    cudnnBackendDescriptor_t log = between(g, s, 1, f32), stats = between(g, s, 1, f32),
                              p = between(g, s, s->nk, CUDNN_DATA_BFLOAT16);
     int n = 0;
     ops[n++] = product(g, q, k, score);
@@ -293,13 +285,13 @@ void sl_cuda_attns_free(sl_cuda_attns *a)
 cudnnStatus_t sl_attention_execute(sl_ctx *ctx, cudnnBackendDescriptor_t plan, const sl_attention_data *data)
 {
     sl_cuda *c = sl_cuda_of(ctx);
-    int64_t ids[6] = {UID_Q, UID_K, UID_V, UID_O, UID_SCALE, UID_STATS}, n = data->stats ? 6 : 5;
+    int64_t ids[5] = {UID_Q, UID_K, UID_V, UID_O, UID_SCALE};
     float scale = data->scale;
-    void *at[6] = {(void *)data->q, (void *)data->k, (void *)data->v, data->o, &scale, data->stats};
+    void *at[5] = {(void *)data->q, (void *)data->k, (void *)data->v, data->o, &scale};
     cudnnBackendDescriptor_t pack = NULL;
     cudnnStatus_t s = cudnnBackendCreateDescriptor(CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR, &pack);
-    if (!s) s = cudnnBackendSetAttribute(pack, CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS, CUDNN_TYPE_VOID_PTR, n, at);
-    if (!s) s = cudnnBackendSetAttribute(pack, CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, CUDNN_TYPE_INT64, n, ids);
+    if (!s) s = cudnnBackendSetAttribute(pack, CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS, CUDNN_TYPE_VOID_PTR, 5, at);
+    if (!s) s = cudnnBackendSetAttribute(pack, CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, CUDNN_TYPE_INT64, 5, ids);
     if (!s) s = cudnnBackendSetAttribute(pack, CUDNN_ATTR_VARIANT_PACK_WORKSPACE, CUDNN_TYPE_VOID_PTR, 1, &c->workspace);
     if (!s) s = cudnnBackendFinalize(pack);
     if (!s) s = cudnnBackendExecute(c->dnn, plan, pack);
@@ -341,8 +333,7 @@ static void plan_choose(sl_ctx *ctx, attn_plan *p)
                  cudnnGetErrorString(g->status), *more ? ": " : "", more);
         graph_clear(g);
     }
-    if (p->shape.stats) sl_log(SL_LOG_WARN, "attention: the last keys go with the others, cuDNN writes no statistics (%s)", why);
-    else warn_once(&p->shape, why);
+    warn_once(&p->shape, why);
 }
 
 bool sl_attention_plan(sl_ctx *ctx, const sl_attention_shape *s, cudnnBackendDescriptor_t *plan)

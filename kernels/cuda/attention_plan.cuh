@@ -7,7 +7,6 @@
 /* What a plan is for. Compared as bytes, so zeroed before it is filled. */
 struct sl_attention_shape {
     int64_t nq, nk, heads, d, q_pitch, k_pitch, v_pitch, o_pitch;
-    int64_t stats; /* 1: the rows' logs of sums are written, F32 [heads, nq] */
 };
 
 /* Where the data of one run lie. */
@@ -15,7 +14,6 @@ struct sl_attention_data {
     const void *q, *k, *v;
     void *o;
     float scale;
-    float *stats; /* NULL: the plan writes none */
 };
 
 /* *plan for this shape, made at its first use and kept by ctx; NULL: cuDNN has none (which has been logged). False: ctx has failed. */

@@ -1,7 +1,7 @@
 /* attention_two.cu - attention of many queries to two lists of keys, the results added, in one pass over q and o on Hopper.
  *
- * The DiT's cross-attention: 512 keys of the text and 257 of the image. Apart, the one is a kernel of cuDNN's and the other reads
- * q and o again (attention_few.cu); here q is read once and o is written once. The meaning is that of the two calls: each result
+ * The DiT's cross-attention: 512 keys of the text and 257 of the image. Apart, the second reads q and o again; here q is read once
+ * and o is written once. The meaning is that of the two calls: each result
  * is rounded to bf16, then their sum.
  * SLUICE_ATTENTION_TWO=0 turns it off, and so does SLUICE_ATTENTION, which names a form of the other one.
  *
@@ -19,8 +19,6 @@
  * clock.
  * FOUND: a forward of 40 such layers takes 4,901.6 ms instead of 4,918.7, by which it would be 1.5 ms. Two blocks of a cluster that bring half of each
  * block of keys to both (16 bytes a clock) took 4,900.9: nothing, so they went. */
-#include <cuda.h>
-#include <cudaTypedefs.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -51,32 +49,9 @@ struct two_args {
     float scale;               /* times log2(e): exponentials are of base 2 */
 };
 
-const float LOG2_E = 1.4426950408889634f;
-
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-/* ---- a wait --------------------------------------------------------------------------------------------------- */
-
-/* As barrier_wait, for the warps that multiply: a deadline in their loops costs them the registers that they need (ptxas 13.0). The
- * thread that copies outlives all of their waits, and has one. */
-__device__ __forceinline__ void barrier_spin(uint32_t bar, uint32_t parity)
-{
-    while (!barrier_passed(bar, parity)) continue;
-}
-
 /* ---- who is where ---------------------------------------------------------------------------------------------------------- */
-
-/* Places that are filled and given back in turn, and where one side stands. */
-struct ring {
-    uint32_t data, full, empty; /* addresses in shared memory; barriers are 8 bytes apart */
-    int at;
-    uint32_t pass; /* parity of the passes through the ring */
-};
-
-template <int COUNT> __device__ __forceinline__ void advance(ring &r)
-{
-    if (++r.at == COUNT) r.at = 0, r.pass ^= 1;
-}
 
 /* Tiles begin .. end - 1 are this block's. */
 struct run {
@@ -144,14 +119,6 @@ struct work {
     int group, lane;
     ring keys;
 };
-
-/* Comes after the exponentials of which x is the sum (each at most 1, or not a number) and before the next wait for products: the
- * compiler may put off what has no effect, and would take the exponentials after the wait that they are to fill. A loop without
- * an effect it removes, and a trap costs registers; so a sleep, if x exceeds 1e30. */
-__device__ __forceinline__ void computed(float x)
-{
-    asm volatile("{\n.reg .pred p;\nsetp.gt.f32 p, %0, 0f7149F2CA;\n@p nanosleep.u32 20;\n}\n" ::"f"(x) : "memory");
-}
 
 /* The two warpgroups queue their products in turn. */
 __device__ __forceinline__ void wait_for_turn(int group)
@@ -309,18 +276,6 @@ __device__ __forceinline__ void finish_list(const work &w, const float (&sum)[2]
     }
 }
 
-/* Among four neighbouring lanes: element i of lane q becomes element q of lane i. */
-__device__ __forceinline__ void transpose4(uint32_t (&v)[4], int lane)
-{
-    const bool odd = lane & 1, high = lane & 2;
-    uint32_t a = __shfl_xor_sync(0xffffffffu, odd ? v[0] : v[1], 1), b = __shfl_xor_sync(0xffffffffu, odd ? v[2] : v[3], 1);
-    if (odd) v[0] = a, v[2] = b;
-    else v[1] = a, v[3] = b;
-    a = __shfl_xor_sync(0xffffffffu, high ? v[0] : v[2], 2), b = __shfl_xor_sync(0xffffffffu, high ? v[1] : v[3], 2);
-    if (high) v[0] = a, v[1] = b;
-    else v[2] = a, v[3] = b;
-}
-
 /* Both lists' results are added and stored from row `row` of o's head on: a lane's row is `row` plus its g, and that + 8. */
 __device__ __forceinline__ void store(const work &w, const two_args &a, const float (&sum)[2], const uint32_t (&one)[2][WIDTH / 8],
                                       int head, int row)
@@ -412,27 +367,6 @@ __global__ void __launch_bounds__(THREADS, 1) two_kernel(const __grid_constant__
 
 /* ---- host ---------------------------------------------------------------------------------------------------------------- */
 
-/* Boxes of 64 columns and `rows` rows of t. */
-bool encode(sl_ctx *ctx, CUtensorMap *map, const sl_tensor *t, int rows, const char *what)
-{
-    const cuuint64_t dims[2] = {(cuuint64_t)t->shape[1], (cuuint64_t)t->shape[0]},
-                     strides[1] = {(cuuint64_t)(t->shape[0] > 1 ? t->pitch : t->shape[1]) * sizeof(bf16)};
-    const cuuint32_t box[2] = {64, (cuuint32_t)rows}, steps[2] = {1, 1};
-    const CUresult e = ((PFN_cuTensorMapEncodeTiled_v12000)sl_cuda_tensor_maps(sl_cuda_of(ctx)))(
-        map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, t->data, dims, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-        CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-    if (e == CUDA_SUCCESS) return true;
-    sl_ctx_fail(ctx, SL_CUDA, "attention_two: tensor map of %s: driver error %d ([%lld, %lld], pitch %lld, at %p)", what, (int)e,
-                (long long)t->shape[0], (long long)t->shape[1], (long long)t->pitch, t->data);
-    return false;
-}
-
-/* All of a matrix begins and goes on at multiples of 16 bytes. */
-bool sixteens(const sl_tensor *t)
-{
-    return (uintptr_t)t->data % 16 == 0 && (t->shape[0] == 1 || t->pitch % 8 == 0);
-}
-
 } // namespace
 
 bool sl_cuda_attention_two(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k1, const sl_tensor *v1,
@@ -445,14 +379,18 @@ bool sl_cuda_attention_two(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, 
         return false;
     if (!(scale > 0) || !isfinite(scale)) return false; /* the largest score is sought before it is scaled */
     if (nq < 1 || nq > most / heads || k1->shape[0] > most || k2->shape[0] > most) return false;
-    if (!sixteens(o) || !sixteens(q) || !sixteens(k1) || !sixteens(v1) || !sixteens(k2) || !sixteens(v2)) return false;
+    for (const sl_tensor *t : {o, q, k1, v1, k2, v2})
+        if (!sixteens(t->data, t->shape[0], t->pitch)) return false;
     two_maps m;
     two_args a = {};
     a.o = (bf16 *)o->data, a.o_pitch = o->pitch, a.nq = (int)nq, a.scale = scale * LOG2_E;
     a.nk[0] = (int)k1->shape[0], a.nk[1] = (int)k2->shape[0];
     a.tiles = (a.nq + TILE - 1) / TILE, a.all = a.tiles * heads;
-    if (!encode(ctx, &m.q, q, ROWS, "q") || !encode(ctx, &m.k[0], k1, KEYS_1, "k1") || !encode(ctx, &m.v[0], v1, KEYS_1, "v1") ||
-        !encode(ctx, &m.k[1], k2, KEYS_2, "k2") || !encode(ctx, &m.v[1], v2, KEYS_2, "v2") ||
+    const auto encode = [ctx](CUtensorMap *map, const sl_tensor *t, int rows, const char *what) {
+        return encode_rows(ctx, map, (const bf16 *)t->data, t->shape[0], t->shape[1], t->pitch, rows, "attention_two", what);
+    };
+    if (!encode(&m.q, q, ROWS, "q") || !encode(&m.k[0], k1, KEYS_1, "k1") || !encode(&m.v[0], v1, KEYS_1, "v1") ||
+        !encode(&m.k[1], k2, KEYS_2, "k2") || !encode(&m.v[1], v2, KEYS_2, "v2") ||
         !sl_cuda_ok(ctx, cudaFuncSetAttribute(two_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED),
                     "shared memory of attention to two lists"))
         return true;

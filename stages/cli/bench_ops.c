@@ -107,23 +107,6 @@ static sl_code time_attention(bench *b, const char *what, int64_t nq, int64_t nk
     return rc;
 }
 
-/* What numbers of queries and keys that are no multiples of 128 cost, and what doing the last keys apart saves. */
-static sl_code bench_ragged(bench *b, int64_t n, sl_err *err)
-{
-    static const char SPLIT[] = "SLUICE_ATTENTION_SPLIT";
-    const sl_dit_config *c = &b->model.dit[0];
-    const int64_t down = n / 128 * 128, up = down + 128;
-    const struct {
-        int64_t nq, nk;
-    } at[] = {{n, n}, {down, n}, {n, down}, {up, up}, {up, down}};
-    sl_code rc = SL_OK;
-    if (n == down || getenv(SPLIT)) return SL_OK;
-    setenv(SPLIT, "0", 1);
-    for (int i = 0; i < 5 && !rc; i++) rc = time_attention(b, "self whole", at[i].nq, at[i].nk, c->heads, c->head_dim, 0, err);
-    unsetenv(SPLIT);
-    return rc;
-}
-
 sl_code bench_attention(bench *b, sl_err *err)
 {
     const sl_dit_config *c = &b->model.dit[0];
@@ -137,7 +120,6 @@ sl_code bench_attention(bench *b, sl_err *err)
         const int64_t m = tokens_of(&b->sizes[i]);
         rc = time_attention(b, "self", m, m, c->heads, c->head_dim, 0, err);
     }
-    if (!rc && b->plugin) rc = bench_ragged(b, n, err);
     if (!rc && rows < n) rc = time_attention(b, "self", rows, n, c->heads, c->head_dim, 0, err);
     if (!rc) rc = time_attention(b, "text", n, SL_TEXT_TOKENS, c->heads, c->head_dim, 0, err);
     if (!rc && side) rc = time_attention(b, "image", n, side * side + 1, c->heads, c->head_dim, 0, err);

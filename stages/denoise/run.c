@@ -353,8 +353,8 @@ sl_code denoise_step(denoise_run *r, sl_err *err)
 
     if ((rc = look_at(r, i, err))) return rc;
     if (due && reports[0].computed && reports[1].computed) save_state(r, meta, (float[]){reports[0].metric, reports[1].metric});
-    sl_stage_span(r->d->st, r->msg->job, SL_SPAN_COMPUTE, t0);
     report_step(r, i, (double)(sl_now_ns() - t0) * 1e-9, reports);
+    sl_stage_span(r->d->st, r->msg->job, SL_SPAN_COMPUTE, t0); /* with the report: of steps of 3 ms its messages are 2 % */
     return SL_OK;
 }
 
