@@ -564,9 +564,10 @@ static void two_jobs_of_the_demo_model_are_pipelined(void **state)
     snprintf(jobs, sizeof jobs, "%s/jobs.jsonl", run.base);
     t_write(
         jobs,
-        t_format("{\"output\": \"%s/a.mp4\", \"json\": \"%s/a.json\", \"seed\": 1}\n{\"output\": \"%s/b.mp4\", \"json\": "
-                 "\"%s/b.json\", \"seed\": 2, \"steps\": 300}\n", /* enough to decode the first meanwhile, kernels to be loaded included */
-                 run.out, run.out, run.out, run.out));
+        t_format(
+            "{\"output\": \"%s/a.mp4\", \"json\": \"%s/a.json\", \"seed\": 1}\n{\"output\": \"%s/b.mp4\", \"json\": "
+            "\"%s/b.json\", \"seed\": 2, \"steps\": 300}\n", /* enough to decode the first meanwhile, kernels to be loaded included */
+            run.out, run.out, run.out, run.out));
     char *args[] = {(char *)"sluice",
                     (char *)"run",
                     (char *)"--quiet",
