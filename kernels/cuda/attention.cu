@@ -2,10 +2,10 @@
  * scratch memory elsewhere.
  *
  * FLASH: heads of 128 without a bias on Hopper: attention_flash.cu.
- * FUSED: elsewhere, and where the result is added: head widths 64 and 128 without a bias, all pitches and addresses multiples of 16 bytes. cuDNN is asked in two forms
- * (attention_plan.cu), its one SDPA operation and the graph of products, pointwise steps and reductions that older releases know; the
- * first plan that finalizes is kept, by shape. Both forms choose the same kernels (9.19, compute capability 9.0), compiled when first
- * asked for: about a second a shape.
+ * FUSED: elsewhere, and where the result is added: head widths 64 and 128 without a bias, all pitches and addresses multiples of 16
+ * bytes. cuDNN is asked in two forms (attention_plan.cu), its one SDPA operation and the graph of products, pointwise steps and
+ * reductions that older releases know; the first plan that finalizes is kept, by shape. Both forms choose the same kernels (9.19,
+ * compute capability 9.0), compiled when first asked for: about a second a shape.
  * GENERIC: everything else. Scores of some heads and queries in F32 (cublasLt), softmax in F32, weights rounded to bf16 as fused
  * kernels round them, the product with v (cublasLt). At most SCORE_BYTES of scratch. F32 q, k, v and o (CLIP) always go this way,
  * with weights in F32.

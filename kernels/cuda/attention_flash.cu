@@ -1,4 +1,5 @@
-/* attention_flash.cu - softmax(q k^T scale) v for heads of 128 on Hopper: the DiT's attention among the tokens.
+/* attention_flash.cu - softmax(q k^T scale) v for heads of 128 on Hopper: the DiT's attention among the tokens. After FlashAttention-2
+ * (Dao 2023) and -3 (Shah et al. 2024: one block's exponentials beside the next one's products), but see NO RUNNING MAXIMUM.
  *
  * A thread block stays on its multiprocessor and takes every gridDim.x-th tile of 192 queries, head after head, so that all blocks
  * work on the same head or two and its keys and values come from L2. One thread has the copy engine bring queries, and blocks of 80
@@ -16,13 +17,14 @@
  * elements of o rescaled, which the card, held at 700 W, returns as clock.
  *
  * COST AND EXPECTATION (H100 SXM, 40 heads): 48,384 queries and keys multiply for 48 TFLOP. At the clock that 700 W allow cublasLt's
- * products reach 690 TFLOP/s (1.31 GHz; 97 % of the tensor cores' rate at it), cuDNN's attention 602 to 620 (1.46 GHz, 78 %): it pays
- * for exponentials. With fewer of the operations beside the products, some of that 14 %.
- * FOUND (0.7 to 1.2 s each, in turn, on two cards), TFLOP/s: this 707 to 715 (67.2 ms, cuDNN 78); 75,600: 706 (165.6 ms, cuDNN 203). In
- * bursts, at full clock, 780 to 800. 1,560 queries and keys: 0.083 ms, cuDNN 0.100 and a second to compile it.
- * Others at 48,384: with the running maximum, two warpgroups in turn, 128 keys: 620; so with 176: 642. Without, 128 keys: 685, 144: 695,
- * 160: 685, 176: 705; 128 without taking turns: 670, with queries in registers: 690, with five places in the ring: 680. Three warpgroups with
- * 64 keys: 678; four places in the ring instead of six: 708. Clusters of two blocks that share keys wait for one another: 380 to 510. */
+ * products reach 690 TFLOP/s (1.31 GHz; 97 % of the tensor cores' rate at it), cuDNN's attention 602 to 620 (1.46 GHz, 78 %): it
+ * pays for exponentials. With fewer of the operations beside the products, some of that 14 %.
+ * FOUND (0.7 to 1.2 s each, in turn, on two cards), TFLOP/s: this 707 to 715 (67.2 ms, cuDNN 78); 75,600: 706 (165.6 ms, cuDNN 203).
+ * In bursts, at full clock, 780 to 800. 1,560 queries and keys: 0.083 ms, cuDNN 0.100 and a second to compile it.
+ * Others at 48,384: with the running maximum, two warpgroups in turn, 128 keys: 620; so with 176: 642. Without, 128 keys: 685, 144:
+ * 695, 160: 685, 176: 705; 128 without taking turns: 670, with queries in registers: 690, with five places in the ring: 680. Three
+ * warpgroups with 64 keys: 678; four places in the ring instead of six: 708. Clusters of two blocks that share keys wait for one
+ * another: 380 to 510. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -215,8 +217,8 @@ __device__ __forceinline__ void first_step(work &w, uint32_t q, int left)
     round_weights(w, s);
 }
 
-/* Scores of the next block, of whose keys `left` are there where it BEGINS or ENDS a tile, and the sums of the last one, which is its tile's
- * first unless `add`. BEGINS: finish(sum) gets this lane's sums of the tile before. */
+/* Scores of the next block, of whose keys `left` are there where it BEGINS or ENDS a tile, and the sums of the last one, which is its
+ * tile's first unless `add`. BEGINS: finish(sum) gets this lane's sums of the tile before. */
 template <bool BEGINS, bool ENDS, class F> __device__ __forceinline__ void step(work &w, uint32_t q, int left, int add, F finish)
 {
     float s[KEYS / 2], sum[2], keep[2] = {1, 1}, before[2] = {w.sum[0], w.sum[1]};
