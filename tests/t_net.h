@@ -24,6 +24,28 @@ static inline const float *t_floats(const sl_st *st, int64_t n, const char *key,
     return e->t.data;
 }
 
+/* The 8-bit levels of golden tensor `name`, n of them, as (level / 255 - mean) / std of their channel: `channels` equal parts. The
+ * caller frees. */
+static inline float *t_pixels(const sl_st *st, const char *name, int64_t n, int channels, const float *mean, const float *std)
+{
+    const sl_st_entry *e = sl_st_find(st, name);
+    if (!e) fail_msg("golden file has no %s", name);
+    if (e->t.dtype != SL_U8 || sl_count(&e->t) != n)
+        fail_msg("golden %s: %s of %lld elements, want U8 of %lld", name, sl_dtype_tag(e->t.dtype), (long long)sl_count(&e->t),
+                 (long long)n);
+    float *x = malloc((size_t)n * sizeof *x);
+    assert_non_null(x);
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t c = i / (n / channels);
+        x[i] = (float)((((const uint8_t *)e->t.data)[i] / 255.0 - (double)mean[c]) / (double)std[c]);
+    }
+    return x;
+}
+
+/* What CLIP's pictures and the VAE's are normalised by. */
+static const float T_CLIP_MEAN[3] = {0.48145466f, 0.4578275f, 0.40821073f}, T_CLIP_STD[3] = {0.26862954f, 0.26130258f, 0.27577711f};
+static const float T_HALF[1] = {0.5f};
+
 /* Token ids `ids.{i}` of a text file; *n gets the count. */
 static inline const int32_t *t_ids(const sl_st *st, int i, int *n)
 {

@@ -58,7 +58,7 @@ static void penultimate_as_the_reference(void **state)
     const int64_t n = TOKENS * (int64_t)f->config.hidden;
     float *y = malloc(sizeof *y * (size_t)n);
     sl_tensor out = sl_view2(y, SL_F32, TOKENS, f->config.hidden), no_data = sl_view2(NULL, SL_F32, TOKENS, f->config.hidden);
-    const float *pixels = t_floats(f->golden, 3 * 224 * 224, "clip.pixels");
+    float *pixels = t_pixels(f->golden, "clip.pixels", 3 * 224 * 224, 3, T_CLIP_MEAN, T_CLIP_STD);
     sl_clip_encode(&f->plan, f->clip, NULL, &no_data);
     t_reserve(&f->ctx, &f->plan);
     f->ctx.tap = count_layers;
@@ -69,6 +69,7 @@ static void penultimate_as_the_reference(void **state)
     T_REL(y, t_floats(f->golden, n, "clip.penultimate"), n, 1e-4); /* two float32 computations: the exactness that is promised */
     assert_int_equal(layers, f->config.layers - 1);
     assert_int_equal(f->ctx.arena_peak, f->plan.arena_peak);
+    free(pixels);
     free(y);
 }
 

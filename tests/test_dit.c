@@ -161,13 +161,25 @@ static void rotary_tables_as_the_reference(void **state)
     (void)state;
     first_open(&f, &I2V);
     const int64_t n = f.d.rope.cos.shape[0], half = f.d.rope.cos.shape[1];
-    const float *c = t_floats(f.figures, n * half * 2, "dit.rope.cos"), *s = t_floats(f.figures, n * half * 2, "dit.rope.sin");
+    static const char *const NAME[2] = {"dit.rope.cos", "dit.rope.sin"};
+    float *table[2];
+    sl_err err = {0};
+    for (int i = 0; i < 2; i++) {
+        const sl_st_entry *e = sl_st_find(f.figures, NAME[i]);
+        assert_non_null(e);
+        assert_int_equal(sl_count(&e->t), n * half * 2);
+        table[i] = malloc((size_t)(n * half * 2) * sizeof(float));
+        T_OK(sl_to_floats(table[i], e->t.data, e->t.dtype, n * half * 2, &err));
+    }
+    const float *c = table[0], *s = table[1];
     for (int64_t i = 0; i < n * half; i++) {
         if (((float *)f.d.rope.cos.data)[i] != c[2 * i] || c[2 * i] != c[2 * i + 1])
             fail_msg("cos of token %lld, pair %lld is off", (long long)(i / half), (long long)(i % half));
         if (((float *)f.d.rope.sin.data)[i] != s[2 * i])
             fail_msg("sin of token %lld, pair %lld is off", (long long)(i / half), (long long)(i % half));
     }
+    free(table[0]);
+    free(table[1]);
     first_close(&f);
 }
 

@@ -1,5 +1,5 @@
 /* test_vae.c - the autoencoder against the reference's figures, in every chunking, with and without the saving. */
-#include "tests/t.h"
+#include "tests/t_net.h"
 
 #include <sys/mman.h>
 
@@ -95,10 +95,11 @@ static void test_encode_golden_moments_and_condition(void **state)
 {
     (void)state;
     network n;
-    sl_tensor t, f, in;
+    sl_tensor t, in;
     open_network(&n);
     sl_st *st = open_case("i2v-96x64x9");
-    float *frame = floats_of(st, "vae.encode.input.frame0", &f), *want = floats_of(st, "vae.encode.moments", &t);
+    float *frame = t_pixels(st, "vae.encode.input.frame0", 3 * 64 * 96, 1, T_HALF, T_HALF),
+          *want = floats_of(st, "vae.encode.moments", &t);
     float *input = floats_of(st, "dit.input", &in);
     const int h = 64, w = 96, latents = 3 * 8 * 12;
     float *picture = malloc(sizeof *picture * 3 * h * w), *moments = malloc(sizeof *moments * 32 * latents);

@@ -3,8 +3,10 @@
 
 Kept of a transformer: everything but the blocks after block 0 (config.json then says num_layers 1). Kept of a case: what lies inside
 the first forward up to block 0, its inputs, and the prompt's embedding `embed.0`. The whole folders are checked by
-`test_denoise_golden FROM`. Of tiny-i2v, everything is here but the cases' float `frames` (`frames.u8` says the same at 8 bits): 2 MB. Needs nothing but Python."""
-import json, os, struct, sys
+`test_denoise_golden FROM`. Of tiny-i2v, everything is here but the cases' float `frames` (`frames.u8` says the same at 8 bits): 2 MB. What has no more
+than 8 or 16 bits in it is stored so: `clip.pixels` and `vae.encode.input.frame0` as U8 pixels (both are such, normalised), `dit.rope.*` as BF16. Needs
+nothing but Python."""
+import array, json, os, struct, sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 CASES = [("tiny-flf2v", "flf2v-64x64x9"), ("tiny-i2v-a14b", "a14b-64x64x9")]
@@ -32,6 +34,24 @@ def write(path, tensors):
             f.write(tensors[k][2])
 
 
+def pixels(tensor, means, stds):
+    """F32 (level / 255 - mean) / std by channel -> U8 levels; refuses what is not such."""
+    dtype, shape, data = tensor
+    x, part = array.array("f", data), len(data) // 4 // len(means)
+    levels = [round((v * stds[i // part] + means[i // part]) * 255) for i, v in enumerate(x)]
+    worst = max(abs((u / 255 - means[i // part]) / stds[i // part] - x[i]) for i, u in enumerate(levels))
+    assert dtype == "F32" and worst < 1e-6, worst
+    return "U8", shape, bytes(levels)
+
+
+def halves(tensor):
+    """F32 whose lower halves are zero -> BF16."""
+    dtype, shape, data = tensor
+    words = array.array("H", data)
+    assert dtype == "F32" and not any(words[::2])
+    return "BF16", shape, words[1::2].tobytes()
+
+
 for folder, case in CASES:
     src, dst = os.path.join(sys.argv[1], folder), os.path.join(HERE, folder + "-block0")
     os.makedirs(os.path.join(dst, "transformer"), exist_ok=True)
@@ -46,5 +66,12 @@ for folder, case in CASES:
     write(os.path.join(dst, "case.safetensors"), figures)
 
 for case in ("i2v-96x64x9", "i2v-96x64x9-fbcache", "i2v-64x96x13-nocfg"):
-    write(os.path.join(HERE, "tiny-i2v", case + ".safetensors"),
-          {k: v for k, v in read(os.path.join(sys.argv[1], "tiny-i2v", case + ".safetensors")).items() if k != "frames"})
+    figures = {k: v for k, v in read(os.path.join(sys.argv[1], "tiny-i2v", case + ".safetensors")).items() if k != "frames"}
+    for k in figures:
+        if k == "clip.pixels":
+            figures[k] = pixels(figures[k], (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+        elif k == "vae.encode.input.frame0":
+            figures[k] = pixels(figures[k], (0.5,), (0.5,))
+        elif k.startswith("dit.rope."):
+            figures[k] = halves(figures[k])
+    write(os.path.join(HERE, "tiny-i2v", case + ".safetensors"), figures)
