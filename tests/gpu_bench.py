@@ -2,6 +2,7 @@
 """gpu_bench.py - PyTorch's figures for what `sluice bench` measures, from the same card in the same minutes; and the two side by side.
 
     gpu_bench.py [--quick] [--json FILE]                    cuDNN attention, linear layers, convolutions: bf16, normal numbers, median of CUDA events
+    gpu_bench.py --seconds S [...]                          each for S seconds without a pause, so under the card's power limit, as in a forward
     gpu_bench.py --compare TORCH.json SLUICE.json...        the table of both; measures nothing
 
 Names and sizes are those of `sluice bench --json`.
@@ -20,7 +21,7 @@ def tokens(w, h, frames):
     return ((frames - 1) // 4 + 1) * (h // 16) * (w // 16)
 
 
-def measure(quick):
+def measure(quick, sustained):
     import torch
     import torch.nn.functional as F
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -44,6 +45,10 @@ def measure(quick):
             return a.elapsed_time(b) / 1e3 / times
         timed(1)
         once = timed(1)
+        if sustained:
+            timed(max(1, int(sustained / 4 / once)))  # until the clock has come down
+            found = sorted(timed(max(1, int(sustained / 5 / once))) for _ in range(5))
+            return statistics.median(found), found[0], found[-1]
         times = max(1, min(1000, int(0.02 / max(once, 1e-6)) + 1))
         found = sorted(timed(times) for _ in range(3 if quick else 7))
         return statistics.median(found), found[0], found[-1]
@@ -126,6 +131,7 @@ def compare(torch_file, sluice_files):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--quick', action='store_true', help='the smallest size, fewer runs')
+    parser.add_argument('--seconds', type=float, default=0, metavar='S', help='each for so long without a pause')
     parser.add_argument('--json', metavar='FILE')
     parser.add_argument('--compare', nargs='+', metavar='FILE')
     o = parser.parse_args()
@@ -134,7 +140,7 @@ def main():
             parser.error('--compare wants PyTorch\'s file and one of Sluice\'s at least')
         compare(o.compare[0], o.compare[1:])
         return
-    found = measure(o.quick)
+    found = measure(o.quick, o.seconds)
     if o.json:
         with open(o.json, 'w') as f:
             json.dump(found, f, indent=2)
