@@ -7,7 +7,7 @@
 #ifndef T_OPS_MATRIX_H
 #define T_OPS_MATRIX_H
 
-#include "tests/t.h"
+#include "tests/t_cases.h"
 
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/vmath.h"
@@ -107,8 +107,6 @@ static arg columns(rig *r, sl_dtype dtype, int64_t rows, int64_t cols, int64_t p
     return a;
 }
 
-#define SENTINEL 77.0f
-
 /* Where a result goes: filled with a number that nothing computes, around it too. */
 static arg output(rig *r, sl_dtype dtype, int64_t rows, int64_t cols, int64_t pad)
 {
@@ -154,17 +152,6 @@ static void check(rig *r, const arg *got, const double *want, double units, cons
     check_from(r, got, want, units, 0, what);
 }
 
-static const char *say(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
-static const char *say(const char *fmt, ...)
-{
-    static char text[200];
-    va_list ap;
-    va_start(ap, fmt);
-    vsnprintf(text, sizeof text, fmt, ap);
-    va_end(ap);
-    return text;
-}
-
 static double *doubles(rig *r, int64_t n)
 {
     return own(r, (size_t)n * sizeof(double));
@@ -179,7 +166,6 @@ static int widths(const rig *r, sl_dtype d[2])
 }
 
 static const int64_t ROWS[] = {0, 1, 3, 5}, DIMS[] = {8, 96, 128, 5120};
-#define EACH(i, list) for (size_t i = 0; i < sizeof list / sizeof *list; i++)
 
 /* ---- linear -------------------------------------------------------------------------------------------- */
 
