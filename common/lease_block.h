@@ -1,6 +1,6 @@
 /* lease_block.h - the memory that an owner and its senders share: layout of a pool's control block.
  *
- * Included by lease.c and its tests only. The block lies at the start of the memfd, the slots of a host pool behind it,
+ * Included by lease_pool.h and tests only. The block lies at the start of the memfd, the slots of a host pool behind it,
  * each on a page of its own. Fields before `closed` are written before the handle leaves the owner and never again.
  *
  * Everything that changes hands is one 64-bit word, changed by compare-and-swap only, so a process may be killed
