@@ -1,4 +1,5 @@
-/* conf.c - the settings of a deployment: one table of keys, and reading, checking and printing that follow it. */
+/* conf.c - the settings of a deployment: one table of keys, and reading, checking and
+ * printing that follow it. */
 #include "common/conf.h"
 
 #include <errno.h>
@@ -16,28 +17,30 @@
 
 typedef enum { INT, INT64, FLOAT, TEXT, WORD, WORDS, PROGRAM, DEVICE, ARGS } key_type;
 
-/* Where a value goes, what it may be and what it means. Numbers use lo, hi and number; the others use text. */
+/* Where a value goes, what it may be and what it means. Numbers use lo, hi and number;
+ * the others use text. */
 typedef struct {
     const char *path; /* group.key; a key of a stage has no group */
     key_type type;
     size_t at;   /* offset in sl_conf or sl_conf_stage */
     size_t size; /* TEXT, WORDS: bytes there */
     double lo, hi, number;
-    const char *text;  /* default */
-    const char *words; /* WORD stores the index in this list, WORDS the word; separated by '|' */
-    const char *unit;  /* "" for none */
+    const char *text; /* default */
+    /* WORD stores the index in this list, WORDS the word; separated by '|' */
+    const char *words;
+    const char *unit; /* "" for none */
     const char *what;
 } key;
 
 #define AT(field) offsetof(sl_conf, field)
 #define ROOM(field) sizeof(((sl_conf *)0)->field)
-#define NUM(path, type, field, lo, hi, number, unit, what)                                                                         \
-    {                                                                                                                              \
-        path, type, AT(field), 0, lo, hi, number, NULL, NULL, unit, what                                                           \
+#define NUM(path, type, field, lo, hi, number, unit, what)                                         \
+    {                                                                                              \
+        path, type, AT(field), 0, lo, hi, number, NULL, NULL, unit, what                           \
     }
-#define TXT(path, field, text, what)                                                                                               \
-    {                                                                                                                              \
-        path, TEXT, AT(field), ROOM(field), 0, 0, 0, text, NULL, "", what                                                          \
+#define TXT(path, field, text, what)                                                               \
+    {                                                                                              \
+        path, TEXT, AT(field), ROOM(field), 0, 0, 0, text, NULL, "", what                          \
     }
 #define X(name, text) "|" text
 #define LEVELS SL_LOG_LEVELS(X)
@@ -45,39 +48,59 @@ typedef struct {
 #define PRESETS "|ultrafast|superfast|veryfast|faster|fast|medium|slow|slower|veryslow|placebo"
 
 static const key KEYS[] = {
-    TXT("run.dir", run.dir, "", "folder for sockets and spool (\"\": a private one is made and removed)"),
-    TXT("run.spool", run.spool, "", "folder of finished hand-overs, from which a killed stage's jobs go on (\"\": in run.dir)"),
-    {"run.log", WORD, AT(run.log), 0, 0, 0, 0, "info", LEVELS, "", "the least grave messages shown"},
-    NUM("limits.pixels", INT64, limits.pixels, 256, 1 << 26, 921600, "", "largest width * height of a video"),
+    TXT("run.dir", run.dir, "",
+        "folder for sockets and spool (\"\": a private one is made and removed)"),
+    TXT("run.spool", run.spool, "",
+        "folder of finished hand-overs, from which a killed stage's jobs go on (\"\": in run.dir)"),
+    {"run.log", WORD, AT(run.log), 0, 0, 0, 0, "info", LEVELS, "",
+     "the least grave messages shown"},
+    NUM("limits.pixels", INT64, limits.pixels, 256, 1 << 26, 921600, "",
+        "largest width * height of a video"),
     NUM("limits.frames", INT, limits.frames, 1, 4097, 81, "", "most frames of a video"),
-    NUM("limits.jobs", INT, limits.jobs, 1, 100000, 64, "", "most jobs held at once, waiting ones included"),
-    NUM("limits.prompt_bytes", INT, limits.prompt_bytes, 1, 1 << 20, 65536, "bytes", "longest prompt"),
+    NUM("limits.jobs", INT, limits.jobs, 1, 100000, 64, "",
+        "most jobs held at once, waiting ones included"),
+    NUM("limits.prompt_bytes", INT, limits.prompt_bytes, 1, 1 << 20, 65536, "bytes",
+        "longest prompt"),
     NUM("limits.memory_bytes", INT64, limits.memory_bytes, 0, 1e15, 0, "bytes",
-        "host memory that a run may take, weights that stay mapped not counted (0: what the machine has free)"),
+        "host memory that a run may take, weights that stay mapped not counted (0: what the "
+        "machine has free)"),
     NUM("model.random", INT, model.random, 0, 1, 0, "",
-        "1: random weights, the model's folder holds configurations and a tokenizer only (to measure with: what comes out shows "
+        "1: random weights, the model's folder holds configurations and a tokenizer only (to "
+        "measure with: what comes out shows "
         "nothing)"),
     NUM("denoise.state_every", INT, denoise.state_every, 0, 1000, 5, "steps",
         "distance between spooled states, from which a killed denoiser goes on (0: none)"),
-    {"denoise.rope", WORDS, AT(denoise.rope), ROOM(denoise.rope), 0, 0, 0, "float32", "|float32|bfloat16", "",
-     "rotary tables: float32 as the pipeline has them; bfloat16 as a model cast as a whole, the golden ones among them"},
+    {"denoise.rope", WORDS, AT(denoise.rope), ROOM(denoise.rope), 0, 0, 0, "float32",
+     "|float32|bfloat16", "",
+     "rotary tables: float32 as the pipeline has them; bfloat16 as a model cast as a whole, the "
+     "golden ones among them"},
     NUM("fbcache.threshold", FLOAT, fbcache.threshold, 0, 10, 0, "",
         "First Block Cache: reuse up to this relative change of the first block (0: off)"),
-    NUM("fbcache.warmup", INT, fbcache.warmup, 0, 1000, 0, "", "steps at the beginning that always compute"),
-    NUM("fbcache.max_hits", INT, fbcache.max_hits, 0, 1000, 0, "", "most steps in a row that reuse (0: no limit)"),
-    NUM("fbcache.final", INT, fbcache.final, 0, 1000, 0, "", "steps at the end that always compute"),
+    NUM("fbcache.warmup", INT, fbcache.warmup, 0, 1000, 0, "",
+        "steps at the beginning that always compute"),
+    NUM("fbcache.max_hits", INT, fbcache.max_hits, 0, 1000, 0, "",
+        "most steps in a row that reuse (0: no limit)"),
+    NUM("fbcache.final", INT, fbcache.final, 0, 1000, 0, "",
+        "steps at the end that always compute"),
     NUM("video.fps", INT, video.fps, 1, 240, 16, "frames/s", "rate of the video"),
     NUM("video.crf", INT, video.crf, 0, 51, 18, "", "quality of x264: 0 is lossless, 51 the worst"),
-    {"video.preset", WORDS, AT(video.preset), ROOM(video.preset), 0, 0, 0, "medium", PRESETS, "", "time against size of x264"},
+    {"video.preset", WORDS, AT(video.preset), ROOM(video.preset), 0, 0, 0, "medium", PRESETS, "",
+     "time against size of x264"},
     NUM("video.threads", INT, video.threads, 1, 64, 4, "", "threads of the video encoder"),
-    NUM("supervise.restarts", INT, supervise.restarts, 0, 1000, 5, "", "restarts of a stage in a row before giving up"),
-    NUM("supervise.backoff_ms", INT, supervise.backoff_ms, 1, 60000, 100, "ms", "wait before the first restart, doubled each time"),
-    NUM("supervise.heartbeat_ms", INT, supervise.heartbeat_ms, 10, 60000, 500, "ms", "distance between a stage's signs of life"),
+    NUM("supervise.restarts", INT, supervise.restarts, 0, 1000, 5, "",
+        "restarts of a stage in a row before giving up"),
+    NUM("supervise.backoff_ms", INT, supervise.backoff_ms, 1, 60000, 100, "ms",
+        "wait before the first restart, doubled each time"),
+    NUM("supervise.heartbeat_ms", INT, supervise.heartbeat_ms, 10, 60000, 500, "ms",
+        "distance between a stage's signs of life"),
     NUM("supervise.stall_s", INT, supervise.stall_s, 1, 86400, 30, "s",
         "time without a sign of life after which a stage is killed"),
-    NUM("supervise.drain_s", INT, supervise.drain_s, 0, 86400, 60, "s", "time to finish what is running after SIGTERM"),
-    {"dispatch.turns", WORDS, AT(dispatch.turns), ROOM(dispatch.turns), 0, 0, 0, "gpu", "|gpu|always|never", "",
-     "stages that compute one at a time, a step or a chunk each: gpu those that share a GPU, always those that share any device"},
+    NUM("supervise.drain_s", INT, supervise.drain_s, 0, 86400, 60, "s",
+        "time to finish what is running after SIGTERM"),
+    {"dispatch.turns", WORDS, AT(dispatch.turns), ROOM(dispatch.turns), 0, 0, 0, "gpu",
+     "|gpu|always|never", "",
+     "stages that compute one at a time, a step or a chunk each: gpu those that share a GPU, "
+     "always those that share any device"},
     NUM("dispatch.turn_timeout_s", INT, dispatch.turn_timeout_s, 1, 86400, 120, "s",
         "a longer turn is warned of, and a denoising step that has waited for longer goes first"),
 };
@@ -87,14 +110,19 @@ static const key KEYS[] = {
 #define ROOM(field) sizeof(((sl_conf_stage *)0)->field)
 static const key STAGE_KEYS[] = {
     {"name", WORD, AT(role), 0, 0, 0, 0, "", ROLES, "", "the role that the stage plays"},
-    {"program", PROGRAM, AT(program), ROOM(program), 0, 0, 0, "", NULL, "", "a path, or the name of a program beside sluice"},
+    {"program", PROGRAM, AT(program), ROOM(program), 0, 0, 0, "", NULL, "",
+     "a path, or the name of a program beside sluice"},
     {"device", DEVICE, AT(device), ROOM(device), 0, 0, 0, "cpu", NULL, "", "where it computes"},
     NUM("threads", INT, threads, 0, 1024, 0, "", "OpenMP threads (0: a share of the machine's)"),
-    NUM("slots", INT, slots, 1, 64, 2, "", "slots of each pool that it receives in: hand-overs that may wait for it (mux: 24)"),
+    NUM("slots", INT, slots, 1, 64, 2, "",
+        "slots of each pool that it receives in: hand-overs that may wait for it (mux: 24)"),
     {"args", ARGS, 0, 0, 0, 0, 0, "", NULL, "", "more arguments for the program"},
 };
 #undef X
-enum { KEY_COUNT = sizeof KEYS / sizeof *KEYS, STAGE_KEY_COUNT = sizeof STAGE_KEYS / sizeof *STAGE_KEYS };
+enum {
+    KEY_COUNT = sizeof KEYS / sizeof *KEYS,
+    STAGE_KEY_COUNT = sizeof STAGE_KEYS / sizeof *STAGE_KEYS
+};
 
 static const char *const ROLE_NAMES[] = {
 #define X(name, text) text,
@@ -162,14 +190,16 @@ static void store_text(const key *k, void *base, const char *text)
     if (k->type == WORD) *(unsigned *)at = (unsigned)word_index(k->words, text);
     else snprintf(at, k->size, "%s", text);
 }
-_Static_assert(sizeof(sl_log_level) == sizeof(unsigned) && sizeof(sl_role) == sizeof(unsigned), "store_text writes these enums");
+_Static_assert(sizeof(sl_log_level) == sizeof(unsigned) && sizeof(sl_role) == sizeof(unsigned),
+               "store_text writes these enums");
 
 static bool is_number(const key *k)
 {
     return k->type == INT || k->type == INT64 || k->type == FLOAT;
 }
 
-/* All 21 chunks of 81 frames, so that a decode on a GPU never waits for the encoder and a step of the next job does not come between. */
+/* All 21 chunks of 81 frames, so that a decode on a GPU never waits for the encoder and a
+ * step of the next job does not come between. */
 enum { FRAME_SLOTS = 24 };
 
 static void stage_defaults(sl_conf_stage *s, sl_role role)
@@ -212,7 +242,10 @@ static const char *values(const key *k, char *out, size_t size)
     case TEXT: snprintf(out, size, "a string of at most %zu bytes", k->size - 1); break;
     case PROGRAM: snprintf(out, size, "a string of 1 to %zu bytes", k->size - 1); break;
     case DEVICE: snprintf(out, size, "\"cpu\" or \"cuda:N\" with N from 0 to 63"); break;
-    case ARGS: snprintf(out, size, "at most %d strings of at most %d bytes", SL_CONF_ARGS, SL_CONF_ARG - 1); break;
+    case ARGS:
+        snprintf(out, size, "at most %d strings of at most %d bytes", SL_CONF_ARGS,
+                 SL_CONF_ARG - 1);
+        break;
     }
     return out;
 }
@@ -246,7 +279,9 @@ static const char *found(const config_setting_t *s, char *out, size_t size)
     case CONFIG_TYPE_INT:
     case CONFIG_TYPE_INT64: snprintf(out, size, "%lld", config_setting_get_int64(s)); break;
     case CONFIG_TYPE_FLOAT: snprintf(out, size, "%g", config_setting_get_float(s)); break;
-    case CONFIG_TYPE_BOOL: snprintf(out, size, "%s", config_setting_get_bool(s) ? "true" : "false"); break;
+    case CONFIG_TYPE_BOOL:
+        snprintf(out, size, "%s", config_setting_get_bool(s) ? "true" : "false");
+        break;
     case CONFIG_TYPE_STRING: {
         const char *text = config_setting_get_string(s);
         snprintf(out, size, strlen(text) > 60 ? "\"%.60s...\"" : "\"%.60s\"", text);
@@ -262,12 +297,14 @@ static const char *found(const config_setting_t *s, char *out, size_t size)
     return out;
 }
 
-/* "file:12: limits.frames is 0, want ..."; `path` names the key, in a stage "stages[1].device". */
+/* "file:12: limits.frames is 0, want ..."; `path` names the key, in a stage
+ * "stages[1].device". */
 static sl_code refuse(const reader *r, const config_setting_t *s, const key *k, const char *path)
 {
     char have[80], want[320], what[256];
-    return sl_fail(r->err, SL_ARG, "%s:%d: %s is %s, want %s (%s)", r->name, line_of(s), path, found(s, have, sizeof have),
-                   values(k, want, sizeof want), meaning(k, what, sizeof what));
+    return sl_fail(r->err, SL_ARG, "%s:%d: %s is %s, want %s (%s)", r->name, line_of(s), path,
+                   found(s, have, sizeof have), values(k, want, sizeof want),
+                   meaning(k, what, sizeof what));
 }
 
 static bool is_device(const char *text)
@@ -276,7 +313,8 @@ static bool is_device(const char *text)
     if (strncmp(text, "cuda:", 5)) return false;
     const char *n = text + 5;
     size_t digits = strspn(n, "0123456789");
-    return digits >= 1 && digits <= 2 && !n[digits] && !(digits == 2 && n[0] == '0') && atoi(n) < 64;
+    return digits >= 1 && digits <= 2 && !n[digits] && !(digits == 2 && n[0] == '0') &&
+           atoi(n) < 64;
 }
 
 static bool is_control_free(const char *text)
@@ -286,14 +324,17 @@ static bool is_control_free(const char *text)
     return true;
 }
 
-static sl_code read_args(const reader *r, const config_setting_t *s, const key *k, const char *path, sl_conf_stage *out)
+static sl_code read_args(const reader *r, const config_setting_t *s, const key *k, const char *path,
+                         sl_conf_stage *out)
 {
     int type = config_setting_type(s), n = config_setting_length(s);
-    if ((type != CONFIG_TYPE_ARRAY && type != CONFIG_TYPE_LIST) || n > SL_CONF_ARGS) return refuse(r, s, k, path);
+    if ((type != CONFIG_TYPE_ARRAY && type != CONFIG_TYPE_LIST) || n > SL_CONF_ARGS)
+        return refuse(r, s, k, path);
     out->arg_count = n;
     for (int i = 0; i < n; i++) {
         const config_setting_t *e = config_setting_get_elem(s, (unsigned)i);
-        const char *text = config_setting_type(e) == CONFIG_TYPE_STRING ? config_setting_get_string(e) : NULL;
+        const char *text =
+            config_setting_type(e) == CONFIG_TYPE_STRING ? config_setting_get_string(e) : NULL;
         if (!text || strlen(text) >= SL_CONF_ARG) {
             char item[128];
             snprintf(item, sizeof item, "%s[%d]", path, i);
@@ -305,13 +346,15 @@ static sl_code read_args(const reader *r, const config_setting_t *s, const key *
 }
 
 /* Check one setting against its key and store it. */
-static sl_code read_key(const reader *r, const config_setting_t *s, const key *k, const char *path, void *base)
+static sl_code read_key(const reader *r, const config_setting_t *s, const key *k, const char *path,
+                        void *base)
 {
     int type = config_setting_type(s);
     if (k->type == ARGS) return read_args(r, s, k, path, base);
     if (is_number(k)) {
         bool whole = type == CONFIG_TYPE_INT || type == CONFIG_TYPE_INT64;
-        if (!whole && !(k->type == FLOAT && type == CONFIG_TYPE_FLOAT)) return refuse(r, s, k, path);
+        if (!whole && !(k->type == FLOAT && type == CONFIG_TYPE_FLOAT))
+            return refuse(r, s, k, path);
         double v = whole ? (double)config_setting_get_int64(s) : config_setting_get_float(s);
         if (!(v >= k->lo && v <= k->hi)) return refuse(r, s, k, path);
         store_number(k, base, v);
@@ -319,8 +362,10 @@ static sl_code read_key(const reader *r, const config_setting_t *s, const key *k
     }
     const char *text = type == CONFIG_TYPE_STRING ? config_setting_get_string(s) : NULL;
     if (!text || !is_control_free(text)) return refuse(r, s, k, path);
-    if (k->words ? word_index(k->words, text) < 0 || strchr(text, '|') : strlen(text) >= k->size) return refuse(r, s, k, path);
-    if ((k->type == PROGRAM && !text[0]) || (k->type == DEVICE && !is_device(text))) return refuse(r, s, k, path);
+    if (k->words ? word_index(k->words, text) < 0 || strchr(text, '|') : strlen(text) >= k->size)
+        return refuse(r, s, k, path);
+    if ((k->type == PROGRAM && !text[0]) || (k->type == DEVICE && !is_device(text)))
+        return refuse(r, s, k, path);
     store_text(k, base, text);
     return SL_OK;
 }
@@ -349,7 +394,8 @@ static int distance(const char *a, const char *b)
     return row[n];
 }
 
-static void consider(const char *known, const char *unknown, int cost, const char **best, int *best_cost)
+static void consider(const char *known, const char *unknown, int cost, const char **best,
+                     int *best_cost)
 {
     cost += distance(known, unknown);
     if (cost < *best_cost) {
@@ -358,8 +404,10 @@ static void consider(const char *known, const char *unknown, int cost, const cha
     }
 }
 
-/* A key that is right but stands in the wrong group counts as near: 1 and the distance of the last parts. */
-static sl_code unknown_key(const reader *r, const config_setting_t *s, const char *path, const key *keys, int count)
+/* A key that is right but stands in the wrong group counts as near: 1 and the distance of
+ * the last parts. */
+static sl_code unknown_key(const reader *r, const config_setting_t *s, const char *path,
+                           const key *keys, int count)
 {
     const char *last = strrchr(path, '.'), *best = "";
     int cost = 1 << 20;
@@ -373,7 +421,8 @@ static sl_code unknown_key(const reader *r, const config_setting_t *s, const cha
             best = keys[i].path;
         }
     }
-    return sl_fail(r->err, SL_ARG, "%s:%d: unknown key %.100s, the nearest known one is %s", r->name, line_of(s), path, best);
+    return sl_fail(r->err, SL_ARG, "%s:%d: unknown key %.100s, the nearest known one is %s",
+                   r->name, line_of(s), path, best);
 }
 
 static sl_code unknown_group(const reader *r, const config_setting_t *s)
@@ -389,7 +438,8 @@ static sl_code unknown_group(const reader *r, const config_setting_t *s)
         consider(group, name, 0, &best, &cost);
         if (cost < before) snprintf(nearest, sizeof nearest, "%s", group);
     }
-    return sl_fail(r->err, SL_ARG, "%s:%d: unknown group %.100s, the nearest known one is %s", r->name, line_of(s), name, nearest);
+    return sl_fail(r->err, SL_ARG, "%s:%d: unknown group %.100s, the nearest known one is %s",
+                   r->name, line_of(s), name, nearest);
 }
 
 /* ---- groups ---- */
@@ -413,12 +463,13 @@ static sl_code read_group(const reader *r, const config_setting_t *group, sl_con
 {
     char have[80];
     if (config_setting_type(group) != CONFIG_TYPE_GROUP)
-        return sl_fail(r->err, SL_ARG, "%s:%d: %s is %s, want a group { ... }", r->name, line_of(group), config_setting_name(group),
-                       found(group, have, sizeof have));
+        return sl_fail(r->err, SL_ARG, "%s:%d: %s is %s, want a group { ... }", r->name,
+                       line_of(group), config_setting_name(group), found(group, have, sizeof have));
     for (int i = 0; i < config_setting_length(group); i++) {
         const config_setting_t *s = config_setting_get_elem(group, (unsigned)i);
         char path[160];
-        snprintf(path, sizeof path, "%s.%.100s", config_setting_name(group), config_setting_name(s));
+        snprintf(path, sizeof path, "%s.%.100s", config_setting_name(group),
+                 config_setting_name(s));
         const key *k = find_key(KEYS, KEY_COUNT, path);
         if (!k) return unknown_key(r, s, path, KEYS, KEY_COUNT);
         sl_code rc = read_key(r, s, k, path, out);
@@ -427,17 +478,21 @@ static sl_code read_group(const reader *r, const config_setting_t *group, sl_con
     return SL_OK;
 }
 
-static sl_code read_stage(const reader *r, const config_setting_t *group, int index, sl_conf_stage *out)
+static sl_code read_stage(const reader *r, const config_setting_t *group, int index,
+                          sl_conf_stage *out)
 {
     char path[160], have[80];
     sl_code rc;
     if (config_setting_type(group) != CONFIG_TYPE_GROUP)
-        return sl_fail(r->err, SL_ARG, "%s:%d: stages[%d] is %s, want a group { name = \"text\"; ... }", r->name, line_of(group),
-                       index, found(group, have, sizeof have));
+        return sl_fail(r->err, SL_ARG,
+                       "%s:%d: stages[%d] is %s, want a group { name = \"text\"; ... }", r->name,
+                       line_of(group), index, found(group, have, sizeof have));
     const config_setting_t *name = config_setting_get_member(group, "name");
     if (!name)
-        return sl_fail(r->err, SL_ARG, "%s:%d: stages[%d] has no name, want one of text, image, denoise, decode, mux", r->name,
-                       line_of(group), index);
+        return sl_fail(
+            r->err, SL_ARG,
+            "%s:%d: stages[%d] has no name, want one of text, image, denoise, decode, mux", r->name,
+            line_of(group), index);
     snprintf(path, sizeof path, "stages[%d].name", index);
     if ((rc = read_key(r, name, &STAGE_KEYS[0], path, out))) return rc;
     stage_defaults(out, out->role);
@@ -456,9 +511,13 @@ static sl_code read_stages(const reader *r, const config_setting_t *list, sl_con
     char have[80];
     int lines[SL_ROLE_COUNT] = {0}, n = config_setting_length(list);
     if (config_setting_type(list) != CONFIG_TYPE_LIST || !n)
-        return sl_fail(r->err, SL_ARG, "%s:%d: stages is %s, want a list of one or more groups ( { name = \"text\"; ... }, ... )",
+        return sl_fail(r->err, SL_ARG,
+                       "%s:%d: stages is %s, want a list of one or more groups ( { name = "
+                       "\"text\"; ... }, ... )",
                        r->name, line_of(list),
-                       n || config_setting_type(list) != CONFIG_TYPE_LIST ? found(list, have, sizeof have) : "empty");
+                       n || config_setting_type(list) != CONFIG_TYPE_LIST
+                           ? found(list, have, sizeof have)
+                           : "empty");
     out->stage_count = 0;
     for (int i = 0; i < n; i++) {
         const config_setting_t *s = config_setting_get_elem(list, (unsigned)i);
@@ -467,8 +526,9 @@ static sl_code read_stages(const reader *r, const config_setting_t *list, sl_con
         sl_code rc = read_stage(r, s, i, &stage);
         if (rc) return rc;
         if (lines[stage.role])
-            return sl_fail(r->err, SL_ARG, "%s:%d: stages[%d] repeats the role %s of line %d, want each role once", r->name,
-                           line_of(s), i, sl_role_name(stage.role), lines[stage.role]);
+            return sl_fail(r->err, SL_ARG,
+                           "%s:%d: stages[%d] repeats the role %s of line %d, want each role once",
+                           r->name, line_of(s), i, sl_role_name(stage.role), lines[stage.role]);
         lines[stage.role] = line_of(s) > 0 ? line_of(s) : 1;
         out->stages[out->stage_count++] = stage;
     }
@@ -479,7 +539,9 @@ static sl_code read_stages(const reader *r, const config_setting_t *list, sl_con
 static sl_code check_together(const reader *r, const sl_conf *c)
 {
     if ((int64_t)c->supervise.stall_s * 1000 < 2 * (int64_t)c->supervise.heartbeat_ms)
-        return sl_fail(r->err, SL_ARG, "%s: supervise.stall_s is %d, want at least two heartbeats (supervise.heartbeat_ms is %d)",
+        return sl_fail(r->err, SL_ARG,
+                       "%s: supervise.stall_s is %d, want at least two heartbeats "
+                       "(supervise.heartbeat_ms is %d)",
                        r->name, c->supervise.stall_s, c->supervise.heartbeat_ms);
     return SL_OK;
 }
@@ -498,7 +560,8 @@ static sl_code read_root(const reader *r, const config_setting_t *root, sl_conf 
     return check_together(r, out);
 }
 
-/* libconfig's scanner ends the process when an included file cannot be read (a folder): such lines never reach it. */
+/* libconfig's scanner ends the process when an included file cannot be read (a folder):
+ * such lines never reach it. */
 static int include_line(const char *text)
 {
     for (int line = 1; *text; line++) {
@@ -518,8 +581,12 @@ sl_code sl_conf_read_string(sl_conf *conf, const char *text, const char *name, s
     sl_code rc;
     char *whole = NULL;
     int include = include_line(text);
-    if (include) return sl_fail(err, SL_ARG, "%s:%d: @include is not supported, want all settings in one file", name, include);
-    if (asprintf(&whole, "%s\n", text) < 0) return sl_fail(err, SL_NOMEM, "%s: no memory", name); /* a last line may lack its end */
+    if (include)
+        return sl_fail(err, SL_ARG,
+                       "%s:%d: @include is not supported, want all settings in one file", name,
+                       include);
+    /* a last line may lack its end */
+    if (asprintf(&whole, "%s\n", text) < 0) return sl_fail(err, SL_NOMEM, "%s: no memory", name);
     config_init(&c);
     if (config_read_string(&c, whole)) rc = read_root(&r, config_root_setting(&c), &next);
     else rc = sl_fail(err, SL_ARG, "%s:%d: %s", name, config_error_line(&c), config_error_text(&c));
@@ -536,20 +603,24 @@ static sl_code load(const char *path, char **out, sl_err *err)
     char *text = NULL;
     size_t got = 0;
     sl_code rc = SL_OK;
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a FIFO must not block before it is refused */
+    /* a FIFO must not block before it is refused */
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     *out = NULL;
     if (fd < 0) return sl_fail_errno(err, errno, "%s", path);
     if (fstat(fd, &st)) rc = sl_fail_errno(err, errno, "%s", path);
     else if (!S_ISREG(st.st_mode)) rc = sl_fail(err, SL_SYS, "%s: not a regular file", path);
     else if (st.st_size > FILE_BYTES)
-        rc = sl_fail(err, SL_SYS, "%s: %lld bytes, want at most %d", path, (long long)st.st_size, FILE_BYTES);
-    else if (!(text = malloc((size_t)st.st_size + 1))) rc = sl_fail(err, SL_NOMEM, "%s: no memory", path);
+        rc = sl_fail(err, SL_SYS, "%s: %lld bytes, want at most %d", path, (long long)st.st_size,
+                     FILE_BYTES);
+    else if (!(text = malloc((size_t)st.st_size + 1)))
+        rc = sl_fail(err, SL_NOMEM, "%s: no memory", path);
     for (ssize_t n = 1; !rc && n > 0 && got < (size_t)st.st_size; got += (size_t)n) {
         n = read(fd, text + got, (size_t)st.st_size - got);
         if (n < 0) rc = sl_fail_errno(err, errno, "%s", path), n = 0;
     }
     close(fd);
-    if (!rc && memchr(text, 0, got)) rc = sl_fail(err, SL_ARG, "%s: holds a NUL byte, want text", path);
+    if (!rc && memchr(text, 0, got))
+        rc = sl_fail(err, SL_ARG, "%s: holds a NUL byte, want text", path);
     if (rc) {
         free(text);
         return rc;
@@ -599,9 +670,13 @@ static void print_value(FILE *to, const key *k, const void *base)
     char text[64];
     switch (k->type) {
     case INT: fprintf(to, "%d", *(const int *)at); break;
-    case INT64: fprintf(to, *(const int64_t *)at > 0x7fffffff ? "%lldL" : "%lld", (long long)*(const int64_t *)at); break;
+    case INT64:
+        fprintf(to, *(const int64_t *)at > 0x7fffffff ? "%lldL" : "%lld",
+                (long long)*(const int64_t *)at);
+        break;
     case FLOAT:
-        for (int digits = 6; digits <= 17; digits++) { /* the shortest that reads back as the same number */
+        /* the shortest that reads back as the same number */
+        for (int digits = 6; digits <= 17; digits++) {
             snprintf(text, sizeof text, "%.*g", digits, *(const double *)at);
             if (strtod(text, NULL) == *(const double *)at) break;
         }
@@ -630,8 +705,8 @@ static void print_keys(FILE *to, const sl_conf *conf)
             snprintf(group, sizeof group, "%.*s", n, k->path);
             fprintf(to, "%s:\n{\n", group);
         }
-        fprintf(to, "    # %s\n    #   %s\n    %s = ", meaning(k, what, sizeof what), values(k, want, sizeof want),
-                k->path + n + 1);
+        fprintf(to, "    # %s\n    #   %s\n    %s = ", meaning(k, what, sizeof what),
+                values(k, want, sizeof want), k->path + n + 1);
         print_value(to, k, conf);
         fputs(";\n", to);
     }
@@ -641,9 +716,12 @@ static void print_keys(FILE *to, const sl_conf *conf)
 static void print_stages(FILE *to, const sl_conf *conf)
 {
     char want[320], what[256];
-    fputs("# The stages, one program a role. A role that is not listed is not run. Keys of a stage:\n", to);
+    fputs("# The stages, one program a role. A role that is not listed is not run. Keys of a "
+          "stage:\n",
+          to);
     for (int i = 0; i < STAGE_KEY_COUNT; i++)
-        fprintf(to, "#   %-8s %s\n#            %s\n", STAGE_KEYS[i].path, meaning(&STAGE_KEYS[i], what, sizeof what),
+        fprintf(to, "#   %-8s %s\n#            %s\n", STAGE_KEYS[i].path,
+                meaning(&STAGE_KEYS[i], what, sizeof what),
                 values(&STAGE_KEYS[i], want, sizeof want));
     fputs("stages:\n(\n", to);
     for (int i = 0; i < conf->stage_count; i++) {
@@ -660,7 +738,8 @@ static void print_stages(FILE *to, const sl_conf *conf)
 
 sl_code sl_conf_print(const sl_conf *conf, FILE *to, sl_err *err)
 {
-    fputs("# Settings of Sluice, every key with its meaning, its range and its default. A key that is left out has its default;\n"
+    fputs("# Settings of Sluice, every key with its meaning, its range and its default. A key that "
+          "is left out has its default;\n"
           "# one that is not known is refused.\n\n",
           to);
     print_keys(to, conf);

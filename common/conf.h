@@ -1,11 +1,13 @@
 /* conf.h - the settings of a deployment: a libconfig file read into one plain struct.
  *
- * Every key stands once in a table in conf.c with its range, default, unit and meaning; reading, checking, the messages
- * and the annotated file (conf/demo.cfg) all come from it. A mistake is an error, never a guess, and names file, line,
- * key, value and range; an unknown key offers the nearest known one:
- *     conf/demo.cfg:12: limits.frames is 0, want an integer from 1 to 4097 (most frames of a video; default 81)
- * Use: sl_conf_defaults, then sl_conf_read_file; keys that the file lacks keep their value. Nothing is allocated.
- * Files stand alone: @include is refused. */
+ * Every key stands once in a table in conf.c with its range, default, unit and meaning;
+ * reading, checking, the messages and the annotated file (conf/demo.cfg) all come from
+ * it. A mistake is an error, never a guess, and names file, line, key, value and range;
+ * an unknown key offers the nearest known one:
+ *     conf/demo.cfg:12: limits.frames is 0, want an integer from 1 to 4097 (most frames
+ *       of a video; default 81)
+ * Use: sl_conf_defaults, then sl_conf_read_file; keys that the file lacks keep their
+ * value. Nothing is allocated. Files stand alone: @include is refused. */
 #ifndef SL_CONF_H
 #define SL_CONF_H
 
@@ -21,7 +23,8 @@
 #define SL_CONF_ARG 256   /* bytes of one, its NUL included */
 
 /* The roles that the dispatcher knows, in data order. */
-#define SL_ROLES(X) X(TEXT, "text") X(IMAGE, "image") X(DENOISE, "denoise") X(DECODE, "decode") X(MUX, "mux")
+#define SL_ROLES(X)                                                                                \
+    X(TEXT, "text") X(IMAGE, "image") X(DENOISE, "denoise") X(DECODE, "decode") X(MUX, "mux")
 
 typedef enum {
 #define X(name, text) SL_ROLE_##name,
@@ -58,7 +61,8 @@ typedef struct {
     } model;
     struct {
         int state_every; /* steps between spooled states; 0: never */
-        char rope[16];   /* rotary tables: "float32", or "bfloat16" as a model cast as a whole has them */
+        /* rotary tables: "float32", or "bfloat16" as a model cast as a whole has them */
+        char rope[16];
     } denoise;
     struct {
         double threshold; /* 0: off */
@@ -77,7 +81,9 @@ typedef struct {
         int drain_s;
     } supervise;
     struct {
-        char turns[16];     /* stages compute one at a time: "gpu" those on one GPU, "always" those on one device, "never" */
+        /* stages compute one at a time: "gpu" those on one GPU, "always" those on one
+         * device, "never" */
+        char turns[16];
         int turn_timeout_s; /* after which a turn is too long */
     } dispatch;
     int stage_count;
@@ -86,16 +92,19 @@ typedef struct {
 
 void sl_conf_defaults(sl_conf *out);
 
-/* Read a file over *conf, which stays as it is on error. Errors: SL_SYS cannot be read, not a regular file or over 1 MiB;
- * SL_ARG a mistake in it. */
+/* Read a file over *conf, which stays as it is on error. Errors: SL_SYS cannot be read,
+ * not a regular file or over 1 MiB; SL_ARG a mistake in it. */
 sl_code sl_conf_read_file(sl_conf *conf, const char *path, sl_err *err);
 /* The same from text (NUL-terminated); `name` stands for the file in messages. */
 sl_code sl_conf_read_string(sl_conf *conf, const char *text, const char *name, sl_err *err);
 
-/* Write a file that reads back as *conf, each key with its meaning, unit, range and default. Errors: SL_SYS. */
+/* Write a file that reads back as *conf, each key with its meaning, unit, range and
+ * default. Errors: SL_SYS. */
 sl_code sl_conf_print(const sl_conf *conf, FILE *to, sl_err *err);
 
-const sl_conf_stage *sl_conf_find(const sl_conf *conf, sl_role role); /* NULL: this deployment does not run it */
-const char *sl_role_name(sl_role role);                               /* "text"; "?" for a number that is no role */
+/* NULL: this deployment does not run it */
+const sl_conf_stage *sl_conf_find(const sl_conf *conf, sl_role role);
+/* "text"; "?" for a number that is no role */
+const char *sl_role_name(sl_role role);
 
 #endif

@@ -46,7 +46,8 @@ sl_code sl_fail_errno(sl_err *err, int errnum, const char *fmt, ...)
         err->code = SL_SYS;
         int n = vsnprintf(err->msg, sizeof err->msg, fmt, ap);
         va_end(ap);
-        if (n >= 0 && (size_t)n < sizeof err->msg) snprintf(err->msg + n, sizeof err->msg - (size_t)n, ": %s", strerror(errnum));
+        if (n >= 0 && (size_t)n < sizeof err->msg)
+            snprintf(err->msg + n, sizeof err->msg - (size_t)n, ": %s", strerror(errnum));
     }
     return SL_SYS;
 }

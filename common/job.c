@@ -16,7 +16,9 @@
 sl_code sl_path_join(char out[SL_PATH], const char *dir, const char *name, sl_err *err)
 {
     int n = snprintf(out, SL_PATH, "%s/%s", dir, name);
-    if (n < 0 || n >= SL_PATH) return sl_fail(err, SL_ARG, "path %.60s.../%s is longer than %d bytes", dir, name, SL_PATH - 1);
+    if (n < 0 || n >= SL_PATH)
+        return sl_fail(err, SL_ARG, "path %.60s.../%s is longer than %d bytes", dir, name,
+                       SL_PATH - 1);
     return SL_OK;
 }
 
@@ -31,7 +33,7 @@ sl_code sl_job_set_text(char **field, const char *value, sl_err *err)
 
 /* ---- defaults ---- */
 
-#define INIT_text(field, def)                                                                                                      \
+#define INIT_text(field, def)                                                                      \
     if ((rc = sl_job_set_text(&job->field, def, err))) goto fail;
 #define INIT_path(field, def) snprintf(job->field, SL_PATH, "%s", def);
 #define INIT_int(field, def) job->field = def;
@@ -72,7 +74,8 @@ void sl_job_free(sl_job *job)
 #define PACK_text(v) json_string(v)
 #define PACK_path(v) json_string(v)
 #define PACK_int(v) json_integer(v)
-#define PACK_u64(v) json_sprintf("%llu", (unsigned long long)(v)) /* a string: JSON numbers end at 2^53 */
+/* a string: JSON numbers end at 2^53 */
+#define PACK_u64(v) json_sprintf("%llu", (unsigned long long)(v))
 #define PACK_real(v) json_real(v)
 #define PACK_flag(v) json_boolean(v)
 
@@ -120,26 +123,30 @@ typedef struct {
 static sl_code wrong(const where *w, const json_t *v, const char *wanted)
 {
     char *found = json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT);
-    sl_code rc = sl_fail(w->err, SL_ARG, "%s: %s is %.100s, want %s", w->file, w->key, found ? found : "?", wanted);
+    sl_code rc = sl_fail(w->err, SL_ARG, "%s: %s is %.100s, want %s", w->file, w->key,
+                         found ? found : "?", wanted);
     free(found);
     return rc;
 }
 
 static sl_code take_text(char **out, const json_t *v, const where *w)
 {
-    if (!json_is_string(v) || strlen(json_string_value(v)) != json_string_length(v)) return wrong(w, v, "a text");
+    if (!json_is_string(v) || strlen(json_string_value(v)) != json_string_length(v))
+        return wrong(w, v, "a text");
     return sl_job_set_text(out, json_string_value(v), w->err);
 }
 static sl_code take_path(char (*out)[SL_PATH], const json_t *v, const where *w)
 {
-    if (!json_is_string(v) || strlen(json_string_value(v)) != json_string_length(v) || json_string_length(v) >= SL_PATH)
+    if (!json_is_string(v) || strlen(json_string_value(v)) != json_string_length(v) ||
+        json_string_length(v) >= SL_PATH)
         return wrong(w, v, "a path of at most 1023 bytes");
     memcpy(*out, json_string_value(v), json_string_length(v) + 1);
     return SL_OK;
 }
 static sl_code take_int(int *out, const json_t *v, const where *w)
 {
-    if (!json_is_integer(v) || json_integer_value(v) < -1000000000 || json_integer_value(v) > 1000000000)
+    if (!json_is_integer(v) || json_integer_value(v) < -1000000000 ||
+        json_integer_value(v) > 1000000000)
         return wrong(w, v, "an integer from -1000000000 to 1000000000");
     *out = (int)json_integer_value(v);
     return SL_OK;
@@ -150,7 +157,8 @@ static sl_code take_u64(uint64_t *out, const json_t *v, const where *w)
     char *end = NULL;
     errno = 0;
     if (json_is_integer(v) && json_integer_value(v) >= 0) *out = (uint64_t)json_integer_value(v);
-    else if (s && *s >= '0' && *s <= '9' && (*out = strtoull(s, &end, 10), !*end && !errno)) return SL_OK;
+    else if (s && *s >= '0' && *s <= '9' && (*out = strtoull(s, &end, 10), !*end && !errno))
+        return SL_OK;
     else return wrong(w, v, "an integer from 0 to 18446744073709551615");
     return SL_OK;
 }
@@ -201,7 +209,8 @@ sl_code sl_job_read(sl_job *job, const char *path, sl_err *err)
     json_t *root = NULL;
     sl_code rc = sl_json_read(&root, path, MAX_FILE, err);
     memset(job, 0, sizeof *job);
-    if (!rc && !(rc = sl_job_init(job, err)) && (rc = take_all(job, root, path, err))) sl_job_free(job);
+    if (!rc && !(rc = sl_job_init(job, err)) && (rc = take_all(job, root, path, err)))
+        sl_job_free(job);
     json_decref(root);
     return rc;
 }
@@ -210,13 +219,16 @@ sl_code sl_job_read(sl_job *job, const char *path, sl_err *err)
 
 static sl_code range(const char *name, int v, int lo, int hi, const char *what, sl_err *err)
 {
-    if (v < lo || v > hi) return sl_fail(err, SL_ARG, "%s is %d, want %d to %d (%s)", name, v, lo, hi, what);
+    if (v < lo || v > hi)
+        return sl_fail(err, SL_ARG, "%s is %d, want %d to %d (%s)", name, v, lo, hi, what);
     return SL_OK;
 }
 
-static sl_code real_range(const char *name, double v, double lo, double hi, const char *what, sl_err *err)
+static sl_code real_range(const char *name, double v, double lo, double hi, const char *what,
+                          sl_err *err)
 {
-    if (!(v >= lo && v <= hi)) return sl_fail(err, SL_ARG, "%s is %g, want %g to %g (%s)", name, v, lo, hi, what);
+    if (!(v >= lo && v <= hi))
+        return sl_fail(err, SL_ARG, "%s is %g, want %g to %g (%s)", name, v, lo, hi, what);
     return SL_OK;
 }
 
@@ -241,11 +253,14 @@ sl_code sl_job_check(const sl_job *job, sl_err *err)
 #define X(kind, field, def) UTF8_##kind(#field, job->field)
     if (rc SL_JOB_FIELDS(X)) return rc;
 #undef X
-    if ((rc = range("width", job->width, 16, 8192, "pixels", err)) || (rc = range("height", job->height, 16, 8192, "pixels", err)))
+    if ((rc = range("width", job->width, 16, 8192, "pixels", err)) ||
+        (rc = range("height", job->height, 16, 8192, "pixels", err)))
         return rc;
     if (job->width % 16 || job->height % 16)
-        return sl_fail(err, SL_ARG, "size is %dx%d, want width and height that are multiples of 16 (nearest: %dx%d)", job->width,
-                       job->height, (job->width + 8) / 16 * 16, (job->height + 8) / 16 * 16);
+        return sl_fail(
+            err, SL_ARG,
+            "size is %dx%d, want width and height that are multiples of 16 (nearest: %dx%d)",
+            job->width, job->height, (job->width + 8) / 16 * 16, (job->height + 8) / 16 * 16);
     if (job->frames < 1 || job->frames > 4097 || (job->frames - 1) % 4)
         return sl_fail(err, SL_ARG, "frames is %d, want 4k + 1 (nearest: %d)", job->frames,
                        job->frames < 1      ? 1
@@ -255,11 +270,14 @@ sl_code sl_job_check(const sl_job *job, sl_err *err)
         (rc = range("steps", job->steps, 1, 1000, "sampler steps", err)) ||
         (rc = range("crf", job->crf, 0, 51, "x264 quality, lower is better", err)) ||
         (rc = real_range("guidance", job->guidance, 0, 1000, "classifier-free guidance", err)) ||
-        (rc = real_range("guidance_2", job->guidance_2, 0, 1000, "the second expert's guidance", err)) ||
+        (rc = real_range("guidance_2", job->guidance_2, 0, 1000, "the second expert's guidance",
+                         err)) ||
         (rc = real_range("shift", job->shift, 0.01, 100, "timestep shift", err)) ||
-        (rc = real_range("fbcache", job->fbcache, 0, 100, "First Block Cache threshold, 0 is off", err)) ||
+        (rc = real_range("fbcache", job->fbcache, 0, 100, "First Block Cache threshold, 0 is off",
+                         err)) ||
         (rc = range("fbcache_warmup", job->fbcache_warmup, 0, 1000, "steps", err)) ||
-        (rc = range("fbcache_max_hits", job->fbcache_max_hits, 0, 1000, "hits in a row, 0 is no cap", err)) ||
+        (rc = range("fbcache_max_hits", job->fbcache_max_hits, 0, 1000,
+                    "hits in a row, 0 is no cap", err)) ||
         (rc = range("fbcache_final", job->fbcache_final, 0, 1000, "steps", err)))
         return rc;
     if (strcmp(job->sampler, "unipc") && strcmp(job->sampler, "euler")) {

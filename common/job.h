@@ -1,40 +1,44 @@
-/* job.h - what one job asks for: the fields of spool/JOB/job.json, written by the client, read by every stage.
+/* job.h - what one job asks for: the fields of spool/JOB/job.json, written by the client,
+ * read by every stage.
  *
- * The folder spool/JOB holds all that a job is: job.json, the picture(s) and noise as given, and each hand-over when it is finished
- * (text.safetensors, image.safetensors, denoise.safetensors). What lies there under its final name is whole. */
+ * The folder spool/JOB holds all that a job is: job.json, the picture(s) and noise as
+ * given, and each hand-over when it is finished (text.safetensors, image.safetensors,
+ * denoise.safetensors). What lies there under its final name is whole. */
 #ifndef SL_JOB_H
 #define SL_JOB_H
 
 #include "common/model.h"
 
-/* kind, name, default. Kinds: text (malloc'd, any length), path (SL_PATH bytes), int, i64, u64, real, flag. A field without a meaning for a
- * checkpoint (last_image for T2V) is refused by the client, not here. */
-#define SL_JOB_FIELDS(F)                                                                                                           \
-    F(path, model, "")                                                                                                             \
-    F(path, image, "") /* the user's path, for reports; the bytes lie in the spool */                                              \
-    F(path, last_image, "")                                                                                                        \
-    F(text, prompt, "")                                                                                                            \
-    F(text, negative, "")                                                                                                          \
-    F(path, output, "") /* absolute path of the MP4 */                                                                             \
-    F(int, width, 0)                                                                                                               \
-    F(int, height, 0)                                                                                                              \
-    F(flag, bicubic, 0) /* size came from the picture's aspect: caller-side bicubic resize (spec 3.5) */                           \
-    F(int, frames, 81)                                                                                                             \
-    F(int, fps, 16)                                                                                                                \
-    F(int, steps, 50)                                                                                                              \
-    F(real, guidance, 5.0)                                                                                                         \
-    F(real, guidance_2, 5.0) /* second expert's */                                                                                 \
-    F(real, shift, 3.0)                                                                                                            \
-    F(path, sampler, "unipc") /* unipc or euler */                                                                                 \
-    F(u64, seed, 0)                                                                                                                \
-    F(path, noise, "") /* the user's path; the bytes lie in the spool as noise.safetensors */                                      \
-    F(real, fbcache, 0)                                                                                                            \
-    F(int, fbcache_warmup, 0)                                                                                                      \
-    F(int, fbcache_max_hits, 0)                                                                                                    \
-    F(int, fbcache_final, 0)                                                                                                       \
-    F(int, crf, 18)                                                                                                                \
-    F(flag, dump, 0)        /* keep ids and frames.safetensors */                                                                  \
-    F(flag, dump_steps, 0)  /* step.{i}.latents */                                                                                 \
+/* kind, name, default. Kinds: text (malloc'd, any length), path (SL_PATH bytes), int,
+ * i64, u64, real, flag. A field without a meaning for a checkpoint (last_image for T2V)
+ * is refused by the client, not here. */
+#define SL_JOB_FIELDS(F)                                                                           \
+    F(path, model, "")                                                                             \
+    F(path, image, "") /* the user's path, for reports; the bytes lie in the spool */              \
+    F(path, last_image, "")                                                                        \
+    F(text, prompt, "")                                                                            \
+    F(text, negative, "")                                                                          \
+    F(path, output, "") /* absolute path of the MP4 */                                             \
+    F(int, width, 0)                                                                               \
+    F(int, height, 0)                                                                              \
+    F(flag, bicubic,                                                                               \
+      0) /* size came from the picture's aspect: caller-side bicubic resize (spec 3.5) */          \
+    F(int, frames, 81)                                                                             \
+    F(int, fps, 16)                                                                                \
+    F(int, steps, 50)                                                                              \
+    F(real, guidance, 5.0)                                                                         \
+    F(real, guidance_2, 5.0) /* second expert's */                                                 \
+    F(real, shift, 3.0)                                                                            \
+    F(path, sampler, "unipc") /* unipc or euler */                                                 \
+    F(u64, seed, 0)                                                                                \
+    F(path, noise, "") /* the user's path; the bytes lie in the spool as noise.safetensors */      \
+    F(real, fbcache, 0)                                                                            \
+    F(int, fbcache_warmup, 0)                                                                      \
+    F(int, fbcache_max_hits, 0)                                                                    \
+    F(int, fbcache_final, 0)                                                                       \
+    F(int, crf, 18)                                                                                \
+    F(flag, dump, 0)        /* keep ids and frames.safetensors */                                  \
+    F(flag, dump_steps, 0)  /* step.{i}.latents */                                                 \
     F(flag, dump_blocks, 0) /* hidden states of the first forward */
 
 typedef char *sl_job_text;
@@ -50,19 +54,23 @@ typedef struct {
 #undef X
 } sl_job;
 
-/* Defaults; text fields are malloc'd. sl_job_free frees them and zeroes the job; a zeroed job is fine. */
+/* Defaults; text fields are malloc'd. sl_job_free frees them and zeroes the job; a zeroed
+ * job is fine. */
 sl_code sl_job_init(sl_job *job, sl_err *err);
 void sl_job_free(sl_job *job);
 sl_code sl_job_set_text(char **field, const char *value, sl_err *err);
 
-/* job.json: every field; unknown keys and wrong types are refused with file, key, found, wanted. Read starts from the defaults. The file is
- * written to a temporary name, synced and renamed. */
+/* job.json: every field; unknown keys and wrong types are refused with file, key, found,
+ * wanted. Read starts from the defaults. The file is written to a temporary name, synced
+ * and renamed. */
 sl_code sl_job_write(const sl_job *job, const char *path, sl_err *err);
 sl_code sl_job_read(sl_job *job, const char *path, sl_err *err);
-/* The same from JSON text; `name` stands for the file (or FILE:LINE) in messages. Fields that are absent stay as they are in *job. */
+/* The same from JSON text; `name` stands for the file (or FILE:LINE) in messages. Fields
+ * that are absent stay as they are in *job. */
 sl_code sl_job_parse(sl_job *job, const char *json, size_t length, const char *name, sl_err *err);
 
-/* Ranges that need no checkpoint: valid UTF-8, sizes multiples of 16, frames 4k+1, steps, guidance, fps, crf, ... One line names field, found, wanted. */
+/* Ranges that need no checkpoint: valid UTF-8, sizes multiples of 16, frames 4k+1, steps,
+ * guidance, fps, crf, ... One line names field, found, wanted. */
 sl_code sl_job_check(const sl_job *job, sl_err *err);
 
 int sl_job_latent_frames(const sl_job *job); /* (frames - 1) / 4 + 1 */

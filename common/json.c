@@ -1,4 +1,5 @@
-/* json.c - JSON through jansson: parsing with limits, and typed reads with errors that name the key. */
+/* json.c - JSON through jansson: parsing with limits, and typed reads with errors that
+ * name the key. */
 #include "common/json.h"
 
 #include <errno.h>
@@ -22,8 +23,10 @@ sl_code sl_json_parse(json_t **out, const char *text, size_t length, const char 
     json_error_t e;
     sl_code rc = SL_OK;
     *out = json_loadb(text, length, JSON_REJECT_DUPLICATES, &e);
-    if (!*out && json_error_code(&e) == json_error_out_of_memory) rc = sl_fail(err, SL_NOMEM, "%s: no memory for its JSON", name);
-    else if (!*out) rc = sl_fail(err, SL_FORMAT, "%s:%d:%d: not JSON: %s", name, e.line, e.column, e.text);
+    if (!*out && json_error_code(&e) == json_error_out_of_memory)
+        rc = sl_fail(err, SL_NOMEM, "%s: no memory for its JSON", name);
+    else if (!*out)
+        rc = sl_fail(err, SL_FORMAT, "%s:%d:%d: not JSON: %s", name, e.line, e.column, e.text);
     else if (!json_is_object(*out)) {
         json_decref(*out);
         *out = NULL;
@@ -39,14 +42,17 @@ sl_code sl_json_read(json_t **out, const char *path, size_t max_bytes, sl_err *e
     char *text = NULL;
     size_t have = 0;
     sl_code rc;
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* O_NONBLOCK: a FIFO must not hold us up */
+    /* O_NONBLOCK: a FIFO must not hold us up */
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     *out = NULL;
     if (fd < 0) return sl_fail_errno(err, errno, "%s: cannot be opened", path);
     if (fstat(fd, &st)) rc = sl_fail_errno(err, errno, "%s: cannot be read", path);
     else if (!S_ISREG(st.st_mode)) rc = sl_fail(err, SL_SYS, "%s: is no regular file", path);
     else if ((uint64_t)st.st_size > max_bytes)
-        rc = sl_fail(err, SL_FORMAT, "%s: has %lld bytes, want at most %zu", path, (long long)st.st_size, max_bytes);
-    else if (!(text = malloc((size_t)st.st_size + 1))) rc = sl_fail(err, SL_NOMEM, "%s: no memory for its text", path);
+        rc = sl_fail(err, SL_FORMAT, "%s: has %lld bytes, want at most %zu", path,
+                     (long long)st.st_size, max_bytes);
+    else if (!(text = malloc((size_t)st.st_size + 1)))
+        rc = sl_fail(err, SL_NOMEM, "%s: no memory for its text", path);
     else rc = SL_OK;
     while (!rc && have < (size_t)st.st_size) {
         ssize_t n = read(fd, text + have, (size_t)st.st_size - have);
@@ -90,7 +96,8 @@ int sl_json_int(sl_json_reader *r, const char *key, int otherwise, int lo, int h
 {
     const json_t *v = json_object_get(r->object, key);
     if (r->code || !v) return otherwise;
-    if (json_is_integer(v) && json_integer_value(v) >= lo && json_integer_value(v) <= hi) return (int)json_integer_value(v);
+    if (json_is_integer(v) && json_integer_value(v) >= lo && json_integer_value(v) <= hi)
+        return (int)json_integer_value(v);
     sl_json_fail(r, key, "an integer from %d to %d", lo, hi);
     return otherwise;
 }
@@ -99,7 +106,8 @@ double sl_json_real(sl_json_reader *r, const char *key, double otherwise, double
 {
     const json_t *v = json_object_get(r->object, key);
     if (r->code || !v) return otherwise;
-    if (json_is_number(v) && json_number_value(v) >= lo && json_number_value(v) <= hi) return json_number_value(v);
+    if (json_is_number(v) && json_number_value(v) >= lo && json_number_value(v) <= hi)
+        return json_number_value(v);
     sl_json_fail(r, key, "a number from %g to %g", lo, hi);
     return otherwise;
 }
@@ -128,7 +136,8 @@ const json_t *sl_json_array(sl_json_reader *r, const char *key, size_t n, const 
     if (r->code || !v) return NULL;
     if (json_is_array(v) && json_array_size(v) == n) return v;
     if (json_is_array(v)) {
-        r->code = sl_fail(r->err, SL_FORMAT, "%s: %s has %zu values, want %zu %s", r->file, key, json_array_size(v), n, what);
+        r->code = sl_fail(r->err, SL_FORMAT, "%s: %s has %zu values, want %zu %s", r->file, key,
+                          json_array_size(v), n, what);
         sl_one_line(r->err);
     } else sl_json_fail(r, key, "a list of %zu %s", n, what);
     return NULL;

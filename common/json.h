@@ -1,6 +1,8 @@
-/* json.h - JSON through jansson, with errors that name file, key, value found and value wanted.
+/* json.h - JSON through jansson, with errors that name file, key, value found and value
+ * wanted.
  *
- * Duplicate keys, invalid UTF-8 and NUL characters are refused. Messages stay on one line whatever the file holds. */
+ * Duplicate keys, invalid UTF-8 and NUL characters are refused. Messages stay on one line
+ * whatever the file holds. */
 #ifndef SL_JSON_H
 #define SL_JSON_H
 
@@ -12,15 +14,19 @@
 
 #include "common/err.h"
 
-/* An object from text. `name` stands for the file in messages. *out is the caller's to json_decref.
+/* An object from text. `name` stands for the file in messages. *out is the caller's to
+ * json_decref.
  * Errors: SL_FORMAT "NAME:3:17: what is wrong"; SL_NOMEM. */
 sl_code sl_json_parse(json_t **out, const char *text, size_t length, const char *name, sl_err *err);
-/* An object from a regular file of at most max_bytes. Errors: SL_SYS cannot be read; SL_FORMAT larger, or as above. */
+/* An object from a regular file of at most max_bytes. Errors: SL_SYS cannot be read;
+ * SL_FORMAT larger, or as above. */
 sl_code sl_json_read(json_t **out, const char *path, size_t max_bytes, sl_err *err);
-/* Replace control characters in the message (names from files may hold line breaks). NULL is fine. */
+/* Replace control characters in the message (names from files may hold line breaks). NULL
+ * is fine. */
 void sl_one_line(sl_err *err);
 
-/* Reading typed values: the first failure is kept in `code` and *err, later calls return their defaults. */
+/* Reading typed values: the first failure is kept in `code` and *err, later calls return
+ * their defaults. */
 typedef struct {
     const json_t *object;
     const char *file; /* put before messages */
@@ -29,14 +35,19 @@ typedef struct {
 } sl_json_reader;
 
 bool sl_json_has(const sl_json_reader *r, const char *key); /* there, and not null */
-/* `otherwise` if the key is absent; a null is refused like any other wrong type (ask sl_json_has first where null is fine). */
+/* `otherwise` if the key is absent; a null is refused like any other wrong type (ask
+ * sl_json_has first where null is fine). */
 int sl_json_int(sl_json_reader *r, const char *key, int otherwise, int lo, int hi);
-double sl_json_real(sl_json_reader *r, const char *key, double otherwise, double lo, double hi); /* integers are fine */
+/* integers are fine */
+double sl_json_real(sl_json_reader *r, const char *key, double otherwise, double lo, double hi);
 bool sl_json_bool(sl_json_reader *r, const char *key, bool otherwise);
-const char *sl_json_string(sl_json_reader *r, const char *key, const char *otherwise); /* owned by the object */
-/* The array of exactly n values under `key`, or NULL if it is absent or wrong. `what` names the values ("numbers"). */
+/* owned by the object */
+const char *sl_json_string(sl_json_reader *r, const char *key, const char *otherwise);
+/* The array of exactly n values under `key`, or NULL if it is absent or wrong. `what`
+ * names the values ("numbers"). */
 const json_t *sl_json_array(sl_json_reader *r, const char *key, size_t n, const char *what);
 /* Fail with SL_FORMAT "FILE: KEY is VALUE, want ...", once; "is absent" where it is. */
-void sl_json_fail(sl_json_reader *r, const char *key, const char *want_fmt, ...) __attribute__((format(printf, 3, 4)));
+void sl_json_fail(sl_json_reader *r, const char *key, const char *want_fmt, ...)
+    __attribute__((format(printf, 3, 4)));
 
 #endif

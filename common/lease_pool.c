@@ -1,4 +1,5 @@
-/* lease_pool.c - a pool: its memory and who has it open; created, exported, opened, closed, pinned, counted. */
+/* lease_pool.c - a pool: its memory and who has it open; created, exported, opened,
+ * closed, pinned, counted. */
 #include "common/lease_pool.h"
 
 #include <errno.h>
@@ -18,7 +19,8 @@
 #ifdef MFD_NOEXEC_SEAL
 #define NOEXEC_SEAL MFD_NOEXEC_SEAL
 #else
-#define NOEXEC_SEAL 8u /* a kernel may be set to demand it, and headers older than the kernel lack the name */
+/* a kernel may be set to demand it, and headers older than the kernel lack the name */
+#define NOEXEC_SEAL 8u
 #endif
 
 static const sl_slab_ops *_Atomic cuda;
@@ -35,8 +37,8 @@ const sl_slab_ops *sl_cuda_in_use(void)
 
 /* ---- who is alive ---- */
 
-/* Start time of a process in ticks since boot. SL_GONE: it is dead, that is gone or a zombie without running threads.
- * SL_SYS: cannot be told (no descriptors left, no /proc). */
+/* Start time of a process in ticks since boot. SL_GONE: it is dead, that is gone or a
+ * zombie without running threads. SL_SYS: cannot be told (no descriptors left, no /proc). */
 static sl_code process_start(int32_t pid, uint64_t *start)
 {
     char path[64], text[1024];
@@ -52,7 +54,8 @@ static sl_code process_start(int32_t pid, uint64_t *start)
     char state = 0, word[32];
     long long threads = 0;
     unsigned long long ticks = 0;
-    for (int field = 3, used; at && field <= 22 && sscanf(at + (field == 3), " %31s%n", word, &used) == 1; field++) {
+    for (int field = 3, used;
+         at && field <= 22 && sscanf(at + (field == 3), " %31s%n", word, &used) == 1; field++) {
         at += used + (field == 3);
         if (field == 3) state = word[0];
         if (field == 20) threads = strtoll(word, NULL, 10);
@@ -86,7 +89,9 @@ static bool named_by_a_slot(const sl_pool *p, unsigned peer)
 {
     for (int i = 0; i < p->slots; i++) {
         uint64_t w = sl_word_of(p, i);
-        if (sl_word_state(w) != SL_SLOT_FREE && sl_word_state(w) != SL_SLOT_READING && sl_word_peer(w) == peer) return true;
+        if (sl_word_state(w) != SL_SLOT_FREE && sl_word_state(w) != SL_SLOT_READING &&
+            sl_word_peer(w) == peer)
+            return true;
     }
     return false;
 }
@@ -104,12 +109,14 @@ static sl_code enter(sl_pool *p, sl_err *err)
                 p->peer = i;
                 return SL_OK;
             }
-        for (unsigned i = 1; i < SL_BLOCK_PEERS; i++) { /* full: is one dead, or closed and its last slot read? */
+        /* full: is one dead, or closed and its last slot read? */
+        for (unsigned i = 1; i < SL_BLOCK_PEERS; i++) {
             uint64_t w = atomic_load(&p->block->peers[i]);
             if (!sl_peer_lives(w)) sl_peer_leave(p, i, w);
         }
     }
-    return sl_fail(err, SL_BUSY, "pool %s: %d views of it are open, the most there may be", p->name, SL_BLOCK_PEERS - 1);
+    return sl_fail(err, SL_BUSY, "pool %s: %d views of it are open, the most there may be", p->name,
+                   SL_BLOCK_PEERS - 1);
 }
 
 /* The process's own peer word. */
@@ -117,7 +124,8 @@ static sl_code self_word(uint64_t *out, sl_err *err)
 {
     uint64_t start;
     if (process_start(getpid(), &start))
-        return sl_fail(err, SL_SYS, "/proc/%d/stat cannot be read: is /proc mounted?", (int)getpid());
+        return sl_fail(err, SL_SYS, "/proc/%d/stat cannot be read: is /proc mounted?",
+                       (int)getpid());
     *out = sl_peer_word(getpid(), start);
     return SL_OK;
 }
@@ -132,7 +140,9 @@ static void wake_senders(const sl_pool *p)
 
 bool sl_free_slot(const sl_pool *p, int slot, uint64_t from)
 {
-    if (!sl_cas(&p->block->slot[slot].word, from, sl_word(SL_SLOT_FREE, 0, sl_word_epoch(from) + 1))) return false;
+    if (!sl_cas(&p->block->slot[slot].word, from,
+                sl_word(SL_SLOT_FREE, 0, sl_word_epoch(from) + 1)))
+        return false;
     wake_senders(p);
     return true;
 }
@@ -145,16 +155,21 @@ static size_t page_up(size_t n)
     return (n + page - 1) / page * page;
 }
 
-/* Bytes of the memfd; SL_ARG when the numbers make no sense. slot_bytes is a multiple of a page. */
-static sl_code pool_size(sl_pool_kind kind, int64_t slots, uint64_t slot_bytes, size_t *out, sl_err *err)
+/* Bytes of the memfd; SL_ARG when the numbers make no sense. slot_bytes is a multiple of
+ * a page. */
+static sl_code pool_size(sl_pool_kind kind, int64_t slots, uint64_t slot_bytes, size_t *out,
+                         sl_err *err)
 {
     size_t data = 0;
     if (slots < 1 || slots > SL_POOL_MAX_SLOTS)
-        return sl_fail(err, SL_ARG, "pool has %lld slots, want 1 to %d", (long long)slots, SL_POOL_MAX_SLOTS);
+        return sl_fail(err, SL_ARG, "pool has %lld slots, want 1 to %d", (long long)slots,
+                       SL_POOL_MAX_SLOTS);
     if (slot_bytes < 1 || slot_bytes > (UINT64_C(1) << 46))
-        return sl_fail(err, SL_ARG, "pool has slots of %llu bytes, want 1 to 2^46", (unsigned long long)slot_bytes);
+        return sl_fail(err, SL_ARG, "pool has slots of %llu bytes, want 1 to 2^46",
+                       (unsigned long long)slot_bytes);
     if (slot_bytes % (size_t)sysconf(_SC_PAGESIZE))
-        return sl_fail(err, SL_ARG, "pool has slots of %llu bytes, want a multiple of a page", (unsigned long long)slot_bytes);
+        return sl_fail(err, SL_ARG, "pool has slots of %llu bytes, want a multiple of a page",
+                       (unsigned long long)slot_bytes);
     if (kind == SL_POOL_HOST) data = (size_t)slots * slot_bytes;
     *out = page_up(sizeof(sl_block)) + data;
     return SL_OK;
@@ -163,7 +178,8 @@ static sl_code pool_size(sl_pool_kind kind, int64_t slots, uint64_t slot_bytes, 
 static sl_code map_block(sl_pool *p, int fd, size_t bytes, sl_err *err)
 {
     void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
-    if (at == MAP_FAILED) return sl_fail_errno(err, errno, "pool %s: map %zu bytes", p->name, bytes);
+    if (at == MAP_FAILED)
+        return sl_fail_errno(err, errno, "pool %s: map %zu bytes", p->name, bytes);
     p->block = at;
     p->mapped = bytes;
     if (p->kind == SL_POOL_HOST) p->data = (char *)at + page_up(sizeof(sl_block));
@@ -177,7 +193,8 @@ static sl_code map_device(sl_pool *p, sl_err *err)
     sl_code rc;
     if (p->kind != SL_POOL_CUDA) return SL_OK;
     if (p->owned) {
-        if ((rc = p->device->create(&p->slab, p->slots, p->slot_bytes, p->device_handle, filled, drained, err)))
+        if ((rc = p->device->create(&p->slab, p->slots, p->slot_bytes, p->device_handle, filled,
+                                    drained, err)))
             return sl_context(err, rc, "pool %s", p->name);
         for (int i = 0; i < p->slots; i++) {
             memcpy(p->block->slot[i].filled_event, filled[i], sizeof filled[i]);
@@ -188,8 +205,9 @@ static sl_code map_device(sl_pool *p, sl_err *err)
             memcpy(filled[i], p->block->slot[i].filled_event, sizeof filled[i]);
             memcpy(drained[i], p->block->slot[i].drained_event, sizeof drained[i]);
         }
-        if ((rc = p->device->open(&p->slab, p->slots, p->slot_bytes, p->device_handle, (const sl_ipc_handle *)filled,
-                                  (const sl_ipc_handle *)drained, err)))
+        if ((rc = p->device->open(&p->slab, p->slots, p->slot_bytes, p->device_handle,
+                                  (const sl_ipc_handle *)filled, (const sl_ipc_handle *)drained,
+                                  err)))
             return sl_context(err, rc, "pool %s", p->name);
     }
     p->data = p->device->base(p->slab);
@@ -203,7 +221,8 @@ static sl_code new_pool(sl_pool **out, const char *name, uint32_t kind, sl_err *
         return sl_fail(err, SL_ARG, "pool %s: kind %u, want 0 (host) or 1 (CUDA)", name, kind);
     const sl_slab_ops *device = kind == SL_POOL_CUDA ? atomic_load(&cuda) : NULL;
     if (kind == SL_POOL_CUDA && !device)
-        return sl_fail(err, SL_CUDA, "pool %s: its slots are device memory, and no CUDA plug-in is in use", name);
+        return sl_fail(err, SL_CUDA,
+                       "pool %s: its slots are device memory, and no CUDA plug-in is in use", name);
     sl_pool *p = calloc(1, sizeof *p);
     if (!p) return sl_fail(err, SL_NOMEM, "pool %s: no memory", name);
     snprintf(p->name, sizeof p->name, "%s", name);
@@ -219,16 +238,21 @@ static sl_code create_block(sl_pool *p, sl_err *err)
     char label[SL_POOL_NAME + 8];
     size_t bytes;
     sl_code rc;
-    if ((rc = pool_size(p->kind, p->slots, p->slot_bytes, &bytes, err))) return sl_context(err, rc, "pool %s", p->name);
+    if ((rc = pool_size(p->kind, p->slots, p->slot_bytes, &bytes, err)))
+        return sl_context(err, rc, "pool %s", p->name);
     if ((rc = self_word(&p->self, err))) return rc;
-    if (getrandom(&p->id, sizeof p->id, 0) != sizeof p->id) return sl_fail_errno(err, errno, "pool %s: getrandom", p->name);
+    if (getrandom(&p->id, sizeof p->id, 0) != sizeof p->id)
+        return sl_fail_errno(err, errno, "pool %s: getrandom", p->name);
     snprintf(label, sizeof label, "sluice-%s", p->name);
     p->fd = memfd_create(label, MFD_CLOEXEC | MFD_ALLOW_SEALING | NOEXEC_SEAL);
-    if (p->fd < 0 && errno == EINVAL) p->fd = memfd_create(label, MFD_CLOEXEC | MFD_ALLOW_SEALING); /* before Linux 6.3 */
+    /* before Linux 6.3 */
+    if (p->fd < 0 && errno == EINVAL) p->fd = memfd_create(label, MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (p->fd < 0) return sl_fail_errno(err, errno, "pool %s: memfd_create", p->name);
-    if (ftruncate(p->fd, (off_t)bytes)) return sl_fail_errno(err, errno, "pool %s: size %zu bytes", p->name, bytes);
+    if (ftruncate(p->fd, (off_t)bytes))
+        return sl_fail_errno(err, errno, "pool %s: size %zu bytes", p->name, bytes);
     /* nobody can shrink it: touching the mapping can never raise SIGBUS */
-    if (fcntl(p->fd, F_ADD_SEALS, SL_BLOCK_SEALS)) return sl_fail_errno(err, errno, "pool %s: seal its size", p->name);
+    if (fcntl(p->fd, F_ADD_SEALS, SL_BLOCK_SEALS))
+        return sl_fail_errno(err, errno, "pool %s: seal its size", p->name);
     if ((rc = map_block(p, p->fd, bytes, err))) return rc;
     p->owner = p->self;
     p->block->magic = SL_BLOCK_MAGIC;
@@ -237,11 +261,13 @@ static sl_code create_block(sl_pool *p, sl_err *err)
     p->block->slots = (uint32_t)p->slots;
     p->block->slot_bytes = p->slot_bytes;
     atomic_store(&p->block->peers[0], p->self);
-    for (int i = 0; i < p->slots; i++) atomic_store(&p->block->slot[i].word, sl_word(SL_SLOT_FREE, 0, 1));
+    for (int i = 0; i < p->slots; i++)
+        atomic_store(&p->block->slot[i].word, sl_word(SL_SLOT_FREE, 0, 1));
     return map_device(p, err);
 }
 
-sl_code sl_pool_create(sl_pool **out, const char *name, sl_pool_kind kind, int slots, size_t slot_bytes, sl_err *err)
+sl_code sl_pool_create(sl_pool **out, const char *name, sl_pool_kind kind, int slots,
+                       size_t slot_bytes, sl_err *err)
 {
     sl_code rc = new_pool(out, name, kind, err);
     if (rc) return rc;
@@ -266,8 +292,9 @@ void sl_pool_export(const sl_pool *p, sl_pool_handle *out)
     memcpy(out->device_handle, p->device_handle, sizeof out->device_handle);
 }
 
-/* A descriptor of the owner's memory, through /proc. The link is read first, so that a number which now means another
- * file of the owner's (or of a process with a reused pid) is never opened. */
+/* A descriptor of the owner's memory, through /proc. The link is read first, so that a
+ * number which now means another file of the owner's (or of a process with a reused pid)
+ * is never opened. */
 static sl_code owner_memory(const sl_pool *p, const sl_pool_handle *h, int *fd, sl_err *err)
 {
     char path[64], link[64];
@@ -275,7 +302,8 @@ static sl_code owner_memory(const sl_pool *p, const sl_pool_handle *h, int *fd, 
     snprintf(path, sizeof path, "/proc/%d/fd/%d", h->pid, h->fd);
     ssize_t n = readlink(path, link, sizeof link - 1);
     if (n < 0 && (errno == ENOENT || errno == ESRCH))
-        return sl_fail(err, SL_GONE, "pool %s: process %d, its owner, is gone or has closed it", p->name, h->pid);
+        return sl_fail(err, SL_GONE, "pool %s: process %d, its owner, is gone or has closed it",
+                       p->name, h->pid);
     if (n < 0) return sl_fail_errno(err, errno, "pool %s: %s", p->name, path);
     link[n] = 0;
     if (strncmp(link, want, sizeof want - 1))
@@ -295,24 +323,35 @@ static sl_code open_block(sl_pool *p, const sl_pool_handle *h, int fd, sl_err *e
     sl_code rc;
     int seals = fcntl(fd, F_GET_SEALS);
     if (seals < 0 || (seals & SL_BLOCK_SEALS) != SL_BLOCK_SEALS)
-        return sl_fail(err, SL_FORMAT, "pool %s: its memory is not sealed against shrinking", p->name);
-    if (pool_size(p->kind, h->slots, h->slot_bytes, &bytes, err)) return sl_context(err, SL_FORMAT, "pool %s: handle", p->name);
+        return sl_fail(err, SL_FORMAT, "pool %s: its memory is not sealed against shrinking",
+                       p->name);
+    if (pool_size(p->kind, h->slots, h->slot_bytes, &bytes, err))
+        return sl_context(err, SL_FORMAT, "pool %s: handle", p->name);
     if (fstat(fd, &st)) return sl_fail_errno(err, errno, "pool %s", p->name);
     if ((uint64_t)st.st_size < page_up(sizeof(sl_block)))
-        return sl_fail(err, SL_FORMAT, "pool %s: its memory has %lld bytes, want at least %zu", p->name, (long long)st.st_size,
-                       sizeof(sl_block));
+        return sl_fail(err, SL_FORMAT, "pool %s: its memory has %lld bytes, want at least %zu",
+                       p->name, (long long)st.st_size, sizeof(sl_block));
     uint64_t found[5];
-    if (pread(fd, found, sizeof found, 0) != sizeof found) return sl_fail_errno(err, errno, "pool %s: read its block", p->name);
-    _Static_assert(offsetof(sl_block, pool) == 8 && offsetof(sl_block, slot_bytes) == 24, "the order of pread above");
-    if (found[1] != h->pool) return sl_fail(err, SL_GONE, "pool %s: process %d has another pool there now", p->name, h->pid);
+    if (pread(fd, found, sizeof found, 0) != sizeof found)
+        return sl_fail_errno(err, errno, "pool %s: read its block", p->name);
+    _Static_assert(offsetof(sl_block, pool) == 8 && offsetof(sl_block, slot_bytes) == 24,
+                   "the order of pread above");
+    if (found[1] != h->pool)
+        return sl_fail(err, SL_GONE, "pool %s: process %d has another pool there now", p->name,
+                       h->pid);
     if (found[0] != SL_BLOCK_MAGIC)
-        return sl_fail(err, SL_FORMAT, "pool %s: its block starts with %#llx, want %#llx (another version of sluice?)", p->name,
-                       (unsigned long long)found[0], (unsigned long long)SL_BLOCK_MAGIC);
-    if (found[2] != ((uint64_t)h->slots << 32 | h->kind) || found[3] != h->slot_bytes || (uint64_t)st.st_size != bytes)
+        return sl_fail(
+            err, SL_FORMAT,
+            "pool %s: its block starts with %#llx, want %#llx (another version of sluice?)",
+            p->name, (unsigned long long)found[0], (unsigned long long)SL_BLOCK_MAGIC);
+    if (found[2] != ((uint64_t)h->slots << 32 | h->kind) || found[3] != h->slot_bytes ||
+        (uint64_t)st.st_size != bytes)
         return sl_fail(err, SL_FORMAT,
-                       "pool %s: block has kind %u, %u slots of %llu bytes in %lld, handle has kind %u, %u slots of %llu in %zu",
-                       p->name, (unsigned)found[2], (unsigned)(found[2] >> 32), (unsigned long long)found[3], (long long)st.st_size,
-                       h->kind, h->slots, (unsigned long long)h->slot_bytes, bytes);
+                       "pool %s: block has kind %u, %u slots of %llu bytes in %lld, handle has "
+                       "kind %u, %u slots of %llu in %zu",
+                       p->name, (unsigned)found[2], (unsigned)(found[2] >> 32),
+                       (unsigned long long)found[3], (long long)st.st_size, h->kind, h->slots,
+                       (unsigned long long)h->slot_bytes, bytes);
     p->id = h->pool;
     p->slots = (int)h->slots;
     p->slot_bytes = h->slot_bytes;
@@ -323,13 +362,15 @@ static sl_code open_block(sl_pool *p, const sl_pool_handle *h, int fd, sl_err *e
     return map_device(p, err);
 }
 
-/* Pin down who the owner is: a pidfd and the start time, taken so that both mean the process that has the memory. */
+/* Pin down who the owner is: a pidfd and the start time, taken so that both mean the
+ * process that has the memory. */
 static sl_code find_owner(sl_pool *p, int32_t pid, sl_err *err)
 {
     uint64_t start;
     p->owner_pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
     sl_code rc = process_start(pid, &start);
-    if (rc == SL_SYS) return sl_fail(err, SL_SYS, "pool %s: /proc/%d/stat cannot be read", p->name, pid);
+    if (rc == SL_SYS)
+        return sl_fail(err, SL_SYS, "pool %s: /proc/%d/stat cannot be read", p->name, pid);
     if (rc) return sl_fail(err, SL_GONE, "pool %s: process %d, its owner, is gone", p->name, pid);
     p->owner = sl_peer_word(pid, start);
     return SL_OK;
@@ -346,19 +387,22 @@ sl_code sl_pool_open(sl_pool **out, const sl_pool_handle *handle, sl_err *err)
     if ((rc = find_owner(*out, h.pid, err))) goto done;
     if ((rc = owner_memory(*out, &h, &fd, err))) goto done;
     if ((rc = open_block(*out, &h, fd, err))) goto done;
-    if (!sl_owner_lives(*out)) rc = sl_fail(err, SL_GONE, "pool %s: process %d, its owner, is gone", h.name, h.pid);
+    if (!sl_owner_lives(*out))
+        rc = sl_fail(err, SL_GONE, "pool %s: process %d, its owner, is gone", h.name, h.pid);
 done:
     if (fd >= 0) close(fd);
     if (rc) sl_pool_close(out);
     return rc;
 }
 
-/* Leases that were forgotten end here: the mapping goes, so nobody can write through them. */
+/* Leases that were forgotten end here: the mapping goes, so nobody can write through
+ * them. */
 static void end_own_holds(const sl_pool *p)
 {
     for (int i = 0; i < p->slots; i++) {
         uint64_t w = sl_word_of(p, i);
-        bool held = sl_being_written(w) || sl_word_state(w) == SL_SLOT_QUARANTINED || sl_word_state(w) == SL_SLOT_ABANDONED;
+        bool held = sl_being_written(w) || sl_word_state(w) == SL_SLOT_QUARANTINED ||
+                    sl_word_state(w) == SL_SLOT_ABANDONED;
         if (sl_word_peer(w) == p->peer && held) sl_free_slot(p, i, w);
     }
     sl_peer_leave(p, p->peer, p->self);
@@ -368,14 +412,18 @@ void sl_pool_close(sl_pool **pool)
 {
     sl_pool *p = *pool;
     if (!p) return;
-    bool mine = p->block && sl_peer_pid(p->self) == getpid(); /* else a forked child, or a half-done open */
+    /* else a forked child, or a half-done open */
+    bool mine = p->block && sl_peer_pid(p->self) == getpid();
     const sl_slab_ops *ops = p->slab ? p->device : p->pinner;
     sl_code rc = mine && ops ? ops->finish(p->slab, NULL) : SL_OK;
-    bool stuck = rc == SL_TIMEOUT; /* the device may use the memory still, and to give it back would wait without a deadline */
+    /* the device may use the memory still, and to give it back would wait without a
+     * deadline */
+    bool stuck = rc == SL_TIMEOUT;
     if (mine && p->owned) {
         atomic_store(&p->block->closed, 1);
         wake_senders(p);
-    } else if (mine && p->peer && !rc) { /* else the holds end with the process, as its broken device does */
+        /* else the holds end with the process, as its broken device does */
+    } else if (mine && p->peer && !rc) {
         end_own_holds(p);
     }
     if (mine && p->slab && !stuck) p->device->close(p->slab);
@@ -392,9 +440,13 @@ sl_code sl_pool_pin(sl_pool *p, sl_err *err)
     const sl_slab_ops *ops = atomic_load(&cuda);
     sl_code rc;
     if (p->device || p->pinner) return SL_OK;
-    if (!ops) return sl_fail(err, SL_CUDA, "pool %s: to be pinned, and no CUDA plug-in is in use", p->name);
-    atomic_store(&p->block->pinned, 1); /* before: from the first copy on, a slot rests after a death */
-    if ((rc = ops->pin(p->data, (size_t)p->slots * p->slot_bytes, err))) return sl_context(err, rc, "pool %s", p->name);
+    if (!ops)
+        return sl_fail(err, SL_CUDA, "pool %s: to be pinned, and no CUDA plug-in is in use",
+                       p->name);
+    /* before: from the first copy on, a slot rests after a death */
+    atomic_store(&p->block->pinned, 1);
+    if ((rc = ops->pin(p->data, (size_t)p->slots * p->slot_bytes, err)))
+        return sl_context(err, rc, "pool %s", p->name);
     p->pinner = ops;
     return SL_OK;
 }

@@ -1,4 +1,5 @@
-/* log.c - one line a message on stderr: composing it in one buffer and writing it at once. */
+/* log.c - one line a message on stderr: composing it in one buffer and writing it at
+ * once. */
 #include "common/log.h"
 
 #include <errno.h>
@@ -36,8 +37,9 @@ static int line_head(char *line, size_t size, sl_log_level level)
     struct tm tm;
     clock_gettime(CLOCK_REALTIME, &now);
     localtime_r(&now.tv_sec, &tm);
-    return snprintf(line, size, "%02d:%02d:%02d.%03d %s[%d] %s: ", tm.tm_hour, tm.tm_min, tm.tm_sec, (int)(now.tv_nsec / 1000000),
-                    log_name, (int)getpid(), sl_log_level_name(level));
+    return snprintf(line, size, "%02d:%02d:%02d.%03d %s[%d] %s: ", tm.tm_hour, tm.tm_min, tm.tm_sec,
+                    (int)(now.tv_nsec / 1000000), log_name, (int)getpid(),
+                    sl_log_level_name(level));
 }
 
 void sl_log(sl_log_level level, const char *fmt, ...)
@@ -52,7 +54,8 @@ void sl_log(sl_log_level level, const char *fmt, ...)
     va_start(ap, fmt);
     int n = vsnprintf(line + head, sizeof line - head, fmt, ap);
     va_end(ap);
-    if (n < 0) n = snprintf(line + head, sizeof line - head, "(a message that cannot be formatted)");
+    if (n < 0)
+        n = snprintf(line + head, sizeof line - head, "(a message that cannot be formatted)");
     end = head + (size_t)n;
     if (end > room) {
         end = room;

@@ -2,9 +2,10 @@
  *
  *     12:34:56.789 denoise[4711] info: step 12 of 50, 2.9 s
  *
- * Local time, the process's name and id, the level, the text. A line leaves in one write(2), so lines of processes
- * that share a terminal or a pipe stay whole. Control characters in the text become spaces: a message is one line.
- * Library functions do not log, they return errors; programs log. Every function may be called from any thread
+ * Local time, the process's name and id, the level, the text. A line leaves in one
+ * write(2), so lines of processes that share a terminal or a pipe stay whole. Control
+ * characters in the text become spaces: a message is one line. Library functions do not
+ * log, they return errors; programs log. Every function may be called from any thread
  * (sl_log_open while no other thread logs). errno is kept. */
 #ifndef SL_LOG_H
 #define SL_LOG_H
@@ -23,9 +24,11 @@ typedef enum {
         SL_LOG_LEVEL_COUNT
 } sl_log_level;
 
-#define SL_LOG_LINE 2048 /* bytes of the longest line, its newline included; a longer message ends in "..." */
+/* bytes of the longest line, its newline included; a longer message ends in "..." */
+#define SL_LOG_LINE 2048
 
-/* Set the name (cut to 31 bytes, copied) and the last level shown. Before the first call: "sluice", info. */
+/* Set the name (cut to 31 bytes, copied) and the last level shown. Before the first call:
+ * "sluice", info. */
 void sl_log_open(const char *name, sl_log_level level);
 
 void sl_log(sl_log_level level, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
@@ -36,7 +39,9 @@ void sl_log_err(const char *prefix, const sl_err *err);
 /* Would sl_log(level, ...) print? For messages that are dear to make. */
 bool sl_log_shows(sl_log_level level);
 
-bool sl_log_level_parse(const char *text, sl_log_level *out); /* false: none of the names above */
-const char *sl_log_level_name(sl_log_level level);            /* "info"; "?" for a number that is no level */
+/* false: none of the names above */
+bool sl_log_level_parse(const char *text, sl_log_level *out);
+/* "info"; "?" for a number that is no level */
+const char *sl_log_level_name(sl_log_level level);
 
 #endif

@@ -1,7 +1,9 @@
-/* model.c - reads a Diffusers checkpoint's configuration files and refuses what the networks here cannot run.
+/* model.c - reads a Diffusers checkpoint's configuration files and refuses what the
+ * networks here cannot run.
  *
- * Defaults are those of the constructors in diffusers 0.40 (transformer_wan.py, autoencoder_kl_wan.py,
- * scheduling_unipc_multistep.py, scheduling_flow_match_euler_discrete.py) and transformers (configuration_umt5.py,
+ * Defaults are those of the constructors in diffusers 0.40 (transformer_wan.py,
+ * autoencoder_kl_wan.py, scheduling_unipc_multistep.py,
+ * scheduling_flow_match_euler_discrete.py) and transformers (configuration_umt5.py,
  * configuration_clip.py, image_processing_clip.py). */
 #include "common/model.h"
 
@@ -14,9 +16,11 @@
 #define CONFIG_MAX (1 << 20) /* bytes of a configuration file */
 #define DIM_MAX 65536
 #define SUPPORTED "supported are Wan2.1 I2V, T2V and FLF2V and Wan2.2 I2V-A14B and T2V-A14B"
-#define NO_5B "belongs to Wan2.2 TI2V-5B, which is not supported (" SUPPORTED "; nearest in size: Wan2.1 T2V-1.3B)"
+#define NO_5B                                                                                      \
+    "belongs to Wan2.2 TI2V-5B, which is not supported (" SUPPORTED                                \
+    "; nearest in size: Wan2.1 T2V-1.3B)"
 
-/* ---- values that must be what the networks do ------------------------------------------------------ */
+/* ---- values that must be what the networks do ---- */
 
 static void want_string(sl_json_reader *r, const char *key, const char *otherwise, const char *want)
 {
@@ -30,13 +34,15 @@ static void want_string(sl_json_reader *r, const char *key, const char *otherwis
 
 static void want_bool(sl_json_reader *r, const char *key, bool otherwise, bool want)
 {
-    if (sl_json_bool(r, key, otherwise) != want) sl_json_fail(r, key, "%s", want ? "true" : "false");
+    if (sl_json_bool(r, key, otherwise) != want)
+        sl_json_fail(r, key, "%s", want ? "true" : "false");
 }
 
 static void want_int(sl_json_reader *r, const char *key, int otherwise, int want)
 {
     const json_t *v = json_object_get(r->object, key);
-    if (v ? !json_is_integer(v) || json_integer_value(v) != want : otherwise != want) sl_json_fail(r, key, "%d", want);
+    if (v ? !json_is_integer(v) || json_integer_value(v) != want : otherwise != want)
+        sl_json_fail(r, key, "%d", want);
 }
 
 static void want_null(sl_json_reader *r, const char *key)
@@ -46,8 +52,8 @@ static void want_null(sl_json_reader *r, const char *key)
 
 static void want_empty(sl_json_reader *r, const char *key)
 {
-    if (sl_json_has(r, key) &&
-        (!json_is_array(json_object_get(r->object, key)) || json_array_size(json_object_get(r->object, key))))
+    if (sl_json_has(r, key) && (!json_is_array(json_object_get(r->object, key)) ||
+                                json_array_size(json_object_get(r->object, key))))
         sl_json_fail(r, key, "[]");
 }
 
@@ -64,7 +70,8 @@ static int int_or_null(sl_json_reader *r, const char *key, int lo, int hi)
 }
 
 /* n numbers in [lo, hi] into out; what is there stays if the key is absent. */
-static void read_floats(sl_json_reader *r, const char *key, float *out, size_t n, double lo, double hi)
+static void read_floats(sl_json_reader *r, const char *key, float *out, size_t n, double lo,
+                        double hi)
 {
     const json_t *a = sl_json_array(r, key, n, "numbers");
     for (size_t i = 0; a && i < n; i++) {
@@ -91,7 +98,7 @@ static void read_ints(sl_json_reader *r, const char *key, int *out, size_t n, in
     }
 }
 
-/* ---- the configurations ------------------------------------------------------------------------------ */
+/* ---- the configurations ---- */
 
 static void read_dit(sl_json_reader *r, void *out)
 {
@@ -115,16 +122,21 @@ static void read_dit(sl_json_reader *r, void *out)
     want_bool(r, "cross_attn_norm", true, true);
     want_string(r, "qk_norm", "rms_norm_across_heads", "rms_norm_across_heads");
     read_ints(r, "patch_size", c->patch, 3, 1, 16);
-    if (c->patch[0] != 1 || c->patch[1] != 2 || c->patch[2] != 2) sl_json_fail(r, "patch_size", "[1,2,2]");
+    if (c->patch[0] != 1 || c->patch[1] != 2 || c->patch[2] != 2)
+        sl_json_fail(r, "patch_size", "[1,2,2]");
     if (c->head_dim % 2) sl_json_fail(r, "attention_head_dim", "an even number");
     if (c->freq_dim % 2) sl_json_fail(r, "freq_dim", "an even number");
     if (c->dim > DIM_MAX)
-        sl_json_fail(r, "num_attention_heads", "heads x attention_head_dim of at most %d (it is %d)", DIM_MAX, c->dim);
+        sl_json_fail(r, "num_attention_heads",
+                     "heads x attention_head_dim of at most %d (it is %d)", DIM_MAX, c->dim);
     if (!r->code && !c->image_dim != !c->added_kv_dim)
-        sl_json_fail(r, "added_kv_proj_dim", c->image_dim ? "a number, as image_dim is" : "null, as image_dim is");
+        sl_json_fail(r, "added_kv_proj_dim",
+                     c->image_dim ? "a number, as image_dim is" : "null, as image_dim is");
     if (c->added_kv_dim && c->added_kv_dim != c->dim)
-        sl_json_fail(r, "added_kv_proj_dim", "%d (num_attention_heads x attention_head_dim)", c->dim);
-    if (c->pos_embed_seq_len && !c->image_dim) sl_json_fail(r, "pos_embed_seq_len", "null, as image_dim is");
+        sl_json_fail(r, "added_kv_proj_dim", "%d (num_attention_heads x attention_head_dim)",
+                     c->dim);
+    if (c->pos_embed_seq_len && !c->image_dim)
+        sl_json_fail(r, "pos_embed_seq_len", "null, as image_dim is");
 }
 
 static void read_umt5(sl_json_reader *r, void *out)
@@ -143,7 +155,8 @@ static void read_umt5(sl_json_reader *r, void *out)
     c->max_distance = sl_json_int(r, "relative_attention_max_distance", 128, 2, 1 << 20);
     c->eps = (float)sl_json_real(r, "layer_norm_epsilon", 1e-6, 0, 1);
     if (c->buckets % 4) sl_json_fail(r, "relative_attention_num_buckets", "a multiple of 4");
-    if (c->max_distance <= c->buckets / 4) sl_json_fail(r, "relative_attention_max_distance", "more than %d", c->buckets / 4);
+    if (c->max_distance <= c->buckets / 4)
+        sl_json_fail(r, "relative_attention_max_distance", "more than %d", c->buckets / 4);
 }
 
 static void read_clip(sl_json_reader *r, void *out)
@@ -166,12 +179,15 @@ static void read_clip(sl_json_reader *r, void *out)
     c->image = sl_json_int(r, "image_size", 224, 1, 4096);
     c->eps = (float)sl_json_real(r, "layer_norm_eps", 1e-5, 0, 1);
     if (r->code) return;
-    if (c->hidden % c->heads) sl_json_fail(r, "hidden_size", "a multiple of num_attention_heads, %d", c->heads);
-    if (c->image % c->patch) sl_json_fail(r, "image_size", "a multiple of patch_size, %d", c->patch);
+    if (c->hidden % c->heads)
+        sl_json_fail(r, "hidden_size", "a multiple of num_attention_heads, %d", c->heads);
+    if (c->image % c->patch)
+        sl_json_fail(r, "image_size", "a multiple of patch_size, %d", c->patch);
 }
 
 /* A size that is an integer or an object; a and b are the object's keys. */
-static void read_size(sl_json_reader *r, const char *key, const char *a, int *x, const char *b, int *y)
+static void read_size(sl_json_reader *r, const char *key, const char *a, int *x, const char *b,
+                      int *y)
 {
     const json_t *v = json_object_get(r->object, key);
     char file[SL_PATH + 32];
@@ -190,7 +206,8 @@ static void read_size(sl_json_reader *r, const char *key, const char *a, int *x,
 static void read_processor(sl_json_reader *r, void *out)
 {
     sl_clip_config *c = out;
-    static const char *const STEPS[] = {"do_convert_rgb", "do_resize", "do_center_crop", "do_rescale", "do_normalize"};
+    static const char *const STEPS[] = {"do_convert_rgb", "do_resize", "do_center_crop",
+                                        "do_rescale", "do_normalize"};
     int unused = c->shortest_edge;
     for (size_t i = 0; i < sizeof STEPS / sizeof STEPS[0]; i++) want_bool(r, STEPS[i], true, true);
     want_int(r, "resample", 3, 3);
@@ -200,17 +217,20 @@ static void read_processor(sl_json_reader *r, void *out)
     read_floats(r, "image_std", c->std, 3, 1e-6, 1e3);
     c->rescale = (float)sl_json_real(r, "rescale_factor", c->rescale, 0, 1);
     if (c->crop_h != c->image || c->crop_w != c->image)
-        sl_json_fail(r, "crop_size", "%d x %d, the image_size of the image encoder", c->image, c->image);
+        sl_json_fail(r, "crop_size", "%d x %d, the image_size of the image encoder", c->image,
+                     c->image);
     if (c->shortest_edge < c->image) sl_json_fail(r, "size", "at least crop_size, %d", c->image);
 }
 
 static void read_vae(sl_json_reader *r, void *out)
 {
     sl_vae_config *c = out;
-    static const float MEAN[16] = {-0.7571f, -0.7089f, -0.9113f, 0.1075f,  -0.1745f, 0.9653f,  -0.1517f, 1.5508f,
-                                   0.4134f,  -0.0715f, 0.5517f,  -0.3632f, -0.1922f, -0.9497f, 0.2503f,  -0.2921f};
-    static const float STD[16] = {2.8184f, 1.4541f, 2.3275f, 2.6558f, 1.2196f, 1.7708f, 2.6052f, 2.0743f,
-                                  3.2687f, 2.1526f, 2.8652f, 1.5579f, 1.6382f, 1.1253f, 2.8251f, 1.9160f};
+    static const float MEAN[16] = {-0.7571f, -0.7089f, -0.9113f, 0.1075f,  -0.1745f, 0.9653f,
+                                   -0.1517f, 1.5508f,  0.4134f,  -0.0715f, 0.5517f,  -0.3632f,
+                                   -0.1922f, -0.9497f, 0.2503f,  -0.2921f};
+    static const float STD[16] = {2.8184f, 1.4541f, 2.3275f, 2.6558f, 1.2196f, 1.7708f,
+                                  2.6052f, 2.0743f, 3.2687f, 2.1526f, 2.8652f, 1.5579f,
+                                  1.6382f, 1.1253f, 2.8251f, 1.9160f};
     int time = 1;
     *c = (sl_vae_config){.mult = {1, 2, 4, 4}, .temporal_down = {false, true, true}};
     want_class(r, "AutoencoderKLWan");
@@ -227,14 +247,16 @@ static void read_vae(sl_json_reader *r, void *out)
     read_ints(r, "dim_mult", c->mult, 4, 1, 64);
     const json_t *down = sl_json_array(r, "temperal_downsample", 3, "booleans"); /* spelt so */
     for (size_t i = 0; down && i < 3; i++) {
-        if (!json_is_boolean(json_array_get(down, i))) sl_json_fail(r, "temperal_downsample", "3 booleans");
+        if (!json_is_boolean(json_array_get(down, i)))
+            sl_json_fail(r, "temperal_downsample", "3 booleans");
         c->temporal_down[i] = json_is_true(json_array_get(down, i));
     }
     for (int i = 0; i < 3; i++) time *= c->temporal_down[i] ? 2 : 1;
     c->scale_t = sl_json_int(r, "scale_factor_temporal", 4, 1, 64);
     c->scale_hw = sl_json_int(r, "scale_factor_spatial", 8, 1, 64);
     if (c->scale_t != 4) sl_json_fail(r, "scale_factor_temporal", "4");
-    if (time != 4) sl_json_fail(r, "temperal_downsample", "two true values (scale_factor_temporal 4)");
+    if (time != 4)
+        sl_json_fail(r, "temperal_downsample", "two true values (scale_factor_temporal 4)");
     if (c->scale_hw != 8) sl_json_fail(r, "scale_factor_spatial", "8");
     for (int i = 0; i < 4; i++)
         if (c->mult[i] * (c->base > c->decoder_base ? c->base : c->decoder_base) > DIM_MAX)
@@ -242,8 +264,10 @@ static void read_vae(sl_json_reader *r, void *out)
     for (int i = 0; i < 16; i++) c->mean[i] = MEAN[i], c->std[i] = STD[i];
     read_floats(r, "latents_mean", c->mean, (size_t)c->z, -1e6, 1e6);
     read_floats(r, "latents_std", c->std, (size_t)c->z, 1e-6, 1e6);
-    if (c->z != 16 && !json_object_get(r->object, "latents_mean")) sl_json_fail(r, "latents_mean", "%d numbers (z_dim)", c->z);
-    if (c->z != 16 && !json_object_get(r->object, "latents_std")) sl_json_fail(r, "latents_std", "%d numbers (z_dim)", c->z);
+    if (c->z != 16 && !json_object_get(r->object, "latents_mean"))
+        sl_json_fail(r, "latents_mean", "%d numbers (z_dim)", c->z);
+    if (c->z != 16 && !json_object_get(r->object, "latents_std"))
+        sl_json_fail(r, "latents_std", "%d numbers (z_dim)", c->z);
 }
 
 static void read_scheduler(sl_json_reader *r, void *out)
@@ -270,7 +294,9 @@ static void read_scheduler(sl_json_reader *r, void *out)
         want_bool(r, "invert_sigmas", false, false);
         want_bool(r, "stochastic_sampling", false, false);
         c->flow_shift = sl_json_real(r, "shift", 1, 0.01, 1000);
-    } else sl_json_fail(r, "_class_name", "UniPCMultistepScheduler or FlowMatchEulerDiscreteScheduler");
+    } else
+        sl_json_fail(r, "_class_name",
+                     "UniPCMultistepScheduler or FlowMatchEulerDiscreteScheduler");
     want_bool(r, "use_karras_sigmas", false, false);
     want_bool(r, "use_exponential_sigmas", false, false);
     want_bool(r, "use_beta_sigmas", false, false);
@@ -280,18 +306,18 @@ static void read_scheduler(sl_json_reader *r, void *out)
     c->train_timesteps = 1000;
 }
 
-/* ---- from text ----------------------------------------------------------------------------------------- */
+/* ---- from text ---- */
 
-#define PARSE(function, type, read)                                                                                                \
-    sl_code function(type *out, const char *json, size_t length, const char *name, sl_err *err)                                    \
-    {                                                                                                                              \
-        json_t *root;                                                                                                              \
-        sl_code rc = sl_json_parse(&root, json, length, name, err);                                                                \
-        if (rc) return rc;                                                                                                         \
-        sl_json_reader r = {root, name, err, SL_OK};                                                                               \
-        read(&r, out);                                                                                                             \
-        json_decref(root);                                                                                                         \
-        return r.code;                                                                                                             \
+#define PARSE(function, type, read)                                                                \
+    sl_code function(type *out, const char *json, size_t length, const char *name, sl_err *err)    \
+    {                                                                                              \
+        json_t *root;                                                                              \
+        sl_code rc = sl_json_parse(&root, json, length, name, err);                                \
+        if (rc) return rc;                                                                         \
+        sl_json_reader r = {root, name, err, SL_OK};                                               \
+        read(&r, out);                                                                             \
+        json_decref(root);                                                                         \
+        return r.code;                                                                             \
     }
 PARSE(sl_model_parse_dit, sl_dit_config, read_dit)
 PARSE(sl_model_parse_umt5, sl_umt5_config, read_umt5)
@@ -300,9 +326,10 @@ PARSE(sl_model_parse_processor, sl_clip_config, read_processor)
 PARSE(sl_model_parse_vae, sl_vae_config, read_vae)
 PARSE(sl_model_parse_scheduler, sl_scheduler_config, read_scheduler)
 
-/* ---- the folder ---------------------------------------------------------------------------------------- */
+/* ---- the folder ---- */
 
-/* Class of a component in model_index.json, one of a NULL-ended list; NULL if the component is null or absent. */
+/* Class of a component in model_index.json, one of a NULL-ended list; NULL if the
+ * component is null or absent. */
 static const char *component(sl_json_reader *index, const char *key, const char *const *classes)
 {
     const json_t *pair = json_object_get(index->object, key);
@@ -311,8 +338,11 @@ static const char *component(sl_json_reader *index, const char *key, const char 
     const json_t *class = json_array_get(pair, 1);
     if (json_array_size(pair) == 2 && json_is_null(class)) return NULL;
     for (int i = 0; classes[i]; i++) {
-        if (json_array_size(pair) == 2 && json_is_string(class) && !strcmp(json_string_value(class), classes[i])) return classes[i];
-        snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", i ? " or " : "", classes[i]);
+        if (json_array_size(pair) == 2 && json_is_string(class) &&
+            !strcmp(json_string_value(class), classes[i]))
+            return classes[i];
+        snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", i ? " or " : "",
+                 classes[i]);
     }
     sl_json_fail(index, key, "[library, class] with class %s", list);
     return NULL;
@@ -326,7 +356,8 @@ static void must_have(sl_json_reader *index, const char *key, const char *class)
 typedef void read_fn(sl_json_reader *r, void *out);
 
 /* Read DIR/file through `read`; the error is kept in `first`, once. */
-static void read_file(sl_json_reader *first, const char *dir, const char *file, read_fn *read, void *out)
+static void read_file(sl_json_reader *first, const char *dir, const char *file, read_fn *read,
+                      void *out)
 {
     char path[SL_PATH + 64];
     json_t *root;
@@ -339,53 +370,71 @@ static void read_file(sl_json_reader *first, const char *dir, const char *file, 
     json_decref(root);
 }
 
-/* "DIR/FILE: KEY is FOUND, want WANT (WHY)" unless found == want or something failed before. */
-static void want_equal(sl_json_reader *first, const sl_model *m, const char *file, const char *key, int found, int want,
-                       const char *why)
+/* "DIR/FILE: KEY is FOUND, want WANT (WHY)" unless found == want or something failed
+ * before. */
+static void want_equal(sl_json_reader *first, const sl_model *m, const char *file, const char *key,
+                       int found, int want, const char *why)
 {
     if (!first->code && found != want)
-        first->code = sl_fail(first->err, SL_FORMAT, "%s/%s: %s is %d, want %d (%s)", m->dir, file, key, found, want, why);
+        first->code = sl_fail(first->err, SL_FORMAT, "%s/%s: %s is %d, want %d (%s)", m->dir, file,
+                              key, found, want, why);
 }
 
 /* What the networks of one checkpoint must agree on. */
 static void check_together(sl_json_reader *first, const sl_model *m)
 {
     static const char *const FILES[2] = {"transformer/config.json", "transformer_2/config.json"};
-    int clip_tokens = m->has_clip ? (m->clip.image / m->clip.patch) * (m->clip.image / m->clip.patch) + 1 : 0;
+    int clip_tokens =
+        m->has_clip ? (m->clip.image / m->clip.patch) * (m->clip.image / m->clip.patch) + 1 : 0;
     for (int i = 0; i < m->experts; i++) {
         const sl_dit_config *d = &m->dit[i];
-        want_equal(first, m, FILES[i], "out_channels", d->out_channels, m->vae.z, "z_dim of the VAE");
+        want_equal(first, m, FILES[i], "out_channels", d->out_channels, m->vae.z,
+                   "z_dim of the VAE");
         if (m->takes_image)
-            want_equal(first, m, FILES[i], "in_channels", d->in_channels, 2 * m->vae.z + m->vae.scale_t,
+            want_equal(first, m, FILES[i], "in_channels", d->in_channels,
+                       2 * m->vae.z + m->vae.scale_t,
                        "WanImageToVideoPipeline: latents, mask and condition");
-        else want_equal(first, m, FILES[i], "in_channels", d->in_channels, m->vae.z, "WanPipeline: latents alone");
-        want_equal(first, m, FILES[i], "text_dim", d->text_dim, m->umt5.d_model, "d_model of the text encoder");
+        else
+            want_equal(first, m, FILES[i], "in_channels", d->in_channels, m->vae.z,
+                       "WanPipeline: latents alone");
+        want_equal(first, m, FILES[i], "text_dim", d->text_dim, m->umt5.d_model,
+                   "d_model of the text encoder");
         if (m->has_clip)
-            want_equal(first, m, FILES[i], "image_dim", d->image_dim, m->clip.hidden, "hidden_size of the image encoder");
+            want_equal(first, m, FILES[i], "image_dim", d->image_dim, m->clip.hidden,
+                       "hidden_size of the image encoder");
         if (d->pos_embed_seq_len)
-            want_equal(first, m, FILES[i], "pos_embed_seq_len", d->pos_embed_seq_len, 2 * clip_tokens, "tokens of two pictures");
+            want_equal(first, m, FILES[i], "pos_embed_seq_len", d->pos_embed_seq_len,
+                       2 * clip_tokens, "tokens of two pictures");
         if (i == 0) continue;
-        want_equal(first, m, FILES[i], "attention_head_dim", d->head_dim, m->dit[0].head_dim, "as in transformer/config.json");
-        want_equal(first, m, FILES[i], "image_dim", d->image_dim, m->dit[0].image_dim, "as in transformer/config.json");
-        want_equal(first, m, FILES[i], "pos_embed_seq_len", d->pos_embed_seq_len, m->dit[0].pos_embed_seq_len,
+        want_equal(first, m, FILES[i], "attention_head_dim", d->head_dim, m->dit[0].head_dim,
                    "as in transformer/config.json");
-        want_equal(first, m, FILES[i], "rope_max_seq_len", d->rope_max, m->dit[0].rope_max, "as in transformer/config.json");
+        want_equal(first, m, FILES[i], "image_dim", d->image_dim, m->dit[0].image_dim,
+                   "as in transformer/config.json");
+        want_equal(first, m, FILES[i], "pos_embed_seq_len", d->pos_embed_seq_len,
+                   m->dit[0].pos_embed_seq_len, "as in transformer/config.json");
+        want_equal(first, m, FILES[i], "rope_max_seq_len", d->rope_max, m->dit[0].rope_max,
+                   "as in transformer/config.json");
     }
 }
 
-/* Everything that model_index.json says: the scheduler's class, whether there are an image encoder and its processor. */
-static void read_index(sl_json_reader *r, sl_model *m, const char **scheduler, bool *clip, bool *processor)
+/* Everything that model_index.json says: the scheduler's class, whether there are an
+ * image encoder and its processor. */
+static void read_index(sl_json_reader *r, sl_model *m, const char **scheduler, bool *clip,
+                       bool *processor)
 {
-    static const char *const DIT[] = {"WanTransformer3DModel", NULL}, *const VAE[] = {"AutoencoderKLWan", NULL},
-                             *const TEXT[] = {"UMT5EncoderModel", NULL},
-                             *const CLIP[] = {"CLIPVisionModel", "CLIPVisionModelWithProjection", NULL},
-                             *const PROCESSOR[] = {"CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil", NULL},
-                             *const TOKENIZER[] = {"T5TokenizerFast", "T5Tokenizer", NULL},
-                             *const SCHEDULER[] = {"UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler", NULL};
+    static const char *const
+        DIT[] = {"WanTransformer3DModel", NULL},
+        *const VAE[] = {"AutoencoderKLWan", NULL}, *const TEXT[] = {"UMT5EncoderModel", NULL},
+        *const CLIP[] = {"CLIPVisionModel", "CLIPVisionModelWithProjection", NULL},
+        *const PROCESSOR[] = {"CLIPImageProcessor", "CLIPImageProcessorFast",
+                              "CLIPImageProcessorPil", NULL},
+        *const TOKENIZER[] = {"T5TokenizerFast", "T5Tokenizer", NULL},
+        *const SCHEDULER[] = {"UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler", NULL};
     const char *class = sl_json_string(r, "_class_name", "");
     if (strcmp(class, "WanImageToVideoPipeline") && strcmp(class, "WanPipeline"))
         sl_json_fail(r, "_class_name", "WanImageToVideoPipeline or WanPipeline (" SUPPORTED ")");
-    if (sl_json_bool(r, "expand_timesteps", false)) sl_json_fail(r, "expand_timesteps", "false: it " NO_5B);
+    if (sl_json_bool(r, "expand_timesteps", false))
+        sl_json_fail(r, "expand_timesteps", "false: it " NO_5B);
     if (r->code) return;
     snprintf(m->pipeline, sizeof m->pipeline, "%s", class);
     m->takes_image = !strcmp(class, "WanImageToVideoPipeline");
@@ -400,9 +449,11 @@ static void read_index(sl_json_reader *r, sl_model *m, const char **scheduler, b
     if (m->experts == 1 && sl_json_has(r, "boundary_ratio"))
         sl_json_fail(r, "boundary_ratio", "null, as there is no transformer_2");
     if (m->experts == 2) {
-        m->boundary_ratio = sl_json_has(r, "boundary_ratio") ? sl_json_real(r, "boundary_ratio", 0, 0, 1) : 0;
+        m->boundary_ratio =
+            sl_json_has(r, "boundary_ratio") ? sl_json_real(r, "boundary_ratio", 0, 0, 1) : 0;
         if (!(m->boundary_ratio > 0 && m->boundary_ratio < 1))
-            sl_json_fail(r, "boundary_ratio", "a number between 0 and 1, as there is a transformer_2");
+            sl_json_fail(r, "boundary_ratio",
+                         "a number between 0 and 1, as there is a transformer_2");
     }
 }
 
@@ -415,14 +466,16 @@ sl_code sl_model_open(sl_model *m, const char *dir, sl_err *err)
 
     *m = (sl_model){0};
     if (strlen(dir) >= sizeof m->dir)
-        return sl_fail(err, SL_ARG, "model: path of %zu bytes, want at most %d", strlen(dir), SL_PATH - 1);
+        return sl_fail(err, SL_ARG, "model: path of %zu bytes, want at most %d", strlen(dir),
+                       SL_PATH - 1);
     snprintf(m->dir, sizeof m->dir, "%s", dir);
     snprintf(path, sizeof path, "%s/model_index.json", dir);
     if (access(path, F_OK))
-        return sl_fail(err, SL_SYS,
-                       "%s: holds no model_index.json, want a checkpoint folder in the Diffusers layout "
-                       "(as Wan2.1-I2V-14B-720P-Diffusers)",
-                       dir);
+        return sl_fail(
+            err, SL_SYS,
+            "%s: holds no model_index.json, want a checkpoint folder in the Diffusers layout "
+            "(as Wan2.1-I2V-14B-720P-Diffusers)",
+            dir);
     sl_json_reader r = {NULL, path, err, sl_json_read(&root, path, CONFIG_MAX, err)};
     if (r.code) return r.code;
     r.object = root;
@@ -432,16 +485,21 @@ sl_code sl_model_open(sl_model *m, const char *dir, sl_err *err)
     read_file(&r, dir, "vae/config.json", read_vae, &m->vae);
     read_file(&r, dir, "text_encoder/config.json", read_umt5, &m->umt5);
     read_file(&r, dir, "scheduler/scheduler_config.json", read_scheduler, &m->scheduler);
-    if (!r.code &&
-        strcmp(scheduler, m->scheduler.kind == SL_SAMPLER_UNIPC ? "UniPCMultistepScheduler" : "FlowMatchEulerDiscreteScheduler"))
+    if (!r.code && strcmp(scheduler, m->scheduler.kind == SL_SAMPLER_UNIPC
+                                         ? "UniPCMultistepScheduler"
+                                         : "FlowMatchEulerDiscreteScheduler"))
         sl_json_fail(&r, "scheduler", "the class that scheduler/scheduler_config.json names");
 
     m->has_clip = m->dit[0].image_dim > 0;
     m->takes_last_image = m->dit[0].pos_embed_seq_len > 0;
     if (m->has_clip && !m->takes_image)
-        sl_json_fail(&r, "_class_name", "WanImageToVideoPipeline, as transformer/config.json has an image_dim");
-    if (m->has_clip && !clip) sl_json_fail(&r, "image_encoder", "a component, as transformer/config.json has an image_dim");
-    if (m->has_clip && !processor) sl_json_fail(&r, "image_processor", "a component, as there is an image_encoder");
+        sl_json_fail(&r, "_class_name",
+                     "WanImageToVideoPipeline, as transformer/config.json has an image_dim");
+    if (m->has_clip && !clip)
+        sl_json_fail(&r, "image_encoder",
+                     "a component, as transformer/config.json has an image_dim");
+    if (m->has_clip && !processor)
+        sl_json_fail(&r, "image_processor", "a component, as there is an image_encoder");
     if (m->has_clip) {
         read_file(&r, dir, "image_encoder/config.json", read_clip, &m->clip);
         read_file(&r, dir, "image_processor/preprocessor_config.json", read_processor, &m->clip);

@@ -1,7 +1,9 @@
-/* model.h - what a Diffusers checkpoint folder says about itself: which pipeline, which networks, which sizes.
+/* model.h - what a Diffusers checkpoint folder says about itself: which pipeline, which
+ * networks, which sizes.
  *
- * sl_model_open reads model_index.json and each component's config.json (spec 1.2-1.7), fills in diffusers' defaults for keys
- * that are absent, and refuses what this program cannot run, naming file, key, value and what it wants. It opens no weights. */
+ * sl_model_open reads model_index.json and each component's config.json (spec 1.2-1.7),
+ * fills in diffusers' defaults for keys that are absent, and refuses what this program
+ * cannot run, naming file, key, value and what it wants. It opens no weights. */
 #ifndef SL_MODEL_H
 #define SL_MODEL_H
 
@@ -68,17 +70,25 @@ typedef struct {
     sl_scheduler_config scheduler;
 } sl_model;
 
-/* Read the configs under `dir`. *out is plain data. Errors: SL_SYS missing file; SL_FORMAT/SL_ARG with file, key, found, wanted. */
+/* Read the configs under `dir`. *out is plain data. Errors: SL_SYS missing file;
+ * SL_FORMAT/SL_ARG with file, key, found, wanted. */
 sl_code sl_model_open(sl_model *out, const char *dir, sl_err *err);
 
-/* Fill one config from JSON text, as sl_model_open does (fuzz targets and tests). `name` stands for the file in messages. */
-sl_code sl_model_parse_dit(sl_dit_config *out, const char *json, size_t length, const char *name, sl_err *err);
-sl_code sl_model_parse_umt5(sl_umt5_config *out, const char *json, size_t length, const char *name, sl_err *err);
+/* Fill one config from JSON text, as sl_model_open does (fuzz targets and tests). `name`
+ * stands for the file in messages. */
+sl_code sl_model_parse_dit(sl_dit_config *out, const char *json, size_t length, const char *name,
+                           sl_err *err);
+sl_code sl_model_parse_umt5(sl_umt5_config *out, const char *json, size_t length, const char *name,
+                            sl_err *err);
 /* config.json of the tower; the fields of preprocessor_config.json get their defaults. */
-sl_code sl_model_parse_clip(sl_clip_config *out, const char *json, size_t length, const char *name, sl_err *err);
+sl_code sl_model_parse_clip(sl_clip_config *out, const char *json, size_t length, const char *name,
+                            sl_err *err);
 /* preprocessor_config.json, into a configuration that sl_model_parse_clip has filled. */
-sl_code sl_model_parse_processor(sl_clip_config *out, const char *json, size_t length, const char *name, sl_err *err);
-sl_code sl_model_parse_vae(sl_vae_config *out, const char *json, size_t length, const char *name, sl_err *err);
-sl_code sl_model_parse_scheduler(sl_scheduler_config *out, const char *json, size_t length, const char *name, sl_err *err);
+sl_code sl_model_parse_processor(sl_clip_config *out, const char *json, size_t length,
+                                 const char *name, sl_err *err);
+sl_code sl_model_parse_vae(sl_vae_config *out, const char *json, size_t length, const char *name,
+                           sl_err *err);
+sl_code sl_model_parse_scheduler(sl_scheduler_config *out, const char *json, size_t length,
+                                 const char *name, sl_err *err);
 
 #endif

@@ -1,13 +1,15 @@
-/* picture.c - picture files to 8-bit RGB: headers are read here, pixels are decoded by libavcodec, colours are converted as
- * Pillow's libraries do.
+/* picture.c - picture files to 8-bit RGB: headers are read here, pixels are decoded by
+ * libavcodec, colours are converted as Pillow's libraries do.
  *
- * The header decides what is tried at all: its size is checked before anything is allocated, and a file that does not reach its own
- * end mark is refused, since decoders fill what is missing with grey. The whole file then goes to the decoder as one packet.
+ * The header decides what is tried at all: its size is checked before anything is
+ * allocated, and a file that does not reach its own end mark is refused, since decoders
+ * fill what is missing with grey. The whole file then goes to the decoder as one packet.
  *
- * Colour: Pillow shows what libjpeg-turbo and libwebp make of chroma ("fancy" upsampling, their own fixed-point matrices); swscale
- * rounds differently and sites chroma elsewhere. jpeg_rgb and webp_rgb below are those libraries' arithmetic (jdsample.c and
- * jdcolor.c; dsp/upsampling.c and dsp/yuv.h). PNG, BMP and lossless and lossy WebP come out byte for byte as Pillow's; of JPEG see
- * JPEG_IDCT. */
+ * Colour: Pillow shows what libjpeg-turbo and libwebp make of chroma ("fancy" upsampling,
+ * their own fixed-point matrices); swscale rounds differently and sites chroma elsewhere.
+ * jpeg_rgb and webp_rgb below are those libraries' arithmetic (jdsample.c and jdcolor.c;
+ * dsp/upsampling.c and dsp/yuv.h). PNG, BMP and lossless and lossy WebP come out byte for
+ * byte as Pillow's; of JPEG see JPEG_IDCT. */
 #include "common/picture.h"
 
 #include <errno.h>
@@ -22,15 +24,17 @@
 #include <libavutil/pixdesc.h>
 #include <libswscale/swscale.h>
 
-/* libjpeg's own integer transform works down first, libavcodec's copy of it across first; its floating-point one comes closest:
- * against Pillow 1.8 % of the samples of a grey JPEG and 2.4 to 3.5 % of the bytes of coloured ones differ, by 1 (a few by 2), mean
- * 0.03. On grey.jpg, 420.jpg and 444.jpg of the tests: this one 1.8, 2.4, 2.8 %; FF_IDCT_INT 2.1, 3.3, 3.6 %; the default 2.6, 2.9,
- * 4.1 %. */
+/* libjpeg's own integer transform works down first, libavcodec's copy of it across first;
+ * its floating-point one comes closest: against Pillow 1.8 % of the samples of a grey
+ * JPEG and 2.4 to 3.5 % of the bytes of coloured ones differ, by 1 (a few by 2), mean
+ * 0.03. On grey.jpg, 420.jpg and 444.jpg of the tests: this one 1.8, 2.4, 2.8 %;
+ * FF_IDCT_INT 2.1, 3.3, 3.6 %; the default 2.6, 2.9, 4.1 %. */
 #define JPEG_IDCT FF_IDCT_FAAN
 
 typedef enum { PNG, JPEG, WEBP, BMP } kind;
 static const char *const KIND_NAMES[] = {"PNG", "JPEG", "WebP", "BMP"};
-static const enum AVCodecID KIND_CODECS[] = {AV_CODEC_ID_PNG, AV_CODEC_ID_MJPEG, AV_CODEC_ID_WEBP, AV_CODEC_ID_BMP};
+static const enum AVCodecID KIND_CODECS[] = {AV_CODEC_ID_PNG, AV_CODEC_ID_MJPEG, AV_CODEC_ID_WEBP,
+                                             AV_CODEC_ID_BMP};
 
 /* What the file says of itself before its pixels. */
 typedef struct {
@@ -77,7 +81,8 @@ static uint32_t le32(const uint8_t *p)
     return le16(p + 2) << 16 | le16(p);
 }
 
-/* The orientation (tag 0x112) in the first directory of a TIFF block; 1 if it is not there or nonsense. */
+/* The orientation (tag 0x112) in the first directory of a TIFF block; 1 if it is not
+ * there or nonsense. */
 static int exif_orientation(span s)
 {
     if (starts(s, 0, "Exif\0\0", 6)) s = (span){s.at + 6, s.n - 6};
@@ -104,7 +109,8 @@ static void png_header(header *h, span s)
     for (size_t at = 8; has(s, at, 12);) {
         size_t n = be32(s.at + at);
         if (!has(s, at, 12 + n)) return;
-        if (starts(s, at + 4, "eXIf", 4)) h->orientation = exif_orientation((span){s.at + at + 8, n});
+        if (starts(s, at + 4, "eXIf", 4))
+            h->orientation = exif_orientation((span){s.at + at + 8, n});
         if (starts(s, at + 4, "IEND", 4)) {
             h->whole = true;
             return;
@@ -113,11 +119,14 @@ static void png_header(header *h, span s)
     }
 }
 
-/* The first marker that is neither a stuffed byte nor a restart, from `at` on; the end if there is none. */
+/* The first marker that is neither a stuffed byte nor a restart, from `at` on; the end if
+ * there is none. */
 static size_t after_scan(span s, size_t at)
 {
     for (; at + 1 < s.n; at++)
-        if (s.at[at] == 0xff && s.at[at + 1] != 0 && s.at[at + 1] != 0xff && (s.at[at + 1] & 0xf8) != 0xd0) return at;
+        if (s.at[at] == 0xff && s.at[at + 1] != 0 && s.at[at + 1] != 0xff &&
+            (s.at[at + 1] & 0xf8) != 0xd0)
+            return at;
     return s.n;
 }
 
@@ -146,7 +155,8 @@ static void jpeg_header(header *h, span s)
             h->h = be16(s.at + at + 5);
             h->w = be16(s.at + at + 7);
         }
-        if (mark == 0xe1 && starts(s, at + 4, "Exif\0\0", 6)) h->orientation = exif_orientation((span){s.at + at + 4, n - 2});
+        if (mark == 0xe1 && starts(s, at + 4, "Exif\0\0", 6))
+            h->orientation = exif_orientation((span){s.at + at + 4, n - 2});
         at += 2 + n;
         if (mark == 0xda) {
             scan = true;
@@ -196,7 +206,8 @@ static void bmp_header(header *h, span s)
     }
 }
 
-/* A name for what people take for a picture and this does not read; NULL for anything else. */
+/* A name for what people take for a picture and this does not read; NULL for anything
+ * else. */
 static const char *stranger(span s)
 {
     if (starts(s, 0, "GIF8", 4)) return "a GIF";
@@ -212,7 +223,9 @@ static const char *stranger(span s)
 static sl_code read_header(header *h, span s, const char *name, sl_err *err)
 {
     *h = (header){.orientation = 1};
-    if (!s.n) return sl_fail(err, SL_FORMAT, "%s: the file is empty, want a picture (PNG, JPEG, WebP or BMP)", name);
+    if (!s.n)
+        return sl_fail(err, SL_FORMAT,
+                       "%s: the file is empty, want a picture (PNG, JPEG, WebP or BMP)", name);
     if (starts(s, 0, "\x89PNG\r\n\x1a\n", 8)) {
         h->kind = PNG;
         png_header(h, s);
@@ -221,22 +234,27 @@ static sl_code read_header(header *h, span s, const char *name, sl_err *err)
         jpeg_header(h, s);
     } else if (starts(s, 0, "RIFF", 4) && starts(s, 8, "WEBP", 4)) {
         h->kind = WEBP;
-        if (!webp_header(h, s)) return sl_fail(err, SL_FORMAT, "%s: an animated WebP, want a still picture", name);
+        if (!webp_header(h, s))
+            return sl_fail(err, SL_FORMAT, "%s: an animated WebP, want a still picture", name);
     } else if (starts(s, 0, "BM", 2) && has(s, 14, 12)) {
         h->kind = BMP;
         bmp_header(h, s);
     } else {
         const char *what = stranger(s);
-        return sl_fail(err, SL_FORMAT, "%s: %s, want a picture (PNG, JPEG, WebP or BMP)", name, what ? what : "not a picture");
+        return sl_fail(err, SL_FORMAT, "%s: %s, want a picture (PNG, JPEG, WebP or BMP)", name,
+                       what ? what : "not a picture");
     }
-    if (h->w > SL_PICTURE_MAX_SIDE || h->h > SL_PICTURE_MAX_SIDE || (h->w > 0 && h->h > SL_PICTURE_MAX_PIXELS / h->w))
-        return sl_fail(err, SL_FORMAT, "%s: the picture has %lldx%lld pixels, at most %d are read, %d a side", name,
-                       (long long)h->w, (long long)h->h, SL_PICTURE_MAX_PIXELS, SL_PICTURE_MAX_SIDE);
+    if (h->w > SL_PICTURE_MAX_SIDE || h->h > SL_PICTURE_MAX_SIDE ||
+        (h->w > 0 && h->h > SL_PICTURE_MAX_PIXELS / h->w))
+        return sl_fail(
+            err, SL_FORMAT, "%s: the picture has %lldx%lld pixels, at most %d are read, %d a side",
+            name, (long long)h->w, (long long)h->h, SL_PICTURE_MAX_PIXELS, SL_PICTURE_MAX_SIDE);
     if (!h->whole)
-        return sl_fail(err, SL_FORMAT, "%s: the %s picture is truncated after %zu bytes", name, KIND_NAMES[h->kind], s.n);
+        return sl_fail(err, SL_FORMAT, "%s: the %s picture is truncated after %zu bytes", name,
+                       KIND_NAMES[h->kind], s.n);
     if (h->w < 1 || h->h < 1)
-        return sl_fail(err, SL_FORMAT, "%s: the %s header says %lldx%lld pixels, want at least 1x1", name, KIND_NAMES[h->kind],
-                       (long long)h->w, (long long)h->h);
+        return sl_fail(err, SL_FORMAT, "%s: the %s header says %lldx%lld pixels, want at least 1x1",
+                       name, KIND_NAMES[h->kind], (long long)h->w, (long long)h->h);
     return SL_OK;
 }
 
@@ -249,7 +267,8 @@ static sl_code decode(AVFrame *frame, const header *h, span s, const char *name,
     sl_code rc = SL_OK;
     int e = 0;
     if (!codec) {
-        rc = sl_fail(err, SL_ARG, "%s: this libavcodec has no %s decoder", name, KIND_NAMES[h->kind]);
+        rc = sl_fail(err, SL_ARG, "%s: this libavcodec has no %s decoder", name,
+                     KIND_NAMES[h->kind]);
         goto done;
     }
     if (!c || !packet || av_new_packet(packet, (int)s.n)) {
@@ -266,12 +285,14 @@ static sl_code decode(AVFrame *frame, const header *h, span s, const char *name,
         e = avcodec_receive_frame(c, frame);
     }
     if (e == AVERROR(ENOMEM))
-        rc = sl_fail(err, SL_NOMEM, "%s: no memory for %lldx%lld pixels", name, (long long)h->w, (long long)h->h);
+        rc = sl_fail(err, SL_NOMEM, "%s: no memory for %lldx%lld pixels", name, (long long)h->w,
+                     (long long)h->h);
     else if (e < 0 || frame->decode_error_flags || (frame->flags & AV_FRAME_FLAG_CORRUPT))
-        rc = sl_fail(err, SL_FORMAT, "%s: the %s picture is damaged or of a kind that is not read", name, KIND_NAMES[h->kind]);
+        rc = sl_fail(err, SL_FORMAT, "%s: the %s picture is damaged or of a kind that is not read",
+                     name, KIND_NAMES[h->kind]);
     else if (frame->width != h->w || frame->height != h->h)
-        rc = sl_fail(err, SL_FORMAT, "%s: the header says %lldx%lld pixels, the picture has %dx%d", name, (long long)h->w,
-                     (long long)h->h, frame->width, frame->height);
+        rc = sl_fail(err, SL_FORMAT, "%s: the header says %lldx%lld pixels, the picture has %dx%d",
+                     name, (long long)h->w, (long long)h->h, frame->width, frame->height);
 done:
     av_packet_free(&packet);
     avcodec_free_context(&c);
@@ -285,10 +306,12 @@ static const struct {
     enum AVPixelFormat format;
     uint8_t bytes, r, g, b;
 } PACKED[] = {
-    {AV_PIX_FMT_RGB24, 3, 0, 1, 2},   {AV_PIX_FMT_RGBA, 4, 0, 1, 2},     {AV_PIX_FMT_RGB0, 4, 0, 1, 2},
-    {AV_PIX_FMT_BGR24, 3, 2, 1, 0},   {AV_PIX_FMT_BGRA, 4, 2, 1, 0},     {AV_PIX_FMT_BGR0, 4, 2, 1, 0},
-    {AV_PIX_FMT_ARGB, 4, 1, 2, 3},    {AV_PIX_FMT_GRAY8, 1, 0, 0, 0},    {AV_PIX_FMT_YA8, 2, 0, 0, 0},
-    {AV_PIX_FMT_RGB48BE, 6, 0, 2, 4}, {AV_PIX_FMT_RGBA64BE, 8, 0, 2, 4}, {AV_PIX_FMT_GRAY16BE, 2, 0, 0, 0},
+    {AV_PIX_FMT_RGB24, 3, 0, 1, 2},    {AV_PIX_FMT_RGBA, 4, 0, 1, 2},
+    {AV_PIX_FMT_RGB0, 4, 0, 1, 2},     {AV_PIX_FMT_BGR24, 3, 2, 1, 0},
+    {AV_PIX_FMT_BGRA, 4, 2, 1, 0},     {AV_PIX_FMT_BGR0, 4, 2, 1, 0},
+    {AV_PIX_FMT_ARGB, 4, 1, 2, 3},     {AV_PIX_FMT_GRAY8, 1, 0, 0, 0},
+    {AV_PIX_FMT_YA8, 2, 0, 0, 0},      {AV_PIX_FMT_RGB48BE, 6, 0, 2, 4},
+    {AV_PIX_FMT_RGBA64BE, 8, 0, 2, 4}, {AV_PIX_FMT_GRAY16BE, 2, 0, 0, 0},
     {AV_PIX_FMT_YA16BE, 4, 0, 0, 0},
 };
 
@@ -316,7 +339,10 @@ static bool indexed_rgb(uint8_t *rgb, const AVFrame *f)
         const uint8_t *p = f->data[0] + (ptrdiff_t)y * f->linesize[0];
         for (int x = 0; x < f->width; x++, rgb += 3) {
             uint32_t c;
-            if (bits) c = ((p[x / 8] >> (7 - x % 8) & 1) != 0) != (f->format == AV_PIX_FMT_MONOWHITE) ? 0xffffff : 0;
+            if (bits)
+                c = ((p[x / 8] >> (7 - x % 8) & 1) != 0) != (f->format == AV_PIX_FMT_MONOWHITE)
+                        ? 0xffffff
+                        : 0;
             else memcpy(&c, f->data[1] + 4 * (size_t)p[x], 4); /* 0xaarrggbb */
             rgb[0] = (uint8_t)(c >> 16);
             rgb[1] = (uint8_t)(c >> 8);
@@ -331,22 +357,28 @@ static uint8_t clip8(int v)
     return (uint8_t)(v < 0 ? 0 : v > 255 ? 255 : v);
 }
 
-/* One line of chroma at full width, as libjpeg-turbo's h2v1, h2v2 and h1v2 "fancy" upsampling and its plain one. near: the chroma
- * row that covers the line, far: the row beyond its nearer edge (near itself at the border). hs, vs: log2 of the factors; lower:
+/* One line of chroma at full width, as libjpeg-turbo's h2v1, h2v2 and h1v2 "fancy"
+ * upsampling and its plain one. near: the chroma row that covers the line, far: the row
+ * beyond its nearer edge (near itself at the border). hs, vs: log2 of the factors; lower:
  * the second line of a pair. */
-static void jpeg_chroma(uint8_t *out, const uint8_t *near, const uint8_t *far, int cw, int w, int hs, int vs, bool lower)
+static void jpeg_chroma(uint8_t *out, const uint8_t *near, const uint8_t *far, int cw, int w,
+                        int hs, int vs, bool lower)
 {
     if (hs == 0 && vs == 1) {
-        for (int x = 0; x < w; x++) out[x] = (uint8_t)((near[x] * 3 + far[x] + (lower ? 2 : 1)) >> 2);
+        for (int x = 0; x < w; x++)
+            out[x] = (uint8_t)((near[x] * 3 + far[x] + (lower ? 2 : 1)) >> 2);
     } else if (hs == 1 && vs <= 1 && cw > 2) {
-        int a = vs ? 3 : 1, b = vs ? 1 : 0, unit = vs ? 4 : 1, round0 = vs ? 8 : 1, round1 = vs ? 7 : 2, shift = vs ? 4 : 2;
+        int a = vs ? 3 : 1, b = vs ? 1 : 0, unit = vs ? 4 : 1, round0 = vs ? 8 : 1,
+            round1 = vs ? 7 : 2, shift = vs ? 4 : 2;
         for (int x = 0; x < w; x++) {
             int c = x / 2, side = x & 1 ? c + 1 : c - 1, mid = near[c] * a + far[c] * b;
             if (side < 0 || side >= cw) { /* the ends of the row */
                 out[x] = (uint8_t)(vs ? (mid * unit + (x & 1 ? round1 : round0)) >> shift : mid);
                 continue;
             }
-            out[x] = (uint8_t)((mid * 3 + near[side] * a + far[side] * b + (x & 1 ? round1 : round0)) >> shift);
+            out[x] =
+                (uint8_t)((mid * 3 + near[side] * a + far[side] * b + (x & 1 ? round1 : round0)) >>
+                          shift);
         }
     } else {
         for (int x = 0; x < w; x++) out[x] = near[x >> hs];
@@ -356,7 +388,8 @@ static void jpeg_chroma(uint8_t *out, const uint8_t *near, const uint8_t *far, i
 /* Full-range BT.601 in libjpeg's 16-bit fixed point. */
 static bool jpeg_rgb(uint8_t *rgb, const AVFrame *f, const AVPixFmtDescriptor *d)
 {
-    int hs = d->log2_chroma_w, vs = d->log2_chroma_h, cw = AV_CEIL_RSHIFT(f->width, hs), ch = AV_CEIL_RSHIFT(f->height, vs);
+    int hs = d->log2_chroma_w, vs = d->log2_chroma_h, cw = AV_CEIL_RSHIFT(f->width, hs),
+        ch = AV_CEIL_RSHIFT(f->height, vs);
     uint8_t *line = malloc((size_t)f->width * 2);
     if (!line) return false;
     for (int y = 0; y < f->height; y++) {
@@ -366,8 +399,8 @@ static bool jpeg_rgb(uint8_t *rgb, const AVFrame *f, const AVPixFmtDescriptor *d
         for (int c = 0; c < 2; c++) {
             const uint8_t *plane = f->data[1 + c];
             ptrdiff_t pitch = f->linesize[1 + c];
-            jpeg_chroma(line + (size_t)c * (size_t)f->width, plane + near * pitch, plane + far * pitch, cw, f->width, hs, vs,
-                        lower);
+            jpeg_chroma(line + (size_t)c * (size_t)f->width, plane + near * pitch,
+                        plane + far * pitch, cw, f->width, hs, vs, lower);
         }
         const uint8_t *luma = f->data[0] + (ptrdiff_t)y * f->linesize[0];
         for (int x = 0; x < f->width; x++, rgb += 3) {
@@ -386,10 +419,12 @@ static int webp_clip(int v) /* of a 14-bit value */
     return v < 0 ? 0 : v >> 6 > 255 ? 255 : v >> 6;
 }
 
-/* One chroma sample of libwebp's bilinear upsampling at (x, y): 9:3:3:1 of the nearest four, rounded in its two steps. */
+/* One chroma sample of libwebp's bilinear upsampling at (x, y): 9:3:3:1 of the nearest
+ * four, rounded in its two steps. */
 static int webp_chroma(const uint8_t *plane, ptrdiff_t pitch, int cw, int ch, int x, int y, int w)
 {
-    int row = y / 2, other = y & 1 ? row + 1 : row - 1, col = x / 2, side = x & 1 ? col + 1 : col - 1;
+    int row = y / 2, other = y & 1 ? row + 1 : row - 1, col = x / 2,
+        side = x & 1 ? col + 1 : col - 1;
     if (other < 0 || other >= ch) other = row;
     const uint8_t *near = plane + row * pitch, *far = plane + other * pitch;
     if (x == 0 || side >= cw || (x == w - 1 && (x & 1))) return (3 * near[col] + far[col] + 2) >> 2;
@@ -415,11 +450,13 @@ static void webp_rgb(uint8_t *rgb, const AVFrame *f)
 /* Whatever else a decoder gives (planar RGB of a JPEG, 16-bit BMP). */
 static bool other_rgb(uint8_t *rgb, const AVFrame *f)
 {
-    struct SwsContext *sws = sws_getContext(f->width, f->height, f->format, f->width, f->height, AV_PIX_FMT_RGB24,
-                                            SWS_BICUBIC | SWS_ACCURATE_RND | SWS_FULL_CHR_H_INT | SWS_BITEXACT, NULL, NULL, NULL);
+    struct SwsContext *sws = sws_getContext(
+        f->width, f->height, f->format, f->width, f->height, AV_PIX_FMT_RGB24,
+        SWS_BICUBIC | SWS_ACCURATE_RND | SWS_FULL_CHR_H_INT | SWS_BITEXACT, NULL, NULL, NULL);
     uint8_t *planes[4] = {rgb};
     int pitches[4] = {f->width * 3};
-    bool done = sws && sws_scale(sws, (const uint8_t *const *)f->data, f->linesize, 0, f->height, planes, pitches) == f->height;
+    bool done = sws && sws_scale(sws, (const uint8_t *const *)f->data, f->linesize, 0, f->height,
+                                 planes, pitches) == f->height;
     sws_freeContext(sws);
     return done;
 }
@@ -428,8 +465,9 @@ static bool to_rgb(uint8_t *rgb, const AVFrame *f, kind from)
 {
     const AVPixFmtDescriptor *d = av_pix_fmt_desc_get(f->format);
     if (packed_rgb(rgb, f) || indexed_rgb(rgb, f)) return true;
-    bool yuv = d && d->nb_components >= 3 && (d->flags & AV_PIX_FMT_FLAG_PLANAR) && !(d->flags & AV_PIX_FMT_FLAG_RGB) &&
-               d->comp[0].depth == 8 && d->comp[1].plane == 1 && d->comp[2].plane == 2;
+    bool yuv = d && d->nb_components >= 3 && (d->flags & AV_PIX_FMT_FLAG_PLANAR) &&
+               !(d->flags & AV_PIX_FMT_FLAG_RGB) && d->comp[0].depth == 8 &&
+               d->comp[1].plane == 1 && d->comp[2].plane == 2;
     if (yuv && from == JPEG) return jpeg_rgb(rgb, f, d);
     if (yuv && from == WEBP && d->log2_chroma_w == 1 && d->log2_chroma_h == 1) {
         webp_rgb(rgb, f);
@@ -449,8 +487,10 @@ static bool orient(sl_picture *p, int orientation)
     for (int y = 0; y < h; y++)
         for (int x = 0; x < w; x++, to += 3) {
             int sx = turned ? y : x, sy = turned ? x : y;
-            if (orientation == 2 || orientation == 3 || orientation == 7 || orientation == 8) sx = p->w - 1 - sx;
-            if (orientation == 3 || orientation == 4 || orientation == 6 || orientation == 7) sy = p->h - 1 - sy;
+            if (orientation == 2 || orientation == 3 || orientation == 7 || orientation == 8)
+                sx = p->w - 1 - sx;
+            if (orientation == 3 || orientation == 4 || orientation == 6 || orientation == 7)
+                sy = p->h - 1 - sy;
             memcpy(to, p->rgb + ((size_t)sy * (size_t)p->w + (size_t)sx) * 3, 3);
         }
     free(p->rgb);
@@ -458,7 +498,8 @@ static bool orient(sl_picture *p, int orientation)
     return true;
 }
 
-sl_code sl_picture_decode(sl_picture *out, const uint8_t *bytes, size_t length, const char *name, sl_err *err)
+sl_code sl_picture_decode(sl_picture *out, const uint8_t *bytes, size_t length, const char *name,
+                          sl_err *err)
 {
     header h;
     sl_picture p = {0};
@@ -466,7 +507,8 @@ sl_code sl_picture_decode(sl_picture *out, const uint8_t *bytes, size_t length, 
     sl_code rc;
     *out = p;
     if (length > SL_PICTURE_MAX_FILE)
-        return sl_fail(err, SL_FORMAT, "%s: more than %zu bytes, the most that a picture may have", name, SL_PICTURE_MAX_FILE);
+        return sl_fail(err, SL_FORMAT, "%s: more than %zu bytes, the most that a picture may have",
+                       name, SL_PICTURE_MAX_FILE);
     if ((rc = read_header(&h, (span){bytes, length}, name, err))) return rc;
     av_log_set_level(AV_LOG_QUIET);
     p = (sl_picture){(int)h.w, (int)h.h, NULL};
@@ -474,7 +516,8 @@ sl_code sl_picture_decode(sl_picture *out, const uint8_t *bytes, size_t length, 
     if ((rc = decode(frame, &h, (span){bytes, length}, name, err))) goto done;
     if (!(p.rgb = malloc((size_t)p.w * (size_t)p.h * 3))) goto nomem;
     if (!to_rgb(p.rgb, frame, h.kind)) {
-        rc = sl_fail(err, SL_FORMAT, "%s: cannot turn %s pixels into RGB", name, av_get_pix_fmt_name(frame->format));
+        rc = sl_fail(err, SL_FORMAT, "%s: cannot turn %s pixels into RGB", name,
+                     av_get_pix_fmt_name(frame->format));
         goto done;
     }
     av_frame_free(&frame);
@@ -521,7 +564,8 @@ sl_code sl_picture_read(sl_picture *out, const char *path, sl_err *err)
     *out = (sl_picture){0};
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0) return sl_fail_errno(err, errno, "%s: cannot be opened", path);
-    if (!(rc = read_all(fd, &bytes, &length, path, err))) rc = sl_picture_decode(out, bytes, length, path, err);
+    if (!(rc = read_all(fd, &bytes, &length, path, err)))
+        rc = sl_picture_decode(out, bytes, length, path, err);
     close(fd);
     free(bytes);
     return rc;

@@ -1,12 +1,15 @@
-/* resize.c - pictures resized byte for byte as Pillow does it, and for CLIP as torchvision: separable, 8 bits between the passes.
+/* resize.c - pictures resized byte for byte as Pillow does it, and for CLIP as
+ * torchvision: separable, 8 bits between the passes.
  *
- * The two differ only in the bits of a weight: Pillow's have 22 behind the point; torch's fit in int16, with as many as the largest
- * allows. Across first, then down, as every Pillow up to 12 does; 13.0 goes down first for some sizes (40x30 to 97x4), which
- * rounds differently there.
+ * The two differ only in the bits of a weight: Pillow's have 22 behind the point; torch's
+ * fit in int16, with as many as the largest allows. Across first, then down, as every
+ * Pillow up to 12 does; 13.0 goes down first for some sizes (40x30 to 97x4), which rounds
+ * differently there.
  *
- * Source: Pillow src/libImaging/Resample.c (precompute_coeffs, ImagingResampleHorizontal_8bpc);
- * pytorch aten/src/ATen/native/cpu/UpSampleKernel.cpp (compute_index_ranges_int16_weights); the sizes of a video and of CLIP's
- * picture: diffusers' Wan example and transformers image_processing_clip.py, spec 3.4 and 3.5. */
+ * Source: Pillow src/libImaging/Resample.c (precompute_coeffs,
+ * ImagingResampleHorizontal_8bpc); pytorch aten/src/ATen/native/cpu/UpSampleKernel.cpp
+ * (compute_index_ranges_int16_weights); the sizes of a video and of CLIP's picture:
+ * diffusers' Wan example and transformers image_processing_clip.py, spec 3.4 and 3.5. */
 #include "common/picture.h"
 
 #include <math.h>
@@ -18,7 +21,8 @@
 
 typedef enum { BICUBIC, LANCZOS, TORCH_BICUBIC } method;
 
-/* For every output place o: `count[o]` weights at w + o * taps, for the inputs from first[o] on. */
+/* For every output place o: `count[o]` weights at w + o * taps, for the inputs from
+ * first[o] on. */
 typedef struct {
     int taps, bits; /* bits behind the point */
     int *first, *count;
@@ -68,7 +72,8 @@ static int torch_bits(const double *w, size_t n)
 static bool make_weights(weights *k, int in, int out, method how)
 {
     double (*filter)(double) = how == LANCZOS ? lanczos : bicubic;
-    double scale = (double)in / out, stretch = scale < 1 ? 1 : scale, support = (how == LANCZOS ? 3 : 2) * stretch;
+    double scale = (double)in / out, stretch = scale < 1 ? 1 : scale,
+           support = (how == LANCZOS ? 3 : 2) * stretch;
     k->taps = (int)ceil(support) * 2 + 1;
     size_t taps = (size_t)k->taps, n = (size_t)out * taps;
     double *w = calloc(n, sizeof *w);
@@ -145,7 +150,8 @@ static sl_code resize(sl_picture *out, const sl_picture *in, int w, int h, metho
 {
     *out = (sl_picture){0};
     if (w < 1 || h < 1 || (int64_t)w * h > SL_PICTURE_MAX_PIXELS)
-        return sl_fail(err, SL_ARG, "picture: cannot be resized to %dx%d, want 1x1 to %d pixels", w, h, SL_PICTURE_MAX_PIXELS);
+        return sl_fail(err, SL_ARG, "picture: cannot be resized to %dx%d, want 1x1 to %d pixels", w,
+                       h, SL_PICTURE_MAX_PIXELS);
     weights kx = {0}, ky = {0};
     uint8_t *middle = NULL, *rgb = malloc((size_t)w * (size_t)h * 3);
     const uint8_t *from = in->rgb;
@@ -176,35 +182,47 @@ done:
     return rc;
 }
 
-sl_code sl_picture_resize(sl_picture *out, const sl_picture *in, int w, int h, sl_filter filter, sl_err *err)
+sl_code sl_picture_resize(sl_picture *out, const sl_picture *in, int w, int h, sl_filter filter,
+                          sl_err *err)
 {
     return resize(out, in, w, h, filter == SL_FILTER_BICUBIC ? BICUBIC : LANCZOS, err);
 }
 
-sl_code sl_picture_clip_pixels(float *out, const sl_picture *in, int shortest_edge, int crop_h, int crop_w, const float mean[3],
-                               const float std[3], float rescale, sl_err *err)
+sl_code sl_picture_clip_pixels(float *out, const sl_picture *in, int shortest_edge, int crop_h,
+                               int crop_w, const float mean[3], const float std[3], float rescale,
+                               sl_err *err)
 {
     sl_picture p = {0};
     sl_code rc;
     if (shortest_edge < 1 || crop_h < 1 || crop_w < 1)
-        return sl_fail(err, SL_ARG, "picture: CLIP sizes are %d, crop %dx%d, want at least 1", shortest_edge, crop_w, crop_h);
+        return sl_fail(err, SL_ARG, "picture: CLIP sizes are %d, crop %dx%d, want at least 1",
+                       shortest_edge, crop_w, crop_h);
     bool tall = in->h > in->w;
-    int64_t other = tall ? (int64_t)shortest_edge * in->h / in->w : (int64_t)shortest_edge * in->w / in->h;
+    int64_t other =
+        tall ? (int64_t)shortest_edge * in->h / in->w : (int64_t)shortest_edge * in->w / in->h;
     if (other * shortest_edge > SL_PICTURE_MAX_PIXELS)
-        return sl_fail(err, SL_SHAPE, "picture: %dx%d is too narrow for CLIP: %d on its short edge makes %lld on the long one",
+        return sl_fail(err, SL_SHAPE,
+                       "picture: %dx%d is too narrow for CLIP: %d on its short edge makes %lld on "
+                       "the long one",
                        in->w, in->h, shortest_edge, (long long)other);
-    if ((rc = resize(&p, in, tall ? shortest_edge : (int)other, tall ? (int)other : shortest_edge, TORCH_BICUBIC, err))) return rc;
+    if ((rc = resize(&p, in, tall ? shortest_edge : (int)other, tall ? (int)other : shortest_edge,
+                     TORCH_BICUBIC, err)))
+        return rc;
     if (p.w < crop_w || p.h < crop_h) {
-        rc = sl_fail(err, SL_SHAPE, "picture: CLIP's crop is %dx%d, but the picture has %dx%d after its resize", crop_w, crop_h,
-                     p.w, p.h);
+        rc = sl_fail(err, SL_SHAPE,
+                     "picture: CLIP's crop is %dx%d, but the picture has %dx%d after its resize",
+                     crop_w, crop_h, p.w, p.h);
         goto done;
     }
-    const uint8_t *from = p.rgb + ((size_t)((p.h - crop_h) / 2) * (size_t)p.w + (size_t)((p.w - crop_w) / 2)) * 3;
+    const uint8_t *from =
+        p.rgb + ((size_t)((p.h - crop_h) / 2) * (size_t)p.w + (size_t)((p.w - crop_w) / 2)) * 3;
     for (int c = 0; c < 3; c++)
         for (int y = 0; y < crop_h; y++)
             for (int x = 0; x < crop_w; x++)
                 out[((size_t)c * (size_t)crop_h + (size_t)y) * (size_t)crop_w + (size_t)x] =
-                    ((float)from[((size_t)y * (size_t)p.w + (size_t)x) * 3 + (size_t)c] * rescale - mean[c]) / std[c];
+                    ((float)from[((size_t)y * (size_t)p.w + (size_t)x) * 3 + (size_t)c] * rescale -
+                     mean[c]) /
+                    std[c];
 done:
     sl_picture_free(&p);
     return rc;

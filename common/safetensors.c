@@ -1,4 +1,5 @@
-/* safetensors.c - read and write tensor files: header checks, shards behind an index, a writer that leaves whole files only. */
+/* safetensors.c - read and write tensor files: header checks, shards behind an index, a
+ * writer that leaves whole files only. */
 #include "common/safetensors.h"
 
 #include <errno.h>
@@ -24,8 +25,9 @@ static const struct {
     const char *tag;
     int bits;
 } FOREIGN[] = {
-    {"BOOL", 8},    {"I8", 8},      {"U16", 16},        {"I16", 16},        {"U32", 32},    {"U64", 64},
-    {"F64", 64},    {"C64", 64},    {"F4", 4},          {"F6_E2M3", 6},     {"F6_E3M2", 6}, {"F8_E5M2", 8},
+    {"BOOL", 8},    {"I8", 8},      {"U16", 16},        {"I16", 16},
+    {"U32", 32},    {"U64", 64},    {"F64", 64},        {"C64", 64},
+    {"F4", 4},      {"F6_E2M3", 6}, {"F6_E3M2", 6},     {"F8_E5M2", 8},
     {"F8_E4M3", 8}, {"F8_E8M0", 8}, {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8},
 };
 static const char KNOWN_TAGS[] =
@@ -48,7 +50,7 @@ struct sl_st {
     int count;
 };
 
-/* ---- one header ---------------------------------------------------------------------------------- */
+/* ---- one header ---- */
 
 typedef struct {
     uint64_t begin, end;
@@ -62,8 +64,8 @@ static int by_begin(const void *a, const void *b)
     return x->end < y->end ? -1 : x->end > y->end;
 }
 
-/* Bytes of an element type times a shape; false if they are no whole number or do not fit. An extent of 0 counts as 1 when
- * looking for overflow, so that strides fit too. */
+/* Bytes of an element type times a shape; false if they are no whole number or do not
+ * fit. An extent of 0 counts as 1 when looking for overflow, so that strides fit too. */
 static bool data_bytes(int bits, int rank, const int64_t *shape, uint64_t *out)
 {
     uint64_t n = (uint64_t)bits;
@@ -84,74 +86,92 @@ static int foreign_bits(const char *tag)
     return 0;
 }
 
-/* One "name": {"dtype", "shape", "data_offsets"} of a header whose data section is `data`, data_size bytes. */
-static sl_code parse_entry(sl_st_entry *e, extent *x, const char *path, const char *name, const json_t *v,
-                           const unsigned char *data, uint64_t data_size, sl_err *err)
+/* One "name": {"dtype", "shape", "data_offsets"} of a header whose data section is
+ * `data`, data_size bytes. */
+static sl_code parse_entry(sl_st_entry *e, extent *x, const char *path, const char *name,
+                           const json_t *v, const unsigned char *data, uint64_t data_size,
+                           sl_err *err)
 {
-    const json_t *shape = json_object_get(v, "shape"), *offsets = json_object_get(v, "data_offsets");
+    const json_t *shape = json_object_get(v, "shape"),
+                 *offsets = json_object_get(v, "data_offsets");
     const char *tag = json_string_value(json_object_get(v, "dtype"));
     int64_t dims[SL_MAX_RANK] = {0}, at[2];
     uint64_t want;
     sl_dtype dtype = SL_F32;
     size_t rank = json_array_size(shape);
 
-    if (!tag) return sl_fail(err, SL_FORMAT, "%s: %.*s has no \"dtype\" string", path, NAME_SHOWN, name);
+    if (!tag)
+        return sl_fail(err, SL_FORMAT, "%s: %.*s has no \"dtype\" string", path, NAME_SHOWN, name);
     bool ours = sl_dtype_parse(tag, &dtype);
     int bits = ours ? 8 * (int)sl_dtype_size(dtype) : foreign_bits(tag);
     if (!bits)
-        return sl_fail(err, SL_FORMAT, "%s: %.*s has dtype \"%.20s\", want one of %s", path, NAME_SHOWN, name, tag, KNOWN_TAGS);
-    if (!json_is_array(shape)) return sl_fail(err, SL_FORMAT, "%s: %.*s has no \"shape\" list", path, NAME_SHOWN, name);
+        return sl_fail(err, SL_FORMAT, "%s: %.*s has dtype \"%.20s\", want one of %s", path,
+                       NAME_SHOWN, name, tag, KNOWN_TAGS);
+    if (!json_is_array(shape))
+        return sl_fail(err, SL_FORMAT, "%s: %.*s has no \"shape\" list", path, NAME_SHOWN, name);
     if (rank > SL_MAX_RANK)
-        return sl_fail(err, SL_FORMAT, "%s: %.*s has %zu dimensions, want at most %d", path, NAME_SHOWN, name, rank, SL_MAX_RANK);
+        return sl_fail(err, SL_FORMAT, "%s: %.*s has %zu dimensions, want at most %d", path,
+                       NAME_SHOWN, name, rank, SL_MAX_RANK);
     for (size_t i = 0; i < rank; i++) {
         const json_t *d = json_array_get(shape, i);
         if (!json_is_integer(d) || json_integer_value(d) < 0)
-            return sl_fail(err, SL_FORMAT, "%s: %.*s: extent %zu of its shape is no integer >= 0", path, NAME_SHOWN, name, i);
+            return sl_fail(err, SL_FORMAT, "%s: %.*s: extent %zu of its shape is no integer >= 0",
+                           path, NAME_SHOWN, name, i);
         dims[i] = json_integer_value(d);
     }
     if (json_array_size(offsets) != 2)
-        return sl_fail(err, SL_FORMAT, "%s: %.*s has no \"data_offsets\" pair", path, NAME_SHOWN, name);
+        return sl_fail(err, SL_FORMAT, "%s: %.*s has no \"data_offsets\" pair", path, NAME_SHOWN,
+                       name);
     for (size_t i = 0; i < 2; i++) {
         const json_t *o = json_array_get(offsets, i);
-        if (!json_is_integer(o)) return sl_fail(err, SL_FORMAT, "%s: %.*s: data offset is no integer", path, NAME_SHOWN, name);
+        if (!json_is_integer(o))
+            return sl_fail(err, SL_FORMAT, "%s: %.*s: data offset is no integer", path, NAME_SHOWN,
+                           name);
         at[i] = json_integer_value(o);
     }
     if (at[0] < 0 || at[1] < at[0] || (uint64_t)at[1] > data_size)
         return sl_fail(err, SL_FORMAT,
-                       "%s: %.*s has data offsets [%lld, %lld], want them in order and within the file's %llu bytes of data", path,
-                       NAME_SHOWN, name, (long long)at[0], (long long)at[1], (unsigned long long)data_size);
+                       "%s: %.*s has data offsets [%lld, %lld], want them in order and within the "
+                       "file's %llu bytes of data",
+                       path, NAME_SHOWN, name, (long long)at[0], (long long)at[1],
+                       (unsigned long long)data_size);
     if (!data_bytes(bits, (int)rank, dims, &want) || want != (uint64_t)(at[1] - at[0])) {
         char text[128];
-        sl_shape_text(&(sl_tensor){.rank = (int)rank, .shape = {dims[0], dims[1], dims[2], dims[3], dims[4], dims[5]}}, text,
-                      sizeof text);
-        return sl_fail(err, SL_FORMAT, "%s: %.*s has %lld bytes of data, which is not what %s %s takes", path, NAME_SHOWN, name,
-                       (long long)(at[1] - at[0]), tag, text);
+        sl_shape_text(&(sl_tensor){.rank = (int)rank,
+                                   .shape = {dims[0], dims[1], dims[2], dims[3], dims[4], dims[5]}},
+                      text, sizeof text);
+        return sl_fail(err, SL_FORMAT,
+                       "%s: %.*s has %lld bytes of data, which is not what %s %s takes", path,
+                       NAME_SHOWN, name, (long long)(at[1] - at[0]), tag, text);
     }
     *x = (extent){(uint64_t)at[0], (uint64_t)at[1], name};
     *e = (sl_st_entry){.name = name, .dtype = tag};
     if (ours) {
         if (rank == 0) dims[rank++] = 1;
-        e->t = sl_view((void *)(uintptr_t)(data + at[0]), dtype, (int)rank, dims); /* read-only, by contract */
+        /* read-only, by contract */
+        e->t = sl_view((void *)(uintptr_t)(data + at[0]), dtype, (int)rank, dims);
     }
     return SL_OK;
 }
 
-/* The tensors must fill the data section from its first byte to its last, one after the other. */
+/* The tensors must fill the data section from its first byte to its last, one after the
+ * other. */
 static sl_code check_extents(extent *x, size_t n, uint64_t data_size, const char *path, sl_err *err)
 {
     uint64_t end = 0;
     if (n) qsort(x, n, sizeof *x, by_begin);
     for (size_t i = 0; i < n; i++) {
         if (x[i].begin < end)
-            return sl_fail(err, SL_FORMAT, "%s: %.*s and %.*s overlap", path, NAME_SHOWN, x[i - 1].name, NAME_SHOWN, x[i].name);
+            return sl_fail(err, SL_FORMAT, "%s: %.*s and %.*s overlap", path, NAME_SHOWN,
+                           x[i - 1].name, NAME_SHOWN, x[i].name);
         if (x[i].begin > end)
             return sl_fail(err, SL_FORMAT, "%s: %llu bytes before %.*s belong to no tensor", path,
                            (unsigned long long)(x[i].begin - end), NAME_SHOWN, x[i].name);
         end = x[i].end;
     }
     if (end != data_size)
-        return sl_fail(err, SL_FORMAT, "%s: has %llu bytes of data, its tensors take %llu", path, (unsigned long long)data_size,
-                       (unsigned long long)end);
+        return sl_fail(err, SL_FORMAT, "%s: has %llu bytes of data, its tensors take %llu", path,
+                       (unsigned long long)data_size, (unsigned long long)end);
     return SL_OK;
 }
 
@@ -159,14 +179,17 @@ static sl_code check_metadata(const json_t *meta, const char *path, sl_err *err)
 {
     const char *key;
     json_t *v;
-    if (!json_is_object(meta)) return sl_fail(err, SL_FORMAT, "%s: __metadata__ is no object", path);
+    if (!json_is_object(meta))
+        return sl_fail(err, SL_FORMAT, "%s: __metadata__ is no object", path);
     json_object_foreach((json_t *)(uintptr_t)meta, key, v) if (!json_is_string(v)) return sl_fail(
         err, SL_FORMAT, "%s: __metadata__ %.*s is no string", path, NAME_SHOWN, key);
     return SL_OK;
 }
 
-/* Append the tensors of one whole file in memory, shard number k of st, whose header is kept in the shard. */
-static sl_code parse_file(sl_st *st, int k, const unsigned char *bytes, size_t length, const char *path, sl_err *err)
+/* Append the tensors of one whole file in memory, shard number k of st, whose header is
+ * kept in the shard. */
+static sl_code parse_file(sl_st *st, int k, const unsigned char *bytes, size_t length,
+                          const char *path, sl_err *err)
 {
     uint64_t header = 0;
     extent *x = NULL;
@@ -175,16 +198,24 @@ static sl_code parse_file(sl_st *st, int k, const unsigned char *bytes, size_t l
     json_t *v;
     sl_code rc;
 
-    if (length < 8) return sl_fail(err, SL_FORMAT, "%s: has %zu bytes, want at least 8", path, length);
+    if (length < 8)
+        return sl_fail(err, SL_FORMAT, "%s: has %zu bytes, want at least 8", path, length);
     for (int i = 7; i >= 0; i--) header = header << 8 | bytes[i];
     if (header > length - 8 || header > HEADER_MAX)
-        return sl_fail(err, SL_FORMAT, "%s: header length is %llu, want at most %zu (not a safetensors file, or cut short)", path,
-                       (unsigned long long)header, length - 8 < HEADER_MAX ? length - 8 : (size_t)HEADER_MAX);
-    if (!header || bytes[8] != '{') return sl_fail(err, SL_FORMAT, "%s: header does not start with '{'", path);
-    if ((rc = sl_json_parse(&st->shards[k].header, (const char *)bytes + 8, (size_t)header, path, err))) return rc;
+        return sl_fail(
+            err, SL_FORMAT,
+            "%s: header length is %llu, want at most %zu (not a safetensors file, or cut short)",
+            path, (unsigned long long)header,
+            length - 8 < HEADER_MAX ? length - 8 : (size_t)HEADER_MAX);
+    if (!header || bytes[8] != '{')
+        return sl_fail(err, SL_FORMAT, "%s: header does not start with '{'", path);
+    if ((rc = sl_json_parse(&st->shards[k].header, (const char *)bytes + 8, (size_t)header, path,
+                            err)))
+        return rc;
 
     size_t most = json_object_size(st->shards[k].header);
-    if (most > TENSORS_MAX - (size_t)st->count) return sl_fail(err, SL_FORMAT, "%s: more than %d tensors", path, TENSORS_MAX);
+    if (most > TENSORS_MAX - (size_t)st->count)
+        return sl_fail(err, SL_FORMAT, "%s: more than %d tensors", path, TENSORS_MAX);
     sl_st_entry *more = realloc(st->entries, ((size_t)st->count + most + 1) * sizeof *more);
     if (more) st->entries = more;
     x = malloc((most + 1) * sizeof *x);
@@ -198,7 +229,8 @@ static sl_code parse_file(sl_st *st, int k, const unsigned char *bytes, size_t l
             if ((rc = check_metadata(v, path, err))) goto done;
             continue;
         }
-        if ((rc = parse_entry(&st->entries[st->count], &x[n], path, key, v, bytes + 8 + header, length - 8 - header, err)))
+        if ((rc = parse_entry(&st->entries[st->count], &x[n], path, key, v, bytes + 8 + header,
+                              length - 8 - header, err)))
             goto done;
         st->entries[st->count++].shard = k;
         n++;
@@ -209,7 +241,7 @@ done:
     return rc;
 }
 
-/* ---- files ----------------------------------------------------------------------------------------- */
+/* ---- files ---- */
 
 static int by_name(const void *a, const void *b)
 {
@@ -226,19 +258,23 @@ static sl_st *new_set(int shards)
     return st;
 }
 
-/* Map `path` (taken over) as the next shard and read its header. `missing`: set when there is no such file. */
+/* Map `path` (taken over) as the next shard and read its header. `missing`: set when
+ * there is no such file. */
 static sl_code add_shard(sl_st *st, char *path, bool *missing, sl_err *err)
 {
     shard *s = &st->shards[st->shard_count++];
     struct stat info;
     sl_code rc;
     s->path = path;
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* O_NONBLOCK: a FIFO must not hold us up */
+    /* O_NONBLOCK: a FIFO must not hold us up */
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     *missing = fd < 0 && errno == ENOENT;
     if (fd < 0) return sl_fail_errno(err, errno, "%s: cannot be opened", path);
     if (fstat(fd, &info)) rc = sl_fail_errno(err, errno, "%s: cannot be read", path);
     else if (!S_ISREG(info.st_mode)) rc = sl_fail(err, SL_SYS, "%s: is no regular file", path);
-    else if (info.st_size < 8) rc = sl_fail(err, SL_FORMAT, "%s: has %lld bytes, want at least 8", path, (long long)info.st_size);
+    else if (info.st_size < 8)
+        rc = sl_fail(err, SL_FORMAT, "%s: has %lld bytes, want at least 8", path,
+                     (long long)info.st_size);
     else {
         s->bytes = (size_t)info.st_size;
         s->map = mmap(NULL, s->bytes, PROT_READ, MAP_PRIVATE, fd, 0);
@@ -258,8 +294,8 @@ static sl_code sort_entries(sl_st *st, sl_err *err)
     for (int i = 1; i < st->count; i++) {
         const sl_st_entry *a = &st->entries[i - 1], *b = &st->entries[i];
         if (!strcmp(a->name, b->name))
-            return sl_fail(err, SL_FORMAT, "%s: %.*s is also in %s", sl_st_path(st, b->shard), NAME_SHOWN, b->name,
-                           sl_st_path(st, a->shard));
+            return sl_fail(err, SL_FORMAT, "%s: %.*s is also in %s", sl_st_path(st, b->shard),
+                           NAME_SHOWN, b->name, sl_st_path(st, a->shard));
     }
     return SL_OK;
 }
@@ -294,8 +330,10 @@ static int by_string(const void *a, const void *b)
     return strcmp(*(const char *const *)a, *(const char *const *)b);
 }
 
-/* The distinct shard names of an index, sorted; they point into `index`. *names is the caller's to free. */
-static sl_code shard_names(const json_t *index, const char *path, const char ***names, size_t *count, sl_err *err)
+/* The distinct shard names of an index, sorted; they point into `index`. *names is the
+ * caller's to free. */
+static sl_code shard_names(const json_t *index, const char *path, const char ***names,
+                           size_t *count, sl_err *err)
 {
     const json_t *map = json_object_get(index, "weight_map");
     size_t n = 0, unique = 0;
@@ -303,14 +341,20 @@ static sl_code shard_names(const json_t *index, const char *path, const char ***
     json_t *v;
     *names = NULL;
     *count = 0;
-    if (!json_is_object(map)) return sl_fail(err, SL_FORMAT, "%s: has no \"weight_map\" object", path);
-    if (!(*names = malloc((json_object_size(map) + 1) * sizeof **names))) return sl_fail(err, SL_NOMEM, "%s: no memory", path);
+    if (!json_is_object(map))
+        return sl_fail(err, SL_FORMAT, "%s: has no \"weight_map\" object", path);
+    if (!(*names = malloc((json_object_size(map) + 1) * sizeof **names)))
+        return sl_fail(err, SL_NOMEM, "%s: no memory", path);
     json_object_foreach((json_t *)(uintptr_t)map, key, v)
     {
         const char *file = json_string_value(v);
-        if (!file) return sl_fail(err, SL_FORMAT, "%s: weight_map: %.*s names no file", path, NAME_SHOWN, key);
+        if (!file)
+            return sl_fail(err, SL_FORMAT, "%s: weight_map: %.*s names no file", path, NAME_SHOWN,
+                           key);
         if (!*file || *file == '.' || strchr(file, '/') || strlen(file) > NAME_MAX)
-            return sl_fail(err, SL_FORMAT, "%s: weight_map: %.*s lies in \"%.60s\", want the plain name of a file in this folder",
+            return sl_fail(err, SL_FORMAT,
+                           "%s: weight_map: %.*s lies in \"%.60s\", want the plain name of a file "
+                           "in this folder",
                            path, NAME_SHOWN, key, file);
         (*names)[n++] = file;
     }
@@ -318,12 +362,15 @@ static sl_code shard_names(const json_t *index, const char *path, const char ***
     for (size_t i = 0; i < n; i++)
         if (!i || strcmp((*names)[i], (*names)[i - 1])) (*names)[unique++] = (*names)[i];
     *count = unique;
-    if (unique > SHARDS_MAX) return sl_fail(err, SL_FORMAT, "%s: names %zu files, want at most %d", path, unique, SHARDS_MAX);
+    if (unique > SHARDS_MAX)
+        return sl_fail(err, SL_FORMAT, "%s: names %zu files, want at most %d", path, unique,
+                       SHARDS_MAX);
     return SL_OK;
 }
 
 /* Each tensor must lie in the shard that the index gives for it. */
-static sl_code check_index(const sl_st *st, const json_t *index, const char *const *names, const char *path, sl_err *err)
+static sl_code check_index(const sl_st *st, const json_t *index, const char *const *names,
+                           const char *path, sl_err *err)
 {
     const char *key;
     json_t *v;
@@ -331,8 +378,8 @@ static sl_code check_index(const sl_st *st, const json_t *index, const char *con
     {
         const sl_st_entry *e = sl_st_find(st, key);
         if (!e || strcmp(names[e->shard], json_string_value(v)))
-            return sl_fail(err, SL_FORMAT, "%s: %.60s holds no %.*s, which the index says it does", path, json_string_value(v),
-                           NAME_SHOWN, key);
+            return sl_fail(err, SL_FORMAT, "%s: %.60s holds no %.*s, which the index says it does",
+                           path, json_string_value(v), NAME_SHOWN, key);
     }
     return SL_OK;
 }
@@ -350,9 +397,11 @@ static sl_code open_sharded(sl_st **out, const char *dir, const char *index_path
     for (size_t i = 0; i < n && !rc; i++) {
         char *path;
         bool missing;
-        if (asprintf(&path, "%s/%s", dir, names[i]) < 0) rc = sl_fail(err, SL_NOMEM, "%s: no memory", index_path);
+        if (asprintf(&path, "%s/%s", dir, names[i]) < 0)
+            rc = sl_fail(err, SL_NOMEM, "%s: no memory", index_path);
         else if ((rc = add_shard(st, path, &missing, err)) && missing)
-            rc = sl_fail(err, SL_FORMAT, "%s: names %.100s, which is not there", index_path, names[i]);
+            rc = sl_fail(err, SL_FORMAT, "%s: names %.100s, which is not there", index_path,
+                         names[i]);
     }
     if (!rc) rc = sort_entries(st, err);
     if (!rc) rc = check_index(st, index, names, index_path, err);
@@ -372,7 +421,9 @@ sl_code sl_st_open_dir(sl_st **out, const char *dir, const char *stem, sl_err *e
     if (!single || !index) rc = sl_fail(err, SL_NOMEM, "%s: no memory", dir);
     else if (!access(single, F_OK)) rc = sl_st_open_file(out, single, err);
     else if (!access(index, F_OK)) rc = open_sharded(out, dir, index, err);
-    else rc = sl_fail(err, SL_SYS, "%s: holds neither %s.safetensors nor %s.safetensors.index.json", dir, stem, stem);
+    else
+        rc = sl_fail(err, SL_SYS, "%s: holds neither %s.safetensors nor %s.safetensors.index.json",
+                     dir, stem, stem);
     free(single);
     free(index);
     return rc;
@@ -418,7 +469,7 @@ sl_code sl_st_parse_index(const void *bytes, size_t length, sl_err *err)
     return rc;
 }
 
-/* ---- looking up ---------------------------------------------------------------------------------- */
+/* ---- looking up ---- */
 
 int sl_st_size(const sl_st *st)
 {
@@ -454,10 +505,12 @@ int64_t sl_st_offset(const sl_st *st, const sl_st_entry *e)
 const char *sl_st_metadata(const sl_st *st, const char *key)
 {
     if (!st->shard_count) return NULL;
-    return json_string_value(json_object_get(json_object_get(st->shards[0].header, "__metadata__"), key));
+    return json_string_value(
+        json_object_get(json_object_get(st->shards[0].header, "__metadata__"), key));
 }
 
-sl_code sl_st_want(const sl_st *st, const char *name, sl_dtype dtype, int rank, const int64_t *shape, sl_tensor *out, sl_err *err)
+sl_code sl_st_want(const sl_st *st, const char *name, sl_dtype dtype, int rank,
+                   const int64_t *shape, sl_tensor *out, sl_err *err)
 {
     const sl_st_entry *e = sl_st_find(st, name);
     char found[160], want[160];
@@ -466,8 +519,8 @@ sl_code sl_st_want(const sl_st *st, const char *name, sl_dtype dtype, int rank, 
     *out = (sl_tensor){0};
     if (!e) return sl_fail(err, SL_SHAPE, "%s: holds no tensor %s", sl_st_path(st, 0), name);
     if (strcmp(e->dtype, sl_dtype_tag(dtype)))
-        return sl_fail(err, SL_SHAPE, "%s: %s has dtype %s, want %s", sl_st_path(st, e->shard), name, e->dtype,
-                       sl_dtype_tag(dtype));
+        return sl_fail(err, SL_SHAPE, "%s: %s has dtype %s, want %s", sl_st_path(st, e->shard),
+                       name, e->dtype, sl_dtype_tag(dtype));
     same = e->t.rank == rank;
     for (int i = 0; i < rank && same; i++) same = shape[i] < 0 || shape[i] == e->t.shape[i];
     if (same) {
@@ -477,13 +530,14 @@ sl_code sl_st_want(const sl_st *st, const char *name, sl_dtype dtype, int rank, 
     at += (size_t)snprintf(want, sizeof want, "[");
     for (int i = 0; i < rank && at < sizeof want - 24; i++)
         at += (size_t)(shape[i] < 0 ? snprintf(want + at, sizeof want - at, "%sany", i ? ", " : "")
-                                    : snprintf(want + at, sizeof want - at, "%s%lld", i ? ", " : "", (long long)shape[i]));
+                                    : snprintf(want + at, sizeof want - at, "%s%lld", i ? ", " : "",
+                                               (long long)shape[i]));
     snprintf(want + at, sizeof want - at, "]");
     return sl_fail(err, SL_SHAPE, "%s: %s has shape %s, want %s", sl_st_path(st, e->shard), name,
                    sl_shape_text(&e->t, found, sizeof found), want);
 }
 
-/* ---- writing --------------------------------------------------------------------------------------- */
+/* ---- writing ---- */
 
 typedef struct {
     uint64_t begin, end;
@@ -521,12 +575,16 @@ sl_code sl_stw_open(sl_st_writer **out, const char *path, sl_err *err)
     w->header = json_object();
     do { /* EEXIST: left behind by a process of our number that was killed */
         free(w->temporary);
-        if (asprintf(&w->temporary, "%s.tmp-%ld-%u", path, (long)getpid(), atomic_fetch_add(&serial, 1)) < 0) w->temporary = NULL;
+        if (asprintf(&w->temporary, "%s.tmp-%ld-%u", path, (long)getpid(),
+                     atomic_fetch_add(&serial, 1)) < 0)
+            w->temporary = NULL;
         if (w->temporary) w->fd = open(w->temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     } while (w->temporary && w->fd < 0 && errno == EEXIST);
     w->created = w->fd >= 0;
-    rc = w->temporary && w->fd < 0 ? sl_fail_errno(err, errno, "%s: cannot be written", path) : SL_OK;
-    if (!w->path || !w->header || !w->temporary) rc = sl_fail(err, SL_NOMEM, "%s: no memory for a writer", path);
+    rc = w->temporary && w->fd < 0 ? sl_fail_errno(err, errno, "%s: cannot be written", path)
+                                   : SL_OK;
+    if (!w->path || !w->header || !w->temporary)
+        rc = sl_fail(err, SL_NOMEM, "%s: no memory for a writer", path);
     if (rc) sl_stw_abandon(&w);
     *out = w;
     return rc;
@@ -539,15 +597,21 @@ static slot *find_slot(const sl_st_writer *w, const char *name)
     return NULL;
 }
 
-sl_code sl_stw_declare(sl_st_writer *w, const char *name, sl_dtype dtype, int rank, const int64_t *shape, sl_err *err)
+sl_code sl_stw_declare(sl_st_writer *w, const char *name, sl_dtype dtype, int rank,
+                       const int64_t *shape, sl_err *err)
 {
     int64_t bytes;
     uint64_t end;
     sl_code rc;
-    if (w->data_at) return sl_fail(err, SL_ARG, "%s: %s is declared after data has been written", w->path, name);
-    if (!*name || !strcmp(name, "__metadata__")) return sl_fail(err, SL_ARG, "%s: a tensor cannot be named \"%s\"", w->path, name);
-    if (json_object_get(w->header, name)) return sl_fail(err, SL_ARG, "%s: %s is declared twice", w->path, name);
-    if ((rc = sl_shape_bytes(dtype, rank, shape, &bytes, err))) return sl_context(err, rc, "%s: %s", w->path, name);
+    if (w->data_at)
+        return sl_fail(err, SL_ARG, "%s: %s is declared after data has been written", w->path,
+                       name);
+    if (!*name || !strcmp(name, "__metadata__"))
+        return sl_fail(err, SL_ARG, "%s: a tensor cannot be named \"%s\"", w->path, name);
+    if (json_object_get(w->header, name))
+        return sl_fail(err, SL_ARG, "%s: %s is declared twice", w->path, name);
+    if ((rc = sl_shape_bytes(dtype, rank, shape, &bytes, err)))
+        return sl_context(err, rc, "%s: %s", w->path, name);
     if (__builtin_add_overflow(w->data_bytes, (uint64_t)bytes, &end) || end > INT64_MAX)
         return sl_fail(err, SL_SHAPE, "%s: is larger than 2^63 bytes with %s", w->path, name);
 
@@ -556,8 +620,8 @@ sl_code sl_stw_declare(sl_st_writer *w, const char *name, sl_dtype dtype, int ra
     char *copy = strdup(name);
     json_t *extents = json_array(), *entry = NULL;
     for (int i = 0; i < rank; i++) json_array_append_new(extents, json_integer(shape[i]));
-    entry = json_pack("{s:s, s:o, s:[I, I]}", "dtype", sl_dtype_tag(dtype), "shape", extents, "data_offsets",
-                      (json_int_t)w->data_bytes, (json_int_t)end);
+    entry = json_pack("{s:s, s:o, s:[I, I]}", "dtype", sl_dtype_tag(dtype), "shape", extents,
+                      "data_offsets", (json_int_t)w->data_bytes, (json_int_t)end);
     if (!more || !copy || !entry || json_object_set_new(w->header, name, entry)) {
         free(copy);
         return sl_fail(err, SL_ARG, "%s: \"%s\" is not UTF-8, or no memory", w->path, name);
@@ -570,7 +634,9 @@ sl_code sl_stw_declare(sl_st_writer *w, const char *name, sl_dtype dtype, int ra
 sl_code sl_stw_metadata(sl_st_writer *w, const char *key, const char *value, sl_err *err)
 {
     json_t *meta = json_object_get(w->header, "__metadata__");
-    if (w->data_at) return sl_fail(err, SL_ARG, "%s: metadata %s comes after data has been written", w->path, key);
+    if (w->data_at)
+        return sl_fail(err, SL_ARG, "%s: metadata %s comes after data has been written", w->path,
+                       key);
     if (!meta) {
         json_object_set_new(w->header, "__metadata__", json_object());
         meta = json_object_get(w->header, "__metadata__");
@@ -607,7 +673,8 @@ static sl_code write_header(sl_st_writer *w, sl_err *err)
     sl_code rc;
     if (!text || !block) rc = sl_fail(err, SL_NOMEM, "%s: no memory for its header", w->path);
     else if (padded > HEADER_MAX)
-        rc = sl_fail(err, SL_ARG, "%s: header has %zu bytes, want at most %d", w->path, padded, HEADER_MAX);
+        rc = sl_fail(err, SL_ARG, "%s: header has %zu bytes, want at most %d", w->path, padded,
+                     HEADER_MAX);
     else {
         for (int i = 0; i < 8; i++) block[i] = (unsigned char)((uint64_t)padded >> 8 * i);
         memset(block + 8, ' ', padded);
@@ -639,18 +706,20 @@ static bool note_written(slot *s, uint64_t begin, uint64_t end)
     return true;
 }
 
-sl_code sl_stw_write(sl_st_writer *w, const char *name, const void *data, size_t offset, size_t length, sl_err *err)
+sl_code sl_stw_write(sl_st_writer *w, const char *name, const void *data, size_t offset,
+                     size_t length, sl_err *err)
 {
     slot *s = find_slot(w, name);
     sl_code rc;
     if (!s) return sl_fail(err, SL_ARG, "%s: %s was not declared", w->path, name);
     if (offset > s->bytes || length > s->bytes - offset)
-        return sl_fail(err, SL_ARG, "%s: %s: bytes %zu to %zu given, want at most %llu", w->path, name, offset, offset + length,
-                       (unsigned long long)s->bytes);
+        return sl_fail(err, SL_ARG, "%s: %s: bytes %zu to %zu given, want at most %llu", w->path,
+                       name, offset, offset + length, (unsigned long long)s->bytes);
     if (!w->data_at && (rc = write_header(w, err))) return rc;
     if (!length) return SL_OK;
     if ((rc = write_all(w, data, length, w->data_at + s->at + offset, err))) return rc;
-    if (!note_written(s, offset, offset + length)) return sl_fail(err, SL_NOMEM, "%s: no memory for %s", w->path, name);
+    if (!note_written(s, offset, offset + length))
+        return sl_fail(err, SL_NOMEM, "%s: no memory for %s", w->path, name);
     return SL_OK;
 }
 
@@ -662,8 +731,8 @@ sl_code sl_stw_finish(sl_st_writer **pw, sl_err *err)
         const slot *s = &w->slots[i];
         uint64_t gap = s->done_count && !s->done[0].begin ? s->done[0].end : 0;
         if (gap != s->bytes)
-            rc = sl_fail(err, SL_FORMAT, "%s: %s lacks bytes from %llu of %llu on", w->path, s->name, (unsigned long long)gap,
-                         (unsigned long long)s->bytes);
+            rc = sl_fail(err, SL_FORMAT, "%s: %s lacks bytes from %llu of %llu on", w->path,
+                         s->name, (unsigned long long)gap, (unsigned long long)s->bytes);
     }
     if (!rc && fsync(w->fd)) rc = sl_fail_errno(err, errno, "%s: cannot be written", w->path);
     if (!rc) {
@@ -699,15 +768,20 @@ void sl_stw_abandon(sl_st_writer **pw)
     free(w);
 }
 
-sl_code sl_st_save(const char *path, int n, const char *const names[], const sl_tensor tensors[], sl_err *err)
+sl_code sl_st_save(const char *path, int n, const char *const names[], const sl_tensor tensors[],
+                   sl_err *err)
 {
     sl_st_writer *w;
     sl_code rc = sl_stw_open(&w, path, err);
     for (int i = 0; i < n && !rc; i++) {
-        if (!sl_is_dense(&tensors[i])) rc = sl_fail(err, SL_ARG, "%s: %s is not dense", path, names[i]);
-        else rc = sl_stw_declare(w, names[i], tensors[i].dtype, tensors[i].rank, tensors[i].shape, err);
+        if (!sl_is_dense(&tensors[i]))
+            rc = sl_fail(err, SL_ARG, "%s: %s is not dense", path, names[i]);
+        else
+            rc = sl_stw_declare(w, names[i], tensors[i].dtype, tensors[i].rank, tensors[i].shape,
+                                err);
     }
-    for (int i = 0; i < n && !rc; i++) rc = sl_stw_write(w, names[i], tensors[i].data, 0, sl_bytes(&tensors[i]), err);
+    for (int i = 0; i < n && !rc; i++)
+        rc = sl_stw_write(w, names[i], tensors[i].data, 0, sl_bytes(&tensors[i]), err);
     if (!rc) return sl_stw_finish(&w, err);
     sl_stw_abandon(&w);
     return rc;

@@ -143,10 +143,13 @@ const char *sl_shape_text(const sl_tensor *t, char *buf, size_t size)
 sl_code sl_shape_bytes(sl_dtype dtype, int rank, const int64_t *shape, int64_t *bytes, sl_err *err)
 {
     int64_t n = (int64_t)sl_dtype_size(dtype);
-    if (rank < 0 || rank > SL_MAX_RANK) return sl_fail(err, SL_SHAPE, "tensor has %d dimensions, want 0 to %d", rank, SL_MAX_RANK);
+    if (rank < 0 || rank > SL_MAX_RANK)
+        return sl_fail(err, SL_SHAPE, "tensor has %d dimensions, want 0 to %d", rank, SL_MAX_RANK);
     for (int i = 0; i < rank; i++) {
-        if (shape[i] < 0) return sl_fail(err, SL_SHAPE, "tensor extent %lld is negative", (long long)shape[i]);
-        if (__builtin_mul_overflow(n, shape[i], &n)) return sl_fail(err, SL_SHAPE, "tensor is larger than 2^63 bytes");
+        if (shape[i] < 0)
+            return sl_fail(err, SL_SHAPE, "tensor extent %lld is negative", (long long)shape[i]);
+        if (__builtin_mul_overflow(n, shape[i], &n))
+            return sl_fail(err, SL_SHAPE, "tensor is larger than 2^63 bytes");
     }
     *bytes = n;
     return SL_OK;
@@ -165,7 +168,8 @@ sl_bf16 sl_to_bf16(float x)
     uint32_t u;
     memcpy(&u, &x, 4);
     uint32_t nan = (u >> 16) | 0x40, nearest = (u + 0x7fffu + ((u >> 16) & 1)) >> 16;
-    return (sl_bf16)((u & 0x7fffffffu) > 0x7f800000u ? nan : nearest); /* both, then one: loops of it become vectors */
+    /* both, then one: loops of it become vectors */
+    return (sl_bf16)((u & 0x7fffffffu) > 0x7f800000u ? nan : nearest);
 }
 
 float sl_from_f16(sl_f16 h)
@@ -210,7 +214,8 @@ sl_code sl_to_floats(float *dst, const void *src, sl_dtype dtype, int64_t n, sl_
     case SL_F16:
         for (int64_t i = 0; i < n; i++) memcpy(&h, s + 2 * i, 2), dst[i] = sl_from_f16(h);
         return SL_OK;
-    default: return sl_fail(err, SL_SHAPE, "dtype %s found, want F32, BF16 or F16", sl_dtype_tag(dtype));
+    default:
+        return sl_fail(err, SL_SHAPE, "dtype %s found, want F32, BF16 or F16", sl_dtype_tag(dtype));
     }
 }
 
@@ -225,7 +230,8 @@ sl_code sl_from_floats(void *dst, sl_dtype dtype, const float *src, int64_t n, s
     case SL_F16:
         for (int64_t i = 0; i < n; i++) d[i] = sl_to_f16(src[i]);
         return SL_OK;
-    default: return sl_fail(err, SL_SHAPE, "dtype %s found, want F32, BF16 or F16", sl_dtype_tag(dtype));
+    default:
+        return sl_fail(err, SL_SHAPE, "dtype %s found, want F32, BF16 or F16", sl_dtype_tag(dtype));
     }
 }
 

@@ -29,7 +29,8 @@ const char *sl_span_kind_name(uint32_t kind)
     return kind < SL_SPAN_KIND_COUNT ? NAMES[kind] : "?";
 }
 
-sl_span sl_span_make(uint64_t job, const char *stage, sl_span_kind kind, int64_t t0_ns, int64_t t1_ns)
+sl_span sl_span_make(uint64_t job, const char *stage, sl_span_kind kind, int64_t t0_ns,
+                     int64_t t1_ns)
 {
     sl_span s = {.job = job, .t0_ns = t0_ns, .t1_ns = t1_ns, .kind = kind};
     snprintf(s.stage, sizeof s.stage, "%s", stage);
@@ -39,10 +40,11 @@ sl_span sl_span_make(uint64_t job, const char *stage, sl_span_kind kind, int64_t
 sl_code sl_trace_add(sl_trace *t, const sl_span *span, sl_err *err)
 {
     if (span->kind >= SL_SPAN_KIND_COUNT)
-        return sl_fail(err, SL_ARG, "trace: span of kind %u, want 0 to %d", span->kind, SL_SPAN_KIND_COUNT - 1);
+        return sl_fail(err, SL_ARG, "trace: span of kind %u, want 0 to %d", span->kind,
+                       SL_SPAN_KIND_COUNT - 1);
     if (span->t1_ns < span->t0_ns)
-        return sl_fail(err, SL_ARG, "trace: %s span ends at %lld ns, before its start at %lld ns", NAMES[span->kind],
-                       (long long)span->t1_ns, (long long)span->t0_ns);
+        return sl_fail(err, SL_ARG, "trace: %s span ends at %lld ns, before its start at %lld ns",
+                       NAMES[span->kind], (long long)span->t1_ns, (long long)span->t0_ns);
     if (t->count == t->capacity) {
         size_t capacity = t->capacity ? 2 * t->capacity : 64;
         sl_span *spans = realloc(t->spans, capacity * sizeof *spans);
@@ -62,7 +64,8 @@ void sl_trace_free(sl_trace *t)
 }
 
 /* The part of a span that counts; false when none does. */
-static bool counts(const sl_span *s, uint64_t job, const char *stage, int64_t a, int64_t b, interval *out)
+static bool counts(const sl_span *s, uint64_t job, const char *stage, int64_t a, int64_t b,
+                   interval *out)
 {
     if (s->job != job || (stage && strncmp(s->stage, stage, SL_SPAN_STAGE))) return false;
     out->a = s->t0_ns > a ? s->t0_ns : a;
@@ -76,7 +79,8 @@ static int by_start(const void *x, const void *y)
     return (p->a > q->a) - (p->a < q->a);
 }
 
-int64_t sl_span_covered_ns(const sl_span *spans, size_t count, uint64_t job, const char *stage, int64_t a_ns, int64_t b_ns)
+int64_t sl_span_covered_ns(const sl_span *spans, size_t count, uint64_t job, const char *stage,
+                           int64_t a_ns, int64_t b_ns)
 {
     interval *in = malloc((count ? count : 1) * sizeof *in);
     size_t n = 0;
@@ -94,8 +98,8 @@ int64_t sl_span_covered_ns(const sl_span *spans, size_t count, uint64_t job, con
     return covered;
 }
 
-void sl_span_sums_ns(const sl_span *spans, size_t count, uint64_t job, const char *stage, int64_t a_ns, int64_t b_ns,
-                     int64_t sums[SL_SPAN_KIND_COUNT])
+void sl_span_sums_ns(const sl_span *spans, size_t count, uint64_t job, const char *stage,
+                     int64_t a_ns, int64_t b_ns, int64_t sums[SL_SPAN_KIND_COUNT])
 {
     memset(sums, 0, SL_SPAN_KIND_COUNT * sizeof *sums);
     for (size_t i = 0; i < count; i++) {

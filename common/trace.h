@@ -1,8 +1,9 @@
 /* trace.h - spans: what a process did for a job, from when to when.
  *
- * A span is plain bytes and may be sent. Times are CLOCK_MONOTONIC nanoseconds, which all processes of one machine
- * share, so the dispatcher can lay the spans of all stages on one line and say which part of a job's wall time no
- * span covers. Functions take plain arrays; sl_trace is a growing one for who collects. No locks: one thread a trace. */
+ * A span is plain bytes and may be sent. Times are CLOCK_MONOTONIC nanoseconds, which all
+ * processes of one machine share, so the dispatcher can lay the spans of all stages on
+ * one line and say which part of a job's wall time no span covers. Functions take plain
+ * arrays; sl_trace is a growing one for who collects. No locks: one thread a trace. */
 #ifndef SL_TRACE_H
 #define SL_TRACE_H
 
@@ -12,14 +13,14 @@
 #include "common/err.h"
 
 /* name, text, meaning. Numbers travel in messages: never reordered. */
-#define SL_SPAN_KINDS(X)                                                                                                           \
-    X(START, "start", "a process starts, up to its HELLO")                                                                         \
-    X(LOAD, "load", "weights are read or converted")                                                                               \
-    X(QUEUE, "queue", "the job waits for a stage that is busy with another one")                                                   \
-    X(COMPUTE, "compute", "a network or an encoder runs")                                                                          \
-    X(HANDOVER, "handover", "tensors are placed in or taken from a slot, tickets travel")                                          \
-    X(SPOOL, "spool", "a hand-over is written to or read from a file")                                                             \
-    X(WAIT, "wait", "the job waits for something else: a free slot, another part's result")                                        \
+#define SL_SPAN_KINDS(X)                                                                           \
+    X(START, "start", "a process starts, up to its HELLO")                                         \
+    X(LOAD, "load", "weights are read or converted")                                               \
+    X(QUEUE, "queue", "the job waits for a stage that is busy with another one")                   \
+    X(COMPUTE, "compute", "a network or an encoder runs")                                          \
+    X(HANDOVER, "handover", "tensors are placed in or taken from a slot, tickets travel")          \
+    X(SPOOL, "spool", "a hand-over is written to or read from a file")                             \
+    X(WAIT, "wait", "the job waits for something else: a free slot, another part's result")        \
     X(TURN, "turn", "the stage waits for its turn of a device that others compute on")
 
 typedef enum {
@@ -41,7 +42,8 @@ typedef struct {
 
 int64_t sl_now_ns(void);                      /* CLOCK_MONOTONIC */
 const char *sl_span_kind_name(uint32_t kind); /* "compute"; "?" for a number that is no kind */
-sl_span sl_span_make(uint64_t job, const char *stage, sl_span_kind kind, int64_t t0_ns, int64_t t1_ns);
+sl_span sl_span_make(uint64_t job, const char *stage, sl_span_kind kind, int64_t t0_ns,
+                     int64_t t1_ns);
 
 /* ---- collecting ---- */
 
@@ -50,18 +52,22 @@ typedef struct {
     size_t count, capacity;
 } sl_trace; /* {0} is empty */
 
-/* Append a copy. Allocates now and then. Errors: SL_NOMEM; SL_ARG a kind out of range or an end before the start. */
+/* Append a copy. Allocates now and then. Errors: SL_NOMEM; SL_ARG a kind out of range or
+ * an end before the start. */
 sl_code sl_trace_add(sl_trace *t, const sl_span *span, sl_err *err);
 void sl_trace_free(sl_trace *t); /* {0} again */
 
 /* ---- asking ----
- * Spans count when they are of `job` and, unless stage is NULL, of that stage, and only by their part inside [a, b]. */
+ * Spans count when they are of `job` and, unless stage is NULL, of that stage, and only
+ * by their part inside [a, b]. */
 
-/* Length of the union: overlapping spans count once. (b - a) minus this is unaccounted. Allocates; -1: no memory. */
-int64_t sl_span_covered_ns(const sl_span *spans, size_t count, uint64_t job, const char *stage, int64_t a_ns, int64_t b_ns);
+/* Length of the union: overlapping spans count once. (b - a) minus this is unaccounted.
+ * Allocates; -1: no memory. */
+int64_t sl_span_covered_ns(const sl_span *spans, size_t count, uint64_t job, const char *stage,
+                           int64_t a_ns, int64_t b_ns);
 
 /* Sum of lengths by kind: overlapping spans count each. */
-void sl_span_sums_ns(const sl_span *spans, size_t count, uint64_t job, const char *stage, int64_t a_ns, int64_t b_ns,
-                     int64_t sums[SL_SPAN_KIND_COUNT]);
+void sl_span_sums_ns(const sl_span *spans, size_t count, uint64_t job, const char *stage,
+                     int64_t a_ns, int64_t b_ns, int64_t sums[SL_SPAN_KIND_COUNT]);
 
 #endif

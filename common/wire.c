@@ -68,7 +68,8 @@ static void get_f64(const uint8_t **p, double *v)
     memcpy(v, &u, 8);
 }
 
-/* Strings: cut to the field, the rest zero, so that nothing of the sender's stack travels. */
+/* Strings: cut to the field, the rest zero, so that nothing of the sender's stack
+ * travels. */
 static void put_string(uint8_t **p, const char *s, size_t field)
 {
     size_t n = strnlen(s, field - 1);
@@ -86,14 +87,14 @@ static bool get_string(const uint8_t **p, char *s, size_t field)
     *p += field;
     return ok;
 }
-#define STRING_KIND(kind, field)                                                                                                   \
-    static void put_##kind(uint8_t **p, const char(*v)[field])                                                                     \
-    {                                                                                                                              \
-        put_string(p, *v, field);                                                                                                  \
-    }                                                                                                                              \
-    static bool get_##kind(const uint8_t **p, char(*v)[field])                                                                     \
-    {                                                                                                                              \
-        return get_string(p, *v, field);                                                                                           \
+#define STRING_KIND(kind, field)                                                                   \
+    static void put_##kind(uint8_t **p, const char(*v)[field])                                     \
+    {                                                                                              \
+        put_string(p, *v, field);                                                                  \
+    }                                                                                              \
+    static bool get_##kind(const uint8_t **p, char(*v)[field])                                     \
+    {                                                                                              \
+        return get_string(p, *v, field);                                                           \
     }
 STRING_KIND(str16, SL_STR16)
 STRING_KIND(str64, SL_STR64)
@@ -110,12 +111,15 @@ static void get_ticket(const uint8_t **p, sl_ticket *t)
 }
 static void put_pool(uint8_t **p, const sl_pool_handle *h)
 {
-    put_u64(p, &h->pool), put_i32(p, &h->pid), put_i32(p, &h->fd), put_u32(p, &h->kind), put_u32(p, &h->slots);
-    put_u64(p, &h->slot_bytes), put_string(p, h->name, SL_POOL_NAME), put_bytes(p, h->device_handle, sizeof h->device_handle);
+    put_u64(p, &h->pool), put_i32(p, &h->pid), put_i32(p, &h->fd), put_u32(p, &h->kind),
+        put_u32(p, &h->slots);
+    put_u64(p, &h->slot_bytes), put_string(p, h->name, SL_POOL_NAME),
+        put_bytes(p, h->device_handle, sizeof h->device_handle);
 }
 static bool get_pool(const uint8_t **p, sl_pool_handle *h)
 {
-    get_u64(p, &h->pool), get_i32(p, &h->pid), get_i32(p, &h->fd), get_u32(p, &h->kind), get_u32(p, &h->slots);
+    get_u64(p, &h->pool), get_i32(p, &h->pid), get_i32(p, &h->fd), get_u32(p, &h->kind),
+        get_u32(p, &h->slots);
     get_u64(p, &h->slot_bytes);
     bool ok = get_string(p, h->name, SL_POOL_NAME);
     memcpy(h->device_handle, *p, sizeof h->device_handle);
@@ -156,14 +160,15 @@ enum {
     WIRE_ALL(X)
 #undef X
 };
-#define X(number, NAME, lower) _Static_assert(SL_WIRE_HEADER + BODY_##NAME <= SL_WIRE_MAX, #NAME " does not fit");
+#define X(number, NAME, lower)                                                                     \
+    _Static_assert(SL_WIRE_HEADER + BODY_##NAME <= SL_WIRE_MAX, #NAME " does not fit");
 WIRE_ALL(X)
 #undef X
 
 const char *sl_wire_name(sl_msg_type type)
 {
     switch (type) {
-#define X(number, NAME, lower)                                                                                                     \
+#define X(number, NAME, lower)                                                                     \
     case SL_MSG_##NAME: return #NAME;
         WIRE_ALL(X)
 #undef X
@@ -177,10 +182,10 @@ size_t sl_wire_encode(uint8_t *buf, const sl_msg *msg)
     uint32_t magic = SL_WIRE_MAGIC, version = SL_WIRE_VERSION, type = (uint32_t)msg->type, body;
 #define PUT(kind, name) put_##kind(&p, &m->name);
     switch (msg->type) {
-#define X(number, NAME, lower)                                                                                                     \
-    case SL_MSG_##NAME: {                                                                                                          \
-        const sl_msg_##lower *m = &msg->lower;                                                                                     \
-        WIRE_##NAME(PUT)                                                                                                           \
+#define X(number, NAME, lower)                                                                     \
+    case SL_MSG_##NAME: {                                                                          \
+        const sl_msg_##lower *m = &msg->lower;                                                     \
+        WIRE_##NAME(PUT)                                                                           \
     } break;
         WIRE_ALL(X)
 #undef X
@@ -195,35 +200,41 @@ sl_code sl_wire_decode(sl_msg *out, const void *bytes, size_t length, sl_err *er
     const uint8_t *p = bytes;
     uint32_t magic, version, type, body, want = 0;
     bool ok = true;
-    if (length < SL_WIRE_HEADER) return sl_fail(err, SL_FORMAT, "message: %zu bytes, want at least %d", length, SL_WIRE_HEADER);
+    if (length < SL_WIRE_HEADER)
+        return sl_fail(err, SL_FORMAT, "message: %zu bytes, want at least %d", length,
+                       SL_WIRE_HEADER);
     get_u32(&p, &magic), get_u32(&p, &version), get_u32(&p, &type), get_u32(&p, &body);
-    if (magic != SL_WIRE_MAGIC) return sl_fail(err, SL_FORMAT, "message: magic %08x, want %08x", magic, SL_WIRE_MAGIC);
+    if (magic != SL_WIRE_MAGIC)
+        return sl_fail(err, SL_FORMAT, "message: magic %08x, want %08x", magic, SL_WIRE_MAGIC);
     if (version != SL_WIRE_VERSION)
-        return sl_fail(err, SL_FORMAT, "message: protocol version %u, want %d", version, SL_WIRE_VERSION);
+        return sl_fail(err, SL_FORMAT, "message: protocol version %u, want %d", version,
+                       SL_WIRE_VERSION);
     switch ((sl_msg_type)type) {
-#define X(number, NAME, lower)                                                                                                     \
+#define X(number, NAME, lower)                                                                     \
     case SL_MSG_##NAME: want = BODY_##NAME; break;
         WIRE_ALL(X)
 #undef X
     default: return sl_fail(err, SL_FORMAT, "message: unknown type %u", type);
     }
     if (body != want || length - SL_WIRE_HEADER != want)
-        return sl_fail(err, SL_FORMAT, "message: %s has %zu bytes and says %u, want %u", sl_wire_name((sl_msg_type)type),
-                       length - SL_WIRE_HEADER, body, want);
+        return sl_fail(err, SL_FORMAT, "message: %s has %zu bytes and says %u, want %u",
+                       sl_wire_name((sl_msg_type)type), length - SL_WIRE_HEADER, body, want);
     memset(out, 0, sizeof *out);
     out->type = (sl_msg_type)type;
 #define GET(kind, name) ok = GET_##kind(&p, &m->name) && ok;
     switch (out->type) {
-#define X(number, NAME, lower)                                                                                                     \
-    case SL_MSG_##NAME: {                                                                                                          \
-        sl_msg_##lower *m = &out->lower;                                                                                           \
-        WIRE_##NAME(GET)                                                                                                           \
+#define X(number, NAME, lower)                                                                     \
+    case SL_MSG_##NAME: {                                                                          \
+        sl_msg_##lower *m = &out->lower;                                                           \
+        WIRE_##NAME(GET)                                                                           \
     } break;
         WIRE_ALL(X)
 #undef X
     }
     if (!ok)
-        return sl_fail(err, SL_FORMAT, "message: %s has a string without an end, or with bytes behind it", sl_wire_name(out->type));
+        return sl_fail(err, SL_FORMAT,
+                       "message: %s has a string without an end, or with bytes behind it",
+                       sl_wire_name(out->type));
     return SL_OK;
 }
 
@@ -261,10 +272,10 @@ const char *sl_wire_text_of(const sl_msg *msg, char *buf, size_t size)
     say(&o, "%s", sl_wire_name(msg->type));
 #define SAY(kind, name) say(&o, " " #name "="), SAY_##kind(m->name);
     switch (msg->type) {
-#define X(number, NAME, lower)                                                                                                     \
-    case SL_MSG_##NAME: {                                                                                                          \
-        const sl_msg_##lower *m = &msg->lower;                                                                                     \
-        WIRE_##NAME(SAY)                                                                                                           \
+#define X(number, NAME, lower)                                                                     \
+    case SL_MSG_##NAME: {                                                                          \
+        const sl_msg_##lower *m = &msg->lower;                                                     \
+        WIRE_##NAME(SAY)                                                                           \
     } break;
         WIRE_ALL(X)
 #undef X
@@ -286,9 +297,12 @@ sl_code sl_wire_send(void *socket, const void *to, size_t to_size, const sl_msg 
             rc = zmq_send(socket, buf, n, 0);
         while (rc < 0 && errno == EINTR);
     if (rc >= 0) return SL_OK;
-    if (errno == EAGAIN) return sl_fail(err, SL_BUSY, "%s could not be sent in time", sl_wire_name(msg->type));
-    if (errno == EHOSTUNREACH) return sl_fail(err, SL_GONE, "%s: no such peer", sl_wire_name(msg->type));
-    return sl_fail(err, SL_SYS, "%s could not be sent: %s", sl_wire_name(msg->type), zmq_strerror(errno));
+    if (errno == EAGAIN)
+        return sl_fail(err, SL_BUSY, "%s could not be sent in time", sl_wire_name(msg->type));
+    if (errno == EHOSTUNREACH)
+        return sl_fail(err, SL_GONE, "%s: no such peer", sl_wire_name(msg->type));
+    return sl_fail(err, SL_SYS, "%s could not be sent: %s", sl_wire_name(msg->type),
+                   zmq_strerror(errno));
 }
 
 /* Take off what is left of a message with more frames than it should have. */
@@ -331,6 +345,7 @@ sl_code sl_wire_recv(void *socket, void *from, size_t *from_size, sl_msg *out, s
         swallow(socket);
         return sl_fail(err, SL_FORMAT, "message: more frames than one body");
     }
-    if (n > (int)sizeof buf) return sl_fail(err, SL_FORMAT, "message: %d bytes, want at most %d", n, SL_WIRE_MAX);
+    if (n > (int)sizeof buf)
+        return sl_fail(err, SL_FORMAT, "message: %d bytes, want at most %d", n, SL_WIRE_MAX);
     return sl_wire_decode(out, buf, (size_t)n, err);
 }

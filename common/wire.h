@@ -1,12 +1,16 @@
 /* wire.h - the messages between the dispatcher, the stages and clients, written once.
  *
- * One ZeroMQ frame a message: a 16-byte header (magic, version, type, body length), then the fields of the list in order, little
- * endian, without padding. Every field has a fixed size, so a type has one length; the decoder checks magic, version, type and length before it
- * reads, that every string ends inside its field (zeros fill the rest), and never trusts a number inside a body: the receiver checks ranges.
- * The encoder, the decoder, the printer and the round-trip test expand the lists below. Type numbers are never reused.
+ * One ZeroMQ frame a message: a 16-byte header (magic, version, type, body length), then
+ * the fields of the list in order, little endian, without padding. Every field has a
+ * fixed size, so a type has one length; the decoder checks magic, version, type and
+ * length before it reads, that every string ends inside its field (zeros fill the rest),
+ * and never trusts a number inside a body: the receiver checks ranges. The encoder, the
+ * decoder, the printer and the round-trip test expand the lists below. Type numbers are
+ * never reused.
  *
  * Who sends what (stages/README.md tells the protocol as a story):
- *   stage -> dispatcher   HELLO POOL READY TAKEN PROGRESS STEP SPAN CHUNK SPOOLED DONE FAILED HEARTBEAT ASK GIVE
+ *   stage -> dispatcher   HELLO POOL READY TAKEN PROGRESS STEP SPAN CHUNK SPOOLED DONE
+ *                         FAILED HEARTBEAT ASK GIVE
  *   dispatcher -> stage   POOL JOB CHUNK CANCEL KEEP REAP DISCARD DRAIN GRANT REVOKE
  *   client -> dispatcher  HELLO SUBMIT CANCEL DRAIN
  *   dispatcher -> client  ACCEPTED PROGRESS STEP SPAN STAGE FINISHED */
@@ -41,8 +45,11 @@
 #define WIRE_FAILED(F)    F(u64, job) F(u32, attempt) F(i32, code) F(text, message)
 #define WIRE_HEARTBEAT(F) F(u64, job) F(u64, beats)
 #define WIRE_CANCEL(F)    F(u64, job) F(u32, attempt)
-#define WIRE_REAP(F)      F(i32, pid)          /* that sender is dead: free what it was writing, and what it sealed that nobody was told of */
-#define WIRE_KEEP(F)      F(ticket, ticket)    /* before a REAP: this one the dispatcher knows of, and will send in a JOB */
+/* that sender is dead: free what it was writing, and what it sealed that nobody was told
+ * of */
+#define WIRE_REAP(F)      F(i32, pid)
+/* before a REAP: this one the dispatcher knows of, and will send in a JOB */
+#define WIRE_KEEP(F)      F(ticket, ticket)
 #define WIRE_DISCARD(F)   F(ticket, ticket)
 #define WIRE_DRAIN(F)     F(u32, why)
 #define WIRE_SUBMIT(F)    F(u64, job) F(dir, dir)
@@ -50,9 +57,12 @@
 #define WIRE_STAGE(F)     F(str16, stage) F(str16, event) F(i32, pid) F(str64, device) F(f64, load_s) F(u64, weight_bytes) F(u64, peak_bytes) \
                           F(u64, arena_bytes) F(u64, job)
 #define WIRE_FINISHED(F)  F(u64, job) F(i32, code) F(text, message) F(u64, bytes)
-#define WIRE_ASK(F)       F(u64, job) F(u64, turn) F(u32, kind) F(str64, what) F(u64, expected_ms) /* for the device's turn; gives back a held one */
-#define WIRE_GRANT(F)     F(u64, turn) F(u32, free) /* the turn that was asked for; free: for every piece of work until REVOKE */
-#define WIRE_REVOKE(F)    F(u64, turn)         /* it is free no more: ask for the next piece; give it back now if none runs */
+/* for the device's turn; gives back a held one */
+#define WIRE_ASK(F)       F(u64, job) F(u64, turn) F(u32, kind) F(str64, what) F(u64, expected_ms)
+/* the turn that was asked for; free: for every piece of work until REVOKE */
+#define WIRE_GRANT(F)     F(u64, turn) F(u32, free)
+/* it is free no more: ask for the next piece; give it back now if none runs */
+#define WIRE_REVOKE(F)    F(u64, turn)
 #define WIRE_GIVE(F)      F(u64, turn)         /* back, or not wanted any more */
 
 #define WIRE_ALL(M)                                                                                                                     \
@@ -82,9 +92,9 @@ typedef sl_ticket sl_wire_ticket;
 typedef sl_pool_handle sl_wire_pool;
 
 #define FIELD(kind, name) sl_wire_##kind name;
-#define X(number, NAME, lower)                                                                                                     \
-    typedef struct {                                                                                                               \
-        WIRE_##NAME(FIELD)                                                                                                         \
+#define X(number, NAME, lower)                                                                     \
+    typedef struct {                                                                               \
+        WIRE_##NAME(FIELD)                                                                         \
     } sl_msg_##lower;
 WIRE_ALL(X)
 #undef X
@@ -102,9 +112,11 @@ typedef struct {
 
 #define SL_WIRE_MAX 2048 /* longest encoded message; checked when the program is compiled */
 
-/* Encode into buf (SL_WIRE_MAX bytes); returns the length. Strings longer than their field are cut. */
+/* Encode into buf (SL_WIRE_MAX bytes); returns the length. Strings longer than their
+ * field are cut. */
 size_t sl_wire_encode(uint8_t *buf, const sl_msg *msg);
-/* Decode `length` bytes. Errors: SL_FORMAT saying what is wrong (magic, version, type, length, an unended string). */
+/* Decode `length` bytes. Errors: SL_FORMAT saying what is wrong (magic, version, type,
+ * length, an unended string). */
 sl_code sl_wire_decode(sl_msg *out, const void *bytes, size_t length, sl_err *err);
 /* One line: "DONE job=1 attempt=1 tickets=1 ..." */
 const char *sl_wire_text_of(const sl_msg *msg, char *buf, size_t size);
@@ -112,11 +124,13 @@ const char *sl_wire_name(sl_msg_type type); /* "DONE"; "?" for no type */
 
 /* ---- over a ZeroMQ socket ---- */
 
-/* Send one message; `to` is the peer's identity (ROUTER) or NULL. Never blocks longer than the socket's send timeout.
+/* Send one message; `to` is the peer's identity (ROUTER) or NULL. Never blocks longer
+ * than the socket's send timeout.
  * Errors: SL_BUSY queue full or timeout; SL_GONE no such peer; SL_SYS. */
 sl_code sl_wire_send(void *socket, const void *to, size_t to_size, const sl_msg *msg, sl_err *err);
-/* Receive one message without waiting. from (64 bytes) and *from_size get the peer's identity on a ROUTER socket, may be NULL otherwise.
- * SL_BUSY: none there. SL_FORMAT: something that is no message came, and was taken off the queue. */
+/* Receive one message without waiting. from (64 bytes) and *from_size get the peer's
+ * identity on a ROUTER socket, may be NULL otherwise. SL_BUSY: none there. SL_FORMAT:
+ * something that is no message came, and was taken off the queue. */
 sl_code sl_wire_recv(void *socket, void *from, size_t *from_size, sl_msg *out, sl_err *err);
 
 #endif

@@ -1,7 +1,9 @@
-/* clip.c - the CLIP vision tower: patches, class token, pre-norm layers with exact GELU; stops before the last layer.
+/* clip.c - the CLIP vision tower: patches, class token, pre-norm layers with exact GELU;
+ * stops before the last layer.
  *
- * Weights and activations are float32 on every device, as in the reference (spec 2.5): in bf16 its tokens are 7e-3 off, more than
- * half of it by the weights' rounding, and a picture takes 0.3e12 operations only. */
+ * Weights and activations are float32 on every device, as in the reference (spec 2.5): in
+ * bf16 its tokens are 7e-3 off, more than half of it by the weights' rounding, and a
+ * picture takes 0.3e12 operations only. */
 #include "graphs/clip.h"
 
 #include <math.h>
@@ -32,7 +34,8 @@ static int side(const sl_clip *m)
     return m->c.image / m->c.patch;
 }
 
-static void want_linear(sl_loader *l, sl_affine *a, int64_t out, int64_t in, const char *prefix, const char *name)
+static void want_linear(sl_loader *l, sl_affine *a, int64_t out, int64_t in, const char *prefix,
+                        const char *name)
 {
     sl_weight(l, &a->w, SL_W_MATRIX_F32, 2, (int64_t[]){out, in}, "%s.%s.weight", prefix, name);
     sl_weight(l, &a->b, SL_W_FLOAT, 1, &out, "%s.%s.bias", prefix, name);
@@ -56,8 +59,9 @@ static void name_layer(sl_loader *l, layer *y, const sl_clip_config *c, const ch
 /* Tensors that a whole CLIP has and hidden_states[-2] does not need. */
 static void skip_rest(sl_loader *l, const sl_clip_config *c, const char *prefix)
 {
-    static const char *const LAST[] = {"layer_norm1",      "layer_norm2",        "self_attn.q_proj", "self_attn.k_proj",
-                                       "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1",          "mlp.fc2"};
+    static const char *const LAST[] = {"layer_norm1",      "layer_norm2",      "self_attn.q_proj",
+                                       "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj",
+                                       "mlp.fc1",          "mlp.fc2"};
     for (size_t i = 0; i < sizeof LAST / sizeof *LAST; i++) {
         sl_weight_skip(l, "%sencoder.layers.%d.%s.weight", prefix, c->layers - 1, LAST[i]);
         sl_weight_skip(l, "%sencoder.layers.%d.%s.bias", prefix, c->layers - 1, LAST[i]);
@@ -79,13 +83,16 @@ sl_clip *sl_clip_new(const sl_clip_config *config, sl_loader *l)
         free(m);
         return NULL;
     }
-    /* transformers 5 saves a CLIPVisionModel without the prefix that earlier versions write */
-    const char *p = sl_loader_has(l, "vision_model.embeddings.class_embedding") ? "vision_model." : "";
+    /* transformers 5 saves a CLIPVisionModel without the prefix that earlier versions
+     * write */
+    const char *p =
+        sl_loader_has(l, "vision_model.embeddings.class_embedding") ? "vision_model." : "";
     const int64_t d = config->hidden, tokens = (int64_t)side(m) * side(m) + 1;
     const int64_t patch[] = {d, 3, config->patch, config->patch};
     sl_weight(l, &m->class_token, SL_W_FLOAT, 1, &d, "%sembeddings.class_embedding", p);
     sl_weight(l, &m->patch, SL_W_MATRIX_F32, 4, patch, "%sembeddings.patch_embedding.weight", p);
-    sl_weight(l, &m->position, SL_W_FLOAT, 2, (int64_t[]){tokens, d}, "%sembeddings.position_embedding.weight", p);
+    sl_weight(l, &m->position, SL_W_FLOAT, 2, (int64_t[]){tokens, d},
+              "%sembeddings.position_embedding.weight", p);
     sl_want_norm(l, &m->pre_norm, SL_W_FLOAT, d, "%spre_layrnorm", p); /* so spelt */
     for (int i = 0; i < m->used; i++) name_layer(l, &m->layers[i], config, p, i);
     skip_rest(l, config, p);
@@ -100,7 +107,8 @@ void sl_clip_free(sl_clip **m)
     *m = NULL;
 }
 
-/* Patch rows F32 [side * side, 3 * patch * patch], column (channel, y, x), cut out on the host. */
+/* Patch rows F32 [side * side, 3 * patch * patch], column (channel, y, x), cut out on the
+ * host. */
 static sl_tensor patch_rows(sl_ctx *ctx, const sl_clip *m, const float *pixels)
 {
     const int64_t p = m->c.patch, n = side(m), w = m->c.image;
@@ -108,14 +116,16 @@ static sl_tensor patch_rows(sl_ctx *ctx, const sl_clip *m, const float *pixels)
     if (!ctx->ops->plan && sl_ok(ctx)) {
         float *host = malloc(sl_bytes(&rows)), *to = host;
         if (!host) {
-            sl_ctx_fail(ctx, SL_NOMEM, "clip: %zu bytes for the picture's patches", sl_bytes(&rows));
+            sl_ctx_fail(ctx, SL_NOMEM, "clip: %zu bytes for the picture's patches",
+                        sl_bytes(&rows));
             return rows;
         }
         for (int64_t py = 0; py < n; py++)
             for (int64_t px = 0; px < n; px++)
                 for (int64_t c = 0; c < 3; c++)
                     for (int64_t j = 0; j < p; j++)
-                        for (int64_t i = 0; i < p; i++) *to++ = pixels[(c * w + py * p + j) * w + px * p + i];
+                        for (int64_t i = 0; i < p; i++)
+                            *to++ = pixels[(c * w + py * p + j) * w + px * p + i];
         sl_upload(ctx, &rows, host);
         sl_sync(ctx); /* before host is freed */
         free(host);
@@ -172,8 +182,8 @@ void sl_clip_encode(sl_ctx *ctx, const sl_clip *m, const float *pixels, const sl
     const int64_t tokens = (int64_t)side(m) * side(m) + 1;
     if (out->rank != 2 || out->shape[0] != tokens || out->shape[1] != m->c.hidden) {
         char got[96];
-        sl_ctx_fail(ctx, SL_SHAPE, "clip: output has shape %s, want [%lld, %d]", sl_shape_text(out, got, sizeof got),
-                    (long long)tokens, m->c.hidden);
+        sl_ctx_fail(ctx, SL_SHAPE, "clip: output has shape %s, want [%lld, %d]",
+                    sl_shape_text(out, got, sizeof got), (long long)tokens, m->c.hidden);
         return;
     }
     embed(ctx, m, out, pixels); /* [tokens, hidden] */

@@ -1,4 +1,5 @@
-/* fbcache.c - First Block Cache: compare what block 0 did with what it did at the last computed step, and decide. */
+/* fbcache.c - First Block Cache: compare what block 0 did with what it did at the last
+ * computed step, and decide. */
 #include "graphs/fbcache.h"
 
 #include <math.h>
@@ -20,7 +21,8 @@ size_t sl_fbcache_bytes(const sl_ctx *ctx, int64_t tokens, int dim)
     return lay_out(&c, sl_act(ctx), NULL, tokens, dim);
 }
 
-void sl_fbcache_init(sl_ctx *ctx, sl_fbcache *c, const sl_fbcache_rules *rules, void *memory, int64_t tokens, int dim)
+void sl_fbcache_init(sl_ctx *ctx, sl_fbcache *c, const sl_fbcache_rules *rules, void *memory,
+                     int64_t tokens, int dim)
 {
     *c = (sl_fbcache){.rules = *rules};
     lay_out(c, sl_act(ctx), memory, tokens, dim);
@@ -46,8 +48,10 @@ bool sl_fbcache_decide(sl_ctx *ctx, sl_fbcache *c, const sl_tensor *r, sl_fbcach
     bool compute = must_compute(c) || !(metric <= c->rules.threshold); /* NaN computes */
     if (c->force) compute = c->force > 0;
     if (!compute && !c->filled)
-        sl_ctx_fail(ctx, SL_ARG, "fbcache: step %d is to reuse a cached residual, but none is held", c->step);
-    if (ctx->ops->plan || !sl_ok(ctx)) compute = true; /* planning: the larger of the two ways */
+        sl_ctx_fail(ctx, SL_ARG, "fbcache: step %d is to reuse a cached residual, but none is held",
+                    c->step);
+    /* planning: the larger of the two ways */
+    if (ctx->ops->plan || !sl_ok(ctx)) compute = true;
 
     if (compute) {
         sl_copy(ctx, &c->prev, r);

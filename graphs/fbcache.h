@@ -1,6 +1,6 @@
-/* fbcache.h - First Block Cache: skip blocks 1.. when the first block changed the tokens as it did before.
- * ParaAttention's algorithm with diffusers' comparison (compute if metric > threshold); spec 5.1, 5.2.
- * One state per branch (cond, uncond) and expert. */
+/* fbcache.h - First Block Cache: skip blocks 1.. when the first block changed the tokens
+ * as it did before. ParaAttention's algorithm with diffusers' comparison (compute if
+ * metric > threshold); spec 5.1, 5.2. One state per branch (cond, uncond) and expert. */
 #ifndef SL_FBCACHE_H
 #define SL_FBCACHE_H
 
@@ -20,22 +20,27 @@ typedef struct {
 
 typedef struct {
     sl_fbcache_rules rules;
-    bool filled;              /* prev and residual hold a computed step */
-    int hits;                 /* hits in a row so far */
-    int step, steps;          /* which step comes next, of how many: set by the caller before each forward */
-    int force;                /* 0 decide; 1 compute whatever the metric says (resume replays a decision); -1 hit */
-    sl_tensor prev, residual; /* act [N, dim]: r of the last computed step, output of blocks 1.. minus their input */
+    bool filled; /* prev and residual hold a computed step */
+    int hits;    /* hits in a row so far */
+    /* which step comes next, of how many: set by the caller before each forward */
+    int step, steps;
+    /* 0 decide; 1 compute whatever the metric says (resume replays a decision); -1 hit */
+    int force;
+    /* act [N, dim]: r of the last computed step, output of blocks 1.. minus their input */
+    sl_tensor prev, residual;
 } sl_fbcache;
 
-/* An empty cache for [tokens, dim], in sl_fbcache_bytes of device memory that the caller gives (NULL while planning) and that lives
- * as long as the cache. The rules are copied. */
+/* An empty cache for [tokens, dim], in sl_fbcache_bytes of device memory that the caller
+ * gives (NULL while planning) and that lives as long as the cache. The rules are copied. */
 size_t sl_fbcache_bytes(const sl_ctx *ctx, int64_t tokens, int dim);
-void sl_fbcache_init(sl_ctx *ctx, sl_fbcache *c, const sl_fbcache_rules *rules, void *memory, int64_t tokens, int dim);
+void sl_fbcache_init(sl_ctx *ctx, sl_fbcache *c, const sl_fbcache_rules *rules, void *memory,
+                     int64_t tokens, int dim);
 
-/* r = h1 - h0 of this step, act [tokens, dim], what block 0 added: decide, and on a computed step remember r. True: compute the
- * remaining blocks, and put what they add into c->residual; false: add c->residual instead. *report (may be NULL) tells the same.
- * A metric that is no number computes; so does planning. Errors (kept in ctx; the answer is then true): SL_ARG a forced hit of an
- * empty cache. Waits for the stream. */
+/* r = h1 - h0 of this step, act [tokens, dim], what block 0 added: decide, and on a
+ * computed step remember r. True: compute the remaining blocks, and put what they add
+ * into c->residual; false: add c->residual instead. *report (may be NULL) tells the same.
+ * A metric that is no number computes; so does planning. Errors (kept in ctx; the answer
+ * is then true): SL_ARG a forced hit of an empty cache. Waits for the stream. */
 bool sl_fbcache_decide(sl_ctx *ctx, sl_fbcache *c, const sl_tensor *r, sl_fbcache_report *report);
 
 #endif

@@ -1,4 +1,5 @@
-/* layers.c - naming the tensors of linear layers and norms, and small views that several graphs need. */
+/* layers.c - naming the tensors of linear layers and norms, and small views that several
+ * graphs need. */
 #include "graphs/layers.h"
 
 #include <stdarg.h>
@@ -6,17 +7,18 @@
 
 #define NAME_BYTES 256
 
-/* The caller's printf-style name into `buf` of NAME_BYTES; names are this program's own and short. */
-#define FORMAT_NAME(buf, name)                                                                                                     \
-    do {                                                                                                                           \
-        va_list args_;                                                                                                             \
-        va_start(args_, name);                                                                                                     \
-        vsnprintf(buf, NAME_BYTES, name, args_);                                                                                   \
-        va_end(args_);                                                                                                             \
+/* The caller's printf-style name into `buf` of NAME_BYTES; names are this program's own
+ * and short. */
+#define FORMAT_NAME(buf, name)                                                                     \
+    do {                                                                                           \
+        va_list args_;                                                                             \
+        va_start(args_, name);                                                                     \
+        vsnprintf(buf, NAME_BYTES, name, args_);                                                   \
+        va_end(args_);                                                                             \
     } while (0)
 
-static void want_pair(sl_loader *l, sl_affine *a, sl_weight_kind w, sl_weight_kind b, int rank, const int64_t *shape,
-                      const char *name)
+static void want_pair(sl_loader *l, sl_affine *a, sl_weight_kind w, sl_weight_kind b, int rank,
+                      const int64_t *shape, const char *name)
 {
     sl_weight(l, &a->w, w, rank, shape, "%s.weight", name);
     sl_weight(l, &a->b, b, 1, shape, "%s.bias", name);
@@ -43,13 +45,14 @@ void sl_want_norm(sl_loader *l, sl_affine *a, sl_weight_kind kind, int64_t d, co
     want_pair(l, a, kind, kind, 1, (int64_t[]){d}, buf);
 }
 
-void sl_apply(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_affine *a, sl_activation activation)
+void sl_apply(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_affine *a,
+              sl_activation activation)
 {
     sl_linear(ctx, y, x, &a->w, &a->b, activation);
 }
 
-void sl_apply_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_tensor *a, const sl_affine *w,
-                  const sl_tensor *gate)
+void sl_apply_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_tensor *a,
+                  const sl_affine *w, const sl_tensor *gate)
 {
     sl_linear_add(ctx, x, y, a, &w->w, &w->b, gate);
 }

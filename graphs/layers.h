@@ -1,4 +1,5 @@
-/* layers.h - what the transformer graphs share: the two tensors of a linear layer or norm, row views, row chunks. */
+/* layers.h - what the transformer graphs share: the two tensors of a linear layer or
+ * norm, row views, row chunks. */
 #ifndef SL_LAYERS_H
 #define SL_LAYERS_H
 
@@ -14,21 +15,24 @@ void sl_want_linear(sl_loader *l, sl_affine *a, int64_t out, int64_t in, const c
 /* The same in F32 on every device (the time embedder). */
 void sl_want_linear_f32(sl_loader *l, sl_affine *a, int64_t out, int64_t in, const char *name, ...)
     __attribute__((format(printf, 5, 6)));
-/* Want "NAME.weight" [d] and "NAME.bias" [d] of a LayerNorm; kind SL_W_VECTOR or SL_W_FLOAT. */
+/* Want "NAME.weight" [d] and "NAME.bias" [d] of a LayerNorm; kind SL_W_VECTOR or
+ * SL_W_FLOAT. */
 void sl_want_norm(sl_loader *l, sl_affine *a, sl_weight_kind kind, int64_t d, const char *name, ...)
     __attribute__((format(printf, 5, 6)));
 
 /* y = activation(x w^T + b), as sl_linear. */
-void sl_apply(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_affine *a, sl_activation activation);
+void sl_apply(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_affine *a,
+              sl_activation activation);
 
 /* x += (a w^T + b) * gate, as sl_linear_add; gate may be NULL. */
-void sl_apply_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_tensor *a, const sl_affine *w,
-                  const sl_tensor *gate);
+void sl_apply_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_tensor *a,
+                  const sl_affine *w, const sl_tensor *gate);
 
 /* Row i of a rank-2 tensor as a vector [columns]. */
 sl_tensor sl_row(const sl_tensor *t, int64_t i);
 
-/* The next dense tensor in caller-given memory: *at moves past it, to a multiple of 256 bytes from `base`. base NULL: planning. */
+/* The next dense tensor in caller-given memory: *at moves past it, to a multiple of 256
+ * bytes from `base`. base NULL: planning. */
 sl_tensor sl_carve(void *base, size_t *at, sl_dtype dtype, int rank, const int64_t *shape);
 
 #endif

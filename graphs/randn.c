@@ -1,9 +1,11 @@
-/* randn.c - torch's CPU normal numbers: mt19937, then Box-Muller in the order in which torch draws. */
+/* randn.c - torch's CPU normal numbers: mt19937, then Box-Muller in the order in which
+ * torch draws. */
 #include "graphs/randn.h"
 
 #include <math.h>
 
-/* The 32-bit Mersenne Twister, seeded as std::mt19937; torch takes the low 32 bits of the seed. */
+/* The 32-bit Mersenne Twister, seeded as std::mt19937; torch takes the low 32 bits of the
+ * seed. */
 typedef struct {
     uint32_t s[624];
     int at;
@@ -12,7 +14,8 @@ typedef struct {
 static void seed_twister(twister *t, uint32_t seed)
 {
     t->s[0] = seed;
-    for (uint32_t i = 1; i < 624; i++) t->s[i] = 1812433253u * (t->s[i - 1] ^ t->s[i - 1] >> 30) + i;
+    for (uint32_t i = 1; i < 624; i++)
+        t->s[i] = 1812433253u * (t->s[i - 1] ^ t->s[i - 1] >> 30) + i;
     t->at = 624;
 }
 
@@ -32,7 +35,8 @@ static uint32_t next(twister *t)
     return y ^ y >> 18;
 }
 
-/* Uniform in [0, 1): 24 bits of one draw, and 53 bits of two (the first is the upper half). */
+/* Uniform in [0, 1): 24 bits of one draw, and 53 bits of two (the first is the upper
+ * half). */
 static float uniform_float(twister *t)
 {
     return (float)(next(t) & 0xffffff) * 0x1p-24f;
@@ -44,7 +48,8 @@ static double uniform_double(twister *t)
     return (double)((hi << 32 | next(t)) & 0x1fffffffffffff) * 0x1p-53;
 }
 
-/* normal_fill_16: the first eight uniforms give radii, the last eight angles; cosines first, then sines. */
+/* normal_fill_16: the first eight uniforms give radii, the last eight angles; cosines
+ * first, then sines. */
 static void normal_16(float *x)
 {
     for (int j = 0; j < 8; j++) {
@@ -55,7 +60,8 @@ static void normal_16(float *x)
     }
 }
 
-/* Below 16 numbers torch draws one at a time, in double, and keeps each second one for the next call. */
+/* Below 16 numbers torch draws one at a time, in double, and keeps each second one for
+ * the next call. */
 static void normal_few(float *out, int64_t n, twister *t)
 {
     for (int64_t i = 0; i < n; i += 2) {

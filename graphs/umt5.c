@@ -1,4 +1,5 @@
-/* umt5.c - the UMT5 encoder: T5 norms, gated GELU, a relative position bias in every layer, no attention scaling. */
+/* umt5.c - the UMT5 encoder: T5 norms, gated GELU, a relative position bias in every
+ * layer, no attention scaling. */
 #include "graphs/umt5.h"
 
 #include <math.h>
@@ -21,7 +22,9 @@ struct sl_umt5 {
     sl_tensor embedding;  /* [vocab, d_model] */
     sl_tensor final_norm; /* [d_model] */
     layer *layers;
-    float *bias; /* host copy of all layers' tables, turned: [layers, heads, buckets]; filled by the first encode */
+    /* host copy of all layers' tables, turned: [layers, heads, buckets]; filled by the
+     * first encode */
+    float *bias;
     bool *has_bias;
 };
 
@@ -31,28 +34,41 @@ sl_umt5 *sl_umt5_new(const sl_umt5_config *config, sl_loader *l)
     if (!m) return NULL;
     m->c = *config;
     m->layers = calloc((size_t)config->layers, sizeof *m->layers);
-    m->bias = malloc(sizeof *m->bias * (size_t)config->layers * (size_t)config->heads * (size_t)config->buckets);
+    m->bias = malloc(sizeof *m->bias * (size_t)config->layers * (size_t)config->heads *
+                     (size_t)config->buckets);
     m->has_bias = calloc(1, sizeof *m->has_bias);
     if (!m->layers || !m->bias || !m->has_bias) {
         sl_umt5_free(&m);
         return NULL;
     }
-    const int64_t d = config->d_model, inner = (int64_t)config->heads * config->d_kv, ff = config->d_ff;
-    const int64_t vector[] = {d}, in[] = {inner, d}, out[] = {d, inner}, wi[] = {ff, d}, wo[] = {d, ff};
+    const int64_t d = config->d_model, inner = (int64_t)config->heads * config->d_kv,
+                  ff = config->d_ff;
+    const int64_t vector[] = {d}, in[] = {inner, d}, out[] = {d, inner}, wi[] = {ff, d},
+                  wo[] = {d, ff};
     sl_weight(l, &m->embedding, SL_W_MATRIX, 2, (int64_t[]){config->vocab, d}, "shared.weight");
     for (int i = 0; i < config->layers; i++) {
         layer *y = &m->layers[i];
         const int64_t bias[] = {config->buckets, config->heads};
-        sl_weight(l, &y->norm1, SL_W_VECTOR, 1, vector, "encoder.block.%d.layer.0.layer_norm.weight", i);
-        sl_weight(l, &y->q, SL_W_MATRIX, 2, in, "encoder.block.%d.layer.0.SelfAttention.q.weight", i);
-        sl_weight(l, &y->k, SL_W_MATRIX, 2, in, "encoder.block.%d.layer.0.SelfAttention.k.weight", i);
-        sl_weight(l, &y->v, SL_W_MATRIX, 2, in, "encoder.block.%d.layer.0.SelfAttention.v.weight", i);
-        sl_weight(l, &y->o, SL_W_MATRIX, 2, out, "encoder.block.%d.layer.0.SelfAttention.o.weight", i);
-        sl_weight(l, &y->bias, SL_W_FLOAT, 2, bias, "encoder.block.%d.layer.0.SelfAttention.relative_attention_bias.weight", i);
-        sl_weight(l, &y->norm2, SL_W_VECTOR, 1, vector, "encoder.block.%d.layer.1.layer_norm.weight", i);
-        sl_weight(l, &y->wi_0, SL_W_MATRIX, 2, wi, "encoder.block.%d.layer.1.DenseReluDense.wi_0.weight", i);
-        sl_weight(l, &y->wi_1, SL_W_MATRIX, 2, wi, "encoder.block.%d.layer.1.DenseReluDense.wi_1.weight", i);
-        sl_weight(l, &y->wo, SL_W_MATRIX, 2, wo, "encoder.block.%d.layer.1.DenseReluDense.wo.weight", i);
+        sl_weight(l, &y->norm1, SL_W_VECTOR, 1, vector,
+                  "encoder.block.%d.layer.0.layer_norm.weight", i);
+        sl_weight(l, &y->q, SL_W_MATRIX, 2, in, "encoder.block.%d.layer.0.SelfAttention.q.weight",
+                  i);
+        sl_weight(l, &y->k, SL_W_MATRIX, 2, in, "encoder.block.%d.layer.0.SelfAttention.k.weight",
+                  i);
+        sl_weight(l, &y->v, SL_W_MATRIX, 2, in, "encoder.block.%d.layer.0.SelfAttention.v.weight",
+                  i);
+        sl_weight(l, &y->o, SL_W_MATRIX, 2, out, "encoder.block.%d.layer.0.SelfAttention.o.weight",
+                  i);
+        sl_weight(l, &y->bias, SL_W_FLOAT, 2, bias,
+                  "encoder.block.%d.layer.0.SelfAttention.relative_attention_bias.weight", i);
+        sl_weight(l, &y->norm2, SL_W_VECTOR, 1, vector,
+                  "encoder.block.%d.layer.1.layer_norm.weight", i);
+        sl_weight(l, &y->wi_0, SL_W_MATRIX, 2, wi,
+                  "encoder.block.%d.layer.1.DenseReluDense.wi_0.weight", i);
+        sl_weight(l, &y->wi_1, SL_W_MATRIX, 2, wi,
+                  "encoder.block.%d.layer.1.DenseReluDense.wi_1.weight", i);
+        sl_weight(l, &y->wo, SL_W_MATRIX, 2, wo,
+                  "encoder.block.%d.layer.1.DenseReluDense.wo.weight", i);
     }
     sl_weight(l, &m->final_norm, SL_W_VECTOR, 1, vector, "encoder.final_layer_norm.weight");
     sl_weight_skip(l, "encoder.embed_tokens.weight"); /* the same table again, in some files */
@@ -69,36 +85,43 @@ void sl_umt5_free(sl_umt5 **m)
     *m = NULL;
 }
 
-/* T5's bidirectional bucket of a relative position key - query: exact up to a quarter of the buckets, then logarithmic up to
- * max_distance. In float32, as the reference, whose truncation decides at the edges. */
+/* T5's bidirectional bucket of a relative position key - query: exact up to a quarter of
+ * the buckets, then logarithmic up to max_distance. In float32, as the reference, whose
+ * truncation decides at the edges. */
 static int bucket_of(int relative, int buckets, int max_distance)
 {
     const int half = buckets / 2, exact = half / 2;
     const int base = relative > 0 ? half : 0, n = abs(relative);
     if (n < exact) return base + n;
-    float steps = logf((float)n / (float)exact) / (float)log((double)max_distance / exact) * (float)(half - exact);
+    float steps = logf((float)n / (float)exact) / (float)log((double)max_distance / exact) *
+                  (float)(half - exact);
     int far = exact + (int)steps;
     return base + (far < half - 1 ? far : half - 1);
 }
 
-/* Once: the layers' tables [buckets, heads] to m->bias, where a head's buckets are neighbours. */
+/* Once: the layers' tables [buckets, heads] to m->bias, where a head's buckets are
+ * neighbours. */
 static void fetch_bias(sl_ctx *ctx, const sl_umt5 *m)
 {
     const size_t heads = (size_t)m->c.heads, buckets = (size_t)m->c.buckets;
     float *table = *m->has_bias ? NULL : malloc(sizeof *table * buckets * heads);
     if (*m->has_bias) return;
-    if (!table) sl_ctx_fail(ctx, SL_NOMEM, "umt5: %zu bytes for a position bias", sizeof *table * buckets * heads);
+    if (!table)
+        sl_ctx_fail(ctx, SL_NOMEM, "umt5: %zu bytes for a position bias",
+                    sizeof *table * buckets * heads);
     for (size_t i = 0; i < (size_t)m->c.layers && sl_ok(ctx); i++) {
         sl_download(ctx, table, &m->layers[i].bias);
         if (!sl_ok(ctx)) break;
         for (size_t h = 0; h < heads; h++)
-            for (size_t k = 0; k < buckets; k++) m->bias[(i * heads + h) * buckets + k] = table[k * heads + h];
+            for (size_t k = 0; k < buckets; k++)
+                m->bias[(i * heads + h) * buckets + k] = table[k * heads + h];
     }
     *m->has_bias = sl_ok(ctx);
     free(table);
 }
 
-/* The bias tables of all layers, F32 [layers * heads, 2n - 1], entry (key - query + n - 1). Made on the host: a few MB. */
+/* The bias tables of all layers, F32 [layers * heads, 2n - 1], entry (key - query + n -
+ * 1). Made on the host: a few MB. */
 static sl_tensor relative_bias(sl_ctx *ctx, const sl_umt5 *m, int n)
 {
     const int rows = m->c.layers * m->c.heads, buckets = m->c.buckets, width = 2 * n - 1;
@@ -106,13 +129,17 @@ static sl_tensor relative_bias(sl_ctx *ctx, const sl_umt5 *m, int n)
     if (ctx->ops->plan || !sl_ok(ctx)) return table;
     int bucket[2 * SL_UMT5_MAX_TOKENS];
     float *host = malloc(sl_bytes(&table));
-    if (!host) sl_ctx_fail(ctx, SL_NOMEM, "umt5: %zu bytes for the position bias of %d tokens", sl_bytes(&table), n);
+    if (!host)
+        sl_ctx_fail(ctx, SL_NOMEM, "umt5: %zu bytes for the position bias of %d tokens",
+                    sl_bytes(&table), n);
     fetch_bias(ctx, m);
     if (sl_ok(ctx)) {
-        for (int r = 0; r < width; r++) bucket[r] = bucket_of(r - (n - 1), buckets, m->c.max_distance);
+        for (int r = 0; r < width; r++)
+            bucket[r] = bucket_of(r - (n - 1), buckets, m->c.max_distance);
 #pragma omp parallel for schedule(static)
         for (int i = 0; i < rows; i++)
-            for (int r = 0; r < width; r++) host[(int64_t)i * width + r] = m->bias[i * buckets + bucket[r]];
+            for (int r = 0; r < width; r++)
+                host[(int64_t)i * width + r] = m->bias[i * buckets + bucket[r]];
         sl_upload(ctx, &table, host);
         sl_sync(ctx); /* before host is freed */
     }
@@ -121,7 +148,8 @@ static sl_tensor relative_bias(sl_ctx *ctx, const sl_umt5 *m, int n)
 }
 
 /* x += o(attention(norm(x))); bias F32 [heads, 2n - 1]. */
-static void self_attention(sl_ctx *ctx, const sl_umt5 *m, const layer *y, const sl_tensor *x, const sl_tensor *bias)
+static void self_attention(sl_ctx *ctx, const sl_umt5 *m, const layer *y, const sl_tensor *x,
+                           const sl_tensor *bias)
 {
     const int64_t n = x->shape[0], d = m->c.d_model, inner = (int64_t)m->c.heads * m->c.d_kv;
     const size_t mark = sl_mark(ctx);
@@ -144,7 +172,8 @@ static void feed_forward(sl_ctx *ctx, const sl_umt5 *m, const layer *y, const sl
     const int64_t n = x->shape[0];
     const size_t mark = sl_mark(ctx);
     sl_tensor s = sl_new2(ctx, sl_act(ctx), n, m->c.d_model);
-    sl_tensor gate = sl_new2(ctx, sl_act(ctx), n, m->c.d_ff), value = sl_new2(ctx, sl_act(ctx), n, m->c.d_ff);
+    sl_tensor gate = sl_new2(ctx, sl_act(ctx), n, m->c.d_ff),
+              value = sl_new2(ctx, sl_act(ctx), n, m->c.d_ff);
     sl_rmsnorm(ctx, &s, x, &y->norm2, m->c.eps);
     sl_linear(ctx, &gate, &s, &y->wi_0, NULL, SL_ACT_NONE);
     sl_linear(ctx, &value, &s, &y->wi_1, NULL, SL_ACT_NONE);

@@ -1,4 +1,5 @@
-/* unipc.c - UniPC (order 2, bh2) and flow-match Euler as linear combinations of a few tensors with scalars made here. */
+/* unipc.c - UniPC (order 2, bh2) and flow-match Euler as linear combinations of a few
+ * tensors with scalars made here. */
 #include "graphs/unipc.h"
 
 #include <math.h>
@@ -7,7 +8,7 @@
 
 #define TRAIN_STEPS 1000
 
-/* ---- tables --------------------------------------------------------------------------------------- */
+/* ---- tables ---- */
 
 static double shifted(double sigma, double shift)
 {
@@ -16,7 +17,8 @@ static double shifted(double sigma, double shift)
 
 static void unipc_table(sl_schedule *t, double shift)
 {
-    const double step = (1.0 / TRAIN_STEPS - 1) / t->steps; /* numpy.linspace(1, 1/1000, N + 1) without its last */
+    /* numpy.linspace(1, 1/1000, N + 1) without its last */
+    const double step = (1.0 / TRAIN_STEPS - 1) / t->steps;
     for (int i = 0; i < t->steps; i++) {
         double g = shifted(i * step + 1, shift);
         if (i == 0 && fabs(g - 1) < 1e-6) g -= 1e-6; /* keeps alpha off zero */
@@ -25,42 +27,52 @@ static void unipc_table(sl_schedule *t, double shift)
     }
 }
 
-/* The reference shifts twice: its constructor's table, in float32, gives the ends of a range that is shifted once more. */
+/* The reference shifts twice: its constructor's table, in float32, gives the ends of a
+ * range that is shifted once more. */
 static void euler_table(sl_schedule *t, double shift)
 {
     const float s = (float)shift, low = 1.0f / TRAIN_STEPS;
     const double first = s * 1.0f / (1 + (s - 1) * 1.0f), last = s * low / (1 + (s - 1) * low);
-    const double from = first * TRAIN_STEPS, step = t->steps > 1 ? (last * TRAIN_STEPS - from) / (t->steps - 1) : 0;
+    const double from = first * TRAIN_STEPS,
+                 step = t->steps > 1 ? (last * TRAIN_STEPS - from) / (t->steps - 1) : 0;
     for (int i = 0; i < t->steps; i++) {
         t->sigmas[i] = (float)shifted((i * step + from) / TRAIN_STEPS, shift);
         t->timesteps[i] = t->sigmas[i] * (float)TRAIN_STEPS;
     }
 }
 
-sl_code sl_schedule_make(sl_schedule *out, sl_sampler_kind kind, int steps, double shift, sl_err *err)
+sl_code sl_schedule_make(sl_schedule *out, sl_sampler_kind kind, int steps, double shift,
+                         sl_err *err)
 {
-    if (steps < 1 || steps > SL_MAX_STEPS) return sl_fail(err, SL_ARG, "sampler: %d steps, want 1 to %d", steps, SL_MAX_STEPS);
-    if (!(shift > 0) || !isfinite(shift)) return sl_fail(err, SL_ARG, "sampler: shift %g, want a number above 0", shift);
+    if (steps < 1 || steps > SL_MAX_STEPS)
+        return sl_fail(err, SL_ARG, "sampler: %d steps, want 1 to %d", steps, SL_MAX_STEPS);
+    if (!(shift > 0) || !isfinite(shift))
+        return sl_fail(err, SL_ARG, "sampler: shift %g, want a number above 0", shift);
     *out = (sl_schedule){.kind = kind, .steps = steps};
     if (kind == SL_SAMPLER_UNIPC) unipc_table(out, shift);
     else euler_table(out, shift);
     for (int i = 0; i < steps; i++) /* sigmas[steps] is 0 */
         if (!(out->sigmas[i] > out->sigmas[i + 1]) || out->sigmas[i] > 1)
-            return sl_fail(err, SL_ARG, "sampler: with shift %g the noise levels of steps %d and %d of %d are equal in float32",
+            return sl_fail(err, SL_ARG,
+                           "sampler: with shift %g the noise levels of steps %d and %d of %d are "
+                           "equal in float32",
                            shift, i + 1, i + 2, steps);
     return SL_OK;
 }
 
-/* ---- UniPC's scalars -------------------------------------------------------------------------------- */
+/* ---- UniPC's scalars ---- */
 
-/* Half the log signal-to-noise ratio, rounded to float32 as the reference's tables are; +inf at sigma 0. */
+/* Half the log signal-to-noise ratio, rounded to float32 as the reference's tables are;
+ * +inf at sigma 0. */
 static double lambda(float sigma)
 {
     return logf(1 - sigma) - logf(sigma);
 }
 
-/* x_next = a[0] x + a[1] m0 + a[2] m1: from sigma s[1] to s[2], the step before started at s[0] (order 2 only).
- *   h = lambda_2 - lambda_1,  E = expm1(-h),  D1 = (m1 - m0) / r,  r = (lambda_0 - lambda_1) / h
+/* x_next = a[0] x + a[1] m0 + a[2] m1: from sigma s[1] to s[2], the step before started
+ * at s[0] (order 2 only).
+ *   h = lambda_2 - lambda_1,  E = expm1(-h),  D1 = (m1 - m0) / r,  r = (lambda_0 -
+ *                             lambda_1) / h
  *   x_next = s2/s1 x - alpha_2 E m0 - alpha_2 E D1 / 2 */
 static void predictor(float a[3], const float s[3], int order)
 {
@@ -75,8 +87,10 @@ static void predictor(float a[3], const float s[3], int order)
     a[2] = (float)d1;
 }
 
-/* x = a[0] last + a[1] x0 + a[2] m0 + a[3] m1: the step from s[1] to s[2] again, now that x0 at s[2] is known.
- *   x = s2/s1 last - alpha_2 E (m0 + rho0 D1 + rho1 (x0 - m0)),  rho from the 2 x 2 system of the bh2 solver */
+/* x = a[0] last + a[1] x0 + a[2] m0 + a[3] m1: the step from s[1] to s[2] again, now that
+ * x0 at s[2] is known.
+ *   x = s2/s1 last - alpha_2 E (m0 + rho0 D1 + rho1 (x0 - m0)),  rho from the 2 x 2
+ *                                                                system of the bh2 solver */
 static void corrector(float a[4], const float s[3], int order)
 {
     const double h = lambda(s[2]) - lambda(s[1]), hh = -h, e = expm1(hh), alpha = 1 - s[2];
@@ -94,7 +108,7 @@ static void corrector(float a[4], const float s[3], int order)
     a[3] = (float)(-alpha * e * d1);
 }
 
-/* ---- state ------------------------------------------------------------------------------------------- */
+/* ---- state ---- */
 
 static size_t lay_out(sl_sampler *s, void *memory, const int64_t shape[4])
 {
@@ -113,7 +127,8 @@ size_t sl_sampler_bytes(const int64_t shape[4])
     return lay_out(&s, NULL, shape);
 }
 
-void sl_sampler_init(sl_sampler *s, const sl_schedule *schedule, void *memory, const int64_t shape[4])
+void sl_sampler_init(sl_sampler *s, const sl_schedule *schedule, void *memory,
+                     const int64_t shape[4])
 {
     *s = (sl_sampler){.schedule = schedule};
     lay_out(s, memory, shape);
@@ -134,10 +149,13 @@ static void unipc_step(sl_ctx *ctx, sl_sampler *s, const sl_tensor *v)
     const int i = s->step, n = s->schedule->steps;
     const float *sigmas = s->schedule->sigmas;
     float a[4];
-    sl_flow_x0(ctx, &s->x0, &s->x, v, sigmas[i]); /* from the sample as predicted, not as corrected */
+    /* from the sample as predicted, not as corrected */
+    sl_flow_x0(ctx, &s->x0, &s->x, v, sigmas[i]);
     if (i > 0) {
-        corrector(a, (float[]){s->last_order == 2 ? sigmas[i - 2] : 0, sigmas[i - 1], sigmas[i]}, s->last_order);
-        sl_lincomb(ctx, &s->x, s->last_order == 2 ? 4 : 3, (const sl_tensor *[]){&s->last, &s->x0, &s->m0, &s->m1}, a);
+        corrector(a, (float[]){s->last_order == 2 ? sigmas[i - 2] : 0, sigmas[i - 1], sigmas[i]},
+                  s->last_order);
+        sl_lincomb(ctx, &s->x, s->last_order == 2 ? 4 : 3,
+                   (const sl_tensor *[]){&s->last, &s->x0, &s->m0, &s->m1}, a);
     }
     push_history(s);
     sl_copy(ctx, &s->last, &s->x);
@@ -147,24 +165,28 @@ static void unipc_step(sl_ctx *ctx, sl_sampler *s, const sl_tensor *v)
         sl_copy(ctx, &s->x, &s->m0); /* to sigma 0: the clean sample itself */
     } else {
         predictor(a, (float[]){order == 2 ? sigmas[i - 1] : 0, sigmas[i], sigmas[i + 1]}, order);
-        sl_lincomb(ctx, &s->x, order == 2 ? 3 : 2, (const sl_tensor *[]){&s->last, &s->m0, &s->m1}, a);
+        sl_lincomb(ctx, &s->x, order == 2 ? 3 : 2, (const sl_tensor *[]){&s->last, &s->m0, &s->m1},
+                   a);
     }
     s->last_order = order;
 }
 
-/* x += (sigma_next - sigma) v. The latents stay F32 where the reference casts them to v's dtype: the same in float32. */
+/* x += (sigma_next - sigma) v. The latents stay F32 where the reference casts them to v's
+ * dtype: the same in float32. */
 static void euler_step(sl_ctx *ctx, sl_sampler *s, const sl_tensor *v)
 {
     const float *sigma = &s->schedule->sigmas[s->step];
     sl_copy(ctx, &s->x0, v);
-    sl_lincomb(ctx, &s->x, 2, (const sl_tensor *[]){&s->x, &s->x0}, (float[]){1, sigma[1] - sigma[0]});
+    sl_lincomb(ctx, &s->x, 2, (const sl_tensor *[]){&s->x, &s->x0},
+               (float[]){1, sigma[1] - sigma[0]});
 }
 
 void sl_sampler_step(sl_ctx *ctx, sl_sampler *s, const sl_tensor *v)
 {
     if (!sl_ok(ctx)) return;
     if (s->step >= s->schedule->steps) {
-        sl_ctx_fail(ctx, SL_ARG, "sampler: step %d, the schedule has %d", s->step + 1, s->schedule->steps);
+        sl_ctx_fail(ctx, SL_ARG, "sampler: step %d, the schedule has %d", s->step + 1,
+                    s->schedule->steps);
         return;
     }
     if (s->schedule->kind == SL_SAMPLER_UNIPC) unipc_step(ctx, s, v);

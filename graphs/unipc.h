@@ -1,5 +1,6 @@
-/* unipc.h - the sampler: UniPC (order 2, bh2, predict x0, flow sigmas) and flow-match Euler. Spec 3.8, 3.9;
- * diffusers schedulers/scheduling_unipc_multistep.py, scheduling_flow_match_euler_discrete.py. */
+/* unipc.h - the sampler: UniPC (order 2, bh2, predict x0, flow sigmas) and flow-match
+ * Euler. Spec 3.8, 3.9; diffusers schedulers/scheduling_unipc_multistep.py,
+ * scheduling_flow_match_euler_discrete.py. */
 #ifndef SL_UNIPC_H
 #define SL_UNIPC_H
 
@@ -8,7 +9,8 @@
 
 #define SL_MAX_STEPS 1000
 
-/* The tables, plain host data; no device. Coefficients are computed in double from float32 sigmas. */
+/* The tables, plain host data; no device. Coefficients are computed in double from
+ * float32 sigmas. */
 typedef struct {
     sl_sampler_kind kind;
     int steps;
@@ -16,24 +18,31 @@ typedef struct {
     float sigmas[SL_MAX_STEPS + 1]; /* the last is 0 */
 } sl_schedule;
 
-/* steps 1 .. SL_MAX_STEPS, shift > 0. Errors: SL_ARG, also when two noise levels come out equal in float32. */
-sl_code sl_schedule_make(sl_schedule *out, sl_sampler_kind kind, int steps, double shift, sl_err *err);
+/* steps 1 .. SL_MAX_STEPS, shift > 0. Errors: SL_ARG, also when two noise levels come out
+ * equal in float32. */
+sl_code sl_schedule_make(sl_schedule *out, sl_sampler_kind kind, int steps, double shift,
+                         sl_err *err);
 
-/* Running state: latents and history, F32 device tensors in memory that the caller gives (sl_sampler_bytes) and frees. */
+/* Running state: latents and history, F32 device tensors in memory that the caller gives
+ * (sl_sampler_bytes) and frees. */
 typedef struct {
     const sl_schedule *schedule; /* the caller's; outlives the sampler */
     int step;                    /* how many steps are done */
     int last_order;              /* order of the previous predictor */
-    int history;                 /* how many of m0, m1 are valid: what a resumed run has to restore */
-    sl_tensor x;                 /* the latents */
-    sl_tensor last, m0, m1;      /* sample before the last step; x0 of the last step and of the one before */
-    sl_tensor x0;                /* scratch */
+    /* how many of m0, m1 are valid: what a resumed run has to restore */
+    int history;
+    sl_tensor x; /* the latents */
+    /* sample before the last step; x0 of the last step and of the one before */
+    sl_tensor last, m0, m1;
+    sl_tensor x0; /* scratch */
 } sl_sampler;
 size_t sl_sampler_bytes(const int64_t shape[4]);
-/* *s starts at step 0 with x uninitialised: upload the noise into s->x. shape [16, T, h/8, w/8]. */
-void sl_sampler_init(sl_sampler *s, const sl_schedule *schedule, void *memory, const int64_t shape[4]);
-/* One step with model output v (act or F32, shape of x): s->x becomes the next sample. Errors (kept in ctx): SL_ARG past the last
- * step, SL_SHAPE; the state is then undefined. */
+/* *s starts at step 0 with x uninitialised: upload the noise into s->x. shape [16, T,
+ * h/8, w/8]. */
+void sl_sampler_init(sl_sampler *s, const sl_schedule *schedule, void *memory,
+                     const int64_t shape[4]);
+/* One step with model output v (act or F32, shape of x): s->x becomes the next sample.
+ * Errors (kept in ctx): SL_ARG past the last step, SL_SHAPE; the state is then undefined. */
 void sl_sampler_step(sl_ctx *ctx, sl_sampler *s, const sl_tensor *v);
 
 #endif

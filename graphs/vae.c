@@ -1,4 +1,5 @@
-/* vae.c - the autoencoder's blocks: causal convolution with a cache, residual block, attention of the middle. */
+/* vae.c - the autoencoder's blocks: causal convolution with a cache, residual block,
+ * attention of the middle. */
 #include "graphs/vae_blocks.h"
 
 #include <math.h>
@@ -8,12 +9,15 @@ const sl_conv SL_CONV_333 = {.kt = 3, .kh = 3, .kw = 3, .stride_t = 1, .stride_h
 const sl_conv SL_CONV_111 = {.kt = 1, .kh = 1, .kw = 1, .stride_t = 1, .stride_hw = 1};
 const sl_conv SL_CONV_TIME = {.kt = 3, .kh = 1, .kw = 1, .stride_t = 1, .stride_hw = 1};
 const sl_conv SL_CONV_TIME_HALF = {.kt = 3, .kh = 1, .kw = 1, .stride_t = 2, .stride_hw = 1};
-const sl_conv SL_CONV_HALF = {.kt = 1, .kh = 3, .kw = 3, .stride_t = 1, .stride_hw = 2, .pad_end = 1};
-const sl_conv SL_CONV_DOUBLE = {.kt = 1, .kh = 3, .kw = 3, .stride_t = 1, .stride_hw = 1, .pad = 1, .upsample = 1};
+const sl_conv SL_CONV_HALF = {
+    .kt = 1, .kh = 3, .kw = 3, .stride_t = 1, .stride_hw = 2, .pad_end = 1};
+const sl_conv SL_CONV_DOUBLE = {
+    .kt = 1, .kh = 3, .kw = 3, .stride_t = 1, .stride_hw = 1, .pad = 1, .upsample = 1};
 
-/* ---- weights ------------------------------------------------------------------------------------------------------------- */
+/* ---- weights ---- */
 
-void sl_vae_want_conv(sl_loader *l, sl_affine *a, int64_t co, int64_t ci, const sl_conv *k, bool spatial, const char *name)
+void sl_vae_want_conv(sl_loader *l, sl_affine *a, int64_t co, int64_t ci, const sl_conv *k,
+                      bool spatial, const char *name)
 {
     const int64_t whole[5] = {co, ci, k->kt, k->kh, k->kw}, flat[4] = {co, ci, k->kh, k->kw};
     sl_weight(l, &a->w, SL_W_CONV, spatial ? 4 : 5, spatial ? flat : whole, "%s.weight", name);
@@ -58,23 +62,26 @@ void sl_vae_want_mid(sl_loader *l, sl_vae_mid *m, int64_t c, const char *name)
     sl_vae_want_conv(l, &m->proj, c, c, &SL_CONV_111, true, p);
 }
 
-/* ---- caches -------------------------------------------------------------------------------------------------------------- */
+/* ---- caches ---- */
 
-void sl_vae_add_cache(sl_vae_caches *set, void *base, sl_dtype dtype, int64_t n, int64_t h, int64_t w, int64_t c)
+void sl_vae_add_cache(sl_vae_caches *set, void *base, sl_dtype dtype, int64_t n, int64_t h,
+                      int64_t w, int64_t c)
 {
     sl_tensor past = sl_carve(base, &set->bytes, dtype, 4, (int64_t[]){n, h, w, c});
     if (set->at) set->at[set->count] = (sl_vae_cache){.past = past};
     set->count++;
 }
 
-void sl_vae_add_res(sl_vae_caches *set, void *base, sl_dtype dtype, const sl_vae_res *r, int64_t h, int64_t w)
+void sl_vae_add_res(sl_vae_caches *set, void *base, sl_dtype dtype, const sl_vae_res *r, int64_t h,
+                    int64_t w)
 {
     sl_vae_add_cache(set, base, dtype, 2, h, w, r->norm1.shape[0]);
     sl_vae_add_cache(set, base, dtype, 2, h, w, r->norm2.shape[0]);
     if (set->repeats) sl_vae_add_cache(set, base, dtype, 1, h, w, r->norm1.shape[0]);
 }
 
-void sl_vae_add_mid(sl_vae_caches *set, void *base, sl_dtype dtype, const sl_vae_mid *m, int64_t h, int64_t w)
+void sl_vae_add_mid(sl_vae_caches *set, void *base, sl_dtype dtype, const sl_vae_mid *m, int64_t h,
+                    int64_t w)
 {
     for (int i = 0; i < 2; i++) sl_vae_add_res(set, base, dtype, &m->res[i], h, w);
 }
@@ -84,7 +91,7 @@ sl_vae_cache *sl_vae_next_cache(sl_vae_caches *set)
     return &set->at[set->next++];
 }
 
-/* ---- chunks -------------------------------------------------------------------------------------------------------------- */
+/* ---- chunks ---- */
 
 static int stored(const sl_vae_chunk *x)
 {
@@ -102,23 +109,31 @@ void sl_vae_has_read(sl_vae_cache *cache, const sl_vae_chunk *x)
     cache->used = true;
 }
 
-/* A chunk like `x` but for its frames, in arena memory. The spatial size is h x w, the channels c. */
-static sl_vae_chunk new_chunk(sl_ctx *ctx, const sl_vae_chunk *x, int from, int to, int64_t h, int64_t w, int64_t c)
+/* A chunk like `x` but for its frames, in arena memory. The spatial size is h x w, the
+ * channels c. */
+static sl_vae_chunk new_chunk(sl_ctx *ctx, const sl_vae_chunk *x, int from, int to, int64_t h,
+                              int64_t w, int64_t c)
 {
-    return (sl_vae_chunk){.x = sl_new4(ctx, sl_act(ctx), to - from, h, w, c), .frames = x->frames, .from = from, .to = to};
+    return (sl_vae_chunk){.x = sl_new4(ctx, sl_act(ctx), to - from, h, w, c),
+                          .frames = x->frames,
+                          .from = from,
+                          .to = to};
 }
 
-void sl_vae_expand(sl_ctx *ctx, const sl_tensor *y, const sl_vae_chunk *x, int from, int to, const sl_tensor *last)
+void sl_vae_expand(sl_ctx *ctx, const sl_tensor *y, const sl_vae_chunk *x, int from, int to,
+                   const sl_tensor *last)
 {
     for (int f = from; f < to; f++) {
         bool before = f < x->from || !stored(x);
-        sl_tensor s = before ? *last : sl_rows(&x->x, smaller(f, x->to - 1) - x->from, 1), d = sl_rows(y, f - from, 1);
+        sl_tensor s = before ? *last : sl_rows(&x->x, smaller(f, x->to - 1) - x->from, 1),
+                  d = sl_rows(y, f - from, 1);
         sl_copy(ctx, &d, &s);
     }
 }
 
-/* Frame f of the result is made of frames f-2 .. f, so it repeats if those all do: the last change before this chunk lies
- * cache->still + 1 frames before it, and shows for two frames more. */
+/* Frame f of the result is made of frames f-2 .. f, so it repeats if those all do: the
+ * last change before this chunk lies cache->still + 1 frames before it, and shows for two
+ * frames more. */
 void sl_vae_reach(const sl_vae_chunk *x, const sl_vae_cache *cache, int *from, int *to)
 {
     bool moving = cache->still < 2;
@@ -126,14 +141,17 @@ void sl_vae_reach(const sl_vae_chunk *x, const sl_vae_cache *cache, int *from, i
     *to = smaller(x->frames, stored(x) ? x->to + 2 : moving ? 2 - cache->still : 0);
 }
 
-/* The frames before `from` need no more than the cache: from > 0 only if the last two frames read were the same. */
-sl_vae_chunk sl_vae_causal(sl_ctx *ctx, const sl_vae_chunk *x, sl_vae_cache *cache, const sl_affine *a, const sl_conv *k,
-                           const sl_tensor *residual, const sl_tensor *into)
+/* The frames before `from` need no more than the cache: from > 0 only if the last two
+ * frames read were the same. */
+sl_vae_chunk sl_vae_causal(sl_ctx *ctx, const sl_vae_chunk *x, sl_vae_cache *cache,
+                           const sl_affine *a, const sl_conv *k, const sl_tensor *residual,
+                           const sl_tensor *into)
 {
     sl_vae_chunk y = {.frames = x->frames};
     sl_tensor all = x->x;
     sl_vae_reach(x, cache, &y.from, &y.to);
-    y.x = into ? *into : sl_new4(ctx, sl_act(ctx), stored(&y), x->x.shape[1], x->x.shape[2], a->w.shape[0]);
+    y.x = into ? *into
+               : sl_new4(ctx, sl_act(ctx), stored(&y), x->x.shape[1], x->x.shape[2], a->w.shape[0]);
     size_t mark = sl_mark(ctx);
     if (!cache->used) sl_zero(ctx, &cache->past);
     if (stored(&y)) {
@@ -150,7 +168,8 @@ sl_vae_chunk sl_vae_causal(sl_ctx *ctx, const sl_vae_chunk *x, sl_vae_cache *cac
     return y;
 }
 
-sl_vae_chunk sl_vae_each(sl_ctx *ctx, const sl_vae_chunk *x, const sl_affine *a, const sl_conv *k, const sl_tensor *into)
+sl_vae_chunk sl_vae_each(sl_ctx *ctx, const sl_vae_chunk *x, const sl_affine *a, const sl_conv *k,
+                         const sl_tensor *into)
 {
     int64_t h = x->x.shape[1], w = x->x.shape[2], grow = k->upsample ? 2 : 1;
     sl_vae_chunk y = *x;
@@ -161,7 +180,7 @@ sl_vae_chunk sl_vae_each(sl_ctx *ctx, const sl_vae_chunk *x, const sl_affine *a,
     return y;
 }
 
-/* ---- blocks -------------------------------------------------------------------------------------------------------------- */
+/* ---- blocks ---- */
 
 /* y = shortcut(x) + conv2(silu(norm2(conv1(silu(norm1(x)))))) */
 void sl_vae_run_res(sl_ctx *ctx, sl_vae_chunk *x, const sl_vae_res *r, sl_vae_caches *set)
@@ -172,7 +191,8 @@ void sl_vae_run_res(sl_ctx *ctx, sl_vae_chunk *x, const sl_vae_res *r, sl_vae_ca
     sl_vae_chunk middle = {.frames = x->frames}, y = *x;
     sl_vae_reach(x, cache1, &middle.from, &middle.to);
     sl_vae_reach(&middle, cache2, &y.from, &y.to);
-    bool wider = y.from != x->from || y.to != x->to; /* more frames come out than went in: the residual is written out */
+    /* more frames come out than went in: the residual is written out */
+    bool wider = y.from != x->from || y.to != x->to;
     if (wider || r->shortcut.w.rank) y = new_chunk(ctx, x, y.from, y.to, h, w, co);
 
     size_t mark = sl_mark(ctx);
@@ -206,7 +226,8 @@ static void run_attention(sl_ctx *ctx, sl_vae_chunk *x, const sl_vae_mid *m)
     for (int f = 0; f < stored(x); f++) {
         size_t mark = sl_mark(ctx);
         sl_tensor frame = sl_rows(&x->x, f, 1);
-        sl_tensor t = sl_new4(ctx, sl_act(ctx), 1, h, w, c), qkv = sl_new4(ctx, sl_act(ctx), 1, h, w, 3 * c);
+        sl_tensor t = sl_new4(ctx, sl_act(ctx), 1, h, w, c),
+                  qkv = sl_new4(ctx, sl_act(ctx), 1, h, w, 3 * c);
         sl_vae_norm(ctx, &t, &frame, &m->norm, false);
         sl_conv3d(ctx, &qkv, &t, NULL, &m->qkv.w, &m->qkv.b, NULL, &SL_CONV_111);
         sl_tensor rows = sl_reshape2(&qkv, h * w, 3 * c), o = sl_reshape2(&t, h * w, c);

@@ -1,4 +1,5 @@
-/* vae_decode.c - the autoencoder's decoder: latents to frames, a chunk of latent frames at a time. */
+/* vae_decode.c - the autoencoder's decoder: latents to frames, a chunk of latent frames
+ * at a time. */
 #include "graphs/vae.h"
 
 #include <stdio.h>
@@ -9,8 +10,9 @@
 enum { LEVELS = 4 };
 
 typedef struct {
-    sl_vae_res *res;       /* res_blocks + 1 of them */
-    sl_affine time, twice; /* time.w.rank 0: this level keeps its frames; twice.w.rank 0: the last level */
+    sl_vae_res *res; /* res_blocks + 1 of them */
+    /* time.w.rank 0: this level keeps its frames; twice.w.rank 0: the last level */
+    sl_affine time, twice;
 } level;
 
 struct sl_vae_decoder {
@@ -37,7 +39,8 @@ sl_vae_decoder *sl_vae_decoder_new(const sl_vae_config *config, sl_loader *l)
     char p[96];
     int64_t c = (int64_t)config->decoder_base * config->mult[LEVELS - 1];
     m->c = *config;
-    sl_vae_want_conv(l, &m->post_quant, config->z, config->z, &SL_CONV_111, false, "post_quant_conv");
+    sl_vae_want_conv(l, &m->post_quant, config->z, config->z, &SL_CONV_111, false,
+                     "post_quant_conv");
     sl_vae_want_conv(l, &m->conv_in, c, config->z, &SL_CONV_333, false, "decoder.conv_in");
     sl_vae_want_mid(l, &m->mid, c, "decoder.mid_block");
     for (int i = 0; i < LEVELS; i++) {
@@ -53,7 +56,8 @@ sl_vae_decoder *sl_vae_decoder_new(const sl_vae_config *config, sl_loader *l)
         }
         if (i == LEVELS - 1) break;
         snprintf(p, sizeof p, "decoder.up_blocks.%d.upsamplers.0.time_conv", i);
-        if (config->temporal_down[LEVELS - 2 - i]) sl_vae_want_conv(l, &v->time, 2 * c, c, &SL_CONV_TIME, false, p);
+        if (config->temporal_down[LEVELS - 2 - i])
+            sl_vae_want_conv(l, &v->time, 2 * c, c, &SL_CONV_TIME, false, p);
         snprintf(p, sizeof p, "decoder.up_blocks.%d.upsamplers.0.resample.1", i);
         sl_vae_want_conv(l, &v->twice, c / 2, c, &SL_CONV_DOUBLE, true, p);
         c /= 2;
@@ -76,7 +80,8 @@ void sl_vae_decoder_free(sl_vae_decoder **m)
 }
 
 /* The caches of a video of h x w pixels, in the order of sl_vae_decode_chunk. */
-static void add_caches(sl_vae_caches *set, void *base, sl_dtype dtype, const sl_vae_decoder *m, int64_t h, int64_t w)
+static void add_caches(sl_vae_caches *set, void *base, sl_dtype dtype, const sl_vae_decoder *m,
+                       int64_t h, int64_t w)
 {
     set->count = 0;
     set->bytes = 0;
@@ -85,7 +90,8 @@ static void add_caches(sl_vae_caches *set, void *base, sl_dtype dtype, const sl_
     sl_vae_add_mid(set, base, dtype, &m->mid, h, w);
     for (int i = 0; i < LEVELS; i++) {
         const level *v = &m->levels[i];
-        for (int j = 0; j <= m->c.res_blocks; j++) sl_vae_add_res(set, base, dtype, &v->res[j], h, w);
+        for (int j = 0; j <= m->c.res_blocks; j++)
+            sl_vae_add_res(set, base, dtype, &v->res[j], h, w);
         if (v->time.w.rank) sl_vae_add_cache(set, base, dtype, 2, h, w, v->time.w.shape[1]);
         if (v->twice.w.rank) h *= 2, w *= 2;
     }
@@ -146,10 +152,13 @@ static sl_vae_chunk all_of(const sl_tensor *x)
     return (sl_vae_chunk){.x = *x, .frames = (int)x->shape[0], .from = 0, .to = (int)x->shape[0]};
 }
 
-/* Two frames out of every frame but the first of the video, which passes as it is and which the convolution never sees. */
-static sl_tensor double_time(sl_ctx *ctx, const sl_vae_decode *d, const sl_tensor *x, sl_vae_cache *cache, const sl_affine *a)
+/* Two frames out of every frame but the first of the video, which passes as it is and
+ * which the convolution never sees. */
+static sl_tensor double_time(sl_ctx *ctx, const sl_vae_decode *d, const sl_tensor *x,
+                             sl_vae_cache *cache, const sl_affine *a)
 {
-    const int64_t n = x->shape[0], h = x->shape[1], w = x->shape[2], c = x->shape[3], skip = d->begun ? 0 : 1;
+    const int64_t n = x->shape[0], h = x->shape[1], w = x->shape[2], c = x->shape[3],
+                  skip = d->begun ? 0 : 1;
     if (n == skip) return *x;
     sl_tensor y = sl_new4(ctx, sl_act(ctx), 2 * n - skip, h, w, c);
     sl_tensor rest = sl_rows(&y, skip, 2 * (n - skip)), seen = sl_rows(x, skip, n - skip);
@@ -158,23 +167,29 @@ static sl_tensor double_time(sl_ctx *ctx, const sl_vae_decode *d, const sl_tenso
         sl_copy(ctx, &to, &from);
     }
     size_t mark = sl_mark(ctx);
-    sl_vae_chunk in = all_of(&seen), pairs = sl_vae_causal(ctx, &in, cache, a, &SL_CONV_TIME, NULL, NULL);
+    sl_vae_chunk in = all_of(&seen),
+                 pairs = sl_vae_causal(ctx, &in, cache, a, &SL_CONV_TIME, NULL, NULL);
     sl_time_shuffle(ctx, &rest, &pairs.x);
     sl_release(ctx, mark);
     return y;
 }
 
 /* Does `t` have this shape? */
-static bool check(sl_ctx *ctx, const char *name, const sl_tensor *t, int64_t a, int64_t b, int64_t c, int64_t d)
+static bool check(sl_ctx *ctx, const char *name, const sl_tensor *t, int64_t a, int64_t b,
+                  int64_t c, int64_t d)
 {
     char found[128];
-    if (t->rank == 4 && t->shape[0] == a && t->shape[1] == b && t->shape[2] == c && t->shape[3] == d) return true;
-    sl_ctx_fail(ctx, SL_SHAPE, "vae: %s are %s, want [%lld, %lld, %lld, %lld]", name, sl_shape_text(t, found, sizeof found),
-                (long long)a, (long long)b, (long long)c, (long long)d);
+    if (t->rank == 4 && t->shape[0] == a && t->shape[1] == b && t->shape[2] == c &&
+        t->shape[3] == d)
+        return true;
+    sl_ctx_fail(ctx, SL_SHAPE, "vae: %s are %s, want [%lld, %lld, %lld, %lld]", name,
+                sl_shape_text(t, found, sizeof found), (long long)a, (long long)b, (long long)c,
+                (long long)d);
     return false;
 }
 
-/* latents [z,n,h,w] through the first convolution and the middle to `in` [n,h,w,C], what enters the first level. */
+/* latents [z,n,h,w] through the first convolution and the middle to `in` [n,h,w,C], what
+ * enters the first level. */
 static void enter(sl_ctx *ctx, sl_vae_decode *d, const sl_tensor *in, const sl_tensor *latents)
 {
     const sl_vae_decoder *m = d->m;
@@ -189,7 +204,8 @@ static void enter(sl_ctx *ctx, sl_vae_decode *d, const sl_tensor *in, const sl_t
     sl_release(ctx, mark);
 }
 
-/* Level i on `in`: returns its frames, doubled in time where it does that, but not yet in size. */
+/* Level i on `in`: returns its frames, doubled in time where it does that, but not yet in
+ * size. */
 static sl_tensor run_level(sl_ctx *ctx, sl_vae_decode *d, int i, const sl_tensor *in)
 {
     const level *v = &d->m->levels[i];
@@ -198,17 +214,22 @@ static sl_tensor run_level(sl_ctx *ctx, sl_vae_decode *d, int i, const sl_tensor
     return v->time.w.rank ? double_time(ctx, d, &x.x, sl_vae_next_cache(&d->set), &v->time) : x.x;
 }
 
-void sl_vae_decode_chunk(sl_ctx *ctx, sl_vae_decode *d, const sl_tensor *rgb, const sl_tensor *floats, const sl_tensor *latents)
+void sl_vae_decode_chunk(sl_ctx *ctx, sl_vae_decode *d, const sl_tensor *rgb,
+                         const sl_tensor *floats, const sl_tensor *latents)
 {
     if (!d || !sl_ok(ctx)) return;
     const sl_vae_decoder *m = d->m;
-    const int n = latents->rank == 4 && latents->shape[1] > 0 && latents->shape[1] < 1 << 20 ? (int)latents->shape[1] : 1;
+    const int n = latents->rank == 4 && latents->shape[1] > 0 && latents->shape[1] < 1 << 20
+                      ? (int)latents->shape[1]
+                      : 1;
     const int frames = sl_vae_frames_of(d, n);
-    if (!check(ctx, "latents", latents, m->c.z, n, d->h / 8, d->w / 8) || !check(ctx, "frames", rgb, frames, d->h, d->w, 3) ||
+    if (!check(ctx, "latents", latents, m->c.z, n, d->h / 8, d->w / 8) ||
+        !check(ctx, "frames", rgb, frames, d->h, d->w, 3) ||
         (floats && !check(ctx, "float frames", floats, frames, d->h, d->w, 3)))
         return;
 
-    /* What enters each level, the largest first: a level's memory is free when the next one has its input. */
+    /* What enters each level, the largest first: a level's memory is free when the next
+     * one has its input. */
     const size_t start = sl_mark(ctx);
     size_t mark[LEVELS];
     sl_tensor in[LEVELS];
@@ -231,7 +252,8 @@ void sl_vae_decode_chunk(sl_ctx *ctx, sl_vae_decode *d, const sl_tensor *rgb, co
     sl_tensor y = run_level(ctx, d, LEVELS - 1, &in[LEVELS - 1]);
     sl_vae_norm(ctx, &y, &y, &m->norm_out, true);
     sl_vae_chunk x = all_of(&y);
-    x = sl_vae_causal(ctx, &x, sl_vae_next_cache(&d->set), &m->conv_out, &SL_CONV_333, NULL, floats);
+    x = sl_vae_causal(ctx, &x, sl_vae_next_cache(&d->set), &m->conv_out, &SL_CONV_333, NULL,
+                      floats);
     sl_frames_rgb8(ctx, rgb, &x.x);
     d->begun = true;
     sl_release(ctx, start);

@@ -1,4 +1,5 @@
-/* vae_encode.c - the autoencoder's encoder, and the condition of image-to-video that it makes of one or two pictures. */
+/* vae_encode.c - the autoencoder's encoder, and the condition of image-to-video that it
+ * makes of one or two pictures. */
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -7,8 +8,9 @@
 enum { LEVELS = 4 };
 
 typedef struct {
-    sl_vae_res *res;      /* res_blocks of them */
-    sl_affine half, time; /* half.w.rank 0: the last level; time.w.rank 0: this level keeps its frames */
+    sl_vae_res *res; /* res_blocks of them */
+    /* half.w.rank 0: the last level; time.w.rank 0: this level keeps its frames */
+    sl_affine half, time;
 } level;
 
 struct sl_vae_encoder {
@@ -45,7 +47,8 @@ sl_vae_encoder *sl_vae_encoder_new(const sl_vae_config *config, sl_loader *l)
         snprintf(p, sizeof p, "encoder.down_blocks.%d.resample.1", block);
         sl_vae_want_conv(l, &v->half, c, c, &SL_CONV_HALF, true, p);
         snprintf(p, sizeof p, "encoder.down_blocks.%d.time_conv", block++);
-        if (config->temporal_down[i]) sl_vae_want_conv(l, &v->time, c, c, &SL_CONV_TIME_HALF, false, p);
+        if (config->temporal_down[i])
+            sl_vae_want_conv(l, &v->time, c, c, &SL_CONV_TIME_HALF, false, p);
     }
     sl_vae_want_mid(l, &m->mid, c, "encoder.mid_block");
     sl_vae_want_norm(l, &m->norm_out, c, false, "encoder.norm_out");
@@ -67,14 +70,16 @@ void sl_vae_encoder_free(sl_vae_encoder **m)
 }
 
 /* The caches of a video of h x w pixels, in the order of run_chunk. */
-static void add_caches(sl_vae_caches *set, void *base, sl_dtype dtype, const sl_vae_encoder *m, int64_t h, int64_t w)
+static void add_caches(sl_vae_caches *set, void *base, sl_dtype dtype, const sl_vae_encoder *m,
+                       int64_t h, int64_t w)
 {
     set->count = 0;
     set->bytes = 0;
     sl_vae_add_cache(set, base, dtype, 2, h, w, 3);
     for (int i = 0; i < LEVELS; i++) {
         const level *v = &m->levels[i];
-        for (int j = 0; j < m->c.res_blocks; j++) sl_vae_add_res(set, base, dtype, &v->res[j], h, w);
+        for (int j = 0; j < m->c.res_blocks; j++)
+            sl_vae_add_res(set, base, dtype, &v->res[j], h, w);
         if (v->half.w.rank) h /= 2, w /= 2;
         if (v->time.w.rank) sl_vae_add_cache(set, base, dtype, 1, h, w, v->time.w.shape[0]);
     }
@@ -82,9 +87,11 @@ static void add_caches(sl_vae_caches *set, void *base, sl_dtype dtype, const sl_
     sl_vae_add_cache(set, base, dtype, 2, h, w, m->norm_out.shape[0]);
 }
 
-/* Every second frame after the first of the video, which passes as it is: y[j] = W . (x[2j-1], x[2j], x[2j+1]) within the chunk.
- * y[j] repeats y[j-1] if the frames 2j-3 .. 2j+1 are all the same. */
-static sl_vae_chunk halve_time(sl_ctx *ctx, const sl_vae_chunk *x, sl_vae_cache *cache, const sl_affine *a)
+/* Every second frame after the first of the video, which passes as it is: y[j] = W .
+ * (x[2j-1], x[2j], x[2j+1]) within the chunk. y[j] repeats y[j-1] if the frames 2j-3 ..
+ * 2j+1 are all the same. */
+static sl_vae_chunk halve_time(sl_ctx *ctx, const sl_vae_chunk *x, sl_vae_cache *cache,
+                               const sl_affine *a)
 {
     const int64_t h = x->x.shape[1], w = x->x.shape[2], c = x->x.shape[3];
     sl_vae_chunk y = *x;
@@ -114,11 +121,14 @@ static sl_vae_chunk halve_time(sl_ctx *ctx, const sl_vae_chunk *x, sl_vae_cache 
     return y;
 }
 
-/* One chunk of pictures [n,h,w,3] to n/4 frames (of the first: 1) of moments [.,h/8,w/8,2z] in `into`. */
-static sl_vae_chunk run_chunk(sl_ctx *ctx, const sl_vae_encoder *m, sl_vae_caches *set, const sl_vae_chunk *pictures)
+/* One chunk of pictures [n,h,w,3] to n/4 frames (of the first: 1) of moments
+ * [.,h/8,w/8,2z] in `into`. */
+static sl_vae_chunk run_chunk(sl_ctx *ctx, const sl_vae_encoder *m, sl_vae_caches *set,
+                              const sl_vae_chunk *pictures)
 {
     set->next = 0;
-    sl_vae_chunk x = sl_vae_causal(ctx, pictures, sl_vae_next_cache(set), &m->conv_in, &SL_CONV_333, NULL, NULL);
+    sl_vae_chunk x =
+        sl_vae_causal(ctx, pictures, sl_vae_next_cache(set), &m->conv_in, &SL_CONV_333, NULL, NULL);
     for (int i = 0; i < LEVELS; i++) {
         const level *v = &m->levels[i];
         for (int j = 0; j < m->c.res_blocks; j++) sl_vae_run_res(ctx, &x, &v->res[j], set);
@@ -142,10 +152,10 @@ static void upload_picture(sl_ctx *ctx, const sl_tensor *frame, const float *pic
     sl_release(ctx, mark);
 }
 
-/* Chunk `k` of [first, 0 ..., 0 (, last)], `n` frames: frame 0 is a chunk of its own. Stored are the frames that differ from the
- * one before them, and with `every` all. */
-static sl_vae_chunk condition_chunk(sl_ctx *ctx, int k, int n, bool is_last, const float *first, const float *last, bool every,
-                                    int h, int w)
+/* Chunk `k` of [first, 0 ..., 0 (, last)], `n` frames: frame 0 is a chunk of its own.
+ * Stored are the frames that differ from the one before them, and with `every` all. */
+static sl_vae_chunk condition_chunk(sl_ctx *ctx, int k, int n, bool is_last, const float *first,
+                                    const float *last, bool every, int h, int w)
 {
     sl_vae_chunk x = {.frames = n, .from = 0, .to = k <= 1 ? 1 : 0};
     if (every) x.to = n;
@@ -164,24 +174,30 @@ static sl_vae_chunk condition_chunk(sl_ctx *ctx, int k, int n, bool is_last, con
 }
 
 /* Refuse what the encoder cannot do. */
-static bool fits(sl_ctx *ctx, const sl_vae_encoder *m, const sl_tensor *out, const float *last, int frames, int h, int w)
+static bool fits(sl_ctx *ctx, const sl_vae_encoder *m, const sl_tensor *out, const float *last,
+                 int frames, int h, int w)
 {
     char text[128];
     int t = m->c.scale_t;
     if (h <= 0 || w <= 0 || h % 8 || w % 8)
         sl_ctx_fail(ctx, SL_SHAPE, "vae: pictures are %d x %d pixels, want multiples of 8", w, h);
-    else if (frames < 1 || (frames - 1) % t) sl_ctx_fail(ctx, SL_ARG, "vae: %d frames, want a multiple of %d, plus 1", frames, t);
-    else if (last && frames == 1) sl_ctx_fail(ctx, SL_ARG, "vae: 1 frame has no place for a last picture, want at least %d", t + 1);
-    else if (out->rank != 4 || out->shape[0] != m->c.z || out->shape[1] != (frames - 1) / t + 1 || out->shape[2] != h / 8 ||
-             out->shape[3] != w / 8)
-        sl_ctx_fail(ctx, SL_SHAPE, "vae: condition is %s, want [%d, %d, %d, %d]", sl_shape_text(out, text, sizeof text), m->c.z,
-                    (frames - 1) / t + 1, h / 8, w / 8);
+    else if (frames < 1 || (frames - 1) % t)
+        sl_ctx_fail(ctx, SL_ARG, "vae: %d frames, want a multiple of %d, plus 1", frames, t);
+    else if (last && frames == 1)
+        sl_ctx_fail(ctx, SL_ARG, "vae: 1 frame has no place for a last picture, want at least %d",
+                    t + 1);
+    else if (out->rank != 4 || out->shape[0] != m->c.z || out->shape[1] != (frames - 1) / t + 1 ||
+             out->shape[2] != h / 8 || out->shape[3] != w / 8)
+        sl_ctx_fail(ctx, SL_SHAPE, "vae: condition is %s, want [%d, %d, %d, %d]",
+                    sl_shape_text(out, text, sizeof text), m->c.z, (frames - 1) / t + 1, h / 8,
+                    w / 8);
     else return true;
     return false;
 }
 
-void sl_vae_encode_video(sl_ctx *ctx, const sl_vae_encoder *m, const sl_tensor *out, const float *first, const float *last,
-                         int frames, int h, int w, float *moments, bool every)
+void sl_vae_encode_video(sl_ctx *ctx, const sl_vae_encoder *m, const sl_tensor *out,
+                         const float *first, const float *last, int frames, int h, int w,
+                         float *moments, bool every)
 {
     if (!sl_ok(ctx) || !fits(ctx, m, out, last, frames, h, w)) return;
     const int chunks = (frames - 1) / m->c.scale_t + 1;
@@ -192,12 +208,14 @@ void sl_vae_encode_video(sl_ctx *ctx, const sl_vae_encoder *m, const sl_tensor *
         sl_ctx_fail(ctx, SL_NOMEM, "vae: no memory for %d caches", set.count);
         return;
     }
-    sl_tensor z = sl_new4(ctx, sl_act(ctx), chunks, h / 8, w / 8, 2 * m->c.z), memory = sl_new1(ctx, SL_U8, (int64_t)set.bytes);
+    sl_tensor z = sl_new4(ctx, sl_act(ctx), chunks, h / 8, w / 8, 2 * m->c.z),
+              memory = sl_new1(ctx, SL_U8, (int64_t)set.bytes);
     add_caches(&set, memory.data, sl_act(ctx), m, h, w);
 
     for (int k = 0; k < chunks && sl_ok(ctx); k++) {
         const size_t mark = sl_mark(ctx);
-        sl_vae_chunk x = condition_chunk(ctx, k, k ? m->c.scale_t : 1, k == chunks - 1, first, last, every, h, w);
+        sl_vae_chunk x = condition_chunk(ctx, k, k ? m->c.scale_t : 1, k == chunks - 1, first, last,
+                                         every, h, w);
         sl_vae_chunk y = run_chunk(ctx, m, &set, &x);
         sl_tensor to = sl_rows(&z, k, 1), from = y.to > y.from ? y.x : sl_rows(&z, k - 1, 1);
         sl_copy(ctx, &to, &from);
@@ -213,8 +231,9 @@ void sl_vae_encode_video(sl_ctx *ctx, const sl_vae_encoder *m, const sl_tensor *
     free(set.at);
 }
 
-void sl_vae_encode_condition(sl_ctx *ctx, const sl_vae_encoder *m, const sl_tensor *out, const float *first, const float *last,
-                             int frames, int h, int w, float *moments)
+void sl_vae_encode_condition(sl_ctx *ctx, const sl_vae_encoder *m, const sl_tensor *out,
+                             const float *first, const float *last, int frames, int h, int w,
+                             float *moments)
 {
     sl_vae_encode_video(ctx, m, out, first, last, frames, h, w, moments, false);
 }

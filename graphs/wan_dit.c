@@ -1,7 +1,9 @@
-/* wan_dit.c - the Wan diffusion transformer, one forward after the other; per-job tables in the second half.
+/* wan_dit.c - the Wan diffusion transformer, one forward after the other; per-job tables
+ * in the second half.
  *
- * Memory: at 1280x720x81 a tensor of all 75,600 tokens takes 0.8 GB in bf16, so a block keeps few of them: the tokens x and, during
- * self-attention, all queries, keys and values. Everything else is made and used up a number of tokens at a time, on a GPU all. */
+ * Memory: at 1280x720x81 a tensor of all 75,600 tokens takes 0.8 GB in bf16, so a block
+ * keeps few of them: the tokens x and, during self-attention, all queries, keys and
+ * values. Everything else is made and used up a number of tokens at a time, on a GPU all. */
 #include "graphs/wan_dit.h"
 
 #include <math.h>
@@ -47,7 +49,7 @@ struct sl_dit {
     sl_affine head;  /* [4 out_channels, dim] */
 };
 
-/* ---- weights -------------------------------------------------------------------------------------- */
+/* ---- weights ---- */
 
 static void name_attention(sl_loader *l, attention *a, int64_t d, int i, const char *which)
 {
@@ -62,14 +64,16 @@ static void name_attention(sl_loader *l, attention *a, int64_t d, int i, const c
 static void name_block(sl_loader *l, block *b, const sl_dit_config *c, int i)
 {
     const int64_t d = c->dim;
-    sl_weight(l, &b->table, SL_W_FLOAT, 3, (int64_t[]){1, MOD_ROWS, d}, "blocks.%d.scale_shift_table", i);
+    sl_weight(l, &b->table, SL_W_FLOAT, 3, (int64_t[]){1, MOD_ROWS, d},
+              "blocks.%d.scale_shift_table", i);
     name_attention(l, &b->attn1, d, i, "attn1");
     sl_want_norm(l, &b->norm2, SL_W_FLOAT, d, "blocks.%d.norm2", i);
     name_attention(l, &b->attn2, d, i, "attn2");
     if (c->image_dim) {
         sl_want_linear(l, &b->image_k, d, d, "blocks.%d.attn2.add_k_proj", i);
         sl_want_linear(l, &b->image_v, d, d, "blocks.%d.attn2.add_v_proj", i);
-        sl_weight(l, &b->norm_image_k, SL_W_VECTOR, 1, &d, "blocks.%d.attn2.norm_added_k.weight", i);
+        sl_weight(l, &b->norm_image_k, SL_W_VECTOR, 1, &d, "blocks.%d.attn2.norm_added_k.weight",
+                  i);
         sl_weight_skip(l, "blocks.%d.attn2.norm_added_q.weight", i); /* stored, never used */
     }
     sl_want_linear(l, &b->ffn_in, c->ffn_dim, d, "blocks.%d.ffn.net.0.proj", i);
@@ -88,12 +92,15 @@ static void name_embedders(sl_loader *l, sl_dit *m)
     sl_want_linear(l, &m->text_1, d, c->text_dim, "condition_embedder.text_embedder.linear_1");
     sl_want_linear(l, &m->text_2, d, d, "condition_embedder.text_embedder.linear_2");
     if (!c->image_dim) return;
-    sl_want_norm(l, &m->image_norm1, SL_W_FLOAT, c->image_dim, "condition_embedder.image_embedder.norm1");
-    sl_want_linear(l, &m->image_1, c->image_dim, c->image_dim, "condition_embedder.image_embedder.ff.net.0.proj");
+    sl_want_norm(l, &m->image_norm1, SL_W_FLOAT, c->image_dim,
+                 "condition_embedder.image_embedder.norm1");
+    sl_want_linear(l, &m->image_1, c->image_dim, c->image_dim,
+                   "condition_embedder.image_embedder.ff.net.0.proj");
     sl_want_linear(l, &m->image_2, d, c->image_dim, "condition_embedder.image_embedder.ff.net.2");
     sl_want_norm(l, &m->image_norm2, SL_W_FLOAT, d, "condition_embedder.image_embedder.norm2");
     if (c->pos_embed_seq_len)
-        sl_weight(l, &m->image_pos, SL_W_FLOAT, 3, (int64_t[]){1, c->pos_embed_seq_len, c->image_dim},
+        sl_weight(l, &m->image_pos, SL_W_FLOAT, 3,
+                  (int64_t[]){1, c->pos_embed_seq_len, c->image_dim},
                   "condition_embedder.image_embedder.pos_embed");
 }
 
@@ -135,15 +142,18 @@ static void tap_block(sl_ctx *ctx, int i, const char *part, const sl_tensor *t)
     sl_tap(ctx, name, t);
 }
 
-/* ---- once a job: context ------------------------------------------------------------------------- */
+/* ---- once a job: context ---- */
 
-static size_t lay_out_context(const sl_ctx *ctx, const sl_dit *m, sl_dit_context *c, void *memory, int image_tokens)
+static size_t lay_out_context(const sl_ctx *ctx, const sl_dit *m, sl_dit_context *c, void *memory,
+                              int image_tokens)
 {
     size_t at = 0;
     *c = (sl_dit_context){.image_tokens = image_tokens};
-    c->text_kv = sl_carve(memory, &at, sl_act(ctx), 3, (int64_t[]){m->c.layers, SL_TEXT_TOKENS, 2 * (int64_t)m->c.dim});
+    c->text_kv = sl_carve(memory, &at, sl_act(ctx), 3,
+                          (int64_t[]){m->c.layers, SL_TEXT_TOKENS, 2 * (int64_t)m->c.dim});
     if (image_tokens)
-        c->image_kv = sl_carve(memory, &at, sl_act(ctx), 3, (int64_t[]){m->c.layers, image_tokens, 2 * (int64_t)m->c.dim});
+        c->image_kv = sl_carve(memory, &at, sl_act(ctx), 3,
+                               (int64_t[]){m->c.layers, image_tokens, 2 * (int64_t)m->c.dim});
     return at;
 }
 
@@ -162,8 +172,9 @@ static void kv_of(const sl_tensor *kv, int layer, sl_tensor *k, sl_tensor *v)
     *v = sl_cols(&rows, kv->shape[2] / 2, kv->shape[2] / 2);
 }
 
-static void make_kv(sl_ctx *ctx, const sl_dit *m, const sl_tensor *kv, int layer, const sl_tensor *context, const sl_affine *wk,
-                    const sl_affine *wv, const sl_tensor *norm)
+static void make_kv(sl_ctx *ctx, const sl_dit *m, const sl_tensor *kv, int layer,
+                    const sl_tensor *context, const sl_affine *wk, const sl_affine *wv,
+                    const sl_tensor *norm)
 {
     sl_tensor k, v;
     kv_of(kv, layer, &k, &v);
@@ -185,7 +196,8 @@ static sl_tensor embed_text(sl_ctx *ctx, const sl_dit *m, const sl_tensor *text)
     return y;
 }
 
-/* image [257, image_dim] -> [257, dim]; 514 for a first and a last picture, told apart by the position table. */
+/* image [257, image_dim] -> [257, dim]; 514 for a first and a last picture, told apart by
+ * the position table. */
 static sl_tensor embed_image(sl_ctx *ctx, const sl_dit *m, const sl_tensor *image)
 {
     const int64_t n = image->shape[0], di = m->c.image_dim;
@@ -206,31 +218,34 @@ static sl_tensor embed_image(sl_ctx *ctx, const sl_dit *m, const sl_tensor *imag
     return y;
 }
 
-static bool context_fits(sl_ctx *ctx, const sl_dit *m, const sl_tensor *text, const sl_tensor *image)
+static bool context_fits(sl_ctx *ctx, const sl_dit *m, const sl_tensor *text,
+                         const sl_tensor *image)
 {
     char got[96];
     if (text->rank != 2 || text->shape[0] != SL_TEXT_TOKENS || text->shape[1] != m->c.text_dim) {
-        sl_ctx_fail(ctx, SL_SHAPE, "dit: text has shape %s, want [%d, %d]", sl_shape_text(text, got, sizeof got), SL_TEXT_TOKENS,
-                    m->c.text_dim);
+        sl_ctx_fail(ctx, SL_SHAPE, "dit: text has shape %s, want [%d, %d]",
+                    sl_shape_text(text, got, sizeof got), SL_TEXT_TOKENS, m->c.text_dim);
         return false;
     }
     if (!image != !m->c.image_dim) {
         sl_ctx_fail(ctx, SL_ARG,
-                    image ? "dit: image tokens given, but the model takes none" : "dit: the model wants image tokens, got none");
+                    image ? "dit: image tokens given, but the model takes none"
+                          : "dit: the model wants image tokens, got none");
         return false;
     }
     if (!image) return true;
     const int pos = m->c.pos_embed_seq_len;
-    if (image->rank != 2 || image->shape[1] != m->c.image_dim || image->shape[0] < 1 || (pos && image->shape[0] != pos)) {
-        sl_ctx_fail(ctx, SL_SHAPE, "dit: image tokens have shape %s, want [%d, %d]", sl_shape_text(image, got, sizeof got),
-                    pos ? pos : 257, m->c.image_dim);
+    if (image->rank != 2 || image->shape[1] != m->c.image_dim || image->shape[0] < 1 ||
+        (pos && image->shape[0] != pos)) {
+        sl_ctx_fail(ctx, SL_SHAPE, "dit: image tokens have shape %s, want [%d, %d]",
+                    sl_shape_text(image, got, sizeof got), pos ? pos : 257, m->c.image_dim);
         return false;
     }
     return true;
 }
 
-void sl_dit_context_make(sl_ctx *ctx, const sl_dit *m, sl_dit_context *out, void *memory, const sl_tensor *text,
-                         const sl_tensor *image)
+void sl_dit_context_make(sl_ctx *ctx, const sl_dit *m, sl_dit_context *out, void *memory,
+                         const sl_tensor *text, const sl_tensor *image)
 {
     if (!context_fits(ctx, m, text, image)) {
         *out = (sl_dit_context){0};
@@ -243,19 +258,22 @@ void sl_dit_context_make(sl_ctx *ctx, const sl_dit *m, sl_dit_context *out, void
     for (int i = 0; i < m->c.layers && !sl_cancelled(ctx); i++) {
         const block *b = &m->blocks[i];
         make_kv(ctx, m, &out->text_kv, i, &t, &b->attn2.k, &b->attn2.v, &b->attn2.norm_k);
-        if (image) make_kv(ctx, m, &out->image_kv, i, &p, &b->image_k, &b->image_v, &b->norm_image_k);
+        if (image)
+            make_kv(ctx, m, &out->image_kv, i, &p, &b->image_k, &b->image_v, &b->norm_image_k);
     }
     sl_release(ctx, mark);
 }
 
-/* ---- once a job: times ----------------------------------------------------------------------------- */
+/* ---- once a job: times ---- */
 
-static size_t lay_out_times(const sl_ctx *ctx, const sl_dit *m, sl_dit_times *t, void *memory, int steps)
+static size_t lay_out_times(const sl_ctx *ctx, const sl_dit *m, sl_dit_times *t, void *memory,
+                            int steps)
 {
     size_t at = 0;
     *t = (sl_dit_times){.steps = steps};
     t->temb = sl_carve(memory, &at, sl_act(ctx), 2, (int64_t[]){steps, m->c.dim});
-    t->proj = sl_carve(memory, &at, sl_act(ctx), 2, (int64_t[]){steps, MOD_ROWS * (int64_t)m->c.dim});
+    t->proj =
+        sl_carve(memory, &at, sl_act(ctx), 2, (int64_t[]){steps, MOD_ROWS * (int64_t)m->c.dim});
     return at;
 }
 
@@ -265,13 +283,15 @@ size_t sl_dit_times_bytes(const sl_ctx *ctx, const sl_dit *m, int steps)
     return lay_out_times(ctx, m, &t, NULL, steps);
 }
 
-/* e F32 [steps, freq_dim] = [cos(t w_k), sin(t w_k)], w_k = 10000^(-k / half), all in float32 as the reference. */
+/* e F32 [steps, freq_dim] = [cos(t w_k), sin(t w_k)], w_k = 10000^(-k / half), all in
+ * float32 as the reference. */
 static void upload_sinusoid(sl_ctx *ctx, const sl_tensor *e, const double *timesteps)
 {
     const int64_t steps = e->shape[0], half = e->shape[1] / 2;
     float *host = ctx->ops->plan || !sl_ok(ctx) ? NULL : malloc(sl_bytes(e));
     if (!host) {
-        if (!ctx->ops->plan) sl_ctx_fail(ctx, SL_NOMEM, "dit: %zu bytes for the time embedding", sl_bytes(e));
+        if (!ctx->ops->plan)
+            sl_ctx_fail(ctx, SL_NOMEM, "dit: %zu bytes for the time embedding", sl_bytes(e));
         return;
     }
     for (int64_t i = 0; i < steps; i++)
@@ -285,7 +305,8 @@ static void upload_sinusoid(sl_ctx *ctx, const sl_tensor *e, const double *times
     free(host);
 }
 
-void sl_dit_times_make(sl_ctx *ctx, const sl_dit *m, sl_dit_times *out, void *memory, const double *timesteps, int steps)
+void sl_dit_times_make(sl_ctx *ctx, const sl_dit *m, sl_dit_times *out, void *memory,
+                       const double *timesteps, int steps)
 {
     lay_out_times(ctx, m, out, memory, steps);
     const size_t mark = sl_mark(ctx);
@@ -302,7 +323,7 @@ void sl_dit_times_make(sl_ctx *ctx, const sl_dit *m, sl_dit_times *out, void *me
     sl_tap(ctx, "time_proj", &out->proj);
 }
 
-/* ---- once a job: rotary tables ----------------------------------------------------------------------- */
+/* ---- once a job: rotary tables ---- */
 
 static size_t lay_out_rope(const sl_dit *m, sl_dit_rope *r, void *memory, int t, int h, int w)
 {
@@ -320,15 +341,19 @@ size_t sl_dit_rope_bytes(const sl_dit *m, int t, int h, int w)
     return lay_out_rope(m, &r, NULL, t, h, w);
 }
 
-/* One axis: table [positions, pairs] of f(position * 10000^(-k / pairs)), angles in double. */
+/* One axis: table [positions, pairs] of f(position * 10000^(-k / pairs)), angles in
+ * double. */
 static void fill_axis(float *table, int positions, int pairs, double (*f)(double))
 {
     for (int p = 0; p < positions; p++)
-        for (int k = 0; k < pairs; k++) *table++ = (float)f(p / pow(10000.0, (double)(2 * k) / (2 * pairs)));
+        for (int k = 0; k < pairs; k++)
+            *table++ = (float)f(p / pow(10000.0, (double)(2 * k) / (2 * pairs)));
 }
 
-/* Rows (t, y, x) of `table`: pairs of time, then height, then width. `axes` holds (t + h + w) * head_dim / 2 floats. */
-static void fill_rope(float *table, float *axes, const sl_dit_rope *r, int head_dim, double (*f)(double))
+/* Rows (t, y, x) of `table`: pairs of time, then height, then width. `axes` holds (t + h
+ * + w) * head_dim / 2 floats. */
+static void fill_rope(float *table, float *axes, const sl_dit_rope *r, int head_dim,
+                      double (*f)(double))
 {
     const size_t hw = (size_t)head_dim / 6, time = (size_t)head_dim / 2 - 2 * hw;
     float *of_t = axes, *of_y = of_t + (size_t)r->t * time, *of_x = of_y + (size_t)r->h * hw;
@@ -344,11 +369,13 @@ static void fill_rope(float *table, float *axes, const sl_dit_rope *r, int head_
             }
 }
 
-void sl_dit_rope_make(sl_ctx *ctx, const sl_dit *m, sl_dit_rope *out, void *memory, int t, int h, int w)
+void sl_dit_rope_make(sl_ctx *ctx, const sl_dit *m, sl_dit_rope *out, void *memory, int t, int h,
+                      int w)
 {
     const int most = m->c.rope_max;
     if (t < 1 || h < 1 || w < 1 || t > most || h > most || w > most) {
-        sl_ctx_fail(ctx, SL_ARG, "dit: token grid %d x %d x %d, want 1 to %d along each axis", t, h, w, most);
+        sl_ctx_fail(ctx, SL_ARG, "dit: token grid %d x %d x %d, want 1 to %d along each axis", t, h,
+                    w, most);
         *out = (sl_dit_rope){0};
         return;
     }
@@ -370,7 +397,7 @@ void sl_dit_rope_make(sl_ctx *ctx, const sl_dit *m, sl_dit_rope *out, void *memo
     free(host);
 }
 
-/* ---- a block ------------------------------------------------------------------------------------------ */
+/* ---- a block ---- */
 
 /* What one forward passes to its blocks. */
 typedef struct {
@@ -389,12 +416,14 @@ static int64_t smaller(int64_t a, int64_t b)
 }
 
 /* Loop over all n rows, at most `chunk` at a time: `rows` rows from `first` on. */
-#define EACH_CHUNK(first, rows, n, chunk)                                                                                          \
-    for (int64_t first = 0, rows = smaller(n, chunk); first < (n); first += rows, rows = smaller((n) - (first), chunk))
+#define EACH_CHUNK(first, rows, n, chunk)                                                          \
+    for (int64_t first = 0, rows = smaller(n, chunk); first < (n);                                 \
+         first += rows, rows = smaller((n) - (first), chunk))
 
-/* x += gate * branch, `branch` being layer `w` of a; y is memory to work in. A tap sees the branch alone, made once more for it. */
-static void add_branch(sl_ctx *ctx, int i, const char *part, const sl_tensor *x, const sl_tensor *y, const sl_tensor *a,
-                       const sl_affine *w, const sl_tensor *gate)
+/* x += gate * branch, `branch` being layer `w` of a; y is memory to work in. A tap sees
+ * the branch alone, made once more for it. */
+static void add_branch(sl_ctx *ctx, int i, const char *part, const sl_tensor *x, const sl_tensor *y,
+                       const sl_tensor *a, const sl_affine *w, const sl_tensor *gate)
 {
     if (i == 0 && ctx->tap) {
         sl_apply(ctx, y, a, w, SL_ACT_NONE);
@@ -403,21 +432,27 @@ static void add_branch(sl_ctx *ctx, int i, const char *part, const sl_tensor *x,
     sl_apply_add(ctx, x, y, a, w, gate);
 }
 
-/* x += gate * out(attention(LN(x) modulated)): queries, keys and values of all tokens first, then attention chunk by chunk. */
-static void self_attention(sl_ctx *ctx, const forward *f, int i, const sl_tensor *x, const sl_tensor *mod)
+/* x += gate * out(attention(LN(x) modulated)): queries, keys and values of all tokens
+ * first, then attention chunk by chunk. */
+static void self_attention(sl_ctx *ctx, const forward *f, int i, const sl_tensor *x,
+                           const sl_tensor *mod)
 {
     const sl_dit_config *c = &f->m->c;
     const attention *a = &f->m->blocks[i].attn1;
     const int64_t n = x->shape[0], d = c->dim;
-    const sl_tensor shift = sl_row(mod, SHIFT_1), scale = sl_row(mod, SCALE_1), gate = sl_row(mod, GATE_1);
+    const sl_tensor shift = sl_row(mod, SHIFT_1), scale = sl_row(mod, SCALE_1),
+                    gate = sl_row(mod, GATE_1);
     const size_t mark = sl_mark(ctx);
-    sl_tensor q = sl_new2(ctx, sl_act(ctx), n, d), k = sl_new2(ctx, sl_act(ctx), n, d), v = sl_new2(ctx, sl_act(ctx), n, d);
+    sl_tensor q = sl_new2(ctx, sl_act(ctx), n, d), k = sl_new2(ctx, sl_act(ctx), n, d),
+              v = sl_new2(ctx, sl_act(ctx), n, d);
     sl_tensor norm = sl_new2(ctx, sl_act(ctx), f->chunk, d);
 
     EACH_CHUNK (r, rows, n, f->chunk) {
         const sl_tensor xr = sl_rows(x, r, rows), s = sl_rows(&norm, 0, rows);
-        const sl_tensor qr = sl_rows(&q, r, rows), kr = sl_rows(&k, r, rows), vr = sl_rows(&v, r, rows);
-        const sl_tensor c_r = sl_rows(&f->rope->cos, r, rows), s_r = sl_rows(&f->rope->sin, r, rows);
+        const sl_tensor qr = sl_rows(&q, r, rows), kr = sl_rows(&k, r, rows),
+                        vr = sl_rows(&v, r, rows);
+        const sl_tensor c_r = sl_rows(&f->rope->cos, r, rows),
+                        s_r = sl_rows(&f->rope->sin, r, rows);
         sl_layernorm_modulate(ctx, &s, &xr, &scale, &shift, c->eps);
         sl_apply(ctx, &kr, &s, &a->k, SL_ACT_NONE);
         sl_rmsnorm_rope(ctx, &kr, &kr, &a->norm_k, c->eps, &c_r, &s_r, c->heads);
@@ -426,31 +461,36 @@ static void self_attention(sl_ctx *ctx, const forward *f, int i, const sl_tensor
         sl_apply(ctx, &vr, &s, &a->v, SL_ACT_NONE);
     }
     EACH_CHUNK (r, rows, n, f->chunk) {
-        const sl_tensor xr = sl_rows(x, r, rows), qr = sl_rows(&q, r, rows), s = sl_rows(&norm, 0, rows);
+        const sl_tensor xr = sl_rows(x, r, rows), qr = sl_rows(&q, r, rows),
+                        s = sl_rows(&norm, 0, rows);
         sl_attention(ctx, &s, &qr, &k, &v, c->heads, f->scale, NULL, false);
         add_branch(ctx, i, ".attn1", &xr, &qr, &s, &a->out, &gate);
     }
     sl_release(ctx, mark);
 }
 
-/* x += out(attention(q, text) + attention(q, image)), q from LN(x): two softmaxes, one output layer, no gate. */
+/* x += out(attention(q, text) + attention(q, image)), q from LN(x): two softmaxes, one
+ * output layer, no gate. */
 static void cross_attention(sl_ctx *ctx, const forward *f, int i, const sl_tensor *x)
 {
     const sl_dit_config *c = &f->m->c;
     const block *b = &f->m->blocks[i];
     const int64_t n = x->shape[0], d = c->dim;
     const size_t mark = sl_mark(ctx);
-    sl_tensor norm = sl_new2(ctx, sl_act(ctx), f->chunk, d), query = sl_new2(ctx, sl_act(ctx), f->chunk, d);
+    sl_tensor norm = sl_new2(ctx, sl_act(ctx), f->chunk, d),
+              query = sl_new2(ctx, sl_act(ctx), f->chunk, d);
     sl_tensor text_k, text_v, image_k, image_v;
     kv_of(&f->context->text_kv, i, &text_k, &text_v);
     if (f->context->image_tokens) kv_of(&f->context->image_kv, i, &image_k, &image_v);
 
     EACH_CHUNK (r, rows, n, f->chunk) {
-        const sl_tensor xr = sl_rows(x, r, rows), s = sl_rows(&norm, 0, rows), q = sl_rows(&query, 0, rows);
+        const sl_tensor xr = sl_rows(x, r, rows), s = sl_rows(&norm, 0, rows),
+                        q = sl_rows(&query, 0, rows);
         sl_layernorm(ctx, &s, &xr, &b->norm2.w, &b->norm2.b, c->eps);
         sl_apply(ctx, &q, &s, &b->attn2.q, SL_ACT_NONE);
         sl_rmsnorm(ctx, &q, &q, &b->attn2.norm_q, c->eps);
-        if (f->context->image_tokens) sl_attention_two(ctx, &s, &q, &text_k, &text_v, &image_k, &image_v, c->heads, f->scale);
+        if (f->context->image_tokens)
+            sl_attention_two(ctx, &s, &q, &text_k, &text_v, &image_k, &image_v, c->heads, f->scale);
         else sl_attention(ctx, &s, &q, &text_k, &text_v, c->heads, f->scale, NULL, false);
         add_branch(ctx, i, ".attn2", &xr, &q, &s, &b->attn2.out, NULL);
     }
@@ -458,17 +498,21 @@ static void cross_attention(sl_ctx *ctx, const forward *f, int i, const sl_tenso
 }
 
 /* x += gate * ffn_out(gelu(ffn_in(LN(x) modulated))). */
-static void feed_forward(sl_ctx *ctx, const forward *f, int i, const sl_tensor *x, const sl_tensor *mod)
+static void feed_forward(sl_ctx *ctx, const forward *f, int i, const sl_tensor *x,
+                         const sl_tensor *mod)
 {
     const sl_dit_config *c = &f->m->c;
     const block *b = &f->m->blocks[i];
     const int64_t n = x->shape[0];
-    const sl_tensor shift = sl_row(mod, SHIFT_2), scale = sl_row(mod, SCALE_2), gate = sl_row(mod, GATE_2);
+    const sl_tensor shift = sl_row(mod, SHIFT_2), scale = sl_row(mod, SCALE_2),
+                    gate = sl_row(mod, GATE_2);
     const size_t mark = sl_mark(ctx);
-    sl_tensor norm = sl_new2(ctx, sl_act(ctx), f->chunk, c->dim), hidden = sl_new2(ctx, sl_act(ctx), f->chunk, c->ffn_dim);
+    sl_tensor norm = sl_new2(ctx, sl_act(ctx), f->chunk, c->dim),
+              hidden = sl_new2(ctx, sl_act(ctx), f->chunk, c->ffn_dim);
 
     EACH_CHUNK (r, rows, n, f->chunk) {
-        const sl_tensor xr = sl_rows(x, r, rows), s = sl_rows(&norm, 0, rows), h = sl_rows(&hidden, 0, rows);
+        const sl_tensor xr = sl_rows(x, r, rows), s = sl_rows(&norm, 0, rows),
+                        h = sl_rows(&hidden, 0, rows);
         sl_layernorm_modulate(ctx, &s, &xr, &scale, &shift, c->eps);
         sl_apply(ctx, &h, &s, &b->ffn_in, SL_ACT_GELU_TANH);
         add_branch(ctx, i, ".ffn", &xr, &s, &h, &b->ffn_out, &gate);
@@ -491,7 +535,7 @@ static void run_block(sl_ctx *ctx, const forward *f, int i, const sl_tensor *x)
     tap_block(ctx, i, "", x);
 }
 
-/* ---- a forward ------------------------------------------------------------------------------------------ */
+/* ---- a forward ---- */
 
 /* x [N, dim] = patch embedding of cat(latents, condition). */
 static void embed_patches(sl_ctx *ctx, const forward *f, const sl_tensor *x, bool tap)
@@ -515,13 +559,15 @@ static void run_rest(sl_ctx *ctx, const forward *f, const sl_tensor *x)
 }
 
 /* All blocks, unless the first says that the others will add what they added before. */
-static void run_blocks_cached(sl_ctx *ctx, const forward *f, const sl_tensor *x, sl_fbcache *cache, sl_fbcache_report *report)
+static void run_blocks_cached(sl_ctx *ctx, const forward *f, const sl_tensor *x, sl_fbcache *cache,
+                              sl_fbcache_report *report)
 {
     run_block(ctx, f, 0, x); /* h1 */
     const size_t mark = sl_mark(ctx);
     sl_tensor r = sl_new2(ctx, sl_act(ctx), x->shape[0], f->m->c.dim);
-    embed_patches(ctx, f, &r, false); /* h0 again, the same bits: cheaper than a fourth token tensor kept through block 0 */
-    sl_sub(ctx, &r, x, &r);           /* r = h1 - h0 */
+    /* h0 again, the same bits: cheaper than a fourth token tensor kept through block 0 */
+    embed_patches(ctx, f, &r, false);
+    sl_sub(ctx, &r, x, &r); /* r = h1 - h0 */
     const bool compute = sl_fbcache_decide(ctx, cache, &r, report);
     sl_release(ctx, mark);
     if (compute) {
@@ -535,13 +581,15 @@ static void run_blocks_cached(sl_ctx *ctx, const forward *f, const sl_tensor *x,
 }
 
 /* v = unpatchify(proj_out(LN(x) modulated by the head's table + temb)). */
-static void run_head(sl_ctx *ctx, const forward *f, const sl_tensor *v, const sl_tensor *x, const sl_tensor *temb)
+static void run_head(sl_ctx *ctx, const forward *f, const sl_tensor *v, const sl_tensor *x,
+                     const sl_tensor *temb)
 {
     const sl_dit_config *c = &f->m->c;
     const int64_t n = x->shape[0];
     const size_t mark = sl_mark(ctx);
     const sl_tensor table = sl_reshape2(&f->m->table, 2, c->dim);
-    sl_tensor mod = sl_new2(ctx, SL_F32, 2, c->dim), y = sl_new2(ctx, sl_act(ctx), n, 4 * (int64_t)c->out_channels);
+    sl_tensor mod = sl_new2(ctx, SL_F32, 2, c->dim),
+              y = sl_new2(ctx, sl_act(ctx), n, 4 * (int64_t)c->out_channels);
     sl_tensor norm = sl_new2(ctx, sl_act(ctx), f->chunk, c->dim);
     for (int i = 0; i < 2; i++) { /* the same temb to both rows */
         const sl_tensor to = sl_rows(&mod, i, 1), from = sl_rows(&table, i, 1);
@@ -549,7 +597,8 @@ static void run_head(sl_ctx *ctx, const forward *f, const sl_tensor *v, const sl
     }
     const sl_tensor shift = sl_row(&mod, 0), scale = sl_row(&mod, 1);
     EACH_CHUNK (r, rows, n, f->chunk) {
-        const sl_tensor xr = sl_rows(x, r, rows), yr = sl_rows(&y, r, rows), s = sl_rows(&norm, 0, rows);
+        const sl_tensor xr = sl_rows(x, r, rows), yr = sl_rows(&y, r, rows),
+                        s = sl_rows(&norm, 0, rows);
         sl_layernorm_modulate(ctx, &s, &xr, &scale, &shift, c->eps);
         sl_apply(ctx, &yr, &s, &f->m->head, SL_ACT_NONE);
     }
@@ -557,32 +606,38 @@ static void run_head(sl_ctx *ctx, const forward *f, const sl_tensor *v, const sl
     sl_release(ctx, mark);
 }
 
-/* Does what the caller brings belong together? sl_patchify and sl_unpatchify check ranks and dtypes. */
-static bool forward_fits(sl_ctx *ctx, const sl_dit *m, const sl_tensor *latents, const sl_tensor *condition,
-                         const sl_dit_times *times, int step, const sl_dit_rope *rope, const sl_dit_context *context,
+/* Does what the caller brings belong together? sl_patchify and sl_unpatchify check ranks
+ * and dtypes. */
+static bool forward_fits(sl_ctx *ctx, const sl_dit *m, const sl_tensor *latents,
+                         const sl_tensor *condition, const sl_dit_times *times, int step,
+                         const sl_dit_rope *rope, const sl_dit_context *context,
                          const sl_fbcache *cache)
 {
     if (!sl_ok(ctx)) return false;
     const int64_t channels = latents->shape[0] + (condition ? condition->shape[0] : 0);
     const int64_t t = latents->shape[1], h = latents->shape[2] / 2, w = latents->shape[3] / 2;
     if (latents->rank != 4 || channels != m->c.in_channels)
-        sl_ctx_fail(ctx, SL_SHAPE, "dit: latents and condition have %lld channels, want %d", (long long)channels, m->c.in_channels);
+        sl_ctx_fail(ctx, SL_SHAPE, "dit: latents and condition have %lld channels, want %d",
+                    (long long)channels, m->c.in_channels);
     else if (step < 0 || step >= times->steps)
         sl_ctx_fail(ctx, SL_ARG, "dit: step %d, the time tables have %d", step, times->steps);
     else if (rope->t != t || rope->h != h || rope->w != w)
-        sl_ctx_fail(ctx, SL_SHAPE, "dit: rotary tables are for %d x %d x %d tokens, want %lld x %lld x %lld", rope->t, rope->h,
-                    rope->w, (long long)t, (long long)h, (long long)w);
+        sl_ctx_fail(ctx, SL_SHAPE,
+                    "dit: rotary tables are for %d x %d x %d tokens, want %lld x %lld x %lld",
+                    rope->t, rope->h, rope->w, (long long)t, (long long)h, (long long)w);
     else if (!context->image_tokens != !m->c.image_dim)
-        sl_ctx_fail(ctx, SL_ARG, "dit: the context holds %d image tokens, the model wants %s", context->image_tokens,
-                    m->c.image_dim ? "some" : "none");
+        sl_ctx_fail(ctx, SL_ARG, "dit: the context holds %d image tokens, the model wants %s",
+                    context->image_tokens, m->c.image_dim ? "some" : "none");
     else if (cache && (cache->prev.shape[0] != t * h * w || cache->prev.shape[1] != m->c.dim))
-        sl_ctx_fail(ctx, SL_SHAPE, "dit: the cache is for [%lld, %lld] tokens, want [%lld, %d]", (long long)cache->prev.shape[0],
-                    (long long)cache->prev.shape[1], (long long)(t * h * w), m->c.dim);
+        sl_ctx_fail(ctx, SL_SHAPE, "dit: the cache is for [%lld, %lld] tokens, want [%lld, %d]",
+                    (long long)cache->prev.shape[0], (long long)cache->prev.shape[1],
+                    (long long)(t * h * w), m->c.dim);
     return sl_ok(ctx);
 }
 
-void sl_dit_forward(sl_ctx *ctx, const sl_dit *m, const sl_tensor *v, const sl_tensor *latents, const sl_tensor *condition,
-                    const sl_dit_times *times, int step, const sl_dit_rope *rope, const sl_dit_context *context, sl_fbcache *cache,
+void sl_dit_forward(sl_ctx *ctx, const sl_dit *m, const sl_tensor *v, const sl_tensor *latents,
+                    const sl_tensor *condition, const sl_dit_times *times, int step,
+                    const sl_dit_rope *rope, const sl_dit_context *context, sl_fbcache *cache,
                     sl_fbcache_report *report)
 {
     if (report) *report = (sl_fbcache_report){.metric = NAN, .computed = true};

@@ -1,8 +1,9 @@
-/* wan_dit.h - the Wan diffusion transformer: noisy latents, condition, text, image -> flow velocity.
- * Spec 2.1, 3.10; diffusers models/transformers/transformer_wan.py.
+/* wan_dit.h - the Wan diffusion transformer: noisy latents, condition, text, image ->
+ * flow velocity. Spec 2.1, 3.10; diffusers models/transformers/transformer_wan.py.
  *
- * What does not change between the steps of a job is computed once: sl_dit_context (text and image keys and values of every
- * cross-attention, for one prompt) and sl_dit_times (the time embeddings and projections of all steps). */
+ * What does not change between the steps of a job is computed once: sl_dit_context (text
+ * and image keys and values of every cross-attention, for one prompt) and sl_dit_times
+ * (the time embeddings and projections of all steps). */
 #ifndef SL_WAN_DIT_H
 #define SL_WAN_DIT_H
 
@@ -14,68 +15,83 @@
 
 typedef struct sl_dit sl_dit;
 
-/* Allocate and name all weights through `l`, which owns them, tells about errors (sl_loader_finish) and must outlive the network.
- * The caller frees; free sets *m to NULL, and NULL is fine. NULL: no memory. */
+/* Allocate and name all weights through `l`, which owns them, tells about errors
+ * (sl_loader_finish) and must outlive the network. The caller frees; free sets *m to
+ * NULL, and NULL is fine. NULL: no memory. */
 sl_dit *sl_dit_new(const sl_dit_config *config, sl_loader *l);
 void sl_dit_free(sl_dit **m);
-/* Tokens at a time on a CPU. A GPU takes all at once: each weight and each head's keys and values are then read once a layer, and the
- * most that is kept is five token tensors (3.9 GB at 1280x720x81 in bf16) instead of a little over four. */
+/* Tokens at a time on a CPU. A GPU takes all at once: each weight and each head's keys
+ * and values are then read once a layer, and the most that is kept is five token tensors
+ * (3.9 GB at 1280x720x81 in bf16) instead of a little over four. */
 #define SL_DIT_ROWS 8448
 
-/* Work on at most `rows` tokens at a time wherever an operation allows it (0: as above): less memory, the same result up to the
- * order of sums inside a matrix product. 8448 = 66 tiles of 128 rows: of 20 or 54 tiles of 256 columns (products) and of 40 heads
+/* Work on at most `rows` tokens at a time wherever an operation allows it (0: as above):
+ * less memory, the same result up to the order of sums inside a matrix product. 8448 = 66
+ * tiles of 128 rows: of 20 or 54 tiles of 256 columns (products) and of 40 heads
  * (attention), so that an H100's 132 multiprocessors are busy in every round. */
 void sl_dit_set_rows(sl_dit *m, int64_t rows);
 
 /* ---- once a job ----
  *
- * Each table below lies in device memory that the caller gives, sl_dit_..._bytes of it, 256-byte aligned, and that lives as long as
- * the table; while planning it is NULL and the table has shapes only. Errors are kept in ctx. */
+ * Each table below lies in device memory that the caller gives, sl_dit_..._bytes of it,
+ * 256-byte aligned, and that lives as long as the table; while planning it is NULL and
+ * the table has shapes only. Errors are kept in ctx. */
 
 /* Keys and values of one prompt for all layers.
  *   text   act [512, text_dim], zero rows past the prompt's end
- *   image  act [257, image_dim], with a position table [514, image_dim]; NULL when the model takes none
- * Errors: SL_SHAPE, SL_ARG; *out is zeroed then. Taps (only when ctx->tap): "text" [512, dim], "image" [257 or 514, dim]. */
+ *   image  act [257, image_dim], with a position table [514, image_dim]; NULL when the
+ *          model takes none
+ * Errors: SL_SHAPE, SL_ARG; *out is zeroed then. Taps (only when ctx->tap): "text" [512,
+ * dim], "image" [257 or 514, dim]. */
 typedef struct {
     int image_tokens;
     sl_tensor text_kv;  /* act [layers, 512, 2 * dim], key then value */
     sl_tensor image_kv; /* act [layers, image_tokens, 2 * dim]; rank 0 without image */
 } sl_dit_context;
 size_t sl_dit_context_bytes(const sl_ctx *ctx, const sl_dit *m, int image_tokens);
-void sl_dit_context_make(sl_ctx *ctx, const sl_dit *m, sl_dit_context *out, void *memory, const sl_tensor *text,
-                         const sl_tensor *image);
+void sl_dit_context_make(sl_ctx *ctx, const sl_dit *m, sl_dit_context *out, void *memory,
+                         const sl_tensor *text, const sl_tensor *image);
 
-/* The time embedding and its projection for each of `timesteps` (0 .. 1000; rounded to float32). Taps: "time_proj". */
+/* The time embedding and its projection for each of `timesteps` (0 .. 1000; rounded to
+ * float32). Taps: "time_proj". */
 typedef struct {
     int steps;
     sl_tensor temb; /* act [steps, dim] */
     sl_tensor proj; /* act [steps, 6 * dim] */
 } sl_dit_times;
 size_t sl_dit_times_bytes(const sl_ctx *ctx, const sl_dit *m, int steps);
-void sl_dit_times_make(sl_ctx *ctx, const sl_dit *m, sl_dit_times *out, void *memory, const double *timesteps, int steps);
+void sl_dit_times_make(sl_ctx *ctx, const sl_dit *m, sl_dit_times *out, void *memory,
+                       const double *timesteps, int steps);
 
-/* Rotary tables for a token grid: per token the angles of its pairs, time's first, then height's, then width's (spec 3.10).
+/* Rotary tables for a token grid: per token the angles of its pairs, time's first, then
+ * height's, then width's (spec 3.10).
  * Errors: SL_ARG an axis that is not 1 .. rope_max tokens long; *out is zeroed then. */
 typedef struct {
     int t, h, w;        /* token grid: T, (h/8)/2, (w/8)/2 */
     sl_tensor cos, sin; /* F32 [t * h * w, head_dim / 2] */
 } sl_dit_rope;
 size_t sl_dit_rope_bytes(const sl_dit *m, int t, int h, int w);
-void sl_dit_rope_make(sl_ctx *ctx, const sl_dit *m, sl_dit_rope *out, void *memory, int t, int h, int w);
+void sl_dit_rope_make(sl_ctx *ctx, const sl_dit *m, sl_dit_rope *out, void *memory, int t, int h,
+                      int w);
 
 /* ---- once per forward ---- */
 
-/* v act or F32 [out_channels, T, h/8, w/8] = DiT(latents, condition, step's time, context).
- *   latents    F32 [16, T, h/8, w/8];  condition F32 [20, T, h/8, w/8], or NULL (T2V); in_channels together, h/8 and w/8 even
+/* v act or F32 [out_channels, T, h/8, w/8] = DiT(latents, condition, step's time,
+ * context).
+ *   latents    F32 [16, T, h/8, w/8];  condition F32 [20, T, h/8, w/8], or NULL (T2V);
+ *              in_channels together, h/8 and w/8 even
  *   step       row of `times`, 0 .. times->steps - 1
- *   cache      First Block Cache state of this branch, or NULL to compute always; report (may be NULL) gets the decision
- * Errors (kept in ctx): SL_SHAPE or SL_ARG if these do not belong together. After any error v is undefined; one on the way
- * empties the cache.
- * Taps: "input" (the patch rows [N, in_channels * 4]), "patch", "block.{i}" [N, dim], and "block.0.{attn1,attn2,ffn}" (what is
- * added, before its gate), which come in the pieces of sl_dit_set_rows, in order.
+ *   cache      First Block Cache state of this branch, or NULL to compute always; report
+ *              (may be NULL) gets the decision
+ * Errors (kept in ctx): SL_SHAPE or SL_ARG if these do not belong together. After any
+ * error v is undefined; one on the way empties the cache.
+ * Taps: "input" (the patch rows [N, in_channels * 4]), "patch", "block.{i}" [N, dim], and
+ * "block.0.{attn1,attn2,ffn}" (what is added, before its gate), which come in the pieces
+ * of sl_dit_set_rows, in order.
  * ctx->cancel is looked at between blocks. */
-void sl_dit_forward(sl_ctx *ctx, const sl_dit *m, const sl_tensor *v, const sl_tensor *latents, const sl_tensor *condition,
-                    const sl_dit_times *times, int step, const sl_dit_rope *rope, const sl_dit_context *context, sl_fbcache *cache,
+void sl_dit_forward(sl_ctx *ctx, const sl_dit *m, const sl_tensor *v, const sl_tensor *latents,
+                    const sl_tensor *condition, const sl_dit_times *times, int step,
+                    const sl_dit_rope *rope, const sl_dit_context *context, sl_fbcache *cache,
                     sl_fbcache_report *report);
 
 #endif

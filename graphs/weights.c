@@ -1,4 +1,5 @@
-/* weights.c - the four loaders behind sl_weight: from a checkpoint, counting only, random, and inspecting. */
+/* weights.c - the four loaders behind sl_weight: from a checkpoint, counting only,
+ * random, and inspecting. */
 #include "graphs/weights.h"
 
 #include <errno.h>
@@ -15,7 +16,8 @@
 #include "common/trace.h"
 #include "kernels/plugin.h"
 
-#define SLAB ((size_t)1 << 20) /* device memory for small tensors is taken in pieces of this size */
+/* device memory for small tensors is taken in pieces of this size */
+#define SLAB ((size_t)1 << 20)
 #define ALIGN 256
 #define STAGE ((int64_t)8 << 20) /* elements converted on the host before one upload */
 #define BLOCK 4096               /* elements that one thread converts at a time */
@@ -24,7 +26,8 @@
 typedef enum { FROM_FILE, PLAN, RANDOM, INSPECT } loader_mode;
 enum { UNSEEN, WANTED, SKIPPED }; /* what became of a checkpoint's tensor */
 
-/* Where a tensor's numbers come from: host memory, or a random sequence centre + spread * (-1 .. 1). */
+/* Where a tensor's numbers come from: host memory, or a random sequence centre + spread *
+ * (-1 .. 1). */
 typedef struct {
     const void *data; /* NULL: random */
     sl_dtype dtype;
@@ -70,10 +73,10 @@ struct sl_loader {
     bool finished; /* the left-over tensors are among the findings */
 };
 
-/* ---- opening and closing --------------------------------------------------------------------------- */
+/* ---- opening and closing ---- */
 
-static sl_code open_loader(sl_loader **out, loader_mode mode, sl_ctx *ctx, const char *dir, const char *stem, const char *label,
-                           sl_err *err)
+static sl_code open_loader(sl_loader **out, loader_mode mode, sl_ctx *ctx, const char *dir,
+                           const char *stem, const char *label, sl_err *err)
 {
     sl_loader *l = calloc(1, sizeof *l);
     sl_code rc = SL_OK;
@@ -90,7 +93,8 @@ static sl_code open_loader(sl_loader **out, loader_mode mode, sl_ctx *ctx, const
     return rc;
 }
 
-sl_code sl_loader_file(sl_loader **out, sl_ctx *ctx, const char *dir, const char *stem, const char *label, sl_err *err)
+sl_code sl_loader_file(sl_loader **out, sl_ctx *ctx, const char *dir, const char *stem,
+                       const char *label, sl_err *err)
 {
     return open_loader(out, FROM_FILE, ctx, dir, stem, label, err);
 }
@@ -100,14 +104,16 @@ sl_code sl_loader_plan(sl_loader **out, sl_ctx *ctx, const char *label, sl_err *
     return open_loader(out, PLAN, ctx, NULL, NULL, label, err);
 }
 
-sl_code sl_loader_random(sl_loader **out, sl_ctx *ctx, uint64_t seed, const char *label, sl_err *err)
+sl_code sl_loader_random(sl_loader **out, sl_ctx *ctx, uint64_t seed, const char *label,
+                         sl_err *err)
 {
     sl_code rc = open_loader(out, RANDOM, ctx, NULL, NULL, label, err);
     if (!rc) (*out)->seed = seed;
     return rc;
 }
 
-sl_code sl_loader_inspect(sl_loader **out, sl_ctx *ctx, const char *dir, const char *stem, const char *label, sl_err *err)
+sl_code sl_loader_inspect(sl_loader **out, sl_ctx *ctx, const char *dir, const char *stem,
+                          const char *label, sl_err *err)
 {
     return open_loader(out, INSPECT, ctx, dir, stem, label, err);
 }
@@ -136,9 +142,10 @@ void sl_loader_close(sl_loader **pl)
     free(l);
 }
 
-/* ---- errors and findings ------------------------------------------------------------------------------ */
+/* ---- errors and findings ---- */
 
-static void fail(sl_loader *l, sl_code code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+static void fail(sl_loader *l, sl_code code, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
 static void fail(sl_loader *l, sl_code code, const char *fmt, ...)
 {
     char text[400];
@@ -174,12 +181,12 @@ static void finding(sl_loader *l, const char *fmt, ...)
         fail(l, SL_NOMEM, "no memory for findings");
         return;
     }
-    for (char *p = text; *p; p++)
-        if ((unsigned char)*p < 32) *p = '?'; /* names come from files: one line stays one line */
+    for (char *p = text; *p; p++) /* names come from files: one line stays one line */
+        if ((unsigned char)*p < 32) *p = '?';
     l->findings[l->finding_count++] = text;
 }
 
-/* ---- device memory -------------------------------------------------------------------------------------- */
+/* ---- device memory ---- */
 
 /* Nothing is read or taken: only shapes and sizes matter. */
 static bool dry(const sl_loader *l)
@@ -210,7 +217,8 @@ static size_t aligned(size_t bytes)
     return (bytes + ALIGN - 1) / ALIGN * ALIGN;
 }
 
-/* `bytes` of host memory, 256-byte aligned; small ones share slabs. NULL when dry or after an error. */
+/* `bytes` of host memory, 256-byte aligned; small ones share slabs. NULL when dry or
+ * after an error. */
 static void *take(sl_loader *l, size_t bytes)
 {
     char *p;
@@ -231,8 +239,8 @@ static void *take(sl_loader *l, size_t bytes)
 }
 
 /* Note `bytes` for *out on the device; sl_loader_finish takes and fills them. */
-static void take_later(sl_loader *l, sl_tensor *out, size_t bytes, bool conv, const source *s, const sl_st_entry *entry,
-                       const char *name)
+static void take_later(sl_loader *l, sl_tensor *out, size_t bytes, bool conv, const source *s,
+                       const sl_st_entry *entry, const char *name)
 {
     l->bytes += aligned(bytes);
     if (dry(l)) return;
@@ -251,12 +259,17 @@ static void take_later(sl_loader *l, sl_tensor *out, size_t bytes, bool conv, co
         fail(l, SL_NOMEM, "no memory for its list of tensors");
         return;
     }
-    l->wants[l->want_count++] =
-        (pending){.out = out, .t = *out, .at = l->want_bytes, .conv = conv, .from = *s, .entry = entry, .name = copy};
+    l->wants[l->want_count++] = (pending){.out = out,
+                                          .t = *out,
+                                          .at = l->want_bytes,
+                                          .conv = conv,
+                                          .from = *s,
+                                          .entry = entry,
+                                          .name = copy};
     l->want_bytes += aligned(bytes);
 }
 
-/* ---- numbers ------------------------------------------------------------------------------------------ */
+/* ---- numbers ---- */
 
 static uint64_t mix(uint64_t x) /* splitmix64 */
 {
@@ -270,11 +283,14 @@ static uint64_t mix(uint64_t x) /* splitmix64 */
 static void produce(float *dst, const source *s, int64_t first, int64_t n)
 {
     if (s->data) {
-        sl_to_floats(dst, (const char *)s->data + first * (int64_t)sl_dtype_size(s->dtype), s->dtype, n, NULL);
+        sl_to_floats(dst, (const char *)s->data + first * (int64_t)sl_dtype_size(s->dtype),
+                     s->dtype, n, NULL);
         return;
     }
     for (int64_t i = 0; i < n; i++)
-        dst[i] = s->centre + s->spread * ((float)(int32_t)(mix(s->seed + (uint64_t)(first + i)) >> 32) * 0x1p-31f);
+        dst[i] =
+            s->centre +
+            s->spread * ((float)(int32_t)(mix(s->seed + (uint64_t)(first + i)) >> 32) * 0x1p-31f);
 }
 
 /* The same as dtype, in host memory. */
@@ -290,7 +306,8 @@ static void convert(void *dst, sl_dtype dtype, const source *s, int64_t first, i
     }
 }
 
-/* Fill a dense device tensor: straight from the mapping where the dtypes agree, else through the host's stage. */
+/* Fill a dense device tensor: straight from the mapping where the dtypes agree, else
+ * through the host's stage. */
 static void put(sl_loader *l, const sl_tensor *dst, const source *s)
 {
     int64_t n = sl_count(dst);
@@ -304,7 +321,8 @@ static void put(sl_loader *l, const sl_tensor *dst, const source *s)
     }
     for (int64_t at = 0; at < n && sl_ok(l->ctx); at += STAGE) {
         int64_t k = n - at < STAGE ? n - at : STAGE;
-        sl_tensor part = sl_view1((char *)dst->data + at * (int64_t)sl_dtype_size(dst->dtype), dst->dtype, k);
+        sl_tensor part =
+            sl_view1((char *)dst->data + at * (int64_t)sl_dtype_size(dst->dtype), dst->dtype, k);
         convert(l->stage, dst->dtype, s, at, k);
         sl_upload(l->ctx, &part, l->stage);
         sl_sync(l->ctx); /* the stage is filled anew next */
@@ -326,9 +344,10 @@ static void put_conv(sl_loader *l, void *dst, const int64_t shape[5], const sour
     free(host);
 }
 
-/* ---- one tensor ----------------------------------------------------------------------------------------- */
+/* ---- one tensor ---- */
 
-static bool is_norm(const char *name) /* "....norm2.weight", "...layer_norm.weight", "...norm1.gamma" */
+/* "....norm2.weight", "...layer_norm.weight", "...norm1.gamma" */
+static bool is_norm(const char *name)
 {
     const char *dot = strrchr(name, '.');
     if (!dot) return false;
@@ -347,16 +366,19 @@ static source random_source(uint64_t seed, const sl_tensor *t, const char *name)
     for (int i = 1; i < t->rank; i++) k *= t->shape[i];
     if (is_norm(name)) return (source){.seed = seed, .centre = 1, .spread = 0.1f};
     if (t->rank == 1) return (source){.seed = seed, .spread = 0.02f};
-    return (source){.seed = seed, .spread = (float)sqrt(3.0 / (double)(k > 0 ? k : 1))}; /* deviation 1/sqrt(k) */
+    /* deviation 1/sqrt(k) */
+    return (source){.seed = seed, .spread = (float)sqrt(3.0 / (double)(k > 0 ? k : 1))};
 }
 
-void sl_weight_random(void *dst, sl_dtype dtype, uint64_t seed, const char *name, const sl_tensor *t, int64_t first, int64_t n)
+void sl_weight_random(void *dst, sl_dtype dtype, uint64_t seed, const char *name,
+                      const sl_tensor *t, int64_t first, int64_t n)
 {
     source s = random_source(seed, t, name);
     convert(dst, dtype, &s, first, n);
 }
 
-/* The checkpoint's tensor of this name, right in shape and dtype; NULL with an error or a finding. */
+/* The checkpoint's tensor of this name, right in shape and dtype; NULL with an error or a
+ * finding. */
 static const sl_st_entry *look_up(sl_loader *l, const sl_tensor *want, const char *name)
 {
     char a[128], b[128];
@@ -370,22 +392,28 @@ static const sl_st_entry *look_up(sl_loader *l, const sl_tensor *want, const cha
     l->seen[e - sl_st_at(l->st, 0)] = WANTED;
     if (e->t.rank == 0 || (e->t.dtype != SL_F32 && e->t.dtype != SL_BF16 && e->t.dtype != SL_F16)) {
         if (l->mode == INSPECT) finding(l, "unusable %s %s, want F32, BF16 or F16", name, e->dtype);
-        else fail(l, SL_SHAPE, "%s has dtype %s, want F32, BF16 or F16 (%s)", name, e->dtype, sl_st_path(l->st, e->shard));
+        else
+            fail(l, SL_SHAPE, "%s has dtype %s, want F32, BF16 or F16 (%s)", name, e->dtype,
+                 sl_st_path(l->st, e->shard));
         return NULL;
     }
     if (!sl_same_shape(&e->t, want)) {
         sl_shape_text(&e->t, a, sizeof a);
         if (l->mode == INSPECT) finding(l, "misshapen %s %s, want %s", name, a, b);
-        else fail(l, SL_SHAPE, "%s has shape %s, want %s (%s)", name, a, b, sl_st_path(l->st, e->shard));
+        else
+            fail(l, SL_SHAPE, "%s has shape %s, want %s (%s)", name, a, b,
+                 sl_st_path(l->st, e->shard));
         return NULL;
     }
     return e;
 }
 
-static void conv_weight(sl_loader *l, sl_tensor *out, const source *s, const sl_st_entry *entry, const char *name)
+static void conv_weight(sl_loader *l, sl_tensor *out, const source *s, const sl_st_entry *entry,
+                        const char *name)
 {
     const sl_ops *ops = l->ctx->ops;
-    int64_t five[5] = {out->shape[0], out->shape[1], 1, out->shape[out->rank - 2], out->shape[out->rank - 1]};
+    int64_t five[5] = {out->shape[0], out->shape[1], 1, out->shape[out->rank - 2],
+                       out->shape[out->rank - 1]};
     if (out->rank == 5) five[2] = out->shape[2];
     *out = sl_view(NULL, ops->act, 5, five);
     size_t bytes = ops->packed_conv_bytes ? ops->packed_conv_bytes(l->ctx, five) : sl_bytes(out);
@@ -398,15 +426,16 @@ static bool is_matrix(sl_weight_kind kind)
     return kind == SL_W_MATRIX || kind == SL_W_MATRIX_F32;
 }
 
-/* May the tensor stay where the file is mapped? Matrices as stored; large F32 tables as well. */
+/* May the tensor stay where the file is mapped? Matrices as stored; large F32 tables as
+ * well. */
 static bool stays_mapped(const sl_tensor *t, sl_weight_kind kind, const source *s)
 {
     if ((uintptr_t)s->data % sl_dtype_size(s->dtype)) return false;
     return is_matrix(kind) || (kind == SL_W_FLOAT && s->dtype == SL_F32 && sl_bytes(t) > SLAB / 4);
 }
 
-static void plain_weight(sl_loader *l, sl_tensor *out, sl_weight_kind kind, const source *s, const sl_st_entry *entry,
-                         const char *name)
+static void plain_weight(sl_loader *l, sl_tensor *out, sl_weight_kind kind, const source *s,
+                         const sl_st_entry *entry, const char *name)
 {
     sl_dtype dtype = kind == SL_W_FLOAT || kind == SL_W_MATRIX_F32 ? SL_F32 : l->ctx->ops->act;
     if (is_matrix(kind) && l->st && on_host(l)) dtype = s->dtype;
@@ -426,7 +455,8 @@ static void plain_weight(sl_loader *l, sl_tensor *out, sl_weight_kind kind, cons
     if (out->data) put(l, out, s);
 }
 
-void sl_weight(sl_loader *l, sl_tensor *out, sl_weight_kind kind, int rank, const int64_t *shape, const char *fmt, ...)
+void sl_weight(sl_loader *l, sl_tensor *out, sl_weight_kind kind, int rank, const int64_t *shape,
+               const char *fmt, ...)
 {
     char name[NAME_BYTES];
     int64_t bytes;
@@ -437,7 +467,8 @@ void sl_weight(sl_loader *l, sl_tensor *out, sl_weight_kind kind, int rank, cons
     va_end(ap);
     *out = (sl_tensor){0};
     if (length < 0 || length >= NAME_BYTES) {
-        fail(l, SL_INTERNAL, "a weight's name has %d characters, want at most %d", length, NAME_BYTES - 1);
+        fail(l, SL_INTERNAL, "a weight's name has %d characters, want at most %d", length,
+             NAME_BYTES - 1);
         return;
     }
     if (rank < 1 || (kind == SL_W_CONV && rank != 4 && rank != 5)) {
@@ -500,20 +531,23 @@ bool sl_loader_has(const sl_loader *l, const char *name)
     return !l->st || sl_st_find(l->st, name);
 }
 
-/* ---- onto a device ------------------------------------------------------------------------------------- */
+/* ---- onto a device ---- */
 
-/* The plug-in whose operations the context has; NULL: another device, which reads, converts and uploads through host memory. */
+/* The plug-in whose operations the context has; NULL: another device, which reads,
+ * converts and uploads through host memory. */
 static const sl_plugin *plugin_of(const sl_loader *l)
 {
     const sl_plugin *p = strcmp(l->ctx->ops->name, "cuda") ? NULL : sl_plugin_cuda(NULL);
     return p && p->ops == l->ctx->ops ? p : NULL;
 }
 
-/* One descriptor a file, in order of shards; -1 what no tensor needs. *fds is the caller's, to close with close_files. */
+/* One descriptor a file, in order of shards; -1 what no tensor needs. *fds is the
+ * caller's, to close with close_files. */
 static sl_code open_files(const sl_loader *l, int **fds, sl_err *err)
 {
     int n = sl_st_shards(l->st);
-    if (!(*fds = malloc((size_t)(n + 1) * sizeof **fds))) return sl_fail(err, SL_NOMEM, "no memory for %d files", n);
+    if (!(*fds = malloc((size_t)(n + 1) * sizeof **fds)))
+        return sl_fail(err, SL_NOMEM, "no memory for %d files", n);
     for (int i = 0; i < n; i++) (*fds)[i] = -1;
     for (int i = 0; i < l->want_count; i++) {
         const sl_st_entry *e = l->wants[i].entry;
@@ -532,7 +566,8 @@ static void close_files(const sl_loader *l, int *fds)
 }
 
 /* One piece through host memory: read, convert, upload, STAGE elements at a time. */
-static sl_code load_piece(sl_loader *l, const sl_load_piece *p, const char *path, void *raw, sl_err *err)
+static sl_code load_piece(sl_loader *l, const sl_load_piece *p, const char *path, void *raw,
+                          sl_err *err)
 {
     const int64_t size = (int64_t)sl_dtype_size(p->from);
     for (int64_t at = 0; at < p->count && sl_ok(l->ctx); at += STAGE) {
@@ -542,8 +577,10 @@ static sl_code load_piece(sl_loader *l, const sl_load_piece *p, const char *path
             if (k < 0 && errno == EINTR) continue;
             if (k < 0) return sl_fail_errno(err, errno, "%s: cannot be read", path);
             if (!k)
-                return sl_fail(err, SL_FORMAT, "%s ends at byte %lld, want bytes %lld to %lld: the file was cut short", path,
-                               (long long)(from + got), (long long)from, (long long)(from + n * size));
+                return sl_fail(
+                    err, SL_FORMAT,
+                    "%s ends at byte %lld, want bytes %lld to %lld: the file was cut short", path,
+                    (long long)(from + got), (long long)from, (long long)(from + n * size));
             got += k;
         }
         sl_tensor part = sl_view1((char *)p->dst + at * (int64_t)sl_dtype_size(p->to), p->to, n);
@@ -556,10 +593,13 @@ static sl_code load_piece(sl_loader *l, const sl_load_piece *p, const char *path
 static sl_code load_on_host(sl_loader *l, const sl_load_piece *pieces, int n, sl_err *err)
 {
     char *raw = malloc((size_t)STAGE * sizeof(float));
-    sl_code rc = raw ? SL_OK : sl_fail(err, SL_NOMEM, "no memory for a stage of %zu bytes", (size_t)STAGE * sizeof(float));
+    sl_code rc = raw ? SL_OK
+                     : sl_fail(err, SL_NOMEM, "no memory for a stage of %zu bytes",
+                               (size_t)STAGE * sizeof(float));
     for (int i = 0, k = 0; k < n && !rc; i++) {
         const pending *w = &l->wants[i];
-        if (w->entry && !w->conv) rc = load_piece(l, &pieces[k++], sl_st_path(l->st, w->entry->shard), raw, err);
+        if (w->entry && !w->conv)
+            rc = load_piece(l, &pieces[k++], sl_st_path(l->st, w->entry->shard), raw, err);
     }
     free(raw);
     return rc;
@@ -570,7 +610,8 @@ static sl_code load_plain(sl_loader *l, const sl_plugin *plugin, char *base, sl_
 {
     sl_load_piece *pieces = malloc(((size_t)l->want_count + 1) * sizeof *pieces);
     int *fds = NULL, n = 0;
-    sl_code rc = pieces ? open_files(l, &fds, err) : sl_fail(err, SL_NOMEM, "no memory for %d pieces", l->want_count);
+    sl_code rc = pieces ? open_files(l, &fds, err)
+                        : sl_fail(err, SL_NOMEM, "no memory for %d pieces", l->want_count);
     for (int i = 0; i < l->want_count && !rc; i++) {
         const pending *w = &l->wants[i];
         if (!w->entry) continue;
@@ -583,7 +624,9 @@ static sl_code load_plain(sl_loader *l, const sl_plugin *plugin, char *base, sl_
                                       .to = w->t.dtype,
                                       .dst = base + w->at};
     }
-    if (!rc && n) rc = plugin ? plugin->load(pieces, n, 0, l->ctx->cancel, NULL, err) : load_on_host(l, pieces, n, err);
+    if (!rc && n)
+        rc = plugin ? plugin->load(pieces, n, 0, l->ctx->cancel, NULL, err)
+                    : load_on_host(l, pieces, n, err);
     close_files(l, fds);
     free(pieces);
     return rc;
@@ -594,7 +637,8 @@ static void make_random(sl_loader *l, const sl_plugin *plugin, const pending *w,
     sl_tensor t = w->t;
     t.data = base + w->at;
     if (plugin && plugin->random)
-        plugin->random(l->ctx, t.data, t.dtype, sl_count(&t), w->from.centre, w->from.spread, w->from.seed);
+        plugin->random(l->ctx, t.data, t.dtype, sl_count(&t), w->from.centre, w->from.spread,
+                       w->from.seed);
     else put(l, &t, &w->from);
 }
 
@@ -606,7 +650,8 @@ static void place_wants(sl_loader *l)
     sl_err why;
     char *base = l->want_bytes ? new_block(l, l->want_bytes) : NULL;
     take_error(l, "weights");
-    if (l->st && base && !l->err.code && load_plain(l, plugin, base, &why)) fail(l, why.code, "%s", why.msg);
+    if (l->st && base && !l->err.code && load_plain(l, plugin, base, &why))
+        fail(l, why.code, "%s", why.msg);
     for (int i = 0; i < l->want_count && base && !l->err.code; i++) {
         const pending *w = &l->wants[i];
         if (w->conv) put_conv(l, base + w->at, w->t.shape, &w->from);
@@ -615,12 +660,13 @@ static void place_wants(sl_loader *l)
     }
     if (base) sl_sync(l->ctx);
     take_error(l, "weights");
-    for (int i = 0; i < l->want_count && base && !l->err.code; i++) l->wants[i].out->data = base + l->wants[i].at;
+    for (int i = 0; i < l->want_count && base && !l->err.code; i++)
+        l->wants[i].out->data = base + l->wants[i].at;
     l->load_ns += sl_now_ns() - t0;
     forget_wants(l);
 }
 
-/* ---- the result ------------------------------------------------------------------------------------------ */
+/* ---- the result ---- */
 
 sl_code sl_loader_finish(sl_loader *l, sl_err *err)
 {
@@ -630,7 +676,8 @@ sl_code sl_loader_finish(sl_loader *l, sl_err *err)
         for (int i = 0; i < sl_st_size(l->st); i++) {
             const sl_st_entry *e = sl_st_at(l->st, i);
             if (l->seen[i] != UNSEEN) continue;
-            if (e->t.rank) finding(l, "unexpected %s %s", e->name, sl_shape_text(&e->t, text, sizeof text));
+            if (e->t.rank)
+                finding(l, "unexpected %s %s", e->name, sl_shape_text(&e->t, text, sizeof text));
             else finding(l, "unexpected %s of dtype %s", e->name, e->dtype);
         }
     l->finished = true;
@@ -689,12 +736,15 @@ sl_code sl_loader_check_finite(sl_loader *l, sl_err *err)
     char text[128];
     for (int i = 0; l->st && i < sl_st_size(l->st); i++) {
         const sl_st_entry *e = sl_st_at(l->st, i);
-        int64_t at = l->seen[i] == WANTED && e->t.rank ? sl_first_nonfinite(e->t.data, e->t.dtype, sl_count(&e->t)) : -1;
+        int64_t at = l->seen[i] == WANTED && e->t.rank
+                         ? sl_first_nonfinite(e->t.data, e->t.dtype, sl_count(&e->t))
+                         : -1;
         float x;
         if (at < 0) continue;
-        sl_to_floats(&x, (const char *)e->t.data + at * (int64_t)sl_dtype_size(e->t.dtype), e->t.dtype, 1, NULL);
-        return sl_fail(err, SL_NUMERIC, "%s: %s has %s at %s", l->label, e->name, isnan(x) ? "NaN" : "infinity",
-                       index_text(&e->t, at, text, sizeof text));
+        sl_to_floats(&x, (const char *)e->t.data + at * (int64_t)sl_dtype_size(e->t.dtype),
+                     e->t.dtype, 1, NULL);
+        return sl_fail(err, SL_NUMERIC, "%s: %s has %s at %s", l->label, e->name,
+                       isnan(x) ? "NaN" : "infinity", index_text(&e->t, at, text, sizeof text));
     }
     return SL_OK;
 }

@@ -1,19 +1,26 @@
 /* weights.h - one list of tensors per network, used five ways.
  *
- * A network's load function names each tensor once, with its shape, through sl_weight(). The loader behind it
- *   - reads a checkpoint component (sl_loader_file): checks dtype and shape, keeps or converts into what the device wants;
+ * A network's load function names each tensor once, with its shape, through sl_weight().
+ * The loader behind it
+ *   - reads a checkpoint component (sl_loader_file): checks dtype and shape, keeps or
+ *     converts into what the device wants;
  *   - only counts bytes (sl_loader_plan), for `sluice plan`;
- *   - fills with random numbers of the right scale (sl_loader_random), for benchmarks at sizes whose weights are not here;
- *   - collects what is missing, misshapen or left over (sl_loader_inspect), for `sluice inspect`;
+ *   - fills with random numbers of the right scale (sl_loader_random), for benchmarks at
+ *     sizes whose weights are not here;
+ *   - collects what is missing, misshapen or left over (sl_loader_inspect), for `sluice
+ *     inspect`;
  *   - and tells of each as it is asked for (sl_loader_watch), for `sluice pack`.
- * Errors are sticky in the loader: the first is returned by sl_loader_finish, with the tensor's name and both shapes.
- * On the CPU, matrices whose bytes are aligned stay mapped as stored (F32, BF16, F16): nothing is copied, and processes share
- * the page cache; vectors become F32; convolutions are packed.
- * On a device with BF16 activations matrices and vectors become BF16 but for those asked for in F32, and nothing is there before
- * sl_loader_finish: it takes one allocation of exactly what was asked for (each tensor at a multiple of 256 bytes), reads the
- * files through the plug-in's loader, or has random numbers made on the device, and sets the data of the tensors where sl_weight
- * left them.
- * The loader owns all of it: it outlives the network. After an error sl_weight still gives shapes, with NULL data. */
+ * Errors are sticky in the loader: the first is returned by sl_loader_finish, with the
+ * tensor's name and both shapes. On the CPU, matrices whose bytes are aligned stay mapped
+ * as stored (F32, BF16, F16): nothing is copied, and processes share the page cache;
+ * vectors become F32; convolutions are packed.
+ * On a device with BF16 activations matrices and vectors become BF16 but for those asked
+ * for in F32, and nothing is there before sl_loader_finish: it takes one allocation of
+ * exactly what was asked for (each tensor at a multiple of 256 bytes), reads the files
+ * through the plug-in's loader, or has random numbers made on the device, and sets the
+ * data of the tensors where sl_weight left them.
+ * The loader owns all of it: it outlives the network. After an error sl_weight still
+ * gives shapes, with NULL data. */
 #ifndef SL_WEIGHTS_H
 #define SL_WEIGHTS_H
 
@@ -22,65 +29,90 @@
 typedef struct sl_loader sl_loader;
 
 typedef enum {
-    SL_W_MATRIX,    /* [N, K] of a linear layer, or an embedding table: the device's matrix dtype */
-    SL_W_VECTOR,    /* bias, norm weight: the device's activation dtype (F32 on the CPU) */
-    SL_W_FLOAT,     /* stays F32 everywhere (spec 2.1's fp32 list, VAE gammas, tables) */
-    SL_W_CONV,      /* [Co,Ci,kt,kh,kw], or rank 4 [Co,Ci,kh,kw] seen as kt = 1; packed for sl_conv3d */
-    SL_W_MATRIX_F32 /* of a network in float32 everywhere (CLIP, spec 2.5): as SL_W_MATRIX on the CPU, F32 on a device */
+    /* [N, K] of a linear layer, or an embedding table: the device's matrix dtype */
+    SL_W_MATRIX,
+    SL_W_VECTOR, /* bias, norm weight: the device's activation dtype (F32 on the CPU) */
+    SL_W_FLOAT,  /* stays F32 everywhere (spec 2.1's fp32 list, VAE gammas, tables) */
+    /* [Co,Ci,kt,kh,kw], or rank 4 [Co,Ci,kh,kw] seen as kt = 1; packed for sl_conv3d */
+    SL_W_CONV,
+    /* of a network in float32 everywhere (CLIP, spec 2.5): as SL_W_MATRIX on the CPU, F32
+     * on a device */
+    SL_W_MATRIX_F32
 } sl_weight_kind;
 
-/* Component `dir` with safetensors stem `stem`; memory through `ctx`, which must outlive the loader. `label` ("transformer") is
- * put before messages. *out is the caller's to close, after the network is no longer used. */
-sl_code sl_loader_file(sl_loader **out, sl_ctx *ctx, const char *dir, const char *stem, const char *label, sl_err *err);
-/* Counts what the device of ctx->ops would take; without a checkpoint, matrices count as random ones. */
+/* Component `dir` with safetensors stem `stem`; memory through `ctx`, which must outlive
+ * the loader. `label` ("transformer") is put before messages. *out is the caller's to
+ * close, after the network is no longer used. */
+sl_code sl_loader_file(sl_loader **out, sl_ctx *ctx, const char *dir, const char *stem,
+                       const char *label, sl_err *err);
+/* Counts what the device of ctx->ops would take; without a checkpoint, matrices count as
+ * random ones. */
 sl_code sl_loader_plan(sl_loader **out, sl_ctx *ctx, const char *label, sl_err *err);
-/* A tensor's numbers depend on `seed`, its name and shape alone, on every device: uniform with deviation 1/sqrt(K) for matrices
- * and convolutions, near 1 for norm weights and gammas, near 0 for biases. SL_W_MATRIX has the activations' dtype. */
-sl_code sl_loader_random(sl_loader **out, sl_ctx *ctx, uint64_t seed, const char *label, sl_err *err);
-/* Elements [first, first + n) of the same numbers for tensor `name` of t's shape, as `dtype` (F32, BF16, F16) in host memory. */
-void sl_weight_random(void *dst, sl_dtype dtype, uint64_t seed, const char *name, const sl_tensor *t, int64_t first, int64_t n);
+/* A tensor's numbers depend on `seed`, its name and shape alone, on every device: uniform
+ * with deviation 1/sqrt(K) for matrices and convolutions, near 1 for norm weights and
+ * gammas, near 0 for biases. SL_W_MATRIX has the activations' dtype. */
+sl_code sl_loader_random(sl_loader **out, sl_ctx *ctx, uint64_t seed, const char *label,
+                         sl_err *err);
+/* Elements [first, first + n) of the same numbers for tensor `name` of t's shape, as
+ * `dtype` (F32, BF16, F16) in host memory. */
+void sl_weight_random(void *dst, sl_dtype dtype, uint64_t seed, const char *name,
+                      const sl_tensor *t, int64_t first, int64_t n);
 /* Takes no device memory; findings instead of errors for single tensors. */
-sl_code sl_loader_inspect(sl_loader **out, sl_ctx *ctx, const char *dir, const char *stem, const char *label, sl_err *err);
+sl_code sl_loader_inspect(sl_loader **out, sl_ctx *ctx, const char *dir, const char *stem,
+                          const char *label, sl_err *err);
 void sl_loader_close(sl_loader **l);
 
-/* From now on call fn for each tensor that a network asks for and the checkpoint holds as it should, in that order. `stored` is as
- * in the file: a mapped view, which lives as long as the loader; so does the name. Without a checkpoint (planning, random) fn is
- * called for each tensor: `stored` is F32 and has no data, the name lives until fn returns. */
+/* From now on call fn for each tensor that a network asks for and the checkpoint holds as
+ * it should, in that order. `stored` is as in the file: a mapped view, which lives as
+ * long as the loader; so does the name. Without a checkpoint (planning, random) fn is
+ * called for each tensor: `stored` is F32 and has no data, the name lives until fn
+ * returns. */
 typedef void sl_weight_fn(void *user, const char *name, const sl_tensor *stored);
 void sl_loader_watch(sl_loader *l, sl_weight_fn *fn, void *user);
-/* The tensors that nobody asked for, skipped ones among them, likewise, in the order of names: what a copy must keep so that other
- * programs can read it. `stored` has rank 0 if its dtype is no sl_dtype. */
+/* The tensors that nobody asked for, skipped ones among them, likewise, in the order of
+ * names: what a copy must keep so that other programs can read it. `stored` has rank 0 if
+ * its dtype is no sl_dtype. */
 void sl_loader_rest(const sl_loader *l, sl_weight_fn *fn, void *user);
 
-/* Want tensor `name` (a printf format) of this shape. *out: the tensor in device form, data owned by the loader (NULL when planning
- * or inspecting; on a device until sl_loader_finish, which sets out->data: *out stays where it is until then). A convolution of
- * rank 4 comes out with rank 5. Errors (kept): SL_SHAPE missing, misshapen, no float; SL_NOMEM. */
-void sl_weight(sl_loader *l, sl_tensor *out, sl_weight_kind kind, int rank, const int64_t *shape, const char *name, ...)
-    __attribute__((format(printf, 6, 7)));
-/* A tensor that the checkpoint may hold and nobody needs (attn2.norm_added_q): not reported as left over. */
+/* Want tensor `name` (a printf format) of this shape. *out: the tensor in device form,
+ * data owned by the loader (NULL when planning or inspecting; on a device until
+ * sl_loader_finish, which sets out->data: *out stays where it is until then). A
+ * convolution of rank 4 comes out with rank 5. Errors (kept): SL_SHAPE missing,
+ * misshapen, no float; SL_NOMEM. */
+void sl_weight(sl_loader *l, sl_tensor *out, sl_weight_kind kind, int rank, const int64_t *shape,
+               const char *name, ...) __attribute__((format(printf, 6, 7)));
+/* A tensor that the checkpoint may hold and nobody needs (attn2.norm_added_q): not
+ * reported as left over. */
 void sl_weight_skip(sl_loader *l, const char *name, ...) __attribute__((format(printf, 2, 3)));
 
-/* Does the checkpoint hold a tensor of this name? For networks whose names differ with the version that wrote them (CLIP's
- * "vision_model." prefix). True when planning and for random weights. Marks nothing as used. */
+/* Does the checkpoint hold a tensor of this name? For networks whose names differ with
+ * the version that wrote them (CLIP's "vision_model." prefix). True when planning and for
+ * random weights. Marks nothing as used. */
 bool sl_loader_has(const sl_loader *l, const char *name);
 
-/* Bring what was asked for onto the device. The first error, or SL_OK; the context's *cancel ends it with SL_CANCELLED. Tensors of
- * the file that nobody asked for are not an error; see sl_loader_unused. */
+/* Bring what was asked for onto the device. The first error, or SL_OK; the context's
+ * *cancel ends it with SL_CANCELLED. Tensors of the file that nobody asked for are not an
+ * error; see sl_loader_unused. */
 sl_code sl_loader_finish(sl_loader *l, sl_err *err);
-int sl_loader_unused(const sl_loader *l);   /* how many; inspect lists them */
-size_t sl_loader_bytes(const sl_loader *l); /* device memory taken (or planned), mapped weights counted */
-/* Of these, what stays mapped from the file and is no memory of this process (on the CPU). When planning without a checkpoint: what
- * would, if it held the activations' dtype. */
+int sl_loader_unused(const sl_loader *l); /* how many; inspect lists them */
+/* device memory taken (or planned), mapped weights counted */
+size_t sl_loader_bytes(const sl_loader *l);
+/* Of these, what stays mapped from the file and is no memory of this process (on the
+ * CPU). When planning without a checkpoint: what would, if it held the activations'
+ * dtype. */
 size_t sl_loader_mapped(const sl_loader *l);
 int64_t sl_loader_parameters(const sl_loader *l);
-/* What sl_loader_finish read from files onto a device, and how long it took, its allocation included; zeros where weights stay mapped. */
+/* What sl_loader_finish read from files onto a device, and how long it took, its
+ * allocation included; zeros where weights stay mapped. */
 void sl_loader_figures(const sl_loader *l, uint64_t *bytes_read, double *seconds);
 
-/* inspect, after sl_loader_finish: the findings, one line each ("missing blocks.0.attn1.to_q.weight [256, 256]", "misshapen NAME
- * [3], want [4]", "unusable NAME F64, want F32, BF16 or F16", "unexpected NAME [5120]"); NULL past the last. */
+/* inspect, after sl_loader_finish: the findings, one line each ("missing
+ * blocks.0.attn1.to_q.weight [256, 256]", "misshapen NAME [3], want [4]", "unusable NAME
+ * F64, want F32, BF16 or F16", "unexpected NAME [5120]"); NULL past the last. */
 const char *sl_loader_finding(const sl_loader *l, int i);
-/* Read every weight that was asked for and name the first, in the order of names, that holds a NaN or infinity: SL_NUMERIC
- * "transformer: blocks.1.ffn.net.2.weight has NaN at [3, 17]"; SL_OK if all are finite. Reads the whole checkpoint. */
+/* Read every weight that was asked for and name the first, in the order of names, that
+ * holds a NaN or infinity: SL_NUMERIC "transformer: blocks.1.ffn.net.2.weight has NaN at
+ * [3, 17]"; SL_OK if all are finite. Reads the whole checkpoint. */
 sl_code sl_loader_check_finite(sl_loader *l, sl_err *err);
 
 #endif

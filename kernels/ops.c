@@ -1,4 +1,5 @@
-/* ops.c - the front of every operation: shapes, dtypes and aliasing are checked here once for all bodies. */
+/* ops.c - the front of every operation: shapes, dtypes and aliasing are checked here once
+ * for all bodies. */
 #include "kernels/ops.h"
 
 #include <stdarg.h>
@@ -7,7 +8,7 @@
 
 #define ARENA_ALIGN 256
 
-/* ---- context and memory ------------------------------------------------------------------------ */
+/* ---- context and memory ---- */
 
 sl_code sl_ctx_open(sl_ctx *ctx, const sl_ops *ops, size_t arena_bytes, sl_err *err)
 {
@@ -42,7 +43,8 @@ sl_code sl_ctx_reserve(sl_ctx *ctx, size_t bytes, sl_err *err)
 {
     if (ctx->ops->plan || bytes <= ctx->arena_bytes) return SL_OK;
     if (ctx->arena_used)
-        return sl_fail(err, SL_INTERNAL, "arena: cannot grow to %zu bytes while %zu are in use", bytes, ctx->arena_used);
+        return sl_fail(err, SL_INTERNAL, "arena: cannot grow to %zu bytes while %zu are in use",
+                       bytes, ctx->arena_used);
     if (ctx->arena) ctx->ops->free(ctx, ctx->arena);
     ctx->arena_bytes = 0;
     ctx->arena = bytes <= PTRDIFF_MAX ? ctx->ops->alloc(ctx, bytes) : NULL;
@@ -52,7 +54,9 @@ sl_code sl_ctx_reserve(sl_ctx *ctx, size_t bytes, sl_err *err)
         memset(&ctx->err, 0, sizeof ctx->err);
         return sl_context(err, rc, "arena");
     }
-    if (!ctx->arena) return sl_fail(err, SL_NOMEM, "arena: no memory for %zu bytes on %s", bytes, ctx->ops->name);
+    if (!ctx->arena)
+        return sl_fail(err, SL_NOMEM, "arena: no memory for %zu bytes on %s", bytes,
+                       ctx->ops->name);
     ctx->arena_bytes = bytes;
     return SL_OK;
 }
@@ -106,15 +110,18 @@ sl_tensor sl_new(sl_ctx *ctx, sl_dtype dtype, int rank, const int64_t *shape)
         return t;
     }
     size_t need = (size_t)bytes;
-    if (need > SIZE_MAX / 2 - ARENA_ALIGN - ctx->arena_used) { /* only while planning: an arena is never that large */
-        sl_ctx_fail(ctx, SL_NOMEM, "arena: %zu bytes in use and %zu more do not fit in memory", ctx->arena_used, need);
+    /* only while planning: an arena is never that large */
+    if (need > SIZE_MAX / 2 - ARENA_ALIGN - ctx->arena_used) {
+        sl_ctx_fail(ctx, SL_NOMEM, "arena: %zu bytes in use and %zu more do not fit in memory",
+                    ctx->arena_used, need);
         return t;
     }
     size_t end = ctx->arena_used + (need + ARENA_ALIGN - 1) / ARENA_ALIGN * ARENA_ALIGN;
     if (end > ctx->arena_bytes && ctx->arena_used + need > ctx->arena_bytes) {
         char text[128];
-        sl_ctx_fail(ctx, SL_NOMEM, "arena: %s %s needs %zu bytes, %zu of %zu are in use", sl_dtype_tag(dtype),
-                    sl_shape_text(&t, text, sizeof text), need, ctx->arena_used, ctx->arena_bytes);
+        sl_ctx_fail(ctx, SL_NOMEM, "arena: %s %s needs %zu bytes, %zu of %zu are in use",
+                    sl_dtype_tag(dtype), sl_shape_text(&t, text, sizeof text), need,
+                    ctx->arena_used, ctx->arena_bytes);
         return t;
     }
     if (!ctx->ops->plan && need) t.data = ctx->arena + ctx->arena_used;
@@ -166,7 +173,7 @@ void sl_device_free(sl_ctx *ctx, void *p)
     if (p && !ctx->ops->plan) ctx->ops->free(ctx, p);
 }
 
-/* ---- checks -------------------------------------------------------------------------------------- */
+/* ---- checks ---- */
 
 #define BIT(dtype) (1u << (dtype))
 #define FLOATS (BIT(SL_F32) | BIT(SL_BF16) | BIT(SL_F16))
@@ -183,20 +190,24 @@ static bool begin(sl_ctx *ctx)
     return ctx->err.code == SL_OK && !sl_cancelled(ctx);
 }
 
-static bool refuse_dtype(sl_ctx *ctx, const char *op, const char *arg, sl_dtype found, unsigned wanted)
+static bool refuse_dtype(sl_ctx *ctx, const char *op, const char *arg, sl_dtype found,
+                         unsigned wanted)
 {
     char list[64] = "";
     for (int i = 0; i < SL_DTYPE_COUNT; i++)
         if (wanted & BIT(i)) {
             size_t at = strlen(list);
-            snprintf(list + at, sizeof list - at, "%s%s", at ? " or " : "", sl_dtype_tag((sl_dtype)i));
+            snprintf(list + at, sizeof list - at, "%s%s", at ? " or " : "",
+                     sl_dtype_tag((sl_dtype)i));
         }
     sl_ctx_fail(ctx, SL_SHAPE, "%s: %s is %s, want %s", op, arg, sl_dtype_tag(found), list);
     return false;
 }
 
-/* `t` is there, has this rank (ANY_RANK: whatever), one of these dtypes, this layout, and data unless planning. */
-static bool tensor(sl_ctx *ctx, const char *op, const char *arg, const sl_tensor *t, int rank, unsigned dtypes, layout lay)
+/* `t` is there, has this rank (ANY_RANK: whatever), one of these dtypes, this layout, and
+ * data unless planning. */
+static bool tensor(sl_ctx *ctx, const char *op, const char *arg, const sl_tensor *t, int rank,
+                   unsigned dtypes, layout lay)
 {
     if (!t || t->rank < 1 || t->rank > SL_MAX_RANK) {
         sl_ctx_fail(ctx, SL_SHAPE, "%s: %s is absent", op, arg);
@@ -204,20 +215,21 @@ static bool tensor(sl_ctx *ctx, const char *op, const char *arg, const sl_tensor
     }
     if (rank && t->rank != rank) {
         char text[128];
-        sl_ctx_fail(ctx, SL_SHAPE, "%s: %s is %s, want %d extents", op, arg, sl_shape_text(t, text, sizeof text), rank);
+        sl_ctx_fail(ctx, SL_SHAPE, "%s: %s is %s, want %d extents", op, arg,
+                    sl_shape_text(t, text, sizeof text), rank);
         return false;
     }
     if (!(dtypes & BIT(t->dtype))) return refuse_dtype(ctx, op, arg, t->dtype, dtypes);
     int64_t row = 1;
     for (int i = 1; i < t->rank; i++) row *= t->shape[i];
     if (lay == DENSE && !sl_is_dense(t)) {
-        sl_ctx_fail(ctx, SL_SHAPE, "%s: %s has rows of %lld at a pitch of %lld, want dense", op, arg, (long long)row,
-                    (long long)t->pitch);
+        sl_ctx_fail(ctx, SL_SHAPE, "%s: %s has rows of %lld at a pitch of %lld, want dense", op,
+                    arg, (long long)row, (long long)t->pitch);
         return false;
     }
     if (t->shape[0] > 1 && t->pitch < row) {
-        sl_ctx_fail(ctx, SL_SHAPE, "%s: %s has rows of %lld at a pitch of %lld: they overlap", op, arg, (long long)row,
-                    (long long)t->pitch);
+        sl_ctx_fail(ctx, SL_SHAPE, "%s: %s has rows of %lld at a pitch of %lld: they overlap", op,
+                    arg, (long long)row, (long long)t->pitch);
         return false;
     }
     if (!t->data && !ctx->ops->plan && sl_count(t) > 0) {
@@ -227,38 +239,46 @@ static bool tensor(sl_ctx *ctx, const char *op, const char *arg, const sl_tensor
     return true;
 }
 
-static bool extents(sl_ctx *ctx, const char *op, const char *arg, const sl_tensor *t, int rank, const int64_t *want)
+static bool extents(sl_ctx *ctx, const char *op, const char *arg, const sl_tensor *t, int rank,
+                    const int64_t *want)
 {
     sl_tensor w = {.rank = rank};
     for (int i = 0; i < rank; i++) w.shape[i] = want[i];
     if (sl_same_shape(t, &w)) return true;
     char found[128], wanted[128];
-    sl_ctx_fail(ctx, SL_SHAPE, "%s: %s is %s, want %s", op, arg, sl_shape_text(t, found, sizeof found),
-                sl_shape_text(&w, wanted, sizeof wanted));
+    sl_ctx_fail(ctx, SL_SHAPE, "%s: %s is %s, want %s", op, arg,
+                sl_shape_text(t, found, sizeof found), sl_shape_text(&w, wanted, sizeof wanted));
     return false;
 }
-#define EXTENTS(op, arg, t, ...)                                                                                                   \
-    extents(ctx, op, arg, t, (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (int64_t[]){__VA_ARGS__})
+#define EXTENTS(op, arg, t, ...)                                                                   \
+    extents(ctx, op, arg, t, (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)),            \
+            (int64_t[]){__VA_ARGS__})
 
-static bool like(sl_ctx *ctx, const char *op, const char *arg, const sl_tensor *t, const sl_tensor *as)
+static bool like(sl_ctx *ctx, const char *op, const char *arg, const sl_tensor *t,
+                 const sl_tensor *as)
 {
     return extents(ctx, op, arg, t, as->rank, as->shape);
 }
 
 /* A number that must lie in lo .. hi; `what` is "heads", "x's extent 1" and the like. */
-static bool in_range(sl_ctx *ctx, const char *op, const char *what, int64_t found, int64_t lo, int64_t hi)
+static bool in_range(sl_ctx *ctx, const char *op, const char *what, int64_t found, int64_t lo,
+                     int64_t hi)
 {
     if (found >= lo && found <= hi) return true;
     if (hi == INT64_MAX)
-        sl_ctx_fail(ctx, SL_SHAPE, "%s: %s is %lld, want at least %lld", op, what, (long long)found, (long long)lo);
-    else sl_ctx_fail(ctx, SL_SHAPE, "%s: %s is %lld, want %lld to %lld", op, what, (long long)found, (long long)lo, (long long)hi);
+        sl_ctx_fail(ctx, SL_SHAPE, "%s: %s is %lld, want at least %lld", op, what, (long long)found,
+                    (long long)lo);
+    else
+        sl_ctx_fail(ctx, SL_SHAPE, "%s: %s is %lld, want %lld to %lld", op, what, (long long)found,
+                    (long long)lo, (long long)hi);
     return false;
 }
 
 static bool divides(sl_ctx *ctx, const char *op, const char *what, int64_t found, int64_t by)
 {
     if (found % by == 0) return true;
-    sl_ctx_fail(ctx, SL_SHAPE, "%s: %s is %lld, want a multiple of %lld", op, what, (long long)found, (long long)by);
+    sl_ctx_fail(ctx, SL_SHAPE, "%s: %s is %lld, want a multiple of %lld", op, what,
+                (long long)found, (long long)by);
     return false;
 }
 
@@ -267,7 +287,8 @@ static uintptr_t span(const sl_tensor *t)
 {
     int64_t row = 1;
     for (int i = 1; i < t->rank; i++) row *= t->shape[i];
-    return sl_count(t) ? (uintptr_t)((t->shape[0] - 1) * t->pitch + row) * sl_dtype_size(t->dtype) : 0;
+    return sl_count(t) ? (uintptr_t)((t->shape[0] - 1) * t->pitch + row) * sl_dtype_size(t->dtype)
+                       : 0;
 }
 
 /* Do two tensors share a byte? Blocks of different columns of one matrix do not. */
@@ -277,15 +298,18 @@ static bool overlap(const sl_tensor *a, const sl_tensor *b)
     if (!pa || !pb || !span(a) || !span(b)) return false;
     if (pa + span(a) <= pb || pb + span(b) <= pa) return false;
     size_t size = sl_dtype_size(a->dtype);
-    if (a->rank == 2 && b->rank == 2 && a->dtype == b->dtype && a->pitch == b->pitch && a->pitch > 0) {
+    if (a->rank == 2 && b->rank == 2 && a->dtype == b->dtype && a->pitch == b->pitch &&
+        a->pitch > 0) {
         uintptr_t pitch = (uintptr_t)a->pitch * size;
-        uintptr_t from = pb >= pa ? (pb - pa) % pitch : (pitch - (pa - pb) % pitch) % pitch; /* b's first column, seen from a's */
+        /* b's first column, seen from a's */
+        uintptr_t from = pb >= pa ? (pb - pa) % pitch : (pitch - (pa - pb) % pitch) % pitch;
         return from < (uintptr_t)a->shape[1] * size || from + (uintptr_t)b->shape[1] * size > pitch;
     }
     return true;
 }
 
-static bool apart(sl_ctx *ctx, const char *op, const char *out, const sl_tensor *y, const char *in, const sl_tensor *x)
+static bool apart(sl_ctx *ctx, const char *op, const char *out, const sl_tensor *y, const char *in,
+                  const sl_tensor *x)
 {
     if (!x || !overlap(y, x)) return true;
     sl_ctx_fail(ctx, SL_ARG, "%s: %s overlaps %s", op, out, in);
@@ -293,23 +317,26 @@ static bool apart(sl_ctx *ctx, const char *op, const char *out, const sl_tensor 
 }
 
 /* y is x, or they share nothing. */
-static bool same_or_apart(sl_ctx *ctx, const char *op, const char *out, const sl_tensor *y, const char *in, const sl_tensor *x)
+static bool same_or_apart(sl_ctx *ctx, const char *op, const char *out, const sl_tensor *y,
+                          const char *in, const sl_tensor *x)
 {
-    if (y->data == x->data && y->dtype == x->dtype && (y->pitch == x->pitch || (sl_is_dense(y) && sl_is_dense(x)))) return true;
+    if (y->data == x->data && y->dtype == x->dtype &&
+        (y->pitch == x->pitch || (sl_is_dense(y) && sl_is_dense(x))))
+        return true;
     if (!overlap(y, x)) return true;
     sl_ctx_fail(ctx, SL_ARG, "%s: %s overlaps %s without being it", op, out, in);
     return false;
 }
 
 /* Call the body, unless planning. */
-#define BODY(op_, ...)                                                                                                             \
-    do {                                                                                                                           \
-        if (ctx->ops->plan) break;                                                                                                 \
-        if (ctx->ops->op_) ctx->ops->op_(__VA_ARGS__);                                                                             \
-        else sl_ctx_fail(ctx, SL_INTERNAL, "%s: %s does not have it", #op_, ctx->ops->name);                                       \
+#define BODY(op_, ...)                                                                             \
+    do {                                                                                           \
+        if (ctx->ops->plan) break;                                                                 \
+        if (ctx->ops->op_) ctx->ops->op_(__VA_ARGS__);                                             \
+        else sl_ctx_fail(ctx, SL_INTERNAL, "%s: %s does not have it", #op_, ctx->ops->name);       \
     } while (0)
 
-/* ---- movement and elementwise --------------------------------------------------------------------- */
+/* ---- movement and elementwise ---- */
 
 void sl_upload(sl_ctx *ctx, const sl_tensor *dst, const void *host)
 {
@@ -343,17 +370,23 @@ void sl_zero(sl_ctx *ctx, const sl_tensor *y)
 void sl_copy(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x)
 {
     static const char op[] = "copy";
-    if (!begin(ctx) || !tensor(ctx, op, "x", x, ANY_RANK, ANY, x && x->rank == 2 ? PITCHED : DENSE)) return;
-    if (!tensor(ctx, op, "y", y, x->rank, FLOATS & BIT(x->dtype) ? FLOATS : BIT(x->dtype), x->rank == 2 ? PITCHED : DENSE)) return;
+    if (!begin(ctx) || !tensor(ctx, op, "x", x, ANY_RANK, ANY, x && x->rank == 2 ? PITCHED : DENSE))
+        return;
+    if (!tensor(ctx, op, "y", y, x->rank, FLOATS & BIT(x->dtype) ? FLOATS : BIT(x->dtype),
+                x->rank == 2 ? PITCHED : DENSE))
+        return;
     if (!like(ctx, op, "y", y, x) || !same_or_apart(ctx, op, "y", y, "x", x)) return;
     BODY(copy, ctx, y, x);
 }
 
-static bool add_checked(sl_ctx *ctx, const char *op, const sl_tensor *y, const sl_tensor *a, const sl_tensor *b)
+static bool add_checked(sl_ctx *ctx, const char *op, const sl_tensor *y, const sl_tensor *a,
+                        const sl_tensor *b)
 {
-    return begin(ctx) && tensor(ctx, op, "y", y, ANY_RANK, VECTOR, DENSE) && tensor(ctx, op, "a", a, y->rank, VECTOR, DENSE) &&
-           tensor(ctx, op, "b", b, y->rank, VECTOR, DENSE) && like(ctx, op, "a", a, y) && like(ctx, op, "b", b, y) &&
-           same_or_apart(ctx, op, "y", y, "a", a) && same_or_apart(ctx, op, "y", y, "b", b);
+    return begin(ctx) && tensor(ctx, op, "y", y, ANY_RANK, VECTOR, DENSE) &&
+           tensor(ctx, op, "a", a, y->rank, VECTOR, DENSE) &&
+           tensor(ctx, op, "b", b, y->rank, VECTOR, DENSE) && like(ctx, op, "a", a, y) &&
+           like(ctx, op, "b", b, y) && same_or_apart(ctx, op, "y", y, "a", a) &&
+           same_or_apart(ctx, op, "y", y, "b", b);
 }
 
 void sl_add(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *a, const sl_tensor *b)
@@ -369,8 +402,9 @@ void sl_sub(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *a, const sl_tensor
 void sl_silu(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x)
 {
     static const char op[] = "silu";
-    if (!begin(ctx) || !tensor(ctx, op, "x", x, ANY_RANK, VECTOR, DENSE) || !tensor(ctx, op, "y", y, x->rank, VECTOR, DENSE) ||
-        !like(ctx, op, "y", y, x) || !same_or_apart(ctx, op, "y", y, "x", x))
+    if (!begin(ctx) || !tensor(ctx, op, "x", x, ANY_RANK, VECTOR, DENSE) ||
+        !tensor(ctx, op, "y", y, x->rank, VECTOR, DENSE) || !like(ctx, op, "y", y, x) ||
+        !same_or_apart(ctx, op, "y", y, "x", x))
         return;
     BODY(silu, ctx, y, x);
 }
@@ -378,9 +412,11 @@ void sl_silu(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x)
 void sl_geglu(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *a, const sl_tensor *b)
 {
     static const char op[] = "geglu";
-    if (!begin(ctx) || !tensor(ctx, op, "a", a, ANY_RANK, ACT, DENSE) || !tensor(ctx, op, "b", b, a->rank, ACT, DENSE) ||
-        !tensor(ctx, op, "y", y, a->rank, ACT, DENSE) || !like(ctx, op, "b", b, a) || !like(ctx, op, "y", y, a) ||
-        !same_or_apart(ctx, op, "y", y, "a", a) || !same_or_apart(ctx, op, "y", y, "b", b))
+    if (!begin(ctx) || !tensor(ctx, op, "a", a, ANY_RANK, ACT, DENSE) ||
+        !tensor(ctx, op, "b", b, a->rank, ACT, DENSE) ||
+        !tensor(ctx, op, "y", y, a->rank, ACT, DENSE) || !like(ctx, op, "b", b, a) ||
+        !like(ctx, op, "y", y, a) || !same_or_apart(ctx, op, "y", y, "a", a) ||
+        !same_or_apart(ctx, op, "y", y, "b", b))
         return;
     BODY(geglu, ctx, y, a, b);
 }
@@ -388,71 +424,85 @@ void sl_geglu(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *a, const sl_tens
 void sl_embed(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *table, const int32_t *ids)
 {
     static const char op[] = "embed";
-    if (!begin(ctx) || !tensor(ctx, op, "table", table, 2, ctx->ops->act == SL_F32 ? FLOATS : VECTOR, DENSE) ||
-        !tensor(ctx, op, "y", y, 2, ACT, DENSE) || !EXTENTS(op, "y", y, y->shape[0], table->shape[1]) ||
+    if (!begin(ctx) ||
+        !tensor(ctx, op, "table", table, 2, ctx->ops->act == SL_F32 ? FLOATS : VECTOR, DENSE) ||
+        !tensor(ctx, op, "y", y, 2, ACT, DENSE) ||
+        !EXTENTS(op, "y", y, y->shape[0], table->shape[1]) ||
         !apart(ctx, op, "y", y, "table", table))
         return;
     for (int64_t i = 0; !ctx->ops->plan && i < y->shape[0]; i++)
         if (ids[i] < 0 || ids[i] >= table->shape[0]) {
-            sl_ctx_fail(ctx, SL_ARG, "embed: id %d at position %lld, want 0 to %lld", (int)ids[i], (long long)i,
-                        (long long)table->shape[0] - 1);
+            sl_ctx_fail(ctx, SL_ARG, "embed: id %d at position %lld, want 0 to %lld", (int)ids[i],
+                        (long long)i, (long long)table->shape[0] - 1);
             return;
         }
     BODY(embed, ctx, y, table, ids);
 }
 
-/* ---- matrices --------------------------------------------------------------------------------------- */
+/* ---- matrices ---- */
 
 /* y of x w^T + b; `arg` is what the caller calls x. */
-static bool linear_checked(sl_ctx *ctx, const char *op, const char *arg, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w,
-                           const sl_tensor *b)
+static bool linear_checked(sl_ctx *ctx, const char *op, const char *arg, const sl_tensor *y,
+                           const sl_tensor *x, const sl_tensor *w, const sl_tensor *b)
 {
     char columns[16];
     snprintf(columns, sizeof columns, "%s's columns", arg);
     if (!begin(ctx) || !tensor(ctx, op, arg, x, 2, VECTOR, PITCHED)) return false;
     unsigned matrix = ctx->ops->act == SL_F32 ? FLOATS : BIT(x->dtype);
-    return tensor(ctx, op, "y", y, 2, BIT(x->dtype), PITCHED) && tensor(ctx, op, "w", w, 2, matrix, DENSE) &&
-           in_range(ctx, op, columns, x->shape[1], 1, INT64_MAX) && EXTENTS(op, "w", w, w->shape[0], x->shape[1]) &&
+    return tensor(ctx, op, "y", y, 2, BIT(x->dtype), PITCHED) &&
+           tensor(ctx, op, "w", w, 2, matrix, DENSE) &&
+           in_range(ctx, op, columns, x->shape[1], 1, INT64_MAX) &&
+           EXTENTS(op, "w", w, w->shape[0], x->shape[1]) &&
            EXTENTS(op, "y", y, x->shape[0], w->shape[0]) &&
-           (!b || (tensor(ctx, op, "b", b, 1, VECTOR, DENSE) && EXTENTS(op, "b", b, w->shape[0]))) &&
-           apart(ctx, op, "y", y, arg, x) && apart(ctx, op, "y", y, "w", w) && apart(ctx, op, "y", y, "b", b);
+           (!b ||
+            (tensor(ctx, op, "b", b, 1, VECTOR, DENSE) && EXTENTS(op, "b", b, w->shape[0]))) &&
+           apart(ctx, op, "y", y, arg, x) && apart(ctx, op, "y", y, "w", w) &&
+           apart(ctx, op, "y", y, "b", b);
 }
 
-void sl_linear(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, const sl_tensor *b,
-               sl_activation activation)
+void sl_linear(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w,
+               const sl_tensor *b, sl_activation activation)
 {
     static const char op[] = "linear";
-    if (!linear_checked(ctx, op, "x", y, x, w, b) || !in_range(ctx, op, "activation", activation, SL_ACT_NONE, SL_ACT_SILU)) return;
+    if (!linear_checked(ctx, op, "x", y, x, w, b) ||
+        !in_range(ctx, op, "activation", activation, SL_ACT_NONE, SL_ACT_SILU))
+        return;
     BODY(linear, ctx, y, x, w, b, activation);
 }
 
 /* x and y [N, d] of one of these dtypes, d >= 1; y is x or apart. */
-static bool rows_checked(sl_ctx *ctx, const char *op, const sl_tensor *y, const sl_tensor *x, unsigned dtypes, layout lay)
+static bool rows_checked(sl_ctx *ctx, const char *op, const sl_tensor *y, const sl_tensor *x,
+                         unsigned dtypes, layout lay)
 {
-    return begin(ctx) && tensor(ctx, op, "x", x, 2, dtypes, lay) && tensor(ctx, op, "y", y, 2, BIT(x->dtype), lay) &&
-           like(ctx, op, "y", y, x) && in_range(ctx, op, "x's columns", x->shape[1], 1, INT64_MAX) &&
+    return begin(ctx) && tensor(ctx, op, "x", x, 2, dtypes, lay) &&
+           tensor(ctx, op, "y", y, 2, BIT(x->dtype), lay) && like(ctx, op, "y", y, x) &&
+           in_range(ctx, op, "x's columns", x->shape[1], 1, INT64_MAX) &&
            same_or_apart(ctx, op, "y", y, "x", x);
 }
 
 /* A vector over the columns of x. */
-static bool vector(sl_ctx *ctx, const char *op, const char *arg, const sl_tensor *v, const sl_tensor *x, unsigned dtypes)
+static bool vector(sl_ctx *ctx, const char *op, const char *arg, const sl_tensor *v,
+                   const sl_tensor *x, unsigned dtypes)
 {
     return tensor(ctx, op, arg, v, 1, dtypes, DENSE) && EXTENTS(op, arg, v, x->shape[1]);
 }
 
-void sl_layernorm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, const sl_tensor *b, float eps)
+void sl_layernorm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w,
+                  const sl_tensor *b, float eps)
 {
     static const char op[] = "layernorm";
     if (!rows_checked(ctx, op, y, x, VECTOR, DENSE)) return;
-    if ((w || b) && (!vector(ctx, op, "w", w, x, VECTOR) || !vector(ctx, op, "b", b, x, VECTOR))) return;
+    if ((w || b) && (!vector(ctx, op, "w", w, x, VECTOR) || !vector(ctx, op, "b", b, x, VECTOR)))
+        return;
     BODY(layernorm, ctx, y, x, w, b, eps);
 }
 
-void sl_layernorm_modulate(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *scale, const sl_tensor *shift,
-                           float eps)
+void sl_layernorm_modulate(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x,
+                           const sl_tensor *scale, const sl_tensor *shift, float eps)
 {
     static const char op[] = "layernorm_modulate";
-    if (!rows_checked(ctx, op, y, x, ACT, DENSE) || !vector(ctx, op, "scale", scale, x, BIT(SL_F32)) ||
+    if (!rows_checked(ctx, op, y, x, ACT, DENSE) ||
+        !vector(ctx, op, "scale", scale, x, BIT(SL_F32)) ||
         !vector(ctx, op, "shift", shift, x, BIT(SL_F32)))
         return;
     BODY(layernorm_modulate, ctx, y, x, scale, shift, eps);
@@ -465,13 +515,15 @@ void sl_rmsnorm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_te
     BODY(rmsnorm, ctx, y, x, w, eps);
 }
 
-void sl_rmsnorm_rope(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, float eps, const sl_tensor *cos,
-                     const sl_tensor *sin, int heads)
+void sl_rmsnorm_rope(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w,
+                     float eps, const sl_tensor *cos, const sl_tensor *sin, int heads)
 {
     static const char op[] = "rmsnorm_rope";
     if (!rows_checked(ctx, op, y, x, ACT, PITCHED) || !vector(ctx, op, "w", w, x, VECTOR) ||
-        !in_range(ctx, op, "heads", heads, 1, INT64_MAX) || !divides(ctx, op, "x's columns", x->shape[1], 2 * (int64_t)heads) ||
-        !tensor(ctx, op, "cos", cos, 2, BIT(SL_F32), DENSE) || !tensor(ctx, op, "sin", sin, 2, BIT(SL_F32), DENSE) ||
+        !in_range(ctx, op, "heads", heads, 1, INT64_MAX) ||
+        !divides(ctx, op, "x's columns", x->shape[1], 2 * (int64_t)heads) ||
+        !tensor(ctx, op, "cos", cos, 2, BIT(SL_F32), DENSE) ||
+        !tensor(ctx, op, "sin", sin, 2, BIT(SL_F32), DENSE) ||
         !EXTENTS(op, "cos", cos, x->shape[0], x->shape[1] / heads / 2) ||
         !EXTENTS(op, "sin", sin, x->shape[0], x->shape[1] / heads / 2))
         return;
@@ -481,66 +533,86 @@ void sl_rmsnorm_rope(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const 
 void sl_gated_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_tensor *gate)
 {
     static const char op[] = "gated_add";
-    if (!rows_checked(ctx, op, y, x, ACT, DENSE) || !vector(ctx, op, "gate", gate, x, BIT(SL_F32))) return;
+    if (!rows_checked(ctx, op, y, x, ACT, DENSE) || !vector(ctx, op, "gate", gate, x, BIT(SL_F32)))
+        return;
     BODY(gated_add, ctx, x, y, gate);
 }
 
-void sl_linear_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_tensor *a, const sl_tensor *w, const sl_tensor *b,
-                   const sl_tensor *gate)
+void sl_linear_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_tensor *a,
+                   const sl_tensor *w, const sl_tensor *b, const sl_tensor *gate)
 {
     static const char op[] = "linear_add";
-    if (!linear_checked(ctx, op, "a", y, a, w, b) || !rows_checked(ctx, op, y, x, ACT, DENSE)) return;
+    if (!linear_checked(ctx, op, "a", y, a, w, b) || !rows_checked(ctx, op, y, x, ACT, DENSE))
+        return;
     if (gate && !vector(ctx, op, "gate", gate, x, BIT(SL_F32))) return;
-    if (!apart(ctx, op, "x", x, "y", y) || !apart(ctx, op, "x", x, "a", a) || !apart(ctx, op, "x", x, "w", w)) return;
-    if (!ctx->ops->plan && ctx->ops->linear_add && ctx->ops->linear_add(ctx, x, y, a, w, b, gate)) return;
+    if (!apart(ctx, op, "x", x, "y", y) || !apart(ctx, op, "x", x, "a", a) ||
+        !apart(ctx, op, "x", x, "w", w))
+        return;
+    if (!ctx->ops->plan && ctx->ops->linear_add && ctx->ops->linear_add(ctx, x, y, a, w, b, gate))
+        return;
     sl_linear(ctx, y, a, w, b, SL_ACT_NONE);
     if (gate) sl_gated_add(ctx, x, y, gate);
     else sl_add(ctx, x, x, y);
 }
 
 /* All but the bias. name: of k, of v, of k's rows. */
-static bool attention_checked(sl_ctx *ctx, const char *op, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k,
-                              const sl_tensor *v, int heads, const char *const name[3])
+static bool attention_checked(sl_ctx *ctx, const char *op, const sl_tensor *o, const sl_tensor *q,
+                              const sl_tensor *k, const sl_tensor *v, int heads,
+                              const char *const name[3])
 {
     if (!begin(ctx) || !tensor(ctx, op, "q", q, 2, VECTOR, PITCHED)) return false;
     const unsigned dtype = BIT(q->dtype);
     const int64_t d = q->shape[1];
-    return tensor(ctx, op, name[0], k, 2, dtype, PITCHED) && tensor(ctx, op, name[1], v, 2, dtype, PITCHED) &&
-           tensor(ctx, op, "o", o, 2, dtype, PITCHED) && in_range(ctx, op, "heads", heads, 1, INT64_MAX) &&
-           in_range(ctx, op, "q's columns", d, 1, INT64_MAX) && divides(ctx, op, "q's columns", d, heads) &&
-           in_range(ctx, op, name[2], k->shape[0], 1, INT64_MAX) && EXTENTS(op, name[0], k, k->shape[0], d) &&
-           EXTENTS(op, name[1], v, k->shape[0], d) && like(ctx, op, "o", o, q) && apart(ctx, op, "o", o, "q", q) &&
+    return tensor(ctx, op, name[0], k, 2, dtype, PITCHED) &&
+           tensor(ctx, op, name[1], v, 2, dtype, PITCHED) &&
+           tensor(ctx, op, "o", o, 2, dtype, PITCHED) &&
+           in_range(ctx, op, "heads", heads, 1, INT64_MAX) &&
+           in_range(ctx, op, "q's columns", d, 1, INT64_MAX) &&
+           divides(ctx, op, "q's columns", d, heads) &&
+           in_range(ctx, op, name[2], k->shape[0], 1, INT64_MAX) &&
+           EXTENTS(op, name[0], k, k->shape[0], d) && EXTENTS(op, name[1], v, k->shape[0], d) &&
+           like(ctx, op, "o", o, q) && apart(ctx, op, "o", o, "q", q) &&
            apart(ctx, op, "o", o, name[0], k) && apart(ctx, op, "o", o, name[1], v);
 }
 
-void sl_attention(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k, const sl_tensor *v, int heads,
-                  float scale, const sl_tensor *bias, bool accumulate)
+void sl_attention(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k,
+                  const sl_tensor *v, int heads, float scale, const sl_tensor *bias,
+                  bool accumulate)
 {
     static const char op[] = "attention", *const name[] = {"k", "v", "k's rows"};
     if (!attention_checked(ctx, op, o, q, k, v, heads, name)) return;
     if (bias && (!tensor(ctx, op, "bias", bias, 2, BIT(SL_F32), DENSE) ||
-                 !EXTENTS(op, "bias", bias, heads, q->shape[0] + k->shape[0] - 1) || !apart(ctx, op, "o", o, "bias", bias)))
+                 !EXTENTS(op, "bias", bias, heads, q->shape[0] + k->shape[0] - 1) ||
+                 !apart(ctx, op, "o", o, "bias", bias)))
         return;
     BODY(attention, ctx, o, q, k, v, heads, scale, bias, accumulate);
 }
 
-void sl_attention_two(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k1, const sl_tensor *v1,
-                      const sl_tensor *k2, const sl_tensor *v2, int heads, float scale)
+void sl_attention_two(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k1,
+                      const sl_tensor *v1, const sl_tensor *k2, const sl_tensor *v2, int heads,
+                      float scale)
 {
     static const char op[] = "attention_two";
-    static const char *const first[] = {"k1", "v1", "k1's rows"}, *const second[] = {"k2", "v2", "k2's rows"};
-    if (!attention_checked(ctx, op, o, q, k1, v1, heads, first) || !attention_checked(ctx, op, o, q, k2, v2, heads, second)) return;
-    if (!ctx->ops->plan && ctx->ops->attention_two && ctx->ops->attention_two(ctx, o, q, k1, v1, k2, v2, heads, scale)) return;
+    static const char *const first[] = {"k1", "v1", "k1's rows"}, *const second[] = {"k2", "v2",
+                                                                                     "k2's rows"};
+    if (!attention_checked(ctx, op, o, q, k1, v1, heads, first) ||
+        !attention_checked(ctx, op, o, q, k2, v2, heads, second))
+        return;
+    if (!ctx->ops->plan && ctx->ops->attention_two &&
+        ctx->ops->attention_two(ctx, o, q, k1, v1, k2, v2, heads, scale))
+        return;
     sl_attention(ctx, o, q, k1, v1, heads, scale, NULL, false);
     sl_attention(ctx, o, q, k2, v2, heads, scale, NULL, true);
 }
 
-/* ---- DiT's edges and the sampler ---------------------------------------------------------------------- */
+/* ---- DiT's edges and the sampler ---- */
 
-void sl_patchify(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *latents, const sl_tensor *condition)
+void sl_patchify(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *latents,
+                 const sl_tensor *condition)
 {
     static const char op[] = "patchify";
-    if (!begin(ctx) || !tensor(ctx, op, "latents", latents, 4, BIT(SL_F32), DENSE) || !tensor(ctx, op, "y", y, 2, ACT, DENSE))
+    if (!begin(ctx) || !tensor(ctx, op, "latents", latents, 4, BIT(SL_F32), DENSE) ||
+        !tensor(ctx, op, "y", y, 2, ACT, DENSE))
         return;
     const int64_t *s = latents->shape;
     int64_t channels = s[0];
@@ -550,8 +622,10 @@ void sl_patchify(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *latents, cons
             return;
         channels += condition->shape[0];
     }
-    if (!divides(ctx, op, "the latents' height", s[2], 2) || !divides(ctx, op, "the latents' width", s[3], 2) ||
-        !EXTENTS(op, "y", y, s[1] * (s[2] / 2) * (s[3] / 2), channels * 4) || !apart(ctx, op, "y", y, "latents", latents) ||
+    if (!divides(ctx, op, "the latents' height", s[2], 2) ||
+        !divides(ctx, op, "the latents' width", s[3], 2) ||
+        !EXTENTS(op, "y", y, s[1] * (s[2] / 2) * (s[3] / 2), channels * 4) ||
+        !apart(ctx, op, "y", y, "latents", latents) ||
         !apart(ctx, op, "y", y, "condition", condition))
         return;
     BODY(patchify, ctx, y, latents, condition);
@@ -560,32 +634,39 @@ void sl_patchify(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *latents, cons
 void sl_unpatchify(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x)
 {
     static const char op[] = "unpatchify";
-    if (!begin(ctx) || !tensor(ctx, op, "y", y, 4, VECTOR, DENSE) || !tensor(ctx, op, "x", x, 2, ACT, DENSE)) return;
+    if (!begin(ctx) || !tensor(ctx, op, "y", y, 4, VECTOR, DENSE) ||
+        !tensor(ctx, op, "x", x, 2, ACT, DENSE))
+        return;
     const int64_t *s = y->shape;
     if (!divides(ctx, op, "y's height", s[2], 2) || !divides(ctx, op, "y's width", s[3], 2) ||
-        !EXTENTS(op, "x", x, s[1] * (s[2] / 2) * (s[3] / 2), s[0] * 4) || !apart(ctx, op, "y", y, "x", x))
+        !EXTENTS(op, "x", x, s[1] * (s[2] / 2) * (s[3] / 2), s[0] * 4) ||
+        !apart(ctx, op, "y", y, "x", x))
         return;
     BODY(unpatchify, ctx, y, x);
 }
 
-void sl_guidance(sl_ctx *ctx, const sl_tensor *v, const sl_tensor *cond, const sl_tensor *uncond, float g)
+void sl_guidance(sl_ctx *ctx, const sl_tensor *v, const sl_tensor *cond, const sl_tensor *uncond,
+                 float g)
 {
     static const char op[] = "guidance";
     if (!begin(ctx) || !tensor(ctx, op, "cond", cond, ANY_RANK, VECTOR, DENSE) ||
         !tensor(ctx, op, "uncond", uncond, cond->rank, BIT(cond->dtype), DENSE) ||
-        !tensor(ctx, op, "v", v, cond->rank, BIT(cond->dtype), DENSE) || !like(ctx, op, "uncond", uncond, cond) ||
-        !like(ctx, op, "v", v, cond) || !same_or_apart(ctx, op, "v", v, "cond", cond) ||
+        !tensor(ctx, op, "v", v, cond->rank, BIT(cond->dtype), DENSE) ||
+        !like(ctx, op, "uncond", uncond, cond) || !like(ctx, op, "v", v, cond) ||
+        !same_or_apart(ctx, op, "v", v, "cond", cond) ||
         !same_or_apart(ctx, op, "v", v, "uncond", uncond))
         return;
     BODY(guidance, ctx, v, cond, uncond, g);
 }
 
-void sl_flow_x0(sl_ctx *ctx, const sl_tensor *x0, const sl_tensor *x, const sl_tensor *v, float sigma)
+void sl_flow_x0(sl_ctx *ctx, const sl_tensor *x0, const sl_tensor *x, const sl_tensor *v,
+                float sigma)
 {
     static const char op[] = "flow_x0";
     if (!begin(ctx) || !tensor(ctx, op, "x", x, ANY_RANK, BIT(SL_F32), DENSE) ||
-        !tensor(ctx, op, "x0", x0, x->rank, BIT(SL_F32), DENSE) || !tensor(ctx, op, "v", v, x->rank, FLOATS, DENSE) ||
-        !like(ctx, op, "x0", x0, x) || !like(ctx, op, "v", v, x) || !same_or_apart(ctx, op, "x0", x0, "x", x) ||
+        !tensor(ctx, op, "x0", x0, x->rank, BIT(SL_F32), DENSE) ||
+        !tensor(ctx, op, "v", v, x->rank, FLOATS, DENSE) || !like(ctx, op, "x0", x0, x) ||
+        !like(ctx, op, "v", v, x) || !same_or_apart(ctx, op, "x0", x0, "x", x) ||
         !same_or_apart(ctx, op, "x0", x0, "v", v))
         return;
     BODY(flow_x0, ctx, x0, x, v, sigma);
@@ -594,12 +675,14 @@ void sl_flow_x0(sl_ctx *ctx, const sl_tensor *x0, const sl_tensor *x, const sl_t
 void sl_lincomb(sl_ctx *ctx, const sl_tensor *y, int n, const sl_tensor *const x[], const float a[])
 {
     static const char op[] = "lincomb";
-    if (!begin(ctx) || !in_range(ctx, op, "n", n, 1, 4) || !tensor(ctx, op, "y", y, ANY_RANK, BIT(SL_F32), DENSE)) return;
+    if (!begin(ctx) || !in_range(ctx, op, "n", n, 1, 4) ||
+        !tensor(ctx, op, "y", y, ANY_RANK, BIT(SL_F32), DENSE))
+        return;
     for (int i = 0; i < n; i++) {
         char arg[] = "x[0]";
         arg[2] = (char)('0' + i);
-        if (!tensor(ctx, op, arg, x[i], y->rank, BIT(SL_F32), DENSE) || !like(ctx, op, arg, x[i], y) ||
-            !same_or_apart(ctx, op, "y", y, arg, x[i]))
+        if (!tensor(ctx, op, arg, x[i], y->rank, BIT(SL_F32), DENSE) ||
+            !like(ctx, op, arg, x[i], y) || !same_or_apart(ctx, op, "y", y, arg, x[i]))
             return;
     }
     BODY(lincomb, ctx, y, n, x, a);
@@ -609,68 +692,86 @@ void sl_mean_abs(sl_ctx *ctx, float out[2], const sl_tensor *prev, const sl_tens
 {
     static const char op[] = "mean_abs";
     out[0] = out[1] = 0; /* what a caller reads after an error or in a plan */
-    if (!begin(ctx) || !tensor(ctx, op, "prev", prev, ANY_RANK, ACT, DENSE) || !tensor(ctx, op, "r", r, prev->rank, ACT, DENSE) ||
-        !like(ctx, op, "r", r, prev) || !in_range(ctx, op, "prev's number of elements", sl_count(prev), 1, INT64_MAX))
+    if (!begin(ctx) || !tensor(ctx, op, "prev", prev, ANY_RANK, ACT, DENSE) ||
+        !tensor(ctx, op, "r", r, prev->rank, ACT, DENSE) || !like(ctx, op, "r", r, prev) ||
+        !in_range(ctx, op, "prev's number of elements", sl_count(prev), 1, INT64_MAX))
         return;
     BODY(mean_abs, ctx, out, prev, r);
 }
 
-/* ---- VAE ----------------------------------------------------------------------------------------------- */
+/* ---- VAE ---- */
 
 static bool conv_fields(sl_ctx *ctx, const char *op, const sl_conv *c)
 {
-    return in_range(ctx, op, "kt", c->kt, 1, INT64_MAX) && in_range(ctx, op, "kh", c->kh, 1, INT64_MAX) &&
-           in_range(ctx, op, "kw", c->kw, 1, INT64_MAX) && in_range(ctx, op, "stride_t", c->stride_t, 1, 2) &&
-           in_range(ctx, op, "stride_hw", c->stride_hw, 1, 2) && in_range(ctx, op, "pad", c->pad, 0, INT64_MAX) &&
-           in_range(ctx, op, "pad_end", c->pad_end, 0, INT64_MAX) && in_range(ctx, op, "upsample", c->upsample, 0, 1) &&
+    return in_range(ctx, op, "kt", c->kt, 1, INT64_MAX) &&
+           in_range(ctx, op, "kh", c->kh, 1, INT64_MAX) &&
+           in_range(ctx, op, "kw", c->kw, 1, INT64_MAX) &&
+           in_range(ctx, op, "stride_t", c->stride_t, 1, 2) &&
+           in_range(ctx, op, "stride_hw", c->stride_hw, 1, 2) &&
+           in_range(ctx, op, "pad", c->pad, 0, INT64_MAX) &&
+           in_range(ctx, op, "pad_end", c->pad_end, 0, INT64_MAX) &&
+           in_range(ctx, op, "upsample", c->upsample, 0, 1) &&
            (c->stride_t == 1 || in_range(ctx, op, "kt (with stride_t 2)", c->kt, 3, 3));
 }
 
-void sl_conv3d(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *history, const sl_tensor *w,
-               const sl_tensor *b, const sl_tensor *residual, const sl_conv *conv)
+void sl_conv3d(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *history,
+               const sl_tensor *w, const sl_tensor *b, const sl_tensor *residual,
+               const sl_conv *conv)
 {
     static const char op[] = "conv3d";
     if (!begin(ctx) || !conv_fields(ctx, op, conv) || !tensor(ctx, op, "x", x, 4, ACT, DENSE) ||
         !tensor(ctx, op, "y", y, 4, ACT, DENSE) || !tensor(ctx, op, "w", w, 5, VECTOR, DENSE))
         return;
-    int64_t frames = x->shape[0], height = x->shape[1], width = x->shape[2], ci = x->shape[3], co = w->shape[0];
+    int64_t frames = x->shape[0], height = x->shape[1], width = x->shape[2], ci = x->shape[3],
+            co = w->shape[0];
     int64_t grow = conv->upsample ? 2 : 1, edge = 2 * (int64_t)conv->pad + conv->pad_end;
     if (!EXTENTS(op, "w", w, co, ci, conv->kt, conv->kh, conv->kw)) return;
-    if (!in_range(ctx, op, "x's channels", ci, 1, INT64_MAX) || !in_range(ctx, op, "w's output channels", co, 1, INT64_MAX) ||
+    if (!in_range(ctx, op, "x's channels", ci, 1, INT64_MAX) ||
+        !in_range(ctx, op, "w's output channels", co, 1, INT64_MAX) ||
         !in_range(ctx, op, "the padded height", height * grow + edge, conv->kh, INT64_MAX) ||
         !in_range(ctx, op, "the padded width", width * grow + edge, conv->kw, INT64_MAX) ||
         !divides(ctx, op, "x's frames", frames, conv->stride_t) ||
-        !EXTENTS(op, "y", y, frames / conv->stride_t, (height * grow + edge - conv->kh) / conv->stride_hw + 1,
+        !EXTENTS(op, "y", y, frames / conv->stride_t,
+                 (height * grow + edge - conv->kh) / conv->stride_hw + 1,
                  (width * grow + edge - conv->kw) / conv->stride_hw + 1, co))
         return;
     if ((history || conv->stride_t == 2) &&
         (!tensor(ctx, op, "history", history, 4, ACT, DENSE) ||
-         !EXTENTS(op, "history", history, conv->stride_t == 2 ? 1 : conv->kt - 1, height, width, ci)))
+         !EXTENTS(op, "history", history, conv->stride_t == 2 ? 1 : conv->kt - 1, height, width,
+                  ci)))
         return;
     if (!tensor(ctx, op, "b", b, 1, VECTOR, DENSE) || !EXTENTS(op, "b", b, co)) return;
-    if (residual && (!tensor(ctx, op, "residual", residual, 4, ACT, DENSE) || !like(ctx, op, "residual", residual, y) ||
+    if (residual && (!tensor(ctx, op, "residual", residual, 4, ACT, DENSE) ||
+                     !like(ctx, op, "residual", residual, y) ||
                      !same_or_apart(ctx, op, "y", y, "residual", residual)))
         return;
-    if (!apart(ctx, op, "y", y, "x", x) || !apart(ctx, op, "y", y, "history", history) || !apart(ctx, op, "y", y, "b", b)) return;
+    if (!apart(ctx, op, "y", y, "x", x) || !apart(ctx, op, "y", y, "history", history) ||
+        !apart(ctx, op, "y", y, "b", b))
+        return;
     BODY(conv3d, ctx, y, x, history, w, b, residual, conv);
 }
 
 void sl_conv_history(sl_ctx *ctx, const sl_tensor *history, const sl_tensor *x)
 {
     static const char op[] = "conv_history";
-    if (!begin(ctx) || !tensor(ctx, op, "x", x, 4, ACT, DENSE) || !tensor(ctx, op, "history", history, 4, ACT, DENSE) ||
-        !EXTENTS(op, "history", history, history->shape[0], x->shape[1], x->shape[2], x->shape[3]) ||
+    if (!begin(ctx) || !tensor(ctx, op, "x", x, 4, ACT, DENSE) ||
+        !tensor(ctx, op, "history", history, 4, ACT, DENSE) ||
+        !EXTENTS(op, "history", history, history->shape[0], x->shape[1], x->shape[2],
+                 x->shape[3]) ||
         !apart(ctx, op, "history", history, "x", x))
         return;
     BODY(conv_history, ctx, history, x);
 }
 
-void sl_vae_norm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *gamma, bool silu)
+void sl_vae_norm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *gamma,
+                 bool silu)
 {
     static const char op[] = "vae_norm";
-    if (!begin(ctx) || !tensor(ctx, op, "x", x, 4, ACT, DENSE) || !tensor(ctx, op, "y", y, 4, ACT, DENSE) ||
-        !like(ctx, op, "y", y, x) || !same_or_apart(ctx, op, "y", y, "x", x) ||
-        !tensor(ctx, op, "gamma", gamma, 1, VECTOR, DENSE) || !EXTENTS(op, "gamma", gamma, x->shape[3]))
+    if (!begin(ctx) || !tensor(ctx, op, "x", x, 4, ACT, DENSE) ||
+        !tensor(ctx, op, "y", y, 4, ACT, DENSE) || !like(ctx, op, "y", y, x) ||
+        !same_or_apart(ctx, op, "y", y, "x", x) ||
+        !tensor(ctx, op, "gamma", gamma, 1, VECTOR, DENSE) ||
+        !EXTENTS(op, "gamma", gamma, x->shape[3]))
         return;
     BODY(vae_norm, ctx, y, x, gamma, silu);
 }
@@ -678,28 +779,36 @@ void sl_vae_norm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_t
 void sl_time_shuffle(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x)
 {
     static const char op[] = "time_shuffle";
-    if (!begin(ctx) || !tensor(ctx, op, "x", x, 4, ACT, DENSE) || !tensor(ctx, op, "y", y, 4, ACT, DENSE) ||
+    if (!begin(ctx) || !tensor(ctx, op, "x", x, 4, ACT, DENSE) ||
+        !tensor(ctx, op, "y", y, 4, ACT, DENSE) ||
         !divides(ctx, op, "x's channels", x->shape[3], 2) ||
-        !EXTENTS(op, "y", y, 2 * x->shape[0], x->shape[1], x->shape[2], x->shape[3] / 2) || !apart(ctx, op, "y", y, "x", x))
+        !EXTENTS(op, "y", y, 2 * x->shape[0], x->shape[1], x->shape[2], x->shape[3] / 2) ||
+        !apart(ctx, op, "y", y, "x", x))
         return;
     BODY(time_shuffle, ctx, y, x);
 }
 
-void sl_to_channels_last(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const float *mul, const float *add)
+void sl_to_channels_last(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const float *mul,
+                         const float *add)
 {
     static const char op[] = "to_channels_last";
-    if (!begin(ctx) || !tensor(ctx, op, "x", x, 4, BIT(SL_F32), DENSE) || !tensor(ctx, op, "y", y, 4, ACT, DENSE) ||
-        !EXTENTS(op, "y", y, x->shape[1], x->shape[2], x->shape[3], x->shape[0]) || !apart(ctx, op, "y", y, "x", x))
+    if (!begin(ctx) || !tensor(ctx, op, "x", x, 4, BIT(SL_F32), DENSE) ||
+        !tensor(ctx, op, "y", y, 4, ACT, DENSE) ||
+        !EXTENTS(op, "y", y, x->shape[1], x->shape[2], x->shape[3], x->shape[0]) ||
+        !apart(ctx, op, "y", y, "x", x))
         return;
     BODY(to_channels_last, ctx, y, x, mul, add);
 }
 
-void sl_to_channels_first(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const float *mul, const float *add)
+void sl_to_channels_first(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const float *mul,
+                          const float *add)
 {
     static const char op[] = "to_channels_first";
-    if (!begin(ctx) || !tensor(ctx, op, "x", x, 4, ACT, DENSE) || !tensor(ctx, op, "y", y, 4, BIT(SL_F32), DENSE) ||
+    if (!begin(ctx) || !tensor(ctx, op, "x", x, 4, ACT, DENSE) ||
+        !tensor(ctx, op, "y", y, 4, BIT(SL_F32), DENSE) ||
         !EXTENTS(op, "y", y, y->shape[0], x->shape[0], x->shape[1], x->shape[2]) ||
-        !in_range(ctx, op, "x's channels", x->shape[3], y->shape[0], INT64_MAX) || !apart(ctx, op, "y", y, "x", x))
+        !in_range(ctx, op, "x's channels", x->shape[3], y->shape[0], INT64_MAX) ||
+        !apart(ctx, op, "y", y, "x", x))
         return;
     BODY(to_channels_first, ctx, y, x, mul, add);
 }
@@ -707,9 +816,10 @@ void sl_to_channels_first(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, c
 void sl_frames_rgb8(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x)
 {
     static const char op[] = "frames_rgb8";
-    if (!begin(ctx) || !tensor(ctx, op, "x", x, 4, ACT, DENSE) || !tensor(ctx, op, "y", y, 4, BIT(SL_U8), DENSE) ||
-        !EXTENTS(op, "x", x, x->shape[0], x->shape[1], x->shape[2], 3) || !like(ctx, op, "y", y, x) ||
-        !apart(ctx, op, "y", y, "x", x))
+    if (!begin(ctx) || !tensor(ctx, op, "x", x, 4, ACT, DENSE) ||
+        !tensor(ctx, op, "y", y, 4, BIT(SL_U8), DENSE) ||
+        !EXTENTS(op, "x", x, x->shape[0], x->shape[1], x->shape[2], 3) ||
+        !like(ctx, op, "y", y, x) || !apart(ctx, op, "y", y, "x", x))
         return;
     BODY(frames_rgb8, ctx, y, x);
 }

@@ -1,20 +1,26 @@
 /* ops.h - the table of operations that the five networks are made of.
  *
- * A network (graphs/) calls the functions below on an sl_ctx and does not know which body runs:
+ * A network (graphs/) calls the functions below on an sl_ctx and does not know which body
+ * runs:
  *   sl_ops_cpu    kernels/cpu/   float32 arithmetic, OpenBLAS + OpenMP; the reference
- *   sl_ops_cuda   kernels/cuda/  bf16 with float32 where the networks' precision rules ask for it
- *   sl_ops_plan   kernels/plan.c no memory, no work: shapes are checked and the arena is measured
+ *   sl_ops_cuda   kernels/cuda/  bf16 with float32 where the networks' precision rules
+ *                 ask for it
+ *   sl_ops_plan   kernels/plan.c no memory, no work: shapes are checked and the arena is
+ *                 measured
  * ops.c checks shapes and dtypes once for all bodies and then calls through the table.
  *
- * ERRORS ARE STICKY: the first failure is kept in ctx->err and every later call on that ctx returns at
- * once, so a graph reads as mathematics and asks sl_ok(ctx) at its end (or between blocks).
- * STREAM: an operation on a device is queued on ctx's stream and returns; sl_download and sl_sync
- * wait. On the CPU every operation is finished when it returns.
- * MEMORY: intermediates come from ctx's arena (sl_new, released in stack order by sl_mark/sl_release).
- * Operations allocate nothing but a body's scratch, which it keeps for the next call.
- * DTYPES: `act` tensors have ctx->ops->act (F32 on the CPU, BF16 on CUDA); F32 means float32 on every
- * device. Weights are what graphs/weights.h made of them: `matrix` weights may be F32, BF16 or F16 on
- * the CPU (they stay as stored, mapped from the file), vectors are F32 on the CPU. */
+ * ERRORS ARE STICKY: the first failure is kept in ctx->err and every later call on that
+ * ctx returns at once, so a graph reads as mathematics and asks sl_ok(ctx) at its end (or
+ * between blocks).
+ * STREAM: an operation on a device is queued on ctx's stream and returns; sl_download and
+ * sl_sync wait. On the CPU every operation is finished when it returns.
+ * MEMORY: intermediates come from ctx's arena (sl_new, released in stack order by
+ * sl_mark/sl_release). Operations allocate nothing but a body's scratch, which it keeps
+ * for the next call.
+ * DTYPES: `act` tensors have ctx->ops->act (F32 on the CPU, BF16 on CUDA); F32 means
+ * float32 on every device. Weights are what graphs/weights.h made of them: `matrix`
+ * weights may be F32, BF16 or F16 on the CPU (they stay as stored, mapped from the file),
+ * vectors are F32 on the CPU. */
 #ifndef SL_OPS_H
 #define SL_OPS_H
 
@@ -24,11 +30,13 @@ typedef struct CUstream_st *cudaStream_t;
 
 typedef struct sl_ops sl_ops;
 
-/* Called by graphs with the name of an intermediate ("block.0.attn1") and the tensor. May download it. */
+/* Called by graphs with the name of an intermediate ("block.0.attn1") and the tensor. May
+ * download it. */
 typedef struct sl_ctx sl_ctx;
 typedef void sl_tap_fn(void *user, sl_ctx *ctx, const char *name, const sl_tensor *t);
 
-/* One execution context: a device, a stream, an arena, the first error. One thread at a time. */
+/* One execution context: a device, a stream, an arena, the first error. One thread at a
+ * time. */
 struct sl_ctx {
     const sl_ops *ops;
     void *device;        /* the body's own state, NULL on the CPU */
@@ -39,44 +47,56 @@ struct sl_ctx {
     sl_err err;
     sl_tap_fn *tap; /* NULL: nobody looks */
     void *tap_user;
-    const volatile int *cancel; /* every operation looks at it first; nonzero -> SL_CANCELLED. May be NULL */
+    /* every operation looks at it first; nonzero -> SL_CANCELLED. May be NULL */
+    const volatile int *cancel;
 };
 
 typedef enum { SL_ACT_NONE, SL_ACT_GELU_TANH, SL_ACT_GELU_ERF, SL_ACT_SILU } sl_activation;
 
-/* A 3-D convolution over channels-last frames. Time is causal: with stride_t 1 output frame t sees the input frames t-(kt-1) .. t,
- * the first of them in the history before the chunk.
+/* A 3-D convolution over channels-last frames. Time is causal: with stride_t 1 output
+ * frame t sees the input frames t-(kt-1) .. t, the first of them in the history before
+ * the chunk.
  *   kt, kh, kw     kernel extents
- *   stride_t       1; or 2, with kt 3 and one frame of history only: an output for every second frame (see sl_conv3d)
+ *   stride_t       1; or 2, with kt 3 and one frame of history only: an output for every
+ *                  second frame (see sl_conv3d)
  *   stride_hw      1 or 2
  *   pad            zeros on all four sides of each frame (1 for 3x3, 0 for 1x1)
- *   pad_end        zeros on the right and bottom only (1 for the stride-2 downsampling convolution)
+ *   pad_end        zeros on the right and bottom only (1 for the stride-2 downsampling
+ *                  convolution)
  *   upsample       1: nearest-neighbour x2 of each frame first (fused: never stored) */
 typedef struct {
     int kt, kh, kw, stride_t, stride_hw, pad, pad_end, upsample;
 } sl_conv;
 
-/* ---- context and memory ------------------------------------------------------------------------ */
+/* ---- context and memory ---- */
 
 extern const sl_ops sl_ops_cpu, sl_ops_plan;
-/* The plan body of the device whose table this is: its activations' dtype and its sizes, no work. sl_ops_plan is the CPU's. */
+/* The plan body of the device whose table this is: its activations' dtype and its sizes,
+ * no work. sl_ops_plan is the CPU's. */
 sl_ops sl_ops_plan_of(const sl_ops *device);
 
-/* A context on `ops` with an arena of `arena_bytes` (0: none yet). Owns the arena; sl_ctx_close frees it
- * and may be called on a zeroed or closed ctx. Errors: SL_NOMEM naming bytes wanted. */
+/* A context on `ops` with an arena of `arena_bytes` (0: none yet). Owns the arena;
+ * sl_ctx_close frees it and may be called on a zeroed or closed ctx. Errors: SL_NOMEM
+ * naming bytes wanted. */
 sl_code sl_ctx_open(sl_ctx *ctx, const sl_ops *ops, size_t arena_bytes, sl_err *err);
 void sl_ctx_close(sl_ctx *ctx);
-/* Make the arena at least `bytes` large; it must be empty (arena_used 0). Old contents are lost. */
+/* Make the arena at least `bytes` large; it must be empty (arena_used 0). Old contents
+ * are lost. */
 sl_code sl_ctx_reserve(sl_ctx *ctx, size_t bytes, sl_err *err);
 
-bool sl_ok(const sl_ctx *ctx);  /* no error so far, and *ctx->cancel is not set; the same while planning */
-bool sl_cancelled(sl_ctx *ctx); /* reads *ctx->cancel; if set, makes the ctx fail with SL_CANCELLED */
-/* Copy the sticky error out, clear it, empty the arena; its code. SL_CANCELLED if there is none but *ctx->cancel is set. */
+/* no error so far, and *ctx->cancel is not set; the same while planning */
+bool sl_ok(const sl_ctx *ctx);
+/* reads *ctx->cancel; if set, makes the ctx fail with SL_CANCELLED */
+bool sl_cancelled(sl_ctx *ctx);
+/* Copy the sticky error out, clear it, empty the arena; its code. SL_CANCELLED if there
+ * is none but *ctx->cancel is set. */
 sl_code sl_ctx_error(sl_ctx *ctx, sl_err *err);
-void sl_ctx_fail(sl_ctx *ctx, sl_code code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+void sl_ctx_fail(sl_ctx *ctx, sl_code code, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
 
-/* An uninitialised dense tensor in the arena, 256-byte aligned. After an error: a tensor with NULL data
- * and the right shape. SL_NOMEM if the arena is too small (a planning bug: it names both sizes). */
+/* An uninitialised dense tensor in the arena, 256-byte aligned. After an error: a tensor
+ * with NULL data and the right shape. SL_NOMEM if the arena is too small (a planning bug:
+ * it names both sizes). */
 sl_tensor sl_new(sl_ctx *ctx, sl_dtype dtype, int rank, const int64_t *shape);
 sl_tensor sl_new1(sl_ctx *ctx, sl_dtype dtype, int64_t a);
 sl_tensor sl_new2(sl_ctx *ctx, sl_dtype dtype, int64_t a, int64_t b);
@@ -85,125 +105,161 @@ size_t sl_mark(const sl_ctx *ctx);
 void sl_release(sl_ctx *ctx, size_t mark); /* everything taken since that mark is free again */
 sl_dtype sl_act(const sl_ctx *ctx);        /* dtype of activations here */
 
-/* Memory that outlives the arena (weights, caches). NULL after an error. Freed by sl_device_free. */
+/* Memory that outlives the arena (weights, caches). NULL after an error. Freed by
+ * sl_device_free. */
 void *sl_device_alloc(sl_ctx *ctx, size_t bytes);
 void sl_device_free(sl_ctx *ctx, void *p);
 
-/* Host <-> device, dense tensors, no conversion; sl_bytes(t) bytes. download waits for the stream. */
+/* Host <-> device, dense tensors, no conversion; sl_bytes(t) bytes. download waits for
+ * the stream. */
 void sl_upload(sl_ctx *ctx, const sl_tensor *dst, const void *host);
 void sl_download(sl_ctx *ctx, void *host, const sl_tensor *src);
 void sl_sync(sl_ctx *ctx);
 void sl_tap(sl_ctx *ctx, const char *name, const sl_tensor *t); /* ctx->tap if set */
 
-/* ---- elementwise and data movement ------------------------------------------------------------- */
+/* ---- elementwise and data movement ---- */
 
 void sl_zero(sl_ctx *ctx, const sl_tensor *y); /* any dtype, dense */
 /* y = x: one shape; float dtypes convert, rounding once; rank-2 views may be pitched. */
 void sl_copy(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x);
 /* y = a + b: one shape, each F32 or act, arithmetic in F32; y may be a or b. */
 void sl_add(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *a, const sl_tensor *b);
-void sl_sub(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *a, const sl_tensor *b); /* y = a - b, as sl_add */
-void sl_silu(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x); /* y = x / (1 + exp(-x)); y may be x; dtypes may differ */
-/* y = gelu_tanh(a) * b: the gate of UMT5's feed-forward (transformers NewGELUActivation). act, one shape; y may be a. */
+/* y = a - b, as sl_add */
+void sl_sub(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *a, const sl_tensor *b);
+/* y = x / (1 + exp(-x)); y may be x; dtypes may differ */
+void sl_silu(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x);
+/* y = gelu_tanh(a) * b: the gate of UMT5's feed-forward (transformers NewGELUActivation).
+ * act, one shape; y may be a. */
 void sl_geglu(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *a, const sl_tensor *b);
-/* y[i, :] = table[ids[i], :]; ids are host memory, each checked against the table's rows. y act [n, d]. */
+/* y[i, :] = table[ids[i], :]; ids are host memory, each checked against the table's rows.
+ * y act [n, d]. */
 void sl_embed(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *table, const int32_t *ids);
 
-/* ---- matrices: DiT, UMT5, CLIP ------------------------------------------------------------------- */
+/* ---- matrices: DiT, UMT5, CLIP ---- */
 
-/* y[M,N] = activation(x[M,K] w[N,K]^T + b[N]). x, y rank 2, may be pitched; w matrix weight, dense; b vector
- * or NULL. x and y act, or both F32 with an F32 w (the time embedder, CLIP). M may be 1. y is not x.
+/* y[M,N] = activation(x[M,K] w[N,K]^T + b[N]). x, y rank 2, may be pitched; w matrix
+ * weight, dense; b vector or NULL. x and y act, or both F32 with an F32 w (the time
+ * embedder, CLIP). M may be 1. y is not x.
  * Cost 2 M N K operations. */
-void sl_linear(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, const sl_tensor *b,
-               sl_activation activation);
+void sl_linear(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w,
+               const sl_tensor *b, sl_activation activation);
 
-/* LayerNorm over the last index, statistics in F32. x, y rank 2, act or both F32; w, b [d] vectors or both NULL; y may be x. */
-void sl_layernorm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, const sl_tensor *b, float eps);
-/* AdaLN: y = LN(x) * (1 + scale) + shift, LN without parameters; scale, shift F32 [d]. y may be x.
+/* LayerNorm over the last index, statistics in F32. x, y rank 2, act or both F32; w, b
+ * [d] vectors or both NULL; y may be x. */
+void sl_layernorm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w,
+                  const sl_tensor *b, float eps);
+/* AdaLN: y = LN(x) * (1 + scale) + shift, LN without parameters; scale, shift F32 [d]. y
+ * may be x.
  * Source: diffusers transformer_wan.py, WanTransformerBlock.forward. */
-void sl_layernorm_modulate(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *scale, const sl_tensor *shift,
-                           float eps);
-/* RMSNorm over the last index: y = x * rsqrt(mean(x^2) + eps) * w, statistics in F32. w vector [d].
- * x, y may be pitched; y may be x. */
+void sl_layernorm_modulate(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x,
+                           const sl_tensor *scale, const sl_tensor *shift, float eps);
+/* RMSNorm over the last index: y = x * rsqrt(mean(x^2) + eps) * w, statistics in F32. w
+ * vector [d]. x, y may be pitched; y may be x. */
 void sl_rmsnorm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, float eps);
-/* RMSNorm over all of d = heads * head_dim, then rotary embedding within each head on interleaved pairs:
- * (y[2k], y[2k+1]) = (x[2k] c - x[2k+1] s, x[2k] s + x[2k+1] c), c = cos[n,k], s = sin[n,k].
- * cos, sin F32 [N, head_dim/2]. x, y [N, d] act, may be pitched; y may be x. */
-void sl_rmsnorm_rope(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, float eps, const sl_tensor *cos,
-                     const sl_tensor *sin, int heads);
+/* RMSNorm over all of d = heads * head_dim, then rotary embedding within each head on
+ * interleaved pairs: (y[2k], y[2k+1]) = (x[2k] c - x[2k+1] s, x[2k] s + x[2k+1] c), c =
+ * cos[n,k], s = sin[n,k]. cos, sin F32 [N, head_dim/2]. x, y [N, d] act, may be pitched;
+ * y may be x. */
+void sl_rmsnorm_rope(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w,
+                     float eps, const sl_tensor *cos, const sl_tensor *sin, int heads);
 /* x += y * gate[d]  in F32, one rounding. x, y act [N, d]; gate F32 [d]. */
 void sl_gated_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_tensor *gate);
 
-/* x += (a[M,K] w[N,K]^T + b) * gate[N], a residual branch's last layer: what sl_linear into y, then sl_gated_add (gate NULL: sl_add)
- * to x do, and a device that can does it in one product, rounding once. x, y act [M, N], dense; y is only memory to work in: what it
- * holds afterwards is unspecified. gate F32 or NULL; a, w, b as for sl_linear, and apart from x and y. */
-void sl_linear_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_tensor *a, const sl_tensor *w, const sl_tensor *b,
-                   const sl_tensor *gate);
+/* x += (a[M,K] w[N,K]^T + b) * gate[N], a residual branch's last layer: what sl_linear
+ * into y, then sl_gated_add (gate NULL: sl_add) to x do, and a device that can does it in
+ * one product, rounding once. x, y act [M, N], dense; y is only memory to work in: what
+ * it holds afterwards is unspecified. gate F32 or NULL; a, w, b as for sl_linear, and
+ * apart from x and y. */
+void sl_linear_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_tensor *a,
+                   const sl_tensor *w, const sl_tensor *b, const sl_tensor *gate);
 
-/* o = softmax(q k^T * scale + bias) v per head, full (not causal), softmax in F32, never a whole
- * [Nq, Nk] in memory. q, o [Nq, heads * D]; k, v [Nk, heads * D]; all act or all F32; each may be pitched; Nk >= 1.
- * bias: NULL or F32 [heads, Nq + Nk - 1], added at index (key - query + Nq - 1) (UMT5's relative table).
- * accumulate: o += result instead (both rounded to o's dtype first). o may not overlap q, k, v. */
-void sl_attention(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k, const sl_tensor *v, int heads,
-                  float scale, const sl_tensor *bias, bool accumulate);
+/* o = softmax(q k^T * scale + bias) v per head, full (not causal), softmax in F32, never
+ * a whole [Nq, Nk] in memory. q, o [Nq, heads * D]; k, v [Nk, heads * D]; all act or all
+ * F32; each may be pitched; Nk >= 1. bias: NULL or F32 [heads, Nq + Nk - 1], added at
+ * index (key - query + Nq - 1) (UMT5's relative table). accumulate: o += result instead
+ * (both rounded to o's dtype first). o may not overlap q, k, v. */
+void sl_attention(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k,
+                  const sl_tensor *v, int heads, float scale, const sl_tensor *bias,
+                  bool accumulate);
 
-/* o = softmax(q k1^T * scale) v1 + softmax(q k2^T * scale) v2: what sl_attention, then sl_attention with accumulate do, each result
- * and their sum rounded to o's dtype; a device that can does both in one pass over q and o. Arguments as for sl_attention. */
-void sl_attention_two(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k1, const sl_tensor *v1,
-                      const sl_tensor *k2, const sl_tensor *v2, int heads, float scale);
+/* o = softmax(q k1^T * scale) v1 + softmax(q k2^T * scale) v2: what sl_attention, then
+ * sl_attention with accumulate do, each result and their sum rounded to o's dtype; a
+ * device that can does both in one pass over q and o. Arguments as for sl_attention. */
+void sl_attention_two(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k1,
+                      const sl_tensor *v1, const sl_tensor *k2, const sl_tensor *v2, int heads,
+                      float scale);
 
-/* ---- DiT's edges and the sampler ----------------------------------------------------------------- */
+/* ---- DiT's edges and the sampler ---- */
 
-/* Latents F32 [C1,T,H,W] and condition F32 [C2,T,H,W] (NULL: C2 = 0) to patch rows y act [T*(H/2)*(W/2), (C1+C2)*4],
- * row (t, y, x), column (c, py, px): the input of the patch embedding as a matrix product. */
-void sl_patchify(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *latents, const sl_tensor *condition);
+/* Latents F32 [C1,T,H,W] and condition F32 [C2,T,H,W] (NULL: C2 = 0) to patch rows y act
+ * [T*(H/2)*(W/2), (C1+C2)*4], row (t, y, x), column (c, py, px): the input of the patch
+ * embedding as a matrix product. */
+void sl_patchify(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *latents,
+                 const sl_tensor *condition);
 /* y F32 or act [C,T,H,W] from rows x act [T*(H/2)*(W/2), 4*C], column (py, px, c). */
 void sl_unpatchify(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x);
-/* Classifier-free guidance v = u + g * (c - u), each of the three results rounded to the tensors' dtype. v may be c or u. */
-void sl_guidance(sl_ctx *ctx, const sl_tensor *v, const sl_tensor *cond, const sl_tensor *uncond, float g);
-/* x0 = x - round_v(sigma * v): the flow prediction's clean sample. x0, x F32; v any float dtype (its rounding is kept). */
-void sl_flow_x0(sl_ctx *ctx, const sl_tensor *x0, const sl_tensor *x, const sl_tensor *v, float sigma);
+/* Classifier-free guidance v = u + g * (c - u), each of the three results rounded to the
+ * tensors' dtype. v may be c or u. */
+void sl_guidance(sl_ctx *ctx, const sl_tensor *v, const sl_tensor *cond, const sl_tensor *uncond,
+                 float g);
+/* x0 = x - round_v(sigma * v): the flow prediction's clean sample. x0, x F32; v any float
+ * dtype (its rounding is kept). */
+void sl_flow_x0(sl_ctx *ctx, const sl_tensor *x0, const sl_tensor *x, const sl_tensor *v,
+                float sigma);
 /* y = sum_i a[i] * x[i], F32, n 1 .. 4, left to right; y may be any of x. */
-void sl_lincomb(sl_ctx *ctx, const sl_tensor *y, int n, const sl_tensor *const x[], const float a[]);
-/* First Block Cache: out[0] = mean |prev - r|, out[1] = mean |prev|, over all elements of two act tensors of
- * one shape. `out` is host memory; waits. The sum's order is fixed, so equal inputs give equal bits. */
+void sl_lincomb(sl_ctx *ctx, const sl_tensor *y, int n, const sl_tensor *const x[],
+                const float a[]);
+/* First Block Cache: out[0] = mean |prev - r|, out[1] = mean |prev|, over all elements of
+ * two act tensors of one shape. `out` is host memory; waits. The sum's order is fixed, so
+ * equal inputs give equal bits. */
 void sl_mean_abs(sl_ctx *ctx, float out[2], const sl_tensor *prev, const sl_tensor *r);
 
-/* ---- VAE: frames are channels-last, [T, H, W, C] act -------------------------------------------------- */
+/* ---- VAE: frames are channels-last, [T, H, W, C] act ---- */
 
-/* y = conv(x) + b (+ residual). w packed by graphs/weights.h from [Co,Ci,kt,kh,kw]; seen here with that shape.
+/* y = conv(x) + b (+ residual). w packed by graphs/weights.h from [Co,Ci,kt,kh,kw]; seen
+ * here with that shape.
  *   x         [T,H,W,Ci]
- *   history   [kt-1,H,W,Ci]: the frames before x. NULL: zeros, when stride_t == 1; for stride_t == 2 a
- *             history of ONE frame [1,H,W,Ci] is required and y frame j is centred so that
- *             y[j] = W . (z[2j], z[2j+1], z[2j+2]) with z = cat(history, x)
+ *   history   [kt-1,H,W,Ci]: the frames before x. NULL: zeros, when stride_t == 1; for
+ *             stride_t == 2 a history of ONE frame [1,H,W,Ci] is required and y frame j
+ *             is centred so that y[j] = W . (z[2j], z[2j+1], z[2j+2]) with z =
+ *             cat(history, x)
  *   residual  like y, or NULL; y may be residual
  *   y         stride_t 1: T frames; stride_t 2: T/2 frames (T even)
  *             height: (H * (upsample?2:1) + 2*pad + pad_end - kh) / stride_hw + 1, width alike
  * Zero padding in space. Cost 2 * |y| * Ci * kt * kh * kw operations. */
-void sl_conv3d(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *history, const sl_tensor *w,
-               const sl_tensor *b, const sl_tensor *residual, const sl_conv *conv);
+void sl_conv3d(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *history,
+               const sl_tensor *w, const sl_tensor *b, const sl_tensor *residual,
+               const sl_conv *conv);
 /* history [n,H,W,C] = the last n frames of cat(history, x). */
 void sl_conv_history(sl_ctx *ctx, const sl_tensor *history, const sl_tensor *x);
-/* y = x / max(||x||_2 over channels, 1e-12) * sqrt(C) * gamma[c], then SiLU if silu. y may be x.
+/* y = x / max(||x||_2 over channels, 1e-12) * sqrt(C) * gamma[c], then SiLU if silu. y
+ * may be x.
  * Source: diffusers autoencoder_kl_wan.py, WanRMS_norm. */
-void sl_vae_norm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *gamma, bool silu);
-/* y [2T,H,W,C] from x [T,H,W,2C]: channels [0,C) of frame t are frame 2t, [C,2C) are frame 2t+1. */
+void sl_vae_norm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *gamma,
+                 bool silu);
+/* y [2T,H,W,C] from x [T,H,W,2C]: channels [0,C) of frame t are frame 2t, [C,2C) are
+ * frame 2t+1. */
 void sl_time_shuffle(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x);
-/* y act [T,H,W,C] = x F32 [C,T,H,W] * mul[c] + add[c]; mul, add host float arrays of C, NULL: 1 and 0. */
-void sl_to_channels_last(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const float *mul, const float *add);
+/* y act [T,H,W,C] = x F32 [C,T,H,W] * mul[c] + add[c]; mul, add host float arrays of C,
+ * NULL: 1 and 0. */
+void sl_to_channels_last(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const float *mul,
+                         const float *add);
 /* y F32 [C,T,H,W] = (x act [T,H,W,>=C] first C channels) * mul[c] + add[c]. */
-void sl_to_channels_first(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const float *mul, const float *add);
-/* y U8 [T,H,W,3] = round(255 * clamp(x*0.5 + 0.5, 0, 1)) to nearest even, x act [T,H,W,3]. NaN gives 0. */
+void sl_to_channels_first(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const float *mul,
+                          const float *add);
+/* y U8 [T,H,W,3] = round(255 * clamp(x*0.5 + 0.5, 0, 1)) to nearest even, x act
+ * [T,H,W,3]. NaN gives 0. */
 void sl_frames_rgb8(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x);
 
-/* ---- a body ------------------------------------------------------------------------------------------ */
+/* ---- a body ---- */
 
-/* What a device implements. Arguments are as above and already checked; a body returns a code and fills
- * ctx->err through sl_ctx_fail. */
+/* What a device implements. Arguments are as above and already checked; a body returns a
+ * code and fills ctx->err through sl_ctx_fail. */
 struct sl_ops {
     const char *name;
     sl_dtype act;
-    bool plan;                                 /* true: no data exists; of the functions only packed_conv_bytes is called */
+    /* true: no data exists; of the functions only packed_conv_bytes is called */
+    bool plan;
     sl_code (*open)(sl_ctx *ctx, sl_err *err); /* device state; may be NULL */
     void (*close)(sl_ctx *ctx);                /* may be NULL */
     void *(*alloc)(sl_ctx *ctx, size_t bytes); /* NULL if there is none; 256-byte aligned */
@@ -218,37 +274,42 @@ struct sl_ops {
     void (*silu)(sl_ctx *, const sl_tensor *, const sl_tensor *);
     void (*geglu)(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *);
     void (*embed)(sl_ctx *, const sl_tensor *, const sl_tensor *, const int32_t *);
-    void (*linear)(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *, sl_activation);
-    void (*layernorm)(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *, float);
-    void (*layernorm_modulate)(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *, float);
+    void (*linear)(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *,
+                   const sl_tensor *, sl_activation);
+    void (*layernorm)(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *,
+                      const sl_tensor *, float);
+    void (*layernorm_modulate)(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *,
+                               const sl_tensor *, float);
     void (*rmsnorm)(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, float);
-    void (*rmsnorm_rope)(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, float, const sl_tensor *,
-                         const sl_tensor *, int);
+    void (*rmsnorm_rope)(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, float,
+                         const sl_tensor *, const sl_tensor *, int);
     void (*gated_add)(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *);
     /* May be NULL; false: nothing was done, for it cannot in one product. */
-    bool (*linear_add)(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *,
-                       const sl_tensor *);
-    void (*attention)(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *, int, float,
-                      const sl_tensor *, bool);
+    bool (*linear_add)(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *,
+                       const sl_tensor *, const sl_tensor *, const sl_tensor *);
+    void (*attention)(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *,
+                      const sl_tensor *, int, float, const sl_tensor *, bool);
     /* May be NULL; false: nothing was done, for it cannot in one pass. */
-    bool (*attention_two)(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *,
-                          const sl_tensor *, int, float);
+    bool (*attention_two)(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *,
+                          const sl_tensor *, const sl_tensor *, const sl_tensor *, int, float);
     void (*patchify)(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *);
     void (*unpatchify)(sl_ctx *, const sl_tensor *, const sl_tensor *);
     void (*guidance)(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, float);
     void (*flow_x0)(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, float);
     void (*lincomb)(sl_ctx *, const sl_tensor *, int, const sl_tensor *const[], const float[]);
     void (*mean_abs)(sl_ctx *, float[2], const sl_tensor *, const sl_tensor *);
-    void (*conv3d)(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *,
-                   const sl_tensor *, const sl_conv *);
+    void (*conv3d)(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *,
+                   const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_conv *);
     void (*conv_history)(sl_ctx *, const sl_tensor *, const sl_tensor *);
     void (*vae_norm)(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, bool);
     void (*time_shuffle)(sl_ctx *, const sl_tensor *, const sl_tensor *);
-    void (*to_channels_last)(sl_ctx *, const sl_tensor *, const sl_tensor *, const float *, const float *);
-    void (*to_channels_first)(sl_ctx *, const sl_tensor *, const sl_tensor *, const float *, const float *);
+    void (*to_channels_last)(sl_ctx *, const sl_tensor *, const sl_tensor *, const float *,
+                             const float *);
+    void (*to_channels_first)(sl_ctx *, const sl_tensor *, const sl_tensor *, const float *,
+                              const float *);
     void (*frames_rgb8)(sl_ctx *, const sl_tensor *, const sl_tensor *);
-    /* Rearrange a convolution weight, host float32 [Co,Ci,kt,kh,kw], into the body's own packed order at `dst`
-     * (device memory of packed_conv_bytes). */
+    /* Rearrange a convolution weight, host float32 [Co,Ci,kt,kh,kw], into the body's own
+     * packed order at `dst` (device memory of packed_conv_bytes). */
     size_t (*packed_conv_bytes)(sl_ctx *, const int64_t shape[5]);
     void (*pack_conv)(sl_ctx *, void *dst, const float *src, const int64_t shape[5]);
 };

@@ -1,4 +1,5 @@
-/* plan.c - the body without memory or work: a graph run on it has its shapes checked and its arena measured. */
+/* plan.c - the body without memory or work: a graph run on it has its shapes checked and
+ * its arena measured. */
 #include "kernels/cpu/cpu.h"
 
 const sl_ops sl_ops_plan = {
@@ -10,5 +11,8 @@ const sl_ops sl_ops_plan = {
 
 sl_ops sl_ops_plan_of(const sl_ops *device)
 {
-    return (sl_ops){.name = "plan", .act = device->act, .plan = true, .packed_conv_bytes = device->packed_conv_bytes};
+    return (sl_ops){.name = "plan",
+                    .act = device->act,
+                    .plan = true,
+                    .packed_conv_bytes = device->packed_conv_bytes};
 }

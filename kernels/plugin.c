@@ -1,4 +1,5 @@
-/* plugin.c - finds sluice_cuda.so beside the program, opens it once and hands out its table. */
+/* plugin.c - finds sluice_cuda.so beside the program, opens it once and hands out its
+ * table. */
 #include "kernels/plugin.h"
 
 #include <dlfcn.h>
@@ -10,11 +11,13 @@
 
 #include "common/log.h"
 
-/* The plug-in calls these, whether or not the program does: one name of each object file keeps that file in the program, and the
- * link option -rdynamic shows all of its names to the plug-in. */
+/* The plug-in calls these, whether or not the program does: one name of each object file
+ * keeps that file in the program, and the link option -rdynamic shows all of its names to
+ * the plug-in. */
 typedef void any_function(void);
 static any_function *const LENT[]
-    __attribute__((used)) = {(any_function *)sl_fail, (any_function *)sl_log, (any_function *)sl_view, (any_function *)sl_ctx_fail};
+    __attribute__((used)) = {(any_function *)sl_fail, (any_function *)sl_log,
+                             (any_function *)sl_view, (any_function *)sl_ctx_fail};
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static const sl_plugin *plugin; /* NULL: `failure` says why */
@@ -27,15 +30,20 @@ static sl_code find(char *path, size_t size)
     const char *given = getenv("SLUICE_CUDA");
     if (given && *given) {
         if ((size_t)snprintf(path, size, "%s", given) < size) return SL_OK;
-        return sl_fail(&failure, SL_ARG, "SLUICE_CUDA: a path of %zu characters, want fewer than %zu", strlen(given), size);
+        return sl_fail(&failure, SL_ARG,
+                       "SLUICE_CUDA: a path of %zu characters, want fewer than %zu", strlen(given),
+                       size);
     }
     ssize_t n = readlink("/proc/self/exe", path, size - 1);
     if (n < 0)
-        return sl_fail(&failure, SL_SYS, "cannot find this program's folder, where %s lies: set SLUICE_CUDA to its path", name);
+        return sl_fail(
+            &failure, SL_SYS,
+            "cannot find this program's folder, where %s lies: set SLUICE_CUDA to its path", name);
     path[n] = 0;
     char *slash = strrchr(path, '/');
     size_t folder = slash ? (size_t)(slash + 1 - path) : 0;
-    if (folder + sizeof name > size) return sl_fail(&failure, SL_SYS, "%s: the folder's path is too long", path);
+    if (folder + sizeof name > size)
+        return sl_fail(&failure, SL_SYS, "%s: the folder's path is too long", path);
     memcpy(path + folder, name, sizeof name);
     return SL_OK;
 }
@@ -60,13 +68,18 @@ static void open_plugin(void)
     }
     const sl_plugin *found = dlsym(library, "sl_plugin_entry");
     if (!found) {
-        sl_fail(&failure, SL_ARG, "CUDA plug-in %s: it has no sl_plugin_entry, so it is no plug-in of sluice", path);
+        sl_fail(&failure, SL_ARG,
+                "CUDA plug-in %s: it has no sl_plugin_entry, so it is no plug-in of sluice", path);
         dlclose(library);
     } else if (found->abi != SL_PLUGIN_ABI) {
-        sl_fail(&failure, SL_ARG, "CUDA plug-in %s: its interface is number %d, want %d: build program and plug-in together", path,
-                found->abi, SL_PLUGIN_ABI);
+        sl_fail(&failure, SL_ARG,
+                "CUDA plug-in %s: its interface is number %d, want %d: build program and plug-in "
+                "together",
+                path, found->abi, SL_PLUGIN_ABI);
         dlclose(library);
-    } else plugin = found; /* never closed: contexts, slabs and CUDA's own threads live in it until the process ends */
+        /* never closed: contexts, slabs and CUDA's own threads live in it until the
+         * process ends */
+    } else plugin = found;
 }
 
 const sl_plugin *sl_plugin_cuda(sl_err *err)

@@ -1,7 +1,9 @@
-/* plugin.h - the CUDA plug-in sluice_cuda.so: what it lends to a program that was built without CUDA.
+/* plugin.h - the CUDA plug-in sluice_cuda.so: what it lends to a program that was built
+ * without CUDA.
  *
- * Programs never link CUDA. The first that wants a device "cuda:N" opens sluice_cuda.so from the folder of its own binary
- * (SLUICE_CUDA names another file); the plug-in finds sl_fail, sl_ctx_fail and their like in the program that opened it. */
+ * Programs never link CUDA. The first that wants a device "cuda:N" opens sluice_cuda.so
+ * from the folder of its own binary (SLUICE_CUDA names another file); the plug-in finds
+ * sl_fail, sl_ctx_fail and their like in the program that opened it. */
 #ifndef SL_PLUGIN_H
 #define SL_PLUGIN_H
 
@@ -13,10 +15,12 @@
 /* One tensor (or a part of one) to bring from a file into device memory. */
 typedef struct {
     int fd;
-    int64_t offset;    /* of its bytes in the file */
-    int64_t count;     /* elements */
-    sl_dtype from, to; /* as stored: F32, BF16, F16; as wanted on the device: F32 or BF16 (one rounding, to nearest even) */
-    void *dst;         /* device memory, count * sizeof(to) */
+    int64_t offset; /* of its bytes in the file */
+    int64_t count;  /* elements */
+    /* as stored: F32, BF16, F16; as wanted on the device: F32 or BF16 (one rounding, to
+     * nearest even) */
+    sl_dtype from, to;
+    void *dst; /* device memory, count * sizeof(to) */
 } sl_load_piece;
 
 typedef struct {
@@ -25,32 +29,42 @@ typedef struct {
 } sl_load_figures;
 
 typedef struct {
-    int abi;           /* SL_PLUGIN_ABI */
-    const sl_ops *ops; /* bf16 body; sl_ctx_open makes the context on the calling thread's device, with a stream of its own */
+    int abi; /* SL_PLUGIN_ABI */
+    /* bf16 body; sl_ctx_open makes the context on the calling thread's device, with a
+     * stream of its own */
+    const sl_ops *ops;
     const sl_slab_ops *slabs;
     int (*devices)(void);                    /* 0 if there are none */
     sl_code (*use)(int device, sl_err *err); /* the calling thread works on it from now on */
-    sl_code (*memory)(int device, size_t *free_bytes, size_t *total_bytes, sl_err *err); /* opens a context on it */
-    sl_code (*describe)(int device, char *name, size_t size, int *sm, sl_err *err);      /* "NVIDIA H100 80GB HBM3", 90 */
-    sl_code (*can_map)(int device, int other, bool *yes, sl_err *err);                   /* peer access both ways */
-    void *(*host_alloc)(size_t bytes);                                                   /* pinned; NULL if there is none */
+    /* opens a context on it */
+    sl_code (*memory)(int device, size_t *free_bytes, size_t *total_bytes, sl_err *err);
+    /* "NVIDIA H100 80GB HBM3", 90 */
+    sl_code (*describe)(int device, char *name, size_t size, int *sm, sl_err *err);
+    /* peer access both ways */
+    sl_code (*can_map)(int device, int other, bool *yes, sl_err *err);
+    /* pinned; NULL if there is none */
+    void *(*host_alloc)(size_t bytes);
     void (*host_free)(void *p);
-    sl_code (*host_register)(void *p, size_t bytes, sl_err *err); /* pin memory that is there (a shared slab) */
+    /* pin memory that is there (a shared slab) */
+    sl_code (*host_register)(void *p, size_t bytes, sl_err *err);
     void (*host_unregister)(void *p);
-    /* Asynchronous copies between pinned host memory and the device, on ctx's stream; sl_sync waits. */
+    /* Asynchronous copies between pinned host memory and the device, on ctx's stream;
+     * sl_sync waits. */
     void (*copy_in)(sl_ctx *ctx, void *device, const void *host, size_t bytes);
     void (*copy_out)(sl_ctx *ctx, void *host, const void *device, size_t bytes);
-    /* Read n pieces with `threads` readers (0: a good number) through pinned staging, convert on the device, wait for all of it.
-     * Never holds more than its staging of the file in host memory. *cancel (may be NULL) nonzero: SL_CANCELLED. */
-    sl_code (*load)(const sl_load_piece *pieces, int n, int threads, const volatile int *cancel, sl_load_figures *figures,
-                    sl_err *err);
-    /* n elements (F32 or BF16) of centre + spread * u, u uniform in -1 .. 1 from seed and index: bit for bit graphs/weights.c's.
-     * On ctx's stream. */
-    void (*random)(sl_ctx *ctx, void *dst, sl_dtype dtype, int64_t n, float centre, float spread, uint64_t seed);
+    /* Read n pieces with `threads` readers (0: a good number) through pinned staging,
+     * convert on the device, wait for all of it. Never holds more than its staging of the
+     * file in host memory. *cancel (may be NULL) nonzero: SL_CANCELLED. */
+    sl_code (*load)(const sl_load_piece *pieces, int n, int threads, const volatile int *cancel,
+                    sl_load_figures *figures, sl_err *err);
+    /* n elements (F32 or BF16) of centre + spread * u, u uniform in -1 .. 1 from seed and
+     * index: bit for bit graphs/weights.c's. On ctx's stream. */
+    void (*random)(sl_ctx *ctx, void *dst, sl_dtype dtype, int64_t n, float centre, float spread,
+                   uint64_t seed);
 } sl_plugin;
 
-/* The plug-in, opened on the first call and kept; safe from several threads. NULL: it is not there (SL_ARG, the file's name and
- * the reason), or its abi is another. */
+/* The plug-in, opened on the first call and kept; safe from several threads. NULL: it is
+ * not there (SL_ARG, the file's name and the reason), or its abi is another. */
 const sl_plugin *sl_plugin_cuda(sl_err *err);
 
 #endif

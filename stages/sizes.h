@@ -1,8 +1,10 @@
-/* sizes.h - what a job takes in each stage, in bytes: written once, for the stages, which take it, and for `sluice plan`, which tells it.
+/* sizes.h - what a job takes in each stage, in bytes: written once, for the stages, which
+ * take it, and for `sluice plan`, which tells it.
  *
- * The arena's size is found by running the stage's own graph on the plan body of its device (sl_ops_plan_of): no memory, no work, no
- * numbers. `ops` is the device's table, or already a plan body. Networks may have been made by a loader that only counts.
- * The denoiser's is in stages/denoise/memory.h. */
+ * The arena's size is found by running the stage's own graph on the plan body of its
+ * device (sl_ops_plan_of): no memory, no work, no numbers. `ops` is the device's table,
+ * or already a plan body. Networks may have been made by a loader that only counts. The
+ * denoiser's is in stages/denoise/memory.h. */
 #ifndef SL_SIZES_H
 #define SL_SIZES_H
 
@@ -13,42 +15,52 @@
 #include "graphs/umt5.h"
 #include "graphs/vae.h"
 
-#define SL_CHUNK_LATENTS 1 /* latent frames that the decoder takes at a time: 4 frames of video (1 in the first) */
+/* latent frames that the decoder takes at a time: 4 frames of video (1 in the first) */
+#define SL_CHUNK_LATENTS 1
 #define SL_MASK_CHANNELS 4 /* of the condition, before the VAE's */
 #define SL_HELD 4096       /* a slot's own table, beside its tensors */
 
-/* What a process takes of a GPU beside weights, arena and slots. The context: what the driver keeps for one process, with the code of
- * the kernels, of cublasLt and of cuDNN that it has used (loaded lazily). Measured on an H100, driver 580, as what nvidia-smi shows of
- * each stage of a 14B job beside weights, arena, slots, workspace and scratch. */
+/* What a process takes of a GPU beside weights, arena and slots. The context: what the
+ * driver keeps for one process, with the code of the kernels, of cublasLt and of cuDNN
+ * that it has used (loaded lazily). Measured on an H100, driver 580, as what nvidia-smi
+ * shows of each stage of a 14B job beside weights, arena, slots, workspace and scratch. */
 #define SL_GPU_CONTEXT_BYTES ((size_t)512 << 20)
 #define SL_GPU_WORKSPACE_BYTES ((size_t)64 << 20) /* of cublasLt and cuDNN */
-#define SL_GPU_SCRATCH_BYTES                                                                                                       \
-    ((size_t)288 << 20) /* the most that an operation takes: attention's scores, and a result to be added */
+#define SL_GPU_SCRATCH_BYTES                                                                       \
+    ((size_t)288                                                                                   \
+     << 20) /* the most that an operation takes: attention's scores, and a result to be added */
 
 typedef struct {
-    size_t kept; /* what one job keeps from its beginning to its end: caches, tables, contexts */
+    /* what one job keeps from its beginning to its end: caches, tables, contexts */
+    size_t kept;
     size_t peak; /* the whole arena, `kept` included */
 } sl_arena;
 
-/* Errors of all: SL_SHAPE, SL_ARG a shape that the network refuses; SL_NOMEM more than an address space. */
-sl_code sl_arena_text(sl_arena *out, const sl_ops *ops, const sl_umt5_config *c, const sl_umt5 *m, sl_err *err);
+/* Errors of all: SL_SHAPE, SL_ARG a shape that the network refuses; SL_NOMEM more than an
+ * address space. */
+sl_code sl_arena_text(sl_arena *out, const sl_ops *ops, const sl_umt5_config *c, const sl_umt5 *m,
+                      sl_err *err);
 /* The image stage's, with both results; clip NULL: a model that takes no tokens. */
-sl_code sl_arena_image(sl_arena *out, const sl_ops *ops, const sl_model *model, const sl_clip *clip, const sl_vae_encoder *vae,
-                       const sl_job *job, sl_err *err);
+sl_code sl_arena_image(sl_arena *out, const sl_ops *ops, const sl_model *model, const sl_clip *clip,
+                       const sl_vae_encoder *vae, const sl_job *job, sl_err *err);
 /* One of its two networks by itself. */
-sl_code sl_arena_clip(sl_arena *out, const sl_ops *ops, const sl_clip_config *c, const sl_clip *m, sl_err *err);
+sl_code sl_arena_clip(sl_arena *out, const sl_ops *ops, const sl_clip_config *c, const sl_clip *m,
+                      sl_err *err);
 /* last: there is a last picture too. */
-sl_code sl_arena_condition(sl_arena *out, const sl_ops *ops, const sl_vae_config *c, const sl_vae_encoder *m, const sl_job *job,
-                           bool last, sl_err *err);
-sl_code sl_arena_decode(sl_arena *out, const sl_ops *ops, const sl_vae_config *c, const sl_vae_decoder *m, const sl_job *job,
-                        sl_err *err);
+sl_code sl_arena_condition(sl_arena *out, const sl_ops *ops, const sl_vae_config *c,
+                           const sl_vae_encoder *m, const sl_job *job, bool last, sl_err *err);
+sl_code sl_arena_decode(sl_arena *out, const sl_ops *ops, const sl_vae_config *c,
+                        const sl_vae_decoder *m, const sl_job *job, sl_err *err);
 
-/* Where the slots lie in which a stage receives `purpose`: on the device, if sender and receiver work on one and the same GPU; else in
- * host memory. Frames always: the mux is a CPU's. */
+/* Where the slots lie in which a stage receives `purpose`: on the device, if sender and
+ * receiver work on one and the same GPU; else in host memory. Frames always: the mux is a
+ * CPU's. */
 sl_pool_kind sl_slot_kind(const sl_conf *conf, const char *purpose);
-/* Bytes of one slot of the pool in which a stage receives `purpose` ("text", "image", "latents", "frames") of videos up to this size. */
+/* Bytes of one slot of the pool in which a stage receives `purpose` ("text", "image",
+ * "latents", "frames") of videos up to this size. */
 size_t sl_slot_bytes(const sl_model *model, const char *purpose, int64_t pixels, int frames);
-/* Tokens that CLIP makes of this job's picture(s): 257 or 514, 0 for a model that takes none. */
+/* Tokens that CLIP makes of this job's picture(s): 257 or 514, 0 for a model that takes
+ * none. */
 int sl_image_tokens(const sl_model *model, const sl_job *job);
 
 #endif

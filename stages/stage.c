@@ -1,4 +1,5 @@
-/* stage.c - what every stage program shares: start-up, the control socket in its own thread, hand-overs, the spool writer. */
+/* stage.c - what every stage program shares: start-up, the control socket in its own
+ * thread, hand-overs, the spool writer. */
 #include "stages/stage.h"
 
 #include <errno.h>
@@ -58,7 +59,8 @@ struct sl_stage {
     job_attempt current, cancelled[CANCELS];
     int cancel_count;
     sl_pool *receive[MAX_POOLS];
-    sl_ticket told[MAX_POOLS][SL_POOL_MAX_SLOTS]; /* of each of their slots, the newest ticket that this process was told of */
+    /* of each of their slots, the newest ticket that this process was told of */
+    sl_ticket told[MAX_POOLS][SL_POOL_MAX_SLOTS];
     int receive_count;
     volatile int cancel_flag; /* set under the lock, read without: atomically */
     atomic_bool draining;
@@ -95,10 +97,12 @@ static void on_term(int sig)
 static void note_ticket(sl_stage *st, const sl_ticket *t)
 {
     for (int i = 0; i < st->receive_count; i++)
-        if (t->pool == sl_pool_id(st->receive[i]) && t->slot < SL_POOL_MAX_SLOTS) st->told[i][t->slot] = *t;
+        if (t->pool == sl_pool_id(st->receive[i]) && t->slot < SL_POOL_MAX_SLOTS)
+            st->told[i][t->slot] = *t;
 }
 
-/* What the main thread need not be asked for. true: the message is dealt with. reply->type: it is to be sent. */
+/* What the main thread need not be asked for. true: the message is dealt with.
+ * reply->type: it is to be sent. */
 static bool io_deal(sl_stage *st, const sl_msg *m, sl_msg *reply)
 {
     bool done = true;
@@ -119,7 +123,8 @@ static bool io_deal(sl_stage *st, const sl_msg *m, sl_msg *reply)
         if (st->current.job == m->cancel.job && st->current.attempt == m->cancel.attempt)
             __atomic_store_n(&st->cancel_flag, 1, __ATOMIC_RELAXED);
         else {
-            st->cancelled[st->cancel_count % CANCELS] = (job_attempt){m->cancel.job, m->cancel.attempt};
+            st->cancelled[st->cancel_count % CANCELS] =
+                (job_attempt){m->cancel.job, m->cancel.attempt};
             st->cancel_count++;
         }
         sl_turn_wake(&st->turn);
@@ -132,7 +137,8 @@ static bool io_deal(sl_stage *st, const sl_msg *m, sl_msg *reply)
             sl_pool_reap_unsent(st->receive[i], m->reap.pid, st->told[i], SL_POOL_MAX_SLOTS);
         break;
     case SL_MSG_DISCARD:
-        for (int i = 0; i < st->receive_count; i++) sl_pool_discard(st->receive[i], &m->discard.ticket);
+        for (int i = 0; i < st->receive_count; i++)
+            sl_pool_discard(st->receive[i], &m->discard.ticket);
         break;
     case SL_MSG_DRAIN: atomic_store(&st->draining, true); break;
     default: done = false;
@@ -155,10 +161,12 @@ static void *io_main(void *arg)
     zmq_setsockopt(dealer, ZMQ_LINGER, &linger, sizeof linger);
     zmq_setsockopt(dealer, ZMQ_SNDHWM, &none, sizeof none);
     zmq_setsockopt(to_main, ZMQ_SNDHWM, &none, sizeof none);
-    if (zmq_connect(dealer, st->endpoint) || zmq_connect(to_main, "inproc://to-main") || zmq_bind(from_all, "inproc://from-all"))
+    if (zmq_connect(dealer, st->endpoint) || zmq_connect(to_main, "inproc://to-main") ||
+        zmq_bind(from_all, "inproc://from-all"))
         sl_log(SL_LOG_ERROR, "cannot connect to %s: %s", st->endpoint, zmq_strerror(errno));
     m = (sl_msg){.type = SL_MSG_HEARTBEAT};
-    sl_wire_send(to_main, NULL, 0, &m, NULL); /* from_all is bound: the main thread may connect */
+    /* from_all is bound: the main thread may connect */
+    sl_wire_send(to_main, NULL, 0, &m, NULL);
 
     while (true) {
         int64_t now = sl_now_ns(), wait_ms = (next_beat - now) / 1000000;
@@ -173,7 +181,8 @@ static void *io_main(void *arg)
             wait_ms = beat_ms;
         }
         if (zmq_poll(items, 2, wait_ms) < 0 && errno != EINTR) break;
-        while (sl_wire_recv(from_all, NULL, NULL, &m, &err) == SL_OK) sl_wire_send(dealer, NULL, 0, &m, NULL);
+        while (sl_wire_recv(from_all, NULL, NULL, &m, &err) == SL_OK)
+            sl_wire_send(dealer, NULL, 0, &m, NULL);
         while (true) {
             sl_code rc = sl_wire_recv(dealer, NULL, NULL, &m, &err);
             if (rc == SL_FORMAT) sl_log_err("control socket", &err);
@@ -208,7 +217,8 @@ static void *spool_main(void *arg)
     void *out = open_out(st);
     pthread_mutex_lock(&st->spool_lock);
     while (true) {
-        while (!st->spool_head && !st->spool_quit) pthread_cond_wait(&st->spool_wake, &st->spool_lock);
+        while (!st->spool_head && !st->spool_quit)
+            pthread_cond_wait(&st->spool_wake, &st->spool_lock);
         spool_item *it = st->spool_head;
         if (!it) break;
         st->spool_head = it->next;
@@ -221,8 +231,10 @@ static void *spool_main(void *arg)
         for (int i = 0; i < it->n; i++) names[i] = it->names[i];
         sl_code rc = sl_st_save(it->path, it->n, names, it->tensors, &err);
         if (rc && !it->announce) sl_log(SL_LOG_WARN, "spool: %s", err.msg);
-        if (it->announce) { /* whether a failure matters, and is told, is the dispatcher's decision */
-            sl_msg m = {.type = SL_MSG_SPOOLED, .spooled = {.job = it->job, .attempt = it->attempt, .code = (int32_t)rc}};
+        /* whether a failure matters, and is told, is the dispatcher's decision */
+        if (it->announce) {
+            sl_msg m = {.type = SL_MSG_SPOOLED,
+                        .spooled = {.job = it->job, .attempt = it->attempt, .code = (int32_t)rc}};
             snprintf(m.spooled.name, sizeof m.spooled.name, "%s", it->name);
             snprintf(m.spooled.message, sizeof m.spooled.message, "%s", err.msg);
             sl_wire_send(out, NULL, 0, &m, NULL);
@@ -238,8 +250,8 @@ static void *spool_main(void *arg)
     return NULL;
 }
 
-void sl_stage_spool(sl_stage *st, const sl_msg_job *job, const char *name, bool announce, int n, const char *const names[],
-                    const sl_tensor tensors[])
+void sl_stage_spool(sl_stage *st, const sl_msg_job *job, const char *name, bool announce, int n,
+                    const char *const names[], const sl_tensor tensors[])
 {
     spool_item *it = calloc(1, sizeof *it);
     size_t total = 0, at = 0;
@@ -249,9 +261,11 @@ void sl_stage_spool(sl_stage *st, const sl_msg_job *job, const char *name, bool 
     if (it) it->memory = malloc(total + 1);
     snprintf(file, sizeof file, "%s.safetensors", name);
     if (!it || !it->memory || n > 8 || sl_path_join(it->path, job->dir, file, &err)) {
-        sl_msg m = {.type = SL_MSG_SPOOLED, .spooled = {.job = job->job, .attempt = job->attempt, .code = SL_NOMEM}};
+        sl_msg m = {.type = SL_MSG_SPOOLED,
+                    .spooled = {.job = job->job, .attempt = job->attempt, .code = SL_NOMEM}};
         snprintf(m.spooled.name, sizeof m.spooled.name, "%.15s", name);
-        snprintf(m.spooled.message, sizeof m.spooled.message, "%.15s: %.480s", name, err.code ? err.msg : "no memory for a copy");
+        snprintf(m.spooled.message, sizeof m.spooled.message, "%.15s: %.480s", name,
+                 err.code ? err.msg : "no memory for a copy");
         if (announce) sl_stage_send(st, &m);
         else sl_log(SL_LOG_WARN, "spool: %s", m.spooled.message);
         if (it) free(it->memory);
@@ -282,18 +296,25 @@ sl_code sl_stage_spool_flush(sl_stage *st, sl_err *err)
     clock_gettime(CLOCK_REALTIME, &by);
     by.tv_sec += SPOOL_WAIT_S;
     pthread_mutex_lock(&st->spool_lock);
-    while (st->spool_pending && rc != ETIMEDOUT) rc = pthread_cond_timedwait(&st->spool_idle, &st->spool_lock, &by);
+    while (st->spool_pending && rc != ETIMEDOUT)
+        rc = pthread_cond_timedwait(&st->spool_idle, &st->spool_lock, &by);
     int left = st->spool_pending;
     pthread_mutex_unlock(&st->spool_lock);
-    return left ? sl_fail(err, SL_TIMEOUT, "spool: %d files are not on disk after %d s", left, SPOOL_WAIT_S) : SL_OK;
+    return left ? sl_fail(err, SL_TIMEOUT, "spool: %d files are not on disk after %d s", left,
+                          SPOOL_WAIT_S)
+                : SL_OK;
 }
 
 /* ---- opening ---- */
 
-static sl_code parse_args(sl_stage *st, int argc, char **argv, const char **conf, const char **model, sl_err *err)
+static sl_code parse_args(sl_stage *st, int argc, char **argv, const char **conf,
+                          const char **model, sl_err *err)
 {
-    static const struct option OPTIONS[] = {
-        {"connect", 1, 0, 'c'}, {"conf", 1, 0, 'f'}, {"model", 1, 0, 'm'}, {"device", 1, 0, 'd'}, {0}};
+    static const struct option OPTIONS[] = {{"connect", 1, 0, 'c'},
+                                            {"conf", 1, 0, 'f'},
+                                            {"model", 1, 0, 'm'},
+                                            {"device", 1, 0, 'd'},
+                                            {0}};
     int o;
     opterr = 0;
     optind = 1;
@@ -304,11 +325,15 @@ static sl_code parse_args(sl_stage *st, int argc, char **argv, const char **conf
         else if (o == 'm') *model = optarg;
         else if (o == 'd') snprintf(st->device, sizeof st->device, "%s", optarg);
         else
-            return sl_fail(err, SL_ARG, "%s: unknown or incomplete option %s, want --connect --conf --model --device", argv[0],
-                           argv[optind - 1]);
+            return sl_fail(
+                err, SL_ARG,
+                "%s: unknown or incomplete option %s, want --connect --conf --model --device",
+                argv[0], argv[optind - 1]);
     }
     if (!*st->endpoint || !*model)
-        return sl_fail(err, SL_ARG, "%s: want --connect ENDPOINT and --model DIR (the dispatcher starts stages)", argv[0]);
+        return sl_fail(err, SL_ARG,
+                       "%s: want --connect ENDPOINT and --model DIR (the dispatcher starts stages)",
+                       argv[0]);
     return SL_OK;
 }
 
@@ -320,16 +345,21 @@ static sl_code start_threads(sl_stage *st, sl_err *err)
         return sl_fail(err, SL_SYS, "zmq: %s", zmq_strerror(errno));
     zmq_setsockopt(st->in, ZMQ_RCVHWM, &none, sizeof none);
     zmq_setsockopt(st->in, ZMQ_LINGER, &linger, sizeof linger);
-    if (zmq_bind(st->in, "inproc://to-main")) return sl_fail(err, SL_SYS, "zmq: %s", zmq_strerror(errno));
-    if (pthread_create(&st->io_thread, NULL, io_main, st)) return sl_fail(err, SL_SYS, "io thread: %s", strerror(errno));
+    if (zmq_bind(st->in, "inproc://to-main"))
+        return sl_fail(err, SL_SYS, "zmq: %s", zmq_strerror(errno));
+    if (pthread_create(&st->io_thread, NULL, io_main, st))
+        return sl_fail(err, SL_SYS, "io thread: %s", strerror(errno));
     st->io_runs = true;
     zmq_pollitem_t item = {st->in, 0, ZMQ_POLLIN, 0};
     int ready;
     do ready = zmq_poll(&item, 1, 5000);
-    while (ready < 0 && errno == EINTR); /* SIGTERM: the dispatcher may end before we have begun */
-    if (ready < 1 || sl_wire_recv(st->in, NULL, NULL, &first, err)) return sl_fail(err, SL_SYS, "io thread did not start");
+    /* SIGTERM: the dispatcher may end before we have begun */
+    while (ready < 0 && errno == EINTR);
+    if (ready < 1 || sl_wire_recv(st->in, NULL, NULL, &first, err))
+        return sl_fail(err, SL_SYS, "io thread did not start");
     st->out = open_out(st);
-    if (pthread_create(&st->spool_thread, NULL, spool_main, st)) return sl_fail(err, SL_SYS, "spool thread: %s", strerror(errno));
+    if (pthread_create(&st->spool_thread, NULL, spool_main, st))
+        return sl_fail(err, SL_SYS, "spool thread: %s", strerror(errno));
     st->spool_runs = true;
     return SL_OK;
 }
@@ -361,7 +391,8 @@ sl_code sl_stage_open(sl_stage **out, const char *role, int argc, char **argv, s
     if ((rc = sl_model_open(&st->model, model, err))) return rc;
     sl_turn_open(&st->turn, &st->conf, st->device);
     if (strcmp(st->device, "cpu"))
-        setenv("CUDA_MODULE_LOADING", "LAZY", 0); /* a process keeps the kernels that it uses; before there are threads */
+        /* a process keeps the kernels that it uses; before there are threads */
+        setenv("CUDA_MODULE_LOADING", "LAZY", 0);
     if ((rc = start_threads(st, err))) return rc;
     if (term_seen) return sl_fail(err, SL_GONE, "drained before it began");
     snprintf(hello.hello.role, sizeof hello.hello.role, "%s", role);
@@ -386,7 +417,8 @@ void sl_stage_close(sl_stage **stp)
     if (st->io_runs) {
         sl_msg last = {.type = SL_MSG_HEARTBEAT};
         atomic_store(&st->quit, true);
-        if (st->out) sl_wire_send(st->out, NULL, 0, &last, NULL); /* wakes the io thread, behind all that was said */
+        /* wakes the io thread, behind all that was said */
+        if (st->out) sl_wire_send(st->out, NULL, 0, &last, NULL);
         pthread_join(st->io_thread, NULL);
     }
     for (int i = 0; i < st->send_count; i++) sl_pool_close(&st->send[i].pool);
@@ -443,12 +475,14 @@ sl_code sl_stage_ops(sl_stage *st, const sl_ops **out, sl_err *err)
     *out = &sl_ops_cpu;
     if (!strcmp(st->device, "cpu")) return SL_OK;
     if (strncmp(st->device, "cuda:", 5))
-        return sl_fail(err, SL_ARG, "%s: device %s is unknown, want cpu or cuda:N", st->role, st->device);
+        return sl_fail(err, SL_ARG, "%s: device %s is unknown, want cpu or cuda:N", st->role,
+                       st->device);
     const sl_plugin *p = sl_plugin_cuda(err);
     if (!p) return sl_context(err, err->code, "%s: device %s", st->role, st->device);
     int n = atoi(st->device + 5), there = p->devices();
     if (n >= there)
-        return sl_fail(err, SL_ARG, "%s: device %s: found %d CUDA devices, want at least %d", st->role, st->device, there, n + 1);
+        return sl_fail(err, SL_ARG, "%s: device %s: found %d CUDA devices, want at least %d",
+                       st->role, st->device, there, n + 1);
     if ((rc = p->use(n, err))) return sl_context(err, rc, "%s: device %s", st->role, st->device);
     sl_pool_use_cuda(p->slabs);
     st->plugin = p;
@@ -474,7 +508,8 @@ void sl_stage_host_free(const sl_stage *st, void *p)
 
 /* ---- pools ---- */
 
-sl_code sl_stage_receive_pool(sl_stage *st, const char *purpose, int slots, size_t slot_bytes, sl_pool **out, sl_err *err)
+sl_code sl_stage_receive_pool(sl_stage *st, const char *purpose, int slots, size_t slot_bytes,
+                              sl_pool **out, sl_err *err)
 {
     sl_msg m = {.type = SL_MSG_POOL};
     sl_pool *pool = NULL;
@@ -496,7 +531,8 @@ sl_code sl_stage_receive_pool(sl_stage *st, const char *purpose, int slots, size
     return SL_OK;
 }
 
-/* Note a receiver's pool; a newer one of the same purpose replaces it. It is opened when first needed. */
+/* Note a receiver's pool; a newer one of the same purpose replaces it. It is opened when
+ * first needed. */
 static void note_pool(sl_stage *st, const sl_msg_pool *m)
 {
     int i = 0;
@@ -518,7 +554,8 @@ static void drain_inbox(sl_stage *st)
     sl_err err = {0};
     while (st->inbox_count < INBOX && sl_wire_recv(st->in, NULL, NULL, &m, &err) == SL_OK) {
         if (m.type == SL_MSG_POOL) note_pool(st, &m.pool);
-        else if (m.type == SL_MSG_JOB || m.type == SL_MSG_CHUNK || m.type == SL_MSG_CANCEL) st->inbox[st->inbox_count++] = m;
+        else if (m.type == SL_MSG_JOB || m.type == SL_MSG_CHUNK || m.type == SL_MSG_CANCEL)
+            st->inbox[st->inbox_count++] = m;
         else sl_log(SL_LOG_WARN, "%s is not for a stage: ignored", sl_wire_name(m.type));
     }
 }
@@ -531,7 +568,9 @@ sl_code sl_stage_send_pool(sl_stage *st, const char *purpose, sl_pool **out, sl_
             if (!st->send[i].pool) {
                 sl_code rc = sl_pool_open(&st->send[i].pool, &st->send[i].handle, err);
                 if (rc && rc != SL_GONE) sl_log_err("hand-over", err);
-                if (rc) return sl_fail(err, SL_GONE, "receiver of %s is gone, or cannot be reached", purpose);
+                if (rc)
+                    return sl_fail(err, SL_GONE, "receiver of %s is gone, or cannot be reached",
+                                   purpose);
             }
             *out = st->send[i].pool;
             return SL_OK;
@@ -539,7 +578,8 @@ sl_code sl_stage_send_pool(sl_stage *st, const char *purpose, sl_pool **out, sl_
     return sl_fail(err, SL_GONE, "nobody receives %s yet", purpose);
 }
 
-sl_code sl_stage_hand_over(sl_stage *st, sl_ctx *ctx, const char *purpose, int n, const char *const names[], const sl_tensor host[],
+sl_code sl_stage_hand_over(sl_stage *st, sl_ctx *ctx, const char *purpose, int n,
+                           const char *const names[], const sl_tensor host[],
                            const sl_tensor device[], sl_ticket *ticket, sl_err *err)
 {
     sl_pool *pool;
@@ -551,7 +591,9 @@ sl_code sl_stage_hand_over(sl_stage *st, sl_ctx *ctx, const char *purpose, int n
     cudaStream_t stream = on_device ? ctx->stream : NULL;
     for (int i = 0; i < n && !rc; i++) {
         sl_tensor t;
-        if ((rc = sl_lease_add(lease, names[i], host[i].dtype, host[i].rank, host[i].shape, &t, err))) break;
+        if ((rc = sl_lease_add(lease, names[i], host[i].dtype, host[i].rank, host[i].shape, &t,
+                               err)))
+            break;
         if (!on_device) memcpy(t.data, host[i].data, sl_bytes(&host[i]));
         else if (device[i].rank) sl_copy(ctx, &t, &device[i]);
         else sl_upload(ctx, &t, host[i].data);
@@ -572,7 +614,8 @@ void sl_stage_send(sl_stage *st, const sl_msg *msg)
 
 void sl_stage_span(sl_stage *st, uint64_t job, sl_span_kind kind, int64_t t0_ns)
 {
-    sl_msg m = {.type = SL_MSG_SPAN, .span = {.job = job, .kind = kind, .t0_ns = t0_ns, .t1_ns = sl_now_ns()}};
+    sl_msg m = {.type = SL_MSG_SPAN,
+                .span = {.job = job, .kind = kind, .t0_ns = t0_ns, .t1_ns = sl_now_ns()}};
     snprintf(m.span.stage, sizeof m.span.stage, "%s", st->role);
     sl_stage_send(st, &m);
 }
@@ -596,7 +639,8 @@ sl_code sl_stage_next(sl_stage *st, bool busy, sl_msg *out, sl_err *err)
             memmove(st->inbox, st->inbox + 1, (size_t)--st->inbox_count * sizeof *st->inbox);
             return SL_OK;
         }
-        if (!busy && (term_seen || atomic_load(&st->draining))) return sl_fail(err, SL_GONE, "drained");
+        if (!busy && (term_seen || atomic_load(&st->draining)))
+            return sl_fail(err, SL_GONE, "drained");
         zmq_pollitem_t item = {st->in, 0, ZMQ_POLLIN, 0};
         zmq_poll(&item, 1, 100); /* wakes at once for a message; the tick is for SIGTERM */
     }
@@ -628,13 +672,17 @@ const volatile int *sl_stage_cancel_flag(const sl_stage *st)
 void sl_stage_progress(sl_stage *st, const sl_msg_job *job, int done, int total, double seconds)
 {
     sl_msg m = {.type = SL_MSG_PROGRESS};
-    m.progress = (sl_msg_progress){
-        .job = job->job, .attempt = job->attempt, .done = (uint32_t)done, .total = (uint32_t)total, .seconds = seconds};
+    m.progress = (sl_msg_progress){.job = job->job,
+                                   .attempt = job->attempt,
+                                   .done = (uint32_t)done,
+                                   .total = (uint32_t)total,
+                                   .seconds = seconds};
     snprintf(m.progress.stage, sizeof m.progress.stage, "%s", st->role);
     sl_stage_send(st, &m);
 }
 
-void sl_stage_done(sl_stage *st, const sl_msg_job *job, const sl_ticket *out, size_t arena_bytes, uint64_t bytes)
+void sl_stage_done(sl_stage *st, const sl_msg_job *job, const sl_ticket *out, size_t arena_bytes,
+                   uint64_t bytes)
 {
     sl_msg m = {.type = SL_MSG_DONE};
     m.done = (sl_msg_done){.job = job->job,
@@ -651,10 +699,12 @@ void sl_stage_done(sl_stage *st, const sl_msg_job *job, const sl_ticket *out, si
 void sl_stage_failed(sl_stage *st, const sl_msg_job *job, const sl_err *err)
 {
     sl_msg m = {.type = SL_MSG_FAILED};
-    m.failed = (sl_msg_failed){.job = job->job, .attempt = job->attempt, .code = (int32_t)err->code};
+    m.failed =
+        (sl_msg_failed){.job = job->job, .attempt = job->attempt, .code = (int32_t)err->code};
     snprintf(m.failed.message, sizeof m.failed.message, "%s", err->msg);
     sl_err late = {0};
-    if (sl_stage_spool_flush(st, &late)) sl_log_err("spool", &late); /* the job's folder may be removed once this is said */
+    /* the job's folder may be removed once this is said */
+    if (sl_stage_spool_flush(st, &late)) sl_log_err("spool", &late);
     sl_stage_begin(st, 0, 0);
     sl_stage_send(st, &m);
 }
@@ -675,6 +725,6 @@ sl_code sl_stage_check_finite(const char *name, const sl_tensor *t, sl_err *err)
     int64_t at = sl_first_nonfinite(t->data, t->dtype, sl_count(t));
     char shape[96];
     if (at < 0) return SL_OK;
-    return sl_fail(err, SL_NUMERIC, "%s %s has NaN or infinity at element %lld", name, sl_shape_text(t, shape, sizeof shape),
-                   (long long)at);
+    return sl_fail(err, SL_NUMERIC, "%s %s has NaN or infinity at element %lld", name,
+                   sl_shape_text(t, shape, sizeof shape), (long long)at);
 }

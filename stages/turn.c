@@ -10,7 +10,8 @@
 #include "stages/stage.h"
 
 #define MS 1000000ll
-#define TIMEOUTS 4 /* as many other stages can have had a turn, each of the longest that is sound */
+/* as many other stages can have had a turn, each of the longest that is sound */
+#define TIMEOUTS 4
 
 void sl_turn_open(sl_turn *t, const sl_conf *conf, const char *device)
 {
@@ -38,19 +39,22 @@ static sl_msg give(uint64_t turn)
     return (sl_msg){.type = SL_MSG_GIVE, .give = {.turn = turn}};
 }
 
-/* Until the grant is there, the job is cancelled, or the deadline has passed. Under the lock. */
+/* Until the grant is there, the job is cancelled, or the deadline has passed. Under the
+ * lock. */
 static void wait_for_grant(sl_stage *st, sl_turn *t, int64_t by_ns)
 {
     struct timespec by = {.tv_sec = by_ns / (1000 * MS), .tv_nsec = by_ns % (1000 * MS)};
     int rc = 0;
-    while (t->asked && rc != ETIMEDOUT && !sl_stage_cancelled(st)) rc = pthread_cond_timedwait(&t->heard, &t->lock, &by);
+    while (t->asked && rc != ETIMEDOUT && !sl_stage_cancelled(st))
+        rc = pthread_cond_timedwait(&t->heard, &t->lock, &by);
 }
 
 sl_code sl_stage_turn_begin(sl_stage *st, sl_turn_kind kind, const char *what, int n, sl_err *err)
 {
     sl_turn *t = sl_stage_turn(st);
     uint64_t job = sl_stage_job(st);
-    int64_t t0 = sl_now_ns(), limit_s = (int64_t)TIMEOUTS * sl_stage_conf(st)->dispatch.turn_timeout_s;
+    int64_t t0 = sl_now_ns(),
+            limit_s = (int64_t)TIMEOUTS * sl_stage_conf(st)->dispatch.turn_timeout_s;
     sl_msg ask = {.type = SL_MSG_ASK, .ask = {.job = job, .kind = kind}};
     if (!t->on) return SL_OK;
     snprintf(ask.ask.what, sizeof ask.ask.what, "%.48s %d", what, n);
@@ -76,8 +80,8 @@ sl_code sl_stage_turn_begin(sl_stage *st, sl_turn_kind kind, const char *what, i
     sl_msg not_wanted = give(ask.ask.turn);
     sl_stage_send(st, &not_wanted);
     if (sl_stage_cancelled(st)) return sl_fail(err, SL_CANCELLED, "cancelled");
-    sl_log(SL_LOG_WARN, "%s had no turn on %s for %lld s: goes on beside whoever holds it", ask.ask.what, sl_stage_device(st),
-           (long long)limit_s);
+    sl_log(SL_LOG_WARN, "%s had no turn on %s for %lld s: goes on beside whoever holds it",
+           ask.ask.what, sl_stage_device(st), (long long)limit_s);
     return SL_OK;
 }
 
@@ -103,8 +107,8 @@ void sl_stage_turn_end(sl_stage *st, bool more)
     pthread_mutex_unlock(&t->lock);
     if (back.type) sl_stage_send(st, &back);
     if (begun_ns)
-        sl_log(SL_LOG_DEBUG, "had turn %llu of %s from %lld to %lld ns", (unsigned long long)turn, sl_stage_device(st),
-               (long long)begun_ns, (long long)now);
+        sl_log(SL_LOG_DEBUG, "had turn %llu of %s from %lld to %lld ns", (unsigned long long)turn,
+               sl_stage_device(st), (long long)begun_ns, (long long)now);
 }
 
 bool sl_turn_hear(sl_turn *t, const sl_msg *m, sl_msg *reply)

@@ -1,9 +1,14 @@
-/* bench_dispatch.c - what the pipeline costs beside computing: JOBS tiny jobs through `sluice run --jobs`, their pace against their stages' computing.
+/* bench_dispatch.c - what the pipeline costs beside computing: JOBS tiny jobs through
+ * `sluice run --jobs`, their pace against their stages' computing.
  *
- * A job is one frame of 32 x 32 in one step of the tiny golden model, some milliseconds of computing. At best the jobs follow each other at the pace of the
- * busiest stage, or of all stages shared among the processors; what they take longer is the overhead: messages, leases, spool, scheduling, the output
- * file. The pace is taken from the first job's end to the last one's, so that starting and loading do not count. Then the same with turns (the stages compute
- * one at a time), and what a question for a turn costs that nobody else waits for: a job of STEPS steps. Programs from $SLUICE_BIN (default bin). */
+ * A job is one frame of 32 x 32 in one step of the tiny golden model, some milliseconds
+ * of computing. At best the jobs follow each other at the pace of the busiest stage, or
+ * of all stages shared among the processors; what they take longer is the overhead:
+ * messages, leases, spool, scheduling, the output file. The pace is taken from the first
+ * job's end to the last one's, so that starting and loading do not count. Then the same
+ * with turns (the stages compute one at a time), and what a question for a turn costs
+ * that nobody else waits for: a job of STEPS steps. Programs from $SLUICE_BIN (default
+ * bin). */
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,7 +21,8 @@ enum { JOBS = 40, STAGES = 5, RUNS = 3, STEPS = 60 };
 static const char *const STAGE[STAGES] = {"text", "image", "denoise", "decode", "mux"};
 
 typedef struct {
-    double first, pace; /* seconds from the start to the first job's end; from one job's end to the next one's */
+    /* seconds from the start to the first job's end; from one job's end to the next one's */
+    double first, pace;
     double computing[STAGES], turn[STAGES], spooling, handing_over; /* seconds a job */
 } figures;
 
@@ -34,13 +40,16 @@ static void write_jobs(const char *dir, const char *top, const char *turns, int 
     if (!f) fail("the jobs file cannot be written");
     for (int i = 0; i < count; i++)
         fprintf(f,
-                "{\"model\": \"%s/tests/golden/tiny-i2v/model\", \"image\": \"%s/tests/golden/tiny-i2v/i2v-96x64x9.png\", "
-                "\"prompt\": \"a red ball\", \"width\": 32, \"height\": 32, \"frames\": 1, \"steps\": %d, \"guidance\": 1, "
+                "{\"model\": \"%s/tests/golden/tiny-i2v/model\", \"image\": "
+                "\"%s/tests/golden/tiny-i2v/i2v-96x64x9.png\", "
+                "\"prompt\": \"a red ball\", \"width\": 32, \"height\": 32, \"frames\": 1, "
+                "\"steps\": %d, \"guidance\": 1, "
                 "\"seed\": %d, \"output\": \"%s/%d.mp4\"}\n",
                 top, top, steps, i, dir, i);
     if (fclose(f)) fail("the jobs file cannot be written");
     snprintf(path, sizeof path, "%s/conf", dir);
-    if (!(f = fopen(path, "w")) || fprintf(f, "run: { log = \"warn\"; };\ndispatch: { turns = \"%s\"; };\n", turns) < 0 ||
+    if (!(f = fopen(path, "w")) ||
+        fprintf(f, "run: { log = \"warn\"; };\ndispatch: { turns = \"%s\"; };\n", turns) < 0 ||
         fclose(f))
         fail("the settings cannot be written");
 }
@@ -55,7 +64,9 @@ static figures run_once(const char *dir, const char *bin, int count)
     char command[3 * PATH_MAX], path[PATH_MAX];
     figures f = {.first = 1e30};
     double last = 0;
-    snprintf(command, sizeof command, "%s/sluice run --quiet --conf %s/conf --jobs %s/jobs --json %s/report", bin, dir, dir, dir);
+    snprintf(command, sizeof command,
+             "%s/sluice run --quiet --conf %s/conf --jobs %s/jobs --json %s/report", bin, dir, dir,
+             dir);
     if (system(command)) fail("sluice run failed");
     snprintf(path, sizeof path, "%s/report", dir);
     json_t *report = json_load_file(path, 0, NULL), *jobs = json_object_get(report, "jobs"), *job;
@@ -85,7 +96,8 @@ static figures run_once(const char *dir, const char *bin, int count)
 }
 
 /* The best of RUNS. */
-static figures run_best(const char *dir, const char *bin, const char *top, const char *turns, int count, int steps)
+static figures run_best(const char *dir, const char *bin, const char *top, const char *turns,
+                        int count, int steps)
 {
     figures best = {.pace = 1e30};
     write_jobs(dir, top, turns, count, steps);
@@ -98,12 +110,14 @@ static figures run_best(const char *dir, const char *bin, const char *top, const
 
 int main(void)
 {
-    const char *bin = getenv("SLUICE_BIN") ? getenv("SLUICE_BIN") : "bin", *base = getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp";
+    const char *bin = getenv("SLUICE_BIN") ? getenv("SLUICE_BIN") : "bin",
+               *base = getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp";
     char dir[PATH_MAX / 2], top[PATH_MAX], remove[PATH_MAX];
     long cpus = sysconf(_SC_NPROCESSORS_ONLN);
     snprintf(dir, sizeof dir, "%s/sluice-bench-XXXXXX", base);
     if (!getcwd(top, sizeof top) || !mkdtemp(dir)) fail("no temporary folder");
-    figures best = run_best(dir, bin, top, "never", JOBS, 1), turns = run_best(dir, bin, top, "always", JOBS, 1),
+    figures best = run_best(dir, bin, top, "never", JOBS, 1),
+            turns = run_best(dir, bin, top, "always", JOBS, 1),
             alone = run_best(dir, bin, top, "always", 1, STEPS);
     snprintf(remove, sizeof remove, "rm -r '%s'", dir);
     if (system(remove)) fail("the temporary folder cannot be removed");
@@ -118,13 +132,17 @@ int main(void)
     }
     double ideal = sum / (double)cpus > busiest ? sum / (double)cpus : busiest;
     printf("; all %.2f\n", 1e3 * sum);
-    printf("first job %.1f ms after the start; then one every %.2f ms, at best %.2f (%ld processors): overhead %.2f ms a job\n",
+    printf("first job %.1f ms after the start; then one every %.2f ms, at best %.2f (%ld "
+           "processors): overhead %.2f ms a job\n",
            1e3 * best.first, 1e3 * best.pace, 1e3 * ideal, cpus, 1e3 * (best.pace - ideal));
-    printf("of the pace: handing over %.2f ms, spooling %.2f ms a job (all stages; they run beside each other)\n",
+    printf("of the pace: handing over %.2f ms, spooling %.2f ms a job (all stages; they run beside "
+           "each other)\n",
            1e3 * best.handing_over, 1e3 * best.spooling);
-    printf("one stage at a time (dispatch.turns = always): one job every %.2f ms, %.2f ms of its stages' time waiting for turns\n",
+    printf("one stage at a time (dispatch.turns = always): one job every %.2f ms, %.2f ms of its "
+           "stages' time waiting for turns\n",
            1e3 * turns.pace, 1e3 * waiting);
-    printf("a turn that nobody else waits for: %.0f us from question to answer (%d steps of %.2f ms)\n",
+    printf("a turn that nobody else waits for: %.0f us from question to answer (%d steps of %.2f "
+           "ms)\n",
            1e6 * alone.turn[2] / STEPS, STEPS, 1e3 * alone.computing[2] / STEPS);
     return 0;
 }

@@ -1,8 +1,10 @@
-/* bench_dit.c - one DiT forward of a fixed medium size with random weights: seconds, GFLOP/s, part of this machine's sgemm rate.
+/* bench_dit.c - one DiT forward of a fixed medium size with random weights: seconds,
+ * GFLOP/s, part of this machine's sgemm rate.
  *
- * 2 blocks of dim 1024 (8 heads x 128), feed-forward 2816, 3,000 tokens (10 x 15 x 20), 512 text and 257 image tokens. The rate
- * counts matrix products and attention alone, 1 multiply-add = 2. Both figures are the best of several runs. An argument is the
- * count of forwards (default 2). */
+ * 2 blocks of dim 1024 (8 heads x 128), feed-forward 2816, 3,000 tokens (10 x 15 x 20),
+ * 512 text and 257 image tokens. The rate counts matrix products and attention alone, 1
+ * multiply-add = 2. Both figures are the best of several runs. An argument is the count
+ * of forwards (default 2). */
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
@@ -43,7 +45,8 @@ static void *memory(size_t bytes)
         exit(1);
     }
     uint32_t s = 1;
-    for (size_t i = 0; i < bytes / sizeof *p; i++) p[i] = (float)(int32_t)(s = s * 1664525u + 1013904223u) / 2147483648.0f;
+    for (size_t i = 0; i < bytes / sizeof *p; i++)
+        p[i] = (float)(int32_t)(s = s * 1664525u + 1013904223u) / 2147483648.0f;
     return p;
 }
 
@@ -59,7 +62,8 @@ static void stop_on(sl_ctx *ctx)
 static double operations(const sl_dit_config *c)
 {
     const double n = N, d = c->dim, context = SL_TEXT_TOKENS + 257;
-    const double linears = 2 * n * 6 * d * d + 2 * n * 2 * d * c->ffn_dim, attention = 4 * n * n * d + 4 * n * context * d;
+    const double linears = 2 * n * 6 * d * d + 2 * n * 2 * d * c->ffn_dim,
+                 attention = 4 * n * n * d + 4 * n * context * d;
     return c->layers * (linears + attention) + 2 * n * 4 * d * (c->in_channels + c->out_channels);
 }
 
@@ -70,7 +74,8 @@ static double sgemm_rate(void)
     double best = 1e30;
     for (int i = 0; i < 6; i++) {
         double t = now();
-        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, SGEMM, SGEMM, SGEMM, 1, a, SGEMM, b, SGEMM, 0, c, SGEMM);
+        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, SGEMM, SGEMM, SGEMM, 1, a, SGEMM, b,
+                    SGEMM, 0, c, SGEMM);
         t = now() - t;
         if (i && t < best) best = t; /* the first warms up */
     }
@@ -96,17 +101,20 @@ static void job_make(sl_ctx *ctx, const sl_dit *m, job *j, bool real)
     j->latents = sl_view4(MEMORY(sizeof(float) * 16 * N * 4), SL_F32, 16, T, 2 * H, 2 * W);
     j->condition = sl_view4(MEMORY(sizeof(float) * 20 * N * 4), SL_F32, 20, T, 2 * H, 2 * W);
     j->v = sl_view4(MEMORY(sizeof(float) * 16 * N * 4), SL_F32, 16, T, 2 * H, 2 * W);
-    j->text = sl_view2(MEMORY(sizeof(float) * SL_TEXT_TOKENS * 512), SL_F32, SL_TEXT_TOKENS, CONFIG.text_dim);
+    j->text = sl_view2(MEMORY(sizeof(float) * SL_TEXT_TOKENS * 512), SL_F32, SL_TEXT_TOKENS,
+                       CONFIG.text_dim);
     j->image = sl_view2(MEMORY(sizeof(float) * 257 * 320), SL_F32, 257, CONFIG.image_dim);
     sl_dit_times_make(ctx, m, &j->times, MEMORY(sl_dit_times_bytes(ctx, m, 1)), t, 1);
     sl_dit_rope_make(ctx, m, &j->rope, MEMORY(sl_dit_rope_bytes(m, T, H, W)), T, H, W);
-    sl_dit_context_make(ctx, m, &j->context, MEMORY(sl_dit_context_bytes(ctx, m, 257)), &j->text, &j->image);
+    sl_dit_context_make(ctx, m, &j->context, MEMORY(sl_dit_context_bytes(ctx, m, 257)), &j->text,
+                        &j->image);
 #undef MEMORY
 }
 
 static void forward(sl_ctx *ctx, const sl_dit *m, const job *j)
 {
-    sl_dit_forward(ctx, m, &j->v, &j->latents, &j->condition, &j->times, 0, &j->rope, &j->context, NULL, NULL);
+    sl_dit_forward(ctx, m, &j->v, &j->latents, &j->condition, &j->times, 0, &j->rope, &j->context,
+                   NULL, NULL);
     stop_on(ctx);
 }
 
@@ -146,7 +154,8 @@ int main(int argc, char **argv)
     stop_on(&ctx);
 
     double best = 1e30, peak = 0;
-    for (int i = 0; i <= runs; i++) { /* the first warms up; sgemm in turn with the forwards, since machines have moods */
+    /* the first warms up; sgemm in turn with the forwards, since machines have moods */
+    for (int i = 0; i <= runs; i++) {
         double t = now();
         forward(&ctx, m, &j);
         t = now() - t;
@@ -155,10 +164,10 @@ int main(int argc, char **argv)
         if (t > peak) peak = t;
     }
     const double rate = operations(&CONFIG) / best;
-    printf(
-        "dit forward, %d tokens x %d, %d blocks: %.3f s, %.1f GFLOP/s, %.0f %% of sgemm's %.1f; arena %.1f MB, weights %.1f MB\n",
-        N, CONFIG.dim, CONFIG.layers, best, rate * 1e-9, 100 * rate / peak, peak * 1e-9, (double)ctx.arena_peak * 1e-6,
-        (double)sl_loader_bytes(l) * 1e-6);
+    printf("dit forward, %d tokens x %d, %d blocks: %.3f s, %.1f GFLOP/s, %.0f %% of sgemm's %.1f; "
+           "arena %.1f MB, weights %.1f MB\n",
+           N, CONFIG.dim, CONFIG.layers, best, rate * 1e-9, 100 * rate / peak, peak * 1e-9,
+           (double)ctx.arena_peak * 1e-6, (double)sl_loader_bytes(l) * 1e-6);
     job_free(&j);
     sl_dit_free(&m);
     sl_loader_close(&l);

@@ -1,6 +1,8 @@
-/* bench_lease.c - what a hand-over costs: the calls alone, between two processes, and 64 MB without a copy against memcpy.
+/* bench_lease.c - what a hand-over costs: the calls alone, between two processes, and 64
+ * MB without a copy against memcpy.
  *
- * bench_lease --cuda: the same on GPU 0, with a second process: slots of device memory and pinned host slots, 64 MB and 1 GB. */
+ * bench_lease --cuda: the same on GPU 0, with a second process: slots of device memory
+ * and pinned host slots, 64 MB and 1 GB. */
 #include <errno.h>
 #include <signal.h>
 #include <spawn.h>
@@ -71,10 +73,12 @@ static int by_value(const void *a, const void *b)
 static void report(const char *what, int64_t *ns, int n)
 {
     qsort(ns, (size_t)n, sizeof *ns, by_value);
-    printf("%-64s p50 %8.2f us   p99 %8.2f us\n", what, (double)ns[n / 2] / 1e3, (double)ns[n * 99 / 100] / 1e3);
+    printf("%-64s p50 %8.2f us   p99 %8.2f us\n", what, (double)ns[n / 2] / 1e3,
+           (double)ns[n * 99 / 100] / 1e3);
 }
 
-/* reserve, add, seal, drop, open, drop in one thread: what the state machine itself costs. */
+/* reserve, add, seal, drop, open, drop in one thread: what the state machine itself
+ * costs. */
 static void bench_calls(void)
 {
     sl_pool *owner = create("calls", 4096), *sender;
@@ -86,12 +90,14 @@ static void bench_calls(void)
         sl_ticket t = send_small(sender);
         receive_small(owner, &t);
     }
-    printf("%-64s %12.2f us\n", "all calls of one hand-over, one process", (double)(sl_now_ns() - t0) / 1e3 / CALLS);
+    printf("%-64s %12.2f us\n", "all calls of one hand-over, one process",
+           (double)(sl_now_ns() - t0) / 1e3 / CALLS);
     sl_pool_close(&sender);
     sl_pool_close(&owner);
 }
 
-/* The other process: first an echo of tickets as plain bytes, then each hand-over answered by one in the other direction. */
+/* The other process: first an echo of tickets as plain bytes, then each hand-over
+ * answered by one in the other direction. */
 static void echo(int s, const sl_pool_handle *to_parent)
 {
     sl_pool *mine = create("child", 4096), *theirs;
@@ -190,7 +196,8 @@ static void big_sender(int s, const sl_pool_handle *h)
         sl_lease_drop(&l, NULL);
         move(write(s, &m, sizeof m), sizeof m);
         char go;
-        move(read(s, &go, 1), 1); /* sender and receiver take turns: neither shares the memory bus */
+        /* sender and receiver take turns: neither shares the memory bus */
+        move(read(s, &go, 1), 1);
     }
     sl_pool_close(&p);
     _exit(0);
@@ -199,7 +206,8 @@ static void big_sender(int s, const sl_pool_handle *h)
 static void rate(const char *what, int64_t *ns)
 {
     qsort(ns, BIG_ROUNDS, sizeof *ns, by_value);
-    printf("%-64s %8.2f ms   %8.2f GB/s\n", what, (double)ns[BIG_ROUNDS / 2] / 1e6, (double)BIG / (double)ns[BIG_ROUNDS / 2]);
+    printf("%-64s %8.2f ms   %8.2f GB/s\n", what, (double)ns[BIG_ROUNDS / 2] / 1e6,
+           (double)BIG / (double)ns[BIG_ROUNDS / 2]);
 }
 
 static void bench_big(void)
@@ -224,10 +232,12 @@ static void bench_big(void)
         check(sl_lease_tensor(l, "x", &t, &err), "tensor");
         int64_t opened = sl_now_ns();
         volatile uint64_t got = sum(t.data),
-                          want = (uint64_t)(BIG / 8) * ((uint64_t)i + (uint64_t)(BIG / 8 - 1) / 2) + (uint64_t)(BIG / 16);
+                          want = (uint64_t)(BIG / 8) * ((uint64_t)i + (uint64_t)(BIG / 8 - 1) / 2) +
+                                 (uint64_t)(BIG / 16);
         int64_t end = sl_now_ns();
         if (got != want) {
-            fprintf(stderr, "bench_lease: sum %llu, want %llu\n", (unsigned long long)got, (unsigned long long)want);
+            fprintf(stderr, "bench_lease: sum %llu, want %llu\n", (unsigned long long)got,
+                    (unsigned long long)want);
             exit(1);
         }
         sl_lease_drop(&l, NULL);
@@ -283,7 +293,8 @@ static sl_tensor device_bytes(size_t bytes)
     synced("device memory");
     return t;
 }
-/* One copy between a slot of p (NULL: another device tensor) and this process's own tensor; waits for it. ns. */
+/* One copy between a slot of p (NULL: another device tensor) and this process's own
+ * tensor; waits for it. ns. */
 static int64_t copy_timed(const sl_pool *p, const sl_tensor *slot, const sl_tensor *own, bool out)
 {
     synced("before the copy");
@@ -313,7 +324,8 @@ static void cuda_receive_small(sl_pool *p, const sl_ticket *ticket)
     sl_lease_drop(&l, ctx.stream);
 }
 
-/* The second process, socket on stdin: small hand-overs back and forth, then the big ones. */
+/* The second process, socket on stdin: small hand-overs back and forth, then the big
+ * ones. */
 static void cuda_peer(void)
 {
     sl_pool *mine, *theirs;
@@ -365,13 +377,16 @@ static void rate_of(const char *size, const char *what, int64_t *ns, size_t byte
     char line[96];
     qsort(ns, BIG_ROUNDS, sizeof *ns, by_value);
     snprintf(line, sizeof line, "%s %s", size, what);
-    printf("%-64s %8.3f ms   %8.2f GB/s\n", line, (double)ns[BIG_ROUNDS / 2] / 1e6, (double)bytes / (double)ns[BIG_ROUNDS / 2]);
+    printf("%-64s %8.3f ms   %8.2f GB/s\n", line, (double)ns[BIG_ROUNDS / 2] / 1e6,
+           (double)bytes / (double)ns[BIG_ROUNDS / 2]);
 }
 
 static void cuda_big(int s, int size, sl_pool_kind kind)
 {
-    static const char *const in[] = {"copied from the device into a pinned slot", "copied into a slot of the other process"};
-    static const char *const out[] = {"copied from a pinned slot to the device", "copied out of the slot by its owner"};
+    static const char *const in[] = {"copied from the device into a pinned slot",
+                                     "copied into a slot of the other process"};
+    static const char *const out[] = {"copied from a pinned slot to the device",
+                                      "copied out of the slot by its owner"};
     int64_t wrote[BIG_ROUNDS], handed[BIG_ROUNDS], copied[BIG_ROUNDS];
     size_t bytes = SIZES[size];
     char line[96];

@@ -1,8 +1,10 @@
-/* bench_ops.c - how fast the CPU operations run, against this machine's own sgemm and memory.
+/* bench_ops.c - how fast the CPU operations run, against this machine's own sgemm and
+ * memory.
  *
- * Every figure is the best of several runs: other work on the machine only adds time. Compute-bound
- * operations are given as GFLOP/s and as a fraction of the sgemm rate of a 2048-cube on the same threads; memory-bound ones as GB/s
- * of the bytes that they must read and write. An argument ("attention") runs only the lines that contain it. */
+ * Every figure is the best of several runs: other work on the machine only adds time.
+ * Compute-bound operations are given as GFLOP/s and as a fraction of the sgemm rate of a
+ * 2048-cube on the same threads; memory-bound ones as GB/s of the bytes that they must
+ * read and write. An argument ("attention") runs only the lines that contain it. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -38,17 +40,17 @@ static sl_tensor filled(sl_ctx *ctx, sl_dtype dtype, int64_t a, int64_t b)
 }
 
 /* Best seconds of `run` (twice at least, for BUDGET_S), after one run to warm up. */
-#define TIME(best, run)                                                                                                            \
-    do {                                                                                                                           \
-        double start_ = now(), t_;                                                                                                 \
-        best = 1e30;                                                                                                               \
-        run;                                                                                                                       \
-        for (int i_ = 0; i_ < 2 || now() - start_ < BUDGET_S; i_++) {                                                              \
-            t_ = now();                                                                                                            \
-            run;                                                                                                                   \
-            t_ = now() - t_;                                                                                                       \
-            if (t_ < best) best = t_;                                                                                              \
-        }                                                                                                                          \
+#define TIME(best, run)                                                                            \
+    do {                                                                                           \
+        double start_ = now(), t_;                                                                 \
+        best = 1e30;                                                                               \
+        run;                                                                                       \
+        for (int i_ = 0; i_ < 2 || now() - start_ < BUDGET_S; i_++) {                              \
+            t_ = now();                                                                            \
+            run;                                                                                   \
+            t_ = now() - t_;                                                                       \
+            if (t_ < best) best = t_;                                                              \
+        }                                                                                          \
     } while (0)
 
 static bool wanted(const char *what)
@@ -59,7 +61,9 @@ static bool wanted(const char *what)
 static void print(const char *what, double seconds, double flop, double bytes)
 {
     printf("%-58s %9.3f ms", what, seconds * 1e3);
-    if (flop > 0) printf(" %8.1f GFLOP/s  %5.1f %% of sgemm", flop / seconds * 1e-9, 100 * flop / seconds / sgemm_rate);
+    if (flop > 0)
+        printf(" %8.1f GFLOP/s  %5.1f %% of sgemm", flop / seconds * 1e-9,
+               100 * flop / seconds / sgemm_rate);
     if (bytes > 0) printf(" %8.1f GB/s", bytes / seconds * 1e-9);
     printf("\n");
     fflush(stdout);
@@ -69,12 +73,14 @@ static void measure_sgemm(sl_ctx *ctx)
 {
     enum { N = 2048 };
     size_t mark = sl_mark(ctx);
-    sl_tensor a = filled(ctx, SL_F32, N, N), b = filled(ctx, SL_F32, N, N), c = filled(ctx, SL_F32, N, N);
+    sl_tensor a = filled(ctx, SL_F32, N, N), b = filled(ctx, SL_F32, N, N),
+              c = filled(ctx, SL_F32, N, N);
     double best;
-    TIME(best, cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, N, N, N, 1, a.data, N, b.data, N, 0, c.data, N));
+    TIME(best, cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, N, N, N, 1, a.data, N, b.data,
+                           N, 0, c.data, N));
     sgemm_rate = 2.0 * N * N * N / best;
-    printf("%-58s %9.3f ms %8.1f GFLOP/s on %d threads\n", "sgemm 2048 x 2048 x 2048", best * 1e3, sgemm_rate * 1e-9,
-           sl_cpu_threads());
+    printf("%-58s %9.3f ms %8.1f GFLOP/s on %d threads\n", "sgemm 2048 x 2048 x 2048", best * 1e3,
+           sgemm_rate * 1e-9, sl_cpu_threads());
     sl_release(ctx, mark);
 }
 
@@ -82,12 +88,12 @@ static void linear(sl_ctx *ctx, int64_t m, int64_t n, int64_t k, sl_dtype dtype,
 {
     static const char *const names[] = {"", " gelu tanh", " gelu erf", " silu"};
     char what[100];
-    snprintf(what, sizeof what, "linear %lld x %lld x %lld, %s weights%s", (long long)m, (long long)n, (long long)k,
-             sl_dtype_tag(dtype), names[act]);
+    snprintf(what, sizeof what, "linear %lld x %lld x %lld, %s weights%s", (long long)m,
+             (long long)n, (long long)k, sl_dtype_tag(dtype), names[act]);
     if (!wanted(what)) return;
     size_t mark = sl_mark(ctx);
-    sl_tensor x = filled(ctx, SL_F32, m, k), w = filled(ctx, dtype, n, k), b = sl_new1(ctx, SL_F32, n),
-              y = sl_new2(ctx, SL_F32, m, n);
+    sl_tensor x = filled(ctx, SL_F32, m, k), w = filled(ctx, dtype, n, k),
+              b = sl_new1(ctx, SL_F32, n), y = sl_new2(ctx, SL_F32, m, n);
     sl_zero(ctx, &b);
     double best;
     TIME(best, sl_linear(ctx, &y, &x, &w, &b, act));
@@ -98,13 +104,14 @@ static void linear(sl_ctx *ctx, int64_t m, int64_t n, int64_t k, sl_dtype dtype,
 static void attention(sl_ctx *ctx, int64_t nq, int64_t nk, int heads, int64_t d, bool bias)
 {
     char what[100];
-    snprintf(what, sizeof what, "attention %lld x %lld, %d heads x %lld%s", (long long)nq, (long long)nk, heads, (long long)d,
-             bias ? ", bias" : "");
+    snprintf(what, sizeof what, "attention %lld x %lld, %d heads x %lld%s", (long long)nq,
+             (long long)nk, heads, (long long)d, bias ? ", bias" : "");
     if (!wanted(what)) return;
     size_t mark = sl_mark(ctx);
     sl_tensor q = filled(ctx, SL_F32, nq, heads * d), k = filled(ctx, SL_F32, nk, heads * d),
               v = filled(ctx, SL_F32, nk, heads * d);
-    sl_tensor o = sl_new2(ctx, SL_F32, nq, heads * d), table = filled(ctx, SL_F32, heads, nq + nk - 1);
+    sl_tensor o = sl_new2(ctx, SL_F32, nq, heads * d),
+              table = filled(ctx, SL_F32, heads, nq + nk - 1);
     double best;
     TIME(best, sl_attention(ctx, &o, &q, &k, &v, heads, 0.088f, bias ? &table : NULL, false));
     print(what, best, 4.0 * (double)nq * (double)nk * (double)(heads * d), 0);
@@ -117,18 +124,20 @@ static void attention(sl_ctx *ctx, int64_t nq, int64_t nk, int heads, int64_t d,
 static void rows(sl_ctx *ctx)
 {
     size_t mark = sl_mark(ctx);
-    sl_tensor x = filled(ctx, SL_F32, ROWS, DIM), y = filled(ctx, SL_F32, ROWS, DIM), z = filled(ctx, SL_F32, ROWS, DIM);
-    sl_tensor row = filled(ctx, SL_F32, 1, DIM), rope = filled(ctx, SL_F32, ROWS, 64), half = sl_new2(ctx, SL_BF16, ROWS, DIM);
+    sl_tensor x = filled(ctx, SL_F32, ROWS, DIM), y = filled(ctx, SL_F32, ROWS, DIM),
+              z = filled(ctx, SL_F32, ROWS, DIM);
+    sl_tensor row = filled(ctx, SL_F32, 1, DIM), rope = filled(ctx, SL_F32, ROWS, 64),
+              half = sl_new2(ctx, SL_BF16, ROWS, DIM);
     sl_tensor v = sl_view1(row.data, SL_F32, DIM);
     const sl_tensor *terms[] = {&x, &z, &x, &z};
     const float a[] = {1, 2, 3, 4};
     float mean[2];
     double best, one = (double)sl_bytes(&x);
     printf("\nrows of %d x %d\n", ROWS, DIM);
-#define LINE(what, bytes, call)                                                                                                    \
-    if (wanted(what)) {                                                                                                            \
-        TIME(best, call);                                                                                                          \
-        print(what, best, 0, bytes);                                                                                               \
+#define LINE(what, bytes, call)                                                                    \
+    if (wanted(what)) {                                                                            \
+        TIME(best, call);                                                                          \
+        print(what, best, 0, bytes);                                                               \
     }
     LINE("copy", 2 * one, sl_copy(ctx, &y, &x))
     LINE("copy F32 to BF16", 1.5 * one, sl_copy(ctx, &half, &x))

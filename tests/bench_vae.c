@@ -1,7 +1,9 @@
-/* bench_vae.c - how fast the autoencoder runs at its real widths, against this machine's own sgemm.
+/* bench_vae.c - how fast the autoencoder runs at its real widths, against this machine's
+ * own sgemm.
  *
- * Random weights; work is counted as each convolution and attention is called. One run of each, some ten seconds in all, and sgemm
- * before each: other work on the machine adds time to both. Then, from the plan alone, the memory of the real sizes. */
+ * Random weights; work is counted as each convolution and attention is called. One run of
+ * each, some ten seconds in all, and sgemm before each: other work on the machine adds
+ * time to both. Then, from the plan alone, the memory of the real sizes. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
@@ -42,7 +44,8 @@ static void die(const sl_err *err)
 static double measure_sgemm(void)
 {
     enum { N = 2048 };
-    float *a = calloc((size_t)N * N, sizeof *a), *b = calloc((size_t)N * N, sizeof *b), *c = calloc((size_t)N * N, sizeof *c);
+    float *a = calloc((size_t)N * N, sizeof *a), *b = calloc((size_t)N * N, sizeof *b),
+          *c = calloc((size_t)N * N, sizeof *c);
     double best = 1e30;
     if (!a || !b || !c) exit(1);
     for (int i = 0; i < 5; i++) {
@@ -57,10 +60,11 @@ static double measure_sgemm(void)
     return 2.0 * N * N * N / best;
 }
 
-/* ---- the CPU body, watched ------------------------------------------------------------------------------------------------ */
+/* ---- the CPU body, watched ---- */
 
-static void watched_conv(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *history, const sl_tensor *w,
-                         const sl_tensor *b, const sl_tensor *residual, const sl_conv *k)
+static void watched_conv(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x,
+                         const sl_tensor *history, const sl_tensor *w, const sl_tensor *b,
+                         const sl_tensor *residual, const sl_conv *k)
 {
     double t = now();
     sl_ops_cpu.conv3d(ctx, y, x, history, w, b, residual, k);
@@ -68,8 +72,9 @@ static void watched_conv(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, co
     work += 2.0 * (double)sl_count(y) * (double)x->shape[3] * k->kt * k->kh * k->kw;
 }
 
-static void watched_attention(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k, const sl_tensor *v,
-                              int heads, float scale, const sl_tensor *bias, bool accumulate)
+static void watched_attention(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q,
+                              const sl_tensor *k, const sl_tensor *v, int heads, float scale,
+                              const sl_tensor *bias, bool accumulate)
 {
     double t = now();
     sl_ops_cpu.attention(ctx, o, q, k, v, heads, scale, bias, accumulate);
@@ -77,7 +82,8 @@ static void watched_attention(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *
     work += 4.0 * (double)q->shape[0] * (double)k->shape[0] * (double)q->shape[1];
 }
 
-static void watched_norm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *gamma, bool silu)
+static void watched_norm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x,
+                         const sl_tensor *gamma, bool silu)
 {
     double t = now();
     sl_ops_cpu.vae_norm(ctx, y, x, gamma, silu);
@@ -94,16 +100,18 @@ static double begin(void)
 
 static void report(const char *what, int frames, int h, int w, double seconds)
 {
-    printf("%-30s %4dx%dx%d  %7.2f s  %6.1f GFLOP/s, %3.0f %% of sgemm's %.1f  (conv %.2f s, attention %.2f s, norm %.2f s)\n",
-           what, w, h, frames, seconds, work / seconds * 1e-9, 100 * work / seconds / sgemm_rate, sgemm_rate * 1e-9, conv_s,
-           attention_s, norm_s);
+    printf("%-30s %4dx%dx%d  %7.2f s  %6.1f GFLOP/s, %3.0f %% of sgemm's %.1f  (conv %.2f s, "
+           "attention %.2f s, norm %.2f s)\n",
+           what, w, h, frames, seconds, work / seconds * 1e-9, 100 * work / seconds / sgemm_rate,
+           sgemm_rate * 1e-9, conv_s, attention_s, norm_s);
 }
 
 static void bench_decode(sl_ctx *ctx, const sl_vae_decoder *m, int h, int w, int frames, int each)
 {
     sl_err err;
     const int t = (frames - 1) / 4 + 1;
-    float *latents = calloc((size_t)16 * (size_t)each * (size_t)(h / 8) * (size_t)(w / 8), sizeof *latents);
+    float *latents =
+        calloc((size_t)16 * (size_t)each * (size_t)(h / 8) * (size_t)(w / 8), sizeof *latents);
     uint8_t *rgb = malloc((size_t)(4 * each) * (size_t)h * (size_t)w * 3);
     void *memory = sl_device_alloc(ctx, sl_vae_decode_bytes(ctx, m, h, w));
     sl_vae_decode *d = sl_vae_decode_start(ctx, m, h, w, memory);
@@ -111,7 +119,8 @@ static void bench_decode(sl_ctx *ctx, const sl_vae_decoder *m, int h, int w, int
     double start = begin();
     for (int at = 0; at < t; at += each) {
         int n = t - at < each ? t - at : each;
-        sl_tensor in = sl_view4(latents, SL_F32, 16, n, h / 8, w / 8), out = sl_view4(rgb, SL_U8, sl_vae_frames_of(d, n), h, w, 3);
+        sl_tensor in = sl_view4(latents, SL_F32, 16, n, h / 8, w / 8),
+                  out = sl_view4(rgb, SL_U8, sl_vae_frames_of(d, n), h, w, 3);
         sl_vae_decode_chunk(ctx, d, &out, NULL, &in);
     }
     double seconds = now() - start;
@@ -130,7 +139,8 @@ static void bench_encode(sl_ctx *ctx, const sl_vae_encoder *m, int h, int w, int
     sl_err err;
     const int t = (frames - 1) / 4 + 1;
     const size_t pixels = (size_t)h * (size_t)w;
-    float *picture = calloc(pixels * 3, sizeof *picture), *condition = calloc(16 * (size_t)t * pixels / 64, sizeof *condition);
+    float *picture = calloc(pixels * 3, sizeof *picture),
+          *condition = calloc(16 * (size_t)t * pixels / 64, sizeof *condition);
     if (!picture || !condition) exit(1);
     sl_tensor out = sl_view4(condition, SL_F32, 16, t, h / 8, w / 8);
     double start = begin();
@@ -149,7 +159,8 @@ static void plan_sizes(void)
     sl_err err;
     sl_ctx ctx;
     sl_loader *l = NULL;
-    if (sl_ctx_open(&ctx, &sl_ops_plan, 0, &err) || sl_loader_plan(&l, &ctx, "vae", &err)) die(&err);
+    if (sl_ctx_open(&ctx, &sl_ops_plan, 0, &err) || sl_loader_plan(&l, &ctx, "vae", &err))
+        die(&err);
     sl_vae_encoder *e = sl_vae_encoder_new(&CONFIG, l);
     sl_vae_decoder *m = sl_vae_decoder_new(&CONFIG, l);
     if (!e || !m) exit(1);
@@ -168,8 +179,8 @@ static void plan_sizes(void)
         ctx.arena_peak = 0;
         sl_vae_encode_condition(&ctx, e, &out, NULL, NULL, 81, h, w, NULL);
         if (sl_ctx_error(&ctx, &err)) die(&err);
-        printf("%dx%d in float32: decode %.2f GB and %.2f GB of caches, encode %.2f GB\n", w, h, (double)decode * 1e-9,
-               (double)caches * 1e-9, (double)ctx.arena_peak * 1e-9);
+        printf("%dx%d in float32: decode %.2f GB and %.2f GB of caches, encode %.2f GB\n", w, h,
+               (double)decode * 1e-9, (double)caches * 1e-9, (double)ctx.arena_peak * 1e-9);
     }
     sl_vae_encoder_free(&e);
     sl_vae_decoder_free(&m);
@@ -186,7 +197,9 @@ int main(void)
     ops.conv3d = watched_conv;
     ops.attention = watched_attention;
     ops.vae_norm = watched_norm;
-    if (sl_ctx_open(&ctx, &ops, (size_t)1 << 30, &err) || sl_loader_random(&l, &ctx, 1, "vae", &err)) die(&err);
+    if (sl_ctx_open(&ctx, &ops, (size_t)1 << 30, &err) ||
+        sl_loader_random(&l, &ctx, 1, "vae", &err))
+        die(&err);
     sl_vae_encoder *e = sl_vae_encoder_new(&CONFIG, l);
     sl_vae_decoder *m = sl_vae_decoder_new(&CONFIG, l);
     if (sl_loader_finish(l, &err)) die(&err);

@@ -1,4 +1,5 @@
-/* fuzz_conf.c - any text as a settings file: refused with a message or read, and then printed and read back the same. */
+/* fuzz_conf.c - any text as a settings file: refused with a message or read, and then
+ * printed and read back the same. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -7,8 +8,8 @@
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 const char *__lsan_default_suppressions(void);
 
-/* libconfig 1.5 loses its scanner's 64-byte buffer when a file ends inside a string: its leak, at most one a process here,
- * which ends on a bad file. */
+/* libconfig 1.5 loses its scanner's 64-byte buffer when a file ends inside a string: its
+ * leak, at most one a process here, which ends on a bad file. */
 const char *__lsan_default_suppressions(void)
 {
     return "leak:libconfig.so";

@@ -1,4 +1,5 @@
-/* fuzz_job.c - any bytes as job.json: refused with one line, or read; what is read and passes the checks must write and read back. */
+/* fuzz_job.c - any bytes as job.json: refused with one line, or read; what is read and
+ * passes the checks must write and read back. */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -28,8 +29,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     sl_job job, again;
     sl_err err = {0};
     if (!*path) {
-        snprintf(path, sizeof path, "%s/fuzz-job-%d.json", access("/dev/shm", W_OK) ? "/tmp" : "/dev/shm",
-                 (int)getpid()); /* written often */
+        snprintf(path, sizeof path, "%s/fuzz-job-%d.json",
+                 /* written often */
+                 access("/dev/shm", W_OK) ? "/tmp" : "/dev/shm", (int)getpid());
         atexit(forget);
     }
     if (sl_job_init(&job, &err)) abort();
@@ -40,7 +42,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     }
     if (sl_job_check(&job, &err) && (!err.msg[0] || strchr(err.msg, '\n'))) abort();
     if (sl_job_write(&job, path, &err) || sl_job_read(&again, path, &err)) abort();
-#define X(kind, name, def)                                                                                                         \
+#define X(kind, name, def)                                                                         \
     if (!SAME_##kind(job.name, again.name)) abort();
     SL_JOB_FIELDS(X)
 #undef X

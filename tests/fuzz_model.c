@@ -1,4 +1,5 @@
-/* fuzz_model.c - libFuzzer target: any JSON as each configuration file; what is accepted must lie within the limits. */
+/* fuzz_model.c - libFuzzer target: any JSON as each configuration file; what is accepted
+ * must lie within the limits. */
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -27,13 +28,16 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     switch (data[0] % 6) {
     case 0:
         if (!(rc = sl_model_parse_dit(&d, json, size - 1, "x", &err)))
-            check(d.dim == d.heads * d.head_dim && d.dim > 0 && d.head_dim % 2 == 0 && d.layers > 0 && d.eps >= 0);
+            check(d.dim == d.heads * d.head_dim && d.dim > 0 && d.head_dim % 2 == 0 &&
+                  d.layers > 0 && d.eps >= 0);
         break;
     case 1:
-        if (!(rc = sl_model_parse_umt5(&u, json, size - 1, "x", &err))) check(u.layers > 0 && u.vocab > 0 && u.buckets >= 4);
+        if (!(rc = sl_model_parse_umt5(&u, json, size - 1, "x", &err)))
+            check(u.layers > 0 && u.vocab > 0 && u.buckets >= 4);
         break;
     case 2:
-        if (!(rc = sl_model_parse_clip(&c, json, size - 1, "x", &err))) check(c.hidden % c.heads == 0 && c.image % c.patch == 0);
+        if (!(rc = sl_model_parse_clip(&c, json, size - 1, "x", &err)))
+            check(c.hidden % c.heads == 0 && c.image % c.patch == 0);
         break;
     case 3:
         if (!(rc = sl_model_parse_processor(&c, json, size - 1, "x", &err)))
@@ -46,7 +50,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         }
         break;
     default:
-        if (!(rc = sl_model_parse_scheduler(&s, json, size - 1, "x", &err))) check(s.flow_shift > 0 && s.train_timesteps == 1000);
+        if (!(rc = sl_model_parse_scheduler(&s, json, size - 1, "x", &err)))
+            check(s.flow_shift > 0 && s.train_timesteps == 1000);
     }
     if (rc) check(err.msg[0] && !strchr(err.msg, '\n'));
     return 0;

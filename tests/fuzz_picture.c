@@ -1,4 +1,5 @@
-/* fuzz_picture.c - any bytes as a picture: refused, or a picture of the size that it says. */
+/* fuzz_picture.c - any bytes as a picture: refused, or a picture of the size that it
+ * says. */
 #include "common/picture.h"
 
 #include <stdlib.h>

@@ -1,4 +1,5 @@
-/* fuzz_prompt.c - any bytes as a prompt: refused, or cleaned to valid text without white space at its ends. */
+/* fuzz_prompt.c - any bytes as a prompt: refused, or cleaned to valid text without white
+ * space at its ends. */
 #include "stages/text/prompt.h"
 
 #include <stdint.h>

@@ -12,9 +12,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     static unsigned char image[1 << 16];
     sl_err err = {0};
     if (sl_st_parse(data, size, &err) && (!err.msg[0] || strchr(err.msg, '\n'))) __builtin_trap();
-    if (sl_st_parse_index(data, size, &err) && (!err.msg[0] || strchr(err.msg, '\n'))) __builtin_trap();
+    if (sl_st_parse_index(data, size, &err) && (!err.msg[0] || strchr(err.msg, '\n')))
+        __builtin_trap();
 
-    /* The input as header text under a right length, over 64 bytes of data: gets past the first checks more often. */
+    /* The input as header text under a right length, over 64 bytes of data: gets past the
+     * first checks more often. */
     if (size > sizeof image - 72) return 0;
     memset(image, 0, 8);
     image[0] = (unsigned char)size;

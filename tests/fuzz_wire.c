@@ -1,4 +1,5 @@
-/* fuzz_wire.c - any bytes as a message: refused with one line, or decoded to what encodes to the same bytes. */
+/* fuzz_wire.c - any bytes as a message: refused with one line, or decoded to what encodes
+ * to the same bytes. */
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -12,12 +13,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 static const uint8_t TYPES[] = {WIRE_ALL(X)};
 #undef X
 
-/* The header as it should be, so that random bytes get past it: the first byte picks the type, the rest is its body. */
+/* The header as it should be, so that random bytes get past it: the first byte picks the
+ * type, the rest is its body. */
 static void with_header(const uint8_t *data, size_t size)
 {
     uint8_t bytes[SL_WIRE_MAX];
     sl_msg m = {.type = (sl_msg_type)TYPES[data[0] % sizeof TYPES]};
-    size_t n = sl_wire_encode(bytes, &m), body = size - 1 < n - SL_WIRE_HEADER ? size - 1 : n - SL_WIRE_HEADER;
+    size_t n = sl_wire_encode(bytes, &m),
+           body = size - 1 < n - SL_WIRE_HEADER ? size - 1 : n - SL_WIRE_HEADER;
     memcpy(bytes + SL_WIRE_HEADER, data + 1, body);
     LLVMFuzzerTestOneInput(bytes, n);
 }
@@ -38,6 +41,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     }
     if (sl_wire_encode(again, &m) != size || memcmp(again, data, size)) abort();
     sl_wire_text_of(&m, text, sizeof text);
-    if (!memchr(text, 0, sizeof text) || strncmp(text, sl_wire_name(m.type), strlen(sl_wire_name(m.type)))) abort();
+    if (!memchr(text, 0, sizeof text) ||
+        strncmp(text, sl_wire_name(m.type), strlen(sl_wire_name(m.type))))
+        abort();
     return 0;
 }

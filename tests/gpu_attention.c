@@ -1,13 +1,15 @@
-/* gpu_attention.c - attention of every kind on the GPU, held to the CPU body on the same inputs, and what our own kernels of it take.
+/* gpu_attention.c - attention of every kind on the GPU, held to the CPU body on the same
+ * inputs, and what our own kernels of it take.
  *
  * Without a device: one line, and success. */
 #include "tests/t_pair.h"
 
 #include <fcntl.h>
 
-/* ---- attention ------------------------------------------------------------------------------------------ */
+/* ---- attention ---- */
 
-enum { APART, TOGETHER }; /* q, k, v dense; or columns of one matrix (k and v of one where Nq != Nk) */
+/* q, k, v dense; or columns of one matrix (k and v of one where Nq != Nk) */
+enum { APART, TOGETHER };
 
 static twin part(const twin *t, int64_t first, int64_t count)
 {
@@ -17,11 +19,12 @@ static twin part(const twin *t, int64_t first, int64_t count)
     return r;
 }
 
-static void attention_in(pair *p, sl_dtype dtype, int64_t nq, int64_t nk, int heads, int64_t d, bool bias, bool accumulate,
-                         int place, int64_t pad)
+static void attention_in(pair *p, sl_dtype dtype, int64_t nq, int64_t nk, int heads, int64_t d,
+                         bool bias, bool accumulate, int place, int64_t pad)
 {
     int64_t w = heads * d;
-    twin q, k, v, o = matrix(p, dtype, nq, w, pad), table = matrix(p, SL_F32, heads, nq + nk - 1, 0);
+    twin q, k, v, o = matrix(p, dtype, nq, w, pad),
+                  table = matrix(p, SL_F32, heads, nq + nk - 1, 0);
     if (place == TOGETHER && nq == nk) {
         twin all = matrix(p, dtype, nq, 3 * w, 0);
         q = part(&all, 0, w), k = part(&all, w, w), v = part(&all, 2 * w, w);
@@ -35,19 +38,23 @@ static void attention_in(pair *p, sl_dtype dtype, int64_t nq, int64_t nk, int he
     float scale = 2 / sqrtf((float)d);
     sl_attention(&p->cpu, &o.c, &q.c, &k.c, &v.c, heads, scale, bias ? &table.c : NULL, accumulate);
     sl_attention(&p->gpu, &o.g, &q.g, &k.g, &v.g, heads, scale, bias ? &table.g : NULL, accumulate);
-    same(p, &o, dtype == SL_F32 ? 1e-5 : 4e-3, /* in bf16 the weights are rounded, then the result, then the sum */
-         say("attention %lld x %lld, %d heads x %lld, %s, bias %d, accumulate %d, place %d, pad %lld", (long long)nq, (long long)nk,
-             heads, (long long)d, sl_dtype_tag(dtype), bias, accumulate, place, (long long)pad));
+    /* in bf16 the weights are rounded, then the result, then the sum */
+    same(p, &o, dtype == SL_F32 ? 1e-5 : 4e-3,
+         say("attention %lld x %lld, %d heads x %lld, %s, bias %d, accumulate %d, place %d, pad "
+             "%lld",
+             (long long)nq, (long long)nk, heads, (long long)d, sl_dtype_tag(dtype), bias,
+             accumulate, place, (long long)pad));
     forget(p);
 }
 
-static void attention_once(pair *p, int64_t nq, int64_t nk, int heads, int64_t d, bool bias, bool accumulate, int place,
-                           int64_t pad)
+static void attention_once(pair *p, int64_t nq, int64_t nk, int heads, int64_t d, bool bias,
+                           bool accumulate, int place, int64_t pad)
 {
     attention_in(p, SL_BF16, nq, nk, heads, d, bias, accumulate, place, pad);
 }
 
-/* Where our own kernel is not, the sizes of the DiT must be cuDNN's: a warning about a slower form is a failure. */
+/* Where our own kernel is not, the sizes of the DiT must be cuDNN's: a warning about a
+ * slower form is a failure. */
 static void fused_attention_is_there(void **state)
 {
     (void)state;
@@ -91,13 +98,16 @@ static void fused_attention_of_odd_sizes(void **state)
     setenv("SLUICE_ATTENTION_FLASH", "0", 1);
     EACH(i, NQ) EACH(j, NK)
     {
-        attention_once(&p, NQ[i], NK[j], HEADS[turn % 3], 128, false, turn & 1, turn / 2 % 2, turn % 5 == 0 ? 8 : 0);
+        attention_once(&p, NQ[i], NK[j], HEADS[turn % 3], 128, false, turn & 1, turn / 2 % 2,
+                       turn % 5 == 0 ? 8 : 0);
         turn++;
     }
     attention_once(&p, 257, 257, 3, 128, false, true, TOGETHER, 8);
     attention_once(&p, 131, 67, 5, 64, false, true, TOGETHER, 16);
-    attention_once(&p, 300, 257, 40, 128, false, true, TOGETHER, 8); /* the image's, where it goes apart */
-    attention_once(&p, 7000, 33, 40, 128, false, true, APART, 0);    /* added in several pieces */
+    /* the image's, where it goes apart */
+    attention_once(&p, 300, 257, 40, 128, false, true, TOGETHER, 8);
+    /* added in several pieces */
+    attention_once(&p, 7000, 33, 40, 128, false, true, APART, 0);
     unsetenv("SLUICE_ATTENTION_FLASH");
     pair_close(&p);
 }
@@ -114,9 +124,10 @@ static void amplify(pair *p, twin *t, int64_t first, int64_t rows, float by)
     free(x);
 }
 
-/* Hopper's kernel (attention_flash.cu); of the keys, `rows` from `first` on are multiplied by `by`. */
-static void our_attention_once(pair *p, int64_t nq, int64_t nk, int heads, int64_t first, int64_t rows, float by, int place,
-                               int64_t pad)
+/* Hopper's kernel (attention_flash.cu); of the keys, `rows` from `first` on are
+ * multiplied by `by`. */
+static void our_attention_once(pair *p, int64_t nq, int64_t nk, int heads, int64_t first,
+                               int64_t rows, float by, int place, int64_t pad)
 {
     int64_t w = heads * 128;
     twin q = matrix(p, SL_BF16, nq, w, pad), k, v, o = matrix(p, SL_BF16, nq, w, pad);
@@ -132,16 +143,18 @@ static void our_attention_once(pair *p, int64_t nq, int64_t nk, int heads, int64
     sl_attention(&p->cpu, &o.c, &q.c, &k.c, &v.c, heads, scale, NULL, false);
     sl_attention(&p->gpu, &o.g, &q.g, &k.g, &v.g, heads, scale, NULL, false);
     same(p, &o, 4e-3,
-         say("attention %lld x %lld, %d heads, keys %lld to %lld times %g, place %d, pad %lld", (long long)nq, (long long)nk, heads,
-             (long long)first, (long long)(first + rows - 1), (double)by, place, (long long)pad));
+         say("attention %lld x %lld, %d heads, keys %lld to %lld times %g, place %d, pad %lld",
+             (long long)nq, (long long)nk, heads, (long long)first, (long long)(first + rows - 1),
+             (double)by, place, (long long)pad));
     forget(p);
 }
 
-/* Scores that pass what exponentials hold again and again: every 160 keys are twice as large as those before. */
+/* Scores that pass what exponentials hold again and again: every 160 keys are twice as
+ * large as those before. */
 static void rising_keys(pair *p, int64_t nq, int64_t nk)
 {
-    twin q = matrix(p, SL_BF16, nq, 128, 0), k = matrix(p, SL_BF16, nk, 128, 0), v = matrix(p, SL_BF16, nk, 128, 0),
-         o = matrix(p, SL_BF16, nq, 128, 0);
+    twin q = matrix(p, SL_BF16, nq, 128, 0), k = matrix(p, SL_BF16, nk, 128, 0),
+         v = matrix(p, SL_BF16, nk, 128, 0), o = matrix(p, SL_BF16, nq, 128, 0);
     for (int64_t first = 160; first < nk; first += 160) amplify(p, &k, first, nk - first, 2);
     sl_attention(&p->cpu, &o.c, &q.c, &k.c, &v.c, 1, 0.125f, NULL, false);
     sl_attention(&p->gpu, &o.g, &q.g, &k.g, &v.g, 1, 0.125f, NULL, false);
@@ -149,13 +162,14 @@ static void rising_keys(pair *p, int64_t nq, int64_t nk)
     forget(p);
 }
 
-/* What is not a number stays where it belongs: one query's row, or one head's column of results. */
+/* What is not a number stays where it belongs: one query's row, or one head's column of
+ * results. */
 static void not_a_number(pair *p, bool in_q)
 {
     enum { NQ = 300, NK = 1100, HEADS = 2, W = HEADS * 128, ROW = 77 };
     const char *what = say("attention, a NaN in %s", in_q ? "q" : "k");
-    twin q = matrix(p, SL_BF16, NQ, W, 0), k = matrix(p, SL_BF16, NK, W, 0), v = matrix(p, SL_BF16, NK, W, 0),
-         o = matrix(p, SL_BF16, NQ, W, 0);
+    twin q = matrix(p, SL_BF16, NQ, W, 0), k = matrix(p, SL_BF16, NK, W, 0),
+         v = matrix(p, SL_BF16, NK, W, 0), o = matrix(p, SL_BF16, NQ, W, 0);
     twin *bad = in_q ? &q : &k;
     const int64_t n = sl_count(&bad->whole_c);
     float *x = malloc((size_t)n * sizeof *x);
@@ -169,7 +183,8 @@ static void not_a_number(pair *p, bool in_q)
     if (!went_wrong(p, what)) {
         float *got = downloaded(p, &o.g);
         int64_t wrong = 0;
-        for (int64_t i = 0; i < NQ * W; i++) wrong += !isnan(got[i]) != !(i % W >= 128 && (!in_q || i / W == ROW));
+        for (int64_t i = 0; i < NQ * W; i++)
+            wrong += !isnan(got[i]) != !(i % W >= 128 && (!in_q || i / W == ROW));
         p->cases++;
         if (wrong) {
             print_message("FAIL %s: %lld of %d elements\n", what, (long long)wrong, NQ * W);
@@ -184,8 +199,8 @@ static void not_a_number(pair *p, bool in_q)
 static void not_cudnn(pair *p)
 {
     enum { N = 2000, W = 3 * 128 };
-    twin q = matrix(p, SL_BF16, N, W, 0), k = matrix(p, SL_BF16, N, W, 0), v = matrix(p, SL_BF16, N, W, 0),
-         o = matrix(p, SL_BF16, N, W, 0);
+    twin q = matrix(p, SL_BF16, N, W, 0), k = matrix(p, SL_BF16, N, W, 0),
+         v = matrix(p, SL_BF16, N, W, 0), o = matrix(p, SL_BF16, N, W, 0);
     float *got[2];
     for (int i = 0; i < 2; i++) {
         if (i) setenv("SLUICE_ATTENTION_FLASH", "0", 1);
@@ -216,26 +231,32 @@ static bool on_hopper(const char *what)
 static void attention_of_our_own(void **state)
 {
     (void)state;
-    static const int64_t NQ[] = {1, 63, 64, 65, 191, 192, 193, 1000, 8447}, NK[] = {1, 79, 80, 81, 160, 161, 239, 1999, 3001};
+    static const int64_t NQ[] = {1, 63, 64, 65, 191, 192, 193, 1000, 8447},
+                         NK[] = {1, 79, 80, 81, 160, 161, 239, 1999, 3001};
     static const int HEADS[] = {1, 3, 7}, PAD[] = {0, 8, 64};
     pair p;
     int turn = 0;
     if (!on_hopper("attention of our own")) skip();
     pair_open(&p, (size_t)1 << 30);
     not_cudnn(&p);
-    our_attention_once(&p, 64, 80, 1, 0, 0, 1, APART, 0);       /* one block of keys */
-    our_attention_once(&p, 64, 1040, 1, 0, 0, 1, APART, 0);     /* many */
-    our_attention_once(&p, 192, 1041, 1, 0, 0, 1, APART, 0);    /* one key more */
-    our_attention_once(&p, 8447, 72, 40, 0, 0, 1, TOGETHER, 0); /* many tiles of one block, which is not whole */
+    our_attention_once(&p, 64, 80, 1, 0, 0, 1, APART, 0);    /* one block of keys */
+    our_attention_once(&p, 64, 1040, 1, 0, 0, 1, APART, 0);  /* many */
+    our_attention_once(&p, 192, 1041, 1, 0, 0, 1, APART, 0); /* one key more */
+    /* many tiles of one block, which is not whole */
+    our_attention_once(&p, 8447, 72, 40, 0, 0, 1, TOGETHER, 0);
     EACH(i, NQ)
     for (int j = 0; j < 3; j++, turn++)
-        our_attention_once(&p, NQ[i], NK[turn % 9], NQ[i] > 1000 ? 3 : HEADS[turn % 3], 0, 0, 1, turn % 2, PAD[turn % 3]);
+        our_attention_once(&p, NQ[i], NK[turn % 9], NQ[i] > 1000 ? 3 : HEADS[turn % 3], 0, 0, 1,
+                           turn % 2, PAD[turn % 3]);
     EACH(i, NK) our_attention_once(&p, 193, NK[i], 2, 0, 0, 1, TOGETHER, 8);
-    our_attention_once(&p, 500, 2000, 3, 0, 80, 64, APART, 0);      /* the first keys outweigh all others by far */
-    our_attention_once(&p, 500, 2000, 3, 0, 2000, 64, APART, 0);    /* scores of hundreds */
-    our_attention_once(&p, 500, 2000, 3, 80, 80, 64, APART, 0);     /* a block passes the limit, */
-    our_attention_once(&p, 500, 2000, 3, 999, 1, 64, APART, 0);     /* a key, */
-    our_attention_once(&p, 500, 2041, 3, 2000, 41, 64, APART, 0);   /* the last block, which is not whole, */
+    /* the first keys outweigh all others by far */
+    our_attention_once(&p, 500, 2000, 3, 0, 80, 64, APART, 0);
+    our_attention_once(&p, 500, 2000, 3, 0, 2000, 64, APART, 0); /* scores of hundreds */
+    /* a block passes the limit, */
+    our_attention_once(&p, 500, 2000, 3, 80, 80, 64, APART, 0);
+    our_attention_once(&p, 500, 2000, 3, 999, 1, 64, APART, 0); /* a key, */
+    /* the last block, which is not whole, */
+    our_attention_once(&p, 500, 2041, 3, 2000, 41, 64, APART, 0);
     our_attention_once(&p, 500, 2041, 3, 2040, 1, 64, TOGETHER, 8); /* its only key, */
     our_attention_once(&p, 500, 2000, 3, 1000, 1000, 64, APART, 0); /* half of them */
     our_attention_once(&p, 500, 2000, 3, 0, 2000, 0.0625f, APART, 0);
@@ -243,8 +264,9 @@ static void attention_of_our_own(void **state)
     rising_keys(&p, 192, 1040);
     not_a_number(&p, true);
     not_a_number(&p, false);
-    our_attention_once(&p, 64, 1100, 300, 0, 0, 1, APART, 0);     /* more heads than blocks */
-    our_attention_once(&p, 2112, 1100, 40, 0, 0, 1, TOGETHER, 0); /* blocks that go on to the next head */
+    our_attention_once(&p, 64, 1100, 300, 0, 0, 1, APART, 0); /* more heads than blocks */
+    /* blocks that go on to the next head */
+    our_attention_once(&p, 2112, 1100, 40, 0, 0, 1, TOGETHER, 0);
     pair_close(&p);
 }
 
@@ -260,8 +282,10 @@ static void generic_attention(void **state)
     attention_once(&p, 1, 1, 2, 64, true, false, APART, 0);
     attention_once(&p, 65, 41, 3, 24, true, true, APART, 3); /* nothing aligned */
     attention_once(&p, 130, 77, 3, 5, false, false, APART, 1);
-    attention_once(&p, 50, 61, 2, 128, false, true, APART, 4);     /* rows of 8 bytes: not cuDNN's */
-    attention_once(&p, 1025, 1025, 64, 64, true, false, APART, 0); /* queries in several pieces */
+    /* rows of 8 bytes: not cuDNN's */
+    attention_once(&p, 50, 61, 2, 128, false, true, APART, 4);
+    /* queries in several pieces */
+    attention_once(&p, 1025, 1025, 64, 64, true, false, APART, 0);
     attention_once(&p, 300, 20000, 12, 40, false, true, APART, 0); /* heads in several groups */
     pair_close(&p);
 }
@@ -275,14 +299,17 @@ static void attention_in_float32(void **state)
     attention_in(&p, SL_F32, 257, 257, 16, 80, false, false, APART, 0); /* the 14B model */
     attention_in(&p, SL_F32, 257, 257, 4, 32, false, false, APART, 0);  /* small ones */
     attention_in(&p, SL_F32, 257, 257, 2, 48, false, false, TOGETHER, 0);
-    attention_in(&p, SL_F32, 300, 257, 3, 128, false, false, APART, 0); /* widths that cuDNN takes in bf16 */
+    /* widths that cuDNN takes in bf16 */
+    attention_in(&p, SL_F32, 300, 257, 3, 128, false, false, APART, 0);
     attention_in(&p, SL_F32, 200, 200, 5, 64, false, true, TOGETHER, 8);
     attention_in(&p, SL_F32, 1, 1, 2, 64, true, false, APART, 0);
     attention_in(&p, SL_F32, 37, 37, 4, 64, true, true, TOGETHER, 0);
     attention_in(&p, SL_F32, 65, 41, 3, 24, true, true, APART, 3); /* nothing aligned */
     attention_in(&p, SL_F32, 130, 77, 3, 5, false, false, APART, 1);
-    attention_in(&p, SL_F32, 64, 48, 4, 6, false, false, APART, 0);       /* rows aligned, heads not */
-    attention_in(&p, SL_F32, 1025, 1025, 64, 64, false, false, APART, 0); /* queries in several pieces */
+    /* rows aligned, heads not */
+    attention_in(&p, SL_F32, 64, 48, 4, 6, false, false, APART, 0);
+    /* queries in several pieces */
+    attention_in(&p, SL_F32, 1025, 1025, 64, 64, false, false, APART, 0);
     pair_close(&p);
 }
 
@@ -291,12 +318,13 @@ static void forms_agree(pair *p, int64_t nq, int64_t nk, int heads, int64_t d)
 {
     static const char *const FORM[] = {"generic", "unified", "composite", NULL};
     int64_t w = heads * d;
-    twin q = matrix(p, SL_BF16, nq, w, 0), k = matrix(p, SL_BF16, nk, w, 0), v = matrix(p, SL_BF16, nk, w, 0),
-         o = matrix(p, SL_BF16, nq, w, 0);
+    twin q = matrix(p, SL_BF16, nq, w, 0), k = matrix(p, SL_BF16, nk, w, 0),
+         v = matrix(p, SL_BF16, nk, w, 0), o = matrix(p, SL_BF16, nq, w, 0);
     float *want = NULL;
     for (int f = 0; f < 4; f++) {
-        const char *what = say("%s attention %lld x %lld, %d heads x %lld", FORM[f] ? FORM[f] : "chosen", (long long)nq,
-                               (long long)nk, heads, (long long)d);
+        const char *what =
+            say("%s attention %lld x %lld, %d heads x %lld", FORM[f] ? FORM[f] : "chosen",
+                (long long)nq, (long long)nk, heads, (long long)d);
         if (FORM[f]) setenv("SLUICE_ATTENTION", FORM[f], 1);
         else unsetenv("SLUICE_ATTENTION");
         sl_attention(&p->gpu, &o.g, &q.g, &k.g, &v.g, heads, 2 / sqrtf((float)d), NULL, false);
@@ -324,15 +352,16 @@ static void forms_of_attention_agree(void **state)
     pair_close(&p);
 }
 
-static void two_lists_once(pair *p, int64_t nq, int64_t n1, int64_t n2, int heads, float first, float second, int place,
-                           int64_t pad)
+static void two_lists_once(pair *p, int64_t nq, int64_t n1, int64_t n2, int heads, float first,
+                           float second, int place, int64_t pad)
 {
     const int64_t w = heads * 128;
     const float scale = 2 / sqrtf(128);
     twin q = matrix(p, SL_BF16, nq, w, pad), o = matrix(p, SL_BF16, nq, w, pad), k[2], v[2];
-    const char *what =
-        say("attention of %lld to %lld and %lld keys, %d heads, keys times %g and %g, place %d, pad %lld", (long long)nq,
-            (long long)n1, (long long)n2, heads, (double)first, (double)second, place, (long long)pad);
+    const char *what = say("attention of %lld to %lld and %lld keys, %d heads, keys times %g and "
+                           "%g, place %d, pad %lld",
+                           (long long)nq, (long long)n1, (long long)n2, heads, (double)first,
+                           (double)second, place, (long long)pad);
     for (int i = 0; i < 2; i++) {
         const int64_t n = i ? n2 : n1;
         if (place == TOGETHER) {
@@ -345,7 +374,8 @@ static void two_lists_once(pair *p, int64_t nq, int64_t n1, int64_t n2, int head
         }
     }
     sl_attention_two(&p->cpu, &o.c, &q.c, &k[0].c, &v[0].c, &k[1].c, &v[1].c, heads, scale);
-    if (!gpu->attention_two(&p->gpu, &o.g, &q.g, &k[0].g, &v[0].g, &k[1].g, &v[1].g, heads, scale)) {
+    if (!gpu->attention_two(&p->gpu, &o.g, &q.g, &k[0].g, &v[0].g, &k[1].g, &v[1].g, heads,
+                            scale)) {
         print_message("FAIL %s: it was refused\n", what);
         p->cases++, p->failures++;
     } else same(p, &o, 4e-3, what);
@@ -356,7 +386,8 @@ static void two_lists_once(pair *p, int64_t nq, int64_t n1, int64_t n2, int head
 static void two_lists_of_keys(void **state)
 {
     (void)state;
-    static const int64_t NQ[] = {1, 63, 64, 65, 129, 1000, 8447}, K1[] = {1, 16, 100, 127, 128, 129, 500, 512, 513, 1000},
+    static const int64_t NQ[] = {1, 63, 64, 65, 129, 1000, 8447},
+                         K1[] = {1, 16, 100, 127, 128, 129, 500, 512, 513, 1000},
                          K2[] = {1, 17, 80, 143, 144, 145, 255, 256, 257, 272, 288, 289, 514};
     static const int HEADS[] = {1, 3, 40}, PAD[] = {0, 8, 64};
     pair p;
@@ -368,21 +399,24 @@ static void two_lists_of_keys(void **state)
     two_lists_once(&p, 300, 512, 257, 3, 1, 1, APART, 0);
     EACH(i, NQ)
     for (int j = 0; j < 5; j++, turn++)
-        two_lists_once(&p, NQ[i], K1[turn % 10], K2[turn % 13], NQ[i] > 1000 ? 3 : HEADS[turn % 3], 1, 1, turn % 2, PAD[turn % 3]);
+        two_lists_once(&p, NQ[i], K1[turn % 10], K2[turn % 13], NQ[i] > 1000 ? 3 : HEADS[turn % 3],
+                       1, 1, turn % 2, PAD[turn % 3]);
     EACH(i, K1) two_lists_once(&p, 129, K1[i], 257, 3, 1, 1, TOGETHER, 8);
     EACH(i, K2) two_lists_once(&p, 129, 512, K2[i], 3, 1, 1, TOGETHER, 8);
     two_lists_once(&p, 1000, 512, 257, 3, 64, 1, APART, 0); /* scores of a hundred and more */
     two_lists_once(&p, 1000, 512, 257, 3, 1, 64, APART, 0);
     two_lists_once(&p, 1000, 513, 272, 3, 0.0625f, 0.0625f, TOGETHER, 0);
-    two_lists_once(&p, 64, 512, 257, 400, 1, 1, APART, 0);     /* several heads a block */
-    two_lists_once(&p, 2112, 512, 257, 40, 1, 1, TOGETHER, 0); /* blocks that go on to the next head midway */
+    two_lists_once(&p, 64, 512, 257, 400, 1, 1, APART, 0); /* several heads a block */
+    /* blocks that go on to the next head midway */
+    two_lists_once(&p, 2112, 512, 257, 40, 1, 1, TOGETHER, 0);
     two_lists_once(&p, 300, 8000, 2000, 3, 1, 1, TOGETHER, 0); /* many blocks of keys */
     pair_close(&p);
 }
 
-/* ---- speed ---------------------------------------------------------------------------------------------- */
+/* ---- speed ---- */
 
-/* What our own kernels of attention take, and the old way: many keys by cuDNN, cross-attention in two calls. */
+/* What our own kernels of attention take, and the old way: many keys by cuDNN,
+ * cross-attention in two calls. */
 static void speed_of_our_attention(void **state)
 {
     (void)state;
@@ -401,7 +435,8 @@ static void speed_of_our_attention(void **state)
     {
         const int times = N[i] > 10000 ? 4 : TIMES;
         double ms[2] = {0, 0};
-        sl_tensor q = noise(&p, N[i], D), k = noise(&p, N[i], D), v = noise(&p, N[i], D), o = noise(&p, N[i], D);
+        sl_tensor q = noise(&p, N[i], D), k = noise(&p, N[i], D), v = noise(&p, N[i], D),
+                  o = noise(&p, N[i], D);
         for (int way = 0; way < 2; way++) {
             if (!way) setenv("SLUICE_ATTENTION_FLASH", "0", 1);
             double from = 0;
@@ -414,8 +449,10 @@ static void speed_of_our_attention(void **state)
             ms[way] = (seconds() - from) / times * 1e3;
         }
         if (!went_wrong(&p, "attention"))
-            print_message("speed: attention %lld x %lld, 40 heads x 128: cuDNN %.3f ms, ours %.3f ms (%.0f TFLOP/s)\n",
-                          (long long)N[i], (long long)N[i], ms[0], ms[1], 4e-9 * (double)N[i] * (double)N[i] * D / ms[1]);
+            print_message("speed: attention %lld x %lld, 40 heads x 128: cuDNN %.3f ms, ours %.3f "
+                          "ms (%.0f TFLOP/s)\n",
+                          (long long)N[i], (long long)N[i], ms[0], ms[1],
+                          4e-9 * (double)N[i] * (double)N[i] * D / ms[1]);
         forget(&p);
     }
     static const int64_t NQ[] = {8448, 32760, 48384, 75600};
@@ -423,8 +460,8 @@ static void speed_of_our_attention(void **state)
     {
         static const char *const WAY[] = {"0", "1"};
         double ms[2] = {0, 0};
-        sl_tensor q = noise(&p, NQ[i], D), k1 = noise(&p, 512, D), v1 = noise(&p, 512, D), k2 = noise(&p, 257, D),
-                  v2 = noise(&p, 257, D), o = noise(&p, NQ[i], D);
+        sl_tensor q = noise(&p, NQ[i], D), k1 = noise(&p, 512, D), v1 = noise(&p, 512, D),
+                  k2 = noise(&p, 257, D), v2 = noise(&p, 257, D), o = noise(&p, NQ[i], D);
         EACH(way, WAY)
         {
             setenv("SLUICE_ATTENTION_TWO", WAY[way], 1);
@@ -437,11 +474,12 @@ static void speed_of_our_attention(void **state)
             ms[way] = (seconds() - from) / TIMES * 1e3;
         }
         unsetenv("SLUICE_ATTENTION_TWO");
-        const double work = 4e-9 * (double)NQ[i] * (512 + 257) * D; /* TFLOP/s of a millisecond */
+        /* TFLOP/s of a millisecond */
+        const double work = 4e-9 * (double)NQ[i] * (512 + 257) * D;
         if (!went_wrong(&p, "attention to two lists"))
-            print_message(
-                "speed: attention %lld x (512 + 257), 40 heads x 128: two calls %.3f ms, one pass %.3f ms (%.0f TFLOP/s)\n",
-                (long long)NQ[i], ms[0], ms[1], work / ms[1]);
+            print_message("speed: attention %lld x (512 + 257), 40 heads x 128: two calls %.3f ms, "
+                          "one pass %.3f ms (%.0f TFLOP/s)\n",
+                          (long long)NQ[i], ms[0], ms[1], work / ms[1]);
         forget(&p);
     }
     pair_close(&p);
@@ -459,7 +497,8 @@ int main(void)
         cmocka_unit_test(forms_of_attention_agree),
         cmocka_unit_test(speed_of_our_attention),
         cmocka_unit_test(attention_of_our_own),
-        cmocka_unit_test(two_lists_of_keys), /* the last: a kernel that breaks takes the device along */
+        /* the last: a kernel that breaks takes the device along */
+        cmocka_unit_test(two_lists_of_keys),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

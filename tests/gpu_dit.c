@@ -1,8 +1,10 @@
-/* gpu_dit.c - the diffusion transformer on the GPU, layer by layer, against the CPU body in float32.
+/* gpu_dit.c - the diffusion transformer on the GPU, layer by layer, against the CPU body
+ * in float32.
  *
- * How far bf16 may be away is not a guess: the CPU also runs with every activation rounded to bf16 after each operation, which no
- * bf16 run can do without. The GPU, which rounds inside attention as well, may be twice as far off as that, and one rounding more.
- * Every layer is printed.
+ * How far bf16 may be away is not a guess: the CPU also runs with every activation
+ * rounded to bf16 after each operation, which no bf16 run can do without. The GPU, which
+ * rounds inside attention as well, may be twice as far off as that, and one rounding
+ * more. Every layer is printed.
  * limit: 240 s */
 #include "tests/t_net.h"
 
@@ -51,9 +53,12 @@ static void record_free(record *r)
 
 /* ---- the CPU, rounding as bf16 must ---- */
 
-enum { FEW = 8 }; /* rows of the time embedder and of the modulation tables, which stay float32 on every device */
+/* rows of the time embedder and of the modulation tables, which stay float32 on every
+ * device */
+enum { FEW = 8 };
 
-static bool round_weights; /* of random numbers: in place, so that the float32 run has the GPU's */
+/* of random numbers: in place, so that the float32 run has the GPU's */
+static bool round_weights;
 
 static void round_all(const sl_tensor *t)
 {
@@ -67,7 +72,8 @@ static void round_all(const sl_tensor *t)
         }
 }
 
-static void r_linear(sl_ctx *c, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, const sl_tensor *b, sl_activation a)
+static void r_linear(sl_ctx *c, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w,
+                     const sl_tensor *b, sl_activation a)
 {
     if (round_weights && x->shape[0] >= FEW) round_all(w);
     sl_ops_cpu.linear(c, y, x, w, b, a);
@@ -78,23 +84,26 @@ static void r_add(sl_ctx *c, const sl_tensor *y, const sl_tensor *a, const sl_te
     sl_ops_cpu.add(c, y, a, b);
     round_all(y);
 }
-static void r_layernorm(sl_ctx *c, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, const sl_tensor *b, float eps)
+static void r_layernorm(sl_ctx *c, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w,
+                        const sl_tensor *b, float eps)
 {
     sl_ops_cpu.layernorm(c, y, x, w, b, eps);
     round_all(y);
 }
-static void r_modulate(sl_ctx *c, const sl_tensor *y, const sl_tensor *x, const sl_tensor *scale, const sl_tensor *shift, float eps)
+static void r_modulate(sl_ctx *c, const sl_tensor *y, const sl_tensor *x, const sl_tensor *scale,
+                       const sl_tensor *shift, float eps)
 {
     sl_ops_cpu.layernorm_modulate(c, y, x, scale, shift, eps);
     round_all(y);
 }
-static void r_rmsnorm(sl_ctx *c, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, float eps)
+static void r_rmsnorm(sl_ctx *c, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w,
+                      float eps)
 {
     sl_ops_cpu.rmsnorm(c, y, x, w, eps);
     round_all(y);
 }
-static void r_rope(sl_ctx *c, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, float eps, const sl_tensor *cs,
-                   const sl_tensor *sn, int heads)
+static void r_rope(sl_ctx *c, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, float eps,
+                   const sl_tensor *cs, const sl_tensor *sn, int heads)
 {
     sl_ops_cpu.rmsnorm_rope(c, y, x, w, eps, cs, sn, heads);
     round_all(y);
@@ -104,13 +113,15 @@ static void r_gated(sl_ctx *c, const sl_tensor *x, const sl_tensor *y, const sl_
     sl_ops_cpu.gated_add(c, x, y, gate);
     round_all(x);
 }
-static void r_attention(sl_ctx *c, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k, const sl_tensor *v, int heads,
-                        float scale, const sl_tensor *bias, bool accumulate)
+static void r_attention(sl_ctx *c, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k,
+                        const sl_tensor *v, int heads, float scale, const sl_tensor *bias,
+                        bool accumulate)
 {
     sl_ops_cpu.attention(c, o, q, k, v, heads, scale, bias, accumulate);
     round_all(o);
 }
-static void r_patchify(sl_ctx *c, const sl_tensor *y, const sl_tensor *latents, const sl_tensor *condition)
+static void r_patchify(sl_ctx *c, const sl_tensor *y, const sl_tensor *latents,
+                       const sl_tensor *condition)
 {
     sl_ops_cpu.patchify(c, y, latents, condition);
     round_all(y);
@@ -157,7 +168,9 @@ static void net_open(net *n, const sl_ops *ops, const char *dir, const sl_dit_co
         n->c = *config;
     }
     T_OK(sl_ctx_open(&n->ctx, ops, 0, &err));
-    if (dir) T_OK(sl_loader_file(&n->loader, &n->ctx, dir, "diffusion_pytorch_model", "transformer", &err));
+    if (dir)
+        T_OK(sl_loader_file(&n->loader, &n->ctx, dir, "diffusion_pytorch_model", "transformer",
+                            &err));
     else T_OK(sl_loader_random(&n->loader, &n->ctx, 7, "transformer", &err));
     n->m = sl_dit_new(&n->c, n->loader);
     assert_non_null(n->m);
@@ -171,7 +184,8 @@ static void net_close(net *n)
     sl_ctx_close(&n->ctx);
 }
 
-/* Numbers that bf16 holds, the same on every device; in memory of the device. NULL data while planning. */
+/* Numbers that bf16 holds, the same on every device; in memory of the device. NULL data
+ * while planning. */
 static sl_tensor input(sl_ctx *ctx, sl_dtype dtype, int rank, const int64_t *shape, uint64_t seed)
 {
     sl_tensor t = sl_view(NULL, dtype, rank, shape);
@@ -191,16 +205,20 @@ static sl_tensor input(sl_ctx *ctx, sl_dtype dtype, int rank, const int64_t *sha
     return t;
 }
 
-/* Tables, context, one forward on `ctx` (planning: shapes only). What was taken is given back. */
+/* Tables, context, one forward on `ctx` (planning: shapes only). What was taken is given
+ * back. */
 static void forward_on(net *n, sl_ctx *ctx)
 {
     static const double timesteps[STEPS] = {999, 541};
     const int extra = n->c.in_channels - n->c.out_channels;
     const bool real = !ctx->ops->plan;
-    const int64_t latent[] = {n->c.out_channels, n->t, 2 * n->h, 2 * n->w}, condition[] = {extra, n->t, 2 * n->h, 2 * n->w};
-    const int64_t prompt[] = {SL_TEXT_TOKENS, n->c.text_dim}, picture[] = {n->image_tokens, n->c.image_dim};
+    const int64_t latent[] = {n->c.out_channels, n->t, 2 * n->h, 2 * n->w},
+                  condition[] = {extra, n->t, 2 * n->h, 2 * n->w};
+    const int64_t prompt[] = {SL_TEXT_TOKENS, n->c.text_dim},
+                  picture[] = {n->image_tokens, n->c.image_dim};
     void *memory[3] = {NULL};
-    sl_tensor x = input(ctx, SL_F32, 4, latent, 1), y = {0}, image = {0}, v = sl_view(NULL, sl_act(ctx), 4, latent);
+    sl_tensor x = input(ctx, SL_F32, 4, latent, 1), y = {0}, image = {0},
+              v = sl_view(NULL, sl_act(ctx), 4, latent);
     sl_tensor text = input(ctx, sl_act(ctx), 2, prompt, 3);
     if (extra) y = input(ctx, SL_F32, 4, condition, 2);
     if (n->c.image_dim) image = input(ctx, sl_act(ctx), 2, picture, 4);
@@ -208,9 +226,12 @@ static void forward_on(net *n, sl_ctx *ctx)
     sl_dit_rope rope;
     sl_dit_context context;
 #define MEMORY(i, bytes) (real ? (memory[i] = sl_device_alloc(ctx, bytes)) : NULL)
-    sl_dit_times_make(ctx, n->m, &times, MEMORY(0, sl_dit_times_bytes(ctx, n->m, STEPS)), timesteps, STEPS);
-    sl_dit_rope_make(ctx, n->m, &rope, MEMORY(1, sl_dit_rope_bytes(n->m, n->t, n->h, n->w)), n->t, n->h, n->w);
-    sl_dit_context_make(ctx, n->m, &context, MEMORY(2, sl_dit_context_bytes(ctx, n->m, n->image_tokens)), &text,
+    sl_dit_times_make(ctx, n->m, &times, MEMORY(0, sl_dit_times_bytes(ctx, n->m, STEPS)), timesteps,
+                      STEPS);
+    sl_dit_rope_make(ctx, n->m, &rope, MEMORY(1, sl_dit_rope_bytes(n->m, n->t, n->h, n->w)), n->t,
+                     n->h, n->w);
+    sl_dit_context_make(ctx, n->m, &context,
+                        MEMORY(2, sl_dit_context_bytes(ctx, n->m, n->image_tokens)), &text,
                         image.rank ? &image : NULL);
 #undef MEMORY
     if (real) v.data = sl_device_alloc(ctx, sl_bytes(&v));
@@ -250,7 +271,8 @@ static double worst(const float *a, const float *b, int64_t n)
 }
 
 /* rows: tokens at a time; 0 the graph's own choice. */
-static void compare(const char *what, const char *dir, const sl_dit_config *config, int t, int h, int w, int image_tokens, int rows)
+static void compare(const char *what, const char *dir, const sl_dit_config *config, int t, int h,
+                    int w, int image_tokens, int rows)
 {
     const sl_ops rounded_ops = rounding();
     record device = {.count = 0}, rounded = {.count = 0}, exact = {.count = 0};
@@ -271,17 +293,18 @@ static void compare(const char *what, const char *dir, const sl_dit_config *conf
     net_close(&n);
 
     assert_int_equal(device.count, exact.count);
-    printf("%s, %d x %d x %d tokens%s\n  %-16s %12s %12s %12s\n", what, t, h, w, rows ? ", in pieces" : "", "layer", "GPU",
-           "bf16 on CPU", "GPU, largest");
+    printf("%s, %d x %d x %d tokens%s\n  %-16s %12s %12s %12s\n", what, t, h, w,
+           rows ? ", in pieces" : "", "layer", "GPU", "bf16 on CPU", "GPU, largest");
     for (int i = 0; i < exact.count; i++) {
         const layer *e = &exact.layers[i], *d = &device.layers[i], *r = &rounded.layers[i];
         assert_string_equal(d->name, e->name);
         assert_int_equal(d->n, e->n);
-        const double found = t_rel_l2(d->x, e->x, e->n), limit = 2 * t_rel_l2(r->x, e->x, e->n) + 4e-3,
-                     most = worst(d->x, e->x, e->n);
+        const double found = t_rel_l2(d->x, e->x, e->n),
+                     limit = 2 * t_rel_l2(r->x, e->x, e->n) + 4e-3, most = worst(d->x, e->x, e->n);
         const bool ok = found <= limit && most <= 0.1;
         bad += !ok;
-        printf("  %-16s %12.3g %12.3g %12.3g%s\n", e->name, found, t_rel_l2(r->x, e->x, e->n), most, ok ? "" : "   <-- OFF");
+        printf("  %-16s %12.3g %12.3g %12.3g%s\n", e->name, found, t_rel_l2(r->x, e->x, e->n), most,
+               ok ? "" : "   <-- OFF");
     }
     record_free(&device);
     record_free(&rounded);
@@ -304,13 +327,15 @@ static void odd_sizes_in_pieces(void **state)
 static void first_and_last_picture(void **state)
 {
     (void)state;
-    compare("tiny-flf2v, block 0", "tests/golden/tiny-flf2v-block0/transformer", NULL, 3, 4, 6, 514, 0);
+    compare("tiny-flf2v, block 0", "tests/golden/tiny-flf2v-block0/transformer", NULL, 3, 4, 6, 514,
+            0);
 }
 
 static void without_a_picture(void **state)
 {
     (void)state;
-    compare("tiny-i2v-a14b, block 0", "tests/golden/tiny-i2v-a14b-block0/transformer", NULL, 3, 4, 6, 0, 0);
+    compare("tiny-i2v-a14b, block 0", "tests/golden/tiny-i2v-a14b-block0/transformer", NULL, 3, 4,
+            6, 0, 0);
 }
 
 static void one_block_of_14b(void **state)
@@ -354,9 +379,10 @@ static void the_same_bits_twice(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(i2v_layer_by_layer),     cmocka_unit_test(odd_sizes_in_pieces),
-                                       cmocka_unit_test(first_and_last_picture), cmocka_unit_test(without_a_picture),
-                                       cmocka_unit_test(one_block_of_14b),       cmocka_unit_test(the_same_bits_twice)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(i2v_layer_by_layer),     cmocka_unit_test(odd_sizes_in_pieces),
+        cmocka_unit_test(first_and_last_picture), cmocka_unit_test(without_a_picture),
+        cmocka_unit_test(one_block_of_14b),       cmocka_unit_test(the_same_bits_twice)};
     gpu = sl_plugin_cuda(&err);
     if (!gpu || !gpu->devices() || gpu->use(0, &err)) {
         printf("gpu_dit: skipped: %s\n", gpu && !err.code ? "no GPU" : err.msg);

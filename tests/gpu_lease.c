@@ -1,7 +1,8 @@
-/* gpu_lease.c - leases on a GPU: the cases of every kind, order between two processes, deaths with work under way, what is left.
+/* gpu_lease.c - leases on a GPU: the cases of every kind, order between two processes,
+ * deaths with work under way, what is left.
  *
- * gpu_lease PATTERN: only the tests whose names match (* and ? as in a shell). Each process that a test starts opens the device
- * anew.
+ * gpu_lease PATTERN: only the tests whose names match (* and ? as in a shell). Each
+ * process that a test starts opens the device anew.
  * After each test: how long it took. limit: 150 s; run: alone */
 #include "tests/t_lease_cases.h"
 
@@ -60,7 +61,8 @@ static void kind_open(void)
     K.put = put_device;
     K.get = get_device;
     K.hand_overs = getenv(MANY_HAND_OVERS) ? 1000 : 100;
-    K.kills = 3; /* test_lease_device has many: here each costs a process that opens the device */
+    /* test_lease_device has many: here each costs a process that opens the device */
+    K.kills = 3;
     K.kill_within_ns = 500000000;
     K.tell_times = true;
     K.outlives_owner = false;
@@ -102,11 +104,12 @@ static void expect_all(const sl_tensor *t, float value, const char *what)
     float found = first >= 0 ? x[first] : 0;
     free(x);
     if (wrong)
-        fail_msg("%s: %lld of %lld elements differ, the first at %lld: %g, want %g", what, (long long)wrong, (long long)n,
-                 (long long)first, (double)found, (double)value);
+        fail_msg("%s: %lld of %lld elements differ, the first at %lld: %g, want %g", what,
+                 (long long)wrong, (long long)n, (long long)first, (double)found, (double)value);
 }
 
-/* Queue about `ms` of work: copies of 512 MiB, whose time is measured once. Returns when it is queued. */
+/* Queue about `ms` of work: copies of 512 MiB, whose time is measured once. Returns when
+ * it is queued. */
 static sl_tensor work_from, work_to;
 static double work_ms_each;
 static void queue_copies(int n)
@@ -130,7 +133,8 @@ static void queue_work(double ms)
 {
     have_work();
     int n = 1 + (int)(ms / work_ms_each);
-    queue_copies(n < 900 ? n : 900); /* a stream takes about a thousand launches before it makes the host wait */
+    /* a stream takes about a thousand launches before it makes the host wait */
+    queue_copies(n < 900 ? n : 900);
 }
 static void end_work(void)
 {
@@ -154,10 +158,12 @@ static void expect_free(size_t want)
 {
     int64_t t0 = sl_now_ns();
     size_t now = 0;
-    while ((now = free_bytes()) + ((size_t)2 << 20) < want && sl_now_ns() - t0 < 15000000000) usleep(10000);
-    printf("    free bytes: %.1f MiB before, %.1f MiB after, back within %.0f ms\n", (double)want / 0x1p20, (double)now / 0x1p20,
-           (double)(sl_now_ns() - t0) / 1e6);
-    if (now + ((size_t)2 << 20) < want) fail_msg("%.1f MiB of the GPU did not come back", (double)(want - now) / 0x1p20);
+    while ((now = free_bytes()) + ((size_t)2 << 20) < want && sl_now_ns() - t0 < 15000000000)
+        usleep(10000);
+    printf("    free bytes: %.1f MiB before, %.1f MiB after, back within %.0f ms\n",
+           (double)want / 0x1p20, (double)now / 0x1p20, (double)(sl_now_ns() - t0) / 1e6);
+    if (now + ((size_t)2 << 20) < want)
+        fail_msg("%.1f MiB of the GPU did not come back", (double)(want - now) / 0x1p20);
 }
 
 enum { MANY = 1 << 24 }; /* floats: 64 MiB */
@@ -170,7 +176,8 @@ typedef struct {
     int64_t seal_ns;
 } late_message;
 
-/* Seals a slot long before its device has written it. `how`: l lives on, k will be killed meanwhile, f is killed unsealed. */
+/* Seals a slot long before its device has written it. `how`: l lives on, k will be killed
+ * meanwhile, f is killed unsealed. */
 static void late_sender(const sl_pool_handle *h, char how)
 {
     sl_err err = {0};
@@ -208,13 +215,15 @@ static void a_reader_waits_for_the_senders_device(void **state)
     assert_true(get(c.from, &m, sizeof m));
     int64_t t0 = sl_now_ns();
     T_OK(sl_lease_open(&l, p, &m.ticket, ctx.stream, &err));
-    printf("    seal returned after %.3f ms, open after %.1f ms\n", (double)m.seal_ns / 1e6, (double)(sl_now_ns() - t0) / 1e6);
+    printf("    seal returned after %.3f ms, open after %.1f ms\n", (double)m.seal_ns / 1e6,
+           (double)(sl_now_ns() - t0) / 1e6);
     T_OK(sl_lease_tensor(l, "x", &t, &err));
     expect_all(&t, 3, "what the sender wrote");
     sl_lease_drop(&l, ctx.stream);
     tell(&c, 'q');
     assert_int_equal(finish(&c, 0), 0);
-    if (m.seal_ns > 50000000) fail_msg("seal took %.1f ms: it waited for the device", (double)m.seal_ns / 1e6);
+    if (m.seal_ns > 50000000)
+        fail_msg("seal took %.1f ms: it waited for the device", (double)m.seal_ns / 1e6);
     sl_pool_close(&p);
 }
 
@@ -282,7 +291,9 @@ static void a_sender_waits_for_the_readers_device(void **state)
     sl_lease_drop(&l, ctx.stream);
     tell(&c, 'q');
     assert_int_equal(finish(&c, 0), 0);
-    if (m.first != SL_BUSY) fail_msg("a reserve while the slot was read gave %s, want BUSY", sl_code_name((sl_code)m.first));
+    if (m.first != SL_BUSY)
+        fail_msg("a reserve while the slot was read gave %s, want BUSY",
+                 sl_code_name((sl_code)m.first));
     free_tensor(&five);
     free_tensor(&copy);
     end_work();
@@ -302,7 +313,8 @@ static void serves_again(sl_pool *p)
     T_CODE(sl_lease_reserve(&l, p, 0, &err), SL_BUSY);
     int64_t t0 = sl_now_ns();
     sl_ticket ticket = send_one(p, 4);
-    printf("    the slot of the dead: sealed again after %.0f ms\n", (double)(sl_now_ns() - t0) / 1e6);
+    printf("    the slot of the dead: sealed again after %.0f ms\n",
+           (double)(sl_now_ns() - t0) / 1e6);
     t0 = sl_now_ns();
     T_OK(sl_lease_open(&l, p, &ticket, ctx.stream, &err));
     printf("    and opened after %.1f ms\n", (double)(sl_now_ns() - t0) / 1e6);
@@ -310,7 +322,8 @@ static void serves_again(sl_pool *p)
     usleep(300000);
     K.get(&t, x);
     for (int i = 0; i < 1000; i++)
-        if (!(x[i] == 4)) fail_msg("element %d is %g, want 4: the dead process still writes", i, (double)x[i]);
+        if (!(x[i] == 4))
+            fail_msg("element %d is %g, want 4: the dead process still writes", i, (double)x[i]);
     sl_lease_drop(&l, ctx.stream);
 }
 
@@ -433,7 +446,8 @@ static void a_thousand_hand_overs_leave_nothing(void **state)
     many_hand_overs_arrive_whole(state);
     unsetenv(MANY_HAND_OVERS);
     int fds_now = entries_of("/proc/self/fd", ""), shm_now = entries_of("/dev/shm", "");
-    printf("    %d hand-overs: descriptors %d, then %d; /dev/shm %d, then %d\n", K.hand_overs, fds, fds_now, shm, shm_now);
+    printf("    %d hand-overs: descriptors %d, then %d; /dev/shm %d, then %d\n", K.hand_overs, fds,
+           fds_now, shm, shm_now);
     expect_free(had);
     assert_int_equal(fds_now, fds);
     assert_true(shm_now <= shm);
@@ -454,7 +468,8 @@ static void pools_opened_and_closed_leave_nothing(void **state)
         sl_pool_close(&p);
     }
     int fds_now = entries_of("/proc/self/fd", ""), shm_now = entries_of("/dev/shm", "");
-    printf("    %d pools: descriptors %d, then %d; /dev/shm %d, then %d\n", POOLS, fds, fds_now, shm, shm_now);
+    printf("    %d pools: descriptors %d, then %d; /dev/shm %d, then %d\n", POOLS, fds, fds_now,
+           shm, shm_now);
     expect_free(had);
     assert_int_equal(fds_now, fds);
     assert_true(shm_now <= shm);
@@ -531,10 +546,12 @@ static void a_host_pool_is_filled_from_the_device_before_it_is_sent(void **state
         T_OK(sl_lease_tensor(l, "rgb", &t, &err));
         for (size_t at = 0; at < MANY_BYTES; at++)
             if (((uint8_t *)t.data)[at] != pattern(at))
-                fail_msg("hand-over %d, byte %zu is %u, want %u", i, at, ((uint8_t *)t.data)[at], pattern(at));
+                fail_msg("hand-over %d, byte %zu is %u, want %u", i, at, ((uint8_t *)t.data)[at],
+                         pattern(at));
         sl_lease_drop(&l, NULL);
-        printf("    64 MiB into the pinned slot and sealed in %.2f ms, %.1f GB/s%s\n", (double)m.seal_ns / 1e6,
-               (double)MANY_BYTES / (double)m.seal_ns, i ? "" : " (behind 200 ms of work)");
+        printf("    64 MiB into the pinned slot and sealed in %.2f ms, %.1f GB/s%s\n",
+               (double)m.seal_ns / 1e6, (double)MANY_BYTES / (double)m.seal_ns,
+               i ? "" : " (behind 200 ms of work)");
     }
     tell(&c, 'q');
     assert_int_equal(finish(&c, 0), 0);
@@ -582,7 +599,8 @@ static void the_first_hand_over_works(void **state)
     sl_ticket t;
     int64_t t0 = sl_now_ns();
     child c = hold(p, 's', &t);
-    printf("    a second process had the device open and a slot sealed after %.0f ms\n", (double)(sl_now_ns() - t0) / 1e6);
+    printf("    a second process had the device open and a slot sealed after %.0f ms\n",
+           (double)(sl_now_ns() - t0) / 1e6);
     assert_true(receive_one(p, &t) == 7);
     t0 = sl_now_ns();
     finish(&c, SIGKILL);

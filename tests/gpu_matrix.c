@@ -1,10 +1,12 @@
-/* gpu_matrix.c - matrix products on the GPU, held to the CPU body on the same bf16 inputs; the cases of t_ops_matrix.h; the plug-in.
+/* gpu_matrix.c - matrix products on the GPU, held to the CPU body on the same bf16
+ * inputs; the cases of t_ops_matrix.h; the plug-in.
  *
- * Ends with the speed of the 14B model's largest products and attention, for the reader. Without a device: one line, and success. */
+ * Ends with the speed of the 14B model's largest products and attention, for the reader.
+ * Without a device: one line, and success. */
 #include "tests/t_ops_matrix.h"
 #include "tests/t_pair.h"
 
-/* ---- linear --------------------------------------------------------------------------------------------- */
+/* ---- linear ---- */
 
 enum { NO_BIAS, BIAS_BF16, BIAS_F32 };
 
@@ -16,51 +18,58 @@ static twin list(pair *p, sl_dtype dtype, int64_t n)
     return t;
 }
 
-static void linear_once(pair *p, sl_dtype dtype, int64_t m, int64_t n, int64_t k, int bias, sl_activation act, int64_t pad)
+static void linear_once(pair *p, sl_dtype dtype, int64_t m, int64_t n, int64_t k, int bias,
+                        sl_activation act, int64_t pad)
 {
-    twin x = matrix(p, dtype, m, k, pad), w = matrix(p, dtype, n, k, 0), y = matrix(p, dtype, m, n, pad);
+    twin x = matrix(p, dtype, m, k, pad), w = matrix(p, dtype, n, k, 0),
+         y = matrix(p, dtype, m, n, pad);
     twin b = list(p, bias == BIAS_BF16 ? SL_BF16 : SL_F32, n);
     sl_linear(&p->cpu, &y.c, &x.c, &w.c, bias ? &b.c : NULL, act);
     sl_linear(&p->gpu, &y.g, &x.g, &w.g, bias ? &b.g : NULL, act);
     same(p, &y, dtype == SL_F32 ? 1e-5 : 4e-3,
-         say("linear %lld x %lld x %lld, %s, bias %d, activation %d, pad %lld", (long long)m, (long long)n, (long long)k,
-             sl_dtype_tag(dtype), bias, (int)act, (long long)pad));
+         say("linear %lld x %lld x %lld, %s, bias %d, activation %d, pad %lld", (long long)m,
+             (long long)n, (long long)k, sl_dtype_tag(dtype), bias, (int)act, (long long)pad));
     forget(p);
 }
 
 static void products_of_every_kind(void **state)
 {
     (void)state;
-    static const int64_t M[] = {1, 2, 3, 5, 8, 9, 33, 257, 1000}, N[] = {1, 8, 64, 96, 515}, K[] = {1, 8, 36, 64, 2053},
-                         PAD[] = {0, 8, 3};
+    static const int64_t M[] = {1, 2, 3, 5, 8, 9, 33, 257, 1000}, N[] = {1, 8, 64, 96, 515},
+                         K[] = {1, 8, 36, 64, 2053}, PAD[] = {0, 8, 3};
     pair p;
     int turn = 0;
     pair_open(&p, (size_t)1 << 30);
     EACH(i, M) EACH(j, N) EACH(l, K)
     {
-        linear_once(&p, SL_BF16, M[i], N[j], K[l], turn % 3, (sl_activation)(turn / 3 % 4), PAD[turn / 12 % 3]);
+        linear_once(&p, SL_BF16, M[i], N[j], K[l], turn % 3, (sl_activation)(turn / 3 % 4),
+                    PAD[turn / 12 % 3]);
         turn += 5; /* of 36 combinations, and 5 does not divide 36 */
     }
     for (int bias = 0; bias < 3; bias++)
         for (int act = 0; act < 4; act++)
-            for (int pad = 0; pad < 3; pad++) linear_once(&p, SL_BF16, 128, 256, 192, bias, (sl_activation)act, PAD[pad]);
+            for (int pad = 0; pad < 3; pad++)
+                linear_once(&p, SL_BF16, 128, 256, 192, bias, (sl_activation)act, PAD[pad]);
     pair_close(&p);
 }
 
 static void products_in_float32(void **state)
 {
     (void)state;
-    static const int64_t M[] = {1, 4, 8, 9, 40}, N[] = {1, 40, 515}, K[] = {1, 36, 256, 2053}, PAD[] = {0, 4, 3};
+    static const int64_t M[] = {1, 4, 8, 9, 40}, N[] = {1, 40, 515}, K[] = {1, 36, 256, 2053},
+                         PAD[] = {0, 4, 3};
     pair p;
     int turn = 0;
     pair_open(&p, (size_t)1 << 30);
     EACH(i, M) EACH(j, N) EACH(l, K)
     {
-        linear_once(&p, SL_F32, M[i], N[j], K[l], turn % 3, (sl_activation)(turn / 3 % 4), PAD[turn / 12 % 3]);
+        linear_once(&p, SL_F32, M[i], N[j], K[l], turn % 3, (sl_activation)(turn / 3 % 4),
+                    PAD[turn / 12 % 3]);
         turn += 5;
     }
     linear_once(&p, SL_F32, 1, 5120, 5120, BIAS_F32, SL_ACT_SILU, 0);
-    linear_once(&p, SL_F32, 256, 1280, 588, NO_BIAS, SL_ACT_NONE, 0); /* CLIP's patches, then its layers */
+    /* CLIP's patches, then its layers */
+    linear_once(&p, SL_F32, 256, 1280, 588, NO_BIAS, SL_ACT_NONE, 0);
     linear_once(&p, SL_F32, 257, 1280, 1280, BIAS_F32, SL_ACT_NONE, 0);
     linear_once(&p, SL_F32, 257, 5120, 1280, BIAS_F32, SL_ACT_GELU_ERF, 0);
     linear_once(&p, SL_F32, 257, 1280, 5120, BIAS_F32, SL_ACT_NONE, 0);
@@ -70,13 +79,14 @@ static void products_in_float32(void **state)
 
 static void added_once(pair *p, int64_t m, int64_t n, int64_t k, int bias, bool gated, int64_t pad)
 {
-    twin x = matrix(p, SL_BF16, m, n, 0), y = matrix(p, SL_BF16, m, n, 0), a = matrix(p, SL_BF16, m, k, pad),
-         w = matrix(p, SL_BF16, n, k, 0), b = list(p, bias == BIAS_BF16 ? SL_BF16 : SL_F32, n), gate = list(p, SL_F32, n);
+    twin x = matrix(p, SL_BF16, m, n, 0), y = matrix(p, SL_BF16, m, n, 0),
+         a = matrix(p, SL_BF16, m, k, pad), w = matrix(p, SL_BF16, n, k, 0),
+         b = list(p, bias == BIAS_BF16 ? SL_BF16 : SL_F32, n), gate = list(p, SL_F32, n);
     sl_linear_add(&p->cpu, &x.c, &y.c, &a.c, &w.c, bias ? &b.c : NULL, gated ? &gate.c : NULL);
     sl_linear_add(&p->gpu, &x.g, &y.g, &a.g, &w.g, bias ? &b.g : NULL, gated ? &gate.g : NULL);
     same(p, &x, 4e-3,
-         say("linear_add %lld x %lld x %lld, bias %d%s, pad %lld", (long long)m, (long long)n, (long long)k, bias,
-             gated ? ", gated" : "", (long long)pad));
+         say("linear_add %lld x %lld x %lld, bias %d%s, pad %lld", (long long)m, (long long)n,
+             (long long)k, bias, gated ? ", gated" : "", (long long)pad));
     forget(p);
 }
 
@@ -109,21 +119,25 @@ static void products_of_the_networks(void **state)
     (void)state;
     pair p;
     pair_open(&p, (size_t)2 << 30);
-    linear_once(&p, SL_BF16, 1, 30720, 5120, BIAS_BF16, SL_ACT_NONE, 0);       /* time_proj */
-    linear_once(&p, SL_BF16, 512, 5120, 4096, BIAS_BF16, SL_ACT_GELU_TANH, 0); /* text embedder */
-    linear_once(&p, SL_BF16, 257, 1280, 1280, BIAS_BF16, SL_ACT_GELU_ERF, 0);  /* image embedder */
-    linear_once(&p, SL_BF16, 512, 10240, 4096, NO_BIAS, SL_ACT_NONE, 0);       /* UMT5 */
-    linear_once(&p, SL_BF16, 1560, 1536, 144, BIAS_BF16, SL_ACT_NONE, 0);      /* patch embedding */
-    linear_once(&p, SL_BF16, 1560, 64, 5120, BIAS_BF16, SL_ACT_NONE, 0);       /* the head */
+    linear_once(&p, SL_BF16, 1, 30720, 5120, BIAS_BF16, SL_ACT_NONE, 0); /* time_proj */
+    /* text embedder */
+    linear_once(&p, SL_BF16, 512, 5120, 4096, BIAS_BF16, SL_ACT_GELU_TANH, 0);
+    /* image embedder */
+    linear_once(&p, SL_BF16, 257, 1280, 1280, BIAS_BF16, SL_ACT_GELU_ERF, 0);
+    linear_once(&p, SL_BF16, 512, 10240, 4096, NO_BIAS, SL_ACT_NONE, 0); /* UMT5 */
+    /* patch embedding */
+    linear_once(&p, SL_BF16, 1560, 1536, 144, BIAS_BF16, SL_ACT_NONE, 0);
+    linear_once(&p, SL_BF16, 1560, 64, 5120, BIAS_BF16, SL_ACT_NONE, 0); /* the head */
     linear_once(&p, SL_BF16, 3001, 2048, 1024, BIAS_BF16, SL_ACT_GELU_TANH, 0);
     linear_once(&p, SL_BF16, 4096, 5120, 5120, BIAS_BF16, SL_ACT_NONE, 0);
     setenv("SLUICE_AUTOTUNE", "1", 1);
-    linear_once(&p, SL_BF16, 4104, 5120, 5120, BIAS_BF16, SL_ACT_NONE, 0); /* large enough to be timed */
+    /* large enough to be timed */
+    linear_once(&p, SL_BF16, 4104, 5120, 5120, BIAS_BF16, SL_ACT_NONE, 0);
     unsetenv("SLUICE_AUTOTUNE");
     pair_close(&p);
 }
 
-/* ---- speed ---------------------------------------------------------------------------------------------- */
+/* ---- speed ---- */
 
 static void speed_of_the_largest(void **state)
 {
@@ -144,7 +158,8 @@ static void speed_of_the_largest(void **state)
     } AT[] = {{D, D, SL_ACT_NONE}, {F, D, SL_ACT_GELU_TANH}, {D, F, SL_ACT_NONE}};
     EACH(i, AT)
     {
-        sl_tensor x = noise(&p, N, AT[i].k), w = noise(&p, AT[i].n, AT[i].k), b = noise(&p, 1, AT[i].n), y = noise(&p, N, AT[i].n);
+        sl_tensor x = noise(&p, N, AT[i].k), w = noise(&p, AT[i].n, AT[i].k),
+                  b = noise(&p, 1, AT[i].n), y = noise(&p, N, AT[i].n);
         b = sl_view1(b.data, SL_BF16, AT[i].n);
         sl_linear(&p.gpu, &y, &x, &w, &b, AT[i].act);
         sl_sync(&p.gpu);
@@ -153,20 +168,24 @@ static void speed_of_the_largest(void **state)
         sl_sync(&p.gpu);
         double s = (seconds() - from) / 5;
         if (!went_wrong(&p, "linear"))
-            print_message("speed: linear %d x %lld x %lld: %.3f ms, %.0f TFLOP/s\n", N, (long long)AT[i].n, (long long)AT[i].k,
-                          s * 1e3, 2e-12 * N * (double)AT[i].n * (double)AT[i].k / s);
+            print_message("speed: linear %d x %lld x %lld: %.3f ms, %.0f TFLOP/s\n", N,
+                          (long long)AT[i].n, (long long)AT[i].k, s * 1e3,
+                          2e-12 * N * (double)AT[i].n * (double)AT[i].k / s);
         forget(&p);
     }
     enum { M = 32760 };
-    for (int way = 0; way < 4; way++) { /* a residual branch's last layer in one product and in two operations */
-        sl_tensor x = noise(&p, M, D), a = noise(&p, M, D), w = noise(&p, D, D), b = noise(&p, 1, D), y = noise(&p, M, D);
+    /* a residual branch's last layer in one product and in two operations */
+    for (int way = 0; way < 4; way++) {
+        sl_tensor x = noise(&p, M, D), a = noise(&p, M, D), w = noise(&p, D, D),
+                  b = noise(&p, 1, D), y = noise(&p, M, D);
         sl_tensor gate = sl_new1(&p.gpu, SL_F32, D);
         bool gated = way & 1, once = way & 2, fused = true;
         b = sl_view1(b.data, SL_BF16, D);
         sl_zero(&p.gpu, &gate);
         double from = 0;
         for (int r = 0; r < 21; r++) {
-            if (once) fused = gpu->linear_add(&p.gpu, &x, &y, &a, &w, &b, gated ? &gate : NULL) && fused;
+            if (once)
+                fused = gpu->linear_add(&p.gpu, &x, &y, &a, &w, &b, gated ? &gate : NULL) && fused;
             else sl_linear(&p.gpu, &y, &a, &w, &b, SL_ACT_NONE);
             if (!once && gated) sl_gated_add(&p.gpu, &x, &y, &gate);
             else if (!once) sl_add(&p.gpu, &x, &x, &y);
@@ -174,7 +193,8 @@ static void speed_of_the_largest(void **state)
         }
         sl_sync(&p.gpu);
         if (!went_wrong(&p, "linear_add"))
-            print_message("speed: linear_add %d x %d x %d%s, %s: %.3f ms\n", M, D, D, gated ? ", gated" : "",
+            print_message("speed: linear_add %d x %d x %d%s, %s: %.3f ms\n", M, D, D,
+                          gated ? ", gated" : "",
                           !once    ? "two operations"
                           : !fused ? "refused by cublasLt"
                                    : "one product",
@@ -187,22 +207,25 @@ static void speed_of_the_largest(void **state)
     } KEYS[] = {{N, false}, {512, false}, {257, true}};
     EACH(i, KEYS)
     {
-        sl_tensor q = noise(&p, N, D), k = noise(&p, KEYS[i].nk, D), v = noise(&p, KEYS[i].nk, D), o = noise(&p, N, D);
+        sl_tensor q = noise(&p, N, D), k = noise(&p, KEYS[i].nk, D), v = noise(&p, KEYS[i].nk, D),
+                  o = noise(&p, N, D);
         sl_attention(&p.gpu, &o, &q, &k, &v, 40, 0.088388f, NULL, KEYS[i].add);
         sl_sync(&p.gpu);
         double from = seconds();
-        for (int r = 0; r < 2; r++) sl_attention(&p.gpu, &o, &q, &k, &v, 40, 0.088388f, NULL, KEYS[i].add);
+        for (int r = 0; r < 2; r++)
+            sl_attention(&p.gpu, &o, &q, &k, &v, 40, 0.088388f, NULL, KEYS[i].add);
         sl_sync(&p.gpu);
         double s = (seconds() - from) / 2;
         if (!went_wrong(&p, "attention"))
-            print_message("speed: attention %d x %lld, 40 heads x 128%s: %.3f ms, %.0f TFLOP/s\n", N, (long long)KEYS[i].nk,
-                          KEYS[i].add ? ", added" : "", s * 1e3, 4e-12 * N * (double)KEYS[i].nk * D / s);
+            print_message("speed: attention %d x %lld, 40 heads x 128%s: %.3f ms, %.0f TFLOP/s\n",
+                          N, (long long)KEYS[i].nk, KEYS[i].add ? ", added" : "", s * 1e3,
+                          4e-12 * N * (double)KEYS[i].nk * D / s);
         forget(&p);
     }
     pair_close(&p);
 }
 
-/* ---- the plug-in ---------------------------------------------------------------------------------------- */
+/* ---- the plug-in ---- */
 
 static void too_much_memory_names_both_sizes(void **state)
 {
@@ -232,7 +255,8 @@ static void the_device_is_described(void **state)
     T_OK(cuda->memory(0, &free_bytes, &total, &err));
     T_OK(cuda->can_map(0, 0, &yes, &err));
     assert_true(yes && sm >= 80 && free_bytes > 0 && free_bytes <= total);
-    print_message("%s, compute capability %d.%d, %zu of %zu bytes free\n", name, sm / 10, sm % 10, free_bytes, total);
+    print_message("%s, compute capability %d.%d, %zu of %zu bytes free\n", name, sm / 10, sm % 10,
+                  free_bytes, total);
     T_CODE(cuda->use(cuda->devices(), &err), SL_ARG);
     T_CODE(cuda->memory(-1, &free_bytes, &total, &err), SL_ARG);
 }

@@ -1,9 +1,12 @@
-/* gpu_run - the real pipeline on a GPU: golden cases in bf16, layer by layer; mixed placement; kills at every stage; two jobs of the demo model.
+/* gpu_run - the real pipeline on a GPU: golden cases in bf16, layer by layer; mixed
+ * placement; kills at every stage; two jobs of the demo model.
  *
- * Each comparison prints what it found beside what it wants, and a case goes on after a miss, so one run tells about all layers. The programs are taken
- * from $SLUICE_BIN (default bin); the device from $GPU_DEVICE (default cuda:0).
+ * Each comparison prints what it found beside what it wants, and a case goes on after a
+ * miss, so one run tells about all layers. The programs are taken from $SLUICE_BIN
+ * (default bin); the device from $GPU_DEVICE (default cuda:0).
  *
- * gpu_run PATTERN: only the tests whose names match (* and ? as in a shell). run: alone. limit: 600 s */
+ * gpu_run PATTERN: only the tests whose names match (* and ? as in a shell). run: alone.
+ * limit: 600 s */
 #include "tests/t_run.h"
 
 #include <math.h>
@@ -15,26 +18,33 @@
 
 #define FOLDER "tests/golden/tiny-i2v"
 
-/* No yardstick says how far a single layer of diffusers' bf16 run lies from float32. A rounding to bf16 is 2^-9 of a value, and a layer of these networks is behind
- * ten to a hundred of them in a row or side by side: what is further off than this is wrong, not rounded. */
+/* No yardstick says how far a single layer of diffusers' bf16 run lies from float32. A
+ * rounding to bf16 is 2^-9 of a value, and a layer of these networks is behind ten to a
+ * hundred of them in a row or side by side: what is further off than this is wrong, not
+ * rounded. */
 #define LAYER_TOL 2.5e-2
 #define CLIP_TOL 1e-4 /* float32 on every device: as exact as on the CPU */
 
-/* golden/README.md: diffusers' own bf16 run on an H100 against the float32 figures. Its latents' figures, 1.5e-2 and 3.3e-3, are of a condition encoded with
- * the VAE in float32. With the VAE in bf16 both ways diffusers' latents lie 1.573e-2 and 3.717e-3 away (golden/yardstick.py, on a CPU, where the VAE in
- * float32 gives 1.577e-2 and 3.301e-3): the limit where the picture is encoded on the GPU. CLIP is float32 in all of these, and here. Frames are compared as 8-bit ones here: rounded on both sides, each with an error of 1/12 of a
- * step squared, which comes on top. */
+/* golden/README.md: diffusers' own bf16 run on an H100 against the float32 figures. Its
+ * latents' figures, 1.5e-2 and 3.3e-3, are of a condition encoded with the VAE in
+ * float32. With the VAE in bf16 both ways diffusers' latents lie 1.573e-2 and 3.717e-3
+ * away (golden/yardstick.py, on a CPU, where the VAE in float32 gives 1.577e-2 and
+ * 3.301e-3): the limit where the picture is encoded on the GPU. CLIP is float32 in all of
+ * these, and here. Frames are compared as 8-bit ones here: rounded on both sides, each
+ * with an error of 1/12 of a step squared, which comes on top. */
 typedef struct {
     const char *name;
     double latents_bf16, latents_fp32; /* relative L2, with the VAE in bf16, in float32 */
     double psnr_bf16, psnr_fp32;       /* dB, likewise */
-    int flips;                         /* cache decisions that bf16 may turn: the closest lies 0.3 % from its threshold */
+    /* cache decisions that bf16 may turn: the closest lies 0.3 % from its threshold */
+    int flips;
 } golden_case;
 
 static const golden_case CASES[] = {
     {"i2v-96x64x9", 1.573e-2, 1.5e-2, 41.2, 43.7, 0},
     {"i2v-64x96x13-nocfg", 3.717e-3, 3.3e-3, 44.2, 53.4, 0},
-    {"i2v-96x64x9-fbcache", 5e-2, 5e-2, 35, 35, 2}, /* no yardstick: 16 steps, and a turned decision moves the result */
+    /* no yardstick: 16 steps, and a turned decision moves the result */
+    {"i2v-96x64x9-fbcache", 5e-2, 5e-2, 35, 35, 2},
 };
 #define CASE_COUNT 3
 
@@ -45,9 +55,11 @@ static int misses;
 
 /* ---- telling ---- */
 
-static void found(const char *name, const char *what, double value, const char *sign, double limit, bool good)
+static void found(const char *name, const char *what, double value, const char *sign, double limit,
+                  bool good)
 {
-    printf("  %-22s %-26s %.3g, want %s %.3g%s\n", name, what, value, sign, limit, good ? "" : "   <-- MISS");
+    printf("  %-22s %-26s %.3g, want %s %.3g%s\n", name, what, value, sign, limit,
+           good ? "" : "   <-- MISS");
     misses += !good;
 }
 
@@ -60,12 +72,14 @@ static float *floats_of(const sl_tensor *t)
 }
 
 /* got against want, as far as want goes. */
-static void compare(const char *name, const char *what, const sl_tensor *got, const sl_tensor *want, double tol)
+static void compare(const char *name, const char *what, const sl_tensor *got, const sl_tensor *want,
+                    double tol)
 {
     float *g = floats_of(got), *w = floats_of(want);
     int64_t n = sl_count(want);
     if (sl_count(got) < n) {
-        printf("  %-22s %-26s %lld elements, want %lld   <-- MISS\n", name, what, (long long)sl_count(got), (long long)n);
+        printf("  %-22s %-26s %lld elements, want %lld   <-- MISS\n", name, what,
+               (long long)sl_count(got), (long long)n);
         misses++;
     } else {
         double e = t_rel_l2(g, w, n);
@@ -86,8 +100,8 @@ static sl_st *open_st(const char *path)
     return st;
 }
 
-static void compare_in(const char *name, const char *what, const sl_st *got, const char *key, const sl_st *ref, const char *ref_key,
-                       double tol)
+static void compare_in(const char *name, const char *what, const sl_st *got, const char *key,
+                       const sl_st *ref, const char *ref_key, double tol)
 {
     const sl_st_entry *g = got ? sl_st_find(got, key) : NULL, *w = sl_st_find(ref, ref_key);
     if (g && w) compare(name, what, &g->t, &w->t, tol);
@@ -113,7 +127,8 @@ static double number(const json_t *j, const char *key, double otherwise)
 /* A line of the jobs file. */
 static void put_case(FILE *f, const golden_case *c)
 {
-    json_t *j = json_load_file(golden_path(c, ".json"), 0, NULL), *prompts = json_load_file(FOLDER "/prompts.json", 0, NULL);
+    json_t *j = json_load_file(golden_path(c, ".json"), 0, NULL),
+           *prompts = json_load_file(FOLDER "/prompts.json", 0, NULL);
     assert_non_null(j);
     assert_non_null(prompts);
     json_t *o = json_object();
@@ -131,7 +146,8 @@ static void put_case(FILE *f, const golden_case *c)
     json_object_set_new(o, "frames", json_integer((json_int_t)number(j, "f", 0)));
     json_object_set_new(o, "steps", json_integer((json_int_t)number(j, "steps", 0)));
     json_object_set_new(o, "guidance", json_real(number(j, "cfg", 0)));
-    if (number(j, "fbcache_threshold", 0) > 0) json_object_set_new(o, "fbcache", json_real(number(j, "fbcache_threshold", 0)));
+    if (number(j, "fbcache_threshold", 0) > 0)
+        json_object_set_new(o, "fbcache", json_real(number(j, "fbcache_threshold", 0)));
     char *line = json_dumps(o, JSON_COMPACT);
     fprintf(f, "%s\n", line);
     free(line);
@@ -149,7 +165,8 @@ static void run_cases(const char *stages)
     assert_non_null(f);
     for (int i = 0; i < CASE_COUNT; i++) put_case(f, &CASES[i]);
     assert_int_equal(fclose(f), 0);
-    t_write(run.conf, t_format("run: { log = \"debug\"; };\ndenoise: { rope = \"bfloat16\"; };\n%s", stages));
+    t_write(run.conf,
+            t_format("run: { log = \"debug\"; };\ndenoise: { rope = \"bfloat16\"; };\n%s", stages));
     char *args[] = {(char *)"sluice",
                     (char *)"run",
                     (char *)"--quiet",
@@ -165,25 +182,30 @@ static void run_cases(const char *stages)
     t_run_nothing_left(&run, 0);
 }
 
-/* Configuration of the stages: `on` holds a letter (t i d v) of each that works on the GPU. */
+/* Configuration of the stages: `on` holds a letter (t i d v) of each that works on the
+ * GPU. */
 static const char *placed(const char *on)
 {
     static const char *const ROLES[] = {"text", "image", "denoise", "decode"};
     static char text[1024];
     int n = snprintf(text, sizeof text, "stages: ( ");
     for (int i = 0; i < 4; i++)
-        n += snprintf(text + n, sizeof text - (size_t)n, "{ name = \"%s\"; program = \"sluice-%s\"; device = \"%s\"; }, ", ROLES[i],
+        n += snprintf(text + n, sizeof text - (size_t)n,
+                      "{ name = \"%s\"; program = \"sluice-%s\"; device = \"%s\"; }, ", ROLES[i],
                       ROLES[i], strchr(on, "tidv"[i]) ? device : "cpu");
-    snprintf(text + n, sizeof text - (size_t)n, "{ name = \"mux\"; program = \"sluice-mux\"; } );\n");
+    snprintf(text + n, sizeof text - (size_t)n,
+             "{ name = \"mux\"; program = \"sluice-mux\"; } );\n");
     return text;
 }
 
 static void check_text(const golden_case *c, const json_t *j)
 {
     static const char *const BRANCH[2] = {"cond", "uncond"}, *const KEY[2] = {"prompt", "neg"};
-    sl_st *got = open_st(t_format("%s/%s/text.safetensors", run.out, c->name)), *ref = open_st(FOLDER "/text.safetensors");
+    sl_st *got = open_st(t_format("%s/%s/text.safetensors", run.out, c->name)),
+          *ref = open_st(FOLDER "/text.safetensors");
     for (int b = 0; got && ref && b < (number(j, "cfg", 0) > 1 ? 2 : 1); b++)
-        compare_in(c->name, BRANCH[b], got, BRANCH[b], ref, t_format("embed.%d", (int)number(j, KEY[b], 0)), LAYER_TOL);
+        compare_in(c->name, BRANCH[b], got, BRANCH[b], ref,
+                   t_format("embed.%d", (int)number(j, KEY[b], 0)), LAYER_TOL);
     sl_st_close(&got);
     sl_st_close(&ref);
 }
@@ -195,7 +217,8 @@ static void check_image(const golden_case *c, const sl_st *ref)
     compare_in(c->name, "clip", got, "clip", ref, "clip.penultimate", CLIP_TOL);
     const sl_st_entry *e = sl_st_find(ref, "dit.input"), *g = sl_st_find(got, "condition");
     if (e && g) {
-        sl_tensor flat = sl_view2(e->t.data, e->t.dtype, 36, sl_count(&e->t) / 36), part = sl_rows(&flat, 16, 20);
+        sl_tensor flat = sl_view2(e->t.data, e->t.dtype, 36, sl_count(&e->t) / 36),
+                  part = sl_rows(&flat, 16, 20);
         compare(c->name, "condition", &g->t, &part, LAYER_TOL);
     }
     sl_st_close(&got);
@@ -204,11 +227,14 @@ static void check_image(const golden_case *c, const sl_st *ref)
 /* The first forward's tokens, in order. */
 static void check_blocks(const golden_case *c, const sl_st *ref)
 {
-    static const char *const LAYERS[] = {"time_proj",     "text",        "image",   "patch",   "block.0.attn1",
-                                         "block.0.attn2", "block.0.ffn", "block.0", "block.1", "block.2"};
+    static const char *const LAYERS[] = {"time_proj",     "text",          "image",       "patch",
+                                         "block.0.attn1", "block.0.attn2", "block.0.ffn", "block.0",
+                                         "block.1",       "block.2"};
     for (size_t i = 0; i < sizeof LAYERS / sizeof *LAYERS; i++) {
         const sl_st_entry *e = sl_st_find(ref, t_format("dit.%s", LAYERS[i]));
-        sl_st *got = e ? open_st(t_format("%s/%s/blocks/%s.safetensors", run.out, c->name, LAYERS[i])) : NULL;
+        sl_st *got =
+            e ? open_st(t_format("%s/%s/blocks/%s.safetensors", run.out, c->name, LAYERS[i]))
+              : NULL;
         const sl_st_entry *g = got ? sl_st_find(got, LAYERS[i]) : NULL;
         if (g && !strcmp(LAYERS[i], "patch")) { /* the golden file has it channels first */
             int64_t dim = e->t.shape[0], rows = sl_count(&e->t) / dim;
@@ -239,17 +265,21 @@ static void check_steps(const golden_case *c, const json_t *j, const sl_st *ref,
 
 static void check_cache(const golden_case *c, const json_t *j)
 {
-    json_t *want = json_object_get(j, "fbcache"), *told = json_load_file(t_format("%s/%s.json", run.out, c->name), 0, NULL);
+    json_t *want = json_object_get(j, "fbcache"),
+           *told = json_load_file(t_format("%s/%s.json", run.out, c->name), 0, NULL);
     static const char *const BRANCH[2] = {"cond", "uncond"};
     int flips = 0;
     assert_non_null(told);
     for (size_t i = 0; i < json_array_size(want); i++) {
         json_t *w = json_array_get(want, i),
-               *g = json_object_get(json_array_get(json_object_get(told, "steps"), i / 2), BRANCH[i % 2]);
-        bool ours = json_is_true(json_object_get(g, "computed")), theirs = json_is_true(json_object_get(w, "compute"));
+               *g = json_object_get(json_array_get(json_object_get(told, "steps"), i / 2),
+                                    BRANCH[i % 2]);
+        bool ours = json_is_true(json_object_get(g, "computed")),
+             theirs = json_is_true(json_object_get(w, "compute"));
         if (ours != theirs)
-            printf("  %-22s step %zu %s: the cache %s at %.4g, float32 has %.4g\n", c->name, i / 2, BRANCH[i % 2],
-                   ours ? "computed" : "skipped", number(g, "metric", NAN), number(w, "diff", NAN));
+            printf("  %-22s step %zu %s: the cache %s at %.4g, float32 has %.4g\n", c->name, i / 2,
+                   BRANCH[i % 2], ours ? "computed" : "skipped", number(g, "metric", NAN),
+                   number(w, "diff", NAN));
         flips += ours != theirs;
     }
     if (want) found(c->name, "turned cache decisions", flips, "<=", c->flips, flips <= c->flips);
@@ -259,7 +289,8 @@ static void check_cache(const golden_case *c, const json_t *j)
 static void check_frames(const golden_case *c, const sl_st *ref, double psnr)
 {
     sl_st *got = open_st(t_format("%s/%s/frames.safetensors", run.out, c->name));
-    const sl_st_entry *g = got ? sl_st_find(got, "frames") : NULL, *w = sl_st_find(ref, "frames.u8");
+    const sl_st_entry *g = got ? sl_st_find(got, "frames") : NULL,
+                      *w = sl_st_find(ref, "frames.u8");
     double sum = 0, limit = -10 * log10(pow(10, -psnr / 10) + 2.0 / 12 / 255 / 255);
     if (!g || !w || !sl_same_shape(&g->t, &w->t)) {
         printf("  %-22s frames: none, or of another shape   <-- MISS\n", c->name);
@@ -306,7 +337,8 @@ static void golden_cases_on_the_gpu(void **state)
     golden("tidv");
 }
 
-/* Pictures and frames in float32 on the CPU, as diffusers' own run had it; hand-overs go from host to device and back. */
+/* Pictures and frames in float32 on the CPU, as diffusers' own run had it; hand-overs go
+ * from host to device and back. */
 static void golden_cases_with_the_vae_on_the_cpu(void **state)
 {
     (void)state;
@@ -352,7 +384,8 @@ static void memory_is_back(size_t before, const char *after)
     size_t now;
     while ((now = free_bytes()) + ((size_t)4 << 20) < before && t_seconds() < until) usleep(50000);
     printf("  %-40s free bytes %zu, before %zu\n", after, now, before);
-    if (now + ((size_t)4 << 20) < before) fail_msg("%s: %zu bytes of the GPU are still taken 15 s later", after, before - now);
+    if (now + ((size_t)4 << 20) < before)
+        fail_msg("%s: %zu bytes of the GPU are still taken 15 s later", after, before - now);
 }
 
 static void start(const plan *p)
@@ -390,7 +423,8 @@ static void start(const plan *p)
     if (p->two_jobs) {
         snprintf(jobs, sizeof jobs, "%s/jobs.jsonl", run.base);
         t_write(jobs, t_format("{\"output\": \"%s\", \"dump\": \"%s\"}\n"
-                               "{\"output\": \"%s/b.mp4\", \"dump\": \"%s/b\", \"prompt\": \"Snow.\", \"width\": 64, \"frames\": "
+                               "{\"output\": \"%s/b.mp4\", \"dump\": \"%s/b\", \"prompt\": "
+                               "\"Snow.\", \"width\": 64, \"frames\": "
                                "13, \"steps\": 9, "
                                "\"seed\": 8}\n",
                                output, dump, run.out, run.out));
@@ -411,10 +445,12 @@ static void carry_out(const plan *p)
         for (int i = 0; i < all; i++) {
             const strike *s = &p->strikes[i];
             int role = 0;
-            if (struck[i] || !strstr(run.line, s->line) || ++seen[i] < (s->nth ? s->nth : 1)) continue;
+            if (struck[i] || !strstr(run.line, s->line) || ++seen[i] < (s->nth ? s->nth : 1))
+                continue;
             while (strcmp(T_ROLES[role], s->role)) role++;
             if (run.stages[role] <= 0 || kill(run.stages[role], SIGKILL))
-                t_run_fail(&run, "%s: %s is not there to be killed at \"%s\"", p->name, s->role, s->line);
+                t_run_fail(&run, "%s: %s is not there to be killed at \"%s\"", p->name, s->role,
+                           s->line);
             struck[i] = true;
             left--;
         }
@@ -424,7 +460,8 @@ static void carry_out(const plan *p)
 static void same(const plan *p, const char *file)
 {
     const char *got = t_format("%s/%s", run.out, file), *ref = t_format("%s/%s", want, file);
-    if (!t_same_file(got, ref)) t_run_fail(&run, "%s: %s is not the undisturbed run's", p->name, file);
+    if (!t_same_file(got, ref))
+        t_run_fail(&run, "%s: %s is not the undisturbed run's", p->name, file);
 }
 
 static void check_results(const plan *p)
@@ -468,10 +505,14 @@ static const plan PLANS[] = {
                  {"decode", "index=1 chunks=5"},
                  {"mux", "index=2 chunks=5"}}},
     {.name = "kill: hand-overs",
-     .strikes =
-         {{"text", "<- text DONE"}, {"image", "<- image DONE"}, {"denoise", "<- denoise DONE"}, {"decode", "<- decode DONE"}}},
+     .strikes = {{"text", "<- text DONE"},
+                 {"image", "<- image DONE"},
+                 {"denoise", "<- denoise DONE"},
+                 {"decode", "<- decode DONE"}}},
     {.name = "kill: dispatcher",
-     .strikes = {{"dispatch", "<- image READY"}, {"dispatch", "stage=\"denoise\" done=5 "}, {"dispatch", "index=2 chunks=5"}}},
+     .strikes = {{"dispatch", "<- image READY"},
+                 {"dispatch", "stage=\"denoise\" done=5 "},
+                 {"dispatch", "index=2 chunks=5"}}},
     {.name = "kill: two jobs in flight",
      .two_jobs = true,
      .strikes = {{"image", "<- image DONE", 2},
@@ -502,11 +543,13 @@ static int remove_reference(void **state)
     return 0;
 }
 
-/* The same bytes twice: without that the plans below would prove nothing. Then the client, killed. */
+/* The same bytes twice: without that the plans below would prove nothing. Then the
+ * client, killed. */
 static void kill_the_client(void **state)
 {
     const plan p = {.name = "client"};
-    static const char *const AT[] = {"<- denoise READY", "stage=\"denoise\" done=3 ", "index=1 chunks=5"};
+    static const char *const AT[] = {"<- denoise READY", "stage=\"denoise\" done=3 ",
+                                     "index=1 chunks=5"};
     (void)state;
     for (int i = 0; i < 4; i++) {
         size_t before = free_bytes();
@@ -532,7 +575,8 @@ static void kill_the_client(void **state)
 /* Where a line with both parts begins in the log; -1: there is none. */
 static ptrdiff_t line_with(const char *a, const char *b)
 {
-    for (const char *line = run.text; line && *line; line = strchr(line, '\n') ? strchr(line, '\n') + 1 : NULL) {
+    for (const char *line = run.text; line && *line;
+         line = strchr(line, '\n') ? strchr(line, '\n') + 1 : NULL) {
         size_t n = strcspn(line, "\n");
         if (memmem(line, n, a, strlen(a)) && memmem(line, n, b, strlen(b))) return line - run.text;
     }
@@ -562,12 +606,12 @@ static void two_jobs_of_the_demo_model_are_pipelined(void **state)
     t_run_conf(&run, 3, 60, "");
     char jobs[300];
     snprintf(jobs, sizeof jobs, "%s/jobs.jsonl", run.base);
-    t_write(
-        jobs,
-        t_format(
-            "{\"output\": \"%s/a.mp4\", \"json\": \"%s/a.json\", \"seed\": 1}\n{\"output\": \"%s/b.mp4\", \"json\": "
-            "\"%s/b.json\", \"seed\": 2, \"steps\": 300}\n", /* enough to decode the first meanwhile, kernels to be loaded included */
-            run.out, run.out, run.out, run.out));
+    t_write(jobs, t_format("{\"output\": \"%s/a.mp4\", \"json\": \"%s/a.json\", \"seed\": "
+                           "1}\n{\"output\": \"%s/b.mp4\", \"json\": "
+                           /* enough to decode the first meanwhile, kernels to be loaded
+                            * included */
+                           "\"%s/b.json\", \"seed\": 2, \"steps\": 300}\n",
+                           run.out, run.out, run.out, run.out));
     char *args[] = {(char *)"sluice",
                     (char *)"run",
                     (char *)"--quiet",
@@ -604,7 +648,9 @@ static void two_jobs_of_the_demo_model_are_pipelined(void **state)
         double total = json_number_value(json_object_get(told, "total")),
                lost = json_number_value(json_object_get(told, "unaccounted"));
         printf("  job %c: %.2f s, %.2f %% unaccounted for\n", *name, total, 100 * lost / total);
-        if (!(lost <= 0.01 * total)) fail_msg("job %c: %.3f of %.3f s are unaccounted for, want at most 1 %%", *name, lost, total);
+        if (!(lost <= 0.01 * total))
+            fail_msg("job %c: %.3f of %.3f s are unaccounted for, want at most 1 %%", *name, lost,
+                     total);
         json_decref(told);
     }
     memory_is_back(at_first, "two jobs");
@@ -633,6 +679,7 @@ int main(int argc, char **argv)
         kills[i + 1] = (struct CMUnitTest){PLANS[i].name, test_plan, NULL, NULL, (void *)&PLANS[i]};
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
-    failed += _cmocka_run_group_tests("kills", kills, PLAN_COUNT + 1, make_reference, remove_reference);
+    failed +=
+        _cmocka_run_group_tests("kills", kills, PLAN_COUNT + 1, make_reference, remove_reference);
     return failed;
 }

@@ -1,9 +1,12 @@
-/* helper_decode_flat - another decode, without a line of stages/stage.c: the protocol of stages/README.md is enough.
+/* helper_decode_flat - another decode, without a line of stages/stage.c: the protocol of
+ * stages/README.md is enough.
  *
- *   stages: ( ..., { name = "decode"; program = "build/release/tests/helper_decode_flat"; }, ... )
+ *   stages: ( ..., { name = "decode"; program = "build/release/tests/helper_decode_flat";
+ *     }, ... )
  *
- * Latents' first three channels become red, green and blue, each latent pixel a square of 8 x 8: a preview that costs nothing. One thread; it looks at its
- * socket between chunks, and beats there too. */
+ * Latents' first three channels become red, green and blue, each latent pixel a square of
+ * 8 x 8: a preview that costs nothing. One thread; it looks at its socket between chunks,
+ * and beats there too. */
 #include <math.h>
 #include <signal.h>
 #include <stdio.h>
@@ -18,7 +21,8 @@
 
 #define BEAT_MS 100
 #define SLOTS 2
-#define SLOT_BYTES ((size_t)256 << 20) /* memory is taken as it is touched, so a generous size costs nothing */
+/* memory is taken as it is touched, so a generous size costs nothing */
+#define SLOT_BYTES ((size_t)256 << 20)
 
 typedef struct {
     void *socket;
@@ -46,7 +50,9 @@ static void listen_now(flat *f, int wait_ms)
             f->has_job = true;
             f->cancelled = false;
             break;
-        case SL_MSG_CANCEL: f->cancelled |= m.cancel.job == f->job.job && m.cancel.attempt == f->job.attempt; break;
+        case SL_MSG_CANCEL:
+            f->cancelled |= m.cancel.job == f->job.job && m.cancel.attempt == f->job.attempt;
+            break;
         case SL_MSG_DISCARD: sl_pool_discard(f->latents, &m.discard.ticket); break;
         case SL_MSG_REAP: sl_pool_reap(f->latents, m.reap.pid); break;
         case SL_MSG_DRAIN: f->drain = true; break;
@@ -82,9 +88,12 @@ static sl_code send_chunk(flat *f, const sl_tensor *x, int64_t t, sl_err *err)
     do {
         listen_now(f, 0);
         if (f->cancelled) return sl_fail(err, SL_CANCELLED, "cancelled");
-        rc = f->frames ? sl_lease_reserve(&lease, f->frames, BEAT_MS, err) : sl_fail(err, SL_GONE, "no mux");
+        rc = f->frames ? sl_lease_reserve(&lease, f->frames, BEAT_MS, err)
+                       : sl_fail(err, SL_GONE, "no mux");
     } while (rc == SL_BUSY); /* back-pressure: mux has not read the last ones yet */
-    if (!rc) rc = sl_lease_add(lease, "rgb", SL_U8, 4, (int64_t[]){n, 8 * x->shape[2], 8 * x->shape[3], 3}, &rgb, err);
+    if (!rc)
+        rc = sl_lease_add(lease, "rgb", SL_U8, 4,
+                          (int64_t[]){n, 8 * x->shape[2], 8 * x->shape[3], 3}, &rgb, err);
     if (!rc) {
         paint(rgb.data, n, x->data, x->shape, t);
         rc = sl_lease_seal(lease, NULL, &m.chunk.rgb, err);
@@ -103,13 +112,16 @@ static sl_code work(flat *f, sl_err *err)
     char path[SL_DIR + 32];
     sl_code rc;
     snprintf(path, sizeof path, "%s/denoise.safetensors", f->job.dir);
-    if (f->job.tickets) { /* the latents lie in our own slot, or in the spool if they were made before we were */
-        if (!(rc = sl_lease_open(&lease, f->latents, &f->job.first, NULL, err))) rc = sl_lease_tensor(lease, "latents", &x, err);
+    /* the latents lie in our own slot, or in the spool if they were made before we were */
+    if (f->job.tickets) {
+        if (!(rc = sl_lease_open(&lease, f->latents, &f->job.first, NULL, err)))
+            rc = sl_lease_tensor(lease, "latents", &x, err);
     } else if (!(rc = sl_st_open_file(&file, path, err))) {
         if ((e = sl_st_find(file, "latents"))) x = e->t;
         else rc = sl_fail(err, SL_FORMAT, "%s: no latents", path);
     }
-    if (!rc && (x.dtype != SL_F32 || x.rank != 4 || x.shape[0] < 3)) rc = sl_fail(err, SL_SHAPE, "flat: latents of another kind");
+    if (!rc && (x.dtype != SL_F32 || x.rank != 4 || x.shape[0] < 3))
+        rc = sl_fail(err, SL_SHAPE, "flat: latents of another kind");
     for (int64_t t = 0; !rc && t < x.shape[1]; t++) rc = send_chunk(f, &x, t, err);
     sl_lease_drop(&lease, NULL);
     sl_st_close(&file);
@@ -121,8 +133,10 @@ int main(int argc, char **argv)
     flat f = {0};
     sl_err err = {0};
     void *zmq = zmq_ctx_new();
-    sl_msg hello = {.type = SL_MSG_HELLO, .hello = {.role = "decode", .pid = getpid(), .device = "cpu"}};
-    sl_msg pool = {.type = SL_MSG_POOL, .pool = {.purpose = "latents"}}, ready = {.type = SL_MSG_READY};
+    sl_msg hello = {.type = SL_MSG_HELLO,
+                    .hello = {.role = "decode", .pid = getpid(), .device = "cpu"}};
+    sl_msg pool = {.type = SL_MSG_POOL, .pool = {.purpose = "latents"}},
+           ready = {.type = SL_MSG_READY};
     prctl(PR_SET_PDEATHSIG, SIGKILL); /* a stage dies with its dispatcher */
     signal(SIGPIPE, SIG_IGN);
     f.socket = zmq_socket(zmq, ZMQ_DEALER);
@@ -141,8 +155,9 @@ int main(int argc, char **argv)
         f.has_job = false;
         sl_msg end = {.type = SL_MSG_DONE, .done = {.job = f.job.job, .attempt = f.job.attempt}};
         if (work(&f, &bad)) {
-            end =
-                (sl_msg){.type = SL_MSG_FAILED, .failed = {.job = f.job.job, .attempt = f.job.attempt, .code = (int32_t)bad.code}};
+            end = (sl_msg){
+                .type = SL_MSG_FAILED,
+                .failed = {.job = f.job.job, .attempt = f.job.attempt, .code = (int32_t)bad.code}};
             snprintf(end.failed.message, sizeof end.failed.message, "%s", bad.msg);
         }
         sl_wire_send(f.socket, NULL, 0, &end, NULL);

@@ -1,10 +1,13 @@
-/* helper_dies - a stage that is killed on its first starts, at the moment a test asks for, and then becomes the real program.
+/* helper_dies - a stage that is killed on its first starts, at the moment a test asks
+ * for, and then becomes the real program.
  *
- *   stages: ( { name = ROLE; program = ".../helper_dies"; args = [MODE, TIMES, COUNTER, PROGRAM]; } )
+ *   stages: ( { name = ROLE; program = ".../helper_dies"; args = [MODE, TIMES, COUNTER,
+ *     PROGRAM]; } )
  *
- * MODE: start (before it has said anything), job (as soon as it has one), sealed (it has sealed a slot of its receiver and told nobody); and nonsense: it
- * does not die, but says what is no message. The file COUNTER
- * grows by a byte a start; from start TIMES + 1 on, PROGRAM runs in its place. */
+ * MODE: start (before it has said anything), job (as soon as it has one), sealed (it has
+ * sealed a slot of its receiver and told nobody); and nonsense: it does not die, but says
+ * what is no message. The file COUNTER grows by a byte a start; from start TIMES + 1 on,
+ * PROGRAM runs in its place. */
 #include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
@@ -21,7 +24,9 @@
 
 static const struct {
     const char *program, *role, *purpose;
-} ROLES[] = {{"sluice-text", "text", "text"}, {"sluice-denoise", "denoise", "latents"}, {"sluice-decode", "decode", "frames"}};
+} ROLES[] = {{"sluice-text", "text", "text"},
+             {"sluice-denoise", "denoise", "latents"},
+             {"sluice-decode", "decode", "frames"}};
 
 static int count_start(const char *path)
 {
@@ -48,8 +53,10 @@ static void die_at_work(int argc, char **argv, const char *role, const char *pur
         if (sl_stage_next(st, false, &msg, &err)) exit(sl_stage_exit(&st, &err));
     while (msg.type != SL_MSG_JOB);
     if (sealed) {
-        while (sl_stage_send_pool(st, purpose, &pool, &err)) usleep(1000); /* it may not be there yet */
-        if (sl_lease_reserve(&lease, pool, 5000, &err) || sl_lease_add(lease, "lost", SL_U8, 1, (int64_t[]){1}, &t, &err) ||
+        /* it may not be there yet */
+        while (sl_stage_send_pool(st, purpose, &pool, &err)) usleep(1000);
+        if (sl_lease_reserve(&lease, pool, 5000, &err) ||
+            sl_lease_add(lease, "lost", SL_U8, 1, (int64_t[]){1}, &t, &err) ||
             sl_lease_seal(lease, NULL, &ticket, &err))
             exit(sl_stage_exit(&st, &err));
     }
@@ -62,14 +69,17 @@ static void talk_nonsense(const char *endpoint, const char *role)
     void *zmq = zmq_ctx_new(), *s = zmq_socket(zmq, ZMQ_DEALER);
     sl_msg hello = {.type = SL_MSG_HELLO, .hello = {.pid = getpid(), .device = "cpu"}};
     snprintf(hello.hello.role, sizeof hello.hello.role, "%s", role);
-    if (zmq_connect(s, endpoint) || sl_wire_send(s, NULL, 0, &hello, NULL) || zmq_send(s, "good morning", 12, 0) < 0) exit(1);
+    if (zmq_connect(s, endpoint) || sl_wire_send(s, NULL, 0, &hello, NULL) ||
+        zmq_send(s, "good morning", 12, 0) < 0)
+        exit(1);
     while (true) pause();
 }
 
 int main(int argc, char **argv)
 {
     if (argc != STANDARD + 4) {
-        fprintf(stderr, "helper_dies: want MODE TIMES COUNTER PROGRAM behind a stage's arguments\n");
+        fprintf(stderr,
+                "helper_dies: want MODE TIMES COUNTER PROGRAM behind a stage's arguments\n");
         return 2;
     }
     const char *mode = argv[STANDARD], *program = argv[STANDARD + 3], *name = strrchr(program, '/');

@@ -1,4 +1,5 @@
-/* t.h - what every test program shares: cmocka, golden files, comparisons in which NaN fails. */
+/* t.h - what every test program shares: cmocka, golden files, comparisons in which NaN
+ * fails. */
 #ifndef T_H
 #define T_H
 
@@ -17,21 +18,22 @@
 #include "common/tensor.h"
 
 /* The call must succeed; otherwise print the message. */
-#define T_OK(call)                                                                                                                 \
-    do {                                                                                                                           \
-        if ((call) != SL_OK) fail_msg("%s: %s", #call, err.msg);                                                                   \
+#define T_OK(call)                                                                                 \
+    do {                                                                                           \
+        if ((call) != SL_OK) fail_msg("%s: %s", #call, err.msg);                                   \
     } while (0)
 /* The call must fail with this code. */
-#define T_CODE(call, want)                                                                                                         \
-    do {                                                                                                                           \
-        sl_code got_ = (call);                                                                                                     \
-        if (got_ != (want))                                                                                                        \
-            fail_msg("%s: code %s (%s), want %s", #call, sl_code_name(got_), got_ ? err.msg : "", sl_code_name(want));             \
+#define T_CODE(call, want)                                                                         \
+    do {                                                                                           \
+        sl_code got_ = (call);                                                                     \
+        if (got_ != (want))                                                                        \
+            fail_msg("%s: code %s (%s), want %s", #call, sl_code_name(got_), got_ ? err.msg : "",  \
+                     sl_code_name(want));                                                          \
     } while (0)
 /* The message must contain this text. */
-#define T_SAYS(msg, part)                                                                                                          \
-    do {                                                                                                                           \
-        if (!strstr((msg), (part))) fail_msg("message \"%s\" lacks \"%s\"", (msg), (part));                                        \
+#define T_SAYS(msg, part)                                                                          \
+    do {                                                                                           \
+        if (!strstr((msg), (part))) fail_msg("message \"%s\" lacks \"%s\"", (msg), (part));        \
     } while (0)
 
 /* ||a - b|| / ||b|| in double over n floats; NaN anywhere gives NaN. */
@@ -57,15 +59,18 @@ static inline double t_max_abs(const float *a, const float *b, int64_t n)
     return m;
 }
 
-#define T_REL(a, b, n, tol)                                                                                                        \
-    do {                                                                                                                           \
-        double e_ = t_rel_l2((a), (b), (n));                                                                                       \
-        if (!(e_ <= (tol))) fail_msg("%s against %s: relative L2 %.3g, want <= %.3g", #a, #b, e_, (double)(tol));                  \
+#define T_REL(a, b, n, tol)                                                                        \
+    do {                                                                                           \
+        double e_ = t_rel_l2((a), (b), (n));                                                       \
+        if (!(e_ <= (tol)))                                                                        \
+            fail_msg("%s against %s: relative L2 %.3g, want <= %.3g", #a, #b, e_, (double)(tol));  \
     } while (0)
-#define T_NEAR(a, b, n, tol)                                                                                                       \
-    do {                                                                                                                           \
-        double e_ = t_max_abs((a), (b), (n));                                                                                      \
-        if (!(e_ <= (tol))) fail_msg("%s against %s: largest difference %.3g, want <= %.3g", #a, #b, e_, (double)(tol));           \
+#define T_NEAR(a, b, n, tol)                                                                       \
+    do {                                                                                           \
+        double e_ = t_max_abs((a), (b), (n));                                                      \
+        if (!(e_ <= (tol)))                                                                        \
+            fail_msg("%s against %s: largest difference %.3g, want <= %.3g", #a, #b, e_,           \
+                     (double)(tol));                                                               \
     } while (0)
 
 /* Deterministic numbers in (-1, 1) for inputs. */

@@ -1,4 +1,5 @@
-/* t_cases.h - what a test that goes over many cases uses: each of a list, what a case is called, a number that nothing computes. */
+/* t_cases.h - what a test that goes over many cases uses: each of a list, what a case is
+ * called, a number that nothing computes. */
 #ifndef T_CASES_H
 #define T_CASES_H
 

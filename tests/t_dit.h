@@ -1,4 +1,5 @@
-/* t_dit.h - a DiT with everything one job needs, for the tests that run forwards: open, plan, run, close. */
+/* t_dit.h - a DiT with everything one job needs, for the tests that run forwards: open,
+ * plan, run, close. */
 #ifndef T_DIT_H
 #define T_DIT_H
 
@@ -67,10 +68,11 @@ static inline void t_dit_times(t_dit *d, const double *timesteps, int steps)
     T_OK(sl_ctx_error(&d->ctx, &err));
 }
 
-/* Every entry of the golden figures' rotary tables is a bf16 number: those models were evidently cast to bf16 and back, which
- * weights stored in bf16 survive unchanged and the tables do not. The published pipeline keeps float32 tables, and so does
- * sl_dit_rope_make; to compare at float32's precision the tests round the tables as that cast did. SL_ROPE_F32=1 leaves them alone,
- * to see what the rounding is worth. */
+/* Every entry of the golden figures' rotary tables is a bf16 number: those models were
+ * evidently cast to bf16 and back, which weights stored in bf16 survive unchanged and the
+ * tables do not. The published pipeline keeps float32 tables, and so does
+ * sl_dit_rope_make; to compare at float32's precision the tests round the tables as that
+ * cast did. SL_ROPE_F32=1 leaves them alone, to see what the rounding is worth. */
 static inline void t_dit_rope(t_dit *d, int t, int h, int w)
 {
     sl_err err = {0};
@@ -85,14 +87,17 @@ static inline void t_dit_rope(t_dit *d, int t, int h, int w)
     }
 }
 
-/* The context of a prompt's embedding [n, text_dim], zero rows after it, and of image tokens (NULL: none). */
-static inline void t_dit_context(t_dit *d, t_context *out, const float *embedding, int n, const float *image, int image_tokens)
+/* The context of a prompt's embedding [n, text_dim], zero rows after it, and of image
+ * tokens (NULL: none). */
+static inline void t_dit_context(t_dit *d, t_context *out, const float *embedding, int n,
+                                 const float *image, int image_tokens)
 {
     sl_err err = {0};
     float *rows = calloc((size_t)SL_TEXT_TOKENS * (size_t)d->config.text_dim, sizeof *rows);
     memcpy(rows, embedding, sizeof *rows * (size_t)n * (size_t)d->config.text_dim);
     sl_tensor text = sl_view2(rows, SL_F32, SL_TEXT_TOKENS, d->config.text_dim);
-    sl_tensor tokens = sl_view2((void *)(uintptr_t)image, SL_F32, image_tokens, d->config.image_dim);
+    sl_tensor tokens =
+        sl_view2((void *)(uintptr_t)image, SL_F32, image_tokens, d->config.image_dim);
     sl_dit_context_make(&d->plan, d->dit, &out->c, NULL, &text, image ? &tokens : NULL);
     t_reserve(&d->ctx, &d->plan);
     out->memory = t_memory(sl_dit_context_bytes(&d->ctx, d->dit, image_tokens));
@@ -102,14 +107,17 @@ static inline void t_dit_context(t_dit *d, t_context *out, const float *embeddin
 }
 
 /* One forward; the arena is planned first. The error stays in d->ctx. */
-static inline void t_dit_forward(t_dit *d, const sl_tensor *v, const sl_tensor *latents, const sl_tensor *condition, int step,
-                                 const t_context *context, sl_fbcache *cache, sl_fbcache_report *report)
+static inline void t_dit_forward(t_dit *d, const sl_tensor *v, const sl_tensor *latents,
+                                 const sl_tensor *condition, int step, const t_context *context,
+                                 sl_fbcache *cache, sl_fbcache_report *report)
 {
     sl_fbcache planned;
     if (cache) planned = *cache;
-    sl_dit_forward(&d->plan, d->dit, v, latents, condition, &d->times, step, &d->rope, &context->c, cache ? &planned : NULL, NULL);
+    sl_dit_forward(&d->plan, d->dit, v, latents, condition, &d->times, step, &d->rope, &context->c,
+                   cache ? &planned : NULL, NULL);
     t_reserve(&d->ctx, &d->plan);
-    sl_dit_forward(&d->ctx, d->dit, v, latents, condition, &d->times, step, &d->rope, &context->c, cache, report);
+    sl_dit_forward(&d->ctx, d->dit, v, latents, condition, &d->times, step, &d->rope, &context->c,
+                   cache, report);
 }
 
 #endif

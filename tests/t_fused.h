@@ -1,12 +1,15 @@
-/* t_fused.h - what gpu_fused and gpu_frames share: tensors on both sides and their comparison, the timing of --bench, what main does first.
+/* t_fused.h - what gpu_fused and gpu_frames share: tensors on both sides and their
+ * comparison, the timing of --bench, what main does first.
  *
- * Every output is poisoned (bytes 0xff: NaN) before the operation, and what lies around a view must still be poison after it. A
- * wrong case prints its name, the first wrong index, what was found and wanted; the test goes on to its next case and fails at
- * its end.
+ * Every output is poisoned (bytes 0xff: NaN) before the operation, and what lies around a
+ * view must still be poison after it. A wrong case prints its name, the first wrong
+ * index, what was found and wanted; the test goes on to its next case and fails at its
+ * end.
  *
- * --bench [NAME]: times each operation at the sizes of the 14B model and of the VAE at 1280x720; prints GB/s and the
- * share of a device-to-device sl_copy measured in the same run. Bytes are what must be read and written once. Tensors are larger
- * than the L2 cache, or as many sets of them take turns as are. */
+ * --bench [NAME]: times each operation at the sizes of the 14B model and of the VAE at
+ * 1280x720; prints GB/s and the share of a device-to-device sl_copy measured in the same
+ * run. Bytes are what must be read and written once. Tensors are larger than the L2
+ * cache, or as many sets of them take turns as are. */
 #ifndef T_FUSED_H
 #define T_FUSED_H
 
@@ -25,13 +28,15 @@ static double worst; /* largest error of the running test, in units of its limit
 static char worst_name[200];
 static uint64_t seed;
 
-/* ---- tensors on both sides -------------------------------------------------------------------------------------------------- */
+/* ---- tensors on both sides ---- */
 
-/* One tensor, in host memory for the CPU body and in device memory, at the same place of the same larger buffer. */
+/* One tensor, in host memory for the CPU body and in device memory, at the same place of
+ * the same larger buffer. */
 typedef struct {
     sl_tensor c, g;             /* what the operation gets */
     sl_tensor c_whole, g_whole; /* dense */
-    int64_t left, right;        /* elements before and after: of each row for a pitched view, else of the whole */
+    /* elements before and after: of each row for a pitched view, else of the whole */
+    int64_t left, right;
     bool pitched;
 } pair;
 
@@ -67,25 +72,30 @@ static inline void poison(pair *p)
     free(raw);
 }
 
-/* A poisoned dense tensor that begins `off` elements after a 256-byte boundary. c_type: its dtype for the CPU body. */
-static inline pair dense(sl_dtype c_type, sl_dtype g_type, int rank, const int64_t *shape, int64_t off)
+/* A poisoned dense tensor that begins `off` elements after a 256-byte boundary. c_type:
+ * its dtype for the CPU body. */
+static inline pair dense(sl_dtype c_type, sl_dtype g_type, int rank, const int64_t *shape,
+                         int64_t off)
 {
     pair p = {.left = off, .right = 5};
     int64_t n = 1;
     for (int i = 0; i < rank; i++) n *= shape[i];
     p.c_whole = sl_new1(&cpu, c_type, n + off + 5);
     p.g_whole = sl_new1(&gpu, g_type, n + off + 5);
-    if (!p.c_whole.data || !p.g_whole.data) fail_msg("%s: arena: %s%s", name, cpu.err.msg, gpu.err.msg);
-    p.c = sl_view((char *)p.c_whole.data + (size_t)off * sl_dtype_size(c_type), c_type, rank, shape);
-    p.g = sl_view((char *)p.g_whole.data + (size_t)off * sl_dtype_size(g_type), g_type, rank, shape);
+    if (!p.c_whole.data || !p.g_whole.data)
+        fail_msg("%s: arena: %s%s", name, cpu.err.msg, gpu.err.msg);
+    p.c =
+        sl_view((char *)p.c_whole.data + (size_t)off * sl_dtype_size(c_type), c_type, rank, shape);
+    p.g =
+        sl_view((char *)p.g_whole.data + (size_t)off * sl_dtype_size(g_type), g_type, rank, shape);
     poison(&p);
     return p;
 }
 
-#define SHAPE(...)                                                                                                                 \
-    (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (int64_t[])                                                         \
-    {                                                                                                                              \
-        __VA_ARGS__                                                                                                                \
+#define SHAPE(...)                                                                                 \
+    (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (int64_t[])                         \
+    {                                                                                              \
+        __VA_ARGS__                                                                                \
     }
 
 /* A bf16 input (float32 for the CPU body) with numbers in -1 .. 1. */
@@ -102,12 +112,14 @@ static inline pair floats(int rank, const int64_t *shape, int64_t off)
     return p;
 }
 
-/* ---- comparing -------------------------------------------------------------------------------------------------------------- */
+/* ---- comparing ---- */
 
-#define SAY(...) (fprintf(stderr, "    wrong: %s: ", name), fprintf(stderr, __VA_ARGS__), fputc('\n', stderr), wrong++)
+#define SAY(...)                                                                                   \
+    (fprintf(stderr, "    wrong: %s: ", name), fprintf(stderr, __VA_ARGS__), fputc('\n', stderr),  \
+     wrong++)
 
-/* Bf16 results: within one rounding of the CPU body's float32, half a unit of 8 bits; a little more, since float32 results
- * differ and may lie near a tie. */
+/* Bf16 results: within one rounding of the CPU body's float32, half a unit of 8 bits; a
+ * little more, since float32 results differ and may lie near a tie. */
 #define ROUNDING 0x1.01p-8
 
 static inline bool in_view(const pair *p, int64_t i)
@@ -118,7 +130,8 @@ static inline bool in_view(const pair *p, int64_t i)
     return i >= p->left && i < p->g_whole.shape[1] - p->right;
 }
 
-/* `want` (as many as g_whole) against the device. rel < 0: the very numbers, after rounding to the device's dtype. */
+/* `want` (as many as g_whole) against the device. rel < 0: the very numbers, after
+ * rounding to the device's dtype. */
 static inline void compare(const pair *p, const float *want, double rel, double abs_)
 {
     int64_t n = sl_count(&p->g_whole), bad = 0, first = -1;
@@ -142,7 +155,8 @@ static inline void compare(const pair *p, const float *want, double rel, double 
         if (!in_view(p, i)) {
             for (size_t k = 0; k < size; k++)
                 if (raw[(size_t)i * size + k] != 0xff) {
-                    SAY("element %lld of the buffer, outside the view, was overwritten with %g", (long long)i, got[i]);
+                    SAY("element %lld of the buffer, outside the view, was overwritten with %g",
+                        (long long)i, got[i]);
                     goto done;
                 }
             continue;
@@ -156,10 +170,14 @@ static inline void compare(const pair *p, const float *want, double rel, double 
     }
     if (bad) {
         int64_t at = first - p->left;
-        if (p->pitched) at = first / p->g_whole.shape[1] * p->g.shape[1] + first % p->g_whole.shape[1] - p->left;
+        if (p->pitched)
+            at =
+                first / p->g_whole.shape[1] * p->g.shape[1] + first % p->g_whole.shape[1] - p->left;
         char text[128];
-        SAY("%lld of %lld numbers; first at %lld of %s: found %.9g, wanted %.9g; worst error %.3g = %.3g times the limit",
-            (long long)bad, (long long)sl_count(&p->g), (long long)at, sl_shape_text(&p->g, text, sizeof text), got[first],
+        SAY("%lld of %lld numbers; first at %lld of %s: found %.9g, wanted %.9g; worst error %.3g "
+            "= %.3g times the limit",
+            (long long)bad, (long long)sl_count(&p->g), (long long)at,
+            sl_shape_text(&p->g, text, sizeof text), got[first],
             rel < 0 ? exact[first] : want[first], found_most, most);
     }
     if (!(most <= worst)) {
@@ -218,17 +236,19 @@ static inline int tear_down(void **state)
 
 static inline void end(void)
 {
-    printf("    %d results, largest error %.3g of its limit%s%s\n", cases, worst, worst_name[0] ? ": " : "", worst_name);
+    printf("    %d results, largest error %.3g of its limit%s%s\n", cases, worst,
+           worst_name[0] ? ": " : "", worst_name);
     if (wrong) fail_msg("%d wrong", wrong);
 }
 
-/* ---- cases ------------------------------------------------------------------------------------------------------------------ */
+/* ---- cases ---- */
 
 static const sl_dtype FLOATS[] = {SL_F32, SL_BF16, SL_F16}, TWO[] = {SL_F32, SL_BF16};
 static const int64_t COUNTS[] = {1, 3, 7, 8, 9, 16, 255, 4096, 5120 * 33, 4097 * 13};
 #define COUNT(list) (sizeof(list) / sizeof *(list))
 
-/* How: 0 apart, 1 y is x, 2 off the grid of 16 bytes. The result to look at, in a poisoned buffer, is y. */
+/* How: 0 apart, 1 y is x, 2 off the grid of 16 bytes. The result to look at, in a
+ * poisoned buffer, is y. */
 static inline void settle(int how, const pair *y, const pair *x)
 {
     if (how != 1) return;
@@ -236,9 +256,10 @@ static inline void settle(int how, const pair *y, const pair *x)
     sl_copy(&gpu, &y->g, &x->g);
 }
 
-/* ---- bench ------------------------------------------------------------------------------------------------------------------ */
+/* ---- bench ---- */
 
-enum { N = 75600, D = 5120, SETS = 16 }; /* tokens of 1280 x 720 x 81, the width of the 14B model */
+/* tokens of 1280 x 720 x 81, the width of the 14B model */
+enum { N = 75600, D = 5120, SETS = 16 };
 
 static inline double now(void)
 {
@@ -279,7 +300,8 @@ static double copy_rate; /* bytes a second */
 static const char *only; /* a part of the names to run, or NULL */
 
 /* The sets take turns; `bytes` a call. */
-static inline void time_it(const char *what, double bytes, bench_fn *run, const bench_set *s, int sets)
+static inline void time_it(const char *what, double bytes, bench_fn *run, const bench_set *s,
+                           int sets)
 {
     double best = 1e30;
     for (int i = 0; i < 2 * sets || i < 3; i++) run(&s[i % sets]);
@@ -298,7 +320,8 @@ static inline void time_it(const char *what, double bytes, bench_fn *run, const 
         return;
     }
     if (!copy_rate) copy_rate = bytes / best;
-    printf("%-64s %9.1f us %7.0f GB/s  %5.1f %% of copy\n", what, best * 1e6, bytes / best * 1e-9, 100 * bytes / best / copy_rate);
+    printf("%-64s %9.1f us %7.0f GB/s  %5.1f %% of copy\n", what, best * 1e6, bytes / best * 1e-9,
+           100 * bytes / best / copy_rate);
 }
 
 static inline void run_copy(const bench_set *s)
@@ -306,7 +329,8 @@ static inline void run_copy(const bench_set *s)
     sl_copy(&gpu, &s->t[0], &s->t[1]);
 }
 
-/* One tensor of a benchmark: written and read bytes are counted `times` times; 0: too small or shared, not counted. */
+/* One tensor of a benchmark: written and read bytes are counted `times` times; 0: too
+ * small or shared, not counted. */
 typedef struct {
     sl_dtype dtype;
     int rank;
@@ -320,18 +344,20 @@ typedef struct {
     bench_tensor t[6];
 } bench_case;
 
-#define A2(n, d, times)                                                                                                            \
-    {                                                                                                                              \
-        SL_BF16, 2, {n, d}, times, false                                                                                           \
+#define A2(n, d, times)                                                                            \
+    {                                                                                              \
+        SL_BF16, 2, {n, d}, times, false                                                           \
     }
-#define V1(dtype, d)                                                                                                               \
-    {                                                                                                                              \
-        dtype, 1, {d}, 0, false                                                                                                    \
+#define V1(dtype, d)                                                                               \
+    {                                                                                              \
+        dtype, 1, {d}, 0, false                                                                    \
     }
 
-static const bench_case MEASURE = {"copy [75600, 5120]: the measure", run_copy, {A2(N, D, 1), A2(N, D, 1)}};
+static const bench_case MEASURE = {
+    "copy [75600, 5120]: the measure", run_copy, {A2(N, D, 1), A2(N, D, 1)}};
 
-/* The measure, then those of the n cases of `list` that are asked for. Returns what `program` ends with. */
+/* The measure, then those of the n cases of `list` that are asked for. Returns what
+ * `program` ends with. */
 static inline int bench(const char *program, const bench_case *list, size_t n)
 {
     static bench_set sets[SETS];
@@ -352,7 +378,8 @@ static inline int bench(const char *program, const bench_case *list, size_t n)
         do { /* sets until together they are five times the L2 cache of an H100 */
             for (int k = 0; k < 6 && b->t[k].rank; k++) {
                 const bench_tensor *t = &b->t[k];
-                int64_t shape[4] = {t->shape[0], t->cols ? 3 * t->shape[1] : t->shape[1], t->shape[2], t->shape[3]};
+                int64_t shape[4] = {t->shape[0], t->cols ? 3 * t->shape[1] : t->shape[1],
+                                    t->shape[2], t->shape[3]};
                 sl_tensor whole = some(t->dtype, t->rank, shape);
                 sets[count].t[k] = t->cols ? sl_cols(&whole, t->shape[1], t->shape[1]) : whole;
                 held += (double)sl_bytes(&whole);
@@ -367,13 +394,14 @@ static inline int bench(const char *program, const bench_case *list, size_t n)
     return 0;
 }
 
-/* ---- main ------------------------------------------------------------------------------------------------------------------- */
+/* ---- main ---- */
 
 #define T(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
 
-/* True: run the tests. False: there is no device, or the benchmark of `list` ran, or what else was asked for is unknown; *status
- * is what `program` ends with. */
-static inline bool tests_wanted(const char *program, const bench_case *list, size_t n, int argc, char **argv, int *status)
+/* True: run the tests. False: there is no device, or the benchmark of `list` ran, or what
+ * else was asked for is unknown; *status is what `program` ends with. */
+static inline bool tests_wanted(const char *program, const bench_case *list, size_t n, int argc,
+                                char **argv, int *status)
 {
     *status = 0;
     cuda = sl_plugin_cuda(&err);
@@ -387,7 +415,8 @@ static inline bool tests_wanted(const char *program, const bench_case *list, siz
         return false;
     }
     if (argc > 1) {
-        fprintf(stderr, "%s: \"%.60s\" is no option, want --bench [NAME] or nothing\n", program, argv[1]);
+        fprintf(stderr, "%s: \"%.60s\" is no option, want --bench [NAME] or nothing\n", program,
+                argv[1]);
         *status = 2;
         return false;
     }

@@ -1,4 +1,5 @@
-/* t_hostile.h - tools for hostile input: damaged copies of a checkpoint, a run of bin/sluice with what it printed and left. */
+/* t_hostile.h - tools for hostile input: damaged copies of a checkpoint, a run of
+ * bin/sluice with what it printed and left. */
 #ifndef T_HOSTILE_H
 #define T_HOSTILE_H
 
@@ -22,7 +23,8 @@
 #define GOLDEN_MODEL "tests/golden/tiny-i2v/model"
 #define GOLDEN_PICTURE "tests/golden/tiny-i2v/i2v-96x64x9.png"
 
-/* Where everything happens: ROOT/tmp is the TMPDIR of all runs, ROOT/out takes their outputs; both are empty before and after. */
+/* Where everything happens: ROOT/tmp is the TMPDIR of all runs, ROOT/out takes their
+ * outputs; both are empty before and after. */
 static char root[256];
 
 /* A formatted text, good until the test ends. */
@@ -59,7 +61,8 @@ static const char *at(const char *name) /* ROOT/NAME */
 static void put_file(const char *path, const void *bytes, size_t n)
 {
     FILE *file = fopen(path, "wb");
-    if (!file || fwrite(bytes, 1, n, file) != n || fclose(file)) fail_msg("%s: %s", path, strerror(errno));
+    if (!file || fwrite(bytes, 1, n, file) != n || fclose(file))
+        fail_msg("%s: %s", path, strerror(errno));
 }
 
 static void put_text(const char *path, const char *text)
@@ -235,7 +238,8 @@ static void poke(const char *rel, const char *name, int64_t i, bool infinity)
     json_t *entry = json_object_get(p.header, name);
     if (!entry) fail_msg("%s has no %s", rel, name);
     const char *dtype = json_string_value(json_object_get(entry, "dtype"));
-    char *data = p.data + json_integer_value(json_array_get(json_object_get(entry, "data_offsets"), 0));
+    char *data =
+        p.data + json_integer_value(json_array_get(json_object_get(entry, "data_offsets"), 0));
     uint32_t f32 = infinity ? 0x7f800000 : 0x7fc00000;
     uint16_t bf16 = infinity ? 0x7f80 : 0x7fc0, f16 = infinity ? 0x7c00 : 0x7e00;
     if (!strcmp(dtype, "F32")) memcpy(data + 4 * i, &f32, 4);
@@ -276,9 +280,11 @@ static void set(command *c, const char *option, const char *value)
 /* The job that all cases start from: it works, in half a second. */
 static command job(void)
 {
-    static const char *const ARGS[] = {
-        "run", "--quiet", "--image", GOLDEN_PICTURE, "--prompt", "a cat",  "--width", "32",      "--height",  "32", "--frames",
-        "5",   "--steps", "1",       "--guidance",   "1",        "--seed", "1",       "--model", GOLDEN_MODEL};
+    static const char *const ARGS[] = {"run",      "--quiet", "--image",    GOLDEN_PICTURE,
+                                       "--prompt", "a cat",   "--width",    "32",
+                                       "--height", "32",      "--frames",   "5",
+                                       "--steps",  "1",       "--guidance", "1",
+                                       "--seed",   "1",       "--model",    GOLDEN_MODEL};
     command c = {.n = 0};
     add(&c, f("%s/sluice", getenv("SLUICE_BIN") ? getenv("SLUICE_BIN") : "bin"));
     for (size_t i = 0; i < sizeof ARGS / sizeof *ARGS; i++) add(&c, ARGS[i]);
@@ -324,7 +330,8 @@ static const char *text_of(const command *c)
 {
     static char text[4096];
     size_t n = 0;
-    for (int i = 0; i < c->n && n < sizeof text; i++) n += (size_t)snprintf(text + n, sizeof text - n, "%.200s ", c->argv[i]);
+    for (int i = 0; i < c->n && n < sizeof text; i++)
+        n += (size_t)snprintf(text + n, sizeof text - n, "%.200s ", c->argv[i]);
     return text;
 }
 
@@ -351,7 +358,8 @@ static int finish(const command *c, pid_t pid)
     return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
 }
 
-/* No process of the run is left: orphans become ours (see t_hostile_setup), so there must be no child. */
+/* No process of the run is left: orphans become ours (see t_hostile_setup), so there must
+ * be no child. */
 static void no_process_left(const command *c)
 {
     int64_t until = now_ms() + 3000;
@@ -366,8 +374,10 @@ static void nothing_left(const command *c, int outputs)
 {
     char names[1024];
     no_process_left(c);
-    if (list_dir(at("tmp"), names, sizeof names)) fail_msg("left in TMPDIR: %s(%s)", names, text_of(c));
-    if (list_dir(at("out"), names, sizeof names) != outputs) fail_msg("outputs: %s, want %d (%s)", names, outputs, text_of(c));
+    if (list_dir(at("tmp"), names, sizeof names))
+        fail_msg("left in TMPDIR: %s(%s)", names, text_of(c));
+    if (list_dir(at("out"), names, sizeof names) != outputs)
+        fail_msg("outputs: %s, want %d (%s)", names, outputs, text_of(c));
 }
 
 static int lines(const char *text)
@@ -377,17 +387,20 @@ static int lines(const char *text)
     return n;
 }
 
-/* The command ends with `status`, one line on stderr that holds all of `says`, and leaves nothing behind. */
+/* The command ends with `status`, one line on stderr that holds all of `says`, and leaves
+ * nothing behind. */
 static void refused_(const char *where, int status, const command *c, const char *const says[])
 {
     size_t n;
     int got = finish(c, start(c));
     char *err = get_file(at("stderr"), &n), *out = get_file(at("stdout"), &n);
-    if (got != status) fail_msg("%s: exit status %d, want %d: %s\n%s", where, got, status, text_of(c), err);
+    if (got != status)
+        fail_msg("%s: exit status %d, want %d: %s\n%s", where, got, status, text_of(c), err);
     if (lines(err) != 1 || strncmp(err, "sluice: ", 8))
         fail_msg("%s: want one line, \"sluice: ...\": %s\n%s", where, text_of(c), err);
     for (int i = 0; says[i]; i++)
-        if (!strstr(err, says[i])) fail_msg("%s: message lacks \"%s\": %s\n%s", where, says[i], text_of(c), err);
+        if (!strstr(err, says[i]))
+            fail_msg("%s: message lacks \"%s\": %s\n%s", where, says[i], text_of(c), err);
     if (*out) fail_msg("%s: stdout is not empty: %s\n%s", where, text_of(c), out);
     nothing_left(c, 0);
     free(err);
@@ -395,13 +408,15 @@ static void refused_(const char *where, int status, const command *c, const char
 }
 #define T_STRING_(x) #x
 #define T_STRING(x) T_STRING_(x)
-#define REFUSED(status, cmd, ...)                                                                                                  \
-    do {                                                                                                                           \
-        command c_ = (cmd);                                                                                                        \
-        refused_("line " T_STRING(__LINE__), status, &c_, (const char *const[]){__VA_ARGS__, NULL});                               \
+#define REFUSED(status, cmd, ...)                                                                  \
+    do {                                                                                           \
+        command c_ = (cmd);                                                                        \
+        refused_("line " T_STRING(__LINE__), status, &c_,                                          \
+                 (const char *const[]){__VA_ARGS__, NULL});                                        \
     } while (0)
 
-/* The command works without a word, and leaves so many files in ROOT/out, which are removed if `clean`. */
+/* The command works without a word, and leaves so many files in ROOT/out, which are
+ * removed if `clean`. */
 static void works_(const char *where, const command *c, int outputs, bool clean)
 {
     size_t n;
@@ -413,10 +428,10 @@ static void works_(const char *where, const command *c, int outputs, bool clean)
     if (clean) empty_dir(at("out"));
     free(err);
 }
-#define WORKS(cmd, outputs)                                                                                                        \
-    do {                                                                                                                           \
-        command c_ = (cmd);                                                                                                        \
-        works_("line " T_STRING(__LINE__), &c_, outputs, true);                                                                    \
+#define WORKS(cmd, outputs)                                                                        \
+    do {                                                                                           \
+        command c_ = (cmd);                                                                        \
+        works_("line " T_STRING(__LINE__), &c_, outputs, true);                                    \
     } while (0)
 
 /* `sluice inspect` of ROOT/model: status 1 or 2, and stdout or stderr name the damage. */
@@ -427,8 +442,10 @@ static void inspect_says_(const char *where, bool deep, const char *says)
     if (deep) add(&c, "--deep");
     int got = finish(&c, start(&c));
     char *err = get_file(at("stderr"), &n), *out = get_file(at("stdout"), &n);
-    if (got != 1 && got != 2) fail_msg("%s: inspect: exit status %d, want 1 or 2\n%s%s", where, got, out, err);
-    if (!strstr(out, says) && !strstr(err, says)) fail_msg("%s: inspect does not say \"%s\":\n%s%s", where, says, out, err);
+    if (got != 1 && got != 2)
+        fail_msg("%s: inspect: exit status %d, want 1 or 2\n%s%s", where, got, out, err);
+    if (!strstr(out, says) && !strstr(err, says))
+        fail_msg("%s: inspect does not say \"%s\":\n%s%s", where, says, out, err);
     nothing_left(&c, 0);
     free(err);
     free(out);

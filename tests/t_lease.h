@@ -1,7 +1,9 @@
-/* t_lease.h - what the lease tests share: the kind of pool under test, second processes, small hand-overs, what is left behind.
+/* t_lease.h - what the lease tests share: the kind of pool under test, second processes,
+ * small hand-overs, what is left behind.
  *
- * A program sets K in its kind_open(), which runs in the test and in every second process. Those are the program run again with
- * `--child NAME LETTER` (a device's context does not survive a fork): a handle comes on their stdin, they answer on stdout. */
+ * A program sets K in its kind_open(), which runs in the test and in every second
+ * process. Those are the program run again with `--child NAME LETTER` (a device's context
+ * does not survive a fork): a handle comes on their stdin, they answer on stdout. */
 #ifndef T_LEASE_H
 #define T_LEASE_H
 
@@ -22,7 +24,8 @@
 
 extern char **environ;
 
-/* The kind under test. put and get move a tensor's bytes from and to host memory; get has them when it returns. */
+/* The kind under test. put and get move a tensor's bytes from and to host memory; get has
+ * them when it returns. */
 static struct {
     sl_pool_kind pool;
     cudaStream_t stream;
@@ -48,13 +51,16 @@ static void kind_open(void); /* the program's own */
 
 /* ---- pools and small hand-overs ---- */
 
-static inline void expect_counts(const sl_pool *p, int free, int writing, int ready, int reading, int quarantined)
+static inline void expect_counts(const sl_pool *p, int free, int writing, int ready, int reading,
+                                 int quarantined)
 {
     sl_pool_counts c;
     sl_pool_count(p, &c);
-    if (c.free != free || c.writing != writing || c.ready != ready || c.reading != reading || c.quarantined != quarantined)
-        fail_msg("free %d writing %d ready %d reading %d quarantined %d, want %d %d %d %d %d", c.free, c.writing, c.ready,
-                 c.reading, c.quarantined, free, writing, ready, reading, quarantined);
+    if (c.free != free || c.writing != writing || c.ready != ready || c.reading != reading ||
+        c.quarantined != quarantined)
+        fail_msg("free %d writing %d ready %d reading %d quarantined %d, want %d %d %d %d %d",
+                 c.free, c.writing, c.ready, c.reading, c.quarantined, free, writing, ready,
+                 reading, quarantined);
 }
 
 static inline sl_pool *new_pool_of(sl_pool_kind kind, int slots, size_t bytes)
@@ -87,7 +93,8 @@ static inline sl_ticket send_one(sl_pool *p, float value)
     sl_ticket ticket;
     float x[1000];
     for (int i = 0; i < 1000; i++) x[i] = value;
-    T_OK(sl_lease_reserve(&l, p, 2000, &err)); /* not 0: the slot may rest, or its last reader's work be under way */
+    /* not 0: the slot may rest, or its last reader's work be under way */
+    T_OK(sl_lease_reserve(&l, p, 2000, &err));
     T_OK(sl_lease_add(l, "x", SL_F32, 1, (int64_t[]){1000}, &t, &err));
     K.put(&t, x);
     T_OK(sl_lease_seal(l, K.stream, &ticket, &err));
@@ -106,7 +113,9 @@ static inline float receive_one(sl_pool *p, const sl_ticket *ticket)
     K.get(&t, x);
     sl_lease_drop(&l, K.stream);
     for (int i = 0; i < 1000; i++)
-        if (!(x[i] == x[0])) fail_msg("element %d is %g, element 0 %g: want them alike", i, (double)x[i], (double)x[0]);
+        if (!(x[i] == x[0]))
+            fail_msg("element %d is %g, element 0 %g: want them alike", i, (double)x[i],
+                     (double)x[0]);
     return x[0];
 }
 
@@ -150,7 +159,8 @@ typedef struct {
     pid_t pid;
     int to, from;
 } child;
-/* What a second process does with the pool of this handle; `how` is the letter it was started with. */
+/* What a second process does with the pool of this handle; `how` is the letter it was
+ * started with. */
 typedef void child_body(const sl_pool_handle *h, char how);
 typedef struct {
     const char *name;
@@ -203,13 +213,14 @@ static inline void tell(const child *c, char what)
     put(c->to, &what, 1);
 }
 
-/* What a second process does when a call fails: say why and end with a status that no signal has. */
-#define C_OK(call)                                                                                                                 \
-    do {                                                                                                                           \
-        if ((call) != SL_OK) {                                                                                                     \
-            fprintf(stderr, "child: %s: %s\n", #call, err.msg);                                                                    \
-            _exit(91);                                                                                                             \
-        }                                                                                                                          \
+/* What a second process does when a call fails: say why and end with a status that no
+ * signal has. */
+#define C_OK(call)                                                                                 \
+    do {                                                                                           \
+        if ((call) != SL_OK) {                                                                     \
+            fprintf(stderr, "child: %s: %s\n", #call, err.msg);                                    \
+            _exit(91);                                                                             \
+        }                                                                                          \
     } while (0)
 
 /* The first thing that main does: in a second process it does not return. */
@@ -250,7 +261,8 @@ static inline int entries_of(const char *dir, const char *part)
 }
 static inline left count_left(void)
 {
-    left l = {.fds = entries_of("/proc/self/fd", ""), .shm = entries_of("/dev/shm", K.shm ? K.shm : "sluice")};
+    left l = {.fds = entries_of("/proc/self/fd", ""),
+              .shm = entries_of("/dev/shm", K.shm ? K.shm : "sluice")};
     char line[4096];
     FILE *f = fopen("/proc/self/maps", "r");
     while (f && fgets(line, sizeof line, f)) l.maps += strstr(line, "memfd:sluice") != NULL;
@@ -273,8 +285,10 @@ static inline int count_after(void **state)
     left after = count_left();
     if (K.tell_times) printf("    %.2f s\n", (double)(sl_now_ns() - begun_ns) / 1e9);
     if (after.fds == before.fds && after.shm <= before.shm && after.maps <= before.maps) return 0;
-    fprintf(stderr, "left behind: descriptors %d (%d before), /dev/shm %d (%d before), mappings %d (%d before)\n", after.fds,
-            before.fds, after.shm, before.shm, after.maps, before.maps);
+    fprintf(stderr,
+            "left behind: descriptors %d (%d before), /dev/shm %d (%d before), mappings %d (%d "
+            "before)\n",
+            after.fds, before.fds, after.shm, before.shm, after.maps, before.maps);
     return -1;
 }
 #define T(name) cmocka_unit_test_setup_teardown(name, count_before, count_after)

@@ -1,4 +1,5 @@
-/* t_lease_cases.h - what every kind of pool does: exact bytes, back-pressure, stale tickets, and every way to die or be revoked. */
+/* t_lease_cases.h - what every kind of pool does: exact bytes, back-pressure, stale
+ * tickets, and every way to die or be revoked. */
 #ifndef T_LEASE_CASES_H
 #define T_LEASE_CASES_H
 
@@ -45,7 +46,8 @@ static void a_hand_over_keeps_names_shapes_and_bytes(void **state)
     T_OK(sl_lease_open(&r, owner, &ticket, K.stream, &err));
     expect_counts(owner, 1, 0, 0, 1, 0);
     T_OK(sl_lease_tensor(r, "clip", &t, &err));
-    assert_true(t.rank == 3 && t.dtype == SL_F32 && t.shape[0] == 5 && t.shape[1] == 7 && t.shape[2] == 11 && sl_is_dense(&t));
+    assert_true(t.rank == 3 && t.dtype == SL_F32 && t.shape[0] == 5 && t.shape[1] == 7 &&
+                t.shape[2] == 11 && sl_is_dense(&t));
     K.get(&t, got);
     assert_memory_equal(got, want, sizeof want);
     T_OK(sl_lease_tensor(r, "mask", &t, &err));
@@ -139,11 +141,13 @@ static void bad_calls_are_refused_by_name(void **state)
     T_CODE(sl_lease_add(l, "x", SL_U8, 7, (int64_t[]){1, 1, 1, 1, 1, 1, 1}, &t, &err), SL_SHAPE);
     T_CODE(sl_lease_add(l, "x", (sl_dtype)77, 1, (int64_t[]){1}, &t, &err), SL_SHAPE);
     T_CODE(sl_lease_add(l, "x", SL_U8, 1, (int64_t[]){-1}, &t, &err), SL_SHAPE);
-    T_CODE(sl_lease_add(l, "x", SL_F32, 3, (int64_t[]){INT64_MAX, INT64_MAX, 2}, &t, &err), SL_SHAPE);
+    T_CODE(sl_lease_add(l, "x", SL_F32, 3, (int64_t[]){INT64_MAX, INT64_MAX, 2}, &t, &err),
+           SL_SHAPE);
     T_OK(sl_lease_add(l, "x", SL_U8, 1, (int64_t[]){3000}, &t, &err));
     T_CODE(sl_lease_add(l, "x", SL_U8, 1, (int64_t[]){1}, &t, &err), SL_ARG);
     T_CODE(sl_lease_add(l, "y", SL_F32, 1, (int64_t[]){300}, &t, &err), SL_SHAPE);
-    assert_string_equal(err.msg, "pool test: tensor y takes 1200 bytes, 1024 of the slot's 4096 are left");
+    assert_string_equal(err.msg,
+                        "pool test: tensor y takes 1200 bytes, 1024 of the slot's 4096 are left");
     T_OK(sl_lease_add(l, "y", SL_U8, 1, (int64_t[]){1024}, &t, &err));
     T_OK(sl_lease_add(l, "z", SL_U8, 1, (int64_t[]){0}, &t, &err));
     T_OK(sl_lease_add(l, "u", SL_U8, 1, (int64_t[]){0}, &t, &err));
@@ -220,7 +224,8 @@ static void closing_a_view_ends_its_holds(void **state)
     expect_counts(owner, 2, 0, 1, 0, 0);
     assert_true(receive_one(owner, &t) == 5);
     free(l);
-    /* entries are given away again, also those that a sealed slot still named at the close */
+    /* entries are given away again, also those that a sealed slot still named at the
+     * close */
     for (int i = 0; i < 3 * SL_BLOCK_PEERS; i++) {
         sender = open_again(owner);
         t = send_one(sender, 5);
@@ -325,11 +330,13 @@ static void receive_planned(sl_pool *p, const sl_ticket *ticket, int i)
         snprintf(name, sizeof name, "t%d", k);
         T_OK(sl_lease_tensor(l, name, &t, &err));
         sl_tensor want = sl_view(t.data, s.dtype[k], s.rank[k], s.shape[k]);
-        if (t.dtype != want.dtype || !sl_same_shape(&t, &want)) fail_msg("hand-over %d, tensor %d: another shape", i, k);
+        if (t.dtype != want.dtype || !sl_same_shape(&t, &want))
+            fail_msg("hand-over %d, tensor %d: another shape", i, k);
         K.get(&t, bytes);
         for (size_t at = 0; at < sl_bytes(&t); at++)
             if (bytes[at] != byte_of(i, k, at))
-                fail_msg("hand-over %d, tensor %d, byte %zu is %u, want %u", i, k, at, bytes[at], byte_of(i, k, at));
+                fail_msg("hand-over %d, tensor %d, byte %zu is %u, want %u", i, k, at, bytes[at],
+                         byte_of(i, k, at));
     }
     sl_lease_drop(&l, K.stream);
 }
@@ -354,7 +361,8 @@ typedef struct {
     int64_t at_ns; /* when the reserve returned */
 } eager_message;
 
-/* Seals one hand-over after another; after each, sends the ticket and when its reserve returned. */
+/* Seals one hand-over after another; after each, sends the ticket and when its reserve
+ * returned. */
 static void eager_sender(const sl_pool_handle *h, char how)
 {
     sl_err err = {0};
@@ -401,8 +409,10 @@ static void a_sender_waits_for_credit_and_wakes_at_once(void **state)
         assert_true(late[i] > 0); /* never before the drop */
     }
     qsort(late, ROUNDS, sizeof *late, by_value);
-    if (late[ROUNDS / 2] > 25000000) /* a lost wake-up would cost the 50 ms after which a sender looks */
-        fail_msg("half of the senders woke after %.1f ms, want under 25", (double)late[ROUNDS / 2] / 1e6);
+    /* a lost wake-up would cost the 50 ms after which a sender looks */
+    if (late[ROUNDS / 2] > 25000000)
+        fail_msg("half of the senders woke after %.1f ms, want under 25",
+                 (double)late[ROUNDS / 2] / 1e6);
     tell(&c, 'q');
     sl_pool_discard(p, &m.ticket);
     finish(&c, 0);
@@ -509,7 +519,8 @@ static void a_reused_pid_keeps_its_slots(void **state)
     sl_block *b = scribbler(p);
     sl_ticket t;
     child c = hold(p, 'f', &t);
-    /* an older process of the same pid, which had started a second earlier, died while it held slot 1 */
+    /* an older process of the same pid, which had started a second earlier, died while it
+     * held slot 1 */
     uint64_t now = atomic_load(&b->peers[1]);
     assert_int_equal(sl_peer_pid(now), c.pid);
     atomic_store(&b->peers[2], now - 100);
@@ -580,7 +591,8 @@ static void busy_child(const sl_pool_handle *h, char how)
     }
 }
 
-/* On a device the last ticket of a dead process may name a slot that was never wholly written. */
+/* On a device the last ticket of a dead process may name a slot that was never wholly
+ * written. */
 static int receive_if_whole(sl_pool *p, const sl_ticket *t)
 {
     sl_err err = {0};
@@ -617,14 +629,16 @@ static void kills_at_any_instruction_lose_no_slot(void **state)
         kill(c.pid, SIGKILL);
         waitpid(c.pid, NULL, 0);
         if (fcntl(c.from, F_SETFL, O_NONBLOCK)) fail();
-        while (read(c.from, &t, sizeof t) == sizeof t) received += receive_if_whole(p, &t); /* what it had sent still counts */
+        /* what it had sent still counts */
+        while (read(c.from, &t, sizeof t) == sizeof t) received += receive_if_whole(p, &t);
         sl_pool_reap(p, c.pid);
         sl_pool_reap_unsent(p, c.pid, NULL, 0);
         close(c.to);
         close(c.from);
         expect_counts(p, SLOTS, 0, 0, 0, 0);
     }
-    assert_true(received > (K.pool == SL_POOL_HOST ? K.kills : 0)); /* after a death on a device two slots may rest */
+    /* after a death on a device two slots may rest */
+    assert_true(received > (K.pool == SL_POOL_HOST ? K.kills : 0));
     sl_pool_close(&p);
 }
 
@@ -669,7 +683,8 @@ static void the_owners_death_is_noticed_and_harmless(void **state)
     K.put(&t, bytes);
     assert_int_equal(pthread_create(&th, NULL, kill_soon, &c.pid), 0);
     int64_t t0 = sl_now_ns();
-    T_CODE(sl_lease_reserve(&second, p, 20000, &err), SL_GONE); /* it waits when the owner dies */
+    /* it waits when the owner dies */
+    T_CODE(sl_lease_reserve(&second, p, 20000, &err), SL_GONE);
     double waited = (double)(sl_now_ns() - t0) / 1e9;
     assert_true(waited < 5);
     pthread_join(th, NULL);
@@ -683,20 +698,22 @@ static void the_owners_death_is_noticed_and_harmless(void **state)
     T_CODE(sl_pool_open(&p, &h, &err), SL_GONE);
 }
 
-#define LEASE_CHILDREN                                                                                                             \
-    {"planned_sender", planned_sender}, {"eager_sender", eager_sender}, {"holder_child", holder_child},                            \
-        {"busy_child", busy_child},                                                                                                \
-    {                                                                                                                              \
-        "owner_child", owner_child                                                                                                 \
+#define LEASE_CHILDREN                                                                             \
+    {"planned_sender", planned_sender}, {"eager_sender", eager_sender},                            \
+        {"holder_child", holder_child}, {"busy_child", busy_child},                                \
+    {                                                                                              \
+        "owner_child", owner_child                                                                 \
     }
 
-#define LEASE_CASES                                                                                                                \
-    T(a_hand_over_keeps_names_shapes_and_bytes), T(tickets_work_once), T(a_drop_before_the_seal_frees_unsent),                     \
-        T(bad_calls_are_refused_by_name), T(epochs_wrap), T(a_revoked_writer_is_told_and_its_slot_comes_free),                     \
-        T(closing_a_view_ends_its_holds), T(a_closed_pool_says_gone), T(many_hand_overs_arrive_whole),                             \
-        T(a_sender_waits_for_credit_and_wakes_at_once), T(a_killed_sender_loses_what_it_was_writing),                              \
-        T(what_a_killed_sender_had_sealed_stays), T(a_zombie_counts_as_dead), T(a_reused_pid_keeps_its_slots),                     \
-        T(a_revoked_live_writer_is_quarantined_until_it_seals_or_dies), T(kills_at_any_instruction_lose_no_slot),                  \
-        T(the_owners_death_is_noticed_and_harmless)
+#define LEASE_CASES                                                                                \
+    T(a_hand_over_keeps_names_shapes_and_bytes), T(tickets_work_once),                             \
+        T(a_drop_before_the_seal_frees_unsent), T(bad_calls_are_refused_by_name), T(epochs_wrap),  \
+        T(a_revoked_writer_is_told_and_its_slot_comes_free), T(closing_a_view_ends_its_holds),     \
+        T(a_closed_pool_says_gone), T(many_hand_overs_arrive_whole),                               \
+        T(a_sender_waits_for_credit_and_wakes_at_once),                                            \
+        T(a_killed_sender_loses_what_it_was_writing), T(what_a_killed_sender_had_sealed_stays),    \
+        T(a_zombie_counts_as_dead), T(a_reused_pid_keeps_its_slots),                               \
+        T(a_revoked_live_writer_is_quarantined_until_it_seals_or_dies),                            \
+        T(kills_at_any_instruction_lose_no_slot), T(the_owners_death_is_noticed_and_harmless)
 
 #endif

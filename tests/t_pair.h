@@ -1,6 +1,8 @@
-/* t_pair.h - the same tensors on the CPU body and on the GPU, and a case of theirs compared: what gpu_matrix and gpu_attention share.
+/* t_pair.h - the same tensors on the CPU body and on the GPU, and a case of theirs
+ * compared: what gpu_matrix and gpu_attention share.
  *
- * A case that fails prints what it is, how far it lies and its worst element, and the next case runs; pair_close fails the test. */
+ * A case that fails prints what it is, how far it lies and its worst element, and the
+ * next case runs; pair_close fails the test. */
 #ifndef T_PAIR_H
 #define T_PAIR_H
 
@@ -12,7 +14,7 @@
 
 static const sl_ops *gpu;
 
-/* ---- the same tensor on both sides ---------------------------------------------------------------------- */
+/* ---- the same tensor on both sides ---- */
 
 typedef struct {
     sl_ctx cpu, gpu;
@@ -21,7 +23,8 @@ typedef struct {
 } pair;
 
 typedef struct {
-    sl_tensor g, c, whole_g, whole_c; /* g on the device; c F32 on the host with the same values */
+    /* g on the device; c F32 on the host with the same values */
+    sl_tensor g, c, whole_g, whole_c;
     int64_t pad;
 } twin;
 
@@ -49,7 +52,8 @@ static inline void forget(pair *p)
     sl_release(&p->cpu, 0);
 }
 
-/* Upload x (n floats of t, its bytes rounded to t's dtype) to both sides, the rounded values to the CPU's. */
+/* Upload x (n floats of t, its bytes rounded to t's dtype) to both sides, the rounded
+ * values to the CPU's. */
 static inline void fill(pair *p, twin *t, float *x)
 {
     int64_t n = sl_count(&t->whole_g);
@@ -67,7 +71,9 @@ static inline void fill(pair *p, twin *t, float *x)
 static inline twin matrix(pair *p, sl_dtype dtype, int64_t rows, int64_t cols, int64_t pad)
 {
     int64_t width = cols + 2 * pad, n = rows * width;
-    twin t = {.whole_g = sl_new2(&p->gpu, dtype, rows, width), .whole_c = sl_new2(&p->cpu, SL_F32, rows, width), .pad = pad};
+    twin t = {.whole_g = sl_new2(&p->gpu, dtype, rows, width),
+              .whole_c = sl_new2(&p->cpu, SL_F32, rows, width),
+              .pad = pad};
     float *x = malloc((size_t)n * 4 + 1);
     assert_true(x && sl_ok(&p->gpu) && sl_ok(&p->cpu));
     t_fill(x, n, p->seed++);
@@ -105,8 +111,10 @@ static inline bool went_wrong(pair *p, const char *what)
     return false;
 }
 
-/* got and want, n numbers in rows of `cols`: relative Frobenius distance <= tol, and each within 8 tol of the largest wanted. */
-static inline void compare(pair *p, const float *got, const float *want, int64_t n, int64_t cols, double tol, const char *what)
+/* got and want, n numbers in rows of `cols`: relative Frobenius distance <= tol, and each
+ * within 8 tol of the largest wanted. */
+static inline void compare(pair *p, const float *got, const float *want, int64_t n, int64_t cols,
+                           double tol, const char *what)
 {
     double d = 0, s = 0, big = 0, worst = -1;
     int64_t at = 0;
@@ -119,9 +127,10 @@ static inline void compare(pair *p, const float *got, const float *want, int64_t
     }
     double rel = sqrt(d) / (s > 0 ? sqrt(s) : 1);
     if (n && (!(rel <= tol) || !(worst <= 8 * tol * big))) {
-        print_message(
-            "FAIL %s: relative distance %.3g, want <= %.3g; worst at row %lld, column %lld: found %.7g, want %.7g (largest %.3g)\n",
-            what, rel, tol, (long long)(at / cols), (long long)(at % cols), (double)got[at], (double)want[at], big);
+        print_message("FAIL %s: relative distance %.3g, want <= %.3g; worst at row %lld, column "
+                      "%lld: found %.7g, want %.7g (largest %.3g)\n",
+                      what, rel, tol, (long long)(at / cols), (long long)(at % cols),
+                      (double)got[at], (double)want[at], big);
         p->failures++;
     }
 }
@@ -134,18 +143,18 @@ static inline void same(pair *p, const twin *t, double tol, const char *what)
     int64_t n = sl_count(&t->whole_g), width = t->whole_g.shape[1], cols = width - 2 * t->pad;
     for (int64_t i = 0; t->pad && i < n; i++)
         if ((i % width < t->pad || i % width >= t->pad + cols) && all[i] != SENTINEL) {
-            print_message("FAIL %s: row %lld, column %lld beside the result was written: %.7g\n", what, (long long)(i / width),
-                          (long long)(i % width), (double)all[i]);
+            print_message("FAIL %s: row %lld, column %lld beside the result was written: %.7g\n",
+                          what, (long long)(i / width), (long long)(i % width), (double)all[i]);
             p->failures++;
             break;
         }
-    for (int64_t i = 0; t->pad && i < n; i++)
-        if (i % width < t->pad || i % width >= t->pad + cols) all[i] = want[i] = 0; /* so that it counts for nothing */
+    for (int64_t i = 0; t->pad && i < n; i++) /* so that it counts for nothing */
+        if (i % width < t->pad || i % width >= t->pad + cols) all[i] = want[i] = 0;
     compare(p, all, want, n, width, tol, what);
     free(all);
 }
 
-/* ---- speed ---------------------------------------------------------------------------------------------- */
+/* ---- speed ---- */
 
 /* A device matrix of bf16 noise: one block of it again and again. */
 static inline sl_tensor noise(pair *p, int64_t rows, int64_t cols)
@@ -170,9 +179,10 @@ static inline double seconds(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* ---- the device ----------------------------------------------------------------------------------------- */
+/* ---- the device ---- */
 
-/* Its operations into `gpu`. False: there is none, or it fails; *status is what `program` ends with. */
+/* Its operations into `gpu`. False: there is none, or it fails; *status is what `program`
+ * ends with. */
 static inline bool gpu_open(const char *program, int *status)
 {
     sl_err err = {0};

@@ -1,8 +1,11 @@
-/* t_run.h - a real `sluice` under observation: its log line by line, its processes, and what it leaves behind.
+/* t_run.h - a real `sluice` under observation: its log line by line, its processes, and
+ * what it leaves behind.
  *
- * The programs come from $SLUICE_BIN (default bin). Runs have their run directory, outputs and settings in one private folder, and log at level debug, where the
- * dispatcher prints every message it gets: tests wait for these lines, never for a time. The test program adopts orphans, so that after a run "no child is
- * left" says that no process of it is. */
+ * The programs come from $SLUICE_BIN (default bin). Runs have their run directory,
+ * outputs and settings in one private folder, and log at level debug, where the
+ * dispatcher prints every message it gets: tests wait for these lines, never for a time.
+ * The test program adopts orphans, so that after a run "no child is left" says that no
+ * process of it is. */
 #ifndef T_RUN_H
 #define T_RUN_H
 
@@ -21,7 +24,9 @@
 
 #define T_MODEL "tests/golden/tiny-i2v/model"
 #define T_IMAGE "tests/golden/tiny-i2v/i2v-96x64x9.png"
-#define T_RUN_S 120 /* a run that takes longer hangs (they take one or two seconds; sanitizers and a busy machine need more) */
+/* a run that takes longer hangs (they take one or two seconds; sanitizers and a busy
+ * machine need more) */
+#define T_RUN_S 120
 #define T_ARGS 64
 
 static const char *const T_ROLES[] = {"dispatch", "text", "image", "denoise", "decode", "mux"};
@@ -78,7 +83,8 @@ static inline const char *t_helper(const char *name)
 }
 
 /* The test fails: the end of the log is shown, and the run is not left behind. */
-static inline void t_run_fail(t_run *r, const char *fmt, ...) __attribute__((format(printf, 2, 3), noreturn));
+static inline void t_run_fail(t_run *r, const char *fmt, ...)
+    __attribute__((format(printf, 2, 3), noreturn));
 static inline void t_run_fail(t_run *r, const char *fmt, ...)
 {
     char why[1024];
@@ -90,7 +96,8 @@ static inline void t_run_fail(t_run *r, const char *fmt, ...)
     if (r->used > 6000) from += r->used - 6000;
     fprintf(stderr, "---- end of the log\n%s\n----\n", from);
     if (r->pid > 0) kill(r->pid, SIGKILL); /* the others go with it */
-    for (double until = t_seconds() + 10; t_seconds() < until && waitpid(-1, NULL, WNOHANG) >= 0;) usleep(10000);
+    for (double until = t_seconds() + 10; t_seconds() < until && waitpid(-1, NULL, WNOHANG) >= 0;)
+        usleep(10000);
     fail_msg("%s", why);
     abort();
 }
@@ -131,10 +138,13 @@ static inline void t_write(const char *path, const char *text)
 /* Quick restarts, a state every second step; `more` is further configuration, or "". */
 static inline void t_run_conf(t_run *r, int restarts, int stall_s, const char *more)
 {
-    t_write(r->conf,
-            t_format("run: { log = \"debug\"; };\ndenoise: { state_every = 2; };\nvideo: { preset = \"veryfast\"; threads = 2; };\n"
-                     "supervise: { backoff_ms = 5; restarts = %d; stall_s = %d; heartbeat_ms = 100; };\n%s",
-                     restarts, stall_s, more));
+    t_write(
+        r->conf,
+        t_format(
+            "run: { log = \"debug\"; };\ndenoise: { state_every = 2; };\nvideo: { preset = "
+            "\"veryfast\"; threads = 2; };\n"
+            "supervise: { backoff_ms = 5; restarts = %d; stall_s = %d; heartbeat_ms = 100; };\n%s",
+            restarts, stall_s, more));
 }
 
 /* ---- a run ---- */
@@ -195,7 +205,8 @@ static inline bool t_run_line(t_run *r)
         if (r->log < 0) return false;
         struct pollfd f = {r->log, POLLIN, 0};
         double left = r->deadline - t_seconds();
-        if (left <= 0 || poll(&f, 1, (int)(left * 1000) + 1) == 0) t_run_fail(r, "the run hangs: no end after %d s", T_RUN_S);
+        if (left <= 0 || poll(&f, 1, (int)(left * 1000) + 1) == 0)
+            t_run_fail(r, "the run hangs: no end after %d s", T_RUN_S);
         r->text = realloc(r->text, r->used + 65537);
         ssize_t n = read(r->log, r->text + r->used, 65536);
         if (n > 0) r->used += (size_t)n;
@@ -253,7 +264,8 @@ static inline int t_count_files(const char *dir, const char *part)
     struct dirent *e;
     int n = 0;
     while (d && (e = readdir(d)))
-        if (strcmp(e->d_name, ".") && strcmp(e->d_name, "..") && (!part || strstr(e->d_name, part))) n++;
+        if (strcmp(e->d_name, ".") && strcmp(e->d_name, "..") && (!part || strstr(e->d_name, part)))
+            n++;
     if (d) closedir(d);
     return n;
 }
@@ -289,8 +301,9 @@ static inline int t_count_processes(const t_run *r)
     return count;
 }
 
-/* Nothing of the run is there any more: processes, zombies, sockets, shared memory, run directory, temporaries. `wait_s` is for processes whose client was
- * killed: nobody waits for them but us. */
+/* Nothing of the run is there any more: processes, zombies, sockets, shared memory, run
+ * directory, temporaries. `wait_s` is for processes whose client was killed: nobody waits
+ * for them but us. */
 static inline void t_run_nothing_left(t_run *r, double wait_s)
 {
     double until = t_seconds() + wait_s;
@@ -303,8 +316,10 @@ static inline void t_run_nothing_left(t_run *r, double wait_s)
         t_run_fail(r, "left behind: %d sockets", t_count_lines("/proc/net/unix", r->base));
     if (t_count_files("/dev/shm", "sluice"))
         t_run_fail(r, "left behind: %d entries of /dev/shm", t_count_files("/dev/shm", "sluice"));
-    if (t_count_files(t_format("%s/run", r->base), NULL)) t_run_fail(r, "left behind: a run directory in %s/run", r->base);
-    if (t_count_files(r->out, ".tmp") || t_count_files(r->out, ".probe")) t_run_fail(r, "left behind: temporaries in %s", r->out);
+    if (t_count_files(t_format("%s/run", r->base), NULL))
+        t_run_fail(r, "left behind: a run directory in %s/run", r->base);
+    if (t_count_files(r->out, ".tmp") || t_count_files(r->out, ".probe"))
+        t_run_fail(r, "left behind: temporaries in %s", r->out);
 }
 
 /* ---- files ---- */

@@ -22,7 +22,8 @@ static int open_all(void **state)
     free(json);
     T_OK(sl_ctx_open(&f->ctx, &sl_ops_cpu, 0, &err));
     T_OK(sl_ctx_open(&f->plan, &sl_ops_plan, 0, &err));
-    T_OK(sl_loader_file(&f->loader, &f->ctx, t_golden("tiny-i2v/model/image_encoder"), "model", "image_encoder", &err));
+    T_OK(sl_loader_file(&f->loader, &f->ctx, t_golden("tiny-i2v/model/image_encoder"), "model",
+                        "image_encoder", &err));
     f->clip = sl_clip_new(&f->config, f->loader);
     T_OK(sl_loader_finish(f->loader, &err));
     T_OK(sl_st_open_file(&f->golden, t_golden("tiny-i2v/i2v-96x64x9.safetensors"), &err));
@@ -57,7 +58,8 @@ static void penultimate_as_the_reference(void **state)
     int layers = 0;
     const int64_t n = TOKENS * (int64_t)f->config.hidden;
     float *y = malloc(sizeof *y * (size_t)n);
-    sl_tensor out = sl_view2(y, SL_F32, TOKENS, f->config.hidden), no_data = sl_view2(NULL, SL_F32, TOKENS, f->config.hidden);
+    sl_tensor out = sl_view2(y, SL_F32, TOKENS, f->config.hidden),
+              no_data = sl_view2(NULL, SL_F32, TOKENS, f->config.hidden);
     float *pixels = t_pixels(f->golden, "clip.pixels", 3 * 224 * 224, 3, T_CLIP_MEAN, T_CLIP_STD);
     sl_clip_encode(&f->plan, f->clip, NULL, &no_data);
     t_reserve(&f->ctx, &f->plan);
@@ -66,7 +68,8 @@ static void penultimate_as_the_reference(void **state)
     sl_clip_encode(&f->ctx, f->clip, pixels, &out);
     f->ctx.tap = NULL;
     T_OK(sl_ctx_error(&f->ctx, &err));
-    T_REL(y, t_floats(f->golden, n, "clip.penultimate"), n, 1e-4); /* two float32 computations: the exactness that is promised */
+    /* two float32 computations: the exactness that is promised */
+    T_REL(y, t_floats(f->golden, n, "clip.penultimate"), n, 1e-4);
     assert_int_equal(layers, f->config.layers - 1);
     assert_int_equal(f->ctx.arena_peak, f->plan.arena_peak);
     free(pixels);
@@ -83,7 +86,8 @@ static void refuses_an_output_of_another_shape(void **state)
     T_SAYS(err.msg, "clip: output has shape [256, 96], want [257, 96]");
 }
 
-/* transformers before 5 put "vision_model." before every name, and so do the published checkpoints. */
+/* transformers before 5 put "vision_model." before every name, and so do the published
+ * checkpoints. */
 static void reads_names_with_the_old_prefix(void **state)
 {
     fixture *f = *state;
@@ -102,7 +106,8 @@ static void reads_names_with_the_old_prefix(void **state)
         tensors[i] = sl_st_at(st, i)->t;
     }
     snprintf(dir, sizeof dir, "%s", t_tmpdir());
-    T_OK(sl_st_save(t_join(path, sizeof path, dir, "model.safetensors"), n, pointers, tensors, &err));
+    T_OK(sl_st_save(t_join(path, sizeof path, dir, "model.safetensors"), n, pointers, tensors,
+                    &err));
     T_OK(sl_loader_file(&l, &f->ctx, dir, "model", "image_encoder", &err));
     sl_clip *clip = sl_clip_new(&f->config, l);
     T_OK(sl_loader_finish(l, &err));

@@ -1,5 +1,5 @@
-/* test_conf.c - settings: defaults, the annotated file, and every mistake with its line, key, value, range and nearest key.
- * `test_conf --print` writes conf/demo.cfg. */
+/* test_conf.c - settings: defaults, the annotated file, and every mistake with its line,
+ * key, value, range and nearest key. `test_conf --print` writes conf/demo.cfg. */
 #include "tests/t.h"
 
 #include <fcntl.h>
@@ -70,7 +70,8 @@ static void demo_cfg_is_what_print_writes(void **state)
     (void)!fread(have, 1, strlen(want) + 1, f);
     fclose(f);
     if (strcmp(have, want))
-        fail_msg("conf/demo.cfg differs from the table of keys; write it again: test_conf --print > conf/demo.cfg");
+        fail_msg("conf/demo.cfg differs from the table of keys; write it again: test_conf --print "
+                 "> conf/demo.cfg");
     memset(&read, 0xff, sizeof read);
     sl_conf_defaults(&read);
     T_OK(sl_conf_read_file(&read, "conf/demo.cfg", &err));
@@ -79,14 +80,16 @@ static void demo_cfg_is_what_print_writes(void **state)
     free(have);
 }
 
-static const char FULL[] = "run: { dir = \"/run/sluice \\\"a\\\\b\\\"\"; spool = \"/var/spool\"; log = \"debug\"; };\n"
-                           "limits = { pixels = 8294400; frames = 121; jobs = 7; prompt_bytes = 0x100; };\n"
-                           "denoise: { state_every = 0; }; fbcache: { threshold = 0.1; warmup = 4; max_hits = 3; final = 1; };\n"
-                           "video: { fps = 24; crf = 20; preset = \"veryfast\"; threads = 2; };\n"
-                           "supervise: { restarts = 0; backoff_ms = 10; heartbeat_ms = 100; stall_s = 3; drain_s = 1; };\n"
-                           "dispatch: { turns = \"always\"; turn_timeout_s = 7; };\n"
-                           "stages: ( { name = \"mux\"; program = \"/opt/my-mux\"; args = [\"--fast\", \"x\\n\"]; },\n"
-                           "  { device = \"cuda:12\"; name = \"denoise\"; threads = 8; slots = 5; args = (); } );\n";
+static const char FULL[] =
+    "run: { dir = \"/run/sluice \\\"a\\\\b\\\"\"; spool = \"/var/spool\"; log = \"debug\"; };\n"
+    "limits = { pixels = 8294400; frames = 121; jobs = 7; prompt_bytes = 0x100; };\n"
+    "denoise: { state_every = 0; }; fbcache: { threshold = 0.1; warmup = 4; max_hits = 3; final = "
+    "1; };\n"
+    "video: { fps = 24; crf = 20; preset = \"veryfast\"; threads = 2; };\n"
+    "supervise: { restarts = 0; backoff_ms = 10; heartbeat_ms = 100; stall_s = 3; drain_s = 1; };\n"
+    "dispatch: { turns = \"always\"; turn_timeout_s = 7; };\n"
+    "stages: ( { name = \"mux\"; program = \"/opt/my-mux\"; args = [\"--fast\", \"x\\n\"]; },\n"
+    "  { device = \"cuda:12\"; name = \"denoise\"; threads = 8; slots = 5; args = (); } );\n";
 
 static void every_key_is_read(void **state)
 {
@@ -170,69 +173,89 @@ static void mistakes_name_file_line_key_value_and_range(void **state)
     static const struct {
         const char *text, *message;
     } at[] = {
-        {"limits:\n{\n    frames = 0;\n};\n",
-         "x.cfg:3: limits.frames is 0, want an integer from 1 to 4097 (most frames of a video; default 81)"},
-        {"limits: { frames = \"many\"; };",
-         "x.cfg:1: limits.frames is \"many\", want an integer from 1 to 4097 (most frames of a video; default 81)"},
-        {"limits: { frames = 5.0; };",
-         "x.cfg:1: limits.frames is 5, want an integer from 1 to 4097 (most frames of a video; default 81)"},
-        {"limits: { frames = true; };",
-         "x.cfg:1: limits.frames is true, want an integer from 1 to 4097 (most frames of a video; default 81)"},
-        {"limits: { pixels = 99999999999L; };", "x.cfg:1: limits.pixels is 99999999999, want an integer from 256 to 67108864 "
-                                                "(largest width * height of a video; default 921600)"},
+        {"limits:\n{\n    frames = 0;\n};\n", "x.cfg:3: limits.frames is 0, want an integer from 1 "
+                                              "to 4097 (most frames of a video; default 81)"},
+        {"limits: { frames = \"many\"; };", "x.cfg:1: limits.frames is \"many\", want an integer "
+                                            "from 1 to 4097 (most frames of a video; default 81)"},
+        {"limits: { frames = 5.0; };", "x.cfg:1: limits.frames is 5, want an integer from 1 to "
+                                       "4097 (most frames of a video; default 81)"},
+        {"limits: { frames = true; };", "x.cfg:1: limits.frames is true, want an integer from 1 to "
+                                        "4097 (most frames of a video; default 81)"},
+        {"limits: { pixels = 99999999999L; };",
+         "x.cfg:1: limits.pixels is 99999999999, want an integer from 256 to 67108864 "
+         "(largest width * height of a video; default 921600)"},
         {"fbcache: { threshold = -0.5; };",
-         "x.cfg:1: fbcache.threshold is -0.5, want a number from 0 to 10 (First Block Cache: reuse up to "
+         "x.cfg:1: fbcache.threshold is -0.5, want a number from 0 to 10 (First Block Cache: reuse "
+         "up to "
          "this relative change of the first block (0: off); default 0)"},
         {"fbcache: { threshold = [1, 2]; };",
-         "x.cfg:1: fbcache.threshold is an array, want a number from 0 to 10 (First Block Cache: reuse "
+         "x.cfg:1: fbcache.threshold is an array, want a number from 0 to 10 (First Block Cache: "
+         "reuse "
          "up to this relative change of the first block (0: off); default 0)"},
         {"run: { log = \"loud\"; };",
-         "x.cfg:1: run.log is \"loud\", want one of error, warn, info, debug (the least grave messages shown; default \"info\")"},
-        {"run: { log = \"error|warn\"; };", "x.cfg:1: run.log is \"error|warn\", want one of error, warn, info, debug (the least "
-                                            "grave messages shown; default \"info\")"},
-        {"run: { log = \"\"; };",
-         "x.cfg:1: run.log is \"\", want one of error, warn, info, debug (the least grave messages shown; default \"info\")"},
+         "x.cfg:1: run.log is \"loud\", want one of error, warn, info, debug (the least grave "
+         "messages shown; default \"info\")"},
+        {"run: { log = \"error|warn\"; };",
+         "x.cfg:1: run.log is \"error|warn\", want one of error, warn, info, debug (the least "
+         "grave messages shown; default \"info\")"},
+        {"run: { log = \"\"; };", "x.cfg:1: run.log is \"\", want one of error, warn, info, debug "
+                                  "(the least grave messages shown; default \"info\")"},
         {"video: { preset = 3; };",
-         "x.cfg:1: video.preset is 3, want one of ultrafast, superfast, veryfast, faster, fast, medium, slow, "
+         "x.cfg:1: video.preset is 3, want one of ultrafast, superfast, veryfast, faster, fast, "
+         "medium, slow, "
          "slower, veryslow, placebo (time against size of x264; default \"medium\")"},
         {"dispatch: { turns = \"cpu\"; };",
-         "x.cfg:1: dispatch.turns is \"cpu\", want one of gpu, always, never (stages that compute one at a time, a step or a chunk "
+         "x.cfg:1: dispatch.turns is \"cpu\", want one of gpu, always, never (stages that compute "
+         "one at a time, a step or a chunk "
          "each: gpu those that share a GPU, always those that share any device; default \"gpu\")"},
-        {"run: { dir = \"a\\nb\"; };", "x.cfg:1: run.dir is \"a?b\", want a string of at most 1023 bytes (folder for sockets and "
-                                       "spool (\"\": a private one is made and removed))"},
-        {"video: { heartbeat_ms = 7; };",
-         "x.cfg:1: unknown key video.heartbeat_ms, the nearest known one is supervise.heartbeat_ms"},
-        {"limits: {\n pixel = 7; };", "x.cfg:2: unknown key limits.pixel, the nearest known one is limits.pixels"},
-        {"limit: { pixels = 7; };", "x.cfg:1: unknown group limit, the nearest known one is limits"},
+        {"run: { dir = \"a\\nb\"; };",
+         "x.cfg:1: run.dir is \"a?b\", want a string of at most 1023 bytes (folder for sockets and "
+         "spool (\"\": a private one is made and removed))"},
+        {"video: { heartbeat_ms = 7; };", "x.cfg:1: unknown key video.heartbeat_ms, the nearest "
+                                          "known one is supervise.heartbeat_ms"},
+        {"limits: {\n pixel = 7; };",
+         "x.cfg:2: unknown key limits.pixel, the nearest known one is limits.pixels"},
+        {"limit: { pixels = 7; };",
+         "x.cfg:1: unknown group limit, the nearest known one is limits"},
         {"stage: ( );", "x.cfg:1: unknown group stage, the nearest known one is stages"},
         {"\nfps = 7;", "x.cfg:2: unknown key fps, the nearest known one is video.fps"},
         {"video = 7;", "x.cfg:1: video is 7, want a group { ... }"},
-        {"stages = 7;", "x.cfg:1: stages is 7, want a list of one or more groups ( { name = \"text\"; ... }, ... )"},
-        {"stages = ();", "x.cfg:1: stages is empty, want a list of one or more groups ( { name = \"text\"; ... }, ... )"},
+        {"stages = 7;", "x.cfg:1: stages is 7, want a list of one or more groups ( { name = "
+                        "\"text\"; ... }, ... )"},
+        {"stages = ();", "x.cfg:1: stages is empty, want a list of one or more groups ( { name = "
+                         "\"text\"; ... }, ... )"},
         {"stages = ( 7 );", "x.cfg:1: stages[0] is 7, want a group { name = \"text\"; ... }"},
-        {"stages = ( { device = \"cpu\"; } );", "x.cfg:1: stages[0] has no name, want one of text, image, denoise, decode, mux"},
+        {"stages = ( { device = \"cpu\"; } );",
+         "x.cfg:1: stages[0] has no name, want one of text, image, denoise, decode, mux"},
         {"stages = ( { name = \"txt\"; } );",
-         "x.cfg:1: stages[0].name is \"txt\", want one of text, image, denoise, decode, mux (the role that the stage plays)"},
+         "x.cfg:1: stages[0].name is \"txt\", want one of text, image, denoise, decode, mux (the "
+         "role that the stage plays)"},
         {"stages = ( { name = \"text\"; },\n { name = \"mux\"; },\n { name = \"text\"; } );",
          "x.cfg:3: stages[2] repeats the role text of line 1, want each role once"},
         {"stages = ( { name = \"text\"; thread = 1; } );",
          "x.cfg:1: unknown key stages[0].thread, the nearest known one is threads"},
-        {"stages = ( { name = \"text\"; device = \"gpu\"; } );", "x.cfg:1: stages[0].device is \"gpu\", want \"cpu\" or \"cuda:N\" "
-                                                                 "with N from 0 to 63 (where it computes; default \"cpu\")"},
+        {"stages = ( { name = \"text\"; device = \"gpu\"; } );",
+         "x.cfg:1: stages[0].device is \"gpu\", want \"cpu\" or \"cuda:N\" "
+         "with N from 0 to 63 (where it computes; default \"cpu\")"},
         {"stages = ( { name = \"text\"; program = \"\"; } );",
-         "x.cfg:1: stages[0].program is \"\", want a string of 1 to 1023 bytes (a path, or the name of a program beside sluice)"},
+         "x.cfg:1: stages[0].program is \"\", want a string of 1 to 1023 bytes (a path, or the "
+         "name of a program beside sluice)"},
         {"stages = ( { name = \"text\"; args = \"x\"; } );",
-         "x.cfg:1: stages[0].args is \"x\", want at most 16 strings of at most 255 bytes (more arguments for the program)"},
+         "x.cfg:1: stages[0].args is \"x\", want at most 16 strings of at most 255 bytes (more "
+         "arguments for the program)"},
         {"stages = ( { name = \"text\"; args = (\"x\", 3); } );",
-         "x.cfg:1: stages[0].args[1] is 3, want at most 16 strings of at most 255 bytes (more arguments for the program)"},
+         "x.cfg:1: stages[0].args[1] is 3, want at most 16 strings of at most 255 bytes (more "
+         "arguments for the program)"},
         {"stages = ( { name = \"text\"; slots = 65; } );",
          "x.cfg:1: stages[0].slots is 65, want an integer from 1 to 64 (slots of each pool "
          "that it receives in: hand-overs that may wait for it (mux: 24); default 2)"},
         {"supervise: { heartbeat_ms = 5000; stall_s = 9; };",
-         "x.cfg: supervise.stall_s is 9, want at least two heartbeats (supervise.heartbeat_ms is 5000)"},
+         "x.cfg: supervise.stall_s is 9, want at least two heartbeats (supervise.heartbeat_ms is "
+         "5000)"},
         {"limits: { frames = 5;\n  frames = 6; };", "x.cfg:2: duplicate setting name"},
         {"limits: {\n frames = ; };", "x.cfg:2: syntax error"},
-        {"a = 1;\n  @include \"/\"\n", "x.cfg:2: @include is not supported, want all settings in one file"},
+        {"a = 1;\n  @include \"/\"\n",
+         "x.cfg:2: @include is not supported, want all settings in one file"},
     };
     for (size_t i = 0; i < sizeof at / sizeof *at; i++) {
         sl_conf c, before;
@@ -251,15 +274,17 @@ static void devices_are_cpu_or_cuda_n(void **state)
     static const struct {
         const char *device;
         bool good;
-    } at[] = {{"cpu", true},      {"cuda:0", true}, {"cuda:63", true},  {"cuda:64", false},
-              {"cuda:", false},   {"cuda", false},  {"cuda:01", false}, {"cuda:-1", false},
-              {"cuda:1x", false}, {"cpu ", false},  {"", false},        {"cuda:99999999999999999999", false}};
+    } at[] = {{"cpu", true},      {"cuda:0", true},   {"cuda:63", true},
+              {"cuda:64", false}, {"cuda:", false},   {"cuda", false},
+              {"cuda:01", false}, {"cuda:-1", false}, {"cuda:1x", false},
+              {"cpu ", false},    {"", false},        {"cuda:99999999999999999999", false}};
     for (size_t i = 0; i < sizeof at / sizeof *at; i++) {
         char text[128];
         sl_conf c;
         sl_err err = {0};
         sl_conf_defaults(&c);
-        snprintf(text, sizeof text, "stages = ( { name = \"text\"; device = \"%s\"; } );", at[i].device);
+        snprintf(text, sizeof text, "stages = ( { name = \"text\"; device = \"%s\"; } );",
+                 at[i].device);
         T_CODE(sl_conf_read_string(&c, text, "x.cfg", &err), at[i].good ? SL_OK : SL_ARG);
     }
 }
@@ -275,12 +300,14 @@ static void long_strings_are_refused(void **state)
     memset(path, 'p', sizeof path);
     for (int length = SL_CONF_PATH - 1; length <= SL_CONF_PATH; length++) {
         snprintf(text, sizeof text, "run: { dir = \"%.*s\"; };", length, path);
-        T_CODE(sl_conf_read_string(&c, text, "x.cfg", &err), length < SL_CONF_PATH ? SL_OK : SL_ARG);
+        T_CODE(sl_conf_read_string(&c, text, "x.cfg", &err),
+               length < SL_CONF_PATH ? SL_OK : SL_ARG);
     }
     T_SAYS(err.msg, "ppp...\", want a string of at most 1023 bytes");
     assert_int_equal(strlen(c.run.dir), SL_CONF_PATH - 1);
     int at = snprintf(text, sizeof text, "stages = ( { name = \"text\"; args = [");
-    for (int i = 0; i < SL_CONF_ARGS + 1; i++) at += snprintf(text + at, sizeof text - (size_t)at, "%s\"a\"", i ? "," : "");
+    for (int i = 0; i < SL_CONF_ARGS + 1; i++)
+        at += snprintf(text + at, sizeof text - (size_t)at, "%s\"a\"", i ? "," : "");
     snprintf(text + at, sizeof text - (size_t)at, "]; } );");
     T_CODE(sl_conf_read_string(&c, text, "x.cfg", &err), SL_ARG);
     T_SAYS(err.msg, "args is an array, want at most 16 strings");

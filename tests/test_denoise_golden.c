@@ -1,7 +1,9 @@
-/* test_denoise_golden.c - whole denoising loops against the reference: every step's latents, every cache decision.
+/* test_denoise_golden.c - whole denoising loops against the reference: every step's
+ * latents, every cache decision.
  *
- * Runs the cases of tests/golden/tiny-i2v; `test_denoise_golden DIR` runs every case of all four folders under DIR instead. Noise,
- * token ids, CLIP tokens and the VAE's moments are the reference's, so only UMT5, the DiT, the cache and the sampler are at work.
+ * Runs the cases of tests/golden/tiny-i2v; `test_denoise_golden DIR` runs every case of
+ * all four folders under DIR instead. Noise, token ids, CLIP tokens and the VAE's moments
+ * are the reference's, so only UMT5, the DiT, the cache and the sampler are at work.
  * SL_SHOW=1 prints every distance. */
 #include "tests/t_dit.h"
 
@@ -15,9 +17,12 @@ static const char *root = "tests/golden";
 typedef struct {
     const char *folder, *name;
 } golden_case;
-static const golden_case SMALL[] = {
-    {"tiny-i2v", "i2v-96x64x9"}, {"tiny-i2v", "i2v-64x96x13-nocfg"}, {"tiny-i2v", "i2v-96x64x9-fbcache"}};
-static const golden_case REST[] = {{"tiny-t2v", "t2v-64x64x5"}, {"tiny-flf2v", "flf2v-64x64x9"}, {"tiny-i2v-a14b", "a14b-64x64x9"}};
+static const golden_case SMALL[] = {{"tiny-i2v", "i2v-96x64x9"},
+                                    {"tiny-i2v", "i2v-64x96x13-nocfg"},
+                                    {"tiny-i2v", "i2v-96x64x9-fbcache"}};
+static const golden_case REST[] = {{"tiny-t2v", "t2v-64x64x5"},
+                                   {"tiny-flf2v", "flf2v-64x64x9"},
+                                   {"tiny-i2v-a14b", "a14b-64x64x9"}};
 
 /* One case being run. */
 typedef struct {
@@ -54,7 +59,8 @@ static float *encode(run *r, const char *dir, int i, int *n)
     const int32_t *ids = t_ids(r->text, i, n);
     T_OK(sl_ctx_open(&ctx, &sl_ops_cpu, 0, &err));
     T_OK(sl_ctx_open(&plan, &sl_ops_plan, 0, &err));
-    T_OK(sl_loader_file(&l, &ctx, t_join(path, sizeof path, dir, "model/text_encoder"), "model", "text_encoder", &err));
+    T_OK(sl_loader_file(&l, &ctx, t_join(path, sizeof path, dir, "model/text_encoder"), "model",
+                        "text_encoder", &err));
     sl_umt5 *m = sl_umt5_new(&r->model.umt5, l);
     T_OK(sl_loader_finish(l, &err));
     float *y = malloc(sizeof *y * (size_t)*n * (size_t)r->model.umt5.d_model);
@@ -81,10 +87,12 @@ static void make_condition(run *r)
     for (int64_t j = 0; j < 4; j++)
         for (int64_t f = 0; f < t; f++)
             for (int64_t i = 0; i < hw; i++)
-                c[(j * t + f) * hw + i] = f == 0 || (r->model.takes_last_image && f == t - 1 && j == 3);
+                c[(j * t + f) * hw + i] =
+                    f == 0 || (r->model.takes_last_image && f == t - 1 && j == 3);
     for (int64_t k = 0; k < z; k++)
         for (int64_t i = 0; i < t * hw; i++)
-            c[(4 + k) * t * hw + i] = (mean[k * t * hw + i] - r->model.vae.mean[k]) * (1 / r->model.vae.std[k]);
+            c[(4 + k) * t * hw + i] =
+                (mean[k * t * hw + i] - r->model.vae.mean[k]) * (1 / r->model.vae.std[k]);
     r->memory[0] = c;
     r->condition = sl_view4(c, SL_F32, 4 + z, t, r->shape[2], r->shape[3]);
 }
@@ -97,7 +105,8 @@ static void open_text(run *r, const char *dir)
         int n;
         float *text = encode(r, dir, (int)number(r, branch ? "neg" : "prompt", 0), &n);
         for (int e = 0; e < r->model.experts; e++)
-            t_dit_context(&r->dit[e], &r->context[e][branch], text, n, clip ? clip->t.data : NULL, image_tokens);
+            t_dit_context(&r->dit[e], &r->context[e][branch], text, n, clip ? clip->t.data : NULL,
+                          image_tokens);
         free(text);
     }
 }
@@ -121,10 +130,12 @@ static void open_run(run *r, const golden_case *g)
     r->guided = number(r, "cfg", 1) > 1;
     r->rules.threshold = (float)number(r, "fbcache_threshold", 0);
     r->schedule = malloc(sizeof *r->schedule);
-    T_OK(sl_schedule_make(r->schedule, r->model.scheduler.kind, r->steps, r->model.scheduler.flow_shift, &err));
+    T_OK(sl_schedule_make(r->schedule, r->model.scheduler.kind, r->steps,
+                          r->model.scheduler.flow_shift, &err));
     const int t = (int)r->shape[1], h = (int)r->shape[2] / 2, w = (int)r->shape[3] / 2;
     for (int e = 0; e < r->model.experts; e++) {
-        t_dit_open(&r->dit[e], t_join(path, sizeof path, dir, e ? "model/transformer_2" : "model/transformer"));
+        t_dit_open(&r->dit[e],
+                   t_join(path, sizeof path, dir, e ? "model/transformer_2" : "model/transformer"));
         t_dit_times(&r->dit[e], r->schedule->timesteps, r->steps);
         t_dit_rope(&r->dit[e], t, h, w);
     }
@@ -134,7 +145,8 @@ static void open_run(run *r, const golden_case *g)
     const int dim = r->dit[0].config.dim;
     for (int i = 0; i < 2; i++) {
         r->memory[2 + i] = t_memory(sl_fbcache_bytes(&r->dit[0].ctx, (int64_t)t * h * w, dim));
-        sl_fbcache_init(&r->dit[0].ctx, &r->cache[i], &r->rules, r->memory[2 + i], (int64_t)t * h * w, dim);
+        sl_fbcache_init(&r->dit[0].ctx, &r->cache[i], &r->rules, r->memory[2 + i],
+                        (int64_t)t * h * w, dim);
     }
     r->memory[1] = t_memory(sl_sampler_bytes(r->shape));
     sl_sampler_init(&r->sampler, r->schedule, r->memory[1], r->shape);
@@ -160,16 +172,19 @@ static void close_run(run *r)
 }
 
 /* The next of the JSON's decisions, which list cond and uncond in turn. */
-static void check_decision(run *r, const golden_case *g, int step, const char *branch, const sl_fbcache_report *got)
+static void check_decision(run *r, const golden_case *g, int step, const char *branch,
+                           const sl_fbcache_report *got)
 {
-    json_t *want = json_array_get(json_object_get(r->json, "fbcache"), (size_t)r->calls++), *diff = json_object_get(want, "diff");
+    json_t *want = json_array_get(json_object_get(r->json, "fbcache"), (size_t)r->calls++),
+           *diff = json_object_get(want, "diff");
     if (!want) return;
     if (got->computed != json_is_true(json_object_get(want, "compute")))
-        fail_msg("%s: step %d, %s: %s at metric %.6g, the reference decided otherwise", g->name, step, branch,
-                 got->computed ? "computed" : "reused", (double)got->metric);
+        fail_msg("%s: step %d, %s: %s at metric %.6g, the reference decided otherwise", g->name,
+                 step, branch, got->computed ? "computed" : "reused", (double)got->metric);
     if (json_is_number(diff) ? !(fabs(got->metric / json_number_value(diff) - 1) <= 1e-3)
                              : !isnan(got->metric)) /* decisions are 3e-3 away */
-        fail_msg("%s: step %d, %s: metric %.6g, want %.6g", g->name, step, branch, (double)got->metric, json_number_value(diff));
+        fail_msg("%s: step %d, %s: metric %.6g, want %.6g", g->name, step, branch,
+                 (double)got->metric, json_number_value(diff));
 }
 
 /* One branch of one step into v, compared where the reference kept it. */
@@ -182,8 +197,8 @@ static void branch(run *r, const golden_case *g, int step, int expert, int which
     sl_tensor out = sl_view(v, SL_F32, 4, r->shape);
     sl_fbcache *cache = r->rules.threshold > 0 ? &r->cache[which] : NULL;
     if (cache) cache->step = step, cache->steps = r->steps;
-    t_dit_forward(&r->dit[expert], &out, &r->sampler.x, r->condition.rank ? &r->condition : NULL, step, &r->context[expert][which],
-                  cache, &report);
+    t_dit_forward(&r->dit[expert], &out, &r->sampler.x, r->condition.rank ? &r->condition : NULL,
+                  step, &r->context[expert][which], cache, &report);
     T_OK(sl_ctx_error(&r->dit[expert].ctx, &err));
     check_decision(r, g, step, NAMES[which], &report);
     snprintf(key, sizeof key, "step.%d.%s", step, NAMES[which]);
@@ -191,18 +206,22 @@ static void branch(run *r, const golden_case *g, int step, int expert, int which
     if (!want) return;
     double e = t_rel_l2(v, want->t.data, sl_count(&out));
     if (getenv("SL_SHOW")) printf("%s: %s %.3g\n", g->name, key, e);
-    /* the first step shows the network alone; later ones carry the drift of the latents too */
-    if (!(e <= (step == 0 ? 1e-4 : 5e-4))) fail_msg("%s: %s is off: relative L2 %.3g", g->name, key, e);
+    /* the first step shows the network alone; later ones carry the drift of the latents
+     * too */
+    if (!(e <= (step == 0 ? 1e-4 : 5e-4)))
+        fail_msg("%s: %s is off: relative L2 %.3g", g->name, key, e);
 }
 
 static void one_step(run *r, const golden_case *g, int i)
 {
     sl_err err = {0};
     char key[48];
-    const bool low = r->model.experts == 2 && r->schedule->timesteps[i] < r->model.boundary_ratio * 1000;
+    const bool low =
+        r->model.experts == 2 && r->schedule->timesteps[i] < r->model.boundary_ratio * 1000;
     const double guidance = low ? number(r, "cfg2", number(r, "cfg", 1)) : number(r, "cfg", 1);
     sl_ctx *ctx = &r->dit[0].ctx;
-    sl_tensor c = sl_view(r->cond, SL_F32, 4, r->shape), u = sl_view(r->uncond, SL_F32, 4, r->shape);
+    sl_tensor c = sl_view(r->cond, SL_F32, 4, r->shape),
+              u = sl_view(r->uncond, SL_F32, 4, r->shape);
 
     json_t *expert = json_array_get(json_object_get(r->json, "expert"), (size_t)i);
     if (expert) assert_int_equal((int)json_integer_value(expert), low ? 2 : 1);
@@ -214,9 +233,12 @@ static void one_step(run *r, const golden_case *g, int i)
     sl_sampler_step(ctx, &r->sampler, &c);
     T_OK(sl_ctx_error(ctx, &err));
     snprintf(key, sizeof key, "step.%d.latents", i);
-    double e = t_rel_l2(r->sampler.x.data, t_floats(r->figures, sl_count(&c), "%s", key), sl_count(&c));
+    double e =
+        t_rel_l2(r->sampler.x.data, t_floats(r->figures, sl_count(&c), "%s", key), sl_count(&c));
     if (getenv("SL_SHOW")) printf("%s: %s %.3g\n", g->name, key, e);
-    if (!(e <= 5e-4)) fail_msg("%s: %s is the first that is off: relative L2 %.3g, want <= 5e-4", g->name, key, e);
+    if (!(e <= 5e-4))
+        fail_msg("%s: %s is the first that is off: relative L2 %.3g, want <= 5e-4", g->name, key,
+                 e);
 }
 
 static void every_step_as_the_reference(void **state)
@@ -231,9 +253,10 @@ static void every_step_as_the_reference(void **state)
     free(r);
 }
 
-#define CASE(g)                                                                                                                    \
-    {                                                                                                                              \
-        .name = (g).name, .test_func = every_step_as_the_reference, .initial_state = (void *)(uintptr_t) & (g)                     \
+#define CASE(g)                                                                                    \
+    {                                                                                              \
+        .name = (g).name, .test_func = every_step_as_the_reference,                                \
+        .initial_state = (void *)(uintptr_t) & (g)                                                 \
     }
 
 int main(int argc, char **argv)

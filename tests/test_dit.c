@@ -1,18 +1,23 @@
-/* test_dit.c - the DiT's first forward against the reference, piece by piece, for I2V, FLF2V and a Wan2.2 expert; refusals. */
+/* test_dit.c - the DiT's first forward against the reference, piece by piece, for I2V,
+ * FLF2V and a Wan2.2 expert; refusals. */
 #include "tests/t_dit.h"
 
 typedef struct {
     const char *name, *transformer, *figures, *text;
 } model;
-static const model I2V = {"tiny-i2v", "tests/golden/tiny-i2v/model/transformer", "tests/golden/tiny-i2v/i2v-96x64x9.safetensors",
+static const model I2V = {"tiny-i2v", "tests/golden/tiny-i2v/model/transformer",
+                          "tests/golden/tiny-i2v/i2v-96x64x9.safetensors",
                           "tests/golden/tiny-i2v/text.safetensors"};
 static const model FLF2V = {"tiny-flf2v (block 0)", "tests/golden/tiny-flf2v-block0/transformer",
-                            "tests/golden/tiny-flf2v-block0/case.safetensors", "tests/golden/tiny-flf2v-block0/case.safetensors"};
-static const model A14B = {"tiny-i2v-a14b (block 0)", "tests/golden/tiny-i2v-a14b-block0/transformer",
+                            "tests/golden/tiny-flf2v-block0/case.safetensors",
+                            "tests/golden/tiny-flf2v-block0/case.safetensors"};
+static const model A14B = {"tiny-i2v-a14b (block 0)",
+                           "tests/golden/tiny-i2v-a14b-block0/transformer",
                            "tests/golden/tiny-i2v-a14b-block0/case.safetensors",
                            "tests/golden/tiny-i2v-a14b-block0/case.safetensors"};
 
-/* The first forward of a golden case: its inputs are cut out of dit.input and clip.penultimate. */
+/* The first forward of a golden case: its inputs are cut out of dit.input and
+ * clip.penultimate. */
 typedef struct {
     const model *m;
     t_dit d;
@@ -39,8 +44,10 @@ static void first_open(first *f, const model *m)
     T_OK(sl_st_open_file(&f->figures, m->figures, &err));
     T_OK(sl_st_open_file(&f->text, m->text, &err));
 
-    const sl_st_entry *input = sl_st_find(f->figures, "dit.input"), *times = sl_st_find(f->figures, "timesteps");
-    if (!input || !times || times->t.dtype != SL_I64) fail_msg("%s: golden inputs are missing", m->name);
+    const sl_st_entry *input = sl_st_find(f->figures, "dit.input"),
+                      *times = sl_st_find(f->figures, "timesteps");
+    if (!input || !times || times->t.dtype != SL_I64)
+        fail_msg("%s: golden inputs are missing", m->name);
     f->input = input->t;
     f->latents = sl_rows(&f->input, 0, 16);
     f->condition = sl_rows(&f->input, 16, f->input.shape[0] - 16);
@@ -52,13 +59,16 @@ static void first_open(first *f, const model *m)
     double steps[64];
     for (int64_t i = 0; i < times->t.shape[0]; i++) {
         int64_t step;
-        memcpy(&step, (char *)times->t.data + 8 * i, sizeof step); /* at any address in the file */
+        /* at any address in the file */
+        memcpy(&step, (char *)times->t.data + 8 * i, sizeof step);
         steps[i] = (double)step;
     }
     t_dit_times(&f->d, steps, (int)times->t.shape[0]);
-    t_dit_rope(&f->d, (int)f->input.shape[1], (int)f->input.shape[2] / 2, (int)f->input.shape[3] / 2);
+    t_dit_rope(&f->d, (int)f->input.shape[1], (int)f->input.shape[2] / 2,
+               (int)f->input.shape[3] / 2);
     const sl_st_entry *clip = sl_st_find(f->figures, key), *embed = sl_st_find(f->text, "embed.0");
-    t_dit_context(&f->d, &f->context, embed->t.data, (int)embed->t.shape[0], clip ? clip->t.data : NULL,
+    t_dit_context(&f->d, &f->context, embed->t.data, (int)embed->t.shape[0],
+                  clip ? clip->t.data : NULL,
                   clip ? (int)(clip->t.shape[0] * clip->t.shape[1]) : 0);
 }
 
@@ -71,7 +81,8 @@ static void first_close(first *f)
     t_dit_close(&f->d);
 }
 
-/* [C, T, H, W] as patch rows [T (H/2) (W/2), (C, 2, 2)]; patch 1: as rows [T H W, C]. The caller frees. */
+/* [C, T, H, W] as patch rows [T (H/2) (W/2), (C, 2, 2)]; patch 1: as rows [T H W, C]. The
+ * caller frees. */
 static float *as_rows(const sl_tensor *x, int patch)
 {
     const int64_t c = x->shape[0], t = x->shape[1], h = x->shape[2], w = x->shape[3];
@@ -89,7 +100,9 @@ static void check(first *f, const char *name, const float *got, const float *wan
 {
     double e = t_rel_l2(got, want, n);
     if (getenv("SL_SHOW")) printf("%s: %s %.3g\n", f->m->name, name, e);
-    if (!(e <= 1e-4)) fail_msg("%s: %s is the first that is off: relative L2 %.3g, want <= 1e-4", f->m->name, name, e);
+    if (!(e <= 1e-4))
+        fail_msg("%s: %s is the first that is off: relative L2 %.3g, want <= 1e-4", f->m->name,
+                 name, e);
     f->taps++;
 }
 
@@ -108,7 +121,8 @@ static void compare(void *user, sl_ctx *ctx, const char *name, const sl_tensor *
         check(f, name, t->data, rows, sl_count(t));
         free(rows);
     } else if (!strcmp(name, "time_proj") || !strcmp(name, "text")) {
-        check(f, name, t->data, want->t.data, sl_count(&want->t)); /* the first step; the first 48 rows */
+        /* the first step; the first 48 rows */
+        check(f, name, t->data, want->t.data, sl_count(&want->t));
     } else {
         const int64_t d = want->t.shape[1]; /* rows that may come in pieces */
         assert_int_equal(t->shape[1], d);
@@ -124,10 +138,12 @@ static void as_the_reference(const model *m, int taps)
     first f;
     sl_err err = {0};
     first_open(&f, m);
-    t_dit_forward(&f.d, &f.out, &f.latents, f.condition.shape[0] ? &f.condition : NULL, 0, &f.context, NULL, NULL);
+    t_dit_forward(&f.d, &f.out, &f.latents, f.condition.shape[0] ? &f.condition : NULL, 0,
+                  &f.context, NULL, NULL);
     T_OK(sl_ctx_error(&f.d.ctx, &err));
     if (sl_st_find(f.figures, "step.0.cond"))
-        check(&f, "step.0.cond", f.v, t_floats(f.figures, sl_count(&f.out), "step.0.cond"), sl_count(&f.out));
+        check(&f, "step.0.cond", f.v, t_floats(f.figures, sl_count(&f.out), "step.0.cond"),
+              sl_count(&f.out));
     assert_int_equal(f.taps, taps);
     assert_int_equal(sl_loader_unused(f.d.loader), 0);
     first_close(&f);
@@ -154,7 +170,8 @@ static void wan22_expert_as_the_reference(void **state)
     as_the_reference(&A14B, 8);
 }
 
-/* The reference writes each angle twice, for both of a pair; rounded to bf16 here (see t_dit_rope), so equal to the bit. */
+/* The reference writes each angle twice, for both of a pair; rounded to bf16 here (see
+ * t_dit_rope), so equal to the bit. */
 static void rotary_tables_as_the_reference(void **state)
 {
     first f;
@@ -174,16 +191,19 @@ static void rotary_tables_as_the_reference(void **state)
     const float *c = table[0], *s = table[1];
     for (int64_t i = 0; i < n * half; i++) {
         if (((float *)f.d.rope.cos.data)[i] != c[2 * i] || c[2 * i] != c[2 * i + 1])
-            fail_msg("cos of token %lld, pair %lld is off", (long long)(i / half), (long long)(i % half));
+            fail_msg("cos of token %lld, pair %lld is off", (long long)(i / half),
+                     (long long)(i % half));
         if (((float *)f.d.rope.sin.data)[i] != s[2 * i])
-            fail_msg("sin of token %lld, pair %lld is off", (long long)(i / half), (long long)(i % half));
+            fail_msg("sin of token %lld, pair %lld is off", (long long)(i / half),
+                     (long long)(i % half));
     }
     free(table[0]);
     free(table[1]);
     first_close(&f);
 }
 
-/* Unrounded: time, height and width turn pairs 0-21, 22-42 and 43-63 by position * 10000^(-k / pairs of the axis). */
+/* Unrounded: time, height and width turn pairs 0-21, 22-42 and 43-63 by position *
+ * 10000^(-k / pairs of the axis). */
 static void rotary_tables_are_float32(void **state)
 {
     first f;
@@ -199,7 +219,8 @@ static void rotary_tables_are_float32(void **state)
         const double at = pair < 22   ? row / 24 / pow(10000, pair / 22.0)
                           : pair < 43 ? row / 6 % 4 / pow(10000, (pair - 22) / 21.0)
                                       : row % 6 / pow(10000, (pair - 43) / 21.0);
-        if (!(fabs(((float *)r.cos.data)[i] - cos(at)) <= 1e-7) || !(fabs(((float *)r.sin.data)[i] - sin(at)) <= 1e-7))
+        if (!(fabs(((float *)r.cos.data)[i] - cos(at)) <= 1e-7) ||
+            !(fabs(((float *)r.sin.data)[i] - sin(at)) <= 1e-7))
             fail_msg("token %d, pair %d is off", row, pair);
     }
     free(memory);
@@ -249,12 +270,15 @@ static void the_planned_arena_is_what_is_used(void **state)
     first_close(&f);
 }
 
-/* The design case, 1280x720x81 of the 14B model on a float32 device: x, q, k, v and pieces, never the whole feed-forward. */
+/* The design case, 1280x720x81 of the 14B model on a float32 device: x, q, k, v and
+ * pieces, never the whole feed-forward. */
 static void a_block_of_the_14b_model_keeps_four_token_tensors(void **state)
 {
     static const char CONFIG[] =
-        "{\"num_layers\": 2, \"num_attention_heads\": 40, \"attention_head_dim\": 128, \"ffn_dim\": 13824,"
-        "\"in_channels\": 36, \"out_channels\": 16, \"text_dim\": 4096, \"freq_dim\": 256, \"image_dim\": 1280,"
+        "{\"num_layers\": 2, \"num_attention_heads\": 40, \"attention_head_dim\": 128, "
+        "\"ffn_dim\": 13824,"
+        "\"in_channels\": 36, \"out_channels\": 16, \"text_dim\": 4096, \"freq_dim\": 256, "
+        "\"image_dim\": 1280,"
         "\"added_kv_proj_dim\": 5120, \"patch_size\": [1, 2, 2], \"cross_attn_norm\": true,"
         "\"qk_norm\": \"rms_norm_across_heads\", \"eps\": 1e-06}";
     sl_err err = {0};
@@ -271,21 +295,27 @@ static void a_block_of_the_14b_model_keeps_four_token_tensors(void **state)
     T_OK(sl_loader_plan(&l, &plan, "transformer", &err));
     sl_dit *dit = sl_dit_new(&config, l);
     T_OK(sl_loader_finish(l, &err));
-    sl_tensor latents = sl_view4(NULL, SL_F32, 16, 21, 90, 160), condition = sl_view4(NULL, SL_F32, 20, 21, 90, 160);
+    sl_tensor latents = sl_view4(NULL, SL_F32, 16, 21, 90, 160),
+              condition = sl_view4(NULL, SL_F32, 20, 21, 90, 160);
     sl_tensor text = sl_view2(NULL, SL_F32, 512, 4096), image = sl_view2(NULL, SL_F32, 257, 1280);
     sl_dit_times_make(&plan, dit, &times, NULL, t, 1);
     sl_dit_rope_make(&plan, dit, &rope, NULL, 21, 45, 80);
     sl_dit_context_make(&plan, dit, &context, NULL, &text, &image);
     sl_fbcache cache;
     sl_fbcache_init(&plan, &cache, &(sl_fbcache_rules){.threshold = 0.1f}, NULL, 75600, 5120);
-    sl_dit_forward(&plan, dit, &latents, &latents, &condition, &times, 0, &rope, &context, NULL, NULL);
+    sl_dit_forward(&plan, dit, &latents, &latents, &condition, &times, 0, &rope, &context, NULL,
+                   NULL);
     const size_t without = plan.arena_peak;
-    sl_dit_forward(&plan, dit, &latents, &latents, &condition, &times, 0, &rope, &context, &cache, NULL);
-    assert_int_equal(plan.arena_peak, without); /* the cache's own two tensors are the caller's */
-    const size_t peak = plan.arena_peak, tokens = (size_t)75600 * 5120 * sl_dtype_size(sl_act(&plan));
+    sl_dit_forward(&plan, dit, &latents, &latents, &condition, &times, 0, &rope, &context, &cache,
+                   NULL);
+    /* the cache's own two tensors are the caller's */
+    assert_int_equal(plan.arena_peak, without);
+    const size_t peak = plan.arena_peak,
+                 tokens = (size_t)75600 * 5120 * sl_dtype_size(sl_act(&plan));
     T_OK(sl_ctx_error(&plan, &err));
     if (!(peak < tokens * 17 / 4))
-        fail_msg("the arena takes %.2f token tensors, want less than 4.25", (double)peak / (double)tokens);
+        fail_msg("the arena takes %.2f token tensors, want less than 4.25",
+                 (double)peak / (double)tokens);
     sl_dit_free(&dit);
     sl_loader_close(&l);
     sl_ctx_close(&plan);
@@ -307,7 +337,8 @@ static void hears_a_cancel_between_blocks(void **state)
     first_close(&f);
 }
 
-/* A hit adds what the later blocks added; a computed step with unchanged input adds the same, so both agree. */
+/* A hit adds what the later blocks added; a computed step with unchanged input adds the
+ * same, so both agree. */
 static void a_cache_hit_repeats_a_computed_step(void **state)
 {
     first f;
@@ -319,7 +350,8 @@ static void a_cache_hit_repeats_a_computed_step(void **state)
     const int64_t n = f.d.rope.cos.shape[0], cells = sl_count(&f.out);
     void *memory = t_memory(sl_fbcache_bytes(&f.d.ctx, n, f.d.config.dim));
     float *once = malloc(sizeof *once * (size_t)cells);
-    sl_fbcache_init(&f.d.ctx, &cache, &(sl_fbcache_rules){.threshold = 0.1f}, memory, n, f.d.config.dim);
+    sl_fbcache_init(&f.d.ctx, &cache, &(sl_fbcache_rules){.threshold = 0.1f}, memory, n,
+                    f.d.config.dim);
     t_dit_forward(&f.d, &f.out, &f.latents, &f.condition, 0, &f.context, &cache, &report);
     T_OK(sl_ctx_error(&f.d.ctx, &err));
     assert_true(report.computed && isnan(report.metric));
@@ -344,7 +376,8 @@ static void a_cancelled_step_empties_the_cache(void **state)
     first_open(&f, &I2V);
     const int64_t n = f.d.rope.cos.shape[0];
     void *memory = t_memory(sl_fbcache_bytes(&f.d.ctx, n, f.d.config.dim));
-    sl_fbcache_init(&f.d.ctx, &cache, &(sl_fbcache_rules){.threshold = 0.1f}, memory, n, f.d.config.dim);
+    sl_fbcache_init(&f.d.ctx, &cache, &(sl_fbcache_rules){.threshold = 0.1f}, memory, n,
+                    f.d.config.dim);
     f.stop_at = "block.1";
     f.d.ctx.cancel = &f.cancel;
     t_dit_forward(&f.d, &f.out, &f.latents, &f.condition, 0, &f.context, &cache, NULL);
@@ -356,11 +389,13 @@ static void a_cancelled_step_empties_the_cache(void **state)
 }
 
 /* Run a forward that must fail with `text`. */
-static void refused(first *f, sl_code code, const char *text, const sl_tensor *latents, const sl_tensor *condition, int step,
-                    const sl_dit_rope *rope, const sl_dit_context *context)
+static void refused(first *f, sl_code code, const char *text, const sl_tensor *latents,
+                    const sl_tensor *condition, int step, const sl_dit_rope *rope,
+                    const sl_dit_context *context)
 {
     sl_err err = {0};
-    sl_dit_forward(&f->d.ctx, f->d.dit, &f->out, latents, condition, &f->d.times, step, rope, context, NULL, NULL);
+    sl_dit_forward(&f->d.ctx, f->d.dit, &f->out, latents, condition, &f->d.times, step, rope,
+                   context, NULL, NULL);
     T_CODE(sl_ctx_error(&f->d.ctx, &err), code);
     T_SAYS(err.msg, text);
 }
@@ -373,17 +408,21 @@ static void refuses_what_does_not_belong_together(void **state)
     first_open(&f, &I2V);
     const sl_dit_context *c = &f.context.c;
     const sl_dit_rope *r = &f.d.rope;
-    refused(&f, SL_SHAPE, "dit: latents and condition have 16 channels, want 36", &f.latents, NULL, 0, r, c);
+    refused(&f, SL_SHAPE, "dit: latents and condition have 16 channels, want 36", &f.latents, NULL,
+            0, r, c);
     refused(&f, SL_ARG, "dit: step 6, the time tables have 6", &f.latents, &f.condition, 6, r, c);
     sl_dit_rope other = f.d.rope;
     other.w = 5;
-    refused(&f, SL_SHAPE, "dit: rotary tables are for 3 x 4 x 5 tokens, want 3 x 4 x 6", &f.latents, &f.condition, 0, &other, c);
+    refused(&f, SL_SHAPE, "dit: rotary tables are for 3 x 4 x 5 tokens, want 3 x 4 x 6", &f.latents,
+            &f.condition, 0, &other, c);
     sl_dit_context no_image = *c;
     no_image.image_tokens = 0;
-    refused(&f, SL_ARG, "dit: the context holds 0 image tokens, the model wants some", &f.latents, &f.condition, 0, r, &no_image);
+    refused(&f, SL_ARG, "dit: the context holds 0 image tokens, the model wants some", &f.latents,
+            &f.condition, 0, r, &no_image);
 
     sl_dit_context made;
-    sl_tensor text = sl_view2(NULL, SL_F32, 511, f.d.config.text_dim), image = sl_view2(NULL, SL_F32, 257, 1280);
+    sl_tensor text = sl_view2(NULL, SL_F32, 511, f.d.config.text_dim),
+              image = sl_view2(NULL, SL_F32, 257, 1280);
     sl_dit_context_make(&f.d.ctx, f.d.dit, &made, NULL, &text, &image);
     T_CODE(sl_ctx_error(&f.d.ctx, &err), SL_SHAPE);
     T_SAYS(err.msg, "dit: text has shape [511, 128], want [512, 128]");
@@ -407,7 +446,8 @@ static void flf2v_wants_both_pictures(void **state)
     sl_dit_context made;
     (void)state;
     first_open(&f, &FLF2V);
-    sl_tensor text = sl_view2(NULL, SL_F32, 512, f.d.config.text_dim), image = sl_view2(NULL, SL_F32, 257, f.d.config.image_dim);
+    sl_tensor text = sl_view2(NULL, SL_F32, 512, f.d.config.text_dim),
+              image = sl_view2(NULL, SL_F32, 257, f.d.config.image_dim);
     sl_dit_context_make(&f.d.ctx, f.d.dit, &made, NULL, &text, &image);
     T_CODE(sl_ctx_error(&f.d.ctx, &err), SL_SHAPE);
     T_SAYS(err.msg, "dit: image tokens have shape [257, 96], want [514, 96]");
@@ -421,7 +461,8 @@ static void a14b_takes_no_picture_tokens(void **state)
     sl_dit_context made;
     (void)state;
     first_open(&f, &A14B);
-    sl_tensor text = sl_view2(NULL, SL_F32, 512, f.d.config.text_dim), image = sl_view2(NULL, SL_F32, 257, 96);
+    sl_tensor text = sl_view2(NULL, SL_F32, 512, f.d.config.text_dim),
+              image = sl_view2(NULL, SL_F32, 257, 96);
     sl_dit_context_make(&f.d.ctx, f.d.dit, &made, NULL, &text, &image);
     T_CODE(sl_ctx_error(&f.d.ctx, &err), SL_ARG);
     T_SAYS(err.msg, "dit: image tokens given, but the model takes none");

@@ -1,4 +1,5 @@
-/* test_hostile.c - bad input is harmless: for each case one clear line, the right exit status, and nothing left behind.
+/* test_hostile.c - bad input is harmless: for each case one clear line, the right exit
+ * status, and nothing left behind.
  *
  * limit: 240 s */
 #include "t_hostile.h"
@@ -10,10 +11,11 @@
 /* A PNG whose header says 60000 x 60000; its checksums are right. */
 static void put_bomb(const char *path)
 {
-    static const uint8_t PNG[] = {0x89, 'P', 'N', 'G',  '\r', '\n', 0x1a, '\n', 0,    0,    0,    13,   'I',  'H',  'D',
-                                  'R',  0,   0,   0xea, 0x60, 0,    0,    0xea, 0x60, 8,    2,    0,    0,    0,    0,
-                                  0,    0,   0,   0,    0,    0,    0,    'I',  'D',  'A',  'T',  0x35, 0xaf, 0x06, 0x1e,
-                                  0,    0,   0,   0,    'I',  'E',  'N',  'D',  0xae, 0x42, 0x60, 0x82};
+    static const uint8_t PNG[] = {0x89, 'P', 'N', 'G', '\r', '\n', 0x1a, '\n', 0,    0, 0,    13,
+                                  'I',  'H', 'D', 'R', 0,    0,    0xea, 0x60, 0,    0, 0xea, 0x60,
+                                  8,    2,   0,   0,   0,    0,    0,    0,    0,    0, 0,    0,
+                                  0,    'I', 'D', 'A', 'T',  0x35, 0xaf, 0x06, 0x1e, 0, 0,    0,
+                                  0,    'I', 'E', 'N', 'D',  0xae, 0x42, 0x60, 0x82};
     uint8_t bytes[sizeof PNG];
     uint32_t crc = ~0u;
     memcpy(bytes, PNG, sizeof PNG);
@@ -47,11 +49,13 @@ static void test_pictures(void **unused)
     REFUSED(2, with("--image", bad), "--image", "bad.png");
     put_file(bad, png, n / 2);
     REFUSED(2, with("--image", bad), "--image", "bad.png");
-    put_text(bad, "This is a text, and no picture at all; it goes on for a while, so that it has the length of one.\n");
+    put_text(bad, "This is a text, and no picture at all; it goes on for a while, so that it has "
+                  "the length of one.\n");
     REFUSED(2, with("--image", bad), "--image", "bad.png");
     put_bomb(bad);
     REFUSED(2, with("--image", bad), "--image", "bad.png", "60000");
-    REFUSED(2, with("--last-image", GOLDEN_PICTURE), "--last-image is given, but", "takes a first picture only");
+    REFUSED(2, with("--last-image", GOLDEN_PICTURE), "--last-image is given, but",
+            "takes a first picture only");
     REFUSED(2, with("--image", at("line\nbreak.png")), "line?break.png");
     free(png);
 }
@@ -66,9 +70,11 @@ static void test_a_picture_replaced_after_the_start(void **unused)
     for (int gone = 0; gone < 2; gone++) {
         put_file(at("mine.png"), png, n);
         pid_t pid = start(&c);
-        for (int i = 0; i < 5000; i++) { /* its run directory holds the job's folder, whose last file is job.json */
-            const char *run =
-                list_dir(at("tmp"), names, sizeof names) ? f("%s/tmp/%.*s/spool", root, (int)strcspn(names, " "), names) : "";
+        /* its run directory holds the job's folder, whose last file is job.json */
+        for (int i = 0; i < 5000; i++) {
+            const char *run = list_dir(at("tmp"), names, sizeof names)
+                                  ? f("%s/tmp/%.*s/spool", root, (int)strcspn(names, " "), names)
+                                  : "";
             if (*run && list_dir(run, names, sizeof names) &&
                 !access(f("%s/%.*s/job.json", run, (int)strcspn(names, " "), names), R_OK))
                 break;
@@ -96,7 +102,8 @@ static void test_sizes(void **unused)
     (void)unused;
     REFUSED(2, with("--frames", "80"), "frames is 80, want 4k + 1 (nearest: 81)");
     REFUSED(2, with("--frames", "0"), "frames is 0, want 4k + 1 (nearest: 1)");
-    REFUSED(2, with("--width", "100"), "size is 100x32, want width and height that are multiples of 16 (nearest: 96x32)");
+    REFUSED(2, with("--width", "100"),
+            "size is 100x32, want width and height that are multiples of 16 (nearest: 96x32)");
     REFUSED(2, with("--height", "0"), "--width is 32 and --height 0, want both or neither");
     REFUSED(2, with("--height", NULL), "--width is 32 and --height 0, want both or neither");
     REFUSED(2, with("--width", NULL), "--width is 0 and --height 32, want both or neither");
@@ -129,14 +136,19 @@ static void test_sizes(void **unused)
 
 static void test_options(void **unused)
 {
-    static const char *const NUMBERS[] = {"1e",  "nan", " 5",    "0x10", "99999999999999999999999", "", "5 ", "-",
-                                          "5,5", "inf", "1e999", "٣"};
+    static const char *const NUMBERS[] = {"1e",    "nan", " 5", "0x10", "99999999999999999999999",
+                                          "",      "5 ",  "-",  "5,5",  "inf",
+                                          "1e999", "٣"};
     command c;
     (void)unused;
     for (size_t i = 0; i < sizeof NUMBERS / sizeof *NUMBERS; i++) {
-        REFUSED(2, with("--steps", NUMBERS[i]), f("--steps is \"%s\", want an integer", NUMBERS[i]));
-        REFUSED(2, with("--seed", NUMBERS[i]), f("--seed is \"%s\", want an integer from 0 to 18446744073709551615", NUMBERS[i]));
-        if (i != 4) REFUSED(2, with("--guidance", NUMBERS[i]), f("--guidance is \"%s\", want a number", NUMBERS[i]));
+        REFUSED(2, with("--steps", NUMBERS[i]),
+                f("--steps is \"%s\", want an integer", NUMBERS[i]));
+        REFUSED(2, with("--seed", NUMBERS[i]),
+                f("--seed is \"%s\", want an integer from 0 to 18446744073709551615", NUMBERS[i]));
+        if (i != 4)
+            REFUSED(2, with("--guidance", NUMBERS[i]),
+                    f("--guidance is \"%s\", want a number", NUMBERS[i]));
     }
     REFUSED(2, with("--steps", "99999999999"), "--steps is \"99999999999\", want an integer");
     REFUSED(2, with("--seed", "-1"), "--seed is \"-1\", want an integer from 0");
@@ -182,7 +194,8 @@ static void test_prompts(void **unused)
     REFUSED(2, with("--negative", "\xc3"), "--negative", "UTF-8");
     for (size_t i = 0; i < n; i++) text[i] = "word "[i % 5];
     text[n] = 0;
-    REFUSED(2, with("--prompt", text), "--prompt has 70000 bytes, want at most 65536 (limits.prompt_bytes)");
+    REFUSED(2, with("--prompt", text),
+            "--prompt has 70000 bytes, want at most 65536 (limits.prompt_bytes)");
     text[10000] = 0;
     command c = with("--prompt", text);
     set(&c, "--dump", at("out/dump"));
@@ -242,10 +255,10 @@ static void test_noise(void **unused)
 #define TEXT_INDEX "text_encoder/model.safetensors.index.json"
 
 /* The run refuses ROOT/model before any work, and inspect names the same damage. */
-#define DAMAGED(component, says)                                                                                                   \
-    do {                                                                                                                           \
-        REFUSED(2, with("--model", at("model")), component, says);                                                                 \
-        INSPECT_SAYS(says);                                                                                                        \
+#define DAMAGED(component, says)                                                                   \
+    do {                                                                                           \
+        REFUSED(2, with("--model", at("model")), component, says);                                 \
+        INSPECT_SAYS(says);                                                                        \
     } while (0)
 
 static void rename_entry(json_t *header, json_t *entry, const char *name)
@@ -275,14 +288,18 @@ static void no_such_type(json_t *header, json_t *entry, const char *name)
 static void over_another(json_t *header, json_t *entry, const char *name)
 {
     (void)name; /* conv1 and conv2 of this block have one size */
-    json_object_set(entry, "data_offsets",
-                    json_object_get(json_object_get(header, "decoder.mid_block.resnets.0.conv2.weight"), "data_offsets"));
+    json_object_set(
+        entry, "data_offsets",
+        json_object_get(json_object_get(header, "decoder.mid_block.resnets.0.conv2.weight"),
+                        "data_offsets"));
 }
 static void past_the_end(json_t *header, json_t *entry, const char *name)
 {
     json_t *o = json_object_get(entry, "data_offsets");
     (void)header, (void)name;
-    for (size_t i = 0; i < 2; i++) json_array_set_new(o, i, json_integer(json_integer_value(json_array_get(o, i)) + (1ll << 40)));
+    for (size_t i = 0; i < 2; i++)
+        json_array_set_new(o, i,
+                           json_integer(json_integer_value(json_array_get(o, i)) + (1ll << 40)));
 }
 static void backwards(json_t *header, json_t *entry, const char *name)
 {
@@ -294,7 +311,9 @@ static void backwards(json_t *header, json_t *entry, const char *name)
 static void endless(json_t *header, json_t *entry, const char *name)
 {
     (void)header, (void)name;
-    json_object_set_new(entry, "shape", json_pack("[I,I,I]", (json_int_t)1 << 31, (json_int_t)1 << 31, (json_int_t)1 << 31));
+    json_object_set_new(
+        entry, "shape",
+        json_pack("[I,I,I]", (json_int_t)1 << 31, (json_int_t)1 << 31, (json_int_t)1 << 31));
 }
 static void negative(json_t *header, json_t *entry, const char *name)
 {
@@ -371,7 +390,8 @@ static void test_hostile_headers(void **unused)
     DAMAGED("vae", "diffusion_pytorch_model.safetensors");
     fresh_model();
     p = st_take(own(VAE));
-    st_put(at("model/" VAE), &p, "{\"a\\nb\": {\"dtype\": \"F33\", \"shape\": [1], \"data_offsets\": [0, 4]}}");
+    st_put(at("model/" VAE), &p,
+           "{\"a\\nb\": {\"dtype\": \"F33\", \"shape\": [1], \"data_offsets\": [0, 4]}}");
     DAMAGED("vae", "a?b");
 }
 
@@ -382,7 +402,8 @@ static void test_files_of_a_checkpoint(void **unused)
     for (size_t i = 0; i < sizeof CUTS / sizeof *CUTS; i++) {
         fresh_model();
         cut(i % 2 ? DIT : VAE, CUTS[i]);
-        DAMAGED(i % 2 ? "transformer" : "vae", i % 2 ? "-00001-of-00002.safetensors" : "diffusion_pytorch_model.safetensors");
+        DAMAGED(i % 2 ? "transformer" : "vae",
+                i % 2 ? "-00001-of-00002.safetensors" : "diffusion_pytorch_model.safetensors");
     }
     fresh_model();
     unlink(at("model/" VAE));
@@ -391,10 +412,12 @@ static void test_files_of_a_checkpoint(void **unused)
     unlink(at("model/" TEXT));
     DAMAGED("text_encoder", "model-00002-of-00004.safetensors");
     fresh_model();
-    edit(DIT_INDEX, "diffusion_pytorch_model-00001-of-00002.safetensors", "diffusion_pytorch_model-00009-of-00009.safetensors");
+    edit(DIT_INDEX, "diffusion_pytorch_model-00001-of-00002.safetensors",
+         "diffusion_pytorch_model-00009-of-00009.safetensors");
     DAMAGED("transformer", "diffusion_pytorch_model-00009-of-00009.safetensors");
     fresh_model();
-    edit(DIT_INDEX, "diffusion_pytorch_model-00001-of-00002.safetensors", "../vae/diffusion_pytorch_model.safetensors");
+    edit(DIT_INDEX, "diffusion_pytorch_model-00001-of-00002.safetensors",
+         "../vae/diffusion_pytorch_model.safetensors");
     DAMAGED("transformer", "../vae/diffusion_pytorch_model.safetensors");
     fresh_model();
     edit(TEXT_INDEX, "shared.weight", "shared.height");
@@ -429,7 +452,8 @@ static void test_configs(void **unused)
     edit("transformer/config.json", "\"num_attention_heads\": 2", "\"num_attention_heads\": 0");
     DAMAGED("transformer/config.json", "num_attention_heads is 0, want");
     fresh_model();
-    edit("transformer/config.json", "\"num_attention_heads\": 2", "\"num_attention_heads\": 1000000000");
+    edit("transformer/config.json", "\"num_attention_heads\": 2",
+         "\"num_attention_heads\": 1000000000");
     DAMAGED("transformer/config.json", "num_attention_heads is 1000000000, want");
     fresh_model();
     edit("scheduler/scheduler_config.json", "UniPCMultistepScheduler", "DDIMScheduler");
@@ -439,7 +463,8 @@ static void test_configs(void **unused)
     DAMAGED("vae/config.json", "No such file or directory");
 }
 
-/* A job with such weights fails when the NaN shows, and the weight is named; inspect --deep finds it without a run. */
+/* A job with such weights fails when the NaN shows, and the weight is named; inspect
+ * --deep finds it without a run. */
 static void test_nan_in_weights(void **unused)
 {
     static const struct {
@@ -453,15 +478,19 @@ static void test_nan_in_weights(void **unused)
         {CLIP, "encoder.layers.0.mlp.fc1.weight", 5 * 96 + 17, false,
          "image_encoder: encoder.layers.0.mlp.fc1.weight has NaN at [5, 17]"},
         {VAE, "encoder.conv_in.bias", 3, false, "vae: encoder.conv_in.bias has NaN at [3]"},
-        {VAE, "decoder.conv_out.weight", 0, false, "vae: decoder.conv_out.weight has NaN at [0, 0, 0, 0, 0]"},
-        {DIT, "blocks.1.ffn.net.2.weight", 384 + 2, false, "transformer: blocks.1.ffn.net.2.weight has NaN at [1, 2]"},
-        {DIT, "blocks.2.attn1.to_v.bias", 9, true, "transformer: blocks.2.attn1.to_v.bias has infinity at [9]"},
+        {VAE, "decoder.conv_out.weight", 0, false,
+         "vae: decoder.conv_out.weight has NaN at [0, 0, 0, 0, 0]"},
+        {DIT, "blocks.1.ffn.net.2.weight", 384 + 2, false,
+         "transformer: blocks.1.ffn.net.2.weight has NaN at [1, 2]"},
+        {DIT, "blocks.2.attn1.to_v.bias", 9, true,
+         "transformer: blocks.2.attn1.to_v.bias has infinity at [9]"},
     };
     (void)unused;
     for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) {
         fresh_model();
         poke(CASES[i].file, CASES[i].tensor, CASES[i].element, CASES[i].infinity);
-        REFUSED(1, with("--model", at("model")), "out.mp4: failed: ", "NaN or infinity at element", CASES[i].says);
+        REFUSED(1, with("--model", at("model")), "out.mp4: failed: ", "NaN or infinity at element",
+                CASES[i].says);
         INSPECT_DEEP_SAYS(CASES[i].says);
     }
 }
@@ -473,13 +502,16 @@ static void test_outputs(void **unused)
     size_t n, m;
     char *before = get_file(GOLDEN_PICTURE, &n);
     (void)unused;
-    REFUSED(2, with("-o", at("out/none/out.mp4")), "output", "out/none/out.mp4 cannot be written: No such file or directory");
+    REFUSED(2, with("-o", at("out/none/out.mp4")), "output",
+            "out/none/out.mp4 cannot be written: No such file or directory");
     REFUSED(2, with("-o", at("out")), "output", "is a directory, want a file");
     REFUSED(2, with("-o", "/proc/out.mp4"), "output /proc/out.mp4 cannot be written");
     REFUSED(2, with("-o", "/dev/null"), "output", "/dev/null is a device or socket, want a file");
-    REFUSED(2, with("-o", f("%s/%0300d.mp4", at("out"), 0)), "cannot be written: File name too long");
+    REFUSED(2, with("-o", f("%s/%0300d.mp4", at("out"), 0)),
+            "cannot be written: File name too long");
     REFUSED(2, with("-o", at("out/\xff.mp4")), "output is not valid UTF-8");
-    REFUSED(2, with("--json", at("out/none/report.json")), "report", "cannot be written: No such file or directory");
+    REFUSED(2, with("--json", at("out/none/report.json")), "report",
+            "cannot be written: No such file or directory");
     REFUSED(2, with("--json", at("out")), "report", "is a directory, want a file");
     REFUSED(2, with("--json", at("out/out.mp4")), "is also the report");
     REFUSED(2, with("--dump", "/proc/dump"), "--dump", "cannot be written");
@@ -495,7 +527,8 @@ static void test_outputs(void **unused)
     free(after);
 }
 
-/* A small file system, full: mounted for these cases. False (with a word) where that is not allowed. */
+/* A small file system, full: mounted for these cases. False (with a word) where that is
+ * not allowed. */
 static bool mount_small(const char *dir, const char *size)
 {
     mkdir(dir, 0700);
@@ -527,12 +560,14 @@ static void test_a_full_disk_under_the_output(void **unused)
     (void)unused;
     if (!mount_small(disk, "64k")) skip();
     fill_up(disk, 0);
-    REFUSED(1, with("-o", f("%s/out.mp4", disk)), "out.mp4: failed: mux: ", "No space left on device");
+    REFUSED(1, with("-o", f("%s/out.mp4", disk)),
+            "out.mp4: failed: mux: ", "No space left on device");
     only_filler_left(disk);
     command c = with("--json", f("%s/report.json", disk));
     char names[256];
     size_t n;
-    assert_int_equal(finish(&c, start(&c)), 1); /* the video is there, what was asked for besides is not */
+    /* the video is there, what was asked for besides is not */
+    assert_int_equal(finish(&c, start(&c)), 1);
     char *err = get_file(at("stderr"), &n);
     T_SAYS(err, "the video is written, its report is not: ");
     T_SAYS(err, "No space left on device");
@@ -557,8 +592,8 @@ static void test_a_full_disk_under_the_output(void **unused)
     umount(disk);
 }
 
-/* The spool has no room for the job, for a hand-over, or for all of a dump: a line and status 1, or, if only safety was lost, the
- * video. */
+/* The spool has no room for the job, for a hand-over, or for all of a dump: a line and
+ * status 1, or, if only safety was lost, the video. */
 static void test_a_full_disk_under_the_spool(void **unused)
 {
     static const int ROOM[] = {0, 4, 12, 24, 40, 100, 250, 400, 600, 1000}; /* KiB */
@@ -575,12 +610,14 @@ static void test_a_full_disk_under_the_spool(void **unused)
             int got = finish(&c, start(&c));
             char *err = get_file(at("stderr"), &n);
             if (got != 0 && got != 1) fail_msg("%d KiB: exit status %d: %s", ROOM[i], got, err);
-            if (got && (!strstr(err, "sluice: ") || !strstr(err, "No space left on device") || lines(err) != 1))
+            if (got && (!strstr(err, "sluice: ") || !strstr(err, "No space left on device") ||
+                        lines(err) != 1))
                 fail_msg("%d KiB%s: want one line: %s", ROOM[i], dump ? " and a dump" : "", err);
             failed += got;
             no_process_left(&c);
             only_filler_left(at("tmp"));
-            if (got && list_dir(at("out"), names, sizeof names)) fail_msg("%d KiB: left: %s", ROOM[i], names);
+            if (got && list_dir(at("out"), names, sizeof names))
+                fail_msg("%d KiB: left: %s", ROOM[i], names);
             free(err);
             empty_dir(at("out"));
             unlink(at("tmp/filler"));
@@ -615,22 +652,34 @@ static void test_jobs_files(void **unused)
     REFUSED(2, jobs(f("%s\n\n{\"steps\": }\n", a)), "jobs.jsonl:3: want one JSON object a line");
     REFUSED(2, jobs(f("%s\n{\n\"steps\": 5}\n", a)), "jobs.jsonl:2: want one JSON object a line");
     REFUSED(2, jobs(f("%s\n[1]\n", a)), "jobs.jsonl:2: want one JSON object a line");
-    REFUSED(2, jobs(f("%s\n{\"stpes\": 5}\n", a)), "jobs.jsonl:2: unknown key stpes, did you mean steps?");
+    REFUSED(2, jobs(f("%s\n{\"stpes\": 5}\n", a)),
+            "jobs.jsonl:2: unknown key stpes, did you mean steps?");
     REFUSED(2, jobs(f("%s\n{\"jobs\": \"x\"}\n", a)), "jobs.jsonl:2: unknown key jobs");
     REFUSED(2, jobs(f("%s\n{\"conf\": \"x\"}\n", a)), "jobs.jsonl:2: unknown key conf");
-    REFUSED(2, jobs(f("%s\n{\"steps\": \"five\"}\n", a)), "jobs.jsonl:2: --steps is \"five\", want an integer");
-    REFUSED(2, jobs(f("%s\n{\"steps\": 1.5}\n", a)), "jobs.jsonl:2: --steps is \"1.5\", want an integer");
-    REFUSED(2, jobs(f("%s\n{\"steps\": [1]}\n", a)), "jobs.jsonl:2: steps is [1], want a text or a number");
-    REFUSED(2, jobs(f("%s\n{\"dump_steps\": 1}\n", a)), "jobs.jsonl:2: dump_steps is 1, want true or false");
-    REFUSED(2, jobs(f("%s\n{\"steps\": 1, \"steps\": 2}\n", a)), "jobs.jsonl:2: want one JSON object a line: duplicate object key");
-    REFUSED(2, jobs(f("%s\n{\"frames\": 80}\n", a)), "jobs.jsonl:2: frames is 80, want 4k + 1 (nearest: 81)");
-    REFUSED(2, jobs(f("%s\n{\"image\": \"/none.png\"}\n", a)), "jobs.jsonl:2: --image: /none.png: No such file or directory");
-    REFUSED(2, jobs(f("%s\n{\"prompt\": \"\xff\"}\n", a)), "jobs.jsonl:2: want one JSON object a line");
-    REFUSED(2, jobs(f("%s\n{\"prompt\": \"a\\u0000b\"}\n", a)), "jobs.jsonl:2: want one JSON object a line");
-    REFUSED(2, jobs(f("%s\n%s\n", a, a)), "jobs.jsonl:2: output", "a.mp4 is also the output of line 1");
-    REFUSED(2, jobs(f("%s\n{\"output\": \"%s\"}\n", a, at("out/../out/a.mp4"))), "jobs.jsonl:2: output",
-            "is also the output of line 1");
-    REFUSED(2, jobs(f("%s\n{\"model\": \"/elsewhere\"}\n", a)), "line 2 of", "one checkpoint a run");
+    REFUSED(2, jobs(f("%s\n{\"steps\": \"five\"}\n", a)),
+            "jobs.jsonl:2: --steps is \"five\", want an integer");
+    REFUSED(2, jobs(f("%s\n{\"steps\": 1.5}\n", a)),
+            "jobs.jsonl:2: --steps is \"1.5\", want an integer");
+    REFUSED(2, jobs(f("%s\n{\"steps\": [1]}\n", a)),
+            "jobs.jsonl:2: steps is [1], want a text or a number");
+    REFUSED(2, jobs(f("%s\n{\"dump_steps\": 1}\n", a)),
+            "jobs.jsonl:2: dump_steps is 1, want true or false");
+    REFUSED(2, jobs(f("%s\n{\"steps\": 1, \"steps\": 2}\n", a)),
+            "jobs.jsonl:2: want one JSON object a line: duplicate object key");
+    REFUSED(2, jobs(f("%s\n{\"frames\": 80}\n", a)),
+            "jobs.jsonl:2: frames is 80, want 4k + 1 (nearest: 81)");
+    REFUSED(2, jobs(f("%s\n{\"image\": \"/none.png\"}\n", a)),
+            "jobs.jsonl:2: --image: /none.png: No such file or directory");
+    REFUSED(2, jobs(f("%s\n{\"prompt\": \"\xff\"}\n", a)),
+            "jobs.jsonl:2: want one JSON object a line");
+    REFUSED(2, jobs(f("%s\n{\"prompt\": \"a\\u0000b\"}\n", a)),
+            "jobs.jsonl:2: want one JSON object a line");
+    REFUSED(2, jobs(f("%s\n%s\n", a, a)), "jobs.jsonl:2: output",
+            "a.mp4 is also the output of line 1");
+    REFUSED(2, jobs(f("%s\n{\"output\": \"%s\"}\n", a, at("out/../out/a.mp4"))),
+            "jobs.jsonl:2: output", "is also the output of line 1");
+    REFUSED(2, jobs(f("%s\n{\"model\": \"/elsewhere\"}\n", a)), "line 2 of",
+            "one checkpoint a run");
     REFUSED(2, with("--jobs", at("none.jsonl")), "none.jsonl: No such file or directory");
     REFUSED(2, with("--jobs", root), "--jobs", "Is a directory");
     size_t n = 0;
@@ -643,7 +692,8 @@ static void test_jobs_files(void **unused)
 
 /* ---- a checkpoint's sluice.json ---- */
 
-/* It is bad even where the command line says everything; run, plan, pack and inspect say so alike, and nothing is written. */
+/* It is bad even where the command line says everything; run, plan, pack and inspect say
+ * so alike, and nothing is written. */
 static void bad_defaults_(const char *where, const char *text, const char *says)
 {
     const char *path = at("model/sluice.json");
@@ -659,9 +709,9 @@ static void bad_defaults_(const char *where, const char *text, const char *says)
 
 static void test_defaults_of_a_checkpoint(void **unused)
 {
-    static const char *const NO_PLACE[] = {"image", "last-image", "prompt", "output", "o",         "seed",
-                                           "noise", "crf",        "dump",   "json",   "model",     "conf",
-                                           "jobs",  "from",       "quiet",  "device", "dump_steps"};
+    static const char *const NO_PLACE[] = {
+        "image", "last-image", "prompt", "output", "o",    "seed",  "noise",  "crf",       "dump",
+        "json",  "model",      "conf",   "jobs",   "from", "quiet", "device", "dump_steps"};
     const char *path;
     (void)unused;
     fresh_model();
@@ -675,16 +725,18 @@ static void test_defaults_of_a_checkpoint(void **unused)
     BAD_DEFAULTS("{\"negative\": \"a\\u0000b\"}", "not JSON");
     BAD_DEFAULTS("{\"stpes\": 5}", "sluice.json: unknown key stpes, did you mean steps?");
     BAD_DEFAULTS("{\"st\\npes\": 5}", "sluice.json: unknown key st?pes, did you mean steps?");
-    BAD_DEFAULTS("{\"xyzzyxyzzy\": 5}",
-                 "sluice.json: unknown key xyzzyxyzzy, want some of negative, width, height, max-area, frames");
+    BAD_DEFAULTS("{\"xyzzyxyzzy\": 5}", "sluice.json: unknown key xyzzyxyzzy, want some of "
+                                        "negative, width, height, max-area, frames");
     for (size_t i = 0; i < sizeof NO_PLACE / sizeof *NO_PLACE; i++) {
         put_text(path, f("{\"%s\": \"1\"}", NO_PLACE[i]));
         REFUSED(2, with("--model", at("model")), path,
-                f("key %s has no place here, want some of negative, width", strcmp(NO_PLACE[i], "o") ? NO_PLACE[i] : "output"));
+                f("key %s has no place here, want some of negative, width",
+                  strcmp(NO_PLACE[i], "o") ? NO_PLACE[i] : "output"));
     }
     BAD_DEFAULTS("{\"steps\": \"five\"}", "sluice.json: --steps is \"five\", want an integer");
     BAD_DEFAULTS("{\"steps\": 1.5}", "sluice.json: --steps is \"1.5\", want an integer");
-    BAD_DEFAULTS("{\"steps\": 99999999999}", "sluice.json: --steps is \"99999999999\", want an integer");
+    BAD_DEFAULTS("{\"steps\": 99999999999}",
+                 "sluice.json: --steps is \"99999999999\", want an integer");
     BAD_DEFAULTS("{\"steps\": 99999999999999999999}", "not JSON: too big integer");
     BAD_DEFAULTS("{\"steps\": null}", "sluice.json: steps is null, want a text or a number");
     BAD_DEFAULTS("{\"steps\": true}", "sluice.json: steps is true, want a text or a number");
@@ -698,9 +750,12 @@ static void test_defaults_of_a_checkpoint(void **unused)
     BAD_DEFAULTS("{\"shift\": 0}", "sluice.json: shift is 0, want 0.01 to 100");
     BAD_DEFAULTS("{\"sampler\": \"ddim\"}", "sluice.json: sampler is ddim, want unipc or euler");
     BAD_DEFAULTS("{\"fbcache-warmup\": -1}", "sluice.json: fbcache_warmup is -1, want 0 to 1000");
-    BAD_DEFAULTS("{\"max-area\": 99}", "sluice.json: --max-area is 99, want 256 to 67108864 pixels");
-    BAD_DEFAULTS("{\"width\": 32}", "sluice.json: --width is 32 and --height 0, want both or neither");
-    BAD_DEFAULTS("{\"width\": 100, \"height\": 32}", "sluice.json: size is 100x32, want width and height that are multiples of 16");
+    BAD_DEFAULTS("{\"max-area\": 99}",
+                 "sluice.json: --max-area is 99, want 256 to 67108864 pixels");
+    BAD_DEFAULTS("{\"width\": 32}",
+                 "sluice.json: --width is 32 and --height 0, want both or neither");
+    BAD_DEFAULTS("{\"width\": 100, \"height\": 32}",
+                 "sluice.json: size is 100x32, want width and height that are multiples of 16");
     BAD_DEFAULTS("{\"width\": 0, \"height\": 0}", "sluice.json: width is 0, want 16 to 8192");
     BAD_DEFAULTS("{\"width\": 32, \"height\": 32, \"max-area\": 4096}",
                  "sluice.json: --max-area is given beside --width and --height");
@@ -708,7 +763,8 @@ static void test_defaults_of_a_checkpoint(void **unused)
     char *large = calloc(1, (1 << 20) + 64);
     sprintf(large, "{\"negative\": \"%0*d\"}", 70000, 0);
     put_text(path, large);
-    REFUSED(2, with("--model", at("model")), path, "negative has 70000 bytes, want at most 65536 (limits.prompt_bytes)");
+    REFUSED(2, with("--model", at("model")), path,
+            "negative has 70000 bytes, want at most 65536 (limits.prompt_bytes)");
     memset(large, ' ', (1 << 20) + 1);
     BAD_DEFAULTS(large, "sluice.json: has 1048577 bytes, want at most 1048576");
     free(large);
@@ -742,13 +798,16 @@ static void test_settings(void **unused)
     (void)unused;
     REFUSED(2, with("--conf", at("none.cfg")), "none.cfg", "No such file or directory");
     REFUSED(2, with("--conf", root), root);
-    REFUSED(2, settings("limits: {\n  frames = 0;\n};"), "bad.cfg:2: limits.frames is 0, want an integer from 1 to");
+    REFUSED(2, settings("limits: {\n  frames = 0;\n};"),
+            "bad.cfg:2: limits.frames is 0, want an integer from 1 to");
     REFUSED(2, settings("limits: {\n  framse = 5;\n};"), "bad.cfg:2: ", "framse", "limits.frames");
     REFUSED(2, settings("limits: {\n  frames = ;\n};"), "bad.cfg:2: ");
-    REFUSED(2, settings("limitz: { frames = 5; };"), "bad.cfg:1: unknown group limitz, the nearest known one is limits");
+    REFUSED(2, settings("limitz: { frames = 5; };"),
+            "bad.cfg:1: unknown group limitz, the nearest known one is limits");
     REFUSED(2, settings("@include \"/etc/passwd\"\n"), "bad.cfg");
     REFUSED(2, settings("stages: ( { name = \"txt\"; } );"), "bad.cfg:1: ", "txt");
-    REFUSED(2, settings("stages: ( { name = \"text\"; device = \"gpu\"; } );"), "bad.cfg:1: ", "gpu");
+    REFUSED(2, settings("stages: ( { name = \"text\"; device = \"gpu\"; } );"),
+            "bad.cfg:1: ", "gpu");
     REFUSED(2, settings("run: { dir = \"/proc/none\"; };"), "run.dir", "/proc");
     REFUSED(2, settings("run: { spool = \"/proc/none\"; };"), "run.spool", "/proc");
 }
@@ -756,8 +815,10 @@ static void test_settings(void **unused)
 static const char *with_mux(const char *program)
 {
     return f("supervise: { restarts = 0; };\n"
-             "stages: ( { name = \"text\"; program = \"sluice-text\"; }, { name = \"image\"; program = \"sluice-image\"; },\n"
-             "{ name = \"denoise\"; program = \"sluice-denoise\"; }, { name = \"decode\"; program = \"sluice-decode\"; },\n"
+             "stages: ( { name = \"text\"; program = \"sluice-text\"; }, { name = \"image\"; "
+             "program = \"sluice-image\"; },\n"
+             "{ name = \"denoise\"; program = \"sluice-denoise\"; }, { name = \"decode\"; program "
+             "= \"sluice-decode\"; },\n"
              "{ name = \"mux\"; program = \"%s\"; } );\n",
              program);
 }
@@ -765,15 +826,19 @@ static const char *with_mux(const char *program)
 static void test_stage_programs(void **unused)
 {
     (void)unused;
-    REFUSED(2, settings(with_mux("sluice-mxu")), "stage mux: program", "sluice-mxu: No such file or directory");
-    REFUSED(2, settings(with_mux("/none/mux")), "stage mux: program", "/none/mux: No such file or directory");
+    REFUSED(2, settings(with_mux("sluice-mxu")), "stage mux: program",
+            "sluice-mxu: No such file or directory");
+    REFUSED(2, settings(with_mux("/none/mux")), "stage mux: program",
+            "/none/mux: No such file or directory");
     REFUSED(2, settings(with_mux(root)), "stage mux: program", "is a directory, want a file");
     put_text(at("mux"), "no program");
     chmod(at("mux"), 0600);
     REFUSED(2, settings(with_mux(at("mux"))), "stage mux: program", "is not executable");
     chmod(at("mux"), 0700);
-    REFUSED(1, settings(with_mux(at("mux"))), "out.mp4: failed: mux ended", "giving up"); /* text that looks executable */
-    REFUSED(1, settings(with_mux("/bin/false")), "out.mp4: failed: mux ended", "exit status 1", "giving up");
+    /* text that looks executable */
+    REFUSED(1, settings(with_mux(at("mux"))), "out.mp4: failed: mux ended", "giving up");
+    REFUSED(1, settings(with_mux("/bin/false")), "out.mp4: failed: mux ended", "exit status 1",
+            "giving up");
 }
 
 /* ---- replay ---- */
@@ -834,10 +899,12 @@ static void test_replay(void **unused)
     REFUSED(2, c, "replay", "text.safetensors: uncond is missing, want [512, 128]");
     c = replay("denoise");
     set(&c, "--image", GOLDEN_PICTURE);
-    REFUSED(2, c, "a picture is given, but a replay from denoise takes the dump's image.safetensors");
+    REFUSED(2, c,
+            "a picture is given, but a replay from denoise takes the dump's image.safetensors");
 
     spoil("denoise.safetensors", "latents", 0, NULL);
-    REFUSED(2, replay("decode"), "replay", "denoise.safetensors: latents has NaN or infinity at element 7");
+    REFUSED(2, replay("decode"), "replay",
+            "denoise.safetensors: latents has NaN or infinity at element 7");
     spoil("denoise.safetensors", "latents", 4, wide);
     REFUSED(2, replay("decode"), "replay", "latents has shape [16, 2, 4, 8], want [16, 2, 4, 4]");
     put_text(at("dump/denoise.safetensors"), "no tensors");
@@ -849,12 +916,14 @@ static void test_replay(void **unused)
     REFUSED(2, replay("denoise"), "noise has NaN or infinity at element 7");
     fresh_dump();
     spoil("text.safetensors", "cond", 0, NULL);
-    REFUSED(2, replay("denoise"), "replay", "text.safetensors: cond has NaN or infinity at element 7");
+    REFUSED(2, replay("denoise"), "replay",
+            "text.safetensors: cond has NaN or infinity at element 7");
     unlink(at("dump/text.safetensors"));
     REFUSED(2, replay("image"), "replay", "text.safetensors: No such file or directory");
     fresh_dump();
     spoil("image.safetensors", "condition", 0, NULL);
-    REFUSED(2, replay("text"), "replay", "image.safetensors: condition has NaN or infinity at element 7");
+    REFUSED(2, replay("text"), "replay",
+            "image.safetensors: condition has NaN or infinity at element 7");
     fresh_dump();
     put_text(at("dump/image.input"), "no picture");
     REFUSED(2, replay("image"), "replay", "image.input");

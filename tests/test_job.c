@@ -1,4 +1,5 @@
-/* test_job.c - job.json: there and back, its defaults, and a clear line for every mistake in it. */
+/* test_job.c - job.json: there and back, its defaults, and a clear line for every mistake
+ * in it. */
 #include "t.h"
 
 #include <sys/stat.h>
@@ -46,7 +47,7 @@ static void put_file(const char *path, const char *bytes, size_t n)
 
 static void same(const sl_job *a, const sl_job *b)
 {
-#define X(kind, name, def)                                                                                                         \
+#define X(kind, name, def)                                                                         \
     if (!SAME_##kind(a->name, b->name)) fail_msg(#name " came back changed");
     SL_JOB_FIELDS(X)
 #undef X
@@ -71,9 +72,16 @@ static void test_defaults(void **unused)
 
 static void test_round_trip(void **unused)
 {
-    static const uint64_t SEEDS[] = {0,         1, 1ull << 53, (1ull << 53) + 1, INT64_MAX, (uint64_t)INT64_MAX + 1, UINT64_MAX - 1,
+    static const uint64_t SEEDS[] = {0,
+                                     1,
+                                     1ull << 53,
+                                     (1ull << 53) + 1,
+                                     INT64_MAX,
+                                     (uint64_t)INT64_MAX + 1,
+                                     UINT64_MAX - 1,
                                      UINT64_MAX};
-    static const char *const TEXTS[] = {"", "a red ball", "naïve café — 一只猫 🐱", "\"quotes\" \\ / \t tab\nline\r\x01\x7f",
+    static const char *const TEXTS[] = {"", "a red ball", "naïve café — 一只猫 🐱",
+                                        "\"quotes\" \\ / \t tab\nline\r\x01\x7f",
                                         " \xef\xbb\xbf bom"};
     sl_err err = {0};
     (void)unused;
@@ -165,18 +173,22 @@ static void test_mistakes(void **unused)
         {"{\"ste\\nps\": 5}", "j.json: unknown key ste?ps", SL_ARG},
         {"{\"prompt\": 5}", "j.json: prompt is 5, want a text", SL_ARG},
         {"{\"prompt\": null}", "j.json: prompt is null, want a text", SL_ARG},
-        {"{\"model\": [1, 2]}", "j.json: model is [1,2], want a path of at most 1023 bytes", SL_ARG},
-        {"{\"steps\": \"5\"}", "j.json: steps is \"5\", want an integer from -1000000000 to 1000000000", SL_ARG},
+        {"{\"model\": [1, 2]}", "j.json: model is [1,2], want a path of at most 1023 bytes",
+         SL_ARG},
+        {"{\"steps\": \"5\"}",
+         "j.json: steps is \"5\", want an integer from -1000000000 to 1000000000", SL_ARG},
         {"{\"steps\": 5.0}", "j.json: steps is 5.0, want an integer", SL_ARG},
         {"{\"steps\": true}", "j.json: steps is true, want an integer", SL_ARG},
         {"{\"steps\": 99999999999}", "j.json: steps is 99999999999, want an integer", SL_ARG},
-        {"{\"seed\": -1}", "j.json: seed is -1, want an integer from 0 to 18446744073709551615", SL_ARG},
+        {"{\"seed\": -1}", "j.json: seed is -1, want an integer from 0 to 18446744073709551615",
+         SL_ARG},
         {"{\"seed\": 1.5}", "j.json: seed is 1.5, want an integer from 0", SL_ARG},
         {"{\"seed\": \"\"}", "j.json: seed is \"\", want an integer from 0", SL_ARG},
         {"{\"seed\": \"-1\"}", "j.json: seed is \"-1\", want an integer from 0", SL_ARG},
         {"{\"seed\": \" 1\"}", "j.json: seed is \" 1\", want an integer from 0", SL_ARG},
         {"{\"seed\": \"0x10\"}", "j.json: seed is \"0x10\", want an integer from 0", SL_ARG},
-        {"{\"seed\": \"18446744073709551616\"}", "j.json: seed is \"18446744073709551616\", want an integer from 0", SL_ARG},
+        {"{\"seed\": \"18446744073709551616\"}",
+         "j.json: seed is \"18446744073709551616\", want an integer from 0", SL_ARG},
         {"{\"guidance\": \"5\"}", "j.json: guidance is \"5\", want a number", SL_ARG},
         {"{\"dump\": 1}", "j.json: dump is 1, want true or false", SL_ARG},
         {"{\"prompt\": {\"a\\nb\": 1}}", "j.json: prompt is {\"a\\nb\":1}, want a text", SL_ARG},
@@ -186,7 +198,8 @@ static void test_mistakes(void **unused)
         sl_job j;
         sl_err err = {0};
         T_OK(sl_job_init(&j, &err));
-        T_CODE(sl_job_parse(&j, CASES[i].json, strlen(CASES[i].json), "j.json", &err), CASES[i].code);
+        T_CODE(sl_job_parse(&j, CASES[i].json, strlen(CASES[i].json), "j.json", &err),
+               CASES[i].code);
         T_SAYS(err.msg, CASES[i].says);
         assert_null(strchr(err.msg, '\n'));
         sl_job_free(&j);
@@ -265,7 +278,8 @@ static void test_a_full_disk(void **unused)
     sl_err err = {0};
     (void)unused;
     if (access("/dev/full", W_OK)) skip();
-    assert_int_equal(symlink("/dev/full", in_dir("full.json.tmp")), 0); /* where job.json is written before it has its name */
+    /* where job.json is written before it has its name */
+    assert_int_equal(symlink("/dev/full", in_dir("full.json.tmp")), 0);
     T_OK(sl_job_init(&j, &err));
     T_CODE(sl_job_write(&j, in_dir("full.json"), &err), SL_SYS);
     T_SAYS(err.msg, "No space left on device");
@@ -284,15 +298,15 @@ static void good(sl_job *j)
     T_OK(sl_job_check(j, &err));
 }
 
-#define REFUSED(field, value, says)                                                                                                \
-    do {                                                                                                                           \
-        sl_job job_;                                                                                                               \
-        sl_err err = {0};                                                                                                          \
-        good(&job_);                                                                                                               \
-        job_.field = value;                                                                                                        \
-        T_CODE(sl_job_check(&job_, &err), SL_ARG);                                                                                 \
-        assert_string_equal(err.msg, says);                                                                                        \
-        sl_job_free(&job_);                                                                                                        \
+#define REFUSED(field, value, says)                                                                \
+    do {                                                                                           \
+        sl_job job_;                                                                               \
+        sl_err err = {0};                                                                          \
+        good(&job_);                                                                               \
+        job_.field = value;                                                                        \
+        T_CODE(sl_job_check(&job_, &err), SL_ARG);                                                 \
+        assert_string_equal(err.msg, says);                                                        \
+        sl_job_free(&job_);                                                                        \
     } while (0)
 
 static void test_ranges(void **unused)
@@ -308,19 +322,24 @@ static void test_ranges(void **unused)
     REFUSED(width, -16, "width is -16, want 16 to 8192 (pixels)");
     REFUSED(width, INT32_MAX, "width is 2147483647, want 16 to 8192 (pixels)");
     REFUSED(height, 8208, "height is 8208, want 16 to 8192 (pixels)");
-    REFUSED(width, 100, "size is 100x480, want width and height that are multiples of 16 (nearest: 96x480)");
-    REFUSED(height, 8191, "size is 832x8191, want width and height that are multiples of 16 (nearest: 832x8192)");
+    REFUSED(width, 100,
+            "size is 100x480, want width and height that are multiples of 16 (nearest: 96x480)");
+    REFUSED(height, 8191,
+            "size is 832x8191, want width and height that are multiples of 16 (nearest: 832x8192)");
     REFUSED(fps, 0, "fps is 0, want 1 to 240 (frames a second)");
     REFUSED(steps, 0, "steps is 0, want 1 to 1000 (sampler steps)");
     REFUSED(steps, 1001, "steps is 1001, want 1 to 1000 (sampler steps)");
     REFUSED(crf, 52, "crf is 52, want 0 to 51 (x264 quality, lower is better)");
     REFUSED(guidance, NAN, "guidance is nan, want 0 to 1000 (classifier-free guidance)");
     REFUSED(guidance, -1, "guidance is -1, want 0 to 1000 (classifier-free guidance)");
-    REFUSED(guidance_2, INFINITY, "guidance_2 is inf, want 0 to 1000 (the second expert's guidance)");
+    REFUSED(guidance_2, INFINITY,
+            "guidance_2 is inf, want 0 to 1000 (the second expert's guidance)");
     REFUSED(shift, 0, "shift is 0, want 0.01 to 100 (timestep shift)");
-    REFUSED(fbcache, -0.1, "fbcache is -0.1, want 0 to 100 (First Block Cache threshold, 0 is off)");
+    REFUSED(fbcache, -0.1,
+            "fbcache is -0.1, want 0 to 100 (First Block Cache threshold, 0 is off)");
     REFUSED(fbcache_warmup, -1, "fbcache_warmup is -1, want 0 to 1000 (steps)");
-    REFUSED(fbcache_max_hits, -1, "fbcache_max_hits is -1, want 0 to 1000 (hits in a row, 0 is no cap)");
+    REFUSED(fbcache_max_hits, -1,
+            "fbcache_max_hits is -1, want 0 to 1000 (hits in a row, 0 is no cap)");
     REFUSED(fbcache_final, 1001, "fbcache_final is 1001, want 0 to 1000 (steps)");
     REFUSED(sampler[0], 'x', "sampler is xnipc, want unipc or euler");
     REFUSED(sampler[0], '\n', "sampler is ?nipc, want unipc or euler");
@@ -333,7 +352,8 @@ static void test_bounds_are_fine(void **unused)
     sl_err err = {0};
     (void)unused;
     good(&j);
-    j.width = 16, j.height = 8192, j.frames = 1, j.fps = 240, j.steps = 1000, j.crf = 0, j.guidance = 0, j.shift = 0.01;
+    j.width = 16, j.height = 8192, j.frames = 1, j.fps = 240, j.steps = 1000, j.crf = 0,
+    j.guidance = 0, j.shift = 0.01;
     snprintf(j.sampler, SL_PATH, "euler");
     T_OK(sl_job_check(&j, &err));
     j.frames = 4097;

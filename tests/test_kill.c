@@ -1,7 +1,9 @@
-/* test_kill - every process of a pipeline is killed at every phase of real jobs, which end with the very bytes of undisturbed runs and leave nothing behind.
+/* test_kill - every process of a pipeline is killed at every phase of real jobs, which
+ * end with the very bytes of undisturbed runs and leave nothing behind.
  *
- * A kill waits for a line of the dispatcher's log (the messages it gets) and strikes at once, or some milliseconds later, where the next thing happens.
- * SLUICE_KILLS=few takes a subset, for sanitizers. run: alone. limit: 240 s */
+ * A kill waits for a line of the dispatcher's log (the messages it gets) and strikes at
+ * once, or some milliseconds later, where the next thing happens. SLUICE_KILLS=few takes
+ * a subset, for sanitizers. run: alone. limit: 240 s */
 #include "tests/t_run.h"
 
 #define RESTARTS 12
@@ -26,7 +28,8 @@ static int kills;         /* so far */
 
 /* ---- jobs ---- */
 
-/* The one job, or (in a file) two that differ in everything but the size of the pool's slots. */
+/* The one job, or (in a file) two that differ in everything but the size of the pool's
+ * slots. */
 static void start(const plan *p)
 {
     char *args[T_ARGS] = {"sluice",
@@ -61,7 +64,8 @@ static void start(const plan *p)
     if (p->two_jobs) {
         snprintf(jobs, sizeof jobs, "%s/jobs.jsonl", run.base);
         t_write(jobs, t_format("{\"output\": \"%s\", \"dump\": \"%s\"}\n"
-                               "{\"output\": \"%s/b.mp4\", \"dump\": \"%s/b\", \"prompt\": \"Snow.\", \"width\": 64, \"frames\": "
+                               "{\"output\": \"%s/b.mp4\", \"dump\": \"%s/b\", \"prompt\": "
+                               "\"Snow.\", \"width\": 64, \"frames\": "
                                "13, \"steps\": 9, \"seed\": 8}\n",
                                output, dump, run.out, run.out));
         args[n++] = "--jobs", args[n++] = jobs;
@@ -74,8 +78,10 @@ static void start(const plan *p)
 
 static void same(const plan *p, const char *file)
 {
-    const char *got = t_format("%s/%s", run.out, file), *ref = t_format("%s/%s", want[p->fbcache], file);
-    if (!t_same_file(got, ref)) t_run_fail(&run, "%s: %s is not the undisturbed run's", p->name, file);
+    const char *got = t_format("%s/%s", run.out, file),
+               *ref = t_format("%s/%s", want[p->fbcache], file);
+    if (!t_same_file(got, ref))
+        t_run_fail(&run, "%s: %s is not the undisturbed run's", p->name, file);
 }
 
 static void check_results(const plan *p)
@@ -89,7 +95,8 @@ static void check_results(const plan *p)
     }
     int files = 1 + (p->dump || p->two_jobs) + 2 * p->two_jobs;
     if (t_count_files(run.out, NULL) != files)
-        t_run_fail(&run, "%s: %d files in the output folder, want %d", p->name, t_count_files(run.out, NULL), files);
+        t_run_fail(&run, "%s: %d files in the output folder, want %d", p->name,
+                   t_count_files(run.out, NULL), files);
 }
 
 /* ---- killing ---- */
@@ -109,10 +116,12 @@ static void carry_out(const plan *p)
     for (int all = left; left && t_run_line(&run);)
         for (int i = 0; i < all; i++) {
             const strike *s = &p->strikes[i];
-            if (struck[i] || !strstr(run.line, s->line) || ++seen[i] < (s->nth ? s->nth : 1)) continue;
+            if (struck[i] || !strstr(run.line, s->line) || ++seen[i] < (s->nth ? s->nth : 1))
+                continue;
             if (s->after_ms) usleep((useconds_t)s->after_ms * 1000);
             if (kill(pid_of(s->role), SIGKILL))
-                t_run_fail(&run, "%s: %s is not there to be killed at \"%s\"", p->name, s->role, s->line);
+                t_run_fail(&run, "%s: %s is not there to be killed at \"%s\"", p->name, s->role,
+                           s->line);
             struck[i] = true;
             left--;
             kills++;
@@ -133,7 +142,8 @@ static void test_plan(void **state)
     t_run_close(&run);
 }
 
-/* Six processes; phases: before READY, computing, hand-over, between steps, chunks, finish. */
+/* Six processes; phases: before READY, computing, hand-over, between steps, chunks,
+ * finish. */
 static const plan PLANS[] = {
     {"stages before READY", .dump = true,
      .strikes = {{"text", "text is process"},
@@ -147,9 +157,13 @@ static const plan PLANS[] = {
                  {"denoise", "<- denoise READY"},
                  {"decode", "<- decode READY"},
                  {"mux", "<- mux READY"}}},
-    {"hand-overs", .dump = true, .strikes = {{"text", "<- text DONE"}, {"image", "<- image DONE"}, {"denoise", "<- denoise DONE"}}},
-    {"hand-overs, without a dump",
-     .strikes = {{"text", "<- text DONE"}, {"image", "<- image DONE"}, {"denoise", "<- denoise DONE"}}},
+    {"hand-overs", .dump = true,
+     .strikes = {{"text", "<- text DONE"},
+                 {"image", "<- image DONE"},
+                 {"denoise", "<- denoise DONE"}}},
+    {"hand-overs, without a dump", .strikes = {{"text", "<- text DONE"},
+                                               {"image", "<- image DONE"},
+                                               {"denoise", "<- denoise DONE"}}},
     {"hand-overs, taken", .strikes = {{"text", "<- text SPOOLED"},
                                       {"image", "<- image SPOOLED"},
                                       {"denoise", "<- denoise TAKEN"},
@@ -171,11 +185,14 @@ static const plan PLANS[] = {
                  {"decode", "index=2 chunks=5", 1, 5},
                  {"mux", "index=3 chunks=5", 1, 2},
                  {"decode", "index=4 chunks=5"}}},
-    {"finish", .dump = true, .strikes = {{"mux", "<- decode DONE"}, {"mux", "<- decode DONE", 2, 1}}},
+    {"finish", .dump = true,
+     .strikes = {{"mux", "<- decode DONE"}, {"mux", "<- decode DONE", 2, 1}}},
     {"finish, decode", .dump = true, .strikes = {{"decode", "<- decode DONE"}}},
     {"after the end", .strikes = {{"mux", "<- mux DONE"}, {"text", "<- decode DONE"}}},
     {"dispatch before READY", .dump = true,
-     .strikes = {{"dispatch", "text is process"}, {"dispatch", "on cpu says hello", 2}, {"dispatch", "<- denoise READY"}}},
+     .strikes = {{"dispatch", "text is process"},
+                 {"dispatch", "on cpu says hello", 2},
+                 {"dispatch", "<- denoise READY"}}},
     {"dispatch at every later phase", .dump = true,
      .strikes = {{"dispatch", "<- text DONE"},
                  {"dispatch", "<- image SPOOLED"},
@@ -185,7 +202,8 @@ static const plan PLANS[] = {
                  {"dispatch", "<- decode DONE"},
                  {"dispatch", "<- mux DONE"}}},
     {"dispatch, with the cache", .fbcache = true,
-     .strikes = {{"dispatch", "stage=\"denoise\" done=4 "}, {"dispatch", "stage=\"denoise\" done=8 ", 1, 6}}},
+     .strikes = {{"dispatch", "stage=\"denoise\" done=4 "},
+                 {"dispatch", "stage=\"denoise\" done=8 ", 1, 6}}},
     {"two jobs in flight", .two_jobs = true,
      .strikes = {{"text", "<- text DONE", 2},
                  {"image", "<- image READY", 1, 20},
@@ -195,7 +213,9 @@ static const plan PLANS[] = {
                  {"denoise", "job=2 attempt"},
                  {"decode", "index=2 chunks=4"}}},
     {"two jobs in flight, dispatch", .two_jobs = true,
-     .strikes = {{"dispatch", "stage=\"denoise\" done=3 "}, {"dispatch", "index=2 chunks=5"}, {"dispatch", "index=1 chunks=4"}}},
+     .strikes = {{"dispatch", "stage=\"denoise\" done=3 "},
+                 {"dispatch", "index=2 chunks=5"},
+                 {"dispatch", "index=1 chunks=4"}}},
 };
 #define PLAN_COUNT (sizeof PLANS / sizeof *PLANS)
 
@@ -210,7 +230,8 @@ static void test_enough(void **state)
 
 static void test_client(void **state)
 {
-    static const char *const AT[] = {"text is process", "<- image READY", "stage=\"denoise\" done=3 ", "index=1 chunks=5",
+    static const char *const AT[] = {"text is process", "<- image READY",
+                                     "stage=\"denoise\" done=3 ", "index=1 chunks=5",
                                      "<- decode DONE"};
     const plan p = {.name = "client"};
     (void)state;
@@ -225,7 +246,8 @@ static void test_client(void **state)
         bool whole = t_count_files(run.out, "a.mp4") == 1; /* mux may just have finished */
         if (whole) same(&p, "a.mp4");
         if (t_count_files(run.out, NULL) != whole)
-            t_run_fail(&run, "killed at \"%s\": %d files in the output folder", AT[i], t_count_files(run.out, NULL));
+            t_run_fail(&run, "killed at \"%s\": %d files in the output folder", AT[i],
+                       t_count_files(run.out, NULL));
         t_run_close(&run);
     }
 }
@@ -260,19 +282,22 @@ static void start_dying(const plan *p, int restarts, const char *role, const cha
     for (int i = 0; i < 5; i++) {
         const char *end = i < 4 ? "," : " );\n";
         if (strcmp(OTHERS[i], role))
-            n += (size_t)snprintf(stages + n, sizeof stages - n, "{ name = \"%s\"; program = \"sluice-%s\"; }%s", OTHERS[i],
+            n += (size_t)snprintf(stages + n, sizeof stages - n,
+                                  "{ name = \"%s\"; program = \"sluice-%s\"; }%s", OTHERS[i],
                                   OTHERS[i], end);
         else
-            n += (size_t)snprintf(
-                stages + n, sizeof stages - n,
-                "{ name = \"%s\"; program = \"%s\"; args = [\"%s\", \"%d\", \"%s/starts\", \"%s/%s/sluice-%s\"]; }%s", role,
-                t_helper("helper_dies"), mode, times, run.base, *t_bin() == '/' ? "" : cwd, t_bin(), role, end);
+            n += (size_t)snprintf(stages + n, sizeof stages - n,
+                                  "{ name = \"%s\"; program = \"%s\"; args = [\"%s\", \"%d\", "
+                                  "\"%s/starts\", \"%s/%s/sluice-%s\"]; }%s",
+                                  role, t_helper("helper_dies"), mode, times, run.base,
+                                  *t_bin() == '/' ? "" : cwd, t_bin(), role, end);
     }
     t_run_conf(&run, restarts, 30, stages);
     start(p);
 }
 
-/* Killed between the seal of a slot and the message with its ticket, more often than there are slots: none is lost, so nobody waits for one. */
+/* Killed between the seal of a slot and the message with its ticket, more often than
+ * there are slots: none is lost, so nobody waits for one. */
 static void test_sealed_unsent(void **state)
 {
     static const char *const ROLES[] = {"text", "denoise", "decode"};
@@ -289,7 +314,8 @@ static void test_sealed_unsent(void **state)
     }
 }
 
-/* A stage that never lives ends the job after supervise.restarts, in words; one that cannot be understood, at once. */
+/* A stage that never lives ends the job after supervise.restarts, in words; one that
+ * cannot be understood, at once. */
 static void test_always_dies(void **state)
 {
     static const struct {
@@ -297,7 +323,9 @@ static void test_always_dies(void **state)
     } CASES[] = {
         {"decode", "start", "decode ended 3 times in a row (signal 9 (Killed)): giving up"},
         {"text", "start", "text ended 3 times in a row (signal 9 (Killed)): giving up"},
-        {"denoise", "job", "denoise ended 3 times on this job without getting further (last: signal 9 (Killed)): giving up"},
+        {"denoise", "job",
+         "denoise ended 3 times on this job without getting further (last: signal 9 (Killed)): "
+         "giving up"},
         {"decode", "nonsense", "decode: speaks another protocol: message: "}};
     const plan p = {.name = "always dies"};
     (void)state;
@@ -316,8 +344,9 @@ static void test_always_dies(void **state)
 
 static int make_references(void **state)
 {
-    static const plan UNDISTURBED[2] = {{.name = "undisturbed", .two_jobs = true},
-                                        {.name = "undisturbed, with the cache", .fbcache = true, .dump = true}};
+    static const plan UNDISTURBED[2] = {
+        {.name = "undisturbed", .two_jobs = true},
+        {.name = "undisturbed, with the cache", .fbcache = true, .dump = true}};
     (void)state;
     for (int i = 0; i < 2; i++) {
         t_run_open(&run);
@@ -325,7 +354,8 @@ static int make_references(void **state)
         start(&UNDISTURBED[i]);
         t_run_ends(&run, 0);
         t_run_nothing_left(&run, 0);
-        if (i && !t_run_said(&run, "cond_computed=0")) t_run_fail(&run, "the cache never skipped: its runs prove nothing");
+        if (i && !t_run_said(&run, "cond_computed=0"))
+            t_run_fail(&run, "the cache never skipped: its runs prove nothing");
         snprintf(want[i], sizeof want[i], "%s", run.out);
     }
     return 0;
@@ -347,7 +377,9 @@ int main(void)
     const char *few = getenv("SLUICE_KILLS");
     size_t n = 0;
     for (size_t i = 0; i < PLAN_COUNT; i++)
-        if (!few || i % 2) tests[n++] = (struct CMUnitTest){PLANS[i].name, test_plan, NULL, NULL, (void *)&PLANS[i]};
+        if (!few || i % 2)
+            tests[n++] =
+                (struct CMUnitTest){PLANS[i].name, test_plan, NULL, NULL, (void *)&PLANS[i]};
     tests[n++] = (struct CMUnitTest)cmocka_unit_test(test_enough);
     tests[n++] = (struct CMUnitTest)cmocka_unit_test(test_client);
     tests[n++] = (struct CMUnitTest)cmocka_unit_test(test_stall);

@@ -1,4 +1,5 @@
-/* test_lease.c - hand-overs in host memory between real processes: the cases of every kind, and what host pools alone promise. */
+/* test_lease.c - hand-overs in host memory between real processes: the cases of every
+ * kind, and what host pools alone promise. */
 #include "tests/t_lease_cases.h"
 
 #include <sys/stat.h>
@@ -55,7 +56,8 @@ static void without_a_plug_in_there_is_no_device(void **state)
     sl_ticket ticket;
     sl_pool_handle h;
     T_CODE(sl_pool_create(&p, "latents", SL_POOL_CUDA, 1, 4096, &err), SL_CUDA);
-    assert_string_equal(err.msg, "pool latents: its slots are device memory, and no CUDA plug-in is in use");
+    assert_string_equal(err.msg,
+                        "pool latents: its slots are device memory, and no CUDA plug-in is in use");
     assert_null(p);
     p = new_pool(1, 4096);
     sl_pool_export(p, &h);
@@ -90,7 +92,8 @@ static void a_view_does_not_survive_fork(void **state)
         if (!pid) {
             sl_err err = {0};
             sl_lease *l;
-            bool refused = sl_lease_reserve(&l, inherited, 0, &err) == SL_ARG && strstr(err.msg, "open it again after a fork");
+            bool refused = sl_lease_reserve(&l, inherited, 0, &err) == SL_ARG &&
+                           strstr(err.msg, "open it again after a fork");
             sl_pool_close(&inherited);
             _exit(refused ? 0 : 1);
         }
@@ -147,7 +150,8 @@ static void *receiver_thread(void *arg)
     sl_err err = {0};
     for (;;) {
         pthread_mutex_lock(&s->mutex);
-        while (s->taken == s->queued && s->taken < THREADS * EACH) pthread_cond_wait(&s->more, &s->mutex);
+        while (s->taken == s->queued && s->taken < THREADS * EACH)
+            pthread_cond_wait(&s->more, &s->mutex);
         int mine = s->taken < THREADS * EACH ? s->taken++ : -1;
         if (s->taken == THREADS * EACH) pthread_cond_broadcast(&s->more);
         sl_ticket ticket = mine >= 0 ? s->queue[mine] : (sl_ticket){0};
@@ -156,7 +160,8 @@ static void *receiver_thread(void *arg)
         sl_lease *l;
         sl_tensor t;
         int64_t v = 0;
-        bool good = !sl_lease_open(&l, s->pool, &ticket, NULL, &err) && !sl_lease_tensor(l, "x", &t, &err);
+        bool good =
+            !sl_lease_open(&l, s->pool, &ticket, NULL, &err) && !sl_lease_tensor(l, "x", &t, &err);
         if (good) v = ((int64_t *)t.data)[0];
         for (int k = 0; good && k < 100; k++) good = ((int64_t *)t.data)[k] == v;
         if (l) sl_lease_drop(&l, NULL);
@@ -174,8 +179,10 @@ static void threads_share_a_pool(void **state)
     pthread_t in[THREADS], out[2];
     void *rc;
     s.pool = new_pool(2, 4096); /* one mapping for both sides, so that TSan sees every access */
-    for (int i = 0; i < THREADS; i++) assert_int_equal(pthread_create(&in[i], NULL, sender_thread, &s), 0);
-    for (int i = 0; i < 2; i++) assert_int_equal(pthread_create(&out[i], NULL, receiver_thread, &s), 0);
+    for (int i = 0; i < THREADS; i++)
+        assert_int_equal(pthread_create(&in[i], NULL, sender_thread, &s), 0);
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(pthread_create(&out[i], NULL, receiver_thread, &s), 0);
     for (int i = 0; i < THREADS; i++) {
         pthread_join(in[i], &rc);
         assert_null(rc);

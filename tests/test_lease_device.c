@@ -1,13 +1,16 @@
-/* test_lease_device.c - pools whose data a device writes: order, deaths and slots that rest, on a slab whose work ends by hand.
+/* test_lease_device.c - pools whose data a device writes: order, deaths and slots that
+ * rest, on a slab whose work ends by hand.
  *
- * The slab is shared memory and a stream a flag: work "queued" on a busy stream is over when the test says so, or never, when its
- * process dies first. What a GPU adds, real copies and events, is tests/gpu_lease.c; the cases of every kind run here too. */
+ * The slab is shared memory and a stream a flag: work "queued" on a busy stream is over
+ * when the test says so, or never, when its process dies first. What a GPU adds, real
+ * copies and events, is tests/gpu_lease.c; the cases of every kind run here too. */
 #include "tests/t_lease_cases.h"
 
 /* ---- a device ---- */
 
 typedef struct {
-    _Atomic uint32_t pending[2][SL_POOL_MAX_SLOTS]; /* 1: recorded, and the work before it is not over */
+    /* 1: recorded, and the work before it is not over */
+    _Atomic uint32_t pending[2][SL_POOL_MAX_SLOTS];
     alignas(4096) char data[];
 } memory;
 
@@ -38,7 +41,9 @@ static sl_code map_slab(void **out, int fd, size_t bytes, sl_err *err)
 {
     slab *s = malloc(sizeof *s);
     if (!s) return sl_fail(err, SL_NOMEM, "no memory for a slab");
-    *s = (slab){.m = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0), .bytes = bytes, .fd = -1};
+    *s = (slab){.m = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0),
+                .bytes = bytes,
+                .fd = -1};
     if (s->m == MAP_FAILED) {
         free(s);
         return sl_fail_errno(err, errno, "map a slab");
@@ -47,8 +52,8 @@ static sl_code map_slab(void **out, int fd, size_t bytes, sl_err *err)
     *out = recent[1] = s;
     return SL_OK;
 }
-static sl_code slab_create(void **out, int slots, size_t slot_bytes, sl_ipc_handle h, sl_ipc_handle *filled, sl_ipc_handle *drained,
-                           sl_err *err)
+static sl_code slab_create(void **out, int slots, size_t slot_bytes, sl_ipc_handle h,
+                           sl_ipc_handle *filled, sl_ipc_handle *drained, sl_err *err)
 {
     size_t bytes = sizeof(memory) + (size_t)slots * slot_bytes;
     int fd = memfd_create("a-device", MFD_CLOEXEC), pid = (int)getpid();
@@ -63,8 +68,8 @@ static sl_code slab_create(void **out, int slots, size_t slot_bytes, sl_ipc_hand
     memcpy(h + sizeof pid, &fd, sizeof fd);
     return SL_OK;
 }
-static sl_code slab_open(void **out, int slots, size_t slot_bytes, const sl_ipc_handle h, const sl_ipc_handle *filled,
-                         const sl_ipc_handle *drained, sl_err *err)
+static sl_code slab_open(void **out, int slots, size_t slot_bytes, const sl_ipc_handle h,
+                         const sl_ipc_handle *filled, const sl_ipc_handle *drained, sl_err *err)
 {
     char path[64];
     int pid, fd;
@@ -93,8 +98,10 @@ static char *slab_base(void *p)
 static sl_code slab_record(void *p, int slot, sl_slab_event which, cudaStream_t on, sl_err *err)
 {
     _Atomic uint32_t *event = &((slab *)p)->m->pending[which][slot];
-    if (on && atomic_load(&on->broken)) return sl_fail(err, SL_CUDA, "record: the device is broken");
-    if (atomic_load(event)) return sl_fail(err, SL_INTERNAL, "an event is recorded again that has not come");
+    if (on && atomic_load(&on->broken))
+        return sl_fail(err, SL_CUDA, "record: the device is broken");
+    if (atomic_load(event))
+        return sl_fail(err, SL_INTERNAL, "an event is recorded again that has not come");
     bool later = on && atomic_load(&on->busy);
     atomic_store(event, later);
     if (later) atomic_store(&on->recorded[atomic_fetch_add(&on->count, 1)], event);
@@ -123,14 +130,16 @@ static sl_code slab_finish(void *p, sl_err *err)
 {
     (void)p;
     if (atomic_load(&stream.broken)) return sl_fail(err, SL_CUDA, "finish: the device is broken");
-    if (atomic_load(&stream.stuck)) return sl_fail(err, SL_TIMEOUT, "finish: the device does not end");
+    if (atomic_load(&stream.stuck))
+        return sl_fail(err, SL_TIMEOUT, "finish: the device does not end");
     work_is_over();
     return SL_OK;
 }
 static sl_code slab_pin(void *p, size_t bytes, sl_err *err)
 {
     (void)p;
-    if (bytes > (size_t)1 << 30) return sl_fail(err, SL_NOMEM, "pin %zu bytes: out of memory", bytes);
+    if (bytes > (size_t)1 << 30)
+        return sl_fail(err, SL_NOMEM, "pin %zu bytes: out of memory", bytes);
     pins++;
     return SL_OK;
 }
@@ -142,8 +151,9 @@ static void slab_unpin(void *p)
 
 static void kind_open(void)
 {
-    static const sl_slab_ops ops = {slab_create, slab_open, slab_close,  slab_base, slab_record, slab_reached,
-                                    slab_wait,   slab_idle, slab_finish, slab_pin,  slab_unpin};
+    static const sl_slab_ops ops = {slab_create, slab_open,    slab_close, slab_base,
+                                    slab_record, slab_reached, slab_wait,  slab_idle,
+                                    slab_finish, slab_pin,     slab_unpin};
     sl_pool_use_cuda(&ops);
     K.pool = SL_POOL_CUDA;
     K.stream = &stream;
@@ -172,7 +182,8 @@ static pthread_t busy_for_60_ms(void)
 
 /* ---- order ---- */
 
-/* A hand-over of 100 bytes whose work is still under way when it returns, if the stream is busy. */
+/* A hand-over of 100 bytes whose work is still under way when it returns, if the stream
+ * is busy. */
 static sl_ticket send_busy(sl_pool *p)
 {
     sl_err err = {0};
@@ -217,7 +228,8 @@ static void a_slot_that_is_still_read_is_passed_over(void **state)
     sl_tensor t;
     sl_ticket ticket = send_busy(sender);
     T_OK(sl_lease_open(&l, p, &ticket, &stream, &err));
-    atomic_store(&stream.busy, true); /* the owner queues a copy out of the slot, and drops it at once */
+    /* the owner queues a copy out of the slot, and drops it at once */
+    atomic_store(&stream.busy, true);
     sl_lease_drop(&l, &stream);
     expect_counts(p, 2, 0, 0, 0, 0);
     T_OK(sl_lease_reserve(&a, sender, 0, &err));
@@ -298,7 +310,8 @@ static void a_broken_device_keeps_its_slots(void **state)
     sl_ticket ticket = send_busy(sender);
     T_OK(sl_lease_open(&l, p, &ticket, &stream, &err));
     atomic_store(&stream.broken, true);
-    sl_lease_drop(&l, &stream); /* cannot be ordered: nobody writes under a copy that may be running */
+    /* cannot be ordered: nobody writes under a copy that may be running */
+    sl_lease_drop(&l, &stream);
     expect_counts(p, 1, 0, 0, 1, 0);
     T_OK(sl_lease_reserve(&l, sender, 0, &err));
     T_OK(sl_lease_add(l, "x", SL_U8, 1, (int64_t[]){1}, &t, &err));
@@ -348,7 +361,8 @@ static void rests_and_works_again(sl_pool *p)
     int64_t t0 = sl_now_ns();
     T_OK(sl_lease_reserve(&l, p, 5000, &err));
     int64_t waited = sl_now_ns() - t0;
-    if (waited < 500000000 || waited > 3000000000) fail_msg("the slot rested %.0f ms, want about 1000", (double)waited / 1e6);
+    if (waited < 500000000 || waited > 3000000000)
+        fail_msg("the slot rested %.0f ms, want about 1000", (double)waited / 1e6);
     sl_lease_drop(&l, NULL);
     for (int i = 0; i < 2; i++) {
         sl_ticket t = send_one(p, 3);
@@ -356,7 +370,8 @@ static void rests_and_works_again(sl_pool *p)
     }
 }
 
-/* The dead sender's event is not used any more: a seal waits for its own work, and the open need not. */
+/* The dead sender's event is not used any more: a seal waits for its own work, and the
+ * open need not. */
 static void is_sealed_when_it_is_written(sl_pool *p)
 {
     sl_err err = {0};
@@ -367,7 +382,9 @@ static void is_sealed_when_it_is_written(sl_pool *p)
         sl_ticket t = send_busy(p);
         int64_t took = sl_now_ns() - t0;
         pthread_join(th, NULL);
-        if (took < 60000000) fail_msg("the seal returned after %.1f ms, while its work was under way", (double)took / 1e6);
+        if (took < 60000000)
+            fail_msg("the seal returned after %.1f ms, while its work was under way",
+                     (double)took / 1e6);
         if (discard) assert_true(sl_pool_discard(p, &t));
         else {
             T_OK(sl_lease_open(&l, p, &t, NULL, &err));
@@ -507,7 +524,8 @@ int main(int argc, char **argv)
         T(what_a_dead_sender_never_wrote_is_gone),
         T(an_abandoned_slot_is_reaped_with_its_sender),
         T(a_rest_that_was_scribbled_over_ends),
-        cmocka_unit_test(a_device_that_never_ends_keeps_the_mapping), /* and its descriptors: nothing is counted */
+        /* and its descriptors: nothing is counted */
+        cmocka_unit_test(a_device_that_never_ends_keeps_the_mapping),
         T(a_host_pool_is_sealed_and_dropped_when_the_stream_is_idle),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,4 +1,5 @@
-/* test_lease_hostile.c - handles from outside and control blocks scribbled over: errors, never a crash or a wild pointer. */
+/* test_lease_hostile.c - handles from outside and control blocks scribbled over: errors,
+ * never a crash or a wild pointer. */
 #include "tests/t_lease.h"
 
 #include <pthread.h>
@@ -115,7 +116,8 @@ static void a_wrong_table_is_refused_and_its_slot_freed(void **state)
     sl_pool_close(&p);
 }
 
-/* Every call once, whatever the block says. Codes may be anything; memory must hold (ASan watches) and time must end. */
+/* Every call once, whatever the block says. Codes may be anything; memory must hold (ASan
+ * watches) and time must end. */
 static void use_everything(sl_pool *owner, sl_pool *sender, const sl_ticket *old, uint64_t r)
 {
     sl_err err = {0};
@@ -128,7 +130,8 @@ static void use_everything(sl_pool *owner, sl_pool *sender, const sl_ticket *old
     sl_pool_count(owner, &n);
     assert_int_equal(n.free + n.writing + n.ready + n.reading + n.quarantined, 3);
     if (!sl_lease_reserve(&w, sender, (int)(r % 2), &err)) {
-        if (!sl_lease_add(w, "x", SL_U8, 1, (int64_t[]){(int64_t)(r >> 8) % 5000}, &t, &err)) memset(t.data, 1, sl_bytes(&t));
+        if (!sl_lease_add(w, "x", SL_U8, 1, (int64_t[]){(int64_t)(r >> 8) % 5000}, &t, &err))
+            memset(t.data, 1, sl_bytes(&t));
         if (r & 4) sl_pool_revoke(owner, getpid());
         sl_lease_seal(w, NULL, &ticket, &err);
         sl_lease_drop(&w, NULL);
@@ -161,12 +164,14 @@ static void a_scribbled_block_gives_errors_never_a_crash(void **state)
             for (int k = 0; k < 30; k++) {
                 r = mix(r + 1);
                 size_t last = offsetof(sl_block, slot) + 3 * sizeof(sl_block_slot);
-                size_t at = r % 4 ? offsetof(sl_block, slot) + r / 4 % (3 * sizeof(sl_block_slot)) : r / 4 % last;
+                size_t at = r % 4 ? offsetof(sl_block, slot) + r / 4 % (3 * sizeof(sl_block_slot))
+                                  : r / 4 % last;
                 bytes[at] = r & 64 ? (uint8_t)(r >> 50) : (uint8_t)(r >> 50) % 8;
             }
             if (r % 3 == 0)
                 atomic_store(&b->slot[r / 3 % 3].word,
-                             sl_word((sl_slot_state)(r >> 20 & 7), (unsigned)(r >> 30) % 4, 1 + (r >> 34) % 2));
+                             sl_word((sl_slot_state)(r >> 20 & 7), (unsigned)(r >> 30) % 4,
+                                     1 + (r >> 34) % 2));
             if (r % 5 == 0) atomic_store(&b->closed, 0);
             t.slot = (uint32_t)(r >> 33) % 4;
             t.epoch = sl_word_epoch(atomic_load(&b->slot[r % 3].word));
@@ -186,8 +191,11 @@ static void *scribble_thread(void *arg)
     while (!atomic_load(&stop_scribbling)) {
         r = mix(r + 1);
         uint64_t *words = (uint64_t *)b->slot;
-        __atomic_store_n(&words[r % (3 * sizeof(sl_block_slot) / 8)], r >> 32 & 3 ? r >> 60 : r, __ATOMIC_RELAXED);
-        if (r >> 63) atomic_store(&b->slot[r % 3].word, sl_word((sl_slot_state)(r >> 20 & 7), (unsigned)(r >> 30) % 3, 1));
+        __atomic_store_n(&words[r % (3 * sizeof(sl_block_slot) / 8)], r >> 32 & 3 ? r >> 60 : r,
+                         __ATOMIC_RELAXED);
+        if (r >> 63)
+            atomic_store(&b->slot[r % 3].word,
+                         sl_word((sl_slot_state)(r >> 20 & 7), (unsigned)(r >> 30) % 3, 1));
         atomic_store(&b->freed, (uint32_t)r);
     }
     return NULL;

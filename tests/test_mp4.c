@@ -1,4 +1,5 @@
-/* test_mp4.c - the video that comes out is whole, tagged, playable from its start, and the same every time. */
+/* test_mp4.c - the video that comes out is whole, tagged, playable from its start, and
+ * the same every time. */
 #include "t.h"
 
 #include <dirent.h>
@@ -9,7 +10,8 @@
 
 #include "stages/mux/mp4.h"
 
-static const sl_mp4_options OPTIONS = {.w = 96, .h = 64, .fps = 16, .crf = 12, .threads = 2, .preset = "veryfast"};
+static const sl_mp4_options OPTIONS = {
+    .w = 96, .h = 64, .fps = 16, .crf = 12, .threads = 2, .preset = "veryfast"};
 
 /* n moving frames [n, h, w, 3]; noise fills the disk faster. */
 static uint8_t *frames(int n, int w, int h, bool noise)
@@ -20,8 +22,10 @@ static uint8_t *frames(int n, int w, int h, bool noise)
         for (int y = 0; y < h; y++)
             for (int x = 0; x < w; x++)
                 for (int c = 0; c < 3; c++)
-                    *p++ = noise ? (uint8_t)(127 + 127 * t_rand(&seed))
-                                 : (uint8_t)(128 + 100 * sin((x + 2 * f) / 11.0 + c) * cos(y / 9.0 + c));
+                    *p++ =
+                        noise
+                            ? (uint8_t)(127 + 127 * t_rand(&seed))
+                            : (uint8_t)(128 + 100 * sin((x + 2 * f) / 11.0 + c) * cos(y / 9.0 + c));
     return rgb;
 }
 
@@ -69,7 +73,8 @@ static void make(const char *path, const sl_mp4_options *o, const uint8_t *rgb, 
     struct stat st;
     T_OK(sl_mp4_open(&m, path, o, &err));
     for (int f = 0; f < n; f += piece)
-        T_OK(sl_mp4_write(m, rgb + (size_t)f * (size_t)o->w * (size_t)o->h * 3, n - f < piece ? n - f : piece, &err));
+        T_OK(sl_mp4_write(m, rgb + (size_t)f * (size_t)o->w * (size_t)o->h * 3,
+                          n - f < piece ? n - f : piece, &err));
     T_OK(sl_mp4_finish(&m, &bytes, &err));
     assert_null(m);
     assert_int_equal(stat(path, &st), 0);
@@ -82,11 +87,14 @@ static void ffprobe_reads_it_back(void **state)
     char path[300], out[1000];
     const char *dir = t_tmpdir();
     uint8_t *rgb = frames(21, 96, 64, false);
-    snprintf(path, sizeof path, "%s/a:b %%d.mp4", dir); /* a name that libavformat could take for a protocol or a pattern */
+    /* a name that libavformat could take for a protocol or a pattern */
+    snprintf(path, sizeof path, "%s/a:b %%d.mp4", dir);
     make(path, &OPTIONS, rgb, 21, 4);
     shell(out, sizeof out,
-          "ffprobe -v error -count_frames -select_streams v -show_entries stream=codec_name,width,height,pix_fmt,color_range,"
-          "color_space,color_transfer,color_primaries,chroma_location,r_frame_rate,avg_frame_rate,nb_frames,nb_read_frames,"
+          "ffprobe -v error -count_frames -select_streams v -show_entries "
+          "stream=codec_name,width,height,pix_fmt,color_range,"
+          "color_space,color_transfer,color_primaries,chroma_location,r_frame_rate,avg_frame_rate,"
+          "nb_frames,nb_read_frames,"
           "duration -of default=nk=0:nw=1 'file:%s'",
           path);
     static const char *const want[] = {"codec_name=h264\n",
@@ -105,7 +113,8 @@ static void ffprobe_reads_it_back(void **state)
                                        "duration=1.312500\n"};
     for (size_t i = 0; i < sizeof want / sizeof *want; i++) T_SAYS(out, want[i]);
     size_t n;
-    uint8_t *bytes = slurp(path, &n), *moov = memmem(bytes, n, "moov", 4), *mdat = memmem(bytes, n, "mdat", 4);
+    uint8_t *bytes = slurp(path, &n), *moov = memmem(bytes, n, "moov", 4),
+            *mdat = memmem(bytes, n, "mdat", 4);
     assert_true(moov && mdat && moov < mdat); /* plays before it is all there */
     assert_int_equal(files_in(dir), 1);
     free(bytes);
@@ -127,10 +136,12 @@ static void decoded_frames_are_close(void **state)
     snprintf(path, sizeof path, "%s/v.mp4", dir);
     snprintf(raw, sizeof raw, "%s/v.rgb", dir);
     make(path, &o, rgb, n, n);
-    snprintf(cmd, sizeof cmd,
-             "ffmpeg -v error -i '%s' -vf scale=in_color_matrix=bt709:in_range=tv:out_range=pc:flags=accurate_rnd+full_chroma_int "
-             "-pix_fmt rgb24 -f rawvideo '%s'",
-             path, raw);
+    snprintf(
+        cmd, sizeof cmd,
+        "ffmpeg -v error -i '%s' -vf "
+        "scale=in_color_matrix=bt709:in_range=tv:out_range=pc:flags=accurate_rnd+full_chroma_int "
+        "-pix_fmt rgb24 -f rawvideo '%s'",
+        path, raw);
     assert_int_equal(system(cmd), 0);
     uint8_t *got = slurp(raw, &got_n);
     assert_int_equal(got_n, total);
@@ -143,7 +154,8 @@ static void decoded_frames_are_close(void **state)
     double psnr = 10 * log10(255 * 255 / (squares / (double)total));
     if (!(psnr >= 40)) fail_msg("PSNR %.2f dB at crf 1, want >= 40", psnr);
     for (int c = 0; c < 3; c++) /* a wrong matrix or range shifts a channel by several levels */
-        if (!(fabs(bias[c]) <= 0.5)) fail_msg("channel %d is off by %.2f on average, want <= 0.5", c, bias[c]);
+        if (!(fabs(bias[c]) <= 0.5))
+            fail_msg("channel %d is off by %.2f on average, want <= 0.5", c, bias[c]);
     free(got);
     free(rgb);
     t_rmdir(dir);
@@ -158,7 +170,8 @@ static void the_same_bytes_every_time(void **state)
     char path[300];
     for (int i = 0; i < 2; i++) {
         snprintf(path, sizeof path, "%s/%d.mp4", dir, i);
-        make(path, &OPTIONS, rgb, 33, i ? 1 : 33); /* and however the frames are cut into calls */
+        /* and however the frames are cut into calls */
+        make(path, &OPTIONS, rgb, 33, i ? 1 : 33);
         bytes[i] = slurp(path, &n[i]);
     }
     assert_int_equal(n[0], n[1]);
@@ -177,15 +190,27 @@ static void bad_options(void **state)
         sl_code code;
         const char *path, *says;
     } bad[] = {
-        {{95, 64, 16, 20, 0, NULL}, SL_ARG, "x.mp4", "mp4: frames of 95x64, want even numbers from 2 to 16384"},
+        {{95, 64, 16, 20, 0, NULL},
+         SL_ARG,
+         "x.mp4",
+         "mp4: frames of 95x64, want even numbers from 2 to 16384"},
         {{96, 63, 16, 20, 0, NULL}, SL_ARG, "x.mp4", "mp4: frames of 96x63, want"},
         {{96, 64, 0, 20, 0, NULL}, SL_ARG, "x.mp4", "mp4: 0 frames a second, want 1 to 240"},
         {{96, 64, 16, 52, 0, NULL}, SL_ARG, "x.mp4", "mp4: crf 52, want 0 (lossless) to 51"},
         {{96, 64, 16, 20, -1, NULL}, SL_ARG, "x.mp4", "mp4: -1 encoder threads"},
-        {{96, 64, 16, 20, 0, "quick"}, SL_ARG, "x.mp4", "mp4: preset \"quick\", want one of x264's"},
-        {{96, 64, 16, 20, 0, NULL}, SL_SYS, "tests/none/x.mp4", "tests/none/x.mp4: cannot be written: No such file or directory"},
+        {{96, 64, 16, 20, 0, "quick"},
+         SL_ARG,
+         "x.mp4",
+         "mp4: preset \"quick\", want one of x264's"},
+        {{96, 64, 16, 20, 0, NULL},
+         SL_SYS,
+         "tests/none/x.mp4",
+         "tests/none/x.mp4: cannot be written: No such file or directory"},
         {{96, 64, 16, 20, 0, NULL}, SL_SYS, "tests", "tests: cannot be written: it is a directory"},
-        {{96, 64, 16, 20, 0, NULL}, SL_SYS, "/dev/null", "/dev/null: cannot be written: it is not a regular file"},
+        {{96, 64, 16, 20, 0, NULL},
+         SL_SYS,
+         "/dev/null",
+         "/dev/null: cannot be written: it is not a regular file"},
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         sl_err err = {0};
@@ -229,13 +254,15 @@ static sl_code fill(const char *path, int n_frames, const uint8_t *rgb, sl_err *
     sl_code rc;
     o.crf = 1;
     if ((rc = sl_mp4_open(&m, path, &o, err))) return rc;
-    for (int f = 0; f < n_frames && !rc; f++) rc = sl_mp4_write(m, rgb + (size_t)f * 96 * 64 * 3, 1, err);
+    for (int f = 0; f < n_frames && !rc; f++)
+        rc = sl_mp4_write(m, rgb + (size_t)f * 96 * 64 * 3, 1, err);
     if (rc) sl_mp4_abandon(&m);
     else rc = sl_mp4_finish(&m, NULL, err);
     return rc;
 }
 
-/* A real full disk: a tmpfs of a few sizes, so that frames, the index and its move to the front each meet the end. */
+/* A real full disk: a tmpfs of a few sizes, so that frames, the index and its move to the
+ * front each meet the end. */
 static void a_full_disk(void **state)
 {
     (void)state;
@@ -272,8 +299,8 @@ static void a_full_disk(void **state)
     t_rmdir(dir);
 }
 
-/* The same with a limit on the file's size, in steps that end a few bytes apart: every place of failure, the trailer's rewrite too.
- */
+/* The same with a limit on the file's size, in steps that end a few bytes apart: every
+ * place of failure, the trailer's rewrite too. */
 static void a_write_that_fails_anywhere(void **state)
 {
     (void)state;
@@ -290,12 +317,14 @@ static void a_write_that_fails_anywhere(void **state)
     signal(SIGXFSZ, SIG_IGN);
     getrlimit(RLIMIT_FSIZE, &whole);
     small = whole;
-    for (int64_t short_by = 1; short_by < st.st_size; short_by = short_by < 2000 ? short_by + 333 : short_by * 2) {
+    for (int64_t short_by = 1; short_by < st.st_size;
+         short_by = short_by < 2000 ? short_by + 333 : short_by * 2) {
         small.rlim_cur = (rlim_t)(st.st_size - short_by);
         setrlimit(RLIMIT_FSIZE, &small);
         sl_code rc = fill(path, 6, rgb, &err);
         setrlimit(RLIMIT_FSIZE, &whole);
-        if (rc != SL_SYS) fail_msg("%lld bytes short: code %s", (long long)short_by, sl_code_name(rc));
+        if (rc != SL_SYS)
+            fail_msg("%lld bytes short: code %s", (long long)short_by, sl_code_name(rc));
         T_SAYS(err.msg, "File too large");
         assert_int_equal(files_in(dir), 0);
     }

@@ -1,4 +1,5 @@
-/* test_ops_context.c - contexts: arena, sticky errors, cancel, tap, planning; and what every operation refuses, word for word. */
+/* test_ops_context.c - contexts: arena, sticky errors, cancel, tap, planning; and what
+ * every operation refuses, word for word. */
 #include "tests/t.h"
 
 #include "kernels/ops.h"
@@ -18,7 +19,7 @@ static void fails(sl_ctx *ctx, sl_code code, const char *message)
     assert_true(sl_ok(ctx));
 }
 
-/* ---- arena ------------------------------------------------------------------------------------------------ */
+/* ---- arena ---- */
 
 static void arena_is_a_stack_of_aligned_tensors(void **state)
 {
@@ -28,9 +29,11 @@ static void arena_is_a_stack_of_aligned_tensors(void **state)
     sl_tensor a = sl_new2(&ctx, SL_F32, 3, 5);
     size_t mark = sl_mark(&ctx);
     sl_tensor b = sl_new1(&ctx, SL_U8, 257), c = sl_new4(&ctx, SL_BF16, 1, 2, 3, 4);
-    assert_true((uintptr_t)a.data % 256 == 0 && (uintptr_t)b.data % 256 == 0 && (uintptr_t)c.data % 256 == 0);
+    assert_true((uintptr_t)a.data % 256 == 0 && (uintptr_t)b.data % 256 == 0 &&
+                (uintptr_t)c.data % 256 == 0);
     assert_true((char *)b.data == (char *)a.data + 256 && (char *)c.data == (char *)b.data + 512);
-    assert_true(a.rank == 2 && a.shape[0] == 3 && a.shape[1] == 5 && a.pitch == 5 && c.dtype == SL_BF16);
+    assert_true(a.rank == 2 && a.shape[0] == 3 && a.shape[1] == 5 && a.pitch == 5 &&
+                c.dtype == SL_BF16);
     assert_int_equal(ctx.arena_used, 1024);
     sl_release(&ctx, mark);
     assert_int_equal(ctx.arena_used, 256);
@@ -109,7 +112,7 @@ static void memory_that_does_not_exist_is_refused(void **state)
     sl_ctx_close(&ctx); /* closed twice, and zeroed */
 }
 
-/* ---- errors, cancel, tap ------------------------------------------------------------------------------------- */
+/* ---- errors, cancel, tap ---- */
 
 static void first_error_sticks_and_stops_the_rest(void **state)
 {
@@ -210,12 +213,13 @@ static void an_operation_that_a_body_lacks_is_named(void **state)
     sl_ctx_close(&ctx);
 }
 
-/* ---- planning --------------------------------------------------------------------------------------------------- */
+/* ---- planning ---- */
 
 /* A miniature network; its result is in the arena. */
 static void network(sl_ctx *ctx, int64_t tokens)
 {
-    sl_tensor x = sl_new2(ctx, SL_F32, tokens, 32), w = sl_new2(ctx, SL_F32, 48, 32), v = sl_new1(ctx, SL_F32, 32);
+    sl_tensor x = sl_new2(ctx, SL_F32, tokens, 32), w = sl_new2(ctx, SL_F32, 48, 32),
+              v = sl_new1(ctx, SL_F32, 32);
     sl_zero(ctx, &x);
     sl_zero(ctx, &w);
     sl_zero(ctx, &v);
@@ -224,7 +228,8 @@ static void network(sl_ctx *ctx, int64_t tokens)
         sl_tensor n = sl_new2(ctx, SL_F32, tokens, 32), qkv = sl_new2(ctx, SL_F32, tokens, 48);
         sl_layernorm_modulate(ctx, &n, &x, &v, &v, 1e-6f);
         sl_linear(ctx, &qkv, &n, &w, NULL, SL_ACT_GELU_TANH);
-        sl_tensor q = sl_cols(&qkv, 0, 16), k = sl_cols(&qkv, 16, 16), a = sl_cols(&qkv, 32, 16), o = sl_cols(&n, 0, 16);
+        sl_tensor q = sl_cols(&qkv, 0, 16), k = sl_cols(&qkv, 16, 16), a = sl_cols(&qkv, 32, 16),
+                  o = sl_cols(&n, 0, 16);
         sl_attention(ctx, &o, &q, &k, &a, 2, 1, NULL, false);
         sl_gated_add(ctx, &x, &n, &v);
         sl_release(ctx, mark);
@@ -236,7 +241,8 @@ static void plan_measures_what_a_run_takes(void **state)
     (void)state;
     sl_ctx plan, run;
     opened(&plan, &sl_ops_plan, 0);
-    assert_true(plan.arena == NULL && plan.arena_bytes == SIZE_MAX && sl_ok(&plan) && sl_act(&plan) == SL_F32);
+    assert_true(plan.arena == NULL && plan.arena_bytes == SIZE_MAX && sl_ok(&plan) &&
+                sl_act(&plan) == SL_F32);
     network(&plan, 37);
     assert_true(sl_ok(&plan));
     opened(&run, &sl_ops_cpu, plan.arena_peak);
@@ -276,12 +282,17 @@ static void plan_has_no_data_and_checks_shapes(void **state)
     sl_ctx_close(&ctx);
 }
 
-/* ---- refusals ------------------------------------------------------------------------------------------------------ */
+/* ---- refusals ---- */
 
-#define F32(...) shaped(SL_F32, (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (int64_t[]){__VA_ARGS__})
-#define OF(dtype, ...) shaped(dtype, (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (int64_t[]){__VA_ARGS__})
+#define F32(...)                                                                                   \
+    shaped(SL_F32, (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)),                      \
+           (int64_t[]){__VA_ARGS__})
+#define OF(dtype, ...)                                                                             \
+    shaped(dtype, (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)),                       \
+           (int64_t[]){__VA_ARGS__})
 
-/* A tensor without data: refusals are tested on the plan body. From a ring, larger than what one test needs. */
+/* A tensor without data: refusals are tested on the plan body. From a ring, larger than
+ * what one test needs. */
 static const sl_tensor *shaped(sl_dtype dtype, int rank, const int64_t *shape)
 {
     static sl_tensor ring[256];
@@ -297,10 +308,10 @@ static const sl_tensor *pitched(const sl_tensor *t, int64_t pitch)
     return t;
 }
 
-#define SHAPE_ERROR(call, message)                                                                                                 \
-    do {                                                                                                                           \
-        call;                                                                                                                      \
-        fails(c, SL_SHAPE, message);                                                                                               \
+#define SHAPE_ERROR(call, message)                                                                 \
+    do {                                                                                           \
+        call;                                                                                      \
+        fails(c, SL_SHAPE, message);                                                               \
     } while (0)
 
 static void elementwise_refusals(void **state)
@@ -312,20 +323,26 @@ static void elementwise_refusals(void **state)
     const int32_t *none = NULL;
     SHAPE_ERROR(sl_zero(c, NULL), "zero: y is absent");
     SHAPE_ERROR(sl_zero(c, &(sl_tensor){0}), "zero: y is absent");
-    SHAPE_ERROR(sl_zero(c, pitched(F32(4, 3), 8)), "zero: y has rows of 3 at a pitch of 8, want dense");
-    SHAPE_ERROR(sl_upload(c, pitched(F32(4, 3), 8), NULL), "upload: dst has rows of 3 at a pitch of 8, want dense");
-    SHAPE_ERROR(sl_download(c, NULL, pitched(F32(4, 3), 8)), "download: src has rows of 3 at a pitch of 8, want dense");
+    SHAPE_ERROR(sl_zero(c, pitched(F32(4, 3), 8)),
+                "zero: y has rows of 3 at a pitch of 8, want dense");
+    SHAPE_ERROR(sl_upload(c, pitched(F32(4, 3), 8), NULL),
+                "upload: dst has rows of 3 at a pitch of 8, want dense");
+    SHAPE_ERROR(sl_download(c, NULL, pitched(F32(4, 3), 8)),
+                "download: src has rows of 3 at a pitch of 8, want dense");
     SHAPE_ERROR(sl_copy(c, F32(4, 3), four), "copy: y is [4, 3], want [4, 4]");
     SHAPE_ERROR(sl_copy(c, OF(SL_U8, 4, 4), four), "copy: y is U8, want F32 or BF16 or F16");
     SHAPE_ERROR(sl_copy(c, four, OF(SL_I64, 4, 4)), "copy: y is F32, want I64");
     SHAPE_ERROR(sl_copy(c, F32(16), four), "copy: y is [16], want 2 extents");
-    SHAPE_ERROR(sl_copy(c, four, pitched(F32(4, 4), 3)), "copy: x has rows of 4 at a pitch of 3: they overlap");
-    SHAPE_ERROR(sl_copy(c, F32(2, 2, 2), pitched(F32(2, 2, 2), 9)), "copy: x has rows of 4 at a pitch of 9, want dense");
+    SHAPE_ERROR(sl_copy(c, four, pitched(F32(4, 4), 3)),
+                "copy: x has rows of 4 at a pitch of 3: they overlap");
+    SHAPE_ERROR(sl_copy(c, F32(2, 2, 2), pitched(F32(2, 2, 2), 9)),
+                "copy: x has rows of 4 at a pitch of 9, want dense");
     SHAPE_ERROR(sl_add(c, four, OF(SL_BF16, 4, 4), four), "add: a is BF16, want F32");
     SHAPE_ERROR(sl_sub(c, four, four, F32(4, 4, 1)), "sub: b is [4, 4, 1], want 2 extents");
     SHAPE_ERROR(sl_geglu(c, four, four, F32(4, 5)), "geglu: b is [4, 5], want [4, 4]");
     SHAPE_ERROR(sl_embed(c, F32(3, 5), four, none), "embed: y is [3, 5], want [3, 4]");
-    SHAPE_ERROR(sl_embed(c, F32(3, 4), OF(SL_U8, 9, 4), none), "embed: table is U8, want F32 or BF16 or F16");
+    SHAPE_ERROR(sl_embed(c, F32(3, 4), OF(SL_U8, 9, 4), none),
+                "embed: table is U8, want F32 or BF16 or F16");
     sl_ctx_close(c);
 }
 
@@ -348,45 +365,73 @@ static void matrix_refusals(void **state)
     sl_ctx ctx, *c = &ctx;
     opened(c, &sl_ops_plan, 0);
     const sl_tensor *x = F32(3, 8), *w = F32(5, 8), *y = F32(3, 5), *v = F32(8);
-    SHAPE_ERROR(sl_linear(c, y, F32(3, 8, 1), w, NULL, SL_ACT_NONE), "linear: x is [3, 8, 1], want 2 extents");
-    SHAPE_ERROR(sl_linear(c, F32(3, 6), x, w, NULL, SL_ACT_NONE), "linear: y is [3, 6], want [3, 5]");
-    SHAPE_ERROR(sl_linear(c, y, x, F32(5, 9), NULL, SL_ACT_NONE), "linear: w is [5, 9], want [5, 8]");
-    SHAPE_ERROR(sl_linear(c, y, x, OF(SL_I32, 5, 8), NULL, SL_ACT_NONE), "linear: w is I32, want F32 or BF16 or F16");
+    SHAPE_ERROR(sl_linear(c, y, F32(3, 8, 1), w, NULL, SL_ACT_NONE),
+                "linear: x is [3, 8, 1], want 2 extents");
+    SHAPE_ERROR(sl_linear(c, F32(3, 6), x, w, NULL, SL_ACT_NONE),
+                "linear: y is [3, 6], want [3, 5]");
+    SHAPE_ERROR(sl_linear(c, y, x, F32(5, 9), NULL, SL_ACT_NONE),
+                "linear: w is [5, 9], want [5, 8]");
+    SHAPE_ERROR(sl_linear(c, y, x, OF(SL_I32, 5, 8), NULL, SL_ACT_NONE),
+                "linear: w is I32, want F32 or BF16 or F16");
     SHAPE_ERROR(sl_linear(c, y, x, pitched(F32(5, 8), 9), NULL, SL_ACT_NONE),
                 "linear: w has rows of 8 at a pitch of 9, want dense");
     SHAPE_ERROR(sl_linear(c, y, x, w, F32(4), SL_ACT_NONE), "linear: b is [4], want [5]");
     SHAPE_ERROR(sl_linear(c, y, x, w, OF(SL_BF16, 5), SL_ACT_NONE), "linear: b is BF16, want F32");
-    SHAPE_ERROR(sl_linear(c, y, F32(3, 0), F32(5, 0), NULL, SL_ACT_NONE), "linear: x's columns is 0, want at least 1");
-    SHAPE_ERROR(sl_linear(c, y, x, w, NULL, (sl_activation)7), "linear: activation is 7, want 0 to 3");
+    SHAPE_ERROR(sl_linear(c, y, F32(3, 0), F32(5, 0), NULL, SL_ACT_NONE),
+                "linear: x's columns is 0, want at least 1");
+    SHAPE_ERROR(sl_linear(c, y, x, w, NULL, (sl_activation)7),
+                "linear: activation is 7, want 0 to 3");
     SHAPE_ERROR(sl_layernorm(c, x, x, v, NULL, 1), "layernorm: b is absent");
     SHAPE_ERROR(sl_layernorm(c, x, x, F32(7), v, 1), "layernorm: w is [7], want [8]");
-    SHAPE_ERROR(sl_layernorm(c, pitched(F32(3, 8), 9), x, NULL, NULL, 1), "layernorm: y has rows of 8 at a pitch of 9, want dense");
-    SHAPE_ERROR(sl_layernorm_modulate(c, x, x, v, F32(9), 1), "layernorm_modulate: shift is [9], want [8]");
+    SHAPE_ERROR(sl_layernorm(c, pitched(F32(3, 8), 9), x, NULL, NULL, 1),
+                "layernorm: y has rows of 8 at a pitch of 9, want dense");
+    SHAPE_ERROR(sl_layernorm_modulate(c, x, x, v, F32(9), 1),
+                "layernorm_modulate: shift is [9], want [8]");
     SHAPE_ERROR(sl_layernorm_modulate(c, x, x, NULL, v, 1), "layernorm_modulate: scale is absent");
     SHAPE_ERROR(sl_rmsnorm(c, F32(4, 8), x, v, 1), "rmsnorm: y is [4, 8], want [3, 8]");
     SHAPE_ERROR(sl_rmsnorm(c, x, x, NULL, 1), "rmsnorm: w is absent");
-    SHAPE_ERROR(sl_rmsnorm_rope(c, x, x, v, 1, F32(3, 4), F32(3, 4), 3), "rmsnorm_rope: x's columns is 8, want a multiple of 6");
-    SHAPE_ERROR(sl_rmsnorm_rope(c, x, x, v, 1, F32(3, 4), F32(3, 4), 0), "rmsnorm_rope: heads is 0, want at least 1");
-    SHAPE_ERROR(sl_rmsnorm_rope(c, x, x, v, 1, F32(3, 4), F32(3, 4), 2), "rmsnorm_rope: cos is [3, 4], want [3, 2]");
-    SHAPE_ERROR(sl_rmsnorm_rope(c, x, x, v, 1, F32(3, 4), F32(2, 4), 1), "rmsnorm_rope: sin is [2, 4], want [3, 4]");
+    SHAPE_ERROR(sl_rmsnorm_rope(c, x, x, v, 1, F32(3, 4), F32(3, 4), 3),
+                "rmsnorm_rope: x's columns is 8, want a multiple of 6");
+    SHAPE_ERROR(sl_rmsnorm_rope(c, x, x, v, 1, F32(3, 4), F32(3, 4), 0),
+                "rmsnorm_rope: heads is 0, want at least 1");
+    SHAPE_ERROR(sl_rmsnorm_rope(c, x, x, v, 1, F32(3, 4), F32(3, 4), 2),
+                "rmsnorm_rope: cos is [3, 4], want [3, 2]");
+    SHAPE_ERROR(sl_rmsnorm_rope(c, x, x, v, 1, F32(3, 4), F32(2, 4), 1),
+                "rmsnorm_rope: sin is [2, 4], want [3, 4]");
     SHAPE_ERROR(sl_gated_add(c, x, F32(3, 9), v), "gated_add: y is [3, 9], want [3, 8]");
     SHAPE_ERROR(sl_gated_add(c, x, x, F32(3)), "gated_add: gate is [3], want [8]");
-    SHAPE_ERROR(sl_linear_add(c, F32(3, 5), y, x, F32(5, 9), NULL, NULL), "linear_add: w is [5, 9], want [5, 8]");
-    SHAPE_ERROR(sl_linear_add(c, F32(3, 6), y, x, w, NULL, NULL), "linear_add: y is [3, 5], want [3, 6]");
-    SHAPE_ERROR(sl_linear_add(c, F32(3, 5), y, x, w, NULL, F32(3)), "linear_add: gate is [3], want [5]");
-    SHAPE_ERROR(sl_attention(c, x, x, F32(0, 8), F32(0, 8), 2, 1, NULL, false), "attention: k's rows is 0, want at least 1");
-    SHAPE_ERROR(sl_attention(c, x, x, F32(5, 8), F32(4, 8), 2, 1, NULL, false), "attention: v is [4, 8], want [5, 8]");
-    SHAPE_ERROR(sl_attention(c, x, x, F32(5, 6), w, 2, 1, NULL, false), "attention: k is [5, 6], want [5, 8]");
-    SHAPE_ERROR(sl_attention(c, y, x, w, w, 2, 1, NULL, false), "attention: o is [3, 5], want [3, 8]");
-    SHAPE_ERROR(sl_attention(c, x, x, w, w, 3, 1, NULL, false), "attention: q's columns is 8, want a multiple of 3");
-    SHAPE_ERROR(sl_attention(c, x, x, w, w, -1, 1, NULL, false), "attention: heads is -1, want at least 1");
-    SHAPE_ERROR(sl_attention(c, x, x, w, w, 2, 1, F32(2, 8), false), "attention: bias is [2, 8], want [2, 7]");
-    SHAPE_ERROR(sl_attention_two(c, x, x, F32(0, 8), F32(0, 8), w, w, 2, 1), "attention_two: k1's rows is 0, want at least 1");
-    SHAPE_ERROR(sl_attention_two(c, x, x, w, F32(4, 8), w, w, 2, 1), "attention_two: v1 is [4, 8], want [5, 8]");
-    SHAPE_ERROR(sl_attention_two(c, x, x, w, w, F32(5, 6), w, 2, 1), "attention_two: k2 is [5, 6], want [5, 8]");
-    SHAPE_ERROR(sl_attention_two(c, x, x, w, w, F32(7, 8), w, 2, 1), "attention_two: v2 is [5, 8], want [7, 8]");
-    SHAPE_ERROR(sl_attention_two(c, y, x, w, w, w, w, 2, 1), "attention_two: o is [3, 5], want [3, 8]");
-    SHAPE_ERROR(sl_attention_two(c, x, x, w, w, w, w, 3, 1), "attention_two: q's columns is 8, want a multiple of 3");
+    SHAPE_ERROR(sl_linear_add(c, F32(3, 5), y, x, F32(5, 9), NULL, NULL),
+                "linear_add: w is [5, 9], want [5, 8]");
+    SHAPE_ERROR(sl_linear_add(c, F32(3, 6), y, x, w, NULL, NULL),
+                "linear_add: y is [3, 5], want [3, 6]");
+    SHAPE_ERROR(sl_linear_add(c, F32(3, 5), y, x, w, NULL, F32(3)),
+                "linear_add: gate is [3], want [5]");
+    SHAPE_ERROR(sl_attention(c, x, x, F32(0, 8), F32(0, 8), 2, 1, NULL, false),
+                "attention: k's rows is 0, want at least 1");
+    SHAPE_ERROR(sl_attention(c, x, x, F32(5, 8), F32(4, 8), 2, 1, NULL, false),
+                "attention: v is [4, 8], want [5, 8]");
+    SHAPE_ERROR(sl_attention(c, x, x, F32(5, 6), w, 2, 1, NULL, false),
+                "attention: k is [5, 6], want [5, 8]");
+    SHAPE_ERROR(sl_attention(c, y, x, w, w, 2, 1, NULL, false),
+                "attention: o is [3, 5], want [3, 8]");
+    SHAPE_ERROR(sl_attention(c, x, x, w, w, 3, 1, NULL, false),
+                "attention: q's columns is 8, want a multiple of 3");
+    SHAPE_ERROR(sl_attention(c, x, x, w, w, -1, 1, NULL, false),
+                "attention: heads is -1, want at least 1");
+    SHAPE_ERROR(sl_attention(c, x, x, w, w, 2, 1, F32(2, 8), false),
+                "attention: bias is [2, 8], want [2, 7]");
+    SHAPE_ERROR(sl_attention_two(c, x, x, F32(0, 8), F32(0, 8), w, w, 2, 1),
+                "attention_two: k1's rows is 0, want at least 1");
+    SHAPE_ERROR(sl_attention_two(c, x, x, w, F32(4, 8), w, w, 2, 1),
+                "attention_two: v1 is [4, 8], want [5, 8]");
+    SHAPE_ERROR(sl_attention_two(c, x, x, w, w, F32(5, 6), w, 2, 1),
+                "attention_two: k2 is [5, 6], want [5, 8]");
+    SHAPE_ERROR(sl_attention_two(c, x, x, w, w, F32(7, 8), w, 2, 1),
+                "attention_two: v2 is [5, 8], want [7, 8]");
+    SHAPE_ERROR(sl_attention_two(c, y, x, w, w, w, w, 2, 1),
+                "attention_two: o is [3, 5], want [3, 8]");
+    SHAPE_ERROR(sl_attention_two(c, x, x, w, w, w, w, 3, 1),
+                "attention_two: q's columns is 8, want a multiple of 3");
     sl_ctx_close(c);
 }
 
@@ -396,14 +441,20 @@ static void sampler_refusals(void **state)
     sl_ctx ctx, *c = &ctx;
     opened(c, &sl_ops_plan, 0);
     const sl_tensor *lat = F32(16, 2, 4, 6), *flat = F32(8);
-    SHAPE_ERROR(sl_patchify(c, F32(12, 64), F32(16, 2, 5, 6), NULL), "patchify: the latents' height is 5, want a multiple of 2");
-    SHAPE_ERROR(sl_patchify(c, F32(12, 64), F32(16, 2, 4, 7), NULL), "patchify: the latents' width is 7, want a multiple of 2");
-    SHAPE_ERROR(sl_patchify(c, F32(12, 64), lat, F32(20, 2, 4, 6)), "patchify: y is [12, 64], want [12, 144]");
-    SHAPE_ERROR(sl_patchify(c, F32(12, 144), lat, F32(20, 3, 4, 6)), "patchify: condition is [20, 3, 4, 6], want [20, 2, 4, 6]");
-    SHAPE_ERROR(sl_patchify(c, F32(12, 64), OF(SL_BF16, 16, 2, 4, 6), NULL), "patchify: latents is BF16, want F32");
+    SHAPE_ERROR(sl_patchify(c, F32(12, 64), F32(16, 2, 5, 6), NULL),
+                "patchify: the latents' height is 5, want a multiple of 2");
+    SHAPE_ERROR(sl_patchify(c, F32(12, 64), F32(16, 2, 4, 7), NULL),
+                "patchify: the latents' width is 7, want a multiple of 2");
+    SHAPE_ERROR(sl_patchify(c, F32(12, 64), lat, F32(20, 2, 4, 6)),
+                "patchify: y is [12, 64], want [12, 144]");
+    SHAPE_ERROR(sl_patchify(c, F32(12, 144), lat, F32(20, 3, 4, 6)),
+                "patchify: condition is [20, 3, 4, 6], want [20, 2, 4, 6]");
+    SHAPE_ERROR(sl_patchify(c, F32(12, 64), OF(SL_BF16, 16, 2, 4, 6), NULL),
+                "patchify: latents is BF16, want F32");
     SHAPE_ERROR(sl_unpatchify(c, lat, F32(12, 60)), "unpatchify: x is [12, 60], want [12, 64]");
     SHAPE_ERROR(sl_guidance(c, flat, flat, F32(9), 5), "guidance: uncond is [9], want [8]");
-    SHAPE_ERROR(sl_flow_x0(c, flat, flat, OF(SL_U8, 8), 1), "flow_x0: v is U8, want F32 or BF16 or F16");
+    SHAPE_ERROR(sl_flow_x0(c, flat, flat, OF(SL_U8, 8), 1),
+                "flow_x0: v is U8, want F32 or BF16 or F16");
     SHAPE_ERROR(sl_flow_x0(c, F32(7), flat, flat, 1), "flow_x0: x0 is [7], want [8]");
     const sl_tensor *xs[] = {flat, flat, F32(9), flat};
     const float a[] = {1, 1, 1, 1};
@@ -412,7 +463,8 @@ static void sampler_refusals(void **state)
     SHAPE_ERROR(sl_lincomb(c, flat, 3, xs, a), "lincomb: x[2] is [9], want [8]");
     float out[2];
     SHAPE_ERROR(sl_mean_abs(c, out, flat, F32(7)), "mean_abs: r is [7], want [8]");
-    SHAPE_ERROR(sl_mean_abs(c, out, F32(0), F32(0)), "mean_abs: prev's number of elements is 0, want at least 1");
+    SHAPE_ERROR(sl_mean_abs(c, out, F32(0), F32(0)),
+                "mean_abs: prev's number of elements is 0, want at least 1");
     sl_ctx_close(c);
 }
 
@@ -421,10 +473,11 @@ static void video_refusals(void **state)
     (void)state;
     sl_ctx ctx, *c = &ctx;
     opened(c, &sl_ops_plan, 0);
-    const sl_conv three = {3, 3, 3, 1, 1, 1, 0, 0}, down = {1, 3, 3, 1, 2, 0, 1, 0}, up = {1, 3, 3, 1, 1, 1, 0, 1},
-                  half = {3, 1, 1, 2, 1, 0, 0, 0};
+    const sl_conv three = {3, 3, 3, 1, 1, 1, 0, 0}, down = {1, 3, 3, 1, 2, 0, 1, 0},
+                  up = {1, 3, 3, 1, 1, 1, 0, 1}, half = {3, 1, 1, 2, 1, 0, 0, 0};
     sl_conv bad = three;
-    const sl_tensor *x = F32(2, 6, 8, 4), *y = F32(2, 6, 8, 5), *w = F32(5, 4, 3, 3, 3), *b = F32(5);
+    const sl_tensor *x = F32(2, 6, 8, 4), *y = F32(2, 6, 8, 5), *w = F32(5, 4, 3, 3, 3),
+                    *b = F32(5);
     sl_conv3d(c, y, x, NULL, w, b, y, &three);
     sl_conv3d(c, y, x, F32(2, 6, 8, 4), w, b, NULL, &three);
     sl_conv3d(c, F32(2, 3, 4, 5), x, NULL, F32(5, 4, 1, 3, 3), b, NULL, &down);
@@ -435,25 +488,38 @@ static void video_refusals(void **state)
     SHAPE_ERROR(sl_conv3d(c, y, x, NULL, w, b, NULL, &bad), "conv3d: stride_hw is 3, want 1 to 2");
     bad = half;
     bad.kt = 1;
-    SHAPE_ERROR(sl_conv3d(c, y, x, NULL, w, b, NULL, &bad), "conv3d: kt (with stride_t 2) is 1, want 3 to 3");
+    SHAPE_ERROR(sl_conv3d(c, y, x, NULL, w, b, NULL, &bad),
+                "conv3d: kt (with stride_t 2) is 1, want 3 to 3");
     SHAPE_ERROR(sl_conv3d(c, y, x, NULL, F32(5, 3, 3, 3, 3), b, NULL, &three),
                 "conv3d: w is [5, 3, 3, 3, 3], want [5, 4, 3, 3, 3]");
-    SHAPE_ERROR(sl_conv3d(c, x, x, NULL, w, b, NULL, &three), "conv3d: y is [2, 6, 8, 4], want [2, 6, 8, 5]");
-    SHAPE_ERROR(sl_conv3d(c, y, x, F32(1, 6, 8, 4), w, b, NULL, &three), "conv3d: history is [1, 6, 8, 4], want [2, 6, 8, 4]");
-    SHAPE_ERROR(sl_conv3d(c, F32(1, 6, 8, 5), x, NULL, F32(5, 4, 3, 1, 1), b, NULL, &half), "conv3d: history is absent");
-    SHAPE_ERROR(sl_conv3d(c, F32(1, 6, 8, 5), F32(3, 6, 8, 4), F32(1, 6, 8, 4), F32(5, 4, 3, 1, 1), b, NULL, &half),
+    SHAPE_ERROR(sl_conv3d(c, x, x, NULL, w, b, NULL, &three),
+                "conv3d: y is [2, 6, 8, 4], want [2, 6, 8, 5]");
+    SHAPE_ERROR(sl_conv3d(c, y, x, F32(1, 6, 8, 4), w, b, NULL, &three),
+                "conv3d: history is [1, 6, 8, 4], want [2, 6, 8, 4]");
+    SHAPE_ERROR(sl_conv3d(c, F32(1, 6, 8, 5), x, NULL, F32(5, 4, 3, 1, 1), b, NULL, &half),
+                "conv3d: history is absent");
+    SHAPE_ERROR(sl_conv3d(c, F32(1, 6, 8, 5), F32(3, 6, 8, 4), F32(1, 6, 8, 4), F32(5, 4, 3, 1, 1),
+                          b, NULL, &half),
                 "conv3d: x's frames is 3, want a multiple of 2");
     SHAPE_ERROR(sl_conv3d(c, y, x, NULL, w, NULL, NULL, &three), "conv3d: b is absent");
     SHAPE_ERROR(sl_conv3d(c, y, x, NULL, w, F32(6), NULL, &three), "conv3d: b is [6], want [5]");
-    SHAPE_ERROR(sl_conv3d(c, y, x, NULL, w, b, x, &three), "conv3d: residual is [2, 6, 8, 4], want [2, 6, 8, 5]");
-    SHAPE_ERROR(sl_conv_history(c, F32(2, 6, 8, 5), x), "conv_history: history is [2, 6, 8, 5], want [2, 6, 8, 4]");
+    SHAPE_ERROR(sl_conv3d(c, y, x, NULL, w, b, x, &three),
+                "conv3d: residual is [2, 6, 8, 4], want [2, 6, 8, 5]");
+    SHAPE_ERROR(sl_conv_history(c, F32(2, 6, 8, 5), x),
+                "conv_history: history is [2, 6, 8, 5], want [2, 6, 8, 4]");
     SHAPE_ERROR(sl_vae_norm(c, x, x, F32(5), true), "vae_norm: gamma is [5], want [4]");
-    SHAPE_ERROR(sl_time_shuffle(c, x, F32(1, 6, 8, 7)), "time_shuffle: x's channels is 7, want a multiple of 2");
-    SHAPE_ERROR(sl_time_shuffle(c, x, F32(1, 6, 8, 6)), "time_shuffle: y is [2, 6, 8, 4], want [2, 6, 8, 3]");
-    SHAPE_ERROR(sl_to_channels_last(c, x, F32(4, 2, 8, 6), NULL, NULL), "to_channels_last: y is [2, 6, 8, 4], want [2, 8, 6, 4]");
-    SHAPE_ERROR(sl_to_channels_first(c, F32(5, 2, 6, 8), x, NULL, NULL), "to_channels_first: x's channels is 4, want at least 5");
-    SHAPE_ERROR(sl_frames_rgb8(c, OF(SL_U8, 2, 6, 8, 4), x), "frames_rgb8: x is [2, 6, 8, 4], want [2, 6, 8, 3]");
-    SHAPE_ERROR(sl_frames_rgb8(c, F32(2, 6, 8, 3), F32(2, 6, 8, 3)), "frames_rgb8: y is F32, want U8");
+    SHAPE_ERROR(sl_time_shuffle(c, x, F32(1, 6, 8, 7)),
+                "time_shuffle: x's channels is 7, want a multiple of 2");
+    SHAPE_ERROR(sl_time_shuffle(c, x, F32(1, 6, 8, 6)),
+                "time_shuffle: y is [2, 6, 8, 4], want [2, 6, 8, 3]");
+    SHAPE_ERROR(sl_to_channels_last(c, x, F32(4, 2, 8, 6), NULL, NULL),
+                "to_channels_last: y is [2, 6, 8, 4], want [2, 8, 6, 4]");
+    SHAPE_ERROR(sl_to_channels_first(c, F32(5, 2, 6, 8), x, NULL, NULL),
+                "to_channels_first: x's channels is 4, want at least 5");
+    SHAPE_ERROR(sl_frames_rgb8(c, OF(SL_U8, 2, 6, 8, 4), x),
+                "frames_rgb8: x is [2, 6, 8, 4], want [2, 6, 8, 3]");
+    SHAPE_ERROR(sl_frames_rgb8(c, F32(2, 6, 8, 3), F32(2, 6, 8, 3)),
+                "frames_rgb8: y is F32, want U8");
     sl_ctx_close(c);
 }
 
@@ -463,7 +529,8 @@ static void overlaps_are_refused(void **state)
     sl_ctx ctx, *c = &ctx;
     static float m[4096];
     opened(c, &sl_ops_cpu, 0);
-    sl_tensor a = sl_view2(m, SL_F32, 8, 16), b = sl_view2(m + 16, SL_F32, 8, 16), w = sl_view2(m + 1024, SL_F32, 16, 16);
+    sl_tensor a = sl_view2(m, SL_F32, 8, 16), b = sl_view2(m + 16, SL_F32, 8, 16),
+              w = sl_view2(m + 1024, SL_F32, 16, 16);
     sl_linear(c, &b, &a, &w, NULL, SL_ACT_NONE);
     fails(c, SL_ARG, "linear: y overlaps x");
     sl_linear(c, &a, &a, &w, NULL, SL_ACT_NONE);
@@ -481,7 +548,8 @@ static void overlaps_are_refused(void **state)
     sl_tensor inside = sl_rows(&w, 4, 8), other = sl_view2(m + 2048, SL_F32, 16, 16);
     sl_attention_two(c, &inside, &a, &other, &other, &other, &w, 1, 1);
     fails(c, SL_ARG, "attention_two: o overlaps v2");
-    sl_tensor left = sl_cols(&w, 0, 8), right = sl_cols(&w, 8, 8), middle = sl_cols(&w, 4, 8), below = sl_rows(&right, 4, 12);
+    sl_tensor left = sl_cols(&w, 0, 8), right = sl_cols(&w, 8, 8), middle = sl_cols(&w, 4, 8),
+              below = sl_rows(&right, 4, 12);
     sl_rmsnorm(c, &left, &right, &(sl_tensor){m, SL_F32, 1, {8}, 1}, 1e-6f); /* neighbours */
     assert_true(sl_ok(c));
     sl_rmsnorm(c, &left, &middle, &(sl_tensor){m, SL_F32, 1, {8}, 1}, 1e-6f);

@@ -1,7 +1,8 @@
-/* test_ops_matrix.c - the cases of t_ops_matrix.h on the CPU body, and what holds for that body alone. */
+/* test_ops_matrix.c - the cases of t_ops_matrix.h on the CPU body, and what holds for
+ * that body alone. */
 #include "tests/t_ops_matrix.h"
 
-/* ---- what holds for the CPU body alone --------------------------------------------------------------------------------- */
+/* ---- what holds for the CPU body alone ---- */
 
 #ifdef _OPENMP
 /* Run every operation that has a sum in it; 4 results one after another in y. */
@@ -41,8 +42,8 @@ static void threads_do_not_change_a_bit(void **state)
 static void a_second_run_gives_the_same_bits(void **state)
 {
     rig *r = rig_open(state);
-    arg x = IN(r, SL_F32, 300, 256), w = IN(r, SL_BF16, 1100, 256), y = output(r, SL_F32, 300, 1100, 0),
-        z = output(r, SL_F32, 300, 1100, 0);
+    arg x = IN(r, SL_F32, 300, 256), w = IN(r, SL_BF16, 1100, 256),
+        y = output(r, SL_F32, 300, 1100, 0), z = output(r, SL_F32, 300, 1100, 0);
     for (int i = 0; i < 5; i++) {
         sl_linear(&r->ctx, &y.t, &x.t, &w.t, NULL, SL_ACT_GELU_TANH);
         sl_linear(&r->ctx, &z.t, &x.t, &w.t, NULL, SL_ACT_GELU_TANH);
@@ -57,12 +58,15 @@ static void exponential_is_good_to_two_units(void **state)
     double worst = 0;
     for (int64_t i = 0; i <= 4000000; i++) {
         float x = -87.0f + (float)i * (175.7f / 4000000), got = sl_expf(x);
-        double want = exp((double)x), ulp = want > 0x1p-126 ? ldexp(1, ilogb(want) - 23) : 0x1p-149, e = fabs(got - want) / ulp;
+        double want = exp((double)x), ulp = want > 0x1p-126 ? ldexp(1, ilogb(want) - 23) : 0x1p-149,
+               e = fabs(got - want) / ulp;
         if (!(e <= worst)) worst = e;
-        if (!(e <= 2)) fail_msg("exp(%.9g) = %.9g, want %.9g: %.2f units", (double)x, (double)got, want, e);
+        if (!(e <= 2))
+            fail_msg("exp(%.9g) = %.9g, want %.9g: %.2f units", (double)x, (double)got, want, e);
     }
     print_message("sl_expf: at most %.2f units off\n", worst);
-    for (float x = -103.9f; x < -87; x += 0.001f) /* subnormal results: to one unit of the smallest */
+    /* subnormal results: to one unit of the smallest */
+    for (float x = -103.9f; x < -87; x += 0.001f)
         if (!(fabs(sl_expf(x) - exp((double)x)) <= 0x1p-149 + 2.4e-7 * exp((double)x)))
             fail_msg("exp(%g) = %g", (double)x, (double)sl_expf(x));
     assert_true(sl_expf(0) == 1 && sl_expf(-0.0f) == 1);
@@ -76,17 +80,24 @@ static void activations_are_good_to_a_few_units(void **state)
     (void)state;
     for (float x = -6; x < 6; x += 0.00013f) {
         double want = erf((double)x), ulp = ldexp(1, ilogb(want) - 23);
-        if (!(fabs(sl_erff(x) - want) <= 2 * ulp)) fail_msg("erf(%.9g) = %.9g, want %.9g", (double)x, (double)sl_erff(x), want);
+        if (!(fabs(sl_erff(x) - want) <= 2 * ulp))
+            fail_msg("erf(%.9g) = %.9g, want %.9g", (double)x, (double)sl_erff(x), want);
     }
-    assert_true(sl_erff(1000) == 1 && sl_erff(-INFINITY) == -1 && sl_erff(0) == 0 && isnan(sl_erff(NAN)));
-    for (float x = -12; x < 12; x += 0.00037f) { /* absolute, of the larger of |x| and 1: what the next layer sees */
+    assert_true(sl_erff(1000) == 1 && sl_erff(-INFINITY) == -1 && sl_erff(0) == 0 &&
+                isnan(sl_erff(NAN)));
+    /* absolute, of the larger of |x| and 1: what the next layer sees */
+    for (float x = -12; x < 12; x += 0.00037f) {
         double unit = 0x1p-24 * fmax(1, fabs((double)x));
-        if (!(fabs(sl_siluf(x) - activated(x, SL_ACT_SILU)) <= 3 * unit)) fail_msg("silu(%g)", (double)x);
-        if (!(fabs(sl_gelu_tanhf(x) - activated(x, SL_ACT_GELU_TANH)) <= 3 * unit)) fail_msg("gelu tanh(%g)", (double)x);
-        if (!(fabs(sl_gelu_erff(x) - activated(x, SL_ACT_GELU_ERF)) <= 3 * unit)) fail_msg("gelu erf(%g)", (double)x);
+        if (!(fabs(sl_siluf(x) - activated(x, SL_ACT_SILU)) <= 3 * unit))
+            fail_msg("silu(%g)", (double)x);
+        if (!(fabs(sl_gelu_tanhf(x) - activated(x, SL_ACT_GELU_TANH)) <= 3 * unit))
+            fail_msg("gelu tanh(%g)", (double)x);
+        if (!(fabs(sl_gelu_erff(x) - activated(x, SL_ACT_GELU_ERF)) <= 3 * unit))
+            fail_msg("gelu erf(%g)", (double)x);
     }
     assert_true(isnan(sl_siluf(NAN)) && isnan(sl_gelu_tanhf(NAN)) && isnan(sl_gelu_erff(NAN)));
-    assert_true(sl_gelu_tanhf(-100) == 0 && sl_gelu_tanhf(100) == 100 && sl_gelu_erff(-100) == 0 && sl_gelu_erff(100) == 100);
+    assert_true(sl_gelu_tanhf(-100) == 0 && sl_gelu_tanhf(100) == 100 && sl_gelu_erff(-100) == 0 &&
+                sl_gelu_erff(100) == 100);
 }
 
 int main(void)

@@ -1,4 +1,5 @@
-/* test_ops_vae.c - the autoencoder's operations against plain loops in double, at sizes that meet every edge. */
+/* test_ops_vae.c - the autoencoder's operations against plain loops in double, at sizes
+ * that meet every edge. */
 #include "tests/t.h"
 
 #include "kernels/ops.h"
@@ -12,7 +13,7 @@ static float *numbers(int64_t n, uint64_t seed)
     return x;
 }
 
-/* ---- convolution ---------------------------------------------------------------------------------------------------------- */
+/* ---- convolution ---- */
 
 typedef struct {
     int T, H, W, ci, co;
@@ -20,8 +21,9 @@ typedef struct {
     int history, residual; /* given? */
 } conv_case;
 
-static const sl_conv C333 = {3, 3, 3, 1, 1, 1, 0, 0}, C111 = {1, 1, 1, 1, 1, 0, 0, 0}, TIME = {3, 1, 1, 1, 1, 0, 0, 0},
-                     TIME_HALF = {3, 1, 1, 2, 1, 0, 0, 0}, HALF = {1, 3, 3, 1, 2, 0, 1, 0}, DOUBLE = {1, 3, 3, 1, 1, 1, 0, 1};
+static const sl_conv C333 = {3, 3, 3, 1, 1, 1, 0, 0}, C111 = {1, 1, 1, 1, 1, 0, 0, 0},
+                     TIME = {3, 1, 1, 1, 1, 0, 0, 0}, TIME_HALF = {3, 1, 1, 2, 1, 0, 0, 0},
+                     HALF = {1, 3, 3, 1, 2, 0, 1, 0}, DOUBLE = {1, 3, 3, 1, 1, 1, 0, 1};
 
 static int history_frames(const conv_case *c)
 {
@@ -29,8 +31,8 @@ static int history_frames(const conv_case *c)
 }
 
 /* The definition in ops.h, sums in double. */
-static void plain_conv(float *y, const conv_case *c, const float *x, const float *h, const float *w, const float *b, const float *r,
-                       int oh, int ow)
+static void plain_conv(float *y, const conv_case *c, const float *x, const float *h, const float *w,
+                       const float *b, const float *r, int oh, int ow)
 {
     const sl_conv *k = &c->k;
     int up = k->upsample ? 2 : 1, before = history_frames(c);
@@ -42,14 +44,20 @@ static void plain_conv(float *y, const conv_case *c, const float *x, const float
                     for (int dt = 0; dt < k->kt; dt++)
                         for (int dy = 0; dy < k->kh; dy++)
                             for (int dx = 0; dx < k->kw; dx++) {
-                                int f = t * k->stride_t + dt - before, yy = i * k->stride_hw + dy - k->pad,
+                                int f = t * k->stride_t + dt - before,
+                                    yy = i * k->stride_hw + dy - k->pad,
                                     xx = j * k->stride_hw + dx - k->pad;
-                                if (yy < 0 || xx < 0 || yy >= c->H * up || xx >= c->W * up || (f < 0 && !h)) continue;
+                                if (yy < 0 || xx < 0 || yy >= c->H * up || xx >= c->W * up ||
+                                    (f < 0 && !h))
+                                    continue;
                                 const float *from =
-                                    f < 0 ? h + (int64_t)(f + before) * c->H * c->W * c->ci : x + (int64_t)f * c->H * c->W * c->ci;
+                                    f < 0 ? h + (int64_t)(f + before) * c->H * c->W * c->ci
+                                          : x + (int64_t)f * c->H * c->W * c->ci;
                                 from += ((int64_t)(yy / up) * c->W + xx / up) * c->ci;
                                 for (int q = 0; q < c->ci; q++)
-                                    s += (double)from[q] * w[(((o * c->ci + q) * k->kt + dt) * k->kh + dy) * k->kw + dx];
+                                    s += (double)from[q] *
+                                         w[(((o * c->ci + q) * k->kt + dt) * k->kh + dy) * k->kw +
+                                           dx];
                             }
                     int64_t at = (((int64_t)t * oh + i) * ow + j) * c->co + o;
                     y[at] = (float)(s + (r ? r[at] : 0));
@@ -62,18 +70,24 @@ static void run_conv(const conv_case *c, bool in_place)
     sl_ctx ctx;
     T_OK(sl_ctx_open(&ctx, &sl_ops_cpu, 0, &err));
     int up = c->k.upsample ? 2 : 1, edge = 2 * c->k.pad + c->k.pad_end;
-    int oh = (c->H * up + edge - c->k.kh) / c->k.stride_hw + 1, ow = (c->W * up + edge - c->k.kw) / c->k.stride_hw + 1;
-    int64_t shape[5] = {c->co, c->ci, c->k.kt, c->k.kh, c->k.kw}, taps = (int64_t)c->k.kt * c->k.kh * c->k.kw;
+    int oh = (c->H * up + edge - c->k.kh) / c->k.stride_hw + 1,
+        ow = (c->W * up + edge - c->k.kw) / c->k.stride_hw + 1;
+    int64_t shape[5] = {c->co, c->ci, c->k.kt, c->k.kh, c->k.kw},
+            taps = (int64_t)c->k.kt * c->k.kh * c->k.kw;
     int64_t ny = (int64_t)(c->T / c->k.stride_t) * oh * ow * c->co;
-    float *x = numbers((int64_t)c->T * c->H * c->W * c->ci, 1), *h = numbers((int64_t)history_frames(c) * c->H * c->W * c->ci, 2);
-    float *w = numbers(c->co * c->ci * taps, 3), *b = numbers(c->co, 4), *r = numbers(ny, 5), *want = numbers(ny, 6);
+    float *x = numbers((int64_t)c->T * c->H * c->W * c->ci, 1),
+          *h = numbers((int64_t)history_frames(c) * c->H * c->W * c->ci, 2);
+    float *w = numbers(c->co * c->ci * taps, 3), *b = numbers(c->co, 4), *r = numbers(ny, 5),
+          *want = numbers(ny, 6);
     float *y = in_place ? r : numbers(ny, 7);
     void *packed = sl_device_alloc(&ctx, ctx.ops->packed_conv_bytes(&ctx, shape));
     ctx.ops->pack_conv(&ctx, packed, w, shape);
     plain_conv(want, c, x, c->history ? h : NULL, w, b, c->residual ? r : NULL, oh, ow);
 
-    sl_tensor tx = sl_view4(x, SL_F32, c->T, c->H, c->W, c->ci), th = sl_view4(h, SL_F32, history_frames(c), c->H, c->W, c->ci);
-    sl_tensor ty = sl_view4(y, SL_F32, c->T / c->k.stride_t, oh, ow, c->co), tr = sl_view4(r, SL_F32, ty.shape[0], oh, ow, c->co);
+    sl_tensor tx = sl_view4(x, SL_F32, c->T, c->H, c->W, c->ci),
+              th = sl_view4(h, SL_F32, history_frames(c), c->H, c->W, c->ci);
+    sl_tensor ty = sl_view4(y, SL_F32, c->T / c->k.stride_t, oh, ow, c->co),
+              tr = sl_view4(r, SL_F32, ty.shape[0], oh, ow, c->co);
     sl_tensor tw = sl_view(packed, SL_F32, 5, shape), tb = sl_view1(b, SL_F32, c->co);
     sl_conv3d(&ctx, &ty, &tx, c->history ? &th : NULL, &tw, &tb, c->residual ? &tr : NULL, &c->k);
     T_OK(sl_ctx_error(&ctx, &err));
@@ -87,13 +101,16 @@ static void run_conv(const conv_case *c, bool in_place)
 static void test_conv_matches_plain_loops(void **state)
 {
     (void)state;
-    const int sizes[][3] = {{1, 1, 1}, {2, 3, 2}, {1, 2, 13}, {4, 5, 7}, {2, 9, 26}}; /* T, H, W */
-    const int channels[][2] = {{1, 1}, {3, 8}, {8, 3}, {16, 17}, {5, 32}, {12, 33}, {40, 48}, {7, 65}};
+    /* T, H, W */
+    const int sizes[][3] = {{1, 1, 1}, {2, 3, 2}, {1, 2, 13}, {4, 5, 7}, {2, 9, 26}};
+    const int channels[][2] = {{1, 1},  {3, 8},   {8, 3},   {16, 17},
+                               {5, 32}, {12, 33}, {40, 48}, {7, 65}};
     const sl_conv *kinds[] = {&C333, &C111, &TIME, &HALF, &DOUBLE, &TIME_HALF};
     for (size_t k = 0; k < sizeof kinds / sizeof *kinds; k++)
         for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++)
             for (size_t n = 0; n < sizeof channels / sizeof *channels; n++) {
-                conv_case c = {sizes[s][0], sizes[s][1], sizes[s][2], channels[n][0], channels[n][1], *kinds[k], n % 2, n / 2 % 2};
+                conv_case c = {sizes[s][0],    sizes[s][1], sizes[s][2], channels[n][0],
+                               channels[n][1], *kinds[k],   n % 2,       n / 2 % 2};
                 if (c.k.stride_t == 2) c.T *= 2, c.history = 1;
                 if (c.k.kt == 1) c.history = 0;
                 if (c.k.stride_hw == 2 && (c.H < 2 || c.W < 2)) continue;
@@ -115,11 +132,13 @@ static void test_conv_has_the_same_bits_in_any_chunk(void **state)
     sl_ctx ctx;
     T_OK(sl_ctx_open(&ctx, &sl_ops_cpu, 0, &err));
     int64_t shape[5] = {CO, CI, 3, 3, 3};
-    float *x = numbers(T * IN, 1), *w = numbers(CO * CI * 27, 2), *b = numbers(CO, 3), *whole = numbers(T * OUT, 4);
+    float *x = numbers(T * IN, 1), *w = numbers(CO * CI * 27, 2), *b = numbers(CO, 3),
+          *whole = numbers(T * OUT, 4);
     float *parts = numbers(T * OUT, 5), *past = calloc(2 * IN, sizeof *past);
     void *packed = sl_device_alloc(&ctx, ctx.ops->packed_conv_bytes(&ctx, shape));
     ctx.ops->pack_conv(&ctx, packed, w, shape);
-    sl_tensor tw = sl_view(packed, SL_F32, 5, shape), tb = sl_view1(b, SL_F32, CO), h = sl_view4(past, SL_F32, 2, H, W, CI);
+    sl_tensor tw = sl_view(packed, SL_F32, 5, shape), tb = sl_view1(b, SL_F32, CO),
+              h = sl_view4(past, SL_F32, 2, H, W, CI);
     sl_tensor tx = sl_view4(x, SL_F32, T, H, W, CI), ty = sl_view4(whole, SL_F32, T, H, W, CO),
               tp = sl_view4(parts, SL_F32, T, H, W, CO);
     sl_conv3d(&ctx, &ty, &tx, NULL, &tw, &tb, NULL, &C333);
@@ -142,7 +161,8 @@ static void test_history_holds_the_last_frames(void **state)
     sl_ctx ctx;
     T_OK(sl_ctx_open(&ctx, &sl_ops_cpu, 0, &err));
     float past[3 * 2] = {1, 1, 2, 2, 3, 3}, x[4 * 2] = {4, 4, 5, 5, 6, 6, 7, 7};
-    sl_tensor h = sl_view4(past, SL_F32, 3, 1, 1, 2), one = sl_view4(x, SL_F32, 1, 1, 1, 2), four = sl_view4(x, SL_F32, 4, 1, 1, 2);
+    sl_tensor h = sl_view4(past, SL_F32, 3, 1, 1, 2), one = sl_view4(x, SL_F32, 1, 1, 1, 2),
+              four = sl_view4(x, SL_F32, 4, 1, 1, 2);
     sl_conv_history(&ctx, &h, &one);
     assert_memory_equal(past, ((float[]){2, 2, 3, 3, 4, 4}), sizeof past);
     sl_conv_history(&ctx, &h, &four);
@@ -151,7 +171,7 @@ static void test_history_holds_the_last_frames(void **state)
     sl_ctx_close(&ctx);
 }
 
-/* ---- norm and moves -------------------------------------------------------------------------------------------------------- */
+/* ---- norm and moves ---- */
 
 static void test_norm_matches_plain_loops(void **state)
 {
@@ -177,7 +197,8 @@ static void test_norm_matches_plain_loops(void **state)
             sl_tensor t = sl_view4(x, SL_F32, 2, 3, 5, c), tg = sl_view1(g, SL_F32, c);
             sl_vae_norm(&ctx, &t, &t, &tg, silu);
             T_OK(sl_ctx_error(&ctx, &err));
-            T_REL(x, want, pixels * c, 1e-6); /* a float32 sum of up to 384 squares against double, then silu's few units */
+            /* a float32 sum of up to 384 squares against double, then silu's few units */
+            T_REL(x, want, pixels * c, 1e-6);
             free(x), free(g), free(want);
         }
     sl_ctx_close(&ctx);
@@ -211,7 +232,8 @@ static void test_time_shuffle_splits_channels_into_frames(void **state)
     T_OK(sl_ctx_error(&ctx, &err));
     for (int f = 0; f < 2 * T; f++)
         for (int p = 0; p < P; p++)
-            for (int c = 0; c < C; c++) assert_true(y[(f * P + p) * C + c] == x[(f / 2 * P + p) * 2 * C + f % 2 * C + c]);
+            for (int c = 0; c < C; c++)
+                assert_true(y[(f * P + p) * C + c] == x[(f / 2 * P + p) * 2 * C + f % 2 * C + c]);
     sl_ctx_close(&ctx);
 }
 
@@ -227,14 +249,16 @@ static void test_channels_move_there_and_back(void **state)
               tb = sl_view4(back, SL_F32, 4, T, H, W);
     sl_to_channels_last(&ctx, &tl, &tx, mul, add);
     for (int p = 0; p < P; p++)
-        for (int c = 0; c < C; c++) assert_true(fabsf(last[p * C + c] - (x[c * P + p] * mul[c] + add[c])) <= 1e-6f);
+        for (int c = 0; c < C; c++)
+            assert_true(fabsf(last[p * C + c] - (x[c * P + p] * mul[c] + add[c])) <= 1e-6f);
     sl_to_channels_last(&ctx, &tl, &tx, NULL, NULL);
     sl_to_channels_first(&ctx, &tb, &tl, NULL, NULL); /* the first 4 of 7 channels */
     T_OK(sl_ctx_error(&ctx, &err));
     assert_memory_equal(back, x, sizeof back);
     sl_to_channels_first(&ctx, &tb, &tl, mul, add);
     T_OK(sl_ctx_error(&ctx, &err));
-    for (int i = 0; i < 4 * P; i++) assert_true(fabsf(back[i] - (x[i] * mul[i / P] + add[i / P])) <= 1e-6f);
+    for (int i = 0; i < 4 * P; i++)
+        assert_true(fabsf(back[i] - (x[i] * mul[i / P] + add[i / P])) <= 1e-6f);
     sl_ctx_close(&ctx);
 }
 
@@ -243,8 +267,20 @@ static void test_rgb_rounds_to_nearest_even_and_clamps(void **state)
     (void)state;
     sl_ctx ctx;
     T_OK(sl_ctx_open(&ctx, &sl_ops_cpu, 0, &err));
-    /* 255 * (x/2 + 1/2): 127.5 -> 128; the ends and beyond; no number; 128.5, a little more than 127.5; 64.5 and 200.5 to even */
-    float x[12] = {0, -1, 1, -7, 7, NAN, INFINITY, 2 / 255.0f, 1e-3f, -0.4941175878047943f, 0.5725489854812622f, -INFINITY};
+    /* 255 * (x/2 + 1/2): 127.5 -> 128; the ends and beyond; no number; 128.5, a little
+     * more than 127.5; 64.5 and 200.5 to even */
+    float x[12] = {0,
+                   -1,
+                   1,
+                   -7,
+                   7,
+                   NAN,
+                   INFINITY,
+                   2 / 255.0f,
+                   1e-3f,
+                   -0.4941175878047943f,
+                   0.5725489854812622f,
+                   -INFINITY};
     uint8_t y[12], want[12] = {128, 0, 255, 0, 255, 0, 255, 128, 128, 64, 200, 0};
     sl_tensor tx = sl_view4(x, SL_F32, 1, 1, 4, 3), ty = sl_view4(y, SL_U8, 1, 1, 4, 3);
     sl_frames_rgb8(&ctx, &ty, &tx);

@@ -1,4 +1,5 @@
-/* test_pack - `sluice pack`: what the copy holds, that it runs to the same frames, and that nothing is left of one that failed. */
+/* test_pack - `sluice pack`: what the copy holds, that it runs to the same frames, and
+ * that nothing is left of one that failed. */
 #include "tests/t.h"
 #include "tests/t_run.h"
 
@@ -31,8 +32,9 @@ static int teardown(void **state)
 /* `sluice pack --model FROM -o TO MORE`; the exit status. */
 static int pack(const char *from, const char *to, const char *more, const char *value)
 {
-    char *const args[] = {(char *)"sluice", (char *)"pack", (char *)"--model", (char *)from, (char *)"-o",
-                          (char *)to,       (char *)more,   (char *)value,     NULL};
+    char *const args[] = {(char *)"sluice", (char *)"pack", (char *)"--model",
+                          (char *)from,     (char *)"-o",   (char *)to,
+                          (char *)more,     (char *)value,  NULL};
     t_run_start(&r, args);
     return t_run_end(&r);
 }
@@ -44,7 +46,8 @@ static sl_st *open_part(const char *model, const char *part, const char *stem)
     return st;
 }
 
-/* One component of T_MODEL as float32 in one file of `floats`; the transformer with the tensors that published files have and nobody uses. */
+/* One component of T_MODEL as float32 in one file of `floats`; the transformer with the
+ * tensors that published files have and nobody uses. */
 static void float_part(const char *part, const char *stem)
 {
     sl_st *st = open_part(T_MODEL, part, stem);
@@ -61,7 +64,8 @@ static void float_part(const char *part, const char *stem)
         T_OK(sl_stw_declare(w, name, SL_F32, 1, (int64_t[]){256}, &err));
     }
     for (int i = 0; i < 3 && !strcmp(part, "transformer"); i++)
-        T_OK(sl_stw_write(w, t_format("blocks.%d.attn2.norm_added_q.weight", i), unused, 0, sizeof unused, &err));
+        T_OK(sl_stw_write(w, t_format("blocks.%d.attn2.norm_added_q.weight", i), unused, 0,
+                          sizeof unused, &err));
     for (int i = 0; i < sl_st_size(st); i++) {
         const sl_st_entry *e = sl_st_at(st, i);
         float *x = malloc((size_t)sl_count(&e->t) * 4);
@@ -75,7 +79,8 @@ static void float_part(const char *part, const char *stem)
 
 static void make_floats(void)
 {
-    assert_int_equal(system(t_format("cp -r %s %s && chmod -R u+w %s", T_MODEL, floats, floats)), 0);
+    assert_int_equal(system(t_format("cp -r %s %s && chmod -R u+w %s", T_MODEL, floats, floats)),
+                     0);
     float_part("transformer", "diffusion_pytorch_model");
     float_part("text_encoder", "model");
 }
@@ -111,13 +116,16 @@ static void matrices_are_bf16_and_what_the_reference_keeps_is_float(void **state
     }
     sl_st_close(&from);
     sl_st_close(&to);
-    /* CLIP and VAE: every tensor as it was stored, those too that no network here asks for */
+    /* CLIP and VAE: every tensor as it was stored, those too that no network here asks
+     * for */
     for (int p = 1; p < 4; p += 2) {
-        from = open_part(T_MODEL, PARTS[p][0], PARTS[p][1]), to = open_part(packed, PARTS[p][0], PARTS[p][1]);
+        from = open_part(T_MODEL, PARTS[p][0], PARTS[p][1]),
+        to = open_part(packed, PARTS[p][0], PARTS[p][1]);
         assert_int_equal(sl_st_size(to), sl_st_size(from));
         for (int i = 0; i < sl_st_size(to); i++) {
             const sl_st_entry *e = sl_st_at(to, i), *f = sl_st_at(from, i);
-            assert_true(!strcmp(e->name, f->name) && e->t.dtype == f->t.dtype && sl_same_shape(&e->t, &f->t));
+            assert_true(!strcmp(e->name, f->name) && e->t.dtype == f->t.dtype &&
+                        sl_same_shape(&e->t, &f->t));
             assert_memory_equal(e->t.data, f->t.data, sl_bytes(&e->t));
         }
         sl_st_close(&from);
@@ -174,7 +182,8 @@ static void tensors_lie_in_the_order_of_the_network(void **state)
     for (int i = 0; i < 10; i++) {
         const sl_st_entry *e = sl_st_find(st, ORDER[i]);
         assert_non_null(e);
-        if (before && (const char *)e->t.data <= before) fail_msg("%s lies before %s", ORDER[i], ORDER[i - 1]);
+        if (before && (const char *)e->t.data <= before)
+            fail_msg("%s lies before %s", ORDER[i], ORDER[i - 1]);
         before = e->t.data;
     }
     assert_string_equal(sl_st_metadata(st, "format"), "pt"); /* transformers wants to know */
@@ -183,7 +192,8 @@ static void tensors_lie_in_the_order_of_the_network(void **state)
     sl_st_close(&st);
     for (int p = 0; p < 4; p++) {
         size_t n;
-        char *bytes = t_read(t_format("%s/%s/%s.safetensors", packed, PARTS[p][0], PARTS[p][1]), &n);
+        char *bytes =
+            t_read(t_format("%s/%s/%s.safetensors", packed, PARTS[p][0], PARTS[p][1]), &n);
         uint64_t header = 0;
         for (int i = 7; i >= 0; i--) header = header << 8 | (unsigned char)bytes[i];
         assert_int_equal((8 + header) % 4096, 0);
@@ -206,13 +216,15 @@ static void float32_when_asked_for(void **state)
 
 static void its_own_defaults_come_along(void **state)
 {
-    assert_int_equal(system(t_format("cp -r %s %s && chmod -R u+w %s", T_MODEL, floats, floats)), 0);
+    assert_int_equal(system(t_format("cp -r %s %s && chmod -R u+w %s", T_MODEL, floats, floats)),
+                     0);
     assert_int_equal(pack(floats, packed, NULL, NULL), 0);
     assert_true(access(t_format("%s/sluice.json", packed), F_OK) != 0);
     t_rmdir(packed);
     t_write(t_format("%s/sluice.json", floats), "{\"steps\": 2,\n \"frames\": 9}");
     assert_int_equal(pack(floats, packed, NULL, NULL), 0);
-    assert_true(t_same_file(t_format("%s/sluice.json", floats), t_format("%s/sluice.json", packed)));
+    assert_true(
+        t_same_file(t_format("%s/sluice.json", floats), t_format("%s/sluice.json", packed)));
     (void)state;
 }
 
@@ -222,12 +234,18 @@ static void run_model(const char *model, const char *name)
 {
     char video[500];
     snprintf(video, sizeof video, "%s/%s.mp4", r.out, name);
-    char *const args[] = {(char *)"sluice",   (char *)"run",   (char *)"--model",  (char *)model,
-                          (char *)"--image",  (char *)T_IMAGE, (char *)"--prompt", (char *)"a fox",
-                          (char *)"--width",  (char *)"96",    (char *)"--height", (char *)"64",
-                          (char *)"--frames", (char *)"9",     (char *)"--steps",  (char *)"2",
-                          (char *)"--seed",   (char *)"3",     (char *)"--dump",   (char *)t_format("%s/%s", r.out, name),
-                          (char *)"-o",       video,           (char *)"--quiet",  NULL};
+    char *const args[] = {(char *)"sluice",   (char *)"run",
+                          (char *)"--model",  (char *)model,
+                          (char *)"--image",  (char *)T_IMAGE,
+                          (char *)"--prompt", (char *)"a fox",
+                          (char *)"--width",  (char *)"96",
+                          (char *)"--height", (char *)"64",
+                          (char *)"--frames", (char *)"9",
+                          (char *)"--steps",  (char *)"2",
+                          (char *)"--seed",   (char *)"3",
+                          (char *)"--dump",   (char *)t_format("%s/%s", r.out, name),
+                          (char *)"-o",       video,
+                          (char *)"--quiet",  NULL};
     t_run_start(&r, args);
     t_run_ends(&r, 0);
 }
@@ -264,24 +282,28 @@ static int pack_random(const char *from, const char *to, const char *first, cons
     return t_run_end(&r);
 }
 
-/* The model's configurations and tokenizer alone give a checkpoint of the same tensors, and a video. */
+/* The model's configurations and tokenizer alone give a checkpoint of the same tensors,
+ * and a video. */
 static void configurations_alone_give_random_weights(void **state)
 {
     char plain[420];
     snprintf(plain, sizeof plain, "%s-stored", packed);
-    assert_int_equal(system(t_format("cp -r %s %s && chmod -R u+w %s && rm %s/*/*.safetensors*", T_MODEL, floats, floats, floats)),
+    assert_int_equal(system(t_format("cp -r %s %s && chmod -R u+w %s && rm %s/*/*.safetensors*",
+                                     T_MODEL, floats, floats, floats)),
                      0);
     assert_int_equal(pack(T_MODEL, plain, NULL, NULL), 0);
     assert_int_equal(pack_random(floats, packed, NULL, NULL), 0);
     for (int p = 0; p < 4; p++) {
-        sl_st *a = open_part(packed, PARTS[p][0], PARTS[p][1]), *b = open_part(plain, PARTS[p][0], PARTS[p][1]);
+        sl_st *a = open_part(packed, PARTS[p][0], PARTS[p][1]),
+              *b = open_part(plain, PARTS[p][0], PARTS[p][1]);
         for (int i = 0; i < sl_st_size(a); i++) {
             const sl_st_entry *e = sl_st_at(a, i), *f = sl_st_find(b, e->name);
             const int64_t n = sl_count(&e->t);
             void *want = malloc(sl_bytes(&e->t));
             assert_non_null(want);
             if (f && !sl_same_shape(&e->t, &f->t)) fail_msg("%s has another shape", e->name);
-            if (p == 2 && (!f || e->t.dtype != f->t.dtype)) fail_msg("%s is %s, want it as when it is packed", e->name, e->dtype);
+            if (p == 2 && (!f || e->t.dtype != f->t.dtype))
+                fail_msg("%s is %s, want it as when it is packed", e->name, e->dtype);
             sl_weight_random(want, e->t.dtype, 1, e->name, &e->t, 0, n);
             assert_memory_equal(e->t.data, want, sl_bytes(&e->t));
             free(want);
@@ -300,8 +322,10 @@ static void chosen_components_only(void **state)
     sl_model model;
     assert_int_equal(pack_random(T_MODEL, packed, "vae", "image_encoder"), 0);
     for (int p = 0; p < 4; p++) {
-        bool there = !access(t_format("%s/%s/%s.safetensors", packed, PARTS[p][0], PARTS[p][1]), F_OK);
-        if (there != (p % 2 == 1)) fail_msg("%s: %s", PARTS[p][0], there ? "is there" : "is not there");
+        bool there =
+            !access(t_format("%s/%s/%s.safetensors", packed, PARTS[p][0], PARTS[p][1]), F_OK);
+        if (there != (p % 2 == 1))
+            fail_msg("%s: %s", PARTS[p][0], there ? "is there" : "is not there");
     }
     T_OK(sl_model_open(&model, packed, &err)); /* all configurations */
     (void)state;
@@ -313,10 +337,13 @@ static void the_large_model_has_its_configurations(void **state)
     sl_ctx plan;
     sl_loader *l = NULL;
     T_OK(sl_model_open(&m, BIG, &err));
-    assert_true(m.dit[0].layers == 40 && m.dit[0].dim == 5120 && m.dit[0].ffn_dim == 13824 && m.dit[0].image_dim == 1280);
-    assert_true(m.umt5.vocab == 256384 && m.clip.layers == 32 && m.vae.base == 96 && m.has_clip && m.experts == 1);
+    assert_true(m.dit[0].layers == 40 && m.dit[0].dim == 5120 && m.dit[0].ffn_dim == 13824 &&
+                m.dit[0].image_dim == 1280);
+    assert_true(m.umt5.vocab == 256384 && m.clip.layers == 32 && m.vae.base == 96 && m.has_clip &&
+                m.experts == 1);
     T_OK(sl_ctx_open(&plan, &sl_ops_plan, 0, &err));
-    static const int64_t MILLIONS[] = {5680, 611, 16394, 126}; /* spec 1.9, without what nobody asks for */
+    /* spec 1.9, without what nobody asks for */
+    static const int64_t MILLIONS[] = {5680, 611, 16394, 126};
     for (int i = 0; i < 4; i++) {
         const component *c = component_at(&m, i);
         T_OK(sl_loader_plan(&l, &plan, c->name, &err));
@@ -328,7 +355,8 @@ static void the_large_model_has_its_configurations(void **state)
     }
     sl_ctx_close(&plan);
     assert_int_equal(pack_random(BIG, packed, "trans", NULL), 2);
-    if (!t_run_said(&r, "pack: --component is trans, want one of text_encoder, image_encoder, transformer, vae"))
+    if (!t_run_said(&r, "pack: --component is trans, want one of text_encoder, image_encoder, "
+                        "transformer, vae"))
         fail_msg("said: %s", r.text);
     assert_true(access(packed, F_OK) != 0);
     (void)state;
@@ -339,12 +367,14 @@ static void the_large_model_has_its_configurations(void **state)
 static void refuses(const char *from, const char *to, const char *why)
 {
     if (pack(from, to, NULL, NULL) != 2) fail_msg("%s -> %s: not refused", from, to);
-    if (!t_run_said(&r, why) || t_run_count(&r, "\n") != 1) fail_msg("said \"%s\", want one line with \"%s\"", r.text, why);
+    if (!t_run_said(&r, why) || t_run_count(&r, "\n") != 1)
+        fail_msg("said \"%s\", want one line with \"%s\"", r.text, why);
 }
 
 static void it_never_writes_over_anything(void **state)
 {
-    assert_int_equal(system(t_format("cp -r %s %s && chmod -R u+w %s", T_MODEL, floats, floats)), 0);
+    assert_int_equal(system(t_format("cp -r %s %s && chmod -R u+w %s", T_MODEL, floats, floats)),
+                     0);
     refuses(floats, floats, "is the checkpoint itself");
     refuses(floats, t_format("%s/", floats), "is the checkpoint itself");
     refuses(floats, t_format("%s/../floats", floats), "is the checkpoint itself");
@@ -370,11 +400,12 @@ static void what_is_there_stays(void **state)
 
 static void usage_is_said(void **state)
 {
-    static const char *const BAD[][3] = {{"--dtype", "f16", "--dtype is f16, want bf16 or f32"},
-                                         {"--nonsense", NULL, "option --nonsense is not known"},
-                                         {"--component", "vae", "--component vae goes with --random"},
-                                         {"word", NULL, "\"word\" is no option"},
-                                         {"--dtype", NULL, "option --dtype lacks its value"}};
+    static const char *const BAD[][3] = {
+        {"--dtype", "f16", "--dtype is f16, want bf16 or f32"},
+        {"--nonsense", NULL, "option --nonsense is not known"},
+        {"--component", "vae", "--component vae goes with --random"},
+        {"word", NULL, "\"word\" is no option"},
+        {"--dtype", NULL, "option --dtype lacks its value"}};
     for (int i = 0; i < 5; i++) {
         assert_int_equal(pack(T_MODEL, packed, BAD[i][0], BAD[i][1]), 2);
         if (!t_run_said(&r, BAD[i][2])) fail_msg("said \"%s\", want \"%s\"", r.text, BAD[i][2]);
@@ -383,7 +414,8 @@ static void usage_is_said(void **state)
     (void)state;
 }
 
-/* No file may grow beyond a megabyte: as on a full disk, the transformer cannot be written. */
+/* No file may grow beyond a megabyte: as on a full disk, the transformer cannot be
+ * written. */
 static void a_failed_copy_leaves_nothing(void **state)
 {
     struct rlimit old, small;
@@ -399,7 +431,8 @@ static void a_failed_copy_leaves_nothing(void **state)
     (void)state;
 }
 
-/* What a packer left that was killed goes with the next one of that name; a living one's stays. */
+/* What a packer left that was killed goes with the next one of that name; a living one's
+ * stays. */
 static void leftovers_of_the_dead_go(void **state)
 {
     char dead[440], alive[440];

@@ -1,4 +1,5 @@
-/* test_picture.c - pictures come out as Pillow reads and resizes them; what is no whole picture is refused in one line. */
+/* test_picture.c - pictures come out as Pillow reads and resizes them; what is no whole
+ * picture is refused in one line. */
 #include "t_net.h"
 
 #include "common/picture.h"
@@ -44,7 +45,8 @@ static void as_pillow(void **state)
 {
     (void)state;
     size_t n_pictures, n_resized, at = 0, resized_at = 0;
-    uint8_t *pictures = slurp(DIR "pictures.bin", &n_pictures), *resized = slurp(DIR "resize.bin", &n_resized);
+    uint8_t *pictures = slurp(DIR "pictures.bin", &n_pictures),
+            *resized = slurp(DIR "resize.bin", &n_resized);
     FILE *index = fopen(DIR "index.txt", "r");
     char name[100], path[200];
     int w, h, rows = 0;
@@ -59,14 +61,18 @@ static void as_pillow(void **state)
         double part;
         snprintf(path, sizeof path, DIR "%s", name);
         if (resize)
-            T_OK(sl_picture_resize(&p, &source, w, h, !strcmp(name, "bicubic") ? SL_FILTER_BICUBIC : SL_FILTER_LANCZOS, &err));
+            T_OK(sl_picture_resize(&p, &source, w, h,
+                                   !strcmp(name, "bicubic") ? SL_FILTER_BICUBIC : SL_FILTER_LANCZOS,
+                                   &err));
         else T_OK(sl_picture_read(&p, path, &err));
         if (p.w != w || p.h != h) fail_msg("%s is %dx%d, want %dx%d", name, p.w, p.h, w, h);
         int most = compare(p.rgb, resize ? resized + resized_at : pictures + at, n, &part);
         *(resize ? &resized_at : &at) += n;
-        /* JPEG: libavcodec's inverse cosine transform is not libjpeg's (picture.c); everything else is exact. */
+        /* JPEG: libavcodec's inverse cosine transform is not libjpeg's (picture.c);
+         * everything else is exact. */
         if (most > (ends(name, ".jpg") ? 2 : 0) || part > 0.05)
-            fail_msg("%s %dx%d: %.1f %% of bytes differ, by up to %d", name, w, h, 100 * part, most);
+            fail_msg("%s %dx%d: %.1f %% of bytes differ, by up to %d", name, w, h, 100 * part,
+                     most);
         sl_picture_free(&p);
     }
     assert_int_equal(rows, 59);
@@ -86,12 +92,14 @@ static void refused(void **state)
         sl_code code;
         const char *says;
     } bad[] = {
-        {DIR "huge.png", SL_FORMAT, "huge.png: the picture has 60000x60000 pixels, at most 178956970 are read, 65535 a side"},
+        {DIR "huge.png", SL_FORMAT,
+         "huge.png: the picture has 60000x60000 pixels, at most 178956970 are read, 65535 a side"},
         {DIR "cut.png", SL_FORMAT, "cut.png: the PNG picture is truncated after "},
         {DIR "cut.jpg", SL_FORMAT, "cut.jpg: the JPEG picture is truncated after "},
         {DIR "cut.webp", SL_FORMAT, "cut.webp: the WebP picture is truncated after "},
         {DIR "short.png", SL_FORMAT, "short.png: the PNG picture is damaged"},
-        {DIR "make.py", SL_FORMAT, "make.py: not a picture, want a picture (PNG, JPEG, WebP or BMP)"},
+        {DIR "make.py", SL_FORMAT,
+         "make.py: not a picture, want a picture (PNG, JPEG, WebP or BMP)"},
         {"/dev/null", SL_FORMAT, "/dev/null: the file is empty"},
         {DIR, SL_SYS, "pictures/: cannot be read: Is a directory"},
         {DIR "none.png", SL_SYS, "none.png: cannot be opened: No such file or directory"},
@@ -114,13 +122,15 @@ static void refused(void **state)
          "ftypheic",
          12, "x: a HEIC, want"},
         {"\xff\xd8\xff\xd9", 4, "truncated"},
-        {"BM\0\0\0\0\0\0\0\0\0\0\0\0\x28\0\0\0\0\0\0\0\0\0\0\0", 26, "x: the BMP header says 0x0 pixels"},
+        {"BM\0\0\0\0\0\0\0\0\0\0\0\0\x28\0\0\0\0\0\0\0\0\0\0\0", 26,
+         "x: the BMP header says 0x0 pixels"},
         {"RIFF\x16\0\0\0WEBPVP8X\x0a\0\0\0\x02\0\0\0\x07\0\0\x07\0\0", 30, "x: an animated WebP"},
     };
     for (size_t i = 0; i < sizeof raw / sizeof *raw; i++) {
         sl_err err = {0};
         sl_picture p;
-        T_CODE(sl_picture_decode(&p, (const uint8_t *)raw[i].bytes, raw[i].n, "x", &err), SL_FORMAT);
+        T_CODE(sl_picture_decode(&p, (const uint8_t *)raw[i].bytes, raw[i].n, "x", &err),
+               SL_FORMAT);
         T_SAYS(err.msg, raw[i].says);
     }
 }
@@ -129,8 +139,9 @@ static void refused(void **state)
 static void every_truncation_is_refused(void **state)
 {
     (void)state;
-    static const char *const files[] = {"rgb.png",    "palette.png", "420.jpg",       "progressive.jpg", "exif6.jpg",
-                                        "lossy.webp", "alpha.webp",  "lossless.webp", "rgb.bmp"};
+    static const char *const files[] = {"rgb.png",         "palette.png",   "420.jpg",
+                                        "progressive.jpg", "exif6.jpg",     "lossy.webp",
+                                        "alpha.webp",      "lossless.webp", "rgb.bmp"};
     for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
         char path[200];
         size_t n;
@@ -150,8 +161,8 @@ static void every_truncation_is_refused(void **state)
     }
 }
 
-/* `clip.pixels` of the golden folder, from the picture as it was given (130 x 90), not from the one resized to the video's 96 x 64.
- */
+/* `clip.pixels` of the golden folder, from the picture as it was given (130 x 90), not
+ * from the one resized to the video's 96 x 64. */
 static void pixels_as_golden(void **state)
 {
     (void)state;
@@ -160,15 +171,21 @@ static void pixels_as_golden(void **state)
     sl_st *st = NULL;
     T_OK(sl_picture_read(&p, t_golden("tiny-i2v/i2v-96x64x9.png"), &err));
     T_OK(sl_st_open_file(&st, t_golden("tiny-i2v/i2v-96x64x9.safetensors"), &err));
-    float *want = t_pixels(st, "clip.pixels", 3 * 224 * 224, 3, T_CLIP_MEAN, T_CLIP_STD), *got = malloc(3 * 224 * 224 * 4);
+    float *want = t_pixels(st, "clip.pixels", 3 * 224 * 224, 3, T_CLIP_MEAN, T_CLIP_STD),
+          *got = malloc(3 * 224 * 224 * 4);
     T_OK(sl_picture_clip_pixels(got, &p, 224, 224, 224, T_CLIP_MEAN, T_CLIP_STD, 1.0f / 255, &err));
-    T_NEAR(got, want, 3 * 224 * 224, 1e-6); /* a level of the picture is 0.0146: every byte is equal */
-    T_CODE(sl_picture_clip_pixels(got, &p, 100, 224, 224, T_CLIP_MEAN, T_CLIP_STD, 1.0f / 255, &err), SL_SHAPE);
+    /* a level of the picture is 0.0146: every byte is equal */
+    T_NEAR(got, want, 3 * 224 * 224, 1e-6);
+    T_CODE(
+        sl_picture_clip_pixels(got, &p, 100, 224, 224, T_CLIP_MEAN, T_CLIP_STD, 1.0f / 255, &err),
+        SL_SHAPE);
     T_SAYS(err.msg, "CLIP's crop is 224x224, but the picture has 144x100 after its resize");
     free(want);
-    want = t_pixels(st, "vae.encode.input.frame0", 3 * 64 * 96, 1, T_HALF, T_HALF); /* [3, 64, 96], -1..1 */
+    /* [3, 64, 96], -1..1 */
+    want = t_pixels(st, "vae.encode.input.frame0", 3 * 64 * 96, 1, T_HALF, T_HALF);
     T_OK(sl_picture_resize(&video, &p, 96, 64, SL_FILTER_LANCZOS, &err));
-    for (int i = 0; i < 3 * 64 * 96; i++) got[i] = (float)video.rgb[i % (64 * 96) * 3 + i / (64 * 96)] / 255 * 2 - 1;
+    for (int i = 0; i < 3 * 64 * 96; i++)
+        got[i] = (float)video.rgb[i % (64 * 96) * 3 + i / (64 * 96)] / 255 * 2 - 1;
     T_NEAR(got, want, 3 * 64 * 96, 1e-6);
     free(want);
     free(got);
@@ -181,12 +198,16 @@ static void pixels_as_golden(void **state)
 static void video_sizes(void **state)
 {
     (void)state;
-    static const int at[][4] = {
-        {1280, 720, 1280, 720}, {720, 1280, 720, 1280}, {1000, 1000, 960, 960}, {4000, 3000, 1104, 816}, {1, 100000, 16, 303568}};
+    static const int at[][4] = {{1280, 720, 1280, 720},
+                                {720, 1280, 720, 1280},
+                                {1000, 1000, 960, 960},
+                                {4000, 3000, 1104, 816},
+                                {1, 100000, 16, 303568}};
     for (size_t i = 0; i < sizeof at / sizeof *at; i++) {
         int w, h;
         sl_picture_video_size(at[i][0], at[i][1], 1280 * 720, &w, &h);
-        if (w != at[i][2] || h != at[i][3]) fail_msg("%dx%d: %dx%d, want %dx%d", at[i][0], at[i][1], w, h, at[i][2], at[i][3]);
+        if (w != at[i][2] || h != at[i][3])
+            fail_msg("%dx%d: %dx%d, want %dx%d", at[i][0], at[i][1], w, h, at[i][2], at[i][3]);
     }
 }
 
@@ -206,8 +227,12 @@ static void bad_sizes(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(as_pillow),        cmocka_unit_test(refused),     cmocka_unit_test(every_truncation_is_refused),
-        cmocka_unit_test(pixels_as_golden), cmocka_unit_test(video_sizes), cmocka_unit_test(bad_sizes),
+        cmocka_unit_test(as_pillow),
+        cmocka_unit_test(refused),
+        cmocka_unit_test(every_truncation_is_refused),
+        cmocka_unit_test(pixels_as_golden),
+        cmocka_unit_test(video_sizes),
+        cmocka_unit_test(bad_sizes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

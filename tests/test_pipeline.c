@@ -1,5 +1,5 @@
-/* test_pipeline - jobs through the whole pipeline: many in flight, cancelled, drained, replayed, with stages swapped and left out.
- * run: alone. limit: 240 s */
+/* test_pipeline - jobs through the whole pipeline: many in flight, cancelled, drained,
+ * replayed, with stages swapped and left out. run: alone. limit: 240 s */
 #include "tests/t_run.h"
 
 #include <jansson.h>
@@ -15,10 +15,11 @@ static char dump[300]; /* of the undisturbed run */
 static void start(const char *frames, const char *steps, ...)
 {
     static char output[400];
-    char *args[T_ARGS] = {"sluice",  "run",         "--quiet",  "--conf", run.conf,     "--model",  T_MODEL,
-                          "--image", T_IMAGE,       "--prompt", PROMPT,   "--negative", "blur",     "--width",
-                          "96",      "--height",    "64",       "--seed", "7",          "--frames", (char *)frames,
-                          "--steps", (char *)steps, "--output", output};
+    char *args[T_ARGS] = {"sluice",       "run",        "--quiet",     "--conf",   run.conf,
+                          "--model",      T_MODEL,      "--image",     T_IMAGE,    "--prompt",
+                          PROMPT,         "--negative", "blur",        "--width",  "96",
+                          "--height",     "64",         "--seed",      "7",        "--frames",
+                          (char *)frames, "--steps",    (char *)steps, "--output", output};
     int n = 0;
     va_list ap;
     snprintf(output, sizeof output, "%s/a.mp4", run.out);
@@ -41,7 +42,8 @@ static void check_end(int status, int files)
     t_run_ends(&run, status);
     t_run_nothing_left(&run, 0);
     if (t_count_files(run.out, NULL) != files)
-        t_run_fail(&run, "%d files in the output folder, want %d", t_count_files(run.out, NULL), files);
+        t_run_fail(&run, "%d files in the output folder, want %d", t_count_files(run.out, NULL),
+                   files);
 }
 
 /* Where in the log this is first said; past its end: never. */
@@ -69,8 +71,10 @@ static const char *jobs_file(int count)
     f = fopen(path, "w");
     assert_non_null(f);
     for (int i = 0; i < count; i++)
-        fprintf(f, "{\"output\": \"%s/%d.mp4\", \"prompt\": \"%s\", \"width\": %d, \"frames\": %d, \"seed\": %d}\n", run.out, i + 1,
-                PROMPTS[i % 4], WIDTH[i % 4], FRAMES[i % 4], i + 1);
+        fprintf(f,
+                "{\"output\": \"%s/%d.mp4\", \"prompt\": \"%s\", \"width\": %d, \"frames\": %d, "
+                "\"seed\": %d}\n",
+                run.out, i + 1, PROMPTS[i % 4], WIDTH[i % 4], FRAMES[i % 4], i + 1);
     fclose(f);
     return path;
 }
@@ -95,9 +99,11 @@ static void test_jobs_overlap(void **state)
 
     /* company changes nothing: job 2 by itself gives the same bytes */
     snprintf(alone, sizeof alone, "%s/alone.mp4", run.out);
-    start("13", "30", "--prompt", "A boat at sea", "--width", "64", "--seed", "2", "--output", alone, NULL);
+    start("13", "30", "--prompt", "A boat at sea", "--width", "64", "--seed", "2", "--output",
+          alone, NULL);
     check_end(0, 5);
-    if (!t_same_file(alone, t_format("%s/2.mp4", run.out))) t_run_fail(&run, "job 2 is another video in company than alone");
+    if (!t_same_file(alone, t_format("%s/2.mp4", run.out)))
+        t_run_fail(&run, "job 2 is another video in company than alone");
     t_run_close(&run);
 }
 
@@ -105,7 +111,8 @@ static void test_jobs_overlap(void **state)
 
 static void test_cancel(void **state)
 {
-    static const char *const AT[] = {"text is process", "<- image READY", "stage=\"denoise\" done=3 ", "index=1 chunks=13"};
+    static const char *const AT[] = {"text is process", "<- image READY",
+                                     "stage=\"denoise\" done=3 ", "index=1 chunks=13"};
     (void)state;
     for (size_t i = 0; i < sizeof AT / sizeof *AT; i++) {
         bool denoising = strstr(AT[i], "denoise") != NULL;
@@ -116,7 +123,8 @@ static void test_cancel(void **state)
         t_run_until(&run, "<- client CANCEL");
         size_t at = run.at;
         check_end(1, 0);
-        if (!t_run_said(&run, "cancelled")) t_run_fail(&run, "nobody said that the job was cancelled");
+        if (!t_run_said(&run, "cancelled"))
+            t_run_fail(&run, "nobody said that the job was cancelled");
         int steps = 0; /* the one under way may end, no other */
         for (const char *p = run.text + at; (p = strstr(p, "<- denoise PROGRESS")); p++) steps++;
         if (denoising && steps > 1) t_run_fail(&run, "%d steps ended after the cancel", steps);
@@ -135,11 +143,13 @@ static void test_terminate(void **state)
     kill(run.stages[3], SIGKILL); /* and a death meanwhile changes nothing */
     t_run_ends(&run, 1);
     t_run_nothing_left(&run, 0);
-    int done = t_count_files(run.out, ".mp4"), not_run = t_run_count(&run, ".mp4: cancelled: not run");
+    int done = t_count_files(run.out, ".mp4"),
+        not_run = t_run_count(&run, ".mp4: cancelled: not run");
     if (done < 1 || not_run < 1 || done + not_run != 6)
         t_run_fail(&run, "%d jobs done and %d not run, want 6 in all", done, not_run);
     for (int i = 1; i <= done; i++)
-        if (!t_count_files(run.out, t_format("%d.mp4", i))) t_run_fail(&run, "job %d was under way and is not there", i);
+        if (!t_count_files(run.out, t_format("%d.mp4", i)))
+            t_run_fail(&run, "job %d was under way and is not there", i);
     t_run_close(&run);
 }
 
@@ -148,14 +158,16 @@ static void test_terminate(void **state)
 static bool replayed_same(const char *from, const char *option, const char *value)
 {
     static char output[400], again[400];
-    char *args[T_ARGS] = {"sluice", "replay",   dump,   "--from", (char *)from, "--quiet",      "--conf",
-                          run.conf, "--output", output, "--dump", again,        (char *)option, (char *)value};
+    char *args[T_ARGS] = {"sluice",  "replay", dump,           "--from",     (char *)from,
+                          "--quiet", "--conf", run.conf,       "--output",   output,
+                          "--dump",  again,    (char *)option, (char *)value};
     snprintf(output, sizeof output, "%s/%s.mp4", run.out, from);
     snprintf(again, sizeof again, "%s/%s", run.out, from);
     t_run_start(&run, args);
     t_run_ends(&run, 0);
     t_run_nothing_left(&run, 0);
-    return t_same_file(t_format("%s/frames.safetensors", dump), t_format("%s/frames.safetensors", again)) &&
+    return t_same_file(t_format("%s/frames.safetensors", dump),
+                       t_format("%s/frames.safetensors", again)) &&
            t_same_file(t_format("%s/../a.mp4", dump), output);
 }
 
@@ -165,14 +177,20 @@ static void test_replay(void **state)
     (void)state;
     open_run("");
     for (int i = 0; i < 4; i++) {
-        if (!replayed_same(STAGES[i], NULL, NULL)) t_run_fail(&run, "replay --from %s gives other frames", STAGES[i]);
-        for (int k = 1; k < 4; k++) /* what lies before --from, or beside it, is not made again */
-            if ((k < i || (i < 2 && k != i && k < 2)) && t_run_said(&run, t_format("<- %s DONE", STAGES[k])))
+        if (!replayed_same(STAGES[i], NULL, NULL))
+            t_run_fail(&run, "replay --from %s gives other frames", STAGES[i]);
+        /* what lies before --from, or beside it, is not made again */
+        for (int k = 1; k < 4; k++)
+            if ((k < i || (i < 2 && k != i && k < 2)) &&
+                t_run_said(&run, t_format("<- %s DONE", STAGES[k])))
                 t_run_fail(&run, "replay --from %s ran %s again", STAGES[i], STAGES[k]);
     }
-    if (replayed_same("denoise", "--seed", "8")) t_run_fail(&run, "another seed gives the same frames");
-    if (replayed_same("denoise", "--steps", "5")) t_run_fail(&run, "other steps give the same frames");
-    if (replayed_same("text", "--prompt", "A lake")) t_run_fail(&run, "another prompt gives the same frames");
+    if (replayed_same("denoise", "--seed", "8"))
+        t_run_fail(&run, "another seed gives the same frames");
+    if (replayed_same("denoise", "--steps", "5"))
+        t_run_fail(&run, "other steps give the same frames");
+    if (replayed_same("text", "--prompt", "A lake"))
+        t_run_fail(&run, "another prompt gives the same frames");
     t_run_close(&run);
 }
 
@@ -189,7 +207,8 @@ static const char *model_with_defaults(const char *text)
     snprintf(model, sizeof model, "%s/model", run.base);
     mkdir(model, 0700);
     while ((e = readdir(d)))
-        if (*e->d_name != '.' && symlink(t_format("%s/" T_MODEL "/%s", cwd, e->d_name), t_format("%s/%s", model, e->d_name)))
+        if (*e->d_name != '.' && symlink(t_format("%s/" T_MODEL "/%s", cwd, e->d_name),
+                                         t_format("%s/%s", model, e->d_name)))
             assert_int_equal(errno, EEXIST);
     closedir(d);
     t_write(t_format("%s/sluice.json", model), text);
@@ -198,8 +217,10 @@ static const char *model_with_defaults(const char *text)
 
 static void reported(const char *key, double want)
 {
-    json_t *report = json_load_file(t_format("%s/report.json", run.base), 0, NULL), *v = json_object_get(report, key);
-    if (!json_is_number(v) || json_number_value(v) != want) t_run_fail(&run, "%s is %g, want %g", key, json_number_value(v), want);
+    json_t *report = json_load_file(t_format("%s/report.json", run.base), 0, NULL),
+           *v = json_object_get(report, key);
+    if (!json_is_number(v) || json_number_value(v) != want)
+        t_run_fail(&run, "%s is %g, want %g", key, json_number_value(v), want);
     json_decref(report);
 }
 
@@ -211,11 +232,12 @@ static void test_defaults(void **state)
     open_run("fbcache: { threshold = 0.5; };\n");
     snprintf(output, sizeof output, "%s/a.mp4", run.out);
     snprintf(report, sizeof report, "%s/report.json", run.base);
-    const char *model =
-        model_with_defaults("{\"max-area\": 2304, \"frames\": 5, \"fps\": 8, \"steps\": 1, \"guidance\": 1, \"shift\": 4, "
-                            "\"sampler\": \"euler\", \"fbcache\": 0}");
-    char *args[] = {"sluice",      "run",     "--quiet", "--conf",   run.conf, "--json", report, "--model",
-                    (char *)model, "--image", T_IMAGE,   "--prompt", PROMPT,   "-o",     output, NULL};
+    const char *model = model_with_defaults("{\"max-area\": 2304, \"frames\": 5, \"fps\": 8, "
+                                            "\"steps\": 1, \"guidance\": 1, \"shift\": 4, "
+                                            "\"sampler\": \"euler\", \"fbcache\": 0}");
+    char *args[] = {"sluice", "run",     "--quiet",     "--conf",  run.conf, "--json",
+                    report,   "--model", (char *)model, "--image", T_IMAGE,  "--prompt",
+                    PROMPT,   "-o",      output,        NULL};
     t_run_start(&run, args);
     check_end(0, 1);
     reported("width", 48); /* of a picture of 130x90 */
@@ -229,17 +251,21 @@ static void test_defaults(void **state)
     t_run_close(&run);
 }
 
-/* Where the user says everything, the file changes nothing: the same bytes; and a replay is its dump. */
+/* Where the user says everything, the file changes nothing: the same bytes; and a replay
+ * is its dump. */
 static void test_defaults_put_aside(void **state)
 {
     (void)state;
     open_run("");
-    const char *model =
-        model_with_defaults("{\"max-area\": 1024, \"frames\": 5, \"fps\": 8, \"steps\": 1, \"guidance\": 1, \"guidance-2\": 9, "
-                            "\"shift\": 9, \"negative\": \"x\", \"fbcache-warmup\": 3, \"fbcache\": 1}");
-    start("17", "12", "--model", model, "--guidance", "5", "--fps", "16", "--shift", "3", "--fbcache", "0", NULL);
+    const char *model = model_with_defaults(
+        "{\"max-area\": 1024, \"frames\": 5, \"fps\": 8, \"steps\": 1, \"guidance\": 1, "
+        "\"guidance-2\": 9, "
+        "\"shift\": 9, \"negative\": \"x\", \"fbcache-warmup\": 3, \"fbcache\": 1}");
+    start("17", "12", "--model", model, "--guidance", "5", "--fps", "16", "--shift", "3",
+          "--fbcache", "0", NULL);
     check_end(0, 1);
-    if (!t_same_file(t_format("%s/a.mp4", run.out), t_format("%s/../a.mp4", dump))) t_run_fail(&run, "another video");
+    if (!t_same_file(t_format("%s/a.mp4", run.out), t_format("%s/../a.mp4", dump)))
+        t_run_fail(&run, "another video");
     if (!replayed_same("denoise", "--model", model)) t_run_fail(&run, "replay gives other frames");
     t_run_close(&run);
 }
@@ -264,11 +290,12 @@ static void test_other_mux(void **state)
     int64_t count;
     sl_st *st = NULL;
     (void)state;
-    open_run(
-        t_format("stages: ( { name = \"text\"; program = \"sluice-text\"; }, { name = \"image\"; program = \"sluice-image\"; },"
-                 " { name = \"denoise\"; program = \"sluice-denoise\"; }, { name = \"decode\"; program = \"sluice-decode\"; },"
-                 " { name = \"mux\"; program = \"%s\"; } );\n",
-                 t_helper("helper_mux_y4m")));
+    open_run(t_format("stages: ( { name = \"text\"; program = \"sluice-text\"; }, { name = "
+                      "\"image\"; program = \"sluice-image\"; },"
+                      " { name = \"denoise\"; program = \"sluice-denoise\"; }, { name = "
+                      "\"decode\"; program = \"sluice-decode\"; },"
+                      " { name = \"mux\"; program = \"%s\"; } );\n",
+                      t_helper("helper_mux_y4m")));
     start("17", "12", NULL);
     check_end(0, 1);
     char *file = t_read(t_format("%s/a.mp4", run.out), &size);
@@ -280,7 +307,9 @@ static void test_other_mux(void **state)
         assert_memory_equal(y, "FRAME\n", 6);
         y += 6;
         for (size_t k = 0; k < frame / 3; k++)
-            assert_int_equal(y[k], ((66 * rgb[3 * k] + 129 * rgb[3 * k + 1] + 25 * rgb[3 * k + 2] + 128) >> 8) + 16);
+            assert_int_equal(
+                y[k],
+                ((66 * rgb[3 * k] + 129 * rgb[3 * k + 1] + 25 * rgb[3 * k + 2] + 128) >> 8) + 16);
     }
     sl_st_close(&st);
     free(file);
@@ -294,24 +323,27 @@ static void test_other_decode(void **state)
     sl_st *st = NULL, *latents = NULL;
     sl_err err = {0};
     (void)state;
-    open_run(
-        t_format("stages: ( { name = \"text\"; program = \"sluice-text\"; }, { name = \"image\"; program = \"sluice-image\"; },"
-                 " { name = \"denoise\"; program = \"sluice-denoise\"; }, { name = \"decode\"; program = \"%s\"; },"
-                 " { name = \"mux\"; program = \"sluice-mux\"; } );\n",
-                 t_helper("helper_decode_flat")));
+    open_run(t_format("stages: ( { name = \"text\"; program = \"sluice-text\"; }, { name = "
+                      "\"image\"; program = \"sluice-image\"; },"
+                      " { name = \"denoise\"; program = \"sluice-denoise\"; }, { name = "
+                      "\"decode\"; program = \"%s\"; },"
+                      " { name = \"mux\"; program = \"sluice-mux\"; } );\n",
+                      t_helper("helper_decode_flat")));
     snprintf(again, sizeof again, "%s/a", run.out);
     start("17", "12", "--dump", again, NULL);
     t_run_until(&run, "index=0 chunks=5");
     kill(run.stages[4], SIGKILL); /* it is supervised like any other */
     check_end(0, 2);
-    if (!t_same_file(t_format("%s/denoise.safetensors", dump), t_format("%s/denoise.safetensors", again)))
+    if (!t_same_file(t_format("%s/denoise.safetensors", dump),
+                     t_format("%s/denoise.safetensors", again)))
         t_run_fail(&run, "the latents are others");
     const uint8_t *rgb = frames_of(&st, again, &count);
     T_OK(sl_st_open_file(&latents, t_format("%s/denoise.safetensors", again), &err));
     const float *x = sl_st_find(latents, "latents")->t.data; /* [16, 5, 8, 12] */
     assert_int_equal(count, 17 * 96 * 64 * 3);
     for (int64_t i = 0; i < count; i++) {
-        int64_t c = i % 3, column = i / 3 % 96, row = i / (3 * 96) % 64, f = i / (3 * 96 * 64), t = (f + 3) / 4;
+        int64_t c = i % 3, column = i / 3 % 96, row = i / (3 * 96) % 64, f = i / (3 * 96 * 64),
+                t = (f + 3) / 4;
         float v = 128 + 48 * x[(c * 5 + t) * 96 + row / 8 * 12 + column / 8];
         assert_int_equal(rgb[i], lrintf(fminf(fmaxf(v, 0), 255)));
     }
@@ -325,12 +357,14 @@ static void test_without_decode(void **state)
 {
     char again[300];
     (void)state;
-    open_run("stages: ( { name = \"text\"; program = \"sluice-text\"; }, { name = \"image\"; program = \"sluice-image\"; },"
+    open_run("stages: ( { name = \"text\"; program = \"sluice-text\"; }, { name = \"image\"; "
+             "program = \"sluice-image\"; },"
              " { name = \"denoise\"; program = \"sluice-denoise\"; } );\n");
     snprintf(again, sizeof again, "%s/a", run.out);
     start("17", "12", "--dump", again, NULL);
     check_end(0, 1);
-    if (!t_same_file(t_format("%s/denoise.safetensors", dump), t_format("%s/denoise.safetensors", again)))
+    if (!t_same_file(t_format("%s/denoise.safetensors", dump),
+                     t_format("%s/denoise.safetensors", again)))
         t_run_fail(&run, "the latents are others");
     t_run_close(&run);
 }
@@ -339,8 +373,8 @@ static void test_without_decode(void **state)
 static void test_without_text(void **state)
 {
     (void)state;
-    open_run(
-        "stages: ( { name = \"image\"; program = \"sluice-image\"; }, { name = \"denoise\"; program = \"sluice-denoise\"; } );\n");
+    open_run("stages: ( { name = \"image\"; program = \"sluice-image\"; }, { name = \"denoise\"; "
+             "program = \"sluice-denoise\"; } );\n");
     start("17", "12", NULL);
     int status = t_run_end(&run);
     if (status != 1 && status != 2) t_run_fail(&run, "exit status %d, want 1 or 2", status);
@@ -352,7 +386,8 @@ static void test_without_text(void **state)
 
 /* ---- a spool that cannot be written ---- */
 
-/* A folder lies where the latents' file should be: the job does without, unless the file itself was asked for. */
+/* A folder lies where the latents' file should be: the job does without, unless the file
+ * itself was asked for. */
 static void test_spool_fails(void **state)
 {
     (void)state;
@@ -367,7 +402,8 @@ static void test_spool_fails(void **state)
         assert_int_equal(mkdir(t_format("%s/denoise.safetensors", folder), 0700), 0);
         t_run_ends(&run, dumped);
         t_run_nothing_left(&run, 0);
-        if (dumped && !t_run_said(&run, "denoise.safetensors: cannot be ")) t_run_fail(&run, "nobody said what cannot be written");
+        if (dumped && !t_run_said(&run, "denoise.safetensors: cannot be "))
+            t_run_fail(&run, "nobody said what cannot be written");
         if (!dumped && !t_same_file(t_format("%s/a.mp4", run.out), t_format("%s/../a.mp4", dump)))
             t_run_fail(&run, "another video without the spool");
         t_run_close(&run);
@@ -378,7 +414,8 @@ static void test_spool_fails(void **state)
 
 /* ---- without a checkpoint ---- */
 
-/* A folder of configurations and a tokenizer is enough with model.random; without it the weights are missed before anything starts. */
+/* A folder of configurations and a tokenizer is enough with model.random; without it the
+ * weights are missed before anything starts. */
 static void test_random_weights(void **state)
 {
     static const char *const PARTS[] = {"model_index.json",         "scheduler",
@@ -399,9 +436,10 @@ static void test_random_weights(void **state)
         if (slash) *slash = 0, mkdir(to, 0700), *slash = '/';
         assert_int_equal(symlink(from, to), 0);
     }
-    char *args[] = {"sluice", "run",      "--quiet", "--conf",  run.conf, "--model",  model, "--image",
-                    T_IMAGE,  "--prompt", PROMPT,    "--width", "96",     "--height", "64",  "--frames",
-                    "5",      "--steps",  "2",       "--seed",  "7",      "-o",       video, NULL};
+    char *args[] = {"sluice", "run",      "--quiet", "--conf",   run.conf, "--model",
+                    model,    "--image",  T_IMAGE,   "--prompt", PROMPT,   "--width",
+                    "96",     "--height", "64",      "--frames", "5",      "--steps",
+                    "2",      "--seed",   "7",       "-o",       video,    NULL};
     t_run_start(&run, args);
     check_end(0, 1);
     t_run_conf(&run, 5, 30, "");
@@ -432,10 +470,12 @@ static int remove_dump(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_jobs_overlap), cmocka_unit_test(test_cancel),       cmocka_unit_test(test_terminate),
-        cmocka_unit_test(test_replay),       cmocka_unit_test(test_defaults),     cmocka_unit_test(test_defaults_put_aside),
-        cmocka_unit_test(test_other_mux),    cmocka_unit_test(test_other_decode), cmocka_unit_test(test_without_decode),
-        cmocka_unit_test(test_without_text), cmocka_unit_test(test_spool_fails),  cmocka_unit_test(test_random_weights),
+        cmocka_unit_test(test_jobs_overlap),   cmocka_unit_test(test_cancel),
+        cmocka_unit_test(test_terminate),      cmocka_unit_test(test_replay),
+        cmocka_unit_test(test_defaults),       cmocka_unit_test(test_defaults_put_aside),
+        cmocka_unit_test(test_other_mux),      cmocka_unit_test(test_other_decode),
+        cmocka_unit_test(test_without_decode), cmocka_unit_test(test_without_text),
+        cmocka_unit_test(test_spool_fails),    cmocka_unit_test(test_random_weights),
     };
     return cmocka_run_group_tests_name("pipeline", tests, make_dump, remove_dump);
 }

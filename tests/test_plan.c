@@ -1,4 +1,5 @@
-/* test_plan - the bytes that `sluice plan` tells: by hand for the 14B model from its configurations alone, and against what the stages of a real run take.
+/* test_plan - the bytes that `sluice plan` tells: by hand for the 14B model from its
+ * configurations alone, and against what the stages of a real run take.
  *
  * limit: 240 s */
 #include "tests/t.h"
@@ -28,46 +29,65 @@ static int teardown(void **state)
 
 /* ---- configurations as they are published: spec 1.2 to 1.7 ---- */
 
-#define SIXTEEN(x) "[" x "," x "," x "," x "," x "," x "," x "," x "," x "," x "," x "," x "," x "," x "," x "," x "]"
+#define SIXTEEN(x)                                                                                 \
+    "[" x "," x "," x "," x "," x "," x "," x "," x "," x "," x "," x "," x "," x "," x "," x      \
+    "," x "]"
 static const struct {
     const char *file, *text;
 } CONFIGS[] = {
     {"model_index.json",
      "{\"_class_name\": \"WanImageToVideoPipeline\", \"_diffusers_version\": \"0.33.0.dev0\", "
-     "\"image_encoder\": [\"transformers\", \"CLIPVisionModelWithProjection\"], \"image_processor\": [\"transformers\", "
+     "\"image_encoder\": [\"transformers\", \"CLIPVisionModelWithProjection\"], "
+     "\"image_processor\": [\"transformers\", "
      "\"CLIPImageProcessor\"], "
-     "\"scheduler\": [\"diffusers\", \"UniPCMultistepScheduler\"], \"text_encoder\": [\"transformers\", \"UMT5EncoderModel\"], "
-     "\"tokenizer\": [\"transformers\", \"T5TokenizerFast\"], \"transformer\": [\"diffusers\", \"WanTransformer3DModel\"], "
+     "\"scheduler\": [\"diffusers\", \"UniPCMultistepScheduler\"], \"text_encoder\": "
+     "[\"transformers\", \"UMT5EncoderModel\"], "
+     "\"tokenizer\": [\"transformers\", \"T5TokenizerFast\"], \"transformer\": [\"diffusers\", "
+     "\"WanTransformer3DModel\"], "
      "\"vae\": [\"diffusers\", \"AutoencoderKLWan\"]}"},
     {"transformer/config.json",
-     "{\"_class_name\": \"WanTransformer3DModel\", \"num_layers\": 40, \"num_attention_heads\": 40, \"attention_head_dim\": 128, "
-     "\"ffn_dim\": 13824, \"in_channels\": 36, \"out_channels\": 16, \"image_dim\": 1280, \"added_kv_proj_dim\": 5120, "
-     "\"patch_size\": [1, 2, 2], \"cross_attn_norm\": true, \"qk_norm\": \"rms_norm_across_heads\", \"eps\": 1e-06, \"freq_dim\": "
+     "{\"_class_name\": \"WanTransformer3DModel\", \"num_layers\": 40, \"num_attention_heads\": "
+     "40, \"attention_head_dim\": 128, "
+     "\"ffn_dim\": 13824, \"in_channels\": 36, \"out_channels\": 16, \"image_dim\": 1280, "
+     "\"added_kv_proj_dim\": 5120, "
+     "\"patch_size\": [1, 2, 2], \"cross_attn_norm\": true, \"qk_norm\": "
+     "\"rms_norm_across_heads\", \"eps\": 1e-06, \"freq_dim\": "
      "256, "
      "\"text_dim\": 4096, \"rope_max_seq_len\": 1024}"},
-    {"text_encoder/config.json",
-     "{\"architectures\": [\"UMT5EncoderModel\"], \"model_type\": \"umt5\", \"d_model\": 4096, \"d_kv\": 64, \"d_ff\": 10240, "
-     "\"num_heads\": 64, \"num_layers\": 24, \"vocab_size\": 256384, \"relative_attention_num_buckets\": 32, "
-     "\"relative_attention_max_distance\": 128, \"feed_forward_proj\": \"gated-gelu\", \"layer_norm_epsilon\": 1e-06, "
-     "\"dense_act_fn\": \"gelu_new\", \"is_gated_act\": true}"},
+    {"text_encoder/config.json", "{\"architectures\": [\"UMT5EncoderModel\"], \"model_type\": "
+                                 "\"umt5\", \"d_model\": 4096, \"d_kv\": 64, \"d_ff\": 10240, "
+                                 "\"num_heads\": 64, \"num_layers\": 24, \"vocab_size\": 256384, "
+                                 "\"relative_attention_num_buckets\": 32, "
+                                 "\"relative_attention_max_distance\": 128, \"feed_forward_proj\": "
+                                 "\"gated-gelu\", \"layer_norm_epsilon\": 1e-06, "
+                                 "\"dense_act_fn\": \"gelu_new\", \"is_gated_act\": true}"},
     {"image_encoder/config.json",
-     "{\"architectures\": [\"CLIPVisionModelWithProjection\"], \"model_type\": \"clip_vision_model\", \"num_hidden_layers\": 32, "
-     "\"num_attention_heads\": 16, \"hidden_size\": 1280, \"intermediate_size\": 5120, \"patch_size\": 14, \"image_size\": 224, "
-     "\"projection_dim\": 1024, \"hidden_act\": \"gelu\", \"layer_norm_eps\": 1e-05, \"num_channels\": 3}"},
+     "{\"architectures\": [\"CLIPVisionModelWithProjection\"], \"model_type\": "
+     "\"clip_vision_model\", \"num_hidden_layers\": 32, "
+     "\"num_attention_heads\": 16, \"hidden_size\": 1280, \"intermediate_size\": 5120, "
+     "\"patch_size\": 14, \"image_size\": 224, "
+     "\"projection_dim\": 1024, \"hidden_act\": \"gelu\", \"layer_norm_eps\": 1e-05, "
+     "\"num_channels\": 3}"},
     {"image_processor/preprocessor_config.json",
-     "{\"crop_size\": {\"height\": 224, \"width\": 224}, \"do_center_crop\": true, \"do_convert_rgb\": true, "
-     "\"do_normalize\": true, \"do_rescale\": true, \"do_resize\": true, \"image_mean\": [0.48145466, 0.4578275, "
-     "0.40821073], \"image_std\": [0.26862954, 0.26130258, 0.27577711], \"resample\": 3, \"rescale_factor\": "
+     "{\"crop_size\": {\"height\": 224, \"width\": 224}, \"do_center_crop\": true, "
+     "\"do_convert_rgb\": true, "
+     "\"do_normalize\": true, \"do_rescale\": true, \"do_resize\": true, \"image_mean\": "
+     "[0.48145466, 0.4578275, "
+     "0.40821073], \"image_std\": [0.26862954, 0.26130258, 0.27577711], \"resample\": 3, "
+     "\"rescale_factor\": "
      "0.00392156862745098, \"size\": {\"shortest_edge\": 224}}"},
     {"scheduler/scheduler_config.json",
-     "{\"_class_name\": \"UniPCMultistepScheduler\", \"solver_order\": 2, \"solver_type\": \"bh2\", \"predict_x0\": true, "
-     "\"prediction_type\": \"flow_prediction\", \"use_flow_sigmas\": true, \"flow_shift\": 3.0, \"lower_order_final\": true, "
+     "{\"_class_name\": \"UniPCMultistepScheduler\", \"solver_order\": 2, \"solver_type\": "
+     "\"bh2\", \"predict_x0\": true, "
+     "\"prediction_type\": \"flow_prediction\", \"use_flow_sigmas\": true, \"flow_shift\": 3.0, "
+     "\"lower_order_final\": true, "
      "\"final_sigmas_type\": \"zero\", \"num_train_timesteps\": 1000}"},
     {"vae/config.json",
-     "{\"_class_name\": \"AutoencoderKLWan\", \"base_dim\": 96, \"z_dim\": 16, \"dim_mult\": [1, 2, 4, 4], \"num_res_blocks\": 2, "
-     "\"attn_scales\": [], \"temperal_downsample\": [false, true, true], \"dropout\": 0.0, \"latents_mean\": " SIXTEEN(
-         "0.5") ", "
-                "\"latents_std\": " SIXTEEN("2.0") "}"},
+     "{\"_class_name\": \"AutoencoderKLWan\", \"base_dim\": 96, \"z_dim\": 16, \"dim_mult\": [1, "
+     "2, 4, 4], \"num_res_blocks\": 2, "
+     "\"attn_scales\": [], \"temperal_downsample\": [false, true, true], \"dropout\": 0.0, "
+     "\"latents_mean\": " SIXTEEN("0.5") ", "
+                                         "\"latents_std\": " SIXTEEN("2.0") "}"},
 };
 
 static const char *big_model(void)
@@ -95,7 +115,8 @@ static const char *big_model(void)
 static json_t *plan(const char *first, ...)
 {
     const char *out = t_format("%s/plan.json", r.base);
-    char *args[T_ARGS] = {(char *)"sluice", (char *)"plan", (char *)"--json", (char *)out, (char *)"--quiet"};
+    char *args[T_ARGS] = {(char *)"sluice", (char *)"plan", (char *)"--json", (char *)out,
+                          (char *)"--quiet"};
     int n = 5;
     va_list ap;
     va_start(ap, first);
@@ -120,7 +141,8 @@ static int64_t of(const json_t *root, const char *stage, const char *key)
 static void about(int64_t found, int64_t bytes, int64_t above)
 {
     if (found < bytes || found > bytes + above)
-        fail_msg("%lld bytes, want %lld, and at most %lld more", (long long)found, (long long)bytes, (long long)above);
+        fail_msg("%lld bytes, want %lld, and at most %lld more", (long long)found, (long long)bytes,
+                 (long long)above);
 }
 
 /* ---- by hand ---- */
@@ -139,10 +161,13 @@ static void weights_from_configurations(void **state)
     assert_true(json_is_false(json_object_get(p, "from_files")));
     about(of(p, "denoise", "weight_bytes"), DIT_PARAMETERS * 4, 4 * MIB);
     about(of(p, "text", "weight_bytes"), UMT5_PARAMETERS * 4, 4 * MIB);
-    /* on the CPU matrices stay mapped; beside them biases (in one block 14 x 5120 + 13824, and 4 norms of attention), converted */
+    /* on the CPU matrices stay mapped; beside them biases (in one block 14 x 5120 +
+     * 13824, and 4 norms of attention), converted */
     assert_true(of(p, "denoise", "mapped_bytes") > DIT_PARAMETERS * 4 - 64 * MIB);
-    about(of(p, "denoise", "private_weight_bytes"), (int64_t)40 * (10 * 5120 + 13824 + 5120 + 5 * 5120) * 4, 32 * MIB);
-    /* convolutions are packed, and no less for it: the encoder with its quant_conv; channels are filled up to whole panels */
+    about(of(p, "denoise", "private_weight_bytes"),
+          (int64_t)40 * (10 * 5120 + 13824 + 5120 + 5 * 5120) * 4, 32 * MIB);
+    /* convolutions are packed, and no less for it: the encoder with its quant_conv;
+     * channels are filled up to whole panels */
     about(of(p, "decode", "private_weight_bytes"), (int64_t)73295331 * 4, 16 * MIB);
     assert_int_equal(of(p, "decode", "mapped_bytes"), 0);
     json_decref(p);
@@ -151,9 +176,11 @@ static void weights_from_configurations(void **state)
 
 static void decoder_caches(void **state)
 {
-    /* Channels that the decoder keeps at each of its four resolutions, two frames of each (spec 4.5): conv_in and the middle's four convolutions, three
-     * residual blocks of two convolutions a level, the time convolution of the first two levels, conv_out. */
-    int64_t p0 = 16 + 4 * 384 + 6 * 384 + 384, p1 = 192 + 5 * 384 + 384, p2 = 6 * 192, p3 = 6 * 96 + 96;
+    /* Channels that the decoder keeps at each of its four resolutions, two frames of each
+     * (spec 4.5): conv_in and the middle's four convolutions, three residual blocks of
+     * two convolutions a level, the time convolution of the first two levels, conv_out. */
+    int64_t p0 = 16 + 4 * 384 + 6 * 384 + 384, p1 = 192 + 5 * 384 + 384, p2 = 6 * 192,
+            p3 = 6 * 96 + 96;
     int64_t want = 2 * 4 * (90 * 160) * (p0 + 4 * p1 + 16 * p2 + 64 * p3);
     const char *model = big_model();
     assert_int_equal(want, 8716492800);
@@ -164,26 +191,34 @@ static void decoder_caches(void **state)
     assert_int_equal(of(p, "decode", "job_bytes"), want / (90 * 160) * (60 * 104));
     json_decref(p);
     p = plan("--model", model, "--width", "1280", "--height", "720", "--device", "cuda:0", END);
-    assert_int_equal(of(p, "decode", "job_bytes"), want / 2 + LATENT_720); /* the latents lie there too */
+    /* the latents lie there too */
+    assert_int_equal(of(p, "decode", "job_bytes"), want / 2 + LATENT_720);
     json_decref(p);
     (void)state;
 }
 
 static void what_a_denoising_job_keeps(void **state)
 {
-    int64_t condition = LATENT_720 / 16 * 20, v = 2 * LATENT_720, sampler = 5 * LATENT_720, rope = TOKENS_720 * 64 * 4 * 2;
-    int64_t times = (int64_t)50 * (1 + 6) * 5120 * 4, contexts = (int64_t)2 * 40 * (512 + 257) * 2 * 5120 * 4;
-    int64_t want = condition + v + sampler + rope + times + contexts, tokens = TOKENS_720 * 5120 * 4;
+    int64_t condition = LATENT_720 / 16 * 20, v = 2 * LATENT_720, sampler = 5 * LATENT_720,
+            rope = TOKENS_720 * 64 * 4 * 2;
+    int64_t times = (int64_t)50 * (1 + 6) * 5120 * 4,
+            contexts = (int64_t)2 * 40 * (512 + 257) * 2 * 5120 * 4;
+    int64_t want = condition + v + sampler + rope + times + contexts,
+            tokens = TOKENS_720 * 5120 * 4;
     const char *model = big_model();
     assert_int_equal(want, 2725401600);
     json_t *p = plan("--model", model, "--width", "1280", "--height", "720", END);
     assert_int_equal(of(p, "denoise", "job_bytes"), want);
     about(of(p, "denoise", "work_bytes"), 4 * tokens,
-          1200 * MIB); /* the tokens, all queries, keys and values; the rest some thousand tokens at a time */
+          /* the tokens, all queries, keys and values; the rest some thousand tokens at a
+           * time */
+          1200 * MIB);
     json_decref(p);
     /* without guidance one branch; ten steps */
-    p = plan("--model", model, "--width", "1280", "--height", "720", "--guidance", "1", "--steps", "10", END);
-    assert_int_equal(of(p, "denoise", "job_bytes"), want - LATENT_720 - times / 5 * 4 - contexts / 2);
+    p = plan("--model", model, "--width", "1280", "--height", "720", "--guidance", "1", "--steps",
+             "10", END);
+    assert_int_equal(of(p, "denoise", "job_bytes"),
+                     want - LATENT_720 - times / 5 * 4 - contexts / 2);
     json_decref(p);
     /* the cache: two tensors of all tokens a branch */
     p = plan("--model", model, "--width", "1280", "--height", "720", "--fbcache", "0.1", END);
@@ -195,13 +230,14 @@ static void what_a_denoising_job_keeps(void **state)
 /* What one stage takes of its GPU. */
 static int64_t on_gpu(const json_t *plan, const char *stage)
 {
-    return of(plan, stage, "weight_bytes") + of(plan, stage, "arena_bytes") + of(plan, stage, "device_slot_bytes") +
-           of(plan, stage, "context_bytes");
+    return of(plan, stage, "weight_bytes") + of(plan, stage, "arena_bytes") +
+           of(plan, stage, "device_slot_bytes") + of(plan, stage, "context_bytes");
 }
 
 static int64_t wanted(const json_t *plan, const char *device)
 {
-    return json_integer_value(json_object_get(json_object_get(json_object_get(plan, "devices"), device), "wanted_bytes"));
+    return json_integer_value(
+        json_object_get(json_object_get(json_object_get(plan, "devices"), device), "wanted_bytes"));
 }
 
 static const char *const COMPUTING[] = {"text", "image", "denoise", "decode"};
@@ -212,15 +248,18 @@ static void devices_add_up(void **state)
     const char *model = big_model();
     char conf[400];
     snprintf(conf, sizeof conf, "%s/devices.cfg", r.base);
-    json_t *p = plan("--model", model, "--width", "832", "--height", "480", "--device", "cuda:0", END);
+    json_t *p =
+        plan("--model", model, "--width", "832", "--height", "480", "--device", "cuda:0", END);
     int64_t gpu = 0, arenas = 0;
     for (int i = 0; i < 4; i++) {
         gpu += on_gpu(p, COMPUTING[i]);
         arenas += of(p, COMPUTING[i], "weight_bytes") + of(p, COMPUTING[i], "arena_bytes");
-        assert_int_equal(of(p, COMPUTING[i], "slot_bytes"), of(p, COMPUTING[i], "device_slot_bytes"));
+        assert_int_equal(of(p, COMPUTING[i], "slot_bytes"),
+                         of(p, COMPUTING[i], "device_slot_bytes"));
         assert_true(of(p, COMPUTING[i], "context_bytes") > 512 * MIB);
     }
-    about(of(p, "denoise", "weight_bytes"), DIT_PARAMETERS * 2 + (int64_t)29196800 * 2, 4 * MIB); /* bf16, but for the fp32 list */
+    /* bf16, but for the fp32 list */
+    about(of(p, "denoise", "weight_bytes"), DIT_PARAMETERS * 2 + (int64_t)29196800 * 2, 4 * MIB);
     about(of(p, "image", "weight_bytes"), (int64_t)611086080 * 4 + (int64_t)53595872 * 2,
           8 * MIB); /* CLIP is float32 (spec 2.5); convolutions are padded to whole tiles */
     assert_int_equal(of(p, "denoise", "mapped_bytes"), 0);
@@ -229,9 +268,11 @@ static void devices_add_up(void **state)
     assert_int_equal(of(p, "mux", "context_bytes"), 0);
     json_decref(p);
 
-    t_write(conf, "stages: ({ name = \"text\"; program = \"sluice-text\"; device = \"cuda:1\"; }, { name = \"image\"; program = "
+    t_write(conf, "stages: ({ name = \"text\"; program = \"sluice-text\"; device = \"cuda:1\"; }, "
+                  "{ name = \"image\"; program = "
                   "\"sluice-image\"; device = \"cuda:2\"; },\n"
-                  "{ name = \"denoise\"; program = \"sluice-denoise\"; device = \"cuda:0\"; }, { name = \"decode\"; program = "
+                  "{ name = \"denoise\"; program = \"sluice-denoise\"; device = \"cuda:0\"; }, { "
+                  "name = \"decode\"; program = "
                   "\"sluice-decode\"; device = \"cuda:2\"; },\n"
                   "{ name = \"mux\"; program = \"sluice-mux\"; });\n");
     p = plan("--model", model, "--width", "832", "--height", "480", "--conf", conf, END);
@@ -242,7 +283,8 @@ static void devices_add_up(void **state)
     int64_t spread = 0;
     for (int i = 0; i < 4; i++) {
         spread += of(p, COMPUTING[i], "weight_bytes") + of(p, COMPUTING[i], "arena_bytes");
-        assert_int_equal(of(p, COMPUTING[i], "device_slot_bytes"), 0); /* between two devices: host memory */
+        /* between two devices: host memory */
+        assert_int_equal(of(p, COMPUTING[i], "device_slot_bytes"), 0);
     }
     assert_int_equal(spread, arenas);
     json_decref(p);
@@ -254,9 +296,11 @@ static void all_of_14b_fits_one_gpu(void **state)
 {
     static const char *const SIZES[][2] = {{"1280", "720"}, {"1024", "1024"}};
     for (int i = 0; i < 2; i++) {
-        json_t *p = plan("--model", big_model(), "--width", SIZES[i][0], "--height", SIZES[i][1], "--device", "cuda:0", END);
+        json_t *p = plan("--model", big_model(), "--width", SIZES[i][0], "--height", SIZES[i][1],
+                         "--device", "cuda:0", END);
         if (wanted(p, "cuda:0") > (int64_t)76 << 30)
-            fail_msg("%sx%s: %lld bytes, want at most 76 GiB", SIZES[i][0], SIZES[i][1], (long long)wanted(p, "cuda:0"));
+            fail_msg("%sx%s: %lld bytes, want at most 76 GiB", SIZES[i][0], SIZES[i][1],
+                     (long long)wanted(p, "cuda:0"));
         json_decref(p);
     }
     (void)state;
@@ -284,24 +328,30 @@ static void a_missing_gpu_is_refused(void **state)
     t_run_ends(&r, 2);
     if (given) setenv("SLUICE_CUDA", kept, 1);
     else unsetenv("SLUICE_CUDA");
-    if (!t_run_said(&r, "sluice: device cuda:63 (stage text): CUDA plug-in /nonexistent/plugin.so: ") || t_run_count(&r, "\n") != 1)
+    if (!t_run_said(&r,
+                    "sluice: device cuda:63 (stage text): CUDA plug-in /nonexistent/plugin.so: ") ||
+        t_run_count(&r, "\n") != 1)
         fail_msg("said: %s", r.text);
     t_run_nothing_left(&r, 0);
 
     t_run_start(&r, args); /* with the plug-in where it was built: there are not that many */
     t_run_ends(&r, 2);
-    if (t_run_count(&r, "\n") != 1 || !t_run_said(&r, "sluice: device cuda:63 (stage text): ")) fail_msg("said: %s", r.text);
+    if (t_run_count(&r, "\n") != 1 || !t_run_said(&r, "sluice: device cuda:63 (stage text): "))
+        fail_msg("said: %s", r.text);
 
     args[9] = (char *)"cuda:64";
     t_run_start(&r, args);
     t_run_ends(&r, 2);
-    if (!t_run_said(&r, "--device is cuda:64, want cpu or cuda:N with N from 0 to 63")) fail_msg("said: %s", r.text);
+    if (!t_run_said(&r, "--device is cuda:64, want cpu or cuda:N with N from 0 to 63"))
+        fail_msg("said: %s", r.text);
 
-    t_run_conf(&r, 1, 30, "stages: ({ name = \"mux\"; program = \"sluice-mux\"; device = \"cuda:0\"; });\n");
+    t_run_conf(&r, 1, 30,
+               "stages: ({ name = \"mux\"; program = \"sluice-mux\"; device = \"cuda:0\"; });\n");
     args[8] = (char *)"--conf", args[9] = r.conf;
     t_run_start(&r, args);
     t_run_ends(&r, 2);
-    if (!t_run_said(&r, "device cuda:0 (stage mux): the video is encoded on the CPU, want cpu")) fail_msg("said: %s", r.text);
+    if (!t_run_said(&r, "device cuda:0 (stage mux): the video is encoded on the CPU, want cpu"))
+        fail_msg("said: %s", r.text);
     (void)state;
 }
 
@@ -311,7 +361,8 @@ static void slots_hold_the_jobs_tensors(void **state)
     T_OK(sl_model_open(&m, big_model(), &err));
     about((int64_t)sl_slot_bytes(&m, "text", 921600, 81), (int64_t)2 * 512 * 4096 * 4, 8192);
     about((int64_t)sl_slot_bytes(&m, "latents", 921600, 81), LATENT_720, 8192);
-    about((int64_t)sl_slot_bytes(&m, "image", 921600, 81), LATENT_720 / 16 * 20 + (int64_t)514 * 1280 * 4, 8192);
+    about((int64_t)sl_slot_bytes(&m, "image", 921600, 81),
+          LATENT_720 / 16 * 20 + (int64_t)514 * 1280 * 4, 8192);
     assert_int_equal(sl_slot_bytes(&m, "frames", 921600, 81), 4 * 1280 * 720 * 3);
     (void)state;
 }
@@ -328,11 +379,13 @@ static const char *long_prompt(void)
 
 static void plan_is_what_a_run_takes(void **state)
 {
-    static const char *const EXTRA[][2] = {{"--guidance", "5"}, {"--guidance", "1"}, {"--fbcache", "0.2"}};
+    static const char *const EXTRA[][2] = {
+        {"--guidance", "5"}, {"--guidance", "1"}, {"--fbcache", "0.2"}};
     char told[400], video[400];
     snprintf(told, sizeof told, "%s/report.json", r.out);
     snprintf(video, sizeof video, "%s/a.mp4", r.out);
-    for (int i = 0; i < (getenv("SLUICE_TEST_QUICK") && *getenv("SLUICE_TEST_QUICK") ? 1 : 3); i++) {
+    for (int i = 0; i < (getenv("SLUICE_TEST_QUICK") && *getenv("SLUICE_TEST_QUICK") ? 1 : 3);
+         i++) {
         char *const args[] = {(char *)"sluice",    (char *)"run",
                               (char *)"--model",   (char *)T_MODEL,
                               (char *)"--image",   (char *)T_IMAGE,
@@ -350,13 +403,15 @@ static void plan_is_what_a_run_takes(void **state)
         t_run_ends(&r, 0);
         json_error_t je;
         json_t *ran = json_load_file(told, 0, &je);
-        json_t *planned = plan("--model", T_MODEL, "--width", "96", "--height", "64", "--frames", "13", "--steps", "4", EXTRA[i][0],
-                               EXTRA[i][1], END);
+        json_t *planned = plan("--model", T_MODEL, "--width", "96", "--height", "64", "--frames",
+                               "13", "--steps", "4", EXTRA[i][0], EXTRA[i][1], END);
         const char *const names[] = {"text", "image", "denoise", "decode", "mux"};
         assert_true(json_is_true(json_object_get(planned, "from_files")));
         for (int k = 0; k < 5; k++) {
-            assert_int_equal(of(planned, names[k], "weight_bytes"), of(ran, names[k], "weight_bytes"));
-            assert_int_equal(of(planned, names[k], "arena_bytes"), of(ran, names[k], "arena_bytes"));
+            assert_int_equal(of(planned, names[k], "weight_bytes"),
+                             of(ran, names[k], "weight_bytes"));
+            assert_int_equal(of(planned, names[k], "arena_bytes"),
+                             of(ran, names[k], "arena_bytes"));
         }
         json_decref(ran);
         json_decref(planned);
@@ -367,8 +422,10 @@ static void plan_is_what_a_run_takes(void **state)
 
 /* ---- a checkpoint's sluice.json ---- */
 
-/* What the first job is after `sluice run WORDS...` (space between) with `text` as the checkpoint's sluice.json, the line as a jobs file's:
- * "WxH AREA FRAMES FPS STEPS GUIDANCE GUIDANCE-2 SHIFT SAMPLER NEGATIVE CACHE WARMUP HITS FINAL", a dash where nobody said anything. */
+/* What the first job is after `sluice run WORDS...` (space between) with `text` as the
+ * checkpoint's sluice.json, the line as a jobs file's: "WxH AREA FRAMES FPS STEPS
+ * GUIDANCE GUIDANCE-2 SHIFT SAMPLER NEGATIVE CACHE WARMUP HITS FINAL", a dash where
+ * nobody said anything. */
 static const char *job_after(const char *text, const char *words, const char *line)
 {
     static char out[1024];
@@ -388,8 +445,9 @@ static const char *job_after(const char *text, const char *words, const char *li
     const cli_job *j = &o.jobs[0];
     const sl_job *s = &j->spec;
     size_t at = 0;
-#define SAY(has, fmt, ...)                                                                                                         \
-    at += (size_t)(j->has ? snprintf(out + at, sizeof out - at, fmt " ", __VA_ARGS__) : snprintf(out + at, sizeof out - at, "- "))
+#define SAY(has, fmt, ...)                                                                         \
+    at += (size_t)(j->has ? snprintf(out + at, sizeof out - at, fmt " ", __VA_ARGS__)              \
+                          : snprintf(out + at, sizeof out - at, "- "))
     SAY(has_width, "%dx%d", s->width, s->height);
     SAY(has_max_area, "%d", (int)j->max_area);
     SAY(has_frames, "%d", s->frames);
@@ -413,10 +471,11 @@ static const char *job_after(const char *text, const char *words, const char *li
 
 static void the_user_comes_before_the_checkpoint(void **state)
 {
-    static const char ALL[] =
-        "{\"max-area\": 4096, \"frames\": 33, \"fps\": 8, \"steps\": 12, \"guidance\": 2, \"guidance_2\": 3, \"shift\": "
-        "7, \"sampler\": \"euler\", \"negative\": \"blur\", \"fbcache\": 0.1, \"fbcache-warmup\": 2, "
-        "\"fbcache-max-hits\": 3, \"fbcache-final\": \"4\"}",
+    static const char ALL[] = "{\"max-area\": 4096, \"frames\": 33, \"fps\": 8, \"steps\": 12, "
+                              "\"guidance\": 2, \"guidance_2\": 3, \"shift\": "
+                              "7, \"sampler\": \"euler\", \"negative\": \"blur\", \"fbcache\": "
+                              "0.1, \"fbcache-warmup\": 2, "
+                              "\"fbcache-max-hits\": 3, \"fbcache-final\": \"4\"}",
                       SIZE[] = "{\"width\": 64, \"height\": 48}";
     static const struct {
         const char *text, *words, *line, *want;
@@ -424,14 +483,18 @@ static void the_user_comes_before_the_checkpoint(void **state)
         {"{}", "", "", "- - - - - - - - - - - - - -"},
         {ALL, "", "", "- 4096 33 8 12 2 3 7 euler blur 0.1 2 3 4"},
         {ALL, "--frames 5", "", "- 4096 5 8 12 2 3 7 euler blur 0.1 2 3 4"},
-        {ALL, "--frames 5", "{\"frames\": 9, \"fps\": 24}", "- 4096 9 24 12 2 3 7 euler blur 0.1 2 3 4"},
-        {ALL, "--negative x --shift 5 --sampler unipc", "{\"steps\": 3}", "- 4096 33 8 3 2 3 5 unipc x 0.1 2 3 4"},
+        {ALL, "--frames 5", "{\"frames\": 9, \"fps\": 24}",
+         "- 4096 9 24 12 2 3 7 euler blur 0.1 2 3 4"},
+        {ALL, "--negative x --shift 5 --sampler unipc", "{\"steps\": 3}",
+         "- 4096 33 8 3 2 3 5 unipc x 0.1 2 3 4"},
         /* a given zero is a value like any other */
-        {ALL, "--fbcache 0 --fbcache-warmup 0 --fbcache-max-hits 0 --fbcache-final 0 --guidance-2 0", "",
+        {ALL,
+         "--fbcache 0 --fbcache-warmup 0 --fbcache-max-hits 0 --fbcache-final 0 --guidance-2 0", "",
          "- 4096 33 8 12 2 0 7 euler blur 0 0 0 0"},
         /* --guidance is both experts', as without a file */
         {ALL, "--guidance 1", "", "- 4096 33 8 12 1 - 7 euler blur 0.1 2 3 4"},
-        {ALL, "", "{\"guidance\": 1, \"guidance-2\": 4}", "- 4096 33 8 12 1 4 7 euler blur 0.1 2 3 4"},
+        {ALL, "", "{\"guidance\": 1, \"guidance-2\": 4}",
+         "- 4096 33 8 12 1 4 7 euler blur 0.1 2 3 4"},
         /* a size puts an area aside, and an area a size; half a size is not filled up */
         {ALL, "--width 32 --height 16", "", "32x16 - 33 8 12 2 3 7 euler blur 0.1 2 3 4"},
         {ALL, "", "{\"width\": 32, \"height\": 16}", "32x16 - 33 8 12 2 3 7 euler blur 0.1 2 3 4"},
@@ -444,7 +507,8 @@ static void the_user_comes_before_the_checkpoint(void **state)
     for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) {
         const char *got = job_after(CASES[i].text, CASES[i].words, CASES[i].line);
         if (strcmp(got, CASES[i].want))
-            fail_msg("case %zu (%s %s): %s, want %s", i, CASES[i].words, CASES[i].line, got, CASES[i].want);
+            fail_msg("case %zu (%s %s): %s, want %s", i, CASES[i].words, CASES[i].line, got,
+                     CASES[i].want);
     }
     (void)state;
 }
@@ -452,7 +516,8 @@ static void the_user_comes_before_the_checkpoint(void **state)
 /* The demo model needs no options. */
 static void a_plan_starts_from_the_checkpoints_defaults(void **state)
 {
-    static const char *const MORE[][2] = {{"--quiet", NULL}, {"--steps", "3"}, {"--max-area", "4096"}};
+    static const char *const MORE[][2] = {
+        {"--quiet", NULL}, {"--steps", "3"}, {"--max-area", "4096"}};
     static const int WANT[][3] = {{320, 33, 12}, {320, 33, 3}, {80, 33, 12}};
     for (int i = 0; i < 3; i++) {
         json_t *p = plan("--model", "models/demo", MORE[i][0], MORE[i][1], END);
@@ -495,7 +560,8 @@ static void a_run_that_does_not_fit_is_refused(void **state)
     t_run_start(&r, args);
     t_run_ends(&r, 2);
     if (!t_run_said(&r, "sluice: the run wants ") ||
-        !t_run_said(&r, " bytes of memory, there are 1000000 (limits.memory_bytes); the largest stage is denoise with ") ||
+        !t_run_said(&r, " bytes of memory, there are 1000000 (limits.memory_bytes); the largest "
+                        "stage is denoise with ") ||
         t_run_count(&r, "\n") != 1)
         fail_msg("said: %s", r.text);
     assert_true(access(video, F_OK) != 0);
@@ -526,9 +592,11 @@ static void what_the_machine_gives(void **state)
     const char *root = t_format("%s/machine", r.base);
     T_CODE(plan_machine(&m, root, &err), SL_SYS);
     T_SAYS(err.msg, "no MemTotal and MemAvailable");
-    put("/proc/meminfo", "MemTotal:       1000 kB\nMemFree:         1 kB\nMemAvailable:    800 kB\n");
+    put("/proc/meminfo",
+        "MemTotal:       1000 kB\nMemFree:         1 kB\nMemAvailable:    800 kB\n");
     T_OK(plan_machine(&m, root, &err));
-    assert_true(m.total == 1024000 && m.available == 819200 && m.group == UINT64_MAX && m.gives == 819200);
+    assert_true(m.total == 1024000 && m.available == 819200 && m.group == UINT64_MAX &&
+                m.gives == 819200);
 
     put("/proc/self/cgroup", "4:memory:/old\n0::/a/b\n");
     T_OK(plan_machine(&m, root, &err));
@@ -541,7 +609,8 @@ static void what_the_machine_gives(void **state)
     put("/sys/fs/cgroup/a/memory.stat", "anon 1\ninactive_file 150000\nactive_file 50000\n");
     T_OK(plan_machine(&m, root, &err));
     assert_int_equal(m.gives, 300000);
-    put("/sys/fs/cgroup/memory.max", "5000\n"); /* a container's own view: its group is the top */
+    /* a container's own view: its group is the top */
+    put("/sys/fs/cgroup/memory.max", "5000\n");
     put("/sys/fs/cgroup/memory.current", "6000\n");
     T_OK(plan_machine(&m, root, &err));
     assert_int_equal(m.gives, 0);

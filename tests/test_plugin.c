@@ -1,4 +1,5 @@
-/* test_plugin.c - opening the CUDA plug-in on a machine without it: one clear line for each way in which its file can be wrong. */
+/* test_plugin.c - opening the CUDA plug-in on a machine without it: one clear line for
+ * each way in which its file can be wrong. */
 #include "tests/t.h"
 
 #include <pthread.h>
@@ -6,8 +7,8 @@
 
 #include "kernels/plugin.h"
 
-/* The plug-in is opened once a process: each case has its own, with SLUICE_CUDA set to `file` (NULL: not set). Its message, or
- * "opened". */
+/* The plug-in is opened once a process: each case has its own, with SLUICE_CUDA set to
+ * `file` (NULL: not set). Its message, or "opened". */
 static const char *answer(const char *file)
 {
     static char text[1024];
@@ -30,7 +31,8 @@ static const char *answer(const char *file)
     close(ends[1]);
     size_t n = 0;
     ssize_t got;
-    while (n < sizeof text - 1 && (got = read(ends[0], text + n, sizeof text - 1 - n)) > 0) n += (size_t)got;
+    while (n < sizeof text - 1 && (got = read(ends[0], text + n, sizeof text - 1 - n)) > 0)
+        n += (size_t)got;
     text[n] = 0;
     close(ends[0]);
     int status = 0;
@@ -76,7 +78,8 @@ static void a_file_that_is_no_library_is_refused(void **state)
     char path[600];
     const char *dir = t_tmpdir();
     snprintf(path, sizeof path, "%s/text.so", dir);
-    write_file(path, "not a library, and long enough that it might have been one: nothing in it is what a loader looks for\n");
+    write_file(path, "not a library, and long enough that it might have been one: nothing in it is "
+                     "what a loader looks for\n");
     const char *said = answer(path);
     T_SAYS(said, path);
     T_SAYS(said, "invalid ELF header");
@@ -102,14 +105,17 @@ static void a_long_path_is_refused(void **state)
     T_SAYS(answer(path), "a path of 5999 characters");
 }
 
-/* A library that says it is a plug-in, of interface `abi`; false: there is no compiler here. */
+/* A library that says it is a plug-in, of interface `abi`; false: there is no compiler
+ * here. */
 static bool build(const char *dir, int abi)
 {
     char source[700], command[1600];
     snprintf(source, sizeof source, "%s/plugin.c", dir);
-    snprintf(command, sizeof command, "struct { int abi; void *rest[32]; } sl_plugin_entry = {%d, {0}};\n", abi);
+    snprintf(command, sizeof command,
+             "struct { int abi; void *rest[32]; } sl_plugin_entry = {%d, {0}};\n", abi);
     write_file(source, command);
-    snprintf(command, sizeof command, "cc -shared -fPIC -o '%s/plugin.so' '%s' 2>/dev/null", dir, source);
+    snprintf(command, sizeof command, "cc -shared -fPIC -o '%s/plugin.so' '%s' 2>/dev/null", dir,
+             source);
     return system(command) == 0;
 }
 
@@ -144,7 +150,8 @@ static void threads_open_it_once(void **state)
     enum { THREADS = 8 };
     pthread_t thread[THREADS];
     const sl_plugin *found[THREADS];
-    for (int i = 0; i < THREADS; i++) assert_int_equal(pthread_create(&thread[i], NULL, opener, &found[i]), 0);
+    for (int i = 0; i < THREADS; i++)
+        assert_int_equal(pthread_create(&thread[i], NULL, opener, &found[i]), 0);
     for (int i = 0; i < THREADS; i++) assert_int_equal(pthread_join(thread[i], NULL), 0);
     for (int i = 1; i < THREADS; i++) assert_ptr_equal(found[i], found[0]);
 }

@@ -44,7 +44,8 @@ static void invalid_utf8_is_refused_with_its_offset(void **state)
         char *got = NULL, want[80];
         T_CODE(sl_prompt_clean(&got, bad[i].bytes, bad[i].length, &err), SL_FORMAT);
         assert_null(got);
-        snprintf(want, sizeof want, "prompt: invalid UTF-8 at byte %zu (%s)", bad[i].at, bad[i].hex);
+        snprintf(want, sizeof want, "prompt: invalid UTF-8 at byte %zu (%s)", bad[i].at,
+                 bad[i].hex);
         assert_string_equal(err.msg, want);
     }
 }

@@ -13,7 +13,10 @@ static void golden_seeds(void **state)
     static const struct {
         const char *key;
         uint64_t seed;
-    } at[] = {{"randn.cpu.0", 0}, {"randn.cpu.42", 42}, {"randn.cpu.123456789", 123456789}, {"randn.cpu.42.n7", 42}};
+    } at[] = {{"randn.cpu.0", 0},
+              {"randn.cpu.42", 42},
+              {"randn.cpu.123456789", 123456789},
+              {"randn.cpu.42.n7", 42}};
     sl_err err = {0};
     sl_st *st = NULL;
     T_OK(sl_st_open_file(&st, t_golden("tiny-i2v/scheduler.safetensors"), &err));
@@ -36,9 +39,10 @@ static void lengths_and_wide_seeds(void **state)
 {
     (void)state;
     static const float few[3] = {-0.486780763f, -0.603821576f, -0.55809623f};
-    static const float tail[17] = {0.450170755f,  0.502557337f,  0.831809342f, 1.18586898f,  -0.518711686f, -1.11109316f,
-                                   -0.723828137f, -0.241603106f, 0.724853635f, -1.21363866f, 0.482566059f,  -0.0477662273f,
-                                   0.248440236f,  -0.731944621f, 0.230867177f, -1.49579382f, -1.53976643f};
+    static const float tail[17] = {
+        0.450170755f,  0.502557337f,  0.831809342f, 1.18586898f,  -0.518711686f, -1.11109316f,
+        -0.723828137f, -0.241603106f, 0.724853635f, -1.21363866f, 0.482566059f,  -0.0477662273f,
+        0.248440236f,  -0.731944621f, 0.230867177f, -1.49579382f, -1.53976643f};
     static const float minus_one[4] = {1.21976304f, -0.392979473f, 1.0230751f, -0.373421133f};
     float got[17];
     sl_randn(got, 3, 5);

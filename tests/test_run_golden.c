@@ -1,13 +1,21 @@
-/* test_run_golden - `sluice run` on every case of a golden folder, layer by layer against what the reference computed.
+/* test_run_golden - `sluice run` on every case of a golden folder, layer by layer against
+ * what the reference computed.
  *
- *   test_run_golden [FOLDER ...]     each holds model/, prompts.json, text.safetensors and cases NAME.json (default: tests/golden/tiny-i2v and what else
- *                                    in tests/golden has a whole model); the programs are taken from $SLUICE_BIN (default bin)
+ *   test_run_golden [FOLDER ...]     each holds model/, prompts.json, text.safetensors
+ *                                    and cases NAME.json (default: tests/golden/tiny-i2v
+ *                                    and what else in tests/golden has a whole model);
+ *                                    the programs are taken from $SLUICE_BIN (default
+ *                                    bin)
  *
- * The tiny models' rotary tables are rounded to bf16 (they were cast as a whole): tests/golden/golden.cfg asks for that, and a folder's own golden.cfg,
- * where it has one, for something else (the demo model's: float32). With float32 tables, as the published pipeline has them, blocks differ by up to 1.1e-4 and the first attention by 7e-4, steps by 9e-5.
+ * The tiny models' rotary tables are rounded to bf16 (they were cast as a whole):
+ * tests/golden/golden.cfg asks for that, and a folder's own golden.cfg, where it has one,
+ * for something else (the demo model's: float32). With float32 tables, as the published
+ * pipeline has them, blocks differ by up to 1.1e-4 and the first attention by 7e-4, steps
+ * by 9e-5.
  *
- * The comparisons go in the order of the computation, and the first layer that is off ends the case with its name. Tolerances are the contract's: float32 against
- * float32 in another order of summation. */
+ * The comparisons go in the order of the computation, and the first layer that is off
+ * ends the case with its name. Tolerances are the contract's: float32 against float32 in
+ * another order of summation. */
 #include "tests/t.h"
 
 #include <dirent.h>
@@ -83,7 +91,8 @@ static void run_case(const golden_case *c, json_t *prompts, const char *dir)
     FILE *f = open_memstream(&command, &size);
     const char *base = join("%s/%s", c->folder, c->name);
     const char *own = join("%s/golden.cfg", c->folder);
-    fprintf(f, "%s/sluice run --quiet --conf %s", bin, is_there(own) ? own : "tests/golden/golden.cfg");
+    fprintf(f, "%s/sluice run --quiet --conf %s", bin,
+            is_there(own) ? own : "tests/golden/golden.cfg");
     put_option(f, "model", join("%s/model", c->folder));
     if (is_there(join("%s.png", base))) put_option(f, "image", join("%s.png", base));
     if (is_there(join("%s.last.png", base))) put_option(f, "last-image", join("%s.last.png", base));
@@ -92,10 +101,12 @@ static void run_case(const golden_case *c, json_t *prompts, const char *dir)
     put_option(f, "noise", join("%s.safetensors", base));
     put_option(f, "dump", dir);
     fprintf(f, " --dump-steps --dump-blocks -o %s/out.mp4 --json %s/report.json", dir, dir);
-    fprintf(f, " --width %d --height %d --frames %d --steps %d --guidance %.9g", (int)number(c, "w", 0), (int)number(c, "h", 0),
-            (int)number(c, "f", 0), (int)number(c, "steps", 0), number(c, "cfg", 0));
+    fprintf(f, " --width %d --height %d --frames %d --steps %d --guidance %.9g",
+            (int)number(c, "w", 0), (int)number(c, "h", 0), (int)number(c, "f", 0),
+            (int)number(c, "steps", 0), number(c, "cfg", 0));
     if (number(c, "cfg2", 0) > 0) fprintf(f, " --guidance-2 %.9g", number(c, "cfg2", 0));
-    if (number(c, "fbcache_threshold", 0) > 0) fprintf(f, " --fbcache %.17g", number(c, "fbcache_threshold", 0));
+    if (number(c, "fbcache_threshold", 0) > 0)
+        fprintf(f, " --fbcache %.17g", number(c, "fbcache_threshold", 0));
     fclose(f);
     int status = system(command);
     if (status) fail_msg("exit status %d: %s", status, command);
@@ -120,11 +131,13 @@ static const sl_tensor *tensor(const sl_st *st, const char *name)
 }
 
 /* Relative L2 of got[0..n) against want; n < 0: counts must be equal. */
-static void compare(const char *what, const sl_tensor *got, const sl_tensor *want, int64_t n, double tol)
+static void compare(const char *what, const sl_tensor *got, const sl_tensor *want, int64_t n,
+                    double tol)
 {
     float *g = floats_of(got), *w = floats_of(want);
     int64_t ng = sl_count(got), nw = sl_count(want);
-    if (n < 0 && ng != nw) fail_msg("%s: %lld elements, want %lld", what, (long long)ng, (long long)nw);
+    if (n < 0 && ng != nw)
+        fail_msg("%s: %lld elements, want %lld", what, (long long)ng, (long long)nw);
     double e = t_rel_l2(g, w, n < 0 ? nw : n);
     if (!(e <= tol)) fail_msg("FIRST LAYER OFF: %s: relative L2 %.3g, want <= %.3g", what, e, tol);
     free(g);
@@ -141,13 +154,16 @@ static sl_st *open_st(const char *path)
 
 static void check_text(const golden_case *c, const char *dir)
 {
-    sl_st *got = open_st(join("%s/text.safetensors", dir)), *want = open_st(join("%s/text.safetensors", c->folder));
+    sl_st *got = open_st(join("%s/text.safetensors", dir)),
+          *want = open_st(join("%s/text.safetensors", c->folder));
     static const char *const BRANCH[2] = {"cond", "uncond"}, *const KEY[2] = {"prompt", "neg"};
     for (int b = 0; b < (number(c, "cfg", 0) > 1 ? 2 : 1); b++) {
         int i = (int)number(c, KEY[b], 0);
-        const sl_tensor *ids = tensor(got, join("ids.%s", BRANCH[b])), *ref = tensor(want, join("ids.%d", i));
+        const sl_tensor *ids = tensor(got, join("ids.%s", BRANCH[b])),
+                        *ref = tensor(want, join("ids.%d", i));
         if (sl_count(ids) != sl_count(ref))
-            fail_msg("ids.%s: %lld tokens, want %lld", BRANCH[b], (long long)sl_count(ids), (long long)sl_count(ref));
+            fail_msg("ids.%s: %lld tokens, want %lld", BRANCH[b], (long long)sl_count(ids),
+                     (long long)sl_count(ref));
         for (int64_t k = 0; k < sl_count(ids); k++) {
             int64_t a = 0, r = 0;
             int32_t a32;
@@ -155,7 +171,9 @@ static void check_text(const golden_case *c, const char *dir)
             a = a32;
             if (ref->dtype == SL_I64) memcpy(&r, (char *)ref->data + 8 * k, 8);
             else memcpy(&a32, (char *)ref->data + 4 * k, 4), r = a32;
-            if (a != r) fail_msg("ids.%s[%lld] is %lld, want %lld", BRANCH[b], (long long)k, (long long)a, (long long)r);
+            if (a != r)
+                fail_msg("ids.%s[%lld] is %lld, want %lld", BRANCH[b], (long long)k, (long long)a,
+                         (long long)r);
         }
         const sl_tensor *rows = tensor(got, BRANCH[b]);
         const sl_st_entry *reference = sl_st_find(want, join("embed.%d", i));
@@ -163,7 +181,8 @@ static void check_text(const golden_case *c, const char *dir)
         const sl_tensor *embed = &reference->t;
         compare(join("text %s", BRANCH[b]), rows, embed, sl_count(embed), LAYER_TOL);
         float *all = floats_of(rows);
-        for (int64_t k = sl_count(embed); k < sl_count(rows); k++) assert_true(all[k] == 0); /* padding rows are zero vectors */
+        /* padding rows are zero vectors */
+        for (int64_t k = sl_count(embed); k < sl_count(rows); k++) assert_true(all[k] == 0);
         free(all);
     }
     sl_st_close(&got);
@@ -174,19 +193,23 @@ static void check_image(const sl_st *ref, const char *dir)
 {
     if (!is_there(join("%s/image.safetensors", dir))) return;
     sl_st *got = open_st(join("%s/image.safetensors", dir));
-    if (sl_st_find(ref, "clip.penultimate")) compare("clip", tensor(got, "clip"), tensor(ref, "clip.penultimate"), -1, LAYER_TOL);
+    if (sl_st_find(ref, "clip.penultimate"))
+        compare("clip", tensor(got, "clip"), tensor(ref, "clip.penultimate"), -1, LAYER_TOL);
     if (sl_st_find(ref, "dit.input")) {
         const sl_tensor *input = tensor(ref, "dit.input"), *condition = tensor(got, "condition");
-        sl_tensor flat = sl_view2(input->data, input->dtype, 36, sl_count(input) / 36), part = sl_rows(&flat, 16, 20);
+        sl_tensor flat = sl_view2(input->data, input->dtype, 36, sl_count(input) / 36),
+                  part = sl_rows(&flat, 16, 20);
         compare("condition (mask and latent)", condition, &part, -1, LAYER_TOL);
     }
     sl_st_close(&got);
 }
 
-/* The first forward's tokens, in order. A tensor that the golden file cut short (48 rows of text) is compared as far as it goes. */
+/* The first forward's tokens, in order. A tensor that the golden file cut short (48 rows
+ * of text) is compared as far as it goes. */
 static void check_blocks(const sl_st *ref, const char *dir)
 {
-    static const char *const FIRST[] = {"time_proj", "text", "image", "patch", "block.0.attn1", "block.0.attn2", "block.0.ffn"};
+    static const char *const FIRST[] = {"time_proj",     "text",          "image",      "patch",
+                                        "block.0.attn1", "block.0.attn2", "block.0.ffn"};
     char name[64];
     for (int i = 0;; i++) {
         if (i < 7) snprintf(name, sizeof name, "%s", FIRST[i]);
@@ -196,7 +219,8 @@ static void check_blocks(const sl_st *ref, const char *dir)
         if (!e) continue;
         sl_st *got = open_st(join("%s/blocks/%s.safetensors", dir, name));
         const sl_tensor *t = tensor(got, name);
-        if (!strcmp(name, "patch")) { /* the golden file has it channels first, [dim, T, H/2, W/2] */
+        /* the golden file has it channels first, [dim, T, H/2, W/2] */
+        if (!strcmp(name, "patch")) {
             int64_t dim = e->t.shape[0], rows = sl_count(&e->t) / dim;
             float *want = floats_of(&e->t), *turned = malloc((size_t)(dim * rows) * sizeof(float));
             for (int64_t c = 0; c < dim; c++)
@@ -222,7 +246,8 @@ static void check_steps(const golden_case *c, const sl_st *ref, const char *dir)
     for (int i = 0; i < steps; i++) {
         const sl_st_entry *e = sl_st_find(ref, join("step.%d.latents", i));
         if (!e) continue;
-        compare(join("step %d latents", i), tensor(got, join("step.%d.latents", i)), &e->t, -1, STEP_TOL);
+        compare(join("step %d latents", i), tensor(got, join("step.%d.latents", i)), &e->t, -1,
+                STEP_TOL);
         seen++;
     }
     if (!seen) fail_msg("%s: the golden file holds no step's latents", c->name);
@@ -231,18 +256,23 @@ static void check_steps(const golden_case *c, const sl_st *ref, const char *dir)
 
 static void check_cache(const golden_case *c, const char *dir)
 {
-    json_t *want = json_object_get(c->json, "fbcache"), *report = json_load_file(join("%s/report.json", dir), 0, NULL);
+    json_t *want = json_object_get(c->json, "fbcache"),
+           *report = json_load_file(join("%s/report.json", dir), 0, NULL);
     static const char *const BRANCH[2] = {"cond", "uncond"};
     assert_non_null(report);
     for (size_t i = 0; i < json_array_size(want); i++) {
-        json_t *w = json_array_get(want, i), *step = json_array_get(json_object_get(report, "steps"), i / 2);
+        json_t *w = json_array_get(want, i),
+               *step = json_array_get(json_object_get(report, "steps"), i / 2);
         json_t *g = json_object_get(step, BRANCH[i % 2]);
-        if (json_boolean_value(json_object_get(g, "computed")) != json_boolean_value(json_object_get(w, "compute")))
+        if (json_boolean_value(json_object_get(g, "computed")) !=
+            json_boolean_value(json_object_get(w, "compute")))
             fail_msg("step %zu %s: the cache %s, the reference did not", i / 2, BRANCH[i % 2],
                      json_is_true(json_object_get(g, "computed")) ? "computed" : "skipped");
         json_t *diff = json_object_get(w, "diff");
         if (json_is_number(diff))
-            assert_true(fabs(json_number_value(json_object_get(g, "metric")) / json_number_value(diff) - 1) <= 1e-3);
+            assert_true(
+                fabs(json_number_value(json_object_get(g, "metric")) / json_number_value(diff) -
+                     1) <= 1e-3);
     }
     json_decref(report);
 }
@@ -256,7 +286,8 @@ static void check_frames(const sl_st *ref, const char *dir)
     if (!sl_same_shape(g, w)) fail_msg("frames: another shape than the reference's");
     for (int64_t i = 0; i < n; i++) off += abs(a[i] - b[i]) > 1;
     if (!(off <= n / 1000))
-        fail_msg("frames: %lld of %lld bytes differ by more than 1, want at most 0.1 %%", (long long)off, (long long)n);
+        fail_msg("frames: %lld of %lld bytes differ by more than 1, want at most 0.1 %%",
+                 (long long)off, (long long)n);
     sl_st_close(&got);
 }
 
@@ -294,7 +325,8 @@ static void add_folder(const char *folder)
     }
     while ((e = readdir(d))) {
         size_t n = strlen(e->d_name);
-        if (n < 6 || strcmp(e->d_name + n - 5, ".json") || !strcmp(e->d_name, "prompts.json")) continue;
+        if (n < 6 || strcmp(e->d_name + n - 5, ".json") || !strcmp(e->d_name, "prompts.json"))
+            continue;
         json_t *j = json_load_file(join("%s/%s", folder, e->d_name), 0, NULL);
         if (!j || !json_object_get(j, "steps")) {
             json_decref(j);
@@ -326,7 +358,8 @@ int main(int argc, char **argv)
         return 1;
     }
     struct CMUnitTest *tests = calloc((size_t)case_count, sizeof *tests);
-    for (int i = 0; i < case_count; i++) tests[i] = (struct CMUnitTest){cases[i].name, test_case, NULL, NULL, &cases[i]};
+    for (int i = 0; i < case_count; i++)
+        tests[i] = (struct CMUnitTest){cases[i].name, test_case, NULL, NULL, &cases[i]};
     int failed = _cmocka_run_group_tests("run_golden", tests, (size_t)case_count, NULL, NULL);
     for (int i = 0; i < case_count; i++) json_decref(cases[i].json);
     free(cases);

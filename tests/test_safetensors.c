@@ -1,4 +1,5 @@
-/* test_safetensors.c - tensor files: what is read back, what is refused and how it says so, what the writer leaves behind. */
+/* test_safetensors.c - tensor files: what is read back, what is refused and how it says
+ * so, what the writer leaves behind. */
 #include "t.h"
 
 #include <dirent.h>
@@ -59,17 +60,18 @@ static size_t make_image(const char *header, size_t data_bytes)
     return 8 + n + data_bytes;
 }
 
-/* This header over this many bytes of data must be refused with a message that contains `part`. */
-#define REFUSED(header, data_bytes, part)                                                                                          \
-    do {                                                                                                                           \
-        size_t n_ = make_image((header), (data_bytes));                                                                            \
-        T_CODE(sl_st_parse(image, n_, &err), SL_FORMAT);                                                                           \
-        T_SAYS(err.msg, (part));                                                                                                   \
+/* This header over this many bytes of data must be refused with a message that contains
+ * `part`. */
+#define REFUSED(header, data_bytes, part)                                                          \
+    do {                                                                                           \
+        size_t n_ = make_image((header), (data_bytes));                                            \
+        T_CODE(sl_st_parse(image, n_, &err), SL_FORMAT);                                           \
+        T_SAYS(err.msg, (part));                                                                   \
     } while (0)
-#define ACCEPTED(header, data_bytes)                                                                                               \
-    do {                                                                                                                           \
-        size_t n_ = make_image((header), (data_bytes));                                                                            \
-        T_OK(sl_st_parse(image, n_, &err));                                                                                        \
+#define ACCEPTED(header, data_bytes)                                                               \
+    do {                                                                                           \
+        size_t n_ = make_image((header), (data_bytes));                                            \
+        T_OK(sl_st_parse(image, n_, &err));                                                        \
     } while (0)
 
 static int files_in_dir(void)
@@ -92,8 +94,10 @@ static void a_golden_file_is_read(void **state)
     T_OK(sl_st_want(st, "noise", SL_F32, 4, (int64_t[]){16, 3, 8, 12}, &t, &err));
     assert_int_equal(sl_first_nonfinite(t.data, t.dtype, sl_count(&t)), -1);
     assert_null(sl_st_find(st, "nosuch"));
-    for (int i = 1; i < sl_st_size(st); i++) assert_true(strcmp(sl_st_at(st, i - 1)->name, sl_st_at(st, i)->name) < 0);
-    for (int i = 0; i < sl_st_size(st); i++) assert_ptr_equal(sl_st_find(st, sl_st_at(st, i)->name), sl_st_at(st, i));
+    for (int i = 1; i < sl_st_size(st); i++)
+        assert_true(strcmp(sl_st_at(st, i - 1)->name, sl_st_at(st, i)->name) < 0);
+    for (int i = 0; i < sl_st_size(st); i++)
+        assert_ptr_equal(sl_st_find(st, sl_st_at(st, i)->name), sl_st_at(st, i));
     assert_null(sl_st_at(st, sl_st_size(st)));
     sl_st_close(&st);
     assert_null(st);
@@ -104,7 +108,8 @@ static void a_golden_file_is_read(void **state)
 static void a_sharded_folder_is_read(void **state)
 {
     sl_st *st = NULL;
-    T_OK(sl_st_open_dir(&st, t_golden("tiny-i2v/model/transformer"), "diffusion_pytorch_model", &err));
+    T_OK(sl_st_open_dir(&st, t_golden("tiny-i2v/model/transformer"), "diffusion_pytorch_model",
+                        &err));
     assert_int_equal(sl_st_shards(st), 2);
     const sl_st_entry *e = sl_st_find(st, "blocks.2.ffn.net.2.weight");
     assert_non_null(e);
@@ -144,7 +149,8 @@ static void scalars_empty_tensors_and_padding_are_fine(void **state)
     ACCEPTED("{}", 0);
     ACCEPTED("{}       ", 0);
     ACCEPTED("{\"__metadata__\":{\"format\":\"pt\"}}", 0);
-    ACCEPTED("{\"a\":{\"dtype\":\"F32\",\"shape\":[0,5],\"data_offsets\":[0,0]},\"b\":{\"dtype\":\"U8\",\"shape\":[3],\"data_"
+    ACCEPTED("{\"a\":{\"dtype\":\"F32\",\"shape\":[0,5],\"data_offsets\":[0,0]},\"b\":{\"dtype\":"
+             "\"U8\",\"shape\":[3],\"data_"
              "offsets\":[0,3]}}",
              3);
     n = make_image("{\"s\":{\"dtype\":\"F32\",\"shape\":[],\"data_offsets\":[0,4]}}", 4);
@@ -160,10 +166,10 @@ static void a_foreign_dtype_is_listed_but_not_viewed(void **state)
 {
     sl_st *st = NULL;
     sl_tensor t;
-    size_t n =
-        make_image("{\"d\":{\"dtype\":\"F64\",\"shape\":[2],\"data_offsets\":[0,16]},\"m\":{\"dtype\":\"BOOL\",\"shape\":[3],"
-                   "\"data_offsets\":[16,19]}}",
-                   19);
+    size_t n = make_image("{\"d\":{\"dtype\":\"F64\",\"shape\":[2],\"data_offsets\":[0,16]},\"m\":{"
+                          "\"dtype\":\"BOOL\",\"shape\":[3],"
+                          "\"data_offsets\":[16,19]}}",
+                          19);
     put("f.safetensors", image, n);
     T_OK(sl_st_open_file(&st, at("f.safetensors"), &err));
     assert_int_equal(sl_st_size(st), 2);
@@ -208,7 +214,8 @@ static void bad_lengths_are_refused(void **state)
     memset(head, 0xff, 8);
     T_CODE(sl_st_parse(head, 16, &err), SL_FORMAT);
     size_t n = make_image("{\"a\":{\"dtype\":\"F32\",\"shape\":[4],\"data_offsets\":[0,16]}}", 16);
-    for (size_t cut = 0; cut < n; cut++) T_CODE(sl_st_parse(image, cut, &err), SL_FORMAT); /* every truncation */
+    /* every truncation */
+    for (size_t cut = 0; cut < n; cut++) T_CODE(sl_st_parse(image, cut, &err), SL_FORMAT);
     T_OK(sl_st_parse(image, n, &err));
     T_CODE(sl_st_parse(image, n + 1, &err), SL_FORMAT);
     T_SAYS(err.msg, "has 17 bytes of data, its tensors take 16");
@@ -223,7 +230,8 @@ static void bad_json_is_refused(void **state)
     REFUSED("{} x", 0, "end of file expected");
     REFUSED("{\"\xff\":1}", 0, "decode byte 0xff");
     REFUSED("{\"a\\u0000b\":1}", 0, "not JSON");
-    REFUSED("{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":"
+    REFUSED("{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},\"a\":{\"dtype\":"
+            "\"U8\",\"shape\":[1],\"data_offsets\":"
             "[1,2]}}",
             2, "duplicate");
     REFUSED("{\"a\":3}", 0, "has no \"dtype\"");
@@ -238,39 +246,55 @@ static void bad_entries_are_refused(void **state)
     REFUSED("{\"a\":{\"dtype\":\"FP32\",\"shape\":[1],\"data_offsets\":[0,4]}}", 4,
             "dtype \"FP32\", want one of F32 BF16 F16 U8 I64 I32");
     REFUSED("{\"a\":{\"dtype\":\"F32\",\"data_offsets\":[0,4]}}", 4, "no \"shape\"");
-    REFUSED("{\"a\":{\"dtype\":\"F32\",\"shape\":[-1],\"data_offsets\":[0,4]}}", 4, "no integer >= 0");
-    REFUSED("{\"a\":{\"dtype\":\"F32\",\"shape\":[1.0],\"data_offsets\":[0,4]}}", 4, "no integer >= 0");
-    REFUSED("{\"a\":{\"dtype\":\"F32\",\"shape\":[99999999999999999999],\"data_offsets\":[0,4]}}", 4, "too big");
-    REFUSED("{\"a\":{\"dtype\":\"F32\",\"shape\":[1,1,1,1,1,1,1],\"data_offsets\":[0,4]}}", 4, "7 dimensions, want at most 6");
-    REFUSED("{\"a\":{\"dtype\":\"F32\",\"shape\":[4611686018427387904,4],\"data_offsets\":[0,0]}}", 0,
-            "not what F32 [4611686018427387904, 4] takes");
-    REFUSED("{\"a\":{\"dtype\":\"F32\",\"shape\":[0,4611686018427387904,4],\"data_offsets\":[0,0]}}", 0, "not what F32");
+    REFUSED("{\"a\":{\"dtype\":\"F32\",\"shape\":[-1],\"data_offsets\":[0,4]}}", 4,
+            "no integer >= 0");
+    REFUSED("{\"a\":{\"dtype\":\"F32\",\"shape\":[1.0],\"data_offsets\":[0,4]}}", 4,
+            "no integer >= 0");
+    REFUSED("{\"a\":{\"dtype\":\"F32\",\"shape\":[99999999999999999999],\"data_offsets\":[0,4]}}",
+            4, "too big");
+    REFUSED("{\"a\":{\"dtype\":\"F32\",\"shape\":[1,1,1,1,1,1,1],\"data_offsets\":[0,4]}}", 4,
+            "7 dimensions, want at most 6");
+    REFUSED("{\"a\":{\"dtype\":\"F32\",\"shape\":[4611686018427387904,4],\"data_offsets\":[0,0]}}",
+            0, "not what F32 [4611686018427387904, 4] takes");
+    REFUSED(
+        "{\"a\":{\"dtype\":\"F32\",\"shape\":[0,4611686018427387904,4],\"data_offsets\":[0,0]}}", 0,
+        "not what F32");
     REFUSED("{\"a\":{\"dtype\":\"F32\",\"shape\":[1]}}", 4, "no \"data_offsets\"");
-    REFUSED("{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0]}}", 4, "no \"data_offsets\"");
-    REFUSED("{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,\"4\"]}}", 4, "offset is no integer");
+    REFUSED("{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0]}}", 4,
+            "no \"data_offsets\"");
+    REFUSED("{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,\"4\"]}}", 4,
+            "offset is no integer");
     REFUSED("{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[-4,0]}}", 4,
             "want them in order and within the file's 4 bytes");
-    REFUSED("{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[4,0]}}", 4, "want them in order");
-    REFUSED("{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[4,8]}}", 4, "within the file's 4 bytes");
+    REFUSED("{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[4,0]}}", 4,
+            "want them in order");
+    REFUSED("{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[4,8]}}", 4,
+            "within the file's 4 bytes");
     REFUSED("{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,4]}}", 4,
             "a has 4 bytes of data, which is not what F32 [2] takes");
-    REFUSED("{\"a\":{\"dtype\":\"F4\",\"shape\":[3],\"data_offsets\":[0,1]}}", 1, "not what F4 [3] takes");
+    REFUSED("{\"a\":{\"dtype\":\"F4\",\"shape\":[3],\"data_offsets\":[0,1]}}", 1,
+            "not what F4 [3] takes");
     (void)state;
 }
 
 static void overlaps_and_holes_are_refused(void **state)
 {
-    REFUSED("{\"a\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]},\"b\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":"
+    REFUSED("{\"a\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]},\"b\":{\"dtype\":"
+            "\"U8\",\"shape\":[4],\"data_offsets\":"
             "[2,6]}}",
             6, "a and b overlap");
-    REFUSED("{\"a\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]},\"b\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":"
+    REFUSED("{\"a\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]},\"b\":{\"dtype\":"
+            "\"U8\",\"shape\":[4],\"data_offsets\":"
             "[0,4]}}",
             4, "overlap");
-    REFUSED("{\"a\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]},\"b\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":"
+    REFUSED("{\"a\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]},\"b\":{\"dtype\":"
+            "\"U8\",\"shape\":[4],\"data_offsets\":"
             "[6,10]}}",
             10, "2 bytes before b belong to no tensor");
-    REFUSED("{\"a\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[2,6]}}", 6, "2 bytes before a belong to no tensor");
-    REFUSED("{\"a\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]}}", 6, "has 6 bytes of data, its tensors take 4");
+    REFUSED("{\"a\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[2,6]}}", 6,
+            "2 bytes before a belong to no tensor");
+    REFUSED("{\"a\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]}}", 6,
+            "has 6 bytes of data, its tensors take 4");
     (void)state;
 }
 
@@ -300,19 +324,20 @@ static void save_u8(const char *file, const char *tensor)
     T_OK(sl_st_save(at(file), 1, &tensor, &t, &err));
 }
 
-#define INDEX_REFUSED(text, part)                                                                                                  \
-    do {                                                                                                                           \
-        sl_st *st_ = NULL;                                                                                                         \
-        put("m.safetensors.index.json", (text), strlen(text));                                                                     \
-        T_CODE(sl_st_open_dir(&st_, dir, "m", &err), SL_FORMAT);                                                                   \
-        T_SAYS(err.msg, (part));                                                                                                   \
-        assert_null(st_);                                                                                                          \
+#define INDEX_REFUSED(text, part)                                                                  \
+    do {                                                                                           \
+        sl_st *st_ = NULL;                                                                         \
+        put("m.safetensors.index.json", (text), strlen(text));                                     \
+        T_CODE(sl_st_open_dir(&st_, dir, "m", &err), SL_FORMAT);                                   \
+        T_SAYS(err.msg, (part));                                                                   \
+        assert_null(st_);                                                                          \
     } while (0)
 
 static void a_wrong_index_is_refused(void **state)
 {
     sl_st *st = NULL;
-    const char *good = "{\"metadata\":{\"total_size\":2},\"weight_map\":{\"a\":\"m-1.safetensors\",\"b\":\"m-2.safetensors\"}}";
+    const char *good = "{\"metadata\":{\"total_size\":2},\"weight_map\":{\"a\":\"m-1.safetensors\","
+                       "\"b\":\"m-2.safetensors\"}}";
     save_u8("m-1.safetensors", "a");
     save_u8("m-2.safetensors", "b");
     put("m.safetensors.index.json", good, strlen(good));
@@ -324,14 +349,19 @@ static void a_wrong_index_is_refused(void **state)
                   "names m-3.safetensors, which is not there");
     INDEX_REFUSED("{\"weight_map\":{\"a\":\"m-1.safetensors\",\"c\":\"m-2.safetensors\"}}",
                   "m-2.safetensors holds no c, which the index says");
-    INDEX_REFUSED("{\"weight_map\":{\"b\":\"m-1.safetensors\",\"a\":\"m-2.safetensors\"}}", "holds no"); /* in the other shard */
-    INDEX_REFUSED("{\"weight_map\":{\"a\":\"../m-1.safetensors\"}}", "want the plain name of a file");
-    INDEX_REFUSED("{\"weight_map\":{\"a\":\"/etc/passwd\"}}", "a lies in \"/etc/passwd\", want the plain name");
+    /* in the other shard */
+    INDEX_REFUSED("{\"weight_map\":{\"b\":\"m-1.safetensors\",\"a\":\"m-2.safetensors\"}}",
+                  "holds no");
+    INDEX_REFUSED("{\"weight_map\":{\"a\":\"../m-1.safetensors\"}}",
+                  "want the plain name of a file");
+    INDEX_REFUSED("{\"weight_map\":{\"a\":\"/etc/passwd\"}}",
+                  "a lies in \"/etc/passwd\", want the plain name");
     INDEX_REFUSED("{\"weight_map\":{\"a\":\"..\"}}", "want the plain name");
     INDEX_REFUSED("{\"weight_map\":{\"a\":\"\"}}", "want the plain name");
     INDEX_REFUSED("{\"weight_map\":{\"a\":7}}", "a names no file");
     INDEX_REFUSED("{\"weight_map\":[]}", "has no \"weight_map\" object");
-    INDEX_REFUSED("{\"weight_map\":{\"a\":\"m-1.safetensors\",\"a\":\"m-1.safetensors\"}}", "duplicate");
+    INDEX_REFUSED("{\"weight_map\":{\"a\":\"m-1.safetensors\",\"a\":\"m-1.safetensors\"}}",
+                  "duplicate");
     INDEX_REFUSED("{", "m.safetensors.index.json:1:");
     save_u8("m-2.safetensors", "a");
     INDEX_REFUSED(good, "a is also in");
@@ -351,7 +381,8 @@ static void what_is_written_is_read_back(void **state)
     T_OK(sl_stw_declare(w, "z", SL_F32, 2, (int64_t[]){2, 3}, &err));
     T_OK(sl_stw_declare(w, "a", SL_F32, 1, (int64_t[]){100}, &err));
     T_OK(sl_stw_declare(w, "none", SL_U8, 2, (int64_t[]){0, 3}, &err));
-    T_OK(sl_stw_write(w, "a", x + 50, 200, 200, &err)); /* the end before the start, with an overlap */
+    /* the end before the start, with an overlap */
+    T_OK(sl_stw_write(w, "a", x + 50, 200, 200, &err));
     T_OK(sl_stw_write(w, "z", y, 0, 24, &err));
     T_OK(sl_stw_write(w, "a", x + 10, 40, 200, &err));
     T_OK(sl_stw_write(w, "a", x, 0, 40, &err));
@@ -362,7 +393,8 @@ static void what_is_written_is_read_back(void **state)
     T_OK(sl_st_open_file(&st, at("w.safetensors"), &err));
     T_OK(sl_st_want(st, "a", SL_F32, 1, (int64_t[]){100}, &t, &err));
     assert_memory_equal(t.data, x, sizeof x);
-    assert_ptr_equal((char *)t.data - 24, sl_st_find(st, "z")->t.data); /* order of declaration */
+    /* order of declaration */
+    assert_ptr_equal((char *)t.data - 24, sl_st_find(st, "z")->t.data);
     assert_int_equal((uintptr_t)sl_st_find(st, "z")->t.data % 8, 0);
     T_OK(sl_st_want(st, "z", SL_F32, 2, (int64_t[]){2, 3}, &t, &err));
     assert_memory_equal(t.data, y, sizeof y);
@@ -444,7 +476,8 @@ static void an_old_file_stays_until_the_new_one_is_whole(void **state)
     T_OK(sl_st_open_file(&st, at("w.safetensors"), &err));
     assert_non_null(sl_st_find(st, "old"));
     T_OK(sl_stw_finish(&w, &err));
-    assert_int_equal(*(char *)sl_st_find(st, "old")->t.data, 1); /* an open set keeps what it mapped */
+    /* an open set keeps what it mapped */
+    assert_int_equal(*(char *)sl_st_find(st, "old")->t.data, 1);
     sl_st_close(&st);
     T_OK(sl_st_open_file(&st, at("w.safetensors"), &err));
     assert_non_null(sl_st_find(st, "new"));
@@ -452,7 +485,8 @@ static void an_old_file_stays_until_the_new_one_is_whole(void **state)
     (void)state;
 }
 
-/* The design case: 14 shards of 5 GB. Files with holes have that size and no blocks; opening must read headers only. */
+/* The design case: 14 shards of 5 GB. Files with holes have that size and no blocks;
+ * opening must read headers only. */
 static void large_shards_are_mapped_not_read(void **state)
 {
     sl_st *st = NULL;
@@ -460,11 +494,13 @@ static void large_shards_are_mapped_not_read(void **state)
     const int64_t gb5 = 5000000000;
     for (int i = 0; i < 14; i++) {
         snprintf(file, sizeof file, "m-%05d-of-00014.safetensors", i + 1);
-        snprintf(header, sizeof header, "{\"w.%d\":{\"dtype\":\"F32\",\"shape\":[%lld],\"data_offsets\":[0,%lld]}}", i,
+        snprintf(header, sizeof header,
+                 "{\"w.%d\":{\"dtype\":\"F32\",\"shape\":[%lld],\"data_offsets\":[0,%lld]}}", i,
                  (long long)gb5 / 4, (long long)gb5);
         put(file, image, make_image(header, 0));
         assert_int_equal(truncate(at(file), (off_t)(8 + strlen(header)) + gb5), 0);
-        snprintf(index + strlen(index), sizeof index - strlen(index), "%s\"w.%d\":\"%s\"", i ? "," : "", i, file);
+        snprintf(index + strlen(index), sizeof index - strlen(index), "%s\"w.%d\":\"%s\"",
+                 i ? "," : "", i, file);
     }
     strcat(index, "}}");
     put("m.safetensors.index.json", index, strlen(index));

@@ -28,10 +28,10 @@ static void expect(const sl_tokenizer *t, const char *text, const int32_t *want,
     for (int i = 0; i < n; i++)
         if (ids[i] != want[i]) fail_msg("\"%s\": id %d is %d, want %d", text, i, ids[i], want[i]);
 }
-#define EXPECT(t, text, ...)                                                                                                       \
-    do {                                                                                                                           \
-        static const int32_t want_[] = {__VA_ARGS__};                                                                              \
-        expect((t), (text), want_, (int)(sizeof want_ / sizeof *want_));                                                           \
+#define EXPECT(t, text, ...)                                                                       \
+    do {                                                                                           \
+        static const int32_t want_[] = {__VA_ARGS__};                                              \
+        expect((t), (text), want_, (int)(sizeof want_ / sizeof *want_));                           \
     } while (0)
 
 /* Cleaning and encoding together: every prompt of the golden folder, `ids.{i}`. */
@@ -83,8 +83,10 @@ static void spaces_and_control_pieces(void **state)
     EXPECT(t, "x", 266, 742, 1);
     EXPECT(t, "x ", 266, 742, 1);
     EXPECT(t, "a  b", 267, 470, 1);
-    EXPECT(t, "\xef\xbc\xa1\xe3\x80\x80\xef\xbc\xa2", 392, 564, 1); /* full-width A, ideographic space, B */
-    EXPECT(t, "\xe2\x96\x81 a", 267, 1);                            /* the piece mark itself is white space */
+    /* full-width A, ideographic space, B */
+    EXPECT(t, "\xef\xbc\xa1\xe3\x80\x80\xef\xbc\xa2", 392, 564, 1);
+    /* the piece mark itself is white space */
+    EXPECT(t, "\xe2\x96\x81 a", 267, 1);
     EXPECT(t, "<s> hi", 2, 502, 285, 1);
     EXPECT(t, "a</s>b", 267, 1, 470, 1);
     EXPECT(t, "<pad>", 0, 1);
@@ -93,12 +95,13 @@ static void spaces_and_control_pieces(void **state)
     sl_tokenizer_close(&t);
 }
 
-/* The tiny model was trained with byte pieces; tokenizer.json says whether the fast tokenizer uses them. */
+/* The tiny model was trained with byte pieces; tokenizer.json says whether the fast
+ * tokenizer uses them. */
 static void unknown_characters(void **state)
 {
     (void)state;
-    static const char *const off =
-        "{\"model\": {\"type\": \"Unigram\", \"vocab\": [[\"byte_fallback\", -1]], \"byte_fallback\" : false}}";
+    static const char *const off = "{\"model\": {\"type\": \"Unigram\", \"vocab\": "
+                                   "[[\"byte_fallback\", -1]], \"byte_fallback\" : false}}";
     static const char *const on = "{\"model\":{\"byte_fallback\":true}}";
     sl_err err = {0};
     sl_tokenizer *t = open_tiny();
@@ -119,8 +122,8 @@ static void unknown_characters(void **state)
         if (bytes) {
             EXPECT(t, "\xe2\x98\x83", 266, 230, 156, 135, 1);
         } else {
-            EXPECT(t, "emoji \xf0\x9f\x90\xb1\xf0\x9f\x9a\x80 end", 420, 287, 281, 1599, 285, 266, 3, 762,
-                   1); /* two unknowns, one <unk> */
+            EXPECT(t, "emoji \xf0\x9f\x90\xb1\xf0\x9f\x9a\x80 end", 420, 287, 281, 1599, 285, 266,
+                   3, 762, 1); /* two unknowns, one <unk> */
             EXPECT(t, "\xe2\x98\x83\xe2\x98\x83 \xe2\x98\x83", 266, 3, 266, 3, 1);
         }
         sl_tokenizer_close(&t);
@@ -156,7 +159,8 @@ static void bad_models(void **state)
     sl_err err = {0};
     sl_tokenizer *t = NULL;
     T_CODE(sl_tokenizer_open(&t, "tests/golden/no-such.model", &err), SL_SYS);
-    assert_string_equal(err.msg, "tokenizer: cannot open tests/golden/no-such.model: No such file or directory");
+    assert_string_equal(
+        err.msg, "tokenizer: cannot open tests/golden/no-such.model: No such file or directory");
     T_CODE(sl_tokenizer_open(&t, "tests/golden", &err), SL_SYS);
     T_SAYS(err.msg, "Is a directory");
     T_CODE(sl_tokenizer_open(&t, "tests/golden/tiny-i2v/prompts.json", &err), SL_FORMAT);

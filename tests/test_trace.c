@@ -1,4 +1,5 @@
-/* test_trace.c - spans add up and their union leaves exactly the gaps; log lines are whole lines. */
+/* test_trace.c - spans add up and their union leaves exactly the gaps; log lines are
+ * whole lines. */
 #include "tests/t.h"
 
 #include <fcntl.h>
@@ -21,9 +22,12 @@ static void union_counts_overlaps_once(void **state)
     (void)state;
     sl_trace t = {0};
     const sl_span spans[] = {
-        sl_span_make(7, "text", SL_SPAN_COMPUTE, 100, 200), sl_span_make(7, "image", SL_SPAN_COMPUTE, 50, 150),
-        sl_span_make(7, "image", SL_SPAN_LOAD, 60, 70),     sl_span_make(7, "mux", SL_SPAN_WAIT, 300, 400),
-        sl_span_make(7, "mux", SL_SPAN_WAIT, 400, 450),     sl_span_make(8, "mux", SL_SPAN_WAIT, 0, 1000),
+        sl_span_make(7, "text", SL_SPAN_COMPUTE, 100, 200),
+        sl_span_make(7, "image", SL_SPAN_COMPUTE, 50, 150),
+        sl_span_make(7, "image", SL_SPAN_LOAD, 60, 70),
+        sl_span_make(7, "mux", SL_SPAN_WAIT, 300, 400),
+        sl_span_make(7, "mux", SL_SPAN_WAIT, 400, 450),
+        sl_span_make(8, "mux", SL_SPAN_WAIT, 0, 1000),
         sl_span_make(7, "mux", SL_SPAN_SPOOL, 500, 500),
     };
     fill(&t, spans, 7);
@@ -65,7 +69,8 @@ static void union_equals_a_marked_line(void **state)
     sl_err err = {0};
     uint64_t seed = 5;
     for (int i = 0; i < N; i++) {
-        int64_t a = (int64_t)((t_rand(&seed) + 1) / 2 * LINE), b = a + (int64_t)((t_rand(&seed) + 1) * 4);
+        int64_t a = (int64_t)((t_rand(&seed) + 1) / 2 * LINE),
+                b = a + (int64_t)((t_rand(&seed) + 1) * 4);
         sl_span s = sl_span_make(1, "x", SL_SPAN_WAIT, a, b);
         T_OK(sl_trace_add(&t, &s, &err));
         for (int64_t k = a; k < b && k < LINE; k++) line[k] = 1;
@@ -138,9 +143,11 @@ static void a_line_has_time_name_pid_level_text(void **state)
     release(f);
     assert_int_equal(kept, ENOENT);
     assert_non_null(fgets(line, sizeof line, f));
-    assert_int_equal(
-        regcomp(&re, "^[0-2][0-9]:[0-5][0-9]:[0-6][0-9]\\.[0-9]{3} denoise\\[[0-9]+\\] info: step 3 of 50 \\[31m\n$", REG_EXTENDED),
-        0);
+    assert_int_equal(regcomp(&re,
+                             "^[0-2][0-9]:[0-5][0-9]:[0-6][0-9]\\.[0-9]{3} denoise\\[[0-9]+\\] "
+                             "info: step 3 of 50 \\[31m\n$",
+                             REG_EXTENDED),
+                     0);
     if (regexec(&re, line, 0, NULL, 0)) fail_msg("line \"%s\"", line);
     regfree(&re);
     snprintf(want, sizeof want, "denoise[%d]", (int)getpid());
@@ -192,7 +199,8 @@ static void lines_of_threads_and_processes_stay_whole(void **state)
     while (fgets(line, sizeof line, f)) {
         const char *text = strstr(line, "info: ");
         int i, at = 0;
-        if (!text || sscanf(text, "info: %*s %d end%n", &i, &at) != 1 || !at || strcmp(text + at, "\n"))
+        if (!text || sscanf(text, "info: %*s %d end%n", &i, &at) != 1 || !at ||
+            strcmp(text + at, "\n"))
             fail_msg("line \"%s\"", line);
         n++;
     }

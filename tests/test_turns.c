@@ -1,7 +1,9 @@
-/* test_turns - stages that share a device compute one at a time: the order, deaths, cancels, stale and damaged messages, and whole jobs.
+/* test_turns - stages that share a device compute one at a time: the order, deaths,
+ * cancels, stale and damaged messages, and whole jobs.
  *
- * Started with --connect, this program is a stage: the tests name it in their configurations, with a role, a script and a file in which its pieces of work are
- * noted. All is on the CPU (dispatch.turns = "always"). run: alone. limit: 60 s */
+ * Started with --connect, this program is a stage: the tests name it in their
+ * configurations, with a role, a script and a file in which its pieces of work are noted.
+ * All is on the CPU (dispatch.turns = "always"). run: alone. limit: 60 s */
 #include "tests/t_run.h"
 
 #include <zmq.h>
@@ -25,11 +27,13 @@ static void test_order(void **state)
         int n, want;
     } CASES[] = {
         {{{true, 5}}, 1, 0},
-        {{{false, 5}, {false, 4}}, 2, 1},            /* who asked first */
-        {{{true, 4}, {false, 5}}, 2, 1},             /* a piece before a step that asked earlier */
+        {{{false, 5}, {false, 4}}, 2, 1}, /* who asked first */
+        /* a piece before a step that asked earlier */
+        {{{true, 4}, {false, 5}}, 2, 1},
         {{{false, 6}, {true, 1}, {false, 5}}, 3, 2}, /* and among pieces who asked first */
         {{{true, 3}, {true, 2}}, 2, 1},
-        {{{false, 95}, {true, 0}}, 2, 0},  /* a step that has waited for just as long as it may */
+        /* a step that has waited for just as long as it may */
+        {{{false, 95}, {true, 0}}, 2, 0},
         {{{false, 95}, {true, -1}}, 2, 1}, /* for longer */
         {{{false, -9}, {true, -1}}, 2, 1}, /* though a piece has waited for longer still */
         {{{true, -1}, {true, -2}, {false, -9}}, 3, 1},
@@ -37,7 +41,8 @@ static void test_order(void **state)
     (void)state;
     for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) {
         int got = turn_next(CASES[i].waits, CASES[i].n, 100, 100);
-        if (got != CASES[i].want) fail_msg("case %zu: %d goes next, want %d", i, got, CASES[i].want);
+        if (got != CASES[i].want)
+            fail_msg("case %zu: %d goes next, want %d", i, got, CASES[i].want);
     }
 }
 
@@ -74,7 +79,8 @@ static void await_note(const char *part)
 }
 
 /* One piece of `ms`: "ROLE NAME T0 T1 piece" once it is over. */
-static void piece(sl_stage *st, const char *role, sl_turn_kind kind, const char *what, int n, int ms, bool more)
+static void piece(sl_stage *st, const char *role, sl_turn_kind kind, const char *what, int n,
+                  int ms, bool more)
 {
     sl_err err = {0};
     int64_t t0;
@@ -143,7 +149,8 @@ static void script_of(sl_stage *st, const char *role, const char *script)
         piece(st, role, SL_TURN_PIECE, "chunk", 2, 1, false);
     } else if (!strcmp(script, "waits under a test")) {
         sl_stage_begin(st, 5, 1);
-        for (int i = 1; i <= 5; i++) piece(st, role, SL_TURN_PIECE, "piece", i, i == 4 ? 100 : 1, i == 3);
+        for (int i = 1; i <= 5; i++)
+            piece(st, role, SL_TURN_PIECE, "piece", i, i == 4 ? 100 : 1, i == 3);
         sl_stage_begin(st, 0, 0);
     }
     note("%s is through\n", role);
@@ -162,7 +169,8 @@ static void *raw_open(const char *endpoint, const char *role)
 
 static void raw_ask(void *s, uint64_t turn, uint32_t kind, uint64_t expected_ms)
 {
-    sl_msg m = {.type = SL_MSG_ASK, .ask = {.turn = turn, .kind = kind, .expected_ms = expected_ms, .what = "raw"}};
+    sl_msg m = {.type = SL_MSG_ASK,
+                .ask = {.turn = turn, .kind = kind, .expected_ms = expected_ms, .what = "raw"}};
     sl_wire_send(s, NULL, 0, &m, NULL);
 }
 
@@ -214,7 +222,9 @@ static void raw_script(const char *endpoint, const char *role, const char *scrip
     note(noted("decode begins") ? "a refused message freed the turn\n" : "still held\n");
     for (int i = 0; i < 1000; i++) { /* whatever comes; what is in order among it is served */
         uint32_t r = (uint32_t)((t_rand(&seed) + 1) * 1e9);
-        if (r % 3) raw_ask(s, r % 5 ? r % 64 : (uint64_t)r << 31, r % 7 ? r & 1 : r, (uint64_t)r << (r % 40));
+        if (r % 3)
+            raw_ask(s, r % 5 ? r % 64 : (uint64_t)r << 31, r % 7 ? r & 1 : r,
+                    (uint64_t)r << (r % 40));
         else raw_give(s, r % 5 ? r % 64 : UINT64_MAX);
     }
     note("%s is through\n", role);
@@ -256,8 +266,8 @@ static void dispatch(void)
         snprintf(program, sizeof program, "%s/sluice-dispatch", t_bin());
         dup2(log[1], 1);
         dup2(log[1], 2);
-        execl(program, program, "--run", run.base, "--conf", run.conf, "--model", T_MODEL, "--bin", t_bin(), "--parent", parent,
-              (char *)NULL);
+        execl(program, program, "--run", run.base, "--conf", run.conf, "--model", T_MODEL, "--bin",
+              t_bin(), "--parent", parent, (char *)NULL);
         _exit(127);
     }
     assert_true(run.pid > 0);
@@ -271,10 +281,13 @@ static void start(const char *settings, const char *const pairs[])
     char stages[4096] = "";
     size_t n = 0;
     for (int i = 0; pairs[i]; i += 2)
-        n += (size_t)snprintf(stages + n, sizeof stages - n,
-                              "%s{ name = \"%s\"; program = \"%s\"; args = [\"%s\", \"%s\", \"%s\"]; }", i ? ", " : "", pairs[i],
-                              t_helper("test_turns"), pairs[i], pairs[i + 1], notes_path);
-    t_run_conf(&run, 3, 30, t_format("dispatch: { turns = \"always\"; %s };\nstages: ( %s );\n", settings, stages));
+        n += (size_t)snprintf(
+            stages + n, sizeof stages - n,
+            "%s{ name = \"%s\"; program = \"%s\"; args = [\"%s\", \"%s\", \"%s\"]; }",
+            i ? ", " : "", pairs[i], t_helper("test_turns"), pairs[i], pairs[i + 1], notes_path);
+    t_run_conf(
+        &run, 3, 30,
+        t_format("dispatch: { turns = \"always\"; %s };\nstages: ( %s );\n", settings, stages));
     dispatch();
 }
 
@@ -312,7 +325,8 @@ static void stop(void)
 {
     kill(run.pid, SIGTERM);
     t_run_ends(&run, 0);
-    if (t_count_processes(&run)) t_run_fail(&run, "left behind: %d processes", t_count_processes(&run));
+    if (t_count_processes(&run))
+        t_run_fail(&run, "left behind: %d processes", t_count_processes(&run));
     t_run_close(&run);
 }
 
@@ -329,7 +343,8 @@ static int read_pieces(interval *out, int most)
     char *text = t_read(notes, &size);
     assert_non_null(text);
     for (char *p = text; (p = strstr(p, "piece ")); p++)
-        if (n < most && sscanf(p, "piece %15s %lld %lld", out[n].role, &out[n].t0, &out[n].t1) == 3) n++;
+        if (n < most && sscanf(p, "piece %15s %lld %lld", out[n].role, &out[n].t0, &out[n].t1) == 3)
+            n++;
     free(text);
     return n;
 }
@@ -350,7 +365,8 @@ static void one_at_a_time(interval *all, int n)
                        (double)(all[i - 1].t1 - all[i].t0) * 1e-6, all[i - 1].role, n, i);
 }
 
-/* A whole decode runs between two steps; text pieces that ask in the middle of it take turns with its chunks. */
+/* A whole decode runs between two steps; text pieces that ask in the middle of it take
+ * turns with its chunks. */
 static void test_one_at_a_time(void **state)
 {
     interval all[64];
@@ -394,9 +410,11 @@ static void test_holder_is_killed(void **state)
 {
     (void)state;
     open_run();
-    start("", (const char *const[]){"denoise", "dies holding", "decode", "asks of a dead one", NULL});
+    start("",
+          (const char *const[]){"denoise", "dies holding", "decode", "asks of a dead one", NULL});
     double took = noted_and_then("dies", "decode is through");
-    if (!(took < 2)) t_run_fail(&run, "the turn of a dead stage was free after %.3f s, want at once", took);
+    if (!(took < 2))
+        t_run_fail(&run, "the turn of a dead stage was free after %.3f s, want at once", took);
     until_noted("denoise is through"); /* started again, it gets turns again */
     stop();
 }
@@ -428,7 +446,8 @@ static void test_a_long_turn_is_told(void **state)
 {
     (void)state;
     open_run();
-    start("turn_timeout_s = 1;", (const char *const[]){"denoise", "longer than sound", "decode", "after step", NULL});
+    start("turn_timeout_s = 1;",
+          (const char *const[]){"denoise", "longer than sound", "decode", "after step", NULL});
     t_run_until(&run, "denoise has held its turn of cpu for 1.");
     T_SAYS(run.line, "(job 0, step 7), and decode waits");
     until_noted("decode is through"); /* nobody was preempted: what is noted does not overlap */
@@ -470,7 +489,9 @@ static void play(played *p, const char *name, const char *settings, const char *
     memset(p, 0, sizeof *p);
     snprintf(endpoint, sizeof endpoint, "ipc://%s/%s", run.base, name);
     snprintf(conf, sizeof conf, "%s/%s.cfg", run.base, name);
-    t_write(conf, t_format("supervise: { heartbeat_ms = 20; };\ndispatch: { turns = \"always\"; %s };\n", settings));
+    t_write(conf,
+            t_format("supervise: { heartbeat_ms = 20; };\ndispatch: { turns = \"always\"; %s };\n",
+                     settings));
     p->zmq = zmq_ctx_new();
     p->router = zmq_socket(p->zmq, ZMQ_ROUTER);
     zmq_setsockopt(p->router, ZMQ_ROUTER_MANDATORY, &mandatory, sizeof mandatory);
@@ -480,7 +501,8 @@ static void play(played *p, const char *name, const char *settings, const char *
     if (p->pid == 0) {
         char self[1024];
         snprintf(self, sizeof self, "%s", t_helper("test_turns"));
-        execl(self, self, "--connect", endpoint, "--conf", conf, "--model", T_MODEL, "text", script, notes_path, (char *)NULL);
+        execl(self, self, "--connect", endpoint, "--conf", conf, "--model", T_MODEL, "text", script,
+              notes_path, (char *)NULL);
         _exit(127);
     }
 }
@@ -508,7 +530,8 @@ static void hear(played *p, sl_msg *m, sl_msg_type want)
 {
     char text[600];
     if (!heard(p, m, 20000)) fail_msg("no %s came", sl_wire_name(want));
-    if (m->type != want) fail_msg("%s, want %s", sl_wire_text_of(m, text, sizeof text), sl_wire_name(want));
+    if (m->type != want)
+        fail_msg("%s, want %s", sl_wire_text_of(m, text, sizeof text), sl_wire_name(want));
 }
 
 static void hear_nothing(played *p, int ms)
@@ -547,7 +570,8 @@ static void end_play(played *p)
     zmq_ctx_term(p->zmq);
 }
 
-/* Stale grants and revokes change nothing; a waiting stage beats; CANCEL ends the wait. Pieces 1 to 5 of the script "waits under a test". */
+/* Stale grants and revokes change nothing; a waiting stage beats; CANCEL ends the wait.
+ * Pieces 1 to 5 of the script "waits under a test". */
 static void test_stage_side(void **state)
 {
     played p;
@@ -577,7 +601,8 @@ static void test_stage_side(void **state)
     hear(&p, &m, SL_MSG_GIVE);
     assert_int_equal(m.give.turn, 1);
 
-    hear(&p, &m, SL_MSG_ASK); /* piece 2: of old, then its own, free until revoked: it gives nothing back at its end */
+    /* piece 2: of old, then its own, free until revoked: it gives nothing back at its end */
+    hear(&p, &m, SL_MSG_ASK);
     assert_int_equal(m.ask.turn, 2);
     say_grant(&p, 1, 1);
     say_grant(&p, 2, 1);
@@ -628,7 +653,8 @@ static void test_idle(void **state)
     t_run_close(&run);
 }
 
-/* Never granted: it goes on by itself after 4 x turn_timeout_s. It waits while the other tests run. */
+/* Never granted: it goes on by itself after 4 x turn_timeout_s. It waits while the other
+ * tests run. */
 static played never;
 static char never_base[300];
 
@@ -651,7 +677,8 @@ static void test_never_granted(void **state)
     hear(&never, &m, SL_MSG_ASK);
     hear(&never, &m, SL_MSG_GIVE);
     assert_int_equal(m.give.turn, 1);
-    if (!(never.waited_s >= 4 && never.waited_s < 6)) fail_msg("gave up after %.3f s, want 4", never.waited_s);
+    if (!(never.waited_s >= 4 && never.waited_s < 6))
+        fail_msg("gave up after %.3f s, want 4", never.waited_s);
     hear_nothing(&never, 30);
     end_play(&never);
     t_rmdir(never_base);
@@ -693,7 +720,8 @@ static void make_job(uint64_t id, char dir[SL_DIR])
     free(picture);
 }
 
-/* Start the real stages, submit two jobs, and collect their spans until both are finished. */
+/* Start the real stages, submit two jobs, and collect their spans until both are
+ * finished. */
 static void two_jobs(const char *turns, news *out)
 {
     void *zmq = zmq_ctx_new(), *s = zmq_socket(zmq, ZMQ_DEALER);
@@ -723,11 +751,13 @@ static void two_jobs(const char *turns, news *out)
             if (m.type == SL_MSG_FINISHED && m.finished.code)
                 t_run_fail(&run, "job %d: %s", (int)m.finished.job, m.finished.message);
             out->finished += m.type == SL_MSG_FINISHED;
-            sl_span span = sl_span_make(m.span.job, m.span.stage, (sl_span_kind)m.span.kind, m.span.t0_ns, m.span.t1_ns);
+            sl_span span = sl_span_make(m.span.job, m.span.stage, (sl_span_kind)m.span.kind,
+                                        m.span.t0_ns, m.span.t1_ns);
             if (m.type == SL_MSG_SPAN) T_OK(sl_trace_add(&out->trace, &span, &err));
         }
     }
-    m = (sl_msg){.type = SL_MSG_DRAIN}; /* a SIGTERM from us would say that we are dying, and the folders go */
+    /* a SIGTERM from us would say that we are dying, and the folders go */
+    m = (sl_msg){.type = SL_MSG_DRAIN};
     sl_wire_send(s, NULL, 0, &m, NULL);
     t_run_ends(&run, 0);
     zmq_close(s);
@@ -738,7 +768,8 @@ static void two_jobs(const char *turns, news *out)
 static const char *result(const char *base, int id, int which)
 {
     static const char *const FILES[] = {"text", "image", "denoise", "frames"};
-    return which == 4 ? t_format("%s/out/%d.mp4", base, id) : t_format("%s/out/%d/%s.safetensors", base, id, FILES[which]);
+    return which == 4 ? t_format("%s/out/%d.mp4", base, id)
+                      : t_format("%s/out/%d/%s.safetensors", base, id, FILES[which]);
 }
 
 /* When each stage had a turn, as it says itself in the log. */
@@ -750,13 +781,16 @@ static int read_turns(interval *out, int most)
         while (role > run.text && *role != ' ') role--;
         assert_true(n < most);
         assert_int_equal(sscanf(role, " %15[a-z]", out[n].role), 1);
-        assert_int_equal(sscanf(p, "] debug: had turn %*u of cpu from %lld to %lld ns", &out[n].t0, &out[n].t1), 2);
+        assert_int_equal(
+            sscanf(p, "] debug: had turn %*u of cpu from %lld to %lld ns", &out[n].t0, &out[n].t1),
+            2);
         n++;
     }
     return n;
 }
 
-/* Turns of the real stages never overlap, and no step is in the middle of a decode while the next job is denoised; the results are those without turns. */
+/* Turns of the real stages never overlap, and no step is in the middle of a decode while
+ * the next job is denoised; the results are those without turns. */
 static void test_two_jobs(void **state)
 {
     static interval all[512];
@@ -765,7 +799,8 @@ static void test_two_jobs(void **state)
     (void)state;
     two_jobs("never", &without);
     snprintf(reference, sizeof reference, "%s", run.base);
-    for (size_t i = 0; i < without.trace.count; i++) assert_int_not_equal(without.trace.spans[i].kind, SL_SPAN_TURN);
+    for (size_t i = 0; i < without.trace.count; i++)
+        assert_int_not_equal(without.trace.spans[i].kind, SL_SPAN_TURN);
     two_jobs("always", &with);
     for (int id = 1; id <= JOBS; id++)
         for (int k = 0; k < 5; k++)
@@ -791,14 +826,16 @@ static void test_two_jobs(void **state)
     assert_true(n >= JOBS * (2 + STEPS + 3));
     one_at_a_time(all, n);
     assert_true(after > 0);
-    if (inside && t_run_count(&run, "<- decode GIVE") == JOBS) /* more often: it had to wait for mux in between */
+    /* more often: it had to wait for mux in between */
+    if (inside && t_run_count(&run, "<- decode GIVE") == JOBS)
         t_run_fail(&run, "%d steps ran in the middle of a decode", inside);
     sl_trace_free(&without.trace);
     sl_trace_free(&with.trace);
     t_run_close(&run);
 }
 
-/* Every report adds up, and shows the waiting; stages are killed while they hold a turn and while they wait for one. */
+/* Every report adds up, and shows the waiting; stages are killed while they hold a turn
+ * and while they wait for one. */
 static void test_kills_in_whole_jobs(void **state)
 {
     static const struct {
@@ -818,12 +855,15 @@ static void test_kills_in_whole_jobs(void **state)
     snprintf(report, sizeof report, "%s/report", run.base);
     char text[4000] = "";
     for (int id = 1; id <= JOBS; id++)
-        snprintf(text + strlen(text), sizeof text - strlen(text),
-                 "{\"output\": \"%s/%d.mp4\", \"dump\": \"%s/%d\", \"prompt\": \"%s\", \"seed\": %d}\n", run.out, id, run.out, id,
-                 id % 2 ? "A cat runs, and it rains." : "Snow.", id);
+        snprintf(
+            text + strlen(text), sizeof text - strlen(text),
+            "{\"output\": \"%s/%d.mp4\", \"dump\": \"%s/%d\", \"prompt\": \"%s\", \"seed\": %d}\n",
+            run.out, id, run.out, id, id % 2 ? "A cat runs, and it rains." : "Snow.", id);
     t_write(jobs, text);
-    char *args[] = {"sluice",   "run", "--quiet",  "--conf", run.conf,  "--model", T_MODEL,  "--image", T_IMAGE,  "--width", "96",
-                    "--height", "64",  "--frames", "9",      "--steps", "5",       "--jobs", jobs,      "--json", report,    NULL};
+    char *args[] = {"sluice", "run",      "--quiet", "--conf",  run.conf, "--model",
+                    T_MODEL,  "--image",  T_IMAGE,   "--width", "96",     "--height",
+                    "64",     "--frames", "9",       "--steps", "5",      "--jobs",
+                    jobs,     "--json",   report,    NULL};
     t_run_start(&run, args);
     int left = ALL;
     while (t_run_line(&run))

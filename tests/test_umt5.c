@@ -1,4 +1,5 @@
-/* test_umt5.c - the UMT5 encoder against the reference, layer by layer, and what it refuses. */
+/* test_umt5.c - the UMT5 encoder against the reference, layer by layer, and what it
+ * refuses. */
 #include "tests/t_net.h"
 
 #include "graphs/umt5.h"
@@ -24,11 +25,13 @@ static int open_all(void **state)
     free(json);
     T_OK(sl_ctx_open(&f->ctx, &sl_ops_cpu, 0, &err));
     T_OK(sl_ctx_open(&f->plan, &sl_ops_plan, 0, &err));
-    T_OK(sl_loader_file(&f->loader, &f->ctx, t_join(path, sizeof path, golden_dir, "model/text_encoder"), "model", "text_encoder",
-                        &err));
+    T_OK(sl_loader_file(&f->loader, &f->ctx,
+                        t_join(path, sizeof path, golden_dir, "model/text_encoder"), "model",
+                        "text_encoder", &err));
     f->umt5 = sl_umt5_new(&f->config, f->loader);
     T_OK(sl_loader_finish(f->loader, &err));
-    T_OK(sl_st_open_file(&f->text, t_join(path, sizeof path, golden_dir, "text.safetensors"), &err));
+    T_OK(
+        sl_st_open_file(&f->text, t_join(path, sizeof path, golden_dir, "text.safetensors"), &err));
     *state = f;
     return 0;
 }
@@ -52,7 +55,8 @@ static float *encode(fixture *f, int i, int *n)
     sl_err err = {0};
     const int32_t *ids = t_ids(f->text, i, n);
     float *y = malloc(sizeof *y * (size_t)*n * (size_t)f->config.d_model);
-    sl_tensor out = sl_view2(y, SL_F32, *n, f->config.d_model), no_data = sl_view2(NULL, SL_F32, *n, f->config.d_model);
+    sl_tensor out = sl_view2(y, SL_F32, *n, f->config.d_model),
+              no_data = sl_view2(NULL, SL_F32, *n, f->config.d_model);
     sl_umt5_encode(&f->plan, f->umt5, ids, *n, &no_data);
     t_reserve(&f->ctx, &f->plan);
     sl_umt5_encode(&f->ctx, f->umt5, ids, *n, &out);
@@ -64,8 +68,11 @@ static void compare_layer(void *user, sl_ctx *ctx, const char *name, const sl_te
 {
     fixture *f = user;
     (void)ctx;
-    double e = t_rel_l2(t->data, t_floats(f->text, sl_count(t), "layer.0.%s", name + strlen("layer.")), sl_count(t));
-    if (!(e <= 1e-4)) fail_msg("umt5: %s is the first that is off: relative L2 %.3g, want <= 1e-4", name, e);
+    double e =
+        t_rel_l2(t->data, t_floats(f->text, sl_count(t), "layer.0.%s", name + strlen("layer.")),
+                 sl_count(t));
+    if (!(e <= 1e-4))
+        fail_msg("umt5: %s is the first that is off: relative L2 %.3g, want <= 1e-4", name, e);
     f->err.code++; /* counts the layers seen */
 }
 
@@ -89,8 +96,11 @@ static void every_length_as_the_reference(void **state)
         int n;
         float *y = encode(f, PROMPTS[i], &n);
         double e =
-            t_rel_l2(y, t_floats(f->text, (int64_t)n * f->config.d_model, "embed.%d", PROMPTS[i]), (int64_t)n * f->config.d_model);
-        if (!(e <= 1e-4)) fail_msg("umt5: prompt %d of %d tokens: relative L2 %.3g, want <= 1e-4", PROMPTS[i], n, e);
+            t_rel_l2(y, t_floats(f->text, (int64_t)n * f->config.d_model, "embed.%d", PROMPTS[i]),
+                     (int64_t)n * f->config.d_model);
+        if (!(e <= 1e-4))
+            fail_msg("umt5: prompt %d of %d tokens: relative L2 %.3g, want <= 1e-4", PROMPTS[i], n,
+                     e);
         free(y);
     }
 }
@@ -135,8 +145,10 @@ static void refuses_an_id_beyond_the_vocabulary(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(every_layer_as_the_reference),        cmocka_unit_test(every_length_as_the_reference),
-        cmocka_unit_test(the_planned_arena_is_what_is_used),   cmocka_unit_test(refuses_lengths_out_of_range),
+        cmocka_unit_test(every_layer_as_the_reference),
+        cmocka_unit_test(every_length_as_the_reference),
+        cmocka_unit_test(the_planned_arena_is_what_is_used),
+        cmocka_unit_test(refuses_lengths_out_of_range),
         cmocka_unit_test(refuses_an_id_beyond_the_vocabulary),
     };
     if (argc > 1) golden_dir = argv[1];

@@ -1,4 +1,5 @@
-/* test_unipc.c - sampler tables and paths against diffusers, resuming in the middle, and what is refused. */
+/* test_unipc.c - sampler tables and paths against diffusers, resuming in the middle, and
+ * what is refused. */
 #include "tests/t_net.h"
 
 #include "graphs/unipc.h"
@@ -39,14 +40,18 @@ static void tables_as_the_reference(sl_sampler_kind kind, const char *name)
             const float *sigmas = t_floats(golden, n + 1, "%s.%d.%.1f.sigmas", name, n, SHIFTS[b]);
             for (int i = 0; i <= n; i++)
                 if (!(fabsf(s->sigmas[i] - sigmas[i]) <= 1e-7f)) /* one rounding of float32 */
-                    fail_msg("%s, %d steps, shift %g: sigma %d is %.9g, want %.9g", name, n, SHIFTS[b], i, s->sigmas[i], sigmas[i]);
+                    fail_msg("%s, %d steps, shift %g: sigma %d is %.9g, want %.9g", name, n,
+                             SHIFTS[b], i, s->sigmas[i], sigmas[i]);
             snprintf(key, sizeof key, "%s.%d.%.1f.timesteps", name, n, SHIFTS[b]);
             const sl_st_entry *t = sl_st_find(golden, key);
             assert_non_null(t);
             for (int i = 0; i < n; i++) {
-                double want = kind == SL_SAMPLER_UNIPC ? (double)((int64_t *)t->t.data)[i] : (double)((float *)t->t.data)[i];
-                if (!(fabs(s->timesteps[i] - want) <= (kind == SL_SAMPLER_UNIPC ? 0 : 1e-4))) /* Euler's are float32 near 1000 */
-                    fail_msg("%s, %d steps, shift %g: time %d is %.9g, want %.9g", name, n, SHIFTS[b], i, s->timesteps[i], want);
+                double want = kind == SL_SAMPLER_UNIPC ? (double)((int64_t *)t->t.data)[i]
+                                                       : (double)((float *)t->t.data)[i];
+                /* Euler's are float32 near 1000 */
+                if (!(fabs(s->timesteps[i] - want) <= (kind == SL_SAMPLER_UNIPC ? 0 : 1e-4)))
+                    fail_msg("%s, %d steps, shift %g: time %d is %.9g, want %.9g", name, n,
+                             SHIFTS[b], i, s->timesteps[i], want);
             }
         }
     free(s);
@@ -67,8 +72,9 @@ static void euler_tables_as_the_reference(void **state)
 /* The 40 steps that the published model runs with. */
 static void forty_steps_at_shift_3(void **state)
 {
-    static const int WANT[] = {999, 991, 982, 973, 964, 954, 944, 934, 923, 911, 900, 887, 875, 861, 848, 833, 818, 802, 786, 768,
-                               750, 731, 710, 689, 667, 643, 618, 591, 563, 533, 500, 466, 429, 390, 347, 301, 251, 197, 138, 74};
+    static const int WANT[] = {999, 991, 982, 973, 964, 954, 944, 934, 923, 911, 900, 887, 875, 861,
+                               848, 833, 818, 802, 786, 768, 750, 731, 710, 689, 667, 643, 618, 591,
+                               563, 533, 500, 466, 429, 390, 347, 301, 251, 197, 138, 74};
     sl_schedule *s = malloc(sizeof *s);
     (void)state;
     T_OK(sl_schedule_make(s, SL_SAMPLER_UNIPC, 40, 3, &err));
@@ -108,7 +114,9 @@ static void unipc_paths_as_the_reference(void **state)
             step_once(&s);
             double e = t_rel_l2(s.x.data, path + i * CELLS, CELLS);
             if (!(e <= 1e-5))
-                fail_msg("unipc, %d steps: step %d is the first that is off: relative L2 %.3g, want <= 1e-5", n, i, e);
+                fail_msg("unipc, %d steps: step %d is the first that is off: relative L2 %.3g, "
+                         "want <= 1e-5",
+                         n, i, e);
         }
         assert_int_equal(s.step, n);
     }
@@ -116,7 +124,8 @@ static void unipc_paths_as_the_reference(void **state)
     free(schedule);
 }
 
-/* A straight flow x = (1 - sigma) clean + sigma noise has the velocity noise - clean: Euler follows it to the clean end. */
+/* A straight flow x = (1 - sigma) clean + sigma noise has the velocity noise - clean:
+ * Euler follows it to the clean end. */
 static void euler_follows_a_straight_flow(void **state)
 {
     sl_schedule *schedule = malloc(sizeof *schedule);
@@ -162,7 +171,8 @@ static void one_step_gives_the_clean_sample(void **state)
 static void resumes_bit_for_bit(void **state)
 {
     sl_schedule *schedule = malloc(sizeof *schedule);
-    void *m1 = aligned_alloc(256, sl_sampler_bytes(SHAPE)), *m2 = aligned_alloc(256, sl_sampler_bytes(SHAPE));
+    void *m1 = aligned_alloc(256, sl_sampler_bytes(SHAPE)),
+         *m2 = aligned_alloc(256, sl_sampler_bytes(SHAPE));
     const size_t bytes = sizeof(float) * CELLS;
     (void)state;
     for (int kind = 0; kind < 2; kind++)
@@ -171,7 +181,8 @@ static void resumes_bit_for_bit(void **state)
             T_OK(sl_schedule_make(schedule, (sl_sampler_kind)kind, 9, 5, &err));
             sl_sampler_init(&a, schedule, m1, SHAPE);
             sl_sampler_init(&b, schedule, m2, SHAPE);
-            memset(m1, 0, sl_sampler_bytes(SHAPE)); /* so that what a start leaves unset is equal */
+            /* so that what a start leaves unset is equal */
+            memset(m1, 0, sl_sampler_bytes(SHAPE));
             t_fill(a.x.data, CELLS, 4);
             for (int i = 0; i < stop; i++) step_once(&a);
             b.step = a.step;
@@ -228,10 +239,14 @@ static void refuses_a_step_too_many(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(unipc_tables_as_the_reference), cmocka_unit_test(euler_tables_as_the_reference),
-        cmocka_unit_test(forty_steps_at_shift_3),        cmocka_unit_test(unipc_paths_as_the_reference),
-        cmocka_unit_test(euler_follows_a_straight_flow), cmocka_unit_test(one_step_gives_the_clean_sample),
-        cmocka_unit_test(resumes_bit_for_bit),           cmocka_unit_test(refuses_bad_settings),
+        cmocka_unit_test(unipc_tables_as_the_reference),
+        cmocka_unit_test(euler_tables_as_the_reference),
+        cmocka_unit_test(forty_steps_at_shift_3),
+        cmocka_unit_test(unipc_paths_as_the_reference),
+        cmocka_unit_test(euler_follows_a_straight_flow),
+        cmocka_unit_test(one_step_gives_the_clean_sample),
+        cmocka_unit_test(resumes_bit_for_bit),
+        cmocka_unit_test(refuses_bad_settings),
         cmocka_unit_test(refuses_a_step_too_many),
     };
     return cmocka_run_group_tests_name("unipc", tests, open_all, close_all);

@@ -1,4 +1,5 @@
-/* test_vae.c - the autoencoder against the reference's figures, in every chunking, with and without the saving. */
+/* test_vae.c - the autoencoder against the reference's figures, in every chunking, with
+ * and without the saving. */
 #include "tests/t_net.h"
 
 #include <sys/mman.h>
@@ -22,10 +23,10 @@ static sl_vae_config config_of(int base)
         .mult = {1, 2, 4, 4},
         .res_blocks = 2,
         .temporal_down = {false, true, true},
-        .mean = {-0.7571f, -0.7089f, -0.9113f, 0.1075f, -0.1745f, 0.9653f, -0.1517f, 1.5508f, 0.4134f, -0.0715f, 0.5517f, -0.3632f,
-                 -0.1922f, -0.9497f, 0.2503f, -0.2921f},
-        .std = {2.8184f, 1.4541f, 2.3275f, 2.6558f, 1.2196f, 1.7708f, 2.6052f, 2.0743f, 3.2687f, 2.1526f, 2.8652f, 1.5579f, 1.6382f,
-                1.1253f, 2.8251f, 1.916f},
+        .mean = {-0.7571f, -0.7089f, -0.9113f, 0.1075f, -0.1745f, 0.9653f, -0.1517f, 1.5508f,
+                 0.4134f, -0.0715f, 0.5517f, -0.3632f, -0.1922f, -0.9497f, 0.2503f, -0.2921f},
+        .std = {2.8184f, 1.4541f, 2.3275f, 2.6558f, 1.2196f, 1.7708f, 2.6052f, 2.0743f, 3.2687f,
+                2.1526f, 2.8652f, 1.5579f, 1.6382f, 1.1253f, 2.8251f, 1.916f},
         .scale_t = 4,
         .scale_hw = 8,
     };
@@ -80,7 +81,7 @@ static float *floats_of(const sl_st *st, const char *name, sl_tensor *t)
     return x;
 }
 
-/* ---- encode ----------------------------------------------------------------------------------------------------------------- */
+/* ---- encode ---- */
 
 static void test_every_tensor_of_the_checkpoint_is_used(void **state)
 {
@@ -102,7 +103,8 @@ static void test_encode_golden_moments_and_condition(void **state)
           *want = floats_of(st, "vae.encode.moments", &t);
     float *input = floats_of(st, "dit.input", &in);
     const int h = 64, w = 96, latents = 3 * 8 * 12;
-    float *picture = malloc(sizeof *picture * 3 * h * w), *moments = malloc(sizeof *moments * 32 * latents);
+    float *picture = malloc(sizeof *picture * 3 * h * w),
+          *moments = malloc(sizeof *moments * 32 * latents);
     float *condition = malloc(sizeof *condition * 16 * latents);
     for (int c = 0; c < 3; c++)
         for (int p = 0; p < h * w; p++) picture[p * 3 + c] = frame[c * h * w + p];
@@ -125,12 +127,15 @@ static void test_encode_golden_moments_of_13_frames(void **state)
     sl_picture picture = {0};
     open_network(&n);
     sl_st *st = open_case("i2v-64x96x13-nocfg");
-    T_OK(sl_picture_read(&picture, t_golden("tiny-i2v/i2v-64x96x13-nocfg.png"), &err)); /* has the video's size */
+    /* has the video's size */
+    T_OK(sl_picture_read(&picture, t_golden("tiny-i2v/i2v-64x96x13-nocfg.png"), &err));
     assert_int_equal(picture.w, 64);
     assert_int_equal(picture.h, 96);
-    float *want = floats_of(st, "vae.encode.moments", &t), *first = malloc(sizeof *first * 3 * 64 * 96);
+    float *want = floats_of(st, "vae.encode.moments", &t),
+          *first = malloc(sizeof *first * 3 * 64 * 96);
     const int latents = 4 * 12 * 8;
-    float *moments = malloc(sizeof *moments * 32 * latents), *condition = malloc(sizeof *condition * 16 * latents);
+    float *moments = malloc(sizeof *moments * 32 * latents),
+          *condition = malloc(sizeof *condition * 16 * latents);
     for (int i = 0; i < 3 * 64 * 96; i++) first[i] = picture.rgb[i] / 255.0f * 2 - 1;
     sl_tensor out = sl_view4(condition, SL_F32, 16, 4, 12, 8);
     sl_vae_encode_condition(&n.ctx, n.encoder, &out, first, NULL, 13, 96, 64, moments);
@@ -155,33 +160,41 @@ static void test_saving_gives_the_bits_of_the_full_encode(void **state)
         for (int two = 0; two < 2; two++) {
             if (two && frames[i] == 1) continue;
             int t = (frames[i] - 1) / 4 + 1, count = t * (H / 8) * (W / 8);
-            float *a = malloc(sizeof *a * 16 * (size_t)count), *b = malloc(sizeof *b * 16 * (size_t)count);
-            float *am = malloc(sizeof *am * 32 * (size_t)count), *bm = malloc(sizeof *bm * 32 * (size_t)count);
-            sl_tensor ta = sl_view4(a, SL_F32, 16, t, H / 8, W / 8), tb = sl_view4(b, SL_F32, 16, t, H / 8, W / 8);
-            sl_vae_encode_condition(&n.ctx, n.encoder, &ta, first, two ? last : NULL, frames[i], H, W, am);
-            sl_vae_encode_video(&n.ctx, n.encoder, &tb, first, two ? last : NULL, frames[i], H, W, bm, true);
+            float *a = malloc(sizeof *a * 16 * (size_t)count),
+                  *b = malloc(sizeof *b * 16 * (size_t)count);
+            float *am = malloc(sizeof *am * 32 * (size_t)count),
+                  *bm = malloc(sizeof *bm * 32 * (size_t)count);
+            sl_tensor ta = sl_view4(a, SL_F32, 16, t, H / 8, W / 8),
+                      tb = sl_view4(b, SL_F32, 16, t, H / 8, W / 8);
+            sl_vae_encode_condition(&n.ctx, n.encoder, &ta, first, two ? last : NULL, frames[i], H,
+                                    W, am);
+            sl_vae_encode_video(&n.ctx, n.encoder, &tb, first, two ? last : NULL, frames[i], H, W,
+                                bm, true);
             T_OK(sl_ctx_error(&n.ctx, &err));
             assert_int_equal(sl_first_nonfinite(am, SL_F32, 32 * count), -1);
-            if (memcmp(a, b, sizeof *a * 16 * (size_t)count) || memcmp(am, bm, sizeof *am * 32 * (size_t)count))
-                fail_msg("%d frames%s: relative L2 %g, want the same bits", frames[i], two ? " and a last picture" : "",
-                         t_rel_l2(am, bm, 32 * count));
+            if (memcmp(a, b, sizeof *a * 16 * (size_t)count) ||
+                memcmp(am, bm, sizeof *am * 32 * (size_t)count))
+                fail_msg("%d frames%s: relative L2 %g, want the same bits", frames[i],
+                         two ? " and a last picture" : "", t_rel_l2(am, bm, 32 * count));
             free(a), free(b), free(am), free(bm);
         }
     close_network(&n);
 }
 
-/* ---- how much is computed: a body that counts instead of computing --------------------------------------------------------- */
+/* ---- how much is computed: a body that counts instead of computing ---- */
 
 static double counted;
 
-static void count_conv(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *history, const sl_tensor *w,
-                       const sl_tensor *b, const sl_tensor *residual, const sl_conv *k)
+static void count_conv(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x,
+                       const sl_tensor *history, const sl_tensor *w, const sl_tensor *b,
+                       const sl_tensor *residual, const sl_conv *k)
 {
     (void)ctx, (void)history, (void)w, (void)b, (void)residual;
     counted += 2.0 * (double)sl_count(y) * (double)x->shape[3] * k->kt * k->kh * k->kw;
 }
-static void count_attention(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k, const sl_tensor *v, int heads,
-                            float scale, const sl_tensor *bias, bool accumulate)
+static void count_attention(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k,
+                            const sl_tensor *v, int heads, float scale, const sl_tensor *bias,
+                            bool accumulate)
 {
     (void)ctx, (void)o, (void)v, (void)heads, (void)scale, (void)bias, (void)accumulate;
     counted += 4.0 * (double)q->shape[0] * (double)k->shape[0] * (double)q->shape[1];
@@ -190,7 +203,8 @@ static void count_attention(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q,
 static void *reserve(sl_ctx *ctx, size_t bytes)
 {
     (void)ctx;
-    char *p = mmap(NULL, bytes + 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    char *p = mmap(NULL, bytes + 4096, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED) return NULL;
     *(size_t *)p = bytes + 4096;
     return p + 4096;
@@ -228,12 +242,14 @@ static void no_norm(sl_ctx *c, const sl_tensor *y, const sl_tensor *x, const sl_
 {
     (void)c, (void)y, (void)x, (void)g, (void)s;
 }
-static void no_move(sl_ctx *c, const sl_tensor *y, const sl_tensor *x, const float *m, const float *a)
+static void no_move(sl_ctx *c, const sl_tensor *y, const sl_tensor *x, const float *m,
+                    const float *a)
 {
     (void)c, (void)y, (void)x, (void)m, (void)a;
 }
 
-static double teraflop_to_encode(sl_ctx *ctx, const sl_vae_encoder *m, int frames, int h, int w, const float *last, bool every)
+static double teraflop_to_encode(sl_ctx *ctx, const sl_vae_encoder *m, int frames, int h, int w,
+                                 const float *last, bool every)
 {
     static float anything[3];
     size_t mark = sl_mark(ctx);
@@ -279,8 +295,9 @@ static void test_saving_is_that_of_the_design(void **state)
     double full = teraflop_to_encode(&ctx, m, 81, 720, 1280, NULL, true),
            saved = teraflop_to_encode(&ctx, m, 81, 720, 1280, NULL, false);
     double two = teraflop_to_encode(&ctx, m, 81, 720, 1280, last, false);
-    /* In full 381.7 (padding counts as work). 116 would be left if each resolution stopped as a whole once nothing changes in it
-     * any more, at 12 of 81, 20 of 81 and 20 of 41 frames; each layer stops by itself, conv_in after 4, so less is left. */
+    /* In full 381.7 (padding counts as work). 116 would be left if each resolution
+     * stopped as a whole once nothing changes in it any more, at 12 of 81, 20 of 81 and
+     * 20 of 41 frames; each layer stops by itself, conv_in after 4, so less is left. */
     if (!(fabs(full - 381.7) <= 0.1)) fail_msg("in full %.2f TFLOP, want 381.7", full);
     if (!(fabs(saved - 99.7) <= 0.1)) fail_msg("with the saving %.2f TFLOP, want 99.7", saved);
     if (!(two > saved && two < saved + 0.06 * full))
@@ -290,14 +307,17 @@ static void test_saving_is_that_of_the_design(void **state)
     sl_ctx_close(&ctx);
 }
 
-/* ---- decode ----------------------------------------------------------------------------------------------------------------- */
+/* ---- decode ---- */
 
-/* Decode latents [16,t,h,w] in chunks of `each` frames with a fresh video; rgb and floats (may be NULL) get all frames. */
-static void decode(network *n, const float *latents, int t, int h, int w, int each, uint8_t *rgb, float *floats)
+/* Decode latents [16,t,h,w] in chunks of `each` frames with a fresh video; rgb and floats
+ * (may be NULL) get all frames. */
+static void decode(network *n, const float *latents, int t, int h, int w, int each, uint8_t *rgb,
+                   float *floats)
 {
     void *memory = sl_device_alloc(&n->ctx, sl_vae_decode_bytes(&n->ctx, n->decoder, h * 8, w * 8));
     memset(memory, 0xff,
-           sl_vae_decode_bytes(&n->ctx, n->decoder, h * 8, w * 8)); /* NaN: nothing may be read before it is written */
+           /* NaN: nothing may be read before it is written */
+           sl_vae_decode_bytes(&n->ctx, n->decoder, h * 8, w * 8));
     sl_vae_decode *d = sl_vae_decode_start(&n->ctx, n->decoder, h * 8, w * 8, memory);
     T_OK(sl_ctx_error(&n->ctx, &err));
     const int64_t frame = (int64_t)h * 8 * w * 8 * 3;
@@ -305,8 +325,10 @@ static void decode(network *n, const float *latents, int t, int h, int w, int ea
         int now = t - at < each ? t - at : each, frames = sl_vae_frames_of(d, now);
         float *part = malloc(sizeof *part * 16 * (size_t)(now * h * w));
         for (int c = 0; c < 16; c++)
-            memcpy(part + c * now * h * w, latents + (c * t + at) * h * w, sizeof *part * (size_t)(now * h * w));
-        sl_tensor in = sl_view4(part, SL_F32, 16, now, h, w), out = sl_view4(rgb + done * frame, SL_U8, frames, h * 8, w * 8, 3), f;
+            memcpy(part + c * now * h * w, latents + (c * t + at) * h * w,
+                   sizeof *part * (size_t)(now * h * w));
+        sl_tensor in = sl_view4(part, SL_F32, 16, now, h, w),
+                  out = sl_view4(rgb + done * frame, SL_U8, frames, h * 8, w * 8, 3), f;
         if (floats) f = sl_view4(floats + done * frame, SL_F32, frames, h * 8, w * 8, 3);
         sl_vae_decode_chunk(&n->ctx, d, &out, floats ? &f : NULL, &in);
         T_OK(sl_ctx_error(&n->ctx, &err));
@@ -325,7 +347,8 @@ static void decode_golden(const char *name, const char *last)
     sl_st *st = open_case(name);
     float *latents = floats_of(st, last, &t);
     const sl_st_entry *u8 = sl_st_find(st, "frames.u8");
-    const int lt = (int)t.shape[1], h = (int)t.shape[2], w = (int)t.shape[3], frames = 4 * (lt - 1) + 1;
+    const int lt = (int)t.shape[1], h = (int)t.shape[2], w = (int)t.shape[3],
+              frames = 4 * (lt - 1) + 1;
     const int64_t count = (int64_t)frames * h * 8 * w * 8 * 3;
     uint8_t *rgb = malloc((size_t)count);
     float *floats = malloc(sizeof *floats * (size_t)count);
@@ -340,10 +363,13 @@ static void decode_golden(const char *name, const char *last)
     }
     assert_int_equal(far, 0);
     if (other > count / 1000)
-        fail_msg("%lld of %lld bytes differ by one, want at most a thousandth", (long long)other, (long long)count);
-    for (int64_t i = 0; i < count; i++) { /* the floats round to those bytes: nothing is lost between the two outputs */
+        fail_msg("%lld of %lld bytes differ by one, want at most a thousandth", (long long)other,
+                 (long long)count);
+    /* the floats round to those bytes: nothing is lost between the two outputs */
+    for (int64_t i = 0; i < count; i++) {
         float v = fminf(fmaxf(floats[i] * 0.5f + 0.5f, 0), 1) * 255;
-        if (!(fabsf(v - (float)rgb[i]) <= 0.5f + 1e-4f)) fail_msg("float %lld is %g, its byte %d", (long long)i, (double)v, rgb[i]);
+        if (!(fabsf(v - (float)rgb[i]) <= 0.5f + 1e-4f))
+            fail_msg("float %lld is %g, its byte %d", (long long)i, (double)v, rgb[i]);
     }
     free(latents), free(rgb), free(floats);
     sl_st_close(&st);
@@ -372,7 +398,8 @@ static void test_decode_has_the_same_bits_in_any_chunk(void **state)
     enum { T = 6, H = 3, W = 2, COUNT = (4 * (T - 1) + 1) * H * W * 64 * 3 };
     network n;
     open_network(&n);
-    float latents[16 * T * H * W], *whole = malloc(sizeof *whole * COUNT), *parts = malloc(sizeof *parts * COUNT);
+    float latents[16 * T * H * W], *whole = malloc(sizeof *whole * COUNT),
+                                   *parts = malloc(sizeof *parts * COUNT);
     uint8_t *rgb = malloc(COUNT), *rgb2 = malloc(COUNT);
     t_fill(latents, 16 * T * H * W, 3);
     decode(&n, latents, T, H, W, T, rgb, whole);
@@ -409,7 +436,8 @@ static void test_two_videos_do_not_meet(void **state)
     }
     for (int k = 0; k < 2; k++)
         for (int v = 0; v < 2; v++) {
-            for (int c = 0; c < 16; c++) memcpy(chunk + c * H * W, latents[v] + (c * 2 + k) * H * W, sizeof *chunk * H * W);
+            for (int c = 0; c < 16; c++)
+                memcpy(chunk + c * H * W, latents[v] + (c * 2 + k) * H * W, sizeof *chunk * H * W);
             sl_tensor in = sl_view4(chunk, SL_F32, 16, 1, H, W);
             sl_tensor out = sl_view4(got[v] + k * PIXELS, SL_U8, k ? 4 : 1, H * 8, W * 8, 3);
             assert_int_equal(sl_vae_frames_of(d[v], 1), k ? 4 : 1);
@@ -424,7 +452,7 @@ static void test_two_videos_do_not_meet(void **state)
     close_network(&n);
 }
 
-/* ---- planning, refusals ------------------------------------------------------------------------------------------------------ */
+/* ---- planning, refusals ---- */
 
 static void test_plan_measures_what_is_used(void **state)
 {
@@ -454,10 +482,12 @@ static void test_plan_measures_what_is_used(void **state)
     assert_int_equal(plan.arena_peak, n.ctx.arena_peak);
 
     plan.arena_peak = n.ctx.arena_peak = 0;
-    assert_int_equal(sl_vae_decode_bytes(&plan, m, H, W), sl_vae_decode_bytes(&n.ctx, n.decoder, H, W));
+    assert_int_equal(sl_vae_decode_bytes(&plan, m, H, W),
+                     sl_vae_decode_bytes(&n.ctx, n.decoder, H, W));
     sl_vae_decode *p = sl_vae_decode_start(&plan, m, H, W, NULL);
     for (int k = 0; k < 2; k++) {
-        sl_tensor in = sl_view4(NULL, SL_F32, 16, 2, H / 8, W / 8), rgb = sl_view4(NULL, SL_U8, sl_vae_frames_of(p, 2), H, W, 3);
+        sl_tensor in = sl_view4(NULL, SL_F32, 16, 2, H / 8, W / 8),
+                  rgb = sl_view4(NULL, SL_U8, sl_vae_frames_of(p, 2), H, W, 3);
         sl_vae_decode_chunk(&plan, p, &rgb, NULL, &in);
     }
     T_OK(sl_ctx_error(&plan, &err));
@@ -474,11 +504,11 @@ static void test_plan_measures_what_is_used(void **state)
     close_network(&n);
 }
 
-#define REFUSED(call, code, text)                                                                                                  \
-    do {                                                                                                                           \
-        call;                                                                                                                      \
-        T_CODE(sl_ctx_error(&n.ctx, &err), code);                                                                                  \
-        T_SAYS(err.msg, text);                                                                                                     \
+#define REFUSED(call, code, text)                                                                  \
+    do {                                                                                           \
+        call;                                                                                      \
+        T_CODE(sl_ctx_error(&n.ctx, &err), code);                                                  \
+        T_SAYS(err.msg, text);                                                                     \
     } while (0)
 
 static void test_refusals_say_what_is_wrong(void **state)
@@ -490,22 +520,27 @@ static void test_refusals_say_what_is_wrong(void **state)
     sl_tensor out = sl_view4(y, SL_F32, 16, 1, 2, 2);
     REFUSED(sl_vae_encode_condition(&n.ctx, n.encoder, &out, x, NULL, 4, 16, 16, NULL), SL_ARG,
             "vae: 4 frames, want a multiple of 4, plus 1");
-    REFUSED(sl_vae_encode_condition(&n.ctx, n.encoder, &out, x, NULL, 0, 16, 16, NULL), SL_ARG, "vae: 0 frames");
+    REFUSED(sl_vae_encode_condition(&n.ctx, n.encoder, &out, x, NULL, 0, 16, 16, NULL), SL_ARG,
+            "vae: 0 frames");
     REFUSED(sl_vae_encode_condition(&n.ctx, n.encoder, &out, x, NULL, 1, 16, 12, NULL), SL_SHAPE,
             "12 x 16 pixels, want multiples of 8");
-    REFUSED(sl_vae_encode_condition(&n.ctx, n.encoder, &out, x, x, 1, 16, 16, NULL), SL_ARG, "no place for a last picture");
+    REFUSED(sl_vae_encode_condition(&n.ctx, n.encoder, &out, x, x, 1, 16, 16, NULL), SL_ARG,
+            "no place for a last picture");
     REFUSED(sl_vae_encode_condition(&n.ctx, n.encoder, &out, x, NULL, 5, 16, 16, NULL), SL_SHAPE,
             "vae: condition is [16, 1, 2, 2], want [16, 2, 2, 2]");
     void *memory = sl_device_alloc(&n.ctx, sl_vae_decode_bytes(&n.ctx, n.decoder, 16, 16));
-    REFUSED(assert_null(sl_vae_decode_start(&n.ctx, n.decoder, 16, 20, memory)), SL_SHAPE, "20 x 16 pixels");
+    REFUSED(assert_null(sl_vae_decode_start(&n.ctx, n.decoder, 16, 20, memory)), SL_SHAPE,
+            "20 x 16 pixels");
     sl_vae_decode *d = sl_vae_decode_start(&n.ctx, n.decoder, 16, 16, memory);
     uint8_t frames[5 * 16 * 16 * 3];
-    sl_tensor rgb = sl_view4(frames, SL_U8, 1, 16, 16, 3), latents = sl_view4(y, SL_F32, 16, 2, 2, 1),
-              few = sl_view4(y, SL_F32, 15, 1, 2, 2);
-    REFUSED(sl_vae_decode_chunk(&n.ctx, d, &rgb, NULL, &latents), SL_SHAPE, "vae: latents are [16, 2, 2, 1], want [16, 2, 2, 2]");
+    sl_tensor rgb = sl_view4(frames, SL_U8, 1, 16, 16, 3),
+              latents = sl_view4(y, SL_F32, 16, 2, 2, 1), few = sl_view4(y, SL_F32, 15, 1, 2, 2);
+    REFUSED(sl_vae_decode_chunk(&n.ctx, d, &rgb, NULL, &latents), SL_SHAPE,
+            "vae: latents are [16, 2, 2, 1], want [16, 2, 2, 2]");
     REFUSED(sl_vae_decode_chunk(&n.ctx, d, &rgb, NULL, &few), SL_SHAPE, "want [16, 1, 2, 2]");
     latents = sl_view4(y, SL_F32, 16, 2, 2, 2);
-    REFUSED(sl_vae_decode_chunk(&n.ctx, d, &rgb, NULL, &latents), SL_SHAPE, "vae: frames are [1, 16, 16, 3], want [5, 16, 16, 3]");
+    REFUSED(sl_vae_decode_chunk(&n.ctx, d, &rgb, NULL, &latents), SL_SHAPE,
+            "vae: frames are [1, 16, 16, 3], want [5, 16, 16, 3]");
     sl_vae_decode_free(&d);
     sl_device_free(&n.ctx, memory);
     close_network(&n);

@@ -1,4 +1,5 @@
-/* test_weights.c - the loaders: what stays mapped, what is converted, counted, made up, found wrong. */
+/* test_weights.c - the loaders: what stays mapped, what is converted, counted, made up,
+ * found wrong. */
 #include "t.h"
 
 #include "common/safetensors.h"
@@ -145,7 +146,8 @@ static void convolutions_are_packed(void **state)
     sl_tensor w, flat;
     const int64_t shape[5] = {8, 3, 3, 3, 3};
     T_OK(sl_st_open_dir(&st, t_golden("tiny-i2v/model/vae"), "diffusion_pytorch_model", &err));
-    T_OK(sl_loader_file(&l, &cpu, t_golden("tiny-i2v/model/vae"), "diffusion_pytorch_model", "vae", &err));
+    T_OK(sl_loader_file(&l, &cpu, t_golden("tiny-i2v/model/vae"), "diffusion_pytorch_model", "vae",
+                        &err));
     sl_weight(l, &w, SL_W_CONV, 5, shape, "encoder.conv_in.weight");
     sl_weight(l, &flat, SL_W_CONV, 4, SHAPE(8, 8, 3, 3), "encoder.down_blocks.2.resample.1.weight");
     T_OK(sl_loader_finish(l, &err));
@@ -170,7 +172,8 @@ static void an_unaligned_matrix_is_copied(void **state)
     uint8_t pad[3] = {1, 2, 3};
     float x[12];
     t_fill(x, 12, 1);
-    save(2, (const char *const[]){"pad", "w"}, (sl_tensor[]){sl_view1(pad, SL_U8, 3), sl_view2(x, SL_F32, 3, 4)});
+    save(2, (const char *const[]){"pad", "w"},
+         (sl_tensor[]){sl_view1(pad, SL_U8, 3), sl_view2(x, SL_F32, 3, 4)});
     T_OK(sl_loader_file(&l, &cpu, dir, "m", "test", &err));
     sl_weight(l, &w, SL_W_MATRIX, 2, SHAPE(3, 4), "w");
     T_OK(sl_loader_finish(l, &err));
@@ -195,14 +198,16 @@ static void another_device_gets_bf16(void **state)
     T_OK(sl_from_floats(half, SL_F16, x, 12, &err));
     T_OK(sl_from_floats(brain, SL_BF16, x, 12, &err));
     save(3, (const char *const[]){"w", "half", "brain"},
-         (sl_tensor[]){sl_view2(x, SL_F32, 3, 4), sl_view2(half, SL_F16, 3, 4), sl_view2(brain, SL_BF16, 3, 4)});
+         (sl_tensor[]){sl_view2(x, SL_F32, 3, 4), sl_view2(half, SL_F16, 3, 4),
+                       sl_view2(brain, SL_BF16, 3, 4)});
     T_OK(sl_loader_file(&l, &small, dir, "m", "test", &err));
     sl_weight(l, &m, SL_W_MATRIX, 2, SHAPE(3, 4), "w");
     sl_weight(l, &v, SL_W_VECTOR, 2, SHAPE(3, 4), "w");
     sl_weight(l, &f, SL_W_FLOAT, 2, SHAPE(3, 4), "half");
     sl_weight(l, &h, SL_W_MATRIX, 2, SHAPE(3, 4), "half");
     T_OK(sl_loader_finish(l, &err));
-    assert_true(m.dtype == SL_BF16 && v.dtype == SL_BF16 && f.dtype == SL_F32 && h.dtype == SL_BF16);
+    assert_true(m.dtype == SL_BF16 && v.dtype == SL_BF16 && f.dtype == SL_F32 &&
+                h.dtype == SL_BF16);
     assert_memory_equal(m.data, brain, sizeof brain);
     assert_memory_equal(v.data, brain, sizeof brain);
     T_NEAR((float *)f.data, x, 12, 0x1p-11); /* half's own rounding of numbers below 1 */
@@ -237,10 +242,12 @@ static void wrong_tensors_are_named(void **state)
     sl_tensor w, later;
     T_OK(sl_loader_file(&l, &cpu, DIT, "transformer", &err));
     sl_weight(l, &w, SL_W_MATRIX, 2, SHAPE(384, 128), "blocks.0.ffn.net.0.proj.weight");
-    assert_true(w.rank == 2 && w.shape[1] == 128 && !w.data); /* a shape, so that a load function can go on */
+    /* a shape, so that a load function can go on */
+    assert_true(w.rank == 2 && w.shape[1] == 128 && !w.data);
     sl_weight(l, &later, SL_W_MATRIX, 2, SHAPE(1, 1), "no.such");
     T_CODE(sl_loader_finish(l, &err), SL_SHAPE); /* the first error */
-    T_SAYS(err.msg, "transformer: blocks.0.ffn.net.0.proj.weight has shape [384, 256], want [384, 128]");
+    T_SAYS(err.msg,
+           "transformer: blocks.0.ffn.net.0.proj.weight has shape [384, 256], want [384, 128]");
     T_SAYS(err.msg, ".safetensors");
     sl_loader_close(&l);
 
@@ -294,7 +301,8 @@ static void a_file_that_is_cut_short_is_named(void **state)
     char path[300];
     float x[2000];
     t_fill(x, 2000, 1);
-    save(2, (const char *const[]){"a", "b"}, (sl_tensor[]){sl_view1(x, SL_F32, 1000), sl_view1(x + 1000, SL_F32, 1000)});
+    save(2, (const char *const[]){"a", "b"},
+         (sl_tensor[]){sl_view1(x, SL_F32, 1000), sl_view1(x + 1000, SL_F32, 1000)});
     T_OK(sl_loader_file(&l, &small, dir, "m", "test", &err));
     sl_weight(l, &a, SL_W_VECTOR, 1, SHAPE(1000), "a");
     sl_weight(l, &b, SL_W_VECTOR, 1, SHAPE(1000), "b");
@@ -369,7 +377,8 @@ static void a_device_takes_one_allocation_as_planned(void **state)
     ask_for_a_few(b, w);
     T_OK(sl_loader_finish(a, &err));
     T_OK(sl_loader_finish(b, &err));
-    /* [700, 300], [700], [300] in BF16, 64 in F32, 64 x 32 x 27 in BF16, each a multiple of 256 bytes */
+    /* [700, 300], [700], [300] in BF16, 64 in F32, 64 x 32 x 27 in BF16, each a multiple
+     * of 256 bytes */
     assert_int_equal(sl_loader_bytes(a), 420096 + 1536 + 768 + 256 + 110592);
     assert_int_equal(sl_loader_bytes(b), sl_loader_bytes(a));
     assert_int_equal(sl_loader_mapped(a), 0);
@@ -386,7 +395,8 @@ static void a_device_takes_one_allocation_as_planned(void **state)
     (void)state;
 }
 
-/* A matrix for float32 arithmetic: as stored on the CPU, F32 on a device, whatever the file holds. */
+/* A matrix for float32 arithmetic: as stored on the CPU, F32 on a device, whatever the
+ * file holds. */
 static void float32_matrices_are_f32_on_a_device(void **state)
 {
     const float x[12] = {1, -2, 0x1p-20f, 1.0009765625f, 5, 6, 7, 8, 9, 10, 11, 12};
@@ -442,7 +452,8 @@ static void a_checkpoint_arrives_whole(void **state)
     T_OK(sl_loader_file(&l, &small, DIT, "transformer", &err));
     for (int i = 0; i < n; i++) {
         const sl_tensor *t = &sl_st_at(st, i)->t;
-        sl_weight(l, &w[i], i % 3 ? SL_W_MATRIX : SL_W_FLOAT, t->rank, t->shape, "%s", sl_st_at(st, i)->name);
+        sl_weight(l, &w[i], i % 3 ? SL_W_MATRIX : SL_W_FLOAT, t->rank, t->shape, "%s",
+                  sl_st_at(st, i)->name);
     }
     T_OK(sl_loader_finish(l, &err));
     assert_int_equal(live_blocks, 1);
@@ -483,8 +494,9 @@ static void a_plan_tells_what_is_asked_for(void **state)
     T_OK(sl_loader_plan(&l, &plan, "test", &err));
     sl_loader_watch(l, note, text);
     ask_for_a_few(l, w);
-    assert_string_equal(text, "a.weight [700, 300]\na.bias [700]\nnorm1.weight [300]\nnorm.gamma [64, 1, 1, 1]\n"
-                              "c.weight [64, 32, 3, 3, 3]\n");
+    assert_string_equal(
+        text, "a.weight [700, 300]\na.bias [700]\nnorm1.weight [300]\nnorm.gamma [64, 1, 1, 1]\n"
+              "c.weight [64, 32, 3, 3, 3]\n");
     sl_loader_close(&l);
     (void)state;
 }
@@ -499,7 +511,8 @@ static double mean(const sl_tensor *t)
 static double deviation(const sl_tensor *t)
 {
     double s = 0, m = mean(t);
-    for (int64_t i = 0; i < sl_count(t); i++) s += (((float *)t->data)[i] - m) * (((float *)t->data)[i] - m);
+    for (int64_t i = 0; i < sl_count(t); i++)
+        s += (((float *)t->data)[i] - m) * (((float *)t->data)[i] - m);
     return sqrt(s / (double)sl_count(t));
 }
 
@@ -537,7 +550,8 @@ static void random_weights_depend_on_seed_and_name_alone(void **state)
     sl_weight(other, &elsewhere, SL_W_MATRIX, 2, SHAPE(700, 300), "a.weight");
     assert_memory_not_equal(elsewhere.data, w[0].data, sl_bytes(&elsewhere));
 
-    /* More than one stage, and a last piece that fills no block: the same numbers on a device, rounded. */
+    /* More than one stage, and a last piece that fills no block: the same numbers on a
+     * device, rounded. */
     const int64_t rows = 2049, columns = 4097;
     T_OK(sl_loader_random(&bf16, &small, 8, "test", &err));
     sl_weight(bf16, &rounded, SL_W_MATRIX, 2, SHAPE(rows, columns), "big.weight");
@@ -563,8 +577,8 @@ static void inspecting_lists_what_is_odd(void **state)
     float x[12] = {0};
     int64_t ids[2] = {0};
     save(5, (const char *const[]){"good", "bent", "extra\nline", "known", "ids"},
-         (sl_tensor[]){sl_view2(x, SL_F32, 3, 4), sl_view1(x, SL_F32, 3), sl_view1(x, SL_F32, 5), sl_view1(x, SL_F32, 1),
-                       sl_view1(ids, SL_I64, 2)});
+         (sl_tensor[]){sl_view2(x, SL_F32, 3, 4), sl_view1(x, SL_F32, 3), sl_view1(x, SL_F32, 5),
+                       sl_view1(x, SL_F32, 1), sl_view1(ids, SL_I64, 2)});
     T_OK(sl_loader_inspect(&l, &plan, dir, "m", "test", &err));
     sl_weight(l, &w, SL_W_MATRIX, 2, SHAPE(3, 4), "good");
     sl_weight(l, &w, SL_W_VECTOR, 1, SHAPE(4), "bent");
@@ -593,7 +607,8 @@ static void numbers_that_are_none_are_named(void **state)
     x[25] = NAN;
     y[99] = sl_to_bf16(-INFINITY);
     save(3, (const char *const[]){"a", "b", "unused"},
-         (sl_tensor[]){sl_view2(y, SL_BF16, 10, 10), sl_view3(x, SL_F32, 5, 2, 10), sl_view1(x, SL_F32, 100)});
+         (sl_tensor[]){sl_view2(y, SL_BF16, 10, 10), sl_view3(x, SL_F32, 5, 2, 10),
+                       sl_view1(x, SL_F32, 100)});
     T_OK(sl_loader_file(&l, &cpu, dir, "m", "transformer", &err));
     T_OK(sl_loader_check_finite(l, &err)); /* nothing asked for yet */
     sl_weight(l, &w, SL_W_FLOAT, 3, SHAPE(5, 2, 10), "b");

@@ -1,4 +1,5 @@
-/* test_wire.c - messages: every type there and back, every damaged one refused with what is wrong, over real sockets. */
+/* test_wire.c - messages: every type there and back, every damaged one refused with what
+ * is wrong, over real sockets. */
 #include "t.h"
 
 #include <zmq.h>
@@ -64,22 +65,24 @@ static void fill_ticket(sl_ticket *t)
 }
 static void fill_pool(sl_pool_handle *h)
 {
-    fill_u64(&h->pool), fill_i32(&h->pid), fill_i32(&h->fd), fill_u32(&h->kind), fill_u32(&h->slots), fill_u64(&h->slot_bytes);
+    fill_u64(&h->pool), fill_i32(&h->pid), fill_i32(&h->fd), fill_u32(&h->kind),
+        fill_u32(&h->slots), fill_u64(&h->slot_bytes);
     fill_string(h->name, SL_POOL_NAME);
     for (size_t i = 0; i < sizeof h->device_handle; i++) h->device_handle[i] = (uint8_t)next();
 }
 
-/* The message of list NAME with random fields. Structs are zeroed first: bytes between fields are never compared. */
+/* The message of list NAME with random fields. Structs are zeroed first: bytes between
+ * fields are never compared. */
 static void fill(sl_msg *m, sl_msg_type type)
 {
     memset(m, 0, sizeof *m);
     m->type = type;
 #define FILL(kind, name) fill_##kind(&f->name);
     switch (type) {
-#define X(number, NAME, lower)                                                                                                     \
-    case SL_MSG_##NAME: {                                                                                                          \
-        sl_msg_##lower *f = &m->lower;                                                                                             \
-        WIRE_##NAME(FILL)                                                                                                          \
+#define X(number, NAME, lower)                                                                     \
+    case SL_MSG_##NAME: {                                                                          \
+        sl_msg_##lower *f = &m->lower;                                                             \
+        WIRE_##NAME(FILL)                                                                          \
     } break;
         WIRE_ALL(X)
 #undef X
@@ -101,22 +104,26 @@ static bool same_bytes(const void *a, const void *b, size_t n)
 #define SAME_str64(a, b) same_bytes(a, b, SL_STR64)
 #define SAME_text(a, b) same_bytes(a, b, SL_TEXT)
 #define SAME_dir(a, b) same_bytes(a, b, SL_DIR)
-#define SAME_ticket(a, b) ((a).pool == (b).pool && (a).slot == (b).slot && (a).reserved == (b).reserved && (a).epoch == (b).epoch)
-#define SAME_pool(a, b)                                                                                                            \
-    ((a).pool == (b).pool && (a).pid == (b).pid && (a).fd == (b).fd && (a).kind == (b).kind && (a).slots == (b).slots &&           \
-     (a).slot_bytes == (b).slot_bytes && same_bytes((a).name, (b).name, SL_POOL_NAME) &&                                           \
+#define SAME_ticket(a, b)                                                                          \
+    ((a).pool == (b).pool && (a).slot == (b).slot && (a).reserved == (b).reserved &&               \
+     (a).epoch == (b).epoch)
+#define SAME_pool(a, b)                                                                            \
+    ((a).pool == (b).pool && (a).pid == (b).pid && (a).fd == (b).fd && (a).kind == (b).kind &&     \
+     (a).slots == (b).slots && (a).slot_bytes == (b).slot_bytes &&                                 \
+     same_bytes((a).name, (b).name, SL_POOL_NAME) &&                                               \
      same_bytes((a).device_handle, (b).device_handle, 64))
 
 static void compare(const sl_msg *a, const sl_msg *b)
 {
     assert_int_equal(a->type, b->type);
-#define CHECK(kind, name)                                                                                                          \
-    if (!SAME_##kind(x->name, y->name)) fail_msg("%s: field " #name " came back changed", sl_wire_name(a->type));
+#define CHECK(kind, name)                                                                          \
+    if (!SAME_##kind(x->name, y->name))                                                            \
+        fail_msg("%s: field " #name " came back changed", sl_wire_name(a->type));
     switch (a->type) {
-#define X(number, NAME, lower)                                                                                                     \
-    case SL_MSG_##NAME: {                                                                                                          \
-        const sl_msg_##lower *x = &a->lower, *y = &b->lower;                                                                       \
-        WIRE_##NAME(CHECK)                                                                                                         \
+#define X(number, NAME, lower)                                                                     \
+    case SL_MSG_##NAME: {                                                                          \
+        const sl_msg_##lower *x = &a->lower, *y = &b->lower;                                       \
+        WIRE_##NAME(CHECK)                                                                         \
     } break;
         WIRE_ALL(X)
 #undef X
@@ -156,14 +163,16 @@ static void test_layout(void **unused)
 {
     static const uint8_t WANT[] = {'S', 'L', 'U', 'C', 1, 0, 0, 0, 14, 0, 0,    0,    12,   0,
                                    0,   0,   8,   7,   6, 5, 4, 3, 2,  1, 0xfe, 0xff, 0xff, 0xff};
-    sl_msg m = {.type = SL_MSG_CANCEL, .cancel = {.job = 0x0102030405060708u, .attempt = 0xfffffffeu}};
+    sl_msg m = {.type = SL_MSG_CANCEL,
+                .cancel = {.job = 0x0102030405060708u, .attempt = 0xfffffffeu}};
     uint8_t bytes[SL_WIRE_MAX];
     (void)unused;
     assert_int_equal(sl_wire_encode(bytes, &m), sizeof WANT);
     assert_memory_equal(bytes, WANT, sizeof WANT);
 }
 
-/* Nothing of the sender's memory travels behind the end of a string; a string without an end is cut to its field. */
+/* Nothing of the sender's memory travels behind the end of a string; a string without an
+ * end is cut to its field. */
 static void test_strings_are_cut_and_zeroed(void **unused)
 {
     uint8_t bytes[SL_WIRE_MAX];
@@ -192,15 +201,17 @@ static void test_every_length_but_one_is_refused(void **unused)
         fill(&m, TYPES[i]);
         size_t n = sl_wire_encode(bytes, &m), body = n - SL_WIRE_HEADER;
         for (size_t cut = 0; cut <= n + 1; cut++) {
-            uint8_t *exact = malloc(cut + !cut); /* on the heap: the sanitizer sees a byte read too far */
+            /* on the heap: the sanitizer sees a byte read too far */
+            uint8_t *exact = malloc(cut + !cut);
             memcpy(exact, bytes, cut);
             if (cut == n) T_OK(sl_wire_decode(&out, exact, cut, &err));
             else {
                 T_CODE(sl_wire_decode(&out, exact, cut, &err), SL_FORMAT);
-                if (cut < SL_WIRE_HEADER) snprintf(want, sizeof want, "message: %zu bytes, want at least 16", cut);
+                if (cut < SL_WIRE_HEADER)
+                    snprintf(want, sizeof want, "message: %zu bytes, want at least 16", cut);
                 else
-                    snprintf(want, sizeof want, "message: %s has %zu bytes and says %zu, want %zu", sl_wire_name(TYPES[i]),
-                             cut - SL_WIRE_HEADER, body, body);
+                    snprintf(want, sizeof want, "message: %s has %zu bytes and says %zu, want %zu",
+                             sl_wire_name(TYPES[i]), cut - SL_WIRE_HEADER, body, body);
                 assert_string_equal(err.msg, want);
             }
             free(exact);
@@ -251,7 +262,8 @@ static void damage_string(uint8_t *bytes, size_t n, size_t at, size_t field, sl_
     char want[128];
     sl_err err = {0};
     sl_msg out;
-    snprintf(want, sizeof want, "message: %s has a string without an end, or with bytes behind it", sl_wire_name(type));
+    snprintf(want, sizeof want, "message: %s has a string without an end, or with bytes behind it",
+             sl_wire_name(type));
     memcpy(keep, bytes + at, field);
     memset(bytes + at, 'x', field);
     T_CODE(sl_wire_decode(&out, bytes, n, &err), SL_FORMAT);
@@ -264,7 +276,8 @@ static void damage_string(uint8_t *bytes, size_t n, size_t at, size_t field, sl_
     T_OK(sl_wire_decode(&out, bytes, n, &err));
 }
 
-/* Where the strings lie: sizes on the wire, and how far into the field its text begins (a pool's name). */
+/* Where the strings lie: sizes on the wire, and how far into the field its text begins (a
+ * pool's name). */
 enum {
     LONG_i32 = 4,
     LONG_u32 = 4,
@@ -307,14 +320,14 @@ static void test_a_string_without_an_end(void **unused)
     sl_msg m;
     int strings = 0;
     (void)unused;
-#define LOOK(kind, name)                                                                                                           \
-    if (TEXT_##kind) damage_string(bytes, n, at + SKIP_##kind, TEXT_##kind, m.type), strings++;                                    \
+#define LOOK(kind, name)                                                                           \
+    if (TEXT_##kind) damage_string(bytes, n, at + SKIP_##kind, TEXT_##kind, m.type), strings++;    \
     at += LONG_##kind;
-#define X(number, NAME, lower)                                                                                                     \
-    {                                                                                                                              \
-        fill(&m, SL_MSG_##NAME);                                                                                                   \
-        size_t n = sl_wire_encode(bytes, &m), at = SL_WIRE_HEADER;                                                                 \
-        WIRE_##NAME(LOOK) assert_int_equal(at, n);                                                                                 \
+#define X(number, NAME, lower)                                                                     \
+    {                                                                                              \
+        fill(&m, SL_MSG_##NAME);                                                                   \
+        size_t n = sl_wire_encode(bytes, &m), at = SL_WIRE_HEADER;                                 \
+        WIRE_##NAME(LOOK) assert_int_equal(at, n);                                                 \
     }
     WIRE_ALL(X)
 #undef X
@@ -325,15 +338,17 @@ static void test_a_string_without_an_end(void **unused)
 
 static void test_printing(void **unused)
 {
-    sl_msg m = {.type = SL_MSG_PROGRESS,
-                .progress = {.job = 7, .attempt = 2, .stage = "denoise", .done = 3, .total = 50, .seconds = 1.5}};
+    sl_msg m = {
+        .type = SL_MSG_PROGRESS,
+        .progress = {
+            .job = 7, .attempt = 2, .stage = "denoise", .done = 3, .total = 50, .seconds = 1.5}};
     char text[4096], small[16];
     (void)unused;
     assert_string_equal(sl_wire_text_of(&m, text, sizeof text),
                         "PROGRESS job=7 attempt=2 stage=\"denoise\" done=3 total=50 seconds=1.5");
     assert_string_equal(sl_wire_text_of(&m, small, sizeof small), "PROGRESS job=7 ");
-    for (size_t i = 0; i < TYPE_COUNT; i++)
-        for (size_t size = 1; size < 200; size += 7) { /* no size is overrun, and the text always ends */
+    for (size_t i = 0; i < TYPE_COUNT; i++) /* no size is overrun, and the text always ends */
+        for (size_t size = 1; size < 200; size += 7) {
             char *exact = malloc(size);
             fill(&m, TYPES[i]);
             assert_in_range(strlen(sl_wire_text_of(&m, exact, size)), 0, size - 1);
@@ -426,7 +441,8 @@ static void test_over_ipc(void **unused)
     over(true);
 }
 
-/* Send frames of these sizes as one multi-part message; the receiver must refuse it once, saying so, and hear the next message. */
+/* Send frames of these sizes as one multi-part message; the receiver must refuse it once,
+ * saying so, and hear the next message. */
 static void send_frames(line *l, int count, const size_t *sizes, const char *says)
 {
     static uint8_t junk[100000];
@@ -434,7 +450,8 @@ static void send_frames(line *l, int count, const size_t *sizes, const char *say
     size_t size = 0;
     sl_err err = {0};
     sl_msg good = {.type = SL_MSG_ACCEPTED, .accepted = {.job = 77}}, out;
-    for (int i = 0; i < count; i++) assert_true(zmq_send(l->dealer, junk, sizes[i], i + 1 < count ? ZMQ_SNDMORE : 0) >= 0);
+    for (int i = 0; i < count; i++)
+        assert_true(zmq_send(l->dealer, junk, sizes[i], i + 1 < count ? ZMQ_SNDMORE : 0) >= 0);
     T_OK(sl_wire_send(l->dealer, NULL, 0, &good, &err));
     wait_for(l->router);
     T_CODE(sl_wire_recv(l->router, from, &size, &out, &err), SL_FORMAT);
@@ -481,7 +498,8 @@ static void test_a_lone_frame_where_an_identity_is_wanted(void **unused)
     T_OK(sl_wire_recv(a, from, &size, &out, &err));
     assert_int_equal(size, 4);
     char big[65] = {0};
-    T_OK(sl_wire_send(b, big, sizeof big, &m, &err)); /* longer than any identity that we keep */
+    /* longer than any identity that we keep */
+    T_OK(sl_wire_send(b, big, sizeof big, &m, &err));
     T_CODE(sl_wire_recv(a, from, &size, &out, &err), SL_FORMAT);
     T_CODE(sl_wire_recv(a, from, &size, &out, &err), SL_BUSY);
     zmq_close(a);

@@ -1,11 +1,14 @@
-/* attention.c - softmax(q k^T * scale + bias) v, a block of queries against blocks of keys with a running softmax.
+/* attention.c - softmax(q k^T * scale + bias) v, a block of queries against blocks of
+ * keys with a running softmax.
  *
- * Everything is held transposed, with queries side by side in vector lanes: a PANEL of queries times a tile of keys stays in
- * registers while the loop runs over the head's dimensions, so the maximum, exponential and sum of the softmax run down the lanes
- * and never across them, and keys and values are used as they lie in memory, one broadcast number at a time. The scores of one
- * PANEL against one block of keys are all that is ever stored of [Nq, Nk].
- * Tried: OpenBLAS's sgemm for both products inside the parallel loop; it reached 60 % of its own large-matrix rate at 128 wide
- * heads, this 85 % (tests/bench_ops.c). */
+ * Everything is held transposed, with queries side by side in vector lanes: a PANEL of
+ * queries times a tile of keys stays in registers while the loop runs over the head's
+ * dimensions, so the maximum, exponential and sum of the softmax run down the lanes and
+ * never across them, and keys and values are used as they lie in memory, one broadcast
+ * number at a time. The scores of one PANEL against one block of keys are all that is
+ * ever stored of [Nq, Nk].
+ * Tried: OpenBLAS's sgemm for both products inside the parallel loop; it reached 60 % of
+ * its own large-matrix rate at 128 wide heads, this 85 % (tests/bench_ops.c). */
 #include "kernels/cpu/cpu.h"
 
 #include <math.h>
@@ -15,16 +18,18 @@
 #include "kernels/cpu/vmath.h"
 
 enum {
-    PANEL = 2 * LANES,               /* queries in two vectors */
-    TILE = REGISTERS == 32 ? 12 : 6, /* rows of two vectors that fill the registers but for two and a broadcast */
+    PANEL = 2 * LANES, /* queries in two vectors */
+    /* rows of two vectors that fill the registers but for two and a broadcast */
+    TILE = REGISTERS == 32 ? 12 : 6,
     QUERIES = 128,
     PANELS = QUERIES / PANEL
 };
 
-/* out[r][0..PANEL) (+)= sum over i of a[r * row + i * step] * b[i][0..PANEL) for r < rows <= TILE; rows is a constant where it is
- * called. */
-static inline __attribute__((always_inline)) void tile(const int rows, float *out, const float *a, int64_t row, int64_t step,
-                                                       const float *b, int64_t n, bool add)
+/* out[r][0..PANEL) (+)= sum over i of a[r * row + i * step] * b[i][0..PANEL) for r < rows
+ * <= TILE; rows is a constant where it is called. */
+static inline __attribute__((always_inline)) void tile(const int rows, float *out, const float *a,
+                                                       int64_t row, int64_t step, const float *b,
+                                                       int64_t n, bool add)
 {
     vec acc[TILE][2];
     for (int r = 0; r < rows; r++) {
@@ -46,10 +51,12 @@ static inline __attribute__((always_inline)) void tile(const int rows, float *ou
 }
 
 /* As tile for any number of rows. */
-static void product(float *out, int64_t rows, const float *a, int64_t row, int64_t step, const float *b, int64_t n, bool add)
+static void product(float *out, int64_t rows, const float *a, int64_t row, int64_t step,
+                    const float *b, int64_t n, bool add)
 {
     int64_t r = 0;
-    for (; r + TILE <= rows; r += TILE) tile(TILE, out + r * PANEL, a + r * row, row, step, b, n, add);
+    for (; r + TILE <= rows; r += TILE)
+        tile(TILE, out + r * PANEL, a + r * row, row, step, b, n, add);
     for (; r + 4 <= rows; r += 4) tile(4, out + r * PANEL, a + r * row, row, step, b, n, add);
     for (; r < rows; r++) tile(1, out + r * PANEL, a + r * row, row, step, b, n, add);
 }
@@ -87,13 +94,15 @@ static scratch carve(float *at, int64_t d, int64_t block)
     return s;
 }
 
-/* The scores of one panel, in place, to exp(score - top): top, sum and acc are brought up to date. */
+/* The scores of one panel, in place, to exp(score - top): top, sum and acc are brought up
+ * to date. */
 static void softmax(float *score, int64_t keys, float *top, float *sum, float *acc, int64_t d)
 {
     float high[PANEL], total[PANEL], fade[PANEL];
     memcpy(high, top, sizeof high);
     for (int64_t i = 0; i < keys; i++)
-        for (int l = 0; l < PANEL; l++) high[l] = score[i * PANEL + l] > high[l] ? score[i * PANEL + l] : high[l];
+        for (int l = 0; l < PANEL; l++)
+            high[l] = score[i * PANEL + l] > high[l] ? score[i * PANEL + l] : high[l];
     for (int l = 0; l < PANEL; l++) {
         fade[l] = sl_expf(top[l] - high[l]);
         total[l] = sum[l] * fade[l];
@@ -127,15 +136,19 @@ static void query_block(const job *j, const scratch *s, int64_t h, int64_t first
     }
     for (int64_t at = 0; at < j->keys; at += j->block) {
         int64_t m = j->keys - at < j->block ? j->keys - at : j->block;
-        for (int64_t i = 0; i < m; i++) { /* together, so that rows far apart do not fight for the same cache lines */
-            memcpy(s->k + i * d, (const float *)j->k->data + (at + i) * j->k->pitch + h * d, (size_t)d * sizeof(float));
-            memcpy(s->v + i * d, (const float *)j->v->data + (at + i) * j->v->pitch + h * d, (size_t)d * sizeof(float));
+        /* together, so that rows far apart do not fight for the same cache lines */
+        for (int64_t i = 0; i < m; i++) {
+            memcpy(s->k + i * d, (const float *)j->k->data + (at + i) * j->k->pitch + h * d,
+                   (size_t)d * sizeof(float));
+            memcpy(s->v + i * d, (const float *)j->v->data + (at + i) * j->v->pitch + h * d,
+                   (size_t)d * sizeof(float));
         }
         for (int64_t p = 0; p < panels; p++) {
             float *acc = s->acc + p * PANEL * d;
             product(s->score, m, s->k, d, 1, s->q + p * PANEL * d, d, false);
             if (j->bias) {
-                const float *bias = j->bias + h * (j->queries + j->keys - 1) + at - (first + p * PANEL) + j->queries - 1;
+                const float *bias = j->bias + h * (j->queries + j->keys - 1) + at -
+                                    (first + p * PANEL) + j->queries - 1;
                 int64_t lanes = n - p * PANEL < PANEL ? n - p * PANEL : PANEL;
                 for (int64_t i = 0; i < m; i++)
                     for (int64_t l = 0; l < lanes; l++) s->score[i * PANEL + l] += bias[i - l];
@@ -154,17 +167,23 @@ static void query_block(const job *j, const scratch *s, int64_t h, int64_t first
     }
 }
 
-void sl_cpu_attention(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k, const sl_tensor *v, int heads,
-                      float scale, const sl_tensor *bias, bool accumulate)
+void sl_cpu_attention(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k,
+                      const sl_tensor *v, int heads, float scale, const sl_tensor *bias,
+                      bool accumulate)
 {
-    job j = {o, q, k, v, bias ? bias->data : NULL, scale, accumulate, q->shape[0], k->shape[0], q->shape[1] / heads, 192};
-    while (j.block > TILE && j.block * j.d > 192 * 128) j.block -= TILE; /* keys and values of a block stay in the L2 cache */
+    job j = {o,     q,          k,           v,           bias ? bias->data : NULL,
+             scale, accumulate, q->shape[0], k->shape[0], q->shape[1] / heads,
+             192};
+    /* keys and values of a block stay in the L2 cache */
+    while (j.block > TILE && j.block * j.d > 192 * 128) j.block -= TILE;
     int64_t blocks = (j.queries + QUERIES - 1) / QUERIES;
     bool failed = false;
 #pragma omp parallel for schedule(dynamic) if (blocks * heads > 1)
     for (int64_t b = 0; b < blocks * heads; b++) {
-        int64_t first = b % blocks * QUERIES, n = j.queries - first < QUERIES ? j.queries - first : QUERIES;
-        float *memory = sl_cpu_scratch(SL_SCRATCH_ATTENTION, scratch_floats(j.d, j.block) * sizeof *memory);
+        int64_t first = b % blocks * QUERIES,
+                n = j.queries - first < QUERIES ? j.queries - first : QUERIES;
+        float *memory =
+            sl_cpu_scratch(SL_SCRATCH_ATTENTION, scratch_floats(j.d, j.block) * sizeof *memory);
         if (memory) {
             scratch s = carve(memory, j.d, j.block);
             query_block(&j, &s, b / blocks, first, n);
@@ -174,6 +193,7 @@ void sl_cpu_attention(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const
         }
     }
     if (failed)
-        sl_ctx_fail(ctx, SL_NOMEM, "attention: no memory for a block of %d queries and %lld keys of %lld", QUERIES,
+        sl_ctx_fail(ctx, SL_NOMEM,
+                    "attention: no memory for a block of %d queries and %lld keys of %lld", QUERIES,
                     (long long)j.block, (long long)j.d);
 }

@@ -39,8 +39,9 @@ void sl_cpu_to_floats(float *dst, const void *src, sl_dtype dtype, int64_t n)
         uint32_t *d = (uint32_t *)(void *)dst;
         for (int64_t i = 0; i < n; i++) d[i] = (uint32_t)s[i] << 16;
     } else {
-        /* Shift the 15 bits into place and multiply by 2^112: right for zeros, subnormals and normals alike. Exponent 31 (infinity,
-         * NaN) becomes 143 by that and is set to 255. */
+        /* Shift the 15 bits into place and multiply by 2^112: right for zeros, subnormals
+         * and normals alike. Exponent 31 (infinity, NaN) becomes 143 by that and is set
+         * to 255. */
         const sl_f16 *s = src;
         for (int64_t i = 0; i < n; i++) {
             uint32_t h = s[i], bits = (h & 0x7fff) << 13;
@@ -77,7 +78,8 @@ static void copy_row(void *dst, sl_dtype to, const void *src, sl_dtype from, int
 void sl_cpu_copy(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x)
 {
     (void)ctx;
-    int64_t total = sl_count(x), rows = x->shape[0], cols = rows ? total / rows : 0, y_pitch = y->pitch, x_pitch = x->pitch;
+    int64_t total = sl_count(x), rows = x->shape[0], cols = rows ? total / rows : 0,
+            y_pitch = y->pitch, x_pitch = x->pitch;
     size_t y_size = sl_dtype_size(y->dtype), x_size = sl_dtype_size(x->dtype);
     if (!total || (y->data == x->data && y->dtype == x->dtype)) return;
     if (sl_is_dense(x) && sl_is_dense(y)) { /* any cut into rows will do */
@@ -86,9 +88,10 @@ void sl_cpu_copy(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x)
     }
 #pragma omp parallel for schedule(static) if (total > GRAIN)
     for (int64_t r = 0; r < rows; r++) {
-        int64_t n = sl_is_dense(x) && sl_is_dense(y) && total - r * cols < cols ? total - r * cols : cols;
-        copy_row((char *)y->data + (size_t)(r * y_pitch) * y_size, y->dtype, (const char *)x->data + (size_t)(r * x_pitch) * x_size,
-                 x->dtype, n);
+        int64_t n =
+            sl_is_dense(x) && sl_is_dense(y) && total - r * cols < cols ? total - r * cols : cols;
+        copy_row((char *)y->data + (size_t)(r * y_pitch) * y_size, y->dtype,
+                 (const char *)x->data + (size_t)(r * x_pitch) * x_size, x->dtype, n);
     }
 }
 
@@ -138,5 +141,6 @@ void sl_cpu_embed(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *table, const
     int64_t d = table->shape[1];
     size_t size = sl_dtype_size(table->dtype);
     for (int64_t i = 0; i < y->shape[0]; i++)
-        sl_cpu_to_floats((float *)y->data + i * d, (const char *)table->data + (size_t)(ids[i] * d) * size, table->dtype, d);
+        sl_cpu_to_floats((float *)y->data + i * d,
+                         (const char *)table->data + (size_t)(ids[i] * d) * size, table->dtype, d);
 }

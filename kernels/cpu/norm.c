@@ -1,4 +1,5 @@
-/* norm.c - LayerNorm, RMSNorm with and without rotary embedding, and the gated residual, a row a time. */
+/* norm.c - LayerNorm, RMSNorm with and without rotary embedding, and the gated residual,
+ * a row a time. */
 #include "kernels/cpu/cpu.h"
 
 #include <math.h>
@@ -36,7 +37,8 @@ static float sum_squares(const float *x, int64_t n, float mean)
 }
 
 /* y = (x - mean) * rsqrt(variance + eps) * (one + w) + b; w and b may be NULL. */
-static void layernorm_rows(const sl_tensor *y, const sl_tensor *x, const float *w, const float *b, float one, float eps)
+static void layernorm_rows(const sl_tensor *y, const sl_tensor *x, const float *w, const float *b,
+                           float one, float eps)
 {
     int64_t rows = x->shape[0], d = x->shape[1];
 #pragma omp parallel for schedule(static) if (rows * d > GRAIN)
@@ -52,20 +54,22 @@ static void layernorm_rows(const sl_tensor *y, const sl_tensor *x, const float *
     }
 }
 
-void sl_cpu_layernorm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, const sl_tensor *b, float eps)
+void sl_cpu_layernorm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w,
+                      const sl_tensor *b, float eps)
 {
     (void)ctx;
     layernorm_rows(y, x, w ? w->data : NULL, b ? b->data : NULL, 0, eps);
 }
 
-void sl_cpu_layernorm_modulate(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *scale, const sl_tensor *shift,
-                               float eps)
+void sl_cpu_layernorm_modulate(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x,
+                               const sl_tensor *scale, const sl_tensor *shift, float eps)
 {
     (void)ctx;
     layernorm_rows(y, x, scale->data, shift->data, 1, eps);
 }
 
-void sl_cpu_rmsnorm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, float eps)
+void sl_cpu_rmsnorm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w,
+                    float eps)
 {
     (void)ctx;
     int64_t rows = x->shape[0], d = x->shape[1];
@@ -79,8 +83,8 @@ void sl_cpu_rmsnorm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const s
     }
 }
 
-void sl_cpu_rmsnorm_rope(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, float eps, const sl_tensor *cos,
-                         const sl_tensor *sin, int heads)
+void sl_cpu_rmsnorm_rope(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w,
+                         float eps, const sl_tensor *cos, const sl_tensor *sin, int heads)
 {
     (void)ctx;
     int64_t rows = x->shape[0], d = x->shape[1], half = d / heads / 2;
@@ -88,7 +92,8 @@ void sl_cpu_rmsnorm_rope(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, co
 #pragma omp parallel for schedule(static) if (rows * d > GRAIN)
     for (int64_t r = 0; r < rows; r++) {
         const float *in = (const float *)x->data + r * x->pitch;
-        const float *c = (const float *)cos->data + r * half, *s = (const float *)sin->data + r * half;
+        const float *c = (const float *)cos->data + r * half,
+                    *s = (const float *)sin->data + r * half;
         float *out = (float *)y->data + r * y->pitch;
         float rms = 1.0f / sqrtf(sum_squares(in, d, 0) / (float)d + eps);
         for (int64_t h = 0; h < heads; h++) {

@@ -1,4 +1,5 @@
-/* sampler.c - DiT's edges (patches in and out), guidance, the sampler's arithmetic and the cache's means. */
+/* sampler.c - DiT's edges (patches in and out), guidance, the sampler's arithmetic and
+ * the cache's means. */
 #include "kernels/cpu/cpu.h"
 
 #include <math.h>
@@ -6,11 +7,13 @@
 
 #define GRAIN 32768 /* elements below which a second thread costs more than it brings */
 
-void sl_cpu_patchify(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *latents, const sl_tensor *condition)
+void sl_cpu_patchify(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *latents,
+                     const sl_tensor *condition)
 {
     (void)ctx;
     int64_t c1 = latents->shape[0], channels = c1 + (condition ? condition->shape[0] : 0);
-    int64_t height = latents->shape[2], width = latents->shape[3], frame = height * width, volume = latents->shape[1] * frame;
+    int64_t height = latents->shape[2], width = latents->shape[3], frame = height * width,
+            volume = latents->shape[1] * frame;
     int64_t hp = height / 2, wp = width / 2, rows = latents->shape[1] * hp;
 #pragma omp parallel for schedule(static) if (sl_count(y) > GRAIN)
     for (int64_t r = 0; r < rows; r++) { /* r = t * hp + yp: one line of patches */
@@ -18,8 +21,8 @@ void sl_cpu_patchify(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *latents, 
         for (int64_t xp = 0; xp < wp; xp++) {
             float *out = (float *)y->data + (r * wp + xp) * channels * 4;
             for (int64_t c = 0; c < channels; c++, out += 4) {
-                const float *in =
-                    c < c1 ? (const float *)latents->data + c * volume : (const float *)condition->data + (c - c1) * volume;
+                const float *in = c < c1 ? (const float *)latents->data + c * volume
+                                         : (const float *)condition->data + (c - c1) * volume;
                 in += at + 2 * xp;
                 out[0] = in[0];
                 out[1] = in[1];
@@ -33,7 +36,8 @@ void sl_cpu_patchify(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *latents, 
 void sl_cpu_unpatchify(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x)
 {
     (void)ctx;
-    int64_t channels = y->shape[0], height = y->shape[2], width = y->shape[3], frame = height * width, volume = y->shape[1] * frame;
+    int64_t channels = y->shape[0], height = y->shape[2], width = y->shape[3],
+            frame = height * width, volume = y->shape[1] * frame;
     int64_t hp = height / 2, wp = width / 2, rows = y->shape[1] * hp;
 #pragma omp parallel for schedule(static) if (sl_count(y) > GRAIN)
     for (int64_t r = 0; r < rows; r++) {
@@ -51,7 +55,8 @@ void sl_cpu_unpatchify(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x)
     }
 }
 
-void sl_cpu_guidance(sl_ctx *ctx, const sl_tensor *v, const sl_tensor *cond, const sl_tensor *uncond, float g)
+void sl_cpu_guidance(sl_ctx *ctx, const sl_tensor *v, const sl_tensor *cond,
+                     const sl_tensor *uncond, float g)
 {
     (void)ctx;
     int64_t n = sl_count(v);
@@ -67,12 +72,15 @@ void sl_cpu_guidance(sl_ctx *ctx, const sl_tensor *v, const sl_tensor *cond, con
 /* round(sigma * v[i]) to v's own dtype. */
 static float flow_step(const sl_tensor *v, int64_t i, float sigma)
 {
-    if (v->dtype == SL_BF16) return sl_from_bf16(sl_to_bf16(sigma * sl_from_bf16(((const sl_bf16 *)v->data)[i])));
-    if (v->dtype == SL_F16) return sl_from_f16(sl_to_f16(sigma * sl_from_f16(((const sl_f16 *)v->data)[i])));
+    if (v->dtype == SL_BF16)
+        return sl_from_bf16(sl_to_bf16(sigma * sl_from_bf16(((const sl_bf16 *)v->data)[i])));
+    if (v->dtype == SL_F16)
+        return sl_from_f16(sl_to_f16(sigma * sl_from_f16(((const sl_f16 *)v->data)[i])));
     return sigma * ((const float *)v->data)[i];
 }
 
-void sl_cpu_flow_x0(sl_ctx *ctx, const sl_tensor *x0, const sl_tensor *x, const sl_tensor *v, float sigma)
+void sl_cpu_flow_x0(sl_ctx *ctx, const sl_tensor *x0, const sl_tensor *x, const sl_tensor *v,
+                    float sigma)
 {
     (void)ctx;
     int64_t n = sl_count(x);
@@ -82,7 +90,8 @@ void sl_cpu_flow_x0(sl_ctx *ctx, const sl_tensor *x0, const sl_tensor *x, const 
     for (int64_t i = 0; i < n; i++) out[i] = in[i] - flow_step(v, i, sigma);
 }
 
-void sl_cpu_lincomb(sl_ctx *ctx, const sl_tensor *y, int n, const sl_tensor *const x[], const float a[])
+void sl_cpu_lincomb(sl_ctx *ctx, const sl_tensor *y, int n, const sl_tensor *const x[],
+                    const float a[])
 {
     (void)ctx;
     enum { PART = 1024 };
@@ -100,13 +109,15 @@ void sl_cpu_lincomb(sl_ctx *ctx, const sl_tensor *y, int n, const sl_tensor *con
     }
 }
 
-#define CHUNK 65536 /* elements summed by one thread before the chunks' sums are added in order */
+/* elements summed by one thread before the chunks' sums are added in order */
+#define CHUNK 65536
 
 void sl_cpu_mean_abs(sl_ctx *ctx, float out[2], const sl_tensor *prev, const sl_tensor *r)
 {
     int64_t n = sl_count(prev), chunks = (n + CHUNK - 1) / CHUNK;
     const float *p = prev->data, *q = r->data;
-    double *part = sl_cpu_scratch(SL_SCRATCH_SUMS, (size_t)chunks * 2 * sizeof *part), diff = 0, size = 0;
+    double *part = sl_cpu_scratch(SL_SCRATCH_SUMS, (size_t)chunks * 2 * sizeof *part), diff = 0,
+           size = 0;
     if (!part) {
         sl_ctx_fail(ctx, SL_NOMEM, "mean_abs: no memory for %lld partial sums", (long long)chunks);
         return;

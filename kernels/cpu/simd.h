@@ -1,4 +1,5 @@
-/* simd.h - the machine's vectors of floats: LANES side by side, loads and stores unaligned, one fused multiply and add. */
+/* simd.h - the machine's vectors of floats: LANES side by side, loads and stores
+ * unaligned, one fused multiply and add. */
 #ifndef SL_SIMD_H
 #define SL_SIMD_H
 
@@ -15,7 +16,8 @@ enum { LANES = 4, REGISTERS = 16 };
 #define FMA(a, b, c) ((a) * (b) + (c))
 #endif
 
-/* Never an argument or a result of a function that is not inlined: that would tie the calling convention to the instruction set. */
+/* Never an argument or a result of a function that is not inlined: that would tie the
+ * calling convention to the instruction set. */
 typedef float vec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 
 #endif

@@ -1,4 +1,5 @@
-/* table.c - the CPU body: its table of operations, its memory, its threads' scratch buffers. */
+/* table.c - the CPU body: its table of operations, its memory, its threads' scratch
+ * buffers. */
 #include "kernels/cpu/cpu.h"
 
 #include <pthread.h>
@@ -25,7 +26,8 @@ static void *cpu_alloc(sl_ctx *ctx, size_t bytes)
     if (bytes > SIZE_MAX - align) return NULL;
     bytes = (bytes + align - 1) / align * align;
     void *p = aligned_alloc(align, bytes ? bytes : align);
-    if (p && align == HUGE_PAGE) madvise(p, bytes, MADV_HUGEPAGE); /* a hint: fewer page faults and TLB misses */
+    /* a hint: fewer page faults and TLB misses */
+    if (p && align == HUGE_PAGE) madvise(p, bytes, MADV_HUGEPAGE);
     return p;
 }
 
@@ -35,7 +37,8 @@ static void cpu_free(sl_ctx *ctx, void *p)
     free(p);
 }
 
-/* One set of buffers a thread, found through a key so that a thread that ends gives them back. */
+/* One set of buffers a thread, found through a key so that a thread that ends gives them
+ * back. */
 typedef struct {
     void *data[SL_SCRATCH_COUNT];
     size_t bytes[SL_SCRATCH_COUNT];

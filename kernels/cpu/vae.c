@@ -1,11 +1,14 @@
-/* vae.c - the CPU body of the video autoencoder's operations: causal convolution, its norm, and the moves around them.
+/* vae.c - the CPU body of the video autoencoder's operations: causal convolution, its
+ * norm, and the moves around them.
  *
- * The convolution is direct: nothing is gathered into a matrix first. A tile of PIXELS output pixels times one panel of output
- * channels is held in registers while the loop runs over taps and input channels; each pixel reads its input through a pointer
- * of its own per tap, so borders, history, stride and upsampling cost nothing but the choice of that pointer, and taps that read
- * only zeros are left out. Every output is one sum in the order (kt, kh, kw, Ci), whatever the tile or the chunk: equal inputs
- * give equal bits. On an EPYC with AVX-512 it does 96 to 110 GFLOP/s a core from 32 channels on, OpenBLAS's sgemm 106
- * (tests/bench_vae.c). */
+ * The convolution is direct: nothing is gathered into a matrix first. A tile of PIXELS
+ * output pixels times one panel of output channels is held in registers while the loop
+ * runs over taps and input channels; each pixel reads its input through a pointer of its
+ * own per tap, so borders, history, stride and upsampling cost nothing but the choice of
+ * that pointer, and taps that read only zeros are left out. Every output is one sum in
+ * the order (kt, kh, kw, Ci), whatever the tile or the chunk: equal inputs give equal
+ * bits. On an EPYC with AVX-512 it does 96 to 110 GFLOP/s a core from 32 channels on,
+ * OpenBLAS's sgemm 106 (tests/bench_vae.c). */
 #include <math.h>
 #include <string.h>
 
@@ -14,18 +17,21 @@
 #include "kernels/cpu/vmath.h"
 
 enum {
-    PIXELS = REGISTERS == 32 ? 12 : 6, /* two vectors each; with two of weights and a broadcast they fill the registers */
-    PANEL = 2 * LANES,                 /* output channels in two vectors */
+    /* two vectors each; with two of weights and a broadcast they fill the registers */
+    PIXELS = REGISTERS == 32 ? 12 : 6,
+    PANEL = 2 * LANES, /* output channels in two vectors */
     TAPS = 27,
     TILES = 8,
     BLOCK = TILES * PIXELS
 };
-enum { FEW = 1 << 18 }; /* operations that one thread does sooner than several wake up and meet */
+/* operations that one thread does sooner than several wake up and meet */
+enum { FEW = 1 << 18 };
 
-/* ---- weights ------------------------------------------------------------------------------------------------------------- */
+/* ---- weights ---- */
 
-/* Packed: panels of PANEL output channels (the last of LANES if that is enough), each [kt, kh, kw, Ci, width], missing channels
- * zero; behind them kw * Ci zeros, which pixels outside the picture read. */
+/* Packed: panels of PANEL output channels (the last of LANES if that is enough), each
+ * [kt, kh, kw, Ci, width], missing channels zero; behind them kw * Ci zeros, which pixels
+ * outside the picture read. */
 static int64_t panels(int64_t co)
 {
     return (co + PANEL - 1) / PANEL;
@@ -66,9 +72,10 @@ void sl_cpu_pack_conv(sl_ctx *ctx, void *dst, const float *src, const int64_t sh
     memset((float *)dst + packed_floats(shape), 0, sizeof(float) * (size_t)(shape[4] * ci));
 }
 
-/* ---- convolution --------------------------------------------------------------------------------------------------------- */
+/* ---- convolution ---- */
 
-/* What a tile of pixels reads: runs of `length` consecutive floats per pixel, met by the panel's rows from `row` on. */
+/* What a tile of pixels reads: runs of `length` consecutive floats per pixel, met by the
+ * panel's rows from `row` on. */
 typedef struct {
     int count;
     struct {
@@ -77,7 +84,8 @@ typedef struct {
     } run[TAPS];
 } tile_input;
 
-/* sums[i][:] = sum over runs of from[i][c] * panel[row + c][:], for a panel of two vectors and for one of one. */
+/* sums[i][:] = sum over runs of from[i][c] * panel[row + c][:], for a panel of two
+ * vectors and for one of one. */
 static void multiply_wide(float sums[PIXELS][PANEL], const tile_input *in, const float *panel)
 {
     vec acc[PIXELS][2];
@@ -139,12 +147,14 @@ static const float *input_row(const conv_job *j, int64_t f, int64_t row)
     return j->history ? j->history + ((f + j->before) * j->H + row) * j->W * j->C : NULL;
 }
 
-/* The runs of output pixels [first, first + PIXELS), those past the end reading what the last one reads. */
+/* The runs of output pixels [first, first + PIXELS), those past the end reading what the
+ * last one reads. */
 static void find_input(tile_input *in, const conv_job *j, int64_t first)
 {
     const sl_conv *k = j->k;
     int64_t f0[PIXELS], y0[PIXELS], x0[PIXELS];
-    bool inside = !k->upsample; /* no pixel's row of taps leaves the picture: kw taps are one run */
+    /* no pixel's row of taps leaves the picture: kw taps are one run */
+    bool inside = !k->upsample;
     for (int i = 0; i < PIXELS; i++) {
         int64_t p = first + i < j->pixels ? first + i : j->pixels - 1;
         f0[i] = p / (j->out_h * j->out_w) * k->stride_t - j->before;
@@ -158,7 +168,8 @@ static void find_input(tile_input *in, const conv_job *j, int64_t first)
         for (int dy = 0; dy < k->kh; dy++) {
             const float *row[PIXELS];
             int rows = 0;
-            for (int i = 0; i < PIXELS; i++) rows += (row[i] = input_row(j, f0[i] + dt, y0[i] + dy)) != NULL;
+            for (int i = 0; i < PIXELS; i++)
+                rows += (row[i] = input_row(j, f0[i] + dt, y0[i] + dy)) != NULL;
             if (!rows) continue;
             for (int dx = 0; dx < k->kw; dx += step) {
                 const float **from = in->run[in->count].from;
@@ -176,11 +187,13 @@ static void find_input(tile_input *in, const conv_job *j, int64_t first)
         }
 }
 
-void sl_cpu_conv3d(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *history, const sl_tensor *w,
-                   const sl_tensor *b, const sl_tensor *residual, const sl_conv *conv)
+void sl_cpu_conv3d(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *history,
+                   const sl_tensor *w, const sl_tensor *b, const sl_tensor *residual,
+                   const sl_conv *conv)
 {
     const int64_t co = y->shape[3], rows = w->shape[1] * conv->kt * conv->kh * conv->kw;
-    const float *weights = w->data, *bias = b ? b->data : NULL, *add = residual ? residual->data : NULL;
+    const float *weights = w->data, *bias = b ? b->data : NULL,
+                *add = residual ? residual->data : NULL;
     float *out = y->data;
     const conv_job job = {
         .x = x->data,
@@ -198,13 +211,15 @@ void sl_cpu_conv3d(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl
         .k = conv,
     };
     if (conv->kt * conv->kh * conv->kw > TAPS || rows > INT32_MAX) {
-        sl_ctx_fail(ctx, SL_SHAPE, "conv3d: kernel %d x %d x %d, want at most %d taps", conv->kt, conv->kh, conv->kw, TAPS);
+        sl_ctx_fail(ctx, SL_SHAPE, "conv3d: kernel %d x %d x %d, want at most %d taps", conv->kt,
+                    conv->kh, conv->kw, TAPS);
         return;
     }
     if (job.pixels <= 0) return;
 
     /* Work is cut into blocks of pixels; where those are few, also into groups of panels. */
-    int64_t blocks = (job.pixels + BLOCK - 1) / BLOCK, np = panels(co), wanted = 4 * sl_cpu_threads();
+    int64_t blocks = (job.pixels + BLOCK - 1) / BLOCK, np = panels(co),
+            wanted = 4 * sl_cpu_threads();
     int64_t groups = blocks >= wanted ? 1 : (wanted + blocks - 1) / blocks;
     if (groups > np) groups = np;
 #pragma omp parallel for schedule(dynamic) if (job.pixels * co * rows > FEW)
@@ -218,7 +233,8 @@ void sl_cpu_conv3d(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl
             int64_t c0 = panel * PANEL, columns = co - c0 < PANEL ? co - c0 : PANEL;
             for (int64_t p = 0; p < count; p += PIXELS) {
                 int64_t n = count - p < PIXELS ? count - p : PIXELS;
-                if (panel_width(co, panel) == PANEL) multiply_wide(sums, &in[p / PIXELS], weights + c0 * rows);
+                if (panel_width(co, panel) == PANEL)
+                    multiply_wide(sums, &in[p / PIXELS], weights + c0 * rows);
                 else multiply_narrow(sums, &in[p / PIXELS], weights + c0 * rows);
                 for (int64_t i = 0; i < n; i++) {
                     int64_t at = (first + p + i) * co + c0;
@@ -241,12 +257,14 @@ void sl_cpu_conv_history(sl_ctx *ctx, const sl_tensor *history, const sl_tensor 
     (void)ctx;
     if (keep) memmove(h, h + t * frame, sizeof *h * (size_t)(keep * frame));
 #pragma omp parallel for schedule(static) if ((n - keep) * frame > FEW)
-    for (int64_t f = keep; f < n; f++) memcpy(h + f * frame, s + (t - n + f) * frame, sizeof *h * (size_t)frame);
+    for (int64_t f = keep; f < n; f++)
+        memcpy(h + f * frame, s + (t - n + f) * frame, sizeof *h * (size_t)frame);
 }
 
-/* ---- norm ---------------------------------------------------------------------------------------------------------------- */
+/* ---- norm ---- */
 
-void sl_cpu_vae_norm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *gamma, bool silu)
+void sl_cpu_vae_norm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *gamma,
+                     bool silu)
 {
     int64_t c = x->shape[x->rank - 1], pixels = c ? sl_count(x) / c : 0;
     const float *g = gamma->data, *from = x->data, root = sqrtf((float)c);
@@ -269,7 +287,7 @@ void sl_cpu_vae_norm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const 
     }
 }
 
-/* ---- moves --------------------------------------------------------------------------------------------------------------- */
+/* ---- moves ---- */
 
 void sl_cpu_time_shuffle(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x)
 {
@@ -281,10 +299,12 @@ void sl_cpu_time_shuffle(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x)
     for (int64_t t = 0; t < frames; t++)
         for (int64_t p = 0; p < pixels; p++)
             for (int half = 0; half < 2; half++)
-                memcpy(to + ((2 * t + half) * pixels + p) * c, from + ((t * pixels + p) * 2 + half) * c, sizeof *to * (size_t)c);
+                memcpy(to + ((2 * t + half) * pixels + p) * c,
+                       from + ((t * pixels + p) * 2 + half) * c, sizeof *to * (size_t)c);
 }
 
-void sl_cpu_to_channels_last(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const float *mul, const float *add)
+void sl_cpu_to_channels_last(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const float *mul,
+                             const float *add)
 {
     int64_t channels = x->shape[0], pixels = x->shape[1] * x->shape[2] * x->shape[3];
     const float *from = x->data;
@@ -296,15 +316,18 @@ void sl_cpu_to_channels_last(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x
             to[p * channels + c] = from[c * pixels + p] * (mul ? mul[c] : 1) + (add ? add[c] : 0);
 }
 
-void sl_cpu_to_channels_first(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const float *mul, const float *add)
+void sl_cpu_to_channels_first(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const float *mul,
+                              const float *add)
 {
-    int64_t channels = y->shape[0], stride = x->shape[3], pixels = x->shape[0] * x->shape[1] * x->shape[2];
+    int64_t channels = y->shape[0], stride = x->shape[3],
+            pixels = x->shape[0] * x->shape[1] * x->shape[2];
     const float *from = x->data;
     float *to = y->data;
     (void)ctx;
 #pragma omp parallel for schedule(static) if (sl_count(y) > FEW)
     for (int64_t c = 0; c < channels; c++)
-        for (int64_t p = 0; p < pixels; p++) to[c * pixels + p] = from[p * stride + c] * (mul ? mul[c] : 1) + (add ? add[c] : 0);
+        for (int64_t p = 0; p < pixels; p++)
+            to[c * pixels + p] = from[p * stride + c] * (mul ? mul[c] : 1) + (add ? add[c] : 0);
 }
 
 void sl_cpu_frames_rgb8(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x)

@@ -1,30 +1,40 @@
-/* attention_flash.cu - softmax(q k^T scale) v for heads of 128 on Hopper: the DiT's attention among the tokens. After FlashAttention-2
- * (Dao 2023) and -3 (Shah et al. 2024: one block's exponentials beside the next one's products), but see NO RUNNING MAXIMUM.
+/* attention_flash.cu - softmax(q k^T scale) v for heads of 128 on Hopper: the DiT's
+ * attention among the tokens. After FlashAttention-2 (Dao 2023) and -3 (Shah et al. 2024:
+ * one block's exponentials beside the next one's products), but see NO RUNNING MAXIMUM.
  *
- * A thread block stays on its multiprocessor and takes every gridDim.x-th tile of 192 queries, head after head, so that all blocks
- * work on the same head or two and its keys and values come from L2. One thread has the copy engine bring queries, and blocks of 80
- * keys and their values into a ring, while three warpgroups of 64 queries each multiply. All that a warpgroup does is one sequence
- * of steps, across tiles:
- *   queue S = q k^T of the next block, queue o += p v of the last one; when S is there take its exponentials; when o is there
+ * A thread block stays on its multiprocessor and takes every gridDim.x-th tile of 192
+ * queries, head after head, so that all blocks work on the same head or two and its keys
+ * and values come from L2. One thread has the copy engine bring queries, and blocks of 80
+ * keys and their values into a ring, while three warpgroups of 64 queries each multiply.
+ * All that a warpgroup does is one sequence of steps, across tiles:
+ *   queue S = q k^T of the next block, queue o += p v of the last one; when S is there
+ *     take its exponentials; when o is there
  *   finish it, where S begins a tile; round S to p.
- * So exponentials are taken while the tensor cores do this warpgroup's o and the other two's products.
- * Keys from the list's end on are zeros (the copy engine's), and their scores -infinity.
+ * So exponentials are taken while the tensor cores do this warpgroup's o and the other
+ * two's products. Keys from the list's end on are zeros (the copy engine's), and their
+ * scores -infinity.
  *
- * NO RUNNING MAXIMUM. Exponentials are of the score minus the largest of the tile's first block of keys; p, its sum and o are
- * floating-point numbers with room for 2^127, and the quotient is the same. Only where a lane's sum of a block passes LIMIT = 2^60
- * (or is not a number) does its warp multiply that block once more (with mma.sync: wgmma would want the whole warpgroup), take its
- * maximum from then on, and rescale o and the sum. |v| may be 2^50. So 40 comparisons a lane and block are not made, nor its 64
- * elements of o rescaled, which the card, held at 700 W, returns as clock.
+ * NO RUNNING MAXIMUM. Exponentials are of the score minus the largest of the tile's first
+ * block of keys; p, its sum and o are floating-point numbers with room for 2^127, and the
+ * quotient is the same. Only where a lane's sum of a block passes LIMIT = 2^60 (or is not
+ * a number) does its warp multiply that block once more (with mma.sync: wgmma would want
+ * the whole warpgroup), take its maximum from then on, and rescale o and the sum. |v| may
+ * be 2^50. So 40 comparisons a lane and block are not made, nor its 64 elements of o
+ * rescaled, which the card, held at 700 W, returns as clock.
  *
- * COST AND EXPECTATION (H100 SXM, 40 heads): 48,384 queries and keys multiply for 48 TFLOP. At the clock that 700 W allow cublasLt's
- * products reach 690 TFLOP/s (1.31 GHz; 97 % of the tensor cores' rate at it), cuDNN's attention 602 to 620 (1.46 GHz, 78 %): it
- * pays for exponentials. With fewer of the operations beside the products, some of that 14 %.
- * FOUND (0.7 to 1.2 s each, in turn, on two cards), TFLOP/s: this 707 to 715 (67.2 ms, cuDNN 78); 75,600: 706 (165.6 ms, cuDNN 203).
- * In bursts, at full clock, 780 to 800. 1,560 queries and keys: 0.083 ms, cuDNN 0.100 and a second to compile it.
- * Others at 48,384: with the running maximum, two warpgroups in turn, 128 keys: 620; so with 176: 642. Without, 128 keys: 685, 144:
- * 695, 160: 685, 176: 705; 128 without taking turns: 670, with queries in registers: 690, with five places in the ring: 680. Three
- * warpgroups with 64 keys: 678; four places in the ring instead of six: 708. Clusters of two blocks that share keys wait for one
- * another: 380 to 510. */
+ * COST AND EXPECTATION (H100 SXM, 40 heads): 48,384 queries and keys multiply for 48
+ * TFLOP. At the clock that 700 W allow cublasLt's products reach 690 TFLOP/s (1.31 GHz;
+ * 97 % of the tensor cores' rate at it), cuDNN's attention 602 to 620 (1.46 GHz, 78 %):
+ * it pays for exponentials. With fewer of the operations beside the products, some of
+ * that 14 %.
+ * FOUND (0.7 to 1.2 s each, in turn, on two cards), TFLOP/s: this 707 to 715 (67.2 ms,
+ * cuDNN 78); 75,600: 706 (165.6 ms, cuDNN 203). In bursts, at full clock, 780 to 800.
+ * 1,560 queries and keys: 0.083 ms, cuDNN 0.100 and a second to compile it. Others at
+ * 48,384: with the running maximum, two warpgroups in turn, 128 keys: 620; so with 176:
+ * 642. Without, 128 keys: 685, 144: 695, 160: 685, 176: 705; 128 without taking turns:
+ * 670, with queries in registers: 690, with five places in the ring: 680. Three
+ * warpgroups with 64 keys: 678; four places in the ring instead of six: 708. Clusters of
+ * two blocks that share keys wait for one another: 380 to 510. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -35,12 +45,28 @@
 namespace
 {
 
-enum { WIDTH = 128, ROWS = 64 /* of a warpgroup */, GROUPS = 3, TILE = ROWS * GROUPS, KEYS = 80 /* of a block */ };
-enum { PRODUCERS = 128, THREADS = PRODUCERS + 128 * GROUPS, WARPS = 4 * GROUPS /* that multiply */ };
+enum {
+    WIDTH = 128,
+    ROWS = 64 /* of a warpgroup */,
+    GROUPS = 3,
+    TILE = ROWS * GROUPS,
+    KEYS = 80 /* of a block */
+};
+enum {
+    PRODUCERS = 128,
+    THREADS = PRODUCERS + 128 * GROUPS,
+    WARPS = 4 * GROUPS /* that multiply */
+};
 
-/* Shared memory: two tiles of queries a warpgroup, then the ring, a place for a block's keys or its values. Each is two halves of
- * 64 columns, rows of 128 bytes in the 128-byte swizzle, whose period is 1024. */
-enum { QUERIES = ROWS * WIDTH * 2, PLACE = KEYS * WIDTH * 2, PLACES = 6, Q_BYTES = 2 * GROUPS * QUERIES };
+/* Shared memory: two tiles of queries a warpgroup, then the ring, a place for a block's
+ * keys or its values. Each is two halves of 64 columns, rows of 128 bytes in the 128-byte
+ * swizzle, whose period is 1024. */
+enum {
+    QUERIES = ROWS * WIDTH * 2,
+    PLACE = KEYS * WIDTH * 2,
+    PLACES = 6,
+    Q_BYTES = 2 * GROUPS * QUERIES
+};
 enum { SHARED = Q_BYTES + PLACES * PLACE + 1024 };
 static_assert(PLACE % 2048 == 0 && KEYS % 16 == 0, "matrices as wgmma reads them");
 static_assert(SHARED <= 226 * 1024, "and the barriers");
@@ -60,7 +86,7 @@ struct flash_args {
 
 const float LIMIT = 1152921504606846976.f;
 
-/* ---- the thread that copies ------------------------------------------------------------------------------------------------ */
+/* ---- the thread that copies ---- */
 
 /* A block's keys or values, from `row` on. */
 __device__ __forceinline__ void bring(ring &r, const CUtensorMap *map, int head, int row)
@@ -73,8 +99,10 @@ __device__ __forceinline__ void bring(ring &r, const CUtensorMap *map, int head,
     advance<PLACES>(r);
 }
 
-/* In the order in which they are used: a block's keys go before the values of the block before it. */
-__device__ __forceinline__ void bring_all(const flash_args &a, const flash_maps &m, ring keys, ring queries)
+/* In the order in which they are used: a block's keys go before the values of the block
+ * before it. */
+__device__ __forceinline__ void bring_all(const flash_args &a, const flash_maps &m, ring keys,
+                                          ring queries)
 {
     int v_head = -1, v_row = 0; /* of values that are still to be brought */
     for (int tile = blockIdx.x; tile < a.all; tile += gridDim.x) {
@@ -82,8 +110,9 @@ __device__ __forceinline__ void bring_all(const flash_args &a, const flash_maps 
         barrier_wait(queries.empty + 8 * queries.at, queries.pass ^ 1);
         barrier_expect(queries.full + 8 * queries.at, GROUPS * QUERIES);
         for (int i = 0; i < 2 * GROUPS; i++)
-            copy_box(queries.data + queries.at * GROUPS * QUERIES + i * (QUERIES / 2), &m.q, queries.full + 8 * queries.at,
-                     head * WIDTH + i % 2 * 64, first + i / 2 * ROWS);
+            copy_box(queries.data + queries.at * GROUPS * QUERIES + i * (QUERIES / 2), &m.q,
+                     queries.full + 8 * queries.at, head * WIDTH + i % 2 * 64,
+                     first + i / 2 * ROWS);
         advance<2>(queries);
         for (int row = 0; row < a.nk; row += KEYS) {
             bring(keys, &m.k, head, row);
@@ -98,14 +127,17 @@ __device__ __forceinline__ void bring_all(const flash_args &a, const flash_maps 
     }
 }
 
-/* ---- a warpgroup that multiplies ------------------------------------------------------------------------------------------- */
+/* ---- a warpgroup that multiplies ---- */
 
-/* What it carries from step to step. Lane 4 g + t of a warp has rows g and g + 8 of the warp's 16; of S and o columns 8 c + 2 t and
- * the next (elements 4 c, 4 c + 1 of row g; 4 c + 2, 4 c + 3 of row g + 8), which is also what p's operand wants. */
+/* What it carries from step to step. Lane 4 g + t of a warp has rows g and g + 8 of the
+ * warp's 16; of S and o columns 8 c + 2 t and the next (elements 4 c, 4 c + 1 of row g; 4
+ * c + 2, 4 c + 3 of row g + 8), which is also what p's operand wants. */
 struct work {
     float acc[WIDTH / 2];     /* o, to be divided by the sum */
     uint32_t p[KEYS / 16][4]; /* exponentials of the last block, rounded */
-    float top[2], sum[2];     /* of the tile so far: what is subtracted from scaled scores; this lane's part of the sum */
+    /* of the tile so far: what is subtracted from scaled scores; this lane's part of the
+     * sum */
+    float top[2], sum[2];
     float scale;
     int lane;
     ring keys;
@@ -123,7 +155,8 @@ __device__ __forceinline__ void queue_scores(float (&s)[KEYS / 2], uint32_t q, u
     const uint64_t a = matrix_at(q, 16), b = matrix_at(k, 16);
 #pragma unroll
     for (int i = 0; i < WIDTH / 16; i++)
-        scores<KEYS>(s, a + (i / 4 * (QUERIES / 2) + i % 4 * 32) / 16, b + (i / 4 * (PLACE / 2) + i % 4 * 32) / 16, i > 0);
+        scores<KEYS>(s, a + (i / 4 * (QUERIES / 2) + i % 4 * 32) / 16,
+                     b + (i / 4 * (PLACE / 2) + i % 4 * 32) / 16, i > 0);
     products_queued();
 }
 
@@ -132,7 +165,8 @@ __device__ __forceinline__ void queue_sums(work &w, uint32_t v, int add)
 {
     const uint64_t b = matrix_at(v, PLACE / 2);
 #pragma unroll
-    for (int i = 0; i < KEYS / 16; i++) weighted(w.acc, w.p[i], b + i * 16 * 128 / 16, i > 0 || add);
+    for (int i = 0; i < KEYS / 16; i++)
+        weighted(w.acc, w.p[i], b + i * 16 * 128 / 16, i > 0 || add);
     products_queued();
 }
 
@@ -140,7 +174,8 @@ __device__ __forceinline__ void queue_sums(work &w, uint32_t v, int add)
 __device__ __forceinline__ void multiply_again(float (&s)[KEYS / 2], uint32_t q, uint32_t k)
 {
     static_assert(KEYS % 16 == 0, "two pieces of keys at once");
-    int lane, row, key; /* rows whose addresses this lane gives; asked for anew, since registers are rare */
+    /* rows whose addresses this lane gives; asked for anew, since registers are rare */
+    int lane, row, key;
     asm volatile("mov.u32 %0, %%tid.x;" : "=r"(lane));
     row = lane / 32 % 4 * 16 + lane % 16, key = lane / 16 % 2 * 8 + lane % 8, lane %= 32;
 #pragma unroll
@@ -148,8 +183,10 @@ __device__ __forceinline__ void multiply_again(float (&s)[KEYS / 2], uint32_t q,
 #pragma unroll 1
     for (int i = 0; i < WIDTH / 16; i++) { /* 16 columns: two pieces of 16 bytes */
         uint32_t a[4], b[4];
-        eights(a, q + i / 4 * (QUERIES / 2) + row * 128 + (((i % 4 * 2 + lane / 16) ^ (row & 7)) << 4));
-        const uint32_t from = k + i / 4 * (PLACE / 2) + key * 128 + (((i % 4 * 2 + lane / 8 % 2) ^ (key & 7)) << 4);
+        eights(a, q + i / 4 * (QUERIES / 2) + row * 128 +
+                      (((i % 4 * 2 + lane / 16) ^ (row & 7)) << 4));
+        const uint32_t from =
+            k + i / 4 * (PLACE / 2) + key * 128 + (((i % 4 * 2 + lane / 8 % 2) ^ (key & 7)) << 4);
 #pragma unroll
         for (int c = 0; c < KEYS / 8; c += 2) {
             eights(b, from + c * 8 * 128);
@@ -198,7 +235,8 @@ __device__ __forceinline__ void round_weights(work &w, const float (&s)[KEYS / 2
     for (int i = 0; i < KEYS / 4; i++) w.p[i / 4][i % 4] = rounded(s[2 * i], s[2 * i + 1]);
 }
 
-/* The first step: no block came before. Of the block's keys `left` are there, or more than it holds. */
+/* The first step: no block came before. Of the block's keys `left` are there, or more
+ * than it holds. */
 __device__ __forceinline__ void first_step(work &w, uint32_t q, int left)
 {
     float s[KEYS / 2];
@@ -217,9 +255,11 @@ __device__ __forceinline__ void first_step(work &w, uint32_t q, int left)
     round_weights(w, s);
 }
 
-/* Scores of the next block, of whose keys `left` are there where it BEGINS or ENDS a tile, and the sums of the last one, which is its
- * tile's first unless `add`. BEGINS: finish(sum) gets this lane's sums of the tile before. */
-template <bool BEGINS, bool ENDS, class F> __device__ __forceinline__ void step(work &w, uint32_t q, int left, int add, F finish)
+/* Scores of the next block, of whose keys `left` are there where it BEGINS or ENDS a
+ * tile, and the sums of the last one, which is its tile's first unless `add`. BEGINS:
+ * finish(sum) gets this lane's sums of the tile before. */
+template <bool BEGINS, bool ENDS, class F>
+__device__ __forceinline__ void step(work &w, uint32_t q, int left, int add, F finish)
 {
     float s[KEYS / 2], sum[2], keep[2] = {1, 1}, before[2] = {w.sum[0], w.sum[1]};
     bool over = false;
@@ -290,8 +330,10 @@ __device__ __forceinline__ void last_step(work &w, int add)
     advance<PLACES>(r);
 }
 
-/* The result from row `row` of o's head on: a lane's row is `row` plus its g, and that + 8. */
-__device__ __forceinline__ void store(const work &w, const flash_args &a, const float (&sum)[2], int head, int row)
+/* The result from row `row` of o's head on: a lane's row is `row` plus its g, and that +
+ * 8. */
+__device__ __forceinline__ void store(const work &w, const flash_args &a, const float (&sum)[2],
+                                      int head, int row)
 {
     row += w.lane / 4;
     bf16 *const to = a.o + row * a.o_pitch + head * WIDTH + w.lane % 4 * 8;
@@ -304,14 +346,18 @@ __device__ __forceinline__ void store(const work &w, const flash_args &a, const 
         for (int i = 0; i < WIDTH / 32; i++) {
             uint32_t v[4];
 #pragma unroll
-            for (int c = 0; c < 4; c++) v[c] = rounded(w.acc[16 * i + 4 * c + 2 * h] * by, w.acc[16 * i + 4 * c + 2 * h + 1] * by);
+            for (int c = 0; c < 4; c++)
+                v[c] = rounded(w.acc[16 * i + 4 * c + 2 * h] * by,
+                               w.acc[16 * i + 4 * c + 2 * h + 1] * by);
             transpose4(v, w.lane); /* all of columns 32 i + 8 t .. + 7 */
-            if (row + 8 * h < a.nq) *(uint4 *)(to + 8 * h * a.o_pitch + 32 * i) = make_uint4(v[0], v[1], v[2], v[3]);
+            if (row + 8 * h < a.nq)
+                *(uint4 *)(to + 8 * h * a.o_pitch + 32 * i) = make_uint4(v[0], v[1], v[2], v[3]);
         }
     }
 }
 
-__device__ __forceinline__ void multiply(const flash_args &a, ring keys, ring queries, int group, int warp, int lane)
+__device__ __forceinline__ void multiply(const flash_args &a, ring keys, ring queries, int group,
+                                         int warp, int lane)
 {
     const auto nothing = [](const float(&)[2]) {};
     work w;
@@ -321,8 +367,11 @@ __device__ __forceinline__ void multiply(const flash_args &a, ring keys, ring qu
     barrier_spin(queries.full, 0);
     first_step(w, queries.data + group * QUERIES, a.nk);
     for (int tile = blockIdx.x;;) {
-        const int head = tile / a.tiles, row = (tile - head * a.tiles) * TILE + group * ROWS + warp * 16; /* the warp's first */
-        const uint32_t q = queries.data + (queries.at * GROUPS + group) * QUERIES, q_empty = queries.empty + 8 * queries.at;
+        /* the warp's first */
+        const int head = tile / a.tiles,
+                  row = (tile - head * a.tiles) * TILE + group * ROWS + warp * 16;
+        const uint32_t q = queries.data + (queries.at * GROUPS + group) * QUERIES,
+                       q_empty = queries.empty + 8 * queries.at;
         int i = KEYS;
         for (; i + KEYS < a.nk; i += KEYS) step<false, false>(w, q, KEYS, i > KEYS, nothing);
         if (i < a.nk) step<false, true>(w, q, a.nk - i, i > KEYS, nothing);
@@ -334,8 +383,8 @@ __device__ __forceinline__ void multiply(const flash_args &a, ring keys, ring qu
             break;
         }
         barrier_spin(queries.full + 8 * queries.at, queries.pass);
-        step<true, false>(w, queries.data + (queries.at * GROUPS + group) * QUERIES, a.nk, a.nk > KEYS,
-                          [&](const float(&sum)[2]) { store(w, a, sum, head, row); });
+        step<true, false>(w, queries.data + (queries.at * GROUPS + group) * QUERIES, a.nk,
+                          a.nk > KEYS, [&](const float(&sum)[2]) { store(w, a, sum, head, row); });
     }
 }
 
@@ -347,12 +396,15 @@ __global__ void __launch_bounds__(THREADS, 1)
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     extern __shared__ unsigned char shared[];
     __shared__ __align__(8) uint64_t barriers[2 * (PLACES + 2)];
-    const uint32_t data = (shared_address(shared) + 1023u) & ~1023u, bars = shared_address(barriers);
-    const ring queries = {data, bars, bars + 16, 0, 0}, keys = {data + Q_BYTES, bars + 32, bars + 32 + 8 * PLACES, 0, 0};
+    const uint32_t data = (shared_address(shared) + 1023u) & ~1023u,
+                   bars = shared_address(barriers);
+    const ring queries = {data, bars, bars + 16, 0, 0},
+               keys = {data + Q_BYTES, bars + 32, bars + 32 + 8 * PLACES, 0, 0};
     const int group = __shfl_sync(0xffffffffu, (int)threadIdx.x / 128, 0);
     if (threadIdx.x == 0) {
         for (int i = 0; i < 2; i++) {
-            barrier_init(queries.full + 8 * i, 1);      /* the copying thread's; the copies' bytes besides */
+            /* the copying thread's; the copies' bytes besides */
+            barrier_init(queries.full + 8 * i, 1);
             barrier_init(queries.empty + 8 * i, WARPS); /* one arrival a warp */
         }
         for (int i = 0; i < PLACES; i++) {
@@ -375,32 +427,36 @@ __global__ void __launch_bounds__(THREADS, 1)
 
 } // namespace
 
-/* ---- host ---------------------------------------------------------------------------------------------------------------- */
+/* ---- host ---- */
 
 bool sl_attention_flash_can(const sl_cuda *cu, const sl_attention_flash_call *c)
 {
     const char *set = getenv("SLUICE_ATTENTION_FLASH");
     const int64_t most = INT32_MAX / 4;
-    if ((set && !strcmp(set, "0")) || getenv("SLUICE_ATTENTION") || !sl_cuda_tensor_maps(cu)) return false;
-    if (!(c->scale > 0) || !isfinite(c->scale)) return false; /* the largest score is sought before it is scaled */
+    if ((set && !strcmp(set, "0")) || getenv("SLUICE_ATTENTION") || !sl_cuda_tensor_maps(cu))
+        return false;
+    /* the largest score is sought before it is scaled */
+    if (!(c->scale > 0) || !isfinite(c->scale)) return false;
     if (c->nq < 1 || c->nq > most / c->heads || c->nk < 1 || c->nk > most) return false;
-    return sixteens(c->q, c->nq, c->q_pitch) && sixteens(c->k, c->nk, c->k_pitch) && sixteens(c->v, c->nk, c->v_pitch) &&
-           sixteens(c->o, c->nq, c->o_pitch);
+    return sixteens(c->q, c->nq, c->q_pitch) && sixteens(c->k, c->nk, c->k_pitch) &&
+           sixteens(c->v, c->nk, c->v_pitch) && sixteens(c->o, c->nq, c->o_pitch);
 }
 
 void sl_attention_flash(sl_ctx *ctx, const sl_attention_flash_call *c)
 {
     static const char op[] = "attention";
     const int64_t width = c->heads * WIDTH;
-    const int tiles = (int)((c->nq + TILE - 1) / TILE), all = tiles * (int)c->heads, sms = sl_cuda_of(ctx)->sms,
-              blocks = all < sms ? all : sms;
+    const int tiles = (int)((c->nq + TILE - 1) / TILE), all = tiles * (int)c->heads,
+              sms = sl_cuda_of(ctx)->sms, blocks = all < sms ? all : sms;
     const flash_args a = {c->o, c->o_pitch, (int)c->nq, (int)c->nk, tiles, all, c->scale * LOG2_E};
     flash_maps m;
     if (!encode_rows(ctx, &m.q, c->q, c->nq, width, c->q_pitch, ROWS, op, "q") ||
         !encode_rows(ctx, &m.k, c->k, c->nk, width, c->k_pitch, KEYS, op, "k") ||
         !encode_rows(ctx, &m.v, c->v, c->nk, width, c->v_pitch, KEYS, op, "v") ||
-        !sl_cuda_ok(ctx, cudaFuncSetAttribute(flash_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED),
-                    "shared memory of attention"))
+        !sl_cuda_ok(
+            ctx,
+            cudaFuncSetAttribute(flash_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED),
+            "shared memory of attention"))
         return;
     flash_kernel<<<blocks, THREADS, SHARED, ctx->stream>>>(m, a);
     SL_LAUNCHED(ctx, "attention");

@@ -1,5 +1,5 @@
-/* attention_hopper.cuh - what the Hopper kernels of attention are made of: instructions of compute capability 9.0, rings of
- * places in shared memory, tensor maps. */
+/* attention_hopper.cuh - what the Hopper kernels of attention are made of: instructions
+ * of compute capability 9.0, rings of places in shared memory, tensor maps. */
 #ifndef SL_ATTENTION_HOPPER_CUH
 #define SL_ATTENTION_HOPPER_CUH
 
@@ -24,13 +24,14 @@ __device__ __forceinline__ float power_of_2(float x)
     return y;
 }
 
-/* wgmma's view of rows of 128 bytes (64 bf16) in the 128-byte swizzle (mode 1, bits 62-63): groups of 8 rows 1024 bytes apart
- * (bits 32-45, in 16 bytes). `next`: bytes to the columns from 64 on, where rows are steps of the sum (v; bits 16-29); where
- * columns are (q, k) it has no meaning, and another 16 of them are 32 bytes further. */
+/* wgmma's view of rows of 128 bytes (64 bf16) in the 128-byte swizzle (mode 1, bits
+ * 62-63): groups of 8 rows 1024 bytes apart (bits 32-45, in 16 bytes). `next`: bytes to
+ * the columns from 64 on, where rows are steps of the sum (v; bits 16-29); where columns
+ * are (q, k) it has no meaning, and another 16 of them are 32 bytes further. */
 __device__ __forceinline__ uint64_t matrix_at(uint32_t address, uint32_t next)
 {
-    return (uint64_t)(address >> 4 & 0x3fff) | (uint64_t)(next >> 4 & 0x3fff) << 16 | (uint64_t)(1024 >> 4) << 32 |
-           (uint64_t)1 << 62;
+    return (uint64_t)(address >> 4 & 0x3fff) | (uint64_t)(next >> 4 & 0x3fff) << 16 |
+           (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
 }
 
 #define FOUR(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
@@ -42,63 +43,81 @@ __device__ __forceinline__ uint64_t matrix_at(uint32_t address, uint32_t next)
 #define NAMES_48 ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 #define NAMES_64 ", %64, %65, %66, %67"
 #define NAMES_68 ", %68, %69, %70, %71"
-#define PRODUCT(SHAPE, NAMES, A, B, ADD, HOW)                                                                                      \
-    "{\n.reg .pred p;\nsetp.ne.b32 p, " ADD ", 0;\n"                                                                               \
-    "wgmma.mma_async.sync.aligned." SHAPE ".f32.bf16.bf16 {" NAMES "}, " A ", " B ", p, 1, 1, " HOW ";\n}\n"
+#define PRODUCT(SHAPE, NAMES, A, B, ADD, HOW)                                                      \
+    "{\n.reg .pred p;\nsetp.ne.b32 p, " ADD ", 0;\n"                                               \
+    "wgmma.mma_async.sync.aligned." SHAPE ".f32.bf16.bf16 {" NAMES "}, " A ", " B                  \
+    ", p, 1, 1, " HOW ";\n}\n"
 
 /* d = A [64, 16] B [N, 16]^T, plus d where `add`. */
-template <int N> __device__ __forceinline__ void scores(float (&d)[N / 2], uint64_t a, uint64_t b, int add);
+template <int N>
+__device__ __forceinline__ void scores(float (&d)[N / 2], uint64_t a, uint64_t b, int add);
 
-template <> __device__ __forceinline__ void scores<32>(float (&d)[16], uint64_t a, uint64_t b, int add)
+template <>
+__device__ __forceinline__ void scores<32>(float (&d)[16], uint64_t a, uint64_t b, int add)
 {
-    asm volatile(PRODUCT("m64n32k16", NAMES_0, "%16", "%17", "%18", "0, 0") : SIXTEEN(d, 0) : "l"(a), "l"(b), "r"(add));
+    asm volatile(PRODUCT("m64n32k16", NAMES_0, "%16", "%17", "%18", "0, 0")
+                 : SIXTEEN(d, 0)
+                 : "l"(a), "l"(b), "r"(add));
 }
 
-template <> __device__ __forceinline__ void scores<80>(float (&d)[40], uint64_t a, uint64_t b, int add)
+template <>
+__device__ __forceinline__ void scores<80>(float (&d)[40], uint64_t a, uint64_t b, int add)
 {
     asm volatile(PRODUCT("m64n80k16", NAMES_0 NAMES_16 NAMES_32, "%40", "%41", "%42", "0, 0")
                  : SIXTEEN(d, 0), SIXTEEN(d, 16), FOUR(d, 32), FOUR(d, 36)
                  : "l"(a), "l"(b), "r"(add));
 }
 
-template <> __device__ __forceinline__ void scores<96>(float (&d)[48], uint64_t a, uint64_t b, int add)
+template <>
+__device__ __forceinline__ void scores<96>(float (&d)[48], uint64_t a, uint64_t b, int add)
 {
-    asm volatile(PRODUCT("m64n96k16", NAMES_0 NAMES_16 NAMES_32 NAMES_40, "%48", "%49", "%50", "0, 0")
-                 : SIXTEEN(d, 0), SIXTEEN(d, 16), SIXTEEN(d, 32)
-                 : "l"(a), "l"(b), "r"(add));
+    asm volatile(
+        PRODUCT("m64n96k16", NAMES_0 NAMES_16 NAMES_32 NAMES_40, "%48", "%49", "%50", "0, 0")
+        : SIXTEEN(d, 0), SIXTEEN(d, 16), SIXTEEN(d, 32)
+        : "l"(a), "l"(b), "r"(add));
 }
 
-template <> __device__ __forceinline__ void scores<128>(float (&d)[64], uint64_t a, uint64_t b, int add)
+template <>
+__device__ __forceinline__ void scores<128>(float (&d)[64], uint64_t a, uint64_t b, int add)
 {
-    asm volatile(PRODUCT("m64n128k16", NAMES_0 NAMES_16 NAMES_32 NAMES_40 NAMES_48, "%64", "%65", "%66", "0, 0")
+    asm volatile(PRODUCT("m64n128k16", NAMES_0 NAMES_16 NAMES_32 NAMES_40 NAMES_48, "%64", "%65",
+                         "%66", "0, 0")
                  : SIXTEEN(d, 0), SIXTEEN(d, 16), SIXTEEN(d, 32), SIXTEEN(d, 48)
                  : "l"(a), "l"(b), "r"(add));
 }
 
-template <> __device__ __forceinline__ void scores<136>(float (&d)[68], uint64_t a, uint64_t b, int add)
+template <>
+__device__ __forceinline__ void scores<136>(float (&d)[68], uint64_t a, uint64_t b, int add)
 {
-    asm volatile(PRODUCT("m64n136k16", NAMES_0 NAMES_16 NAMES_32 NAMES_40 NAMES_48 NAMES_64, "%68", "%69", "%70", "0, 0")
+    asm volatile(PRODUCT("m64n136k16", NAMES_0 NAMES_16 NAMES_32 NAMES_40 NAMES_48 NAMES_64, "%68",
+                         "%69", "%70", "0, 0")
                  : SIXTEEN(d, 0), SIXTEEN(d, 16), SIXTEEN(d, 32), SIXTEEN(d, 48), FOUR(d, 64)
                  : "l"(a), "l"(b), "r"(add));
 }
 
-template <> __device__ __forceinline__ void scores<144>(float (&d)[72], uint64_t a, uint64_t b, int add)
+template <>
+__device__ __forceinline__ void scores<144>(float (&d)[72], uint64_t a, uint64_t b, int add)
 {
-    asm volatile(PRODUCT("m64n144k16", NAMES_0 NAMES_16 NAMES_32 NAMES_40 NAMES_48 NAMES_64 NAMES_68, "%72", "%73", "%74", "0, 0")
-                 : SIXTEEN(d, 0), SIXTEEN(d, 16), SIXTEEN(d, 32), SIXTEEN(d, 48), FOUR(d, 64), FOUR(d, 68)
-                 : "l"(a), "l"(b), "r"(add));
+    asm volatile(
+        PRODUCT("m64n144k16", NAMES_0 NAMES_16 NAMES_32 NAMES_40 NAMES_48 NAMES_64 NAMES_68, "%72",
+                "%73", "%74", "0, 0")
+        : SIXTEEN(d, 0), SIXTEEN(d, 16), SIXTEEN(d, 32), SIXTEEN(d, 48), FOUR(d, 64), FOUR(d, 68)
+        : "l"(a), "l"(b), "r"(add));
 }
 
 /* d = A [64, 16] B [16, 128], plus d where `add`; A in registers. */
-__device__ __forceinline__ void weighted(float (&d)[64], const uint32_t (&a)[4], uint64_t b, int add)
+__device__ __forceinline__ void weighted(float (&d)[64], const uint32_t (&a)[4], uint64_t b,
+                                         int add)
 {
-    asm volatile(PRODUCT("m64n128k16", NAMES_0 NAMES_16 NAMES_32 NAMES_40 NAMES_48, "{%64, %65, %66, %67}", "%68", "%69", "1")
+    asm volatile(PRODUCT("m64n128k16", NAMES_0 NAMES_16 NAMES_32 NAMES_40 NAMES_48,
+                         "{%64, %65, %66, %67}", "%68", "%69", "1")
                  : SIXTEEN(d, 0), SIXTEEN(d, 16), SIXTEEN(d, 32), SIXTEEN(d, 48)
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
 }
 
-/* As barrier_wait, for the warps that multiply: a deadline in their loops costs them the registers that they need (ptxas 13.0). The
- * thread that copies outlives all of their waits, and has one. */
+/* As barrier_wait, for the warps that multiply: a deadline in their loops costs them the
+ * registers that they need (ptxas 13.0). The thread that copies outlives all of their
+ * waits, and has one. */
 __device__ __forceinline__ void barrier_spin(uint32_t bar, uint32_t parity)
 {
     while (!barrier_passed(bar, parity)) continue;
@@ -116,8 +135,8 @@ template <int COUNT> __device__ __forceinline__ void advance(ring &r)
     if (++r.at == COUNT) r.at = 0, r.pass ^= 1;
 }
 
-/* Four 8 x 8 pieces of bf16 whose rows begin at the addresses of lanes 8 i .. 8 i + 7: of piece i, lane 4 g + t gets columns 2 t, 2 t + 1
- * of row g. */
+/* Four 8 x 8 pieces of bf16 whose rows begin at the addresses of lanes 8 i .. 8 i + 7: of
+ * piece i, lane 4 g + t gets columns 2 t, 2 t + 1 of row g. */
 __device__ __forceinline__ void eights(uint32_t (&r)[4], uint32_t from)
 {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -126,14 +145,16 @@ __device__ __forceinline__ void eights(uint32_t (&r)[4], uint32_t from)
                  : "memory");
 }
 
-/* c += a b: 16 x 16 times 16 x 8, by one warp, with float32 sums. Of lane 4 g + t: a rows g, g + 8, g, g + 8 at columns 2 t, 2 t + 1 (the
- * last two: 8 columns on); b rows 2 t, 2 t + 1 (b1: 8 rows on) of column g; c columns 2 t, 2 t + 1 of row g, then of g + 8. */
-__device__ __forceinline__ void multiply_16(float *c, const uint32_t (&a)[4], uint32_t b0, uint32_t b1)
+/* c += a b: 16 x 16 times 16 x 8, by one warp, with float32 sums. Of lane 4 g + t: a rows
+ * g, g + 8, g, g + 8 at columns 2 t, 2 t + 1 (the last two: 8 columns on); b rows 2 t, 2
+ * t + 1 (b1: 8 rows on) of column g; c columns 2 t, 2 t + 1 of row g, then of g + 8. */
+__device__ __forceinline__ void multiply_16(float *c, const uint32_t (&a)[4], uint32_t b0,
+                                            uint32_t b1)
 {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, "
+                 "%6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 /* The compiler may not move what touches these across this. */
@@ -162,22 +183,27 @@ __device__ __forceinline__ uint32_t rounded(float a, float b)
     return *(uint32_t *)&v;
 }
 
-/* Comes after the exponentials of which x is the sum (each at most 1, or not a number) and before the next wait for products: the
- * compiler may put off what has no effect, and would take the exponentials after the wait that they are to fill. A loop without
- * an effect it removes, and a trap costs registers; so a sleep, if x exceeds 1e30. */
+/* Comes after the exponentials of which x is the sum (each at most 1, or not a number)
+ * and before the next wait for products: the compiler may put off what has no effect, and
+ * would take the exponentials after the wait that they are to fill. A loop without an
+ * effect it removes, and a trap costs registers; so a sleep, if x exceeds 1e30. */
 __device__ __forceinline__ void computed(float x)
 {
-    asm volatile("{\n.reg .pred p;\nsetp.gt.f32 p, %0, 0f7149F2CA;\n@p nanosleep.u32 20;\n}\n" ::"f"(x) : "memory");
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.gt.f32 p, %0, 0f7149F2CA;\n@p nanosleep.u32 20;\n}\n" ::"f"(x)
+        : "memory");
 }
 
 /* Among four neighbouring lanes: element i of lane q becomes element q of lane i. */
 __device__ __forceinline__ void transpose4(uint32_t (&v)[4], int lane)
 {
     const bool odd = lane & 1, high = lane & 2;
-    uint32_t a = __shfl_xor_sync(0xffffffffu, odd ? v[0] : v[1], 1), b = __shfl_xor_sync(0xffffffffu, odd ? v[2] : v[3], 1);
+    uint32_t a = __shfl_xor_sync(0xffffffffu, odd ? v[0] : v[1], 1),
+             b = __shfl_xor_sync(0xffffffffu, odd ? v[2] : v[3], 1);
     if (odd) v[0] = a, v[2] = b;
     else v[1] = a, v[3] = b;
-    a = __shfl_xor_sync(0xffffffffu, high ? v[0] : v[2], 2), b = __shfl_xor_sync(0xffffffffu, high ? v[1] : v[3], 2);
+    a = __shfl_xor_sync(0xffffffffu, high ? v[0] : v[2], 2),
+    b = __shfl_xor_sync(0xffffffffu, high ? v[1] : v[3], 2);
     if (high) v[0] = a, v[1] = b;
     else v[2] = a, v[3] = b;
 }
@@ -189,19 +215,23 @@ __device__ __forceinline__ void transpose4(uint32_t (&v)[4], int lane)
 namespace
 {
 
-/* Boxes of 64 columns and `rows` rows of BF16 data [n, cols], `pitch` elements from row to row, in the 128-byte swizzle; zeros past
- * its end. False: ctx has failed, and says what of which. */
-inline bool encode_rows(sl_ctx *ctx, CUtensorMap *map, const bf16 *data, int64_t n, int64_t cols, int64_t pitch, int rows,
-                        const char *op, const char *what)
+/* Boxes of 64 columns and `rows` rows of BF16 data [n, cols], `pitch` elements from row
+ * to row, in the 128-byte swizzle; zeros past its end. False: ctx has failed, and says
+ * what of which. */
+inline bool encode_rows(sl_ctx *ctx, CUtensorMap *map, const bf16 *data, int64_t n, int64_t cols,
+                        int64_t pitch, int rows, const char *op, const char *what)
 {
-    const cuuint64_t dims[2] = {(cuuint64_t)cols, (cuuint64_t)n}, strides[1] = {(cuuint64_t)(n > 1 ? pitch : cols) * sizeof(bf16)};
+    const cuuint64_t dims[2] = {(cuuint64_t)cols, (cuuint64_t)n},
+                     strides[1] = {(cuuint64_t)(n > 1 ? pitch : cols) * sizeof(bf16)};
     const cuuint32_t box[2] = {64, (cuuint32_t)rows}, steps[2] = {1, 1};
     const CUresult e = ((PFN_cuTensorMapEncodeTiled_v12000)sl_cuda_tensor_maps(sl_cuda_of(ctx)))(
-        map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, (void *)data, dims, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-        CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+        map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, (void *)data, dims, strides, box, steps,
+        CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+        CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     if (e == CUDA_SUCCESS) return true;
-    sl_ctx_fail(ctx, SL_CUDA, "%s: tensor map of %s: driver error %d ([%lld, %lld], pitch %lld, at %p)", op, what, (int)e,
-                (long long)n, (long long)cols, (long long)pitch, (const void *)data);
+    sl_ctx_fail(ctx, SL_CUDA,
+                "%s: tensor map of %s: driver error %d ([%lld, %lld], pitch %lld, at %p)", op, what,
+                (int)e, (long long)n, (long long)cols, (long long)pitch, (const void *)data);
     return false;
 }
 

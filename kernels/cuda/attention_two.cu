@@ -1,24 +1,32 @@
-/* attention_two.cu - attention of many queries to two lists of keys, the results added, in one pass over q and o on Hopper.
+/* attention_two.cu - attention of many queries to two lists of keys, the results added,
+ * in one pass over q and o on Hopper.
  *
- * The DiT's cross-attention: 512 keys of the text and 257 of the image. Apart, the second reads q and o again; here q is read once
- * and o is written once. The meaning is that of the two calls: each result
- * is rounded to bf16, then their sum.
- * SLUICE_ATTENTION_TWO=0 turns it off, and so does SLUICE_ATTENTION, which names a form of the other one.
+ * The DiT's cross-attention: 512 keys of the text and 257 of the image. Apart, the second
+ * reads q and o again; here q is read once and o is written once. The meaning is that of
+ * the two calls: each result is rounded to bf16, then their sum.
+ * SLUICE_ATTENTION_TWO=0 turns it off, and so does SLUICE_ATTENTION, which names a form
+ * of the other one.
  *
- * A thread block stays on its multiprocessor and takes an equal run of tiles of 128 queries, head after head. One thread has the
- * copy engine bring queries, and blocks of 128 keys (144 of the second list: 257 = 2 x 144 - 31) and their values into a ring,
- * while two warpgroups of 64 queries each multiply. All that a warpgroup does is one sequence of steps, across lists and tiles:
- *   queue S = q k^T of the next block, queue o += p v of the last one, give the turn to the other warpgroup; when S is there take
- *   its largest elements and exponentials; when o is there rescale it, or, where S begins a list, finish it; round S to p.
- * So exponentials are taken while the tensor cores do this warpgroup's o and the other's products. The first list's result waits
- * in 32 registers, rounded, for the second's.
+ * A thread block stays on its multiprocessor and takes an equal run of tiles of 128
+ * queries, head after head. One thread has the copy engine bring queries, and blocks of
+ * 128 keys (144 of the second list: 257 = 2 x 144 - 31) and their values into a ring,
+ * while two warpgroups of 64 queries each multiply. All that a warpgroup does is one
+ * sequence of steps, across lists and tiles:
+ *   queue S = q k^T of the next block, queue o += p v of the last one, give the turn to
+ *     the other warpgroup; when S is there take
+ *   its largest elements and exponentials; when o is there rescale it, or, where S begins
+ *     a list, finish it; round S to p.
+ * So exponentials are taken while the tensor cores do this warpgroup's o and the other's
+ * products. The first list's result waits in 32 registers, rounded, for the second's.
  * Rows from a list's end on are zeros (the copy engine's), and their scores -infinity.
  *
- * COST AND EXPECTATION (H100 SXM, 40 heads, 48,384 queries, 512 + 257 keys): 0.79 TFLOP with 800 keys; at 560 to 640 TFLOP/s 1.25
- * to 1.4 ms, where the two calls take 1.93. A tile of 128 queries takes 400 KB of keys from L2 in some 14,000 clocks: 29 bytes a
+ * COST AND EXPECTATION (H100 SXM, 40 heads, 48,384 queries, 512 + 257 keys): 0.79 TFLOP
+ * with 800 keys; at 560 to 640 TFLOP/s 1.25 to 1.4 ms, where the two calls take 1.93. A
+ * tile of 128 queries takes 400 KB of keys from L2 in some 14,000 clocks: 29 bytes a
  * clock.
- * FOUND: a forward of 40 such layers takes 4,901.6 ms instead of 4,918.7, by which it would be 1.5 ms. Two blocks of a cluster that bring half of each
- * block of keys to both (16 bytes a clock) took 4,900.9: nothing, so they went. */
+ * FOUND: a forward of 40 such layers takes 4,901.6 ms instead of 4,918.7, by which it
+ * would be 1.5 ms. Two blocks of a cluster that bring half of each block of keys to both
+ * (16 bytes a clock) took 4,900.9: nothing, so they went. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,14 +36,32 @@
 namespace
 {
 
-enum { WIDTH = 128, ROWS = 64 /* of a warpgroup */, GROUPS = 2, TILE = ROWS * GROUPS, KEYS_1 = 128, KEYS_2 = 144 /* of a block */ };
-enum { PRODUCERS = 128, THREADS = PRODUCERS + 128 * GROUPS, WARPS = 4 * GROUPS /* that multiply */ };
+enum {
+    WIDTH = 128,
+    ROWS = 64 /* of a warpgroup */,
+    GROUPS = 2,
+    TILE = ROWS * GROUPS,
+    KEYS_1 = 128,
+    KEYS_2 = 144 /* of a block */
+};
+enum {
+    PRODUCERS = 128,
+    THREADS = PRODUCERS + 128 * GROUPS,
+    WARPS = 4 * GROUPS /* that multiply */
+};
 
-/* Shared memory: two tiles of queries a warpgroup, then the ring, a place for a block's keys or its values. Each is two halves of
- * 64 columns, rows of 128 bytes in the 128-byte swizzle, whose period is 1024. */
-enum { QUERIES = ROWS * WIDTH * 2, PLACE = KEYS_2 * WIDTH * 2, PLACES = 4, Q_BYTES = 2 * GROUPS * QUERIES };
+/* Shared memory: two tiles of queries a warpgroup, then the ring, a place for a block's
+ * keys or its values. Each is two halves of 64 columns, rows of 128 bytes in the 128-byte
+ * swizzle, whose period is 1024. */
+enum {
+    QUERIES = ROWS * WIDTH * 2,
+    PLACE = KEYS_2 * WIDTH * 2,
+    PLACES = 4,
+    Q_BYTES = 2 * GROUPS * QUERIES
+};
 enum { SHARED = Q_BYTES + PLACES * PLACE + 1024 };
-static_assert(PLACE % 2048 == 0 && KEYS_1 <= KEYS_2 && KEYS_1 % 16 == 0 && KEYS_2 % 16 == 0, "matrices as wgmma reads them");
+static_assert(PLACE % 2048 == 0 && KEYS_1 <= KEYS_2 && KEYS_1 % 16 == 0 && KEYS_2 % 16 == 0,
+              "matrices as wgmma reads them");
 static_assert(SHARED <= 226 * 1024, "and the barriers");
 
 struct two_maps {
@@ -51,7 +77,7 @@ struct two_args {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-/* ---- who is where ---------------------------------------------------------------------------------------------------------- */
+/* ---- who is where ---- */
 
 /* Tiles begin .. end - 1 are this block's. */
 struct run {
@@ -64,7 +90,7 @@ __device__ __forceinline__ run run_of(const two_args &a)
     return {(int)(at * a.all / blocks), (int)((at + 1) * a.all / blocks)};
 }
 
-/* ---- the thread that copies ------------------------------------------------------------------------------------------------ */
+/* ---- the thread that copies ---- */
 
 /* A block's keys or values: `rows` of them from `row` on. */
 __device__ __forceinline__ void bring(ring &r, const CUtensorMap *map, int head, int row, int rows)
@@ -77,8 +103,10 @@ __device__ __forceinline__ void bring(ring &r, const CUtensorMap *map, int head,
     advance<PLACES>(r);
 }
 
-/* In the order in which they are used: a block's keys go before the values of the block before it. */
-__device__ __forceinline__ void bring_all(const two_args &a, const two_maps &m, ring keys, ring queries)
+/* In the order in which they are used: a block's keys go before the values of the block
+ * before it. */
+__device__ __forceinline__ void bring_all(const two_args &a, const two_maps &m, ring keys,
+                                          ring queries)
 {
     const run mine = run_of(a);
     const CUtensorMap *v = nullptr; /* of values that are still to be brought */
@@ -88,8 +116,9 @@ __device__ __forceinline__ void bring_all(const two_args &a, const two_maps &m, 
         barrier_wait(queries.empty + 8 * queries.at, queries.pass ^ 1);
         barrier_expect(queries.full + 8 * queries.at, GROUPS * QUERIES);
         for (int i = 0; i < 2 * GROUPS; i++)
-            copy_box(queries.data + queries.at * GROUPS * QUERIES + i * (QUERIES / 2), &m.q, queries.full + 8 * queries.at,
-                     head * WIDTH + i % 2 * 64, first + i / 2 * ROWS);
+            copy_box(queries.data + queries.at * GROUPS * QUERIES + i * (QUERIES / 2), &m.q,
+                     queries.full + 8 * queries.at, head * WIDTH + i % 2 * 64,
+                     first + i / 2 * ROWS);
         advance<2>(queries);
         for (int list = 0; list < 2; list++) {
             const int rows = list ? KEYS_2 : KEYS_1;
@@ -107,14 +136,16 @@ __device__ __forceinline__ void bring_all(const two_args &a, const two_maps &m, 
     }
 }
 
-/* ---- a warpgroup that multiplies ------------------------------------------------------------------------------------------- */
+/* ---- a warpgroup that multiplies ---- */
 
-/* What it carries from step to step. Lane 4 g + t of a warp has rows g and g + 8 of the warp's 16; of S and o columns 8 c + 2 t and
- * the next (elements 4 c, 4 c + 1 of row g; 4 c + 2, 4 c + 3 of row g + 8), which is also what p's operand wants. */
+/* What it carries from step to step. Lane 4 g + t of a warp has rows g and g + 8 of the
+ * warp's 16; of S and o columns 8 c + 2 t and the next (elements 4 c, 4 c + 1 of row g; 4
+ * c + 2, 4 c + 3 of row g + 8), which is also what p's operand wants. */
 struct work {
     float acc[WIDTH / 2];       /* o, to be divided by the sum */
     uint32_t p[KEYS_2 / 16][4]; /* exponentials of the last block, rounded */
-    float top[2], sum[2];       /* of the list so far: the largest score, scaled; this lane's part of the sum */
+    /* of the list so far: the largest score, scaled; this lane's part of the sum */
+    float top[2], sum[2];
     float scale;
     int group, lane;
     ring keys;
@@ -138,12 +169,14 @@ __device__ __forceinline__ void give_back(const work &w, uint32_t empty)
 }
 
 /* S [64, N] of the queries at q. */
-template <int N> __device__ __forceinline__ void queue_scores(float (&s)[N / 2], uint32_t q, uint32_t k)
+template <int N>
+__device__ __forceinline__ void queue_scores(float (&s)[N / 2], uint32_t q, uint32_t k)
 {
     const uint64_t a = matrix_at(q, 16), b = matrix_at(k, 16);
 #pragma unroll
     for (int i = 0; i < WIDTH / 16; i++)
-        scores<N>(s, a + (i / 4 * (QUERIES / 2) + i % 4 * 32) / 16, b + (i / 4 * (N * 128) + i % 4 * 32) / 16, i > 0);
+        scores<N>(s, a + (i / 4 * (QUERIES / 2) + i % 4 * 32) / 16,
+                  b + (i / 4 * (N * 128) + i % 4 * 32) / 16, i > 0);
     products_queued();
 }
 
@@ -156,8 +189,10 @@ template <int N> __device__ __forceinline__ void queue_sums(work &w, uint32_t v,
     products_queued();
 }
 
-/* Scores to exponentials; of N keys `left` are there. keep: the factor of what came before in the list. */
-template <int N, bool BEGINS> __device__ __forceinline__ void exponentials(work &w, float (&s)[N / 2], int left, float (&keep)[2])
+/* Scores to exponentials; of N keys `left` are there. keep: the factor of what came
+ * before in the list. */
+template <int N, bool BEGINS>
+__device__ __forceinline__ void exponentials(work &w, float (&s)[N / 2], int left, float (&keep)[2])
 {
     float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
     if (left < N) {
@@ -208,8 +243,9 @@ template <int N> __device__ __forceinline__ void first_step(work &w, uint32_t q,
     round_weights<N>(w, s);
 }
 
-/* Scores of the next block, of N keys of which `left` are there, and the sums of the last one, of LAST keys, which are the list's
- * first unless `add`. BEGINS: the next block begins a list; then finish(sum) gets the rows' sums of exponentials, as parts. */
+/* Scores of the next block, of N keys of which `left` are there, and the sums of the last
+ * one, of LAST keys, which are the list's first unless `add`. BEGINS: the next block
+ * begins a list; then finish(sum) gets the rows' sums of exponentials, as parts. */
 template <int N, int LAST, bool BEGINS, class F>
 __device__ __forceinline__ void step(work &w, uint32_t q, int left, int add, F finish)
 {
@@ -263,8 +299,10 @@ template <int LAST> __device__ __forceinline__ void last_step(work &w, int add)
     advance<PLACES>(r);
 }
 
-/* A list's result for this lane, rounded: word c of a row is columns 8 c + 2 t and the next. */
-__device__ __forceinline__ void finish_list(const work &w, const float (&sum)[2], uint32_t (&to)[2][WIDTH / 8])
+/* A list's result for this lane, rounded: word c of a row is columns 8 c + 2 t and the
+ * next. */
+__device__ __forceinline__ void finish_list(const work &w, const float (&sum)[2],
+                                            uint32_t (&to)[2][WIDTH / 8])
 {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
@@ -272,13 +310,15 @@ __device__ __forceinline__ void finish_list(const work &w, const float (&sum)[2]
         whole += __shfl_xor_sync(0xffffffffu, whole, 2);
         const float by = __fdividef(1, whole);
 #pragma unroll
-        for (int c = 0; c < WIDTH / 8; c++) to[h][c] = rounded(w.acc[4 * c + 2 * h] * by, w.acc[4 * c + 2 * h + 1] * by);
+        for (int c = 0; c < WIDTH / 8; c++)
+            to[h][c] = rounded(w.acc[4 * c + 2 * h] * by, w.acc[4 * c + 2 * h + 1] * by);
     }
 }
 
-/* Both lists' results are added and stored from row `row` of o's head on: a lane's row is `row` plus its g, and that + 8. */
-__device__ __forceinline__ void store(const work &w, const two_args &a, const float (&sum)[2], const uint32_t (&one)[2][WIDTH / 8],
-                                      int head, int row)
+/* Both lists' results are added and stored from row `row` of o's head on: a lane's row is
+ * `row` plus its g, and that + 8. */
+__device__ __forceinline__ void store(const work &w, const two_args &a, const float (&sum)[2],
+                                      const uint32_t (&one)[2][WIDTH / 8], int head, int row)
 {
     uint32_t two[2][WIDTH / 8];
     finish_list(w, sum, two);
@@ -295,11 +335,13 @@ __device__ __forceinline__ void store(const work &w, const two_args &a, const fl
                 v[c] = rounded(x.x + y.x, x.y + y.y);
             }
             transpose4(v, w.lane); /* all of columns 32 i + 8 t .. + 7 */
-            if (row + 8 * h < a.nq) *(uint4 *)(to + 8 * h * a.o_pitch + 32 * i) = make_uint4(v[0], v[1], v[2], v[3]);
+            if (row + 8 * h < a.nq)
+                *(uint4 *)(to + 8 * h * a.o_pitch + 32 * i) = make_uint4(v[0], v[1], v[2], v[3]);
         }
 }
 
-__device__ __forceinline__ void multiply(const two_args &a, ring keys, ring queries, int group, int warp, int lane)
+__device__ __forceinline__ void multiply(const two_args &a, ring keys, ring queries, int group,
+                                         int warp, int lane)
 {
     const run mine = run_of(a);
     const int n1 = a.nk[0], n2 = a.nk[1];
@@ -313,11 +355,17 @@ __device__ __forceinline__ void multiply(const two_args &a, ring keys, ring quer
     barrier_spin(queries.full, 0);
     first_step<KEYS_1>(w, queries.data + group * QUERIES, n1);
     for (int tile = mine.begin;; tile++) {
-        const int head = tile / a.tiles, row = (tile - head * a.tiles) * TILE + group * ROWS + warp * 16; /* the warp's first */
-        const uint32_t q = queries.data + (queries.at * GROUPS + group) * QUERIES, q_empty = queries.empty + 8 * queries.at;
-        for (int i = KEYS_1; i < n1; i += KEYS_1) step<KEYS_1, KEYS_1, false>(w, q, n1 - i, i > KEYS_1, nothing);
-        step<KEYS_2, KEYS_1, true>(w, q, n2, n1 > KEYS_1, [&](const float(&sum)[2]) { finish_list(w, sum, one); });
-        for (int i = KEYS_2; i < n2; i += KEYS_2) step<KEYS_2, KEYS_2, false>(w, q, n2 - i, i > KEYS_2, nothing);
+        /* the warp's first */
+        const int head = tile / a.tiles,
+                  row = (tile - head * a.tiles) * TILE + group * ROWS + warp * 16;
+        const uint32_t q = queries.data + (queries.at * GROUPS + group) * QUERIES,
+                       q_empty = queries.empty + 8 * queries.at;
+        for (int i = KEYS_1; i < n1; i += KEYS_1)
+            step<KEYS_1, KEYS_1, false>(w, q, n1 - i, i > KEYS_1, nothing);
+        step<KEYS_2, KEYS_1, true>(w, q, n2, n1 > KEYS_1,
+                                   [&](const float(&sum)[2]) { finish_list(w, sum, one); });
+        for (int i = KEYS_2; i < n2; i += KEYS_2)
+            step<KEYS_2, KEYS_2, false>(w, q, n2 - i, i > KEYS_2, nothing);
         if (lane == 0) barrier_arrive(q_empty);
         advance<2>(queries);
         if (tile + 1 == mine.end) {
@@ -326,7 +374,8 @@ __device__ __forceinline__ void multiply(const two_args &a, ring keys, ring quer
             break;
         }
         barrier_spin(queries.full + 8 * queries.at, queries.pass);
-        step<KEYS_1, KEYS_2, true>(w, queries.data + (queries.at * GROUPS + group) * QUERIES, n1, n2 > KEYS_2,
+        step<KEYS_1, KEYS_2, true>(w, queries.data + (queries.at * GROUPS + group) * QUERIES, n1,
+                                   n2 > KEYS_2,
                                    [&](const float(&sum)[2]) { store(w, a, sum, one, head, row); });
     }
     if (group == 0) wait_for_turn(group); /* the last one that was given */
@@ -334,17 +383,21 @@ __device__ __forceinline__ void multiply(const two_args &a, ring keys, ring quer
 
 #endif
 
-__global__ void __launch_bounds__(THREADS, 1) two_kernel(const __grid_constant__ two_maps m, const __grid_constant__ two_args a)
+__global__ void __launch_bounds__(THREADS, 1)
+    two_kernel(const __grid_constant__ two_maps m, const __grid_constant__ two_args a)
 {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     extern __shared__ unsigned char shared[];
     __shared__ __align__(8) uint64_t barriers[2 * (PLACES + 2)];
-    const uint32_t data = (shared_address(shared) + 1023u) & ~1023u, bars = shared_address(barriers);
-    const ring queries = {data, bars, bars + 16, 0, 0}, keys = {data + Q_BYTES, bars + 32, bars + 32 + 8 * PLACES, 0, 0};
+    const uint32_t data = (shared_address(shared) + 1023u) & ~1023u,
+                   bars = shared_address(barriers);
+    const ring queries = {data, bars, bars + 16, 0, 0},
+               keys = {data + Q_BYTES, bars + 32, bars + 32 + 8 * PLACES, 0, 0};
     const int group = __shfl_sync(0xffffffffu, (int)threadIdx.x / 128, 0);
     if (threadIdx.x == 0) {
         for (int i = 0; i < 2; i++) {
-            barrier_init(queries.full + 8 * i, 1);      /* the copying thread's; the copies' bytes besides */
+            /* the copying thread's; the copies' bytes besides */
+            barrier_init(queries.full + 8 * i, 1);
             barrier_init(queries.empty + 8 * i, WARPS); /* one arrival a warp */
         }
         for (int i = 0; i < PLACES; i++) {
@@ -365,19 +418,22 @@ __global__ void __launch_bounds__(THREADS, 1) two_kernel(const __grid_constant__
 #endif
 }
 
-/* ---- host ---------------------------------------------------------------------------------------------------------------- */
+/* ---- host ---- */
 
 } // namespace
 
-bool sl_cuda_attention_two(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k1, const sl_tensor *v1,
-                           const sl_tensor *k2, const sl_tensor *v2, int heads, float scale)
+bool sl_cuda_attention_two(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k1,
+                           const sl_tensor *v1, const sl_tensor *k2, const sl_tensor *v2, int heads,
+                           float scale)
 {
     const char *set = getenv("SLUICE_ATTENTION_TWO");
     const int64_t nq = q->shape[0], most = INT32_MAX / 4;
-    if ((set && !strcmp(set, "0")) || getenv("SLUICE_ATTENTION") || !sl_cuda_tensor_maps(sl_cuda_of(ctx)) || q->dtype != SL_BF16 ||
+    if ((set && !strcmp(set, "0")) || getenv("SLUICE_ATTENTION") ||
+        !sl_cuda_tensor_maps(sl_cuda_of(ctx)) || q->dtype != SL_BF16 ||
         q->shape[1] != (int64_t)heads * WIDTH)
         return false;
-    if (!(scale > 0) || !isfinite(scale)) return false; /* the largest score is sought before it is scaled */
+    /* the largest score is sought before it is scaled */
+    if (!(scale > 0) || !isfinite(scale)) return false;
     if (nq < 1 || nq > most / heads || k1->shape[0] > most || k2->shape[0] > most) return false;
     for (const sl_tensor *t : {o, q, k1, v1, k2, v2})
         if (!sixteens(t->data, t->shape[0], t->pitch)) return false;
@@ -387,12 +443,16 @@ bool sl_cuda_attention_two(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, 
     a.nk[0] = (int)k1->shape[0], a.nk[1] = (int)k2->shape[0];
     a.tiles = (a.nq + TILE - 1) / TILE, a.all = a.tiles * heads;
     const auto encode = [ctx](CUtensorMap *map, const sl_tensor *t, int rows, const char *what) {
-        return encode_rows(ctx, map, (const bf16 *)t->data, t->shape[0], t->shape[1], t->pitch, rows, "attention_two", what);
+        return encode_rows(ctx, map, (const bf16 *)t->data, t->shape[0], t->shape[1], t->pitch,
+                           rows, "attention_two", what);
     };
-    if (!encode(&m.q, q, ROWS, "q") || !encode(&m.k[0], k1, KEYS_1, "k1") || !encode(&m.v[0], v1, KEYS_1, "v1") ||
-        !encode(&m.k[1], k2, KEYS_2, "k2") || !encode(&m.v[1], v2, KEYS_2, "v2") ||
-        !sl_cuda_ok(ctx, cudaFuncSetAttribute(two_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED),
-                    "shared memory of attention to two lists"))
+    if (!encode(&m.q, q, ROWS, "q") || !encode(&m.k[0], k1, KEYS_1, "k1") ||
+        !encode(&m.v[0], v1, KEYS_1, "v1") || !encode(&m.k[1], k2, KEYS_2, "k2") ||
+        !encode(&m.v[1], v2, KEYS_2, "v2") ||
+        !sl_cuda_ok(
+            ctx,
+            cudaFuncSetAttribute(two_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED),
+            "shared memory of attention to two lists"))
         return true;
     const int sms = sl_cuda_of(ctx)->sms, blocks = a.all < sms ? a.all : sms;
     two_kernel<<<blocks, THREADS, SHARED, ctx->stream>>>(m, a);

@@ -6,15 +6,17 @@
 #include "kernels/cuda/cuda.h"
 
 struct sl_cuda_convs {
-    bool simple;     /* SLUICE_CONV=simple: the kernel for every device, everywhere */
-    bool wide;       /* SLUICE_CONV=wide: tiles of 192 channels wherever Co allows them (tests) */
+    bool simple; /* SLUICE_CONV=simple: the kernel for every device, everywhere */
+    /* SLUICE_CONV=wide: tiles of 192 channels wherever Co allows them (tests) */
+    bool wide;
     unsigned set_up; /* bit i: fast kernel i may use its shared memory on this device */
     unsigned set_up_simple;
 };
 
 /* One call of sl_conv3d with its pointers taken apart. */
 struct sl_conv_call {
-    const bf16 *x, *history, *w, *bias, *residual; /* history, bias, residual: NULL if there is none */
+    /* history, bias, residual: NULL if there is none */
+    const bf16 *x, *history, *w, *bias, *residual;
     bf16 *y;
     int T, H, W, C; /* x as stored */
     int frames, oh, ow, co;

@@ -1,19 +1,23 @@
-/* conv_tiles.h - the arithmetic of the convolutions' packed weights and tiles, shared by the kernels, their host side and a test
- * on the CPU.
+/* conv_tiles.h - the arithmetic of the convolutions' packed weights and tiles, shared by
+ * the kernels, their host side and a test on the CPU.
  *
- * PACKED WEIGHTS: bf16 [rows][pitch], row o the weights of output channel o in the order (kt, kh, kw, Ci), rows a multiple of 8,
- * pitch a multiple of 32, zeros where there is nothing. Behind it, for a kernel of 1 x 3 x 3 (which may be asked to double its
- * frames first), the same for each of the four output phases (a, b) = (row & 1, column & 1): over a doubled frame every tap of 3
- * x 3 falls on one of 2 x 2 stored pixels, so the taps that meet the same pixel are added in float32 and rounded once: [4 *
- * rows][4 * Ci rounded up to 32].
+ * PACKED WEIGHTS: bf16 [rows][pitch], row o the weights of output channel o in the order
+ * (kt, kh, kw, Ci), rows a multiple of 8, pitch a multiple of 32, zeros where there is
+ * nothing. Behind it, for a kernel of 1 x 3 x 3 (which may be asked to double its frames
+ * first), the same for each of the four output phases (a, b) = (row & 1, column & 1):
+ * over a doubled frame every tap of 3 x 3 falls on one of 2 x 2 stored pixels, so the
+ * taps that meet the same pixel are added in float32 and rounded once: [4 * rows][4 * Ci
+ * rounded up to 32].
  *
- * TILES of the fast kernel: 256 output pixels in four blocks of 64, a block 4 x 16 pixels of one frame. A tile covers `ft`
- * consecutive frames (1, 2, 4) of 4 / ft places; places count through (group of ft frames, block row, block column).
+ * TILES of the fast kernel: 256 output pixels in four blocks of 64, a block 4 x 16 pixels
+ * of one frame. A tile covers `ft` consecutive frames (1, 2, 4) of 4 / ft places; places
+ * count through (group of ft frames, block row, block column).
  *
- * STEPS of a tile: (tap in time if `kts` is 1, dx, chunk of 32 channels). What a block reads in a step is one SLOT: the box of 4
- * + kh - 1 rows of 16 pixels at shifted coordinates, 1 KiB a row; tap dy begins dy rows into it. With `kts` = 3 a step has the
- * slots of ft + 2 frames, which the three taps in time share. The weights of a step come in kh parts, one a dy, each of `kts`
- * matrices [n, 32]. */
+ * STEPS of a tile: (tap in time if `kts` is 1, dx, chunk of 32 channels). What a block
+ * reads in a step is one SLOT: the box of 4 + kh - 1 rows of 16 pixels at shifted
+ * coordinates, 1 KiB a row; tap dy begins dy rows into it. With `kts` = 3 a step has the
+ * slots of ft + 2 frames, which the three taps in time share. The weights of a step come
+ * in kh parts, one a dy, each of `kts` matrices [n, 32]. */
 #ifndef SL_CONV_TILES_H
 #define SL_CONV_TILES_H
 
@@ -34,7 +38,13 @@ extern "C" {
 #define SL_HD static inline
 #endif
 
-enum { SL_CONV_BLOCK_H = 4, SL_CONV_BLOCK_W = 16, SL_CONV_BLOCK = 64, SL_CONV_BLOCKS = 4, SL_CONV_KC = 32 };
+enum {
+    SL_CONV_BLOCK_H = 4,
+    SL_CONV_BLOCK_W = 16,
+    SL_CONV_BLOCK = 64,
+    SL_CONV_BLOCKS = 4,
+    SL_CONV_KC = 32
+};
 enum {
     SL_CONV_ROW = SL_CONV_BLOCK_W * SL_CONV_KC * 2,
     SL_CONV_SLOT = (SL_CONV_BLOCK_H + 2) * SL_CONV_ROW
@@ -104,15 +114,19 @@ SL_HD float sl_conv_packed_value(const float *src, const int64_t s[5], int64_t a
 typedef struct {
     int frames, oh, ow, co; /* y */
     int grid_h, grid_w, step,
-        phases; /* pixels of one phase; phases 4: y's pixel (i, j) of phase (a, b) is (2i+a, 2j+b), step 2; else 1 and 1 */
+        /* pixels of one phase; phases 4: y's pixel (i, j) of phase (a, b) is (2i+a,
+         * 2j+b), step 2; else 1 and 1 */
+        phases;
     int kt, kh, kw, stride_t, before, pad; /* 2 x 2 taps when phases is 4 */
     int first_dt;                          /* taps in time before it meet only zeros */
-    int has_history;                       /* frames before x's first are in the history; otherwise they are zeros */
-    int chunks;                            /* of 32 channels: Ci / 32 */
-    int ft, kts;                           /* frames of a tile, taps in time of a step */
-    int block_rows, block_cols, places;    /* places: blocks of one phase divided by ft */
-    int n, n_tiles, m_tiles;               /* output channels of a tile; tiles along channels and along places */
-    int weight_rows;                       /* rows of packed weights of one phase */
+    /* frames before x's first are in the history; otherwise they are zeros */
+    int has_history;
+    int chunks;                         /* of 32 channels: Ci / 32 */
+    int ft, kts;                        /* frames of a tile, taps in time of a step */
+    int block_rows, block_cols, places; /* places: blocks of one phase divided by ft */
+    /* output channels of a tile; tiles along channels and along places */
+    int n, n_tiles, m_tiles;
+    int weight_rows; /* rows of packed weights of one phase */
 } sl_conv_tiles;
 
 SL_HD int sl_conv_tile_count(const sl_conv_tiles *p)
@@ -140,10 +154,11 @@ SL_HD int sl_conv_weight_k(const sl_conv_tiles *p, int dt, int dy, int dx, int c
     return (((dt * p->kh + dy) * p->kw + dx) * p->chunks + chunk) * SL_CONV_KC;
 }
 
-/* How a convolution that the fast kernel can do (Ci a multiple of 32, Co of 96 or at most 8, kh at most 3, no stride in space)
- * is cut for `sms` multiprocessors: y [frames, oh, ow, co]. */
-static inline void sl_conv_plan(sl_conv_tiles *p, const sl_conv *k, int frames, int oh, int ow, int ci, int co, int has_history,
-                                int sms)
+/* How a convolution that the fast kernel can do (Ci a multiple of 32, Co of 96 or at most
+ * 8, kh at most 3, no stride in space) is cut for `sms` multiprocessors: y [frames, oh,
+ * ow, co]. */
+static inline void sl_conv_plan(sl_conv_tiles *p, const sl_conv *k, int frames, int oh, int ow,
+                                int ci, int co, int has_history, int sms)
 {
     const int shares = k->kt == 3 && k->stride_t == 1, per = k->upsample ? 2 : 1;
     p->frames = frames, p->oh = oh, p->ow = ow, p->co = co;
@@ -166,7 +181,9 @@ static inline void sl_conv_plan(sl_conv_tiles *p, const sl_conv *k, int frames, 
     p->m_tiles = (p->places + SL_CONV_BLOCKS / p->ft - 1) / (SL_CONV_BLOCKS / p->ft);
     p->weight_rows = (int)sl_conv_rows(co);
     p->n = co <= 8 ? 8 : 96;
-    if (co % 192 == 0) { /* twice as wide: less traffic, unless the last round of tiles then leaves too many multiprocessors idle */
+    /* twice as wide: less traffic, unless the last round of tiles then leaves too many
+     * multiprocessors idle */
+    if (co % 192 == 0) {
         int64_t work = (int64_t)p->m_tiles * p->phases, narrow = (work * (co / 96) + sms - 1) / sms,
                 wide = (work * (co / 192) + sms - 1) / sms * 2;
         if (10 * wide <= 11 * narrow) p->n = 192;
@@ -191,7 +208,8 @@ SL_HD sl_conv_tile sl_conv_tile_at(const sl_conv_tiles *p, int tile)
     return t;
 }
 
-/* First frame of y, row and column (in the phase's grid) of a place. Past the end the frame lies behind the last. */
+/* First frame of y, row and column (in the phase's grid) of a place. Past the end the
+ * frame lies behind the last. */
 SL_HD void sl_conv_place_at(const sl_conv_tiles *p, int place, int *frame, int *row, int *col)
 {
     int area = p->block_rows * p->block_cols, group = place / area, at = place - group * area;
@@ -211,15 +229,16 @@ SL_HD int sl_conv_slot_of(int ft, int kts, int m, int dt)
     return m / ft * (ft + kts - 1) + m % ft + dt;
 }
 
-/* Input frame of slot j of a place whose first frame of y is `frame`; dt is the step's tap in time (0 with kts 3). Negative:
- * before x's first. */
+/* Input frame of slot j of a place whose first frame of y is `frame`; dt is the step's
+ * tap in time (0 with kts 3). Negative: before x's first. */
 SL_HD int sl_conv_slot_frame(const sl_conv_tiles *p, int frame, int j, int dt)
 {
     return frame * p->stride_t + j + dt - p->before;
 }
 
-/* Byte of element (row, k) in a tile of rows of 64 bytes (32 bf16) in the 64-byte swizzle: the copy engine's and wgmma's
- * pattern, which exchanges 16-byte pieces by address bits 7 and 8. The tile begins at a multiple of 512. */
+/* Byte of element (row, k) in a tile of rows of 64 bytes (32 bf16) in the 64-byte
+ * swizzle: the copy engine's and wgmma's pattern, which exchanges 16-byte pieces by
+ * address bits 7 and 8. The tile begins at a multiple of 512. */
 SL_HD int sl_conv_swizzled(int row, int k)
 {
     int byte = row * 64 + k * 2;

@@ -1,5 +1,5 @@
-/* cuda.h - what the files of kernels/cuda share: the state of one context, error checks, launch helpers. CUDA C++ (nvcc)
- * includes it. */
+/* cuda.h - what the files of kernels/cuda share: the state of one context, error checks,
+ * launch helpers. CUDA C++ (nvcc) includes it. */
 #ifndef SL_CUDA_H
 #define SL_CUDA_H
 
@@ -39,8 +39,8 @@ static inline sl_cuda *sl_cuda_of(sl_ctx *ctx)
     return (sl_cuda *)ctx->device;
 }
 
-/* Scratch that lives until the next call of it on this ctx (stream order makes reuse safe; growing waits for the stream). NULL:
- * ctx has failed. */
+/* Scratch that lives until the next call of it on this ctx (stream order makes reuse
+ * safe; growing waits for the stream). NULL: ctx has failed. */
 void *sl_cuda_scratch(sl_ctx *ctx, size_t bytes);
 
 /* After a launch or a call: keeps the first failure in ctx. */
@@ -48,7 +48,8 @@ bool sl_cuda_ok(sl_ctx *ctx, cudaError_t e, const char *what);
 bool sl_cuda_lt_ok(sl_ctx *ctx, cublasStatus_t s, const char *what);
 bool sl_cuda_dnn_ok(sl_ctx *ctx, cudnnStatus_t s, const char *what);
 #define SL_LAUNCHED(ctx, what) sl_cuda_ok(ctx, cudaGetLastError(), what)
-/* The driver's cuTensorMapEncodeTiled, for kernels of compute capability 9.0. NULL: another device, or a driver without it. */
+/* The driver's cuTensorMapEncodeTiled, for kernels of compute capability 9.0. NULL:
+ * another device, or a driver without it. */
 void *sl_cuda_tensor_maps(const sl_cuda *cu);
 
 /* Freed by the table's close; each is the file's own. NULL is fine. */
@@ -66,20 +67,24 @@ void sl_cuda_silu(sl_ctx *, const sl_tensor *, const sl_tensor *);
 void sl_cuda_geglu(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *);
 void sl_cuda_embed(sl_ctx *, const sl_tensor *, const sl_tensor *, const int32_t *);
 /* gemm.cu */
-bool sl_cuda_linear_add(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *,
-                        const sl_tensor *);
-void sl_cuda_linear(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *, sl_activation);
+bool sl_cuda_linear_add(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *,
+                        const sl_tensor *, const sl_tensor *, const sl_tensor *);
+void sl_cuda_linear(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *,
+                    const sl_tensor *, sl_activation);
 /* norm.cu */
-void sl_cuda_layernorm(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *, float);
-void sl_cuda_layernorm_modulate(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *, float);
+void sl_cuda_layernorm(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *,
+                       const sl_tensor *, float);
+void sl_cuda_layernorm_modulate(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *,
+                                const sl_tensor *, float);
 void sl_cuda_rmsnorm(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, float);
-void sl_cuda_rmsnorm_rope(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, float, const sl_tensor *,
-                          const sl_tensor *, int);
+void sl_cuda_rmsnorm_rope(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, float,
+                          const sl_tensor *, const sl_tensor *, int);
 void sl_cuda_gated_add(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *);
-/* c = alpha * a b^T for `batch` matrices: a [m,k], b [n,k] (across: b [k,n]), c [m,n], row-major with `ld` elements from row to
- * row and `step` elements from matrix to matrix; arithmetic in F32 (never TF32), one rounding to c's dtype. in BF16 or F32; out
- * F32 or in's dtype. bias [n] of dtype `out` and 16-byte aligned, or NULL, is added before; gelu: GELU's tanh form of the sum.
- * Uses the workspace, no scratch. */
+/* c = alpha * a b^T for `batch` matrices: a [m,k], b [n,k] (across: b [k,n]), c [m,n],
+ * row-major with `ld` elements from row to row and `step` elements from matrix to matrix;
+ * arithmetic in F32 (never TF32), one rounding to c's dtype. in BF16 or F32; out F32 or
+ * in's dtype. bias [n] of dtype `out` and 16-byte aligned, or NULL, is added before;
+ * gelu: GELU's tanh form of the sum. Uses the workspace, no scratch. */
 struct sl_cuda_product {
     int64_t m, n, k;
     const void *a, *b;
@@ -94,15 +99,16 @@ struct sl_cuda_product {
 };
 /* False: `adds`, and cublasLt has no kernel for it; nothing was done. Errors go to ctx. */
 bool sl_cuda_multiply(sl_ctx *, const sl_cuda_product *);
-/* May this context try several algorithms on the real buffers and keep the fastest? Only with SLUICE_AUTOTUNE=1, since another
- * process may find another one fastest and then has other last bits; not while the stream is captured into a graph. */
+/* May this context try several algorithms on the real buffers and keep the fastest? Only
+ * with SLUICE_AUTOTUNE=1, since another process may find another one fastest and then has
+ * other last bits; not while the stream is captured into a graph. */
 bool sl_cuda_may_time(sl_ctx *);
 /* attention.cu */
-void sl_cuda_attention(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *, int, float,
-                       const sl_tensor *, bool);
+void sl_cuda_attention(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *,
+                       const sl_tensor *, int, float, const sl_tensor *, bool);
 /* attention_two.cu */
-bool sl_cuda_attention_two(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *,
-                           const sl_tensor *, int, float);
+bool sl_cuda_attention_two(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *,
+                           const sl_tensor *, const sl_tensor *, const sl_tensor *, int, float);
 /* sampler.cu */
 void sl_cuda_patchify(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *);
 void sl_cuda_unpatchify(sl_ctx *, const sl_tensor *, const sl_tensor *);
@@ -111,21 +117,25 @@ void sl_cuda_flow_x0(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_te
 void sl_cuda_lincomb(sl_ctx *, const sl_tensor *, int, const sl_tensor *const[], const float[]);
 void sl_cuda_mean_abs(sl_ctx *, float[2], const sl_tensor *, const sl_tensor *);
 /* conv.cu */
-void sl_cuda_conv3d(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_tensor *,
-                    const sl_tensor *, const sl_conv *);
+void sl_cuda_conv3d(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *,
+                    const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_conv *);
 size_t sl_cuda_packed_conv_bytes(sl_ctx *, const int64_t shape[5]);
 void sl_cuda_pack_conv(sl_ctx *, void *dst, const float *src, const int64_t shape[5]);
 /* frames.cu */
 void sl_cuda_conv_history(sl_ctx *, const sl_tensor *, const sl_tensor *);
 void sl_cuda_vae_norm(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, bool);
 void sl_cuda_time_shuffle(sl_ctx *, const sl_tensor *, const sl_tensor *);
-void sl_cuda_to_channels_last(sl_ctx *, const sl_tensor *, const sl_tensor *, const float *, const float *);
-void sl_cuda_to_channels_first(sl_ctx *, const sl_tensor *, const sl_tensor *, const float *, const float *);
+void sl_cuda_to_channels_last(sl_ctx *, const sl_tensor *, const sl_tensor *, const float *,
+                              const float *);
+void sl_cuda_to_channels_first(sl_ctx *, const sl_tensor *, const sl_tensor *, const float *,
+                               const float *);
 void sl_cuda_frames_rgb8(sl_ctx *, const sl_tensor *, const sl_tensor *);
 /* table.cu: everything else of sl_plugin; slab.cu: sl_cuda_slabs; load.cu: sl_cuda_load */
 extern const sl_ops sl_ops_cuda;
 extern const sl_slab_ops sl_cuda_slabs;
-sl_code sl_cuda_load(const sl_load_piece *, int, int, const volatile int *, sl_load_figures *, sl_err *);
-void sl_cuda_random(sl_ctx *, void *dst, sl_dtype, int64_t n, float centre, float spread, uint64_t seed);
+sl_code sl_cuda_load(const sl_load_piece *, int, int, const volatile int *, sl_load_figures *,
+                     sl_err *);
+void sl_cuda_random(sl_ctx *, void *dst, sl_dtype, int64_t n, float centre, float spread,
+                    uint64_t seed);
 
 #endif

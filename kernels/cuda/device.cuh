@@ -1,16 +1,18 @@
-/* device.cuh - what the memory-bound kernels share: conversions, 16-byte vectors, sums over a warp and a block, elementwise maps.
+/* device.cuh - what the memory-bound kernels share: conversions, 16-byte vectors, sums
+ * over a warp and a block, elementwise maps.
  *
- * ARITHMETIC is in float32 and rounds to nearest even where a number is stored. `V` elements travel together: 8 where a bf16 or
- * fp16 tensor takes part, 4 where all are float32, 1 where an address or an extent does not allow more. The 8 and the 4 want
+ * ARITHMETIC is in float32 and rounds to nearest even where a number is stored. `V`
+ * elements travel together: 8 where a bf16 or fp16 tensor takes part, 4 where all are
+ * float32, 1 where an address or an extent does not allow more. The 8 and the 4 want
  * every address 16-byte aligned.
- * ALIASES: where an operation allows y == x, every thread reads an element before the same thread writes it, and no address of
- * activations is __restrict__. */
+ * ALIASES: where an operation allows y == x, every thread reads an element before the
+ * same thread writes it, and no address of activations is __restrict__. */
 #ifndef SL_DEVICE_CUH
 #define SL_DEVICE_CUH
 
 #include "kernels/cuda/cuda.h"
 
-/* ---- numbers ---------------------------------------------------------------------------------------------------------------- */
+/* ---- numbers ---- */
 
 __device__ __forceinline__ float to_float(float x)
 {
@@ -77,7 +79,7 @@ __device__ __forceinline__ uint4 pack8(const float (&f)[8])
     return make_uint4(pack2(f[0], f[1]), pack2(f[2], f[3]), pack2(f[4], f[5]), pack2(f[6], f[7]));
 }
 
-/* ---- V neighbours at once --------------------------------------------------------------------------------------------------- */
+/* ---- V neighbours at once ---- */
 
 template <int V> __device__ __forceinline__ void load(float (&f)[V], const float *p)
 {
@@ -121,7 +123,8 @@ template <int V> __device__ __forceinline__ void store(float *p, const float (&f
         *p = f[0];
     } else {
 #pragma unroll
-        for (int i = 0; i < V; i += 4) *(float4 *)(p + i) = make_float4(f[i], f[i + 1], f[i + 2], f[i + 3]);
+        for (int i = 0; i < V; i += 4)
+            *(float4 *)(p + i) = make_float4(f[i], f[i + 1], f[i + 2], f[i + 3]);
     }
 }
 template <int V> __device__ __forceinline__ void store(bf16 *p, const float (&f)[V])
@@ -146,10 +149,10 @@ template <int V> __device__ __forceinline__ void store(__half *p, const float (&
     }
 }
 
-/* ---- activations ------------------------------------------------------------------------------------------------------------ */
+/* ---- activations ---- */
 
-/* x / (1 + exp(-u)): silu with u = x. A few units in the last place of float32 off, far below bf16's; 0 where exp overflows; NaN
- * stays NaN. */
+/* x / (1 + exp(-u)): silu with u = x. A few units in the last place of float32 off, far
+ * below bf16's; 0 where exp overflows; NaN stays NaN. */
 __device__ __forceinline__ float times_sigmoid(float x, float u)
 {
     return __fdividef(x, 1.0f + __expf(-u));
@@ -160,10 +163,10 @@ __device__ __forceinline__ float gelu_tanh(float x)
     return times_sigmoid(x, 1.5957691216057308f * (x + 0.044715f * x * x * x));
 }
 
-/* ---- sums ------------------------------------------------------------------------------------------------------------------- */
+/* ---- sums ---- */
 
-/* Sum over groups of G neighbouring lanes (a power of two, 1 .. 32), in every lane; all 32 lanes take part. One order, so the
- * same bits each time. */
+/* Sum over groups of G neighbouring lanes (a power of two, 1 .. 32), in every lane; all
+ * 32 lanes take part. One order, so the same bits each time. */
 template <int G, typename T> __device__ __forceinline__ T lane_sum(T x)
 {
 #pragma unroll
@@ -171,9 +174,10 @@ template <int G, typename T> __device__ __forceinline__ T lane_sum(T x)
     return x;
 }
 
-/* R sums over a block of WARPS warps, in every thread. `shared` is this call's own: a second call in one kernel takes another,
- * or a barrier between. */
-template <int WARPS, int R, typename T> __device__ __forceinline__ void block_sums(T (&x)[R], T (&shared)[R][WARPS])
+/* R sums over a block of WARPS warps, in every thread. `shared` is this call's own: a
+ * second call in one kernel takes another, or a barrier between. */
+template <int WARPS, int R, typename T>
+__device__ __forceinline__ void block_sums(T (&x)[R], T (&shared)[R][WARPS])
 {
 #pragma unroll
     for (int r = 0; r < R; r++) {
@@ -189,7 +193,7 @@ template <int WARPS, int R, typename T> __device__ __forceinline__ void block_su
     }
 }
 
-/* ---- indices and grids ------------------------------------------------------------------------------------------------------ */
+/* ---- indices and grids ---- */
 
 /* i / by and i % by; by 32-bit division where that is enough, as it almost always is. */
 __device__ __forceinline__ void split(int64_t i, int64_t by, int64_t *quotient, int64_t *rest)
@@ -223,13 +227,16 @@ static inline bool aligned16(const void *a, const void *b, const void *c)
     return aligned16(a, b) && aligned16(c);
 }
 
-/* ---- elementwise ------------------------------------------------------------------------------------------------------------ */
+/* ---- elementwise ---- */
 
-enum { MAP_THREADS = 256, MAP_EACH = 2 }; /* vectors a thread: two, so that as many loads again are under way */
+/* vectors a thread: two, so that as many loads again are under way */
+enum { MAP_THREADS = 256, MAP_EACH = 2 };
 
-/* y[i] = f(a[i], b[i]) over n >= 1 dense elements; y may be a or b. The last block also does the n % V at the end. */
+/* y[i] = f(a[i], b[i]) over n >= 1 dense elements; y may be a or b. The last block also
+ * does the n % V at the end. */
 template <int V, typename Y, typename A, typename B, typename F>
-__global__ void __launch_bounds__(MAP_THREADS) map2_kernel(Y *y, const A *a, const B *b, int64_t n, F f)
+__global__ void __launch_bounds__(MAP_THREADS)
+    map2_kernel(Y *y, const A *a, const B *b, int64_t n, F f)
 {
     int64_t vectors = n / V, first = (int64_t)blockIdx.x * (MAP_THREADS * MAP_EACH) + threadIdx.x;
     float av[MAP_EACH][V], bv[MAP_EACH][V];
@@ -251,7 +258,8 @@ __global__ void __launch_bounds__(MAP_THREADS) map2_kernel(Y *y, const A *a, con
         }
     }
     int64_t tail = vectors * V + threadIdx.x;
-    if (V > 1 && blockIdx.x == gridDim.x - 1 && tail < n) put_float(y + tail, f(to_float(a[tail]), to_float(b[tail])));
+    if (V > 1 && blockIdx.x == gridDim.x - 1 && tail < n)
+        put_float(y + tail, f(to_float(a[tail]), to_float(b[tail])));
 }
 
 /* y[i] = f(x[i]), likewise. */
@@ -285,17 +293,26 @@ static void map2(sl_ctx *ctx, const char *what, Y *y, const A *a, const B *b, in
     constexpr int V = sizeof(Y) == 4 && sizeof(A) == 4 && sizeof(B) == 4 ? 4 : 8;
     if (n <= 0) return;
     if (aligned16(y, a, b))
-        map2_kernel<V><<<blocks_for((n + V - 1) / V, MAP_THREADS * MAP_EACH), MAP_THREADS, 0, ctx->stream>>>(y, a, b, n, f);
-    else map2_kernel<1><<<blocks_for(n, MAP_THREADS * MAP_EACH), MAP_THREADS, 0, ctx->stream>>>(y, a, b, n, f);
+        map2_kernel<V>
+            <<<blocks_for((n + V - 1) / V, MAP_THREADS * MAP_EACH), MAP_THREADS, 0, ctx->stream>>>(
+                y, a, b, n, f);
+    else
+        map2_kernel<1>
+            <<<blocks_for(n, MAP_THREADS * MAP_EACH), MAP_THREADS, 0, ctx->stream>>>(y, a, b, n, f);
     SL_LAUNCHED(ctx, what);
 }
-template <typename Y, typename X, typename F> static void map1(sl_ctx *ctx, const char *what, Y *y, const X *x, int64_t n, F f)
+template <typename Y, typename X, typename F>
+static void map1(sl_ctx *ctx, const char *what, Y *y, const X *x, int64_t n, F f)
 {
     constexpr int V = sizeof(Y) == 4 && sizeof(X) == 4 ? 4 : 8;
     if (n <= 0) return;
     if (aligned16(y, x))
-        map1_kernel<V><<<blocks_for((n + V - 1) / V, MAP_THREADS * MAP_EACH), MAP_THREADS, 0, ctx->stream>>>(y, x, n, f);
-    else map1_kernel<1><<<blocks_for(n, MAP_THREADS * MAP_EACH), MAP_THREADS, 0, ctx->stream>>>(y, x, n, f);
+        map1_kernel<V>
+            <<<blocks_for((n + V - 1) / V, MAP_THREADS * MAP_EACH), MAP_THREADS, 0, ctx->stream>>>(
+                y, x, n, f);
+    else
+        map1_kernel<1>
+            <<<blocks_for(n, MAP_THREADS * MAP_EACH), MAP_THREADS, 0, ctx->stream>>>(y, x, n, f);
     SL_LAUNCHED(ctx, what);
 }
 

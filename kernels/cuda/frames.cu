@@ -1,7 +1,8 @@
-/* frames.cu - what the VAE does to channels-last frames besides convolving them: history, norm, time shuffle, layout, 8-bit RGB. */
+/* frames.cu - what the VAE does to channels-last frames besides convolving them: history,
+ * norm, time shuffle, layout, 8-bit RGB. */
 #include "kernels/cuda/device.cuh"
 
-/* ---- history ---------------------------------------------------------------------------------------------------------------- */
+/* ---- history ---- */
 
 void sl_cuda_conv_history(sl_ctx *ctx, const sl_tensor *history, const sl_tensor *x)
 {
@@ -11,19 +12,21 @@ void sl_cuda_conv_history(sl_ctx *ctx, const sl_tensor *history, const sl_tensor
     size_t frame = sl_bytes(history) / (size_t)n;
     char *h = (char *)history->data;
     const char *s = (const char *)x->data;
-    int64_t step = keep <= t ? keep : 1; /* frames a copy, so that none overlaps what it reads */
+    /* frames a copy, so that none overlaps what it reads */
+    int64_t step = keep <= t ? keep : 1;
     for (int64_t f = 0; f < keep; f += step)
         if (!sl_cuda_ok(ctx,
-                        cudaMemcpyAsync(h + f * frame, h + (f + t) * frame, step * frame, cudaMemcpyDeviceToDevice, ctx->stream),
+                        cudaMemcpyAsync(h + f * frame, h + (f + t) * frame, step * frame,
+                                        cudaMemcpyDeviceToDevice, ctx->stream),
                         what))
             return;
-    sl_cuda_ok(
-        ctx,
-        cudaMemcpyAsync(h + keep * frame, s + (t - n + keep) * frame, (n - keep) * frame, cudaMemcpyDeviceToDevice, ctx->stream),
-        what);
+    sl_cuda_ok(ctx,
+               cudaMemcpyAsync(h + keep * frame, s + (t - n + keep) * frame, (n - keep) * frame,
+                               cudaMemcpyDeviceToDevice, ctx->stream),
+               what);
 }
 
-/* ---- norm ------------------------------------------------------------------------------------------------------------------- */
+/* ---- norm ---- */
 
 enum { NORM_THREADS = 256, NORM_PIXELS = 4 };
 
@@ -33,11 +36,13 @@ __device__ __forceinline__ float norm_scale(float squares, float root)
     return root / (norm < 1e-12f ? 1e-12f : norm); /* NaN stays NaN */
 }
 
-/* G lanes share a pixel: lane g has its vectors of 8 channels g, g + G, ..., NV of them. A block has 256 / G pixels side by
- * side, and NORM_PIXELS such lots, all loaded before the first is used. nv vectors a pixel, at most G * NV; root: sqrt(C). */
+/* G lanes share a pixel: lane g has its vectors of 8 channels g, g + G, ..., NV of them.
+ * A block has 256 / G pixels side by side, and NORM_PIXELS such lots, all loaded before
+ * the first is used. nv vectors a pixel, at most G * NV; root: sqrt(C). */
 template <int G, int NV, bool SILU>
 __global__ void __launch_bounds__(NORM_THREADS)
-    vae_norm_kernel(bf16 *y, const bf16 *x, const bf16 *__restrict__ gamma, int64_t pixels, int nv, float root)
+    vae_norm_kernel(bf16 *y, const bf16 *x, const bf16 *__restrict__ gamma, int64_t pixels, int nv,
+                    float root)
 {
     const int lane = threadIdx.x % G, c = nv * 8;
     const int64_t first = (int64_t)blockIdx.x * (NORM_THREADS / G * NORM_PIXELS) + threadIdx.x / G;
@@ -49,7 +54,8 @@ __global__ void __launch_bounds__(NORM_THREADS)
 #pragma unroll
         for (int j = 0; j < NV; j++) {
             v[r][j] = make_uint4(0, 0, 0, 0);
-            if (j * G + lane < nv && p < pixels) v[r][j] = *(const uint4 *)(x + p * c + (j * G + lane) * 8);
+            if (j * G + lane < nv && p < pixels)
+                v[r][j] = *(const uint4 *)(x + p * c + (j * G + lane) * 8);
         }
     }
 #pragma unroll
@@ -85,10 +91,12 @@ __global__ void __launch_bounds__(NORM_THREADS)
     }
 }
 
-/* Any number of channels, any alignment, gamma of either dtype: a warp has a pixel and reads it twice. */
+/* Any number of channels, any alignment, gamma of either dtype: a warp has a pixel and
+ * reads it twice. */
 template <typename P>
 __global__ void __launch_bounds__(NORM_THREADS)
-    vae_norm_plain_kernel(bf16 *y, const bf16 *x, const P *__restrict__ gamma, int64_t pixels, int64_t c, float root, bool silu)
+    vae_norm_plain_kernel(bf16 *y, const bf16 *x, const P *__restrict__ gamma, int64_t pixels,
+                          int64_t c, float root, bool silu)
 {
     int64_t p = (int64_t)blockIdx.x * (NORM_THREADS / 32) + threadIdx.x / 32;
     float squares = 0;
@@ -104,16 +112,22 @@ __global__ void __launch_bounds__(NORM_THREADS)
 }
 
 template <int G, int NV>
-static void vae_norm(sl_ctx *ctx, bf16 *y, const bf16 *x, const bf16 *gamma, int64_t pixels, int nv, float root, bool silu)
+static void vae_norm(sl_ctx *ctx, bf16 *y, const bf16 *x, const bf16 *gamma, int64_t pixels, int nv,
+                     float root, bool silu)
 {
     unsigned blocks = blocks_for(pixels, NORM_THREADS / G * NORM_PIXELS);
-    if (silu) vae_norm_kernel<G, NV, true><<<blocks, NORM_THREADS, 0, ctx->stream>>>(y, x, gamma, pixels, nv, root);
-    else vae_norm_kernel<G, NV, false><<<blocks, NORM_THREADS, 0, ctx->stream>>>(y, x, gamma, pixels, nv, root);
+    if (silu)
+        vae_norm_kernel<G, NV, true>
+            <<<blocks, NORM_THREADS, 0, ctx->stream>>>(y, x, gamma, pixels, nv, root);
+    else
+        vae_norm_kernel<G, NV, false>
+            <<<blocks, NORM_THREADS, 0, ctx->stream>>>(y, x, gamma, pixels, nv, root);
 }
 
 /* The fewest lanes that hold nv vectors at NV each. */
 template <int NV>
-static void vae_norm_lanes(sl_ctx *ctx, bf16 *y, const bf16 *x, const bf16 *gamma, int64_t pixels, int nv, float root, bool silu)
+static void vae_norm_lanes(sl_ctx *ctx, bf16 *y, const bf16 *x, const bf16 *gamma, int64_t pixels,
+                           int nv, float root, bool silu)
 {
     int lanes = (nv + NV - 1) / NV;
     if (lanes <= 1) vae_norm<1, NV>(ctx, y, x, gamma, pixels, nv, root, silu);
@@ -129,7 +143,8 @@ static bool power_of_two(int n)
     return n > 0 && (n & (n - 1)) == 0;
 }
 
-void sl_cuda_vae_norm(sl_ctx *ctx, const sl_tensor *yt, const sl_tensor *xt, const sl_tensor *gamma, bool silu)
+void sl_cuda_vae_norm(sl_ctx *ctx, const sl_tensor *yt, const sl_tensor *xt, const sl_tensor *gamma,
+                      bool silu)
 {
     int64_t c = xt->shape[3], count = sl_count(xt);
     if (!count) return;
@@ -139,26 +154,29 @@ void sl_cuda_vae_norm(sl_ctx *ctx, const sl_tensor *yt, const sl_tensor *xt, con
     float root = sqrtf((float)c);
     if (gamma->dtype == SL_BF16 && c % 8 == 0 && c <= 1024 && aligned16(y, x, g)) {
         int nv = (int)c / 8;
-        if (power_of_two(nv) && nv <= 32)
-            vae_norm_lanes<1>(ctx, y, x, g, pixels, nv, root, silu); /* 8, 16, 32, 64, 128, 256 channels */
-        else if (nv % 3 == 0 && power_of_two(nv / 3))
-            vae_norm_lanes<3>(ctx, y, x, g, pixels, nv, root, silu); /* 24, 48, 96, 192, 384, 768 */
+        if (power_of_two(nv) && nv <= 32) /* 8, 16, 32, 64, 128, 256 channels */
+            vae_norm_lanes<1>(ctx, y, x, g, pixels, nv, root, silu);
+        else if (nv % 3 == 0 && power_of_two(nv / 3)) /* 24, 48, 96, 192, 384, 768 */
+            vae_norm_lanes<3>(ctx, y, x, g, pixels, nv, root, silu);
         else vae_norm_lanes<4>(ctx, y, x, g, pixels, nv, root, silu);
     } else {
         unsigned blocks = blocks_for(pixels, NORM_THREADS / 32);
         if (gamma->dtype == SL_F32)
-            vae_norm_plain_kernel<<<blocks, NORM_THREADS, 0, ctx->stream>>>(y, x, (const float *)gamma->data, pixels, c, root,
-                                                                            silu);
-        else vae_norm_plain_kernel<<<blocks, NORM_THREADS, 0, ctx->stream>>>(y, x, g, pixels, c, root, silu);
+            vae_norm_plain_kernel<<<blocks, NORM_THREADS, 0, ctx->stream>>>(
+                y, x, (const float *)gamma->data, pixels, c, root, silu);
+        else
+            vae_norm_plain_kernel<<<blocks, NORM_THREADS, 0, ctx->stream>>>(y, x, g, pixels, c,
+                                                                            root, silu);
     }
     SL_LAUNCHED(ctx, "vae_norm");
 }
 
-/* ---- time shuffle ----------------------------------------------------------------------------------------------------------- */
+/* ---- time shuffle ---- */
 
 /* x [T, pixels, 2, c] to y [T, 2, pixels, c], all counted in units of type T. */
 template <typename T>
-__global__ void __launch_bounds__(MAP_THREADS) time_shuffle_kernel(T *y, const T *x, int64_t n, int64_t pixels, int64_t c)
+__global__ void __launch_bounds__(MAP_THREADS)
+    time_shuffle_kernel(T *y, const T *x, int64_t n, int64_t pixels, int64_t c)
 {
     int64_t first = (int64_t)blockIdx.x * (MAP_THREADS * MAP_EACH) + threadIdx.x, to[MAP_EACH];
     T v[MAP_EACH];
@@ -181,20 +199,21 @@ void sl_cuda_time_shuffle(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x)
     int64_t n = sl_count(x), pixels = x->shape[1] * x->shape[2], c = y->shape[3];
     if (!n) return;
     if (c % 8 == 0 && aligned16(y->data, x->data))
-        time_shuffle_kernel<<<blocks_for(n / 8, MAP_THREADS * MAP_EACH), MAP_THREADS, 0, ctx->stream>>>(
-            (uint4 *)y->data, (const uint4 *)x->data, n / 8, pixels, c / 8);
+        time_shuffle_kernel<<<blocks_for(n / 8, MAP_THREADS * MAP_EACH), MAP_THREADS, 0,
+                              ctx->stream>>>((uint4 *)y->data, (const uint4 *)x->data, n / 8,
+                                             pixels, c / 8);
     else
         time_shuffle_kernel<<<blocks_for(n, MAP_THREADS * MAP_EACH), MAP_THREADS, 0, ctx->stream>>>(
             (uint16_t *)y->data, (const uint16_t *)x->data, n, pixels, c);
     SL_LAUNCHED(ctx, "time_shuffle");
 }
 
-/* ---- channels last, channels first ------------------------------------------------------------------------------------------ */
+/* ---- channels last, channels first ---- */
 
 enum { AFFINE = 64 };
 
-/* Factors and offsets of channels first .. first + count - 1; they travel by value, so the caller's arrays are free when the
- * call returns. */
+/* Factors and offsets of channels first .. first + count - 1; they travel by value, so
+ * the caller's arrays are free when the call returns. */
 struct affine {
     float mul[AFFINE], add[AFFINE];
     int first, count;
@@ -218,9 +237,11 @@ __device__ __forceinline__ float scaled(const affine &a, int c, float x)
     return __fadd_rn(__fmul_rn(x, a.mul[c]), a.add[c]);
 }
 
-/* A thread has 8 channels of one pixel; lanes have neighbouring pixels, so that every read of a channel is a whole line. */
+/* A thread has 8 channels of one pixel; lanes have neighbouring pixels, so that every
+ * read of a channel is a whole line. */
 __global__ void __launch_bounds__(MAP_THREADS)
-    to_channels_last_kernel(bf16 *y, const float *x, const affine a, int64_t pixels, int64_t channels, bool wide)
+    to_channels_last_kernel(bf16 *y, const float *x, const affine a, int64_t pixels,
+                            int64_t channels, bool wide)
 {
     int64_t i = (int64_t)blockIdx.x * MAP_THREADS + threadIdx.x, group, p;
     if (i >= pixels * ((a.count + 7) / 8)) return;
@@ -243,22 +264,25 @@ __global__ void __launch_bounds__(MAP_THREADS)
     }
 }
 
-void sl_cuda_to_channels_last(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const float *mul, const float *add)
+void sl_cuda_to_channels_last(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const float *mul,
+                              const float *add)
 {
     int64_t channels = x->shape[0], pixels = x->shape[1] * x->shape[2] * x->shape[3];
     bool wide = channels % 8 == 0 && aligned16(y->data);
     for (int64_t c = 0; c < channels && pixels; c += AFFINE) {
         affine a = affine_of(c, channels, mul, add);
-        to_channels_last_kernel<<<blocks_for(pixels * ((a.count + 7) / 8), MAP_THREADS), MAP_THREADS, 0, ctx->stream>>>(
+        to_channels_last_kernel<<<blocks_for(pixels * ((a.count + 7) / 8), MAP_THREADS),
+                                  MAP_THREADS, 0, ctx->stream>>>(
             (bf16 *)y->data, (const float *)x->data, a, pixels, channels, wide);
         if (!SL_LAUNCHED(ctx, "to_channels_last")) return;
     }
 }
 
-/* Likewise, lanes write whole lines; `stride` channels a pixel of x. wide: 8 channels from a multiple of 8 may be read at once,
- * and are there. */
+/* Likewise, lanes write whole lines; `stride` channels a pixel of x. wide: 8 channels
+ * from a multiple of 8 may be read at once, and are there. */
 __global__ void __launch_bounds__(MAP_THREADS)
-    to_channels_first_kernel(float *y, const bf16 *x, const affine a, int64_t pixels, int64_t stride, bool wide)
+    to_channels_first_kernel(float *y, const bf16 *x, const affine a, int64_t pixels,
+                             int64_t stride, bool wide)
 {
     int64_t i = (int64_t)blockIdx.x * MAP_THREADS + threadIdx.x, group, p;
     if (i >= pixels * ((a.count + 7) / 8)) return;
@@ -279,19 +303,22 @@ __global__ void __launch_bounds__(MAP_THREADS)
         if (k < m) out[k * pixels] = scaled(a, c + k, f[k]);
 }
 
-void sl_cuda_to_channels_first(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const float *mul, const float *add)
+void sl_cuda_to_channels_first(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x,
+                               const float *mul, const float *add)
 {
-    int64_t channels = y->shape[0], stride = x->shape[3], pixels = x->shape[0] * x->shape[1] * x->shape[2];
+    int64_t channels = y->shape[0], stride = x->shape[3],
+            pixels = x->shape[0] * x->shape[1] * x->shape[2];
     bool wide = stride % 8 == 0 && aligned16(x->data);
     for (int64_t c = 0; c < channels && pixels; c += AFFINE) {
         affine a = affine_of(c, channels, mul, add);
-        to_channels_first_kernel<<<blocks_for(pixels * ((a.count + 7) / 8), MAP_THREADS), MAP_THREADS, 0, ctx->stream>>>(
+        to_channels_first_kernel<<<blocks_for(pixels * ((a.count + 7) / 8), MAP_THREADS),
+                                   MAP_THREADS, 0, ctx->stream>>>(
             (float *)y->data, (const bf16 *)x->data, a, pixels, stride, wide);
         if (!SL_LAUNCHED(ctx, "to_channels_first")) return;
     }
 }
 
-/* ---- 8-bit RGB -------------------------------------------------------------------------------------------------------------- */
+/* ---- 8-bit RGB ---- */
 
 /* round(255 * clamp(x / 2 + 1/2, 0, 1)), to nearest even; NaN gives 0. */
 __device__ __forceinline__ unsigned rgb8(float x)
@@ -302,8 +329,10 @@ __device__ __forceinline__ unsigned rgb8(float x)
     return (unsigned)__float2int_rn(v * 255);
 }
 
-/* 16 numbers a thread: 32 bytes in, 16 out. The last block also does the n % 16 at the end. */
-__global__ void __launch_bounds__(MAP_THREADS) frames_rgb8_kernel(uint8_t *y, const bf16 *x, int64_t n)
+/* 16 numbers a thread: 32 bytes in, 16 out. The last block also does the n % 16 at the
+ * end. */
+__global__ void __launch_bounds__(MAP_THREADS)
+    frames_rgb8_kernel(uint8_t *y, const bf16 *x, int64_t n)
 {
     int64_t vectors = n / 16, i = (int64_t)blockIdx.x * MAP_THREADS + threadIdx.x;
     if (i < vectors) {
@@ -322,7 +351,8 @@ __global__ void __launch_bounds__(MAP_THREADS) frames_rgb8_kernel(uint8_t *y, co
     if (blockIdx.x == gridDim.x - 1 && tail < n) y[tail] = (uint8_t)rgb8(to_float(x[tail]));
 }
 
-__global__ void __launch_bounds__(MAP_THREADS) frames_rgb8_plain_kernel(uint8_t *y, const bf16 *x, int64_t n)
+__global__ void __launch_bounds__(MAP_THREADS)
+    frames_rgb8_plain_kernel(uint8_t *y, const bf16 *x, int64_t n)
 {
     int64_t i = (int64_t)blockIdx.x * MAP_THREADS + threadIdx.x;
     if (i < n) y[i] = (uint8_t)rgb8(to_float(x[i]));
@@ -335,7 +365,10 @@ void sl_cuda_frames_rgb8(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x)
     const bf16 *from = (const bf16 *)x->data;
     if (!n) return;
     if (aligned16(to, from))
-        frames_rgb8_kernel<<<blocks_for((n + 15) / 16, MAP_THREADS), MAP_THREADS, 0, ctx->stream>>>(to, from, n);
-    else frames_rgb8_plain_kernel<<<blocks_for(n, MAP_THREADS), MAP_THREADS, 0, ctx->stream>>>(to, from, n);
+        frames_rgb8_kernel<<<blocks_for((n + 15) / 16, MAP_THREADS), MAP_THREADS, 0, ctx->stream>>>(
+            to, from, n);
+    else
+        frames_rgb8_plain_kernel<<<blocks_for(n, MAP_THREADS), MAP_THREADS, 0, ctx->stream>>>(
+            to, from, n);
     SL_LAUNCHED(ctx, "frames_rgb8");
 }

@@ -1,20 +1,23 @@
-/* gemm.cu - matrix products: cublasLt with plans kept by shape, and kernels of our own for a handful of rows and for what
- * cublasLt declines.
+/* gemm.cu - matrix products: cublasLt with plans kept by shape, and kernels of our own
+ * for a handful of rows and for what cublasLt declines.
  *
- * cublasLt sees matrices by columns, so a row-major c = a b^T is asked for as c^T = b a^T: its "A" is our b (a weight), its "B"
- * our a. The library's first choice is taken, so that a job that another process goes on with gives the same bits. With
- * SLUICE_AUTOTUNE=1 a product of 1e11 operations or more is timed once with each algorithm of the short list that sums along k in
- * one piece, on the call's own buffers; another than the first must be 2 % faster to be taken. */
+ * cublasLt sees matrices by columns, so a row-major c = a b^T is asked for as c^T = b
+ * a^T: its "A" is our b (a weight), its "B" our a. The library's first choice is taken,
+ * so that a job that another process goes on with gives the same bits. With
+ * SLUICE_AUTOTUNE=1 a product of 1e11 operations or more is timed once with each
+ * algorithm of the short list that sums along k in one piece, on the call's own buffers;
+ * another than the first must be 2 % faster to be taken. */
 #include "kernels/cuda/cuda.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 enum { ALGORITHMS = 16, TIMED_RUNS = 5, FEW_ROWS = 8, TILE = 16 };
-static const double TIMED_FROM = 1e11;               /* operations */
-static const size_t PIECE_BYTES = (size_t)128 << 20; /* float32 sums of a product whose activation cublasLt does not have */
+static const double TIMED_FROM = 1e11; /* operations */
+/* float32 sums of a product whose activation cublasLt does not have */
+static const size_t PIECE_BYTES = (size_t)128 << 20;
 
-/* ---- plans --------------------------------------------------------------------------------------------- */
+/* ---- plans ---- */
 
 /* What decides which algorithm may run; compared as bytes, so zeroed before it is filled. */
 struct gemm_key {
@@ -55,7 +58,8 @@ void sl_cuda_gemms_free(sl_cuda_gemms *g)
     delete g;
 }
 
-/* Of the first matrix, and of the others of a batch where `step` elements put them at no multiple of 16 bytes. */
+/* Of the first matrix, and of the others of a batch where `step` elements put them at no
+ * multiple of 16 bytes. */
 static unsigned alignment(const void *p, int batch, int64_t step, sl_dtype type)
 {
     uint64_t bytes = batch > 1 ? (uint64_t)step * sl_dtype_size(type) : 0;
@@ -80,22 +84,28 @@ static gemm_key key_of(const sl_cuda_product *g)
     if (g->batch > 1) k.step_a = g->step_a, k.step_b = g->step_b, k.step_c = g->step_c;
     k.adds = g->adds;
     k.across = g->across, k.gelu = g->gelu, k.bias = g->bias != NULL, k.in = g->in, k.out = g->out;
-    k.align_a = alignment(g->a, g->batch, g->step_a, g->in), k.align_b = alignment(g->b, g->batch, g->step_b, g->in);
+    k.align_a = alignment(g->a, g->batch, g->step_a, g->in),
+    k.align_b = alignment(g->b, g->batch, g->step_b, g->in);
     k.align_c = alignment(g->c, g->batch, g->step_c, g->out);
     return k;
 }
 
-static cublasStatus_t layout(cublasLtMatrixLayout_t *out, sl_dtype type, int64_t rows, int64_t cols, int64_t ld, int batch,
-                             int64_t step)
+static cublasStatus_t layout(cublasLtMatrixLayout_t *out, sl_dtype type, int64_t rows, int64_t cols,
+                             int64_t ld, int batch, int64_t step)
 {
-    cublasStatus_t s = cublasLtMatrixLayoutCreate(out, cuda_type(type), (uint64_t)rows, (uint64_t)cols, ld);
+    cublasStatus_t s =
+        cublasLtMatrixLayoutCreate(out, cuda_type(type), (uint64_t)rows, (uint64_t)cols, ld);
     if (s || batch == 1) return s;
     int32_t count = batch;
-    if ((s = cublasLtMatrixLayoutSetAttribute(*out, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count, sizeof count))) return s;
-    return cublasLtMatrixLayoutSetAttribute(*out, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &step, sizeof step);
+    if ((s = cublasLtMatrixLayoutSetAttribute(*out, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count,
+                                              sizeof count)))
+        return s;
+    return cublasLtMatrixLayoutSetAttribute(*out, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
+                                            &step, sizeof step);
 }
 
-static int64_t at_least(int64_t ld, int64_t row) /* the pitch of a matrix of one row may be anything */
+/* the pitch of a matrix of one row may be anything */
+static int64_t at_least(int64_t ld, int64_t row)
 {
     return ld > row ? ld : row;
 }
@@ -103,38 +113,50 @@ static int64_t at_least(int64_t ld, int64_t row) /* the pitch of a matrix of one
 static cublasStatus_t describe(gemm_plan *p, const sl_cuda_product *g)
 {
     cublasOperation_t turned = CUBLAS_OP_T, straight = CUBLAS_OP_N;
-    cublasLtEpilogue_t epilogue = g->gelu   ? g->bias ? CUBLASLT_EPILOGUE_GELU_BIAS : CUBLASLT_EPILOGUE_GELU
-                                  : g->bias ? CUBLASLT_EPILOGUE_BIAS
-                                            : CUBLASLT_EPILOGUE_DEFAULT;
+    cublasLtEpilogue_t epilogue =
+        g->gelu   ? g->bias ? CUBLASLT_EPILOGUE_GELU_BIAS : CUBLASLT_EPILOGUE_GELU
+        : g->bias ? CUBLASLT_EPILOGUE_BIAS
+                  : CUBLASLT_EPILOGUE_DEFAULT;
     cudaDataType_t bias_type = cuda_type(g->out);
     cublasStatus_t s;
     if ((s = cublasLtMatmulDescCreate(&p->op, CUBLAS_COMPUTE_32F, CUDA_R_32F))) return s;
-    if ((s = cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_TRANSA, g->across ? &straight : &turned, sizeof turned)))
+    if ((s = cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_TRANSA,
+                                            g->across ? &straight : &turned, sizeof turned)))
         return s;
-    if ((s = cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_TRANSB, &straight, sizeof straight))) return s;
-    if ((s = cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue))) return s;
+    if ((s = cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_TRANSB, &straight,
+                                            sizeof straight)))
+        return s;
+    if ((s = cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue,
+                                            sizeof epilogue)))
+        return s;
     if (g->bias) {
-        if ((s = cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &bias_type, sizeof bias_type)))
+        if ((s = cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE,
+                                                &bias_type, sizeof bias_type)))
             return s;
-        if ((s = cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &g->bias, sizeof g->bias))) return s;
+        if ((s = cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &g->bias,
+                                                sizeof g->bias)))
+            return s;
     }
     s = g->across ? layout(&p->a, g->in, g->n, g->k, at_least(g->ldb, g->n), g->batch, g->step_b)
                   : layout(&p->a, g->in, g->k, g->n, at_least(g->ldb, g->k), g->batch, g->step_b);
     if (s) return s;
-    if ((s = layout(&p->b, g->in, g->k, g->m, at_least(g->lda, g->k), g->batch, g->step_a))) return s;
+    if ((s = layout(&p->b, g->in, g->k, g->m, at_least(g->lda, g->k), g->batch, g->step_a)))
+        return s;
     return layout(&p->c, g->out, g->n, g->m, at_least(g->ldc, g->n), g->batch, g->step_c);
 }
 
-static cublasStatus_t run(sl_ctx *ctx, gemm_plan *p, const sl_cuda_product *g, const cublasLtMatmulAlgo_t *algo)
+static cublasStatus_t run(sl_ctx *ctx, gemm_plan *p, const sl_cuda_product *g,
+                          const cublasLtMatmulAlgo_t *algo)
 {
     sl_cuda *c = sl_cuda_of(ctx);
     const float beta = g->adds ? 1 : 0;
     if (g->bias) {
-        cublasStatus_t s = cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &g->bias, sizeof g->bias);
+        cublasStatus_t s = cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_BIAS_POINTER,
+                                                          &g->bias, sizeof g->bias);
         if (s) return s;
     }
-    return cublasLtMatmul(c->lt, p->op, &g->alpha, g->b, p->a, g->a, p->b, &beta, g->c, p->c, g->c, p->c, algo, c->workspace,
-                          c->workspace_bytes, ctx->stream);
+    return cublasLtMatmul(c->lt, p->op, &g->alpha, g->b, p->a, g->a, p->b, &beta, g->c, p->c, g->c,
+                          p->c, algo, c->workspace, c->workspace_bytes, ctx->stream);
 }
 
 bool sl_cuda_may_time(sl_ctx *ctx)
@@ -142,7 +164,8 @@ bool sl_cuda_may_time(sl_ctx *ctx)
     const char *set = getenv("SLUICE_AUTOTUNE");
     cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
     if (!set || strcmp(set, "1")) return false;
-    if (cudaStreamIsCapturing(ctx->stream, &capture) == cudaSuccess) return capture == cudaStreamCaptureStatusNone;
+    if (cudaStreamIsCapturing(ctx->stream, &capture) == cudaSuccess)
+        return capture == cudaStreamCaptureStatusNone;
     cudaGetLastError();
     return false;
 }
@@ -151,21 +174,25 @@ static int parts_of_k(const cublasLtMatmulAlgo_t *algo)
 {
     int32_t parts = 1;
     size_t written = 0;
-    cublasLtMatmulAlgoConfigGetAttribute(algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &parts, sizeof parts, &written);
+    cublasLtMatmulAlgoConfigGetAttribute(algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &parts,
+                                         sizeof parts, &written);
     return parts;
 }
 
 /* Index of the algorithm to keep. */
-static int fastest(sl_ctx *ctx, gemm_plan *p, const sl_cuda_product *g, const cublasLtMatmulHeuristicResult_t *list, int n)
+static int fastest(sl_ctx *ctx, gemm_plan *p, const sl_cuda_product *g,
+                   const cublasLtMatmulHeuristicResult_t *list, int n)
 {
     cudaEvent_t from = NULL, to = NULL;
     float best = 0;
     int chosen = 0;
-    if (!sl_cuda_ok(ctx, cudaEventCreate(&from), "timing a product") || !sl_cuda_ok(ctx, cudaEventCreate(&to), "timing a product"))
+    if (!sl_cuda_ok(ctx, cudaEventCreate(&from), "timing a product") ||
+        !sl_cuda_ok(ctx, cudaEventCreate(&to), "timing a product"))
         n = 0;
     for (int i = 0; i < n; i++) {
         float ms = 0;
-        if (list[i].state != CUBLAS_STATUS_SUCCESS || (i && parts_of_k(&list[i].algo) > 1)) continue;
+        if (list[i].state != CUBLAS_STATUS_SUCCESS || (i && parts_of_k(&list[i].algo) > 1))
+            continue;
         if (run(ctx, p, g, &list[i].algo)) continue; /* the first run also loads the kernel */
         cudaEventRecord(from, ctx->stream);
         cublasStatus_t s = CUBLAS_STATUS_SUCCESS;
@@ -187,20 +214,25 @@ static void plan_make(sl_ctx *ctx, gemm_plan *p, const sl_cuda_product *g)
     cublasLtMatmulPreference_t pref = NULL;
     cublasLtMatmulHeuristicResult_t list[ALGORITHMS];
     int n = 0;
-    bool timed = 2.0 * (double)g->m * (double)g->n * (double)g->k * g->batch >= TIMED_FROM && !g->adds && sl_cuda_may_time(ctx);
+    bool timed = 2.0 * (double)g->m * (double)g->n * (double)g->k * g->batch >= TIMED_FROM &&
+                 !g->adds && sl_cuda_may_time(ctx);
     memset(p, 0, sizeof *p);
     p->key = key_of(g);
     cublasStatus_t s = describe(p, g);
     if (!s) s = cublasLtMatmulPreferenceCreate(&pref);
-#define PREFER(what, value)                                                                                                        \
-    s = s ? s : cublasLtMatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_##what, &(value), sizeof(value))
+#define PREFER(what, value)                                                                        \
+    s = s ? s                                                                                      \
+          : cublasLtMatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_##what, &(value),      \
+                                                 sizeof(value))
     PREFER(MAX_WORKSPACE_BYTES, c->workspace_bytes);
     PREFER(MIN_ALIGNMENT_A_BYTES, p->key.align_b);
     PREFER(MIN_ALIGNMENT_B_BYTES, p->key.align_a);
     PREFER(MIN_ALIGNMENT_C_BYTES, p->key.align_c);
     PREFER(MIN_ALIGNMENT_D_BYTES, p->key.align_c);
 #undef PREFER
-    if (!s) s = cublasLtMatmulAlgoGetHeuristic(c->lt, p->op, p->a, p->b, p->c, p->c, pref, timed ? ALGORITHMS : 1, list, &n);
+    if (!s)
+        s = cublasLtMatmulAlgoGetHeuristic(c->lt, p->op, p->a, p->b, p->c, p->c, pref,
+                                           timed ? ALGORITHMS : 1, list, &n);
     if (pref) cublasLtMatmulPreferenceDestroy(pref);
     if (s || n < 1 || list[0].state != CUBLAS_STATUS_SUCCESS) {
         plan_clear(p);
@@ -210,12 +242,13 @@ static void plan_make(sl_ctx *ctx, gemm_plan *p, const sl_cuda_product *g)
     p->algo = list[timed && n > 1 ? fastest(ctx, p, g, list, n) : 0].algo;
 }
 
-/* ---- kernels ------------------------------------------------------------------------------------------- */
+/* ---- kernels ---- */
 
 __device__ __forceinline__ float activated(float x, int kind)
 {
     switch (kind) {
-    case SL_ACT_GELU_TANH: return 0.5f * x * (1 + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)));
+    case SL_ACT_GELU_TANH:
+        return 0.5f * x * (1 + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)));
     case SL_ACT_GELU_ERF: return 0.5f * x * (1 + erff(x * 0.7071067812f));
     case SL_ACT_SILU: return x / (1 + expf(-x));
     default: return x;
@@ -243,40 +276,47 @@ __device__ __forceinline__ float vector_at(const void *v, bool f32, int64_t i)
     return !v ? 0 : f32 ? ((const float *)v)[i] : __bfloat162float(((const bf16 *)v)[i]);
 }
 
-/* Any product, any alignment: a TILE x TILE piece of c a block, one element a thread. x: rows of c, y: columns, z: the batch. */
+/* Any product, any alignment: a TILE x TILE piece of c a block, one element a thread. x:
+ * rows of c, y: columns, z: the batch. */
 template <class T, class R>
 __global__ void __launch_bounds__(TILE *TILE)
-    plain_kernel(const T *a, const T *b, R *c, int64_t m, int64_t n, int64_t k, int64_t lda, int64_t b_n, int64_t b_k, int64_t ldc,
-                 int64_t step_a, int64_t step_b, int64_t step_c, float alpha, const R *bias, int kind)
+    plain_kernel(const T *a, const T *b, R *c, int64_t m, int64_t n, int64_t k, int64_t lda,
+                 int64_t b_n, int64_t b_k, int64_t ldc, int64_t step_a, int64_t step_b,
+                 int64_t step_c, float alpha, const R *bias, int kind)
 {
     __shared__ float as[TILE][TILE + 1], bs[TILE][TILE + 1];
     int tx = threadIdx.x % TILE, ty = threadIdx.x / TILE;
-    int64_t row0 = (int64_t)blockIdx.x * TILE, col0 = (int64_t)blockIdx.y * TILE, row = row0 + ty, col = col0 + tx;
+    int64_t row0 = (int64_t)blockIdx.x * TILE, col0 = (int64_t)blockIdx.y * TILE, row = row0 + ty,
+            col = col0 + tx;
     a += blockIdx.z * step_a, b += blockIdx.z * step_b, c += blockIdx.z * step_c;
     float sum = 0;
     for (int64_t k0 = 0; k0 < k; k0 += TILE) {
         as[ty][tx] = row < m && k0 + tx < k ? number(a[row * lda + k0 + tx]) : 0;
-        bs[ty][tx] = col0 + ty < n && k0 + tx < k ? number(b[(col0 + ty) * b_n + (k0 + tx) * b_k]) : 0;
+        bs[ty][tx] =
+            col0 + ty < n && k0 + tx < k ? number(b[(col0 + ty) * b_n + (k0 + tx) * b_k]) : 0;
         __syncthreads();
         for (int i = 0; i < TILE; i++) sum = fmaf(as[ty][i], bs[tx][i], sum);
         __syncthreads();
     }
-    if (row < m && col < n) put(&c[row * ldc + col], activated(alpha * sum + (bias ? number(bias[col]) : 0), kind));
+    if (row < m && col < n)
+        put(&c[row * ldc + col], activated(alpha * sum + (bias ? number(bias[col]) : 0), kind));
 }
 
 template <class T, class R> static void plain(sl_ctx *ctx, const sl_cuda_product *g)
 {
-    dim3 grid((unsigned)((g->m + TILE - 1) / TILE), (unsigned)((g->n + TILE - 1) / TILE), (unsigned)g->batch);
+    dim3 grid((unsigned)((g->m + TILE - 1) / TILE), (unsigned)((g->n + TILE - 1) / TILE),
+              (unsigned)g->batch);
     plain_kernel<<<grid, TILE * TILE, 0, ctx->stream>>>(
-        (const T *)g->a, (const T *)g->b, (R *)g->c, g->m, g->n, g->k, g->lda, g->across ? 1 : g->ldb, g->across ? g->ldb : 1,
-        g->ldc, g->step_a, g->step_b, g->step_c, g->alpha, (const R *)g->bias, g->gelu ? SL_ACT_GELU_TANH : SL_ACT_NONE);
+        (const T *)g->a, (const T *)g->b, (R *)g->c, g->m, g->n, g->k, g->lda,
+        g->across ? 1 : g->ldb, g->across ? g->ldb : 1, g->ldc, g->step_a, g->step_b, g->step_c,
+        g->alpha, (const R *)g->bias, g->gelu ? SL_ACT_GELU_TANH : SL_ACT_NONE);
     SL_LAUNCHED(ctx, "a product that cublasLt declined");
 }
 
 /* y = act(sums + b), rounded once. y may be the sums. A thread an element. */
 template <class R>
-__global__ void finish_kernel(R *y, int64_t ldy, const float *sums, int64_t ld, int64_t m, int n, const void *b, bool b_f32,
-                              int kind)
+__global__ void finish_kernel(R *y, int64_t ldy, const float *sums, int64_t ld, int64_t m, int n,
+                              const void *b, bool b_f32, int kind)
 {
     int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= m * n) return;
@@ -284,7 +324,8 @@ __global__ void finish_kernel(R *y, int64_t ldy, const float *sums, int64_t ld, 
     put(&y[row * ldy + col], activated(sums[row * ld + col] + vector_at(b, b_f32, col), kind));
 }
 
-/* The weights of one row of w and the same stretch of a row of x: EACH elements, one 16-byte load if WIDE. */
+/* The weights of one row of w and the same stretch of a row of x: EACH elements, one
+ * 16-byte load if WIDE. */
 template <class T, bool WIDE> struct stretch;
 template <> struct stretch<float, true> {
     enum { EACH = 4 };
@@ -318,11 +359,12 @@ template <class T> struct stretch<T, false> {
     }
 };
 
-/* y[m,n] for m <= ROWS rows: a warp takes one row of w, its lanes stretches of it side by side, and every row of x with it.
- * Bound by reading w once. */
+/* y[m,n] for m <= ROWS rows: a warp takes one row of w, its lanes stretches of it side by
+ * side, and every row of x with it. Bound by reading w once. */
 template <class T, int ROWS, bool WIDE>
-__global__ void __launch_bounds__(128) few_rows_kernel(T *y, int64_t ldy, const T *x, int64_t ldx, const T *w, int m, int64_t n,
-                                                       int64_t k, const void *b, bool b_f32, int kind)
+__global__ void __launch_bounds__(128)
+    few_rows_kernel(T *y, int64_t ldy, const T *x, int64_t ldx, const T *w, int m, int64_t n,
+                    int64_t k, const void *b, bool b_f32, int kind)
 {
     typedef stretch<T, WIDE> piece;
     const int lane = threadIdx.x % 32;
@@ -346,11 +388,12 @@ __global__ void __launch_bounds__(128) few_rows_kernel(T *y, int64_t ldy, const 
     for (int r = 0; r < ROWS; r++) {
 #pragma unroll
         for (int d = 16; d; d /= 2) sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], d);
-        if (lane == 0 && r < m) put(&y[r * ldy + col], activated(sum[r] + vector_at(b, b_f32, col), kind));
+        if (lane == 0 && r < m)
+            put(&y[r * ldy + col], activated(sum[r] + vector_at(b, b_f32, col), kind));
     }
 }
 
-/* ---- a product ----------------------------------------------------------------------------------------- */
+/* ---- a product ---- */
 
 static gemm_plan *plan_of(sl_ctx *ctx, const sl_cuda_product *g)
 {
@@ -387,7 +430,8 @@ bool sl_cuda_multiply(sl_ctx *ctx, const sl_cuda_product *g)
     if (!p) return true;
     if (!p->plain) {
         cublasStatus_t s = run(ctx, p, g, &p->algo);
-        if (s != CUBLAS_STATUS_NOT_SUPPORTED || !g->adds) return sl_cuda_lt_ok(ctx, s, "matrix product"), true;
+        if (s != CUBLAS_STATUS_NOT_SUPPORTED || !g->adds)
+            return sl_cuda_lt_ok(ctx, s, "matrix product"), true;
         plan_clear(p);
         p->plain = true;
     }
@@ -398,7 +442,7 @@ bool sl_cuda_multiply(sl_ctx *ctx, const sl_cuda_product *g)
     return true;
 }
 
-/* ---- linear -------------------------------------------------------------------------------------------- */
+/* ---- linear ---- */
 
 /* One linear layer: the arguments of sl_linear. */
 struct layer {
@@ -410,8 +454,8 @@ struct layer {
 template <class T, int ROWS, bool WIDE> static void launch_few(sl_ctx *ctx, const layer *l)
 {
     few_rows_kernel<T, ROWS, WIDE><<<(unsigned)((l->n + 3) / 4), 128, 0, ctx->stream>>>(
-        (T *)l->y->data, l->y->pitch, (const T *)l->x->data, l->x->pitch, (const T *)l->w->data, (int)l->m, l->n, l->k,
-        l->b ? l->b->data : NULL, l->b && l->b->dtype == SL_F32, l->kind);
+        (T *)l->y->data, l->y->pitch, (const T *)l->x->data, l->x->pitch, (const T *)l->w->data,
+        (int)l->m, l->n, l->k, l->b ? l->b->data : NULL, l->b && l->b->dtype == SL_F32, l->kind);
     SL_LAUNCHED(ctx, "linear of a few rows");
 }
 
@@ -426,8 +470,8 @@ template <class T, bool WIDE> static void few_rows(sl_ctx *ctx, const layer *l)
 template <class T> static void few_rows_either(sl_ctx *ctx, const layer *l)
 {
     const int64_t each = 16 / (int64_t)sizeof(T);
-    bool wide = l->k % each == 0 && (l->m == 1 || l->x->pitch % each == 0) && (uintptr_t)l->x->data % 16 == 0 &&
-                (uintptr_t)l->w->data % 16 == 0;
+    bool wide = l->k % each == 0 && (l->m == 1 || l->x->pitch % each == 0) &&
+                (uintptr_t)l->x->data % 16 == 0 && (uintptr_t)l->w->data % 16 == 0;
     if (wide) few_rows<T, true>(ctx, l);
     else few_rows<T, false>(ctx, l);
 }
@@ -443,18 +487,22 @@ static sl_cuda_product product_of(const layer *l)
     return g;
 }
 
-template <class R> static void finish(sl_ctx *ctx, const layer *l, R *y, const float *sums, int64_t ld, int64_t rows)
+template <class R>
+static void finish(sl_ctx *ctx, const layer *l, R *y, const float *sums, int64_t ld, int64_t rows)
 {
     finish_kernel<<<(unsigned)((rows * l->n + 255) / 256), 256, 0, ctx->stream>>>(
-        y, l->y->pitch, sums, ld, rows, (int)l->n, l->b ? l->b->data : NULL, l->b && l->b->dtype == SL_F32, l->kind);
+        y, l->y->pitch, sums, ld, rows, (int)l->n, l->b ? l->b->data : NULL,
+        l->b && l->b->dtype == SL_F32, l->kind);
     SL_LAUNCHED(ctx, "activation of a linear layer");
 }
 
-/* bf16 with an activation or a bias that cublasLt's epilogue does not take: the sums go to scratch in F32, so that there is one
- * rounding. */
+/* bf16 with an activation or a bias that cublasLt's epilogue does not take: the sums go
+ * to scratch in F32, so that there is one rounding. */
 static void in_pieces(sl_ctx *ctx, const layer *l)
 {
-    int64_t most = (int64_t)(PIECE_BYTES / sizeof(float)) / l->n, rows = l->m < most ? l->m : most > 0 ? most : 1;
+    int64_t most = (int64_t)(PIECE_BYTES / sizeof(float)) / l->n, rows = l->m < most ? l->m
+                                                                         : most > 0  ? most
+                                                                                     : 1;
     float *sums = (float *)sl_cuda_scratch(ctx, (size_t)(rows * l->n) * sizeof *sums);
     for (int64_t at = 0; sums && at < l->m; at += rows) {
         sl_cuda_product g = product_of(l);
@@ -467,8 +515,8 @@ static void in_pieces(sl_ctx *ctx, const layer *l)
     }
 }
 
-void sl_cuda_linear(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, const sl_tensor *b,
-                    sl_activation activation)
+void sl_cuda_linear(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w,
+                    const sl_tensor *b, sl_activation activation)
 {
     layer l = {y, x, w, b, (int)activation, x->shape[0], w->shape[0], x->shape[1]};
     bool f32 = x->dtype == SL_F32;
@@ -494,9 +542,11 @@ void sl_cuda_linear(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const s
     } else in_pieces(ctx, &l);
 }
 
-/* to[n, k] = gate[n] * w[n, k] and bias[n] = gate[n] * b[n], each rounded to bf16: x: a row, a thread eight columns at a time. */
+/* to[n, k] = gate[n] * w[n, k] and bias[n] = gate[n] * b[n], each rounded to bf16: x: a
+ * row, a thread eight columns at a time. */
 __global__ void __launch_bounds__(256)
-    gated_weight_kernel(bf16 *to, const bf16 *w, int64_t k, bf16 *bias, const void *b, bool b_f32, const float *gate)
+    gated_weight_kernel(bf16 *to, const bf16 *w, int64_t k, bf16 *bias, const void *b, bool b_f32,
+                        const float *gate)
 {
     const int64_t row = blockIdx.x;
     const float g = gate[row];
@@ -511,10 +561,11 @@ __global__ void __launch_bounds__(256)
     if (b && threadIdx.x == 0) bias[row] = __float2bfloat16_rn(g * vector_at(b, b_f32, row));
 }
 
-/* cublasLt has no bf16 product with a vector of alphas, so the gate goes into the weights, whose copy is rounded once where the branch
- * was: as far from the exact sum. Worth it where rows are many: the copy moves 4 n k bytes, a gated addition 6 m n. */
-bool sl_cuda_linear_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_tensor *a, const sl_tensor *w,
-                        const sl_tensor *b, const sl_tensor *gate)
+/* cublasLt has no bf16 product with a vector of alphas, so the gate goes into the
+ * weights, whose copy is rounded once where the branch was: as far from the exact sum.
+ * Worth it where rows are many: the copy moves 4 n k bytes, a gated addition 6 m n. */
+bool sl_cuda_linear_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_tensor *a,
+                        const sl_tensor *w, const sl_tensor *b, const sl_tensor *gate)
 {
     layer l = {x, a, w, b, SL_ACT_NONE, a->shape[0], w->shape[0], a->shape[1]};
     if (a->dtype != SL_BF16 || l.m <= FEW_ROWS || !l.n) return false;
@@ -525,11 +576,13 @@ bool sl_cuda_linear_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, con
         g.bias = b ? b->data : NULL;
         return sl_cuda_multiply(ctx, &g);
     }
-    if (l.m < 2 * l.k || l.k % 8 || (uintptr_t)w->data % 16 || (uintptr_t)y->data % 16) return false;
+    if (l.m < 2 * l.k || l.k % 8 || (uintptr_t)w->data % 16 || (uintptr_t)y->data % 16)
+        return false;
     bf16 *gated = (bf16 *)sl_cuda_scratch(ctx, (size_t)(l.n * l.k) * sizeof *gated);
     if (!gated) return true;
-    gated_weight_kernel<<<(unsigned)l.n, 256, 0, ctx->stream>>>(gated, (const bf16 *)w->data, l.k, (bf16 *)y->data, b ? b->data : NULL,
-                                                                b && b->dtype == SL_F32, (const float *)gate->data);
+    gated_weight_kernel<<<(unsigned)l.n, 256, 0, ctx->stream>>>(
+        gated, (const bf16 *)w->data, l.k, (bf16 *)y->data, b ? b->data : NULL,
+        b && b->dtype == SL_F32, (const float *)gate->data);
     if (!SL_LAUNCHED(ctx, "weights of a gated branch")) return true;
     g.b = gated;
     if (b) g.bias = y->data;

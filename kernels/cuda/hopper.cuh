@@ -1,5 +1,6 @@
-/* hopper.cuh - instructions of compute capability 9.0 that several kernels are made of: barriers in shared memory, the copy engine's
- * boxes of two dimensions, groups of wgmma's products. */
+/* hopper.cuh - instructions of compute capability 9.0 that several kernels are made of:
+ * barriers in shared memory, the copy engine's boxes of two dimensions, groups of wgmma's
+ * products. */
 #ifndef SL_HOPPER_CUH
 #define SL_HOPPER_CUH
 
@@ -29,7 +30,8 @@ __device__ __forceinline__ void barrier_arrive(uint32_t bar)
 
 __device__ __forceinline__ void barrier_expect(uint32_t bar, int bytes)
 {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes)
+                 : "memory");
 }
 
 __device__ __forceinline__ bool barrier_passed(uint32_t bar, uint32_t parity)
@@ -44,7 +46,8 @@ __device__ __forceinline__ bool barrier_passed(uint32_t bar, uint32_t parity)
     return passed;
 }
 
-/* Copies and products take microseconds: after ten seconds something is broken, and an error is better than a device that hangs. */
+/* Copies and products take microseconds: after ten seconds something is broken, and an
+ * error is better than a device that hangs. */
 __device__ __forceinline__ void barrier_wait(uint32_t bar, uint32_t parity)
 {
     if (barrier_passed(bar, parity)) return;
@@ -57,12 +60,13 @@ __device__ __forceinline__ void barrier_wait(uint32_t bar, uint32_t parity)
 }
 
 /* The map's box at (column, row) to shared memory; its bytes are counted at the barrier. */
-__device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap *map, uint32_t bar, int column, int row)
+__device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap *map, uint32_t bar,
+                                         int column, int row)
 {
-    asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(to),
-        "l"((uint64_t)map), "r"(bar), "r"(column), "r"(row)
-        : "memory");
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%3, %4}], [%2];" ::"r"(to),
+                 "l"((uint64_t)map), "r"(bar), "r"(column), "r"(row)
+                 : "memory");
 }
 
 __device__ __forceinline__ void products_may_begin()

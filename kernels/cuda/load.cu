@@ -1,9 +1,12 @@
-/* load.cu - weights onto the device: files through pinned slots, converted there; and random weights made there.
+/* load.cu - weights onto the device: files through pinned slots, converted there; and
+ * random weights made there.
  *
- * The pieces are sorted by their place in the files and cut into chunks of at most CHUNK bytes, neighbours together. Each reader
- * takes the next chunk, reads it into one of its two pinned slots with one large read, and queues on its own stream: a copy straight
- * to the destination where the dtypes agree, else a copy to its device stage and a conversion. The slot is filled anew once its event
- * has come, so that a reader's read and its copies overlap. Host memory: readers * 2 * CHUNK, whatever the files' size.
+ * The pieces are sorted by their place in the files and cut into chunks of at most CHUNK
+ * bytes, neighbours together. Each reader takes the next chunk, reads it into one of its
+ * two pinned slots with one large read, and queues on its own stream: a copy straight to
+ * the destination where the dtypes agree, else a copy to its device stage and a
+ * conversion. The slot is filled anew once its event has come, so that a reader's read
+ * and its copies overlap. Host memory: readers * 2 * CHUNK, whatever the files' size.
  * SLUICE_LOAD_DIRECT=1: read past the page cache (O_DIRECT), to measure a disk. */
 #include <errno.h>
 #include <fcntl.h>
@@ -29,8 +32,10 @@ namespace
 
 const int64_t CHUNK = (int64_t)8 << 20; /* bytes of a file that one slot holds */
 const int64_t PAGE = 4096;              /* reads begin and end at multiples of it */
-const int64_t GAP = (int64_t)64 << 10;  /* bytes of no piece that are read along rather than skipped */
-const int64_t GRAIN = 64;               /* a piece is cut at multiples of this many elements: destinations stay aligned */
+/* bytes of no piece that are read along rather than skipped */
+const int64_t GAP = (int64_t)64 << 10;
+/* a piece is cut at multiples of this many elements: destinations stay aligned */
+const int64_t GRAIN = 64;
 const int SLOTS = 2;
 const int READERS = 16;
 const double DEVICE_WAIT = 60; /* seconds that a slot's copies may take */
@@ -88,8 +93,8 @@ bool cuda_ok(job *j, cudaError_t e, const char *what)
 {
     sl_err err;
     if (e == cudaSuccess) return true;
-    sl_fail(&err, e == cudaErrorMemoryAllocation ? SL_NOMEM : SL_CUDA, "load: %s on device %d: %s", what, j->device,
-            cudaGetErrorString(e));
+    sl_fail(&err, e == cudaErrorMemoryAllocation ? SL_NOMEM : SL_CUDA, "load: %s on device %d: %s",
+            what, j->device, cudaGetErrorString(e));
     return give_up(j, err);
 }
 
@@ -104,21 +109,26 @@ const char *name_of(int fd, char *buf, size_t size)
     return buf;
 }
 
-/* ---- chunks --------------------------------------------------------------------------------------------------------- */
+/* ---- chunks ---- */
 
 sl_code check_piece(const sl_load_piece *p, int i, sl_err *err)
 {
-    bool from = p->from == SL_F32 || p->from == SL_BF16 || p->from == SL_F16, to = p->to == SL_F32 || p->to == SL_BF16;
+    bool from = p->from == SL_F32 || p->from == SL_BF16 || p->from == SL_F16,
+         to = p->to == SL_F32 || p->to == SL_BF16;
     if (!from || !to)
-        return sl_fail(err, SL_ARG, "load: piece %d is %s and to be %s, want F32, BF16 or F16 to be F32 or BF16", i,
-                       sl_dtype_tag(p->from), sl_dtype_tag(p->to));
+        return sl_fail(err, SL_ARG,
+                       "load: piece %d is %s and to be %s, want F32, BF16 or F16 to be F32 or BF16",
+                       i, sl_dtype_tag(p->from), sl_dtype_tag(p->to));
     int64_t size = (int64_t)sl_dtype_size(p->from);
     if (p->count < 0 || p->offset < 0 || p->count > (INT64_MAX - p->offset - PAGE) / size)
-        return sl_fail(err, SL_ARG, "load: piece %d has %lld elements at offset %lld of its file, want 0 or more within 2^63 bytes",
+        return sl_fail(err, SL_ARG,
+                       "load: piece %d has %lld elements at offset %lld of its file, want 0 or "
+                       "more within 2^63 bytes",
                        i, (long long)p->count, (long long)p->offset);
     if (p->count && (!p->dst || (uintptr_t)p->dst % sl_dtype_size(p->to)))
-        return sl_fail(err, SL_ARG, "load: piece %d goes to address %p, want one that is aligned for %s", i, p->dst,
-                       sl_dtype_tag(p->to));
+        return sl_fail(err, SL_ARG,
+                       "load: piece %d goes to address %p, want one that is aligned for %s", i,
+                       p->dst, sl_dtype_tag(p->to));
     return SL_OK;
 }
 
@@ -128,13 +138,16 @@ void add_piece(job *j, const sl_load_piece *p)
     for (int64_t done = 0, n; done < p->count; done += n) {
         const int64_t at = p->offset + done * size, left = p->count - done;
         n = 0;
-        if (!j->chunks.empty()) { /* as much as the last chunk has room for, if this follows it */
+        /* as much as the last chunk has room for, if this follows it */
+        if (!j->chunks.empty()) {
             const chunk &last = j->chunks.back();
-            if (last.fd == p->fd && at >= last.end && at - last.end <= GAP) n = (CHUNK - (at - last.begin)) / size;
+            if (last.fd == p->fd && at >= last.end && at - last.end <= GAP)
+                n = (CHUNK - (at - last.begin)) / size;
         }
         if (n < left) n = n < GRAIN ? 0 : n / GRAIN * GRAIN;
         if (n <= 0) {
-            j->chunks.push_back(chunk{p->fd, p->fd, at, at, j->segments.size(), j->segments.size(), 0});
+            j->chunks.push_back(
+                chunk{p->fd, p->fd, at, at, j->segments.size(), j->segments.size(), 0});
             n = CHUNK / size / GRAIN * GRAIN;
         }
         if (n > left) n = left;
@@ -164,7 +177,9 @@ sl_code open_direct(job *j, sl_err *err)
         snprintf(link, sizeof link, "/proc/self/fd/%d", c.fd);
         int fd = open(link, O_RDONLY | O_CLOEXEC | O_DIRECT);
         const int why = errno;
-        if (fd < 0) return sl_fail_errno(err, why, "load: %s: cannot be opened with O_DIRECT", name_of(c.fd, path, sizeof path));
+        if (fd < 0)
+            return sl_fail_errno(err, why, "load: %s: cannot be opened with O_DIRECT",
+                                 name_of(c.fd, path, sizeof path));
         j->opened.push_back(fd);
         c.reading = fd;
     }
@@ -180,14 +195,15 @@ sl_code plan(job *j, const sl_load_piece *pieces, int n, sl_err *err)
         order.push_back(i);
     }
     std::stable_sort(order.begin(), order.end(), [pieces](int a, int b) {
-        return pieces[a].fd != pieces[b].fd ? pieces[a].fd < pieces[b].fd : pieces[a].offset < pieces[b].offset;
+        return pieces[a].fd != pieces[b].fd ? pieces[a].fd < pieces[b].fd
+                                            : pieces[a].offset < pieces[b].offset;
     });
     for (int i : order) add_piece(j, &pieces[i]);
     const char *direct = getenv("SLUICE_LOAD_DIRECT");
     return direct && !strcmp(direct, "1") ? open_direct(j, err) : SL_OK;
 }
 
-/* ---- on the device -------------------------------------------------------------------------------------------------- */
+/* ---- on the device ---- */
 
 /* As sl_to_floats and sl_to_bf16 of common/tensor.c, NaNs included. */
 __device__ float widen(const void *src, int64_t i, sl_dtype from)
@@ -208,13 +224,15 @@ __device__ void put(void *dst, int64_t i, sl_dtype to, float x)
     }
     const uint32_t u = __float_as_uint(x);
     const bool nan = (u & 0x7fffffffu) > 0x7f800000u;
-    ((uint16_t *)dst)[i] = (uint16_t)(nan ? (u >> 16) | 0x40 : (u + 0x7fffu + ((u >> 16) & 1)) >> 16);
+    ((uint16_t *)dst)[i] =
+        (uint16_t)(nan ? (u >> 16) | 0x40 : (u + 0x7fffu + ((u >> 16) & 1)) >> 16);
 }
 
 __global__ void convert_kernel(void *dst, sl_dtype to, const void *src, sl_dtype from, int64_t n)
 {
     const int64_t step = (int64_t)gridDim.x * blockDim.x;
-    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += step) put(dst, i, to, widen(src, i, from));
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += step)
+        put(dst, i, to, widen(src, i, from));
 }
 
 __device__ uint64_t mix(uint64_t x) /* splitmix64 */
@@ -225,12 +243,15 @@ __device__ uint64_t mix(uint64_t x) /* splitmix64 */
     return x ^ x >> 31;
 }
 
-/* The numbers of produce() in graphs/weights.c: the same operations, each rounded by itself. */
-__global__ void random_kernel(void *dst, sl_dtype to, int64_t n, float centre, float spread, uint64_t seed)
+/* The numbers of produce() in graphs/weights.c: the same operations, each rounded by
+ * itself. */
+__global__ void random_kernel(void *dst, sl_dtype to, int64_t n, float centre, float spread,
+                              uint64_t seed)
 {
     const int64_t step = (int64_t)gridDim.x * blockDim.x;
     for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += step) {
-        const float u = __fmul_rn(__int2float_rn((int)(uint32_t)(mix(seed + (uint64_t)i) >> 32)), 0x1p-31f);
+        const float u =
+            __fmul_rn(__int2float_rn((int)(uint32_t)(mix(seed + (uint64_t)i) >> 32)), 0x1p-31f);
         put(dst, i, to, __fadd_rn(centre, __fmul_rn(spread, u)));
     }
 }
@@ -242,7 +263,7 @@ int blocks_for(int64_t n)
     return (int)std::min<int64_t>((n + THREADS - 1) / THREADS, 2048);
 }
 
-/* ---- a reader ------------------------------------------------------------------------------------------------------- */
+/* ---- a reader ---- */
 
 /* Wait until `event` has come; an event that was never recorded has. */
 bool wait_for(job *j, cudaEvent_t event)
@@ -255,7 +276,8 @@ bool wait_for(job *j, cudaEvent_t event)
         cudaGetLastError(); /* "not ready" is no failure */
         if (seconds_now() - t0 > DEVICE_WAIT) {
             sl_err err;
-            sl_fail(&err, SL_TIMEOUT, "load: copies to device %d are not done after %.0f s", j->device, DEVICE_WAIT);
+            sl_fail(&err, SL_TIMEOUT, "load: copies to device %d are not done after %.0f s",
+                    j->device, DEVICE_WAIT);
             return give_up(j, err);
         }
         const timespec nap = {0, 20000};
@@ -265,26 +287,32 @@ bool wait_for(job *j, cudaEvent_t event)
 
 bool read_chunk(job *j, const chunk &c, char *host)
 {
-    const int64_t from = c.begin / PAGE * PAGE, need = c.end - from, whole = (need + PAGE - 1) / PAGE * PAGE;
+    const int64_t from = c.begin / PAGE * PAGE, need = c.end - from,
+                  whole = (need + PAGE - 1) / PAGE * PAGE;
     char path[300];
     sl_err err;
-    if (c.reading == c.fd) posix_fadvise(c.fd, from, whole, POSIX_FADV_WILLNEED); /* all of it at once to the disk */
+    /* all of it at once to the disk */
+    if (c.reading == c.fd) posix_fadvise(c.fd, from, whole, POSIX_FADV_WILLNEED);
     for (int64_t got = 0; got < need;) {
-        const int fd = got % PAGE ? c.fd : c.reading; /* O_DIRECT goes on at multiples only: the end of a file */
+        /* O_DIRECT goes on at multiples only: the end of a file */
+        const int fd = got % PAGE ? c.fd : c.reading;
         const ssize_t n = pread(fd, host + got, (size_t)(whole - got), from + got);
         if (n < 0 && errno == EINTR) continue;
         if (n < 0) {
             const int why = errno;
-            sl_fail_errno(&err, why, "load: %s: bytes %lld to %lld cannot be read", name_of(c.fd, path, sizeof path),
-                          (long long)c.begin, (long long)c.end);
+            sl_fail_errno(&err, why, "load: %s: bytes %lld to %lld cannot be read",
+                          name_of(c.fd, path, sizeof path), (long long)c.begin, (long long)c.end);
             return give_up(j, err);
         }
         if (!n) {
             struct stat info;
             const int64_t size =
-                fstat(c.fd, &info) ? from + got : (int64_t)info.st_size; /* another reader may be nearer to the end */
-            sl_fail(&err, SL_FORMAT, "load: %s ends at byte %lld, want bytes %lld to %lld: the file was cut short",
-                    name_of(c.fd, path, sizeof path), (long long)size, (long long)c.begin, (long long)c.end);
+                /* another reader may be nearer to the end */
+                fstat(c.fd, &info) ? from + got : (int64_t)info.st_size;
+            sl_fail(&err, SL_FORMAT,
+                    "load: %s ends at byte %lld, want bytes %lld to %lld: the file was cut short",
+                    name_of(c.fd, path, sizeof path), (long long)size, (long long)c.begin,
+                    (long long)c.end);
             return give_up(j, err);
         }
         got += n;
@@ -301,9 +329,11 @@ bool send_chunk(job *j, const chunk &c, slot *s, cudaStream_t stream)
         const char *src = s->host + (g.at - from);
         const size_t bytes = (size_t)g.count * sl_dtype_size(g.from);
         char *to = g.from == g.to ? g.dst : s->stage + g.staged;
-        if (!cuda_ok(j, cudaMemcpyAsync(to, src, bytes, cudaMemcpyHostToDevice, stream), "copy")) return false;
+        if (!cuda_ok(j, cudaMemcpyAsync(to, src, bytes, cudaMemcpyHostToDevice, stream), "copy"))
+            return false;
         if (g.from == g.to) continue;
-        convert_kernel<<<blocks_for(g.count), THREADS, 0, stream>>>(g.dst, g.to, to, g.from, g.count);
+        convert_kernel<<<blocks_for(g.count), THREADS, 0, stream>>>(g.dst, g.to, to, g.from,
+                                                                    g.count);
         if (!cuda_ok(j, cudaGetLastError(), "conversion")) return false;
     }
     if (!cuda_ok(j, cudaEventRecord(s->event, stream), "event")) return false;
@@ -317,15 +347,19 @@ bool open_slots(job *j, slot slots[SLOTS], cudaStream_t *stream)
         !cuda_ok(j, cudaStreamCreateWithFlags(stream, cudaStreamNonBlocking), "stream"))
         return false;
     for (int i = 0; i < SLOTS; i++) {
-        if (!cuda_ok(j, cudaEventCreateWithFlags(&slots[i].event, cudaEventDisableTiming), "event") ||
-            !cuda_ok(j, cudaHostAlloc((void **)&slots[i].host, j->slot_bytes, cudaHostAllocDefault), "pinned staging") ||
-            (j->stage_bytes && !cuda_ok(j, cudaMalloc((void **)&slots[i].stage, j->stage_bytes), "device staging")))
+        if (!cuda_ok(j, cudaEventCreateWithFlags(&slots[i].event, cudaEventDisableTiming),
+                     "event") ||
+            !cuda_ok(j, cudaHostAlloc((void **)&slots[i].host, j->slot_bytes, cudaHostAllocDefault),
+                     "pinned staging") ||
+            (j->stage_bytes &&
+             !cuda_ok(j, cudaMalloc((void **)&slots[i].stage, j->stage_bytes), "device staging")))
             return false;
     }
     return true;
 }
 
-/* Waits for what is queued. A device that does not answer keeps its slots: freeing them would wait for ever. */
+/* Waits for what is queued. A device that does not answer keeps its slots: freeing them
+ * would wait for ever. */
 void close_slots(job *j, slot slots[SLOTS], cudaStream_t stream)
 {
     for (int i = 0; i < SLOTS; i++)
@@ -354,11 +388,13 @@ void run_reader(job *j)
             }
             if (s->busy && !wait_for(j, s->event)) break;
             s->busy = false;
-            if (!read_chunk(j, j->chunks[k], s->host) || !send_chunk(j, j->chunks[k], s, stream)) break;
+            if (!read_chunk(j, j->chunks[k], s->host) || !send_chunk(j, j->chunks[k], s, stream))
+                break;
         }
     if (stream) { /* copies queued before a failure are followed by no event yet */
         for (int i = 0; i < SLOTS; i++)
-            if (slots[i].event && cudaEventRecord(slots[i].event, stream) == cudaSuccess) slots[i].busy = true;
+            if (slots[i].event && cudaEventRecord(slots[i].event, stream) == cudaSuccess)
+                slots[i].busy = true;
     }
     close_slots(j, slots, stream);
 }
@@ -394,8 +430,8 @@ void run_readers(job *j, int n)
 
 } // namespace
 
-sl_code sl_cuda_load(const sl_load_piece *pieces, int n, int threads, const volatile int *cancel, sl_load_figures *figures,
-                     sl_err *err)
+sl_code sl_cuda_load(const sl_load_piece *pieces, int n, int threads, const volatile int *cancel,
+                     sl_load_figures *figures, sl_err *err)
 {
     const double t0 = seconds_now();
     job j;
@@ -403,7 +439,8 @@ sl_code sl_cuda_load(const sl_load_piece *pieces, int n, int threads, const vola
     if (figures) memset(figures, 0, sizeof *figures);
     j.cancel = cancel;
     cudaError_t e = cudaGetDevice(&j.device);
-    if (e != cudaSuccess) return sl_fail(err, SL_CUDA, "load: this thread's device: %s", cudaGetErrorString(e));
+    if (e != cudaSuccess)
+        return sl_fail(err, SL_CUDA, "load: this thread's device: %s", cudaGetErrorString(e));
     try {
         if (!(rc = plan(&j, pieces, n, err)) && !j.chunks.empty()) {
             run_readers(&j, reader_count(threads, j.chunks.size()));
@@ -415,14 +452,16 @@ sl_code sl_cuda_load(const sl_load_piece *pieces, int n, int threads, const vola
     }
     for (int fd : j.opened) close(fd);
     if (figures) {
-        for (int i = 0; !rc && i < n; i++) figures->bytes_made += (uint64_t)pieces[i].count * sl_dtype_size(pieces[i].to);
+        for (int i = 0; !rc && i < n; i++)
+            figures->bytes_made += (uint64_t)pieces[i].count * sl_dtype_size(pieces[i].to);
         figures->bytes_read = j.bytes_read;
         figures->seconds = seconds_now() - t0;
     }
     return rc;
 }
 
-void sl_cuda_random(sl_ctx *ctx, void *dst, sl_dtype dtype, int64_t n, float centre, float spread, uint64_t seed)
+void sl_cuda_random(sl_ctx *ctx, void *dst, sl_dtype dtype, int64_t n, float centre, float spread,
+                    uint64_t seed)
 {
     if (n <= 0) return;
     if (dtype != SL_F32 && dtype != SL_BF16) {

@@ -1,20 +1,31 @@
-/* norm.cu - LayerNorm, RMSNorm with and without rotary embedding, and the gated residual, rows read once and kept in registers.
+/* norm.cu - LayerNorm, RMSNorm with and without rotary embedding, and the gated residual,
+ * rows read once and kept in registers.
  *
- * A block of 128 threads takes R rows together. Thread i holds the vectors of 8 elements i, i + 128, ... of each of them, so
- * that a weight is fetched once for R rows and one barrier serves R sums. All loads of a block are issued before the first is
- * used: 20 KB a block at d = 5120. R is 2, or 1 where two rows a block would leave multiprocessors idle. Variances are sums of
- * squared differences from the mean, as in the reference, not differences of squares. What does not fit this (odd or unaligned
- * rows, more than 5120 columns, weights of two dtypes, other head sizes, LayerNorm of F32 rows) takes the plain kernels, which read
- * a row two or three times. */
+ * A block of 128 threads takes R rows together. Thread i holds the vectors of 8 elements
+ * i, i + 128, ... of each of them, so that a weight is fetched once for R rows and one
+ * barrier serves R sums. All loads of a block are issued before the first is used: 20 KB
+ * a block at d = 5120. R is 2, or 1 where two rows a block would leave multiprocessors
+ * idle. Variances are sums of squared differences from the mean, as in the reference, not
+ * differences of squares. What does not fit this (odd or unaligned rows, more than 5120
+ * columns, weights of two dtypes, other head sizes, LayerNorm of F32 rows) takes the
+ * plain kernels, which read a row two or three times. */
 #include "kernels/cuda/device.cuh"
 
-enum { ROW_THREADS = 128, ROW_WARPS = ROW_THREADS / 32, PLAIN_THREADS = 256, PLAIN_WARPS = PLAIN_THREADS / 32, MAX_VECTORS = 5 };
+enum {
+    ROW_THREADS = 128,
+    ROW_WARPS = ROW_THREADS / 32,
+    PLAIN_THREADS = 256,
+    PLAIN_WARPS = PLAIN_THREADS / 32,
+    MAX_VECTORS = 5
+};
 
-/* ---- rows in registers ------------------------------------------------------------------------------------------------------ */
+/* ---- rows in registers ---- */
 
-/* Rows row .. row + R - 1 of x into v; zeros beyond the last row and the last column. `nv` vectors a row. */
+/* Rows row .. row + R - 1 of x into v; zeros beyond the last row and the last column.
+ * `nv` vectors a row. */
 template <int NV, int R>
-__device__ __forceinline__ void load_rows(uint4 (&v)[R][NV], const bf16 *x, int64_t pitch, int64_t row, int64_t rows, int nv)
+__device__ __forceinline__ void load_rows(uint4 (&v)[R][NV], const bf16 *x, int64_t pitch,
+                                          int64_t row, int64_t rows, int nv)
 {
 #pragma unroll
     for (int r = 0; r < R; r++)
@@ -28,7 +39,8 @@ __device__ __forceinline__ void load_rows(uint4 (&v)[R][NV], const bf16 *x, int6
 
 /* Sums over each row of (x - mean)^2, in every thread. */
 template <int NV, int R>
-__device__ __forceinline__ void row_squares(float (&sum)[R], const uint4 (&v)[R][NV], const float (&mean)[R], int nv,
+__device__ __forceinline__ void row_squares(float (&sum)[R], const uint4 (&v)[R][NV],
+                                            const float (&mean)[R], int nv,
                                             float (&shared)[R][ROW_WARPS])
 {
 #pragma unroll
@@ -49,7 +61,8 @@ __device__ __forceinline__ void row_squares(float (&sum)[R], const uint4 (&v)[R]
 /* y = (x - mean) * rstd * (ONE + w) + b with w and b of type P; P void: without them. */
 template <int NV, int R, typename P, int ONE>
 __global__ void __launch_bounds__(ROW_THREADS, 6)
-    layernorm_kernel(bf16 *y, const bf16 *x, const P *__restrict__ w, const P *__restrict__ b, int64_t rows, int d, float eps)
+    layernorm_kernel(bf16 *y, const bf16 *x, const P *__restrict__ w, const P *__restrict__ b,
+                     int64_t rows, int d, float eps)
 {
     __shared__ float shared[2][R][ROW_WARPS];
     const int64_t row = (int64_t)blockIdx.x * R;
@@ -96,13 +109,14 @@ __global__ void __launch_bounds__(ROW_THREADS, 6)
     }
 }
 
-/* y = x * rsqrt(mean(x^2) + eps) * w, then, where ROPE, the rotation of the pairs within each head of `head` elements. With a
- * head that divides 1024 a thread's columns are at one place of their heads, so 4 cosines and 4 sines a row serve all its
- * vectors. */
+/* y = x * rsqrt(mean(x^2) + eps) * w, then, where ROPE, the rotation of the pairs within
+ * each head of `head` elements. With a head that divides 1024 a thread's columns are at
+ * one place of their heads, so 4 cosines and 4 sines a row serve all its vectors. */
 template <int NV, int R, typename P, bool ROPE>
 __global__ void __launch_bounds__(ROW_THREADS, 5)
-    rmsnorm_kernel(bf16 *y, const bf16 *x, const P *__restrict__ w, const float *__restrict__ cos, const float *__restrict__ sin,
-                   int64_t y_pitch, int64_t x_pitch, int64_t rows, int d, int head, float eps)
+    rmsnorm_kernel(bf16 *y, const bf16 *x, const P *__restrict__ w, const float *__restrict__ cos,
+                   const float *__restrict__ sin, int64_t y_pitch, int64_t x_pitch, int64_t rows,
+                   int d, int head, float eps)
 {
     __shared__ float shared[R][ROW_WARPS];
     const int64_t row = (int64_t)blockIdx.x * R;
@@ -147,7 +161,7 @@ __global__ void __launch_bounds__(ROW_THREADS, 5)
     }
 }
 
-/* ---- any row ---------------------------------------------------------------------------------------------------------------- */
+/* ---- any row ---- */
 
 /* A vector over the columns: F32 or BF16, or absent. */
 struct columns {
@@ -167,7 +181,9 @@ __device__ __forceinline__ float at(columns v, int64_t c)
 }
 
 /* A block's sum of (x - mean)^2, or of x where `plain`, over one row. */
-template <class T> __device__ float row_sum(const T *x, int64_t d, float mean, bool plain, float (&shared)[1][PLAIN_WARPS])
+template <class T>
+__device__ float row_sum(const T *x, int64_t d, float mean, bool plain,
+                         float (&shared)[1][PLAIN_WARPS])
 {
     float sum[1] = {0};
     for (int64_t c = threadIdx.x; c < d; c += PLAIN_THREADS) {
@@ -193,11 +209,11 @@ __global__ void __launch_bounds__(PLAIN_THREADS)
     }
 }
 
-/* cos NULL: no rotation. A thread takes pairs, so that y may be x; without rotation d may be odd, and the last element is then
- * half a pair. */
+/* cos NULL: no rotation. A thread takes pairs, so that y may be x; without rotation d may
+ * be odd, and the last element is then half a pair. */
 __global__ void __launch_bounds__(PLAIN_THREADS)
-    rmsnorm_plain_kernel(bf16 *y, const bf16 *x, columns w, const float *cos, const float *sin, int64_t y_pitch, int64_t x_pitch,
-                         int64_t d, int64_t half, float eps)
+    rmsnorm_plain_kernel(bf16 *y, const bf16 *x, columns w, const float *cos, const float *sin,
+                         int64_t y_pitch, int64_t x_pitch, int64_t d, int64_t half, float eps)
 {
     __shared__ float shared[1][PLAIN_WARPS];
     x += (int64_t)blockIdx.x * x_pitch;
@@ -205,7 +221,8 @@ __global__ void __launch_bounds__(PLAIN_THREADS)
     float scale = 1.0f / sqrtf(row_sum(x, d, 0, false, shared) / (float)d + eps);
     for (int64_t c = 2 * (int64_t)threadIdx.x; c < d; c += 2 * PLAIN_THREADS) {
         bool two = c + 1 < d;
-        float a = to_float(x[c]) * scale * at(w, c), b = two ? to_float(x[c + 1]) * scale * at(w, c + 1) : 0;
+        float a = to_float(x[c]) * scale * at(w, c),
+              b = two ? to_float(x[c + 1]) * scale * at(w, c + 1) : 0;
         if (cos) {
             int64_t k = (int64_t)blockIdx.x * half + c / 2 % half;
             float p = a, q = b;
@@ -217,7 +234,7 @@ __global__ void __launch_bounds__(PLAIN_THREADS)
     }
 }
 
-/* ---- which kernel ----------------------------------------------------------------------------------------------------------- */
+/* ---- which kernel ---- */
 
 /* Calls go(NV, R as constants) for a row of d elements. */
 template <int N> struct constant {
@@ -227,10 +244,10 @@ template <typename F> static void with_vectors(sl_ctx *ctx, int64_t rows, int64_
 {
     bool two = rows >= 8 * (int64_t)sl_cuda_of(ctx)->sms;
     switch ((d / 8 + ROW_THREADS - 1) / ROW_THREADS) {
-#define CASE(n)                                                                                                                    \
-    case n:                                                                                                                        \
-        if (two) go(constant<n>(), constant<2>());                                                                                 \
-        else go(constant<n>(), constant<1>());                                                                                     \
+#define CASE(n)                                                                                    \
+    case n:                                                                                        \
+        if (two) go(constant<n>(), constant<2>());                                                 \
+        else go(constant<n>(), constant<1>());                                                     \
         break;
         CASE(1) CASE(2) CASE(3) CASE(4) CASE(5)
 #undef CASE
@@ -246,33 +263,36 @@ static bool held(const sl_tensor *y, const sl_tensor *x)
 }
 
 template <typename P, int ONE>
-static void layernorm_held(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, const sl_tensor *b, float eps)
+static void layernorm_held(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w,
+                           const sl_tensor *b, float eps)
 {
     int64_t rows = x->shape[0], d = x->shape[1];
     with_vectors(ctx, rows, d, [&](auto nv, auto r) {
         constexpr int NV = decltype(nv)::value, R = decltype(r)::value;
         layernorm_kernel<NV, R, P, ONE><<<blocks_for(rows, R), ROW_THREADS, 0, ctx->stream>>>(
-            (bf16 *)y->data, (const bf16 *)x->data, (const P *)(w ? w->data : NULL), (const P *)(b ? b->data : NULL), rows, (int)d,
-            eps);
+            (bf16 *)y->data, (const bf16 *)x->data, (const P *)(w ? w->data : NULL),
+            (const P *)(b ? b->data : NULL), rows, (int)d, eps);
     });
 }
 
 template <class T>
-static void layernorm_plain(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, const sl_tensor *b, int one,
-                            float eps)
+static void layernorm_plain(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w,
+                            const sl_tensor *b, int one, float eps)
 {
     layernorm_plain_kernel<<<(unsigned)x->shape[0], PLAIN_THREADS, 0, ctx->stream>>>(
-        (T *)y->data, (const T *)x->data, columns_of(w), columns_of(b), x->shape[1], (float)one, eps);
+        (T *)y->data, (const T *)x->data, columns_of(w), columns_of(b), x->shape[1], (float)one,
+        eps);
 }
 
 /* one: 1 adds it to w, 0 does not. */
-static void layernorm(sl_ctx *ctx, const char *what, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, const sl_tensor *b,
-                      int one, float eps)
+static void layernorm(sl_ctx *ctx, const char *what, const sl_tensor *y, const sl_tensor *x,
+                      const sl_tensor *w, const sl_tensor *b, int one, float eps)
 {
     if (!x->shape[0]) return;
     if (x->dtype == SL_F32) layernorm_plain<float>(ctx, y, x, w, b, one, eps);
     else if (held(y, x) && !w) layernorm_held<void, 0>(ctx, y, x, w, b, eps);
-    else if (!held(y, x) || w->dtype != b->dtype || !aligned16(w->data, b->data) || (one && w->dtype != SL_F32))
+    else if (!held(y, x) || w->dtype != b->dtype || !aligned16(w->data, b->data) ||
+             (one && w->dtype != SL_F32))
         layernorm_plain<bf16>(ctx, y, x, w, b, one, eps);
     else if (one) layernorm_held<float, 1>(ctx, y, x, w, b, eps);
     else if (w->dtype == SL_F32) layernorm_held<float, 0>(ctx, y, x, w, b, eps);
@@ -280,32 +300,34 @@ static void layernorm(sl_ctx *ctx, const char *what, const sl_tensor *y, const s
     SL_LAUNCHED(ctx, what);
 }
 
-void sl_cuda_layernorm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, const sl_tensor *b, float eps)
+void sl_cuda_layernorm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w,
+                       const sl_tensor *b, float eps)
 {
     layernorm(ctx, "layernorm", y, x, w, b, 0, eps);
 }
 
-void sl_cuda_layernorm_modulate(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *scale, const sl_tensor *shift,
-                                float eps)
+void sl_cuda_layernorm_modulate(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x,
+                                const sl_tensor *scale, const sl_tensor *shift, float eps)
 {
     layernorm(ctx, "layernorm_modulate", y, x, scale, shift, 1, eps);
 }
 
 template <typename P, bool ROPE>
-static void rmsnorm_held(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, const float *cos,
-                         const float *sin, int64_t head, float eps)
+static void rmsnorm_held(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w,
+                         const float *cos, const float *sin, int64_t head, float eps)
 {
     int64_t rows = x->shape[0], d = x->shape[1];
     with_vectors(ctx, rows, d, [&](auto nv, auto r) {
         constexpr int NV = decltype(nv)::value, R = decltype(r)::value;
         rmsnorm_kernel<NV, R, P, ROPE><<<blocks_for(rows, R), ROW_THREADS, 0, ctx->stream>>>(
-            (bf16 *)y->data, (const bf16 *)x->data, (const P *)w->data, cos, sin, y->pitch, x->pitch, rows, (int)d, (int)head, eps);
+            (bf16 *)y->data, (const bf16 *)x->data, (const P *)w->data, cos, sin, y->pitch,
+            x->pitch, rows, (int)d, (int)head, eps);
     });
 }
 
 /* cos and sin NULL: no rotation. */
-static void rmsnorm(sl_ctx *ctx, const char *what, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, const float *cos,
-                    const float *sin, int64_t head, float eps)
+static void rmsnorm(sl_ctx *ctx, const char *what, const sl_tensor *y, const sl_tensor *x,
+                    const sl_tensor *w, const float *cos, const float *sin, int64_t head, float eps)
 {
     int64_t rows = x->shape[0], d = x->shape[1];
     bool rope = cos != NULL, fits = held(y, x) && aligned16(w->data);
@@ -313,7 +335,8 @@ static void rmsnorm(sl_ctx *ctx, const char *what, const sl_tensor *y, const sl_
     if (rope) fits = fits && head % 8 == 0 && 8 * ROW_THREADS % head == 0 && aligned16(cos, sin);
     if (!fits)
         rmsnorm_plain_kernel<<<(unsigned)rows, PLAIN_THREADS, 0, ctx->stream>>>(
-            (bf16 *)y->data, (const bf16 *)x->data, columns_of(w), cos, sin, y->pitch, x->pitch, d, head / 2, eps);
+            (bf16 *)y->data, (const bf16 *)x->data, columns_of(w), cos, sin, y->pitch, x->pitch, d,
+            head / 2, eps);
     else if (w->dtype == SL_F32)
         rope ? rmsnorm_held<float, true>(ctx, y, x, w, cos, sin, head, eps)
              : rmsnorm_held<float, false>(ctx, y, x, w, cos, sin, head, eps);
@@ -323,28 +346,32 @@ static void rmsnorm(sl_ctx *ctx, const char *what, const sl_tensor *y, const sl_
     SL_LAUNCHED(ctx, what);
 }
 
-void sl_cuda_rmsnorm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, float eps)
+void sl_cuda_rmsnorm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w,
+                     float eps)
 {
     rmsnorm(ctx, "rmsnorm", y, x, w, NULL, NULL, 2, eps);
 }
 
-void sl_cuda_rmsnorm_rope(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, float eps, const sl_tensor *cos,
-                          const sl_tensor *sin, int heads)
+void sl_cuda_rmsnorm_rope(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w,
+                          float eps, const sl_tensor *cos, const sl_tensor *sin, int heads)
 {
-    rmsnorm(ctx, "rmsnorm_rope", y, x, w, (const float *)cos->data, (const float *)sin->data, x->shape[1] / heads, eps);
+    rmsnorm(ctx, "rmsnorm_rope", y, x, w, (const float *)cos->data, (const float *)sin->data,
+            x->shape[1] / heads, eps);
 }
 
-/* ---- gated residual --------------------------------------------------------------------------------------------------------- */
+/* ---- gated residual ---- */
 
 enum { GATED_ROWS = 4 };
 
-/* x += y * gate: a thread has V columns of GATED_ROWS rows and reads the gate once. Blocks: `across` for the columns, times
- * groups of rows. */
+/* x += y * gate: a thread has V columns of GATED_ROWS rows and reads the gate once.
+ * Blocks: `across` for the columns, times groups of rows. */
 template <int V>
 __global__ void __launch_bounds__(ROW_THREADS)
-    gated_add_kernel(bf16 *x, const bf16 *y, const float *__restrict__ gate, int64_t rows, int64_t d, unsigned across)
+    gated_add_kernel(bf16 *x, const bf16 *y, const float *__restrict__ gate, int64_t rows,
+                     int64_t d, unsigned across)
 {
-    int64_t row = (int64_t)(blockIdx.x / across) * GATED_ROWS, c = ((int64_t)(blockIdx.x % across) * ROW_THREADS + threadIdx.x) * V;
+    int64_t row = (int64_t)(blockIdx.x / across) * GATED_ROWS,
+            c = ((int64_t)(blockIdx.x % across) * ROW_THREADS + threadIdx.x) * V;
     float xf[GATED_ROWS][V], yf[GATED_ROWS][V], g[V];
     if (c >= d) return;
     load(g, gate + c);
@@ -367,13 +394,14 @@ void sl_cuda_gated_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, cons
 {
     int64_t rows = x->shape[0], d = x->shape[1];
     bool wide = d % 8 == 0 && aligned16(x->data, y->data, gate->data);
-    unsigned across = blocks_for(wide ? d / 8 : d, ROW_THREADS), blocks = across * blocks_for(rows, GATED_ROWS);
+    unsigned across = blocks_for(wide ? d / 8 : d, ROW_THREADS),
+             blocks = across * blocks_for(rows, GATED_ROWS);
     if (!rows) return;
     if (wide)
-        gated_add_kernel<8><<<blocks, ROW_THREADS, 0, ctx->stream>>>((bf16 *)x->data, (const bf16 *)y->data,
-                                                                     (const float *)gate->data, rows, d, across);
+        gated_add_kernel<8><<<blocks, ROW_THREADS, 0, ctx->stream>>>(
+            (bf16 *)x->data, (const bf16 *)y->data, (const float *)gate->data, rows, d, across);
     else
-        gated_add_kernel<1><<<blocks, ROW_THREADS, 0, ctx->stream>>>((bf16 *)x->data, (const bf16 *)y->data,
-                                                                     (const float *)gate->data, rows, d, across);
+        gated_add_kernel<1><<<blocks, ROW_THREADS, 0, ctx->stream>>>(
+            (bf16 *)x->data, (const bf16 *)y->data, (const float *)gate->data, rows, d, across);
     SL_LAUNCHED(ctx, "gated_add");
 }

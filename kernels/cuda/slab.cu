@@ -1,9 +1,11 @@
-/* slab.cu - device memory that stage processes share: one allocation exported by CUDA IPC, two interprocess events a slot; pins.
+/* slab.cu - device memory that stage processes share: one allocation exported by CUDA
+ * IPC, two interprocess events a slot; pins.
  *
- * A process opens each handle once and counts its views of it; the process that made a slab never opens its own handle (CUDA
- * refuses that) but counts one view more. The table of both is keyed by the handle's bytes.
- * Source: CUDA C programming guide, "Interprocess Communication"; allocations are whole multiples of 2 MiB, as it advises, so that
- * exporting one exports nothing else. */
+ * A process opens each handle once and counts its views of it; the process that made a
+ * slab never opens its own handle (CUDA refuses that) but counts one view more. The table
+ * of both is keyed by the handle's bytes.
+ * Source: CUDA C programming guide, "Interprocess Communication"; allocations are whole
+ * multiples of 2 MiB, as it advises, so that exporting one exports nothing else. */
 #include "kernels/cuda/cuda.h"
 
 #include <cuda.h>
@@ -17,7 +19,8 @@
 #define EXPORT_ALIGN ((size_t)2 << 20)
 #define FINISH_S 60 /* most that a close waits for the device */
 
-static_assert(sizeof(sl_ipc_handle) == sizeof(cudaIpcMemHandle_t) && sizeof(sl_ipc_handle) == sizeof(cudaIpcEventHandle_t),
+static_assert(sizeof(sl_ipc_handle) == sizeof(cudaIpcMemHandle_t) &&
+                  sizeof(sl_ipc_handle) == sizeof(cudaIpcEventHandle_t),
               "handles travel as 64 bytes");
 
 struct slab {
@@ -36,10 +39,12 @@ static slab *slabs; /* under lock, and so are the views of each */
 static sl_code failed(sl_err *err, cudaError_t e, const char *what)
 {
     cudaGetLastError(); /* not to be found again after somebody's launch */
-    return sl_fail(err, e == cudaErrorMemoryAllocation ? SL_NOMEM : SL_CUDA, "%s: %s", what, cudaGetErrorString(e));
+    return sl_fail(err, e == cudaErrorMemoryAllocation ? SL_NOMEM : SL_CUDA, "%s: %s", what,
+                   cudaGetErrorString(e));
 }
 
-/* Only the first use of a slab by a thread that has no device, or another, changes anything. */
+/* Only the first use of a slab by a thread that has no device, or another, changes
+ * anything. */
 static cudaError_t use_device_of(const slab *s)
 {
     int current = -1;
@@ -86,15 +91,17 @@ static void enlist(slab *s) /* under lock */
 
 static sl_code make(slab *s, size_t slot_bytes, sl_ipc_handle *const handles[2], sl_err *err)
 {
-    size_t bytes = ((size_t)s->slots * slot_bytes + EXPORT_ALIGN - 1) / EXPORT_ALIGN * EXPORT_ALIGN, there = 0, total = 0;
+    size_t bytes = ((size_t)s->slots * slot_bytes + EXPORT_ALIGN - 1) / EXPORT_ALIGN * EXPORT_ALIGN,
+           there = 0, total = 0;
     cudaError_t e;
     if ((e = cudaGetDevice(&s->device)) != cudaSuccess) return failed(err, e, "cudaGetDevice");
     if ((e = cudaMalloc((void **)&s->base, bytes)) != cudaSuccess) {
         char what[128];
         s->base = NULL;
         if (e == cudaErrorMemoryAllocation) cudaMemGetInfo(&there, &total);
-        snprintf(what, sizeof what, "%d slots of %zu bytes want %zu of device %d, which has %zu free", s->slots, slot_bytes, bytes,
-                 s->device, there);
+        snprintf(what, sizeof what,
+                 "%d slots of %zu bytes want %zu of device %d, which has %zu free", s->slots,
+                 slot_bytes, bytes, s->device, there);
         return failed(err, e, what);
     }
     if ((e = cudaIpcGetMemHandle((cudaIpcMemHandle_t *)s->key, s->base)) != cudaSuccess)
@@ -102,7 +109,8 @@ static sl_code make(slab *s, size_t slot_bytes, sl_ipc_handle *const handles[2],
     for (int which = 0; which < 2; which++)
         for (int i = 0; i < s->slots; i++) {
             cudaEvent_t *event = &s->event[which][i];
-            if ((e = cudaEventCreateWithFlags(event, cudaEventInterprocess | cudaEventDisableTiming)) != cudaSuccess) {
+            if ((e = cudaEventCreateWithFlags(event, cudaEventInterprocess |
+                                                         cudaEventDisableTiming)) != cudaSuccess) {
                 *event = NULL;
                 return failed(err, e, "interprocess event");
             }
@@ -112,8 +120,8 @@ static sl_code make(slab *s, size_t slot_bytes, sl_ipc_handle *const handles[2],
     return SL_OK;
 }
 
-static sl_code slab_create(void **out, int slots, size_t slot_bytes, sl_ipc_handle memory, sl_ipc_handle *filled,
-                           sl_ipc_handle *drained, sl_err *err)
+static sl_code slab_create(void **out, int slots, size_t slot_bytes, sl_ipc_handle memory,
+                           sl_ipc_handle *filled, sl_ipc_handle *drained, sl_err *err)
 {
     sl_ipc_handle *const handles[2] = {filled, drained};
     slab *s = new_slab(slots, true);
@@ -132,7 +140,8 @@ static sl_code slab_create(void **out, int slots, size_t slot_bytes, sl_ipc_hand
     return SL_OK;
 }
 
-/* Bytes that are mapped at p, as the driver knows them; SIZE_MAX if it does not tell. The plug-in does not link the driver. */
+/* Bytes that are mapped at p, as the driver knows them; SIZE_MAX if it does not tell. The
+ * plug-in does not link the driver. */
 static size_t mapped_bytes(const void *p)
 {
     typedef CUresult CUDAAPI range_fn(CUdeviceptr *, size_t *, CUdeviceptr);
@@ -140,9 +149,12 @@ static size_t mapped_bytes(const void *p)
     cudaDriverEntryPointQueryResult found;
     CUdeviceptr base;
     size_t bytes;
-    cudaError_t e = cudaGetDriverEntryPointByVersion("cuMemGetAddressRange", &range, 3020, cudaEnableDefault, &found);
+    cudaError_t e = cudaGetDriverEntryPointByVersion("cuMemGetAddressRange", &range, 3020,
+                                                     cudaEnableDefault, &found);
     if (e != cudaSuccess || found != cudaDriverEntryPointSuccess) return SIZE_MAX;
-    return ((range_fn *)range)(&base, &bytes, (CUdeviceptr)p) == CUDA_SUCCESS ? bytes - (size_t)((CUdeviceptr)p - base) : SIZE_MAX;
+    return ((range_fn *)range)(&base, &bytes, (CUdeviceptr)p) == CUDA_SUCCESS
+               ? bytes - (size_t)((CUdeviceptr)p - base)
+               : SIZE_MAX;
 }
 
 static sl_code map(slab *s, size_t slot_bytes, const sl_ipc_handle *const handles[2], sl_err *err)
@@ -152,14 +164,16 @@ static sl_code map(slab *s, size_t slot_bytes, const sl_ipc_handle *const handle
     cudaError_t e;
     memcpy(&memory, s->key, sizeof memory);
     if ((e = cudaGetDevice(&s->device)) != cudaSuccess) return failed(err, e, "cudaGetDevice");
-    if ((e = cudaIpcOpenMemHandle((void **)&s->base, memory, cudaIpcMemLazyEnablePeerAccess)) != cudaSuccess) {
+    if ((e = cudaIpcOpenMemHandle((void **)&s->base, memory, cudaIpcMemLazyEnablePeerAccess)) !=
+        cudaSuccess) {
         char what[96];
         s->base = NULL;
         snprintf(what, sizeof what, "device %d cannot map the owner's slots", s->device);
         return failed(err, e, what);
     }
     size_t mapped = mapped_bytes(s->base), wanted = (size_t)s->slots * slot_bytes;
-    if (mapped < wanted) return sl_fail(err, SL_FORMAT, "the owner's slab has %zu bytes, want %zu", mapped, wanted);
+    if (mapped < wanted)
+        return sl_fail(err, SL_FORMAT, "the owner's slab has %zu bytes, want %zu", mapped, wanted);
     for (int which = 0; which < 2; which++)
         for (int i = 0; i < s->slots; i++) {
             memcpy(&event, handles[which][i], sizeof event);
@@ -171,8 +185,8 @@ static sl_code map(slab *s, size_t slot_bytes, const sl_ipc_handle *const handle
     return SL_OK;
 }
 
-static sl_code slab_open(void **out, int slots, size_t slot_bytes, const sl_ipc_handle memory, const sl_ipc_handle *filled,
-                         const sl_ipc_handle *drained, sl_err *err)
+static sl_code slab_open(void **out, int slots, size_t slot_bytes, const sl_ipc_handle memory,
+                         const sl_ipc_handle *filled, const sl_ipc_handle *drained, sl_err *err)
 {
     const sl_ipc_handle *const handles[2] = {filled, drained};
     sl_code rc = SL_OK;
@@ -180,7 +194,8 @@ static sl_code slab_open(void **out, int slots, size_t slot_bytes, const sl_ipc_
     pthread_mutex_lock(&lock); /* held all the while: two threads never open one handle */
     slab *s = find(memory);
     if (s && s->slots != slots) {
-        rc = sl_fail(err, SL_FORMAT, "the owner's slab has %d slots, this handle %d", s->slots, slots);
+        rc = sl_fail(err, SL_FORMAT, "the owner's slab has %d slots, this handle %d", s->slots,
+                     slots);
     } else if (s) {
         s->views++;
     } else if (!(s = new_slab(slots, false))) {
@@ -213,12 +228,15 @@ static char *slab_base(void *slab_)
     return ((slab *)slab_)->base;
 }
 
-static sl_code slab_record(void *slab_, int slot, sl_slab_event which, cudaStream_t stream, sl_err *err)
+static sl_code slab_record(void *slab_, int slot, sl_slab_event which, cudaStream_t stream,
+                           sl_err *err)
 {
     slab *s = (slab *)slab_;
     cudaError_t e = use_device_of(s);
     if (e == cudaSuccess) e = cudaEventRecord(s->event[which][slot], stream);
-    return e == cudaSuccess ? SL_OK : failed(err, e, which == SL_SLAB_FILLED ? "record filled" : "record drained");
+    return e == cudaSuccess
+               ? SL_OK
+               : failed(err, e, which == SL_SLAB_FILLED ? "record filled" : "record drained");
 }
 
 static sl_code slab_reached(void *slab_, int slot, sl_slab_event which, bool *yes, sl_err *err)
@@ -228,8 +246,9 @@ static sl_code slab_reached(void *slab_, int slot, sl_slab_event which, bool *ye
     if (e == cudaSuccess) e = cudaEventQuery(s->event[which][slot]);
     *yes = e == cudaSuccess;
     if (e == cudaErrorNotReady) cudaGetLastError();
-    return e == cudaSuccess || e == cudaErrorNotReady ? SL_OK
-                                                      : failed(err, e, which == SL_SLAB_FILLED ? "query filled" : "query drained");
+    return e == cudaSuccess || e == cudaErrorNotReady
+               ? SL_OK
+               : failed(err, e, which == SL_SLAB_FILLED ? "query filled" : "query drained");
 }
 
 static sl_code slab_wait(void *slab_, int slot, cudaStream_t stream, sl_err *err)
@@ -245,7 +264,8 @@ static sl_code slab_idle(cudaStream_t stream, bool *yes, sl_err *err)
     cudaError_t e = cudaStreamQuery(stream);
     *yes = e == cudaSuccess;
     if (e == cudaErrorNotReady) cudaGetLastError();
-    return e == cudaSuccess || e == cudaErrorNotReady ? SL_OK : failed(err, e, "work on the stream");
+    return e == cudaSuccess || e == cudaErrorNotReady ? SL_OK
+                                                      : failed(err, e, "work on the stream");
 }
 
 static void *synchronize(void *device)
@@ -255,7 +275,8 @@ static void *synchronize(void *device)
     return (void *)(intptr_t)e;
 }
 
-/* cudaDeviceSynchronize knows no deadline: a thread calls it, and is left behind where the device never ends its work. */
+/* cudaDeviceSynchronize knows no deadline: a thread calls it, and is left behind where
+ * the device never ends its work. */
 static sl_code slab_finish(void *slab_, sl_err *err)
 {
     int device = 0;
@@ -271,7 +292,8 @@ static sl_code slab_finish(void *slab_, sl_err *err)
     until.tv_sec += FINISH_S;
     if (pthread_clockjoin_np(thread, &result, CLOCK_MONOTONIC, &until)) {
         pthread_detach(thread);
-        return sl_fail(err, SL_TIMEOUT, "work on device %d was not over after %d s", device, FINISH_S);
+        return sl_fail(err, SL_TIMEOUT, "work on device %d was not over after %d s", device,
+                       FINISH_S);
     }
     e = (cudaError_t)(intptr_t)result;
     return e == cudaSuccess ? SL_OK : failed(err, e, "work on the device");

@@ -1,13 +1,15 @@
-/* table.cu - the CUDA body's table of operations, its contexts and memory, and the entry of the plug-in. */
+/* table.cu - the CUDA body's table of operations, its contexts and memory, and the entry
+ * of the plug-in. */
 #include "kernels/cuda/cuda.h"
 
 #include <string.h>
 
 enum { WORKSPACE = 64 << 20, SCRATCH_STEP = 2 << 20, HOST_OUT = 1024 };
 
-/* ---- errors -------------------------------------------------------------------------------------------- */
+/* ---- errors ---- */
 
-/* cudaErrorMemoryAllocation says neither how much was wanted nor how much is there: the callers that allocate do. */
+/* cudaErrorMemoryAllocation says neither how much was wanted nor how much is there: the
+ * callers that allocate do. */
 static sl_code code_of(cudaError_t e)
 {
     return e == cudaErrorMemoryAllocation ? SL_NOMEM : SL_CUDA;
@@ -15,8 +17,10 @@ static sl_code code_of(cudaError_t e)
 
 static sl_code failed(sl_err *err, cudaError_t e, const char *what)
 {
-    cudaGetLastError(); /* a failure that is reported here shall not appear after the next launch */
-    return sl_fail(err, code_of(e), "%s: %s (%s)", what, cudaGetErrorString(e), cudaGetErrorName(e));
+    /* a failure that is reported here shall not appear after the next launch */
+    cudaGetLastError();
+    return sl_fail(err, code_of(e), "%s: %s (%s)", what, cudaGetErrorString(e),
+                   cudaGetErrorName(e));
 }
 
 bool sl_cuda_ok(sl_ctx *ctx, cudaError_t e, const char *what)
@@ -39,7 +43,8 @@ void *sl_cuda_tensor_maps(const sl_cuda *cu)
     static void *const encode = [] {
         void *f = nullptr;
         cudaDriverEntryPointQueryResult found;
-        const cudaError_t e = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &f, 12000, cudaEnableDefault, &found);
+        const cudaError_t e = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &f, 12000,
+                                                               cudaEnableDefault, &found);
         if (e == cudaSuccess && found == cudaDriverEntryPointSuccess) return f;
         cudaGetLastError(); /* an old driver: other kernels do it */
         return (void *)nullptr;
@@ -52,11 +57,12 @@ bool sl_cuda_dnn_ok(sl_ctx *ctx, cudnnStatus_t s, const char *what)
     if (s == CUDNN_STATUS_SUCCESS) return true;
     char more[256] = "";
     cudnnGetLastErrorString(more, sizeof more);
-    sl_ctx_fail(ctx, SL_CUDA, "%s: cuDNN: %s%s%s", what, cudnnGetErrorString(s), *more ? ": " : "", more);
+    sl_ctx_fail(ctx, SL_CUDA, "%s: cuDNN: %s%s%s", what, cudnnGetErrorString(s), *more ? ": " : "",
+                more);
     return false;
 }
 
-/* ---- memory -------------------------------------------------------------------------------------------- */
+/* ---- memory ---- */
 
 /* Device memory; NULL, and ctx has failed with SL_NOMEM and both sizes. */
 static void *device_memory(sl_ctx *ctx, size_t bytes, const char *what)
@@ -67,8 +73,8 @@ static void *device_memory(sl_ctx *ctx, size_t bytes, const char *what)
     cudaGetLastError();
     size_t free_bytes = 0, total = 0;
     if (e == cudaErrorMemoryAllocation && cudaMemGetInfo(&free_bytes, &total) == cudaSuccess)
-        sl_ctx_fail(ctx, SL_NOMEM, "%s: %zu bytes wanted on cuda:%d, %zu of %zu are free", what, bytes, sl_cuda_of(ctx)->device,
-                    free_bytes, total);
+        sl_ctx_fail(ctx, SL_NOMEM, "%s: %zu bytes wanted on cuda:%d, %zu of %zu are free", what,
+                    bytes, sl_cuda_of(ctx)->device, free_bytes, total);
     else sl_cuda_ok(ctx, e, what);
     return NULL;
 }
@@ -80,7 +86,8 @@ static void *cuda_alloc(sl_ctx *ctx, size_t bytes)
 
 static void cuda_free(sl_ctx *ctx, void *p)
 {
-    if (p) sl_cuda_ok(ctx, cudaFree(p), "freeing device memory"); /* waits for the device: nothing queued still uses it */
+    /* waits for the device: nothing queued still uses it */
+    if (p) sl_cuda_ok(ctx, cudaFree(p), "freeing device memory");
 }
 
 void *sl_cuda_scratch(sl_ctx *ctx, size_t bytes)
@@ -88,8 +95,10 @@ void *sl_cuda_scratch(sl_ctx *ctx, size_t bytes)
     sl_cuda *c = sl_cuda_of(ctx);
     if (ctx->err.code) return NULL;
     if (bytes <= c->scratch_bytes && c->scratch) return c->scratch;
-    if (!sl_cuda_ok(ctx, cudaStreamSynchronize(ctx->stream), "waiting to grow the scratch memory")) return NULL;
-    if (c->scratch && !sl_cuda_ok(ctx, cudaFree(c->scratch), "growing the scratch memory")) return NULL;
+    if (!sl_cuda_ok(ctx, cudaStreamSynchronize(ctx->stream), "waiting to grow the scratch memory"))
+        return NULL;
+    if (c->scratch && !sl_cuda_ok(ctx, cudaFree(c->scratch), "growing the scratch memory"))
+        return NULL;
     c->scratch_bytes = 0;
     bytes = (bytes + SCRATCH_STEP) / SCRATCH_STEP * SCRATCH_STEP;
     c->scratch = device_memory(ctx, bytes, "scratch memory");
@@ -97,7 +106,7 @@ void *sl_cuda_scratch(sl_ctx *ctx, size_t bytes)
     return c->scratch;
 }
 
-/* ---- contexts ------------------------------------------------------------------------------------------ */
+/* ---- contexts ---- */
 
 static void cuda_close(sl_ctx *ctx)
 {
@@ -119,25 +128,34 @@ static void cuda_close(sl_ctx *ctx)
     ctx->stream = NULL;
 }
 
-/* Everything of a context but its arena; what is there when it fails, cuda_close takes away. */
+/* Everything of a context but its arena; what is there when it fails, cuda_close takes
+ * away. */
 static bool open_all(sl_ctx *ctx, sl_cuda *c)
 {
     int major = 0, minor = 0;
     if (!sl_cuda_ok(ctx, cudaGetDevice(&c->device), "opening the CUDA device") ||
-        !sl_cuda_ok(ctx, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, c->device), "compute capability") ||
-        !sl_cuda_ok(ctx, cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, c->device), "compute capability") ||
-        !sl_cuda_ok(ctx, cudaDeviceGetAttribute(&c->sms, cudaDevAttrMultiProcessorCount, c->device), "multiprocessors"))
+        !sl_cuda_ok(ctx,
+                    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, c->device),
+                    "compute capability") ||
+        !sl_cuda_ok(ctx,
+                    cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, c->device),
+                    "compute capability") ||
+        !sl_cuda_ok(ctx, cudaDeviceGetAttribute(&c->sms, cudaDevAttrMultiProcessorCount, c->device),
+                    "multiprocessors"))
         return false;
     c->sm = major * 10 + minor;
     if (c->sm < 80) {
-        sl_ctx_fail(ctx, SL_CUDA, "cuda:%d has compute capability %d.%d, want 8.0 or later", c->device, major, minor);
+        sl_ctx_fail(ctx, SL_CUDA, "cuda:%d has compute capability %d.%d, want 8.0 or later",
+                    c->device, major, minor);
         return false;
     }
-    if (!sl_cuda_ok(ctx, cudaStreamCreateWithFlags(&ctx->stream, cudaStreamNonBlocking), "creating a stream") ||
+    if (!sl_cuda_ok(ctx, cudaStreamCreateWithFlags(&ctx->stream, cudaStreamNonBlocking),
+                    "creating a stream") ||
         !sl_cuda_lt_ok(ctx, cublasLtCreate(&c->lt), "opening cublasLt") ||
         !sl_cuda_dnn_ok(ctx, cudnnCreate(&c->dnn), "opening cuDNN") ||
         !sl_cuda_dnn_ok(ctx, cudnnSetStream(c->dnn, ctx->stream), "opening cuDNN") ||
-        !sl_cuda_ok(ctx, cudaMallocHost((void **)&c->host_out, HOST_OUT * sizeof(float)), "pinned memory for small results"))
+        !sl_cuda_ok(ctx, cudaMallocHost((void **)&c->host_out, HOST_OUT * sizeof(float)),
+                    "pinned memory for small results"))
         return false;
     c->workspace_bytes = WORKSPACE;
     return (c->workspace = device_memory(ctx, WORKSPACE, "workspace")) != NULL;
@@ -152,9 +170,10 @@ static sl_code cuda_open(sl_ctx *ctx, sl_err *err)
     return ctx->err.code;
 }
 
-/* ---- transfers ----------------------------------------------------------------------------------------- */
+/* ---- transfers ---- */
 
-/* Is an asynchronous copy from here still reading when the call returns? From pageable memory it never is. */
+/* Is an asynchronous copy from here still reading when the call returns? From pageable
+ * memory it never is. */
 static bool pinned(const void *host)
 {
     cudaPointerAttributes a;
@@ -174,30 +193,39 @@ static void cuda_upload(sl_ctx *ctx, const sl_tensor *dst, const void *host)
 {
     size_t bytes = sl_bytes(dst);
     if (!bytes) return;
-    if (sl_cuda_ok(ctx, cudaMemcpyAsync(dst->data, host, bytes, cudaMemcpyHostToDevice, ctx->stream), "upload") && pinned(host))
+    if (sl_cuda_ok(ctx,
+                   cudaMemcpyAsync(dst->data, host, bytes, cudaMemcpyHostToDevice, ctx->stream),
+                   "upload") &&
+        pinned(host))
         cuda_sync(ctx);
 }
 
 static void cuda_download(sl_ctx *ctx, void *host, const sl_tensor *src)
 {
     size_t bytes = sl_bytes(src);
-    if (bytes && !sl_cuda_ok(ctx, cudaMemcpyAsync(host, src->data, bytes, cudaMemcpyDeviceToHost, ctx->stream), "download")) return;
+    if (bytes &&
+        !sl_cuda_ok(ctx,
+                    cudaMemcpyAsync(host, src->data, bytes, cudaMemcpyDeviceToHost, ctx->stream),
+                    "download"))
+        return;
     cuda_sync(ctx);
 }
 
 static void copy_in(sl_ctx *ctx, void *device, const void *host, size_t bytes)
 {
     if (ctx->err.code || sl_cancelled(ctx) || !bytes) return;
-    sl_cuda_ok(ctx, cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, ctx->stream), "copy to the device");
+    sl_cuda_ok(ctx, cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, ctx->stream),
+               "copy to the device");
 }
 
 static void copy_out(sl_ctx *ctx, void *host, const void *device, size_t bytes)
 {
     if (ctx->err.code || sl_cancelled(ctx) || !bytes) return;
-    sl_cuda_ok(ctx, cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, ctx->stream), "copy from the device");
+    sl_cuda_ok(ctx, cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, ctx->stream),
+               "copy from the device");
 }
 
-/* ---- devices ------------------------------------------------------------------------------------------- */
+/* ---- devices ---- */
 
 static int devices(void)
 {
@@ -213,7 +241,8 @@ static sl_code known(int device, sl_err *err)
     cudaError_t e = cudaGetDeviceCount(&n);
     if (e != cudaSuccess) return failed(err, e, "looking for CUDA devices");
     if (device >= 0 && device < n) return SL_OK;
-    return sl_fail(err, SL_ARG, "cuda:%d: there are %d CUDA devices, want 0 to %d", device, n, n - 1);
+    return sl_fail(err, SL_ARG, "cuda:%d: there are %d CUDA devices, want 0 to %d", device, n,
+                   n - 1);
 }
 
 static sl_code use(int device, sl_err *err)
@@ -265,7 +294,9 @@ static sl_code can_map(int device, int other, bool *yes, sl_err *err)
         if (e == cudaSuccess) e = cudaDeviceCanAccessPeer(&back, other, device);
     }
     *yes = e == cudaSuccess && there && back;
-    return e == cudaSuccess ? SL_OK : failed(err, e, "asking whether two devices can map each other's memory");
+    return e == cudaSuccess
+               ? SL_OK
+               : failed(err, e, "asking whether two devices can map each other's memory");
 }
 
 static void *host_alloc(size_t bytes)
@@ -286,7 +317,8 @@ static sl_code host_register(void *p, size_t bytes, sl_err *err)
     cudaError_t e = cudaHostRegister(p, bytes, cudaHostRegisterPortable);
     if (e == cudaSuccess) return SL_OK;
     cudaGetLastError();
-    return sl_fail(err, code_of(e), "pinning %zu bytes of shared memory: %s", bytes, cudaGetErrorString(e));
+    return sl_fail(err, code_of(e), "pinning %zu bytes of shared memory: %s", bytes,
+                   cudaGetErrorString(e));
 }
 
 static void host_unregister(void *p)
@@ -294,7 +326,7 @@ static void host_unregister(void *p)
     if (p && cudaHostUnregister(p) != cudaSuccess) cudaGetLastError();
 }
 
-/* ---- the tables ---------------------------------------------------------------------------------------- */
+/* ---- the tables ---- */
 
 static sl_ops all_ops()
 {

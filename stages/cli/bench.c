@@ -1,4 +1,5 @@
-/* bench.c - `sluice bench`: how fast the networks and their parts run on this device, each beside the floor that it sets. */
+/* bench.c - `sluice bench`: how fast the networks and their parts run on this device,
+ * each beside the floor that it sets. */
 #include "stages/cli/bench.h"
 
 #include <errno.h>
@@ -10,7 +11,8 @@
 
 #include "stages/cli/cli.h"
 
-#define BLOCK ((int64_t)8 * 524287) /* normal numbers drawn once; no multiple of a row, so that rows differ */
+/* normal numbers drawn once; no multiple of a row, so that rows differ */
+#define BLOCK ((int64_t)8 * 524287)
 #define MOST_RUNS 50
 #define AT_LEAST_S 0.02 /* of one timed piece: shorter work is run several times in it */
 
@@ -32,16 +34,16 @@ static const struct {
 
 /* ---- counted operations ---- */
 
-static void linear(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, const sl_tensor *b,
-                   sl_activation activation)
+static void linear(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w,
+                   const sl_tensor *b, sl_activation activation)
 {
     bench_work *k = ctx->tap_user;
     k->linear += 2.0 * (double)x->shape[0] * (double)x->shape[1] * (double)w->shape[0];
     k->body->linear(ctx, y, x, w, b, activation);
 }
 
-static bool linear_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_tensor *a, const sl_tensor *w,
-                       const sl_tensor *b, const sl_tensor *gate)
+static bool linear_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_tensor *a,
+                       const sl_tensor *w, const sl_tensor *b, const sl_tensor *gate)
 {
     bench_work *k = ctx->tap_user;
     if (!k->body->linear_add || !k->body->linear_add(ctx, x, y, a, w, b, gate)) return false;
@@ -49,25 +51,31 @@ static bool linear_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, cons
     return true;
 }
 
-static void attention(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k, const sl_tensor *v, int heads,
-                      float scale, const sl_tensor *bias, bool accumulate)
+static void attention(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k,
+                      const sl_tensor *v, int heads, float scale, const sl_tensor *bias,
+                      bool accumulate)
 {
     bench_work *work = ctx->tap_user;
     work->attention += 4.0 * (double)q->shape[0] * (double)k->shape[0] * (double)q->shape[1];
     work->body->attention(ctx, o, q, k, v, heads, scale, bias, accumulate);
 }
 
-static bool attention_two(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k1, const sl_tensor *v1,
-                          const sl_tensor *k2, const sl_tensor *v2, int heads, float scale)
+static bool attention_two(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k1,
+                          const sl_tensor *v1, const sl_tensor *k2, const sl_tensor *v2, int heads,
+                          float scale)
 {
     bench_work *work = ctx->tap_user;
-    if (!work->body->attention_two || !work->body->attention_two(ctx, o, q, k1, v1, k2, v2, heads, scale)) return false;
-    work->attention += 4.0 * (double)q->shape[0] * (double)(k1->shape[0] + k2->shape[0]) * (double)q->shape[1];
+    if (!work->body->attention_two ||
+        !work->body->attention_two(ctx, o, q, k1, v1, k2, v2, heads, scale))
+        return false;
+    work->attention +=
+        4.0 * (double)q->shape[0] * (double)(k1->shape[0] + k2->shape[0]) * (double)q->shape[1];
     return true;
 }
 
-static void conv3d(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *history, const sl_tensor *w,
-                   const sl_tensor *b, const sl_tensor *residual, const sl_conv *c)
+static void conv3d(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *history,
+                   const sl_tensor *w, const sl_tensor *b, const sl_tensor *residual,
+                   const sl_conv *c)
 {
     bench_work *k = ctx->tap_user;
     k->conv += 2.0 * (double)sl_count(y) * (double)x->shape[3] * c->kt * c->kh * c->kw;
@@ -86,13 +94,15 @@ static sl_code open_device(bench *b, sl_err *err)
         size_t total;
         if (!(b->plugin = sl_plugin_cuda(err))) return err->code;
         if (b->ordinal >= b->plugin->devices())
-            return sl_fail(err, SL_ARG, "--device is %s, there are %d GPUs", b->device, b->plugin->devices());
-        if ((rc = b->plugin->use(b->ordinal, err)) || (rc = b->plugin->memory(b->ordinal, &b->free_at_start, &total, err)) ||
+            return sl_fail(err, SL_ARG, "--device is %s, there are %d GPUs", b->device,
+                           b->plugin->devices());
+        if ((rc = b->plugin->use(b->ordinal, err)) ||
+            (rc = b->plugin->memory(b->ordinal, &b->free_at_start, &total, err)) ||
             (rc = b->plugin->describe(b->ordinal, name, sizeof name, &sm, err)))
             return rc;
         b->body = b->plugin->ops;
-        printf("%s  %s, sm_%d, %.1f GiB, %.1f GiB free\n", b->device, name, sm, (double)total / (1 << 30),
-               (double)b->free_at_start / (1 << 30));
+        printf("%s  %s, sm_%d, %.1f GiB, %.1f GiB free\n", b->device, name, sm,
+               (double)total / (1 << 30), (double)b->free_at_start / (1 << 30));
     } else printf("cpu\n");
     b->ops = *b->body;
     b->ops.linear = linear;
@@ -132,7 +142,8 @@ static uint64_t mix(uint64_t x)
 static float normal(uint64_t i)
 {
     uint64_t r = mix(i);
-    float sum = (float)(r & 0xffff) + (float)(r >> 16 & 0xffff) + (float)(r >> 32 & 0xffff) + (float)(r >> 48);
+    float sum = (float)(r & 0xffff) + (float)(r >> 16 & 0xffff) + (float)(r >> 32 & 0xffff) +
+                (float)(r >> 48);
     return (sum - 131070) * 2.6429e-5f; /* 1 / (65536 sqrt(4 / 12)) */
 }
 
@@ -189,14 +200,15 @@ static int by_value(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-void bench_tell(bench *b, const char *what, const char *size, const bench_work *work, double bytes, size_t peak, double *seconds,
-                int count)
+void bench_tell(bench *b, const char *what, const char *size, const bench_work *work, double bytes,
+                size_t peak, double *seconds, int count)
 {
     static const bench_work NONE;
     const bench_work *k = work ? work : &NONE;
     const double operations = k->linear + k->attention + k->conv;
     qsort(seconds, (size_t)count, sizeof *seconds, by_value);
-    const double median = count % 2 ? seconds[count / 2] : (seconds[count / 2 - 1] + seconds[count / 2]) / 2;
+    const double median =
+        count % 2 ? seconds[count / 2] : (seconds[count / 2 - 1] + seconds[count / 2]) / 2;
     const int tail = count / 10; /* of many runs, the odd ones are left out of the spread */
     const double spread = (seconds[count - 1 - tail] - seconds[tail]) / median;
     const double arithmetic = b->product_rate > 0 ? operations / b->product_rate : 0,
@@ -205,18 +217,22 @@ void bench_tell(bench *b, const char *what, const char *size, const bench_work *
     char label[96];
     snprintf(label, sizeof label, "%s %s", what, size);
     printf("%-42s %11.3f ms  +-%4.1f %%", label, median * 1e3, 50 * spread);
-    if (operations > 0) printf(" %9.1f %cFLOP/s", operations / median * (b->plugin ? 1e-12 : 1e-9), b->plugin ? 'T' : 'G');
+    if (operations > 0)
+        printf(" %9.1f %cFLOP/s", operations / median * (b->plugin ? 1e-12 : 1e-9),
+               b->plugin ? 'T' : 'G');
     else if (bytes > 0) printf(" %9.1f GB/s   ", bytes / median * 1e-9);
     if (least > 0) printf("  floor %10.3f ms, %5.1f %%", least * 1e3, 100 * least / median);
     if (peak) printf("  peak %.2f GiB", (double)peak / (1 << 30));
     if (k->first > 2 * median + 0.1) printf("  first %.2f s", k->first);
     printf("\n");
     fflush(stdout);
-    json_array_append_new(b->results, json_pack("{s:s, s:s, s:f, s:f, s:f, s:f, s:i, s:f, s:f, s:f, s:f, s:f, s:f, s:I}", "what",
-                                                what, "size", size, "seconds", median, "first", k->first, "least", seconds[tail],
-                                                "most", seconds[count - 1 - tail], "runs", count, "linear_ops", k->linear,
-                                                "attention_ops", k->attention, "conv_ops", k->conv, "bytes", bytes, "floor", least,
-                                                "reached", least / median, "peak_bytes", (json_int_t)peak));
+    json_array_append_new(
+        b->results,
+        json_pack("{s:s, s:s, s:f, s:f, s:f, s:f, s:i, s:f, s:f, s:f, s:f, s:f, s:f, s:I}", "what",
+                  what, "size", size, "seconds", median, "first", k->first, "least", seconds[tail],
+                  "most", seconds[count - 1 - tail], "runs", count, "linear_ops", k->linear,
+                  "attention_ops", k->attention, "conv_ops", k->conv, "bytes", bytes, "floor",
+                  least, "reached", least / median, "peak_bytes", (json_int_t)peak));
 }
 
 static double seconds_of(bench_net *n, bench_run_fn *run, void *arg, int times)
@@ -227,26 +243,33 @@ static double seconds_of(bench_net *n, bench_run_fn *run, void *arg, int times)
     return (double)(sl_now_ns() - t0) * 1e-9 / times;
 }
 
-/* In use now: of a GPU all that this process has taken since its start, nothing of which was given back since. */
+/* In use now: of a GPU all that this process has taken since its start, nothing of which
+ * was given back since. */
 static size_t peak_of(bench_net *n, size_t held)
 {
     size_t now, total;
     const bench *b = n->b;
-    if (b->plugin && !b->plugin->memory(b->ordinal, &now, &total, NULL)) return now < b->free_at_start ? b->free_at_start - now : 0;
+    if (b->plugin && !b->plugin->memory(b->ordinal, &now, &total, NULL))
+        return now < b->free_at_start ? b->free_at_start - now : 0;
     return held + n->ctx.arena_bytes + (n->loader ? sl_loader_bytes(n->loader) : 0);
 }
 
-sl_code bench_time(bench_net *n, const char *what, const char *size, double bytes, size_t held, bench_run_fn *run, void *arg,
-                   sl_err *err)
+sl_code bench_time(bench_net *n, const char *what, const char *size, double bytes, size_t held,
+                   bench_run_fn *run, void *arg, sl_err *err)
 {
     double seconds[MOST_RUNS];
     n->work = (bench_work){.body = n->work.body};
     double once = seconds_of(n, run, arg, 1);
     bench_work work = n->work;
     work.first = once;
-    if (once < 1) once = seconds_of(n, run, arg, 1); /* the first makes plans and grows scratch */
+    /* the first makes plans and grows scratch */
+    if (once < 1) once = seconds_of(n, run, arg, 1);
     const int times = once < AT_LEAST_S ? (int)fmin(ceil(AT_LEAST_S / fmax(once, 1e-7)), 10000) : 1;
-    int count = n->b->repeat ? n->b->repeat : n->b->quick || once > 20 ? 1 : once > 5 ? 2 : once > 0.5 ? 3 : 7;
+    int count = n->b->repeat               ? n->b->repeat
+                : n->b->quick || once > 20 ? 1
+                : once > 5                 ? 2
+                : once > 0.5               ? 3
+                                           : 7;
     if (count > MOST_RUNS) count = MOST_RUNS;
     for (int i = 0; i < count; i++) seconds[i] = seconds_of(n, run, arg, times);
     const size_t peak = peak_of(n, held);
@@ -290,7 +313,8 @@ sl_code bench_ceilings(bench *b, sl_err *err)
     sl_code rc = bench_net_open(&c.n, b, NULL, err);
     if (rc) return rc;
     const sl_dtype act = sl_act(&c.n.ctx);
-    c.x = bench_tensor(&c.n, act, n, n, 1), c.w = bench_tensor(&c.n, act, n, n, 1), c.y = bench_tensor(&c.n, act, n, n, 1);
+    c.x = bench_tensor(&c.n, act, n, n, 1), c.w = bench_tensor(&c.n, act, n, n, 1),
+    c.y = bench_tensor(&c.n, act, n, n, 1);
     snprintf(size, sizeof size, "%lldx%lldx%lld", (long long)n, (long long)n, (long long)n);
     if (!(rc = bench_time(&c.n, "product", size, 0, sl_bytes(&c.x) * 3, run_product, &c, err)))
         b->product_rate = newest_rate(b, true);
@@ -300,7 +324,8 @@ sl_code bench_ceilings(bench *b, sl_err *err)
     if (!rc) {
         c.x = bench_tensor(&c.n, act, rows, 4096, 1), c.y = bench_tensor(&c.n, act, rows, 4096, 1);
         snprintf(size, sizeof size, "%zu MB", sl_bytes(&c.x) / 1000000);
-        rc = bench_time(&c.n, "copy", size, 2 * (double)sl_bytes(&c.x), sl_bytes(&c.x) * 2, run_copy, &c, err);
+        rc = bench_time(&c.n, "copy", size, 2 * (double)sl_bytes(&c.x), sl_bytes(&c.x) * 2,
+                        run_copy, &c, err);
         if (!rc) b->copy_rate = newest_rate(b, false);
         sl_device_free(&c.n.ctx, c.x.data);
         sl_device_free(&c.n.ctx, c.y.data);
@@ -313,33 +338,41 @@ sl_code bench_ceilings(bench *b, sl_err *err)
 
 static void usage(FILE *to)
 {
-    fprintf(to, "sluice bench [WHAT...] [--device cpu|cuda:N] [--model DIR] [--size WxHxFRAMES]... [--repeat N] [--steps N] "
+    fprintf(to, "sluice bench [WHAT...] [--device cpu|cuda:N] [--model DIR] [--size WxHxFRAMES]... "
+                "[--repeat N] [--steps N] "
                 "[--rows N] [--quick]\n"
                 "             [--guidance G] [--profile] [--image FILE] [--json FILE]\n"
                 "\n"
-                "How fast the networks and their parts run with random weights, each beside its floor: its operations over the "
+                "How fast the networks and their parts run with random weights, each beside its "
+                "floor: its operations over the "
                 "rate of this device's\n"
-                "matrix product, or its bytes over the rate of its copy, both measured first. Shapes are the 14B model's on a GPU; "
+                "matrix product, or its bytes over the rate of its copy, both measured first. "
+                "Shapes are the 14B model's on a GPU; "
                 "on a CPU, or with\n"
                 "--model, a checkpoint's (models/demo). WHAT, all but job if none is named:\n");
     for (int i = 0; i < PART_COUNT; i++) fprintf(to, "  %-10s %s\n", PARTS[i].name, PARTS[i].what);
     fprintf(to,
             "--repeat   timed runs of each (1 to %d)\n"
             "--rows     tokens that the DiT takes at a time where it can choose\n"
-            "--steps    of the job (the checkpoint's sluice.json, else 30; 2 with --quick); --image its picture (one is made)\n"
-            "--guidance of the job (the checkpoint's sluice.json, else 5: two forwards a step; 1 or less: one)\n"
+            "--steps    of the job (the checkpoint's sluice.json, else 30; 2 with --quick); "
+            "--image its picture (one is made)\n"
+            "--guidance of the job (the checkpoint's sluice.json, else 5: two forwards a step; 1 "
+            "or less: one)\n"
             "--quick    the smallest size, one run of each\n"
-            "--profile  one more run of each network with a clock around each operation: a table of where the time goes\n",
+            "--profile  one more run of each network with a clock around each operation: a table "
+            "of where the time goes\n",
             MOST_RUNS);
 }
 
-static sl_code number(const char *name, const char *text, long long lo, long long hi, long long *out, sl_err *err)
+static sl_code number(const char *name, const char *text, long long lo, long long hi,
+                      long long *out, sl_err *err)
 {
     char *end;
     errno = 0;
     *out = strtoll(text, &end, 10);
     if (errno || *end || end == text || *out < lo || *out > hi)
-        return sl_fail(err, SL_ARG, "%s is \"%.40s\", want an integer from %lld to %lld", name, text, lo, hi);
+        return sl_fail(err, SL_ARG, "%s is \"%.40s\", want an integer from %lld to %lld", name,
+                       text, lo, hi);
     return SL_OK;
 }
 
@@ -356,14 +389,17 @@ static sl_code add_size(bench *b, const char *text, sl_err *err)
 {
     bench_size s = {0};
     int end = 0;
-    if (b->size_count == BENCH_SIZES) return sl_fail(err, SL_ARG, "--size is given more than %d times", BENCH_SIZES);
-    if (sscanf(text, "%5dx%5dx%4d%n", &s.w, &s.h, &s.frames, &end) != 3 || text[end] || s.w < 16 || s.h < 16 || s.w % 16 ||
-        s.h % 16 || s.frames < 1 || s.frames % 4 != 1)
+    if (b->size_count == BENCH_SIZES)
+        return sl_fail(err, SL_ARG, "--size is given more than %d times", BENCH_SIZES);
+    if (sscanf(text, "%5dx%5dx%4d%n", &s.w, &s.h, &s.frames, &end) != 3 || text[end] || s.w < 16 ||
+        s.h < 16 || s.w % 16 || s.h % 16 || s.frames < 1 || s.frames % 4 != 1)
         return sl_fail(err, SL_ARG,
-                       "--size is \"%.40s\", want WIDTHxHEIGHTxFRAMES such as 1280x720x81, multiples of 16 and 4n + 1 frames",
+                       "--size is \"%.40s\", want WIDTHxHEIGHTxFRAMES such as 1280x720x81, "
+                       "multiples of 16 and 4n + 1 frames",
                        text);
     int at = b->size_count++;
-    for (; at > 0 && (int64_t)b->sizes[at - 1].w * b->sizes[at - 1].h * b->sizes[at - 1].frames > (int64_t)s.w * s.h * s.frames;
+    for (; at > 0 && (int64_t)b->sizes[at - 1].w * b->sizes[at - 1].h * b->sizes[at - 1].frames >
+                         (int64_t)s.w * s.h * s.frames;
          at--)
         b->sizes[at] = b->sizes[at - 1];
     b->sizes[at] = s;
@@ -373,16 +409,17 @@ static sl_code add_size(bench *b, const char *text, sl_err *err)
 static sl_code copy_text(char *out, size_t size, const char *name, const char *text, sl_err *err)
 {
     if ((size_t)snprintf(out, size, "%s", text) >= size)
-        return sl_fail(err, SL_ARG, "%s has %zu bytes, want fewer than %zu", name, strlen(text), size);
+        return sl_fail(err, SL_ARG, "%s has %zu bytes, want fewer than %zu", name, strlen(text),
+                       size);
     return SL_OK;
 }
 
 static sl_code parse(bench *b, bool wanted[PART_COUNT], int argc, char **argv, sl_err *err)
 {
-    static const struct option LONG[] = {{"device", 1, 0, 'd'},  {"json", 1, 0, 'j'},     {"model", 1, 0, 'm'},
-                                         {"size", 1, 0, 's'},    {"repeat", 1, 0, 'r'},   {"steps", 1, 0, 'n'},
-                                         {"image", 1, 0, 'i'},   {"rows", 1, 0, 'o'},     {"quick", 0, 0, 'q'},
-                                         {"profile", 0, 0, 'p'}, {"guidance", 1, 0, 'g'}, {0, 0, 0, 0}};
+    static const struct option LONG[] = {
+        {"device", 1, 0, 'd'}, {"json", 1, 0, 'j'},    {"model", 1, 0, 'm'},    {"size", 1, 0, 's'},
+        {"repeat", 1, 0, 'r'}, {"steps", 1, 0, 'n'},   {"image", 1, 0, 'i'},    {"rows", 1, 0, 'o'},
+        {"quick", 0, 0, 'q'},  {"profile", 0, 0, 'p'}, {"guidance", 1, 0, 'g'}, {0, 0, 0, 0}};
     sl_code rc = SL_OK;
     long long n;
     int c, named = 0;
@@ -391,51 +428,64 @@ static sl_code parse(bench *b, bool wanted[PART_COUNT], int argc, char **argv, s
     while (!rc && (c = getopt_long(argc, argv, "", LONG, NULL)) >= 0) {
         if (c == 'd') rc = copy_text(b->device, sizeof b->device, "--device", optarg, err);
         else if (c == 'j') rc = copy_text(b->json, sizeof b->json, "--json", optarg, err);
-        else if (c == 'm') rc = copy_text(b->model_dir, sizeof b->model_dir, "--model", optarg, err);
+        else if (c == 'm')
+            rc = copy_text(b->model_dir, sizeof b->model_dir, "--model", optarg, err);
         else if (c == 'i') rc = copy_text(b->image, sizeof b->image, "--image", optarg, err);
         else if (c == 's') rc = add_size(b, optarg, err);
         else if (c == 'q') b->quick = true;
         else if (c == 'p') b->profile = true;
-        else if (c == 'r') rc = number("--repeat", optarg, 1, MOST_RUNS, &n, err), b->repeat = rc ? 0 : (int)n;
-        else if (c == 'n') rc = number("--steps", optarg, 1, 1000, &n, err), b->steps = rc ? 0 : (int)n;
+        else if (c == 'r')
+            rc = number("--repeat", optarg, 1, MOST_RUNS, &n, err), b->repeat = rc ? 0 : (int)n;
+        else if (c == 'n')
+            rc = number("--steps", optarg, 1, 1000, &n, err), b->steps = rc ? 0 : (int)n;
         else if (c == 'g') rc = real("--guidance", optarg, &b->guidance, err);
         else if (c == 'o') rc = number("--rows", optarg, 1, 1 << 24, &n, err), b->rows = rc ? 0 : n;
-        else rc = sl_fail(err, SL_ARG, "bench: %.60s is unknown or lacks its value: sluice bench --help", argv[optind - 1]);
+        else
+            rc = sl_fail(err, SL_ARG,
+                         "bench: %.60s is unknown or lacks its value: sluice bench --help",
+                         argv[optind - 1]);
     }
     for (int i = optind; i < argc && !rc; i++, named++) {
         int k = 0;
         while (k < PART_COUNT && strcmp(PARTS[k].name, argv[i])) k++;
         if (k == PART_COUNT)
             return sl_fail(err, SL_ARG,
-                           "bench: \"%.60s\" is nothing that can be measured, want some of gemm attention conv handover image text "
+                           "bench: \"%.60s\" is nothing that can be measured, want some of gemm "
+                           "attention conv handover image text "
                            "condition decode dit job",
                            argv[i]);
         wanted[k] = true;
     }
     for (int k = 0; k < PART_COUNT && !named; k++) wanted[k] = !PARTS[k].asked_only;
     if (rc) return rc;
-    if (strcmp(b->device, "cpu") &&
-        (strncmp(b->device, "cuda:", 5) || number("--device's number", b->device + 5, 0, 1023, &n, NULL)))
+    if (strcmp(b->device, "cpu") && (strncmp(b->device, "cuda:", 5) ||
+                                     number("--device's number", b->device + 5, 0, 1023, &n, NULL)))
         return sl_fail(err, SL_ARG, "--device is \"%s\", want cpu or cuda:N", b->device);
     if (strcmp(b->device, "cpu")) b->ordinal = atoi(b->device + 5);
     return SL_OK;
 }
 
-/* Sizes, steps and guidance that were not given; the folder of the shapes, and the shapes. */
+/* Sizes, steps and guidance that were not given; the folder of the shapes, and the
+ * shapes. */
 static sl_code complete(bench *b, const char *private_dir, sl_err *err)
 {
     const bool cpu = !strcmp(b->device, "cpu");
-    static const char *const CPU[] = {"160x96x9", "320x192x17"}, *const GPU[] = {"832x480x81", "1024x576x81", "1280x720x81"};
+    static const char *const CPU[] = {"160x96x9", "320x192x17"}, *const GPU[] = {"832x480x81",
+                                                                                 "1024x576x81",
+                                                                                 "1280x720x81"};
     cli_job d;
     sl_code rc;
     if (!b->size_count)
         for (int i = 0; i < (b->quick ? 1 : cpu ? 2 : 3); i++)
             if ((rc = add_size(b, cpu ? CPU[i] : GPU[i], err))) return rc;
     if ((rc = program_dir(b->program_dir, err))) return rc;
-    if (!*b->model_dir && cpu) rc = sl_path_join(b->model_dir, b->program_dir, "../models/demo", err);
-    else if (!*b->model_dir && !(rc = sl_path_join(b->model_dir, private_dir, "14b", err))) rc = bench_write_14b(b->model_dir, err);
+    if (!*b->model_dir && cpu)
+        rc = sl_path_join(b->model_dir, b->program_dir, "../models/demo", err);
+    else if (!*b->model_dir && !(rc = sl_path_join(b->model_dir, private_dir, "14b", err)))
+        rc = bench_write_14b(b->model_dir, err);
     if (rc) return rc;
-    if ((rc = sl_model_open(&b->model, b->model_dir, err))) return sl_context(err, rc, "the shapes to measure (--model DIR)");
+    if ((rc = sl_model_open(&b->model, b->model_dir, err)))
+        return sl_context(err, rc, "the shapes to measure (--model DIR)");
     rc = defaults_read(&d, b->model_dir, err);
     if (!b->steps) b->steps = b->quick ? 2 : d.has_steps ? d.spec.steps : 30;
     if (isnan(b->guidance)) b->guidance = d.has_guidance ? d.spec.guidance : 5;
@@ -448,10 +498,12 @@ static sl_code write_json(const bench *b, sl_err *err)
     char name[128] = "cpu";
     int sm = 0;
     if (b->plugin) b->plugin->describe(b->ordinal, name, sizeof name, &sm, NULL);
-    json_t *root = json_pack("{s:s, s:s, s:i, s:f, s:f, s:O}", "device", b->device, "name", name, "sm", sm, "product_rate",
-                             b->product_rate, "copy_rate", b->copy_rate, "results", b->results);
+    json_t *root = json_pack("{s:s, s:s, s:i, s:f, s:f, s:O}", "device", b->device, "name", name,
+                             "sm", sm, "product_rate", b->product_rate, "copy_rate", b->copy_rate,
+                             "results", b->results);
     errno = 0;
-    int bad = !root || json_dump_file(root, b->json, JSON_INDENT(2) | JSON_REAL_PRECISION(9)), why = errno;
+    int bad = !root || json_dump_file(root, b->json, JSON_INDENT(2) | JSON_REAL_PRECISION(9)),
+        why = errno;
     json_decref(root);
     return bad ? sl_fail_errno(err, why ? why : EIO, "report %s", b->json) : SL_OK;
 }
@@ -469,8 +521,8 @@ int cli_bench(int argc, char **argv)
         json_decref(b.results);
         return EXIT_OK;
     }
-    if ((rc = parse(&b, wanted, argc + 1, argv - 1, &err)) || (rc = make_run_dir(private_dir, "", &err)) ||
-        (rc = complete(&b, private_dir, &err))) {
+    if ((rc = parse(&b, wanted, argc + 1, argv - 1, &err)) ||
+        (rc = make_run_dir(private_dir, "", &err)) || (rc = complete(&b, private_dir, &err))) {
         complain("%s", err.msg);
         if (*private_dir) remove_tree(private_dir);
         json_decref(b.results);
@@ -483,11 +535,13 @@ int cli_bench(int argc, char **argv)
     const int64_t opened = sl_now_ns();
     if (!rc) rc = bench_ceilings(&b, &err);
     if (!rc)
-        printf("start-up %.2f s: device %.2f s, rates %.2f s\n", (double)(sl_now_ns() - started) * 1e-9,
-               (double)(opened - opening) * 1e-9, (double)(sl_now_ns() - opened) * 1e-9);
+        printf("start-up %.2f s: device %.2f s, rates %.2f s\n",
+               (double)(sl_now_ns() - started) * 1e-9, (double)(opened - opening) * 1e-9,
+               (double)(sl_now_ns() - opened) * 1e-9);
     for (int i = 0; i < PART_COUNT && (b.product_rate > 0 || !rc); i++) {
         sl_err own = {0}; /* the others are still worth measuring */
-        if (wanted[i] && PARTS[i].run(&b, &own)) complain("bench %s: %s", PARTS[i].name, own.msg), rc = own.code;
+        if (wanted[i] && PARTS[i].run(&b, &own))
+            complain("bench %s: %s", PARTS[i].name, own.msg), rc = own.code;
     }
     bench_handover_stop(&b);
     if (*b.json) {

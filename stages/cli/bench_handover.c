@@ -1,6 +1,8 @@
-/* bench_handover.c - tensors handed to another process: from the moment it asks for a slot to the end of the copy out of that slot.
+/* bench_handover.c - tensors handed to another process: from the moment it asks for a
+ * slot to the end of the copy out of that slot.
  *
- * The other process is forked before this one touches a GPU, since CUDA does not survive a fork; it opens the device itself. */
+ * The other process is forked before this one touches a GPU, since CUDA does not survive
+ * a fork; it opens the device itself. */
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
@@ -21,7 +23,8 @@
 
 enum { MOST = 1000, WARM = 10 };
 
-/* To the sender: open this pool and make ready to send `bytes` each time; with none: send once. */
+/* To the sender: open this pool and make ready to send `bytes` each time; with none: send
+ * once. */
 typedef struct {
     sl_pool_handle pool;
     int64_t bytes;
@@ -39,8 +42,11 @@ static sl_code receive(int socket, void *message, size_t size, int wait_ms, sl_e
     int64_t end = sl_now_ns() + (int64_t)wait_ms * 1000000;
     int n;
     while ((n = poll(&p, 1, wait_ms)) < 0 && errno == EINTR && sl_now_ns() < end) continue;
-    if (n <= 0) return sl_fail(err, SL_TIMEOUT, "hand-over: no answer of the other process within %d s", wait_ms / 1000);
-    if (read(socket, message, size) != (ssize_t)size) return sl_fail(err, SL_GONE, "hand-over: the other process has ended");
+    if (n <= 0)
+        return sl_fail(err, SL_TIMEOUT, "hand-over: no answer of the other process within %d s",
+                       wait_ms / 1000);
+    if (read(socket, message, size) != (ssize_t)size)
+        return sl_fail(err, SL_GONE, "hand-over: the other process has ended");
     return SL_OK;
 }
 
@@ -104,7 +110,8 @@ static void sender_run(bench *b, int socket)
     request r;
     sl_code rc = sender_device(b, &err);
     if (!rc) rc = bench_net_open(&s.n, b, NULL, &err);
-    while (read(socket, &r, sizeof r) == (ssize_t)sizeof r) { /* until the parent closes its end, or dies and takes us with it */
+    /* until the parent closes its end, or dies and takes us with it */
+    while (read(socket, &r, sizeof r) == (ssize_t)sizeof r) {
         answer a = {.err = err};
         if (!rc && (r.bytes ? sender_open(&s, &r, &a.err) : sender_send(&s, &a, &a.err)))
             a.err.code = a.err.code ? a.err.code : SL_INTERNAL;
@@ -119,7 +126,8 @@ sl_code bench_handover_start(bench *b, sl_err *err)
 {
     int s[2];
     pid_t self = getpid();
-    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, s)) return sl_fail_errno(err, errno, "hand-over: a pair of sockets");
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, s))
+        return sl_fail_errno(err, errno, "hand-over: a pair of sockets");
     fflush(NULL);
     b->peer = fork();
     if (b->peer == 0) {
@@ -151,7 +159,8 @@ static sl_code once(bench_net *n, sl_pool *pool, const sl_tensor *to, double *se
     sl_tensor t;
     answer a = {0};
     sl_code rc;
-    if ((rc = send_all(n->b->peer_socket, &go, sizeof go, err)) || (rc = receive(n->b->peer_socket, &a, sizeof a, WAIT_MS, err)))
+    if ((rc = send_all(n->b->peer_socket, &go, sizeof go, err)) ||
+        (rc = receive(n->b->peer_socket, &a, sizeof a, WAIT_MS, err)))
         return rc;
     if (a.err.code) return sl_fail(err, a.err.code, "hand-over, the sender: %s", a.err.msg);
     if ((rc = sl_lease_open(&l, pool, &a.ticket, n->ctx.stream, err))) return rc;
@@ -173,19 +182,25 @@ static sl_code time_size(bench_net *n, int64_t bytes, const char *size, int coun
     double ignored;
     sl_tensor to = bench_tensor(n, SL_F32, 1, bytes / 4, 1);
     sl_code rc = sl_ctx_error(&n->ctx, err);
-    if (!rc) rc = sl_pool_create(&pool, "bench", b->plugin ? SL_POOL_CUDA : SL_POOL_HOST, 2, (size_t)bytes + SLOT_TABLE, err);
+    if (!rc)
+        rc = sl_pool_create(&pool, "bench", b->plugin ? SL_POOL_CUDA : SL_POOL_HOST, 2,
+                            (size_t)bytes + SLOT_TABLE, err);
     if (!rc) {
         sl_pool_export(pool, &r.pool);
-        if (!(rc = send_all(b->peer_socket, &r, sizeof r, err))) rc = receive(b->peer_socket, &a, sizeof a, WAIT_MS, err);
-        if (!rc && a.err.code) rc = sl_fail(err, a.err.code, "hand-over, the sender: %s", a.err.msg);
+        if (!(rc = send_all(b->peer_socket, &r, sizeof r, err)))
+            rc = receive(b->peer_socket, &a, sizeof a, WAIT_MS, err);
+        if (!rc && a.err.code)
+            rc = sl_fail(err, a.err.code, "hand-over, the sender: %s", a.err.msg);
     }
     for (int i = 0; i < WARM && !rc; i++) rc = once(n, pool, &to, &ignored, err);
     if (!rc && b->plugin) rc = b->plugin->memory(b->ordinal, &before, &total, err);
     for (int i = 0; i < count && !rc; i++) rc = once(n, pool, &to, &seconds[i], err);
     if (!rc && b->plugin) rc = b->plugin->memory(b->ordinal, &after, &total, err);
     if (!rc && after < before)
-        rc = sl_fail(err, SL_CUDA, "hand-over: %zu bytes of the GPU are gone after %d of %s", before - after, count, size);
-    if (!rc) bench_tell(b, "handover", size, NULL, 4 * (double)bytes, 0, seconds, count); /* into the slot, and out of it */
+        rc = sl_fail(err, SL_CUDA, "hand-over: %zu bytes of the GPU are gone after %d of %s",
+                     before - after, count, size);
+    /* into the slot, and out of it */
+    if (!rc) bench_tell(b, "handover", size, NULL, 4 * (double)bytes, 0, seconds, count);
     sl_pool_close(&pool);
     sl_device_free(&n->ctx, to.data);
     return rc;
@@ -194,7 +209,8 @@ static sl_code time_size(bench_net *n, int64_t bytes, const char *size, int coun
 sl_code bench_handover(bench *b, sl_err *err)
 {
     const bench_size *s = &b->sizes[b->size_count - 1];
-    const int64_t latents = (int64_t)b->model.vae.z * ((s->frames - 1) / 4 + 1) * (s->h / 8) * (s->w / 8) * 4;
+    const int64_t latents =
+        (int64_t)b->model.vae.z * ((s->frames - 1) / 4 + 1) * (s->h / 8) * (s->w / 8) * 4;
     char size[64];
     bench_net n;
     sl_code rc;

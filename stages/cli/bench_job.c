@@ -1,4 +1,5 @@
-/* bench_job.c - a whole job of the 14B model with random weights through all processes, with the GPU memory of each process. */
+/* bench_job.c - a whole job of the 14B model with random weights through all processes,
+ * with the GPU memory of each process. */
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
@@ -12,46 +13,64 @@
 #include "stages/cli/bench.h"
 #include "stages/cli/cli.h"
 
-/* Spec 1.2 to 1.7: what the configurations of Wan2.1-I2V-14B say where it is not their default. */
+/* Spec 1.2 to 1.7: what the configurations of Wan2.1-I2V-14B say where it is not their
+ * default. */
 static const struct {
     const char *dir, *file, *text;
 } FILES[] = {
     {"", "model_index.json",
-     "{\"_class_name\": \"WanImageToVideoPipeline\", \"image_encoder\": [\"transformers\", \"CLIPVisionModel\"],\n"
-     " \"image_processor\": [\"transformers\", \"CLIPImageProcessor\"], \"scheduler\": [\"diffusers\", "
+     "{\"_class_name\": \"WanImageToVideoPipeline\", \"image_encoder\": [\"transformers\", "
+     "\"CLIPVisionModel\"],\n"
+     " \"image_processor\": [\"transformers\", \"CLIPImageProcessor\"], \"scheduler\": "
+     "[\"diffusers\", "
      "\"UniPCMultistepScheduler\"],\n"
-     " \"text_encoder\": [\"transformers\", \"UMT5EncoderModel\"], \"tokenizer\": [\"transformers\", \"T5TokenizerFast\"],\n"
-     " \"transformer\": [\"diffusers\", \"WanTransformer3DModel\"], \"vae\": [\"diffusers\", \"AutoencoderKLWan\"]}\n"},
+     " \"text_encoder\": [\"transformers\", \"UMT5EncoderModel\"], \"tokenizer\": "
+     "[\"transformers\", \"T5TokenizerFast\"],\n"
+     " \"transformer\": [\"diffusers\", \"WanTransformer3DModel\"], \"vae\": [\"diffusers\", "
+     "\"AutoencoderKLWan\"]}\n"},
     {"transformer", "config.json",
-     "{\"_class_name\": \"WanTransformer3DModel\", \"num_layers\": 40, \"num_attention_heads\": 40, \"attention_head_dim\": 128, "
+     "{\"_class_name\": \"WanTransformer3DModel\", \"num_layers\": 40, \"num_attention_heads\": "
+     "40, \"attention_head_dim\": 128, "
      "\"ffn_dim\": 13824,\n"
-     " \"in_channels\": 36, \"out_channels\": 16, \"text_dim\": 4096, \"freq_dim\": 256, \"image_dim\": 1280, "
+     " \"in_channels\": 36, \"out_channels\": 16, \"text_dim\": 4096, \"freq_dim\": 256, "
+     "\"image_dim\": 1280, "
      "\"added_kv_proj_dim\": 5120,\n"
-     " \"patch_size\": [1, 2, 2], \"cross_attn_norm\": true, \"qk_norm\": \"rms_norm_across_heads\", \"eps\": 1e-06, "
+     " \"patch_size\": [1, 2, 2], \"cross_attn_norm\": true, \"qk_norm\": "
+     "\"rms_norm_across_heads\", \"eps\": 1e-06, "
      "\"rope_max_seq_len\": 1024,\n"
      " \"pos_embed_seq_len\": null}\n"},
     {"text_encoder", "config.json",
-     "{\"architectures\": [\"UMT5EncoderModel\"], \"model_type\": \"umt5\", \"num_layers\": 24, \"num_heads\": 64, \"d_kv\": 64, "
+     "{\"architectures\": [\"UMT5EncoderModel\"], \"model_type\": \"umt5\", \"num_layers\": 24, "
+     "\"num_heads\": 64, \"d_kv\": 64, "
      "\"d_model\": 4096,\n"
-     " \"d_ff\": 10240, \"vocab_size\": 256384, \"relative_attention_num_buckets\": 32, \"relative_attention_max_distance\": 128,\n"
-     " \"feed_forward_proj\": \"gated-gelu\", \"dense_act_fn\": \"gelu_new\", \"is_gated_act\": true, \"layer_norm_epsilon\": "
+     " \"d_ff\": 10240, \"vocab_size\": 256384, \"relative_attention_num_buckets\": 32, "
+     "\"relative_attention_max_distance\": 128,\n"
+     " \"feed_forward_proj\": \"gated-gelu\", \"dense_act_fn\": \"gelu_new\", \"is_gated_act\": "
+     "true, \"layer_norm_epsilon\": "
      "1e-06}\n"},
     {"image_encoder", "config.json",
-     "{\"architectures\": [\"CLIPVisionModel\"], \"model_type\": \"clip_vision_model\", \"num_hidden_layers\": 32, "
+     "{\"architectures\": [\"CLIPVisionModel\"], \"model_type\": \"clip_vision_model\", "
+     "\"num_hidden_layers\": 32, "
      "\"num_attention_heads\": 16,\n"
-     " \"hidden_size\": 1280, \"intermediate_size\": 5120, \"patch_size\": 14, \"image_size\": 224, \"hidden_act\": \"gelu\", "
+     " \"hidden_size\": 1280, \"intermediate_size\": 5120, \"patch_size\": 14, \"image_size\": "
+     "224, \"hidden_act\": \"gelu\", "
      "\"layer_norm_eps\": 1e-05}\n"},
     {"image_processor", "preprocessor_config.json",
-     "{\"do_convert_rgb\": true, \"do_resize\": true, \"do_center_crop\": true, \"do_rescale\": true, \"do_normalize\": true, "
+     "{\"do_convert_rgb\": true, \"do_resize\": true, \"do_center_crop\": true, \"do_rescale\": "
+     "true, \"do_normalize\": true, "
      "\"resample\": 3,\n"
-     " \"size\": {\"shortest_edge\": 224}, \"crop_size\": {\"height\": 224, \"width\": 224}, \"rescale_factor\": "
+     " \"size\": {\"shortest_edge\": 224}, \"crop_size\": {\"height\": 224, \"width\": 224}, "
+     "\"rescale_factor\": "
      "0.00392156862745098,\n"
-     " \"image_mean\": [0.48145466, 0.4578275, 0.40821073], \"image_std\": [0.26862954, 0.26130258, 0.27577711]}\n"},
+     " \"image_mean\": [0.48145466, 0.4578275, 0.40821073], \"image_std\": [0.26862954, "
+     "0.26130258, 0.27577711]}\n"},
     {"vae", "config.json",
-     "{\"_class_name\": \"AutoencoderKLWan\", \"base_dim\": 96, \"dim_mult\": [1, 2, 4, 4], \"num_res_blocks\": 2, \"z_dim\": 16,\n"
+     "{\"_class_name\": \"AutoencoderKLWan\", \"base_dim\": 96, \"dim_mult\": [1, 2, 4, 4], "
+     "\"num_res_blocks\": 2, \"z_dim\": 16,\n"
      " \"temperal_downsample\": [false, true, true], \"attn_scales\": []}\n"},
     {"scheduler", "scheduler_config.json",
-     "{\"_class_name\": \"UniPCMultistepScheduler\", \"flow_shift\": 5.0, \"prediction_type\": \"flow_prediction\", "
+     "{\"_class_name\": \"UniPCMultistepScheduler\", \"flow_shift\": 5.0, \"prediction_type\": "
+     "\"flow_prediction\", "
      "\"use_flow_sigmas\": true,\n"
      " \"num_train_timesteps\": 1000, \"solver_order\": 2, \"solver_type\": \"bh2\"}\n"},
 };
@@ -72,7 +91,9 @@ sl_code bench_write_14b(const char *dir, sl_err *err)
     for (size_t i = 0; i < sizeof FILES / sizeof *FILES && !rc; i++) {
         if (*FILES[i].dir) rc = sl_path_join(folder, dir, FILES[i].dir, err);
         else snprintf(folder, sizeof folder, "%s", dir);
-        if (rc || (rc = make_dirs(folder, err)) || (rc = sl_path_join(path, folder, FILES[i].file, err))) break;
+        if (rc || (rc = make_dirs(folder, err)) ||
+            (rc = sl_path_join(path, folder, FILES[i].file, err)))
+            break;
         rc = write_text(path, FILES[i].text, strlen(FILES[i].text), err);
     }
     return rc;
@@ -83,9 +104,12 @@ static sl_code add_tokenizer(const bench *b, sl_err *err)
 {
     char from[SL_PATH], to[SL_PATH];
     sl_code rc = sl_path_join(to, b->model_dir, "tokenizer", err);
-    if (rc || (rc = make_dirs(to, err)) || (rc = sl_path_join(to, b->model_dir, "tokenizer/spiece.model", err))) return rc;
+    if (rc || (rc = make_dirs(to, err)) ||
+        (rc = sl_path_join(to, b->model_dir, "tokenizer/spiece.model", err)))
+        return rc;
     if (!access(to, R_OK)) return SL_OK;
-    if ((rc = sl_path_join(from, b->program_dir, "../models/demo/tokenizer/spiece.model", err))) return rc;
+    if ((rc = sl_path_join(from, b->program_dir, "../models/demo/tokenizer/spiece.model", err)))
+        return rc;
     if (access(from, R_OK)) snprintf(from, sizeof from, "models/demo/tokenizer/spiece.model");
     return copy_file(from, to, err);
 }
@@ -96,15 +120,27 @@ static sl_code make_picture(const char *path, int w, int h, sl_err *err)
     const size_t row = ((size_t)w * 3 + 3) / 4 * 4, size = 54 + row * (size_t)h;
     uint8_t *p = calloc(1, size);
     if (!p) return sl_fail(err, SL_NOMEM, "a picture of %zu bytes", size);
-    const uint32_t head[] = {(uint32_t)size, 0,    54, 40, (uint32_t)w, (uint32_t)h, 1 | 24 << 16, 0, (uint32_t)(row * (size_t)h),
-                             2835,           2835, 0,  0};
+    const uint32_t head[] = {(uint32_t)size,
+                             0,
+                             54,
+                             40,
+                             (uint32_t)w,
+                             (uint32_t)h,
+                             1 | 24 << 16,
+                             0,
+                             (uint32_t)(row * (size_t)h),
+                             2835,
+                             2835,
+                             0,
+                             0};
     memcpy(p, "BM", 2);
     memcpy(p + 2, head, sizeof head);
     for (int y = 0; y < h; y++)
         for (int x = 0; x < w; x++)
             for (int c = 0; c < 3; c++) {
                 int at = (x * (c + 2) + y * (4 - c)) / 4 % 510;
-                p[54 + (size_t)y * row + (size_t)x * 3 + (size_t)c] = (uint8_t)(at < 256 ? at : 510 - at);
+                p[54 + (size_t)y * row + (size_t)x * 3 + (size_t)c] =
+                    (uint8_t)(at < 256 ? at : 510 - at);
             }
     sl_code rc = write_text(path, p, size, err);
     free(p);
@@ -135,7 +171,9 @@ static void note(watch *w, const char *name, uint64_t bytes)
 static void ask_smi(watch *w)
 {
     char line[128], path[64], name[32];
-    FILE *f = popen("nvidia-smi --query-compute-apps=pid,used_memory --format=csv,noheader,nounits 2>/dev/null", "re");
+    FILE *f = popen(
+        "nvidia-smi --query-compute-apps=pid,used_memory --format=csv,noheader,nounits 2>/dev/null",
+        "re");
     while (f && fgets(line, sizeof line, f)) {
         int pid;
         unsigned long long mib;
@@ -151,7 +189,8 @@ static void ask_smi(watch *w)
     if (f) pclose(f);
 }
 
-static sl_code watch_until_end(const bench *b, pid_t pid, int64_t limit_s, watch *w, int *status, sl_err *err)
+static sl_code watch_until_end(const bench *b, pid_t pid, int64_t limit_s, watch *w, int *status,
+                               sl_err *err)
 {
     const int64_t end = sl_now_ns() + limit_s * 1000000000;
     w->least_free = SIZE_MAX;
@@ -165,7 +204,8 @@ static sl_code watch_until_end(const bench *b, pid_t pid, int64_t limit_s, watch
             waitpid(pid, status, 0);
             return sl_fail(err, SL_TIMEOUT, "the job took more than %lld s", (long long)limit_s);
         }
-        if (b->plugin && !b->plugin->memory(b->ordinal, &now, &total, NULL) && now < w->least_free) w->least_free = now;
+        if (b->plugin && !b->plugin->memory(b->ordinal, &now, &total, NULL) && now < w->least_free)
+            w->least_free = now;
         if (b->plugin && turn % 10 == 0) ask_smi(w);
         usleep(200000);
     }
@@ -186,7 +226,8 @@ static pid_t start(char *const argv[], sl_err *err)
     return pid;
 }
 
-static sl_code tell(bench *b, const bench_size *s, const char *report_path, const watch *w, size_t free_before, sl_err *err)
+static sl_code tell(bench *b, const bench_size *s, const char *report_path, const watch *w,
+                    size_t free_before, sl_err *err)
 {
     json_t *told, *processes = json_object();
     sl_code rc = sl_json_read(&told, report_path, 64 << 20, err);
@@ -197,36 +238,43 @@ static sl_code tell(bench *b, const bench_size *s, const char *report_path, cons
     }
     const double total = json_number_value(json_object_get(told, "total")),
                  lost = json_number_value(json_object_get(told, "unaccounted"));
-    printf("job %dx%dx%d, %d steps, guidance %g: %.2f s, %.2f %% unaccounted for, peak %.2f GiB of the GPU\n", s->w, s->h,
-           s->frames, b->steps, b->guidance, total, total > 0 ? 100 * lost / total : 0, (double)peak / (1 << 30));
+    printf("job %dx%dx%d, %d steps, guidance %g: %.2f s, %.2f %% unaccounted for, peak %.2f GiB of "
+           "the GPU\n",
+           s->w, s->h, s->frames, b->steps, b->guidance, total, total > 0 ? 100 * lost / total : 0,
+           (double)peak / (1 << 30));
     for (int i = 0; i < w->count; i++) {
         printf("  %-20s at most %.2f GiB of the GPU\n", w->name[i], (double)w->most[i] / (1 << 30));
         json_object_set_new(processes, w->name[i], json_integer((json_int_t)w->most[i]));
     }
     char size[64];
     snprintf(size, sizeof size, "%dx%dx%d", s->w, s->h, s->frames);
-    json_array_append_new(b->results, json_pack("{s:s, s:s, s:i, s:f, s:f, s:f, s:I, s:o, s:o}", "what", "job", "size", size,
-                                                "steps", b->steps, "guidance", b->guidance, "seconds", total, "unaccounted", lost,
-                                                "peak_bytes", (json_int_t)peak, "processes", processes, "report", told));
+    json_array_append_new(b->results,
+                          json_pack("{s:s, s:s, s:i, s:f, s:f, s:f, s:I, s:o, s:o}", "what", "job",
+                                    "size", size, "steps", b->steps, "guidance", b->guidance,
+                                    "seconds", total, "unaccounted", lost, "peak_bytes",
+                                    (json_int_t)peak, "processes", processes, "report", told));
     return SL_OK;
 }
 
 sl_code bench_job(bench *b, sl_err *err)
 {
     const bench_size *s = &b->sizes[b->size_count - 1];
-    char dir[SL_PATH], program[SL_PATH], conf[SL_PATH], picture[SL_PATH], video[SL_PATH], told[SL_PATH], text[256], w[16], h[16],
-        f[16], n[16], guidance[32];
+    char dir[SL_PATH], program[SL_PATH], conf[SL_PATH], picture[SL_PATH], video[SL_PATH],
+        told[SL_PATH], text[256], w[16], h[16], f[16], n[16], guidance[32];
     size_t free_before = 0, total;
     watch seen = {.count = 0};
     int status = 0;
     sl_code rc = make_run_dir(dir, "", err);
     if (rc) return rc;
-    if ((rc = sl_path_join(program, b->program_dir, "sluice", err)) || (rc = sl_path_join(conf, dir, "bench.cfg", err)) ||
-        (rc = sl_path_join(picture, dir, "picture.bmp", err)) || (rc = sl_path_join(video, dir, "video.mp4", err)) ||
+    if ((rc = sl_path_join(program, b->program_dir, "sluice", err)) ||
+        (rc = sl_path_join(conf, dir, "bench.cfg", err)) ||
+        (rc = sl_path_join(picture, dir, "picture.bmp", err)) ||
+        (rc = sl_path_join(video, dir, "video.mp4", err)) ||
         (rc = sl_path_join(told, dir, "report.json", err)) || (rc = add_tokenizer(b, err)))
         goto done;
-    snprintf(text, sizeof text, "model: { random = 1; };\nlimits: { pixels = %lld; frames = %d; };\n", (long long)s->w * s->h,
-             s->frames);
+    snprintf(text, sizeof text,
+             "model: { random = 1; };\nlimits: { pixels = %lld; frames = %d; };\n",
+             (long long)s->w * s->h, s->frames);
     if ((rc = write_text(conf, text, strlen(text), err))) goto done;
     if (*b->image) snprintf(picture, sizeof picture, "%s", b->image);
     else if ((rc = make_picture(picture, s->w, s->h, err))) goto done;
@@ -236,36 +284,36 @@ sl_code bench_job(bench *b, sl_err *err)
     snprintf(n, sizeof n, "%d", b->steps);
     snprintf(guidance, sizeof guidance, "%g", b->guidance);
     if (b->plugin && (rc = b->plugin->memory(b->ordinal, &free_before, &total, err))) goto done;
-    const char *argv[] = {
-        program,
-        "run",
-        "--conf",
-        conf,
-        "--model",
-        b->model_dir,
-        "--device",
-        b->device,
-        "--image",
-        picture,
-        "--width",
-        w,
-        "--height",
-        h,
-        "--frames",
-        f,
-        "--steps",
-        n,
-        "--guidance",
-        guidance,
-        "--seed",
-        "1",
-        "--json",
-        told,
-        "-o",
-        video,
-        "--prompt",
-        "A lighthouse on a cliff above a stormy sea at dusk; waves break on the rocks, gulls circle, the camera rises slowly.",
-        NULL};
+    const char *argv[] = {program,
+                          "run",
+                          "--conf",
+                          conf,
+                          "--model",
+                          b->model_dir,
+                          "--device",
+                          b->device,
+                          "--image",
+                          picture,
+                          "--width",
+                          w,
+                          "--height",
+                          h,
+                          "--frames",
+                          f,
+                          "--steps",
+                          n,
+                          "--guidance",
+                          guidance,
+                          "--seed",
+                          "1",
+                          "--json",
+                          told,
+                          "-o",
+                          video,
+                          "--prompt",
+                          "A lighthouse on a cliff above a stormy sea at dusk; waves break on the "
+                          "rocks, gulls circle, the camera rises slowly.",
+                          NULL};
     pid_t pid = start((char *const *)(uintptr_t)argv, err);
     if (pid < 0) {
         rc = err->code;
@@ -273,7 +321,8 @@ sl_code bench_job(bench *b, sl_err *err)
     }
     rc = watch_until_end(b, pid, 1200 + (int64_t)b->steps * 300, &seen, &status, err);
     if (!rc && (!WIFEXITED(status) || WEXITSTATUS(status)))
-        rc = sl_fail(err, SL_GONE, "sluice run ended with %s %d", WIFEXITED(status) ? "status" : "signal",
+        rc = sl_fail(err, SL_GONE, "sluice run ended with %s %d",
+                     WIFEXITED(status) ? "status" : "signal",
                      WIFEXITED(status) ? WEXITSTATUS(status) : WTERMSIG(status));
     if (!rc) rc = tell(b, s, told, &seen, free_before, err);
 done:

@@ -28,8 +28,8 @@ static double weight_bytes(const bench_net *n)
 }
 
 /* bench_time, and with --profile one more run with a clock around each operation. */
-static sl_code measure(bench_net *n, const char *what, const char *size, double bytes, size_t held, bench_run_fn *run, void *arg,
-                       sl_err *err)
+static sl_code measure(bench_net *n, const char *what, const char *size, double bytes, size_t held,
+                       bench_run_fn *run, void *arg, sl_err *err)
 {
     sl_code rc = bench_time(n, what, size, bytes, held, run, arg, err);
     return rc || !n->b->profile ? rc : bench_profile(n, what, size, run, arg, err);
@@ -43,7 +43,8 @@ typedef struct {
     sl_dit_times times;
     sl_dit_rope rope;
     sl_dit_context context;
-    sl_tensor latents, condition, v, text, image; /* condition, image: rank 0 where the model has none */
+    /* condition, image: rank 0 where the model has none */
+    sl_tensor latents, condition, v, text, image;
     void *memory[8];
     int memories;
 } dit;
@@ -63,13 +64,17 @@ static void dit_job(dit *d, sl_ctx *ctx, const bench_size *s)
     const sl_clip_config *clip = &d->n.b->model.clip;
     const bool real = !ctx->ops->plan;
     const int t = (s->frames - 1) / 4 + 1, h = s->h / 8, w = s->w / 8,
-              tokens = c->image_dim ? (clip->image / clip->patch) * (clip->image / clip->patch) + 1 : 0;
-    const size_t frame = (size_t)t * (size_t)h * (size_t)w * sizeof(float), rest = (size_t)(c->in_channels - c->out_channels);
+              tokens =
+                  c->image_dim ? (clip->image / clip->patch) * (clip->image / clip->patch) + 1 : 0;
+    const size_t frame = (size_t)t * (size_t)h * (size_t)w * sizeof(float),
+                 rest = (size_t)(c->in_channels - c->out_channels);
     const double timestep[1] = {700};
     d->condition = d->image = (sl_tensor){0};
-    d->latents = sl_view4(take(d, real, frame * (size_t)c->out_channels), SL_F32, c->out_channels, t, h, w);
+    d->latents =
+        sl_view4(take(d, real, frame * (size_t)c->out_channels), SL_F32, c->out_channels, t, h, w);
     if (rest) d->condition = sl_view4(take(d, real, frame * rest), SL_F32, (int64_t)rest, t, h, w);
-    d->v = sl_view4(take(d, real, frame * (size_t)c->out_channels), sl_act(ctx), c->out_channels, t, h, w);
+    d->v = sl_view4(take(d, real, frame * (size_t)c->out_channels), sl_act(ctx), c->out_channels, t,
+                    h, w);
     d->text = sl_view2(NULL, sl_act(ctx), SL_TEXT_TOKENS, c->text_dim);
     d->text.data = take(d, real, sl_bytes(&d->text));
     if (tokens) {
@@ -79,16 +84,19 @@ static void dit_job(dit *d, sl_ctx *ctx, const bench_size *s)
     sl_tensor *inputs[] = {&d->latents, &d->condition, &d->text, &d->image};
     for (int i = 0; i < 4 && real; i++)
         if (inputs[i]->rank && sl_ok(ctx)) bench_fill(&d->n, inputs[i], 1);
-    sl_dit_times_make(ctx, d->m, &d->times, take(d, real, sl_dit_times_bytes(ctx, d->m, 1)), timestep, 1);
-    sl_dit_rope_make(ctx, d->m, &d->rope, take(d, real, sl_dit_rope_bytes(d->m, t, h / 2, w / 2)), t, h / 2, w / 2);
-    sl_dit_context_make(ctx, d->m, &d->context, take(d, real, sl_dit_context_bytes(ctx, d->m, tokens)), &d->text,
+    sl_dit_times_make(ctx, d->m, &d->times, take(d, real, sl_dit_times_bytes(ctx, d->m, 1)),
+                      timestep, 1);
+    sl_dit_rope_make(ctx, d->m, &d->rope, take(d, real, sl_dit_rope_bytes(d->m, t, h / 2, w / 2)),
+                     t, h / 2, w / 2);
+    sl_dit_context_make(ctx, d->m, &d->context,
+                        take(d, real, sl_dit_context_bytes(ctx, d->m, tokens)), &d->text,
                         tokens ? &d->image : NULL);
 }
 
 static void dit_forward(dit *d, sl_ctx *ctx)
 {
-    sl_dit_forward(ctx, d->m, &d->v, &d->latents, d->condition.rank ? &d->condition : NULL, &d->times, 0, &d->rope, &d->context,
-                   NULL, NULL);
+    sl_dit_forward(ctx, d->m, &d->v, &d->latents, d->condition.rank ? &d->condition : NULL,
+                   &d->times, 0, &d->rope, &d->context, NULL, NULL);
 }
 
 static void run_dit(void *arg)
@@ -111,8 +119,8 @@ static sl_code dit_size(dit *d, const bench_size *s, sl_err *err)
     sl_ctx_close(&plan);
     if (rc || (rc = sl_ctx_reserve(&d->n.ctx, arena, err))) return rc;
     dit_job(d, &d->n.ctx, s);
-    const size_t held =
-        sl_bytes(&d->latents) * 3 + sl_bytes(&d->rope.cos) * 2 + sl_dit_context_bytes(&d->n.ctx, d->m, d->context.image_tokens);
+    const size_t held = sl_bytes(&d->latents) * 3 + sl_bytes(&d->rope.cos) * 2 +
+                        sl_dit_context_bytes(&d->n.ctx, d->m, d->context.image_tokens);
     if (!(rc = sl_ctx_error(&d->n.ctx, err)))
         rc = measure(&d->n, "dit", size_text(size, s), weight_bytes(&d->n), held, run_dit, d, err);
     while (d->memories) sl_device_free(&d->n.ctx, d->memory[--d->memories]);
@@ -124,7 +132,8 @@ sl_code bench_dit(bench *b, sl_err *err)
     dit d = {0};
     const int64_t from = sl_now_ns();
     sl_code rc = bench_net_open(&d.n, b, "transformer", err);
-    if (!rc && !(d.m = sl_dit_new(&b->model.dit[0], d.n.loader))) rc = sl_fail(err, SL_NOMEM, "dit: no memory");
+    if (!rc && !(d.m = sl_dit_new(&b->model.dit[0], d.n.loader)))
+        rc = sl_fail(err, SL_NOMEM, "dit: no memory");
     if (!rc) rc = sl_loader_finish(d.n.loader, err);
     if (!rc && b->rows) sl_dit_set_rows(d.m, b->rows);
     if (!rc) printf("dit: weights made in %.2f s\n", (double)(sl_now_ns() - from) * 1e-9);
@@ -159,7 +168,8 @@ static void run_decode(void *arg)
         const size_t mark = sl_mark(ctx);
         n = t - at < SL_CHUNK_LATENTS ? t - at : SL_CHUNK_LATENTS;
         float *from = (float *)v->latents.data + (int64_t)at * z * (h / 8) * (w / 8);
-        sl_tensor latents = sl_view4(from, SL_F32, z, n, h / 8, w / 8), rgb = sl_new4(ctx, SL_U8, sl_vae_frames_of(d, n), h, w, 3);
+        sl_tensor latents = sl_view4(from, SL_F32, z, n, h / 8, w / 8),
+                  rgb = sl_new4(ctx, SL_U8, sl_vae_frames_of(d, n), h, w, 3);
         sl_vae_decode_chunk(ctx, d, &rgb, NULL, &latents);
         sl_release(ctx, mark);
     }
@@ -174,16 +184,23 @@ sl_code bench_decode(bench *b, sl_err *err)
     const sl_job job = job_of(&v.s);
     sl_arena arena = {0};
     sl_code rc = bench_net_open(&v.n, b, "vae", err);
-    if (!rc && !(v.decoder = sl_vae_decoder_new(&b->model.vae, v.n.loader))) rc = sl_fail(err, SL_NOMEM, "vae: no memory");
+    if (!rc && !(v.decoder = sl_vae_decoder_new(&b->model.vae, v.n.loader)))
+        rc = sl_fail(err, SL_NOMEM, "vae: no memory");
     if (!rc) rc = sl_loader_finish(v.n.loader, err);
-    /* The CPU's stage writes frames where they are handed over; here they lie in the arena. */
+    /* The CPU's stage writes frames where they are handed over; here they lie in the
+     * arena. */
     if (!rc) rc = sl_arena_decode(&arena, &b->ops, &b->model.vae, v.decoder, &job, err);
-    if (!rc) rc = sl_ctx_reserve(&v.n.ctx, arena.peak + (size_t)12 * (size_t)v.s.w * (size_t)v.s.h * SL_CHUNK_LATENTS + 4096, err);
+    if (!rc)
+        rc = sl_ctx_reserve(
+            &v.n.ctx,
+            arena.peak + (size_t)12 * (size_t)v.s.w * (size_t)v.s.h * SL_CHUNK_LATENTS + 4096, err);
     if (!rc) {
         v.kept = arena.kept;
-        v.latents = bench_tensor(&v.n, SL_F32, sl_job_latent_frames(&job), (int64_t)b->model.vae.z * (v.s.h / 8) * (v.s.w / 8), 1);
+        v.latents = bench_tensor(&v.n, SL_F32, sl_job_latent_frames(&job),
+                                 (int64_t)b->model.vae.z * (v.s.h / 8) * (v.s.w / 8), 1);
         const double frames = (double)v.s.w * v.s.h * v.s.frames * 3;
-        rc = measure(&v.n, "decode", size_text(size, &v.s), weight_bytes(&v.n) + frames, sl_bytes(&v.latents), run_decode, &v, err);
+        rc = measure(&v.n, "decode", size_text(size, &v.s), weight_bytes(&v.n) + frames,
+                     sl_bytes(&v.latents), run_decode, &v, err);
         sl_device_free(&v.n.ctx, v.latents.data);
     }
     sl_vae_decoder_free(&v.decoder);
@@ -196,8 +213,10 @@ static void run_condition(void *arg)
     vae *v = arg;
     sl_ctx *ctx = &v->n.ctx;
     const size_t mark = sl_mark(ctx);
-    sl_tensor y = sl_new4(ctx, SL_F32, v->n.b->model.vae.z, (v->s.frames - 1) / 4 + 1, v->s.h / 8, v->s.w / 8);
-    sl_vae_encode_condition(ctx, v->encoder, &y, v->picture, NULL, v->s.frames, v->s.h, v->s.w, NULL);
+    sl_tensor y = sl_new4(ctx, SL_F32, v->n.b->model.vae.z, (v->s.frames - 1) / 4 + 1, v->s.h / 8,
+                          v->s.w / 8);
+    sl_vae_encode_condition(ctx, v->encoder, &y, v->picture, NULL, v->s.frames, v->s.h, v->s.w,
+                            NULL);
     sl_release(ctx, mark);
 }
 
@@ -209,15 +228,19 @@ sl_code bench_condition(bench *b, sl_err *err)
     const size_t samples = (size_t)v.s.w * (size_t)v.s.h * 3;
     sl_arena arena = {0};
     sl_code rc = bench_net_open(&v.n, b, "vae", err);
-    if (!rc && !(v.encoder = sl_vae_encoder_new(&b->model.vae, v.n.loader))) rc = sl_fail(err, SL_NOMEM, "vae: no memory");
+    if (!rc && !(v.encoder = sl_vae_encoder_new(&b->model.vae, v.n.loader)))
+        rc = sl_fail(err, SL_NOMEM, "vae: no memory");
     if (!rc) rc = sl_loader_finish(v.n.loader, err);
     if (!rc) rc = sl_arena_condition(&arena, &b->ops, &b->model.vae, v.encoder, &job, false, err);
     if (!rc) rc = sl_ctx_reserve(&v.n.ctx, arena.peak, err);
-    if (!rc && !(v.picture = malloc(samples * sizeof *v.picture))) rc = sl_fail(err, SL_NOMEM, "a picture of %zu samples", samples);
+    if (!rc && !(v.picture = malloc(samples * sizeof *v.picture)))
+        rc = sl_fail(err, SL_NOMEM, "a picture of %zu samples", samples);
     if (!rc) {
         uint32_t r = 1;
-        for (size_t i = 0; i < samples; i++) v.picture[i] = (float)(int32_t)(r = r * 1664525u + 1013904223u) * 0x1p-31f;
-        rc = measure(&v.n, "condition", size_text(size, &v.s), weight_bytes(&v.n), 0, run_condition, &v, err);
+        for (size_t i = 0; i < samples; i++)
+            v.picture[i] = (float)(int32_t)(r = r * 1664525u + 1013904223u) * 0x1p-31f;
+        rc = measure(&v.n, "condition", size_text(size, &v.s), weight_bytes(&v.n), 0, run_condition,
+                     &v, err);
     }
     free(v.picture);
     sl_vae_encoder_free(&v.encoder);
@@ -240,7 +263,8 @@ static void run_text(void *arg)
     text *t = arg;
     for (int i = 0; i < PROMPTS; i++) {
         const size_t mark = sl_mark(&t->n.ctx);
-        sl_tensor y = sl_new2(&t->n.ctx, sl_act(&t->n.ctx), SL_UMT5_MAX_TOKENS, t->n.b->model.umt5.d_model);
+        sl_tensor y =
+            sl_new2(&t->n.ctx, sl_act(&t->n.ctx), SL_UMT5_MAX_TOKENS, t->n.b->model.umt5.d_model);
         sl_umt5_encode(&t->n.ctx, t->m, t->ids[i], SL_UMT5_MAX_TOKENS, &y);
         sl_release(&t->n.ctx, mark);
     }
@@ -261,8 +285,11 @@ sl_code bench_text(bench *b, sl_err *err)
     if (!rc) rc = sl_arena_text(&arena, &b->ops, c, t.m, err);
     if (!rc) rc = sl_ctx_reserve(&t.n.ctx, arena.peak, err);
     const double table =
-        (double)c->vocab * c->d_model * (double)sl_dtype_size(b->ops.act); /* of which only the prompts' rows are read */
-    if (!rc) rc = measure(&t.n, "text", "2 x 512 tokens", PROMPTS * (weight_bytes(&t.n) - table), 0, run_text, &t, err);
+        /* of which only the prompts' rows are read */
+        (double)c->vocab * c->d_model * (double)sl_dtype_size(b->ops.act);
+    if (!rc)
+        rc = measure(&t.n, "text", "2 x 512 tokens", PROMPTS * (weight_bytes(&t.n) - table), 0,
+                     run_text, &t, err);
     sl_umt5_free(&t.m);
     bench_net_close(&t.n);
     return rc;
@@ -297,10 +324,12 @@ sl_code bench_image(bench *b, sl_err *err)
     if (!rc) rc = sl_loader_finish(i.n.loader, err);
     if (!rc) rc = sl_arena_clip(&arena, &b->ops, c, i.m, err);
     if (!rc) rc = sl_ctx_reserve(&i.n.ctx, arena.peak, err);
-    if (!rc && !(i.pixels = malloc(samples * sizeof *i.pixels))) rc = sl_fail(err, SL_NOMEM, "a picture of %zu samples", samples);
+    if (!rc && !(i.pixels = malloc(samples * sizeof *i.pixels)))
+        rc = sl_fail(err, SL_NOMEM, "a picture of %zu samples", samples);
     if (!rc) {
         uint32_t r = 1;
-        for (size_t k = 0; k < samples; k++) i.pixels[k] = (float)(int32_t)(r = r * 1664525u + 1013904223u) * 0x1p-30f;
+        for (size_t k = 0; k < samples; k++)
+            i.pixels[k] = (float)(int32_t)(r = r * 1664525u + 1013904223u) * 0x1p-30f;
         rc = measure(&i.n, "image", "1 picture", weight_bytes(&i.n), 0, run_image, &i, err);
     }
     free(i.pixels);

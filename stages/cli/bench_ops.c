@@ -1,4 +1,5 @@
-/* bench_ops.c - the matrix products, attentions and convolutions that the networks consist of, one by one. */
+/* bench_ops.c - the matrix products, attentions and convolutions that the networks
+ * consist of, one by one. */
 #include "stages/cli/bench.h"
 
 #include <math.h>
@@ -36,7 +37,8 @@ static void run_linear(void *arg)
 }
 
 /* [m, k] x [n, k]^T, bias and activation included. */
-static sl_code time_linear(bench *b, int64_t m, int64_t n, int64_t k, sl_activation activation, sl_err *err)
+static sl_code time_linear(bench *b, int64_t m, int64_t n, int64_t k, sl_activation activation,
+                           sl_err *err)
 {
     char size[64];
     op o = {.activation = activation};
@@ -70,7 +72,8 @@ sl_code bench_gemm(bench *b, sl_err *err)
             (rc = time_linear(b, n, c->dim, c->ffn_dim, SL_ACT_NONE, err)))
             break;
         const int64_t rows = rows_of(b); /* as the graph may call it */
-        if (i == b->size_count - 1 && rows < n && !(rc = time_linear(b, rows, c->dim, c->dim, SL_ACT_NONE, err)))
+        if (i == b->size_count - 1 && rows < n &&
+            !(rc = time_linear(b, rows, c->dim, c->dim, SL_ACT_NONE, err)))
             rc = time_linear(b, rows, c->ffn_dim, c->dim, SL_ACT_GELU_TANH, err);
     }
     return rc;
@@ -79,12 +82,15 @@ sl_code bench_gemm(bench *b, sl_err *err)
 static void run_attention(void *arg)
 {
     op *o = arg;
-    sl_attention(&o->n.ctx, &o->o, &o->q, &o->k, &o->v, o->heads, o->scale, o->bias.rank ? &o->bias : NULL, o->added);
+    sl_attention(&o->n.ctx, &o->o, &o->q, &o->k, &o->v, o->heads, o->scale,
+                 o->bias.rank ? &o->bias : NULL, o->added);
 }
 
 /* dim: of one head. */
-enum { BIAS = 1, ADDED = 2, FLOATS = 4 }; /* FLOATS: in float32, whatever the device's activations are */
-static sl_code time_attention(bench *b, const char *what, int64_t nq, int64_t nk, int heads, int dim, int how, sl_err *err)
+/* FLOATS: in float32, whatever the device's activations are */
+enum { BIAS = 1, ADDED = 2, FLOATS = 4 };
+static sl_code time_attention(bench *b, const char *what, int64_t nq, int64_t nk, int heads,
+                              int dim, int how, sl_err *err)
 {
     char size[64];
     op o = {.heads = heads, .scale = 1 / sqrtf((float)dim), .added = how & ADDED};
@@ -98,7 +104,8 @@ static sl_code time_attention(bench *b, const char *what, int64_t nq, int64_t nk
     o.v = bench_tensor(&o.n, act, nk, d, 1);
     o.o = bench_tensor(&o.n, act, nq, d, 1);
     if (how & BIAS) o.bias = bench_tensor(&o.n, SL_F32, heads, nq + nk - 1, 1);
-    snprintf(size, sizeof size, "%s %lldx%lld, %dx%d", what, (long long)nq, (long long)nk, heads, dim);
+    snprintf(size, sizeof size, "%s %lldx%lld, %dx%d", what, (long long)nq, (long long)nk, heads,
+             dim);
     const double bytes = 2 * (double)(sl_bytes(&o.q) + sl_bytes(&o.k));
     rc = bench_time(&o.n, "attention", size, bytes, (size_t)bytes, run_attention, &o, err);
     sl_tensor *all[] = {&o.q, &o.k, &o.v, &o.o, &o.bias};
@@ -122,13 +129,19 @@ sl_code bench_attention(bench *b, sl_err *err)
     }
     if (!rc && rows < n) rc = time_attention(b, "self", rows, n, c->heads, c->head_dim, 0, err);
     if (!rc) rc = time_attention(b, "text", n, SL_TEXT_TOKENS, c->heads, c->head_dim, 0, err);
-    if (!rc && side) rc = time_attention(b, "image", n, side * side + 1, c->heads, c->head_dim, 0, err);
-    if (!rc && side) rc = time_attention(b, "image added", n, side * side + 1, c->heads, c->head_dim, ADDED, err);
+    if (!rc && side)
+        rc = time_attention(b, "image", n, side * side + 1, c->heads, c->head_dim, 0, err);
+    if (!rc && side)
+        rc =
+            time_attention(b, "image added", n, side * side + 1, c->heads, c->head_dim, ADDED, err);
     if (!rc)
-        rc = time_attention(b, "VAE", (int64_t)(last->w / 8) * (last->h / 8), (int64_t)(last->w / 8) * (last->h / 8), 1,
-                            a->decoder_base * a->mult[3], 0, err);
+        rc = time_attention(b, "VAE", (int64_t)(last->w / 8) * (last->h / 8),
+                            (int64_t)(last->w / 8) * (last->h / 8), 1, a->decoder_base * a->mult[3],
+                            0, err);
     if (!rc) rc = time_attention(b, "UMT5", 512, 512, t->heads, t->d_kv, BIAS, err);
-    if (!rc && side) rc = time_attention(b, "CLIP", side * side + 1, side * side + 1, v->heads, v->hidden / v->heads, FLOATS, err);
+    if (!rc && side)
+        rc = time_attention(b, "CLIP", side * side + 1, side * side + 1, v->heads,
+                            v->hidden / v->heads, FLOATS, err);
     return rc;
 }
 
@@ -147,7 +160,8 @@ static void run_conv(void *arg)
 }
 
 /* A causal 3x3x3 convolution of t frames with the two before them. */
-static sl_code time_conv(bench *b, int64_t t, int64_t h, int64_t w, int64_t ci, int64_t co, sl_err *err)
+static sl_code time_conv(bench *b, int64_t t, int64_t h, int64_t w, int64_t ci, int64_t co,
+                         sl_err *err)
 {
     char size[64];
     conv_op o = {.conv = {.kt = 3, .kh = 3, .kw = 3, .stride_t = 1, .stride_hw = 1, .pad = 1}};
@@ -158,15 +172,17 @@ static sl_code time_conv(bench *b, int64_t t, int64_t h, int64_t w, int64_t ci, 
     sl_weight(o.n.loader, &o.w, SL_W_CONV, 5, (int64_t[]){co, ci, 3, 3, 3}, "conv.weight");
     sl_weight(o.n.loader, &o.b, SL_W_VECTOR, 1, &co, "conv.bias");
     if (!(rc = sl_loader_finish(o.n.loader, err))) {
-        sl_tensor x = bench_tensor(&o.n, act, t, h * w * ci, 1), past = bench_tensor(&o.n, act, 2, h * w * ci, 1),
+        sl_tensor x = bench_tensor(&o.n, act, t, h * w * ci, 1),
+                  past = bench_tensor(&o.n, act, 2, h * w * ci, 1),
                   y = bench_tensor(&o.n, act, t, h * w * co, 1);
         o.x = sl_view4(x.data, act, t, h, w, ci);
         o.history = sl_view4(past.data, act, 2, h, w, ci);
         o.y = sl_view4(y.data, act, t, h, w, co);
-        snprintf(size, sizeof size, "%lldx%lldx%lld, %lld->%lld", (long long)t, (long long)h, (long long)w, (long long)ci,
-                 (long long)co);
+        snprintf(size, sizeof size, "%lldx%lldx%lld, %lld->%lld", (long long)t, (long long)h,
+                 (long long)w, (long long)ci, (long long)co);
         const double bytes = (double)(sl_bytes(&x) + sl_bytes(&past) + sl_bytes(&y));
-        rc = bench_time(&o.n, "conv", size, bytes + (double)sl_loader_bytes(o.n.loader), (size_t)bytes, run_conv, &o, err);
+        rc = bench_time(&o.n, "conv", size, bytes + (double)sl_loader_bytes(o.n.loader),
+                        (size_t)bytes, run_conv, &o, err);
         sl_device_free(ctx, x.data);
         sl_device_free(ctx, past.data);
         sl_device_free(ctx, y.data);
@@ -181,8 +197,10 @@ sl_code bench_conv(bench *b, sl_err *err)
     const bench_size *s = &b->sizes[b->size_count - 1];
     const int64_t c = b->model.vae.decoder_base, h = s->h, w = s->w;
     sl_code rc;
-    if ((rc = time_conv(b, 4, h, w, c, c, err)) || (rc = time_conv(b, 4, h / 2, w / 2, 2 * c, 2 * c, err)) ||
-        (rc = time_conv(b, 2, h / 4, w / 4, 4 * c, 4 * c, err)) || (rc = time_conv(b, 1, h / 8, w / 8, 4 * c, 4 * c, err)))
+    if ((rc = time_conv(b, 4, h, w, c, c, err)) ||
+        (rc = time_conv(b, 4, h / 2, w / 2, 2 * c, 2 * c, err)) ||
+        (rc = time_conv(b, 2, h / 4, w / 4, 4 * c, 4 * c, err)) ||
+        (rc = time_conv(b, 1, h / 8, w / 8, 4 * c, 4 * c, err)))
         return rc;
     return time_conv(b, 4, h, w, c, 3, err);
 }

@@ -1,7 +1,8 @@
-/* bench_profile.c - where a network's time goes: the device's table of operations with a clock around each, and a table of sums.
+/* bench_profile.c - where a network's time goes: the device's table of operations with a
+ * clock around each, and a table of sums.
  *
- * Each operation is waited for, so launches no longer overlap with the work before them: what an empty operation takes that way is
- * measured first and taken off each. */
+ * Each operation is waited for, so launches no longer overlap with the work before them:
+ * what an empty operation takes that way is measured first and taken off each. */
 #include "stages/cli/bench.h"
 
 #include <stdarg.h>
@@ -37,7 +38,8 @@ static void start(sl_ctx *ctx)
     ((profile *)ctx->tap_user)->from = sl_now_ns();
 }
 
-/* After an operation: wait for it and count it. What does not fit the list goes to its last row. */
+/* After an operation: wait for it and count it. What does not fit the list goes to its
+ * last row. */
 static void stop(sl_ctx *ctx, double operations, double bytes, const char *name, ...)
 {
     profile *p = ctx->tap_user;
@@ -94,49 +96,54 @@ static void add(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *a, const sl_te
     stop(ctx, 0, size_of(y) + size_of(a) + size_of(b), y->shape[0] > 8 ? "add" : "add, a few rows");
 }
 
-static void linear(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, const sl_tensor *b, sl_activation act)
+static void linear(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w,
+                   const sl_tensor *b, sl_activation act)
 {
     start(ctx);
     body_of(ctx)->linear(ctx, y, x, w, b, act);
-    stop(ctx, 2.0 * (double)x->shape[0] * (double)x->shape[1] * (double)w->shape[0], size_of(y) + size_of(x) + size_of(w),
-         "linear %lld -> %lld%s", (long long)x->shape[1], (long long)w->shape[0], act == SL_ACT_NONE ? "" : ", activation");
+    stop(ctx, 2.0 * (double)x->shape[0] * (double)x->shape[1] * (double)w->shape[0],
+         size_of(y) + size_of(x) + size_of(w), "linear %lld -> %lld%s", (long long)x->shape[1],
+         (long long)w->shape[0], act == SL_ACT_NONE ? "" : ", activation");
 }
 
-static bool linear_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_tensor *a, const sl_tensor *w,
-                       const sl_tensor *b, const sl_tensor *gate)
+static bool linear_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_tensor *a,
+                       const sl_tensor *w, const sl_tensor *b, const sl_tensor *gate)
 {
     if (!body_of(ctx)->linear_add) return false;
     start(ctx);
     if (!body_of(ctx)->linear_add(ctx, x, y, a, w, b, gate)) return false;
-    stop(ctx, 2.0 * (double)a->shape[0] * (double)a->shape[1] * (double)w->shape[0], 2 * size_of(x) + size_of(a) + size_of(w),
-         "linear %lld -> %lld, added%s", (long long)a->shape[1], (long long)w->shape[0], gate ? " gated" : "");
+    stop(ctx, 2.0 * (double)a->shape[0] * (double)a->shape[1] * (double)w->shape[0],
+         2 * size_of(x) + size_of(a) + size_of(w), "linear %lld -> %lld, added%s",
+         (long long)a->shape[1], (long long)w->shape[0], gate ? " gated" : "");
     return true;
 }
 
-static void layernorm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, const sl_tensor *b, float eps)
+static void layernorm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w,
+                      const sl_tensor *b, float eps)
 {
     start(ctx);
     body_of(ctx)->layernorm(ctx, y, x, w, b, eps);
     stop(ctx, 0, size_of(y) + size_of(x), "layernorm");
 }
 
-static void layernorm_modulate(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *scale, const sl_tensor *shift,
-                               float eps)
+static void layernorm_modulate(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x,
+                               const sl_tensor *scale, const sl_tensor *shift, float eps)
 {
     start(ctx);
     body_of(ctx)->layernorm_modulate(ctx, y, x, scale, shift, eps);
     stop(ctx, 0, size_of(y) + size_of(x), "layernorm_modulate");
 }
 
-static void rmsnorm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, float eps)
+static void rmsnorm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w,
+                    float eps)
 {
     start(ctx);
     body_of(ctx)->rmsnorm(ctx, y, x, w, eps);
     stop(ctx, 0, size_of(y) + size_of(x), "rmsnorm");
 }
 
-static void rmsnorm_rope(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, float eps, const sl_tensor *cos,
-                         const sl_tensor *sin, int heads)
+static void rmsnorm_rope(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w,
+                         float eps, const sl_tensor *cos, const sl_tensor *sin, int heads)
 {
     start(ctx);
     body_of(ctx)->rmsnorm_rope(ctx, y, x, w, eps, cos, sin, heads);
@@ -150,29 +157,33 @@ static void gated_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const
     stop(ctx, 0, 2 * size_of(x) + size_of(y), "gated_add");
 }
 
-static void attention(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k, const sl_tensor *v, int heads,
-                      float scale, const sl_tensor *bias, bool accumulate)
+static void attention(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k,
+                      const sl_tensor *v, int heads, float scale, const sl_tensor *bias,
+                      bool accumulate)
 {
     start(ctx);
     body_of(ctx)->attention(ctx, o, q, k, v, heads, scale, bias, accumulate);
     stop(ctx, 4.0 * (double)q->shape[0] * (double)k->shape[0] * (double)q->shape[1],
-         size_of(o) * (accumulate ? 2 : 1) + size_of(q) + size_of(k) + size_of(v), "attention to %lld keys%s",
-         (long long)k->shape[0], accumulate ? ", added" : "");
+         size_of(o) * (accumulate ? 2 : 1) + size_of(q) + size_of(k) + size_of(v),
+         "attention to %lld keys%s", (long long)k->shape[0], accumulate ? ", added" : "");
 }
 
-static bool attention_two(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k1, const sl_tensor *v1,
-                          const sl_tensor *k2, const sl_tensor *v2, int heads, float scale)
+static bool attention_two(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k1,
+                          const sl_tensor *v1, const sl_tensor *k2, const sl_tensor *v2, int heads,
+                          float scale)
 {
     if (!body_of(ctx)->attention_two) return false;
     start(ctx);
     if (!body_of(ctx)->attention_two(ctx, o, q, k1, v1, k2, v2, heads, scale)) return false;
-    stop(ctx, 4.0 * (double)q->shape[0] * (double)(k1->shape[0] + k2->shape[0]) * (double)q->shape[1],
-         size_of(o) + size_of(q) + size_of(k1) + size_of(v1) + size_of(k2) + size_of(v2), "attention to %lld and %lld keys",
-         (long long)k1->shape[0], (long long)k2->shape[0]);
+    stop(ctx,
+         4.0 * (double)q->shape[0] * (double)(k1->shape[0] + k2->shape[0]) * (double)q->shape[1],
+         size_of(o) + size_of(q) + size_of(k1) + size_of(v1) + size_of(k2) + size_of(v2),
+         "attention to %lld and %lld keys", (long long)k1->shape[0], (long long)k2->shape[0]);
     return true;
 }
 
-static void patchify(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *latents, const sl_tensor *condition)
+static void patchify(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *latents,
+                     const sl_tensor *condition)
 {
     start(ctx);
     body_of(ctx)->patchify(ctx, y, latents, condition);
@@ -187,38 +198,50 @@ static void unpatchify(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x)
 }
 
 /* Operations of one tensor from others, named after what they are. */
-#define CLOCKED(op, params, args, bytes)                                                                                           \
-    static void op params                                                                                                          \
-    {                                                                                                                              \
-        start(ctx);                                                                                                                \
-        body_of(ctx)->op args;                                                                                                     \
-        stop(ctx, 0, bytes, #op);                                                                                                  \
+#define CLOCKED(op, params, args, bytes)                                                           \
+    static void op params                                                                          \
+    {                                                                                              \
+        start(ctx);                                                                                \
+        body_of(ctx)->op args;                                                                     \
+        stop(ctx, 0, bytes, #op);                                                                  \
     }
-CLOCKED(sub, (sl_ctx * ctx, const sl_tensor *y, const sl_tensor *a, const sl_tensor *b), (ctx, y, a, b),
-        size_of(y) + size_of(a) + size_of(b))
-CLOCKED(silu, (sl_ctx * ctx, const sl_tensor *y, const sl_tensor *x), (ctx, y, x), size_of(y) + size_of(x))
-CLOCKED(geglu, (sl_ctx * ctx, const sl_tensor *y, const sl_tensor *a, const sl_tensor *b), (ctx, y, a, b),
-        size_of(y) + size_of(a) + size_of(b))
-CLOCKED(embed, (sl_ctx * ctx, const sl_tensor *y, const sl_tensor *table, const int32_t *ids), (ctx, y, table, ids), 2 * size_of(y))
-CLOCKED(conv_history, (sl_ctx * ctx, const sl_tensor *y, const sl_tensor *x), (ctx, y, x), 2 * size_of(y))
-CLOCKED(vae_norm, (sl_ctx * ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, bool silu), (ctx, y, x, w, silu),
+CLOCKED(sub, (sl_ctx * ctx, const sl_tensor *y, const sl_tensor *a, const sl_tensor *b),
+        (ctx, y, a, b), size_of(y) + size_of(a) + size_of(b))
+CLOCKED(silu, (sl_ctx * ctx, const sl_tensor *y, const sl_tensor *x), (ctx, y, x),
         size_of(y) + size_of(x))
-CLOCKED(time_shuffle, (sl_ctx * ctx, const sl_tensor *y, const sl_tensor *x), (ctx, y, x), size_of(y) + size_of(x))
-CLOCKED(to_channels_last, (sl_ctx * ctx, const sl_tensor *y, const sl_tensor *x, const float *scale, const float *shift),
+CLOCKED(geglu, (sl_ctx * ctx, const sl_tensor *y, const sl_tensor *a, const sl_tensor *b),
+        (ctx, y, a, b), size_of(y) + size_of(a) + size_of(b))
+CLOCKED(embed, (sl_ctx * ctx, const sl_tensor *y, const sl_tensor *table, const int32_t *ids),
+        (ctx, y, table, ids), 2 * size_of(y))
+CLOCKED(conv_history, (sl_ctx * ctx, const sl_tensor *y, const sl_tensor *x), (ctx, y, x),
+        2 * size_of(y))
+CLOCKED(vae_norm,
+        (sl_ctx * ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, bool silu),
+        (ctx, y, x, w, silu), size_of(y) + size_of(x))
+CLOCKED(time_shuffle, (sl_ctx * ctx, const sl_tensor *y, const sl_tensor *x), (ctx, y, x),
+        size_of(y) + size_of(x))
+CLOCKED(to_channels_last,
+        (sl_ctx * ctx, const sl_tensor *y, const sl_tensor *x, const float *scale,
+         const float *shift),
         (ctx, y, x, scale, shift), size_of(y) + size_of(x))
-CLOCKED(to_channels_first, (sl_ctx * ctx, const sl_tensor *y, const sl_tensor *x, const float *scale, const float *shift),
+CLOCKED(to_channels_first,
+        (sl_ctx * ctx, const sl_tensor *y, const sl_tensor *x, const float *scale,
+         const float *shift),
         (ctx, y, x, scale, shift), size_of(y) + size_of(x))
-CLOCKED(frames_rgb8, (sl_ctx * ctx, const sl_tensor *y, const sl_tensor *x), (ctx, y, x), size_of(y) + size_of(x))
+CLOCKED(frames_rgb8, (sl_ctx * ctx, const sl_tensor *y, const sl_tensor *x), (ctx, y, x),
+        size_of(y) + size_of(x))
 #undef CLOCKED
 
-static void conv3d(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *history, const sl_tensor *w,
-                   const sl_tensor *b, const sl_tensor *residual, const sl_conv *c)
+static void conv3d(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *history,
+                   const sl_tensor *w, const sl_tensor *b, const sl_tensor *residual,
+                   const sl_conv *c)
 {
     start(ctx);
     body_of(ctx)->conv3d(ctx, y, x, history, w, b, residual, c);
     stop(ctx, 2.0 * (double)sl_count(y) * (double)x->shape[3] * c->kt * c->kh * c->kw,
-         size_of(y) + size_of(x) + size_of(history) + size_of(w) + size_of(residual), "conv %dx%dx%d, %lld -> %lld, %lldx%lld%s",
-         c->kt, c->kh, c->kw, (long long)x->shape[3], (long long)y->shape[3], (long long)y->shape[2], (long long)y->shape[1],
+         size_of(y) + size_of(x) + size_of(history) + size_of(w) + size_of(residual),
+         "conv %dx%dx%d, %lld -> %lld, %lldx%lld%s", c->kt, c->kh, c->kw, (long long)x->shape[3],
+         (long long)y->shape[3], (long long)y->shape[2], (long long)y->shape[1],
          residual ? ", added" : "");
 }
 
@@ -254,19 +277,25 @@ static void tell(bench *b, profile *p, const char *what, const char *size, doubl
     printf("  %-34s %7s %12s %7s\n", "operation", "calls", "ms", "share");
     for (int i = 0; i < p->count; i++) {
         const kind *k = &p->kinds[i];
-        printf("  %-34s %7d %12.3f %5.1f %%", k->name, k->calls, k->seconds * 1e3, 100 * k->seconds / sum);
+        printf("  %-34s %7d %12.3f %5.1f %%", k->name, k->calls, k->seconds * 1e3,
+               100 * k->seconds / sum);
         if (k->operations > 0)
-            printf(" %9.1f %cFLOP/s", k->operations / k->seconds * (b->plugin ? 1e-12 : 1e-9), b->plugin ? 'T' : 'G');
+            printf(" %9.1f %cFLOP/s", k->operations / k->seconds * (b->plugin ? 1e-12 : 1e-9),
+                   b->plugin ? 'T' : 'G');
         printf(" %9.1f GB/s\n", k->bytes / k->seconds * 1e-9);
-        json_array_append_new(b->results, json_pack("{s:s, s:s, s:f, s:i, s:f, s:f}", "what", "profile", "size", k->name, "seconds",
-                                                    k->seconds, "calls", k->calls, "operations", k->operations, "bytes", k->bytes));
+        json_array_append_new(b->results,
+                              json_pack("{s:s, s:s, s:f, s:i, s:f, s:f}", "what", "profile", "size",
+                                        k->name, "seconds", k->seconds, "calls", k->calls,
+                                        "operations", k->operations, "bytes", k->bytes));
     }
-    printf("  %s %s: %.3f ms in %d operations, each waited for (%.1f us apiece taken off; %.3f ms by the clock on the wall)\n",
+    printf("  %s %s: %.3f ms in %d operations, each waited for (%.1f us apiece taken off; %.3f ms "
+           "by the clock on the wall)\n",
            what, size, sum * 1e3, calls, p->empty * 1e6, whole * 1e3);
     fflush(stdout);
 }
 
-sl_code bench_profile(bench_net *n, const char *what, const char *size, bench_run_fn *run, void *arg, sl_err *err)
+sl_code bench_profile(bench_net *n, const char *what, const char *size, bench_run_fn *run,
+                      void *arg, sl_err *err)
 {
     profile *p = calloc(1, sizeof *p);
     if (!p) return sl_fail(err, SL_NOMEM, "%s %s: no memory for a profile", what, size);
@@ -277,10 +306,12 @@ sl_code bench_profile(bench_net *n, const char *what, const char *size, bench_ru
     clocked.rmsnorm = rmsnorm, clocked.rmsnorm_rope = rmsnorm_rope, clocked.gated_add = gated_add;
     clocked.linear_add = linear_add;
     clocked.sub = sub, clocked.silu = silu, clocked.geglu = geglu, clocked.embed = embed;
-    clocked.conv3d = conv3d, clocked.conv_history = conv_history, clocked.vae_norm = vae_norm, clocked.time_shuffle = time_shuffle;
-    clocked.to_channels_last = to_channels_last, clocked.to_channels_first = to_channels_first, clocked.frames_rgb8 = frames_rgb8;
-    clocked.attention = attention, clocked.attention_two = attention_two, clocked.patchify = patchify,
-    clocked.unpatchify = unpatchify;
+    clocked.conv3d = conv3d, clocked.conv_history = conv_history, clocked.vae_norm = vae_norm,
+    clocked.time_shuffle = time_shuffle;
+    clocked.to_channels_last = to_channels_last, clocked.to_channels_first = to_channels_first,
+    clocked.frames_rgb8 = frames_rgb8;
+    clocked.attention = attention, clocked.attention_two = attention_two,
+    clocked.patchify = patchify, clocked.unpatchify = unpatchify;
     p->work.body = n->b->body;
     p->empty = empty_operation(&n->ctx, n->b->body);
     n->ctx.ops = &clocked;
@@ -291,7 +322,8 @@ sl_code bench_profile(bench_net *n, const char *what, const char *size, bench_ru
     const double whole = seconds_since(from);
     n->ctx.ops = counted;
     n->ctx.tap_user = &n->work;
-    if (sl_ctx_error(&n->ctx, err)) sl_context(err, err->code, "%s %s, operation by operation", what, size);
+    if (sl_ctx_error(&n->ctx, err))
+        sl_context(err, err->code, "%s %s, operation by operation", what, size);
     else tell(n->b, p, what, size, whole);
     const sl_code rc = err->code;
     free(p);

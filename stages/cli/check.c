@@ -1,4 +1,5 @@
-/* check.c - complete and check every job before any work: what is wrong is said in one line, and nothing has been touched. */
+/* check.c - complete and check every job before any work: what is wrong is said in one
+ * line, and nothing has been touched. */
 #include "stages/cli/cli.h"
 
 #include <errno.h>
@@ -14,17 +15,21 @@
 #include "graphs/wan_dit.h"
 #include "stages/text/prompt.h"
 
-/* Can this file be made? Its folder must exist and take a new file; the file itself may exist. A report may go to a pipe or terminal, a video is
- * renamed into place, and would replace a device. */
+/* Can this file be made? Its folder must exist and take a new file; the file itself may
+ * exist. A report may go to a pipe or terminal, a video is renamed into place, and would
+ * replace a device. */
 static sl_code check_writable(const char *path, const char *what, bool stream, sl_err *err)
 {
     char probe[SL_PATH + 16];
     struct stat st;
-    if (stream && !stat(path, &st) && (S_ISFIFO(st.st_mode) || S_ISCHR(st.st_mode)) && !access(path, W_OK)) return SL_OK;
+    if (stream && !stat(path, &st) && (S_ISFIFO(st.st_mode) || S_ISCHR(st.st_mode)) &&
+        !access(path, W_OK))
+        return SL_OK;
     if (!access(path, F_OK) && regular_file(path, err)) return sl_context(err, SL_ARG, "%s", what);
     snprintf(probe, sizeof probe, "%s.probe%d", path, (int)getpid());
     int fd = open(probe, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-    if (fd < 0) return sl_fail(err, SL_ARG, "%s %s cannot be written: %s", what, path, strerror(errno));
+    if (fd < 0)
+        return sl_fail(err, SL_ARG, "%s %s cannot be written: %s", what, path, strerror(errno));
     close(fd);
     unlink(probe);
     return SL_OK;
@@ -33,7 +38,8 @@ static sl_code check_writable(const char *path, const char *what, bool stream, s
 static sl_code check_picture(const char *path, const char *option, int *w, int *h, sl_err *err)
 {
     sl_picture p = {0};
-    sl_code rc = regular_file(path, err); /* it is read twice: now, and when it is copied to the spool */
+    /* it is read twice: now, and when it is copied to the spool */
+    sl_code rc = regular_file(path, err);
     if (!rc) rc = sl_picture_read(&p, path, err);
     if (rc) return sl_context(err, rc, "%s", option);
     *w = p.w;
@@ -47,8 +53,8 @@ static sl_code check_prompt(const char *text, const char *option, const sl_conf 
     char *clean = NULL;
     size_t n = strlen(text);
     if (n > (size_t)conf->limits.prompt_bytes)
-        return sl_fail(err, SL_ARG, "%s has %zu bytes, want at most %d (limits.prompt_bytes)", option, n,
-                       conf->limits.prompt_bytes);
+        return sl_fail(err, SL_ARG, "%s has %zu bytes, want at most %d (limits.prompt_bytes)",
+                       option, n, conf->limits.prompt_bytes);
     sl_code rc = sl_prompt_clean(&clean, text, n, err);
     free(clean);
     return rc ? sl_context(err, rc, "%s", option) : SL_OK;
@@ -56,7 +62,8 @@ static sl_code check_prompt(const char *text, const char *option, const sl_conf 
 
 static sl_code check_noise(const sl_job *s, const sl_model *model, sl_err *err)
 {
-    int64_t shape[4] = {model->dit[0].out_channels, sl_job_latent_frames(s), s->height / 8, s->width / 8};
+    int64_t shape[4] = {model->dit[0].out_channels, sl_job_latent_frames(s), s->height / 8,
+                        s->width / 8};
     sl_st *st = NULL;
     sl_tensor t;
     sl_code rc = regular_file(s->noise, err);
@@ -64,7 +71,9 @@ static sl_code check_noise(const sl_job *s, const sl_model *model, sl_err *err)
     if (!rc) rc = sl_st_want(st, "noise", SL_F32, 4, shape, &t, err);
     if (!rc) {
         int64_t at = sl_first_nonfinite(t.data, t.dtype, sl_count(&t));
-        if (at >= 0) rc = sl_fail(err, SL_NUMERIC, "%s: noise has NaN or infinity at element %lld", s->noise, (long long)at);
+        if (at >= 0)
+            rc = sl_fail(err, SL_NUMERIC, "%s: noise has NaN or infinity at element %lld", s->noise,
+                         (long long)at);
     }
     sl_st_close(&st);
     return rc ? sl_context(err, rc, "--noise") : SL_OK;
@@ -73,20 +82,26 @@ static sl_code check_noise(const sl_job *s, const sl_model *model, sl_err *err)
 /* ---- a replay's hand-overs ---- */
 
 /* A file of the dump must hold tensor `name` with this shape, in any float type, finite. */
-static sl_code check_tensor(const sl_st *st, const char *name, int rank, const int64_t *shape, sl_err *err)
+static sl_code check_tensor(const sl_st *st, const char *name, int rank, const int64_t *shape,
+                            sl_err *err)
 {
     sl_tensor want = sl_view(NULL, SL_F32, rank, shape);
     const sl_st_entry *e = sl_st_find(st, name);
     char a[96], b[96];
     const char *path = sl_st_path(st, 0);
-    if (!e) return sl_fail(err, SL_FORMAT, "%s: %s is missing, want %s", path, name, sl_shape_text(&want, b, sizeof b));
-    if (!e->t.rank || (e->t.dtype != SL_F32 && e->t.dtype != SL_F16 && e->t.dtype != SL_BF16))
-        return sl_fail(err, SL_SHAPE, "%s: %s has dtype %s, want F32, F16 or BF16", path, name, e->dtype);
-    if (!sl_same_shape(&e->t, &want))
-        return sl_fail(err, SL_SHAPE, "%s: %s has shape %s, want %s", path, name, sl_shape_text(&e->t, a, sizeof a),
+    if (!e)
+        return sl_fail(err, SL_FORMAT, "%s: %s is missing, want %s", path, name,
                        sl_shape_text(&want, b, sizeof b));
+    if (!e->t.rank || (e->t.dtype != SL_F32 && e->t.dtype != SL_F16 && e->t.dtype != SL_BF16))
+        return sl_fail(err, SL_SHAPE, "%s: %s has dtype %s, want F32, F16 or BF16", path, name,
+                       e->dtype);
+    if (!sl_same_shape(&e->t, &want))
+        return sl_fail(err, SL_SHAPE, "%s: %s has shape %s, want %s", path, name,
+                       sl_shape_text(&e->t, a, sizeof a), sl_shape_text(&want, b, sizeof b));
     int64_t at = sl_first_nonfinite(e->t.data, e->t.dtype, sl_count(&e->t));
-    if (at >= 0) return sl_fail(err, SL_NUMERIC, "%s: %s has NaN or infinity at element %lld", path, name, (long long)at);
+    if (at >= 0)
+        return sl_fail(err, SL_NUMERIC, "%s: %s has NaN or infinity at element %lld", path, name,
+                       (long long)at);
     return SL_OK;
 }
 
@@ -97,20 +112,22 @@ typedef struct {
 } expected;
 
 /* DIR/FILE holds these tensors. */
-static sl_code check_dumped(const char *dir, const char *file, int n, const expected *list, sl_err *err)
+static sl_code check_dumped(const char *dir, const char *file, int n, const expected *list,
+                            sl_err *err)
 {
     char path[SL_PATH];
     sl_st *st = NULL;
     sl_code rc = sl_path_join(path, dir, file, err);
     if (!rc) rc = regular_file(path, err);
     if (!rc) rc = sl_st_open_file(&st, path, err);
-    for (int i = 0; i < n && !rc; i++) rc = check_tensor(st, list[i].name, list[i].rank, list[i].shape, err);
+    for (int i = 0; i < n && !rc; i++)
+        rc = check_tensor(st, list[i].name, list[i].rank, list[i].shape, err);
     sl_st_close(&st);
     return rc ? sl_context(err, rc, "replay") : SL_OK;
 }
 
-static sl_code check_dumped_picture(const cli_job *j, bool given, const char *path, const char *name, const char *option,
-                                    sl_err *err)
+static sl_code check_dumped_picture(const cli_job *j, bool given, const char *path,
+                                    const char *name, const char *option, sl_err *err)
 {
     char dumped[SL_PATH];
     int w, h;
@@ -130,18 +147,23 @@ static sl_code check_replay(cli_job *j, const char *from, const sl_model *model,
             side = model->has_clip ? model->clip.image / model->clip.patch : 0;
     int64_t tokens = (side * side + 1) * (model->takes_last_image && *s->last_image ? 2 : 1);
     bool again = strcmp(from, "decode") != 0, image_again = !strcmp(from, "image");
-    const expected text[] = {{"cond", 2, {SL_TEXT_TOKENS, c->text_dim}}, {"uncond", 2, {SL_TEXT_TOKENS, c->text_dim}}};
-    const expected image[] = {{"condition", 4, {c->in_channels - c->out_channels, t, h, w}}, {"clip", 2, {tokens, c->image_dim}}};
+    const expected text[] = {{"cond", 2, {SL_TEXT_TOKENS, c->text_dim}},
+                             {"uncond", 2, {SL_TEXT_TOKENS, c->text_dim}}};
+    const expected image[] = {{"condition", 4, {c->in_channels - c->out_channels, t, h, w}},
+                              {"clip", 2, {tokens, c->image_dim}}};
     const expected latents = {"latents", 4, {c->out_channels, t, h, w}};
     sl_code rc = SL_OK;
     if ((j->has_image || j->has_last_image) && !image_again)
         return sl_fail(err, SL_ARG,
-                       "a picture is given, but a replay from %s takes the dump's image.safetensors, want --from image", from);
+                       "a picture is given, but a replay from %s takes the dump's "
+                       "image.safetensors, want --from image",
+                       from);
     if (!again) {
         *s->noise = 0; /* its latents are there */
         return check_dumped(j->replay_dir, "denoise.safetensors", 1, &latents, err);
     }
-    if (strcmp(from, "text")) rc = check_dumped(j->replay_dir, "text.safetensors", s->guidance > 1 ? 2 : 1, text, err);
+    if (strcmp(from, "text"))
+        rc = check_dumped(j->replay_dir, "text.safetensors", s->guidance > 1 ? 2 : 1, text, err);
     if (!rc && model->takes_image && !image_again)
         rc = check_dumped(j->replay_dir, "image.safetensors", c->image_dim ? 2 : 1, image, err);
     if (!rc && image_again && model->takes_image && !*s->image)
@@ -149,7 +171,8 @@ static sl_code check_replay(cli_job *j, const char *from, const sl_model *model,
     if (!rc && image_again && model->takes_image)
         rc = check_dumped_picture(j, j->has_image, s->image, "image.input", "--image", err);
     if (!rc && image_again && model->takes_last_image)
-        rc = check_dumped_picture(j, j->has_last_image, s->last_image, "last_image.input", "--last-image", err);
+        rc = check_dumped_picture(j, j->has_last_image, s->last_image, "last_image.input",
+                                  "--last-image", err);
     if (!rc && *s->noise) rc = check_noise(s, model, err);
     return rc;
 }
@@ -163,7 +186,9 @@ static sl_code complete(cli_job *j, const sl_model *model, const sl_conf *conf, 
     char path[SL_PATH];
     sl_code rc;
     if (!j->has_shift) s->shift = model->scheduler.flow_shift;
-    if (!j->has_sampler) snprintf(s->sampler, SL_PATH, "%s", model->scheduler.kind == SL_SAMPLER_EULER ? "euler" : "unipc");
+    if (!j->has_sampler)
+        snprintf(s->sampler, SL_PATH, "%s",
+                 model->scheduler.kind == SL_SAMPLER_EULER ? "euler" : "unipc");
     if (!j->has_guidance_2) s->guidance_2 = s->guidance;
     if (!j->has_fps) s->fps = conf->video.fps;
     if (!j->has_crf) s->crf = conf->video.crf;
@@ -173,12 +198,14 @@ static sl_code complete(cli_job *j, const sl_model *model, const sl_conf *conf, 
     if (!j->has_fbcache_final) s->fbcache_final = conf->fbcache.final;
     if (!j->has_seed) {
         uint32_t r;
-        if (getrandom(&r, sizeof r, 0) != sizeof r) return sl_fail(err, SL_SYS, "no random seed to be had; give --seed");
+        if (getrandom(&r, sizeof r, 0) != sizeof r)
+            return sl_fail(err, SL_SYS, "no random seed to be had; give --seed");
         s->seed = r;
     }
     s->dump = *j->dump_dir != 0;
     if (!s->dump && (s->dump_steps || s->dump_blocks))
-        return sl_fail(err, SL_ARG, "--dump-%s wants --dump DIR", s->dump_steps ? "steps" : "blocks");
+        return sl_fail(err, SL_ARG, "--dump-%s wants --dump DIR",
+                       s->dump_steps ? "steps" : "blocks");
     if ((rc = absolute_path(path, s->output, err))) return rc;
     memcpy(s->output, path, SL_PATH);
     snprintf(s->model, SL_PATH, "%s", model->dir);
@@ -190,20 +217,28 @@ static sl_code check_pictures(cli_job *j, const sl_model *model, sl_err *err)
     sl_job *s = &j->spec;
     int w = 0, h = 0, w2, h2;
     sl_code rc;
-    bool needed = model->takes_image && !*j->replay_dir; /* a replay's are looked at by check_replay */
+    /* a replay's are looked at by check_replay */
+    bool needed = model->takes_image && !*j->replay_dir;
     if (!model->takes_image && *s->image)
-        return sl_fail(err, SL_ARG, "--image is given, but %s makes videos from text alone", model->dir);
-    if (!model->takes_last_image && *s->last_image)
-        return sl_fail(err, SL_ARG, "--last-image is given, but %s takes a first picture only (FLF2V checkpoints take two)",
+        return sl_fail(err, SL_ARG, "--image is given, but %s makes videos from text alone",
                        model->dir);
-    if (needed && !*s->image) return sl_fail(err, SL_ARG, "no picture: %s wants --image FILE", model->dir);
+    if (!model->takes_last_image && *s->last_image)
+        return sl_fail(
+            err, SL_ARG,
+            "--last-image is given, but %s takes a first picture only (FLF2V checkpoints take two)",
+            model->dir);
+    if (needed && !*s->image)
+        return sl_fail(err, SL_ARG, "no picture: %s wants --image FILE", model->dir);
     if (needed && model->takes_last_image && !*s->last_image)
         return sl_fail(err, SL_ARG, "no last picture: %s wants --last-image FILE", model->dir);
     if (needed && (rc = check_picture(s->image, "--image", &w, &h, err))) return rc;
-    if (needed && *s->last_image && (rc = check_picture(s->last_image, "--last-image", &w2, &h2, err))) return rc;
+    if (needed && *s->last_image &&
+        (rc = check_picture(s->last_image, "--last-image", &w2, &h2, err)))
+        return rc;
     if ((rc = check_size(j, err)) || s->width) return rc;
     if (!w) w = 832, h = 480;
-    sl_picture_video_size(w, h, j->has_max_area ? j->max_area : DEFAULT_AREA, &s->width, &s->height);
+    sl_picture_video_size(w, h, j->has_max_area ? j->max_area : DEFAULT_AREA, &s->width,
+                          &s->height);
     s->bicubic = 1;
     return SL_OK;
 }
@@ -216,25 +251,35 @@ static sl_code check_outputs(const cli_job *j, sl_err *err)
     sl_code rc;
     if ((rc = check_writable(s->output, "output", false, err))) return rc;
     for (int i = 0; i < 3; i++)
-        if (same_file(s->output, inputs[i])) return sl_fail(err, SL_ARG, "output %s is also the input %s", s->output, inputs[i]);
+        if (same_file(s->output, inputs[i]))
+            return sl_fail(err, SL_ARG, "output %s is also the input %s", s->output, inputs[i]);
     if (*j->json && (rc = check_writable(j->json, "report", true, err))) return rc;
-    if (same_file(s->output, j->json)) return sl_fail(err, SL_ARG, "output %s is also the report", s->output);
-    if (*j->dump_dir && (rc = can_make_dir(j->dump_dir, err))) return sl_context(err, SL_ARG, "--dump");
+    if (same_file(s->output, j->json))
+        return sl_fail(err, SL_ARG, "output %s is also the report", s->output);
+    if (*j->dump_dir && (rc = can_make_dir(j->dump_dir, err)))
+        return sl_context(err, SL_ARG, "--dump");
     return SL_OK;
 }
 
-static sl_code check_job(cli_job *j, const char *from, const sl_model *model, const sl_conf *conf, sl_err *err)
+static sl_code check_job(cli_job *j, const char *from, const sl_model *model, const sl_conf *conf,
+                         sl_err *err)
 {
     sl_job *s = &j->spec;
     sl_code rc;
-    if (!j->has_prompt) return sl_fail(err, SL_ARG, "no prompt: want --prompt TEXT (it may be empty)");
-    if ((rc = check_prompt(s->prompt, "--prompt", conf, err)) || (rc = check_prompt(s->negative, "--negative", conf, err)))
+    if (!j->has_prompt)
+        return sl_fail(err, SL_ARG, "no prompt: want --prompt TEXT (it may be empty)");
+    if ((rc = check_prompt(s->prompt, "--prompt", conf, err)) ||
+        (rc = check_prompt(s->negative, "--negative", conf, err)))
         return rc;
-    if ((rc = check_pictures(j, model, err)) || (rc = complete(j, model, conf, err)) || (rc = sl_job_check(s, err))) return rc;
+    if ((rc = check_pictures(j, model, err)) || (rc = complete(j, model, conf, err)) ||
+        (rc = sl_job_check(s, err)))
+        return rc;
     int rope = model->dit[0].rope_max;
     if (s->width / 16 > rope || s->height / 16 > rope || sl_job_latent_frames(s) > rope)
-        return sl_fail(err, SL_ARG, "size %dx%d x %d frames has an axis of more than %d tokens (rope_max_seq_len)", s->width,
-                       s->height, s->frames, rope);
+        return sl_fail(
+            err, SL_ARG,
+            "size %dx%d x %d frames has an axis of more than %d tokens (rope_max_seq_len)",
+            s->width, s->height, s->frames, rope);
     if (*j->replay_dir && (rc = check_replay(j, from, model, err))) return rc;
     if (*s->noise && !*j->replay_dir && (rc = check_noise(s, model, err))) return rc;
     return check_outputs(j, err);
@@ -245,18 +290,20 @@ static sl_code check_limits(const cli_options *o, sl_conf *conf, sl_err *err)
     bool fixed = *o->conf != 0;
     if (o->job_count > conf->limits.jobs) {
         if (fixed)
-            return sl_fail(err, SL_ARG, "%d jobs, want at most %d (limits.jobs in %s)", o->job_count, conf->limits.jobs, o->conf);
+            return sl_fail(err, SL_ARG, "%d jobs, want at most %d (limits.jobs in %s)",
+                           o->job_count, conf->limits.jobs, o->conf);
         conf->limits.jobs = o->job_count;
     }
     for (int i = 0; i < o->job_count; i++) {
         const sl_job *s = &o->jobs[i].spec;
         int64_t pixels = (int64_t)s->width * s->height;
         if (fixed && pixels > conf->limits.pixels)
-            return sl_fail(err, SL_ARG, "size %dx%d has %lld pixels, want at most %lld (limits.pixels in %s)", s->width, s->height,
-                           (long long)pixels, (long long)conf->limits.pixels, o->conf);
+            return sl_fail(
+                err, SL_ARG, "size %dx%d has %lld pixels, want at most %lld (limits.pixels in %s)",
+                s->width, s->height, (long long)pixels, (long long)conf->limits.pixels, o->conf);
         if (fixed && s->frames > conf->limits.frames)
-            return sl_fail(err, SL_ARG, "frames is %d, want at most %d (limits.frames in %s)", s->frames, conf->limits.frames,
-                           o->conf);
+            return sl_fail(err, SL_ARG, "frames is %d, want at most %d (limits.frames in %s)",
+                           s->frames, conf->limits.frames, o->conf);
         if (!fixed && (!i || pixels > conf->limits.pixels)) conf->limits.pixels = pixels;
         if (!fixed && (!i || s->frames > conf->limits.frames)) conf->limits.frames = s->frames;
     }
@@ -268,12 +315,14 @@ static sl_code same_outputs(const cli_options *o, sl_err *err)
     for (int i = 0; i < o->job_count; i++)
         for (int k = 0; k < i; k++)
             if (same_file(o->jobs[i].spec.output, o->jobs[k].spec.output))
-                return sl_fail(err, SL_ARG, "%s:%d: output %s is also the output of line %d", o->jobs_file, o->jobs[i].line,
-                               o->jobs[i].spec.output, o->jobs[k].line);
-            else if (*o->jobs[i].dump_dir &&
-                     (same_file(o->jobs[i].dump_dir, o->jobs[k].dump_dir) || !strcmp(o->jobs[i].dump_dir, o->jobs[k].dump_dir)))
-                return sl_fail(err, SL_ARG, "%s:%d: --dump %s is also the dump of line %d, want a folder a job", o->jobs_file,
-                               o->jobs[i].line, o->jobs[i].dump_dir, o->jobs[k].line);
+                return sl_fail(err, SL_ARG, "%s:%d: output %s is also the output of line %d",
+                               o->jobs_file, o->jobs[i].line, o->jobs[i].spec.output,
+                               o->jobs[k].line);
+            else if (*o->jobs[i].dump_dir && (same_file(o->jobs[i].dump_dir, o->jobs[k].dump_dir) ||
+                                              !strcmp(o->jobs[i].dump_dir, o->jobs[k].dump_dir)))
+                return sl_fail(err, SL_ARG,
+                               "%s:%d: --dump %s is also the dump of line %d, want a folder a job",
+                               o->jobs_file, o->jobs[i].line, o->jobs[i].dump_dir, o->jobs[k].line);
     return SL_OK;
 }
 
@@ -286,9 +335,11 @@ static sl_code check_programs(const sl_conf *conf, sl_err *err)
         const sl_conf_stage *st = &conf->stages[i];
         if (strchr(st->program, '/')) snprintf(path, sizeof path, "%s", st->program);
         else if ((rc = sl_path_join(path, dir, st->program, err))) break;
-        if ((rc = regular_file(path, err))) sl_context(err, rc = SL_ARG, "stage %s: program", sl_role_name(st->role));
+        if ((rc = regular_file(path, err)))
+            sl_context(err, rc = SL_ARG, "stage %s: program", sl_role_name(st->role));
         else if (access(path, X_OK))
-            rc = sl_fail(err, SL_ARG, "stage %s: program %s is not executable", sl_role_name(st->role), path);
+            rc = sl_fail(err, SL_ARG, "stage %s: program %s is not executable",
+                         sl_role_name(st->role), path);
     }
     return rc;
 }
@@ -313,21 +364,30 @@ sl_code cli_check(cli_options *o, sl_model *model, sl_conf *conf, sl_err *err)
     char absolute[SL_PATH];
     sl_conf_defaults(conf);
     if (*o->conf && (rc = sl_conf_read_file(conf, o->conf, err))) return rc;
-    if ((rc = use_devices(o, conf, err)) || (rc = ask_gpus(&o->gpus, conf, err)) || (rc = check_programs(conf, err))) return rc;
-    if (*conf->run.dir && (rc = can_make_dir(conf->run.dir, err))) return sl_context(err, SL_ARG, "run.dir");
-    if (*conf->run.spool && (rc = can_make_dir(conf->run.spool, err))) return sl_context(err, SL_ARG, "run.spool");
+    if ((rc = use_devices(o, conf, err)) || (rc = ask_gpus(&o->gpus, conf, err)) ||
+        (rc = check_programs(conf, err)))
+        return rc;
+    if (*conf->run.dir && (rc = can_make_dir(conf->run.dir, err)))
+        return sl_context(err, SL_ARG, "run.dir");
+    if (*conf->run.spool && (rc = can_make_dir(conf->run.spool, err)))
+        return sl_context(err, SL_ARG, "run.spool");
     if (!*dir) return sl_fail(err, SL_ARG, "no checkpoint: want --model DIR");
     for (int i = 0; i < o->job_count; i++)
         if (strcmp(o->jobs[i].spec.model, dir))
-            return sl_fail(err, SL_ARG, "line %d of %s wants model %s, the run has %s: one checkpoint a run", o->jobs[i].line,
-                           o->jobs_file, o->jobs[i].spec.model, dir);
+            return sl_fail(err, SL_ARG,
+                           "line %d of %s wants model %s, the run has %s: one checkpoint a run",
+                           o->jobs[i].line, o->jobs_file, o->jobs[i].spec.model, dir);
     if ((rc = absolute_path(absolute, dir, err)) || (rc = sl_model_open(model, absolute, err)) ||
-        (!conf->model.random && (rc = check_weights(model, err))) || (rc = use_defaults(o, model, conf, err)))
+        (!conf->model.random && (rc = check_weights(model, err))) ||
+        (rc = use_defaults(o, model, conf, err)))
         return rc;
     for (int i = 0; i < o->job_count; i++)
         if ((rc = check_job(&o->jobs[i], o->from, model, conf, err)))
-            return o->jobs[i].line ? sl_context(err, rc, "%s:%d", o->jobs_file, o->jobs[i].line) : rc;
-    if (*o->base.json && o->job_count > 1 && (rc = check_writable(o->base.json, "report", true, err))) return rc;
+            return o->jobs[i].line ? sl_context(err, rc, "%s:%d", o->jobs_file, o->jobs[i].line)
+                                   : rc;
+    if (*o->base.json && o->job_count > 1 &&
+        (rc = check_writable(o->base.json, "report", true, err)))
+        return rc;
     if ((rc = same_outputs(o, err))) return rc;
     return check_limits(o, conf, err);
 }

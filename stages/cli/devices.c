@@ -1,4 +1,5 @@
-/* devices.c - the GPUs of this machine, asked by a child process: this one would keep a context, half a gigabyte, for as long as the run takes. */
+/* devices.c - the GPUs of this machine, asked by a child process: this one would keep a
+ * context, half a gigabyte, for as long as the run takes. */
 #include "stages/cli/cli.h"
 
 #include <errno.h>
@@ -14,7 +15,8 @@
 #include "kernels/plugin.h"
 #include "stages/sizes.h"
 
-#define ANSWER_S 60 /* longest wait for the driver: the first context after a boot takes some seconds */
+/* longest wait for the driver: the first context after a boot takes some seconds */
+#define ANSWER_S 60
 
 typedef struct {
     gpu_machine gpus;
@@ -26,19 +28,23 @@ static int ordinal(const char *device)
 {
     const char *n = device + 5;
     size_t digits = strncmp(device, "cuda:", 5) ? 0 : strspn(n, "0123456789");
-    if (digits < 1 || digits > 2 || n[digits] || (digits == 2 && *n == '0') || atoi(n) >= MAX_GPUS) return -1;
+    if (digits < 1 || digits > 2 || n[digits] || (digits == 2 && *n == '0') || atoi(n) >= MAX_GPUS)
+        return -1;
     return atoi(n);
 }
 
 sl_code use_devices(const cli_options *o, sl_conf *conf, sl_err *err)
 {
     if (*o->device && strcmp(o->device, "cpu") && ordinal(o->device) < 0)
-        return sl_fail(err, SL_ARG, "--device is %s, want cpu or cuda:N with N from 0 to %d", o->device, MAX_GPUS - 1);
+        return sl_fail(err, SL_ARG, "--device is %s, want cpu or cuda:N with N from 0 to %d",
+                       o->device, MAX_GPUS - 1);
     for (int i = 0; i < conf->stage_count; i++) {
         sl_conf_stage *s = &conf->stages[i];
         if (s->role == SL_ROLE_MUX) {
             if (strcmp(s->device, "cpu"))
-                return sl_fail(err, SL_ARG, "device %s (stage mux): the video is encoded on the CPU, want cpu", s->device);
+                return sl_fail(err, SL_ARG,
+                               "device %s (stage mux): the video is encoded on the CPU, want cpu",
+                               s->device);
         } else if (*o->device) snprintf(s->device, sizeof s->device, "%.15s", o->device);
     }
     return SL_OK;
@@ -55,11 +61,14 @@ static sl_code ask(gpu_machine *out, const sl_conf *conf, sl_err *err)
         int n = ordinal(conf->stages[i].device);
         size_t free_bytes, total;
         if (n < 0 || (n < out->count && out->gpu[n].total)) continue;
-        if (n >= out->count) return sl_fail(err, SL_ARG, "found %d CUDA devices, want at least %d", out->count, n + 1);
-        if ((rc = p->describe(n, out->gpu[n].name, sizeof out->gpu[n].name, &out->gpu[n].sm, err))) return rc;
+        if (n >= out->count)
+            return sl_fail(err, SL_ARG, "found %d CUDA devices, want at least %d", out->count,
+                           n + 1);
+        if ((rc = p->describe(n, out->gpu[n].name, sizeof out->gpu[n].name, &out->gpu[n].sm, err)))
+            return rc;
         if (out->gpu[n].sm < 80)
-            return sl_fail(err, SL_ARG, "%s has compute capability %d.%d, want 8.0 or later", out->gpu[n].name, out->gpu[n].sm / 10,
-                           out->gpu[n].sm % 10);
+            return sl_fail(err, SL_ARG, "%s has compute capability %d.%d, want 8.0 or later",
+                           out->gpu[n].name, out->gpu[n].sm / 10, out->gpu[n].sm % 10);
         if ((rc = p->memory(n, &free_bytes, &total, err))) return rc;
         free_bytes += SL_GPU_CONTEXT_BYTES; /* of this process: it ends before others begin */
         out->gpu[n].total = total;
@@ -76,11 +85,14 @@ static sl_code hear(int fd, answer *a, sl_err *err)
     while (got < sizeof *a) {
         struct pollfd f = {fd, POLLIN, 0};
         int64_t left_ms = (until - sl_now_ns()) / 1000000;
-        if (left_ms <= 0) return sl_fail(err, SL_TIMEOUT, "the CUDA driver gave no answer in %d s", ANSWER_S);
+        if (left_ms <= 0)
+            return sl_fail(err, SL_TIMEOUT, "the CUDA driver gave no answer in %d s", ANSWER_S);
         if (poll(&f, 1, (int)left_ms) <= 0) continue;
         ssize_t n = read(fd, (char *)a + got, sizeof *a - got);
         if (n < 0 && errno == EINTR) continue;
-        if (n <= 0) return sl_fail(err, SL_CUDA, "the process that asked the CUDA driver ended without an answer");
+        if (n <= 0)
+            return sl_fail(err, SL_CUDA,
+                           "the process that asked the CUDA driver ended without an answer");
         got += (size_t)n;
     }
     return SL_OK;
@@ -127,5 +139,7 @@ sl_code ask_gpus(gpu_machine *out, const sl_conf *conf, sl_err *err)
     if (!rc && (rc = a->err.code)) *err = a->err;
     if (!rc) *out = a->gpus;
     free(a);
-    return rc ? sl_context(err, rc, "device %s (stage %s)", first->device, sl_role_name(first->role)) : SL_OK;
+    return rc ? sl_context(err, rc, "device %s (stage %s)", first->device,
+                           sl_role_name(first->role))
+              : SL_OK;
 }

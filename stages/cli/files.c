@@ -1,4 +1,5 @@
-/* files.c - what the command line does with files: copies, private directories, cleaning up. */
+/* files.c - what the command line does with files: copies, private directories, cleaning
+ * up. */
 #include "stages/cli/cli.h"
 
 #include <dirent.h>
@@ -20,10 +21,12 @@ sl_code copy_file(const char *from, const char *to, sl_err *err)
     ssize_t n = 0;
     sl_code rc = SL_OK;
     if (in < 0) return sl_fail_errno(err, errno, "%s", from);
-    if ((out = open(to, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600)) < 0) rc = sl_fail_errno(err, errno, "%s", to);
+    if ((out = open(to, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600)) < 0)
+        rc = sl_fail_errno(err, errno, "%s", to);
     while (!rc && (n = read(in, buf, sizeof buf)) > 0)
         for (ssize_t at = 0, put; at < n && !rc; at += put)
-            if ((put = write(out, buf + at, (size_t)(n - at))) < 0) rc = sl_fail_errno(err, errno, "%s", to), put = 0;
+            if ((put = write(out, buf + at, (size_t)(n - at))) < 0)
+                rc = sl_fail_errno(err, errno, "%s", to), put = 0;
     if (!rc && n < 0) rc = sl_fail_errno(err, errno, "%s", from);
     close(in);
     if (out >= 0 && close(out) && !rc) rc = sl_fail_errno(err, errno, "%s", to);
@@ -47,7 +50,9 @@ sl_code move_files(const char *from, const char *to, sl_err *err)
     sl_code rc = d ? make_dirs(to, err) : sl_fail_errno(err, errno, "%s", from);
     while (!rc && (e = readdir(d))) {
         if (*e->d_name == '.') continue;
-        if ((rc = sl_path_join(src, from, e->d_name, err)) || (rc = sl_path_join(dst, to, e->d_name, err))) break;
+        if ((rc = sl_path_join(src, from, e->d_name, err)) ||
+            (rc = sl_path_join(dst, to, e->d_name, err)))
+            break;
         rc = move_file(src, dst, err);
     }
     if (d) closedir(d);
@@ -80,7 +85,8 @@ sl_code make_dirs(const char *dir, sl_err *err)
             if (!keep) break;
         }
     struct stat st;
-    if (stat(dir, &st) || !S_ISDIR(st.st_mode)) return sl_fail(err, SL_SYS, "%s is no directory", dir);
+    if (stat(dir, &st) || !S_ISDIR(st.st_mode))
+        return sl_fail(err, SL_SYS, "%s is no directory", dir);
     return SL_OK;
 }
 
@@ -129,7 +135,8 @@ sl_code can_make_dir(const char *path, sl_err *err)
     if (!S_ISDIR(st.st_mode)) return sl_fail(err, SL_ARG, "%s is no directory", at);
     char probe[SL_PATH + 32];
     snprintf(probe, sizeof probe, "%s/.sluice-probe-XXXXXX", at);
-    if (!mkdtemp(probe)) return sl_fail(err, SL_ARG, "%s cannot be written: %s", at, strerror(errno));
+    if (!mkdtemp(probe))
+        return sl_fail(err, SL_ARG, "%s cannot be written: %s", at, strerror(errno));
     rmdir(probe);
     return SL_OK;
 }
@@ -144,7 +151,8 @@ bool same_file(const char *a, const char *b)
     char *slash_a = strrchr(dir_a, '/'), *slash_b = strrchr(dir_b, '/');
     if (strcmp(slash_a, slash_b)) return false;
     slash_a[slash_a == dir_a] = slash_b[slash_b == dir_b] = 0;
-    return !stat(dir_a, &sa) && !stat(dir_b, &sb) && sa.st_dev == sb.st_dev && sa.st_ino == sb.st_ino;
+    return !stat(dir_a, &sa) && !stat(dir_b, &sb) && sa.st_dev == sb.st_dev &&
+           sa.st_ino == sb.st_ino;
 }
 
 void complain(const char *fmt, ...)
@@ -179,8 +187,8 @@ static void sweep(const char *base, const char *prefix)
     struct dirent *e;
     char path[SL_PATH];
     while (d && (e = readdir(d)))
-        if (!strncmp(e->d_name, prefix, strlen(prefix)) && snprintf(path, sizeof path, "%s/%s", base, e->d_name) < SL_PATH &&
-            is_abandoned(path))
+        if (!strncmp(e->d_name, prefix, strlen(prefix)) &&
+            snprintf(path, sizeof path, "%s/%s", base, e->d_name) < SL_PATH && is_abandoned(path))
             remove_tree(path);
     if (d) closedir(d);
 }
@@ -203,10 +211,12 @@ sl_code make_run_dir(char out[SL_PATH], const char *wanted, sl_err *err)
         if (!mkdtemp(out)) return sl_fail_errno(err, errno, "%s", out);
     }
     if ((rc = sl_path_join(lock, out, "lock", err))) return rc;
-    int fd = open(lock, O_RDWR | O_CREAT | O_CLOEXEC, 0600); /* kept open: the lock ends with this process */
+    /* kept open: the lock ends with this process */
+    int fd = open(lock, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     if (fd < 0 || flock(fd, LOCK_EX | LOCK_NB)) {
-        rc = errno == EWOULDBLOCK ? sl_fail(err, SL_BUSY, "run directory %s belongs to another running sluice", out)
-                                  : sl_fail_errno(err, errno, "%s", lock);
+        rc = errno == EWOULDBLOCK
+                 ? sl_fail(err, SL_BUSY, "run directory %s belongs to another running sluice", out)
+                 : sl_fail_errno(err, errno, "%s", lock);
         if (fd >= 0) close(fd);
     }
     return rc;

@@ -1,4 +1,5 @@
-/* inspect.c - `sluice inspect DIR`: what a checkpoint holds, what is missing or odd; and the check of headers before a run. */
+/* inspect.c - `sluice inspect DIR`: what a checkpoint holds, what is missing or odd; and
+ * the check of headers before a run. */
 #include "stages/cli/cli.h"
 
 #include <stdlib.h>
@@ -66,7 +67,8 @@ sl_code check_weights(const sl_model *model, sl_err *err)
     char dir[SL_PATH], spiece[SL_PATH];
     sl_ctx plan = {0};
     sl_code rc = sl_path_join(spiece, model->dir, SPIECE, err);
-    if (rc || (rc = regular_file(spiece, err)) || (rc = sl_ctx_open(&plan, &sl_ops_plan, 0, err))) return rc;
+    if (rc || (rc = regular_file(spiece, err)) || (rc = sl_ctx_open(&plan, &sl_ops_plan, 0, err)))
+        return rc;
     for (int i = 0; i < COMPONENT_COUNT && !rc; i++) {
         const component *c = &COMPONENTS[i];
         sl_loader *l = NULL;
@@ -89,18 +91,24 @@ sl_code check_weights(const sl_model *model, sl_err *err)
 static void print_model(const sl_model *m)
 {
     const sl_dit_config *d = &m->dit[0];
-    printf("%s\n  pipeline       %s%s%s\n", m->dir, m->pipeline, m->takes_last_image ? " (first and last frame)" : "",
+    printf("%s\n  pipeline       %s%s%s\n", m->dir, m->pipeline,
+           m->takes_last_image ? " (first and last frame)" : "",
            m->experts > 1 ? " (two experts)" : "");
-    printf("  transformer    %d layers, %d heads x %d = %d, ffn %d, %d -> %d channels%s\n", d->layers, d->heads, d->head_dim,
-           d->dim, d->ffn_dim, d->in_channels, d->out_channels, d->image_dim ? ", image cross-attention" : "");
-    printf("  text_encoder   UMT5, %d layers, %d wide, %d pieces\n", m->umt5.layers, m->umt5.d_model, m->umt5.vocab);
+    printf("  transformer    %d layers, %d heads x %d = %d, ffn %d, %d -> %d channels%s\n",
+           d->layers, d->heads, d->head_dim, d->dim, d->ffn_dim, d->in_channels, d->out_channels,
+           d->image_dim ? ", image cross-attention" : "");
+    printf("  text_encoder   UMT5, %d layers, %d wide, %d pieces\n", m->umt5.layers,
+           m->umt5.d_model, m->umt5.vocab);
     if (m->has_clip)
-        printf("  image_encoder  CLIP, %d layers, %d wide, %d x %d pixels in patches of %d\n", m->clip.layers, m->clip.hidden,
-               m->clip.image, m->clip.image, m->clip.patch);
+        printf("  image_encoder  CLIP, %d layers, %d wide, %d x %d pixels in patches of %d\n",
+               m->clip.layers, m->clip.hidden, m->clip.image, m->clip.image, m->clip.patch);
     printf("  vae            base %d, %d latent channels\n", m->vae.base, m->vae.z);
-    printf("  scheduler      %s, flow shift %g\n", m->scheduler.kind == SL_SAMPLER_EULER ? "flow-match Euler" : "UniPC",
+    printf("  scheduler      %s, flow shift %g\n",
+           m->scheduler.kind == SL_SAMPLER_EULER ? "flow-match Euler" : "UniPC",
            m->scheduler.flow_shift);
-    if (m->experts > 1) printf("  boundary       expert 1 from timestep %g up, expert 2 below\n", m->boundary_ratio * 1000);
+    if (m->experts > 1)
+        printf("  boundary       expert 1 from timestep %g up, expert 2 below\n",
+               m->boundary_ratio * 1000);
 }
 
 /* What the checkpoint's sluice.json gives, or what is wrong with it. */
@@ -139,7 +147,8 @@ int cli_inspect(int argc, char **argv)
         sl_loader *l = NULL;
         int findings = 0;
         if (!present(&model, c)) continue;
-        if (sl_path_join(dir, model.dir, c->name, &err) || sl_loader_inspect(&l, &plan, dir, c->stem, c->name, &err)) {
+        if (sl_path_join(dir, model.dir, c->name, &err) ||
+            sl_loader_inspect(&l, &plan, dir, c->stem, c->name, &err)) {
             printf("  %-14s %s\n", c->name, err.msg);
             bad++;
             continue;
@@ -147,8 +156,8 @@ int cli_inspect(int argc, char **argv)
         c->load(&model, l);
         sl_loader_finish(l, &err); /* findings are complete now, and hold what it says */
         while (sl_loader_finding(l, findings)) findings++;
-        printf("  %-14s %12.1f %16lld  %s\n", c->name, (double)sl_loader_bytes(l) * 1e-6, (long long)sl_loader_parameters(l),
-               findings ? "" : "none");
+        printf("  %-14s %12.1f %16lld  %s\n", c->name, (double)sl_loader_bytes(l) * 1e-6,
+               (long long)sl_loader_parameters(l), findings ? "" : "none");
         for (int k = 0; k < findings; k++) {
             printf("      %s\n", sl_loader_finding(l, k));
             if (strncmp(sl_loader_finding(l, k), "unexpected", 10)) bad++;
@@ -167,6 +176,7 @@ int cli_inspect(int argc, char **argv)
     printf("  %-14s %12s %16s  %s\n", "tokenizer", "", "", rc ? err.msg : "none");
     sl_tokenizer_close(&tokenizer);
     bad += rc != SL_OK;
-    printf(bad ? "\n%d problem%s: this checkpoint does not run as it is\n" : "\nno problems\n", bad, bad == 1 ? "" : "s");
+    printf(bad ? "\n%d problem%s: this checkpoint does not run as it is\n" : "\nno problems\n", bad,
+           bad == 1 ? "" : "s");
     return bad ? EXIT_FAILED : EXIT_OK;
 }

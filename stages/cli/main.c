@@ -12,7 +12,8 @@ static int run_or_replay(bool replay, int argc, char **argv, int64_t t0)
     sl_conf conf;
     sl_err err = {0};
     int status = EXIT_REFUSED;
-    if (!cli_parse(&o, replay, argc, argv, &err) && !cli_check(&o, &model, &conf, &err) && !plan_admit(&o, &model, &conf, &err))
+    if (!cli_parse(&o, replay, argc, argv, &err) && !cli_check(&o, &model, &conf, &err) &&
+        !plan_admit(&o, &model, &conf, &err))
         status = cli_run(&o, &model, &conf, t0, &err);
     if (err.code) complain("%s", err.msg);
     cli_options_free(&o);
@@ -35,7 +36,9 @@ int main(int argc, char **argv)
     if (!strcmp(verb, "inspect")) return cli_inspect(argc - 2, argv + 2);
     if (!strcmp(verb, "plan")) return cli_plan(argc - 2, argv + 2);
     if (!strcmp(verb, "pack")) return cli_pack(argc - 2, argv + 2);
-    if (*verb) complain("unknown command \"%.60s\", want run, replay, inspect, plan, pack, bench or help", verb);
+    if (*verb)
+        complain("unknown command \"%.60s\", want run, replay, inspect, plan, pack, bench or help",
+                 verb);
     else complain("no command, want run, replay, inspect, plan, pack, bench or help");
     return EXIT_REFUSED;
 }

@@ -1,11 +1,16 @@
-/* pack.c - `sluice pack`: a copy of a checkpoint in the form that loads fastest, still a Diffusers folder that other programs read.
+/* pack.c - `sluice pack`: a copy of a checkpoint in the form that loads fastest, still a
+ * Diffusers folder that other programs read.
  *
- * Each component is one file. The transformers and the text encoder are in bf16 but for what the reference keeps in float32 (spec 2.1); the VAE and CLIP
- * stay as they are stored. Tensors lie in the order in which the network asks for them, from a multiple of 4096 bytes on, so that loading is one pass of
- * large aligned reads without conversion; behind them those that nobody here asks for, but other programs expect (CLIP's last layer).
- * The folder is written beside its name and renamed at the end: what has the name is whole.
- * With --random DIR's configurations are enough: the tensors that its networks ask for get random numbers (those of sl_loader_random), to measure
- * loading and speed at sizes whose weights are not here. --component leaves the others' weights out. */
+ * Each component is one file. The transformers and the text encoder are in bf16 but for
+ * what the reference keeps in float32 (spec 2.1); the VAE and CLIP stay as they are
+ * stored. Tensors lie in the order in which the network asks for them, from a multiple of
+ * 4096 bytes on, so that loading is one pass of large aligned reads without conversion;
+ * behind them those that nobody here asks for, but other programs expect (CLIP's last
+ * layer). The folder is written beside its name and renamed at the end: what has the name
+ * is whole.
+ * With --random DIR's configurations are enough: the tensors that its networks ask for
+ * get random numbers (those of sl_loader_random), to measure loading and speed at sizes
+ * whose weights are not here. --component leaves the others' weights out. */
 #include "stages/cli/cli.h"
 
 #include <dirent.h>
@@ -73,17 +78,21 @@ static bool ends_with(const char *name, const char *end)
 
 /* ---- what to write ---- */
 
-/* A part of the name, between dots, is one of those that the reference loads in float32 whatever it is asked for. */
+/* A part of the name, between dots, is one of those that the reference loads in float32
+ * whatever it is asked for. */
 static bool stays_float(const char *name)
 {
-    static const char *const PARTS[] = {"rope", "time_embedder", "scale_shift_table", "norm1", "norm2", "norm3"};
+    static const char *const PARTS[] = {"rope",  "time_embedder", "scale_shift_table",
+                                        "norm1", "norm2",         "norm3"};
     for (const char *p = name; p; p = strchr(p, '.') ? strchr(p, '.') + 1 : NULL)
         for (size_t i = 0; i < sizeof PARTS / sizeof *PARTS; i++)
-            if (strcspn(p, ".") == strlen(PARTS[i]) && !strncmp(p, PARTS[i], strlen(PARTS[i]))) return true;
+            if (strcspn(p, ".") == strlen(PARTS[i]) && !strncmp(p, PARTS[i], strlen(PARTS[i])))
+                return true;
     return false;
 }
 
-static sl_dtype dtype_of(const packer *k, const component *c, const char *name, const sl_tensor *stored)
+static sl_dtype dtype_of(const packer *k, const component *c, const char *name,
+                         const sl_tensor *stored)
 {
     bool dit = !strncmp(c->name, "transformer", 11), text = !strcmp(c->name, "text_encoder");
     bool is_float = stored->dtype == SL_F32 || stored->dtype == SL_BF16 || stored->dtype == SL_F16;
@@ -127,12 +136,15 @@ static sl_code list_part(packer *k, part *p, sl_err *err)
     p->c->load(&k->model, p->loader);
     if ((rc = sl_loader_finish(p->loader, &why))) return sl_fail(err, rc, "%s", why.msg);
     sl_loader_rest(p->loader, collect_rest, p);
-    if (p->failed) return sl_fail(err, SL_NOMEM, "%s: no memory for its list of tensors", p->c->name);
+    if (p->failed)
+        return sl_fail(err, SL_NOMEM, "%s: no memory for its list of tensors", p->c->name);
     for (int i = 0; i < p->count; i++) {
         item *t = &p->items[i];
         if (!t->stored.rank)
-            return sl_fail(err, SL_SHAPE, "%s: %s has a type that cannot be packed, want F32, BF16, F16, U8, I32 or I64",
-                           p->c->name, t->name);
+            return sl_fail(
+                err, SL_SHAPE,
+                "%s: %s has a type that cannot be packed, want F32, BF16, F16, U8, I32 or I64",
+                p->c->name, t->name);
         t->dtype = dtype_of(k, p->c, t->name, &t->stored);
         k->bytes += (uint64_t)sl_count(&t->stored) * sl_dtype_size(t->dtype);
         if (!k->random) k->read += sl_bytes(&t->stored);
@@ -148,13 +160,15 @@ static void show(packer *k, const char *what, bool last)
     bool tty = isatty(2);
     if (k->quiet || (!last && (!tty || now - k->shown_ns < 100 * 1000000ll))) return;
     double s = (double)(now - k->t0_ns) * 1e-9;
-    fprintf(stderr, "%s%-14s %.2f of %.2f GB  %.2f GB/s%s", tty ? "\r\033[K" : "", what, (double)k->done * 1e-9,
-            (double)k->bytes * 1e-9, s > 0 ? (double)k->done * 1e-9 / s : 0, tty && !last ? "" : "\n");
+    fprintf(stderr, "%s%-14s %.2f of %.2f GB  %.2f GB/s%s", tty ? "\r\033[K" : "", what,
+            (double)k->done * 1e-9, (double)k->bytes * 1e-9, s > 0 ? (double)k->done * 1e-9 / s : 0,
+            tty && !last ? "" : "\n");
     fflush(stderr);
     k->shown_ns = now;
 }
 
-/* n elements into the stage, as dtype. One thread does it faster than most disks read or write. */
+/* n elements into the stage, as dtype. One thread does it faster than most disks read or
+ * write. */
 static void convert(packer *k, sl_dtype dtype, const void *src, sl_dtype from, int64_t n)
 {
     float x[BLOCK];
@@ -165,20 +179,24 @@ static void convert(packer *k, sl_dtype dtype, const void *src, sl_dtype from, i
     }
 }
 
-/* The mapping's pages of [p, p + n): asked for in advance, or given back, so that what is mapped does not pile up. */
+/* The mapping's pages of [p, p + n): asked for in advance, or given back, so that what is
+ * mapped does not pile up. */
 static void advise(const char *p, int64_t n, int advice)
 {
     uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), from = (uintptr_t)p / page * page;
     if (n > 0) madvise((void *)from, (uintptr_t)p + (uintptr_t)n - from, advice);
 }
 
-static sl_code write_tensor(packer *k, sl_st_writer *w, const char *part_name, const item *t, sl_err *err)
+static sl_code write_tensor(packer *k, sl_st_writer *w, const char *part_name, const item *t,
+                            sl_err *err)
 {
-    int64_t n = sl_count(&t->stored), in = (int64_t)sl_dtype_size(t->stored.dtype), out = (int64_t)sl_dtype_size(t->dtype);
+    int64_t n = sl_count(&t->stored), in = (int64_t)sl_dtype_size(t->stored.dtype),
+            out = (int64_t)sl_dtype_size(t->dtype);
     const char *src = t->stored.data;
     sl_code rc = SL_OK;
     for (int64_t at = 0; at < n && !rc; at += PIECE) {
-        int64_t m = n - at < PIECE ? n - at : PIECE, ahead = n - at - m < PIECE ? n - at - m : PIECE;
+        int64_t m = n - at < PIECE ? n - at : PIECE,
+                ahead = n - at - m < PIECE ? n - at - m : PIECE;
         const void *data = src + at * in;
         if (interrupted) return sl_fail(err, SL_CANCELLED, "interrupted");
         advise(src + (at + m) * in, ahead * in, MADV_WILLNEED);
@@ -186,7 +204,8 @@ static sl_code write_tensor(packer *k, sl_st_writer *w, const char *part_name, c
             convert(k, t->dtype, data, t->stored.dtype, m);
             data = k->stage;
         }
-        if ((rc = sl_stw_write(w, t->name, data, (size_t)(at * out), (size_t)(m * out), err))) break;
+        if ((rc = sl_stw_write(w, t->name, data, (size_t)(at * out), (size_t)(m * out), err)))
+            break;
         advise(src + at * in, m * in, MADV_DONTNEED);
         k->done += (uint64_t)(m * out);
         show(k, part_name, false);
@@ -194,7 +213,8 @@ static sl_code write_tensor(packer *k, sl_st_writer *w, const char *part_name, c
     return rc;
 }
 
-static sl_code write_random(packer *k, sl_st_writer *w, const char *part_name, const item *t, sl_err *err)
+static sl_code write_random(packer *k, sl_st_writer *w, const char *part_name, const item *t,
+                            sl_err *err)
 {
     int64_t n = sl_count(&t->stored), out = (int64_t)sl_dtype_size(t->dtype);
     for (int64_t at = 0; at < n; at += PIECE) {
@@ -202,7 +222,8 @@ static sl_code write_random(packer *k, sl_st_writer *w, const char *part_name, c
         sl_code rc;
         if (interrupted) return sl_fail(err, SL_CANCELLED, "interrupted");
         sl_weight_random(k->stage, t->dtype, SEED, t->name, &t->stored, at, m);
-        if ((rc = sl_stw_write(w, t->name, k->stage, (size_t)(at * out), (size_t)(m * out), err))) return rc;
+        if ((rc = sl_stw_write(w, t->name, k->stage, (size_t)(at * out), (size_t)(m * out), err)))
+            return rc;
         k->done += (uint64_t)(m * out);
         show(k, part_name, false);
     }
@@ -220,14 +241,17 @@ static sl_code write_part(packer *k, const part *p, sl_err *err)
         return rc;
     sl_stw_align(w, DATA_ALIGN);
     if ((rc = sl_stw_metadata(w, "format", "pt", err)) ||
-        (rc = sl_stw_metadata(w, "packed_by", k->random ? "sluice pack --random" : "sluice pack", err)) ||
+        (rc = sl_stw_metadata(w, "packed_by", k->random ? "sluice pack --random" : "sluice pack",
+                              err)) ||
         (rc = sl_stw_metadata(w, "packed_dtype", k->dtype == SL_BF16 ? "bf16" : "f32", err)))
         goto done;
     for (int i = 0; i < p->count; i++)
-        if ((rc = sl_stw_declare(w, p->items[i].name, p->items[i].dtype, p->items[i].stored.rank, p->items[i].stored.shape, err)))
+        if ((rc = sl_stw_declare(w, p->items[i].name, p->items[i].dtype, p->items[i].stored.rank,
+                                 p->items[i].stored.shape, err)))
             goto done;
     for (int i = 0; i < p->count; i++)
-        if ((rc = (k->random ? write_random : write_tensor)(k, w, p->c->name, &p->items[i], err))) goto done;
+        if ((rc = (k->random ? write_random : write_tensor)(k, w, p->c->name, &p->items[i], err)))
+            goto done;
     rc = sl_stw_finish(&w, err);
     show(k, p->c->name, true);
 done:
@@ -246,20 +270,25 @@ static bool holds_weights(const char *name)
     return false;
 }
 
-/* Every regular file of FROM/folder that holds no weights; a folder that is not there is none. */
+/* Every regular file of FROM/folder that holds no weights; a folder that is not there is
+ * none. */
 static sl_code copy_folder(const packer *k, const char *folder, sl_err *err)
 {
     char src_dir[SL_PATH], dst_dir[SL_PATH], src[SL_PATH], dst[SL_PATH];
     struct dirent *e;
     sl_code rc;
-    if ((rc = sl_path_join(src_dir, k->from, folder, err)) || (rc = sl_path_join(dst_dir, k->temporary, folder, err))) return rc;
+    if ((rc = sl_path_join(src_dir, k->from, folder, err)) ||
+        (rc = sl_path_join(dst_dir, k->temporary, folder, err)))
+        return rc;
     DIR *d = opendir(src_dir);
     if (!d) return errno == ENOENT ? SL_OK : sl_fail_errno(err, errno, "%s", src_dir);
     rc = make_dirs(dst_dir, err);
     while (!rc && (e = readdir(d))) {
         struct stat st;
-        if (*e->d_name == '.' || holds_weights(e->d_name) || (rc = sl_path_join(src, src_dir, e->d_name, err)) ||
-            (rc = sl_path_join(dst, dst_dir, e->d_name, err)) || stat(src, &st) || !S_ISREG(st.st_mode))
+        if (*e->d_name == '.' || holds_weights(e->d_name) ||
+            (rc = sl_path_join(src, src_dir, e->d_name, err)) ||
+            (rc = sl_path_join(dst, dst_dir, e->d_name, err)) || stat(src, &st) ||
+            !S_ISREG(st.st_mode))
             continue;
         if (st.st_size > SMALL_FILE) continue;
         if (!(rc = copy_file(src, dst, err))) chmod(dst, 0644);
@@ -270,15 +299,19 @@ static sl_code copy_folder(const packer *k, const char *folder, sl_err *err)
 
 static sl_code copy_rest(const packer *k, sl_err *err)
 {
-    static const char *const FOLDERS[] = {"scheduler", "tokenizer", "image_processor", "feature_extractor"};
-    static const char *const FILES[] = {"model_index.json", MODEL_DEFAULTS, "README.md", "LICENSE", "LICENSE.txt", "LICENSE.md"};
+    static const char *const FOLDERS[] = {"scheduler", "tokenizer", "image_processor",
+                                          "feature_extractor"};
+    static const char *const FILES[] = {"model_index.json", MODEL_DEFAULTS, "README.md",
+                                        "LICENSE",          "LICENSE.txt",  "LICENSE.md"};
     char src[SL_PATH], dst[SL_PATH];
     sl_code rc = SL_OK;
-    for (size_t i = 0; i < sizeof FOLDERS / sizeof *FOLDERS && !rc; i++) rc = copy_folder(k, FOLDERS[i], err);
-    for (int i = 0; !rc && component_at(&k->model, i); i++) rc = copy_folder(k, component_at(&k->model, i)->name, err);
+    for (size_t i = 0; i < sizeof FOLDERS / sizeof *FOLDERS && !rc; i++)
+        rc = copy_folder(k, FOLDERS[i], err);
+    for (int i = 0; !rc && component_at(&k->model, i); i++)
+        rc = copy_folder(k, component_at(&k->model, i)->name, err);
     for (size_t i = 0; i < sizeof FILES / sizeof *FILES && !rc; i++) {
-        if ((rc = sl_path_join(src, k->from, FILES[i], err)) || (rc = sl_path_join(dst, k->temporary, FILES[i], err)) ||
-            access(src, R_OK))
+        if ((rc = sl_path_join(src, k->from, FILES[i], err)) ||
+            (rc = sl_path_join(dst, k->temporary, FILES[i], err)) || access(src, R_OK))
             continue;
         if (!(rc = copy_file(src, dst, err))) chmod(dst, 0644);
     }
@@ -296,8 +329,8 @@ static sl_code parse(packer *k, int argc, char **argv, sl_err *err)
                                             {"component", 1, 0, 'c'},
                                             {"quiet", 0, 0, 'q'},
                                             {0}};
-    static const char usage[] =
-        "want sluice pack --model DIR -o DIR2 [--dtype bf16|f32] [--random [--component NAME]...] [--quiet]";
+    static const char usage[] = "want sluice pack --model DIR -o DIR2 [--dtype bf16|f32] [--random "
+                                "[--component NAME]...] [--quiet]";
     const char *model = "", *out = "", *dtype = "bf16";
     sl_code rc;
     int o;
@@ -309,20 +342,26 @@ static sl_code parse(packer *k, int argc, char **argv, sl_err *err)
         else if (o == 'd') dtype = optarg;
         else if (o == 'r') k->random = true;
         else if (o == 'c' && k->only_count < MAX_COMPONENTS) k->only[k->only_count++] = optarg;
-        else if (o == 'c') return sl_fail(err, SL_ARG, "pack: --component is given more than %d times", MAX_COMPONENTS);
+        else if (o == 'c')
+            return sl_fail(err, SL_ARG, "pack: --component is given more than %d times",
+                           MAX_COMPONENTS);
         else if (o == 'q') k->quiet = true;
         else
             return sl_fail(err, SL_ARG, "pack: option %.60s %s, %s", argv[optind - 1],
                            o == ':' ? "lacks its value" : "is not known", usage);
     }
-    if (optind < argc) return sl_fail(err, SL_ARG, "pack: \"%.60s\" is no option, %s", argv[optind], usage);
-    if (!*model || !*out) return sl_fail(err, SL_ARG, "pack: %s is missing, %s", *model ? "-o" : "--model", usage);
+    if (optind < argc)
+        return sl_fail(err, SL_ARG, "pack: \"%.60s\" is no option, %s", argv[optind], usage);
+    if (!*model || !*out)
+        return sl_fail(err, SL_ARG, "pack: %s is missing, %s", *model ? "-o" : "--model", usage);
     if (k->only_count && !k->random)
-        return sl_fail(err, SL_ARG, "pack: --component %.60s goes with --random, %s", k->only[0], usage);
+        return sl_fail(err, SL_ARG, "pack: --component %.60s goes with --random, %s", k->only[0],
+                       usage);
     if (strcmp(dtype, "bf16") && strcmp(dtype, "f32"))
         return sl_fail(err, SL_ARG, "pack: --dtype is %.60s, want bf16 or f32", dtype);
     k->dtype = strcmp(dtype, "f32") ? SL_BF16 : SL_F32;
-    if ((rc = absolute_path(k->from, model, err)) || (rc = absolute_path(k->to, out, err))) return rc;
+    if ((rc = absolute_path(k->from, model, err)) || (rc = absolute_path(k->to, out, err)))
+        return rc;
     for (size_t n = strlen(k->to); n > 1 && k->to[n - 1] == '/'; n--) k->to[n - 1] = 0;
     return SL_OK;
 }
@@ -353,13 +392,19 @@ static sl_code check_output(const packer *k, sl_err *err)
     parent_of(parent, k->to);
     if (!realpath(k->from, real_from)) return sl_fail_errno(err, errno, "%s", k->from);
     if (same_file(k->from, k->to))
-        return sl_fail(err, SL_ARG, "pack: output %s is the checkpoint itself, want another folder", k->to);
-    if (!realpath(parent, real_parent)) return sl_fail_errno(err, errno, "output %s: its parent", k->to);
+        return sl_fail(err, SL_ARG, "pack: output %s is the checkpoint itself, want another folder",
+                       k->to);
+    if (!realpath(parent, real_parent))
+        return sl_fail_errno(err, errno, "output %s: its parent", k->to);
     size_t n = strlen(real_from);
     if (!strncmp(real_parent, real_from, n) && (!real_parent[n] || real_parent[n] == '/'))
-        return sl_fail(err, SL_ARG, "pack: output %s lies in the checkpoint itself, want a folder outside of it", k->to);
+        return sl_fail(err, SL_ARG,
+                       "pack: output %s lies in the checkpoint itself, want a folder outside of it",
+                       k->to);
     if (!lstat(k->to, &st) && (!S_ISDIR(st.st_mode) || !is_empty(k->to)))
-        return sl_fail(err, SL_ARG, "pack: output %s is there already, want a new name or an empty folder", k->to);
+        return sl_fail(err, SL_ARG,
+                       "pack: output %s is there already, want a new name or an empty folder",
+                       k->to);
     return can_make_dir(parent, err);
 }
 
@@ -374,7 +419,8 @@ static void sweep(const packer *k)
     while (d && (e = readdir(d))) {
         char *end;
         long pid = strncmp(e->d_name, prefix, (size_t)n) ? 0 : strtol(e->d_name + n, &end, 10);
-        if (pid > 0 && !*end && kill((pid_t)pid, 0) && errno == ESRCH && !sl_path_join(path, parent, e->d_name, NULL))
+        if (pid > 0 && !*end && kill((pid_t)pid, 0) && errno == ESRCH &&
+            !sl_path_join(path, parent, e->d_name, NULL))
             remove_tree(path);
     }
     if (d) closedir(d);
@@ -387,8 +433,11 @@ static sl_code check_names(const packer *k, sl_err *err)
     for (int i = 0; i < k->only_count; i++) {
         char list[200] = "";
         for (int n = 0; (c = component_at(&k->model, n)) && strcmp(c->name, k->only[i]); n++)
-            snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", n ? ", " : "", c->name);
-        if (!c) return sl_fail(err, SL_ARG, "pack: --component is %.60s, want one of %s", k->only[i], list);
+            snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", n ? ", " : "",
+                     c->name);
+        if (!c)
+            return sl_fail(err, SL_ARG, "pack: --component is %.60s, want one of %s", k->only[i],
+                           list);
     }
     return SL_OK;
 }
@@ -421,10 +470,11 @@ static sl_code prepare(packer *k, sl_err *err)
     sweep(k);
     parent_of(parent, k->to);
     if (!statvfs(parent, &fs) && (uint64_t)fs.f_bavail * fs.f_frsize < k->bytes)
-        return sl_fail(err, SL_SYS, "pack: output %s wants %llu bytes, %llu are free there", k->to, (unsigned long long)k->bytes,
-                       (unsigned long long)fs.f_bavail * fs.f_frsize);
+        return sl_fail(err, SL_SYS, "pack: output %s wants %llu bytes, %llu are free there", k->to,
+                       (unsigned long long)k->bytes, (unsigned long long)fs.f_bavail * fs.f_frsize);
     if (!(k->stage = malloc((size_t)PIECE * sizeof(float))))
-        return sl_fail(err, SL_NOMEM, "pack: no memory for %zu bytes", (size_t)PIECE * sizeof(float));
+        return sl_fail(err, SL_NOMEM, "pack: no memory for %zu bytes",
+                       (size_t)PIECE * sizeof(float));
     return SL_OK;
 }
 
@@ -443,11 +493,11 @@ static sl_code pack(packer *k, sl_err *err)
     if (rc) remove_tree(k->temporary);
     double s = (double)(sl_now_ns() - k->t0_ns) * 1e-9;
     if (!rc && !k->quiet && k->random)
-        printf("%s: %.2f GB of random weights in %.2f s, %.2f GB/s\n", k->to, (double)k->done * 1e-9, s,
-               (double)k->done * 1e-9 / s);
+        printf("%s: %.2f GB of random weights in %.2f s, %.2f GB/s\n", k->to,
+               (double)k->done * 1e-9, s, (double)k->done * 1e-9 / s);
     else if (!rc && !k->quiet)
-        printf("%s: %.2f GB from %.2f GB in %.2f s, %.2f GB/s\n", k->to, (double)k->done * 1e-9, (double)k->read * 1e-9, s,
-               (double)k->done * 1e-9 / s);
+        printf("%s: %.2f GB from %.2f GB in %.2f s, %.2f GB/s\n", k->to, (double)k->done * 1e-9,
+               (double)k->read * 1e-9, s, (double)k->done * 1e-9 / s);
     return rc;
 }
 
@@ -458,11 +508,13 @@ int cli_pack(int argc, char **argv)
     sl_err err = {0};
     int status = EXIT_REFUSED;
     if (!k) sl_fail(&err, SL_NOMEM, "no memory");
-    else if (!parse(k, argc + 1, argv - 1, &err) && !prepare(k, &err)) { /* getopt looks from the second word on */
+    /* getopt looks from the second word on */
+    else if (!parse(k, argc + 1, argv - 1, &err) && !prepare(k, &err)) {
         sigaction(SIGINT, &stop, NULL);
         sigaction(SIGTERM, &stop, NULL);
         sigaction(SIGHUP, &stop, NULL);
-        sigaction(SIGXFSZ, &ignore, NULL); /* a limit on file sizes is an error like a full disk */
+        /* a limit on file sizes is an error like a full disk */
+        sigaction(SIGXFSZ, &ignore, NULL);
         status = pack(k, &err) ? EXIT_FAILED : EXIT_OK;
     }
     if (err.code) complain("%s", err.msg);

@@ -1,4 +1,5 @@
-/* report.c - where a job's time went: collected from spans and steps, written as JSON, printed as a small table. */
+/* report.c - where a job's time went: collected from spans and steps, written as JSON,
+ * printed as a small table. */
 #include "stages/cli/cli.h"
 
 #include <errno.h>
@@ -12,14 +13,17 @@
 sl_code report_init(report *r, const cli_options *o, int64_t t0_ns, sl_err *err)
 {
     memset(r, 0, sizeof *r);
-    if (!(r->jobs = calloc((size_t)o->job_count, sizeof *r->jobs))) return sl_fail(err, SL_NOMEM, "report: no memory");
+    if (!(r->jobs = calloc((size_t)o->job_count, sizeof *r->jobs)))
+        return sl_fail(err, SL_NOMEM, "report: no memory");
     r->count = o->job_count;
     for (int i = 0; i < r->count; i++) {
         job_record *j = &r->jobs[i];
         j->job = &o->jobs[i];
         j->t0_ns = t0_ns;
-        if (!(j->steps = calloc((size_t)j->job->spec.steps, sizeof *j->steps))) return sl_fail(err, SL_NOMEM, "report: no memory");
-        for (int s = 0; s < j->job->spec.steps; s++) j->steps[s] = (step_record){0, NAN, NAN, -1, -1};
+        if (!(j->steps = calloc((size_t)j->job->spec.steps, sizeof *j->steps)))
+            return sl_fail(err, SL_NOMEM, "report: no memory");
+        for (int s = 0; s < j->job->spec.steps; s++)
+            j->steps[s] = (step_record){0, NAN, NAN, -1, -1};
     }
     return SL_OK;
 }
@@ -50,26 +54,31 @@ void report_message(report *r, const sl_msg *m)
 {
     sl_err err = {0};
     if (m->type == SL_MSG_SPAN) {
-        sl_span s = sl_span_make(m->span.job, m->span.stage, (sl_span_kind)m->span.kind, m->span.t0_ns, m->span.t1_ns);
+        sl_span s = sl_span_make(m->span.job, m->span.stage, (sl_span_kind)m->span.kind,
+                                 m->span.t0_ns, m->span.t1_ns);
         if (m->span.kind < SL_SPAN_KIND_COUNT) sl_trace_add(&r->trace, &s, &err);
     } else if (m->type == SL_MSG_STEP) {
         job_record *j = report_job(r, m->step.job);
         if (!j || m->step.step >= (uint32_t)j->job->spec.steps) return;
-        j->steps[m->step.step] = (step_record){m->step.seconds, m->step.cond_metric, m->step.uncond_metric, m->step.cond_computed,
-                                               m->step.uncond_computed};
+        j->steps[m->step.step] =
+            (step_record){m->step.seconds, m->step.cond_metric, m->step.uncond_metric,
+                          m->step.cond_computed, m->step.uncond_computed};
     } else if (m->type == SL_MSG_STAGE) {
         int role = role_of(m->stage.stage);
         job_record *j = report_job(r, m->stage.job);
         if (role < 0) return;
         snprintf(r->device[role], sizeof r->device[role], "%s", m->stage.device);
         if (m->stage.weight_bytes) r->weight_bytes[role] = m->stage.weight_bytes;
-        if (j && m->stage.peak_bytes > j->peak_bytes[role]) j->peak_bytes[role] = m->stage.peak_bytes;
-        if (j && m->stage.arena_bytes > j->arena_bytes[role]) j->arena_bytes[role] = m->stage.arena_bytes;
+        if (j && m->stage.peak_bytes > j->peak_bytes[role])
+            j->peak_bytes[role] = m->stage.peak_bytes;
+        if (j && m->stage.arena_bytes > j->arena_bytes[role])
+            j->arena_bytes[role] = m->stage.arena_bytes;
         if (!strcmp(m->stage.event, "ended")) r->restarts++;
     }
 }
 
-/* Spans of the job, and of the processes while it was there (starting, loading), as one list; the caller frees. */
+/* Spans of the job, and of the processes while it was there (starting, loading), as one
+ * list; the caller frees. */
 static sl_span *spans_of(const report *r, const job_record *j, size_t *count)
 {
     sl_span *s = malloc((r->trace.count + 1) * sizeof *s);
@@ -100,7 +109,9 @@ static void add_up(const report *r, const job_record *j, times *t)
     }
     sl_span_sums_ns(s, n, j->job->id, "client", j->t0_ns, j->t1_ns, sums);
     for (int k = 0; k < SL_SPAN_KIND_COUNT; k++) t->client[k] = (double)sums[k] * 1e-9;
-    t->unaccounted = (double)(j->t1_ns - j->t0_ns - sl_span_covered_ns(s, n, j->job->id, NULL, j->t0_ns, j->t1_ns)) * 1e-9;
+    t->unaccounted = (double)(j->t1_ns - j->t0_ns -
+                              sl_span_covered_ns(s, n, j->job->id, NULL, j->t0_ns, j->t1_ns)) *
+                     1e-9;
     free(s);
 }
 
@@ -130,23 +141,30 @@ static json_t *job_json(const report *r, const job_record *j)
         if (!*r->device[i]) continue;
         json_object_set_new(
             stages, sl_role_name((sl_role)i),
-            json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:s, s:I, s:I, s:I}", "queued", t.sums[i][SL_SPAN_QUEUE], "loading",
-                      t.sums[i][SL_SPAN_START] + t.sums[i][SL_SPAN_LOAD], "computing", t.sums[i][SL_SPAN_COMPUTE], "handing_over",
-                      t.sums[i][SL_SPAN_HANDOVER], "waiting", t.sums[i][SL_SPAN_WAIT], "spooling", t.sums[i][SL_SPAN_SPOOL], "turn",
-                      t.sums[i][SL_SPAN_TURN], "device", r->device[i], "peak_bytes", (json_int_t)j->peak_bytes[i], "arena_bytes",
-                      (json_int_t)j->arena_bytes[i], "weight_bytes", (json_int_t)r->weight_bytes[i]));
+            json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:s, s:I, s:I, s:I}", "queued",
+                      t.sums[i][SL_SPAN_QUEUE], "loading",
+                      t.sums[i][SL_SPAN_START] + t.sums[i][SL_SPAN_LOAD], "computing",
+                      t.sums[i][SL_SPAN_COMPUTE], "handing_over", t.sums[i][SL_SPAN_HANDOVER],
+                      "waiting", t.sums[i][SL_SPAN_WAIT], "spooling", t.sums[i][SL_SPAN_SPOOL],
+                      "turn", t.sums[i][SL_SPAN_TURN], "device", r->device[i], "peak_bytes",
+                      (json_int_t)j->peak_bytes[i], "arena_bytes", (json_int_t)j->arena_bytes[i],
+                      "weight_bytes", (json_int_t)r->weight_bytes[i]));
     }
     for (int i = 0; i < s->steps; i++)
-        json_array_append_new(steps, json_pack("{s:f, s:o, s:o}", "seconds", j->steps[i].seconds, "cond",
-                                               branch(j->steps[i].cond_computed, j->steps[i].cond_metric), "uncond",
-                                               branch(j->steps[i].uncond_computed, j->steps[i].uncond_metric)));
-    return json_pack("{s:s, s:s, s:s, s:o, s:i, s:i, s:i, s:i, s:i, s:f, s:f, s:s, s:f, s:o, s:o, s:f, s:f, s:f, s:i, s:s, s:I}",
+        json_array_append_new(
+            steps, json_pack("{s:f, s:o, s:o}", "seconds", j->steps[i].seconds, "cond",
+                             branch(j->steps[i].cond_computed, j->steps[i].cond_metric), "uncond",
+                             branch(j->steps[i].uncond_computed, j->steps[i].uncond_metric)));
+    return json_pack("{s:s, s:s, s:s, s:o, s:i, s:i, s:i, s:i, s:i, s:f, s:f, s:s, s:f, s:o, s:o, "
+                     "s:f, s:f, s:f, s:i, s:s, s:I}",
                      "status", status_of(j), "message", j->message, "prompt", s->prompt, "seed",
-                     json_sprintf("%llu", (unsigned long long)s->seed), "width", s->width, "height", s->height, "frames", s->frames,
-                     "fps", s->fps, "step_count", s->steps, "guidance", s->guidance, "shift", s->shift, "sampler", s->sampler,
-                     "fbcache", s->fbcache, "stages", stages, "steps", steps, "client",
-                     t.client[SL_SPAN_START] + t.client[SL_SPAN_SPOOL], "total", t.total, "unaccounted", t.unaccounted, "restarts",
-                     r->restarts, "output", s->output, "output_bytes", (json_int_t)j->bytes);
+                     json_sprintf("%llu", (unsigned long long)s->seed), "width", s->width, "height",
+                     s->height, "frames", s->frames, "fps", s->fps, "step_count", s->steps,
+                     "guidance", s->guidance, "shift", s->shift, "sampler", s->sampler, "fbcache",
+                     s->fbcache, "stages", stages, "steps", steps, "client",
+                     t.client[SL_SPAN_START] + t.client[SL_SPAN_SPOOL], "total", t.total,
+                     "unaccounted", t.unaccounted, "restarts", r->restarts, "output", s->output,
+                     "output_bytes", (json_int_t)j->bytes);
 }
 
 sl_code report_write(const report *r, const job_record *job, const char *path, sl_err *err)
@@ -159,7 +177,8 @@ sl_code report_write(const report *r, const job_record *job, const char *path, s
         root = json_pack("{s:o}", "jobs", all);
     }
     errno = 0;
-    int bad = !root || json_dump_file(root, path, JSON_INDENT(2) | JSON_REAL_PRECISION(9)), why = errno;
+    int bad = !root || json_dump_file(root, path, JSON_INDENT(2) | JSON_REAL_PRECISION(9)),
+        why = errno;
     json_decref(root);
     if (!bad) return SL_OK;
     if (!regular_file(path, NULL)) unlink(path); /* half a report is none */
@@ -180,16 +199,18 @@ void report_print(const report *r, const job_record *j, FILE *to)
         fprintf(to, "%s: %s\n", status_of(j), j->message);
         return;
     }
-    fprintf(to, "\n%s  %dx%d, %d frames at %d fps, %d steps, seed %llu, %.2f MB\n", s->output, s->width, s->height, s->frames,
-            s->fps, s->steps, (unsigned long long)s->seed, (double)j->bytes * 1e-6);
-    fprintf(to, "  %-8s %-7s %9s %9s %9s %9s %9s %9s %10s\n", "stage", "device", "loading", "queued", "turn", "computing",
-            "waiting", "handover", "peak MB");
+    fprintf(to, "\n%s  %dx%d, %d frames at %d fps, %d steps, seed %llu, %.2f MB\n", s->output,
+            s->width, s->height, s->frames, s->fps, s->steps, (unsigned long long)s->seed,
+            (double)j->bytes * 1e-6);
+    fprintf(to, "  %-8s %-7s %9s %9s %9s %9s %9s %9s %10s\n", "stage", "device", "loading",
+            "queued", "turn", "computing", "waiting", "handover", "peak MB");
     for (int i = 0; i < SL_ROLE_COUNT; i++)
         if (*r->device[i])
-            fprintf(to, "  %-8s %-7s %9.3f %9.3f %9.3f %9.3f %9.3f %9.3f %10.1f\n", sl_role_name((sl_role)i), r->device[i],
-                    t.sums[i][SL_SPAN_START] + t.sums[i][SL_SPAN_LOAD], t.sums[i][SL_SPAN_QUEUE], t.sums[i][SL_SPAN_TURN],
-                    t.sums[i][SL_SPAN_COMPUTE], t.sums[i][SL_SPAN_WAIT], t.sums[i][SL_SPAN_HANDOVER],
-                    (double)j->peak_bytes[i] * 1e-6);
+            fprintf(to, "  %-8s %-7s %9.3f %9.3f %9.3f %9.3f %9.3f %9.3f %10.1f\n",
+                    sl_role_name((sl_role)i), r->device[i],
+                    t.sums[i][SL_SPAN_START] + t.sums[i][SL_SPAN_LOAD], t.sums[i][SL_SPAN_QUEUE],
+                    t.sums[i][SL_SPAN_TURN], t.sums[i][SL_SPAN_COMPUTE], t.sums[i][SL_SPAN_WAIT],
+                    t.sums[i][SL_SPAN_HANDOVER], (double)j->peak_bytes[i] * 1e-6);
     fprintf(to, "  total %.3f s, unaccounted %.3f s (%.2f %%)", t.total, t.unaccounted,
             t.total > 0 ? 100 * t.unaccounted / t.total : 0);
     if (s->fbcache > 0) fprintf(to, "; cache skipped %d of %d forwards", hits, forwards);

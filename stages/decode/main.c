@@ -1,4 +1,5 @@
-/* sluice-decode - latents [16, T, h/8, w/8] -> 8-bit RGB frames [n, h, w, 3], chunk by chunk, straight into the receiver's slots. */
+/* sluice-decode - latents [16, T, h/8, w/8] -> 8-bit RGB frames [n, h, w, 3], chunk by
+ * chunk, straight into the receiver's slots. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -41,10 +42,14 @@ static sl_code decode_open(decode_stage *s, sl_err *err)
     int64_t t0 = sl_now_ns();
     const sl_ops *ops;
     sl_code rc;
-    if ((rc = sl_stage_ops(s->st, &ops, err)) || (rc = sl_ctx_open(&s->ctx, ops, 0, err))) return rc;
-    if ((rc = sl_stage_receive_pool(s->st, "latents", me ? me->slots : 2, bytes, &s->latents, err))) return rc;
-    if ((rc = sl_network_open(&s->loader, s->st, &s->ctx, "vae", "diffusion_pytorch_model", err))) return rc;
-    if (!(s->vae = sl_vae_decoder_new(&model->vae, s->loader))) return sl_fail(err, SL_NOMEM, "vae: no memory");
+    if ((rc = sl_stage_ops(s->st, &ops, err)) || (rc = sl_ctx_open(&s->ctx, ops, 0, err)))
+        return rc;
+    if ((rc = sl_stage_receive_pool(s->st, "latents", me ? me->slots : 2, bytes, &s->latents, err)))
+        return rc;
+    if ((rc = sl_network_open(&s->loader, s->st, &s->ctx, "vae", "diffusion_pytorch_model", err)))
+        return rc;
+    if (!(s->vae = sl_vae_decoder_new(&model->vae, s->loader)))
+        return sl_fail(err, SL_NOMEM, "vae: no memory");
     if ((rc = sl_loader_finish(s->loader, err))) return rc;
     s->ctx.cancel = sl_stage_cancel_flag(s->st);
     sl_stage_ready(s->st, t0, sl_loader_bytes(s->loader), 0);
@@ -61,7 +66,8 @@ static void decode_close(decode_stage *s)
 /* The whole latents from the ticket's slot (freed at once) or the spool's file. */
 static sl_code read_latents(decode_stage *s, video *v, sl_err *err)
 {
-    int64_t shape[4] = {sl_stage_model(s->st)->vae.z, sl_job_latent_frames(v->job), v->job->height / 8, v->job->width / 8};
+    int64_t shape[4] = {sl_stage_model(s->st)->vae.z, sl_job_latent_frames(v->job),
+                        v->job->height / 8, v->job->width / 8};
     cudaStream_t stream = sl_network_stream(&s->ctx, s->latents);
     char path[SL_PATH];
     sl_input in = {0};
@@ -69,7 +75,8 @@ static sl_code read_latents(decode_stage *s, video *v, sl_err *err)
     sl_st *file = NULL;
     sl_code rc;
     if (v->msg->tickets) rc = sl_lease_open(&lease, s->latents, &v->msg->first, stream, err);
-    else if (!(rc = sl_path_join(path, v->msg->dir, "denoise.safetensors", err))) rc = sl_st_open_file(&file, path, err);
+    else if (!(rc = sl_path_join(path, v->msg->dir, "denoise.safetensors", err)))
+        rc = sl_st_open_file(&file, path, err);
     if (!rc) rc = sl_network_receive(&in, s->latents, lease, file, "latents", 4, shape, err);
     if (!rc && on_host(s)) {
         v->latents = sl_view(in.host, SL_F32, 4, shape);
@@ -85,17 +92,20 @@ static sl_code read_latents(decode_stage *s, video *v, sl_err *err)
     return rc;
 }
 
-/* Copies into the receiver's slots wait for nothing if its memory is pinned; they also work without. */
+/* Copies into the receiver's slots wait for nothing if its memory is pinned; they also
+ * work without. */
 static void pin(decode_stage *s, sl_pool *pool)
 {
     sl_err err = {0};
-    if (!sl_stage_plugin(s->st) || s->pin_failed || sl_pool_pinned(pool) || !sl_pool_pin(pool, &err)) return;
+    if (!sl_stage_plugin(s->st) || s->pin_failed || sl_pool_pinned(pool) ||
+        !sl_pool_pin(pool, &err))
+        return;
     sl_log(SL_LOG_WARN, "frames are copied more slowly: %s", err.msg);
     s->pin_failed = true;
 }
 
-/* A free slot of the receiver, however long it takes it to free one (back-pressure): until cancelled, or the receiver is gone. The device is
- * others' meanwhile. */
+/* A free slot of the receiver, however long it takes it to free one (back-pressure):
+ * until cancelled, or the receiver is gone. The device is others' meanwhile. */
 static sl_code reserve(decode_stage *s, sl_lease **out, sl_pool **pool, sl_err *err)
 {
     int wait_ms = 0;
@@ -104,7 +114,9 @@ static sl_code reserve(decode_stage *s, sl_lease **out, sl_pool **pool, sl_err *
         if (sl_stage_cancelled(s->st)) return sl_fail(err, SL_CANCELLED, "cancelled");
         if ((rc = sl_stage_send_pool(s->st, "frames", pool, err))) return rc;
         if (sl_pool_kind_of(*pool) != SL_POOL_HOST)
-            return sl_fail(err, SL_FORMAT, "decode: the receiver of frames has slots of device memory, want host memory");
+            return sl_fail(
+                err, SL_FORMAT,
+                "decode: the receiver of frames has slots of device memory, want host memory");
         pin(s, *pool);
         if ((rc = sl_lease_reserve(out, *pool, wait_ms, err)) != SL_BUSY) return rc;
         sl_stage_turn_end(s->st, false);
@@ -112,8 +124,8 @@ static sl_code reserve(decode_stage *s, sl_lease **out, sl_pool **pool, sl_err *
     }
 }
 
-/* 8 bits cannot hold a NaN: it is looked for in the frames before they are rounded. On a device by their mean, which one of them spoils; only
- * to name it they are brought here. */
+/* 8 bits cannot hold a NaN: it is looked for in the frames before they are rounded. On a
+ * device by their mean, which one of them spoils; only to name it they are brought here. */
 static sl_code check_frames(decode_stage *s, int first, const sl_tensor *floats, sl_err *err)
 {
     sl_tensor host = *floats;
@@ -130,33 +142,40 @@ static sl_code check_frames(decode_stage *s, int first, const sl_tensor *floats,
     }
     snprintf(name, sizeof name, "frames from %d on", first);
     sl_code rc = sl_ok(&s->ctx) ? SL_OK : sl_ctx_error(&s->ctx, err);
-    if (!rc && sl_stage_check_finite(name, &host, &found)) rc = sl_network_blame((sl_loader *[]){s->loader, NULL}, &found, err);
+    if (!rc && sl_stage_check_finite(name, &host, &found))
+        rc = sl_network_blame((sl_loader *[]){s->loader, NULL}, &found, err);
     if (!on_host(s)) free(host.data);
     return rc;
 }
 
-/* rgb from the device into the slot, whose memory may be pinned: the copy runs until the next wait for the device. */
+/* rgb from the device into the slot, whose memory may be pinned: the copy runs until the
+ * next wait for the device. */
 static void bring(decode_stage *s, const sl_pool *pool, const sl_tensor *slot, const sl_tensor *rgb)
 {
     const sl_plugin *plugin = sl_stage_plugin(s->st);
-    if (plugin && sl_pool_pinned(pool)) plugin->copy_out(&s->ctx, slot->data, rgb->data, sl_bytes(rgb));
+    if (plugin && sl_pool_pinned(pool))
+        plugin->copy_out(&s->ctx, slot->data, rgb->data, sl_bytes(rgb));
     else sl_download(&s->ctx, slot->data, rgb);
 }
 
 /* Latent frames [at, at + n) into the slot. */
-static sl_code compute(decode_stage *s, video *v, const sl_pool *pool, const sl_tensor *slot, int at, int n, sl_err *err)
+static sl_code compute(decode_stage *s, video *v, const sl_pool *pool, const sl_tensor *slot,
+                       int at, int n, sl_err *err)
 {
     int h = v->job->height, w = v->job->width;
-    int64_t z = v->latents.shape[0], t = v->latents.shape[1], plane = (int64_t)(h / 8) * (w / 8), frames = slot->shape[0];
+    int64_t z = v->latents.shape[0], t = v->latents.shape[1], plane = (int64_t)(h / 8) * (w / 8),
+            frames = slot->shape[0];
     sl_tensor in = sl_new4(&s->ctx, SL_F32, z, n, h / 8, w / 8);
-    sl_tensor all = sl_reshape2(&v->latents, z, t * plane), part = sl_cols(&all, at * plane, n * plane),
-              rows = sl_reshape2(&in, z, n * plane);
-    sl_tensor rgb = on_host(s) ? *slot : sl_new4(&s->ctx, SL_U8, frames, h, w, 3); /* a CPU computes into the slot itself */
+    sl_tensor all = sl_reshape2(&v->latents, z, t * plane),
+              part = sl_cols(&all, at * plane, n * plane), rows = sl_reshape2(&in, z, n * plane);
+    /* a CPU computes into the slot itself */
+    sl_tensor rgb = on_host(s) ? *slot : sl_new4(&s->ctx, SL_U8, frames, h, w, 3);
     sl_tensor floats = sl_new4(&s->ctx, sl_act(&s->ctx), frames, h, w, 3);
     sl_copy(&s->ctx, &rows, &part);
     sl_vae_decode_chunk(&s->ctx, v->d, &rgb, &floats, &in);
     if (rgb.data != slot->data) bring(s, pool, slot, &rgb);
-    return sl_ok(&s->ctx) ? check_frames(s, at ? at * 4 - 3 : 0, &floats, err) : sl_ctx_error(&s->ctx, err);
+    return sl_ok(&s->ctx) ? check_frames(s, at ? at * 4 - 3 : 0, &floats, err)
+                          : sl_ctx_error(&s->ctx, err);
 }
 
 /* Decode latent frames [at, at + n) of t into a slot and send it on. */
@@ -171,21 +190,25 @@ static sl_code decode_chunk(decode_stage *s, video *v, int at, int n, int t, sl_
     size_t mark = sl_mark(&s->ctx);
     sl_code rc;
     if ((rc = reserve(s, &lease, &pool, err))) goto done;
-    if ((rc = sl_lease_add(lease, "rgb", SL_U8, 4, (int64_t[]){frames, v->job->height, v->job->width, 3}, &slot, err))) goto done;
+    if ((rc = sl_lease_add(lease, "rgb", SL_U8, 4,
+                           (int64_t[]){frames, v->job->height, v->job->width, 3}, &slot, err)))
+        goto done;
     sl_stage_span(s->st, v->msg->job, SL_SPAN_WAIT, t0);
 
-    if ((rc = sl_stage_turn_begin(s->st, SL_TURN_PIECE, "chunk", at / SL_CHUNK_LATENTS + 1, err))) goto done;
+    if ((rc = sl_stage_turn_begin(s->st, SL_TURN_PIECE, "chunk", at / SL_CHUNK_LATENTS + 1, err)))
+        goto done;
     t0 = sl_now_ns();
     if ((rc = compute(s, v, pool, &slot, at, n, err))) goto done;
     sl_stage_turn_end(s->st, at + n < t);
     sl_stage_span(s->st, v->msg->job, SL_SPAN_COMPUTE, t0);
 
     t0 = sl_now_ns();
-    chunk.chunk = (sl_msg_chunk){.job = v->msg->job,
-                                 .attempt = v->msg->attempt,
-                                 .index = (uint32_t)(at / SL_CHUNK_LATENTS),
-                                 .chunks = (uint32_t)((t + SL_CHUNK_LATENTS - 1) / SL_CHUNK_LATENTS),
-                                 .frames = (uint32_t)frames};
+    chunk.chunk =
+        (sl_msg_chunk){.job = v->msg->job,
+                       .attempt = v->msg->attempt,
+                       .index = (uint32_t)(at / SL_CHUNK_LATENTS),
+                       .chunks = (uint32_t)((t + SL_CHUNK_LATENTS - 1) / SL_CHUNK_LATENTS),
+                       .frames = (uint32_t)frames};
     if ((rc = sl_lease_seal(lease, s->ctx.stream, &chunk.chunk.rgb, err))) goto done;
     sl_stage_send(s->st, &chunk);
     sl_stage_span(s->st, v->msg->job, SL_SPAN_HANDOVER, t0);
@@ -204,7 +227,8 @@ static sl_code decode_job(void *self, const sl_msg_job *msg, const sl_job *job, 
     sl_arena arena;
     sl_code rc = sl_arena_decode(&arena, s->ctx.ops, &sl_stage_model(s->st)->vae, s->vae, job, err);
     if (rc || (rc = sl_ctx_reserve(&s->ctx, arena.peak, err))) goto done;
-    sl_tensor caches = sl_new1(&s->ctx, SL_U8, (int64_t)sl_vae_decode_bytes(&s->ctx, s->vae, job->height, job->width));
+    sl_tensor caches = sl_new1(
+        &s->ctx, SL_U8, (int64_t)sl_vae_decode_bytes(&s->ctx, s->vae, job->height, job->width));
     if ((rc = read_latents(s, &v, err))) goto done;
     sl_stage_span(s->st, msg->job, SL_SPAN_HANDOVER, t0);
     v.d = sl_vae_decode_start(&s->ctx, s->vae, job->height, job->width, caches.data);

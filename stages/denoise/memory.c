@@ -20,7 +20,8 @@ static void *bytes_of(sl_ctx *ctx, size_t n)
     return sl_new1(ctx, SL_U8, (int64_t)n).data;
 }
 
-/* The tables rounded as they are in a model that was cast as a whole, rotary buffers and all. */
+/* The tables rounded as they are in a model that was cast as a whole, rotary buffers and
+ * all. */
 static void round_rope(sl_ctx *ctx, const sl_dit_rope *rope)
 {
     const sl_tensor *tables[] = {&rope->cos, &rope->sin};
@@ -44,28 +45,36 @@ void denoise_take(sl_ctx *ctx, denoise_memory *m, const denoise_sizes *of)
     const sl_job *job = of->job;
     int64_t shape[4];
     denoise_shape(of->model, job, shape);
-    int t = (int)shape[1], h = (int)shape[2], w = (int)shape[3], extra = c->in_channels - c->out_channels;
+    int t = (int)shape[1], h = (int)shape[2], w = (int)shape[3],
+        extra = c->in_channels - c->out_channels;
     int64_t tokens = (int64_t)t * (h / 2) * (w / 2);
     memset(m, 0, sizeof *m);
     if (extra) m->condition = sl_new4(ctx, SL_F32, extra, t, h, w);
-    for (int b = 0; b < denoise_branches(job); b++) m->v[b] = sl_new4(ctx, sl_act(ctx), shape[0], t, h, w);
+    for (int b = 0; b < denoise_branches(job); b++)
+        m->v[b] = sl_new4(ctx, sl_act(ctx), shape[0], t, h, w);
     sl_sampler_init(&m->sampler, of->schedule, bytes_of(ctx, sl_sampler_bytes(shape)), shape);
-    sl_dit_rope_make(ctx, of->dit[0], &m->rope, bytes_of(ctx, sl_dit_rope_bytes(of->dit[0], t, h / 2, w / 2)), t, h / 2, w / 2);
+    sl_dit_rope_make(ctx, of->dit[0], &m->rope,
+                     bytes_of(ctx, sl_dit_rope_bytes(of->dit[0], t, h / 2, w / 2)), t, h / 2,
+                     w / 2);
     if (of->round_rope && !ctx->ops->plan) round_rope(ctx, &m->rope);
     for (int e = 0; e < of->model->experts; e++) {
         sl_dit *dit = of->dit[e];
         ctx->tap = e == 0 ? of->tap : NULL;
         void *times = bytes_of(ctx, sl_dit_times_bytes(ctx, dit, of->schedule->steps));
-        sl_dit_times_make(ctx, dit, &m->times[e], times, of->schedule->timesteps, of->schedule->steps);
+        sl_dit_times_make(ctx, dit, &m->times[e], times, of->schedule->timesteps,
+                          of->schedule->steps);
         ctx->tap = NULL;
         for (int b = 0; b < denoise_branches(job); b++) {
-            m->context_memory[e][b] = bytes_of(ctx, sl_dit_context_bytes(ctx, dit, sl_image_tokens(of->model, job)));
+            m->context_memory[e][b] =
+                bytes_of(ctx, sl_dit_context_bytes(ctx, dit, sl_image_tokens(of->model, job)));
             if (job->fbcache > 0) {
                 sl_fbcache_rules rules = {.threshold = (float)job->fbcache,
                                           .warmup = job->fbcache_warmup,
                                           .max_hits = job->fbcache_max_hits,
                                           .final = job->fbcache_final};
-                sl_fbcache_init(ctx, &m->cache[e][b], &rules, bytes_of(ctx, sl_fbcache_bytes(ctx, tokens, c->dim)), tokens, c->dim);
+                sl_fbcache_init(ctx, &m->cache[e][b], &rules,
+                                bytes_of(ctx, sl_fbcache_bytes(ctx, tokens, c->dim)), tokens,
+                                c->dim);
             }
         }
     }
@@ -86,10 +95,13 @@ sl_code denoise_arena(sl_arena *out, const sl_ops *ops, const denoise_sizes *of,
         size_t mark = sl_mark(&plan);
         sl_tensor text = sl_new2(&plan, sl_act(&plan), SL_TEXT_TOKENS, c->text_dim);
         sl_tensor image = sl_new2(&plan, sl_act(&plan), image_tokens, c->image_dim);
-        sl_dit_context_make(&plan, of->dit[e], &m.context[e][0], m.context_memory[e][0], &text, image_tokens ? &image : NULL);
+        sl_dit_context_make(&plan, of->dit[e], &m.context[e][0], m.context_memory[e][0], &text,
+                            image_tokens ? &image : NULL);
         sl_release(&plan, mark);
-        sl_dit_forward(&plan, of->dit[e], &m.v[0], &m.sampler.x, c->in_channels > c->out_channels ? &m.condition : NULL,
-                       &m.times[e], 0, &m.rope, &m.context[e][0], of->job->fbcache > 0 ? &m.cache[e][0] : NULL, NULL);
+        sl_dit_forward(&plan, of->dit[e], &m.v[0], &m.sampler.x,
+                       c->in_channels > c->out_channels ? &m.condition : NULL, &m.times[e], 0,
+                       &m.rope, &m.context[e][0], of->job->fbcache > 0 ? &m.cache[e][0] : NULL,
+                       NULL);
         sl_release(&plan, mark);
     }
     out->peak = plan.arena_peak;

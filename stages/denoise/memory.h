@@ -1,4 +1,5 @@
-/* memory.h - the device memory of one denoising job: taken for real by the denoiser, only counted by `sluice plan`. */
+/* memory.h - the device memory of one denoising job: taken for real by the denoiser, only
+ * counted by `sluice plan`. */
 #ifndef SL_DENOISE_MEMORY_H
 #define SL_DENOISE_MEMORY_H
 
@@ -28,16 +29,20 @@ typedef struct {
     sl_dit_rope rope;
     sl_dit_times times[EXPERTS];
     sl_dit_context context[EXPERTS][BRANCHES];
-    void *context_memory[EXPERTS][BRANCHES]; /* where they will lie, once their inputs are there */
+    /* where they will lie, once their inputs are there */
+    void *context_memory[EXPERTS][BRANCHES];
     sl_fbcache cache[EXPERTS][BRANCHES];
 } denoise_memory;
 
-int denoise_branches(const sl_job *job);                                        /* 2 with guidance */
-void denoise_shape(const sl_model *model, const sl_job *job, int64_t shape[4]); /* of the latents, [16, T, h/8, w/8] */
+/* 2 with guidance */
+int denoise_branches(const sl_job *job);
+/* of the latents, [16, T, h/8, w/8] */
+void denoise_shape(const sl_model *model, const sl_job *job, int64_t shape[4]);
 
 /* Take what the job keeps over its steps and compute its tables; errors are ctx's. */
 void denoise_take(sl_ctx *ctx, denoise_memory *m, const denoise_sizes *of);
-/* How many bytes the arena must have for it, and for contexts and steps on top. The job has been checked. */
+/* How many bytes the arena must have for it, and for contexts and steps on top. The job
+ * has been checked. */
 sl_code denoise_arena(sl_arena *out, const sl_ops *ops, const denoise_sizes *of, sl_err *err);
 
 #endif

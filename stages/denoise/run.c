@@ -26,16 +26,23 @@ sl_code denoiser_open(denoiser *d, sl_err *err)
     const sl_ops *ops;
     sl_code rc;
     d->model = sl_stage_model(d->st);
-    if ((rc = sl_stage_ops(d->st, &ops, err)) || (rc = sl_ctx_open(&d->ctx, ops, 0, err))) return rc;
+    if ((rc = sl_stage_ops(d->st, &ops, err)) || (rc = sl_ctx_open(&d->ctx, ops, 0, err)))
+        return rc;
 
-    /* slots hold the longest prompt's cond and uncond, and the largest picture's clip and condition, float32 */
+    /* slots hold the longest prompt's cond and uncond, and the largest picture's clip and
+     * condition, float32 */
     size_t text_bytes = sl_slot_bytes(d->model, "text", conf->limits.pixels, conf->limits.frames);
     size_t image_bytes = sl_slot_bytes(d->model, "image", conf->limits.pixels, conf->limits.frames);
     if ((rc = sl_stage_receive_pool(d->st, "text", slots, text_bytes, &d->text, err))) return rc;
-    if (d->model->takes_image && (rc = sl_stage_receive_pool(d->st, "image", slots, image_bytes, &d->image, err))) return rc;
+    if (d->model->takes_image &&
+        (rc = sl_stage_receive_pool(d->st, "image", slots, image_bytes, &d->image, err)))
+        return rc;
     for (int e = 0; e < d->model->experts; e++) {
-        if ((rc = sl_network_open(&d->loaders[e], d->st, &d->ctx, NAMES[e], "diffusion_pytorch_model", err))) return rc;
-        if (!(d->dit[e] = sl_dit_new(&d->model->dit[e], d->loaders[e]))) return sl_fail(err, SL_NOMEM, "%s: no memory", NAMES[e]);
+        if ((rc = sl_network_open(&d->loaders[e], d->st, &d->ctx, NAMES[e],
+                                  "diffusion_pytorch_model", err)))
+            return rc;
+        if (!(d->dit[e] = sl_dit_new(&d->model->dit[e], d->loaders[e])))
+            return sl_fail(err, SL_NOMEM, "%s: no memory", NAMES[e]);
         if ((rc = sl_loader_finish(d->loaders[e], err))) return rc;
         bytes += sl_loader_bytes(d->loaders[e]);
     }
@@ -64,7 +71,8 @@ static void tap(void *user, sl_ctx *ctx, const char *name, const sl_tensor *t)
     if (!sl_is_dense(t) || !(host.data = malloc(sl_bytes(t) + 1))) return;
     sl_download(ctx, host.data, t);
     snprintf(file, sizeof file, "%s.safetensors", name);
-    if (sl_ok(ctx) && (sl_path_join(path, r->tap_dir, file, &err) || sl_st_save(path, 1, (const char *[]){name}, &host, &err)))
+    if (sl_ok(ctx) && (sl_path_join(path, r->tap_dir, file, &err) ||
+                       sl_st_save(path, 1, (const char *[]){name}, &host, &err)))
         sl_log_err("dump-blocks", &err);
     free(host.data);
 }
@@ -76,8 +84,10 @@ static int branches(const denoise_run *r)
 
 /* ---- state: what a killed denoiser goes on from ----
  *
- * The state is the sampler's before a step, and is written only when that step computed in every branch. The First Block Cache's residuals (several hidden
- * states, gigabytes) need not be in it then: the resumed process repeats that step with the decision "compute", which remakes them bit for bit. */
+ * The state is the sampler's before a step, and is written only when that step computed
+ * in every branch. The First Block Cache's residuals (several hidden states, gigabytes)
+ * need not be in it then: the resumed process repeats that step with the decision
+ * "compute", which remakes them bit for bit. */
 
 enum { META_STEP, META_ORDER, META_HISTORY, META_COUNT };
 
@@ -96,9 +106,10 @@ static sl_code restore_state(denoise_run *r, sl_err *err)
         goto done;
     int64_t v[META_COUNT];
     memcpy(v, meta.data, sizeof v);
-    if (v[META_STEP] < 1 || v[META_STEP] >= r->schedule.steps || v[META_ORDER] < 0 || v[META_ORDER] > 2 || v[META_HISTORY] < 0 ||
-        v[META_HISTORY] > 2) {
-        rc = sl_fail(err, SL_FORMAT, "%s: step %lld of %d makes no sense", path, (long long)v[META_STEP], r->schedule.steps);
+    if (v[META_STEP] < 1 || v[META_STEP] >= r->schedule.steps || v[META_ORDER] < 0 ||
+        v[META_ORDER] > 2 || v[META_HISTORY] < 0 || v[META_HISTORY] > 2) {
+        rc = sl_fail(err, SL_FORMAT, "%s: step %lld of %d makes no sense", path,
+                     (long long)v[META_STEP], r->schedule.steps);
         goto done;
     }
     for (int i = 0; i < 4; i++)
@@ -112,15 +123,16 @@ static sl_code restore_state(denoise_run *r, sl_err *err)
     r->sampler.history = (int)v[META_HISTORY];
     memcpy(r->replay_metric, metrics.data, sizeof r->replay_metric);
     r->replay = true;
-    sl_log(SL_LOG_INFO, "job %llu goes on at step %d of %d", (unsigned long long)r->msg->job, r->sampler.step + 1,
-           r->schedule.steps);
+    sl_log(SL_LOG_INFO, "job %llu goes on at step %d of %d", (unsigned long long)r->msg->job,
+           r->sampler.step + 1, r->schedule.steps);
 done:
     for (int i = 0; i < 4; i++) free(x[i]);
     sl_st_close(&st);
     return rc;
 }
 
-/* Copy the state to the host; save_state writes that copy once the step's decisions are known. */
+/* Copy the state to the host; save_state writes that copy once the step's decisions are
+ * known. */
 static void hold_state(denoise_run *r)
 {
     int64_t n = sl_count(&r->sampler.x);
@@ -128,10 +140,12 @@ static void hold_state(denoise_run *r)
     sl_download(&r->d->ctx, r->saved + n, &r->sampler.last);
     sl_download(&r->d->ctx, r->saved + 2 * n, &r->sampler.m0);
     sl_download(&r->d->ctx, r->saved + 3 * n, &r->sampler.m1);
-    if (r->sampler.history < 2) memset(r->saved + 3 * n, 0, (size_t)n * sizeof(float)); /* never written so far */
+    /* never written so far */
+    if (r->sampler.history < 2) memset(r->saved + 3 * n, 0, (size_t)n * sizeof(float));
 }
 
-static void save_state(denoise_run *r, const int64_t meta[META_COUNT], const float metrics[BRANCHES])
+static void save_state(denoise_run *r, const int64_t meta[META_COUNT],
+                       const float metrics[BRANCHES])
 {
     static const char *const NAMES[] = {"x", "last", "m0", "m1", "meta", "metrics"};
     int64_t n = sl_count(&r->sampler.x), m[META_COUNT];
@@ -154,11 +168,13 @@ static sl_code load_noise(denoise_run *r, sl_err *err)
     int64_t n = r->shape[0] * r->shape[1] * r->shape[2] * r->shape[3];
     sl_code rc = SL_OK;
     if (!*r->job->noise) {
-        if (!(r->noise = malloc((size_t)n * sizeof(float)))) return sl_fail(err, SL_NOMEM, "noise: no memory");
+        if (!(r->noise = malloc((size_t)n * sizeof(float))))
+            return sl_fail(err, SL_NOMEM, "noise: no memory");
         sl_randn(r->noise, n, r->job->seed);
         return SL_OK;
     }
-    if (!(rc = sl_path_join(path, r->msg->dir, "noise.safetensors", err)) && !(rc = sl_st_open_file(&st, path, err)))
+    if (!(rc = sl_path_join(path, r->msg->dir, "noise.safetensors", err)) &&
+        !(rc = sl_st_open_file(&st, path, err)))
         rc = sl_network_input(&r->noise, NULL, st, "noise", 4, r->shape, err);
     sl_st_close(&st);
     return rc;
@@ -181,8 +197,9 @@ static sl_code read_inputs(denoise_run *r, inputs *in, const denoise_inputs *fro
         rc = sl_network_receive(&in->text[b], d->text, from->text, from->text_file, NAMES[b], 2,
                                 (int64_t[]){SL_TEXT_TOKENS, c->text_dim}, err);
     if (!rc && extra)
-        rc = sl_network_receive(&in->condition, d->image, from->image, from->image_file, "condition", 4,
-                                (int64_t[]){extra, r->shape[1], r->shape[2], r->shape[3]}, err);
+        rc =
+            sl_network_receive(&in->condition, d->image, from->image, from->image_file, "condition",
+                               4, (int64_t[]){extra, r->shape[1], r->shape[2], r->shape[3]}, err);
     if (!rc && c->image_dim) {
         in->image_tokens = sl_image_tokens(d->model, r->job);
         rc = sl_network_receive(&in->clip, d->image, from->image, from->image_file, "clip", 2,
@@ -203,7 +220,8 @@ static void make_contexts(denoise_run *r, const inputs *in)
             sl_network_place(ctx, &text, &in->text[b]);
             if (in->image_tokens) sl_network_place(ctx, &image, &in->clip);
             ctx->tap = e == 0 && b == 0 && *r->tap_dir ? tap : NULL;
-            sl_dit_context_make(ctx, r->d->dit[e], &r->mem.context[e][b], r->mem.context_memory[e][b], &text,
+            sl_dit_context_make(ctx, r->d->dit[e], &r->mem.context[e][b],
+                                r->mem.context_memory[e][b], &text,
                                 in->image_tokens ? &image : NULL);
             ctx->tap = NULL;
             sl_release(ctx, mark);
@@ -232,8 +250,8 @@ static sl_code fill_memory(denoise_run *r, const denoise_sizes *of, const inputs
     return SL_OK;
 }
 
-sl_code denoise_start(denoise_run *r, denoiser *d, const sl_msg_job *msg, const sl_job *job, const denoise_inputs *from,
-                      sl_err *err)
+sl_code denoise_start(denoise_run *r, denoiser *d, const sl_msg_job *msg, const sl_job *job,
+                      const denoise_inputs *from, sl_err *err)
 {
     sl_ctx *ctx = &d->ctx;
     sl_arena arena;
@@ -265,12 +283,15 @@ sl_code denoise_start(denoise_run *r, denoiser *d, const sl_msg_job *msg, const 
                               .job = job,
                               .schedule = &r->schedule,
                               .tap = *r->tap_dir ? tap : NULL,
-                              .round_rope = !strcmp(sl_stage_conf(d->st)->denoise.rope, "bfloat16")};
-    if ((rc = denoise_arena(&arena, ctx->ops, &of, err)) || (rc = sl_ctx_reserve(ctx, arena.peak, err))) goto done;
+                              .round_rope =
+                                  !strcmp(sl_stage_conf(d->st)->denoise.rope, "bfloat16")};
+    if ((rc = denoise_arena(&arena, ctx->ops, &of, err)) ||
+        (rc = sl_ctx_reserve(ctx, arena.peak, err)))
+        goto done;
     sl_stage_span(d->st, msg->job, SL_SPAN_HANDOVER, t0);
     rc = fill_memory(r, &of, &in, err);
-    sl_log(SL_LOG_DEBUG, "job %llu: arena %.1f MB, ready in %.1f ms", (unsigned long long)msg->job, (double)arena.peak * 1e-6,
-           (double)(sl_now_ns() - t0) * 1e-6);
+    sl_log(SL_LOG_DEBUG, "job %llu: arena %.1f MB, ready in %.1f ms", (unsigned long long)msg->job,
+           (double)arena.peak * 1e-6, (double)(sl_now_ns() - t0) * 1e-6);
 done:
     for (int b = 0; b < BRANCHES; b++) free(in.text[b].host);
     free(in.clip.host);
@@ -280,7 +301,8 @@ done:
 
 /* ---- one step ---- */
 
-static void report_step(denoise_run *r, int step, double seconds, const sl_fbcache_report reports[BRANCHES])
+static void report_step(denoise_run *r, int step, double seconds,
+                        const sl_fbcache_report reports[BRANCHES])
 {
     sl_msg m = {.type = SL_MSG_STEP};
     m.step = (sl_msg_step){.job = r->msg->job,
@@ -296,7 +318,8 @@ static void report_step(denoise_run *r, int step, double seconds, const sl_fbcac
     sl_stage_progress(r->d->st, r->msg, step + 1, r->schedule.steps, seconds);
 }
 
-/* The latents after a step are finite, or the job ends here and says which weight is to blame. */
+/* The latents after a step are finite, or the job ends here and says which weight is to
+ * blame. */
 static sl_code look_at(denoise_run *r, int step, sl_err *err)
 {
     sl_err found = {0};
@@ -305,7 +328,8 @@ static sl_code look_at(denoise_run *r, int step, sl_err *err)
     sl_download(&r->d->ctx, r->host, &r->sampler.x);
     if (!sl_ok(&r->d->ctx)) return sl_ctx_error(&r->d->ctx, err);
     snprintf(name, sizeof name, "step %d: latents", step);
-    if (sl_stage_check_finite(name, &t, &found)) return sl_network_blame(r->d->loaders, &found, err);
+    if (sl_stage_check_finite(name, &t, &found))
+        return sl_network_blame(r->d->loaders, &found, err);
     if (r->job->dump_steps) {
         char file[32];
         snprintf(name, sizeof name, "step.%d.latents", step);
@@ -338,8 +362,9 @@ sl_code denoise_step(denoise_run *r, sl_err *err)
             cache->force = r->replay ? 1 : 0;
         }
         ctx->tap = i == 0 && b == 0 && *r->tap_dir ? tap : NULL;
-        sl_dit_forward(ctx, r->d->dit[e], &r->mem.v[b], &r->sampler.x, r->mem.condition.rank ? &r->mem.condition : NULL,
-                       &r->mem.times[e], i, &r->mem.rope, &r->mem.context[e][b], cache, &reports[b]);
+        sl_dit_forward(ctx, r->d->dit[e], &r->mem.v[b], &r->sampler.x,
+                       r->mem.condition.rank ? &r->mem.condition : NULL, &r->mem.times[e], i,
+                       &r->mem.rope, &r->mem.context[e][b], cache, &reports[b]);
         ctx->tap = NULL;
         if (r->replay) reports[b].metric = r->replay_metric[b];
     }
@@ -352,9 +377,11 @@ sl_code denoise_step(denoise_run *r, sl_err *err)
     r->replay = false;
 
     if ((rc = look_at(r, i, err))) return rc;
-    if (due && reports[0].computed && reports[1].computed) save_state(r, meta, (float[]){reports[0].metric, reports[1].metric});
+    if (due && reports[0].computed && reports[1].computed)
+        save_state(r, meta, (float[]){reports[0].metric, reports[1].metric});
     report_step(r, i, (double)(sl_now_ns() - t0) * 1e-9, reports);
-    sl_stage_span(r->d->st, r->msg->job, SL_SPAN_COMPUTE, t0); /* with the report: of steps of 3 ms its messages are 2 % */
+    /* with the report: of steps of 3 ms its messages are 2 % */
+    sl_stage_span(r->d->st, r->msg->job, SL_SPAN_COMPUTE, t0);
     return SL_OK;
 }
 
@@ -368,21 +395,24 @@ static sl_code write_with_steps(denoise_run *r, const char *path, sl_err *err)
     char name[48], file[48], step_path[SL_PATH];
     sl_code rc;
     if ((rc = sl_stage_spool_flush(r->d->st, err))) return rc;
-    if ((rc = sl_stw_open(&w, path, err)) || (rc = sl_stw_declare(w, "noise", SL_F32, 4, r->shape, err)) ||
+    if ((rc = sl_stw_open(&w, path, err)) ||
+        (rc = sl_stw_declare(w, "noise", SL_F32, 4, r->shape, err)) ||
         (rc = sl_stw_declare(w, "latents", SL_F32, 4, r->shape, err)))
         goto done;
     for (int i = 0; i < r->schedule.steps; i++) {
         snprintf(name, sizeof name, "step.%d.latents", i);
         if ((rc = sl_stw_declare(w, name, SL_F32, 4, r->shape, err))) goto done;
     }
-    if ((rc = sl_stw_write(w, "noise", r->noise, 0, bytes, err)) || (rc = sl_stw_write(w, "latents", r->host, 0, bytes, err)))
+    if ((rc = sl_stw_write(w, "noise", r->noise, 0, bytes, err)) ||
+        (rc = sl_stw_write(w, "latents", r->host, 0, bytes, err)))
         goto done;
     for (int i = 0; i < r->schedule.steps && !rc; i++) {
         sl_st *st = NULL;
         sl_tensor t;
         snprintf(name, sizeof name, "step.%d.latents", i);
         snprintf(file, sizeof file, "step.%d.safetensors", i);
-        if (!(rc = sl_path_join(step_path, r->msg->dir, file, err)) && !(rc = sl_st_open_file(&st, step_path, err)) &&
+        if (!(rc = sl_path_join(step_path, r->msg->dir, file, err)) &&
+            !(rc = sl_st_open_file(&st, step_path, err)) &&
             !(rc = sl_st_want(st, name, SL_F32, 4, r->shape, &t, err)))
             rc = sl_stw_write(w, name, t.data, 0, bytes, err);
         sl_st_close(&st);
@@ -404,14 +434,21 @@ sl_code denoise_finish(denoise_run *r, sl_err *err)
     sl_code rc = SL_OK;
     sl_download(&r->d->ctx, r->host, &r->sampler.x);
     if (!sl_ok(&r->d->ctx)) return sl_ctx_error(&r->d->ctx, err);
-    if (r->job->dump_steps) { /* first what can fail: a slot that was handed over is not taken back */
+    /* first what can fail: a slot that was handed over is not taken back */
+    if (r->job->dump_steps) {
         char path[SL_PATH];
-        sl_msg m = {.type = SL_MSG_SPOOLED, .spooled = {.job = r->msg->job, .attempt = r->msg->attempt, .name = "denoise"}};
-        if ((rc = sl_path_join(path, r->msg->dir, "denoise.safetensors", err)) || (rc = write_with_steps(r, path, err))) return rc;
+        sl_msg m = {.type = SL_MSG_SPOOLED,
+                    .spooled = {.job = r->msg->job, .attempt = r->msg->attempt, .name = "denoise"}};
+        if ((rc = sl_path_join(path, r->msg->dir, "denoise.safetensors", err)) ||
+            (rc = write_with_steps(r, path, err)))
+            return rc;
         sl_stage_send(r->d->st, &m);
     } else sl_stage_spool(r->d->st, r->msg, "denoise", true, 2, SPOOLED, tensors);
-    bool handed = sl_stage_hand_over(r->d->st, &r->d->ctx, "latents", 1, HANDED, &latents, &r->sampler.x, &ticket, &lost) == SL_OK;
-    if (!handed) sl_log(SL_LOG_DEBUG, "job %llu goes by the spool: %s", (unsigned long long)r->msg->job, lost.msg);
+    bool handed = sl_stage_hand_over(r->d->st, &r->d->ctx, "latents", 1, HANDED, &latents,
+                                     &r->sampler.x, &ticket, &lost) == SL_OK;
+    if (!handed)
+        sl_log(SL_LOG_DEBUG, "job %llu goes by the spool: %s", (unsigned long long)r->msg->job,
+               lost.msg);
     sl_stage_span(r->d->st, r->msg->job, SL_SPAN_HANDOVER, t0);
     sl_stage_done(r->d->st, r->msg, handed ? &ticket : NULL, r->d->ctx.arena_peak, 0);
     return SL_OK;

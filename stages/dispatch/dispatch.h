@@ -1,4 +1,5 @@
-/* dispatch.h - the dispatcher: one struct with the stages it supervises and the jobs it drives. The only place that knows the order of stages. */
+/* dispatch.h - the dispatcher: one struct with the stages it supervises and the jobs it
+ * drives. The only place that knows the order of stages. */
 #ifndef SL_DISPATCH_H
 #define SL_DISPATCH_H
 
@@ -53,11 +54,13 @@ typedef struct {
 
 typedef enum { HAND_TEXT, HAND_IMAGE, HAND_LATENTS, HAND_COUNT } hand_kind;
 
-/* One finished piece of a job: in a slot of its receiver, in the spool, on its way there, or not at all. */
+/* One finished piece of a job: in a slot of its receiver, in the spool, on its way there,
+ * or not at all. */
 typedef struct {
     bool ticketed, spooled, spooling;
-    uint32_t answered; /* the newest attempt whose SPOOLED has come, before its DONE or after it */
-    bool credit;       /* holds one of the receiver's slots, or will */
+    /* the newest attempt whose SPOOLED has come, before its DONE or after it */
+    uint32_t answered;
+    bool credit; /* holds one of the receiver's slots, or will */
     sl_ticket ticket;
 } hand;
 
@@ -71,13 +74,16 @@ typedef struct {
     hand hands[HAND_COUNT];
     uint32_t attempt;                /* counts every start of a stage for this job */
     uint32_t running[SL_ROLE_COUNT]; /* the attempt that runs there; 0: none */
-    uint32_t pair;                   /* the attempt that decode and mux make together; 0: none, or one of them left it */
+    /* the attempt that decode and mux make together; 0: none, or one of them left it */
+    uint32_t pair;
     bool decode_done, mux_done;
-    bool started;                       /* denoising has begun, or it is the oldest: a drain waits for it */
+    /* denoising has begun, or it is the oldest: a drain waits for it */
+    bool started;
     int64_t runnable_ns[SL_ROLE_COUNT]; /* since when it waits for that stage; 0: it does not */
     int deaths;                         /* of stages at work on it, since it last got further */
     uint64_t progress, best;            /* how far it is, as one number that grows */
-    bool ending;                        /* failed or cancelled: ends when nothing runs any more */
+    /* failed or cancelled: ends when nothing runs any more */
+    bool ending;
     sl_code code;
     char message[SL_TEXT];
     uint64_t bytes; /* of the output */
@@ -110,23 +116,28 @@ void dispatch_receive(dispatcher *d); /* everything that has come so far */
 void peers_init(dispatcher *d);
 peer *peer_of(dispatcher *d, sl_role role); /* NULL: this deployment leaves it out */
 peer *peer_by_identity(dispatcher *d, const char *id, size_t size);
-void peers_tick(dispatcher *d);                 /* start what is due, kill what stalls */
-void peer_check(dispatcher *d, peer *p);        /* its pidfd is readable: it has ended */
-void peer_distrust(peer *p, const sl_err *why); /* it sent what is no message: another version, or no stage at all */
+void peers_tick(dispatcher *d);          /* start what is due, kill what stalls */
+void peer_check(dispatcher *d, peer *p); /* its pidfd is readable: it has ended */
+/* it sent what is no message: another version, or no stage at all */
+void peer_distrust(peer *p, const sl_err *why);
 void peer_hello(dispatcher *d, peer *p, const sl_msg_hello *m, const char *id, size_t size);
 void peer_ready(dispatcher *d, peer *p, const sl_msg_ready *m);
-void peers_tell_all(dispatcher *d); /* a client is new: what it has missed of starting and loading */
+/* a client is new: what it has missed of starting and loading */
+void peers_tell_all(dispatcher *d);
 void peer_pool(dispatcher *d, peer *p, const sl_msg_pool *m);
 sl_code peer_send(dispatcher *d, const peer *p,
-                  const sl_msg *m); /* to a peer that has said HELLO; SL_GONE: others, and lost ones */
-void peers_stop(dispatcher *d);     /* DRAIN, wait, SIGKILL what remains, reap all */
+                  /* to a peer that has said HELLO; SL_GONE: others, and lost ones */
+                  const sl_msg *m);
+void peers_stop(dispatcher *d); /* DRAIN, wait, SIGKILL what remains, reap all */
 
 /* ---- turns.c: stages on one device compute one at a time ---- */
 
 void turns_on_ask(dispatcher *d, peer *p, const sl_msg_ask *m);
 void turns_on_give(dispatcher *d, peer *p, const sl_msg_give *m);
-void turns_forget(dispatcher *d, peer *p); /* it has ended: what it held or waited for is another's */
-void turns_tick(dispatcher *d);            /* holders that keep others waiting: for too long? still there? */
+/* it has ended: what it held or waited for is another's */
+void turns_forget(dispatcher *d, peer *p);
+/* holders that keep others waiting: for too long? still there? */
+void turns_tick(dispatcher *d);
 
 /* ---- jobs.c: the state machine ---- */
 
@@ -141,7 +152,8 @@ void jobs_on_spooled(dispatcher *d, peer *p, const sl_msg_spooled *m);
 void jobs_on_done(dispatcher *d, peer *p, const sl_msg_done *m);
 void jobs_on_failed(dispatcher *d, peer *p, const sl_msg_failed *m);
 void jobs_on_death(dispatcher *d, peer *p, pid_t pid, const char *how);
-void jobs_schedule(dispatcher *d);                           /* give idle stages what is ready; finish what is over */
+/* give idle stages what is ready; finish what is over */
+void jobs_schedule(dispatcher *d);
 void job_tell(dispatcher *d, const job *j, const sl_msg *m); /* to the job's client */
 void tell_client(dispatcher *d, const sl_msg *m);            /* news of no job */
 

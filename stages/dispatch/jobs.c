@@ -1,7 +1,10 @@
-/* jobs.c - the dispatcher's jobs: QUEUED -> TEXT + IMAGE -> DENOISE -> DECODE + MUX -> DONE, or FAILED / CANCELLED.
+/* jobs.c - the dispatcher's jobs: QUEUED -> TEXT + IMAGE -> DENOISE -> DECODE + MUX ->
+ * DONE, or FAILED / CANCELLED.
  *
- * There is no stored "state" of a job that could be wrong after a death: what to do next follows from which hand-overs exist (in a slot,
- * in the spool) and what runs now. A stage's death takes its slots and its work away; scheduling then simply sees what is missing. */
+ * There is no stored "state" of a job that could be wrong after a death: what to do next
+ * follows from which hand-overs exist (in a slot, in the spool) and what runs now. A
+ * stage's death takes its slots and its work away; scheduling then simply sees what is
+ * missing. */
 #include "stages/dispatch/dispatch.h"
 
 #include <dirent.h>
@@ -35,9 +38,11 @@ void tell_client(dispatcher *d, const sl_msg *m)
     send_to(d, d->client, d->client_size, m);
 }
 
-static void tell_span(dispatcher *d, const job *j, sl_role role, sl_span_kind kind, int64_t t0, int64_t t1)
+static void tell_span(dispatcher *d, const job *j, sl_role role, sl_span_kind kind, int64_t t0,
+                      int64_t t1)
 {
-    sl_msg m = {.type = SL_MSG_SPAN, .span = {.job = j->id, .kind = kind, .t0_ns = t0, .t1_ns = t1}};
+    sl_msg m = {.type = SL_MSG_SPAN,
+                .span = {.job = j->id, .kind = kind, .t0_ns = t0, .t1_ns = t1}};
     snprintf(m.span.stage, sizeof m.span.stage, "%s", sl_role_name(role));
     job_tell(d, j, &m);
 }
@@ -106,7 +111,8 @@ static bool complete(dispatcher *d, const job *j)
     if (pair_exists(d) && !(j->decode_done && j->mux_done)) return false;
     for (int k = 0; k < HAND_COUNT; k++) {
         if (k == HAND_IMAGE && !j->takes_image) continue;
-        if ((j->dump || (k == HAND_LATENTS && !pair_exists(d))) && !j->hands[k].spooled) return false;
+        if ((j->dump || (k == HAND_LATENTS && !pair_exists(d))) && !j->hands[k].spooled)
+            return false;
     }
     return true;
 }
@@ -118,7 +124,8 @@ static int credits_used(const dispatcher *d, hand_kind k)
     return n;
 }
 
-/* The oldest job never waits for a credit: younger ones may hold them all, and wait for it. Without a slot its hand-over goes by the spool. */
+/* The oldest job never waits for a credit: younger ones may hold them all, and wait for
+ * it. Without a slot its hand-over goes by the spool. */
 static bool has_credit(dispatcher *d, const job *j, hand_kind k)
 {
     peer *r = peer_of(d, RECEIVER[k]);
@@ -143,7 +150,8 @@ static bool is_spooled(const job *j, hand_kind k)
     return access(path, R_OK) == 0;
 }
 
-/* What earlier processes finished lies in the folder; what they did not finish are temporaries, and go. */
+/* What earlier processes finished lies in the folder; what they did not finish are
+ * temporaries, and go. */
 static void look_into_spool(job *j)
 {
     char path[SL_PATH + 288];
@@ -160,7 +168,8 @@ static void look_into_spool(job *j)
 
 static void finish(dispatcher *d, job *j, sl_code code, const char *message)
 {
-    sl_msg m = {.type = SL_MSG_FINISHED, .finished = {.job = j->id, .code = (int32_t)code, .bytes = j->bytes}};
+    sl_msg m = {.type = SL_MSG_FINISHED,
+                .finished = {.job = j->id, .code = (int32_t)code, .bytes = j->bytes}};
     snprintf(m.finished.message, sizeof m.finished.message, "%s", message);
     for (int k = 0; k < HAND_COUNT; k++)
         if (j->hands[k].ticketed) {
@@ -181,7 +190,8 @@ static const char *missing_stage(dispatcher *d, const job *j)
     return NULL;
 }
 
-static void refuse(dispatcher *d, uint64_t id, const char *client, size_t client_size, sl_code code, const char *message)
+static void refuse(dispatcher *d, uint64_t id, const char *client, size_t client_size, sl_code code,
+                   const char *message)
 {
     sl_msg m = {.type = SL_MSG_FINISHED, .finished = {.job = id, .code = (int32_t)code}};
     snprintf(m.finished.message, sizeof m.finished.message, "%s", message);
@@ -198,18 +208,21 @@ void job_submit(dispatcher *d, const sl_msg_submit *m, const char *client, size_
     if (!j) {
         for (int i = 0; i < d->peer_count; i++)
             if (d->peers[i].state == PEER_BROKEN) {
-                refuse(d, m->job, client, client_size, d->peers[i].last_code ? d->peers[i].last_code : SL_SYS,
+                refuse(d, m->job, client, client_size,
+                       d->peers[i].last_code ? d->peers[i].last_code : SL_SYS,
                        d->peers[i].last_error);
                 return;
             }
-        if (m->job == NO_JOB || d->draining || d->job_count == MAX_JOBS || d->job_count >= d->conf.limits.jobs) {
+        if (m->job == NO_JOB || d->draining || d->job_count == MAX_JOBS ||
+            d->job_count >= d->conf.limits.jobs) {
             char why[160];
             snprintf(why, sizeof why, "job refused: %s (%d jobs held, limits.jobs is %d)",
                      d->draining ? "draining" : "too many jobs", d->job_count, d->conf.limits.jobs);
             refuse(d, m->job, client, client_size, SL_BUSY, why);
             return;
         }
-        if (sl_path_join(path, m->dir, "job.json", &err) || sl_job_read(&spec, path, &err) || sl_job_check(&spec, &err)) {
+        if (sl_path_join(path, m->dir, "job.json", &err) || sl_job_read(&spec, path, &err) ||
+            sl_job_check(&spec, &err)) {
             refuse(d, m->job, client, client_size, err.code, err.msg);
             sl_job_free(&spec);
             return;
@@ -225,7 +238,9 @@ void job_submit(dispatcher *d, const sl_msg_submit *m, const char *client, size_
         look_into_spool(j);
         if (missing_stage(d, j)) {
             char why[160];
-            snprintf(why, sizeof why, "job refused: the configuration has no stage %s, and nothing in the spool stands for it",
+            snprintf(why, sizeof why,
+                     "job refused: the configuration has no stage %s, and nothing in the spool "
+                     "stands for it",
                      missing_stage(d, j));
             refuse(d, m->job, client, client_size, SL_ARG, why);
             return;
@@ -266,7 +281,8 @@ void jobs_fail_all(dispatcher *d, sl_code code, const char *why)
 
 /* ---- what stages say ---- */
 
-/* The job that this stage works on, if the message is about that and not about an attempt given up. */
+/* The job that this stage works on, if the message is about that and not about an attempt
+ * given up. */
 static job *current(dispatcher *d, const peer *p, uint64_t id, uint32_t attempt)
 {
     job *j = job_find(d, id);
@@ -330,7 +346,9 @@ void jobs_on_spooled(dispatcher *d, peer *p, const sl_msg_spooled *m)
                 snprintf(why, sizeof why, "%s: %.480s", sl_role_name(p->role), m->message);
                 end_job(d, j, SL_SYS, why);
             } else if (m->code)
-                sl_log(SL_LOG_WARN, "job %llu goes on, but would not survive a death of %s or the next stage: %.300s",
+                sl_log(SL_LOG_WARN,
+                       "job %llu goes on, but would not survive a death of %s or the next stage: "
+                       "%.300s",
                        (unsigned long long)m->job, sl_role_name(p->role), m->message);
         }
 }
@@ -339,7 +357,10 @@ void jobs_on_done(dispatcher *d, peer *p, const sl_msg_done *m)
 {
     job *j = current(d, p, m->job, m->attempt);
     sl_msg stage = {.type = SL_MSG_STAGE,
-                    .stage = {.pid = p->pid, .peak_bytes = m->peak_bytes, .arena_bytes = m->arena_bytes, .job = m->job}};
+                    .stage = {.pid = p->pid,
+                              .peak_bytes = m->peak_bytes,
+                              .arena_bytes = m->arena_bytes,
+                              .job = m->job}};
     release(p, j, m->attempt);
     if (!j) { /* of an attempt given up: the receiver will not hear of it otherwise */
         sl_msg discard = {.type = SL_MSG_DISCARD, .discard = {.ticket = m->out}};
@@ -362,13 +383,15 @@ void jobs_on_done(dispatcher *d, peer *p, const sl_msg_done *m)
             if (!h->ticketed) h->credit = false;
         }
     if (p->role == SL_ROLE_DECODE && m->attempt == j->pair) j->decode_done = true;
-    if (p->role == SL_ROLE_MUX) { /* it has had every frame: whatever became of decode meanwhile */
+    /* it has had every frame: whatever became of decode meanwhile */
+    if (p->role == SL_ROLE_MUX) {
         j->decode_done = j->mux_done = true;
         j->bytes = m->bytes;
     }
 }
 
-/* Decode and mux work on one attempt together: when one of them stops, so does the other, and both begin again. */
+/* Decode and mux work on one attempt together: when one of them stops, so does the other,
+ * and both begin again. */
 static void break_pair(dispatcher *d, job *j, sl_role role)
 {
     if ((role != SL_ROLE_DECODE && role != SL_ROLE_MUX) || j->mux_done) return;
@@ -382,8 +405,9 @@ static void try_again(dispatcher *d, job *j, sl_role role, const char *how)
 {
     char why[SL_TEXT];
     if (++j->deaths <= d->conf.supervise.restarts) return;
-    snprintf(why, sizeof why, "%s ended %d times on this job without getting further (last: %.300s): giving up", sl_role_name(role),
-             j->deaths, how);
+    snprintf(why, sizeof why,
+             "%s ended %d times on this job without getting further (last: %.300s): giving up",
+             sl_role_name(role), j->deaths, how);
     end_job(d, j, SL_SYS, why);
 }
 
@@ -398,7 +422,8 @@ void jobs_on_failed(dispatcher *d, peer *p, const sl_msg_failed *m)
     release(p, j, m->attempt);
     if (!j) return;
     for (int k = 0; k < HAND_COUNT; k++)
-        if (PRODUCER[k] == p->role || RECEIVER[k] == p->role) j->hands[k].credit = j->hands[k].ticketed;
+        if (PRODUCER[k] == p->role || RECEIVER[k] == p->role)
+            j->hands[k].credit = j->hands[k].ticketed;
     break_pair(d, j, p->role);
     if (m->code == SL_CANCELLED) return; /* we asked for it */
     if (m->code == SL_GONE || m->code == SL_BUSY) try_again(d, j, p->role, m->message);
@@ -409,8 +434,9 @@ void jobs_on_failed(dispatcher *d, peer *p, const sl_msg_failed *m)
     }
 }
 
-/* The owners of pools free what the dead process was writing, and what it had sealed and told nobody of. Its DONEs have all been read; those whose
- * tickets are still here, in a job that waits, are named first. */
+/* The owners of pools free what the dead process was writing, and what it had sealed and
+ * told nobody of. Its DONEs have all been read; those whose tickets are still here, in a
+ * job that waits, are named first. */
 static void tell_reap(dispatcher *d, const peer *dead, pid_t pid)
 {
     sl_msg keep = {.type = SL_MSG_KEEP}, reap = {.type = SL_MSG_REAP, .reap = {.pid = pid}};
@@ -430,7 +456,8 @@ void jobs_on_death(dispatcher *d, peer *p, pid_t pid, const char *how)
         job *j = &d->jobs[i];
         for (int k = 0; k < HAND_COUNT; k++) {
             hand *h = &j->hands[k];
-            if (RECEIVER[k] == p->role) h->ticketed = h->credit = false; /* its slots went with it */
+            /* its slots went with it */
+            if (RECEIVER[k] == p->role) h->ticketed = h->credit = false;
             if (PRODUCER[k] == p->role) {
                 if (j->running[p->role] || h->spooling) h->spooled = is_spooled(j, (hand_kind)k);
                 h->spooling = false; /* whatever was not on disk never will be */
@@ -454,15 +481,17 @@ static void begin(dispatcher *d, job *j, peer *p, uint32_t attempt, hand *first,
 {
     sl_msg m = {.type = SL_MSG_JOB, .job = {.job = j->id, .attempt = attempt}};
     memcpy(m.job.dir, j->dir, sizeof m.job.dir);
-    if (first && first->ticketed)
-        m.job.tickets |= 1, m.job.first = first->ticket, first->ticketed = false; /* the receiver has it now */
-    if (second && second->ticketed) m.job.tickets |= 2, m.job.second = second->ticket, second->ticketed = false;
+    if (first && first->ticketed) /* the receiver has it now */
+        m.job.tickets |= 1, m.job.first = first->ticket, first->ticketed = false;
+    if (second && second->ticketed)
+        m.job.tickets |= 2, m.job.second = second->ticket, second->ticketed = false;
     j->running[p->role] = attempt;
     if (p->role >= SL_ROLE_DENOISE || j == d->jobs) j->started = true;
     p->job = j->id;
     p->attempt = attempt;
     int64_t now = sl_now_ns();
-    if (j->runnable_ns[p->role]) tell_span(d, j, p->role, SL_SPAN_QUEUE, j->runnable_ns[p->role], now);
+    if (j->runnable_ns[p->role])
+        tell_span(d, j, p->role, SL_SPAN_QUEUE, j->runnable_ns[p->role], now);
     j->runnable_ns[p->role] = 0;
     peer_send(d, p, &m);
 }
@@ -478,22 +507,26 @@ static void schedule_job(dispatcher *d, job *j)
 {
     hand *h = j->hands;
     for (int k = HAND_TEXT; k <= HAND_IMAGE; k++)
-        if (wanted(j, (hand_kind)k) && could_use(d, j, PRODUCER[k]) && has_credit(d, j, (hand_kind)k)) {
+        if (wanted(j, (hand_kind)k) && could_use(d, j, PRODUCER[k]) &&
+            has_credit(d, j, (hand_kind)k)) {
             h[k].credit = true;
             begin(d, j, peer_of(d, PRODUCER[k]), ++j->attempt, NULL, NULL);
         }
-    if (wanted(j, HAND_LATENTS) && available(j, HAND_TEXT) && (!j->takes_image || available(j, HAND_IMAGE)) &&
-        could_use(d, j, SL_ROLE_DENOISE) && has_credit(d, j, HAND_LATENTS)) {
+    if (wanted(j, HAND_LATENTS) && available(j, HAND_TEXT) &&
+        (!j->takes_image || available(j, HAND_IMAGE)) && could_use(d, j, SL_ROLE_DENOISE) &&
+        has_credit(d, j, HAND_LATENTS)) {
         h[HAND_LATENTS].credit = true;
         begin(d, j, peer_of(d, SL_ROLE_DENOISE), ++j->attempt, &h[HAND_TEXT], &h[HAND_IMAGE]);
     }
-    if (pair_exists(d) && available(j, HAND_LATENTS) && !j->decode_done && !j->mux_done && !j->running[SL_ROLE_DECODE] &&
-        !j->running[SL_ROLE_MUX] && could_use(d, j, SL_ROLE_DECODE) && idle(peer_of(d, SL_ROLE_MUX)) &&
+    if (pair_exists(d) && available(j, HAND_LATENTS) && !j->decode_done && !j->mux_done &&
+        !j->running[SL_ROLE_DECODE] && !j->running[SL_ROLE_MUX] &&
+        could_use(d, j, SL_ROLE_DECODE) && idle(peer_of(d, SL_ROLE_MUX)) &&
         peer_of(d, SL_ROLE_MUX)->pool_count) {
         uint32_t attempt = ++j->attempt;
         h[HAND_LATENTS].credit = false;
         j->pair = attempt;
-        begin(d, j, peer_of(d, SL_ROLE_MUX), attempt, NULL, NULL); /* first the receiver: it knows the job before a chunk comes */
+        /* first the receiver: it knows the job before a chunk comes */
+        begin(d, j, peer_of(d, SL_ROLE_MUX), attempt, NULL, NULL);
         begin(d, j, peer_of(d, SL_ROLE_DECODE), attempt, &h[HAND_LATENTS], NULL);
     }
 }
@@ -502,8 +535,10 @@ void jobs_schedule(dispatcher *d)
 {
     for (int i = 0; i < d->job_count; i++) {
         job *j = &d->jobs[i];
-        if (d->draining && !j->started && !j->ending) end_job(d, j, SL_CANCELLED, "not run: draining");
-        bool late = j->ending && j->code == SL_CANCELLED && j->mux_done; /* the cancel came when the video was written */
+        if (d->draining && !j->started && !j->ending)
+            end_job(d, j, SL_CANCELLED, "not run: draining");
+        /* the cancel came when the video was written */
+        bool late = j->ending && j->code == SL_CANCELLED && j->mux_done;
         if ((!j->ending || late) && complete(d, j)) {
             finish(d, j, SL_OK, "");
             i--;

@@ -1,4 +1,5 @@
-/* sluice-dispatch - jobs, scheduling, supervision: binds the control socket, starts the stages, moves each job from one to the next. */
+/* sluice-dispatch - jobs, scheduling, supervision: binds the control socket, starts the
+ * stages, moves each job from one to the next. */
 #include "stages/dispatch/dispatch.h"
 
 #include <errno.h>
@@ -20,8 +21,9 @@
 
 static sl_code parse_args(dispatcher *d, int argc, char **argv, const char **model, sl_err *err)
 {
-    static const struct option OPTIONS[] = {{"run", 1, 0, 'r'}, {"conf", 1, 0, 'f'},   {"model", 1, 0, 'm'},
-                                            {"bin", 1, 0, 'b'}, {"parent", 1, 0, 'p'}, {0}};
+    static const struct option OPTIONS[] = {{"run", 1, 0, 'r'},    {"conf", 1, 0, 'f'},
+                                            {"model", 1, 0, 'm'},  {"bin", 1, 0, 'b'},
+                                            {"parent", 1, 0, 'p'}, {0}};
     int o;
     opterr = 0;
     while ((o = getopt_long(argc, argv, "", OPTIONS, NULL)) >= 0) {
@@ -32,11 +34,14 @@ static sl_code parse_args(dispatcher *d, int argc, char **argv, const char **mod
         else if (o == 'p') d->parent = (pid_t)strtol(optarg, NULL, 10);
         else
             return sl_fail(err, SL_ARG,
-                           "sluice-dispatch: unknown or incomplete option %s, want --run --conf --model --bin --parent",
+                           "sluice-dispatch: unknown or incomplete option %s, want --run --conf "
+                           "--model --bin --parent",
                            argv[optind - 1]);
     }
     if (!*d->run_dir || !*d->conf_path || !*model || !*d->bin_dir)
-        return sl_fail(err, SL_ARG, "sluice-dispatch: want --run DIR --conf FILE --model DIR --bin DIR (`sluice run` starts it)");
+        return sl_fail(err, SL_ARG,
+                       "sluice-dispatch: want --run DIR --conf FILE --model DIR --bin DIR (`sluice "
+                       "run` starts it)");
     return SL_OK;
 }
 
@@ -51,25 +56,31 @@ static sl_code open_all(dispatcher *d, int argc, char **argv, sl_err *err)
     if ((rc = sl_conf_read_file(&d->conf, d->conf_path, err))) return rc;
     sl_log_open("dispatch", d->conf.run.log);
     if ((rc = sl_model_open(&d->model, model, err))) return rc;
-    if (!(d->jobs = calloc(MAX_JOBS, sizeof *d->jobs))) return sl_fail(err, SL_NOMEM, "dispatch: no memory");
+    if (!(d->jobs = calloc(MAX_JOBS, sizeof *d->jobs)))
+        return sl_fail(err, SL_NOMEM, "dispatch: no memory");
     if (snprintf(d->endpoint, sizeof d->endpoint, "ipc://%.1000s/ctl", d->run_dir) > 6 + 107)
-        return sl_fail(err, SL_ARG, "run directory %s is too long for a socket's name, want at most 100 bytes", d->run_dir);
+        return sl_fail(err, SL_ARG,
+                       "run directory %s is too long for a socket's name, want at most 100 bytes",
+                       d->run_dir);
     sigemptyset(&set);
     sigaddset(&set, SIGTERM);
     sigprocmask(SIG_BLOCK, &set, NULL);
-    if ((d->signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK)) < 0) return sl_fail_errno(err, errno, "signalfd");
+    if ((d->signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK)) < 0)
+        return sl_fail_errno(err, errno, "signalfd");
     if (!(d->zmq = zmq_ctx_new()) || !(d->router = zmq_socket(d->zmq, ZMQ_ROUTER)))
         return sl_fail(err, SL_SYS, "zmq: %s", zmq_strerror(errno));
     zmq_setsockopt(d->router, ZMQ_LINGER, &linger, sizeof linger);
     zmq_setsockopt(d->router, ZMQ_ROUTER_MANDATORY, &mandatory, sizeof mandatory);
     zmq_setsockopt(d->router, ZMQ_SNDHWM, &none, sizeof none);
     zmq_setsockopt(d->router, ZMQ_RCVHWM, &none, sizeof none);
-    if (zmq_bind(d->router, d->endpoint)) return sl_fail(err, SL_SYS, "%s: %s", d->endpoint, zmq_strerror(errno));
+    if (zmq_bind(d->router, d->endpoint))
+        return sl_fail(err, SL_SYS, "%s: %s", d->endpoint, zmq_strerror(errno));
     peers_init(d);
     return SL_OK;
 }
 
-/* Only a process that we started may speak for a stage, and only as the stage it was started for. */
+/* Only a process that we started may speak for a stage, and only as the stage it was
+ * started for. */
 static void on_hello(dispatcher *d, const sl_msg_hello *m, const char *id, size_t size)
 {
     if (!strcmp(m->role, "client")) {
@@ -79,11 +90,13 @@ static void on_hello(dispatcher *d, const sl_msg_hello *m, const char *id, size_
         return;
     }
     for (int i = 0; i < d->peer_count; i++)
-        if (d->peers[i].pid == m->pid && d->peers[i].pid > 0 && !strcmp(sl_role_name(d->peers[i].role), m->role)) {
+        if (d->peers[i].pid == m->pid && d->peers[i].pid > 0 &&
+            !strcmp(sl_role_name(d->peers[i].role), m->role)) {
             peer_hello(d, &d->peers[i], m, id, size);
             return;
         }
-    sl_log(SL_LOG_WARN, "HELLO of %s, process %d, which is no stage of ours: ignored", m->role, m->pid);
+    sl_log(SL_LOG_WARN, "HELLO of %s, process %d, which is no stage of ours: ignored", m->role,
+           m->pid);
 }
 
 static void on_stage(dispatcher *d, peer *p, const sl_msg *m)
@@ -115,7 +128,8 @@ static void on_stage(dispatcher *d, peer *p, const sl_msg *m)
         }
         break;
     }
-    default: sl_log(SL_LOG_WARN, "%s sent by %s: ignored", sl_wire_name(m->type), sl_role_name(p->role));
+    default:
+        sl_log(SL_LOG_WARN, "%s sent by %s: ignored", sl_wire_name(m->type), sl_role_name(p->role));
     }
 }
 
@@ -133,7 +147,8 @@ static void on_client(dispatcher *d, const sl_msg *m, const char *id, size_t siz
     case SL_MSG_SUBMIT: job_submit(d, &m->submit, id, size); break;
     case SL_MSG_CANCEL: job_cancel(d, m->cancel.job, SL_CANCELLED, "cancelled"); break;
     case SL_MSG_DRAIN: drain(d, "the client asked"); break;
-    default: sl_log(SL_LOG_WARN, "%s sent by somebody who is no stage: ignored", sl_wire_name(m->type));
+    default:
+        sl_log(SL_LOG_WARN, "%s sent by somebody who is no stage: ignored", sl_wire_name(m->type));
     }
 }
 
@@ -153,7 +168,8 @@ void dispatch_receive(dispatcher *d)
         }
         if (rc) return;
         if (sl_log_shows(SL_LOG_DEBUG) && m.type != SL_MSG_HEARTBEAT && m.type != SL_MSG_SPAN)
-            sl_log(SL_LOG_DEBUG, "<- %s %s", p ? sl_role_name(p->role) : "client", sl_wire_text_of(&m, text, sizeof text));
+            sl_log(SL_LOG_DEBUG, "<- %s %s", p ? sl_role_name(p->role) : "client",
+                   sl_wire_text_of(&m, text, sizeof text));
         if (m.type == SL_MSG_HELLO) on_hello(d, &m.hello, id, size);
         else if (p) on_stage(d, p, &m);
         else on_client(d, &m, id, size);
@@ -163,7 +179,8 @@ void dispatch_receive(dispatcher *d)
 static void loop(dispatcher *d)
 {
     while (true) {
-        zmq_pollitem_t items[2 + SL_ROLE_COUNT] = {{d->router, 0, ZMQ_POLLIN, 0}, {NULL, d->signals, ZMQ_POLLIN, 0}};
+        zmq_pollitem_t items[2 + SL_ROLE_COUNT] = {{d->router, 0, ZMQ_POLLIN, 0},
+                                                   {NULL, d->signals, ZMQ_POLLIN, 0}};
         peer *watched[SL_ROLE_COUNT];
         int n = 2;
         struct signalfd_siginfo info;
@@ -180,7 +197,9 @@ static void loop(dispatcher *d)
             if (items[i].revents) peer_check(d, watched[i - 2]);
         if (read(d->signals, &info, sizeof info) == sizeof info) {
             if ((pid_t)info.ssi_pid == d->parent)
-                d->orphan = true; /* PR_SET_PDEATHSIG: it may take a while to be quite gone, getppid() to see it */
+                /* PR_SET_PDEATHSIG: it may take a while to be quite gone, getppid() to
+                 * see it */
+                d->orphan = true;
             else drain(d, "SIGTERM");
         }
         d->orphan |= getppid() != d->parent;
@@ -198,7 +217,8 @@ static void loop(dispatcher *d)
     }
 }
 
-/* The client is gone, so nobody else is left to do it: the jobs' folders go, and the run directory, if it was made for this run. */
+/* The client is gone, so nobody else is left to do it: the jobs' folders go, and the run
+ * directory, if it was made for this run. */
 static void remove_folders(const dispatcher *d)
 {
     static char *argv[MAX_JOBS + 5] = {(char *)"rm", (char *)"-rf", (char *)"--"};
@@ -227,7 +247,8 @@ int main(int argc, char **argv)
     peers_stop(&d);
     if (d.router) zmq_close(d.router);
     if (d.zmq) zmq_ctx_term(d.zmq);
-    for (int i = 0; i < d.job_count; i++) sl_mp4_sweep(d.jobs[i].output); /* begun, and never to be finished */
+    /* begun, and never to be finished */
+    for (int i = 0; i < d.job_count; i++) sl_mp4_sweep(d.jobs[i].output);
     if (!status && (d.orphan || getppid() != d.parent)) remove_folders(&d);
     free(d.jobs);
     return status;

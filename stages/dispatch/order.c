@@ -6,7 +6,8 @@ int turn_next(const turn_wait *waits, int n, int64_t now_ns, int64_t patience_ns
     int best = 0, best_rank = 3;
     for (int i = 0; i < n; i++) {
         int rank = !waits[i].step ? 1 : now_ns - waits[i].since_ns > patience_ns ? 0 : 2;
-        if (rank > best_rank || (rank == best_rank && waits[i].since_ns >= waits[best].since_ns)) continue;
+        if (rank > best_rank || (rank == best_rank && waits[i].since_ns >= waits[best].since_ns))
+            continue;
         best = i;
         best_rank = rank;
     }

@@ -10,11 +10,13 @@ typedef struct {
     int64_t since_ns; /* when the stage asked */
 } turn_wait;
 
-/* Index of the next among n >= 1 that wait; no two asked at one time. stages/README.md tells the reasons.
+/* Index of the next among n >= 1 that wait; no two asked at one time. stages/README.md
+ * tells the reasons.
  *   1. a step that has waited for more than patience_ns
  *   2. pieces, whoever asked first
  *   3. steps, whoever asked first
- * A stage asks anew for each piece, so whoever has just had its turn stands behind those of its kind: they go in turn. */
+ * A stage asks anew for each piece, so whoever has just had its turn stands behind those
+ * of its kind: they go in turn. */
 int turn_next(const turn_wait *waits, int n, int64_t now_ns, int64_t patience_ns);
 
 #endif

@@ -1,4 +1,5 @@
-/* sluice-image - picture(s) -> CLIP tokens `clip` and the VAE's `condition` [20, T, h/8, w/8] (4 mask, 16 latent channels). */
+/* sluice-image - picture(s) -> CLIP tokens `clip` and the VAE's `condition` [20, T, h/8,
+ * w/8] (4 mask, 16 latent channels). */
 #include <stdlib.h>
 #include <string.h>
 
@@ -20,9 +21,12 @@ typedef struct {
 
 /* What one job gives; owned, but for what lies in the arena until the job ends. */
 typedef struct {
-    sl_picture first, last;              /* resized to the video's size; last is empty without one */
-    sl_picture clip_first, clip_last;    /* what CLIP sees: the picture as the pipeline was given it */
-    sl_tensor clip, condition;           /* F32 [tokens, hidden], [20, T, h/8, w/8], in the arena; clip of rank 0: none */
+    /* resized to the video's size; last is empty without one */
+    sl_picture first, last;
+    /* what CLIP sees: the picture as the pipeline was given it */
+    sl_picture clip_first, clip_last;
+    /* F32 [tokens, hidden], [20, T, h/8, w/8], in the arena; clip of rank 0: none */
+    sl_tensor clip, condition;
     sl_tensor host_clip, host_condition; /* the same on the host */
 } images;
 
@@ -32,17 +36,25 @@ static sl_code image_open(image_stage *s, sl_err *err)
     const sl_ops *ops;
     int64_t t0 = sl_now_ns();
     sl_code rc;
-    if ((rc = sl_stage_ops(s->st, &ops, err)) || (rc = sl_ctx_open(&s->ctx, ops, 0, err))) return rc;
+    if ((rc = sl_stage_ops(s->st, &ops, err)) || (rc = sl_ctx_open(&s->ctx, ops, 0, err)))
+        return rc;
     if (model->has_clip) {
-        if ((rc = sl_network_open(&s->clip_loader, s->st, &s->ctx, "image_encoder", "model", err))) return rc;
-        if (!(s->clip = sl_clip_new(&model->clip, s->clip_loader))) return sl_fail(err, SL_NOMEM, "clip: no memory");
+        if ((rc = sl_network_open(&s->clip_loader, s->st, &s->ctx, "image_encoder", "model", err)))
+            return rc;
+        if (!(s->clip = sl_clip_new(&model->clip, s->clip_loader)))
+            return sl_fail(err, SL_NOMEM, "clip: no memory");
         if ((rc = sl_loader_finish(s->clip_loader, err))) return rc;
     }
-    if ((rc = sl_network_open(&s->vae_loader, s->st, &s->ctx, "vae", "diffusion_pytorch_model", err))) return rc;
-    if (!(s->vae = sl_vae_encoder_new(&model->vae, s->vae_loader))) return sl_fail(err, SL_NOMEM, "vae: no memory");
+    if ((rc = sl_network_open(&s->vae_loader, s->st, &s->ctx, "vae", "diffusion_pytorch_model",
+                              err)))
+        return rc;
+    if (!(s->vae = sl_vae_encoder_new(&model->vae, s->vae_loader)))
+        return sl_fail(err, SL_NOMEM, "vae: no memory");
     if ((rc = sl_loader_finish(s->vae_loader, err))) return rc;
     s->ctx.cancel = sl_stage_cancel_flag(s->st);
-    sl_stage_ready(s->st, t0, sl_loader_bytes(s->vae_loader) + (s->clip ? sl_loader_bytes(s->clip_loader) : 0), 0);
+    sl_stage_ready(s->st, t0,
+                   sl_loader_bytes(s->vae_loader) + (s->clip ? sl_loader_bytes(s->clip_loader) : 0),
+                   0);
     return SL_OK;
 }
 
@@ -55,11 +67,12 @@ static void image_close(image_stage *s)
     sl_ctx_close(&s->ctx);
 }
 
-/* DIR/NAME as the client stored it. The VAE takes it at the video's size: bicubic when the size came from the picture's own aspect (there the
- * caller of diffusers resizes, and CLIP sees the result), otherwise Lanczos inside the pipeline (and CLIP sees the picture as it was). Spec 3.5;
- * which of the two CLIP sees is what the golden data shows. */
-static sl_code read_picture(sl_picture *resized, sl_picture *for_clip, const sl_msg_job *msg, const char *name, const sl_job *job,
-                            sl_err *err)
+/* DIR/NAME as the client stored it. The VAE takes it at the video's size: bicubic when
+ * the size came from the picture's own aspect (there the caller of diffusers resizes, and
+ * CLIP sees the result), otherwise Lanczos inside the pipeline (and CLIP sees the picture
+ * as it was). Spec 3.5; which of the two CLIP sees is what the golden data shows. */
+static sl_code read_picture(sl_picture *resized, sl_picture *for_clip, const sl_msg_job *msg,
+                            const char *name, const sl_job *job, sl_err *err)
 {
     char path[SL_PATH];
     sl_picture raw = {0};
@@ -67,7 +80,8 @@ static sl_code read_picture(sl_picture *resized, sl_picture *for_clip, const sl_
     sl_code rc = sl_path_join(path, msg->dir, name, err);
     if (!rc) rc = sl_picture_read(&raw, path, err);
     if (!rc) rc = sl_picture_resize(resized, &raw, job->width, job->height, filter, err);
-    if (!rc && job->bicubic) rc = sl_picture_resize(for_clip, &raw, job->width, job->height, filter, err);
+    if (!rc && job->bicubic)
+        rc = sl_picture_resize(for_clip, &raw, job->width, job->height, filter, err);
     else if (!rc) {
         *for_clip = raw;
         raw = (sl_picture){0};
@@ -83,14 +97,16 @@ static sl_code take_memory(image_stage *s, images *im, const sl_job *job, sl_err
     sl_arena arena;
     sl_code rc = sl_arena_image(&arena, s->ctx.ops, model, s->clip, s->vae, job, err);
     if (rc || (rc = sl_ctx_reserve(&s->ctx, arena.peak, err))) return rc;
-    if (s->clip) im->clip = sl_new2(&s->ctx, SL_F32, sl_image_tokens(model, job), model->clip.hidden);
-    im->condition =
-        sl_new4(&s->ctx, SL_F32, SL_MASK_CHANNELS + model->vae.z, sl_job_latent_frames(job), job->height / 8, job->width / 8);
+    if (s->clip)
+        im->clip = sl_new2(&s->ctx, SL_F32, sl_image_tokens(model, job), model->clip.hidden);
+    im->condition = sl_new4(&s->ctx, SL_F32, SL_MASK_CHANNELS + model->vae.z,
+                            sl_job_latent_frames(job), job->height / 8, job->width / 8);
     im->host_clip = im->clip;
     im->host_condition = im->condition;
     im->host_clip.data = s->clip ? sl_stage_host_alloc(s->st, sl_bytes(&im->clip)) : NULL;
     im->host_condition.data = sl_stage_host_alloc(s->st, sl_bytes(&im->condition));
-    if ((s->clip && !im->host_clip.data) || !im->host_condition.data) return sl_fail(err, SL_NOMEM, "image: no memory for results");
+    if ((s->clip && !im->host_clip.data) || !im->host_condition.data)
+        return sl_fail(err, SL_NOMEM, "image: no memory for results");
     return sl_ok(&s->ctx) ? SL_OK : sl_ctx_error(&s->ctx, err);
 }
 
@@ -106,13 +122,15 @@ static sl_code clip_tokens(image_stage *s, images *im, const sl_msg_job *msg, sl
     float *pixels = malloc(2 * n * sizeof *pixels);
     sl_code rc = pixels ? SL_OK : sl_fail(err, SL_NOMEM, "clip: no memory for a picture");
     for (int i = 0; i < count && !rc; i++)
-        rc = sl_picture_clip_pixels(pixels + (size_t)i * n, i ? &im->clip_last : &im->clip_first, c->shortest_edge, c->crop_h,
-                                    c->crop_w, c->mean, c->std, c->rescale, err);
+        rc = sl_picture_clip_pixels(pixels + (size_t)i * n, i ? &im->clip_last : &im->clip_first,
+                                    c->shortest_edge, c->crop_h, c->crop_w, c->mean, c->std,
+                                    c->rescale, err);
     sl_stage_span(s->st, msg->job, SL_SPAN_COMPUTE, t0);
     if (!rc) rc = sl_stage_turn_begin(s->st, SL_TURN_PIECE, "clip", 1, err);
     t0 = sl_now_ns();
     for (int i = 0; i < count && !rc; i++) {
-        sl_tensor out = sl_new2(&s->ctx, SL_F32, tokens, c->hidden), rows = sl_rows(&im->clip, i * tokens, tokens);
+        sl_tensor out = sl_new2(&s->ctx, SL_F32, tokens, c->hidden),
+                  rows = sl_rows(&im->clip, i * tokens, tokens);
         sl_clip_encode(&s->ctx, s->clip, pixels + (size_t)i * n, &out);
         sl_copy(&s->ctx, &rows, &out);
         sl_release(&s->ctx, mark);
@@ -143,15 +161,19 @@ static void fill_mask(float *mask, int t, int64_t plane, bool last)
     for (int j = 0; j < SL_MASK_CHANNELS; j++)
         for (int k = 0; k < t; k++)
             for (int64_t i = 0; i < plane; i++)
-                mask[(j * t + k) * plane + i] = k == 0 || (last && k == t - 1 && j == 3) ? 1.0f : 0.0f;
+                mask[(j * t + k) * plane + i] =
+                    k == 0 || (last && k == t - 1 && j == 3) ? 1.0f : 0.0f;
 }
 
-static sl_code condition(image_stage *s, images *im, const sl_job *job, const sl_msg_job *msg, sl_err *err)
+static sl_code condition(image_stage *s, images *im, const sl_job *job, const sl_msg_job *msg,
+                         sl_err *err)
 {
-    int t = sl_job_latent_frames(job), h = job->height, w = job->width, z = sl_stage_model(s->st)->vae.z;
+    int t = sl_job_latent_frames(job), h = job->height, w = job->width,
+        z = sl_stage_model(s->st)->vae.z;
     int64_t plane = (int64_t)(h / 8) * (w / 8), t0 = sl_now_ns();
     float *first = to_unit(&im->first), *last = im->last.rgb ? to_unit(&im->last) : NULL;
-    sl_tensor mask = sl_rows(&im->condition, 0, SL_MASK_CHANNELS), latent = sl_rows(&im->condition, SL_MASK_CHANNELS, z);
+    sl_tensor mask = sl_rows(&im->condition, 0, SL_MASK_CHANNELS),
+              latent = sl_rows(&im->condition, SL_MASK_CHANNELS, z);
     sl_err found = {0};
     sl_code rc = SL_OK;
     if (!first || (im->last.rgb && !last)) rc = sl_fail(err, SL_NOMEM, "condition: no memory");
@@ -183,8 +205,11 @@ static void hand_over(image_stage *s, const sl_msg_job *msg, const images *im)
     int64_t t0 = sl_now_ns();
     sl_err lost = {0};
     sl_ticket ticket;
-    bool handed = sl_stage_hand_over(s->st, &s->ctx, "image", n, names, host, device, &ticket, &lost) == SL_OK;
-    if (!handed) sl_log(SL_LOG_DEBUG, "job %llu goes by the spool: %s", (unsigned long long)msg->job, lost.msg);
+    bool handed = sl_stage_hand_over(s->st, &s->ctx, "image", n, names, host, device, &ticket,
+                                     &lost) == SL_OK;
+    if (!handed)
+        sl_log(SL_LOG_DEBUG, "job %llu goes by the spool: %s", (unsigned long long)msg->job,
+               lost.msg);
     sl_stage_spool(s->st, msg, "image", true, n, names, host);
     sl_stage_span(s->st, msg->job, SL_SPAN_HANDOVER, t0);
     sl_stage_done(s->st, msg, handed ? &ticket : NULL, s->ctx.arena_peak, 0);

@@ -1,4 +1,5 @@
-/* mp4.c - frames to H.264 in MP4: swscale to BT.709, x264, the index in front, a rename when all is written. */
+/* mp4.c - frames to H.264 in MP4: swscale to BT.709, x264, the index in front, a rename
+ * when all is written. */
 #include "stages/mux/mp4.h"
 
 #include <dirent.h>
@@ -28,7 +29,9 @@ struct sl_mp4 {
     AVFrame *frame;
     AVPacket *packet;
     struct SwsContext *sws;
-    uint8_t *last; /* a copy of a call's last frame: swscale reads some bytes past the end of what it is given */
+    /* a copy of a call's last frame: swscale reads some bytes past the end of what it is
+     * given */
+    uint8_t *last;
     int64_t frames;
     bool broken; /* an error was returned: the file cannot become whole */
 };
@@ -43,13 +46,16 @@ void sl_mp4_sweep(const char *path)
     const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
     size_t n = strlen(name);
     char dir[PATH_MAX];
-    if (snprintf(dir, sizeof dir, "%.*s", slash ? (int)(slash - path + 1) : 2, slash ? path : "./") >= (int)sizeof dir) return;
+    if (snprintf(dir, sizeof dir, "%.*s", slash ? (int)(slash - path + 1) : 2,
+                 slash ? path : "./") >= (int)sizeof dir)
+        return;
     DIR *d = opendir(dir);
     struct dirent *e;
     while (d && (e = readdir(d))) {
         int pid = 0, end = 0;
         unsigned count;
-        if (strncmp(e->d_name, name, n) || sscanf(e->d_name + n, ".tmp-%d-%u%n", &pid, &count, &end) != 2 ||
+        if (strncmp(e->d_name, name, n) ||
+            sscanf(e->d_name + n, ".tmp-%d-%u%n", &pid, &count, &end) != 2 ||
             e->d_name[n + (size_t)end] || pid <= 0)
             continue;
         if (kill(pid, 0) && errno == ESRCH) unlinkat(dirfd(d), e->d_name, 0);
@@ -61,7 +67,8 @@ void sl_mp4_sweep(const char *path)
 static sl_code av_fail(const sl_mp4 *m, int e, const char *doing, sl_err *err)
 {
     char text[AV_ERROR_MAX_STRING_SIZE] = "";
-    if (e == AVERROR(ENOMEM)) return sl_fail(err, SL_NOMEM, "%s: no memory while %s", m->path, doing);
+    if (e == AVERROR(ENOMEM))
+        return sl_fail(err, SL_NOMEM, "%s: no memory while %s", m->path, doing);
     av_strerror(e, text, sizeof text); /* strerror's words for an errno */
     return sl_fail(err, SL_SYS, "%s: cannot be written (%s): %s", m->path, doing, text);
 }
@@ -71,14 +78,19 @@ static sl_code check(const char *path, const sl_mp4_options *o, const char *pres
     struct stat st;
     size_t i = 0;
     if (o->w < 2 || o->h < 2 || o->w % 2 || o->h % 2 || o->w > 16384 || o->h > 16384)
-        return sl_fail(err, SL_ARG, "mp4: frames of %dx%d, want even numbers from 2 to 16384", o->w, o->h);
-    if (o->fps < 1 || o->fps > 240) return sl_fail(err, SL_ARG, "mp4: %d frames a second, want 1 to 240", o->fps);
-    if (o->crf < 0 || o->crf > 51) return sl_fail(err, SL_ARG, "mp4: crf %d, want 0 (lossless) to 51", o->crf);
+        return sl_fail(err, SL_ARG, "mp4: frames of %dx%d, want even numbers from 2 to 16384", o->w,
+                       o->h);
+    if (o->fps < 1 || o->fps > 240)
+        return sl_fail(err, SL_ARG, "mp4: %d frames a second, want 1 to 240", o->fps);
+    if (o->crf < 0 || o->crf > 51)
+        return sl_fail(err, SL_ARG, "mp4: crf %d, want 0 (lossless) to 51", o->crf);
     if (o->threads < 0 || o->threads > 64)
-        return sl_fail(err, SL_ARG, "mp4: %d encoder threads, want 1 to 64, or 0 for the default", o->threads);
+        return sl_fail(err, SL_ARG, "mp4: %d encoder threads, want 1 to 64, or 0 for the default",
+                       o->threads);
     while (i < sizeof PRESETS / sizeof *PRESETS && strcmp(PRESETS[i], preset) != 0) i++;
     if (i == sizeof PRESETS / sizeof *PRESETS)
-        return sl_fail(err, SL_ARG, "mp4: preset \"%s\", want one of x264's from ultrafast to placebo", preset);
+        return sl_fail(err, SL_ARG,
+                       "mp4: preset \"%s\", want one of x264's from ultrafast to placebo", preset);
     if (!stat(path, &st) && !S_ISREG(st.st_mode))
         return sl_fail(err, SL_SYS, "%s: cannot be written: it is %s", path,
                        S_ISDIR(st.st_mode) ? "a directory" : "not a regular file");
@@ -91,7 +103,8 @@ static sl_code make_temporary(sl_mp4 *m, sl_err *err)
     static atomic_uint count;
     size_t n = strlen(m->path) + 48;
     if (!(m->temporary = malloc(n))) return sl_fail(err, SL_NOMEM, "%s: no memory", m->path);
-    snprintf(m->temporary, n, "file:%s.tmp-%d-%u", m->path, (int)getpid(), atomic_fetch_add(&count, 1u));
+    snprintf(m->temporary, n, "file:%s.tmp-%d-%u", m->path, (int)getpid(),
+             atomic_fetch_add(&count, 1u));
     m->fd = open(m->temporary + 5, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (m->fd >= 0) return SL_OK;
     int why = errno;
@@ -121,7 +134,8 @@ static sl_code open_encoder(sl_mp4 *m, const sl_mp4_options *o, const char *pres
     c->flags |= AV_CODEC_FLAG_BITEXACT | AV_CODEC_FLAG_GLOBAL_HEADER;
     av_opt_set(c->priv_data, "preset", preset, 0);
     av_opt_set_double(c->priv_data, "crf", o->crf, 0);
-    av_opt_set(c->priv_data, "x264-params", "cpu-independent=1", 0); /* the same bytes on every x86 */
+    /* the same bytes on every x86 */
+    av_opt_set(c->priv_data, "x264-params", "cpu-independent=1", 0);
     if ((e = avcodec_open2(c, x264, NULL)) < 0) return av_fail(m, e, "opening x264", err);
     return SL_OK;
 }
@@ -132,11 +146,14 @@ static sl_code open_file(sl_mp4 *m, int fps, sl_err *err)
     int e = avformat_alloc_output_context2(&m->format, NULL, "mp4", m->temporary);
     if (e < 0) return av_fail(m, e, "making an MP4", err);
     m->format->flags |= AVFMT_FLAG_BITEXACT;
-    if (!(m->stream = avformat_new_stream(m->format, NULL))) return sl_fail(err, SL_NOMEM, "%s: no memory", m->path);
+    if (!(m->stream = avformat_new_stream(m->format, NULL)))
+        return sl_fail(err, SL_NOMEM, "%s: no memory", m->path);
     m->stream->time_base = m->codec->time_base;
     m->stream->avg_frame_rate = (AVRational){fps, 1};
-    if ((e = avcodec_parameters_from_context(m->stream->codecpar, m->codec)) < 0) return av_fail(m, e, "making an MP4", err);
-    if ((e = avio_open(&m->format->pb, m->temporary, AVIO_FLAG_WRITE)) < 0) return av_fail(m, e, "opening", err);
+    if ((e = avcodec_parameters_from_context(m->stream->codecpar, m->codec)) < 0)
+        return av_fail(m, e, "making an MP4", err);
+    if ((e = avio_open(&m->format->pb, m->temporary, AVIO_FLAG_WRITE)) < 0)
+        return av_fail(m, e, "opening", err);
     av_dict_set(&movflags, "movflags", "faststart", 0);
     e = avformat_write_header(m->format, &movflags);
     av_dict_free(&movflags);
@@ -148,7 +165,8 @@ static sl_code open_converter(sl_mp4 *m, const sl_mp4_options *o, sl_err *err)
 {
     const int *bt709 = sws_getCoefficients(SWS_CS_ITU709);
     m->sws = sws_getContext(o->w, o->h, AV_PIX_FMT_RGB24, o->w, o->h, AV_PIX_FMT_YUV420P,
-                            SWS_BICUBIC | SWS_ACCURATE_RND | SWS_FULL_CHR_H_INP | SWS_BITEXACT, NULL, NULL, NULL);
+                            SWS_BICUBIC | SWS_ACCURATE_RND | SWS_FULL_CHR_H_INP | SWS_BITEXACT,
+                            NULL, NULL, NULL);
     m->frame = av_frame_alloc();
     m->packet = av_packet_alloc();
     m->last = malloc((size_t)o->w * (size_t)o->h * 3 + SWS_OVERREAD);
@@ -214,8 +232,10 @@ sl_code sl_mp4_write(sl_mp4 *m, const uint8_t *rgb, int n, sl_err *err)
         const int pitches[4] = {pitch};
         sl_code rc = SL_OK;
         if (i == n - 1) from[0] = memcpy(m->last, from[0], bytes);
-        if (av_frame_make_writable(m->frame) < 0) rc = sl_fail(err, SL_NOMEM, "%s: no memory for a frame", m->path);
-        else if (sws_scale(m->sws, from, pitches, 0, m->codec->height, m->frame->data, m->frame->linesize) != m->codec->height)
+        if (av_frame_make_writable(m->frame) < 0)
+            rc = sl_fail(err, SL_NOMEM, "%s: no memory for a frame", m->path);
+        else if (sws_scale(m->sws, from, pitches, 0, m->codec->height, m->frame->data,
+                           m->frame->linesize) != m->codec->height)
             rc = sl_fail(err, SL_INTERNAL, "%s: swscale cannot convert a frame", m->path);
         if (!rc) {
             m->frame->pts = m->frames++;
@@ -237,8 +257,11 @@ static sl_code complete(sl_mp4 *m, sl_err *err)
     if (m->broken) return sl_fail(err, SL_ARG, "%s: an earlier write failed", m->path);
     if (!m->frames) return sl_fail(err, SL_ARG, "%s: a video without frames", m->path);
     if ((rc = encode(m, NULL, err))) return rc;
-    if ((e = av_write_trailer(m->format)) < 0) return av_fail(m, e, "moving the index to the front", err);
-    e = m->format->pb->error; /* closing flushes, and tells what the flush met only in some versions: ask before and after */
+    if ((e = av_write_trailer(m->format)) < 0)
+        return av_fail(m, e, "moving the index to the front", err);
+    /* closing flushes, and tells what the flush met only in some versions: ask before and
+     * after */
+    e = m->format->pb->error;
     avio_flush(m->format->pb);
     if (e >= 0) e = m->format->pb->error;
     int closed = avio_closep(&m->format->pb);
@@ -254,7 +277,8 @@ sl_code sl_mp4_finish(sl_mp4 **mp4, int64_t *bytes, sl_err *err)
     struct stat st = {0};
     sl_code rc = complete(m, err);
     if (!rc && fstat(m->fd, &st)) rc = sl_fail_errno(err, errno, "%s: cannot be written", m->path);
-    if (!rc && rename(m->temporary + 5, m->path)) rc = sl_fail_errno(err, errno, "%s: cannot be written", m->path);
+    if (!rc && rename(m->temporary + 5, m->path))
+        rc = sl_fail_errno(err, errno, "%s: cannot be written", m->path);
     if (!rc) {
         free(m->temporary); /* it is the file now: nothing to remove */
         m->temporary = NULL;

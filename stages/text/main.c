@@ -1,4 +1,5 @@
-/* sluice-text - prompt and negative prompt -> UMT5 embeddings `cond` and `uncond`, [512, text_dim] each. */
+/* sluice-text - prompt and negative prompt -> UMT5 embeddings `cond` and `uncond`, [512,
+ * text_dim] each. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -19,7 +20,8 @@ typedef struct {
     int dim;
 } text_stage;
 
-/* One prompt's result: ids and [512, dim] float32 rows, zero past the prompt's end (spec 3.3). */
+/* One prompt's result: ids and [512, dim] float32 rows, zero past the prompt's end (spec
+ * 3.3). */
 typedef struct {
     int32_t ids[SL_UMT5_MAX_TOKENS];
     int n;
@@ -36,15 +38,19 @@ static sl_code text_open(text_stage *s, sl_err *err)
     sl_arena arena;
     sl_code rc;
     s->dim = model->umt5.d_model;
-    if ((rc = sl_stage_ops(s->st, &ops, err)) || (rc = sl_ctx_open(&s->ctx, ops, 0, err))) return rc;
+    if ((rc = sl_stage_ops(s->st, &ops, err)) || (rc = sl_ctx_open(&s->ctx, ops, 0, err)))
+        return rc;
     if ((rc = sl_path_join(spiece, model->dir, "tokenizer/spiece.model", err)) ||
         (rc = sl_tokenizer_open(&s->tokenizer, spiece, err)))
         return rc;
     if ((rc = sl_network_open(&s->loader, s->st, &s->ctx, "text_encoder", "model", err))) return rc;
-    if (!(s->umt5 = sl_umt5_new(&model->umt5, s->loader))) return sl_fail(err, SL_NOMEM, "umt5: no memory");
+    if (!(s->umt5 = sl_umt5_new(&model->umt5, s->loader)))
+        return sl_fail(err, SL_NOMEM, "umt5: no memory");
     if ((rc = sl_loader_finish(s->loader, err))) return rc;
 
-    if ((rc = sl_arena_text(&arena, ops, &model->umt5, s->umt5, err)) || (rc = sl_ctx_reserve(&s->ctx, arena.peak, err))) return rc;
+    if ((rc = sl_arena_text(&arena, ops, &model->umt5, s->umt5, err)) ||
+        (rc = sl_ctx_reserve(&s->ctx, arena.peak, err)))
+        return rc;
     s->ctx.cancel = sl_stage_cancel_flag(s->st);
     sl_stage_ready(s->st, t0, sl_loader_bytes(s->loader), arena.peak);
     return SL_OK;
@@ -63,13 +69,16 @@ static sl_code tokenize(text_stage *s, embedding *e, const char *prompt, sl_err 
 {
     char *clean = NULL;
     sl_code rc = sl_prompt_clean(&clean, prompt, strlen(prompt), err);
-    if (!rc) rc = sl_tokenizer_encode(s->tokenizer, clean, strlen(clean), e->ids, SL_UMT5_MAX_TOKENS, &e->n, err);
+    if (!rc)
+        rc = sl_tokenizer_encode(s->tokenizer, clean, strlen(clean), e->ids, SL_UMT5_MAX_TOKENS,
+                                 &e->n, err);
     free(clean);
     return rc;
 }
 
 /* e->device and e->rows from e->ids: prompt n of `count`. */
-static sl_code embed(text_stage *s, embedding *e, int n, int count, const sl_msg_job *msg, sl_err *err)
+static sl_code embed(text_stage *s, embedding *e, int n, int count, const sl_msg_job *msg,
+                     sl_err *err)
 {
     sl_ctx *ctx = &s->ctx;
     sl_err found = {0};
@@ -95,19 +104,26 @@ static sl_code embed(text_stage *s, embedding *e, int n, int count, const sl_msg
     return SL_OK;
 }
 
-static void hand_over(text_stage *s, const sl_msg_job *msg, embedding *cond, embedding *uncond, bool cfg)
+static void hand_over(text_stage *s, const sl_msg_job *msg, embedding *cond, embedding *uncond,
+                      bool cfg)
 {
-    const char *const with[] = {"cond", "uncond", "ids.cond", "ids.uncond"}, *const without[] = {"cond", "ids.cond"};
+    const char *const with[] = {"cond", "uncond", "ids.cond", "ids.uncond"}, *const without[] = {
+                                                                                 "cond",
+                                                                                 "ids.cond"};
     const char *const *names = cfg ? with : without;
     sl_tensor c = sl_view2(cond->rows, SL_F32, SL_UMT5_MAX_TOKENS, s->dim),
               u = sl_view2(uncond->rows, SL_F32, SL_UMT5_MAX_TOKENS, s->dim);
-    sl_tensor ic = sl_view1(cond->ids, SL_I32, cond->n), iu = sl_view1(uncond->ids, SL_I32, uncond->n);
+    sl_tensor ic = sl_view1(cond->ids, SL_I32, cond->n),
+              iu = sl_view1(uncond->ids, SL_I32, uncond->n);
     sl_tensor tensors[] = {c, cfg ? u : ic, ic, iu}, device[] = {cond->device, uncond->device};
     sl_err lost = {0};
     sl_ticket ticket;
     int64_t t0 = sl_now_ns();
-    bool handed = sl_stage_hand_over(s->st, &s->ctx, "text", cfg ? 2 : 1, names, tensors, device, &ticket, &lost) == SL_OK;
-    if (!handed) sl_log(SL_LOG_DEBUG, "job %llu goes by the spool: %s", (unsigned long long)msg->job, lost.msg);
+    bool handed = sl_stage_hand_over(s->st, &s->ctx, "text", cfg ? 2 : 1, names, tensors, device,
+                                     &ticket, &lost) == SL_OK;
+    if (!handed)
+        sl_log(SL_LOG_DEBUG, "job %llu goes by the spool: %s", (unsigned long long)msg->job,
+               lost.msg);
     sl_stage_spool(s->st, msg, "text", true, cfg ? 4 : 2, names, tensors);
     sl_stage_span(s->st, msg->job, SL_SPAN_HANDOVER, t0);
     sl_stage_done(s->st, msg, handed ? &ticket : NULL, s->ctx.arena_peak, 0);

@@ -1,7 +1,9 @@
-/* prompt.c - clean a prompt as ftfy.fix_text and diffusers' prompt_clean do, on an array of code points.
+/* prompt.c - clean a prompt as ftfy.fix_text and diffusers' prompt_clean do, on an array
+ * of code points.
  *
- * Source: ftfy 6.3 fixes.py and __init__.py (fix_and_explain: the steps below, over again until nothing changes, a line at a time);
- * CPython html/__init__.py (unescape); diffusers pipelines/wan (prompt_clean). Normal forms and capitals come from utf8proc. */
+ * Source: ftfy 6.3 fixes.py and __init__.py (fix_and_explain: the steps below, over again
+ * until nothing changes, a line at a time); CPython html/__init__.py (unescape);
+ * diffusers pipelines/wan (prompt_clean). Normal forms and capitals come from utf8proc. */
 #include "stages/text/prompt.h"
 
 #include "stages/text/html5.h"
@@ -13,11 +15,12 @@
 
 #include <utf8proc.h>
 
-/* ftfy repeats its steps until the text stands still; a chain of "&amp;amp;amp..." can make that as many rounds as it has
- * characters. */
+/* ftfy repeats its steps until the text stands still; a chain of "&amp;amp;amp..." can
+ * make that as many rounds as it has characters. */
 #define MAX_ROUNDS 1000
 
-/* Code points. `oom` is set by the append that found no memory and stays; the caller looks once, at the end. */
+/* Code points. `oom` is set by the append that found no memory and stays; the caller
+ * looks once, at the end. */
 typedef struct {
     uint32_t *at;
     size_t n, room;
@@ -60,8 +63,11 @@ static sl_code from_utf8(text *out, const char *bytes, size_t length, sl_err *er
 {
     for (size_t i = 0; i < length;) {
         utf8proc_int32_t c;
-        utf8proc_ssize_t n = utf8proc_iterate((const uint8_t *)bytes + i, (utf8proc_ssize_t)(length - i), &c);
-        if (n <= 0) return sl_fail(err, SL_FORMAT, "prompt: invalid UTF-8 at byte %zu (0x%02x)", i, (uint8_t)bytes[i]);
+        utf8proc_ssize_t n =
+            utf8proc_iterate((const uint8_t *)bytes + i, (utf8proc_ssize_t)(length - i), &c);
+        if (n <= 0)
+            return sl_fail(err, SL_FORMAT, "prompt: invalid UTF-8 at byte %zu (0x%02x)", i,
+                           (uint8_t)bytes[i]);
         put(out, (uint32_t)c);
         i += (size_t)n;
     }
@@ -74,7 +80,8 @@ static char *to_utf8(const text *t)
     char *s = malloc(t->n * 4 + 1);
     size_t n = 0;
     if (!s) return NULL;
-    for (size_t i = 0; i < t->n; i++) n += (size_t)utf8proc_encode_char((utf8proc_int32_t)t->at[i], (uint8_t *)s + n);
+    for (size_t i = 0; i < t->n; i++)
+        n += (size_t)utf8proc_encode_char((utf8proc_int32_t)t->at[i], (uint8_t *)s + n);
     s[n] = 0;
     return s;
 }
@@ -82,8 +89,9 @@ static char *to_utf8(const text *t)
 /* str.isspace of Python. */
 static bool is_space(uint32_t c)
 {
-    return (c >= 9 && c <= 13) || (c >= 0x1c && c <= 0x20) || c == 0x85 || c == 0xa0 || c == 0x1680 ||
-           (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f || c == 0x3000;
+    return (c >= 9 && c <= 13) || (c >= 0x1c && c <= 0x20) || c == 0x85 || c == 0xa0 ||
+           c == 0x1680 || (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 ||
+           c == 0x202f || c == 0x205f || c == 0x3000;
 }
 
 static bool is_alnum(uint32_t c)
@@ -102,8 +110,9 @@ static int digit(uint32_t c, int base)
 
 /* Windows-1252 for 0x80..0x9f; 0: not assigned, the control character stays. */
 static const uint16_t CP1252[32] = {
-    0x20ac, 0,      0x201a, 0x0192, 0x201e, 0x2026, 0x2020, 0x2021, 0x02c6, 0x2030, 0x0160, 0x2039, 0x0152, 0, 0x017d, 0,
-    0,      0x2018, 0x2019, 0x201c, 0x201d, 0x2022, 0x2013, 0x2014, 0x02dc, 0x2122, 0x0161, 0x203a, 0x0153, 0, 0x017e, 0x0178,
+    0x20ac, 0,      0x201a, 0x0192, 0x201e, 0x2026, 0x2020, 0x2021, 0x02c6, 0x2030, 0x0160,
+    0x2039, 0x0152, 0,      0x017d, 0,      0,      0x2018, 0x2019, 0x201c, 0x201d, 0x2022,
+    0x2013, 0x2014, 0x02dc, 0x2122, 0x0161, 0x203a, 0x0153, 0,      0x017e, 0x0178,
 };
 
 static uint32_t from_cp1252(uint32_t c)
@@ -135,7 +144,8 @@ static void put_entity(text *out, const html5_entity *e)
     if (e->b) put(out, e->b);
 }
 
-/* The longest bare name (as "amp") that s starts with, of 2 to n - 1 characters; its length, 0 if none. */
+/* The longest bare name (as "amp") that s starts with, of 2 to n - 1 characters; its
+ * length, 0 if none. */
 static size_t bare_prefix(const uint32_t *s, size_t n, const html5_entity **e)
 {
     for (size_t k = n; k-- > 2;)
@@ -148,8 +158,8 @@ static void put_numeric(text *out, uint64_t num)
 {
     if (num == 0 || num > 0x10ffff || (num >= 0xd800 && num <= 0xdfff)) put(out, 0xfffd);
     else if (num >= 0x80 && num < 0xa0) put(out, from_cp1252((uint32_t)num));
-    else if ((num < 0x20 && num != '\t' && num != '\n' && num != '\f' && num != '\r') || num == 0x7f ||
-             (num >= 0xfdd0 && num <= 0xfdef) || (num & 0xfffe) == 0xfffe)
+    else if ((num < 0x20 && num != '\t' && num != '\n' && num != '\f' && num != '\r') ||
+             num == 0x7f || (num >= 0xfdd0 && num <= 0xfdef) || (num & 0xfffe) == 0xfffe)
         return;
     else put(out, (uint32_t)num);
 }
@@ -206,7 +216,8 @@ static void html_unescape(text *out, const text *in)
     }
 }
 
-/* ftfy also reads "&EACUTE;": a lower-case name in capitals, unless HTML itself reads it in some way. False if this is not one. */
+/* ftfy also reads "&EACUTE;": a lower-case name in capitals, unless HTML itself reads it
+ * in some way. False if this is not one. */
 static bool put_capital(text *out, const uint32_t *s, size_t n)
 {
     uint32_t low[32];
@@ -227,7 +238,8 @@ static bool put_capital(text *out, const uint32_t *s, size_t n)
     return true;
 }
 
-/* What ftfy makes of the entity &s;, s being n letters and digits, perhaps after a '#'. False: leave it alone. */
+/* What ftfy makes of the entity &s;, s being n letters and digits, perhaps after a '#'.
+ * False: leave it alone. */
 static bool put_ftfy_entity(text *out, const uint32_t *s, size_t n)
 {
     const html5_entity *e;
@@ -239,7 +251,8 @@ static bool put_ftfy_entity(text *out, const uint32_t *s, size_t n)
     }
     size_t lead = n > 1 && (s[1] == 'x' || s[1] == 'X') ? 2 : 1;
     size_t digits = number(s + lead, n - lead, lead == 2 ? 16 : 10, &num);
-    if (!digits || lead + digits != n || num == ';') return false; /* a semicolon in the result looks to ftfy like a rest */
+    /* a semicolon in the result looks to ftfy like a rest */
+    if (!digits || lead + digits != n || num == ';') return false;
     put_numeric(out, num);
     return true;
 }
@@ -265,14 +278,18 @@ static const struct {
     uint16_t from;
     uint16_t to[4];
 } LIGATURES[] = {
-    {0x132, {'I', 'J'}},    {0x133, {'i', 'j'}},   {0x149, {0x2bc, 'n'}}, {0x1f1, {'D', 'Z'}},       {0x1f2, {'D', 'z'}},
-    {0x1f3, {'d', 'z'}},    {0x1c4, {'D', 0x17d}}, {0x1c5, {'D', 0x17e}}, {0x1c6, {'d', 0x17e}},     {0x1c7, {'L', 'J'}},
-    {0x1c8, {'L', 'j'}},    {0x1c9, {'l', 'j'}},   {0x1ca, {'N', 'J'}},   {0x1cb, {'N', 'j'}},       {0x1cc, {'n', 'j'}},
-    {0xfb00, {'f', 'f'}},   {0xfb01, {'f', 'i'}},  {0xfb02, {'f', 'l'}},  {0xfb03, {'f', 'f', 'i'}}, {0xfb04, {'f', 'f', 'l'}},
-    {0xfb05, {0x17f, 't'}}, {0xfb06, {'s', 't'}},
+    {0x132, {'I', 'J'}},       {0x133, {'i', 'j'}},       {0x149, {0x2bc, 'n'}},
+    {0x1f1, {'D', 'Z'}},       {0x1f2, {'D', 'z'}},       {0x1f3, {'d', 'z'}},
+    {0x1c4, {'D', 0x17d}},     {0x1c5, {'D', 0x17e}},     {0x1c6, {'d', 0x17e}},
+    {0x1c7, {'L', 'J'}},       {0x1c8, {'L', 'j'}},       {0x1c9, {'l', 'j'}},
+    {0x1ca, {'N', 'J'}},       {0x1cb, {'N', 'j'}},       {0x1cc, {'n', 'j'}},
+    {0xfb00, {'f', 'f'}},      {0xfb01, {'f', 'i'}},      {0xfb02, {'f', 'l'}},
+    {0xfb03, {'f', 'f', 'i'}}, {0xfb04, {'f', 'f', 'l'}}, {0xfb05, {0x17f, 't'}},
+    {0xfb06, {'s', 't'}},
 };
 
-/* Full-width and half-width forms to the usual ones: NFKC of that block, and the ideographic space. */
+/* Full-width and half-width forms to the usual ones: NFKC of that block, and the
+ * ideographic space. */
 static void put_width(text *out, uint32_t c)
 {
     utf8proc_int32_t wide[18];
@@ -281,13 +298,14 @@ static void put_width(text *out, uint32_t c)
         put(out, ' ');
         return;
     }
-    utf8proc_ssize_t n =
-        utf8proc_decompose_char((utf8proc_int32_t)c, wide, 18, UTF8PROC_COMPOSE | UTF8PROC_COMPAT | UTF8PROC_STABLE, &last);
+    utf8proc_ssize_t n = utf8proc_decompose_char(
+        (utf8proc_int32_t)c, wide, 18, UTF8PROC_COMPOSE | UTF8PROC_COMPAT | UTF8PROC_STABLE, &last);
     if (n > 0) n = utf8proc_normalize_utf32(wide, n, UTF8PROC_COMPOSE | UTF8PROC_STABLE);
     for (utf8proc_ssize_t i = 0; i < n; i++) put(out, (uint32_t)wide[i]);
 }
 
-/* The steps of ftfy that look at one character: fix_c1_controls, fix_latin_ligatures, fix_character_width, uncurl_quotes. */
+/* The steps of ftfy that look at one character: fix_c1_controls, fix_latin_ligatures,
+ * fix_character_width, uncurl_quotes. */
 static void put_fixed(text *out, uint32_t c)
 {
     c = from_cp1252(c);
@@ -297,7 +315,8 @@ static void put_fixed(text *out, uint32_t c)
     }
     for (size_t i = 0; c >= 0x132 && i < sizeof LIGATURES / sizeof *LIGATURES; i++)
         if (LIGATURES[i].from == c) {
-            for (const uint16_t *to = LIGATURES[i].to; *to; to++) put(out, *to == 0x2bc ? '\'' : *to);
+            for (const uint16_t *to = LIGATURES[i].to; *to; to++)
+                put(out, *to == 0x2bc ? '\'' : *to);
             return;
         }
     if (c == 0x3000) put_width(out, c);
@@ -332,11 +351,12 @@ static void terminal_escapes(text *out, const text *in)
     }
 }
 
-/* What remove_control_chars takes out: controls, deprecated format characters, the byte-order mark. */
+/* What remove_control_chars takes out: controls, deprecated format characters, the
+ * byte-order mark. */
 static bool is_control(uint32_t c)
 {
-    return c < 9 || c == 11 || (c >= 14 && c < 32) || c == 127 || (c >= 0x206a && c < 0x2070) || c == 0xfeff ||
-           (c >= 0xfff9 && c < 0xfffd);
+    return c < 9 || c == 11 || (c >= 14 && c < 32) || c == 127 || (c >= 0x206a && c < 0x2070) ||
+           c == 0xfeff || (c >= 0xfff9 && c < 0xfffd);
 }
 
 /* NFC in place. */
@@ -348,7 +368,8 @@ static void compose(text *t, text *scratch)
     scratch->n = 0;
     char *utf8 = to_utf8(t);
     uint8_t *nfc = NULL;
-    if (!utf8 || utf8proc_map((uint8_t *)utf8, (utf8proc_ssize_t)strlen(utf8), &nfc, UTF8PROC_STABLE | UTF8PROC_COMPOSE) < 0)
+    if (!utf8 || utf8proc_map((uint8_t *)utf8, (utf8proc_ssize_t)strlen(utf8), &nfc,
+                              UTF8PROC_STABLE | UTF8PROC_COMPOSE) < 0)
         scratch->oom = true;
     else from_utf8(scratch, (char *)nfc, strlen((char *)nfc), NULL);
     free(utf8);
@@ -356,7 +377,8 @@ static void compose(text *t, text *scratch)
     swap(t, scratch);
 }
 
-/* One line through ftfy's steps until it stands still. a: the line, then the result; b, c: scratch. */
+/* One line through ftfy's steps until it stands still. a: the line, then the result; b,
+ * c: scratch. */
 static void fix_line(text *a, text *b, text *c, bool unescape)
 {
     for (int round = 0; round < MAX_ROUNDS; round++) {
@@ -380,7 +402,8 @@ static void fix_line(text *a, text *b, text *c, bool unescape)
     }
 }
 
-/* ftfy.fix_text: line by line; from the first line with a '<' on, entities are left alone. */
+/* ftfy.fix_text: line by line; from the first line with a '<' on, entities are left
+ * alone. */
 static void fix_text(text *out, const text *in)
 {
     text a = {0}, b = {0}, c = {0};
@@ -421,7 +444,8 @@ sl_code sl_prompt_clean(char **out, const char *bytes, size_t length, sl_err *er
     sl_code rc = SL_OK;
     *out = NULL;
     if (length > SL_PROMPT_MAX)
-        return sl_fail(err, SL_ARG, "prompt: %zu bytes, at most %zu are taken", length, (size_t)SL_PROMPT_MAX);
+        return sl_fail(err, SL_ARG, "prompt: %zu bytes, at most %zu are taken", length,
+                       (size_t)SL_PROMPT_MAX);
     if ((rc = from_utf8(&a, bytes, length, err))) goto done;
     fix_text(&b, &a);
     for (int i = 0; i < 2; i++) {
@@ -431,7 +455,8 @@ sl_code sl_prompt_clean(char **out, const char *bytes, size_t length, sl_err *er
     }
     a.n = 0;
     fold_space(&a, &b);
-    if (a.oom || b.oom || !(*out = to_utf8(&a))) rc = sl_fail(err, SL_NOMEM, "prompt: no memory for %zu bytes", length);
+    if (a.oom || b.oom || !(*out = to_utf8(&a)))
+        rc = sl_fail(err, SL_NOMEM, "prompt: no memory for %zu bytes", length);
 done:
     free(a.at);
     free(b.at);

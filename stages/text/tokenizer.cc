@@ -1,11 +1,13 @@
 // tokenizer.cc - sentencepiece behind a C header; nothing of C++ leaves this file.
 //
-// T5TokenizerFast differs from plain sentencepiece in three ways, all seen to here (transformers convert_slow_tokenizer.py and
-// tokenization_t5.py):
-// - control pieces written out in the text (</s>, <pad>, ...) are taken as such; what stands between them is encoded on its own;
-// - characters that the model does not know: sentencepiece spells them in byte pieces if the model was trained so. The fast
-//   tokenizer does what "byte_fallback" in tokenizer.json says; where it is off, a run of unknown characters is one <unk>. Without
-//   that file, the model itself decides;
+// T5TokenizerFast differs from plain sentencepiece in three ways, all seen to here
+// (transformers convert_slow_tokenizer.py and tokenization_t5.py):
+// - control pieces written out in the text (</s>, <pad>, ...) are taken as such; what
+//   stands between them is encoded on its own;
+// - characters that the model does not know: sentencepiece spells them in byte pieces if
+//   the model was trained so. The fast tokenizer does what "byte_fallback" in
+//   tokenizer.json says; where it is off, a run of unknown characters is one <unk>.
+//   Without that file, the model itself decides;
 // - at most max_ids - 1 pieces are kept, then </s>.
 #include "stages/text/tokenizer.h"
 
@@ -39,16 +41,19 @@ sl_code read_file(std::string *out, const std::string &path, sl_err *err)
     return bad ? sl_fail_errno(err, why, "tokenizer: cannot read %s", path.c_str()) : SL_OK;
 }
 
-// Whether tokenizer.json beside the model turns byte pieces off. Its vocabulary holds tens of megabytes, so the one key is searched
-// for, as text: in a string of the vocabulary its quotes would be escaped or a comma would follow.
+// Whether tokenizer.json beside the model turns byte pieces off. Its vocabulary holds
+// tens of megabytes, so the one key is searched for, as text: in a string of the
+// vocabulary its quotes would be escaped or a comma would follow.
 bool json_turns_bytes_off(const std::string &model_path)
 {
     static const std::string key = "\"byte_fallback\"";
     std::string json;
     size_t slash = model_path.rfind('/');
-    std::string path = (slash == std::string::npos ? "" : model_path.substr(0, slash + 1)) + "tokenizer.json";
+    std::string path =
+        (slash == std::string::npos ? "" : model_path.substr(0, slash + 1)) + "tokenizer.json";
     if (read_file(&json, path, nullptr)) return false;
-    for (size_t at = json.rfind(key); at != std::string::npos; at = at ? json.rfind(key, at - 1) : std::string::npos) {
+    for (size_t at = json.rfind(key); at != std::string::npos;
+         at = at ? json.rfind(key, at - 1) : std::string::npos) {
         size_t colon = json.find_first_not_of(" \t\r\n", at + key.size());
         if (colon == std::string::npos || json[colon] != ':') continue;
         size_t value = json.find_first_not_of(" \t\r\n", colon + 1);
@@ -69,7 +74,8 @@ namespace
 {
 
 // The first special at or after `from`: its place (npos: none) and which it is.
-size_t next_special(const sl_tokenizer &t, const std::string &text, size_t from, const special **which)
+size_t next_special(const sl_tokenizer &t, const std::string &text, size_t from,
+                    const special **which)
 {
     size_t best = std::string::npos;
     for (const special &s : t.specials) {
@@ -102,11 +108,14 @@ sl_code open_model(sl_tokenizer *t, const char *path, sl_err *err)
     std::string model;
     if (sl_code rc = read_file(&model, path, err)) return rc;
     if (model.empty() || !t->spm.LoadFromSerializedProto(model).ok())
-        return sl_fail(err, SL_FORMAT, "tokenizer: %s (%zu bytes) is not a sentencepiece model", path, model.size());
+        return sl_fail(err, SL_FORMAT, "tokenizer: %s (%zu bytes) is not a sentencepiece model",
+                       path, model.size());
     if (t->spm.eos_id() != 1 || t->spm.unk_id() < 0)
-        return sl_fail(err, SL_FORMAT, "tokenizer: %s has </s> at %d, T5 wants 1", path, t->spm.eos_id());
+        return sl_fail(err, SL_FORMAT, "tokenizer: %s has </s> at %d, T5 wants 1", path,
+                       t->spm.eos_id());
     for (int id = 0; id < t->spm.GetPieceSize(); id++)
-        if (t->spm.IsControl(id) || t->spm.IsUnknown(id)) t->specials.push_back({t->spm.IdToPiece(id), id});
+        if (t->spm.IsControl(id) || t->spm.IsUnknown(id))
+            t->specials.push_back({t->spm.IdToPiece(id), id});
     t->bytes = !json_turns_bytes_off(path);
     return SL_OK;
 }
@@ -137,10 +146,11 @@ extern "C" void sl_tokenizer_close(sl_tokenizer **t)
     *t = nullptr;
 }
 
-extern "C" sl_code sl_tokenizer_encode(const sl_tokenizer *t, const char *text, size_t length, int32_t *ids, int max_ids, int *n,
-                                       sl_err *err)
+extern "C" sl_code sl_tokenizer_encode(const sl_tokenizer *t, const char *text, size_t length,
+                                       int32_t *ids, int max_ids, int *n, sl_err *err)
 {
-    if (max_ids < 1) return sl_fail(err, SL_ARG, "tokenizer: room for %d ids, want at least 1", max_ids);
+    if (max_ids < 1)
+        return sl_fail(err, SL_ARG, "tokenizer: room for %d ids, want at least 1", max_ids);
     try {
         std::string whole(text, length);
         std::vector<int32_t> all;

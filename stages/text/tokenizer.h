@@ -1,4 +1,5 @@
-/* tokenizer.h - sentencepiece behind a C header; the ids that transformers' T5TokenizerFast gives. Spec 3.2. */
+/* tokenizer.h - sentencepiece behind a C header; the ids that transformers'
+ * T5TokenizerFast gives. Spec 3.2. */
 #ifndef SL_TOKENIZER_H
 #define SL_TOKENIZER_H
 
@@ -13,15 +14,18 @@ extern "C" {
 
 typedef struct sl_tokenizer sl_tokenizer;
 
-/* Load spiece.model; a tokenizer.json beside it says whether unknown characters become byte pieces (transformers' fast tokenizer),
- * else the model does. *out is the caller's to close. Errors: SL_SYS, SL_FORMAT. No C++ exception crosses. */
+/* Load spiece.model; a tokenizer.json beside it says whether unknown characters become
+ * byte pieces (transformers' fast tokenizer), else the model does. *out is the caller's
+ * to close. Errors: SL_SYS, SL_FORMAT. No C++ exception crosses. */
 sl_code sl_tokenizer_open(sl_tokenizer **out, const char *path, sl_err *err);
 void sl_tokenizer_close(sl_tokenizer **t);
 
-/* ids[0..*n-1]: the pieces, at most max_ids - 1 of them, then </s> (1). Empty text gives just </s>. A control piece that the text
- * spells out becomes that piece; "<extra_id_0>" and its like, which lie outside the model, do not. One tokenizer may serve several
+/* ids[0..*n-1]: the pieces, at most max_ids - 1 of them, then </s> (1). Empty text gives
+ * just </s>. A control piece that the text spells out becomes that piece; "<extra_id_0>"
+ * and its like, which lie outside the model, do not. One tokenizer may serve several
  * threads. */
-sl_code sl_tokenizer_encode(const sl_tokenizer *t, const char *text, size_t length, int32_t *ids, int max_ids, int *n, sl_err *err);
+sl_code sl_tokenizer_encode(const sl_tokenizer *t, const char *text, size_t length, int32_t *ids,
+                            int max_ids, int *n, sl_err *err);
 
 #ifdef __cplusplus
 }
