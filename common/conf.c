@@ -124,17 +124,6 @@ enum {
     STAGE_KEY_COUNT = sizeof STAGE_KEYS / sizeof *STAGE_KEYS
 };
 
-static const char *const ROLE_NAMES[] = {
-#define X(name, text) text,
-    SL_ROLES(X)
-#undef X
-};
-
-const char *sl_role_name(sl_role role)
-{
-    return (unsigned)role < SL_ROLE_COUNT ? ROLE_NAMES[role] : "?";
-}
-
 const sl_conf_stage *sl_conf_find(const sl_conf *conf, sl_role role)
 {
     for (int i = 0; i < conf->stage_count; i++)
@@ -198,16 +187,12 @@ static bool is_number(const key *k)
     return k->type == INT || k->type == INT64 || k->type == FLOAT;
 }
 
-/* All 21 chunks of 81 frames, so that a decode on a GPU never waits for the encoder and a
- * step of the next job does not come between. */
-enum { FRAME_SLOTS = 24 };
-
 static void stage_defaults(sl_conf_stage *s, sl_role role)
 {
     memset(s, 0, sizeof *s);
     for (int i = 0; i < STAGE_KEY_COUNT; i++)
         if (is_number(&STAGE_KEYS[i])) store_number(&STAGE_KEYS[i], s, STAGE_KEYS[i].number);
-    if (role == SL_ROLE_MUX) s->slots = FRAME_SLOTS;
+    s->slots = sl_default_slots(role);
     s->role = role;
     snprintf(s->program, sizeof s->program, "sluice-%s", sl_role_name(role));
     snprintf(s->device, sizeof s->device, "cpu");

@@ -17,21 +17,11 @@
 
 #include "common/err.h"
 #include "common/log.h"
+#include "common/pipeline.h"
 
 #define SL_CONF_PATH 1024 /* bytes of a path, its NUL included */
 #define SL_CONF_ARGS 16   /* most extra arguments of a stage */
 #define SL_CONF_ARG 256   /* bytes of one, its NUL included */
-
-/* The roles that the dispatcher knows, in data order. */
-#define SL_ROLES(X)                                                                                \
-    X(TEXT, "text") X(IMAGE, "image") X(DENOISE, "denoise") X(DECODE, "decode") X(MUX, "mux")
-
-typedef enum {
-#define X(name, text) SL_ROLE_##name,
-    SL_ROLES(X)
-#undef X
-        SL_ROLE_COUNT
-} sl_role;
 
 typedef struct {
     sl_role role;               /* key: name */
@@ -104,7 +94,5 @@ sl_code sl_conf_print(const sl_conf *conf, FILE *to, sl_err *err);
 
 /* NULL: this deployment does not run it */
 const sl_conf_stage *sl_conf_find(const sl_conf *conf, sl_role role);
-/* "text"; "?" for a number that is no role */
-const char *sl_role_name(sl_role role);
 
 #endif

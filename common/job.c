@@ -13,15 +13,6 @@
 
 #define MAX_FILE ((size_t)64 << 20) /* of a job.json */
 
-sl_code sl_path_join(char out[SL_PATH], const char *dir, const char *name, sl_err *err)
-{
-    int n = snprintf(out, SL_PATH, "%s/%s", dir, name);
-    if (n < 0 || n >= SL_PATH)
-        return sl_fail(err, SL_ARG, "path %.60s.../%s is longer than %d bytes", dir, name,
-                       SL_PATH - 1);
-    return SL_OK;
-}
-
 sl_code sl_job_set_text(char **field, const char *value, sl_err *err)
 {
     char *copy = strdup(value);

@@ -74,7 +74,5 @@ sl_code sl_job_parse(sl_job *job, const char *json, size_t length, const char *n
 sl_code sl_job_check(const sl_job *job, sl_err *err);
 
 int sl_job_latent_frames(const sl_job *job); /* (frames - 1) / 4 + 1 */
-/* "DIR/NAME" into out; SL_ARG when it is too long. */
-sl_code sl_path_join(char out[SL_PATH], const char *dir, const char *name, sl_err *err);
 
 #endif

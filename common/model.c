@@ -252,12 +252,12 @@ static void read_vae(sl_json_reader *r, void *out)
         c->temporal_down[i] = json_is_true(json_array_get(down, i));
     }
     for (int i = 0; i < 3; i++) time *= c->temporal_down[i] ? 2 : 1;
-    c->scale_t = sl_json_int(r, "scale_factor_temporal", 4, 1, 64);
-    c->scale_hw = sl_json_int(r, "scale_factor_spatial", 8, 1, 64);
-    if (c->scale_t != 4) sl_json_fail(r, "scale_factor_temporal", "4");
+    c->temporal = sl_json_int(r, "scale_factor_temporal", 4, 1, 64);
+    c->spatial = sl_json_int(r, "scale_factor_spatial", 8, 1, 64);
+    if (c->temporal != 4) sl_json_fail(r, "scale_factor_temporal", "4");
     if (time != 4)
         sl_json_fail(r, "temperal_downsample", "two true values (scale_factor_temporal 4)");
-    if (c->scale_hw != 8) sl_json_fail(r, "scale_factor_spatial", "8");
+    if (c->spatial != 8) sl_json_fail(r, "scale_factor_spatial", "8");
     for (int i = 0; i < 4; i++)
         if (c->mult[i] * (c->base > c->decoder_base ? c->base : c->decoder_base) > DIM_MAX)
             sl_json_fail(r, "dim_mult", "widths of at most %d channels", DIM_MAX);
@@ -384,22 +384,21 @@ static void want_equal(sl_json_reader *first, const sl_model *m, const char *fil
 static void check_together(sl_json_reader *first, const sl_model *m)
 {
     static const char *const FILES[2] = {"transformer/config.json", "transformer_2/config.json"};
-    int clip_tokens =
-        m->has_clip ? (m->clip.image / m->clip.patch) * (m->clip.image / m->clip.patch) + 1 : 0;
-    for (int i = 0; i < m->experts; i++) {
+    int clip_tokens = m->family.clip ? sl_clip_tokens(&m->clip) : 0;
+    for (int i = 0; i < m->family.experts; i++) {
         const sl_dit_config *d = &m->dit[i];
         want_equal(first, m, FILES[i], "out_channels", d->out_channels, m->vae.z,
                    "z_dim of the VAE");
-        if (m->takes_image)
+        if (m->family.picture)
             want_equal(first, m, FILES[i], "in_channels", d->in_channels,
-                       2 * m->vae.z + m->vae.scale_t,
+                       2 * m->vae.z + m->vae.temporal,
                        "WanImageToVideoPipeline: latents, mask and condition");
         else
             want_equal(first, m, FILES[i], "in_channels", d->in_channels, m->vae.z,
                        "WanPipeline: latents alone");
         want_equal(first, m, FILES[i], "text_dim", d->text_dim, m->umt5.d_model,
                    "d_model of the text encoder");
-        if (m->has_clip)
+        if (m->family.clip)
             want_equal(first, m, FILES[i], "image_dim", d->image_dim, m->clip.hidden,
                        "hidden_size of the image encoder");
         if (d->pos_embed_seq_len)
@@ -437,24 +436,30 @@ static void read_index(sl_json_reader *r, sl_model *m, const char **scheduler, b
         sl_json_fail(r, "expand_timesteps", "false: it " NO_5B);
     if (r->code) return;
     snprintf(m->pipeline, sizeof m->pipeline, "%s", class);
-    m->takes_image = !strcmp(class, "WanImageToVideoPipeline");
+    m->family.picture = strcmp(class, "WanImageToVideoPipeline") ? SL_NEVER : SL_ALWAYS;
     must_have(r, "transformer", component(r, "transformer", DIT));
     must_have(r, "vae", component(r, "vae", VAE));
     must_have(r, "text_encoder", component(r, "text_encoder", TEXT));
     must_have(r, "tokenizer", component(r, "tokenizer", TOKENIZER));
     must_have(r, "scheduler", *scheduler = component(r, "scheduler", SCHEDULER));
-    m->experts = component(r, "transformer_2", DIT) ? 2 : 1;
+    m->family.experts = component(r, "transformer_2", DIT) ? 2 : 1;
     *clip = component(r, "image_encoder", CLIP) != NULL;
     *processor = component(r, "image_processor", PROCESSOR) != NULL;
-    if (m->experts == 1 && sl_json_has(r, "boundary_ratio"))
+    if (m->family.experts == 1 && sl_json_has(r, "boundary_ratio"))
         sl_json_fail(r, "boundary_ratio", "null, as there is no transformer_2");
-    if (m->experts == 2) {
+    if (m->family.experts == 2) {
         m->boundary_ratio =
             sl_json_has(r, "boundary_ratio") ? sl_json_real(r, "boundary_ratio", 0, 0, 1) : 0;
         if (!(m->boundary_ratio > 0 && m->boundary_ratio < 1))
             sl_json_fail(r, "boundary_ratio",
                          "a number between 0 and 1, as there is a transformer_2");
     }
+}
+
+int sl_clip_tokens(const sl_clip_config *c)
+{
+    int side = c->image / c->patch;
+    return side * side + 1;
 }
 
 sl_code sl_model_open(sl_model *m, const char *dir, sl_err *err)
@@ -481,7 +486,8 @@ sl_code sl_model_open(sl_model *m, const char *dir, sl_err *err)
     r.object = root;
     read_index(&r, m, &scheduler, &clip, &processor);
     read_file(&r, dir, "transformer/config.json", read_dit, &m->dit[0]);
-    if (m->experts == 2) read_file(&r, dir, "transformer_2/config.json", read_dit, &m->dit[1]);
+    if (m->family.experts == 2)
+        read_file(&r, dir, "transformer_2/config.json", read_dit, &m->dit[1]);
     read_file(&r, dir, "vae/config.json", read_vae, &m->vae);
     read_file(&r, dir, "text_encoder/config.json", read_umt5, &m->umt5);
     read_file(&r, dir, "scheduler/scheduler_config.json", read_scheduler, &m->scheduler);
@@ -490,17 +496,20 @@ sl_code sl_model_open(sl_model *m, const char *dir, sl_err *err)
                                          : "FlowMatchEulerDiscreteScheduler"))
         sl_json_fail(&r, "scheduler", "the class that scheduler/scheduler_config.json names");
 
-    m->has_clip = m->dit[0].image_dim > 0;
-    m->takes_last_image = m->dit[0].pos_embed_seq_len > 0;
-    if (m->has_clip && !m->takes_image)
+    m->family.clip = m->dit[0].image_dim > 0;
+    m->family.last_picture = m->dit[0].pos_embed_seq_len ? SL_ALWAYS : SL_NEVER;
+    m->family.spatial = m->vae.spatial;
+    m->family.temporal = m->vae.temporal;
+    m->family.patch = m->dit[0].patch[1];
+    if (m->family.clip && !m->family.picture)
         sl_json_fail(&r, "_class_name",
                      "WanImageToVideoPipeline, as transformer/config.json has an image_dim");
-    if (m->has_clip && !clip)
+    if (m->family.clip && !clip)
         sl_json_fail(&r, "image_encoder",
                      "a component, as transformer/config.json has an image_dim");
-    if (m->has_clip && !processor)
+    if (m->family.clip && !processor)
         sl_json_fail(&r, "image_processor", "a component, as there is an image_encoder");
-    if (m->has_clip) {
+    if (m->family.clip) {
         read_file(&r, dir, "image_encoder/config.json", read_clip, &m->clip);
         read_file(&r, dir, "image_processor/preprocessor_config.json", read_processor, &m->clip);
     }

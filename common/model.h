@@ -7,14 +7,13 @@
 #ifndef SL_MODEL_H
 #define SL_MODEL_H
 
-#include "common/err.h"
-
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
-#define SL_PATH 1024 /* bytes of a path, its NUL included */
-#define SL_MAX_Z 64  /* most latent channels */
+#include "common/path.h"
+
+#define SL_MAX_Z 64 /* most latent channels */
 
 typedef struct {                      /* WanTransformer3DModel */
     int layers, heads, head_dim, dim; /* dim = heads * head_dim */
@@ -44,7 +43,7 @@ typedef struct { /* AutoencoderKLWan */
     int base, decoder_base, z, mult[4], res_blocks;
     bool temporal_down[3];               /* encoder order */
     float mean[SL_MAX_Z], std[SL_MAX_Z]; /* z values each */
-    int scale_t, scale_hw;               /* 4, 8 */
+    int temporal, spatial;               /* frames and pixels of a latent: 4, 8 */
 } sl_vae_config;
 
 typedef enum { SL_SAMPLER_UNIPC, SL_SAMPLER_EULER } sl_sampler_kind;
@@ -55,13 +54,25 @@ typedef struct {
     int train_timesteps; /* 1000 */
 } sl_scheduler_config;
 
+/* Whether a model takes an input. PER_JOB: the job says, by giving it or not. */
+typedef enum { SL_NEVER, SL_PER_JOB, SL_ALWAYS } sl_when;
+
+/* What tells one family of models from another, beside the sizes of its networks. */
+typedef struct {
+    sl_when picture;      /* latents are conditioned on a first frame */
+    sl_when last_picture; /* and on a last one */
+    bool clip;            /* the pictures' CLIP tokens are attended to */
+    bool time_per_token;  /* each latent frame has a timestep of its own; false: one a forward */
+    int experts;          /* denoising networks, by noise level: 1, or 2 */
+    int spatial;          /* pixels of a latent's edge: 8 */
+    int temporal;         /* frames of a latent: 4; the first frame has one of its own */
+    int patch;            /* latents of a token's edge: 2 */
+} sl_family;
+
 typedef struct {
     char dir[SL_PATH];
-    char pipeline[64];     /* model_index.json _class_name */
-    bool takes_image;      /* WanImageToVideoPipeline */
-    bool takes_last_image; /* FLF2V: pos_embed_seq_len is set */
-    bool has_clip;         /* image_encoder present and used by the DiT */
-    int experts;           /* 1, or 2 with transformer_2 */
+    char pipeline[64]; /* model_index.json _class_name */
+    sl_family family;
     double boundary_ratio; /* 0 with one expert */
     sl_dit_config dit[2];  /* [0] transformer (high noise), [1] transformer_2 */
     sl_umt5_config umt5;
@@ -69,6 +80,9 @@ typedef struct {
     sl_vae_config vae;
     sl_scheduler_config scheduler;
 } sl_model;
+
+/* Tokens that CLIP makes of one picture, its class token included: 257. */
+int sl_clip_tokens(const sl_clip_config *c);
 
 /* Read the configs under `dir`. *out is plain data. Errors: SL_SYS missing file;
  * SL_FORMAT/SL_ARG with file, key, found, wanted. */

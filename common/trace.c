@@ -5,7 +5,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 typedef struct {
     int64_t a, b;
@@ -16,13 +15,6 @@ static const char *const NAMES[] = {
     SL_SPAN_KINDS(X)
 #undef X
 };
-
-int64_t sl_now_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
 
 const char *sl_span_kind_name(uint32_t kind)
 {

@@ -10,6 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "common/clock.h"
 #include "common/err.h"
 
 /* name, text, meaning. Numbers travel in messages: never reordered. */
@@ -40,7 +41,6 @@ typedef struct {
     char stage[SL_SPAN_STAGE];
 } sl_span;
 
-int64_t sl_now_ns(void);                      /* CLOCK_MONOTONIC */
 const char *sl_span_kind_name(uint32_t kind); /* "compute"; "?" for a number that is no kind */
 sl_span sl_span_make(uint64_t job, const char *stage, sl_span_kind kind, int64_t t0_ns,
                      int64_t t1_ns);

@@ -1,6 +1,7 @@
 /* wire.c - encode, decode, print, send and receive the messages of wire.h. */
 #include "common/wire.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdarg.h>
@@ -127,6 +128,26 @@ static bool get_pool(const uint8_t **p, sl_pool_handle *h)
     return ok;
 }
 
+static void put_tickets(uint8_t **p, const sl_tickets *v)
+{
+    put_u32(p, &v->count);
+    for (int i = 0; i < SL_TICKETS; i++)
+        put_u32(p, &v->at[i].handover), put_u32(p, &v->at[i].way), put_ticket(p, &v->at[i].ticket);
+}
+/* One list has one encoding: after its end there is nothing but zeros. */
+static bool get_tickets(const uint8_t **p, sl_tickets *v)
+{
+    const uint8_t *end = *p + 4 + SL_TICKETS * (2 * 4 + 24);
+    get_u32(p, &v->count);
+    bool ok = v->count <= SL_TICKETS;
+    for (const uint8_t *q = *p + (ok ? v->count : 0) * (2 * 4 + 24); q < end; q++) ok = ok && !*q;
+    for (int i = 0; i < SL_TICKETS; i++) {
+        get_u32(p, &v->at[i].handover), get_u32(p, &v->at[i].way), get_ticket(p, &v->at[i].ticket);
+        ok = ok && v->at[i].way <= SL_BY_SLOT;
+    }
+    return ok;
+}
+
 /* Kinds whose bytes can all be right: wrap them so that every get returns whether it was. */
 #define GET_i32(p, v) (get_i32(p, v), true)
 #define GET_u32(p, v) (get_u32(p, v), true)
@@ -135,6 +156,7 @@ static bool get_pool(const uint8_t **p, sl_pool_handle *h)
 #define GET_f64(p, v) (get_f64(p, v), true)
 #define GET_ticket(p, v) (get_ticket(p, v), true)
 #define GET_pool get_pool
+#define GET_tickets get_tickets
 #define GET_str16 get_str16
 #define GET_str64 get_str64
 #define GET_text get_text
@@ -151,6 +173,7 @@ enum {
     SIZE_text = SL_TEXT,
     SIZE_dir = SL_DIR,
     SIZE_ticket = 24,
+    SIZE_tickets = 4 + SL_TICKETS * (2 * 4 + 24),
     SIZE_pool = 8 + 4 * 4 + 8 + SL_POOL_NAME + 64
 };
 
@@ -174,6 +197,22 @@ const char *sl_wire_name(sl_msg_type type)
 #undef X
     }
     return "?";
+}
+
+const sl_ticket *sl_tickets_find(const sl_tickets *list, uint32_t h)
+{
+    for (uint32_t i = 0; i < list->count && i < SL_TICKETS; i++)
+        if (list->at[i].handover == h && list->at[i].way == SL_BY_SLOT) return &list->at[i].ticket;
+    return NULL;
+}
+
+void sl_tickets_add(sl_tickets *list, uint32_t h, const sl_ticket *ticket)
+{
+    assert(list->count < SL_TICKETS);
+    uint32_t i = list->count++;
+    list->at[i].handover = h;
+    list->at[i].way = ticket ? SL_BY_SLOT : SL_BY_FILE;
+    if (ticket) list->at[i].ticket = *ticket;
 }
 
 size_t sl_wire_encode(uint8_t *buf, const sl_msg *msg)
@@ -233,7 +272,7 @@ sl_code sl_wire_decode(sl_msg *out, const void *bytes, size_t length, sl_err *er
     }
     if (!ok)
         return sl_fail(err, SL_FORMAT,
-                       "message: %s has a string without an end, or with bytes behind it",
+                       "message: %s has a string or a list without an end, or with bytes behind it",
                        sl_wire_name(out->type));
     return SL_OK;
 }
@@ -254,6 +293,17 @@ static void say(out_text *o, const char *fmt, ...)
     va_end(ap);
     if (n > 0) o->at += n < o->end - o->at ? n : o->end - o->at;
 }
+static void say_tickets(out_text *o, const sl_tickets *v)
+{
+    say(o, "[");
+    for (uint32_t i = 0; i < v->count && i < SL_TICKETS; i++) {
+        const sl_ticket *t = &v->at[i].ticket;
+        say(o, "%s%u:", i ? " " : "", v->at[i].handover);
+        if (v->at[i].way == SL_BY_FILE) say(o, "file");
+        else say(o, "%08" PRIx32 "/%u@%" PRIu64, (uint32_t)t->pool, t->slot, t->epoch);
+    }
+    say(o, "]");
+}
 #define SAY_i32(v) say(&o, "%" PRId32, v)
 #define SAY_u32(v) say(&o, "%" PRIu32, v)
 #define SAY_i64(v) say(&o, "%" PRId64, v)
@@ -264,6 +314,7 @@ static void say(out_text *o, const char *fmt, ...)
 #define SAY_text(v) say(&o, "\"%s\"", v)
 #define SAY_dir(v) say(&o, "\"%s\"", v)
 #define SAY_ticket(v) say(&o, "%08" PRIx32 "/%u@%" PRIu64, (uint32_t)(v).pool, (v).slot, (v).epoch)
+#define SAY_tickets(v) say_tickets(&o, &(v))
 #define SAY_pool(v) say(&o, "%s:%08" PRIx32 " pid %d", (v).name, (uint32_t)(v).pool, (v).pid)
 
 const char *sl_wire_text_of(const sl_msg *msg, char *buf, size_t size)

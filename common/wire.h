@@ -3,7 +3,7 @@
  * One ZeroMQ frame a message: a 16-byte header (magic, version, type, body length), then
  * the fields of the list in order, little endian, without padding. Every field has a
  * fixed size, so a type has one length; the decoder checks magic, version, type and
- * length before it reads, that every string ends inside its field (zeros fill the rest),
+ * length before it reads, that every string ends inside its field (zeros fill the rest), that a list is no longer than its field,
  * and never trusts a number inside a body: the receiver checks ranges. The encoder, the
  * decoder, the printer and the round-trip test expand the lists below. Type numbers are
  * never reused.
@@ -20,7 +20,7 @@
 #include "common/lease.h"
 
 #define SL_WIRE_MAGIC 0x43554c53u /* "SLUC" */
-#define SL_WIRE_VERSION 1
+#define SL_WIRE_VERSION 2
 #define SL_WIRE_HEADER 16
 
 #define SL_STR16 16
@@ -28,49 +28,77 @@
 #define SL_TEXT 512
 #define SL_DIR 1024
 
+#define SL_TICKETS 4 /* most hand-overs that one attempt takes, or gives */
+
+/* How a hand-over travels: as a file of the job's folder, or in a slot that the ticket names. */
+typedef enum { SL_BY_FILE, SL_BY_SLOT } sl_way;
+
+/* Hand-overs of one attempt, a row of `at` each; those from `count` on are zero. */
+typedef struct {
+    uint32_t count;
+    struct {
+        uint32_t handover; /* sl_handover */
+        uint32_t way;      /* sl_way */
+        sl_ticket ticket;  /* zero by file */
+    } at[SL_TICKETS];
+} sl_tickets;
+
 /* field kinds: name on the wire, C declaration */
 /* clang-format off */
 #define WIRE_HELLO(F)     F(str16, role) F(i32, pid) F(str64, device) F(u64, budget_bytes)
-#define WIRE_POOL(F)      F(str16, purpose) F(pool, handle)
+/* where a stage receives the hand-over of this name */
+#define WIRE_POOL(F)      F(str16, handover) F(pool, handle)
 #define WIRE_READY(F)     F(f64, load_s) F(u64, weight_bytes) F(u64, arena_bytes)
-#define WIRE_JOB(F)       F(u64, job) F(u32, attempt) F(u32, tickets) F(ticket, first) F(ticket, second) F(dir, dir)
+/* in: what the attempt starts from; to: for what it gives, whose pool (ticket.pool) is to have it */
+#define WIRE_JOB(F)       F(u64, job) F(u32, attempt) F(tickets, in) F(tickets, to) F(dir, dir)
 #define WIRE_TAKEN(F)     F(u64, job) F(u32, attempt)
-#define WIRE_PROGRESS(F)  F(u64, job) F(u32, attempt) F(str16, stage) F(u32, done) F(u32, total) F(f64, seconds)
-#define WIRE_STEP(F)      F(u64, job) F(u32, attempt) F(u32, step) F(u32, steps) F(f64, seconds) F(i32, cond_computed) F(f64, cond_metric) \
+#define WIRE_PROGRESS(F)  F(u64, job) F(u32, attempt) F(str16, stage) F(u32, done) F(u32, total) \
+                          F(f64, seconds)
+#define WIRE_STEP(F)      F(u64, job) F(u32, attempt) F(u32, step) F(u32, steps) F(f64, seconds) \
+                          F(i32, cond_computed) F(f64, cond_metric) \
                           F(i32, uncond_computed) F(f64, uncond_metric)
 #define WIRE_SPAN(F)      F(u64, job) F(str16, stage) F(u32, kind) F(i64, t0_ns) F(i64, t1_ns)
-#define WIRE_CHUNK(F)     F(u64, job) F(u32, attempt) F(u32, index) F(u32, chunks) F(u32, frames) F(ticket, rgb)
+#define WIRE_CHUNK(F)     F(u64, job) F(u32, attempt) F(u32, handover) F(u32, index) F(u32, chunks) \
+                          F(u32, frames) F(ticket, slot)
+/* name: of the file, without .safetensors */
 #define WIRE_SPOOLED(F)   F(u64, job) F(u32, attempt) F(str16, name) F(i32, code) F(text, message)
-#define WIRE_DONE(F)      F(u64, job) F(u32, attempt) F(u32, tickets) F(ticket, out) F(u64, peak_bytes) F(u64, arena_bytes) F(u64, bytes)
+/* out: the hand-overs that lie in slots now; bytes: of the finished file */
+#define WIRE_DONE(F)      F(u64, job) F(u32, attempt) F(tickets, out) F(u64, peak_bytes) \
+                          F(u64, arena_bytes) F(u64, bytes)
 #define WIRE_FAILED(F)    F(u64, job) F(u32, attempt) F(i32, code) F(text, message)
 #define WIRE_HEARTBEAT(F) F(u64, job) F(u64, beats)
 #define WIRE_CANCEL(F)    F(u64, job) F(u32, attempt)
-/* that sender is dead: free what it was writing, and what it sealed that nobody was told
- * of */
+/* the sender pid is dead: free what it was writing, and what it sealed that nobody was told of */
 #define WIRE_REAP(F)      F(i32, pid)
-/* before a REAP: this one the dispatcher knows of, and will send in a JOB */
+/* before a REAP: a ticket that the dispatcher knows of, and will send in a JOB */
 #define WIRE_KEEP(F)      F(ticket, ticket)
 #define WIRE_DISCARD(F)   F(ticket, ticket)
 #define WIRE_DRAIN(F)     F(u32, why)
-#define WIRE_SUBMIT(F)    F(u64, job) F(dir, dir)
-#define WIRE_ACCEPTED(F)  F(u64, job)
-#define WIRE_STAGE(F)     F(str16, stage) F(str16, event) F(i32, pid) F(str64, device) F(f64, load_s) F(u64, weight_bytes) F(u64, peak_bytes) \
+/* tag: the client's own number for the job, returned in ACCEPTED and FINISHED */
+#define WIRE_SUBMIT(F)    F(u64, tag) F(dir, dir)
+#define WIRE_ACCEPTED(F)  F(u64, tag) F(u64, job)
+#define WIRE_STAGE(F)     F(str16, stage) F(u32, instance) F(str16, event) F(i32, pid) F(str64, device) \
+                          F(f64, load_s) F(u64, weight_bytes) F(u64, peak_bytes) \
                           F(u64, arena_bytes) F(u64, job)
-#define WIRE_FINISHED(F)  F(u64, job) F(i32, code) F(text, message) F(u64, bytes)
+/* job 0: refused, and never had a number */
+#define WIRE_FINISHED(F)  F(u64, tag) F(u64, job) F(i32, code) F(text, message) F(u64, bytes)
 /* for the device's turn; gives back a held one */
 #define WIRE_ASK(F)       F(u64, job) F(u64, turn) F(u32, kind) F(str64, what) F(u64, expected_ms)
 /* the turn that was asked for; free: for every piece of work until REVOKE */
 #define WIRE_GRANT(F)     F(u64, turn) F(u32, free)
-/* it is free no more: ask for the next piece; give it back now if none runs */
+/* the turn is free no more: ask for the next piece; give it back now if none runs */
 #define WIRE_REVOKE(F)    F(u64, turn)
-#define WIRE_GIVE(F)      F(u64, turn)         /* back, or not wanted any more */
+/* a turn given back, or not wanted any more */
+#define WIRE_GIVE(F)      F(u64, turn)
 
-#define WIRE_ALL(M)                                                                                                                     \
-    M(1, HELLO, hello) M(2, POOL, pool) M(3, READY, ready) M(4, JOB, job) M(5, TAKEN, taken) M(6, PROGRESS, progress) M(7, STEP, step)  \
-    M(8, SPAN, span) M(9, CHUNK, chunk) M(10, SPOOLED, spooled) M(11, DONE, done) M(12, FAILED, failed) M(13, HEARTBEAT, heartbeat)     \
-    M(14, CANCEL, cancel) M(15, REAP, reap) M(16, DRAIN, drain) M(17, SUBMIT, submit) M(18, ACCEPTED, accepted) M(19, STAGE, stage)     \
-    M(20, FINISHED, finished) M(21, DISCARD, discard) M(22, KEEP, keep) M(23, ASK, ask) M(24, GRANT, grant)              \
-    M(25, REVOKE, revoke) M(26, GIVE, give)
+#define WIRE_ALL(M)                                                                             \
+    M(1, HELLO, hello) M(2, POOL, pool) M(3, READY, ready) M(4, JOB, job) M(5, TAKEN, taken)    \
+    M(6, PROGRESS, progress) M(7, STEP, step) M(8, SPAN, span) M(9, CHUNK, chunk)               \
+    M(10, SPOOLED, spooled) M(11, DONE, done) M(12, FAILED, failed)                             \
+    M(13, HEARTBEAT, heartbeat) M(14, CANCEL, cancel) M(15, REAP, reap) M(16, DRAIN, drain)     \
+    M(17, SUBMIT, submit) M(18, ACCEPTED, accepted) M(19, STAGE, stage)                         \
+    M(20, FINISHED, finished) M(21, DISCARD, discard) M(22, KEEP, keep) M(23, ASK, ask)         \
+    M(24, GRANT, grant) M(25, REVOKE, revoke) M(26, GIVE, give)
 /* clang-format on */
 
 typedef enum {
@@ -90,6 +118,7 @@ typedef char sl_wire_text[SL_TEXT];
 typedef char sl_wire_dir[SL_DIR];
 typedef sl_ticket sl_wire_ticket;
 typedef sl_pool_handle sl_wire_pool;
+typedef sl_tickets sl_wire_tickets;
 
 #define FIELD(kind, name) sl_wire_##kind name;
 #define X(number, NAME, lower)                                                                     \
@@ -111,6 +140,11 @@ typedef struct {
 } sl_msg;
 
 #define SL_WIRE_MAX 2048 /* longest encoded message; checked when the program is compiled */
+
+/* The ticket of hand-over h; NULL: it is not in the list, or travels as a file. */
+const sl_ticket *sl_tickets_find(const sl_tickets *list, uint32_t h);
+/* Append a row. SL_TICKETS at most: a bug if more. ticket NULL: by file. */
+void sl_tickets_add(sl_tickets *list, uint32_t h, const sl_ticket *ticket);
 
 /* Encode into buf (SL_WIRE_MAX bytes); returns the length. Strings longer than their
  * field are cut. */

@@ -178,7 +178,7 @@ static bool fits(sl_ctx *ctx, const sl_vae_encoder *m, const sl_tensor *out, con
                  int frames, int h, int w)
 {
     char text[128];
-    int t = m->c.scale_t;
+    int t = m->c.temporal;
     if (h <= 0 || w <= 0 || h % 8 || w % 8)
         sl_ctx_fail(ctx, SL_SHAPE, "vae: pictures are %d x %d pixels, want multiples of 8", w, h);
     else if (frames < 1 || (frames - 1) % t)
@@ -200,7 +200,7 @@ void sl_vae_encode_video(sl_ctx *ctx, const sl_vae_encoder *m, const sl_tensor *
                          float *moments, bool every)
 {
     if (!sl_ok(ctx) || !fits(ctx, m, out, last, frames, h, w)) return;
-    const int chunks = (frames - 1) / m->c.scale_t + 1;
+    const int chunks = (frames - 1) / m->c.temporal + 1;
     const size_t start = sl_mark(ctx);
     sl_vae_caches set = {.repeats = true};
     add_caches(&set, NULL, sl_act(ctx), m, h, w);
@@ -214,8 +214,8 @@ void sl_vae_encode_video(sl_ctx *ctx, const sl_vae_encoder *m, const sl_tensor *
 
     for (int k = 0; k < chunks && sl_ok(ctx); k++) {
         const size_t mark = sl_mark(ctx);
-        sl_vae_chunk x = condition_chunk(ctx, k, k ? m->c.scale_t : 1, k == chunks - 1, first, last,
-                                         every, h, w);
+        sl_vae_chunk x = condition_chunk(ctx, k, k ? m->c.temporal : 1, k == chunks - 1, first,
+                                         last, every, h, w);
         sl_vae_chunk y = run_chunk(ctx, m, &set, &x);
         sl_tensor to = sl_rows(&z, k, 1), from = y.to > y.from ? y.x : sl_rows(&z, k - 1, 1);
         sl_copy(ctx, &to, &from);

@@ -44,10 +44,12 @@ void sl_network_serve(sl_stage *st, sl_work_fn *work, void *self, sl_pool *first
             rc = sl_fail(&bad, SL_CANCELLED, "cancelled");
         if (!rc) rc = sl_network_job(&msg.job, &job, &bad);
         if (!rc) rc = work(self, &msg.job, &job, &bad);
-        if (rc && first && msg.job.tickets & 1)
-            /* unless it was opened: stale tickets are ignored */
-            sl_pool_discard(first, &msg.job.first);
-        if (rc && second && msg.job.tickets & 2) sl_pool_discard(second, &msg.job.second);
+        for (uint32_t i = 0; rc && i < msg.job.in.count;
+             i++) { /* unless it was opened: stale tickets are ignored */
+            if (msg.job.in.at[i].way != SL_BY_SLOT) continue;
+            if (first) sl_pool_discard(first, &msg.job.in.at[i].ticket);
+            if (second) sl_pool_discard(second, &msg.job.in.at[i].ticket);
+        }
         if (rc) sl_stage_failed(st, &msg.job, &bad);
         sl_job_free(&job);
         if (rc == SL_CUDA) {

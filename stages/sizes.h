@@ -15,11 +15,6 @@
 #include "graphs/umt5.h"
 #include "graphs/vae.h"
 
-/* latent frames that the decoder takes at a time: 4 frames of video (1 in the first) */
-#define SL_CHUNK_LATENTS 1
-#define SL_MASK_CHANNELS 4 /* of the condition, before the VAE's */
-#define SL_HELD 4096       /* a slot's own table, beside its tensors */
-
 /* What a process takes of a GPU beside weights, arena and slots. The context: what the
  * driver keeps for one process, with the code of the kernels, of cublasLt and of cuDNN
  * that it has used (loaded lazily). Measured on an H100, driver 580, as what nvidia-smi
@@ -47,20 +42,15 @@ sl_code sl_arena_image(sl_arena *out, const sl_ops *ops, const sl_model *model, 
 sl_code sl_arena_clip(sl_arena *out, const sl_ops *ops, const sl_clip_config *c, const sl_clip *m,
                       sl_err *err);
 /* last: there is a last picture too. */
-sl_code sl_arena_condition(sl_arena *out, const sl_ops *ops, const sl_vae_config *c,
+sl_code sl_arena_condition(sl_arena *out, const sl_ops *ops, const sl_model *model,
                            const sl_vae_encoder *m, const sl_job *job, bool last, sl_err *err);
-sl_code sl_arena_decode(sl_arena *out, const sl_ops *ops, const sl_vae_config *c,
+sl_code sl_arena_decode(sl_arena *out, const sl_ops *ops, const sl_model *model,
                         const sl_vae_decoder *m, const sl_job *job, sl_err *err);
 
-/* Where the slots lie in which a stage receives `purpose`: on the device, if sender and
- * receiver work on one and the same GPU; else in host memory. Frames always: the mux is a
- * CPU's. */
-sl_pool_kind sl_slot_kind(const sl_conf *conf, const char *purpose);
-/* Bytes of one slot of the pool in which a stage receives `purpose` ("text", "image",
- * "latents", "frames") of videos up to this size. */
-size_t sl_slot_bytes(const sl_model *model, const char *purpose, int64_t pixels, int frames);
-/* Tokens that CLIP makes of this job's picture(s): 257 or 514, 0 for a model that takes
- * none. */
-int sl_image_tokens(const sl_model *model, const sl_job *job);
+/* Where the slots lie in which a stage receives a hand-over: on the device, if sender and receiver
+ * work on one and the same GPU; else in host memory. Frames always: the mux is a CPU's. */
+sl_pool_kind sl_slot_kind(const sl_conf *conf, sl_handover h);
+/* Bytes of one slot for videos of up to so many pixels and frames. */
+size_t sl_slot_bytes(const sl_model *model, sl_handover h, int64_t pixels, int frames);
 
 #endif

@@ -67,7 +67,7 @@ struct sl_stage {
     sl_turn turn; /* has its own lock */
 
     struct { /* pools of receivers, main thread only */
-        char purpose[SL_STR16];
+        int handover;
         sl_pool_handle handle;
         sl_pool *pool;
     } send[MAX_POOLS];
@@ -110,12 +110,12 @@ static bool io_deal(sl_stage *st, const sl_msg *m, sl_msg *reply)
     pthread_mutex_lock(&st->lock);
     switch (m->type) {
     case SL_MSG_JOB:
-        if (m->job.tickets & 1) note_ticket(st, &m->job.first);
-        if (m->job.tickets & 2) note_ticket(st, &m->job.second);
+        for (uint32_t i = 0; i < m->job.in.count; i++)
+            if (m->job.in.at[i].way == SL_BY_SLOT) note_ticket(st, &m->job.in.at[i].ticket);
         done = false;
         break;
     case SL_MSG_CHUNK:
-        note_ticket(st, &m->chunk.rgb);
+        note_ticket(st, &m->chunk.slot);
         done = false;
         break;
     case SL_MSG_KEEP: note_ticket(st, &m->keep.ticket); break;
@@ -508,23 +508,23 @@ void sl_stage_host_free(const sl_stage *st, void *p)
 
 /* ---- pools ---- */
 
-sl_code sl_stage_receive_pool(sl_stage *st, const char *purpose, int slots, size_t slot_bytes,
+sl_code sl_stage_receive_pool(sl_stage *st, sl_handover h, int slots, size_t slot_bytes,
                               sl_pool **out, sl_err *err)
 {
     sl_msg m = {.type = SL_MSG_POOL};
     sl_pool *pool = NULL;
-    sl_pool_kind kind = st->plugin ? sl_slot_kind(&st->conf, purpose) : SL_POOL_HOST;
-    sl_code rc = sl_pool_create(&pool, purpose, kind, slots, slot_bytes, err);
+    sl_pool_kind kind = st->plugin ? sl_slot_kind(&st->conf, h) : SL_POOL_HOST;
+    sl_code rc = sl_pool_create(&pool, SL_HANDOVER[h].name, kind, slots, slot_bytes, err);
     if (rc == SL_CUDA && kind == SL_POOL_CUDA) { /* a device or container without IPC */
-        sl_log(SL_LOG_WARN, "%s goes through host memory: %s", purpose, err->msg);
+        sl_log(SL_LOG_WARN, "%s goes through host memory: %s", SL_HANDOVER[h].name, err->msg);
         *err = (sl_err){0};
-        rc = sl_pool_create(&pool, purpose, SL_POOL_HOST, slots, slot_bytes, err);
+        rc = sl_pool_create(&pool, SL_HANDOVER[h].name, SL_POOL_HOST, slots, slot_bytes, err);
     }
     if (rc) return rc;
     pthread_mutex_lock(&st->lock);
-    st->receive[st->receive_count++] = pool; /* at most one a purpose, MAX_POOLS purposes */
+    st->receive[st->receive_count++] = pool; /* at most one a hand-over, MAX_POOLS of them */
     pthread_mutex_unlock(&st->lock);
-    snprintf(m.pool.purpose, sizeof m.pool.purpose, "%s", purpose);
+    snprintf(m.pool.handover, sizeof m.pool.handover, "%s", SL_HANDOVER[h].name);
     sl_pool_export(pool, &m.pool.handle);
     sl_stage_send(st, &m);
     *out = pool;
@@ -536,14 +536,15 @@ sl_code sl_stage_receive_pool(sl_stage *st, const char *purpose, int slots, size
 static void note_pool(sl_stage *st, const sl_msg_pool *m)
 {
     int i = 0;
-    while (i < st->send_count && strcmp(st->send[i].purpose, m->purpose)) i++;
+    int h = sl_handover_by_name(m->handover);
+    while (i < st->send_count && st->send[i].handover != h) i++;
     if (i == MAX_POOLS) {
-        sl_log(SL_LOG_WARN, "pool for %s ignored: at most %d receivers", m->purpose, MAX_POOLS);
+        sl_log(SL_LOG_WARN, "pool for %s ignored: at most %d receivers", m->handover, MAX_POOLS);
         return;
     }
     if (i == st->send_count) st->send_count++;
     sl_pool_close(&st->send[i].pool);
-    snprintf(st->send[i].purpose, SL_STR16, "%s", m->purpose);
+    st->send[i].handover = h;
     st->send[i].handle = m->handle;
 }
 
@@ -560,32 +561,32 @@ static void drain_inbox(sl_stage *st)
     }
 }
 
-sl_code sl_stage_send_pool(sl_stage *st, const char *purpose, sl_pool **out, sl_err *err)
+sl_code sl_stage_send_pool(sl_stage *st, sl_handover h, sl_pool **out, sl_err *err)
 {
     drain_inbox(st);
     for (int i = 0; i < st->send_count; i++)
-        if (!strcmp(st->send[i].purpose, purpose)) {
+        if (st->send[i].handover == (int)h) {
             if (!st->send[i].pool) {
                 sl_code rc = sl_pool_open(&st->send[i].pool, &st->send[i].handle, err);
                 if (rc && rc != SL_GONE) sl_log_err("hand-over", err);
                 if (rc)
                     return sl_fail(err, SL_GONE, "receiver of %s is gone, or cannot be reached",
-                                   purpose);
+                                   SL_HANDOVER[h].name);
             }
             *out = st->send[i].pool;
             return SL_OK;
         }
-    return sl_fail(err, SL_GONE, "nobody receives %s yet", purpose);
+    return sl_fail(err, SL_GONE, "nobody receives %s yet", SL_HANDOVER[h].name);
 }
 
-sl_code sl_stage_hand_over(sl_stage *st, sl_ctx *ctx, const char *purpose, int n,
+sl_code sl_stage_hand_over(sl_stage *st, sl_ctx *ctx, sl_handover h, int n,
                            const char *const names[], const sl_tensor host[],
                            const sl_tensor device[], sl_ticket *ticket, sl_err *err)
 {
     sl_pool *pool;
     sl_lease *lease = NULL;
     sl_code rc;
-    if ((rc = sl_stage_send_pool(st, purpose, &pool, err))) return rc;
+    if ((rc = sl_stage_send_pool(st, h, &pool, err))) return rc;
     if ((rc = sl_lease_reserve(&lease, pool, 1000, err))) return rc;
     bool on_device = sl_pool_kind_of(pool) == SL_POOL_CUDA;
     cudaStream_t stream = on_device ? ctx->stream : NULL;
@@ -687,11 +688,12 @@ void sl_stage_done(sl_stage *st, const sl_msg_job *job, const sl_ticket *out, si
     sl_msg m = {.type = SL_MSG_DONE};
     m.done = (sl_msg_done){.job = job->job,
                            .attempt = job->attempt,
-                           .tickets = out != NULL,
                            .peak_bytes = sl_stage_peak_bytes(),
                            .arena_bytes = arena_bytes,
                            .bytes = bytes};
-    if (out) m.done.out = *out;
+    for (int h = 0; out && h < SL_HANDOVER_COUNT; h++)
+        if (SL_HANDOVER[h].from == (sl_role)sl_role_by_name(st->role))
+            sl_tickets_add(&m.done.out, (uint32_t)h, out);
     sl_stage_begin(st, 0, 0);
     sl_stage_send(st, &m);
 }

@@ -47,11 +47,11 @@ void sl_stage_host_free(const sl_stage *st, void *p);
  * "frames") and announce it. Owned by st. Its slots are device memory where sl_slot_kind
  * (sizes.h) says so and the device can share it; sl_pool_kind_of tells. After
  * sl_stage_ops. */
-sl_code sl_stage_receive_pool(sl_stage *st, const char *purpose, int slots, size_t slot_bytes,
+sl_code sl_stage_receive_pool(sl_stage *st, sl_handover h, int slots, size_t slot_bytes,
                               sl_pool **out, sl_err *err);
 /* The newest pool that a receiver announced for `purpose`. SL_GONE: none yet, or its
  * owner died. Owned by st; valid until the next call. */
-sl_code sl_stage_send_pool(sl_stage *st, const char *purpose, sl_pool **out, sl_err *err);
+sl_code sl_stage_send_pool(sl_stage *st, sl_handover h, sl_pool **out, sl_err *err);
 
 /* Weights are loaded: jobs may come. */
 void sl_stage_ready(sl_stage *st, int64_t load_t0_ns, size_t weight_bytes, size_t arena_bytes);
@@ -94,7 +94,7 @@ sl_code sl_stage_spool_flush(sl_stage *st, sl_err *err);
  * uploaded (ctx's arena is emptied after an error of these). Copies on the device are
  * queued, not waited for. Errors: SL_GONE the receiver is not there (the spool still has
  * them), SL_BUSY no slot in time, SL_SHAPE too large for its slots; SL_CUDA. */
-sl_code sl_stage_hand_over(sl_stage *st, sl_ctx *ctx, const char *purpose, int n,
+sl_code sl_stage_hand_over(sl_stage *st, sl_ctx *ctx, sl_handover h, int n,
                            const char *const names[], const sl_tensor host[],
                            const sl_tensor device[], sl_ticket *ticket, sl_err *err);
 

@@ -21,8 +21,8 @@ static const sl_vae_config CONFIG = {
     .res_blocks = 2,
     .temporal_down = {false, true, true},
     .std = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1},
-    .scale_t = 4,
-    .scale_hw = 8,
+    .temporal = 4,
+    .spatial = 8,
 };
 
 static double sgemm_rate, work, conv_s, attention_s, norm_s;

@@ -17,6 +17,7 @@
 #include <zmq.h>
 
 #include "common/safetensors.h"
+#include "common/pipeline.h"
 #include "common/wire.h"
 
 #define BEAT_MS 100
@@ -41,7 +42,7 @@ static void listen_now(flat *f, int wait_ms)
     zmq_poll(&item, 1, wait_ms);
     while (sl_wire_recv(f->socket, NULL, NULL, &m, &err) == SL_OK) switch (m.type) {
         case SL_MSG_POOL:
-            if (strcmp(m.pool.purpose, "frames")) break;
+            if (strcmp(m.pool.handover, "frames")) break;
             sl_pool_close(&f->frames); /* an earlier mux's */
             sl_pool_open(&f->frames, &m.pool.handle, &err);
             break;
@@ -78,6 +79,7 @@ static sl_code send_chunk(flat *f, const sl_tensor *x, int64_t t, sl_err *err)
     int n = t ? 4 : 1;
     sl_msg m = {.type = SL_MSG_CHUNK,
                 .chunk = {.job = f->job.job,
+                          .handover = SL_HANDOVER_FRAMES,
                           .attempt = f->job.attempt,
                           .index = (uint32_t)t,
                           .chunks = (uint32_t)x->shape[1],
@@ -96,7 +98,7 @@ static sl_code send_chunk(flat *f, const sl_tensor *x, int64_t t, sl_err *err)
                           (int64_t[]){n, 8 * x->shape[2], 8 * x->shape[3], 3}, &rgb, err);
     if (!rc) {
         paint(rgb.data, n, x->data, x->shape, t);
-        rc = sl_lease_seal(lease, NULL, &m.chunk.rgb, err);
+        rc = sl_lease_seal(lease, NULL, &m.chunk.slot, err);
     }
     if (!rc) rc = sl_wire_send(f->socket, NULL, 0, &m, err);
     sl_lease_drop(&lease, NULL);
@@ -113,8 +115,9 @@ static sl_code work(flat *f, sl_err *err)
     sl_code rc;
     snprintf(path, sizeof path, "%s/denoise.safetensors", f->job.dir);
     /* the latents lie in our own slot, or in the spool if they were made before we were */
-    if (f->job.tickets) {
-        if (!(rc = sl_lease_open(&lease, f->latents, &f->job.first, NULL, err)))
+    const sl_ticket *ticket = sl_tickets_find(&f->job.in, SL_HANDOVER_LATENTS);
+    if (ticket) {
+        if (!(rc = sl_lease_open(&lease, f->latents, ticket, NULL, err)))
             rc = sl_lease_tensor(lease, "latents", &x, err);
     } else if (!(rc = sl_st_open_file(&file, path, err))) {
         if ((e = sl_st_find(file, "latents"))) x = e->t;
@@ -135,7 +138,7 @@ int main(int argc, char **argv)
     void *zmq = zmq_ctx_new();
     sl_msg hello = {.type = SL_MSG_HELLO,
                     .hello = {.role = "decode", .pid = getpid(), .device = "cpu"}};
-    sl_msg pool = {.type = SL_MSG_POOL, .pool = {.purpose = "latents"}},
+    sl_msg pool = {.type = SL_MSG_POOL, .pool = {.handover = "latents"}},
            ready = {.type = SL_MSG_READY};
     prctl(PR_SET_PDEATHSIG, SIGKILL); /* a stage dies with its dispatcher */
     signal(SIGPIPE, SIG_IGN);

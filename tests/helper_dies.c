@@ -23,7 +23,7 @@
 #define STANDARD 9 /* argv[0] and what every stage is given */
 
 static const struct {
-    const char *program, *role, *purpose;
+    const char *program, *role, *handover;
 } ROLES[] = {{"sluice-text", "text", "text"},
              {"sluice-denoise", "denoise", "latents"},
              {"sluice-decode", "decode", "frames"}};
@@ -38,7 +38,7 @@ static int count_start(const char *path)
 }
 
 /* Wait for the job; then fill a slot of the receiver, if asked, and die. */
-static void die_at_work(int argc, char **argv, const char *role, const char *purpose, bool sealed)
+static void die_at_work(int argc, char **argv, const char *role, const char *handover, bool sealed)
 {
     sl_stage *st = NULL;
     sl_err err = {0};
@@ -54,7 +54,8 @@ static void die_at_work(int argc, char **argv, const char *role, const char *pur
     while (msg.type != SL_MSG_JOB);
     if (sealed) {
         /* it may not be there yet */
-        while (sl_stage_send_pool(st, purpose, &pool, &err)) usleep(1000);
+        while (sl_stage_send_pool(st, (sl_handover)sl_handover_by_name(handover), &pool, &err))
+            usleep(1000);
         if (sl_lease_reserve(&lease, pool, 5000, &err) ||
             sl_lease_add(lease, "lost", SL_U8, 1, (int64_t[]){1}, &t, &err) ||
             sl_lease_seal(lease, NULL, &ticket, &err))
@@ -89,7 +90,7 @@ int main(int argc, char **argv)
     for (size_t i = 0; start <= times && i < sizeof ROLES / sizeof *ROLES; i++)
         if (name && !strcmp(name + 1, ROLES[i].program)) {
             if (!strcmp(mode, "nonsense")) talk_nonsense(argv[2], ROLES[i].role);
-            die_at_work(STANDARD, argv, ROLES[i].role, ROLES[i].purpose, !strcmp(mode, "sealed"));
+            die_at_work(STANDARD, argv, ROLES[i].role, ROLES[i].handover, !strcmp(mode, "sealed"));
         }
     argv[0] = (char *)program;
     execv(program, argv);

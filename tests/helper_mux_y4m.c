@@ -73,7 +73,7 @@ static sl_code on_chunk(mux *m, const sl_msg_chunk *c, sl_err *err)
     sl_lease *lease = NULL;
     sl_tensor rgb = {0};
     size_t frame = (size_t)m->job.width * (size_t)m->job.height * 3;
-    sl_code rc = sl_lease_open(&lease, m->frames, &c->rgb, NULL, err);
+    sl_code rc = sl_lease_open(&lease, m->frames, &c->slot, NULL, err);
     if (!rc) rc = sl_lease_tensor(lease, "rgb", &rgb, err);
     if (!rc && (rgb.dtype != SL_U8 || c->index != m->next || sl_bytes(&rgb) != c->frames * frame))
         rc = sl_fail(err, SL_SHAPE, "y4m: a chunk of another job?");
@@ -106,8 +106,8 @@ int main(int argc, char **argv)
     sl_msg msg;
     int64_t t0 = sl_now_ns();
     if (sl_stage_open(&m.st, "mux", argc, argv, &err) ||
-        sl_stage_receive_pool(m.st, "frames", 2, (size_t)sl_stage_conf(m.st)->limits.pixels * 3 * 4,
-                              &m.frames, &err))
+        sl_stage_receive_pool(m.st, SL_HANDOVER_FRAMES, 2,
+                              (size_t)sl_stage_conf(m.st)->limits.pixels * 3 * 4, &m.frames, &err))
         return sl_stage_exit(&m.st, &err);
     sl_stage_ready(m.st, t0, 0, 0);
     while (!sl_stage_next(m.st, m.busy, &msg, &err)) {
@@ -118,7 +118,7 @@ int main(int argc, char **argv)
             rc = sl_fail(&bad, SL_CANCELLED, "cancelled");
         else if (msg.type == SL_MSG_CHUNK && is_current(&m, msg.chunk.job, msg.chunk.attempt))
             rc = on_chunk(&m, &msg.chunk, &bad);
-        else if (msg.type == SL_MSG_CHUNK) sl_pool_discard(m.frames, &msg.chunk.rgb);
+        else if (msg.type == SL_MSG_CHUNK) sl_pool_discard(m.frames, &msg.chunk.slot);
         if (rc) {
             abandon(&m);
             sl_stage_failed(m.st, &m.msg, &bad);

@@ -88,7 +88,7 @@ static void make_condition(run *r)
         for (int64_t f = 0; f < t; f++)
             for (int64_t i = 0; i < hw; i++)
                 c[(j * t + f) * hw + i] =
-                    f == 0 || (r->model.takes_last_image && f == t - 1 && j == 3);
+                    f == 0 || (r->model.family.last_picture && f == t - 1 && j == 3);
     for (int64_t k = 0; k < z; k++)
         for (int64_t i = 0; i < t * hw; i++)
             c[(4 + k) * t * hw + i] =
@@ -104,7 +104,7 @@ static void open_text(run *r, const char *dir)
     for (int branch = 0; branch < (r->guided ? 2 : 1); branch++) {
         int n;
         float *text = encode(r, dir, (int)number(r, branch ? "neg" : "prompt", 0), &n);
-        for (int e = 0; e < r->model.experts; e++)
+        for (int e = 0; e < r->model.family.experts; e++)
             t_dit_context(&r->dit[e], &r->context[e][branch], text, n, clip ? clip->t.data : NULL,
                           image_tokens);
         free(text);
@@ -133,7 +133,7 @@ static void open_run(run *r, const golden_case *g)
     T_OK(sl_schedule_make(r->schedule, r->model.scheduler.kind, r->steps,
                           r->model.scheduler.flow_shift, &err));
     const int t = (int)r->shape[1], h = (int)r->shape[2] / 2, w = (int)r->shape[3] / 2;
-    for (int e = 0; e < r->model.experts; e++) {
+    for (int e = 0; e < r->model.family.experts; e++) {
         t_dit_open(&r->dit[e],
                    t_join(path, sizeof path, dir, e ? "model/transformer_2" : "model/transformer"));
         t_dit_times(&r->dit[e], r->schedule->timesteps, r->steps);
@@ -157,7 +157,7 @@ static void open_run(run *r, const golden_case *g)
 
 static void close_run(run *r)
 {
-    for (int e = 0; e < r->model.experts; e++) {
+    for (int e = 0; e < r->model.family.experts; e++) {
         t_dit_close(&r->dit[e]);
         free(r->context[e][0].memory);
         free(r->context[e][1].memory);
@@ -217,7 +217,7 @@ static void one_step(run *r, const golden_case *g, int i)
     sl_err err = {0};
     char key[48];
     const bool low =
-        r->model.experts == 2 && r->schedule->timesteps[i] < r->model.boundary_ratio * 1000;
+        r->model.family.experts == 2 && r->schedule->timesteps[i] < r->model.boundary_ratio * 1000;
     const double guidance = low ? number(r, "cfg2", number(r, "cfg", 1)) : number(r, "cfg", 1);
     sl_ctx *ctx = &r->dit[0].ctx;
     sl_tensor c = sl_view(r->cond, SL_F32, 4, r->shape),

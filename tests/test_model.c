@@ -155,8 +155,8 @@ static void the_golden_folder_is_read(void **state)
     sl_model m;
     T_OK(sl_model_open(&m, t_golden("tiny-i2v/model"), &err));
     assert_string_equal(m.pipeline, "WanImageToVideoPipeline");
-    assert_true(m.takes_image && m.has_clip && !m.takes_last_image);
-    assert_int_equal(m.experts, 1);
+    assert_true(m.family.picture && m.family.clip && !m.family.last_picture);
+    assert_int_equal(m.family.experts, 1);
     assert_int_equal(m.dit[0].layers, 3);
     assert_int_equal(m.dit[0].dim, 256);
     assert_int_equal(m.dit[0].in_channels, 36);
@@ -196,8 +196,8 @@ static void i2v_14b_is_read(void **state)
                 m.clip.std[2] == 0.27577711f);
     assert_int_equal(m.vae.base, 96);
     assert_int_equal(m.vae.decoder_base, 96); /* absent */
-    assert_int_equal(m.vae.scale_t, 4);
-    assert_int_equal(m.vae.scale_hw, 8);
+    assert_int_equal(m.vae.temporal, 4);
+    assert_int_equal(m.vae.spatial, 8);
     assert_false(m.vae.temporal_down[0]);
     assert_true(m.vae.temporal_down[1] && m.vae.temporal_down[2]);
     assert_int_equal(m.scheduler.train_timesteps, 1000);
@@ -209,7 +209,7 @@ static void flf2v_14b_is_read(void **state)
     sl_model m;
     put_model(INDEX("WanImageToVideoPipeline", WITH_CLIP), FLF2V_14B, NULL);
     T_OK(sl_model_open(&m, dir, &err));
-    assert_true(m.takes_image && m.takes_last_image && m.has_clip);
+    assert_true(m.family.picture && m.family.last_picture && m.family.clip);
     assert_int_equal(m.dit[0].pos_embed_seq_len, 514);
     (void)state;
 }
@@ -219,14 +219,14 @@ static void t2v_is_read(void **state)
     sl_model m;
     put_model(INDEX("WanPipeline", ""), T2V_14B, NULL);
     T_OK(sl_model_open(&m, dir, &err));
-    assert_true(!m.takes_image && !m.has_clip && !m.takes_last_image);
+    assert_true(!m.family.picture && !m.family.clip && !m.family.last_picture);
     assert_int_equal(m.dit[0].in_channels, 16);
     put_model(INDEX("WanPipeline",
                     ",\"boundary_ratio\":null,\"transformer_2\":null,\"expand_timesteps\":false"),
               T2V_1_3B, NULL);
     T_OK(sl_model_open(&m, dir, &err));
     assert_int_equal(m.dit[0].dim, 1536);
-    assert_int_equal(m.experts, 1);
+    assert_int_equal(m.family.experts, 1);
     (void)state;
 }
 
@@ -236,12 +236,12 @@ static void a14b_is_read(void **state)
     put_model(INDEX("WanImageToVideoPipeline", NO_CLIP EXPERT ",\"boundary_ratio\":0.9"), I2V_A14B,
               I2V_A14B);
     T_OK(sl_model_open(&m, dir, &err));
-    assert_int_equal(m.experts, 2);
-    assert_true(m.boundary_ratio == 0.9 && m.takes_image && !m.has_clip);
+    assert_int_equal(m.family.experts, 2);
+    assert_true(m.boundary_ratio == 0.9 && m.family.picture && !m.family.clip);
     assert_int_equal(m.dit[1].dim, 5120);
     put_model(INDEX("WanPipeline", EXPERT ",\"boundary_ratio\":0.875"), T2V_14B, T2V_14B);
     T_OK(sl_model_open(&m, dir, &err));
-    assert_true(m.boundary_ratio == 0.875 && !m.takes_image);
+    assert_true(m.boundary_ratio == 0.875 && !m.family.picture);
     (void)state;
 }
 

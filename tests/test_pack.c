@@ -339,8 +339,8 @@ static void the_large_model_has_its_configurations(void **state)
     T_OK(sl_model_open(&m, BIG, &err));
     assert_true(m.dit[0].layers == 40 && m.dit[0].dim == 5120 && m.dit[0].ffn_dim == 13824 &&
                 m.dit[0].image_dim == 1280);
-    assert_true(m.umt5.vocab == 256384 && m.clip.layers == 32 && m.vae.base == 96 && m.has_clip &&
-                m.experts == 1);
+    assert_true(m.umt5.vocab == 256384 && m.clip.layers == 32 && m.vae.base == 96 &&
+                m.family.clip && m.family.experts == 1);
     T_OK(sl_ctx_open(&plan, &sl_ops_plan, 0, &err));
     /* spec 1.9, without what nobody asks for */
     static const int64_t MILLIONS[] = {5680, 611, 16394, 126};

@@ -359,11 +359,12 @@ static void slots_hold_the_jobs_tensors(void **state)
 {
     sl_model m;
     T_OK(sl_model_open(&m, big_model(), &err));
-    about((int64_t)sl_slot_bytes(&m, "text", 921600, 81), (int64_t)2 * 512 * 4096 * 4, 8192);
-    about((int64_t)sl_slot_bytes(&m, "latents", 921600, 81), LATENT_720, 8192);
-    about((int64_t)sl_slot_bytes(&m, "image", 921600, 81),
+    about((int64_t)sl_slot_bytes(&m, SL_HANDOVER_TEXT, 921600, 81), (int64_t)2 * 512 * 4096 * 4,
+          8192);
+    about((int64_t)sl_slot_bytes(&m, SL_HANDOVER_LATENTS, 921600, 81), LATENT_720, 8192);
+    about((int64_t)sl_slot_bytes(&m, SL_HANDOVER_IMAGE, 921600, 81),
           LATENT_720 / 16 * 20 + (int64_t)514 * 1280 * 4, 8192);
-    assert_int_equal(sl_slot_bytes(&m, "frames", 921600, 81), 4 * 1280 * 720 * 3);
+    assert_int_equal(sl_slot_bytes(&m, SL_HANDOVER_FRAMES, 921600, 81), 4 * 1280 * 720 * 3);
     (void)state;
 }
 

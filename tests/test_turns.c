@@ -738,7 +738,7 @@ static void two_jobs(const char *turns, news *out)
     zmq_connect(s, t_format("ipc://%s/ctl", run.base));
     sl_wire_send(s, NULL, 0, &m, NULL);
     for (uint64_t id = 1; id <= JOBS; id++) {
-        m = (sl_msg){.type = SL_MSG_SUBMIT, .submit = {.job = id}};
+        m = (sl_msg){.type = SL_MSG_SUBMIT, .submit = {.tag = id}};
         memcpy(m.submit.dir, dirs[id - 1], SL_DIR);
         sl_wire_send(s, NULL, 0, &m, NULL);
     }

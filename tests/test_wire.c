@@ -71,6 +71,17 @@ static void fill_pool(sl_pool_handle *h)
     for (size_t i = 0; i < sizeof h->device_handle; i++) h->device_handle[i] = (uint8_t)next();
 }
 
+static void fill_tickets(sl_tickets *v)
+{
+    memset(v, 0, sizeof *v);
+    v->count = (uint32_t)(next() % (SL_TICKETS + 1));
+    for (uint32_t i = 0; i < v->count; i++) {
+        v->at[i].handover = (uint32_t)next();
+        v->at[i].way = next() % 2 ? SL_BY_SLOT : SL_BY_FILE;
+        fill_ticket(&v->at[i].ticket);
+    }
+}
+
 /* The message of list NAME with random fields. Structs are zeroed first: bytes between
  * fields are never compared. */
 static void fill(sl_msg *m, sl_msg_type type)
@@ -107,6 +118,15 @@ static bool same_bytes(const void *a, const void *b, size_t n)
 #define SAME_ticket(a, b)                                                                          \
     ((a).pool == (b).pool && (a).slot == (b).slot && (a).reserved == (b).reserved &&               \
      (a).epoch == (b).epoch)
+static bool same_tickets(const sl_tickets *a, const sl_tickets *b)
+{
+    bool same = a->count == b->count;
+    for (int i = 0; i < SL_TICKETS; i++)
+        same = same && a->at[i].handover == b->at[i].handover && a->at[i].way == b->at[i].way &&
+               SAME_ticket(a->at[i].ticket, b->at[i].ticket);
+    return same;
+}
+#define SAME_tickets(a, b) same_tickets(&(a), &(b))
 #define SAME_pool(a, b)                                                                            \
     ((a).pool == (b).pool && (a).pid == (b).pid && (a).fd == (b).fd && (a).kind == (b).kind &&     \
      (a).slots == (b).slots && (a).slot_bytes == (b).slot_bytes &&                                 \
@@ -161,7 +181,7 @@ static void test_round_trip(void **unused)
 /* The layout is fixed: a program in another language relies on it. */
 static void test_layout(void **unused)
 {
-    static const uint8_t WANT[] = {'S', 'L', 'U', 'C', 1, 0, 0, 0, 14, 0, 0,    0,    12,   0,
+    static const uint8_t WANT[] = {'S', 'L', 'U', 'C', 2, 0, 0, 0, 14, 0, 0,    0,    12,   0,
                                    0,   0,   8,   7,   6, 5, 4, 3, 2,  1, 0xfe, 0xff, 0xff, 0xff};
     sl_msg m = {.type = SL_MSG_CANCEL,
                 .cancel = {.job = 0x0102030405060708u, .attempt = 0xfffffffeu}};
@@ -262,7 +282,8 @@ static void damage_string(uint8_t *bytes, size_t n, size_t at, size_t field, sl_
     char want[128];
     sl_err err = {0};
     sl_msg out;
-    snprintf(want, sizeof want, "message: %s has a string without an end, or with bytes behind it",
+    snprintf(want, sizeof want,
+             "message: %s has a string or a list without an end, or with bytes behind it",
              sl_wire_name(type));
     memcpy(keep, bytes + at, field);
     memset(bytes + at, 'x', field);
@@ -289,6 +310,7 @@ enum {
     LONG_str64 = 64,
     LONG_text = 512,
     LONG_dir = 1024,
+    LONG_tickets = 4 + SL_TICKETS * 32,
     LONG_pool = 8 + 16 + 8 + 24 + 64,
     TEXT_i32 = 0,
     TEXT_u32 = 0,
@@ -300,6 +322,7 @@ enum {
     TEXT_str64 = 64,
     TEXT_text = 512,
     TEXT_dir = 1024,
+    TEXT_tickets = 0,
     TEXT_pool = 24,
     SKIP_i32 = 0,
     SKIP_u32 = 0,
@@ -311,6 +334,7 @@ enum {
     SKIP_str64 = 0,
     SKIP_text = 0,
     SKIP_dir = 0,
+    SKIP_tickets = 0,
     SKIP_pool = 32
 };
 
@@ -332,6 +356,32 @@ static void test_a_string_without_an_end(void **unused)
     WIRE_ALL(X)
 #undef X
     assert_in_range(strings, 14, 100);
+}
+
+/* A list says how long it is: never longer than its field, nothing behind its end, no way that is
+ * none. */
+static void test_a_damaged_list(void **unused)
+{
+    uint8_t bytes[SL_WIRE_MAX];
+    sl_msg m = {.type = SL_MSG_DONE, .done = {.job = 1, .attempt = 1}}, out;
+    const size_t list = SL_WIRE_HEADER + 8 + 4; /* after job and attempt */
+    const size_t damaged[][2] = {{0, SL_TICKETS + 1}, {0, 255}, {0, 1}, {8, 2}, {4 + 2 * 32, 1}};
+    sl_err err;
+    (void)unused;
+    sl_tickets_add(&m.done.out, 1, &(sl_ticket){.pool = 9, .slot = 2, .epoch = 3});
+    sl_tickets_add(&m.done.out, 2, NULL);
+    size_t n = sl_wire_encode(bytes, &m);
+    T_OK(sl_wire_decode(&out, bytes, n, &err));
+    assert_int_equal(sl_tickets_find(&out.done.out, 1)->slot, 2);
+    assert_null(sl_tickets_find(&out.done.out, 2)); /* by file */
+    assert_null(sl_tickets_find(&out.done.out, 0));
+    for (size_t i = 0; i < sizeof damaged / sizeof *damaged; i++) {
+        uint8_t keep = bytes[list + damaged[i][0]];
+        bytes[list + damaged[i][0]] = (uint8_t)damaged[i][1];
+        T_CODE(sl_wire_decode(&out, bytes, n, &err), SL_FORMAT);
+        T_SAYS(err.msg, "DONE has a string or a list without an end");
+        bytes[list + damaged[i][0]] = keep;
+    }
 }
 
 /* ---- printing ---- */
@@ -536,6 +586,7 @@ int main(void)
         cmocka_unit_test(test_every_length_but_one_is_refused),
         cmocka_unit_test(test_wrong_headers),
         cmocka_unit_test(test_a_string_without_an_end),
+        cmocka_unit_test(test_a_damaged_list),
         cmocka_unit_test(test_printing),
         cmocka_unit_test(test_over_inproc),
         cmocka_unit_test(test_over_ipc),

@@ -189,7 +189,7 @@ sl_code bench_decode(bench *b, sl_err *err)
     if (!rc) rc = sl_loader_finish(v.n.loader, err);
     /* The CPU's stage writes frames where they are handed over; here they lie in the
      * arena. */
-    if (!rc) rc = sl_arena_decode(&arena, &b->ops, &b->model.vae, v.decoder, &job, err);
+    if (!rc) rc = sl_arena_decode(&arena, &b->ops, &b->model, v.decoder, &job, err);
     if (!rc)
         rc = sl_ctx_reserve(
             &v.n.ctx,
@@ -231,7 +231,7 @@ sl_code bench_condition(bench *b, sl_err *err)
     if (!rc && !(v.encoder = sl_vae_encoder_new(&b->model.vae, v.n.loader)))
         rc = sl_fail(err, SL_NOMEM, "vae: no memory");
     if (!rc) rc = sl_loader_finish(v.n.loader, err);
-    if (!rc) rc = sl_arena_condition(&arena, &b->ops, &b->model.vae, v.encoder, &job, false, err);
+    if (!rc) rc = sl_arena_condition(&arena, &b->ops, &b->model, v.encoder, &job, false, err);
     if (!rc) rc = sl_ctx_reserve(&v.n.ctx, arena.peak, err);
     if (!rc && !(v.picture = malloc(samples * sizeof *v.picture)))
         rc = sl_fail(err, SL_NOMEM, "a picture of %zu samples", samples);
@@ -314,7 +314,7 @@ static void run_image(void *arg)
 sl_code bench_image(bench *b, sl_err *err)
 {
     const sl_clip_config *c = &b->model.clip;
-    if (!b->model.has_clip) return SL_OK;
+    if (!b->model.family.clip) return SL_OK;
     const size_t samples = (size_t)3 * (size_t)c->image * (size_t)c->image;
     const int side = c->image / c->patch;
     image i = {.tokens = (int64_t)side * side + 1};

@@ -144,8 +144,8 @@ static sl_code check_replay(cli_job *j, const char *from, const sl_model *model,
     sl_job *s = &j->spec;
     const sl_dit_config *c = &model->dit[0];
     int64_t t = sl_job_latent_frames(s), h = s->height / 8, w = s->width / 8,
-            side = model->has_clip ? model->clip.image / model->clip.patch : 0;
-    int64_t tokens = (side * side + 1) * (model->takes_last_image && *s->last_image ? 2 : 1);
+            side = model->family.clip ? model->clip.image / model->clip.patch : 0;
+    int64_t tokens = (side * side + 1) * (model->family.last_picture && *s->last_image ? 2 : 1);
     bool again = strcmp(from, "decode") != 0, image_again = !strcmp(from, "image");
     const expected text[] = {{"cond", 2, {SL_TEXT_TOKENS, c->text_dim}},
                              {"uncond", 2, {SL_TEXT_TOKENS, c->text_dim}}};
@@ -164,13 +164,13 @@ static sl_code check_replay(cli_job *j, const char *from, const sl_model *model,
     }
     if (strcmp(from, "text"))
         rc = check_dumped(j->replay_dir, "text.safetensors", s->guidance > 1 ? 2 : 1, text, err);
-    if (!rc && model->takes_image && !image_again)
+    if (!rc && model->family.picture && !image_again)
         rc = check_dumped(j->replay_dir, "image.safetensors", c->image_dim ? 2 : 1, image, err);
-    if (!rc && image_again && model->takes_image && !*s->image)
+    if (!rc && image_again && model->family.picture && !*s->image)
         rc = sl_fail(err, SL_ARG, "no picture: %s wants --image FILE", model->dir);
-    if (!rc && image_again && model->takes_image)
+    if (!rc && image_again && model->family.picture)
         rc = check_dumped_picture(j, j->has_image, s->image, "image.input", "--image", err);
-    if (!rc && image_again && model->takes_last_image)
+    if (!rc && image_again && model->family.last_picture)
         rc = check_dumped_picture(j, j->has_last_image, s->last_image, "last_image.input",
                                   "--last-image", err);
     if (!rc && *s->noise) rc = check_noise(s, model, err);
@@ -218,18 +218,18 @@ static sl_code check_pictures(cli_job *j, const sl_model *model, sl_err *err)
     int w = 0, h = 0, w2, h2;
     sl_code rc;
     /* a replay's are looked at by check_replay */
-    bool needed = model->takes_image && !*j->replay_dir;
-    if (!model->takes_image && *s->image)
+    bool needed = model->family.picture && !*j->replay_dir;
+    if (!model->family.picture && *s->image)
         return sl_fail(err, SL_ARG, "--image is given, but %s makes videos from text alone",
                        model->dir);
-    if (!model->takes_last_image && *s->last_image)
+    if (!model->family.last_picture && *s->last_image)
         return sl_fail(
             err, SL_ARG,
             "--last-image is given, but %s takes a first picture only (FLF2V checkpoints take two)",
             model->dir);
     if (needed && !*s->image)
         return sl_fail(err, SL_ARG, "no picture: %s wants --image FILE", model->dir);
-    if (needed && model->takes_last_image && !*s->last_image)
+    if (needed && model->family.last_picture && !*s->last_image)
         return sl_fail(err, SL_ARG, "no last picture: %s wants --last-image FILE", model->dir);
     if (needed && (rc = check_picture(s->image, "--image", &w, &h, err))) return rc;
     if (needed && *s->last_image &&

@@ -50,8 +50,8 @@ static const component COMPONENTS[] = {{"text_encoder", "model", load_text},
 
 static bool present(const sl_model *m, const component *c)
 {
-    if (c->load == load_clip) return m->has_clip;
-    if (c->load == load_dit_2) return m->experts > 1;
+    if (c->load == load_clip) return m->family.clip;
+    if (c->load == load_dit_2) return m->family.experts > 1;
     return true;
 }
 
@@ -92,21 +92,21 @@ static void print_model(const sl_model *m)
 {
     const sl_dit_config *d = &m->dit[0];
     printf("%s\n  pipeline       %s%s%s\n", m->dir, m->pipeline,
-           m->takes_last_image ? " (first and last frame)" : "",
-           m->experts > 1 ? " (two experts)" : "");
+           m->family.last_picture ? " (first and last frame)" : "",
+           m->family.experts > 1 ? " (two experts)" : "");
     printf("  transformer    %d layers, %d heads x %d = %d, ffn %d, %d -> %d channels%s\n",
            d->layers, d->heads, d->head_dim, d->dim, d->ffn_dim, d->in_channels, d->out_channels,
            d->image_dim ? ", image cross-attention" : "");
     printf("  text_encoder   UMT5, %d layers, %d wide, %d pieces\n", m->umt5.layers,
            m->umt5.d_model, m->umt5.vocab);
-    if (m->has_clip)
+    if (m->family.clip)
         printf("  image_encoder  CLIP, %d layers, %d wide, %d x %d pixels in patches of %d\n",
                m->clip.layers, m->clip.hidden, m->clip.image, m->clip.image, m->clip.patch);
     printf("  vae            base %d, %d latent channels\n", m->vae.base, m->vae.z);
     printf("  scheduler      %s, flow shift %g\n",
            m->scheduler.kind == SL_SAMPLER_EULER ? "flow-match Euler" : "UniPC",
            m->scheduler.flow_shift);
-    if (m->experts > 1)
+    if (m->family.experts > 1)
         printf("  boundary       expert 1 from timestep %g up, expert 2 below\n",
                m->boundary_ratio * 1000);
 }

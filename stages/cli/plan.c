@@ -94,12 +94,12 @@ static void add_arena(stage_plan *s, const sl_arena *a)
 }
 
 /* The pool in which the stage of this role receives `purpose`. */
-static void add_slots(const planner *p, stage_plan *s, sl_role role, const char *purpose,
+static void add_slots(const planner *p, stage_plan *s, sl_role role, sl_handover h,
                       size_t slot_bytes)
 {
     size_t bytes = (size_t)sl_conf_find(p->conf, role)->slots * slot_bytes;
     s->slots += bytes;
-    if (sl_slot_kind(p->conf, purpose) == SL_POOL_CUDA) s->device_slots += bytes;
+    if (sl_slot_kind(p->conf, h) == SL_POOL_CUDA) s->device_slots += bytes;
 }
 
 /* ---- stages: each beside what its main does ---- */
@@ -126,13 +126,13 @@ static sl_code plan_image(planner *p, stage_plan *s, bool computes, sl_err *err)
 {
     const sl_model *model = p->model;
     const sl_job *job = p->job;
-    bool last = model->takes_last_image && *job->last_image;
+    bool last = model->family.last_picture && *job->last_image;
     size_t pixels = (size_t)job->width * (size_t)job->height * (last ? 2 : 1), clip = 0;
     sl_arena a = {0};
     sl_clip *c = NULL;
     sl_vae_encoder *v = NULL;
     sl_code rc = SL_OK;
-    if (model->has_clip) {
+    if (model->family.clip) {
         if (!(rc = open_counting(p, "image_encoder", "model", err)) &&
             !(c = sl_clip_new(&model->clip, p->loader)))
             rc = sl_fail(err, SL_NOMEM, "clip: no memory");
@@ -149,8 +149,8 @@ static sl_code plan_image(planner *p, stage_plan *s, bool computes, sl_err *err)
      * the spool */
     if (computes)
         s->host += pixels * 3 * 5 +
-                   2 * (clip + sl_slot_bytes(model, "image", (int64_t)job->width * job->height,
-                                             job->frames));
+                   2 * (clip + sl_slot_bytes(model, SL_HANDOVER_IMAGE,
+                                             (int64_t)job->width * job->height, job->frames));
     sl_clip_free(&c);
     sl_vae_encoder_free(&v);
     return rc;
@@ -166,7 +166,7 @@ static sl_code plan_denoise(planner *p, stage_plan *s, bool computes, sl_err *er
     sl_schedule *schedule = malloc(sizeof *schedule);
     sl_arena a = {0};
     sl_code rc = schedule ? SL_OK : sl_fail(err, SL_NOMEM, "denoise: no memory");
-    for (int e = 0; e < model->experts && !rc; e++) {
+    for (int e = 0; e < model->family.experts && !rc; e++) {
         if ((rc = open_counting(p, NAMES[e], "diffusion_pytorch_model", err))) break;
         if (!(dit[e] = sl_dit_new(&model->dit[e], p->loader)))
             rc = sl_fail(err, SL_NOMEM, "%s: no memory", NAMES[e]);
@@ -183,14 +183,14 @@ static sl_code plan_denoise(planner *p, stage_plan *s, bool computes, sl_err *er
     add_arena(s, &a);
     denoise_shape(model, job, shape);
     size_t latents = (size_t)(shape[0] * shape[1] * shape[2] * shape[3]) * sizeof(float);
-    size_t text = sl_slot_bytes(model, "text", 0, 1),
-           image =
-               model->takes_image
-                   ? sl_slot_bytes(model, "image", (int64_t)job->width * job->height, job->frames)
-                   : 0,
+    size_t text = sl_slot_bytes(model, SL_HANDOVER_TEXT, 0, 1),
+           image = model->family.picture
+                       ? sl_slot_bytes(model, SL_HANDOVER_IMAGE, (int64_t)job->width * job->height,
+                                       job->frames)
+                       : 0,
            held = text + image;
-    add_slots(p, s, SL_ROLE_DENOISE, "text", text);
-    add_slots(p, s, SL_ROLE_DENOISE, "image", image);
+    add_slots(p, s, SL_ROLE_DENOISE, SL_HANDOVER_TEXT, text);
+    add_slots(p, s, SL_ROLE_DENOISE, SL_HANDOVER_IMAGE, image);
     if (computes)
         s->host +=
             /* noise, result, the state of four, the state and both results once more for
@@ -203,17 +203,17 @@ static sl_code plan_denoise(planner *p, stage_plan *s, bool computes, sl_err *er
 
 static sl_code plan_decode(planner *p, stage_plan *s, bool computes, sl_err *err)
 {
-    size_t latents =
-        sl_slot_bytes(p->model, "latents", (int64_t)p->job->width * p->job->height, p->job->frames);
+    size_t latents = sl_slot_bytes(p->model, SL_HANDOVER_LATENTS,
+                                   (int64_t)p->job->width * p->job->height, p->job->frames);
     sl_arena a = {0};
     sl_vae_decoder *m = NULL;
     sl_code rc = open_counting(p, "vae", "diffusion_pytorch_model", err);
     if (!rc && !(m = sl_vae_decoder_new(&p->model->vae, p->loader)))
         rc = sl_fail(err, SL_NOMEM, "vae: no memory");
     if (!rc) rc = close_counting(p, s, "vae", err);
-    if (!rc && computes) rc = sl_arena_decode(&a, &p->body, &p->model->vae, m, p->job, err);
+    if (!rc && computes) rc = sl_arena_decode(&a, &p->body, p->model, m, p->job, err);
     add_arena(s, &a);
-    add_slots(p, s, SL_ROLE_DECODE, "latents", latents);
+    add_slots(p, s, SL_ROLE_DECODE, SL_HANDOVER_LATENTS, latents);
     s->host += latents;
     sl_vae_decoder_free(&m);
     return rc;
@@ -227,8 +227,8 @@ static sl_code plan_mux(planner *p, stage_plan *s, bool computes, sl_err *err)
     size_t pixels = (size_t)p->job->width * (size_t)p->job->height;
     (void)computes;
     (void)err;
-    add_slots(p, s, SL_ROLE_MUX, "frames",
-              sl_slot_bytes(p->model, "frames", (int64_t)pixels, p->job->frames));
+    add_slots(p, s, SL_ROLE_MUX, SL_HANDOVER_FRAMES,
+              sl_slot_bytes(p->model, SL_HANDOVER_FRAMES, (int64_t)pixels, p->job->frames));
     s->host += pixels * ((slow ? ENCODER_PIXEL_SLOW : ENCODER_PIXEL) +
                          ENCODER_PIXEL_THREAD * (size_t)p->conf->video.threads);
     return SL_OK;
@@ -274,7 +274,7 @@ sl_code plan_make(run_plan *out, const cli_options *o, const sl_model *model, co
         for (int role = 0; role < SL_ROLE_COUNT && !rc; role++) {
             const sl_conf_stage *c = sl_conf_find(conf, (sl_role)role);
             stage_plan s = {.runs = true, .host = PROCESS_BYTES};
-            if (!c || (role == SL_ROLE_IMAGE && !model->takes_image)) continue;
+            if (!c || (role == SL_ROLE_IMAGE && !model->family.picture)) continue;
             snprintf(s.device, sizeof s.device, "%s", role == SL_ROLE_MUX ? "cpu" : c->device);
             if (strcmp(s.device, "cpu")) {
                 s.context = SL_GPU_CONTEXT_BYTES + SL_GPU_WORKSPACE_BYTES + SL_GPU_SCRATCH_BYTES;
@@ -483,7 +483,7 @@ static sl_code complete(cli_options *o, sl_model *model, sl_conf *conf, sl_err *
                      model->scheduler.kind == SL_SAMPLER_EULER ? "euler" : "unipc");
         if (!j->has_fbcache) j->spec.fbcache = conf->fbcache.threshold;
         /* a run will want one */
-        if (model->takes_last_image && !*j->spec.last_image)
+        if (model->family.last_picture && !*j->spec.last_image)
             snprintf(j->spec.last_image, SL_PATH, "?");
         if ((rc = sl_job_check(&j->spec, err))) return rc;
     }

@@ -199,7 +199,7 @@ static sl_code connect_dispatcher(runner *r, sl_err *err)
         return sl_fail(err, SL_SYS, "%s: %s", r->endpoint, zmq_strerror(errno));
     if ((rc = sl_wire_send(r->socket, NULL, 0, &hello, err))) return rc;
     for (int i = 0; i < r->o->job_count; i++) {
-        sl_msg m = {.type = SL_MSG_SUBMIT, .submit = {.job = r->o->jobs[i].id}};
+        sl_msg m = {.type = SL_MSG_SUBMIT, .submit = {.tag = r->o->jobs[i].id}};
         if (r->rep.jobs[i].finished) continue;
         snprintf(m.submit.dir, sizeof m.submit.dir, "%s", r->o->jobs[i].dir);
         if ((rc = sl_wire_send(r->socket, NULL, 0, &m, err))) return rc;
@@ -267,7 +267,7 @@ static sl_code copy_dump(const cli_job *j, sl_err *err)
 
 static void on_finished(runner *r, const sl_msg_finished *m)
 {
-    job_record *j = report_job(&r->rep, m->job);
+    job_record *j = report_job(&r->rep, m->tag);
     sl_err err = {0};
     int64_t t0 = sl_now_ns();
     if (!j || j->finished) return;
@@ -347,7 +347,7 @@ static void on_signal(runner *r, uint32_t sig)
 static void end_all(runner *r, sl_code code, const char *why)
 {
     for (int i = 0; i < r->o->job_count; i++) {
-        sl_msg_finished m = {.job = r->o->jobs[i].id, .code = (int32_t)code};
+        sl_msg_finished m = {.tag = r->o->jobs[i].id, .code = (int32_t)code};
         snprintf(m.message, sizeof m.message, "%s", why);
         on_finished(r, &m);
     }

@@ -38,13 +38,15 @@ static sl_code decode_open(decode_stage *s, sl_err *err)
     const sl_conf *conf = sl_stage_conf(s->st);
     const sl_conf_stage *me = sl_conf_find(conf, SL_ROLE_DECODE);
     const sl_model *model = sl_stage_model(s->st);
-    size_t bytes = sl_slot_bytes(model, "latents", conf->limits.pixels, conf->limits.frames);
+    size_t bytes =
+        sl_slot_bytes(model, SL_HANDOVER_LATENTS, conf->limits.pixels, conf->limits.frames);
     int64_t t0 = sl_now_ns();
     const sl_ops *ops;
     sl_code rc;
     if ((rc = sl_stage_ops(s->st, &ops, err)) || (rc = sl_ctx_open(&s->ctx, ops, 0, err)))
         return rc;
-    if ((rc = sl_stage_receive_pool(s->st, "latents", me ? me->slots : 2, bytes, &s->latents, err)))
+    if ((rc = sl_stage_receive_pool(s->st, SL_HANDOVER_LATENTS, me ? me->slots : 2, bytes,
+                                    &s->latents, err)))
         return rc;
     if ((rc = sl_network_open(&s->loader, s->st, &s->ctx, "vae", "diffusion_pytorch_model", err)))
         return rc;
@@ -74,7 +76,8 @@ static sl_code read_latents(decode_stage *s, video *v, sl_err *err)
     sl_lease *lease = NULL;
     sl_st *file = NULL;
     sl_code rc;
-    if (v->msg->tickets) rc = sl_lease_open(&lease, s->latents, &v->msg->first, stream, err);
+    const sl_ticket *ticket = sl_tickets_find(&v->msg->in, SL_HANDOVER_LATENTS);
+    if (ticket) rc = sl_lease_open(&lease, s->latents, ticket, stream, err);
     else if (!(rc = sl_path_join(path, v->msg->dir, "denoise.safetensors", err)))
         rc = sl_st_open_file(&file, path, err);
     if (!rc) rc = sl_network_receive(&in, s->latents, lease, file, "latents", 4, shape, err);
@@ -112,7 +115,7 @@ static sl_code reserve(decode_stage *s, sl_lease **out, sl_pool **pool, sl_err *
     sl_code rc;
     while (true) {
         if (sl_stage_cancelled(s->st)) return sl_fail(err, SL_CANCELLED, "cancelled");
-        if ((rc = sl_stage_send_pool(s->st, "frames", pool, err))) return rc;
+        if ((rc = sl_stage_send_pool(s->st, SL_HANDOVER_FRAMES, pool, err))) return rc;
         if (sl_pool_kind_of(*pool) != SL_POOL_HOST)
             return sl_fail(
                 err, SL_FORMAT,
@@ -206,10 +209,11 @@ static sl_code decode_chunk(decode_stage *s, video *v, int at, int n, int t, sl_
     chunk.chunk =
         (sl_msg_chunk){.job = v->msg->job,
                        .attempt = v->msg->attempt,
+                       .handover = SL_HANDOVER_FRAMES,
                        .index = (uint32_t)(at / SL_CHUNK_LATENTS),
                        .chunks = (uint32_t)((t + SL_CHUNK_LATENTS - 1) / SL_CHUNK_LATENTS),
                        .frames = (uint32_t)frames};
-    if ((rc = sl_lease_seal(lease, s->ctx.stream, &chunk.chunk.rgb, err))) goto done;
+    if ((rc = sl_lease_seal(lease, s->ctx.stream, &chunk.chunk.slot, err))) goto done;
     sl_stage_send(s->st, &chunk);
     sl_stage_span(s->st, v->msg->job, SL_SPAN_HANDOVER, t0);
 done:
@@ -225,7 +229,7 @@ static sl_code decode_job(void *self, const sl_msg_job *msg, const sl_job *job, 
     int t = sl_job_latent_frames(job);
     int64_t t0 = sl_now_ns();
     sl_arena arena;
-    sl_code rc = sl_arena_decode(&arena, s->ctx.ops, &sl_stage_model(s->st)->vae, s->vae, job, err);
+    sl_code rc = sl_arena_decode(&arena, s->ctx.ops, sl_stage_model(s->st), s->vae, job, err);
     if (rc || (rc = sl_ctx_reserve(&s->ctx, arena.peak, err))) goto done;
     sl_tensor caches = sl_new1(
         &s->ctx, SL_U8, (int64_t)sl_vae_decode_bytes(&s->ctx, s->vae, job->height, job->width));

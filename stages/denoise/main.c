@@ -6,12 +6,12 @@
 
 /* The hand-overs a job starts from: the lease that its ticket names, or the file in the
  * spool. */
-static sl_code open_input(denoiser *d, sl_pool *pool, const sl_msg_job *msg, bool by_ticket,
+static sl_code open_input(denoiser *d, sl_pool *pool, const sl_msg_job *msg,
                           const sl_ticket *ticket, const char *file, sl_lease **lease, sl_st **st,
                           sl_err *err)
 {
     char path[SL_PATH];
-    if (by_ticket) return sl_lease_open(lease, pool, ticket, sl_network_stream(&d->ctx, pool), err);
+    if (ticket) return sl_lease_open(lease, pool, ticket, sl_network_stream(&d->ctx, pool), err);
     sl_code rc = sl_path_join(path, msg->dir, file, err);
     return rc ? rc : sl_st_open_file(st, path, err);
 }
@@ -30,12 +30,12 @@ static sl_code denoise_job(void *self, const sl_msg_job *msg, const sl_job *job,
     sl_msg taken = {.type = SL_MSG_TAKEN, .taken = {.job = msg->job, .attempt = msg->attempt}};
     int64_t t0 = sl_now_ns();
     sl_code rc;
-    if ((rc = open_input(d, d->text, msg, msg->tickets & 1, &msg->first, "text.safetensors",
-                         &in.text, &in.text_file, err)))
+    if ((rc = open_input(d, d->text, msg, sl_tickets_find(&msg->in, SL_HANDOVER_TEXT),
+                         "text.safetensors", &in.text, &in.text_file, err)))
         goto done;
-    if (d->model->takes_image &&
-        (rc = open_input(d, d->image, msg, msg->tickets & 2, &msg->second, "image.safetensors",
-                         &in.image, &in.image_file, err)))
+    if (d->model->family.picture &&
+        (rc = open_input(d, d->image, msg, sl_tickets_find(&msg->in, SL_HANDOVER_IMAGE),
+                         "image.safetensors", &in.image, &in.image_file, err)))
         goto done;
     sl_stage_span(d->st, msg->job, SL_SPAN_HANDOVER, t0);
     if ((rc = denoise_start(&run, d, msg, job, &in, err))) goto done;

@@ -57,7 +57,7 @@ void denoise_take(sl_ctx *ctx, denoise_memory *m, const denoise_sizes *of)
                      bytes_of(ctx, sl_dit_rope_bytes(of->dit[0], t, h / 2, w / 2)), t, h / 2,
                      w / 2);
     if (of->round_rope && !ctx->ops->plan) round_rope(ctx, &m->rope);
-    for (int e = 0; e < of->model->experts; e++) {
+    for (int e = 0; e < of->model->family.experts; e++) {
         sl_dit *dit = of->dit[e];
         ctx->tap = e == 0 ? of->tap : NULL;
         void *times = bytes_of(ctx, sl_dit_times_bytes(ctx, dit, of->schedule->steps));
@@ -91,7 +91,7 @@ sl_code denoise_arena(sl_arena *out, const sl_ops *ops, const denoise_sizes *of,
     if (rc) return rc;
     denoise_take(&plan, &m, of);
     out->kept = sl_mark(&plan);
-    for (int e = 0; e < of->model->experts; e++) {
+    for (int e = 0; e < of->model->family.experts; e++) {
         size_t mark = sl_mark(&plan);
         sl_tensor text = sl_new2(&plan, sl_act(&plan), SL_TEXT_TOKENS, c->text_dim);
         sl_tensor image = sl_new2(&plan, sl_act(&plan), image_tokens, c->image_dim);

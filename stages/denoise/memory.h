@@ -14,7 +14,7 @@
 /* What decides the sizes. Nothing is owned. */
 typedef struct {
     const sl_model *model;
-    sl_dit *const *dit; /* model->experts of them */
+    sl_dit *const *dit; /* model->family.experts of them */
     const sl_job *job;
     const sl_schedule *schedule;
     bool round_rope; /* denoise.rope = "bfloat16" */

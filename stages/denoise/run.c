@@ -31,13 +31,16 @@ sl_code denoiser_open(denoiser *d, sl_err *err)
 
     /* slots hold the longest prompt's cond and uncond, and the largest picture's clip and
      * condition, float32 */
-    size_t text_bytes = sl_slot_bytes(d->model, "text", conf->limits.pixels, conf->limits.frames);
-    size_t image_bytes = sl_slot_bytes(d->model, "image", conf->limits.pixels, conf->limits.frames);
-    if ((rc = sl_stage_receive_pool(d->st, "text", slots, text_bytes, &d->text, err))) return rc;
-    if (d->model->takes_image &&
-        (rc = sl_stage_receive_pool(d->st, "image", slots, image_bytes, &d->image, err)))
+    size_t text_bytes =
+        sl_slot_bytes(d->model, SL_HANDOVER_TEXT, conf->limits.pixels, conf->limits.frames);
+    size_t image_bytes =
+        sl_slot_bytes(d->model, SL_HANDOVER_IMAGE, conf->limits.pixels, conf->limits.frames);
+    if ((rc = sl_stage_receive_pool(d->st, SL_HANDOVER_TEXT, slots, text_bytes, &d->text, err)))
         return rc;
-    for (int e = 0; e < d->model->experts; e++) {
+    if (d->model->family.picture &&
+        (rc = sl_stage_receive_pool(d->st, SL_HANDOVER_IMAGE, slots, image_bytes, &d->image, err)))
+        return rc;
+    for (int e = 0; e < d->model->family.experts; e++) {
         if ((rc = sl_network_open(&d->loaders[e], d->st, &d->ctx, NAMES[e],
                                   "diffusion_pytorch_model", err)))
             return rc;
@@ -212,7 +215,7 @@ static void make_contexts(denoise_run *r, const inputs *in)
 {
     sl_ctx *ctx = &r->d->ctx;
     const sl_dit_config *c = &r->d->model->dit[0];
-    for (int e = 0; e < r->d->model->experts; e++)
+    for (int e = 0; e < r->d->model->family.experts; e++)
         for (int b = 0; b < branches(r); b++) {
             size_t mark = sl_mark(ctx);
             sl_tensor text = sl_new2(ctx, sl_act(ctx), SL_TEXT_TOKENS, c->text_dim);
@@ -346,7 +349,9 @@ sl_code denoise_step(denoise_run *r, sl_err *err)
     int i = r->sampler.step, every = sl_stage_conf(r->d->st)->denoise.state_every;
     int64_t meta[META_COUNT] = {i, r->sampler.last_order, r->sampler.history};
     bool due = i > 0 && every > 0 && ++r->since_saved >= every && !r->replay;
-    int e = model->experts > 1 && r->schedule.timesteps[i] < model->boundary_ratio * 1000 ? 1 : 0;
+    int e = model->family.experts > 1 && r->schedule.timesteps[i] < model->boundary_ratio * 1000
+                ? 1
+                : 0;
     double g = e ? r->job->guidance_2 : r->job->guidance;
     sl_fbcache_report reports[BRANCHES] = {{NAN, true}, {NAN, true}};
     size_t mark = sl_mark(ctx);
@@ -444,7 +449,7 @@ sl_code denoise_finish(denoise_run *r, sl_err *err)
             return rc;
         sl_stage_send(r->d->st, &m);
     } else sl_stage_spool(r->d->st, r->msg, "denoise", true, 2, SPOOLED, tensors);
-    bool handed = sl_stage_hand_over(r->d->st, &r->d->ctx, "latents", 1, HANDED, &latents,
+    bool handed = sl_stage_hand_over(r->d->st, &r->d->ctx, SL_HANDOVER_LATENTS, 1, HANDED, &latents,
                                      &r->sampler.x, &ticket, &lost) == SL_OK;
     if (!handed)
         sl_log(SL_LOG_DEBUG, "job %llu goes by the spool: %s", (unsigned long long)r->msg->job,

@@ -169,7 +169,7 @@ static void look_into_spool(job *j)
 static void finish(dispatcher *d, job *j, sl_code code, const char *message)
 {
     sl_msg m = {.type = SL_MSG_FINISHED,
-                .finished = {.job = j->id, .code = (int32_t)code, .bytes = j->bytes}};
+                .finished = {.tag = j->id, .job = j->id, .code = (int32_t)code, .bytes = j->bytes}};
     snprintf(m.finished.message, sizeof m.finished.message, "%s", message);
     for (int k = 0; k < HAND_COUNT; k++)
         if (j->hands[k].ticketed) {
@@ -193,7 +193,7 @@ static const char *missing_stage(dispatcher *d, const job *j)
 static void refuse(dispatcher *d, uint64_t id, const char *client, size_t client_size, sl_code code,
                    const char *message)
 {
-    sl_msg m = {.type = SL_MSG_FINISHED, .finished = {.job = id, .code = (int32_t)code}};
+    sl_msg m = {.type = SL_MSG_FINISHED, .finished = {.tag = id, .code = (int32_t)code}};
     snprintf(m.finished.message, sizeof m.finished.message, "%s", message);
     send_to(d, client, client_size, &m);
 }
@@ -203,35 +203,35 @@ void job_submit(dispatcher *d, const sl_msg_submit *m, const char *client, size_
     char path[SL_PATH];
     sl_job spec = {0};
     sl_err err = {0};
-    sl_msg accepted = {.type = SL_MSG_ACCEPTED, .accepted = {.job = m->job}};
-    job *j = job_find(d, m->job);
+    sl_msg accepted = {.type = SL_MSG_ACCEPTED, .accepted = {.tag = m->tag, .job = m->tag}};
+    job *j = job_find(d, m->tag);
     if (!j) {
         for (int i = 0; i < d->peer_count; i++)
             if (d->peers[i].state == PEER_BROKEN) {
-                refuse(d, m->job, client, client_size,
+                refuse(d, m->tag, client, client_size,
                        d->peers[i].last_code ? d->peers[i].last_code : SL_SYS,
                        d->peers[i].last_error);
                 return;
             }
-        if (m->job == NO_JOB || d->draining || d->job_count == MAX_JOBS ||
+        if (m->tag == NO_JOB || d->draining || d->job_count == MAX_JOBS ||
             d->job_count >= d->conf.limits.jobs) {
             char why[160];
             snprintf(why, sizeof why, "job refused: %s (%d jobs held, limits.jobs is %d)",
                      d->draining ? "draining" : "too many jobs", d->job_count, d->conf.limits.jobs);
-            refuse(d, m->job, client, client_size, SL_BUSY, why);
+            refuse(d, m->tag, client, client_size, SL_BUSY, why);
             return;
         }
         if (sl_path_join(path, m->dir, "job.json", &err) || sl_job_read(&spec, path, &err) ||
             sl_job_check(&spec, &err)) {
-            refuse(d, m->job, client, client_size, err.code, err.msg);
+            refuse(d, m->tag, client, client_size, err.code, err.msg);
             sl_job_free(&spec);
             return;
         }
         j = &d->jobs[d->job_count];
         memset(j, 0, sizeof *j);
-        j->id = m->job;
+        j->id = m->tag;
         snprintf(j->dir, sizeof j->dir, "%s", m->dir);
-        j->takes_image = d->model.takes_image;
+        j->takes_image = d->model.family.picture;
         j->dump = spec.dump;
         memcpy(j->output, spec.output, sizeof j->output);
         sl_job_free(&spec);
@@ -242,7 +242,7 @@ void job_submit(dispatcher *d, const sl_msg_submit *m, const char *client, size_
                      "job refused: the configuration has no stage %s, and nothing in the spool "
                      "stands for it",
                      missing_stage(d, j));
-            refuse(d, m->job, client, client_size, SL_ARG, why);
+            refuse(d, m->tag, client, client_size, SL_ARG, why);
             return;
         }
         d->job_count++;
@@ -328,7 +328,7 @@ void jobs_on_chunk(dispatcher *d, peer *p, const sl_msg_chunk *m)
 {
     job *j = current(d, p, m->job, m->attempt);
     sl_msg out = {.type = SL_MSG_CHUNK, .chunk = *m};
-    sl_msg discard = {.type = SL_MSG_DISCARD, .discard = {.ticket = m->rgb}};
+    sl_msg discard = {.type = SL_MSG_DISCARD, .discard = {.ticket = m->slot}};
     bool wanted_there = j && j->running[SL_ROLE_MUX] == m->attempt;
     peer_send(d, peer_of(d, SL_ROLE_MUX), wanted_there ? &out : &discard);
 }
@@ -363,8 +363,8 @@ void jobs_on_done(dispatcher *d, peer *p, const sl_msg_done *m)
                               .job = m->job}};
     release(p, j, m->attempt);
     if (!j) { /* of an attempt given up: the receiver will not hear of it otherwise */
-        sl_msg discard = {.type = SL_MSG_DISCARD, .discard = {.ticket = m->out}};
-        for (int k = 0; m->tickets && k < HAND_COUNT; k++)
+        sl_msg discard = {.type = SL_MSG_DISCARD, .discard = {.ticket = m->out.at[0].ticket}};
+        for (int k = 0; m->out.count && k < HAND_COUNT; k++)
             if (PRODUCER[k] == p->role) peer_send(d, peer_of(d, RECEIVER[k]), &discard);
         return;
     }
@@ -378,8 +378,9 @@ void jobs_on_done(dispatcher *d, peer *p, const sl_msg_done *m)
         if (PRODUCER[k] == p->role) {
             hand *h = &j->hands[k];
             h->spooling = !h->spooled && h->answered != m->attempt;
-            h->ticketed = m->tickets > 0 && receives(peer_of(d, RECEIVER[k]), &m->out);
-            h->ticket = m->out;
+            h->ticketed =
+                m->out.count > 0 && receives(peer_of(d, RECEIVER[k]), &m->out.at[0].ticket);
+            h->ticket = m->out.at[0].ticket;
             if (!h->ticketed) h->credit = false;
         }
     if (p->role == SL_ROLE_DECODE && m->attempt == j->pair) j->decode_done = true;
@@ -481,10 +482,12 @@ static void begin(dispatcher *d, job *j, peer *p, uint32_t attempt, hand *first,
 {
     sl_msg m = {.type = SL_MSG_JOB, .job = {.job = j->id, .attempt = attempt}};
     memcpy(m.job.dir, j->dir, sizeof m.job.dir);
-    if (first && first->ticketed) /* the receiver has it now */
-        m.job.tickets |= 1, m.job.first = first->ticket, first->ticketed = false;
-    if (second && second->ticketed)
-        m.job.tickets |= 2, m.job.second = second->ticket, second->ticketed = false;
+    for (int i = 0; i < 2; i++) {
+        hand *h = i ? second : first;
+        if (!h) continue;
+        sl_tickets_add(&m.job.in, (uint32_t)(h - j->hands), h->ticketed ? &h->ticket : NULL);
+        h->ticketed = false; /* the receiver has it now */
+    }
     j->running[p->role] = attempt;
     if (p->role >= SL_ROLE_DENOISE || j == d->jobs) j->started = true;
     p->job = j->id;

@@ -30,7 +30,7 @@ void peers_init(dispatcher *d)
     d->peer_count = 0;
     for (int i = 0; i < d->conf.stage_count; i++) {
         /* nothing to do there */
-        if (d->conf.stages[i].role == SL_ROLE_IMAGE && !d->model.takes_image) continue;
+        if (d->conf.stages[i].role == SL_ROLE_IMAGE && !d->model.family.picture) continue;
         d->peers[d->peer_count++] =
             (peer){.role = d->conf.stages[i].role, .conf = &d->conf.stages[i], .pidfd = -1};
     }

@@ -38,7 +38,7 @@ static sl_code image_open(image_stage *s, sl_err *err)
     sl_code rc;
     if ((rc = sl_stage_ops(s->st, &ops, err)) || (rc = sl_ctx_open(&s->ctx, ops, 0, err)))
         return rc;
-    if (model->has_clip) {
+    if (model->family.clip) {
         if ((rc = sl_network_open(&s->clip_loader, s->st, &s->ctx, "image_encoder", "model", err)))
             return rc;
         if (!(s->clip = sl_clip_new(&model->clip, s->clip_loader)))
@@ -99,7 +99,7 @@ static sl_code take_memory(image_stage *s, images *im, const sl_job *job, sl_err
     if (rc || (rc = sl_ctx_reserve(&s->ctx, arena.peak, err))) return rc;
     if (s->clip)
         im->clip = sl_new2(&s->ctx, SL_F32, sl_image_tokens(model, job), model->clip.hidden);
-    im->condition = sl_new4(&s->ctx, SL_F32, SL_MASK_CHANNELS + model->vae.z,
+    im->condition = sl_new4(&s->ctx, SL_F32, model->family.temporal + model->vae.z,
                             sl_job_latent_frames(job), job->height / 8, job->width / 8);
     im->host_clip = im->clip;
     im->host_condition = im->condition;
@@ -156,28 +156,30 @@ static float *to_unit(const sl_picture *p)
 }
 
 /* Mask channels: M[j][t] says whether (repeated) frame 4t + j is given. Spec 3.6. */
-static void fill_mask(float *mask, int t, int64_t plane, bool last)
+static void fill_mask(float *mask, int per, int t, int64_t plane, bool last)
 {
-    for (int j = 0; j < SL_MASK_CHANNELS; j++)
+    for (int j = 0; j < per; j++)
         for (int k = 0; k < t; k++)
             for (int64_t i = 0; i < plane; i++)
                 mask[(j * t + k) * plane + i] =
-                    k == 0 || (last && k == t - 1 && j == 3) ? 1.0f : 0.0f;
+                    k == 0 || (last && k == t - 1 && j == per - 1) ? 1.0f : 0.0f;
 }
 
 static sl_code condition(image_stage *s, images *im, const sl_job *job, const sl_msg_job *msg,
                          sl_err *err)
 {
-    int t = sl_job_latent_frames(job), h = job->height, w = job->width,
-        z = sl_stage_model(s->st)->vae.z;
-    int64_t plane = (int64_t)(h / 8) * (w / 8), t0 = sl_now_ns();
+    const sl_model *model = sl_stage_model(s->st);
+    const sl_grid g = sl_job_grid(model, job);
+    int h = job->height, w = job->width, z = model->vae.z, per = model->family.temporal;
+    int64_t t0 = sl_now_ns();
     float *first = to_unit(&im->first), *last = im->last.rgb ? to_unit(&im->last) : NULL;
-    sl_tensor mask = sl_rows(&im->condition, 0, SL_MASK_CHANNELS),
-              latent = sl_rows(&im->condition, SL_MASK_CHANNELS, z);
+    sl_tensor mask = sl_rows(&im->condition, 0, per), latent = sl_rows(&im->condition, per, z);
     sl_err found = {0};
     sl_code rc = SL_OK;
     if (!first || (im->last.rgb && !last)) rc = sl_fail(err, SL_NOMEM, "condition: no memory");
-    else fill_mask(im->host_condition.data, t, plane, last != NULL);
+    else
+        fill_mask(im->host_condition.data, per, (int)g.latent_frames,
+                  g.latent_height * g.latent_width, last != NULL);
     sl_stage_span(s->st, msg->job, SL_SPAN_COMPUTE, t0);
     if (!rc) rc = sl_stage_turn_begin(s->st, SL_TURN_PIECE, "condition", 1, err);
     t0 = sl_now_ns();
@@ -205,8 +207,8 @@ static void hand_over(image_stage *s, const sl_msg_job *msg, const images *im)
     int64_t t0 = sl_now_ns();
     sl_err lost = {0};
     sl_ticket ticket;
-    bool handed = sl_stage_hand_over(s->st, &s->ctx, "image", n, names, host, device, &ticket,
-                                     &lost) == SL_OK;
+    bool handed = sl_stage_hand_over(s->st, &s->ctx, SL_HANDOVER_IMAGE, n, names, host, device,
+                                     &ticket, &lost) == SL_OK;
     if (!handed)
         sl_log(SL_LOG_DEBUG, "job %llu goes by the spool: %s", (unsigned long long)msg->job,
                lost.msg);
@@ -221,7 +223,7 @@ static sl_code image_job(void *self, const sl_msg_job *msg, const sl_job *job, s
     images im = {0};
     int64_t t0 = sl_now_ns();
     sl_code rc = read_picture(&im.first, &im.clip_first, msg, "image.input", job, err);
-    if (!rc && sl_stage_model(s->st)->takes_last_image && *job->last_image)
+    if (!rc && sl_stage_model(s->st)->family.last_picture && *job->last_image)
         rc = read_picture(&im.last, &im.clip_last, msg, "last_image.input", job, err);
     if (!rc) rc = take_memory(s, &im, job, err);
     sl_stage_span(s->st, msg->job, SL_SPAN_COMPUTE, t0);

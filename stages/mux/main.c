@@ -25,10 +25,10 @@ static sl_code mux_open(mux_stage *s, sl_err *err)
     const sl_conf *conf = sl_stage_conf(s->st);
     const sl_conf_stage *me = sl_conf_find(conf, SL_ROLE_MUX);
     int64_t t0 = sl_now_ns();
-    sl_code rc = sl_stage_receive_pool(
-        s->st, "frames", me ? me->slots : 2,
-        sl_slot_bytes(sl_stage_model(s->st), "frames", conf->limits.pixels, conf->limits.frames),
-        &s->frames, err);
+    sl_code rc = sl_stage_receive_pool(s->st, SL_HANDOVER_FRAMES, me ? me->slots : 2,
+                                       sl_slot_bytes(sl_stage_model(s->st), SL_HANDOVER_FRAMES,
+                                                     conf->limits.pixels, conf->limits.frames),
+                                       &s->frames, err);
     if (!rc) sl_stage_ready(s->st, t0, 0, 0);
     return rc;
 }
@@ -104,10 +104,10 @@ static sl_code on_chunk(mux_stage *s, const sl_msg_chunk *c, sl_err *err)
     size_t frame = (size_t)s->job.width * (size_t)s->job.height * 3;
     sl_code rc;
     if (c->index != s->next) {
-        sl_pool_discard(s->frames, &c->rgb);
+        sl_pool_discard(s->frames, &c->slot);
         return sl_fail(err, SL_FORMAT, "mux: chunk %u came, want %u", c->index, s->next);
     }
-    if ((rc = sl_lease_open(&lease, s->frames, &c->rgb, NULL, err)) ||
+    if ((rc = sl_lease_open(&lease, s->frames, &c->slot, NULL, err)) ||
         (rc = sl_lease_tensor(lease, "rgb", &rgb, err)))
         goto done;
     if (rgb.dtype != SL_U8 || rgb.rank != 4 || rgb.shape[1] != s->job.height ||
@@ -150,7 +150,7 @@ int main(int argc, char **argv)
         else if (msg.type == SL_MSG_CHUNK) {
             bool mine = s.busy && msg.chunk.job == s.msg.job && msg.chunk.attempt == s.msg.attempt;
             /* of a job that was given up */
-            if (!mine) sl_pool_discard(s.frames, &msg.chunk.rgb);
+            if (!mine) sl_pool_discard(s.frames, &msg.chunk.slot);
             else if (!(rc = on_chunk(&s, &msg.chunk, &bad)) && s.next == msg.chunk.chunks)
                 rc = finish(&s, &bad);
         } else if (msg.type == SL_MSG_CANCEL && s.busy && msg.cancel.job == s.msg.job &&

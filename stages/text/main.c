@@ -119,8 +119,8 @@ static void hand_over(text_stage *s, const sl_msg_job *msg, embedding *cond, emb
     sl_err lost = {0};
     sl_ticket ticket;
     int64_t t0 = sl_now_ns();
-    bool handed = sl_stage_hand_over(s->st, &s->ctx, "text", cfg ? 2 : 1, names, tensors, device,
-                                     &ticket, &lost) == SL_OK;
+    bool handed = sl_stage_hand_over(s->st, &s->ctx, SL_HANDOVER_TEXT, cfg ? 2 : 1, names, tensors,
+                                     device, &ticket, &lost) == SL_OK;
     if (!handed)
         sl_log(SL_LOG_DEBUG, "job %llu goes by the spool: %s", (unsigned long long)msg->job,
                lost.msg);

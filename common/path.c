@@ -1,0 +1,13 @@
+/* path.c - file paths of bounded length. */
+#include "common/path.h"
+
+#include <stdio.h>
+
+sl_code sl_path_join(char out[SL_PATH], const char *dir, const char *name, sl_err *err)
+{
+    int n = snprintf(out, SL_PATH, "%s/%s", dir, name);
+    if (n < 0 || n >= SL_PATH)
+        return sl_fail(err, SL_ARG, "path %.60s.../%s is longer than %d bytes", dir, name,
+                       SL_PATH - 1);
+    return SL_OK;
+}

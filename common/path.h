@@ -1,0 +1,12 @@
+/* path.h - file paths of bounded length. */
+#ifndef SL_PATH_H
+#define SL_PATH_H
+
+#include "common/err.h"
+
+#define SL_PATH 1024 /* bytes of a path, its NUL included */
+
+/* "DIR/NAME" into out. Errors: SL_ARG longer than SL_PATH - 1 bytes; out is cut then. */
+sl_code sl_path_join(char out[SL_PATH], const char *dir, const char *name, sl_err *err);
+
+#endif

@@ -1,0 +1,169 @@
+/* pipeline.c - the pipeline's two lists, and what follows from them. */
+#include "common/pipeline.h"
+
+#include <string.h>
+
+#define SLOT_ALIGN 256 /* of a tensor in its slot, bytes: as lease_block.h */
+
+/* All 21 chunks of 81 frames have a slot, so that a decode on a GPU never waits for the encoder and
+ * a step of the next job does not come between. */
+enum { WHOLE_SLOTS = 2, CHUNK_SLOTS = 24 };
+
+static const char *const ROLE_NAMES[] = {
+#define X(NAME, name) name,
+    SL_ROLES(X)
+#undef X
+};
+
+const sl_handover_row SL_HANDOVER[SL_HANDOVER_COUNT] = {
+#define X(NAME, name, from, to, file, how) {name, SL_ROLE_##from, SL_ROLE_##to, file, SL_##how},
+    SL_HANDOVERS(X)
+#undef X
+};
+
+const char *sl_role_name(sl_role role)
+{
+    return (unsigned)role < SL_ROLE_COUNT ? ROLE_NAMES[role] : "?";
+}
+
+int sl_role_by_name(const char *name)
+{
+    for (int r = 0; r < SL_ROLE_COUNT; r++)
+        if (!strcmp(ROLE_NAMES[r], name)) return r;
+    return -1;
+}
+
+int sl_handover_by_name(const char *name)
+{
+    for (int h = 0; h < SL_HANDOVER_COUNT; h++)
+        if (!strcmp(SL_HANDOVER[h].name, name)) return h;
+    return -1;
+}
+
+int sl_handover_by_file(const char *file)
+{
+    for (int h = 0; h < SL_HANDOVER_COUNT; h++)
+        if (!strcmp(SL_HANDOVER[h].file, file)) return h;
+    return -1;
+}
+
+int sl_default_slots(sl_role role)
+{
+    for (int h = 0; h < SL_HANDOVER_COUNT; h++)
+        if (SL_HANDOVER[h].to == role && SL_HANDOVER[h].how == SL_CHUNKS) return CHUNK_SLOTS;
+    return WHOLE_SLOTS;
+}
+
+bool sl_handover_applies(sl_handover h, const sl_model *model, const sl_job *job)
+{
+    return h != SL_HANDOVER_IMAGE || sl_takes_picture(&model->family, job);
+}
+
+/* ---- what a job takes ---- */
+
+static bool taken(sl_when when, const char *given)
+{
+    return when == SL_ALWAYS || (when == SL_PER_JOB && (!given || *given));
+}
+
+bool sl_takes_picture(const sl_family *f, const sl_job *job)
+{
+    return taken(f->picture, job ? job->image : NULL);
+}
+
+bool sl_takes_last_picture(const sl_family *f, const sl_job *job)
+{
+    return f->last_picture != SL_NEVER && (!job || *job->last_image);
+}
+
+bool sl_job_guided(const sl_job *job)
+{
+    return job->guidance > 1;
+}
+
+int sl_image_tokens(const sl_model *model, const sl_job *job)
+{
+    if (!model->family.clip) return 0;
+    return sl_clip_tokens(&model->clip) * (sl_takes_last_picture(&model->family, job) ? 2 : 1);
+}
+
+/* ---- grid ---- */
+
+sl_grid sl_grid_of(const sl_family *f, int width, int height, int frames)
+{
+    sl_grid g = {.frames = frames,
+                 .height = height,
+                 .width = width,
+                 .latent_frames = (frames - 1) / f->temporal + 1,
+                 .latent_height = height / f->spatial,
+                 .latent_width = width / f->spatial};
+    g.token_height = g.latent_height / f->patch;
+    g.token_width = g.latent_width / f->patch;
+    g.tokens = g.latent_frames * g.token_height * g.token_width;
+    g.chunks = (g.latent_frames + SL_CHUNK_LATENTS - 1) / SL_CHUNK_LATENTS;
+    g.chunk_frames = SL_CHUNK_LATENTS * f->temporal;
+    return g;
+}
+
+sl_grid sl_job_grid(const sl_model *model, const sl_job *job)
+{
+    return sl_grid_of(&model->family, job->width, job->height, job->frames);
+}
+
+sl_grid sl_grid_of_area(const sl_family *f, int64_t pixels, int frames)
+{
+    sl_grid g = sl_grid_of(f, 0, 0, frames);
+    g.height = 1, g.width = pixels;
+    g.latent_height = 1, g.latent_width = pixels / (f->spatial * f->spatial);
+    g.token_height = 1, g.token_width = g.latent_width / (f->patch * f->patch);
+    g.tokens = g.latent_frames * g.token_width;
+    return g;
+}
+
+/* ---- tensors ---- */
+
+static void add(sl_tensor_spec *out, int *n, const char *name, sl_dtype dtype, int rank, int64_t a,
+                int64_t b, int64_t c, int64_t d)
+{
+    out[(*n)++] = (sl_tensor_spec){name, dtype, rank, {a, b, c, d}};
+}
+
+int sl_handover_tensors(sl_tensor_spec out[SL_HANDOVER_TENSORS], sl_handover h,
+                        const sl_model *model, const sl_grid *g, const sl_job *job)
+{
+    const sl_dit_config *c = &model->dit[0];
+    int n = 0;
+    switch (h) {
+    case SL_HANDOVER_TEXT:
+        add(out, &n, "cond", SL_F32, 2, SL_TEXT_TOKENS, c->text_dim, 0, 0);
+        if (!job || sl_job_guided(job))
+            add(out, &n, "uncond", SL_F32, 2, SL_TEXT_TOKENS, c->text_dim, 0, 0);
+        break;
+    case SL_HANDOVER_IMAGE:
+        add(out, &n, "condition", SL_F32, 4, c->in_channels - c->out_channels, g->latent_frames,
+            g->latent_height, g->latent_width);
+        if (model->family.clip)
+            add(out, &n, "clip", SL_F32, 2, sl_image_tokens(model, job), c->image_dim, 0, 0);
+        break;
+    case SL_HANDOVER_LATENTS:
+        add(out, &n, "latents", SL_F32, 4, c->out_channels, g->latent_frames, g->latent_height,
+            g->latent_width);
+        break;
+    case SL_HANDOVER_FRAMES:
+        add(out, &n, "rgb", SL_U8, 4, g->chunk_frames, g->height, g->width, 3);
+        break;
+    case SL_HANDOVER_COUNT: break;
+    }
+    return n;
+}
+
+size_t sl_handover_bytes(sl_handover h, const sl_model *model, const sl_grid *grid)
+{
+    sl_tensor_spec t[SL_HANDOVER_TENSORS];
+    size_t bytes = 0;
+    for (int i = 0, n = sl_handover_tensors(t, h, model, grid, NULL); i < n; i++) {
+        sl_tensor view = sl_view(NULL, t[i].dtype, t[i].rank, t[i].shape);
+        bytes += (sl_bytes(&view) + SLOT_ALIGN - 1) / SLOT_ALIGN * SLOT_ALIGN;
+    }
+    return bytes;
+}

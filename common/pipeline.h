@@ -1,0 +1,130 @@
+/* pipeline.h - the pipeline, written once: its roles, and what is handed from whom to whom.
+ *
+ * Two lists decide. SL_ROLES are the kinds of stage; SL_HANDOVERS the ways between them. The
+ * scheduler, sizes, plan, replay, dump, checks, slot defaults and the stages' own names are
+ * derived from them: a new stage is a row in each, and a program.
+ * A hand-over's tensors, shapes and bytes follow from the model, the video's grid and the job.
+ * Nothing here owns memory. */
+#ifndef SL_PIPELINE_H
+#define SL_PIPELINE_H
+
+#include "common/job.h"
+#include "common/tensor.h"
+
+/* ---- roles ---- */
+
+/* NAME, name: the folder in stages/, the program sluice-NAME and the configuration's name. In the
+ * order in which a job meets them. */
+#define SL_ROLES(X)                                                                                \
+    X(TEXT, "text") X(IMAGE, "image") X(DENOISE, "denoise") X(DECODE, "decode") X(MUX, "mux")
+
+typedef enum {
+#define X(NAME, name) SL_ROLE_##NAME,
+    SL_ROLES(X)
+#undef X
+        SL_ROLE_COUNT
+} sl_role;
+
+/* "text"; "?" for a number that is no role. */
+const char *sl_role_name(sl_role role);
+/* Errors: -1 no role has this name. */
+int sl_role_by_name(const char *name);
+
+/* ---- hand-overs ---- */
+
+/* NAME, name, from, to, file, how.
+ *   name   of the pools in which the receiver takes it, and in the log
+ *   file   FILE.safetensors in the job's folder and in a dump
+ *   how    WHOLE   one slot or one file a job; the receiver may begin when it is there
+ *          CHUNKS  slot by slot while the sender works, in order, never spooled: sender and
+ *                  receiver work on one attempt together (a crew) and fall together
+ * Numbers travel in messages: rows are added at the end. */
+#define SL_HANDOVERS(X)                                                                            \
+    X(TEXT, "text", TEXT, DENOISE, "text", WHOLE)                                                  \
+    X(IMAGE, "image", IMAGE, DENOISE, "image", WHOLE)                                              \
+    X(LATENTS, "latents", DENOISE, DECODE, "denoise", WHOLE)                                       \
+    X(FRAMES, "frames", DECODE, MUX, "frames", CHUNKS)
+
+typedef enum {
+#define X(NAME, name, from, to, file, how) SL_HANDOVER_##NAME,
+    SL_HANDOVERS(X)
+#undef X
+        SL_HANDOVER_COUNT
+} sl_handover;
+
+typedef enum { SL_WHOLE, SL_CHUNKS } sl_how;
+
+typedef struct {
+    const char *name;
+    sl_role from, to;
+    const char *file; /* without .safetensors */
+    sl_how how;
+} sl_handover_row;
+
+extern const sl_handover_row SL_HANDOVER[SL_HANDOVER_COUNT];
+
+/* Errors: -1 no hand-over has this name, or this file. */
+int sl_handover_by_name(const char *name);
+int sl_handover_by_file(const char *file);
+/* Slots of the pool in which this role receives, unless the configuration says otherwise: 2, or as
+ * many chunks as let the sender work ahead (24). */
+int sl_default_slots(sl_role role);
+/* The job has this hand-over: IMAGE only where a picture is taken. job NULL: some job may. */
+bool sl_handover_applies(sl_handover h, const sl_model *model, const sl_job *job);
+
+/* ---- what a job takes ---- */
+
+/* The job gives a first picture, a last one, to a model that takes it. job NULL: some job may. */
+bool sl_takes_picture(const sl_family *f, const sl_job *job);
+bool sl_takes_last_picture(const sl_family *f, const sl_job *job);
+/* Guidance is on: there is an unconditional branch too. */
+bool sl_job_guided(const sl_job *job);
+/* Tokens that CLIP makes of the job's picture(s): 257 or 514; 0 for a model that attends to none.
+ * job NULL: the most. */
+int sl_image_tokens(const sl_model *model, const sl_job *job);
+
+/* ---- grid: pixels, latents, tokens ---- */
+
+#define SL_TEXT_TOKENS 512 /* of a prompt, padded */
+#define SL_CHUNK_LATENTS 1 /* latent frames that the decoder takes at a time */
+
+/* A video's extents in pixels, in latents of the VAE and in tokens of the transformer. */
+typedef struct {
+    int64_t frames, height, width;                      /* pixels */
+    int64_t latent_frames, latent_height, latent_width; /* latents */
+    int64_t token_height, token_width, tokens;          /* tokens of a frame's rows, of all */
+    int64_t chunks;       /* of SL_CHUNK_LATENTS, the last may be less */
+    int64_t chunk_frames; /* frames of the largest chunk */
+} sl_grid;
+
+/* width and height are multiples of spatial * patch, frames is temporal * n + 1: checked by
+ * sl_job_check for what users ask. */
+sl_grid sl_grid_of(const sl_family *f, int width, int height, int frames);
+sl_grid sl_job_grid(const sl_model *model, const sl_job *job);
+/* The largest grid of videos of at most `pixels` a frame, in whatever aspect: a frame as one row of
+ * latents. For bytes, not for shapes. */
+sl_grid sl_grid_of_area(const sl_family *f, int64_t pixels, int frames);
+
+/* ---- tensors of a hand-over ---- */
+
+#define SL_HANDOVER_TENSORS 2 /* most tensors of one */
+
+typedef struct {
+    const char *name;
+    sl_dtype dtype;
+    int rank;
+    int64_t shape[SL_MAX_RANK];
+} sl_tensor_spec;
+
+/* What the receiver takes, in order; returns how many.
+ *   TEXT     cond [512, text_dim], with guidance uncond likewise, F32
+ *   IMAGE    condition [temporal + z, T, h/8, w/8] F32, with CLIP clip [257 or 514, image_dim] F32
+ *   LATENTS  latents [z, T, h/8, w/8] F32
+ *   FRAMES   rgb [n, h, w, 3] U8, of the largest chunk
+ * job NULL: all that the model may ask for. Source: spec 3.3, 3.4, 3.6, 7. */
+int sl_handover_tensors(sl_tensor_spec out[SL_HANDOVER_TENSORS], sl_handover h,
+                        const sl_model *model, const sl_grid *grid, const sl_job *job);
+/* Bytes of a slot that holds all of them, each aligned as common/lease.h aligns it. */
+size_t sl_handover_bytes(sl_handover h, const sl_model *model, const sl_grid *grid);
+
+#endif
