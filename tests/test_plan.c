@@ -363,7 +363,7 @@ static void slots_hold_the_jobs_tensors(void **state)
           8192);
     about((int64_t)sl_slot_bytes(&m, SL_HANDOVER_LATENTS, 921600, 81), LATENT_720, 8192);
     about((int64_t)sl_slot_bytes(&m, SL_HANDOVER_IMAGE, 921600, 81),
-          LATENT_720 / 16 * 20 + (int64_t)514 * 1280 * 4, 8192);
+          LATENT_720 / 16 * 20 + (int64_t)257 * 1280 * 4, 8192);
     assert_int_equal(sl_slot_bytes(&m, SL_HANDOVER_FRAMES, 921600, 81), 4 * 1280 * 720 * 3);
     (void)state;
 }
