@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# lint.sh - format, static analysis, scripts, and that includes run one way. A tool that is not installed is named and left out.
+# lint.sh - format, widths, static analysis, scripts, names, and where includes may point. A tool that is not installed is named and
+# left out.
 set -u
 cd "$(dirname "$0")/.." || exit 2
 bad=0
@@ -20,6 +21,30 @@ grep -nE '^ *# *include "' "${layered[@]}" | awk -F'[:"]' '
     { from = $1; to = $4; sub("/.*", "", from); sub("/.*", "", to) }
     level[to] == 0 || level[to] > level[from] { printf "%s:%s: includes \"%s\": want a path from the top of the tree, and not from %s\n", $1, $2, $4, to; bad = 1 }
     END { exit bad }' || failed
+
+step 'no include from one program into another, none into a program'
+programs=$(list 'stages/*/main.c' | sed 's|/main.c$||')
+for p in $programs; do
+    grep -nE "^ *# *include \"$p/" "${layered[@]}" | grep -v "^$p/" |
+        sed "s|\$|: $p is a program of its own, want what both need in a folder without a main.c|"
+done | { ! grep .; } || failed
+
+step 'no circle of includes in stages/: a module is a header with its source'
+grep -oE '^ *# *include "stages/[^"]*' "${layered[@]}" | sed -E 's/^([^:]*):.*"/\1 /; s/\.[a-z]+( |$)/\1/g' |
+    awk '$1 ~ /^stages/ && $1 != $2' | sort -u | tsort 2>&1 >/dev/null | sed 's/^tsort: /circle: /' | { ! grep .; } || failed
+
+step 'comments and Markdown: at most 100 columns; a row of a table, a link or a fenced block may stand'
+awk 'length > 100 && (/\/\*/ || /^ *\*/ || /\/\//) { printf "%s:%d: %d columns, want at most 100\n", FILENAME, FNR, length; bad = 1 }
+    END { exit bad }' "${layered[@]}" "${tests[@]}" || failed
+awk 'FNR == 1 { fence = 0 }
+    /^ *```/ { fence = !fence }
+    length > 100 && !fence && !/^ *\|/ && !/https?:/ { printf "%s:%d: %d columns, want at most 100\n", FILENAME, FNR, length; bad = 1 }
+    END { exit bad }' $(list '*.md') || failed
+
+if [ -f build/release/libsluice.a ]; then
+    step 'external names of the library begin with sl_ (data tables: SL_)'
+    nm -g --defined-only build/release/libsluice.a 2>/dev/null | awk 'NF == 3 && $3 !~ /^(sl_|SL_|_Z)/ { print "libsluice.a: " $3; bad = 1 } END { exit bad }' || failed
+fi
 
 if have clang-format; then
     step 'format'
