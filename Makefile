@@ -132,7 +132,7 @@ lint: setup         ## format, warnings as errors, static analysis, scripts, dir
 	@tests/lint.sh
 
 format:             ## clang-format on every C file
-	@git ls-files '*.c' '*.h' '*.cc' | grep -v stages/text/html5.h | xargs clang-format -i
+	@git ls-files '*.c' '*.h' '*.cc' | grep -v common/html5.h | xargs clang-format -i
 
 install: setup      ## programs to PREFIX/lib/sluice, the command as PREFIX/bin/sluice, settings to PREFIX/share/sluice
 	$(SUB) programs

@@ -13,6 +13,8 @@
 
 #include <libconfig.h>
 
+#include "common/text.h"
+
 #define FILE_BYTES (1 << 20) /* longest file */
 
 typedef enum { INT, INT64, FLOAT, TEXT, WORD, WORDS, PROGRAM, DEVICE, ARGS } key_type;
@@ -357,32 +359,10 @@ static sl_code read_key(const reader *r, const config_setting_t *s, const key *k
 
 /* ---- the nearest known key ---- */
 
-static int least(int a, int b)
-{
-    return a < b ? a : b;
-}
-
-/* Levenshtein distance of the first 63 bytes. */
-static int distance(const char *a, const char *b)
-{
-    int row[64], n = (int)strnlen(b, 63), m = (int)strnlen(a, 63);
-    for (int j = 0; j <= n; j++) row[j] = j;
-    for (int i = 1; i <= m; i++) {
-        int diagonal = row[0];
-        row[0] = i;
-        for (int j = 1; j <= n; j++) {
-            int up = row[j];
-            row[j] = least(least(row[j], row[j - 1]) + 1, diagonal + (a[i - 1] != b[j - 1]));
-            diagonal = up;
-        }
-    }
-    return row[n];
-}
-
 static void consider(const char *known, const char *unknown, int cost, const char **best,
                      int *best_cost)
 {
-    cost += distance(known, unknown);
+    cost += sl_text_distance(known, unknown);
     if (cost < *best_cost) {
         *best_cost = cost;
         *best = known;
@@ -400,7 +380,7 @@ static sl_code unknown_key(const reader *r, const config_setting_t *s, const cha
     for (int i = 0; i < count; i++) {
         const char *dot = strchr(keys[i].path, '.');
         consider(keys[i].path, keys == STAGE_KEYS ? last : path, 0, &best, &cost);
-        int apart = 1 + distance(dot ? dot + 1 : keys[i].path, last);
+        int apart = 1 + sl_text_distance(dot ? dot + 1 : keys[i].path, last);
         if (apart < cost) {
             cost = apart;
             best = keys[i].path;
@@ -414,7 +394,7 @@ static sl_code unknown_group(const reader *r, const config_setting_t *s)
 {
     const char *name = config_setting_name(s), *best = "stages";
     char group[64], nearest[64] = "stages";
-    int cost = distance("stages", name);
+    int cost = sl_text_distance("stages", name);
     if (config_setting_type(s) != CONFIG_TYPE_GROUP && config_setting_type(s) != CONFIG_TYPE_LIST)
         return unknown_key(r, s, name, KEYS, KEY_COUNT);
     for (int i = 0; i < KEY_COUNT; i++) {

@@ -34,6 +34,9 @@ typedef struct {
     char msg[512];
 } sl_err;
 
+/* How a command ends: done; a job failed; refused before any work. */
+enum { SL_EXIT_OK = 0, SL_EXIT_FAILED = 1, SL_EXIT_REFUSED = 2 };
+
 /* Fill *err (unless NULL) with `code` and the formatted message; return `code`. */
 sl_code sl_fail(sl_err *err, sl_code code, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));

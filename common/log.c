@@ -16,6 +16,8 @@ static const char *const NAMES[] = {
 #undef X
 };
 
+#define COMPLAINT 1600 /* bytes of the longest, its NUL included; more is cut off */
+
 static char log_name[32] = "sluice";
 static _Atomic int log_level = SL_LOG_INFO;
 
@@ -72,6 +74,18 @@ void sl_log(sl_log_level level, const char *fmt, ...)
 void sl_log_err(const char *prefix, const sl_err *err)
 {
     sl_log(SL_LOG_ERROR, "%s: %s", prefix, err->msg[0] ? err->msg : sl_code_text(err->code));
+}
+
+void sl_complain(const char *fmt, ...)
+{
+    char line[COMPLAINT];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(line, sizeof line, fmt, ap);
+    va_end(ap);
+    for (unsigned char *p = (unsigned char *)line; *p; p++)
+        if (*p < 32 || *p == 127) *p = '?';
+    fprintf(stderr, "%s: %s\n", log_name, line);
 }
 
 bool sl_log_level_parse(const char *text, sl_log_level *out)

@@ -36,6 +36,10 @@ void sl_log(sl_log_level level, const char *fmt, ...) __attribute__((format(prin
 /* At level error: "prefix: message of err (its code's text where there is no message)". */
 void sl_log_err(const char *prefix, const sl_err *err);
 
+/* The line with which a command ends or goes on without something: "NAME: text" on stderr,
+ * whatever the level shown; control characters of paths and messages become '?'. */
+void sl_complain(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+
 /* Would sl_log(level, ...) print? For messages that are dear to make. */
 bool sl_log_shows(sl_log_level level);
 

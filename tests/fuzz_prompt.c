@@ -1,6 +1,6 @@
 /* fuzz_prompt.c - any bytes as a prompt: refused, or cleaned to valid text without white
  * space at its ends. */
-#include "stages/text/prompt.h"
+#include "common/prompt.h"
 
 #include <stdint.h>
 #include <stdlib.h>

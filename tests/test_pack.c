@@ -7,7 +7,7 @@
 
 #include "common/model.h"
 #include "common/safetensors.h"
-#include "stages/cli/cli.h"
+#include "stages/job/components.h"
 
 static sl_err err;
 static t_run r;
@@ -345,7 +345,7 @@ static void the_large_model_has_its_configurations(void **state)
     /* spec 1.9, without what nobody asks for */
     static const int64_t MILLIONS[] = {5680, 611, 16394, 126};
     for (int i = 0; i < 4; i++) {
-        const component *c = component_at(&m, i);
+        const sl_component *c = sl_component_at(&m, i);
         T_OK(sl_loader_plan(&l, &plan, c->name, &err));
         c->load(&m, l);
         T_OK(sl_loader_finish(l, &err));

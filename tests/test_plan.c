@@ -7,7 +7,9 @@
 
 #include <jansson.h>
 
-#include "stages/cli/cli.h"
+#include "stages/cli/arguments.h"
+#include "stages/job/defaults.h"
+#include "stages/job/plan.h"
 #include "stages/sizes.h"
 
 static sl_err err;
@@ -432,18 +434,18 @@ static const char *job_after(const char *text, const char *words, const char *li
     static char out[1024];
     char copy[512], jobs[400], *args[T_ARGS], *next = NULL;
     int n = 0;
-    cli_options o;
-    cli_job d;
+    sl_batch o;
+    sl_request d;
     snprintf(copy, sizeof copy, "%s", words);
     for (char *w = strtok_r(copy, " ", &next); w; w = strtok_r(NULL, " ", &next)) args[n++] = w;
     snprintf(jobs, sizeof jobs, "%s/jobs.jsonl", r.base);
-    t_write(t_format("%s/" MODEL_DEFAULTS, r.base), text);
+    t_write(t_format("%s/" SL_MODEL_DEFAULTS, r.base), text);
     t_write(jobs, line);
     if (*line) args[n++] = (char *)"--jobs", args[n++] = jobs;
-    T_OK(cli_parse(&o, false, n, args, &err));
-    T_OK(defaults_read(&d, r.base, &err));
-    T_OK(defaults_apply(&o.jobs[0], &d, &err));
-    const cli_job *j = &o.jobs[0];
+    T_OK(sl_cli_parse(&o, false, n, args, &err));
+    T_OK(sl_request_read_defaults(&d, r.base, &err));
+    T_OK(sl_request_apply_defaults(&o.jobs[0], &d, &err));
+    const sl_request *j = &o.jobs[0];
     const sl_job *s = &j->spec;
     size_t at = 0;
 #define SAY(has, fmt, ...)                                                                         \
@@ -466,7 +468,7 @@ static const char *job_after(const char *text, const char *words, const char *li
 #undef SAY
     out[at - 1] = 0;
     sl_job_free(&d.spec);
-    cli_options_free(&o);
+    sl_batch_free(&o);
     return out;
 }
 
@@ -589,34 +591,34 @@ static void put(const char *path, const char *text)
 /* The tightest group decides, and page cache counts as free. */
 static void what_the_machine_gives(void **state)
 {
-    machine_memory m;
+    sl_machine_memory m;
     const char *root = t_format("%s/machine", r.base);
-    T_CODE(plan_machine(&m, root, &err), SL_SYS);
+    T_CODE(sl_plan_machine(&m, root, &err), SL_SYS);
     T_SAYS(err.msg, "no MemTotal and MemAvailable");
     put("/proc/meminfo",
         "MemTotal:       1000 kB\nMemFree:         1 kB\nMemAvailable:    800 kB\n");
-    T_OK(plan_machine(&m, root, &err));
+    T_OK(sl_plan_machine(&m, root, &err));
     assert_true(m.total == 1024000 && m.available == 819200 && m.group == UINT64_MAX &&
                 m.gives == 819200);
 
     put("/proc/self/cgroup", "4:memory:/old\n0::/a/b\n");
-    T_OK(plan_machine(&m, root, &err));
+    T_OK(sl_plan_machine(&m, root, &err));
     assert_true(m.gives == 819200);
     put("/sys/fs/cgroup/a/b/memory.max", "max\n");
     put("/sys/fs/cgroup/a/memory.max", "600000\n");
     put("/sys/fs/cgroup/a/memory.current", "500000\n");
-    T_OK(plan_machine(&m, root, &err));
+    T_OK(sl_plan_machine(&m, root, &err));
     assert_int_equal(m.gives, 100000);
     put("/sys/fs/cgroup/a/memory.stat", "anon 1\ninactive_file 150000\nactive_file 50000\n");
-    T_OK(plan_machine(&m, root, &err));
+    T_OK(sl_plan_machine(&m, root, &err));
     assert_int_equal(m.gives, 300000);
     /* a container's own view: its group is the top */
     put("/sys/fs/cgroup/memory.max", "5000\n");
     put("/sys/fs/cgroup/memory.current", "6000\n");
-    T_OK(plan_machine(&m, root, &err));
+    T_OK(sl_plan_machine(&m, root, &err));
     assert_int_equal(m.gives, 0);
     put("/proc/self/cgroup", "0::/\n");
-    T_OK(plan_machine(&m, root, &err));
+    T_OK(sl_plan_machine(&m, root, &err));
     assert_int_equal(m.gives, 0);
     (void)state;
 }

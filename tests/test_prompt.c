@@ -3,7 +3,7 @@
 
 #include <jansson.h>
 
-#include "stages/text/prompt.h"
+#include "common/prompt.h"
 
 /* Every pair of tests/golden/prompts/cases.json, byte for byte. */
 static void as_ftfy_and_diffusers(void **state)

@@ -4,8 +4,8 @@
 #include <jansson.h>
 
 #include "common/safetensors.h"
-#include "stages/text/prompt.h"
-#include "stages/text/tokenizer.h"
+#include "common/prompt.h"
+#include "common/tokenizer.h"
 
 #define MODEL "tests/golden/tiny-i2v/model/tokenizer/spiece.model"
 

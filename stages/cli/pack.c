@@ -11,7 +11,7 @@
  * With --random DIR's configurations are enough: the tensors that its networks ask for
  * get random numbers (those of sl_loader_random), to measure loading and speed at sizes
  * whose weights are not here. --component leaves the others' weights out. */
-#include "stages/cli/cli.h"
+#include "stages/cli/verbs.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -27,6 +27,10 @@
 
 #include "common/log.h"
 #include "common/safetensors.h"
+#include "common/trace.h"
+#include "stages/job/components.h"
+#include "stages/job/defaults.h"
+#include "stages/job/files.h"
 
 #define DATA_ALIGN 4096
 #define PIECE ((int64_t)8 << 20) /* elements converted and written at a time */
@@ -41,7 +45,7 @@ typedef struct {
 } item;
 
 typedef struct {
-    const component *c;
+    const sl_component *c;
     sl_loader *loader;
     item *items;
     int count, room;
@@ -52,11 +56,11 @@ typedef struct {
     char from[SL_PATH], to[SL_PATH], temporary[SL_PATH + 32];
     sl_dtype dtype; /* BF16 or F32 */
     bool quiet, random;
-    const char *only[MAX_COMPONENTS]; /* the components asked for; none: all */
+    const char *only[SL_MAX_COMPONENTS]; /* the components asked for; none: all */
     int only_count;
     sl_model model;
     sl_ctx plan;
-    part parts[MAX_COMPONENTS];
+    part parts[SL_MAX_COMPONENTS];
     int part_count;
     void *stage;                /* PIECE elements */
     uint64_t bytes, done, read; /* to write; written; read for it */
@@ -91,7 +95,7 @@ static bool stays_float(const char *name)
     return false;
 }
 
-static sl_dtype dtype_of(const packer *k, const component *c, const char *name,
+static sl_dtype dtype_of(const packer *k, const sl_component *c, const char *name,
                          const sl_tensor *stored)
 {
     bool dit = !strncmp(c->name, "transformer", 11), text = !strcmp(c->name, "text_encoder");
@@ -236,7 +240,7 @@ static sl_code write_part(packer *k, const part *p, sl_err *err)
     sl_st_writer *w = NULL;
     sl_code rc;
     snprintf(file, sizeof file, "%s.safetensors", p->c->stem);
-    if ((rc = sl_path_join(dir, k->temporary, p->c->name, err)) || (rc = make_dirs(dir, err)) ||
+    if ((rc = sl_path_join(dir, k->temporary, p->c->name, err)) || (rc = sl_make_dirs(dir, err)) ||
         (rc = sl_path_join(path, dir, file, err)) || (rc = sl_stw_open(&w, path, err)))
         return rc;
     sl_stw_align(w, DATA_ALIGN);
@@ -282,7 +286,7 @@ static sl_code copy_folder(const packer *k, const char *folder, sl_err *err)
         return rc;
     DIR *d = opendir(src_dir);
     if (!d) return errno == ENOENT ? SL_OK : sl_fail_errno(err, errno, "%s", src_dir);
-    rc = make_dirs(dst_dir, err);
+    rc = sl_make_dirs(dst_dir, err);
     while (!rc && (e = readdir(d))) {
         struct stat st;
         if (*e->d_name == '.' || holds_weights(e->d_name) ||
@@ -291,7 +295,7 @@ static sl_code copy_folder(const packer *k, const char *folder, sl_err *err)
             !S_ISREG(st.st_mode))
             continue;
         if (st.st_size > SMALL_FILE) continue;
-        if (!(rc = copy_file(src, dst, err))) chmod(dst, 0644);
+        if (!(rc = sl_copy_file(src, dst, err))) chmod(dst, 0644);
     }
     closedir(d);
     return rc;
@@ -301,19 +305,19 @@ static sl_code copy_rest(const packer *k, sl_err *err)
 {
     static const char *const FOLDERS[] = {"scheduler", "tokenizer", "image_processor",
                                           "feature_extractor"};
-    static const char *const FILES[] = {"model_index.json", MODEL_DEFAULTS, "README.md",
-                                        "LICENSE",          "LICENSE.txt",  "LICENSE.md"};
+    static const char *const FILES[] = {"model_index.json", SL_MODEL_DEFAULTS, "README.md",
+                                        "LICENSE",          "LICENSE.txt",     "LICENSE.md"};
     char src[SL_PATH], dst[SL_PATH];
     sl_code rc = SL_OK;
     for (size_t i = 0; i < sizeof FOLDERS / sizeof *FOLDERS && !rc; i++)
         rc = copy_folder(k, FOLDERS[i], err);
-    for (int i = 0; !rc && component_at(&k->model, i); i++)
-        rc = copy_folder(k, component_at(&k->model, i)->name, err);
+    for (int i = 0; !rc && sl_component_at(&k->model, i); i++)
+        rc = copy_folder(k, sl_component_at(&k->model, i)->name, err);
     for (size_t i = 0; i < sizeof FILES / sizeof *FILES && !rc; i++) {
         if ((rc = sl_path_join(src, k->from, FILES[i], err)) ||
             (rc = sl_path_join(dst, k->temporary, FILES[i], err)) || access(src, R_OK))
             continue;
-        if (!(rc = copy_file(src, dst, err))) chmod(dst, 0644);
+        if (!(rc = sl_copy_file(src, dst, err))) chmod(dst, 0644);
     }
     return rc;
 }
@@ -341,10 +345,10 @@ static sl_code parse(packer *k, int argc, char **argv, sl_err *err)
         else if (o == 'o') out = optarg;
         else if (o == 'd') dtype = optarg;
         else if (o == 'r') k->random = true;
-        else if (o == 'c' && k->only_count < MAX_COMPONENTS) k->only[k->only_count++] = optarg;
+        else if (o == 'c' && k->only_count < SL_MAX_COMPONENTS) k->only[k->only_count++] = optarg;
         else if (o == 'c')
             return sl_fail(err, SL_ARG, "pack: --component is given more than %d times",
-                           MAX_COMPONENTS);
+                           SL_MAX_COMPONENTS);
         else if (o == 'q') k->quiet = true;
         else
             return sl_fail(err, SL_ARG, "pack: option %.60s %s, %s", argv[optind - 1],
@@ -360,7 +364,7 @@ static sl_code parse(packer *k, int argc, char **argv, sl_err *err)
     if (strcmp(dtype, "bf16") && strcmp(dtype, "f32"))
         return sl_fail(err, SL_ARG, "pack: --dtype is %.60s, want bf16 or f32", dtype);
     k->dtype = strcmp(dtype, "f32") ? SL_BF16 : SL_F32;
-    if ((rc = absolute_path(k->from, model, err)) || (rc = absolute_path(k->to, out, err)))
+    if ((rc = sl_absolute_path(k->from, model, err)) || (rc = sl_absolute_path(k->to, out, err)))
         return rc;
     for (size_t n = strlen(k->to); n > 1 && k->to[n - 1] == '/'; n--) k->to[n - 1] = 0;
     return SL_OK;
@@ -391,7 +395,7 @@ static sl_code check_output(const packer *k, sl_err *err)
     struct stat st;
     parent_of(parent, k->to);
     if (!realpath(k->from, real_from)) return sl_fail_errno(err, errno, "%s", k->from);
-    if (same_file(k->from, k->to))
+    if (sl_same_file(k->from, k->to))
         return sl_fail(err, SL_ARG, "pack: output %s is the checkpoint itself, want another folder",
                        k->to);
     if (!realpath(parent, real_parent))
@@ -405,7 +409,7 @@ static sl_code check_output(const packer *k, sl_err *err)
         return sl_fail(err, SL_ARG,
                        "pack: output %s is there already, want a new name or an empty folder",
                        k->to);
-    return can_make_dir(parent, err);
+    return sl_can_make_dir(parent, err);
 }
 
 /* What packers of this name left who are dead (SIGKILL). */
@@ -421,7 +425,7 @@ static void sweep(const packer *k)
         long pid = strncmp(e->d_name, prefix, (size_t)n) ? 0 : strtol(e->d_name + n, &end, 10);
         if (pid > 0 && !*end && kill((pid_t)pid, 0) && errno == ESRCH &&
             !sl_path_join(path, parent, e->d_name, NULL))
-            remove_tree(path);
+            sl_remove_tree(path);
     }
     if (d) closedir(d);
 }
@@ -429,10 +433,10 @@ static void sweep(const packer *k)
 /* Every name of --component is one of this model's. */
 static sl_code check_names(const packer *k, sl_err *err)
 {
-    const component *c;
+    const sl_component *c;
     for (int i = 0; i < k->only_count; i++) {
         char list[200] = "";
-        for (int n = 0; (c = component_at(&k->model, n)) && strcmp(c->name, k->only[i]); n++)
+        for (int n = 0; (c = sl_component_at(&k->model, n)) && strcmp(c->name, k->only[i]); n++)
             snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", n ? ", " : "",
                      c->name);
         if (!c)
@@ -442,7 +446,7 @@ static sl_code check_names(const packer *k, sl_err *err)
     return SL_OK;
 }
 
-static bool is_wanted(const packer *k, const component *c)
+static bool is_wanted(const packer *k, const sl_component *c)
 {
     bool named = !k->only_count;
     for (int i = 0; i < k->only_count; i++) named |= !strcmp(k->only[i], c->name);
@@ -453,15 +457,16 @@ static sl_code prepare(packer *k, sl_err *err)
 {
     char parent[SL_PATH];
     struct statvfs fs;
-    const component *c;
-    cli_job defaults;
-    sl_code rc = defaults_read(&defaults, k->from, err); /* it is copied, and so must be good */
+    const sl_component *c;
+    sl_request defaults;
+    sl_code rc =
+        sl_request_read_defaults(&defaults, k->from, err); /* it is copied, and so must be good */
     sl_job_free(&defaults.spec);
     if (rc || (rc = sl_model_open(&k->model, k->from, err)) || (rc = check_names(k, err)) ||
-        (!k->random && (rc = check_weights(&k->model, err))) || (rc = check_output(k, err)))
+        (!k->random && (rc = sl_components_check(&k->model, err))) || (rc = check_output(k, err)))
         return rc;
     if ((rc = sl_ctx_open(&k->plan, &sl_ops_plan, 0, err))) return rc;
-    for (int i = 0; (c = component_at(&k->model, i)); i++) {
+    for (int i = 0; (c = sl_component_at(&k->model, i)); i++) {
         if (!is_wanted(k, c)) continue;
         part *p = &k->parts[k->part_count++];
         p->c = c;
@@ -484,13 +489,13 @@ static sl_code pack(packer *k, sl_err *err)
 {
     sl_code rc;
     snprintf(k->temporary, sizeof k->temporary, "%s.tmp-%d", k->to, (int)getpid());
-    remove_tree(k->temporary); /* of a process that had our number and was killed */
+    sl_remove_tree(k->temporary); /* of a process that had our number and was killed */
     if (mkdir(k->temporary, 0777)) return sl_fail_errno(err, errno, "%s", k->temporary);
     k->t0_ns = sl_now_ns();
     rc = copy_rest(k, err);
     for (int i = 0; i < k->part_count && !rc; i++) rc = write_part(k, &k->parts[i], err);
     if (!rc && rename(k->temporary, k->to)) rc = sl_fail_errno(err, errno, "%s", k->to);
-    if (rc) remove_tree(k->temporary);
+    if (rc) sl_remove_tree(k->temporary);
     double s = (double)(sl_now_ns() - k->t0_ns) * 1e-9;
     if (!rc && !k->quiet && k->random)
         printf("%s: %.2f GB of random weights in %.2f s, %.2f GB/s\n", k->to,
@@ -501,12 +506,12 @@ static sl_code pack(packer *k, sl_err *err)
     return rc;
 }
 
-int cli_pack(int argc, char **argv)
+int sl_cli_pack(int argc, char **argv)
 {
     struct sigaction stop = {.sa_handler = on_signal}, ignore = {.sa_handler = SIG_IGN};
     packer *k = calloc(1, sizeof *k);
     sl_err err = {0};
-    int status = EXIT_REFUSED;
+    int status = SL_EXIT_REFUSED;
     if (!k) sl_fail(&err, SL_NOMEM, "no memory");
     /* getopt looks from the second word on */
     else if (!parse(k, argc + 1, argv - 1, &err) && !prepare(k, &err)) {
@@ -515,9 +520,9 @@ int cli_pack(int argc, char **argv)
         sigaction(SIGHUP, &stop, NULL);
         /* a limit on file sizes is an error like a full disk */
         sigaction(SIGXFSZ, &ignore, NULL);
-        status = pack(k, &err) ? EXIT_FAILED : EXIT_OK;
+        status = pack(k, &err) ? SL_EXIT_FAILED : SL_EXIT_OK;
     }
-    if (err.code) complain("%s", err.msg);
+    if (err.code) sl_complain("%s", err.msg);
     for (int i = 0; k && i < k->part_count; i++) {
         for (int n = 0; n < k->parts[i].count; n++) free(k->parts[i].items[n].name);
         free(k->parts[i].items);

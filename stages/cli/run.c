@@ -1,6 +1,7 @@
 /* run.c - a pipeline from start to end: run directory, dispatcher, jobs, progress,
  * recovery, results. */
-#include "stages/cli/cli.h"
+#include "stages/cli/arguments.h"
+#include "stages/cli/verbs.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -16,15 +17,20 @@
 #include <zmq.h>
 
 #include "common/log.h"
-#include "stages/mux/mp4.h"
+#include "common/temporary.h"
+#include "stages/job/check.h"
+#include "stages/job/files.h"
+#include "stages/job/folder.h"
+#include "stages/job/plan.h"
+#include "stages/job/report.h"
 
 #define REAP_MS 5000 /* longest wait for killed stages to be gone */
 
 typedef struct {
-    cli_options *o;
+    sl_batch *o;
     sl_conf *conf;
     const sl_model *model;
-    report rep;
+    sl_report rep;
     char run_dir[SL_PATH], spool[SL_PATH], conf_path[SL_PATH], bin_dir[SL_PATH], endpoint[SL_PATH];
     void *zmq, *socket;
     pid_t pid; /* the dispatcher */
@@ -42,68 +48,6 @@ typedef struct {
 
 /* ---- before: folders ---- */
 
-/* A replayed job begins with the hand-overs of stages before --from, and those beside it. */
-static sl_code copy_dumped(const cli_job *j, const char *from, sl_err *err)
-{
-    static const struct {
-        /* the stage that makes this file, which is asked to run again */
-        const char *file, *not_from;
-    } FILES[] = {{"text.safetensors", "text"},
-                 {"image.safetensors", "image"},
-                 {"denoise.safetensors", "denoise"}};
-    char src[SL_PATH], dst[SL_PATH];
-    sl_code rc = SL_OK;
-    for (int i = 0; i < 3 && !rc; i++) {
-        /* latents are made again unless only decoding is */
-        bool later = i == 2 && strcmp(from, "decode");
-        if (!strcmp(FILES[i].not_from, from) || later) continue;
-        if ((rc = sl_path_join(src, j->replay_dir, FILES[i].file, err)) ||
-            (rc = sl_path_join(dst, j->dir, FILES[i].file, err)))
-            break;
-        if (i < 2 && access(src, R_OK) && errno == ENOENT && i == 1)
-            continue; /* a checkpoint without pictures has no image.safetensors */
-        rc = copy_file(src, dst, err);
-    }
-    return rc ? sl_context(err, rc, "replay") : SL_OK;
-}
-
-static sl_code copy_input(const cli_job *j, const char *path, const char *name, bool given,
-                          bool optional, sl_err *err)
-{
-    char src[SL_PATH], dst[SL_PATH];
-    sl_code rc;
-    if (!*path) return SL_OK;
-    if (*j->replay_dir && !given && strcmp(name, "noise.safetensors")) {
-        /* the dump has its own copy of the picture */
-        if ((rc = sl_path_join(src, j->replay_dir, name, err))) return rc;
-        path = src;
-    }
-    if ((rc = sl_path_join(dst, j->dir, name, err))) return rc;
-    if (optional && access(path, R_OK)) return SL_OK;
-    return copy_file(path, dst, err);
-}
-
-/* spool/JOB: everything the stages will need, so that nothing of the user's is read
- * twice. */
-static sl_code make_job_dir(runner *r, cli_job *j, const char *from, sl_err *err)
-{
-    char path[SL_PATH], name[32];
-    sl_code rc;
-    snprintf(name, sizeof name, "%d-%llu", (int)getpid(), (unsigned long long)j->id);
-    if ((rc = sl_path_join(j->dir, r->spool, name, err))) return rc;
-    remove_tree(j->dir); /* of a process that had our number and was killed */
-    if ((rc = make_dirs(j->dir, err))) return rc;
-    if ((rc =
-             copy_input(j, j->spec.image, "image.input", j->has_image, *j->replay_dir != 0, err)) ||
-        (rc = copy_input(j, j->spec.last_image, "last_image.input", j->has_last_image,
-                         *j->replay_dir != 0, err)) ||
-        (rc = copy_input(j, j->spec.noise, "noise.safetensors", j->has_noise, false, err)))
-        return rc;
-    if (*from && (rc = copy_dumped(j, from, err))) return rc;
-    if ((rc = sl_path_join(path, j->dir, "job.json", err))) return rc;
-    return sl_job_write(&j->spec, path, err);
-}
-
 static sl_code write_conf(runner *r, sl_err *err)
 {
     sl_code rc = sl_path_join(r->conf_path, r->run_dir, "run.cfg", err);
@@ -119,19 +63,19 @@ static sl_code prepare(runner *r, sl_err *err)
 {
     sl_code rc;
     sigset_t set;
-    if ((rc = program_dir(r->bin_dir, err)) ||
-        (rc = make_run_dir(r->run_dir, r->conf->run.dir, err)))
+    if ((rc = sl_program_dir(r->bin_dir, err)) ||
+        (rc = sl_make_run_dir(r->run_dir, r->conf->run.dir, err)))
         return rc;
-    if (*r->conf->run.spool) rc = absolute_path(r->spool, r->conf->run.spool, err);
+    if (*r->conf->run.spool) rc = sl_absolute_path(r->spool, r->conf->run.spool, err);
     else rc = sl_path_join(r->spool, r->run_dir, "spool", err);
-    if (rc || (rc = make_dirs(r->spool, err)) || (rc = write_conf(r, err))) return rc;
+    if (rc || (rc = sl_make_dirs(r->spool, err)) || (rc = write_conf(r, err))) return rc;
     if (snprintf(r->endpoint, sizeof r->endpoint, "ipc://%.1000s/ctl", r->run_dir) > 6 + 107)
         return sl_fail(err, SL_ARG,
                        "run directory %s is too long for a socket's name, want at most 100 bytes",
                        r->run_dir);
     for (int i = 0; i < r->o->job_count; i++) {
         r->o->jobs[i].id = (uint64_t)(i + 1);
-        if ((rc = make_job_dir(r, &r->o->jobs[i], r->o->from, err))) return rc;
+        if ((rc = sl_request_open_dir(&r->o->jobs[i], r->spool, r->o->from, err))) return rc;
     }
     sigemptyset(&set);
     sigaddset(&set, SIGINT);
@@ -239,35 +183,9 @@ static void client_span(runner *r, uint64_t job, sl_span_kind kind, int64_t t0, 
     sl_trace_add(&r->rep.trace, &s, NULL);
 }
 
-/* The spool's files that --dump promises, into the user's folder. On a full disk what was
- * written of them goes again; the video stays. */
-static sl_code copy_dump(const cli_job *j, sl_err *err)
-{
-    static const char *const FILES[] = {
-        "job.json",          "image.input",         "last_image.input",  "text.safetensors",
-        "image.safetensors", "denoise.safetensors", "frames.safetensors"};
-    char src[SL_PATH], dst[SL_PATH];
-    int done = 0;
-    bool made = access(j->dump_dir, F_OK) != 0;
-    sl_code rc = make_dirs(j->dump_dir, err);
-    for (; done < (int)(sizeof FILES / sizeof *FILES) && !rc; done++) {
-        if ((rc = sl_path_join(src, j->dir, FILES[done], err)) ||
-            (rc = sl_path_join(dst, j->dump_dir, FILES[done], err)) || access(src, R_OK))
-            continue;
-        rc = move_file(src, dst, err);
-    }
-    if (!rc && j->spec.dump_blocks && !(rc = sl_path_join(src, j->dir, "blocks", err)) &&
-        !(rc = sl_path_join(dst, j->dump_dir, "blocks", err)))
-        rc = move_files(src, dst, err);
-    for (int i = 0; rc && i < done; i++)
-        if (!sl_path_join(dst, j->dump_dir, FILES[i], NULL)) unlink(dst);
-    if (rc && made) rmdir(j->dump_dir);
-    return rc ? sl_context(err, rc, "the video is written, its dump is not") : SL_OK;
-}
-
 static void on_finished(runner *r, const sl_msg_finished *m)
 {
-    job_record *j = report_job(&r->rep, m->tag);
+    sl_report_job *j = sl_report_find(&r->rep, m->tag);
     sl_err err = {0};
     int64_t t0 = sl_now_ns();
     if (!j || j->finished) return;
@@ -275,10 +193,10 @@ static void on_finished(runner *r, const sl_msg_finished *m)
     j->code = (unsigned)m->code < SL_CODE_COUNT ? (sl_code)m->code : SL_INTERNAL;
     j->bytes = m->bytes;
     snprintf(j->message, sizeof j->message, "%s", m->message);
-    if (!j->code && *j->job->dump_dir && (j->code = copy_dump(j->job, &err)))
+    if (!j->code && *j->job->dump_dir && (j->code = sl_request_dump(j->job, &err)))
         snprintf(j->message, sizeof j->message, "%s", err.msg);
-    if (j->code) sl_mp4_sweep(j->job->spec.output);
-    remove_tree(j->job->dir);
+    if (j->code) sl_temporary_sweep(j->job->spec.output);
+    sl_remove_tree(j->job->dir);
     j->t1_ns = sl_now_ns();
     client_span(r, m->job, SL_SPAN_SPOOL, t0, j->t1_ns);
     r->left--;
@@ -286,16 +204,16 @@ static void on_finished(runner *r, const sl_msg_finished *m)
     if (!r->o->quiet && isatty(2) && *r->shown.stage) fputc('\n', stderr);
     *r->shown.stage = 0;
     if (*j->job->json && (r->o->job_count == 1 || strcmp(j->job->json, r->o->base.json)) &&
-        report_write(&r->rep, j, j->job->json, &err)) {
+        sl_report_write(&r->rep, j, j->job->json, &err)) {
         if (!j->code)
             snprintf(j->message, sizeof j->message,
                      "the video is written, its report is not: %.400s", err.msg);
         if (!j->code) j->code = err.code;
     }
     if (j->code)
-        complain("%s: %s: %s", j->job->spec.output,
-                 j->code == SL_CANCELLED ? "cancelled" : "failed", j->message);
-    else if (!r->o->quiet) report_print(&r->rep, j, stdout), fflush(stdout);
+        sl_complain("%s: %s: %s", j->job->spec.output,
+                    j->code == SL_CANCELLED ? "cancelled" : "failed", j->message);
+    else if (!r->o->quiet) sl_report_print(&r->rep, j, stdout), fflush(stdout);
 }
 
 static void receive_all(runner *r)
@@ -319,7 +237,7 @@ static void receive_all(runner *r)
             show_progress(r, &m.progress);
             break;
         case SL_MSG_FINISHED: on_finished(r, &m.finished); break;
-        default: report_message(&r->rep, &m);
+        default: sl_report_message(&r->rep, &m);
         }
     }
 }
@@ -429,16 +347,18 @@ static void stop(runner *r)
     if (r->socket) zmq_close(r->socket);
     if (r->zmq) zmq_ctx_term(r->zmq);
     if (r->signals >= 0) close(r->signals);
-    if (*r->run_dir && !*r->conf->run.dir) remove_tree(r->run_dir);
+    if (*r->run_dir && !*r->conf->run.dir) sl_remove_tree(r->run_dir);
 }
 
-int cli_run(cli_options *o, const sl_model *model, sl_conf *conf, int64_t t0_ns, sl_err *err)
+/* Start the dispatcher, submit all jobs, watch, restart it when it dies, until every job
+ * has ended. Returns an exit status; an error before any job ran is in *err. */
+static int run_jobs(sl_batch *o, const sl_model *model, sl_conf *conf, int64_t t0_ns, sl_err *err)
 {
     runner *r = calloc(1, sizeof *r);
-    int status = EXIT_OK;
+    int status = SL_EXIT_OK;
     if (!r) {
         sl_fail(err, SL_NOMEM, "no memory");
-        return EXIT_REFUSED;
+        return SL_EXIT_REFUSED;
     }
     *r = (runner){.o = o,
                   .conf = conf,
@@ -449,17 +369,39 @@ int cli_run(cli_options *o, const sl_model *model, sl_conf *conf, int64_t t0_ns,
                   .t0_ns = t0_ns};
     sl_log_open("sluice", conf->run.log);
     signal(SIGPIPE, SIG_IGN);
-    if (report_init(&r->rep, o, t0_ns, err) || prepare(r, err) || start_dispatcher(r, err) ||
-        connect_dispatcher(r, err) || watch(r, err))
-        status = EXIT_FAILED;
+    if (sl_report_init(&r->rep, o->jobs, o->job_count, t0_ns, err) || prepare(r, err) ||
+        start_dispatcher(r, err) || connect_dispatcher(r, err) || watch(r, err))
+        status = SL_EXIT_FAILED;
     for (int i = 0; i < r->rep.count; i++)
-        if (!r->rep.jobs[i].finished || r->rep.jobs[i].code) status = EXIT_FAILED;
+        if (!r->rep.jobs[i].finished || r->rep.jobs[i].code) status = SL_EXIT_FAILED;
     stop(r);
     for (int i = 0; i < r->rep.count; i++) /* the run ended before it began */
-        if (!r->rep.jobs[i].finished && *o->jobs[i].dir) remove_tree(o->jobs[i].dir);
-    if (o->job_count > 1 && *o->base.json && report_write(&r->rep, NULL, o->base.json, err))
-        status = EXIT_FAILED;
-    report_free(&r->rep);
+        if (!r->rep.jobs[i].finished && *o->jobs[i].dir) sl_remove_tree(o->jobs[i].dir);
+    if (o->job_count > 1 && *o->base.json && sl_report_write(&r->rep, NULL, o->base.json, err))
+        status = SL_EXIT_FAILED;
+    sl_report_free(&r->rep);
     free(r);
+    return status;
+}
+
+int sl_cli_run(bool replay, int argc, char **argv, int64_t t0_ns)
+{
+    sl_batch o = {0};
+    sl_model model;
+    sl_conf conf;
+    sl_admission fits;
+    sl_err err = {0};
+    int status = SL_EXIT_REFUSED;
+    if (!sl_cli_parse(&o, replay, argc, argv, &err) && !sl_batch_check(&o, &model, &conf, &err) &&
+        !sl_plan_admit(&fits, &o, &model, &conf, &err)) {
+        if (fits.held < fits.mapped)
+            sl_log(SL_LOG_WARN,
+                   "memory holds %llu of the %llu bytes of weights that stay mapped: the rest is "
+                   "read from the disk again at every step",
+                   (unsigned long long)fits.held, (unsigned long long)fits.mapped);
+        status = run_jobs(&o, &model, &conf, t0_ns, &err);
+    }
+    if (err.code) sl_complain("%s", err.msg);
+    sl_batch_free(&o);
     return status;
 }

@@ -2,7 +2,7 @@
 #ifndef SL_DENOISE_RUN_H
 #define SL_DENOISE_RUN_H
 
-#include "stages/denoise/memory.h"
+#include "stages/denoise_memory.h"
 #include "stages/network.h"
 
 /* What lives as long as the process: weights and a context. */

@@ -15,7 +15,7 @@
 #include <zmq.h>
 
 #include "common/log.h"
-#include "stages/mux/mp4.h"
+#include "common/temporary.h"
 
 #define TICK_MS 50
 
@@ -248,7 +248,7 @@ int main(int argc, char **argv)
     if (d.router) zmq_close(d.router);
     if (d.zmq) zmq_ctx_term(d.zmq);
     /* begun, and never to be finished */
-    for (int i = 0; i < d.job_count; i++) sl_mp4_sweep(d.jobs[i].output);
+    for (int i = 0; i < d.job_count; i++) sl_temporary_sweep(d.jobs[i].output);
     if (!status && (d.orphan || getppid() != d.parent)) remove_folders(&d);
     free(d.jobs);
     return status;

@@ -2,11 +2,8 @@
  * when all is written. */
 #include "stages/mux/mp4.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -19,6 +16,8 @@
 #include <libavformat/avformat.h>
 #include <libavutil/opt.h>
 #include <libswscale/swscale.h>
+
+#include "common/temporary.h"
 
 struct sl_mp4 {
     char *path, *temporary;
@@ -40,28 +39,6 @@ struct sl_mp4 {
 
 static const char *const PRESETS[] = {"ultrafast", "superfast", "veryfast", "faster",   "fast",
                                       "medium",    "slow",      "slower",   "veryslow", "placebo"};
-
-void sl_mp4_sweep(const char *path)
-{
-    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
-    size_t n = strlen(name);
-    char dir[PATH_MAX];
-    if (snprintf(dir, sizeof dir, "%.*s", slash ? (int)(slash - path + 1) : 2,
-                 slash ? path : "./") >= (int)sizeof dir)
-        return;
-    DIR *d = opendir(dir);
-    struct dirent *e;
-    while (d && (e = readdir(d))) {
-        int pid = 0, end = 0;
-        unsigned count;
-        if (strncmp(e->d_name, name, n) ||
-            sscanf(e->d_name + n, ".tmp-%d-%u%n", &pid, &count, &end) != 2 ||
-            e->d_name[n + (size_t)end] || pid <= 0)
-            continue;
-        if (kill(pid, 0) && errno == ESRCH) unlinkat(dirfd(d), e->d_name, 0);
-    }
-    if (d) closedir(d);
-}
 
 /* One line for what a call of libav returned. */
 static sl_code av_fail(const sl_mp4 *m, int e, const char *doing, sl_err *err)
@@ -188,7 +165,7 @@ sl_code sl_mp4_open(sl_mp4 **out, const char *path, const sl_mp4_options *option
     *out = NULL;
     if ((rc = check(path, options, preset, err))) return rc;
     av_log_set_level(AV_LOG_QUIET);
-    sl_mp4_sweep(path);
+    sl_temporary_sweep(path);
     sl_mp4 *m = calloc(1, sizeof *m);
     if (!m || !(m->path = strdup(path))) {
         free(m);

@@ -22,6 +22,7 @@ typedef struct {
     const char *preset; /* x264's; NULL: "medium" */
 } sl_mp4_options;
 
+/* Temporaries of dead writers of `path` are removed first. */
 sl_code sl_mp4_open(sl_mp4 **out, const char *path, const sl_mp4_options *options, sl_err *err);
 /* Encode n frames u8 [n, h, w, 3]. */
 sl_code sl_mp4_write(sl_mp4 *m, const uint8_t *rgb, int n, sl_err *err);
@@ -29,9 +30,5 @@ sl_code sl_mp4_write(sl_mp4 *m, const uint8_t *rgb, int n, sl_err *err);
  * Errors: SL_SYS (a full disk): nothing is left. */
 sl_code sl_mp4_finish(sl_mp4 **m, int64_t *bytes, sl_err *err);
 void sl_mp4_abandon(sl_mp4 **m); /* remove what was written; NULL is fine */
-
-/* Remove temporaries beside `path` that writers left who are dead (SIGKILL). sl_mp4_open
- * does it for its own path. */
-void sl_mp4_sweep(const char *path);
 
 #endif

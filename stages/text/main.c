@@ -4,11 +4,11 @@
 #include <string.h>
 
 #include "common/log.h"
+#include "common/prompt.h"
+#include "common/tokenizer.h"
 #include "graphs/umt5.h"
 #include "stages/network.h"
 #include "stages/sizes.h"
-#include "stages/text/prompt.h"
-#include "stages/text/tokenizer.h"
 #include "stages/turn.h"
 
 typedef struct {

@@ -1,4 +1,4 @@
-/* bench_job.c - a whole job of the 14B model with random weights through all processes,
+/* job.c - a whole job of the 14B model with random weights through all processes,
  * with the GPU memory of each process. */
 #include <errno.h>
 #include <signal.h>
@@ -10,8 +10,8 @@
 #include <unistd.h>
 
 #include "common/json.h"
-#include "stages/cli/bench.h"
-#include "stages/cli/cli.h"
+#include "stages/bench/measure.h"
+#include "stages/job/files.h"
 
 /* Spec 1.2 to 1.7: what the configurations of Wan2.1-I2V-14B say where it is not their
  * default. */
@@ -84,14 +84,14 @@ static sl_code write_text(const char *path, const void *text, size_t size, sl_er
     return SL_OK;
 }
 
-sl_code bench_write_14b(const char *dir, sl_err *err)
+sl_code sl_bench_write_14b(const char *dir, sl_err *err)
 {
     char folder[SL_PATH], path[SL_PATH];
     sl_code rc = SL_OK;
     for (size_t i = 0; i < sizeof FILES / sizeof *FILES && !rc; i++) {
         if (*FILES[i].dir) rc = sl_path_join(folder, dir, FILES[i].dir, err);
         else snprintf(folder, sizeof folder, "%s", dir);
-        if (rc || (rc = make_dirs(folder, err)) ||
+        if (rc || (rc = sl_make_dirs(folder, err)) ||
             (rc = sl_path_join(path, folder, FILES[i].file, err)))
             break;
         rc = write_text(path, FILES[i].text, strlen(FILES[i].text), err);
@@ -100,18 +100,18 @@ sl_code bench_write_14b(const char *dir, sl_err *err)
 }
 
 /* The small model's tokenizer stands in: it knows fewer pieces. */
-static sl_code add_tokenizer(const bench *b, sl_err *err)
+static sl_code add_tokenizer(const sl_bench *b, sl_err *err)
 {
     char from[SL_PATH], to[SL_PATH];
     sl_code rc = sl_path_join(to, b->model_dir, "tokenizer", err);
-    if (rc || (rc = make_dirs(to, err)) ||
+    if (rc || (rc = sl_make_dirs(to, err)) ||
         (rc = sl_path_join(to, b->model_dir, "tokenizer/spiece.model", err)))
         return rc;
     if (!access(to, R_OK)) return SL_OK;
     if ((rc = sl_path_join(from, b->program_dir, "../models/demo/tokenizer/spiece.model", err)))
         return rc;
     if (access(from, R_OK)) snprintf(from, sizeof from, "models/demo/tokenizer/spiece.model");
-    return copy_file(from, to, err);
+    return sl_copy_file(from, to, err);
 }
 
 /* A picture of slow waves, as a bitmap of 24 bits. */
@@ -189,7 +189,7 @@ static void ask_smi(watch *w)
     if (f) pclose(f);
 }
 
-static sl_code watch_until_end(const bench *b, pid_t pid, int64_t limit_s, watch *w, int *status,
+static sl_code watch_until_end(const sl_bench *b, pid_t pid, int64_t limit_s, watch *w, int *status,
                                sl_err *err)
 {
     const int64_t end = sl_now_ns() + limit_s * 1000000000;
@@ -226,7 +226,7 @@ static pid_t start(char *const argv[], sl_err *err)
     return pid;
 }
 
-static sl_code tell(bench *b, const bench_size *s, const char *report_path, const watch *w,
+static sl_code tell(sl_bench *b, const sl_bench_size *s, const char *report_path, const watch *w,
                     size_t free_before, sl_err *err)
 {
     json_t *told, *processes = json_object();
@@ -256,15 +256,15 @@ static sl_code tell(bench *b, const bench_size *s, const char *report_path, cons
     return SL_OK;
 }
 
-sl_code bench_job(bench *b, sl_err *err)
+sl_code sl_bench_job(sl_bench *b, sl_err *err)
 {
-    const bench_size *s = &b->sizes[b->size_count - 1];
+    const sl_bench_size *s = &b->sizes[b->size_count - 1];
     char dir[SL_PATH], program[SL_PATH], conf[SL_PATH], picture[SL_PATH], video[SL_PATH],
         told[SL_PATH], text[256], w[16], h[16], f[16], n[16], guidance[32];
     size_t free_before = 0, total;
     watch seen = {.count = 0};
     int status = 0;
-    sl_code rc = make_run_dir(dir, "", err);
+    sl_code rc = sl_make_run_dir(dir, "", err);
     if (rc) return rc;
     if ((rc = sl_path_join(program, b->program_dir, "sluice", err)) ||
         (rc = sl_path_join(conf, dir, "bench.cfg", err)) ||
@@ -326,6 +326,6 @@ sl_code bench_job(bench *b, sl_err *err)
                      WIFEXITED(status) ? WEXITSTATUS(status) : WTERMSIG(status));
     if (!rc) rc = tell(b, s, told, &seen, free_before, err);
 done:
-    remove_tree(dir);
+    sl_remove_tree(dir);
     return rc;
 }

@@ -1,6 +1,6 @@
 /* devices.c - the GPUs of this machine, asked by a child process: this one would keep a
  * context, half a gigabyte, for as long as the run takes. */
-#include "stages/cli/cli.h"
+#include "stages/job/devices.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -12,6 +12,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "common/trace.h"
 #include "kernels/plugin.h"
 #include "stages/sizes.h"
 
@@ -19,7 +20,7 @@
 #define ANSWER_S 60
 
 typedef struct {
-    gpu_machine gpus;
+    sl_gpus gpus;
     sl_err err;
 } answer;
 
@@ -28,16 +29,17 @@ static int ordinal(const char *device)
 {
     const char *n = device + 5;
     size_t digits = strncmp(device, "cuda:", 5) ? 0 : strspn(n, "0123456789");
-    if (digits < 1 || digits > 2 || n[digits] || (digits == 2 && *n == '0') || atoi(n) >= MAX_GPUS)
+    if (digits < 1 || digits > 2 || n[digits] || (digits == 2 && *n == '0') ||
+        atoi(n) >= SL_MAX_GPUS)
         return -1;
     return atoi(n);
 }
 
-sl_code use_devices(const cli_options *o, sl_conf *conf, sl_err *err)
+sl_code sl_conf_use_device(sl_conf *conf, const char *device, sl_err *err)
 {
-    if (*o->device && strcmp(o->device, "cpu") && ordinal(o->device) < 0)
+    if (*device && strcmp(device, "cpu") && ordinal(device) < 0)
         return sl_fail(err, SL_ARG, "--device is %s, want cpu or cuda:N with N from 0 to %d",
-                       o->device, MAX_GPUS - 1);
+                       device, SL_MAX_GPUS - 1);
     for (int i = 0; i < conf->stage_count; i++) {
         sl_conf_stage *s = &conf->stages[i];
         if (s->role == SL_ROLE_MUX) {
@@ -45,13 +47,13 @@ sl_code use_devices(const cli_options *o, sl_conf *conf, sl_err *err)
                 return sl_fail(err, SL_ARG,
                                "device %s (stage mux): the video is encoded on the CPU, want cpu",
                                s->device);
-        } else if (*o->device) snprintf(s->device, sizeof s->device, "%.15s", o->device);
+        } else if (*device) snprintf(s->device, sizeof s->device, "%.15s", device);
     }
     return SL_OK;
 }
 
 /* In the child. */
-static sl_code ask(gpu_machine *out, const sl_conf *conf, sl_err *err)
+static sl_code ask(sl_gpus *out, const sl_conf *conf, sl_err *err)
 {
     sl_code rc;
     const sl_plugin *p = sl_plugin_cuda(err);
@@ -107,7 +109,7 @@ static void tell(int fd, const answer *a)
     }
 }
 
-sl_code ask_gpus(gpu_machine *out, const sl_conf *conf, sl_err *err)
+sl_code sl_gpus_ask(sl_gpus *out, const sl_conf *conf, sl_err *err)
 {
     const sl_conf_stage *first = NULL; /* that wants one: messages name it */
     int fds[2], status;
@@ -142,4 +144,10 @@ sl_code ask_gpus(gpu_machine *out, const sl_conf *conf, sl_err *err)
     return rc ? sl_context(err, rc, "device %s (stage %s)", first->device,
                            sl_role_name(first->role))
               : SL_OK;
+}
+
+const uint64_t *sl_gpus_free(const sl_gpus *gpus, const char *device)
+{
+    int n = strncmp(device, "cuda:", 5) ? SL_MAX_GPUS : atoi(device + 5);
+    return n >= 0 && n < SL_MAX_GPUS && gpus->gpu[n].total ? &gpus->gpu[n].free : NULL;
 }

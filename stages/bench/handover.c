@@ -1,4 +1,4 @@
-/* bench_handover.c - tensors handed to another process: from the moment it asks for a
+/* handover.c - tensors handed to another process: from the moment it asks for a
  * slot to the end of the copy out of that slot.
  *
  * The other process is forked before this one touches a GPU, since CUDA does not survive
@@ -15,8 +15,7 @@
 #include <unistd.h>
 
 #include "common/lease.h"
-#include "stages/cli/bench.h"
-#include "stages/cli/cli.h"
+#include "stages/bench/measure.h"
 
 #define WAIT_MS 60000
 #define SLOT_TABLE 4096 /* of a slot, beside its tensors */
@@ -60,12 +59,12 @@ static sl_code send_all(int socket, const void *message, size_t size, sl_err *er
 /* ---- the sender, a process of its own ---- */
 
 typedef struct {
-    bench_net n;
+    sl_bench_net n;
     sl_pool *pool;
     sl_tensor data;
 } sender;
 
-static sl_code sender_device(bench *b, sl_err *err)
+static sl_code sender_device(sl_bench *b, sl_err *err)
 {
     sl_code rc;
     b->body = &sl_ops_cpu;
@@ -83,7 +82,7 @@ static sl_code sender_open(sender *s, const request *r, sl_err *err)
 {
     sl_pool_close(&s->pool);
     sl_device_free(&s->n.ctx, s->data.data);
-    s->data = bench_tensor(&s->n, SL_F32, 1, r->bytes / 4, 1);
+    s->data = sl_bench_tensor(&s->n, SL_F32, 1, r->bytes / 4, 1);
     sl_code rc = sl_ctx_error(&s->n.ctx, err);
     return rc ? rc : sl_pool_open(&s->pool, &r->pool, err);
 }
@@ -103,13 +102,13 @@ static sl_code sender_send(sender *s, answer *a, sl_err *err)
     return rc ? rc : sl_ctx_error(&s->n.ctx, err);
 }
 
-static void sender_run(bench *b, int socket)
+static void sender_run(sl_bench *b, int socket)
 {
     static sender s; /* one a process */
     sl_err err = {0};
     request r;
     sl_code rc = sender_device(b, &err);
-    if (!rc) rc = bench_net_open(&s.n, b, NULL, &err);
+    if (!rc) rc = sl_bench_net_open(&s.n, b, NULL, &err);
     /* until the parent closes its end, or dies and takes us with it */
     while (read(socket, &r, sizeof r) == (ssize_t)sizeof r) {
         answer a = {.err = err};
@@ -118,11 +117,11 @@ static void sender_run(bench *b, int socket)
         if (send_all(socket, &a, sizeof a, NULL)) break;
     }
     sl_pool_close(&s.pool);
-    if (!rc) bench_net_close(&s.n);
+    if (!rc) sl_bench_net_close(&s.n);
     _exit(0);
 }
 
-sl_code bench_handover_start(bench *b, sl_err *err)
+sl_code sl_bench_handover_start(sl_bench *b, sl_err *err)
 {
     int s[2];
     pid_t self = getpid();
@@ -141,7 +140,7 @@ sl_code bench_handover_start(bench *b, sl_err *err)
     return b->peer < 0 ? sl_fail_errno(err, errno, "hand-over: another process") : SL_OK;
 }
 
-void bench_handover_stop(bench *b)
+void sl_bench_handover_stop(sl_bench *b)
 {
     if (b->peer_socket >= 0) close(b->peer_socket);
     if (b->peer > 0) waitpid(b->peer, NULL, 0);
@@ -152,7 +151,8 @@ void bench_handover_stop(bench *b)
 /* ---- the receiver ---- */
 
 /* One hand-over; its seconds. */
-static sl_code once(bench_net *n, sl_pool *pool, const sl_tensor *to, double *seconds, sl_err *err)
+static sl_code once(sl_bench_net *n, sl_pool *pool, const sl_tensor *to, double *seconds,
+                    sl_err *err)
 {
     const request go = {.bytes = 0};
     sl_lease *l = NULL;
@@ -171,16 +171,16 @@ static sl_code once(bench_net *n, sl_pool *pool, const sl_tensor *to, double *se
     return rc ? rc : sl_ctx_error(&n->ctx, err);
 }
 
-static sl_code time_size(bench_net *n, int64_t bytes, const char *size, int count, sl_err *err)
+static sl_code time_size(sl_bench_net *n, int64_t bytes, const char *size, int count, sl_err *err)
 {
     static double seconds[MOST];
     size_t before = 0, after = 0, total;
-    bench *b = n->b;
+    sl_bench *b = n->b;
     request r = {.bytes = bytes};
     answer a = {0};
     sl_pool *pool = NULL;
     double ignored;
-    sl_tensor to = bench_tensor(n, SL_F32, 1, bytes / 4, 1);
+    sl_tensor to = sl_bench_tensor(n, SL_F32, 1, bytes / 4, 1);
     sl_code rc = sl_ctx_error(&n->ctx, err);
     if (!rc)
         rc = sl_pool_create(&pool, "bench", b->plugin ? SL_POOL_CUDA : SL_POOL_HOST, 2,
@@ -200,25 +200,25 @@ static sl_code time_size(bench_net *n, int64_t bytes, const char *size, int coun
         rc = sl_fail(err, SL_CUDA, "hand-over: %zu bytes of the GPU are gone after %d of %s",
                      before - after, count, size);
     /* into the slot, and out of it */
-    if (!rc) bench_tell(b, "handover", size, NULL, 4 * (double)bytes, 0, seconds, count);
+    if (!rc) sl_bench_tell(b, "handover", size, NULL, 4 * (double)bytes, 0, seconds, count);
     sl_pool_close(&pool);
     sl_device_free(&n->ctx, to.data);
     return rc;
 }
 
-sl_code bench_handover(bench *b, sl_err *err)
+sl_code sl_bench_handover(sl_bench *b, sl_err *err)
 {
-    const bench_size *s = &b->sizes[b->size_count - 1];
+    const sl_bench_size *s = &b->sizes[b->size_count - 1];
     const int64_t latents =
         (int64_t)b->model.vae.z * ((s->frames - 1) / 4 + 1) * (s->h / 8) * (s->w / 8) * 4;
     char size[64];
-    bench_net n;
+    sl_bench_net n;
     sl_code rc;
     if (b->plugin) sl_pool_use_cuda(b->plugin->slabs);
-    if ((rc = bench_net_open(&n, b, NULL, err))) return rc;
+    if ((rc = sl_bench_net_open(&n, b, NULL, err))) return rc;
     snprintf(size, sizeof size, "latents, %.1f MB", (double)latents * 1e-6);
     if (!(rc = time_size(&n, 1024, "1 kB", b->quick ? 100 : MOST, err)))
         rc = time_size(&n, latents, size, b->quick ? 20 : 200, err);
-    bench_net_close(&n);
+    sl_bench_net_close(&n);
     return rc;
 }

@@ -4,9 +4,9 @@
  * Source: ftfy 6.3 fixes.py and __init__.py (fix_and_explain: the steps below, over again
  * until nothing changes, a line at a time); CPython html/__init__.py (unescape);
  * diffusers pipelines/wan (prompt_clean). Normal forms and capitals come from utf8proc. */
-#include "stages/text/prompt.h"
+#include "common/prompt.h"
 
-#include "stages/text/html5.h"
+#include "common/html5.h"
 
 #include <stdbool.h>
 #include <stdint.h>

@@ -1,9 +1,9 @@
-/* bench_profile.c - where a network's time goes: the device's table of operations with a
+/* profile.c - where a network's time goes: the device's table of operations with a
  * clock around each, and a table of sums.
  *
  * Each operation is waited for, so launches no longer overlap with the work before them:
  * what an empty operation takes that way is measured first and taken off each. */
-#include "stages/cli/bench.h"
+#include "stages/bench/measure.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -21,8 +21,8 @@ typedef struct {
 } kind;
 
 typedef struct {
-    bench_work work; /* first: ctx's tap_user is this */
-    double empty;    /* seconds of an operation that does nothing */
+    sl_bench_work work; /* first: ctx's tap_user is this */
+    double empty;       /* seconds of an operation that does nothing */
     int64_t from;
     int count;
     kind kinds[KINDS];
@@ -268,7 +268,7 @@ static double empty_operation(sl_ctx *ctx, const sl_ops *body)
     return least;
 }
 
-static void tell(bench *b, profile *p, const char *what, const char *size, double whole)
+static void tell(sl_bench *b, profile *p, const char *what, const char *size, double whole)
 {
     double sum = 0;
     int calls = 0;
@@ -294,8 +294,8 @@ static void tell(bench *b, profile *p, const char *what, const char *size, doubl
     fflush(stdout);
 }
 
-sl_code bench_profile(bench_net *n, const char *what, const char *size, bench_run_fn *run,
-                      void *arg, sl_err *err)
+sl_code sl_bench_profile(sl_bench_net *n, const char *what, const char *size, sl_bench_run_fn *run,
+                         void *arg, sl_err *err)
 {
     profile *p = calloc(1, sizeof *p);
     if (!p) return sl_fail(err, SL_NOMEM, "%s %s: no memory for a profile", what, size);

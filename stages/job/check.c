@@ -1,6 +1,6 @@
 /* check.c - complete and check every job before any work: what is wrong is said in one
  * line, and nothing has been touched. */
-#include "stages/cli/cli.h"
+#include "stages/job/check.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -11,9 +11,12 @@
 #include <unistd.h>
 
 #include "common/picture.h"
+#include "common/prompt.h"
 #include "common/safetensors.h"
 #include "graphs/wan_dit.h"
-#include "stages/text/prompt.h"
+#include "stages/job/components.h"
+#include "stages/job/defaults.h"
+#include "stages/job/files.h"
 
 /* Can this file be made? Its folder must exist and take a new file; the file itself may
  * exist. A report may go to a pipe or terminal, a video is renamed into place, and would
@@ -25,7 +28,8 @@ static sl_code check_writable(const char *path, const char *what, bool stream, s
     if (stream && !stat(path, &st) && (S_ISFIFO(st.st_mode) || S_ISCHR(st.st_mode)) &&
         !access(path, W_OK))
         return SL_OK;
-    if (!access(path, F_OK) && regular_file(path, err)) return sl_context(err, SL_ARG, "%s", what);
+    if (!access(path, F_OK) && sl_regular_file(path, err))
+        return sl_context(err, SL_ARG, "%s", what);
     snprintf(probe, sizeof probe, "%s.probe%d", path, (int)getpid());
     int fd = open(probe, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     if (fd < 0)
@@ -39,7 +43,7 @@ static sl_code check_picture(const char *path, const char *option, int *w, int *
 {
     sl_picture p = {0};
     /* it is read twice: now, and when it is copied to the spool */
-    sl_code rc = regular_file(path, err);
+    sl_code rc = sl_regular_file(path, err);
     if (!rc) rc = sl_picture_read(&p, path, err);
     if (rc) return sl_context(err, rc, "%s", option);
     *w = p.w;
@@ -66,7 +70,7 @@ static sl_code check_noise(const sl_job *s, const sl_model *model, sl_err *err)
                         s->width / 8};
     sl_st *st = NULL;
     sl_tensor t;
-    sl_code rc = regular_file(s->noise, err);
+    sl_code rc = sl_regular_file(s->noise, err);
     if (!rc) rc = sl_st_open_file(&st, s->noise, err);
     if (!rc) rc = sl_st_want(st, "noise", SL_F32, 4, shape, &t, err);
     if (!rc) {
@@ -118,7 +122,7 @@ static sl_code check_dumped(const char *dir, const char *file, int n, const expe
     char path[SL_PATH];
     sl_st *st = NULL;
     sl_code rc = sl_path_join(path, dir, file, err);
-    if (!rc) rc = regular_file(path, err);
+    if (!rc) rc = sl_regular_file(path, err);
     if (!rc) rc = sl_st_open_file(&st, path, err);
     for (int i = 0; i < n && !rc; i++)
         rc = check_tensor(st, list[i].name, list[i].rank, list[i].shape, err);
@@ -126,7 +130,7 @@ static sl_code check_dumped(const char *dir, const char *file, int n, const expe
     return rc ? sl_context(err, rc, "replay") : SL_OK;
 }
 
-static sl_code check_dumped_picture(const cli_job *j, bool given, const char *path,
+static sl_code check_dumped_picture(const sl_request *j, bool given, const char *path,
                                     const char *name, const char *option, sl_err *err)
 {
     char dumped[SL_PATH];
@@ -139,7 +143,7 @@ static sl_code check_dumped_picture(const cli_job *j, bool given, const char *pa
 }
 
 /* All that stages from --from on will read of the dump. */
-static sl_code check_replay(cli_job *j, const char *from, const sl_model *model, sl_err *err)
+static sl_code check_replay(sl_request *j, const char *from, const sl_model *model, sl_err *err)
 {
     sl_job *s = &j->spec;
     const sl_dit_config *c = &model->dit[0];
@@ -179,20 +183,27 @@ static sl_code check_replay(cli_job *j, const char *from, const sl_model *model,
 
 /* ---- one job ---- */
 
-/* What the checkpoint and the configuration say where the user said nothing. */
-static sl_code complete(cli_job *j, const sl_model *model, const sl_conf *conf, sl_err *err)
+/* What decides the memory of the denoiser, where the user said nothing. */
+static void complete_schedule(sl_request *j, const sl_model *model, const sl_conf *conf)
 {
     sl_job *s = &j->spec;
-    char path[SL_PATH];
-    sl_code rc;
     if (!j->has_shift) s->shift = model->scheduler.flow_shift;
     if (!j->has_sampler)
         snprintf(s->sampler, SL_PATH, "%s",
                  model->scheduler.kind == SL_SAMPLER_EULER ? "euler" : "unipc");
+    if (!j->has_fbcache) s->fbcache = conf->fbcache.threshold;
+}
+
+/* What the checkpoint and the configuration say where the user said nothing. */
+static sl_code complete(sl_request *j, const sl_model *model, const sl_conf *conf, sl_err *err)
+{
+    sl_job *s = &j->spec;
+    char path[SL_PATH];
+    sl_code rc;
+    complete_schedule(j, model, conf);
     if (!j->has_guidance_2) s->guidance_2 = s->guidance;
     if (!j->has_fps) s->fps = conf->video.fps;
     if (!j->has_crf) s->crf = conf->video.crf;
-    if (!j->has_fbcache) s->fbcache = conf->fbcache.threshold;
     if (!j->has_fbcache_warmup) s->fbcache_warmup = conf->fbcache.warmup;
     if (!j->has_fbcache_max_hits) s->fbcache_max_hits = conf->fbcache.max_hits;
     if (!j->has_fbcache_final) s->fbcache_final = conf->fbcache.final;
@@ -206,13 +217,13 @@ static sl_code complete(cli_job *j, const sl_model *model, const sl_conf *conf, 
     if (!s->dump && (s->dump_steps || s->dump_blocks))
         return sl_fail(err, SL_ARG, "--dump-%s wants --dump DIR",
                        s->dump_steps ? "steps" : "blocks");
-    if ((rc = absolute_path(path, s->output, err))) return rc;
+    if ((rc = sl_absolute_path(path, s->output, err))) return rc;
     memcpy(s->output, path, SL_PATH);
     snprintf(s->model, SL_PATH, "%s", model->dir);
     return SL_OK;
 }
 
-static sl_code check_pictures(cli_job *j, const sl_model *model, sl_err *err)
+static sl_code check_pictures(sl_request *j, const sl_model *model, sl_err *err)
 {
     sl_job *s = &j->spec;
     int w = 0, h = 0, w2, h2;
@@ -235,34 +246,34 @@ static sl_code check_pictures(cli_job *j, const sl_model *model, sl_err *err)
     if (needed && *s->last_image &&
         (rc = check_picture(s->last_image, "--last-image", &w2, &h2, err)))
         return rc;
-    if ((rc = check_size(j, err)) || s->width) return rc;
+    if ((rc = sl_request_check_size(j, err)) || s->width) return rc;
     if (!w) w = 832, h = 480;
-    sl_picture_video_size(w, h, j->has_max_area ? j->max_area : DEFAULT_AREA, &s->width,
+    sl_picture_video_size(w, h, j->has_max_area ? j->max_area : SL_DEFAULT_AREA, &s->width,
                           &s->height);
     s->bicubic = 1;
     return SL_OK;
 }
 
 /* What the job writes, is asked for, and is not one of its own inputs. */
-static sl_code check_outputs(const cli_job *j, sl_err *err)
+static sl_code check_outputs(const sl_request *j, sl_err *err)
 {
     const sl_job *s = &j->spec;
     const char *const inputs[] = {s->image, s->last_image, s->noise};
     sl_code rc;
     if ((rc = check_writable(s->output, "output", false, err))) return rc;
     for (int i = 0; i < 3; i++)
-        if (same_file(s->output, inputs[i]))
+        if (sl_same_file(s->output, inputs[i]))
             return sl_fail(err, SL_ARG, "output %s is also the input %s", s->output, inputs[i]);
     if (*j->json && (rc = check_writable(j->json, "report", true, err))) return rc;
-    if (same_file(s->output, j->json))
+    if (sl_same_file(s->output, j->json))
         return sl_fail(err, SL_ARG, "output %s is also the report", s->output);
-    if (*j->dump_dir && (rc = can_make_dir(j->dump_dir, err)))
+    if (*j->dump_dir && (rc = sl_can_make_dir(j->dump_dir, err)))
         return sl_context(err, SL_ARG, "--dump");
     return SL_OK;
 }
 
-static sl_code check_job(cli_job *j, const char *from, const sl_model *model, const sl_conf *conf,
-                         sl_err *err)
+sl_code sl_request_check(sl_request *j, const char *from, const sl_model *model,
+                         const sl_conf *conf, sl_err *err)
 {
     sl_job *s = &j->spec;
     sl_code rc;
@@ -285,44 +296,45 @@ static sl_code check_job(cli_job *j, const char *from, const sl_model *model, co
     return check_outputs(j, err);
 }
 
-static sl_code check_limits(const cli_options *o, sl_conf *conf, sl_err *err)
+static sl_code check_limits(const sl_batch *b, sl_conf *conf, sl_err *err)
 {
-    bool fixed = *o->conf != 0;
-    if (o->job_count > conf->limits.jobs) {
+    bool fixed = *b->conf != 0;
+    if (b->job_count > conf->limits.jobs) {
         if (fixed)
             return sl_fail(err, SL_ARG, "%d jobs, want at most %d (limits.jobs in %s)",
-                           o->job_count, conf->limits.jobs, o->conf);
-        conf->limits.jobs = o->job_count;
+                           b->job_count, conf->limits.jobs, b->conf);
+        conf->limits.jobs = b->job_count;
     }
-    for (int i = 0; i < o->job_count; i++) {
-        const sl_job *s = &o->jobs[i].spec;
+    for (int i = 0; i < b->job_count; i++) {
+        const sl_job *s = &b->jobs[i].spec;
         int64_t pixels = (int64_t)s->width * s->height;
         if (fixed && pixels > conf->limits.pixels)
             return sl_fail(
                 err, SL_ARG, "size %dx%d has %lld pixels, want at most %lld (limits.pixels in %s)",
-                s->width, s->height, (long long)pixels, (long long)conf->limits.pixels, o->conf);
+                s->width, s->height, (long long)pixels, (long long)conf->limits.pixels, b->conf);
         if (fixed && s->frames > conf->limits.frames)
             return sl_fail(err, SL_ARG, "frames is %d, want at most %d (limits.frames in %s)",
-                           s->frames, conf->limits.frames, o->conf);
+                           s->frames, conf->limits.frames, b->conf);
         if (!fixed && (!i || pixels > conf->limits.pixels)) conf->limits.pixels = pixels;
         if (!fixed && (!i || s->frames > conf->limits.frames)) conf->limits.frames = s->frames;
     }
     return SL_OK;
 }
 
-static sl_code same_outputs(const cli_options *o, sl_err *err)
+static sl_code same_outputs(const sl_batch *b, sl_err *err)
 {
-    for (int i = 0; i < o->job_count; i++)
+    for (int i = 0; i < b->job_count; i++)
         for (int k = 0; k < i; k++)
-            if (same_file(o->jobs[i].spec.output, o->jobs[k].spec.output))
+            if (sl_same_file(b->jobs[i].spec.output, b->jobs[k].spec.output))
                 return sl_fail(err, SL_ARG, "%s:%d: output %s is also the output of line %d",
-                               o->jobs_file, o->jobs[i].line, o->jobs[i].spec.output,
-                               o->jobs[k].line);
-            else if (*o->jobs[i].dump_dir && (same_file(o->jobs[i].dump_dir, o->jobs[k].dump_dir) ||
-                                              !strcmp(o->jobs[i].dump_dir, o->jobs[k].dump_dir)))
+                               b->jobs_file, b->jobs[i].line, b->jobs[i].spec.output,
+                               b->jobs[k].line);
+            else if (*b->jobs[i].dump_dir &&
+                     (sl_same_file(b->jobs[i].dump_dir, b->jobs[k].dump_dir) ||
+                      !strcmp(b->jobs[i].dump_dir, b->jobs[k].dump_dir)))
                 return sl_fail(err, SL_ARG,
                                "%s:%d: --dump %s is also the dump of line %d, want a folder a job",
-                               o->jobs_file, o->jobs[i].line, o->jobs[i].dump_dir, o->jobs[k].line);
+                               b->jobs_file, b->jobs[i].line, b->jobs[i].dump_dir, b->jobs[k].line);
     return SL_OK;
 }
 
@@ -330,12 +342,12 @@ static sl_code same_outputs(const cli_options *o, sl_err *err)
 static sl_code check_programs(const sl_conf *conf, sl_err *err)
 {
     char dir[SL_PATH], path[SL_PATH];
-    sl_code rc = program_dir(dir, err);
+    sl_code rc = sl_program_dir(dir, err);
     for (int i = 0; i < conf->stage_count && !rc; i++) {
         const sl_conf_stage *st = &conf->stages[i];
         if (strchr(st->program, '/')) snprintf(path, sizeof path, "%s", st->program);
         else if ((rc = sl_path_join(path, dir, st->program, err))) break;
-        if ((rc = regular_file(path, err)))
+        if ((rc = sl_regular_file(path, err)))
             sl_context(err, rc = SL_ARG, "stage %s: program", sl_role_name(st->role));
         else if (access(path, X_OK))
             rc = sl_fail(err, SL_ARG, "stage %s: program %s is not executable",
@@ -344,50 +356,96 @@ static sl_code check_programs(const sl_conf *conf, sl_err *err)
     return rc;
 }
 
-sl_code use_defaults(cli_options *o, const sl_model *model, const sl_conf *conf, sl_err *err)
+/* The checkpoint's sluice.json beneath every job; a replay's jobs are complete without it. */
+static sl_code use_defaults(sl_batch *b, const sl_model *model, const sl_conf *conf, sl_err *err)
 {
-    cli_job d;
+    sl_request d;
     sl_code rc;
-    if (*o->replay_dir) return SL_OK;
-    rc = defaults_read(&d, model->dir, err);
+    if (*b->replay_dir) return SL_OK;
+    rc = sl_request_read_defaults(&d, model->dir, err);
     if (!rc && d.has_negative && (rc = check_prompt(d.spec.negative, "negative", conf, err)))
-        sl_context(err, rc, "%s/" MODEL_DEFAULTS, model->dir);
-    for (int i = 0; i < o->job_count && !rc; i++) rc = defaults_apply(&o->jobs[i], &d, err);
+        sl_context(err, rc, "%s/" SL_MODEL_DEFAULTS, model->dir);
+    for (int i = 0; i < b->job_count && !rc; i++)
+        rc = sl_request_apply_defaults(&b->jobs[i], &d, err);
     sl_job_free(&d.spec);
     return rc;
 }
 
-sl_code cli_check(cli_options *o, sl_model *model, sl_conf *conf, sl_err *err)
+sl_code sl_batch_check(sl_batch *b, sl_model *model, sl_conf *conf, sl_err *err)
 {
     sl_code rc;
-    const char *dir = o->jobs[0].spec.model;
+    const char *dir = b->jobs[0].spec.model;
     char absolute[SL_PATH];
     sl_conf_defaults(conf);
-    if (*o->conf && (rc = sl_conf_read_file(conf, o->conf, err))) return rc;
-    if ((rc = use_devices(o, conf, err)) || (rc = ask_gpus(&o->gpus, conf, err)) ||
-        (rc = check_programs(conf, err)))
+    if (*b->conf && (rc = sl_conf_read_file(conf, b->conf, err))) return rc;
+    if ((rc = sl_conf_use_device(conf, b->device, err)) ||
+        (rc = sl_gpus_ask(&b->gpus, conf, err)) || (rc = check_programs(conf, err)))
         return rc;
-    if (*conf->run.dir && (rc = can_make_dir(conf->run.dir, err)))
+    if (*conf->run.dir && (rc = sl_can_make_dir(conf->run.dir, err)))
         return sl_context(err, SL_ARG, "run.dir");
-    if (*conf->run.spool && (rc = can_make_dir(conf->run.spool, err)))
+    if (*conf->run.spool && (rc = sl_can_make_dir(conf->run.spool, err)))
         return sl_context(err, SL_ARG, "run.spool");
     if (!*dir) return sl_fail(err, SL_ARG, "no checkpoint: want --model DIR");
-    for (int i = 0; i < o->job_count; i++)
-        if (strcmp(o->jobs[i].spec.model, dir))
+    for (int i = 0; i < b->job_count; i++)
+        if (strcmp(b->jobs[i].spec.model, dir))
             return sl_fail(err, SL_ARG,
                            "line %d of %s wants model %s, the run has %s: one checkpoint a run",
-                           o->jobs[i].line, o->jobs_file, o->jobs[i].spec.model, dir);
-    if ((rc = absolute_path(absolute, dir, err)) || (rc = sl_model_open(model, absolute, err)) ||
-        (!conf->model.random && (rc = check_weights(model, err))) ||
-        (rc = use_defaults(o, model, conf, err)))
+                           b->jobs[i].line, b->jobs_file, b->jobs[i].spec.model, dir);
+    if ((rc = sl_absolute_path(absolute, dir, err)) || (rc = sl_model_open(model, absolute, err)) ||
+        (!conf->model.random && (rc = sl_components_check(model, err))) ||
+        (rc = use_defaults(b, model, conf, err)))
         return rc;
-    for (int i = 0; i < o->job_count; i++)
-        if ((rc = check_job(&o->jobs[i], o->from, model, conf, err)))
-            return o->jobs[i].line ? sl_context(err, rc, "%s:%d", o->jobs_file, o->jobs[i].line)
+    for (int i = 0; i < b->job_count; i++)
+        if ((rc = sl_request_check(&b->jobs[i], b->from, model, conf, err)))
+            return b->jobs[i].line ? sl_context(err, rc, "%s:%d", b->jobs_file, b->jobs[i].line)
                                    : rc;
-    if (*o->base.json && o->job_count > 1 &&
-        (rc = check_writable(o->base.json, "report", true, err)))
+    if (*b->base.json && b->job_count > 1 &&
+        (rc = check_writable(b->base.json, "report", true, err)))
         return rc;
-    if ((rc = same_outputs(o, err))) return rc;
-    return check_limits(o, conf, err);
+    if ((rc = same_outputs(b, err))) return rc;
+    return check_limits(b, conf, err);
+}
+
+/* ---- for a plan ---- */
+
+/* A picture's aspect decides where no size is given, as in a run. */
+static sl_code complete_size(sl_request *j, sl_err *err)
+{
+    sl_job *s = &j->spec;
+    sl_picture p = {.w = 832, .h = 480};
+    sl_code rc = SL_OK;
+    if ((rc = sl_request_check_size(j, err)) || s->width) return rc;
+    if (*s->image && (rc = sl_picture_read(&p, s->image, err)))
+        return sl_context(err, rc, "--image");
+    sl_picture_video_size(p.w, p.h, j->has_max_area ? j->max_area : SL_DEFAULT_AREA, &s->width,
+                          &s->height);
+    if (*s->image) sl_picture_free(&p);
+    return SL_OK;
+}
+
+sl_code sl_batch_complete(sl_batch *b, sl_model *model, sl_conf *conf, sl_err *err)
+{
+    char absolute[SL_PATH];
+    const char *dir = b->jobs[0].spec.model;
+    sl_err absent = {0};
+    sl_code rc;
+    sl_conf_defaults(conf);
+    if (*b->conf && (rc = sl_conf_read_file(conf, b->conf, err))) return rc;
+    if ((rc = sl_conf_use_device(conf, b->device, err))) return rc;
+    /* a plan may be for another machine */
+    if (sl_gpus_ask(&b->gpus, conf, &absent)) memset(&b->gpus, 0, sizeof b->gpus);
+    if (!*dir) return sl_fail(err, SL_ARG, "no checkpoint: want --model DIR");
+    if ((rc = sl_absolute_path(absolute, dir, err)) || (rc = sl_model_open(model, absolute, err)) ||
+        (rc = use_defaults(b, model, conf, err)))
+        return rc;
+    for (int i = 0; i < b->job_count; i++) {
+        sl_request *j = &b->jobs[i];
+        if ((rc = complete_size(j, err))) return rc;
+        complete_schedule(j, model, conf);
+        /* a run will want one */
+        if (model->family.last_picture && !*j->spec.last_image)
+            snprintf(j->spec.last_image, SL_PATH, "?");
+        if ((rc = sl_job_check(&j->spec, err))) return rc;
+    }
+    return SL_OK;
 }

@@ -1,6 +1,6 @@
 /* report.c - where a job's time went: collected from spans and steps, written as JSON,
  * printed as a small table. */
-#include "stages/cli/cli.h"
+#include "stages/job/report.h"
 
 #include <errno.h>
 #include <math.h>
@@ -10,25 +10,27 @@
 
 #include <jansson.h>
 
-sl_code report_init(report *r, const cli_options *o, int64_t t0_ns, sl_err *err)
+#include "stages/job/files.h"
+
+sl_code sl_report_init(sl_report *r, const sl_request *jobs, int count, int64_t t0_ns, sl_err *err)
 {
     memset(r, 0, sizeof *r);
-    if (!(r->jobs = calloc((size_t)o->job_count, sizeof *r->jobs)))
+    if (!(r->jobs = calloc((size_t)count, sizeof *r->jobs)))
         return sl_fail(err, SL_NOMEM, "report: no memory");
-    r->count = o->job_count;
+    r->count = count;
     for (int i = 0; i < r->count; i++) {
-        job_record *j = &r->jobs[i];
-        j->job = &o->jobs[i];
+        sl_report_job *j = &r->jobs[i];
+        j->job = &jobs[i];
         j->t0_ns = t0_ns;
         if (!(j->steps = calloc((size_t)j->job->spec.steps, sizeof *j->steps)))
             return sl_fail(err, SL_NOMEM, "report: no memory");
         for (int s = 0; s < j->job->spec.steps; s++)
-            j->steps[s] = (step_record){0, NAN, NAN, -1, -1};
+            j->steps[s] = (sl_report_step){0, NAN, NAN, -1, -1};
     }
     return SL_OK;
 }
 
-void report_free(report *r)
+void sl_report_free(sl_report *r)
 {
     for (int i = 0; i < r->count; i++) free(r->jobs[i].steps);
     free(r->jobs);
@@ -36,7 +38,7 @@ void report_free(report *r)
     memset(r, 0, sizeof *r);
 }
 
-job_record *report_job(report *r, uint64_t id)
+sl_report_job *sl_report_find(sl_report *r, uint64_t id)
 {
     for (int i = 0; i < r->count; i++)
         if (r->jobs[i].job->id == id) return &r->jobs[i];
@@ -50,7 +52,7 @@ static int role_of(const char *stage)
     return -1;
 }
 
-void report_message(report *r, const sl_msg *m)
+void sl_report_message(sl_report *r, const sl_msg *m)
 {
     sl_err err = {0};
     if (m->type == SL_MSG_SPAN) {
@@ -58,14 +60,14 @@ void report_message(report *r, const sl_msg *m)
                                  m->span.t0_ns, m->span.t1_ns);
         if (m->span.kind < SL_SPAN_KIND_COUNT) sl_trace_add(&r->trace, &s, &err);
     } else if (m->type == SL_MSG_STEP) {
-        job_record *j = report_job(r, m->step.job);
+        sl_report_job *j = sl_report_find(r, m->step.job);
         if (!j || m->step.step >= (uint32_t)j->job->spec.steps) return;
         j->steps[m->step.step] =
-            (step_record){m->step.seconds, m->step.cond_metric, m->step.uncond_metric,
-                          m->step.cond_computed, m->step.uncond_computed};
+            (sl_report_step){m->step.seconds, m->step.cond_metric, m->step.uncond_metric,
+                             m->step.cond_computed, m->step.uncond_computed};
     } else if (m->type == SL_MSG_STAGE) {
         int role = role_of(m->stage.stage);
-        job_record *j = report_job(r, m->stage.job);
+        sl_report_job *j = sl_report_find(r, m->stage.job);
         if (role < 0) return;
         snprintf(r->device[role], sizeof r->device[role], "%s", m->stage.device);
         if (m->stage.weight_bytes) r->weight_bytes[role] = m->stage.weight_bytes;
@@ -79,7 +81,7 @@ void report_message(report *r, const sl_msg *m)
 
 /* Spans of the job, and of the processes while it was there (starting, loading), as one
  * list; the caller frees. */
-static sl_span *spans_of(const report *r, const job_record *j, size_t *count)
+static sl_span *spans_of(const sl_report *r, const sl_report_job *j, size_t *count)
 {
     sl_span *s = malloc((r->trace.count + 1) * sizeof *s);
     *count = 0;
@@ -95,7 +97,7 @@ typedef struct {
     double sums[SL_ROLE_COUNT][SL_SPAN_KIND_COUNT], client[SL_SPAN_KIND_COUNT], total, unaccounted;
 } times;
 
-static void add_up(const report *r, const job_record *j, times *t)
+static void add_up(const sl_report *r, const sl_report_job *j, times *t)
 {
     size_t n;
     sl_span *s = spans_of(r, j, &n);
@@ -115,7 +117,7 @@ static void add_up(const report *r, const job_record *j, times *t)
     free(s);
 }
 
-static const char *status_of(const job_record *j)
+static const char *status_of(const sl_report_job *j)
 {
     return j->code == SL_OK ? "done" : j->code == SL_CANCELLED ? "cancelled" : "failed";
 }
@@ -131,7 +133,7 @@ static json_t *branch(int computed, double metric)
     return json_pack("{s:b, s:o}", "computed", computed, "metric", number(metric));
 }
 
-static json_t *job_json(const report *r, const job_record *j)
+static json_t *job_json(const sl_report *r, const sl_report_job *j)
 {
     const sl_job *s = &j->job->spec;
     times t;
@@ -167,7 +169,7 @@ static json_t *job_json(const report *r, const job_record *j)
                      "output_bytes", (json_int_t)j->bytes);
 }
 
-sl_code report_write(const report *r, const job_record *job, const char *path, sl_err *err)
+sl_code sl_report_write(const sl_report *r, const sl_report_job *job, const char *path, sl_err *err)
 {
     json_t *root;
     if (job) root = job_json(r, job);
@@ -181,11 +183,11 @@ sl_code report_write(const report *r, const job_record *job, const char *path, s
         why = errno;
     json_decref(root);
     if (!bad) return SL_OK;
-    if (!regular_file(path, NULL)) unlink(path); /* half a report is none */
+    if (!sl_regular_file(path, NULL)) unlink(path); /* half a report is none */
     return sl_fail_errno(err, why ? why : EIO, "report %s", path);
 }
 
-void report_print(const report *r, const job_record *j, FILE *to)
+void sl_report_print(const sl_report *r, const sl_report_job *j, FILE *to)
 {
     const sl_job *s = &j->job->spec;
     int hits = 0, forwards = 0;

@@ -1,5 +1,5 @@
-/* memory.c - the device memory of one denoising job. */
-#include "stages/denoise/memory.h"
+/* denoise_memory.c - the device memory of one denoising job. */
+#include "stages/denoise_memory.h"
 
 #include <stdlib.h>
 #include <string.h>

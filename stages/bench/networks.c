@@ -1,5 +1,5 @@
-/* bench_networks.c - the five networks as their stages run them, with random weights. */
-#include "stages/cli/bench.h"
+/* networks.c - the five networks as their stages run them, with random weights. */
+#include "stages/bench/measure.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,35 +10,35 @@
 #include "graphs/wan_dit.h"
 #include "stages/sizes.h"
 
-static const char *size_text(char buf[64], const bench_size *s)
+static const char *size_text(char buf[64], const sl_bench_size *s)
 {
     snprintf(buf, 64, "%dx%dx%d", s->w, s->h, s->frames);
     return buf;
 }
 
 /* What the functions of sizes.h ask of a job. */
-static sl_job job_of(const bench_size *s)
+static sl_job job_of(const sl_bench_size *s)
 {
     return (sl_job){.width = s->w, .height = s->h, .frames = s->frames};
 }
 
-static double weight_bytes(const bench_net *n)
+static double weight_bytes(const sl_bench_net *n)
 {
     return (double)sl_loader_bytes(n->loader);
 }
 
-/* bench_time, and with --profile one more run with a clock around each operation. */
-static sl_code measure(bench_net *n, const char *what, const char *size, double bytes, size_t held,
-                       bench_run_fn *run, void *arg, sl_err *err)
+/* sl_bench_time, and with --profile one more run with a clock around each operation. */
+static sl_code measure(sl_bench_net *n, const char *what, const char *size, double bytes,
+                       size_t held, sl_bench_run_fn *run, void *arg, sl_err *err)
 {
-    sl_code rc = bench_time(n, what, size, bytes, held, run, arg, err);
-    return rc || !n->b->profile ? rc : bench_profile(n, what, size, run, arg, err);
+    sl_code rc = sl_bench_time(n, what, size, bytes, held, run, arg, err);
+    return rc || !n->b->profile ? rc : sl_bench_profile(n, what, size, run, arg, err);
 }
 
 /* ---- the diffusion transformer ---- */
 
 typedef struct {
-    bench_net n;
+    sl_bench_net n;
     sl_dit *m;
     sl_dit_times times;
     sl_dit_rope rope;
@@ -58,7 +58,7 @@ static void *take(dit *d, bool real, size_t bytes)
 }
 
 /* The tables and context of one job: shapes only on a planning ctx. */
-static void dit_job(dit *d, sl_ctx *ctx, const bench_size *s)
+static void dit_job(dit *d, sl_ctx *ctx, const sl_bench_size *s)
 {
     const sl_dit_config *c = &d->n.b->model.dit[0];
     const sl_clip_config *clip = &d->n.b->model.clip;
@@ -83,7 +83,7 @@ static void dit_job(dit *d, sl_ctx *ctx, const bench_size *s)
     }
     sl_tensor *inputs[] = {&d->latents, &d->condition, &d->text, &d->image};
     for (int i = 0; i < 4 && real; i++)
-        if (inputs[i]->rank && sl_ok(ctx)) bench_fill(&d->n, inputs[i], 1);
+        if (inputs[i]->rank && sl_ok(ctx)) sl_bench_fill(&d->n, inputs[i], 1);
     sl_dit_times_make(ctx, d->m, &d->times, take(d, real, sl_dit_times_bytes(ctx, d->m, 1)),
                       timestep, 1);
     sl_dit_rope_make(ctx, d->m, &d->rope, take(d, real, sl_dit_rope_bytes(d->m, t, h / 2, w / 2)),
@@ -105,7 +105,7 @@ static void run_dit(void *arg)
     dit_forward(d, &d->n.ctx);
 }
 
-static sl_code dit_size(dit *d, const bench_size *s, sl_err *err)
+static sl_code dit_size(dit *d, const sl_bench_size *s, sl_err *err)
 {
     char size[64];
     sl_ops body = sl_ops_plan_of(&d->n.b->ops);
@@ -127,11 +127,11 @@ static sl_code dit_size(dit *d, const bench_size *s, sl_err *err)
     return rc;
 }
 
-sl_code bench_dit(bench *b, sl_err *err)
+sl_code sl_bench_dit(sl_bench *b, sl_err *err)
 {
     dit d = {0};
     const int64_t from = sl_now_ns();
-    sl_code rc = bench_net_open(&d.n, b, "transformer", err);
+    sl_code rc = sl_bench_net_open(&d.n, b, "transformer", err);
     if (!rc && !(d.m = sl_dit_new(&b->model.dit[0], d.n.loader)))
         rc = sl_fail(err, SL_NOMEM, "dit: no memory");
     if (!rc) rc = sl_loader_finish(d.n.loader, err);
@@ -139,17 +139,17 @@ sl_code bench_dit(bench *b, sl_err *err)
     if (!rc) printf("dit: weights made in %.2f s\n", (double)(sl_now_ns() - from) * 1e-9);
     for (int i = 0; i < b->size_count && !rc; i++) rc = dit_size(&d, &b->sizes[i], err);
     sl_dit_free(&d.m);
-    bench_net_close(&d.n);
+    sl_bench_net_close(&d.n);
     return rc;
 }
 
 /* ---- VAE ---- */
 
 typedef struct {
-    bench_net n;
+    sl_bench_net n;
     sl_vae_encoder *encoder;
     sl_vae_decoder *decoder;
-    bench_size s;
+    sl_bench_size s;
     size_t kept;       /* bytes of the decoder's caches */
     sl_tensor latents; /* F32 [chunks, z, n, h/8, w/8], chunk after chunk */
     float *picture;    /* host [h, w, 3] */
@@ -177,13 +177,13 @@ static void run_decode(void *arg)
     sl_release(ctx, start);
 }
 
-sl_code bench_decode(bench *b, sl_err *err)
+sl_code sl_bench_decode(sl_bench *b, sl_err *err)
 {
     char size[64];
     vae v = {.s = b->sizes[b->size_count - 1]};
     const sl_job job = job_of(&v.s);
     sl_arena arena = {0};
-    sl_code rc = bench_net_open(&v.n, b, "vae", err);
+    sl_code rc = sl_bench_net_open(&v.n, b, "vae", err);
     if (!rc && !(v.decoder = sl_vae_decoder_new(&b->model.vae, v.n.loader)))
         rc = sl_fail(err, SL_NOMEM, "vae: no memory");
     if (!rc) rc = sl_loader_finish(v.n.loader, err);
@@ -196,15 +196,15 @@ sl_code bench_decode(bench *b, sl_err *err)
             arena.peak + (size_t)12 * (size_t)v.s.w * (size_t)v.s.h * SL_CHUNK_LATENTS + 4096, err);
     if (!rc) {
         v.kept = arena.kept;
-        v.latents = bench_tensor(&v.n, SL_F32, sl_job_latent_frames(&job),
-                                 (int64_t)b->model.vae.z * (v.s.h / 8) * (v.s.w / 8), 1);
+        v.latents = sl_bench_tensor(&v.n, SL_F32, sl_job_latent_frames(&job),
+                                    (int64_t)b->model.vae.z * (v.s.h / 8) * (v.s.w / 8), 1);
         const double frames = (double)v.s.w * v.s.h * v.s.frames * 3;
         rc = measure(&v.n, "decode", size_text(size, &v.s), weight_bytes(&v.n) + frames,
                      sl_bytes(&v.latents), run_decode, &v, err);
         sl_device_free(&v.n.ctx, v.latents.data);
     }
     sl_vae_decoder_free(&v.decoder);
-    bench_net_close(&v.n);
+    sl_bench_net_close(&v.n);
     return rc;
 }
 
@@ -220,14 +220,14 @@ static void run_condition(void *arg)
     sl_release(ctx, mark);
 }
 
-sl_code bench_condition(bench *b, sl_err *err)
+sl_code sl_bench_condition(sl_bench *b, sl_err *err)
 {
     char size[64];
     vae v = {.s = b->sizes[b->size_count - 1]};
     const sl_job job = job_of(&v.s);
     const size_t samples = (size_t)v.s.w * (size_t)v.s.h * 3;
     sl_arena arena = {0};
-    sl_code rc = bench_net_open(&v.n, b, "vae", err);
+    sl_code rc = sl_bench_net_open(&v.n, b, "vae", err);
     if (!rc && !(v.encoder = sl_vae_encoder_new(&b->model.vae, v.n.loader)))
         rc = sl_fail(err, SL_NOMEM, "vae: no memory");
     if (!rc) rc = sl_loader_finish(v.n.loader, err);
@@ -244,7 +244,7 @@ sl_code bench_condition(bench *b, sl_err *err)
     }
     free(v.picture);
     sl_vae_encoder_free(&v.encoder);
-    bench_net_close(&v.n);
+    sl_bench_net_close(&v.n);
     return rc;
 }
 
@@ -253,7 +253,7 @@ sl_code bench_condition(bench *b, sl_err *err)
 #define PROMPTS 2
 
 typedef struct {
-    bench_net n;
+    sl_bench_net n;
     sl_umt5 *m;
     int32_t ids[PROMPTS][SL_UMT5_MAX_TOKENS];
 } text;
@@ -270,7 +270,7 @@ static void run_text(void *arg)
     }
 }
 
-sl_code bench_text(bench *b, sl_err *err)
+sl_code sl_bench_text(sl_bench *b, sl_err *err)
 {
     const sl_umt5_config *c = &b->model.umt5;
     text t = {0};
@@ -279,7 +279,7 @@ sl_code bench_text(bench *b, sl_err *err)
     for (int i = 0; i < PROMPTS * SL_UMT5_MAX_TOKENS; i++)
         t.ids[i / SL_UMT5_MAX_TOKENS][i % SL_UMT5_MAX_TOKENS] =
             (int32_t)(((r = r * 1664525u + 1013904223u) >> 8) % (uint32_t)c->vocab);
-    sl_code rc = bench_net_open(&t.n, b, "text_encoder", err);
+    sl_code rc = sl_bench_net_open(&t.n, b, "text_encoder", err);
     if (!rc && !(t.m = sl_umt5_new(c, t.n.loader))) rc = sl_fail(err, SL_NOMEM, "umt5: no memory");
     if (!rc) rc = sl_loader_finish(t.n.loader, err);
     if (!rc) rc = sl_arena_text(&arena, &b->ops, c, t.m, err);
@@ -291,12 +291,12 @@ sl_code bench_text(bench *b, sl_err *err)
         rc = measure(&t.n, "text", "2 x 512 tokens", PROMPTS * (weight_bytes(&t.n) - table), 0,
                      run_text, &t, err);
     sl_umt5_free(&t.m);
-    bench_net_close(&t.n);
+    sl_bench_net_close(&t.n);
     return rc;
 }
 
 typedef struct {
-    bench_net n;
+    sl_bench_net n;
     sl_clip *m;
     float *pixels;
     int64_t tokens;
@@ -311,7 +311,7 @@ static void run_image(void *arg)
     sl_release(&i->n.ctx, mark);
 }
 
-sl_code bench_image(bench *b, sl_err *err)
+sl_code sl_bench_image(sl_bench *b, sl_err *err)
 {
     const sl_clip_config *c = &b->model.clip;
     if (!b->model.family.clip) return SL_OK;
@@ -319,7 +319,7 @@ sl_code bench_image(bench *b, sl_err *err)
     const int side = c->image / c->patch;
     image i = {.tokens = (int64_t)side * side + 1};
     sl_arena arena;
-    sl_code rc = bench_net_open(&i.n, b, "image_encoder", err);
+    sl_code rc = sl_bench_net_open(&i.n, b, "image_encoder", err);
     if (!rc && !(i.m = sl_clip_new(c, i.n.loader))) rc = sl_fail(err, SL_NOMEM, "clip: no memory");
     if (!rc) rc = sl_loader_finish(i.n.loader, err);
     if (!rc) rc = sl_arena_clip(&arena, &b->ops, c, i.m, err);
@@ -334,6 +334,6 @@ sl_code bench_image(bench *b, sl_err *err)
     }
     free(i.pixels);
     sl_clip_free(&i.m);
-    bench_net_close(&i.n);
+    sl_bench_net_close(&i.n);
     return rc;
 }

@@ -1,12 +1,12 @@
-/* files.c - what the command line does with files: copies, private directories, cleaning
+/* files.c - what a client does with files: copies, private directories, cleaning
  * up. */
-#include "stages/cli/cli.h"
+#include "stages/job/files.h"
 
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
-#include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
@@ -14,7 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
-sl_code copy_file(const char *from, const char *to, sl_err *err)
+sl_code sl_copy_file(const char *from, const char *to, sl_err *err)
 {
     char buf[1 << 16];
     int in = open(from, O_RDONLY | O_CLOEXEC), out = -1;
@@ -34,29 +34,29 @@ sl_code copy_file(const char *from, const char *to, sl_err *err)
     return rc;
 }
 
-sl_code move_file(const char *from, const char *to, sl_err *err)
+sl_code sl_move_file(const char *from, const char *to, sl_err *err)
 {
     if (!rename(from, to)) return SL_OK;
-    sl_code rc = copy_file(from, to, err);
+    sl_code rc = sl_copy_file(from, to, err);
     if (!rc) unlink(from);
     return rc;
 }
 
-sl_code move_files(const char *from, const char *to, sl_err *err)
+sl_code sl_move_files(const char *from, const char *to, sl_err *err)
 {
     char src[SL_PATH], dst[SL_PATH];
     DIR *d = opendir(from);
     struct dirent *e;
-    sl_code rc = d ? make_dirs(to, err) : sl_fail_errno(err, errno, "%s", from);
+    sl_code rc = d ? sl_make_dirs(to, err) : sl_fail_errno(err, errno, "%s", from);
     while (!rc && (e = readdir(d))) {
         if (*e->d_name == '.') continue;
         if ((rc = sl_path_join(src, from, e->d_name, err)) ||
             (rc = sl_path_join(dst, to, e->d_name, err)))
             break;
-        rc = move_file(src, dst, err);
+        rc = sl_move_file(src, dst, err);
     }
     if (d) closedir(d);
-    if (rc) remove_tree(to);
+    if (rc) sl_remove_tree(to);
     return rc;
 }
 
@@ -67,12 +67,12 @@ static int remove_one(const char *path, const struct stat *st, int type, struct 
     return 0;
 }
 
-void remove_tree(const char *dir)
+void sl_remove_tree(const char *dir)
 {
     nftw(dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
 }
 
-sl_code make_dirs(const char *dir, sl_err *err)
+sl_code sl_make_dirs(const char *dir, sl_err *err)
 {
     char path[SL_PATH];
     snprintf(path, sizeof path, "%s", dir);
@@ -90,7 +90,7 @@ sl_code make_dirs(const char *dir, sl_err *err)
     return SL_OK;
 }
 
-sl_code absolute_path(char out[SL_PATH], const char *path, sl_err *err)
+sl_code sl_absolute_path(char out[SL_PATH], const char *path, sl_err *err)
 {
     char cwd[SL_PATH];
     if (*path == '/') {
@@ -101,7 +101,7 @@ sl_code absolute_path(char out[SL_PATH], const char *path, sl_err *err)
     return sl_path_join(out, cwd, path, err);
 }
 
-sl_code program_dir(char out[SL_PATH], sl_err *err)
+sl_code sl_program_dir(char out[SL_PATH], sl_err *err)
 {
     ssize_t n = readlink("/proc/self/exe", out, SL_PATH - 1);
     if (n < 0) return sl_fail_errno(err, errno, "/proc/self/exe");
@@ -110,7 +110,7 @@ sl_code program_dir(char out[SL_PATH], sl_err *err)
     return SL_OK;
 }
 
-sl_code regular_file(const char *path, sl_err *err)
+sl_code sl_regular_file(const char *path, sl_err *err)
 {
     struct stat st;
     if (stat(path, &st)) return sl_fail_errno(err, errno, "%s", path);
@@ -121,11 +121,11 @@ sl_code regular_file(const char *path, sl_err *err)
                                           : "a device or socket");
 }
 
-sl_code can_make_dir(const char *path, sl_err *err)
+sl_code sl_can_make_dir(const char *path, sl_err *err)
 {
     char at[SL_PATH];
     struct stat st;
-    sl_code rc = absolute_path(at, path, err);
+    sl_code rc = sl_absolute_path(at, path, err);
     if (rc) return rc;
     while (stat(at, &st)) { /* the nearest ancestor that is there */
         if (errno != ENOENT) return sl_fail_errno(err, errno, "%s", at);
@@ -141,30 +141,18 @@ sl_code can_make_dir(const char *path, sl_err *err)
     return SL_OK;
 }
 
-bool same_file(const char *a, const char *b)
+bool sl_same_file(const char *a, const char *b)
 {
     char dir_a[SL_PATH], dir_b[SL_PATH];
     struct stat sa, sb;
     if (!*a || !*b) return false;
     if (!stat(a, &sa) && !stat(b, &sb)) return sa.st_dev == sb.st_dev && sa.st_ino == sb.st_ino;
-    if (absolute_path(dir_a, a, NULL) || absolute_path(dir_b, b, NULL)) return false;
+    if (sl_absolute_path(dir_a, a, NULL) || sl_absolute_path(dir_b, b, NULL)) return false;
     char *slash_a = strrchr(dir_a, '/'), *slash_b = strrchr(dir_b, '/');
     if (strcmp(slash_a, slash_b)) return false;
     slash_a[slash_a == dir_a] = slash_b[slash_b == dir_b] = 0;
     return !stat(dir_a, &sa) && !stat(dir_b, &sb) && sa.st_dev == sb.st_dev &&
            sa.st_ino == sb.st_ino;
-}
-
-void complain(const char *fmt, ...)
-{
-    char line[SL_PATH + SL_TEXT + 64];
-    va_list ap;
-    va_start(ap, fmt);
-    vsnprintf(line, sizeof line, fmt, ap);
-    va_end(ap);
-    for (unsigned char *p = (unsigned char *)line; *p; p++)
-        if (*p < 32 || *p == 127) *p = '?';
-    fprintf(stderr, "sluice: %s\n", line);
 }
 
 /* The owner of this directory holds its lock for as long as it lives. */
@@ -189,17 +177,17 @@ static void sweep(const char *base, const char *prefix)
     while (d && (e = readdir(d)))
         if (!strncmp(e->d_name, prefix, strlen(prefix)) &&
             snprintf(path, sizeof path, "%s/%s", base, e->d_name) < SL_PATH && is_abandoned(path))
-            remove_tree(path);
+            sl_remove_tree(path);
     if (d) closedir(d);
 }
 
-sl_code make_run_dir(char out[SL_PATH], const char *wanted, sl_err *err)
+sl_code sl_make_run_dir(char out[SL_PATH], const char *wanted, sl_err *err)
 {
     char prefix[48], lock[SL_PATH];
     const char *base = getenv("XDG_RUNTIME_DIR");
     sl_code rc;
     if (*wanted) {
-        if ((rc = absolute_path(out, wanted, err)) || (rc = make_dirs(out, err))) return rc;
+        if ((rc = sl_absolute_path(out, wanted, err)) || (rc = sl_make_dirs(out, err))) return rc;
         if (chmod(out, 0700)) return sl_fail_errno(err, errno, "%s", out);
     } else {
         if (!base || !*base || access(base, W_OK)) base = getenv("TMPDIR");

@@ -9,7 +9,7 @@
 //   tokenizer.json says; where it is off, a run of unknown characters is one <unk>.
 //   Without that file, the model itself decides;
 // - at most max_ids - 1 pieces are kept, then </s>.
-#include "stages/text/tokenizer.h"
+#include "common/tokenizer.h"
 
 #include <cerrno>
 #include <cstdio>

@@ -1,6 +1,6 @@
-/* bench_ops.c - the matrix products, attentions and convolutions that the networks
+/* ops.c - the matrix products, attentions and convolutions that the networks
  * consist of, one by one. */
-#include "stages/cli/bench.h"
+#include "stages/bench/measure.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -10,7 +10,7 @@
 #include "graphs/wan_dit.h"
 
 typedef struct {
-    bench_net n;
+    sl_bench_net n;
     sl_tensor x, w, b, y; /* of a product */
     sl_activation activation;
     sl_tensor q, k, v, o, bias; /* of an attention; bias of rank 0: none */
@@ -19,13 +19,13 @@ typedef struct {
     bool added;
 } op;
 
-static int64_t tokens_of(const bench_size *s)
+static int64_t tokens_of(const sl_bench_size *s)
 {
     return (int64_t)((s->frames - 1) / 4 + 1) * (s->h / 16) * (s->w / 16);
 }
 
 /* Of the DiT at once. */
-static int64_t rows_of(const bench *b)
+static int64_t rows_of(const sl_bench *b)
 {
     return b->rows ? b->rows : SL_DIT_ROWS;
 }
@@ -37,31 +37,31 @@ static void run_linear(void *arg)
 }
 
 /* [m, k] x [n, k]^T, bias and activation included. */
-static sl_code time_linear(bench *b, int64_t m, int64_t n, int64_t k, sl_activation activation,
+static sl_code time_linear(sl_bench *b, int64_t m, int64_t n, int64_t k, sl_activation activation,
                            sl_err *err)
 {
     char size[64];
     op o = {.activation = activation};
-    sl_code rc = bench_net_open(&o.n, b, NULL, err);
+    sl_code rc = sl_bench_net_open(&o.n, b, NULL, err);
     if (rc) return rc;
     sl_ctx *ctx = &o.n.ctx;
     const sl_dtype act = sl_act(ctx);
-    o.x = bench_tensor(&o.n, act, m, k, 1);
-    o.w = bench_tensor(&o.n, act, n, k, 1 / sqrtf((float)k));
-    o.y = bench_tensor(&o.n, act, m, n, 1);
-    sl_tensor bias = bench_tensor(&o.n, act, 1, n, 1);
+    o.x = sl_bench_tensor(&o.n, act, m, k, 1);
+    o.w = sl_bench_tensor(&o.n, act, n, k, 1 / sqrtf((float)k));
+    o.y = sl_bench_tensor(&o.n, act, m, n, 1);
+    sl_tensor bias = sl_bench_tensor(&o.n, act, 1, n, 1);
     o.b = sl_view1(bias.data, act, n);
     snprintf(size, sizeof size, "%lldx%lldx%lld%s", (long long)m, (long long)n, (long long)k,
              activation == SL_ACT_NONE ? "" : " gelu");
     const double bytes = (double)(sl_bytes(&o.x) + sl_bytes(&o.w) + sl_bytes(&o.y));
-    rc = bench_time(&o.n, "gemm", size, bytes, (size_t)bytes, run_linear, &o, err);
+    rc = sl_bench_time(&o.n, "gemm", size, bytes, (size_t)bytes, run_linear, &o, err);
     sl_tensor *all[] = {&o.x, &o.w, &o.y, &bias};
     for (int i = 0; i < 4; i++) sl_device_free(ctx, all[i]->data);
-    bench_net_close(&o.n);
+    sl_bench_net_close(&o.n);
     return rc;
 }
 
-sl_code bench_gemm(bench *b, sl_err *err)
+sl_code sl_bench_gemm(sl_bench *b, sl_err *err)
 {
     const sl_dit_config *c = &b->model.dit[0];
     sl_code rc = SL_OK;
@@ -89,38 +89,38 @@ static void run_attention(void *arg)
 /* dim: of one head. */
 /* FLOATS: in float32, whatever the device's activations are */
 enum { BIAS = 1, ADDED = 2, FLOATS = 4 };
-static sl_code time_attention(bench *b, const char *what, int64_t nq, int64_t nk, int heads,
+static sl_code time_attention(sl_bench *b, const char *what, int64_t nq, int64_t nk, int heads,
                               int dim, int how, sl_err *err)
 {
     char size[64];
     op o = {.heads = heads, .scale = 1 / sqrtf((float)dim), .added = how & ADDED};
-    sl_code rc = bench_net_open(&o.n, b, NULL, err);
+    sl_code rc = sl_bench_net_open(&o.n, b, NULL, err);
     if (rc) return rc;
     sl_ctx *ctx = &o.n.ctx;
     const sl_dtype act = how & FLOATS ? SL_F32 : sl_act(ctx);
     const int64_t d = (int64_t)heads * dim;
-    o.q = bench_tensor(&o.n, act, nq, d, 1);
-    o.k = bench_tensor(&o.n, act, nk, d, 1);
-    o.v = bench_tensor(&o.n, act, nk, d, 1);
-    o.o = bench_tensor(&o.n, act, nq, d, 1);
-    if (how & BIAS) o.bias = bench_tensor(&o.n, SL_F32, heads, nq + nk - 1, 1);
+    o.q = sl_bench_tensor(&o.n, act, nq, d, 1);
+    o.k = sl_bench_tensor(&o.n, act, nk, d, 1);
+    o.v = sl_bench_tensor(&o.n, act, nk, d, 1);
+    o.o = sl_bench_tensor(&o.n, act, nq, d, 1);
+    if (how & BIAS) o.bias = sl_bench_tensor(&o.n, SL_F32, heads, nq + nk - 1, 1);
     snprintf(size, sizeof size, "%s %lldx%lld, %dx%d", what, (long long)nq, (long long)nk, heads,
              dim);
     const double bytes = 2 * (double)(sl_bytes(&o.q) + sl_bytes(&o.k));
-    rc = bench_time(&o.n, "attention", size, bytes, (size_t)bytes, run_attention, &o, err);
+    rc = sl_bench_time(&o.n, "attention", size, bytes, (size_t)bytes, run_attention, &o, err);
     sl_tensor *all[] = {&o.q, &o.k, &o.v, &o.o, &o.bias};
     for (int i = 0; i < 5; i++) sl_device_free(ctx, all[i]->data);
-    bench_net_close(&o.n);
+    sl_bench_net_close(&o.n);
     return rc;
 }
 
-sl_code bench_attention(bench *b, sl_err *err)
+sl_code sl_bench_attention(sl_bench *b, sl_err *err)
 {
     const sl_dit_config *c = &b->model.dit[0];
     const sl_umt5_config *t = &b->model.umt5;
     const sl_clip_config *v = &b->model.clip;
     const sl_vae_config *a = &b->model.vae;
-    const bench_size *last = &b->sizes[b->size_count - 1];
+    const sl_bench_size *last = &b->sizes[b->size_count - 1];
     const int64_t n = tokens_of(last), rows = rows_of(b), side = v->patch ? v->image / v->patch : 0;
     sl_code rc = SL_OK;
     for (int i = 0; i < b->size_count && !rc; i++) {
@@ -148,7 +148,7 @@ sl_code bench_attention(bench *b, sl_err *err)
 /* ---- convolutions ---- */
 
 typedef struct {
-    bench_net n;
+    sl_bench_net n;
     sl_tensor x, history, w, b, y;
     sl_conv conv;
 } conv_op;
@@ -160,41 +160,41 @@ static void run_conv(void *arg)
 }
 
 /* A causal 3x3x3 convolution of t frames with the two before them. */
-static sl_code time_conv(bench *b, int64_t t, int64_t h, int64_t w, int64_t ci, int64_t co,
+static sl_code time_conv(sl_bench *b, int64_t t, int64_t h, int64_t w, int64_t ci, int64_t co,
                          sl_err *err)
 {
     char size[64];
     conv_op o = {.conv = {.kt = 3, .kh = 3, .kw = 3, .stride_t = 1, .stride_hw = 1, .pad = 1}};
-    sl_code rc = bench_net_open(&o.n, b, "conv", err);
+    sl_code rc = sl_bench_net_open(&o.n, b, "conv", err);
     if (rc) return rc;
     sl_ctx *ctx = &o.n.ctx;
     const sl_dtype act = sl_act(ctx);
     sl_weight(o.n.loader, &o.w, SL_W_CONV, 5, (int64_t[]){co, ci, 3, 3, 3}, "conv.weight");
     sl_weight(o.n.loader, &o.b, SL_W_VECTOR, 1, &co, "conv.bias");
     if (!(rc = sl_loader_finish(o.n.loader, err))) {
-        sl_tensor x = bench_tensor(&o.n, act, t, h * w * ci, 1),
-                  past = bench_tensor(&o.n, act, 2, h * w * ci, 1),
-                  y = bench_tensor(&o.n, act, t, h * w * co, 1);
+        sl_tensor x = sl_bench_tensor(&o.n, act, t, h * w * ci, 1),
+                  past = sl_bench_tensor(&o.n, act, 2, h * w * ci, 1),
+                  y = sl_bench_tensor(&o.n, act, t, h * w * co, 1);
         o.x = sl_view4(x.data, act, t, h, w, ci);
         o.history = sl_view4(past.data, act, 2, h, w, ci);
         o.y = sl_view4(y.data, act, t, h, w, co);
         snprintf(size, sizeof size, "%lldx%lldx%lld, %lld->%lld", (long long)t, (long long)h,
                  (long long)w, (long long)ci, (long long)co);
         const double bytes = (double)(sl_bytes(&x) + sl_bytes(&past) + sl_bytes(&y));
-        rc = bench_time(&o.n, "conv", size, bytes + (double)sl_loader_bytes(o.n.loader),
-                        (size_t)bytes, run_conv, &o, err);
+        rc = sl_bench_time(&o.n, "conv", size, bytes + (double)sl_loader_bytes(o.n.loader),
+                           (size_t)bytes, run_conv, &o, err);
         sl_device_free(ctx, x.data);
         sl_device_free(ctx, past.data);
         sl_device_free(ctx, y.data);
     }
-    bench_net_close(&o.n);
+    sl_bench_net_close(&o.n);
     return rc;
 }
 
 /* The decoder's largest layers, one of each resolution, and its last. */
-sl_code bench_conv(bench *b, sl_err *err)
+sl_code sl_bench_conv(sl_bench *b, sl_err *err)
 {
-    const bench_size *s = &b->sizes[b->size_count - 1];
+    const sl_bench_size *s = &b->sizes[b->size_count - 1];
     const int64_t c = b->model.vae.decoder_base, h = s->h, w = s->w;
     sl_code rc;
     if ((rc = time_conv(b, 4, h, w, c, c, err)) ||

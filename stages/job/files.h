@@ -1,0 +1,29 @@
+/* files.h - what a client does with files: copies, private directories, cleaning up. */
+#ifndef SL_FILES_H
+#define SL_FILES_H
+
+#include "common/job.h"
+
+sl_code sl_copy_file(const char *from, const char *to, sl_err *err);
+/* also to another file system; replaces `to` */
+sl_code sl_move_file(const char *from, const char *to, sl_err *err);
+/* all files of one folder into another, which is made */
+sl_code sl_move_files(const char *from, const char *to, sl_err *err);
+void sl_remove_tree(const char *dir);
+sl_code sl_make_dirs(const char *dir, sl_err *err); /* mkdir -p */
+sl_code sl_absolute_path(char out[SL_PATH], const char *path, sl_err *err);
+/* where this program lies, and the stages beside it */
+sl_code sl_program_dir(char out[SL_PATH], sl_err *err);
+
+/* Refusals, without touching anything: SL_ARG "X is a directory, want a file"; a folder
+ * that sl_make_dirs could not make. */
+sl_code sl_regular_file(const char *path, sl_err *err);
+sl_code sl_can_make_dir(const char *path, sl_err *err);
+/* Do two paths, there or still to be written, name the same file? "" is no file. */
+bool sl_same_file(const char *a, const char *b);
+
+/* A private run directory holding a lock for as long as this process lives; older ones
+ * whose owner is dead are removed. `wanted`: its path; "" for a new one. */
+sl_code sl_make_run_dir(char out[SL_PATH], const char *wanted, sl_err *err);
+
+#endif

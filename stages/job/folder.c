@@ -1,0 +1,93 @@
+/* folder.c - a job's folder in the spool: inputs copied in, a dump moved out. */
+#include "stages/job/folder.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "stages/job/files.h"
+
+/* A replayed job begins with the hand-overs of stages before --from, and those beside it. */
+static sl_code copy_dumped(const sl_request *r, const char *from, sl_err *err)
+{
+    static const struct {
+        /* the stage that makes this file, which is asked to run again */
+        const char *file, *not_from;
+    } FILES[] = {{"text.safetensors", "text"},
+                 {"image.safetensors", "image"},
+                 {"denoise.safetensors", "denoise"}};
+    char src[SL_PATH], dst[SL_PATH];
+    sl_code rc = SL_OK;
+    for (int i = 0; i < 3 && !rc; i++) {
+        /* latents are made again unless only decoding is */
+        bool later = i == 2 && strcmp(from, "decode");
+        if (!strcmp(FILES[i].not_from, from) || later) continue;
+        if ((rc = sl_path_join(src, r->replay_dir, FILES[i].file, err)) ||
+            (rc = sl_path_join(dst, r->dir, FILES[i].file, err)))
+            break;
+        if (i < 2 && access(src, R_OK) && errno == ENOENT && i == 1)
+            continue; /* a checkpoint without pictures has no image.safetensors */
+        rc = sl_copy_file(src, dst, err);
+    }
+    return rc ? sl_context(err, rc, "replay") : SL_OK;
+}
+
+static sl_code copy_input(const sl_request *r, const char *path, const char *name, bool given,
+                          bool optional, sl_err *err)
+{
+    char src[SL_PATH], dst[SL_PATH];
+    sl_code rc;
+    if (!*path) return SL_OK;
+    if (*r->replay_dir && !given && strcmp(name, "noise.safetensors")) {
+        /* the dump has its own copy of the picture */
+        if ((rc = sl_path_join(src, r->replay_dir, name, err))) return rc;
+        path = src;
+    }
+    if ((rc = sl_path_join(dst, r->dir, name, err))) return rc;
+    if (optional && access(path, R_OK)) return SL_OK;
+    return sl_copy_file(path, dst, err);
+}
+
+sl_code sl_request_open_dir(sl_request *r, const char *spool, const char *from, sl_err *err)
+{
+    char path[SL_PATH], name[32];
+    const bool replay = *r->replay_dir != 0;
+    sl_code rc;
+    snprintf(name, sizeof name, "%d-%llu", (int)getpid(), (unsigned long long)r->id);
+    if ((rc = sl_path_join(r->dir, spool, name, err))) return rc;
+    sl_remove_tree(r->dir); /* of a process that had our number and was killed */
+    if ((rc = sl_make_dirs(r->dir, err)) ||
+        (rc = copy_input(r, r->spec.image, "image.input", r->has_image, replay, err)) ||
+        (rc = copy_input(r, r->spec.last_image, "last_image.input", r->has_last_image, replay,
+                         err)) ||
+        (rc = copy_input(r, r->spec.noise, "noise.safetensors", r->has_noise, false, err)) ||
+        (*from && (rc = copy_dumped(r, from, err))) ||
+        (rc = sl_path_join(path, r->dir, "job.json", err)))
+        return rc;
+    return sl_job_write(&r->spec, path, err);
+}
+
+sl_code sl_request_dump(const sl_request *r, sl_err *err)
+{
+    static const char *const FILES[] = {
+        "job.json",          "image.input",         "last_image.input",  "text.safetensors",
+        "image.safetensors", "denoise.safetensors", "frames.safetensors"};
+    char src[SL_PATH], dst[SL_PATH];
+    int done = 0;
+    bool made = access(r->dump_dir, F_OK) != 0;
+    sl_code rc = sl_make_dirs(r->dump_dir, err);
+    for (; done < (int)(sizeof FILES / sizeof *FILES) && !rc; done++) {
+        if ((rc = sl_path_join(src, r->dir, FILES[done], err)) ||
+            (rc = sl_path_join(dst, r->dump_dir, FILES[done], err)) || access(src, R_OK))
+            continue;
+        rc = sl_move_file(src, dst, err);
+    }
+    if (!rc && r->spec.dump_blocks && !(rc = sl_path_join(src, r->dir, "blocks", err)) &&
+        !(rc = sl_path_join(dst, r->dump_dir, "blocks", err)))
+        rc = sl_move_files(src, dst, err);
+    for (int i = 0; rc && i < done; i++)
+        if (!sl_path_join(dst, r->dump_dir, FILES[i], NULL)) unlink(dst);
+    if (rc && made) rmdir(r->dump_dir);
+    return rc ? sl_context(err, rc, "the video is written, its dump is not") : SL_OK;
+}

@@ -1,0 +1,222 @@
+/* options.c - the table, and values from text and from JSON by it. */
+#include "stages/job/options.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/text.h"
+
+#define AT(type, field) offsetof(type, field), sizeof(((type *)0)->field)
+#define JOB(field) SL_OPTION_OF_JOB, AT(sl_request, spec.field), 0
+#define JOB_HAS(field)                                                                             \
+    SL_OPTION_OF_JOB, AT(sl_request, spec.field), offsetof(sl_request, has_##field)
+#define OUTSIDE(field) SL_OPTION_OF_JOB, AT(sl_request, field), 0
+#define MODEL(field)                                                                               \
+    SL_OPTION_OF_MODEL, AT(sl_request, spec.field), offsetof(sl_request, has_##field)
+#define RUN(field) SL_OPTION_OF_RUN, AT(sl_batch, field), 0
+
+static const sl_option OPTIONS[] = {
+    {"model", SL_OPTION_PATH, JOB(model), "DIR", "checkpoint folder in the Diffusers layout"},
+    {"image", SL_OPTION_PATH, JOB_HAS(image), "FILE", "the picture: PNG, JPEG or WebP"},
+    {"last-image", SL_OPTION_PATH, JOB_HAS(last_image), "FILE",
+     "the last frame's picture (FLF2V checkpoints)"},
+    {"prompt", SL_OPTION_TEXT, JOB_HAS(prompt), "TEXT", "what shall happen"},
+    {"negative", SL_OPTION_TEXT, MODEL(negative), "TEXT",
+     "what shall not (default: the checkpoint's, else empty)"},
+    {"output", SL_OPTION_PATH, JOB(output), "FILE", "the video, also -o (default out.mp4)"},
+    {"width", SL_OPTION_INT, MODEL(width), "W", "pixels, a multiple of 16, with --height"},
+    {"height", SL_OPTION_INT, MODEL(height), "H", "pixels, a multiple of 16, with --width"},
+    {"max-area", SL_OPTION_I64, SL_OPTION_OF_MODEL, AT(sl_request, max_area),
+     offsetof(sl_request, has_max_area), "PIXELS",
+     "without a size: the picture's aspect under this area (default: the checkpoint's, else "
+     "399360)"},
+    {"frames", SL_OPTION_INT, MODEL(frames), "N", "4k + 1 (default: the checkpoint's, else 81)"},
+    {"fps", SL_OPTION_INT, MODEL(fps), "N", "frames a second (default: the checkpoint's, else 16)"},
+    {"steps", SL_OPTION_INT, MODEL(steps), "N",
+     "sampler steps (default: the checkpoint's, else 50)"},
+    {"guidance", SL_OPTION_REAL, MODEL(guidance), "G",
+     "classifier-free guidance, 1 or less is off (default: the checkpoint's, else 5)"},
+    {"guidance-2", SL_OPTION_REAL, MODEL(guidance_2), "G",
+     "the low-noise expert's (default: as --guidance, if that is given, else the checkpoint's)"},
+    {"shift", SL_OPTION_REAL, MODEL(shift), "S",
+     "timestep shift (default: the checkpoint's, else its scheduler's)"},
+    {"sampler", SL_OPTION_PATH, MODEL(sampler), "NAME",
+     "unipc or euler (default: the checkpoint's, else its scheduler's)"},
+    {"seed", SL_OPTION_U64, JOB_HAS(seed), "N", "as torch.Generator(\"cpu\") (default: random)"},
+    {"noise", SL_OPTION_PATH, JOB_HAS(noise), "FILE",
+     "safetensors with `noise` [16, T, h/8, w/8] F32, instead of a seed"},
+    {"fbcache", SL_OPTION_REAL, MODEL(fbcache), "THRESHOLD",
+     "First Block Cache, 0 is off (default: the checkpoint's, else 0)"},
+    {"fbcache-warmup", SL_OPTION_INT, MODEL(fbcache_warmup), "N",
+     "first steps that always compute"},
+    {"fbcache-max-hits", SL_OPTION_INT, MODEL(fbcache_max_hits), "N",
+     "most steps in a row that are skipped, 0: no cap"},
+    {"fbcache-final", SL_OPTION_INT, MODEL(fbcache_final), "N", "last steps that always compute"},
+    {"crf", SL_OPTION_INT, JOB_HAS(crf), "N", "x264 quality, lower is better (default 18)"},
+    {"dump", SL_OPTION_PATH, OUTSIDE(dump_dir), "DIR", "write every hand-over there"},
+    {"dump-steps", SL_OPTION_FLAG, JOB(dump_steps), NULL,
+     "with --dump: also the latents after each step"},
+    {"dump-blocks", SL_OPTION_FLAG, JOB(dump_blocks), NULL,
+     "with --dump: also the tokens after each block of the first forward (large)"},
+    {"json", SL_OPTION_PATH, OUTSIDE(json), "FILE", "the report"},
+    {"conf", SL_OPTION_PATH, RUN(conf), "FILE",
+     "deployment settings (conf/demo.cfg shows them all)"},
+    {"device", SL_OPTION_PATH, RUN(device), "D", "cpu or cuda:N, for all stages"},
+    {"jobs", SL_OPTION_PATH, RUN(jobs_file), "FILE",
+     "many jobs: one JSON object a line, with these options as keys"},
+    {"from", SL_OPTION_PATH, RUN(from), "STAGE", "replay: text, image, denoise or decode"},
+    {"quiet", SL_OPTION_FLAG, RUN(quiet), NULL, "no progress, no table"},
+};
+#define OPTION_COUNT ((int)(sizeof OPTIONS / sizeof *OPTIONS))
+
+const sl_option *sl_option_at(int i)
+{
+    return i >= 0 && i < OPTION_COUNT ? &OPTIONS[i] : NULL;
+}
+
+/* ---- values ---- */
+
+/* A number as people write it: no leading space, no hexadecimal, no words, which strtod
+ * and strtoull would take. */
+static bool plain_number(const char *v, bool real)
+{
+    size_t sign = *v == '-' || *v == '+';
+    return v[sign] && strspn(v + sign, real ? "0123456789.eE+-" : "0123456789") == strlen(v + sign);
+}
+
+sl_code sl_option_set(void *owner, const sl_option *o, const char *v, sl_err *err)
+{
+    char *at = (char *)owner + o->at, *end = NULL;
+    errno = 0;
+    switch (o->kind) {
+    case SL_OPTION_INT:
+    case SL_OPTION_I64: {
+        long long n = strtoll(v, &end, 10);
+        if (!plain_number(v, false) || *end || errno ||
+            (o->kind == SL_OPTION_INT && (n < INT_MIN || n > INT_MAX)))
+            return sl_fail(err, SL_ARG, "--%s is \"%.60s\", want an integer (%s)", o->name, v,
+                           o->what);
+        if (o->kind == SL_OPTION_INT) *(int *)at = (int)n;
+        else *(int64_t *)at = n;
+        break;
+    }
+    case SL_OPTION_U64: {
+        unsigned long long n = strtoull(v, &end, 10);
+        if (!plain_number(v, false) || *v == '-' || *end || errno)
+            return sl_fail(err, SL_ARG,
+                           "--%s is \"%.60s\", want an integer from 0 to 18446744073709551615",
+                           o->name, v);
+        *(uint64_t *)at = n;
+        break;
+    }
+    case SL_OPTION_REAL: {
+        double x = strtod(v, &end);
+        if (!plain_number(v, true) || *end || !isfinite(x))
+            return sl_fail(err, SL_ARG, "--%s is \"%.60s\", want a number (%s)", o->name, v,
+                           o->what);
+        *(double *)at = x;
+        break;
+    }
+    case SL_OPTION_PATH:
+        if (!*v)
+            return sl_fail(err, SL_ARG, "--%s is empty, want %s (%s)", o->name, o->arg, o->what);
+        if (strlen(v) >= o->room)
+            return sl_fail(err, SL_ARG, "--%s has %zu bytes, want at most %zu", o->name, strlen(v),
+                           o->room - 1);
+        memcpy(at, v, strlen(v) + 1);
+        break;
+    case SL_OPTION_TEXT: {
+        sl_code rc = sl_job_set_text((char **)at, v, err);
+        if (rc) return rc;
+        break;
+    }
+    case SL_OPTION_FLAG:
+        if (o->owner == SL_OPTION_OF_RUN) *(bool *)at = true;
+        else *(sl_job_flag *)at = 1;
+        break;
+    }
+    if (o->given) *((bool *)owner + o->given) = true;
+    return SL_OK;
+}
+
+/* ---- names ---- */
+
+sl_code sl_option_find(const sl_option **out, const char *name, sl_option_owner least, sl_err *err)
+{
+    const sl_option *near = NULL;
+    int best = 99;
+    char dashed[64], keys[256] = "";
+    snprintf(dashed, sizeof dashed, "%s", name);
+    for (char *c = dashed; *c; c++)
+        if (*c == '_') *c = '-';
+    for (int i = 0; i < OPTION_COUNT; i++) {
+        const sl_option *o = &OPTIONS[i];
+        int d = sl_text_distance(dashed, o->name);
+        if (o->owner < least) continue;
+        if (!d) {
+            *out = o;
+            return SL_OK;
+        }
+        if (d < best) best = d, near = o;
+        snprintf(keys + strlen(keys), sizeof keys - strlen(keys), "%s%s", *keys ? ", " : "",
+                 o->name);
+    }
+    const char *kind = least > SL_OPTION_OF_RUN ? "key " : "option --",
+               *dashes = least > SL_OPTION_OF_RUN ? "" : "--";
+    if (least == SL_OPTION_OF_MODEL && !sl_option_find(out, name, SL_OPTION_OF_RUN, NULL))
+        return sl_fail(err, SL_ARG, "key %s has no place here, want some of %s", name, keys);
+    if (near && best <= 3)
+        return sl_fail(err, SL_ARG, "unknown %s%.60s, did you mean %s%s?", kind, name, dashes,
+                       near->name);
+    if (least == SL_OPTION_OF_MODEL)
+        return sl_fail(err, SL_ARG, "unknown key %.60s, want some of %s", name, keys);
+    return sl_fail(err, SL_ARG, "unknown %s%.60s (sluice help lists them)", kind, name);
+}
+
+/* ---- JSON objects with options as keys ---- */
+
+static sl_code wrong_type(const char *key, const json_t *v, const char *want, sl_err *err)
+{
+    char *text = json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT);
+    sl_code rc = sl_fail(err, SL_ARG, "%s is %.60s, want %s", key, text ? text : "?", want);
+    free(text);
+    return rc;
+}
+
+static sl_code json_option(sl_request *job, sl_option_owner least, const char *key, const json_t *v,
+                           sl_err *err)
+{
+    const sl_option *o = NULL;
+    char number[64];
+    const char *text = json_string_value(v);
+    sl_code rc = sl_option_find(&o, key, least, err);
+    if (rc) return rc;
+    if (o->kind == SL_OPTION_FLAG) {
+        if (!json_is_boolean(v)) return wrong_type(key, v, "true or false", err);
+        if (json_is_true(v)) return sl_option_set(job, o, "", err);
+        *(sl_job_flag *)((char *)job + o->at) = 0;
+        return SL_OK;
+    }
+    if (json_is_integer(v))
+        snprintf(number, sizeof number, "%lld", (long long)json_integer_value(v)), text = number;
+    else if (json_is_real(v))
+        snprintf(number, sizeof number, "%.17g", json_real_value(v)), text = number;
+    else if (!text || strlen(text) != json_string_length(v))
+        return wrong_type(key, v, "a text or a number", err);
+    return sl_option_set(job, o, text, err);
+}
+
+sl_code sl_request_read_json(sl_request *job, sl_option_owner least, json_t *object, sl_err *err)
+{
+    const char *key;
+    json_t *v;
+    sl_code rc = SL_OK;
+    json_object_foreach(object, key, v)
+    {
+        if ((rc = json_option(job, least, strcmp(key, "o") ? key : "output", v, err))) break;
+    }
+    return rc;
+}

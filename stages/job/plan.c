@@ -1,0 +1,428 @@
+/* plan.c - the bytes that a run takes, stage by stage and device by device; and the refusal
+ * of what does not fit. */
+#include "stages/job/plan.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "kernels/cuda/conv_tiles.h"
+#include "stages/denoise_memory.h"
+
+/* Measured: what a stage's process takes with no job, and what x264 takes for each pixel
+ * of a frame: look-ahead, references, and a frame a thread. */
+#define PROCESS_BYTES ((size_t)32 << 20)
+/* on the host, for a GPU: its libraries, and the loader's pinned slots */
+#define GPU_PROCESS_BYTES ((size_t)640 << 20)
+#define ENCODER_PIXEL 210
+#define ENCODER_PIXEL_SLOW 550 /* the presets slower, veryslow, placebo */
+#define ENCODER_PIXEL_THREAD 14
+
+/* ---- one network ---- */
+
+typedef struct {
+    const sl_model *model;
+    const sl_conf *conf;
+    const sl_job *job;
+    sl_run_plan *plan;
+    sl_loader *loader; /* of the network that was asked for last */
+    sl_ops body;
+    sl_ctx ctx; /* on `body`: the plan of a stage's device */
+} planner;
+
+static size_t gpu_conv_bytes(sl_ctx *ctx, const int64_t shape[5])
+{
+    (void)ctx;
+    return sl_conv_packed_bytes(shape);
+}
+
+/* The table that gives a device's sizes: of a GPU without its plug-in, which may be on
+ * another machine. */
+static const sl_ops *sizes_of(const char *device)
+{
+    static const sl_ops GPU = {.name = "cuda", .act = SL_BF16, .packed_conv_bytes = gpu_conv_bytes};
+    return strcmp(device, "cpu") ? &GPU : &sl_ops_cpu;
+}
+
+static bool has_weights(const char *dir, const char *stem)
+{
+    char name[64], path[SL_PATH];
+    snprintf(name, sizeof name, "%s.safetensors", stem);
+    if (!sl_path_join(path, dir, name, NULL) && !access(path, F_OK)) return true;
+    snprintf(name, sizeof name, "%s.safetensors.index.json", stem);
+    return !sl_path_join(path, dir, name, NULL) && !access(path, F_OK);
+}
+
+/* A loader that counts: by the checkpoint's headers, or, where no weights are, by the
+ * configuration alone. */
+static sl_code open_counting(planner *p, const char *name, const char *stem, sl_err *err)
+{
+    char dir[SL_PATH];
+    sl_code rc = sl_path_join(dir, p->model->dir, name, err);
+    if (rc) return rc;
+    if (!p->conf->model.random && has_weights(dir, stem))
+        return sl_loader_inspect(&p->loader, &p->ctx, dir, stem, name, err);
+    p->plan->from_files = false;
+    return sl_loader_plan(&p->loader, &p->ctx, name, err);
+}
+
+/* All tensors have been asked for: add them to the stage. */
+static sl_code close_counting(planner *p, sl_stage_plan *s, const char *name, sl_err *err)
+{
+    sl_err ignored = {0};
+    sl_code rc = sl_loader_finish(p->loader, &ignored);
+    if (rc) *err = ignored;
+    for (int k = 0; !rc && sl_loader_finding(p->loader, k); k++)
+        if (strncmp(sl_loader_finding(p->loader, k), "unexpected", 10))
+            rc = sl_fail(err, SL_FORMAT, "%s: %s", name, sl_loader_finding(p->loader, k));
+    s->mapped += sl_loader_mapped(p->loader);
+    s->weights += sl_loader_bytes(p->loader) - sl_loader_mapped(p->loader);
+    sl_loader_close(&p->loader);
+    return rc;
+}
+
+static void add_arena(sl_stage_plan *s, const sl_arena *a)
+{
+    s->kept = a->kept;
+    s->work = a->peak - a->kept;
+}
+
+/* The pool in which the stage of this role receives `purpose`. */
+static void add_slots(const planner *p, sl_stage_plan *s, sl_role role, sl_handover h,
+                      size_t slot_bytes)
+{
+    size_t bytes = (size_t)sl_conf_find(p->conf, role)->slots * slot_bytes;
+    s->slots += bytes;
+    if (sl_slot_kind(p->conf, h) == SL_POOL_CUDA) s->device_slots += bytes;
+}
+
+/* ---- stages: each beside what its main does ---- */
+
+static sl_code plan_text(planner *p, sl_stage_plan *s, bool computes, sl_err *err)
+{
+    size_t row = (size_t)SL_UMT5_MAX_TOKENS * (size_t)p->model->umt5.d_model * sizeof(float);
+    sl_arena a = {0};
+    sl_umt5 *m = NULL;
+    sl_code rc = open_counting(p, "text_encoder", "model", err);
+    if (!rc && !(m = sl_umt5_new(&p->model->umt5, p->loader)))
+        rc = sl_fail(err, SL_NOMEM, "umt5: no memory");
+    if (!rc) rc = close_counting(p, s, "text_encoder", err);
+    /* taken whether a job computes or not */
+    if (!rc) rc = sl_arena_text(&a, &p->body, &p->model->umt5, m, err);
+    add_arena(s, &a);
+    /* cond, uncond, both once more for the spool, one on its way */
+    if (computes) s->host += 5 * row;
+    sl_umt5_free(&m);
+    return rc;
+}
+
+static sl_code plan_image(planner *p, sl_stage_plan *s, bool computes, sl_err *err)
+{
+    const sl_model *model = p->model;
+    const sl_job *job = p->job;
+    bool last = model->family.last_picture && *job->last_image;
+    size_t pixels = (size_t)job->width * (size_t)job->height * (last ? 2 : 1), clip = 0;
+    sl_arena a = {0};
+    sl_clip *c = NULL;
+    sl_vae_encoder *v = NULL;
+    sl_code rc = SL_OK;
+    if (model->family.clip) {
+        if (!(rc = open_counting(p, "image_encoder", "model", err)) &&
+            !(c = sl_clip_new(&model->clip, p->loader)))
+            rc = sl_fail(err, SL_NOMEM, "clip: no memory");
+        if (!rc) rc = close_counting(p, s, "image_encoder", err);
+        clip = (size_t)sl_image_tokens(model, job) * (size_t)model->clip.hidden * sizeof(float);
+    }
+    if (!rc) rc = open_counting(p, "vae", "diffusion_pytorch_model", err);
+    if (!rc && !(v = sl_vae_encoder_new(&model->vae, p->loader)))
+        rc = sl_fail(err, SL_NOMEM, "vae: no memory");
+    if (!rc) rc = close_counting(p, s, "vae", err);
+    if (!rc && computes) rc = sl_arena_image(&a, &p->body, model, c, v, job, err);
+    add_arena(s, &a);
+    /* 8-bit pictures of the video's size and floats of them; results, and once more for
+     * the spool */
+    if (computes)
+        s->host += pixels * 3 * 5 +
+                   2 * (clip + sl_slot_bytes(model, SL_HANDOVER_IMAGE,
+                                             (int64_t)job->width * job->height, job->frames));
+    sl_clip_free(&c);
+    sl_vae_encoder_free(&v);
+    return rc;
+}
+
+static sl_code plan_denoise(planner *p, sl_stage_plan *s, bool computes, sl_err *err)
+{
+    static const char *const NAMES[EXPERTS] = {"transformer", "transformer_2"};
+    const sl_model *model = p->model;
+    const sl_job *job = p->job;
+    int64_t shape[4];
+    sl_dit *dit[EXPERTS] = {0};
+    sl_schedule *schedule = malloc(sizeof *schedule);
+    sl_arena a = {0};
+    sl_code rc = schedule ? SL_OK : sl_fail(err, SL_NOMEM, "denoise: no memory");
+    for (int e = 0; e < model->family.experts && !rc; e++) {
+        if ((rc = open_counting(p, NAMES[e], "diffusion_pytorch_model", err))) break;
+        if (!(dit[e] = sl_dit_new(&model->dit[e], p->loader)))
+            rc = sl_fail(err, SL_NOMEM, "%s: no memory", NAMES[e]);
+        if (!rc) rc = close_counting(p, s, NAMES[e], err);
+    }
+    if (!rc && computes)
+        rc = sl_schedule_make(schedule,
+                              strcmp(job->sampler, "euler") ? SL_SAMPLER_UNIPC : SL_SAMPLER_EULER,
+                              job->steps, job->shift, err);
+    if (!rc && computes)
+        rc = denoise_arena(
+            &a, &p->body,
+            &(denoise_sizes){.model = model, .dit = dit, .job = job, .schedule = schedule}, err);
+    add_arena(s, &a);
+    denoise_shape(model, job, shape);
+    size_t latents = (size_t)(shape[0] * shape[1] * shape[2] * shape[3]) * sizeof(float);
+    size_t text = sl_slot_bytes(model, SL_HANDOVER_TEXT, 0, 1),
+           image = model->family.picture
+                       ? sl_slot_bytes(model, SL_HANDOVER_IMAGE, (int64_t)job->width * job->height,
+                                       job->frames)
+                       : 0,
+           held = text + image;
+    add_slots(p, s, SL_ROLE_DENOISE, SL_HANDOVER_TEXT, text);
+    add_slots(p, s, SL_ROLE_DENOISE, SL_HANDOVER_IMAGE, image);
+    if (computes)
+        s->host +=
+            /* noise, result, the state of four, the state and both results once more for
+             * the spool; inputs */
+            12 * latents + held;
+    for (int e = 0; e < EXPERTS; e++) sl_dit_free(&dit[e]);
+    free(schedule);
+    return rc;
+}
+
+static sl_code plan_decode(planner *p, sl_stage_plan *s, bool computes, sl_err *err)
+{
+    size_t latents = sl_slot_bytes(p->model, SL_HANDOVER_LATENTS,
+                                   (int64_t)p->job->width * p->job->height, p->job->frames);
+    sl_arena a = {0};
+    sl_vae_decoder *m = NULL;
+    sl_code rc = open_counting(p, "vae", "diffusion_pytorch_model", err);
+    if (!rc && !(m = sl_vae_decoder_new(&p->model->vae, p->loader)))
+        rc = sl_fail(err, SL_NOMEM, "vae: no memory");
+    if (!rc) rc = close_counting(p, s, "vae", err);
+    if (!rc && computes) rc = sl_arena_decode(&a, &p->body, p->model, m, p->job, err);
+    add_arena(s, &a);
+    add_slots(p, s, SL_ROLE_DECODE, SL_HANDOVER_LATENTS, latents);
+    s->host += latents;
+    sl_vae_decoder_free(&m);
+    return rc;
+}
+
+static sl_code plan_mux(planner *p, sl_stage_plan *s, bool computes, sl_err *err)
+{
+    const char *preset = p->conf->video.preset;
+    bool slow =
+        !strcmp(preset, "slower") || !strcmp(preset, "veryslow") || !strcmp(preset, "placebo");
+    size_t pixels = (size_t)p->job->width * (size_t)p->job->height;
+    (void)computes;
+    (void)err;
+    add_slots(p, s, SL_ROLE_MUX, SL_HANDOVER_FRAMES,
+              sl_slot_bytes(p->model, SL_HANDOVER_FRAMES, (int64_t)pixels, p->job->frames));
+    s->host += pixels * ((slow ? ENCODER_PIXEL_SLOW : ENCODER_PIXEL) +
+                         ENCODER_PIXEL_THREAD * (size_t)p->conf->video.threads);
+    return SL_OK;
+}
+
+/* ---- a run ---- */
+
+typedef sl_code stage_fn(planner *p, sl_stage_plan *s, bool computes, sl_err *err);
+static stage_fn *const STAGES[SL_ROLE_COUNT] = {plan_text, plan_image, plan_denoise, plan_decode,
+                                                plan_mux};
+
+/* Does a replay from here compute this stage? */
+static bool computes(const char *from, sl_role role)
+{
+    if (role == SL_ROLE_TEXT) return !*from || !strcmp(from, "text");
+    if (role == SL_ROLE_IMAGE) return !*from || !strcmp(from, "image");
+    return role != SL_ROLE_DENOISE || strcmp(from, "decode");
+}
+
+static bool same_sizes(const sl_job *a, const sl_job *b)
+{
+    return a->width == b->width && a->height == b->height && a->frames == b->frames &&
+           a->steps == b->steps && !strcmp(a->sampler, b->sampler) && a->shift == b->shift &&
+           denoise_branches(a) == denoise_branches(b) && (a->fbcache > 0) == (b->fbcache > 0) &&
+           !*a->last_image == !*b->last_image;
+}
+
+static size_t sum(const sl_stage_plan *s)
+{
+    return s->weights + s->kept + s->work + s->slots + s->context + s->host;
+}
+
+sl_code sl_plan_make(sl_run_plan *out, const sl_batch *b, const sl_model *model,
+                     const sl_conf *conf, sl_err *err)
+{
+    planner p = {.model = model, .conf = conf, .plan = out};
+    sl_code rc = SL_OK;
+    memset(out, 0, sizeof *out);
+    out->from_files = true;
+    for (int i = 0; i < b->job_count && !rc; i++) {
+        p.job = &b->jobs[i].spec;
+        if (i && same_sizes(p.job, &b->jobs[i - 1].spec)) continue;
+        for (int role = 0; role < SL_ROLE_COUNT && !rc; role++) {
+            const sl_conf_stage *c = sl_conf_find(conf, (sl_role)role);
+            sl_stage_plan s = {.runs = true, .host = PROCESS_BYTES};
+            if (!c || (role == SL_ROLE_IMAGE && !model->family.picture)) continue;
+            snprintf(s.device, sizeof s.device, "%s", role == SL_ROLE_MUX ? "cpu" : c->device);
+            if (strcmp(s.device, "cpu")) {
+                s.context = SL_GPU_CONTEXT_BYTES + SL_GPU_WORKSPACE_BYTES + SL_GPU_SCRATCH_BYTES;
+                s.host = GPU_PROCESS_BYTES;
+            }
+            p.body = sl_ops_plan_of(sizes_of(s.device));
+            if ((rc = sl_ctx_open(&p.ctx, &p.body, 0, err))) break;
+            rc = STAGES[role](&p, &s, computes(b->from, (sl_role)role), err);
+            sl_loader_close(&p.loader);
+            sl_ctx_close(&p.ctx);
+            if (!out->stages[role].runs || sum(&s) > sum(&out->stages[role])) out->stages[role] = s;
+        }
+    }
+    return rc;
+}
+
+size_t sl_plan_private(const sl_stage_plan *s, const char *device)
+{
+    bool here = s->runs && !strcmp(s->device, device), host = s->runs && !strcmp(device, "cpu");
+    size_t on_cpu = s->slots - s->device_slots;
+    return (here ? s->weights + s->kept + s->work + s->device_slots + s->context : 0) +
+           (host ? on_cpu + s->host : 0);
+}
+
+/* ---- the machine ---- */
+
+static bool read_text(char *buf, size_t size, const char *root, const char *path)
+{
+    char full[SL_PATH];
+    FILE *f = snprintf(full, sizeof full, "%s%s", root, path) < (int)sizeof full ? fopen(full, "re")
+                                                                                 : NULL;
+    if (!f) return false;
+    size_t n = fread(buf, 1, size - 1, f);
+    buf[n] = 0;
+    fclose(f);
+    return true;
+}
+
+/* The number behind `key` at the beginning of a line. */
+static bool read_number(const char *text, const char *key, uint64_t *out)
+{
+    size_t n = strlen(key);
+    for (const char *line = text; line; line = strchr(line, '\n') ? strchr(line, '\n') + 1 : NULL)
+        if (!strncmp(line, key, n)) return sscanf(line + n, " %lu", out) == 1;
+    return false;
+}
+
+/* What one cgroup still gives: its limit less what it uses, but for page cache, which
+ * goes when memory is wanted. */
+static uint64_t group_gives(const char *root, const char *group)
+{
+    char path[SL_PATH], text[16384];
+    uint64_t limit, used, file = 0, more;
+    const char *const CACHE[] = {"inactive_file", "active_file"};
+    snprintf(path, sizeof path, "/sys/fs/cgroup%.900s/memory.max", group);
+    /* "max", or the top */
+    if (!read_text(text, sizeof text, root, path) || sscanf(text, "%lu", &limit) != 1)
+        return UINT64_MAX;
+    snprintf(path, sizeof path, "/sys/fs/cgroup%.900s/memory.current", group);
+    if (!read_text(text, sizeof text, root, path) || sscanf(text, "%lu", &used) != 1)
+        return UINT64_MAX;
+    snprintf(path, sizeof path, "/sys/fs/cgroup%.900s/memory.stat", group);
+    for (int i = 0; i < 2 && read_text(text, sizeof text, root, path); i++)
+        if (read_number(text, CACHE[i], &more)) file += more;
+    used = used > file ? used - file : 0;
+    return limit > used ? limit - used : 0;
+}
+
+sl_code sl_plan_machine(sl_machine_memory *out, const char *root, sl_err *err)
+{
+    char text[16384], group[SL_PATH];
+    memset(out, 0, sizeof *out);
+    out->group = UINT64_MAX;
+    if (!read_text(text, sizeof text, root, "/proc/meminfo") ||
+        !read_number(text, "MemTotal:", &out->total) ||
+        !read_number(text, "MemAvailable:", &out->available))
+        return sl_fail(err, SL_SYS, "%s/proc/meminfo: no MemTotal and MemAvailable in it", root);
+    out->total *= 1024;
+    out->available *= 1024;
+    const char *line = read_text(text, sizeof text, root, "/proc/self/cgroup") ? text : "";
+    while (line && strncmp(line, "0::", 3))
+        line = strchr(line, '\n') ? strchr(line, '\n') + 1 : NULL;
+    if (line) {
+        snprintf(group, sizeof group, "%.*s", (int)strcspn(line + 3, "\n"), line + 3);
+        while (true) { /* this group and all around it */
+            char *slash = strrchr(group, '/');
+            if (slash && !slash[1]) *slash = 0;
+            uint64_t g = group_gives(root, group);
+            if (g < out->group) out->group = g;
+            if (!*group || !(slash = strrchr(group, '/'))) break;
+            *slash = 0;
+        }
+    }
+    out->gives = out->group < out->available ? out->group : out->available;
+    return SL_OK;
+}
+
+/* ---- admission ---- */
+
+/* What of the plan one device has to hold, and the stage that takes most of it. */
+static size_t total_of(const sl_run_plan *plan, const char *device, int *largest, size_t *most)
+{
+    size_t wanted = 0;
+    *most = 0;
+    for (int i = 0; i < SL_ROLE_COUNT; i++) {
+        size_t n = sl_plan_private(&plan->stages[i], device);
+        wanted += n;
+        if (n > *most) *most = n, *largest = i;
+    }
+    return wanted;
+}
+
+static sl_code admit_gpus(const sl_run_plan *plan, const sl_gpus *gpus, sl_err *err)
+{
+    for (int i = 0; i < SL_ROLE_COUNT; i++) {
+        const char *device = plan->stages[i].device;
+        const uint64_t *there = plan->stages[i].runs ? sl_gpus_free(gpus, device) : NULL;
+        int largest = 0;
+        size_t most, wanted = there ? total_of(plan, device, &largest, &most) : 0;
+        if (there && wanted > *there)
+            return sl_fail(err, SL_NOMEM,
+                           "the run wants %zu bytes of %s, there are %llu free of %llu; the "
+                           "largest stage is %s with %zu: sluice plan "
+                           "shows all",
+                           wanted, device, (unsigned long long)*there,
+                           (unsigned long long)gpus->gpu[atoi(device + 5)].total,
+                           sl_role_name((sl_role)largest), most);
+    }
+    return SL_OK;
+}
+
+sl_code sl_plan_admit(sl_admission *out, const sl_batch *b, const sl_model *model,
+                      const sl_conf *conf, sl_err *err)
+{
+    sl_machine_memory m;
+    sl_run_plan plan;
+    size_t mapped = 0, most;
+    int largest = 0;
+    sl_code rc = sl_plan_make(&plan, b, model, conf, err);
+    if (rc || (rc = sl_plan_machine(&m, "", err)) || (rc = admit_gpus(&plan, &b->gpus, err)))
+        return rc;
+    uint64_t there = conf->limits.memory_bytes ? (uint64_t)conf->limits.memory_bytes : m.gives;
+    const char *why = conf->limits.memory_bytes ? "limits.memory_bytes"
+                      : m.group < m.available   ? "its cgroup's memory.max"
+                                                : "MemAvailable";
+    size_t wanted = total_of(&plan, "cpu", &largest, &most);
+    for (int i = 0; i < SL_ROLE_COUNT; i++) mapped += plan.stages[i].mapped;
+    if (wanted > there)
+        return sl_fail(err, SL_NOMEM,
+                       "the run wants %zu bytes of memory, there are %llu (%s); the largest stage "
+                       "is %s with %zu: sluice plan shows all",
+                       wanted, (unsigned long long)there, why, sl_role_name((sl_role)largest),
+                       most);
+    out->mapped = out->held = mapped;
+    if (!conf->limits.memory_bytes && mapped > there - wanted) out->held = there - wanted;
+    return SL_OK;
+}

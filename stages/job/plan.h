@@ -1,0 +1,66 @@
+/* plan.h - the bytes that a run takes, before it takes anything; and the refusal of what does
+ * not fit. */
+#ifndef SL_PLAN_H
+#define SL_PLAN_H
+
+#include "common/conf.h"
+#include "stages/job/request.h"
+
+typedef struct {
+    bool runs; /* the deployment has this stage */
+    char device[16];
+    /* weights that stay in their files, mapped: page cache, which the machine may take
+     * back (CPU) */
+    size_t mapped;
+    size_t weights;      /* weights in memory of their own */
+    size_t kept;         /* of the arena: what a job keeps from its beginning to its end */
+    size_t work;         /* of the arena: the most beside that */
+    size_t slots;        /* of the pools it receives in, as far as these jobs fill them */
+    size_t device_slots; /* of these, what is its device's memory; the rest is the host's */
+    size_t
+        /* on a GPU: what driver and libraries take for the process, and the most that
+         * operations take beside the arena */
+        context;
+    /* host memory beside all that: pictures, latents, the encoder, the process itself */
+    size_t host;
+} sl_stage_plan;
+
+typedef struct {
+    sl_stage_plan stages[SL_ROLE_COUNT]; /* of the job that takes most of it */
+    /* weights as they are stored; false: some are not there and count as the activations'
+     * type */
+    bool from_files;
+} sl_run_plan;
+
+/* Bytes of every stage for the jobs' sizes, steps and caches; b->from leaves out what a
+ * replay does not compute. Errors: SL_SHAPE, SL_FORMAT a checkpoint that does not hold
+ * what the networks need. */
+sl_code sl_plan_make(sl_run_plan *out, const sl_batch *b, const sl_model *model,
+                     const sl_conf *conf, sl_err *err);
+/* What a stage takes of "cpu" or "cuda:N", mapped weights left out. */
+size_t sl_plan_private(const sl_stage_plan *s, const char *device);
+
+typedef struct {
+    uint64_t total, available; /* MemTotal, MemAvailable */
+    uint64_t
+        /* what the tightest cgroup (v2) around this process still gives, its page cache
+         * counted as free; UINT64_MAX: no limit */
+        group;
+    uint64_t gives; /* the smaller of the two */
+} sl_machine_memory;
+/* Files under `root` ("" for this machine): proc/meminfo, proc/self/cgroup,
+ * sys/fs/cgroup. Errors: SL_SYS. */
+sl_code sl_plan_machine(sl_machine_memory *out, const char *root, sl_err *err);
+
+/* What memory has for the weights of a run that fits. */
+typedef struct {
+    uint64_t mapped; /* bytes of weights that stay in their files, mapped */
+    uint64_t held;   /* of them, what memory holds; the rest is read again at every step */
+} sl_admission;
+
+/* Refuse what does not fit in host memory or on a GPU (b->gpus): SL_NOMEM with bytes
+ * wanted, bytes there, the largest stage. Errors also: as sl_plan_make, sl_plan_machine. */
+sl_code sl_plan_admit(sl_admission *out, const sl_batch *b, const sl_model *model,
+                      const sl_conf *conf, sl_err *err);
+
+#endif

@@ -1,0 +1,51 @@
+/* report.h - where the time of jobs went: filled from the messages of a run, then written as
+ * JSON or printed as a small table. */
+#ifndef SL_REPORT_H
+#define SL_REPORT_H
+
+#include <stdio.h>
+
+#include "common/conf.h"
+#include "common/trace.h"
+#include "common/wire.h"
+#include "stages/job/request.h"
+
+typedef struct {
+    double seconds, cond_metric, uncond_metric;
+    /* 1, 0; -1: this step has no such branch, or is not known */
+    int cond_computed, uncond_computed;
+} sl_report_step;
+
+typedef struct {
+    const sl_request *job;
+    int64_t t0_ns, t1_ns;
+    bool finished;
+    sl_code code;
+    char message[SL_TEXT];
+    uint64_t bytes;
+    sl_report_step *steps; /* spec.steps of them */
+    uint64_t peak_bytes[SL_ROLE_COUNT], arena_bytes[SL_ROLE_COUNT];
+} sl_report_job;
+
+typedef struct {
+    int count;
+    sl_report_job *jobs;
+    sl_trace trace; /* spans of all jobs; job 0: of the processes */
+    char device[SL_ROLE_COUNT][SL_STR64];
+    uint64_t weight_bytes[SL_ROLE_COUNT];
+    int restarts; /* of stages and dispatcher */
+} sl_report;
+
+/* `jobs` [count] are checked, and outlive the report. sl_report_free, also after an error.
+ * Errors: SL_NOMEM. */
+sl_code sl_report_init(sl_report *r, const sl_request *jobs, int count, int64_t t0_ns, sl_err *err);
+void sl_report_free(sl_report *r);
+/* The job of this id; NULL: none of this report's. */
+sl_report_job *sl_report_find(sl_report *r, uint64_t id);
+void sl_report_message(sl_report *r, const sl_msg *m); /* STEP, SPAN, STAGE */
+/* JSON of one job, or {"jobs": [...]} of all when job is NULL. Errors: SL_SYS. */
+sl_code sl_report_write(const sl_report *r, const sl_report_job *job, const char *path,
+                        sl_err *err);
+void sl_report_print(const sl_report *r, const sl_report_job *job, FILE *to);
+
+#endif
