@@ -51,7 +51,7 @@ sl_code sl_batch_replay(sl_batch *b, const char *dir, sl_err *err)
     return SL_OK;
 }
 
-static sl_code copy_job(sl_request *to, const sl_request *from, sl_err *err)
+static sl_code copy_request(sl_request *to, const sl_request *from, sl_err *err)
 {
     *to = *from;
     to->spec.prompt = to->spec.negative = NULL;
@@ -65,20 +65,19 @@ sl_code sl_batch_add(sl_batch *b, sl_request **out, sl_err *err)
         return sl_fail(err, SL_ARG, "%s has more than %d jobs",
                        *b->jobs_file ? b->jobs_file : "the run", SL_MAX_RUN_JOBS);
     *out = &b->jobs[b->job_count++];
-    return copy_job(*out, &b->base, err);
+    return copy_request(*out, &b->base, err);
 }
 
-static sl_code json_line(sl_request *job, const char *line, size_t n, const char *file, int number,
-                         sl_err *err)
+static sl_code read_object(sl_request *r, const char *text, size_t n, const char *name, sl_err *err)
 {
     json_error_t je;
-    json_t *root = json_loadb(line, n, JSON_REJECT_DUPLICATES, &je);
+    json_t *root = json_loadb(text, n, JSON_REJECT_DUPLICATES, &je);
     sl_code rc;
     if (!root || !json_is_object(root))
-        rc = sl_fail(err, SL_FORMAT, "%s:%d: want one JSON object a line: %.200s", file, number,
+        rc = sl_fail(err, SL_FORMAT, "%s: want one JSON object a line: %.200s", name,
                      root ? "this is none" : je.text);
-    else if ((rc = sl_request_read_json(job, SL_OPTION_OF_JOB, root, err)))
-        sl_context(err, rc, "%s:%d", file, number);
+    else if ((rc = sl_request_read_json(r, SL_OPTION_OF_JOB, root, err)))
+        sl_context(err, rc, "%s", name);
     json_decref(root);
     return rc;
 }
@@ -86,11 +85,13 @@ static sl_code json_line(sl_request *job, const char *line, size_t n, const char
 sl_code sl_batch_add_json(sl_batch *b, const char *text, size_t length, const char *name, int line,
                           sl_err *err)
 {
+    char where[SL_PATH + 16];
     sl_request *r = NULL;
     sl_code rc;
+    snprintf(where, sizeof where, line ? "%s:%d" : "%s", name, line);
     if ((rc = sl_batch_add(b, &r, err))) return rc;
     r->line = line;
-    if ((rc = json_line(r, text, length, name, line, err))) return rc;
+    if ((rc = read_object(r, text, length, where, err))) return rc;
     if (!*r->spec.output) snprintf(r->spec.output, SL_PATH, "out-%d.mp4", b->job_count);
     return SL_OK;
 }

@@ -64,9 +64,9 @@ sl_code sl_batch_replay(sl_batch *b, const char *dir, sl_err *err);
 /* One more job, a copy of the base. *out is the batch's. Errors: SL_ARG there are
  * SL_MAX_RUN_JOBS, SL_NOMEM. */
 sl_code sl_batch_add(sl_batch *b, sl_request **out, sl_err *err);
-/* One more job: the base, and over it a JSON object with options as keys. `name` and `line`
- * stand for the text in messages, which begin with "NAME:LINE: ". A job without an output
- * gets out-N.mp4. Errors: SL_FORMAT, SL_ARG. */
+/* One more job: the base, and over it a JSON object with options as keys. Messages begin with
+ * "NAME:LINE: "; line 0: the text is no line of a jobs file, they begin with "NAME: ". A job
+ * without an output gets out-N.mp4. Errors: SL_FORMAT, SL_ARG. */
 sl_code sl_batch_add_json(sl_batch *b, const char *text, size_t length, const char *name, int line,
                           sl_err *err);
 /* All options are set: the jobs are the lines of the jobs file, or, without one, the base
