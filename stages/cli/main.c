@@ -1,8 +1,8 @@
 /* sluice - the one command a person types. */
 #include <string.h>
 
+#include "common/clock.h"
 #include "common/log.h"
-#include "common/trace.h"
 #include "stages/bench/bench.h"
 #include "stages/cli/arguments.h"
 #include "stages/cli/verbs.h"

@@ -25,9 +25,9 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
+#include "common/clock.h"
 #include "common/log.h"
 #include "common/safetensors.h"
-#include "common/trace.h"
 #include "stages/job/components.h"
 #include "stages/job/defaults.h"
 #include "stages/job/files.h"

@@ -4,7 +4,7 @@
 
 #include <string.h>
 
-#include "common/job.h"
+#include "common/path.h"
 #include "graphs/clip.h"
 #include "graphs/umt5.h"
 #include "graphs/vae.h"

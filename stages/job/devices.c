@@ -12,7 +12,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "common/trace.h"
+#include "common/clock.h"
 #include "kernels/plugin.h"
 #include "stages/sizes.h"
 

@@ -2,7 +2,9 @@
 #ifndef SL_FILES_H
 #define SL_FILES_H
 
-#include "common/job.h"
+#include <stdbool.h>
+
+#include "common/path.h"
 
 sl_code sl_copy_file(const char *from, const char *to, sl_err *err);
 /* also to another file system; replaces `to` */
