@@ -2,7 +2,7 @@
 #
 # Every source file is found by its place in the tree:
 #   common/ graphs/ kernels/ kernels/cpu/ stages/ stages/X/   one static library
-#   stages/X/main.c           the program sluice-X (stages/cli: sluice), in bin/
+#   stages/X/main.c           the program sluice-X (stages/cli: sluice), in bin/; a folder without one (stages/job, stages/bench) is library alone
 #   tests/test_X.c            a test, tests/bench_X.c (or .sh) a benchmark, tests/fuzz_X.c a libFuzzer target, tests/helper_X.c a program for tests
 #   kernels/cuda/*.cu, *.c    the plug-in sluice_cuda.so, only where nvcc is; tests/gpu_X.c a test of it
 # Objects go to build/FLAVOUR. Flavours: release; asan (addresses, leaks, undefined behaviour), tsan (threads) and fuzz (clang), with their programs

@@ -1,5 +1,5 @@
-/* denoise_memory.h - the device memory of one denoising job: taken for real by the denoiser, only
- * counted by `sluice plan`. */
+/* denoise_memory.h - the device memory of one denoising job: taken for real by the denoiser,
+ * only counted by `sluice plan`. */
 #ifndef SL_DENOISE_MEMORY_H
 #define SL_DENOISE_MEMORY_H
 
