@@ -109,7 +109,7 @@ static void sender_run(sl_bench *b, int socket)
     request r;
     sl_code rc = sender_device(b, &err);
     if (!rc) rc = sl_bench_net_open(&s.n, b, NULL, &err);
-    /* until the parent closes its end, or dies and takes us with it */
+    /* the loop ends when the parent closes its end; the parent's death kills this process */
     while (read(socket, &r, sizeof r) == (ssize_t)sizeof r) {
         answer a = {.err = err};
         if (!rc && (r.bytes ? sender_open(&s, &r, &a.err) : sender_send(&s, &a, &a.err)))

@@ -9,7 +9,7 @@
 
 /* normal numbers drawn once; no multiple of a row, so that rows differ */
 #define BLOCK ((int64_t)8 * 524287)
-#define AT_LEAST_S 0.02 /* of one timed piece: shorter work is run several times in it */
+#define AT_LEAST_S 0.02 /* seconds of one timed piece: shorter work is run several times in it */
 
 /* ---- counted operations ---- */
 
@@ -222,7 +222,7 @@ static double seconds_of(sl_bench_net *n, sl_bench_run_fn *run, void *arg, int t
     return (double)(sl_now_ns() - t0) * 1e-9 / times;
 }
 
-/* In use now: of a GPU all that this process has taken since its start, nothing of which
+/* Bytes in use now: of a GPU all that this process has taken since its start, nothing of which
  * was given back since. */
 static size_t peak_of(sl_bench_net *n, size_t held)
 {
@@ -241,7 +241,7 @@ sl_code sl_bench_time(sl_bench_net *n, const char *what, const char *size, doubl
     double once = seconds_of(n, run, arg, 1);
     sl_bench_work work = n->work;
     work.first = once;
-    /* the first makes plans and grows scratch */
+    /* the first run makes plans and grows scratch */
     if (once < 1) once = seconds_of(n, run, arg, 1);
     const int times = once < AT_LEAST_S ? (int)fmin(ceil(AT_LEAST_S / fmax(once, 1e-7)), 10000) : 1;
     int count = n->b->repeat               ? n->b->repeat

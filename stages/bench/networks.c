@@ -16,7 +16,7 @@ static const char *size_text(char buf[64], const sl_bench_size *s)
     return buf;
 }
 
-/* What the functions of sizes.h ask of a job. */
+/* A job with what the functions of sizes.h ask of it. */
 static sl_job job_of(const sl_bench_size *s)
 {
     return (sl_job){.width = s->w, .height = s->h, .frames = s->frames};

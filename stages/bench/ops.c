@@ -24,7 +24,7 @@ static int64_t tokens_of(const sl_bench_size *s)
     return (int64_t)((s->frames - 1) / 4 + 1) * (s->h / 16) * (s->w / 16);
 }
 
-/* Of the DiT at once. */
+/* Rows that the DiT takes at once. */
 static int64_t rows_of(const sl_bench *b)
 {
     return b->rows ? b->rows : SL_DIT_ROWS;

@@ -63,7 +63,7 @@ typedef struct {
     part parts[SL_MAX_COMPONENTS];
     int part_count;
     void *stage;                /* PIECE elements */
-    uint64_t bytes, done, read; /* to write; written; read for it */
+    uint64_t bytes, done, read; /* to write; written; read so far */
     int64_t t0_ns, shown_ns;
 } packer;
 
@@ -122,7 +122,7 @@ static void collect(void *user, const char *name, const sl_tensor *stored)
     else p->failed = true;
 }
 
-/* Left over by the network's definition: in published files, of no use to any program. */
+/* Tensors left over by the network's definition: in published files, of no use to any program. */
 static void collect_rest(void *user, const char *name, const sl_tensor *stored)
 {
     if (!ends_with(name, ".norm_added_q.weight")) collect(user, name, stored);
@@ -412,7 +412,7 @@ static sl_code check_output(const packer *k, sl_err *err)
     return sl_can_make_dir(parent, err);
 }
 
-/* What packers of this name left who are dead (SIGKILL). */
+/* Folders that dead packers (SIGKILL) of this name left are removed. */
 static void sweep(const packer *k)
 {
     char parent[SL_PATH], path[SL_PATH], prefix[SL_PATH];
@@ -459,8 +459,8 @@ static sl_code prepare(packer *k, sl_err *err)
     struct statvfs fs;
     const sl_component *c;
     sl_request defaults;
-    sl_code rc =
-        sl_request_read_defaults(&defaults, k->from, err); /* it is copied, and so must be good */
+    sl_code rc = sl_request_read_defaults(&defaults, k->from,
+                                          err); /* sluice.json is copied, and so must be good */
     sl_job_free(&defaults.spec);
     if (rc || (rc = sl_model_open(&k->model, k->from, err)) || (rc = check_names(k, err)) ||
         (!k->random && (rc = sl_components_check(&k->model, err))) || (rc = check_output(k, err)))

@@ -137,7 +137,7 @@ static sl_code connect_dispatcher(runner *r, sl_err *err)
     if (!(r->socket = zmq_socket(r->zmq, ZMQ_DEALER)))
         return sl_fail(err, SL_SYS, "zmq: %s", zmq_strerror(errno));
     zmq_setsockopt(r->socket, ZMQ_LINGER, &linger, sizeof linger);
-    /* it is not bound yet */
+    /* the dispatcher has not bound its socket yet */
     zmq_setsockopt(r->socket, ZMQ_RECONNECT_IVL, &retry_ms, sizeof retry_ms);
     if (zmq_connect(r->socket, r->endpoint))
         return sl_fail(err, SL_SYS, "%s: %s", r->endpoint, zmq_strerror(errno));

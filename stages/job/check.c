@@ -42,7 +42,7 @@ static sl_code check_writable(const char *path, const char *what, bool stream, s
 static sl_code check_picture(const char *path, const char *option, int *w, int *h, sl_err *err)
 {
     sl_picture p = {0};
-    /* it is read twice: now, and when it is copied to the spool */
+    /* a picture is read twice: now, and when it is copied to the spool */
     sl_code rc = sl_regular_file(path, err);
     if (!rc) rc = sl_picture_read(&p, path, err);
     if (rc) return sl_context(err, rc, "%s", option);
@@ -142,7 +142,7 @@ static sl_code check_dumped_picture(const sl_request *j, bool given, const char 
     return check_picture(dumped, "replay", &w, &h, err);
 }
 
-/* All that stages from --from on will read of the dump. */
+/* The dump holds all that stages from --from on will read of it. */
 static sl_code check_replay(sl_request *j, const char *from, const sl_model *model, sl_err *err)
 {
     sl_job *s = &j->spec;
@@ -163,7 +163,7 @@ static sl_code check_replay(sl_request *j, const char *from, const sl_model *mod
                        "image.safetensors, want --from image",
                        from);
     if (!again) {
-        *s->noise = 0; /* its latents are there */
+        *s->noise = 0; /* the dump has the latents */
         return check_dumped(j->replay_dir, "denoise.safetensors", 1, &latents, err);
     }
     if (strcmp(from, "text"))
@@ -183,7 +183,7 @@ static sl_code check_replay(sl_request *j, const char *from, const sl_model *mod
 
 /* ---- one job ---- */
 
-/* What decides the memory of the denoiser, where the user said nothing. */
+/* Shift, sampler and cache, which decide the denoiser's memory, where the user said nothing. */
 static void complete_schedule(sl_request *j, const sl_model *model, const sl_conf *conf)
 {
     sl_job *s = &j->spec;
@@ -194,7 +194,7 @@ static void complete_schedule(sl_request *j, const sl_model *model, const sl_con
     if (!j->has_fbcache) s->fbcache = conf->fbcache.threshold;
 }
 
-/* What the checkpoint and the configuration say where the user said nothing. */
+/* Values of the checkpoint and the configuration, where the user said nothing. */
 static sl_code complete(sl_request *j, const sl_model *model, const sl_conf *conf, sl_err *err)
 {
     sl_job *s = &j->spec;
@@ -228,7 +228,7 @@ static sl_code check_pictures(sl_request *j, const sl_model *model, sl_err *err)
     sl_job *s = &j->spec;
     int w = 0, h = 0, w2, h2;
     sl_code rc;
-    /* a replay's are looked at by check_replay */
+    /* check_replay looks at a replay's pictures */
     bool needed = model->family.picture && !*j->replay_dir;
     if (!model->family.picture && *s->image)
         return sl_fail(err, SL_ARG, "--image is given, but %s makes videos from text alone",
@@ -254,7 +254,7 @@ static sl_code check_pictures(sl_request *j, const sl_model *model, sl_err *err)
     return SL_OK;
 }
 
-/* What the job writes, is asked for, and is not one of its own inputs. */
+/* The output, the report and the dump can be written, and none is an input of the job. */
 static sl_code check_outputs(const sl_request *j, sl_err *err)
 {
     const sl_job *s = &j->spec;
@@ -432,7 +432,7 @@ sl_code sl_batch_complete(sl_batch *b, sl_model *model, sl_conf *conf, sl_err *e
     sl_conf_defaults(conf);
     if (*b->conf && (rc = sl_conf_read_file(conf, b->conf, err))) return rc;
     if ((rc = sl_conf_use_device(conf, b->device, err))) return rc;
-    /* a plan may be for another machine */
+    /* a plan may be for another machine: GPUs that are not here are no error */
     if (sl_gpus_ask(&b->gpus, conf, &absent)) memset(&b->gpus, 0, sizeof b->gpus);
     if (!*dir) return sl_fail(err, SL_ARG, "no checkpoint: want --model DIR");
     if ((rc = sl_absolute_path(absolute, dir, err)) || (rc = sl_model_open(model, absolute, err)) ||
@@ -442,7 +442,7 @@ sl_code sl_batch_complete(sl_batch *b, sl_model *model, sl_conf *conf, sl_err *e
         sl_request *j = &b->jobs[i];
         if ((rc = complete_size(j, err))) return rc;
         complete_schedule(j, model, conf);
-        /* a run will want one */
+        /* a run will want a last picture */
         if (model->family.last_picture && !*j->spec.last_image)
             snprintf(j->spec.last_image, SL_PATH, "?");
         if ((rc = sl_job_check(&j->spec, err))) return rc;

@@ -41,7 +41,7 @@ sl_code sl_request_read_defaults(sl_request *out, const char *dir, sl_err *err)
     if ((rc = sl_json_read(&root, path, SL_MODEL_DEFAULTS_BYTES, err))) return rc;
     if (!(rc = sl_request_read_json(out, SL_OPTION_OF_MODEL, root, err)) &&
         !(rc = sl_request_check_size(out, err))) {
-        sl_job s = out->spec; /* its ranges are a job's, and a job has a size */
+        sl_job s = out->spec; /* the file's ranges are a job's, and a job has a size */
         if (!out->has_width) s.width = s.height = 16;
         rc = sl_job_check(&s, err);
     }

@@ -1,5 +1,5 @@
-/* devices.c - the GPUs of this machine, asked by a child process: this one would keep a
- * context, half a gigabyte, for as long as the run takes. */
+/* devices.c - the GPUs of this machine, asked by a child process: the parent would
+ * keep a context, half a gigabyte, for as long as the run takes. */
 #include "stages/job/devices.h"
 
 #include <errno.h>
@@ -16,7 +16,7 @@
 #include "kernels/plugin.h"
 #include "stages/sizes.h"
 
-/* longest wait for the driver: the first context after a boot takes some seconds */
+/* seconds, the longest wait for the driver: the first context after a boot takes some */
 #define ANSWER_S 60
 
 typedef struct {
@@ -52,7 +52,7 @@ sl_code sl_conf_use_device(sl_conf *conf, const char *device, sl_err *err)
     return SL_OK;
 }
 
-/* In the child. */
+/* The child's part: the driver asked, this machine's GPUs told. */
 static sl_code ask(sl_gpus *out, const sl_conf *conf, sl_err *err)
 {
     sl_code rc;
@@ -72,7 +72,7 @@ static sl_code ask(sl_gpus *out, const sl_conf *conf, sl_err *err)
             return sl_fail(err, SL_ARG, "%s has compute capability %d.%d, want 8.0 or later",
                            out->gpu[n].name, out->gpu[n].sm / 10, out->gpu[n].sm % 10);
         if ((rc = p->memory(n, &free_bytes, &total, err))) return rc;
-        free_bytes += SL_GPU_CONTEXT_BYTES; /* of this process: it ends before others begin */
+        free_bytes += SL_GPU_CONTEXT_BYTES; /* of the child: it ends before others begin */
         out->gpu[n].total = total;
         out->gpu[n].free = free_bytes < total ? free_bytes : total;
     }
@@ -111,7 +111,7 @@ static void tell(int fd, const answer *a)
 
 sl_code sl_gpus_ask(sl_gpus *out, const sl_conf *conf, sl_err *err)
 {
-    const sl_conf_stage *first = NULL; /* that wants one: messages name it */
+    const sl_conf_stage *first = NULL; /* stage that wants a GPU: messages name it */
     int fds[2], status;
     memset(out, 0, sizeof *out);
     for (int i = conf->stage_count - 1; i >= 0; i--)
@@ -135,7 +135,7 @@ sl_code sl_gpus_ask(sl_gpus *out, const sl_conf *conf, sl_err *err)
     sl_code rc = pid > 0 ? hear(fds[0], a, err) : sl_fail_errno(err, errno, "fork");
     close(fds[0]);
     if (pid > 0) {
-        kill(pid, SIGKILL); /* it has answered, or will not */
+        kill(pid, SIGKILL); /* the child has answered, or will not */
         waitpid(pid, &status, 0);
     }
     if (!rc && (rc = a->err.code)) *err = a->err;

@@ -7,14 +7,14 @@
 #include "common/path.h"
 
 sl_code sl_copy_file(const char *from, const char *to, sl_err *err);
-/* also to another file system; replaces `to` */
+/* Moves to another file system too; replaces `to`. */
 sl_code sl_move_file(const char *from, const char *to, sl_err *err);
-/* all files of one folder into another, which is made */
+/* All files of one folder into another, which is made. */
 sl_code sl_move_files(const char *from, const char *to, sl_err *err);
 void sl_remove_tree(const char *dir);
 sl_code sl_make_dirs(const char *dir, sl_err *err); /* mkdir -p */
 sl_code sl_absolute_path(char out[SL_PATH], const char *path, sl_err *err);
-/* where this program lies, and the stages beside it */
+/* The folder of this program, with the stages beside it. */
 sl_code sl_program_dir(char out[SL_PATH], sl_err *err);
 
 /* Refusals, without touching anything: SL_ARG "X is a directory, want a file"; a folder

@@ -12,7 +12,7 @@
 static sl_code copy_dumped(const sl_request *r, const char *from, sl_err *err)
 {
     static const struct {
-        /* the stage that makes this file, which is asked to run again */
+        /* the stage that makes this file: a replay from it makes the file again */
         const char *file, *not_from;
     } FILES[] = {{"text.safetensors", "text"},
                  {"image.safetensors", "image"},

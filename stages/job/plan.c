@@ -12,7 +12,7 @@
 /* Measured: what a stage's process takes with no job, and what x264 takes for each pixel
  * of a frame: look-ahead, references, and a frame a thread. */
 #define PROCESS_BYTES ((size_t)32 << 20)
-/* on the host, for a GPU: its libraries, and the loader's pinned slots */
+/* host memory of a GPU's process: its libraries, and the loader's pinned slots */
 #define GPU_PROCESS_BYTES ((size_t)640 << 20)
 #define ENCODER_PIXEL 210
 #define ENCODER_PIXEL_SLOW 550 /* the presets slower, veryslow, placebo */
@@ -25,7 +25,7 @@ typedef struct {
     const sl_conf *conf;
     const sl_job *job;
     sl_run_plan *plan;
-    sl_loader *loader; /* of the network that was asked for last */
+    sl_loader *loader; /* of the newest network */
     sl_ops body;
     sl_ctx ctx; /* on `body`: the plan of a stage's device */
 } planner;
@@ -66,7 +66,7 @@ static sl_code open_counting(planner *p, const char *name, const char *stem, sl_
     return sl_loader_plan(&p->loader, &p->ctx, name, err);
 }
 
-/* All tensors have been asked for: add them to the stage. */
+/* The loader has been asked for all tensors: their bytes are added to the stage. */
 static sl_code close_counting(planner *p, sl_stage_plan *s, const char *name, sl_err *err)
 {
     sl_err ignored = {0};
@@ -107,7 +107,7 @@ static sl_code plan_text(planner *p, sl_stage_plan *s, bool computes, sl_err *er
     if (!rc && !(m = sl_umt5_new(&p->model->umt5, p->loader)))
         rc = sl_fail(err, SL_NOMEM, "umt5: no memory");
     if (!rc) rc = close_counting(p, s, "text_encoder", err);
-    /* taken whether a job computes or not */
+    /* the arena is taken whether a job computes or not */
     if (!rc) rc = sl_arena_text(&a, &p->body, &p->model->umt5, m, err);
     add_arena(s, &a);
     /* cond, uncond, both once more for the spool, one on its way */
@@ -234,7 +234,7 @@ typedef sl_code stage_fn(planner *p, sl_stage_plan *s, bool computes, sl_err *er
 static stage_fn *const STAGES[SL_ROLE_COUNT] = {plan_text, plan_image, plan_denoise, plan_decode,
                                                 plan_mux};
 
-/* Does a replay from here compute this stage? */
+/* Does a replay from the stage `from` compute this one? "": a run computes all. */
 static bool computes(const char *from, sl_role role)
 {
     if (role == SL_ROLE_TEXT) return !*from || !strcmp(from, "text");
@@ -316,7 +316,7 @@ static bool read_number(const char *text, const char *key, uint64_t *out)
     return false;
 }
 
-/* What one cgroup still gives: its limit less what it uses, but for page cache, which
+/* Bytes that one cgroup still gives: its limit less what it uses, but for page cache, which
  * goes when memory is wanted. */
 static uint64_t group_gives(const char *root, const char *group)
 {
@@ -353,7 +353,7 @@ sl_code sl_plan_machine(sl_machine_memory *out, const char *root, sl_err *err)
         line = strchr(line, '\n') ? strchr(line, '\n') + 1 : NULL;
     if (line) {
         snprintf(group, sizeof group, "%.*s", (int)strcspn(line + 3, "\n"), line + 3);
-        while (true) { /* this group and all around it */
+        while (true) { /* this cgroup and all around it */
             char *slash = strrchr(group, '/');
             if (slash && !slash[1]) *slash = 0;
             uint64_t g = group_gives(root, group);
@@ -368,7 +368,7 @@ sl_code sl_plan_machine(sl_machine_memory *out, const char *root, sl_err *err)
 
 /* ---- admission ---- */
 
-/* What of the plan one device has to hold, and the stage that takes most of it. */
+/* Bytes that one device has to hold, and the stage that takes most of them. */
 static size_t total_of(const sl_run_plan *plan, const char *device, int *largest, size_t *most)
 {
     size_t wanted = 0;
