@@ -9,6 +9,7 @@
 #include "stages/job/check.h"
 #include "stages/job/files.h"
 #include "stages/job/folder.h"
+#include "stages/job/intake.h"
 #include "stages/job/options.h"
 #include "stages/job/plan.h"
 #include "stages/job/report.h"

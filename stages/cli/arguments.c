@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "stages/job/defaults.h"
+#include "stages/job/intake.h"
 #include "stages/job/options.h"
 
 void sl_cli_usage(FILE *to)

@@ -1,13 +1,8 @@
-/* request.c - batches: made, filled from options, a dump or a jobs file, freed. */
+/* request.c - batches made, extended and freed. */
 #include "stages/job/request.h"
 
-#include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
-
-#include "stages/job/options.h"
 
 sl_code sl_batch_init(sl_batch *b, sl_err *err)
 {
@@ -27,30 +22,6 @@ void sl_batch_free(sl_batch *b)
     memset(b, 0, sizeof *b);
 }
 
-sl_code sl_batch_replay(sl_batch *b, const char *dir, sl_err *err)
-{
-    char path[SL_PATH];
-    sl_code rc;
-    if (strlen(dir) >= sizeof b->replay_dir)
-        return sl_fail(err, SL_ARG, "replay: path %.60s... is too long", dir);
-    snprintf(b->replay_dir, sizeof b->replay_dir, "%s", dir);
-    snprintf(b->base.replay_dir, sizeof b->base.replay_dir, "%s", dir);
-    sl_job_free(&b->base.spec);
-    if ((rc = sl_path_join(path, dir, "job.json", err))) return rc;
-    if (access(path, F_OK))
-        return sl_fail(err, SL_ARG,
-                       "replay: %.400s is no folder that --dump wrote: no job.json in it", dir);
-    if ((rc = sl_job_read(&b->base.spec, path, err))) return sl_context(err, rc, "replay");
-    sl_request *r = &b->base;
-    r->has_prompt = r->has_shift = r->has_guidance_2 = r->has_fps = r->has_crf = r->has_fbcache =
-        r->has_sampler = true;
-    r->has_fbcache_warmup = r->has_fbcache_max_hits = r->has_fbcache_final = true;
-    *r->spec.output = 0;
-    r->spec.dump = r->spec.dump_steps = r->spec.dump_blocks = 0;
-    if ((rc = sl_path_join(r->spec.noise, dir, "denoise.safetensors", err))) return rc;
-    return SL_OK;
-}
-
 static sl_code copy_request(sl_request *to, const sl_request *from, sl_err *err)
 {
     *to = *from;
@@ -66,68 +37,4 @@ sl_code sl_batch_add(sl_batch *b, sl_request **out, sl_err *err)
                        *b->jobs_file ? b->jobs_file : "the run", SL_MAX_RUN_JOBS);
     *out = &b->jobs[b->job_count++];
     return copy_request(*out, &b->base, err);
-}
-
-static sl_code read_object(sl_request *r, const char *text, size_t n, const char *name, sl_err *err)
-{
-    json_error_t je;
-    json_t *root = json_loadb(text, n, JSON_REJECT_DUPLICATES, &je);
-    sl_code rc;
-    if (!root || !json_is_object(root))
-        rc = sl_fail(err, SL_FORMAT, "%s: want one JSON object a line: %.200s", name,
-                     root ? "this is none" : je.text);
-    else if ((rc = sl_request_read_json(r, SL_OPTION_OF_JOB, root, err)))
-        sl_context(err, rc, "%s", name);
-    json_decref(root);
-    return rc;
-}
-
-sl_code sl_batch_add_json(sl_batch *b, const char *text, size_t length, const char *name, int line,
-                          sl_err *err)
-{
-    char where[SL_PATH + 16];
-    sl_request *r = NULL;
-    sl_code rc;
-    snprintf(where, sizeof where, line ? "%s:%d" : "%s", name, line);
-    if ((rc = sl_batch_add(b, &r, err))) return rc;
-    r->line = line;
-    if ((rc = read_object(r, text, length, where, err))) return rc;
-    if (!*r->spec.output) snprintf(r->spec.output, SL_PATH, "out-%d.mp4", b->job_count);
-    return SL_OK;
-}
-
-static sl_code read_jobs_file(sl_batch *b, sl_err *err)
-{
-    FILE *f = fopen(b->jobs_file, "re");
-    char *line = NULL;
-    size_t size = 0;
-    ssize_t n;
-    sl_code rc = SL_OK;
-    if (!f) return sl_fail_errno(err, errno, "--jobs %s", b->jobs_file);
-    for (int number = 1; !rc && (n = getline(&line, &size, f)) >= 0; number++)
-        if (strspn(line, " \t\r\n") != (size_t)n)
-            rc = sl_batch_add_json(b, line, (size_t)n, b->jobs_file, number, err);
-    if (!rc && ferror(f)) rc = sl_fail_errno(err, errno, "--jobs %s", b->jobs_file);
-    if (!rc && !b->job_count) rc = sl_fail(err, SL_ARG, "%s holds no job", b->jobs_file);
-    free(line);
-    fclose(f);
-    return rc;
-}
-
-sl_code sl_batch_expand(sl_batch *b, sl_err *err)
-{
-    const bool replay = *b->replay_dir != 0;
-    sl_request *r = NULL;
-    sl_code rc;
-    if (replay && b->base.has_seed && !b->base.has_noise) *b->base.spec.noise = 0;
-    if (replay) b->base.has_seed = true;
-    if (replay && strcmp(b->from, "text") && strcmp(b->from, "image") &&
-        strcmp(b->from, "denoise") && strcmp(b->from, "decode"))
-        return sl_fail(err, SL_ARG, "--from is \"%s\", want text, image, denoise or decode",
-                       b->from);
-    if (!replay && *b->from) return sl_fail(err, SL_ARG, "--from belongs to sluice replay");
-    if (*b->jobs_file) return read_jobs_file(b, err);
-    if ((rc = sl_batch_add(b, &r, err))) return rc;
-    if (!*r->spec.output) snprintf(r->spec.output, SL_PATH, "out.mp4");
-    return SL_OK;
 }

@@ -3,12 +3,13 @@
  *
  * The way of a request, from a command line, a line of a jobs file or any other JSON text:
  *
- *     sl_batch_init        an empty batch                                       request.h
- *     sl_option_set, sl_batch_add_json, sl_batch_expand     options.h
- *     sl_batch_check       completed from checkpoint and settings, checked      check.h
- *     sl_plan_admit        does it fit in memory?                               plan.h
- *     sl_request_open_dir  its folder in the spool, for the stages              folder.h
- *     sl_report_...        where the time went                                  report.h
+ *     sl_batch_init        an empty batch                                     request.h
+ *     sl_option_set        the base's values                                  options.h
+ *     sl_batch_add_json    a job from JSON text; sl_batch_expand: all jobs    intake.h
+ *     sl_batch_check       completed from checkpoint and settings, checked    check.h
+ *     sl_plan_admit        does the run fit in memory?                        plan.h
+ *     sl_request_open_dir  the job's folder in the spool, for the stages      folder.h
+ *     sl_report_...        where the time went                                report.h
  *
  * Nothing in this folder exits, and nothing prints but to a FILE * that it was given: a
  * refusal is a code and one line in *err. The caller owns batches; a batch owns its
@@ -56,21 +57,8 @@ typedef struct {
 sl_code sl_batch_init(sl_batch *b, sl_err *err);
 void sl_batch_free(sl_batch *b);
 
-/* The base is the dumped job in `dir`, a folder that --dump wrote; its noise is used unless
- * another one or a seed is asked for. Called before any option is set. Errors: SL_ARG, what
- * job.json says. */
-sl_code sl_batch_replay(sl_batch *b, const char *dir, sl_err *err);
-
 /* One more job, a copy of the base. *out is the batch's. Errors: SL_ARG there are
  * SL_MAX_RUN_JOBS, SL_NOMEM. */
 sl_code sl_batch_add(sl_batch *b, sl_request **out, sl_err *err);
-/* One more job: the base, and over it a JSON object with options as keys. Messages begin with
- * "NAME:LINE: "; line 0: the text is no line of a jobs file, they begin with "NAME: ". A job
- * without an output gets out-N.mp4. Errors: SL_FORMAT, SL_ARG. */
-sl_code sl_batch_add_json(sl_batch *b, const char *text, size_t length, const char *name, int line,
-                          sl_err *err);
-/* All options are set: the jobs are the lines of the jobs file, or, without one, the base
- * alone. Nothing but the jobs file is looked at. Errors: SL_ARG, SL_SYS, SL_FORMAT. */
-sl_code sl_batch_expand(sl_batch *b, sl_err *err);
 
 #endif
