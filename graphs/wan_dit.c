@@ -35,7 +35,7 @@ typedef struct {
 
 struct sl_dit {
     sl_dit_config c;
-    int64_t rows;               /* most tokens at a time; 0: as the device likes it */
+    int64_t rows;               /* most tokens at once; 0: the device's rows_at_once */
     sl_affine patch;            /* [dim, in_channels, 1, 2, 2] */
     sl_affine time_1, time_2;   /* F32 [dim, freq_dim], [dim, dim] */
     sl_affine time_proj;        /* [6 dim, dim] */
@@ -415,6 +415,13 @@ static int64_t smaller(int64_t a, int64_t b)
     return a < b ? a : b;
 }
 
+/* How many of n tokens the layers take at once. */
+static int64_t rows_at_once(const sl_ctx *ctx, const sl_dit *m, int64_t n)
+{
+    const int64_t most = m->rows ? m->rows : ctx->ops->rows_at_once;
+    return most ? smaller(n, most) : n;
+}
+
 /* Loop over all n rows, at most `chunk` at a time: `rows` rows from `first` on. */
 #define EACH_CHUNK(first, rows, n, chunk)                                                          \
     for (int64_t first = 0, rows = smaller(n, chunk); first < (n);                                 \
@@ -645,7 +652,6 @@ void sl_dit_forward(sl_ctx *ctx, const sl_dit *m, const sl_tensor *v, const sl_t
     if (!forward_fits(ctx, m, latents, condition, times, step, rope, context, cache)) return;
 
     const int64_t n = rope->cos.shape[0], d = m->c.dim; /* N = T Hp Wp tokens */
-    const int64_t whole = sl_act(ctx) == SL_BF16 ? n : SL_DIT_ROWS;
     const sl_tensor temb = sl_rows(&times->temb, step, 1), proj = sl_rows(&times->proj, step, 1);
     const forward f = {.m = m,
                        .rope = rope,
@@ -653,7 +659,7 @@ void sl_dit_forward(sl_ctx *ctx, const sl_dit *m, const sl_tensor *v, const sl_t
                        .latents = latents,
                        .condition = condition,
                        .proj = sl_reshape2(&proj, MOD_ROWS, d),
-                       .chunk = smaller(n, m->rows ? m->rows : whole),
+                       .chunk = rows_at_once(ctx, m, n),
                        .scale = 1 / sqrtf((float)m->c.head_dim)};
     const size_t mark = sl_mark(ctx);
     sl_tensor x = sl_new2(ctx, sl_act(ctx), n, d);

@@ -20,15 +20,11 @@ typedef struct sl_dit sl_dit;
  * NULL, and NULL is fine. NULL: no memory. */
 sl_dit *sl_dit_new(const sl_dit_config *config, sl_loader *l);
 void sl_dit_free(sl_dit **m);
-/* Tokens at a time on a CPU. A GPU takes all at once: each weight and each head's keys
- * and values are then read once a layer, and the most that is kept is five token tensors
- * (3.9 GB at 1280x720x81 in bf16) instead of a little over four. */
-#define SL_DIT_ROWS 8448
-
-/* Work on at most `rows` tokens at a time wherever an operation allows it (0: as above):
- * less memory, the same result up to the order of sums inside a matrix product. 8448 = 66
- * tiles of 128 rows: of 20 or 54 tiles of 256 columns (products) and of 40 heads
- * (attention), so that an H100's 132 multiprocessors are busy in every round. */
+/* Work on at most `rows` tokens at once wherever an operation allows it: less memory, the
+ * same result up to the order of sums inside a matrix product. 0, as at first: the rows of
+ * the device's table (ops.h, rows_at_once). A GPU takes all tokens at once: each weight and
+ * each head's keys and values are then read once a layer, and the most that is kept is five
+ * token tensors (3.9 GB at 1280x720x81 in bf16) instead of a little over four. */
 void sl_dit_set_rows(sl_dit *m, int64_t rows);
 
 /* ---- once a job ----
