@@ -85,7 +85,7 @@ static void add_caches(sl_vae_caches *set, void *base, sl_dtype dtype, const sl_
 {
     set->count = 0;
     set->bytes = 0;
-    h /= 8, w /= 8;
+    h /= m->c.spatial, w /= m->c.spatial;
     sl_vae_add_cache(set, base, dtype, 2, h, w, m->c.z);
     sl_vae_add_mid(set, base, dtype, &m->mid, h, w);
     for (int i = 0; i < LEVELS; i++) {
@@ -108,8 +108,9 @@ size_t sl_vae_decode_bytes(const sl_ctx *ctx, const sl_vae_decoder *m, int h, in
 sl_vae_decode *sl_vae_decode_start(sl_ctx *ctx, const sl_vae_decoder *m, int h, int w, void *memory)
 {
     if (!sl_ok(ctx)) return NULL;
-    if (h <= 0 || w <= 0 || h % 8 || w % 8) {
-        sl_ctx_fail(ctx, SL_SHAPE, "vae: frames are %d x %d pixels, want multiples of 8", w, h);
+    const int s = m->c.spatial;
+    if (h <= 0 || w <= 0 || h % s || w % s) {
+        sl_ctx_fail(ctx, SL_SHAPE, "vae: frames are %d x %d pixels, want multiples of %d", w, h, s);
         return NULL;
     }
     sl_vae_decode *d = calloc(1, sizeof *d);
@@ -223,7 +224,8 @@ void sl_vae_decode_chunk(sl_ctx *ctx, sl_vae_decode *d, const sl_tensor *rgb,
                       ? (int)latents->shape[1]
                       : 1;
     const int frames = sl_vae_frames_of(d, n);
-    if (!check(ctx, "latents", latents, m->c.z, n, d->h / 8, d->w / 8) ||
+    const int64_t h = d->h / m->c.spatial, w = d->w / m->c.spatial; /* of latents */
+    if (!check(ctx, "latents", latents, m->c.z, n, h, w) ||
         !check(ctx, "frames", rgb, frames, d->h, d->w, 3) ||
         (floats && !check(ctx, "float frames", floats, frames, d->h, d->w, 3)))
         return;
@@ -237,8 +239,8 @@ void sl_vae_decode_chunk(sl_ctx *ctx, sl_vae_decode *d, const sl_tensor *rgb,
         int count = n;
         for (int j = 0; j < i; j++) count = frames_behind(d, &m->levels[j], count);
         mark[i] = sl_mark(ctx);
-        in[i] = sl_new4(ctx, sl_act(ctx), count, (int64_t)(d->h / 8) << i, (int64_t)(d->w / 8) << i,
-                        m->levels[i].res[0].norm1.shape[0]);
+        in[i] =
+            sl_new4(ctx, sl_act(ctx), count, h << i, w << i, m->levels[i].res[0].norm1.shape[0]);
     }
 
     d->set.next = 0;

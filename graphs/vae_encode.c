@@ -178,19 +178,20 @@ static bool fits(sl_ctx *ctx, const sl_vae_encoder *m, const sl_tensor *out, con
                  int frames, int h, int w)
 {
     char text[128];
-    int t = m->c.temporal;
-    if (h <= 0 || w <= 0 || h % 8 || w % 8)
-        sl_ctx_fail(ctx, SL_SHAPE, "vae: pictures are %d x %d pixels, want multiples of 8", w, h);
+    int t = m->c.temporal, s = m->c.spatial;
+    if (h <= 0 || w <= 0 || h % s || w % s)
+        sl_ctx_fail(ctx, SL_SHAPE, "vae: pictures are %d x %d pixels, want multiples of %d", w, h,
+                    s);
     else if (frames < 1 || (frames - 1) % t)
         sl_ctx_fail(ctx, SL_ARG, "vae: %d frames, want a multiple of %d, plus 1", frames, t);
     else if (last && frames == 1)
         sl_ctx_fail(ctx, SL_ARG, "vae: 1 frame has no place for a last picture, want at least %d",
                     t + 1);
     else if (out->rank != 4 || out->shape[0] != m->c.z || out->shape[1] != (frames - 1) / t + 1 ||
-             out->shape[2] != h / 8 || out->shape[3] != w / 8)
+             out->shape[2] != h / s || out->shape[3] != w / s)
         sl_ctx_fail(ctx, SL_SHAPE, "vae: condition is %s, want [%d, %d, %d, %d]",
-                    sl_shape_text(out, text, sizeof text), m->c.z, (frames - 1) / t + 1, h / 8,
-                    w / 8);
+                    sl_shape_text(out, text, sizeof text), m->c.z, (frames - 1) / t + 1, h / s,
+                    w / s);
     else return true;
     return false;
 }
@@ -200,7 +201,8 @@ void sl_vae_encode_video(sl_ctx *ctx, const sl_vae_encoder *m, const sl_tensor *
                          float *moments, bool every)
 {
     if (!sl_ok(ctx) || !fits(ctx, m, out, last, frames, h, w)) return;
-    const int chunks = (frames - 1) / m->c.temporal + 1;
+    const int chunks = (frames - 1) / m->c.temporal + 1, zh = h / m->c.spatial,
+              zw = w / m->c.spatial;
     const size_t start = sl_mark(ctx);
     sl_vae_caches set = {.repeats = true};
     add_caches(&set, NULL, sl_act(ctx), m, h, w);
@@ -208,7 +210,7 @@ void sl_vae_encode_video(sl_ctx *ctx, const sl_vae_encoder *m, const sl_tensor *
         sl_ctx_fail(ctx, SL_NOMEM, "vae: no memory for %d caches", set.count);
         return;
     }
-    sl_tensor z = sl_new4(ctx, sl_act(ctx), chunks, h / 8, w / 8, 2 * m->c.z),
+    sl_tensor z = sl_new4(ctx, sl_act(ctx), chunks, zh, zw, 2 * m->c.z),
               memory = sl_new1(ctx, SL_U8, (int64_t)set.bytes);
     add_caches(&set, memory.data, sl_act(ctx), m, h, w);
 
@@ -223,7 +225,7 @@ void sl_vae_encode_video(sl_ctx *ctx, const sl_vae_encoder *m, const sl_tensor *
     }
     sl_to_channels_first(ctx, out, &z, m->mul, m->add);
     if (moments) {
-        sl_tensor all = sl_new4(ctx, SL_F32, 2 * m->c.z, chunks, h / 8, w / 8);
+        sl_tensor all = sl_new4(ctx, SL_F32, 2 * m->c.z, chunks, zh, zw);
         sl_to_channels_first(ctx, &all, &z, NULL, NULL);
         sl_download(ctx, moments, &all);
     }

@@ -35,7 +35,7 @@ typedef struct {
 
 struct sl_dit {
     sl_dit_config c;
-    int64_t rows;               /* most tokens at a time; 0: as the device likes it */
+    int64_t rows;               /* most tokens at once; 0: the device's rows_at_once */
     sl_affine patch;            /* [dim, in_channels, 1, 2, 2] */
     sl_affine time_1, time_2;   /* F32 [dim, freq_dim], [dim, dim] */
     sl_affine time_proj;        /* [6 dim, dim] */
@@ -402,17 +402,22 @@ void sl_dit_rope_make(sl_ctx *ctx, const sl_dit *m, sl_dit_rope *out, void *memo
 /* What one forward passes to its blocks. */
 typedef struct {
     const sl_dit *m;
-    const sl_dit_rope *rope;
-    const sl_dit_context *context;
-    const sl_tensor *latents, *condition; /* condition may be NULL */
-    sl_tensor proj;                       /* [6, dim] of this step */
-    int64_t chunk;                        /* rows at a time */
-    float scale;                          /* 1 / sqrt(head_dim) */
+    const sl_dit_input *in;
+    sl_tensor proj; /* [6, dim] of this step */
+    int64_t chunk;  /* rows at once */
+    float scale;    /* 1 / sqrt(head_dim) */
 } forward;
 
 static int64_t smaller(int64_t a, int64_t b)
 {
     return a < b ? a : b;
+}
+
+/* How many of n tokens the layers take at once. */
+static int64_t rows_at_once(const sl_ctx *ctx, const sl_dit *m, int64_t n)
+{
+    const int64_t most = m->rows ? m->rows : ctx->ops->rows_at_once;
+    return most ? smaller(n, most) : n;
 }
 
 /* Loop over all n rows, at most `chunk` at a time: `rows` rows from `first` on. */
@@ -451,8 +456,8 @@ static void self_attention(sl_ctx *ctx, const forward *f, int i, const sl_tensor
         const sl_tensor xr = sl_rows(x, r, rows), s = sl_rows(&norm, 0, rows);
         const sl_tensor qr = sl_rows(&q, r, rows), kr = sl_rows(&k, r, rows),
                         vr = sl_rows(&v, r, rows);
-        const sl_tensor c_r = sl_rows(&f->rope->cos, r, rows),
-                        s_r = sl_rows(&f->rope->sin, r, rows);
+        const sl_tensor c_r = sl_rows(&f->in->rope->cos, r, rows),
+                        s_r = sl_rows(&f->in->rope->sin, r, rows);
         sl_layernorm_modulate(ctx, &s, &xr, &scale, &shift, c->eps);
         sl_apply(ctx, &kr, &s, &a->k, SL_ACT_NONE);
         sl_rmsnorm_rope(ctx, &kr, &kr, &a->norm_k, c->eps, &c_r, &s_r, c->heads);
@@ -480,8 +485,8 @@ static void cross_attention(sl_ctx *ctx, const forward *f, int i, const sl_tenso
     sl_tensor norm = sl_new2(ctx, sl_act(ctx), f->chunk, d),
               query = sl_new2(ctx, sl_act(ctx), f->chunk, d);
     sl_tensor text_k, text_v, image_k, image_v;
-    kv_of(&f->context->text_kv, i, &text_k, &text_v);
-    if (f->context->image_tokens) kv_of(&f->context->image_kv, i, &image_k, &image_v);
+    kv_of(&f->in->context->text_kv, i, &text_k, &text_v);
+    if (f->in->context->image_tokens) kv_of(&f->in->context->image_kv, i, &image_k, &image_v);
 
     EACH_CHUNK (r, rows, n, f->chunk) {
         const sl_tensor xr = sl_rows(x, r, rows), s = sl_rows(&norm, 0, rows),
@@ -489,7 +494,7 @@ static void cross_attention(sl_ctx *ctx, const forward *f, int i, const sl_tenso
         sl_layernorm(ctx, &s, &xr, &b->norm2.w, &b->norm2.b, c->eps);
         sl_apply(ctx, &q, &s, &b->attn2.q, SL_ACT_NONE);
         sl_rmsnorm(ctx, &q, &q, &b->attn2.norm_q, c->eps);
-        if (f->context->image_tokens)
+        if (f->in->context->image_tokens)
             sl_attention_two(ctx, &s, &q, &text_k, &text_v, &image_k, &image_v, c->heads, f->scale);
         else sl_attention(ctx, &s, &q, &text_k, &text_v, c->heads, f->scale, NULL, false);
         add_branch(ctx, i, ".attn2", &xr, &q, &s, &b->attn2.out, NULL);
@@ -545,7 +550,7 @@ static void embed_patches(sl_ctx *ctx, const forward *f, const sl_tensor *x, boo
     const int64_t k = 4 * (int64_t)m->c.in_channels;
     const sl_tensor w = sl_reshape2(&m->patch.w, m->c.dim, k);
     sl_tensor rows = sl_new2(ctx, sl_act(ctx), x->shape[0], k); /* [N, (channel, py, px)] */
-    sl_patchify(ctx, &rows, f->latents, f->condition);
+    sl_patchify(ctx, &rows, f->in->latents, f->in->condition);
     if (tap) sl_tap(ctx, "input", &rows);
     sl_linear(ctx, x, &rows, &w, &m->patch.b, SL_ACT_NONE);
     if (tap) sl_tap(ctx, "patch", x);
@@ -606,28 +611,29 @@ static void run_head(sl_ctx *ctx, const forward *f, const sl_tensor *v, const sl
     sl_release(ctx, mark);
 }
 
-/* Does what the caller brings belong together? sl_patchify and sl_unpatchify check ranks
- * and dtypes. */
-static bool forward_fits(sl_ctx *ctx, const sl_dit *m, const sl_tensor *latents,
-                         const sl_tensor *condition, const sl_dit_times *times, int step,
-                         const sl_dit_rope *rope, const sl_dit_context *context,
-                         const sl_fbcache *cache)
+/* The inputs belong together, as far as the operations do not check it: sl_patchify and
+ * sl_unpatchify check ranks and dtypes. */
+static bool forward_fits(sl_ctx *ctx, const sl_dit *m, const sl_dit_input *in)
 {
     if (!sl_ok(ctx)) return false;
+    const sl_tensor *latents = in->latents, *condition = in->condition;
+    const sl_dit_rope *rope = in->rope;
+    const sl_fbcache *cache = in->cache;
     const int64_t channels = latents->shape[0] + (condition ? condition->shape[0] : 0);
     const int64_t t = latents->shape[1], h = latents->shape[2] / 2, w = latents->shape[3] / 2;
     if (latents->rank != 4 || channels != m->c.in_channels)
         sl_ctx_fail(ctx, SL_SHAPE, "dit: latents and condition have %lld channels, want %d",
                     (long long)channels, m->c.in_channels);
-    else if (step < 0 || step >= times->steps)
-        sl_ctx_fail(ctx, SL_ARG, "dit: step %d, the time tables have %d", step, times->steps);
+    else if (in->step < 0 || in->step >= in->times->steps)
+        sl_ctx_fail(ctx, SL_ARG, "dit: step %d, the time tables have %d", in->step,
+                    in->times->steps);
     else if (rope->t != t || rope->h != h || rope->w != w)
         sl_ctx_fail(ctx, SL_SHAPE,
                     "dit: rotary tables are for %d x %d x %d tokens, want %lld x %lld x %lld",
                     rope->t, rope->h, rope->w, (long long)t, (long long)h, (long long)w);
-    else if (!context->image_tokens != !m->c.image_dim)
+    else if (!in->context->image_tokens != !m->c.image_dim)
         sl_ctx_fail(ctx, SL_ARG, "dit: the context holds %d image tokens, the model wants %s",
-                    context->image_tokens, m->c.image_dim ? "some" : "none");
+                    in->context->image_tokens, m->c.image_dim ? "some" : "none");
     else if (cache && (cache->prev.shape[0] != t * h * w || cache->prev.shape[1] != m->c.dim))
         sl_ctx_fail(ctx, SL_SHAPE, "dit: the cache is for [%lld, %lld] tokens, want [%lld, %d]",
                     (long long)cache->prev.shape[0], (long long)cache->prev.shape[1],
@@ -635,31 +641,27 @@ static bool forward_fits(sl_ctx *ctx, const sl_dit *m, const sl_tensor *latents,
     return sl_ok(ctx);
 }
 
-void sl_dit_forward(sl_ctx *ctx, const sl_dit *m, const sl_tensor *v, const sl_tensor *latents,
-                    const sl_tensor *condition, const sl_dit_times *times, int step,
-                    const sl_dit_rope *rope, const sl_dit_context *context, sl_fbcache *cache,
+void sl_dit_forward(sl_ctx *ctx, const sl_dit *m, const sl_tensor *v, const sl_dit_input *given,
                     sl_fbcache_report *report)
 {
+    sl_dit_input in = *given;
     if (report) *report = (sl_fbcache_report){.metric = NAN, .computed = true};
-    if (cache && !(cache->rules.threshold > 0)) cache = NULL; /* off: spare its copies */
-    if (!forward_fits(ctx, m, latents, condition, times, step, rope, context, cache)) return;
+    if (in.cache && !(in.cache->rules.threshold > 0)) in.cache = NULL; /* off: spare its copies */
+    if (!forward_fits(ctx, m, &in)) return;
 
-    const int64_t n = rope->cos.shape[0], d = m->c.dim; /* N = T Hp Wp tokens */
-    const int64_t whole = sl_act(ctx) == SL_BF16 ? n : SL_DIT_ROWS;
-    const sl_tensor temb = sl_rows(&times->temb, step, 1), proj = sl_rows(&times->proj, step, 1);
+    const int64_t n = in.rope->cos.shape[0], d = m->c.dim; /* N = T Hp Wp tokens */
+    const sl_tensor temb = sl_rows(&in.times->temb, in.step, 1),
+                    proj = sl_rows(&in.times->proj, in.step, 1);
     const forward f = {.m = m,
-                       .rope = rope,
-                       .context = context,
-                       .latents = latents,
-                       .condition = condition,
+                       .in = &in,
                        .proj = sl_reshape2(&proj, MOD_ROWS, d),
-                       .chunk = smaller(n, m->rows ? m->rows : whole),
+                       .chunk = rows_at_once(ctx, m, n),
                        .scale = 1 / sqrtf((float)m->c.head_dim)};
     const size_t mark = sl_mark(ctx);
     sl_tensor x = sl_new2(ctx, sl_act(ctx), n, d);
     embed_patches(ctx, &f, &x, true);
-    if (cache) {
-        run_blocks_cached(ctx, &f, &x, cache, report);
+    if (in.cache) {
+        run_blocks_cached(ctx, &f, &x, in.cache, report);
     } else {
         run_block(ctx, &f, 0, &x);
         run_rest(ctx, &f, &x);

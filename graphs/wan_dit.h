@@ -20,15 +20,11 @@ typedef struct sl_dit sl_dit;
  * NULL, and NULL is fine. NULL: no memory. */
 sl_dit *sl_dit_new(const sl_dit_config *config, sl_loader *l);
 void sl_dit_free(sl_dit **m);
-/* Tokens at a time on a CPU. A GPU takes all at once: each weight and each head's keys
- * and values are then read once a layer, and the most that is kept is five token tensors
- * (3.9 GB at 1280x720x81 in bf16) instead of a little over four. */
-#define SL_DIT_ROWS 8448
-
-/* Work on at most `rows` tokens at a time wherever an operation allows it (0: as above):
- * less memory, the same result up to the order of sums inside a matrix product. 8448 = 66
- * tiles of 128 rows: of 20 or 54 tiles of 256 columns (products) and of 40 heads
- * (attention), so that an H100's 132 multiprocessors are busy in every round. */
+/* Work on at most `rows` tokens at once wherever an operation allows it: less memory, the
+ * same result up to the order of sums inside a matrix product. 0, as at first: the rows of
+ * the device's table (ops.h, rows_at_once). A GPU takes all tokens at once: each weight and
+ * each head's keys and values are then read once a layer, and the most that is kept is five
+ * token tensors (3.9 GB at 1280x720x81 in bf16) instead of a little over four. */
 void sl_dit_set_rows(sl_dit *m, int64_t rows);
 
 /* ---- once a job ----
@@ -76,22 +72,27 @@ void sl_dit_rope_make(sl_ctx *ctx, const sl_dit *m, sl_dit_rope *out, void *memo
 
 /* ---- once per forward ---- */
 
-/* v act or F32 [out_channels, T, h/8, w/8] = DiT(latents, condition, step's time,
- * context).
- *   latents    F32 [16, T, h/8, w/8];  condition F32 [20, T, h/8, w/8], or NULL (T2V);
- *              in_channels together, h/8 and w/8 even
- *   step       row of `times`, 0 .. times->steps - 1
- *   cache      First Block Cache state of this branch, or NULL to compute always; report
- *              (may be NULL) gets the decision
- * Errors (kept in ctx): SL_SHAPE or SL_ARG if these do not belong together. After any
+/* What one forward works on. All of it stays the caller's and as it is, but for the cache. */
+typedef struct {
+    const sl_tensor *latents;      /* F32 [16, T, h/8, w/8], h/8 and w/8 even */
+    const sl_tensor *condition;    /* F32 [20, T, h/8, w/8]; NULL: none (T2V). With the
+                                    * latents in_channels together */
+    const sl_dit_times *times;     /* of the schedule */
+    int step;                      /* row of `times`, 0 .. times->steps - 1 */
+    const sl_dit_rope *rope;       /* of this T, h, w */
+    const sl_dit_context *context; /* of this prompt */
+    sl_fbcache *cache;             /* First Block Cache of this branch; NULL: compute always */
+} sl_dit_input;
+
+/* v act or F32 [out_channels, T, h/8, w/8] = DiT(in). *report (may be NULL) gets the
+ * cache's decision.
+ * Errors (kept in ctx): SL_SHAPE or SL_ARG if the inputs do not belong together. After any
  * error v is undefined; one on the way empties the cache.
  * Taps: "input" (the patch rows [N, in_channels * 4]), "patch", "block.{i}" [N, dim], and
  * "block.0.{attn1,attn2,ffn}" (what is added, before its gate), which come in the pieces
  * of sl_dit_set_rows, in order.
  * ctx->cancel is looked at between blocks. */
-void sl_dit_forward(sl_ctx *ctx, const sl_dit *m, const sl_tensor *v, const sl_tensor *latents,
-                    const sl_tensor *condition, const sl_dit_times *times, int step,
-                    const sl_dit_rope *rope, const sl_dit_context *context, sl_fbcache *cache,
+void sl_dit_forward(sl_ctx *ctx, const sl_dit *m, const sl_tensor *v, const sl_dit_input *in,
                     sl_fbcache_report *report);
 
 #endif

@@ -197,7 +197,7 @@ static bool dry(const sl_loader *l)
 /* Device memory is host memory, so that what is mapped needs no copy. */
 static bool on_host(const sl_loader *l)
 {
-    return l->ctx->ops->act == SL_F32;
+    return l->ctx->ops->host_memory;
 }
 
 static void *new_block(sl_loader *l, size_t bytes)
@@ -438,7 +438,7 @@ static void plain_weight(sl_loader *l, sl_tensor *out, sl_weight_kind kind, cons
                          const sl_st_entry *entry, const char *name)
 {
     sl_dtype dtype = kind == SL_W_FLOAT || kind == SL_W_MATRIX_F32 ? SL_F32 : l->ctx->ops->act;
-    if (is_matrix(kind) && l->st && on_host(l)) dtype = s->dtype;
+    if (is_matrix(kind) && l->st && l->ctx->ops->stored_matrices) dtype = s->dtype;
     *out = sl_view(NULL, dtype, out->rank, out->shape);
     if (!on_host(l)) {
         take_later(l, out, sl_bytes(out), false, s, entry, name);
@@ -533,11 +533,11 @@ bool sl_loader_has(const sl_loader *l, const char *name)
 
 /* ---- onto a device ---- */
 
-/* The plug-in whose operations the context has; NULL: another device, which reads,
- * converts and uploads through host memory. */
+/* The plug-in whose own table the context has; NULL: another table (one that a benchmark or
+ * a test made from it, too), which reads, converts and uploads through host memory. */
 static const sl_plugin *plugin_of(const sl_loader *l)
 {
-    const sl_plugin *p = strcmp(l->ctx->ops->name, "cuda") ? NULL : sl_plugin_cuda(NULL);
+    const sl_plugin *p = l->ctx->ops->plugin;
     return p && p->ops == l->ctx->ops ? p : NULL;
 }
 

@@ -425,7 +425,7 @@ void sl_embed(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *table, const int
 {
     static const char op[] = "embed";
     if (!begin(ctx) ||
-        !tensor(ctx, op, "table", table, 2, ctx->ops->act == SL_F32 ? FLOATS : VECTOR, DENSE) ||
+        !tensor(ctx, op, "table", table, 2, ctx->ops->stored_matrices ? FLOATS : VECTOR, DENSE) ||
         !tensor(ctx, op, "y", y, 2, ACT, DENSE) ||
         !EXTENTS(op, "y", y, y->shape[0], table->shape[1]) ||
         !apart(ctx, op, "y", y, "table", table))
@@ -448,7 +448,7 @@ static bool linear_checked(sl_ctx *ctx, const char *op, const char *arg, const s
     char columns[16];
     snprintf(columns, sizeof columns, "%s's columns", arg);
     if (!begin(ctx) || !tensor(ctx, op, arg, x, 2, VECTOR, PITCHED)) return false;
-    unsigned matrix = ctx->ops->act == SL_F32 ? FLOATS : BIT(x->dtype);
+    unsigned matrix = ctx->ops->stored_matrices ? FLOATS : BIT(x->dtype);
     return tensor(ctx, op, "y", y, 2, BIT(x->dtype), PITCHED) &&
            tensor(ctx, op, "w", w, 2, matrix, DENSE) &&
            in_range(ctx, op, columns, x->shape[1], 1, INT64_MAX) &&
@@ -538,21 +538,22 @@ void sl_gated_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_
     BODY(gated_add, ctx, x, y, gate);
 }
 
-void sl_linear_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_tensor *a,
+bool sl_linear_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_tensor *a,
                    const sl_tensor *w, const sl_tensor *b, const sl_tensor *gate)
 {
     static const char op[] = "linear_add";
     if (!linear_checked(ctx, op, "a", y, a, w, b) || !rows_checked(ctx, op, y, x, ACT, DENSE))
-        return;
-    if (gate && !vector(ctx, op, "gate", gate, x, BIT(SL_F32))) return;
+        return false;
+    if (gate && !vector(ctx, op, "gate", gate, x, BIT(SL_F32))) return false;
     if (!apart(ctx, op, "x", x, "y", y) || !apart(ctx, op, "x", x, "a", a) ||
         !apart(ctx, op, "x", x, "w", w))
-        return;
+        return false;
     if (!ctx->ops->plan && ctx->ops->linear_add && ctx->ops->linear_add(ctx, x, y, a, w, b, gate))
-        return;
+        return true;
     sl_linear(ctx, y, a, w, b, SL_ACT_NONE);
     if (gate) sl_gated_add(ctx, x, y, gate);
     else sl_add(ctx, x, x, y);
+    return false;
 }
 
 /* All but the bias. name: of k, of v, of k's rows. */
@@ -588,7 +589,7 @@ void sl_attention(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_
     BODY(attention, ctx, o, q, k, v, heads, scale, bias, accumulate);
 }
 
-void sl_attention_two(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k1,
+bool sl_attention_two(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k1,
                       const sl_tensor *v1, const sl_tensor *k2, const sl_tensor *v2, int heads,
                       float scale)
 {
@@ -597,12 +598,13 @@ void sl_attention_two(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const
                                                                                      "k2's rows"};
     if (!attention_checked(ctx, op, o, q, k1, v1, heads, first) ||
         !attention_checked(ctx, op, o, q, k2, v2, heads, second))
-        return;
+        return false;
     if (!ctx->ops->plan && ctx->ops->attention_two &&
         ctx->ops->attention_two(ctx, o, q, k1, v1, k2, v2, heads, scale))
-        return;
+        return true;
     sl_attention(ctx, o, q, k1, v1, heads, scale, NULL, false);
     sl_attention(ctx, o, q, k2, v2, heads, scale, NULL, true);
+    return false;
 }
 
 /* ---- DiT's edges and the sampler ---- */

@@ -1,14 +1,20 @@
-/* ops.h - the table of operations that the five networks are made of.
+/* ops.h - the operations that the five networks are made of, and the table of a device's
+ * bodies for them.
  *
- * A network (graphs/) calls the functions below on an sl_ctx and does not know which body
- * runs:
- *   sl_ops_cpu    kernels/cpu/   float32 arithmetic, OpenBLAS + OpenMP; the reference
- *   sl_ops_cuda   kernels/cuda/  bf16 with float32 where the networks' precision rules
- *                 ask for it
- *   sl_ops_plan   kernels/plan.c no memory, no work: shapes are checked and the arena is
- *                 measured
- * ops.c checks shapes and dtypes once for all bodies and then calls through the table.
+ * A network (graphs/) calls sl_NAME on an sl_ctx; the context's table says what runs:
+ *   sl_ops_cpu    kernels/cpu/    float32 arithmetic, OpenBLAS + OpenMP; the reference
+ *   sl_ops_cuda   kernels/cuda/   bf16 with float32 where the networks' precision rules
+ *                                 ask for it; in the plug-in (kernels/plugin.h)
+ *   sl_ops_plan   kernels/plan.c  no memory, no work: shapes are checked and the arena is
+ *                                 measured
+ * What a network must know of the device (are there numbers at all, the activations'
+ * dtype, how many rows pay off at once) is a field of the table; nothing is concluded from
+ * the table's name. ops.c checks shapes, dtypes and overlaps once for all bodies and then
+ * calls through the table.
  *
+ * ONE TYPE AN OPERATION: sl_NAME_fn below, with the manual above it, is the type of the
+ * front sl_NAME, of the bodies sl_cpu_NAME and sl_cuda_NAME, of the table's field and of
+ * the profile's wrapper, which are all made from the list SL_OPS.
  * ERRORS ARE STICKY: the first failure is kept in ctx->err and every later call on that
  * ctx returns at once, so a graph reads as mathematics and asks sl_ok(ctx) at its end (or
  * between blocks).
@@ -18,9 +24,9 @@
  * sl_mark/sl_release). Operations allocate nothing but a body's scratch, which it keeps
  * for the next call.
  * DTYPES: `act` tensors have ctx->ops->act (F32 on the CPU, BF16 on CUDA); F32 means
- * float32 on every device. Weights are what graphs/weights.h made of them: `matrix`
- * weights may be F32, BF16 or F16 on the CPU (they stay as stored, mapped from the file),
- * vectors are F32 on the CPU. */
+ * float32 on every device. Weights are what graphs/weights.h made of them: a `matrix` has
+ * the dtype of the product's x, or any of F32, BF16, F16 where the table says
+ * stored_matrices; a `vector` is act or F32. */
 #ifndef SL_OPS_H
 #define SL_OPS_H
 
@@ -29,17 +35,18 @@
 typedef struct CUstream_st *cudaStream_t;
 
 typedef struct sl_ops sl_ops;
-
-/* Called by graphs with the name of an intermediate ("block.0.attn1") and the tensor. May
- * download it. */
 typedef struct sl_ctx sl_ctx;
+typedef struct sl_plugin sl_plugin; /* kernels/plugin.h */
+
+/* A tap is called by graphs with the name of an intermediate ("block.0.attn1") and the
+ * tensor, which it may download. */
 typedef void sl_tap_fn(void *user, sl_ctx *ctx, const char *name, const sl_tensor *t);
 
 /* One execution context: a device, a stream, an arena, the first error. One thread at a
  * time. */
 struct sl_ctx {
     const sl_ops *ops;
-    void *device;        /* the body's own state, NULL on the CPU */
+    void *device;        /* the device's own state, NULL on the CPU */
     cudaStream_t stream; /* ignored on the CPU */
     char *arena;         /* device memory; NULL while planning */
     size_t arena_bytes;  /* size of the arena; SIZE_MAX while planning */
@@ -47,7 +54,7 @@ struct sl_ctx {
     sl_err err;
     sl_tap_fn *tap; /* NULL: nobody looks */
     void *tap_user;
-    /* every operation looks at it first; nonzero -> SL_CANCELLED. May be NULL */
+    /* NULL, or a flag that every operation looks at first: nonzero -> SL_CANCELLED */
     const volatile int *cancel;
 };
 
@@ -71,8 +78,8 @@ typedef struct {
 /* ---- context and memory ---- */
 
 extern const sl_ops sl_ops_cpu, sl_ops_plan;
-/* The plan body of the device whose table this is: its activations' dtype and its sizes,
- * no work. sl_ops_plan is the CPU's. */
+/* The plan body of the device whose table this is: that device's facts and sizes, no work.
+ * sl_ops_plan is the CPU's. */
 sl_ops sl_ops_plan_of(const sl_ops *device);
 
 /* A context on `ops` with an arena of `arena_bytes` (0: none yet). Owns the arena;
@@ -84,12 +91,12 @@ void sl_ctx_close(sl_ctx *ctx);
  * are lost. */
 sl_code sl_ctx_reserve(sl_ctx *ctx, size_t bytes, sl_err *err);
 
-/* no error so far, and *ctx->cancel is not set; the same while planning */
+/* True: no error so far, and *ctx->cancel is not set; the same while planning. */
 bool sl_ok(const sl_ctx *ctx);
-/* reads *ctx->cancel; if set, makes the ctx fail with SL_CANCELLED */
+/* True: *ctx->cancel is set, and ctx has failed with SL_CANCELLED. */
 bool sl_cancelled(sl_ctx *ctx);
-/* Copy the sticky error out, clear it, empty the arena; its code. SL_CANCELLED if there
- * is none but *ctx->cancel is set. */
+/* Copy the sticky error out, clear it, empty the arena. Returns the error's code;
+ * SL_CANCELLED if there is none but *ctx->cancel is set. */
 sl_code sl_ctx_error(sl_ctx *ctx, sl_err *err);
 void sl_ctx_fail(sl_ctx *ctx, sl_code code, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
@@ -110,30 +117,36 @@ sl_dtype sl_act(const sl_ctx *ctx);        /* dtype of activations here */
 void *sl_device_alloc(sl_ctx *ctx, size_t bytes);
 void sl_device_free(sl_ctx *ctx, void *p);
 
-/* Host <-> device, dense tensors, no conversion; sl_bytes(t) bytes. download waits for
+/* Host <-> device, dense tensors, no conversion; sl_bytes(t) bytes. sl_download waits for
  * the stream. */
-void sl_upload(sl_ctx *ctx, const sl_tensor *dst, const void *host);
-void sl_download(sl_ctx *ctx, void *host, const sl_tensor *src);
-void sl_sync(sl_ctx *ctx);
+typedef void sl_upload_fn(sl_ctx *ctx, const sl_tensor *dst, const void *host);
+typedef void sl_download_fn(sl_ctx *ctx, void *host, const sl_tensor *src);
+/* Waits until all that was queued on the stream is done. */
+typedef void sl_sync_fn(sl_ctx *ctx);
+sl_upload_fn sl_upload;
+sl_download_fn sl_download;
+sl_sync_fn sl_sync;
 void sl_tap(sl_ctx *ctx, const char *name, const sl_tensor *t); /* ctx->tap if set */
 
 /* ---- elementwise and data movement ---- */
 
-void sl_zero(sl_ctx *ctx, const sl_tensor *y); /* any dtype, dense */
+/* y = 0: any dtype, dense. */
+typedef void sl_zero_fn(sl_ctx *ctx, const sl_tensor *y);
 /* y = x: one shape; float dtypes convert, rounding once; rank-2 views may be pitched. */
-void sl_copy(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x);
+typedef void sl_copy_fn(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x);
 /* y = a + b: one shape, each F32 or act, arithmetic in F32; y may be a or b. */
-void sl_add(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *a, const sl_tensor *b);
-/* y = a - b, as sl_add */
-void sl_sub(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *a, const sl_tensor *b);
-/* y = x / (1 + exp(-x)); y may be x; dtypes may differ */
-void sl_silu(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x);
+typedef void sl_add_fn(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *a, const sl_tensor *b);
+/* y = a - b, as sl_add. */
+typedef sl_add_fn sl_sub_fn;
+/* y = x / (1 + exp(-x)); y may be x; dtypes may differ. */
+typedef void sl_silu_fn(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x);
 /* y = gelu_tanh(a) * b: the gate of UMT5's feed-forward (transformers NewGELUActivation).
  * act, one shape; y may be a. */
-void sl_geglu(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *a, const sl_tensor *b);
+typedef void sl_geglu_fn(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *a, const sl_tensor *b);
 /* y[i, :] = table[ids[i], :]; ids are host memory, each checked against the table's rows.
  * y act [n, d]. */
-void sl_embed(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *table, const int32_t *ids);
+typedef void sl_embed_fn(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *table,
+                         const int32_t *ids);
 
 /* ---- matrices: DiT, UMT5, CLIP ---- */
 
@@ -141,78 +154,86 @@ void sl_embed(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *table, const int
  * weight, dense; b vector or NULL. x and y act, or both F32 with an F32 w (the time
  * embedder, CLIP). M may be 1. y is not x.
  * Cost 2 M N K operations. */
-void sl_linear(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w,
-               const sl_tensor *b, sl_activation activation);
+typedef void sl_linear_fn(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w,
+                          const sl_tensor *b, sl_activation activation);
 
 /* LayerNorm over the last index, statistics in F32. x, y rank 2, act or both F32; w, b
  * [d] vectors or both NULL; y may be x. */
-void sl_layernorm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w,
-                  const sl_tensor *b, float eps);
+typedef void sl_layernorm_fn(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x,
+                             const sl_tensor *w, const sl_tensor *b, float eps);
 /* AdaLN: y = LN(x) * (1 + scale) + shift, LN without parameters; scale, shift F32 [d]. y
  * may be x.
  * Source: diffusers transformer_wan.py, WanTransformerBlock.forward. */
-void sl_layernorm_modulate(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x,
-                           const sl_tensor *scale, const sl_tensor *shift, float eps);
+typedef void sl_layernorm_modulate_fn(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x,
+                                      const sl_tensor *scale, const sl_tensor *shift, float eps);
 /* RMSNorm over the last index: y = x * rsqrt(mean(x^2) + eps) * w, statistics in F32. w
  * vector [d]. x, y may be pitched; y may be x. */
-void sl_rmsnorm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, float eps);
+typedef void sl_rmsnorm_fn(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w,
+                           float eps);
 /* RMSNorm over all of d = heads * head_dim, then rotary embedding within each head on
  * interleaved pairs: (y[2k], y[2k+1]) = (x[2k] c - x[2k+1] s, x[2k] s + x[2k+1] c), c =
  * cos[n,k], s = sin[n,k]. cos, sin F32 [N, head_dim/2]. x, y [N, d] act, may be pitched;
  * y may be x. */
-void sl_rmsnorm_rope(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w,
-                     float eps, const sl_tensor *cos, const sl_tensor *sin, int heads);
+typedef void sl_rmsnorm_rope_fn(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x,
+                                const sl_tensor *w, float eps, const sl_tensor *cos,
+                                const sl_tensor *sin, int heads);
 /* x += y * gate[d]  in F32, one rounding. x, y act [N, d]; gate F32 [d]. */
-void sl_gated_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_tensor *gate);
+typedef void sl_gated_add_fn(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y,
+                             const sl_tensor *gate);
 
 /* x += (a[M,K] w[N,K]^T + b) * gate[N], a residual branch's last layer: what sl_linear
  * into y, then sl_gated_add (gate NULL: sl_add) to x do, and a device that can does it in
  * one product, rounding once. x, y act [M, N], dense; y is only memory to work in: what
  * it holds afterwards is unspecified. gate F32 or NULL; a, w, b as for sl_linear, and
- * apart from x and y. */
-void sl_linear_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_tensor *a,
-                   const sl_tensor *w, const sl_tensor *b, const sl_tensor *gate);
+ * apart from x and y.
+ * A body returns false where it cannot do this in one product, and has done nothing then;
+ * the front does it with the two operations, and returns what the body did. */
+typedef bool sl_linear_add_fn(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y,
+                              const sl_tensor *a, const sl_tensor *w, const sl_tensor *b,
+                              const sl_tensor *gate);
 
 /* o = softmax(q k^T * scale + bias) v per head, full (not causal), softmax in F32, never
  * a whole [Nq, Nk] in memory. q, o [Nq, heads * D]; k, v [Nk, heads * D]; all act or all
  * F32; each may be pitched; Nk >= 1. bias: NULL or F32 [heads, Nq + Nk - 1], added at
  * index (key - query + Nq - 1) (UMT5's relative table). accumulate: o += result instead
  * (both rounded to o's dtype first). o may not overlap q, k, v. */
-void sl_attention(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k,
-                  const sl_tensor *v, int heads, float scale, const sl_tensor *bias,
-                  bool accumulate);
+typedef void sl_attention_fn(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q,
+                             const sl_tensor *k, const sl_tensor *v, int heads, float scale,
+                             const sl_tensor *bias, bool accumulate);
 
 /* o = softmax(q k1^T * scale) v1 + softmax(q k2^T * scale) v2: what sl_attention, then
  * sl_attention with accumulate do, each result and their sum rounded to o's dtype; a
- * device that can does both in one pass over q and o. Arguments as for sl_attention. */
-void sl_attention_two(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k1,
-                      const sl_tensor *v1, const sl_tensor *k2, const sl_tensor *v2, int heads,
-                      float scale);
+ * device that can does both in one pass over q and o. Arguments as for sl_attention.
+ * A body returns false where it cannot do this in one pass, and has done nothing then; the
+ * front does it with two calls, and returns what the body did. */
+typedef bool sl_attention_two_fn(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q,
+                                 const sl_tensor *k1, const sl_tensor *v1, const sl_tensor *k2,
+                                 const sl_tensor *v2, int heads, float scale);
 
 /* ---- DiT's edges and the sampler ---- */
 
 /* Latents F32 [C1,T,H,W] and condition F32 [C2,T,H,W] (NULL: C2 = 0) to patch rows y act
  * [T*(H/2)*(W/2), (C1+C2)*4], row (t, y, x), column (c, py, px): the input of the patch
  * embedding as a matrix product. */
-void sl_patchify(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *latents,
-                 const sl_tensor *condition);
+typedef void sl_patchify_fn(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *latents,
+                            const sl_tensor *condition);
 /* y F32 or act [C,T,H,W] from rows x act [T*(H/2)*(W/2), 4*C], column (py, px, c). */
-void sl_unpatchify(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x);
+typedef void sl_unpatchify_fn(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x);
 /* Classifier-free guidance v = u + g * (c - u), each of the three results rounded to the
  * tensors' dtype. v may be c or u. */
-void sl_guidance(sl_ctx *ctx, const sl_tensor *v, const sl_tensor *cond, const sl_tensor *uncond,
-                 float g);
+typedef void sl_guidance_fn(sl_ctx *ctx, const sl_tensor *v, const sl_tensor *cond,
+                            const sl_tensor *uncond, float g);
 /* x0 = x - round_v(sigma * v): the flow prediction's clean sample. x0, x F32; v any float
  * dtype (its rounding is kept). */
-void sl_flow_x0(sl_ctx *ctx, const sl_tensor *x0, const sl_tensor *x, const sl_tensor *v,
-                float sigma);
+typedef void sl_flow_x0_fn(sl_ctx *ctx, const sl_tensor *x0, const sl_tensor *x, const sl_tensor *v,
+                           float sigma);
 /* y = sum_i a[i] * x[i], F32, n 1 .. 4, left to right; y may be any of x. */
-void sl_lincomb(sl_ctx *ctx, const sl_tensor *y, int n, const sl_tensor *const x[],
-                const float a[]);
+typedef void sl_lincomb_fn(sl_ctx *ctx, const sl_tensor *y, int n, const sl_tensor *const x[],
+                           const float a[]);
 /* First Block Cache: out[0] = mean |prev - r|, out[1] = mean |prev|, over all elements of
  * two act tensors of one shape. `out` is host memory; waits. The sum's order is fixed, so
  * equal inputs give equal bits. */
-void sl_mean_abs(sl_ctx *ctx, float out[2], const sl_tensor *prev, const sl_tensor *r);
+typedef void sl_mean_abs_fn(sl_ctx *ctx, float out[2], const sl_tensor *prev, const sl_tensor *r);
 
 /* ---- VAE: frames are channels-last, [T, H, W, C] act ---- */
 
@@ -227,91 +248,84 @@ void sl_mean_abs(sl_ctx *ctx, float out[2], const sl_tensor *prev, const sl_tens
  *   y         stride_t 1: T frames; stride_t 2: T/2 frames (T even)
  *             height: (H * (upsample?2:1) + 2*pad + pad_end - kh) / stride_hw + 1, width alike
  * Zero padding in space. Cost 2 * |y| * Ci * kt * kh * kw operations. */
-void sl_conv3d(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *history,
-               const sl_tensor *w, const sl_tensor *b, const sl_tensor *residual,
-               const sl_conv *conv);
+typedef void sl_conv3d_fn(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x,
+                          const sl_tensor *history, const sl_tensor *w, const sl_tensor *b,
+                          const sl_tensor *residual, const sl_conv *conv);
 /* history [n,H,W,C] = the last n frames of cat(history, x). */
-void sl_conv_history(sl_ctx *ctx, const sl_tensor *history, const sl_tensor *x);
+typedef void sl_conv_history_fn(sl_ctx *ctx, const sl_tensor *history, const sl_tensor *x);
 /* y = x / max(||x||_2 over channels, 1e-12) * sqrt(C) * gamma[c], then SiLU if silu. y
  * may be x.
  * Source: diffusers autoencoder_kl_wan.py, WanRMS_norm. */
-void sl_vae_norm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *gamma,
-                 bool silu);
+typedef void sl_vae_norm_fn(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x,
+                            const sl_tensor *gamma, bool silu);
 /* y [2T,H,W,C] from x [T,H,W,2C]: channels [0,C) of frame t are frame 2t, [C,2C) are
  * frame 2t+1. */
-void sl_time_shuffle(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x);
+typedef void sl_time_shuffle_fn(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x);
 /* y act [T,H,W,C] = x F32 [C,T,H,W] * mul[c] + add[c]; mul, add host float arrays of C,
  * NULL: 1 and 0. */
-void sl_to_channels_last(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const float *mul,
-                         const float *add);
+typedef void sl_to_channels_last_fn(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x,
+                                    const float *mul, const float *add);
 /* y F32 [C,T,H,W] = (x act [T,H,W,>=C] first C channels) * mul[c] + add[c]. */
-void sl_to_channels_first(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const float *mul,
-                          const float *add);
+typedef void sl_to_channels_first_fn(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x,
+                                     const float *mul, const float *add);
 /* y U8 [T,H,W,3] = round(255 * clamp(x*0.5 + 0.5, 0, 1)) to nearest even, x act
  * [T,H,W,3]. NaN gives 0. */
-void sl_frames_rgb8(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x);
+typedef void sl_frames_rgb8_fn(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x);
 
-/* ---- a body ---- */
+/* ---- the list ---- */
 
-/* What a device implements. Arguments are as above and already checked; a body returns a
- * code and fills ctx->err through sl_ctx_fail. */
+/* Every operation, once. A new one is its type above, its name here, its front in ops.c,
+ * its body in kernels/cpu/ and in kernels/cuda/, its clock in the profile
+ * (bench_profile.c) and its tests; a body or a clock that is missing does not link. */
+/* clang-format off */
+#define SL_OPS(X) \
+    X(zero) X(copy) X(add) X(sub) X(silu) X(geglu) X(embed) \
+    X(linear) X(linear_add) X(layernorm) X(layernorm_modulate) X(rmsnorm) X(rmsnorm_rope) \
+    X(gated_add) X(attention) X(attention_two) \
+    X(patchify) X(unpatchify) X(guidance) X(flow_x0) X(lincomb) X(mean_abs) \
+    X(conv3d) X(conv_history) X(vae_norm) X(time_shuffle) X(to_channels_last) \
+    X(to_channels_first) X(frames_rgb8)
+/* clang-format on */
+#define SL_FRONT(op) sl_##op##_fn sl_##op;
+SL_OPS(SL_FRONT)
+#undef SL_FRONT
+
+/* Bytes of a convolution weight [Co,Ci,kt,kh,kw] in the device's own packed order. */
+typedef size_t sl_packed_conv_bytes_fn(sl_ctx *ctx, const int64_t shape[5]);
+/* Packs such a weight, host float32 at src, to dst, device memory of that many bytes. */
+typedef void sl_pack_conv_fn(sl_ctx *ctx, void *dst, const float *src, const int64_t shape[5]);
+
+/* ---- a device's table ---- */
+
+/* What a device is and implements. A body's arguments are as above and already checked; a
+ * body reports a failure through sl_ctx_fail. */
 struct sl_ops {
-    const char *name;
-    sl_dtype act;
-    /* true: no data exists; of the functions only packed_conv_bytes is called */
+    const char *name; /* for messages: "cpu", "cuda", "plan" */
+
+    /* Facts. sl_ops_plan_of takes them over. */
+    sl_dtype act;         /* dtype of activations */
+    bool host_memory;     /* the CPU may read and write the data of tensors */
+    bool stored_matrices; /* a product's w may be F32, BF16 or F16, whatever x is */
+    /* Rows that a network gives to token by token operations at once, to bound its arena;
+     * 0: all of them. */
+    int64_t rows_at_once;
+    /* True: no data exists; of the functions only packed_conv_bytes is called. */
     bool plan;
-    sl_code (*open)(sl_ctx *ctx, sl_err *err); /* device state; may be NULL */
+    /* The plug-in whose table this is, for what is no operation; NULL: none. */
+    const sl_plugin *plugin;
+
+    sl_code (*open)(sl_ctx *ctx, sl_err *err); /* makes the device's state; may be NULL */
     void (*close)(sl_ctx *ctx);                /* may be NULL */
-    void *(*alloc)(sl_ctx *ctx, size_t bytes); /* NULL if there is none; 256-byte aligned */
+    void *(*alloc)(sl_ctx *ctx, size_t bytes); /* 256-byte aligned; NULL: no memory */
     void (*free)(sl_ctx *ctx, void *p);
-    void (*upload)(sl_ctx *, const sl_tensor *, const void *);
-    void (*download)(sl_ctx *, void *, const sl_tensor *);
-    void (*sync)(sl_ctx *);
-    void (*zero)(sl_ctx *, const sl_tensor *);
-    void (*copy)(sl_ctx *, const sl_tensor *, const sl_tensor *);
-    void (*add)(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *);
-    void (*sub)(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *);
-    void (*silu)(sl_ctx *, const sl_tensor *, const sl_tensor *);
-    void (*geglu)(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *);
-    void (*embed)(sl_ctx *, const sl_tensor *, const sl_tensor *, const int32_t *);
-    void (*linear)(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *,
-                   const sl_tensor *, sl_activation);
-    void (*layernorm)(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *,
-                      const sl_tensor *, float);
-    void (*layernorm_modulate)(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *,
-                               const sl_tensor *, float);
-    void (*rmsnorm)(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, float);
-    void (*rmsnorm_rope)(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, float,
-                         const sl_tensor *, const sl_tensor *, int);
-    void (*gated_add)(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *);
-    /* May be NULL; false: nothing was done, for it cannot in one product. */
-    bool (*linear_add)(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *,
-                       const sl_tensor *, const sl_tensor *, const sl_tensor *);
-    void (*attention)(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *,
-                      const sl_tensor *, int, float, const sl_tensor *, bool);
-    /* May be NULL; false: nothing was done, for it cannot in one pass. */
-    bool (*attention_two)(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *,
-                          const sl_tensor *, const sl_tensor *, const sl_tensor *, int, float);
-    void (*patchify)(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *);
-    void (*unpatchify)(sl_ctx *, const sl_tensor *, const sl_tensor *);
-    void (*guidance)(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, float);
-    void (*flow_x0)(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, float);
-    void (*lincomb)(sl_ctx *, const sl_tensor *, int, const sl_tensor *const[], const float[]);
-    void (*mean_abs)(sl_ctx *, float[2], const sl_tensor *, const sl_tensor *);
-    void (*conv3d)(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *,
-                   const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_conv *);
-    void (*conv_history)(sl_ctx *, const sl_tensor *, const sl_tensor *);
-    void (*vae_norm)(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, bool);
-    void (*time_shuffle)(sl_ctx *, const sl_tensor *, const sl_tensor *);
-    void (*to_channels_last)(sl_ctx *, const sl_tensor *, const sl_tensor *, const float *,
-                             const float *);
-    void (*to_channels_first)(sl_ctx *, const sl_tensor *, const sl_tensor *, const float *,
-                              const float *);
-    void (*frames_rgb8)(sl_ctx *, const sl_tensor *, const sl_tensor *);
-    /* Rearrange a convolution weight, host float32 [Co,Ci,kt,kh,kw], into the body's own
-     * packed order at `dst` (device memory of packed_conv_bytes). */
-    size_t (*packed_conv_bytes)(sl_ctx *, const int64_t shape[5]);
-    void (*pack_conv)(sl_ctx *, void *dst, const float *src, const int64_t shape[5]);
+    sl_upload_fn *upload;
+    sl_download_fn *download;
+    sl_sync_fn *sync;
+    sl_packed_conv_bytes_fn *packed_conv_bytes;
+    sl_pack_conv_fn *pack_conv;
+#define SL_FIELD(op) sl_##op##_fn *op;
+    SL_OPS(SL_FIELD)
+#undef SL_FIELD
 };
 
 #endif

@@ -5,6 +5,9 @@
 const sl_ops sl_ops_plan = {
     .name = "plan",
     .act = SL_F32,
+    .host_memory = true,
+    .stored_matrices = true,
+    .rows_at_once = SL_CPU_ROWS,
     .plan = true,
     .packed_conv_bytes = sl_cpu_packed_conv_bytes, /* for whoever counts the bytes of weights */
 };
@@ -13,6 +16,9 @@ sl_ops sl_ops_plan_of(const sl_ops *device)
 {
     return (sl_ops){.name = "plan",
                     .act = device->act,
+                    .host_memory = device->host_memory,
+                    .stored_matrices = device->stored_matrices,
+                    .rows_at_once = device->rows_at_once,
                     .plan = true,
                     .packed_conv_bytes = device->packed_conv_bytes};
 }

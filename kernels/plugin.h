@@ -10,7 +10,7 @@
 #include "common/lease_device.h"
 #include "kernels/ops.h"
 
-#define SL_PLUGIN_ABI 3
+#define SL_PLUGIN_ABI 4
 
 /* One tensor (or a part of one) to bring from a file into device memory. */
 typedef struct {
@@ -28,7 +28,7 @@ typedef struct {
     double seconds;
 } sl_load_figures;
 
-typedef struct {
+struct sl_plugin {
     int abi; /* SL_PLUGIN_ABI */
     /* bf16 body; sl_ctx_open makes the context on the calling thread's device, with a
      * stream of its own */
@@ -61,7 +61,7 @@ typedef struct {
      * index: bit for bit graphs/weights.c's. On ctx's stream. */
     void (*random)(sl_ctx *ctx, void *dst, sl_dtype dtype, int64_t n, float centre, float spread,
                    uint64_t seed);
-} sl_plugin;
+};
 
 /* The plug-in, opened on the first call and kept; safe from several threads. NULL: it is
  * not there (SL_ARG, the file's name and the reason), or its abi is another. */

@@ -98,10 +98,14 @@ sl_code denoise_arena(sl_arena *out, const sl_ops *ops, const denoise_sizes *of,
         sl_dit_context_make(&plan, of->dit[e], &m.context[e][0], m.context_memory[e][0], &text,
                             image_tokens ? &image : NULL);
         sl_release(&plan, mark);
-        sl_dit_forward(&plan, of->dit[e], &m.v[0], &m.sampler.x,
-                       c->in_channels > c->out_channels ? &m.condition : NULL, &m.times[e], 0,
-                       &m.rope, &m.context[e][0], of->job->fbcache > 0 ? &m.cache[e][0] : NULL,
-                       NULL);
+        const sl_dit_input in = {.latents = &m.sampler.x,
+                                 .condition =
+                                     c->in_channels > c->out_channels ? &m.condition : NULL,
+                                 .times = &m.times[e],
+                                 .rope = &m.rope,
+                                 .context = &m.context[e][0],
+                                 .cache = of->job->fbcache > 0 ? &m.cache[e][0] : NULL};
+        sl_dit_forward(&plan, of->dit[e], &m.v[0], &in, NULL);
         sl_release(&plan, mark);
     }
     out->peak = plan.arena_peak;

@@ -95,7 +95,7 @@ sl_code sl_arena_decode(sl_arena *out, const sl_ops *ops, const sl_model *model,
     const sl_grid g = sl_job_grid(model, job);
     int h = job->height, w = job->width, z = model->vae.z;
     /* a CPU reads latents where they are, and writes frames where they are handed over */
-    bool on_host = ops->act == SL_F32;
+    bool on_host = ops->host_memory;
     sl_ops body;
     sl_ctx plan;
     sl_code rc = begin(&plan, &body, ops, err);

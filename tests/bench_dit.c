@@ -113,8 +113,12 @@ static void job_make(sl_ctx *ctx, const sl_dit *m, job *j, bool real)
 
 static void forward(sl_ctx *ctx, const sl_dit *m, const job *j)
 {
-    sl_dit_forward(ctx, m, &j->v, &j->latents, &j->condition, &j->times, 0, &j->rope, &j->context,
-                   NULL, NULL);
+    const sl_dit_input in = {.latents = &j->latents,
+                             .condition = &j->condition,
+                             .times = &j->times,
+                             .rope = &j->rope,
+                             .context = &j->context};
+    sl_dit_forward(ctx, m, &j->v, &in, NULL);
     stop_on(ctx);
 }
 

@@ -235,7 +235,13 @@ static void forward_on(net *n, sl_ctx *ctx)
                         image.rank ? &image : NULL);
 #undef MEMORY
     if (real) v.data = sl_device_alloc(ctx, sl_bytes(&v));
-    sl_dit_forward(ctx, n->m, &v, &x, extra ? &y : NULL, &times, STEP, &rope, &context, NULL, NULL);
+    const sl_dit_input in = {.latents = &x,
+                             .condition = extra ? &y : NULL,
+                             .times = &times,
+                             .step = STEP,
+                             .rope = &rope,
+                             .context = &context};
+    sl_dit_forward(ctx, n->m, &v, &in, NULL);
     sl_tap(ctx, "v", &v);
     void *all[] = {x.data, y.data, text.data, image.data, v.data, memory[0], memory[1], memory[2]};
     for (size_t i = 0; real && i < sizeof all / sizeof *all; i++) sl_device_free(ctx, all[i]);

@@ -113,11 +113,17 @@ static inline void t_dit_forward(t_dit *d, const sl_tensor *v, const sl_tensor *
 {
     sl_fbcache planned;
     if (cache) planned = *cache;
-    sl_dit_forward(&d->plan, d->dit, v, latents, condition, &d->times, step, &d->rope, &context->c,
-                   cache ? &planned : NULL, NULL);
+    sl_dit_input in = {.latents = latents,
+                       .condition = condition,
+                       .times = &d->times,
+                       .step = step,
+                       .rope = &d->rope,
+                       .context = &context->c,
+                       .cache = cache ? &planned : NULL};
+    sl_dit_forward(&d->plan, d->dit, v, &in, NULL);
     t_reserve(&d->ctx, &d->plan);
-    sl_dit_forward(&d->ctx, d->dit, v, latents, condition, &d->times, step, &d->rope, &context->c,
-                   cache, report);
+    in.cache = cache;
+    sl_dit_forward(&d->ctx, d->dit, v, &in, report);
 }
 
 #endif

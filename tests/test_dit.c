@@ -303,11 +303,15 @@ static void a_block_of_the_14b_model_keeps_four_token_tensors(void **state)
     sl_dit_context_make(&plan, dit, &context, NULL, &text, &image);
     sl_fbcache cache;
     sl_fbcache_init(&plan, &cache, &(sl_fbcache_rules){.threshold = 0.1f}, NULL, 75600, 5120);
-    sl_dit_forward(&plan, dit, &latents, &latents, &condition, &times, 0, &rope, &context, NULL,
-                   NULL);
+    sl_dit_input in = {.latents = &latents,
+                       .condition = &condition,
+                       .times = &times,
+                       .rope = &rope,
+                       .context = &context};
+    sl_dit_forward(&plan, dit, &latents, &in, NULL);
     const size_t without = plan.arena_peak;
-    sl_dit_forward(&plan, dit, &latents, &latents, &condition, &times, 0, &rope, &context, &cache,
-                   NULL);
+    in.cache = &cache;
+    sl_dit_forward(&plan, dit, &latents, &in, NULL);
     /* the cache's own two tensors are the caller's */
     assert_int_equal(plan.arena_peak, without);
     const size_t peak = plan.arena_peak,
@@ -394,8 +398,13 @@ static void refused(first *f, sl_code code, const char *text, const sl_tensor *l
                     const sl_dit_context *context)
 {
     sl_err err = {0};
-    sl_dit_forward(&f->d.ctx, f->d.dit, &f->out, latents, condition, &f->d.times, step, rope,
-                   context, NULL, NULL);
+    const sl_dit_input in = {.latents = latents,
+                             .condition = condition,
+                             .times = &f->d.times,
+                             .step = step,
+                             .rope = rope,
+                             .context = context};
+    sl_dit_forward(&f->d.ctx, f->d.dit, &f->out, &in, NULL);
     T_CODE(sl_ctx_error(&f->d.ctx, &err), code);
     T_SAYS(err.msg, text);
 }

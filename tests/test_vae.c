@@ -267,6 +267,8 @@ static void test_saving_is_that_of_the_design(void **state)
     static const sl_ops counter = {
         .name = "counter",
         .act = SL_F32,
+        .host_memory = true,
+        .stored_matrices = true,
         .alloc = reserve,
         .free = release,
         .upload = no_upload,

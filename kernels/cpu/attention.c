@@ -197,3 +197,12 @@ void sl_cpu_attention(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const
                     "attention: no memory for a block of %d queries and %lld keys of %lld", QUERIES,
                     (long long)j.block, (long long)j.d);
 }
+
+/* The CPU leaves it to the front's two calls. */
+bool sl_cpu_attention_two(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k1,
+                          const sl_tensor *v1, const sl_tensor *k2, const sl_tensor *v2, int heads,
+                          float scale)
+{
+    (void)ctx, (void)o, (void)q, (void)k1, (void)v1, (void)k2, (void)v2, (void)heads, (void)scale;
+    return false;
+}

@@ -27,6 +27,10 @@ static inline int sl_cpu_threads(void)
 }
 #endif
 
+/* The CPU's rows_at_once. Any few thousand rows are enough for OpenBLAS and little for the
+ * arena; another number gives other last bits of its sums. */
+#define SL_CPU_ROWS 8448
+
 /* A buffer of at least `bytes`, 64-byte aligned, of this thread and this purpose: it
  * grows when more is asked for than ever before, is kept for the next call and freed when
  * the thread ends. So operations allocate only the first time they meet a size. Contents
@@ -42,64 +46,15 @@ void *sl_cpu_scratch(sl_scratch purpose, size_t bytes);
 /* n elements of F32, BF16 or F16 to F32 on the calling thread; vectorised, exact. */
 void sl_cpu_to_floats(float *dst, const void *src, sl_dtype dtype, int64_t n);
 
-/* data.c: movement and elementwise */
-void sl_cpu_upload(sl_ctx *ctx, const sl_tensor *dst, const void *host);
-void sl_cpu_download(sl_ctx *ctx, void *host, const sl_tensor *src);
-void sl_cpu_sync(sl_ctx *ctx);
-void sl_cpu_zero(sl_ctx *ctx, const sl_tensor *y);
-void sl_cpu_copy(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x);
-void sl_cpu_add(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *a, const sl_tensor *b);
-void sl_cpu_sub(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *a, const sl_tensor *b);
-void sl_cpu_silu(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x);
-void sl_cpu_geglu(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *a, const sl_tensor *b);
-void sl_cpu_embed(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *table, const int32_t *ids);
-
-/* linear.c */
-void sl_cpu_linear(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w,
-                   const sl_tensor *b, sl_activation activation);
-
-/* norm.c */
-void sl_cpu_layernorm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w,
-                      const sl_tensor *b, float eps);
-void sl_cpu_layernorm_modulate(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x,
-                               const sl_tensor *scale, const sl_tensor *shift, float eps);
-void sl_cpu_rmsnorm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w,
-                    float eps);
-void sl_cpu_rmsnorm_rope(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w,
-                         float eps, const sl_tensor *cos, const sl_tensor *sin, int heads);
-void sl_cpu_gated_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_tensor *gate);
-
-/* attention.c */
-void sl_cpu_attention(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k,
-                      const sl_tensor *v, int heads, float scale, const sl_tensor *bias,
-                      bool accumulate);
-
-/* sampler.c: DiT's edges, guidance, the sampler's arithmetic, the cache's means */
-void sl_cpu_patchify(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *latents,
-                     const sl_tensor *condition);
-void sl_cpu_unpatchify(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x);
-void sl_cpu_guidance(sl_ctx *ctx, const sl_tensor *v, const sl_tensor *cond,
-                     const sl_tensor *uncond, float g);
-void sl_cpu_flow_x0(sl_ctx *ctx, const sl_tensor *x0, const sl_tensor *x, const sl_tensor *v,
-                    float sigma);
-void sl_cpu_lincomb(sl_ctx *ctx, const sl_tensor *y, int n, const sl_tensor *const x[],
-                    const float a[]);
-void sl_cpu_mean_abs(sl_ctx *ctx, float out[2], const sl_tensor *prev, const sl_tensor *r);
-
-/* vae.c */
-void sl_cpu_conv3d(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *history,
-                   const sl_tensor *w, const sl_tensor *b, const sl_tensor *residual,
-                   const sl_conv *conv);
-void sl_cpu_conv_history(sl_ctx *ctx, const sl_tensor *history, const sl_tensor *x);
-void sl_cpu_vae_norm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *gamma,
-                     bool silu);
-void sl_cpu_time_shuffle(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x);
-void sl_cpu_to_channels_last(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const float *mul,
-                             const float *add);
-void sl_cpu_to_channels_first(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const float *mul,
-                              const float *add);
-void sl_cpu_frames_rgb8(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x);
-size_t sl_cpu_packed_conv_bytes(sl_ctx *ctx, const int64_t shape[5]);
-void sl_cpu_pack_conv(sl_ctx *ctx, void *dst, const float *src, const int64_t shape[5]);
+/* The bodies: data.c movement and elementwise; linear.c; norm.c; attention.c; sampler.c the
+ * DiT's edges, guidance, the sampler's arithmetic, the cache's means; vae.c. */
+sl_upload_fn sl_cpu_upload;
+sl_download_fn sl_cpu_download;
+sl_sync_fn sl_cpu_sync;
+sl_packed_conv_bytes_fn sl_cpu_packed_conv_bytes;
+sl_pack_conv_fn sl_cpu_pack_conv;
+#define SL_CPU_BODY(op) sl_##op##_fn sl_cpu_##op;
+SL_OPS(SL_CPU_BODY)
+#undef SL_CPU_BODY
 
 #endif

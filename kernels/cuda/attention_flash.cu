@@ -46,8 +46,6 @@ namespace
 {
 
 enum {
-    WIDTH = 128,
-    ROWS = 64 /* of a warpgroup */,
     GROUPS = 3,
     TILE = ROWS * GROUPS,
     KEYS = 80 /* of a block */
@@ -61,12 +59,7 @@ enum {
 /* Shared memory: two tiles of queries a warpgroup, then the ring, a place for a block's
  * keys or its values. Each is two halves of 64 columns, rows of 128 bytes in the 128-byte
  * swizzle, whose period is 1024. */
-enum {
-    QUERIES = ROWS * WIDTH * 2,
-    PLACE = KEYS * WIDTH * 2,
-    PLACES = 6,
-    Q_BYTES = 2 * GROUPS * QUERIES
-};
+enum { PLACE = KEYS * WIDTH * 2, PLACES = 6, Q_BYTES = 2 * GROUPS * QUERIES };
 enum { SHARED = Q_BYTES + PLACES * PLACE + 1024 };
 static_assert(PLACE % 2048 == 0 && KEYS % 16 == 0, "matrices as wgmma reads them");
 static_assert(SHARED <= 226 * 1024, "and the barriers");
@@ -88,17 +81,6 @@ const float LIMIT = 1152921504606846976.f;
 
 /* ---- the thread that copies ---- */
 
-/* A block's keys or values, from `row` on. */
-__device__ __forceinline__ void bring(ring &r, const CUtensorMap *map, int head, int row)
-{
-    const uint32_t to = r.data + r.at * PLACE, bar = r.full + 8 * r.at;
-    barrier_wait(r.empty + 8 * r.at, r.pass ^ 1);
-    barrier_expect(bar, PLACE);
-    copy_box(to, map, bar, head * WIDTH, row);
-    copy_box(to + PLACE / 2, map, bar, head * WIDTH + 64, row);
-    advance<PLACES>(r);
-}
-
 /* In the order in which they are used: a block's keys go before the values of the block
  * before it. */
 __device__ __forceinline__ void bring_all(const flash_args &a, const flash_maps &m, ring keys,
@@ -107,24 +89,15 @@ __device__ __forceinline__ void bring_all(const flash_args &a, const flash_maps 
     int v_head = -1, v_row = 0; /* of values that are still to be brought */
     for (int tile = blockIdx.x; tile < a.all; tile += gridDim.x) {
         const int head = tile / a.tiles, first = (tile - head * a.tiles) * TILE;
-        barrier_wait(queries.empty + 8 * queries.at, queries.pass ^ 1);
-        barrier_expect(queries.full + 8 * queries.at, GROUPS * QUERIES);
-        for (int i = 0; i < 2 * GROUPS; i++)
-            copy_box(queries.data + queries.at * GROUPS * QUERIES + i * (QUERIES / 2), &m.q,
-                     queries.full + 8 * queries.at, head * WIDTH + i % 2 * 64,
-                     first + i / 2 * ROWS);
-        advance<2>(queries);
+        bring_queries<GROUPS>(queries, &m.q, head, first);
         for (int row = 0; row < a.nk; row += KEYS) {
-            bring(keys, &m.k, head, row);
-            if (v_head >= 0) bring(keys, &m.v, v_head, v_row);
+            bring<PLACES, PLACE>(keys, &m.k, head, row, KEYS);
+            if (v_head >= 0) bring<PLACES, PLACE>(keys, &m.v, v_head, v_row, KEYS);
             v_head = head, v_row = row;
         }
     }
-    bring(keys, &m.v, v_head, v_row);
-    for (int i = 0; i < PLACES; i++) { /* until everything has been given back */
-        barrier_wait(keys.empty + 8 * keys.at, keys.pass ^ 1);
-        advance<PLACES>(keys);
-    }
+    bring<PLACES, PLACE>(keys, &m.v, v_head, v_row, KEYS);
+    outlive<PLACES>(keys);
 }
 
 /* ---- a warpgroup that multiplies ---- */
@@ -142,12 +115,6 @@ struct work {
     int lane;
     ring keys;
 };
-
-/* This warp reads the place no more. */
-__device__ __forceinline__ void give_back(const work &w, uint32_t empty)
-{
-    if (w.lane == 0) barrier_arrive(empty);
-}
 
 /* S [64, KEYS] of the queries at q. */
 __device__ __forceinline__ void queue_scores(float (&s)[KEYS / 2], uint32_t q, uint32_t k)
@@ -183,15 +150,15 @@ __device__ __forceinline__ void multiply_again(float (&s)[KEYS / 2], uint32_t q,
 #pragma unroll 1
     for (int i = 0; i < WIDTH / 16; i++) { /* 16 columns: two pieces of 16 bytes */
         uint32_t a[4], b[4];
-        eights(a, q + i / 4 * (QUERIES / 2) + row * 128 +
-                      (((i % 4 * 2 + lane / 16) ^ (row & 7)) << 4));
+        load4(a,
+              q + i / 4 * (QUERIES / 2) + row * 128 + (((i % 4 * 2 + lane / 16) ^ (row & 7)) << 4));
         const uint32_t from =
             k + i / 4 * (PLACE / 2) + key * 128 + (((i % 4 * 2 + lane / 8 % 2) ^ (key & 7)) << 4);
 #pragma unroll
         for (int c = 0; c < KEYS / 8; c += 2) {
-            eights(b, from + c * 8 * 128);
-            multiply_16(s + 4 * c, a, b[0], b[1]);
-            multiply_16(s + 4 * c + 4, a, b[2], b[3]);
+            load4(b, from + c * 8 * 128);
+            mma(s + 4 * c, a, b);
+            mma(s + 4 * c + 4, a, b + 2);
         }
     }
 }
@@ -247,7 +214,7 @@ __device__ __forceinline__ void first_step(work &w, uint32_t q, int left)
     queue_scores(s, q, r.data + r.at * PLACE);
     products_done();
     pin(s);
-    give_back(w, r.empty + 8 * r.at);
+    give_back(w.lane, r.empty + 8 * r.at);
     advance<PLACES>(r);
     if (left < KEYS) leave_out(w, s, left);
     largest(w, s, w.top);
@@ -301,11 +268,11 @@ __device__ __forceinline__ void step(work &w, uint32_t q, int left, int add, F f
 #pragma unroll
     for (int h = 0; h < 2; h++) w.sum[h] = BEGINS ? sum[h] : fmaf(w.sum[h], keep[h], sum[h]);
     computed(w.sum[0] + w.sum[1]);
-    give_back(w, k_empty);
+    give_back(w.lane, k_empty);
     products_done();
     pin(w.acc);
     pin(w.p);
-    give_back(w, v_empty);
+    give_back(w.lane, v_empty);
     if constexpr (BEGINS) finish(before);
     else if (over) {
 #pragma unroll
@@ -326,7 +293,7 @@ __device__ __forceinline__ void last_step(work &w, int add)
     products_done();
     pin(w.acc);
     pin(w.p);
-    give_back(w, r.empty + 8 * r.at);
+    give_back(w.lane, r.empty + 8 * r.at);
     advance<PLACES>(r);
 }
 
@@ -402,17 +369,9 @@ __global__ void __launch_bounds__(THREADS, 1)
                keys = {data + Q_BYTES, bars + 32, bars + 32 + 8 * PLACES, 0, 0};
     const int group = __shfl_sync(0xffffffffu, (int)threadIdx.x / 128, 0);
     if (threadIdx.x == 0) {
-        for (int i = 0; i < 2; i++) {
-            /* the copying thread's; the copies' bytes besides */
-            barrier_init(queries.full + 8 * i, 1);
-            barrier_init(queries.empty + 8 * i, WARPS); /* one arrival a warp */
-        }
-        for (int i = 0; i < PLACES; i++) {
-            barrier_init(keys.full + 8 * i, 1);
-            barrier_init(keys.empty + 8 * i, WARPS);
-        }
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+        ring_init<2>(queries, WARPS);
+        ring_init<PLACES>(keys, WARPS);
+        rings_ready();
     }
     __syncthreads();
     if (group == 0) {

@@ -1,5 +1,5 @@
 /* attention_hopper.cuh - what the Hopper kernels of attention are made of: instructions
- * of compute capability 9.0, rings of places in shared memory, tensor maps. */
+ * of compute capability 9.0, the copying thread's steps, tensor maps. */
 #ifndef SL_ATTENTION_HOPPER_CUH
 #define SL_ATTENTION_HOPPER_CUH
 
@@ -9,8 +9,12 @@
 
 namespace
 {
+
+/* Columns of a head; queries of a warpgroup, and their bytes in shared memory. */
+enum { WIDTH = 128, ROWS = 64, QUERIES = ROWS * WIDTH * 2 };
 const float LOG2_E = 1.4426950408889634f; /* exponentials are of base 2 */
-}
+
+} // namespace
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
@@ -123,40 +127,6 @@ __device__ __forceinline__ void barrier_spin(uint32_t bar, uint32_t parity)
     while (!barrier_passed(bar, parity)) continue;
 }
 
-/* Places that are filled and given back in turn, and where one side stands. */
-struct ring {
-    uint32_t data, full, empty; /* addresses in shared memory; barriers are 8 bytes apart */
-    int at;
-    uint32_t pass; /* parity of the passes through the ring */
-};
-
-template <int COUNT> __device__ __forceinline__ void advance(ring &r)
-{
-    if (++r.at == COUNT) r.at = 0, r.pass ^= 1;
-}
-
-/* Four 8 x 8 pieces of bf16 whose rows begin at the addresses of lanes 8 i .. 8 i + 7: of
- * piece i, lane 4 g + t gets columns 2 t, 2 t + 1 of row g. */
-__device__ __forceinline__ void eights(uint32_t (&r)[4], uint32_t from)
-{
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(from)
-                 : "memory");
-}
-
-/* c += a b: 16 x 16 times 16 x 8, by one warp, with float32 sums. Of lane 4 g + t: a rows
- * g, g + 8, g, g + 8 at columns 2 t, 2 t + 1 (the last two: 8 columns on); b rows 2 t, 2
- * t + 1 (b1: 8 rows on) of column g; c columns 2 t, 2 t + 1 of row g, then of g + 8. */
-__device__ __forceinline__ void multiply_16(float *c, const uint32_t (&a)[4], uint32_t b0,
-                                            uint32_t b1)
-{
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, "
-                 "%6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
 /* The compiler may not move what touches these across this. */
 template <int R> __device__ __forceinline__ void pin(float (&d)[R])
 {
@@ -172,17 +142,6 @@ template <int R> __device__ __forceinline__ void pin(uint32_t (&d)[R][4])
         for (int j = 0; j < 4; j++) asm volatile("" : "+r"(d[i][j])::"memory");
 }
 
-__device__ __forceinline__ float2 floats(uint32_t two)
-{
-    return make_float2(__uint_as_float(two << 16), __uint_as_float(two & 0xffff0000u));
-}
-
-__device__ __forceinline__ uint32_t rounded(float a, float b)
-{
-    __nv_bfloat162 v = __floats2bfloat162_rn(a, b);
-    return *(uint32_t *)&v;
-}
-
 /* Comes after the exponentials of which x is the sum (each at most 1, or not a number)
  * and before the next wait for products: the compiler may put off what has no effect, and
  * would take the exponentials after the wait that they are to fill. A loop without an
@@ -194,18 +153,47 @@ __device__ __forceinline__ void computed(float x)
         : "memory");
 }
 
-/* Among four neighbouring lanes: element i of lane q becomes element q of lane i. */
-__device__ __forceinline__ void transpose4(uint32_t (&v)[4], int lane)
+/* ---- the thread that copies ---- */
+
+/* The GROUPS * ROWS queries from `first` on, each warpgroup's as two halves of 64 columns,
+ * to the next of two places. */
+template <int GROUPS>
+__device__ __forceinline__ void bring_queries(ring &r, const CUtensorMap *map, int head, int first)
 {
-    const bool odd = lane & 1, high = lane & 2;
-    uint32_t a = __shfl_xor_sync(0xffffffffu, odd ? v[0] : v[1], 1),
-             b = __shfl_xor_sync(0xffffffffu, odd ? v[2] : v[3], 1);
-    if (odd) v[0] = a, v[2] = b;
-    else v[1] = a, v[3] = b;
-    a = __shfl_xor_sync(0xffffffffu, high ? v[0] : v[2], 2),
-    b = __shfl_xor_sync(0xffffffffu, high ? v[1] : v[3], 2);
-    if (high) v[0] = a, v[1] = b;
-    else v[2] = a, v[3] = b;
+    barrier_wait(r.empty + 8 * r.at, r.pass ^ 1);
+    barrier_expect(r.full + 8 * r.at, GROUPS * QUERIES);
+    for (int i = 0; i < 2 * GROUPS; i++)
+        copy_box(r.data + r.at * GROUPS * QUERIES + i * (QUERIES / 2), map, r.full + 8 * r.at,
+                 head * WIDTH + i % 2 * 64, first + i / 2 * ROWS);
+    advance<2>(r);
+}
+
+/* A block's keys or values, `rows` of them from `row` on, as two halves of 64 columns, to
+ * the next of PLACES places of PLACE bytes. */
+template <int PLACES, int PLACE>
+__device__ __forceinline__ void bring(ring &r, const CUtensorMap *map, int head, int row, int rows)
+{
+    const uint32_t to = r.data + r.at * PLACE, bar = r.full + 8 * r.at;
+    barrier_wait(r.empty + 8 * r.at, r.pass ^ 1);
+    barrier_expect(bar, rows * WIDTH * 2);
+    copy_box(to, map, bar, head * WIDTH, row);
+    copy_box(to + rows * 128, map, bar, head * WIDTH + 64, row);
+    advance<PLACES>(r);
+}
+
+/* Waits until every place has been given back. */
+template <int PLACES> __device__ __forceinline__ void outlive(ring r)
+{
+    for (int i = 0; i < PLACES; i++) {
+        barrier_wait(r.empty + 8 * r.at, r.pass ^ 1);
+        advance<PLACES>(r);
+    }
+}
+
+/* A warp that multiplies reads the place no more. */
+__device__ __forceinline__ void give_back(int lane, uint32_t empty)
+{
+    if (lane == 0) barrier_arrive(empty);
 }
 
 } // namespace

@@ -37,8 +37,6 @@ namespace
 {
 
 enum {
-    WIDTH = 128,
-    ROWS = 64 /* of a warpgroup */,
     GROUPS = 2,
     TILE = ROWS * GROUPS,
     KEYS_1 = 128,
@@ -53,12 +51,7 @@ enum {
 /* Shared memory: two tiles of queries a warpgroup, then the ring, a place for a block's
  * keys or its values. Each is two halves of 64 columns, rows of 128 bytes in the 128-byte
  * swizzle, whose period is 1024. */
-enum {
-    QUERIES = ROWS * WIDTH * 2,
-    PLACE = KEYS_2 * WIDTH * 2,
-    PLACES = 4,
-    Q_BYTES = 2 * GROUPS * QUERIES
-};
+enum { PLACE = KEYS_2 * WIDTH * 2, PLACES = 4, Q_BYTES = 2 * GROUPS * QUERIES };
 enum { SHARED = Q_BYTES + PLACES * PLACE + 1024 };
 static_assert(PLACE % 2048 == 0 && KEYS_1 <= KEYS_2 && KEYS_1 % 16 == 0 && KEYS_2 % 16 == 0,
               "matrices as wgmma reads them");
@@ -92,17 +85,6 @@ __device__ __forceinline__ run run_of(const two_args &a)
 
 /* ---- the thread that copies ---- */
 
-/* A block's keys or values: `rows` of them from `row` on. */
-__device__ __forceinline__ void bring(ring &r, const CUtensorMap *map, int head, int row, int rows)
-{
-    const uint32_t to = r.data + r.at * PLACE, bar = r.full + 8 * r.at;
-    barrier_wait(r.empty + 8 * r.at, r.pass ^ 1);
-    barrier_expect(bar, rows * WIDTH * 2);
-    copy_box(to, map, bar, head * WIDTH, row);
-    copy_box(to + rows * 128, map, bar, head * WIDTH + 64, row);
-    advance<PLACES>(r);
-}
-
 /* In the order in which they are used: a block's keys go before the values of the block
  * before it. */
 __device__ __forceinline__ void bring_all(const two_args &a, const two_maps &m, ring keys,
@@ -113,27 +95,18 @@ __device__ __forceinline__ void bring_all(const two_args &a, const two_maps &m, 
     int v_head = 0, v_row = 0, v_rows = 0;
     for (int tile = mine.begin; tile < mine.end; tile++) {
         const int head = tile / a.tiles, first = (tile - head * a.tiles) * TILE;
-        barrier_wait(queries.empty + 8 * queries.at, queries.pass ^ 1);
-        barrier_expect(queries.full + 8 * queries.at, GROUPS * QUERIES);
-        for (int i = 0; i < 2 * GROUPS; i++)
-            copy_box(queries.data + queries.at * GROUPS * QUERIES + i * (QUERIES / 2), &m.q,
-                     queries.full + 8 * queries.at, head * WIDTH + i % 2 * 64,
-                     first + i / 2 * ROWS);
-        advance<2>(queries);
+        bring_queries<GROUPS>(queries, &m.q, head, first);
         for (int list = 0; list < 2; list++) {
             const int rows = list ? KEYS_2 : KEYS_1;
             for (int row = 0; row < a.nk[list]; row += rows) {
-                bring(keys, &m.k[list], head, row, rows);
-                if (v) bring(keys, v, v_head, v_row, v_rows);
+                bring<PLACES, PLACE>(keys, &m.k[list], head, row, rows);
+                if (v) bring<PLACES, PLACE>(keys, v, v_head, v_row, v_rows);
                 v = &m.v[list], v_head = head, v_row = row, v_rows = rows;
             }
         }
     }
-    if (v) bring(keys, v, v_head, v_row, v_rows);
-    for (int i = 0; i < PLACES; i++) { /* until everything has been given back */
-        barrier_wait(keys.empty + 8 * keys.at, keys.pass ^ 1);
-        advance<PLACES>(keys);
-    }
+    if (v) bring<PLACES, PLACE>(keys, v, v_head, v_row, v_rows);
+    outlive<PLACES>(keys);
 }
 
 /* ---- a warpgroup that multiplies ---- */
@@ -160,12 +133,6 @@ __device__ __forceinline__ void wait_for_turn(int group)
 __device__ __forceinline__ void give_turn(int group)
 {
     asm volatile("bar.arrive %0, 256;" ::"r"(2 - group) : "memory");
-}
-
-/* This warp reads the place no more. */
-__device__ __forceinline__ void give_back(const work &w, uint32_t empty)
-{
-    if (w.lane == 0) barrier_arrive(empty);
 }
 
 /* S [64, N] of the queries at q. */
@@ -237,7 +204,7 @@ template <int N> __device__ __forceinline__ void first_step(work &w, uint32_t q,
     queue_scores<N>(s, q, r.data + r.at * PLACE);
     products_done();
     pin(s);
-    give_back(w, r.empty + 8 * r.at);
+    give_back(w.lane, r.empty + 8 * r.at);
     advance<PLACES>(r);
     exponentials<N, true>(w, s, left, keep);
     round_weights<N>(w, s);
@@ -268,13 +235,13 @@ __device__ __forceinline__ void step(work &w, uint32_t q, int left, int add, F f
     give_turn(w.group);
     products_done_but_last();
     pin(s);
-    give_back(w, k_empty);
+    give_back(w.lane, k_empty);
     exponentials<N, BEGINS>(w, s, left, keep);
     computed(w.sum[0] + w.sum[1]);
     products_done();
     pin(w.acc);
     pin(w.p);
-    give_back(w, v_empty);
+    give_back(w.lane, v_empty);
     if constexpr (BEGINS) finish(sum);
     else {
 #pragma unroll
@@ -295,7 +262,7 @@ template <int LAST> __device__ __forceinline__ void last_step(work &w, int add)
     products_done();
     pin(w.acc);
     pin(w.p);
-    give_back(w, r.empty + 8 * r.at);
+    give_back(w.lane, r.empty + 8 * r.at);
     advance<PLACES>(r);
 }
 
@@ -395,17 +362,9 @@ __global__ void __launch_bounds__(THREADS, 1)
                keys = {data + Q_BYTES, bars + 32, bars + 32 + 8 * PLACES, 0, 0};
     const int group = __shfl_sync(0xffffffffu, (int)threadIdx.x / 128, 0);
     if (threadIdx.x == 0) {
-        for (int i = 0; i < 2; i++) {
-            /* the copying thread's; the copies' bytes besides */
-            barrier_init(queries.full + 8 * i, 1);
-            barrier_init(queries.empty + 8 * i, WARPS); /* one arrival a warp */
-        }
-        for (int i = 0; i < PLACES; i++) {
-            barrier_init(keys.full + 8 * i, 1);
-            barrier_init(keys.empty + 8 * i, WARPS);
-        }
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+        ring_init<2>(queries, WARPS);
+        ring_init<PLACES>(keys, WARPS);
+        rings_ready();
     }
     __syncthreads();
     if (group == 0) {

@@ -18,6 +18,7 @@
 #include <new>
 
 #include "kernels/cuda/conv_fast.cuh"
+#include "kernels/cuda/mma.cuh"
 
 namespace
 {
@@ -46,38 +47,11 @@ struct simple_args {
     int n_tiles;
 };
 
-__device__ __forceinline__ uint32_t shared_address(const void *p)
-{
-    return (uint32_t)__cvta_generic_to_shared(p);
-}
-
 __device__ __forceinline__ void copy16(uint32_t to, const void *from, bool there)
 {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
                  "r"(there ? 16 : 0)
                  : "memory");
-}
-
-__device__ __forceinline__ void load4(uint32_t r[4], uint32_t from)
-{
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(from));
-}
-
-__device__ __forceinline__ void load2(uint32_t r[2], uint32_t from)
-{
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
-                 : "=r"(r[0]), "=r"(r[1])
-                 : "r"(from));
-}
-
-__device__ __forceinline__ void multiply(float d[4], const uint32_t a[4], const uint32_t b[2])
-{
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, "
-                 "%6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
 /* The output pixel whose row of A a thread fills: where its first tap lies. y far
@@ -223,7 +197,7 @@ __global__ void __launch_bounds__(THREADS) conv_simple_kernel(const simple_args 
 #pragma unroll
             for (int i = 0; i < MT; i++)
 #pragma unroll
-                for (int j = 0; j < NT; j++) multiply(acc[i][j], ra[i], rb[j]);
+                for (int j = 0; j < NT; j++) mma(acc[i][j], ra[i], rb[j]);
         }
     }
     asm volatile("cp.async.wait_all;" ::: "memory");

@@ -159,45 +159,7 @@ template <int R> __device__ __forceinline__ void pin(float (&d)[2][R])
         for (int j = 0; j < R; j++) asm volatile("" : "+f"(d[i][j])::"memory");
 }
 
-/* Among four neighbouring lanes: element i of lane q becomes element q of lane i. Its own
- * inverse. */
-__device__ __forceinline__ void transpose4(uint32_t (&v)[4], int lane)
-{
-    const bool odd = lane & 1, high = lane & 2;
-    uint32_t a = __shfl_xor_sync(0xffffffffu, odd ? v[0] : v[1], 1),
-             b = __shfl_xor_sync(0xffffffffu, odd ? v[2] : v[3], 1);
-    if (odd) v[0] = a, v[2] = b;
-    else v[1] = a, v[3] = b;
-    a = __shfl_xor_sync(0xffffffffu, high ? v[0] : v[2], 2),
-    b = __shfl_xor_sync(0xffffffffu, high ? v[1] : v[3], 2);
-    if (high) v[0] = a, v[1] = b;
-    else v[2] = a, v[3] = b;
-}
-
-__device__ __forceinline__ float2 floats(uint32_t two)
-{
-    return make_float2(__uint_as_float(two << 16), __uint_as_float(two & 0xffff0000u));
-}
-
-__device__ __forceinline__ uint32_t rounded(float a, float b)
-{
-    __nv_bfloat162 v = __floats2bfloat162_rn(a, b);
-    return *(uint32_t *)&v;
-}
-
 /* ---- roles ---- */
-
-/* Where a ring is and where in it one side stands. */
-struct ring {
-    uint32_t data, full, empty; /* addresses in shared memory; barriers are 8 bytes apart */
-    int at;
-    uint32_t pass; /* parity of the passes through the ring */
-};
-
-template <int COUNT> __device__ __forceinline__ void advance(ring &r)
-{
-    if (++r.at == COUNT) r.at = 0, r.pass ^= 1;
-}
 
 /* One thread queues the boxes of all of the block's tiles. */
 template <int N, int FT, int KTS>
@@ -454,17 +416,9 @@ __global__ void __launch_bounds__(THREADS, 1)
                           bars + 16 * R::DEEP + 8 * R::WIDE, 0, 0};
     const int group = __shfl_sync(0xffffffffu, (int)threadIdx.x / 128, 0);
     if (threadIdx.x == 0) {
-        for (int i = 0; i < R::DEEP; i++) {
-            /* its producer's; the copies' bytes besides */
-            barrier_init(boxes.full + 8 * i, 1);
-            barrier_init(boxes.empty + 8 * i, CONSUMERS / 32); /* one arrival a warp */
-        }
-        for (int i = 0; i < R::WIDE; i++) {
-            barrier_init(weights.full + 8 * i, 1);
-            barrier_init(weights.empty + 8 * i, CONSUMERS / 32);
-        }
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+        ring_init<R::DEEP>(boxes, CONSUMERS / 32);
+        ring_init<R::WIDE>(weights, CONSUMERS / 32);
+        rings_ready();
     }
     __syncthreads();
     if (group == 0) {

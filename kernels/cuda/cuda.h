@@ -57,29 +57,21 @@ void sl_cuda_gemms_free(sl_cuda_gemms *);
 void sl_cuda_attns_free(sl_cuda_attns *);
 void sl_cuda_convs_free(sl_cuda_convs *);
 
-/* ---- the bodies, as in kernels/ops.h's table; table.cu lists them ---- */
-/* data.cu */
-void sl_cuda_zero(sl_ctx *, const sl_tensor *);
-void sl_cuda_copy(sl_ctx *, const sl_tensor *, const sl_tensor *);
-void sl_cuda_add(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *);
-void sl_cuda_sub(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *);
-void sl_cuda_silu(sl_ctx *, const sl_tensor *, const sl_tensor *);
-void sl_cuda_geglu(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *);
-void sl_cuda_embed(sl_ctx *, const sl_tensor *, const sl_tensor *, const int32_t *);
-/* gemm.cu */
-bool sl_cuda_linear_add(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *,
-                        const sl_tensor *, const sl_tensor *, const sl_tensor *);
-void sl_cuda_linear(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *,
-                    const sl_tensor *, sl_activation);
-/* norm.cu */
-void sl_cuda_layernorm(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *,
-                       const sl_tensor *, float);
-void sl_cuda_layernorm_modulate(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *,
-                                const sl_tensor *, float);
-void sl_cuda_rmsnorm(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, float);
-void sl_cuda_rmsnorm_rope(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, float,
-                          const sl_tensor *, const sl_tensor *, int);
-void sl_cuda_gated_add(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *);
+/* ---- the bodies ---- */
+
+/* data.cu movement and elementwise; gemm.cu; norm.cu; attention.cu, attention_two.cu;
+ * sampler.cu the DiT's edges, guidance, the sampler's arithmetic, the cache's means;
+ * conv.cu; frames.cu the rest of the autoencoder's. Hidden: each must be in the plug-in, or
+ * it does not link. */
+#define SL_CUDA_HIDDEN __attribute__((visibility("hidden")))
+SL_CUDA_HIDDEN sl_packed_conv_bytes_fn sl_cuda_packed_conv_bytes;
+SL_CUDA_HIDDEN sl_pack_conv_fn sl_cuda_pack_conv;
+#define SL_CUDA_BODY(op) SL_CUDA_HIDDEN sl_##op##_fn sl_cuda_##op;
+SL_OPS(SL_CUDA_BODY)
+#undef SL_CUDA_BODY
+
+/* ---- what several of them use ---- */
+
 /* c = alpha * a b^T for `batch` matrices: a [m,k], b [n,k] (across: b [k,n]), c [m,n],
  * row-major with `ld` elements from row to row and `step` elements from matrix to matrix;
  * arithmetic in F32 (never TF32), one rounding to c's dtype. in BF16 or F32; out F32 or
@@ -103,33 +95,7 @@ bool sl_cuda_multiply(sl_ctx *, const sl_cuda_product *);
  * with SLUICE_AUTOTUNE=1, since another process may find another one fastest and then has
  * other last bits; not while the stream is captured into a graph. */
 bool sl_cuda_may_time(sl_ctx *);
-/* attention.cu */
-void sl_cuda_attention(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *,
-                       const sl_tensor *, int, float, const sl_tensor *, bool);
-/* attention_two.cu */
-bool sl_cuda_attention_two(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *,
-                           const sl_tensor *, const sl_tensor *, const sl_tensor *, int, float);
-/* sampler.cu */
-void sl_cuda_patchify(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *);
-void sl_cuda_unpatchify(sl_ctx *, const sl_tensor *, const sl_tensor *);
-void sl_cuda_guidance(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, float);
-void sl_cuda_flow_x0(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, float);
-void sl_cuda_lincomb(sl_ctx *, const sl_tensor *, int, const sl_tensor *const[], const float[]);
-void sl_cuda_mean_abs(sl_ctx *, float[2], const sl_tensor *, const sl_tensor *);
-/* conv.cu */
-void sl_cuda_conv3d(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *,
-                    const sl_tensor *, const sl_tensor *, const sl_tensor *, const sl_conv *);
-size_t sl_cuda_packed_conv_bytes(sl_ctx *, const int64_t shape[5]);
-void sl_cuda_pack_conv(sl_ctx *, void *dst, const float *src, const int64_t shape[5]);
-/* frames.cu */
-void sl_cuda_conv_history(sl_ctx *, const sl_tensor *, const sl_tensor *);
-void sl_cuda_vae_norm(sl_ctx *, const sl_tensor *, const sl_tensor *, const sl_tensor *, bool);
-void sl_cuda_time_shuffle(sl_ctx *, const sl_tensor *, const sl_tensor *);
-void sl_cuda_to_channels_last(sl_ctx *, const sl_tensor *, const sl_tensor *, const float *,
-                              const float *);
-void sl_cuda_to_channels_first(sl_ctx *, const sl_tensor *, const sl_tensor *, const float *,
-                               const float *);
-void sl_cuda_frames_rgb8(sl_ctx *, const sl_tensor *, const sl_tensor *);
+
 /* table.cu: everything else of sl_plugin; slab.cu: sl_cuda_slabs; load.cu: sl_cuda_load */
 extern const sl_ops sl_ops_cuda;
 extern const sl_slab_ops sl_cuda_slabs;

@@ -328,11 +328,16 @@ static void host_unregister(void *p)
 
 /* ---- the tables ---- */
 
+extern "C" {
+extern const sl_plugin sl_plugin_entry; /* what kernels/plugin.c looks for */
+}
+
 static sl_ops all_ops()
 {
     sl_ops t = {};
     t.name = "cuda";
     t.act = SL_BF16;
+    t.plugin = &sl_plugin_entry;
     t.open = cuda_open;
     t.close = cuda_close;
     t.alloc = cuda_alloc;
@@ -340,39 +345,11 @@ static sl_ops all_ops()
     t.upload = cuda_upload;
     t.download = cuda_download;
     t.sync = cuda_sync;
-#define OP(name) t.name = sl_cuda_##name
-    OP(zero);
-    OP(copy);
-    OP(add);
-    OP(sub);
-    OP(silu);
-    OP(geglu);
-    OP(embed);
-    OP(linear);
-    OP(layernorm);
-    OP(layernorm_modulate);
-    OP(rmsnorm);
-    OP(rmsnorm_rope);
-    OP(gated_add);
-    OP(linear_add);
-    OP(attention);
-    OP(attention_two);
-    OP(patchify);
-    OP(unpatchify);
-    OP(guidance);
-    OP(flow_x0);
-    OP(lincomb);
-    OP(mean_abs);
-    OP(conv3d);
-    OP(conv_history);
-    OP(vae_norm);
-    OP(time_shuffle);
-    OP(to_channels_last);
-    OP(to_channels_first);
-    OP(frames_rgb8);
-    OP(packed_conv_bytes);
-    OP(pack_conv);
-#undef OP
+    t.packed_conv_bytes = sl_cuda_packed_conv_bytes;
+    t.pack_conv = sl_cuda_pack_conv;
+#define BODY(op) t.op = sl_cuda_##op;
+    SL_OPS(BODY)
+#undef BODY
     return t;
 }
 
@@ -402,7 +379,4 @@ static sl_plugin all_of_it()
     return t;
 }
 
-extern "C" {
-extern const sl_plugin sl_plugin_entry; /* what kernels/plugin.c looks for */
 const sl_plugin sl_plugin_entry = all_of_it();
-}

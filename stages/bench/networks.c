@@ -95,8 +95,12 @@ static void dit_job(dit *d, sl_ctx *ctx, const sl_bench_size *s)
 
 static void dit_forward(dit *d, sl_ctx *ctx)
 {
-    sl_dit_forward(ctx, d->m, &d->v, &d->latents, d->condition.rank ? &d->condition : NULL,
-                   &d->times, 0, &d->rope, &d->context, NULL, NULL);
+    const sl_dit_input in = {.latents = &d->latents,
+                             .condition = d->condition.rank ? &d->condition : NULL,
+                             .times = &d->times,
+                             .rope = &d->rope,
+                             .context = &d->context};
+    sl_dit_forward(ctx, d->m, &d->v, &in, NULL);
 }
 
 static void run_dit(void *arg)

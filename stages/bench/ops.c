@@ -24,10 +24,10 @@ static int64_t tokens_of(const sl_bench_size *s)
     return (int64_t)((s->frames - 1) / 4 + 1) * (s->h / 16) * (s->w / 16);
 }
 
-/* Rows that the DiT takes at once. */
+/* Tokens of the DiT at once: a CPU's, on every device, so that figures compare. */
 static int64_t rows_of(const sl_bench *b)
 {
-    return b->rows ? b->rows : SL_DIT_ROWS;
+    return b->rows ? b->rows : sl_ops_cpu.rows_at_once;
 }
 
 static void run_linear(void *arg)

@@ -75,6 +75,10 @@ static double size_of(const sl_tensor *t)
 
 /* ---- operations with a clock ---- */
 
+#define CLOCK(op) static sl_##op##_fn op;
+SL_OPS(CLOCK)
+#undef CLOCK
+
 static void zero(sl_ctx *ctx, const sl_tensor *y)
 {
     start(ctx);
@@ -228,6 +232,17 @@ CLOCKED(to_channels_first,
         (sl_ctx * ctx, const sl_tensor *y, const sl_tensor *x, const float *scale,
          const float *shift),
         (ctx, y, x, scale, shift), size_of(y) + size_of(x))
+CLOCKED(guidance,
+        (sl_ctx * ctx, const sl_tensor *v, const sl_tensor *cond, const sl_tensor *uncond, float g),
+        (ctx, v, cond, uncond, g), size_of(v) + size_of(cond) + size_of(uncond))
+CLOCKED(flow_x0,
+        (sl_ctx * ctx, const sl_tensor *x0, const sl_tensor *x, const sl_tensor *v, float sigma),
+        (ctx, x0, x, v, sigma), size_of(x0) + size_of(x) + size_of(v))
+CLOCKED(lincomb,
+        (sl_ctx * ctx, const sl_tensor *y, int n, const sl_tensor *const x[], const float a[]),
+        (ctx, y, n, x, a), (n + 1) * size_of(y))
+CLOCKED(mean_abs, (sl_ctx * ctx, float out[2], const sl_tensor *prev, const sl_tensor *r),
+        (ctx, out, prev, r), size_of(prev) + size_of(r))
 CLOCKED(frames_rgb8, (sl_ctx * ctx, const sl_tensor *y, const sl_tensor *x), (ctx, y, x),
         size_of(y) + size_of(x))
 #undef CLOCKED
@@ -301,17 +316,9 @@ sl_code sl_bench_profile(sl_bench_net *n, const char *what, const char *size, sl
     if (!p) return sl_fail(err, SL_NOMEM, "%s %s: no memory for a profile", what, size);
     const sl_ops *counted = n->ctx.ops;
     sl_ops clocked = *n->b->body;
-    clocked.zero = zero, clocked.copy = copy, clocked.add = add, clocked.linear = linear;
-    clocked.layernorm = layernorm, clocked.layernorm_modulate = layernorm_modulate;
-    clocked.rmsnorm = rmsnorm, clocked.rmsnorm_rope = rmsnorm_rope, clocked.gated_add = gated_add;
-    clocked.linear_add = linear_add;
-    clocked.sub = sub, clocked.silu = silu, clocked.geglu = geglu, clocked.embed = embed;
-    clocked.conv3d = conv3d, clocked.conv_history = conv_history, clocked.vae_norm = vae_norm,
-    clocked.time_shuffle = time_shuffle;
-    clocked.to_channels_last = to_channels_last, clocked.to_channels_first = to_channels_first,
-    clocked.frames_rgb8 = frames_rgb8;
-    clocked.attention = attention, clocked.attention_two = attention_two,
-    clocked.patchify = patchify, clocked.unpatchify = unpatchify;
+#define CLOCK(op) clocked.op = op;
+    SL_OPS(CLOCK)
+#undef CLOCK
     p->work.body = n->b->body;
     p->empty = empty_operation(&n->ctx, n->b->body);
     n->ctx.ops = &clocked;

@@ -30,7 +30,7 @@ typedef struct {
 
 static bool on_host(const decode_stage *s)
 {
-    return s->ctx.ops->act == SL_F32;
+    return s->ctx.ops->host_memory;
 }
 
 static sl_code decode_open(decode_stage *s, sl_err *err)

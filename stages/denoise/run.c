@@ -367,9 +367,14 @@ sl_code denoise_step(denoise_run *r, sl_err *err)
             cache->force = r->replay ? 1 : 0;
         }
         ctx->tap = i == 0 && b == 0 && *r->tap_dir ? tap : NULL;
-        sl_dit_forward(ctx, r->d->dit[e], &r->mem.v[b], &r->sampler.x,
-                       r->mem.condition.rank ? &r->mem.condition : NULL, &r->mem.times[e], i,
-                       &r->mem.rope, &r->mem.context[e][b], cache, &reports[b]);
+        const sl_dit_input in = {.latents = &r->sampler.x,
+                                 .condition = r->mem.condition.rank ? &r->mem.condition : NULL,
+                                 .times = &r->mem.times[e],
+                                 .step = i,
+                                 .rope = &r->mem.rope,
+                                 .context = &r->mem.context[e][b],
+                                 .cache = cache};
+        sl_dit_forward(ctx, r->d->dit[e], &r->mem.v[b], &in, &reports[b]);
         ctx->tap = NULL;
         if (r->replay) reports[b].metric = r->replay_metric[b];
     }
