@@ -256,6 +256,9 @@ static sl_code tell(sl_bench *b, const sl_bench_size *s, const char *report_path
     return SL_OK;
 }
 
+static const char PROMPT[] = "A lighthouse on a cliff above a stormy sea at dusk; waves break on "
+                             "the rocks, gulls circle, the camera rises slowly.";
+
 sl_code sl_bench_job(sl_bench *b, sl_err *err)
 {
     const sl_bench_size *s = &b->sizes[b->size_count - 1];
@@ -284,36 +287,11 @@ sl_code sl_bench_job(sl_bench *b, sl_err *err)
     snprintf(n, sizeof n, "%d", b->steps);
     snprintf(guidance, sizeof guidance, "%g", b->guidance);
     if (b->plugin && (rc = b->plugin->memory(b->ordinal, &free_before, &total, err))) goto done;
-    const char *argv[] = {program,
-                          "run",
-                          "--conf",
-                          conf,
-                          "--model",
-                          b->model_dir,
-                          "--device",
-                          b->device,
-                          "--image",
-                          picture,
-                          "--width",
-                          w,
-                          "--height",
-                          h,
-                          "--frames",
-                          f,
-                          "--steps",
-                          n,
-                          "--guidance",
-                          guidance,
-                          "--seed",
-                          "1",
-                          "--json",
-                          told,
-                          "-o",
-                          video,
-                          "--prompt",
-                          "A lighthouse on a cliff above a stormy sea at dusk; waves break on the "
-                          "rocks, gulls circle, the camera rises slowly.",
-                          NULL};
+    const char *argv[] = {program,      "run",     "--conf",   conf,    "--model", b->model_dir,
+                          "--device",   b->device, "--image",  picture, "--width", w,
+                          "--height",   h,         "--frames", f,       "--steps", n,
+                          "--guidance", guidance,  "--seed",   "1",     "--json",  told,
+                          "-o",         video,     "--prompt", PROMPT,  NULL};
     pid_t pid = start((char *const *)(uintptr_t)argv, err);
     if (pid < 0) {
         rc = err->code;
