@@ -48,7 +48,7 @@ static bool free_after_death(const sl_pool *p, int slot, uint64_t from)
     return sl_free_slot(p, slot, from);
 }
 
-static bool resting(const sl_pool *p, int slot)
+static bool is_resting(const sl_pool *p, int slot)
 {
     int64_t until = atomic_load_explicit(&p->block->slot[slot].rest_until_ms, memory_order_relaxed);
     uint64_t left = (uint64_t)until - (uint64_t)now_ms();
@@ -182,7 +182,7 @@ static sl_code claimable(const sl_pool *p, int i, uint64_t *w, bool *yes, bool *
         *yes = false;
         return SL_OK;
     }
-    *yes = !resting(p, i);
+    *yes = !is_resting(p, i);
     if (*yes && p->device && (rc = p->device->reached(p->slab, i, SL_SLAB_DRAINED, yes, err)))
         return rc;
     if (!*yes) *soon = true;

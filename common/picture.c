@@ -166,7 +166,7 @@ static void jpeg_header(header *h, span s)
 }
 
 /* False for an animation. */
-static bool webp_header(header *h, span s)
+static bool read_webp_header(header *h, span s)
 {
     size_t end = (size_t)le32(s.at + 4) + 8;
     h->whole = end <= s.n;
@@ -234,7 +234,7 @@ static sl_code read_header(header *h, span s, const char *name, sl_err *err)
         jpeg_header(h, s);
     } else if (starts(s, 0, "RIFF", 4) && starts(s, 8, "WEBP", 4)) {
         h->kind = WEBP;
-        if (!webp_header(h, s))
+        if (!read_webp_header(h, s))
             return sl_fail(err, SL_FORMAT, "%s: an animated WebP, want a still picture", name);
     } else if (starts(s, 0, "BM", 2) && has(s, 14, 12)) {
         h->kind = BMP;

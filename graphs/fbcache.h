@@ -20,14 +20,13 @@ typedef struct {
 
 typedef struct {
     sl_fbcache_rules rules;
-    bool filled; /* prev and residual hold a computed step */
-    int hits;    /* hits in a row so far */
-    /* which step comes next, of how many: set by the caller before each forward */
-    int step, steps;
-    /* 0 decide; 1 compute whatever the metric says (resume replays a decision); -1 hit */
+    bool filled;     /* prev and residual hold a computed step */
+    int hits;        /* hits in a row so far */
+    int step, steps; /* the step that comes next, of how many: set by the caller */
+    /* 0: decide. 1: compute whatever the metric says (resume replays a decision). -1: hit */
     int force;
-    /* act [N, dim]: r of the last computed step, output of blocks 1.. minus their input */
-    sl_tensor prev, residual;
+    sl_tensor prev;     /* act [N, dim]: r of the last computed step */
+    sl_tensor residual; /* act [N, dim]: output of blocks 1.. minus their input, then */
 } sl_fbcache;
 
 /* An empty cache for [tokens, dim], in sl_fbcache_bytes of device memory that the caller

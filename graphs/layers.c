@@ -1,5 +1,5 @@
-/* layers.c - naming the tensors of linear layers and norms, and small views that several
- * graphs need. */
+/* layers.c - what several graphs share: tensors of linear layers and norms by name, their
+ * application, tensors in memory that a caller gives. */
 #include "graphs/layers.h"
 
 #include <stdarg.h>

@@ -1,5 +1,6 @@
-/* layers.h - what the transformer graphs share: the two tensors of a linear layer or
- * norm, row views, row chunks. */
+/* layers.h - what several graphs share: the two tensors of a linear layer, norm or
+ * convolution, how they are asked for and applied, and tensors in memory that a caller
+ * gives. */
 #ifndef SL_LAYERS_H
 #define SL_LAYERS_H
 
@@ -9,13 +10,14 @@ typedef struct {
     sl_tensor w, b; /* weight; bias */
 } sl_affine;
 
-/* Want "NAME.weight" [out, in] (a matrix) and "NAME.bias" [out]; NAME is a printf format. */
+/* Asks l for "NAME.weight" [out, in] (a matrix) and "NAME.bias" [out]; NAME is a printf
+ * format. */
 void sl_want_linear(sl_loader *l, sl_affine *a, int64_t out, int64_t in, const char *name, ...)
     __attribute__((format(printf, 5, 6)));
-/* The same in F32 on every device (the time embedder). */
+/* As sl_want_linear, but in F32 on every device (the time embedder). */
 void sl_want_linear_f32(sl_loader *l, sl_affine *a, int64_t out, int64_t in, const char *name, ...)
     __attribute__((format(printf, 5, 6)));
-/* Want "NAME.weight" [d] and "NAME.bias" [d] of a LayerNorm; kind SL_W_VECTOR or
+/* Asks l for "NAME.weight" [d] and "NAME.bias" [d] of a LayerNorm; kind SL_W_VECTOR or
  * SL_W_FLOAT. */
 void sl_want_norm(sl_loader *l, sl_affine *a, sl_weight_kind kind, int64_t d, const char *name, ...)
     __attribute__((format(printf, 5, 6)));
@@ -24,15 +26,15 @@ void sl_want_norm(sl_loader *l, sl_affine *a, sl_weight_kind kind, int64_t d, co
 void sl_apply(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_affine *a,
               sl_activation activation);
 
-/* x += (a w^T + b) * gate, as sl_linear_add; gate may be NULL. */
+/* x += (a w^T + b) * gate, as sl_linear_add: y is memory to work in; gate may be NULL. */
 void sl_apply_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_tensor *a,
                   const sl_affine *w, const sl_tensor *gate);
 
 /* Row i of a rank-2 tensor as a vector [columns]. */
 sl_tensor sl_row(const sl_tensor *t, int64_t i);
 
-/* The next dense tensor in caller-given memory: *at moves past it, to a multiple of 256
- * bytes from `base`. base NULL: planning. */
+/* The dense tensor at byte *at of memory that the caller gives; *at moves past it, to a
+ * multiple of 256 bytes from `base`. base NULL: planning. */
 sl_tensor sl_carve(void *base, size_t *at, sl_dtype dtype, int rank, const int64_t *shape);
 
 #endif

@@ -9,8 +9,8 @@
 
 #define SL_MAX_STEPS 1000
 
-/* The tables, plain host data; no device. Coefficients are computed in double from
- * float32 sigmas. */
+/* The tables of a schedule: plain host data, no device. Coefficients are computed in
+ * double from float32 sigmas. */
 typedef struct {
     sl_sampler_kind kind;
     int steps;
@@ -18,7 +18,7 @@ typedef struct {
     float sigmas[SL_MAX_STEPS + 1]; /* the last is 0 */
 } sl_schedule;
 
-/* steps 1 .. SL_MAX_STEPS, shift > 0. Errors: SL_ARG, also when two noise levels come out
+/* *out for `steps` 1 .. SL_MAX_STEPS and shift > 0. Errors: SL_ARG, also when two noise levels come out
  * equal in float32. */
 sl_code sl_schedule_make(sl_schedule *out, sl_sampler_kind kind, int steps, double shift,
                          sl_err *err);
@@ -29,12 +29,11 @@ typedef struct {
     const sl_schedule *schedule; /* the caller's; outlives the sampler */
     int step;                    /* how many steps are done */
     int last_order;              /* order of the previous predictor */
-    /* how many of m0, m1 are valid: what a resumed run has to restore */
-    int history;
-    sl_tensor x; /* the latents */
-    /* sample before the last step; x0 of the last step and of the one before */
-    sl_tensor last, m0, m1;
-    sl_tensor x0; /* scratch */
+    int history;                 /* how many of m0, m1 are valid: a resumed run restores it */
+    sl_tensor x;                 /* the latents */
+    sl_tensor last;              /* the sample before the last step */
+    sl_tensor m0, m1;            /* x0 of the last step, and of the one before */
+    sl_tensor x0;                /* scratch */
 } sl_sampler;
 size_t sl_sampler_bytes(const int64_t shape[4]);
 /* *s starts at step 0 with x uninitialised: upload the noise into s->x. shape [16, T,

@@ -52,17 +52,17 @@ typedef struct {
 extern const sl_conv SL_CONV_333, SL_CONV_111, SL_CONV_TIME, SL_CONV_TIME_HALF, SL_CONV_HALF,
     SL_CONV_DOUBLE;
 
-/* Want "NAME.weight" with the kernel extents of `k` and "NAME.bias". spatial: the file
- * has it as [Co,Ci,kh,kw]. */
+/* Asks l for "NAME.weight" with the kernel extents of `k` and "NAME.bias". spatial: the
+ * file has the weight as [Co,Ci,kh,kw]. */
 void sl_vae_want_conv(sl_loader *l, sl_affine *a, int64_t co, int64_t ci, const sl_conv *k,
                       bool spatial, const char *name);
-/* image: [C,1,1], else [C,1,1,1] */
+/* Asks l for a norm's gamma, stored as [C,1,1] (image) or [C,1,1,1]. */
 void sl_vae_want_norm(sl_loader *l, sl_tensor *gamma, int64_t c, bool image, const char *name);
 void sl_vae_want_res(sl_loader *l, sl_vae_res *r, int64_t ci, int64_t co, const char *name);
 void sl_vae_want_mid(sl_loader *l, sl_vae_mid *m, int64_t c, const char *name);
 
-/* Lay out caches one after the other from `base`; base NULL or set->at NULL: only count
- * them and their bytes. */
+/* Each lays out the caches of one layer or block behind those before, from `base` on; base
+ * NULL or set->at NULL: only counts them and their bytes. */
 void sl_vae_add_cache(sl_vae_caches *set, void *base, sl_dtype dtype, int64_t n, int64_t h,
                       int64_t w, int64_t c);
 void sl_vae_add_res(sl_vae_caches *set, void *base, sl_dtype dtype, const sl_vae_res *r, int64_t h,
@@ -70,8 +70,8 @@ void sl_vae_add_res(sl_vae_caches *set, void *base, sl_dtype dtype, const sl_vae
 void sl_vae_add_mid(sl_vae_caches *set, void *base, sl_dtype dtype, const sl_vae_mid *m, int64_t h,
                     int64_t w);
 sl_vae_cache *sl_vae_next_cache(sl_vae_caches *set);
-/* Note in `cache` that its layer has now read x: for how long has it been reading the
- * same frame? */
+/* Notes in `cache` that its layer has now read x: for how many frames the layer has been
+ * reading the same one. */
 void sl_vae_has_read(sl_vae_cache *cache, const sl_vae_chunk *x);
 
 /* Frames [from, to) of a chunk, written out one by one: y [to - from, H, W, C]. `last`:
@@ -86,10 +86,10 @@ void sl_vae_reach(const sl_vae_chunk *x, const sl_vae_cache *cache, int *from, i
 sl_vae_chunk sl_vae_causal(sl_ctx *ctx, const sl_vae_chunk *x, sl_vae_cache *cache,
                            const sl_affine *a, const sl_conv *k, const sl_tensor *residual,
                            const sl_tensor *into);
-/* y.x = conv(x) + b frame by frame, as above. */
+/* y.x = conv(x) + b frame by frame, in arena memory, or in `into` if not NULL. */
 sl_vae_chunk sl_vae_each(sl_ctx *ctx, const sl_vae_chunk *x, const sl_affine *a, const sl_conv *k,
                          const sl_tensor *into);
-/* *x becomes the block's result: in the same memory where possible, otherwise in new
+/* Each makes *x the block's result: in the same memory where possible, otherwise in new
  * arena memory. */
 void sl_vae_run_res(sl_ctx *ctx, sl_vae_chunk *x, const sl_vae_res *r, sl_vae_caches *set);
 void sl_vae_run_mid(sl_ctx *ctx, sl_vae_chunk *x, const sl_vae_mid *m, sl_vae_caches *set);

@@ -175,9 +175,9 @@ static sl_tensor double_time(sl_ctx *ctx, const sl_vae_decode *d, const sl_tenso
     return y;
 }
 
-/* Does `t` have this shape? */
-static bool check(sl_ctx *ctx, const char *name, const sl_tensor *t, int64_t a, int64_t b,
-                  int64_t c, int64_t d)
+/* True: t has this shape. False: ctx has failed. */
+static bool has_shape(sl_ctx *ctx, const char *name, const sl_tensor *t, int64_t a, int64_t b,
+                      int64_t c, int64_t d)
 {
     char found[128];
     if (t->rank == 4 && t->shape[0] == a && t->shape[1] == b && t->shape[2] == c &&
@@ -225,9 +225,9 @@ void sl_vae_decode_chunk(sl_ctx *ctx, sl_vae_decode *d, const sl_tensor *rgb,
                       : 1;
     const int frames = sl_vae_frames_of(d, n);
     const int64_t h = d->h / m->c.spatial, w = d->w / m->c.spatial; /* of latents */
-    if (!check(ctx, "latents", latents, m->c.z, n, h, w) ||
-        !check(ctx, "frames", rgb, frames, d->h, d->w, 3) ||
-        (floats && !check(ctx, "float frames", floats, frames, d->h, d->w, 3)))
+    if (!has_shape(ctx, "latents", latents, m->c.z, n, h, w) ||
+        !has_shape(ctx, "frames", rgb, frames, d->h, d->w, 3) ||
+        (floats && !has_shape(ctx, "float frames", floats, frames, d->h, d->w, 3)))
         return;
 
     /* What enters each level, the largest first: a level's memory is free when the next

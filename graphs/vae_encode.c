@@ -174,8 +174,8 @@ static sl_vae_chunk condition_chunk(sl_ctx *ctx, int k, int n, bool is_last, con
 }
 
 /* Refuse what the encoder cannot do. */
-static bool fits(sl_ctx *ctx, const sl_vae_encoder *m, const sl_tensor *out, const float *last,
-                 int frames, int h, int w)
+static bool input_fits(sl_ctx *ctx, const sl_vae_encoder *m, const sl_tensor *out,
+                       const float *last, int frames, int h, int w)
 {
     char text[128];
     int t = m->c.temporal, s = m->c.spatial;
@@ -200,7 +200,7 @@ void sl_vae_encode_video(sl_ctx *ctx, const sl_vae_encoder *m, const sl_tensor *
                          const float *first, const float *last, int frames, int h, int w,
                          float *moments, bool every)
 {
-    if (!sl_ok(ctx) || !fits(ctx, m, out, last, frames, h, w)) return;
+    if (!sl_ok(ctx) || !input_fits(ctx, m, out, last, frames, h, w)) return;
     const int chunks = (frames - 1) / m->c.temporal + 1, zh = h / m->c.spatial,
               zw = w / m->c.spatial;
     const size_t start = sl_mark(ctx);

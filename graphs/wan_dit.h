@@ -63,7 +63,7 @@ void sl_dit_times_make(sl_ctx *ctx, const sl_dit *m, sl_dit_times *out, void *me
  * height's, then width's (spec 3.10).
  * Errors: SL_ARG an axis that is not 1 .. rope_max tokens long; *out is zeroed then. */
 typedef struct {
-    int t, h, w;        /* token grid: T, (h/8)/2, (w/8)/2 */
+    int t, h, w;        /* tokens: T, (h/8)/2, (w/8)/2 */
     sl_tensor cos, sin; /* F32 [t * h * w, head_dim / 2] */
 } sl_dit_rope;
 size_t sl_dit_rope_bytes(const sl_dit *m, int t, int h, int w);

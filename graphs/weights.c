@@ -188,14 +188,14 @@ static void finding(sl_loader *l, const char *fmt, ...)
 
 /* ---- device memory ---- */
 
-/* Nothing is read or taken: only shapes and sizes matter. */
-static bool dry(const sl_loader *l)
+/* True: nothing is read or taken, only shapes and sizes matter. */
+static bool is_dry(const sl_loader *l)
 {
     return l->mode == PLAN || l->mode == INSPECT || l->ctx->ops->plan;
 }
 
-/* Device memory is host memory, so that what is mapped needs no copy. */
-static bool on_host(const sl_loader *l)
+/* True: device memory is host memory, so that what is mapped needs no copy. */
+static bool is_on_host(const sl_loader *l)
 {
     return l->ctx->ops->host_memory;
 }
@@ -225,10 +225,10 @@ static void *take(sl_loader *l, size_t bytes)
     bytes = aligned(bytes);
     if (bytes > SLAB / 4) {
         l->bytes += bytes;
-        return dry(l) ? NULL : new_block(l, bytes);
+        return is_dry(l) ? NULL : new_block(l, bytes);
     }
     if (bytes > l->slab_left) {
-        l->slab = dry(l) ? NULL : new_block(l, SLAB);
+        l->slab = is_dry(l) ? NULL : new_block(l, SLAB);
         l->slab_left = SLAB;
         l->bytes += SLAB;
     }
@@ -243,7 +243,7 @@ static void take_later(sl_loader *l, sl_tensor *out, size_t bytes, bool conv, co
                        const sl_st_entry *entry, const char *name)
 {
     l->bytes += aligned(bytes);
-    if (dry(l)) return;
+    if (is_dry(l)) return;
     if (l->want_count == l->want_room) {
         int room = l->want_room ? 2 * l->want_room : 256;
         pending *more = realloc(l->wants, (size_t)room * sizeof *more);
@@ -417,7 +417,7 @@ static void conv_weight(sl_loader *l, sl_tensor *out, const source *s, const sl_
     if (out->rank == 5) five[2] = out->shape[2];
     *out = sl_view(NULL, ops->act, 5, five);
     size_t bytes = ops->packed_conv_bytes ? ops->packed_conv_bytes(l->ctx, five) : sl_bytes(out);
-    if (!on_host(l)) take_later(l, out, bytes, true, s, entry, name);
+    if (!is_on_host(l)) take_later(l, out, bytes, true, s, entry, name);
     else if ((out->data = take(l, bytes))) put_conv(l, out->data, five, s);
 }
 
@@ -426,8 +426,8 @@ static bool is_matrix(sl_weight_kind kind)
     return kind == SL_W_MATRIX || kind == SL_W_MATRIX_F32;
 }
 
-/* May the tensor stay where the file is mapped? Matrices as stored; large F32 tables as
- * well. */
+/* True: the tensor may stay where the file is mapped. Matrices as stored; large F32 tables
+ * as well. */
 static bool stays_mapped(const sl_tensor *t, sl_weight_kind kind, const source *s)
 {
     if ((uintptr_t)s->data % sl_dtype_size(s->dtype)) return false;
@@ -440,7 +440,7 @@ static void plain_weight(sl_loader *l, sl_tensor *out, sl_weight_kind kind, cons
     sl_dtype dtype = kind == SL_W_FLOAT || kind == SL_W_MATRIX_F32 ? SL_F32 : l->ctx->ops->act;
     if (is_matrix(kind) && l->st && l->ctx->ops->stored_matrices) dtype = s->dtype;
     *out = sl_view(NULL, dtype, out->rank, out->shape);
-    if (!on_host(l)) {
+    if (!is_on_host(l)) {
         take_later(l, out, sl_bytes(out), false, s, entry, name);
         return;
     }
@@ -448,7 +448,7 @@ static void plain_weight(sl_loader *l, sl_tensor *out, sl_weight_kind kind, cons
     if (mapped && (l->st || l->mode == PLAN)) l->mapped += sl_bytes(out);
     if (mapped && l->st) {
         l->bytes += sl_bytes(out);
-        if (!dry(l)) out->data = (void *)(uintptr_t)s->data; /* read-only, as all weights */
+        if (!is_dry(l)) out->data = (void *)(uintptr_t)s->data; /* read-only, as all weights */
         return;
     }
     out->data = take(l, sl_bytes(out));

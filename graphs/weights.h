@@ -11,11 +11,12 @@
  *     inspect`;
  *   - and tells of each as it is asked for (sl_loader_watch), for `sluice pack`.
  * Errors are sticky in the loader: the first is returned by sl_loader_finish, with the
- * tensor's name and both shapes. On the CPU, matrices whose bytes are aligned stay mapped
- * as stored (F32, BF16, F16): nothing is copied, and processes share the page cache;
+ * tensor's name and both shapes.
+ * In host memory (ops.h: host_memory, stored_matrices) matrices whose bytes are aligned stay
+ * mapped as stored (F32, BF16, F16): nothing is copied, and processes share the page cache;
  * vectors become F32; convolutions are packed.
- * On a device with BF16 activations matrices and vectors become BF16 but for those asked
- * for in F32, and nothing is there before sl_loader_finish: it takes one allocation of
+ * On a device matrices and vectors get the dtype of its activations (BF16) but for those
+ * asked for in F32, and nothing is there before sl_loader_finish: it takes one allocation of
  * exactly what was asked for (each tensor at a multiple of 256 bytes), reads the files
  * through the plug-in's loader, or has random numbers made on the device, and sets the
  * data of the tensors where sl_weight left them.
@@ -45,10 +46,10 @@ typedef enum {
  * close, after the network is no longer used. */
 sl_code sl_loader_file(sl_loader **out, sl_ctx *ctx, const char *dir, const char *stem,
                        const char *label, sl_err *err);
-/* Counts what the device of ctx->ops would take; without a checkpoint, matrices count as
- * random ones. */
+/* A loader that counts what the device of ctx->ops would take; without a checkpoint,
+ * matrices count as random ones. */
 sl_code sl_loader_plan(sl_loader **out, sl_ctx *ctx, const char *label, sl_err *err);
-/* A tensor's numbers depend on `seed`, its name and shape alone, on every device: uniform
+/* A loader of random numbers. A tensor's numbers depend on `seed`, its name and shape alone, on every device: uniform
  * with deviation 1/sqrt(K) for matrices and convolutions, near 1 for norm weights and
  * gammas, near 0 for biases. SL_W_MATRIX has the activations' dtype. */
 sl_code sl_loader_random(sl_loader **out, sl_ctx *ctx, uint64_t seed, const char *label,
@@ -57,7 +58,8 @@ sl_code sl_loader_random(sl_loader **out, sl_ctx *ctx, uint64_t seed, const char
  * `dtype` (F32, BF16, F16) in host memory. */
 void sl_weight_random(void *dst, sl_dtype dtype, uint64_t seed, const char *name,
                       const sl_tensor *t, int64_t first, int64_t n);
-/* Takes no device memory; findings instead of errors for single tensors. */
+/* A loader that takes no device memory and has findings instead of errors for single
+ * tensors. */
 sl_code sl_loader_inspect(sl_loader **out, sl_ctx *ctx, const char *dir, const char *stem,
                           const char *label, sl_err *err);
 void sl_loader_close(sl_loader **l);
@@ -85,20 +87,21 @@ void sl_weight(sl_loader *l, sl_tensor *out, sl_weight_kind kind, int rank, cons
  * reported as left over. */
 void sl_weight_skip(sl_loader *l, const char *name, ...) __attribute__((format(printf, 2, 3)));
 
-/* Does the checkpoint hold a tensor of this name? For networks whose names differ with
- * the version that wrote them (CLIP's "vision_model." prefix). True when planning and for
- * random weights. Marks nothing as used. */
+/* True: the checkpoint holds a tensor of this name; so too when planning and for random
+ * weights. For networks whose names differ with the version that wrote them (CLIP's
+ * "vision_model." prefix). Marks nothing as used. */
 bool sl_loader_has(const sl_loader *l, const char *name);
 
 /* Bring what was asked for onto the device. The first error, or SL_OK; the context's
  * *cancel ends it with SL_CANCELLED. Tensors of the file that nobody asked for are not an
  * error; see sl_loader_unused. */
 sl_code sl_loader_finish(sl_loader *l, sl_err *err);
-int sl_loader_unused(const sl_loader *l); /* how many; inspect lists them */
-/* device memory taken (or planned), mapped weights counted */
+/* How many tensors of the file nobody asked for; inspect lists them. */
+int sl_loader_unused(const sl_loader *l);
+/* Device memory taken (or planned), mapped weights counted. */
 size_t sl_loader_bytes(const sl_loader *l);
-/* Of these, what stays mapped from the file and is no memory of this process (on the
- * CPU). When planning without a checkpoint: what would, if it held the activations'
+/* Of sl_loader_bytes, what stays mapped from the file and is no memory of this process (on
+ * the CPU). When planning without a checkpoint: what would, if it held the activations'
  * dtype. */
 size_t sl_loader_mapped(const sl_loader *l);
 int64_t sl_loader_parameters(const sl_loader *l);

@@ -184,8 +184,8 @@ void sl_device_free(sl_ctx *ctx, void *p)
 
 typedef enum { DENSE, PITCHED } layout;
 
-/* May this operation start: no error so far, nobody cancelled. */
-static bool begin(sl_ctx *ctx)
+/* True: the operation may start; no error so far, nobody cancelled. */
+static bool may_begin(sl_ctx *ctx)
 {
     return ctx->err.code == SL_OK && !sl_cancelled(ctx);
 }
@@ -204,10 +204,12 @@ static bool refuse_dtype(sl_ctx *ctx, const char *op, const char *arg, sl_dtype 
     return false;
 }
 
-/* `t` is there, has this rank (ANY_RANK: whatever), one of these dtypes, this layout, and
- * data unless planning. */
-static bool tensor(sl_ctx *ctx, const char *op, const char *arg, const sl_tensor *t, int rank,
-                   unsigned dtypes, layout lay)
+/* ---- predicates. Each is false only when ctx has failed with its message ---- */
+
+/* True: t is there, has this rank (ANY_RANK: whatever), one of these dtypes, this layout,
+ * and data unless planning. */
+static bool is_tensor(sl_ctx *ctx, const char *op, const char *arg, const sl_tensor *t, int rank,
+                      unsigned dtypes, layout lay)
 {
     if (!t || t->rank < 1 || t->rank > SL_MAX_RANK) {
         sl_ctx_fail(ctx, SL_SHAPE, "%s: %s is absent", op, arg);
@@ -239,8 +241,8 @@ static bool tensor(sl_ctx *ctx, const char *op, const char *arg, const sl_tensor
     return true;
 }
 
-static bool extents(sl_ctx *ctx, const char *op, const char *arg, const sl_tensor *t, int rank,
-                    const int64_t *want)
+static bool has_extents(sl_ctx *ctx, const char *op, const char *arg, const sl_tensor *t, int rank,
+                        const int64_t *want)
 {
     sl_tensor w = {.rank = rank};
     for (int i = 0; i < rank; i++) w.shape[i] = want[i];
@@ -250,19 +252,19 @@ static bool extents(sl_ctx *ctx, const char *op, const char *arg, const sl_tenso
                 sl_shape_text(t, found, sizeof found), sl_shape_text(&w, wanted, sizeof wanted));
     return false;
 }
-#define EXTENTS(op, arg, t, ...)                                                                   \
-    extents(ctx, op, arg, t, (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)),            \
-            (int64_t[]){__VA_ARGS__})
+#define HAS_EXTENTS(op, arg, t, ...)                                                               \
+    has_extents(ctx, op, arg, t, (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)),        \
+                (int64_t[]){__VA_ARGS__})
 
-static bool like(sl_ctx *ctx, const char *op, const char *arg, const sl_tensor *t,
-                 const sl_tensor *as)
+static bool is_like(sl_ctx *ctx, const char *op, const char *arg, const sl_tensor *t,
+                    const sl_tensor *as)
 {
-    return extents(ctx, op, arg, t, as->rank, as->shape);
+    return has_extents(ctx, op, arg, t, as->rank, as->shape);
 }
 
-/* A number that must lie in lo .. hi; `what` is "heads", "x's extent 1" and the like. */
-static bool in_range(sl_ctx *ctx, const char *op, const char *what, int64_t found, int64_t lo,
-                     int64_t hi)
+/* True: `found` lies in lo .. hi; `what` is "heads", "x's extent 1" and the like. */
+static bool is_in_range(sl_ctx *ctx, const char *op, const char *what, int64_t found, int64_t lo,
+                        int64_t hi)
 {
     if (found >= lo && found <= hi) return true;
     if (hi == INT64_MAX)
@@ -274,7 +276,7 @@ static bool in_range(sl_ctx *ctx, const char *op, const char *what, int64_t foun
     return false;
 }
 
-static bool divides(sl_ctx *ctx, const char *op, const char *what, int64_t found, int64_t by)
+static bool is_multiple(sl_ctx *ctx, const char *op, const char *what, int64_t found, int64_t by)
 {
     if (found % by == 0) return true;
     sl_ctx_fail(ctx, SL_SHAPE, "%s: %s is %lld, want a multiple of %lld", op, what,
@@ -291,8 +293,8 @@ static uintptr_t span(const sl_tensor *t)
                        : 0;
 }
 
-/* Do two tensors share a byte? Blocks of different columns of one matrix do not. */
-static bool overlap(const sl_tensor *a, const sl_tensor *b)
+/* True: two tensors share a byte. Blocks of different columns of one matrix do not. */
+static bool overlaps(const sl_tensor *a, const sl_tensor *b)
 {
     uintptr_t pa = (uintptr_t)a->data, pb = (uintptr_t)b->data;
     if (!pa || !pb || !span(a) || !span(b)) return false;
@@ -308,27 +310,27 @@ static bool overlap(const sl_tensor *a, const sl_tensor *b)
     return true;
 }
 
-static bool apart(sl_ctx *ctx, const char *op, const char *out, const sl_tensor *y, const char *in,
-                  const sl_tensor *x)
+static bool is_apart(sl_ctx *ctx, const char *op, const char *out, const sl_tensor *y,
+                     const char *in, const sl_tensor *x)
 {
-    if (!x || !overlap(y, x)) return true;
+    if (!x || !overlaps(y, x)) return true;
     sl_ctx_fail(ctx, SL_ARG, "%s: %s overlaps %s", op, out, in);
     return false;
 }
 
-/* y is x, or they share nothing. */
-static bool same_or_apart(sl_ctx *ctx, const char *op, const char *out, const sl_tensor *y,
-                          const char *in, const sl_tensor *x)
+/* True: y is x, or the two share nothing. */
+static bool is_same_or_apart(sl_ctx *ctx, const char *op, const char *out, const sl_tensor *y,
+                             const char *in, const sl_tensor *x)
 {
     if (y->data == x->data && y->dtype == x->dtype &&
         (y->pitch == x->pitch || (sl_is_dense(y) && sl_is_dense(x))))
         return true;
-    if (!overlap(y, x)) return true;
+    if (!overlaps(y, x)) return true;
     sl_ctx_fail(ctx, SL_ARG, "%s: %s overlaps %s without being it", op, out, in);
     return false;
 }
 
-/* Call the body, unless planning. */
+/* Calls the body, unless planning. */
 #define BODY(op_, ...)                                                                             \
     do {                                                                                           \
         if (ctx->ops->plan) break;                                                                 \
@@ -340,53 +342,54 @@ static bool same_or_apart(sl_ctx *ctx, const char *op, const char *out, const sl
 
 void sl_upload(sl_ctx *ctx, const sl_tensor *dst, const void *host)
 {
-    if (!begin(ctx) || !tensor(ctx, "upload", "dst", dst, ANY_RANK, ANY, DENSE)) return;
+    if (!may_begin(ctx) || !is_tensor(ctx, "upload", "dst", dst, ANY_RANK, ANY, DENSE)) return;
     BODY(upload, ctx, dst, host);
 }
 
 void sl_download(sl_ctx *ctx, void *host, const sl_tensor *src)
 {
-    if (!begin(ctx) || !tensor(ctx, "download", "src", src, ANY_RANK, ANY, DENSE)) return;
+    if (!may_begin(ctx) || !is_tensor(ctx, "download", "src", src, ANY_RANK, ANY, DENSE)) return;
     BODY(download, ctx, host, src);
 }
 
 void sl_sync(sl_ctx *ctx)
 {
-    if (!begin(ctx)) return;
+    if (!may_begin(ctx)) return;
     BODY(sync, ctx);
 }
 
 void sl_tap(sl_ctx *ctx, const char *name, const sl_tensor *t)
 {
-    if (ctx->tap && !ctx->ops->plan && begin(ctx)) ctx->tap(ctx->tap_user, ctx, name, t);
+    if (ctx->tap && !ctx->ops->plan && may_begin(ctx)) ctx->tap(ctx->tap_user, ctx, name, t);
 }
 
 void sl_zero(sl_ctx *ctx, const sl_tensor *y)
 {
-    if (!begin(ctx) || !tensor(ctx, "zero", "y", y, ANY_RANK, ANY, DENSE)) return;
+    if (!may_begin(ctx) || !is_tensor(ctx, "zero", "y", y, ANY_RANK, ANY, DENSE)) return;
     BODY(zero, ctx, y);
 }
 
 void sl_copy(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x)
 {
     static const char op[] = "copy";
-    if (!begin(ctx) || !tensor(ctx, op, "x", x, ANY_RANK, ANY, x && x->rank == 2 ? PITCHED : DENSE))
+    if (!may_begin(ctx) ||
+        !is_tensor(ctx, op, "x", x, ANY_RANK, ANY, x && x->rank == 2 ? PITCHED : DENSE))
         return;
-    if (!tensor(ctx, op, "y", y, x->rank, FLOATS & BIT(x->dtype) ? FLOATS : BIT(x->dtype),
-                x->rank == 2 ? PITCHED : DENSE))
+    if (!is_tensor(ctx, op, "y", y, x->rank, FLOATS & BIT(x->dtype) ? FLOATS : BIT(x->dtype),
+                   x->rank == 2 ? PITCHED : DENSE))
         return;
-    if (!like(ctx, op, "y", y, x) || !same_or_apart(ctx, op, "y", y, "x", x)) return;
+    if (!is_like(ctx, op, "y", y, x) || !is_same_or_apart(ctx, op, "y", y, "x", x)) return;
     BODY(copy, ctx, y, x);
 }
 
 static bool add_checked(sl_ctx *ctx, const char *op, const sl_tensor *y, const sl_tensor *a,
                         const sl_tensor *b)
 {
-    return begin(ctx) && tensor(ctx, op, "y", y, ANY_RANK, VECTOR, DENSE) &&
-           tensor(ctx, op, "a", a, y->rank, VECTOR, DENSE) &&
-           tensor(ctx, op, "b", b, y->rank, VECTOR, DENSE) && like(ctx, op, "a", a, y) &&
-           like(ctx, op, "b", b, y) && same_or_apart(ctx, op, "y", y, "a", a) &&
-           same_or_apart(ctx, op, "y", y, "b", b);
+    return may_begin(ctx) && is_tensor(ctx, op, "y", y, ANY_RANK, VECTOR, DENSE) &&
+           is_tensor(ctx, op, "a", a, y->rank, VECTOR, DENSE) &&
+           is_tensor(ctx, op, "b", b, y->rank, VECTOR, DENSE) && is_like(ctx, op, "a", a, y) &&
+           is_like(ctx, op, "b", b, y) && is_same_or_apart(ctx, op, "y", y, "a", a) &&
+           is_same_or_apart(ctx, op, "y", y, "b", b);
 }
 
 void sl_add(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *a, const sl_tensor *b)
@@ -402,9 +405,9 @@ void sl_sub(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *a, const sl_tensor
 void sl_silu(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x)
 {
     static const char op[] = "silu";
-    if (!begin(ctx) || !tensor(ctx, op, "x", x, ANY_RANK, VECTOR, DENSE) ||
-        !tensor(ctx, op, "y", y, x->rank, VECTOR, DENSE) || !like(ctx, op, "y", y, x) ||
-        !same_or_apart(ctx, op, "y", y, "x", x))
+    if (!may_begin(ctx) || !is_tensor(ctx, op, "x", x, ANY_RANK, VECTOR, DENSE) ||
+        !is_tensor(ctx, op, "y", y, x->rank, VECTOR, DENSE) || !is_like(ctx, op, "y", y, x) ||
+        !is_same_or_apart(ctx, op, "y", y, "x", x))
         return;
     BODY(silu, ctx, y, x);
 }
@@ -412,11 +415,11 @@ void sl_silu(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x)
 void sl_geglu(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *a, const sl_tensor *b)
 {
     static const char op[] = "geglu";
-    if (!begin(ctx) || !tensor(ctx, op, "a", a, ANY_RANK, ACT, DENSE) ||
-        !tensor(ctx, op, "b", b, a->rank, ACT, DENSE) ||
-        !tensor(ctx, op, "y", y, a->rank, ACT, DENSE) || !like(ctx, op, "b", b, a) ||
-        !like(ctx, op, "y", y, a) || !same_or_apart(ctx, op, "y", y, "a", a) ||
-        !same_or_apart(ctx, op, "y", y, "b", b))
+    if (!may_begin(ctx) || !is_tensor(ctx, op, "a", a, ANY_RANK, ACT, DENSE) ||
+        !is_tensor(ctx, op, "b", b, a->rank, ACT, DENSE) ||
+        !is_tensor(ctx, op, "y", y, a->rank, ACT, DENSE) || !is_like(ctx, op, "b", b, a) ||
+        !is_like(ctx, op, "y", y, a) || !is_same_or_apart(ctx, op, "y", y, "a", a) ||
+        !is_same_or_apart(ctx, op, "y", y, "b", b))
         return;
     BODY(geglu, ctx, y, a, b);
 }
@@ -424,11 +427,12 @@ void sl_geglu(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *a, const sl_tens
 void sl_embed(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *table, const int32_t *ids)
 {
     static const char op[] = "embed";
-    if (!begin(ctx) ||
-        !tensor(ctx, op, "table", table, 2, ctx->ops->stored_matrices ? FLOATS : VECTOR, DENSE) ||
-        !tensor(ctx, op, "y", y, 2, ACT, DENSE) ||
-        !EXTENTS(op, "y", y, y->shape[0], table->shape[1]) ||
-        !apart(ctx, op, "y", y, "table", table))
+    if (!may_begin(ctx) ||
+        !is_tensor(ctx, op, "table", table, 2, ctx->ops->stored_matrices ? FLOATS : VECTOR,
+                   DENSE) ||
+        !is_tensor(ctx, op, "y", y, 2, ACT, DENSE) ||
+        !HAS_EXTENTS(op, "y", y, y->shape[0], table->shape[1]) ||
+        !is_apart(ctx, op, "y", y, "table", table))
         return;
     for (int64_t i = 0; !ctx->ops->plan && i < y->shape[0]; i++)
         if (ids[i] < 0 || ids[i] >= table->shape[0]) {
@@ -447,17 +451,17 @@ static bool linear_checked(sl_ctx *ctx, const char *op, const char *arg, const s
 {
     char columns[16];
     snprintf(columns, sizeof columns, "%s's columns", arg);
-    if (!begin(ctx) || !tensor(ctx, op, arg, x, 2, VECTOR, PITCHED)) return false;
+    if (!may_begin(ctx) || !is_tensor(ctx, op, arg, x, 2, VECTOR, PITCHED)) return false;
     unsigned matrix = ctx->ops->stored_matrices ? FLOATS : BIT(x->dtype);
-    return tensor(ctx, op, "y", y, 2, BIT(x->dtype), PITCHED) &&
-           tensor(ctx, op, "w", w, 2, matrix, DENSE) &&
-           in_range(ctx, op, columns, x->shape[1], 1, INT64_MAX) &&
-           EXTENTS(op, "w", w, w->shape[0], x->shape[1]) &&
-           EXTENTS(op, "y", y, x->shape[0], w->shape[0]) &&
-           (!b ||
-            (tensor(ctx, op, "b", b, 1, VECTOR, DENSE) && EXTENTS(op, "b", b, w->shape[0]))) &&
-           apart(ctx, op, "y", y, arg, x) && apart(ctx, op, "y", y, "w", w) &&
-           apart(ctx, op, "y", y, "b", b);
+    return is_tensor(ctx, op, "y", y, 2, BIT(x->dtype), PITCHED) &&
+           is_tensor(ctx, op, "w", w, 2, matrix, DENSE) &&
+           is_in_range(ctx, op, columns, x->shape[1], 1, INT64_MAX) &&
+           HAS_EXTENTS(op, "w", w, w->shape[0], x->shape[1]) &&
+           HAS_EXTENTS(op, "y", y, x->shape[0], w->shape[0]) &&
+           (!b || (is_tensor(ctx, op, "b", b, 1, VECTOR, DENSE) &&
+                   HAS_EXTENTS(op, "b", b, w->shape[0]))) &&
+           is_apart(ctx, op, "y", y, arg, x) && is_apart(ctx, op, "y", y, "w", w) &&
+           is_apart(ctx, op, "y", y, "b", b);
 }
 
 void sl_linear(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w,
@@ -465,7 +469,7 @@ void sl_linear(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_ten
 {
     static const char op[] = "linear";
     if (!linear_checked(ctx, op, "x", y, x, w, b) ||
-        !in_range(ctx, op, "activation", activation, SL_ACT_NONE, SL_ACT_SILU))
+        !is_in_range(ctx, op, "activation", activation, SL_ACT_NONE, SL_ACT_SILU))
         return;
     BODY(linear, ctx, y, x, w, b, activation);
 }
@@ -474,17 +478,17 @@ void sl_linear(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_ten
 static bool rows_checked(sl_ctx *ctx, const char *op, const sl_tensor *y, const sl_tensor *x,
                          unsigned dtypes, layout lay)
 {
-    return begin(ctx) && tensor(ctx, op, "x", x, 2, dtypes, lay) &&
-           tensor(ctx, op, "y", y, 2, BIT(x->dtype), lay) && like(ctx, op, "y", y, x) &&
-           in_range(ctx, op, "x's columns", x->shape[1], 1, INT64_MAX) &&
-           same_or_apart(ctx, op, "y", y, "x", x);
+    return may_begin(ctx) && is_tensor(ctx, op, "x", x, 2, dtypes, lay) &&
+           is_tensor(ctx, op, "y", y, 2, BIT(x->dtype), lay) && is_like(ctx, op, "y", y, x) &&
+           is_in_range(ctx, op, "x's columns", x->shape[1], 1, INT64_MAX) &&
+           is_same_or_apart(ctx, op, "y", y, "x", x);
 }
 
-/* A vector over the columns of x. */
-static bool vector(sl_ctx *ctx, const char *op, const char *arg, const sl_tensor *v,
-                   const sl_tensor *x, unsigned dtypes)
+/* True: v is a vector over the columns of x. */
+static bool is_vector(sl_ctx *ctx, const char *op, const char *arg, const sl_tensor *v,
+                      const sl_tensor *x, unsigned dtypes)
 {
-    return tensor(ctx, op, arg, v, 1, dtypes, DENSE) && EXTENTS(op, arg, v, x->shape[1]);
+    return is_tensor(ctx, op, arg, v, 1, dtypes, DENSE) && HAS_EXTENTS(op, arg, v, x->shape[1]);
 }
 
 void sl_layernorm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w,
@@ -492,7 +496,8 @@ void sl_layernorm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_
 {
     static const char op[] = "layernorm";
     if (!rows_checked(ctx, op, y, x, VECTOR, DENSE)) return;
-    if ((w || b) && (!vector(ctx, op, "w", w, x, VECTOR) || !vector(ctx, op, "b", b, x, VECTOR)))
+    if ((w || b) &&
+        (!is_vector(ctx, op, "w", w, x, VECTOR) || !is_vector(ctx, op, "b", b, x, VECTOR)))
         return;
     BODY(layernorm, ctx, y, x, w, b, eps);
 }
@@ -502,8 +507,8 @@ void sl_layernorm_modulate(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x,
 {
     static const char op[] = "layernorm_modulate";
     if (!rows_checked(ctx, op, y, x, ACT, DENSE) ||
-        !vector(ctx, op, "scale", scale, x, BIT(SL_F32)) ||
-        !vector(ctx, op, "shift", shift, x, BIT(SL_F32)))
+        !is_vector(ctx, op, "scale", scale, x, BIT(SL_F32)) ||
+        !is_vector(ctx, op, "shift", shift, x, BIT(SL_F32)))
         return;
     BODY(layernorm_modulate, ctx, y, x, scale, shift, eps);
 }
@@ -511,7 +516,8 @@ void sl_layernorm_modulate(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x,
 void sl_rmsnorm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w, float eps)
 {
     static const char op[] = "rmsnorm";
-    if (!rows_checked(ctx, op, y, x, ACT, PITCHED) || !vector(ctx, op, "w", w, x, VECTOR)) return;
+    if (!rows_checked(ctx, op, y, x, ACT, PITCHED) || !is_vector(ctx, op, "w", w, x, VECTOR))
+        return;
     BODY(rmsnorm, ctx, y, x, w, eps);
 }
 
@@ -519,13 +525,13 @@ void sl_rmsnorm_rope(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const 
                      float eps, const sl_tensor *cos, const sl_tensor *sin, int heads)
 {
     static const char op[] = "rmsnorm_rope";
-    if (!rows_checked(ctx, op, y, x, ACT, PITCHED) || !vector(ctx, op, "w", w, x, VECTOR) ||
-        !in_range(ctx, op, "heads", heads, 1, INT64_MAX) ||
-        !divides(ctx, op, "x's columns", x->shape[1], 2 * (int64_t)heads) ||
-        !tensor(ctx, op, "cos", cos, 2, BIT(SL_F32), DENSE) ||
-        !tensor(ctx, op, "sin", sin, 2, BIT(SL_F32), DENSE) ||
-        !EXTENTS(op, "cos", cos, x->shape[0], x->shape[1] / heads / 2) ||
-        !EXTENTS(op, "sin", sin, x->shape[0], x->shape[1] / heads / 2))
+    if (!rows_checked(ctx, op, y, x, ACT, PITCHED) || !is_vector(ctx, op, "w", w, x, VECTOR) ||
+        !is_in_range(ctx, op, "heads", heads, 1, INT64_MAX) ||
+        !is_multiple(ctx, op, "x's columns", x->shape[1], 2 * (int64_t)heads) ||
+        !is_tensor(ctx, op, "cos", cos, 2, BIT(SL_F32), DENSE) ||
+        !is_tensor(ctx, op, "sin", sin, 2, BIT(SL_F32), DENSE) ||
+        !HAS_EXTENTS(op, "cos", cos, x->shape[0], x->shape[1] / heads / 2) ||
+        !HAS_EXTENTS(op, "sin", sin, x->shape[0], x->shape[1] / heads / 2))
         return;
     BODY(rmsnorm_rope, ctx, y, x, w, eps, cos, sin, heads);
 }
@@ -533,7 +539,8 @@ void sl_rmsnorm_rope(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const 
 void sl_gated_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_tensor *gate)
 {
     static const char op[] = "gated_add";
-    if (!rows_checked(ctx, op, y, x, ACT, DENSE) || !vector(ctx, op, "gate", gate, x, BIT(SL_F32)))
+    if (!rows_checked(ctx, op, y, x, ACT, DENSE) ||
+        !is_vector(ctx, op, "gate", gate, x, BIT(SL_F32)))
         return;
     BODY(gated_add, ctx, x, y, gate);
 }
@@ -544,9 +551,9 @@ bool sl_linear_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl
     static const char op[] = "linear_add";
     if (!linear_checked(ctx, op, "a", y, a, w, b) || !rows_checked(ctx, op, y, x, ACT, DENSE))
         return false;
-    if (gate && !vector(ctx, op, "gate", gate, x, BIT(SL_F32))) return false;
-    if (!apart(ctx, op, "x", x, "y", y) || !apart(ctx, op, "x", x, "a", a) ||
-        !apart(ctx, op, "x", x, "w", w))
+    if (gate && !is_vector(ctx, op, "gate", gate, x, BIT(SL_F32))) return false;
+    if (!is_apart(ctx, op, "x", x, "y", y) || !is_apart(ctx, op, "x", x, "a", a) ||
+        !is_apart(ctx, op, "x", x, "w", w))
         return false;
     if (!ctx->ops->plan && ctx->ops->linear_add && ctx->ops->linear_add(ctx, x, y, a, w, b, gate))
         return true;
@@ -556,24 +563,25 @@ bool sl_linear_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl
     return false;
 }
 
-/* All but the bias. name: of k, of v, of k's rows. */
+/* What both attentions check: all but the bias. name: of k, of v, of k's rows. */
 static bool attention_checked(sl_ctx *ctx, const char *op, const sl_tensor *o, const sl_tensor *q,
                               const sl_tensor *k, const sl_tensor *v, int heads,
                               const char *const name[3])
 {
-    if (!begin(ctx) || !tensor(ctx, op, "q", q, 2, VECTOR, PITCHED)) return false;
+    if (!may_begin(ctx) || !is_tensor(ctx, op, "q", q, 2, VECTOR, PITCHED)) return false;
     const unsigned dtype = BIT(q->dtype);
     const int64_t d = q->shape[1];
-    return tensor(ctx, op, name[0], k, 2, dtype, PITCHED) &&
-           tensor(ctx, op, name[1], v, 2, dtype, PITCHED) &&
-           tensor(ctx, op, "o", o, 2, dtype, PITCHED) &&
-           in_range(ctx, op, "heads", heads, 1, INT64_MAX) &&
-           in_range(ctx, op, "q's columns", d, 1, INT64_MAX) &&
-           divides(ctx, op, "q's columns", d, heads) &&
-           in_range(ctx, op, name[2], k->shape[0], 1, INT64_MAX) &&
-           EXTENTS(op, name[0], k, k->shape[0], d) && EXTENTS(op, name[1], v, k->shape[0], d) &&
-           like(ctx, op, "o", o, q) && apart(ctx, op, "o", o, "q", q) &&
-           apart(ctx, op, "o", o, name[0], k) && apart(ctx, op, "o", o, name[1], v);
+    return is_tensor(ctx, op, name[0], k, 2, dtype, PITCHED) &&
+           is_tensor(ctx, op, name[1], v, 2, dtype, PITCHED) &&
+           is_tensor(ctx, op, "o", o, 2, dtype, PITCHED) &&
+           is_in_range(ctx, op, "heads", heads, 1, INT64_MAX) &&
+           is_in_range(ctx, op, "q's columns", d, 1, INT64_MAX) &&
+           is_multiple(ctx, op, "q's columns", d, heads) &&
+           is_in_range(ctx, op, name[2], k->shape[0], 1, INT64_MAX) &&
+           HAS_EXTENTS(op, name[0], k, k->shape[0], d) &&
+           HAS_EXTENTS(op, name[1], v, k->shape[0], d) && is_like(ctx, op, "o", o, q) &&
+           is_apart(ctx, op, "o", o, "q", q) && is_apart(ctx, op, "o", o, name[0], k) &&
+           is_apart(ctx, op, "o", o, name[1], v);
 }
 
 void sl_attention(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k,
@@ -582,9 +590,9 @@ void sl_attention(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_
 {
     static const char op[] = "attention", *const name[] = {"k", "v", "k's rows"};
     if (!attention_checked(ctx, op, o, q, k, v, heads, name)) return;
-    if (bias && (!tensor(ctx, op, "bias", bias, 2, BIT(SL_F32), DENSE) ||
-                 !EXTENTS(op, "bias", bias, heads, q->shape[0] + k->shape[0] - 1) ||
-                 !apart(ctx, op, "o", o, "bias", bias)))
+    if (bias && (!is_tensor(ctx, op, "bias", bias, 2, BIT(SL_F32), DENSE) ||
+                 !HAS_EXTENTS(op, "bias", bias, heads, q->shape[0] + k->shape[0] - 1) ||
+                 !is_apart(ctx, op, "o", o, "bias", bias)))
         return;
     BODY(attention, ctx, o, q, k, v, heads, scale, bias, accumulate);
 }
@@ -613,22 +621,22 @@ void sl_patchify(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *latents,
                  const sl_tensor *condition)
 {
     static const char op[] = "patchify";
-    if (!begin(ctx) || !tensor(ctx, op, "latents", latents, 4, BIT(SL_F32), DENSE) ||
-        !tensor(ctx, op, "y", y, 2, ACT, DENSE))
+    if (!may_begin(ctx) || !is_tensor(ctx, op, "latents", latents, 4, BIT(SL_F32), DENSE) ||
+        !is_tensor(ctx, op, "y", y, 2, ACT, DENSE))
         return;
     const int64_t *s = latents->shape;
     int64_t channels = s[0];
     if (condition) {
-        if (!tensor(ctx, op, "condition", condition, 4, BIT(SL_F32), DENSE) ||
-            !EXTENTS(op, "condition", condition, condition->shape[0], s[1], s[2], s[3]))
+        if (!is_tensor(ctx, op, "condition", condition, 4, BIT(SL_F32), DENSE) ||
+            !HAS_EXTENTS(op, "condition", condition, condition->shape[0], s[1], s[2], s[3]))
             return;
         channels += condition->shape[0];
     }
-    if (!divides(ctx, op, "the latents' height", s[2], 2) ||
-        !divides(ctx, op, "the latents' width", s[3], 2) ||
-        !EXTENTS(op, "y", y, s[1] * (s[2] / 2) * (s[3] / 2), channels * 4) ||
-        !apart(ctx, op, "y", y, "latents", latents) ||
-        !apart(ctx, op, "y", y, "condition", condition))
+    if (!is_multiple(ctx, op, "the latents' height", s[2], 2) ||
+        !is_multiple(ctx, op, "the latents' width", s[3], 2) ||
+        !HAS_EXTENTS(op, "y", y, s[1] * (s[2] / 2) * (s[3] / 2), channels * 4) ||
+        !is_apart(ctx, op, "y", y, "latents", latents) ||
+        !is_apart(ctx, op, "y", y, "condition", condition))
         return;
     BODY(patchify, ctx, y, latents, condition);
 }
@@ -636,13 +644,14 @@ void sl_patchify(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *latents,
 void sl_unpatchify(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x)
 {
     static const char op[] = "unpatchify";
-    if (!begin(ctx) || !tensor(ctx, op, "y", y, 4, VECTOR, DENSE) ||
-        !tensor(ctx, op, "x", x, 2, ACT, DENSE))
+    if (!may_begin(ctx) || !is_tensor(ctx, op, "y", y, 4, VECTOR, DENSE) ||
+        !is_tensor(ctx, op, "x", x, 2, ACT, DENSE))
         return;
     const int64_t *s = y->shape;
-    if (!divides(ctx, op, "y's height", s[2], 2) || !divides(ctx, op, "y's width", s[3], 2) ||
-        !EXTENTS(op, "x", x, s[1] * (s[2] / 2) * (s[3] / 2), s[0] * 4) ||
-        !apart(ctx, op, "y", y, "x", x))
+    if (!is_multiple(ctx, op, "y's height", s[2], 2) ||
+        !is_multiple(ctx, op, "y's width", s[3], 2) ||
+        !HAS_EXTENTS(op, "x", x, s[1] * (s[2] / 2) * (s[3] / 2), s[0] * 4) ||
+        !is_apart(ctx, op, "y", y, "x", x))
         return;
     BODY(unpatchify, ctx, y, x);
 }
@@ -651,12 +660,12 @@ void sl_guidance(sl_ctx *ctx, const sl_tensor *v, const sl_tensor *cond, const s
                  float g)
 {
     static const char op[] = "guidance";
-    if (!begin(ctx) || !tensor(ctx, op, "cond", cond, ANY_RANK, VECTOR, DENSE) ||
-        !tensor(ctx, op, "uncond", uncond, cond->rank, BIT(cond->dtype), DENSE) ||
-        !tensor(ctx, op, "v", v, cond->rank, BIT(cond->dtype), DENSE) ||
-        !like(ctx, op, "uncond", uncond, cond) || !like(ctx, op, "v", v, cond) ||
-        !same_or_apart(ctx, op, "v", v, "cond", cond) ||
-        !same_or_apart(ctx, op, "v", v, "uncond", uncond))
+    if (!may_begin(ctx) || !is_tensor(ctx, op, "cond", cond, ANY_RANK, VECTOR, DENSE) ||
+        !is_tensor(ctx, op, "uncond", uncond, cond->rank, BIT(cond->dtype), DENSE) ||
+        !is_tensor(ctx, op, "v", v, cond->rank, BIT(cond->dtype), DENSE) ||
+        !is_like(ctx, op, "uncond", uncond, cond) || !is_like(ctx, op, "v", v, cond) ||
+        !is_same_or_apart(ctx, op, "v", v, "cond", cond) ||
+        !is_same_or_apart(ctx, op, "v", v, "uncond", uncond))
         return;
     BODY(guidance, ctx, v, cond, uncond, g);
 }
@@ -665,11 +674,11 @@ void sl_flow_x0(sl_ctx *ctx, const sl_tensor *x0, const sl_tensor *x, const sl_t
                 float sigma)
 {
     static const char op[] = "flow_x0";
-    if (!begin(ctx) || !tensor(ctx, op, "x", x, ANY_RANK, BIT(SL_F32), DENSE) ||
-        !tensor(ctx, op, "x0", x0, x->rank, BIT(SL_F32), DENSE) ||
-        !tensor(ctx, op, "v", v, x->rank, FLOATS, DENSE) || !like(ctx, op, "x0", x0, x) ||
-        !like(ctx, op, "v", v, x) || !same_or_apart(ctx, op, "x0", x0, "x", x) ||
-        !same_or_apart(ctx, op, "x0", x0, "v", v))
+    if (!may_begin(ctx) || !is_tensor(ctx, op, "x", x, ANY_RANK, BIT(SL_F32), DENSE) ||
+        !is_tensor(ctx, op, "x0", x0, x->rank, BIT(SL_F32), DENSE) ||
+        !is_tensor(ctx, op, "v", v, x->rank, FLOATS, DENSE) || !is_like(ctx, op, "x0", x0, x) ||
+        !is_like(ctx, op, "v", v, x) || !is_same_or_apart(ctx, op, "x0", x0, "x", x) ||
+        !is_same_or_apart(ctx, op, "x0", x0, "v", v))
         return;
     BODY(flow_x0, ctx, x0, x, v, sigma);
 }
@@ -677,14 +686,14 @@ void sl_flow_x0(sl_ctx *ctx, const sl_tensor *x0, const sl_tensor *x, const sl_t
 void sl_lincomb(sl_ctx *ctx, const sl_tensor *y, int n, const sl_tensor *const x[], const float a[])
 {
     static const char op[] = "lincomb";
-    if (!begin(ctx) || !in_range(ctx, op, "n", n, 1, 4) ||
-        !tensor(ctx, op, "y", y, ANY_RANK, BIT(SL_F32), DENSE))
+    if (!may_begin(ctx) || !is_in_range(ctx, op, "n", n, 1, 4) ||
+        !is_tensor(ctx, op, "y", y, ANY_RANK, BIT(SL_F32), DENSE))
         return;
     for (int i = 0; i < n; i++) {
         char arg[] = "x[0]";
         arg[2] = (char)('0' + i);
-        if (!tensor(ctx, op, arg, x[i], y->rank, BIT(SL_F32), DENSE) ||
-            !like(ctx, op, arg, x[i], y) || !same_or_apart(ctx, op, "y", y, arg, x[i]))
+        if (!is_tensor(ctx, op, arg, x[i], y->rank, BIT(SL_F32), DENSE) ||
+            !is_like(ctx, op, arg, x[i], y) || !is_same_or_apart(ctx, op, "y", y, arg, x[i]))
             return;
     }
     BODY(lincomb, ctx, y, n, x, a);
@@ -694,26 +703,26 @@ void sl_mean_abs(sl_ctx *ctx, float out[2], const sl_tensor *prev, const sl_tens
 {
     static const char op[] = "mean_abs";
     out[0] = out[1] = 0; /* what a caller reads after an error or in a plan */
-    if (!begin(ctx) || !tensor(ctx, op, "prev", prev, ANY_RANK, ACT, DENSE) ||
-        !tensor(ctx, op, "r", r, prev->rank, ACT, DENSE) || !like(ctx, op, "r", r, prev) ||
-        !in_range(ctx, op, "prev's number of elements", sl_count(prev), 1, INT64_MAX))
+    if (!may_begin(ctx) || !is_tensor(ctx, op, "prev", prev, ANY_RANK, ACT, DENSE) ||
+        !is_tensor(ctx, op, "r", r, prev->rank, ACT, DENSE) || !is_like(ctx, op, "r", r, prev) ||
+        !is_in_range(ctx, op, "prev's number of elements", sl_count(prev), 1, INT64_MAX))
         return;
     BODY(mean_abs, ctx, out, prev, r);
 }
 
 /* ---- VAE ---- */
 
-static bool conv_fields(sl_ctx *ctx, const char *op, const sl_conv *c)
+static bool conv_fits(sl_ctx *ctx, const char *op, const sl_conv *c)
 {
-    return in_range(ctx, op, "kt", c->kt, 1, INT64_MAX) &&
-           in_range(ctx, op, "kh", c->kh, 1, INT64_MAX) &&
-           in_range(ctx, op, "kw", c->kw, 1, INT64_MAX) &&
-           in_range(ctx, op, "stride_t", c->stride_t, 1, 2) &&
-           in_range(ctx, op, "stride_hw", c->stride_hw, 1, 2) &&
-           in_range(ctx, op, "pad", c->pad, 0, INT64_MAX) &&
-           in_range(ctx, op, "pad_end", c->pad_end, 0, INT64_MAX) &&
-           in_range(ctx, op, "upsample", c->upsample, 0, 1) &&
-           (c->stride_t == 1 || in_range(ctx, op, "kt (with stride_t 2)", c->kt, 3, 3));
+    return is_in_range(ctx, op, "kt", c->kt, 1, INT64_MAX) &&
+           is_in_range(ctx, op, "kh", c->kh, 1, INT64_MAX) &&
+           is_in_range(ctx, op, "kw", c->kw, 1, INT64_MAX) &&
+           is_in_range(ctx, op, "stride_t", c->stride_t, 1, 2) &&
+           is_in_range(ctx, op, "stride_hw", c->stride_hw, 1, 2) &&
+           is_in_range(ctx, op, "pad", c->pad, 0, INT64_MAX) &&
+           is_in_range(ctx, op, "pad_end", c->pad_end, 0, INT64_MAX) &&
+           is_in_range(ctx, op, "upsample", c->upsample, 0, 1) &&
+           (c->stride_t == 1 || is_in_range(ctx, op, "kt (with stride_t 2)", c->kt, 3, 3));
 }
 
 void sl_conv3d(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *history,
@@ -721,34 +730,35 @@ void sl_conv3d(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_ten
                const sl_conv *conv)
 {
     static const char op[] = "conv3d";
-    if (!begin(ctx) || !conv_fields(ctx, op, conv) || !tensor(ctx, op, "x", x, 4, ACT, DENSE) ||
-        !tensor(ctx, op, "y", y, 4, ACT, DENSE) || !tensor(ctx, op, "w", w, 5, VECTOR, DENSE))
+    if (!may_begin(ctx) || !conv_fits(ctx, op, conv) ||
+        !is_tensor(ctx, op, "x", x, 4, ACT, DENSE) || !is_tensor(ctx, op, "y", y, 4, ACT, DENSE) ||
+        !is_tensor(ctx, op, "w", w, 5, VECTOR, DENSE))
         return;
     int64_t frames = x->shape[0], height = x->shape[1], width = x->shape[2], ci = x->shape[3],
             co = w->shape[0];
     int64_t grow = conv->upsample ? 2 : 1, edge = 2 * (int64_t)conv->pad + conv->pad_end;
-    if (!EXTENTS(op, "w", w, co, ci, conv->kt, conv->kh, conv->kw)) return;
-    if (!in_range(ctx, op, "x's channels", ci, 1, INT64_MAX) ||
-        !in_range(ctx, op, "w's output channels", co, 1, INT64_MAX) ||
-        !in_range(ctx, op, "the padded height", height * grow + edge, conv->kh, INT64_MAX) ||
-        !in_range(ctx, op, "the padded width", width * grow + edge, conv->kw, INT64_MAX) ||
-        !divides(ctx, op, "x's frames", frames, conv->stride_t) ||
-        !EXTENTS(op, "y", y, frames / conv->stride_t,
-                 (height * grow + edge - conv->kh) / conv->stride_hw + 1,
-                 (width * grow + edge - conv->kw) / conv->stride_hw + 1, co))
+    if (!HAS_EXTENTS(op, "w", w, co, ci, conv->kt, conv->kh, conv->kw)) return;
+    if (!is_in_range(ctx, op, "x's channels", ci, 1, INT64_MAX) ||
+        !is_in_range(ctx, op, "w's output channels", co, 1, INT64_MAX) ||
+        !is_in_range(ctx, op, "the padded height", height * grow + edge, conv->kh, INT64_MAX) ||
+        !is_in_range(ctx, op, "the padded width", width * grow + edge, conv->kw, INT64_MAX) ||
+        !is_multiple(ctx, op, "x's frames", frames, conv->stride_t) ||
+        !HAS_EXTENTS(op, "y", y, frames / conv->stride_t,
+                     (height * grow + edge - conv->kh) / conv->stride_hw + 1,
+                     (width * grow + edge - conv->kw) / conv->stride_hw + 1, co))
         return;
     if ((history || conv->stride_t == 2) &&
-        (!tensor(ctx, op, "history", history, 4, ACT, DENSE) ||
-         !EXTENTS(op, "history", history, conv->stride_t == 2 ? 1 : conv->kt - 1, height, width,
-                  ci)))
+        (!is_tensor(ctx, op, "history", history, 4, ACT, DENSE) ||
+         !HAS_EXTENTS(op, "history", history, conv->stride_t == 2 ? 1 : conv->kt - 1, height, width,
+                      ci)))
         return;
-    if (!tensor(ctx, op, "b", b, 1, VECTOR, DENSE) || !EXTENTS(op, "b", b, co)) return;
-    if (residual && (!tensor(ctx, op, "residual", residual, 4, ACT, DENSE) ||
-                     !like(ctx, op, "residual", residual, y) ||
-                     !same_or_apart(ctx, op, "y", y, "residual", residual)))
+    if (!is_tensor(ctx, op, "b", b, 1, VECTOR, DENSE) || !HAS_EXTENTS(op, "b", b, co)) return;
+    if (residual && (!is_tensor(ctx, op, "residual", residual, 4, ACT, DENSE) ||
+                     !is_like(ctx, op, "residual", residual, y) ||
+                     !is_same_or_apart(ctx, op, "y", y, "residual", residual)))
         return;
-    if (!apart(ctx, op, "y", y, "x", x) || !apart(ctx, op, "y", y, "history", history) ||
-        !apart(ctx, op, "y", y, "b", b))
+    if (!is_apart(ctx, op, "y", y, "x", x) || !is_apart(ctx, op, "y", y, "history", history) ||
+        !is_apart(ctx, op, "y", y, "b", b))
         return;
     BODY(conv3d, ctx, y, x, history, w, b, residual, conv);
 }
@@ -756,11 +766,11 @@ void sl_conv3d(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_ten
 void sl_conv_history(sl_ctx *ctx, const sl_tensor *history, const sl_tensor *x)
 {
     static const char op[] = "conv_history";
-    if (!begin(ctx) || !tensor(ctx, op, "x", x, 4, ACT, DENSE) ||
-        !tensor(ctx, op, "history", history, 4, ACT, DENSE) ||
-        !EXTENTS(op, "history", history, history->shape[0], x->shape[1], x->shape[2],
-                 x->shape[3]) ||
-        !apart(ctx, op, "history", history, "x", x))
+    if (!may_begin(ctx) || !is_tensor(ctx, op, "x", x, 4, ACT, DENSE) ||
+        !is_tensor(ctx, op, "history", history, 4, ACT, DENSE) ||
+        !HAS_EXTENTS(op, "history", history, history->shape[0], x->shape[1], x->shape[2],
+                     x->shape[3]) ||
+        !is_apart(ctx, op, "history", history, "x", x))
         return;
     BODY(conv_history, ctx, history, x);
 }
@@ -769,11 +779,11 @@ void sl_vae_norm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_t
                  bool silu)
 {
     static const char op[] = "vae_norm";
-    if (!begin(ctx) || !tensor(ctx, op, "x", x, 4, ACT, DENSE) ||
-        !tensor(ctx, op, "y", y, 4, ACT, DENSE) || !like(ctx, op, "y", y, x) ||
-        !same_or_apart(ctx, op, "y", y, "x", x) ||
-        !tensor(ctx, op, "gamma", gamma, 1, VECTOR, DENSE) ||
-        !EXTENTS(op, "gamma", gamma, x->shape[3]))
+    if (!may_begin(ctx) || !is_tensor(ctx, op, "x", x, 4, ACT, DENSE) ||
+        !is_tensor(ctx, op, "y", y, 4, ACT, DENSE) || !is_like(ctx, op, "y", y, x) ||
+        !is_same_or_apart(ctx, op, "y", y, "x", x) ||
+        !is_tensor(ctx, op, "gamma", gamma, 1, VECTOR, DENSE) ||
+        !HAS_EXTENTS(op, "gamma", gamma, x->shape[3]))
         return;
     BODY(vae_norm, ctx, y, x, gamma, silu);
 }
@@ -781,11 +791,11 @@ void sl_vae_norm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_t
 void sl_time_shuffle(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x)
 {
     static const char op[] = "time_shuffle";
-    if (!begin(ctx) || !tensor(ctx, op, "x", x, 4, ACT, DENSE) ||
-        !tensor(ctx, op, "y", y, 4, ACT, DENSE) ||
-        !divides(ctx, op, "x's channels", x->shape[3], 2) ||
-        !EXTENTS(op, "y", y, 2 * x->shape[0], x->shape[1], x->shape[2], x->shape[3] / 2) ||
-        !apart(ctx, op, "y", y, "x", x))
+    if (!may_begin(ctx) || !is_tensor(ctx, op, "x", x, 4, ACT, DENSE) ||
+        !is_tensor(ctx, op, "y", y, 4, ACT, DENSE) ||
+        !is_multiple(ctx, op, "x's channels", x->shape[3], 2) ||
+        !HAS_EXTENTS(op, "y", y, 2 * x->shape[0], x->shape[1], x->shape[2], x->shape[3] / 2) ||
+        !is_apart(ctx, op, "y", y, "x", x))
         return;
     BODY(time_shuffle, ctx, y, x);
 }
@@ -794,10 +804,10 @@ void sl_to_channels_last(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, co
                          const float *add)
 {
     static const char op[] = "to_channels_last";
-    if (!begin(ctx) || !tensor(ctx, op, "x", x, 4, BIT(SL_F32), DENSE) ||
-        !tensor(ctx, op, "y", y, 4, ACT, DENSE) ||
-        !EXTENTS(op, "y", y, x->shape[1], x->shape[2], x->shape[3], x->shape[0]) ||
-        !apart(ctx, op, "y", y, "x", x))
+    if (!may_begin(ctx) || !is_tensor(ctx, op, "x", x, 4, BIT(SL_F32), DENSE) ||
+        !is_tensor(ctx, op, "y", y, 4, ACT, DENSE) ||
+        !HAS_EXTENTS(op, "y", y, x->shape[1], x->shape[2], x->shape[3], x->shape[0]) ||
+        !is_apart(ctx, op, "y", y, "x", x))
         return;
     BODY(to_channels_last, ctx, y, x, mul, add);
 }
@@ -806,11 +816,11 @@ void sl_to_channels_first(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, c
                           const float *add)
 {
     static const char op[] = "to_channels_first";
-    if (!begin(ctx) || !tensor(ctx, op, "x", x, 4, ACT, DENSE) ||
-        !tensor(ctx, op, "y", y, 4, BIT(SL_F32), DENSE) ||
-        !EXTENTS(op, "y", y, y->shape[0], x->shape[0], x->shape[1], x->shape[2]) ||
-        !in_range(ctx, op, "x's channels", x->shape[3], y->shape[0], INT64_MAX) ||
-        !apart(ctx, op, "y", y, "x", x))
+    if (!may_begin(ctx) || !is_tensor(ctx, op, "x", x, 4, ACT, DENSE) ||
+        !is_tensor(ctx, op, "y", y, 4, BIT(SL_F32), DENSE) ||
+        !HAS_EXTENTS(op, "y", y, y->shape[0], x->shape[0], x->shape[1], x->shape[2]) ||
+        !is_in_range(ctx, op, "x's channels", x->shape[3], y->shape[0], INT64_MAX) ||
+        !is_apart(ctx, op, "y", y, "x", x))
         return;
     BODY(to_channels_first, ctx, y, x, mul, add);
 }
@@ -818,10 +828,10 @@ void sl_to_channels_first(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, c
 void sl_frames_rgb8(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x)
 {
     static const char op[] = "frames_rgb8";
-    if (!begin(ctx) || !tensor(ctx, op, "x", x, 4, ACT, DENSE) ||
-        !tensor(ctx, op, "y", y, 4, BIT(SL_U8), DENSE) ||
-        !EXTENTS(op, "x", x, x->shape[0], x->shape[1], x->shape[2], 3) ||
-        !like(ctx, op, "y", y, x) || !apart(ctx, op, "y", y, "x", x))
+    if (!may_begin(ctx) || !is_tensor(ctx, op, "x", x, 4, ACT, DENSE) ||
+        !is_tensor(ctx, op, "y", y, 4, BIT(SL_U8), DENSE) ||
+        !HAS_EXTENTS(op, "x", x, x->shape[0], x->shape[1], x->shape[2], 3) ||
+        !is_like(ctx, op, "y", y, x) || !is_apart(ctx, op, "y", y, "x", x))
         return;
     BODY(frames_rgb8, ctx, y, x);
 }

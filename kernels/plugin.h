@@ -17,10 +17,9 @@ typedef struct {
     int fd;
     int64_t offset; /* of its bytes in the file */
     int64_t count;  /* elements */
-    /* as stored: F32, BF16, F16; as wanted on the device: F32 or BF16 (one rounding, to
-     * nearest even) */
-    sl_dtype from, to;
-    void *dst; /* device memory, count * sizeof(to) */
+    sl_dtype from;  /* as stored: F32, BF16 or F16 */
+    sl_dtype to;    /* on the device: F32 or BF16 (one rounding, to nearest even) */
+    void *dst;      /* device memory, count * sizeof(to) */
 } sl_load_piece;
 
 typedef struct {
@@ -30,22 +29,23 @@ typedef struct {
 
 struct sl_plugin {
     int abi; /* SL_PLUGIN_ABI */
-    /* bf16 body; sl_ctx_open makes the context on the calling thread's device, with a
-     * stream of its own */
+    /* The bf16 bodies. sl_ctx_open makes the context on the calling thread's device, with a
+     * stream of its own. */
     const sl_ops *ops;
     const sl_slab_ops *slabs;
-    int (*devices)(void);                    /* 0 if there are none */
-    sl_code (*use)(int device, sl_err *err); /* the calling thread works on it from now on */
-    /* opens a context on it */
+    int (*devices)(void); /* how many there are */
+    /* The calling thread works on the device from now on. */
+    sl_code (*use)(int device, sl_err *err);
+    /* Bytes of the device; opens CUDA's context on it. */
     sl_code (*memory)(int device, size_t *free_bytes, size_t *total_bytes, sl_err *err);
-    /* "NVIDIA H100 80GB HBM3", 90 */
+    /* The device's name and compute capability: "NVIDIA H100 80GB HBM3", 90. */
     sl_code (*describe)(int device, char *name, size_t size, int *sm, sl_err *err);
-    /* peer access both ways */
+    /* *yes: each of the two may read the other's memory. */
     sl_code (*can_map)(int device, int other, bool *yes, sl_err *err);
-    /* pinned; NULL if there is none */
+    /* Pinned host memory; NULL if there is none. */
     void *(*host_alloc)(size_t bytes);
     void (*host_free)(void *p);
-    /* pin memory that is there (a shared slab) */
+    /* Pins memory that is there (a shared slab). */
     sl_code (*host_register)(void *p, size_t bytes, sl_err *err);
     void (*host_unregister)(void *p);
     /* Asynchronous copies between pinned host memory and the device, on ctx's stream;
@@ -57,7 +57,7 @@ struct sl_plugin {
      * file in host memory. *cancel (may be NULL) nonzero: SL_CANCELLED. */
     sl_code (*load)(const sl_load_piece *pieces, int n, int threads, const volatile int *cancel,
                     sl_load_figures *figures, sl_err *err);
-    /* n elements (F32 or BF16) of centre + spread * u, u uniform in -1 .. 1 from seed and
+    /* Makes n elements (F32 or BF16) of centre + spread * u, u uniform in -1 .. 1 from seed and
      * index: bit for bit graphs/weights.c's. On ctx's stream. */
     void (*random)(sl_ctx *ctx, void *dst, sl_dtype dtype, int64_t n, float centre, float spread,
                    uint64_t seed);

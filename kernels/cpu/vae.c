@@ -228,6 +228,7 @@ void sl_cpu_conv3d(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl
         int64_t count = job.pixels - first < BLOCK ? job.pixels - first : BLOCK;
         tile_input in[TILES];
         float sums[PIXELS][PANEL];
+        /* where each pixel's taps lie: the same for all panels */
         for (int64_t p = 0; p < count; p += PIXELS) find_input(&in[p / PIXELS], &job, first + p);
         for (int64_t panel = np * group / groups; panel < np * (group + 1) / groups; panel++) {
             int64_t c0 = panel * PANEL, columns = co - c0 < PANEL ? co - c0 : PANEL;
@@ -236,6 +237,7 @@ void sl_cpu_conv3d(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl
                 if (panel_width(co, panel) == PANEL)
                     multiply_wide(sums, &in[p / PIXELS], weights + c0 * rows);
                 else multiply_narrow(sums, &in[p / PIXELS], weights + c0 * rows);
+                /* bias, then residual */
                 for (int64_t i = 0; i < n; i++) {
                     int64_t at = (first + p + i) * co + c0;
                     for (int64_t c = 0; c < columns; c++) {

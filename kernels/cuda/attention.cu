@@ -63,7 +63,7 @@ __device__ __forceinline__ void merge(float *top, float *sum, float other_top, f
  * of this call, first head; its row of one query starts one element before that of the
  * query above it. Columns nk .. ld of p become zero. */
 template <class T>
-__global__ void __launch_bounds__(SOFTMAX_THREADS)
+static __global__ void __launch_bounds__(SOFTMAX_THREADS)
     softmax_kernel(T *p, const float *score, int64_t ld, int nk, const float *bias,
                    int64_t bias_head)
 {
@@ -101,7 +101,8 @@ __global__ void __launch_bounds__(SOFTMAX_THREADS)
 
 /* o += r in F32, rounded; r dense [rows, cols]. A thread eight columns of bf16, or one of
  * either. */
-__global__ void add_eights_kernel(bf16 *o, int64_t pitch, const bf16 *r, int64_t n8, int cols8)
+static __global__ void add_eights_kernel(bf16 *o, int64_t pitch, const bf16 *r, int64_t n8,
+                                         int cols8)
 {
     int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n8) return;
@@ -117,7 +118,7 @@ __global__ void add_eights_kernel(bf16 *o, int64_t pitch, const bf16 *r, int64_t
     *to = a;
 }
 
-__global__ void add_kernel(bf16 *o, int64_t pitch, const bf16 *r, int64_t n, int cols)
+static __global__ void add_kernel(bf16 *o, int64_t pitch, const bf16 *r, int64_t n, int cols)
 {
     int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n) return;
@@ -125,13 +126,14 @@ __global__ void add_kernel(bf16 *o, int64_t pitch, const bf16 *r, int64_t n, int
     *to = __float2bfloat16_rn(__bfloat162float(*to) + __bfloat162float(r[i]));
 }
 
-__global__ void add_floats_kernel(float *o, int64_t pitch, const float *r, int64_t n, int cols)
+static __global__ void add_floats_kernel(float *o, int64_t pitch, const float *r, int64_t n,
+                                         int cols)
 {
     int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i < n) o[i / cols * pitch + i % cols] += r[i];
 }
 
-static bool even(const void *p, int64_t pitch)
+static bool is_even(const void *p, int64_t pitch)
 {
     return (uintptr_t)p % 16 == 0 && pitch % 8 == 0;
 }
@@ -139,7 +141,7 @@ static bool even(const void *p, int64_t pitch)
 static void add(sl_ctx *ctx, bf16 *o, int64_t pitch, const bf16 *r, int64_t rows, int64_t cols)
 {
     int64_t n = rows * cols;
-    if (even(o, pitch) && cols % 8 == 0)
+    if (is_even(o, pitch) && cols % 8 == 0)
         add_eights_kernel<<<(unsigned)((n / 8 + 255) / 256), 256, 0, ctx->stream>>>(
             o, pitch, r, n / 8, (int)(cols / 8));
     else
@@ -308,8 +310,8 @@ void sl_cuda_attention(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, cons
     }
     attention a = arguments_of<bf16>(o, q, k, v, heads, scale, bias, accumulate);
     const char *set = getenv("SLUICE_ATTENTION");
-    bool fits = (a.d == 64 || a.d == 128) && !bias && even(a.q, a.q_pitch) &&
-                even(a.k, a.k_pitch) && even(a.v, a.v_pitch) && even(a.o, a.o_pitch);
+    bool fits = (a.d == 64 || a.d == 128) && !bias && is_even(a.q, a.q_pitch) &&
+                is_even(a.k, a.k_pitch) && is_even(a.v, a.v_pitch) && is_even(a.o, a.o_pitch);
     const sl_attention_flash_call call = {a.q,       a.k,       a.v,  a.o,  a.q_pitch, a.k_pitch,
                                           a.v_pitch, a.o_pitch, a.nq, a.nk, a.heads,   a.scale};
     if (!fits || (set && !strcmp(set, "generic"))) generic(ctx, &a);

@@ -231,6 +231,7 @@ __device__ __forceinline__ void step(work &w, uint32_t q, int left, int add, F f
     float s[KEYS / 2], sum[2], keep[2] = {1, 1}, before[2] = {w.sum[0], w.sum[1]};
     bool over = false;
     ring &r = w.keys;
+    /* both products are queued: scores of the next block, then sums of the last */
     barrier_spin(r.full + 8 * r.at, r.pass);
     const uint32_t k = r.data + r.at * PLACE, k_empty = r.empty + 8 * r.at;
     advance<PLACES>(r);
@@ -244,6 +245,7 @@ __device__ __forceinline__ void step(work &w, uint32_t q, int left, int add, F f
     advance<PLACES>(r);
     products_may_begin(); /* once more, since there was a loop */
     queue_sums(w, v, add);
+    /* the scores are there: exponentials, while o is multiplied */
     products_done_but_last();
     pin(s);
     if (ENDS || (BEGINS && left < KEYS)) leave_out(w, s, left);
@@ -251,7 +253,7 @@ __device__ __forceinline__ void step(work &w, uint32_t q, int left, int add, F f
     exponentials(w, s, sum);
     if (!BEGINS) {
         over = __any_sync(0xffffffffu, !(sum[0] <= LIMIT && sum[1] <= LIMIT));
-        if (__builtin_expect(over, 0)) {
+        if (__builtin_expect(over, 0)) { /* once more, from a maximum of this block too */
             float top[2];
             multiply_again(s, q, k);
             if (ENDS) leave_out(w, s, left);
@@ -268,6 +270,7 @@ __device__ __forceinline__ void step(work &w, uint32_t q, int left, int add, F f
 #pragma unroll
     for (int h = 0; h < 2; h++) w.sum[h] = BEGINS ? sum[h] : fmaf(w.sum[h], keep[h], sum[h]);
     computed(w.sum[0] + w.sum[1]);
+    /* o is there: it is finished, or rescaled */
     give_back(w.lane, k_empty);
     products_done();
     pin(w.acc);
@@ -397,8 +400,8 @@ bool sl_attention_flash_can(const sl_cuda *cu, const sl_attention_flash_call *c)
     /* the largest score is sought before it is scaled */
     if (!(c->scale > 0) || !isfinite(c->scale)) return false;
     if (c->nq < 1 || c->nq > most / c->heads || c->nk < 1 || c->nk > most) return false;
-    return sixteens(c->q, c->nq, c->q_pitch) && sixteens(c->k, c->nk, c->k_pitch) &&
-           sixteens(c->v, c->nk, c->v_pitch) && sixteens(c->o, c->nq, c->o_pitch);
+    return is_in_sixteens(c->q, c->nq, c->q_pitch) && is_in_sixteens(c->k, c->nk, c->k_pitch) &&
+           is_in_sixteens(c->v, c->nk, c->v_pitch) && is_in_sixteens(c->o, c->nq, c->o_pitch);
 }
 
 void sl_attention_flash(sl_ctx *ctx, const sl_attention_flash_call *c)

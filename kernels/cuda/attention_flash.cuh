@@ -15,7 +15,7 @@ struct sl_attention_flash_call {
     float scale;
 };
 
-/* Can the kernel do it? Compute capability 9.0, addresses and pitches multiples of 16
+/* True: the kernel can do this call. Compute capability 9.0, addresses and pitches multiples of 16
  * bytes, scale above 0; SLUICE_ATTENTION_FLASH=0, or any SLUICE_ATTENTION: never. */
 bool sl_attention_flash_can(const sl_cuda *cu, const sl_attention_flash_call *c);
 void sl_attention_flash(sl_ctx *ctx, const sl_attention_flash_call *c);

@@ -224,7 +224,7 @@ inline bool encode_rows(sl_ctx *ctx, CUtensorMap *map, const bf16 *data, int64_t
 }
 
 /* All of a matrix of n rows begins and goes on at multiples of 16 bytes. */
-inline bool sixteens(const void *data, int64_t n, int64_t pitch)
+inline bool is_in_sixteens(const void *data, int64_t n, int64_t pitch)
 {
     return (uintptr_t)data % 16 == 0 && (n == 1 || pitch % 8 == 0);
 }

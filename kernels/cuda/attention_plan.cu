@@ -31,7 +31,7 @@ static void graph_clear(fused_graph *g)
     while (g->count) cudnnBackendDestroyDescriptor(g->all[--g->count]);
 }
 
-static bool step(fused_graph *g, cudnnStatus_t s, const char *what)
+static bool step_ok(fused_graph *g, cudnnStatus_t s, const char *what)
 {
     if (g->status == CUDNN_STATUS_SUCCESS && s != CUDNN_STATUS_SUCCESS)
         g->status = s, g->step = what;
@@ -43,10 +43,10 @@ static cudnnBackendDescriptor_t make(fused_graph *g, cudnnBackendDescriptorType_
     cudnnBackendDescriptor_t d = NULL;
     if (g->status) return NULL;
     if (g->count == DESCRIPTORS) {
-        step(g, CUDNN_STATUS_INTERNAL_ERROR, "counting descriptors");
+        step_ok(g, CUDNN_STATUS_INTERNAL_ERROR, "counting descriptors");
         return NULL;
     }
-    if (step(g, cudnnBackendCreateDescriptor(type, &d), "making a descriptor"))
+    if (step_ok(g, cudnnBackendCreateDescriptor(type, &d), "making a descriptor"))
         g->all[g->count++] = d;
     return d;
 }
@@ -54,7 +54,7 @@ static cudnnBackendDescriptor_t make(fused_graph *g, cudnnBackendDescriptorType_
 static void set(fused_graph *g, cudnnBackendDescriptor_t d, cudnnBackendAttributeName_t name,
                 cudnnBackendAttributeType_t type, int64_t n, const void *value, const char *what)
 {
-    if (!g->status) step(g, cudnnBackendSetAttribute(d, name, type, n, value), what);
+    if (!g->status) step_ok(g, cudnnBackendSetAttribute(d, name, type, n, value), what);
 }
 
 static void set_descriptor(fused_graph *g, cudnnBackendDescriptor_t d,
@@ -66,7 +66,7 @@ static void set_descriptor(fused_graph *g, cudnnBackendDescriptor_t d,
 
 static void finalize(fused_graph *g, cudnnBackendDescriptor_t d, const char *what)
 {
-    if (!g->status) step(g, cudnnBackendFinalize(d), what);
+    if (!g->status) step_ok(g, cudnnBackendFinalize(d), what);
 }
 
 /* ---- the two forms of the graph ---- */
@@ -256,21 +256,21 @@ static void graph_make(fused_graph *g, fused_form *form, const sl_attention_shap
         cudnnStatus_t s1 = cudnnBackendFinalize(heur);
         /* this mode knows nothing; the last one's answer counts */
         if (s1 != CUDNN_STATUS_SUCCESS) {
-            if (m == 1) step(g, s1, "the heuristics");
+            if (m == 1) step_ok(g, s1, "the heuristics");
             continue;
         }
         cudnnBackendDescriptor_t found[CONFIGS];
         int64_t count = 0;
         for (int i = 0; i < CONFIGS; i++) found[i] = make(g, CUDNN_BACKEND_ENGINECFG_DESCRIPTOR);
         if (g->status) return;
-        step(g,
-             cudnnBackendGetAttribute(heur, CUDNN_ATTR_ENGINEHEUR_RESULTS,
-                                      CUDNN_TYPE_BACKEND_DESCRIPTOR, CONFIGS, &count, found),
-             "the heuristics' results");
+        step_ok(g,
+                cudnnBackendGetAttribute(heur, CUDNN_ATTR_ENGINEHEUR_RESULTS,
+                                         CUDNN_TYPE_BACKEND_DESCRIPTOR, CONFIGS, &count, found),
+                "the heuristics' results");
         for (int i = 0; i < count && i < CONFIGS && !g->status; i++)
             g->configs[g->config_count++] = found[i];
     }
-    if (!g->config_count) step(g, CUDNN_STATUS_NOT_SUPPORTED, "the heuristics: no engine");
+    if (!g->config_count) step_ok(g, CUDNN_STATUS_NOT_SUPPORTED, "the heuristics: no engine");
 }
 
 /* The first of the graph's configurations that finalizes into a plan and needs no more
@@ -298,7 +298,7 @@ static cudnnBackendDescriptor_t plan_make(fused_graph *g, cudnnHandle_t handle,
         if ((size_t)bytes <= workspace) return plan;
         last = CUDNN_STATUS_NOT_SUPPORTED;
     }
-    step(g, last, "the plan");
+    step_ok(g, last, "the plan");
     return NULL;
 }
 

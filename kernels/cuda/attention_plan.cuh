@@ -16,10 +16,10 @@ struct sl_attention_data {
     float scale;
 };
 
-/* *plan for this shape, made at its first use and kept by ctx; NULL: cuDNN has none
- * (which has been logged). False: ctx has failed. */
+/* *plan: the plan for this shape, made at its first use and kept by ctx; NULL: cuDNN has
+ * none (which has been logged). False: ctx has failed. */
 bool sl_attention_plan(sl_ctx *ctx, const sl_attention_shape *s, cudnnBackendDescriptor_t *plan);
-/* Queue it on ctx's stream. */
+/* Queues the plan on ctx's stream. */
 cudnnStatus_t sl_attention_execute(sl_ctx *ctx, cudnnBackendDescriptor_t plan,
                                    const sl_attention_data *data);
 

@@ -395,7 +395,7 @@ bool sl_cuda_attention_two(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, 
     if (!(scale > 0) || !isfinite(scale)) return false;
     if (nq < 1 || nq > most / heads || k1->shape[0] > most || k2->shape[0] > most) return false;
     for (const sl_tensor *t : {o, q, k1, v1, k2, v2})
-        if (!sixteens(t->data, t->shape[0], t->pitch)) return false;
+        if (!is_in_sixteens(t->data, t->shape[0], t->pitch)) return false;
     two_maps m;
     two_args a = {};
     a.o = (bf16 *)o->data, a.o_pitch = o->pitch, a.nq = (int)nq, a.scale = scale * LOG2_E;

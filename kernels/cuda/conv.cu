@@ -100,9 +100,10 @@ __global__ void __launch_bounds__(THREADS) conv_simple_kernel(const simple_args 
         rows[i].y = p < a.pixels ? y * k.stride_hw - k.pad : -(1 << 24);
         rows[i].x = x * k.stride_hw - k.pad;
     }
-    /* what the next stage's piece is: channel, tap, index in K */
+    /* the next stage's piece: channel, tap, index in K */
     int c = piece * 8, dt = 0, dy = 0, dx = 0, kk = piece * 8;
 
+    /* Fetching a stage: this thread's pieces of 4 rows of A, then of the rows of B. */
     auto fetch = [&](int stage) {
         const uint32_t to = base + stage * STAGE;
         if (EIGHTS) {
@@ -151,6 +152,7 @@ __global__ void __launch_bounds__(THREADS) conv_simple_kernel(const simple_args 
         kk += BK;
     };
 
+    /* Sums begin at zero. */
     const int steps = (a.K + BK - 1) / BK;
     float acc[MT][NT][4];
 #pragma unroll
@@ -160,6 +162,8 @@ __global__ void __launch_bounds__(THREADS) conv_simple_kernel(const simple_args 
 #pragma unroll
             for (int e = 0; e < 4; e++) acc[i][j][e] = 0;
 
+                /* The pipeline is filled, all stages but one; then a step waits for its stage, fetches
+     * the one that has become free, and multiplies its two halves of 16. */
 #pragma unroll 1
     for (int s = 0; s < STAGES - 1; s++) {
         if (s < steps) fetch(s);

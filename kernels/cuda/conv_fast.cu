@@ -357,6 +357,7 @@ __device__ __forceinline__ void consume(const fast_args &a, ring boxes, ring wei
 #pragma unroll
         for (int m = 0; m < 2; m++)
             begin_sums<N>(a, sums[m], find_block(p, t, FT, 2 * group + m, warp, lane), t.n0, lane);
+        /* a part: one dy of a step, its taps in time and both halves of its 32 channels */
         for (int part = 0, dy = 0; part < parts; part++) {
             if (dy == 0) barrier_wait(boxes.full + 8 * boxes.at, boxes.pass);
             barrier_wait(weights.full + 8 * weights.at, weights.pass);
@@ -375,6 +376,7 @@ __device__ __forceinline__ void consume(const fast_args &a, ring boxes, ring wei
             products_queued();
             pin(sums);
             products_done_but_last();
+            /* what the part before used is read by nobody now */
             if (part && lane == 0) barrier_arrive(used_weights);
             if (part && dy == 0 && lane == 0) barrier_arrive(used_boxes);
             used_weights = weights.empty + 8 * weights.at;

@@ -24,7 +24,7 @@ struct sl_conv_call {
     int before; /* frames that y's first frame sees before x's first */
 };
 
-/* Can the fast kernel do it? */
+/* True: the fast kernel can do this call. */
 bool sl_conv_fast_can(const sl_cuda *cu, const sl_conv_call *c);
 void sl_conv_fast(sl_ctx *ctx, const sl_conv_call *c);
 

@@ -1,5 +1,22 @@
 /* cuda.h - what the files of kernels/cuda share: the state of one context, error checks,
- * launch helpers. CUDA C++ (nvcc) includes it. */
+ * scratch memory, the bodies' prototypes. CUDA C++ (nvcc) includes it.
+ *
+ * The tour of the plug-in:
+ *   table.cu           contexts, memory, transfers, devices; the tables and the entry
+ *   data.cu            movement, conversion, elementwise arithmetic
+ *   gemm.cu            products: cublasLt's plans by shape, own kernels for few rows
+ *   norm.cu            norms, rotary embedding, the gated residual
+ *   attention.cu       which form an attention takes, and the form for every case
+ *   attention_flash.cu, attention_two.cu   Hopper's kernels for heads of 128: among the
+ *                      tokens, and to text and picture in one pass
+ *   attention_plan.cu  cuDNN's plans by shape
+ *   sampler.cu         the DiT's edges, guidance, the sampler, the cache's means
+ *   conv.cu            convolution: packing, choice, the kernel for every case and device
+ *   conv_fast.cu       Hopper's kernel, in tiles of conv_tiles.h
+ *   frames.cu          what the autoencoder does besides convolving
+ *   load.cu, slab.cu   weights from files; memory that processes share
+ * and what kernels include: device.cuh (memory-bound ones), mma.cuh (one warp's products),
+ * hopper.cuh and attention_hopper.cuh (compute capability 9.0). */
 #ifndef SL_CUDA_H
 #define SL_CUDA_H
 
@@ -16,12 +33,14 @@ extern "C" {
 typedef __nv_bfloat16 bf16;
 
 struct sl_cuda_gemms; /* gemm.cu: cublasLt plans by shape */
-struct sl_cuda_attns; /* attention.cu: cuDNN plans by shape */
-struct sl_cuda_convs; /* conv.cu: cuDNN plans by shape, tensor maps */
+struct sl_cuda_attns; /* attention_plan.cu: cuDNN plans by shape */
+struct sl_cuda_convs; /* conv_fast.cuh: which kernels, and which have been set up */
 
-/* ctx->device. One thread at a time, as the ctx. */
+/* The state behind ctx->device. One thread at a time, as the ctx. */
 struct sl_cuda {
-    int device, sm, sms; /* ordinal, 90 for H100, multiprocessors */
+    int device; /* ordinal */
+    int sm;     /* compute capability: 90 for H100 */
+    int sms;    /* multiprocessors */
     cublasLtHandle_t lt;
     cudnnHandle_t dnn; /* on ctx->stream */
     void *workspace;   /* cublasLt's and cuDNN's, workspace_bytes (64 MiB) */
@@ -43,7 +62,7 @@ static inline sl_cuda *sl_cuda_of(sl_ctx *ctx)
  * safe; growing waits for the stream). NULL: ctx has failed. */
 void *sl_cuda_scratch(sl_ctx *ctx, size_t bytes);
 
-/* After a launch or a call: keeps the first failure in ctx. */
+/* True: the launch or call before went well. False: ctx keeps the first failure. */
 bool sl_cuda_ok(sl_ctx *ctx, cudaError_t e, const char *what);
 bool sl_cuda_lt_ok(sl_ctx *ctx, cublasStatus_t s, const char *what);
 bool sl_cuda_dnn_ok(sl_ctx *ctx, cudnnStatus_t s, const char *what);
@@ -52,17 +71,14 @@ bool sl_cuda_dnn_ok(sl_ctx *ctx, cudnnStatus_t s, const char *what);
  * another device, or a driver without it. */
 void *sl_cuda_tensor_maps(const sl_cuda *cu);
 
-/* Freed by the table's close; each is the file's own. NULL is fine. */
+/* Each frees what its file keeps in a context; called by the table's close. NULL is fine. */
 void sl_cuda_gemms_free(sl_cuda_gemms *);
 void sl_cuda_attns_free(sl_cuda_attns *);
 void sl_cuda_convs_free(sl_cuda_convs *);
 
 /* ---- the bodies ---- */
 
-/* data.cu movement and elementwise; gemm.cu; norm.cu; attention.cu, attention_two.cu;
- * sampler.cu the DiT's edges, guidance, the sampler's arithmetic, the cache's means;
- * conv.cu; frames.cu the rest of the autoencoder's. Hidden: each must be in the plug-in, or
- * it does not link. */
+/* Bodies are hidden symbols: one that is missing is found when the plug-in is linked. */
 #define SL_CUDA_HIDDEN __attribute__((visibility("hidden")))
 SL_CUDA_HIDDEN sl_packed_conv_bytes_fn sl_cuda_packed_conv_bytes;
 SL_CUDA_HIDDEN sl_pack_conv_fn sl_cuda_pack_conv;
@@ -89,19 +105,22 @@ struct sl_cuda_product {
     const void *bias;
     bool adds; /* c += instead, with one rounding; without gelu */
 };
-/* False: `adds`, and cublasLt has no kernel for it; nothing was done. Errors go to ctx. */
-bool sl_cuda_multiply(sl_ctx *, const sl_cuda_product *);
-/* May this context try several algorithms on the real buffers and keep the fastest? Only
- * with SLUICE_AUTOTUNE=1, since another process may find another one fastest and then has
- * other last bits; not while the stream is captured into a graph. */
-bool sl_cuda_may_time(sl_ctx *);
+/* False: the product `adds`, and cublasLt has no kernel for that; nothing was done. Errors
+ * are kept in ctx. */
+bool sl_cuda_multiply(sl_ctx *ctx, const sl_cuda_product *product);
+/* True: this context may try several algorithms on the real buffers and keep the fastest.
+ * Only with SLUICE_AUTOTUNE=1, since another process may find another one fastest and then
+ * has other last bits; not while the stream is captured into a graph. */
+bool sl_cuda_may_time(sl_ctx *ctx);
 
-/* table.cu: everything else of sl_plugin; slab.cu: sl_cuda_slabs; load.cu: sl_cuda_load */
-extern const sl_ops sl_ops_cuda;
-extern const sl_slab_ops sl_cuda_slabs;
-sl_code sl_cuda_load(const sl_load_piece *, int, int, const volatile int *, sl_load_figures *,
-                     sl_err *);
-void sl_cuda_random(sl_ctx *, void *dst, sl_dtype, int64_t n, float centre, float spread,
+/* ---- what else the plug-in lends (plugin.h) ---- */
+
+extern const sl_ops sl_ops_cuda;        /* table.cu */
+extern const sl_slab_ops sl_cuda_slabs; /* slab.cu */
+/* load.cu: sl_plugin's load and random */
+sl_code sl_cuda_load(const sl_load_piece *pieces, int n, int threads, const volatile int *cancel,
+                     sl_load_figures *figures, sl_err *err);
+void sl_cuda_random(sl_ctx *ctx, void *dst, sl_dtype dtype, int64_t n, float centre, float spread,
                     uint64_t seed);
 
 #endif

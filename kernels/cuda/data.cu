@@ -12,7 +12,7 @@ void sl_cuda_zero(sl_ctx *ctx, const sl_tensor *y)
 
 /* Rows of `cols` units of type T, pitches in units: a move without conversion. */
 template <typename T>
-__global__ void __launch_bounds__(MAP_THREADS)
+static __global__ void __launch_bounds__(MAP_THREADS)
     move_rows_kernel(T *y, const T *x, int64_t rows, int64_t cols, int64_t y_pitch, int64_t x_pitch)
 {
     int64_t first = (int64_t)blockIdx.x * (MAP_THREADS * MAP_EACH) + threadIdx.x, n = rows * cols,
@@ -65,7 +65,7 @@ struct same_f {
 
 /* Rows of `cols` vectors of V with a conversion, pitches in elements. */
 template <int V, typename Y, typename X>
-__global__ void __launch_bounds__(MAP_THREADS)
+static __global__ void __launch_bounds__(MAP_THREADS)
     convert_rows_kernel(Y *y, const X *x, int64_t rows, int64_t cols, int64_t y_pitch,
                         int64_t x_pitch)
 {
@@ -87,7 +87,7 @@ static void convert(sl_ctx *ctx, const sl_tensor *yt, const sl_tensor *xt)
         return;
     }
     int64_t rows = xt->shape[0], cols = xt->shape[1];
-    if (aligned16(y, x) && cols % 8 == 0 && yt->pitch % 8 == 0 && xt->pitch % 8 == 0)
+    if (is_aligned16(y, x) && cols % 8 == 0 && yt->pitch % 8 == 0 && xt->pitch % 8 == 0)
         convert_rows_kernel<8>
             <<<blocks_for(rows * (cols / 8), MAP_THREADS), MAP_THREADS, 0, ctx->stream>>>(
                 y, x, rows, cols / 8, yt->pitch, xt->pitch);
@@ -222,7 +222,7 @@ struct embed_ids {
 
 /* Block (i, j): row i, vectors j * threads and on. */
 template <int V, typename T>
-__global__ void __launch_bounds__(MAP_THREADS)
+static __global__ void __launch_bounds__(MAP_THREADS)
     embed_kernel(bf16 *y, const T *table, const embed_ids ids, int64_t d)
 {
     int64_t c = ((int64_t)blockIdx.y * MAP_THREADS + threadIdx.x) * V;
@@ -236,7 +236,7 @@ template <typename T>
 static void embed(sl_ctx *ctx, const sl_tensor *y, const T *table, const int32_t *ids)
 {
     int64_t n = y->shape[0], d = y->shape[1];
-    bool wide = d % 8 == 0 && aligned16(y->data, table);
+    bool wide = d % 8 == 0 && is_aligned16(y->data, table);
     unsigned across = blocks_for(wide ? d / 8 : d, MAP_THREADS);
     for (int64_t i = 0; i < n && d; i += IDS) {
         int64_t m = n - i < IDS ? n - i : IDS;

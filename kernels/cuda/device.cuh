@@ -213,18 +213,18 @@ static inline unsigned blocks_for(int64_t n, int64_t each)
     return (unsigned)((n + each - 1) / each);
 }
 
-/* Do addresses allow 16-byte accesses? */
-static inline bool aligned16(const void *p)
+/* True: the addresses allow 16-byte accesses. */
+static inline bool is_aligned16(const void *p)
 {
     return (uintptr_t)p % 16 == 0;
 }
-static inline bool aligned16(const void *a, const void *b)
+static inline bool is_aligned16(const void *a, const void *b)
 {
-    return aligned16(a) && aligned16(b);
+    return is_aligned16(a) && is_aligned16(b);
 }
-static inline bool aligned16(const void *a, const void *b, const void *c)
+static inline bool is_aligned16(const void *a, const void *b, const void *c)
 {
-    return aligned16(a, b) && aligned16(c);
+    return is_aligned16(a, b) && is_aligned16(c);
 }
 
 /* ---- elementwise ---- */
@@ -292,7 +292,7 @@ static void map2(sl_ctx *ctx, const char *what, Y *y, const A *a, const B *b, in
 {
     constexpr int V = sizeof(Y) == 4 && sizeof(A) == 4 && sizeof(B) == 4 ? 4 : 8;
     if (n <= 0) return;
-    if (aligned16(y, a, b))
+    if (is_aligned16(y, a, b))
         map2_kernel<V>
             <<<blocks_for((n + V - 1) / V, MAP_THREADS * MAP_EACH), MAP_THREADS, 0, ctx->stream>>>(
                 y, a, b, n, f);
@@ -306,7 +306,7 @@ static void map1(sl_ctx *ctx, const char *what, Y *y, const X *x, int64_t n, F f
 {
     constexpr int V = sizeof(Y) == 4 && sizeof(X) == 4 ? 4 : 8;
     if (n <= 0) return;
-    if (aligned16(y, x))
+    if (is_aligned16(y, x))
         map1_kernel<V>
             <<<blocks_for((n + V - 1) / V, MAP_THREADS * MAP_EACH), MAP_THREADS, 0, ctx->stream>>>(
                 y, x, n, f);

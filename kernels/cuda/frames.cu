@@ -40,7 +40,7 @@ __device__ __forceinline__ float norm_scale(float squares, float root)
  * A block has 256 / G pixels side by side, and NORM_PIXELS such lots, all loaded before
  * the first is used. nv vectors a pixel, at most G * NV; root: sqrt(C). */
 template <int G, int NV, bool SILU>
-__global__ void __launch_bounds__(NORM_THREADS)
+static __global__ void __launch_bounds__(NORM_THREADS)
     vae_norm_kernel(bf16 *y, const bf16 *x, const bf16 *__restrict__ gamma, int64_t pixels, int nv,
                     float root)
 {
@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(NORM_THREADS)
 /* Any number of channels, any alignment, gamma of either dtype: a warp has a pixel and
  * reads it twice. */
 template <typename P>
-__global__ void __launch_bounds__(NORM_THREADS)
+static __global__ void __launch_bounds__(NORM_THREADS)
     vae_norm_plain_kernel(bf16 *y, const bf16 *x, const P *__restrict__ gamma, int64_t pixels,
                           int64_t c, float root, bool silu)
 {
@@ -138,7 +138,7 @@ static void vae_norm_lanes(sl_ctx *ctx, bf16 *y, const bf16 *x, const bf16 *gamm
     else vae_norm<32, NV>(ctx, y, x, gamma, pixels, nv, root, silu);
 }
 
-static bool power_of_two(int n)
+static bool is_power_of_two(int n)
 {
     return n > 0 && (n & (n - 1)) == 0;
 }
@@ -152,11 +152,11 @@ void sl_cuda_vae_norm(sl_ctx *ctx, const sl_tensor *yt, const sl_tensor *xt, con
     bf16 *y = (bf16 *)yt->data;
     const bf16 *x = (const bf16 *)xt->data, *g = (const bf16 *)gamma->data;
     float root = sqrtf((float)c);
-    if (gamma->dtype == SL_BF16 && c % 8 == 0 && c <= 1024 && aligned16(y, x, g)) {
+    if (gamma->dtype == SL_BF16 && c % 8 == 0 && c <= 1024 && is_aligned16(y, x, g)) {
         int nv = (int)c / 8;
-        if (power_of_two(nv) && nv <= 32) /* 8, 16, 32, 64, 128, 256 channels */
+        if (is_power_of_two(nv) && nv <= 32) /* 8, 16, 32, 64, 128, 256 channels */
             vae_norm_lanes<1>(ctx, y, x, g, pixels, nv, root, silu);
-        else if (nv % 3 == 0 && power_of_two(nv / 3)) /* 24, 48, 96, 192, 384, 768 */
+        else if (nv % 3 == 0 && is_power_of_two(nv / 3)) /* 24, 48, 96, 192, 384, 768 */
             vae_norm_lanes<3>(ctx, y, x, g, pixels, nv, root, silu);
         else vae_norm_lanes<4>(ctx, y, x, g, pixels, nv, root, silu);
     } else {
@@ -175,7 +175,7 @@ void sl_cuda_vae_norm(sl_ctx *ctx, const sl_tensor *yt, const sl_tensor *xt, con
 
 /* x [T, pixels, 2, c] to y [T, 2, pixels, c], all counted in units of type T. */
 template <typename T>
-__global__ void __launch_bounds__(MAP_THREADS)
+static __global__ void __launch_bounds__(MAP_THREADS)
     time_shuffle_kernel(T *y, const T *x, int64_t n, int64_t pixels, int64_t c)
 {
     int64_t first = (int64_t)blockIdx.x * (MAP_THREADS * MAP_EACH) + threadIdx.x, to[MAP_EACH];
@@ -198,7 +198,7 @@ void sl_cuda_time_shuffle(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x)
 {
     int64_t n = sl_count(x), pixels = x->shape[1] * x->shape[2], c = y->shape[3];
     if (!n) return;
-    if (c % 8 == 0 && aligned16(y->data, x->data))
+    if (c % 8 == 0 && is_aligned16(y->data, x->data))
         time_shuffle_kernel<<<blocks_for(n / 8, MAP_THREADS * MAP_EACH), MAP_THREADS, 0,
                               ctx->stream>>>((uint4 *)y->data, (const uint4 *)x->data, n / 8,
                                              pixels, c / 8);
@@ -239,7 +239,7 @@ __device__ __forceinline__ float scaled(const affine &a, int c, float x)
 
 /* A thread has 8 channels of one pixel; lanes have neighbouring pixels, so that every
  * read of a channel is a whole line. */
-__global__ void __launch_bounds__(MAP_THREADS)
+static __global__ void __launch_bounds__(MAP_THREADS)
     to_channels_last_kernel(bf16 *y, const float *x, const affine a, int64_t pixels,
                             int64_t channels, bool wide)
 {
@@ -268,7 +268,7 @@ void sl_cuda_to_channels_last(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *
                               const float *add)
 {
     int64_t channels = x->shape[0], pixels = x->shape[1] * x->shape[2] * x->shape[3];
-    bool wide = channels % 8 == 0 && aligned16(y->data);
+    bool wide = channels % 8 == 0 && is_aligned16(y->data);
     for (int64_t c = 0; c < channels && pixels; c += AFFINE) {
         affine a = affine_of(c, channels, mul, add);
         to_channels_last_kernel<<<blocks_for(pixels * ((a.count + 7) / 8), MAP_THREADS),
@@ -280,7 +280,7 @@ void sl_cuda_to_channels_last(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *
 
 /* Likewise, lanes write whole lines; `stride` channels a pixel of x. wide: 8 channels
  * from a multiple of 8 may be read at once, and are there. */
-__global__ void __launch_bounds__(MAP_THREADS)
+static __global__ void __launch_bounds__(MAP_THREADS)
     to_channels_first_kernel(float *y, const bf16 *x, const affine a, int64_t pixels,
                              int64_t stride, bool wide)
 {
@@ -308,7 +308,7 @@ void sl_cuda_to_channels_first(sl_ctx *ctx, const sl_tensor *y, const sl_tensor 
 {
     int64_t channels = y->shape[0], stride = x->shape[3],
             pixels = x->shape[0] * x->shape[1] * x->shape[2];
-    bool wide = stride % 8 == 0 && aligned16(x->data);
+    bool wide = stride % 8 == 0 && is_aligned16(x->data);
     for (int64_t c = 0; c < channels && pixels; c += AFFINE) {
         affine a = affine_of(c, channels, mul, add);
         to_channels_first_kernel<<<blocks_for(pixels * ((a.count + 7) / 8), MAP_THREADS),
@@ -331,7 +331,7 @@ __device__ __forceinline__ unsigned rgb8(float x)
 
 /* 16 numbers a thread: 32 bytes in, 16 out. The last block also does the n % 16 at the
  * end. */
-__global__ void __launch_bounds__(MAP_THREADS)
+static __global__ void __launch_bounds__(MAP_THREADS)
     frames_rgb8_kernel(uint8_t *y, const bf16 *x, int64_t n)
 {
     int64_t vectors = n / 16, i = (int64_t)blockIdx.x * MAP_THREADS + threadIdx.x;
@@ -351,7 +351,7 @@ __global__ void __launch_bounds__(MAP_THREADS)
     if (blockIdx.x == gridDim.x - 1 && tail < n) y[tail] = (uint8_t)rgb8(to_float(x[tail]));
 }
 
-__global__ void __launch_bounds__(MAP_THREADS)
+static __global__ void __launch_bounds__(MAP_THREADS)
     frames_rgb8_plain_kernel(uint8_t *y, const bf16 *x, int64_t n)
 {
     int64_t i = (int64_t)blockIdx.x * MAP_THREADS + threadIdx.x;
@@ -364,7 +364,7 @@ void sl_cuda_frames_rgb8(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x)
     uint8_t *to = (uint8_t *)y->data;
     const bf16 *from = (const bf16 *)x->data;
     if (!n) return;
-    if (aligned16(to, from))
+    if (is_aligned16(to, from))
         frames_rgb8_kernel<<<blocks_for((n + 15) / 16, MAP_THREADS), MAP_THREADS, 0, ctx->stream>>>(
             to, from, n);
     else

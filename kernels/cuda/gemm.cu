@@ -279,7 +279,7 @@ __device__ __forceinline__ float vector_at(const void *v, bool f32, int64_t i)
 /* Any product, any alignment: a TILE x TILE piece of c a block, one element a thread. x:
  * rows of c, y: columns, z: the batch. */
 template <class T, class R>
-__global__ void __launch_bounds__(TILE *TILE)
+static __global__ void __launch_bounds__(TILE *TILE)
     plain_kernel(const T *a, const T *b, R *c, int64_t m, int64_t n, int64_t k, int64_t lda,
                  int64_t b_n, int64_t b_k, int64_t ldc, int64_t step_a, int64_t step_b,
                  int64_t step_c, float alpha, const R *bias, int kind)
@@ -315,8 +315,8 @@ template <class T, class R> static void plain(sl_ctx *ctx, const sl_cuda_product
 
 /* y = act(sums + b), rounded once. y may be the sums. A thread an element. */
 template <class R>
-__global__ void finish_kernel(R *y, int64_t ldy, const float *sums, int64_t ld, int64_t m, int n,
-                              const void *b, bool b_f32, int kind)
+static __global__ void finish_kernel(R *y, int64_t ldy, const float *sums, int64_t ld, int64_t m,
+                                     int n, const void *b, bool b_f32, int kind)
 {
     int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= m * n) return;
@@ -362,7 +362,7 @@ template <class T> struct stretch<T, false> {
 /* y[m,n] for m <= ROWS rows: a warp takes one row of w, its lanes stretches of it side by
  * side, and every row of x with it. Bound by reading w once. */
 template <class T, int ROWS, bool WIDE>
-__global__ void __launch_bounds__(128)
+static __global__ void __launch_bounds__(128)
     few_rows_kernel(T *y, int64_t ldy, const T *x, int64_t ldx, const T *w, int m, int64_t n,
                     int64_t k, const void *b, bool b_f32, int kind)
 {
@@ -544,7 +544,7 @@ void sl_cuda_linear(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const s
 
 /* to[n, k] = gate[n] * w[n, k] and bias[n] = gate[n] * b[n], each rounded to bf16: x: a
  * row, a thread eight columns at a time. */
-__global__ void __launch_bounds__(256)
+static __global__ void __launch_bounds__(256)
     gated_weight_kernel(bf16 *to, const bf16 *w, int64_t k, bf16 *bias, const void *b, bool b_f32,
                         const float *gate)
 {

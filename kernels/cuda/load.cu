@@ -7,6 +7,13 @@
  * the destination where the dtypes agree, else a copy to its device stage and a
  * conversion. The slot is filled anew once its event has come, so that a reader's read
  * and its copies overlap. Host memory: readers * 2 * CHUNK, whatever the files' size.
+ *
+ * THREADS. sl_cuda_load's caller plans, starts the readers and joins them; readers
+ * alone read and copy. They share one job: `next` hands out chunks and `stop` ends
+ * them (atomics); err, the first failure, is under `lock`; segments and chunks do not
+ * change once readers run. Slots, their stages and the stream are a reader's own. Each
+ * wait for the device has a deadline (DEVICE_WAIT).
+ *
  * SLUICE_LOAD_DIRECT=1: read past the page cache (O_DIRECT), to measure a disk. */
 #include <errno.h>
 #include <fcntl.h>

@@ -60,7 +60,7 @@ __device__ __forceinline__ void row_squares(float (&sum)[R], const uint4 (&v)[R]
 
 /* y = (x - mean) * rstd * (ONE + w) + b with w and b of type P; P void: without them. */
 template <int NV, int R, typename P, int ONE>
-__global__ void __launch_bounds__(ROW_THREADS, 6)
+static __global__ void __launch_bounds__(ROW_THREADS, 6)
     layernorm_kernel(bf16 *y, const bf16 *x, const P *__restrict__ w, const P *__restrict__ b,
                      int64_t rows, int d, float eps)
 {
@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(ROW_THREADS, 6)
  * each head of `head` elements. With a head that divides 1024 a thread's columns are at
  * one place of their heads, so 4 cosines and 4 sines a row serve all its vectors. */
 template <int NV, int R, typename P, bool ROPE>
-__global__ void __launch_bounds__(ROW_THREADS, 5)
+static __global__ void __launch_bounds__(ROW_THREADS, 5)
     rmsnorm_kernel(bf16 *y, const bf16 *x, const P *__restrict__ w, const float *__restrict__ cos,
                    const float *__restrict__ sin, int64_t y_pitch, int64_t x_pitch, int64_t rows,
                    int d, int head, float eps)
@@ -195,7 +195,7 @@ __device__ float row_sum(const T *x, int64_t d, float mean, bool plain,
 }
 
 template <class T>
-__global__ void __launch_bounds__(PLAIN_THREADS)
+static __global__ void __launch_bounds__(PLAIN_THREADS)
     layernorm_plain_kernel(T *y, const T *x, columns w, columns b, int64_t d, float one, float eps)
 {
     __shared__ float shared[2][1][PLAIN_WARPS];
@@ -211,7 +211,7 @@ __global__ void __launch_bounds__(PLAIN_THREADS)
 
 /* cos NULL: no rotation. A thread takes pairs, so that y may be x; without rotation d may
  * be odd, and the last element is then half a pair. */
-__global__ void __launch_bounds__(PLAIN_THREADS)
+static __global__ void __launch_bounds__(PLAIN_THREADS)
     rmsnorm_plain_kernel(bf16 *y, const bf16 *x, columns w, const float *cos, const float *sin,
                          int64_t y_pitch, int64_t x_pitch, int64_t d, int64_t half, float eps)
 {
@@ -254,11 +254,11 @@ template <typename F> static void with_vectors(sl_ctx *ctx, int64_t rows, int64_
     }
 }
 
-/* Can rows of d bf16 be held in registers? */
-static bool held(const sl_tensor *y, const sl_tensor *x)
+/* True: rows of d bf16 can be held in registers. */
+static bool fits_in_registers(const sl_tensor *y, const sl_tensor *x)
 {
     int64_t rows = x->shape[0], d = x->shape[1];
-    return d % 8 == 0 && d <= 8 * ROW_THREADS * MAX_VECTORS && aligned16(y->data, x->data) &&
+    return d % 8 == 0 && d <= 8 * ROW_THREADS * MAX_VECTORS && is_aligned16(y->data, x->data) &&
            (rows <= 1 || (y->pitch % 8 == 0 && x->pitch % 8 == 0));
 }
 
@@ -290,8 +290,8 @@ static void layernorm(sl_ctx *ctx, const char *what, const sl_tensor *y, const s
 {
     if (!x->shape[0]) return;
     if (x->dtype == SL_F32) layernorm_plain<float>(ctx, y, x, w, b, one, eps);
-    else if (held(y, x) && !w) layernorm_held<void, 0>(ctx, y, x, w, b, eps);
-    else if (!held(y, x) || w->dtype != b->dtype || !aligned16(w->data, b->data) ||
+    else if (fits_in_registers(y, x) && !w) layernorm_held<void, 0>(ctx, y, x, w, b, eps);
+    else if (!fits_in_registers(y, x) || w->dtype != b->dtype || !is_aligned16(w->data, b->data) ||
              (one && w->dtype != SL_F32))
         layernorm_plain<bf16>(ctx, y, x, w, b, one, eps);
     else if (one) layernorm_held<float, 1>(ctx, y, x, w, b, eps);
@@ -330,9 +330,9 @@ static void rmsnorm(sl_ctx *ctx, const char *what, const sl_tensor *y, const sl_
                     const sl_tensor *w, const float *cos, const float *sin, int64_t head, float eps)
 {
     int64_t rows = x->shape[0], d = x->shape[1];
-    bool rope = cos != NULL, fits = held(y, x) && aligned16(w->data);
+    bool rope = cos != NULL, fits = fits_in_registers(y, x) && is_aligned16(w->data);
     if (!rows) return;
-    if (rope) fits = fits && head % 8 == 0 && 8 * ROW_THREADS % head == 0 && aligned16(cos, sin);
+    if (rope) fits = fits && head % 8 == 0 && 8 * ROW_THREADS % head == 0 && is_aligned16(cos, sin);
     if (!fits)
         rmsnorm_plain_kernel<<<(unsigned)rows, PLAIN_THREADS, 0, ctx->stream>>>(
             (bf16 *)y->data, (const bf16 *)x->data, columns_of(w), cos, sin, y->pitch, x->pitch, d,
@@ -366,7 +366,7 @@ enum { GATED_ROWS = 4 };
 /* x += y * gate: a thread has V columns of GATED_ROWS rows and reads the gate once.
  * Blocks: `across` for the columns, times groups of rows. */
 template <int V>
-__global__ void __launch_bounds__(ROW_THREADS)
+static __global__ void __launch_bounds__(ROW_THREADS)
     gated_add_kernel(bf16 *x, const bf16 *y, const float *__restrict__ gate, int64_t rows,
                      int64_t d, unsigned across)
 {
@@ -393,7 +393,7 @@ __global__ void __launch_bounds__(ROW_THREADS)
 void sl_cuda_gated_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_tensor *gate)
 {
     int64_t rows = x->shape[0], d = x->shape[1];
-    bool wide = d % 8 == 0 && aligned16(x->data, y->data, gate->data);
+    bool wide = d % 8 == 0 && is_aligned16(x->data, y->data, gate->data);
     unsigned across = blocks_for(wide ? d / 8 : d, ROW_THREADS),
              blocks = across * blocks_for(rows, GATED_ROWS);
     if (!rows) return;

@@ -37,7 +37,7 @@ __device__ __forceinline__ void store_pair(bf16 *p, float a, float b, bool pairs
  * bytes a channel, its rows an odd number of them apart so that lanes do not collide.
  * Writing, neighbours have neighbouring channels of one patch. volume: elements a
  * channel. wide: y is 8-byte aligned, pairs: so are both inputs. */
-__global__ void __launch_bounds__(PATCH_THREADS)
+static __global__ void __launch_bounds__(PATCH_THREADS)
     patchify_kernel(bf16 *y, const float *latents, const float *condition, int c1, int channels,
                     int64_t volume, int64_t patches, int64_t hp, int64_t wp, bool wide, bool pairs)
 {
@@ -95,7 +95,7 @@ void sl_cuda_patchify(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *latents,
  * and a warp one channel and line. */
 enum { UNPATCH_CHANNELS = 32 };
 template <typename Y>
-__global__ void __launch_bounds__(PATCH_THREADS)
+static __global__ void __launch_bounds__(PATCH_THREADS)
     unpatchify_kernel(Y *y, const bf16 *x, int channels, int64_t volume, int64_t patches,
                       int64_t hp, int64_t wp, bool pairs)
 {
@@ -197,7 +197,8 @@ struct terms {
 
 /* y = a[0] x[0] + a[1] x[1] + ..., left to right. */
 template <int N, int V>
-__global__ void __launch_bounds__(MAP_THREADS) lincomb_kernel(float *y, const terms in, int64_t n)
+static __global__ void __launch_bounds__(MAP_THREADS)
+    lincomb_kernel(float *y, const terms in, int64_t n)
 {
     int64_t vectors = n / V, i = (int64_t)blockIdx.x * MAP_THREADS + threadIdx.x;
     if (i < vectors) {
@@ -238,11 +239,11 @@ void sl_cuda_lincomb(sl_ctx *ctx, const sl_tensor *y, int n, const sl_tensor *co
     terms in = {};
     float *out = (float *)y->data;
     int64_t count = sl_count(y);
-    bool wide = aligned16(out);
+    bool wide = is_aligned16(out);
     for (int k = 0; k < n; k++) {
         in.x[k] = (const float *)x[k]->data;
         in.a[k] = a[k];
-        wide = wide && aligned16(in.x[k]);
+        wide = wide && is_aligned16(in.x[k]);
     }
     if (!count) return;
     if (n == 1) lincomb<1>(ctx, out, &in, count, wide);
@@ -273,7 +274,7 @@ __device__ __forceinline__ void mean_step(double (&sum)[2], const float (&p)[V],
 }
 
 template <int V>
-__global__ void __launch_bounds__(MEAN_THREADS)
+static __global__ void __launch_bounds__(MEAN_THREADS)
     mean_abs_kernel(double *part, const bf16 *prev, const bf16 *r, int64_t n)
 {
     __shared__ double shared[2][MEAN_WARPS];
@@ -304,7 +305,7 @@ __global__ void __launch_bounds__(MEAN_THREADS)
 }
 
 /* One block adds the parts and divides. */
-__global__ void __launch_bounds__(MEAN_THREADS)
+static __global__ void __launch_bounds__(MEAN_THREADS)
     mean_abs_end_kernel(float *out, const double *part, int64_t n)
 {
     __shared__ double shared[2][MEAN_WARPS];
@@ -328,7 +329,7 @@ void sl_cuda_mean_abs(sl_ctx *ctx, float out[2], const sl_tensor *prev, const sl
     double *part = (double *)sl_cuda_scratch(ctx, (2 * MEAN_BLOCKS + 2) * sizeof *part);
     if (!part) return;
     float *result = (float *)(part + 2 * MEAN_BLOCKS);
-    if (aligned16(p, q))
+    if (is_aligned16(p, q))
         mean_abs_kernel<8><<<MEAN_BLOCKS, MEAN_THREADS, 0, ctx->stream>>>(part, p, q, n);
     else mean_abs_kernel<1><<<MEAN_BLOCKS, MEAN_THREADS, 0, ctx->stream>>>(part, p, q, n);
     if (!SL_LAUNCHED(ctx, "mean_abs")) return;

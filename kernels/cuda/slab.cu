@@ -4,6 +4,13 @@
  * A process opens each handle once and counts its views of it; the process that made a
  * slab never opens its own handle (CUDA refuses that) but counts one view more. The table
  * of both is keyed by the handle's bytes.
+ *
+ * THREADS. Any thread may call any of these. `lock` guards the table and each slab's
+ * views, and is held while a handle is opened, so that no two threads open the same; what
+ * else a slab holds does not change while it has a view. What works on a slab first makes
+ * its device the calling thread's. One wait, slab_finish's, is a thread of its own with a
+ * deadline (FINISH_S), because CUDA's has none.
+ *
  * Source: CUDA C programming guide, "Interprocess Communication"; allocations are whole
  * multiples of 2 MiB, as it advises, so that exporting one exports nothing else. */
 #include "kernels/cuda/cuda.h"

@@ -172,9 +172,9 @@ static sl_code cuda_open(sl_ctx *ctx, sl_err *err)
 
 /* ---- transfers ---- */
 
-/* Is an asynchronous copy from here still reading when the call returns? From pageable
- * memory it never is. */
-static bool pinned(const void *host)
+/* True: an asynchronous copy from here may still be reading when the call returns. From
+ * pageable memory none is. */
+static bool is_pinned(const void *host)
 {
     cudaPointerAttributes a;
     if (cudaPointerGetAttributes(&a, host) != cudaSuccess) {
@@ -196,7 +196,7 @@ static void cuda_upload(sl_ctx *ctx, const sl_tensor *dst, const void *host)
     if (sl_cuda_ok(ctx,
                    cudaMemcpyAsync(dst->data, host, bytes, cudaMemcpyHostToDevice, ctx->stream),
                    "upload") &&
-        pinned(host))
+        is_pinned(host))
         cuda_sync(ctx);
 }
 
