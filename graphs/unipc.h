@@ -18,8 +18,8 @@ typedef struct {
     float sigmas[SL_MAX_STEPS + 1]; /* the last is 0 */
 } sl_schedule;
 
-/* *out for `steps` 1 .. SL_MAX_STEPS and shift > 0. Errors: SL_ARG, also when two noise levels come out
- * equal in float32. */
+/* *out for `steps` 1 .. SL_MAX_STEPS and shift > 0. Errors: SL_ARG, also when two noise
+ * levels come out equal in float32. */
 sl_code sl_schedule_make(sl_schedule *out, sl_sampler_kind kind, int steps, double shift,
                          sl_err *err);
 

@@ -49,9 +49,10 @@ sl_code sl_loader_file(sl_loader **out, sl_ctx *ctx, const char *dir, const char
 /* A loader that counts what the device of ctx->ops would take; without a checkpoint,
  * matrices count as random ones. */
 sl_code sl_loader_plan(sl_loader **out, sl_ctx *ctx, const char *label, sl_err *err);
-/* A loader of random numbers. A tensor's numbers depend on `seed`, its name and shape alone, on every device: uniform
- * with deviation 1/sqrt(K) for matrices and convolutions, near 1 for norm weights and
- * gammas, near 0 for biases. SL_W_MATRIX has the activations' dtype. */
+/* A loader of random numbers. A tensor's numbers depend on `seed`, its name and shape
+ * alone, on every device: uniform with deviation 1/sqrt(K) for matrices and convolutions,
+ * near 1 for norm weights and gammas, near 0 for biases. SL_W_MATRIX has the activations'
+ * dtype. */
 sl_code sl_loader_random(sl_loader **out, sl_ctx *ctx, uint64_t seed, const char *label,
                          sl_err *err);
 /* Elements [first, first + n) of the same numbers for tensor `name` of t's shape, as

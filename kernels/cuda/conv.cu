@@ -152,7 +152,8 @@ __global__ void __launch_bounds__(THREADS) conv_simple_kernel(const simple_args 
         kk += BK;
     };
 
-    /* Sums begin at zero. */
+    /* Sums begin at zero; all stages but one are filled; then each step waits for its stage,
+     * fetches the one that has become free, and multiplies its own two halves of 16. */
     const int steps = (a.K + BK - 1) / BK;
     float acc[MT][NT][4];
 #pragma unroll
@@ -162,8 +163,6 @@ __global__ void __launch_bounds__(THREADS) conv_simple_kernel(const simple_args 
 #pragma unroll
             for (int e = 0; e < 4; e++) acc[i][j][e] = 0;
 
-                /* The pipeline is filled, all stages but one; then a step waits for its stage, fetches
-     * the one that has become free, and multiplies its two halves of 16. */
 #pragma unroll 1
     for (int s = 0; s < STAGES - 1; s++) {
         if (s < steps) fetch(s);
