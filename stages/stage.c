@@ -17,7 +17,7 @@
 #include <zmq.h>
 
 #include "common/log.h"
-#include "stages/sizes.h"
+#include "stages/sizes/sizes.h"
 #include "stages/turn.h"
 
 #define MAX_POOLS 4

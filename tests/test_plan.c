@@ -10,7 +10,7 @@
 #include "stages/cli/arguments.h"
 #include "stages/job/defaults.h"
 #include "stages/job/plan.h"
-#include "stages/sizes.h"
+#include "stages/sizes/sizes.h"
 
 static sl_err err;
 static t_run r;

@@ -8,7 +8,7 @@
 #include "graphs/umt5.h"
 #include "graphs/vae.h"
 #include "graphs/wan_dit.h"
-#include "stages/sizes.h"
+#include "stages/sizes/sizes.h"
 
 static const char *size_text(char buf[64], const sl_bench_size *s)
 {

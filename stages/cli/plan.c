@@ -10,7 +10,7 @@
 #include <jansson.h>
 
 #include "common/log.h"
-#include "stages/denoise_memory.h"
+#include "stages/sizes/denoise.h"
 #include "stages/job/check.h"
 #include "stages/job/plan.h"
 
@@ -49,7 +49,7 @@ static void print_plan(const sl_run_plan *p, const sl_job *j, int jobs, const sl
     int n = add_up(p, devices);
     printf("%s\n%s%dx%d, %d frames, %d steps%s%s\n", j->model,
            jobs > 1 ? "the largest of the jobs; the first is " : "", j->width, j->height, j->frames,
-           j->steps, denoise_branches(j) > 1 ? ", guidance" : "",
+           j->steps, sl_denoise_branches(j) > 1 ? ", guidance" : "",
            j->fbcache > 0 ? ", First Block Cache" : "");
     printf("\n  %-8s %-7s %10s %10s %10s %10s %10s %10s %10s   MB\n", "stage", "device", "mapped",
            "weights", "job", "work", "slots", "context", "host");

@@ -7,7 +7,7 @@
 #include "common/log.h"
 #include "graphs/vae.h"
 #include "stages/network.h"
-#include "stages/sizes.h"
+#include "stages/sizes/sizes.h"
 #include "stages/turn.h"
 
 typedef struct {

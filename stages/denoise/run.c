@@ -17,7 +17,7 @@
 
 sl_code denoiser_open(denoiser *d, sl_err *err)
 {
-    static const char *const NAMES[EXPERTS] = {"transformer", "transformer_2"};
+    static const char *const NAMES[SL_EXPERTS] = {"transformer", "transformer_2"};
     const sl_conf *conf = sl_stage_conf(d->st);
     const sl_conf_stage *me = sl_conf_find(conf, SL_ROLE_DENOISE);
     int64_t t0 = sl_now_ns();
@@ -56,7 +56,7 @@ sl_code denoiser_open(denoiser *d, sl_err *err)
 
 void denoiser_close(denoiser *d)
 {
-    for (int e = 0; e < EXPERTS; e++) {
+    for (int e = 0; e < SL_EXPERTS; e++) {
         sl_dit_free(&d->dit[e]);
         sl_loader_close(&d->loaders[e]);
     }
@@ -82,7 +82,7 @@ static void tap(void *user, sl_ctx *ctx, const char *name, const sl_tensor *t)
 
 static int branches(const denoise_run *r)
 {
-    return denoise_branches(r->job);
+    return sl_denoise_branches(r->job);
 }
 
 /* ---- state: what a killed denoiser goes on from ----
@@ -105,7 +105,7 @@ static sl_code restore_state(denoise_run *r, sl_err *err)
     if (rc || access(path, R_OK)) return rc;
     if ((rc = sl_st_open_file(&st, path, err))) return rc;
     if ((rc = sl_st_want(st, "meta", SL_I64, 1, (int64_t[]){META_COUNT}, &meta, err)) ||
-        (rc = sl_st_want(st, "metrics", SL_F32, 1, (int64_t[]){BRANCHES}, &metrics, err)))
+        (rc = sl_st_want(st, "metrics", SL_F32, 1, (int64_t[]){SL_BRANCHES}, &metrics, err)))
         goto done;
     int64_t v[META_COUNT];
     memcpy(v, meta.data, sizeof v);
@@ -148,16 +148,16 @@ static void hold_state(denoise_run *r)
 }
 
 static void save_state(denoise_run *r, const int64_t meta[META_COUNT],
-                       const float metrics[BRANCHES])
+                       const float metrics[SL_BRANCHES])
 {
     static const char *const NAMES[] = {"x", "last", "m0", "m1", "meta", "metrics"};
     int64_t n = sl_count(&r->sampler.x), m[META_COUNT];
-    float f[BRANCHES] = {metrics[0], metrics[1]};
+    float f[SL_BRANCHES] = {metrics[0], metrics[1]};
     sl_tensor t[6];
     memcpy(m, meta, sizeof m);
     for (int i = 0; i < 4; i++) t[i] = sl_view(r->saved + i * n, SL_F32, 4, r->shape);
     t[4] = sl_view1(m, SL_I64, META_COUNT);
-    t[5] = sl_view1(f, SL_F32, BRANCHES);
+    t[5] = sl_view1(f, SL_F32, SL_BRANCHES);
     sl_stage_spool(r->d->st, r->msg, "state", false, 6, NAMES, t);
     r->since_saved = 0;
 }
@@ -185,13 +185,13 @@ static sl_code load_noise(denoise_run *r, sl_err *err)
 
 /* Each on the host, then its memory is owned, or in its slot on the device. */
 typedef struct {
-    sl_input text[BRANCHES], clip, condition;
+    sl_input text[SL_BRANCHES], clip, condition;
     int image_tokens; /* 0: no clip */
 } inputs;
 
 static sl_code read_inputs(denoise_run *r, inputs *in, const denoise_inputs *from, sl_err *err)
 {
-    static const char *const NAMES[BRANCHES] = {"cond", "uncond"};
+    static const char *const NAMES[SL_BRANCHES] = {"cond", "uncond"};
     const denoiser *d = r->d;
     const sl_dit_config *c = &d->model->dit[0];
     int64_t extra = c->in_channels - c->out_channels;
@@ -232,14 +232,15 @@ static void make_contexts(denoise_run *r, const inputs *in)
 }
 
 /* All that the device does before the first step. */
-static sl_code fill_memory(denoise_run *r, const denoise_sizes *of, const inputs *in, sl_err *err)
+static sl_code fill_memory(denoise_run *r, const sl_denoise_sizes *of, const inputs *in,
+                           sl_err *err)
 {
     sl_ctx *ctx = &r->d->ctx;
     sl_code rc = sl_stage_turn_begin(r->d->st, SL_TURN_STEP, "step", 0, err);
     int64_t t0 = sl_now_ns();
     if (rc) return rc;
     ctx->tap_user = r;
-    denoise_take(ctx, &r->mem, of);
+    sl_denoise_take(ctx, &r->mem, of);
     make_contexts(r, in);
     if (r->mem.condition.rank) sl_network_place(ctx, &r->mem.condition, &in->condition);
     r->sampler = r->mem.sampler;
@@ -262,8 +263,8 @@ sl_code denoise_start(denoise_run *r, denoiser *d, const sl_msg_job *msg, const 
     int64_t t0 = sl_now_ns();
     sl_code rc;
     r->d = d, r->msg = msg, r->job = job;
-    r->cfg = denoise_branches(job) > 1;
-    denoise_shape(d->model, job, r->shape);
+    r->cfg = sl_denoise_branches(job) > 1;
+    sl_denoise_shape(d->model, job, r->shape);
     int64_t n = r->shape[0] * r->shape[1] * r->shape[2] * r->shape[3];
     sl_sampler_kind kind = strcmp(job->sampler, "euler") ? SL_SAMPLER_UNIPC : SL_SAMPLER_EULER;
     if ((rc = sl_schedule_make(&r->schedule, kind, job->steps, job->shift, err))) return rc;
@@ -281,14 +282,14 @@ sl_code denoise_start(denoise_run *r, denoiser *d, const sl_msg_job *msg, const 
             goto done;
         }
     }
-    const denoise_sizes of = {.model = d->model,
-                              .dit = d->dit,
-                              .job = job,
-                              .schedule = &r->schedule,
-                              .tap = *r->tap_dir ? tap : NULL,
-                              .round_rope =
-                                  !strcmp(sl_stage_conf(d->st)->denoise.rope, "bfloat16")};
-    if ((rc = denoise_arena(&arena, ctx->ops, &of, err)) ||
+    const sl_denoise_sizes of = {.model = d->model,
+                                 .dit = d->dit,
+                                 .job = job,
+                                 .schedule = &r->schedule,
+                                 .tap = *r->tap_dir ? tap : NULL,
+                                 .round_rope =
+                                     !strcmp(sl_stage_conf(d->st)->denoise.rope, "bfloat16")};
+    if ((rc = sl_denoise_arena(&arena, ctx->ops, &of, err)) ||
         (rc = sl_ctx_reserve(ctx, arena.peak, err)))
         goto done;
     sl_stage_span(d->st, msg->job, SL_SPAN_HANDOVER, t0);
@@ -296,7 +297,7 @@ sl_code denoise_start(denoise_run *r, denoiser *d, const sl_msg_job *msg, const 
     sl_log(SL_LOG_DEBUG, "job %llu: arena %.1f MB, ready in %.1f ms", (unsigned long long)msg->job,
            (double)arena.peak * 1e-6, (double)(sl_now_ns() - t0) * 1e-6);
 done:
-    for (int b = 0; b < BRANCHES; b++) free(in.text[b].host);
+    for (int b = 0; b < SL_BRANCHES; b++) free(in.text[b].host);
     free(in.clip.host);
     free(in.condition.host);
     return rc;
@@ -305,7 +306,7 @@ done:
 /* ---- one step ---- */
 
 static void report_step(denoise_run *r, int step, double seconds,
-                        const sl_fbcache_report reports[BRANCHES])
+                        const sl_fbcache_report reports[SL_BRANCHES])
 {
     sl_msg m = {.type = SL_MSG_STEP};
     m.step = (sl_msg_step){.job = r->msg->job,
@@ -353,7 +354,7 @@ sl_code denoise_step(denoise_run *r, sl_err *err)
                 ? 1
                 : 0;
     double g = e ? r->job->guidance_2 : r->job->guidance;
-    sl_fbcache_report reports[BRANCHES] = {{NAN, true}, {NAN, true}};
+    sl_fbcache_report reports[SL_BRANCHES] = {{NAN, true}, {NAN, true}};
     size_t mark = sl_mark(ctx);
     sl_code rc = sl_stage_turn_begin(r->d->st, SL_TURN_STEP, "step", i + 1, err);
     int64_t t0 = sl_now_ns();

@@ -2,7 +2,7 @@
 #ifndef SL_DENOISE_RUN_H
 #define SL_DENOISE_RUN_H
 
-#include "stages/denoise_memory.h"
+#include "stages/sizes/denoise.h"
 #include "stages/network.h"
 
 /* What lives as long as the process: weights and a context. */
@@ -12,8 +12,8 @@ typedef struct {
     sl_ctx ctx;
     /* where inputs arrive; image NULL for a model without pictures */
     sl_pool *text, *image;
-    sl_loader *loaders[EXPERTS + 1]; /* NULL-ended */
-    sl_dit *dit[EXPERTS];
+    sl_loader *loaders[SL_EXPERTS + 1]; /* NULL-ended */
+    sl_dit *dit[SL_EXPERTS];
 } denoiser;
 
 /* Where a job's text and image are: in a lease of the pool each, or, where that is NULL,
@@ -30,14 +30,14 @@ typedef struct {
     sl_schedule schedule;
     bool cfg;
     int64_t shape[4]; /* of the latents */
-    denoise_memory mem;
+    sl_denoise_memory mem;
     sl_sampler sampler;  /* state; its tensors lie in mem */
     float *noise, *host; /* on the host, [16, T, h/8, w/8]: the start; a buffer */
     /* on the host, four of that: x, last, m0, m1 before the step that runs */
     float *saved;
     int since_saved; /* steps since the last spooled state */
     bool replay;     /* the next step repeats one that had computed: see denoise_step */
-    float replay_metric[BRANCHES];
+    float replay_metric[SL_BRANCHES];
     char tap_dir[SL_PATH]; /* where first-forward tensors go; "" nowhere */
 } denoise_run;
 

@@ -8,7 +8,7 @@
 #include "graphs/clip.h"
 #include "graphs/vae.h"
 #include "stages/network.h"
-#include "stages/sizes.h"
+#include "stages/sizes/sizes.h"
 #include "stages/turn.h"
 
 typedef struct {

@@ -14,7 +14,7 @@
 
 #include "common/clock.h"
 #include "kernels/plugin.h"
-#include "stages/sizes.h"
+#include "stages/sizes/sizes.h"
 
 /* seconds, the longest wait for the driver: the first context after a boot takes some */
 #define ANSWER_S 60

@@ -7,7 +7,7 @@
 #include <unistd.h>
 
 #include "kernels/cuda/conv_tiles.h"
-#include "stages/denoise_memory.h"
+#include "stages/sizes/denoise.h"
 
 /* Measured: what a stage's process takes with no job, and what x264 takes for each pixel
  * of a frame: look-ahead, references, and a frame a thread. */
@@ -152,11 +152,11 @@ static sl_code plan_image(planner *p, sl_stage_plan *s, bool computes, sl_err *e
 
 static sl_code plan_denoise(planner *p, sl_stage_plan *s, bool computes, sl_err *err)
 {
-    static const char *const NAMES[EXPERTS] = {"transformer", "transformer_2"};
+    static const char *const NAMES[SL_EXPERTS] = {"transformer", "transformer_2"};
     const sl_model *model = p->model;
     const sl_job *job = p->job;
     int64_t shape[4];
-    sl_dit *dit[EXPERTS] = {0};
+    sl_dit *dit[SL_EXPERTS] = {0};
     sl_schedule *schedule = malloc(sizeof *schedule);
     sl_arena a = {0};
     sl_code rc = schedule ? SL_OK : sl_fail(err, SL_NOMEM, "denoise: no memory");
@@ -171,11 +171,11 @@ static sl_code plan_denoise(planner *p, sl_stage_plan *s, bool computes, sl_err 
                               strcmp(job->sampler, "euler") ? SL_SAMPLER_UNIPC : SL_SAMPLER_EULER,
                               job->steps, job->shift, err);
     if (!rc && computes)
-        rc = denoise_arena(
+        rc = sl_denoise_arena(
             &a, &p->body,
-            &(denoise_sizes){.model = model, .dit = dit, .job = job, .schedule = schedule}, err);
+            &(sl_denoise_sizes){.model = model, .dit = dit, .job = job, .schedule = schedule}, err);
     add_arena(s, &a);
-    denoise_shape(model, job, shape);
+    sl_denoise_shape(model, job, shape);
     size_t latents = (size_t)(shape[0] * shape[1] * shape[2] * shape[3]) * sizeof(float);
     size_t text = sl_slot_bytes(model, SL_HANDOVER_TEXT, 0, 1),
            image = model->family.picture
@@ -190,7 +190,7 @@ static sl_code plan_denoise(planner *p, sl_stage_plan *s, bool computes, sl_err 
             /* noise, result, the state of four, the state and both results once more for
              * the spool; inputs */
             12 * latents + held;
-    for (int e = 0; e < EXPERTS; e++) sl_dit_free(&dit[e]);
+    for (int e = 0; e < SL_EXPERTS; e++) sl_dit_free(&dit[e]);
     free(schedule);
     return rc;
 }
@@ -246,8 +246,8 @@ static bool same_sizes(const sl_job *a, const sl_job *b)
 {
     return a->width == b->width && a->height == b->height && a->frames == b->frames &&
            a->steps == b->steps && !strcmp(a->sampler, b->sampler) && a->shift == b->shift &&
-           denoise_branches(a) == denoise_branches(b) && (a->fbcache > 0) == (b->fbcache > 0) &&
-           !*a->last_image == !*b->last_image;
+           sl_denoise_branches(a) == sl_denoise_branches(b) &&
+           (a->fbcache > 0) == (b->fbcache > 0) && !*a->last_image == !*b->last_image;
 }
 
 static size_t sum(const sl_stage_plan *s)

@@ -6,7 +6,7 @@
 #include "common/log.h"
 #include "stages/mux/mp4.h"
 #include "stages/network.h"
-#include "stages/sizes.h"
+#include "stages/sizes/sizes.h"
 
 typedef struct {
     sl_stage *st;

@@ -8,7 +8,7 @@
 #include "common/tokenizer.h"
 #include "graphs/umt5.h"
 #include "stages/network.h"
-#include "stages/sizes.h"
+#include "stages/sizes/sizes.h"
 #include "stages/turn.h"
 
 typedef struct {

@@ -4,7 +4,7 @@
  * The arena's size is found by running the stage's own graph on the plan body of its
  * device (sl_ops_plan_of): no memory, no work, no numbers. `ops` is the device's table,
  * or already a plan body. Networks may have been made by a loader that only counts. The
- * denoiser's is in stages/denoise_memory.h. */
+ * denoiser's is in denoise.h. */
 #ifndef SL_SIZES_H
 #define SL_SIZES_H
 
@@ -25,7 +25,7 @@
     ((size_t)288                                                                                   \
      << 20) /* the most that an operation takes: attention's scores, and a result to be added */
 
-typedef struct {
+    typedef struct {
     /* what one job keeps from its beginning to its end: caches, tables, contexts */
     size_t kept;
     size_t peak; /* the whole arena, `kept` included */

@@ -1,5 +1,5 @@
 /* sizes.c - what a job takes in each stage, in bytes. */
-#include "stages/sizes.h"
+#include "stages/sizes/sizes.h"
 
 #include <string.h>
 

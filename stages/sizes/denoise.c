@@ -1,18 +1,20 @@
-/* denoise_memory.c - the device memory of one denoising job. */
-#include "stages/denoise_memory.h"
+/* denoise.c - the device memory of one denoising job. */
+#include "stages/sizes/denoise.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-int denoise_branches(const sl_job *job)
+int sl_denoise_branches(const sl_job *job)
 {
-    return job->guidance > 1 ? 2 : 1;
+    return sl_job_guided(job) ? 2 : 1;
 }
 
-void denoise_shape(const sl_model *model, const sl_job *job, int64_t shape[4])
+void sl_denoise_shape(const sl_model *model, const sl_job *job, int64_t shape[4])
 {
-    shape[0] = model->dit[0].out_channels, shape[1] = sl_job_latent_frames(job);
-    shape[2] = job->height / 8, shape[3] = job->width / 8;
+    const sl_grid grid = sl_job_grid(model, job);
+    sl_tensor_spec latents[SL_HANDOVER_TENSORS];
+    sl_handover_tensors(latents, SL_HANDOVER_LATENTS, model, &grid, job);
+    memcpy(shape, latents[0].shape, 4 * sizeof *shape);
 }
 
 static void *bytes_of(sl_ctx *ctx, size_t n)
@@ -39,23 +41,22 @@ static void round_rope(sl_ctx *ctx, const sl_dit_rope *rope)
     }
 }
 
-void denoise_take(sl_ctx *ctx, denoise_memory *m, const denoise_sizes *of)
+void sl_denoise_take(sl_ctx *ctx, sl_denoise_memory *m, const sl_denoise_sizes *of)
 {
     const sl_dit_config *c = &of->model->dit[0];
     const sl_job *job = of->job;
+    const sl_grid g = sl_job_grid(of->model, job);
     int64_t shape[4];
-    denoise_shape(of->model, job, shape);
-    int t = (int)shape[1], h = (int)shape[2], w = (int)shape[3],
+    sl_denoise_shape(of->model, job, shape);
+    int t = (int)g.latent_frames, rows = (int)g.token_height, columns = (int)g.token_width,
         extra = c->in_channels - c->out_channels;
-    int64_t tokens = (int64_t)t * (h / 2) * (w / 2);
     memset(m, 0, sizeof *m);
-    if (extra) m->condition = sl_new4(ctx, SL_F32, extra, t, h, w);
-    for (int b = 0; b < denoise_branches(job); b++)
-        m->v[b] = sl_new4(ctx, sl_act(ctx), shape[0], t, h, w);
+    if (extra) m->condition = sl_new4(ctx, SL_F32, extra, t, shape[2], shape[3]);
+    for (int b = 0; b < sl_denoise_branches(job); b++) m->v[b] = sl_new(ctx, sl_act(ctx), 4, shape);
     sl_sampler_init(&m->sampler, of->schedule, bytes_of(ctx, sl_sampler_bytes(shape)), shape);
     sl_dit_rope_make(ctx, of->dit[0], &m->rope,
-                     bytes_of(ctx, sl_dit_rope_bytes(of->dit[0], t, h / 2, w / 2)), t, h / 2,
-                     w / 2);
+                     bytes_of(ctx, sl_dit_rope_bytes(of->dit[0], t, rows, columns)), t, rows,
+                     columns);
     if (of->round_rope && !ctx->ops->plan) round_rope(ctx, &m->rope);
     for (int e = 0; e < of->model->family.experts; e++) {
         sl_dit *dit = of->dit[e];
@@ -64,7 +65,7 @@ void denoise_take(sl_ctx *ctx, denoise_memory *m, const denoise_sizes *of)
         sl_dit_times_make(ctx, dit, &m->times[e], times, of->schedule->timesteps,
                           of->schedule->steps);
         ctx->tap = NULL;
-        for (int b = 0; b < denoise_branches(job); b++) {
+        for (int b = 0; b < sl_denoise_branches(job); b++) {
             m->context_memory[e][b] =
                 bytes_of(ctx, sl_dit_context_bytes(ctx, dit, sl_image_tokens(of->model, job)));
             if (job->fbcache > 0) {
@@ -73,23 +74,23 @@ void denoise_take(sl_ctx *ctx, denoise_memory *m, const denoise_sizes *of)
                                           .max_hits = job->fbcache_max_hits,
                                           .final = job->fbcache_final};
                 sl_fbcache_init(ctx, &m->cache[e][b], &rules,
-                                bytes_of(ctx, sl_fbcache_bytes(ctx, tokens, c->dim)), tokens,
+                                bytes_of(ctx, sl_fbcache_bytes(ctx, g.tokens, c->dim)), g.tokens,
                                 c->dim);
             }
         }
     }
 }
 
-sl_code denoise_arena(sl_arena *out, const sl_ops *ops, const denoise_sizes *of, sl_err *err)
+sl_code sl_denoise_arena(sl_arena *out, const sl_ops *ops, const sl_denoise_sizes *of, sl_err *err)
 {
     const sl_dit_config *c = &of->model->dit[0];
     int image_tokens = sl_image_tokens(of->model, of->job);
     sl_ops body = sl_ops_plan_of(ops);
-    denoise_memory m;
+    sl_denoise_memory m;
     sl_ctx plan;
     sl_code rc = sl_ctx_open(&plan, &body, 0, err);
     if (rc) return rc;
-    denoise_take(&plan, &m, of);
+    sl_denoise_take(&plan, &m, of);
     out->kept = sl_mark(&plan);
     for (int e = 0; e < of->model->family.experts; e++) {
         size_t mark = sl_mark(&plan);
