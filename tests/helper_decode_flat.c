@@ -1,4 +1,4 @@
-/* helper_decode_flat - another decode, without a line of stages/stage.c: the protocol of
+/* helper_decode_flat - another decode, without a line of stages/seat/: the protocol of
  * stages/README.md is enough.
  *
  *   stages: ( ..., { name = "decode"; program = "build/release/tests/helper_decode_flat";
@@ -22,13 +22,15 @@
 
 #define BEAT_MS 100
 #define SLOTS 2
+#define MUXES 4
 /* memory is taken as it is touched, so a generous size costs nothing */
 #define SLOT_BYTES ((size_t)256 << 20)
 
 typedef struct {
     void *socket;
-    sl_pool *latents; /* ours: denoise sends there */
-    sl_pool *frames;  /* mux's: we send there */
+    sl_pool *latents;       /* ours: denoise sends there */
+    sl_pool *frames[MUXES]; /* theirs: we send there, to the one that the JOB names */
+    int next;               /* place of the next one, the oldest's */
     bool has_job, cancelled, drain;
     sl_msg_job job;
 } flat;
@@ -43,8 +45,9 @@ static void listen_now(flat *f, int wait_ms)
     while (sl_wire_recv(f->socket, NULL, NULL, &m, &err) == SL_OK) switch (m.type) {
         case SL_MSG_POOL:
             if (strcmp(m.pool.handover, "frames")) break;
-            sl_pool_close(&f->frames); /* an earlier mux's */
-            sl_pool_open(&f->frames, &m.pool.handle, &err);
+            sl_pool_close(&f->frames[f->next]);
+            sl_pool_open(&f->frames[f->next], &m.pool.handle, &err);
+            f->next = (f->next + 1) % MUXES;
             break;
         case SL_MSG_JOB:
             f->job = m.job;
@@ -73,6 +76,17 @@ static void paint(uint8_t *rgb, int n, const float *x, const int64_t shape[4], i
     }
 }
 
+/* The pool that the JOB's list `to` names, or the newest; NULL: there is none. */
+static sl_pool *frames_of(const flat *f)
+{
+    const sl_ticket *to = sl_tickets_find(&f->job.to, SL_HANDOVER_FRAMES);
+    for (int i = 1; i <= MUXES; i++) {
+        sl_pool *pool = f->frames[(f->next + MUXES - i) % MUXES];
+        if (pool && (!to || to->pool == sl_pool_id(pool))) return pool;
+    }
+    return NULL;
+}
+
 /* One latent frame into a slot of mux's pool; its ticket goes with CHUNK. */
 static sl_code send_chunk(flat *f, const sl_tensor *x, int64_t t, sl_err *err)
 {
@@ -90,8 +104,8 @@ static sl_code send_chunk(flat *f, const sl_tensor *x, int64_t t, sl_err *err)
     do {
         listen_now(f, 0);
         if (f->cancelled) return sl_fail(err, SL_CANCELLED, "cancelled");
-        rc = f->frames ? sl_lease_reserve(&lease, f->frames, BEAT_MS, err)
-                       : sl_fail(err, SL_GONE, "no mux");
+        sl_pool *pool = frames_of(f);
+        rc = pool ? sl_lease_reserve(&lease, pool, BEAT_MS, err) : sl_fail(err, SL_GONE, "no mux");
     } while (rc == SL_BUSY); /* back-pressure: mux has not read the last ones yet */
     if (!rc)
         rc = sl_lease_add(lease, "rgb", SL_U8, 4,
@@ -113,7 +127,8 @@ static sl_code work(flat *f, sl_err *err)
     const sl_st_entry *e;
     char path[SL_DIR + 32];
     sl_code rc;
-    snprintf(path, sizeof path, "%s/denoise.safetensors", f->job.dir);
+    snprintf(path, sizeof path, "%s/%s.safetensors", f->job.dir,
+             SL_HANDOVER[SL_HANDOVER_LATENTS].file);
     /* the latents lie in our own slot, or in the spool if they were made before we were */
     const sl_ticket *ticket = sl_tickets_find(&f->job.in, SL_HANDOVER_LATENTS);
     if (ticket) {
@@ -165,7 +180,7 @@ int main(int argc, char **argv)
         }
         sl_wire_send(f.socket, NULL, 0, &end, NULL);
     }
-    sl_pool_close(&f.frames);
+    for (int i = 0; i < MUXES; i++) sl_pool_close(&f.frames[i]);
     sl_pool_close(&f.latents);
     zmq_close(f.socket);
     zmq_ctx_term(zmq);

@@ -18,15 +18,9 @@
 
 #include <zmq.h>
 
-#include "stages/stage.h"
+#include "stages/seat/seat.h"
 
 #define STANDARD 9 /* argv[0] and what every stage is given */
-
-static const struct {
-    const char *program, *role, *handover;
-} ROLES[] = {{"sluice-text", "text", "text"},
-             {"sluice-denoise", "denoise", "latents"},
-             {"sluice-decode", "decode", "frames"}};
 
 static int count_start(const char *path)
 {
@@ -38,28 +32,29 @@ static int count_start(const char *path)
 }
 
 /* Wait for the job; then fill a slot of the receiver, if asked, and die. */
-static void die_at_work(int argc, char **argv, const char *role, const char *handover, bool sealed)
+static void die_at_work(int argc, char **argv, sl_role role, bool sealed)
 {
-    sl_stage *st = NULL;
+    sl_seat *seat = NULL;
     sl_err err = {0};
     sl_msg msg;
     sl_pool *pool = NULL;
     sl_lease *lease = NULL;
     sl_tensor t;
     sl_ticket ticket;
-    if (sl_stage_open(&st, role, argc, argv, &err)) exit(sl_stage_exit(&st, &err));
-    sl_stage_ready(st, sl_now_ns(), 0, 0);
+    int h = 0;
+    while (h < SL_HANDOVER_COUNT && SL_HANDOVER[h].from != role) h++;
+    if (sl_seat_open(&seat, role, argc, argv, &err)) exit(sl_seat_exit(&seat, &err));
+    sl_seat_ready(seat, sl_now_ns(), 0, 0);
     do
-        if (sl_stage_next(st, false, &msg, &err)) exit(sl_stage_exit(&st, &err));
+        if (sl_control_next(&seat->control, false, &msg, &err)) exit(sl_seat_exit(&seat, &err));
     while (msg.type != SL_MSG_JOB);
-    if (sealed) {
+    if (sealed && h < SL_HANDOVER_COUNT) {
         /* it may not be there yet */
-        while (sl_stage_send_pool(st, (sl_handover)sl_handover_by_name(handover), &pool, &err))
-            usleep(1000);
+        while (sl_pools_to(&seat->pools, &msg.job, (sl_handover)h, &pool, &err)) usleep(1000);
         if (sl_lease_reserve(&lease, pool, 5000, &err) ||
             sl_lease_add(lease, "lost", SL_U8, 1, (int64_t[]){1}, &t, &err) ||
             sl_lease_seal(lease, NULL, &ticket, &err))
-            exit(sl_stage_exit(&st, &err));
+            exit(sl_seat_exit(&seat, &err));
     }
     raise(SIGKILL);
 }
@@ -83,15 +78,15 @@ int main(int argc, char **argv)
                 "helper_dies: want MODE TIMES COUNTER PROGRAM behind a stage's arguments\n");
         return 2;
     }
-    const char *mode = argv[STANDARD], *program = argv[STANDARD + 3], *name = strrchr(program, '/');
+    const char *mode = argv[STANDARD], *program = argv[STANDARD + 3], *name = strrchr(program, '-');
     int times = (int)strtol(argv[STANDARD + 1], NULL, 10), start = count_start(argv[STANDARD + 2]);
+    int role = name ? sl_role_by_name(name + 1) : -1; /* PROGRAM is .../sluice-ROLE */
     argv[STANDARD] = NULL;
     if (start <= times && !strcmp(mode, "start")) raise(SIGKILL);
-    for (size_t i = 0; start <= times && i < sizeof ROLES / sizeof *ROLES; i++)
-        if (name && !strcmp(name + 1, ROLES[i].program)) {
-            if (!strcmp(mode, "nonsense")) talk_nonsense(argv[2], ROLES[i].role);
-            die_at_work(STANDARD, argv, ROLES[i].role, ROLES[i].handover, !strcmp(mode, "sealed"));
-        }
+    if (start <= times && role >= 0) {
+        if (!strcmp(mode, "nonsense")) talk_nonsense(argv[2], name + 1);
+        die_at_work(STANDARD, argv, (sl_role)role, !strcmp(mode, "sealed"));
+    }
     argv[0] = (char *)program;
     execv(program, argv);
     perror(program);

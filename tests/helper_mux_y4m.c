@@ -6,18 +6,19 @@
  * What a mux must do: own the pool "frames"; take one JOB; take its CHUNKs in order,
  * opening and dropping each ticket; say DONE. Between JOB and the last CHUNK a CANCEL may
  * come, or a CHUNK of an attempt that was given up. */
-#include <stdlib.h>
+#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
-#include "stages/network.h"
+#include "stages/seat/chunk.h"
+#include "stages/seat/loop.h"
 
 typedef struct {
-    sl_stage *st;
-    sl_pool *frames;
+    sl_seat *seat;
     bool busy;
     sl_msg_job msg;
     sl_job job;
+    size_t frame;  /* bytes of one */
     uint32_t next; /* index of the chunk that comes next */
     char temporary[SL_PATH + 8];
     FILE *file;
@@ -57,9 +58,10 @@ static sl_code on_job(mux *m, const sl_msg_job *msg, sl_err *err)
     m->msg = *msg;
     m->next = 0;
     m->busy = true;
-    if (sl_stage_begin(m->st, msg->job, msg->attempt))
+    if (sl_seat_begin(m->seat, msg->job, msg->attempt))
         return sl_fail(err, SL_CANCELLED, "cancelled");
-    if ((rc = sl_network_job(msg, &m->job, err))) return rc;
+    if ((rc = sl_seat_job(&m->job, msg, err))) return rc;
+    m->frame = (size_t)m->job.width * (size_t)m->job.height * 3;
     snprintf(m->temporary, sizeof m->temporary, "%s.part", m->job.output);
     if (!(m->file = fopen(m->temporary, "wbe")))
         return sl_fail(err, SL_SYS, "%s: cannot be written", m->temporary);
@@ -68,28 +70,25 @@ static sl_code on_job(mux *m, const sl_msg_job *msg, sl_err *err)
     return SL_OK;
 }
 
-static sl_code on_chunk(mux *m, const sl_msg_chunk *c, sl_err *err)
+static sl_code on_chunk(mux *m, const sl_msg_chunk *msg, sl_err *err)
 {
-    sl_lease *lease = NULL;
-    sl_tensor rgb = {0};
-    size_t frame = (size_t)m->job.width * (size_t)m->job.height * 3;
-    sl_code rc = sl_lease_open(&lease, m->frames, &c->slot, NULL, err);
-    if (!rc) rc = sl_lease_tensor(lease, "rgb", &rgb, err);
-    if (!rc && (rgb.dtype != SL_U8 || c->index != m->next || sl_bytes(&rgb) != c->frames * frame))
-        rc = sl_fail(err, SL_SHAPE, "y4m: a chunk of another job?");
-    for (uint32_t i = 0; i < c->frames && !rc; i++)
-        rc = write_frame(m, (const uint8_t *)rgb.data + i * frame, err);
-    sl_lease_drop(&lease, NULL); /* the slot is free again */
+    sl_chunk c = {0};
+    sl_code rc = msg->index == m->next
+                     ? sl_chunk_take(&c, m->seat, msg, &m->job, err)
+                     : sl_fail(err, SL_FORMAT, "y4m: chunk %u came, want %u", msg->index, m->next);
+    for (int64_t i = 0; !rc && i < c.t.shape[0]; i++)
+        rc = write_frame(m, (const uint8_t *)c.t.data + (size_t)i * m->frame, err);
+    sl_chunk_drop(&c); /* the slot is free again */
     if (rc) return rc;
-    sl_stage_progress(m->st, &m->msg, (int)++m->next, (int)c->chunks, 0);
-    if (m->next < c->chunks) return SL_OK;
+    sl_control_progress(&m->seat->control, &m->msg, (int)++m->next, (int)msg->chunks, 0);
+    if (m->next < msg->chunks) return SL_OK;
 
     int64_t bytes = ftell(m->file);
     int bad = fclose(m->file);
     m->file = NULL;
     if (bad || rename(m->temporary, m->job.output))
         return sl_fail(err, SL_SYS, "%s: cannot be written", m->job.output);
-    sl_stage_done(m->st, &m->msg, NULL, sl_stage_peak_bytes(), (uint64_t)bytes);
+    sl_seat_done(m->seat, &m->msg, NULL, 0, (uint64_t)bytes);
     abandon(m);
     return SL_OK;
 }
@@ -105,12 +104,10 @@ int main(int argc, char **argv)
     sl_err err = {0};
     sl_msg msg;
     int64_t t0 = sl_now_ns();
-    if (sl_stage_open(&m.st, "mux", argc, argv, &err) ||
-        sl_stage_receive_pool(m.st, SL_HANDOVER_FRAMES, 2,
-                              (size_t)sl_stage_conf(m.st)->limits.pixels * 3 * 4, &m.frames, &err))
-        return sl_stage_exit(&m.st, &err);
-    sl_stage_ready(m.st, t0, 0, 0);
-    while (!sl_stage_next(m.st, m.busy, &msg, &err)) {
+    if (sl_seat_open(&m.seat, SL_ROLE_MUX, argc, argv, &err) || sl_seat_receive(m.seat, &err))
+        return sl_seat_exit(&m.seat, &err);
+    sl_seat_ready(m.seat, t0, 0, 0);
+    while (!sl_control_next(&m.seat->control, m.busy, &msg, &err)) {
         sl_err bad = {0};
         sl_code rc = SL_OK;
         if (msg.type == SL_MSG_JOB) rc = on_job(&m, &msg.job, &bad);
@@ -118,12 +115,12 @@ int main(int argc, char **argv)
             rc = sl_fail(&bad, SL_CANCELLED, "cancelled");
         else if (msg.type == SL_MSG_CHUNK && is_current(&m, msg.chunk.job, msg.chunk.attempt))
             rc = on_chunk(&m, &msg.chunk, &bad);
-        else if (msg.type == SL_MSG_CHUNK) sl_pool_discard(m.frames, &msg.chunk.slot);
+        else if (msg.type == SL_MSG_CHUNK) sl_pools_discard(&m.seat->pools, &msg.chunk.slot);
         if (rc) {
             abandon(&m);
-            sl_stage_failed(m.st, &m.msg, &bad);
+            sl_seat_failed(m.seat, &m.msg, &bad);
         }
     }
     abandon(&m);
-    return sl_stage_exit(&m.st, &err);
+    return sl_seat_exit(&m.seat, &err);
 }

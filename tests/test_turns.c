@@ -11,8 +11,7 @@
 #include "common/job.h"
 #include "common/trace.h"
 #include "stages/dispatch/order.h"
-#include "stages/stage.h"
-#include "stages/turn.h"
+#include "stages/seat/seat.h"
 
 #define MS 1000000ll
 
@@ -79,12 +78,12 @@ static void await_note(const char *part)
 }
 
 /* One piece of `ms`: "ROLE NAME T0 T1 piece" once it is over. */
-static void piece(sl_stage *st, const char *role, sl_turn_kind kind, const char *what, int n,
+static void piece(sl_seat *seat, const char *role, sl_turn_kind kind, const char *what, int n,
                   int ms, bool more)
 {
     sl_err err = {0};
     int64_t t0;
-    if (sl_stage_turn_begin(st, kind, what, n, &err)) {
+    if (sl_turn_begin(&seat->turn, kind, what, n, &err)) {
         note("%s %s %d: %s\n", role, what, n, err.msg);
         return;
     }
@@ -92,7 +91,7 @@ static void piece(sl_stage *st, const char *role, sl_turn_kind kind, const char 
     note("%s begins %s %d\n", role, what, n);
     usleep((useconds_t)ms * 1000);
     note("piece %s %lld %lld\n", role, (long long)t0, (long long)sl_now_ns());
-    sl_stage_turn_end(st, more);
+    sl_turn_end(&seat->turn, more);
 }
 
 static void *kill_later(void *arg)
@@ -103,22 +102,22 @@ static void *kill_later(void *arg)
     return NULL;
 }
 
-static void script_of(sl_stage *st, const char *role, const char *script)
+static void script_of(sl_seat *seat, const char *role, const char *script)
 {
     static int soon = 15;
     pthread_t thread;
     bool again = noted(t_format("%s starts", role));
     note("%s starts\n", role);
     if (!strcmp(script, "steps")) {
-        for (int i = 1; i <= 8; i++) piece(st, role, SL_TURN_STEP, "step", i, 30, i < 8);
+        for (int i = 1; i <= 8; i++) piece(seat, role, SL_TURN_STEP, "step", i, 30, i < 8);
     } else if (!strcmp(script, "chunks")) { /* a whole decode, in the middle of a step */
         await_note("denoise begins step 3");
-        for (int i = 1; i <= 5; i++) piece(st, role, SL_TURN_PIECE, "chunk", i, 8, i < 5);
+        for (int i = 1; i <= 5; i++) piece(seat, role, SL_TURN_PIECE, "chunk", i, 8, i < 5);
     } else if (!strcmp(script, "texts")) {
         await_note("denoise begins step 2");
-        for (int i = 1; i <= 4; i++) piece(st, role, SL_TURN_PIECE, "text", i, 10, false);
+        for (int i = 1; i <= 4; i++) piece(seat, role, SL_TURN_PIECE, "text", i, 10, false);
     } else if (!strcmp(script, "dies holding")) {
-        sl_stage_turn_begin(st, SL_TURN_STEP, "step", 1, NULL);
+        sl_turn_begin(&seat->turn, SL_TURN_STEP, "step", 1, NULL);
         if (!again) {
             note("held\n");
             await_note("decode asks");
@@ -126,32 +125,33 @@ static void script_of(sl_stage *st, const char *role, const char *script)
             note("dies\n");
             raise(SIGKILL);
         }
-        sl_stage_turn_end(st, false);
+        sl_turn_end(&seat->turn, false);
     } else if (!strcmp(script, "asks of a dead one")) {
         await_note("held\n");
         note("decode asks\n");
-        piece(st, role, SL_TURN_PIECE, "chunk", 1, 1, false);
+        piece(seat, role, SL_TURN_PIECE, "chunk", 1, 1, false);
     } else if (!strcmp(script, "dies waiting")) {
         await_note("denoise begins step 1");
         if (!again) pthread_create(&thread, NULL, kill_later, &soon);
-        if (!again) sl_stage_turn_begin(st, SL_TURN_PIECE, "chunk", 1, NULL), note("was granted\n");
+        if (!again)
+            sl_turn_begin(&seat->turn, SL_TURN_PIECE, "chunk", 1, NULL), note("was granted\n");
     } else if (!strcmp(script, "long step")) {
-        piece(st, role, SL_TURN_STEP, "step", 1, 150, true);
-        piece(st, role, SL_TURN_STEP, "step", 2, 1, false);
+        piece(seat, role, SL_TURN_STEP, "step", 1, 150, true);
+        piece(seat, role, SL_TURN_STEP, "step", 2, 1, false);
     } else if (!strcmp(script, "longer than sound")) {
-        piece(st, role, SL_TURN_STEP, "step", 7, 1400, false);
+        piece(seat, role, SL_TURN_STEP, "step", 7, 1400, false);
     } else if (!strcmp(script, "after step")) {
         await_note("denoise begins step");
-        piece(st, role, SL_TURN_PIECE, "chunk", 1, 1, false);
+        piece(seat, role, SL_TURN_PIECE, "chunk", 1, 1, false);
     } else if (!strcmp(script, "after held")) {
         await_note("held\n");
-        piece(st, role, SL_TURN_PIECE, "chunk", 1, 1, false);
-        piece(st, role, SL_TURN_PIECE, "chunk", 2, 1, false);
+        piece(seat, role, SL_TURN_PIECE, "chunk", 1, 1, false);
+        piece(seat, role, SL_TURN_PIECE, "chunk", 2, 1, false);
     } else if (!strcmp(script, "waits under a test")) {
-        sl_stage_begin(st, 5, 1);
+        sl_seat_begin(seat, 5, 1);
         for (int i = 1; i <= 5; i++)
-            piece(st, role, SL_TURN_PIECE, "piece", i, i == 4 ? 100 : 1, i == 3);
-        sl_stage_begin(st, 0, 0);
+            piece(seat, role, SL_TURN_PIECE, "piece", i, i == 4 ? 100 : 1, i == 3);
+        sl_seat_begin(seat, 0, 0);
     }
     note("%s is through\n", role);
 }
@@ -234,17 +234,18 @@ static void raw_script(const char *endpoint, const char *role, const char *scrip
 
 static int be_stage(int argc, char **argv)
 {
-    sl_stage *st = NULL;
+    sl_seat *seat = NULL;
     sl_err err = {0};
     sl_msg m;
     const char *role = argv[argc - 3], *script = argv[argc - 2];
     notes = argv[argc - 1];
     if (!strncmp(script, "raw", 3)) raw_script(argv[2], role, script);
-    if (sl_stage_open(&st, role, argc, argv, &err)) return sl_stage_exit(&st, &err);
-    sl_stage_ready(st, sl_now_ns(), 0, 0);
-    script_of(st, role, script);
-    while (!sl_stage_next(st, false, &m, &err)) continue;
-    return sl_stage_exit(&st, &err);
+    if (sl_seat_open(&seat, (sl_role)sl_role_by_name(role), argc, argv, &err))
+        return sl_seat_exit(&seat, &err);
+    sl_seat_ready(seat, sl_now_ns(), 0, 0);
+    script_of(seat, role, script);
+    while (!sl_control_next(&seat->control, false, &m, &err)) continue;
+    return sl_seat_exit(&seat, &err);
 }
 
 /* ---- a dispatcher with them ---- */

@@ -2,24 +2,22 @@
  * steps, resumable at any of them. */
 #include "stages/denoise/run.h"
 
-#include "common/log.h"
-
-/* The hand-overs a job starts from: the lease that its ticket names, or the file in the
- * spool. */
-static sl_code open_input(denoiser *d, sl_pool *pool, const sl_msg_job *msg,
-                          const sl_ticket *ticket, const char *file, sl_lease **lease, sl_st **st,
-                          sl_err *err)
+/* The hand-overs to the denoiser that this job has. */
+static sl_code take_inputs(denoiser *d, denoise_inputs *in, const sl_msg_job *msg,
+                           const sl_job *job, sl_err *err)
 {
-    char path[SL_PATH];
-    if (ticket) return sl_lease_open(lease, pool, ticket, sl_network_stream(&d->ctx, pool), err);
-    sl_code rc = sl_path_join(path, msg->dir, file, err);
-    return rc ? rc : sl_st_open_file(st, path, err);
+    int64_t t0 = sl_now_ns();
+    sl_code rc = sl_parcel_take(&in->text, d->seat, &d->ctx, msg, job, SL_HANDOVER_TEXT, err);
+    if (!rc && sl_handover_applies(SL_HANDOVER_IMAGE, d->model, job))
+        rc = sl_parcel_take(&in->image, d->seat, &d->ctx, msg, job, SL_HANDOVER_IMAGE, err);
+    sl_control_span(&d->seat->control, msg->job, SL_SPAN_HANDOVER, t0);
+    return rc;
 }
 
-static void drop_leases(denoiser *d, denoise_inputs *in)
+static void drop_inputs(denoiser *d, denoise_inputs *in)
 {
-    sl_lease_drop(&in->text, sl_network_stream(&d->ctx, d->text));
-    sl_lease_drop(&in->image, sl_network_stream(&d->ctx, d->image));
+    sl_parcel_drop(&in->text, d->seat);
+    sl_parcel_drop(&in->image, d->seat);
 }
 
 static sl_code denoise_job(void *self, const sl_msg_job *msg, const sl_job *job, sl_err *err)
@@ -28,29 +26,15 @@ static sl_code denoise_job(void *self, const sl_msg_job *msg, const sl_job *job,
     denoise_inputs in = {0};
     denoise_run run = {0};
     sl_msg taken = {.type = SL_MSG_TAKEN, .taken = {.job = msg->job, .attempt = msg->attempt}};
-    int64_t t0 = sl_now_ns();
-    sl_code rc;
-    if ((rc = open_input(d, d->text, msg, sl_tickets_find(&msg->in, SL_HANDOVER_TEXT),
-                         "text.safetensors", &in.text, &in.text_file, err)))
-        goto done;
-    if (d->model->family.picture &&
-        (rc = open_input(d, d->image, msg, sl_tickets_find(&msg->in, SL_HANDOVER_IMAGE),
-                         "image.safetensors", &in.image, &in.image_file, err)))
-        goto done;
-    sl_stage_span(d->st, msg->job, SL_SPAN_HANDOVER, t0);
-    if ((rc = denoise_start(&run, d, msg, job, &in, err))) goto done;
-    /* all of it is on the device: the slots may be filled for the next job */
-    drop_leases(d, &in);
-    sl_stage_send(d->st, &taken);
+    sl_code rc = take_inputs(d, &in, msg, job, err);
+    if (!rc) rc = sl_denoise_start(&run, d, msg, job, &in, err);
+    /* all of it is on the device, or in vain: the slots may be filled for the next job */
+    drop_inputs(d, &in);
+    if (!rc) sl_control_send(&d->seat->control, &taken);
 
-    while (run.sampler.step < job->steps)
-        if ((rc = denoise_step(&run, err))) goto done;
-    rc = denoise_finish(&run, err);
-done:
-    denoise_end(&run);
-    drop_leases(d, &in);
-    sl_st_close(&in.text_file);
-    sl_st_close(&in.image_file);
+    while (!rc && run.sampler.step < job->steps) rc = sl_denoise_step(&run, err);
+    if (!rc) rc = sl_denoise_finish(&run, err);
+    sl_denoise_end(&run);
     return rc;
 }
 
@@ -58,11 +42,8 @@ int main(int argc, char **argv)
 {
     denoiser d = {0};
     sl_err err = {0};
-    if (sl_stage_open(&d.st, "denoise", argc, argv, &err) || denoiser_open(&d, &err)) {
-        denoiser_close(&d);
-        return sl_stage_exit(&d.st, &err);
-    }
-    sl_network_serve(d.st, denoise_job, &d, d.text, d.image, &err);
-    denoiser_close(&d);
-    return sl_stage_exit(&d.st, &err);
+    if (!sl_seat_open(&d.seat, SL_ROLE_DENOISE, argc, argv, &err) && !sl_denoiser_open(&d, &err))
+        sl_seat_serve(d.seat, denoise_job, &d, &err);
+    sl_denoiser_close(&d);
+    return sl_seat_exit(&d.seat, &err);
 }

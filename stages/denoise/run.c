@@ -11,50 +11,32 @@
 
 #include "common/log.h"
 #include "graphs/randn.h"
-#include "stages/turn.h"
 
 /* ---- the process ---- */
 
-sl_code denoiser_open(denoiser *d, sl_err *err)
+sl_code sl_denoiser_open(denoiser *d, sl_err *err)
 {
     static const char *const NAMES[SL_EXPERTS] = {"transformer", "transformer_2"};
-    const sl_conf *conf = sl_stage_conf(d->st);
-    const sl_conf_stage *me = sl_conf_find(conf, SL_ROLE_DENOISE);
     int64_t t0 = sl_now_ns();
-    int slots = me ? me->slots : 2;
     size_t bytes = 0;
-    const sl_ops *ops;
     sl_code rc;
-    d->model = sl_stage_model(d->st);
-    if ((rc = sl_stage_ops(d->st, &ops, err)) || (rc = sl_ctx_open(&d->ctx, ops, 0, err)))
-        return rc;
-
-    /* slots hold the longest prompt's cond and uncond, and the largest picture's clip and
-     * condition, float32 */
-    size_t text_bytes =
-        sl_slot_bytes(d->model, SL_HANDOVER_TEXT, conf->limits.pixels, conf->limits.frames);
-    size_t image_bytes =
-        sl_slot_bytes(d->model, SL_HANDOVER_IMAGE, conf->limits.pixels, conf->limits.frames);
-    if ((rc = sl_stage_receive_pool(d->st, SL_HANDOVER_TEXT, slots, text_bytes, &d->text, err)))
-        return rc;
-    if (d->model->family.picture &&
-        (rc = sl_stage_receive_pool(d->st, SL_HANDOVER_IMAGE, slots, image_bytes, &d->image, err)))
+    d->model = &d->seat->model;
+    if ((rc = sl_seat_context(d->seat, &d->ctx, err)) || (rc = sl_seat_receive(d->seat, err)))
         return rc;
     for (int e = 0; e < d->model->family.experts; e++) {
-        if ((rc = sl_network_open(&d->loaders[e], d->st, &d->ctx, NAMES[e],
-                                  "diffusion_pytorch_model", err)))
+        if ((rc = sl_seat_loader(&d->loaders[e], d->seat, &d->ctx, NAMES[e],
+                                 "diffusion_pytorch_model", err)))
             return rc;
         if (!(d->dit[e] = sl_dit_new(&d->model->dit[e], d->loaders[e])))
             return sl_fail(err, SL_NOMEM, "%s: no memory", NAMES[e]);
         if ((rc = sl_loader_finish(d->loaders[e], err))) return rc;
         bytes += sl_loader_bytes(d->loaders[e]);
     }
-    d->ctx.cancel = sl_stage_cancel_flag(d->st);
-    sl_stage_ready(d->st, t0, bytes, 0);
+    sl_seat_ready(d->seat, t0, bytes, 0);
     return SL_OK;
 }
 
-void denoiser_close(denoiser *d)
+void sl_denoiser_close(denoiser *d)
 {
     for (int e = 0; e < SL_EXPERTS; e++) {
         sl_dit_free(&d->dit[e]);
@@ -79,6 +61,8 @@ static void tap(void *user, sl_ctx *ctx, const char *name, const sl_tensor *t)
         sl_log_err("dump-blocks", &err);
     free(host.data);
 }
+
+enum { CONDITION, CLIP }; /* tensors of the pictures' hand-over */
 
 static int branches(const denoise_run *r)
 {
@@ -116,7 +100,7 @@ static sl_code restore_state(denoise_run *r, sl_err *err)
         goto done;
     }
     for (int i = 0; i < 4; i++)
-        if ((rc = sl_network_input(&x[i], NULL, st, NAMES[i], 4, r->shape, err))) goto done;
+        if ((rc = sl_parcel_read(&x[i], st, NAMES[i], 4, r->shape, err))) goto done;
     sl_upload(&r->d->ctx, &r->sampler.x, x[0]);
     sl_upload(&r->d->ctx, &r->sampler.last, x[1]);
     sl_upload(&r->d->ctx, &r->sampler.m0, x[2]);
@@ -158,7 +142,7 @@ static void save_state(denoise_run *r, const int64_t meta[META_COUNT],
     for (int i = 0; i < 4; i++) t[i] = sl_view(r->saved + i * n, SL_F32, 4, r->shape);
     t[4] = sl_view1(m, SL_I64, META_COUNT);
     t[5] = sl_view1(f, SL_F32, SL_BRANCHES);
-    sl_stage_spool(r->d->st, r->msg, "state", false, 6, NAMES, t);
+    sl_spool_write(&r->d->seat->spool, r->msg, "state", false, 6, NAMES, t);
     r->since_saved = 0;
 }
 
@@ -178,88 +162,60 @@ static sl_code load_noise(denoise_run *r, sl_err *err)
     }
     if (!(rc = sl_path_join(path, r->msg->dir, "noise.safetensors", err)) &&
         !(rc = sl_st_open_file(&st, path, err)))
-        rc = sl_network_input(&r->noise, NULL, st, "noise", 4, r->shape, err);
+        rc = sl_parcel_read(&r->noise, st, "noise", 4, r->shape, err);
     sl_st_close(&st);
     return rc;
 }
 
-/* Each on the host, then its memory is owned, or in its slot on the device. */
-typedef struct {
-    sl_input text[SL_BRANCHES], clip, condition;
-    int image_tokens; /* 0: no clip */
-} inputs;
-
-static sl_code read_inputs(denoise_run *r, inputs *in, const denoise_inputs *from, sl_err *err)
-{
-    static const char *const NAMES[SL_BRANCHES] = {"cond", "uncond"};
-    const denoiser *d = r->d;
-    const sl_dit_config *c = &d->model->dit[0];
-    int64_t extra = c->in_channels - c->out_channels;
-    sl_code rc = SL_OK;
-    for (int b = 0; b < branches(r) && !rc; b++)
-        rc = sl_network_receive(&in->text[b], d->text, from->text, from->text_file, NAMES[b], 2,
-                                (int64_t[]){SL_TEXT_TOKENS, c->text_dim}, err);
-    if (!rc && extra)
-        rc =
-            sl_network_receive(&in->condition, d->image, from->image, from->image_file, "condition",
-                               4, (int64_t[]){extra, r->shape[1], r->shape[2], r->shape[3]}, err);
-    if (!rc && c->image_dim) {
-        in->image_tokens = sl_image_tokens(d->model, r->job);
-        rc = sl_network_receive(&in->clip, d->image, from->image, from->image_file, "clip", 2,
-                                (int64_t[]){in->image_tokens, c->image_dim}, err);
-    }
-    return rc;
-}
-
-static void make_contexts(denoise_run *r, const inputs *in)
+/* Keys and values of text and pictures, for each expert and branch. */
+static void make_contexts(denoise_run *r, const denoise_inputs *in)
 {
     sl_ctx *ctx = &r->d->ctx;
-    const sl_dit_config *c = &r->d->model->dit[0];
+    const sl_parcel_tensor *clip = in->image.count > CLIP ? &in->image.at[CLIP] : NULL;
     for (int e = 0; e < r->d->model->family.experts; e++)
-        for (int b = 0; b < branches(r); b++) {
+        for (int b = 0; b < in->text.count; b++) {
             size_t mark = sl_mark(ctx);
-            sl_tensor text = sl_new2(ctx, sl_act(ctx), SL_TEXT_TOKENS, c->text_dim);
-            sl_tensor image = sl_new2(ctx, sl_act(ctx), in->image_tokens, c->image_dim);
-            sl_network_place(ctx, &text, &in->text[b]);
-            if (in->image_tokens) sl_network_place(ctx, &image, &in->clip);
+            sl_tensor text = sl_new(ctx, sl_act(ctx), 2, in->text.at[b].host.shape), image = {0};
+            if (clip) image = sl_new(ctx, sl_act(ctx), 2, clip->host.shape);
+            sl_parcel_place(ctx, &text, &in->text.at[b]);
+            if (clip) sl_parcel_place(ctx, &image, clip);
             ctx->tap = e == 0 && b == 0 && *r->tap_dir ? tap : NULL;
             sl_dit_context_make(ctx, r->d->dit[e], &r->mem.context[e][b],
-                                r->mem.context_memory[e][b], &text,
-                                in->image_tokens ? &image : NULL);
+                                r->mem.context_memory[e][b], &text, clip ? &image : NULL);
             ctx->tap = NULL;
             sl_release(ctx, mark);
         }
 }
 
 /* All that the device does before the first step. */
-static sl_code fill_memory(denoise_run *r, const sl_denoise_sizes *of, const inputs *in,
+static sl_code fill_memory(denoise_run *r, const sl_denoise_sizes *of, const denoise_inputs *in,
                            sl_err *err)
 {
     sl_ctx *ctx = &r->d->ctx;
-    sl_code rc = sl_stage_turn_begin(r->d->st, SL_TURN_STEP, "step", 0, err);
+    sl_code rc = sl_turn_begin(&r->d->seat->turn, SL_TURN_STEP, "step", 0, err);
     int64_t t0 = sl_now_ns();
     if (rc) return rc;
     ctx->tap_user = r;
     sl_denoise_take(ctx, &r->mem, of);
     make_contexts(r, in);
-    if (r->mem.condition.rank) sl_network_place(ctx, &r->mem.condition, &in->condition);
+    if (r->mem.condition.rank && in->image.count)
+        sl_parcel_place(ctx, &r->mem.condition, &in->image.at[CONDITION]);
     r->sampler = r->mem.sampler;
     r->sampler.schedule = &r->schedule;
     sl_upload(ctx, &r->sampler.x, r->noise);
     if ((rc = restore_state(r, err))) return rc;
     sl_sync(ctx);
     if (!sl_ok(ctx)) return sl_ctx_error(ctx, err);
-    sl_stage_turn_end(r->d->st, true);
-    sl_stage_span(r->d->st, r->msg->job, SL_SPAN_COMPUTE, t0);
+    sl_turn_end(&r->d->seat->turn, true);
+    sl_control_span(&r->d->seat->control, r->msg->job, SL_SPAN_COMPUTE, t0);
     return SL_OK;
 }
 
-sl_code denoise_start(denoise_run *r, denoiser *d, const sl_msg_job *msg, const sl_job *job,
-                      const denoise_inputs *from, sl_err *err)
+sl_code sl_denoise_start(denoise_run *r, denoiser *d, const sl_msg_job *msg, const sl_job *job,
+                         const denoise_inputs *in, sl_err *err)
 {
     sl_ctx *ctx = &d->ctx;
     sl_arena arena;
-    inputs in = {0};
     int64_t t0 = sl_now_ns();
     sl_code rc;
     r->d = d, r->msg = msg, r->job = job;
@@ -268,38 +224,29 @@ sl_code denoise_start(denoise_run *r, denoiser *d, const sl_msg_job *msg, const 
     int64_t n = r->shape[0] * r->shape[1] * r->shape[2] * r->shape[3];
     sl_sampler_kind kind = strcmp(job->sampler, "euler") ? SL_SAMPLER_UNIPC : SL_SAMPLER_EULER;
     if ((rc = sl_schedule_make(&r->schedule, kind, job->steps, job->shift, err))) return rc;
-    if ((rc = read_inputs(r, &in, from, err)) || (rc = load_noise(r, err))) goto done;
-    r->host = sl_stage_host_alloc(d->st, (size_t)n * sizeof(float));
-    r->saved = sl_stage_host_alloc(d->st, (size_t)n * 4 * sizeof(float));
-    if (!r->host || !r->saved) {
-        rc = sl_fail(err, SL_NOMEM, "denoise: no memory for latents");
-        goto done;
-    }
+    if ((rc = load_noise(r, err)) ||
+        (rc = sl_parcel_make(&r->out, d->seat, NULL, SL_HANDOVER_LATENTS, job, err)))
+        return rc;
+    if (!(r->saved = sl_seat_host_alloc(d->seat, (size_t)n * 4 * sizeof(float))))
+        return sl_fail(err, SL_NOMEM, "denoise: no memory for a state");
     if (job->dump_blocks) {
-        if ((rc = sl_path_join(r->tap_dir, msg->dir, "blocks", err))) goto done;
-        if (mkdir(r->tap_dir, 0700) && errno != EEXIST) {
-            rc = sl_fail_errno(err, errno, "%s", r->tap_dir);
-            goto done;
-        }
+        if ((rc = sl_path_join(r->tap_dir, msg->dir, "blocks", err))) return rc;
+        if (mkdir(r->tap_dir, 0700) && errno != EEXIST)
+            return sl_fail_errno(err, errno, "%s", r->tap_dir);
     }
     const sl_denoise_sizes of = {.model = d->model,
                                  .dit = d->dit,
                                  .job = job,
                                  .schedule = &r->schedule,
                                  .tap = *r->tap_dir ? tap : NULL,
-                                 .round_rope =
-                                     !strcmp(sl_stage_conf(d->st)->denoise.rope, "bfloat16")};
+                                 .round_rope = !strcmp(d->seat->conf.denoise.rope, "bfloat16")};
     if ((rc = sl_denoise_arena(&arena, ctx->ops, &of, err)) ||
         (rc = sl_ctx_reserve(ctx, arena.peak, err)))
-        goto done;
-    sl_stage_span(d->st, msg->job, SL_SPAN_HANDOVER, t0);
-    rc = fill_memory(r, &of, &in, err);
+        return rc;
+    sl_control_span(&d->seat->control, msg->job, SL_SPAN_HANDOVER, t0);
+    rc = fill_memory(r, &of, in, err);
     sl_log(SL_LOG_DEBUG, "job %llu: arena %.1f MB, ready in %.1f ms", (unsigned long long)msg->job,
            (double)arena.peak * 1e-6, (double)(sl_now_ns() - t0) * 1e-6);
-done:
-    for (int b = 0; b < SL_BRANCHES; b++) free(in.text[b].host);
-    free(in.clip.host);
-    free(in.condition.host);
     return rc;
 }
 
@@ -318,36 +265,35 @@ static void report_step(denoise_run *r, int step, double seconds,
                            .cond_metric = reports[0].metric,
                            .uncond_computed = r->cfg ? reports[1].computed : -1,
                            .uncond_metric = r->cfg ? reports[1].metric : NAN};
-    sl_stage_send(r->d->st, &m);
-    sl_stage_progress(r->d->st, r->msg, step + 1, r->schedule.steps, seconds);
+    sl_control_send(&r->d->seat->control, &m);
+    sl_control_progress(&r->d->seat->control, r->msg, step + 1, r->schedule.steps, seconds);
 }
 
 /* The latents after a step are finite, or the job ends here and says which weight is to
  * blame. */
 static sl_code look_at(denoise_run *r, int step, sl_err *err)
 {
-    sl_err found = {0};
-    sl_tensor t = sl_view(r->host, SL_F32, 4, r->shape);
+    const sl_tensor *t = &r->out.at[0].host;
     char name[48];
-    sl_download(&r->d->ctx, r->host, &r->sampler.x);
+    sl_code rc;
+    sl_download(&r->d->ctx, t->data, &r->sampler.x);
     if (!sl_ok(&r->d->ctx)) return sl_ctx_error(&r->d->ctx, err);
     snprintf(name, sizeof name, "step %d: latents", step);
-    if (sl_stage_check_finite(name, &t, &found))
-        return sl_network_blame(r->d->loaders, &found, err);
+    if ((rc = sl_seat_finite(name, t, r->d->loaders, err))) return rc;
     if (r->job->dump_steps) {
         char file[32];
         snprintf(name, sizeof name, "step.%d.latents", step);
         snprintf(file, sizeof file, "step.%d", step);
-        sl_stage_spool(r->d->st, r->msg, file, false, 1, (const char *[]){name}, &t);
+        sl_spool_write(&r->d->seat->spool, r->msg, file, false, 1, (const char *[]){name}, t);
     }
     return SL_OK;
 }
 
-sl_code denoise_step(denoise_run *r, sl_err *err)
+sl_code sl_denoise_step(denoise_run *r, sl_err *err)
 {
     sl_ctx *ctx = &r->d->ctx;
     const sl_model *model = r->d->model;
-    int i = r->sampler.step, every = sl_stage_conf(r->d->st)->denoise.state_every;
+    int i = r->sampler.step, every = r->d->seat->conf.denoise.state_every;
     int64_t meta[META_COUNT] = {i, r->sampler.last_order, r->sampler.history};
     bool due = i > 0 && every > 0 && ++r->since_saved >= every && !r->replay;
     int e = model->family.experts > 1 && r->schedule.timesteps[i] < model->boundary_ratio * 1000
@@ -356,7 +302,7 @@ sl_code denoise_step(denoise_run *r, sl_err *err)
     double g = e ? r->job->guidance_2 : r->job->guidance;
     sl_fbcache_report reports[SL_BRANCHES] = {{NAN, true}, {NAN, true}};
     size_t mark = sl_mark(ctx);
-    sl_code rc = sl_stage_turn_begin(r->d->st, SL_TURN_STEP, "step", i + 1, err);
+    sl_code rc = sl_turn_begin(&r->d->seat->turn, SL_TURN_STEP, "step", i + 1, err);
     int64_t t0 = sl_now_ns();
     if (rc) return rc;
     if (due) hold_state(r);
@@ -383,7 +329,7 @@ sl_code denoise_step(denoise_run *r, sl_err *err)
     sl_sampler_step(ctx, &r->sampler, &r->mem.v[0]);
     sl_sync(ctx);
     if (!sl_ok(ctx)) return sl_ctx_error(ctx, err);
-    sl_stage_turn_end(r->d->st, i + 1 < r->schedule.steps);
+    sl_turn_end(&r->d->seat->turn, i + 1 < r->schedule.steps);
     sl_release(ctx, mark);
     r->replay = false;
 
@@ -392,7 +338,7 @@ sl_code denoise_step(denoise_run *r, sl_err *err)
         save_state(r, meta, (float[]){reports[0].metric, reports[1].metric});
     report_step(r, i, (double)(sl_now_ns() - t0) * 1e-9, reports);
     /* with the report: of steps of 3 ms its messages are 2 % */
-    sl_stage_span(r->d->st, r->msg->job, SL_SPAN_COMPUTE, t0);
+    sl_control_span(&r->d->seat->control, r->msg->job, SL_SPAN_COMPUTE, t0);
     return SL_OK;
 }
 
@@ -405,7 +351,7 @@ static sl_code write_with_steps(denoise_run *r, const char *path, sl_err *err)
     size_t bytes = (size_t)(r->shape[0] * r->shape[1] * r->shape[2] * r->shape[3]) * sizeof(float);
     char name[48], file[48], step_path[SL_PATH];
     sl_code rc;
-    if ((rc = sl_stage_spool_flush(r->d->st, err))) return rc;
+    if ((rc = sl_spool_flush(&r->d->seat->spool, err))) return rc;
     if ((rc = sl_stw_open(&w, path, err)) ||
         (rc = sl_stw_declare(w, "noise", SL_F32, 4, r->shape, err)) ||
         (rc = sl_stw_declare(w, "latents", SL_F32, 4, r->shape, err)))
@@ -415,7 +361,7 @@ static sl_code write_with_steps(denoise_run *r, const char *path, sl_err *err)
         if ((rc = sl_stw_declare(w, name, SL_F32, 4, r->shape, err))) goto done;
     }
     if ((rc = sl_stw_write(w, "noise", r->noise, 0, bytes, err)) ||
-        (rc = sl_stw_write(w, "latents", r->host, 0, bytes, err)))
+        (rc = sl_stw_write(w, "latents", r->out.at[0].host.data, 0, bytes, err)))
         goto done;
     for (int i = 0; i < r->schedule.steps && !rc; i++) {
         sl_st *st = NULL;
@@ -434,44 +380,35 @@ done:
     return rc;
 }
 
-sl_code denoise_finish(denoise_run *r, sl_err *err)
+sl_code sl_denoise_finish(denoise_run *r, sl_err *err)
 {
-    static const char *const HANDED[] = {"latents"}, *const SPOOLED[] = {"latents", "noise"};
-    sl_tensor latents = sl_view(r->host, SL_F32, 4, r->shape);
-    sl_tensor tensors[] = {latents, sl_view(r->noise, SL_F32, 4, r->shape)};
+    const sl_tensor noise = sl_view(r->noise, SL_F32, 4, r->shape);
+    char path[SL_PATH];
     int64_t t0 = sl_now_ns();
-    sl_err lost = {0};
-    sl_ticket ticket;
-    sl_code rc = SL_OK;
-    sl_download(&r->d->ctx, r->host, &r->sampler.x);
+    sl_code rc;
+    sl_download(&r->d->ctx, r->out.at[0].host.data, &r->sampler.x);
     if (!sl_ok(&r->d->ctx)) return sl_ctx_error(&r->d->ctx, err);
+    r->out.at[0].device = r->sampler.x;
+    sl_parcel_add(&r->out, "noise", &noise);
     /* first what can fail: a slot that was handed over is not taken back */
     if (r->job->dump_steps) {
-        char path[SL_PATH];
-        sl_msg m = {.type = SL_MSG_SPOOLED,
-                    .spooled = {.job = r->msg->job, .attempt = r->msg->attempt, .name = "denoise"}};
-        if ((rc = sl_path_join(path, r->msg->dir, "denoise.safetensors", err)) ||
+        if ((rc = sl_parcel_path(path, &r->out, r->msg, err)) ||
             (rc = write_with_steps(r, path, err)))
             return rc;
-        sl_stage_send(r->d->st, &m);
-    } else sl_stage_spool(r->d->st, r->msg, "denoise", true, 2, SPOOLED, tensors);
-    bool handed = sl_stage_hand_over(r->d->st, &r->d->ctx, SL_HANDOVER_LATENTS, 1, HANDED, &latents,
-                                     &r->sampler.x, &ticket, &lost) == SL_OK;
-    if (!handed)
-        sl_log(SL_LOG_DEBUG, "job %llu goes by the spool: %s", (unsigned long long)r->msg->job,
-               lost.msg);
-    sl_stage_span(r->d->st, r->msg->job, SL_SPAN_HANDOVER, t0);
-    sl_stage_done(r->d->st, r->msg, handed ? &ticket : NULL, r->d->ctx.arena_peak, 0);
+        r->out.written = true;
+    }
+    sl_control_span(&r->d->seat->control, r->msg->job, SL_SPAN_HANDOVER, t0);
+    sl_parcel_give(&r->out, r->d->seat, &r->d->ctx, r->msg);
     return SL_OK;
 }
 
-void denoise_end(denoise_run *r)
+void sl_denoise_end(denoise_run *r)
 {
     free(r->noise);
     if (r->d) {
         sl_ctx_error(&r->d->ctx, NULL); /* empties the arena */
-        sl_stage_host_free(r->d->st, r->host);
-        sl_stage_host_free(r->d->st, r->saved);
+        sl_parcel_drop(&r->out, r->d->seat);
+        sl_seat_host_free(r->d->seat, r->saved);
     }
     memset(r, 0, sizeof *r);
 }

@@ -13,7 +13,7 @@
 
 #include "common/log.h"
 #include "stages/dispatch/order.h"
-#include "stages/turn.h"
+#include "stages/seat/turn.h"
 
 #define MS 1000000ll
 #define PROBE_MS 50 /* how often a holder's connection is looked at while others wait for it */

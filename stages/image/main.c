@@ -3,58 +3,54 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "common/log.h"
 #include "common/picture.h"
 #include "graphs/clip.h"
 #include "graphs/vae.h"
-#include "stages/network.h"
+#include "stages/seat/loop.h"
+#include "stages/seat/parcel.h"
 #include "stages/sizes/sizes.h"
-#include "stages/turn.h"
 
 typedef struct {
-    sl_stage *st;
+    sl_seat *seat;
     sl_ctx ctx;
     sl_loader *clip_loader, *vae_loader;
     sl_clip *clip; /* NULL: this checkpoint takes no CLIP tokens (A14B) */
     sl_vae_encoder *vae;
 } image_stage;
 
-/* What one job gives; owned, but for what lies in the arena until the job ends. */
+/* What one job starts from and gives. Owned, but for what lies in the arena. */
 typedef struct {
     /* resized to the video's size; last is empty without one */
     sl_picture first, last;
     /* what CLIP sees: the picture as the pipeline was given it */
     sl_picture clip_first, clip_last;
-    /* F32 [tokens, hidden], [20, T, h/8, w/8], in the arena; clip of rank 0: none */
-    sl_tensor clip, condition;
-    sl_tensor host_clip, host_condition; /* the same on the host */
+    sl_parcel out;
 } images;
+
+enum { CONDITION, CLIP }; /* tensors of the hand-over; without a CLIP there is one */
 
 static sl_code image_open(image_stage *s, sl_err *err)
 {
-    const sl_model *model = sl_stage_model(s->st);
-    const sl_ops *ops;
+    const sl_model *model = &s->seat->model;
     int64_t t0 = sl_now_ns();
     sl_code rc;
-    if ((rc = sl_stage_ops(s->st, &ops, err)) || (rc = sl_ctx_open(&s->ctx, ops, 0, err)))
-        return rc;
+    if ((rc = sl_seat_context(s->seat, &s->ctx, err))) return rc;
     if (model->family.clip) {
-        if ((rc = sl_network_open(&s->clip_loader, s->st, &s->ctx, "image_encoder", "model", err)))
+        if ((rc = sl_seat_loader(&s->clip_loader, s->seat, &s->ctx, "image_encoder", "model", err)))
             return rc;
         if (!(s->clip = sl_clip_new(&model->clip, s->clip_loader)))
             return sl_fail(err, SL_NOMEM, "clip: no memory");
         if ((rc = sl_loader_finish(s->clip_loader, err))) return rc;
     }
-    if ((rc = sl_network_open(&s->vae_loader, s->st, &s->ctx, "vae", "diffusion_pytorch_model",
-                              err)))
+    if ((rc = sl_seat_loader(&s->vae_loader, s->seat, &s->ctx, "vae", "diffusion_pytorch_model",
+                             err)))
         return rc;
     if (!(s->vae = sl_vae_encoder_new(&model->vae, s->vae_loader)))
         return sl_fail(err, SL_NOMEM, "vae: no memory");
     if ((rc = sl_loader_finish(s->vae_loader, err))) return rc;
-    s->ctx.cancel = sl_stage_cancel_flag(s->st);
-    sl_stage_ready(s->st, t0,
-                   sl_loader_bytes(s->vae_loader) + (s->clip ? sl_loader_bytes(s->clip_loader) : 0),
-                   0);
+    sl_seat_ready(s->seat, t0,
+                  sl_loader_bytes(s->vae_loader) + (s->clip ? sl_loader_bytes(s->clip_loader) : 0),
+                  0);
     return SL_OK;
 }
 
@@ -90,60 +86,51 @@ static sl_code read_picture(sl_picture *resized, sl_picture *for_clip, const sl_
     return rc;
 }
 
-/* Memory for both results, here and on the device. */
+/* Memory for the results, here and on the device. */
 static sl_code take_memory(image_stage *s, images *im, const sl_job *job, sl_err *err)
 {
-    const sl_model *model = sl_stage_model(s->st);
     sl_arena arena;
-    sl_code rc = sl_arena_image(&arena, s->ctx.ops, model, s->clip, s->vae, job, err);
-    if (rc || (rc = sl_ctx_reserve(&s->ctx, arena.peak, err))) return rc;
-    if (s->clip)
-        im->clip = sl_new2(&s->ctx, SL_F32, sl_image_tokens(model, job), model->clip.hidden);
-    im->condition = sl_new4(&s->ctx, SL_F32, model->family.temporal + model->vae.z,
-                            sl_job_latent_frames(job), job->height / 8, job->width / 8);
-    im->host_clip = im->clip;
-    im->host_condition = im->condition;
-    im->host_clip.data = s->clip ? sl_stage_host_alloc(s->st, sl_bytes(&im->clip)) : NULL;
-    im->host_condition.data = sl_stage_host_alloc(s->st, sl_bytes(&im->condition));
-    if ((s->clip && !im->host_clip.data) || !im->host_condition.data)
-        return sl_fail(err, SL_NOMEM, "image: no memory for results");
+    sl_code rc = sl_arena_image(&arena, s->ctx.ops, &s->seat->model, s->clip, s->vae, job, err);
+    if (rc || (rc = sl_ctx_reserve(&s->ctx, arena.peak, err)) ||
+        (rc = sl_parcel_make(&im->out, s->seat, &s->ctx, SL_HANDOVER_IMAGE, job, err)))
+        return rc;
     return sl_ok(&s->ctx) ? SL_OK : sl_ctx_error(&s->ctx, err);
 }
 
 /* CLIP tokens of the picture(s), one after the other: [257 or 514, hidden]. */
 static sl_code clip_tokens(image_stage *s, images *im, const sl_msg_job *msg, sl_err *err)
 {
-    const sl_clip_config *c = &sl_stage_model(s->st)->clip;
-    int64_t side = c->image / c->patch, tokens = side * side + 1;
+    const sl_clip_config *c = &s->seat->model.clip;
+    const sl_parcel_tensor *clip = &im->out.at[CLIP];
+    int64_t tokens = sl_clip_tokens(c);
     int count = im->last.rgb ? 2 : 1;
     size_t n = (size_t)c->crop_h * (size_t)c->crop_w * 3, mark = sl_mark(&s->ctx);
     int64_t t0 = sl_now_ns();
-    sl_err found = {0};
     float *pixels = malloc(2 * n * sizeof *pixels);
     sl_code rc = pixels ? SL_OK : sl_fail(err, SL_NOMEM, "clip: no memory for a picture");
+    /* the pictures as CLIP takes them, on the host */
     for (int i = 0; i < count && !rc; i++)
         rc = sl_picture_clip_pixels(pixels + (size_t)i * n, i ? &im->clip_last : &im->clip_first,
                                     c->shortest_edge, c->crop_h, c->crop_w, c->mean, c->std,
                                     c->rescale, err);
-    sl_stage_span(s->st, msg->job, SL_SPAN_COMPUTE, t0);
-    if (!rc) rc = sl_stage_turn_begin(s->st, SL_TURN_PIECE, "clip", 1, err);
+    sl_control_span(&s->seat->control, msg->job, SL_SPAN_COMPUTE, t0);
+    /* the network, in a turn */
+    if (!rc) rc = sl_turn_begin(&s->seat->turn, SL_TURN_PIECE, "clip", 1, err);
     t0 = sl_now_ns();
     for (int i = 0; i < count && !rc; i++) {
         sl_tensor out = sl_new2(&s->ctx, SL_F32, tokens, c->hidden),
-                  rows = sl_rows(&im->clip, i * tokens, tokens);
+                  rows = sl_rows(&clip->device, i * tokens, tokens);
         sl_clip_encode(&s->ctx, s->clip, pixels + (size_t)i * n, &out);
         sl_copy(&s->ctx, &rows, &out);
         sl_release(&s->ctx, mark);
     }
-    if (!rc) sl_download(&s->ctx, im->host_clip.data, &im->clip);
+    if (!rc) sl_download(&s->ctx, clip->host.data, &clip->device);
     if (!rc && !sl_ok(&s->ctx)) rc = sl_ctx_error(&s->ctx, err);
     free(pixels);
     if (rc) return rc;
-    sl_stage_turn_end(s->st, true);
-    sl_stage_span(s->st, msg->job, SL_SPAN_COMPUTE, t0);
-    if (sl_stage_check_finite("clip", &im->host_clip, &found))
-        return sl_network_blame((sl_loader *[]){s->clip_loader, NULL}, &found, err);
-    return SL_OK;
+    sl_turn_end(&s->seat->turn, true);
+    sl_control_span(&s->seat->control, msg->job, SL_SPAN_COMPUTE, t0);
+    return sl_seat_finite("clip", &clip->host, (sl_loader *[]){s->clip_loader, NULL}, err);
 }
 
 /* Pixels as the VAE takes them: [h, w, 3] in [-1, 1]. */
@@ -165,56 +152,38 @@ static void fill_mask(float *mask, int per, int t, int64_t plane, bool last)
                     k == 0 || (last && k == t - 1 && j == per - 1) ? 1.0f : 0.0f;
 }
 
+/* The condition: mask channels from the host, latent channels from the VAE. */
 static sl_code condition(image_stage *s, images *im, const sl_job *job, const sl_msg_job *msg,
                          sl_err *err)
 {
-    const sl_model *model = sl_stage_model(s->st);
+    const sl_model *model = &s->seat->model;
     const sl_grid g = sl_job_grid(model, job);
-    int h = job->height, w = job->width, z = model->vae.z, per = model->family.temporal;
+    const sl_parcel_tensor *to = &im->out.at[CONDITION];
+    int z = model->vae.z, per = model->family.temporal;
     int64_t t0 = sl_now_ns();
     float *first = to_unit(&im->first), *last = im->last.rgb ? to_unit(&im->last) : NULL;
-    sl_tensor mask = sl_rows(&im->condition, 0, per), latent = sl_rows(&im->condition, per, z);
-    sl_err found = {0};
+    const sl_tensor mask = sl_rows(&to->device, 0, per), latent = sl_rows(&to->device, per, z);
     sl_code rc = SL_OK;
     if (!first || (im->last.rgb && !last)) rc = sl_fail(err, SL_NOMEM, "condition: no memory");
     else
-        fill_mask(im->host_condition.data, per, (int)g.latent_frames,
-                  g.latent_height * g.latent_width, last != NULL);
-    sl_stage_span(s->st, msg->job, SL_SPAN_COMPUTE, t0);
-    if (!rc) rc = sl_stage_turn_begin(s->st, SL_TURN_PIECE, "condition", 1, err);
+        fill_mask(to->host.data, per, (int)g.latent_frames, g.latent_height * g.latent_width,
+                  last != NULL);
+    sl_control_span(&s->seat->control, msg->job, SL_SPAN_COMPUTE, t0);
+    if (!rc) rc = sl_turn_begin(&s->seat->turn, SL_TURN_PIECE, "condition", 1, err);
     t0 = sl_now_ns();
     if (!rc) {
-        sl_upload(&s->ctx, &mask, im->host_condition.data);
-        sl_vae_encode_condition(&s->ctx, s->vae, &latent, first, last, job->frames, h, w, NULL);
-        sl_download(&s->ctx, im->host_condition.data, &im->condition);
+        sl_upload(&s->ctx, &mask, to->host.data);
+        sl_vae_encode_condition(&s->ctx, s->vae, &latent, first, last, job->frames, job->height,
+                                job->width, NULL);
+        sl_download(&s->ctx, to->host.data, &to->device);
         if (!sl_ok(&s->ctx)) rc = sl_ctx_error(&s->ctx, err);
     }
     free(first);
     free(last);
     if (rc) return rc;
-    sl_stage_turn_end(s->st, false);
-    sl_stage_span(s->st, msg->job, SL_SPAN_COMPUTE, t0);
-    if (sl_stage_check_finite("condition", &im->host_condition, &found))
-        return sl_network_blame((sl_loader *[]){s->vae_loader, NULL}, &found, err);
-    return SL_OK;
-}
-
-static void hand_over(image_stage *s, const sl_msg_job *msg, const images *im)
-{
-    const char *const names[] = {"condition", "clip"};
-    sl_tensor host[] = {im->host_condition, im->host_clip}, device[] = {im->condition, im->clip};
-    int n = s->clip ? 2 : 1;
-    int64_t t0 = sl_now_ns();
-    sl_err lost = {0};
-    sl_ticket ticket;
-    bool handed = sl_stage_hand_over(s->st, &s->ctx, SL_HANDOVER_IMAGE, n, names, host, device,
-                                     &ticket, &lost) == SL_OK;
-    if (!handed)
-        sl_log(SL_LOG_DEBUG, "job %llu goes by the spool: %s", (unsigned long long)msg->job,
-               lost.msg);
-    sl_stage_spool(s->st, msg, "image", true, n, names, host);
-    sl_stage_span(s->st, msg->job, SL_SPAN_HANDOVER, t0);
-    sl_stage_done(s->st, msg, handed ? &ticket : NULL, s->ctx.arena_peak, 0);
+    sl_turn_end(&s->seat->turn, false);
+    sl_control_span(&s->seat->control, msg->job, SL_SPAN_COMPUTE, t0);
+    return sl_seat_finite("condition", &to->host, (sl_loader *[]){s->vae_loader, NULL}, err);
 }
 
 static sl_code image_job(void *self, const sl_msg_job *msg, const sl_job *job, sl_err *err)
@@ -223,20 +192,19 @@ static sl_code image_job(void *self, const sl_msg_job *msg, const sl_job *job, s
     images im = {0};
     int64_t t0 = sl_now_ns();
     sl_code rc = read_picture(&im.first, &im.clip_first, msg, "image.input", job, err);
-    if (!rc && sl_stage_model(s->st)->family.last_picture && *job->last_image)
+    if (!rc && sl_takes_last_picture(&s->seat->model.family, job))
         rc = read_picture(&im.last, &im.clip_last, msg, "last_image.input", job, err);
     if (!rc) rc = take_memory(s, &im, job, err);
-    sl_stage_span(s->st, msg->job, SL_SPAN_COMPUTE, t0);
+    sl_control_span(&s->seat->control, msg->job, SL_SPAN_COMPUTE, t0);
     if (!rc && s->clip) rc = clip_tokens(s, &im, msg, err);
     if (!rc) rc = condition(s, &im, job, msg, err);
-    if (!rc) hand_over(s, msg, &im);
+    if (!rc) sl_parcel_give(&im.out, s->seat, &s->ctx, msg);
     sl_ctx_error(&s->ctx, NULL); /* empties the arena */
+    sl_parcel_drop(&im.out, s->seat);
     sl_picture_free(&im.first);
     sl_picture_free(&im.last);
     sl_picture_free(&im.clip_first);
     sl_picture_free(&im.clip_last);
-    sl_stage_host_free(s->st, im.host_clip.data);
-    sl_stage_host_free(s->st, im.host_condition.data);
     return rc;
 }
 
@@ -244,11 +212,8 @@ int main(int argc, char **argv)
 {
     image_stage s = {0};
     sl_err err = {0};
-    if (sl_stage_open(&s.st, "image", argc, argv, &err) || image_open(&s, &err)) {
-        image_close(&s);
-        return sl_stage_exit(&s.st, &err);
-    }
-    sl_network_serve(s.st, image_job, &s, NULL, NULL, &err);
+    if (!sl_seat_open(&s.seat, SL_ROLE_IMAGE, argc, argv, &err) && !image_open(&s, &err))
+        sl_seat_serve(s.seat, image_job, &s, &err);
     image_close(&s);
-    return sl_stage_exit(&s.st, &err);
+    return sl_seat_exit(&s.seat, &err);
 }

@@ -26,7 +26,8 @@ sl_code sl_arena_text(sl_arena *out, const sl_ops *ops, const sl_umt5_config *c,
     sl_ctx plan;
     sl_code rc = begin(&plan, &body, ops, err);
     if (rc) return rc;
-    sl_new2(&plan, SL_F32, 2 * SL_UMT5_MAX_TOKENS, c->d_model); /* cond and uncond */
+    /* cond and uncond */
+    for (int i = 0; i < 2; i++) sl_new2(&plan, SL_F32, SL_TEXT_TOKENS, c->d_model);
     size_t kept = sl_mark(&plan);
     sl_tensor y = sl_new2(&plan, sl_act(&plan), SL_UMT5_MAX_TOKENS, c->d_model);
     sl_umt5_encode(&plan, m, NULL, SL_UMT5_MAX_TOKENS, &y);
@@ -40,13 +41,14 @@ sl_code sl_arena_image(sl_arena *out, const sl_ops *ops, const sl_model *model, 
     const sl_grid g = sl_job_grid(model, job);
     int z = model->vae.z, mask = model->family.temporal;
     bool last = sl_takes_last_picture(&model->family, job);
+    sl_tensor_spec of[SL_HANDOVER_TENSORS]; /* the condition, then CLIP's tokens */
+    sl_tensor whole = {0};
     sl_ops body;
     sl_ctx plan;
     sl_code rc = begin(&plan, &body, ops, err);
     if (rc) return rc;
-    if (clip) sl_new2(&plan, SL_F32, sl_image_tokens(model, job), model->clip.hidden);
-    sl_tensor whole =
-        sl_new4(&plan, SL_F32, mask + z, g.latent_frames, g.latent_height, g.latent_width);
+    for (int i = sl_handover_tensors(of, SL_HANDOVER_IMAGE, model, &g, job) - 1; i >= 0; i--)
+        whole = sl_new(&plan, of[i].dtype, of[i].rank, of[i].shape);
     size_t kept = sl_mark(&plan);
     if (clip) {
         sl_tensor y = sl_new2(&plan, SL_F32, sl_clip_tokens(&model->clip), model->clip.hidden);

@@ -1,5 +1,12 @@
-/* turn.c - the stage's side of turns: ask, wait, give back. */
-#include "stages/turn.h"
+/* turn.c - the stage's side of turns: ask, wait, give back.
+ *
+ * Who runs where:
+ *   main thread       sl_turn_begin (waits for `heard`), sl_turn_end
+ *   socket's thread   sl_turn_hear
+ * lock guards what the turn is: asked, held, free, busy, and the times of pieces. `on`,
+ * device and timeout_s do not change after sl_turn_open. A cancel is the control's flag,
+ * set before sl_turn_hear signals. */
+#include "stages/seat/turn.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -7,17 +14,19 @@
 #include <time.h>
 
 #include "common/log.h"
-#include "stages/stage.h"
 
 #define MS 1000000ll
 /* as many other stages can have had a turn, each of the longest that is sound */
 #define TIMEOUTS 4
 
-void sl_turn_open(sl_turn *t, const sl_conf *conf, const char *device)
+void sl_turn_open(sl_turn *t, sl_control *control, const sl_conf *conf, const char *device)
 {
     pthread_condattr_t monotonic;
     const char *turns = conf->dispatch.turns;
     t->on = !strcmp(turns, "always") || (!strcmp(turns, "gpu") && !strncmp(device, "cuda:", 5));
+    t->control = control;
+    t->timeout_s = conf->dispatch.turn_timeout_s;
+    snprintf(t->device, sizeof t->device, "%s", device);
     pthread_mutex_init(&t->lock, NULL);
     pthread_condattr_init(&monotonic);
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
@@ -41,32 +50,37 @@ static sl_msg give(uint64_t turn)
 
 /* Until the grant is there, the job is cancelled, or the deadline has passed. Under the
  * lock. */
-static void wait_for_grant(sl_stage *st, sl_turn *t, int64_t by_ns)
+static void wait_for_grant(sl_turn *t, int64_t by_ns)
 {
     struct timespec by = {.tv_sec = by_ns / (1000 * MS), .tv_nsec = by_ns % (1000 * MS)};
     int rc = 0;
-    while (t->asked && rc != ETIMEDOUT && !sl_stage_cancelled(st))
+    while (t->asked && rc != ETIMEDOUT && !sl_control_cancelled(t->control))
         rc = pthread_cond_timedwait(&t->heard, &t->lock, &by);
 }
 
-sl_code sl_stage_turn_begin(sl_stage *st, sl_turn_kind kind, const char *what, int n, sl_err *err)
+/* The job that runs; 0: none. Main thread, which alone changes it. */
+static uint64_t job_of(const sl_turn *t)
 {
-    sl_turn *t = sl_stage_turn(st);
-    uint64_t job = sl_stage_job(st);
-    int64_t t0 = sl_now_ns(),
-            limit_s = (int64_t)TIMEOUTS * sl_stage_conf(st)->dispatch.turn_timeout_s;
-    sl_msg ask = {.type = SL_MSG_ASK, .ask = {.job = job, .kind = kind}};
+    return t->control->current.job;
+}
+
+sl_code sl_turn_begin(sl_turn *t, sl_turn_kind kind, const char *what, int n, sl_err *err)
+{
+    int64_t t0 = sl_now_ns(), limit_s = (int64_t)TIMEOUTS * t->timeout_s;
+    sl_msg ask = {.type = SL_MSG_ASK, .ask = {.kind = kind}};
     if (!t->on) return SL_OK;
+    ask.ask.job = job_of(t);
     snprintf(ask.ask.what, sizeof ask.ask.what, "%.48s %d", what, n);
 
+    /* ask and wait, unless the turn is held until REVOKE */
     pthread_mutex_lock(&t->lock);
     bool asked = !t->held || !t->free, granted = true;
     if (asked) {
         ask.ask.turn = t->asked = ++t->last;
         ask.ask.expected_ms = t->lasted_ms[kind];
         t->held = 0; /* the dispatcher takes the question for the end of the turn */
-        sl_stage_send(st, &ask);
-        wait_for_grant(st, t, t0 + limit_s * 1000 * MS);
+        sl_control_send(t->control, &ask);
+        wait_for_grant(t, t0 + limit_s * 1000 * MS);
         granted = !t->asked;
         t->asked = 0;
     }
@@ -75,19 +89,19 @@ sl_code sl_stage_turn_begin(sl_stage *st, sl_turn_kind kind, const char *what, i
     t->begun_ns = sl_now_ns();
     pthread_mutex_unlock(&t->lock);
 
-    if (asked) sl_stage_span(st, job, SL_SPAN_TURN, t0);
+    /* cancelled, or nobody answered: the question is taken back */
+    if (asked) sl_control_span(t->control, ask.ask.job, SL_SPAN_TURN, t0);
     if (granted) return SL_OK;
     sl_msg not_wanted = give(ask.ask.turn);
-    sl_stage_send(st, &not_wanted);
-    if (sl_stage_cancelled(st)) return sl_fail(err, SL_CANCELLED, "cancelled");
+    sl_control_send(t->control, &not_wanted);
+    if (sl_control_cancelled(t->control)) return sl_fail(err, SL_CANCELLED, "cancelled");
     sl_log(SL_LOG_WARN, "%s had no turn on %s for %lld s: goes on beside whoever holds it",
-           ask.ask.what, sl_stage_device(st), (long long)limit_s);
+           ask.ask.what, t->device, (long long)limit_s);
     return SL_OK;
 }
 
-void sl_stage_turn_end(sl_stage *st, bool more)
+void sl_turn_end(sl_turn *t, bool more)
 {
-    sl_turn *t = sl_stage_turn(st);
     int64_t begun_ns = 0, now = sl_now_ns();
     uint64_t turn = 0;
     sl_msg back = {0};
@@ -105,10 +119,10 @@ void sl_stage_turn_end(sl_stage *st, bool more)
         }
     }
     pthread_mutex_unlock(&t->lock);
-    if (back.type) sl_stage_send(st, &back);
+    if (back.type) sl_control_send(t->control, &back);
     if (begun_ns)
         sl_log(SL_LOG_DEBUG, "had turn %llu of %s from %lld to %lld ns", (unsigned long long)turn,
-               sl_stage_device(st), (long long)begun_ns, (long long)now);
+               t->device, (long long)begun_ns, (long long)now);
 }
 
 bool sl_turn_hear(sl_turn *t, const sl_msg *m, sl_msg *reply)
@@ -128,14 +142,7 @@ bool sl_turn_hear(sl_turn *t, const sl_msg *m, sl_msg *reply)
             *reply = give(t->held);
             t->held = 0;
         }
-    }
+    } else if (m->type == SL_MSG_CANCEL) pthread_cond_signal(&t->heard); /* it looks */
     pthread_mutex_unlock(&t->lock);
     return answer;
-}
-
-void sl_turn_wake(sl_turn *t)
-{
-    pthread_mutex_lock(&t->lock);
-    pthread_cond_signal(&t->heard);
-    pthread_mutex_unlock(&t->lock);
 }

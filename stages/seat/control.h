@@ -1,0 +1,96 @@
+/* control.h - a stage's control socket: what it says to the dispatcher and what it hears.
+ *
+ *   main thread                 the socket's thread              dispatcher
+ *   sl_control_send ---inproc---> from_all -> dealer ----------------> ROUTER
+ *   sl_control_next <--inproc---- to_main  <- dealer <---------------- ROUTER
+ *   spool's thread  ---inproc---> from_all
+ *
+ * The socket's thread lets heartbeats out and hears a CANCEL while the main thread
+ * computes. It asks `hear` about each message; what that does not deal with, the main
+ * thread gets: `note` is asked first there, the rest waits for sl_control_next.
+ * Functions are the main thread's unless said otherwise. Zeroed, it may be closed. */
+#ifndef SL_CONTROL_H
+#define SL_CONTROL_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "common/path.h"
+#include "common/pipeline.h"
+#include "common/trace.h"
+#include "common/wire.h"
+
+#define SL_CONTROL_CANCELS 64 /* remembered cancels of jobs that have not begun */
+/* messages set aside while the main thread looks for something else */
+#define SL_CONTROL_INBOX 256
+
+/* A message came. On the socket's thread; true: dealt with, and if reply->type is set by
+ * then, *reply is sent. */
+typedef bool sl_hear_fn(void *self, const sl_msg *m, sl_msg *reply);
+/* A message came to the main thread; true: dealt with. */
+typedef bool sl_note_fn(void *self, const sl_msg *m);
+
+typedef struct {
+    uint64_t job;
+    uint32_t attempt;
+} sl_attempt;
+
+typedef struct {
+    char role[SL_STR16], endpoint[SL_PATH];
+    int beat_ms;
+    sl_hear_fn *hear;
+    sl_note_fn *note;
+    void *self; /* of hear and note */
+
+    void *zmq, *in, *out; /* the main thread's ends of the inproc pairs */
+    pthread_t thread;
+    bool made, runs;
+    atomic_bool quit; /* the socket's thread is to end */
+    atomic_bool draining;
+
+    pthread_mutex_t lock; /* of current, cancelled, cancel_count */
+    sl_attempt current, cancelled[SL_CONTROL_CANCELS];
+    int cancel_count;
+    volatile int cancel_flag; /* written under the lock, read without: atomically */
+
+    sl_msg inbox[SL_CONTROL_INBOX]; /* the main thread's */
+    int inbox_count;
+} sl_control;
+
+/* SIGTERM is a DRAIN from now on. */
+void sl_control_catch_term(void);
+bool sl_control_term_seen(void);
+
+/* Connect to the dispatcher and start the socket's thread, which beats every beat_ms.
+ * Errors: SL_SYS. */
+sl_code sl_control_open(sl_control *c, sl_role role, const char *endpoint, int beat_ms,
+                        sl_hear_fn *hear, sl_note_fn *note, void *self, sl_err *err);
+/* Send what was said, end the thread. Ends that others opened are closed before. */
+void sl_control_close(sl_control *c);
+/* A PUSH end for another thread of this process to send with (sl_wire_send). The caller's
+ * to zmq_close. */
+void *sl_control_open_end(sl_control *c);
+
+/* ---- saying ---- */
+
+/* Queued; never blocks, never fails. */
+void sl_control_send(sl_control *c, const sl_msg *msg);
+/* What this stage did for the job (0: for none) from t0 until now. */
+void sl_control_span(sl_control *c, uint64_t job, sl_span_kind kind, int64_t t0_ns);
+void sl_control_progress(sl_control *c, const sl_msg_job *job, int done, int total, double seconds);
+
+/* ---- hearing ---- */
+
+/* Take all that has come: `note` is asked, the rest set aside for sl_control_next. */
+void sl_control_look(sl_control *c);
+/* Wait for the next JOB, CHUNK or CANCEL. `busy`: a job is under way across messages
+ * (mux), so a drain waits. SL_GONE: drained, end main. */
+sl_code sl_control_next(sl_control *c, bool busy, sl_msg *out, sl_err *err);
+
+/* Name the attempt that runs (0: none) so that CANCEL and heartbeats find it. true: it has
+ * been cancelled already. Stages call sl_seat_begin, which also ends the turn. */
+bool sl_control_begin(sl_control *c, uint64_t job, uint32_t attempt);
+/* Any thread. */
+bool sl_control_cancelled(const sl_control *c);
+
+#endif

@@ -1,0 +1,249 @@
+/* seat.c - a stage's process: opening, closing, its device, a job's beginning and end. */
+#include "stages/seat/seat.h"
+
+#include <getopt.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+#include "common/log.h"
+#include "stages/sizes/sizes.h"
+
+/* ---- what the control asks ---- */
+
+/* On the socket's thread: what the main thread need not be asked for. */
+static bool hear(void *self, const sl_msg *m, sl_msg *reply)
+{
+    sl_seat *seat = self;
+    switch (m->type) {
+    case SL_MSG_GRANT:
+    case SL_MSG_REVOKE: sl_turn_hear(&seat->turn, m, reply); return true;
+    case SL_MSG_CANCEL: sl_turn_hear(&seat->turn, m, reply); return false;
+    default: return sl_pools_hear(&seat->pools, m);
+    }
+}
+
+static bool note(void *self, const sl_msg *m)
+{
+    sl_seat *seat = self;
+    return sl_pools_note(&seat->pools, m);
+}
+
+/* ---- opening ---- */
+
+typedef struct {
+    const char *endpoint, *conf, *model;
+} arguments;
+
+static sl_code parse_args(sl_seat *seat, arguments *a, int argc, char **argv, sl_err *err)
+{
+    static const struct option OPTIONS[] = {{"connect", 1, 0, 'c'},
+                                            {"conf", 1, 0, 'f'},
+                                            {"model", 1, 0, 'm'},
+                                            {"device", 1, 0, 'd'},
+                                            {0}};
+    int o;
+    opterr = 0;
+    optind = 1;
+    snprintf(seat->device, sizeof seat->device, "cpu");
+    while ((o = getopt_long(argc, argv, "", OPTIONS, NULL)) >= 0) {
+        if (o == 'c') a->endpoint = optarg;
+        else if (o == 'f') a->conf = optarg;
+        else if (o == 'm') a->model = optarg;
+        else if (o == 'd') snprintf(seat->device, sizeof seat->device, "%s", optarg);
+        else
+            return sl_fail(
+                err, SL_ARG,
+                "%s: unknown or incomplete option %s, want --connect --conf --model --device",
+                argv[0], argv[optind - 1]);
+    }
+    if (!a->endpoint || !a->model)
+        return sl_fail(err, SL_ARG,
+                       "%s: want --connect ENDPOINT and --model DIR (the dispatcher starts stages)",
+                       argv[0]);
+    return SL_OK;
+}
+
+sl_code sl_seat_open(sl_seat **out, sl_role role, int argc, char **argv, sl_err *err)
+{
+    arguments a = {0};
+    struct sigaction ignore = {.sa_handler = SIG_IGN};
+    sl_msg hello = {.type = SL_MSG_HELLO, .hello = {.pid = getpid()}};
+    const char *name = sl_role_name(role);
+    sl_seat *seat = *out = calloc(1, sizeof *seat);
+    sl_code rc;
+    if (!seat) return sl_fail(err, SL_NOMEM, "stage %s: no memory", name);
+
+    /* who ends it */
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    sl_control_catch_term();
+    sigaction(SIGINT, &ignore, NULL); /* Ctrl-C is the client's business */
+    sigaction(SIGPIPE, &ignore, NULL);
+
+    /* what it is to be */
+    seat->role = role;
+    sl_log_open(name, SL_LOG_INFO);
+    sl_conf_defaults(&seat->conf);
+    if ((rc = parse_args(seat, &a, argc, argv, err))) return rc;
+    if (a.conf && (rc = sl_conf_read_file(&seat->conf, a.conf, err))) return rc;
+    sl_log_open(name, seat->conf.run.log);
+    if ((rc = sl_model_open(&seat->model, a.model, err))) return rc;
+    if (strcmp(seat->device, "cpu"))
+        /* a process keeps the kernels that it uses; before there are threads */
+        setenv("CUDA_MODULE_LOADING", "LAZY", 0);
+
+    /* its parts: what the socket's thread calls is there before it */
+    sl_turn_open(&seat->turn, &seat->control, &seat->conf, seat->device);
+    sl_pools_open(&seat->pools, &seat->control);
+    if ((rc = sl_control_open(&seat->control, role, a.endpoint, seat->conf.supervise.heartbeat_ms,
+                              hear, note, seat, err)) ||
+        (rc = sl_spool_open(&seat->spool, &seat->control, err)))
+        return rc;
+    if (sl_control_term_seen()) return sl_fail(err, SL_GONE, "drained before it began");
+    snprintf(hello.hello.role, sizeof hello.hello.role, "%s", name);
+    snprintf(hello.hello.device, sizeof hello.hello.device, "%s", seat->device);
+    sl_control_send(&seat->control, &hello);
+    return SL_OK;
+}
+
+void sl_seat_close(sl_seat **seatp)
+{
+    sl_seat *seat = *seatp;
+    if (!seat) return;
+    *seatp = NULL;
+    sl_spool_close(&seat->spool); /* it says SPOOLED */
+    sl_control_close(&seat->control);
+    sl_pools_close(&seat->pools);
+    sl_turn_close(&seat->turn);
+    free(seat);
+}
+
+int sl_seat_exit(sl_seat **seat, const sl_err *err)
+{
+    bool bad = err->code != SL_OK && err->code != SL_GONE;
+    bool told = bad && *seat && (*seat)->control.out;
+    if (bad && !told) sl_log_err("stopping", err);
+    if (told) { /* the dispatcher tells the user why, once, instead of an exit status */
+        sl_msg m = {.type = SL_MSG_FAILED, .failed = {.code = (int32_t)err->code}};
+        snprintf(m.failed.message, sizeof m.failed.message, "%s", err->msg);
+        sl_control_send(&(*seat)->control, &m);
+    }
+    sl_seat_close(seat);
+    return bad;
+}
+
+/* ---- the device ---- */
+
+/* The table of operations of the seat's device. */
+static sl_code use_device(sl_seat *seat, const sl_ops **out, sl_err *err)
+{
+    const char *role = sl_role_name(seat->role);
+    sl_code rc;
+    *out = &sl_ops_cpu;
+    if (!strcmp(seat->device, "cpu")) return SL_OK;
+    if (strncmp(seat->device, "cuda:", 5))
+        return sl_fail(err, SL_ARG, "%s: device %s is unknown, want cpu or cuda:N", role,
+                       seat->device);
+    const sl_plugin *p = sl_plugin_cuda(err);
+    if (!p) return sl_context(err, err->code, "%s: device %s", role, seat->device);
+    int n = atoi(seat->device + 5), there = p->devices();
+    if (n >= there)
+        return sl_fail(err, SL_ARG, "%s: device %s: found %d CUDA devices, want at least %d", role,
+                       seat->device, there, n + 1);
+    if ((rc = p->use(n, err))) return sl_context(err, rc, "%s: device %s", role, seat->device);
+    sl_pool_use_cuda(p->slabs);
+    seat->plugin = p;
+    *out = p->ops;
+    return SL_OK;
+}
+
+sl_code sl_seat_context(sl_seat *seat, sl_ctx *ctx, sl_err *err)
+{
+    const sl_ops *ops;
+    sl_code rc;
+    if ((rc = use_device(seat, &ops, err)) || (rc = sl_ctx_open(ctx, ops, 0, err))) return rc;
+    ctx->cancel = &seat->control.cancel_flag;
+    return SL_OK;
+}
+
+sl_code sl_seat_receive(sl_seat *seat, sl_err *err)
+{
+    const sl_conf *conf = &seat->conf;
+    const sl_conf_stage *me = sl_conf_find(conf, seat->role);
+    int slots = me ? me->slots : sl_default_slots(seat->role);
+    sl_code rc = SL_OK;
+    for (int h = 0; h < SL_HANDOVER_COUNT && !rc; h++)
+        if (SL_HANDOVER[h].to == seat->role && sl_handover_applies(h, &seat->model, NULL))
+            rc = sl_pools_make(
+                &seat->pools, h, seat->plugin ? sl_slot_kind(conf, h) : SL_POOL_HOST, slots,
+                sl_slot_bytes(&seat->model, h, conf->limits.pixels, conf->limits.frames), err);
+    return rc;
+}
+
+void *sl_seat_host_alloc(const sl_seat *seat, size_t bytes)
+{
+    return seat->plugin ? seat->plugin->host_alloc(bytes + 1) : malloc(bytes + 1);
+}
+
+void sl_seat_host_free(const sl_seat *seat, void *p)
+{
+    if (!seat->plugin) free(p);
+    else if (p) seat->plugin->host_free(p);
+}
+
+size_t sl_seat_peak_bytes(void)
+{
+    FILE *f = fopen("/proc/self/status", "re");
+    char line[256];
+    unsigned long kb = 0;
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "VmHWM: %lu", &kb) == 1) break;
+    if (f) fclose(f);
+    return (size_t)kb << 10;
+}
+
+/* ---- a job's beginning and end ---- */
+
+void sl_seat_ready(sl_seat *seat, int64_t load_t0_ns, size_t weight_bytes, size_t arena_bytes)
+{
+    sl_msg m = {.type = SL_MSG_READY,
+                .ready = {.load_s = (double)(sl_now_ns() - load_t0_ns) * 1e-9,
+                          .weight_bytes = weight_bytes,
+                          .arena_bytes = arena_bytes}};
+    sl_control_span(&seat->control, 0, SL_SPAN_LOAD, load_t0_ns);
+    sl_control_send(&seat->control, &m);
+}
+
+bool sl_seat_begin(sl_seat *seat, uint64_t job, uint32_t attempt)
+{
+    sl_turn_end(&seat->turn, false);
+    return sl_control_begin(&seat->control, job, attempt);
+}
+
+void sl_seat_done(sl_seat *seat, const sl_msg_job *msg, const sl_tickets *out, size_t arena_bytes,
+                  uint64_t bytes)
+{
+    sl_msg m = {.type = SL_MSG_DONE,
+                .done = {.job = msg->job,
+                         .attempt = msg->attempt,
+                         .peak_bytes = sl_seat_peak_bytes(),
+                         .arena_bytes = arena_bytes,
+                         .bytes = bytes}};
+    if (out) m.done.out = *out;
+    sl_seat_begin(seat, 0, 0);
+    sl_control_send(&seat->control, &m);
+}
+
+void sl_seat_failed(sl_seat *seat, const sl_msg_job *msg, const sl_err *err)
+{
+    sl_msg m = {.type = SL_MSG_FAILED,
+                .failed = {.job = msg->job, .attempt = msg->attempt, .code = (int32_t)err->code}};
+    sl_err late = {0};
+    snprintf(m.failed.message, sizeof m.failed.message, "%s", err->msg);
+    if (sl_spool_flush(&seat->spool, &late)) sl_log_err("spool", &late);
+    sl_seat_begin(seat, 0, 0);
+    sl_control_send(&seat->control, &m);
+}

@@ -1,0 +1,76 @@
+/* seat.h - a stage's process: its settings, its device, and the parts that it shares with
+ * every other stage. stages/README.md tells the protocol.
+ *
+ *   control   the socket: messages, cancel, heartbeats        a thread
+ *   turn      when this stage may compute on its device
+ *   pools     where it receives, where its receivers do
+ *   spool     files of the job's folder                       a thread
+ * On these stand parcel.h and chunk.h (tensors given and taken) and loop.h (job by job).
+ * The main thread computes; all functions are its own. */
+#ifndef SL_SEAT_H
+#define SL_SEAT_H
+
+#include "common/conf.h"
+#include "common/job.h"
+#include "common/model.h"
+#include "kernels/plugin.h"
+#include "stages/seat/control.h"
+#include "stages/seat/pools.h"
+#include "stages/seat/spool.h"
+#include "stages/seat/turn.h"
+
+/* Fields are for reading; what changes them are the functions of the parts. */
+typedef struct {
+    sl_role role;
+    char device[SL_STR64]; /* "cpu" or "cuda:N" */
+    sl_conf conf;
+    sl_model model;
+    const sl_plugin *plugin; /* NULL: works on a CPU, or sl_seat_context was not called yet */
+    sl_control control;
+    sl_turn turn;
+    sl_pools pools;
+    sl_spool spool;
+} sl_seat;
+
+/* Parse the stage's command line (--connect ENDPOINT --conf FILE --model DIR [--device
+ * D]), read configuration and model configs, die with the dispatcher, turn SIGTERM into
+ * drain, connect, say HELLO. *out is the caller's to close, after an error too. Errors:
+ * SL_ARG, SL_SYS, SL_FORMAT; SL_GONE drained before it began. */
+sl_code sl_seat_open(sl_seat **out, sl_role role, int argc, char **argv, sl_err *err);
+void sl_seat_close(sl_seat **seat); /* waits for the spool to be written; NULL is fine */
+/* End of main: tell the dispatcher of the error if there is one, else the log; close, and
+ * give the exit status (0 drained, 1 an error). */
+int sl_seat_exit(sl_seat **seat, const sl_err *err);
+
+/* Open ctx, without an arena yet, on the seat's device, on which the main thread works
+ * from now on; the job's cancel stops its operations. The caller closes ctx before the
+ * seat. Errors: SL_ARG the device is not to be had here: no plug-in (which file was looked
+ * for), no such device (how many there are); SL_CUDA; SL_NOMEM. */
+sl_code sl_seat_context(sl_seat *seat, sl_ctx *ctx, sl_err *err);
+/* Make and announce the pools of all hand-overs to this role that some job of this model
+ * has: slots from the configuration, their kind and bytes from stages/sizes. After
+ * sl_seat_context, if the stage has one. */
+sl_code sl_seat_receive(sl_seat *seat, sl_err *err);
+
+/* Host memory that is read from or written to a device: pinned on a GPU. NULL: none is
+ * left. Freed before the seat is closed. */
+void *sl_seat_host_alloc(const sl_seat *seat, size_t bytes);
+void sl_seat_host_free(const sl_seat *seat, void *p);
+/* Peak host memory of this process, bytes (VmHWM). */
+size_t sl_seat_peak_bytes(void);
+
+/* ---- a job's beginning and end ---- */
+
+/* Weights are loaded: jobs may come. */
+void sl_seat_ready(sl_seat *seat, int64_t load_t0_ns, size_t weight_bytes, size_t arena_bytes);
+/* Name the attempt that runs (0, 0: none), whatever became of the one before: its turn
+ * ends. true: it has been cancelled already. */
+bool sl_seat_begin(sl_seat *seat, uint64_t job, uint32_t attempt);
+/* out: hand-overs that lie in slots now, may be NULL; arena_bytes: the most that the arena
+ * has held; bytes: of the finished file. */
+void sl_seat_done(sl_seat *seat, const sl_msg_job *msg, const sl_tickets *out, size_t arena_bytes,
+                  uint64_t bytes);
+/* Waits for the spool first: the job's folder may be removed once this is said. */
+void sl_seat_failed(sl_seat *seat, const sl_msg_job *msg, const sl_err *err);
+
+#endif
