@@ -106,6 +106,8 @@ static sl_code text_job(void *self, const sl_msg_job *msg, const sl_job *job, sl
     for (int i = 0; i < count && !rc; i++) rc = tokenize(s, &t[i], prompts[i], err);
     sl_control_span(&s->seat->control, msg->job, SL_SPAN_COMPUTE, t0);
     if (!rc) rc = sl_parcel_make(&p, s->seat, &s->ctx, SL_HANDOVER_TEXT, job, err);
+    /* the place of uncond, which a plan counts whatever the job: it does not know the next */
+    if (count < 2) sl_new2(&s->ctx, SL_F32, SL_TEXT_TOKENS, s->seat->model.umt5.d_model);
     for (int i = 0; i < count && !rc; i++) {
         const sl_tensor ids = sl_view1(t[i].ids, SL_I32, t[i].n);
         sl_parcel_add(&p, IDS[i], &ids);
