@@ -224,6 +224,7 @@ sl_code sl_denoise_start(denoise_run *r, denoiser *d, const sl_msg_job *msg, con
     int64_t n = r->shape[0] * r->shape[1] * r->shape[2] * r->shape[3];
     sl_sampler_kind kind = strcmp(job->sampler, "euler") ? SL_SAMPLER_UNIPC : SL_SAMPLER_EULER;
     if ((rc = sl_schedule_make(&r->schedule, kind, job->steps, job->shift, err))) return rc;
+    /* on the host */
     if ((rc = load_noise(r, err)) ||
         (rc = sl_parcel_make(&r->out, d->seat, NULL, SL_HANDOVER_LATENTS, job, err)))
         return rc;
@@ -234,6 +235,7 @@ sl_code sl_denoise_start(denoise_run *r, denoiser *d, const sl_msg_job *msg, con
         if (mkdir(r->tap_dir, 0700) && errno != EEXIST)
             return sl_fail_errno(err, errno, "%s", r->tap_dir);
     }
+    /* the arena, of the size that a plan counts */
     const sl_denoise_sizes of = {.model = d->model,
                                  .dit = d->dit,
                                  .job = job,
@@ -307,6 +309,7 @@ sl_code sl_denoise_step(denoise_run *r, sl_err *err)
     if (rc) return rc;
     if (due) hold_state(r);
 
+    /* a forward a branch, guidance, the sampler's update */
     for (int b = 0; b < branches(r); b++) {
         sl_fbcache *cache = r->job->fbcache > 0 ? &r->mem.cache[e][b] : NULL;
         if (cache) {
@@ -333,6 +336,7 @@ sl_code sl_denoise_step(denoise_run *r, sl_err *err)
     sl_release(ctx, mark);
     r->replay = false;
 
+    /* what came of it: finite or not, a state to go on from, the report */
     if ((rc = look_at(r, i, err))) return rc;
     if (due && reports[0].computed && reports[1].computed)
         save_state(r, meta, (float[]){reports[0].metric, reports[1].metric});
