@@ -17,14 +17,14 @@
 
 #define FILE_BYTES (1 << 20) /* longest file */
 
-typedef enum { INT, INT64, FLOAT, TEXT, WORD, WORDS, PROGRAM, DEVICE, ARGS } key_type;
+typedef enum { INT, INT64, FLOAT, TEXT, WORD, WORDS, PROGRAM, DEVICE, DEVICES, ARGS } key_type;
 
 /* Where a value goes, what it may be and what it means. Numbers use lo, hi and number;
  * the others use text. */
 typedef struct {
     const char *path; /* group.key; a key of a stage has no group */
     key_type type;
-    size_t at;   /* offset in sl_conf or sl_conf_stage */
+    size_t at;   /* offset in sl_conf or sl_conf_stage; DEVICES, ARGS: no use of it */
     size_t size; /* TEXT, WORDS: bytes there */
     double lo, hi, number;
     const char *text; /* default */
@@ -115,6 +115,8 @@ static const key STAGE_KEYS[] = {
     {"program", PROGRAM, AT(program), ROOM(program), 0, 0, 0, "", NULL, "",
      "a path, or the name of a program beside sluice"},
     {"device", DEVICE, AT(device), ROOM(device), 0, 0, 0, "cpu", NULL, "", "where it computes"},
+    {"devices", DEVICES, 0, 0, 0, 0, 0, "", NULL, "",
+     "in place of device: one process for each, all of this role"},
     NUM("threads", INT, threads, 0, 1024, 0, "", "OpenMP threads (0: a share of the machine's)"),
     NUM("slots", INT, slots, 1, 64, 2, "",
         "slots of each pool that it receives in: hand-overs that may wait for it (mux: 24)"),
@@ -131,6 +133,13 @@ const sl_conf_stage *sl_conf_find(const sl_conf *conf, sl_role role)
     for (int i = 0; i < conf->stage_count; i++)
         if (conf->stages[i].role == role) return &conf->stages[i];
     return NULL;
+}
+
+int sl_conf_instances(const sl_conf *conf, sl_role role)
+{
+    int n = 0;
+    for (int i = 0; i < conf->stage_count; i++) n += conf->stages[i].role == role;
+    return n;
 }
 
 /* ---- words of a list "|error|warn" ---- */
@@ -229,6 +238,9 @@ static const char *values(const key *k, char *out, size_t size)
     case TEXT: snprintf(out, size, "a string of at most %zu bytes", k->size - 1); break;
     case PROGRAM: snprintf(out, size, "a string of 1 to %zu bytes", k->size - 1); break;
     case DEVICE: snprintf(out, size, "\"cpu\" or \"cuda:N\" with N from 0 to 63"); break;
+    case DEVICES:
+        snprintf(out, size, "1 to %d of \"cpu\" or \"cuda:N\" with N from 0 to 63", SL_CONF_SEATS);
+        break;
     case ARGS:
         snprintf(out, size, "at most %d strings of at most %d bytes", SL_CONF_ARGS,
                  SL_CONF_ARG - 1);
@@ -311,23 +323,57 @@ static bool is_control_free(const char *text)
     return true;
 }
 
+/* A group of the list `stages`: one stage, but for its devices. */
+typedef struct {
+    sl_conf_stage stage; /* first: keys find their place in it */
+    int device_count;    /* 0: the stage's own */
+    char devices[SL_CONF_SEATS][sizeof((sl_conf_stage *)0)->device];
+} stage_group;
+
+static bool is_list(const config_setting_t *s)
+{
+    return config_setting_type(s) == CONFIG_TYPE_ARRAY ||
+           config_setting_type(s) == CONFIG_TYPE_LIST;
+}
+
+/* The i-th of a list of strings. */
+static sl_code read_item(const reader *r, const config_setting_t *s, const key *k, const char *path,
+                         int i, const char **out)
+{
+    const config_setting_t *e = config_setting_get_elem(s, (unsigned)i);
+    char item[128];
+    *out = config_setting_type(e) == CONFIG_TYPE_STRING ? config_setting_get_string(e) : NULL;
+    if (*out && (k->type == DEVICES ? is_device(*out) : strlen(*out) < SL_CONF_ARG)) return SL_OK;
+    snprintf(item, sizeof item, "%s[%d]", path, i);
+    return refuse(r, e, k, item);
+}
+
 static sl_code read_args(const reader *r, const config_setting_t *s, const key *k, const char *path,
                          sl_conf_stage *out)
 {
-    int type = config_setting_type(s), n = config_setting_length(s);
-    if ((type != CONFIG_TYPE_ARRAY && type != CONFIG_TYPE_LIST) || n > SL_CONF_ARGS)
-        return refuse(r, s, k, path);
+    int n = config_setting_length(s);
+    if (!is_list(s) || n > SL_CONF_ARGS) return refuse(r, s, k, path);
     out->arg_count = n;
     for (int i = 0; i < n; i++) {
-        const config_setting_t *e = config_setting_get_elem(s, (unsigned)i);
-        const char *text =
-            config_setting_type(e) == CONFIG_TYPE_STRING ? config_setting_get_string(e) : NULL;
-        if (!text || strlen(text) >= SL_CONF_ARG) {
-            char item[128];
-            snprintf(item, sizeof item, "%s[%d]", path, i);
-            return refuse(r, e, k, item);
-        }
+        const char *text;
+        sl_code rc = read_item(r, s, k, path, i, &text);
+        if (rc) return rc;
         snprintf(out->args[i], sizeof out->args[i], "%s", text);
+    }
+    return SL_OK;
+}
+
+static sl_code read_devices(const reader *r, const config_setting_t *s, const key *k,
+                            const char *path, stage_group *out)
+{
+    int n = config_setting_length(s);
+    if (!is_list(s) || n < 1 || n > SL_CONF_SEATS) return refuse(r, s, k, path);
+    out->device_count = n;
+    for (int i = 0; i < n; i++) {
+        const char *text;
+        sl_code rc = read_item(r, s, k, path, i, &text);
+        if (rc) return rc;
+        snprintf(out->devices[i], sizeof out->devices[i], "%s", text);
     }
     return SL_OK;
 }
@@ -338,6 +384,7 @@ static sl_code read_key(const reader *r, const config_setting_t *s, const key *k
 {
     int type = config_setting_type(s);
     if (k->type == ARGS) return read_args(r, s, k, path, base);
+    if (k->type == DEVICES) return read_devices(r, s, k, path, base);
     if (is_number(k)) {
         bool whole = type == CONFIG_TYPE_INT || type == CONFIG_TYPE_INT64;
         if (!whole && !(k->type == FLOAT && type == CONFIG_TYPE_FLOAT))
@@ -444,7 +491,7 @@ static sl_code read_group(const reader *r, const config_setting_t *group, sl_con
 }
 
 static sl_code read_stage(const reader *r, const config_setting_t *group, int index,
-                          sl_conf_stage *out)
+                          stage_group *out)
 {
     char path[160], have[80];
     sl_code rc;
@@ -460,7 +507,7 @@ static sl_code read_stage(const reader *r, const config_setting_t *group, int in
             line_of(group), index);
     snprintf(path, sizeof path, "stages[%d].name", index);
     if ((rc = read_key(r, name, &STAGE_KEYS[0], path, out))) return rc;
-    stage_defaults(out, out->role);
+    stage_defaults(&out->stage, out->stage.role);
     for (int i = 0; i < config_setting_length(group); i++) {
         const config_setting_t *s = config_setting_get_elem(group, (unsigned)i);
         snprintf(path, sizeof path, "stages[%d].%.100s", index, config_setting_name(s));
@@ -468,13 +515,17 @@ static sl_code read_stage(const reader *r, const config_setting_t *group, int in
         if (!k) return unknown_key(r, s, path, STAGE_KEYS, STAGE_KEY_COUNT);
         if ((rc = read_key(r, s, k, path, out))) return rc;
     }
+    if (out->device_count && config_setting_get_member(group, "device"))
+        return sl_fail(r->err, SL_ARG,
+                       "%s:%d: stages[%d] has both device and devices, want one of them", r->name,
+                       line_of(group), index);
     return SL_OK;
 }
 
 static sl_code read_stages(const reader *r, const config_setting_t *list, sl_conf *out)
 {
     char have[80];
-    int lines[SL_ROLE_COUNT] = {0}, n = config_setting_length(list);
+    int n = config_setting_length(list);
     if (config_setting_type(list) != CONFIG_TYPE_LIST || !n)
         return sl_fail(r->err, SL_ARG,
                        "%s:%d: stages is %s, want a list of one or more groups ( { name = "
@@ -486,16 +537,19 @@ static sl_code read_stages(const reader *r, const config_setting_t *list, sl_con
     out->stage_count = 0;
     for (int i = 0; i < n; i++) {
         const config_setting_t *s = config_setting_get_elem(list, (unsigned)i);
-        static const sl_conf_stage none;
-        sl_conf_stage stage = none;
-        sl_code rc = read_stage(r, s, i, &stage);
+        stage_group g = {0};
+        sl_code rc = read_stage(r, s, i, &g);
         if (rc) return rc;
-        if (lines[stage.role])
+        int more = g.device_count ? g.device_count : 1;
+        if (out->stage_count + more > SL_CONF_SEATS)
             return sl_fail(r->err, SL_ARG,
-                           "%s:%d: stages[%d] repeats the role %s of line %d, want each role once",
-                           r->name, line_of(s), i, sl_role_name(stage.role), lines[stage.role]);
-        lines[stage.role] = line_of(s) > 0 ? line_of(s) : 1;
-        out->stages[out->stage_count++] = stage;
+                           "%s:%d: stages[%d] makes them %d processes, want at most %d in all",
+                           r->name, line_of(s), i, out->stage_count + more, SL_CONF_SEATS);
+        for (int d = 0; d < more; d++) {
+            if (g.device_count) memcpy(g.stage.device, g.devices[d], sizeof g.stage.device);
+            g.stage.instance = sl_conf_instances(out, g.stage.role);
+            out->stages[out->stage_count++] = g.stage;
+        }
     }
     return SL_OK;
 }
@@ -652,6 +706,7 @@ static void print_value(FILE *to, const key *k, const void *base)
         print_string(to, text);
         break;
     case ARGS: print_args(to, base); break;
+    case DEVICES: break; /* each process is printed with its own */
     case TEXT:
     case WORDS:
     case PROGRAM:
@@ -681,8 +736,9 @@ static void print_keys(FILE *to, const sl_conf *conf)
 static void print_stages(FILE *to, const sl_conf *conf)
 {
     char want[320], what[256];
-    fputs("# The stages, one program a role. A role that is not listed is not run. Keys of a "
-          "stage:\n",
+    fputs("# The stages, a process each. A role that is not listed is not run; one that is listed "
+          "more than once works on\n"
+          "# as many jobs at a time. Keys of a stage:\n",
           to);
     for (int i = 0; i < STAGE_KEY_COUNT; i++)
         fprintf(to, "#   %-8s %s\n#            %s\n", STAGE_KEYS[i].path,
@@ -692,6 +748,7 @@ static void print_stages(FILE *to, const sl_conf *conf)
     for (int i = 0; i < conf->stage_count; i++) {
         fputs("    { ", to);
         for (int j = 0; j < STAGE_KEY_COUNT; j++) {
+            if (STAGE_KEYS[j].type == DEVICES) continue;
             fprintf(to, "%s = ", STAGE_KEYS[j].path);
             print_value(to, &STAGE_KEYS[j], &conf->stages[i]);
             fputs("; ", to);

@@ -22,9 +22,12 @@
 #define SL_CONF_PATH 1024 /* bytes of a path, its NUL included */
 #define SL_CONF_ARGS 16   /* most extra arguments of a stage */
 #define SL_CONF_ARG 256   /* bytes of one, its NUL included */
+#define SL_CONF_SEATS 32  /* most processes of stages in all */
 
+/* One process: an instance of a role. A group with `devices` gives one for each of them. */
 typedef struct {
     sl_role role;               /* key: name */
+    int instance;               /* of its role, from 0, in the file's order */
     char program[SL_CONF_PATH]; /* a path, or a name looked up beside the sluice binary */
     char device[16];            /* "cpu" or "cuda:N" */
     int threads;                /* OpenMP threads; 0: an equal share of the machine's */
@@ -77,7 +80,7 @@ typedef struct {
         int turn_timeout_s; /* after which a turn is too long */
     } dispatch;
     int stage_count;
-    sl_conf_stage stages[SL_ROLE_COUNT]; /* in the file's order, a role at most once */
+    sl_conf_stage stages[SL_CONF_SEATS]; /* in the file's order */
 } sl_conf;
 
 void sl_conf_defaults(sl_conf *out);
@@ -92,7 +95,9 @@ sl_code sl_conf_read_string(sl_conf *conf, const char *text, const char *name, s
  * default. Errors: SL_SYS. */
 sl_code sl_conf_print(const sl_conf *conf, FILE *to, sl_err *err);
 
-/* NULL: this deployment does not run it */
+/* The role's first instance; NULL: this deployment does not run it. */
 const sl_conf_stage *sl_conf_find(const sl_conf *conf, sl_role role);
+/* How many instances it runs. */
+int sl_conf_instances(const sl_conf *conf, sl_role role);
 
 #endif

@@ -43,6 +43,7 @@ static void defaults_are_those_of_the_manual(void **state)
         assert_int_equal(c.stages[i].threads, 0);
         assert_int_equal(c.stages[i].slots, i == SL_ROLE_MUX ? 24 : 2);
         assert_int_equal(c.stages[i].arg_count, 0);
+        assert_int_equal(c.stages[i].instance, 0);
     }
     assert_string_equal(sl_role_name((sl_role)9), "?");
 }
@@ -167,6 +168,46 @@ static void absent_keys_keep_their_value(void **state)
     T_OK(sl_conf_read_string(&c, "# only a comment", "x.cfg", &err));
 }
 
+#define TEN(x) x x x x x x x x x x
+
+static void a_role_has_instances(void **state)
+{
+    (void)state;
+    static const char TEXT[] =
+        "stages: ( { name = \"denoise\"; devices = [\"cuda:0\", \"cuda:3\"]; slots = 4; },\n"
+        "  { name = \"text\"; }, { name = \"denoise\"; device = \"cuda:1\"; threads = 2; },\n"
+        "  { name = \"text\"; devices = (\"cuda:2\"); } );\n";
+    static const struct {
+        sl_role role;
+        int instance, slots;
+        const char *device;
+    } want[] = {{SL_ROLE_DENOISE, 0, 4, "cuda:0"},
+                {SL_ROLE_DENOISE, 1, 4, "cuda:3"},
+                {SL_ROLE_TEXT, 0, 2, "cpu"},
+                {SL_ROLE_DENOISE, 2, 2, "cuda:1"},
+                {SL_ROLE_TEXT, 1, 2, "cuda:2"}};
+    sl_conf c, again;
+    sl_err err = {0};
+    sl_conf_defaults(&c);
+    T_OK(sl_conf_read_string(&c, TEXT, "x.cfg", &err));
+    char *text = printed(&c);
+    sl_conf_defaults(&again);
+    T_OK(sl_conf_read_string(&again, text, "printed", &err));
+    free(text);
+    assert_int_equal(c.stage_count, 5);
+    assert_int_equal(again.stage_count, 5);
+    for (int i = 0; i < 5; i++) {
+        assert_int_equal(c.stages[i].role, want[i].role);
+        assert_int_equal(c.stages[i].instance, want[i].instance);
+        assert_int_equal(c.stages[i].slots, want[i].slots);
+        assert_string_equal(c.stages[i].device, want[i].device);
+        assert_memory_equal(&again.stages[i], &c.stages[i], sizeof c.stages[i]);
+    }
+    assert_ptr_equal(sl_conf_find(&c, SL_ROLE_TEXT), &c.stages[2]);
+    assert_int_equal(sl_conf_instances(&c, SL_ROLE_DENOISE), 3);
+    assert_int_equal(sl_conf_instances(&c, SL_ROLE_MUX), 0);
+}
+
 static void mistakes_name_file_line_key_value_and_range(void **state)
 {
     (void)state;
@@ -230,8 +271,25 @@ static void mistakes_name_file_line_key_value_and_range(void **state)
         {"stages = ( { name = \"txt\"; } );",
          "x.cfg:1: stages[0].name is \"txt\", want one of text, image, denoise, decode, mux (the "
          "role that the stage plays)"},
-        {"stages = ( { name = \"text\"; },\n { name = \"mux\"; },\n { name = \"text\"; } );",
-         "x.cfg:3: stages[2] repeats the role text of line 1, want each role once"},
+        {"stages = ( { name = \"denoise\"; devices = [\"cpu\", \"gpu\"]; } );",
+         "x.cfg:1: stages[0].devices[1] is \"gpu\", want 1 to 32 of \"cpu\" or \"cuda:N\" with N "
+         "from 0 to 63 (in place of device: one process for each, all of this role)"},
+        {"stages = ( { name = \"denoise\"; devices = []; } );",
+         "x.cfg:1: stages[0].devices is an array, want 1 to 32 of \"cpu\" or \"cuda:N\" with N "
+         "from "
+         "0 to 63 (in place of device: one process for each, all of this role)"},
+        {"stages = ( { name = \"denoise\"; devices = \"cuda:0\"; } );",
+         "x.cfg:1: stages[0].devices is \"cuda:0\", want 1 to 32 of \"cpu\" or \"cuda:N\" with N "
+         "from 0 to 63 (in place of device: one process for each, all of this role)"},
+        {"stages = ( { name = \"text\"; },\n { name = \"denoise\"; devices = [\"cuda:0\"]; device "
+         "= "
+         "\"cpu\"; } );",
+         "x.cfg:2: stages[1] has both device and devices, want one of them"},
+        {"stages = ( { name = \"text\"; devices = [" TEN("\"cpu\", ")
+             TEN("\"cpu\", ") "\"cpu\"]; },\n"
+                              " { name = \"mux\"; devices = [" TEN(
+                                  "\"cpu\", ") "\"cpu\", \"cpu\"]; } );",
+         "x.cfg:2: stages[1] makes them 33 processes, want at most 32 in all"},
         {"stages = ( { name = \"text\"; thread = 1; } );",
          "x.cfg:1: unknown key stages[0].thread, the nearest known one is threads"},
         {"stages = ( { name = \"text\"; device = \"gpu\"; } );",
@@ -383,6 +441,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(every_key_is_read),
         cmocka_unit_test(what_is_printed_reads_back_the_same),
         cmocka_unit_test(absent_keys_keep_their_value),
+        cmocka_unit_test(a_role_has_instances),
         cmocka_unit_test(mistakes_name_file_line_key_value_and_range),
         cmocka_unit_test(devices_are_cpu_or_cuda_n),
         cmocka_unit_test(long_strings_are_refused),

@@ -22,7 +22,7 @@ static t_run run;
 static void test_order(void **state)
 {
     static const struct {
-        turn_wait waits[4];
+        sl_order_wait waits[4];
         int n, want;
     } CASES[] = {
         {{{true, 5}}, 1, 0},
@@ -39,7 +39,7 @@ static void test_order(void **state)
     };
     (void)state;
     for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) {
-        int got = turn_next(CASES[i].waits, CASES[i].n, 100, 100);
+        int got = sl_order_next(CASES[i].waits, CASES[i].n, 100, 100);
         if (got != CASES[i].want)
             fail_msg("case %zu: %d goes next, want %d", i, got, CASES[i].want);
     }

@@ -144,6 +144,7 @@ static sl_code connect_dispatcher(runner *r, sl_err *err)
     if ((rc = sl_wire_send(r->socket, NULL, 0, &hello, err))) return rc;
     for (int i = 0; i < r->o->job_count; i++) {
         sl_msg m = {.type = SL_MSG_SUBMIT, .submit = {.tag = r->o->jobs[i].id}};
+        r->rep.jobs[i].number = 0; /* an earlier dispatcher's */
         if (r->rep.jobs[i].finished) continue;
         snprintf(m.submit.dir, sizeof m.submit.dir, "%s", r->o->jobs[i].dir);
         if ((rc = sl_wire_send(r->socket, NULL, 0, &m, err))) return rc;
@@ -198,7 +199,7 @@ static void on_finished(runner *r, const sl_msg_finished *m)
     if (j->code) sl_temporary_sweep(j->job->spec.output);
     sl_remove_tree(j->job->dir);
     j->t1_ns = sl_now_ns();
-    client_span(r, m->job, SL_SPAN_SPOOL, t0, j->t1_ns);
+    client_span(r, m->tag, SL_SPAN_SPOOL, t0, j->t1_ns);
     r->left--;
     r->deaths = 0;
     if (!r->o->quiet && isatty(2) && *r->shown.stage) fputc('\n', stderr);
@@ -216,6 +217,22 @@ static void on_finished(runner *r, const sl_msg_finished *m)
     else if (!r->o->quiet) sl_report_print(&r->rep, j, stdout), fflush(stdout);
 }
 
+static void cancel(runner *r, const sl_report_job *j)
+{
+    sl_msg m = {.type = SL_MSG_CANCEL, .cancel = {.job = j->number}};
+    if (j->number && !j->finished) sl_wire_send(r->socket, NULL, 0, &m, NULL);
+}
+
+static void on_accepted(runner *r, const sl_msg_accepted *m)
+{
+    sl_report_job *j = sl_report_find(&r->rep, m->tag);
+    if (!r->accepted) client_span(r, 0, SL_SPAN_START, r->t0_ns, sl_now_ns());
+    r->accepted = true;
+    if (!j) return;
+    j->number = m->job;
+    if (r->interrupted) cancel(r, j); /* nobody could before */
+}
+
 static void receive_all(runner *r)
 {
     sl_msg m;
@@ -227,11 +244,9 @@ static void receive_all(runner *r)
             if (rc != SL_FORMAT) return;
             continue;
         }
+        if (!sl_report_own(&r->rep, &m)) continue;
         switch (m.type) {
-        case SL_MSG_ACCEPTED:
-            if (!r->accepted) client_span(r, 0, SL_SPAN_START, r->t0_ns, sl_now_ns());
-            r->accepted = true;
-            break;
+        case SL_MSG_ACCEPTED: on_accepted(r, &m.accepted); break;
         case SL_MSG_PROGRESS:
             r->deaths = 0;
             show_progress(r, &m.progress);
@@ -256,10 +271,7 @@ static void on_signal(runner *r, uint32_t sig)
     }
     if (r->interrupted) kill(r->pid, SIGKILL); /* a second Ctrl-C */
     r->interrupted = true;
-    for (int i = 0; i < r->o->job_count; i++) {
-        sl_msg m = {.type = SL_MSG_CANCEL, .cancel = {.job = r->o->jobs[i].id}};
-        if (!r->rep.jobs[i].finished) sl_wire_send(r->socket, NULL, 0, &m, NULL);
-    }
+    for (int i = 0; i < r->rep.count; i++) cancel(r, &r->rep.jobs[i]);
 }
 
 static void end_all(runner *r, sl_code code, const char *why)

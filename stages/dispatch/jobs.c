@@ -1,13 +1,18 @@
-/* jobs.c - the dispatcher's jobs: QUEUED -> TEXT + IMAGE -> DENOISE -> DECODE + MUX ->
- * DONE, or FAILED / CANCELLED.
+/* jobs.c - the dispatcher's jobs: submitted, told of by seats, finished.
  *
- * There is no stored "state" of a job that could be wrong after a death: what to do next
- * follows from which hand-overs exist (in a slot, in the spool) and what runs now. A
- * stage's death takes its slots and its work away; scheduling then simply sees what is
- * missing. */
-#include "stages/dispatch/dispatch.h"
+ *   client --SUBMIT--> job --(schedule.c: JOB)--> crew --CHUNK--> crew's next seat
+ *                       ^                          |
+ *                       '---- DONE, FAILED, end of a process: a seat is through
+ *
+ * A seat that falls out of a crew (FAILED, or its process ended) makes the whole attempt
+ * fall: the others are told to CANCEL, and when all are through, scheduling sees what is
+ * missing and begins anew. Attempts that fall without the job getting further are counted;
+ * too many end it. A death takes slots and work away and changes nothing else: what lies in
+ * the folder under its final name is whole, whoever wrote it. */
+#include "stages/dispatch/table.h"
 
 #include <dirent.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,138 +20,125 @@
 
 #include "common/log.h"
 
-static const sl_role PRODUCER[HAND_COUNT] = {SL_ROLE_TEXT, SL_ROLE_IMAGE, SL_ROLE_DENOISE};
-static const sl_role RECEIVER[HAND_COUNT] = {SL_ROLE_DENOISE, SL_ROLE_DENOISE, SL_ROLE_DECODE};
-static const char *const FILE_OF[HAND_COUNT] = {"text", "image", "denoise"};
-
 /* ---- telling ---- */
 
-static void send_to(dispatcher *d, const char *id, size_t size, const sl_msg *m)
+static void to_seat(sl_jobs *d, int number, const sl_msg *m)
 {
-    sl_err err = {0};
-    sl_code rc = size ? sl_wire_send(d->router, id, size, m, &err) : SL_OK;
-    if (rc && rc != SL_GONE) sl_log_err("client", &err);
+    if (number != NO_SEAT) d->out.to_seat(d->out.self, number, m);
 }
 
-void job_tell(dispatcher *d, const job *j, const sl_msg *m)
+void sl_job_tell(sl_jobs *d, const job *j, const sl_msg *m)
 {
-    send_to(d, j->client, j->client_size, m);
+    d->out.to_client(d->out.self, j->client, m);
 }
 
-void tell_client(dispatcher *d, const sl_msg *m)
+void sl_job_discard(sl_jobs *d, delivery *v)
 {
-    send_to(d, d->client, d->client_size, m);
+    sl_msg m = {.type = SL_MSG_DISCARD, .discard = {.ticket = v->ticket}};
+    to_seat(d, v->seat, &m);
+    v->seat = NO_SEAT;
 }
 
-static void tell_span(dispatcher *d, const job *j, sl_role role, sl_span_kind kind, int64_t t0,
-                      int64_t t1)
-{
-    sl_msg m = {.type = SL_MSG_SPAN,
-                .span = {.job = j->id, .kind = kind, .t0_ns = t0, .t1_ns = t1}};
-    snprintf(m.span.stage, sizeof m.span.stage, "%s", sl_role_name(role));
-    job_tell(d, j, &m);
-}
+/* ---- finding ---- */
 
-/* ---- questions ---- */
-
-job *job_find(dispatcher *d, uint64_t id)
+static job *find_job(sl_jobs *d, uint64_t id)
 {
-    for (int i = 0; i < d->job_count; i++)
+    for (int i = 0; i < d->count; i++)
         if (d->jobs[i].id == id) return &d->jobs[i];
     return NULL;
 }
 
-static bool idle(const peer *p)
+/* The seat that has this pool now; NO_SEAT: one that was restarted since, or none. */
+static int owner_of(const sl_jobs *d, int h, uint64_t pool)
 {
-    return p && p->state == PEER_READY && p->job == NO_JOB;
+    for (int i = 0; pool && i < SL_CONF_SEATS; i++)
+        if (d->seats[i].stage && d->seats[i].pools[h].id == pool) return i;
+    return NO_SEAT;
 }
 
-static bool any_running(const job *j)
+static void discard_ticket(sl_jobs *d, uint32_t h, const sl_ticket *t)
 {
-    for (int r = 0; r < SL_ROLE_COUNT; r++)
-        if (j->running[r]) return true;
-    return false;
+    sl_msg m = {.type = SL_MSG_DISCARD, .discard = {.ticket = *t}};
+    if (h < SL_HANDOVER_COUNT) to_seat(d, owner_of(d, (int)h, t->pool), &m);
 }
 
-static bool have(const job *j, hand_kind k)
+/* ---- opening ---- */
+
+sl_code sl_jobs_open(sl_jobs **out, const sl_conf *conf, const sl_model *model,
+                     const sl_jobs_out *to, sl_err *err)
 {
-    return j->hands[k].ticketed || j->hands[k].spooled || j->hands[k].spooling;
+    sl_jobs *d = *out = calloc(1, sizeof *d);
+    if (!d || !(d->jobs = calloc(SL_JOBS_MAX, sizeof *d->jobs)))
+        return sl_fail(err, SL_NOMEM, "dispatch: no memory");
+    d->conf = conf;
+    d->model = model;
+    d->out = *to;
+    return SL_OK;
 }
 
-static bool available(const job *j, hand_kind k)
+void sl_jobs_close(sl_jobs **dp)
 {
-    return j->hands[k].ticketed || j->hands[k].spooled;
+    sl_jobs *d = *dp;
+    *dp = NULL;
+    if (d) free(d->jobs);
+    free(d);
 }
 
-/* Nobody will ask for this hand-over again, as things stand. */
-static bool past(const job *j, hand_kind k)
+int sl_jobs_count(const sl_jobs *d)
 {
-    if (k == HAND_LATENTS) return j->running[SL_ROLE_DECODE] || j->decode_done;
-    return j->running[SL_ROLE_DENOISE] || have(j, HAND_LATENTS) || past(j, HAND_LATENTS);
+    return d->count;
+}
+const char *sl_jobs_dir(const sl_jobs *d, int i)
+{
+    return d->jobs[i].dir;
+}
+const char *sl_jobs_output(const sl_jobs *d, int i)
+{
+    return d->jobs[i].output;
 }
 
-static bool wanted(const job *j, hand_kind k)
+/* ---- seats ---- */
+
+/* No process, or one that has said nothing yet: as many slots as it is to announce. */
+static void vacate(seat *s)
 {
-    if (k == HAND_IMAGE && !j->takes_image) return false;
-    return !have(j, k) && !j->running[PRODUCER[k]] && (j->dump || !past(j, k));
+    *s = (seat){.stage = s->stage, .name = s->name};
+    for (int h = 0; h < SL_HANDOVER_COUNT; h++)
+        if (SL_HANDOVER[h].to == s->stage->role) s->pools[h].slots = s->stage->slots;
 }
 
-static bool pair_exists(dispatcher *d)
+void sl_jobs_add_seat(sl_jobs *d, int number, const sl_conf_stage *stage, const char *name)
 {
-    return peer_of(d, SL_ROLE_DECODE) && peer_of(d, SL_ROLE_MUX);
+    d->seats[number].stage = stage;
+    d->seats[number].name = name;
+    vacate(&d->seats[number]);
 }
 
-/* Some stage still works on the job, or writes its files. */
-static bool busy(const job *j)
+void sl_jobs_on_pool(sl_jobs *d, int number, const sl_msg_pool *m)
 {
-    for (int k = 0; k < HAND_COUNT; k++)
-        if (j->hands[k].spooling) return true;
-    return any_running(j);
-}
-
-/* Everything the job asked for is there. */
-static bool complete(dispatcher *d, const job *j)
-{
-    if (busy(j)) return false;
-    if (pair_exists(d) && !(j->decode_done && j->mux_done)) return false;
-    for (int k = 0; k < HAND_COUNT; k++) {
-        if (k == HAND_IMAGE && !j->takes_image) continue;
-        if ((j->dump || (k == HAND_LATENTS && !pair_exists(d))) && !j->hands[k].spooled)
-            return false;
+    int h = sl_handover_by_name(m->handover);
+    seat *s = &d->seats[number];
+    if (h < 0 || SL_HANDOVER[h].to != s->stage->role) {
+        sl_log(SL_LOG_WARN, "%s announces a pool for %s, which it does not take: ignored", s->name,
+               m->handover);
+        return;
     }
-    return true;
+    s->pools[h].id = m->handle.pool;
+    s->pools[h].slots = (int)m->handle.slots;
 }
 
-static int credits_used(const dispatcher *d, hand_kind k)
+void sl_jobs_on_ready(sl_jobs *d, int number, pid_t pid)
 {
-    int n = 0;
-    for (int i = 0; i < d->job_count; i++) n += d->jobs[i].hands[k].credit;
-    return n;
-}
-
-/* The oldest job never waits for a credit: younger ones may hold them all, and wait for
- * it. Without a slot its hand-over goes by the spool. */
-static bool has_credit(dispatcher *d, const job *j, hand_kind k)
-{
-    peer *r = peer_of(d, RECEIVER[k]);
-    return !r || j == d->jobs || credits_used(d, k) < r->conf->slots;
-}
-
-/* Is this a slot of a pool that the peer has now, not before it was restarted? */
-static bool receives(const peer *p, const sl_ticket *t)
-{
-    for (int i = 0; p && i < p->pool_count; i++)
-        if (p->pools[i].handle.pool == t->pool) return true;
-    return false;
+    d->seats[number].ready = true;
+    d->seats[number].pid = pid;
 }
 
 /* ---- beginnings and ends ---- */
 
-/* What lies in the folder under its final name is whole, whoever wrote it. */
-static bool is_spooled(const job *j, hand_kind k)
+static bool is_spooled(const job *j, int h)
 {
     char path[SL_PATH + 32];
-    snprintf(path, sizeof path, "%s/%s.safetensors", j->dir, FILE_OF[k]);
+    snprintf(path, sizeof path, "%s/%s.safetensors", j->dir, SL_HANDOVER[h].file);
     return access(path, R_OK) == 0;
 }
 
@@ -155,7 +147,8 @@ static bool is_spooled(const job *j, hand_kind k)
 static void look_into_spool(job *j)
 {
     char path[SL_PATH + 288];
-    for (int k = 0; k < HAND_COUNT; k++) j->hands[k].spooled = is_spooled(j, (hand_kind)k);
+    for (int h = 0; h < SL_HANDOVER_COUNT; h++)
+        if (j->deliveries[h].has) j->deliveries[h].spooled = is_spooled(j, h);
     DIR *dir = opendir(j->dir);
     struct dirent *e;
     while (dir && (e = readdir(dir)))
@@ -166,388 +159,369 @@ static void look_into_spool(job *j)
     if (dir) closedir(dir);
 }
 
-static void finish(dispatcher *d, job *j, sl_code code, const char *message)
+static void finish(sl_jobs *d, job *j, sl_code code, const char *message)
 {
-    sl_msg m = {.type = SL_MSG_FINISHED,
-                .finished = {.tag = j->id, .job = j->id, .code = (int32_t)code, .bytes = j->bytes}};
+    sl_msg m = {
+        .type = SL_MSG_FINISHED,
+        .finished = {.tag = j->tag, .job = j->id, .code = (int32_t)code, .bytes = j->bytes}};
     snprintf(m.finished.message, sizeof m.finished.message, "%s", message);
-    for (int k = 0; k < HAND_COUNT; k++)
-        if (j->hands[k].ticketed) {
-            sl_msg discard = {.type = SL_MSG_DISCARD, .discard = {.ticket = j->hands[k].ticket}};
-            peer_send(d, peer_of(d, RECEIVER[k]), &discard);
-        }
-    job_tell(d, j, &m);
-    sl_log(SL_LOG_DEBUG, "job %llu: %s %s", (unsigned long long)j->id, sl_code_name(code), message);
+    for (int h = 0; h < SL_HANDOVER_COUNT; h++) sl_job_discard(d, &j->deliveries[h]);
+    sl_job_tell(d, j, &m);
+    sl_log(SL_LOG_DEBUG, "job %" PRIu64 ": %s %s", j->id, sl_code_name(code), message);
     int at = (int)(j - d->jobs);
-    memmove(j, j + 1, (size_t)(--d->job_count - at) * sizeof *j);
+    memmove(j, j + 1, (size_t)(--d->count - at) * sizeof *j);
 }
 
-/* The first stage that the job needs and this deployment leaves out; NULL: none. */
-static const char *missing_stage(dispatcher *d, const job *j)
+static void refuse(sl_jobs *d, uint64_t tag, uint64_t client, sl_code code, const char *message)
 {
-    for (int k = 0; k < HAND_COUNT; k++)
-        if (wanted(j, (hand_kind)k) && !peer_of(d, PRODUCER[k])) return sl_role_name(PRODUCER[k]);
-    return NULL;
-}
-
-static void refuse(dispatcher *d, uint64_t id, const char *client, size_t client_size, sl_code code,
-                   const char *message)
-{
-    sl_msg m = {.type = SL_MSG_FINISHED, .finished = {.tag = id, .code = (int32_t)code}};
+    sl_msg m = {.type = SL_MSG_FINISHED, .finished = {.tag = tag, .code = (int32_t)code}};
     snprintf(m.finished.message, sizeof m.finished.message, "%s", message);
-    send_to(d, client, client_size, &m);
+    d->out.to_client(d->out.self, client, &m);
 }
 
-void job_submit(dispatcher *d, const sl_msg_submit *m, const char *client, size_t client_size)
+/* The folder as a job, in the first free place; not counted yet. */
+static sl_code read_job(sl_jobs *d, job *j, const char *dir, sl_err *err)
 {
     char path[SL_PATH];
     sl_job spec = {0};
-    sl_err err = {0};
-    sl_msg accepted = {.type = SL_MSG_ACCEPTED, .accepted = {.tag = m->tag, .job = m->tag}};
-    job *j = job_find(d, m->tag);
-    if (!j) {
-        for (int i = 0; i < d->peer_count; i++)
-            if (d->peers[i].state == PEER_BROKEN) {
-                refuse(d, m->tag, client, client_size,
-                       d->peers[i].last_code ? d->peers[i].last_code : SL_SYS,
-                       d->peers[i].last_error);
-                return;
-            }
-        if (m->tag == NO_JOB || d->draining || d->job_count == MAX_JOBS ||
-            d->job_count >= d->conf.limits.jobs) {
-            char why[160];
-            snprintf(why, sizeof why, "job refused: %s (%d jobs held, limits.jobs is %d)",
-                     d->draining ? "draining" : "too many jobs", d->job_count, d->conf.limits.jobs);
-            refuse(d, m->tag, client, client_size, SL_BUSY, why);
-            return;
-        }
-        if (sl_path_join(path, m->dir, "job.json", &err) || sl_job_read(&spec, path, &err) ||
-            sl_job_check(&spec, &err)) {
-            refuse(d, m->tag, client, client_size, err.code, err.msg);
-            sl_job_free(&spec);
-            return;
-        }
-        j = &d->jobs[d->job_count];
-        memset(j, 0, sizeof *j);
-        j->id = m->tag;
-        snprintf(j->dir, sizeof j->dir, "%s", m->dir);
-        j->takes_image = d->model.family.picture;
-        j->dump = spec.dump;
-        memcpy(j->output, spec.output, sizeof j->output);
-        sl_job_free(&spec);
-        look_into_spool(j);
-        if (missing_stage(d, j)) {
-            char why[160];
-            snprintf(why, sizeof why,
-                     "job refused: the configuration has no stage %s, and nothing in the spool "
-                     "stands for it",
-                     missing_stage(d, j));
-            refuse(d, m->tag, client, client_size, SL_ARG, why);
-            return;
-        }
-        d->job_count++;
-    }
-    memcpy(j->client, client, client_size);
-    j->client_size = client_size;
-    job_tell(d, j, &accepted);
+    sl_code rc;
+    memset(j, 0, sizeof *j);
+    snprintf(j->dir, sizeof j->dir, "%s", dir);
+    if (!(rc = sl_path_join(path, j->dir, "job.json", err)) &&
+        !(rc = sl_job_read(&spec, path, err)))
+        rc = sl_job_check(&spec, err);
+    for (int h = 0; h < SL_HANDOVER_COUNT && !rc; h++)
+        j->deliveries[h] = (delivery){.has = SL_HANDOVER[h].how == SL_WHOLE &&
+                                             sl_handover_applies((sl_handover)h, d->model, &spec),
+                                      .maker = NO_SEAT,
+                                      .seat = NO_SEAT};
+    j->dump = spec.dump;
+    memcpy(j->output, spec.output, sizeof j->output);
+    sl_job_free(&spec);
+    if (rc) return rc;
+    look_into_spool(j);
+    const char *lacks = sl_job_lacks(d, j);
+    return lacks ? sl_fail(err, SL_ARG,
+                           "job refused: the configuration has no stage %s, and nothing in the "
+                           "spool stands for it",
+                           lacks)
+                 : SL_OK;
 }
 
-/* Tell a stage that works on the job to stop; it answers FAILED(CANCELLED). */
-static void stop_stage(dispatcher *d, const job *j, sl_role role)
+void sl_jobs_submit(sl_jobs *d, const sl_msg_submit *m, uint64_t client, const sl_err *closed)
 {
-    sl_msg m = {.type = SL_MSG_CANCEL, .cancel = {.job = j->id, .attempt = j->running[role]}};
-    if (j->running[role]) peer_send(d, peer_of(d, role), &m);
+    sl_err err = {0};
+    job *j = NULL;
+    for (int i = 0; i < d->count && !j; i++)
+        if (!strcmp(d->jobs[i].dir, m->dir)) j = &d->jobs[i];
+    if (!j) {
+        if (closed) err = *closed;
+        else if (d->draining || d->count == SL_JOBS_MAX || d->count >= d->conf->limits.jobs)
+            sl_fail(&err, SL_BUSY, "job refused: %s (%d jobs held, limits.jobs is %d)",
+                    d->draining ? "draining" : "too many jobs", d->count, d->conf->limits.jobs);
+        if (err.code || read_job(d, &d->jobs[d->count], m->dir, &err)) {
+            refuse(d, m->tag, client, err.code, err.msg);
+            return;
+        }
+        j = &d->jobs[d->count++];
+        j->id = ++d->last_id;
+    }
+    j->tag = m->tag;
+    j->client = client;
+    sl_msg accepted = {.type = SL_MSG_ACCEPTED, .accepted = {.tag = j->tag, .job = j->id}};
+    sl_job_tell(d, j, &accepted);
 }
 
-static void end_job(dispatcher *d, job *j, sl_code code, const char *why)
+/* Seats of the attempt that are not through yet: stop. They answer FAILED(CANCELLED). */
+static void stop_attempt(sl_jobs *d, const job *j, const attempt *a)
+{
+    sl_msg m = {.type = SL_MSG_CANCEL, .cancel = {.job = j->id, .attempt = a->number}};
+    for (int r = 0; r < SL_ROLE_COUNT && a->number; r++) to_seat(d, a->seat[r], &m);
+}
+
+static void end_job(sl_jobs *d, job *j, sl_code code, const char *why)
 {
     if (j->ending) return;
     j->ending = true;
     j->code = code;
     snprintf(j->message, sizeof j->message, "%s", why);
-    for (int r = 0; r < SL_ROLE_COUNT; r++) stop_stage(d, j, (sl_role)r);
+    for (int r = 0; r < SL_ROLE_COUNT; r++) stop_attempt(d, j, &j->attempts[r]);
 }
 
-void job_cancel(dispatcher *d, uint64_t id, sl_code code, const char *why)
+void sl_jobs_cancel(sl_jobs *d, uint64_t id, uint64_t client)
 {
-    job *j = job_find(d, id);
-    if (j) end_job(d, j, code, why);
+    job *j = find_job(d, id);
+    if (j && j->client == client) end_job(d, j, SL_CANCELLED, "cancelled");
+    else if (j) sl_log(SL_LOG_WARN, "CANCEL of job %" PRIu64 ": ignored, it is another's", id);
 }
 
-void jobs_fail_all(dispatcher *d, sl_code code, const char *why)
+void sl_jobs_drain(sl_jobs *d, uint64_t client)
 {
-    for (int i = 0; i < d->job_count; i++) end_job(d, &d->jobs[i], code, why);
+    if (!client) d->draining = true;
+    for (int i = 0; i < d->count; i++)
+        if (!client || d->jobs[i].client == client) d->jobs[i].draining = true;
 }
 
-/* ---- what stages say ---- */
-
-/* The job that this stage works on, if the message is about that and not about an attempt
- * given up. */
-static job *current(dispatcher *d, const peer *p, uint64_t id, uint32_t attempt)
+void sl_jobs_fail_all(sl_jobs *d, sl_code code, const char *why)
 {
-    job *j = job_find(d, id);
-    return j && j->running[p->role] == attempt && attempt ? j : NULL;
+    for (int i = 0; i < d->count; i++) end_job(d, &d->jobs[i], code, why);
 }
 
-/* The stage is free again, if it spoke of what it was last given. */
-static void release(peer *p, job *j, uint32_t attempt)
+/* ---- attempts ---- */
+
+/* The job that this seat works on, if the message is about that and not about an attempt
+ * given up; *a is its attempt. */
+static job *current(sl_jobs *d, int number, uint64_t id, uint32_t attempt_number, attempt **a)
 {
-    if (j) j->running[p->role] = 0;
-    if (p->attempt != attempt) return;
-    p->job = NO_JOB;
-    p->attempt = 0;
+    const seat *s = &d->seats[number];
+    job *j = find_job(d, id);
+    if (!j || !attempt_number || s->job != id || s->attempt != attempt_number) return NULL;
+    *a = &j->attempts[sl_crew_of(s->stage->role)];
+    return (*a)->number == attempt_number && (*a)->seat[s->stage->role] == number ? j : NULL;
 }
 
-static void advance(peer *p, job *j, uint64_t rank)
+/* The seat is through with the attempt, which is over with its last one. */
+static void leave(sl_jobs *d, attempt *a, int number)
 {
-    j->progress = rank;
-    if (rank > j->best) {
-        j->best = rank;
-        j->deaths = 0;
-        p->failures = 0;
-    }
+    seat *s = &d->seats[number];
+    bool last = true;
+    a->seat[s->stage->role] = NO_SEAT;
+    for (int r = 0; r < SL_ROLE_COUNT; r++) last = last && a->seat[r] == NO_SEAT;
+    if (last) a->number = 0;
+    s->job = NO_JOB;
+    s->attempt = 0;
 }
 
-void jobs_on_taken(dispatcher *d, peer *p, const sl_msg_taken *m)
+/* One of the crew fell out: the others begin again with it. true: nobody had said so yet. */
+static bool fall(sl_jobs *d, job *j, attempt *a, sl_role role)
 {
-    job *j = current(d, p, m->job, m->attempt);
-    for (int k = 0; j && k < HAND_COUNT; k++)
-        if (RECEIVER[k] == p->role) j->hands[k].credit = false;
+    if (j->made[sl_crew_of(role)] || a->fallen) return false;
+    a->fallen = true;
+    stop_attempt(d, j, a);
+    return true;
 }
 
-void jobs_on_progress(dispatcher *d, peer *p, const sl_msg_progress *m)
+/* An attempt fell: try again, but not for ever. */
+static void try_again(sl_jobs *d, job *j, int number, const char *how)
 {
-    job *j = current(d, p, m->job, m->attempt);
-    sl_msg out = {.type = SL_MSG_PROGRESS, .progress = *m};
+    char why[SL_TEXT];
+    if (++j->deaths <= d->conf->supervise.restarts) return;
+    snprintf(why, sizeof why,
+             "%s ended %d times on this job without getting further (last: %.300s): giving up",
+             d->seats[number].name, j->deaths, how);
+    end_job(d, j, SL_SYS, why);
+}
+
+/* The seat has finished so many steps of the job; UINT32_MAX: all of them. */
+static void advance(sl_jobs *d, job *j, int number, uint32_t done)
+{
+    uint32_t *furthest = &j->furthest[d->seats[number].stage->role];
+    if (done <= *furthest) return;
+    *furthest = done;
+    j->deaths = 0;
+    d->out.got_further(d->out.self, number);
+}
+
+/* ---- what seats say ---- */
+
+static void on_progress(sl_jobs *d, int number, const sl_msg *m)
+{
+    attempt *a;
+    job *j = current(d, number, m->progress.job, m->progress.attempt, &a);
     if (!j) return;
-    advance(p, j, (uint64_t)p->role << 32 | m->done);
-    job_tell(d, j, &out);
+    a->taken = true; /* or nothing could have been computed */
+    advance(d, j, number, m->progress.done);
+    sl_job_tell(d, j, m);
 }
 
-void jobs_on_chunk(dispatcher *d, peer *p, const sl_msg_chunk *m)
+static void on_chunk(sl_jobs *d, int number, const sl_msg *m)
 {
-    job *j = current(d, p, m->job, m->attempt);
-    sl_msg out = {.type = SL_MSG_CHUNK, .chunk = *m};
-    sl_msg discard = {.type = SL_MSG_DISCARD, .discard = {.ticket = m->slot}};
-    bool wanted_there = j && j->running[SL_ROLE_MUX] == m->attempt;
-    peer_send(d, peer_of(d, SL_ROLE_MUX), wanted_there ? &out : &discard);
+    attempt *a;
+    const sl_msg_chunk *c = &m->chunk;
+    job *j = current(d, number, c->job, c->attempt, &a);
+    bool known = c->handover < SL_HANDOVER_COUNT &&
+                 SL_HANDOVER[c->handover].from == d->seats[number].stage->role;
+    int to = j && known ? a->seat[SL_HANDOVER[c->handover].to] : NO_SEAT;
+    if (j) a->taken = true;
+    if (to != NO_SEAT) to_seat(d, to, m);
+    else discard_ticket(d, c->handover, &c->slot);
 }
 
-void jobs_on_spooled(dispatcher *d, peer *p, const sl_msg_spooled *m)
+static void on_spooled(sl_jobs *d, int number, const sl_msg_spooled *m)
 {
-    job *j = job_find(d, m->job);
-    for (int k = 0; j && k < HAND_COUNT; k++)
-        if (PRODUCER[k] == p->role && !strcmp(m->name, FILE_OF[k])) {
-            j->hands[k].spooled |= m->code == SL_OK;
-            j->hands[k].spooling = false;
-            j->hands[k].answered = m->attempt;
-            if (m->code && j->dump) { /* the file itself was asked for */
-                char why[SL_TEXT];
-                snprintf(why, sizeof why, "%s: %.480s", sl_role_name(p->role), m->message);
-                end_job(d, j, SL_SYS, why);
-            } else if (m->code)
-                sl_log(SL_LOG_WARN,
-                       "job %llu goes on, but would not survive a death of %s or the next stage: "
-                       "%.300s",
-                       (unsigned long long)m->job, sl_role_name(p->role), m->message);
-        }
+    job *j = find_job(d, m->job);
+    int h = sl_handover_by_file(m->name);
+    const seat *s = &d->seats[number];
+    if (!j || h < 0 || SL_HANDOVER[h].from != s->stage->role || !j->deliveries[h].has) return;
+    delivery *v = &j->deliveries[h];
+    v->spooled |= m->code == SL_OK;
+    v->spooling = false;
+    v->answered = m->attempt;
+    if (m->code && j->dump) { /* the file itself was asked for */
+        char why[SL_TEXT];
+        snprintf(why, sizeof why, "%s: %.480s", s->name, m->message);
+        end_job(d, j, SL_SYS, why);
+    } else if (m->code)
+        sl_log(SL_LOG_WARN,
+               "job %" PRIu64 " goes on, but would not survive a death of %s or the next stage: "
+               "%.300s",
+               m->job, s->name, m->message);
 }
 
-void jobs_on_done(dispatcher *d, peer *p, const sl_msg_done *m)
+/* What the seat worked with, for the job's report. */
+static void tell_done(sl_jobs *d, const job *j, const seat *s, const sl_msg_done *m)
 {
-    job *j = current(d, p, m->job, m->attempt);
-    sl_msg stage = {.type = SL_MSG_STAGE,
-                    .stage = {.pid = p->pid,
-                              .peak_bytes = m->peak_bytes,
-                              .arena_bytes = m->arena_bytes,
-                              .job = m->job}};
-    release(p, j, m->attempt);
+    sl_msg news = {.type = SL_MSG_STAGE,
+                   .stage = {.instance = (uint32_t)s->stage->instance,
+                             .pid = s->pid,
+                             .peak_bytes = m->peak_bytes,
+                             .arena_bytes = m->arena_bytes,
+                             .job = m->job}};
+    snprintf(news.stage.stage, sizeof news.stage.stage, "%s", sl_role_name(s->stage->role));
+    snprintf(news.stage.event, sizeof news.stage.event, "done");
+    snprintf(news.stage.device, sizeof news.stage.device, "%s", s->stage->device);
+    sl_job_tell(d, j, &news);
+}
+
+static void on_done(sl_jobs *d, int number, const sl_msg_done *m)
+{
+    const seat *s = &d->seats[number];
+    sl_role role = s->stage->role, crew = sl_crew_of(role);
+    attempt *a;
+    job *j = current(d, number, m->job, m->attempt, &a);
     if (!j) { /* of an attempt given up: the receiver will not hear of it otherwise */
-        sl_msg discard = {.type = SL_MSG_DISCARD, .discard = {.ticket = m->out.at[0].ticket}};
-        for (int k = 0; m->out.count && k < HAND_COUNT; k++)
-            if (PRODUCER[k] == p->role) peer_send(d, peer_of(d, RECEIVER[k]), &discard);
+        for (uint32_t i = 0; i < m->out.count; i++)
+            if (m->out.at[i].way == SL_BY_SLOT)
+                discard_ticket(d, m->out.at[i].handover, &m->out.at[i].ticket);
         return;
     }
-    p->failures = 0;
-    snprintf(stage.stage.stage, sizeof stage.stage.stage, "%s", sl_role_name(p->role));
-    snprintf(stage.stage.event, sizeof stage.stage.event, "done");
-    snprintf(stage.stage.device, sizeof stage.stage.device, "%s", p->conf->device);
-    job_tell(d, j, &stage);
-    advance(p, j, (uint64_t)p->role << 32 | UINT32_MAX);
-    for (int k = 0; k < HAND_COUNT; k++)
-        if (PRODUCER[k] == p->role) {
-            hand *h = &j->hands[k];
-            h->spooling = !h->spooled && h->answered != m->attempt;
-            h->ticketed =
-                m->out.count > 0 && receives(peer_of(d, RECEIVER[k]), &m->out.at[0].ticket);
-            h->ticket = m->out.at[0].ticket;
-            if (!h->ticketed) h->credit = false;
-        }
-    if (p->role == SL_ROLE_DECODE && m->attempt == j->pair) j->decode_done = true;
-    /* it has had every frame: whatever became of decode meanwhile */
-    if (p->role == SL_ROLE_MUX) {
-        j->decode_done = j->mux_done = true;
+    leave(d, a, number);
+    d->out.got_further(d->out.self, number); /* it works, whatever it is for */
+    tell_done(d, j, s, m);
+    advance(d, j, number, UINT32_MAX);
+    for (int h = 0; h < SL_HANDOVER_COUNT; h++) {
+        delivery *v = &j->deliveries[h];
+        const sl_ticket *t = sl_tickets_find(&m->out, (uint32_t)h);
+        if (SL_HANDOVER[h].from != role || !v->has) continue;
+        v->spooling = !v->spooled && v->answered != m->attempt;
+        v->seat = t ? owner_of(d, h, t->pool) : NO_SEAT;
+        if (t) v->ticket = *t;
+    }
+    /* it has had every chunk: whatever became of the others of its crew meanwhile */
+    if (sl_crew_is_last(crew) && sl_crew_ends_with(role)) {
+        j->made[crew] = true;
         j->bytes = m->bytes;
     }
 }
 
-/* Decode and mux work on one attempt together: when one of them stops, so does the other,
- * and both begin again. */
-static void break_pair(dispatcher *d, job *j, sl_role role)
+static void on_failed(sl_jobs *d, int number, const sl_msg_failed *m)
 {
-    if ((role != SL_ROLE_DECODE && role != SL_ROLE_MUX) || j->mux_done) return;
-    j->pair = 0;
-    j->decode_done = false;
-    stop_stage(d, j, role == SL_ROLE_DECODE ? SL_ROLE_MUX : SL_ROLE_DECODE);
-}
-
-/* A stage gave the job back or died with it: try again, but not for ever. */
-static void try_again(dispatcher *d, job *j, sl_role role, const char *how)
-{
-    char why[SL_TEXT];
-    if (++j->deaths <= d->conf.supervise.restarts) return;
-    snprintf(why, sizeof why,
-             "%s ended %d times on this job without getting further (last: %.300s): giving up",
-             sl_role_name(role), j->deaths, how);
-    end_job(d, j, SL_SYS, why);
-}
-
-void jobs_on_failed(dispatcher *d, peer *p, const sl_msg_failed *m)
-{
-    if (m->job == NO_JOB) { /* it could not even start: kept for when it ends */
-        snprintf(p->last_error, sizeof p->last_error, "%.500s", m->message);
-        p->last_code = (unsigned)m->code < SL_CODE_COUNT ? (sl_code)m->code : SL_INTERNAL;
-        return;
-    }
-    job *j = current(d, p, m->job, m->attempt);
-    release(p, j, m->attempt);
+    const seat *s = &d->seats[number];
+    attempt *a;
+    job *j = current(d, number, m->job, m->attempt, &a);
     if (!j) return;
-    for (int k = 0; k < HAND_COUNT; k++)
-        if (PRODUCER[k] == p->role || RECEIVER[k] == p->role)
-            j->hands[k].credit = j->hands[k].ticketed;
-    break_pair(d, j, p->role);
-    if (m->code == SL_CANCELLED) return; /* we asked for it */
-    if (m->code == SL_GONE || m->code == SL_BUSY) try_again(d, j, p->role, m->message);
-    else {
+    leave(d, a, number);
+    bool first = fall(d, j, a, s->stage->role);
+    if (m->code == SL_CANCELLED) return; /* that was asked for */
+    if (m->code == SL_GONE || m->code == SL_BUSY) {
+        if (first) try_again(d, j, number, m->message);
+    } else {
         char why[SL_TEXT];
-        snprintf(why, sizeof why, "%s: %.480s", sl_role_name(p->role), m->message);
+        snprintf(why, sizeof why, "%s: %.480s", s->name, m->message);
         end_job(d, j, (unsigned)m->code < SL_CODE_COUNT ? (sl_code)m->code : SL_INTERNAL, why);
     }
 }
 
+bool sl_jobs_on_message(sl_jobs *d, int number, const sl_msg *m)
+{
+    attempt *a;
+    job *j;
+    switch (m->type) {
+    case SL_MSG_TAKEN:
+        if (current(d, number, m->taken.job, m->taken.attempt, &a)) a->taken = true;
+        return true;
+    case SL_MSG_PROGRESS: on_progress(d, number, m); return true;
+    case SL_MSG_CHUNK: on_chunk(d, number, m); return true;
+    case SL_MSG_SPOOLED: on_spooled(d, number, &m->spooled); return true;
+    case SL_MSG_DONE: on_done(d, number, &m->done); return true;
+    case SL_MSG_FAILED: on_failed(d, number, &m->failed); return true;
+    case SL_MSG_STEP:
+        if ((j = find_job(d, m->step.job))) sl_job_tell(d, j, m);
+        return true;
+    case SL_MSG_SPAN:
+        if ((j = find_job(d, m->span.job))) sl_job_tell(d, j, m);
+        return true;
+    default: return false;
+    }
+}
+
+/* ---- deaths ---- */
+
 /* The owners of pools free what the dead process was writing, and what it had sealed and
  * told nobody of. Its DONEs have all been read; those whose tickets are still here, in a
  * job that waits, are named first. */
-static void tell_reap(dispatcher *d, const peer *dead, pid_t pid)
+static void tell_reap(sl_jobs *d, int dead, pid_t pid)
 {
     sl_msg keep = {.type = SL_MSG_KEEP}, reap = {.type = SL_MSG_REAP, .reap = {.pid = pid}};
-    for (int i = 0; i < d->job_count; i++)
-        for (int k = 0; k < HAND_COUNT; k++)
-            if (PRODUCER[k] == dead->role && d->jobs[i].hands[k].ticketed) {
-                keep.keep.ticket = d->jobs[i].hands[k].ticket;
-                peer_send(d, peer_of(d, RECEIVER[k]), &keep);
-            }
-    for (int i = 0; i < d->peer_count; i++)
-        if (&d->peers[i] != dead) peer_send(d, &d->peers[i], &reap);
+    for (int i = 0; i < d->count; i++)
+        for (int h = 0; h < SL_HANDOVER_COUNT; h++) {
+            const delivery *v = &d->jobs[i].deliveries[h];
+            if (SL_HANDOVER[h].from != d->seats[dead].stage->role || v->seat == NO_SEAT) continue;
+            keep.keep.ticket = v->ticket;
+            to_seat(d, v->seat, &keep);
+        }
+    for (int i = 0; i < SL_CONF_SEATS; i++)
+        if (d->seats[i].stage && i != dead) to_seat(d, i, &reap);
 }
 
-void jobs_on_death(dispatcher *d, peer *p, pid_t pid, const char *how)
+/* What the job had in the dead seat's pools, and what it was writing for the job. */
+static void lose_deliveries(job *j, int dead)
 {
-    for (int i = 0; i < d->job_count; i++) {
+    for (int h = 0; h < SL_HANDOVER_COUNT; h++) {
+        delivery *v = &j->deliveries[h];
+        attempt *from = &j->attempts[sl_crew_of(SL_HANDOVER[h].from)];
+        bool making = from->number && from->seat[SL_HANDOVER[h].from] == dead;
+        if (v->seat == dead) v->seat = NO_SEAT; /* its slots went with it */
+        if (from->makes_for[h] == dead) from->makes_for[h] = NO_SEAT;
+        if (!v->has || v->maker != dead || !(making || v->spooling)) continue;
+        v->spooled = is_spooled(j, h);
+        v->spooling = false; /* whatever was not on disk never will be */
+    }
+}
+
+void sl_jobs_on_death(sl_jobs *d, int number, pid_t pid, const char *how)
+{
+    seat *s = &d->seats[number];
+    sl_role crew = sl_crew_of(s->stage->role);
+    for (int i = 0; i < d->count; i++) {
         job *j = &d->jobs[i];
-        for (int k = 0; k < HAND_COUNT; k++) {
-            hand *h = &j->hands[k];
-            /* its slots went with it */
-            if (RECEIVER[k] == p->role) h->ticketed = h->credit = false;
-            if (PRODUCER[k] == p->role) {
-                if (j->running[p->role] || h->spooling) h->spooled = is_spooled(j, (hand_kind)k);
-                h->spooling = false; /* whatever was not on disk never will be */
-                if (j->running[p->role]) h->credit = h->ticketed;
-            }
-        }
-        if (j->running[p->role]) {
-            j->running[p->role] = 0;
-            break_pair(d, j, p->role);
-            if (!j->ending && !j->mux_done) try_again(d, j, p->role, how);
-        }
+        attempt *a = &j->attempts[crew];
+        lose_deliveries(j, number);
+        if (!a->number || a->seat[s->stage->role] != number) continue;
+        leave(d, a, number);
+        bool first = fall(d, j, a, s->stage->role);
+        if (first && !j->ending) try_again(d, j, number, how);
     }
-    p->job = NO_JOB;
-    p->attempt = 0;
-    tell_reap(d, p, pid);
+    vacate(s);
+    tell_reap(d, number, pid);
 }
 
-/* ---- scheduling ---- */
+/* ---- what next ---- */
 
-static void begin(dispatcher *d, job *j, peer *p, uint32_t attempt, hand *first, hand *second)
+void sl_jobs_schedule(sl_jobs *d)
 {
-    sl_msg m = {.type = SL_MSG_JOB, .job = {.job = j->id, .attempt = attempt}};
-    memcpy(m.job.dir, j->dir, sizeof m.job.dir);
-    for (int i = 0; i < 2; i++) {
-        hand *h = i ? second : first;
-        if (!h) continue;
-        sl_tickets_add(&m.job.in, (uint32_t)(h - j->hands), h->ticketed ? &h->ticket : NULL);
-        h->ticketed = false; /* the receiver has it now */
-    }
-    j->running[p->role] = attempt;
-    if (p->role >= SL_ROLE_DENOISE || j == d->jobs) j->started = true;
-    p->job = j->id;
-    p->attempt = attempt;
-    int64_t now = sl_now_ns();
-    if (j->runnable_ns[p->role])
-        tell_span(d, j, p->role, SL_SPAN_QUEUE, j->runnable_ns[p->role], now);
-    j->runnable_ns[p->role] = 0;
-    peer_send(d, p, &m);
-}
-
-/* The job could use this stage now: remember since when; true if the stage is free. */
-static bool could_use(dispatcher *d, job *j, sl_role role)
-{
-    if (!j->runnable_ns[role]) j->runnable_ns[role] = sl_now_ns();
-    return idle(peer_of(d, role));
-}
-
-static void schedule_job(dispatcher *d, job *j)
-{
-    hand *h = j->hands;
-    for (int k = HAND_TEXT; k <= HAND_IMAGE; k++)
-        if (wanted(j, (hand_kind)k) && could_use(d, j, PRODUCER[k]) &&
-            has_credit(d, j, (hand_kind)k)) {
-            h[k].credit = true;
-            begin(d, j, peer_of(d, PRODUCER[k]), ++j->attempt, NULL, NULL);
-        }
-    if (wanted(j, HAND_LATENTS) && available(j, HAND_TEXT) &&
-        (!j->takes_image || available(j, HAND_IMAGE)) && could_use(d, j, SL_ROLE_DENOISE) &&
-        has_credit(d, j, HAND_LATENTS)) {
-        h[HAND_LATENTS].credit = true;
-        begin(d, j, peer_of(d, SL_ROLE_DENOISE), ++j->attempt, &h[HAND_TEXT], &h[HAND_IMAGE]);
-    }
-    if (pair_exists(d) && available(j, HAND_LATENTS) && !j->decode_done && !j->mux_done &&
-        !j->running[SL_ROLE_DECODE] && !j->running[SL_ROLE_MUX] &&
-        could_use(d, j, SL_ROLE_DECODE) && idle(peer_of(d, SL_ROLE_MUX)) &&
-        peer_of(d, SL_ROLE_MUX)->pool_count) {
-        uint32_t attempt = ++j->attempt;
-        h[HAND_LATENTS].credit = false;
-        j->pair = attempt;
-        /* first the receiver: it knows the job before a chunk comes */
-        begin(d, j, peer_of(d, SL_ROLE_MUX), attempt, NULL, NULL);
-        begin(d, j, peer_of(d, SL_ROLE_DECODE), attempt, &h[HAND_LATENTS], NULL);
-    }
-}
-
-void jobs_schedule(dispatcher *d)
-{
-    for (int i = 0; i < d->job_count; i++) {
+    for (int i = 0; i < d->count; i++) {
         job *j = &d->jobs[i];
-        if (d->draining && !j->started && !j->ending)
+        if ((d->draining || j->draining) && !j->started && !j->ending)
             end_job(d, j, SL_CANCELLED, "not run: draining");
         /* the cancel came when the video was written */
-        bool late = j->ending && j->code == SL_CANCELLED && j->mux_done;
-        if ((!j->ending || late) && complete(d, j)) {
+        bool late = j->ending && j->code == SL_CANCELLED && sl_job_is_made(d, j);
+        if ((!j->ending || late) && sl_job_is_complete(d, j)) {
             finish(d, j, SL_OK, "");
             i--;
-        } else if (j->ending && !busy(j)) {
+        } else if (j->ending && !sl_job_is_busy(j)) {
             finish(d, j, j->code, j->message);
             i--;
-        } else if (!j->ending) schedule_job(d, j);
+        } else if (!j->ending) sl_job_start(d, j);
     }
 }

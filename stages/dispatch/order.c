@@ -1,7 +1,7 @@
 /* order.c - whose turn of a device is next. */
 #include "stages/dispatch/order.h"
 
-int turn_next(const turn_wait *waits, int n, int64_t now_ns, int64_t patience_ns)
+int sl_order_next(const sl_order_wait *waits, int n, int64_t now_ns, int64_t patience_ns)
 {
     int best = 0, best_rank = 3;
     for (int i = 0; i < n; i++) {

@@ -8,7 +8,7 @@
 typedef struct {
     bool step;        /* a denoising step; otherwise a piece of text, image or decode */
     int64_t since_ns; /* when the stage asked */
-} turn_wait;
+} sl_order_wait;
 
 /* Index of the next among n >= 1 that wait; no two asked at one time. stages/README.md
  * tells the reasons.
@@ -17,6 +17,6 @@ typedef struct {
  *   3. steps, whoever asked first
  * A stage asks anew for each piece, so whoever has just had its turn stands behind those
  * of its kind: they go in turn. */
-int turn_next(const turn_wait *waits, int n, int64_t now_ns, int64_t patience_ns);
+int sl_order_next(const sl_order_wait *waits, int n, int64_t now_ns, int64_t patience_ns);
 
 #endif

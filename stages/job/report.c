@@ -45,6 +45,29 @@ sl_report_job *sl_report_find(sl_report *r, uint64_t id)
     return NULL;
 }
 
+static uint64_t *number_in(sl_msg *m)
+{
+    switch (m->type) {
+    case SL_MSG_PROGRESS: return &m->progress.job;
+    case SL_MSG_STEP: return &m->step.job;
+    case SL_MSG_SPAN: return &m->span.job;
+    case SL_MSG_STAGE: return &m->stage.job;
+    default: return NULL;
+    }
+}
+
+bool sl_report_own(const sl_report *r, sl_msg *m)
+{
+    uint64_t *number = number_in(m);
+    if (!number || !*number) return true;
+    for (int i = 0; i < r->count; i++)
+        if (r->jobs[i].number == *number) {
+            *number = r->jobs[i].job->id;
+            return true;
+        }
+    return false;
+}
+
 static int role_of(const char *stage)
 {
     for (int i = 0; i < SL_ROLE_COUNT; i++)
@@ -70,6 +93,7 @@ void sl_report_message(sl_report *r, const sl_msg *m)
         sl_report_job *j = sl_report_find(r, m->stage.job);
         if (role < 0) return;
         snprintf(r->device[role], sizeof r->device[role], "%s", m->stage.device);
+        if (j) snprintf(j->device[role], sizeof j->device[role], "%s", m->stage.device);
         if (m->stage.weight_bytes) r->weight_bytes[role] = m->stage.weight_bytes;
         if (j && m->stage.peak_bytes > j->peak_bytes[role])
             j->peak_bytes[role] = m->stage.peak_bytes;
@@ -141,6 +165,7 @@ static json_t *job_json(const sl_report *r, const sl_report_job *j)
     add_up(r, j, &t);
     for (int i = 0; i < SL_ROLE_COUNT; i++) {
         if (!*r->device[i]) continue;
+        const char *device = *j->device[i] ? j->device[i] : r->device[i];
         json_object_set_new(
             stages, sl_role_name((sl_role)i),
             json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:s, s:I, s:I, s:I}", "queued",
@@ -148,7 +173,7 @@ static json_t *job_json(const sl_report *r, const sl_report_job *j)
                       t.sums[i][SL_SPAN_START] + t.sums[i][SL_SPAN_LOAD], "computing",
                       t.sums[i][SL_SPAN_COMPUTE], "handing_over", t.sums[i][SL_SPAN_HANDOVER],
                       "waiting", t.sums[i][SL_SPAN_WAIT], "spooling", t.sums[i][SL_SPAN_SPOOL],
-                      "turn", t.sums[i][SL_SPAN_TURN], "device", r->device[i], "peak_bytes",
+                      "turn", t.sums[i][SL_SPAN_TURN], "device", device, "peak_bytes",
                       (json_int_t)j->peak_bytes[i], "arena_bytes", (json_int_t)j->arena_bytes[i],
                       "weight_bytes", (json_int_t)r->weight_bytes[i]));
     }
@@ -209,7 +234,7 @@ void sl_report_print(const sl_report *r, const sl_report_job *j, FILE *to)
     for (int i = 0; i < SL_ROLE_COUNT; i++)
         if (*r->device[i])
             fprintf(to, "  %-8s %-7s %9.3f %9.3f %9.3f %9.3f %9.3f %9.3f %10.1f\n",
-                    sl_role_name((sl_role)i), r->device[i],
+                    sl_role_name((sl_role)i), *j->device[i] ? j->device[i] : r->device[i],
                     t.sums[i][SL_SPAN_START] + t.sums[i][SL_SPAN_LOAD], t.sums[i][SL_SPAN_QUEUE],
                     t.sums[i][SL_SPAN_TURN], t.sums[i][SL_SPAN_COMPUTE], t.sums[i][SL_SPAN_WAIT],
                     t.sums[i][SL_SPAN_HANDOVER], (double)j->peak_bytes[i] * 1e-6);

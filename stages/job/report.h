@@ -18,6 +18,7 @@ typedef struct {
 
 typedef struct {
     const sl_request *job;
+    uint64_t number; /* the dispatcher's for the job, from ACCEPTED; 0: not known yet */
     int64_t t0_ns, t1_ns;
     bool finished;
     sl_code code;
@@ -25,13 +26,14 @@ typedef struct {
     uint64_t bytes;
     sl_report_step *steps; /* spec.steps of them */
     uint64_t peak_bytes[SL_ROLE_COUNT], arena_bytes[SL_ROLE_COUNT];
+    char device[SL_ROLE_COUNT][SL_STR64]; /* of the instance that did its part; "": none yet */
 } sl_report_job;
 
 typedef struct {
     int count;
     sl_report_job *jobs;
-    sl_trace trace; /* spans of all jobs; job 0: of the processes */
-    char device[SL_ROLE_COUNT][SL_STR64];
+    sl_trace trace;                       /* spans of all jobs; job 0: of the processes */
+    char device[SL_ROLE_COUNT][SL_STR64]; /* of the newest instance heard of */
     uint64_t weight_bytes[SL_ROLE_COUNT];
     int restarts; /* of stages and dispatcher */
 } sl_report;
@@ -42,6 +44,9 @@ sl_code sl_report_init(sl_report *r, const sl_request *jobs, int count, int64_t 
 void sl_report_free(sl_report *r);
 /* The job of this id; NULL: none of this report's. */
 sl_report_job *sl_report_find(sl_report *r, uint64_t id);
+/* Put the request's id in the place of the dispatcher's number, in a message that has one.
+ * false: of a job that this report does not know. */
+bool sl_report_own(const sl_report *r, sl_msg *m);
 void sl_report_message(sl_report *r, const sl_msg *m); /* STEP, SPAN, STAGE */
 /* JSON of one job, or {"jobs": [...]} of all when job is NULL. Errors: SL_SYS. */
 sl_code sl_report_write(const sl_report *r, const sl_report_job *job, const char *path,

@@ -1,0 +1,67 @@
+/* jobs.h - the dispatcher's jobs, and what each needs next: a crew's attempt.
+ *
+ * A CREW is the seats that work on one attempt together and fall together: a role, or the
+ * roles that chunks join (decode and mux), each played by one seat that is idle now. A
+ * hand-over is MADE by a crew FOR a seat, LIES in that seat's pool or as a file, and is
+ * taken by the next crew. All of it follows from SL_HANDOVERS; no role is named here.
+ *
+ * Jobs know seats by number, clients by the owner's numbers (from 1), and no sockets: what
+ * they have to say goes out through sl_jobs_out. One thread. */
+#ifndef SL_JOBS_H
+#define SL_JOBS_H
+
+#include <sys/types.h>
+
+#include "common/conf.h"
+#include "common/model.h"
+#include "common/wire.h"
+
+#define SL_JOBS_MAX 1024 /* most jobs held at once */
+
+typedef struct {
+    void *self;
+    void (*to_seat)(void *self, int seat, const sl_msg *m);
+    void (*to_client)(void *self, uint64_t client, const sl_msg *m);
+    void (*got_further)(void *self, int seat); /* a job did, by this seat */
+} sl_jobs_out;
+
+typedef struct sl_jobs sl_jobs;
+
+/* conf and model outlive *out, which is the caller's to close. Errors: SL_NOMEM. */
+sl_code sl_jobs_open(sl_jobs **out, const sl_conf *conf, const sl_model *model,
+                     const sl_jobs_out *to, sl_err *err);
+void sl_jobs_close(sl_jobs **d); /* NULL is fine */
+
+/* ---- seats ---- */
+
+/* `stage` and `name` outlive d. */
+void sl_jobs_add_seat(sl_jobs *d, int seat, const sl_conf_stage *stage, const char *name);
+void sl_jobs_on_pool(sl_jobs *d, int seat, const sl_msg_pool *m);
+/* Its process, pid, takes jobs from now on. */
+void sl_jobs_on_ready(sl_jobs *d, int seat, pid_t pid);
+/* Its process has ended: its slots and its work are gone. Tells owners of pools. */
+void sl_jobs_on_death(sl_jobs *d, int seat, pid_t pid, const char *how);
+/* Anything that a seat says of a job. false: that is nothing of a job. */
+bool sl_jobs_on_message(sl_jobs *d, int seat, const sl_msg *m);
+
+/* ---- clients ---- */
+
+/* A new job, which gets the next number, or a folder that is one already: its news go to
+ * this client from now on. closed: why no new job is taken; NULL: they are. */
+void sl_jobs_submit(sl_jobs *d, const sl_msg_submit *m, uint64_t client, const sl_err *closed);
+/* Its own jobs only. */
+void sl_jobs_cancel(sl_jobs *d, uint64_t id, uint64_t client);
+/* Jobs of this client (0: all, and new ones are refused) that have not begun are not run. */
+void sl_jobs_drain(sl_jobs *d, uint64_t client);
+void sl_jobs_fail_all(sl_jobs *d, sl_code code, const char *why);
+
+/* ---- what next ---- */
+
+/* Finish what is over; start every attempt that can be, the oldest job's first. */
+void sl_jobs_schedule(sl_jobs *d);
+
+int sl_jobs_count(const sl_jobs *d);
+const char *sl_jobs_dir(const sl_jobs *d, int i); /* i-th oldest */
+const char *sl_jobs_output(const sl_jobs *d, int i);
+
+#endif

@@ -1,0 +1,358 @@
+/* schedule.c - which crew may work on which job next.
+ *
+ *   hand-overs to the crew            its seats           hand-overs from the crew
+ *   each lies in the very seat's  --> idle, ready,    --> each is wanted, and some seat of the
+ *   pool, or as a file                pools announced     receiver has a credit for it
+ *
+ * A CREDIT is a free slot in a pool, counted and not kept: slots less what lies there, is
+ * given and not yet taken, or is on its way. The oldest job never waits for one, for younger
+ * jobs may hold them all and wait for it: its hand-over goes by a file. What a job gives to one
+ * seat stays together there. A seat that is idle takes files from a seat that is busy, so
+ * nobody idles while a job could use it. */
+#include "stages/dispatch/table.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "common/trace.h"
+
+#define FULL (-2) /* no receiver has a credit */
+
+/* ---- crews ---- */
+
+static bool is_chunks(int h)
+{
+    return SL_HANDOVER[h].how == SL_CHUNKS;
+}
+
+sl_role sl_crew_of(sl_role role)
+{
+    for (int h = 0; h < SL_HANDOVER_COUNT; h++)
+        if (is_chunks(h) && SL_HANDOVER[h].to == role) return sl_crew_of(SL_HANDOVER[h].from);
+    return role;
+}
+
+bool sl_crew_ends_with(sl_role role)
+{
+    for (int h = 0; h < SL_HANDOVER_COUNT; h++)
+        if (is_chunks(h) && SL_HANDOVER[h].from == role) return false;
+    return true;
+}
+
+/* A whole hand-over to the crew, and one from it. */
+static bool takes(sl_role crew, int h)
+{
+    return !is_chunks(h) && sl_crew_of(SL_HANDOVER[h].to) == crew;
+}
+static bool gives(sl_role crew, int h)
+{
+    return !is_chunks(h) && sl_crew_of(SL_HANDOVER[h].from) == crew;
+}
+
+bool sl_crew_is_last(sl_role crew)
+{
+    for (int h = 0; h < SL_HANDOVER_COUNT; h++)
+        if (gives(crew, h)) return false;
+    return true;
+}
+
+static bool role_exists(const sl_jobs *d, sl_role role)
+{
+    for (int i = 0; i < SL_CONF_SEATS; i++)
+        if (d->seats[i].stage && d->seats[i].stage->role == role) return true;
+    return false;
+}
+
+/* This deployment has every role of the crew. */
+static bool crew_exists(const sl_jobs *d, sl_role crew)
+{
+    for (int r = 0; r < SL_ROLE_COUNT; r++)
+        if (sl_crew_of((sl_role)r) == crew && !role_exists(d, (sl_role)r)) return false;
+    return true;
+}
+
+/* ---- questions about a job ---- */
+
+static bool is_running(const job *j, sl_role crew)
+{
+    return j->attempts[crew].number != 0;
+}
+
+static bool is_there(const delivery *v)
+{
+    return v->seat != NO_SEAT || v->spooled;
+}
+
+/* There, or on its way to its file. */
+static bool have(const delivery *v)
+{
+    return is_there(v) || v->spooling;
+}
+
+static bool is_past(const job *j, int h);
+
+/* The crew's work is done, or nobody needs it. */
+static bool is_finished(const job *j, sl_role crew)
+{
+    if (sl_crew_is_last(crew)) return j->made[crew];
+    for (int h = 0; h < SL_HANDOVER_COUNT; h++)
+        if (gives(crew, h) && j->deliveries[h].has && !have(&j->deliveries[h]) && !is_past(j, h))
+            return false;
+    return true;
+}
+
+/* Nobody will ask for this hand-over again, as things stand. */
+static bool is_past(const job *j, int h)
+{
+    sl_role crew = sl_crew_of(SL_HANDOVER[h].to);
+    return is_running(j, crew) || is_finished(j, crew);
+}
+
+static bool is_wanted(const job *j, int h)
+{
+    const delivery *v = &j->deliveries[h];
+    return v->has && !have(v) && !is_running(j, sl_crew_of(SL_HANDOVER[h].from)) &&
+           (j->dump || !is_past(j, h));
+}
+
+bool sl_job_is_busy(const job *j)
+{
+    for (int h = 0; h < SL_HANDOVER_COUNT; h++)
+        if (j->deliveries[h].spooling) return true;
+    for (int r = 0; r < SL_ROLE_COUNT; r++)
+        if (is_running(j, (sl_role)r)) return true;
+    return false;
+}
+
+bool sl_job_is_made(const sl_jobs *d, const job *j)
+{
+    bool made = false;
+    for (int r = 0; r < SL_ROLE_COUNT; r++) {
+        sl_role crew = sl_crew_of((sl_role)r);
+        if (crew != (sl_role)r || !sl_crew_is_last(crew) || !crew_exists(d, crew)) continue;
+        if (!j->made[crew]) return false;
+        made = true;
+    }
+    return made;
+}
+
+bool sl_job_is_complete(const sl_jobs *d, const job *j)
+{
+    if (sl_job_is_busy(j)) return false;
+    for (int r = 0; r < SL_ROLE_COUNT; r++) {
+        sl_role crew = sl_crew_of((sl_role)r);
+        if (sl_crew_is_last(crew) && crew_exists(d, crew) && !j->made[crew]) return false;
+    }
+    for (int h = 0; h < SL_HANDOVER_COUNT; h++) {
+        sl_role to = sl_crew_of(SL_HANDOVER[h].to);
+        /* nobody is there to take it: it is what the job ends with */
+        bool end = !crew_exists(d, to) && !is_finished(j, to);
+        if (j->deliveries[h].has && (j->dump || end) && !j->deliveries[h].spooled) return false;
+    }
+    return true;
+}
+
+const char *sl_job_lacks(const sl_jobs *d, const job *j)
+{
+    for (int h = 0; h < SL_HANDOVER_COUNT; h++)
+        if (is_wanted(j, h) && !role_exists(d, SL_HANDOVER[h].from))
+            return sl_role_name(SL_HANDOVER[h].from);
+    return NULL;
+}
+
+/* ---- credits ---- */
+
+/* Is this delivery of the job in the seat's pool, or on its way there? */
+static bool is_at(const job *j, int h, int at)
+{
+    const attempt *from = &j->attempts[sl_crew_of(SL_HANDOVER[h].from)];
+    return j->deliveries[h].seat == at || (from->number && from->makes_for[h] == at);
+}
+
+static bool has_credit(const sl_jobs *d, int at, int h)
+{
+    int used = 0;
+    for (int i = 0; i < d->count; i++) {
+        const job *j = &d->jobs[i];
+        const attempt *to = &j->attempts[sl_crew_of(SL_HANDOVER[h].to)];
+        used += is_at(j, h, at);
+        used += to->number && to->from_slot[h] && !to->taken && to->seat[SL_HANDOVER[h].to] == at;
+    }
+    return used < d->seats[at].pools[h].slots;
+}
+
+/* Jobs that wait for the seat or are in it. */
+static int load_of(const sl_jobs *d, int at)
+{
+    int load = d->seats[at].job != NO_JOB;
+    for (int i = 0; i < d->count; i++) {
+        bool waits = false;
+        for (int h = 0; h < SL_HANDOVER_COUNT; h++) waits = waits || is_at(&d->jobs[i], h, at);
+        load += waits;
+    }
+    return load;
+}
+
+/* ---- choosing seats ---- */
+
+/* What else the job gives to this seat's role is at the seat, or in a file, or not made yet.
+ * *together: some of it is at the seat. */
+static bool goes_with(const job *j, int h, int at, bool *together)
+{
+    *together = false;
+    for (int k = 0; k < SL_HANDOVER_COUNT; k++) {
+        const delivery *v = &j->deliveries[k];
+        const attempt *from = &j->attempts[sl_crew_of(SL_HANDOVER[k].from)];
+        if (k == h || !v->has || SL_HANDOVER[k].to != SL_HANDOVER[h].to) continue;
+        bool elsewhere = v->seat != NO_SEAT || (from->number && from->makes_for[k] != NO_SEAT);
+        if (is_at(j, k, at)) *together = true;
+        else if (elsewhere && !v->spooled) return false;
+    }
+    return true;
+}
+
+/* The seat for which hand-over h is to be made: with the job's others, announced, least
+ * loaded. NO_SEAT: nobody, it goes to a file; FULL: wait. */
+static int choose_receiver(const sl_jobs *d, const job *j, int h)
+{
+    int best = FULL, best_cost = 0;
+    if (!role_exists(d, SL_HANDOVER[h].to)) return NO_SEAT;
+    for (int i = 0; i < SL_CONF_SEATS; i++) {
+        const seat *s = &d->seats[i];
+        bool together;
+        if (!s->stage || s->stage->role != SL_HANDOVER[h].to || !has_credit(d, i, h) ||
+            !goes_with(j, h, i, &together))
+            continue;
+        int cost = load_of(d, i) + (s->pools[h].id ? 0 : 4 * SL_JOBS_MAX) +
+                   (together ? 0 : 2 * SL_JOBS_MAX);
+        if (best != FULL && cost >= best_cost) continue;
+        best = i;
+        best_cost = cost;
+    }
+    return best == FULL && j == d->jobs ? NO_SEAT : best;
+}
+
+/* The seat can begin: its pools for chunks are announced, the hand-overs to it are there.
+ * How many lie in its own pools; -1: it cannot. */
+static int suits(const job *j, const seat *s, int number)
+{
+    int lie = 0;
+    if (!s->ready || s->job != NO_JOB) return -1;
+    for (int h = 0; h < SL_HANDOVER_COUNT; h++) {
+        const delivery *v = &j->deliveries[h];
+        if (SL_HANDOVER[h].to != s->stage->role) continue;
+        if (is_chunks(h) && !s->pools[h].id) return -1;
+        if (!v->has) continue;
+        if (v->seat == number) lie++;
+        else if (!v->spooled) return -1;
+    }
+    return lie;
+}
+
+/* The seat to play this role: where most hand-overs lie, then the first. NO_SEAT: none. */
+static int choose_seat(const sl_jobs *d, const job *j, sl_role role)
+{
+    int best = NO_SEAT, most = -1;
+    for (int i = 0; i < SL_CONF_SEATS; i++) {
+        const seat *s = &d->seats[i];
+        int lie = s->stage && s->stage->role == role ? suits(j, s, i) : -1;
+        if (lie <= most) continue;
+        best = i;
+        most = lie;
+    }
+    return best;
+}
+
+/* ---- beginning ---- */
+
+static void tell_queued(sl_jobs *d, job *j, sl_role crew)
+{
+    sl_msg m = {.type = SL_MSG_SPAN,
+                .span = {.job = j->id,
+                         .kind = SL_SPAN_QUEUE,
+                         .t0_ns = j->runnable_ns[crew],
+                         .t1_ns = sl_now_ns()}};
+    snprintf(m.span.stage, sizeof m.span.stage, "%s", sl_role_name(crew));
+    sl_job_tell(d, j, &m);
+    j->runnable_ns[crew] = 0;
+}
+
+/* JOB for one seat of the crew: what it starts from, and whose pools get what it gives. */
+static void send_job(sl_jobs *d, job *j, attempt *a, sl_role role)
+{
+    int number = a->seat[role];
+    seat *s = &d->seats[number];
+    sl_msg m = {.type = SL_MSG_JOB, .job = {.job = j->id, .attempt = a->number}};
+    memcpy(m.job.dir, j->dir, sizeof m.job.dir);
+    for (int h = 0; h < SL_HANDOVER_COUNT; h++) {
+        delivery *v = &j->deliveries[h];
+        if (SL_HANDOVER[h].to == role && v->has) {
+            a->from_slot[h] = v->seat == number;
+            sl_tickets_add(&m.job.in, (uint32_t)h, a->from_slot[h] ? &v->ticket : NULL);
+            if (!a->from_slot[h]) sl_job_discard(d, v);
+            v->seat = NO_SEAT; /* the crew has it now */
+        }
+        if (SL_HANDOVER[h].from == role && (v->has || is_chunks(h))) {
+            int to = is_chunks(h) ? a->seat[SL_HANDOVER[h].to] : a->makes_for[h];
+            sl_ticket where = {.pool = to == NO_SEAT ? 0 : d->seats[to].pools[h].id};
+            sl_tickets_add(&m.job.to, (uint32_t)h, where.pool ? &where : NULL);
+            v->maker = number;
+        }
+    }
+    s->job = j->id;
+    s->attempt = a->number;
+    d->out.to_seat(d->out.self, number, &m);
+}
+
+/* First the receivers of chunks: they know the job before a chunk comes. */
+static void send_jobs(sl_jobs *d, job *j, attempt *a, sl_role role)
+{
+    for (int h = 0; h < SL_HANDOVER_COUNT; h++)
+        if (is_chunks(h) && SL_HANDOVER[h].from == role) send_jobs(d, j, a, SL_HANDOVER[h].to);
+    send_job(d, j, a, role);
+}
+
+/* The crew's work is wanted, and what it starts from is there. */
+static bool is_runnable(const sl_jobs *d, const job *j, sl_role crew, bool *takes_any)
+{
+    bool wanted = sl_crew_is_last(crew) && !j->made[crew];
+    *takes_any = false;
+    if (is_running(j, crew) || !crew_exists(d, crew)) return false;
+    for (int h = 0; h < SL_HANDOVER_COUNT; h++) {
+        if (gives(crew, h) && is_wanted(j, h)) wanted = true;
+        if (!takes(crew, h) || !j->deliveries[h].has) continue;
+        if (!is_there(&j->deliveries[h])) return false;
+        *takes_any = true;
+    }
+    return wanted;
+}
+
+/* Start the crew's attempt, if the rule allows it. */
+static void start_crew(sl_jobs *d, job *j, sl_role crew)
+{
+    attempt a = {0};
+    bool takes_any;
+    if (!is_runnable(d, j, crew, &takes_any)) return;
+    if (!j->runnable_ns[crew]) j->runnable_ns[crew] = sl_now_ns();
+    for (int r = 0; r < SL_ROLE_COUNT; r++) {
+        a.seat[r] = NO_SEAT;
+        if (sl_crew_of((sl_role)r) != crew) continue;
+        if ((a.seat[r] = choose_seat(d, j, (sl_role)r)) == NO_SEAT) return;
+    }
+    for (int h = 0; h < SL_HANDOVER_COUNT; h++) {
+        bool makes = gives(crew, h) && is_wanted(j, h);
+        a.makes_for[h] = makes ? choose_receiver(d, j, h) : NO_SEAT;
+        if (a.makes_for[h] == FULL) return;
+    }
+    a.number = ++j->attempt_count;
+    j->attempts[crew] = a;
+    if (takes_any || j == d->jobs) j->started = true;
+    tell_queued(d, j, crew);
+    send_jobs(d, j, &j->attempts[crew], crew);
+}
+
+void sl_job_start(sl_jobs *d, job *j)
+{
+    for (int r = 0; r < SL_ROLE_COUNT; r++)
+        if (sl_crew_of((sl_role)r) == (sl_role)r) start_crew(d, j, (sl_role)r);
+}

@@ -1,0 +1,393 @@
+/* seats.c - places for processes.
+ *
+ *   DOWN --start--> STARTING --HELLO--> LOADING --READY--> READY
+ *    ^                 |                   |                 |
+ *    '--- back-off ----+---- its process ends, or is killed -'
+ *                      '---> BROKEN: too often without getting further, or for a reason that
+ *                            stays (ARG, SHAPE, FORMAT)
+ *
+ * The back-off doubles with each death; a seat by which a job gets further begins anew. A
+ * process dies with the dispatcher (PR_SET_PDEATHSIG). The order at its end is the loop's:
+ * here it is collected, then jobs and turns lose what it had. */
+#include "stages/dispatch/seats.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "common/clock.h"
+#include "common/log.h"
+
+#define MS 1000000ll
+#define MAX_ENV 512
+#define DRAIN_MS 3000 /* longest wait for all processes to end */
+
+extern char **environ;
+
+/* Some job of the model has a hand-over to or from this role. */
+static bool has_work(sl_role role, const sl_model *model)
+{
+    for (int h = 0; h < SL_HANDOVER_COUNT; h++)
+        if ((SL_HANDOVER[h].from == role || SL_HANDOVER[h].to == role) &&
+            sl_handover_applies((sl_handover)h, model, NULL))
+            return true;
+    return false;
+}
+
+void sl_seats_open(sl_seats *s, const sl_model *model)
+{
+    s->count = 0;
+    for (int i = 0; i < s->conf->stage_count; i++) {
+        const sl_conf_stage *c = &s->conf->stages[i];
+        if (!has_work(c->role, model)) continue;
+        sl_seat *p = &s->at[s->count++];
+        *p = (sl_seat){.conf = c, .pidfd = -1};
+        if (sl_conf_instances(s->conf, c->role) > 1)
+            snprintf(p->name, sizeof p->name, "%s.%d", sl_role_name(c->role), c->instance);
+        else snprintf(p->name, sizeof p->name, "%s", sl_role_name(c->role));
+    }
+}
+
+/* ---- news ---- */
+
+static sl_msg stage_msg(const sl_seat *p, const char *event)
+{
+    sl_msg m = {.type = SL_MSG_STAGE,
+                .stage = {.pid = p->pid, .instance = (uint32_t)p->conf->instance}};
+    snprintf(m.stage.stage, sizeof m.stage.stage, "%s", sl_role_name(p->conf->role));
+    snprintf(m.stage.event, sizeof m.stage.event, "%s", event);
+    snprintf(m.stage.device, sizeof m.stage.device, "%s", p->conf->device);
+    return m;
+}
+
+static sl_msg ready_msg(const sl_seat *p)
+{
+    sl_msg m = stage_msg(p, "ready");
+    m.stage.load_s = p->ready.load_s;
+    m.stage.weight_bytes = p->ready.weight_bytes;
+    return m;
+}
+
+void sl_seats_tell_all(const sl_seats *s, void (*tell)(void *self, const sl_msg *m), void *self)
+{
+    for (int i = 0; i < s->count; i++) {
+        const sl_seat *p = &s->at[i];
+        sl_msg start = {.type = SL_MSG_SPAN, .span = p->start},
+               load = {.type = SL_MSG_SPAN, .span = p->load}, ready = ready_msg(p);
+        if (p->start.t1_ns) tell(self, &start);
+        if (p->load.t1_ns) tell(self, &load);
+        if (p->state == SL_SEAT_READY) tell(self, &ready);
+    }
+}
+
+/* ---- starting ---- */
+
+/* The environment of a stage: ours, with the thread count of its configuration. `slot`
+ * and `all` are the caller's memory. */
+static char **stage_env(const sl_seat *p, int seats, char slot[64], char *all[MAX_ENV])
+{
+    long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+    int n = 0, threads = p->conf->threads;
+    /* stages share the cores: none may spin for work */
+    static char passive[] = "OMP_WAIT_POLICY=PASSIVE";
+    if (!threads) threads = cpus > 2 * seats ? (int)cpus / 2 : (int)cpus;
+    snprintf(slot, 64, "OMP_NUM_THREADS=%d", threads > 0 ? threads : 1);
+    for (char **e = environ; *e && n < MAX_ENV - 3; e++)
+        if (strncmp(*e, "OMP_NUM_THREADS=", 16) && strncmp(*e, "OMP_WAIT_POLICY=", 16))
+            all[n++] = *e;
+    all[n++] = slot;
+    all[n++] = passive;
+    all[n] = NULL;
+    return all;
+}
+
+/* After fork, before exec: only async-signal-safe calls. */
+static void become_stage(const char *path, char *const argv[], char *const envp[],
+                         pid_t dispatcher_pid)
+{
+    sigset_t none;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != dispatcher_pid) _exit(127);
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    int null = open("/dev/null", O_RDONLY);
+    if (null >= 0) dup2(null, 0);
+    dup2(2, 1);
+    execve(path, argv, envp);
+    _exit(127);
+}
+
+/* false: there is no such program, and the seat is given up. */
+static bool start(sl_seats *s, int seat)
+{
+    sl_seat *p = &s->at[seat];
+    char path[SL_CONF_PATH + SL_PATH], threads[64], why[SL_TEXT];
+    char *env[MAX_ENV];
+    char *argv[10 + SL_CONF_ARGS] = {path,
+                                     (char *)"--connect",
+                                     (char *)s->endpoint,
+                                     (char *)"--conf",
+                                     (char *)s->conf_path,
+                                     (char *)"--model",
+                                     (char *)s->model_dir,
+                                     (char *)"--device",
+                                     (char *)p->conf->device};
+    int n = 9;
+    pid_t self = getpid();
+    for (int i = 0; i < p->conf->arg_count; i++) argv[n++] = (char *)p->conf->args[i];
+    argv[n] = NULL;
+    const char *program = p->conf->program;
+    if (strchr(program, '/')) snprintf(path, sizeof path, "%s", program);
+    else snprintf(path, sizeof path, "%s/%s", s->bin_dir, program);
+    char **envp = stage_env(p, s->count, threads, env);
+
+    p->pool_count = 0;
+    p->start.t1_ns = p->load.t1_ns = 0;
+    *p->last_error = 0;
+    p->last_code = SL_OK;
+    p->started_ns = p->last_beat_ns = sl_now_ns();
+    if (access(path, X_OK)) {
+        p->state = SL_SEAT_BROKEN;
+        p->last_code = SL_ARG;
+        snprintf(why, sizeof why, "%s: program %.300s: %s", p->name, path, strerror(errno));
+        memcpy(p->last_error, why, sizeof why);
+        return false;
+    }
+    p->pid = fork();
+    if (p->pid == 0) become_stage(path, argv, envp, self);
+    p->pidfd = p->pid > 0 ? (int)syscall(SYS_pidfd_open, p->pid, 0) : -1;
+    if (p->pidfd < 0) {
+        sl_log(SL_LOG_ERROR, "%s could not be started: %s", p->name, strerror(errno));
+        if (p->pid > 0) kill(p->pid, SIGKILL), waitpid(p->pid, NULL, 0);
+        p->pid = 0;
+        p->restart_at_ns = sl_now_ns() + 1000 * MS;
+        return true;
+    }
+    p->state = SL_SEAT_STARTING;
+    sl_bus_watch(s->bus, seat, p->pid, p->pidfd);
+    sl_log(SL_LOG_DEBUG, "%s is process %d", p->name, (int)p->pid);
+    return true;
+}
+
+int sl_seats_tick(sl_seats *s, bool ending)
+{
+    int64_t now = sl_now_ns();
+    int broken = -1;
+    for (int i = 0; i < s->count; i++) {
+        sl_seat *p = &s->at[i];
+        if (p->state == SL_SEAT_DOWN && now >= p->restart_at_ns && !ending && broken < 0) {
+            if (!start(s, i)) broken = i;
+        } else if (p->pidfd >= 0 &&
+                   now - p->last_beat_ns > s->conf->supervise.stall_s * 1000 * MS) {
+            char why[64];
+            snprintf(why, sizeof why, "gave no sign of life for %d s", s->conf->supervise.stall_s);
+            sl_seats_kill(s, i, why);
+            p->last_beat_ns = now;
+        }
+    }
+    return broken;
+}
+
+void sl_seats_kill(sl_seats *s, int seat, const char *why)
+{
+    const sl_seat *p = &s->at[seat];
+    sl_log(SL_LOG_WARN, "%s[%d] %s: killed", p->name, (int)p->pid, why);
+    if (p->pid > 0) kill(p->pid, SIGKILL);
+}
+
+/* ---- what processes say ---- */
+
+int sl_seats_on_hello(sl_seats *s, const sl_msg_hello *m, const sl_bus_peer *from)
+{
+    int i = 0;
+    while (i < s->count && !(s->at[i].pid == m->pid && m->pid > 0 &&
+                             !strcmp(sl_role_name(s->at[i].conf->role), m->role)))
+        i++;
+    if (i == s->count) {
+        sl_log(SL_LOG_WARN, "HELLO of %s, process %d, which is no stage of ours: ignored", m->role,
+               m->pid);
+        return -1;
+    }
+    sl_seat *p = &s->at[i];
+    sl_bus_name(s->bus, i, from);
+    p->state = SL_SEAT_LOADING;
+    p->last_beat_ns = sl_now_ns();
+    sl_msg span = {
+        .type = SL_MSG_SPAN,
+        .span = {.kind = SL_SPAN_START, .t0_ns = p->started_ns, .t1_ns = p->last_beat_ns}};
+    snprintf(span.span.stage, sizeof span.span.stage, "%s", sl_role_name(p->conf->role));
+    p->start = span.span;
+    s->tell(s->self, &span);
+    sl_log(SL_LOG_DEBUG, "%s[%d] on %s says hello", p->name, m->pid, m->device);
+    for (int k = 0; k < s->count; k++) /* where it can send to */
+        for (int n = 0; n < s->at[k].pool_count && k != i; n++) {
+            sl_msg pool = {.type = SL_MSG_POOL, .pool = s->at[k].pools[n]};
+            sl_bus_send(s->bus, i, &pool);
+        }
+    return i;
+}
+
+void sl_seats_on_beat(sl_seats *s, int seat)
+{
+    s->at[seat].last_beat_ns = sl_now_ns();
+}
+
+bool sl_seats_on_pool(sl_seats *s, int seat, const sl_msg_pool *m)
+{
+    sl_msg out = {.type = SL_MSG_POOL, .pool = *m};
+    sl_seat *p = &s->at[seat];
+    if (p->pool_count == SL_HANDOVER_COUNT) {
+        sl_log(SL_LOG_WARN, "%s announces a pool for %s, and has %d: ignored", p->name, m->handover,
+               p->pool_count);
+        return false;
+    }
+    p->pools[p->pool_count++] = *m;
+    for (int i = 0; i < s->count; i++)
+        if (i != seat) sl_bus_send(s->bus, i, &out);
+    return true;
+}
+
+void sl_seats_on_ready(sl_seats *s, int seat, const sl_msg_ready *m)
+{
+    sl_seat *p = &s->at[seat];
+    p->state = SL_SEAT_READY;
+    p->ready = *m;
+    sl_log(SL_LOG_DEBUG, "%s is ready after %.2f s with %.1f MB of weights", p->name, m->load_s,
+           (double)m->weight_bytes * 1e-6);
+    sl_msg news = ready_msg(p);
+    s->tell(s->self, &news);
+}
+
+void sl_seats_on_span(sl_seats *s, int seat, const sl_msg_span *m)
+{
+    sl_msg news = {.type = SL_MSG_SPAN, .span = *m};
+    if (m->kind == SL_SPAN_LOAD) s->at[seat].load = *m;
+    s->tell(s->self, &news);
+}
+
+void sl_seats_on_failed(sl_seats *s, int seat, const sl_msg_failed *m)
+{
+    sl_seat *p = &s->at[seat];
+    snprintf(p->last_error, sizeof p->last_error, "%.500s", m->message);
+    p->last_code = (unsigned)m->code < SL_CODE_COUNT ? (sl_code)m->code : SL_INTERNAL;
+}
+
+void sl_seats_on_nonsense(sl_seats *s, int seat, const sl_err *what)
+{
+    sl_seat *p = &s->at[seat];
+    if (p->pidfd < 0 || p->last_code) return;
+    snprintf(p->last_error, sizeof p->last_error, "speaks another protocol: %.400s", what->msg);
+    p->last_code = SL_FORMAT; /* it will not get better: no restart */
+    kill(p->pid, SIGKILL);
+}
+
+/* ---- ends ---- */
+
+static void how_it_ended(int status, char *how, size_t size)
+{
+    if (WIFSIGNALED(status))
+        snprintf(how, size, "signal %d (%s)", WTERMSIG(status), strsignal(WTERMSIG(status)));
+    else
+        snprintf(how, size, "exit status %d%s", WEXITSTATUS(status),
+                 WEXITSTATUS(status) == 127 ? ", could not be executed" : "");
+}
+
+/* Give the seat up, with a reason for the jobs that are there and those that come later. */
+static void give_up(sl_seat *p, const char *how)
+{
+    char why[SL_TEXT];
+    p->state = SL_SEAT_BROKEN;
+    if (*p->last_error) snprintf(why, sizeof why, "%s: %.400s", p->name, p->last_error);
+    else
+        snprintf(why, sizeof why, "%s ended %d times in a row (%s): giving up", p->name,
+                 p->failures, how);
+    snprintf(p->last_error, sizeof p->last_error, "%s", why);
+}
+
+void sl_seats_on_ended(sl_seats *s, int seat, bool draining, sl_seats_end *out)
+{
+    sl_seat *p = &s->at[seat];
+    int status = 0;
+    *out = (sl_seats_end){.pid = p->pid};
+    waitpid(p->pid, &status, 0); /* it has ended: this does not wait */
+    close(p->pidfd);
+    sl_bus_watch(s->bus, seat, 0, -1);
+    how_it_ended(status, out->how, sizeof out->how);
+    bool well = WIFEXITED(status) && !WEXITSTATUS(status);
+    /* A mistake in the model or the settings will not go away by itself; anything else is
+     * tried again, later each time. */
+    bool hopeless = p->last_code == SL_ARG || p->last_code == SL_SHAPE || p->last_code == SL_FORMAT;
+    if (draining && well) sl_log(SL_LOG_DEBUG, "%s drained", p->name);
+    else if (hopeless || p->failures >= s->conf->supervise.restarts) /* its jobs say why */
+        sl_log(SL_LOG_DEBUG, "%s[%d] ended: %s", p->name, (int)p->pid, out->how);
+    else
+        sl_log(SL_LOG_WARN, "%s[%d] ended: %s%s%.300s", p->name, (int)p->pid, out->how,
+               *p->last_error ? ": " : "", p->last_error);
+    sl_msg news = stage_msg(p, "ended");
+    p->pidfd = -1;
+    p->pid = 0;
+    p->pool_count = 0;
+    p->state = SL_SEAT_DOWN;
+    s->tell(s->self, &news);
+
+    out->broken = hopeless || ++p->failures > s->conf->supervise.restarts;
+    if (out->broken) {
+        give_up(p, out->how);
+        if (!hopeless) p->last_code = SL_SYS;
+        return;
+    }
+    int64_t wait = (int64_t)s->conf->supervise.backoff_ms
+                   << (p->failures < 8 ? p->failures - 1 : 7);
+    p->restart_at_ns = sl_now_ns() + (well ? 0 : wait * MS);
+}
+
+void sl_seats_thrive(sl_seats *s, int seat)
+{
+    s->at[seat].failures = 0;
+}
+
+const sl_seat *sl_seats_broken(const sl_seats *s)
+{
+    for (int r = 0; r < SL_ROLE_COUNT; r++) {
+        const sl_seat *broken = NULL;
+        bool works = false;
+        for (int i = 0; i < s->count; i++) {
+            const sl_seat *p = &s->at[i];
+            if (p->conf->role != (sl_role)r) continue;
+            if (p->state == SL_SEAT_BROKEN) broken = p;
+            else works = true;
+        }
+        if (broken && !works) return broken;
+    }
+    return NULL;
+}
+
+void sl_seats_close(sl_seats *s)
+{
+    sl_msg drain = {.type = SL_MSG_DRAIN};
+    int64_t by = sl_now_ns() + DRAIN_MS * MS;
+    for (int i = 0; i < s->count; i++) {
+        const sl_seat *p = &s->at[i];
+        sl_bus_send(s->bus, i, &drain);
+        if (p->pid > 0 && p->state == SL_SEAT_STARTING) kill(p->pid, SIGTERM); /* heard no DRAIN */
+    }
+    for (int i = 0; i < s->count; i++) {
+        sl_seat *p = &s->at[i];
+        if (p->pid <= 0) continue;
+        struct pollfd f = {p->pidfd, POLLIN, 0};
+        int64_t left = (by - sl_now_ns()) / MS;
+        if (poll(&f, 1, left > 0 ? (int)left : 0) < 1) kill(p->pid, SIGKILL);
+        waitpid(p->pid, NULL, 0);
+        close(p->pidfd);
+        p->pidfd = -1;
+        p->pid = 0;
+    }
+}

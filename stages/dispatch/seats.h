@@ -1,0 +1,86 @@
+/* seats.h - places for processes: start, watch by pidfd and heartbeat, restart with back-off,
+ * give up with a clear message.
+ *
+ * A seat is one entry of the configuration: a role, an instance of it, a device. The seats
+ * know processes and no jobs. Pools that one announces are told to the others. */
+#ifndef SL_SEATS_H
+#define SL_SEATS_H
+
+#include "common/trace.h"
+#include "stages/dispatch/bus.h"
+
+typedef enum {
+    SL_SEAT_DOWN,
+    SL_SEAT_STARTING, /* there is a process, which has not said HELLO */
+    SL_SEAT_LOADING,
+    SL_SEAT_READY,
+    SL_SEAT_BROKEN /* given up */
+} sl_seat_state;
+
+typedef struct {
+    const sl_conf_stage *conf;
+    char name[SL_STR16 + 4]; /* "mux"; "mux.1" where the role has several instances */
+    sl_seat_state state;
+    pid_t pid; /* 0: none */
+    int pidfd; /* -1: none */
+    int64_t last_beat_ns, restart_at_ns, started_ns;
+    int failures;             /* deaths in a row without getting further */
+    char last_error[SL_TEXT]; /* what it said before it ended */
+    sl_code last_code;        /* and its code; SL_OK: nothing was said */
+    sl_msg_span start, load;  /* when it started and loaded; t1 0: not yet */
+    sl_msg_ready ready;
+    int pool_count;
+    sl_msg_pool pools[SL_HANDOVER_COUNT]; /* where it receives */
+} sl_seat;
+
+typedef struct {
+    sl_bus *bus;
+    const sl_conf *conf;
+    const char *conf_path, *model_dir, *bin_dir, *endpoint;
+    /* News of processes, for every client. */
+    void (*tell)(void *self, const sl_msg *m);
+    void *self;
+    int count;
+    sl_seat at[SL_CONF_SEATS];
+} sl_seats;
+
+/* A seat for each stage of s->conf whose hand-overs some job of the model can have. All else
+ * in *s but count and seats is set by the caller, and outlives it. */
+void sl_seats_open(sl_seats *s, const sl_model *model);
+/* DRAIN to all, wait, SIGKILL what remains, reap all. */
+void sl_seats_close(sl_seats *s);
+
+/* Start what is due (unless `ending`), kill what stalls. A seat that is given up by this,
+ * for its program cannot be run, is returned; -1: none. */
+int sl_seats_tick(sl_seats *s, bool ending);
+void sl_seats_kill(sl_seats *s, int seat, const char *why);
+
+/* The seat that HELLO speaks for: only a process that was started here may, and only as the
+ * stage it was started for. -1: none, and that is in the log. */
+int sl_seats_on_hello(sl_seats *s, const sl_msg_hello *m, const sl_bus_peer *from);
+void sl_seats_on_beat(sl_seats *s, int seat);
+/* false: one too many, ignored. */
+bool sl_seats_on_pool(sl_seats *s, int seat, const sl_msg_pool *m);
+void sl_seats_on_ready(sl_seats *s, int seat, const sl_msg_ready *m);
+void sl_seats_on_span(sl_seats *s, int seat, const sl_msg_span *m); /* of no job */
+/* FAILED of no job: why its process cannot go on; kept for its end. */
+void sl_seats_on_failed(sl_seats *s, int seat, const sl_msg_failed *m);
+/* What is no message came from it: another version, or no stage at all. It is killed. */
+void sl_seats_on_nonsense(sl_seats *s, int seat, const sl_err *what);
+
+/* Its process has ended: collect it, say how, and wait before the next start or give up. */
+typedef struct {
+    pid_t pid;
+    char how[96]; /* "signal 9 (Killed)" */
+    bool broken;  /* given up: at[seat].last_error and last_code say why */
+} sl_seats_end;
+void sl_seats_on_ended(sl_seats *s, int seat, bool draining, sl_seats_end *out);
+
+/* A job got further by this seat: its deaths are counted from here. */
+void sl_seats_thrive(sl_seats *s, int seat);
+/* The reason why no seat of some role works any more; NULL: every role has one that may. */
+const sl_seat *sl_seats_broken(const sl_seats *s);
+/* A client is new: what it has missed of starting and loading. */
+void sl_seats_tell_all(const sl_seats *s, void (*tell)(void *self, const sl_msg *m), void *self);
+
+#endif

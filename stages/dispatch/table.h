@@ -1,0 +1,101 @@
+/* table.h - jobs and seats as jobs.c (what is said) and schedule.c (what next) see them.
+ *
+ * A crew is named by its first role, crew_of(). What a job needs next is never stored: it
+ * follows from where its deliveries are and which attempts run. */
+#ifndef SL_DISPATCH_TABLE_H
+#define SL_DISPATCH_TABLE_H
+
+#include "stages/dispatch/jobs.h"
+
+#define NO_JOB 0
+#define NO_SEAT (-1)
+
+typedef struct {
+    const sl_conf_stage *stage; /* NULL: no such seat */
+    const char *name;
+    pid_t pid;
+    bool ready;
+    struct {
+        uint64_t id; /* 0: not announced */
+        int slots;
+    } pools[SL_HANDOVER_COUNT];
+    uint64_t job; /* what it works on; NO_JOB: idle */
+    uint32_t attempt;
+} seat;
+
+/* A hand-over of a job: where it is. */
+typedef struct {
+    bool has; /* the job has it, as a whole */
+    bool spooled, spooling;
+    uint32_t answered; /* the newest attempt whose SPOOLED has come, before its DONE or after */
+    int maker;         /* the seat that makes it or made it last */
+    int seat;          /* in whose pool it lies, with this ticket; NO_SEAT: in none */
+    sl_ticket ticket;
+} delivery;
+
+/* What a crew does for a job, from JOB to the last DONE or FAILED. */
+typedef struct {
+    uint32_t number;                   /* 0: none runs */
+    int seat[SL_ROLE_COUNT];           /* of the crew; NO_SEAT: none, or through with it */
+    int makes_for[SL_HANDOVER_COUNT];  /* the seat whose pool gets it; NO_SEAT: a file does */
+    bool from_slot[SL_HANDOVER_COUNT]; /* the crew was given this ticket */
+    bool taken;                        /* inputs are read: their slots are free */
+    bool fallen;                       /* one of the crew fell out, the others are told to stop */
+} attempt;
+
+typedef struct {
+    uint64_t id, tag, client;
+    char dir[SL_DIR], output[SL_PATH];
+    bool dump;
+    delivery deliveries[SL_HANDOVER_COUNT];
+    attempt attempts[SL_ROLE_COUNT]; /* of each crew, by its first role */
+    uint32_t attempt_count;          /* numbers of attempts given so far */
+    bool made[SL_ROLE_COUNT];        /* crews that hand nothing on: their work is done */
+    bool started; /* a hand-over was taken, or it was the oldest: a drain waits for it */
+    bool draining;
+    int64_t runnable_ns[SL_ROLE_COUNT]; /* since when it waits for that crew; 0: it does not */
+    int deaths;                         /* attempts that fell, since it last got further */
+    uint32_t furthest[SL_ROLE_COUNT];   /* most finished steps of that role in an attempt */
+    /* failed or cancelled: ends when nothing runs any more */
+    bool ending;
+    sl_code code;
+    char message[SL_TEXT];
+    uint64_t bytes; /* of the output */
+} job;
+
+struct sl_jobs {
+    const sl_conf *conf;
+    const sl_model *model;
+    sl_jobs_out out;
+    seat seats[SL_CONF_SEATS];
+    uint64_t last_id;
+    bool draining;
+    int count;
+    job *jobs; /* oldest first */
+};
+
+/* ---- jobs.c ---- */
+
+void sl_job_tell(sl_jobs *d, const job *j, const sl_msg *m); /* to its client */
+void sl_job_discard(sl_jobs *d, delivery *v);                /* out of the pool where it lies */
+
+/* ---- schedule.c ---- */
+
+/* The first role of the crew that this role works in. */
+sl_role sl_crew_of(sl_role role);
+/* The role whose DONE ends its crew's work: it hands no chunks on. */
+bool sl_crew_ends_with(sl_role role);
+/* Nothing is handed on by the crew: what it makes is the job's end. */
+bool sl_crew_is_last(sl_role crew);
+/* Some stage still works on the job, or writes its files. */
+bool sl_job_is_busy(const job *j);
+/* Everything that the job asked for is there. */
+bool sl_job_is_complete(const sl_jobs *d, const job *j);
+/* The video is there, if this deployment makes one. */
+bool sl_job_is_made(const sl_jobs *d, const job *j);
+/* The first stage that the job needs and this deployment leaves out; NULL: none. */
+const char *sl_job_lacks(const sl_jobs *d, const job *j);
+/* Start the attempts that can be. */
+void sl_job_start(sl_jobs *d, job *j);
+
+#endif
