@@ -114,7 +114,7 @@ sl_code sl_dispatch_open(sl_dispatch *d, sl_err *err)
     sl_seats_open(&d->seats, &d->model);
     sl_turns_open(&d->turns, d->bus, &d->conf);
     for (int i = 0; i < d->seats.count; i++) {
-        const sl_seat *s = &d->seats.at[i];
+        const sl_seats_seat *s = &d->seats.at[i];
         sl_turns_add(&d->turns, i, s->name, s->conf->device);
         sl_jobs_add_seat(d->jobs, i, s->conf, s->name);
     }
@@ -132,7 +132,7 @@ void sl_dispatch_stop(sl_dispatch *d)
 /* A seat is given up. Others of its role may go on; without any, no job can. */
 static void on_broken(sl_dispatch *d, int seat)
 {
-    const sl_seat *s = &d->seats.at[seat], *reason = sl_seats_broken(&d->seats);
+    const sl_seats_seat *s = &d->seats.at[seat], *reason = sl_seats_broken(&d->seats);
     if (reason) sl_jobs_fail_all(d->jobs, s->last_code, s->last_error);
     else sl_log(SL_LOG_WARN, "%s; others go on without it", s->last_error);
 }
@@ -186,7 +186,7 @@ static void drain(sl_dispatch *d, const char *why)
 
 static void on_submit(sl_dispatch *d, const sl_client *c, const sl_msg_submit *m)
 {
-    const sl_seat *broken = sl_seats_broken(&d->seats);
+    const sl_seats_seat *broken = sl_seats_broken(&d->seats);
     sl_err closed = {0};
     if (broken)
         sl_fail(&closed, broken->last_code ? broken->last_code : SL_SYS, "%s", broken->last_error);

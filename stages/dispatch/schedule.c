@@ -78,15 +78,18 @@ static bool is_running(const job *j, sl_role crew)
     return j->attempts[crew].number != 0;
 }
 
-static bool is_there(const delivery *v)
+/* It lies somewhere. The file may be whole before its maker's DONE brings the ticket: the
+ * slot is better, and close. */
+static bool is_there(const job *j, int h)
 {
-    return v->seat != NO_SEAT || v->spooled;
+    const delivery *v = &j->deliveries[h];
+    return v->seat != NO_SEAT || (v->spooled && !is_running(j, sl_crew_of(SL_HANDOVER[h].from)));
 }
 
 /* There, or on its way to its file. */
 static bool have(const delivery *v)
 {
-    return is_there(v) || v->spooling;
+    return v->seat != NO_SEAT || v->spooled || v->spooling;
 }
 
 static bool is_past(const job *j, int h);
@@ -321,7 +324,7 @@ static bool is_runnable(const sl_jobs *d, const job *j, sl_role crew, bool *take
     for (int h = 0; h < SL_HANDOVER_COUNT; h++) {
         if (gives(crew, h) && is_wanted(j, h)) wanted = true;
         if (!takes(crew, h) || !j->deliveries[h].has) continue;
-        if (!is_there(&j->deliveries[h])) return false;
+        if (!is_there(j, h)) return false;
         *takes_any = true;
     }
     return wanted;

@@ -48,8 +48,8 @@ void sl_seats_open(sl_seats *s, const sl_model *model)
     for (int i = 0; i < s->conf->stage_count; i++) {
         const sl_conf_stage *c = &s->conf->stages[i];
         if (!has_work(c->role, model)) continue;
-        sl_seat *p = &s->at[s->count++];
-        *p = (sl_seat){.conf = c, .pidfd = -1};
+        sl_seats_seat *p = &s->at[s->count++];
+        *p = (sl_seats_seat){.conf = c, .pidfd = -1};
         if (sl_conf_instances(s->conf, c->role) > 1)
             snprintf(p->name, sizeof p->name, "%s.%d", sl_role_name(c->role), c->instance);
         else snprintf(p->name, sizeof p->name, "%s", sl_role_name(c->role));
@@ -58,7 +58,7 @@ void sl_seats_open(sl_seats *s, const sl_model *model)
 
 /* ---- news ---- */
 
-static sl_msg stage_msg(const sl_seat *p, const char *event)
+static sl_msg stage_msg(const sl_seats_seat *p, const char *event)
 {
     sl_msg m = {.type = SL_MSG_STAGE,
                 .stage = {.pid = p->pid, .instance = (uint32_t)p->conf->instance}};
@@ -68,7 +68,7 @@ static sl_msg stage_msg(const sl_seat *p, const char *event)
     return m;
 }
 
-static sl_msg ready_msg(const sl_seat *p)
+static sl_msg ready_msg(const sl_seats_seat *p)
 {
     sl_msg m = stage_msg(p, "ready");
     m.stage.load_s = p->ready.load_s;
@@ -79,7 +79,7 @@ static sl_msg ready_msg(const sl_seat *p)
 void sl_seats_tell_all(const sl_seats *s, void (*tell)(void *self, const sl_msg *m), void *self)
 {
     for (int i = 0; i < s->count; i++) {
-        const sl_seat *p = &s->at[i];
+        const sl_seats_seat *p = &s->at[i];
         sl_msg start = {.type = SL_MSG_SPAN, .span = p->start},
                load = {.type = SL_MSG_SPAN, .span = p->load}, ready = ready_msg(p);
         if (p->start.t1_ns) tell(self, &start);
@@ -92,7 +92,7 @@ void sl_seats_tell_all(const sl_seats *s, void (*tell)(void *self, const sl_msg 
 
 /* The environment of a stage: ours, with the thread count of its configuration. `slot`
  * and `all` are the caller's memory. */
-static char **stage_env(const sl_seat *p, int seats, char slot[64], char *all[MAX_ENV])
+static char **stage_env(const sl_seats_seat *p, int seats, char slot[64], char *all[MAX_ENV])
 {
     long cpus = sysconf(_SC_NPROCESSORS_ONLN);
     int n = 0, threads = p->conf->threads;
@@ -128,7 +128,7 @@ static void become_stage(const char *path, char *const argv[], char *const envp[
 /* false: there is no such program, and the seat is given up. */
 static bool start(sl_seats *s, int seat)
 {
-    sl_seat *p = &s->at[seat];
+    sl_seats_seat *p = &s->at[seat];
     char path[SL_CONF_PATH + SL_PATH], threads[64], why[SL_TEXT];
     char *env[MAX_ENV];
     char *argv[10 + SL_CONF_ARGS] = {path,
@@ -182,7 +182,7 @@ int sl_seats_tick(sl_seats *s, bool ending)
     int64_t now = sl_now_ns();
     int broken = -1;
     for (int i = 0; i < s->count; i++) {
-        sl_seat *p = &s->at[i];
+        sl_seats_seat *p = &s->at[i];
         if (p->state == SL_SEAT_DOWN && now >= p->restart_at_ns && !ending && broken < 0) {
             if (!start(s, i)) broken = i;
         } else if (p->pidfd >= 0 &&
@@ -198,7 +198,7 @@ int sl_seats_tick(sl_seats *s, bool ending)
 
 void sl_seats_kill(sl_seats *s, int seat, const char *why)
 {
-    const sl_seat *p = &s->at[seat];
+    const sl_seats_seat *p = &s->at[seat];
     sl_log(SL_LOG_WARN, "%s[%d] %s: killed", p->name, (int)p->pid, why);
     if (p->pid > 0) kill(p->pid, SIGKILL);
 }
@@ -216,7 +216,7 @@ int sl_seats_on_hello(sl_seats *s, const sl_msg_hello *m, const sl_bus_peer *fro
                m->pid);
         return -1;
     }
-    sl_seat *p = &s->at[i];
+    sl_seats_seat *p = &s->at[i];
     sl_bus_name(s->bus, i, from);
     p->state = SL_SEAT_LOADING;
     p->last_beat_ns = sl_now_ns();
@@ -243,7 +243,7 @@ void sl_seats_on_beat(sl_seats *s, int seat)
 bool sl_seats_on_pool(sl_seats *s, int seat, const sl_msg_pool *m)
 {
     sl_msg out = {.type = SL_MSG_POOL, .pool = *m};
-    sl_seat *p = &s->at[seat];
+    sl_seats_seat *p = &s->at[seat];
     if (p->pool_count == SL_HANDOVER_COUNT) {
         sl_log(SL_LOG_WARN, "%s announces a pool for %s, and has %d: ignored", p->name, m->handover,
                p->pool_count);
@@ -257,7 +257,7 @@ bool sl_seats_on_pool(sl_seats *s, int seat, const sl_msg_pool *m)
 
 void sl_seats_on_ready(sl_seats *s, int seat, const sl_msg_ready *m)
 {
-    sl_seat *p = &s->at[seat];
+    sl_seats_seat *p = &s->at[seat];
     p->state = SL_SEAT_READY;
     p->ready = *m;
     sl_log(SL_LOG_DEBUG, "%s is ready after %.2f s with %.1f MB of weights", p->name, m->load_s,
@@ -275,14 +275,14 @@ void sl_seats_on_span(sl_seats *s, int seat, const sl_msg_span *m)
 
 void sl_seats_on_failed(sl_seats *s, int seat, const sl_msg_failed *m)
 {
-    sl_seat *p = &s->at[seat];
+    sl_seats_seat *p = &s->at[seat];
     snprintf(p->last_error, sizeof p->last_error, "%.500s", m->message);
     p->last_code = (unsigned)m->code < SL_CODE_COUNT ? (sl_code)m->code : SL_INTERNAL;
 }
 
 void sl_seats_on_nonsense(sl_seats *s, int seat, const sl_err *what)
 {
-    sl_seat *p = &s->at[seat];
+    sl_seats_seat *p = &s->at[seat];
     if (p->pidfd < 0 || p->last_code) return;
     snprintf(p->last_error, sizeof p->last_error, "speaks another protocol: %.400s", what->msg);
     p->last_code = SL_FORMAT; /* it will not get better: no restart */
@@ -301,7 +301,7 @@ static void how_it_ended(int status, char *how, size_t size)
 }
 
 /* Give the seat up, with a reason for the jobs that are there and those that come later. */
-static void give_up(sl_seat *p, const char *how)
+static void give_up(sl_seats_seat *p, const char *how)
 {
     char why[SL_TEXT];
     p->state = SL_SEAT_BROKEN;
@@ -314,7 +314,7 @@ static void give_up(sl_seat *p, const char *how)
 
 void sl_seats_on_ended(sl_seats *s, int seat, bool draining, sl_seats_end *out)
 {
-    sl_seat *p = &s->at[seat];
+    sl_seats_seat *p = &s->at[seat];
     int status = 0;
     *out = (sl_seats_end){.pid = p->pid};
     waitpid(p->pid, &status, 0); /* it has ended: this does not wait */
@@ -354,13 +354,13 @@ void sl_seats_thrive(sl_seats *s, int seat)
     s->at[seat].failures = 0;
 }
 
-const sl_seat *sl_seats_broken(const sl_seats *s)
+const sl_seats_seat *sl_seats_broken(const sl_seats *s)
 {
     for (int r = 0; r < SL_ROLE_COUNT; r++) {
-        const sl_seat *broken = NULL;
+        const sl_seats_seat *broken = NULL;
         bool works = false;
         for (int i = 0; i < s->count; i++) {
-            const sl_seat *p = &s->at[i];
+            const sl_seats_seat *p = &s->at[i];
             if (p->conf->role != (sl_role)r) continue;
             if (p->state == SL_SEAT_BROKEN) broken = p;
             else works = true;
@@ -375,12 +375,12 @@ void sl_seats_close(sl_seats *s)
     sl_msg drain = {.type = SL_MSG_DRAIN};
     int64_t by = sl_now_ns() + DRAIN_MS * MS;
     for (int i = 0; i < s->count; i++) {
-        const sl_seat *p = &s->at[i];
+        const sl_seats_seat *p = &s->at[i];
         sl_bus_send(s->bus, i, &drain);
         if (p->pid > 0 && p->state == SL_SEAT_STARTING) kill(p->pid, SIGTERM); /* heard no DRAIN */
     }
     for (int i = 0; i < s->count; i++) {
-        sl_seat *p = &s->at[i];
+        sl_seats_seat *p = &s->at[i];
         if (p->pid <= 0) continue;
         struct pollfd f = {p->pidfd, POLLIN, 0};
         int64_t left = (by - sl_now_ns()) / MS;

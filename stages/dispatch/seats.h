@@ -31,7 +31,7 @@ typedef struct {
     sl_msg_ready ready;
     int pool_count;
     sl_msg_pool pools[SL_HANDOVER_COUNT]; /* where it receives */
-} sl_seat;
+} sl_seats_seat;
 
 typedef struct {
     sl_bus *bus;
@@ -41,7 +41,7 @@ typedef struct {
     void (*tell)(void *self, const sl_msg *m);
     void *self;
     int count;
-    sl_seat at[SL_CONF_SEATS];
+    sl_seats_seat at[SL_CONF_SEATS];
 } sl_seats;
 
 /* A seat for each stage of s->conf whose hand-overs some job of the model can have. All else
@@ -79,7 +79,7 @@ void sl_seats_on_ended(sl_seats *s, int seat, bool draining, sl_seats_end *out);
 /* A job got further by this seat: its deaths are counted from here. */
 void sl_seats_thrive(sl_seats *s, int seat);
 /* The reason why no seat of some role works any more; NULL: every role has one that may. */
-const sl_seat *sl_seats_broken(const sl_seats *s);
+const sl_seats_seat *sl_seats_broken(const sl_seats *s);
 /* A client is new: what it has missed of starting and loading. */
 void sl_seats_tell_all(const sl_seats *s, void (*tell)(void *self, const sl_msg *m), void *self);
 
