@@ -4,11 +4,8 @@
  * Started with --connect, this program is a stage: the tests name it in their
  * configurations, with a role, a script and a file in which its pieces of work are noted.
  * All is on the CPU (dispatch.turns = "always"). run: alone. limit: 60 s */
-#include "tests/t_run.h"
+#include "tests/t_dispatch.h"
 
-#include <zmq.h>
-
-#include "common/job.h"
 #include "common/trace.h"
 #include "stages/dispatch/order.h"
 #include "stages/seat/seat.h"
@@ -252,30 +249,6 @@ static int be_stage(int argc, char **argv)
 
 static char notes_path[300];
 
-/* Start sluice-dispatch under observation, with run.conf. */
-static void dispatch(void)
-{
-    int log[2];
-    char parent[16];
-    snprintf(parent, sizeof parent, "%d", (int)getpid());
-    run.text = calloc(1, 1);
-    run.deadline = t_seconds() + 40;
-    assert_int_equal(pipe2(log, O_CLOEXEC), 0);
-    run.pid = fork();
-    if (run.pid == 0) {
-        char program[1024];
-        snprintf(program, sizeof program, "%s/sluice-dispatch", t_bin());
-        dup2(log[1], 1);
-        dup2(log[1], 2);
-        execl(program, program, "--run", run.base, "--conf", run.conf, "--model", T_MODEL, "--bin",
-              t_bin(), "--parent", parent, (char *)NULL);
-        _exit(127);
-    }
-    assert_true(run.pid > 0);
-    close(log[1]);
-    run.log = log[0];
-}
-
 /* Pairs of role and script, NULL-ended; `settings` of group dispatch. */
 static void start(const char *settings, const char *const pairs[])
 {
@@ -289,7 +262,7 @@ static void start(const char *settings, const char *const pairs[])
     t_run_conf(
         &run, 3, 30,
         t_format("dispatch: { turns = \"always\"; %s };\nstages: ( %s );\n", settings, stages));
-    dispatch();
+    t_dispatch_start(&run);
 }
 
 static void open_run(void)
@@ -299,22 +272,9 @@ static void open_run(void)
     notes = notes_path;
 }
 
-/* Take what is in the log's pipe, so that nobody waits for room there. */
-static void read_log(void)
-{
-    struct pollfd f = {run.log, POLLIN, 0};
-    while (run.log >= 0 && poll(&f, 1, 0) == 1) {
-        run.text = realloc(run.text, run.used + 65537);
-        ssize_t n = read(run.log, run.text + run.used, 65536);
-        if (n <= 0) return;
-        run.used += (size_t)n;
-        run.text[run.used] = 0;
-    }
-}
-
 static void until_noted(const char *part)
 {
-    for (double by = t_seconds() + 30; !noted(part); usleep(1000), read_log())
+    for (double by = t_seconds() + 30; !noted(part); usleep(1000), t_dispatch_read_log(&run))
         if (t_seconds() > by) {
             size_t n;
             fprintf(stderr, "%s\n", t_read(notes, &n));
@@ -698,64 +658,29 @@ typedef struct {
     int finished;
 } news;
 
-/* The folder of job `id`, as `sluice run` makes it. */
-static void make_job(uint64_t id, char dir[SL_DIR])
-{
-    sl_job job;
-    sl_err err = {0};
-    snprintf(dir, SL_DIR, "%s/%d", run.out, (int)id);
-    assert_int_equal(mkdir(dir, 0700), 0);
-    T_OK(sl_job_init(&job, &err));
-    job.width = 96, job.height = 64, job.frames = 9, job.steps = STEPS, job.seed = id, job.dump = 1;
-    snprintf(job.model, sizeof job.model, "%s", T_MODEL);
-    snprintf(job.image, sizeof job.image, "%s", T_IMAGE);
-    snprintf(job.output, sizeof job.output, "%s/%d.mp4", run.out, (int)id);
-    T_OK(sl_job_set_text(&job.prompt, id % 2 ? "A cat runs, and it rains." : "Snow.", &err));
-    T_OK(sl_job_write(&job, t_format("%s/job.json", dir), &err));
-    sl_job_free(&job);
-    size_t n;
-    char *picture = t_read(T_IMAGE, &n);
-    FILE *f = fopen(t_format("%s/image.input", dir), "wb");
-    assert_int_equal(fwrite(picture, 1, n, f), n);
-    fclose(f);
-    free(picture);
-}
-
 /* Start the real stages, submit two jobs, and collect their spans until both are
  * finished. */
 static void two_jobs(const char *turns, news *out)
 {
-    void *zmq = zmq_ctx_new(), *s = zmq_socket(zmq, ZMQ_DEALER);
+    void *zmq = zmq_ctx_new(), *s;
     static char dirs[JOBS][SL_DIR];
-    int linger = 0;
-    sl_msg m = {.type = SL_MSG_HELLO, .hello = {.role = "client", .pid = getpid()}};
+    sl_msg m;
     sl_err err = {0};
     memset(out, 0, sizeof *out);
     t_run_open(&run);
     t_run_conf(&run, 3, 30, t_format("dispatch: { turns = \"%s\"; };\n", turns));
-    for (uint64_t id = 1; id <= JOBS; id++) make_job(id, dirs[id - 1]);
-    dispatch();
-    zmq_setsockopt(s, ZMQ_LINGER, &linger, sizeof linger);
-    zmq_connect(s, t_format("ipc://%s/ctl", run.base));
-    sl_wire_send(s, NULL, 0, &m, NULL);
-    for (uint64_t id = 1; id <= JOBS; id++) {
-        m = (sl_msg){.type = SL_MSG_SUBMIT, .submit = {.tag = id}};
-        memcpy(m.submit.dir, dirs[id - 1], SL_DIR);
-        sl_wire_send(s, NULL, 0, &m, NULL);
-    }
+    for (uint64_t id = 1; id <= JOBS; id++) t_dispatch_job(&run, id, STEPS, dirs[id - 1]);
+    t_dispatch_start(&run);
+    s = t_dispatch_client(zmq, &run, getpid());
+    for (uint64_t id = 1; id <= JOBS; id++) t_dispatch_submit(s, id, dirs[id - 1]);
     while (out->finished < JOBS) {
-        zmq_pollitem_t item = {s, 0, ZMQ_POLLIN, 0};
-        read_log();
-        if (t_seconds() > run.deadline) t_run_fail(&run, "no end");
-        zmq_poll(&item, 1, 20);
-        while (sl_wire_recv(s, NULL, NULL, &m, &err) == SL_OK) {
-            if (m.type == SL_MSG_FINISHED && m.finished.code)
-                t_run_fail(&run, "job %d: %s", (int)m.finished.job, m.finished.message);
-            out->finished += m.type == SL_MSG_FINISHED;
-            sl_span span = sl_span_make(m.span.job, m.span.stage, (sl_span_kind)m.span.kind,
-                                        m.span.t0_ns, m.span.t1_ns);
-            if (m.type == SL_MSG_SPAN) T_OK(sl_trace_add(&out->trace, &span, &err));
-        }
+        t_dispatch_hear(&run, s, &m);
+        if (m.type == SL_MSG_FINISHED && m.finished.code)
+            t_run_fail(&run, "job %d: %s", (int)m.finished.job, m.finished.message);
+        out->finished += m.type == SL_MSG_FINISHED;
+        sl_span span = sl_span_make(m.span.job, m.span.stage, (sl_span_kind)m.span.kind,
+                                    m.span.t0_ns, m.span.t1_ns);
+        if (m.type == SL_MSG_SPAN) T_OK(sl_trace_add(&out->trace, &span, &err));
     }
     /* a SIGTERM from us would say that we are dying, and the folders go */
     m = (sl_msg){.type = SL_MSG_DRAIN};

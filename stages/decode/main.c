@@ -138,12 +138,14 @@ static sl_code decode_job(void *self, const sl_msg_job *msg, const sl_job *job, 
     decode_stage *s = self;
     video v = {.msg = msg, .job = job, .grid = sl_job_grid(&s->seat->model, job)};
     int64_t t0 = sl_now_ns(), t = v.grid.latent_frames;
+    sl_msg taken = {.type = SL_MSG_TAKEN, .taken = {.job = msg->job, .attempt = msg->attempt}};
     sl_arena arena;
     sl_code rc = sl_arena_decode(&arena, s->ctx.ops, &s->seat->model, s->vae, job, err);
     if (rc || (rc = sl_ctx_reserve(&s->ctx, arena.peak, err))) goto done;
     sl_tensor caches = sl_new1(
         &s->ctx, SL_U8, (int64_t)sl_vae_decode_bytes(&s->ctx, s->vae, job->height, job->width));
     if ((rc = take_latents(s, &v, err))) goto done;
+    sl_control_send(&s->seat->control, &taken);
     sl_control_span(&s->seat->control, msg->job, SL_SPAN_HANDOVER, t0);
     v.d = sl_vae_decode_start(&s->ctx, s->vae, job->height, job->width, caches.data);
     if (!v.d) rc = sl_ctx_error(&s->ctx, err);
