@@ -142,6 +142,15 @@ int sl_conf_instances(const sl_conf *conf, sl_role role)
     return n;
 }
 
+const char *sl_conf_name(const sl_conf *conf, const sl_conf_stage *stage, char out[SL_CONF_NAME])
+{
+    const char *role = sl_role_name(stage->role);
+    if (sl_conf_instances(conf, stage->role) > 1)
+        snprintf(out, SL_CONF_NAME, "%.15s.%d", role, stage->instance % SL_CONF_SEATS);
+    else snprintf(out, SL_CONF_NAME, "%.15s", role);
+    return out;
+}
+
 /* ---- words of a list "|error|warn" ---- */
 
 static int word_index(const char *words, const char *word)

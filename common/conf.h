@@ -99,5 +99,8 @@ sl_code sl_conf_print(const sl_conf *conf, FILE *to, sl_err *err);
 const sl_conf_stage *sl_conf_find(const sl_conf *conf, sl_role role);
 /* How many instances it runs. */
 int sl_conf_instances(const sl_conf *conf, sl_role role);
+/* What a stage of conf is called: "mux", or "mux.1" where the role has several instances. */
+#define SL_CONF_NAME 20 /* bytes, the NUL included */
+const char *sl_conf_name(const sl_conf *conf, const sl_conf_stage *stage, char out[SL_CONF_NAME]);
 
 #endif

@@ -43,6 +43,13 @@ typedef struct {
     } at[SL_TICKETS];
 } sl_tickets;
 
+/* What ASK wants a device's turn for. */
+typedef enum {
+    /* short, and another stage waits for its result: text, image, decode; goes first */
+    SL_TURN_PIECE,
+    SL_TURN_STEP /* a denoising step: long, and there are many */
+} sl_turn_kind;
+
 /* field kinds: name on the wire, C declaration */
 /* clang-format off */
 #define WIRE_HELLO(F)     F(str16, role) F(i32, pid) F(str64, device) F(u64, budget_bytes)

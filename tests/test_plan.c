@@ -532,6 +532,28 @@ static void a_plan_starts_from_the_checkpoints_defaults(void **state)
     (void)state;
 }
 
+/* Each instance has its weights on its own device, and its slots. */
+static void instances_count_each_on_its_device(void **state)
+{
+    const char *conf = t_format("%s/two.cfg", r.base);
+    t_write(conf, "stages: ( { name = \"text\"; }, { name = \"denoise\"; devices = [\"cuda:0\", "
+                  "\"cuda:1\"]; }, { name = \"decode\"; devices = [\"cpu\", \"cpu\"]; } );\n");
+    json_t *p = plan("--model", T_MODEL, "--image", T_IMAGE, "--width", "96", "--height", "64",
+                     "--frames", "9", "--steps", "2", "--prompt", "x", "--conf", conf, END),
+           *devices = json_object_get(p, "devices");
+    int64_t wanted[2];
+    for (int i = 0; i < 2; i++)
+        wanted[i] = json_integer_value(
+            json_object_get(json_object_get(devices, i ? "cuda:1" : "cuda:0"), "wanted_bytes"));
+    assert_true(wanted[0] > 0);
+    assert_int_equal(wanted[0], wanted[1]);
+    assert_int_equal(of(p, "denoise.0", "weight_bytes"), of(p, "denoise.1", "weight_bytes"));
+    assert_int_equal(of(p, "denoise.1", "slot_bytes"), of(p, "denoise.0", "slot_bytes"));
+    assert_int_equal(of(p, "decode.1", "job_bytes"), of(p, "decode.0", "job_bytes"));
+    json_decref(p);
+    (void)state;
+}
+
 /* ---- admission ---- */
 
 static void a_run_that_does_not_fit_is_refused(void **state)
@@ -634,6 +656,7 @@ int main(void)
                                        T(plan_is_what_a_run_takes),
                                        T(the_user_comes_before_the_checkpoint),
                                        T(a_plan_starts_from_the_checkpoints_defaults),
+                                       T(instances_count_each_on_its_device),
                                        T(a_run_that_does_not_fit_is_refused),
                                        T(what_the_machine_gives),
                                        T(all_of_14b_fits_one_gpu),

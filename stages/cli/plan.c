@@ -20,19 +20,19 @@ typedef struct {
     size_t mapped, wanted;
 } device_sum;
 
-static int add_up(const sl_run_plan *p, device_sum list[SL_ROLE_COUNT + 1])
+static int add_up(const sl_run_plan *p, device_sum list[SL_CONF_SEATS + 1])
 {
     int n = 1;
     list[0] = (device_sum){.name = "cpu"}; /* host memory: every process has some */
-    for (int i = 0; i < SL_ROLE_COUNT; i++) {
+    for (int i = 0; i < p->count; i++) {
         int k = 0;
         if (!p->stages[i].runs) continue;
         while (k < n && strcmp(list[k].name, p->stages[i].device)) k++;
         if (k == n) list[n++] = (device_sum){.name = p->stages[i].device};
-        list[k].mapped += p->stages[i].mapped;
+        list[k].mapped += sl_plan_mapped(p, i);
     }
     for (int k = 0; k < n; k++)
-        for (int i = 0; i < SL_ROLE_COUNT; i++)
+        for (int i = 0; i < p->count; i++)
             list[k].wanted += sl_plan_private(&p->stages[i], list[k].name);
     return n;
 }
@@ -45,20 +45,22 @@ static double mb(size_t bytes)
 static void print_plan(const sl_run_plan *p, const sl_job *j, int jobs, const sl_machine_memory *m,
                        const sl_gpus *gpus, const sl_conf *conf)
 {
-    device_sum devices[SL_ROLE_COUNT + 1];
-    int n = add_up(p, devices);
+    device_sum devices[SL_CONF_SEATS + 1];
+    int n = add_up(p, devices), width = 8;
+    for (int i = 0; i < p->count; i++)
+        if ((int)strlen(p->stages[i].name) > width) width = (int)strlen(p->stages[i].name);
     printf("%s\n%s%dx%d, %d frames, %d steps%s%s\n", j->model,
            jobs > 1 ? "the largest of the jobs; the first is " : "", j->width, j->height, j->frames,
            j->steps, sl_denoise_branches(j) > 1 ? ", guidance" : "",
            j->fbcache > 0 ? ", First Block Cache" : "");
-    printf("\n  %-8s %-7s %10s %10s %10s %10s %10s %10s %10s   MB\n", "stage", "device", "mapped",
-           "weights", "job", "work", "slots", "context", "host");
-    for (int i = 0; i < SL_ROLE_COUNT; i++) {
+    printf("\n  %-*s %-7s %10s %10s %10s %10s %10s %10s %10s   MB\n", width, "stage", "device",
+           "mapped", "weights", "job", "work", "slots", "context", "host");
+    for (int i = 0; i < p->count; i++) {
         const sl_stage_plan *s = &p->stages[i];
         if (s->runs)
-            printf("  %-8s %-7s %10.1f %10.1f %10.1f %10.1f %10.1f %10.1f %10.1f\n",
-                   sl_role_name((sl_role)i), s->device, mb(s->mapped), mb(s->weights), mb(s->kept),
-                   mb(s->work), mb(s->slots), mb(s->context), mb(s->host));
+            printf("  %-*s %-7s %10.1f %10.1f %10.1f %10.1f %10.1f %10.1f %10.1f\n", width, s->name,
+                   s->device, mb(s->mapped), mb(s->weights), mb(s->kept), mb(s->work), mb(s->slots),
+                   mb(s->context), mb(s->host));
     }
     printf("  mapped: weights that stay in their files, in the page cache; job and work: the "
            "arena, what a job keeps and what a "
@@ -94,14 +96,14 @@ static void print_plan(const sl_run_plan *p, const sl_job *j, int jobs, const sl
 static sl_code write_plan(const sl_run_plan *p, const sl_job *j, const sl_machine_memory *m,
                           const sl_gpus *gpus, const sl_conf *conf, const char *path, sl_err *err)
 {
-    device_sum devices[SL_ROLE_COUNT + 1];
+    device_sum devices[SL_CONF_SEATS + 1];
     json_t *stages = json_object(), *sums = json_object();
     uint64_t there = conf->limits.memory_bytes ? (uint64_t)conf->limits.memory_bytes : m->gives;
-    for (int i = 0; i < SL_ROLE_COUNT; i++) {
+    for (int i = 0; i < p->count; i++) {
         const sl_stage_plan *s = &p->stages[i];
         if (!s->runs) continue;
         json_object_set_new(
-            stages, sl_role_name((sl_role)i),
+            stages, s->name,
             json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "device",
                       s->device, "weight_bytes", (json_int_t)(s->mapped + s->weights),
                       "mapped_bytes", (json_int_t)s->mapped, "private_weight_bytes",

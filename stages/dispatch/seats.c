@@ -50,9 +50,7 @@ void sl_seats_open(sl_seats *s, const sl_model *model)
         if (!has_work(c->role, model)) continue;
         sl_seats_seat *p = &s->at[s->count++];
         *p = (sl_seats_seat){.conf = c, .pidfd = -1};
-        if (sl_conf_instances(s->conf, c->role) > 1)
-            snprintf(p->name, sizeof p->name, "%s.%d", sl_role_name(c->role), c->instance);
-        else snprintf(p->name, sizeof p->name, "%s", sl_role_name(c->role));
+        sl_conf_name(s->conf, c, p->name);
     }
 }
 

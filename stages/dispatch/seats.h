@@ -19,7 +19,7 @@ typedef enum {
 
 typedef struct {
     const sl_conf_stage *conf;
-    char name[SL_STR16 + 4]; /* "mux"; "mux.1" where the role has several instances */
+    char name[SL_CONF_NAME];
     sl_seat_state state;
     pid_t pid; /* 0: none */
     int pidfd; /* -1: none */

@@ -10,7 +10,6 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "stages/dispatch/order.h"
-#include "stages/seat/turn.h"
 
 #define MS 1000000ll
 #define PROBE_MS 50 /* how often a holder's connection is looked at while others wait for it */

@@ -24,6 +24,7 @@ typedef struct {
     const sl_model *model;
     const sl_conf *conf;
     const sl_job *job;
+    const sl_conf_stage *stage; /* that is planned */
     sl_run_plan *plan;
     sl_loader *loader; /* of the newest network */
     sl_ops body;
@@ -87,13 +88,12 @@ static void add_arena(sl_stage_plan *s, const sl_arena *a)
     s->work = a->peak - a->kept;
 }
 
-/* The pool in which the stage of this role receives `purpose`. */
-static void add_slots(const planner *p, sl_stage_plan *s, sl_role role, sl_handover h,
-                      size_t slot_bytes)
+/* The pool in which the stage receives h. */
+static void add_slots(const planner *p, sl_stage_plan *s, sl_handover h, size_t slot_bytes)
 {
-    size_t bytes = (size_t)sl_conf_find(p->conf, role)->slots * slot_bytes;
+    size_t bytes = (size_t)p->stage->slots * slot_bytes;
     s->slots += bytes;
-    if (sl_slot_kind(p->conf, h) == SL_POOL_CUDA) s->device_slots += bytes;
+    if (sl_slot_kind(p->conf, h, s->device) == SL_POOL_CUDA) s->device_slots += bytes;
 }
 
 /* ---- stages: each beside what its main does ---- */
@@ -183,8 +183,8 @@ static sl_code plan_denoise(planner *p, sl_stage_plan *s, bool computes, sl_err 
                                        job->frames)
                        : 0,
            held = text + image;
-    add_slots(p, s, SL_ROLE_DENOISE, SL_HANDOVER_TEXT, text);
-    add_slots(p, s, SL_ROLE_DENOISE, SL_HANDOVER_IMAGE, image);
+    add_slots(p, s, SL_HANDOVER_TEXT, text);
+    add_slots(p, s, SL_HANDOVER_IMAGE, image);
     if (computes)
         s->host +=
             /* noise, result, the state of four, the state and both results once more for
@@ -207,7 +207,7 @@ static sl_code plan_decode(planner *p, sl_stage_plan *s, bool computes, sl_err *
     if (!rc) rc = close_counting(p, s, "vae", err);
     if (!rc && computes) rc = sl_arena_decode(&a, &p->body, p->model, m, p->job, err);
     add_arena(s, &a);
-    add_slots(p, s, SL_ROLE_DECODE, SL_HANDOVER_LATENTS, latents);
+    add_slots(p, s, SL_HANDOVER_LATENTS, latents);
     s->host += latents;
     sl_vae_decoder_free(&m);
     return rc;
@@ -221,7 +221,7 @@ static sl_code plan_mux(planner *p, sl_stage_plan *s, bool computes, sl_err *err
     size_t pixels = (size_t)p->job->width * (size_t)p->job->height;
     (void)computes;
     (void)err;
-    add_slots(p, s, SL_ROLE_MUX, SL_HANDOVER_FRAMES,
+    add_slots(p, s, SL_HANDOVER_FRAMES,
               sl_slot_bytes(p->model, SL_HANDOVER_FRAMES, (int64_t)pixels, p->job->frames));
     s->host += pixels * ((slow ? ENCODER_PIXEL_SLOW : ENCODER_PIXEL) +
                          ENCODER_PIXEL_THREAD * (size_t)p->conf->video.threads);
@@ -255,6 +255,29 @@ static size_t sum(const sl_stage_plan *s)
     return s->weights + s->kept + s->work + s->slots + s->context + s->host;
 }
 
+/* The k-th stage of the configuration, for the planner's job. */
+static sl_code plan_stage(planner *p, sl_stage_plan *s, int k, const char *from, sl_err *err)
+{
+    const sl_conf_stage *c = p->stage = &p->conf->stages[k];
+    sl_code rc;
+    *s = (sl_stage_plan){.role = c->role};
+    if (c->role == SL_ROLE_IMAGE && !p->model->family.picture) return SL_OK;
+    s->runs = true;
+    sl_conf_name(p->conf, c, s->name);
+    snprintf(s->device, sizeof s->device, "%s", c->role == SL_ROLE_MUX ? "cpu" : c->device);
+    s->host = PROCESS_BYTES;
+    if (strcmp(s->device, "cpu")) {
+        s->context = SL_GPU_CONTEXT_BYTES + SL_GPU_WORKSPACE_BYTES + SL_GPU_SCRATCH_BYTES;
+        s->host = GPU_PROCESS_BYTES;
+    }
+    p->body = sl_ops_plan_of(sizes_of(s->device));
+    if ((rc = sl_ctx_open(&p->ctx, &p->body, 0, err))) return rc;
+    rc = STAGES[c->role](p, s, computes(from, c->role), err);
+    sl_loader_close(&p->loader);
+    sl_ctx_close(&p->ctx);
+    return rc;
+}
+
 sl_code sl_plan_make(sl_run_plan *out, const sl_batch *b, const sl_model *model,
                      const sl_conf *conf, sl_err *err)
 {
@@ -262,24 +285,14 @@ sl_code sl_plan_make(sl_run_plan *out, const sl_batch *b, const sl_model *model,
     sl_code rc = SL_OK;
     memset(out, 0, sizeof *out);
     out->from_files = true;
+    out->count = conf->stage_count;
     for (int i = 0; i < b->job_count && !rc; i++) {
         p.job = &b->jobs[i].spec;
         if (i && same_sizes(p.job, &b->jobs[i - 1].spec)) continue;
-        for (int role = 0; role < SL_ROLE_COUNT && !rc; role++) {
-            const sl_conf_stage *c = sl_conf_find(conf, (sl_role)role);
-            sl_stage_plan s = {.runs = true, .host = PROCESS_BYTES};
-            if (!c || (role == SL_ROLE_IMAGE && !model->family.picture)) continue;
-            snprintf(s.device, sizeof s.device, "%s", role == SL_ROLE_MUX ? "cpu" : c->device);
-            if (strcmp(s.device, "cpu")) {
-                s.context = SL_GPU_CONTEXT_BYTES + SL_GPU_WORKSPACE_BYTES + SL_GPU_SCRATCH_BYTES;
-                s.host = GPU_PROCESS_BYTES;
-            }
-            p.body = sl_ops_plan_of(sizes_of(s.device));
-            if ((rc = sl_ctx_open(&p.ctx, &p.body, 0, err))) break;
-            rc = STAGES[role](&p, &s, computes(b->from, (sl_role)role), err);
-            sl_loader_close(&p.loader);
-            sl_ctx_close(&p.ctx);
-            if (!out->stages[role].runs || sum(&s) > sum(&out->stages[role])) out->stages[role] = s;
+        for (int k = 0; k < conf->stage_count && !rc; k++) {
+            sl_stage_plan s;
+            rc = plan_stage(&p, &s, k, b->from, err);
+            if (!rc && sum(&s) > sum(&out->stages[k])) out->stages[k] = s;
         }
     }
     return rc;
@@ -291,6 +304,13 @@ size_t sl_plan_private(const sl_stage_plan *s, const char *device)
     size_t on_cpu = s->slots - s->device_slots;
     return (here ? s->weights + s->kept + s->work + s->device_slots + s->context : 0) +
            (host ? on_cpu + s->host : 0);
+}
+
+size_t sl_plan_mapped(const sl_run_plan *plan, int i)
+{
+    for (int k = 0; k < i; k++)
+        if (plan->stages[k].role == plan->stages[i].role && plan->stages[k].mapped) return 0;
+    return plan->stages[i].mapped;
 }
 
 /* ---- the machine ---- */
@@ -373,7 +393,7 @@ static size_t total_of(const sl_run_plan *plan, const char *device, int *largest
 {
     size_t wanted = 0;
     *most = 0;
-    for (int i = 0; i < SL_ROLE_COUNT; i++) {
+    for (int i = 0; i < plan->count; i++) {
         size_t n = sl_plan_private(&plan->stages[i], device);
         wanted += n;
         if (n > *most) *most = n, *largest = i;
@@ -383,7 +403,7 @@ static size_t total_of(const sl_run_plan *plan, const char *device, int *largest
 
 static sl_code admit_gpus(const sl_run_plan *plan, const sl_gpus *gpus, sl_err *err)
 {
-    for (int i = 0; i < SL_ROLE_COUNT; i++) {
+    for (int i = 0; i < plan->count; i++) {
         const char *device = plan->stages[i].device;
         const uint64_t *there = plan->stages[i].runs ? sl_gpus_free(gpus, device) : NULL;
         int largest = 0;
@@ -395,7 +415,7 @@ static sl_code admit_gpus(const sl_run_plan *plan, const sl_gpus *gpus, sl_err *
                            "shows all",
                            wanted, device, (unsigned long long)*there,
                            (unsigned long long)gpus->gpu[atoi(device + 5)].total,
-                           sl_role_name((sl_role)largest), most);
+                           plan->stages[largest].name, most);
     }
     return SL_OK;
 }
@@ -415,13 +435,12 @@ sl_code sl_plan_admit(sl_admission *out, const sl_batch *b, const sl_model *mode
                       : m.group < m.available   ? "its cgroup's memory.max"
                                                 : "MemAvailable";
     size_t wanted = total_of(&plan, "cpu", &largest, &most);
-    for (int i = 0; i < SL_ROLE_COUNT; i++) mapped += plan.stages[i].mapped;
+    for (int i = 0; i < plan.count; i++) mapped += sl_plan_mapped(&plan, i);
     if (wanted > there)
         return sl_fail(err, SL_NOMEM,
                        "the run wants %zu bytes of memory, there are %llu (%s); the largest stage "
                        "is %s with %zu: sluice plan shows all",
-                       wanted, (unsigned long long)there, why, sl_role_name((sl_role)largest),
-                       most);
+                       wanted, (unsigned long long)there, why, plan.stages[largest].name, most);
     out->mapped = out->held = mapped;
     if (!conf->limits.memory_bytes && mapped > there - wanted) out->held = there - wanted;
     return SL_OK;

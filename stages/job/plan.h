@@ -6,8 +6,11 @@
 #include "common/conf.h"
 #include "stages/job/request.h"
 
+/* Of one process, an entry of conf's stages. */
 typedef struct {
-    bool runs; /* the deployment has this stage */
+    bool runs; /* some job of the model has work for it */
+    sl_role role;
+    char name[SL_CONF_NAME];
     char device[16];
     /* weights that stay in their files, mapped: page cache, which the machine may take
      * back (CPU) */
@@ -26,7 +29,8 @@ typedef struct {
 } sl_stage_plan;
 
 typedef struct {
-    sl_stage_plan stages[SL_ROLE_COUNT]; /* of the job that takes most of it */
+    int count;
+    sl_stage_plan stages[SL_CONF_SEATS]; /* as conf's; of the job that takes most of each */
     /* weights as they are stored; false: some are not there and count as the activations'
      * type */
     bool from_files;
@@ -39,6 +43,8 @@ sl_code sl_plan_make(sl_run_plan *out, const sl_batch *b, const sl_model *model,
                      const sl_conf *conf, sl_err *err);
 /* What a stage takes of "cpu" or "cuda:N", mapped weights left out. */
 size_t sl_plan_private(const sl_stage_plan *s, const char *device);
+/* Mapped weights of the i-th stage, unless an earlier one has mapped the same files. */
+size_t sl_plan_mapped(const sl_run_plan *plan, int i);
 
 typedef struct {
     uint64_t total, available; /* MemTotal, MemAvailable */

@@ -173,13 +173,17 @@ sl_code sl_seat_receive(sl_seat *seat, sl_err *err)
 {
     const sl_conf *conf = &seat->conf;
     const sl_conf_stage *me = sl_conf_find(conf, seat->role);
+    for (int i = 0; i < conf->stage_count; i++) /* an instance is known by its device */
+        if (conf->stages[i].role == seat->role && !strcmp(conf->stages[i].device, seat->device))
+            me = &conf->stages[i];
     int slots = me ? me->slots : sl_default_slots(seat->role);
     sl_code rc = SL_OK;
     for (int h = 0; h < SL_HANDOVER_COUNT && !rc; h++)
         if (SL_HANDOVER[h].to == seat->role && sl_handover_applies(h, &seat->model, NULL))
             rc = sl_pools_make(
-                &seat->pools, h, seat->plugin ? sl_slot_kind(conf, h) : SL_POOL_HOST, slots,
-                sl_slot_bytes(&seat->model, h, conf->limits.pixels, conf->limits.frames), err);
+                &seat->pools, h, seat->plugin ? sl_slot_kind(conf, h, seat->device) : SL_POOL_HOST,
+                slots, sl_slot_bytes(&seat->model, h, conf->limits.pixels, conf->limits.frames),
+                err);
     return rc;
 }
 

@@ -19,13 +19,6 @@
 #include "common/conf.h"
 #include "stages/seat/control.h"
 
-/* Numbers travel in messages. */
-typedef enum {
-    /* short, and another stage waits for its result: text, image, decode; goes first */
-    SL_TURN_PIECE,
-    SL_TURN_STEP /* a denoising step: long, and there are many */
-} sl_turn_kind;
-
 typedef struct {
     sl_control *control;
     char device[SL_STR64];

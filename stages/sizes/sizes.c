@@ -123,12 +123,16 @@ sl_code sl_arena_decode(sl_arena *out, const sl_ops *ops, const sl_model *model,
     return end(out, &plan, kept, err);
 }
 
-sl_pool_kind sl_slot_kind(const sl_conf *conf, sl_handover h)
+sl_pool_kind sl_slot_kind(const sl_conf *conf, sl_handover h, const char *device)
 {
-    const sl_conf_stage *from = sl_conf_find(conf, SL_HANDOVER[h].from),
-                        *to = sl_conf_find(conf, SL_HANDOVER[h].to);
-    if (!from || !to || strncmp(to->device, "cuda:", 5)) return SL_POOL_HOST;
-    return strcmp(from->device, to->device) ? SL_POOL_HOST : SL_POOL_CUDA;
+    bool any = false;
+    if (strncmp(device, "cuda:", 5)) return SL_POOL_HOST;
+    for (int i = 0; i < conf->stage_count; i++) {
+        if (conf->stages[i].role != SL_HANDOVER[h].from) continue;
+        if (strcmp(conf->stages[i].device, device)) return SL_POOL_HOST;
+        any = true;
+    }
+    return any ? SL_POOL_CUDA : SL_POOL_HOST;
 }
 
 size_t sl_slot_bytes(const sl_model *model, sl_handover h, int64_t pixels, int frames)

@@ -25,7 +25,7 @@
     ((size_t)288                                                                                   \
      << 20) /* the most that an operation takes: attention's scores, and a result to be added */
 
-    typedef struct {
+typedef struct {
     /* what one job keeps from its beginning to its end: caches, tables, contexts */
     size_t kept;
     size_t peak; /* the whole arena, `kept` included */
@@ -47,9 +47,10 @@ sl_code sl_arena_condition(sl_arena *out, const sl_ops *ops, const sl_model *mod
 sl_code sl_arena_decode(sl_arena *out, const sl_ops *ops, const sl_model *model,
                         const sl_vae_decoder *m, const sl_job *job, sl_err *err);
 
-/* Where the slots lie in which a stage receives a hand-over: on the device, if sender and receiver
- * work on one and the same GPU; else in host memory. Frames always: the mux is a CPU's. */
-sl_pool_kind sl_slot_kind(const sl_conf *conf, sl_handover h);
+/* Where the slots lie in which a stage on `device` receives a hand-over: there, if that is a
+ * GPU and all senders work on it too; else in host memory. Frames always: the mux is a
+ * CPU's. */
+sl_pool_kind sl_slot_kind(const sl_conf *conf, sl_handover h, const char *device);
 /* Bytes of one slot for videos of up to so many pixels and frames. */
 size_t sl_slot_bytes(const sl_model *model, sl_handover h, int64_t pixels, int frames);
 
