@@ -280,6 +280,15 @@ static void tell_queued(sl_jobs *d, job *j, sl_role crew)
     j->runnable_ns[crew] = 0;
 }
 
+/* A row of JOB's list `to`. A seat that has not announced its pool yet has none: the newest
+ * pool of that hand-over, then, will do. */
+static void name_receiver(const sl_jobs *d, sl_tickets *to, int h, int receiver)
+{
+    sl_ticket where = {.pool = receiver == NO_SEAT ? 0 : d->seats[receiver].pools[h].id};
+    if (receiver == NO_SEAT) sl_tickets_add(to, (uint32_t)h, NULL);
+    else if (where.pool) sl_tickets_add(to, (uint32_t)h, &where);
+}
+
 /* JOB for one seat of the crew: what it starts from, and whose pools get what it gives. */
 static void send_job(sl_jobs *d, job *j, attempt *a, sl_role role)
 {
@@ -297,8 +306,7 @@ static void send_job(sl_jobs *d, job *j, attempt *a, sl_role role)
         }
         if (SL_HANDOVER[h].from == role && (v->has || is_chunks(h))) {
             int to = is_chunks(h) ? a->seat[SL_HANDOVER[h].to] : a->makes_for[h];
-            sl_ticket where = {.pool = to == NO_SEAT ? 0 : d->seats[to].pools[h].id};
-            sl_tickets_add(&m.job.to, (uint32_t)h, where.pool ? &where : NULL);
+            name_receiver(d, &m.job.to, h, to);
             v->maker = number;
         }
     }
