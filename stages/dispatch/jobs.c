@@ -9,7 +9,7 @@
  * missing and begins anew. Attempts that fall without the job getting further are counted;
  * too many end it. A death takes slots and work away and changes nothing else: what lies in
  * the folder under its final name is whole, whoever wrote it. */
-#include "stages/dispatch/table.h"
+#include "stages/dispatch/jobs.h"
 
 #include <dirent.h>
 #include <inttypes.h>
@@ -19,48 +19,7 @@
 #include <unistd.h>
 
 #include "common/log.h"
-
-/* ---- telling ---- */
-
-static void to_seat(sl_jobs *d, int number, const sl_msg *m)
-{
-    if (number != NO_SEAT) d->out.to_seat(d->out.self, number, m);
-}
-
-void sl_job_tell(sl_jobs *d, const job *j, const sl_msg *m)
-{
-    d->out.to_client(d->out.self, j->client, m);
-}
-
-void sl_job_discard(sl_jobs *d, delivery *v)
-{
-    sl_msg m = {.type = SL_MSG_DISCARD, .discard = {.ticket = v->ticket}};
-    to_seat(d, v->seat, &m);
-    v->seat = NO_SEAT;
-}
-
-/* ---- finding ---- */
-
-static job *find_job(sl_jobs *d, uint64_t id)
-{
-    for (int i = 0; i < d->count; i++)
-        if (d->jobs[i].id == id) return &d->jobs[i];
-    return NULL;
-}
-
-/* The seat that has this pool now; NO_SEAT: one that was restarted since, or none. */
-static int owner_of(const sl_jobs *d, int h, uint64_t pool)
-{
-    for (int i = 0; pool && i < SL_CONF_SEATS; i++)
-        if (d->seats[i].stage && d->seats[i].pools[h].id == pool) return i;
-    return NO_SEAT;
-}
-
-static void discard_ticket(sl_jobs *d, uint32_t h, const sl_ticket *t)
-{
-    sl_msg m = {.type = SL_MSG_DISCARD, .discard = {.ticket = *t}};
-    if (h < SL_HANDOVER_COUNT) to_seat(d, owner_of(d, (int)h, t->pool), &m);
-}
+#include "stages/dispatch/schedule.h"
 
 /* ---- opening ---- */
 
@@ -72,7 +31,10 @@ sl_code sl_jobs_open(sl_jobs **out, const sl_conf *conf, const sl_model *model,
         return sl_fail(err, SL_NOMEM, "dispatch: no memory");
     d->conf = conf;
     d->model = model;
-    d->out = *to;
+    d->self = to->self;
+    d->to_seat = to->to_seat;
+    d->to_client = to->to_client;
+    d->got_further = to->got_further;
     return SL_OK;
 }
 
@@ -165,8 +127,8 @@ static void finish(sl_jobs *d, job *j, sl_code code, const char *message)
         .type = SL_MSG_FINISHED,
         .finished = {.tag = j->tag, .job = j->id, .code = (int32_t)code, .bytes = j->bytes}};
     snprintf(m.finished.message, sizeof m.finished.message, "%s", message);
-    for (int h = 0; h < SL_HANDOVER_COUNT; h++) sl_job_discard(d, &j->deliveries[h]);
-    sl_job_tell(d, j, &m);
+    for (int h = 0; h < SL_HANDOVER_COUNT; h++) sl_table_discard(d, &j->deliveries[h]);
+    sl_table_to_client(d, j, &m);
     sl_log(SL_LOG_DEBUG, "job %" PRIu64 ": %s %s", j->id, sl_code_name(code), message);
     int at = (int)(j - d->jobs);
     memmove(j, j + 1, (size_t)(--d->count - at) * sizeof *j);
@@ -176,7 +138,7 @@ static void refuse(sl_jobs *d, uint64_t tag, uint64_t client, sl_code code, cons
 {
     sl_msg m = {.type = SL_MSG_FINISHED, .finished = {.tag = tag, .code = (int32_t)code}};
     snprintf(m.finished.message, sizeof m.finished.message, "%s", message);
-    d->out.to_client(d->out.self, client, &m);
+    d->to_client(d->self, client, &m);
 }
 
 /* The folder as a job, in the first free place; not counted yet. */
@@ -200,7 +162,7 @@ static sl_code read_job(sl_jobs *d, job *j, const char *dir, sl_err *err)
     sl_job_free(&spec);
     if (rc) return rc;
     look_into_spool(j);
-    const char *lacks = sl_job_lacks(d, j);
+    const char *lacks = sl_schedule_lacks(d, j);
     return lacks ? sl_fail(err, SL_ARG,
                            "job refused: the configuration has no stage %s, and nothing in the "
                            "spool stands for it",
@@ -229,14 +191,14 @@ void sl_jobs_submit(sl_jobs *d, const sl_msg_submit *m, uint64_t client, const s
     j->tag = m->tag;
     j->client = client;
     sl_msg accepted = {.type = SL_MSG_ACCEPTED, .accepted = {.tag = j->tag, .job = j->id}};
-    sl_job_tell(d, j, &accepted);
+    sl_table_to_client(d, j, &accepted);
 }
 
 /* Seats of the attempt that are not through yet: stop. They answer FAILED(CANCELLED). */
 static void stop_attempt(sl_jobs *d, const job *j, const attempt *a)
 {
     sl_msg m = {.type = SL_MSG_CANCEL, .cancel = {.job = j->id, .attempt = a->number}};
-    for (int r = 0; r < SL_ROLE_COUNT && a->number; r++) to_seat(d, a->seat[r], &m);
+    for (int r = 0; r < SL_ROLE_COUNT && a->number; r++) sl_table_to_seat(d, a->seat[r], &m);
 }
 
 static void end_job(sl_jobs *d, job *j, sl_code code, const char *why)
@@ -250,7 +212,7 @@ static void end_job(sl_jobs *d, job *j, sl_code code, const char *why)
 
 void sl_jobs_cancel(sl_jobs *d, uint64_t id, uint64_t client)
 {
-    job *j = find_job(d, id);
+    job *j = sl_table_job(d, id);
     if (j && j->client == client) end_job(d, j, SL_CANCELLED, "cancelled");
     else if (j) sl_log(SL_LOG_WARN, "CANCEL of job %" PRIu64 ": ignored, it is another's", id);
 }
@@ -274,7 +236,7 @@ void sl_jobs_fail_all(sl_jobs *d, sl_code code, const char *why)
 static job *current(sl_jobs *d, int number, uint64_t id, uint32_t attempt_number, attempt **a)
 {
     const seat *s = &d->seats[number];
-    job *j = find_job(d, id);
+    job *j = sl_table_job(d, id);
     if (!j || !attempt_number || s->job != id || s->attempt != attempt_number) return NULL;
     *a = &j->attempts[sl_crew_of(s->stage->role)];
     return (*a)->number == attempt_number && (*a)->seat[s->stage->role] == number ? j : NULL;
@@ -319,7 +281,7 @@ static void advance(sl_jobs *d, job *j, int number, uint32_t done)
     if (done <= *furthest) return;
     *furthest = done;
     j->deaths = 0;
-    d->out.got_further(d->out.self, number);
+    d->got_further(d->self, number);
 }
 
 /* ---- what seats say ---- */
@@ -331,7 +293,7 @@ static void on_progress(sl_jobs *d, int number, const sl_msg *m)
     if (!j) return;
     a->taken = true; /* or nothing could have been computed */
     advance(d, j, number, m->progress.done);
-    sl_job_tell(d, j, m);
+    sl_table_to_client(d, j, m);
 }
 
 static void on_chunk(sl_jobs *d, int number, const sl_msg *m)
@@ -343,13 +305,13 @@ static void on_chunk(sl_jobs *d, int number, const sl_msg *m)
                  SL_HANDOVER[c->handover].from == d->seats[number].stage->role;
     int to = j && known ? a->seat[SL_HANDOVER[c->handover].to] : NO_SEAT;
     if (j) a->taken = true;
-    if (to != NO_SEAT) to_seat(d, to, m);
-    else discard_ticket(d, c->handover, &c->slot);
+    if (to != NO_SEAT) sl_table_to_seat(d, to, m);
+    else sl_table_discard_ticket(d, c->handover, &c->slot);
 }
 
 static void on_spooled(sl_jobs *d, int number, const sl_msg_spooled *m)
 {
-    job *j = find_job(d, m->job);
+    job *j = sl_table_job(d, m->job);
     int h = sl_handover_by_file(m->name);
     const seat *s = &d->seats[number];
     if (!j || h < 0 || SL_HANDOVER[h].from != s->stage->role || !j->deliveries[h].has) return;
@@ -380,7 +342,7 @@ static void tell_done(sl_jobs *d, const job *j, const seat *s, const sl_msg_done
     snprintf(news.stage.stage, sizeof news.stage.stage, "%s", sl_role_name(s->stage->role));
     snprintf(news.stage.event, sizeof news.stage.event, "done");
     snprintf(news.stage.device, sizeof news.stage.device, "%s", s->stage->device);
-    sl_job_tell(d, j, &news);
+    sl_table_to_client(d, j, &news);
 }
 
 static void on_done(sl_jobs *d, int number, const sl_msg_done *m)
@@ -392,11 +354,11 @@ static void on_done(sl_jobs *d, int number, const sl_msg_done *m)
     if (!j) { /* of an attempt given up: the receiver will not hear of it otherwise */
         for (uint32_t i = 0; i < m->out.count; i++)
             if (m->out.at[i].way == SL_BY_SLOT)
-                discard_ticket(d, m->out.at[i].handover, &m->out.at[i].ticket);
+                sl_table_discard_ticket(d, m->out.at[i].handover, &m->out.at[i].ticket);
         return;
     }
     leave(d, a, number);
-    d->out.got_further(d->out.self, number); /* it works, whatever it is for */
+    d->got_further(d->self, number); /* it works, whatever it is for */
     tell_done(d, j, s, m);
     advance(d, j, number, UINT32_MAX);
     for (int h = 0; h < SL_HANDOVER_COUNT; h++) {
@@ -404,7 +366,7 @@ static void on_done(sl_jobs *d, int number, const sl_msg_done *m)
         const sl_ticket *t = sl_tickets_find(&m->out, (uint32_t)h);
         if (SL_HANDOVER[h].from != role || !v->has) continue;
         v->spooling = !v->spooled && v->answered != m->attempt;
-        v->seat = t ? owner_of(d, h, t->pool) : NO_SEAT;
+        v->seat = t ? sl_table_owner(d, h, t->pool) : NO_SEAT;
         if (t) v->ticket = *t;
     }
     /* it has had every chunk: whatever became of the others of its crew meanwhile */
@@ -446,10 +408,10 @@ bool sl_jobs_on_message(sl_jobs *d, int number, const sl_msg *m)
     case SL_MSG_DONE: on_done(d, number, &m->done); return true;
     case SL_MSG_FAILED: on_failed(d, number, &m->failed); return true;
     case SL_MSG_STEP:
-        if ((j = find_job(d, m->step.job))) sl_job_tell(d, j, m);
+        if ((j = sl_table_job(d, m->step.job))) sl_table_to_client(d, j, m);
         return true;
     case SL_MSG_SPAN:
-        if ((j = find_job(d, m->span.job))) sl_job_tell(d, j, m);
+        if ((j = sl_table_job(d, m->span.job))) sl_table_to_client(d, j, m);
         return true;
     default: return false;
     }
@@ -468,10 +430,10 @@ static void tell_reap(sl_jobs *d, int dead, pid_t pid)
             const delivery *v = &d->jobs[i].deliveries[h];
             if (SL_HANDOVER[h].from != d->seats[dead].stage->role || v->seat == NO_SEAT) continue;
             keep.keep.ticket = v->ticket;
-            to_seat(d, v->seat, &keep);
+            sl_table_to_seat(d, v->seat, &keep);
         }
     for (int i = 0; i < SL_CONF_SEATS; i++)
-        if (d->seats[i].stage && i != dead) to_seat(d, i, &reap);
+        if (d->seats[i].stage && i != dead) sl_table_to_seat(d, i, &reap);
 }
 
 /* What the job had in the dead seat's pools, and what it was writing for the job. */
@@ -515,13 +477,13 @@ void sl_jobs_schedule(sl_jobs *d)
         if ((d->draining || j->draining) && !j->started && !j->ending)
             end_job(d, j, SL_CANCELLED, "not run: draining");
         /* the cancel came when the video was written */
-        bool late = j->ending && j->code == SL_CANCELLED && sl_job_is_made(d, j);
-        if ((!j->ending || late) && sl_job_is_complete(d, j)) {
+        bool late = j->ending && j->code == SL_CANCELLED && sl_schedule_is_made(d, j);
+        if ((!j->ending || late) && sl_schedule_is_complete(d, j)) {
             finish(d, j, SL_OK, "");
             i--;
-        } else if (j->ending && !sl_job_is_busy(j)) {
+        } else if (j->ending && !sl_schedule_is_busy(j)) {
             finish(d, j, j->code, j->message);
             i--;
-        } else if (!j->ending) sl_job_start(d, j);
+        } else if (!j->ending) sl_schedule_start(d, j);
     }
 }

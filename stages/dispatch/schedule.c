@@ -9,7 +9,7 @@
  * jobs may hold them all and wait for it: its hand-over goes by a file. What a job gives to one
  * seat stays together there. A seat that is idle takes files from a seat that is busy, so
  * nobody idles while a job could use it. */
-#include "stages/dispatch/table.h"
+#include "stages/dispatch/schedule.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -17,6 +17,7 @@
 #include "common/trace.h"
 
 #define FULL (-2) /* no receiver has a credit */
+#define FAR 1024  /* costs more than any load: jobs that wait for a seat */
 
 /* ---- crews ---- */
 
@@ -118,7 +119,7 @@ static bool is_wanted(const job *j, int h)
            (j->dump || !is_past(j, h));
 }
 
-bool sl_job_is_busy(const job *j)
+bool sl_schedule_is_busy(const job *j)
 {
     for (int h = 0; h < SL_HANDOVER_COUNT; h++)
         if (j->deliveries[h].spooling) return true;
@@ -127,7 +128,7 @@ bool sl_job_is_busy(const job *j)
     return false;
 }
 
-bool sl_job_is_made(const sl_jobs *d, const job *j)
+bool sl_schedule_is_made(const sl_jobs *d, const job *j)
 {
     bool made = false;
     for (int r = 0; r < SL_ROLE_COUNT; r++) {
@@ -139,9 +140,9 @@ bool sl_job_is_made(const sl_jobs *d, const job *j)
     return made;
 }
 
-bool sl_job_is_complete(const sl_jobs *d, const job *j)
+bool sl_schedule_is_complete(const sl_jobs *d, const job *j)
 {
-    if (sl_job_is_busy(j)) return false;
+    if (sl_schedule_is_busy(j)) return false;
     for (int r = 0; r < SL_ROLE_COUNT; r++) {
         sl_role crew = sl_crew_of((sl_role)r);
         if (sl_crew_is_last(crew) && crew_exists(d, crew) && !j->made[crew]) return false;
@@ -155,7 +156,7 @@ bool sl_job_is_complete(const sl_jobs *d, const job *j)
     return true;
 }
 
-const char *sl_job_lacks(const sl_jobs *d, const job *j)
+const char *sl_schedule_lacks(const sl_jobs *d, const job *j)
 {
     for (int h = 0; h < SL_HANDOVER_COUNT; h++)
         if (is_wanted(j, h) && !role_exists(d, SL_HANDOVER[h].from))
@@ -226,8 +227,7 @@ static int choose_receiver(const sl_jobs *d, const job *j, int h)
         if (!s->stage || s->stage->role != SL_HANDOVER[h].to || !has_credit(d, i, h) ||
             !goes_with(j, h, i, &together))
             continue;
-        int cost = load_of(d, i) + (s->pools[h].id ? 0 : 4 * SL_JOBS_MAX) +
-                   (together ? 0 : 2 * SL_JOBS_MAX);
+        int cost = load_of(d, i) + (s->pools[h].id ? 0 : 4 * FAR) + (together ? 0 : 2 * FAR);
         if (best != FULL && cost >= best_cost) continue;
         best = i;
         best_cost = cost;
@@ -276,7 +276,7 @@ static void tell_queued(sl_jobs *d, job *j, sl_role crew)
                          .t0_ns = j->runnable_ns[crew],
                          .t1_ns = sl_now_ns()}};
     snprintf(m.span.stage, sizeof m.span.stage, "%s", sl_role_name(crew));
-    sl_job_tell(d, j, &m);
+    sl_table_to_client(d, j, &m);
     j->runnable_ns[crew] = 0;
 }
 
@@ -301,7 +301,7 @@ static void send_job(sl_jobs *d, job *j, attempt *a, sl_role role)
         if (SL_HANDOVER[h].to == role && v->has) {
             a->from_slot[h] = v->seat == number;
             sl_tickets_add(&m.job.in, (uint32_t)h, a->from_slot[h] ? &v->ticket : NULL);
-            if (!a->from_slot[h]) sl_job_discard(d, v);
+            if (!a->from_slot[h]) sl_table_discard(d, v);
             v->seat = NO_SEAT; /* the crew has it now */
         }
         if (SL_HANDOVER[h].from == role && (v->has || is_chunks(h))) {
@@ -312,7 +312,7 @@ static void send_job(sl_jobs *d, job *j, attempt *a, sl_role role)
     }
     s->job = j->id;
     s->attempt = a->number;
-    d->out.to_seat(d->out.self, number, &m);
+    sl_table_to_seat(d, number, &m);
 }
 
 /* First the receivers of chunks: they know the job before a chunk comes. */
@@ -362,7 +362,7 @@ static void start_crew(sl_jobs *d, job *j, sl_role crew)
     send_jobs(d, j, &j->attempts[crew], crew);
 }
 
-void sl_job_start(sl_jobs *d, job *j)
+void sl_schedule_start(sl_jobs *d, job *j)
 {
     for (int r = 0; r < SL_ROLE_COUNT; r++)
         if (sl_crew_of((sl_role)r) == (sl_role)r) start_crew(d, j, (sl_role)r);

@@ -1,11 +1,17 @@
-/* table.h - jobs and seats as jobs.c (what is said) and schedule.c (what next) see them.
+/* table.h - jobs and seats as jobs.c (what is said) and schedule.c (what next) see them, and
+ * how either is told something.
  *
- * A crew is named by its first role, crew_of(). What a job needs next is never stored: it
- * follows from where its deliveries are and which attempts run. */
+ * A crew is named by its first role (schedule.h). What a job needs next is never stored: it
+ * follows from where its deliveries are and which attempts run. For these two files alone:
+ * everybody else has jobs.h. */
 #ifndef SL_DISPATCH_TABLE_H
 #define SL_DISPATCH_TABLE_H
 
-#include "stages/dispatch/jobs.h"
+#include <sys/types.h>
+
+#include "common/conf.h"
+#include "common/model.h"
+#include "common/wire.h"
 
 #define NO_JOB 0
 #define NO_SEAT (-1)
@@ -66,7 +72,10 @@ typedef struct {
 struct sl_jobs {
     const sl_conf *conf;
     const sl_model *model;
-    sl_jobs_out out;
+    void *self; /* the owner's, for these three: jobs.h */
+    void (*to_seat)(void *self, int seat, const sl_msg *m);
+    void (*to_client)(void *self, uint64_t client, const sl_msg *m);
+    void (*got_further)(void *self, int seat);
     seat seats[SL_CONF_SEATS];
     uint64_t last_id;
     bool draining;
@@ -74,28 +83,17 @@ struct sl_jobs {
     job *jobs; /* oldest first */
 };
 
-/* ---- jobs.c ---- */
+typedef struct sl_jobs sl_jobs;
 
-void sl_job_tell(sl_jobs *d, const job *j, const sl_msg *m); /* to its client */
-void sl_job_discard(sl_jobs *d, delivery *v);                /* out of the pool where it lies */
+void sl_table_to_seat(sl_jobs *d, int number, const sl_msg *m); /* NO_SEAT: to nobody */
+void sl_table_to_client(sl_jobs *d, const job *j, const sl_msg *m);
+/* The delivery lies in no pool any more: its slot is freed. */
+void sl_table_discard(sl_jobs *d, delivery *v);
+/* The same for a ticket that no job has. */
+void sl_table_discard_ticket(sl_jobs *d, uint32_t h, const sl_ticket *t);
 
-/* ---- schedule.c ---- */
-
-/* The first role of the crew that this role works in. */
-sl_role sl_crew_of(sl_role role);
-/* The role whose DONE ends its crew's work: it hands no chunks on. */
-bool sl_crew_ends_with(sl_role role);
-/* Nothing is handed on by the crew: what it makes is the job's end. */
-bool sl_crew_is_last(sl_role crew);
-/* Some stage still works on the job, or writes its files. */
-bool sl_job_is_busy(const job *j);
-/* Everything that the job asked for is there. */
-bool sl_job_is_complete(const sl_jobs *d, const job *j);
-/* The video is there, if this deployment makes one. */
-bool sl_job_is_made(const sl_jobs *d, const job *j);
-/* The first stage that the job needs and this deployment leaves out; NULL: none. */
-const char *sl_job_lacks(const sl_jobs *d, const job *j);
-/* Start the attempts that can be. */
-void sl_job_start(sl_jobs *d, job *j);
+job *sl_table_job(sl_jobs *d, uint64_t id); /* NULL: none */
+/* The seat that has this pool for h now; NO_SEAT: one that was restarted since, or none. */
+int sl_table_owner(const sl_jobs *d, int h, uint64_t pool);
 
 #endif

@@ -1,0 +1,24 @@
+/* schedule.h - which crew may work on which job next, and what a job still lacks. */
+#ifndef SL_DISPATCH_SCHEDULE_H
+#define SL_DISPATCH_SCHEDULE_H
+
+#include "stages/dispatch/table.h"
+
+/* The first role of the crew that this role works in. */
+sl_role sl_crew_of(sl_role role);
+/* The role whose DONE ends its crew's work: it hands no chunks on. */
+bool sl_crew_ends_with(sl_role role);
+/* Nothing is handed on by the crew: what it makes is the job's end. */
+bool sl_crew_is_last(sl_role crew);
+/* Some stage still works on the job, or writes its files. */
+bool sl_schedule_is_busy(const job *j);
+/* Everything that the job asked for is there. */
+bool sl_schedule_is_complete(const sl_jobs *d, const job *j);
+/* The video is there, if this deployment makes one. */
+bool sl_schedule_is_made(const sl_jobs *d, const job *j);
+/* The first stage that the job needs and this deployment leaves out; NULL: none. */
+const char *sl_schedule_lacks(const sl_jobs *d, const job *j);
+/* Start the attempts that can be. */
+void sl_schedule_start(sl_jobs *d, job *j);
+
+#endif
