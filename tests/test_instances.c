@@ -59,8 +59,8 @@ static void test_both_work(void **state)
         if (t_run_count(&run, t_format("<- %s DONE", NAMES[i])) != 1)
             t_run_fail(&run, "%s ended %d jobs, want 1", NAMES[i],
                        t_run_count(&run, t_format("<- %s DONE", NAMES[i])));
-    if (t_run_said(&run, "goes by the spool"))
-        t_run_fail(&run, "a hand-over went by a file, want a slot of the seat that was named");
+    if (t_run_said(&run, "that was named is not known here") || t_run_said(&run, "none of 2 slots"))
+        t_run_fail(&run, "a seat was named whose pool was not there, or full");
     check_results();
     t_run_close(&run);
 }
@@ -94,9 +94,11 @@ static void test_one_is_killed(void **state)
     } CASES[] = {{"<- denoise.", " PROGRESS job=2 ", " done=4 "},
                  {"<- decode.", " CHUNK job=2 ", ""},
                  {"<- mux.", " PROGRESS job=2 ", ""}};
+    const char *quick = getenv("SLUICE_TEST_QUICK"); /* sanitizers are slow: the decoder alone */
     (void)state;
     for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) {
         char name[32];
+        if (quick && *quick && i != 1) continue;
         start(TWO_EACH);
         do t_run_until(&run, CASES[i].role);
         while (!strstr(run.line, CASES[i].said) || !strstr(run.line, CASES[i].of));

@@ -252,16 +252,20 @@ static int suits(const job *j, const seat *s, int number)
     return lie;
 }
 
-/* The seat to play this role: where most hand-overs lie, then the first. NO_SEAT: none. */
-static int choose_seat(const sl_jobs *d, const job *j, sl_role role)
+/* The seat to play this role: where most hand-overs lie, then the instance of the crew's first
+ * seat (they know each other: a decoder has pinned that mux's pool), then the first. NO_SEAT:
+ * none. */
+static int choose_seat(const sl_jobs *d, const job *j, sl_role role, int first)
 {
     int best = NO_SEAT, most = -1;
     for (int i = 0; i < SL_CONF_SEATS; i++) {
         const seat *s = &d->seats[i];
         int lie = s->stage && s->stage->role == role ? suits(j, s, i) : -1;
-        if (lie <= most) continue;
+        if (lie < 0) continue;
+        bool mate = first != NO_SEAT && d->seats[first].stage->instance == s->stage->instance;
+        if (2 * lie + mate <= most) continue;
         best = i;
-        most = lie;
+        most = 2 * lie + mate;
     }
     return best;
 }
@@ -342,13 +346,15 @@ static bool is_runnable(const sl_jobs *d, const job *j, sl_role crew, bool *take
 static void start_crew(sl_jobs *d, job *j, sl_role crew)
 {
     attempt a = {0};
+    int first = NO_SEAT;
     bool takes_any;
     if (!is_runnable(d, j, crew, &takes_any)) return;
     if (!j->runnable_ns[crew]) j->runnable_ns[crew] = sl_now_ns();
     for (int r = 0; r < SL_ROLE_COUNT; r++) {
         a.seat[r] = NO_SEAT;
         if (sl_crew_of((sl_role)r) != crew) continue;
-        if ((a.seat[r] = choose_seat(d, j, (sl_role)r)) == NO_SEAT) return;
+        if ((a.seat[r] = choose_seat(d, j, (sl_role)r, first)) == NO_SEAT) return;
+        if (first == NO_SEAT) first = a.seat[r];
     }
     for (int h = 0; h < SL_HANDOVER_COUNT; h++) {
         bool makes = gives(crew, h) && is_wanted(j, h);
