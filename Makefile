@@ -29,7 +29,7 @@ endif
 
 # ---- flags ----
 
-PKGS     := libzmq libavformat libavcodec libswscale libavutil libconfig jansson openblas sentencepiece sqlite3 libutf8proc
+PKGS     := libzmq libavformat libavcodec libswscale libavutil libconfig jansson openblas sentencepiece libutf8proc
 SAN_asan := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 SAN_tsan := -fsanitize=thread
 SAN_fuzz := -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer

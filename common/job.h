@@ -9,20 +9,19 @@
 
 #include "common/model.h"
 
-/* kind, name, default. Kinds: text (malloc'd, any length), path (SL_PATH bytes), int,
- * i64, u64, real, flag. A field without a meaning for a checkpoint (last_image for T2V)
- * is refused by the client, not here. */
+/* kind, name, default. Kinds: text (malloc'd, any length), path (SL_PATH bytes), int, u64,
+ * real, flag. A field without a meaning for a checkpoint (last_image for T2V) is refused by
+ * whoever completes the request (stages/job/check.h), not here. */
 #define SL_JOB_FIELDS(F)                                                                           \
     F(path, model, "")                                                                             \
-    F(path, image, "") /* the user's path, for reports; the bytes lie in the spool */              \
+    F(path, image, "") /* the user's path, for reports; the bytes lie in the job's folder */       \
     F(path, last_image, "")                                                                        \
     F(text, prompt, "")                                                                            \
     F(text, negative, "")                                                                          \
     F(path, output, "") /* absolute path of the MP4 */                                             \
     F(int, width, 0)                                                                               \
     F(int, height, 0)                                                                              \
-    F(flag, bicubic,                                                                               \
-      0) /* size came from the picture's aspect: caller-side bicubic resize (spec 3.5) */          \
+    F(flag, bicubic, 0) /* size from the picture's aspect: a bicubic resize first (spec 3.5) */    \
     F(int, frames, 81)                                                                             \
     F(int, fps, 16)                                                                                \
     F(int, steps, 50)                                                                              \
@@ -31,7 +30,7 @@
     F(real, shift, 3.0)                                                                            \
     F(path, sampler, "unipc") /* unipc or euler */                                                 \
     F(u64, seed, 0)                                                                                \
-    F(path, noise, "") /* the user's path; the bytes lie in the spool as noise.safetensors */      \
+    F(path, noise, "") /* the user's path; the bytes lie there as noise.safetensors */             \
     F(real, fbcache, 0)                                                                            \
     F(int, fbcache_warmup, 0)                                                                      \
     F(int, fbcache_max_hits, 0)                                                                    \

@@ -2,11 +2,15 @@
  *
  *     12:34:56.789 denoise[4711] info: step 12 of 50, 2.9 s
  *
- * Local time, the process's name and id, the level, the text. A line leaves in one
- * write(2), so lines of processes that share a terminal or a pipe stay whole. Control
- * characters in the text become spaces: a message is one line. Library functions do not
- * log, they return errors; programs log. Every function may be called from any thread
- * (sl_log_open while no other thread logs). errno is kept. */
+ * A line holds local time, the process's name and id, the level and the text. It leaves in
+ * one write(2), so lines of processes that share a terminal or a pipe stay whole. Control
+ * characters in the text become spaces: a message is one line.
+ *
+ * Who logs: what runs as a process (stages/, its shared parts too). common/, kernels/ and
+ * graphs/ return errors instead; the one exception is a warning of the plug-in, once a
+ * process (kernels/cuda/attention_plan.cu).
+ * Threads: every function may be called from any thread, sl_log_open while no other thread
+ * logs. sl_log and sl_log_err keep errno. */
 #ifndef SL_LOG_H
 #define SL_LOG_H
 
@@ -24,28 +28,29 @@ typedef enum {
         SL_LOG_LEVEL_COUNT
 } sl_log_level;
 
-/* bytes of the longest line, its newline included; a longer message ends in "..." */
+/* Bytes of the longest line, its newline included; a longer message ends in "...". */
 #define SL_LOG_LINE 2048
 
 /* Set the name (cut to 31 bytes, copied) and the last level shown. Before the first call:
  * "sluice", info. */
 void sl_log_open(const char *name, sl_log_level level);
 
+/* One line, if the level is shown. */
 void sl_log(sl_log_level level, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 /* At level error: "prefix: message of err (its code's text where there is no message)". */
 void sl_log_err(const char *prefix, const sl_err *err);
 
-/* The line with which a command ends or goes on without something: "NAME: text" on stderr,
- * whatever the level shown; control characters of paths and messages become '?'. */
+/* The line of a command for its user, an end or a warning: "NAME: text" on stderr, whatever
+ * level is shown. Control characters of paths and messages become '?'. */
 void sl_complain(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
 /* Would sl_log(level, ...) print? For messages that are dear to make. */
 bool sl_log_shows(sl_log_level level);
 
-/* false: none of the names above */
+/* The level of this name; false: SL_LOG_LEVELS has none of that name. */
 bool sl_log_level_parse(const char *text, sl_log_level *out);
-/* "info"; "?" for a number that is no level */
+/* "info"; "?" for a number that is no level. */
 const char *sl_log_level_name(sl_log_level level);
 
 #endif

@@ -1,9 +1,11 @@
 /* trace.h - spans: what a process did for a job, from when to when.
  *
- * A span is plain bytes and may be sent. Times are CLOCK_MONOTONIC nanoseconds, which all
- * processes of one machine share, so the dispatcher can lay the spans of all stages on
- * one line and say which part of a job's wall time no span covers. Functions take plain
- * arrays; sl_trace is a growing one for who collects. No locks: one thread a trace. */
+ * A span's times are nanoseconds of sl_now_ns (common/clock.h), which all processes of one
+ * machine share. So the report (stages/job/report.h) lays the spans of all processes on one
+ * line and says which part of a job's time no span covers. Stages send their spans as SPAN
+ * messages (common/wire.h).
+ * Functions take plain arrays; sl_trace is a growing one for who collects. No locks: one
+ * thread a trace. */
 #ifndef SL_TRACE_H
 #define SL_TRACE_H
 
@@ -15,7 +17,7 @@
 
 /* name, text, meaning. Numbers travel in messages: never reordered. */
 #define SL_SPAN_KINDS(X)                                                                           \
-    X(START, "start", "a process starts, up to its HELLO")                                         \
+    X(START, "start", "a process starts: a stage's up to its HELLO, the dispatcher's")             \
     X(LOAD, "load", "weights are read or converted")                                               \
     X(QUEUE, "queue", "the job waits for a stage that is busy with another one")                   \
     X(COMPUTE, "compute", "a network or an encoder runs")                                          \

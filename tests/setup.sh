@@ -17,7 +17,6 @@ libconfig|libconfig-dev
 jansson|libjansson-dev
 openblas|libopenblas-openmp-dev
 sentencepiece|libsentencepiece-dev
-sqlite3|libsqlite3-dev
 cmocka|libcmocka-dev
 libutf8proc|libutf8proc-dev'
 programs='cc|build-essential
