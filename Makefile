@@ -1,17 +1,29 @@
 # Sluice. `make help` lists the targets.
 #
 # Every source file is found by its place in the tree:
-#   common/ graphs/ kernels/ kernels/cpu/ stages/ stages/X/   one static library
-#   stages/X/main.c           the program sluice-X (stages/cli: sluice), in bin/; a folder without one (stages/job, stages/bench) is library alone
-#   tests/test_X.c            a test, tests/bench_X.c (or .sh) a benchmark, tests/fuzz_X.c a libFuzzer target, tests/helper_X.c a program for tests
-#   kernels/cuda/*.cu, *.c    the plug-in sluice_cuda.so, only where nvcc is; tests/gpu_X.c a test of it
-# Objects go to build/FLAVOUR. Flavours: release; asan (addresses, leaks, undefined behaviour), tsan (threads) and fuzz (clang), with their programs
-# in build/FLAVOUR/bin. A change of compiler or flags builds anew what it concerns.
+#   common/ graphs/ kernels/ kernels/cpu/ stages/X/   one static library
+#   stages/X/main.c           the program sluice-X (stages/cli: sluice), in bin/; a folder without
+#                             one (stages/bench, job, seat, sizes) is library alone
+#   tests/test_X.c            a test
+#   tests/bench_X.c (or .sh)  a benchmark
+#   tests/fuzz_X.c            a libFuzzer target
+#   tests/helper_X.c          a program that tests start
+#   kernels/cuda/*.cu, *.c    the plug-in sluice_cuda.so, only where nvcc is
+#   tests/gpu_X.c             a test of the plug-in
+# Objects go to build/FLAVOUR. Flavours: release; asan (addresses, leaks, undefined behaviour), tsan
+# (threads), fuzz (clang) and werror (lint), with their programs in build/FLAVOUR/bin. A change of
+# compiler or flags builds anew what it concerns.
 #
-# Settings: CC CXX NVCC CFLAGS CXXFLAGS LDFLAGS PREFIX DESTDIR as everywhere; JOBS=n compilers at once; ARCH=x86-64-v3 (say) for another machine than
-# this one, ARCH= for any; WERROR=1: warnings are errors. CUDA=0: no plug-in, even where nvcc is. ARCHES="90a": the GPUs it is for (80: A100; 90a: H100,
-# H200); CUDNN_DIR=DIR: cuDNN's include/ and lib/, else it is looked for in the toolkit, in /usr and in python3's nvidia-cudnn package; CUDA_INCLUDE,
-# CUDA_LIBS: flags in their place; NVCCFLAGS: more of them.
+# Settings: CC CXX NVCC CFLAGS CXXFLAGS LDFLAGS PREFIX DESTDIR as everywhere, and
+#   JOBS=n                    compilers at once
+#   ARCH=x86-64-v3            another machine than this one; ARCH= for any
+#   WERROR=1                  warnings are errors
+#   CUDA=0                    no plug-in, even where nvcc is
+#   ARCHES="90a"              the GPUs that the plug-in is for (80: A100; 90a: H100, H200)
+#   CUDNN_DIR=DIR             cuDNN's include/ and lib/, else looked for in the toolkit, in /usr and
+#                             in python3's nvidia-cudnn package
+#   CUDA_INCLUDE, CUDA_LIBS   flags in their place
+#   NVCCFLAGS                 more flags for nvcc
 
 FLAVOUR ?= release
 ARCH    ?= native

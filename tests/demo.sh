@@ -1,7 +1,12 @@
 #!/usr/bin/env bash
-# demo.sh - a video from the small model that ships, checked: demo.mp4, its report demo.json, and eight of its frames, demo.png.
+# demo.sh - a video from the small model that ships, checked: demo.mp4, its report demo.json, and
+# eight of its frames, demo.png.
 #
-#   tests/demo.sh        DEMO_IMAGE=FILE and DEMO_PROMPT=TEXT choose another picture and prompt; SLUICE_BIN where the programs are (default bin)
+#   tests/demo.sh
+#
+#   DEMO_IMAGE=FILE    another picture
+#   DEMO_PROMPT=TEXT   another prompt
+#   SLUICE_BIN=DIR     where the programs are (default bin)
 set -u
 cd "$(dirname "$0")/.." || exit 2
 width=320 height=192 frames=33 fps=16
@@ -9,7 +14,8 @@ golden=tests/golden/tiny-i2v model=models/demo
 
 fail() { echo "demo: $*" >&2; exit 1; }
 
-# The trained model if all of it is here, whose sluice.json says the rest, else the random one of the tests: the same path, a video of noise.
+# The trained model if all of it is here, whose sluice.json says the rest, else the random one of
+# the tests: the same path, a video of noise.
 image=tests/demo-model/pictures/picosdeeuropa.jpg options=()
 for part in transformer vae text_encoder image_encoder; do
     ls $model/$part/*.safetensors >/dev/null 2>&1 && continue

@@ -1,16 +1,19 @@
 #!/usr/bin/env bash
-# fuzz.sh - runs libFuzzer targets, each for FUZZ_SECONDS (60), as many at a time as there are processors; ends with 1 if one found something.
+# fuzz.sh - runs libFuzzer targets, each for FUZZ_SECONDS (60), as many at a time as there are
+# processors; ends with 1 if one found something.
 #
 #   tests/fuzz.sh build/fuzz/tests/fuzz_NAME...
 #
-# What they learn stays in build/fuzz/corpus/NAME and is where the next run begins; seeds come from the golden files and conf. A finding is written to
-# build/fuzz/findings and shown: run the target with that file to see it again.
+# What they learn stays in build/fuzz/corpus/NAME and is where the next run begins; seeds come from
+# the golden files and conf. A finding is written to build/fuzz/findings and shown: run the target
+# with that file to see it again.
 set -u
 cd "$(dirname "$0")/.." || exit 2
 top=build/fuzz
 mkdir -p $top/log $top/findings || exit 2
 at_a_time=$(nproc) # before OMP_NUM_THREADS, which it heeds
-# Memory is the programs' own affair to limit: a request that cannot be met is an error for them, as without a sanitizer.
+# Memory is the programs' own affair to limit: a request that cannot be met is an error for them, as
+# without a sanitizer.
 export ASAN_OPTIONS=allocator_may_return_null=1:detect_leaks=1 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=1
 
 # $2, at most $3 bytes of it, after the bytes that printf makes of $4, as a seed of $1.

@@ -1,11 +1,19 @@
 #!/usr/bin/env bash
-# gpu.sh - the whole GPU suite on this machine in one call: what it is, every test of the plug-in, and, if asked for, the sanitizers and the benchmarks.
+# gpu.sh - the whole GPU suite on this machine in one call: what it is, every test of the plug-in,
+# and, if asked for, the sanitizers and the benchmarks.
 #
-#   tests/gpu.sh [--sanitize] [--sanitize-tests] [--bench] [--quick] [--no-tests] [--only NAME]... [--out DIR]
+#   tests/gpu.sh [--sanitize] [--sanitize-tests] [--bench] [--quick] [--no-tests] [--only NAME]...
+#                [--out DIR]
 #
-# --sanitize: compute-sanitizer's memcheck and racecheck over a whole run of the tiny golden model; --sanitize-tests: memcheck over the tests, which takes
-# long; --bench: `sluice bench` beside PyTorch's figures, if there is one; --quick: its smallest size; --only NAME: only the test gpu_NAME; --out DIR: logs
-# and JSON (default: log-gpu beside the tests). Nothing is compiled: make gpu does that before, or binaries from elsewhere are there. The last lines are a table and `N passed, N failed`.
+#   --sanitize         compute-sanitizer's memcheck and racecheck over a run of the tiny golden model
+#   --sanitize-tests   memcheck over the tests, which takes long
+#   --bench            `sluice bench` beside PyTorch's figures, if there is a PyTorch
+#   --quick            the benchmarks' smallest size
+#   --no-tests         no tests
+#   --only NAME        only the test gpu_NAME
+#   --out DIR          logs and JSON (default: log-gpu beside the tests)
+# Nothing is compiled: make gpu does that before, or binaries from elsewhere are there. The last
+# lines are a table and `N passed, N failed`.
 #
 #   SLUICE_BIN   where the programs and the plug-in are (default bin)
 #   GPU_TESTS    where the tests gpu_* are (default build/release/tests)
@@ -49,7 +57,8 @@ git log -1 --format='sources: %h %s' 2>/dev/null
 # ---- tests ----
 limit_of() { local n; n=$(sed -n '1,/\*\//s/.*limit: *\([0-9]*\).*/\1/p' "tests/$1.c" 2>/dev/null | head -n 1); echo "${n:-180}"; }
 
-# run_test NAME LABEL LIMIT WRAP...: into LABEL.log; a row of the table, and of a failure what it says.
+# run_test NAME LABEL LIMIT WRAP...: into LABEL.log; a row of the table, and of a failure what it
+# says.
 run_test() {
     local name=$1 label=$2 limit=$3 status p f s t0 word=ok
     shift 3
@@ -92,7 +101,8 @@ tiny_run() { # NAME LIMIT WRAP...: the tiny model through all processes
     timeout -k 5 "$limit" "$@" "$SLUICE_BIN/sluice" run --model $golden/model --image $golden/i2v-96x64x9.png --prompt 'A red kite over the hills.' --width 96 --height 64 \
         --frames 9 --steps 2 --seed 1 --device "$device" --conf "$out/$name.cfg" --quiet --json "$out/$name.json" -o "$video" >"$out/$name.log" 2>&1 </dev/null
     status=$?
-    # cuDNN's attention orders its warps with asynchronous barriers, which racecheck does not follow: what it says of those kernels alone is left out.
+    # cuDNN's attention orders its warps with asynchronous barriers, which racecheck does not
+    # follow: what it says of those kernels alone is left out.
     errors=$(cat "$out/$name".san.* "$out/$name.log" 2>/dev/null | grep -a 'ERROR SUMMARY' | grep -avc ' 0 errors')
     races=$(cat "$out/$name".san.* 2>/dev/null | grep -a -A1 'Race reported between' | tr -d '\n' | sed 's/=* *Error: Race/\n&/g; s/=* *Warning: Race/\n&/g' | grep -a 'Race reported')
     cudnn=$(grep -ac 'at cudnn_generated.* at cudnn_generated' <<<"$races")

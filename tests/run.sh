@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
-# run.sh - runs test programs, each in its own process with a time limit, and counts: the last line is `N passed, N failed`.
+# run.sh - runs test programs, each in its own process with a time limit, and counts: the last line
+# is `N passed, N failed`.
 #
 #   tests/run.sh PROGRAM...
 #
-# A program's output is shown only if it fails; all of it stays in the folder log beside the programs. TEST_JOBS (default 2) programs run at a time. The
-# comment that opens tests/NAME.c may say `run: alone` (nothing else runs meanwhile: it counts processes or files) and `limit: N s` (default 120).
+# A program's output is shown only if it fails; all of it stays in the folder log beside the
+# programs. TEST_JOBS (default 2) programs run at a time. The comment that opens tests/NAME.c may
+# say `run: alone` (nothing else runs meanwhile: it counts processes or files) and `limit: N s`
+# (default 120).
 #
 #   SLUICE_BIN   where Sluice's programs are (default bin); handed on
 #   TEST_SLOW    factor on the time limits (default 1), for sanitizers
@@ -20,7 +23,8 @@ mkdir -p "$log" && rm -f "$log"/* || exit 2
 # What the comment that opens tests/$1.c says after `$2:`.
 says() { sed -n "1,/\*\//s/.*$2: *\([a-z0-9]*\).*/\1/p" "tests/$1.c" 2>/dev/null | head -n 1; }
 
-# Leaves NAME.log, the output, and NAME.result: exit status, then how many tests passed, failed, were skipped.
+# Leaves NAME.log, the output, and NAME.result: exit status, then how many tests passed, failed,
+# were skipped.
 run_one() {
     local program=$1 name=${1##*/} limit t0 t1 status passed failed skipped word=ok
     limit=$(says "$name" limit | grep -x '[0-9]*')

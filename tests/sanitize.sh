@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
-# sanitize.sh - runs the tests built with sanitizers; any report, from a test or from a stage program that it started, is a failure.
+# sanitize.sh - runs the tests built with sanitizers; any report, from a test or from a stage
+# program that it started, is a failure.
 #
-#   tests/sanitize.sh asan|tsan TEST...      names as in tests/; SLUICE_TEST_QUICK=1 (the default here) asks slow tests for a part of their cases
+#   tests/sanitize.sh asan|tsan TEST...      names as in tests/
 #
-# asan: addresses, leaks, undefined behaviour, all tests. tsan: data races, the tests named below, where threads are, a golden case through all
-# stages among them.
+#   SLUICE_TEST_QUICK=1   (the default here) asks slow tests for a part of their cases
+#
+# asan: addresses, leaks, undefined behaviour, all tests. tsan: data races, the tests named below,
+# where threads are, a golden case through all stages among them.
 set -u
 cd "$(dirname "$0")/.." || exit 2
 flavour=$1
@@ -16,14 +19,16 @@ rm -rf "$reports" && mkdir -p "$reports" || exit 2
 export SLUICE_KILLS=${SLUICE_KILLS-few} SLUICE_BIN=$build/bin SLUICE_TEST_QUICK=${SLUICE_TEST_QUICK-1} TEST_SLOW=${TEST_SLOW:-8}
 case $flavour in
 asan)
-    # Not detect_stack_use_after_return: gcc 12 puts vectors of 64 bytes there at addresses that are no multiple of 64, and reads them as if they were.
+    # Not detect_stack_use_after_return: gcc 12 puts vectors of 64 bytes there at addresses that are
+    # no multiple of 64, and reads them as if they were.
     common=halt_on_error=1:print_stacktrace=1:log_path=$reports/report
     export ASAN_OPTIONS=$common:detect_leaks=1:strict_string_checks=1:check_initialization_order=1:exitcode=99
     export UBSAN_OPTIONS=$common
     tests=("$@")
     ;;
 tsan)
-    # Addresses as random as newer kernels make them are more than the sanitizer of gcc 12 and 13 can map: without that.
+    # Addresses as random as newer kernels make them are more than the sanitizer of gcc 12 and 13
+    # can map: without that.
     setarch -R true 2>/dev/null && export TEST_WRAP='setarch -R'
     export TSAN_OPTIONS=halt_on_error=0:exitcode=99:second_deadlock_stack=1:suppressions=$PWD/tests/tsan.supp:log_path=$reports/report
     export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 # OpenMP's barriers are unknown to the sanitizer: built without

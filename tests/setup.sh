@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# setup.sh - finds the packages that the build and the tests need and that are missing, and installs them or names them.
+# setup.sh - finds the packages that the build and the tests need and that are missing, and installs
+# them or names them.
 #
 #   tests/setup.sh [--fuzz]      --fuzz: also clang and its sanitizer runtime, for `make fuzz`
 #
-# Silent when nothing is missing. On Debian and Ubuntu it installs what is missing when it is root or sudo asks for no
-# password; otherwise it prints the one command to type and ends with 1. Elsewhere it asks pkg-config and names the libraries.
+# Silent when nothing is missing. On Debian and Ubuntu it installs what is missing when it is root
+# or sudo asks for no password; otherwise it prints the one command to type and ends with 1.
+# Elsewhere it asks pkg-config and names the libraries.
 set -u
 
 # what pkg-config calls it | what Debian and Ubuntu call it

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Everything in one go, bounded by SECONDS in all: the VAE, then (if its clips reach 24 dB) the rest. usage: train.sh DATA OUT SECONDS [train_dit options]
+# Everything in one go, bounded by SECONDS in all: the VAE, then (if its clips reach 24 dB) the
+# rest. usage: train.sh DATA OUT SECONDS [train_dit options]
 data=$1 out=$2 total=$3
 shift 3
 here=$(dirname "$0")
