@@ -7,7 +7,7 @@
  *
  * Colour: Pillow shows what libjpeg-turbo and libwebp make of chroma ("fancy" upsampling,
  * their own fixed-point matrices); swscale rounds differently and sites chroma elsewhere.
- * jpeg_rgb and webp_rgb below are those libraries' arithmetic (jdsample.c and jdcolor.c;
+ * convert_jpeg and convert_webp below are those libraries' arithmetic (jdsample.c and jdcolor.c;
  * dsp/upsampling.c and dsp/yuv.h). PNG, BMP and lossless and lossy WebP come out byte for
  * byte as Pillow's; of JPEG see JPEG_IDCT. */
 #include "common/picture.h"
@@ -315,7 +315,7 @@ static const struct {
     {AV_PIX_FMT_YA16BE, 4, 0, 0, 0},
 };
 
-static bool packed_rgb(uint8_t *rgb, const AVFrame *f)
+static bool convert_packed(uint8_t *rgb, const AVFrame *f)
 {
     size_t k = 0;
     while (k < sizeof PACKED / sizeof *PACKED && PACKED[k].format != f->format) k++;
@@ -331,7 +331,7 @@ static bool packed_rgb(uint8_t *rgb, const AVFrame *f)
     return true;
 }
 
-static bool indexed_rgb(uint8_t *rgb, const AVFrame *f)
+static bool convert_indexed(uint8_t *rgb, const AVFrame *f)
 {
     bool bits = f->format == AV_PIX_FMT_MONOBLACK || f->format == AV_PIX_FMT_MONOWHITE;
     if (!bits && f->format != AV_PIX_FMT_PAL8) return false;
@@ -386,7 +386,7 @@ static void jpeg_chroma(uint8_t *out, const uint8_t *near, const uint8_t *far, i
 }
 
 /* Full-range BT.601 in libjpeg's 16-bit fixed point. */
-static bool jpeg_rgb(uint8_t *rgb, const AVFrame *f, const AVPixFmtDescriptor *d)
+static bool convert_jpeg(uint8_t *rgb, const AVFrame *f, const AVPixFmtDescriptor *d)
 {
     int hs = d->log2_chroma_w, vs = d->log2_chroma_h, cw = AV_CEIL_RSHIFT(f->width, hs),
         ch = AV_CEIL_RSHIFT(f->height, vs);
@@ -433,7 +433,7 @@ static int webp_chroma(const uint8_t *plane, ptrdiff_t pitch, int cw, int ch, in
 }
 
 /* Limited-range BT.601 in libwebp's 14-bit fixed point. */
-static void webp_rgb(uint8_t *rgb, const AVFrame *f)
+static void convert_webp(uint8_t *rgb, const AVFrame *f)
 {
     int cw = (f->width + 1) / 2, ch = (f->height + 1) / 2;
     for (int y = 0; y < f->height; y++)
@@ -448,7 +448,7 @@ static void webp_rgb(uint8_t *rgb, const AVFrame *f)
 }
 
 /* Whatever else a decoder gives (planar RGB of a JPEG, 16-bit BMP). */
-static bool other_rgb(uint8_t *rgb, const AVFrame *f)
+static bool convert_other(uint8_t *rgb, const AVFrame *f)
 {
     struct SwsContext *sws = sws_getContext(
         f->width, f->height, f->format, f->width, f->height, AV_PIX_FMT_RGB24,
@@ -464,16 +464,16 @@ static bool other_rgb(uint8_t *rgb, const AVFrame *f)
 static bool to_rgb(uint8_t *rgb, const AVFrame *f, kind from)
 {
     const AVPixFmtDescriptor *d = av_pix_fmt_desc_get(f->format);
-    if (packed_rgb(rgb, f) || indexed_rgb(rgb, f)) return true;
+    if (convert_packed(rgb, f) || convert_indexed(rgb, f)) return true;
     bool yuv = d && d->nb_components >= 3 && (d->flags & AV_PIX_FMT_FLAG_PLANAR) &&
                !(d->flags & AV_PIX_FMT_FLAG_RGB) && d->comp[0].depth == 8 &&
                d->comp[1].plane == 1 && d->comp[2].plane == 2;
-    if (yuv && from == JPEG) return jpeg_rgb(rgb, f, d);
+    if (yuv && from == JPEG) return convert_jpeg(rgb, f, d);
     if (yuv && from == WEBP && d->log2_chroma_w == 1 && d->log2_chroma_h == 1) {
-        webp_rgb(rgb, f);
+        convert_webp(rgb, f);
         return true;
     }
-    return other_rgb(rgb, f);
+    return convert_other(rgb, f);
 }
 
 /* Turn and mirror so that orientation 1 is reached. */

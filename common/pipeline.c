@@ -61,14 +61,14 @@ bool sl_handover_applies(sl_handover h, const sl_model *model, const sl_job *job
 
 /* ---- what a job takes ---- */
 
-static bool taken(sl_when when, const char *given)
+static bool is_taken(sl_when when, const char *given)
 {
     return when == SL_ALWAYS || (when == SL_PER_JOB && (!given || *given));
 }
 
 bool sl_takes_picture(const sl_family *f, const sl_job *job)
 {
-    return taken(f->picture, job ? job->image : NULL);
+    return is_taken(f->picture, job ? job->image : NULL);
 }
 
 bool sl_takes_last_picture(const sl_family *f, const sl_job *job)

@@ -47,7 +47,7 @@ static void put_all(text *t, const uint32_t *at, size_t n)
     for (size_t i = 0; i < n; i++) put(t, at[i]);
 }
 
-static bool same(const text *a, const text *b)
+static bool is_same(const text *a, const text *b)
 {
     return a->n == b->n && (!a->n || !memcmp(a->at, b->at, a->n * sizeof *a->at));
 }
@@ -398,7 +398,7 @@ static void fix_line(text *a, text *b, text *c, bool unescape)
         for (size_t i = 0; i < b->n; i++)
             if (!is_control(b->at[i])) put(a, b->at[i]);
         compose(a, b);
-        if (a->oom || b->oom || c->oom || same(a, c)) return;
+        if (a->oom || b->oom || c->oom || is_same(a, c)) return;
     }
 }
 

@@ -66,7 +66,7 @@ static int by_begin(const void *a, const void *b)
 
 /* Bytes of an element type times a shape; false if they are no whole number or do not
  * fit. An extent of 0 counts as 1 when looking for overflow, so that strides fit too. */
-static bool data_bytes(int bits, int rank, const int64_t *shape, uint64_t *out)
+static bool count_bytes(int bits, int rank, const int64_t *shape, uint64_t *out)
 {
     uint64_t n = (uint64_t)bits;
     bool empty = false;
@@ -135,7 +135,7 @@ static sl_code parse_entry(sl_st_entry *e, extent *x, const char *path, const ch
                        "file's %llu bytes of data",
                        path, NAME_SHOWN, name, (long long)at[0], (long long)at[1],
                        (unsigned long long)data_size);
-    if (!data_bytes(bits, (int)rank, dims, &want) || want != (uint64_t)(at[1] - at[0])) {
+    if (!count_bytes(bits, (int)rank, dims, &want) || want != (uint64_t)(at[1] - at[0])) {
         char text[128];
         sl_shape_text(&(sl_tensor){.rank = (int)rank,
                                    .shape = {dims[0], dims[1], dims[2], dims[3], dims[4], dims[5]}},

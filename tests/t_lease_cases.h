@@ -271,34 +271,34 @@ typedef struct {
     sl_dtype dtype[SL_LEASE_TENSORS];
     int rank[SL_LEASE_TENSORS];
     int64_t shape[SL_LEASE_TENSORS][SL_MAX_RANK];
-} plan;
-enum { PLAN_BYTES = 7 * 7 * 7 * 7 * 8 };
-static plan plan_of(int i)
+} cargo;
+enum { CARGO_BYTES = 7 * 7 * 7 * 7 * 8 };
+static cargo cargo_of(int i)
 {
     uint64_t r = mix((uint64_t)i + 1);
-    plan p = {.count = 1 + (int)(r % SL_LEASE_TENSORS)};
-    for (int k = 0; k < p.count; k++) {
+    cargo c = {.count = 1 + (int)(r % SL_LEASE_TENSORS)};
+    for (int k = 0; k < c.count; k++) {
         r = mix(r + 1);
-        p.dtype[k] = (sl_dtype)(r % SL_DTYPE_COUNT);
-        p.rank[k] = 1 + (int)((r >> 8) % 4);
-        for (int d = 0; d < p.rank[k]; d++) p.shape[k][d] = 1 + (int64_t)(r >> (16 + 4 * d)) % 7;
+        c.dtype[k] = (sl_dtype)(r % SL_DTYPE_COUNT);
+        c.rank[k] = 1 + (int)((r >> 8) % 4);
+        for (int d = 0; d < c.rank[k]; d++) c.shape[k][d] = 1 + (int64_t)(r >> (16 + 4 * d)) % 7;
     }
-    return p;
+    return c;
 }
 static uint8_t byte_of(int i, int k, size_t at)
 {
     return (uint8_t)(i * 131 + k * 17 + (int)at * 7);
 }
 
-static void planned_sender(const sl_pool_handle *h, char how)
+static void cargo_sender(const sl_pool_handle *h, char how)
 {
-    static uint8_t bytes[PLAN_BYTES];
+    static uint8_t bytes[CARGO_BYTES];
     sl_err err = {0};
     sl_pool *p;
     (void)how;
     C_OK(sl_pool_open(&p, h, &err));
     for (int i = 0; i < K.hand_overs; i++) {
-        plan s = plan_of(i);
+        cargo s = cargo_of(i);
         sl_lease *l;
         sl_ticket ticket;
         C_OK(sl_lease_reserve(&l, p, 20000, &err));
@@ -319,9 +319,9 @@ static void planned_sender(const sl_pool_handle *h, char how)
 
 static void receive_planned(sl_pool *p, const sl_ticket *ticket, int i)
 {
-    static uint8_t bytes[PLAN_BYTES];
+    static uint8_t bytes[CARGO_BYTES];
     sl_err err = {0};
-    plan s = plan_of(i);
+    cargo s = cargo_of(i);
     sl_lease *l;
     T_OK(sl_lease_open(&l, p, ticket, K.stream, &err));
     for (int k = 0; k < s.count; k++) {
@@ -345,7 +345,7 @@ static void many_hand_overs_arrive_whole(void **state)
 {
     (void)state;
     sl_pool *p = new_pool(4, 65536);
-    child c = start("planned_sender", '-', p);
+    child c = start("cargo_sender", '-', p);
     for (int i = 0; i < K.hand_overs; i++) {
         sl_ticket t;
         if (!get(c.from, &t, sizeof t)) fail_msg("the sender ended after %d hand-overs", i);
@@ -699,7 +699,7 @@ static void the_owners_death_is_noticed_and_harmless(void **state)
 }
 
 #define LEASE_CHILDREN                                                                             \
-    {"planned_sender", planned_sender}, {"eager_sender", eager_sender},                            \
+    {"cargo_sender", cargo_sender}, {"eager_sender", eager_sender},                                \
         {"holder_child", holder_child}, {"busy_child", busy_child},                                \
     {                                                                                              \
         "owner_child", owner_child                                                                 \

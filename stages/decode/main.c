@@ -28,7 +28,7 @@ typedef struct {
     int frames;        /* sent so far */
 } video;
 
-static bool on_host(const decode_stage *s)
+static bool is_on_host(const decode_stage *s)
 {
     return s->ctx.ops->host_memory;
 }
@@ -63,7 +63,7 @@ static sl_code take_latents(decode_stage *s, video *v, sl_err *err)
     sl_code rc = sl_parcel_take(&v->in, s->seat, &s->ctx, v->msg, v->job, SL_HANDOVER_LATENTS, err);
     if (rc) return rc;
     v->latents = v->in.at[0].host;
-    if (on_host(s)) return SL_OK;
+    if (is_on_host(s)) return SL_OK;
     v->latents = sl_new(&s->ctx, SL_F32, v->latents.rank, v->latents.shape);
     sl_parcel_place(&s->ctx, &v->latents, &v->in.at[0]);
     sl_parcel_drop(&v->in, s->seat);
@@ -77,7 +77,7 @@ static sl_code check_frames(decode_stage *s, int first, const sl_tensor *floats,
     sl_tensor host = *floats;
     float mean[2] = {0, 0};
     char name[48];
-    if (!on_host(s)) {
+    if (!is_on_host(s)) {
         sl_mean_abs(&s->ctx, mean, floats, floats);
         if (!sl_ok(&s->ctx)) return sl_ctx_error(&s->ctx, err);
         if (isfinite(mean[1])) return SL_OK;
@@ -88,7 +88,7 @@ static sl_code check_frames(decode_stage *s, int first, const sl_tensor *floats,
     snprintf(name, sizeof name, "frames from %d on", first);
     sl_code rc = sl_ok(&s->ctx) ? SL_OK : sl_ctx_error(&s->ctx, err);
     if (!rc) rc = sl_seat_finite(name, &host, (sl_loader *[]){s->loader, NULL}, err);
-    if (!on_host(s)) free(host.data);
+    if (!is_on_host(s)) free(host.data);
     return rc;
 }
 
@@ -101,7 +101,7 @@ static sl_code compute(decode_stage *s, video *v, sl_chunk *c, int64_t at, int64
     sl_tensor all = sl_reshape2(&v->latents, z, g->latent_frames * plane),
               part = sl_cols(&all, at * plane, n * plane), rows = sl_reshape2(&in, z, n * plane);
     /* a CPU computes into the slot itself */
-    sl_tensor rgb = on_host(s) ? c->t : sl_new(&s->ctx, SL_U8, c->t.rank, c->t.shape);
+    sl_tensor rgb = is_on_host(s) ? c->t : sl_new(&s->ctx, SL_U8, c->t.rank, c->t.shape);
     sl_tensor floats = sl_new(&s->ctx, sl_act(&s->ctx), c->t.rank, c->t.shape);
     sl_copy(&s->ctx, &rows, &part);
     sl_vae_decode_chunk(&s->ctx, v->d, &rgb, &floats, &in);

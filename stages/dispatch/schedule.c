@@ -88,7 +88,7 @@ static bool is_there(const job *j, int h)
 }
 
 /* There, or on its way to its file. */
-static bool have(const delivery *v)
+static bool is_kept(const delivery *v)
 {
     return v->seat != NO_SEAT || v->spooled || v->spooling;
 }
@@ -100,7 +100,7 @@ static bool is_finished(const job *j, sl_role crew)
 {
     if (sl_crew_is_last(crew)) return j->made[crew];
     for (int h = 0; h < SL_HANDOVER_COUNT; h++)
-        if (gives(crew, h) && j->deliveries[h].has && !have(&j->deliveries[h]) && !is_past(j, h))
+        if (gives(crew, h) && j->deliveries[h].has && !is_kept(&j->deliveries[h]) && !is_past(j, h))
             return false;
     return true;
 }
@@ -115,7 +115,7 @@ static bool is_past(const job *j, int h)
 static bool is_wanted(const job *j, int h)
 {
     const delivery *v = &j->deliveries[h];
-    return v->has && !have(v) && !is_running(j, sl_crew_of(SL_HANDOVER[h].from)) &&
+    return v->has && !is_kept(v) && !is_running(j, sl_crew_of(SL_HANDOVER[h].from)) &&
            (j->dump || !is_past(j, h));
 }
 

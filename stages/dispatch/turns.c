@@ -26,7 +26,7 @@ void sl_turns_add(sl_turns *t, int seat, const char *name, const char *device)
     t->seats[seat] = (sl_turns_seat){.name = name, .device = device};
 }
 
-static bool beside(const sl_turns *t, int a, int b)
+static bool on_one_device(const sl_turns *t, int a, int b)
 {
     const char *x = t->seats[a].device, *y = t->seats[b].device;
     return x && y && !strcmp(x, y);
@@ -36,15 +36,15 @@ static bool beside(const sl_turns *t, int a, int b)
 static int holder_beside(const sl_turns *t, int seat)
 {
     for (int i = 0; i < SL_CONF_SEATS; i++)
-        if (t->seats[i].held && beside(t, i, seat)) return i;
+        if (t->seats[i].held && on_one_device(t, i, seat)) return i;
     return -1;
 }
 
 /* No other seat on the device has asked for a turn of it since its process was started. */
-static bool alone(const sl_turns *t, int seat)
+static bool is_alone(const sl_turns *t, int seat)
 {
     for (int i = 0; i < SL_CONF_SEATS; i++)
-        if (i != seat && t->seats[i].asks && beside(t, i, seat)) return false;
+        if (i != seat && t->seats[i].asks && on_one_device(t, i, seat)) return false;
     return true;
 }
 
@@ -55,7 +55,7 @@ static int next_beside(const sl_turns *t, int seat)
     int who[SL_CONF_SEATS], n = 0;
     for (int i = 0; i < SL_CONF_SEATS; i++) {
         const sl_turns_seat *s = &t->seats[i];
-        if (!s->asked || !beside(t, i, seat)) continue;
+        if (!s->asked || !on_one_device(t, i, seat)) continue;
         waits[n] = (sl_order_wait){s->ask.kind == SL_TURN_STEP, s->since_ns};
         who[n++] = i;
     }
@@ -78,7 +78,7 @@ static void hand_on(sl_turns *t, int seat)
         sl_turns_seat *s = &t->seats[next];
         s->held = s->asked;
         s->asked = 0;
-        s->free = alone(t, next);
+        s->free = is_alone(t, next);
         s->late = false;
         s->since_ns = sl_now_ns();
         sl_log(SL_LOG_DEBUG, "-> %s GRANT turn=%" PRIu64 " free=%d of %s", s->name, s->held,

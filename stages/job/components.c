@@ -46,7 +46,7 @@ static const sl_component COMPONENTS[] = {{"text_encoder", "model", load_text},
                                           {"vae", "diffusion_pytorch_model", load_vae}};
 #define COMPONENT_COUNT ((int)(sizeof COMPONENTS / sizeof *COMPONENTS))
 
-static bool present(const sl_model *m, const sl_component *c)
+static bool is_part_of(const sl_model *m, const sl_component *c)
 {
     if (c->load == load_clip) return m->family.clip;
     if (c->load == load_dit_2) return m->family.experts > 1;
@@ -56,7 +56,7 @@ static bool present(const sl_model *m, const sl_component *c)
 const sl_component *sl_component_at(const sl_model *model, int i)
 {
     for (int k = 0; k < COMPONENT_COUNT; k++)
-        if (present(model, &COMPONENTS[k]) && i-- == 0) return &COMPONENTS[k];
+        if (is_part_of(model, &COMPONENTS[k]) && i-- == 0) return &COMPONENTS[k];
     return NULL;
 }
 
@@ -71,7 +71,7 @@ sl_code sl_components_check(const sl_model *model, sl_err *err)
     for (int i = 0; i < COMPONENT_COUNT && !rc; i++) {
         const sl_component *c = &COMPONENTS[i];
         sl_loader *l = NULL;
-        if (!present(model, c)) continue;
+        if (!is_part_of(model, c)) continue;
         if (!(rc = sl_path_join(dir, model->dir, c->name, err)) &&
             !(rc = sl_loader_inspect(&l, &plan, dir, c->stem, c->name, err))) {
             sl_err ignored = {0};

@@ -24,7 +24,7 @@ sl_code sl_request_check_size(const sl_request *j, sl_err *err)
     return SL_OK;
 }
 
-static bool given(const sl_request *j, const sl_option *o)
+static bool is_given(const sl_request *j, const sl_option *o)
 {
     return *((const bool *)j + o->given);
 }
@@ -68,7 +68,7 @@ sl_code sl_request_apply_defaults(sl_request *j, const sl_request *defaults, sl_
     for (int i = 0; (o = sl_option_at(i)); i++) {
         const bool size =
             !strcmp(o->name, "width") || !strcmp(o->name, "height") || !strcmp(o->name, "max-area");
-        if (o->owner != SL_OPTION_OF_MODEL || !given(defaults, o) || given(j, o) ||
+        if (o->owner != SL_OPTION_OF_MODEL || !is_given(defaults, o) || is_given(j, o) ||
             (sized && size) || (guided && !strcmp(o->name, "guidance-2")))
             continue;
         if ((rc = copy_value(j, defaults, o, err))) return rc;
@@ -83,7 +83,7 @@ bool sl_request_print_defaults(const sl_request *d, const char *before, FILE *to
     const sl_option *o;
     for (int i = 0; (o = sl_option_at(i)); i++) {
         const char *at = (const char *)d + o->at;
-        if (o->owner != SL_OPTION_OF_MODEL || !given(d, o)) continue;
+        if (o->owner != SL_OPTION_OF_MODEL || !is_given(d, o)) continue;
         fprintf(to, "%s%s ", n++ ? ", " : before, o->name);
         switch (o->kind) {
         case SL_OPTION_INT: fprintf(to, "%d", *(const int *)at); break;

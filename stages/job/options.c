@@ -81,7 +81,7 @@ const sl_option *sl_option_at(int i)
 
 /* A number as people write it: no leading space, no hexadecimal, no words, which strtod
  * and strtoull would take. */
-static bool plain_number(const char *v, bool real)
+static bool is_plain_number(const char *v, bool real)
 {
     size_t sign = *v == '-' || *v == '+';
     return v[sign] && strspn(v + sign, real ? "0123456789.eE+-" : "0123456789") == strlen(v + sign);
@@ -95,7 +95,7 @@ sl_code sl_option_set(void *owner, const sl_option *o, const char *v, sl_err *er
     case SL_OPTION_INT:
     case SL_OPTION_I64: {
         long long n = strtoll(v, &end, 10);
-        if (!plain_number(v, false) || *end || errno ||
+        if (!is_plain_number(v, false) || *end || errno ||
             (o->kind == SL_OPTION_INT && (n < INT_MIN || n > INT_MAX)))
             return sl_fail(err, SL_ARG, "--%s is \"%.60s\", want an integer (%s)", o->name, v,
                            o->what);
@@ -105,7 +105,7 @@ sl_code sl_option_set(void *owner, const sl_option *o, const char *v, sl_err *er
     }
     case SL_OPTION_U64: {
         unsigned long long n = strtoull(v, &end, 10);
-        if (!plain_number(v, false) || *v == '-' || *end || errno)
+        if (!is_plain_number(v, false) || *v == '-' || *end || errno)
             return sl_fail(err, SL_ARG,
                            "--%s is \"%.60s\", want an integer from 0 to 18446744073709551615",
                            o->name, v);
@@ -114,7 +114,7 @@ sl_code sl_option_set(void *owner, const sl_option *o, const char *v, sl_err *er
     }
     case SL_OPTION_REAL: {
         double x = strtod(v, &end);
-        if (!plain_number(v, true) || *end || !isfinite(x))
+        if (!is_plain_number(v, true) || *end || !isfinite(x))
             return sl_fail(err, SL_ARG, "--%s is \"%.60s\", want a number (%s)", o->name, v,
                            o->what);
         *(double *)at = x;
