@@ -27,10 +27,9 @@ typedef struct {
     size_t at;   /* offset in sl_conf or sl_conf_stage; DEVICES, ARGS: no use of it */
     size_t size; /* TEXT, WORDS: bytes there */
     double lo, hi, number;
-    const char *text; /* default */
-    /* WORD stores the index in this list, WORDS the word; separated by '|' */
-    const char *words;
-    const char *unit; /* "" for none */
+    const char *text;  /* default */
+    const char *words; /* separated by '|'; WORD stores the index in this list, WORDS the word */
+    const char *unit;  /* "" for none */
     const char *what;
 } key;
 

@@ -2,10 +2,10 @@
  *
  * Every key stands once in a table in conf.c with its range, default, unit and meaning;
  * reading, checking, the messages and the annotated file (conf/demo.cfg) all come from
- * it. A mistake is an error, never a guess, and names file, line, key, value and range;
- * an unknown key offers the nearest known one:
- *     conf/demo.cfg:12: limits.frames is 0, want an integer from 1 to 4097 (most frames
- *       of a video; default 81)
+ * that table. A mistake is an error, never a guess, and names file, line, key, value and
+ * range; an unknown key offers the nearest known one:
+ *     conf/demo.cfg:12: limits.frames is 0, want an integer from 1 to 4097
+ *         (most frames of a video; default 81)
  * Use: sl_conf_defaults, then sl_conf_read_file; keys that the file lacks keep their
  * value. Nothing is allocated. Files stand alone: @include is refused. */
 #ifndef SL_CONF_H
@@ -21,17 +21,17 @@
 
 #define SL_CONF_PATH 1024 /* bytes of a path, its NUL included */
 #define SL_CONF_ARGS 16   /* most extra arguments of a stage */
-#define SL_CONF_ARG 256   /* bytes of one, its NUL included */
+#define SL_CONF_ARG 256   /* bytes of an extra argument, its NUL included */
 #define SL_CONF_SEATS 32  /* most processes of stages in all */
 
 /* One process: an instance of a role. A group with `devices` gives one for each of them. */
 typedef struct {
     sl_role role;               /* key: name */
-    int instance;               /* of its role, from 0, in the file's order */
+    int instance;               /* number among its role's, from 0, in the file's order */
     char program[SL_CONF_PATH]; /* a path, or a name looked up beside the sluice binary */
     char device[16];            /* "cpu" or "cuda:N" */
     int threads;                /* OpenMP threads; 0: an equal share of the machine's */
-    int slots;                  /* slots of each of its receiving pools */
+    int slots;                  /* slots of each pool in which the stage receives */
     int arg_count;
     char args[SL_CONF_ARGS][SL_CONF_ARG]; /* extra arguments */
 } sl_conf_stage;
@@ -54,8 +54,7 @@ typedef struct {
     } model;
     struct {
         int state_every; /* steps between spooled states; 0: never */
-        /* rotary tables: "float32", or "bfloat16" as a model cast as a whole has them */
-        char rope[16];
+        char rope[16];   /* rotary tables: "float32"; "bfloat16" as in a model cast whole */
     } denoise;
     struct {
         double threshold; /* 0: off */
@@ -67,22 +66,22 @@ typedef struct {
         int threads;
     } video;
     struct {
-        int restarts;   /* in a row before giving up */
-        int backoff_ms; /* the first; doubles */
-        int heartbeat_ms;
-        int stall_s; /* without a sign of life before a stage is killed */
-        int drain_s;
+        int restarts;     /* of a stage in a row before giving up */
+        int backoff_ms;   /* before the first restart; doubles */
+        int heartbeat_ms; /* between a stage's signs of life */
+        int stall_s;      /* without a sign of life before a stage is killed */
+        int drain_s;      /* to finish what is running, after SIGTERM */
     } supervise;
     struct {
-        /* stages compute one at a time: "gpu" those on one GPU, "always" those on one
-         * device, "never" */
-        char turns[16];
+        char turns[16];     /* who computes one at a time: "gpu" stages on one GPU, "always" stages
+                             * on one device of any kind, "never" nobody */
         int turn_timeout_s; /* after which a turn is too long */
     } dispatch;
     int stage_count;
     sl_conf_stage stages[SL_CONF_SEATS]; /* in the file's order */
 } sl_conf;
 
+/* Every key's default, and one stage of each role. */
 void sl_conf_defaults(sl_conf *out);
 
 /* Read a file over *conf, which stays as it is on error. Errors: SL_SYS cannot be read,
@@ -97,10 +96,10 @@ sl_code sl_conf_print(const sl_conf *conf, FILE *to, sl_err *err);
 
 /* The role's first instance; NULL: this deployment does not run it. */
 const sl_conf_stage *sl_conf_find(const sl_conf *conf, sl_role role);
-/* How many instances it runs. */
+/* The number of the role's instances in this deployment. */
 int sl_conf_instances(const sl_conf *conf, sl_role role);
+#define SL_CONF_NAME 20 /* bytes of a stage's name, the NUL included */
 /* What a stage of conf is called: "mux", or "mux.1" where the role has several instances. */
-#define SL_CONF_NAME 20 /* bytes, the NUL included */
 const char *sl_conf_name(const sl_conf *conf, const sl_conf_stage *stage, char out[SL_CONF_NAME]);
 
 #endif

@@ -1,5 +1,17 @@
 /* lease.c - slots and leases: reserved, filled, sealed, opened, dropped, discarded, and
- * taken back from the dead. */
+ * taken back from the dead.
+ *
+ * No lock is held anywhere: a slot's word (lease_block.h) is moved by compare-and-swap, and
+ * whoever moves it to a state in which it names a process is that process. Who moves what:
+ *   a sender   FREE -> RESERVED -> FILLING -> READY; FREE when its lease is dropped unsealed;
+ *              QUARANTINED -> FREE when it sees that its hold was revoked; ABANDONED -> FREE
+ *              when it looks for a slot and the device's work on this one is over
+ *   the owner  READY -> READING -> FREE; READY -> ABANDONED (a discard under device work);
+ *              RESERVED, FILLING -> QUARANTINED (revoke); whatever a dead process held -> FREE
+ * A return to FREE moves the epoch on, counts `freed` up and wakes the senders that sleep on
+ * it. The table of tensors is written before the word that says READY and read after it;
+ * what is read from the block is copied first and checked then, for the other process may
+ * scribble on. Work on devices is ordered by the two events of a slot (lease_device.h). */
 #include "common/lease.h"
 
 #include <linux/futex.h>
@@ -12,8 +24,7 @@
 
 #include "common/lease_pool.h"
 
-/* a waiting sender looks this often whether the owner lives and a wake-up was lost */
-#define LOOK_MS 50
+#define LOOK_MS 50 /* how often a waiting sender looks: does the owner live, was a wake-up lost? */
 
 struct sl_lease {
     sl_pool *pool;
@@ -56,8 +67,8 @@ static bool is_resting(const sl_pool *p, int slot)
     return left - 1 < SL_LEASE_REST_MS;
 }
 
-/* End this writer's hold, whatever became of it: true if it was still the holder, false
- * if it had been revoked. A slot in quarantine waited for just this. */
+/* End this writer's hold, whatever became of the slot. true: this writer still held it;
+ * false: the hold had been revoked. A slot in quarantine waited for just this. */
 static bool end_writing(const sl_lease *l)
 {
     const sl_pool *p = l->pool;
@@ -232,7 +243,7 @@ sl_code sl_lease_reserve(sl_lease **out, sl_pool *p, int wait_ms, sl_err *err)
                        "pool %s was opened by process %d, this is %d: open it again after a fork",
                        p->name, sl_peer_pid(p->self), (int)getpid());
     for (;;) {
-        /* before looking: no wake-up is missed */
+        /* `freed` is read before the slots are looked at: no wake-up is missed */
         uint32_t seen = atomic_load_explicit(&p->block->freed, memory_order_acquire);
         if (!sl_owner_lives(p))
             return sl_fail(err, SL_GONE, "pool %s: process %d, its owner, is gone", p->name,
@@ -411,7 +422,7 @@ sl_code sl_lease_open(sl_lease **out, sl_pool *p, const sl_ticket *t, cudaStream
                        t->slot, (unsigned long long)t->epoch);
     sl_lease *l = calloc(1, sizeof *l);
     if (!l) return sl_fail(err, SL_NOMEM, "pool %s: no memory for a lease", p->name);
-    /* while the word names it, the entry is not given away */
+    /* the sender's entry is not given away while the slot's word names it */
     uint64_t sender = holder(p, w) & ~SL_PEER_LEFT;
     reading = sl_word(SL_SLOT_READING, 0, t->epoch);
     if (!sl_cas(&p->block->slot[t->slot].word, w, reading)) {
@@ -477,8 +488,7 @@ int sl_pool_revoke(sl_pool *p, int32_t pid)
 {
     int count = 0;
     for (int i = 0; i < p->slots; i++)
-        /* again when the writer moved the word meanwhile: reserved -> filling -> ready */
-        for (;;) {
+        for (;;) { /* again when the writer moved the word: reserved -> filling -> ready */
             uint64_t w = sl_word_of(p, i), who = holder(p, w);
             if (!sl_being_written(w) || sl_peer_pid(who) != pid) break;
             bool done =

@@ -1,63 +1,68 @@
 /* lease.h - tensors handed between processes without a copy.
  *
  * A process that RECEIVES data OWNS a pool: it creates the slots once, at start, and
- * exports a handle, plain bytes that travel in a message. A SENDER opens the handle once,
- * then per hand-over RESERVES a free slot, adds tensors to it (their memory is the slot's
- * own: compute straight into it), SEALS it, and sends the ticket. The owner OPENS the
- * ticket, reads in place, and DROPS it: the slot is free again, its epoch moved on.
+ * exports a handle, plain bytes that travel in a message. A SENDER opens the handle once.
+ * Per hand-over the sender RESERVES a free slot, adds tensors to it (their memory is the
+ * slot's own: compute or copy straight into it), SEALS it, and sends the ticket. The owner
+ * OPENS the ticket, reads in place, and DROPS it: the slot is free again.
  *
- *   slot:  FREE -> RESERVED -> FILLING -> READY -> READING -> FREE      (epoch + 1 at
- *          each return to FREE)
- *                      \__________\_____  \_-> ABANDONED -> FREE         (discarded while
- *                                         a device still fills it)
- *                                       \_-> QUARANTINED -> FREE         (revoked while a
- *                                                                        live writer may
- *                                                                        still touch it)
+ *   slot:  FREE -> RESERVED -> FILLING -> READY -> READING -> FREE
+ *                      |          |         |
+ *                      |          |         '-> ABANDONED -> FREE
+ *                      '----------+-> QUARANTINED -> FREE
+ *
+ *   ABANDONED     discarded while a device still fills the slot
+ *   QUARANTINED   revoked while a live writer may still touch the slot
+ *   epoch         grows by 1 at each return to FREE, so an old ticket is stale
  *
  * Credits: no free slot, no reserve; that is the back-pressure. A reserve waits, up to
  * its deadline, on a futex in the pool and wakes when a slot is freed.
- * Death: a dead peer loses all its holds. The owner calls sl_pool_reap(pid) when it
- * learns of one; a slot which that process held for writing is freed, one that it had
- * sealed stays READY. When the owner dies, the memory goes with its last mapping: nothing
+ * Death: a dead process loses all its holds. The owner calls sl_pool_reap(pid) when it
+ * learns of a death: slots which that process held for writing are freed, those that it had
+ * sealed stay READY. When the owner dies, the memory goes with its last mapping: nothing
  * is named, so nothing can be left behind.
  *
  * Kinds, chosen by the owner at create, the same calls on both:
- *   SL_POOL_HOST  data in shared memory (an unnamed memfd, opened by peers through
- *                 /proc/PID/fd). Tensors are host memory on both sides. The way between
- *                 stages of which one is a CPU process (frames to the mux), or whose
- *                 devices cannot map each other. A side that works on a device calls
+ *   SL_POOL_HOST  data in shared memory: an unnamed memfd, which other processes open
+ *                 through /proc/PID/fd. Tensors are host memory on both sides. The kind
+ *                 between stages of which one is a CPU process (frames to the mux), or
+ *                 whose devices cannot map each other. A side that works on a device calls
  *                 sl_pool_pin after create or open: then copies between the slots and its
  *                 device are asynchronous and as fast as the bus.
  *   SL_POOL_CUDA  data in one slab of the owner's device, exported once by CUDA IPC, with
  *                 two interprocess events a slot; the control block is a memfd as above.
  *                 Tensors are device memory on both sides: NO host code may touch t.data;
  *                 use sl_copy, sl_upload, sl_download or a kernel on the same stream.
- *                 Needs sl_pool_use_cuda (lease_device.h) in both processes, and devices
- *                 that are one or can map each other (sl_plugin.can_map).
+ *                 Both processes need sl_pool_use_cuda (lease_device.h), and devices that
+ *                 are one or can map each other (sl_plugin.can_map).
+ *
  * Streams: NULL on a host pool means "the bytes are there". Work on the slot goes to
  * `stream`, and the calls order it:
- *   seal    HOST: waits until stream is idle, then publishes: a mux that reads needs no
- *           CUDA. CUDA: records the slot's `filled` event on stream and returns at once;
- *           of a slot whose `filled` a dead sender left pending: as HOST, for that event
- *           is not used any more.
- *   open    HOST: nothing to order. CUDA: waits on the host until `filled` has come,
- *           looking after the sender meanwhile, and makes stream follow it. A stream
- *           never waits for the event alone: the event of a killed process never comes,
- *           and a stream that waits for it hangs for ever.
- *   drop    of an opened slot. HOST: waits until stream is idle. CUDA: records `drained`
- *           on stream and returns at once; a reserve passes over slots whose `drained`
- *           has not come.
+ *   seal    HOST: waits until stream is idle, then publishes, so that a mux that reads
+ *           needs no CUDA.
+ *           CUDA: records the slot's `filled` event on stream and returns at once. A slot
+ *           whose `filled` a dead sender left pending is sealed as on HOST: nobody uses
+ *           that event any more.
+ *   open    HOST: nothing to order.
+ *           CUDA: waits on the host until `filled` has come, looking after the sender
+ *           meanwhile, and makes stream follow it. A stream never waits for the event
+ *           alone: the event of a killed process never comes, and a stream that waits for
+ *           it hangs for ever.
+ *   drop    of an opened slot. HOST: waits until stream is idle.
+ *           CUDA: records `drained` on stream and returns at once; a reserve passes over
+ *           slots whose `drained` has not come.
  *   drop    of a slot that was not sealed: waits until stream is idle, both kinds.
- * Each of these waits ends after 120 s with SL_TIMEOUT; a drop that cannot wait any
- * longer leaves the slot held until the process dies, as does one on a broken device, for
- * work that is queued may still touch it. A close waits 60 s at most for the device; if
- * that does not end, what the close would unmap stays mapped.
- * Death on a device: what a process had queued is ended by the driver, at the latest
- * shortly after its last thread. A slot taken from a dead writer therefore rests for a
- * second before it is given away (it counts as free meanwhile); pools that no device
- * touches do not rest. A READY slot whose sender died before the device had filled it is
- * SL_GONE at open. What the owner maps and frees stays mapped in a sender until that
- * closes its view; the device memory returns when both are closed or dead.
+ * Each of these waits ends after 120 s with SL_TIMEOUT. A drop that cannot wait any longer,
+ * and one on a broken device, leaves the slot held until the process dies, for work that is
+ * queued may still touch it. A close waits 60 s at most for the device; if that does not
+ * end, what the close would unmap stays mapped.
+ *
+ * Death on a device: the driver ends what a process had queued, at the latest shortly after
+ * its last thread. A slot taken from a dead writer therefore rests for a second before it
+ * is given away (it counts as free meanwhile); pools that no device touches do not rest. A
+ * READY slot whose sender died before the device had filled it is SL_GONE at open. Memory
+ * that the owner maps and frees stays mapped in a sender until the sender closes its view;
+ * the device memory returns when both are closed or dead.
  * Trust: the control block is shared with another process of the same user; every index,
  * length and state read from it is checked, and a wrong one is an error, never a wild
  * pointer.
@@ -81,16 +86,15 @@ typedef enum { SL_POOL_HOST, SL_POOL_CUDA } sl_pool_kind;
 typedef struct sl_pool sl_pool;   /* opaque: one process's view of a pool */
 typedef struct sl_lease sl_lease; /* opaque: this process's hold on one slot */
 
-/* Plain bytes, may be sent: names one sealed hand-over. pool is the pool's random
- * identity, not an index. */
+/* A ticket names one sealed hand-over. Plain bytes, may be sent. */
 typedef struct {
-    uint64_t pool;
+    uint64_t pool; /* the pool's random identity, not an index */
     uint32_t slot;
     uint32_t reserved;
     uint64_t epoch;
 } sl_ticket;
 
-/* Plain bytes, may be sent: what a sender needs to open the pool. */
+/* A handle is what a sender needs to open the pool. Plain bytes, may be sent. */
 typedef struct {
     uint64_t pool; /* random identity */
     int32_t pid;   /* owner */
@@ -109,6 +113,7 @@ typedef struct {
  * SL_NOMEM. */
 sl_code sl_pool_create(sl_pool **out, const char *name, sl_pool_kind kind, int slots,
                        size_t slot_bytes, sl_err *err);
+/* The handle of this process's pool. */
 void sl_pool_export(const sl_pool *pool, sl_pool_handle *out);
 /* Open another process's pool (or this process's own, in tests). Errors: SL_GONE if the
  * owner is dead or the identity does not match; SL_FORMAT if the handle or the control
@@ -120,20 +125,23 @@ sl_code sl_pool_open(sl_pool **out, const sl_pool_handle *handle, sl_err *err);
  * is in use, or the memory cannot be pinned. */
 sl_code sl_pool_pin(sl_pool *pool, sl_err *err);
 /* Unmap; the owner's close makes every outstanding ticket stale. Leases must have been
- * dropped. Waits for what this process has queued on the device, where one touches the
+ * dropped. The close waits for what this process has queued on a device that touches the
  * pool. *pool becomes NULL. */
 void sl_pool_close(sl_pool **pool);
 
-sl_pool_kind sl_pool_kind_of(const sl_pool *pool); /* where t.data of its tensors lies */
-bool sl_pool_pinned(const sl_pool *pool);          /* this view's slots are */
+/* Where t.data of the pool's tensors lies. */
+sl_pool_kind sl_pool_kind_of(const sl_pool *pool);
+/* This view's slots are pinned. */
+bool sl_pool_pinned(const sl_pool *pool);
 size_t sl_pool_slot_bytes(const sl_pool *pool);
 int sl_pool_slots(const sl_pool *pool);
 uint64_t sl_pool_id(const sl_pool *pool);
-/* How many slots are in each state, for reports and tests: free, reserved+filling, ready,
- * reading, quarantined or abandoned. */
+/* How many slots are in each state. */
 typedef struct {
-    int free, writing, ready, reading, quarantined;
+    int free, writing, ready, reading, quarantined; /* writing: reserved or filling;
+                                                     * quarantined: or abandoned */
 } sl_pool_counts;
+/* Count the slots, for reports and tests. */
 void sl_pool_count(const sl_pool *pool, sl_pool_counts *out);
 
 /* ---- the sender's side ---- */
@@ -144,15 +152,15 @@ void sl_pool_count(const sl_pool *pool, sl_pool_counts *out);
 sl_code sl_lease_reserve(sl_lease **out, sl_pool *pool, int wait_ms, sl_err *err);
 /* Lay out one more dense tensor in the slot (256-byte aligned) and give its memory in *t.
  * RESERVED -> FILLING.
- * Errors: SL_ARG too many tensors, a long name or one used twice; SL_SHAPE it does not
- * fit (names bytes wanted and left); SL_GONE the slot was revoked meanwhile. */
+ * Errors: SL_ARG too many tensors, a long name or one used twice; SL_SHAPE the tensor does
+ * not fit (the message names bytes wanted and left); SL_GONE the slot was revoked meanwhile. */
 sl_code sl_lease_add(sl_lease *l, const char *name, sl_dtype dtype, int rank, const int64_t *shape,
                      sl_tensor *t, sl_err *err);
 /* End writing. The bytes never change from here on. The lease stays the caller's to drop
  * (which no longer frees the slot).
- * Errors: SL_GONE the slot was revoked meanwhile (it is freed; the data is lost by
- * intent) or the owner died; SL_ARG no tensor was added, or a stream without a plug-in in
- * use; SL_CUDA, SL_TIMEOUT the work on stream failed or did not end: not sealed. */
+ * Errors: SL_GONE the slot was revoked meanwhile (it is freed, the data lost by intent) or
+ * the owner died; SL_ARG no tensor was added, or there is a stream and no plug-in in use;
+ * SL_CUDA, SL_TIMEOUT the work on stream failed or did not end, and nothing is sealed. */
 sl_code sl_lease_seal(sl_lease *l, cudaStream_t stream, sl_ticket *out, sl_err *err);
 
 /* ---- the owner's side ---- */
@@ -172,19 +180,19 @@ sl_code sl_lease_tensor(const sl_lease *l, const char *name, sl_tensor *t, sl_er
  * `stream` as above. *l becomes NULL; NULL is fine. */
 void sl_lease_drop(sl_lease **l, cudaStream_t stream);
 
-/* Make a ticket's slot free without reading it (a cancelled job). Stale tickets are
- * ignored: false. */
+/* Free a ticket's slot without reading it (a cancelled job). false: the ticket is stale and
+ * was ignored. */
 bool sl_pool_discard(sl_pool *pool, const sl_ticket *ticket);
-/* Give up on every slot that process `pid` is writing: quarantined while it lives, freed
- * if it is dead. Count. */
+/* Take every slot from process `pid` that it is writing: quarantined while the process
+ * lives, freed if it is dead. Returns how many. */
 int sl_pool_revoke(sl_pool *pool, int32_t pid);
-/* Process `pid` is dead: free what it was writing or had in quarantine. READY slots stay.
- * Count of slots freed. A process that lives (the caller was early, or the pid is
- * another's by now) loses nothing: 0. */
+/* Process `pid` is dead: free the slots that it was writing or had in quarantine. READY
+ * slots stay. Returns how many were freed. A process that lives (the caller was early, or
+ * the pid is another's by now) loses nothing: 0. */
 int sl_pool_reap(sl_pool *pool, int32_t pid);
 /* As sl_pool_reap, and free also the READY slots that `pid` sealed except those in
  * sent[count]: a process that dies between seal and send leaves a ticket that nobody
- * knows. Call it when every message of the dead process has been read. */
+ * knows. To be called when every message of the dead process has been read. */
 int sl_pool_reap_unsent(sl_pool *pool, int32_t pid, const sl_ticket *sent, int count);
 
 #endif

@@ -5,14 +5,15 @@
  * slots of a host pool behind it, each on a page of its own. Fields before `closed` are
  * written before the handle leaves the owner and never again.
  *
+ * A PEER is a process that has the pool open: entry 0 is the owner, the others are senders.
  * Everything that changes hands is one 64-bit word, changed by compare-and-swap only, so
  * a process may be killed between any two instructions and leave nothing half done:
- *   a peer's word   left << 63 | pid << 40 | start time: who it is, safe against a reused
- *                   pid. 0: the entry is free. left: it has closed its view, but a slot
- *                   that it sealed still names it.
+ *   a peer's word   left << 63 | pid << 40 | start time. The start time makes it safe
+ *                   against a reused pid. 0: the entry is free. left: the process has
+ *                   closed its view, but a slot that it sealed still names it.
  *   a slot's word   epoch << 16 | peer << 8 | state: the state and, in one, who holds it.
  *                   A process enters its own word in `peers` before it can claim a slot,
- *                   so whoever finds a slot held can tell by whom and if it lives.
+ *                   so whoever finds a slot held can tell by whom and if that one lives.
  * An entry of `peers` is given away again only when its process is dead or has closed,
  * and no slot names it. */
 #ifndef SL_LEASE_BLOCK_H
@@ -25,30 +26,29 @@
 #include "common/lease.h"
 
 #define SL_BLOCK_MAGIC 0x33304c4f4f504c53u /* "SLPOOL03": layout and rules, version 3 */
-/* most open views of one pool; entry 0 is the owner's */
-#define SL_BLOCK_PEERS 128
-#define SL_BLOCK_ALIGN 256 /* of a tensor in its slot, bytes */
+#define SL_BLOCK_PEERS 128                 /* most open views of one pool, the owner's included */
+#define SL_BLOCK_ALIGN 256                 /* of a tensor in its slot, bytes */
 #define SL_BLOCK_SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
 
-/* Deadlines around devices, ms. */
-/* most that a seal, an open or a drop waits for work that is queued on a stream */
+/* Deadlines around devices, in ms.
+ *   WORK   most that a seal, an open or a drop waits for work that is queued on a stream
+ *   LAST   a dead sender's event that has not come so long after the death never will
+ *   REST   of a slot in which a dead process had device work: the driver ends such work just
+ *          after the process */
 #define SL_LEASE_WORK_MS 120000
-/* a dead sender's event that has not come so long after its death never will */
 #define SL_LEASE_LAST_MS 100
-/* rest of a slot in which a dead process had device work: the driver ends such work just after
- * the process */
 #define SL_LEASE_REST_MS 1000
 
+/* A slot's states, and the peer that its word names in each. lease.h draws the ways between
+ * them. */
 typedef enum {
-    SL_SLOT_FREE,        /* peer: 0 */
-    SL_SLOT_RESERVED,    /* peer: the sender */
-    SL_SLOT_FILLING,     /* peer: the sender */
-    SL_SLOT_READY,       /* peer: who sealed it */
-    SL_SLOT_READING,     /* peer: 0, the owner */
-    SL_SLOT_QUARANTINED, /* peer: the sender that it was taken from, and that may still write */
-    /* peer: who sealed it. Nobody will read it, but work queued before the seal still
-     * writes (device pools) */
-    SL_SLOT_ABANDONED,
+    SL_SLOT_FREE,        /* 0 */
+    SL_SLOT_RESERVED,    /* the sender */
+    SL_SLOT_FILLING,     /* the sender */
+    SL_SLOT_READY,       /* who sealed it */
+    SL_SLOT_READING,     /* 0, the owner */
+    SL_SLOT_QUARANTINED, /* the sender that it was taken from, and that may still write */
+    SL_SLOT_ABANDONED,   /* who sealed it; nobody will read it, but device work still writes */
     SL_SLOT_STATES
 } sl_slot_state;
 
@@ -62,21 +62,17 @@ typedef struct {
 
 typedef struct {
     uint32_t count;
-    /* 1: all was written before the seal, which recorded no event (device pools) */
-    uint32_t complete;
-    sl_block_tensor tensor[SL_LEASE_TENSORS];
-} sl_block_table; /* in rising, not overlapping offsets */
+    uint32_t complete; /* 1: all was written before the seal, so no event was recorded */
+    sl_block_tensor tensor[SL_LEASE_TENSORS]; /* offsets rise and do not overlap */
+} sl_block_table;
 
 typedef struct {
     alignas(128) _Atomic uint64_t word;
-    /* CLOCK_MONOTONIC; FREE, but not to be claimed before. Written before the word */
-    _Atomic int64_t rest_until_ms;
-    /* 1: a dead sender left `filled` pending: it is not used any more */
-    _Atomic uint32_t no_filled;
-    /* written by the holder just before its seal */
-    sl_block_table table;
-    /* cudaIpcEventHandle_t; zero for a host pool */
-    uint8_t filled_event[64], drained_event[64];
+    _Atomic int64_t rest_until_ms; /* not to be claimed before (CLOCK_MONOTONIC), though FREE;
+                                    * written before the word */
+    _Atomic uint32_t no_filled;    /* 1: a dead sender left `filled` pending, so nobody uses it */
+    sl_block_table table;          /* written by the holder just before the seal */
+    uint8_t filled_event[64], drained_event[64]; /* cudaIpcEventHandle_t; zero for a host pool */
 } sl_block_slot;
 
 typedef struct {
@@ -85,10 +81,8 @@ typedef struct {
     uint32_t kind, slots;
     uint64_t slot_bytes;
     alignas(64) _Atomic uint32_t closed; /* 1: the owner has closed the pool */
-    /* 1: a view has pinned the slots, devices copy to or from them */
-    _Atomic uint32_t pinned;
-    /* counts returns to FREE: the futex that waiting senders sleep on */
-    alignas(64) _Atomic uint32_t freed;
+    _Atomic uint32_t pinned; /* 1: a view has pinned the slots, devices copy to or from them */
+    alignas(64) _Atomic uint32_t freed; /* counts returns to FREE; senders sleep on this futex */
     alignas(64) _Atomic uint64_t peers[SL_BLOCK_PEERS];
     sl_block_slot slot[SL_POOL_MAX_SLOTS];
 } sl_block;
@@ -98,7 +92,7 @@ _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2 && ATOMIC_INT_LOCK_FREE == 2,
 _Static_assert(sizeof(_Atomic uint64_t) == 8 && SL_BLOCK_PEERS <= 256,
                "a slot's word has 8 bits for the peer");
 
-/* epochs wrap after 2.8e14 hand-overs of one slot */
+/* An epoch wraps after 2.8e14 hand-overs of one slot. */
 #define SL_EPOCH_MASK ((UINT64_C(1) << 48) - 1)
 
 static inline uint64_t sl_word(sl_slot_state state, unsigned peer, uint64_t epoch)

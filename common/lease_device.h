@@ -1,14 +1,17 @@
 /* lease_device.h - what the CUDA plug-in lends to pools: a slab of device memory with two
  * events a slot, and pinning of host slabs.
  *
- * Registered once, before the first pool of kind SL_POOL_CUDA; until then sl_pool_create
- * and sl_pool_open answer SL_CUDA. The control block stays in host memory: only the data
- * and the order of the work on it are the device's. A slab belongs to the calling
- * thread's current device at create or open; later calls may come from any thread of that
- * process (one that works on another device works on the slab's from then on). Functions
- * fill *err where they return a code. None of them waits for a device but `close`, which
- * comes after a `finish`, and `finish`, which has its own deadline: lease.c asks again
- * and again, up to its deadlines. */
+ * sl_pool_use_cuda registers the plug-in's functions once, before the first pool of kind
+ * SL_POOL_CUDA; until then sl_pool_create and sl_pool_open answer SL_CUDA. The control
+ * block stays in host memory: only the data and the order of the work on it are the
+ * device's.
+ * Threads: a slab belongs to the calling thread's current device at create or open. Later
+ * calls may come from any thread of that process; a thread that works on another device
+ * works on the slab's from then on.
+ * Waiting: only `finish`, which has a deadline of its own, and `close`, which comes after a
+ * `finish`, wait for a device. For all else lease.c asks again and again, up to its
+ * deadlines.
+ * Functions fill *err where they return a code. */
 #ifndef SL_LEASE_DEVICE_H
 #define SL_LEASE_DEVICE_H
 
@@ -30,17 +33,18 @@ typedef struct {
      * the owner's own process its slab. */
     sl_code (*open)(void **slab, int slots, size_t slot_bytes, const sl_ipc_handle memory,
                     const sl_ipc_handle *filled, const sl_ipc_handle *drained, sl_err *err);
-    /* the last view of the process: the owner's frees, a sender's unmaps */
+    /* End a view. The process's last one frees the memory (the owner) or unmaps it (a
+     * sender). */
     void (*close)(void *slab);
-    char *(*base)(void *slab); /* address of slot 0, in this process */
-    sl_code (*record)(void *slab, int slot, sl_slab_event which, cudaStream_t stream,
-                      /* after the work now on stream */
-                      sl_err *err);
-    /* last record's, or never recorded */
+    /* The address of slot 0, in this process. */
+    char *(*base)(void *slab);
+    /* Record the event behind the work now on stream. */
+    sl_code (*record)(void *slab, int slot, sl_slab_event which, cudaStream_t stream, sl_err *err);
+    /* *yes: the event's last record has been reached, or there was none. */
     sl_code (*reached)(void *slab, int slot, sl_slab_event which, bool *yes, sl_err *err);
-    /* work put on stream from now on follows `filled` */
+    /* Make work that is put on stream from now on follow `filled`. */
     sl_code (*wait)(void *slab, int slot, cudaStream_t stream, sl_err *err);
-    /* nothing is queued on stream any more */
+    /* *yes: nothing is queued on stream any more. */
     sl_code (*idle)(cudaStream_t stream, bool *yes, sl_err *err);
     /* Wait for all that this process has queued on slab's device (NULL: the current).
      * SL_TIMEOUT: it does not end; then the slab is not closed, nor memory unpinned. */
@@ -51,7 +55,7 @@ typedef struct {
     void (*unpin)(void *p);
 } sl_slab_ops;
 
-/* `ops` must outlive the process's pools; NULL: none */
+/* Use these functions from now on. `ops` must outlive the process's pools; NULL: none. */
 void sl_pool_use_cuda(const sl_slab_ops *ops);
 
 #endif

@@ -1,5 +1,13 @@
 /* lease_pool.c - a pool: its memory and who has it open; created, exported, opened,
- * closed, pinned, counted. */
+ * closed, pinned, counted.
+ *
+ *   owner    create: memfd (sealed against resizing), block, device slab; export: the handle
+ *   sender   open: the owner's memfd through /proc/PID/fd, checked; a free entry of `peers`
+ *   both     close: own holds end, the entry is left, memory unmapped
+ * Who is alive is asked of /proc (start times), of a pidfd where the kernel has one, never
+ * of a pid alone. In doubt a process lives: a wrong "dead" would give a slot away under its
+ * writer. An entry of a full table is taken from one that is dead, or has closed and has no
+ * slot that names it. No lock: entries and slots change by compare-and-swap. */
 #include "common/lease_pool.h"
 
 #include <errno.h>
@@ -19,8 +27,7 @@
 #ifdef MFD_NOEXEC_SEAL
 #define NOEXEC_SEAL MFD_NOEXEC_SEAL
 #else
-/* a kernel may be set to demand it, and headers older than the kernel lack the name */
-#define NOEXEC_SEAL 8u
+#define NOEXEC_SEAL 8u /* a kernel may demand it whose headers lack the name */
 #endif
 
 static const sl_slab_ops *_Atomic cuda;

@@ -10,8 +10,8 @@
 #include "common/lease_block.h"
 #include "common/lease_device.h"
 
-/* what is read from the block is checked once and kept here: the block may be scribbled
- * over */
+/* One view. What is read from the block is checked once and kept here, for the block may be
+ * scribbled over. */
 struct sl_pool {
     sl_block *block;
     size_t mapped;
@@ -21,7 +21,7 @@ struct sl_pool {
     int slots;
     size_t slot_bytes;
     char name[SL_POOL_NAME];
-    bool owned;
+    bool owned;                /* this process made the pool */
     unsigned peer;             /* this view's entry in block->peers */
     uint64_t self, owner;      /* peer words */
     int fd;                    /* the owner's: the memfd; else -1 */
@@ -29,7 +29,7 @@ struct sl_pool {
     const sl_slab_ops *device; /* of a SL_POOL_CUDA pool, else NULL */
     void *slab;
     sl_ipc_handle device_handle;
-    const sl_slab_ops *pinner; /* whose pin the slots of a host pool have, else NULL */
+    const sl_slab_ops *pinner; /* who pinned the slots of a host pool; NULL: nobody */
 };
 
 /* The one way to change a shared word; false: it was not `from` any more. */
@@ -54,8 +54,8 @@ static inline bool sl_being_written(uint64_t w)
 /* The plug-in now in use (sl_pool_use_cuda); NULL: none. */
 const sl_slab_ops *sl_cuda_in_use(void);
 
-/* Does the very process that entered this word still live, and keep its view open? When
- * in doubt it does: then its slots stay its own. */
+/* Does the very process that entered this word still live, and keep its view open? When in
+ * doubt the answer is yes: then that process's slots stay its own. */
 bool sl_peer_lives(uint64_t peer);
 /* Does the pool's owner live, and has it not closed the pool? */
 bool sl_owner_lives(const sl_pool *p);

@@ -1,12 +1,13 @@
 /* wire.h - the messages between the dispatcher, the stages and clients, written once.
  *
- * One ZeroMQ frame a message: a 16-byte header (magic, version, type, body length), then
- * the fields of the list in order, little endian, without padding. Every field has a
- * fixed size, so a type has one length; the decoder checks magic, version, type and
- * length before it reads, that every string ends inside its field (zeros fill the rest), that a list is no longer than its field,
- * and never trusts a number inside a body: the receiver checks ranges. The encoder, the
- * decoder, the printer and the round-trip test expand the lists below. Type numbers are
- * never reused.
+ * A message is one ZeroMQ frame: a 16-byte header (magic, version, type, body length), then
+ * the fields of the list in order, little endian, without padding. Every field has a fixed
+ * size, so a type has one length.
+ * The decoder checks magic, version, type and length before it reads, that every string ends
+ * inside its field (zeros fill the rest), and that a list is no longer than its field. It
+ * never trusts a number inside a body: the receiver checks ranges.
+ * The encoder, the decoder, the printer and the round-trip test expand the lists below. Type
+ * numbers are never reused.
  *
  * Who sends what (stages/README.md tells the protocol as a story):
  *   stage -> dispatcher   HELLO POOL READY TAKEN PROGRESS STEP SPAN CHUNK SPOOLED DONE
@@ -33,69 +34,83 @@
 /* How a hand-over travels: as a file of the job's folder, or in a slot that the ticket names. */
 typedef enum { SL_BY_FILE, SL_BY_SLOT } sl_way;
 
-/* Hand-overs of one attempt, a row of `at` each; those from `count` on are zero. */
+/* Hand-overs of one attempt, a row of `at` each; rows from `count` on are zero. */
 typedef struct {
     uint32_t count;
     struct {
         uint32_t handover; /* sl_handover */
         uint32_t way;      /* sl_way */
-        sl_ticket ticket;  /* zero by file */
+        sl_ticket ticket;  /* zero where the way is SL_BY_FILE */
     } at[SL_TICKETS];
 } sl_tickets;
 
-/* What ASK wants a device's turn for. */
-typedef enum {
-    /* short, and another stage waits for its result: text, image, decode; goes first */
-    SL_TURN_PIECE,
-    SL_TURN_STEP /* a denoising step: long, and there are many */
-} sl_turn_kind;
+/* What ASK wants a device's turn for.
+ *   PIECE   of text, image or decode: short, and another stage waits for the result, so it goes
+ *           first
+ *   STEP    of denoising: long, and there are many */
+typedef enum { SL_TURN_PIECE, SL_TURN_STEP } sl_turn_kind;
 
-/* field kinds: name on the wire, C declaration */
+/* Fields: kind on the wire (an sl_wire_KIND below), name. */
 /* clang-format off */
+/* A process speaks. role: a stage's, or "client". */
 #define WIRE_HELLO(F)     F(str16, role) F(i32, pid) F(str64, device) F(u64, budget_bytes)
-/* where a stage receives the hand-over of this name */
+/* Where a stage receives the hand-over of this name. */
 #define WIRE_POOL(F)      F(str16, handover) F(pool, handle)
+/* The weights are loaded: jobs may come. */
 #define WIRE_READY(F)     F(f64, load_s) F(u64, weight_bytes) F(u64, arena_bytes)
-/* in: what the attempt starts from; to: for what it gives, whose pool (ticket.pool) is to have it */
+/* in: what the attempt starts from. to: the pools (ticket.pool) that are to have what it gives.
+ * dir: the job's folder. */
 #define WIRE_JOB(F)       F(u64, job) F(u32, attempt) F(tickets, in) F(tickets, to) F(dir, dir)
+/* The attempt's inputs are read: the slots of `in` are free. */
 #define WIRE_TAKEN(F)     F(u64, job) F(u32, attempt)
+/* done of total pieces of the stage's work. */
 #define WIRE_PROGRESS(F)  F(u64, job) F(u32, attempt) F(str16, stage) F(u32, done) F(u32, total) \
                           F(f64, seconds)
+/* A denoising step, with the First Block Cache's decision for each branch. */
 #define WIRE_STEP(F)      F(u64, job) F(u32, attempt) F(u32, step) F(u32, steps) F(f64, seconds) \
                           F(i32, cond_computed) F(f64, cond_metric) \
                           F(i32, uncond_computed) F(f64, uncond_metric)
+/* Where time went: common/trace.h. job 0: of none. */
 #define WIRE_SPAN(F)      F(u64, job) F(str16, stage) F(u32, kind) F(i64, t0_ns) F(i64, t1_ns)
-#define WIRE_CHUNK(F)     F(u64, job) F(u32, attempt) F(u32, handover) F(u32, index) F(u32, chunks) \
-                          F(u32, frames) F(ticket, slot)
-/* name: of the file, without .safetensors */
+/* Chunk `index` of `chunks` of a hand-over lies in the slot. */
+#define WIRE_CHUNK(F)     F(u64, job) F(u32, attempt) F(u32, handover) F(u32, index) \
+                          F(u32, chunks) F(u32, frames) F(ticket, slot)
+/* A file is whole, or could not be written. name: the file's, without .safetensors. */
 #define WIRE_SPOOLED(F)   F(u64, job) F(u32, attempt) F(str16, name) F(i32, code) F(text, message)
-/* out: the hand-overs that lie in slots now; bytes: of the finished file */
+/* The attempt is over. out: the hand-overs that lie in slots now; bytes: of the finished file. */
 #define WIRE_DONE(F)      F(u64, job) F(u32, attempt) F(tickets, out) F(u64, peak_bytes) \
                           F(u64, arena_bytes) F(u64, bytes)
+/* The attempt is over without a result. job 0: why the process cannot start. */
 #define WIRE_FAILED(F)    F(u64, job) F(u32, attempt) F(i32, code) F(text, message)
+/* The process lives; job: what it works on. */
 #define WIRE_HEARTBEAT(F) F(u64, job) F(u64, beats)
+/* End the attempt (to a stage), the job (to the dispatcher). */
 #define WIRE_CANCEL(F)    F(u64, job) F(u32, attempt)
-/* the sender pid is dead: free what it was writing, and what it sealed that nobody was told of */
+/* Process pid is dead: free what it was writing, and what it sealed and told nobody of. */
 #define WIRE_REAP(F)      F(i32, pid)
-/* before a REAP: a ticket that the dispatcher knows of, and will send in a JOB */
+/* Before a REAP: a ticket that the dispatcher knows of, and will send in a JOB. */
 #define WIRE_KEEP(F)      F(ticket, ticket)
+/* Nobody will open this ticket: free its slot. */
 #define WIRE_DISCARD(F)   F(ticket, ticket)
+/* Finish what has begun, and end. */
 #define WIRE_DRAIN(F)     F(u32, why)
-/* tag: the client's own number for the job, returned in ACCEPTED and FINISHED */
+/* A job in folder dir. tag: the client's own number for it, returned in ACCEPTED, FINISHED. */
 #define WIRE_SUBMIT(F)    F(u64, tag) F(dir, dir)
+/* job: the dispatcher's number, which all news of the job carry. */
 #define WIRE_ACCEPTED(F)  F(u64, tag) F(u64, job)
-#define WIRE_STAGE(F)     F(str16, stage) F(u32, instance) F(str16, event) F(i32, pid) F(str64, device) \
-                          F(f64, load_s) F(u64, weight_bytes) F(u64, peak_bytes) \
-                          F(u64, arena_bytes) F(u64, job)
-/* job 0: refused, and never had a number */
+/* News of a stage's process; event says which. */
+#define WIRE_STAGE(F)     F(str16, stage) F(u32, instance) F(str16, event) F(i32, pid) \
+                          F(str64, device) F(f64, load_s) F(u64, weight_bytes) \
+                          F(u64, peak_bytes) F(u64, arena_bytes) F(u64, job)
+/* The job is over. job 0: it was refused, and never had a number. */
 #define WIRE_FINISHED(F)  F(u64, tag) F(u64, job) F(i32, code) F(text, message) F(u64, bytes)
-/* for the device's turn; gives back a held one */
+/* The stage wants the device's turn for a piece of work; a turn that it holds goes back. */
 #define WIRE_ASK(F)       F(u64, job) F(u64, turn) F(u32, kind) F(str64, what) F(u64, expected_ms)
-/* the turn that was asked for; free: for every piece of work until REVOKE */
+/* The turn that was asked for. free: it holds for every piece of work until REVOKE. */
 #define WIRE_GRANT(F)     F(u64, turn) F(u32, free)
-/* the turn is free no more: ask for the next piece; give it back now if none runs */
+/* The turn is free no more: ask for the next piece; give the turn back now if none runs. */
 #define WIRE_REVOKE(F)    F(u64, turn)
-/* a turn given back, or not wanted any more */
+/* A turn is given back, or not wanted any more. */
 #define WIRE_GIVE(F)      F(u64, turn)
 
 #define WIRE_ALL(M)                                                                             \
@@ -153,8 +168,8 @@ const sl_ticket *sl_tickets_find(const sl_tickets *list, uint32_t h);
 /* Append a row. SL_TICKETS at most: a bug if more. ticket NULL: by file. */
 void sl_tickets_add(sl_tickets *list, uint32_t h, const sl_ticket *ticket);
 
-/* Encode into buf (SL_WIRE_MAX bytes); returns the length. Strings longer than their
- * field are cut. */
+/* Encode into buf (SL_WIRE_MAX bytes); returns the length. A string that is longer than its
+ * field is cut. */
 size_t sl_wire_encode(uint8_t *buf, const sl_msg *msg);
 /* Decode `length` bytes. Errors: SL_FORMAT saying what is wrong (magic, version, type,
  * length, an unended string). */

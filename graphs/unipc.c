@@ -71,8 +71,8 @@ static double lambda(float sigma)
 
 /* x_next = a[0] x + a[1] m0 + a[2] m1: from sigma s[1] to s[2], the step before started
  * at s[0] (order 2 only).
- *   h = lambda_2 - lambda_1,  E = expm1(-h),  D1 = (m1 - m0) / r,  r = (lambda_0 -
- *                             lambda_1) / h
+ *   h = lambda_2 - lambda_1         E  = expm1(-h)
+ *   r = (lambda_0 - lambda_1) / h   D1 = (m1 - m0) / r
  *   x_next = s2/s1 x - alpha_2 E m0 - alpha_2 E D1 / 2 */
 static void predictor(float a[3], const float s[3], int order)
 {
@@ -89,8 +89,8 @@ static void predictor(float a[3], const float s[3], int order)
 
 /* x = a[0] last + a[1] x0 + a[2] m0 + a[3] m1: the step from s[1] to s[2] again, now that
  * x0 at s[2] is known.
- *   x = s2/s1 last - alpha_2 E (m0 + rho0 D1 + rho1 (x0 - m0)),  rho from the 2 x 2
- *                                                                system of the bh2 solver */
+ *   x = s2/s1 last - alpha_2 E (m0 + rho0 D1 + rho1 (x0 - m0))
+ *   rho0, rho1: the solution of the bh2 solver's 2 x 2 system */
 static void corrector(float a[4], const float s[3], int order)
 {
     const double h = lambda(s[2]) - lambda(s[1]), hh = -h, e = expm1(hh), alpha = 1 - s[2];

@@ -24,11 +24,12 @@ void sl_vae_decoder_free(sl_vae_decoder **m);
 
 /* ---- encode the condition video of image-to-video ---- */
 
-/* out F32 [z, T, h/8, w/8] = normalised mean of encode([first, 0 ..., 0 (, last)]), T =
- * (frames-1)/4 + 1 (spec 3.6, 4.7).
- *   first  host float32 [h, w, 3] in [-1, 1], channels last;  last: the same, or NULL
- *   moments  NULL, or host float32 [2z, T, h/8, w/8] that gets the raw moments (mean,
- *            logvar) (tests)
+/* out F32 [z, T, h/8, w/8] = normalised mean of encode([first, 0 ..., 0 (, last)]), with
+ * T = (frames-1)/4 + 1 (spec 3.6, 4.7).
+ *   first    host float32 [h, w, 3] in [-1, 1], channels last
+ *   last     the same, or NULL
+ *   moments  NULL, or host float32 [2z, T, h/8, w/8] that gets the raw moments: mean, logvar
+ *            (tests)
  * Frames that repeat are computed once, layer by layer (spec 7): 100, not 382, TFLOP at
  * 1280x720x81. Everything is taken from ctx's arena and released. ctx->cancel is looked
  * at between chunks. Errors (kept in ctx): SL_SHAPE, SL_ARG frames that are not 4k + 1,

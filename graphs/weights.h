@@ -29,17 +29,15 @@
 
 typedef struct sl_loader sl_loader;
 
-typedef enum {
-    /* [N, K] of a linear layer, or an embedding table: the device's matrix dtype */
-    SL_W_MATRIX,
-    SL_W_VECTOR, /* bias, norm weight: the device's activation dtype (F32 on the CPU) */
-    SL_W_FLOAT,  /* stays F32 everywhere (spec 2.1's fp32 list, VAE gammas, tables) */
-    /* [Co,Ci,kt,kh,kw], or rank 4 [Co,Ci,kh,kw] seen as kt = 1; packed for sl_conv3d */
-    SL_W_CONV,
-    /* of a network in float32 everywhere (CLIP, spec 2.5): as SL_W_MATRIX on the CPU, F32
-     * on a device */
-    SL_W_MATRIX_F32
-} sl_weight_kind;
+/* What a tensor is for, which decides its form on a device.
+ *   MATRIX       [N, K] of a linear layer, or an embedding table: the device's matrix dtype
+ *   VECTOR       bias, norm weight: the device's activation dtype (F32 on the CPU)
+ *   FLOAT        F32 everywhere (spec 2.1's fp32 list, VAE gammas, tables)
+ *   CONV         [Co,Ci,kt,kh,kw], or rank 4 [Co,Ci,kh,kw] seen as kt = 1; packed for
+ *                sl_conv3d
+ *   MATRIX_F32   of a network in float32 everywhere (CLIP, spec 2.5): as MATRIX on the CPU,
+ *                F32 on a device */
+typedef enum { SL_W_MATRIX, SL_W_VECTOR, SL_W_FLOAT, SL_W_CONV, SL_W_MATRIX_F32 } sl_weight_kind;
 
 /* Component `dir` with safetensors stem `stem`; memory through `ctx`, which must outlive
  * the loader. `label` ("transformer") is put before messages. *out is the caller's to

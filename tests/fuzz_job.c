@@ -29,8 +29,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     sl_job job, again;
     sl_err err = {0};
     if (!*path) {
+        /* in memory where there is some: the file is written often */
         snprintf(path, sizeof path, "%s/fuzz-job-%d.json",
-                 /* written often */
                  access("/dev/shm", W_OK) ? "/tmp" : "/dev/shm", (int)getpid());
         atexit(forget);
     }

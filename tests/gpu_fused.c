@@ -245,10 +245,8 @@ static void layernorm(void **state)
                 sl_layernorm(&gpu, how == 1 ? &x.g : &y.g, &x.g, k ? &w.g : NULL, k ? &b.g : NULL,
                              1e-6f);
                 settle(how, &y, &x);
-                check(&y, type == SL_F32 ? 1e-5 : ROUNDING,
-                      /* 2e-5: sums of 5120 in another order, of numbers up to 5
-                       * deviations */
-                      2e-5);
+                /* 2e-5: sums of 5120 in another order, of numbers up to 5 deviations */
+                check(&y, type == SL_F32 ? 1e-5 : ROUNDING, 2e-5);
             }
     end();
 }

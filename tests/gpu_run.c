@@ -606,10 +606,9 @@ static void two_jobs_of_the_demo_model_are_pipelined(void **state)
     t_run_conf(&run, 3, 60, "");
     char jobs[300];
     snprintf(jobs, sizeof jobs, "%s/jobs.jsonl", run.base);
+    /* 300 steps: enough to decode the first job meanwhile, kernels to be loaded included */
     t_write(jobs, t_format("{\"output\": \"%s/a.mp4\", \"json\": \"%s/a.json\", \"seed\": "
                            "1}\n{\"output\": \"%s/b.mp4\", \"json\": "
-                           /* enough to decode the first meanwhile, kernels to be loaded
-                            * included */
                            "\"%s/b.json\", \"seed\": 2, \"steps\": 300}\n",
                            run.out, run.out, run.out, run.out));
     char *args[] = {(char *)"sluice",

@@ -1,12 +1,13 @@
 /* helper_decode_flat - another decode, without a line of stages/seat/: the protocol of
  * stages/README.md is enough.
  *
- *   stages: ( ..., { name = "decode"; program = "build/release/tests/helper_decode_flat";
- *     }, ... )
+ *   stages: ( { name = "text"; }, { name = "image"; }, { name = "denoise"; },
+ *             { name = "decode"; program = "build/release/tests/helper_decode_flat"; },
+ *             { name = "mux"; } );
  *
- * Latents' first three channels become red, green and blue, each latent pixel a square of
- * 8 x 8: a preview that costs nothing. One thread; it looks at its socket between chunks,
- * and beats there too. */
+ * The latents' first three channels become red, green and blue, each latent pixel a square
+ * of 8 x 8: a preview that costs nothing. One thread, which looks at its socket between
+ * chunks, and beats there too. */
 #include <math.h>
 #include <signal.h>
 #include <stdio.h>

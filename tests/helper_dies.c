@@ -1,13 +1,16 @@
 /* helper_dies - a stage that is killed on its first starts, at the moment a test asks
  * for, and then becomes the real program.
  *
- *   stages: ( { name = ROLE; program = ".../helper_dies"; args = [MODE, TIMES, COUNTER,
- *     PROGRAM]; } )
+ *   stages: ( { name = ROLE; program = ".../helper_dies";
+ *               args = [MODE, TIMES, COUNTER, PROGRAM]; } );
  *
- * MODE: start (before it has said anything), job (as soon as it has one), sealed (it has
- * sealed a slot of its receiver and told nobody); and nonsense: it does not die, but says
- * what is no message. The file COUNTER grows by a byte a start; from start TIMES + 1 on,
- * PROGRAM runs in its place. */
+ * MODE, when the stage dies:
+ *   start      before it has said anything
+ *   job        as soon as it has a job
+ *   sealed     when it has sealed a slot of its receiver and told nobody
+ *   nonsense   not at all, but it says what is no message
+ * The file COUNTER grows by a byte a start; from start TIMES + 1 on, PROGRAM runs in the
+ * helper's place. */
 #include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>

@@ -3,9 +3,13 @@
  *
  *   stages: ( ..., { name = "mux"; program = "build/release/tests/helper_mux_y4m"; } )
  *
- * What a mux must do: own the pool "frames"; take one JOB; take its CHUNKs in order,
- * opening and dropping each ticket; say DONE. Between JOB and the last CHUNK a CANCEL may
- * come, or a CHUNK of an attempt that was given up. */
+ * What a mux must do:
+ *   - own the pool "frames"
+ *   - take one JOB
+ *   - take the job's CHUNKs in order, opening and dropping each ticket
+ *   - say DONE
+ * Between JOB and the last CHUNK a CANCEL may come, or a CHUNK of an attempt that was given
+ * up. */
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>

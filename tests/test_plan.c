@@ -211,10 +211,8 @@ static void what_a_denoising_job_keeps(void **state)
     assert_int_equal(want, 2725401600);
     json_t *p = plan("--model", model, "--width", "1280", "--height", "720", END);
     assert_int_equal(of(p, "denoise", "job_bytes"), want);
-    about(of(p, "denoise", "work_bytes"), 4 * tokens,
-          /* the tokens, all queries, keys and values; the rest some thousand tokens at a
-           * time */
-          1200 * MIB);
+    /* the tokens, all queries, keys and values; the rest some thousand tokens at a time */
+    about(of(p, "denoise", "work_bytes"), 4 * tokens, 1200 * MIB);
     json_decref(p);
     /* without guidance one branch; ten steps */
     p = plan("--model", model, "--width", "1280", "--height", "720", "--guidance", "1", "--steps",

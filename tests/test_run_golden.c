@@ -1,11 +1,11 @@
 /* test_run_golden - `sluice run` on every case of a golden folder, layer by layer against
  * what the reference computed.
  *
- *   test_run_golden [FOLDER ...]     each holds model/, prompts.json, text.safetensors
- *                                    and cases NAME.json (default: tests/golden/tiny-i2v
- *                                    and what else in tests/golden has a whole model);
- *                                    the programs are taken from $SLUICE_BIN (default
- *                                    bin)
+ *   test_run_golden [FOLDER ...]
+ *
+ * Each folder holds model/, prompts.json, text.safetensors and cases NAME.json. Default:
+ * tests/golden/tiny-i2v and what else in tests/golden has a whole model. The programs are
+ * taken from $SLUICE_BIN (default bin).
  *
  * The tiny models' rotary tables are rounded to bf16 (they were cast as a whole):
  * tests/golden/golden.cfg asks for that, and a folder's own golden.cfg, where it has one,

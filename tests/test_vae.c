@@ -317,9 +317,8 @@ static void decode(network *n, const float *latents, int t, int h, int w, int ea
                    float *floats)
 {
     void *memory = sl_device_alloc(&n->ctx, sl_vae_decode_bytes(&n->ctx, n->decoder, h * 8, w * 8));
-    memset(memory, 0xff,
-           /* NaN: nothing may be read before it is written */
-           sl_vae_decode_bytes(&n->ctx, n->decoder, h * 8, w * 8));
+    /* 0xff is NaN: nothing may be read before it is written */
+    memset(memory, 0xff, sl_vae_decode_bytes(&n->ctx, n->decoder, h * 8, w * 8));
     sl_vae_decode *d = sl_vae_decode_start(&n->ctx, n->decoder, h * 8, w * 8, memory);
     T_OK(sl_ctx_error(&n->ctx, &err));
     const int64_t frame = (int64_t)h * 8 * w * 8 * 3;

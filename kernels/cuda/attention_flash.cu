@@ -7,9 +7,11 @@
  * and values come from L2. One thread has the copy engine bring queries, and blocks of 80
  * keys and their values into a ring, while three warpgroups of 64 queries each multiply.
  * All that a warpgroup does is one sequence of steps, across tiles:
- *   queue S = q k^T of the next block, queue o += p v of the last one; when S is there
- *     take its exponentials; when o is there
- *   finish it, where S begins a tile; round S to p.
+ *   - queue S = q k^T of the next block
+ *   - queue o += p v of the last one
+ *   - when S is there, take its exponentials
+ *   - when o is there, finish it, where S begins a tile
+ *   - round S to p
  * So exponentials are taken while the tensor cores do this warpgroup's o and the other
  * two's products. Keys from the list's end on are zeros (the copy engine's), and their
  * scores -infinity.

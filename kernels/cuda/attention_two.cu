@@ -4,18 +4,19 @@
  * The DiT's cross-attention: 512 keys of the text and 257 of the image. Apart, the second
  * reads q and o again; here q is read once and o is written once. The meaning is that of
  * the two calls: each result is rounded to bf16, then their sum.
- * SLUICE_ATTENTION_TWO=0 turns it off, and so does SLUICE_ATTENTION, which names a form
- * of the other one.
+ * SLUICE_ATTENTION_TWO=0 turns this kernel off, and so does SLUICE_ATTENTION, which names a
+ * form of the attention to one list.
  *
  * A thread block stays on its multiprocessor and takes an equal run of tiles of 128
  * queries, head after head. One thread has the copy engine bring queries, and blocks of
  * 128 keys (144 of the second list: 257 = 2 x 144 - 31) and their values into a ring,
  * while two warpgroups of 64 queries each multiply. All that a warpgroup does is one
  * sequence of steps, across lists and tiles:
- *   queue S = q k^T of the next block, queue o += p v of the last one, give the turn to
- *     the other warpgroup; when S is there take
- *   its largest elements and exponentials; when o is there rescale it, or, where S begins
- *     a list, finish it; round S to p.
+ *   - queue S = q k^T of the next block
+ *   - queue o += p v of the last one, and give the turn to the other warpgroup
+ *   - when S is there, take its largest elements and exponentials
+ *   - when o is there, rescale it, or, where S begins a list, finish it
+ *   - round S to p
  * So exponentials are taken while the tensor cores do this warpgroup's o and the other's
  * products. The first list's result waits in 32 registers, rounded, for the second's.
  * Rows from a list's end on are zeros (the copy engine's), and their scores -infinity.

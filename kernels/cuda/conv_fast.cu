@@ -23,17 +23,14 @@
  * COST AND EXPECTATION (H100 SXM: 990 TFLOP/s nominal, about 790 within its power; a
  * multiprocessor multiplies 256 x N x 32 in 4 N clocks and gets 25 to 40 bytes a clock
  * from L2). "B/clk": what the layer would take from L2 at full speed.
- *   [4,720,1280,96]->96    27 taps   1.83 TFLOP  27 B/clk   expected 550-650 TFLOP/s,
- *                          2.8-3.3 ms
- *   [4,360,640,192]->192   27 taps   1.83 TFLOP  21 B/clk   expected 600-650 TFLOP/s, 2.9 ms
- *   [2,180,320,384]->384   27 taps   0.92 TFLOP  23 B/clk   expected 550-600 TFLOP/s, 1.6
- *                          ms: 7 rounds of 132 tiles
- *   [1,90,160,384]->384    27 taps   0.11 TFLOP  27 B/clk   expected 450 TFLOP/s, 0.25
- *                          ms: one round of 116 tiles
- *   [4,360,640,192]->96    doubled   0.54 TFLOP  42 B/clk   expected 400 TFLOP/s, 1.4 ms
- *                          (1.22 TFLOP as written)
- *   [4,720,1280,96]->3     27 taps   0.15 TFLOP, 8 columns  expected 1.2-1.5 ms: bound by
- *                          5 GB of boxes from L2 */
+ *                                   TFLOP  B/clk   expected: TFLOP/s, ms
+ *   [4,720,1280,96]->96    27 taps   1.83    27     550-650   2.8-3.3
+ *   [4,360,640,192]->192   27 taps   1.83    21     600-650   2.9
+ *   [2,180,320,384]->384   27 taps   0.92    23     550-600   1.6: 7 rounds of 132 tiles
+ *   [1,90,160,384]->384    27 taps   0.11    27     450       0.25: one round of 116 tiles
+ *   [4,360,640,192]->96    doubled   0.54    42     400       1.4 (1.22 TFLOP as written)
+ *   [4,720,1280,96]->3     27 taps   0.15                     1.2-1.5: 8 columns, bound by 5 GB
+ *                                                             of boxes from L2 */
 #include <cuda.h>
 #include <cudaTypedefs.h>
 

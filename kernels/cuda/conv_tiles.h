@@ -113,20 +113,18 @@ SL_HD float sl_conv_packed_value(const float *src, const int64_t s[5], int64_t a
 /* A convolution as the fast kernel sees it. */
 typedef struct {
     int frames, oh, ow, co; /* y */
-    int grid_h, grid_w, step,
-        /* pixels of one phase; phases 4: y's pixel (i, j) of phase (a, b) is (2i+a,
-         * 2j+b), step 2; else 1 and 1 */
-        phases;
+    int grid_h, grid_w;     /* pixels of one phase */
+    int step, phases;       /* 2 and 4: y's pixel (i, j) of phase (a, b) is (2i+a, 2j+b); else 1
+                             * and 1 */
     int kt, kh, kw, stride_t, before, pad; /* 2 x 2 taps when phases is 4 */
-    int first_dt;                          /* taps in time before it meet only zeros */
-    /* frames before x's first are in the history; otherwise they are zeros */
-    int has_history;
-    int chunks;                         /* of 32 channels: Ci / 32 */
-    int ft, kts;                        /* frames of a tile, taps in time of a step */
+    int first_dt;                          /* taps in time before this one meet only zeros */
+    int has_history; /* frames before x's first are in the history; 0: they are zeros */
+    int chunks;      /* of 32 channels: Ci / 32 */
+    int ft, kts;     /* frames of a tile, taps in time of a step */
     int block_rows, block_cols, places; /* places: blocks of one phase divided by ft */
-    /* output channels of a tile; tiles along channels and along places */
-    int n, n_tiles, m_tiles;
-    int weight_rows; /* rows of packed weights of one phase */
+    int n;                              /* output channels of a tile */
+    int n_tiles, m_tiles;               /* tiles along channels, along places */
+    int weight_rows;                    /* rows of packed weights of one phase */
 } sl_conv_tiles;
 
 SL_HD int sl_conv_tile_count(const sl_conv_tiles *p)

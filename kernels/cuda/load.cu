@@ -312,10 +312,8 @@ bool read_chunk(job *j, const chunk &c, char *host)
             return give_up(j, err);
         }
         if (!n) {
-            struct stat info;
-            const int64_t size =
-                /* another reader may be nearer to the end */
-                fstat(c.fd, &info) ? from + got : (int64_t)info.st_size;
+            struct stat info; /* asked for, since another reader may be nearer to the end */
+            const int64_t size = fstat(c.fd, &info) ? from + got : (int64_t)info.st_size;
             sl_fail(&err, SL_FORMAT,
                     "load: %s ends at byte %lld, want bytes %lld to %lld: the file was cut short",
                     name_of(c.fd, path, sizeof path), (long long)size, (long long)c.begin,

@@ -288,9 +288,8 @@ sl_code sl_bench_text(sl_bench *b, sl_err *err)
     if (!rc) rc = sl_loader_finish(t.n.loader, err);
     if (!rc) rc = sl_arena_text(&arena, &b->ops, c, t.m, err);
     if (!rc) rc = sl_ctx_reserve(&t.n.ctx, arena.peak, err);
-    const double table =
-        /* of which only the prompts' rows are read */
-        (double)c->vocab * c->d_model * (double)sl_dtype_size(b->ops.act);
+    /* only the prompts' rows of the table are read */
+    const double table = (double)c->vocab * c->d_model * (double)sl_dtype_size(b->ops.act);
     if (!rc)
         rc = measure(&t.n, "text", "2 x 512 tokens", PROMPTS * (weight_bytes(&t.n) - table), 0,
                      run_text, &t, err);

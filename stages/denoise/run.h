@@ -31,13 +31,11 @@ typedef struct {
     sl_denoise_memory mem;
     sl_sampler sampler; /* state; its tensors lie in mem */
     float *noise;       /* on the host, [16, T, h/8, w/8]: the start */
-    /* the latents; its host side is a buffer for those of each step, its device side the
-     * sampler's */
-    sl_parcel out;
-    /* on the host, four of that: x, last, m0, m1 before the step that runs */
-    float *saved;
-    int since_saved; /* steps since the last spooled state */
-    bool replay;     /* the next step repeats one that had computed: see denoise_step */
+    float *saved;       /* on the host, four of noise's size: x, last, m0, m1 before this step */
+    int since_saved;    /* steps since the last spooled state */
+    sl_parcel out;      /* the latents; the host side is a buffer for those of each step, the
+                         * device side is the sampler's */
+    bool replay;        /* the next step repeats one that had computed: see sl_denoise_step */
     float replay_metric[SL_BRANCHES];
     char tap_dir[SL_PATH]; /* where first-forward tensors go; "" nowhere */
 } denoise_run;

@@ -15,8 +15,8 @@ typedef struct {
  *   1. a step that has waited for more than patience_ns
  *   2. pieces, whoever asked first
  *   3. steps, whoever asked first
- * A stage asks anew for each piece, so whoever has just had its turn stands behind those
- * of its kind: they go in turn. */
+ * A stage asks anew for each piece, so a stage that has just had its turn stands behind the
+ * others of its kind: they take turns. */
 int sl_order_next(const sl_order_wait *waits, int n, int64_t now_ns, int64_t patience_ns);
 
 #endif

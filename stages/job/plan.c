@@ -185,11 +185,9 @@ static sl_code plan_denoise(planner *p, sl_stage_plan *s, bool computes, sl_err 
            held = text + image;
     add_slots(p, s, SL_HANDOVER_TEXT, text);
     add_slots(p, s, SL_HANDOVER_IMAGE, image);
-    if (computes)
-        s->host +=
-            /* noise, result, the state of four, the state and both results once more for
-             * the spool; inputs */
-            12 * latents + held;
+    /* noise, result, the state of four, the state and both results once more for the spool;
+     * inputs */
+    if (computes) s->host += 12 * latents + held;
     for (int e = 0; e < SL_EXPERTS; e++) sl_dit_free(&dit[e]);
     free(schedule);
     return rc;

@@ -6,34 +6,30 @@
 #include "common/conf.h"
 #include "stages/job/request.h"
 
-/* Of one process, an entry of conf's stages. */
+/* The bytes of one process, an entry of conf's stages. */
 typedef struct {
-    bool runs; /* some job of the model has work for it */
+    bool runs; /* some job of the model has work for the process */
     sl_role role;
     char name[SL_CONF_NAME];
     char device[16];
-    /* weights that stay in their files, mapped: page cache, which the machine may take
-     * back (CPU) */
-    size_t mapped;
-    size_t weights;      /* weights in memory of their own */
-    size_t kept;         /* of the arena: what a job keeps from its beginning to its end */
-    size_t work;         /* of the arena: the most beside that */
-    size_t slots;        /* of the pools it receives in, as far as these jobs fill them */
-    size_t device_slots; /* of these, what is its device's memory; the rest is the host's */
-    size_t
-        /* on a GPU: what driver and libraries take for the process, and the most that
-         * operations take beside the arena */
-        context;
-    /* host memory beside all that: pictures, latents, the encoder, the process itself */
-    size_t host;
+    size_t mapped;  /* weights that stay in their files, mapped (CPU): page cache, which the
+                     * machine may take back */
+    size_t weights; /* weights in memory of their own */
+    size_t kept;    /* of the arena: what a job keeps from its beginning to its end */
+    size_t work;    /* of the arena: the most beside `kept` */
+    size_t slots;   /* of the pools in which the stage receives, as far as these jobs fill them */
+    size_t device_slots; /* those of `slots` that are device memory; the rest is the host's */
+    size_t context;      /* on a GPU: what driver and libraries take for the process, and the most
+                     * that operations take beside the arena */
+    size_t host;         /* host memory beside all that: pictures, latents, the encoder, the process
+                     * itself */
 } sl_stage_plan;
 
 typedef struct {
     int count;
     sl_stage_plan stages[SL_CONF_SEATS]; /* as conf's; of the job that takes most of each */
-    /* weights as they are stored; false: some are not there and count as the activations'
-     * type */
-    bool from_files;
+    bool from_files; /* weights count as they are stored; false: some are not there and count in
+                      * the activations' type */
 } sl_run_plan;
 
 /* Bytes of every stage for the jobs' sizes, steps and caches; b->from leaves out what a
@@ -48,20 +44,18 @@ size_t sl_plan_mapped(const sl_run_plan *plan, int i);
 
 typedef struct {
     uint64_t total, available; /* MemTotal, MemAvailable */
-    uint64_t
-        /* what the tightest cgroup (v2) around this process still gives, its page cache
-         * counted as free; UINT64_MAX: no limit */
-        group;
-    uint64_t gives; /* the smaller of the two */
+    uint64_t group; /* what the tightest cgroup (v2) around this process still gives, its page
+                     * cache counted as free; UINT64_MAX: no limit */
+    uint64_t gives; /* the smaller of `available` and `group` */
 } sl_machine_memory;
-/* Files under `root` ("" for this machine): proc/meminfo, proc/self/cgroup,
+/* Ask the machine. Files under `root` ("" for this machine): proc/meminfo, proc/self/cgroup,
  * sys/fs/cgroup. Errors: SL_SYS. */
 sl_code sl_plan_machine(sl_machine_memory *out, const char *root, sl_err *err);
 
 /* What memory has for the weights of a run that fits. */
 typedef struct {
     uint64_t mapped; /* bytes of weights that stay in their files, mapped */
-    uint64_t held;   /* of them, what memory holds; the rest is read again at every step */
+    uint64_t held;   /* those of `mapped` that memory holds; the rest is read at every step */
 } sl_admission;
 
 /* Refuse what does not fit in host memory or on a GPU (b->gpus): SL_NOMEM with bytes

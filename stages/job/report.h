@@ -12,8 +12,7 @@
 
 typedef struct {
     double seconds, cond_metric, uncond_metric;
-    /* 1, 0; -1: this step has no such branch, or is not known */
-    int cond_computed, uncond_computed;
+    int cond_computed, uncond_computed; /* 1, 0; -1: no such branch, or the step is not known */
 } sl_report_step;
 
 typedef struct {

@@ -91,9 +91,8 @@ sl_code sl_seat_open(sl_seat **out, sl_role role, int argc, char **argv, sl_err 
     if (a.conf && (rc = sl_conf_read_file(&seat->conf, a.conf, err))) return rc;
     sl_log_open(name, seat->conf.run.log);
     if ((rc = sl_model_open(&seat->model, a.model, err))) return rc;
-    if (strcmp(seat->device, "cpu"))
-        /* a process keeps the kernels that it uses; before there are threads */
-        setenv("CUDA_MODULE_LOADING", "LAZY", 0);
+    /* a process keeps the kernels that it uses; set before there are threads */
+    if (strcmp(seat->device, "cpu")) setenv("CUDA_MODULE_LOADING", "LAZY", 0);
 
     /* its parts: what the socket's thread calls is there before it */
     sl_turn_open(&seat->turn, &seat->control, &seat->conf, seat->device);

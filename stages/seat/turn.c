@@ -16,7 +16,8 @@
 #include "common/log.h"
 
 #define MS 1000000ll
-/* as many other stages can have had a turn, each of the longest that is sound */
+/* A stage waits for so many times the longest sound turn: as many other stages can have had
+ * one each. */
 #define TIMEOUTS 4
 
 void sl_turn_open(sl_turn *t, sl_control *control, const sl_conf *conf, const char *device)

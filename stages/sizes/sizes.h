@@ -4,7 +4,7 @@
  * The arena's size is found by running the stage's own graph on the plan body of its
  * device (sl_ops_plan_of): no memory, no work, no numbers. `ops` is the device's table,
  * or already a plan body. Networks may have been made by a loader that only counts. The
- * denoiser's is in denoise.h. */
+ * denoiser's arena is in denoise.h. */
 #ifndef SL_SIZES_H
 #define SL_SIZES_H
 
@@ -21,13 +21,11 @@
  * shows of each stage of a 14B job beside weights, arena, slots, workspace and scratch. */
 #define SL_GPU_CONTEXT_BYTES ((size_t)512 << 20)
 #define SL_GPU_WORKSPACE_BYTES ((size_t)64 << 20) /* of cublasLt and cuDNN */
-#define SL_GPU_SCRATCH_BYTES                                                                       \
-    ((size_t)288                                                                                   \
-     << 20) /* the most that an operation takes: attention's scores, and a result to be added */
+/* The most that an operation takes: attention's scores, and a result to be added. */
+#define SL_GPU_SCRATCH_BYTES ((size_t)288 << 20)
 
 typedef struct {
-    /* what one job keeps from its beginning to its end: caches, tables, contexts */
-    size_t kept;
+    size_t kept; /* what a job keeps from its beginning to its end: caches, tables, contexts */
     size_t peak; /* the whole arena, `kept` included */
 } sl_arena;
 
@@ -38,10 +36,10 @@ sl_code sl_arena_text(sl_arena *out, const sl_ops *ops, const sl_umt5_config *c,
 /* The image stage's, with both results; clip NULL: a model that takes no tokens. */
 sl_code sl_arena_image(sl_arena *out, const sl_ops *ops, const sl_model *model, const sl_clip *clip,
                        const sl_vae_encoder *vae, const sl_job *job, sl_err *err);
-/* One of its two networks by itself. */
+/* CLIP by itself, which is one of the image stage's two networks. */
 sl_code sl_arena_clip(sl_arena *out, const sl_ops *ops, const sl_clip_config *c, const sl_clip *m,
                       sl_err *err);
-/* last: there is a last picture too. */
+/* The VAE's encoder by itself. last: there is a last picture too. */
 sl_code sl_arena_condition(sl_arena *out, const sl_ops *ops, const sl_model *model,
                            const sl_vae_encoder *m, const sl_job *job, bool last, sl_err *err);
 sl_code sl_arena_decode(sl_arena *out, const sl_ops *ops, const sl_model *model,
