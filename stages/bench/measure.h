@@ -42,8 +42,7 @@ typedef struct {
     sl_ops ops;
     const sl_ops *body;             /* the device's own table */
     double product_rate, copy_rate; /* operations, bytes a second; 0: not measured yet */
-    /* the other process of the hand-overs, started before this one touched a GPU; 0: none */
-    pid_t peer;
+    pid_t peer; /* of the hand-overs' other process, started before this one used a GPU; 0: none */
     int peer_socket;
     json_t *results;
     /* normal numbers, drawn when first asked for; sl_bench_fill deals them out from another
@@ -55,16 +54,15 @@ typedef struct {
 /* A context on the device whose operations are counted, and a loader of random weights. */
 typedef struct {
     const sl_ops *body;
-    /* operations since they were last zeroed, a multiply-add counted as two */
-    double linear, attention, conv;
-    /* seconds of the first run, which also makes plans; 0: unknown */
-    double first;
+    double linear, attention, conv; /* operations since they were last zeroed, a multiply-add
+                                     * counted as two */
+    double first; /* seconds of the first run, which also makes the libraries' plans; 0: unknown */
 } sl_bench_work;
 
 typedef struct {
     sl_bench *b;
     sl_bench_work work;
-    sl_ctx ctx;        /* its tap_user is &work */
+    sl_ctx ctx;        /* ctx.tap_user is &work */
     sl_loader *loader; /* NULL: none */
 } sl_bench_net;
 

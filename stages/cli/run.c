@@ -1,5 +1,14 @@
 /* run.c - a pipeline from start to end: run directory, dispatcher, jobs, progress,
- * recovery, results. */
+ * recovery, results.
+ *
+ * One thread, one poll over three ends:
+ *   control socket   ACCEPTED, PROGRESS, STEP, SPAN, STAGE, FINISHED of this client's jobs
+ *   signalfd         SIGINT: cancel, and a second one kills the dispatcher; SIGTERM: drain
+ *   pidfd            the dispatcher has ended
+ * A dispatcher that ends before the jobs do is started again on the same run directory, and
+ * every job that is not finished is submitted to it anew: what lies in the spool is found
+ * there. Stages die with their dispatcher; those that outlive it by a moment are collected
+ * here, since this process is their subreaper. */
 #include "stages/cli/arguments.h"
 #include "stages/cli/verbs.h"
 
@@ -81,8 +90,7 @@ static sl_code prepare(runner *r, sl_err *err)
     sigaddset(&set, SIGINT);
     sigaddset(&set, SIGTERM);
     sigprocmask(SIG_BLOCK, &set, NULL);
-    /* stages that outlive the dispatcher by a moment are ours to wait for: see
-     * reap_stages */
+    /* this process waits for stages that outlive the dispatcher: see reap_stages */
     prctl(PR_SET_CHILD_SUBREAPER, 1);
     if ((r->signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK)) < 0)
         return sl_fail_errno(err, errno, "signalfd");
@@ -283,8 +291,8 @@ static void end_all(runner *r, sl_code code, const char *why)
     }
 }
 
-/* The stages of a dispatcher that was killed: the kernel kills them with it; when the
- * last is gone, so are its hold on files and its temporaries' excuse to stay. */
+/* Wait for the stages of a dispatcher that was killed, which the kernel kills with it. When
+ * the last stage is gone, nobody holds the run's files, and every temporary is a leftover. */
 static void reap_stages(void)
 {
     int64_t until = sl_now_ns() + REAP_MS * 1000000ll;

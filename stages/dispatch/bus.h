@@ -16,7 +16,7 @@
 
 #define SL_BUS_TICK_MS 50 /* longest time between two ticks */
 
-/* Who is at the other end of the socket: zeroed, nobody. */
+/* Who is at the other end of the socket: the identity that ZeroMQ gave it. Zeroed: nobody. */
 typedef struct {
     size_t size;
     char bytes[64];
@@ -50,17 +50,19 @@ void sl_bus_close(sl_bus **b); /* what was sent still leaves, for 300 ms; NULL i
 /* The next event, waiting for it. Errors: SL_SYS the socket is of no use any more. */
 sl_code sl_bus_next(sl_bus *b, sl_bus_event *out, sl_err *err);
 
-/* Seat's process is pid, which pidfd (the caller's) tells the end of; -1: no more. */
+/* The seat's process is pid, whose end pidfd (the caller's) tells; pidfd -1: no more. */
 void sl_bus_watch(sl_bus *b, int seat, pid_t pid, int pidfd);
-/* Seat's process speaks as `from`; NULL: nobody speaks for it. */
+/* The seat's process speaks as `from`; NULL: nobody speaks for the seat. */
 void sl_bus_name(sl_bus *b, int seat, const sl_bus_peer *from);
-/* Its process has ended, whether or not that was told yet. */
+/* The seat's process has ended, whether or not that event was taken yet. */
 bool sl_bus_has_ended(const sl_bus *b, int seat);
 
-/* SL_GONE: it has not said HELLO, or is lost. Other errors are in the log. */
+/* Send to a seat, to a client. SL_GONE: the process has not said HELLO, or is lost. Other
+ * errors are in the log. */
 sl_code sl_bus_send(sl_bus *b, int seat, const sl_msg *m);
 sl_code sl_bus_send_client(sl_bus *b, const sl_bus_peer *to, const sl_msg *m);
 
+/* Both are the same peer. */
 bool sl_bus_same(const sl_bus_peer *a, const sl_bus_peer *b);
 
 #endif

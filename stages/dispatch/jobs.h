@@ -1,9 +1,9 @@
 /* jobs.h - the dispatcher's jobs, and what each needs next: a crew's attempt.
  *
- * A CREW is the seats that work on one attempt together and fall together: a role, or the
- * roles that chunks join (decode and mux), each played by one seat that is idle now. A
- * hand-over is MADE by a crew FOR a seat, LIES in that seat's pool or as a file, and is
- * taken by the next crew. All of it follows from SL_HANDOVERS; no role is named here.
+ * A CREW is the seats that work on one attempt together and fall together: one role, or the
+ * roles that chunks join (decode and mux), each played by one seat that is idle at the start.
+ * A hand-over is MADE by a crew FOR a seat, LIES in that seat's pool or as a file, and is
+ * taken by the next crew. All of this follows from SL_HANDOVERS; no role is named here.
  *
  * Jobs know seats by number, clients by the owner's numbers (from 1), and no sockets: what
  * they have to say goes out through sl_jobs_out. One thread. */
@@ -18,11 +18,12 @@
 
 #define SL_JOBS_MAX 1024 /* most jobs held at once */
 
+/* What jobs tell their owner. */
 typedef struct {
     void *self;
     void (*to_seat)(void *self, int seat, const sl_msg *m);
     void (*to_client)(void *self, uint64_t client, const sl_msg *m);
-    void (*got_further)(void *self, int seat); /* a job did, by this seat */
+    void (*got_further)(void *self, int seat); /* a job got further by this seat */
 } sl_jobs_out;
 
 typedef struct sl_jobs sl_jobs;
@@ -34,14 +35,16 @@ void sl_jobs_close(sl_jobs **d); /* NULL is fine */
 
 /* ---- seats ---- */
 
-/* `stage` and `name` outlive d. */
+/* There is such a seat. `stage` and `name` outlive d. */
 void sl_jobs_add_seat(sl_jobs *d, int seat, const sl_conf_stage *stage, const char *name);
+/* The seat receives a hand-over in this pool. */
 void sl_jobs_on_pool(sl_jobs *d, int seat, const sl_msg_pool *m);
-/* Its process, pid, takes jobs from now on. */
+/* The seat's process, pid, takes jobs from now on. */
 void sl_jobs_on_ready(sl_jobs *d, int seat, pid_t pid);
-/* Its process has ended: its slots and its work are gone. Tells owners of pools. */
+/* The seat's process has ended: the seat's slots and work are gone. Owners of pools are
+ * told. */
 void sl_jobs_on_death(sl_jobs *d, int seat, pid_t pid, const char *how);
-/* Anything that a seat says of a job. false: that is nothing of a job. */
+/* A seat says something of a job. false: the message is none of a job's. */
 bool sl_jobs_on_message(sl_jobs *d, int seat, const sl_msg *m);
 
 /* ---- clients ---- */
@@ -49,10 +52,11 @@ bool sl_jobs_on_message(sl_jobs *d, int seat, const sl_msg *m);
 /* A new job, which gets the next number, or a folder that is one already: its news go to
  * this client from now on. closed: why no new job is taken; NULL: they are. */
 void sl_jobs_submit(sl_jobs *d, const sl_msg_submit *m, uint64_t client, const sl_err *closed);
-/* Its own jobs only. */
+/* The job is cancelled, if it is this client's. */
 void sl_jobs_cancel(sl_jobs *d, uint64_t id, uint64_t client);
 /* Jobs of this client (0: all, and new ones are refused) that have not begun are not run. */
 void sl_jobs_drain(sl_jobs *d, uint64_t client);
+/* Every job ends with this error. */
 void sl_jobs_fail_all(sl_jobs *d, sl_code code, const char *why);
 
 /* ---- what next ---- */
@@ -61,7 +65,7 @@ void sl_jobs_fail_all(sl_jobs *d, sl_code code, const char *why);
 void sl_jobs_schedule(sl_jobs *d);
 
 int sl_jobs_count(const sl_jobs *d);
-const char *sl_jobs_dir(const sl_jobs *d, int i); /* i-th oldest */
+const char *sl_jobs_dir(const sl_jobs *d, int i); /* of the i-th oldest job */
 const char *sl_jobs_output(const sl_jobs *d, int i);
 
 #endif

@@ -28,13 +28,15 @@ typedef struct {
     sl_jobs *jobs;
     sl_client clients[SL_CLIENTS];
     uint64_t last_client;
-    bool draining, orphan; /* parent is dead, or dying */
+    bool draining;
+    bool orphan; /* parent is dead, or dying */
     int64_t drain_by_ns;
 } sl_dispatch;
 
-/* Settings, model, socket. To be closed also after an error. Errors: SL_ARG, SL_SYS, ... */
+/* Read settings and model, bind the socket. sl_dispatch_stop, also after an error. Errors:
+ * SL_ARG, SL_SYS, ... */
 sl_code sl_dispatch_open(sl_dispatch *d, sl_err *err);
-/* Until drained, or orphaned. */
+/* One event after the other, until drained or orphaned. */
 void sl_dispatch_loop(sl_dispatch *d);
 /* End the stages and close the socket; jobs that are left are still counted in d->jobs. */
 void sl_dispatch_stop(sl_dispatch *d);

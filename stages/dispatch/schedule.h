@@ -8,7 +8,7 @@
 sl_role sl_crew_of(sl_role role);
 /* The role whose DONE ends its crew's work: it hands no chunks on. */
 bool sl_crew_ends_with(sl_role role);
-/* Nothing is handed on by the crew: what it makes is the job's end. */
+/* The crew hands nothing on: what it makes is the job's end. */
 bool sl_crew_is_last(sl_role crew);
 /* Some stage still works on the job, or writes its files. */
 bool sl_schedule_is_busy(const job *j);

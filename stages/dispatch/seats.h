@@ -25,12 +25,12 @@ typedef struct {
     int pidfd; /* -1: none */
     int64_t last_beat_ns, restart_at_ns, started_ns;
     int failures;             /* deaths in a row without getting further */
-    char last_error[SL_TEXT]; /* what it said before it ended */
-    sl_code last_code;        /* and its code; SL_OK: nothing was said */
-    sl_msg_span start, load;  /* when it started and loaded; t1 0: not yet */
+    char last_error[SL_TEXT]; /* what the process said before it ended */
+    sl_code last_code;        /* the code of last_error; SL_OK: nothing was said */
+    sl_msg_span start, load;  /* when the process started and loaded; t1 0: not yet */
     sl_msg_ready ready;
     int pool_count;
-    sl_msg_pool pools[SL_HANDOVER_COUNT]; /* where it receives */
+    sl_msg_pool pools[SL_HANDOVER_COUNT]; /* where the seat receives */
 } sl_seats_seat;
 
 typedef struct {
@@ -44,43 +44,48 @@ typedef struct {
     sl_seats_seat at[SL_CONF_SEATS];
 } sl_seats;
 
-/* A seat for each stage of s->conf whose hand-overs some job of the model can have. All else
- * in *s but count and seats is set by the caller, and outlives it. */
+/* A seat for each stage of s->conf whose hand-overs some job of the model can have. The
+ * caller sets all else in *s but count and at; what those point to outlives *s. */
 void sl_seats_open(sl_seats *s, const sl_model *model);
 /* DRAIN to all, wait, SIGKILL what remains, reap all. */
 void sl_seats_close(sl_seats *s);
 
-/* Start what is due (unless `ending`), kill what stalls. A seat that is given up by this,
- * for its program cannot be run, is returned; -1: none. */
+/* Start what is due (unless `ending`), kill what stalls. Returns a seat that is given up
+ * now, for its program cannot be run; -1: none. */
 int sl_seats_tick(sl_seats *s, bool ending);
+/* SIGKILL to the seat's process. */
 void sl_seats_kill(sl_seats *s, int seat, const char *why);
 
 /* The seat that HELLO speaks for: only a process that was started here may, and only as the
  * stage it was started for. -1: none, and that is in the log. */
 int sl_seats_on_hello(sl_seats *s, const sl_msg_hello *m, const sl_bus_peer *from);
+/* The seat's process lives. */
 void sl_seats_on_beat(sl_seats *s, int seat);
-/* false: one too many, ignored. */
+/* The seat receives in this pool; the others are told. false: one too many, ignored. */
 bool sl_seats_on_pool(sl_seats *s, int seat, const sl_msg_pool *m);
 void sl_seats_on_ready(sl_seats *s, int seat, const sl_msg_ready *m);
 void sl_seats_on_span(sl_seats *s, int seat, const sl_msg_span *m); /* of no job */
-/* FAILED of no job: why its process cannot go on; kept for its end. */
+/* FAILED of no job: why the seat's process cannot go on, kept until the process ends. */
 void sl_seats_on_failed(sl_seats *s, int seat, const sl_msg_failed *m);
-/* What is no message came from it: another version, or no stage at all. It is killed. */
+/* The seat's process sent what is no message: it is of another version, or no stage at all,
+ * and is killed. */
 void sl_seats_on_nonsense(sl_seats *s, int seat, const sl_err *what);
 
-/* Its process has ended: collect it, say how, and wait before the next start or give up. */
+/* How a seat's process ended. */
 typedef struct {
     pid_t pid;
     char how[96]; /* "signal 9 (Killed)" */
     bool broken;  /* given up: at[seat].last_error and last_code say why */
 } sl_seats_end;
+/* The seat's process has ended: collect it, say how, and wait before the next start or give
+ * up. */
 void sl_seats_on_ended(sl_seats *s, int seat, bool draining, sl_seats_end *out);
 
-/* A job got further by this seat: its deaths are counted from here. */
+/* A job got further by this seat, whose deaths are counted anew from here. */
 void sl_seats_thrive(sl_seats *s, int seat);
 /* The reason why no seat of some role works any more; NULL: every role has one that may. */
 const sl_seats_seat *sl_seats_broken(const sl_seats *s);
-/* A client is new: what it has missed of starting and loading. */
+/* Tell a new client what it has missed of starting and loading. */
 void sl_seats_tell_all(const sl_seats *s, void (*tell)(void *self, const sl_msg *m), void *self);
 
 #endif

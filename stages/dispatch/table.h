@@ -25,7 +25,7 @@ typedef struct {
         uint64_t id; /* 0: not announced */
         int slots;
     } pools[SL_HANDOVER_COUNT];
-    uint64_t job; /* what it works on; NO_JOB: idle */
+    uint64_t job; /* what the seat works on; NO_JOB: idle */
     uint32_t attempt;
 } seat;
 
@@ -34,15 +34,15 @@ typedef struct {
     bool has; /* the job has it, as a whole */
     bool spooled, spooling;
     uint32_t answered; /* the newest attempt whose SPOOLED has come, before its DONE or after */
-    int maker;         /* the seat that makes it or made it last */
-    int seat;          /* in whose pool it lies, with this ticket; NO_SEAT: in none */
-    sl_ticket ticket;
+    int maker;         /* the seat that makes the hand-over, or made it last */
+    int seat;          /* in whose pool the hand-over lies; NO_SEAT: in none */
+    sl_ticket ticket;  /* of its slot there */
 } delivery;
 
 /* What a crew does for a job, from JOB to the last DONE or FAILED. */
 typedef struct {
     uint32_t number;                   /* 0: none runs */
-    int seat[SL_ROLE_COUNT];           /* of the crew; NO_SEAT: none, or through with it */
+    int seat[SL_ROLE_COUNT];           /* of the crew; NO_SEAT: none, or through with the work */
     int makes_for[SL_HANDOVER_COUNT];  /* the seat whose pool gets it; NO_SEAT: a file does */
     bool from_slot[SL_HANDOVER_COUNT]; /* the crew was given this ticket */
     bool taken;                        /* inputs are read: their slots are free */
@@ -56,14 +56,13 @@ typedef struct {
     delivery deliveries[SL_HANDOVER_COUNT];
     attempt attempts[SL_ROLE_COUNT]; /* of each crew, by its first role */
     uint32_t attempt_count;          /* numbers of attempts given so far */
-    bool made[SL_ROLE_COUNT];        /* crews that hand nothing on: their work is done */
+    bool made[SL_ROLE_COUNT];        /* of crews that hand nothing on: the work is done */
     bool started; /* a hand-over was taken, or it was the oldest: a drain waits for it */
     bool draining;
-    int64_t runnable_ns[SL_ROLE_COUNT]; /* since when it waits for that crew; 0: it does not */
-    int deaths;                         /* attempts that fell, since it last got further */
+    int64_t runnable_ns[SL_ROLE_COUNT]; /* since when the job waits for that crew; 0: not at all */
+    int deaths;                         /* attempts that fell, since the job last got further */
     uint32_t furthest[SL_ROLE_COUNT];   /* most finished steps of that role in an attempt */
-    /* failed or cancelled: ends when nothing runs any more */
-    bool ending;
+    bool ending; /* failed or cancelled: the job ends when nothing runs any more */
     sl_code code;
     char message[SL_TEXT];
     uint64_t bytes; /* of the output */
@@ -89,7 +88,7 @@ void sl_table_to_seat(sl_jobs *d, int number, const sl_msg *m); /* NO_SEAT: to n
 void sl_table_to_client(sl_jobs *d, const job *j, const sl_msg *m);
 /* The delivery lies in no pool any more: its slot is freed. */
 void sl_table_discard(sl_jobs *d, delivery *v);
-/* The same for a ticket that no job has. */
+/* The slot of a ticket that no job has is freed. */
 void sl_table_discard_ticket(sl_jobs *d, uint32_t h, const sl_ticket *t);
 
 job *sl_table_job(sl_jobs *d, uint64_t id); /* NULL: none */

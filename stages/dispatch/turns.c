@@ -1,7 +1,14 @@
 /* turns.c - turns of a device: one seat at a time computes there.
  *
+ *   ASK    the seat waits, and gives back what it held
+ *   GIVE   of the turn that the seat holds: it holds none; of the one asked for: it waits no more
+ *   death  both
+ *   then   the device is handed on: GRANT to the seat that order.h says, free if no other seat
+ *          of the device has asked yet; REVOKE to a holder whose turn is free, if one waits
+ *   tick   where one waits: is the holder too late, is its connection still there?
  * A stage numbers its turns itself, growing. There is no queue that could be wrong after a
- * death: who waits and who holds stands with the seat, and goes with its process. */
+ * death: who waits and who holds stands with the seat, and goes with its process. One
+ * thread, the loop's. */
 #include "stages/dispatch/turns.h"
 
 #include <inttypes.h>

@@ -9,12 +9,12 @@
 
 typedef struct {
     const char *name, *device; /* the owner's; NULL: there is no such seat */
-    bool asks;                 /* has asked for a turn since its process was started */
-    uint64_t newest;           /* number of the newest turn that it asked for */
-    uint64_t asked, held;      /* the turn that it waits for, the one that it has; 0: none */
-    bool free;                 /* holds the device without a question, until REVOKE */
+    bool asks;                 /* the process has asked for a turn since it was started */
+    uint64_t newest;           /* number of the newest turn that was asked for */
+    uint64_t asked, held;      /* the turn that the seat waits for, that it has; 0: none */
+    bool free;                 /* the seat holds the device without a question, until REVOKE */
     bool late;                 /* that the turn takes too long was said */
-    int64_t since_ns;          /* since when it waits, or keeps others waiting */
+    int64_t since_ns;          /* since when the seat waits, or keeps others waiting */
     sl_msg_ask ask;            /* the newest question */
 } sl_turns_seat;
 
@@ -29,7 +29,7 @@ void sl_turns_add(sl_turns *t, int seat, const char *name, const char *device);
 
 void sl_turns_on_ask(sl_turns *t, int seat, const sl_msg_ask *m);
 void sl_turns_on_give(sl_turns *t, int seat, const sl_msg_give *m);
-/* Its process has ended: what it held or waited for is another's. */
+/* The seat's process has ended: the turn that it held or waited for is another's. */
 void sl_turns_forget(sl_turns *t, int seat);
 /* Look at holders that keep others waiting: for too long? still to be reached? A seat whose
  * connection is lost has its turn taken away and is returned, to be killed; -1: none. */

@@ -5,7 +5,7 @@
 #include "common/model.h"
 #include "graphs/weights.h"
 
-/* Its folder, the stem of its files, and the networks that ask for them. */
+/* A component: its folder, the stem of its files, and the networks that ask for them. */
 typedef struct {
     const char *name, *stem;
     void (*load)(const sl_model *model, sl_loader *l);

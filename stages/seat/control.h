@@ -6,9 +6,9 @@
  *   spool's thread  ---inproc---> from_all
  *
  * The socket's thread lets heartbeats out and hears a CANCEL while the main thread
- * computes. It asks `hear` about each message; what that does not deal with, the main
- * thread gets: `note` is asked first there, the rest waits for sl_control_next.
- * Functions are the main thread's unless said otherwise. Zeroed, it may be closed. */
+ * computes. That thread asks `hear` about each message; the main thread gets what `hear`
+ * does not deal with. There `note` is asked first, and the rest waits for sl_control_next.
+ * Functions are the main thread's unless said otherwise. A zeroed control may be closed. */
 #ifndef SL_CONTROL_H
 #define SL_CONTROL_H
 
@@ -21,15 +21,15 @@
 #include "common/wire.h"
 
 #define SL_CONTROL_CANCELS 64 /* remembered cancels of jobs that have not begun */
-/* messages set aside while the main thread looks for something else */
-#define SL_CONTROL_INBOX 256
+#define SL_CONTROL_INBOX 256  /* messages set aside while the main thread looks for another */
 
-/* A message came. On the socket's thread; true: dealt with, and if reply->type is set by
- * then, *reply is sent. */
+/* A message came, on the socket's thread. true: dealt with; then *reply is sent, if
+ * reply->type is set. */
 typedef bool sl_hear_fn(void *self, const sl_msg *m, sl_msg *reply);
 /* A message came to the main thread; true: dealt with. */
 typedef bool sl_note_fn(void *self, const sl_msg *m);
 
+/* One attempt at a job. */
 typedef struct {
     uint64_t job;
     uint32_t attempt;
@@ -65,7 +65,7 @@ bool sl_control_term_seen(void);
  * Errors: SL_SYS. */
 sl_code sl_control_open(sl_control *c, sl_role role, const char *endpoint, int beat_ms,
                         sl_hear_fn *hear, sl_note_fn *note, void *self, sl_err *err);
-/* Send what was said, end the thread. Ends that others opened are closed before. */
+/* Send what was said, end the thread. Other threads' ends are closed before. */
 void sl_control_close(sl_control *c);
 /* A PUSH end for another thread of this process to send with (sl_wire_send). The caller's
  * to zmq_close. */
@@ -73,9 +73,9 @@ void *sl_control_open_end(sl_control *c);
 
 /* ---- saying ---- */
 
-/* Queued; never blocks, never fails. */
+/* Queue a message; never blocks, never fails. */
 void sl_control_send(sl_control *c, const sl_msg *msg);
-/* What this stage did for the job (0: for none) from t0 until now. */
+/* Say SPAN: what this stage did for the job (0: for none) from t0 until now. */
 void sl_control_span(sl_control *c, uint64_t job, sl_span_kind kind, int64_t t0_ns);
 void sl_control_progress(sl_control *c, const sl_msg_job *job, int done, int total, double seconds);
 
@@ -90,7 +90,7 @@ sl_code sl_control_next(sl_control *c, bool busy, sl_msg *out, sl_err *err);
 /* Name the attempt that runs (0: none) so that CANCEL and heartbeats find it. true: it has
  * been cancelled already. Stages call sl_seat_begin, which also ends the turn. */
 bool sl_control_begin(sl_control *c, uint64_t job, uint32_t attempt);
-/* Any thread. */
+/* The attempt that runs has been cancelled. Any thread. */
 bool sl_control_cancelled(const sl_control *c);
 
 #endif

@@ -2,9 +2,10 @@
  *
  * A parcel is the named tensors of one row of SL_HANDOVERS for a job, as
  * sl_handover_tensors lists them, each with a host and a device side that hold the same
- * numbers. The giver makes a parcel, fills it and gives it: the receiver's pool takes the
- * side that its slots are made for, the job's folder the host's. The receiver takes it:
- * from a slot or from the file, checked, and drops it when what it needs is elsewhere.
+ * numbers. The giver makes a parcel, fills it and gives it: the receiver's pool gets the
+ * side that its slots are made for, the job's folder gets the host's. The receiver takes
+ * the parcel, from a slot or from the file, checked, and drops it when what it needs is
+ * elsewhere.
  *     giver:     sl_parcel_make -> at[i].device, at[i].host filled -> sl_parcel_give -> drop
  *     receiver:  sl_parcel_take -> sl_parcel_place each -> sl_parcel_drop
  * Main thread. A zeroed parcel may be dropped. */
@@ -25,9 +26,10 @@ typedef struct {
 typedef struct {
     sl_handover handover;
     sl_tensor_spec spec[SL_HANDOVER_TENSORS];
-    int count, all; /* tensors of the hand-over; with those that the file has besides */
+    int count; /* tensors of the hand-over */
+    int all;   /* tensors of the hand-over, and those that the file has besides */
     sl_parcel_tensor at[SL_PARCEL_TENSORS]; /* the first `count` as in spec */
-    bool written;    /* giving: the file is there already, and the stage has written it */
+    bool written;                           /* giving: the stage has written the file itself */
     bool pinned;     /* at[i].host of the first `count` is sl_seat_host_alloc's; else malloc's */
     sl_lease *lease; /* taken: the slot in which the device sides lie */
     cudaStream_t stream;
@@ -64,12 +66,12 @@ sl_code sl_parcel_take(sl_parcel *p, sl_seat *seat, sl_ctx *ctx, const sl_msg_jo
 /* t (F32 or act dtype, dense, of that shape, on ctx's device) = the tensor. Queued on
  * ctx's stream: the parcel may be dropped at once. */
 void sl_parcel_place(sl_ctx *ctx, const sl_tensor *t, const sl_parcel_tensor *from);
-/* Host copy of a tensor of a file: float32, finite, of this name and shape. *out is the
+/* A host copy of a tensor of a file: float32, finite, of this name and shape. *out is the
  * caller's to free, NULL after an error. */
 sl_code sl_parcel_read(float **out, const sl_st *file, const char *name, int rank,
                        const int64_t *shape, sl_err *err);
 
-/* Free what the parcel owns, and the slot, once what ctx's stream does with it is done. */
+/* Free what the parcel owns, and its slot, once the work on p->stream is done. */
 void sl_parcel_drop(sl_parcel *p, const sl_seat *seat);
 
 #endif

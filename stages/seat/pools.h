@@ -1,10 +1,10 @@
 /* pools.h - the pools of a stage: those in which it receives, and those of its receivers.
  *
- * The stage's own are announced with POOL when they are made; DISCARD, KEEP and REAP are
- * about them. Others' are announced by POOL: all that are known are kept, one a hand-over
- * and owner, and opened when first needed. An owner that is gone takes its pool along:
- * when REAP says so, when a newer POOL of that hand-over comes, or when opening finds it
- * out. Functions are the main thread's unless said otherwise. Zeroed, it may be closed. */
+ * The stage's own pools are announced with POOL when they are made; DISCARD, KEEP and REAP
+ * are about them. Others' pools become known by POOL: all that are known are kept, one a
+ * hand-over and owner, and opened when first needed. A pool whose owner is gone is
+ * forgotten: when REAP says so, when the next POOL comes, or when opening finds it out.
+ * Functions are the main thread's unless said otherwise. Zeroed pools may be closed. */
 #ifndef SL_POOLS_H
 #define SL_POOLS_H
 
@@ -20,8 +20,7 @@ typedef struct {
     struct {
         sl_handover handover;
         sl_pool *pool;
-        /* of each of its slots, the newest ticket that this process was told of */
-        sl_ticket told[SL_POOL_MAX_SLOTS];
+        sl_ticket told[SL_POOL_MAX_SLOTS]; /* the newest ticket of each slot that was heard of */
     } mine[SL_POOLS_MINE];
     int mine_count;
     struct {
@@ -30,11 +29,11 @@ typedef struct {
         sl_pool *pool;         /* NULL: not opened yet */
     } others[SL_POOLS_OTHERS]; /* the oldest first; the main thread's */
     int other_count;
-    bool pin_failed; /* of a device's sender: the memory of others' pools, said once */
+    bool pin_failed; /* others' pools could not be pinned for this stage's device: said once */
 } sl_pools;
 
 void sl_pools_open(sl_pools *p, sl_control *control);
-/* Closes all of them. Behind sl_control_close: no message may come any more. */
+/* Close all pools. After sl_control_close: no message may come any more. */
 void sl_pools_close(sl_pools *p);
 
 /* Make the pool in which h is received, and announce it. A device or container without
@@ -44,8 +43,8 @@ sl_code sl_pools_make(sl_pools *p, sl_handover h, sl_pool_kind kind, int slots, 
                       sl_err *err);
 /* The pool in which h is received, owned by p; NULL: there is none. */
 sl_pool *sl_pools_mine(const sl_pools *p, sl_handover h);
-/* Free the slot of a ticket that nobody opened, whichever pool it is of. Stale ones are
- * ignored. */
+/* Free the slot of a ticket that nobody opened, whichever pool the ticket is of. A stale
+ * ticket is ignored. */
 void sl_pools_discard(sl_pools *p, const sl_ticket *ticket);
 
 /* The pool of a receiver of h that an attempt gives to: the one that the JOB's list `to`
@@ -54,7 +53,8 @@ void sl_pools_discard(sl_pools *p, const sl_ticket *ticket);
  * receiver is gone. */
 sl_code sl_pools_to(sl_pools *p, const sl_msg_job *msg, sl_handover h, sl_pool **out, sl_err *err);
 
-/* For the control: on the socket's thread; on the main thread. true: dealt with. */
+/* What the control asks (sl_hear_fn, sl_note_fn): hear on the socket's thread, note on the
+ * main thread. true: dealt with. */
 bool sl_pools_hear(sl_pools *p, const sl_msg *m);
 bool sl_pools_note(sl_pools *p, const sl_msg *m);
 

@@ -6,7 +6,8 @@
  *   pools     where it receives, where its receivers do
  *   spool     files of the job's folder                       a thread
  * On these stand parcel.h and chunk.h (tensors given and taken) and loop.h (job by job).
- * The main thread computes; all functions are its own. */
+ * The main thread computes; all functions below are the main thread's. README.md draws who
+ * runs where. */
 #ifndef SL_SEAT_H
 #define SL_SEAT_H
 
@@ -19,7 +20,7 @@
 #include "stages/seat/spool.h"
 #include "stages/seat/turn.h"
 
-/* Fields are for reading; what changes them are the functions of the parts. */
+/* Fields are for reading; the functions of the parts change them. */
 typedef struct {
     sl_role role;
     char device[SL_STR64]; /* "cpu" or "cuda:N" */
@@ -61,16 +62,17 @@ size_t sl_seat_peak_bytes(void);
 
 /* ---- a job's beginning and end ---- */
 
-/* Weights are loaded: jobs may come. */
+/* Say READY: the weights are loaded, jobs may come. */
 void sl_seat_ready(sl_seat *seat, int64_t load_t0_ns, size_t weight_bytes, size_t arena_bytes);
-/* Name the attempt that runs (0, 0: none), whatever became of the one before: its turn
- * ends. true: it has been cancelled already. */
+/* Name the attempt that runs (0, 0: none). The turn of the attempt before ends, whatever
+ * became of that one. true: the new attempt has been cancelled already. */
 bool sl_seat_begin(sl_seat *seat, uint64_t job, uint32_t attempt);
-/* out: hand-overs that lie in slots now, may be NULL; arena_bytes: the most that the arena
- * has held; bytes: of the finished file. */
+/* Say DONE. out: hand-overs that lie in slots now, may be NULL; arena_bytes: the most that
+ * the arena has held; bytes: of the finished file. */
 void sl_seat_done(sl_seat *seat, const sl_msg_job *msg, const sl_tickets *out, size_t arena_bytes,
                   uint64_t bytes);
-/* Waits for the spool first: the job's folder may be removed once this is said. */
+/* Say FAILED, after the spool is written: the job's folder may be removed once that is
+ * said. */
 void sl_seat_failed(sl_seat *seat, const sl_msg_job *msg, const sl_err *err);
 
 #endif
