@@ -87,7 +87,8 @@ void sl_conf_defaults(sl_conf *out);
 /* Read a file over *conf, which stays as it is on error. Errors: SL_SYS cannot be read,
  * not a regular file or over 1 MiB; SL_ARG a mistake in it. */
 sl_code sl_conf_read_file(sl_conf *conf, const char *path, sl_err *err);
-/* The same from text (NUL-terminated); `name` stands for the file in messages. */
+/* Read settings over *conf from text (NUL-terminated); `name` stands for the file in
+ * messages. */
 sl_code sl_conf_read_string(sl_conf *conf, const char *text, const char *name, sl_err *err);
 
 /* Write a file that reads back as *conf, each key with its meaning, unit, range and

@@ -64,7 +64,7 @@ sl_code sl_job_set_text(char **field, const char *value, sl_err *err);
  * and renamed. */
 sl_code sl_job_write(const sl_job *job, const char *path, sl_err *err);
 sl_code sl_job_read(sl_job *job, const char *path, sl_err *err);
-/* The same from JSON text; `name` stands for the file (or FILE:LINE) in messages. Fields
+/* Read a job from JSON text; `name` stands for the file (or FILE:LINE) in messages. Fields
  * that are absent stay as they are in *job. */
 sl_code sl_job_parse(sl_job *job, const char *json, size_t length, const char *name, sl_err *err);
 

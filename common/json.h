@@ -38,10 +38,10 @@ bool sl_json_has(const sl_json_reader *r, const char *key); /* there, and not nu
 /* `otherwise` if the key is absent; a null is refused like any other wrong type (ask
  * sl_json_has first where null is fine). */
 int sl_json_int(sl_json_reader *r, const char *key, int otherwise, int lo, int hi);
-/* integers are fine */
+/* An integer is fine, too. */
 double sl_json_real(sl_json_reader *r, const char *key, double otherwise, double lo, double hi);
 bool sl_json_bool(sl_json_reader *r, const char *key, bool otherwise);
-/* owned by the object */
+/* The string is the object's. */
 const char *sl_json_string(sl_json_reader *r, const char *key, const char *otherwise);
 /* The array of exactly n values under `key`, or NULL if it is absent or wrong. `what`
  * names the values ("numbers"). */

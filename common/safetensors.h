@@ -34,12 +34,12 @@ sl_code sl_st_open_dir(sl_st **out, const char *dir, const char *stem, sl_err *e
 void sl_st_close(sl_st **st); /* NULL is fine */
 
 int sl_st_size(const sl_st *st);
-/* sorted by name; entries are consecutive in memory */
+/* The i-th entry by name; entries are consecutive in memory. */
 const sl_st_entry *sl_st_at(const sl_st *st, int i);
 const sl_st_entry *sl_st_find(const sl_st *st, const char *name); /* NULL: none of that name */
 int sl_st_shards(const sl_st *st);
 const char *sl_st_path(const sl_st *st, int shard);
-/* of an entry's first byte in its file; its t.rank is not 0 */
+/* Where an entry's first byte lies in its file. e->t.rank is not 0. */
 int64_t sl_st_offset(const sl_st *st, const sl_st_entry *e);
 /* The value of a string in the header's __metadata__, NULL if there is none. First file
  * only. */

@@ -54,11 +54,11 @@ sl_tensor sl_view3(void *data, sl_dtype dtype, int64_t a, int64_t b, int64_t c);
 sl_tensor sl_view4(void *data, sl_dtype dtype, int64_t a, int64_t b, int64_t c, int64_t d);
 
 /* Sub-views; they share the data. Bounds are asserted. */
-/* entries of the first index */
+/* `count` entries of the first index, from `first` on. */
 sl_tensor sl_rows(const sl_tensor *t, int64_t first, int64_t count);
-/* columns of a rank-2 tensor */
+/* `count` columns of a rank-2 tensor, from `first` on. */
 sl_tensor sl_cols(const sl_tensor *t, int64_t first, int64_t count);
-/* dense t seen as [a, b] */
+/* A dense t seen as [a, b]. */
 sl_tensor sl_reshape2(const sl_tensor *t, int64_t a, int64_t b);
 
 int64_t sl_count(const sl_tensor *t); /* elements */

@@ -35,8 +35,7 @@ static uint64_t seed;
 typedef struct {
     sl_tensor c, g;             /* what the operation gets */
     sl_tensor c_whole, g_whole; /* dense */
-    /* elements before and after: of each row for a pitched view, else of the whole */
-    int64_t left, right;
+    int64_t left, right; /* elements around the view: of each row if pitched, else of the whole */
     bool pitched;
 } pair;
 

@@ -342,7 +342,7 @@ static int64_t now_ms(void)
     return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
-/* Its exit status; a signal is -SIGNAL. Sixty seconds are a hang. */
+/* A process's exit status; a signal is -SIGNAL. Sixty seconds are a hang. */
 static int finish(const command *c, pid_t pid)
 {
     int status = 0;

@@ -196,7 +196,7 @@ static void a_revoked_writer_is_told_and_its_slot_comes_free(void **state)
     assert_int_equal(sl_pool_revoke(owner, getpid()), 3);
     assert_int_equal(sl_pool_revoke(owner, getpid()), 0);
     expect_counts(owner, 0, 0, 0, 0, 3);
-    assert_int_equal(sl_pool_reap(owner, getpid()), 0); /* it lives: still in quarantine */
+    assert_int_equal(sl_pool_reap(owner, getpid()), 0); /* the writer lives: still quarantined */
     expect_counts(owner, 0, 0, 0, 0, 3);
     K.put(&t, ones); /* the late writer touches nobody else's memory */
     T_CODE(sl_lease_seal(a, K.stream, &ticket, &err), SL_GONE);
@@ -467,7 +467,7 @@ static void a_killed_sender_loses_what_it_was_writing(void **state)
     for (const char *until = "rf"; *until; until++) {
         child c = hold(p, *until, &t);
         expect_counts(p, 1, 1, 0, 0, 0);
-        assert_int_equal(sl_pool_reap(p, c.pid), 0); /* it lives */
+        assert_int_equal(sl_pool_reap(p, c.pid), 0); /* the child lives */
         expect_counts(p, 1, 1, 0, 0, 0);
         finish(&c, SIGKILL);
         assert_int_equal(sl_pool_reap(p, c.pid + 1), 0);
@@ -490,9 +490,9 @@ static void what_a_killed_sender_had_sealed_stays(void **state)
     assert_true(receive_one(p, &t) == 7);
     expect_counts(p, 2, 0, 0, 0, 0);
     c = hold(p, 's', &t);
-    assert_int_equal(sl_pool_reap_unsent(p, c.pid, NULL, 0), 0); /* it lives */
+    assert_int_equal(sl_pool_reap_unsent(p, c.pid, NULL, 0), 0); /* the child lives */
     finish(&c, SIGKILL);
-    assert_int_equal(sl_pool_reap_unsent(p, c.pid, NULL, 0), 1); /* its ticket was never sent */
+    assert_int_equal(sl_pool_reap_unsent(p, c.pid, NULL, 0), 1); /* the ticket was never sent */
     expect_counts(p, 2, 0, 0, 0, 0);
     sl_pool_close(&p);
 }
@@ -629,7 +629,7 @@ static void kills_at_any_instruction_lose_no_slot(void **state)
         kill(c.pid, SIGKILL);
         waitpid(c.pid, NULL, 0);
         if (fcntl(c.from, F_SETFL, O_NONBLOCK)) fail();
-        /* what it had sent still counts */
+        /* what the dead sender had sent still counts */
         while (read(c.from, &t, sizeof t) == sizeof t) received += receive_if_whole(p, &t);
         sl_pool_reap(p, c.pid);
         sl_pool_reap_unsent(p, c.pid, NULL, 0);
@@ -683,7 +683,7 @@ static void the_owners_death_is_noticed_and_harmless(void **state)
     K.put(&t, bytes);
     assert_int_equal(pthread_create(&th, NULL, kill_soon, &c.pid), 0);
     int64_t t0 = sl_now_ns();
-    /* it waits when the owner dies */
+    /* this process waits for a slot when the owner dies */
     T_CODE(sl_lease_reserve(&second, p, 20000, &err), SL_GONE);
     double waited = (double)(sl_now_ns() - t0) / 1e9;
     assert_true(waited < 5);

@@ -27,9 +27,7 @@ typedef struct {
 } rig;
 
 typedef struct {
-    /* what the operation gets: a view of columns pad .. pad + cols of `whole`, or all of
-     * it */
-    sl_tensor t;
+    sl_tensor t; /* what the operation gets: columns pad .. pad + cols of `whole`, or `whole` */
     sl_tensor whole;
     int64_t pad, n; /* n: elements of t */
     float *x;       /* input: t's values, dense */

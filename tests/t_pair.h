@@ -23,7 +23,7 @@ typedef struct {
 } pair;
 
 typedef struct {
-    /* g on the device; c F32 on the host with the same values */
+    /* g lies on the device; c is F32 on the host and has the same values */
     sl_tensor g, c, whole_g, whole_c;
     int64_t pad;
 } twin;
@@ -181,8 +181,8 @@ static inline double seconds(void)
 
 /* ---- the device ---- */
 
-/* Its operations into `gpu`. False: there is none, or it fails; *status is what `program`
- * ends with. */
+/* The device's operations into `gpu`. false: there is no device, or it fails, and `program`
+ * ends with *status. */
 static inline bool gpu_open(const char *program, int *status)
 {
     sl_err err = {0};

@@ -32,23 +32,19 @@ typedef struct {
     double guidance; /* of the job; 1 or less: one forward a step; NaN: not given */
     int64_t rows;
     int size_count;
-    /* ascending; what is measured at one size only is measured at the last */
-    sl_bench_size sizes[SL_BENCH_SIZES];
-    sl_model model;          /* the shapes */
-    const sl_plugin *plugin; /* NULL: the CPU */
-    int ordinal;             /* of the GPU */
-    size_t free_at_start;    /* of the GPU's memory, this process's context in place */
-    /* the device's table, with operations counted: see sl_bench_net */
-    sl_ops ops;
-    const sl_ops *body;             /* the device's own table */
+    sl_bench_size sizes[SL_BENCH_SIZES]; /* ascending; some things are measured at the last only */
+    sl_model model;                      /* the shapes */
+    const sl_plugin *plugin;             /* NULL: the CPU */
+    int ordinal;                         /* of the GPU */
+    size_t free_at_start;                /* of the GPU's memory, this process's context in place */
+    sl_ops ops;         /* the device's table, with operations counted: see sl_bench_net */
+    const sl_ops *body; /* the device's own table */
     double product_rate, copy_rate; /* operations, bytes a second; 0: not measured yet */
     pid_t peer; /* of the hand-overs' other process, started before this one used a GPU; 0: none */
     int peer_socket;
     json_t *results;
-    /* normal numbers, drawn when first asked for; sl_bench_fill deals them out from another
-     * place each time */
-    float *noise;
-    int64_t dealt;
+    float *noise;  /* normal numbers, drawn when first asked for */
+    int64_t dealt; /* where sl_bench_fill begins next: at another place each time */
 } sl_bench;
 
 /* A context on the device whose operations are counted, and a loader of random weights. */
@@ -88,7 +84,7 @@ sl_code sl_bench_profile(sl_bench_net *n, const char *what, const char *size, sl
  * the arena. Prints a line and keeps it. */
 sl_code sl_bench_time(sl_bench_net *n, const char *what, const char *size, double bytes,
                       size_t held, sl_bench_run_fn *run, void *arg, sl_err *err);
-/* The same for seconds that were taken elsewhere; seconds[count] are sorted. */
+/* Tell seconds that were taken elsewhere; seconds[count] are sorted. */
 void sl_bench_tell(sl_bench *b, const char *what, const char *size, const sl_bench_work *work,
                    double bytes, size_t peak, double *seconds, int count);
 

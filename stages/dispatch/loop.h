@@ -15,7 +15,7 @@ typedef struct {
 } sl_client;
 
 typedef struct {
-    /* by the caller */
+    /* The caller sets these: */
     char run_dir[SL_PATH], conf_path[SL_PATH], bin_dir[SL_PATH], model_dir[SL_PATH];
     pid_t parent; /* who started this process; when it is dead, nobody wants the results */
 

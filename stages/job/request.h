@@ -26,8 +26,8 @@
 typedef struct {
     sl_job spec;
     int64_t max_area;
-    /* given by the user, or by the checkpoint's sluice.json; the others get their values
-     * in the checks */
+    /* What the user or the checkpoint's sluice.json gave; the checks give the others their
+     * values. */
     bool has_prompt, has_negative, has_seed, has_noise, has_image, has_last_image, has_width,
         has_height, has_max_area, has_frames, has_fps, has_steps, has_guidance, has_guidance_2,
         has_shift, has_sampler, has_crf, has_fbcache, has_fbcache_warmup, has_fbcache_max_hits,
@@ -35,15 +35,14 @@ typedef struct {
     char dump_dir[SL_PATH], json[SL_PATH]; /* --dump, and where the report goes; "" none */
     int line;                              /* of the jobs file; 0: the request has no line */
     char replay_dir[SL_PATH];              /* dumped hand-overs to start from; "" none */
-    /* set when the job gets its folder */
-    uint64_t id;
-    char dir[SL_PATH]; /* in the spool */
+    uint64_t id;                           /* set before the job gets its folder */
+    char dir[SL_PATH];                     /* the job's folder in the spool */
 } sl_request;
 
 /* Requests that run together: one checkpoint, one configuration, one set of devices. */
 typedef struct {
     sl_request base; /* each job starts as a copy of it */
-    /* the run's own options; "" not given */
+    /* The run's own options; "": not given. */
     char conf[SL_PATH], device[64], jobs_file[SL_PATH];
     bool quiet;
     char from[16], replay_dir[SL_PATH]; /* a replay's */

@@ -14,11 +14,10 @@
 typedef struct sl_mp4 sl_mp4;
 
 typedef struct {
-    int w, h; /* even */
-    int fps;  /* 1 .. 240 */
-    int crf;  /* 0 .. 51, x264's */
-    /* encoder threads, fixed so that bytes do not depend on the machine; 0: 4 */
-    int threads;
+    int w, h;           /* even */
+    int fps;            /* 1 .. 240 */
+    int crf;            /* 0 .. 51, x264's */
+    int threads;        /* of the encoder, fixed so that bytes do not depend on the machine; 0: 4 */
     const char *preset; /* x264's; NULL: "medium" */
 } sl_mp4_options;
 
