@@ -111,7 +111,7 @@ static inline void t_dit_forward(t_dit *d, const sl_tensor *v, const sl_tensor *
                                  const sl_tensor *condition, int step, const t_context *context,
                                  sl_fbcache *cache, sl_fbcache_report *report)
 {
-    sl_fbcache planned;
+    sl_fbcache planned = {0};
     if (cache) planned = *cache;
     sl_dit_input in = {.latents = latents,
                        .condition = condition,

@@ -44,7 +44,7 @@ typedef struct {
     int peer_socket;
     json_t *results;
     float *noise;  /* normal numbers, drawn when first asked for */
-    int64_t dealt; /* where sl_bench_fill begins next: at another place each time */
+    int64_t dealt; /* where sl_bench_fill took its numbers last: each time elsewhere */
 } sl_bench;
 
 /* A context on the device whose operations are counted, and a loader of random weights. */
