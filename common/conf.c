@@ -45,7 +45,8 @@ typedef struct {
     }
 #define X(name, text) "|" text
 #define LEVELS SL_LOG_LEVELS(X)
-#define ROLES SL_ROLES(X)
+#define ROLE(NAME, name, where) "|" name
+#define ROLES SL_ROLES(ROLE)
 #define PRESETS "|ultrafast|superfast|veryfast|faster|fast|medium|slow|slower|veryslow|placebo"
 
 static const key KEYS[] = {
@@ -118,7 +119,7 @@ static const key STAGE_KEYS[] = {
      "in place of device: one process for each, all of this role"},
     NUM("threads", INT, threads, 0, 1024, 0, "", "OpenMP threads (0: a share of the machine's)"),
     NUM("slots", INT, slots, 1, 64, 2, "",
-        "slots of each pool that it receives in: hand-overs that may wait for it (mux: 24)"),
+        "slots of each pool that it receives in: hand-overs that may wait for it (frames: 24)"),
     {"args", ARGS, 0, 0, 0, 0, 0, "", NULL, "", "more arguments for the program"},
 };
 #undef X
@@ -501,7 +502,7 @@ static sl_code read_group(const reader *r, const config_setting_t *group, sl_con
 static sl_code read_stage(const reader *r, const config_setting_t *group, int index,
                           stage_group *out)
 {
-    char path[160], have[80];
+    char path[160], have[80], want[320];
     sl_code rc;
     if (config_setting_type(group) != CONFIG_TYPE_GROUP)
         return sl_fail(r->err, SL_ARG,
@@ -509,10 +510,8 @@ static sl_code read_stage(const reader *r, const config_setting_t *group, int in
                        line_of(group), index, found(group, have, sizeof have));
     const config_setting_t *name = config_setting_get_member(group, "name");
     if (!name)
-        return sl_fail(
-            r->err, SL_ARG,
-            "%s:%d: stages[%d] has no name, want one of text, image, denoise, decode, mux", r->name,
-            line_of(group), index);
+        return sl_fail(r->err, SL_ARG, "%s:%d: stages[%d] has no name, want %s", r->name,
+                       line_of(group), index, values(&STAGE_KEYS[0], want, sizeof want));
     snprintf(path, sizeof path, "stages[%d].name", index);
     if ((rc = read_key(r, name, &STAGE_KEYS[0], path, out))) return rc;
     stage_defaults(&out->stage, out->stage.role);

@@ -10,7 +10,16 @@
 enum { WHOLE_SLOTS = 2, CHUNK_SLOTS = 24 };
 
 static const char *const ROLE_NAMES[] = {
-#define X(NAME, name) name,
+#define X(NAME, name, where) name,
+    SL_ROLES(X)
+#undef X
+};
+
+static const enum {
+    DEVICE,
+    HOST
+} ROLE_PLACES[] = {
+#define X(NAME, name, where) where,
     SL_ROLES(X)
 #undef X
 };
@@ -33,6 +42,11 @@ int sl_role_by_name(const char *name)
     return -1;
 }
 
+bool sl_role_on_host(sl_role role)
+{
+    return ROLE_PLACES[role] == HOST;
+}
+
 int sl_handover_by_name(const char *name)
 {
     for (int h = 0; h < SL_HANDOVER_COUNT; h++)
@@ -47,11 +61,23 @@ int sl_handover_by_file(const char *file)
     return -1;
 }
 
-int sl_default_slots(sl_role role)
+int sl_chunks_to(sl_role role)
 {
     for (int h = 0; h < SL_HANDOVER_COUNT; h++)
-        if (SL_HANDOVER[h].to == role && SL_HANDOVER[h].how == SL_CHUNKS) return CHUNK_SLOTS;
-    return WHOLE_SLOTS;
+        if (SL_HANDOVER[h].to == role && SL_HANDOVER[h].how == SL_CHUNKS) return h;
+    return -1;
+}
+
+bool sl_role_follows(sl_role role, sl_role from)
+{
+    for (int h = 0; h < SL_HANDOVER_COUNT && role != from; h++)
+        if (SL_HANDOVER[h].to == role && sl_role_follows(SL_HANDOVER[h].from, from)) return true;
+    return role == from;
+}
+
+int sl_default_slots(sl_role role)
+{
+    return sl_chunks_to(role) < 0 ? WHOLE_SLOTS : CHUNK_SLOTS;
 }
 
 bool sl_handover_applies(sl_handover h, const sl_model *model, const sl_job *job)

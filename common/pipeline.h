@@ -13,13 +13,19 @@
 
 /* ---- roles ---- */
 
-/* NAME, name: the folder in stages/, the program sluice-NAME and the configuration's name. In the
- * order in which a job meets them. */
+/* NAME, name, where. In the order in which a job meets them.
+ *   name    the folder in stages/, the program sluice-NAME and the configuration's name
+ *   where   DEVICE  computes on the device that the configuration gives it
+ *           HOST    works on the CPU, whatever device the others have */
 #define SL_ROLES(X)                                                                                \
-    X(TEXT, "text") X(IMAGE, "image") X(DENOISE, "denoise") X(DECODE, "decode") X(MUX, "mux")
+    X(TEXT, "text", DEVICE)                                                                        \
+    X(IMAGE, "image", DEVICE)                                                                      \
+    X(DENOISE, "denoise", DEVICE)                                                                  \
+    X(DECODE, "decode", DEVICE)                                                                    \
+    X(MUX, "mux", HOST)
 
 typedef enum {
-#define X(NAME, name) SL_ROLE_##NAME,
+#define X(NAME, name, where) SL_ROLE_##NAME,
     SL_ROLES(X)
 #undef X
         SL_ROLE_COUNT
@@ -29,6 +35,8 @@ typedef enum {
 const char *sl_role_name(sl_role role);
 /* Errors: -1 no role has this name. */
 int sl_role_by_name(const char *name);
+/* The role works on the CPU alone. */
+bool sl_role_on_host(sl_role role);
 
 /* ---- hand-overs ---- */
 
@@ -66,6 +74,10 @@ extern const sl_handover_row SL_HANDOVER[SL_HANDOVER_COUNT];
 /* Errors: -1 no hand-over has this name, or this file. */
 int sl_handover_by_name(const char *name);
 int sl_handover_by_file(const char *file);
+/* The hand-over whose chunks this role takes; -1: it takes none, and begins a crew. */
+int sl_chunks_to(sl_role role);
+/* The role is `from`, or works on what comes of it: a replay from there runs it again. */
+bool sl_role_follows(sl_role role, sl_role from);
 /* Slots of the pool in which this role receives, unless the configuration says otherwise: 2, or as
  * many chunks as let the sender work ahead (24). */
 int sl_default_slots(sl_role role);

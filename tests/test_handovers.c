@@ -1,5 +1,5 @@
-/* test_handovers.c - the pipeline's two lists: what is derived from them is what each user of
- * it had written down before, for the real checkpoint's sizes and for tiny ones. */
+/* test_handovers.c - the pipeline's two lists and what is derived from them: names, numbers,
+ * crews, replays; tensors and bytes for the real checkpoint's sizes and for tiny ones. */
 #include "t.h"
 
 #include "common/pipeline.h"
@@ -8,15 +8,11 @@
 
 static void roles_and_handovers_have_one_name_each(void **state)
 {
-    static const char *const ROLES[] = {"text", "image", "denoise", "decode", "mux"};
     (void)state;
-    assert_int_equal(SL_ROLE_COUNT, 5);
-    for (int r = 0; r < SL_ROLE_COUNT; r++) {
-        assert_string_equal(sl_role_name((sl_role)r), ROLES[r]);
-        assert_int_equal(sl_role_by_name(ROLES[r]), r);
-    }
+    for (int r = 0; r < SL_ROLE_COUNT; r++)
+        assert_int_equal(sl_role_by_name(sl_role_name((sl_role)r)), r);
     assert_string_equal(sl_role_name(SL_ROLE_COUNT), "?");
-    assert_int_equal(sl_role_by_name("upscale"), -1);
+    assert_int_equal(sl_role_by_name("nobody"), -1);
     for (int h = 0; h < SL_HANDOVER_COUNT; h++) {
         assert_int_equal(sl_handover_by_name(SL_HANDOVER[h].name), h);
         assert_int_equal(sl_handover_by_file(SL_HANDOVER[h].file), h);
@@ -24,27 +20,54 @@ static void roles_and_handovers_have_one_name_each(void **state)
     assert_int_equal(sl_handover_by_name("denoise"), -1);
 }
 
-/* The lists that stood in the dispatcher, sizes, the dump and the configuration. */
-static void derived_lists_are_the_written_ones(void **state)
+/* Numbers travel in messages, files lie in dumps: new rows come behind these. */
+static void rows_keep_number_and_file(void **state)
 {
-    static const sl_role PRODUCER[] = {SL_ROLE_TEXT, SL_ROLE_IMAGE, SL_ROLE_DENOISE,
-                                       SL_ROLE_DECODE};
-    static const sl_role RECEIVER[] = {SL_ROLE_DENOISE, SL_ROLE_DENOISE, SL_ROLE_DECODE,
-                                       SL_ROLE_MUX};
     static const char *const FILE_OF[] = {"text", "image", "denoise", "frames"};
     static const char *const POOL[] = {"text", "image", "latents", "frames"};
-    static const int SLOTS[] = {2, 2, 2, 2, 24};
     (void)state;
-    assert_int_equal(SL_HANDOVER_COUNT, 4);
-    for (int h = 0; h < SL_HANDOVER_COUNT; h++) {
-        assert_int_equal(SL_HANDOVER[h].from, PRODUCER[h]);
-        assert_int_equal(SL_HANDOVER[h].to, RECEIVER[h]);
+    for (int h = 0; h < 4; h++) {
         assert_string_equal(SL_HANDOVER[h].file, FILE_OF[h]);
         assert_string_equal(SL_HANDOVER[h].name, POOL[h]);
         assert_int_equal(SL_HANDOVER[h].how, h == SL_HANDOVER_FRAMES ? SL_CHUNKS : SL_WHOLE);
     }
-    for (int r = 0; r < SL_ROLE_COUNT; r++)
-        assert_int_equal(sl_default_slots((sl_role)r), SLOTS[r]);
+}
+
+/* What a job meets later takes from what it meets earlier, and one sender's chunks at most. */
+static void rows_lead_from_the_first_role_to_the_last(void **state)
+{
+    (void)state;
+    for (int r = 0; r < SL_ROLE_COUNT; r++) {
+        int chunks = 0;
+        for (int h = 0; h < SL_HANDOVER_COUNT; h++)
+            chunks += SL_HANDOVER[h].to == (sl_role)r && SL_HANDOVER[h].how == SL_CHUNKS;
+        assert_in_range(chunks, 0, 1);
+        assert_int_equal(sl_chunks_to((sl_role)r) >= 0, chunks);
+        assert_int_equal(sl_default_slots((sl_role)r), chunks ? 24 : 2);
+        assert_true(sl_role_follows(SL_ROLE_MUX, (sl_role)r));
+        assert_int_equal(sl_role_follows((sl_role)r, SL_ROLE_MUX), r == SL_ROLE_MUX);
+    }
+    for (int h = 0; h < SL_HANDOVER_COUNT; h++)
+        assert_true(SL_HANDOVER[h].from < SL_HANDOVER[h].to);
+}
+
+static void a_replay_runs_what_follows(void **state)
+{
+    (void)state;
+    assert_true(sl_role_follows(SL_ROLE_TEXT, SL_ROLE_TEXT));
+    assert_false(sl_role_follows(SL_ROLE_IMAGE, SL_ROLE_TEXT));
+    assert_false(sl_role_follows(SL_ROLE_TEXT, SL_ROLE_IMAGE));
+    assert_true(sl_role_follows(SL_ROLE_DENOISE, SL_ROLE_IMAGE));
+    assert_false(sl_role_follows(SL_ROLE_DENOISE, SL_ROLE_DECODE));
+    assert_true(sl_role_follows(SL_ROLE_DECODE, SL_ROLE_TEXT));
+}
+
+static void the_mux_works_on_the_host(void **state)
+{
+    (void)state;
+    assert_true(sl_role_on_host(SL_ROLE_MUX));
+    assert_false(sl_role_on_host(SL_ROLE_TEXT));
+    assert_false(sl_role_on_host(SL_ROLE_DECODE));
 }
 
 static void want(const sl_tensor_spec *t, const char *name, sl_dtype dtype, int rank, int64_t a,
@@ -150,7 +173,10 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(roles_and_handovers_have_one_name_each),
-        cmocka_unit_test(derived_lists_are_the_written_ones),
+        cmocka_unit_test(rows_keep_number_and_file),
+        cmocka_unit_test(rows_lead_from_the_first_role_to_the_last),
+        cmocka_unit_test(a_replay_runs_what_follows),
+        cmocka_unit_test(the_mux_works_on_the_host),
         cmocka_unit_test(tensors_of_the_real_checkpoint),
         cmocka_unit_test(bytes_of_the_real_checkpoint),
         cmocka_unit_test(what_a_job_takes),

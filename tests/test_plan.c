@@ -350,7 +350,7 @@ static void a_missing_gpu_is_refused(void **state)
     args[8] = (char *)"--conf", args[9] = r.conf;
     t_run_start(&r, args);
     t_run_ends(&r, 2);
-    if (!t_run_said(&r, "device cuda:0 (stage mux): the video is encoded on the CPU, want cpu"))
+    if (!t_run_said(&r, "device cuda:0 (stage mux): it works on the CPU alone, want cpu"))
         fail_msg("said: %s", r.text);
     (void)state;
 }

@@ -167,8 +167,9 @@ static void show_progress(runner *r, const sl_msg_progress *p)
     int64_t now = sl_now_ns();
     bool tty = isatty(2), last = p->done == p->total;
     char which[32] = "";
-    /* mux keeps pace with decode */
-    if (r->o->quiet || (!last && !strcmp(p->stage, sl_role_name(SL_ROLE_MUX)))) return;
+    /* who takes chunks keeps pace with their sender */
+    bool keeps_pace = sl_chunks_to((sl_role)sl_role_by_name(p->stage)) >= 0;
+    if (r->o->quiet || (!last && keeps_pace)) return;
     bool other = strcmp(r->shown.stage, p->stage) || r->shown.job != p->job;
     if (!last && !other && now - r->shown.last_ns < (tty ? 100 : 1000) * 1000000ll) return;
     if (r->o->job_count > 1) snprintf(which, sizeof which, "job %d ", (int)p->job);

@@ -28,9 +28,8 @@ static bool is_chunks(int h)
 
 sl_role sl_crew_of(sl_role role)
 {
-    for (int h = 0; h < SL_HANDOVER_COUNT; h++)
-        if (is_chunks(h) && SL_HANDOVER[h].to == role) return sl_crew_of(SL_HANDOVER[h].from);
-    return role;
+    int h = sl_chunks_to(role);
+    return h < 0 ? role : sl_crew_of(SL_HANDOVER[h].from);
 }
 
 bool sl_crew_ends_with(sl_role role)

@@ -42,11 +42,11 @@ sl_code sl_conf_use_device(sl_conf *conf, const char *device, sl_err *err)
                        device, SL_MAX_GPUS - 1);
     for (int i = 0; i < conf->stage_count; i++) {
         sl_conf_stage *s = &conf->stages[i];
-        if (s->role == SL_ROLE_MUX) {
+        if (sl_role_on_host(s->role)) {
             if (strcmp(s->device, "cpu"))
                 return sl_fail(err, SL_ARG,
-                               "device %s (stage mux): the video is encoded on the CPU, want cpu",
-                               s->device);
+                               "device %s (stage %s): it works on the CPU alone, want cpu",
+                               s->device, sl_role_name(s->role));
         } else if (*device) snprintf(s->device, sizeof s->device, "%.15s", device);
     }
     return SL_OK;

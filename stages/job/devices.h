@@ -16,7 +16,7 @@ typedef struct {
 } sl_gpus;
 
 /* `device` ("cpu", "cuda:N"; "": as conf has it) for all stages that compute on one. Errors:
- * SL_ARG no such kind of device, or a mux that is to work on a GPU. */
+ * SL_ARG no such kind of device, or a role of the CPU's (mux) that is to work on a GPU. */
 sl_code sl_conf_use_device(sl_conf *conf, const char *device, sl_err *err);
 /* The GPUs that stages want. Nothing is asked if none does. Errors: SL_ARG the plug-in
  * cannot be opened (which file, why), a device is not there (how many are) or too old;

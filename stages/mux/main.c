@@ -26,9 +26,7 @@ typedef struct {
 /* The hand-over that brings the frames. */
 static sl_handover source(void)
 {
-    int h = 0;
-    while (SL_HANDOVER[h].to != SL_ROLE_MUX || SL_HANDOVER[h].how != SL_CHUNKS) h++;
-    return (sl_handover)h;
+    return (sl_handover)sl_chunks_to(SL_ROLE_MUX);
 }
 
 static sl_code mux_open(mux_stage *s, sl_err *err)

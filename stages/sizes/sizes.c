@@ -126,7 +126,7 @@ sl_code sl_arena_decode(sl_arena *out, const sl_ops *ops, const sl_model *model,
 sl_pool_kind sl_slot_kind(const sl_conf *conf, sl_handover h, const char *device)
 {
     bool any = false;
-    if (strncmp(device, "cuda:", 5)) return SL_POOL_HOST;
+    if (strncmp(device, "cuda:", 5) || SL_HANDOVER[h].how == SL_CHUNKS) return SL_POOL_HOST;
     for (int i = 0; i < conf->stage_count; i++) {
         if (conf->stages[i].role != SL_HANDOVER[h].from) continue;
         if (strcmp(conf->stages[i].device, device)) return SL_POOL_HOST;
