@@ -109,23 +109,20 @@ static sl_code check_tensor(const sl_st *st, const char *name, int rank, const i
     return SL_OK;
 }
 
-typedef struct {
-    const char *name;
-    int rank;
-    int64_t shape[4];
-} expected;
-
-/* DIR/FILE holds these tensors. */
-static sl_code check_dumped(const char *dir, const char *file, int n, const expected *list,
-                            sl_err *err)
+/* The dump in DIR holds the tensors of this hand-over. */
+static sl_code check_dumped(const char *dir, sl_handover h, const sl_model *model,
+                            const sl_job *job, sl_err *err)
 {
-    char path[SL_PATH];
+    const sl_grid grid = sl_job_grid(model, job);
+    sl_tensor_spec t[SL_HANDOVER_TENSORS];
+    int n = sl_handover_tensors(t, h, model, &grid, job);
+    char file[64], path[SL_PATH];
     sl_st *st = NULL;
+    snprintf(file, sizeof file, "%s.safetensors", SL_HANDOVER[h].file);
     sl_code rc = sl_path_join(path, dir, file, err);
     if (!rc) rc = sl_regular_file(path, err);
     if (!rc) rc = sl_st_open_file(&st, path, err);
-    for (int i = 0; i < n && !rc; i++)
-        rc = check_tensor(st, list[i].name, list[i].rank, list[i].shape, err);
+    for (int i = 0; i < n && !rc; i++) rc = check_tensor(st, t[i].name, t[i].rank, t[i].shape, err);
     sl_st_close(&st);
     return rc ? sl_context(err, rc, "replay") : SL_OK;
 }
@@ -146,30 +143,20 @@ static sl_code check_dumped_picture(const sl_request *j, bool given, const char 
 static sl_code check_replay(sl_request *j, const char *from, const sl_model *model, sl_err *err)
 {
     sl_job *s = &j->spec;
-    const sl_dit_config *c = &model->dit[0];
-    int64_t t = sl_job_latent_frames(s), h = s->height / 8, w = s->width / 8,
-            side = model->family.clip ? model->clip.image / model->clip.patch : 0;
-    int64_t tokens = (side * side + 1) * (model->family.last_picture && *s->last_image ? 2 : 1);
-    bool again = strcmp(from, "decode") != 0, image_again = !strcmp(from, "image");
-    const expected text[] = {{"cond", 2, {SL_TEXT_TOKENS, c->text_dim}},
-                             {"uncond", 2, {SL_TEXT_TOKENS, c->text_dim}}};
-    const expected image[] = {{"condition", 4, {c->in_channels - c->out_channels, t, h, w}},
-                              {"clip", 2, {tokens, c->image_dim}}};
-    const expected latents = {"latents", 4, {c->out_channels, t, h, w}};
+    const sl_role first = (sl_role)sl_role_by_name(from);
+    bool image_again = first == SL_ROLE_IMAGE;
     sl_code rc = SL_OK;
     if ((j->has_image || j->has_last_image) && !image_again)
         return sl_fail(err, SL_ARG,
                        "a picture is given, but a replay from %s takes the dump's "
                        "image.safetensors, want --from image",
                        from);
-    if (!again) {
-        *s->noise = 0; /* the dump has the latents */
-        return check_dumped(j->replay_dir, "denoise.safetensors", 1, &latents, err);
-    }
-    if (strcmp(from, "text"))
-        rc = check_dumped(j->replay_dir, "text.safetensors", s->guidance > 1 ? 2 : 1, text, err);
-    if (!rc && model->family.picture && !image_again)
-        rc = check_dumped(j->replay_dir, "image.safetensors", c->image_dim ? 2 : 1, image, err);
+    if (!sl_role_follows(SL_ROLE_DENOISE, first)) *s->noise = 0; /* the dump has the latents */
+    for (int h = 0; h < SL_HANDOVER_COUNT && !rc; h++)
+        if (SL_HANDOVER[h].how == SL_WHOLE && sl_handover_applies(h, model, s) &&
+            !sl_role_follows(SL_HANDOVER[h].from, first) &&
+            sl_role_follows(SL_HANDOVER[h].to, first))
+            rc = check_dumped(j->replay_dir, h, model, s, err);
     if (!rc && image_again && model->family.picture && !*s->image)
         rc = sl_fail(err, SL_ARG, "no picture: %s wants --image FILE", model->dir);
     if (!rc && image_again && model->family.picture)

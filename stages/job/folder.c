@@ -6,28 +6,30 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "common/pipeline.h"
 #include "stages/job/files.h"
+
+#define FILE_NAME 64
+
+static void name_file(char out[FILE_NAME], int h)
+{
+    snprintf(out, FILE_NAME, "%s.safetensors", SL_HANDOVER[h].file);
+}
 
 /* A replayed job begins with the hand-overs of stages before --from, and those beside it. */
 static sl_code copy_dumped(const sl_request *r, const char *from, sl_err *err)
 {
-    static const struct {
-        /* the stage that makes this file: a replay from it makes the file again */
-        const char *file, *not_from;
-    } FILES[] = {{"text.safetensors", "text"},
-                 {"image.safetensors", "image"},
-                 {"denoise.safetensors", "denoise"}};
-    char src[SL_PATH], dst[SL_PATH];
+    const sl_role first = (sl_role)sl_role_by_name(from);
+    char file[FILE_NAME], src[SL_PATH], dst[SL_PATH];
     sl_code rc = SL_OK;
-    for (int i = 0; i < 3 && !rc; i++) {
-        /* latents are made again unless only decoding is */
-        bool later = i == 2 && strcmp(from, "decode");
-        if (!strcmp(FILES[i].not_from, from) || later) continue;
-        if ((rc = sl_path_join(src, r->replay_dir, FILES[i].file, err)) ||
-            (rc = sl_path_join(dst, r->dir, FILES[i].file, err)))
+    for (int h = 0; h < SL_HANDOVER_COUNT && !rc; h++) {
+        if (SL_HANDOVER[h].how != SL_WHOLE || sl_role_follows(SL_HANDOVER[h].from, first)) continue;
+        name_file(file, h);
+        if ((rc = sl_path_join(src, r->replay_dir, file, err)) ||
+            (rc = sl_path_join(dst, r->dir, file, err)))
             break;
-        if (i < 2 && access(src, R_OK) && errno == ENOENT && i == 1)
-            continue; /* a checkpoint without pictures has no image.safetensors */
+        if (h == SL_HANDOVER_IMAGE && access(src, R_OK) && errno == ENOENT)
+            continue; /* a checkpoint without pictures has none */
         rc = sl_copy_file(src, dst, err);
     }
     return rc ? sl_context(err, rc, "replay") : SL_OK;
@@ -70,16 +72,16 @@ sl_code sl_request_open_dir(sl_request *r, const char *spool, const char *from, 
 
 sl_code sl_request_dump(const sl_request *r, sl_err *err)
 {
-    static const char *const FILES[] = {
-        "job.json",          "image.input",         "last_image.input",  "text.safetensors",
-        "image.safetensors", "denoise.safetensors", "frames.safetensors"};
+    enum { INPUTS = 3, FILES = INPUTS + SL_HANDOVER_COUNT };
+    char files[FILES][FILE_NAME] = {"job.json", "image.input", "last_image.input"};
     char src[SL_PATH], dst[SL_PATH];
     int done = 0;
     bool made = access(r->dump_dir, F_OK) != 0;
     sl_code rc = sl_make_dirs(r->dump_dir, err);
-    for (; done < (int)(sizeof FILES / sizeof *FILES) && !rc; done++) {
-        if ((rc = sl_path_join(src, r->dir, FILES[done], err)) ||
-            (rc = sl_path_join(dst, r->dump_dir, FILES[done], err)) || access(src, R_OK))
+    for (int h = 0; h < SL_HANDOVER_COUNT; h++) name_file(files[INPUTS + h], h);
+    for (; done < FILES && !rc; done++) {
+        if ((rc = sl_path_join(src, r->dir, files[done], err)) ||
+            (rc = sl_path_join(dst, r->dump_dir, files[done], err)) || access(src, R_OK))
             continue;
         rc = sl_move_file(src, dst, err);
     }
@@ -87,7 +89,7 @@ sl_code sl_request_dump(const sl_request *r, sl_err *err)
         !(rc = sl_path_join(dst, r->dump_dir, "blocks", err)))
         rc = sl_move_files(src, dst, err);
     for (int i = 0; rc && i < done; i++)
-        if (!sl_path_join(dst, r->dump_dir, FILES[i], NULL)) unlink(dst);
+        if (!sl_path_join(dst, r->dump_dir, files[i], NULL)) unlink(dst);
     if (rc && made) rmdir(r->dump_dir);
     return rc ? sl_context(err, rc, "the video is written, its dump is not") : SL_OK;
 }

@@ -79,6 +79,25 @@ static sl_code read_jobs_file(sl_batch *b, sl_err *err)
     return rc;
 }
 
+/* A replay may start from any stage that begins a crew: what it takes is in files. */
+static sl_code check_from(const char *from, sl_err *err)
+{
+    const char *names[SL_ROLE_COUNT];
+    char list[256] = "";
+    int count = 0;
+    for (int r = 0; r < SL_ROLE_COUNT; r++)
+        if (sl_chunks_to((sl_role)r) < 0) names[count++] = sl_role_name((sl_role)r);
+    for (int i = 0; i < count; i++) {
+        size_t used = strlen(list);
+        if (!strcmp(names[i], from)) return SL_OK;
+        snprintf(list + used, sizeof list - used, "%s%s", names[i],
+                 i < count - 2    ? ", "
+                 : i == count - 2 ? " or "
+                                  : "");
+    }
+    return sl_fail(err, SL_ARG, "--from is \"%s\", want %s", from, list);
+}
+
 sl_code sl_batch_expand(sl_batch *b, sl_err *err)
 {
     const bool replay = *b->replay_dir != 0;
@@ -86,10 +105,7 @@ sl_code sl_batch_expand(sl_batch *b, sl_err *err)
     sl_code rc;
     if (replay && b->base.has_seed && !b->base.has_noise) *b->base.spec.noise = 0;
     if (replay) b->base.has_seed = true;
-    if (replay && strcmp(b->from, "text") && strcmp(b->from, "image") &&
-        strcmp(b->from, "denoise") && strcmp(b->from, "decode"))
-        return sl_fail(err, SL_ARG, "--from is \"%s\", want text, image, denoise or decode",
-                       b->from);
+    if (replay && (rc = check_from(b->from, err))) return rc;
     if (!replay && *b->from) return sl_fail(err, SL_ARG, "--from belongs to sluice replay");
     if (*b->jobs_file) return read_jobs_file(b, err);
     if ((rc = sl_batch_add(b, &r, err))) return rc;
