@@ -88,10 +88,16 @@ static void add_arena(sl_stage_plan *s, const sl_arena *a)
     s->work = a->peak - a->kept;
 }
 
-/* The pool in which the stage receives h. */
-static void add_slots(const planner *p, sl_stage_plan *s, sl_handover h, size_t slot_bytes)
+/* Bytes of a slot of h, as far as the job fills it. */
+static size_t handed(const planner *p, sl_handover h)
 {
-    size_t bytes = (size_t)p->stage->slots * slot_bytes;
+    return sl_slot_bytes(p->model, h, (int64_t)p->job->width * p->job->height, p->job->frames);
+}
+
+/* The pool in which the stage receives h. */
+static void add_slots(const planner *p, sl_stage_plan *s, sl_handover h)
+{
+    size_t bytes = (size_t)p->stage->slots * handed(p, h);
     s->slots += bytes;
     if (sl_slot_kind(p->conf, h, s->device) == SL_POOL_CUDA) s->device_slots += bytes;
 }
@@ -141,10 +147,7 @@ static sl_code plan_image(planner *p, sl_stage_plan *s, bool computes, sl_err *e
     add_arena(s, &a);
     /* 8-bit pictures of the video's size and floats of them; results, and once more for
      * the spool */
-    if (computes)
-        s->host += pixels * 3 * 5 +
-                   2 * (clip + sl_slot_bytes(model, SL_HANDOVER_IMAGE,
-                                             (int64_t)job->width * job->height, job->frames));
+    if (computes) s->host += pixels * 3 * 5 + 2 * (clip + handed(p, SL_HANDOVER_IMAGE));
     sl_clip_free(&c);
     sl_vae_encoder_free(&v);
     return rc;
@@ -177,14 +180,10 @@ static sl_code plan_denoise(planner *p, sl_stage_plan *s, bool computes, sl_err 
     add_arena(s, &a);
     sl_denoise_shape(model, job, shape);
     size_t latents = (size_t)(shape[0] * shape[1] * shape[2] * shape[3]) * sizeof(float);
-    size_t text = sl_slot_bytes(model, SL_HANDOVER_TEXT, 0, 1),
-           image = model->family.picture
-                       ? sl_slot_bytes(model, SL_HANDOVER_IMAGE, (int64_t)job->width * job->height,
-                                       job->frames)
-                       : 0,
-           held = text + image;
-    add_slots(p, s, SL_HANDOVER_TEXT, text);
-    add_slots(p, s, SL_HANDOVER_IMAGE, image);
+    size_t held = 0;
+    for (int h = 0; h < SL_HANDOVER_COUNT; h++)
+        if (SL_HANDOVER[h].to == SL_ROLE_DENOISE && sl_handover_applies(h, model, NULL))
+            held += handed(p, h);
     /* noise, result, the state of four, the state and both results once more for the spool;
      * inputs */
     if (computes) s->host += 12 * latents + held;
@@ -195,8 +194,6 @@ static sl_code plan_denoise(planner *p, sl_stage_plan *s, bool computes, sl_err 
 
 static sl_code plan_decode(planner *p, sl_stage_plan *s, bool computes, sl_err *err)
 {
-    size_t latents = sl_slot_bytes(p->model, SL_HANDOVER_LATENTS,
-                                   (int64_t)p->job->width * p->job->height, p->job->frames);
     sl_arena a = {0};
     sl_vae_decoder *m = NULL;
     sl_code rc = open_counting(p, "vae", "diffusion_pytorch_model", err);
@@ -205,8 +202,7 @@ static sl_code plan_decode(planner *p, sl_stage_plan *s, bool computes, sl_err *
     if (!rc) rc = close_counting(p, s, "vae", err);
     if (!rc && computes) rc = sl_arena_decode(&a, &p->body, p->model, m, p->job, err);
     add_arena(s, &a);
-    add_slots(p, s, SL_HANDOVER_LATENTS, latents);
-    s->host += latents;
+    s->host += handed(p, SL_HANDOVER_LATENTS);
     sl_vae_decoder_free(&m);
     return rc;
 }
@@ -216,11 +212,12 @@ static sl_code plan_mux(planner *p, sl_stage_plan *s, bool computes, sl_err *err
     const char *preset = p->conf->video.preset;
     bool slow =
         !strcmp(preset, "slower") || !strcmp(preset, "veryslow") || !strcmp(preset, "placebo");
-    size_t pixels = (size_t)p->job->width * (size_t)p->job->height;
+    const sl_grid g = sl_job_grid(p->model, p->job);
+    sl_tensor_spec frames[SL_HANDOVER_TENSORS]; /* [n, h, w, 3] */
     (void)computes;
     (void)err;
-    add_slots(p, s, SL_HANDOVER_FRAMES,
-              sl_slot_bytes(p->model, SL_HANDOVER_FRAMES, (int64_t)pixels, p->job->frames));
+    sl_handover_tensors(frames, (sl_handover)sl_chunks_to(SL_ROLE_MUX), p->model, &g, p->job);
+    size_t pixels = (size_t)(frames[0].shape[1] * frames[0].shape[2]);
     s->host += pixels * ((slow ? ENCODER_PIXEL_SLOW : ENCODER_PIXEL) +
                          ENCODER_PIXEL_THREAD * (size_t)p->conf->video.threads);
     return SL_OK;
@@ -229,15 +226,16 @@ static sl_code plan_mux(planner *p, sl_stage_plan *s, bool computes, sl_err *err
 /* ---- a run ---- */
 
 typedef sl_code stage_fn(planner *p, sl_stage_plan *s, bool computes, sl_err *err);
-static stage_fn *const STAGES[SL_ROLE_COUNT] = {plan_text, plan_image, plan_denoise, plan_decode,
-                                                plan_mux};
+/* What a stage takes beside its process and the pools it receives in; NULL: nothing. */
+static stage_fn *const STAGES[SL_ROLE_COUNT] = {
+    [SL_ROLE_TEXT] = plan_text,     [SL_ROLE_IMAGE] = plan_image, [SL_ROLE_DENOISE] = plan_denoise,
+    [SL_ROLE_DECODE] = plan_decode, [SL_ROLE_MUX] = plan_mux,
+};
 
 /* Does a replay from the stage `from` compute this one? "": a run computes all. */
 static bool computes(const char *from, sl_role role)
 {
-    if (role == SL_ROLE_TEXT) return !*from || !strcmp(from, "text");
-    if (role == SL_ROLE_IMAGE) return !*from || !strcmp(from, "image");
-    return role != SL_ROLE_DENOISE || strcmp(from, "decode");
+    return !*from || sl_role_follows(role, (sl_role)sl_role_by_name(from));
 }
 
 static bool same_sizes(const sl_job *a, const sl_job *b)
@@ -262,7 +260,7 @@ static sl_code plan_stage(planner *p, sl_stage_plan *s, int k, const char *from,
     if (c->role == SL_ROLE_IMAGE && !p->model->family.picture) return SL_OK;
     s->runs = true;
     sl_conf_name(p->conf, c, s->name);
-    snprintf(s->device, sizeof s->device, "%s", c->role == SL_ROLE_MUX ? "cpu" : c->device);
+    snprintf(s->device, sizeof s->device, "%s", sl_role_on_host(c->role) ? "cpu" : c->device);
     s->host = PROCESS_BYTES;
     if (strcmp(s->device, "cpu")) {
         s->context = SL_GPU_CONTEXT_BYTES + SL_GPU_WORKSPACE_BYTES + SL_GPU_SCRATCH_BYTES;
@@ -270,7 +268,10 @@ static sl_code plan_stage(planner *p, sl_stage_plan *s, int k, const char *from,
     }
     p->body = sl_ops_plan_of(sizes_of(s->device));
     if ((rc = sl_ctx_open(&p->ctx, &p->body, 0, err))) return rc;
-    rc = STAGES[c->role](p, s, computes(from, c->role), err);
+    if (STAGES[c->role]) rc = STAGES[c->role](p, s, computes(from, c->role), err);
+    for (int h = 0; h < SL_HANDOVER_COUNT; h++)
+        if (SL_HANDOVER[h].to == c->role && sl_handover_applies(h, p->model, NULL))
+            add_slots(p, s, h);
     sl_loader_close(&p->loader);
     sl_ctx_close(&p->ctx);
     return rc;
