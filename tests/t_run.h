@@ -22,6 +22,8 @@
 #include <sys/wait.h>
 #include <time.h>
 
+#include "common/pipeline.h"
+
 #define T_MODEL "tests/golden/tiny-i2v/model"
 #define T_IMAGE "tests/golden/tiny-i2v/i2v-96x64x9.png"
 /* a run that takes longer hangs (they take one or two seconds; sanitizers and a busy
@@ -29,8 +31,12 @@
 #define T_RUN_S 120
 #define T_ARGS 64
 
-static const char *const T_ROLES[] = {"dispatch", "text", "image", "denoise", "decode", "mux"};
-#define T_ROLE_COUNT 6
+static const char *const T_ROLES[] = {"dispatch",
+#define X(NAME, name, where) name,
+                                      SL_ROLES(X)
+#undef X
+};
+#define T_ROLE_COUNT (1 + SL_ROLE_COUNT)
 
 typedef struct {
     char base[200]; /* holds run/ (run directories), out/ (results), run.cfg */
