@@ -42,7 +42,8 @@ bool sl_role_on_host(sl_role role);
 
 /* NAME, name, from, to, file, how.
  *   name   of the pools in which the receiver takes it, and in the log
- *   file   FILE.safetensors in the job's folder and in a dump
+ *   file   FILE.safetensors in the job's folder and in a dump; chunks have none of their own: the
+ *          mux dumps what it encodes as FRAMES
  *   how    WHOLE   one slot or one file a job; the receiver may begin when it is there
  *          CHUNKS  slot by slot while the sender works, in order, never spooled: sender and
  *                  receiver work on one attempt together (a crew) and fall together

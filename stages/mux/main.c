@@ -1,6 +1,7 @@
 /* sluice-mux - frames u8 [n, h, w, 3], chunk by chunk and in order -> H.264 in MP4 (and
  * frames.safetensors, when the job is dumped). Frames are those of the hand-over whose
- * receiver is the mux, whoever sends it and whatever their size. */
+ * receiver is the mux, whoever sends it and whatever their size; a dump has them under the
+ * one name that its readers know. */
 #include <stdio.h>
 #include <string.h>
 
@@ -73,7 +74,7 @@ static sl_code on_job(mux_stage *s, const sl_msg_job *msg, sl_err *err)
                               .preset = conf->video.preset};
     if ((rc = sl_mp4_open(&s->mp4, s->job.output, &options, err))) return rc;
     if (!s->job.dump) return SL_OK;
-    snprintf(file, sizeof file, "%s.safetensors", SL_HANDOVER[source()].file);
+    snprintf(file, sizeof file, "%s.safetensors", SL_HANDOVER[SL_HANDOVER_FRAMES].file);
     if ((rc = sl_path_join(path, msg->dir, file, err)) || (rc = sl_stw_open(&s->dump, path, err)))
         return rc;
     return sl_stw_declare(s->dump, "frames", SL_U8, s->all.rank, shape, err);
