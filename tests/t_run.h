@@ -141,6 +141,19 @@ static inline void t_write(const char *path, const char *text)
     assert_int_equal(fclose(f), 0);
 }
 
+/* A list `stages` of every role; `group` stands in the place of this one's. */
+static inline const char *t_stages(sl_role role, const char *group)
+{
+    static char text[8192];
+    int n = snprintf(text, sizeof text, "stages: ( ");
+    for (int r = 0; r < SL_ROLE_COUNT; r++) {
+        const char *own = t_format("{ name = \"%s\"; }", sl_role_name((sl_role)r));
+        n += snprintf(text + n, sizeof text - (size_t)n, "%s%s", r == (int)role ? group : own,
+                      r + 1 < SL_ROLE_COUNT ? ",\n" : " );\n");
+    }
+    return text;
+}
+
 /* Quick restarts, a state every second step; `more` is further configuration, or "". */
 static inline void t_run_conf(t_run *r, int restarts, int stall_s, const char *more)
 {

@@ -274,25 +274,14 @@ static void test_stall(void **state)
 /* Run with `program` of helper_dies' in the place of a stage. */
 static void start_dying(const plan *p, int restarts, const char *role, const char *mode, int times)
 {
-    static const char *const OTHERS[] = {"text", "image", "denoise", "decode", "mux"};
-    char stages[4096] = "stages: ( ";
-    size_t n = strlen(stages);
-    char cwd[1024];
+    char cwd[1024], group[4096];
     assert_non_null(getcwd(cwd, sizeof cwd));
-    for (int i = 0; i < 5; i++) {
-        const char *end = i < 4 ? "," : " );\n";
-        if (strcmp(OTHERS[i], role))
-            n += (size_t)snprintf(stages + n, sizeof stages - n,
-                                  "{ name = \"%s\"; program = \"sluice-%s\"; }%s", OTHERS[i],
-                                  OTHERS[i], end);
-        else
-            n += (size_t)snprintf(stages + n, sizeof stages - n,
-                                  "{ name = \"%s\"; program = \"%s\"; args = [\"%s\", \"%d\", "
-                                  "\"%s/starts\", \"%s/%s/sluice-%s\"]; }%s",
-                                  role, t_helper("helper_dies"), mode, times, run.base,
-                                  *t_bin() == '/' ? "" : cwd, t_bin(), role, end);
-    }
-    t_run_conf(&run, restarts, 30, stages);
+    snprintf(group, sizeof group,
+             "{ name = \"%s\"; program = \"%s\"; args = [\"%s\", \"%d\", \"%s/starts\", "
+             "\"%s/%s/sluice-%s\"]; }",
+             role, t_helper("helper_dies"), mode, times, run.base, *t_bin() == '/' ? "" : cwd,
+             t_bin(), role);
+    t_run_conf(&run, restarts, 30, t_stages((sl_role)sl_role_by_name(role), group));
     start(p);
 }
 

@@ -290,12 +290,8 @@ static void test_other_mux(void **state)
     int64_t count;
     sl_st *st = NULL;
     (void)state;
-    open_run(t_format("stages: ( { name = \"text\"; program = \"sluice-text\"; }, { name = "
-                      "\"image\"; program = \"sluice-image\"; },"
-                      " { name = \"denoise\"; program = \"sluice-denoise\"; }, { name = "
-                      "\"decode\"; program = \"sluice-decode\"; },"
-                      " { name = \"mux\"; program = \"%s\"; } );\n",
-                      t_helper("helper_mux_y4m")));
+    open_run(t_stages(SL_ROLE_MUX, t_format("{ name = \"mux\"; program = \"%s\"; }",
+                                            t_helper("helper_mux_y4m"))));
     start("17", "12", NULL);
     check_end(0, 1);
     char *file = t_read(t_format("%s/a.mp4", run.out), &size);
@@ -323,12 +319,8 @@ static void test_other_decode(void **state)
     sl_st *st = NULL, *latents = NULL;
     sl_err err = {0};
     (void)state;
-    open_run(t_format("stages: ( { name = \"text\"; program = \"sluice-text\"; }, { name = "
-                      "\"image\"; program = \"sluice-image\"; },"
-                      " { name = \"denoise\"; program = \"sluice-denoise\"; }, { name = "
-                      "\"decode\"; program = \"%s\"; },"
-                      " { name = \"mux\"; program = \"sluice-mux\"; } );\n",
-                      t_helper("helper_decode_flat")));
+    open_run(t_stages(SL_ROLE_DECODE, t_format("{ name = \"decode\"; program = \"%s\"; }",
+                                               t_helper("helper_decode_flat"))));
     snprintf(again, sizeof again, "%s/a", run.out);
     start("17", "12", "--dump", again, NULL);
     t_run_until(&run, "index=0 chunks=5");
