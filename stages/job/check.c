@@ -66,8 +66,9 @@ static sl_code check_prompt(const char *text, const char *option, const sl_conf 
 
 static sl_code check_noise(const sl_job *s, const sl_model *model, sl_err *err)
 {
-    int64_t shape[4] = {model->dit[0].out_channels, sl_job_latent_frames(s), s->height / 8,
-                        s->width / 8};
+    const sl_grid g = sl_job_grid(model, s);
+    int64_t shape[4] = {model->dit[0].out_channels, g.latent_frames, g.latent_height,
+                        g.latent_width};
     sl_st *st = NULL;
     sl_tensor t;
     sl_code rc = sl_regular_file(s->noise, err);
@@ -272,8 +273,9 @@ sl_code sl_request_check(sl_request *j, const char *from, const sl_model *model,
     if ((rc = check_pictures(j, model, err)) || (rc = complete(j, model, conf, err)) ||
         (rc = sl_job_check(s, err)))
         return rc;
+    const sl_grid g = sl_job_grid(model, s);
     int rope = model->dit[0].rope_max;
-    if (s->width / 16 > rope || s->height / 16 > rope || sl_job_latent_frames(s) > rope)
+    if (g.token_width > rope || g.token_height > rope || g.latent_frames > rope)
         return sl_fail(
             err, SL_ARG,
             "size %dx%d x %d frames has an axis of more than %d tokens (rope_max_seq_len)",
