@@ -62,7 +62,8 @@ typedef struct {
     sl_when picture;      /* latents are conditioned on a first frame */
     sl_when last_picture; /* and on a last one */
     bool clip;            /* the pictures' CLIP tokens are attended to */
-    bool time_per_token;  /* each latent frame has a timestep of its own; false: one a forward */
+    bool time_per_token;  /* each latent frame has a timestep of its own; false: one a forward.
+                           * Always false: models of that kind are refused */
     int experts;          /* denoising networks, by noise level: 1, or 2 */
     int spatial;          /* pixels of a latent's edge: 8 */
     int temporal;         /* frames of a latent: 4; the first frame has one of its own */

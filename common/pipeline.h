@@ -2,7 +2,7 @@
  *
  * Two lists decide. SL_ROLES are the kinds of stage; SL_HANDOVERS the ways between them. The
  * scheduler, sizes, plan, replay, dump, checks, slot defaults and the stages' own names are
- * derived from them: a new stage is a row in each, and a program.
+ * derived from them: a new stage is a row in each, and a program (stages/README.md, "To add").
  * A hand-over's tensors, shapes and bytes follow from the model, the video's grid and the job.
  * Nothing here owns memory. */
 #ifndef SL_PIPELINE_H

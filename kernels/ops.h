@@ -275,8 +275,9 @@ typedef void sl_frames_rgb8_fn(sl_ctx *ctx, const sl_tensor *y, const sl_tensor 
 /* ---- the list ---- */
 
 /* Every operation, once. A new one is its type above, its name here, its front in ops.c,
- * its body in kernels/cpu/ and in kernels/cuda/, its clock in the profile
- * (bench_profile.c) and its tests; a body or a clock that is missing does not link. */
+ * its body in kernels/cpu/ and in kernels/cuda/, its clock in stages/bench/profile.c and its
+ * tests (stages/README.md, "To add"). Without the CPU's body or the clock programs do not link;
+ * without CUDA's the plug-in is built and cannot be opened. */
 /* clang-format off */
 #define SL_OPS(X) \
     X(zero) X(copy) X(add) X(sub) X(silu) X(geglu) X(embed) \
