@@ -1,0 +1,459 @@
+/* comm.c - ranks of one forward: the group, teams, marks, and operations as parts for a body.
+ *
+ * Who writes what: each rank owns a control block in shared memory (a memfd that the others open
+ * through /proc/PID/fd). Rank p sets arrived[lane][p] in the block of rank r when an operation's
+ * data for r lies in r's window; r waits for the marks of all members. Nobody else writes that word,
+ * so marks need no lock. A mark holds the attempt's key, so that what an attempt that was given up
+ * still sets is smaller than what the next one waits for. `woken` is a futex: every mark and abort
+ * adds one. Waits look at it for at most 20 ms at a time, then at the members' pidfds and at the
+ * deadline: a dead or stopped rank ends them. */
+#include "kernels/comm.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "common/clock.h"
+#include "kernels/comm_block.h"
+
+#define MS 1000000ll
+#define LOOK_MS 20 /* between two looks at the members while nothing comes */
+
+_Static_assert(sizeof(sl_comm_block) <= SL_COMM_PAGE, "a block is a page");
+
+/* ---- the group ---- */
+
+static sl_code make_block(sl_comm *c, sl_err *err)
+{
+    c->fd = memfd_create("sluice-comm", MFD_CLOEXEC);
+    if (c->fd < 0) return sl_fail_errno(err, errno, "comm: memory file");
+    if (ftruncate(c->fd, SL_COMM_PAGE)) return sl_fail_errno(err, errno, "comm: memory file");
+    void *p = mmap(NULL, SL_COMM_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, c->fd, 0);
+    if (p == MAP_FAILED) return sl_fail_errno(err, errno, "comm: control block");
+    sl_comm_peer *own = &c->peers[c->rank];
+    own->block = p;
+    own->pid = getpid();
+    own->block->magic = SL_COMM_MAGIC;
+    own->block->rank = c->rank;
+    return SL_OK;
+}
+
+sl_code sl_comm_open(sl_comm **out, const sl_comm_body *body, int rank, size_t bytes,
+                     int timeout_ms, sl_err *err)
+{
+    *out = NULL;
+    if (rank < 0 || rank >= SL_RANKS)
+        return sl_fail(err, SL_ARG, "comm: rank %d, want 0 to %d", rank, SL_RANKS - 1);
+    sl_comm *c = calloc(1, sizeof *c);
+    if (!c) return sl_fail(err, SL_NOMEM, "comm: no memory");
+    *c = (sl_comm){.body = body, .rank = rank, .fd = -1, .timeout_ms = timeout_ms, .bytes = bytes};
+    for (int i = 0; i < SL_RANKS; i++) c->peers[i].pidfd = -1;
+    sl_code rc = make_block(c, err);
+    c->handle = (sl_comm_handle){
+        .rank = rank, .pid = getpid(), .fd = c->fd, .window_bytes = (uint64_t)bytes};
+    if (!rc) rc = body->open(c, &c->handle, err);
+    if (rc) {
+        sl_comm_close(&c);
+        return rc;
+    }
+    *out = c;
+    return SL_OK;
+}
+
+void sl_comm_handle_of(const sl_comm *c, sl_comm_handle *out)
+{
+    *out = c->handle;
+}
+
+static void disconnect(sl_comm *c, int rank)
+{
+    sl_comm_peer *p = &c->peers[rank];
+    if (p->window || p->body) c->body->disconnect(c, rank);
+    if (p->block) munmap(p->block, SL_COMM_PAGE);
+    if (p->pidfd >= 0) close(p->pidfd);
+    *p = (sl_comm_peer){.pidfd = -1};
+}
+
+sl_code sl_comm_connect(sl_comm *c, const sl_comm_handle *h, sl_err *err)
+{
+    char path[64];
+    if (h->rank < 0 || h->rank >= SL_RANKS || h->rank == c->rank)
+        return sl_fail(err, SL_ARG, "comm: rank %d connects rank %d, want another from 0 to %d",
+                       c->rank, h->rank, SL_RANKS - 1);
+    disconnect(c, h->rank);
+    sl_comm_peer *p = &c->peers[h->rank];
+    snprintf(path, sizeof path, "/proc/%d/fd/%d", h->pid, h->fd);
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    if (fd < 0)
+        return sl_fail(err, SL_GONE, "comm: rank %d, process %d, is not there", h->rank, h->pid);
+    p->pidfd = (int)syscall(SYS_pidfd_open, h->pid, 0);
+    p->pid = h->pid;
+    p->window_bytes = h->window_bytes;
+    struct stat st;
+    void *block = MAP_FAILED;
+    if (!fstat(fd, &st) && st.st_size >= SL_COMM_PAGE)
+        block = mmap(NULL, SL_COMM_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    close(fd);
+    if (block == MAP_FAILED) {
+        disconnect(c, h->rank);
+        return sl_fail(err, SL_SYS, "comm: the block of rank %d cannot be mapped", h->rank);
+    }
+    p->block = block;
+    sl_code rc = SL_OK;
+    if (p->block->magic != SL_COMM_MAGIC || p->block->rank != h->rank)
+        rc = sl_fail(err, SL_FORMAT, "comm: process %d shows no block of rank %d", h->pid, h->rank);
+    if (!rc) rc = c->body->connect(c, h, err);
+    if (rc) disconnect(c, h->rank);
+    return rc;
+}
+
+void sl_comm_close(sl_comm **cp)
+{
+    sl_comm *c = *cp;
+    if (!c) return;
+    *cp = NULL;
+    for (int i = 0; i < SL_RANKS; i++)
+        if (i != c->rank) disconnect(c, i);
+    c->body->close(c);
+    if (c->peers[c->rank].block) munmap(c->peers[c->rank].block, SL_COMM_PAGE);
+    if (c->fd >= 0) close(c->fd);
+    free(c);
+}
+
+void *sl_comm_window(const sl_comm *c, size_t *bytes)
+{
+    if (bytes) *bytes = c->bytes;
+    return c->peers[c->rank].window;
+}
+
+/* ---- marks ---- */
+
+static void wake(sl_comm_block *b)
+{
+    atomic_fetch_add_explicit(&b->woken, 1, memory_order_release);
+    syscall(SYS_futex, &b->woken, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+}
+
+void sl_comm_set_mark(const sl_comm *c, int rank, sl_lane lane, uint64_t value)
+{
+    sl_comm_block *b = c->peers[rank].block;
+    atomic_store_explicit(&b->arrived[lane][c->rank], value, memory_order_release);
+    wake(b);
+}
+
+bool sl_comm_aborted(const sl_comm *c, uint32_t key)
+{
+    return atomic_load_explicit(&c->peers[c->rank].block->aborted, memory_order_acquire) >= key;
+}
+
+/* Member i of the lane's team, other than this rank, has set `value`. */
+static bool has_arrived(const sl_comm *c, sl_lane lane, int i, uint64_t value)
+{
+    const sl_team *t = &c->lanes[lane].team;
+    const sl_comm_block *own = c->peers[c->rank].block;
+    return i == t->me ||
+           atomic_load_explicit(&own->arrived[lane][t->member[i]], memory_order_acquire) >= value;
+}
+
+/* The first member that has not set `value`; -1: all have. */
+static int missing(const sl_comm *c, sl_lane lane, uint64_t value)
+{
+    for (int i = 0; i < c->lanes[lane].team.size; i++)
+        if (!has_arrived(c, lane, i, value)) return i;
+    return -1;
+}
+
+static bool is_dead(const sl_comm_peer *p)
+{
+    struct pollfd f = {.fd = p->pidfd, .events = POLLIN};
+    return p->pidfd >= 0 && poll(&f, 1, 0) > 0;
+}
+
+/* Why a wait must end now; SL_OK: it need not. */
+static sl_code reason_to_end(sl_ctx *ctx, const sl_comm *c, const sl_team *t, int64_t by_ns)
+{
+    if (sl_comm_aborted(c, t->key) || (ctx->cancel && *ctx->cancel)) {
+        sl_ctx_fail(ctx, SL_CANCELLED, "comm: the team gave the attempt up");
+        return SL_CANCELLED;
+    }
+    for (int i = 0; i < t->size; i++)
+        if (i != t->me && is_dead(&c->peers[t->member[i]])) {
+            sl_ctx_fail(ctx, SL_GONE, "comm: rank %d, process %d, has ended", t->member[i],
+                        (int)c->peers[t->member[i]].pid);
+            return SL_GONE;
+        }
+    if (sl_now_ns() < by_ns) return SL_OK;
+    sl_ctx_fail(ctx, SL_TIMEOUT, "comm: rank %d waited for its team for %d ms", c->rank,
+                c->timeout_ms);
+    return SL_TIMEOUT;
+}
+
+void sl_comm_wait_marks(sl_ctx *ctx, sl_comm *c, sl_lane lane, uint64_t value)
+{
+    sl_comm_block *own = c->peers[c->rank].block;
+    const sl_team *t = &c->lanes[lane].team;
+    const int64_t t0 = sl_now_ns(), by = t0 + c->timeout_ms * MS;
+    if (missing(c, lane, value) < 0) return;
+    while (sl_ok(ctx)) {
+        uint32_t seen = atomic_load_explicit(&own->woken, memory_order_acquire);
+        if (missing(c, lane, value) < 0) break;
+        if (reason_to_end(ctx, c, t, by)) break;
+        struct timespec look = {0, LOOK_MS * MS};
+        syscall(SYS_futex, &own->woken, FUTEX_WAIT, seen, &look, NULL, 0);
+    }
+    if (!sl_ok(ctx)) sl_comm_abort(c, t); /* the others need not find out by themselves */
+    c->stats.waited_ns += sl_now_ns() - t0;
+}
+
+void sl_comm_abort(sl_comm *c, const sl_team *team)
+{
+    for (int i = 0; i < team->size; i++) {
+        sl_comm_block *b = c->peers[team->member[i]].block;
+        if (!b) continue;
+        uint32_t old = atomic_load(&b->aborted);
+        while (old < team->key && !atomic_compare_exchange_weak(&b->aborted, &old, team->key))
+            continue;
+        wake(b);
+    }
+}
+
+/* ---- a team ---- */
+
+sl_share sl_share_of(int64_t n, int size, int i)
+{
+    const int64_t each = n / size, more = n % size;
+    return (sl_share){each * i + (i < more ? i : more), each + (i < more)};
+}
+
+static bool team_fits(sl_ctx *ctx, const sl_comm *c, const sl_team *t)
+{
+    if (t->size < 1 || t->size > SL_RANKS || t->me < 0 || t->me >= t->size ||
+        t->member[t->me] != c->rank || !t->key) {
+        sl_ctx_fail(ctx, SL_ARG, "comm: a team of %d, whose member %d is to be rank %d, key %u",
+                    t->size, t->me, c->rank, t->key);
+        return false;
+    }
+    for (int i = 0; i < t->size; i++) {
+        int r = t->member[i];
+        for (int k = 0; k < i; k++)
+            if (t->member[k] == r) r = -1;
+        if (r >= 0 && r < SL_RANKS && c->peers[r].block) continue;
+        sl_ctx_fail(ctx, r < 0 || r >= SL_RANKS ? SL_ARG : SL_GONE,
+                    "comm: member %d of the team is rank %d, which is %s", i, t->member[i],
+                    r < 0 || r >= SL_RANKS ? "none, or named twice" : "not connected");
+        return false;
+    }
+    return true;
+}
+
+void sl_comm_begin(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_team *team)
+{
+    sl_comm_lane *l = &c->lanes[lane];
+    if (!sl_ok(ctx) || !team_fits(ctx, c, team)) return;
+    if (l->begun && team->key <= l->team.key) {
+        sl_ctx_fail(ctx, SL_ARG, "comm: key %u of an attempt, want more than the last, %u",
+                    team->key, l->team.key);
+        return;
+    }
+    *l = (sl_comm_lane){.team = *team, .begun = true};
+    sl_sync(ctx);
+    sl_comm_barrier(ctx, c, lane);
+}
+
+void sl_comm_barrier(sl_ctx *ctx, sl_comm *c, sl_lane lane)
+{
+    sl_comm_lane *l = &c->lanes[lane];
+    if (!sl_ok(ctx)) return;
+    sl_sync(ctx);
+    const uint64_t value = sl_comm_mark(l->team.key, ++l->count);
+    for (int i = 0; i < l->team.size; i++)
+        if (i != l->team.me) sl_comm_set_mark(c, l->team.member[i], lane, value);
+    sl_comm_wait_marks(ctx, c, lane, value);
+}
+
+/* ---- operations ---- */
+
+/* Offset of a window's tensor; -1 after an error: it does not lie in the window. */
+static int64_t offset_of(sl_ctx *ctx, const sl_comm *c, const sl_tensor *y, const char *what)
+{
+    const char *base = c->peers[c->rank].window, *p = y->data;
+    if (p >= base && p + sl_bytes(y) <= base + c->bytes) return p - base;
+    sl_ctx_fail(ctx, SL_ARG, "comm: %s does not receive into the window", what);
+    return -1;
+}
+
+static size_t pitch_of(const sl_tensor *t)
+{
+    return (size_t)t->pitch * sl_dtype_size(t->dtype);
+}
+
+static bool fits(sl_ctx *ctx, const char *what, const sl_tensor *t, int64_t rows, int64_t cols)
+{
+    char text[96];
+    if (t->rank == 2 && t->shape[0] == rows && t->shape[1] == cols) return true;
+    sl_ctx_fail(ctx, SL_SHAPE, "comm: %s is %s, want [%lld, %lld]", what,
+                sl_shape_text(t, text, sizeof text), (long long)rows, (long long)cols);
+    return false;
+}
+
+/* Give the body the parts of one operation. */
+static void start(sl_ctx *ctx, sl_comm *c, sl_lane lane, int n, const sl_comm_part parts[])
+{
+    sl_comm_lane *l = &c->lanes[lane];
+    for (int i = 0; i < n; i++) {
+        const sl_comm_part *p = &parts[i];
+        c->stats.sent_bytes += p->width * p->rows;
+        if (!p->rows ||
+            p->to + (p->rows - 1) * p->to_pitch + p->width <= c->peers[p->rank].window_bytes)
+            continue;
+        sl_ctx_fail(ctx, SL_NOMEM, "comm: rank %d has a window of %zu bytes, want %zu", p->rank,
+                    c->peers[p->rank].window_bytes, p->to + (p->rows - 1) * p->to_pitch + p->width);
+        return;
+    }
+    c->stats.operations++;
+    c->body->exchange(ctx, c, lane, sl_comm_mark(l->team.key, ++l->count), n, parts);
+}
+
+void sl_comm_to_heads(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y, const sl_tensor *x,
+                      int64_t n)
+{
+    const sl_team *t = &c->lanes[lane].team;
+    const sl_share mine = sl_share_of(n, t->size, t->me);
+    const int64_t d = x->rank == 2 ? x->shape[1] : 0, cols = d / t->size;
+    sl_comm_part parts[SL_RANKS];
+    int64_t at;
+    if (!sl_ok(ctx)) return;
+    if (d % t->size)
+        sl_ctx_fail(ctx, SL_SHAPE, "comm: %lld columns, want a multiple of the team's %d",
+                    (long long)d, t->size);
+    if (!sl_ok(ctx) || !fits(ctx, "rows", x, mine.rows, d) || !fits(ctx, "heads", y, n, cols) ||
+        (at = offset_of(ctx, c, y, "to_heads")) < 0)
+        return;
+    const size_t e = sl_dtype_size(x->dtype), pitch = pitch_of(y);
+    for (int i = 0; i < t->size; i++) {
+        const sl_share his = sl_share_of(n, t->size, i);
+        parts[i] = (sl_comm_part){.rank = t->member[i],
+                                  .from = (const char *)x->data + (size_t)(i * cols) * e,
+                                  .from_pitch = pitch_of(x),
+                                  .to = (size_t)at + (size_t)mine.first * pitch,
+                                  .to_pitch = pitch,
+                                  .width = (size_t)cols * e,
+                                  .rows = (size_t)mine.rows,
+                                  .at = (size_t)at + (size_t)his.first * pitch,
+                                  .at_pitch = pitch,
+                                  .at_width = (size_t)cols * e,
+                                  .at_rows = (size_t)his.rows};
+    }
+    start(ctx, c, lane, t->size, parts);
+}
+
+void sl_comm_to_rows(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y, const sl_tensor *x,
+                     int64_t n, int64_t first, int64_t cols)
+{
+    const sl_team *t = &c->lanes[lane].team;
+    const sl_share mine = sl_share_of(n, t->size, t->me);
+    const int64_t share = x->rank == 2 ? x->shape[1] : 0;
+    sl_comm_part parts[SL_RANKS];
+    int64_t at;
+    if (!sl_ok(ctx) || !fits(ctx, "heads", x, n, share) ||
+        !fits(ctx, "rows", y, mine.rows, share * t->size))
+        return;
+    if (first < 0 || cols < 1 || first + cols > share)
+        sl_ctx_fail(ctx, SL_SHAPE, "comm: columns %lld to %lld of a share of %lld",
+                    (long long)first, (long long)(first + cols), (long long)share);
+    if (!sl_ok(ctx) || (at = offset_of(ctx, c, y, "to_rows")) < 0) return;
+    const size_t e = sl_dtype_size(x->dtype), pitch = pitch_of(y), from_pitch = pitch_of(x);
+    for (int i = 0; i < t->size; i++) {
+        const sl_share his = sl_share_of(n, t->size, i);
+        parts[i] = (sl_comm_part){.rank = t->member[i],
+                                  .from = (const char *)x->data + (size_t)his.first * from_pitch +
+                                          (size_t)first * e,
+                                  .from_pitch = from_pitch,
+                                  .to = (size_t)at + (size_t)(t->me * share + first) * e,
+                                  .to_pitch = pitch,
+                                  .width = (size_t)cols * e,
+                                  .rows = (size_t)his.rows,
+                                  .at = (size_t)at + (size_t)(i * share + first) * e,
+                                  .at_pitch = pitch,
+                                  .at_width = (size_t)cols * e,
+                                  .at_rows = (size_t)mine.rows};
+    }
+    start(ctx, c, lane, t->size, parts);
+}
+
+void sl_comm_gather(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y, const sl_tensor *x,
+                    int64_t n)
+{
+    const sl_team *t = &c->lanes[lane].team;
+    const sl_share mine = sl_share_of(n, t->size, t->me);
+    const int64_t d = x->rank == 2 ? x->shape[1] : 0;
+    sl_comm_part parts[SL_RANKS];
+    int64_t at;
+    if (!sl_ok(ctx) || !fits(ctx, "rows", x, mine.rows, d) || !fits(ctx, "all rows", y, n, d) ||
+        (at = offset_of(ctx, c, y, "gather")) < 0)
+        return;
+    const size_t e = sl_dtype_size(x->dtype), pitch = pitch_of(y);
+    for (int i = 0; i < t->size; i++) {
+        const sl_share his = sl_share_of(n, t->size, i);
+        parts[i] = (sl_comm_part){.rank = t->member[i],
+                                  .from = x->data,
+                                  .from_pitch = pitch_of(x),
+                                  .to = (size_t)at + (size_t)mine.first * pitch,
+                                  .to_pitch = pitch,
+                                  .width = (size_t)d * e,
+                                  .rows = (size_t)mine.rows,
+                                  .at = (size_t)at + (size_t)his.first * pitch,
+                                  .at_pitch = pitch,
+                                  .at_width = (size_t)d * e,
+                                  .at_rows = (size_t)his.rows};
+    }
+    start(ctx, c, lane, t->size, parts);
+}
+
+void sl_comm_broadcast(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y,
+                       const sl_tensor *x, int root)
+{
+    const sl_team *t = &c->lanes[lane].team;
+    sl_comm_part parts[SL_RANKS];
+    const size_t bytes = sl_bytes(y);
+    int64_t at;
+    if (!sl_ok(ctx)) return;
+    if (root < 0 || root >= t->size || (root == t->me && sl_bytes(x) != bytes))
+        sl_ctx_fail(ctx, SL_ARG, "comm: broadcast of %zu bytes from member %d of %d, want %zu",
+                    root == t->me ? sl_bytes(x) : 0, root, t->size, bytes);
+    if (!sl_ok(ctx) || (at = offset_of(ctx, c, y, "broadcast")) < 0) return;
+    for (int i = 0; i < t->size; i++)
+        parts[i] = (sl_comm_part){.rank = t->member[i],
+                                  .from = root == t->me ? x->data : NULL,
+                                  .to = (size_t)at,
+                                  .width = bytes,
+                                  .rows = root == t->me,
+                                  .at = (size_t)at,
+                                  .at_width = bytes,
+                                  .at_rows = i == root};
+    start(ctx, c, lane, t->size, parts);
+}
+
+void sl_comm_wait(sl_ctx *ctx, sl_comm *c, sl_lane lane, int but)
+{
+    const sl_comm_lane *l = &c->lanes[lane];
+    if (!sl_ok(ctx) || (uint32_t)but >= l->count) return;
+    c->body->wait(ctx, c, lane, sl_comm_mark(l->team.key, l->count - (uint32_t)but));
+}
+
+sl_comm_stats sl_comm_take_stats(sl_comm *c)
+{
+    sl_comm_stats s = c->stats;
+    c->stats = (sl_comm_stats){0};
+    return s;
+}

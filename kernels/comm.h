@@ -1,0 +1,143 @@
+/* comm.h - ranks of one forward: processes that share the rows and heads of one job.
+ *
+ * GROUP   all ranks of a machine that may ever work together, each a process with the same
+ *         weights. A rank opens its end once, at start, and exports a handle, plain bytes; it
+ *         connects the handle of every other rank once. After that nothing is set up any more.
+ * TEAM    any subset of the group, for one attempt at a job: numbers alone, no messages.
+ * WINDOW  memory of a rank that the others write to. A tensor in a window lies at the same offset
+ *         on every rank of a team, since all of them lay it out by the same shapes.
+ * LANE    a sequence of operations of its own; the teams of a lane that a rank is in do not
+ *         overlap in time. Halves of a guided team use one lane, the whole team another.
+ *
+ * Every member calls the same operations of a lane in the same order with the same shapes. An
+ * operation starts with sl_comm_..., which returns at once on a device, and ends with sl_comm_wait:
+ * then what the others send is there and what this rank sends has been read.
+ * A window's tensor that has been received may be the target of another exchange as soon as every
+ * member has waited for a later operation than the last that reads it: two exchanges that take
+ * turns, as rows -> heads and heads -> rows, are enough.
+ *
+ * BODIES, one interface and one test:
+ *   shm    CPU ranks: windows are shared memory
+ *   ipc    GPU ranks: windows are device memory mapped by CUDA IPC, written by copy engines
+ *   nccl   GPU ranks whose devices cannot map each other
+ *
+ * ENDS. An abort by anybody (cancel, error), a dead rank, a rank that is not heard of for the
+ * deadline: every wait of every member ends within a second with SL_CANCELLED, SL_GONE or
+ * SL_TIMEOUT. The attempt is over then; the group stays. Errors are ctx's, sticky. */
+#ifndef SL_COMM_H
+#define SL_COMM_H
+
+#include "kernels/ops.h"
+
+#define SL_RANKS 16 /* most of a group */
+
+typedef enum { SL_LANE_SHARD, SL_LANE_MEET, SL_LANE_LOAD, SL_LANES } sl_lane;
+
+typedef struct sl_comm sl_comm; /* one rank's end of the group; one thread */
+
+/* Plain bytes: how another process reaches a rank. */
+typedef struct {
+    int32_t rank, pid, fd;
+    uint32_t reserved;
+    uint64_t window_bytes;
+    uint8_t device[64]; /* cudaIpcMemHandle_t; zero for shm */
+} sl_comm_handle;
+
+/* Members of one attempt, the same on each of them. */
+typedef struct {
+    int size;             /* 1 .. SL_RANKS */
+    int me;               /* index of this rank in member */
+    int member[SL_RANKS]; /* ranks of the group */
+    uint32_t key;         /* of the attempt: larger than any that its members have used */
+} sl_team;
+
+typedef struct sl_comm_body sl_comm_body;
+extern const sl_comm_body sl_comm_shm;
+
+/* ---- the group ---- */
+
+/* This rank's end with a window of `bytes`. *out is the caller's to close. timeout_ms: longest wait
+ * for a member. Errors: SL_ARG, SL_NOMEM, SL_SYS, SL_CUDA. */
+sl_code sl_comm_open(sl_comm **out, const sl_comm_body *body, int rank, size_t bytes,
+                     int timeout_ms, sl_err *err);
+void sl_comm_handle_of(const sl_comm *c, sl_comm_handle *out);
+/* Map another rank's window. A newer handle of a rank replaces its old one. Errors: SL_GONE it is
+ * dead; SL_ARG; SL_SYS; SL_CUDA. */
+sl_code sl_comm_connect(sl_comm *c, const sl_comm_handle *peer, sl_err *err);
+void sl_comm_close(sl_comm **c); /* NULL is fine */
+
+/* This rank's window and its bytes. */
+void *sl_comm_window(const sl_comm *c, size_t *bytes);
+
+/* ---- a team ---- */
+
+/* Rows [first, first + rows) of n that are member i's: as even as may be, the first ones one more. */
+typedef struct {
+    int64_t first, rows;
+} sl_share;
+sl_share sl_share_of(int64_t n, int size, int i);
+
+/* Begin an attempt: the lane's count starts at 0, and every member is waited for, so that nothing of
+ * an earlier attempt is still on its way. Device work that this rank queued has been waited for.
+ * Errors, sticky in ctx: SL_GONE a member is not connected or dead; SL_ARG key or members. */
+void sl_comm_begin(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_team *team);
+
+/* End every wait of this rank's teams, and tell the members: may be called by any thread. */
+void sl_comm_abort(sl_comm *c, const sl_team *team);
+
+/* ---- operations ---- */
+
+/* Rows to heads: x [n_me, d] of this member's rows, y [n, d / size] in the window: all rows of this
+ * member's d / size columns. n: rows of all. d divides by size. */
+void sl_comm_to_heads(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y, const sl_tensor *x,
+                      int64_t n);
+/* Heads to rows, columns [first, first + cols) of each member's share: x [n, d / size], y [n_me, d]
+ * in the window. All columns: first 0, cols d / size. */
+void sl_comm_to_rows(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y, const sl_tensor *x,
+                     int64_t n, int64_t first, int64_t cols);
+/* Rows of all: x [n_me, d] of this member's rows, y [n, d] in the window. */
+void sl_comm_gather(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y, const sl_tensor *x,
+                    int64_t n);
+/* x of the member `root` to y of every other, in the window; x may be anywhere on root. */
+void sl_comm_broadcast(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y,
+                       const sl_tensor *x, int root);
+/* Work on ctx's stream from now on follows all but the newest `but` operations of the lane. */
+void sl_comm_wait(sl_ctx *ctx, sl_comm *c, sl_lane lane, int but);
+/* Every member has come here; waits on the host. */
+void sl_comm_barrier(sl_ctx *ctx, sl_comm *c, sl_lane lane);
+
+/* What was waited for, for the report: nanoseconds on the host (shm), bytes sent. */
+typedef struct {
+    int64_t waited_ns;
+    uint64_t sent_bytes, operations;
+} sl_comm_stats;
+sl_comm_stats sl_comm_take_stats(sl_comm *c);
+
+/* ---- a body ---- */
+
+/* What one member sends to another, and what it gets from it, in one operation: bytes, in rows. */
+typedef struct {
+    int rank;            /* of the other, in the group */
+    const char *from;    /* in this process */
+    size_t from_pitch;   /* bytes from row to row */
+    size_t to, to_pitch; /* where it goes: bytes from the start of the other's window */
+    size_t width, rows;  /* of what goes; rows 0: nothing */
+    size_t at, at_pitch; /* where the other's arrives in this rank's window */
+    size_t at_width, at_rows;
+} sl_comm_part;
+
+struct sl_comm_body {
+    const char *name;
+    /* Memory for the window; device handle into h->device. */
+    sl_code (*open)(sl_comm *c, sl_comm_handle *h, sl_err *err);
+    sl_code (*connect)(sl_comm *c, const sl_comm_handle *peer, sl_err *err);
+    void (*disconnect)(sl_comm *c, int rank);
+    void (*close)(sl_comm *c);
+    /* Send the parts, after the work now on ctx's stream, then mark `value` with each of them. */
+    void (*exchange)(sl_ctx *ctx, sl_comm *c, sl_lane lane, uint64_t value, int n,
+                     const sl_comm_part parts[]);
+    /* Work from now on follows the mark `value` of every rank of the lane's team. */
+    void (*wait)(sl_ctx *ctx, sl_comm *c, sl_lane lane, uint64_t value);
+};
+
+#endif
