@@ -5,8 +5,8 @@
  * data for r lies in r's window; r waits for the marks of all members. Nobody else writes that word,
  * so marks need no lock. A mark holds the attempt's key, so that what an attempt that was given up
  * still sets is smaller than what the next one waits for. `woken` is a futex: every mark and abort
- * adds one. Waits look at it for at most 20 ms at a time, then at the members' pidfds and at the
- * deadline: a dead or stopped rank ends them. */
+ * adds one. Waits look at it for at most 20 ms at a time, then at the members' pidfds and signs of
+ * life (`beat`): a dead or stopped rank ends them. */
 #include "kernels/comm.h"
 
 #include <errno.h>
@@ -14,22 +14,71 @@
 #include <limits.h>
 #include <linux/futex.h>
 #include <poll.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/types.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "common/clock.h"
-#include "kernels/comm_block.h"
+#include "kernels/comm_body.h"
 
+#define MAGIC 0x4d4d4f43u /* "COMM" */
 #define MS 1000000ll
 #define LOOK_MS 20 /* between two looks at the members while nothing comes */
 
-_Static_assert(sizeof(sl_comm_block) <= SL_COMM_PAGE, "a block is a page");
+/* Of one rank. The others write `arrived` and `aborted`; the rank itself writes `beat`, and waits on
+ * `woken`. */
+typedef struct {
+    uint32_t magic;
+    int32_t rank;
+    _Atomic uint32_t woken;   /* futex: grows with each mark and abort */
+    _Atomic uint32_t beat;    /* signs of life */
+    _Atomic uint32_t aborted; /* newest key whose attempt was given up */
+    uint32_t reserved;
+    _Atomic uint64_t arrived[SL_LANES][SL_RANKS]; /* newest mark that each rank has set here */
+} block;
+
+_Static_assert(sizeof(block) <= SL_COMM_PAGE, "a block is a page");
+
+typedef struct {
+    block *block; /* NULL: not connected */
+    char *window; /* host or device memory, in this process */
+    size_t window_bytes;
+    pid_t pid;
+    int pidfd;       /* -1: own rank, or unknown to the kernel */
+    uint32_t beat;   /* the newest that was seen, */
+    int64_t beat_ns; /* and since when */
+} peer;
+
+typedef struct {
+    sl_team team;
+    bool begun;
+    uint32_t count; /* operations started */
+} lane_state;
+
+struct sl_comm {
+    const sl_comm_body *body;
+    int rank, fd, timeout_ms;
+    size_t bytes;
+    peer peers[SL_RANKS]; /* own rank's too */
+    lane_state lanes[SL_LANES];
+    sl_comm_handle handle;
+    sl_comm_stats stats;
+    void *state; /* the body's own */
+};
+
+/* The attempt's key, then how many operations of the lane are done. Marks of one key are compared
+ * as numbers; a smaller key is an earlier attempt. */
+static uint64_t mark(uint32_t key, uint32_t count)
+{
+    return (uint64_t)key << 32 | count;
+}
 
 /* ---- the group ---- */
 
@@ -40,10 +89,10 @@ static sl_code make_block(sl_comm *c, sl_err *err)
     if (ftruncate(c->fd, SL_COMM_PAGE)) return sl_fail_errno(err, errno, "comm: memory file");
     void *p = mmap(NULL, SL_COMM_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, c->fd, 0);
     if (p == MAP_FAILED) return sl_fail_errno(err, errno, "comm: control block");
-    sl_comm_peer *own = &c->peers[c->rank];
+    peer *own = &c->peers[c->rank];
     own->block = p;
     own->pid = getpid();
-    own->block->magic = SL_COMM_MAGIC;
+    own->block->magic = MAGIC;
     own->block->rank = c->rank;
     return SL_OK;
 }
@@ -77,11 +126,11 @@ void sl_comm_handle_of(const sl_comm *c, sl_comm_handle *out)
 
 static void disconnect(sl_comm *c, int rank)
 {
-    sl_comm_peer *p = &c->peers[rank];
-    if (p->window || p->body) c->body->disconnect(c, rank);
+    peer *p = &c->peers[rank];
+    if (p->block) c->body->disconnect(c, rank);
     if (p->block) munmap(p->block, SL_COMM_PAGE);
     if (p->pidfd >= 0) close(p->pidfd);
-    *p = (sl_comm_peer){.pidfd = -1};
+    *p = (peer){.pidfd = -1};
 }
 
 sl_code sl_comm_connect(sl_comm *c, const sl_comm_handle *h, sl_err *err)
@@ -91,7 +140,7 @@ sl_code sl_comm_connect(sl_comm *c, const sl_comm_handle *h, sl_err *err)
         return sl_fail(err, SL_ARG, "comm: rank %d connects rank %d, want another from 0 to %d",
                        c->rank, h->rank, SL_RANKS - 1);
     disconnect(c, h->rank);
-    sl_comm_peer *p = &c->peers[h->rank];
+    peer *p = &c->peers[h->rank];
     snprintf(path, sizeof path, "/proc/%d/fd/%d", h->pid, h->fd);
     int fd = open(path, O_RDWR | O_CLOEXEC);
     if (fd < 0)
@@ -100,17 +149,17 @@ sl_code sl_comm_connect(sl_comm *c, const sl_comm_handle *h, sl_err *err)
     p->pid = h->pid;
     p->window_bytes = h->window_bytes;
     struct stat st;
-    void *block = MAP_FAILED;
+    void *page = MAP_FAILED;
     if (!fstat(fd, &st) && st.st_size >= SL_COMM_PAGE)
-        block = mmap(NULL, SL_COMM_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        page = mmap(NULL, SL_COMM_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     close(fd);
-    if (block == MAP_FAILED) {
+    if (page == MAP_FAILED) {
         disconnect(c, h->rank);
         return sl_fail(err, SL_SYS, "comm: the block of rank %d cannot be mapped", h->rank);
     }
-    p->block = block;
+    p->block = page;
     sl_code rc = SL_OK;
-    if (p->block->magic != SL_COMM_MAGIC || p->block->rank != h->rank)
+    if (p->block->magic != MAGIC || p->block->rank != h->rank)
         rc = sl_fail(err, SL_FORMAT, "comm: process %d shows no block of rank %d", h->pid, h->rank);
     if (!rc) rc = c->body->connect(c, h, err);
     if (rc) disconnect(c, h->rank);
@@ -138,7 +187,7 @@ void *sl_comm_window(const sl_comm *c, size_t *bytes)
 
 /* ---- marks ---- */
 
-static void wake(sl_comm_block *b)
+static void wake(block *b)
 {
     atomic_fetch_add_explicit(&b->woken, 1, memory_order_release);
     syscall(SYS_futex, &b->woken, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
@@ -146,12 +195,13 @@ static void wake(sl_comm_block *b)
 
 void sl_comm_set_mark(const sl_comm *c, int rank, sl_lane lane, uint64_t value)
 {
-    sl_comm_block *b = c->peers[rank].block;
+    block *b = c->peers[rank].block;
     atomic_store_explicit(&b->arrived[lane][c->rank], value, memory_order_release);
     wake(b);
 }
 
-bool sl_comm_aborted(const sl_comm *c, uint32_t key)
+/* The attempt was given up by somebody. */
+static bool is_aborted(const sl_comm *c, uint32_t key)
 {
     return atomic_load_explicit(&c->peers[c->rank].block->aborted, memory_order_acquire) >= key;
 }
@@ -160,7 +210,7 @@ bool sl_comm_aborted(const sl_comm *c, uint32_t key)
 static bool has_arrived(const sl_comm *c, sl_lane lane, int i, uint64_t value)
 {
     const sl_team *t = &c->lanes[lane].team;
-    const sl_comm_block *own = c->peers[c->rank].block;
+    const block *own = c->peers[c->rank].block;
     return i == t->me ||
            atomic_load_explicit(&own->arrived[lane][t->member[i]], memory_order_acquire) >= value;
 }
@@ -173,42 +223,85 @@ static int missing(const sl_comm *c, sl_lane lane, uint64_t value)
     return -1;
 }
 
-static bool is_dead(const sl_comm_peer *p)
+static bool is_dead(const peer *p)
 {
     struct pollfd f = {.fd = p->pidfd, .events = POLLIN};
     return p->pidfd >= 0 && poll(&f, 1, 0) > 0;
 }
 
-/* Why a wait must end now; SL_OK: it need not. */
-static sl_code reason_to_end(sl_ctx *ctx, const sl_comm *c, const sl_team *t, int64_t by_ns)
+/* No sign of life of a member for longer than it may be, counted from t0 at the earliest. */
+static bool is_silent(const sl_comm *c, peer *p, int64_t t0_ns, int64_t now)
 {
-    if (sl_comm_aborted(c, t->key) || (ctx->cancel && *ctx->cancel)) {
-        sl_ctx_fail(ctx, SL_CANCELLED, "comm: the team gave the attempt up");
-        return SL_CANCELLED;
-    }
-    for (int i = 0; i < t->size; i++)
-        if (i != t->me && is_dead(&c->peers[t->member[i]])) {
+    const uint32_t beat = atomic_load_explicit(&p->block->beat, memory_order_relaxed);
+    if (beat != p->beat) p->beat = beat, p->beat_ns = now;
+    return now - (p->beat_ns > t0_ns ? p->beat_ns : t0_ns) > c->timeout_ms * MS;
+}
+
+static bool given_up(sl_ctx *ctx, const sl_comm *c, const sl_team *t)
+{
+    if (!is_aborted(c, t->key) && !(ctx->cancel && *ctx->cancel)) return false;
+    sl_ctx_fail(ctx, SL_CANCELLED, "comm: the team gave the attempt up");
+    return true;
+}
+
+/* A wait for this team that began at t0 must end: true, and ctx has failed. */
+static bool must_end(sl_ctx *ctx, sl_comm *c, const sl_team *t, int64_t t0_ns)
+{
+    if (given_up(ctx, c, t)) return true;
+    for (int i = 0; i < t->size; i++) {
+        peer *p = &c->peers[t->member[i]];
+        if (i == t->me) continue;
+        if (is_dead(p))
             sl_ctx_fail(ctx, SL_GONE, "comm: rank %d, process %d, has ended", t->member[i],
-                        (int)c->peers[t->member[i]].pid);
-            return SL_GONE;
-        }
-    if (sl_now_ns() < by_ns) return SL_OK;
-    sl_ctx_fail(ctx, SL_TIMEOUT, "comm: rank %d waited for its team for %d ms", c->rank,
-                c->timeout_ms);
-    return SL_TIMEOUT;
+                        (int)p->pid);
+        else if (is_silent(c, p, t0_ns, sl_now_ns()))
+            sl_ctx_fail(ctx, SL_TIMEOUT,
+                        "comm: rank %d, process %d, gave no sign of life for %d ms", t->member[i],
+                        (int)p->pid, c->timeout_ms);
+        else continue;
+        return true;
+    }
+    return false;
+}
+
+bool sl_comm_must_end(sl_ctx *ctx, sl_comm *c, int64_t t0_ns)
+{
+    sl_comm_beat(c);
+    for (int l = 0; l < SL_LANES; l++)
+        if (c->lanes[l].begun && must_end(ctx, c, &c->lanes[l].team, t0_ns)) return true;
+    return false;
+}
+
+bool sl_comm_given_up(sl_ctx *ctx, sl_comm *c)
+{
+    for (int l = 0; l < SL_LANES; l++)
+        if (c->lanes[l].begun && given_up(ctx, c, &c->lanes[l].team)) return true;
+    return false;
+}
+
+void sl_comm_beat(sl_comm *c)
+{
+    atomic_fetch_add_explicit(&c->peers[c->rank].block->beat, 1, memory_order_relaxed);
 }
 
 void sl_comm_wait_marks(sl_ctx *ctx, sl_comm *c, sl_lane lane, uint64_t value)
 {
-    sl_comm_block *own = c->peers[c->rank].block;
+    block *own = c->peers[c->rank].block;
     const sl_team *t = &c->lanes[lane].team;
-    const int64_t t0 = sl_now_ns(), by = t0 + c->timeout_ms * MS;
-    if (missing(c, lane, value) < 0) return;
+    const int64_t t0 = sl_now_ns();
+    sl_comm_beat(c);
+    /* an aborted attempt is over even where nothing is missing: a member that has begun the next one
+     * has set larger marks */
+    if (missing(c, lane, value) < 0 && !is_aborted(c, t->key)) return;
     while (sl_ok(ctx)) {
         uint32_t seen = atomic_load_explicit(&own->woken, memory_order_acquire);
-        if (missing(c, lane, value) < 0) break;
-        if (reason_to_end(ctx, c, t, by)) break;
+        if (missing(c, lane, value) < 0) {
+            given_up(ctx, c, t);
+            break;
+        }
+        if (must_end(ctx, c, t, t0)) break;
         struct timespec look = {0, LOOK_MS * MS};
+        sl_comm_beat(c);
         syscall(SYS_futex, &own->woken, FUTEX_WAIT, seen, &look, NULL, 0);
     }
     if (!sl_ok(ctx)) sl_comm_abort(c, t); /* the others need not find out by themselves */
@@ -218,13 +311,57 @@ void sl_comm_wait_marks(sl_ctx *ctx, sl_comm *c, sl_lane lane, uint64_t value)
 void sl_comm_abort(sl_comm *c, const sl_team *team)
 {
     for (int i = 0; i < team->size; i++) {
-        sl_comm_block *b = c->peers[team->member[i]].block;
+        block *b = c->peers[team->member[i]].block;
         if (!b) continue;
         uint32_t old = atomic_load(&b->aborted);
         while (old < team->key && !atomic_compare_exchange_weak(&b->aborted, &old, team->key))
             continue;
         wake(b);
     }
+}
+
+/* ---- what a body sees ---- */
+
+int sl_comm_rank(const sl_comm *c)
+{
+    return c->rank;
+}
+int sl_comm_fd(const sl_comm *c)
+{
+    return c->fd;
+}
+void *sl_comm_state(const sl_comm *c)
+{
+    return c->state;
+}
+void sl_comm_set_state(sl_comm *c, void *state)
+{
+    c->state = state;
+}
+void *sl_comm_block_of(const sl_comm *c, int rank)
+{
+    return c->peers[rank].block;
+}
+char *sl_comm_window_of(const sl_comm *c, int rank)
+{
+    return c->peers[rank].window;
+}
+size_t sl_comm_window_bytes(const sl_comm *c, int rank)
+{
+    return c->peers[rank].window_bytes;
+}
+void sl_comm_set_window(sl_comm *c, int rank, char *window, size_t bytes)
+{
+    c->peers[rank].window = window;
+    c->peers[rank].window_bytes = bytes;
+}
+const sl_team *sl_comm_team(const sl_comm *c, sl_lane lane)
+{
+    return &c->lanes[lane].team;
+}
+size_t sl_comm_mark_offset(sl_lane lane, int from)
+{
+    return offsetof(block, arrived) + ((size_t)lane * SL_RANKS + (size_t)from) * sizeof(uint64_t);
 }
 
 /* ---- a team ---- */
@@ -258,24 +395,41 @@ static bool team_fits(sl_ctx *ctx, const sl_comm *c, const sl_team *t)
 
 void sl_comm_begin(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_team *team)
 {
-    sl_comm_lane *l = &c->lanes[lane];
+    lane_state *l = &c->lanes[lane];
     if (!sl_ok(ctx) || !team_fits(ctx, c, team)) return;
     if (l->begun && team->key <= l->team.key) {
         sl_ctx_fail(ctx, SL_ARG, "comm: key %u of an attempt, want more than the last, %u",
                     team->key, l->team.key);
         return;
     }
-    *l = (sl_comm_lane){.team = *team, .begun = true};
-    sl_sync(ctx);
+    *l = (lane_state){.team = *team, .begun = true};
     sl_comm_barrier(ctx, c, lane);
+}
+
+void sl_comm_settle(sl_ctx *ctx, sl_comm *c)
+{
+    c->body->settle(ctx, c);
+}
+
+void sl_comm_release(sl_comm *c)
+{
+    block *own = c->peers[c->rank].block;
+    for (int l = 0; l < SL_LANES; l++) {
+        const lane_state *s = &c->lanes[l];
+        if (!s->begun) continue;
+        for (int i = 0; i < s->team.size; i++)
+            atomic_store_explicit(&own->arrived[l][s->team.member[i]],
+                                  mark(s->team.key, UINT32_MAX), memory_order_release);
+        if (!is_aborted(c, s->team.key)) sl_comm_abort(c, &s->team);
+    }
 }
 
 void sl_comm_barrier(sl_ctx *ctx, sl_comm *c, sl_lane lane)
 {
-    sl_comm_lane *l = &c->lanes[lane];
+    lane_state *l = &c->lanes[lane];
+    sl_comm_settle(ctx, c); /* after it none of this rank's own marks is on its way */
     if (!sl_ok(ctx)) return;
-    sl_sync(ctx);
-    const uint64_t value = sl_comm_mark(l->team.key, ++l->count);
+    const uint64_t value = mark(l->team.key, ++l->count);
     for (int i = 0; i < l->team.size; i++)
         if (i != l->team.me) sl_comm_set_mark(c, l->team.member[i], lane, value);
     sl_comm_wait_marks(ctx, c, lane, value);
@@ -309,7 +463,7 @@ static bool fits(sl_ctx *ctx, const char *what, const sl_tensor *t, int64_t rows
 /* Give the body the parts of one operation. */
 static void start(sl_ctx *ctx, sl_comm *c, sl_lane lane, int n, const sl_comm_part parts[])
 {
-    sl_comm_lane *l = &c->lanes[lane];
+    lane_state *l = &c->lanes[lane];
     for (int i = 0; i < n; i++) {
         const sl_comm_part *p = &parts[i];
         c->stats.sent_bytes += p->width * p->rows;
@@ -321,7 +475,8 @@ static void start(sl_ctx *ctx, sl_comm *c, sl_lane lane, int n, const sl_comm_pa
         return;
     }
     c->stats.operations++;
-    c->body->exchange(ctx, c, lane, sl_comm_mark(l->team.key, ++l->count), n, parts);
+    sl_comm_beat(c);
+    c->body->exchange(ctx, c, lane, mark(l->team.key, ++l->count), n, parts);
 }
 
 void sl_comm_to_heads(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y, const sl_tensor *x,
@@ -446,9 +601,9 @@ void sl_comm_broadcast(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y
 
 void sl_comm_wait(sl_ctx *ctx, sl_comm *c, sl_lane lane, int but)
 {
-    const sl_comm_lane *l = &c->lanes[lane];
+    const lane_state *l = &c->lanes[lane];
     if (!sl_ok(ctx) || (uint32_t)but >= l->count) return;
-    c->body->wait(ctx, c, lane, sl_comm_mark(l->team.key, l->count - (uint32_t)but));
+    c->body->wait(ctx, c, lane, mark(l->team.key, l->count - (uint32_t)but));
 }
 
 sl_comm_stats sl_comm_take_stats(sl_comm *c)

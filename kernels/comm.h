@@ -21,8 +21,8 @@
  *   ipc    GPU ranks: windows are device memory mapped by CUDA IPC, written by copy engines
  *   nccl   GPU ranks whose devices cannot map each other
  *
- * ENDS. An abort by anybody (cancel, error), a dead rank, a rank that is not heard of for the
- * deadline: every wait of every member ends within a second with SL_CANCELLED, SL_GONE or
+ * ENDS. An abort by anybody (cancel, error), a dead rank, a rank without a sign of life for
+ * the deadline: every wait of every member ends within a second with SL_CANCELLED, SL_GONE or
  * SL_TIMEOUT. The attempt is over then; the group stays. Errors are ctx's, sticky. */
 #ifndef SL_COMM_H
 #define SL_COMM_H
@@ -56,8 +56,8 @@ extern const sl_comm_body sl_comm_shm;
 
 /* ---- the group ---- */
 
-/* This rank's end with a window of `bytes`. *out is the caller's to close. timeout_ms: longest wait
- * for a member. Errors: SL_ARG, SL_NOMEM, SL_SYS, SL_CUDA. */
+/* This rank's end with a window of `bytes`. *out is the caller's to close. timeout_ms: longest time
+ * without a sign of life of a member that is waited for. Errors: SL_ARG, SL_NOMEM, SL_SYS, SL_CUDA. */
 sl_code sl_comm_open(sl_comm **out, const sl_comm_body *body, int rank, size_t bytes,
                      int timeout_ms, sl_err *err);
 void sl_comm_handle_of(const sl_comm *c, sl_comm_handle *out);
@@ -105,39 +105,19 @@ void sl_comm_broadcast(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y
 void sl_comm_wait(sl_ctx *ctx, sl_comm *c, sl_lane lane, int but);
 /* Every member has come here; waits on the host. */
 void sl_comm_barrier(sl_ctx *ctx, sl_comm *c, sl_lane lane);
+/* Wait on the host until all that ctx and this rank have queued is over: instead of sl_sync wherever
+ * the stream may wait for a member, which sl_sync would do for ever. After an error, and after an
+ * abort, it ends the waits that are queued. Errors: SL_CANCELLED, SL_GONE, SL_TIMEOUT, sticky. */
+void sl_comm_settle(sl_ctx *ctx, sl_comm *c);
+/* A sign of life, which operations and waits give by themselves; from any thread, for times in which
+ * a rank computes on the host for long. A member without one for timeout_ms is given up. */
+void sl_comm_beat(sl_comm *c);
 
-/* What was waited for, for the report: nanoseconds on the host (shm), bytes sent. */
+/* For the report: what was waited for on the host (shm, barriers), and bytes sent. */
 typedef struct {
     int64_t waited_ns;
     uint64_t sent_bytes, operations;
 } sl_comm_stats;
 sl_comm_stats sl_comm_take_stats(sl_comm *c);
-
-/* ---- a body ---- */
-
-/* What one member sends to another, and what it gets from it, in one operation: bytes, in rows. */
-typedef struct {
-    int rank;            /* of the other, in the group */
-    const char *from;    /* in this process */
-    size_t from_pitch;   /* bytes from row to row */
-    size_t to, to_pitch; /* where it goes: bytes from the start of the other's window */
-    size_t width, rows;  /* of what goes; rows 0: nothing */
-    size_t at, at_pitch; /* where the other's arrives in this rank's window */
-    size_t at_width, at_rows;
-} sl_comm_part;
-
-struct sl_comm_body {
-    const char *name;
-    /* Memory for the window; device handle into h->device. */
-    sl_code (*open)(sl_comm *c, sl_comm_handle *h, sl_err *err);
-    sl_code (*connect)(sl_comm *c, const sl_comm_handle *peer, sl_err *err);
-    void (*disconnect)(sl_comm *c, int rank);
-    void (*close)(sl_comm *c);
-    /* Send the parts, after the work now on ctx's stream, then mark `value` with each of them. */
-    void (*exchange)(sl_ctx *ctx, sl_comm *c, sl_lane lane, uint64_t value, int n,
-                     const sl_comm_part parts[]);
-    /* Work from now on follows the mark `value` of every rank of the lane's team. */
-    void (*wait)(sl_ctx *ctx, sl_comm *c, sl_lane lane, uint64_t value);
-};
 
 #endif

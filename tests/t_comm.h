@@ -399,7 +399,7 @@ static sl_code exchange_until(t_rank *r, const sl_team *team)
         sl_comm_wait(r->ctx, r->comm, SL_LANE_SHARD, 0);
         sl_comm_to_rows(r->ctx, r->comm, SL_LANE_SHARD, &z, &y, n, 0, 4);
         sl_comm_wait(r->ctx, r->comm, SL_LANE_SHARD, 0);
-        sl_sync(r->ctx);
+        sl_comm_settle(r->ctx, r->comm);
         atomic_fetch_add(&t_comm->flag, 1);
     }
     t_comm->ns[r->rank] = sl_now_ns();
