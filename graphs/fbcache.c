@@ -37,14 +37,31 @@ static bool must_compute(const sl_fbcache *c)
     return r->max_hits > 0 && c->hits >= r->max_hits;
 }
 
-bool sl_fbcache_decide(sl_ctx *ctx, sl_fbcache *c, const sl_tensor *r, sl_fbcache_report *report)
+/* sum |prev - r| / sum |prev| over the rows of all: row by row, then the rows in their order, so that
+ * it is the same number however many ranks have the rows. */
+static float compare(sl_ctx *ctx, const sl_fbcache *c, const sl_tensor *r,
+                     const sl_fbcache_share *share)
+{
+    double total[2] = {NAN, NAN};
+    const size_t mark = sl_mark(ctx);
+    sl_tensor rows = sl_new2(ctx, SL_F32, r->shape[0], 2);
+    sl_abs_rows(ctx, &rows, &c->prev, r);
+    if (share) {
+        sl_comm_gather(ctx, share->comm, share->lane, share->sums, &rows, share->sums->shape[0]);
+        sl_comm_wait(ctx, share->comm, share->lane, 0);
+        sl_comm_settle(ctx, share->comm);
+    }
+    if (!ctx->ops->plan) sl_sum_rows(ctx, total, share ? share->sums : &rows);
+    sl_release(ctx, mark);
+    return sl_ok(ctx) ? (float)(total[0] / total[1]) : NAN;
+}
+
+bool sl_fbcache_decide(sl_ctx *ctx, sl_fbcache *c, const sl_tensor *r,
+                       const sl_fbcache_share *share, sl_fbcache_report *report)
 {
     float metric = NAN;
-    if (c->filled && c->rules.threshold > 0 && !ctx->ops->plan) {
-        float mean[2] = {NAN, NAN}; /* mean |prev - r|, mean |prev| */
-        sl_mean_abs(ctx, mean, &c->prev, r);
-        if (sl_ok(ctx)) metric = mean[0] / mean[1];
-    }
+    if (ctx->ops->plan || (c->filled && c->rules.threshold > 0))
+        metric = compare(ctx, c, r, share); /* a plan counts its memory */
     bool compute = must_compute(c) || !(metric <= c->rules.threshold); /* NaN computes */
     if (c->force) compute = c->force > 0;
     if (!compute && !c->filled)

@@ -4,7 +4,7 @@
 #ifndef SL_FBCACHE_H
 #define SL_FBCACHE_H
 
-#include "kernels/ops.h"
+#include "kernels/comm.h"
 
 typedef struct {
     float threshold; /* 0: off. Compute if mean|prev - r| / mean|prev| > threshold */
@@ -35,11 +35,21 @@ size_t sl_fbcache_bytes(const sl_ctx *ctx, int64_t tokens, int dim);
 void sl_fbcache_init(sl_ctx *ctx, sl_fbcache *c, const sl_fbcache_rules *rules, void *memory,
                      int64_t tokens, int dim);
 
+/* Whose rows the cache's tensors are, where several ranks share them: sums F32 [tokens of all, 2] in
+ * the window. */
+typedef struct {
+    sl_comm *comm;
+    sl_lane lane;
+    const sl_tensor *sums;
+} sl_fbcache_share;
+
 /* r = h1 - h0 of this step, act [tokens, dim], what block 0 added: decide, and on a
  * computed step remember r. True: compute the remaining blocks, and put what they add
  * into c->residual; false: add c->residual instead. *report (may be NULL) tells the same.
  * A metric that is no number computes; so does planning. Errors (kept in ctx; the answer
- * is then true): SL_ARG a forced hit of an empty cache. Waits for the stream. */
-bool sl_fbcache_decide(sl_ctx *ctx, sl_fbcache *c, const sl_tensor *r, sl_fbcache_report *report);
+ * is then true): SL_ARG a forced hit of an empty cache. Waits for the stream. share NULL: r is of
+ * all tokens; otherwise all ranks call it, and decide alike. */
+bool sl_fbcache_decide(sl_ctx *ctx, sl_fbcache *c, const sl_tensor *r,
+                       const sl_fbcache_share *share, sl_fbcache_report *report);
 
 #endif

@@ -397,15 +397,75 @@ void sl_dit_rope_make(sl_ctx *ctx, const sl_dit *m, sl_dit_rope *out, void *memo
     free(host);
 }
 
+/* ---- once a job: shares of a team ---- */
+
+static size_t lay_out_share(const sl_ctx *ctx, const sl_dit *m, sl_dit_share *s, void *memory,
+                            int64_t tokens, int size)
+{
+    size_t at = 0;
+    const sl_dtype act = sl_act(ctx);
+    const int64_t d = m->c.dim, heads[] = {tokens, d / size},
+                  rows[] = {sl_share_most(tokens, size, ctx->ops->row_granule), d},
+                  head[] = {tokens, 4 * (int64_t)m->c.out_channels}, sums[] = {tokens, 2};
+    s->q = sl_carve(memory, &at, act, 2, heads);
+    s->k = sl_carve(memory, &at, act, 2, heads);
+    s->v = sl_carve(memory, &at, act, 2, heads);
+    s->rows = sl_carve(memory, &at, act, 2, rows);
+    s->head = sl_carve(memory, &at, act, 2, head);
+    s->sums = sl_carve(memory, &at, SL_F32, 2, sums);
+    return at;
+}
+
+size_t sl_dit_share_bytes(const sl_ctx *ctx, const sl_dit *m, int64_t tokens, int size)
+{
+    sl_dit_share s;
+    return lay_out_share(ctx, m, &s, NULL, tokens, size);
+}
+
+void sl_dit_share_make(sl_ctx *ctx, const sl_dit *m, sl_dit_share *out, sl_comm *comm, sl_lane lane,
+                       const sl_team *team, int64_t tokens)
+{
+    size_t there = 0;
+    void *window = comm ? sl_comm_window(comm, &there) : NULL;
+    *out = (sl_dit_share){0};
+    if (!sl_ok(ctx)) return;
+    if (team->size < 1 || m->c.heads % team->size) {
+        char fit[96] = "";
+        for (int k = 1; k <= SL_RANKS; k++)
+            if (m->c.heads % k == 0)
+                snprintf(fit + strlen(fit), sizeof fit - strlen(fit), "%s%d", k > 1 ? ", " : "", k);
+        sl_ctx_fail(ctx, SL_ARG, "dit: a team of %d for %d heads, want one of %s", team->size,
+                    m->c.heads, fit);
+        return;
+    }
+    if ((team->granule > 1 ? team->granule : 1) != ctx->ops->row_granule) {
+        sl_ctx_fail(ctx, SL_ARG, "dit: a team with granules of %d rows, want %d", team->granule,
+                    ctx->ops->row_granule);
+        return;
+    }
+    const size_t wanted = sl_dit_share_bytes(ctx, m, tokens, team->size);
+    if (comm && there < wanted) {
+        sl_ctx_fail(ctx, SL_NOMEM, "dit: the window has %zu bytes, want %zu for %lld tokens", there,
+                    wanted, (long long)tokens);
+        return;
+    }
+    lay_out_share(ctx, m, out, window, tokens, team->size);
+    out->comm = comm, out->lane = lane, out->size = team->size, out->me = team->me;
+    out->tokens = tokens;
+}
+
 /* ---- a block ---- */
 
 /* What one forward passes to its blocks. */
 typedef struct {
     const sl_dit *m;
     const sl_dit_input *in;
-    sl_tensor proj; /* [6, dim] of this step */
-    int64_t chunk;  /* rows at once */
-    float scale;    /* 1 / sqrt(head_dim) */
+    sl_tensor proj;     /* [6, dim] of this step */
+    sl_tensor cos, sin; /* of this rank's rows */
+    sl_share mine;      /* which rows of all tokens are this rank's */
+    int64_t tokens;     /* all */
+    int64_t chunk;      /* rows at once */
+    float scale;        /* 1 / sqrt(head_dim) */
 } forward;
 
 static int64_t smaller(int64_t a, int64_t b)
@@ -420,10 +480,18 @@ static int64_t rows_at_once(const sl_ctx *ctx, const sl_dit *m, int64_t n)
     return most ? smaller(n, most) : n;
 }
 
+/* How many of `left` rows are taken next: at most `chunk`, and never so that less than a granule
+ * (ops.h) would be left for the end, whose product could have other bits. */
+static int64_t next_rows(const sl_ctx *ctx, int64_t left, int64_t chunk)
+{
+    const int64_t g = ctx->ops->row_granule;
+    return left > chunk && left - chunk < g && chunk > g ? chunk - g : smaller(left, chunk);
+}
+
 /* Loop over all n rows, at most `chunk` at a time: `rows` rows from `first` on. */
 #define EACH_CHUNK(first, rows, n, chunk)                                                          \
-    for (int64_t first = 0, rows = smaller(n, chunk); first < (n);                                 \
-         first += rows, rows = smaller((n) - (first), chunk))
+    for (int64_t first = 0, rows = next_rows(ctx, n, chunk); first < (n);                          \
+         first += rows, rows = next_rows(ctx, (n) - (first), chunk))
 
 /* x += gate * branch, `branch` being layer `w` of a; y is memory to work in. A tap sees
  * the branch alone, made once more for it. */
@@ -456,8 +524,7 @@ static void self_attention(sl_ctx *ctx, const forward *f, int i, const sl_tensor
         const sl_tensor xr = sl_rows(x, r, rows), s = sl_rows(&norm, 0, rows);
         const sl_tensor qr = sl_rows(&q, r, rows), kr = sl_rows(&k, r, rows),
                         vr = sl_rows(&v, r, rows);
-        const sl_tensor c_r = sl_rows(&f->in->rope->cos, r, rows),
-                        s_r = sl_rows(&f->in->rope->sin, r, rows);
+        const sl_tensor c_r = sl_rows(&f->cos, r, rows), s_r = sl_rows(&f->sin, r, rows);
         sl_layernorm_modulate(ctx, &s, &xr, &scale, &shift, c->eps);
         sl_apply(ctx, &kr, &s, &a->k, SL_ACT_NONE);
         sl_rmsnorm_rope(ctx, &kr, &kr, &a->norm_k, c->eps, &c_r, &s_r, c->heads);
@@ -470,6 +537,66 @@ static void self_attention(sl_ctx *ctx, const forward *f, int i, const sl_tensor
                         s = sl_rows(&norm, 0, rows);
         sl_attention(ctx, &s, &qr, &k, &v, c->heads, f->scale, NULL, false);
         add_branch(ctx, i, ".attn1", &xr, &qr, &s, &a->out, &gate);
+    }
+    sl_release(ctx, mark);
+}
+
+/* In how many pieces the last of q, k and v travels: only the last piece is waited for. */
+enum { PIECES = 4 };
+
+/* y = norm(x w) with rotation, of this rank's rows, then to whoever has the heads. */
+static void send_heads(sl_ctx *ctx, const forward *f, const sl_tensor *window, const sl_tensor *y,
+                       const sl_tensor *norm, const sl_affine *w, const sl_tensor *weight,
+                       int pieces)
+{
+    const sl_dit_share *s = f->in->share;
+    const sl_dit_config *c = &f->m->c;
+    for (int p = 0; p < pieces; p++) {
+        const sl_share of = sl_share_of(y->shape[0], pieces, p, ctx->ops->row_granule);
+        const sl_tensor piece = sl_rows(y, of.first, of.rows);
+        EACH_CHUNK (r, rows, of.rows, f->chunk) {
+            const sl_tensor yr = sl_rows(&piece, r, rows), xr = sl_rows(norm, of.first + r, rows);
+            const sl_tensor c_r = sl_rows(&f->cos, of.first + r, rows),
+                            s_r = sl_rows(&f->sin, of.first + r, rows);
+            sl_apply(ctx, &yr, &xr, w, SL_ACT_NONE);
+            if (weight) sl_rmsnorm_rope(ctx, &yr, &yr, weight, c->eps, &c_r, &s_r, c->heads);
+        }
+        sl_comm_to_heads(ctx, s->comm, s->lane, window, &piece, f->tokens, p, pieces);
+    }
+}
+
+/* As self_attention, of a team: keys travel while values are computed, values while queries are;
+ * then each rank attends with its heads for the rows of all, and the results travel back. */
+static void shared_self_attention(sl_ctx *ctx, const forward *f, int i, const sl_tensor *x,
+                                  const sl_tensor *mod)
+{
+    const sl_dit_config *c = &f->m->c;
+    const sl_dit_share *s = f->in->share;
+    const attention *a = &f->m->blocks[i].attn1;
+    const int64_t n = x->shape[0], d = c->dim, share = d / s->size;
+    const sl_tensor shift = sl_row(mod, SHIFT_1), scale = sl_row(mod, SCALE_1),
+                    gate = sl_row(mod, GATE_1);
+    const size_t mark = sl_mark(ctx);
+    sl_tensor norm = sl_new2(ctx, sl_act(ctx), n, d), q = sl_new2(ctx, sl_act(ctx), n, d),
+              k = sl_new2(ctx, sl_act(ctx), n, d), v = sl_new2(ctx, sl_act(ctx), n, d);
+    sl_layernorm_modulate(ctx, &norm, x, &scale, &shift, c->eps);
+    send_heads(ctx, f, &s->k, &k, &norm, &a->k, &a->norm_k, 1);
+    send_heads(ctx, f, &s->v, &v, &norm, &a->v, NULL, 1);
+    send_heads(ctx, f, &s->q, &q, &norm, &a->q, &a->norm_q, PIECES);
+    sl_comm_wait(ctx, s->comm, s->lane, 0);
+
+    /* what was sent has been read: the memory of k and on is free */
+    const size_t heads_mark = sl_mark(ctx);
+    sl_tensor o = sl_new2(ctx, sl_act(ctx), f->tokens, share);
+    sl_attention(ctx, &o, &s->q, &s->k, &s->v, c->heads / s->size, f->scale, NULL, false);
+    const sl_tensor mine = sl_rows(&s->rows, 0, n);
+    sl_comm_to_rows(ctx, s->comm, s->lane, &mine, &o, f->tokens, 0, share);
+    sl_comm_wait(ctx, s->comm, s->lane, 0);
+    sl_release(ctx, heads_mark);
+    EACH_CHUNK (r, rows, n, f->chunk) {
+        const sl_tensor xr = sl_rows(x, r, rows), y = sl_rows(&q, r, rows),
+                        or = sl_rows(&mine, r, rows);
+        add_branch(ctx, i, ".attn1", &xr, &y, & or, &a->out, &gate);
     }
     sl_release(ctx, mark);
 }
@@ -533,7 +660,8 @@ static void run_block(sl_ctx *ctx, const forward *f, int i, const sl_tensor *x)
     const sl_tensor table = sl_reshape2(&f->m->blocks[i].table, MOD_ROWS, f->m->c.dim);
     sl_tensor mod = sl_new2(ctx, SL_F32, MOD_ROWS, f->m->c.dim);
     sl_add(ctx, &mod, &table, &f->proj);
-    self_attention(ctx, f, i, x, &mod);
+    if (f->in->share) shared_self_attention(ctx, f, i, x, &mod);
+    else self_attention(ctx, f, i, x, &mod);
     cross_attention(ctx, f, i, x);
     feed_forward(ctx, f, i, x, &mod);
     sl_release(ctx, mark);
@@ -549,10 +677,11 @@ static void embed_patches(sl_ctx *ctx, const forward *f, const sl_tensor *x, boo
     const size_t mark = sl_mark(ctx);
     const int64_t k = 4 * (int64_t)m->c.in_channels;
     const sl_tensor w = sl_reshape2(&m->patch.w, m->c.dim, k);
-    sl_tensor rows = sl_new2(ctx, sl_act(ctx), x->shape[0], k); /* [N, (channel, py, px)] */
+    sl_tensor rows = sl_new2(ctx, sl_act(ctx), f->tokens, k); /* [N, (channel, py, px)] */
     sl_patchify(ctx, &rows, f->in->latents, f->in->condition);
     if (tap) sl_tap(ctx, "input", &rows);
-    sl_linear(ctx, x, &rows, &w, &m->patch.b, SL_ACT_NONE);
+    const sl_tensor mine = sl_rows(&rows, f->mine.first, f->mine.rows);
+    sl_linear(ctx, x, &mine, &w, &m->patch.b, SL_ACT_NONE);
     if (tap) sl_tap(ctx, "patch", x);
     sl_release(ctx, mark);
 }
@@ -573,7 +702,10 @@ static void run_blocks_cached(sl_ctx *ctx, const forward *f, const sl_tensor *x,
     /* h0 again, the same bits: cheaper than a fourth token tensor kept through block 0 */
     embed_patches(ctx, f, &r, false);
     sl_sub(ctx, &r, x, &r); /* r = h1 - h0 */
-    const bool compute = sl_fbcache_decide(ctx, cache, &r, report);
+    const sl_dit_share *s = f->in->share;
+    const sl_fbcache_share with = {s ? s->comm : NULL, s ? s->lane : SL_LANE_SHARD,
+                                   s ? &s->sums : NULL};
+    const bool compute = sl_fbcache_decide(ctx, cache, &r, s ? &with : NULL, report);
     sl_release(ctx, mark);
     if (compute) {
         sl_copy(ctx, &cache->residual, x);
@@ -607,13 +739,18 @@ static void run_head(sl_ctx *ctx, const forward *f, const sl_tensor *v, const sl
         sl_layernorm_modulate(ctx, &s, &xr, &scale, &shift, c->eps);
         sl_apply(ctx, &yr, &s, &f->m->head, SL_ACT_NONE);
     }
-    sl_unpatchify(ctx, v, &y);
+    const sl_dit_share *s = f->in->share;
+    if (s) {
+        sl_comm_gather(ctx, s->comm, s->lane, &s->head, &y, f->tokens);
+        sl_comm_wait(ctx, s->comm, s->lane, 0);
+    }
+    sl_unpatchify(ctx, v, s ? &s->head : &y);
     sl_release(ctx, mark);
 }
 
 /* The inputs belong together, as far as the operations do not check it: sl_patchify and
  * sl_unpatchify check ranks and dtypes. */
-static bool forward_fits(sl_ctx *ctx, const sl_dit *m, const sl_dit_input *in)
+static bool forward_fits(sl_ctx *ctx, const sl_dit *m, const sl_dit_input *in, int64_t rows)
 {
     if (!sl_ok(ctx)) return false;
     const sl_tensor *latents = in->latents, *condition = in->condition;
@@ -634,10 +771,13 @@ static bool forward_fits(sl_ctx *ctx, const sl_dit *m, const sl_dit_input *in)
     else if (!in->context->image_tokens != !m->c.image_dim)
         sl_ctx_fail(ctx, SL_ARG, "dit: the context holds %d image tokens, the model wants %s",
                     in->context->image_tokens, m->c.image_dim ? "some" : "none");
-    else if (cache && (cache->prev.shape[0] != t * h * w || cache->prev.shape[1] != m->c.dim))
+    else if (in->share && in->share->tokens != t * h * w)
+        sl_ctx_fail(ctx, SL_SHAPE, "dit: the team's window is for %lld tokens, want %lld",
+                    (long long)in->share->tokens, (long long)(t * h * w));
+    else if (cache && (cache->prev.shape[0] != rows || cache->prev.shape[1] != m->c.dim))
         sl_ctx_fail(ctx, SL_SHAPE, "dit: the cache is for [%lld, %lld] tokens, want [%lld, %d]",
                     (long long)cache->prev.shape[0], (long long)cache->prev.shape[1],
-                    (long long)(t * h * w), m->c.dim);
+                    (long long)rows, m->c.dim);
     return sl_ok(ctx);
 }
 
@@ -647,18 +787,24 @@ void sl_dit_forward(sl_ctx *ctx, const sl_dit *m, const sl_tensor *v, const sl_d
     sl_dit_input in = *given;
     if (report) *report = (sl_fbcache_report){.metric = NAN, .computed = true};
     if (in.cache && !(in.cache->rules.threshold > 0)) in.cache = NULL; /* off: spare its copies */
-    if (!forward_fits(ctx, m, &in)) return;
-
-    const int64_t n = in.rope->cos.shape[0], d = m->c.dim; /* N = T Hp Wp tokens */
+    const int64_t n = in.rope->cos.shape[0], d = m->c.dim;             /* N = T Hp Wp tokens */
+    const sl_share mine = in.share
+                              ? sl_share_of(n, in.share->size, in.share->me, ctx->ops->row_granule)
+                              : (sl_share){.rows = n};
+    if (!forward_fits(ctx, m, &in, mine.rows)) return;
     const sl_tensor temb = sl_rows(&in.times->temb, in.step, 1),
                     proj = sl_rows(&in.times->proj, in.step, 1);
     const forward f = {.m = m,
                        .in = &in,
                        .proj = sl_reshape2(&proj, MOD_ROWS, d),
-                       .chunk = rows_at_once(ctx, m, n),
+                       .cos = sl_rows(&in.rope->cos, mine.first, mine.rows),
+                       .sin = sl_rows(&in.rope->sin, mine.first, mine.rows),
+                       .mine = mine,
+                       .tokens = n,
+                       .chunk = rows_at_once(ctx, m, mine.rows),
                        .scale = 1 / sqrtf((float)m->c.head_dim)};
     const size_t mark = sl_mark(ctx);
-    sl_tensor x = sl_new2(ctx, sl_act(ctx), n, d);
+    sl_tensor x = sl_new2(ctx, sl_act(ctx), mine.rows, d);
     embed_patches(ctx, &f, &x, true);
     if (in.cache) {
         run_blocks_cached(ctx, &f, &x, in.cache, report);

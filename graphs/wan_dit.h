@@ -10,6 +10,7 @@
 #include "common/model.h"
 #include "graphs/fbcache.h"
 #include "graphs/weights.h"
+#include "kernels/comm.h"
 
 #define SL_TEXT_TOKENS 512
 
@@ -70,6 +71,27 @@ size_t sl_dit_rope_bytes(const sl_dit *m, int t, int h, int w);
 void sl_dit_rope_make(sl_ctx *ctx, const sl_dit *m, sl_dit_rope *out, void *memory, int t, int h,
                       int w);
 
+/* How the ranks of a team share one forward: each has the rows of its share of the tokens, and in
+ * self-attention the rows of all for its share of the heads. Its tensors lie in the rank's window
+ * (comm.h), where the others write; the team has begun its lane. Every rank gets the same v, and the
+ * same bytes as one rank alone: products, norms and attention of a row and head are the same
+ * wherever they are made, and the cache's sums have one order. */
+typedef struct {
+    sl_comm *comm;
+    sl_lane lane;
+    int size, me;
+    int64_t tokens;    /* of the whole video, N */
+    sl_tensor q, k, v; /* act [N, dim / size] */
+    sl_tensor rows;    /* act [rows of the largest share, dim] */
+    sl_tensor head;    /* act [N, out_channels * 4] */
+    sl_tensor sums;    /* F32 [N, 2], for the cache */
+} sl_dit_share;
+/* Bytes of the window. Errors of make, in ctx: SL_ARG heads that do not divide by the team's size,
+ * naming those that do; SL_NOMEM a window that is too small. *out is zeroed then. */
+size_t sl_dit_share_bytes(const sl_ctx *ctx, const sl_dit *m, int64_t tokens, int size);
+void sl_dit_share_make(sl_ctx *ctx, const sl_dit *m, sl_dit_share *out, sl_comm *comm, sl_lane lane,
+                       const sl_team *team, int64_t tokens);
+
 /* ---- once per forward ---- */
 
 /* What one forward works on. All of it stays the caller's and as it is, but for the cache. */
@@ -81,7 +103,9 @@ typedef struct {
     int step;                      /* row of `times`, 0 .. times->steps - 1 */
     const sl_dit_rope *rope;       /* of this T, h, w */
     const sl_dit_context *context; /* of this prompt */
-    sl_fbcache *cache;             /* First Block Cache of this branch; NULL: compute always */
+    /* First Block Cache of this branch, of this rank's rows; NULL: compute always */
+    sl_fbcache *cache;
+    const sl_dit_share *share; /* NULL: this rank works alone */
 } sl_dit_input;
 
 /* v act or F32 [out_channels, T, h/8, w/8] = DiT(in). *report (may be NULL) gets the

@@ -244,13 +244,15 @@ static bool given_up(sl_ctx *ctx, const sl_comm *c, const sl_team *t)
     return true;
 }
 
-/* A wait for this team that began at t0 must end: true, and ctx has failed. */
-static bool must_end(sl_ctx *ctx, sl_comm *c, const sl_team *t, int64_t t0_ns)
+/* A wait for `value` of the lane's team that began at t0 must end: true, and ctx has failed. Who has
+ * set the mark already may have ended since. */
+static bool must_end(sl_ctx *ctx, sl_comm *c, sl_lane lane, uint64_t value, int64_t t0_ns)
 {
+    const sl_team *t = &c->lanes[lane].team;
     if (given_up(ctx, c, t)) return true;
     for (int i = 0; i < t->size; i++) {
         peer *p = &c->peers[t->member[i]];
-        if (i == t->me) continue;
+        if (has_arrived(c, lane, i, value)) continue;
         if (is_dead(p))
             sl_ctx_fail(ctx, SL_GONE, "comm: rank %d, process %d, has ended", t->member[i],
                         (int)p->pid);
@@ -268,7 +270,7 @@ bool sl_comm_must_end(sl_ctx *ctx, sl_comm *c, int64_t t0_ns)
 {
     sl_comm_beat(c);
     for (int l = 0; l < SL_LANES; l++)
-        if (c->lanes[l].begun && must_end(ctx, c, &c->lanes[l].team, t0_ns)) return true;
+        if (c->lanes[l].begun && must_end(ctx, c, (sl_lane)l, UINT64_MAX, t0_ns)) return true;
     return false;
 }
 
@@ -299,7 +301,7 @@ void sl_comm_wait_marks(sl_ctx *ctx, sl_comm *c, sl_lane lane, uint64_t value)
             given_up(ctx, c, t);
             break;
         }
-        if (must_end(ctx, c, t, t0)) break;
+        if (must_end(ctx, c, lane, value, t0)) break;
         struct timespec look = {0, LOOK_MS * MS};
         sl_comm_beat(c);
         syscall(SYS_futex, &own->woken, FUTEX_WAIT, seen, &look, NULL, 0);
@@ -366,10 +368,35 @@ size_t sl_comm_mark_offset(sl_lane lane, int from)
 
 /* ---- a team ---- */
 
-sl_share sl_share_of(int64_t n, int size, int i)
+sl_share sl_share_of(int64_t n, int size, int i, int granule)
 {
-    const int64_t each = n / size, more = n % size;
-    return (sl_share){each * i + (i < more ? i : more), each + (i < more)};
+    const int64_t g = granule > 1 ? granule : 1, all = n / g > 0 ? n / g : n > 0, each = all / size,
+                  more = all % size, first = each * i + (i < more ? i : more),
+                  count = each + (i < more);
+    const int64_t end = count && first + count == all ? n : (first + count) * g;
+    return (sl_share){count ? first * g : n, count ? end - first * g : 0};
+}
+
+int64_t sl_share_most(int64_t n, int size, int granule)
+{
+    int64_t most = 0;
+    for (int i = 0; i < size; i++) {
+        const int64_t rows = sl_share_of(n, size, i, granule).rows;
+        if (rows > most) most = rows;
+    }
+    return most;
+}
+
+static sl_share of_member(const sl_team *t, int64_t n, int i)
+{
+    return sl_share_of(n, t->size, i, t->granule);
+}
+
+/* Rows of part `part` of `parts` of member i's. */
+static sl_share part_of(const sl_team *t, int64_t n, int i, int part, int parts)
+{
+    const sl_share all = of_member(t, n, i), of = sl_share_of(all.rows, parts, part, t->granule);
+    return (sl_share){all.first + of.first, of.rows};
 }
 
 static bool team_fits(sl_ctx *ctx, const sl_comm *c, const sl_team *t)
@@ -480,12 +507,13 @@ static void start(sl_ctx *ctx, sl_comm *c, sl_lane lane, int n, const sl_comm_pa
 }
 
 void sl_comm_to_heads(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y, const sl_tensor *x,
-                      int64_t n)
+                      int64_t n, int part, int parts)
 {
+    if (ctx->ops->plan) return;
     const sl_team *t = &c->lanes[lane].team;
-    const sl_share mine = sl_share_of(n, t->size, t->me);
+    const sl_share mine = part_of(t, n, t->me, part, parts);
     const int64_t d = x->rank == 2 ? x->shape[1] : 0, cols = d / t->size;
-    sl_comm_part parts[SL_RANKS];
+    sl_comm_part list[SL_RANKS];
     int64_t at;
     if (!sl_ok(ctx)) return;
     if (d % t->size)
@@ -496,27 +524,28 @@ void sl_comm_to_heads(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y,
         return;
     const size_t e = sl_dtype_size(x->dtype), pitch = pitch_of(y);
     for (int i = 0; i < t->size; i++) {
-        const sl_share his = sl_share_of(n, t->size, i);
-        parts[i] = (sl_comm_part){.rank = t->member[i],
-                                  .from = (const char *)x->data + (size_t)(i * cols) * e,
-                                  .from_pitch = pitch_of(x),
-                                  .to = (size_t)at + (size_t)mine.first * pitch,
-                                  .to_pitch = pitch,
-                                  .width = (size_t)cols * e,
-                                  .rows = (size_t)mine.rows,
-                                  .at = (size_t)at + (size_t)his.first * pitch,
-                                  .at_pitch = pitch,
-                                  .at_width = (size_t)cols * e,
-                                  .at_rows = (size_t)his.rows};
+        const sl_share his = part_of(t, n, i, part, parts);
+        list[i] = (sl_comm_part){.rank = t->member[i],
+                                 .from = (const char *)x->data + (size_t)(i * cols) * e,
+                                 .from_pitch = pitch_of(x),
+                                 .to = (size_t)at + (size_t)mine.first * pitch,
+                                 .to_pitch = pitch,
+                                 .width = (size_t)cols * e,
+                                 .rows = (size_t)mine.rows,
+                                 .at = (size_t)at + (size_t)his.first * pitch,
+                                 .at_pitch = pitch,
+                                 .at_width = (size_t)cols * e,
+                                 .at_rows = (size_t)his.rows};
     }
-    start(ctx, c, lane, t->size, parts);
+    start(ctx, c, lane, t->size, list);
 }
 
 void sl_comm_to_rows(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y, const sl_tensor *x,
                      int64_t n, int64_t first, int64_t cols)
 {
+    if (ctx->ops->plan) return;
     const sl_team *t = &c->lanes[lane].team;
-    const sl_share mine = sl_share_of(n, t->size, t->me);
+    const sl_share mine = of_member(t, n, t->me);
     const int64_t share = x->rank == 2 ? x->shape[1] : 0;
     sl_comm_part parts[SL_RANKS];
     int64_t at;
@@ -529,7 +558,7 @@ void sl_comm_to_rows(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y, 
     if (!sl_ok(ctx) || (at = offset_of(ctx, c, y, "to_rows")) < 0) return;
     const size_t e = sl_dtype_size(x->dtype), pitch = pitch_of(y), from_pitch = pitch_of(x);
     for (int i = 0; i < t->size; i++) {
-        const sl_share his = sl_share_of(n, t->size, i);
+        const sl_share his = of_member(t, n, i);
         parts[i] = (sl_comm_part){.rank = t->member[i],
                                   .from = (const char *)x->data + (size_t)his.first * from_pitch +
                                           (size_t)first * e,
@@ -549,8 +578,9 @@ void sl_comm_to_rows(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y, 
 void sl_comm_gather(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y, const sl_tensor *x,
                     int64_t n)
 {
+    if (ctx->ops->plan) return;
     const sl_team *t = &c->lanes[lane].team;
-    const sl_share mine = sl_share_of(n, t->size, t->me);
+    const sl_share mine = of_member(t, n, t->me);
     const int64_t d = x->rank == 2 ? x->shape[1] : 0;
     sl_comm_part parts[SL_RANKS];
     int64_t at;
@@ -559,7 +589,7 @@ void sl_comm_gather(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y, c
         return;
     const size_t e = sl_dtype_size(x->dtype), pitch = pitch_of(y);
     for (int i = 0; i < t->size; i++) {
-        const sl_share his = sl_share_of(n, t->size, i);
+        const sl_share his = of_member(t, n, i);
         parts[i] = (sl_comm_part){.rank = t->member[i],
                                   .from = x->data,
                                   .from_pitch = pitch_of(x),
@@ -578,6 +608,7 @@ void sl_comm_gather(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y, c
 void sl_comm_broadcast(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y,
                        const sl_tensor *x, int root)
 {
+    if (ctx->ops->plan) return;
     const sl_team *t = &c->lanes[lane].team;
     sl_comm_part parts[SL_RANKS];
     const size_t bytes = sl_bytes(y);
@@ -601,8 +632,9 @@ void sl_comm_broadcast(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y
 
 void sl_comm_wait(sl_ctx *ctx, sl_comm *c, sl_lane lane, int but)
 {
+    if (ctx->ops->plan || !sl_ok(ctx)) return;
     const lane_state *l = &c->lanes[lane];
-    if (!sl_ok(ctx) || (uint32_t)but >= l->count) return;
+    if ((uint32_t)but >= l->count) return;
     c->body->wait(ctx, c, lane, mark(l->team.key, l->count - (uint32_t)but));
 }
 

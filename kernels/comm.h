@@ -23,7 +23,8 @@
  *
  * ENDS. An abort by anybody (cancel, error), a dead rank, a rank without a sign of life for
  * the deadline: every wait of every member ends within a second with SL_CANCELLED, SL_GONE or
- * SL_TIMEOUT. The attempt is over then; the group stays. Errors are ctx's, sticky. */
+ * SL_TIMEOUT. The attempt is over then; the group stays. Errors are ctx's, sticky. While planning
+ * operations do nothing, and comm may be NULL. */
 #ifndef SL_COMM_H
 #define SL_COMM_H
 
@@ -49,6 +50,7 @@ typedef struct {
     int me;               /* index of this rank in member */
     int member[SL_RANKS]; /* ranks of the group */
     uint32_t key;         /* of the attempt: larger than any that its members have used */
+    int granule;          /* rows are shared in multiples of so many; 0: as 1 */
 } sl_team;
 
 typedef struct sl_comm_body sl_comm_body;
@@ -71,11 +73,15 @@ void *sl_comm_window(const sl_comm *c, size_t *bytes);
 
 /* ---- a team ---- */
 
-/* Rows [first, first + rows) of n that are member i's: as even as may be, the first ones one more. */
 typedef struct {
     int64_t first, rows;
 } sl_share;
-sl_share sl_share_of(int64_t n, int size, int i);
+/* Which of n rows are member i's: multiples of `granule` (of ops.h's table, where products take rows
+ * by tiles), as even as may be, the first members one more, the last rows with the granule before
+ * them. Fewer granules than members: the last have none. */
+sl_share sl_share_of(int64_t n, int size, int i, int granule);
+/* Rows of the largest share. */
+int64_t sl_share_most(int64_t n, int size, int granule);
 
 /* Begin an attempt: the lane's count starts at 0, and every member is waited for, so that nothing of
  * an earlier attempt is still on its way. Device work that this rank queued has been waited for.
@@ -87,10 +93,11 @@ void sl_comm_abort(sl_comm *c, const sl_team *team);
 
 /* ---- operations ---- */
 
-/* Rows to heads: x [n_me, d] of this member's rows, y [n, d / size] in the window: all rows of this
- * member's d / size columns. n: rows of all. d divides by size. */
+/* Rows to heads, of part `part` of `parts` of each member's rows (shared likewise; 0 of 1: all):
+ * x [the part's rows, d], y [n, d / size] in the window: this member's d / size columns of all rows,
+ * of which those of every member's part arrive. n: rows of all. d divides by size. */
 void sl_comm_to_heads(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y, const sl_tensor *x,
-                      int64_t n);
+                      int64_t n, int part, int parts);
 /* Heads to rows, columns [first, first + cols) of each member's share: x [n, d / size], y [n_me, d]
  * in the window. All columns: first 0, cols d / size. */
 void sl_comm_to_rows(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y, const sl_tensor *x,

@@ -710,6 +710,27 @@ void sl_mean_abs(sl_ctx *ctx, float out[2], const sl_tensor *prev, const sl_tens
     BODY(mean_abs, ctx, out, prev, r);
 }
 
+void sl_abs_rows(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *prev, const sl_tensor *r)
+{
+    static const char op[] = "abs_rows";
+    const sl_tensor want = sl_view2(NULL, SL_F32, prev->shape[0], 2);
+    if (!may_begin(ctx) || !is_tensor(ctx, op, "prev", prev, 2, ACT, DENSE) ||
+        !is_tensor(ctx, op, "r", r, 2, ACT, DENSE) || !is_like(ctx, op, "r", r, prev) ||
+        !is_tensor(ctx, op, "y", y, 2, BIT(SL_F32), DENSE) || !is_like(ctx, op, "y", y, &want))
+        return;
+    if (sl_count(prev)) BODY(abs_rows, ctx, y, prev, r);
+}
+
+void sl_sum_rows(sl_ctx *ctx, double out[2], const sl_tensor *y)
+{
+    static const char op[] = "sum_rows";
+    out[0] = out[1] = 0;
+    if (!may_begin(ctx) || !is_tensor(ctx, op, "y", y, 2, BIT(SL_F32), DENSE) ||
+        !is_in_range(ctx, op, "y's columns", y->shape[1], 2, 2))
+        return;
+    if (y->shape[0]) BODY(sum_rows, ctx, out, y);
+}
+
 /* ---- VAE ---- */
 
 static bool conv_fits(sl_ctx *ctx, const char *op, const sl_conv *c)

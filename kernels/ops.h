@@ -234,6 +234,13 @@ typedef void sl_lincomb_fn(sl_ctx *ctx, const sl_tensor *y, int n, const sl_tens
  * two act tensors of one shape. `out` is host memory; waits. The sum's order is fixed, so
  * equal inputs give equal bits. */
 typedef void sl_mean_abs_fn(sl_ctx *ctx, float out[2], const sl_tensor *prev, const sl_tensor *r);
+/* First Block Cache of a forward that several ranks share: y[i] = (sum |prev - r|, sum |prev|) over
+ * row i of two act tensors [N, d]; y F32 [N, 2]. A row's sum is one order, whoever's row it is. */
+typedef void sl_abs_rows_fn(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *prev,
+                            const sl_tensor *r);
+/* out = the sums of y's two columns, y F32 [N, 2], in float64 and one order. `out` is host memory;
+ * waits. */
+typedef void sl_sum_rows_fn(sl_ctx *ctx, double out[2], const sl_tensor *y);
 
 /* ---- VAE: frames are channels-last, [T, H, W, C] act ---- */
 
@@ -283,7 +290,7 @@ typedef void sl_frames_rgb8_fn(sl_ctx *ctx, const sl_tensor *y, const sl_tensor 
     X(zero) X(copy) X(add) X(sub) X(silu) X(geglu) X(embed) \
     X(linear) X(linear_add) X(layernorm) X(layernorm_modulate) X(rmsnorm) X(rmsnorm_rope) \
     X(gated_add) X(attention) X(attention_two) \
-    X(patchify) X(unpatchify) X(guidance) X(flow_x0) X(lincomb) X(mean_abs) \
+    X(patchify) X(unpatchify) X(guidance) X(flow_x0) X(lincomb) X(mean_abs) X(abs_rows) X(sum_rows) \
     X(conv3d) X(conv_history) X(vae_norm) X(time_shuffle) X(to_channels_last) \
     X(to_channels_first) X(frames_rgb8)
 /* clang-format on */
@@ -310,6 +317,9 @@ struct sl_ops {
     /* Rows that a network gives to token by token operations at once, to bound its arena;
      * 0: all of them. */
     int64_t rows_at_once;
+    /* Rows that begin at a multiple of it have the same bits in every product, whatever rows stand
+     * beside them; 1: all rows do. At least so many rows are then in a product. */
+    int row_granule;
     /* True: no data exists; of the functions only packed_conv_bytes is called. */
     bool plan;
     /* The plug-in whose table this is, for what is no operation; NULL: none. */

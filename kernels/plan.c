@@ -8,6 +8,7 @@ const sl_ops sl_ops_plan = {
     .host_memory = true,
     .stored_matrices = true,
     .rows_at_once = SL_CPU_ROWS,
+    .row_granule = SL_CPU_GRANULE,
     .plan = true,
     .packed_conv_bytes = sl_cpu_packed_conv_bytes, /* for whoever counts the bytes of weights */
 };
@@ -19,6 +20,7 @@ sl_ops sl_ops_plan_of(const sl_ops *device)
                     .host_memory = device->host_memory,
                     .stored_matrices = device->stored_matrices,
                     .rows_at_once = device->rows_at_once,
+                    .row_granule = device->row_granule,
                     .plan = true,
                     .packed_conv_bytes = device->packed_conv_bytes};
 }

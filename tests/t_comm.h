@@ -29,8 +29,8 @@ typedef struct {
 /* The table, body and device of a rank. Gives them and returns NULL, or what was wrong. */
 typedef struct {
     const char *(*open)(int rank, const sl_ops **ops, const sl_comm_body **body);
-    size_t window;
-    int ranks; /* most of them */
+    size_t window, arena; /* arena 0: 16 MiB */
+    int ranks;            /* most of them */
 } t_comm_body;
 
 typedef const char *t_rank_fn(t_rank *r);
@@ -74,7 +74,8 @@ static const char *rank_run(t_rank *r, t_rank_fn *fn, int timeout_ms)
     const char *bad = t_body.open(r->rank, &ops, &body);
     if (bad) return bad;
     r->ctx = &ctx;
-    RANK_OK(!sl_ctx_open(&ctx, ops, (size_t)16 << 20, &err), "%.200s", err.msg);
+    RANK_OK(!sl_ctx_open(&ctx, ops, t_body.arena ? t_body.arena : (size_t)16 << 20, &err), "%.200s",
+            err.msg);
     RANK_OK(!sl_comm_open(&r->comm, body, r->rank, t_body.window, timeout_ms, &err), "%.200s",
             err.msg);
     RANK_OK((r->host = calloc(1, t_body.window)), "no memory");
@@ -188,8 +189,9 @@ static sl_tensor in_window(t_rank *r, size_t *at, sl_dtype dtype, int64_t rows, 
 static const char *round_trip(t_rank *r, sl_lane lane, const sl_team *team, int64_t n, int64_t d,
                               sl_dtype dtype, int salt)
 {
-    const sl_share mine = sl_share_of(n, team->size, team->me);
-    const int64_t cols = d / team->size, left = cols / 2, most = sl_share_of(n, team->size, 0).rows;
+    const sl_share mine = sl_share_of(n, team->size, team->me, team->granule);
+    const int64_t cols = d / team->size, left = cols / 2,
+                  most = sl_share_most(n, team->size, team->granule);
     const size_t mark = sl_mark(r->ctx);
     size_t at = 0;
     sl_tensor heads[3], rows, all;
@@ -199,11 +201,14 @@ static const char *round_trip(t_rank *r, sl_lane lane, const sl_team *team, int6
     rows = sl_rows(&rows, 0, mine.rows);
     all = in_window(r, &at, dtype, n, d);
     for (int i = 0; i < 3; i++) {
-        sl_tensor x = make_part(r, salt + i, dtype, mine.first, mine.rows, 0, d);
-        sl_comm_to_heads(r->ctx, r->comm, lane, &heads[i], &x, n);
+        for (int part = 0; part <= i; part++) { /* in one piece, two, three */
+            const sl_share of = sl_share_of(mine.rows, i + 1, part, team->granule);
+            sl_tensor x = make_part(r, salt + i, dtype, mine.first + of.first, of.rows, 0, d);
+            sl_comm_to_heads(r->ctx, r->comm, lane, &heads[i], &x, n, part, i + 1);
+        }
     }
     for (int i = 0; i < 3 && !bad; i++) {
-        sl_comm_wait(r->ctx, r->comm, lane, 2 - i);
+        sl_comm_wait(r->ctx, r->comm, lane, i == 0 ? 5 : i == 1 ? 3 : 0);
         RANK_CTX(r);
         bad = compare(r, &heads[i], salt + i, 0, team->me * cols);
     }
@@ -249,18 +254,21 @@ static const char *rank_exchanges(t_rank *r)
         const int *members;
     } TEAMS[] = {{1, ALL}, {2, ALL}, {4, ALL}, {2, ODD}, {4, MIXED}, {3, ALL}, {8, ALL}};
     const char *bad = NULL;
-    uint32_t key = 0;
     for (size_t t = 0; t < sizeof TEAMS / sizeof *TEAMS && !bad; t++) {
         int highest = 0;
         for (int i = 0; i < TEAMS[t].size; i++)
             highest = TEAMS[t].members[i] > highest ? TEAMS[t].members[i] : highest;
-        sl_team team = team_of(r, TEAMS[t].size, TEAMS[t].members, ++key);
+        sl_team team = team_of(r, TEAMS[t].size, TEAMS[t].members, 0);
         if (team.me < 0 || highest >= r->ranks) continue;
-        sl_comm_begin(r->ctx, r->comm, SL_LANE_SHARD, &team);
-        RANK_CTX(r);
-        for (int i = 0; i < 8 && !bad; i++)
-            bad =
-                round_trip(r, SL_LANE_SHARD, &team, ROWS[i % 4], 24 * (1 + i % 2), TYPES[i / 4], i);
+        for (int granules = 0; granules < 2 && !bad; granules++) {
+            team.granule = granules ? 48 : 1;
+            team.key = (uint32_t)(2 * (int)t + granules + 1);
+            sl_comm_begin(r->ctx, r->comm, SL_LANE_SHARD, &team);
+            RANK_CTX(r);
+            for (int i = 0; i < 8 && !bad; i++)
+                bad = round_trip(r, SL_LANE_SHARD, &team, ROWS[i % 4], 24 * (1 + i % 2),
+                                 TYPES[i / 4 % 2], i);
+        }
     }
     return bad;
 }
@@ -364,7 +372,7 @@ static const char *rank_many(t_rank *r)
     sl_comm_begin(r->ctx, r->comm, SL_LANE_SHARD, &team);
     for (int i = 0; i < 10000; i++) {
         if (i == 1000) files = open_files(), pages = resident_pages();
-        sl_comm_to_heads(r->ctx, r->comm, SL_LANE_SHARD, &y, &x, 64);
+        sl_comm_to_heads(r->ctx, r->comm, SL_LANE_SHARD, &y, &x, 64, 0, 1);
         sl_comm_wait(r->ctx, r->comm, SL_LANE_SHARD, 0);
         sl_comm_to_rows(r->ctx, r->comm, SL_LANE_SHARD, &z, &y, 64, 0, 8);
         sl_comm_wait(r->ctx, r->comm, SL_LANE_SHARD, 0);
@@ -395,7 +403,7 @@ static sl_code exchange_until(t_rank *r, const sl_team *team)
     sl_err err = {0};
     sl_comm_begin(r->ctx, r->comm, SL_LANE_SHARD, team);
     while (sl_ok(r->ctx)) {
-        sl_comm_to_heads(r->ctx, r->comm, SL_LANE_SHARD, &y, &x, n);
+        sl_comm_to_heads(r->ctx, r->comm, SL_LANE_SHARD, &y, &x, n, 0, 1);
         sl_comm_wait(r->ctx, r->comm, SL_LANE_SHARD, 0);
         sl_comm_to_rows(r->ctx, r->comm, SL_LANE_SHARD, &z, &y, n, 0, 4);
         sl_comm_wait(r->ctx, r->comm, SL_LANE_SHARD, 0);
@@ -510,13 +518,13 @@ static const char *rank_refusals(t_rank *r)
     if ((bad = wants(r, SL_ARG, "key 5 of an attempt, want more than the last, 5"))) return bad;
     sl_tensor x = make_part(r, 0, SL_F32, 0, 4, 0, 6), y = in_window(r, &at, SL_F32, 8, 3),
               outside = sl_new2(r->ctx, SL_F32, 8, 3);
-    sl_comm_to_heads(r->ctx, r->comm, SL_LANE_SHARD, &outside, &x, 8);
+    sl_comm_to_heads(r->ctx, r->comm, SL_LANE_SHARD, &outside, &x, 8, 0, 1);
     if ((bad = wants(r, SL_ARG, "does not receive into the window"))) return bad;
     x = make_part(r, 0, SL_F32, 0, 4, 0, 6);
-    sl_comm_to_heads(r->ctx, r->comm, SL_LANE_SHARD, &y, &x, 9);
+    sl_comm_to_heads(r->ctx, r->comm, SL_LANE_SHARD, &y, &x, 9, 0, 1);
     if ((bad = wants(r, SL_SHAPE, "want ["))) return bad;
     x = make_part(r, 0, SL_F32, 0, 4, 0, 5);
-    sl_comm_to_heads(r->ctx, r->comm, SL_LANE_SHARD, &y, &x, 8);
+    sl_comm_to_heads(r->ctx, r->comm, SL_LANE_SHARD, &y, &x, 8, 0, 1);
     if ((bad = wants(r, SL_SHAPE, "5 columns, want a multiple of the team's 2"))) return bad;
     sl_comm_barrier(r->ctx, r->comm, SL_LANE_SHARD);
     RANK_CTX(r);
@@ -532,17 +540,23 @@ static void what_does_not_fit_is_refused(void **state)
 static void shares_are_even_and_whole(void **state)
 {
     (void)state;
-    for (int64_t n = 0; n < 40; n++)
-        for (int size = 1; size <= SL_RANKS; size++) {
-            int64_t at = 0;
-            for (int i = 0; i < size; i++) {
-                sl_share s = sl_share_of(n, size, i);
-                assert_int_equal(s.first, at);
-                assert_in_range(s.rows, n / size, n / size + 1);
-                at += s.rows;
+    for (int64_t n = 0; n < 200; n++)
+        for (int size = 1; size <= SL_RANKS; size++)
+            for (int g = 1; g <= 48; g += g < 3 ? 1 : 45) {
+                int64_t at = 0, most = 0;
+                for (int i = 0; i < size; i++) {
+                    sl_share s = sl_share_of(n, size, i, g);
+                    assert_int_equal(s.first, at);
+                    if (s.rows) assert_int_equal(s.first % g, 0);
+                    if (s.rows && n >= g) assert_true(s.rows >= g);
+                    if (g == 1) assert_in_range(s.rows, n / size, n / size + 1);
+                    assert_true(s.rows <= (n / g / size + 2) * g || n < g);
+                    if (s.rows > most) most = s.rows;
+                    at += s.rows;
+                }
+                assert_int_equal(at, n);
+                assert_int_equal(sl_share_most(n, size, g), most);
             }
-            assert_int_equal(at, n);
-        }
 }
 
 #define T_COMM_TESTS                                                                               \

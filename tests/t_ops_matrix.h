@@ -880,6 +880,47 @@ static void lincomb_sums_left_to_right(void **state)
     rig_close(r);
 }
 
+/* Row by row, as a shared forward sums: a row's figure does not depend on the rows beside it. */
+static void sums_of_absolute_differences_by_row(void **state)
+{
+    rig *r = rig_open(state);
+    static const int64_t N[] = {1, 3, 70}, D[] = {1, 8, 100, 264};
+    EACH(i, N) EACH(j, D)
+    {
+        const int64_t n = N[i], d = D[j];
+        arg p = IN(r, r->act, n, d), q = IN(r, r->act, n, d), y = output(r, SL_F32, n, 2, 0),
+            one = output(r, SL_F32, 1, 2, 0);
+        double total[2], sums[2] = {0, 0};
+        const float *x;
+        sl_abs_rows(&r->ctx, &y.t, &p.t, &q.t);
+        sl_sum_rows(&r->ctx, total, &y.t);
+        x = values(r, &y);
+        for (int64_t row = 0; row < n; row++) {
+            double want[2] = {0, 0};
+            for (int64_t c = 0; c < d; c++) {
+                want[0] += fabs((double)p.x[row * d + c] - q.x[row * d + c]);
+                want[1] += fabs((double)p.x[row * d + c]);
+            }
+            for (int k = 0; k < 2; k++) {
+                double limit = r->act == SL_F32 ? 1e-6 : 4e-3;
+                if (!(fabs(x[2 * row + k] - want[k]) <= limit * want[k]))
+                    fail_msg("row %lld of [%lld, %lld]: sum %d is %g, want %g", (long long)row,
+                             (long long)n, (long long)d, k, (double)x[2 * row + k], want[k]);
+                sums[k] += x[2 * row + k];
+            }
+        }
+        for (int k = 0; k < 2; k++)
+            if (!(fabs(total[k] - sums[k]) <= 1e-12 * sums[k]))
+                fail_msg("sum %d of all rows is %g, want %g", k, total[k], sums[k]);
+        const sl_tensor prow = sl_rows(&p.t, n - 1, 1), qrow = sl_rows(&q.t, n - 1, 1);
+        const float last[2] = {x[2 * n - 2], x[2 * n - 1]};
+        sl_abs_rows(&r->ctx, &one.t, &prow, &qrow);
+        if (d % 8 == 0) assert_memory_equal(values(r, &one), last, sizeof last);
+        rig_clear(r);
+    }
+    rig_close(r);
+}
+
 static void means_of_absolute_differences(void **state)
 {
     rig *r = rig_open(state);
@@ -923,7 +964,7 @@ static void means_of_absolute_differences(void **state)
     CASE(every_half_becomes_the_right_float, ops), CASE(embedding_rows_are_picked, ops),           \
     CASE(patches_in_and_out, ops), CASE(guidance_rounds_three_times, ops),                         \
     CASE(flow_x0_keeps_the_rounding_of_v, ops), CASE(lincomb_sums_left_to_right, ops),             \
-    CASE(means_of_absolute_differences, ops)
+    CASE(means_of_absolute_differences, ops), CASE(sums_of_absolute_differences_by_row, ops)
 /* clang-format on */
 
 #endif

@@ -34,7 +34,7 @@ static sl_fbcache_report decide(sl_fbcache *c, float r)
     sl_tensor t = sl_view2(values, SL_F32, TOKENS, DIM);
     sl_fbcache_report report = {0};
     for (int i = 0; i < CELLS; i++) values[i] = r;
-    bool compute = sl_fbcache_decide(&ctx, c, &t, &report);
+    bool compute = sl_fbcache_decide(&ctx, c, &t, NULL, &report);
     assert_int_equal(compute, report.computed);
     c->step++;
     return report;

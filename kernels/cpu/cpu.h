@@ -30,6 +30,8 @@ static inline int sl_cpu_threads(void)
 /* The CPU's rows_at_once. Any few thousand rows are enough for OpenBLAS and little for the
  * arena; another number gives other last bits of its sums. */
 #define SL_CPU_ROWS 8448
+/* Its products' row_granule: linear.c tells why. SL_CPU_ROWS is a multiple of it. */
+#define SL_CPU_GRANULE 48
 
 /* A buffer of at least `bytes`, 64-byte aligned, of this thread and this purpose: it
  * grows when more is asked for than ever before, is kept for the next call and freed when

@@ -149,3 +149,42 @@ void sl_cpu_mean_abs(sl_ctx *ctx, float out[2], const sl_tensor *prev, const sl_
     out[0] = (float)(diff / (double)n);
     out[1] = (float)(size / (double)n);
 }
+
+void sl_cpu_abs_rows(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *prev, const sl_tensor *r)
+{
+    const int64_t rows = prev->shape[0], cols = prev->shape[1];
+    const float *p = prev->data, *q = r->data;
+    float *out = y->data;
+    (void)ctx;
+#pragma omp parallel for schedule(static) if (rows * cols > GRAIN)
+    for (int64_t i = 0; i < rows; i++) {
+        const float *a = p + i * cols, *b = q + i * cols;
+        double d[8] = {0}, s[8] = {0};
+        int64_t c = 0;
+        for (; c + 8 <= cols; c += 8)
+            for (int l = 0; l < 8; l++) {
+                d[l] += fabsf(a[c + l] - b[c + l]);
+                s[l] += fabsf(a[c + l]);
+            }
+        for (; c < cols; c++) {
+            d[0] += fabsf(a[c] - b[c]);
+            s[0] += fabsf(a[c]);
+        }
+        for (int l = 1; l < 8; l++) {
+            d[0] += d[l];
+            s[0] += s[l];
+        }
+        out[2 * i] = (float)d[0];
+        out[2 * i + 1] = (float)s[0];
+    }
+}
+
+void sl_cpu_sum_rows(sl_ctx *ctx, double out[2], const sl_tensor *y)
+{
+    const float *x = y->data;
+    (void)ctx;
+    for (int64_t i = 0; i < y->shape[0]; i++) {
+        out[0] += x[2 * i];
+        out[1] += x[2 * i + 1];
+    }
+}

@@ -345,3 +345,76 @@ void sl_cuda_mean_abs(sl_ctx *ctx, float out[2], const sl_tensor *prev, const sl
     out[0] = host[0];
     out[1] = host[1];
 }
+
+/* ---- the cache's means of rows that several ranks share ---- */
+
+/* A warp a row: lane l takes vectors l, l + 32, ..., then the lanes in their order. The same for
+ * every row, on every GPU. */
+template <int V>
+__global__ void __launch_bounds__(MAP_THREADS)
+    abs_rows_kernel(float *y, const bf16 *prev, const bf16 *r, int64_t rows, int64_t cols)
+{
+    const int64_t row = ((int64_t)blockIdx.x * MAP_THREADS + threadIdx.x) / 32;
+    const int lane = threadIdx.x % 32;
+    if (row >= rows) return;
+    const bf16 *a = prev + row * cols, *b = r + row * cols;
+    const int64_t vectors = cols / V;
+    double sum[2] = {0, 0};
+    for (int64_t i = lane; i < vectors; i += 32) {
+        float p[V], q[V];
+        load(p, a + i * V);
+        load(q, b + i * V);
+        mean_step(sum, p, q);
+    }
+    for (int64_t c = vectors * V + lane; c < cols; c += 32) {
+        float p[1] = {to_float(a[c])}, q[1] = {to_float(b[c])};
+        mean_step(sum, p, q);
+    }
+    sum[0] = lane_sum<32>(sum[0]);
+    sum[1] = lane_sum<32>(sum[1]);
+    if (lane == 0) y[2 * row] = (float)sum[0], y[2 * row + 1] = (float)sum[1];
+}
+
+__global__ void __launch_bounds__(MEAN_THREADS)
+    sum_rows_kernel(double *out, const float *y, int64_t rows)
+{
+    __shared__ double shared[2][MEAN_WARPS];
+    double sum[2] = {0, 0};
+    for (int64_t i = threadIdx.x; i < rows; i += MEAN_THREADS) {
+        sum[0] += y[2 * i];
+        sum[1] += y[2 * i + 1];
+    }
+    block_sums<MEAN_WARPS>(sum, shared);
+    if (threadIdx.x == 0) out[0] = sum[0], out[1] = sum[1];
+}
+
+void sl_cuda_abs_rows(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *prev, const sl_tensor *r)
+{
+    const int64_t rows = prev->shape[0], cols = prev->shape[1];
+    const bf16 *p = (const bf16 *)prev->data, *q = (const bf16 *)r->data;
+    const dim3 blocks = blocks_for(rows * 32, MAP_THREADS);
+    if (is_aligned16(p, q) && cols % 8 == 0)
+        abs_rows_kernel<8>
+            <<<blocks, MAP_THREADS, 0, ctx->stream>>>((float *)y->data, p, q, rows, cols);
+    else
+        abs_rows_kernel<1>
+            <<<blocks, MAP_THREADS, 0, ctx->stream>>>((float *)y->data, p, q, rows, cols);
+    SL_LAUNCHED(ctx, "abs_rows");
+}
+
+void sl_cuda_sum_rows(sl_ctx *ctx, double out[2], const sl_tensor *y)
+{
+    double *host = (double *)sl_cuda_of(ctx)->host_out,
+           *sums = (double *)sl_cuda_scratch(ctx, 2 * sizeof *sums);
+    if (!sums) return;
+    sum_rows_kernel<<<1, MEAN_THREADS, 0, ctx->stream>>>(sums, (const float *)y->data, y->shape[0]);
+    if (!SL_LAUNCHED(ctx, "sum_rows")) return;
+    if (!sl_cuda_ok(
+            ctx, cudaMemcpyAsync(host, sums, 2 * sizeof *host, cudaMemcpyDeviceToHost, ctx->stream),
+            "sum_rows: cudaMemcpyAsync"))
+        return;
+    ctx->ops->sync(ctx);
+    if (ctx->err.code != SL_OK) return;
+    out[0] = host[0];
+    out[1] = host[1];
+}

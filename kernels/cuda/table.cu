@@ -337,6 +337,7 @@ static sl_ops all_ops()
     sl_ops t = {};
     t.name = "cuda";
     t.act = SL_BF16;
+    t.row_granule = 1;
     t.plugin = &sl_plugin_entry;
     t.open = cuda_open;
     t.close = cuda_close;

@@ -243,6 +243,9 @@ CLOCKED(lincomb,
         (ctx, y, n, x, a), (n + 1) * size_of(y))
 CLOCKED(mean_abs, (sl_ctx * ctx, float out[2], const sl_tensor *prev, const sl_tensor *r),
         (ctx, out, prev, r), size_of(prev) + size_of(r))
+CLOCKED(abs_rows, (sl_ctx * ctx, const sl_tensor *y, const sl_tensor *prev, const sl_tensor *r),
+        (ctx, y, prev, r), size_of(prev) + size_of(r))
+CLOCKED(sum_rows, (sl_ctx * ctx, double out[2], const sl_tensor *y), (ctx, out, y), size_of(y))
 CLOCKED(frames_rgb8, (sl_ctx * ctx, const sl_tensor *y, const sl_tensor *x), (ctx, y, x),
         size_of(y) + size_of(x))
 #undef CLOCKED
