@@ -10,7 +10,7 @@
 #include "common/lease_device.h"
 #include "kernels/ops.h"
 
-#define SL_PLUGIN_ABI 4
+#define SL_PLUGIN_ABI 5
 
 /* One tensor (or a part of one) to bring from a file into device memory. */
 typedef struct {
@@ -61,6 +61,8 @@ struct sl_plugin {
      * index: bit for bit graphs/weights.c's. On ctx's stream. */
     void (*random)(sl_ctx *ctx, void *dst, sl_dtype dtype, int64_t n, float centre, float spread,
                    uint64_t seed);
+    /* Ranks on devices of one machine that can map each other, or on one device. */
+    const struct sl_comm_body *comm_ipc;
 };
 
 /* The plug-in, opened on the first call and kept; safe from several threads. NULL: it is

@@ -65,7 +65,7 @@ static bool t_until(_Atomic int *what, int count)
     return atomic_load(what) >= count;
 }
 
-static const char *rank_run(t_rank *r, t_rank_fn *fn, int timeout_ms)
+static inline const char *rank_run(t_rank *r, t_rank_fn *fn, int timeout_ms)
 {
     const sl_ops *ops = NULL;
     const sl_comm_body *body = NULL;
@@ -244,7 +244,7 @@ static sl_team team_of(const t_rank *r, int size, const int *members, uint32_t k
 
 /* Teams of 1, 2, 4 and all, also of ranks that are not neighbours, rows that do not divide, more
  * ranks than rows. */
-static const char *rank_exchanges(t_rank *r)
+static inline const char *rank_exchanges(t_rank *r)
 {
     static const int ALL[] = {0, 1, 2, 3, 4, 5, 6, 7}, ODD[] = {1, 3}, MIXED[] = {6, 2, 7, 1};
     static const int64_t ROWS[] = {1, 5, 64, 257};
@@ -273,14 +273,14 @@ static const char *rank_exchanges(t_rank *r)
     return bad;
 }
 
-static void every_team_exchanges(void **state)
+static inline void every_team_exchanges(void **state)
 {
     (void)state;
     t_ranks(t_body.ranks, rank_exchanges, 20000, NULL, -1);
 }
 
 /* Two halves side by side, which meet on another lane; then one whole team. */
-static const char *rank_halves(t_rank *r)
+static inline const char *rank_halves(t_rank *r)
 {
     const int n = r->ranks / 2, half = r->rank / n;
     int mine[SL_RANKS], all[SL_RANKS];
@@ -309,14 +309,14 @@ static const char *rank_halves(t_rank *r)
     return round_trip(r, SL_LANE_SHARD, &whole, 100, 48, SL_F32, 3);
 }
 
-static void halves_meet_and_join(void **state)
+static inline void halves_meet_and_join(void **state)
 {
     (void)state;
     if (t_body.ranks < 4) skip();
     t_ranks(4, rank_halves, 20000, NULL, -1);
 }
 
-static const char *rank_broadcasts(t_rank *r)
+static inline const char *rank_broadcasts(t_rank *r)
 {
     int all[SL_RANKS];
     const char *bad = NULL;
@@ -338,7 +338,7 @@ static const char *rank_broadcasts(t_rank *r)
     return bad;
 }
 
-static void a_broadcast_reaches_all(void **state)
+static inline void a_broadcast_reaches_all(void **state)
 {
     (void)state;
     t_ranks(t_body.ranks < 4 ? t_body.ranks : 4, rank_broadcasts, 20000, NULL, -1);
@@ -360,7 +360,7 @@ static long resident_pages(void)
     return resident;
 }
 
-static const char *rank_many(t_rank *r)
+static inline const char *rank_many(t_rank *r)
 {
     const int all[] = {0, 1};
     sl_team team = team_of(r, 2, all, 1);
@@ -385,7 +385,7 @@ static const char *rank_many(t_rank *r)
     return compare(r, &z, 1, 32 * r->rank, 0);
 }
 
-static void ten_thousand_exchanges_leak_nothing(void **state)
+static inline void ten_thousand_exchanges_leak_nothing(void **state)
 {
     (void)state;
     t_ranks(2, rank_many, 20000, NULL, -1);
@@ -414,7 +414,7 @@ static sl_code exchange_until(t_rank *r, const sl_team *team)
     return sl_ctx_error(r->ctx, &err);
 }
 
-static const char *rank_aborted(t_rank *r)
+static inline const char *rank_aborted(t_rank *r)
 {
     const int all[] = {0, 1, 2};
     sl_team team = team_of(r, 3, all, 1), again = team_of(r, 3, all, 2);
@@ -437,14 +437,14 @@ static const char *rank_aborted(t_rank *r)
     return round_trip(r, SL_LANE_SHARD, &again, 50, 24, SL_BF16, 2);
 }
 
-static void an_abort_ends_all_within_a_second(void **state)
+static inline void an_abort_ends_all_within_a_second(void **state)
 {
     (void)state;
     if (t_body.ranks < 3) skip();
     t_ranks(3, rank_aborted, 20000, NULL, -1);
 }
 
-static const char *rank_bereaved(t_rank *r)
+static inline const char *rank_bereaved(t_rank *r)
 {
     const int all[] = {0, 1, 2}, rest[] = {0, 2};
     sl_team team = team_of(r, 3, all, 1), left = team_of(r, 2, rest, 2);
@@ -475,14 +475,14 @@ static void stop_one(void)
     kill(atomic_load(&t_comm->pid[1]), SIGKILL);
 }
 
-static void a_killed_rank_ends_the_attempt(void **state)
+static inline void a_killed_rank_ends_the_attempt(void **state)
 {
     (void)state;
     if (t_body.ranks < 3) skip();
     t_ranks(3, rank_bereaved, 20000, kill_one, 1);
 }
 
-static void a_stopped_rank_ends_the_attempt(void **state)
+static inline void a_stopped_rank_ends_the_attempt(void **state)
 {
     (void)state;
     if (t_body.ranks < 3) skip();
@@ -498,7 +498,7 @@ static const char *wants(t_rank *r, sl_code code, const char *says)
     return NULL;
 }
 
-static const char *rank_refusals(t_rank *r)
+static inline const char *rank_refusals(t_rank *r)
 {
     const int all[] = {0, 1}, none[] = {0, 9}, twice[] = {0, 0};
     sl_team team = team_of(r, 2, all, 5), old = team_of(r, 2, all, 5),
@@ -531,13 +531,13 @@ static const char *rank_refusals(t_rank *r)
     return NULL;
 }
 
-static void what_does_not_fit_is_refused(void **state)
+static inline void what_does_not_fit_is_refused(void **state)
 {
     (void)state;
     t_ranks(2, rank_refusals, 20000, NULL, -1);
 }
 
-static void shares_are_even_and_whole(void **state)
+static inline void shares_are_even_and_whole(void **state)
 {
     (void)state;
     for (int64_t n = 0; n < 200; n++)

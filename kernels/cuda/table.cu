@@ -4,6 +4,8 @@
 
 #include <string.h>
 
+extern "C" const struct sl_comm_body sl_cuda_comm_ipc; /* comm_ipc.cu */
+
 enum { WORKSPACE = 64 << 20, SCRATCH_STEP = 2 << 20, HOST_OUT = 1024 };
 
 /* ---- errors ---- */
@@ -377,6 +379,7 @@ static sl_plugin all_of_it()
 #undef LENT
     t.load = sl_cuda_load;
     t.random = sl_cuda_random;
+    t.comm_ipc = &sl_cuda_comm_ipc;
     return t;
 }
 
