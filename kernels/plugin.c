@@ -10,14 +10,15 @@
 #include <unistd.h>
 
 #include "common/log.h"
+#include "kernels/comm_body.h"
 
 /* The plug-in calls these, whether or not the program does: one name of each object file
  * keeps that file in the program, and the link option -rdynamic shows all of its names to
  * the plug-in. */
 typedef void any_function(void);
-static any_function *const LENT[]
-    __attribute__((used)) = {(any_function *)sl_fail, (any_function *)sl_log,
-                             (any_function *)sl_view, (any_function *)sl_ctx_fail};
+static any_function *const LENT[] __attribute__((used)) = {
+    (any_function *)sl_fail, (any_function *)sl_log, (any_function *)sl_view,
+    (any_function *)sl_ctx_fail, (any_function *)sl_comm_release};
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static const sl_plugin *plugin; /* NULL: `failure` says why */

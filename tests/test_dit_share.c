@@ -1,5 +1,5 @@
 /* test_dit_share.c - a forward shared by ranks on the CPU. */
-enum { HEAD = 24 };
+enum { HEAD = 24, EVERY_ROW = 0 };
 #include "t_dit_share.h"
 
 static const char *open_cpu(int rank, const sl_ops **ops, const sl_comm_body **body)

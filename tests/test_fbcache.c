@@ -14,7 +14,7 @@ static void *memory;
 static int open_all(void **state)
 {
     (void)state;
-    T_OK(sl_ctx_open(&ctx, &sl_ops_cpu, 0, &err));
+    T_OK(sl_ctx_open(&ctx, &sl_ops_cpu, 4096, &err));
     memory = aligned_alloc(256, sl_fbcache_bytes(&ctx, TOKENS, DIM));
     return 0;
 }

@@ -1,14 +1,5 @@
 /* linear.c - y = activation(x w^T + b): OpenBLAS for many rows, dot products for few.
  *
- * A row of y that stands at a multiple of SL_CPU_GRANULE from the first has the same bits whatever
- * rows stand beside it, and so have those that follow it: ranks that share a job's rows by granules
- * compute what one rank does. sgemm does not give that by itself: its sums depend on a row's place
- * in a register tile (seen on Zen with OpenBLAS 0.3.21: places 0 to 2 of 6 and 3 to 5 differ in 7 %
- * of the values), its kernels for the last rows sum otherwise, and its threads cut the rows by their
- * number. Here a thread multiplies tiles of ROWS x COLS, each one call of sgemm; the last rows are
- * filled up with zeros to a granule, a multiple of all register tiles (8, 12, 16, 24). With at most
- * FEW rows in all dot products are taken, whose last bits are others.
- *
  * OpenBLAS wants float32 weights, so BF16 and F16 are converted a panel of output rows at
  * a time, once however many rows x has: the panel is kept in a buffer of the calling
  * thread that is taken once and grows to the largest layer's need. Bias and activation
@@ -17,8 +8,6 @@
  * as the product: there each weight is read once, converted within the first cache and
  * used for all rows. */
 #include "kernels/cpu/cpu.h"
-
-#include <string.h>
 
 #include <cblas.h>
 
@@ -29,13 +18,11 @@ enum {
     /* up to so many rows of x, dot products; measured: at 24 sgemm is even, at 12 it
      * takes twice as long */
     FEW = 24,
-    XROWS = 4,             /* rows of x and ... */
-    WROWS = 2,             /* ... rows of w whose dot products are computed together */
-    CHUNK = 1024,          /* the part of K that dot products take at a time */
-    PANEL = 512,           /* output columns converted at a time */
-    ROWS = 240,            /* of a tile: one product of sgemm, */
-    COLS = 256,            /* by one thread */
-    WHOLE = SL_CPU_GRANULE /* rows of a tile are a multiple of this */
+    XROWS = 4,    /* rows of x and ... */
+    WROWS = 2,    /* ... rows of w whose dot products are computed together */
+    CHUNK = 1024, /* the part of K that dot products take at a time */
+    PANEL = 512,  /* output columns converted and multiplied at a time by sgemm */
+    ROWS = 1024   /* rows of x multiplied before their bias and activation */
 };
 
 /* y[rows, cols] = activation(y + b) */
@@ -119,94 +106,42 @@ static void few_rows(const sl_tensor *y, const sl_tensor *x, const sl_tensor *w)
     }
 }
 
-/* What one product is made of, for all its tiles. */
-typedef struct {
-    int64_t rows, k, cols; /* of this panel of output columns */
-    const float *x, *w, *last;
-    int64_t x_pitch, y_pitch;
-    float *y;
-    const float *bias; /* NULL: none */
-    sl_activation activation;
-} panel_product;
-
-/* Rows of x from `first` on that are not a multiple of WHOLE, filled up: [WHOLE, k]. */
-static void fill_up(float *last, const sl_tensor *x, int64_t first)
-{
-    const int64_t k = x->shape[1], rows = x->shape[0] - first;
-    for (int64_t r = 0; r < rows; r++)
-        memcpy(last + r * k, (const float *)x->data + (first + r) * x->pitch,
-               (size_t)k * sizeof *last);
-    memset(last + rows * k, 0, (size_t)((WHOLE - rows) * k) * sizeof *last);
-}
-
-static void multiply(const float *x, int64_t x_pitch, const float *w, int64_t k, float *y,
-                     int64_t y_pitch, int64_t rows, int64_t cols)
-{
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)rows, (int)cols, (int)k, 1, x,
-                (int)x_pitch, w, (int)k, 0, y, (int)y_pitch);
-}
-
-/* One tile, by one thread. */
-static void tile(const panel_product *p, int64_t r, int64_t c)
-{
-    const int64_t rows = p->rows - r < ROWS ? p->rows - r : ROWS, left = rows % WHOLE,
-                  whole = rows - left, cols = p->cols - c < COLS ? p->cols - c : COLS;
-    const float *w = p->w + c * p->k;
-    float *y = p->y + r * p->y_pitch + c, end[WHOLE * COLS];
-    if (whole) multiply(p->x + r * p->x_pitch, p->x_pitch, w, p->k, y, p->y_pitch, whole, cols);
-    if (left) {
-        multiply(p->last, p->k, w, p->k, end, COLS, WHOLE, cols);
-        for (int64_t i = 0; i < left; i++)
-            memcpy(y + (whole + i) * p->y_pitch, end + i * COLS, (size_t)cols * sizeof *end);
-    }
-    epilogue(y, p->y_pitch, rows, cols, p->bias ? p->bias + c : NULL, p->activation);
-}
-
 void sl_cpu_linear(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w,
                    const sl_tensor *b, sl_activation activation)
 {
-    const int64_t m = x->shape[0], k = x->shape[1], n = w->shape[0], left = m % WHOLE;
-    const size_t size = sl_dtype_size(w->dtype);
+    int64_t m = x->shape[0], k = x->shape[1], n = w->shape[0];
+    size_t size = sl_dtype_size(w->dtype);
     const float *bias = b ? b->data : NULL;
+    float *panel = NULL;
     if (!m || !n) return;
     if (m <= FEW) {
         few_rows(y, x, w);
         epilogue(y->data, y->pitch, m, n, bias, activation);
         return;
     }
-    /* the last rows filled up, then a panel of converted weights: one scratch */
-    const int64_t last_rows = left ? WHOLE : 0, panel_rows = w->dtype == SL_F32 ? 0 : PANEL;
-    float *last = NULL;
-    if (last_rows + panel_rows &&
-        !(last = sl_cpu_scratch(SL_SCRATCH_PANEL,
-                                (size_t)((last_rows + panel_rows) * k) * sizeof *last))) {
-        sl_ctx_fail(ctx, SL_NOMEM, "linear: no memory for a panel of %lld x %lld weights",
-                    (long long)(last_rows + panel_rows), (long long)k);
+    if (w->dtype != SL_F32 &&
+        !(panel = sl_cpu_scratch(SL_SCRATCH_PANEL, (size_t)(PANEL * k) * sizeof *panel))) {
+        sl_ctx_fail(ctx, SL_NOMEM, "linear: no memory for a panel of %d x %lld weights", PANEL,
+                    (long long)k);
         return;
     }
-    float *panel = last + last_rows * k;
-    if (left) fill_up(last, x, m - left);
     for (int64_t c = 0; c < n; c += PANEL) {
+        int64_t cols = n - c < PANEL ? n - c : PANEL;
         const char *from = (const char *)w->data + (size_t)(c * k) * size;
-        const panel_product p = {.rows = m,
-                                 .k = k,
-                                 .cols = n - c < PANEL ? n - c : PANEL,
-                                 .x = x->data,
-                                 .w = panel_rows ? panel : (const float *)(const void *)from,
-                                 .last = last,
-                                 .x_pitch = x->pitch,
-                                 .y_pitch = y->pitch,
-                                 .y = (float *)y->data + c,
-                                 .bias = bias ? bias + c : NULL,
-                                 .activation = activation};
-        if (panel_rows) {
+        if (panel) {
 #pragma omp parallel for schedule(static)
-            for (int64_t r = 0; r < p.cols; r++)
+            for (int64_t r = 0; r < cols; r++)
                 sl_cpu_to_floats(panel + r * k, from + (size_t)(r * k) * size, w->dtype, k);
         }
-#pragma omp parallel for schedule(dynamic) collapse(2)
-        for (int64_t r = 0; r < m; r += ROWS)
-            for (int64_t i = 0; i < p.cols; i += COLS) tile(&p, r, i);
+        for (int64_t r = 0; r < m; r += ROWS) {
+            int64_t rows = m - r < ROWS ? m - r : ROWS;
+            float *out = (float *)y->data + r * y->pitch + c;
+            cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)rows, (int)cols, (int)k, 1,
+                        (const float *)x->data + r * x->pitch, (int)x->pitch,
+                        panel ? panel : (const float *)(const void *)from, (int)k, 0, out,
+                        (int)y->pitch);
+            epilogue(out, y->pitch, rows, cols, bias ? bias + c : NULL, activation);
+        }
     }
 }
 
