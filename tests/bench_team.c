@@ -9,6 +9,7 @@
 typedef struct {
     int width, height, frames, ranks, runs;
     double seconds[SL_RANKS], best[SL_RANKS];
+    uint64_t sum[SL_RANKS]; /* of the bytes of v */
     sl_comm_stats stats[SL_RANKS];
     size_t window;
 } figures;
@@ -145,6 +146,12 @@ static const char *rank_bench(t_rank *r)
         if (i) shared->seconds[r->rank] += s / shared->runs;
         if (i && s < shared->best[r->rank]) shared->best[r->rank] = s;
     }
+    sl_download(ctx, noise, &in[2]); /* as large as the latents */
+    RANK_CTX(r);
+    uint64_t sum = 14695981039346656037u; /* FNV-1a */
+    for (size_t i = 0; i < sl_bytes(&in[2]); i++)
+        sum = (sum ^ ((const unsigned char *)noise)[i]) * 1099511628211u;
+    shared->sum[r->rank] = sum;
     sl_comm_barrier(ctx, r->comm, SL_LANE_SHARD);
     return NULL;
 }
@@ -188,14 +195,18 @@ static void team_figures(void **state)
     for (int i = 0; i < sizes; i++) {
         const int *s = on_gpu ? BIG_SIZES[i] : SMALL[i];
         const double one = measure(1, s[0], s[1], s[2], 3);
+        const uint64_t alone = shared->sum[0];
         printf("%dx%dx%d  1 rank   %8.3f s\n", s[0], s[1], s[2], one);
         for (size_t k = 0; k < sizeof TEAMS / sizeof *TEAMS && TEAMS[k] <= devices; k++) {
             const double team = measure(TEAMS[k], s[0], s[1], s[2], 3);
             const sl_comm_stats *st = &shared->stats[0];
+            bool same = true;
+            for (int r = 0; r < TEAMS[k]; r++) same = same && shared->sum[r] == alone;
             printf("%dx%dx%d  %d ranks  %8.3f s  efficiency %5.2f %%  sent %.2f GB a rank in %llu "
-                   "operations\n",
+                   "operations, %s\n",
                    s[0], s[1], s[2], TEAMS[k], team, 100 * one / team / TEAMS[k],
-                   (double)st->sent_bytes * 1e-9, (unsigned long long)st->operations);
+                   (double)st->sent_bytes * 1e-9, (unsigned long long)st->operations,
+                   same ? "the same bytes" : "OTHER BYTES");
             fflush(stdout);
         }
     }
