@@ -37,8 +37,8 @@ static bool must_compute(const sl_fbcache *c)
     return r->max_hits > 0 && c->hits >= r->max_hits;
 }
 
-/* sum |prev - r| / sum |prev| over the rows of all: row by row, then the rows in their order, so that
- * it is the same number however many ranks have the rows. */
+/* sum |prev - r| / sum |prev| over the rows of all: row by row, then the rows in their
+ * order, so that it is the same number however many ranks have the rows. */
 static float compare(sl_ctx *ctx, const sl_fbcache *c, const sl_tensor *r,
                      const sl_fbcache_share *share)
 {

@@ -35,8 +35,8 @@ size_t sl_fbcache_bytes(const sl_ctx *ctx, int64_t tokens, int dim);
 void sl_fbcache_init(sl_ctx *ctx, sl_fbcache *c, const sl_fbcache_rules *rules, void *memory,
                      int64_t tokens, int dim);
 
-/* Whose rows the cache's tensors are, where several ranks share them: sums F32 [tokens of all, 2] in
- * the window. */
+/* Whose rows the cache's tensors are, where several ranks share them: sums F32 [tokens of
+ * all, 2] in the window. */
 typedef struct {
     sl_comm *comm;
     sl_lane lane;
@@ -47,8 +47,8 @@ typedef struct {
  * computed step remember r. True: compute the remaining blocks, and put what they add
  * into c->residual; false: add c->residual instead. *report (may be NULL) tells the same.
  * A metric that is no number computes; so does planning. Errors (kept in ctx; the answer
- * is then true): SL_ARG a forced hit of an empty cache. Waits for the stream. share NULL: r is of
- * all tokens; otherwise all ranks call it, and decide alike. */
+ * is then true): SL_ARG a forced hit of an empty cache. Waits for the stream. share NULL:
+ * r is of all tokens; otherwise all ranks call it, and decide alike. */
 bool sl_fbcache_decide(sl_ctx *ctx, sl_fbcache *c, const sl_tensor *r,
                        const sl_fbcache_share *share, sl_fbcache_report *report);
 

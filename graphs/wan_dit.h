@@ -22,10 +22,11 @@ typedef struct sl_dit sl_dit;
 sl_dit *sl_dit_new(const sl_dit_config *config, sl_loader *l);
 void sl_dit_free(sl_dit **m);
 /* Work on at most `rows` tokens at once wherever an operation allows it: less memory, the
- * same result up to the order of sums inside a matrix product. 0, as at first: the rows of
- * the device's table (ops.h, rows_at_once). A GPU takes all tokens at once: each weight and
- * each head's keys and values are then read once a layer, and the most that is kept is five
- * token tensors (3.9 GB at 1280x720x81 in bf16) instead of a little over four. */
+ * same result up to the order of sums inside a matrix product. 0, as at first: the rows
+ * of the device's table (ops.h, rows_at_once). A GPU takes all tokens at once: each
+ * weight and each head's keys and values are then read once a layer, and the most that is
+ * kept is five token tensors (3.9 GB at 1280x720x81 in bf16) instead of a little over
+ * four. */
 void sl_dit_set_rows(sl_dit *m, int64_t rows);
 
 /* ---- once a job ----
@@ -71,11 +72,12 @@ size_t sl_dit_rope_bytes(const sl_dit *m, int t, int h, int w);
 void sl_dit_rope_make(sl_ctx *ctx, const sl_dit *m, sl_dit_rope *out, void *memory, int t, int h,
                       int w);
 
-/* How the ranks of a team share one forward: each has the rows of its share of the tokens, and in
- * self-attention the rows of all for its share of the heads. Its tensors lie in the rank's window
- * (comm.h), where the others write; the team has begun its lane. Every rank gets the same v, and the
- * same bytes as one rank alone: products, norms and attention of a row and head are the same
- * wherever they are made, and the cache's sums have one order. */
+/* How the ranks of a team share one forward: each has the rows of its share of the
+ * tokens, and in self-attention the rows of all for its share of the heads. Its tensors
+ * lie in the rank's window (comm.h), where the others write; the team has begun its lane.
+ * Every rank gets the same v, and the same bytes as one rank alone: products, norms and
+ * attention of a row and head are the same wherever they are made, and the cache's sums
+ * have one order. */
 typedef struct {
     sl_comm *comm;
     sl_lane lane;
@@ -86,15 +88,17 @@ typedef struct {
     sl_tensor head;    /* act [N, out_channels * 4] */
     sl_tensor sums;    /* F32 [N, 2], for the cache */
 } sl_dit_share;
-/* Bytes of the window. Errors of make, in ctx: SL_ARG heads that do not divide by the team's size,
- * naming those that do; SL_NOMEM a window that is too small. *out is zeroed then. */
+/* Bytes of the window. Errors of make, in ctx: SL_ARG heads that do not divide by the
+ * team's size, naming those that do; SL_NOMEM a window that is too small. *out is zeroed
+ * then. */
 size_t sl_dit_share_bytes(const sl_ctx *ctx, const sl_dit *m, int64_t tokens, int size);
 void sl_dit_share_make(sl_ctx *ctx, const sl_dit *m, sl_dit_share *out, sl_comm *comm, sl_lane lane,
                        const sl_team *team, int64_t tokens);
 
 /* ---- once per forward ---- */
 
-/* What one forward works on. All of it stays the caller's and as it is, but for the cache. */
+/* What one forward works on. All of it stays the caller's and as it is, but for the
+ * cache. */
 typedef struct {
     const sl_tensor *latents;      /* F32 [16, T, h/8, w/8], h/8 and w/8 even */
     const sl_tensor *condition;    /* F32 [20, T, h/8, w/8]; NULL: none (T2V). With the
@@ -110,8 +114,8 @@ typedef struct {
 
 /* v act or F32 [out_channels, T, h/8, w/8] = DiT(in). *report (may be NULL) gets the
  * cache's decision.
- * Errors (kept in ctx): SL_SHAPE or SL_ARG if the inputs do not belong together. After any
- * error v is undefined; one on the way empties the cache.
+ * Errors (kept in ctx): SL_SHAPE or SL_ARG if the inputs do not belong together. After
+ * any error v is undefined; one on the way empties the cache.
  * Taps: "input" (the patch rows [N, in_channels * 4]), "patch", "block.{i}" [N, dim], and
  * "block.0.{attn1,attn2,ffn}" (what is added, before its gate), which come in the pieces
  * of sl_dit_set_rows, in order.

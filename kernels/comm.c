@@ -1,12 +1,14 @@
-/* comm.c - ranks of one forward: the group, teams, marks, and operations as parts for a body.
+/* comm.c - ranks of one forward: the group, teams, marks, and operations as parts for a
+ * body.
  *
- * Who writes what: each rank owns a control block in shared memory (a memfd that the others open
- * through /proc/PID/fd). Rank p sets arrived[lane][p] in the block of rank r when an operation's
- * data for r lies in r's window; r waits for the marks of all members. Nobody else writes that word,
- * so marks need no lock. A mark holds the attempt's key, so that what an attempt that was given up
- * still sets is smaller than what the next one waits for. `woken` is a futex: every mark and abort
- * adds one. Waits look at it for at most 20 ms at a time, then at the members' pidfds and signs of
- * life (`beat`): a dead or stopped rank ends them. */
+ * Who writes what: each rank owns a control block in shared memory (a memfd that the
+ * others open through /proc/PID/fd). Rank p sets arrived[lane][p] in the block of rank r
+ * when an operation's data for r lies in r's window; r waits for the marks of all
+ * members. Nobody else writes that word, so marks need no lock. A mark holds the
+ * attempt's key, so that what an attempt that was given up still sets is smaller than
+ * what the next one waits for. `woken` is a futex: every mark and abort adds one. Waits
+ * look at it for at most 20 ms at a time, then at the members' pidfds and signs of life
+ * (`beat`): a dead or stopped rank ends them. */
 #include "kernels/comm.h"
 
 #include <errno.h>
@@ -32,8 +34,8 @@
 #define MS 1000000ll
 #define LOOK_MS 20 /* between two looks at the members while nothing comes */
 
-/* Of one rank. The others write `arrived` and `aborted`; the rank itself writes `beat`, and waits on
- * `woken`. */
+/* Of one rank. The others write `arrived` and `aborted`; the rank itself writes `beat`,
+ * and waits on `woken`. */
 typedef struct {
     uint32_t magic;
     int32_t rank;
@@ -73,8 +75,8 @@ struct sl_comm {
     void *state; /* the body's own */
 };
 
-/* The attempt's key, then how many operations of the lane are done. Marks of one key are compared
- * as numbers; a smaller key is an earlier attempt. */
+/* The attempt's key, then how many operations of the lane are done. Marks of one key are
+ * compared as numbers; a smaller key is an earlier attempt. */
 static uint64_t mark(uint32_t key, uint32_t count)
 {
     return (uint64_t)key << 32 | count;
@@ -244,8 +246,8 @@ static bool given_up(sl_ctx *ctx, const sl_comm *c, const sl_team *t)
     return true;
 }
 
-/* A wait for `value` of the lane's team that began at t0 must end: true, and ctx has failed. Who has
- * set the mark already may have ended since. */
+/* A wait for `value` of the lane's team that began at t0 must end: true, and ctx has
+ * failed. Who has set the mark already may have ended since. */
 static bool must_end(sl_ctx *ctx, sl_comm *c, sl_lane lane, uint64_t value, int64_t t0_ns)
 {
     const sl_team *t = &c->lanes[lane].team;
@@ -292,8 +294,8 @@ void sl_comm_wait_marks(sl_ctx *ctx, sl_comm *c, sl_lane lane, uint64_t value)
     const sl_team *t = &c->lanes[lane].team;
     const int64_t t0 = sl_now_ns();
     sl_comm_beat(c);
-    /* an aborted attempt is over even where nothing is missing: a member that has begun the next one
-     * has set larger marks */
+    /* an aborted attempt is over even where nothing is missing: a member that has begun
+     * the next one has set larger marks */
     if (missing(c, lane, value) < 0 && !is_aborted(c, t->key)) return;
     while (sl_ok(ctx)) {
         uint32_t seen = atomic_load_explicit(&own->woken, memory_order_acquire);

@@ -4,27 +4,29 @@
  *         weights. A rank opens its end once, at start, and exports a handle, plain bytes; it
  *         connects the handle of every other rank once. After that nothing is set up any more.
  * TEAM    any subset of the group, for one attempt at a job: numbers alone, no messages.
- * WINDOW  memory of a rank that the others write to. A tensor in a window lies at the same offset
- *         on every rank of a team, since all of them lay it out by the same shapes.
+ * WINDOW  memory of a rank that the others write to. A tensor in a window lies at the
+ *         same offset on every rank of a team, since all of them lay it out by the same
+ *         shapes.
  * LANE    a sequence of operations of its own; the teams of a lane that a rank is in do not
  *         overlap in time. Halves of a guided team use one lane, the whole team another.
  *
- * Every member calls the same operations of a lane in the same order with the same shapes. An
- * operation starts with sl_comm_..., which returns at once on a device, and ends with sl_comm_wait:
- * then what the others send is there and what this rank sends has been read.
- * A window's tensor that has been received may be the target of another exchange as soon as every
- * member has waited for a later operation than the last that reads it: two exchanges that take
- * turns, as rows -> heads and heads -> rows, are enough.
+ * Every member calls the same operations of a lane in the same order with the same
+ * shapes. An operation starts with sl_comm_..., which returns at once on a device, and
+ * ends with sl_comm_wait: then what the others send is there and what this rank sends has
+ * been read. A window's tensor that has been received may be the target of another
+ * exchange as soon as every member has waited for a later operation than the last that
+ * reads it: two exchanges that take turns, as rows -> heads and heads -> rows, are
+ * enough.
  *
  * BODIES, one interface and one test:
  *   shm    CPU ranks: windows are shared memory
  *   ipc    GPU ranks: windows are device memory mapped by CUDA IPC, written by copy engines
  *   nccl   GPU ranks whose devices cannot map each other
  *
- * ENDS. An abort by anybody (cancel, error), a dead rank, a rank without a sign of life for
- * the deadline: every wait of every member ends within a second with SL_CANCELLED, SL_GONE or
- * SL_TIMEOUT. The attempt is over then; the group stays. Errors are ctx's, sticky. While planning
- * operations do nothing, and comm may be NULL. */
+ * ENDS. An abort by anybody (cancel, error), a dead rank, a rank without a sign of life
+ * for the deadline: every wait of every member ends within a second with SL_CANCELLED,
+ * SL_GONE or SL_TIMEOUT. The attempt is over then; the group stays. Errors are ctx's,
+ * sticky. While planning operations do nothing, and comm may be NULL. */
 #ifndef SL_COMM_H
 #define SL_COMM_H
 
@@ -58,13 +60,14 @@ extern const sl_comm_body sl_comm_shm;
 
 /* ---- the group ---- */
 
-/* This rank's end with a window of `bytes`. *out is the caller's to close. timeout_ms: longest time
- * without a sign of life of a member that is waited for. Errors: SL_ARG, SL_NOMEM, SL_SYS, SL_CUDA. */
+/* This rank's end with a window of `bytes`. *out is the caller's to close. timeout_ms:
+ * longest time without a sign of life of a member that is waited for. Errors: SL_ARG,
+ * SL_NOMEM, SL_SYS, SL_CUDA. */
 sl_code sl_comm_open(sl_comm **out, const sl_comm_body *body, int rank, size_t bytes,
                      int timeout_ms, sl_err *err);
 void sl_comm_handle_of(const sl_comm *c, sl_comm_handle *out);
-/* Map another rank's window. A newer handle of a rank replaces its old one. Errors: SL_GONE it is
- * dead; SL_ARG; SL_SYS; SL_CUDA. */
+/* Map another rank's window. A newer handle of a rank replaces its old one. Errors:
+ * SL_GONE it is dead; SL_ARG; SL_SYS; SL_CUDA. */
 sl_code sl_comm_connect(sl_comm *c, const sl_comm_handle *peer, sl_err *err);
 void sl_comm_close(sl_comm **c); /* NULL is fine */
 
@@ -76,16 +79,17 @@ void *sl_comm_window(const sl_comm *c, size_t *bytes);
 typedef struct {
     int64_t first, rows;
 } sl_share;
-/* Which of n rows are member i's: multiples of `granule` (of ops.h's table, where products take rows
- * by tiles), as even as may be, the first members one more, the last rows with the granule before
- * them. Fewer granules than members: the last have none. */
+/* Which of n rows are member i's: multiples of `granule` (of ops.h's table, where
+ * products take rows by tiles), as even as may be, the first members one more, the last
+ * rows with the granule before them. Fewer granules than members: the last have none. */
 sl_share sl_share_of(int64_t n, int size, int i, int granule);
 /* Rows of the largest share. */
 int64_t sl_share_most(int64_t n, int size, int granule);
 
-/* Begin an attempt: the lane's count starts at 0, and every member is waited for, so that nothing of
- * an earlier attempt is still on its way. Device work that this rank queued has been waited for.
- * Errors, sticky in ctx: SL_GONE a member is not connected or dead; SL_ARG key or members. */
+/* Begin an attempt: the lane's count starts at 0, and every member is waited for, so that
+ * nothing of an earlier attempt is still on its way. Device work that this rank queued
+ * has been waited for. Errors, sticky in ctx: SL_GONE a member is not connected or dead;
+ * SL_ARG key or members. */
 void sl_comm_begin(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_team *team);
 
 /* End every wait of this rank's teams, and tell the members: may be called by any thread. */
@@ -93,13 +97,14 @@ void sl_comm_abort(sl_comm *c, const sl_team *team);
 
 /* ---- operations ---- */
 
-/* Rows to heads, of part `part` of `parts` of each member's rows (shared likewise; 0 of 1: all):
- * x [the part's rows, d], y [n, d / size] in the window: this member's d / size columns of all rows,
- * of which those of every member's part arrive. n: rows of all. d divides by size. */
+/* Rows to heads, of part `part` of `parts` of each member's rows (shared likewise; 0 of
+ * 1: all): x [the part's rows, d], y [n, d / size] in the window: this member's d / size
+ * columns of all rows, of which those of every member's part arrive. n: rows of all. d
+ * divides by size. */
 void sl_comm_to_heads(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y, const sl_tensor *x,
                       int64_t n, int part, int parts);
-/* Heads to rows, columns [first, first + cols) of each member's share: x [n, d / size], y [n_me, d]
- * in the window. All columns: first 0, cols d / size. */
+/* Heads to rows, columns [first, first + cols) of each member's share: x [n, d / size], y
+ * [n_me, d] in the window. All columns: first 0, cols d / size. */
 void sl_comm_to_rows(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y, const sl_tensor *x,
                      int64_t n, int64_t first, int64_t cols);
 /* Rows of all: x [n_me, d] of this member's rows, y [n, d] in the window. */
@@ -108,16 +113,19 @@ void sl_comm_gather(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y, c
 /* x of the member `root` to y of every other, in the window; x may be anywhere on root. */
 void sl_comm_broadcast(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y,
                        const sl_tensor *x, int root);
-/* Work on ctx's stream from now on follows all but the newest `but` operations of the lane. */
+/* Work on ctx's stream from now on follows all but the newest `but` operations of the
+ * lane. */
 void sl_comm_wait(sl_ctx *ctx, sl_comm *c, sl_lane lane, int but);
 /* Every member has come here; waits on the host. */
 void sl_comm_barrier(sl_ctx *ctx, sl_comm *c, sl_lane lane);
-/* Wait on the host until all that ctx and this rank have queued is over: instead of sl_sync wherever
- * the stream may wait for a member, which sl_sync would do for ever. After an error, and after an
- * abort, it ends the waits that are queued. Errors: SL_CANCELLED, SL_GONE, SL_TIMEOUT, sticky. */
+/* Wait on the host until all that ctx and this rank have queued is over: instead of
+ * sl_sync wherever the stream may wait for a member, which sl_sync would do for ever.
+ * After an error, and after an abort, it ends the waits that are queued. Errors:
+ * SL_CANCELLED, SL_GONE, SL_TIMEOUT, sticky. */
 void sl_comm_settle(sl_ctx *ctx, sl_comm *c);
-/* A sign of life, which operations and waits give by themselves; from any thread, for times in which
- * a rank computes on the host for long. A member without one for timeout_ms is given up. */
+/* A sign of life, which operations and waits give by themselves; from any thread, for
+ * times in which a rank computes on the host for long. A member without one for
+ * timeout_ms is given up. */
 void sl_comm_beat(sl_comm *c);
 
 /* For the report: what was waited for on the host (shm, barriers), and bytes sent. */

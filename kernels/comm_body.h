@@ -1,7 +1,9 @@
-/* comm_body.h - what a body of kernels/comm.h implements, and what it sees of a rank's end.
+/* comm_body.h - what a body of kernels/comm.h implements, and what it sees of a rank's
+ * end.
  *
- * comm.c turns operations into parts, counts them, and owns control blocks, teams and marks; a body
- * moves bytes and orders them with marks. Bodies: cpu/comm_shm.c, cuda/comm_ipc.cu. */
+ * comm.c turns operations into parts, counts them, and owns control blocks, teams and
+ * marks; a body moves bytes and orders them with marks. Bodies: cpu/comm_shm.c,
+ * cuda/comm_ipc.cu. */
 #ifndef SL_COMM_BODY_H
 #define SL_COMM_BODY_H
 
@@ -9,7 +11,8 @@
 
 #define SL_COMM_PAGE 4096 /* bytes of a control block; a host window follows it in the file */
 
-/* What one member sends to another, and what it gets from it, in one operation: bytes, in rows. */
+/* What one member sends to another, and what it gets from it, in one operation: bytes, in
+ * rows. */
 typedef struct {
     int rank;            /* of the other, in the group; may be this rank itself */
     const char *from;    /* in this process */
@@ -22,16 +25,18 @@ typedef struct {
 
 struct sl_comm_body {
     const char *name;
-    /* Memory for the window of sl_comm_window's size, told by sl_comm_set_window; a device's handle
-     * into h. */
+    /* Memory for the window of sl_comm_window's size, told by sl_comm_set_window; a
+     * device's handle into h. */
     sl_code (*open)(sl_comm *c, sl_comm_handle *h, sl_err *err);
     sl_code (*connect)(sl_comm *c, const sl_comm_handle *peer, sl_err *err);
     void (*disconnect)(sl_comm *c, int rank); /* the other's window; fine if half connected */
     void (*close)(sl_comm *c);
-    /* Send the parts, after the work now on ctx's stream, then set the mark `value` with each. */
+    /* Send the parts, after the work now on ctx's stream, then set the mark `value` with
+     * each. */
     void (*exchange)(sl_ctx *ctx, sl_comm *c, sl_lane lane, uint64_t value, int n,
                      const sl_comm_part parts[]);
-    /* Work from now on follows the mark `value` of every other member, and this rank's own sends. */
+    /* Work from now on follows the mark `value` of every other member, and this rank's
+     * own sends. */
     void (*wait)(sl_ctx *ctx, sl_comm *c, sl_lane lane, uint64_t value);
     /* As sl_comm_settle. */
     void (*settle)(sl_ctx *ctx, sl_comm *c);
@@ -57,13 +62,14 @@ size_t sl_comm_mark_offset(sl_lane lane, int from);
 void sl_comm_set_mark(const sl_comm *c, int rank, sl_lane lane, uint64_t value);
 /* Wait on the host until every other member has set `value`. Errors: sticky in ctx. */
 void sl_comm_wait_marks(sl_ctx *ctx, sl_comm *c, sl_lane lane, uint64_t value);
-/* A member of any lane's team is dead or silent since t0_ns, or the attempt was given up: true, and
- * ctx has failed. Gives a sign of life. */
+/* A member of any lane's team is dead or silent since t0_ns, or the attempt was given up:
+ * true, and ctx has failed. Gives a sign of life. */
 bool sl_comm_must_end(sl_ctx *ctx, sl_comm *c, int64_t t0_ns);
-/* The attempt was given up: true, and ctx has failed. To be asked after a wait that went through: the
- * larger marks of a next attempt let it through as well. */
+/* The attempt was given up: true, and ctx has failed. To be asked after a wait that went
+ * through: the larger marks of a next attempt let it through as well. */
 bool sl_comm_given_up(sl_ctx *ctx, sl_comm *c);
-/* Set every mark that this rank waits for in the attempts that it has begun, and tell the members. */
+/* Set every mark that this rank waits for in the attempts that it has begun, and tell the
+ * members. */
 void sl_comm_release(sl_comm *c);
 
 #endif

@@ -8,9 +8,9 @@
  *   sl_ops_plan   kernels/plan.c  no memory, no work: shapes are checked and the arena is
  *                                 measured
  * What a network must know of the device (are there numbers at all, the activations'
- * dtype, how many rows pay off at once) is a field of the table; nothing is concluded from
- * the table's name. ops.c checks shapes, dtypes and overlaps once for all bodies and then
- * calls through the table.
+ * dtype, how many rows pay off at once) is a field of the table; nothing is concluded
+ * from the table's name. ops.c checks shapes, dtypes and overlaps once for all bodies and
+ * then calls through the table.
  *
  * ONE TYPE AN OPERATION: sl_NAME_fn below, with the manual above it, is the type of the
  * front sl_NAME, of the bodies sl_cpu_NAME and sl_cuda_NAME, of the table's field and of
@@ -78,8 +78,8 @@ typedef struct {
 /* ---- context and memory ---- */
 
 extern const sl_ops sl_ops_cpu, sl_ops_plan;
-/* The plan body of the device whose table this is: that device's facts and sizes, no work.
- * sl_ops_plan is the CPU's. */
+/* The plan body of the device whose table this is: that device's facts and sizes, no
+ * work. sl_ops_plan is the CPU's. */
 sl_ops sl_ops_plan_of(const sl_ops *device);
 
 /* A context on `ops` with an arena of `arena_bytes` (0: none yet). Owns the arena;
@@ -203,8 +203,8 @@ typedef void sl_attention_fn(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q
 
 /* o = softmax(q k1^T * scale) v1 + softmax(q k2^T * scale) v2: what sl_attention, then
  * sl_attention with accumulate do, each result and their sum rounded to o's dtype; a
- * device that can does both in one pass over q and o. Arguments as for sl_attention.
- * A body returns false where it cannot do this in one pass, and has done nothing then; the
+ * device that can does both in one pass over q and o. Arguments as for sl_attention. A
+ * body returns false where it cannot do this in one pass, and has done nothing then; the
  * front does it with two calls, and returns what the body did. */
 typedef bool sl_attention_two_fn(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q,
                                  const sl_tensor *k1, const sl_tensor *v1, const sl_tensor *k2,
@@ -234,12 +234,13 @@ typedef void sl_lincomb_fn(sl_ctx *ctx, const sl_tensor *y, int n, const sl_tens
  * two act tensors of one shape. `out` is host memory; waits. The sum's order is fixed, so
  * equal inputs give equal bits. */
 typedef void sl_mean_abs_fn(sl_ctx *ctx, float out[2], const sl_tensor *prev, const sl_tensor *r);
-/* First Block Cache of a forward that several ranks share: y[i] = (sum |prev - r|, sum |prev|) over
- * row i of two act tensors [N, d]; y F32 [N, 2]. A row's sum is one order, whoever's row it is. */
+/* First Block Cache of a forward that several ranks share: y[i] = (sum |prev - r|, sum
+ * |prev|) over row i of two act tensors [N, d]; y F32 [N, 2]. A row's sum is one order,
+ * whoever's row it is. */
 typedef void sl_abs_rows_fn(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *prev,
                             const sl_tensor *r);
-/* out = the sums of y's two columns, y F32 [N, 2], in float64 and one order. `out` is host memory;
- * waits. */
+/* out = the sums of y's two columns, y F32 [N, 2], in float64 and one order. `out` is
+ * host memory; waits. */
 typedef void sl_sum_rows_fn(sl_ctx *ctx, double out[2], const sl_tensor *y);
 
 /* ---- VAE: frames are channels-last, [T, H, W, C] act ---- */
@@ -282,9 +283,9 @@ typedef void sl_frames_rgb8_fn(sl_ctx *ctx, const sl_tensor *y, const sl_tensor 
 /* ---- the list ---- */
 
 /* Every operation, once. A new one is its type above, its name here, its front in ops.c,
- * its body in kernels/cpu/ and in kernels/cuda/, its clock in stages/bench/profile.c and its
- * tests (stages/README.md, "To add"). Without the CPU's body or the clock programs do not link;
- * without CUDA's the plug-in is built and cannot be opened. */
+ * its body in kernels/cpu/ and in kernels/cuda/, its clock in stages/bench/profile.c and
+ * its tests (stages/README.md, "To add"). Without the CPU's body or the clock programs do
+ * not link; without CUDA's the plug-in is built and cannot be opened. */
 /* clang-format off */
 #define SL_OPS(X) \
     X(zero) X(copy) X(add) X(sub) X(silu) X(geglu) X(embed) \
@@ -317,8 +318,9 @@ struct sl_ops {
     /* Rows that a network gives to token by token operations at once, to bound its arena;
      * 0: all of them. */
     int64_t rows_at_once;
-    /* Rows that begin at a multiple of it have the same bits in every product, whatever rows stand
-     * beside them; 1: all rows do. At least so many rows are then in a product. */
+    /* Rows that begin at a multiple of it have the same bits in every product, whatever
+     * rows stand beside them; 1: all rows do. At least so many rows are then in a
+     * product. */
     int row_granule;
     /* True: no data exists; of the functions only packed_conv_bytes is called. */
     bool plan;

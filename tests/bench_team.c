@@ -1,6 +1,6 @@
-/* bench_team.c - a forward of the 14B transformer by one rank and by teams: seconds, efficiency,
- * bytes exchanged. On GPUs, with random weights: bench_team cuda [RANKS...]; without an argument a
- * small model's on the CPU. limit: 600 s */
+/* bench_team.c - a forward of the 14B transformer by one rank and by teams: seconds,
+ * efficiency, bytes exchanged. On GPUs, with random weights: bench_team cuda [RANKS...];
+ * without an argument a small model's on the CPU. limit: 600 s */
 #include "t_comm.h"
 
 #include "graphs/wan_dit.h"

@@ -25,12 +25,13 @@
 #define LAYER_TOL 2.5e-2
 #define CLIP_TOL 1e-4 /* float32 on every device: as exact as on the CPU */
 
-/* golden/README.md: diffusers' own bf16 run against the float32 figures, as golden/yardstick.py
- * measured it on a CPU: latents 1.577e-2 and 3.301e-3 away where the condition is encoded with the
- * VAE in float32, 1.573e-2 and 3.717e-3 with the VAE in bf16, the limit where the picture is encoded
- * on the GPU. (An H100 gave 1.52e-2 and 3.3e-3 for the first pair.) CLIP is float32 in all of these,
- * and here. Frames are compared as 8-bit ones here: rounded on both sides, each
- * with an error of 1/12 of a step squared, which comes on top. */
+/* golden/README.md: diffusers' own bf16 run against the float32 figures, as
+ * golden/yardstick.py measured it on a CPU: latents 1.577e-2 and 3.301e-3 away where the
+ * condition is encoded with the VAE in float32, 1.573e-2 and 3.717e-3 with the VAE in
+ * bf16, the limit where the picture is encoded on the GPU. (An H100 gave 1.52e-2 and
+ * 3.3e-3 for the first pair.) CLIP is float32 in all of these, and here. Frames are
+ * compared as 8-bit ones here: rounded on both sides, each with an error of 1/12 of a
+ * step squared, which comes on top. */
 typedef struct {
     const char *name;
     double latents_bf16, latents_fp32; /* relative L2, with the VAE in bf16, in float32 */

@@ -1,8 +1,10 @@
-/* t_comm.h - the tests of kernels/comm.h, for every body: ranks are processes, forked here.
+/* t_comm.h - the tests of kernels/comm.h, for every body: ranks are processes, forked
+ * here.
  *
- * A test is a function that each rank of a group runs; it returns NULL or what was wrong. The
- * process that forked them collects the answers and has a deadline. BODY is given by the program
- * that includes this: ranks on the CPU (test_comm.c) or on devices (gpu_comm.c). */
+ * A test is a function that each rank of a group runs; it returns NULL or what was wrong.
+ * The process that forked them collects the answers and has a deadline. BODY is given by
+ * the program that includes this: ranks on the CPU (test_comm.c) or on devices
+ * (gpu_comm.c). */
 #ifndef T_COMM_H
 #define T_COMM_H
 
@@ -72,6 +74,7 @@ static inline const char *rank_run(t_rank *r, t_rank_fn *fn, int timeout_ms)
     sl_err err = {0};
     static sl_ctx ctx;
     const char *bad = t_body.open(r->rank, &ops, &body);
+    /* cppcheck-suppress returnDanglingLifetime; open returns a string of its own */
     if (bad) return bad;
     r->ctx = &ctx;
     RANK_OK(!sl_ctx_open(&ctx, ops, t_body.arena ? t_body.arena : (size_t)16 << 20, &err), "%.200s",
@@ -95,8 +98,8 @@ static inline const char *rank_run(t_rank *r, t_rank_fn *fn, int timeout_ms)
     return bad;
 }
 
-/* Run fn on `ranks` processes; `meanwhile` (may be NULL) runs here. expect_dead: a rank that is
- * killed on the way, -1: none. */
+/* Run fn on `ranks` processes; `meanwhile` (may be NULL) runs here. expect_dead: a rank
+ * that is killed on the way, -1: none. */
 static void t_ranks(int ranks, t_rank_fn *fn, int timeout_ms, void (*meanwhile)(void),
                     int expect_dead)
 {
@@ -185,7 +188,8 @@ static sl_tensor in_window(t_rank *r, size_t *at, sl_dtype dtype, int64_t rows, 
     return t;
 }
 
-/* One round of what a block does: three tensors to heads, one back in two groups, all rows. */
+/* One round of what a block does: three tensors to heads, one back in two groups, all
+ * rows. */
 static const char *round_trip(t_rank *r, sl_lane lane, const sl_team *team, int64_t n, int64_t d,
                               sl_dtype dtype, int salt)
 {
@@ -242,8 +246,8 @@ static sl_team team_of(const t_rank *r, int size, const int *members, uint32_t k
 
 /* ---- tests ---- */
 
-/* Teams of 1, 2, 4 and all, also of ranks that are not neighbours, rows that do not divide, more
- * ranks than rows. */
+/* Teams of 1, 2, 4 and all, also of ranks that are not neighbours, rows that do not
+ * divide, more ranks than rows. */
 static inline const char *rank_exchanges(t_rank *r)
 {
     static const int ALL[] = {0, 1, 2, 3, 4, 5, 6, 7}, ODD[] = {1, 3}, MIXED[] = {6, 2, 7, 1};
@@ -393,7 +397,8 @@ static inline void ten_thousand_exchanges_leak_nothing(void **state)
 
 /* ---- ends ---- */
 
-/* Exchange without an end; then what ended it, and in what time since the flag was raised. */
+/* Exchange without an end; then what ended it, and in what time since the flag was
+ * raised. */
 static sl_code exchange_until(t_rank *r, const sl_team *team)
 {
     size_t at = 0;

@@ -1,8 +1,10 @@
-/* t_dit_share.h - one forward shared by a team: 1, 2, 4 and 8 ranks give the same bytes and the same
- * decisions of the cache, with tokens that divide by the ranks and that do not.
+/* t_dit_share.h - one forward shared by a team: 1, 2, 4 and 8 ranks give the same bytes
+ * and the same decisions of the cache, with tokens that divide by the ranks and that do
+ * not.
  *
- * The model is random, small, of 8 heads, with text and image. The program that includes this names
- * the body, HEAD, the width of a head, and EVERY_ROW: a row's bits do not depend on its place. */
+ * The model is random, small, of 8 heads, with text and image. The program that includes
+ * this names the body, HEAD, the width of a head, and EVERY_ROW: a row's bits do not
+ * depend on its place. */
 #ifndef T_DIT_SHARE_H
 #define T_DIT_SHARE_H
 
@@ -141,7 +143,8 @@ static const char *rank_forwards(t_rank *r)
         sl_comm_settle(r->ctx, r->comm);
         sl_download(r->ctx, given->v[r->rank][step], &v);
         RANK_CTX(r);
-        for (int64_t i = 0; i < sl_count(&v); i++) /* the next step's start: all of it matters */
+        /* the next step's start: all of it matters */
+        for (int64_t i = 0; i < sl_count(&v); i++)
             n.latents[i] -= 0.2f * given->v[r->rank][step][i];
     }
     sl_comm_barrier(r->ctx, r->comm, SL_LANE_SHARD);

@@ -1,6 +1,6 @@
-/* comm_shm.c - ranks on the CPU: a rank's window is shared memory behind its control block, which
- * the others map and write to with memcpy. Operations are over when they return, but for the marks
- * of the others. */
+/* comm_shm.c - ranks on the CPU: a rank's window is shared memory behind its control
+ * block, which the others map and write to with memcpy. Operations are over when they
+ * return, but for the marks of the others. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>

@@ -27,13 +27,14 @@ static inline int sl_cpu_threads(void)
 }
 #endif
 
-/* The CPU's rows_at_once. Any few thousand rows are enough for OpenBLAS and little for the
- * arena; another number gives other last bits of its sums. */
+/* The CPU's rows_at_once. Any few thousand rows are enough for OpenBLAS and little for
+ * the arena; another number gives other last bits of its sums. */
 #define SL_CPU_ROWS 8448
-/* Its products' row_granule. sgemm's sums depend on a row's place in a register tile (seen on Zen
- * with OpenBLAS 0.3.21: places 0 to 2 of 6 and 3 to 5 differ in 7 % of the values); a multiple of
- * all tiles' rows (8, 12, 16, 24) keeps the place. That holds while a rank computes with one thread:
- * OpenBLAS cuts the rows of a product by the number of its threads. SL_CPU_ROWS is a multiple. */
+/* Its products' row_granule. sgemm's sums depend on a row's place in a register tile
+ * (seen on Zen with OpenBLAS 0.3.21: places 0 to 2 of 6 and 3 to 5 differ in 7 % of the
+ * values); a multiple of all tiles' rows (8, 12, 16, 24) keeps the place. That holds
+ * while a rank computes with one thread: OpenBLAS cuts the rows of a product by the
+ * number of its threads. SL_CPU_ROWS is a multiple. */
 #define SL_CPU_GRANULE 48
 
 /* A buffer of at least `bytes`, 64-byte aligned, of this thread and this purpose: it
@@ -51,8 +52,8 @@ void *sl_cpu_scratch(sl_scratch purpose, size_t bytes);
 /* n elements of F32, BF16 or F16 to F32 on the calling thread; vectorised, exact. */
 void sl_cpu_to_floats(float *dst, const void *src, sl_dtype dtype, int64_t n);
 
-/* The bodies: data.c movement and elementwise; linear.c; norm.c; attention.c; sampler.c the
- * DiT's edges, guidance, the sampler's arithmetic, the cache's means; vae.c. */
+/* The bodies: data.c movement and elementwise; linear.c; norm.c; attention.c; sampler.c
+ * the DiT's edges, guidance, the sampler's arithmetic, the cache's means; vae.c. */
 sl_upload_fn sl_cpu_upload;
 sl_download_fn sl_cpu_download;
 sl_sync_fn sl_cpu_sync;

@@ -1,22 +1,24 @@
-/* comm_ipc.cu - ranks on GPUs of one machine: windows are device memory that CUDA IPC maps, written
- * by the sender's copy engines.
+/* comm_ipc.cu - ranks on GPUs of one machine: windows are device memory that CUDA IPC
+ * maps, written by the sender's copy engines.
  *
- * STREAMS   ctx's stream computes. A stream per other rank copies: it follows the compute stream at
- *           the start of an operation, copies the part, then writes the operation's mark into the
- *           receiver's control block, which is host memory that every process has pinned. The
- *           receiver's compute stream waits for the mark (cuStreamWaitValue64): no multiprocessor
- *           spins, no host thread takes part.
- * SOURCES   what a part was copied from may be written again after the wait for its operation: the
- *           compute stream follows an event of each copy stream, of the newest RING operations.
- * ENDS      A wait on the device knows no deadline. The host looks, in settle: while the stream is
- *           not idle, at aborts, at the members' lives and at the deadline. When the attempt is over
- *           it writes a mark above all of the attempt's into this rank's own block, again and again
- *           until the streams are idle (a late mark of a member may come between), and leaves the
- *           block as the next attempt needs it: its marks have a larger key.
- * Hardware queues: a wait blocks the queue that its stream shares with others, so a process has as
- * many as it may (CUDA_DEVICE_MAX_CONNECTIONS, set by who starts it; 32).
- * Source: CUDA driver API, "Stream Memory Operations"; CUDA C programming guide, "Interprocess
- * Communication". */
+ * STREAMS   ctx's stream computes. A stream per other rank copies: it follows the compute
+ *           stream at the start of an operation, copies the part, then writes the
+ *           operation's mark into the receiver's control block, which is host memory that
+ *           every process has pinned. The receiver's compute stream waits for the mark
+ *           (cuStreamWaitValue64): no multiprocessor spins, no host thread takes part.
+ * SOURCES   what a part was copied from may be written again after the wait for its
+ *           operation: the compute stream follows an event of each copy stream, of the
+ *           newest RING operations.
+ * ENDS      A wait on the device knows no deadline. The host looks, in settle: while the
+ *           stream is not idle, at aborts, at the members' lives and at the deadline.
+ *           When the attempt is over it writes a mark above all of the attempt's into
+ *           this rank's own block, again and again until the streams are idle (a late
+ *           mark of a member may come between), and leaves the block as the next attempt
+ *           needs it: its marks have a larger key.
+ * Hardware queues: a wait blocks the queue that its stream shares with others, so a
+ * process has as many as it may (CUDA_DEVICE_MAX_CONNECTIONS, set by who starts it; 32).
+ * Source: CUDA driver API, "Stream Memory Operations"; CUDA C programming guide,
+ * "Interprocess Communication". */
 #include "kernels/cuda/cuda.h"
 
 #include <cuda.h>
@@ -269,7 +271,8 @@ void ipc_settle(sl_ctx *ctx, sl_comm *c)
         }
         nap(now - t0 < 2000000 ? 20 : 200);
     }
-    /* a member that has begun the next attempt has set marks that let this one's waits through */
+    /* a member that has begun the next attempt has set marks that let this one's waits
+     * through */
     if (sl_ok(ctx)) sl_comm_given_up(ctx, c);
 }
 

@@ -82,7 +82,7 @@ static sl_code read_jobs_file(sl_batch *b, sl_err *err)
 /* A replay may start from any stage that begins a crew: what it takes is in files. */
 static sl_code check_from(const char *from, sl_err *err)
 {
-    const char *names[SL_ROLE_COUNT];
+    const char *names[SL_ROLE_COUNT] = {0};
     char list[256] = "";
     int count = 0;
     for (int r = 0; r < SL_ROLE_COUNT; r++)
