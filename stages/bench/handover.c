@@ -209,8 +209,8 @@ static sl_code time_size(sl_bench_net *n, int64_t bytes, const char *size, int c
 sl_code sl_bench_handover(sl_bench *b, sl_err *err)
 {
     const sl_bench_size *s = &b->sizes[b->size_count - 1];
-    const int64_t latents =
-        (int64_t)b->model.vae.z * ((s->frames - 1) / 4 + 1) * (s->h / 8) * (s->w / 8) * 4;
+    const sl_grid g = sl_bench_grid(b, s);
+    const int64_t latents = b->model.vae.z * g.latent_frames * g.latent_height * g.latent_width * 4;
     char size[64];
     sl_bench_net n;
     sl_code rc;

@@ -11,6 +11,11 @@
 #define BLOCK ((int64_t)8 * 524287)
 #define AT_LEAST_S 0.02 /* seconds of one timed piece: shorter work is run several times in it */
 
+sl_grid sl_bench_grid(const sl_bench *b, const sl_bench_size *s)
+{
+    return sl_grid_of(&b->model.family, s->w, s->h, s->frames);
+}
+
 /* ---- counted operations ---- */
 
 static void linear(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w,

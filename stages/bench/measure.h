@@ -11,6 +11,7 @@
 
 #include <jansson.h>
 
+#include "common/pipeline.h"
 #include "common/model.h"
 #include "common/trace.h"
 #include "graphs/weights.h"
@@ -48,6 +49,9 @@ typedef struct {
 } sl_bench;
 
 /* A context on the device whose operations are counted, and a loader of random weights. */
+/* Pixels, latents and tokens of a video of this size by b's model. */
+sl_grid sl_bench_grid(const sl_bench *b, const sl_bench_size *s);
+
 typedef struct {
     const sl_ops *body;
     double linear, attention, conv; /* operations since they were last zeroed, a multiply-add

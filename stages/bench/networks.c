@@ -63,9 +63,9 @@ static void dit_job(dit *d, sl_ctx *ctx, const sl_bench_size *s)
     const sl_dit_config *c = &d->n.b->model.dit[0];
     const sl_clip_config *clip = &d->n.b->model.clip;
     const bool real = !ctx->ops->plan;
-    const int t = (s->frames - 1) / 4 + 1, h = s->h / 8, w = s->w / 8,
-              tokens =
-                  c->image_dim ? (clip->image / clip->patch) * (clip->image / clip->patch) + 1 : 0;
+    const sl_grid g = sl_bench_grid(d->n.b, s);
+    const int t = (int)g.latent_frames, h = (int)g.latent_height, w = (int)g.latent_width,
+              tokens = c->image_dim ? sl_clip_tokens(clip) : 0;
     const size_t frame = (size_t)t * (size_t)h * (size_t)w * sizeof(float),
                  rest = (size_t)(c->in_channels - c->out_channels);
     const double timestep[1] = {700};
@@ -164,15 +164,17 @@ static void run_decode(void *arg)
 {
     vae *v = arg;
     sl_ctx *ctx = &v->n.ctx;
-    const int h = v->s.h, w = v->s.w, z = v->n.b->model.vae.z, t = (v->s.frames - 1) / 4 + 1;
+    const sl_grid g = sl_bench_grid(v->n.b, &v->s);
+    const int h = v->s.h, w = v->s.w, z = v->n.b->model.vae.z, t = (int)g.latent_frames;
+    const int64_t lh = g.latent_height, lw = g.latent_width;
     const size_t start = sl_mark(ctx);
     sl_tensor caches = sl_new1(ctx, SL_U8, (int64_t)v->kept);
     sl_vae_decode *d = sl_vae_decode_start(ctx, v->decoder, h, w, caches.data);
     for (int at = 0, n; d && at < t && sl_ok(ctx); at += n) {
         const size_t mark = sl_mark(ctx);
         n = t - at < SL_CHUNK_LATENTS ? t - at : SL_CHUNK_LATENTS;
-        float *from = (float *)v->latents.data + (int64_t)at * z * (h / 8) * (w / 8);
-        sl_tensor latents = sl_view4(from, SL_F32, z, n, h / 8, w / 8),
+        float *from = (float *)v->latents.data + at * z * lh * lw;
+        sl_tensor latents = sl_view4(from, SL_F32, z, n, lh, lw),
                   rgb = sl_new4(ctx, SL_U8, sl_vae_frames_of(d, n), h, w, 3);
         sl_vae_decode_chunk(ctx, d, &rgb, NULL, &latents);
         sl_release(ctx, mark);
@@ -200,8 +202,9 @@ sl_code sl_bench_decode(sl_bench *b, sl_err *err)
             arena.peak + (size_t)12 * (size_t)v.s.w * (size_t)v.s.h * SL_CHUNK_LATENTS + 4096, err);
     if (!rc) {
         v.kept = arena.kept;
-        v.latents = sl_bench_tensor(&v.n, SL_F32, sl_job_latent_frames(&job),
-                                    (int64_t)b->model.vae.z * (v.s.h / 8) * (v.s.w / 8), 1);
+        const sl_grid g = sl_bench_grid(b, &v.s);
+        v.latents = sl_bench_tensor(&v.n, SL_F32, g.latent_frames,
+                                    b->model.vae.z * g.latent_height * g.latent_width, 1);
         const double frames = (double)v.s.w * v.s.h * v.s.frames * 3;
         rc = measure(&v.n, "decode", size_text(size, &v.s), weight_bytes(&v.n) + frames,
                      sl_bytes(&v.latents), run_decode, &v, err);
@@ -217,8 +220,9 @@ static void run_condition(void *arg)
     vae *v = arg;
     sl_ctx *ctx = &v->n.ctx;
     const size_t mark = sl_mark(ctx);
-    sl_tensor y = sl_new4(ctx, SL_F32, v->n.b->model.vae.z, (v->s.frames - 1) / 4 + 1, v->s.h / 8,
-                          v->s.w / 8);
+    const sl_grid g = sl_bench_grid(v->n.b, &v->s);
+    sl_tensor y =
+        sl_new4(ctx, SL_F32, v->n.b->model.vae.z, g.latent_frames, g.latent_height, g.latent_width);
     sl_vae_encode_condition(ctx, v->encoder, &y, v->picture, NULL, v->s.frames, v->s.h, v->s.w,
                             NULL);
     sl_release(ctx, mark);

@@ -19,11 +19,6 @@ typedef struct {
     bool added;
 } op;
 
-static int64_t tokens_of(const sl_bench_size *s)
-{
-    return (int64_t)((s->frames - 1) / 4 + 1) * (s->h / 16) * (s->w / 16);
-}
-
 /* Tokens of the DiT at once: a CPU's, on every device, so that figures compare. */
 static int64_t rows_of(const sl_bench *b)
 {
@@ -66,7 +61,7 @@ sl_code sl_bench_gemm(sl_bench *b, sl_err *err)
     const sl_dit_config *c = &b->model.dit[0];
     sl_code rc = SL_OK;
     for (int i = 0; i < b->size_count && !rc; i++) {
-        const int64_t n = tokens_of(&b->sizes[i]);
+        const int64_t n = sl_bench_grid(b, &b->sizes[i]).tokens;
         if ((rc = time_linear(b, n, c->dim, c->dim, SL_ACT_NONE, err)) ||
             (rc = time_linear(b, n, c->ffn_dim, c->dim, SL_ACT_GELU_TANH, err)) ||
             (rc = time_linear(b, n, c->dim, c->ffn_dim, SL_ACT_NONE, err)))
@@ -121,10 +116,12 @@ sl_code sl_bench_attention(sl_bench *b, sl_err *err)
     const sl_clip_config *v = &b->model.clip;
     const sl_vae_config *a = &b->model.vae;
     const sl_bench_size *last = &b->sizes[b->size_count - 1];
-    const int64_t n = tokens_of(last), rows = rows_of(b), side = v->patch ? v->image / v->patch : 0;
+    const sl_grid g = sl_bench_grid(b, last);
+    const int64_t n = g.tokens, latents = g.latent_height * g.latent_width, rows = rows_of(b),
+                  side = v->patch ? v->image / v->patch : 0;
     sl_code rc = SL_OK;
     for (int i = 0; i < b->size_count && !rc; i++) {
-        const int64_t m = tokens_of(&b->sizes[i]);
+        const int64_t m = sl_bench_grid(b, &b->sizes[i]).tokens;
         rc = time_attention(b, "self", m, m, c->heads, c->head_dim, 0, err);
     }
     if (!rc && rows < n) rc = time_attention(b, "self", rows, n, c->heads, c->head_dim, 0, err);
@@ -135,9 +132,7 @@ sl_code sl_bench_attention(sl_bench *b, sl_err *err)
         rc =
             time_attention(b, "image added", n, side * side + 1, c->heads, c->head_dim, ADDED, err);
     if (!rc)
-        rc = time_attention(b, "VAE", (int64_t)(last->w / 8) * (last->h / 8),
-                            (int64_t)(last->w / 8) * (last->h / 8), 1, a->decoder_base * a->mult[3],
-                            0, err);
+        rc = time_attention(b, "VAE", latents, latents, 1, a->decoder_base * a->mult[3], 0, err);
     if (!rc) rc = time_attention(b, "UMT5", 512, 512, t->heads, t->d_kv, BIAS, err);
     if (!rc && side)
         rc = time_attention(b, "CLIP", side * side + 1, side * side + 1, v->heads,
