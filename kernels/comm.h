@@ -20,13 +20,14 @@
  *
  * BODIES, one interface and one test:
  *   shm    CPU ranks: windows are shared memory
- *   ipc    GPU ranks: windows are device memory mapped by CUDA IPC, written by copy engines
- *   nccl   GPU ranks whose devices cannot map each other
+ *   ipc    GPU ranks: windows are device memory mapped by CUDA IPC, written by copy engines;
+ *          devices that cannot map each other are refused at connect
  *
- * ENDS. An abort by anybody (cancel, error), a dead rank, a rank without a sign of life
- * for the deadline: every wait of every member ends within a second with SL_CANCELLED,
- * SL_GONE or SL_TIMEOUT. The attempt is over then; the group stays. Errors are ctx's,
- * sticky. While planning operations do nothing, and comm may be NULL. */
+ * ENDS. An abort by anybody (cancel, error) or a dead rank ends every wait of every member
+ * within a second, with SL_CANCELLED or SL_GONE; a rank without a sign of life for
+ * timeout_ms does, with SL_TIMEOUT. Who writes to a window must be dead before another
+ * attempt uses it: a stopped rank is killed first. The group outlives an attempt. Errors
+ * are ctx's, sticky. While planning operations do nothing, and comm may be NULL. */
 #ifndef SL_COMM_H
 #define SL_COMM_H
 

@@ -230,11 +230,11 @@ typedef void sl_flow_x0_fn(sl_ctx *ctx, const sl_tensor *x0, const sl_tensor *x,
 /* y = sum_i a[i] * x[i], F32, n 1 .. 4, left to right; y may be any of x. */
 typedef void sl_lincomb_fn(sl_ctx *ctx, const sl_tensor *y, int n, const sl_tensor *const x[],
                            const float a[]);
-/* First Block Cache: out[0] = mean |prev - r|, out[1] = mean |prev|, over all elements of
+/* Decode's look for NaN: out[0] = mean |prev - r|, out[1] = mean |prev|, over all elements of
  * two act tensors of one shape. `out` is host memory; waits. The sum's order is fixed, so
  * equal inputs give equal bits. */
 typedef void sl_mean_abs_fn(sl_ctx *ctx, float out[2], const sl_tensor *prev, const sl_tensor *r);
-/* First Block Cache of a forward that several ranks share: y[i] = (sum |prev - r|, sum
+/* First Block Cache, whether or not ranks share the rows: y[i] = (sum |prev - r|, sum
  * |prev|) over row i of two act tensors [N, d]; y F32 [N, 2]. A row's sum is one order,
  * whoever's row it is. */
 typedef void sl_abs_rows_fn(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *prev,

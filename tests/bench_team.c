@@ -1,10 +1,9 @@
 /* bench_team.c - a forward of the 14B transformer by one rank and by teams: seconds,
  * efficiency, bytes exchanged. On GPUs, with random weights: bench_team cuda [RANKS...];
  * without an argument a small model's on the CPU. limit: 600 s */
-#include "t_comm.h"
+#include "t_gpu_rank.h"
 
 #include "graphs/wan_dit.h"
-#include "kernels/plugin.h"
 
 typedef struct {
     int width, height, frames, ranks, runs;
@@ -44,19 +43,12 @@ static sl_dit_config config(void)
 
 static const char *open_body(int rank, const sl_ops **ops, const sl_comm_body **body)
 {
-    sl_err err = {0};
     if (!on_gpu) {
         *ops = &sl_ops_cpu;
         *body = &sl_comm_shm;
         return NULL;
     }
-    setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 1);
-    const sl_plugin *p = sl_plugin_cuda(&err);
-    const int devices = p ? p->devices() : 0;
-    if (!devices || p->use(rank % devices, &err)) return "no device";
-    *ops = p->ops;
-    *body = p->comm_ipc;
-    return NULL;
+    return open_gpu(rank, ops, body);
 }
 
 static sl_tensor zeros(sl_ctx *ctx, sl_dtype dtype, int rank, const int64_t *shape)

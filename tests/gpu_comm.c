@@ -2,19 +2,7 @@
  * to all devices that are there, several to one if need be. limit: 400 s */
 #include "t_comm.h"
 
-#include "kernels/plugin.h"
-
-static const char *open_gpu(int rank, const sl_ops **ops, const sl_comm_body **body)
-{
-    sl_err err = {0};
-    setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 1);
-    const sl_plugin *p = sl_plugin_cuda(&err);
-    const int devices = p ? p->devices() : 0;
-    if (!devices || p->use(rank % devices, &err)) return "no device";
-    *ops = p->ops;
-    *body = p->comm_ipc;
-    return NULL;
-}
+#include "t_gpu_rank.h"
 
 int main(void)
 {

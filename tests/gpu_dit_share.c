@@ -3,19 +3,7 @@
 enum { HEAD = 128, EVERY_ROW = 1 };
 #include "t_dit_share.h"
 
-#include "kernels/plugin.h"
-
-static const char *open_gpu(int rank, const sl_ops **ops, const sl_comm_body **body)
-{
-    sl_err err = {0};
-    setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 1);
-    const sl_plugin *p = sl_plugin_cuda(&err);
-    const int devices = p ? p->devices() : 0;
-    if (!devices || p->use(rank % devices, &err)) return "no device";
-    *ops = p->ops;
-    *body = p->comm_ipc;
-    return NULL;
-}
+#include "t_gpu_rank.h"
 
 int main(void)
 {

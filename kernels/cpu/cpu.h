@@ -33,8 +33,9 @@ static inline int sl_cpu_threads(void)
 /* Its products' row_granule. sgemm's sums depend on a row's place in a register tile
  * (seen on Zen with OpenBLAS 0.3.21: places 0 to 2 of 6 and 3 to 5 differ in 7 % of the
  * values); a multiple of all tiles' rows (8, 12, 16, 24) keeps the place. That holds
- * while a rank computes with one thread: OpenBLAS cuts the rows of a product by the
- * number of its threads. SL_CPU_ROWS is a multiple. */
+ * with one thread, for OpenBLAS cuts the rows of a product by its threads, and up to the
+ * 1,024 rows that linear.c multiplies at a time, which are no multiple: bench_team's 1,200
+ * tokens have other last bits in a team of 2. SL_CPU_ROWS is a multiple. */
 #define SL_CPU_GRANULE 48
 
 /* A buffer of at least `bytes`, 64-byte aligned, of this thread and this purpose: it
