@@ -17,7 +17,19 @@
 
 #define FILE_BYTES (1 << 20) /* longest file */
 
-typedef enum { INT, INT64, FLOAT, TEXT, WORD, WORDS, PROGRAM, DEVICE, DEVICES, ARGS } key_type;
+typedef enum {
+    INT,
+    INT64,
+    FLOAT,
+    TEXT,
+    WORD,
+    WORDS,
+    PROGRAM,
+    DEVICE,
+    DEVICES,
+    TEAM,
+    ARGS
+} key_type;
 
 /* Where a value goes, what it may be and what it means. Numbers use lo, hi and number;
  * the others use text. */
@@ -120,6 +132,12 @@ static const key STAGE_KEYS[] = {
     NUM("threads", INT, threads, 0, 1024, 0, "", "OpenMP threads (0: a share of the machine's)"),
     NUM("slots", INT, slots, 1, 64, 2, "",
         "slots of each pool that it receives in: hand-overs that may wait for it (frames: 24)"),
+    {"team", TEAM, AT(team), 0, 1, SL_RANKS, 0, "", NULL, "",
+     "of denoise: instances that work on one job together (auto: as many as waiting jobs leave, "
+     "changed between steps)"},
+    {"comm", WORDS, AT(comm), ROOM(comm), 0, 0, 0, "auto", "|auto|ipc|nccl|shm", "",
+     "of denoise: how a team's members reach each other (auto: ipc on GPUs that can map each "
+     "other, else nccl; shm on the CPU)"},
     {"args", ARGS, 0, 0, 0, 0, 0, "", NULL, "", "more arguments for the program"},
 };
 #undef X
@@ -188,7 +206,7 @@ static void word_at(const char *words, int index, char *out, size_t size)
 static void store_number(const key *k, void *base, double v)
 {
     char *at = (char *)base + k->at;
-    if (k->type == INT) *(int *)at = (int)v;
+    if (k->type == INT || k->type == TEAM) *(int *)at = (int)v;
     if (k->type == INT64) *(int64_t *)at = (int64_t)v;
     if (k->type == FLOAT) *(double *)at = v;
 }
@@ -204,7 +222,13 @@ _Static_assert(sizeof(sl_log_level) == sizeof(unsigned) && sizeof(sl_role) == si
 
 static bool is_number(const key *k)
 {
-    return k->type == INT || k->type == INT64 || k->type == FLOAT;
+    return k->type == INT || k->type == INT64 || k->type == FLOAT || k->type == TEAM;
+}
+
+/* The key means something for stages of this role. */
+static bool is_of_role(const key *k, sl_role role)
+{
+    return (strcmp(k->path, "team") && strcmp(k->path, "comm")) || sl_role_has_teams(role);
 }
 
 static void stage_defaults(sl_conf_stage *s, sl_role role)
@@ -212,6 +236,7 @@ static void stage_defaults(sl_conf_stage *s, sl_role role)
     memset(s, 0, sizeof *s);
     for (int i = 0; i < STAGE_KEY_COUNT; i++)
         if (is_number(&STAGE_KEYS[i])) store_number(&STAGE_KEYS[i], s, STAGE_KEYS[i].number);
+        else if (STAGE_KEYS[i].type == WORDS) store_text(&STAGE_KEYS[i], s, STAGE_KEYS[i].text);
     s->slots = sl_default_slots(role);
     s->role = role;
     snprintf(s->program, sizeof s->program, "sluice-%s", sl_role_name(role));
@@ -250,6 +275,7 @@ static const char *values(const key *k, char *out, size_t size)
     case DEVICES:
         snprintf(out, size, "1 to %d of \"cpu\" or \"cuda:N\" with N from 0 to 63", SL_CONF_SEATS);
         break;
+    case TEAM: snprintf(out, size, "\"auto\" or an integer from 1 to %d", SL_RANKS); break;
     case ARGS:
         snprintf(out, size, "at most %d strings of at most %d bytes", SL_CONF_ARGS,
                  SL_CONF_ARG - 1);
@@ -262,7 +288,8 @@ static const char *values(const key *k, char *out, size_t size)
 static const char *meaning(const key *k, char *out, size_t size)
 {
     char otherwise[64] = "";
-    if (is_number(k)) snprintf(otherwise, sizeof otherwise, "; default %.10g", k->number);
+    if (k->type == TEAM) snprintf(otherwise, sizeof otherwise, "; default \"auto\"");
+    else if (is_number(k)) snprintf(otherwise, sizeof otherwise, "; default %.10g", k->number);
     else if (k->text[0]) snprintf(otherwise, sizeof otherwise, "; default \"%s\"", k->text);
     snprintf(out, size, "%s%s%s%s", k->what, k->unit[0] ? ", in " : "", k->unit, otherwise);
     return out;
@@ -394,6 +421,11 @@ static sl_code read_key(const reader *r, const config_setting_t *s, const key *k
     int type = config_setting_type(s);
     if (k->type == ARGS) return read_args(r, s, k, path, base);
     if (k->type == DEVICES) return read_devices(r, s, k, path, base);
+    if (k->type == TEAM && type == CONFIG_TYPE_STRING &&
+        !strcmp(config_setting_get_string(s), "auto")) {
+        store_number(k, base, 0);
+        return SL_OK;
+    }
     if (is_number(k)) {
         bool whole = type == CONFIG_TYPE_INT || type == CONFIG_TYPE_INT64;
         if (!whole && !(k->type == FLOAT && type == CONFIG_TYPE_FLOAT))
@@ -520,6 +552,10 @@ static sl_code read_stage(const reader *r, const config_setting_t *group, int in
         snprintf(path, sizeof path, "stages[%d].%.100s", index, config_setting_name(s));
         const key *k = find_key(STAGE_KEYS, STAGE_KEY_COUNT, config_setting_name(s));
         if (!k) return unknown_key(r, s, path, STAGE_KEYS, STAGE_KEY_COUNT);
+        if (!is_of_role(k, out->stage.role))
+            return sl_fail(r->err, SL_ARG,
+                           "%s:%d: %s: %s forms no teams, want this key of denoise only", r->name,
+                           line_of(s), path, sl_role_name(out->stage.role));
         if ((rc = read_key(r, s, k, path, out))) return rc;
     }
     if (out->device_count && config_setting_get_member(group, "device"))
@@ -561,9 +597,33 @@ static sl_code read_stages(const reader *r, const config_setting_t *list, sl_con
     return SL_OK;
 }
 
+/* Instances that may work together are told alike, and are no more than a team can have. */
+static sl_code check_teams(const reader *r, const sl_conf *c)
+{
+    for (int i = 0; i < c->stage_count; i++) {
+        const sl_conf_stage *s = &c->stages[i], *first = sl_conf_find(c, s->role);
+        const char *role = sl_role_name(s->role);
+        int n = sl_conf_instances(c, s->role);
+        if (!sl_role_has_teams(s->role)) continue;
+        if (s->team != first->team || strcmp(s->comm, first->comm))
+            return sl_fail(r->err, SL_ARG,
+                           "%s: %s.%d has another team or comm than %s.0, want the same of all",
+                           r->name, role, s->instance, role);
+        if (s->team > n)
+            return sl_fail(r->err, SL_ARG, "%s: %s has a team of %d and %d device%s, want as many",
+                           r->name, role, s->team, n, n > 1 ? "s" : "");
+        if (n > SL_RANKS)
+            return sl_fail(r->err, SL_ARG, "%s: %s has %d devices, want at most %d", r->name, role,
+                           n, SL_RANKS);
+    }
+    return SL_OK;
+}
+
 /* What single keys cannot say. */
 static sl_code check_together(const reader *r, const sl_conf *c)
 {
+    sl_code rc = check_teams(r, c);
+    if (rc) return rc;
     if ((int64_t)c->supervise.stall_s * 1000 < 2 * (int64_t)c->supervise.heartbeat_ms)
         return sl_fail(r->err, SL_ARG,
                        "%s: supervise.stall_s is %d, want at least two heartbeats "
@@ -713,6 +773,10 @@ static void print_value(FILE *to, const key *k, const void *base)
         print_string(to, text);
         break;
     case ARGS: print_args(to, base); break;
+    case TEAM:
+        if (*(const int *)at) fprintf(to, "%d", *(const int *)at);
+        else print_string(to, "auto");
+        break;
     case DEVICES: break; /* each process is printed with its own */
     case TEXT:
     case WORDS:
@@ -755,7 +819,8 @@ static void print_stages(FILE *to, const sl_conf *conf)
     for (int i = 0; i < conf->stage_count; i++) {
         fputs("    { ", to);
         for (int j = 0; j < STAGE_KEY_COUNT; j++) {
-            if (STAGE_KEYS[j].type == DEVICES) continue;
+            if (STAGE_KEYS[j].type == DEVICES || !is_of_role(&STAGE_KEYS[j], conf->stages[i].role))
+                continue;
             fprintf(to, "%s = ", STAGE_KEYS[j].path);
             print_value(to, &STAGE_KEYS[j], &conf->stages[i]);
             fputs("; ", to);

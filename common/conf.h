@@ -32,6 +32,8 @@ typedef struct {
     char device[16];            /* "cpu" or "cuda:N" */
     int threads;                /* OpenMP threads; 0: an equal share of the machine's */
     int slots;                  /* slots of each pool in which the stage receives */
+    int team;                   /* instances that work on one job together; 0: auto */
+    char comm[8];               /* how they reach each other: "auto", "ipc", "nccl", "shm" */
     int arg_count;
     char args[SL_CONF_ARGS][SL_CONF_ARG]; /* extra arguments */
 } sl_conf_stage;

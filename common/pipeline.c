@@ -17,6 +17,7 @@ static const char *const ROLE_NAMES[] = {
 
 static const enum {
     DEVICE,
+    TEAM,
     HOST
 } ROLE_PLACES[] = {
 #define X(NAME, name, where) where,
@@ -45,6 +46,11 @@ int sl_role_by_name(const char *name)
 bool sl_role_on_host(sl_role role)
 {
     return ROLE_PLACES[role] == HOST;
+}
+
+bool sl_role_has_teams(sl_role role)
+{
+    return ROLE_PLACES[role] == TEAM;
 }
 
 int sl_handover_by_name(const char *name)

@@ -16,11 +16,13 @@
 /* NAME, name, where. In the order in which a job meets them.
  *   name    the folder in stages/, the program sluice-NAME and the configuration's name
  *   where   DEVICE  computes on the device that the configuration gives it
+ *           TEAM    as DEVICE, and several instances may work on one attempt together: ranks of a
+ *                   team (kernels/comm.h)
  *           HOST    works on the CPU, whatever device the others have */
 #define SL_ROLES(X)                                                                                \
     X(TEXT, "text", DEVICE)                                                                        \
     X(IMAGE, "image", DEVICE)                                                                      \
-    X(DENOISE, "denoise", DEVICE)                                                                  \
+    X(DENOISE, "denoise", TEAM)                                                                    \
     X(DECODE, "decode", DEVICE)                                                                    \
     X(MUX, "mux", HOST)
 
@@ -37,6 +39,9 @@ const char *sl_role_name(sl_role role);
 int sl_role_by_name(const char *name);
 /* The role works on the CPU alone. */
 bool sl_role_on_host(sl_role role);
+/* Several instances of the role may work on one attempt. */
+bool sl_role_has_teams(sl_role role);
+#define SL_RANKS 16 /* most instances of such a role, and members of a team */
 
 /* ---- hand-overs ---- */
 

@@ -148,6 +148,33 @@ static bool get_tickets(const uint8_t **p, sl_tickets *v)
     return ok;
 }
 
+static void put_team(uint8_t **p, const sl_members *v)
+{
+    put_u32(p, &v->size), put_u32(p, &v->me), put_u32(p, &v->key);
+    for (int i = 0; i < SL_RANKS; i++) put_u32(p, &v->member[i]);
+}
+/* One team has one encoding. */
+static bool get_team(const uint8_t **p, sl_members *v)
+{
+    get_u32(p, &v->size), get_u32(p, &v->me), get_u32(p, &v->key);
+    bool ok = v->size <= SL_RANKS && (v->size ? v->me < v->size : !v->me && !v->key);
+    for (uint32_t i = 0; i < SL_RANKS; i++) {
+        get_u32(p, &v->member[i]);
+        ok = ok && (i < v->size ? v->member[i] < SL_RANKS : !v->member[i]);
+    }
+    return ok;
+}
+
+static void put_blob64(uint8_t **p, const uint8_t (*v)[64])
+{
+    put_bytes(p, *v, 64);
+}
+static void get_blob64(const uint8_t **p, uint8_t (*v)[64])
+{
+    memcpy(*v, *p, 64);
+    *p += 64;
+}
+
 /* Kinds whose bytes can all be right: wrap them so that every get returns whether it was. */
 #define GET_i32(p, v) (get_i32(p, v), true)
 #define GET_u32(p, v) (get_u32(p, v), true)
@@ -156,7 +183,9 @@ static bool get_tickets(const uint8_t **p, sl_tickets *v)
 #define GET_f64(p, v) (get_f64(p, v), true)
 #define GET_ticket(p, v) (get_ticket(p, v), true)
 #define GET_pool get_pool
+#define GET_blob64(p, v) (get_blob64(p, v), true)
 #define GET_tickets get_tickets
+#define GET_team get_team
 #define GET_str16 get_str16
 #define GET_str64 get_str64
 #define GET_text get_text
@@ -173,6 +202,8 @@ enum {
     SIZE_text = SL_TEXT,
     SIZE_dir = SL_DIR,
     SIZE_ticket = 24,
+    SIZE_blob64 = 64,
+    SIZE_team = (3 + SL_RANKS) * 4,
     SIZE_tickets = 4 + SL_TICKETS * (2 * 4 + 24),
     SIZE_pool = 8 + 4 * 4 + 8 + SL_POOL_NAME + 64
 };
@@ -304,6 +335,13 @@ static void say_tickets(out_text *o, const sl_tickets *v)
     }
     say(o, "]");
 }
+static void say_team(out_text *o, const sl_members *v)
+{
+    say(o, "%u@%u[", v->me, v->key);
+    for (uint32_t i = 0; i < v->size && i < SL_RANKS; i++)
+        say(o, "%s%u", i ? " " : "", v->member[i]);
+    say(o, "]");
+}
 #define SAY_i32(v) say(&o, "%" PRId32, v)
 #define SAY_u32(v) say(&o, "%" PRIu32, v)
 #define SAY_i64(v) say(&o, "%" PRId64, v)
@@ -314,6 +352,8 @@ static void say_tickets(out_text *o, const sl_tickets *v)
 #define SAY_text(v) say(&o, "\"%s\"", v)
 #define SAY_dir(v) say(&o, "\"%s\"", v)
 #define SAY_ticket(v) say(&o, "%08" PRIx32 "/%u@%" PRIu64, (uint32_t)(v).pool, (v).slot, (v).epoch)
+#define SAY_team(v) say_team(&o, &(v))
+#define SAY_blob64(v) say(&o, "%02x%02x...", (v)[0], (v)[1])
 #define SAY_tickets(v) say_tickets(&o, &(v))
 #define SAY_pool(v) say(&o, "%s:%08" PRIx32 " pid %d", (v).name, (uint32_t)(v).pool, (v).pid)
 

@@ -10,18 +10,20 @@
  * numbers are never reused.
  *
  * Who sends what (stages/README.md tells the protocol as a story):
- *   stage -> dispatcher   HELLO POOL READY TAKEN PROGRESS STEP SPAN CHUNK SPOOLED DONE
- *                         FAILED HEARTBEAT ASK GIVE
- *   dispatcher -> stage   POOL JOB CHUNK CANCEL KEEP REAP DISCARD DRAIN GRANT REVOKE
+ *   stage -> dispatcher   HELLO POOL RANK READY TAKEN PROGRESS STEP SPAN CHUNK SPOOLED
+ *                         SHARE PARKED DONE FAILED HEARTBEAT ASK GIVE
+ *   dispatcher -> stage   POOL RANK LOAD JOB CHUNK PARK CANCEL KEEP REAP DISCARD DRAIN GRANT
+ *                         REVOKE
  *   client -> dispatcher  HELLO SUBMIT CANCEL DRAIN
- *   dispatcher -> client  ACCEPTED PROGRESS STEP SPAN STAGE FINISHED */
+ *   dispatcher -> client  ACCEPTED PROGRESS STEP SPAN SHARE STAGE FINISHED */
 #ifndef SL_WIRE_H
 #define SL_WIRE_H
 
 #include "common/lease.h"
+#include "common/pipeline.h"
 
 #define SL_WIRE_MAGIC 0x43554c53u /* "SLUC" */
-#define SL_WIRE_VERSION 2
+#define SL_WIRE_VERSION 3
 #define SL_WIRE_HEADER 16
 
 #define SL_STR16 16
@@ -44,6 +46,15 @@ typedef struct {
     } at[SL_TICKETS];
 } sl_tickets;
 
+/* The members of one attempt of a role that has teams: instances of it, as sl_team of
+ * kernels/comm.h. */
+typedef struct {
+    uint32_t size;             /* 0: of no team; members from this one on are zero */
+    uint32_t me;               /* index of the receiver in member; 0 leads, and speaks for all */
+    uint32_t key;              /* larger than any that its members have had */
+    uint32_t member[SL_RANKS]; /* instances */
+} sl_members;
+
 /* What ASK wants a device's turn for.
  *   PIECE   of text, image or decode: short, and another stage waits for the result, so it goes
  *           first
@@ -56,11 +67,17 @@ typedef enum { SL_TURN_PIECE, SL_TURN_STEP } sl_turn_kind;
 #define WIRE_HELLO(F)     F(str16, role) F(i32, pid) F(str64, device) F(u64, budget_bytes)
 /* Where a stage receives the hand-over of this name. */
 #define WIRE_POOL(F)      F(str16, handover) F(pool, handle)
+/* How the others of the role reach this instance: sl_comm_handle of kernels/comm.h. A newer one
+ * of the rank takes its place. */
+#define WIRE_RANK(F)      F(i32, rank) F(i32, pid) F(i32, fd) F(u64, window_bytes) F(blob64, device)
+/* Load the weights, together with the team; alone if it is of one. */
+#define WIRE_LOAD(F)      F(team, team)
 /* The weights are loaded: jobs may come. */
 #define WIRE_READY(F)     F(f64, load_s) F(u64, weight_bytes) F(u64, arena_bytes)
 /* in: what the attempt starts from. to: the pools (ticket.pool) that are to have what it gives.
- * dir: the job's folder. */
-#define WIRE_JOB(F)       F(u64, job) F(u32, attempt) F(tickets, in) F(tickets, to) F(dir, dir)
+ * dir: the job's folder. team: who works on it together; `in` and `to` are its first member's. */
+#define WIRE_JOB(F)       F(u64, job) F(u32, attempt) F(tickets, in) F(tickets, to) F(dir, dir) \
+                          F(team, team)
 /* The attempt's inputs are read: the slots of `in` are free. */
 #define WIRE_TAKEN(F)     F(u64, job) F(u32, attempt)
 /* done of total pieces of the stage's work. */
@@ -77,6 +94,18 @@ typedef enum { SL_TURN_PIECE, SL_TURN_STEP } sl_turn_kind;
                           F(u32, chunks) F(u32, frames) F(ticket, slot)
 /* A file is whole, or could not be written. name: the file's, without .safetensors. */
 #define WIRE_SPOOLED(F)   F(u64, job) F(u32, attempt) F(str16, name) F(i32, code) F(text, message)
+/* To each member: spool the state before the next step and end the attempt with PARKED, for
+ * another team to go on. A member that has finished the last step says DONE as ever. */
+#define WIRE_PARK(F)      F(u64, job) F(u32, attempt)
+/* The attempt is over, and the job goes on at a step that its spooled state names. */
+#define WIRE_PARKED(F)    F(u64, job) F(u32, attempt) F(u32, step)
+/* What a member of a team did in the attempt, before DONE or PARKED. Seconds: of steps; of those,
+ * of data of the others that came late (exchange), of others that had not come so far (wait).
+ * device_bytes: the most that the process has taken of its device. */
+#define WIRE_SHARE(F)     F(u64, job) F(u32, attempt) F(str16, stage) F(u32, instance) \
+                          F(u32, size) F(u32, me) F(u32, steps) F(f64, step_s) \
+                          F(f64, exchange_s) F(f64, wait_s) F(u64, sent_bytes) \
+                          F(u64, device_bytes)
 /* The attempt is over. out: the hand-overs that lie in slots now; bytes: of the finished file. */
 #define WIRE_DONE(F)      F(u64, job) F(u32, attempt) F(tickets, out) F(u64, peak_bytes) \
                           F(u64, arena_bytes) F(u64, bytes)
@@ -120,7 +149,8 @@ typedef enum { SL_TURN_PIECE, SL_TURN_STEP } sl_turn_kind;
     M(13, HEARTBEAT, heartbeat) M(14, CANCEL, cancel) M(15, REAP, reap) M(16, DRAIN, drain)     \
     M(17, SUBMIT, submit) M(18, ACCEPTED, accepted) M(19, STAGE, stage)                         \
     M(20, FINISHED, finished) M(21, DISCARD, discard) M(22, KEEP, keep) M(23, ASK, ask)         \
-    M(24, GRANT, grant) M(25, REVOKE, revoke) M(26, GIVE, give)
+    M(24, GRANT, grant) M(25, REVOKE, revoke) M(26, GIVE, give) M(27, RANK, rank)               \
+    M(28, LOAD, load) M(29, PARK, park) M(30, PARKED, parked) M(31, SHARE, share)
 /* clang-format on */
 
 typedef enum {
@@ -141,6 +171,8 @@ typedef char sl_wire_dir[SL_DIR];
 typedef sl_ticket sl_wire_ticket;
 typedef sl_pool_handle sl_wire_pool;
 typedef sl_tickets sl_wire_tickets;
+typedef sl_members sl_wire_team;
+typedef uint8_t sl_wire_blob64[64];
 
 #define FIELD(kind, name) sl_wire_##kind name;
 #define X(number, NAME, lower)                                                                     \

@@ -31,9 +31,8 @@
 #ifndef SL_COMM_H
 #define SL_COMM_H
 
+#include "common/pipeline.h" /* SL_RANKS: most of a group */
 #include "kernels/ops.h"
-
-#define SL_RANKS 16 /* most of a group */
 
 typedef enum { SL_LANE_SHARD, SL_LANE_MEET, SL_LANE_LOAD, SL_LANES } sl_lane;
 

@@ -82,6 +82,21 @@ static void fill_tickets(sl_tickets *v)
     }
 }
 
+static void fill_team(sl_members *v)
+{
+    memset(v, 0, sizeof *v);
+    v->size = (uint32_t)(next() % (SL_RANKS + 1));
+    if (!v->size) return;
+    v->me = (uint32_t)(next() % v->size);
+    fill_u32(&v->key);
+    for (uint32_t i = 0; i < v->size; i++) v->member[i] = (uint32_t)(next() % SL_RANKS);
+}
+
+static void fill_blob64(uint8_t (*v)[64])
+{
+    for (int i = 0; i < 64; i++) (*v)[i] = (uint8_t)next();
+}
+
 /* The message of list NAME with random fields. Structs are zeroed first: bytes between
  * fields are never compared. */
 static void fill(sl_msg *m, sl_msg_type type)
@@ -126,6 +141,8 @@ static bool same_tickets(const sl_tickets *a, const sl_tickets *b)
                SAME_ticket(a->at[i].ticket, b->at[i].ticket);
     return same;
 }
+#define SAME_team(a, b) same_bytes(&(a), &(b), sizeof(sl_members)) /* of words alone */
+#define SAME_blob64(a, b) same_bytes(a, b, 64)
 #define SAME_tickets(a, b) same_tickets(&(a), &(b))
 #define SAME_pool(a, b)                                                                            \
     ((a).pool == (b).pool && (a).pid == (b).pid && (a).fd == (b).fd && (a).kind == (b).kind &&     \
@@ -181,7 +198,7 @@ static void test_round_trip(void **unused)
 /* The layout is fixed: a program in another language relies on it. */
 static void test_layout(void **unused)
 {
-    static const uint8_t WANT[] = {'S', 'L', 'U', 'C', 2, 0, 0, 0, 14, 0, 0,    0,    12,   0,
+    static const uint8_t WANT[] = {'S', 'L', 'U', 'C', 3, 0, 0, 0, 14, 0, 0,    0,    12,   0,
                                    0,   0,   8,   7,   6, 5, 4, 3, 2,  1, 0xfe, 0xff, 0xff, 0xff};
     sl_msg m = {.type = SL_MSG_CANCEL,
                 .cancel = {.job = 0x0102030405060708u, .attempt = 0xfffffffeu}};
@@ -253,9 +270,9 @@ static void test_wrong_headers(void **unused)
     } CASES[] = {{0, 0x43554c54, "message: magic 43554c54, want 43554c53"},
                  {0, 0, "message: magic 00000000, want 43554c53"},
                  {0, 0x534c5543, "message: magic 534c5543, want 43554c53"},
-                 {4, 0, "message: protocol version 0, want 2"},
-                 {4, 1, "message: protocol version 1, want 2"},
-                 {4, UINT32_MAX, "message: protocol version 4294967295, want 2"},
+                 {4, 0, "message: protocol version 0, want 3"},
+                 {4, 1, "message: protocol version 1, want 3"},
+                 {4, UINT32_MAX, "message: protocol version 4294967295, want 3"},
                  {8, 0, "message: unknown type 0"},
                  {8, 200, "message: unknown type 200"},
                  {8, UINT32_MAX, "message: unknown type 4294967295"},
@@ -310,6 +327,8 @@ enum {
     LONG_str64 = 64,
     LONG_text = 512,
     LONG_dir = 1024,
+    LONG_team = (3 + SL_RANKS) * 4,
+    LONG_blob64 = 64,
     LONG_tickets = 4 + SL_TICKETS * 32,
     LONG_pool = 8 + 16 + 8 + 24 + 64,
     TEXT_i32 = 0,
@@ -322,6 +341,8 @@ enum {
     TEXT_str64 = 64,
     TEXT_text = 512,
     TEXT_dir = 1024,
+    TEXT_team = 0,
+    TEXT_blob64 = 0,
     TEXT_tickets = 0,
     TEXT_pool = 24,
     SKIP_i32 = 0,
@@ -334,6 +355,8 @@ enum {
     SKIP_str64 = 0,
     SKIP_text = 0,
     SKIP_dir = 0,
+    SKIP_team = 0,
+    SKIP_blob64 = 0,
     SKIP_tickets = 0,
     SKIP_pool = 32
 };
@@ -381,6 +404,28 @@ static void test_a_damaged_list(void **unused)
         T_CODE(sl_wire_decode(&out, bytes, n, &err), SL_FORMAT);
         T_SAYS(err.msg, "DONE has a string or a list without an end");
         bytes[list + damaged[i][0]] = keep;
+    }
+}
+
+/* A team has one encoding: no more members than there can be, the receiver among them, nothing
+ * behind its end, no team without a size. */
+static void test_a_damaged_team(void **unused)
+{
+    uint8_t bytes[SL_WIRE_MAX];
+    sl_msg m = {.type = SL_MSG_LOAD, .load.team = {.size = 2, .me = 1, .key = 7, .member = {3, 0}}},
+           out;
+    const size_t damaged[][2] = {{0, SL_RANKS + 1}, {0, 0}, {0, 1}, {4, 2},
+                                 {12, SL_RANKS},    {20, 1}};
+    sl_err err;
+    (void)unused;
+    size_t n = sl_wire_encode(bytes, &m);
+    T_OK(sl_wire_decode(&out, bytes, n, &err));
+    assert_memory_equal(&out.load.team, &m.load.team, sizeof m.load.team);
+    for (size_t i = 0; i < sizeof damaged / sizeof *damaged; i++) {
+        uint8_t *at = bytes + SL_WIRE_HEADER + damaged[i][0], keep = *at;
+        *at = (uint8_t)damaged[i][1];
+        T_CODE(sl_wire_decode(&out, bytes, n, &err), SL_FORMAT);
+        *at = keep;
     }
 }
 
@@ -587,6 +632,7 @@ int main(void)
         cmocka_unit_test(test_wrong_headers),
         cmocka_unit_test(test_a_string_without_an_end),
         cmocka_unit_test(test_a_damaged_list),
+        cmocka_unit_test(test_a_damaged_team),
         cmocka_unit_test(test_printing),
         cmocka_unit_test(test_over_inproc),
         cmocka_unit_test(test_over_ipc),
