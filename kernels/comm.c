@@ -44,6 +44,9 @@ typedef struct {
     _Atomic uint32_t aborted; /* newest key whose attempt was given up */
     uint32_t reserved;
     _Atomic uint64_t arrived[SL_LANES][SL_RANKS]; /* newest mark that each rank has set here */
+    /* what each rank tells; of the tell before, which this rank may still be reading, and of the
+     * newest */
+    _Atomic uint64_t words[SL_LANES][SL_RANKS][2];
 } block;
 
 _Static_assert(sizeof(block) <= SL_COMM_PAGE, "a block is a page");
@@ -62,6 +65,7 @@ typedef struct {
     sl_team team;
     bool begun;
     uint32_t count; /* operations started */
+    uint32_t told;  /* of those, sl_comm_tell */
 } lane_state;
 
 struct sl_comm {
@@ -309,7 +313,7 @@ void sl_comm_wait_marks(sl_ctx *ctx, sl_comm *c, sl_lane lane, uint64_t value)
         syscall(SYS_futex, &own->woken, FUTEX_WAIT, seen, &look, NULL, 0);
     }
     if (!sl_ok(ctx)) sl_comm_abort(c, t); /* the others need not find out by themselves */
-    c->stats.waited_ns += sl_now_ns() - t0;
+    sl_comm_add_waited(c, lane, sl_now_ns() - t0);
 }
 
 void sl_comm_abort(sl_comm *c, const sl_team *team)
@@ -358,6 +362,10 @@ void sl_comm_set_window(sl_comm *c, int rank, char *window, size_t bytes)
 {
     c->peers[rank].window = window;
     c->peers[rank].window_bytes = bytes;
+}
+void sl_comm_add_waited(sl_comm *c, sl_lane lane, int64_t ns)
+{
+    c->stats.waited_ns[lane] += ns;
 }
 const sl_team *sl_comm_team(const sl_comm *c, sl_lane lane)
 {
@@ -422,17 +430,32 @@ static bool team_fits(sl_ctx *ctx, const sl_comm *c, const sl_team *t)
     return true;
 }
 
+static void settle_of(sl_ctx *ctx)
+{
+    sl_comm_settle(ctx, ctx->settle_with);
+}
+
 void sl_comm_begin(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_team *team)
 {
     lane_state *l = &c->lanes[lane];
     if (!sl_ok(ctx) || !team_fits(ctx, c, team)) return;
-    if (l->begun && team->key <= l->team.key) {
+    if (team->key <= l->team.key) {
         sl_ctx_fail(ctx, SL_ARG, "comm: key %u of an attempt, want more than the last, %u",
                     team->key, l->team.key);
         return;
     }
     *l = (lane_state){.team = *team, .begun = true};
+    ctx->settle = settle_of;
+    ctx->settle_with = c;
     sl_comm_barrier(ctx, c, lane);
+}
+
+void sl_comm_end(sl_ctx *ctx, sl_comm *c)
+{
+    if (!ctx->settle) return;
+    sl_comm_settle(ctx, c);
+    for (int l = 0; l < SL_LANES; l++) c->lanes[l].begun = false;
+    ctx->settle = NULL;
 }
 
 void sl_comm_settle(sl_ctx *ctx, sl_comm *c)
@@ -455,13 +478,27 @@ void sl_comm_release(sl_comm *c)
 
 void sl_comm_barrier(sl_ctx *ctx, sl_comm *c, sl_lane lane)
 {
+    uint64_t all[SL_RANKS];
+    sl_comm_tell(ctx, c, lane, 0, all);
+}
+
+void sl_comm_tell(sl_ctx *ctx, sl_comm *c, sl_lane lane, uint64_t mine, uint64_t all[SL_RANKS])
+{
     lane_state *l = &c->lanes[lane];
     sl_comm_settle(ctx, c); /* after it none of this rank's own marks is on its way */
     if (!sl_ok(ctx)) return;
     const uint64_t value = mark(l->team.key, ++l->count);
-    for (int i = 0; i < l->team.size; i++)
+    const int turn = ++l->told % 2;
+    for (int i = 0; i < l->team.size; i++) {
+        block *b = c->peers[l->team.member[i]].block;
+        atomic_store_explicit(&b->words[lane][c->rank][turn], mine, memory_order_relaxed);
         if (i != l->team.me) sl_comm_set_mark(c, l->team.member[i], lane, value);
+    }
     sl_comm_wait_marks(ctx, c, lane, value);
+    const block *own = c->peers[c->rank].block;
+    for (int i = 0; i < l->team.size; i++)
+        all[i] =
+            atomic_load_explicit(&own->words[lane][l->team.member[i]][turn], memory_order_relaxed);
 }
 
 /* ---- operations ---- */
@@ -620,15 +657,15 @@ void sl_comm_broadcast(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y
         sl_ctx_fail(ctx, SL_ARG, "comm: broadcast of %zu bytes from member %d of %d, want %zu",
                     root == t->me ? sl_bytes(x) : 0, root, t->size, bytes);
     if (!sl_ok(ctx) || (at = offset_of(ctx, c, y, "broadcast")) < 0) return;
-    for (int i = 0; i < t->size; i++)
+    for (int i = 0; i < t->size; i++) /* root's own copy may be what it sends */
         parts[i] = (sl_comm_part){.rank = t->member[i],
                                   .from = root == t->me ? x->data : NULL,
                                   .to = (size_t)at,
                                   .width = bytes,
-                                  .rows = root == t->me,
+                                  .rows = root == t->me && (i != root || x->data != y->data),
                                   .at = (size_t)at,
                                   .at_width = bytes,
-                                  .at_rows = i == root};
+                                  .at_rows = i == root && root != t->me};
     start(ctx, c, lane, t->size, parts);
 }
 

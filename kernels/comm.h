@@ -34,7 +34,9 @@
 #include "common/pipeline.h" /* SL_RANKS: most of a group */
 #include "kernels/ops.h"
 
-typedef enum { SL_LANE_SHARD, SL_LANE_MEET, SL_LANE_LOAD, SL_LANES } sl_lane;
+/* SHARD: ranks that share a forward; MEET: the two that have a branch each; TEAM: all, for weights,
+ * inputs and what is agreed on between steps. */
+typedef enum { SL_LANE_SHARD, SL_LANE_MEET, SL_LANE_TEAM, SL_LANES } sl_lane;
 
 typedef struct sl_comm sl_comm; /* one rank's end of the group; one thread */
 
@@ -88,9 +90,13 @@ int64_t sl_share_most(int64_t n, int size, int granule);
 
 /* Begin an attempt: the lane's count starts at 0, and every member is waited for, so that
  * nothing of an earlier attempt is still on its way. Device work that this rank queued
- * has been waited for. Errors, sticky in ctx: SL_GONE a member is not connected or dead;
- * SL_ARG key or members. */
+ * has been waited for. From here to sl_comm_end whatever waits for ctx on the host (sl_sync,
+ * sl_download, ...) settles first. Errors, sticky in ctx: SL_GONE a member is not connected or
+ * dead; SL_ARG key or members. */
 void sl_comm_begin(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_team *team);
+/* The attempt is over, well or not, on every lane: what is queued has come to its end when this
+ * returns. ctx keeps its error. An end without a beginning is fine. */
+void sl_comm_end(sl_ctx *ctx, sl_comm *c);
 
 /* End every wait of this rank's teams, and tell the members: may be called by any thread. */
 void sl_comm_abort(sl_comm *c, const sl_team *team);
@@ -118,6 +124,9 @@ void sl_comm_broadcast(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y
 void sl_comm_wait(sl_ctx *ctx, sl_comm *c, sl_lane lane, int but);
 /* Every member has come here; waits on the host. */
 void sl_comm_barrier(sl_ctx *ctx, sl_comm *c, sl_lane lane);
+/* A barrier that brings a word of each member: all[i] is member i's `mine`, on every rank. After
+ * an error they are unspecified. */
+void sl_comm_tell(sl_ctx *ctx, sl_comm *c, sl_lane lane, uint64_t mine, uint64_t all[SL_RANKS]);
 /* Wait on the host until all that ctx and this rank have queued is over: instead of
  * sl_sync wherever the stream may wait for a member, which sl_sync would do for ever.
  * After an error, and after an abort, it ends the waits that are queued. Errors:
@@ -128,9 +137,11 @@ void sl_comm_settle(sl_ctx *ctx, sl_comm *c);
  * timeout_ms is given up. */
 void sl_comm_beat(sl_comm *c);
 
-/* For the report: what was waited for on the host (shm, barriers), and bytes sent. */
+/* For the report: how long each lane was waited for, on the host and by the device's stream, since
+ * the figures were last taken; bytes sent. On a device waits are measured as long as events are
+ * left for it: some 250 between two calls of sl_comm_settle. */
 typedef struct {
-    int64_t waited_ns;
+    int64_t waited_ns[SL_LANES];
     uint64_t sent_bytes, operations;
 } sl_comm_stats;
 sl_comm_stats sl_comm_take_stats(sl_comm *c);

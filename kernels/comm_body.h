@@ -54,6 +54,9 @@ size_t sl_comm_window_bytes(const sl_comm *c, int rank);
 void sl_comm_set_window(sl_comm *c, int rank, char *window, size_t bytes);
 const sl_team *sl_comm_team(const sl_comm *c, sl_lane lane);
 
+/* The lane was waited for so long. */
+void sl_comm_add_waited(sl_comm *c, sl_lane lane, int64_t ns);
+
 /* ---- marks: who has done how much ---- */
 
 /* Where in the block of a rank lies the mark of rank `from`: 8 bytes, little endian. */

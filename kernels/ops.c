@@ -338,24 +338,31 @@ static bool is_same_or_apart(sl_ctx *ctx, const char *op, const char *out, const
         else sl_ctx_fail(ctx, SL_INTERNAL, "%s: %s does not have it", #op_, ctx->ops->name);       \
     } while (0)
 
+/* Before an operation that waits on the host: the stream may wait for a rank that has died. */
+static bool may_wait(sl_ctx *ctx)
+{
+    if (ctx->settle && !ctx->ops->plan) ctx->settle(ctx);
+    return sl_ok(ctx);
+}
+
 /* ---- movement and elementwise ---- */
 
 void sl_upload(sl_ctx *ctx, const sl_tensor *dst, const void *host)
 {
     if (!may_begin(ctx) || !is_tensor(ctx, "upload", "dst", dst, ANY_RANK, ANY, DENSE)) return;
-    BODY(upload, ctx, dst, host);
+    if (may_wait(ctx)) BODY(upload, ctx, dst, host);
 }
 
 void sl_download(sl_ctx *ctx, void *host, const sl_tensor *src)
 {
     if (!may_begin(ctx) || !is_tensor(ctx, "download", "src", src, ANY_RANK, ANY, DENSE)) return;
-    BODY(download, ctx, host, src);
+    if (may_wait(ctx)) BODY(download, ctx, host, src);
 }
 
 void sl_sync(sl_ctx *ctx)
 {
     if (!may_begin(ctx)) return;
-    BODY(sync, ctx);
+    if (may_wait(ctx)) BODY(sync, ctx);
 }
 
 void sl_tap(sl_ctx *ctx, const char *name, const sl_tensor *t)
@@ -707,7 +714,7 @@ void sl_mean_abs(sl_ctx *ctx, float out[2], const sl_tensor *prev, const sl_tens
         !is_tensor(ctx, op, "r", r, prev->rank, ACT, DENSE) || !is_like(ctx, op, "r", r, prev) ||
         !is_in_range(ctx, op, "prev's number of elements", sl_count(prev), 1, INT64_MAX))
         return;
-    BODY(mean_abs, ctx, out, prev, r);
+    if (may_wait(ctx)) BODY(mean_abs, ctx, out, prev, r);
 }
 
 void sl_abs_rows(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *prev, const sl_tensor *r)
@@ -728,7 +735,7 @@ void sl_sum_rows(sl_ctx *ctx, double out[2], const sl_tensor *y)
     if (!may_begin(ctx) || !is_tensor(ctx, op, "y", y, 2, BIT(SL_F32), DENSE) ||
         !is_in_range(ctx, op, "y's columns", y->shape[1], 2, 2))
         return;
-    if (y->shape[0]) BODY(sum_rows, ctx, out, y);
+    if (y->shape[0] && may_wait(ctx)) BODY(sum_rows, ctx, out, y);
 }
 
 /* ---- VAE ---- */

@@ -56,6 +56,10 @@ struct sl_ctx {
     void *tap_user;
     /* NULL, or a flag that every operation looks at first: nonzero -> SL_CANCELLED */
     const volatile int *cancel;
+    /* NULL, or what must be called before the host waits for the stream, which may wait for other
+     * ranks: kernels/comm.h sets it and takes it away. */
+    void (*settle)(sl_ctx *ctx);
+    void *settle_with;
 };
 
 typedef enum { SL_ACT_NONE, SL_ACT_GELU_TANH, SL_ACT_GELU_ERF, SL_ACT_SILU } sl_activation;

@@ -326,17 +326,17 @@ static inline const char *rank_broadcasts(t_rank *r)
     const char *bad = NULL;
     for (int i = 0; i < r->ranks; i++) all[i] = i;
     sl_team team = team_of(r, r->ranks, all, 7);
-    sl_comm_begin(r->ctx, r->comm, SL_LANE_LOAD, &team);
+    sl_comm_begin(r->ctx, r->comm, SL_LANE_TEAM, &team);
     for (int root = 0; root < r->ranks && !bad; root++) {
         size_t at = 0;
         const size_t mark = sl_mark(r->ctx);
         sl_tensor y = in_window(r, &at, SL_BF16, 70, 50), x = {0};
         if (root == team.me) x = make_part(r, root, SL_BF16, 0, 70, 0, 50);
-        sl_comm_broadcast(r->ctx, r->comm, SL_LANE_LOAD, &y, &x, root);
-        sl_comm_wait(r->ctx, r->comm, SL_LANE_LOAD, 0);
+        sl_comm_broadcast(r->ctx, r->comm, SL_LANE_TEAM, &y, &x, root);
+        sl_comm_wait(r->ctx, r->comm, SL_LANE_TEAM, 0);
         RANK_CTX(r);
         bad = compare(r, &y, root, 0, 0);
-        sl_comm_barrier(r->ctx, r->comm, SL_LANE_LOAD);
+        sl_comm_barrier(r->ctx, r->comm, SL_LANE_TEAM);
         sl_release(r->ctx, mark);
     }
     return bad;
@@ -393,6 +393,38 @@ static inline void ten_thousand_exchanges_leak_nothing(void **state)
 {
     (void)state;
     t_ranks(2, rank_many, 20000, NULL, -1);
+}
+
+/* Words of a member that tells twice as much as the others wait for, with exchanges between. */
+static inline const char *rank_tells(t_rank *r)
+{
+    int all[SL_RANKS];
+    uint64_t words[SL_RANKS];
+    for (int i = 0; i < r->ranks; i++) all[i] = i;
+    sl_team team = team_of(r, r->ranks, all, 9);
+    sl_comm_begin(r->ctx, r->comm, SL_LANE_TEAM, &team);
+    for (uint64_t i = 0; i < 300; i++) {
+        sl_comm_tell(r->ctx, r->comm, SL_LANE_TEAM, i << 32 | (uint64_t)r->rank, words);
+        RANK_CTX(r);
+        for (int k = 0; k < r->ranks; k++)
+            RANK_OK(words[k] == (i << 32 | (uint64_t)k), "member %d told %llx at %llu", k,
+                    (unsigned long long)words[k], (unsigned long long)i);
+        size_t at = 0;
+        sl_tensor x = make_part(r, 1, SL_F32, r->rank, 1, 0, 8),
+                  y = in_window(r, &at, SL_F32, r->ranks, 8);
+        if (i % 3 == 0) sl_comm_gather(r->ctx, r->comm, SL_LANE_TEAM, &y, &x, r->ranks);
+        if (i % 3 == 0) sl_comm_wait(r->ctx, r->comm, SL_LANE_TEAM, 0);
+    }
+    sl_comm_end(r->ctx, r->comm);
+    RANK_CTX(r);
+    RANK_OK(!r->ctx->settle, "%s", "waits still settle after the end");
+    return NULL;
+}
+
+static inline void words_reach_all(void **state)
+{
+    (void)state;
+    t_ranks(t_body.ranks < 4 ? t_body.ranks : 4, rank_tells, 20000, NULL, -1);
 }
 
 /* ---- ends ---- */
@@ -567,7 +599,7 @@ static inline void shares_are_even_and_whole(void **state)
 #define T_COMM_TESTS                                                                               \
     cmocka_unit_test(shares_are_even_and_whole), cmocka_unit_test(every_team_exchanges),           \
         cmocka_unit_test(halves_meet_and_join), cmocka_unit_test(a_broadcast_reaches_all),         \
-        cmocka_unit_test(ten_thousand_exchanges_leak_nothing),                                     \
+        cmocka_unit_test(words_reach_all), cmocka_unit_test(ten_thousand_exchanges_leak_nothing),  \
         cmocka_unit_test(an_abort_ends_all_within_a_second),                                       \
         cmocka_unit_test(a_killed_rank_ends_the_attempt),                                          \
         cmocka_unit_test(a_stopped_rank_ends_the_attempt),                                         \

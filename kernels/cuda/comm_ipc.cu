@@ -34,7 +34,10 @@ extern "C" {
 #include "kernels/comm_body.h"
 }
 
-enum { RING = 8 /* operations whose copies have an event of their own */ };
+enum {
+    RING = 8,   /* operations whose copies have an event of their own */
+    CLOCKS = 256 /* waits between two settles whose time is taken */
+};
 #define WINDOW_ALIGN ((size_t)2 << 20)
 
 namespace
@@ -48,6 +51,10 @@ struct ipc_state {
     cudaEvent_t ready;                /* on ctx's stream: what an operation sends is there */
     void *mark[SL_RANKS];             /* device address of each rank's control block */
     bool pinned[SL_RANKS], mapped[SL_RANKS];
+    /* before and after each wait of ctx's stream, since the last settle */
+    cudaEvent_t clock[CLOCKS][2];
+    sl_lane clock_lane[CLOCKS];
+    int clocks;
 };
 
 typedef CUresult CUDAAPI value64_fn(CUstream, CUdeviceptr, cuuint64_t, unsigned);
@@ -166,6 +173,9 @@ void ipc_close(sl_comm *c)
     ipc_disconnect(c, sl_comm_rank(c));
     if (window) cudaFree(window);
     if (s->ready) cudaEventDestroy(s->ready);
+    for (int i = 0; i < CLOCKS; i++)
+        for (int end = 0; end < 2; end++)
+            if (s->clock[i][end]) cudaEventDestroy(s->clock[i][end]);
     cudaGetLastError();
     free(s);
     sl_comm_set_state(c, NULL);
@@ -211,9 +221,33 @@ void ipc_exchange(sl_ctx *ctx, sl_comm *c, sl_lane lane, uint64_t value, int n,
     }
 }
 
+/* Event `end` of the newest wait's clock. */
+void tick(sl_ctx *ctx, ipc_state *s, sl_lane lane, int end)
+{
+    if (s->clocks == CLOCKS) return;
+    cudaEvent_t *e = &s->clock[s->clocks][end];
+    if (!*e && !sl_cuda_ok(ctx, cudaEventCreate(e), "comm: a clock")) return;
+    s->clock_lane[s->clocks] = lane;
+    sl_cuda_ok(ctx, cudaEventRecord(*e, ctx->stream), "comm: a clock");
+    s->clocks += end;
+}
+
+/* The times of all waits since the last settle; the stream is idle. */
+void read_clocks(sl_comm *c, ipc_state *s)
+{
+    for (int i = 0; i < s->clocks; i++) {
+        float ms = 0;
+        if (cudaEventElapsedTime(&ms, s->clock[i][0], s->clock[i][1]) == cudaSuccess)
+            sl_comm_add_waited(c, s->clock_lane[i], (int64_t)(ms * 1e6f));
+        else cudaGetLastError();
+    }
+    s->clocks = 0;
+}
+
 void ipc_wait(sl_ctx *ctx, sl_comm *c, sl_lane lane, uint64_t value)
 {
     ipc_state *s = (ipc_state *)sl_comm_state(c);
+    tick(ctx, s, lane, 0);
     const sl_team *t = sl_comm_team(c, lane);
     const int me = sl_comm_rank(c);
     for (int i = 0; i < t->size; i++) {
@@ -228,6 +262,7 @@ void ipc_wait(sl_ctx *ctx, sl_comm *c, sl_lane lane, uint64_t value)
                                   "a wait"))
             return;
     }
+    tick(ctx, s, lane, 1);
 }
 
 /* Nothing of this rank's is on its way any more; -1: something broke. */
@@ -271,6 +306,7 @@ void ipc_settle(sl_ctx *ctx, sl_comm *c)
         }
         nap(now - t0 < 2000000 ? 20 : 200);
     }
+    read_clocks(c, s);
     /* a member that has begun the next attempt has set marks that let this one's waits
      * through */
     if (sl_ok(ctx)) sl_comm_given_up(ctx, c);
