@@ -101,7 +101,7 @@ typedef enum { SL_TURN_PIECE, SL_TURN_STEP } sl_turn_kind;
 #define WIRE_PARKED(F)    F(u64, job) F(u32, attempt) F(u32, step)
 /* What a member of a team did in the attempt, before DONE or PARKED. Seconds: of steps; of those,
  * of data of the others that came late (exchange), of others that had not come so far (wait).
- * device_bytes: the most that the process has taken of its device. */
+ * device_bytes: of its device, what all processes had taken after a step. */
 #define WIRE_SHARE(F)     F(u64, job) F(u32, attempt) F(str16, stage) F(u32, instance) \
                           F(u32, size) F(u32, me) F(u32, steps) F(f64, step_s) \
                           F(f64, exchange_s) F(f64, wait_s) F(u64, sent_bytes) \

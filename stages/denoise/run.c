@@ -14,6 +14,35 @@
 
 /* ---- the process ---- */
 
+/* A network without weights, whose sizes are asked for. */
+static sl_code open_counting(denoiser *d, sl_loader **loader, sl_dit **dit, sl_err *err)
+{
+    sl_code rc = sl_loader_plan(loader, &d->ctx, "transformer", err);
+    if (!rc && !(*dit = sl_dit_new(&d->model->dit[0], *loader)))
+        rc = sl_fail(err, SL_NOMEM, "transformer: no memory");
+    return rc;
+}
+
+/* Open this rank's end, where the deployment forms teams. */
+static sl_code meet_ranks(denoiser *d, sl_err *err)
+{
+    const sl_conf *conf = &d->seat->conf;
+    sl_loader *loader = NULL;
+    sl_dit *dit = NULL;
+    size_t bytes = 0;
+    sl_code rc;
+    if (!sl_ranks_wanted(conf, SL_ROLE_DENOISE)) return SL_OK;
+    if (!(rc = open_counting(d, &loader, &dit, err)) &&
+        !(rc = sl_denoise_window(&bytes, d->ctx.ops, d->model, &dit, conf->limits.pixels,
+                                 conf->limits.frames, sl_conf_instances(conf, SL_ROLE_DENOISE),
+                                 err)))
+        rc = sl_ranks_open(&d->seat->ranks, &d->seat->control, conf, SL_ROLE_DENOISE,
+                           d->seat->instance, &d->ctx, d->seat->plugin, bytes, err);
+    sl_dit_free(&dit);
+    sl_loader_close(&loader);
+    return rc ? rc : sl_ranks_load_team(&d->seat->ranks, &d->load_team, err);
+}
+
 sl_code sl_denoiser_open(denoiser *d, sl_err *err)
 {
     static const char *const NAMES[SL_EXPERTS] = {"transformer", "transformer_2"};
@@ -21,7 +50,8 @@ sl_code sl_denoiser_open(denoiser *d, sl_err *err)
     size_t bytes = 0;
     sl_code rc;
     d->model = &d->seat->model;
-    if ((rc = sl_seat_context(d->seat, &d->ctx, err)) || (rc = sl_seat_receive(d->seat, err)))
+    if ((rc = sl_seat_context(d->seat, &d->ctx, err)) || (rc = sl_seat_receive(d->seat, err)) ||
+        (rc = meet_ranks(d, err)))
         return rc;
     for (int e = 0; e < d->model->family.experts; e++) {
         if ((rc = sl_seat_loader(&d->loaders[e], d->seat, &d->ctx, NAMES[e],
@@ -42,6 +72,7 @@ void sl_denoiser_close(denoiser *d)
         sl_dit_free(&d->dit[e]);
         sl_loader_close(&d->loaders[e]);
     }
+    if (d->seat) sl_ranks_close(&d->seat->ranks);
     sl_ctx_close(&d->ctx);
 }
 
@@ -122,26 +153,42 @@ done:
  * known. */
 static void hold_state(denoise_run *r)
 {
-    int64_t n = sl_count(&r->sampler.x);
-    sl_download(&r->d->ctx, r->saved, &r->sampler.x);
-    sl_download(&r->d->ctx, r->saved + n, &r->sampler.last);
-    sl_download(&r->d->ctx, r->saved + 2 * n, &r->sampler.m0);
-    sl_download(&r->d->ctx, r->saved + 3 * n, &r->sampler.m1);
-    /* never written so far */
-    if (r->sampler.history < 2) memset(r->saved + 3 * n, 0, (size_t)n * sizeof(float));
+    const sl_sampler *s = &r->sampler;
+    int64_t n = sl_count(&s->x);
+    const sl_tensor *const from[4] = {&s->x, &s->last, &s->m0, &s->m1};
+    for (int i = 0; i < 4; i++) sl_download(&r->d->ctx, r->now.data + i * n, from[i]);
+    /* what was never written so far */
+    for (int i = 2 + s->history; i < 4; i++)
+        memset(r->now.data + i * n, 0, (size_t)n * sizeof(float));
+    if (s->step == 0) memset(r->now.data + n, 0, (size_t)n * sizeof(float));
+    const int64_t meta[META_COUNT] = {s->step, s->last_order, s->history};
+    memcpy(r->now.meta, meta, sizeof meta);
+    r->now.whole = true;
+    for (int b = 0; b < SL_BRANCHES; b++) r->now.metrics[b] = NAN; /* nothing was compared yet */
 }
 
-static void save_state(denoise_run *r, const int64_t meta[META_COUNT],
-                       const float metrics[SL_BRANCHES])
+/* The step after the held state has come to these decisions: that state is the one to go on from,
+ * if all of it was computed. true: it is. */
+static bool keep_state(denoise_run *r, const sl_fbcache_report reports[SL_BRANCHES])
+{
+    if (!r->now.whole || !reports[0].computed || !reports[1].computed) return false;
+    for (int b = 0; b < SL_BRANCHES; b++) r->now.metrics[b] = reports[b].metric;
+    if (!r->last.data) return true;
+    denoise_state t = r->last;
+    r->last = r->now;
+    r->now = t;
+    r->now.whole = false;
+    return true;
+}
+
+static void save_state(denoise_run *r, denoise_state *s)
 {
     static const char *const NAMES[] = {"x", "last", "m0", "m1", "meta", "metrics"};
-    int64_t n = sl_count(&r->sampler.x), m[META_COUNT];
-    float f[SL_BRANCHES] = {metrics[0], metrics[1]};
+    int64_t n = sl_count(&r->sampler.x);
     sl_tensor t[6];
-    memcpy(m, meta, sizeof m);
-    for (int i = 0; i < 4; i++) t[i] = sl_view(r->saved + i * n, SL_F32, 4, r->shape);
-    t[4] = sl_view1(m, SL_I64, META_COUNT);
-    t[5] = sl_view1(f, SL_F32, SL_BRANCHES);
+    for (int i = 0; i < 4; i++) t[i] = sl_view(s->data + i * n, SL_F32, 4, r->shape);
+    t[4] = sl_view1(s->meta, SL_I64, META_COUNT);
+    t[5] = sl_view1(s->metrics, SL_F32, SL_BRANCHES);
     sl_spool_write(&r->d->seat->spool, r->msg, "state", false, 6, NAMES, t);
     r->since_saved = 0;
 }
@@ -174,6 +221,7 @@ static void make_contexts(denoise_run *r, const denoise_inputs *in)
     const sl_parcel_tensor *clip = in->image.count > CLIP ? &in->image.at[CLIP] : NULL;
     for (int e = 0; e < r->d->model->family.experts; e++)
         for (int b = 0; b < in->text.count; b++) {
+            if (!sl_denoise_has(&r->team.split, r->job, b)) continue;
             size_t mark = sl_mark(ctx);
             sl_tensor text = sl_new(ctx, sl_act(ctx), 2, in->text.at[b].host.shape), image = {0};
             if (clip) image = sl_new(ctx, sl_act(ctx), 2, clip->host.shape);
@@ -205,6 +253,8 @@ static sl_code fill_memory(denoise_run *r, const sl_denoise_sizes *of, const den
     sl_upload(ctx, &r->sampler.x, r->noise);
     if ((rc = restore_state(r, err))) return rc;
     sl_sync(ctx);
+    /* nobody writes to a window before all have read their inputs there */
+    sl_denoise_team_agree(&r->team, ctx, (sl_fbcache_report[SL_BRANCHES]){{0}}, &(bool){false});
     if (!sl_ok(ctx)) return sl_ctx_error(ctx, err);
     sl_turn_end(&r->d->seat->turn, true);
     sl_control_span(&r->d->seat->control, r->msg->job, SL_SPAN_COMPUTE, t0);
@@ -225,11 +275,15 @@ sl_code sl_denoise_start(denoise_run *r, denoiser *d, const sl_msg_job *msg, con
     sl_sampler_kind kind = strcmp(job->sampler, "euler") ? SL_SAMPLER_UNIPC : SL_SAMPLER_EULER;
     if ((rc = sl_schedule_make(&r->schedule, kind, job->steps, job->shift, err))) return rc;
     /* on the host */
-    if ((rc = load_noise(r, err)) ||
-        (rc = sl_parcel_make(&r->out, d->seat, NULL, SL_HANDOVER_LATENTS, job, err)))
-        return rc;
-    if (!(r->saved = sl_seat_host_alloc(d->seat, (size_t)n * 4 * sizeof(float))))
-        return sl_fail(err, SL_NOMEM, "denoise: no memory for a state");
+    if ((rc = load_noise(r, err))) return rc;
+    if (sl_denoise_leads(&r->team)) {
+        const size_t bytes = (size_t)n * 4 * sizeof(float);
+        bool both = job->fbcache > 0 && d->seat->ranks.comm;
+        if ((rc = sl_parcel_make(&r->out, d->seat, NULL, SL_HANDOVER_LATENTS, job, err))) return rc;
+        if (!(r->now.data = sl_seat_host_alloc(d->seat, bytes)) ||
+            (both && !(r->last.data = sl_seat_host_alloc(d->seat, bytes))))
+            return sl_fail(err, SL_NOMEM, "denoise: no memory for a state");
+    }
     if (job->dump_blocks) {
         if ((rc = sl_path_join(r->tap_dir, msg->dir, "blocks", err))) return rc;
         if (mkdir(r->tap_dir, 0700) && errno != EEXIST)
@@ -240,6 +294,8 @@ sl_code sl_denoise_start(denoise_run *r, denoiser *d, const sl_msg_job *msg, con
                                  .dit = d->dit,
                                  .job = job,
                                  .schedule = &r->schedule,
+                                 .split = &r->team.split,
+                                 .comm = r->team.comm,
                                  .tap = *r->tap_dir ? tap : NULL,
                                  .round_rope = !strcmp(d->seat->conf.denoise.rope, "bfloat16")};
     if ((rc = sl_denoise_arena(&arena, ctx->ops, &of, err)) ||
@@ -291,26 +347,13 @@ static sl_code look_at(denoise_run *r, int step, sl_err *err)
     return SL_OK;
 }
 
-sl_code sl_denoise_step(denoise_run *r, sl_err *err)
+/* The forwards of this member's branches. */
+static void run_forwards(denoise_run *r, int e, sl_fbcache_report reports[SL_BRANCHES])
 {
     sl_ctx *ctx = &r->d->ctx;
-    const sl_model *model = r->d->model;
-    int i = r->sampler.step, every = r->d->seat->conf.denoise.state_every;
-    int64_t meta[META_COUNT] = {i, r->sampler.last_order, r->sampler.history};
-    bool due = i > 0 && every > 0 && ++r->since_saved >= every && !r->replay;
-    int e = model->family.experts > 1 && r->schedule.timesteps[i] < model->boundary_ratio * 1000
-                ? 1
-                : 0;
-    double g = e ? r->job->guidance_2 : r->job->guidance;
-    sl_fbcache_report reports[SL_BRANCHES] = {{NAN, true}, {NAN, true}};
-    size_t mark = sl_mark(ctx);
-    sl_code rc = sl_turn_begin(&r->d->seat->turn, SL_TURN_STEP, "step", i + 1, err);
-    int64_t t0 = sl_now_ns();
-    if (rc) return rc;
-    if (due) hold_state(r);
-
-    /* a forward a branch, guidance, the sampler's update */
+    const int i = r->sampler.step;
     for (int b = 0; b < branches(r); b++) {
+        if (!sl_denoise_has(&r->team.split, r->job, b)) continue;
         sl_fbcache *cache = r->job->fbcache > 0 ? &r->mem.cache[e][b] : NULL;
         if (cache) {
             cache->step = i, cache->steps = r->schedule.steps;
@@ -323,12 +366,48 @@ sl_code sl_denoise_step(denoise_run *r, sl_err *err)
                                  .step = i,
                                  .rope = &r->mem.rope,
                                  .context = &r->mem.context[e][b],
-                                 .cache = cache};
+                                 .cache = cache,
+                                 .share = r->mem.share.size ? &r->mem.share : NULL};
         sl_dit_forward(ctx, r->d->dit[e], &r->mem.v[b], &in, &reports[b]);
         ctx->tap = NULL;
         if (r->replay) reports[b].metric = r->replay_metric[b];
     }
-    if (r->cfg) sl_guidance(ctx, &r->mem.v[0], &r->mem.v[0], &r->mem.v[1], (float)g);
+}
+
+/* The most of the device that all processes have taken. */
+static void look_at_device(denoise_run *r)
+{
+    size_t left = 0, all = 0;
+    sl_err ignored = {0};
+    const sl_plugin *p = r->d->seat->plugin;
+    if (!p || p->memory(atoi(r->d->seat->device + 5), &left, &all, &ignored)) return;
+    if (all - left > r->device_bytes) r->device_bytes = all - left;
+}
+
+sl_code sl_denoise_step(denoise_run *r, sl_err *err)
+{
+    sl_ctx *ctx = &r->d->ctx;
+    const sl_model *model = r->d->model;
+    const bool leads = sl_denoise_leads(&r->team);
+    int i = r->sampler.step, every = r->d->seat->conf.denoise.state_every;
+    bool due = i > 0 && every > 0 && ++r->since_saved >= every && !r->replay;
+    int e = model->family.experts > 1 && r->schedule.timesteps[i] < model->boundary_ratio * 1000
+                ? 1
+                : 0;
+    double g = e ? r->job->guidance_2 : r->job->guidance;
+    sl_fbcache_report reports[SL_BRANCHES] = {{NAN, true}, {NAN, true}};
+    sl_tensor v[SL_BRANCHES] = {r->mem.v[0], r->mem.v[1]};
+    bool park = false;
+    size_t mark = sl_mark(ctx);
+    sl_code rc = sl_turn_begin(&r->d->seat->turn, SL_TURN_STEP, "step", i + 1, err);
+    int64_t t0 = sl_now_ns();
+    if (rc) return rc;
+    if (leads && (due || r->last.data)) hold_state(r);
+
+    /* a forward a branch, guidance, the sampler's update */
+    run_forwards(r, e, reports);
+    sl_denoise_team_meet(&r->team, ctx, v);
+    if (r->cfg) sl_guidance(ctx, &r->mem.v[0], &v[0], &v[1], (float)g);
     sl_sampler_step(ctx, &r->sampler, &r->mem.v[0]);
     sl_sync(ctx);
     if (!sl_ok(ctx)) return sl_ctx_error(ctx, err);
@@ -337,10 +416,18 @@ sl_code sl_denoise_step(denoise_run *r, sl_err *err)
     r->replay = false;
 
     /* what came of it: finite or not, a state to go on from, the report */
-    if ((rc = look_at(r, i, err))) return rc;
-    if (due && reports[0].computed && reports[1].computed)
-        save_state(r, meta, (float[]){reports[0].metric, reports[1].metric});
-    report_step(r, i, (double)(sl_now_ns() - t0) * 1e-9, reports);
+    if (leads && (rc = look_at(r, i, err))) return rc;
+    park = sl_control_parked(&r->d->seat->control);
+    sl_denoise_team_agree(&r->team, ctx, reports, &park);
+    if (!sl_ok(ctx)) return sl_ctx_error(ctx, err);
+    r->parked = park && i + 1 < r->schedule.steps;
+    r->steps_done++;
+    r->steps_s += (double)(sl_now_ns() - t0) * 1e-9;
+    if (r->steps_done == 1) look_at_device(r);
+    if (leads) {
+        if (keep_state(r, reports) && due) save_state(r, r->last.data ? &r->last : &r->now);
+        report_step(r, i, (double)(sl_now_ns() - t0) * 1e-9, reports);
+    }
     /* with the report: of steps of 3 ms its messages are 2 % */
     sl_control_span(&r->d->seat->control, r->msg->job, SL_SPAN_COMPUTE, t0);
     return SL_OK;
@@ -384,8 +471,63 @@ done:
     return rc;
 }
 
+/* What this member did, for the report. */
+static void say_share(denoise_run *r)
+{
+    const denoise_team *t = &r->team;
+    sl_comm_stats s = {0};
+    if (!r->d->seat->ranks.comm) return;
+    if (t->comm) s = sl_comm_take_stats(t->comm);
+    sl_msg m = {
+        .type = SL_MSG_SHARE,
+        .share = {.job = r->msg->job,
+                  .attempt = r->msg->attempt,
+                  .instance = (uint32_t)r->d->seat->instance,
+                  .size = (uint32_t)t->whole.size,
+                  .me = (uint32_t)t->whole.me,
+                  .steps = (uint32_t)r->steps_done,
+                  .step_s = r->steps_s,
+                  .exchange_s = (double)s.waited_ns[SL_LANE_SHARD] * 1e-9,
+                  .wait_s = (double)(s.waited_ns[SL_LANE_MEET] + s.waited_ns[SL_LANE_TEAM]) * 1e-9,
+                  .sent_bytes = s.sent_bytes,
+                  .device_bytes = r->device_bytes}};
+    snprintf(m.share.stage, sizeof m.share.stage, "%s", sl_role_name(r->d->seat->role));
+    sl_control_send(&r->d->seat->control, &m);
+}
+
+sl_code sl_denoise_park(denoise_run *r, sl_err *err)
+{
+    sl_seat *seat = r->d->seat;
+    int64_t t0 = sl_now_ns();
+    sl_msg m = {.type = SL_MSG_PARKED,
+                .parked = {.job = r->msg->job,
+                           .attempt = r->msg->attempt,
+                           .step = (uint32_t)r->sampler.step}};
+    if (sl_denoise_leads(&r->team)) {
+        sl_code rc;
+        if (!r->last.data) hold_state(r);
+        if (!sl_ok(&r->d->ctx)) return sl_ctx_error(&r->d->ctx, err);
+        denoise_state *s = r->last.data ? &r->last : &r->now;
+        /* without one the job begins anew: only before the first step that computed */
+        if (s->whole && s->meta[META_STEP] > 0) save_state(r, s);
+        if ((rc = sl_spool_flush(&seat->spool, err))) return rc;
+        m.parked.step = (uint32_t)s->meta[META_STEP];
+    }
+    sl_turn_end(&seat->turn, false);
+    sl_control_span(&seat->control, r->msg->job, SL_SPAN_HANDOVER, t0);
+    say_share(r);
+    sl_seat_begin(seat, 0, 0);
+    sl_control_send(&seat->control, &m);
+    return SL_OK;
+}
+
 sl_code sl_denoise_finish(denoise_run *r, sl_err *err)
 {
+    if (!sl_denoise_leads(&r->team)) {
+        say_share(r);
+        sl_seat_done(r->d->seat, r->msg, NULL, r->d->ctx.arena_peak, 0);
+        return SL_OK;
+    }
     const sl_tensor noise = sl_view(r->noise, SL_F32, 4, r->shape);
     char path[SL_PATH];
     int64_t t0 = sl_now_ns();
@@ -402,6 +544,7 @@ sl_code sl_denoise_finish(denoise_run *r, sl_err *err)
         r->out.written = true;
     }
     sl_control_span(&r->d->seat->control, r->msg->job, SL_SPAN_HANDOVER, t0);
+    say_share(r);
     sl_parcel_give(&r->out, r->d->seat, &r->d->ctx, r->msg);
     return SL_OK;
 }
@@ -412,7 +555,8 @@ void sl_denoise_end(denoise_run *r)
     if (r->d) {
         sl_ctx_error(&r->d->ctx, NULL); /* empties the arena */
         sl_parcel_drop(&r->out, r->d->seat);
-        sl_seat_host_free(r->d->seat, r->saved);
+        sl_seat_host_free(r->d->seat, r->now.data);
+        sl_seat_host_free(r->d->seat, r->last.data);
     }
     memset(r, 0, sizeof *r);
 }

@@ -88,20 +88,23 @@ void sl_seats_tell_all(const sl_seats *s, void (*tell)(void *self, const sl_msg 
 
 /* ---- starting ---- */
 
-/* The environment of a stage: ours, with the thread count of its configuration. `slot`
- * and `all` are the caller's memory. */
-static char **stage_env(const sl_seats_seat *p, int seats, char slot[64], char *all[MAX_ENV])
+/* The environment of a stage: ours, with the thread count of its configuration and its number.
+ * `slot` and `all` are the caller's memory. */
+static char **stage_env(const sl_seats_seat *p, int seats, char slot[2][64], char *all[MAX_ENV])
 {
     long cpus = sysconf(_SC_NPROCESSORS_ONLN);
     int n = 0, threads = p->conf->threads;
     /* stages share the cores: none may spin for work */
     static char passive[] = "OMP_WAIT_POLICY=PASSIVE";
     if (!threads) threads = cpus > 2 * seats ? (int)cpus / 2 : (int)cpus;
-    snprintf(slot, 64, "OMP_NUM_THREADS=%d", threads > 0 ? threads : 1);
-    for (char **e = environ; *e && n < MAX_ENV - 3; e++)
-        if (strncmp(*e, "OMP_NUM_THREADS=", 16) && strncmp(*e, "OMP_WAIT_POLICY=", 16))
+    snprintf(slot[0], 64, "OMP_NUM_THREADS=%d", threads > 0 ? threads : 1);
+    snprintf(slot[1], 64, "SLUICE_INSTANCE=%d", p->conf->instance);
+    for (char **e = environ; *e && n < MAX_ENV - 4; e++)
+        if (strncmp(*e, "OMP_NUM_THREADS=", 16) && strncmp(*e, "OMP_WAIT_POLICY=", 16) &&
+            strncmp(*e, "SLUICE_INSTANCE=", 16))
             all[n++] = *e;
-    all[n++] = slot;
+    all[n++] = slot[0];
+    all[n++] = slot[1];
     all[n++] = passive;
     all[n] = NULL;
     return all;
@@ -127,7 +130,7 @@ static void become_stage(const char *path, char *const argv[], char *const envp[
 static bool start(sl_seats *s, int seat)
 {
     sl_seats_seat *p = &s->at[seat];
-    char path[SL_CONF_PATH + SL_PATH], threads[64], why[SL_TEXT];
+    char path[SL_CONF_PATH + SL_PATH], own[2][64], why[SL_TEXT];
     char *env[MAX_ENV];
     char *argv[10 + SL_CONF_ARGS] = {path,
                                      (char *)"--connect",
@@ -145,7 +148,7 @@ static bool start(sl_seats *s, int seat)
     const char *program = p->conf->program;
     if (strchr(program, '/')) snprintf(path, sizeof path, "%s", program);
     else snprintf(path, sizeof path, "%s/%s", s->bin_dir, program);
-    char **envp = stage_env(p, s->count, threads, env);
+    char **envp = stage_env(p, s->count, own, env);
 
     p->pool_count = 0;
     p->start.t1_ns = p->load.t1_ns = 0;

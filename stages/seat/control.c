@@ -5,8 +5,8 @@
  *   socket's thread   socket_main alone: owns the DEALER; calls `hear`
  *   other threads     an end of their own (sl_control_open_end)
  * Between threads there are inproc sockets, and:
- *   lock              guards current, cancelled and cancel_count, for CANCEL and heartbeats
- *   cancel_flag       is read without the lock by operations that run, so atomically
+ *   lock              guards current, early wishes and the pulse
+ *   wished            is read without the lock, by operations that run, so atomically
  *   quit, draining    are atomics
  * `hear` and `note` are called without the lock: what they guard has locks of its own. */
 #include "stages/seat/control.h"
@@ -45,12 +45,12 @@ bool sl_control_term_seen(void)
 
 /* ---- the socket's thread ---- */
 
-static void note_cancel(sl_control *c, const sl_msg_cancel *m)
+static void note_wish(sl_control *c, sl_wish wish, uint64_t job, uint32_t attempt)
 {
     pthread_mutex_lock(&c->lock);
-    if (c->current.job == m->job && c->current.attempt == m->attempt)
-        __atomic_store_n(&c->cancel_flag, 1, __ATOMIC_RELAXED);
-    else c->cancelled[c->cancel_count++ % SL_CONTROL_CANCELS] = (sl_attempt){m->job, m->attempt};
+    if (c->current.job == job && c->current.attempt == attempt)
+        __atomic_store_n(&c->wished[wish], 1, __ATOMIC_RELAXED);
+    else c->early[wish][c->early_count[wish]++ % SL_CONTROL_EARLY] = (sl_attempt){job, attempt};
     pthread_mutex_unlock(&c->lock);
 }
 
@@ -59,8 +59,9 @@ static void deal(sl_control *c, const sl_msg *m, void *dealer, void *to_main)
 {
     sl_msg reply = {0};
     /* the main thread sees a CANCEL too: mux waits between messages */
-    if (m->type == SL_MSG_CANCEL) note_cancel(c, &m->cancel);
-    if (m->type == SL_MSG_DRAIN) atomic_store(&c->draining, true);
+    if (m->type == SL_MSG_CANCEL) note_wish(c, SL_WISH_CANCEL, m->cancel.job, m->cancel.attempt);
+    if (m->type == SL_MSG_PARK) note_wish(c, SL_WISH_PARK, m->park.job, m->park.attempt);
+    else if (m->type == SL_MSG_DRAIN) atomic_store(&c->draining, true);
     else if (!c->hear(c->self, m, &reply)) sl_wire_send(to_main, NULL, 0, m, NULL);
     else if (reply.type) sl_wire_send(dealer, NULL, 0, &reply, NULL);
 }
@@ -72,6 +73,17 @@ static void beat(sl_control *c, void *dealer, uint64_t beats)
     m.heartbeat.job = c->current.job;
     pthread_mutex_unlock(&c->lock);
     sl_wire_send(dealer, NULL, 0, &m, NULL);
+}
+
+/* Tell who wants to know that this process lives. Milliseconds until it is to be told again; -1:
+ * nobody wants to know. */
+static int64_t pulse(sl_control *c)
+{
+    pthread_mutex_lock(&c->lock);
+    bool wanted = c->pulse != NULL;
+    if (wanted) c->pulse(c->pulse_of);
+    pthread_mutex_unlock(&c->lock);
+    return wanted ? SL_CONTROL_PULSE_MS : -1;
 }
 
 static void *socket_main(void *arg)
@@ -102,6 +114,8 @@ static void *socket_main(void *arg)
             next_beat = now + (int64_t)c->beat_ms * 1000000;
             wait_ms = c->beat_ms;
         }
+        int64_t pulse_ms = pulse(c);
+        if (pulse_ms >= 0 && pulse_ms < wait_ms) wait_ms = pulse_ms;
         if (zmq_poll(items, 2, wait_ms) < 0 && errno != EINTR) break;
         /* out: what this process says */
         while (sl_wire_recv(from_all, NULL, NULL, &m, &err) == SL_OK)
@@ -190,6 +204,7 @@ void sl_control_span(sl_control *c, uint64_t job, sl_span_kind kind, int64_t t0_
 {
     sl_msg m = {.type = SL_MSG_SPAN,
                 .span = {.job = job, .kind = kind, .t0_ns = t0_ns, .t1_ns = sl_now_ns()}};
+    if (c->quiet && job) return;
     memcpy(m.span.stage, c->role, sizeof m.span.stage);
     sl_control_send(c, &m);
 }
@@ -239,17 +254,44 @@ sl_code sl_control_next(sl_control *c, bool busy, sl_msg *out, sl_err *err)
 
 bool sl_control_begin(sl_control *c, uint64_t job, uint32_t attempt)
 {
-    bool was = false;
     pthread_mutex_lock(&c->lock);
     c->current = (sl_attempt){job, attempt};
-    for (int i = 0; job && i < SL_CONTROL_CANCELS && i < c->cancel_count; i++)
-        was |= c->cancelled[i].job == job && c->cancelled[i].attempt == attempt;
-    __atomic_store_n(&c->cancel_flag, was, __ATOMIC_RELAXED);
+    for (int w = 0; w < SL_WISHES; w++) {
+        bool was = false;
+        for (int i = 0; job && i < SL_CONTROL_EARLY && i < c->early_count[w]; i++)
+            was |= c->early[w][i].job == job && c->early[w][i].attempt == attempt;
+        __atomic_store_n(&c->wished[w], was, __ATOMIC_RELAXED);
+    }
     pthread_mutex_unlock(&c->lock);
-    return was;
+    return sl_control_cancelled(c);
 }
 
 bool sl_control_cancelled(const sl_control *c)
 {
-    return __atomic_load_n(&c->cancel_flag, __ATOMIC_RELAXED) != 0;
+    return __atomic_load_n(&c->wished[SL_WISH_CANCEL], __ATOMIC_RELAXED) != 0;
+}
+
+bool sl_control_parked(const sl_control *c)
+{
+    return __atomic_load_n(&c->wished[SL_WISH_PARK], __ATOMIC_RELAXED) != 0;
+}
+
+sl_code sl_control_wait(sl_control *c, int ms, sl_err *err)
+{
+    zmq_pollitem_t item = {c->in, 0, ZMQ_POLLIN, 0};
+    sl_control_look(c);
+    if (term_seen || atomic_load(&c->draining)) return sl_fail(err, SL_GONE, "drained");
+    zmq_poll(&item, 1, ms);
+    sl_control_look(c);
+    return SL_OK;
+}
+
+void sl_control_pulse(sl_control *c, sl_pulse_fn *pulse_fn, void *of)
+{
+    sl_msg wake = {.type = SL_MSG_HEARTBEAT};
+    pthread_mutex_lock(&c->lock);
+    c->pulse = pulse_fn;
+    c->pulse_of = of;
+    pthread_mutex_unlock(&c->lock);
+    sl_control_send(c, &wake); /* or it would first sleep until its next beat */
 }

@@ -20,8 +20,9 @@
 #include "common/trace.h"
 #include "common/wire.h"
 
-#define SL_CONTROL_CANCELS 64 /* remembered cancels of jobs that have not begun */
-#define SL_CONTROL_INBOX 256  /* messages set aside while the main thread looks for another */
+#define SL_CONTROL_EARLY 64     /* remembered wishes about attempts that have not begun */
+#define SL_CONTROL_PULSE_MS 200 /* longest time between two pulses */
+#define SL_CONTROL_INBOX 256    /* messages set aside while the main thread looks for another */
 
 /* A message came, on the socket's thread. true: dealt with; then *reply is sent, if
  * reply->type is set. */
@@ -29,11 +30,18 @@ typedef bool sl_hear_fn(void *self, const sl_msg *m, sl_msg *reply);
 /* A message came to the main thread; true: dealt with. */
 typedef bool sl_note_fn(void *self, const sl_msg *m);
 
+/* Called on the socket's thread every SL_CONTROL_PULSE_MS: the process lives. */
+typedef void sl_pulse_fn(void *of);
+
 /* One attempt at a job. */
 typedef struct {
     uint64_t job;
     uint32_t attempt;
 } sl_attempt;
+
+/* What the dispatcher wishes of the attempt that runs, by a message that may come before the
+ * attempt has begun. */
+typedef enum { SL_WISH_CANCEL, SL_WISH_PARK, SL_WISHES } sl_wish;
 
 typedef struct {
     char role[SL_STR16], endpoint[SL_PATH];
@@ -42,16 +50,19 @@ typedef struct {
     sl_note_fn *note;
     void *self; /* of hear and note */
 
+    bool quiet; /* spans of the job are not said: another instance says them for the team */
     void *zmq, *in, *out; /* the main thread's ends of the inproc pairs */
     pthread_t thread;
     bool made, runs;
     atomic_bool quit; /* the socket's thread is to end */
     atomic_bool draining;
 
-    pthread_mutex_t lock; /* of current, cancelled, cancel_count */
-    sl_attempt current, cancelled[SL_CONTROL_CANCELS];
-    int cancel_count;
-    volatile int cancel_flag; /* written under the lock, read without: atomically */
+    pthread_mutex_t lock; /* of all until wished */
+    sl_attempt current, early[SL_WISHES][SL_CONTROL_EARLY];
+    int early_count[SL_WISHES];
+    sl_pulse_fn *pulse; /* NULL: nobody is to be told */
+    void *pulse_of;
+    volatile int wished[SL_WISHES]; /* written under the lock, read without: atomically */
 
     sl_msg inbox[SL_CONTROL_INBOX]; /* the main thread's */
     int inbox_count;
@@ -92,5 +103,11 @@ sl_code sl_control_next(sl_control *c, bool busy, sl_msg *out, sl_err *err);
 bool sl_control_begin(sl_control *c, uint64_t job, uint32_t attempt);
 /* The attempt that runs has been cancelled. Any thread. */
 bool sl_control_cancelled(const sl_control *c);
+/* The attempt that runs is to end at the next step (PARK). Any thread. */
+bool sl_control_parked(const sl_control *c);
+/* Wait until something has come, for so long at most. SL_GONE: this stage is drained. */
+sl_code sl_control_wait(sl_control *c, int ms, sl_err *err);
+/* From now on `pulse` is called; NULL: no more, and not while this returns. */
+void sl_control_pulse(sl_control *c, sl_pulse_fn *pulse, void *of);
 
 #endif

@@ -29,7 +29,7 @@ static bool hear(void *self, const sl_msg *m, sl_msg *reply)
 static bool note(void *self, const sl_msg *m)
 {
     sl_seat *seat = self;
-    return sl_pools_note(&seat->pools, m);
+    return sl_ranks_note(&seat->ranks, m) || sl_pools_note(&seat->pools, m);
 }
 
 /* ---- opening ---- */
@@ -84,7 +84,9 @@ sl_code sl_seat_open(sl_seat **out, sl_role role, int argc, char **argv, sl_err 
     sigaction(SIGPIPE, &ignore, NULL);
 
     /* what it is to be */
+    const char *instance = getenv("SLUICE_INSTANCE"); /* the dispatcher says it */
     seat->role = role;
+    seat->instance = instance ? atoi(instance) : 0;
     sl_log_open(name, SL_LOG_INFO);
     sl_conf_defaults(&seat->conf);
     if ((rc = parse_args(seat, &a, argc, argv, err))) return rc;
@@ -92,7 +94,10 @@ sl_code sl_seat_open(sl_seat **out, sl_role role, int argc, char **argv, sl_err 
     sl_log_open(name, seat->conf.run.log);
     if ((rc = sl_model_open(&seat->model, a.model, err))) return rc;
     /* a process keeps the kernels that it uses; set before there are threads */
-    if (strcmp(seat->device, "cpu")) setenv("CUDA_MODULE_LOADING", "LAZY", 0);
+    if (strcmp(seat->device, "cpu")) {
+        setenv("CUDA_MODULE_LOADING", "LAZY", 0);
+        setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0); /* a stream that waits blocks no other */
+    }
 
     /* its parts: what the socket's thread calls is there before it */
     sl_turn_open(&seat->turn, &seat->control, &seat->conf, seat->device);
@@ -164,16 +169,16 @@ sl_code sl_seat_context(sl_seat *seat, sl_ctx *ctx, sl_err *err)
     const sl_ops *ops;
     sl_code rc;
     if ((rc = use_device(seat, &ops, err)) || (rc = sl_ctx_open(ctx, ops, 0, err))) return rc;
-    ctx->cancel = &seat->control.cancel_flag;
+    ctx->cancel = &seat->control.wished[SL_WISH_CANCEL];
     return SL_OK;
 }
 
 sl_code sl_seat_receive(sl_seat *seat, sl_err *err)
 {
     const sl_conf *conf = &seat->conf;
-    const sl_conf_stage *me = sl_conf_find(conf, seat->role);
-    for (int i = 0; i < conf->stage_count; i++) /* an instance is known by its device */
-        if (conf->stages[i].role == seat->role && !strcmp(conf->stages[i].device, seat->device))
+    const sl_conf_stage *me = NULL;
+    for (int i = 0; i < conf->stage_count; i++)
+        if (conf->stages[i].role == seat->role && conf->stages[i].instance == seat->instance)
             me = &conf->stages[i];
     int slots = me ? me->slots : sl_default_slots(seat->role);
     sl_code rc = SL_OK;

@@ -4,6 +4,7 @@
  *   control   the socket: messages, cancel, heartbeats        a thread
  *   turn      when this stage may compute on its device
  *   pools     where it receives, where its receivers do
+ *   ranks     the other instances of its role, for teams
  *   spool     files of the job's folder                       a thread
  * On these stand parcel.h and chunk.h (tensors given and taken) and loop.h (job by job).
  * The main thread computes; all functions below are the main thread's. README.md draws who
@@ -17,12 +18,14 @@
 #include "kernels/plugin.h"
 #include "stages/seat/control.h"
 #include "stages/seat/pools.h"
+#include "stages/seat/ranks.h"
 #include "stages/seat/spool.h"
 #include "stages/seat/turn.h"
 
 /* Fields are for reading; the functions of the parts change them. */
 typedef struct {
     sl_role role;
+    int instance;          /* number among its role's */
     char device[SL_STR64]; /* "cpu" or "cuda:N" */
     sl_conf conf;
     sl_model model;
@@ -30,6 +33,7 @@ typedef struct {
     sl_control control;
     sl_turn turn;
     sl_pools pools;
+    sl_ranks ranks;
     sl_spool spool;
 } sl_seat;
 

@@ -17,6 +17,23 @@ void sl_denoise_shape(const sl_model *model, const sl_job *job, int64_t shape[4]
     memcpy(shape, latents[0].shape, 4 * sizeof *shape);
 }
 
+sl_denoise_split sl_denoise_split_of(const sl_job *job, int size, int me)
+{
+    sl_denoise_split s = {.size = size, .me = me, .shards = size, .shard = me};
+    if (sl_denoise_branches(job) > 1 && size % 2 == 0) {
+        s.halves = true;
+        s.shards = size / 2;
+        s.branch = me / s.shards;
+        s.shard = me % s.shards;
+    }
+    return s;
+}
+
+bool sl_denoise_has(const sl_denoise_split *split, const sl_job *job, int b)
+{
+    return split->halves ? b == split->branch : b < sl_denoise_branches(job);
+}
+
 static void *bytes_of(sl_ctx *ctx, size_t n)
 {
     return sl_new1(ctx, SL_U8, (int64_t)n).data;
@@ -41,8 +58,13 @@ static void round_rope(sl_ctx *ctx, const sl_dit_rope *rope)
     }
 }
 
+static const sl_denoise_split ALONE = {.size = 1, .shards = 1};
+
 void sl_denoise_take(sl_ctx *ctx, sl_denoise_memory *m, const sl_denoise_sizes *of)
 {
+    const sl_denoise_split *split = of->split ? of->split : &ALONE;
+    const sl_team shard = {
+        .size = split->shards, .me = split->shard, .granule = ctx->ops->row_granule};
     const sl_dit_config *c = &of->model->dit[0];
     const sl_job *job = of->job;
     const sl_grid g = sl_job_grid(of->model, job);
@@ -50,7 +72,10 @@ void sl_denoise_take(sl_ctx *ctx, sl_denoise_memory *m, const sl_denoise_sizes *
     sl_denoise_shape(of->model, job, shape);
     int t = (int)g.latent_frames, rows = (int)g.token_height, columns = (int)g.token_width,
         extra = c->in_channels - c->out_channels;
+    const int64_t mine = sl_share_of(g.tokens, shard.size, shard.me, shard.granule).rows;
     memset(m, 0, sizeof *m);
+    if (shard.size > 1)
+        sl_dit_share_make(ctx, of->dit[0], &m->share, of->comm, SL_LANE_SHARD, &shard, g.tokens);
     if (extra) m->condition = sl_new4(ctx, SL_F32, extra, t, shape[2], shape[3]);
     for (int b = 0; b < sl_denoise_branches(job); b++) m->v[b] = sl_new(ctx, sl_act(ctx), 4, shape);
     sl_sampler_init(&m->sampler, of->schedule, bytes_of(ctx, sl_sampler_bytes(shape)), shape);
@@ -65,7 +90,8 @@ void sl_denoise_take(sl_ctx *ctx, sl_denoise_memory *m, const sl_denoise_sizes *
         sl_dit_times_make(ctx, dit, &m->times[e], times, of->schedule->timesteps,
                           of->schedule->steps);
         ctx->tap = NULL;
-        for (int b = 0; b < sl_denoise_branches(job); b++) {
+        for (int b = 0; b < SL_BRANCHES; b++) {
+            if (!sl_denoise_has(split, job, b)) continue;
             m->context_memory[e][b] =
                 bytes_of(ctx, sl_dit_context_bytes(ctx, dit, sl_image_tokens(of->model, job)));
             if (job->fbcache > 0) {
@@ -74,8 +100,7 @@ void sl_denoise_take(sl_ctx *ctx, sl_denoise_memory *m, const sl_denoise_sizes *
                                           .max_hits = job->fbcache_max_hits,
                                           .final = job->fbcache_final};
                 sl_fbcache_init(ctx, &m->cache[e][b], &rules,
-                                bytes_of(ctx, sl_fbcache_bytes(ctx, g.tokens, c->dim)), g.tokens,
-                                c->dim);
+                                bytes_of(ctx, sl_fbcache_bytes(ctx, mine, c->dim)), mine, c->dim);
             }
         }
     }
@@ -84,7 +109,7 @@ void sl_denoise_take(sl_ctx *ctx, sl_denoise_memory *m, const sl_denoise_sizes *
 sl_code sl_denoise_arena(sl_arena *out, const sl_ops *ops, const sl_denoise_sizes *of, sl_err *err)
 {
     const sl_dit_config *c = &of->model->dit[0];
-    int image_tokens = sl_image_tokens(of->model, of->job);
+    int image_tokens = sl_image_tokens(of->model, of->job), b = of->split ? of->split->branch : 0;
     sl_ops body = sl_ops_plan_of(ops);
     sl_denoise_memory m;
     sl_ctx plan;
@@ -96,7 +121,7 @@ sl_code sl_denoise_arena(sl_arena *out, const sl_ops *ops, const sl_denoise_size
         size_t mark = sl_mark(&plan);
         sl_tensor text = sl_new2(&plan, sl_act(&plan), SL_TEXT_TOKENS, c->text_dim);
         sl_tensor image = sl_new2(&plan, sl_act(&plan), image_tokens, c->image_dim);
-        sl_dit_context_make(&plan, of->dit[e], &m.context[e][0], m.context_memory[e][0], &text,
+        sl_dit_context_make(&plan, of->dit[e], &m.context[e][b], m.context_memory[e][b], &text,
                             image_tokens ? &image : NULL);
         sl_release(&plan, mark);
         const sl_dit_input in = {.latents = &m.sampler.x,
@@ -104,8 +129,9 @@ sl_code sl_denoise_arena(sl_arena *out, const sl_ops *ops, const sl_denoise_size
                                      c->in_channels > c->out_channels ? &m.condition : NULL,
                                  .times = &m.times[e],
                                  .rope = &m.rope,
-                                 .context = &m.context[e][0],
-                                 .cache = of->job->fbcache > 0 ? &m.cache[e][0] : NULL};
+                                 .context = &m.context[e][b],
+                                 .cache = of->job->fbcache > 0 ? &m.cache[e][b] : NULL,
+                                 .share = m.share.size ? &m.share : NULL};
         sl_dit_forward(&plan, of->dit[e], &m.v[0], &in, NULL);
         sl_release(&plan, mark);
     }
@@ -113,4 +139,34 @@ sl_code sl_denoise_arena(sl_arena *out, const sl_ops *ops, const sl_denoise_size
     rc = sl_ctx_error(&plan, err);
     sl_ctx_close(&plan);
     return rc;
+}
+
+size_t sl_denoise_pair_bytes(const sl_ctx *ctx, const int64_t shape[4])
+{
+    const sl_tensor v = sl_view(NULL, sl_act(ctx), 4, shape);
+    return (2 * sl_bytes(&v) + 255) / 256 * 256;
+}
+
+sl_code sl_denoise_window(size_t *out, const sl_ops *ops, const sl_model *model, sl_dit *const *dit,
+                          int64_t pixels, int frames, int ranks, sl_err *err)
+{
+    const sl_grid g = sl_grid_of_area(&model->family, pixels, frames);
+    const int64_t shape[] = {model->dit[0].out_channels, g.latent_frames, g.latent_height,
+                             g.latent_width};
+    size_t inputs = 0, share = 0;
+    sl_ops body = sl_ops_plan_of(ops);
+    sl_ctx plan;
+    sl_code rc = sl_ctx_open(&plan, &body, 0, err);
+    if (rc) return rc;
+    for (int h = 0; h < SL_HANDOVER_COUNT; h++)
+        if (SL_HANDOVER[h].to == SL_ROLE_DENOISE)
+            inputs += sl_slot_bytes(model, (sl_handover)h, pixels, frames);
+    for (int n = 2; n <= ranks; n++) {
+        size_t bytes = model->dit[0].heads % n ? 0 : sl_dit_share_bytes(&plan, dit[0], g.tokens, n);
+        if (bytes > share) share = bytes;
+    }
+    *out =
+        ((share > inputs ? share : inputs) + 255) / 256 * 256 + sl_denoise_pair_bytes(&plan, shape);
+    sl_ctx_close(&plan);
+    return SL_OK;
 }
