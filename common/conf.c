@@ -160,6 +160,13 @@ int sl_conf_instances(const sl_conf *conf, sl_role role)
     return n;
 }
 
+bool sl_conf_teamed(const sl_conf *conf, sl_role role)
+{
+    const sl_conf_stage *first = sl_conf_find(conf, role);
+    return first && sl_role_has_teams(role) && first->team != 1 &&
+           sl_conf_instances(conf, role) > 1;
+}
+
 const char *sl_conf_name(const sl_conf *conf, const sl_conf_stage *stage, char out[SL_CONF_NAME])
 {
     const char *role = sl_role_name(stage->role);

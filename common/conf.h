@@ -101,6 +101,9 @@ sl_code sl_conf_print(const sl_conf *conf, FILE *to, sl_err *err);
 const sl_conf_stage *sl_conf_find(const sl_conf *conf, sl_role role);
 /* The number of the role's instances in this deployment. */
 int sl_conf_instances(const sl_conf *conf, sl_role role);
+/* The role's instances here are ranks, which work on jobs in teams: there are several, and `team`
+ * does not say 1. */
+bool sl_conf_teamed(const sl_conf *conf, sl_role role);
 #define SL_CONF_NAME 20 /* bytes of a stage's name, the NUL included */
 /* What a stage of conf is called: "mux", or "mux.1" where the role has several instances. */
 const char *sl_conf_name(const sl_conf *conf, const sl_conf_stage *stage, char out[SL_CONF_NAME]);

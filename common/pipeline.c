@@ -53,6 +53,12 @@ bool sl_role_has_teams(sl_role role)
     return ROLE_PLACES[role] == TEAM;
 }
 
+bool sl_team_fits(int heads, bool guided, int size)
+{
+    int share = guided && size % 2 == 0 ? size / 2 : size;
+    return size > 0 && heads % share == 0;
+}
+
 int sl_handover_by_name(const char *name)
 {
     for (int h = 0; h < SL_HANDOVER_COUNT; h++)
