@@ -5,7 +5,8 @@
 
 #define STEPS "12"
 #define TWO_EACH                                                                                   \
-    "stages: ( { name = \"text\"; }, { name = \"image\"; }, { name = \"denoise\"; devices = "      \
+    "stages: ( { name = \"text\"; }, { name = \"image\"; }, { name = \"denoise\"; team = 1; "      \
+    "devices = "                                                                                   \
     "[\"cpu\", \"cpu\"]; },\n { name = \"decode\"; devices = [\"cpu\", \"cpu\"]; }, { name = "     \
     "\"mux\"; }, { name = \"mux\"; } );\n"
 

@@ -2,12 +2,13 @@
  *
  *   client --SUBMIT--> job --(schedule.c: JOB)--> crew --CHUNK--> crew's next seat
  *                       ^                          |
- *                       '---- DONE, FAILED, end of a process: a seat is through
+ *                       '---- DONE, PARKED, FAILED, end of a process: a seat is through
  *
  * A seat that falls out of a crew (FAILED, or its process ended) makes the whole attempt
  * fall: the others are told to CANCEL, and when all are through, scheduling sees what is
  * missing and begins anew. Attempts that fall without the job getting further are counted;
- * too many end it. A death takes slots and work away and changes nothing else: what lies in
+ * too many end it. A team is of a crew likewise, but its leader alone speaks for the job: what
+ * becomes of its mates once it is through changes nothing. A death takes slots and work away and changes nothing else: what lies in
  * the folder under its final name is whole, whoever wrote it. */
 #include "stages/dispatch/jobs.h"
 
@@ -27,7 +28,9 @@ sl_code sl_jobs_open(sl_jobs **out, const sl_conf *conf, const sl_model *model,
                      const sl_jobs_out *to, sl_err *err)
 {
     sl_jobs *d = *out = calloc(1, sizeof *d);
-    if (!d || !(d->jobs = calloc(SL_JOBS_MAX, sizeof *d->jobs)))
+    if (!d || !(d->jobs = calloc(SL_JOBS_MAX, sizeof *d->jobs)) ||
+        !(d->team_jobs = calloc(SL_JOBS_MAX, sizeof *d->team_jobs)) ||
+        !(d->team_jobs_of = calloc(SL_JOBS_MAX, sizeof *d->team_jobs_of)))
         return sl_fail(err, SL_NOMEM, "dispatch: no memory");
     d->conf = conf;
     d->model = model;
@@ -35,6 +38,7 @@ sl_code sl_jobs_open(sl_jobs **out, const sl_conf *conf, const sl_model *model,
     d->to_seat = to->to_seat;
     d->to_client = to->to_client;
     d->got_further = to->got_further;
+    d->new_key = to->new_key;
     return SL_OK;
 }
 
@@ -42,7 +46,10 @@ void sl_jobs_close(sl_jobs **dp)
 {
     sl_jobs *d = *dp;
     *dp = NULL;
-    if (d) free(d->jobs);
+    if (!d) return;
+    free(d->jobs);
+    free(d->team_jobs);
+    free(d->team_jobs_of);
     free(d);
 }
 
@@ -64,7 +71,7 @@ const char *sl_jobs_output(const sl_jobs *d, int i)
 /* No process, or one that has said nothing yet: as many slots as it is to announce. */
 static void vacate(seat *s)
 {
-    *s = (seat){.stage = s->stage, .name = s->name};
+    *s = (seat){.stage = s->stage, .name = s->name, .teamed = s->teamed};
     for (int h = 0; h < SL_HANDOVER_COUNT; h++)
         if (SL_HANDOVER[h].to == s->stage->role) s->pools[h].slots = s->stage->slots;
 }
@@ -73,6 +80,7 @@ void sl_jobs_add_seat(sl_jobs *d, int number, const sl_conf_stage *stage, const 
 {
     d->seats[number].stage = stage;
     d->seats[number].name = name;
+    d->seats[number].teamed = sl_conf_teamed(d->conf, stage->role);
     vacate(&d->seats[number]);
 }
 
@@ -87,6 +95,11 @@ void sl_jobs_on_pool(sl_jobs *d, int number, const sl_msg_pool *m)
     }
     s->pools[h].id = m->handle.pool;
     s->pools[h].slots = (int)m->handle.slots;
+}
+
+void sl_jobs_on_rank(sl_jobs *d, int number)
+{
+    d->seats[number].rank = true;
 }
 
 void sl_jobs_on_ready(sl_jobs *d, int number, pid_t pid)
@@ -158,6 +171,7 @@ static sl_code read_job(sl_jobs *d, job *j, const char *dir, sl_err *err)
                                       .maker = NO_SEAT,
                                       .seat = NO_SEAT};
     j->dump = spec.dump;
+    j->guided = sl_job_guided(&spec);
     memcpy(j->output, spec.output, sizeof j->output);
     sl_job_free(&spec);
     if (rc) return rc;
@@ -195,10 +209,13 @@ void sl_jobs_submit(sl_jobs *d, const sl_msg_submit *m, uint64_t client, const s
 }
 
 /* Seats of the attempt that are not through yet: stop. They answer FAILED(CANCELLED). */
-static void stop_attempt(sl_jobs *d, const job *j, const attempt *a)
+static void stop_attempt(sl_jobs *d, const job *j, attempt *a)
 {
     sl_msg m = {.type = SL_MSG_CANCEL, .cancel = {.job = j->id, .attempt = a->number}};
-    for (int r = 0; r < SL_ROLE_COUNT && a->number; r++) sl_table_to_seat(d, a->seat[r], &m);
+    if (!a->number) return;
+    a->ending = true;
+    for (int r = 0; r < SL_ROLE_COUNT; r++) sl_table_to_seat(d, a->seat[r], &m);
+    for (int i = 0; i < SL_RANKS; i++) sl_table_to_seat(d, a->mates[i], &m);
 }
 
 static void end_job(sl_jobs *d, job *j, sl_code code, const char *why)
@@ -231,6 +248,19 @@ void sl_jobs_fail_all(sl_jobs *d, sl_code code, const char *why)
 
 /* ---- attempts ---- */
 
+static bool leads(const attempt *a, const seat *s, int number)
+{
+    return a->seat[s->stage->role] == number;
+}
+
+/* The seat leads, or is a mate, and is not through. */
+static bool is_in(const attempt *a, const seat *s, int number)
+{
+    bool in = leads(a, s, number);
+    for (int i = 0; i < SL_RANKS; i++) in = in || a->mates[i] == number;
+    return a->number && in;
+}
+
 /* The job that this seat works on, if the message is about that and not about an attempt
  * given up; *a is its attempt. */
 static job *current(sl_jobs *d, int number, uint64_t id, uint32_t attempt_number, attempt **a)
@@ -239,28 +269,64 @@ static job *current(sl_jobs *d, int number, uint64_t id, uint32_t attempt_number
     job *j = sl_table_job(d, id);
     if (!j || !attempt_number || s->job != id || s->attempt != attempt_number) return NULL;
     *a = &j->attempts[sl_crew_of(s->stage->role)];
-    return (*a)->number == attempt_number && (*a)->seat[s->stage->role] == number ? j : NULL;
+    return (*a)->number == attempt_number && is_in(*a, s, number) ? j : NULL;
 }
 
-/* The seat is through with the attempt, which is over with its last one. */
-static void leave(sl_jobs *d, attempt *a, int number)
+/* As current, for what a mate does not say. */
+static job *led(sl_jobs *d, int number, uint64_t id, uint32_t attempt_number, attempt **a)
+{
+    job *j = current(d, number, id, attempt_number, a);
+    return j && leads(*a, &d->seats[number], number) ? j : NULL;
+}
+
+/* Seats of the attempt that are not through. */
+static int count_in(const attempt *a)
+{
+    int n = 0;
+    for (int r = 0; r < SL_ROLE_COUNT; r++) n += a->seat[r] != NO_SEAT;
+    for (int i = 0; i < SL_RANKS; i++) n += a->mates[i] != NO_SEAT;
+    return n;
+}
+
+/* The seat is through with the attempt, which is over with its last one. A team's seats are free
+ * all at once. */
+static void leave(sl_jobs *d, const job *j, attempt *a, int number)
 {
     seat *s = &d->seats[number];
-    bool last = true;
-    a->seat[s->stage->role] = NO_SEAT;
-    for (int r = 0; r < SL_ROLE_COUNT; r++) last = last && a->seat[r] == NO_SEAT;
-    if (last) a->number = 0;
-    s->job = NO_JOB;
+    sl_role role = s->stage->role;
+    if (leads(a, s, number)) a->seat[role] = NO_SEAT;
+    for (int i = 0; i < SL_RANKS; i++)
+        if (a->mates[i] == number) a->mates[i] = NO_SEAT;
     s->attempt = 0;
+    if (!a->size) s->job = NO_JOB;
+    a->ending = true;
+    if (count_in(a)) return;
+    a->number = 0;
+    for (int i = 0; i < SL_CONF_SEATS && a->size; i++) {
+        seat *mate = &d->seats[i];
+        if (mate->stage && mate->stage->role == role && mate->job == j->id && !mate->attempt)
+            mate->job = NO_JOB;
+    }
 }
 
-/* One of the crew fell out: the others begin again with it. true: nobody had said so yet. */
+bool sl_jobs_waits_for(const sl_jobs *d, int number)
+{
+    const seat *s = &d->seats[number];
+    for (int i = 0; s->stage && s->attempt && i < d->count; i++) {
+        const attempt *a = &d->jobs[i].attempts[sl_crew_of(s->stage->role)];
+        if (d->jobs[i].id == s->job) return is_in(a, s, number) && a->size && a->ending;
+    }
+    return false;
+}
+
+/* One of the crew fell out: the others begin again with it. true: nobody had said so yet, and
+ * that is a loss. */
 static bool fall(sl_jobs *d, job *j, attempt *a, sl_role role)
 {
     if (j->made[sl_crew_of(role)] || a->fallen) return false;
     a->fallen = true;
     stop_attempt(d, j, a);
-    return true;
+    return !a->well;
 }
 
 /* An attempt fell: try again, but not for ever. */
@@ -274,14 +340,19 @@ static void try_again(sl_jobs *d, job *j, int number, const char *how)
     end_job(d, j, SL_SYS, why);
 }
 
-/* The seat has finished so many steps of the job; UINT32_MAX: all of them. */
+/* The seat has finished so many steps of the job, and its team with it; UINT32_MAX: all of
+ * them. */
 static void advance(sl_jobs *d, job *j, int number, uint32_t done)
 {
-    uint32_t *furthest = &j->furthest[d->seats[number].stage->role];
-    if (done <= *furthest) return;
-    *furthest = done;
+    sl_role role = d->seats[number].stage->role;
+    if (done <= j->furthest[role]) return;
+    j->furthest[role] = done;
     j->deaths = 0;
-    d->got_further(d->self, number);
+    for (int i = 0; i < SL_CONF_SEATS; i++) {
+        const seat *s = &d->seats[i];
+        bool mate = s->teamed && s->stage->role == role && s->job == j->id;
+        if (i == number || mate) d->got_further(d->self, i);
+    }
 }
 
 /* ---- what seats say ---- */
@@ -289,9 +360,11 @@ static void advance(sl_jobs *d, job *j, int number, uint32_t done)
 static void on_progress(sl_jobs *d, int number, const sl_msg *m)
 {
     attempt *a;
-    job *j = current(d, number, m->progress.job, m->progress.attempt, &a);
+    job *j = led(d, number, m->progress.job, m->progress.attempt, &a);
     if (!j) return;
     a->taken = true; /* or nothing could have been computed */
+    a->done = m->progress.done;
+    a->total = m->progress.total;
     advance(d, j, number, m->progress.done);
     sl_table_to_client(d, j, m);
 }
@@ -300,7 +373,7 @@ static void on_chunk(sl_jobs *d, int number, const sl_msg *m)
 {
     attempt *a;
     const sl_msg_chunk *c = &m->chunk;
-    job *j = current(d, number, c->job, c->attempt, &a);
+    job *j = led(d, number, c->job, c->attempt, &a);
     bool known = c->handover < SL_HANDOVER_COUNT &&
                  SL_HANDOVER[c->handover].from == d->seats[number].stage->role;
     int to = j && known ? a->seat[SL_HANDOVER[c->handover].to] : NO_SEAT;
@@ -345,21 +418,28 @@ static void tell_done(sl_jobs *d, const job *j, const seat *s, const sl_msg_done
     sl_table_to_client(d, j, &news);
 }
 
+/* Nobody will hear of these tickets otherwise. */
+static void discard_all(sl_jobs *d, const sl_tickets *out)
+{
+    for (uint32_t i = 0; i < out->count; i++)
+        if (out->at[i].way == SL_BY_SLOT)
+            sl_table_discard_ticket(d, out->at[i].handover, &out->at[i].ticket);
+}
+
 static void on_done(sl_jobs *d, int number, const sl_msg_done *m)
 {
     const seat *s = &d->seats[number];
     sl_role role = s->stage->role, crew = sl_crew_of(role);
     attempt *a;
     job *j = current(d, number, m->job, m->attempt, &a);
-    if (!j) { /* of an attempt given up: the receiver will not hear of it otherwise */
-        for (uint32_t i = 0; i < m->out.count; i++)
-            if (m->out.at[i].way == SL_BY_SLOT)
-                sl_table_discard_ticket(d, m->out.at[i].handover, &m->out.at[i].ticket);
-        return;
-    }
-    leave(d, a, number);
+    bool speaks = j && leads(a, s, number);
+    if (!speaks) discard_all(d, &m->out); /* of an attempt given up */
+    if (!j) return;
+    if (speaks && a->size) a->well = true;
+    leave(d, j, a, number);
     d->got_further(d->self, number); /* it works, whatever it is for */
     tell_done(d, j, s, m);
+    if (!speaks) return;
     advance(d, j, number, UINT32_MAX);
     for (int h = 0; h < SL_HANDOVER_COUNT; h++) {
         delivery *v = &j->deliveries[h];
@@ -376,16 +456,37 @@ static void on_done(sl_jobs *d, int number, const sl_msg_done *m)
     }
 }
 
-static void on_failed(sl_jobs *d, int number, const sl_msg_failed *m)
+/* To be continued by another team, from the state that the leader has spooled. */
+static void on_parked(sl_jobs *d, int number, const sl_msg_parked *m)
 {
-    const seat *s = &d->seats[number];
     attempt *a;
     job *j = current(d, number, m->job, m->attempt, &a);
     if (!j) return;
-    leave(d, a, number);
+    if (leads(a, &d->seats[number], number)) a->well = true;
+    leave(d, j, a, number);
+    d->got_further(d->self, number);
+}
+
+/* The job is to be tried again: its neighbour was not there, or, of a rank, its device or another
+ * rank gave out, which says nothing of the job. */
+static bool is_worth_another(const seat *s, int32_t code)
+{
+    return code == SL_GONE || code == SL_BUSY ||
+           (s->teamed && (code == SL_CUDA || code == SL_TIMEOUT));
+}
+
+static void on_failed(sl_jobs *d, int number, const sl_msg_failed *m)
+{
+    seat *s = &d->seats[number];
+    attempt *a;
+    job *j = current(d, number, m->job, m->attempt, &a);
+    if (!j) return;
+    leave(d, j, a, number);
     bool first = fall(d, j, a, s->stage->role);
-    if (m->code == SL_CANCELLED) return; /* that was asked for */
-    if (m->code == SL_GONE || m->code == SL_BUSY) {
+    if (m->code == SL_CANCELLED) return;                   /* that was asked for */
+    if (s->teamed && m->code == SL_CUDA) s->ready = false; /* its process ends */
+    if (a->well) return; /* of a mate, and the job has what it was for */
+    if (is_worth_another(s, m->code)) {
         if (first) try_again(d, j, number, m->message);
     } else {
         char why[SL_TEXT];
@@ -400,15 +501,19 @@ bool sl_jobs_on_message(sl_jobs *d, int number, const sl_msg *m)
     job *j;
     switch (m->type) {
     case SL_MSG_TAKEN:
-        if (current(d, number, m->taken.job, m->taken.attempt, &a)) a->taken = true;
+        if (led(d, number, m->taken.job, m->taken.attempt, &a)) a->taken = true;
         return true;
     case SL_MSG_PROGRESS: on_progress(d, number, m); return true;
     case SL_MSG_CHUNK: on_chunk(d, number, m); return true;
     case SL_MSG_SPOOLED: on_spooled(d, number, &m->spooled); return true;
     case SL_MSG_DONE: on_done(d, number, &m->done); return true;
+    case SL_MSG_PARKED: on_parked(d, number, &m->parked); return true;
     case SL_MSG_FAILED: on_failed(d, number, &m->failed); return true;
     case SL_MSG_STEP:
         if ((j = sl_table_job(d, m->step.job))) sl_table_to_client(d, j, m);
+        return true;
+    case SL_MSG_SHARE:
+        if ((j = sl_table_job(d, m->share.job))) sl_table_to_client(d, j, m);
         return true;
     case SL_MSG_SPAN:
         if ((j = sl_table_job(d, m->span.job))) sl_table_to_client(d, j, m);
@@ -459,8 +564,8 @@ void sl_jobs_on_death(sl_jobs *d, int number, pid_t pid, const char *how)
         job *j = &d->jobs[i];
         attempt *a = &j->attempts[crew];
         lose_deliveries(j, number);
-        if (!a->number || a->seat[s->stage->role] != number) continue;
-        leave(d, a, number);
+        if (!is_in(a, s, number)) continue;
+        leave(d, j, a, number);
         bool first = fall(d, j, a, s->stage->role);
         if (first && !j->ending) try_again(d, j, number, how);
     }
@@ -484,6 +589,9 @@ void sl_jobs_schedule(sl_jobs *d)
         } else if (j->ending && !sl_schedule_is_busy(j)) {
             finish(d, j, j->code, j->message);
             i--;
-        } else if (!j->ending) sl_schedule_start(d, j);
+        }
     }
+    sl_schedule_teams(d);
+    for (int i = 0; i < d->count; i++)
+        if (!d->jobs[i].ending) sl_schedule_start(d, &d->jobs[i]);
 }

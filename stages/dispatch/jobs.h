@@ -5,6 +5,12 @@
  * A hand-over is MADE by a crew FOR a seat, LIES in that seat's pool or as a file, and is
  * taken by the next crew. All of this follows from SL_HANDOVERS; no role is named here.
  *
+ * A role may have TEAMS (sl_conf_teamed): then several seats play it in one attempt. One of them
+ * LEADS: it gets the hand-overs and speaks for the job; its MATES only say when they are through.
+ * How many there are team.h decides, anew whenever something changes: an attempt is PARKED, which
+ * is no failure, to go on with another team. All seats of a team are free again when the last of
+ * them is through or dead, for any of them may write to the others' memory till then.
+ *
  * Jobs know seats by number, clients by the owner's numbers (from 1), and no sockets: what
  * they have to say goes out through sl_jobs_out. One thread. */
 #ifndef SL_JOBS_H
@@ -24,6 +30,7 @@ typedef struct {
     void (*to_seat)(void *self, int seat, const sl_msg *m);
     void (*to_client)(void *self, uint64_t client, const sl_msg *m);
     void (*got_further)(void *self, int seat); /* a job got further by this seat */
+    uint32_t (*new_key)(void *self);           /* of a team: larger than any before */
 } sl_jobs_out;
 
 typedef struct sl_jobs sl_jobs;
@@ -39,6 +46,8 @@ void sl_jobs_close(sl_jobs **d); /* NULL is fine */
 void sl_jobs_add_seat(sl_jobs *d, int seat, const sl_conf_stage *stage, const char *name);
 /* The seat receives a hand-over in this pool. */
 void sl_jobs_on_pool(sl_jobs *d, int seat, const sl_msg_pool *m);
+/* The others of the seat's role can reach its process: it may be in a team. */
+void sl_jobs_on_rank(sl_jobs *d, int seat);
 /* The seat's process, pid, takes jobs from now on. */
 void sl_jobs_on_ready(sl_jobs *d, int seat, pid_t pid);
 /* The seat's process has ended: the seat's slots and work are gone. Owners of pools are
@@ -46,6 +55,9 @@ void sl_jobs_on_ready(sl_jobs *d, int seat, pid_t pid);
 void sl_jobs_on_death(sl_jobs *d, int seat, pid_t pid, const char *how);
 /* A seat says something of a job. false: the message is none of a job's. */
 bool sl_jobs_on_message(sl_jobs *d, int seat, const sl_msg *m);
+/* A team's attempt is over but for this seat and perhaps others: they cannot go on before its
+ * process says that it is through, or is dead. */
+bool sl_jobs_waits_for(const sl_jobs *d, int seat);
 
 /* ---- clients ---- */
 

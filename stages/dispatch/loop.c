@@ -2,11 +2,13 @@
  *
  *   SEAT     HELLO POOL READY HEARTBEAT, of no job: SPAN FAILED   --> seats
  *            ASK GIVE                                             --> turns
+ *            RANK                                                 --> ranks, jobs
  *            all else                                             --> jobs
  *   CLIENT   HELLO SUBMIT CANCEL DRAIN                            --> clients, jobs
- *   ENDED    --> seats collect it, jobs and turns lose what it had, in this order
+ *   ENDED    --> seats collect it, jobs, turns and ranks lose what it had, in this order
  *   SIGNAL   --> drain, or the parent is dying
- *   TICK     --> seats (start, stall), turns (lost holders), jobs (what next), and the end
+ *   TICK     --> seats (start, stall), turns (lost holders), ranks (who loads), jobs (who is
+ *                waited for, what next), and the end
  *
  * Every handler returns before the next event is taken; nothing is read from the socket in
  * between. Clients have numbers here, since the socket's identities are no business of jobs. */
@@ -86,11 +88,17 @@ static void got_further(void *self, int seat)
     sl_seats_thrive(&d->seats, seat);
 }
 
+static uint32_t new_key(void *self)
+{
+    sl_dispatch *d = self;
+    return sl_ranks_key(&d->ranks);
+}
+
 /* ---- opening ---- */
 
 sl_code sl_dispatch_open(sl_dispatch *d, sl_err *err)
 {
-    sl_jobs_out out = {d, tell_seat, tell_client, got_further};
+    sl_jobs_out out = {d, tell_seat, tell_client, got_further, new_key};
     sl_code rc;
     sl_conf_defaults(&d->conf);
     if ((rc = sl_conf_read_file(&d->conf, d->conf_path, err))) return rc;
@@ -113,9 +121,11 @@ sl_code sl_dispatch_open(sl_dispatch *d, sl_err *err)
                           .self = d};
     sl_seats_open(&d->seats, &d->model);
     sl_turns_open(&d->turns, d->bus, &d->conf);
+    sl_ranks_open(&d->ranks, d, tell_seat);
     for (int i = 0; i < d->seats.count; i++) {
         const sl_seats_seat *s = &d->seats.at[i];
         sl_turns_add(&d->turns, i, s->name, s->conf->device);
+        sl_ranks_add(&d->ranks, i, &d->conf, s->conf);
         sl_jobs_add_seat(d->jobs, i, s->conf, s->name);
     }
     return SL_OK;
@@ -133,6 +143,7 @@ void sl_dispatch_stop(sl_dispatch *d)
 static void on_broken(sl_dispatch *d, int seat)
 {
     const sl_seats_seat *s = &d->seats.at[seat], *reason = sl_seats_broken(&d->seats);
+    sl_ranks_forget(&d->ranks, seat, true);
     if (reason) sl_jobs_fail_all(d->jobs, s->last_code, s->last_error);
     else sl_log(SL_LOG_WARN, "%s; others go on without it", s->last_error);
 }
@@ -143,7 +154,16 @@ static void on_ended(sl_dispatch *d, int seat)
     sl_seats_on_ended(&d->seats, seat, d->draining, &end);
     sl_jobs_on_death(d->jobs, seat, end.pid, end.how);
     sl_turns_forget(&d->turns, seat);
+    sl_ranks_forget(&d->ranks, seat, false);
     if (end.broken) on_broken(d, seat);
+}
+
+static void on_rank(sl_dispatch *d, int seat, const sl_msg_rank *m)
+{
+    if (sl_ranks_on_rank(&d->ranks, seat, m)) sl_jobs_on_rank(d->jobs, seat);
+    else
+        sl_log(SL_LOG_WARN, "RANK %d sent by %s, which is no such rank: ignored", m->rank,
+               d->seats.at[seat].name);
 }
 
 static void on_seat(sl_dispatch *d, int seat, const sl_msg *m)
@@ -154,6 +174,7 @@ static void on_seat(sl_dispatch *d, int seat, const sl_msg *m)
     case SL_MSG_POOL:
         if (sl_seats_on_pool(&d->seats, seat, &m->pool)) sl_jobs_on_pool(d->jobs, seat, &m->pool);
         return;
+    case SL_MSG_RANK: on_rank(d, seat, &m->rank); return;
     case SL_MSG_READY:
         sl_seats_on_ready(&d->seats, seat, &m->ready);
         sl_jobs_on_ready(d->jobs, seat, d->seats.at[seat].pid);
@@ -197,7 +218,8 @@ static void on_client(sl_dispatch *d, const sl_bus_peer *from, const sl_msg *m)
 {
     sl_client *c = client_of(d, from);
     if (m->type == SL_MSG_HELLO && strcmp(m->hello.role, "client")) {
-        sl_seats_on_hello(&d->seats, &m->hello, from);
+        int seat = sl_seats_on_hello(&d->seats, &m->hello, from);
+        if (seat >= 0) sl_ranks_on_hello(&d->ranks, seat);
         return;
     }
     if (!c && !(c = new_client(d, from))) return;
@@ -228,6 +250,16 @@ static void log_event(const sl_dispatch *d, const sl_bus_event *e)
            sl_wire_text_of(&e->msg, text, sizeof text));
 }
 
+/* Ranks whose team waits for them: while one may still write to the others' memory, none of them
+ * takes another job. */
+static void look_at_ranks(sl_dispatch *d)
+{
+    sl_ranks_tick(&d->ranks, sl_now_ns());
+    for (int i = 0; i < d->seats.count; i++)
+        if (sl_jobs_waits_for(d->jobs, i))
+            sl_seats_kill_silent(&d->seats, i, "gave no sign of life while its team waits");
+}
+
 /* true: go on. */
 static bool on_tick(sl_dispatch *d)
 {
@@ -240,6 +272,7 @@ static bool on_tick(sl_dispatch *d)
                  d->seats.at[lost].conf->device);
         sl_seats_kill(&d->seats, lost, why);
     }
+    look_at_ranks(d);
     d->orphan |= getppid() != d->parent;
     if (d->orphan) { /* whoever started us is dead: nobody wants the results */
         sl_log(SL_LOG_WARN, "the process that started this one is gone: stopping");

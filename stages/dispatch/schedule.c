@@ -8,16 +8,24 @@
  * given and not yet taken, or is on its way. The oldest job never waits for one, for younger
  * jobs may hold them all and wait for it: its hand-over goes by a file. What a job gives to one
  * seat stays together there. A seat that is idle takes files from a seat that is busy, so
- * nobody idles while a job could use it. */
+ * nobody idles while a job could use it.
+ *
+ * Of a role that has TEAMS several seats work on one attempt: the rule holds for the leader, its
+ * mates are any others that are idle. How many there are to be, team.h says of all jobs at once,
+ * before each is looked at: an attempt begins when so many are idle, which those that are parked
+ * for it soon are. What a team makes goes by a file where there is no credit, for whole devices
+ * would wait for one. */
 #include "stages/dispatch/schedule.h"
 
 #include <stdio.h>
 #include <string.h>
 
+#include "common/clock.h"
 #include "common/trace.h"
 
 #define FULL (-2) /* no receiver has a credit */
 #define FAR 1024  /* costs more than any load: jobs that wait for a seat */
+#define WORTH 3   /* steps that are to be left where an attempt is parked */
 
 /* ---- crews ---- */
 
@@ -54,6 +62,17 @@ bool sl_crew_is_last(sl_role crew)
     for (int h = 0; h < SL_HANDOVER_COUNT; h++)
         if (gives(crew, h)) return false;
     return true;
+}
+
+/* The role of the crew that has teams here; -1: none has. One at most: its seats are counted by
+ * attempt. */
+static int team_role(const sl_jobs *d, sl_role crew)
+{
+    for (int i = 0; i < SL_CONF_SEATS; i++) {
+        const seat *s = &d->seats[i];
+        if (s->stage && s->teamed && sl_crew_of(s->stage->role) == crew) return (int)s->stage->role;
+    }
+    return -1;
 }
 
 static bool role_exists(const sl_jobs *d, sl_role role)
@@ -116,6 +135,21 @@ static bool is_wanted(const job *j, int h)
     const delivery *v = &j->deliveries[h];
     return v->has && !is_kept(v) && !is_running(j, sl_crew_of(SL_HANDOVER[h].from)) &&
            (j->dump || !is_past(j, h));
+}
+
+/* The crew's work is wanted, and what it starts from is there. */
+static bool is_runnable(const sl_jobs *d, const job *j, sl_role crew, bool *takes_any)
+{
+    bool wanted = sl_crew_is_last(crew) && !j->made[crew];
+    *takes_any = false;
+    if (is_running(j, crew) || !crew_exists(d, crew)) return false;
+    for (int h = 0; h < SL_HANDOVER_COUNT; h++) {
+        if (gives(crew, h) && is_wanted(j, h)) wanted = true;
+        if (!takes(crew, h) || !j->deliveries[h].has) continue;
+        if (!is_there(j, h)) return false;
+        *takes_any = true;
+    }
+    return wanted;
 }
 
 bool sl_schedule_is_busy(const job *j)
@@ -231,7 +265,14 @@ static int choose_receiver(const sl_jobs *d, const job *j, int h)
         best = i;
         best_cost = cost;
     }
-    return best == FULL && j == d->jobs ? NO_SEAT : best;
+    bool waits = j != d->jobs && team_role(d, sl_crew_of(SL_HANDOVER[h].from)) < 0;
+    return best == FULL && !waits ? NO_SEAT : best;
+}
+
+/* The seat takes a job now. A rank has to be known to its mates. */
+static bool is_idle(const seat *s)
+{
+    return s->ready && s->job == NO_JOB && (s->rank || !s->teamed);
 }
 
 /* The seat can begin: its pools for chunks are announced, the hand-overs to it are there.
@@ -239,7 +280,7 @@ static int choose_receiver(const sl_jobs *d, const job *j, int h)
 static int suits(const job *j, const seat *s, int number)
 {
     int lie = 0;
-    if (!s->ready || s->job != NO_JOB) return -1;
+    if (!is_idle(s)) return -1;
     for (int h = 0; h < SL_HANDOVER_COUNT; h++) {
         const delivery *v = &j->deliveries[h];
         if (SL_HANDOVER[h].to != s->stage->role) continue;
@@ -269,6 +310,81 @@ static int choose_seat(const sl_jobs *d, const job *j, sl_role role, int first)
     return best;
 }
 
+/* ---- teams ---- */
+
+/* Mates of the leader for a team of j->want, the lowest numbers first. false: there are too few
+ * who are idle. */
+static bool choose_mates(const sl_jobs *d, const job *j, sl_role role, attempt *a)
+{
+    int n = 1; /* the leader */
+    for (int i = 0; i < SL_CONF_SEATS && n < j->want; i++) {
+        const seat *s = &d->seats[i];
+        if (s->stage && s->stage->role == role && i != a->seat[role] && is_idle(s))
+            a->mates[n++] = i;
+    }
+    a->size = n;
+    return n == j->want;
+}
+
+/* What the attempt began from is there for the next one too, and there is enough left to do. */
+static bool may_park(const job *j, const attempt *a, sl_role role)
+{
+    if (a->ending || a->parking || (a->total && a->done + WORTH > a->total)) return false;
+    for (int h = 0; h < SL_HANDOVER_COUNT; h++)
+        if (SL_HANDOVER[h].to == role && j->deliveries[h].has && !j->deliveries[h].spooled)
+            return false;
+    return true;
+}
+
+static void park(sl_jobs *d, const job *j, attempt *a, sl_role role)
+{
+    sl_msg m = {.type = SL_MSG_PARK, .park = {.job = j->id, .attempt = a->number}};
+    a->parking = true;
+    sl_table_to_seat(d, a->seat[role], &m);
+    for (int i = 0; i < SL_RANKS; i++) sl_table_to_seat(d, a->mates[i], &m);
+}
+
+/* The job as the policy sees it; false: it needs nothing of this role any more. Seats of an attempt
+ * that ends are nobody's. */
+static bool describe(const sl_jobs *d, const job *j, sl_role role, sl_team_job *out)
+{
+    sl_role crew = sl_crew_of(role);
+    const attempt *a = &j->attempts[crew];
+    bool running = is_running(j, crew), keeps = running && !a->ending && !a->parking, takes_any;
+    if (j->ending || (running ? a->well : is_finished(j, crew))) return false;
+    *out = (sl_team_job){.guided = j->guided,
+                         .ranks = keeps ? a->size : 0,
+                         .runnable = is_runnable(d, j, crew, &takes_any),
+                         .may_park = keeps && may_park(j, a, role)};
+    return true;
+}
+
+static void share(sl_jobs *d, sl_role role)
+{
+    sl_team_job *jobs = d->team_jobs;
+    job **whose = d->team_jobs_of;
+    int n = 0, ranks = 0, team = 0;
+    for (int i = 0; i < SL_CONF_SEATS; i++) {
+        const seat *s = &d->seats[i];
+        if (!s->stage || s->stage->role != role) continue;
+        ranks += s->ready && s->rank;
+        team = s->stage->team;
+    }
+    for (int i = 0; i < d->count; i++)
+        if (describe(d, &d->jobs[i], role, &jobs[n])) whose[n++] = &d->jobs[i];
+    sl_team_share(jobs, n, ranks, team, d->model->dit[0].heads);
+    for (int i = 0; i < n; i++) {
+        whose[i]->want = jobs[i].want;
+        if (jobs[i].park) park(d, whose[i], &whose[i]->attempts[sl_crew_of(role)], role);
+    }
+}
+
+void sl_schedule_teams(sl_jobs *d)
+{
+    for (int r = 0; r < SL_ROLE_COUNT; r++)
+        if (team_role(d, sl_crew_of((sl_role)r)) == r) share(d, (sl_role)r);
+}
+
 /* ---- beginning ---- */
 
 static void tell_queued(sl_jobs *d, job *j, sl_role crew)
@@ -292,11 +408,30 @@ static void name_receiver(const sl_jobs *d, sl_tickets *to, int h, int receiver)
     else if (where.pool) sl_tickets_add(to, (uint32_t)h, &where);
 }
 
+/* JOB for one seat, and it is busy. */
+static void send_to(sl_jobs *d, const job *j, const attempt *a, int number, const sl_msg *m)
+{
+    d->seats[number].job = j->id;
+    d->seats[number].attempt = a->number;
+    sl_table_to_seat(d, number, m);
+}
+
+/* JOB, which says the rest, for each of the team; hand-overs are its leader's. */
+static void send_team(sl_jobs *d, const job *j, const attempt *a, int leader, sl_msg *m)
+{
+    sl_members *team = &m->job.team;
+    *team = (sl_members){.size = (uint32_t)a->size, .key = d->new_key(d->self)};
+    for (int i = 0; i < a->size; i++)
+        team->member[i] = (uint32_t)d->seats[i ? a->mates[i] : leader].stage->instance;
+    send_to(d, j, a, leader, m);
+    m->job.in = m->job.to = (sl_tickets){0};
+    for (team->me = 1; team->me < team->size; team->me++) send_to(d, j, a, a->mates[team->me], m);
+}
+
 /* JOB for one seat of the crew: what it starts from, and whose pools get what it gives. */
 static void send_job(sl_jobs *d, job *j, attempt *a, sl_role role)
 {
     int number = a->seat[role];
-    seat *s = &d->seats[number];
     sl_msg m = {.type = SL_MSG_JOB, .job = {.job = j->id, .attempt = a->number}};
     memcpy(m.job.dir, j->dir, sizeof m.job.dir);
     for (int h = 0; h < SL_HANDOVER_COUNT; h++) {
@@ -313,9 +448,8 @@ static void send_job(sl_jobs *d, job *j, attempt *a, sl_role role)
             v->maker = number;
         }
     }
-    s->job = j->id;
-    s->attempt = a->number;
-    sl_table_to_seat(d, number, &m);
+    if (d->seats[number].teamed) send_team(d, j, a, number, &m);
+    else send_to(d, j, a, number, &m);
 }
 
 /* First the receivers of chunks: they know the job before a chunk comes. */
@@ -326,34 +460,21 @@ static void send_jobs(sl_jobs *d, job *j, attempt *a, sl_role role)
     send_job(d, j, a, role);
 }
 
-/* The crew's work is wanted, and what it starts from is there. */
-static bool is_runnable(const sl_jobs *d, const job *j, sl_role crew, bool *takes_any)
-{
-    bool wanted = sl_crew_is_last(crew) && !j->made[crew];
-    *takes_any = false;
-    if (is_running(j, crew) || !crew_exists(d, crew)) return false;
-    for (int h = 0; h < SL_HANDOVER_COUNT; h++) {
-        if (gives(crew, h) && is_wanted(j, h)) wanted = true;
-        if (!takes(crew, h) || !j->deliveries[h].has) continue;
-        if (!is_there(j, h)) return false;
-        *takes_any = true;
-    }
-    return wanted;
-}
-
 /* Start the crew's attempt, if the rule allows it. */
 static void start_crew(sl_jobs *d, job *j, sl_role crew)
 {
     attempt a = {0};
-    int first = NO_SEAT;
+    int first = NO_SEAT, teamed = team_role(d, crew);
     bool takes_any;
     if (!is_runnable(d, j, crew, &takes_any)) return;
     if (!j->runnable_ns[crew]) j->runnable_ns[crew] = sl_now_ns();
+    for (int i = 0; i < SL_RANKS; i++) a.mates[i] = NO_SEAT;
     for (int r = 0; r < SL_ROLE_COUNT; r++) {
         a.seat[r] = NO_SEAT;
         if (sl_crew_of((sl_role)r) != crew) continue;
         if ((a.seat[r] = choose_seat(d, j, (sl_role)r, first)) == NO_SEAT) return;
         if (first == NO_SEAT) first = a.seat[r];
+        if (r == teamed && (!j->want || !choose_mates(d, j, (sl_role)r, &a))) return;
     }
     for (int h = 0; h < SL_HANDOVER_COUNT; h++) {
         bool makes = gives(crew, h) && is_wanted(j, h);

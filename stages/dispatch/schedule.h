@@ -18,6 +18,9 @@ bool sl_schedule_is_complete(const sl_jobs *d, const job *j);
 bool sl_schedule_is_made(const sl_jobs *d, const job *j);
 /* The first stage that the job needs and this deployment leaves out; NULL: none. */
 const char *sl_schedule_lacks(const sl_jobs *d, const job *j);
+/* Where a role has teams: decide how many of its seats each job should have, and tell attempts to
+ * park for it. */
+void sl_schedule_teams(sl_jobs *d);
 /* Start the attempts that can be. */
 void sl_schedule_start(sl_jobs *d, job *j);
 

@@ -197,6 +197,16 @@ int sl_seats_tick(sl_seats *s, bool ending)
     return broken;
 }
 
+void sl_seats_kill_silent(sl_seats *s, int seat, const char *why)
+{
+    sl_seats_seat *p = &s->at[seat];
+    int64_t now = sl_now_ns(), limit_ms = 3 * (int64_t)s->conf->supervise.heartbeat_ms;
+    if (limit_ms < SL_SEATS_SILENT_MS) limit_ms = SL_SEATS_SILENT_MS;
+    if (p->pidfd < 0 || now - p->last_beat_ns < limit_ms * MS) return;
+    sl_seats_kill(s, seat, why);
+    p->last_beat_ns = now; /* its end comes next */
+}
+
 void sl_seats_kill(sl_seats *s, int seat, const char *why)
 {
     const sl_seats_seat *p = &s->at[seat];

@@ -9,6 +9,8 @@
 #include "common/trace.h"
 #include "stages/dispatch/bus.h"
 
+#define SL_SEATS_SILENT_MS 1500
+
 typedef enum {
     SL_SEAT_DOWN,
     SL_SEAT_STARTING, /* there is a process, which has not said HELLO */
@@ -53,6 +55,9 @@ void sl_seats_close(sl_seats *s);
 /* Start what is due (unless `ending`), kill what stalls. Returns a seat that is given up
  * now, for its program cannot be run; -1: none. */
 int sl_seats_tick(sl_seats *s, bool ending);
+/* Others wait for the seat's process: kill it, if it has given no sign of life for three of its
+ * heartbeats or SL_SEATS_SILENT_MS, whichever is longer. One that is stopped gives none. */
+void sl_seats_kill_silent(sl_seats *s, int seat, const char *why);
 /* SIGKILL to the seat's process. */
 void sl_seats_kill(sl_seats *s, int seat, const char *why);
 

@@ -12,6 +12,7 @@
 #include "common/conf.h"
 #include "common/model.h"
 #include "common/wire.h"
+#include "stages/dispatch/team.h"
 
 #define NO_JOB 0
 #define NO_SEAT (-1)
@@ -21,12 +22,14 @@ typedef struct {
     const char *name;
     pid_t pid;
     bool ready;
+    bool teamed; /* its role has teams here */
+    bool rank;   /* of a role with teams: the others can reach it */
     struct {
         uint64_t id; /* 0: not announced */
         int slots;
     } pools[SL_HANDOVER_COUNT];
-    uint64_t job; /* what the seat works on; NO_JOB: idle */
-    uint32_t attempt;
+    uint64_t job;     /* what the seat works on; NO_JOB: idle */
+    uint32_t attempt; /* 0 beside a job: it is through, and others of its team are not */
 } seat;
 
 /* A hand-over of a job: where it is. */
@@ -47,12 +50,21 @@ typedef struct {
     bool from_slot[SL_HANDOVER_COUNT]; /* the crew was given this ticket */
     bool taken;                        /* inputs are read: their slots are free */
     bool fallen;                       /* one of the crew fell out, the others are told to stop */
+    /* of a role that has teams: */
+    int size;            /* of the team at the beginning; 0: no team */
+    int mates[SL_RANKS]; /* the team without its leader, who is in `seat`; NO_SEAT: none, or through
+                            with the work */
+    uint32_t done, total; /* steps that the leader has finished, of how many; 0: not known */
+    bool parking;         /* they are told to stop at a step */
+    bool ending;          /* one is through, fell or was told to stop: the others are waited for */
+    bool well;            /* the leader is through, and did not fail */
 } attempt;
 
 typedef struct {
     uint64_t id, tag, client;
     char dir[SL_DIR], output[SL_PATH];
-    bool dump;
+    bool dump, guided;
+    int want; /* how many seats of the role that has teams are to work on it; 0: it waits */
     delivery deliveries[SL_HANDOVER_COUNT];
     attempt attempts[SL_ROLE_COUNT]; /* of each crew, by its first role */
     uint32_t attempt_count;          /* numbers of attempts given so far */
@@ -71,15 +83,18 @@ typedef struct {
 struct sl_jobs {
     const sl_conf *conf;
     const sl_model *model;
-    void *self; /* the owner's, for these three: jobs.h */
+    void *self; /* the owner's, for these four: jobs.h */
     void (*to_seat)(void *self, int seat, const sl_msg *m);
     void (*to_client)(void *self, uint64_t client, const sl_msg *m);
     void (*got_further)(void *self, int seat);
+    uint32_t (*new_key)(void *self);
     seat seats[SL_CONF_SEATS];
     uint64_t last_id;
     bool draining;
     int count;
-    job *jobs; /* oldest first */
+    job *jobs;              /* oldest first */
+    sl_team_job *team_jobs; /* room for all of them, where team.h is asked */
+    job **team_jobs_of;
 };
 
 typedef struct sl_jobs sl_jobs;
