@@ -2,12 +2,12 @@
  *
  *   SEAT     HELLO POOL READY HEARTBEAT, of no job: SPAN FAILED   --> seats
  *            ASK GIVE                                             --> turns
- *            RANK                                                 --> ranks, jobs
+ *            RANK                                                 --> muster, jobs
  *            all else                                             --> jobs
  *   CLIENT   HELLO SUBMIT CANCEL DRAIN                            --> clients, jobs
- *   ENDED    --> seats collect it, jobs, turns and ranks lose what it had, in this order
+ *   ENDED    --> seats collect it, jobs, turns and muster lose what it had, in this order
  *   SIGNAL   --> drain, or the parent is dying
- *   TICK     --> seats (start, stall), turns (lost holders), ranks (who loads), jobs (who is
+ *   TICK     --> seats (start, stall), turns (lost holders), muster (who loads), jobs (who is
  *                waited for, what next), and the end
  *
  * Every handler returns before the next event is taken; nothing is read from the socket in
@@ -91,7 +91,7 @@ static void got_further(void *self, int seat)
 static uint32_t new_key(void *self)
 {
     sl_dispatch *d = self;
-    return sl_ranks_key(&d->ranks);
+    return sl_muster_key(&d->muster);
 }
 
 /* ---- opening ---- */
@@ -121,11 +121,11 @@ sl_code sl_dispatch_open(sl_dispatch *d, sl_err *err)
                           .self = d};
     sl_seats_open(&d->seats, &d->model);
     sl_turns_open(&d->turns, d->bus, &d->conf);
-    sl_ranks_open(&d->ranks, d, tell_seat);
+    sl_muster_open(&d->muster, d, tell_seat);
     for (int i = 0; i < d->seats.count; i++) {
         const sl_seats_seat *s = &d->seats.at[i];
         sl_turns_add(&d->turns, i, s->name, s->conf->device);
-        sl_ranks_add(&d->ranks, i, &d->conf, s->conf);
+        sl_muster_add(&d->muster, i, &d->conf, s->conf);
         sl_jobs_add_seat(d->jobs, i, s->conf, s->name);
     }
     return SL_OK;
@@ -143,7 +143,7 @@ void sl_dispatch_stop(sl_dispatch *d)
 static void on_broken(sl_dispatch *d, int seat)
 {
     const sl_seats_seat *s = &d->seats.at[seat], *reason = sl_seats_broken(&d->seats);
-    sl_ranks_forget(&d->ranks, seat, true);
+    sl_muster_forget(&d->muster, seat, true);
     if (reason) sl_jobs_fail_all(d->jobs, s->last_code, s->last_error);
     else sl_log(SL_LOG_WARN, "%s; others go on without it", s->last_error);
 }
@@ -154,13 +154,13 @@ static void on_ended(sl_dispatch *d, int seat)
     sl_seats_on_ended(&d->seats, seat, d->draining, &end);
     sl_jobs_on_death(d->jobs, seat, end.pid, end.how);
     sl_turns_forget(&d->turns, seat);
-    sl_ranks_forget(&d->ranks, seat, false);
+    sl_muster_forget(&d->muster, seat, false);
     if (end.broken) on_broken(d, seat);
 }
 
 static void on_rank(sl_dispatch *d, int seat, const sl_msg_rank *m)
 {
-    if (sl_ranks_on_rank(&d->ranks, seat, m)) sl_jobs_on_rank(d->jobs, seat);
+    if (sl_muster_on_rank(&d->muster, seat, m)) sl_jobs_on_rank(d->jobs, seat);
     else
         sl_log(SL_LOG_WARN, "RANK %d sent by %s, which is no such rank: ignored", m->rank,
                d->seats.at[seat].name);
@@ -219,7 +219,7 @@ static void on_client(sl_dispatch *d, const sl_bus_peer *from, const sl_msg *m)
     sl_client *c = client_of(d, from);
     if (m->type == SL_MSG_HELLO && strcmp(m->hello.role, "client")) {
         int seat = sl_seats_on_hello(&d->seats, &m->hello, from);
-        if (seat >= 0) sl_ranks_on_hello(&d->ranks, seat);
+        if (seat >= 0) sl_muster_on_hello(&d->muster, seat);
         return;
     }
     if (!c && !(c = new_client(d, from))) return;
@@ -254,7 +254,7 @@ static void log_event(const sl_dispatch *d, const sl_bus_event *e)
  * takes another job. */
 static void look_at_ranks(sl_dispatch *d)
 {
-    sl_ranks_tick(&d->ranks, sl_now_ns());
+    sl_muster_tick(&d->muster, sl_now_ns());
     for (int i = 0; i < d->seats.count; i++)
         if (sl_jobs_waits_for(d->jobs, i))
             sl_seats_kill_silent(&d->seats, i, "gave no sign of life while its team waits");

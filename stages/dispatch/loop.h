@@ -1,9 +1,9 @@
-/* loop.h - the dispatcher as a whole: seats, turns, ranks, jobs and clients on one bus. */
+/* loop.h - the dispatcher as a whole: seats, turns, muster, jobs and clients on one bus. */
 #ifndef SL_DISPATCH_LOOP_H
 #define SL_DISPATCH_LOOP_H
 
 #include "stages/dispatch/jobs.h"
-#include "stages/dispatch/ranks.h"
+#include "stages/dispatch/muster.h"
 #include "stages/dispatch/seats.h"
 #include "stages/dispatch/turns.h"
 
@@ -26,7 +26,7 @@ typedef struct {
     sl_bus *bus;
     sl_seats seats;
     sl_turns turns;
-    sl_ranks ranks;
+    sl_muster muster;
     sl_jobs *jobs;
     sl_client clients[SL_CLIENTS];
     uint64_t last_client;

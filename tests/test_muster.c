@@ -1,8 +1,8 @@
-/* test_team_load - which ranks hear of each other, and which load their weights together. */
+/* test_muster - which ranks hear of each other, and which load their weights together. */
 #include "tests/t.h"
 
 #include "common/clock.h"
-#include "stages/dispatch/ranks.h"
+#include "stages/dispatch/muster.h"
 
 #define THREE                                                                                      \
     "stages: ( { name = \"text\"; }, { name = \"denoise\"; devices = [\"cpu\", \"cpu\", "          \
@@ -12,7 +12,7 @@ enum { TEXT, R0, R1, R2, DECODE }; /* seats */
 
 static struct {
     sl_conf conf;
-    sl_ranks ranks;
+    sl_muster muster;
     struct {
         int seat;
         sl_msg m;
@@ -34,16 +34,16 @@ static void begin(const char *stages)
     memset(&t, 0, sizeof t);
     sl_conf_defaults(&t.conf);
     T_OK(sl_conf_read_string(&t.conf, stages, "test", &err));
-    sl_ranks_open(&t.ranks, NULL, to_seat);
+    sl_muster_open(&t.muster, NULL, to_seat);
     for (int i = 0; i < t.conf.stage_count; i++)
-        sl_ranks_add(&t.ranks, i, &t.conf, &t.conf.stages[i]);
+        sl_muster_add(&t.muster, i, &t.conf, &t.conf.stages[i]);
 }
 
 static bool announce(int seat, int rank)
 {
     sl_msg_rank m = {.rank = rank, .pid = 100 + seat, .fd = 7, .window_bytes = 4096};
     memset(m.device, seat, sizeof m.device);
-    return sl_ranks_on_rank(&t.ranks, seat, &m);
+    return sl_muster_on_rank(&t.muster, seat, &m);
 }
 
 /* The next message is RANK of `rank`, to `seat`. */
@@ -79,7 +79,7 @@ static uint32_t load_together(int n, const int ranks[])
 
 static void tick_after(int ms)
 {
-    sl_ranks_tick(&t.ranks, sl_now_ns() + ms * 1000000ll);
+    sl_muster_tick(&t.muster, sl_now_ns() + ms * 1000000ll);
 }
 
 static void nothing(void)
@@ -91,7 +91,7 @@ static void all_load_together(void **state)
 {
     (void)state;
     begin(THREE);
-    for (int r = 0; r < 3; r++) sl_ranks_on_hello(&t.ranks, R0 + r);
+    for (int r = 0; r < 3; r++) sl_muster_on_hello(&t.muster, R0 + r);
     nothing();
     assert_true(announce(R1, 1));
     hears_of(R0, 1), hears_of(R2, 1);
@@ -104,7 +104,7 @@ static void all_load_together(void **state)
     tick_after(0);
     uint32_t key = LOAD_TOGETHER(0, 1, 2);
     assert_true(key > 0);
-    assert_true(sl_ranks_key(&t.ranks) > key);
+    assert_true(sl_muster_key(&t.muster) > key);
     tick_after(60000);
     nothing();
 }
@@ -116,9 +116,9 @@ static void who_comes_later_loads_alone(void **state)
     announce(R0, 0), announce(R1, 1), announce(R2, 2);
     tick_after(0);
     t.read = t.count;
-    uint32_t key = sl_ranks_key(&t.ranks);
-    sl_ranks_forget(&t.ranks, R1, false);
-    sl_ranks_on_hello(&t.ranks, R1);
+    uint32_t key = sl_muster_key(&t.muster);
+    sl_muster_forget(&t.muster, R1, false);
+    sl_muster_on_hello(&t.muster, R1);
     hears_of(R1, 0), hears_of(R1, 2);
     assert_true(announce(R1, 1));
     hears_of(R0, 1), hears_of(R2, 1);
@@ -126,8 +126,8 @@ static void who_comes_later_loads_alone(void **state)
     assert_true(LOAD_TOGETHER(1) > key);
     nothing();
     /* all have died: together again */
-    for (int r = R0; r <= R2; r++) sl_ranks_forget(&t.ranks, r, false);
-    sl_ranks_on_hello(&t.ranks, R0);
+    for (int r = R0; r <= R2; r++) sl_muster_forget(&t.muster, r, false);
+    sl_muster_on_hello(&t.muster, R0);
     nothing(); /* the dead are not named */
     announce(R0, 0), announce(R1, 1), announce(R2, 2);
     t.read = t.count;
@@ -157,7 +157,7 @@ static void nobody_waits_for_who_is_given_up(void **state)
     (void)state;
     begin(THREE);
     announce(R0, 0), announce(R2, 2);
-    sl_ranks_forget(&t.ranks, R1, true);
+    sl_muster_forget(&t.muster, R1, true);
     t.read = t.count;
     tick_after(0);
     LOAD_TOGETHER(0, 2);
@@ -177,7 +177,7 @@ static void others_are_no_ranks(void **state)
         "stages: ( { name = \"text\"; }, { name = \"denoise\"; devices = [\"cpu\", \"cpu\"]; team "
         "= 1; } );");
     assert_false(announce(R0, 0)); /* each for itself */
-    sl_ranks_on_hello(&t.ranks, R1);
+    sl_muster_on_hello(&t.muster, R1);
     tick_after(9000);
     nothing();
 }
@@ -189,5 +189,5 @@ int main(void)
         cmocka_unit_test(nobody_waits_for_ever), cmocka_unit_test(nobody_waits_for_who_is_given_up),
         cmocka_unit_test(others_are_no_ranks),
     };
-    return cmocka_run_group_tests_name("team_load", tests, NULL, NULL);
+    return cmocka_run_group_tests_name("muster", tests, NULL, NULL);
 }
