@@ -99,6 +99,8 @@ static void *kill_later(void *arg)
     return NULL;
 }
 
+static void be_text_beside_a_team(sl_seat *seat);
+
 static void script_of(sl_seat *seat, const char *role, const char *script)
 {
     static int soon = 15;
@@ -150,6 +152,7 @@ static void script_of(sl_seat *seat, const char *role, const char *script)
             piece(seat, role, SL_TURN_PIECE, "piece", i, i == 4 ? 100 : 1, i == 3);
         sl_seat_begin(seat, 0, 0);
     }
+    if (!strcmp(script, "beside a team")) be_text_beside_a_team(seat);
     note("%s is through\n", role);
 }
 
@@ -229,6 +232,56 @@ static void raw_script(const char *endpoint, const char *role, const char *scrip
     raise(SIGKILL); /* with or without a turn */
 }
 
+/* ---- ranks of a team on one device ---- */
+
+#define TEAM_STEPS 6
+
+/* ASK for this step of job 7, and the GRANT. */
+static void raw_step(void *s, uint64_t turn, int step)
+{
+    sl_msg m = {.type = SL_MSG_ASK, .ask = {.job = 7, .turn = turn, .kind = SL_TURN_STEP}};
+    snprintf(m.ask.what, sizeof m.ask.what, "step %d", step);
+    sl_wire_send(s, NULL, 0, &m, NULL);
+    raw_granted(s, turn);
+}
+
+/* Rank `me` of two. In the middle of each step both wait for each other. What the other stages do
+ * is timed by the notes. */
+static void raw_rank(const char *endpoint, int me)
+{
+    void *s = raw_open(endpoint, "denoise");
+    sl_msg m;
+    sl_err err = {0};
+    for (int i = 1; i <= TEAM_STEPS; i++) {
+        /* step 3: the text asks while one is at the next step's question, the other in this step */
+        if (me == 1 && i == 3) await_note("text asks 1\n"), usleep(20000);
+        /* step 5: the text asks while one has the turn, and the other has not asked */
+        if (me == 1 && i == 5) await_note("text asks 2\n"), usleep(20000);
+        raw_step(s, (uint64_t)i, i);
+        int64_t t0 = sl_now_ns();
+        note("rank %d in step %d\n", me, i);
+        await_note(t_format("rank %d in step %d\n", !me, i));
+        usleep(5000);
+        note("piece rank%d %lld %lld\n", me, (long long)t0, (long long)sl_now_ns());
+        if (i == TEAM_STEPS || (me == 1 && i == 4)) raw_give(s, (uint64_t)i);
+    }
+    note("rank %d is through\n", me);
+    while (sl_wire_recv(s, NULL, NULL, &m, &err) != SL_OK || m.type != SL_MSG_DRAIN) usleep(1000);
+    exit(0);
+}
+
+static void be_text_beside_a_team(sl_seat *seat)
+{
+    await_note("rank 0 in step 2");
+    await_note("piece rank0"); /* of step 1 at least; rank 1 is held up before step 3 */
+    usleep(30000);
+    note("text asks 1\n");
+    piece(seat, "text", SL_TURN_PIECE, "text", 1, 10, false);
+    await_note("rank 0 in step 5");
+    note("text asks 2\n");
+    piece(seat, "text", SL_TURN_PIECE, "text", 2, 10, false);
+}
+
 static int be_stage(int argc, char **argv)
 {
     sl_seat *seat = NULL;
@@ -236,6 +289,7 @@ static int be_stage(int argc, char **argv)
     sl_msg m;
     const char *role = argv[argc - 3], *script = argv[argc - 2];
     notes = argv[argc - 1];
+    if (!strncmp(script, "rank ", 5)) raw_rank(argv[2], atoi(script + 5));
     if (!strncmp(script, "raw", 3)) raw_script(argv[2], role, script);
     if (sl_seat_open(&seat, (sl_role)sl_role_by_name(role), argc, argv, &err))
         return sl_seat_exit(&seat, &err);
@@ -354,6 +408,42 @@ static void test_one_at_a_time(void **state)
     if (between) t_run_fail(&run, "%d steps ran before the decode was through", between);
     if (steps_before < 3 || steps_before == 8)
         t_run_fail(&run, "%d of 8 steps ran before the decode, want 3 or a few more", steps_before);
+    stop();
+}
+
+/* Ranks of one device have their turn together, whoever asks in between, and a text has its own
+ * between two of their steps. */
+static void test_a_team_has_its_turn_together(void **state)
+{
+    interval all[64];
+    int texts = 0, together = 0;
+    (void)state;
+    open_run();
+    start("", (const char *const[]){"text", "beside a team", "denoise", "rank 0", "denoise",
+                                    "rank 1", NULL});
+    until_noted("text is through");
+    until_noted("rank 0 is through");
+    until_noted("rank 1 is through");
+    int n = read_pieces(all, 64);
+    assert_int_equal(n, 2 * TEAM_STEPS + 2);
+    qsort(all, (size_t)n, sizeof *all, by_start);
+    for (int i = 0; i < n; i++) {
+        bool text = !strcmp(all[i].role, "text");
+        texts += text;
+        for (int k = i + 1; k < n && all[k].t0 < all[i].t1; k++) {
+            if (text || !strcmp(all[k].role, "text"))
+                t_run_fail(&run, "%s computed beside %s", all[k].role, all[i].role);
+            together++;
+        }
+    }
+    assert_int_equal(texts, 2);
+    assert_int_equal(together, TEAM_STEPS);
+    /* the first text came before step 3, though one rank had asked for that before it */
+    assert_string_equal(all[4].role, "text");
+    /* the second after step 5, which had begun */
+    assert_string_equal(all[11].role, "text");
+    if (t_run_count(&run, "free=1 of cpu") > 2) /* of the text's */
+        t_run_fail(&run, "a rank had the device for good");
     stop();
 }
 
@@ -829,6 +919,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_stage_side),
         cmocka_unit_test(test_idle),
         cmocka_unit_test(test_one_at_a_time),
+        cmocka_unit_test(test_a_team_has_its_turn_together),
         cmocka_unit_test(test_holder_is_killed),
         cmocka_unit_test(test_waiter_is_killed),
         cmocka_unit_test(test_holder_loses_its_connection),

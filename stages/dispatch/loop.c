@@ -124,7 +124,9 @@ sl_code sl_dispatch_open(sl_dispatch *d, sl_err *err)
     sl_muster_open(&d->muster, d, tell_seat);
     for (int i = 0; i < d->seats.count; i++) {
         const sl_seats_seat *s = &d->seats.at[i];
-        sl_turns_add(&d->turns, i, s->name, s->conf->device);
+        sl_role role = s->conf->role;
+        sl_turns_add(&d->turns, i, s->name, s->conf->device,
+                     sl_conf_teamed(&d->conf, role) ? (int)role : -1);
         sl_muster_add(&d->muster, i, &d->conf, s->conf);
         sl_jobs_add_seat(d->jobs, i, s->conf, s->name);
     }

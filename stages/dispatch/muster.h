@@ -1,5 +1,5 @@
 /* muster.h - ranks before they take jobs: how each is reached by the others of its role, and who
- * who loads the weights together.
+ * loads the weights together.
  *
  *   RANK   is passed on to every other rank of the role, and to those that come later when they
  *          say HELLO: so before any JOB that needs it

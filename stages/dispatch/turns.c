@@ -1,10 +1,12 @@
-/* turns.c - turns of a device: one seat at a time computes there.
+/* turns.c - turns of a device: one seat at a time computes there, or a team of ranks.
  *
  *   ASK    the seat waits, and gives back what it held
  *   GIVE   of the turn that the seat holds: it holds none; of the one asked for: it waits no more
  *   death  both
  *   then   the device is handed on: GRANT to the seat that order.h says, free if no other seat
  *          of the device has asked yet; REVOKE to a holder whose turn is free, if one waits
+ *   team   GRANT also to whoever asks for the very piece of work that a holder has; the turn is
+ *          over when the last gives it back
  *   tick   where one waits: is the holder too late, is its connection still there?
  * A stage numbers its turns itself, growing. There is no queue that could be wrong after a
  * death: who waits and who holds stands with the seat, and goes with its process. One
@@ -28,9 +30,9 @@ void sl_turns_open(sl_turns *t, sl_bus *bus, const sl_conf *conf)
     t->patience_ns = conf->dispatch.turn_timeout_s * 1000 * MS;
 }
 
-void sl_turns_add(sl_turns *t, int seat, const char *name, const char *device)
+void sl_turns_add(sl_turns *t, int seat, const char *name, const char *device, int team)
 {
-    t->seats[seat] = (sl_turns_seat){.name = name, .device = device};
+    t->seats[seat] = (sl_turns_seat){.name = name, .device = device, .team = team};
 }
 
 static bool on_one_device(const sl_turns *t, int a, int b)
@@ -39,7 +41,19 @@ static bool on_one_device(const sl_turns *t, int a, int b)
     return x && y && !strcmp(x, y);
 }
 
-/* The seat that holds this seat's device; -1: none. */
+static bool are_of_one_team(const sl_turns *t, int a, int b)
+{
+    return t->seats[a].team >= 0 && t->seats[a].team == t->seats[b].team && on_one_device(t, a, b);
+}
+
+/* Both are about one piece of work, by what they have asked for last. */
+static bool is_same_piece(const sl_turns *t, int a, int b)
+{
+    const sl_msg_ask *x = &t->seats[a].ask, *y = &t->seats[b].ask;
+    return are_of_one_team(t, a, b) && x->job == y->job && !strcmp(x->what, y->what);
+}
+
+/* A seat that holds this seat's device, the first of a team; -1: none. */
 static int holder_beside(const sl_turns *t, int seat)
 {
     for (int i = 0; i < SL_CONF_SEATS; i++)
@@ -47,11 +61,14 @@ static int holder_beside(const sl_turns *t, int seat)
     return -1;
 }
 
-/* No other seat on the device has asked for a turn of it since its process was started. */
+/* No other seat on the device has asked for a turn of it since its process was started, nor may
+ * one of its team: a rank that did not ask for each piece could not be seen to be at the same. */
 static bool is_alone(const sl_turns *t, int seat)
 {
     for (int i = 0; i < SL_CONF_SEATS; i++)
-        if (i != seat && t->seats[i].asks && on_one_device(t, i, seat)) return false;
+        if (i != seat && on_one_device(t, i, seat) &&
+            (t->seats[i].asks || are_of_one_team(t, i, seat)))
+            return false;
     return true;
 }
 
@@ -76,22 +93,29 @@ static sl_code send_grant(sl_turns *t, int seat)
     return sl_bus_send(t->bus, seat, &m);
 }
 
-/* Give this seat's device to who is next, if nobody holds it; if somebody holds it for
- * good, that ends. */
+/* The device is the waiting seat's. */
+static void grant(sl_turns *t, int seat)
+{
+    sl_turns_seat *s = &t->seats[seat];
+    s->held = s->asked;
+    s->asked = 0;
+    s->free = is_alone(t, seat);
+    s->late = false;
+    s->since_ns = sl_now_ns();
+    sl_log(SL_LOG_DEBUG, "-> %s GRANT turn=%" PRIu64 " free=%d of %s", s->name, s->held, s->free,
+           s->device);
+    if (send_grant(t, seat) == SL_GONE) s->held = 0; /* its pidfd will tell */
+}
+
+/* Give this seat's device to who is next, if nobody holds it, and to who waits for the holder's
+ * piece of work; if somebody holds it for good, that ends. */
 static void hand_on(sl_turns *t, int seat)
 {
     int holder, next;
-    while ((holder = holder_beside(t, seat)) < 0 && (next = next_beside(t, seat)) >= 0) {
-        sl_turns_seat *s = &t->seats[next];
-        s->held = s->asked;
-        s->asked = 0;
-        s->free = is_alone(t, next);
-        s->late = false;
-        s->since_ns = sl_now_ns();
-        sl_log(SL_LOG_DEBUG, "-> %s GRANT turn=%" PRIu64 " free=%d of %s", s->name, s->held,
-               s->free, s->device);
-        if (send_grant(t, next) == SL_GONE) s->held = 0; /* its pidfd will tell */
-    }
+    while ((holder = holder_beside(t, seat)) < 0 && (next = next_beside(t, seat)) >= 0)
+        grant(t, next);
+    for (int i = 0; i < SL_CONF_SEATS && holder >= 0; i++)
+        if (t->seats[i].asked && is_same_piece(t, i, holder)) grant(t, i);
     if (holder >= 0 && t->seats[holder].free && next_beside(t, seat) >= 0) {
         sl_turns_seat *s = &t->seats[holder];
         sl_msg m = {.type = SL_MSG_REVOKE, .revoke = {.turn = s->held}};
@@ -138,7 +162,8 @@ void sl_turns_on_give(sl_turns *t, int seat, const sl_msg_give *m)
 
 void sl_turns_forget(sl_turns *t, int seat)
 {
-    sl_turns_add(t, seat, t->seats[seat].name, t->seats[seat].device);
+    const sl_turns_seat *s = &t->seats[seat];
+    sl_turns_add(t, seat, s->name, s->device, s->team);
     hand_on(t, seat);
 }
 

@@ -1,6 +1,10 @@
 /* turns.h - seats on one device compute one at a time: who asks waits, who gives back or
  * dies makes room. order.h says who is next, stages/README.md why.
  *
+ * Ranks of a team that share a device (role: one that has teams) compute one piece together: each
+ * of them waits in the middle of it for the others, and would wait for ever if they had to take
+ * turns. Those that ask for the same piece have the turn together.
+ *
  * The owner adds every seat once and hands in what seats say. Answers go over the bus. */
 #ifndef SL_TURNS_H
 #define SL_TURNS_H
@@ -9,6 +13,7 @@
 
 typedef struct {
     const char *name, *device; /* the owner's; NULL: there is no such seat */
+    int team;                  /* seats of one number work in teams; -1: alone */
     bool asks;                 /* the process has asked for a turn since it was started */
     uint64_t newest;           /* number of the newest turn that was asked for */
     uint64_t asked, held;      /* the turn that the seat waits for, that it has; 0: none */
@@ -25,7 +30,8 @@ typedef struct {
 } sl_turns;
 
 void sl_turns_open(sl_turns *t, sl_bus *bus, const sl_conf *conf);
-void sl_turns_add(sl_turns *t, int seat, const char *name, const char *device);
+/* team: the number of the seat's role, if that has teams here; otherwise -1. */
+void sl_turns_add(sl_turns *t, int seat, const char *name, const char *device, int team);
 
 void sl_turns_on_ask(sl_turns *t, int seat, const sl_msg_ask *m);
 void sl_turns_on_give(sl_turns *t, int seat, const sl_msg_give *m);
