@@ -747,6 +747,22 @@ static void a_fixed_team_goes_on_with_who_is_there(void **state)
     end();
 }
 
+/* Four jobs end at the same time, and decode has two slots. */
+static void no_rank_waits_for_a_credit(void **state)
+{
+    (void)state;
+    begin(FOUR("\"auto\""), "");
+    submit_some(1, 4);
+    give_inputs(1, 4);
+    for (int r = R0; r <= R3; r++) {
+        sl_msg_job m = job_at(r, (uint64_t)(r - R0) + 1);
+        assert_int_equal(m.team.size, 1);
+        if (r - R0 < 2) by_slot(&m.to, SL_HANDOVER_LATENTS, DECODE_T);
+        else by_file(&m.to, SL_HANDOVER_LATENTS);
+    }
+    end();
+}
+
 /* ---- a team parts and joins ---- */
 
 static void a_second_job_parts_the_team(void **state)
@@ -1013,6 +1029,7 @@ int main(void)
         cmocka_unit_test(a_rank_has_to_be_known),
         cmocka_unit_test(teams_of_a_fixed_size),
         cmocka_unit_test(a_fixed_team_goes_on_with_who_is_there),
+        cmocka_unit_test(no_rank_waits_for_a_credit),
         cmocka_unit_test(a_second_job_parts_the_team),
         cmocka_unit_test(no_job_is_parked_before_its_inputs_are_spooled),
         cmocka_unit_test(a_parked_team_may_be_done),

@@ -344,14 +344,24 @@ static void park(sl_jobs *d, const job *j, attempt *a, sl_role role)
     for (int i = 0; i < SL_RANKS; i++) sl_table_to_seat(d, a->mates[i], &m);
 }
 
+/* The crew has work to do for the job, now or later. */
+static bool is_needed(const job *j, sl_role crew)
+{
+    if (is_running(j, crew)) return !j->attempts[crew].well;
+    bool needed = !is_finished(j, crew);
+    for (int h = 0; h < SL_HANDOVER_COUNT; h++)
+        needed = needed || (gives(crew, h) && is_wanted(j, h));
+    return needed;
+}
+
 /* The job as the policy sees it; false: it needs nothing of this role any more. Seats of an attempt
  * that ends are nobody's. */
 static bool describe(const sl_jobs *d, const job *j, sl_role role, sl_team_job *out)
 {
     sl_role crew = sl_crew_of(role);
     const attempt *a = &j->attempts[crew];
-    bool running = is_running(j, crew), keeps = running && !a->ending && !a->parking, takes_any;
-    if (j->ending || (running ? a->well : is_finished(j, crew))) return false;
+    bool keeps = is_running(j, crew) && !a->ending && !a->parking, takes_any;
+    if (j->ending || !is_needed(j, crew)) return false;
     *out = (sl_team_job){.guided = j->guided,
                          .ranks = keeps ? a->size : 0,
                          .runnable = is_runnable(d, j, crew, &takes_any),
