@@ -79,11 +79,13 @@ static void read_result(result *r, int steps)
     if (r->steps != steps) t_run_fail(&run, "%d steps, want %d", r->steps, steps);
 }
 
-static void check(const char *name, const result *want, int steps)
+static void check(const char *which, const result *want, int steps)
 {
+    char name[128];
     static const char *const FILES[] = {"a.mp4", "a/text.safetensors", "a/image.safetensors",
                                         "a/denoise.safetensors", "a/frames.safetensors"};
     result got;
+    snprintf(name, sizeof name, "%s", which); /* t_format's, and soon another's */
     t_run_nothing_left(&run, 0);
     read_result(&got, steps);
     for (int i = 0; i < steps; i++)

@@ -31,16 +31,16 @@ static sl_code meet_ranks(denoiser *d, sl_err *err)
     sl_dit *dit = NULL;
     size_t bytes = 0;
     sl_code rc;
-    if (!sl_ranks_wanted(conf, SL_ROLE_DENOISE)) return SL_OK;
+    if (!sl_mates_wanted(conf, SL_ROLE_DENOISE)) return SL_OK;
     if (!(rc = open_counting(d, &loader, &dit, err)) &&
         !(rc = sl_denoise_window(&bytes, d->ctx.ops, d->model, &dit, conf->limits.pixels,
                                  conf->limits.frames, sl_conf_instances(conf, SL_ROLE_DENOISE),
                                  err)))
-        rc = sl_ranks_open(&d->seat->ranks, &d->seat->control, conf, SL_ROLE_DENOISE,
+        rc = sl_mates_open(&d->seat->mates, &d->seat->control, conf, SL_ROLE_DENOISE,
                            d->seat->instance, &d->ctx, d->seat->plugin, bytes, err);
     sl_dit_free(&dit);
     sl_loader_close(&loader);
-    return rc ? rc : sl_ranks_load_team(&d->seat->ranks, &d->load_team, err);
+    return rc ? rc : sl_mates_load_team(&d->seat->mates, &d->load_team, err);
 }
 
 sl_code sl_denoiser_open(denoiser *d, sl_err *err)
@@ -72,7 +72,7 @@ void sl_denoiser_close(denoiser *d)
         sl_dit_free(&d->dit[e]);
         sl_loader_close(&d->loaders[e]);
     }
-    if (d->seat) sl_ranks_close(&d->seat->ranks);
+    if (d->seat) sl_mates_close(&d->seat->mates);
     sl_ctx_close(&d->ctx);
 }
 
@@ -278,7 +278,7 @@ sl_code sl_denoise_start(denoise_run *r, denoiser *d, const sl_msg_job *msg, con
     if ((rc = load_noise(r, err))) return rc;
     if (sl_denoise_leads(&r->team)) {
         const size_t bytes = (size_t)n * 4 * sizeof(float);
-        bool both = job->fbcache > 0 && d->seat->ranks.comm;
+        bool both = job->fbcache > 0 && d->seat->mates.comm;
         if ((rc = sl_parcel_make(&r->out, d->seat, NULL, SL_HANDOVER_LATENTS, job, err))) return rc;
         if (!(r->now.data = sl_seat_host_alloc(d->seat, bytes)) ||
             (both && !(r->last.data = sl_seat_host_alloc(d->seat, bytes))))
@@ -476,7 +476,7 @@ static void say_share(denoise_run *r)
 {
     const denoise_team *t = &r->team;
     sl_comm_stats s = {0};
-    if (!r->d->seat->ranks.comm) return;
+    if (!r->d->seat->mates.comm) return;
     if (t->comm) s = sl_comm_take_stats(t->comm);
     sl_msg m = {
         .type = SL_MSG_SHARE,

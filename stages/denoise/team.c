@@ -36,7 +36,7 @@ sl_code sl_denoise_team_open(denoise_team *t, sl_seat *seat, sl_ctx *ctx, const 
 {
     const int heads = seat->model.dit[0].heads;
     char fit[96];
-    sl_code rc = sl_ranks_join(&seat->ranks, &msg->team, &t->whole, err);
+    sl_code rc = sl_mates_join(&seat->mates, &msg->team, &t->whole, err);
     t->comm = NULL;
     if (rc) return rc;
     t->split = sl_denoise_split_of(job, t->whole.size, t->whole.me);
@@ -46,7 +46,7 @@ sl_code sl_denoise_team_open(denoise_team *t, sl_seat *seat, sl_ctx *ctx, const 
         return sl_fail(err, SL_ARG, "denoise: a team of %d for %d heads, want one of %s",
                        t->whole.size, heads, fit);
     }
-    t->comm = seat->ranks.comm;
+    t->comm = seat->mates.comm;
     const int n = t->split.shards, first = t->split.branch * n;
     const sl_team shard = part(&t->whole, t->split.halves ? first : 0, 1, n, t->whole.granule),
                   pair = part(&t->whole, t->split.shard, n, 2, 1);

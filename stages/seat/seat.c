@@ -29,7 +29,7 @@ static bool hear(void *self, const sl_msg *m, sl_msg *reply)
 static bool note(void *self, const sl_msg *m)
 {
     sl_seat *seat = self;
-    return sl_ranks_note(&seat->ranks, m) || sl_pools_note(&seat->pools, m);
+    return sl_mates_note(&seat->mates, m) || sl_pools_note(&seat->pools, m);
 }
 
 /* ---- opening ---- */

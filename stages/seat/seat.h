@@ -4,7 +4,7 @@
  *   control   the socket: messages, cancel, heartbeats        a thread
  *   turn      when this stage may compute on its device
  *   pools     where it receives, where its receivers do
- *   ranks     the other instances of its role, for teams
+ *   mates     the other instances of its role, for teams
  *   spool     files of the job's folder                       a thread
  * On these stand parcel.h and chunk.h (tensors given and taken) and loop.h (job by job).
  * The main thread computes; all functions below are the main thread's. README.md draws who
@@ -18,7 +18,7 @@
 #include "kernels/plugin.h"
 #include "stages/seat/control.h"
 #include "stages/seat/pools.h"
-#include "stages/seat/ranks.h"
+#include "stages/seat/mates.h"
 #include "stages/seat/spool.h"
 #include "stages/seat/turn.h"
 
@@ -33,7 +33,7 @@ typedef struct {
     sl_control control;
     sl_turn turn;
     sl_pools pools;
-    sl_ranks ranks;
+    sl_mates mates;
     sl_spool spool;
 } sl_seat;
 

@@ -1,5 +1,5 @@
-/* ranks.c - the other instances of a stage's role. */
-#include "stages/seat/ranks.h"
+/* mates.c - the other instances of a stage's role. */
+#include "stages/seat/mates.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -10,7 +10,7 @@
 #define LOAD_S 60 /* longest wait for LOAD */
 #define LOOK_MS 100
 
-bool sl_ranks_wanted(const sl_conf *conf, sl_role role)
+bool sl_mates_wanted(const sl_conf *conf, sl_role role)
 {
     const sl_conf_stage *first = sl_conf_find(conf, role);
     return first && sl_role_has_teams(role) && sl_conf_instances(conf, role) > 1 &&
@@ -39,7 +39,7 @@ static sl_code all_map(bool *yes, const sl_conf *conf, sl_role role, const sl_pl
     return SL_OK;
 }
 
-sl_code sl_ranks_way(const char **out, const sl_conf *conf, sl_role role, const sl_plugin *p,
+sl_code sl_mates_way(const char **out, const sl_conf *conf, sl_role role, const sl_plugin *p,
                      sl_err *err)
 {
     const sl_conf_stage *first = sl_conf_find(conf, role);
@@ -70,14 +70,14 @@ static void beat(void *of)
     sl_comm_beat(of);
 }
 
-sl_code sl_ranks_open(sl_ranks *r, sl_control *control, const sl_conf *conf, sl_role role,
+sl_code sl_mates_open(sl_mates *r, sl_control *control, const sl_conf *conf, sl_role role,
                       int instance, const sl_ctx *ctx, const sl_plugin *p, size_t bytes,
                       sl_err *err)
 {
     const sl_comm_body *body = &sl_comm_shm;
     const char *way;
     sl_comm_handle h;
-    sl_code rc = sl_ranks_way(&way, conf, role, p, err);
+    sl_code rc = sl_mates_way(&way, conf, role, p, err);
     if (rc) return rc;
     r->control = control;
     r->granule = ctx->ops->row_granule;
@@ -85,7 +85,7 @@ sl_code sl_ranks_open(sl_ranks *r, sl_control *control, const sl_conf *conf, sl_
     if (!strcmp(way, "nccl"))
         return sl_fail(err, SL_ARG, "%s: comm = \"nccl\" is not there yet, want \"ipc\"",
                        sl_role_name(role));
-    if ((rc = sl_comm_open(&r->comm, body, instance, bytes, SL_RANKS_SILENT_MS, err))) return rc;
+    if ((rc = sl_comm_open(&r->comm, body, instance, bytes, SL_MATES_SILENT_MS, err))) return rc;
     sl_control_pulse(control, beat, r->comm);
     sl_comm_handle_of(r->comm, &h);
     sl_msg m = {.type = SL_MSG_RANK,
@@ -97,7 +97,7 @@ sl_code sl_ranks_open(sl_ranks *r, sl_control *control, const sl_conf *conf, sl_
     return SL_OK;
 }
 
-void sl_ranks_close(sl_ranks *r)
+void sl_mates_close(sl_mates *r)
 {
     if (!r->comm) return;
     sl_control_pulse(r->control, NULL, NULL);
@@ -106,7 +106,7 @@ void sl_ranks_close(sl_ranks *r)
 
 /* ---- what is heard of others ---- */
 
-bool sl_ranks_note(sl_ranks *r, const sl_msg *m)
+bool sl_mates_note(sl_mates *r, const sl_msg *m)
 {
     if (m->type == SL_MSG_LOAD) {
         r->load = m->load.team;
@@ -128,7 +128,7 @@ bool sl_ranks_note(sl_ranks *r, const sl_msg *m)
     return true;
 }
 
-sl_code sl_ranks_join(sl_ranks *r, const sl_members *m, sl_team *out, sl_err *err)
+sl_code sl_mates_join(sl_mates *r, const sl_members *m, sl_team *out, sl_err *err)
 {
     *out = (sl_team){.size = 1, .key = m->key, .granule = r->granule};
     if (!r->comm || m->size == 0) return SL_OK;
@@ -152,7 +152,7 @@ sl_code sl_ranks_join(sl_ranks *r, const sl_members *m, sl_team *out, sl_err *er
     return SL_OK;
 }
 
-sl_code sl_ranks_load_team(sl_ranks *r, sl_team *out, sl_err *err)
+sl_code sl_mates_load_team(sl_mates *r, sl_team *out, sl_err *err)
 {
     const int64_t by = sl_now_ns() + LOAD_S * 1000000000ll;
     sl_err why = {0};
@@ -163,7 +163,7 @@ sl_code sl_ranks_load_team(sl_ranks *r, sl_team *out, sl_err *err)
         if (rc) return rc;
     }
     if (!r->load_came) sl_log(SL_LOG_WARN, "no LOAD for %d s: weights are loaded alone", LOAD_S);
-    else if (!sl_ranks_join(r, &r->load, out, &why)) return SL_OK;
+    else if (!sl_mates_join(r, &r->load, out, &why)) return SL_OK;
     else sl_log(SL_LOG_WARN, "weights are loaded alone: %s", why.msg);
     *out = (sl_team){.size = 1};
     return SL_OK;
