@@ -1,0 +1,403 @@
+/* t_ranks.h - denoisers as ranks of a team, real processes: teams of every size give the bytes,
+ * steps and cache decisions of one denoiser; a rank that is killed or stopped at any phase loses
+ * nothing; a second job parts the team, which joins again. test_ranks.c runs it on the CPU,
+ * gpu_ranks.c on GPUs. */
+#ifndef T_RANKS_H
+#define T_RANKS_H
+
+#include "tests/t_dispatch.h"
+
+/* Device of denoiser i; all else is on that of the first. */
+static const char *(*t_device)(int i);
+
+typedef struct {
+    const char *model;
+    int width, height, frames, steps;
+    const char *guidance, *fbcache; /* as options; NULL: the default, off */
+} work;
+
+static t_run run;
+static char eight[300]; /* a model with 8 heads: configurations alone, weights are random */
+
+/* ---- settings ---- */
+
+/* One denoiser a device, `ranks` of them; team: 0 auto. */
+static const char *stages_of(int ranks, int team)
+{
+    static char text[4096];
+    char group[512] = "{ name = \"denoise\"; devices = [", end[64] = "";
+    size_t n = 0;
+    for (int i = 0; i < ranks; i++)
+        snprintf(group + strlen(group), sizeof group - strlen(group), "%s\"%s\"", i ? ", " : "",
+                 t_device(i));
+    if (team) snprintf(end, sizeof end, " team = %d;", team);
+    snprintf(group + strlen(group), sizeof group - strlen(group), "];%s }", end);
+    for (int r = 0; r < SL_ROLE_COUNT; r++) {
+        const char *role = sl_role_name((sl_role)r),
+                   *at = sl_role_on_host((sl_role)r) ? "cpu" : t_device(0),
+                   *own = t_format("{ name = \"%s\"; device = \"%s\"; }", role, at);
+        n += (size_t)snprintf(text + n, sizeof text - n, "%s%s", r ? ",\n" : "stages: ( ",
+                              r == SL_ROLE_DENOISE && ranks > 1 ? group : own);
+    }
+    snprintf(text + n, sizeof text - n, " );\n");
+    return text;
+}
+
+static void settings(int ranks, int team, bool random)
+{
+    t_run_conf(&run, 12, 30,
+               t_format("%s%s", random ? "model: { random = 1; };\n" : "", stages_of(ranks, team)));
+}
+
+static void start(const work *w)
+{
+    static char width[16], height[16], frames[16], steps[16], output[400], dump[400];
+    char *args[T_ARGS] = {"sluice", "run",         "--quiet", "--conf",   run.conf, "--model",
+                          NULL,     "--image",     T_IMAGE,   "--prompt", "Snow.",  "--width",
+                          width,    "--height",    height,    "--frames", frames,   "--steps",
+                          steps,    "--seed",      "7",       "--output", output,   "--dump",
+                          dump,     "--dump-steps"};
+    int n = 0;
+    args[6] = (char *)w->model;
+    while (args[n]) n++;
+    snprintf(width, sizeof width, "%d", w->width);
+    snprintf(height, sizeof height, "%d", w->height);
+    snprintf(frames, sizeof frames, "%d", w->frames);
+    snprintf(steps, sizeof steps, "%d", w->steps);
+    snprintf(output, sizeof output, "%s/a.mp4", run.out);
+    snprintf(dump, sizeof dump, "%s/a", run.out);
+    if (w->guidance) args[n++] = "--guidance", args[n++] = (char *)w->guidance;
+    if (w->fbcache) args[n++] = "--fbcache", args[n++] = (char *)w->fbcache;
+    t_run_start(&run, args);
+}
+
+/* ---- what came of it ---- */
+
+typedef struct {
+    char out[240]; /* folder */
+    int steps;
+    char decisions[64][96]; /* by step */
+} result;
+
+/* Each step's decisions of both branches, as the log has them; a step that was repeated decides
+ * alike. */
+static void read_result(result *r, int steps)
+{
+    memset(r, 0, sizeof *r);
+    snprintf(r->out, sizeof r->out, "%s", run.out);
+    for (const char *p = run.text; (p = strstr(p, " STEP job=1 ")); p++) {
+        int step = -1;
+        const char *at = strstr(p, " step="), *what = strstr(p, "cond_computed=");
+        char text[96];
+        if (!at || !what || sscanf(at, " step=%d", &step) != 1 || step < 0 || step >= 64)
+            t_run_fail(&run, "a STEP that is none: %.100s", p);
+        snprintf(text, sizeof text, "%.*s", (int)strcspn(what, "\n"), what);
+        if (*r->decisions[step] && strcmp(r->decisions[step], text))
+            t_run_fail(&run, "step %d was decided otherwise when it was repeated: %s, then %s",
+                       step, r->decisions[step], text);
+        memcpy(r->decisions[step], text, sizeof text);
+        r->steps = step + 1 > r->steps ? step + 1 : r->steps;
+    }
+    if (r->steps != steps) t_run_fail(&run, "%d steps, want %d", r->steps, steps);
+}
+
+static void check(const char *which, const result *want, int steps)
+{
+    char name[128];
+    static const char *const FILES[] = {"a.mp4", "a/text.safetensors", "a/image.safetensors",
+                                        "a/denoise.safetensors", "a/frames.safetensors"};
+    result got;
+    snprintf(name, sizeof name, "%s", which); /* t_format's, and soon another's */
+    t_run_nothing_left(&run, 0);
+    read_result(&got, steps);
+    for (int i = 0; i < steps; i++)
+        if (strcmp(got.decisions[i], want->decisions[i]))
+            t_run_fail(&run, "%s: step %d: %s, want %s", name, i, got.decisions[i],
+                       want->decisions[i]);
+    for (size_t i = 0; i < sizeof FILES / sizeof *FILES; i++)
+        if (!t_same_file(t_format("%s/%s", run.out, FILES[i]),
+                         t_format("%s/%s", want->out, FILES[i])))
+            t_run_fail(&run, "%s: %s is not what one denoiser makes", name, FILES[i]);
+}
+
+/* The work by one denoiser; the folder stays. */
+static void by_one(result *r, const work *w, bool random)
+{
+    t_run_open(&run);
+    settings(1, 0, random);
+    start(w);
+    t_run_ends(&run, 0);
+    t_run_nothing_left(&run, 0);
+    read_result(r, w->steps);
+}
+
+static void forget(result *r)
+{
+    *strrchr(r->out, '/') = 0;
+    t_rmdir(r->out);
+}
+
+/* ---- every size ---- */
+
+/* Members of attempts that the log tells of: SHARE of this size. */
+static int shares(int size)
+{
+    return t_run_count(&run, t_format(" size=%d me=", size));
+}
+
+static void every_size(const work *w, const int *sizes, bool random)
+{
+    result want;
+    by_one(&want, w, random);
+    for (; *sizes; sizes++) {
+        t_run_open(&run);
+        settings(*sizes, *sizes, random);
+        start(w);
+        t_run_ends(&run, 0);
+        if (*sizes > 1 && shares(*sizes) != *sizes)
+            t_run_fail(&run, "%d shares of a team of %d, want one of each member", shares(*sizes),
+                       *sizes);
+        check(t_format("a team of %d", *sizes), &want, w->steps);
+        t_run_close(&run);
+    }
+    forget(&want);
+}
+
+/* 300 tokens do not divide by granules, 72 leave the second rank without rows. */
+static const work TINY[] = {
+    {T_MODEL, 160, 96, 17, 6, "5", NULL},   {T_MODEL, 160, 96, 17, 6, "1", NULL},
+    {T_MODEL, 160, 96, 17, 10, "5", "0.3"}, {T_MODEL, 160, 96, 17, 10, "1", "0.3"},
+    {T_MODEL, 96, 64, 9, 4, "1", NULL},
+};
+
+static void test_tiny(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < sizeof TINY / sizeof *TINY; i++)
+        every_size(&TINY[i], (const int[]){2, 0}, false);
+}
+
+static void test_demo(void **state)
+{
+    const work guided = {"models/demo", 256, 160, 17, 6, NULL, NULL};
+    (void)state;
+    if (access(guided.model, R_OK)) skip(); /* a GPU machine may go without */
+    every_size(&guided, (const int[]){2, 0}, false);
+}
+
+/* 1,053 tokens of 8 heads, unguided by 1, 2, 4, 8; guided in halves. */
+static void test_eight_heads(void **state)
+{
+    const work unguided = {eight, 208, 144, 33, 4, "1", NULL},
+               guided = {eight, 208, 144, 33, 4, "5", "0.05"};
+    (void)state;
+    every_size(&unguided, (const int[]){2, 4, 8, 0}, true);
+    every_size(&guided, (const int[]){2, 4, 8, 0}, true);
+}
+
+/* ---- ends of ranks ---- */
+
+typedef struct {
+    const char *name, *line; /* once this is in the log, .. */
+    int after_ms;            /* .. and that long ago */
+} moment;
+
+/* Offsets within a step of some 20 ms: exchange, attention, decision. */
+static const moment MOMENTS[] = {
+    {"starts", "denoise.1 is process", 0},
+    {"loads", "<- denoise.1 RANK", 0},
+    {"is ready", "<- denoise.1 READY", 0},
+    {"joins", "<- image DONE", 1},
+    {"makes the context", "<- image DONE", 8},
+    {"has its inputs", "<- denoise.0 TAKEN", 0},
+    {"step", "stage=\"denoise\" done=3 ", 0},
+    {"step, 3 ms", "stage=\"denoise\" done=3 ", 3},
+    {"step, 6 ms", "stage=\"denoise\" done=4 ", 6},
+    {"step, 11 ms", "stage=\"denoise\" done=5 ", 11},
+    {"step, 17 ms", "stage=\"denoise\" done=6 ", 17},
+    {"hands over", "stage=\"denoise\" done=10 ", 0},
+    {"has handed over", "<- denoise.0 DONE", 0},
+};
+
+/* The newest process of this name. */
+static pid_t pid_of(const char *name)
+{
+    const char *part = t_format(" %s is process ", name);
+    int pid = 0;
+    for (const char *p = run.text; (p = strstr(p, part)); p++) pid = atoi(p + strlen(part));
+    return pid;
+}
+
+/* The rank ends, by this signal, at each moment; the job goes on. */
+static void ends_of(const char *rank, int signal, const work *w, const result *want)
+{
+    const bool few = getenv("SLUICE_KILLS") != NULL;
+    for (size_t i = 0; i < sizeof MOMENTS / sizeof *MOMENTS; i++) {
+        const moment *m = &MOMENTS[i];
+        if (few && i % 4 != 2) continue;
+        if (signal == SIGSTOP && i < 3) continue; /* as in test_kill: nobody waits for it yet */
+        t_run_open(&run);
+        settings(2, 2, false);
+        start(w);
+        t_run_until(&run, m->line);
+        if (m->after_ms) usleep((useconds_t)m->after_ms * 1000);
+        if (!pid_of(rank) || kill(pid_of(rank), signal))
+            t_run_fail(&run, "%s: %s is not there", m->name, rank);
+        t_run_ends(&run, 0);
+        check(t_format("%s ends by signal %d while it %s", rank, signal, m->name), want, w->steps);
+        t_run_close(&run);
+    }
+}
+
+static void test_ends(void **state)
+{
+    const work plain = {T_MODEL, 160, 96, 17, 10, "1", NULL},
+               cached = {T_MODEL, 160, 96, 17, 10, "5", "0.3"};
+    const bool few = getenv("SLUICE_KILLS") != NULL;
+    result want[2];
+    (void)state;
+    by_one(&want[0], &plain, false);
+    by_one(&want[1], &cached, false);
+    ends_of("denoise.1", SIGKILL, &plain, &want[0]);
+    ends_of("denoise.0", SIGKILL, &cached, &want[1]);
+    if (!few) ends_of("denoise.1", SIGKILL, &cached, &want[1]);
+    if (!few) ends_of("denoise.0", SIGKILL, &plain, &want[0]);
+    forget(&want[0]);
+    forget(&want[1]);
+}
+
+/* A stopped rank is given up within two seconds, killed, and the job goes on. */
+static void test_stops(void **state)
+{
+    const work plain = {T_MODEL, 160, 96, 17, 10, "1", NULL};
+    static const char *const RANKS[] = {"denoise.0", "denoise.1"};
+    result want;
+    (void)state;
+    by_one(&want, &plain, false);
+    for (int i = 0; i < 2; i++) {
+        t_run_open(&run);
+        settings(2, 2, false);
+        start(&plain);
+        t_run_until(&run, "stage=\"denoise\" done=4 ");
+        assert_int_equal(kill(pid_of(RANKS[i]), SIGSTOP), 0);
+        t_run_until(&run, "gave no sign of life while its team waits: killed");
+        t_run_ends(&run, 0);
+        check(t_format("%s is stopped", RANKS[i]), &want, plain.steps);
+        t_run_close(&run);
+    }
+    forget(&want);
+}
+
+/* ---- elastic ---- */
+
+static void hear_until(void *client, sl_msg_type type, uint64_t tag, int done)
+{
+    sl_msg m;
+    while (true) {
+        t_dispatch_hear(&run, client, &m);
+        if (m.type == SL_MSG_FINISHED && m.finished.code)
+            t_run_fail(&run, "job: %s", m.finished.message);
+        if (m.type != type) continue;
+        if (type == SL_MSG_FINISHED && m.finished.tag == tag) return;
+        if (type == SL_MSG_PROGRESS && !strcmp(m.progress.stage, "denoise") &&
+            m.progress.job == tag && (int)m.progress.done >= done)
+            return;
+    }
+}
+
+/* Jobs 1 and 2, the second once the first has come so far; 0: at once. */
+static void two_jobs(const char *conf, int after)
+{
+    static char dirs[2][SL_DIR];
+    void *zmq = zmq_ctx_new(), *client;
+    sl_msg drain = {.type = SL_MSG_DRAIN};
+    t_run_open(&run);
+    t_run_conf(&run, 5, 30, conf);
+    t_dispatch_job(&run, 1, 120, dirs[0]);
+    t_dispatch_job(&run, 2, 40, dirs[1]);
+    t_dispatch_start(&run);
+    client = t_dispatch_client(zmq, &run, getpid());
+    t_dispatch_submit(client, 1, dirs[0]);
+    if (after) hear_until(client, SL_MSG_PROGRESS, 1, after);
+    t_dispatch_submit(client, 2, dirs[1]);
+    hear_until(client, SL_MSG_FINISHED, after ? 2 : 1, 0);
+    hear_until(client, SL_MSG_FINISHED, after ? 1 : 2, 0);
+    sl_wire_send(client, NULL, 0, &drain, NULL);
+    t_run_ends(&run, 0);
+    zmq_close(client);
+    zmq_ctx_term(zmq);
+}
+
+/* A second job parts the team at the next step; when it is through, both work on the first. */
+static void test_elastic(void **state)
+{
+    char want[240];
+    (void)state;
+    two_jobs(stages_of(1, 0), 0);
+    snprintf(want, sizeof want, "%s", run.out);
+    two_jobs(stages_of(2, 0), 10);
+    for (int id = 1; id <= 2; id++)
+        for (int k = 0; k < 2; k++) {
+            const char *file = t_format(k ? "%d/denoise.safetensors" : "%d.mp4", id);
+            if (!t_same_file(t_format("%s/%s", run.out, file), t_format("%s/%s", want, file)))
+                t_run_fail(&run, "%s is not what one denoiser makes", file);
+        }
+    if (t_run_count(&run, " PARKED job=1 ") != 2 + 1 || t_run_count(&run, " PARKED job=2 "))
+        t_run_fail(&run, "job 1 was parked by %d members, want two and then one; job 2 by %d",
+                   t_run_count(&run, " PARKED job=1 "), t_run_count(&run, " PARKED job=2 "));
+    if (shares(2) != 4 || shares(1) != 2)
+        t_run_fail(&run, "%d shares of two and %d of one, want 4 and 2", shares(2), shares(1));
+    t_run_close(&run);
+    *strrchr(want, '/') = 0;
+    t_rmdir(want);
+}
+
+/* ---- the model with 8 heads ---- */
+
+static int make_model(void **state)
+{
+    static const char *const PARTS[] = {"image_encoder",
+                                        "image_processor",
+                                        "model_index.json",
+                                        "scheduler",
+                                        "text_encoder",
+                                        "tokenizer",
+                                        "vae"};
+    char cwd[1024];
+    size_t n;
+    (void)state;
+    if (!getcwd(cwd, sizeof cwd)) return 1;
+    snprintf(eight, sizeof eight, "%s", t_tmpdir());
+    for (size_t i = 0; i < sizeof PARTS / sizeof *PARTS; i++)
+        if (symlink(t_format("%s/" T_MODEL "/%s", cwd, PARTS[i]),
+                    t_format("%s/%s", eight, PARTS[i])))
+            return 1;
+    if (mkdir(t_format("%s/transformer", eight), 0700)) return 1;
+    char *config = t_read(T_MODEL "/transformer/config.json", &n);
+    const char *const words[][2] = {{"\"added_kv_proj_dim\": 256", "\"added_kv_proj_dim\": 192"},
+                                    {"\"attention_head_dim\": 128", "\"attention_head_dim\": 24"},
+                                    {"\"num_attention_heads\": 2", "\"num_attention_heads\": 8"}};
+    for (int i = 0; i < 3; i++) {
+        char *at = strstr(config, words[i][0]);
+        if (!at) return 1;
+        size_t was = strlen(words[i][0]), is = strlen(words[i][1]);
+        memcpy(at, words[i][1], is);
+        memset(at + is, ' ', was - is);
+    }
+    t_write(t_format("%s/transformer/config.json", eight), config);
+    free(config);
+    return 0;
+}
+
+static int remove_model(void **state)
+{
+    (void)state;
+    t_rmdir(eight);
+    return 0;
+}
+
+#define T_RANKS_TESTS                                                                              \
+    cmocka_unit_test(test_tiny), cmocka_unit_test(test_demo), cmocka_unit_test(test_eight_heads),  \
+        cmocka_unit_test(test_ends), cmocka_unit_test(test_stops), cmocka_unit_test(test_elastic)
+
+#endif
