@@ -43,7 +43,8 @@ bool sl_role_on_host(sl_role role);
 bool sl_role_has_teams(sl_role role);
 #define SL_RANKS 16 /* most instances of such a role, and members of a team */
 /* So many members can share a forward of so many heads. With guidance an even team is two halves,
- * a branch each, whose members share the heads; any other shares them as a whole. One always can. */
+ * a branch each, whose members share the heads; any other shares them as a whole. One always
+ * can. */
 bool sl_team_fits(int heads, bool guided, int size);
 
 /* ---- hand-overs ---- */

@@ -7,9 +7,9 @@
  * A seat that falls out of a crew (FAILED, or its process ended) makes the whole attempt
  * fall: the others are told to CANCEL, and when all are through, scheduling sees what is
  * missing and begins anew. Attempts that fall without the job getting further are counted;
- * too many end it. A team is of a crew likewise, but its leader alone speaks for the job: what
- * becomes of its mates once it is through changes nothing. A death takes slots and work away and changes nothing else: what lies in
- * the folder under its final name is whole, whoever wrote it. */
+ * too many end it. So it is with a team, but its leader alone speaks for the job: what becomes
+ * of its mates once it is through changes nothing. A death takes slots and work away and changes
+ * nothing else: what lies in the folder under its final name is whole, whoever wrote it. */
 #include "stages/dispatch/jobs.h"
 
 #include <dirent.h>
@@ -30,7 +30,7 @@ sl_code sl_jobs_open(sl_jobs **out, const sl_conf *conf, const sl_model *model,
     sl_jobs *d = *out = calloc(1, sizeof *d);
     if (!d || !(d->jobs = calloc(SL_JOBS_MAX, sizeof *d->jobs)) ||
         !(d->team_jobs = calloc(SL_JOBS_MAX, sizeof *d->team_jobs)) ||
-        !(d->team_jobs_of = calloc(SL_JOBS_MAX, sizeof *d->team_jobs_of)))
+        !(d->team_jobs_of = calloc(SL_JOBS_MAX, sizeof(int))))
         return sl_fail(err, SL_NOMEM, "dispatch: no memory");
     d->conf = conf;
     d->model = model;

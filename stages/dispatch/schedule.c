@@ -372,7 +372,7 @@ static bool describe(const sl_jobs *d, const job *j, sl_role role, sl_team_job *
 static void share(sl_jobs *d, sl_role role)
 {
     sl_team_job *jobs = d->team_jobs;
-    job **whose = d->team_jobs_of;
+    int *whose = d->team_jobs_of;
     int n = 0, ranks = 0, team = 0;
     for (int i = 0; i < SL_CONF_SEATS; i++) {
         const seat *s = &d->seats[i];
@@ -381,11 +381,12 @@ static void share(sl_jobs *d, sl_role role)
         team = s->stage->team;
     }
     for (int i = 0; i < d->count; i++)
-        if (describe(d, &d->jobs[i], role, &jobs[n])) whose[n++] = &d->jobs[i];
+        if (describe(d, &d->jobs[i], role, &jobs[n])) whose[n++] = i;
     sl_team_share(jobs, n, ranks, team, d->model->dit[0].heads);
     for (int i = 0; i < n; i++) {
-        whose[i]->want = jobs[i].want;
-        if (jobs[i].park) park(d, whose[i], &whose[i]->attempts[sl_crew_of(role)], role);
+        job *j = &d->jobs[whose[i]];
+        j->want = jobs[i].want;
+        if (jobs[i].park) park(d, j, &j->attempts[sl_crew_of(role)], role);
     }
 }
 

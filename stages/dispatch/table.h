@@ -94,7 +94,7 @@ struct sl_jobs {
     int count;
     job *jobs;              /* oldest first */
     sl_team_job *team_jobs; /* room for all of them, where team.h is asked */
-    job **team_jobs_of;
+    int *team_jobs_of;      /* their indices in jobs */
 };
 
 typedef struct sl_jobs sl_jobs;
