@@ -27,6 +27,10 @@ typedef struct {
     double seconds;
 } sl_load_figures;
 
+typedef struct sl_load sl_load; /* a load under way */
+/* `count` more elements of piece `piece` lie on the device. Called by the threads that read. */
+typedef void sl_load_done_fn(void *user, int piece, int64_t count);
+
 struct sl_plugin {
     int abi; /* SL_PLUGIN_ABI */
     /* The bf16 bodies. sl_ctx_open makes the context on the calling thread's device, with a
@@ -57,6 +61,16 @@ struct sl_plugin {
      * file in host memory. *cancel (may be NULL) nonzero: SL_CANCELLED. */
     sl_code (*load)(const sl_load_piece *pieces, int n, int threads, const volatile int *cancel,
                     sl_load_figures *figures, sl_err *err);
+    /* The same beside the caller. load_begin returns once all readers have their memory; `done`
+     * (may be NULL) tells what has arrived, about in the order of the pieces. load_over: all has
+     * been read, or the load has failed. load_end waits for that, frees everything and gives the
+     * first error; *load becomes NULL. Between the two no memory is taken or given back, which
+     * could wait for a stream that waits for another rank. */
+    sl_code (*load_begin)(sl_load **out, const sl_load_piece *pieces, int n, int threads,
+                          const volatile int *cancel, sl_load_done_fn *done, void *user,
+                          sl_err *err);
+    bool (*load_over)(const sl_load *load);
+    sl_code (*load_end)(sl_load **load, sl_load_figures *figures, sl_err *err);
     /* Makes n elements (F32 or BF16) of centre + spread * u, u uniform in -1 .. 1 from seed and
      * index: bit for bit graphs/weights.c's. On ctx's stream. */
     void (*random)(sl_ctx *ctx, void *dst, sl_dtype dtype, int64_t n, float centre, float spread,

@@ -117,9 +117,14 @@ bool sl_cuda_may_time(sl_ctx *ctx);
 
 extern const sl_ops sl_ops_cuda;        /* table.cu */
 extern const sl_slab_ops sl_cuda_slabs; /* slab.cu */
-/* load.cu: sl_plugin's load and random */
+/* load.cu: sl_plugin's load, load_begin, load_over, load_end and random */
 sl_code sl_cuda_load(const sl_load_piece *pieces, int n, int threads, const volatile int *cancel,
                      sl_load_figures *figures, sl_err *err);
+sl_code sl_cuda_load_begin(sl_load **out, const sl_load_piece *pieces, int n, int threads,
+                           const volatile int *cancel, sl_load_done_fn *done, void *user,
+                           sl_err *err);
+bool sl_cuda_load_over(const sl_load *load);
+sl_code sl_cuda_load_end(sl_load **load, sl_load_figures *figures, sl_err *err);
 void sl_cuda_random(sl_ctx *ctx, void *dst, sl_dtype dtype, int64_t n, float centre, float spread,
                     uint64_t seed);
 

@@ -8,11 +8,16 @@
  * conversion. The slot is filled anew once its event has come, so that a reader's read
  * and its copies overlap. Host memory: readers * 2 * CHUNK, whatever the files' size.
  *
- * THREADS. sl_cuda_load's caller plans, starts the readers and joins them; readers
- * alone read and copy. They share one job: `next` hands out chunks and `stop` ends
- * them (atomics); err, the first failure, is under `lock`; segments and chunks do not
- * change once readers run. Slots, their stages and the stream are a reader's own. Each
- * wait for the device has a deadline (DEVICE_WAIT).
+ * THREADS. The caller plans, starts the readers and joins them; readers alone read and
+ * copy. They share one job: `next` hands out chunks and `stop` ends them (atomics); err,
+ * the first failure, and the counts of readers are under `lock`; segments and chunks do
+ * not change once readers run. Slots, their stages and the stream are a reader's own.
+ * Each wait for the device has a deadline (DEVICE_WAIT).
+ *
+ * A load beside the caller (load_begin) tells of each chunk whose event has come. Its
+ * readers keep their memory until load_end, and load_begin returns when all have theirs:
+ * a call that takes or gives back memory may wait for the whole device, hence for a stream
+ * of the caller's that waits for another rank.
  *
  * SLUICE_LOAD_DIRECT=1: read past the page cache (O_DIRECT), to measure a disk. */
 #include <errno.h>
@@ -27,6 +32,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <condition_variable>
+#include <map>
 #include <mutex>
 #include <new>
 #include <thread>
@@ -48,6 +55,7 @@ const int READERS = 16;
 const double DEVICE_WAIT = 60; /* seconds that a slot's copies may take */
 
 struct segment { /* part of a piece, in one chunk */
+    int piece;
     int64_t at, count;
     sl_dtype from, to;
     char *dst;
@@ -63,21 +71,31 @@ struct chunk { /* bytes [begin, end) of a file, segments [first, last) */
 struct job {
     std::vector<segment> segments;
     std::vector<chunk> chunks;
-    std::vector<int> opened; /* O_DIRECT descriptors, ours */
+    std::vector<int> opened_files; /* O_DIRECT descriptors, ours */
     size_t slot_bytes = 0, stage_bytes = 0;
+    uint64_t bytes_made = 0;
+    double t0 = 0;
     int device = 0;
     const volatile int *cancel = NULL;
+    sl_load_done_fn *done = NULL;
+    void *user = NULL;
+    std::vector<std::thread> readers;
     std::atomic<size_t> next{0};
     std::atomic<uint64_t> bytes_read{0};
     std::atomic<bool> stop{false};
-    std::mutex lock;
-    sl_err err = {}; /* the first */
+    mutable std::mutex lock;
+    std::condition_variable turn;
+    size_t opened = 0, ended = 0; /* readers that have their memory, or never will; that have
+                                     read all */
+    bool closing = false;         /* they may give it back */
+    sl_err err = {};              /* the first */
 };
 
 struct slot {
     char *host, *stage;
     cudaEvent_t event;
     bool busy; /* the event has been recorded and not been waited for */
+    size_t chunk;
 };
 
 double seconds_now()
@@ -139,7 +157,7 @@ sl_code check_piece(const sl_load_piece *p, int i, sl_err *err)
     return SL_OK;
 }
 
-void add_piece(job *j, const sl_load_piece *p)
+void add_piece(job *j, const sl_load_piece *p, int piece)
 {
     const int64_t size = (int64_t)sl_dtype_size(p->from), out = (int64_t)sl_dtype_size(p->to);
     for (int64_t done = 0, n; done < p->count; done += n) {
@@ -159,7 +177,7 @@ void add_piece(job *j, const sl_load_piece *p)
         }
         if (n > left) n = left;
         chunk &c = j->chunks.back();
-        segment s = {at, n, p->from, p->to, (char *)p->dst + done * out, 0};
+        segment s = {piece, at, n, p->from, p->to, (char *)p->dst + done * out, 0};
         if (s.from != s.to) {
             s.staged = (c.staged + 15) / 16 * 16;
             c.staged = s.staged + (size_t)(n * size);
@@ -187,7 +205,7 @@ sl_code open_direct(job *j, sl_err *err)
         if (fd < 0)
             return sl_fail_errno(err, why, "load: %s: cannot be opened with O_DIRECT",
                                  name_of(c.fd, path, sizeof path));
-        j->opened.push_back(fd);
+        j->opened_files.push_back(fd);
         c.reading = fd;
     }
     return SL_OK;
@@ -195,17 +213,19 @@ sl_code open_direct(job *j, sl_err *err)
 
 sl_code plan(job *j, const sl_load_piece *pieces, int n, sl_err *err)
 {
-    std::vector<int> order;
+    std::vector<int> order, file; /* file: a piece's, in the order in which the caller names them */
+    std::map<int, int> files;
     for (int i = 0; i < n; i++) {
         sl_code rc = check_piece(&pieces[i], i, err);
         if (rc) return rc;
         order.push_back(i);
+        file.push_back(files.emplace(pieces[i].fd, (int)files.size()).first->second);
+        j->bytes_made += (uint64_t)pieces[i].count * sl_dtype_size(pieces[i].to);
     }
-    std::stable_sort(order.begin(), order.end(), [pieces](int a, int b) {
-        return pieces[a].fd != pieces[b].fd ? pieces[a].fd < pieces[b].fd
-                                            : pieces[a].offset < pieces[b].offset;
+    std::stable_sort(order.begin(), order.end(), [pieces, &file](int a, int b) {
+        return file[a] != file[b] ? file[a] < file[b] : pieces[a].offset < pieces[b].offset;
     });
-    for (int i : order) add_piece(j, &pieces[i]);
+    for (int i : order) add_piece(j, &pieces[i], i);
     const char *direct = getenv("SLUICE_LOAD_DIRECT");
     return direct && !strcmp(direct, "1") ? open_direct(j, err) : SL_OK;
 }
@@ -363,12 +383,34 @@ bool open_slots(job *j, slot slots[SLOTS], cudaStream_t *stream)
     return true;
 }
 
-/* Waits for what is queued. A device that does not answer keeps its slots: freeing them
- * would wait for ever. */
-void close_slots(job *j, slot slots[SLOTS], cudaStream_t stream)
+/* The slot is free: the copies of its chunk, if it has one, are done. */
+bool empty_slot(job *j, slot *s)
+{
+    if (!s->busy) return true;
+    if (!wait_for(j, s->event)) return false;
+    s->busy = false;
+    if (!j->done) return true;
+    const chunk &c = j->chunks[s->chunk];
+    for (size_t i = c.first; i < c.last; i++)
+        j->done(j->user, j->segments[i].piece, j->segments[i].count);
+    return true;
+}
+
+/* Wait for what is queued; also for copies before a failure, which no event follows yet.
+ * False: the device does not answer. */
+bool drain(job *j, slot slots[SLOTS], cudaStream_t stream)
 {
     for (int i = 0; i < SLOTS; i++)
-        if (slots[i].busy && !wait_for(j, slots[i].event)) return;
+        if (!empty_slot(j, &slots[i])) return false;
+    for (int i = 0; i < SLOTS; i++)
+        if (slots[i].event && cudaEventRecord(slots[i].event, stream) == cudaSuccess &&
+            !wait_for(j, slots[i].event))
+            return false;
+    return true;
+}
+
+void close_slots(job *j, slot slots[SLOTS], cudaStream_t stream)
+{
     for (int i = 0; i < SLOTS; i++) {
         if (slots[i].stage) cuda_ok(j, cudaFree(slots[i].stage), "device staging");
         if (slots[i].host) cuda_ok(j, cudaFreeHost(slots[i].host), "pinned staging");
@@ -377,31 +419,45 @@ void close_slots(job *j, slot slots[SLOTS], cudaStream_t stream)
     if (stream) cudaStreamDestroy(stream);
 }
 
+/* One reader more has come as far as `count` says. */
+void come(job *j, size_t *count)
+{
+    std::lock_guard<std::mutex> hold(j->lock);
+    ++*count;
+    j->turn.notify_all();
+}
+
+void read_chunks(job *j, slot slots[SLOTS], cudaStream_t stream)
+{
+    size_t k;
+    for (int turn = 0; !j->stop && (k = j->next.fetch_add(1)) < j->chunks.size(); turn++) {
+        slot *s = &slots[turn % SLOTS];
+        if (j->cancel && *j->cancel) {
+            sl_err err;
+            sl_fail(&err, SL_CANCELLED, "cancelled");
+            give_up(j, err);
+            return;
+        }
+        if (!empty_slot(j, s) || !read_chunk(j, j->chunks[k], s->host)) return;
+        s->chunk = k;
+        if (!send_chunk(j, j->chunks[k], s, stream)) return;
+    }
+}
+
 void run_reader(job *j)
 {
     slot slots[SLOTS] = {};
     cudaStream_t stream = NULL;
-    size_t k;
-    if (open_slots(j, slots, &stream))
-        for (int turn = 0; !j->stop && (k = j->next.fetch_add(1)) < j->chunks.size(); turn++) {
-            slot *s = &slots[turn % SLOTS];
-            if (j->cancel && *j->cancel) {
-                sl_err err;
-                sl_fail(&err, SL_CANCELLED, "cancelled");
-                give_up(j, err);
-                break;
-            }
-            if (s->busy && !wait_for(j, s->event)) break;
-            s->busy = false;
-            if (!read_chunk(j, j->chunks[k], s->host) || !send_chunk(j, j->chunks[k], s, stream))
-                break;
-        }
-    if (stream) { /* copies queued before a failure are followed by no event yet */
-        for (int i = 0; i < SLOTS; i++)
-            if (slots[i].event && cudaEventRecord(slots[i].event, stream) == cudaSuccess)
-                slots[i].busy = true;
-    }
-    close_slots(j, slots, stream);
+    const bool opened = open_slots(j, slots, &stream);
+    come(j, &j->opened);
+    if (opened) read_chunks(j, slots, stream);
+    const bool answers = !stream || drain(j, slots, stream);
+    come(j, &j->ended);
+    std::unique_lock<std::mutex> hold(j->lock);
+    while (!j->closing) j->turn.wait(hold);
+    hold.unlock();
+    /* a device that does not answer keeps its slots: freeing them would wait for ever */
+    if (answers) close_slots(j, slots, stream);
 }
 
 int reader_count(int threads, size_t chunks)
@@ -416,21 +472,65 @@ int reader_count(int threads, size_t chunks)
     return (int)std::min<size_t>((size_t)std::max(n, 1), chunks);
 }
 
-/* This thread waits for n readers; those that cannot be started are done without. */
-void run_readers(job *j, int n)
+/* Start n readers and wait until they have their memory; those that cannot be started are done
+ * without. */
+void start_readers(job *j, int n)
 {
-    std::vector<std::thread> readers;
-    readers.reserve((size_t)n);
+    j->readers.reserve((size_t)n);
     try {
-        while (readers.size() < (size_t)n) readers.emplace_back(run_reader, j);
+        while (j->readers.size() < (size_t)n) j->readers.emplace_back(run_reader, j);
     } catch (const std::exception &) {
-        if (readers.empty()) {
+        if (j->readers.empty()) {
             sl_err err;
             sl_fail(&err, SL_NOMEM, "load: no thread can be started");
             give_up(j, err);
         }
     }
-    for (std::thread &t : readers) t.join();
+    std::unique_lock<std::mutex> hold(j->lock);
+    while (j->opened < j->readers.size()) j->turn.wait(hold);
+}
+
+/* Let readers give back what they hold, once they have read all. */
+void let_go(job *j)
+{
+    std::lock_guard<std::mutex> hold(j->lock);
+    j->closing = true;
+    j->turn.notify_all();
+}
+
+sl_code finish(job *j, sl_load_figures *figures, sl_err *err)
+{
+    let_go(j);
+    for (std::thread &t : j->readers) t.join();
+    for (int fd : j->opened_files) close(fd);
+    const sl_code rc = j->err.code;
+    if (rc && err) *err = j->err;
+    if (figures) {
+        figures->bytes_made = rc ? 0 : j->bytes_made;
+        figures->bytes_read = j->bytes_read;
+        figures->seconds = seconds_now() - j->t0;
+    }
+    return rc;
+}
+
+sl_code begin(job *j, const sl_load_piece *pieces, int n, int threads, sl_err *err)
+{
+    cudaFuncAttributes loaded;
+    j->t0 = seconds_now();
+    cudaError_t e = cudaGetDevice(&j->device);
+    if (e != cudaSuccess)
+        return sl_fail(err, SL_CUDA, "load: this thread's device: %s", cudaGetErrorString(e));
+    try {
+        sl_code rc = plan(j, pieces, n, err);
+        if (rc) return rc;
+        /* loaded now rather than by its first launch, which may wait for the whole device */
+        if (j->stage_bytes && (e = cudaFuncGetAttributes(&loaded, convert_kernel)) != cudaSuccess)
+            return sl_fail(err, SL_CUDA, "load: conversion: %s", cudaGetErrorString(e));
+        if (!j->chunks.empty()) start_readers(j, reader_count(threads, j->chunks.size()));
+    } catch (const std::bad_alloc &) {
+        return sl_fail(err, SL_NOMEM, "load: no memory for a list of %d pieces", n);
+    }
+    return SL_OK;
 }
 
 } // namespace
@@ -438,30 +538,47 @@ void run_readers(job *j, int n)
 sl_code sl_cuda_load(const sl_load_piece *pieces, int n, int threads, const volatile int *cancel,
                      sl_load_figures *figures, sl_err *err)
 {
-    const double t0 = seconds_now();
     job j;
-    sl_code rc;
     if (figures) memset(figures, 0, sizeof *figures);
     j.cancel = cancel;
-    cudaError_t e = cudaGetDevice(&j.device);
-    if (e != cudaSuccess)
-        return sl_fail(err, SL_CUDA, "load: this thread's device: %s", cudaGetErrorString(e));
-    try {
-        if (!(rc = plan(&j, pieces, n, err)) && !j.chunks.empty()) {
-            run_readers(&j, reader_count(threads, j.chunks.size()));
-            rc = j.err.code;
-            if (rc && err) *err = j.err;
-        }
-    } catch (const std::bad_alloc &) {
-        rc = sl_fail(err, SL_NOMEM, "load: no memory for a list of %d pieces", n);
+    j.closing = true;
+    const sl_code rc = begin(&j, pieces, n, threads, err);
+    if (rc) finish(&j, NULL, NULL);
+    return rc ? rc : finish(&j, figures, err);
+}
+
+sl_code sl_cuda_load_begin(sl_load **out, const sl_load_piece *pieces, int n, int threads,
+                           const volatile int *cancel, sl_load_done_fn *done, void *user,
+                           sl_err *err)
+{
+    job *j = new (std::nothrow) job;
+    *out = NULL;
+    if (!j) return sl_fail(err, SL_NOMEM, "load: no memory");
+    j->cancel = cancel;
+    j->done = done;
+    j->user = user;
+    const sl_code rc = begin(j, pieces, n, threads, err);
+    if (!rc) *out = (sl_load *)j;
+    else {
+        finish(j, NULL, NULL);
+        delete j;
     }
-    for (int fd : j.opened) close(fd);
-    if (figures) {
-        for (int i = 0; !rc && i < n; i++)
-            figures->bytes_made += (uint64_t)pieces[i].count * sl_dtype_size(pieces[i].to);
-        figures->bytes_read = j.bytes_read;
-        figures->seconds = seconds_now() - t0;
-    }
+    return rc;
+}
+
+bool sl_cuda_load_over(const sl_load *load)
+{
+    const job *j = (const job *)load;
+    std::lock_guard<std::mutex> hold(j->lock);
+    return j->ended == j->readers.size();
+}
+
+sl_code sl_cuda_load_end(sl_load **load, sl_load_figures *figures, sl_err *err)
+{
+    job *j = (job *)*load;
+    *load = NULL;
+    const sl_code rc = finish(j, figures, err);
+    delete j;
     return rc;
 }
 

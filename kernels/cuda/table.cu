@@ -378,6 +378,9 @@ static sl_plugin all_of_it()
     LENT(copy_out);
 #undef LENT
     t.load = sl_cuda_load;
+    t.load_begin = sl_cuda_load_begin;
+    t.load_over = sl_cuda_load_over;
+    t.load_end = sl_cuda_load_end;
     t.random = sl_cuda_random;
     t.comm_ipc = &sl_cuda_comm_ipc;
     return t;
