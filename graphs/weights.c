@@ -9,11 +9,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "common/json.h"
+#include "common/log.h"
 #include "common/safetensors.h"
 #include "common/trace.h"
+#include "graphs/team_load.h"
 #include "kernels/plugin.h"
 
 /* device memory for small tensors is taken in pieces of this size */
@@ -66,6 +69,10 @@ struct sl_loader {
     size_t want_bytes;
     uint64_t bytes_read;
     int64_t load_ns;
+    sl_comm *comm; /* with whom the reading is shared; team.size below 2: with nobody */
+    sl_lane lane;
+    sl_team team;
+    sl_loader_sharing shared;
     sl_weight_fn *watch; /* may be NULL */
     void *watch_user;
     char **findings;
@@ -84,6 +91,7 @@ static sl_code open_loader(sl_loader **out, loader_mode mode, sl_ctx *ctx, const
     if (!l) return sl_fail(err, SL_NOMEM, "%s: no memory for a loader", label);
     l->mode = mode;
     l->ctx = ctx;
+    l->shared.ranks = 1;
     snprintf(l->label, sizeof l->label, "%s", label);
     if (dir && (rc = sl_st_open_dir(&l->st, dir, stem, err))) sl_context(err, rc, "%s", label);
     if (!rc && l->st && !(l->seen = calloc(1, (size_t)sl_st_size(l->st) + 1)))
@@ -541,94 +549,183 @@ static const sl_plugin *plugin_of(const sl_loader *l)
     return p && p->ops == l->ctx->ops ? p : NULL;
 }
 
-/* One descriptor a file, in order of shards; -1 what no tensor needs. *fds is the
- * caller's, to close with close_files. */
-static sl_code open_files(const sl_loader *l, int **fds, sl_err *err)
+/* What sl_loader_finish reads at once: matrices and vectors. */
+typedef struct {
+    sl_loader *l;
+    const pending **wants; /* in the order of the files */
+    sl_load_piece *pieces; /* theirs */
+    int n;
+    int *fds;  /* a descriptor a file, in order of shards; -1 what no tensor needs */
+    void *raw; /* without a plug-in: STAGE elements of up to 4 bytes */
+} reading;
+
+static int in_files(const void *a, const void *b)
 {
-    int n = sl_st_shards(l->st);
-    if (!(*fds = malloc((size_t)(n + 1) * sizeof **fds)))
-        return sl_fail(err, SL_NOMEM, "no memory for %d files", n);
-    for (int i = 0; i < n; i++) (*fds)[i] = -1;
-    for (int i = 0; i < l->want_count; i++) {
-        const sl_st_entry *e = l->wants[i].entry;
-        if (!e || (*fds)[e->shard] >= 0) continue;
-        if (((*fds)[e->shard] = open(sl_st_path(l->st, e->shard), O_RDONLY | O_CLOEXEC)) < 0)
-            return sl_fail_errno(err, errno, "%s: cannot be opened", sl_st_path(l->st, e->shard));
+    const pending *x = *(const pending *const *)a, *y = *(const pending *const *)b;
+    if (x->entry->shard != y->entry->shard) return x->entry->shard < y->entry->shard ? -1 : 1;
+    /* a file is mapped as a whole */
+    const uintptr_t px = (uintptr_t)x->entry->t.data, py = (uintptr_t)y->entry->t.data;
+    if (px != py) return px < py ? -1 : 1;
+    return x->at < y->at ? -1 : x->at > y->at;
+}
+
+static sl_code open_files(const reading *r, sl_err *err)
+{
+    for (int i = 0; i < r->n; i++) {
+        const int shard = r->wants[i]->entry->shard;
+        const char *path = sl_st_path(r->l->st, shard);
+        if (r->fds[shard] < 0 && (r->fds[shard] = open(path, O_RDONLY | O_CLOEXEC)) < 0)
+            return sl_fail_errno(err, errno, "%s: cannot be opened", path);
     }
     return SL_OK;
 }
 
-static void close_files(const sl_loader *l, int *fds)
+static void close_reading(reading *r)
 {
-    for (int i = 0; fds && i < sl_st_shards(l->st); i++)
-        if (fds[i] >= 0) close(fds[i]);
-    free(fds);
+    for (int i = 0; r->fds && i < sl_st_shards(r->l->st); i++)
+        if (r->fds[i] >= 0) close(r->fds[i]);
+    free(r->fds);
+    free(r->raw);
+    free(r->pieces);
+    free(r->wants);
+}
+
+/* *r is the caller's, to close. */
+static sl_code open_reading(reading *r, sl_loader *l, char *base, sl_err *err)
+{
+    const int shards = sl_st_shards(l->st);
+    *r = (reading){.l = l,
+                   .wants = malloc(((size_t)l->want_count + 1) * sizeof *r->wants),
+                   .pieces = malloc(((size_t)l->want_count + 1) * sizeof *r->pieces),
+                   .fds = malloc(((size_t)shards + 1) * sizeof *r->fds)};
+    if (!r->wants || !r->pieces || !r->fds)
+        return sl_fail(err, SL_NOMEM, "no memory for %d pieces", l->want_count);
+    for (int i = 0; i < shards; i++) r->fds[i] = -1;
+    for (int i = 0; i < l->want_count; i++)
+        if (l->wants[i].entry && !l->wants[i].conv) r->wants[r->n++] = &l->wants[i];
+    qsort(r->wants, (size_t)r->n, sizeof *r->wants, in_files);
+    sl_code rc = open_files(r, err);
+    for (int i = 0; i < r->n && !rc; i++) {
+        const pending *w = r->wants[i];
+        r->pieces[i] = (sl_load_piece){.fd = r->fds[w->entry->shard],
+                                       .offset = sl_st_offset(l->st, w->entry),
+                                       .count = sl_count(&w->t),
+                                       .from = w->entry->t.dtype,
+                                       .to = w->t.dtype,
+                                       .dst = base + w->at};
+    }
+    return rc;
+}
+
+static const char *path_of(const reading *r, int fd)
+{
+    int i = 0;
+    while (i + 1 < sl_st_shards(r->l->st) && r->fds[i] != fd) i++;
+    return sl_st_path(r->l->st, i);
 }
 
 /* One piece through host memory: read, convert, upload, STAGE elements at a time. */
-static sl_code load_piece(sl_loader *l, const sl_load_piece *p, const char *path, void *raw,
-                          sl_err *err)
+static sl_code read_piece(const reading *r, const sl_load_piece *p, sl_err *err)
 {
+    sl_loader *l = r->l;
     const int64_t size = (int64_t)sl_dtype_size(p->from);
     for (int64_t at = 0; at < p->count && sl_ok(l->ctx); at += STAGE) {
         int64_t n = p->count - at < STAGE ? p->count - at : STAGE, from = p->offset + at * size;
+        if (l->comm) sl_comm_beat(l->comm);
         for (int64_t got = 0; got < n * size;) {
-            ssize_t k = pread(p->fd, (char *)raw + got, (size_t)(n * size - got), from + got);
+            ssize_t k = pread(p->fd, (char *)r->raw + got, (size_t)(n * size - got), from + got);
             if (k < 0 && errno == EINTR) continue;
-            if (k < 0) return sl_fail_errno(err, errno, "%s: cannot be read", path);
+            if (k < 0) return sl_fail_errno(err, errno, "%s: cannot be read", path_of(r, p->fd));
             if (!k)
                 return sl_fail(
                     err, SL_FORMAT,
-                    "%s ends at byte %lld, want bytes %lld to %lld: the file was cut short", path,
-                    (long long)(from + got), (long long)from, (long long)(from + n * size));
+                    "%s ends at byte %lld, want bytes %lld to %lld: the file was cut short",
+                    path_of(r, p->fd), (long long)(from + got), (long long)from,
+                    (long long)(from + n * size));
             got += k;
         }
         sl_tensor part = sl_view1((char *)p->dst + at * (int64_t)sl_dtype_size(p->to), p->to, n);
-        put(l, &part, &(source){.data = raw, .dtype = p->from});
+        put(l, &part, &(source){.data = r->raw, .dtype = p->from});
         sl_sync(l->ctx);
     }
     return SL_OK;
 }
 
-static sl_code load_on_host(sl_loader *l, const sl_load_piece *pieces, int n, sl_err *err)
+/* sl_team_read_fn, on a device without a plug-in. */
+static sl_code read_on_host(void *user, const sl_load_piece *pieces, int n, sl_err *err)
 {
-    char *raw = malloc((size_t)STAGE * sizeof(float));
-    sl_code rc = raw ? SL_OK
-                     : sl_fail(err, SL_NOMEM, "no memory for a stage of %zu bytes",
-                               (size_t)STAGE * sizeof(float));
-    for (int i = 0, k = 0; k < n && !rc; i++) {
-        const pending *w = &l->wants[i];
-        if (w->entry && !w->conv)
-            rc = load_piece(l, &pieces[k++], sl_st_path(l->st, w->entry->shard), raw, err);
+    reading *r = user;
+    sl_code rc = SL_OK;
+    if (!r->raw && !(r->raw = malloc((size_t)STAGE * sizeof(float))))
+        return sl_fail(err, SL_NOMEM, "no memory for a stage of %zu bytes",
+                       (size_t)STAGE * sizeof(float));
+    for (int i = 0; i < n && !rc; i++) rc = read_piece(r, &pieces[i], err);
+    if (!rc && r->l->err.code) {
+        *err = r->l->err;
+        rc = err->code;
     }
-    free(raw);
+    return rc || sl_ok(r->l->ctx) ? rc : sl_ctx_error(r->l->ctx, err);
+}
+
+/* Of names and files: ranks with the same number ask for the same bytes. */
+static uint64_t list_of(const reading *r)
+{
+    uint64_t h = 0;
+    struct stat st;
+    for (int i = 0; i < r->n; i++)
+        for (const char *p = r->wants[i]->name; *p; p++) h = mix(h ^ (unsigned char)*p);
+    for (int i = 0; i < sl_st_shards(r->l->st); i++) {
+        if (r->fds[i] < 0 || fstat(r->fds[i], &st)) continue;
+        h = mix(h ^ (uint64_t)i);
+        h = mix(h ^ (uint64_t)st.st_size);
+        h = mix(h ^ (uint64_t)st.st_mtim.tv_sec);
+        h = mix(h ^ (uint64_t)st.st_mtim.tv_nsec);
+    }
+    return h;
+}
+
+static sl_code read_as_team(reading *r, const sl_plugin *plugin, sl_err *err)
+{
+    sl_loader *l = r->l;
+    sl_team_load_figures f;
+    const sl_team_load t = {.ctx = l->ctx,
+                            .comm = l->comm,
+                            .lane = l->lane,
+                            .team = &l->team,
+                            .plugin = plugin,
+                            .read = read_on_host,
+                            .user = r,
+                            .list = list_of(r)};
+    sl_code rc = sl_team_load_run(&t, r->pieces, r->n, &f, err);
+    if (!rc && f.ended.code) /* once a loader */
+        sl_log(SL_LOG_WARN,
+               "%s: %d ranks no longer share loading: %s; %.2f GB read here, %.2f GB "
+               "from others",
+               l->label, l->team.size, f.ended.msg, (double)f.read * 1e-9,
+               (double)f.received * 1e-9);
+    l->bytes_read += f.read;
+    l->shared.ranks = l->team.size;
+    l->shared.received += f.received;
+    l->shared.sent += f.sent;
+    l->shared.waited_ns += f.waited_ns;
+    l->shared.ended |= f.ended.code != SL_OK;
     return rc;
 }
 
-/* Matrices and vectors of the checkpoint, in one call. */
 static sl_code load_plain(sl_loader *l, const sl_plugin *plugin, char *base, sl_err *err)
 {
-    sl_load_piece *pieces = malloc(((size_t)l->want_count + 1) * sizeof *pieces);
-    int *fds = NULL, n = 0;
-    sl_code rc = pieces ? open_files(l, &fds, err)
-                        : sl_fail(err, SL_NOMEM, "no memory for %d pieces", l->want_count);
-    for (int i = 0; i < l->want_count && !rc; i++) {
+    const bool shares = l->team.size > 1 && !l->shared.ended;
+    reading r;
+    sl_code rc = open_reading(&r, l, base, err);
+    for (int i = 0; i < l->want_count; i++) {
         const pending *w = &l->wants[i];
-        if (!w->entry) continue;
-        l->bytes_read += sl_bytes(&w->entry->t);
-        if (w->conv) continue;
-        pieces[n++] = (sl_load_piece){.fd = fds[w->entry->shard],
-                                      .offset = sl_st_offset(l->st, w->entry),
-                                      .count = sl_count(&w->t),
-                                      .from = w->entry->t.dtype,
-                                      .to = w->t.dtype,
-                                      .dst = base + w->at};
+        if (w->entry && (w->conv || !shares)) l->bytes_read += sl_bytes(&w->entry->t);
     }
-    if (!rc && n)
-        rc = plugin ? plugin->load(pieces, n, 0, l->ctx->cancel, NULL, err)
-                    : load_on_host(l, pieces, n, err);
-    close_files(l, fds);
-    free(pieces);
+    if (!rc && shares) rc = read_as_team(&r, plugin, err);
+    else if (!rc && r.n)
+        rc = plugin ? plugin->load(r.pieces, r.n, 0, l->ctx->cancel, NULL, err)
+                    : read_on_host(&r, r.pieces, r.n, err);
+    close_reading(&r);
     return rc;
 }
 
@@ -672,6 +769,9 @@ sl_code sl_loader_finish(sl_loader *l, sl_err *err)
 {
     char text[128];
     if (l->want_count && !l->err.code) place_wants(l);
+    /* the others need not wait for this rank */
+    if (l->err.code && l->team.size > 1 && l->mode == FROM_FILE && !is_on_host(l))
+        sl_comm_abort(l->comm, &l->team);
     if (l->mode == INSPECT && !l->err.code && !l->finished)
         for (int i = 0; i < sl_st_size(l->st); i++) {
             const sl_st_entry *e = sl_st_at(l->st, i);
@@ -685,6 +785,13 @@ sl_code sl_loader_finish(sl_loader *l, sl_err *err)
     l->stage = NULL;
     if (err && l->err.code) *err = l->err;
     return l->err.code;
+}
+
+void sl_loader_share(sl_loader *l, sl_comm *comm, sl_lane lane, const sl_team *team)
+{
+    l->comm = comm;
+    l->lane = lane;
+    l->team = team ? *team : (sl_team){0};
 }
 
 int sl_loader_unused(const sl_loader *l)
@@ -713,6 +820,11 @@ void sl_loader_figures(const sl_loader *l, uint64_t *bytes_read, double *seconds
 {
     *bytes_read = l->bytes_read;
     *seconds = l->bytes_read ? (double)l->load_ns * 1e-9 : 0;
+}
+
+sl_loader_sharing sl_loader_shared(const sl_loader *l)
+{
+    return l->shared;
 }
 
 const char *sl_loader_finding(const sl_loader *l, int i)

@@ -19,13 +19,14 @@
  * asked for in F32, and nothing is there before sl_loader_finish: it takes one allocation of
  * exactly what was asked for (each tensor at a multiple of 256 bytes), reads the files
  * through the plug-in's loader, or has random numbers made on the device, and sets the
- * data of the tensors where sl_weight left them.
+ * data of the tensors where sl_weight left them. Ranks of a team can share the reading
+ * (sl_loader_share).
  * The loader owns all of it: it outlives the network. After an error sl_weight still
  * gives shapes, with NULL data. */
 #ifndef SL_WEIGHTS_H
 #define SL_WEIGHTS_H
 
-#include "kernels/ops.h"
+#include "kernels/comm.h"
 
 typedef struct sl_loader sl_loader;
 
@@ -91,6 +92,18 @@ void sl_weight_skip(sl_loader *l, const char *name, ...) __attribute__((format(p
  * "vision_model." prefix). Marks nothing as used. */
 bool sl_loader_has(const sl_loader *l, const char *name);
 
+/* Before sl_loader_finish: the members of `team` read what they all ask for together, each
+ * byte once, and pass it on from device to device (graphs/team_load.h). Every member makes
+ * the same calls of sl_weight and sl_loader_finish, with the same checkpoint and a window
+ * of the same size, at least 64 KiB a member; comm outlives sl_loader_finish, which begins
+ * `lane` unless it has begun with this team's key: one attempt may load several networks. A
+ * member that fails or is lost ends the attempt, so that the lane must be begun anew, with
+ * another key, before it is used again; it does not fail the others: they read themselves
+ * what has not come, and log a warning. Not shared: convolutions, which are packed from the
+ * host; random weights; what stays mapped or is converted in host memory, on the CPU. A
+ * NULL team, or one of 1: as without this call. */
+void sl_loader_share(sl_loader *l, sl_comm *comm, sl_lane lane, const sl_team *team);
+
 /* Bring what was asked for onto the device. The first error, or SL_OK; the context's
  * *cancel ends it with SL_CANCELLED. Tensors of the file that nobody asked for are not an
  * error; see sl_loader_unused. */
@@ -107,6 +120,14 @@ int64_t sl_loader_parameters(const sl_loader *l);
 /* What sl_loader_finish read from files onto a device, and how long it took, its
  * allocation included; zeros where weights stay mapped. */
 void sl_loader_figures(const sl_loader *l, uint64_t *bytes_read, double *seconds);
+/* What of it was shared. ranks 1: nothing. */
+typedef struct {
+    int ranks;
+    uint64_t received, sent; /* bytes of weights, from device to device */
+    int64_t waited_ns;       /* for the other members and their bytes */
+    bool ended;              /* before all was there: the rest was read here */
+} sl_loader_sharing;
+sl_loader_sharing sl_loader_shared(const sl_loader *l);
 
 /* inspect, after sl_loader_finish: the findings, one line each ("missing
  * blocks.0.attn1.to_q.weight [256, 256]", "misshapen NAME [3], want [4]", "unusable NAME
