@@ -33,6 +33,7 @@ typedef struct {
     const char *(*open)(int rank, const sl_ops **ops, const sl_comm_body **body);
     size_t window, arena; /* arena 0: 16 MiB */
     int ranks;            /* most of them */
+    int limit_s;          /* for the ranks of one call of t_ranks; 0: 90 */
 } t_comm_body;
 
 typedef const char *t_rank_fn(t_rank *r);
@@ -122,7 +123,8 @@ static void t_ranks(int ranks, t_rank_fn *fn, int timeout_ms, void (*meanwhile)(
     if (meanwhile) meanwhile();
     for (int i = 0; i < ranks; i++) {
         int status = 0;
-        const int64_t by = sl_now_ns() + 90000000000;
+        const int64_t by =
+            sl_now_ns() + (t_body.limit_s ? t_body.limit_s : 90) * INT64_C(1000000000);
         pid_t ended;
         while (!(ended = waitpid(pids[i], &status, WNOHANG)) && sl_now_ns() < by) usleep(1000);
         if (!ended) {
