@@ -107,14 +107,14 @@ static const char *load_timed(t_rank *r, const sl_team *team, bool share, bool s
     double in_finish;
     int n;
     if (bench.cold && r->rank == 0) forget_files();
-    sl_comm_barrier(r->ctx, r->comm, SL_LANE_LOAD);
+    sl_comm_barrier(r->ctx, r->comm, SL_LANE_TEAM);
     RANK_CTX(r);
     const int64_t t0 = sl_now_ns();
     RANK_OK(!sl_loader_file(&l, r->ctx, bench.folder, bench.stem, "bench", &err), "%.200s",
             err.msg);
     const char *bad = ask_for_all(r, l, &w, &n);
     if (bad) return bad;
-    if (share) sl_loader_share(l, r->comm, SL_LANE_LOAD, team);
+    if (share) sl_loader_share(l, r->comm, SL_LANE_TEAM, team);
     RANK_OK(!sl_loader_finish(l, &err), "%.200s", err.msg);
     out->seconds = (double)(sl_now_ns() - t0) * 1e-9;
     out->shared = sl_loader_shared(l);
@@ -130,11 +130,11 @@ static const char *rank_bench(t_rank *r)
 {
     const sl_team team = all_of(r, 1);
     const char *bad = NULL;
-    sl_comm_begin(r->ctx, r->comm, SL_LANE_LOAD, &team);
+    sl_comm_begin(r->ctx, r->comm, SL_LANE_TEAM, &team);
     for (int turn = 0; turn <= bench.turns && !bad; turn++) /* the first warms up, and is summed */
         for (int share = 0; share < 2 && !bad; share++)
             bad = load_timed(r, &team, share, !turn, &bench.at[r->rank][turn][share]);
-    sl_comm_barrier(r->ctx, r->comm, SL_LANE_LOAD);
+    sl_comm_barrier(r->ctx, r->comm, SL_LANE_TEAM);
     return bad;
 }
 

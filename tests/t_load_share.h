@@ -255,7 +255,7 @@ static sl_code load_shared(t_rank *r, weights *w, const sl_team *team, sl_err *e
 {
     const int some = 4;
     double seconds;
-    sl_loader_share(w->loader, r->comm, SL_LANE_LOAD, team);
+    sl_loader_share(w->loader, r->comm, SL_LANE_TEAM, team);
     ask(w, 0, some);
     sl_code rc = sl_loader_finish(w->loader, err);
     if (!rc) ask(w, some, ASKED_COUNT);

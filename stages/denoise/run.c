@@ -59,9 +59,13 @@ sl_code sl_denoiser_open(denoiser *d, sl_err *err)
             return rc;
         if (!(d->dit[e] = sl_dit_new(&d->model->dit[e], d->loaders[e])))
             return sl_fail(err, SL_NOMEM, "%s: no memory", NAMES[e]);
-        if ((rc = sl_loader_finish(d->loaders[e], err))) return rc;
+        if (d->load_team.size > 1)
+            sl_loader_share(d->loaders[e], d->seat->mates.comm, SL_LANE_TEAM, &d->load_team);
+        if ((rc = sl_loader_finish(d->loaders[e], err))) break;
         bytes += sl_loader_bytes(d->loaders[e]);
     }
+    if (d->load_team.size > 1) sl_comm_end(&d->ctx, d->seat->mates.comm);
+    if (rc) return rc;
     sl_seat_ready(d->seat, t0, bytes, 0);
     return SL_OK;
 }
