@@ -24,7 +24,7 @@ void sl_cli_usage(FILE *to)
                 "  sluice pack --random [--component NAME]... --model DIR -o DIR2  random weights "
                 "for DIR's configurations, to measure "
                 "with\n"
-                "  sluice bench [WHAT...] [--device cuda:N]                       how fast it runs "
+                "  sluice bench [WHAT...] [--device cuda:N[,cuda:M...]]           how fast it runs "
                 "here: sluice bench --help\n\n");
     const sl_option *o;
     for (int i = 0; (o = sl_option_at(i)); i++) {

@@ -35,22 +35,92 @@ static int ordinal(const char *device)
     return atoi(n);
 }
 
-sl_code sl_conf_use_device(sl_conf *conf, const char *device, sl_err *err)
+/* ---- which stage gets which ---- */
+
+static sl_code no_device(const char *text, sl_err *err)
 {
-    if (*device && strcmp(device, "cpu") && ordinal(device) < 0)
-        return sl_fail(err, SL_ARG, "--device is %s, want cpu or cuda:N with N from 0 to %d",
-                       device, SL_MAX_GPUS - 1);
+    return sl_fail(err, SL_ARG,
+                   "--device is %s, want cpu or cuda:N with N from 0 to %d, or up to %d of them "
+                   "with commas between",
+                   text, SL_MAX_GPUS - 1, SL_RANKS);
+}
+
+sl_code sl_device_list_read(sl_device_list *out, const char *text, sl_err *err)
+{
+    out->count = 0;
+    for (const char *at = text;; at++) {
+        size_t n = strcspn(at, ",");
+        char *one = out->at[out->count];
+        if (out->count == SL_RANKS || n >= sizeof out->at[0]) return no_device(text, err);
+        memcpy(one, at, n);
+        one[n] = 0;
+        const bool cpu = !strcmp(one, "cpu");
+        if (!cpu && ordinal(one) < 0) return no_device(text, err);
+        if (cpu == (strcmp(out->at[0], "cpu") != 0))
+            return sl_fail(err, SL_ARG, "--device is %s, want devices of one kind", text);
+        out->count++;
+        if (!*(at += n)) return SL_OK;
+    }
+}
+
+/* A role with teams gets an instance on each device, in the place of those that it has. */
+static sl_code spread(sl_conf *conf, const sl_device_list *d, sl_err *err)
+{
+    const sl_conf from = *conf;
+    conf->stage_count = 0;
+    for (int i = 0; i < from.stage_count; i++) {
+        const sl_conf_stage *s = &from.stages[i];
+        const bool teams = sl_role_has_teams(s->role);
+        if (teams && s->instance) continue;
+        if (teams && s->team > d->count)
+            return sl_fail(err, SL_ARG, "--device names %d devices, want the %d of a team of %s",
+                           d->count, s->team, sl_role_name(s->role));
+        for (int k = 0; k < (teams ? d->count : 1); k++) {
+            sl_conf_stage *to = &conf->stages[conf->stage_count];
+            if (conf->stage_count++ == SL_CONF_SEATS)
+                return sl_fail(err, SL_ARG,
+                               "--device makes more than %d processes of the stages, want fewer "
+                               "devices",
+                               SL_CONF_SEATS);
+            *to = *s;
+            if (!teams) continue;
+            to->instance = k;
+            snprintf(to->device, sizeof to->device, "%s", d->at[k]);
+        }
+    }
+    return SL_OK;
+}
+
+/* What comes before a role with teams works on the first device, what comes after it on the last. */
+static const char *device_of(sl_role role, const sl_device_list *d)
+{
+    for (int r = 0; r < (int)role; r++)
+        if (sl_role_has_teams((sl_role)r)) return d->at[d->count - 1];
+    return d->at[0];
+}
+
+sl_code sl_conf_use_device(sl_conf *conf, const char *devices, sl_err *err)
+{
+    sl_device_list d;
+    sl_code rc;
+    if (*devices && (rc = sl_device_list_read(&d, devices, err))) return rc;
+    if (*devices && d.count > 1 && (rc = spread(conf, &d, err))) return rc;
     for (int i = 0; i < conf->stage_count; i++) {
         sl_conf_stage *s = &conf->stages[i];
+        const bool dealt = *devices && d.count > 1 && sl_role_has_teams(s->role);
         if (sl_role_on_host(s->role)) {
             if (strcmp(s->device, "cpu"))
                 return sl_fail(err, SL_ARG,
                                "device %s (stage %s): it works on the CPU alone, want cpu",
                                s->device, sl_role_name(s->role));
-        } else if (*device) snprintf(s->device, sizeof s->device, "%.15s", device);
+        } else if (*devices && !dealt) {
+            snprintf(s->device, sizeof s->device, "%s", device_of(s->role, &d));
+        }
     }
     return SL_OK;
 }
+
+/* ---- asking the driver ---- */
 
 /* The child's part: the driver asked, this machine's GPUs told. */
 static sl_code ask(sl_gpus *out, const sl_conf *conf, sl_err *err)

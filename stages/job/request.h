@@ -43,7 +43,7 @@ typedef struct {
 typedef struct {
     sl_request base; /* each job starts as a copy of it */
     /* The run's own options; "": not given. */
-    char conf[SL_PATH], device[64], jobs_file[SL_PATH];
+    char conf[SL_PATH], device[SL_DEVICE_LIST], jobs_file[SL_PATH];
     bool quiet;
     char from[16], replay_dir[SL_PATH]; /* a replay's */
     int job_count;

@@ -1,0 +1,121 @@
+/* test_devices - which device each stage gets of a list, and that what is printed of it for the
+ * stages reads back. */
+#include "tests/t.h"
+
+#include "stages/job/devices.h"
+
+static sl_err err;
+
+/* "text cuda:0, image cuda:0, ..." */
+static const char *dealt(const sl_conf *c)
+{
+    static char out[1024];
+    size_t n = 0;
+    for (int i = 0; i < c->stage_count; i++) {
+        char name[SL_CONF_NAME];
+        n += (size_t)snprintf(out + n, sizeof out - n, "%s%s %s", i ? ", " : "",
+                              sl_conf_name(c, &c->stages[i], name), c->stages[i].device);
+    }
+    return out;
+}
+
+/* The settings `text` with --device `devices`; what reads back from what they print is the same. */
+static const char *after(const char *text, const char *devices)
+{
+    static sl_conf c, again;
+    char *printed = NULL;
+    size_t size;
+    FILE *f = open_memstream(&printed, &size);
+    sl_conf_defaults(&c);
+    sl_conf_defaults(&again);
+    T_OK(sl_conf_read_string(&c, text, "x.cfg", &err));
+    T_OK(sl_conf_use_device(&c, devices, &err));
+    T_OK(sl_conf_print(&c, f, &err));
+    fclose(f);
+    T_OK(sl_conf_read_string(&again, printed, "run.cfg", &err));
+    free(printed);
+    assert_string_equal(dealt(&again), dealt(&c));
+    return dealt(&c);
+}
+
+static void every_stage_gets_its_device(void **state)
+{
+    static const char SPREAD[] =
+        "stages: ( { name = \"text\"; devices = [\"cpu\", \"cpu\"]; }, { name = \"decode\"; }, "
+        "{ name = \"denoise\"; devices = [\"cpu\", \"cpu\", \"cpu\"]; team = 2; } );";
+    static const struct {
+        const char *text, *devices, *want;
+    } CASES[] = {
+        {"", "", "text cpu, image cpu, denoise cpu, decode cpu, mux cpu"},
+        {"", "cuda:7", "text cuda:7, image cuda:7, denoise cuda:7, decode cuda:7, mux cpu"},
+        {"", "cuda:1,cuda:0",
+         "text cuda:1, image cuda:1, denoise.0 cuda:1, denoise.1 cuda:0, decode cuda:0, mux cpu"},
+        {"", "cuda:0,cuda:1,cuda:12",
+         "text cuda:0, image cuda:0, denoise.0 cuda:0, denoise.1 cuda:1, denoise.2 cuda:12, decode "
+         "cuda:12, mux cpu"},
+        {"", "cuda:0,cuda:0",
+         "text cuda:0, image cuda:0, denoise.0 cuda:0, denoise.1 cuda:0, decode cuda:0, mux cpu"},
+        {"", "cpu,cpu", "text cpu, image cpu, denoise.0 cpu, denoise.1 cpu, decode cpu, mux cpu"},
+        /* instances of a configuration: denoise's become as many, others keep their number */
+        {SPREAD, "cuda:0,cuda:1",
+         "text.0 cuda:0, text.1 cuda:0, decode cuda:1, denoise.0 cuda:0, denoise.1 cuda:1"},
+        {SPREAD, "cuda:3",
+         "text.0 cuda:3, text.1 cuda:3, decode cuda:3, denoise.0 cuda:3, denoise.1 cuda:3, "
+         "denoise.2 cuda:3"},
+        {"stages: ( { name = \"decode\"; } );", "cuda:0,cuda:1", "decode cuda:1"},
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++)
+        assert_string_equal(after(CASES[i].text, CASES[i].devices), CASES[i].want);
+}
+
+static void a_list_that_is_none_is_refused(void **state)
+{
+    static const char WANT[] = "want cpu or cuda:N with N from 0 to 63, or up to 16 of them with "
+                               "commas between";
+    static const char *const NONE[] = {
+        "gpu",        "cuda:64",        ",",       "cuda:0,", ",cpu",    "cuda:0,,cuda:1",
+        "cuda:0;cpu", "cuda:0, cuda:1", "cuda:-1", "cuda:01", "CPU,cpu", "cpucpucpucpucpucpu"};
+    char many[SL_DEVICE_LIST] = "cpu";
+    sl_device_list d;
+    sl_conf c;
+    (void)state;
+    for (size_t i = 0; i < sizeof NONE / sizeof *NONE; i++) {
+        T_CODE(sl_device_list_read(&d, NONE[i], &err), SL_ARG);
+        T_SAYS(err.msg, "--device is ");
+        T_SAYS(err.msg, WANT);
+    }
+    for (int i = 1; i < SL_RANKS; i++) strcat(many, ",cpu");
+    T_OK(sl_device_list_read(&d, many, &err));
+    assert_int_equal(d.count, SL_RANKS);
+    strcat(many, ",cpu");
+    T_CODE(sl_device_list_read(&d, many, &err), SL_ARG);
+    T_SAYS(err.msg, WANT);
+    T_CODE(sl_device_list_read(&d, "cuda:0,cpu", &err), SL_ARG);
+    assert_string_equal(err.msg, "--device is cuda:0,cpu, want devices of one kind");
+
+    sl_conf_defaults(&c);
+    T_OK(sl_conf_read_string(&c,
+                             "stages: ( { name = \"denoise\"; devices = [\"cpu\", \"cpu\", "
+                             "\"cpu\"]; team = 3; } );",
+                             "x.cfg", &err));
+    T_CODE(sl_conf_use_device(&c, "cuda:0,cuda:1", &err), SL_ARG);
+    assert_string_equal(err.msg, "--device names 2 devices, want the 3 of a team of denoise");
+    sl_conf_defaults(&c);
+    T_OK(sl_conf_read_string(&c,
+                             "stages: ( { name = \"denoise\"; }, { name = \"decode\"; devices = "
+                             "[\"cpu\", \"cpu\", \"cpu\", \"cpu\", \"cpu\", \"cpu\", \"cpu\", "
+                             "\"cpu\", \"cpu\", \"cpu\", \"cpu\", \"cpu\", \"cpu\", \"cpu\", "
+                             "\"cpu\", \"cpu\", \"cpu\"]; } );",
+                             "x.cfg", &err));
+    many[strlen(many) - 4] = 0;
+    T_CODE(sl_conf_use_device(&c, many, &err), SL_ARG);
+    T_SAYS(err.msg, "--device makes more than 32 processes of the stages, want fewer devices");
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(every_stage_gets_its_device),
+                                       cmocka_unit_test(a_list_that_is_none_is_refused)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
