@@ -3,6 +3,7 @@
 #include "tests/t.h"
 
 #include <fcntl.h>
+#include <glob.h>
 #include <sys/stat.h>
 
 #include "common/conf.h"
@@ -79,6 +80,39 @@ static void demo_cfg_is_what_print_writes(void **state)
     assert_memory_equal(&read, &c, sizeof c);
     free(want);
     free(have);
+}
+
+/* Files for so many GPUs name as many, and nothing that is not there. */
+static void every_file_of_conf_reads(void **state)
+{
+    static const struct {
+        const char *file;
+        int gpus, ranks; /* ranks: denoisers that form teams */
+    } FILES[] = {{"demo", 0, 0},     {"one-gpu", 1, 0},   {"three-gpus", 3, 0},
+                 {"two-gpus", 2, 2}, {"four-gpus", 4, 4}, {"eight-gpus", 8, 8}};
+    const int count = (int)(sizeof FILES / sizeof *FILES);
+    glob_t found;
+    (void)state;
+    assert_int_equal(glob("conf/*.cfg", 0, NULL, &found), 0);
+    assert_int_equal(found.gl_pathc, count);
+    globfree(&found);
+    for (int i = 0; i < count; i++) {
+        char path[64];
+        int gpus = 0, ranks;
+        sl_conf c;
+        sl_err err = {0};
+        snprintf(path, sizeof path, "conf/%s.cfg", FILES[i].file);
+        sl_conf_defaults(&c);
+        T_OK(sl_conf_read_file(&c, path, &err));
+        for (int k = 0; k < c.stage_count; k++)
+            if (!strncmp(c.stages[k].device, "cuda:", 5) && atoi(c.stages[k].device + 5) >= gpus)
+                gpus = atoi(c.stages[k].device + 5) + 1;
+        ranks = sl_conf_teamed(&c, SL_ROLE_DENOISE) ? sl_conf_instances(&c, SL_ROLE_DENOISE) : 0;
+        if (gpus != FILES[i].gpus || ranks != FILES[i].ranks)
+            fail_msg("%s: %d GPUs and %d ranks, want %d and %d", path, gpus, ranks, FILES[i].gpus,
+                     FILES[i].ranks);
+        for (int r = 0; r < SL_ROLE_COUNT; r++) assert_non_null(sl_conf_find(&c, (sl_role)r));
+    }
 }
 
 static const char FULL[] =
@@ -439,6 +473,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(defaults_are_those_of_the_manual),
         cmocka_unit_test(demo_cfg_is_what_print_writes),
+        cmocka_unit_test(every_file_of_conf_reads),
         cmocka_unit_test(every_key_is_read),
         cmocka_unit_test(what_is_printed_reads_back_the_same),
         cmocka_unit_test(absent_keys_keep_their_value),
