@@ -1,6 +1,7 @@
 /* pipeline.c - the pipeline's two lists, and what follows from them. */
 #include "common/pipeline.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #define SLOT_ALIGN 256 /* of a tensor in its slot, bytes: as lease_block.h */
@@ -57,6 +58,17 @@ bool sl_team_fits(int heads, bool guided, int size)
 {
     int share = guided && size % 2 == 0 ? size / 2 : size;
     return size > 0 && heads % share == 0;
+}
+
+sl_code sl_team_check(int heads, bool guided, int size, sl_err *err)
+{
+    char fit[96] = "";
+    if (sl_team_fits(heads, guided, size)) return SL_OK;
+    for (int n = 1; n <= SL_RANKS; n++)
+        if (sl_team_fits(heads, guided, n))
+            snprintf(fit + strlen(fit), sizeof fit - strlen(fit), "%s%d", n > 1 ? ", " : "", n);
+    return sl_fail(err, SL_ARG, "denoise: a team of %d for %d heads%s, want one of %s", size, heads,
+                   guided ? " with guidance" : "", fit);
 }
 
 int sl_handover_by_name(const char *name)

@@ -46,6 +46,8 @@ bool sl_role_has_teams(sl_role role);
  * a branch each, whose members share the heads; any other shares them as a whole. One always
  * can. */
 bool sl_team_fits(int heads, bool guided, int size);
+/* Errors: SL_ARG a team that does not fit, with the sizes that do. */
+sl_code sl_team_check(int heads, bool guided, int size, sl_err *err);
 
 /* ---- hand-overs ---- */
 

@@ -231,7 +231,8 @@ static void what_a_denoising_job_keeps(void **state)
 static int64_t on_gpu(const json_t *plan, const char *stage)
 {
     return of(plan, stage, "weight_bytes") + of(plan, stage, "arena_bytes") +
-           of(plan, stage, "device_slot_bytes") + of(plan, stage, "context_bytes");
+           of(plan, stage, "device_slot_bytes") + of(plan, stage, "window_bytes") +
+           of(plan, stage, "context_bytes");
 }
 
 static int64_t wanted(const json_t *plan, const char *device)
@@ -552,6 +553,165 @@ static void instances_count_each_on_its_device(void **state)
     (void)state;
 }
 
+/* ---- ranks ---- */
+
+/* Bytes of a rank's window for teams of up to two: keys, queries and values of all tokens for half
+ * of the heads, rows of half of the tokens, what the head makes, the cache's sums; velocities of
+ * both branches. */
+static int64_t window_of_two(int64_t tokens, int64_t latents)
+{
+    return tokens * 2560 * 2 * 3 + tokens / 2 * 5120 * 2 + tokens * 64 * 2 + tokens * 2 * 4 +
+           latents;
+}
+
+static void ranks_count_each_on_its_device(void **state)
+{
+    const char *model = big_model();
+    json_t *alone = plan("--model", model, "--width", "1280", "--height", "720", "--fbcache", "0.1",
+                         "--device", "cuda:0", END),
+           *p = plan("--model", model, "--width", "1280", "--height", "720", "--fbcache", "0.1",
+                     "--device", "cuda:0,cuda:1", END);
+    assert_int_equal(of(alone, "denoise", "window_bytes"), 0);
+    for (int i = 0; i < 2; i++) {
+        const char *rank = i ? "denoise.1" : "denoise.0";
+        assert_int_equal(of(p, rank, "weight_bytes"), of(alone, "denoise", "weight_bytes"));
+        assert_int_equal(of(p, rank, "arena_bytes"), of(alone, "denoise", "arena_bytes"));
+        about(of(p, rank, "window_bytes"), window_of_two(TOKENS_720, LATENT_720), 4096);
+    }
+    assert_int_equal(wanted(p, "cuda:0"),
+                     on_gpu(p, "text") + on_gpu(p, "image") + on_gpu(p, "denoise.0"));
+    assert_int_equal(wanted(p, "cuda:1"), on_gpu(p, "denoise.1") + on_gpu(p, "decode"));
+    json_decref(p);
+    /* two of one GPU: both are its bytes */
+    p = plan("--model", model, "--width", "1280", "--height", "720", "--device", "cuda:0,cuda:0",
+             END);
+    assert_int_equal(wanted(p, "cuda:0"), on_gpu(p, "text") + on_gpu(p, "image") +
+                                              2 * on_gpu(p, "denoise.0") + on_gpu(p, "decode"));
+    json_decref(p);
+    json_decref(alone);
+    (void)state;
+}
+
+/* A team that is fixed takes no more than one rank alone, which stands for all of "auto". */
+static void a_rank_alone_takes_most(void **state)
+{
+    static const char *const GUIDANCE[] = {"5", "1"}, *const KIND[] = {"cpu", "cuda:0"};
+    const char *model = big_model();
+    char conf[300];
+    snprintf(conf, sizeof conf, "%s/team.cfg", r.base);
+    for (int i = 0; i < 4; i++) {
+        int64_t most = 0, kept = 0;
+        for (int team = 1; team <= 8; team *= 2) {
+            char list[256] = "";
+            for (int k = 0; k < 8; k++)
+                snprintf(list + strlen(list), sizeof list - strlen(list), "%s\"%s\"", k ? ", " : "",
+                         KIND[i / 2]);
+            t_write(conf,
+                    t_format("stages: ( { name = \"denoise\"; devices = [%s]; team = %d; } );",
+                             list, team));
+            json_t *p = plan("--model", model, "--width", "832", "--height", "480", "--fbcache",
+                             "0.1", "--guidance", GUIDANCE[i % 2], "--conf", conf, END);
+            if (team == 1) most = of(p, "denoise.0", "arena_bytes");
+            if (team == 1) kept = of(p, "denoise.0", "job_bytes");
+            if (of(p, "denoise.7", "arena_bytes") > most || of(p, "denoise.7", "job_bytes") > kept)
+                fail_msg("team of %d on %s: %lld bytes, want at most %lld", team, KIND[i / 2],
+                         (long long)of(p, "denoise.7", "arena_bytes"), (long long)most);
+            assert_true((of(p, "denoise.7", "window_bytes") > 0) == (team > 1));
+            json_decref(p);
+        }
+    }
+    (void)state;
+}
+
+/* Every GPU of the deployments that are shipped holds its share of the 14B model. */
+static void deployments_fit_gpus_of_80_gb(void **state)
+{
+    static const struct {
+        const char *conf;
+        int gpus;
+    } FILES[] = {{"conf/one-gpu.cfg", 1},
+                 {"conf/two-gpus.cfg", 2},
+                 {"conf/three-gpus.cfg", 3},
+                 {"conf/four-gpus.cfg", 4},
+                 {"conf/eight-gpus.cfg", 8}};
+    for (size_t i = 0; i < sizeof FILES / sizeof *FILES; i++) {
+        json_t *p = plan("--model", big_model(), "--width", "1280", "--height", "720", "--conf",
+                         FILES[i].conf, END);
+        assert_int_equal(json_object_size(json_object_get(p, "devices")), FILES[i].gpus + 1);
+        for (int g = 0; g < FILES[i].gpus; g++) {
+            int64_t bytes = wanted(p, t_format("cuda:%d", g));
+            if (bytes <= 0 || bytes > (int64_t)76 << 30)
+                fail_msg("%s: %lld bytes of cuda:%d, want at most 76 GiB", FILES[i].conf,
+                         (long long)bytes, g);
+        }
+        json_decref(p);
+    }
+    (void)state;
+}
+
+/* Heads that do not divide are refused before anything starts, with the sizes that do. */
+static void a_team_that_does_not_fit_is_refused(void **state)
+{
+    static const struct {
+        int team;
+        const char *guidance, *want; /* NULL: fits */
+    } CASES[] = {
+        {3, "5",
+         "sluice: denoise: a team of 3 for 40 heads with guidance, want one of 1, 2, 4, 5, "
+         "8, 10, 16\n"},
+        {6, "5", "a team of 6 for 40 heads with guidance, want one of 1, 2, 4, 5, 8, 10, 16\n"},
+        {6, "1", "sluice: denoise: a team of 6 for 40 heads, want one of 1, 2, 4, 5, 8, 10\n"},
+        {16, "1", "a team of 16 for 40 heads, want one of 1, 2, 4, 5, 8, 10\n"},
+        {16, "5", NULL},
+        {5, "5", NULL},
+    };
+    const char *model = big_model();
+    char conf[300];
+    snprintf(conf, sizeof conf, "%s/team.cfg", r.base);
+    for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) {
+        char list[256] = "";
+        for (int k = 0; k < CASES[i].team; k++)
+            snprintf(list + strlen(list), sizeof list - strlen(list), "%s\"cpu\"", k ? ", " : "");
+        t_write(conf, t_format("stages: ( { name = \"denoise\"; devices = [%s]; team = %d; } );",
+                               list, CASES[i].team));
+        char *args[] = {(char *)"sluice",          (char *)"plan",
+                        (char *)"--model",         (char *)model,
+                        (char *)"--width",         (char *)"832",
+                        (char *)"--height",        (char *)"480",
+                        (char *)"--conf",          (char *)conf,
+                        (char *)"--quiet",         (char *)"--guidance",
+                        (char *)CASES[i].guidance, NULL};
+        t_run_start(&r, args);
+        t_run_ends(&r, CASES[i].want ? 2 : 0);
+        if (CASES[i].want ? !t_run_said(&r, CASES[i].want) || t_run_count(&r, "\n") != 1 : r.used)
+            fail_msg("case %zu said: %s", i, r.text);
+    }
+    /* as a run does, which has a model of two heads here */
+    t_run_conf(&r, 1, 30,
+               t_stages(SL_ROLE_DENOISE, "{ name = \"denoise\"; team = 3; devices = "
+                                         "[\"cpu\", \"cpu\", \"cpu\"]; }"));
+    char *args[] = {(char *)"sluice",
+                    (char *)"run",
+                    (char *)"--model",
+                    (char *)T_MODEL,
+                    (char *)"--image",
+                    (char *)T_IMAGE,
+                    (char *)"--prompt",
+                    (char *)"a",
+                    (char *)"-o",
+                    (char *)t_format("%s/a.mp4", r.out),
+                    (char *)"--conf",
+                    r.conf,
+                    NULL};
+    t_run_start(&r, args);
+    t_run_ends(&r, 2);
+    if (!t_run_said(&r, "sluice: denoise: a team of 3 for 2 heads with guidance, want one of 1, 2, "
+                        "4\n"))
+        fail_msg("said: %s", r.text);
+    t_run_nothing_left(&r, 0);
+    (void)state;
+}
+
 /* ---- admission ---- */
 
 static void a_run_that_does_not_fit_is_refused(void **state)
@@ -655,6 +815,10 @@ int main(void)
                                        T(the_user_comes_before_the_checkpoint),
                                        T(a_plan_starts_from_the_checkpoints_defaults),
                                        T(instances_count_each_on_its_device),
+                                       T(ranks_count_each_on_its_device),
+                                       T(a_rank_alone_takes_most),
+                                       T(deployments_fit_gpus_of_80_gb),
+                                       T(a_team_that_does_not_fit_is_refused),
                                        T(a_run_that_does_not_fit_is_refused),
                                        T(what_the_machine_gives),
                                        T(all_of_14b_fits_one_gpu),

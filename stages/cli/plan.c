@@ -47,25 +47,32 @@ static void print_plan(const sl_run_plan *p, const sl_job *j, int jobs, const sl
 {
     device_sum devices[SL_CONF_SEATS + 1];
     int n = add_up(p, devices), width = 8;
-    for (int i = 0; i < p->count; i++)
+    bool windows = false;
+    for (int i = 0; i < p->count; i++) {
         if ((int)strlen(p->stages[i].name) > width) width = (int)strlen(p->stages[i].name);
+        windows = windows || p->stages[i].window;
+    }
     printf("%s\n%s%dx%d, %d frames, %d steps%s%s\n", j->model,
            jobs > 1 ? "the largest of the jobs; the first is " : "", j->width, j->height, j->frames,
            j->steps, sl_denoise_branches(j) > 1 ? ", guidance" : "",
            j->fbcache > 0 ? ", First Block Cache" : "");
-    printf("\n  %-*s %-7s %10s %10s %10s %10s %10s %10s %10s   MB\n", width, "stage", "device",
-           "mapped", "weights", "job", "work", "slots", "context", "host");
+    printf("\n  %-*s %-7s %10s %10s %10s %10s %10s", width, "stage", "device", "mapped", "weights",
+           "job", "work", "slots");
+    if (windows) printf(" %10s", "window");
+    printf(" %10s %10s   MB\n", "context", "host");
     for (int i = 0; i < p->count; i++) {
         const sl_stage_plan *s = &p->stages[i];
-        if (s->runs)
-            printf("  %-*s %-7s %10.1f %10.1f %10.1f %10.1f %10.1f %10.1f %10.1f\n", width, s->name,
-                   s->device, mb(s->mapped), mb(s->weights), mb(s->kept), mb(s->work), mb(s->slots),
-                   mb(s->context), mb(s->host));
+        if (!s->runs) continue;
+        printf("  %-*s %-7s %10.1f %10.1f %10.1f %10.1f %10.1f", width, s->name, s->device,
+               mb(s->mapped), mb(s->weights), mb(s->kept), mb(s->work), mb(s->slots));
+        if (windows) printf(" %10.1f", mb(s->window));
+        printf(" %10.1f %10.1f\n", mb(s->context), mb(s->host));
     }
     printf("  mapped: weights that stay in their files, in the page cache; job and work: the "
            "arena, what a job keeps and what a "
            "step needs;\n  context: of a GPU, what the driver, libraries and operations take "
-           "beside that\n\n");
+           "beside that\n%s\n",
+           windows ? "  window: of a rank, what the others of its team write to\n" : "");
     for (int k = 0; k < n; k++) {
         printf("  %-7s %.1f MB", devices[k].name, mb(devices[k].wanted));
         if (k) {
@@ -104,14 +111,14 @@ static sl_code write_plan(const sl_run_plan *p, const sl_job *j, const sl_machin
         if (!s->runs) continue;
         json_object_set_new(
             stages, s->name,
-            json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "device",
+            json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "device",
                       s->device, "weight_bytes", (json_int_t)(s->mapped + s->weights),
                       "mapped_bytes", (json_int_t)s->mapped, "private_weight_bytes",
                       (json_int_t)s->weights, "job_bytes", (json_int_t)s->kept, "work_bytes",
                       (json_int_t)s->work, "arena_bytes", (json_int_t)(s->kept + s->work),
                       "slot_bytes", (json_int_t)s->slots, "device_slot_bytes",
-                      (json_int_t)s->device_slots, "context_bytes", (json_int_t)s->context,
-                      "host_bytes", (json_int_t)s->host));
+                      (json_int_t)s->device_slots, "window_bytes", (json_int_t)s->window,
+                      "context_bytes", (json_int_t)s->context, "host_bytes", (json_int_t)s->host));
     }
     for (int k = 0, n = add_up(p, devices); k < n; k++) {
         json_t *d = json_pack("{s:I, s:I}", "wanted_bytes", (json_int_t)devices[k].wanted,

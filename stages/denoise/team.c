@@ -20,32 +20,16 @@ static sl_team part(const sl_team *whole, int first, int step, int n, int granul
     return t;
 }
 
-/* "1, 2, 4" */
-static void sizes_that_fit(char *out, size_t size, int heads, bool guided)
-{
-    *out = 0;
-    for (int n = 1; n <= SL_RANKS; n++) {
-        size_t used = strlen(out);
-        if (heads % (guided && n % 2 == 0 ? n / 2 : n) == 0)
-            snprintf(out + used, size - used, "%s%d", used ? ", " : "", n);
-    }
-}
-
 sl_code sl_denoise_team_open(denoise_team *t, sl_seat *seat, sl_ctx *ctx, const sl_msg_job *msg,
                              const sl_job *job, sl_err *err)
 {
     const int heads = seat->model.dit[0].heads;
-    char fit[96];
     sl_code rc = sl_mates_join(&seat->mates, &msg->team, &t->whole, err);
     t->comm = NULL;
     if (rc) return rc;
     t->split = sl_denoise_split_of(job, t->whole.size, t->whole.me);
     if (t->whole.size == 1) return SL_OK;
-    if (heads % t->split.shards) {
-        sizes_that_fit(fit, sizeof fit, heads, sl_denoise_branches(job) > 1);
-        return sl_fail(err, SL_ARG, "denoise: a team of %d for %d heads, want one of %s",
-                       t->whole.size, heads, fit);
-    }
+    if ((rc = sl_team_check(heads, sl_denoise_branches(job) > 1, t->whole.size, err))) return rc;
     t->comm = seat->mates.comm;
     const int n = t->split.shards, first = t->split.branch * n;
     const sl_team shard = part(&t->whole, t->split.halves ? first : 0, 1, n, t->whole.granule),

@@ -260,6 +260,17 @@ static sl_code check_outputs(const sl_request *j, sl_err *err)
     return SL_OK;
 }
 
+/* A team of a size that the configuration fixes can have the job. */
+static sl_code check_team(const sl_job *s, const char *from, const sl_model *model,
+                          const sl_conf *conf, sl_err *err)
+{
+    const sl_conf_stage *first = sl_conf_find(conf, SL_ROLE_DENOISE);
+    const bool computes =
+        !*from || sl_role_follows(SL_ROLE_DENOISE, (sl_role)sl_role_by_name(from));
+    if (!computes || !sl_conf_teamed(conf, SL_ROLE_DENOISE) || !first->team) return SL_OK;
+    return sl_team_check(model->dit[0].heads, sl_job_guided(s), first->team, err);
+}
+
 sl_code sl_request_check(sl_request *j, const char *from, const sl_model *model,
                          const sl_conf *conf, sl_err *err)
 {
@@ -271,7 +282,7 @@ sl_code sl_request_check(sl_request *j, const char *from, const sl_model *model,
         (rc = check_prompt(s->negative, "--negative", conf, err)))
         return rc;
     if ((rc = check_pictures(j, model, err)) || (rc = complete(j, model, conf, err)) ||
-        (rc = sl_job_check(s, err)))
+        (rc = sl_job_check(s, err)) || (rc = check_team(s, from, model, conf, err)))
         return rc;
     const sl_grid g = sl_job_grid(model, s);
     int rope = model->dit[0].rope_max;
@@ -283,6 +294,17 @@ sl_code sl_request_check(sl_request *j, const char *from, const sl_model *model,
     if (*j->replay_dir && (rc = check_replay(j, from, model, err))) return rc;
     if (*s->noise && !*j->replay_dir && (rc = check_noise(s, model, err))) return rc;
     return check_outputs(j, err);
+}
+
+/* Without a configuration file: as large as the jobs. */
+static void fit_limits(const sl_batch *b, sl_conf *conf)
+{
+    for (int i = 0; i < b->job_count && !*b->conf; i++) {
+        const sl_job *s = &b->jobs[i].spec;
+        const int64_t pixels = (int64_t)s->width * s->height;
+        if (!i || pixels > conf->limits.pixels) conf->limits.pixels = pixels;
+        if (!i || s->frames > conf->limits.frames) conf->limits.frames = s->frames;
+    }
 }
 
 static sl_code check_limits(const sl_batch *b, sl_conf *conf, sl_err *err)
@@ -304,9 +326,8 @@ static sl_code check_limits(const sl_batch *b, sl_conf *conf, sl_err *err)
         if (fixed && s->frames > conf->limits.frames)
             return sl_fail(err, SL_ARG, "frames is %d, want at most %d (limits.frames in %s)",
                            s->frames, conf->limits.frames, b->conf);
-        if (!fixed && (!i || pixels > conf->limits.pixels)) conf->limits.pixels = pixels;
-        if (!fixed && (!i || s->frames > conf->limits.frames)) conf->limits.frames = s->frames;
     }
+    fit_limits(b, conf);
     return SL_OK;
 }
 
@@ -434,7 +455,10 @@ sl_code sl_batch_complete(sl_batch *b, sl_model *model, sl_conf *conf, sl_err *e
         /* a run will want a last picture */
         if (model->family.last_picture && !*j->spec.last_image)
             snprintf(j->spec.last_image, SL_PATH, "?");
-        if ((rc = sl_job_check(&j->spec, err))) return rc;
+        if ((rc = sl_job_check(&j->spec, err)) ||
+            (rc = check_team(&j->spec, b->from, model, conf, err)))
+            return j->line ? sl_context(err, rc, "%s:%d", b->jobs_file, j->line) : rc;
     }
+    fit_limits(b, conf);
     return SL_OK;
 }

@@ -41,7 +41,8 @@ static size_t gpu_conv_bytes(sl_ctx *ctx, const int64_t shape[5])
  * another machine. */
 static const sl_ops *sizes_of(const char *device)
 {
-    static const sl_ops GPU = {.name = "cuda", .act = SL_BF16, .packed_conv_bytes = gpu_conv_bytes};
+    static const sl_ops GPU = {
+        .name = "cuda", .act = SL_BF16, .row_granule = 1, .packed_conv_bytes = gpu_conv_bytes};
     return strcmp(device, "cpu") ? &GPU : &sl_ops_cpu;
 }
 
@@ -94,12 +95,16 @@ static size_t handed(const planner *p, sl_handover h)
     return sl_slot_bytes(p->model, h, (int64_t)p->job->width * p->job->height, p->job->frames);
 }
 
-/* The pool in which the stage receives h. */
+/* The pool in which the stage receives h: of a device it is taken whole. */
 static void add_slots(const planner *p, sl_stage_plan *s, sl_handover h)
 {
-    size_t bytes = (size_t)p->stage->slots * handed(p, h);
+    const bool on_device = sl_slot_kind(p->conf, h, s->device) == SL_POOL_CUDA;
+    const size_t slot = on_device ? sl_slot_bytes(p->model, h, p->conf->limits.pixels,
+                                                  p->conf->limits.frames)
+                                  : handed(p, h),
+                 bytes = (size_t)p->stage->slots * slot;
     s->slots += bytes;
-    if (sl_slot_kind(p->conf, h, s->device) == SL_POOL_CUDA) s->device_slots += bytes;
+    if (on_device) s->device_slots += bytes;
 }
 
 /* ---- stages: each beside what its main does ---- */
@@ -158,6 +163,9 @@ static sl_code plan_denoise(planner *p, sl_stage_plan *s, bool computes, sl_err 
     static const char *const NAMES[SL_EXPERTS] = {"transformer", "transformer_2"};
     const sl_model *model = p->model;
     const sl_job *job = p->job;
+    const bool teamed = sl_conf_teamed(p->conf, SL_ROLE_DENOISE), fixed = p->stage->team > 1;
+    const sl_denoise_split split =
+        sl_denoise_split_of(job, teamed && fixed ? p->stage->team : 1, 0);
     int64_t shape[4];
     sl_dit *dit[SL_EXPERTS] = {0};
     sl_schedule *schedule = malloc(sizeof *schedule);
@@ -176,17 +184,23 @@ static sl_code plan_denoise(planner *p, sl_stage_plan *s, bool computes, sl_err 
     if (!rc && computes)
         rc = sl_denoise_arena(
             &a, &p->body,
-            &(sl_denoise_sizes){.model = model, .dit = dit, .job = job, .schedule = schedule}, err);
+            &(sl_denoise_sizes){
+                .model = model, .dit = dit, .job = job, .schedule = schedule, .split = &split},
+            err);
     add_arena(s, &a);
+    if (!rc && teamed)
+        rc = sl_denoise_window(&s->window, &p->body, model, dit, p->conf->limits.pixels,
+                               p->conf->limits.frames, sl_conf_instances(p->conf, SL_ROLE_DENOISE),
+                               err);
     sl_denoise_shape(model, job, shape);
     size_t latents = (size_t)(shape[0] * shape[1] * shape[2] * shape[3]) * sizeof(float);
     size_t held = 0;
     for (int h = 0; h < SL_HANDOVER_COUNT; h++)
         if (SL_HANDOVER[h].to == SL_ROLE_DENOISE && sl_handover_applies(h, model, NULL))
             held += handed(p, h);
-    /* noise, result, the state of four, the state and both results once more for the spool;
-     * inputs */
-    if (computes) s->host += 12 * latents + held;
+    /* noise, result, the state of four, the state and both results once more for the spool; with
+     * the cache a rank keeps the state of the last step that computed, too; inputs */
+    if (computes) s->host += (teamed && job->fbcache > 0 ? 16 : 12) * latents + held;
     for (int e = 0; e < SL_EXPERTS; e++) sl_dit_free(&dit[e]);
     free(schedule);
     return rc;
@@ -248,7 +262,7 @@ static bool same_sizes(const sl_job *a, const sl_job *b)
 
 static size_t sum(const sl_stage_plan *s)
 {
-    return s->weights + s->kept + s->work + s->slots + s->context + s->host;
+    return s->weights + s->kept + s->work + s->slots + s->window + s->context + s->host;
 }
 
 /* The k-th stage of the configuration, for the planner's job. */
@@ -301,7 +315,7 @@ size_t sl_plan_private(const sl_stage_plan *s, const char *device)
 {
     bool here = s->runs && !strcmp(s->device, device), host = s->runs && !strcmp(device, "cpu");
     size_t on_cpu = s->slots - s->device_slots;
-    return (here ? s->weights + s->kept + s->work + s->device_slots + s->context : 0) +
+    return (here ? s->weights + s->kept + s->work + s->device_slots + s->window + s->context : 0) +
            (host ? on_cpu + s->host : 0);
 }
 

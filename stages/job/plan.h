@@ -17,8 +17,10 @@ typedef struct {
     size_t weights; /* weights in memory of their own */
     size_t kept;    /* of the arena: what a job keeps from its beginning to its end */
     size_t work;    /* of the arena: the most beside `kept` */
-    size_t slots;   /* of the pools in which the stage receives, as far as these jobs fill them */
+    size_t slots;   /* of the pools in which the stage receives: in host memory as far as these jobs
+                     * fill them, on a device for conf's limits */
     size_t device_slots; /* those of `slots` that are device memory; the rest is the host's */
+    size_t window;       /* of a rank: what the others of a team write to, for conf's limits */
     size_t context;      /* on a GPU: what driver and libraries take for the process, and the most
                      * that operations take beside the arena */
     size_t host;         /* host memory beside all that: pictures, latents, the encoder, the process
@@ -33,7 +35,8 @@ typedef struct {
 } sl_run_plan;
 
 /* Bytes of every stage for the jobs' sizes, steps and caches; b->from leaves out what a
- * replay does not compute. Errors: SL_SHAPE, SL_FORMAT a checkpoint that does not hold
+ * replay does not compute. A rank counts with the team that the configuration fixes, else alone,
+ * which takes most. Errors: SL_SHAPE, SL_FORMAT a checkpoint that does not hold
  * what the networks need. */
 sl_code sl_plan_make(sl_run_plan *out, const sl_batch *b, const sl_model *model,
                      const sl_conf *conf, sl_err *err);
