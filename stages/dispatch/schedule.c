@@ -427,6 +427,21 @@ static void send_to(sl_jobs *d, const job *j, const attempt *a, int number, cons
     sl_table_to_seat(d, number, m);
 }
 
+/* Who works on the job from now on, for its client: the leader, then the others. */
+static void tell_team(sl_jobs *d, const job *j, const attempt *a, int leader)
+{
+    for (int i = 0; i < a->size; i++) {
+        const seat *s = &d->seats[i ? a->mates[i] : leader];
+        sl_msg m = {
+            .type = SL_MSG_STAGE,
+            .stage = {.instance = (uint32_t)s->stage->instance, .pid = s->pid, .job = j->id}};
+        snprintf(m.stage.stage, sizeof m.stage.stage, "%s", sl_role_name(s->stage->role));
+        snprintf(m.stage.event, sizeof m.stage.event, i ? "joins" : "leads");
+        snprintf(m.stage.device, sizeof m.stage.device, "%s", s->stage->device);
+        sl_table_to_client(d, j, &m);
+    }
+}
+
 /* JOB, which says the rest, for each of the team; hand-overs are its leader's. */
 static void send_team(sl_jobs *d, const job *j, const attempt *a, int leader, sl_msg *m)
 {
@@ -437,6 +452,7 @@ static void send_team(sl_jobs *d, const job *j, const attempt *a, int leader, sl
     send_to(d, j, a, leader, m);
     m->job.in = m->job.to = (sl_tickets){0};
     for (team->me = 1; team->me < team->size; team->me++) send_to(d, j, a, a->mates[team->me], m);
+    tell_team(d, j, a, leader);
 }
 
 /* JOB for one seat of the crew: what it starts from, and whose pools get what it gives. */
