@@ -1,10 +1,13 @@
-/* test_devices - which device each stage gets of a list, and that what is printed of it for the
- * stages reads back. */
-#include "tests/t.h"
+/* test_devices - which device each stage gets of a list, that what is printed of it for the stages
+ * reads back, and what a run on two says of its ranks. limit: 120 s */
+#include "tests/t_run.h"
+
+#include <jansson.h>
 
 #include "stages/job/devices.h"
 
 static sl_err err;
+static t_run run;
 
 /* "text cuda:0, image cuda:0, ..." */
 static const char *dealt(const sl_conf *c)
@@ -113,9 +116,57 @@ static void a_list_that_is_none_is_refused(void **state)
     T_SAYS(err.msg, "--device makes more than 32 processes of the stages, want fewer devices");
 }
 
+/* Both ranks took every step, together, and the job's time is accounted for once. */
+static void a_run_on_two_tells_of_its_ranks(void **state)
+{
+    static const char *const SECONDS[] = {"computing", "exchange", "waiting"};
+    char video[300], report[300];
+    (void)state;
+    t_run_open(&run);
+    t_run_conf(&run, 3, 30, "");
+    snprintf(video, sizeof video, "%s/a.mp4", run.out);
+    snprintf(report, sizeof report, "%s/report.json", run.base);
+    char *args[] = {"sluice",   "run",   "--conf",     run.conf,  "--model",  T_MODEL,
+                    "--image",  T_IMAGE, "--prompt",   "Snow.",   "--width",  "160",
+                    "--height", "96",    "--frames",   "17",      "--steps",  "8",
+                    "--seed",   "7",     "--device",   "cpu,cpu", "--output", video,
+                    "--json",   report,  "--guidance", "1",       NULL};
+    t_run_start(&run, args);
+    t_run_ends(&run, 0);
+    t_run_nothing_left(&run, 0);
+    if (!t_run_said(&run, " 8/8 ") || !t_run_said(&run, " s each, 2 ranks\n"))
+        t_run_fail(&run, "the progress does not say that two ranks work");
+    json_t *told = json_load_file(report, 0, NULL), *ranks = json_object_get(told, "ranks");
+    double total = json_number_value(json_object_get(told, "total")),
+           lost = json_number_value(json_object_get(told, "unaccounted"));
+    json_t *denoise = json_object_get(json_object_get(told, "stages"), "denoise");
+    assert_int_equal(json_array_size(ranks), 2);
+    for (int i = 0; i < 2; i++) {
+        json_t *k = json_array_get(ranks, (size_t)i);
+        double sum = 0;
+        assert_int_equal(json_integer_value(json_object_get(k, "instance")), i);
+        assert_int_equal(json_integer_value(json_object_get(k, "attempts")), 1);
+        assert_int_equal(json_integer_value(json_object_get(k, "team")), 2);
+        assert_int_equal(json_integer_value(json_object_get(k, "steps")), 8);
+        assert_true(json_integer_value(json_object_get(k, "sent_bytes")) > 0);
+        for (int s = 0; s < 3; s++) sum += json_number_value(json_object_get(k, SECONDS[s]));
+        assert_true(sum > 0 && sum < total);
+    }
+    /* a mate's spans are not the job's; what starts at the same time counts once */
+    if (json_number_value(json_object_get(denoise, "computing")) +
+            json_number_value(json_object_get(denoise, "loading")) >
+        total)
+        t_run_fail(&run, "denoise is busy for longer than the job takes");
+    if (!(lost >= 0 && lost < 0.1 * total))
+        t_run_fail(&run, "%.3f of %.3f s are unaccounted for", lost, total);
+    json_decref(told);
+    t_run_close(&run);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(every_stage_gets_its_device),
-                                       cmocka_unit_test(a_list_that_is_none_is_refused)};
+                                       cmocka_unit_test(a_list_that_is_none_is_refused),
+                                       cmocka_unit_test(a_run_on_two_tells_of_its_ranks)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

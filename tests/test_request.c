@@ -370,13 +370,45 @@ static void a_report_tells_what_messages_said(void **state)
                             .uncond_metric = NAN,
                             .cond_computed = 1,
                             .uncond_computed = -1}};
+    /* ranks: who works on it now, and what each did in its attempts */
+    static const char *const EVENTS[] = {"leads", "joins", "joins", "leads", "joins"};
+    static const int WHO[] = {1, 0, 3, 0, 1};
+    sl_report_job *job = sl_report_find(&report, 9);
+    assert_non_null(job);
+    assert_int_equal(sl_report_team(job), 0);
+    for (int i = 0; i < 5; i++) {
+        sl_msg m = {.type = SL_MSG_STAGE,
+                    .stage = {.job = 9, .stage = "denoise", .instance = (uint32_t)WHO[i]}};
+        snprintf(m.stage.event, sizeof m.stage.event, "%s", EVENTS[i]);
+        snprintf(m.stage.device, sizeof m.stage.device, "cuda:%d", WHO[i]);
+        sl_report_message(&report, &m);
+        if (i == 2) assert_int_equal(sl_report_team(job), 3);
+    }
+    assert_int_equal(sl_report_team(job), 2);
+    sl_msg share = {.type = SL_MSG_SHARE,
+                    .share = {.job = 9,
+                              .stage = "denoise",
+                              .instance = 1,
+                              .size = 3,
+                              .steps = 1,
+                              .step_s = 2,
+                              .exchange_s = 0.25,
+                              .wait_s = 0.5,
+                              .sent_bytes = 100,
+                              .device_bytes = 7000}};
+    sl_report_message(&report, &share);
+    share.share.size = 2, share.share.steps = 2, share.share.device_bytes = 6000;
+    sl_report_message(&report, &share);
+    share.share.instance = SL_RANKS; /* nobody's */
+    sl_report_message(&report, &share);
+    share.share.instance = 0, share.share.job = 8;
+    sl_report_message(&report, &share);
+
     sl_report_message(&report, &span);
     sl_report_message(&report, &stage);
     sl_report_message(&report, &step);
     step.step.step = 3; /* the job has no such step */
     sl_report_message(&report, &step);
-    sl_report_job *job = sl_report_find(&report, 9);
-    assert_non_null(job);
     job->t1_ns = 5000000000;
     T_OK(sl_report_write(&report, job, path, &err));
     json_t *told = json_load_file(path, 0, NULL);
@@ -389,6 +421,18 @@ static void a_report_tells_what_messages_said(void **state)
     assert_int_equal(json_integer_value(json_object_get(text, "peak_bytes")), 77);
     assert_true(json_real_value(json_object_get(second, "seconds")) == 0.5);
     assert_int_equal(json_array_size(json_object_get(told, "steps")), 3);
+    json_t *ranks = json_object_get(told, "ranks"), *rank = json_array_get(ranks, 0);
+    assert_int_equal(json_array_size(ranks), 1);
+    assert_int_equal(json_integer_value(json_object_get(rank, "instance")), 1);
+    assert_string_equal(json_string_value(json_object_get(rank, "device")), "cuda:1");
+    assert_int_equal(json_integer_value(json_object_get(rank, "attempts")), 2);
+    assert_int_equal(json_integer_value(json_object_get(rank, "team")), 3);
+    assert_int_equal(json_integer_value(json_object_get(rank, "steps")), 3);
+    assert_true(json_real_value(json_object_get(rank, "computing")) == 2.5);
+    assert_true(json_real_value(json_object_get(rank, "exchange")) == 0.5);
+    assert_true(json_real_value(json_object_get(rank, "waiting")) == 1.0);
+    assert_int_equal(json_integer_value(json_object_get(rank, "sent_bytes")), 200);
+    assert_int_equal(json_integer_value(json_object_get(rank, "device_bytes")), 7000);
     json_decref(told);
     T_CODE(sl_report_write(&report, job, "/nowhere/report.json", &err), SL_SYS);
     T_SAYS(err.msg, "report /nowhere/report.json: ");

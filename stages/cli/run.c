@@ -2,7 +2,7 @@
  * recovery, results.
  *
  * One thread, one poll over three ends:
- *   control socket   ACCEPTED, PROGRESS, STEP, SPAN, STAGE, FINISHED of this client's jobs
+ *   control socket   ACCEPTED, PROGRESS, STEP, SPAN, STAGE, SHARE, FINISHED of this client's jobs
  *   signalfd         SIGINT: cancel, and a second one kills the dispatcher; SIGTERM: drain
  *   pidfd            the dispatcher has ended
  * A dispatcher that ends before the jobs do is started again on the same run directory, and
@@ -166,19 +166,24 @@ static void show_progress(runner *r, const sl_msg_progress *p)
 {
     int64_t now = sl_now_ns();
     bool tty = isatty(2), last = p->done == p->total;
-    char which[32] = "";
+    char which[32] = "", ranks[32] = "";
     /* who takes chunks keeps pace with their sender */
     bool keeps_pace = sl_chunks_to((sl_role)sl_role_by_name(p->stage)) >= 0;
     if (r->o->quiet || (!last && keeps_pace)) return;
     bool other = strcmp(r->shown.stage, p->stage) || r->shown.job != p->job;
     if (!last && !other && now - r->shown.last_ns < (tty ? 100 : 1000) * 1000000ll) return;
+    const sl_report_job *j = sl_report_find(&r->rep, p->job);
+    if (j && sl_report_team(j) && sl_role_has_teams((sl_role)sl_role_by_name(p->stage)))
+        snprintf(ranks, sizeof ranks, ", %d rank%s", sl_report_team(j),
+                 sl_report_team(j) > 1 ? "s" : "");
     if (r->o->job_count > 1) snprintf(which, sizeof which, "job %d ", (int)p->job);
     if (tty)
-        fprintf(stderr, "%s\r\033[K%s%-8s %u/%u  %.2f s each", other && *r->shown.stage ? "\n" : "",
-                which, p->stage, p->done, p->total, p->seconds);
+        fprintf(stderr, "%s\r\033[K%s%-8s %u/%u  %.2f s each%s",
+                other && *r->shown.stage ? "\n" : "", which, p->stage, p->done, p->total,
+                p->seconds, ranks);
     else
-        fprintf(stderr, "%s%-8s %u/%u  %.2f s each\n", which, p->stage, p->done, p->total,
-                p->seconds);
+        fprintf(stderr, "%s%-8s %u/%u  %.2f s each%s\n", which, p->stage, p->done, p->total,
+                p->seconds, ranks);
     fflush(stderr);
     r->shown.last_ns = now;
     r->shown.job = p->job;

@@ -52,6 +52,7 @@ static uint64_t *number_in(sl_msg *m)
     case SL_MSG_STEP: return &m->step.job;
     case SL_MSG_SPAN: return &m->span.job;
     case SL_MSG_STAGE: return &m->stage.job;
+    case SL_MSG_SHARE: return &m->share.job;
     default: return NULL;
     }
 }
@@ -75,6 +76,49 @@ static int role_of(const char *stage)
     return -1;
 }
 
+/* News of a process: what it is, that it began with a job or is through with it, that it ended. */
+static void on_stage(sl_report *r, const sl_msg_stage *m)
+{
+    int role = role_of(m->stage);
+    sl_report_job *j = sl_report_find(r, m->job);
+    if (role < 0) return;
+    if (sl_role_has_teams((sl_role)role) && m->instance < SL_RANKS) {
+        const uint32_t bit = 1u << m->instance;
+        snprintf(r->rank_device[m->instance], SL_STR64, "%s", m->device);
+        if (j && !strcmp(m->event, "leads")) j->team = bit;
+        if (j && !strcmp(m->event, "joins")) j->team |= bit;
+        if (j && !strcmp(m->event, "joins")) return; /* the leader's device is the job's */
+    }
+    snprintf(r->device[role], sizeof r->device[role], "%s", m->device);
+    if (j) snprintf(j->device[role], sizeof j->device[role], "%s", m->device);
+    if (m->weight_bytes) r->weight_bytes[role] = m->weight_bytes;
+    if (j && m->peak_bytes > j->peak_bytes[role]) j->peak_bytes[role] = m->peak_bytes;
+    if (j && m->arena_bytes > j->arena_bytes[role]) j->arena_bytes[role] = m->arena_bytes;
+    if (!strcmp(m->event, "ended")) r->restarts++;
+}
+
+static void on_share(sl_report *r, const sl_msg_share *m)
+{
+    sl_report_job *j = sl_report_find(r, m->job);
+    if (!j || m->instance >= SL_RANKS) return;
+    sl_report_rank *k = &j->ranks[m->instance];
+    k->attempts++;
+    if ((int)m->size > k->team) k->team = (int)m->size;
+    k->steps += (int)m->steps;
+    k->step_s += m->step_s;
+    k->exchange_s += m->exchange_s;
+    k->wait_s += m->wait_s;
+    k->sent_bytes += m->sent_bytes;
+    if (m->device_bytes > k->device_bytes) k->device_bytes = m->device_bytes;
+}
+
+int sl_report_team(const sl_report_job *j)
+{
+    int n = 0;
+    for (uint32_t left = j->team; left; left &= left - 1) n++;
+    return n;
+}
+
 void sl_report_message(sl_report *r, const sl_msg *m)
 {
     sl_err err = {0};
@@ -89,17 +133,9 @@ void sl_report_message(sl_report *r, const sl_msg *m)
             (sl_report_step){m->step.seconds, m->step.cond_metric, m->step.uncond_metric,
                              m->step.cond_computed, m->step.uncond_computed};
     } else if (m->type == SL_MSG_STAGE) {
-        int role = role_of(m->stage.stage);
-        sl_report_job *j = sl_report_find(r, m->stage.job);
-        if (role < 0) return;
-        snprintf(r->device[role], sizeof r->device[role], "%s", m->stage.device);
-        if (j) snprintf(j->device[role], sizeof j->device[role], "%s", m->stage.device);
-        if (m->stage.weight_bytes) r->weight_bytes[role] = m->stage.weight_bytes;
-        if (j && m->stage.peak_bytes > j->peak_bytes[role])
-            j->peak_bytes[role] = m->stage.peak_bytes;
-        if (j && m->stage.arena_bytes > j->arena_bytes[role])
-            j->arena_bytes[role] = m->stage.arena_bytes;
-        if (!strcmp(m->stage.event, "ended")) r->restarts++;
+        on_stage(r, &m->stage);
+    } else if (m->type == SL_MSG_SHARE) {
+        on_share(r, &m->share);
     }
 }
 
@@ -119,7 +155,22 @@ static sl_span *spans_of(const sl_report *r, const sl_report_job *j, size_t *cou
 
 typedef struct {
     double sums[SL_ROLE_COUNT][SL_SPAN_KIND_COUNT], client[SL_SPAN_KIND_COUNT], total, unaccounted;
+    double loading[SL_ROLE_COUNT]; /* some instance of the role started, or read weights */
 } times;
+
+/* Seconds in which some process of the stage started or loaded; instances do at the same time. `s`
+ * is changed: those spans come to the front. */
+static double loading_of(sl_span *s, size_t n, const sl_report_job *j, const char *stage)
+{
+    size_t count = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (s[i].kind != SL_SPAN_START && s[i].kind != SL_SPAN_LOAD) continue;
+        const sl_span t = s[count];
+        s[count++] = s[i];
+        s[i] = t;
+    }
+    return (double)sl_span_covered_ns(s, count, j->job->id, stage, j->t0_ns, j->t1_ns) * 1e-9;
+}
 
 static void add_up(const sl_report *r, const sl_report_job *j, times *t)
 {
@@ -132,6 +183,7 @@ static void add_up(const sl_report *r, const sl_report_job *j, times *t)
     for (int role = 0; role < SL_ROLE_COUNT; role++) {
         sl_span_sums_ns(s, n, j->job->id, sl_role_name((sl_role)role), j->t0_ns, j->t1_ns, sums);
         for (int k = 0; k < SL_SPAN_KIND_COUNT; k++) t->sums[role][k] = (double)sums[k] * 1e-9;
+        t->loading[role] = loading_of(s, n, j, sl_role_name((sl_role)role));
     }
     sl_span_sums_ns(s, n, j->job->id, "client", j->t0_ns, j->t1_ns, sums);
     for (int k = 0; k < SL_SPAN_KIND_COUNT; k++) t->client[k] = (double)sums[k] * 1e-9;
@@ -157,6 +209,29 @@ static json_t *branch(int computed, double metric)
     return json_pack("{s:b, s:o}", "computed", computed, "metric", number(metric));
 }
 
+/* Seconds of steps in which the rank did not wait. Its waits before the first step count too. */
+static double computing_of(const sl_report_rank *k)
+{
+    const double s = k->step_s - k->exchange_s - k->wait_s;
+    return s > 0 ? s : 0;
+}
+
+static json_t *ranks_json(const sl_report *r, const sl_report_job *j)
+{
+    json_t *all = json_array();
+    for (int i = 0; i < SL_RANKS; i++) {
+        const sl_report_rank *k = &j->ranks[i];
+        if (!k->attempts) continue;
+        json_array_append_new(
+            all, json_pack("{s:i, s:s, s:i, s:i, s:i, s:f, s:f, s:f, s:I, s:I}", "instance", i,
+                           "device", r->rank_device[i], "attempts", k->attempts, "team", k->team,
+                           "steps", k->steps, "computing", computing_of(k), "exchange",
+                           k->exchange_s, "waiting", k->wait_s, "sent_bytes",
+                           (json_int_t)k->sent_bytes, "device_bytes", (json_int_t)k->device_bytes));
+    }
+    return all;
+}
+
 static json_t *job_json(const sl_report *r, const sl_report_job *j)
 {
     const sl_job *s = &j->job->spec;
@@ -169,8 +244,7 @@ static json_t *job_json(const sl_report *r, const sl_report_job *j)
         json_object_set_new(
             stages, sl_role_name((sl_role)i),
             json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:s, s:I, s:I, s:I}", "queued",
-                      t.sums[i][SL_SPAN_QUEUE], "loading",
-                      t.sums[i][SL_SPAN_START] + t.sums[i][SL_SPAN_LOAD], "computing",
+                      t.sums[i][SL_SPAN_QUEUE], "loading", t.loading[i], "computing",
                       t.sums[i][SL_SPAN_COMPUTE], "handing_over", t.sums[i][SL_SPAN_HANDOVER],
                       "waiting", t.sums[i][SL_SPAN_WAIT], "spooling", t.sums[i][SL_SPAN_SPOOL],
                       "turn", t.sums[i][SL_SPAN_TURN], "device", device, "peak_bytes",
@@ -183,13 +257,13 @@ static json_t *job_json(const sl_report *r, const sl_report_job *j)
                              branch(j->steps[i].cond_computed, j->steps[i].cond_metric), "uncond",
                              branch(j->steps[i].uncond_computed, j->steps[i].uncond_metric)));
     return json_pack("{s:s, s:s, s:s, s:o, s:i, s:i, s:i, s:i, s:i, s:f, s:f, s:s, s:f, s:o, s:o, "
-                     "s:f, s:f, s:f, s:i, s:s, s:I}",
+                     "s:o, s:f, s:f, s:f, s:i, s:s, s:I}",
                      "status", status_of(j), "message", j->message, "prompt", s->prompt, "seed",
                      json_sprintf("%llu", (unsigned long long)s->seed), "width", s->width, "height",
                      s->height, "frames", s->frames, "fps", s->fps, "step_count", s->steps,
                      "guidance", s->guidance, "shift", s->shift, "sampler", s->sampler, "fbcache",
-                     s->fbcache, "stages", stages, "steps", steps, "client",
-                     t.client[SL_SPAN_START] + t.client[SL_SPAN_SPOOL], "total", t.total,
+                     s->fbcache, "stages", stages, "ranks", ranks_json(r, j), "steps", steps,
+                     "client", t.client[SL_SPAN_START] + t.client[SL_SPAN_SPOOL], "total", t.total,
                      "unaccounted", t.unaccounted, "restarts", r->restarts, "output", s->output,
                      "output_bytes", (json_int_t)j->bytes);
 }
@@ -212,6 +286,30 @@ sl_code sl_report_write(const sl_report *r, const sl_report_job *job, const char
     return sl_fail_errno(err, why ? why : EIO, "report %s", path);
 }
 
+/* How many instances had a part; a team's row of the stages stands for all of them. */
+static int ranks_of(const sl_report_job *j)
+{
+    int n = 0;
+    for (int i = 0; i < SL_RANKS; i++) n += j->ranks[i].attempts > 0;
+    return n;
+}
+
+static void print_ranks(const sl_report *r, const sl_report_job *j, FILE *to)
+{
+    if (!ranks_of(j)) return;
+    fprintf(to, "  %-8s %-7s %9s %9s %9s %9s %9s %9s %10s\n", "rank", "device", "attempts", "steps",
+            "computing", "exchange", "waiting", "sent GB", "GPU MB");
+    for (int i = 0; i < SL_RANKS; i++) {
+        const sl_report_rank *k = &j->ranks[i];
+        char gpu[24] = "-";
+        if (!k->attempts) continue;
+        if (k->device_bytes) snprintf(gpu, sizeof gpu, "%.1f", (double)k->device_bytes * 1e-6);
+        fprintf(to, "  %-8d %-7s %9d %9d %9.3f %9.3f %9.3f %9.3f %10s\n", i, r->rank_device[i],
+                k->attempts, k->steps, computing_of(k), k->exchange_s, k->wait_s,
+                (double)k->sent_bytes * 1e-9, gpu);
+    }
+}
+
 void sl_report_print(const sl_report *r, const sl_report_job *j, FILE *to)
 {
     const sl_job *s = &j->job->spec;
@@ -230,14 +328,19 @@ void sl_report_print(const sl_report *r, const sl_report_job *j, FILE *to)
             s->width, s->height, s->frames, s->fps, s->steps, (unsigned long long)s->seed,
             (double)j->bytes * 1e-6);
     fprintf(to, "  %-8s %-7s %9s %9s %9s %9s %9s %9s %10s\n", "stage", "device", "loading",
-            "queued", "turn", "computing", "waiting", "handover", "peak MB");
-    for (int i = 0; i < SL_ROLE_COUNT; i++)
-        if (*r->device[i])
-            fprintf(to, "  %-8s %-7s %9.3f %9.3f %9.3f %9.3f %9.3f %9.3f %10.1f\n",
-                    sl_role_name((sl_role)i), *j->device[i] ? j->device[i] : r->device[i],
-                    t.sums[i][SL_SPAN_START] + t.sums[i][SL_SPAN_LOAD], t.sums[i][SL_SPAN_QUEUE],
-                    t.sums[i][SL_SPAN_TURN], t.sums[i][SL_SPAN_COMPUTE], t.sums[i][SL_SPAN_WAIT],
-                    t.sums[i][SL_SPAN_HANDOVER], (double)j->peak_bytes[i] * 1e-6);
+            "queued", "turn", "computing", "waiting", "handover", "host MB");
+    for (int i = 0; i < SL_ROLE_COUNT; i++) {
+        char device[SL_STR64];
+        if (!*r->device[i]) continue;
+        snprintf(device, sizeof device, "%s", *j->device[i] ? j->device[i] : r->device[i]);
+        if (sl_role_has_teams((sl_role)i) && ranks_of(j) > 1)
+            snprintf(device, sizeof device, "%d ranks", ranks_of(j));
+        fprintf(to, "  %-8s %-7s %9.3f %9.3f %9.3f %9.3f %9.3f %9.3f %10.1f\n",
+                sl_role_name((sl_role)i), device, t.loading[i], t.sums[i][SL_SPAN_QUEUE],
+                t.sums[i][SL_SPAN_TURN], t.sums[i][SL_SPAN_COMPUTE], t.sums[i][SL_SPAN_WAIT],
+                t.sums[i][SL_SPAN_HANDOVER], (double)j->peak_bytes[i] * 1e-6);
+    }
+    print_ranks(r, j, to);
     fprintf(to, "  total %.3f s, unaccounted %.3f s (%.2f %%)", t.total, t.unaccounted,
             t.total > 0 ? 100 * t.unaccounted / t.total : 0);
     if (s->fbcache > 0) fprintf(to, "; cache skipped %d of %d forwards", hits, forwards);

@@ -15,6 +15,16 @@ typedef struct {
     int cond_computed, uncond_computed; /* 1, 0; -1: no such branch, or the step is not known */
 } sl_report_step;
 
+/* What one instance of a role with teams did for a job: the sums of what it said of its attempts,
+ * SHARE of common/wire.h. */
+typedef struct {
+    int attempts; /* 0: it had no part */
+    int team;     /* the largest that it was a member of */
+    int steps;
+    double step_s, exchange_s, wait_s;
+    uint64_t sent_bytes, device_bytes; /* device_bytes: the most */
+} sl_report_rank;
+
 typedef struct {
     const sl_request *job;
     uint64_t number; /* the dispatcher's for the job, from ACCEPTED; 0: not known yet */
@@ -26,6 +36,9 @@ typedef struct {
     sl_report_step *steps; /* spec.steps of them */
     uint64_t peak_bytes[SL_ROLE_COUNT], arena_bytes[SL_ROLE_COUNT];
     char device[SL_ROLE_COUNT][SL_STR64]; /* of the instance that did its part; "": none yet */
+    sl_report_rank ranks[SL_RANKS];       /* by instance */
+    uint32_t team; /* bit i: instance i works on the job together with others,
+                                           * or did last; 0: not known, or there are no teams */
 } sl_report_job;
 
 typedef struct {
@@ -33,6 +46,7 @@ typedef struct {
     sl_report_job *jobs;
     sl_trace trace;                       /* spans of all jobs; job 0: of the processes */
     char device[SL_ROLE_COUNT][SL_STR64]; /* of the newest instance heard of */
+    char rank_device[SL_RANKS][SL_STR64]; /* of each instance of the role with teams */
     uint64_t weight_bytes[SL_ROLE_COUNT];
     int restarts; /* of stages and dispatcher */
 } sl_report;
@@ -46,7 +60,9 @@ sl_report_job *sl_report_find(sl_report *r, uint64_t id);
 /* Put the request's id in the place of the dispatcher's number, in a message that has one.
  * false: of a job that this report does not know. */
 bool sl_report_own(const sl_report *r, sl_msg *m);
-void sl_report_message(sl_report *r, const sl_msg *m); /* STEP, SPAN, STAGE */
+void sl_report_message(sl_report *r, const sl_msg *m); /* STEP, SPAN, STAGE, SHARE */
+/* How many ranks work on the job now; 0: not known, or there are no teams. */
+int sl_report_team(const sl_report_job *job);
 /* JSON of one job, or {"jobs": [...]} of all when job is NULL. Errors: SL_SYS. */
 sl_code sl_report_write(const sl_report *r, const sl_report_job *job, const char *path,
                         sl_err *err);
