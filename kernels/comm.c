@@ -532,7 +532,7 @@ static void start(sl_ctx *ctx, sl_comm *c, sl_lane lane, int n, const sl_comm_pa
     lane_state *l = &c->lanes[lane];
     for (int i = 0; i < n; i++) {
         const sl_comm_part *p = &parts[i];
-        c->stats.sent_bytes += p->width * p->rows;
+        if (p->rank != c->rank) c->stats.sent_bytes += p->width * p->rows;
         if (!p->rows ||
             p->to + (p->rows - 1) * p->to_pitch + p->width <= c->peers[p->rank].window_bytes)
             continue;

@@ -138,8 +138,8 @@ void sl_comm_settle(sl_ctx *ctx, sl_comm *c);
 void sl_comm_beat(sl_comm *c);
 
 /* For the report: how long each lane was waited for, on the host and by the device's stream, since
- * the figures were last taken; bytes sent. On a device waits are measured as long as events are
- * left for it: some 250 between two calls of sl_comm_settle. */
+ * the figures were last taken; bytes sent to others. On a device waits are measured as long as
+ * events are left for it: some 250 between two calls of sl_comm_settle. */
 typedef struct {
     int64_t waited_ns[SL_LANES];
     uint64_t sent_bytes, operations;
