@@ -32,7 +32,8 @@ static const struct {
 
 static void usage(FILE *to)
 {
-    fprintf(to, "sluice bench [WHAT...] [--device cpu|cuda:N] [--model DIR] [--size WxHxFRAMES]... "
+    fprintf(to, "sluice bench [WHAT...] [--device cpu|cuda:N[,cuda:M...]] [--model DIR] [--size "
+                "WxHxFRAMES]... "
                 "[--repeat N] [--steps N] "
                 "[--rows N] [--quick]\n"
                 "             [--guidance G] [--profile] [--image FILE] [--json FILE]\n"
@@ -46,6 +47,8 @@ static void usage(FILE *to)
                 "--model, a checkpoint's (models/demo). WHAT, all but job if none is named:\n");
     for (int i = 0; i < PART_COUNT; i++) fprintf(to, "  %-10s %s\n", PARTS[i].name, PARTS[i].what);
     fprintf(to,
+            "--device   several: dit is a team of one rank on each, beside the first alone; a "
+            "job's denoisers are on all; the rest is measured on the first\n"
             "--repeat   timed runs of each (1 to %d)\n"
             "--rows     tokens that the DiT takes at a time where it can choose\n"
             "--steps    of the job (the checkpoint's sluice.json, else 30; 2 with --quick); "
@@ -120,7 +123,7 @@ static sl_code parse(sl_bench *b, bool wanted[PART_COUNT], int argc, char **argv
     optind = 0;
     opterr = 0;
     while (!rc && (c = getopt_long(argc, argv, "", LONG, NULL)) >= 0) {
-        if (c == 'd') rc = copy_text(b->device, sizeof b->device, "--device", optarg, err);
+        if (c == 'd') rc = sl_device_list_read(&b->devices, optarg, err);
         else if (c == 'j') rc = copy_text(b->json, sizeof b->json, "--json", optarg, err);
         else if (c == 'm')
             rc = copy_text(b->model_dir, sizeof b->model_dir, "--model", optarg, err);
@@ -152,12 +155,9 @@ static sl_code parse(sl_bench *b, bool wanted[PART_COUNT], int argc, char **argv
         wanted[k] = true;
     }
     for (int k = 0; k < PART_COUNT && !named; k++) wanted[k] = !PARTS[k].asked_only;
-    if (rc) return rc;
-    if (strcmp(b->device, "cpu") && (strncmp(b->device, "cuda:", 5) ||
-                                     number("--device's number", b->device + 5, 0, 1023, &n, NULL)))
-        return sl_fail(err, SL_ARG, "--device is \"%s\", want cpu or cuda:N", b->device);
-    if (strcmp(b->device, "cpu")) b->ordinal = atoi(b->device + 5);
-    return SL_OK;
+    if (!rc) snprintf(b->device, sizeof b->device, "%s", b->devices.at[0]);
+    if (!rc && strcmp(b->device, "cpu")) b->ordinal = atoi(b->device + 5);
+    return rc;
 }
 
 /* Sizes, steps and guidance that were not given; the folder of the shapes, and the
@@ -205,7 +205,8 @@ static sl_code write_json(const sl_bench *b, sl_err *err)
 
 int sl_bench_main(int argc, char **argv)
 {
-    sl_bench b = {.device = "cpu", .peer_socket = -1, .guidance = NAN, .results = json_array()};
+    sl_bench b = {
+        .devices = {1, {"cpu"}}, .peer_socket = -1, .guidance = NAN, .results = json_array()};
     bool wanted[PART_COUNT] = {false};
     char private_dir[SL_PATH] = "";
     const int64_t started = sl_now_ns();
@@ -225,9 +226,12 @@ int sl_bench_main(int argc, char **argv)
     }
     for (int i = 0; i < PART_COUNT && !rc; i++)
         if (wanted[i] && PARTS[i].run == sl_bench_handover) rc = sl_bench_handover_start(&b, &err);
+    for (int i = 0; i < PART_COUNT && !rc && b.devices.count > 1; i++)
+        if (wanted[i] && PARTS[i].run == sl_bench_dit) rc = sl_bench_team_start(&b, &err);
     const int64_t opening = sl_now_ns();
     if (!rc) rc = sl_bench_open_device(&b, &err);
     const int64_t opened = sl_now_ns();
+    if (!rc) sl_bench_print_device(&b);
     if (!rc) rc = sl_bench_ceilings(&b, &err);
     if (!rc)
         printf("start-up %.2f s: device %.2f s, rates %.2f s\n",
@@ -239,6 +243,7 @@ int sl_bench_main(int argc, char **argv)
             sl_complain("bench %s: %s", PARTS[i].name, own.msg), rc = own.code;
     }
     sl_bench_handover_stop(&b);
+    sl_bench_team_stop(&b);
     if (*b.json) {
         sl_err second = {0};
         if (write_json(&b, &second)) sl_complain("%s", second.msg), rc = rc ? rc : second.code;

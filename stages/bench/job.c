@@ -263,7 +263,8 @@ sl_code sl_bench_job(sl_bench *b, sl_err *err)
 {
     const sl_bench_size *s = &b->sizes[b->size_count - 1];
     char dir[SL_PATH], program[SL_PATH], conf[SL_PATH], picture[SL_PATH], video[SL_PATH],
-        told[SL_PATH], text[256], w[16], h[16], f[16], n[16], guidance[32];
+        told[SL_PATH], text[256], devices[SL_DEVICE_LIST] = "", w[16], h[16], f[16], n[16],
+                                  guidance[32];
     size_t free_before = 0, total;
     watch seen = {.count = 0};
     int status = 0;
@@ -286,12 +287,15 @@ sl_code sl_bench_job(sl_bench *b, sl_err *err)
     snprintf(f, sizeof f, "%d", s->frames);
     snprintf(n, sizeof n, "%d", b->steps);
     snprintf(guidance, sizeof guidance, "%g", b->guidance);
+    for (int i = 0; i < b->devices.count; i++)
+        snprintf(devices + strlen(devices), sizeof devices - strlen(devices), "%s%s", i ? "," : "",
+                 b->devices.at[i]);
     if (b->plugin && (rc = b->plugin->memory(b->ordinal, &free_before, &total, err))) goto done;
-    const char *argv[] = {program,      "run",     "--conf",   conf,    "--model", b->model_dir,
-                          "--device",   b->device, "--image",  picture, "--width", w,
-                          "--height",   h,         "--frames", f,       "--steps", n,
-                          "--guidance", guidance,  "--seed",   "1",     "--json",  told,
-                          "-o",         video,     "--prompt", PROMPT,  NULL};
+    const char *argv[] = {program,      "run",    "--conf",   conf,    "--model", b->model_dir,
+                          "--device",   devices,  "--image",  picture, "--width", w,
+                          "--height",   h,        "--frames", f,       "--steps", n,
+                          "--guidance", guidance, "--seed",   "1",     "--json",  told,
+                          "-o",         video,    "--prompt", PROMPT,  NULL};
     pid_t pid = start((char *const *)(uintptr_t)argv, err);
     if (pid < 0) {
         rc = err->code;

@@ -70,24 +70,20 @@ static void conv3d(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl
 
 sl_code sl_bench_open_device(sl_bench *b, sl_err *err)
 {
-    char name[128] = "";
     sl_code rc;
-    int sm = 0;
     b->body = &sl_ops_cpu;
     if (strcmp(b->device, "cpu")) {
         size_t total;
+        b->ordinal = atoi(b->device + 5);
         if (!(b->plugin = sl_plugin_cuda(err))) return err->code;
         if (b->ordinal >= b->plugin->devices())
             return sl_fail(err, SL_ARG, "--device is %s, there are %d GPUs", b->device,
                            b->plugin->devices());
         if ((rc = b->plugin->use(b->ordinal, err)) ||
-            (rc = b->plugin->memory(b->ordinal, &b->free_at_start, &total, err)) ||
-            (rc = b->plugin->describe(b->ordinal, name, sizeof name, &sm, err)))
+            (rc = b->plugin->memory(b->ordinal, &b->free_at_start, &total, err)))
             return rc;
         b->body = b->plugin->ops;
-        printf("%s  %s, sm_%d, %.1f GiB, %.1f GiB free\n", b->device, name, sm,
-               (double)total / (1 << 30), (double)b->free_at_start / (1 << 30));
-    } else printf("cpu\n");
+    }
     b->ops = *b->body;
     b->ops.linear = linear;
     b->ops.linear_add = linear_add;
@@ -95,6 +91,19 @@ sl_code sl_bench_open_device(sl_bench *b, sl_err *err)
     b->ops.attention_two = attention_two;
     b->ops.conv3d = conv3d;
     return SL_OK;
+}
+
+void sl_bench_print_device(const sl_bench *b)
+{
+    char name[128] = "?";
+    size_t left = 0, total = 0;
+    int sm = 0;
+    if (b->plugin) {
+        b->plugin->describe(b->ordinal, name, sizeof name, &sm, NULL);
+        b->plugin->memory(b->ordinal, &left, &total, NULL);
+        printf("%s  %s, sm_%d, %.1f GiB, %.1f GiB free\n", b->device, name, sm,
+               (double)total / (1 << 30), (double)left / (1 << 30));
+    } else printf("cpu\n");
 }
 
 sl_code sl_bench_net_open(sl_bench_net *n, sl_bench *b, const char *label, sl_err *err)
@@ -227,15 +236,34 @@ static double seconds_of(sl_bench_net *n, sl_bench_run_fn *run, void *arg, int t
     return (double)(sl_now_ns() - t0) * 1e-9 / times;
 }
 
-/* Bytes in use now: of a GPU all that this process has taken since its start, nothing of which
- * was given back since. */
-static size_t peak_of(sl_bench_net *n, size_t held)
+size_t sl_bench_peak(const sl_bench_net *n, size_t held)
 {
     size_t now, total;
     const sl_bench *b = n->b;
     if (b->plugin && !b->plugin->memory(b->ordinal, &now, &total, NULL))
         return now < b->free_at_start ? b->free_at_start - now : 0;
     return held + n->ctx.arena_bytes + (n->loader ? sl_loader_bytes(n->loader) : 0);
+}
+
+int sl_bench_runs(const sl_bench *b, double seconds)
+{
+    const int count = b->repeat                  ? b->repeat
+                      : b->quick || seconds > 20 ? 1
+                      : seconds > 5              ? 2
+                      : seconds > 0.5            ? 3
+                                                 : 7;
+    return count < SL_BENCH_MOST_RUNS ? count : SL_BENCH_MOST_RUNS;
+}
+
+double sl_bench_weight_bytes(const sl_bench_net *n)
+{
+    return (double)sl_loader_bytes(n->loader);
+}
+
+const char *sl_bench_size_text(char buf[64], const sl_bench_size *s)
+{
+    snprintf(buf, 64, "%dx%dx%d", s->w, s->h, s->frames);
+    return buf;
 }
 
 sl_code sl_bench_time(sl_bench_net *n, const char *what, const char *size, double bytes,
@@ -249,17 +277,19 @@ sl_code sl_bench_time(sl_bench_net *n, const char *what, const char *size, doubl
     /* the first run makes plans and grows scratch */
     if (once < 1) once = seconds_of(n, run, arg, 1);
     const int times = once < AT_LEAST_S ? (int)fmin(ceil(AT_LEAST_S / fmax(once, 1e-7)), 10000) : 1;
-    int count = n->b->repeat               ? n->b->repeat
-                : n->b->quick || once > 20 ? 1
-                : once > 5                 ? 2
-                : once > 0.5               ? 3
-                                           : 7;
-    if (count > SL_BENCH_MOST_RUNS) count = SL_BENCH_MOST_RUNS;
+    const int count = sl_bench_runs(n->b, once);
     for (int i = 0; i < count; i++) seconds[i] = seconds_of(n, run, arg, times);
-    const size_t peak = peak_of(n, held);
+    const size_t peak = sl_bench_peak(n, held);
     if (sl_ctx_error(&n->ctx, err)) return sl_context(err, err->code, "%s %s", what, size);
     sl_bench_tell(n->b, what, size, &work, bytes, peak, seconds, count);
     return SL_OK;
+}
+
+sl_code sl_bench_measure(sl_bench_net *n, const char *what, const char *size, double bytes,
+                         size_t held, sl_bench_run_fn *run, void *arg, sl_err *err)
+{
+    sl_code rc = sl_bench_time(n, what, size, bytes, held, run, arg, err);
+    return rc || !n->b->profile ? rc : sl_bench_profile(n, what, size, run, arg, err);
 }
 
 /* ---- the two ceilings ---- */

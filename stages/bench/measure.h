@@ -16,6 +16,7 @@
 #include "common/trace.h"
 #include "graphs/weights.h"
 #include "kernels/plugin.h"
+#include "stages/job/devices.h"
 
 #define SL_BENCH_SIZES 4
 #define SL_BENCH_MOST_RUNS 50
@@ -26,7 +27,9 @@ typedef struct {
 
 /* What was asked for, and what has been found so far. */
 typedef struct {
-    char device[16], json[SL_PATH], model_dir[SL_PATH], image[SL_PATH], program_dir[SL_PATH];
+    sl_device_list devices; /* as asked for */
+    char device[16];        /* the first of them, on which all but a team's dit is measured */
+    char json[SL_PATH], model_dir[SL_PATH], image[SL_PATH], program_dir[SL_PATH];
     bool quick, profile;
     int repeat;      /* timed runs of each; 0: as many as seem right */
     int steps;       /* of the job */
@@ -43,12 +46,12 @@ typedef struct {
     double product_rate, copy_rate; /* operations, bytes a second; 0: not measured yet */
     pid_t peer; /* of the hand-overs' other process, started before this one used a GPU; 0: none */
     int peer_socket;
+    struct sl_bench_team *team; /* ranks of a team's dit, started likewise; NULL: none */
     json_t *results;
     float *noise;  /* normal numbers, drawn when first asked for */
     int64_t dealt; /* where sl_bench_fill took its numbers last: each time elsewhere */
 } sl_bench;
 
-/* A context on the device whose operations are counted, and a loader of random weights. */
 /* Pixels, latents and tokens of a video of this size by b's model. */
 sl_grid sl_bench_grid(const sl_bench *b, const sl_bench_size *s);
 
@@ -59,6 +62,7 @@ typedef struct {
     double first; /* seconds of the first run, which also makes the libraries' plans; 0: unknown */
 } sl_bench_work;
 
+/* A context on the device whose operations are counted, and a loader of random weights. */
 typedef struct {
     sl_bench *b;
     sl_bench_work work;
@@ -88,6 +92,16 @@ sl_code sl_bench_profile(sl_bench_net *n, const char *what, const char *size, sl
  * the arena. Prints a line and keeps it. */
 sl_code sl_bench_time(sl_bench_net *n, const char *what, const char *size, double bytes,
                       size_t held, sl_bench_run_fn *run, void *arg, sl_err *err);
+/* sl_bench_time, and with --profile one more run with a clock around each operation. */
+sl_code sl_bench_measure(sl_bench_net *n, const char *what, const char *size, double bytes,
+                         size_t held, sl_bench_run_fn *run, void *arg, sl_err *err);
+/* How often something is timed that takes so many seconds. */
+int sl_bench_runs(const sl_bench *b, double seconds);
+/* Device memory that is in use: of a GPU all that this process has taken since its start, nothing of
+ * which was given back since; on the CPU arena, weights and `held`. */
+size_t sl_bench_peak(const sl_bench_net *n, size_t held);
+double sl_bench_weight_bytes(const sl_bench_net *n);
+const char *sl_bench_size_text(char buf[64], const sl_bench_size *s); /* "832x480x81" */
 /* Tell seconds that were taken elsewhere; seconds[count] are sorted. */
 void sl_bench_tell(sl_bench *b, const char *what, const char *size, const sl_bench_work *work,
                    double bytes, size_t peak, double *seconds, int count);
@@ -95,14 +109,20 @@ void sl_bench_tell(sl_bench *b, const char *what, const char *size, const sl_ben
 /* ---- what can be measured ---- */
 
 sl_code sl_bench_open_device(sl_bench *b, sl_err *err); /* b->device: plugin, body, ops */
-sl_code sl_bench_ceilings(sl_bench *b, sl_err *err);    /* product_rate, copy_rate */
+void sl_bench_print_device(const sl_bench *b);
+sl_code sl_bench_ceilings(sl_bench *b, sl_err *err); /* product_rate, copy_rate */
 /* ops.c: the matrix products, attentions and convolutions of the networks, one by
  * one */
 sl_code sl_bench_gemm(sl_bench *b, sl_err *err);
 sl_code sl_bench_attention(sl_bench *b, sl_err *err);
 sl_code sl_bench_conv(sl_bench *b, sl_err *err);
-/* networks.c */
+/* dit.c; with several devices team.c, whose ranks `start` forks: call it before the device is
+ * opened. stop is fine without it. */
 sl_code sl_bench_dit(sl_bench *b, sl_err *err);
+sl_code sl_bench_team_start(sl_bench *b, sl_err *err);
+void sl_bench_team_stop(sl_bench *b);
+sl_code sl_bench_team(sl_bench *b, sl_err *err);
+/* networks.c */
 sl_code sl_bench_decode(sl_bench *b, sl_err *err);
 sl_code sl_bench_condition(sl_bench *b, sl_err *err);
 sl_code sl_bench_text(sl_bench *b, sl_err *err);

@@ -1,4 +1,5 @@
-/* networks.c - the five networks as their stages run them, with random weights. */
+/* networks.c - the networks but for the diffusion transformer (dit.c) as their stages run them, with
+ * random weights. */
 #include "stages/bench/measure.h"
 
 #include <stdio.h>
@@ -7,144 +8,12 @@
 #include "graphs/clip.h"
 #include "graphs/umt5.h"
 #include "graphs/vae.h"
-#include "graphs/wan_dit.h"
 #include "stages/sizes/sizes.h"
-
-static const char *size_text(char buf[64], const sl_bench_size *s)
-{
-    snprintf(buf, 64, "%dx%dx%d", s->w, s->h, s->frames);
-    return buf;
-}
 
 /* A job with what the functions of sizes.h ask of it. */
 static sl_job job_of(const sl_bench_size *s)
 {
     return (sl_job){.width = s->w, .height = s->h, .frames = s->frames};
-}
-
-static double weight_bytes(const sl_bench_net *n)
-{
-    return (double)sl_loader_bytes(n->loader);
-}
-
-/* sl_bench_time, and with --profile one more run with a clock around each operation. */
-static sl_code measure(sl_bench_net *n, const char *what, const char *size, double bytes,
-                       size_t held, sl_bench_run_fn *run, void *arg, sl_err *err)
-{
-    sl_code rc = sl_bench_time(n, what, size, bytes, held, run, arg, err);
-    return rc || !n->b->profile ? rc : sl_bench_profile(n, what, size, run, arg, err);
-}
-
-/* ---- the diffusion transformer ---- */
-
-typedef struct {
-    sl_bench_net n;
-    sl_dit *m;
-    sl_dit_times times;
-    sl_dit_rope rope;
-    sl_dit_context context;
-    /* condition, image: rank 0 where the model has none */
-    sl_tensor latents, condition, v, text, image;
-    void *memory[8];
-    int memories;
-} dit;
-
-/* NULL while planning. */
-static void *take(dit *d, bool real, size_t bytes)
-{
-    void *p = real ? sl_device_alloc(&d->n.ctx, bytes) : NULL;
-    if (p) d->memory[d->memories++] = p;
-    return p;
-}
-
-/* The tables and context of one job: shapes only on a planning ctx. */
-static void dit_job(dit *d, sl_ctx *ctx, const sl_bench_size *s)
-{
-    const sl_dit_config *c = &d->n.b->model.dit[0];
-    const sl_clip_config *clip = &d->n.b->model.clip;
-    const bool real = !ctx->ops->plan;
-    const sl_grid g = sl_bench_grid(d->n.b, s);
-    const int t = (int)g.latent_frames, h = (int)g.latent_height, w = (int)g.latent_width,
-              tokens = c->image_dim ? sl_clip_tokens(clip) : 0;
-    const size_t frame = (size_t)t * (size_t)h * (size_t)w * sizeof(float),
-                 rest = (size_t)(c->in_channels - c->out_channels);
-    const double timestep[1] = {700};
-    d->condition = d->image = (sl_tensor){0};
-    d->latents =
-        sl_view4(take(d, real, frame * (size_t)c->out_channels), SL_F32, c->out_channels, t, h, w);
-    if (rest) d->condition = sl_view4(take(d, real, frame * rest), SL_F32, (int64_t)rest, t, h, w);
-    d->v = sl_view4(take(d, real, frame * (size_t)c->out_channels), sl_act(ctx), c->out_channels, t,
-                    h, w);
-    d->text = sl_view2(NULL, sl_act(ctx), SL_TEXT_TOKENS, c->text_dim);
-    d->text.data = take(d, real, sl_bytes(&d->text));
-    if (tokens) {
-        d->image = sl_view2(NULL, sl_act(ctx), tokens, c->image_dim);
-        d->image.data = take(d, real, sl_bytes(&d->image));
-    }
-    sl_tensor *inputs[] = {&d->latents, &d->condition, &d->text, &d->image};
-    for (int i = 0; i < 4 && real; i++)
-        if (inputs[i]->rank && sl_ok(ctx)) sl_bench_fill(&d->n, inputs[i], 1);
-    sl_dit_times_make(ctx, d->m, &d->times, take(d, real, sl_dit_times_bytes(ctx, d->m, 1)),
-                      timestep, 1);
-    sl_dit_rope_make(ctx, d->m, &d->rope, take(d, real, sl_dit_rope_bytes(d->m, t, h / 2, w / 2)),
-                     t, h / 2, w / 2);
-    sl_dit_context_make(ctx, d->m, &d->context,
-                        take(d, real, sl_dit_context_bytes(ctx, d->m, tokens)), &d->text,
-                        tokens ? &d->image : NULL);
-}
-
-static void dit_forward(dit *d, sl_ctx *ctx)
-{
-    const sl_dit_input in = {.latents = &d->latents,
-                             .condition = d->condition.rank ? &d->condition : NULL,
-                             .times = &d->times,
-                             .rope = &d->rope,
-                             .context = &d->context};
-    sl_dit_forward(ctx, d->m, &d->v, &in, NULL);
-}
-
-static void run_dit(void *arg)
-{
-    dit *d = arg;
-    dit_forward(d, &d->n.ctx);
-}
-
-static sl_code dit_size(dit *d, const sl_bench_size *s, sl_err *err)
-{
-    char size[64];
-    sl_ops body = sl_ops_plan_of(&d->n.b->ops);
-    sl_ctx plan;
-    sl_code rc = sl_ctx_open(&plan, &body, 0, err);
-    if (rc) return rc;
-    dit_job(d, &plan, s);
-    dit_forward(d, &plan);
-    const size_t arena = plan.arena_peak;
-    rc = sl_ctx_error(&plan, err);
-    sl_ctx_close(&plan);
-    if (rc || (rc = sl_ctx_reserve(&d->n.ctx, arena, err))) return rc;
-    dit_job(d, &d->n.ctx, s);
-    const size_t held = sl_bytes(&d->latents) * 3 + sl_bytes(&d->rope.cos) * 2 +
-                        sl_dit_context_bytes(&d->n.ctx, d->m, d->context.image_tokens);
-    if (!(rc = sl_ctx_error(&d->n.ctx, err)))
-        rc = measure(&d->n, "dit", size_text(size, s), weight_bytes(&d->n), held, run_dit, d, err);
-    while (d->memories) sl_device_free(&d->n.ctx, d->memory[--d->memories]);
-    return rc;
-}
-
-sl_code sl_bench_dit(sl_bench *b, sl_err *err)
-{
-    dit d = {0};
-    const int64_t from = sl_now_ns();
-    sl_code rc = sl_bench_net_open(&d.n, b, "transformer", err);
-    if (!rc && !(d.m = sl_dit_new(&b->model.dit[0], d.n.loader)))
-        rc = sl_fail(err, SL_NOMEM, "dit: no memory");
-    if (!rc) rc = sl_loader_finish(d.n.loader, err);
-    if (!rc && b->rows) sl_dit_set_rows(d.m, b->rows);
-    if (!rc) printf("dit: weights made in %.2f s\n", (double)(sl_now_ns() - from) * 1e-9);
-    for (int i = 0; i < b->size_count && !rc; i++) rc = dit_size(&d, &b->sizes[i], err);
-    sl_dit_free(&d.m);
-    sl_bench_net_close(&d.n);
-    return rc;
 }
 
 /* ---- VAE ---- */
@@ -206,8 +75,9 @@ sl_code sl_bench_decode(sl_bench *b, sl_err *err)
         v.latents = sl_bench_tensor(&v.n, SL_F32, g.latent_frames,
                                     b->model.vae.z * g.latent_height * g.latent_width, 1);
         const double frames = (double)v.s.w * v.s.h * v.s.frames * 3;
-        rc = measure(&v.n, "decode", size_text(size, &v.s), weight_bytes(&v.n) + frames,
-                     sl_bytes(&v.latents), run_decode, &v, err);
+        rc = sl_bench_measure(&v.n, "decode", sl_bench_size_text(size, &v.s),
+                              sl_bench_weight_bytes(&v.n) + frames, sl_bytes(&v.latents),
+                              run_decode, &v, err);
         sl_device_free(&v.n.ctx, v.latents.data);
     }
     sl_vae_decoder_free(&v.decoder);
@@ -247,8 +117,8 @@ sl_code sl_bench_condition(sl_bench *b, sl_err *err)
         uint32_t r = 1;
         for (size_t i = 0; i < samples; i++)
             v.picture[i] = (float)(int32_t)(r = r * 1664525u + 1013904223u) * 0x1p-31f;
-        rc = measure(&v.n, "condition", size_text(size, &v.s), weight_bytes(&v.n), 0, run_condition,
-                     &v, err);
+        rc = sl_bench_measure(&v.n, "condition", sl_bench_size_text(size, &v.s),
+                              sl_bench_weight_bytes(&v.n), 0, run_condition, &v, err);
     }
     free(v.picture);
     sl_vae_encoder_free(&v.encoder);
@@ -295,8 +165,9 @@ sl_code sl_bench_text(sl_bench *b, sl_err *err)
     /* only the prompts' rows of the table are read */
     const double table = (double)c->vocab * c->d_model * (double)sl_dtype_size(b->ops.act);
     if (!rc)
-        rc = measure(&t.n, "text", "2 x 512 tokens", PROMPTS * (weight_bytes(&t.n) - table), 0,
-                     run_text, &t, err);
+        rc =
+            sl_bench_measure(&t.n, "text", "2 x 512 tokens",
+                             PROMPTS * (sl_bench_weight_bytes(&t.n) - table), 0, run_text, &t, err);
     sl_umt5_free(&t.m);
     sl_bench_net_close(&t.n);
     return rc;
@@ -337,7 +208,8 @@ sl_code sl_bench_image(sl_bench *b, sl_err *err)
         uint32_t r = 1;
         for (size_t k = 0; k < samples; k++)
             i.pixels[k] = (float)(int32_t)(r = r * 1664525u + 1013904223u) * 0x1p-30f;
-        rc = measure(&i.n, "image", "1 picture", weight_bytes(&i.n), 0, run_image, &i, err);
+        rc = sl_bench_measure(&i.n, "image", "1 picture", sl_bench_weight_bytes(&i.n), 0, run_image,
+                              &i, err);
     }
     free(i.pixels);
     sl_clip_free(&i.m);

@@ -1,0 +1,101 @@
+/* test_bench - what `sluice bench` measures of a team of ranks, on the CPU: the figures hang
+ * together, and all ranks make one rank's bytes. run: alone. limit: 120 s */
+#include "tests/t_run.h"
+
+#include <jansson.h>
+#include <math.h>
+
+static t_run run;
+
+/* `sluice bench dit` of a small size on these devices. The caller frees the results. */
+static json_t *bench(const char *devices, int status)
+{
+    char report[300];
+    snprintf(report, sizeof report, "%s/report.json", run.base);
+    char *args[] = {"sluice",   "bench",         "dit",     "--model",    T_MODEL,
+                    "--size",   "160x96x17",     "--quick", "--guidance", "5",
+                    "--device", (char *)devices, "--json",  report,       NULL};
+    t_run_start(&run, args);
+    t_run_ends(&run, status);
+    t_run_nothing_left(&run, 0);
+    json_t *told = json_load_file(report, 0, NULL);
+    if (!told) return NULL;
+    json_t *results = json_incref(json_object_get(told, "results"));
+    json_decref(told);
+    return results;
+}
+
+static json_t *result(const json_t *results, const char *what)
+{
+    for (size_t i = 0; i < json_array_size(results); i++) {
+        json_t *k = json_array_get(results, i);
+        if (!strcmp(json_string_value(json_object_get(k, "what")), what)) return k;
+    }
+    return NULL;
+}
+
+static double number(const json_t *results, const char *what, const char *key)
+{
+    json_t *v = json_object_get(result(results, what), key);
+    if (!json_is_number(v)) t_run_fail(&run, "%s has no %s", what, key);
+    return json_number_value(v);
+}
+
+static void a_team_is_measured_beside_one_rank(void **state)
+{
+    (void)state;
+    t_run_open(&run);
+    json_t *r = bench("cpu,cpu", 0);
+    for (int halves = 0; halves < 2; halves++) {
+        const char *one = halves ? "step 1 rank" : "dit 1 rank",
+                   *two = halves ? "step 2 ranks" : "dit 2 ranks";
+        const double alone = number(r, one, "seconds"), team = number(r, two, "seconds");
+        assert_true(json_is_true(json_object_get(result(r, two), "same_bytes")));
+        assert_int_equal(number(r, two, "ranks"), 2);
+        assert_int_equal(number(r, two, "shards"), halves ? 1 : 2);
+        assert_true(number(r, two, "one_rank") == alone);
+        assert_true(fabs(number(r, two, "efficiency") - alone / team / 2) < 1e-6);
+        assert_true(number(r, two, "waited") >= 0 && number(r, two, "waited") < team);
+        assert_true((number(r, two, "exchange_seconds") > 0) == !halves);
+        /* a guided step is two forwards, and by halves one */
+        assert_true(number(r, one, "linear_ops") > 0);
+        assert_true(number(r, two, "linear_ops") < number(r, one, "linear_ops"));
+    }
+    assert_true(number(r, "step 1 rank", "linear_ops") ==
+                2 * number(r, "dit 1 rank", "linear_ops"));
+    /* halves exchange v alone, F32 [16, 5, 12, 20] */
+    assert_int_equal(number(r, "step 2 ranks", "sent_bytes"), 16 * 5 * 12 * 20 * 4);
+    assert_true(number(r, "dit 2 ranks", "sent_bytes") > 100000);
+    json_decref(r);
+    t_run_close(&run);
+}
+
+/* Two heads do not divide by three, and three ranks have no halves. */
+static void what_cannot_be_shared_is_left_out(void **state)
+{
+    (void)state;
+    t_run_open(&run);
+    json_t *r = bench("cpu,cpu,cpu", 0);
+    assert_null(result(r, "dit 3 ranks"));
+    assert_null(result(r, "step 3 ranks"));
+    json_decref(r);
+    t_run_close(&run);
+}
+
+static void a_device_that_is_none_is_refused(void **state)
+{
+    (void)state;
+    t_run_open(&run);
+    json_decref(bench("cpu,gpu", 2));
+    if (!t_run_said(&run, "--device is cpu,gpu, want cpu or cuda:N"))
+        t_run_fail(&run, "said something else");
+    t_run_close(&run);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(a_team_is_measured_beside_one_rank),
+                                       cmocka_unit_test(what_cannot_be_shared_is_left_out),
+                                       cmocka_unit_test(a_device_that_is_none_is_refused)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
