@@ -3,12 +3,14 @@
  *
  * gpu_lease PATTERN: only the tests whose names match (* and ? as in a shell). Each
  * process that a test starts opens the device anew.
- * After each test: how long it took. limit: 150 s; run: alone */
+ * After each test: how long it took. Cases of two devices are left out where there are no two that
+ * can map each other. limit: 220 s; run: alone */
 #include "tests/t_lease_cases.h"
 
 #include "kernels/plugin.h"
 
 #define MANY_HAND_OVERS "GPU_LEASE_MANY" /* set for the second process too */
+#define OTHER_DEVICE "GPU_LEASE_OTHER"   /* set: the second process works on device 1 */
 
 static const sl_plugin *gpu;
 static sl_ctx ctx;
@@ -47,7 +49,9 @@ static sl_code open_device(sl_err *err)
     sl_code rc;
     if (!(gpu = sl_plugin_cuda(err))) return err->code;
     if (!gpu->devices()) return sl_fail(err, SL_CUDA, "no CUDA device is here");
-    if ((rc = gpu->use(0, err)) || (rc = sl_ctx_open(&ctx, gpu->ops, 0, err))) return rc;
+    if ((rc = gpu->use(getenv(OTHER_DEVICE) ? 1 : 0, err)) ||
+        (rc = sl_ctx_open(&ctx, gpu->ops, 0, err)))
+        return rc;
     sl_pool_use_cuda(gpu->slabs);
     return SL_OK;
 }
@@ -590,6 +594,129 @@ static void a_host_pool_is_read_by_the_device_before_it_is_free(void **state)
     sl_pool_close(&p);
 }
 
+/* ---- two devices ---- */
+
+enum { ROWS = 5000, COLUMNS = 777 };
+
+static float cell(int64_t i)
+{
+    return (float)(i * 2654435761u >> 9 & 0xff) - 100; /* exact in bf16 */
+}
+
+/* One tensor converted into the slot, one uploaded there from the host, one of many bytes. */
+static void far_sender(const sl_pool_handle *h, char how)
+{
+    enum { N = ROWS * COLUMNS };
+    sl_err err = {0};
+    sl_pool *p;
+    sl_lease *l;
+    sl_ticket ticket;
+    float *x = malloc(N * sizeof *x);
+    sl_bf16 *y = malloc(N * sizeof *y);
+    char c;
+    (void)how;
+    if (!x || !y) _exit(94);
+    for (int64_t i = 0; i < N; i++) x[i] = cell(i), y[i] = sl_to_bf16(x[i]);
+    sl_tensor src = device_tensor(SL_BF16, N), big = constant(MANY, 4), converted, uploaded, whole;
+    sl_upload(&ctx, &src, y);
+    sl_sync(&ctx);
+    C_OK(sl_pool_open(&p, h, &err));
+    for (int i = 0; i < 3; i++) {
+        C_OK(sl_lease_reserve(&l, p, 5000, &err));
+        C_OK(sl_lease_add(l, "converted", SL_F32, 1, (int64_t[]){N}, &converted, &err));
+        C_OK(sl_lease_add(l, "uploaded", SL_F32, 1, (int64_t[]){N}, &uploaded, &err));
+        C_OK(sl_lease_add(l, "whole", SL_F32, 1, (int64_t[]){MANY}, &whole, &err));
+        const int64_t t0 = sl_now_ns();
+        sl_copy(&ctx, &converted, &src);
+        sl_upload(&ctx, &uploaded, x);
+        sl_copy(&ctx, &whole, &big);
+        device_ok("fill");
+        C_OK(sl_lease_seal(l, ctx.stream, &ticket, &err));
+        sl_lease_drop(&l, ctx.stream);
+        sl_sync(&ctx);
+        const int64_t ns = sl_now_ns() - t0;
+        put(1, &ticket, sizeof ticket);
+        put(1, &ns, sizeof ns);
+    }
+    if (!get(0, &c, 1)) _exit(0);
+    sl_pool_close(&p);
+    free(x);
+    free(y);
+}
+
+static void another_device_fills_the_slots(void **state)
+{
+    enum { N = ROWS * COLUMNS };
+    static const char *const NAMES[] = {"converted", "uploaded"};
+    sl_err err = {0};
+    sl_pool *p = new_pool(2, MANY_BYTES + (size_t)2 * N * 4 + 4096);
+    float *x = malloc(N * sizeof *x);
+    size_t had = free_bytes();
+    (void)state;
+    assert_non_null(x);
+    child c = start("far_sender", '-', p);
+    for (int i = 0; i < 3; i++) {
+        sl_ticket ticket;
+        sl_lease *l;
+        sl_tensor t;
+        int64_t ns;
+        assert_true(get(c.from, &ticket, sizeof ticket) && get(c.from, &ns, sizeof ns));
+        T_OK(sl_lease_open(&l, p, &ticket, ctx.stream, &err));
+        for (int k = 0; k < 2; k++) {
+            T_OK(sl_lease_tensor(l, NAMES[k], &t, &err));
+            sl_download(&ctx, x, &t);
+            device_ok(NAMES[k]);
+            for (int64_t e = 0; e < N; e++)
+                if (!(x[e] == cell(e)))
+                    fail_msg("%s, element %lld is %g, want %g", NAMES[k], (long long)e,
+                             (double)x[e], (double)cell(e));
+        }
+        T_OK(sl_lease_tensor(l, "whole", &t, &err));
+        expect_all(&t, 4, "the large one");
+        sl_lease_drop(&l, ctx.stream);
+        printf("    %.1f MB to the other device in %.2f ms, %.1f GB/s\n",
+               (double)(MANY_BYTES + N * 8) * 1e-6, (double)ns / 1e6,
+               (double)(MANY_BYTES + N * 8) / (double)ns);
+    }
+    tell(&c, 'q');
+    assert_int_equal(finish(&c, 0), 0);
+    expect_free(had);
+    free(x);
+    sl_pool_close(&p);
+}
+
+/* The test with its second process on another device. */
+static void on_two(void (*test)(void **), void **state)
+{
+    bool yes = false;
+    sl_err err = {0};
+    if (gpu->devices() > 1) T_OK(gpu->can_map(0, 1, &yes, &err));
+    if (!yes) {
+        printf("    left out: no two devices that can map each other\n");
+        skip();
+    }
+    setenv(OTHER_DEVICE, "1", 1);
+    test(state);
+}
+static int on_one_again(void **state)
+{
+    (void)state;
+    return unsetenv(OTHER_DEVICE);
+}
+#define ON_TWO(test)                                                                               \
+    static void test##_on_two(void **state)                                                        \
+    {                                                                                              \
+        on_two(test, state);                                                                       \
+    }
+ON_TWO(another_device_fills_the_slots)
+ON_TWO(many_hand_overs_arrive_whole)
+ON_TWO(a_reader_waits_for_the_senders_device)
+ON_TWO(a_sender_waits_for_the_readers_device)
+ON_TWO(a_sender_killed_while_it_fills_gives_everything_back)
+ON_TWO(a_sender_killed_after_its_seal_is_gone_or_whole)
+ON_TWO(an_owner_killed_while_it_reads_gives_everything_back)
+#define T2(test) cmocka_unit_test_teardown(test##_on_two, on_one_again)
+
 /* What the driver opens on first use is no leak. */
 static void the_first_hand_over_works(void **state)
 {
@@ -618,7 +745,8 @@ int main(int argc, char **argv)
                                            {"late_sender", late_sender},
                                            {"waiting_sender", waiting_sender},
                                            {"reading_owner", reading_owner},
-                                           {"pinned_sender", pinned_sender}};
+                                           {"pinned_sender", pinned_sender},
+                                           {"far_sender", far_sender}};
     sl_err err = {0};
     begin(argc, argv, children, sizeof children / sizeof *children);
     if (open_device(&err)) {
@@ -627,7 +755,7 @@ int main(int argc, char **argv)
     }
     setvbuf(stdout, NULL, _IOLBF, 0);
     kind_open();
-    alarm(140);
+    alarm(210);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_first_hand_over_works),
         LEASE_CASES,
@@ -641,6 +769,13 @@ int main(int argc, char **argv)
         T(a_pool_that_does_not_fit_says_so),
         T(a_host_pool_is_filled_from_the_device_before_it_is_sent),
         T(a_host_pool_is_read_by_the_device_before_it_is_free),
+        T2(another_device_fills_the_slots),
+        T2(many_hand_overs_arrive_whole),
+        T2(a_reader_waits_for_the_senders_device),
+        T2(a_sender_waits_for_the_readers_device),
+        T2(a_sender_killed_while_it_fills_gives_everything_back),
+        T2(a_sender_killed_after_its_seal_is_gone_or_whole),
+        T2(an_owner_killed_while_it_reads_gives_everything_back),
     };
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     int failed = cmocka_run_group_tests(tests, NULL, NULL);

@@ -116,6 +116,40 @@ static void a_list_that_is_none_is_refused(void **state)
     T_SAYS(err.msg, "--device makes more than 32 processes of the stages, want fewer devices");
 }
 
+/* Device memory where every sender can write to it; frames never. */
+static void slots_lie_where_senders_reach(void **state)
+{
+    static const char THREE[] = "stages: ( { name = \"text\"; device = \"cuda:0\"; }, { name = "
+                                "\"image\"; device = \"cpu\"; }, { name = \"denoise\"; devices = "
+                                "[\"cuda:0\", \"cuda:1\", \"cuda:63\"]; }, { name = \"decode\"; "
+                                "device = \"cuda:1\"; }, { name = \"mux\"; } );";
+    static const struct {
+        uint64_t maps_of_1; /* cuda:1's */
+        sl_handover h;
+        const char *device;
+        sl_pool_kind want;
+    } CASES[] = {
+        {0, SL_HANDOVER_TEXT, "cuda:0", SL_POOL_CUDA}, /* the sender's own */
+        {0, SL_HANDOVER_TEXT, "cuda:1", SL_POOL_HOST},
+        {1, SL_HANDOVER_TEXT, "cuda:1", SL_POOL_CUDA},
+        {1, SL_HANDOVER_TEXT, "cpu", SL_POOL_HOST},
+        {UINT64_MAX, SL_HANDOVER_IMAGE, "cuda:1", SL_POOL_HOST}, /* made on a CPU */
+        {UINT64_MAX, SL_HANDOVER_LATENTS, "cuda:1", SL_POOL_CUDA},
+        {1, SL_HANDOVER_LATENTS, "cuda:1", SL_POOL_HOST}, /* cuda:63 cannot */
+        {UINT64_MAX, SL_HANDOVER_FRAMES, "cuda:1", SL_POOL_HOST},
+    };
+    static sl_conf c;
+    (void)state;
+    sl_conf_defaults(&c);
+    T_OK(sl_conf_read_string(&c, THREE, "x.cfg", &err));
+    for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) {
+        sl_gpu_maps maps = {{0}};
+        maps.of[1] = CASES[i].maps_of_1;
+        if (sl_slot_kind(&c, CASES[i].h, CASES[i].device, &maps) != CASES[i].want)
+            fail_msg("case %zu: not where it is to be", i);
+    }
+}
+
 /* Both ranks took every step, together, and the job's time is accounted for once. */
 static void a_run_on_two_tells_of_its_ranks(void **state)
 {
@@ -167,6 +201,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(every_stage_gets_its_device),
                                        cmocka_unit_test(a_list_that_is_none_is_refused),
+                                       cmocka_unit_test(slots_lie_where_senders_reach),
                                        cmocka_unit_test(a_run_on_two_tells_of_its_ranks)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

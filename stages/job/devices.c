@@ -14,7 +14,6 @@
 
 #include "common/clock.h"
 #include "kernels/plugin.h"
-#include "stages/sizes/sizes.h"
 
 /* seconds, the longest wait for the driver: the first context after a boot takes some */
 #define ANSWER_S 60
@@ -122,6 +121,20 @@ sl_code sl_conf_use_device(sl_conf *conf, const char *devices, sl_err *err)
 
 /* ---- asking the driver ---- */
 
+/* Which of the GPUs that stages want can map each other. */
+static sl_code ask_maps(sl_gpus *out, const sl_plugin *p, sl_err *err)
+{
+    for (int i = 0; i < out->count && i < SL_MAX_GPUS; i++)
+        for (int k = 0; k < out->count && k < SL_MAX_GPUS; k++) {
+            bool yes = false;
+            sl_code rc;
+            if (k == i || !out->gpu[i].total || !out->gpu[k].total) continue;
+            if ((rc = p->can_map(i, k, &yes, err))) return rc;
+            if (yes) out->maps.of[i] |= (uint64_t)1 << k;
+        }
+    return SL_OK;
+}
+
 /* The child's part: the driver asked, this machine's GPUs told. */
 static sl_code ask(sl_gpus *out, const sl_conf *conf, sl_err *err)
 {
@@ -146,7 +159,7 @@ static sl_code ask(sl_gpus *out, const sl_conf *conf, sl_err *err)
         out->gpu[n].total = total;
         out->gpu[n].free = free_bytes < total ? free_bytes : total;
     }
-    return SL_OK;
+    return ask_maps(out, p, err);
 }
 
 /* All of the child's answer, within the time. */

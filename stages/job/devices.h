@@ -3,8 +3,8 @@
 #define SL_DEVICES_H
 
 #include "common/conf.h"
+#include "stages/sizes/sizes.h"
 
-#define SL_MAX_GPUS 64
 #define SL_DEVICE_LIST 160 /* bytes of a list of devices as text, its NUL included */
 
 typedef struct {
@@ -14,6 +14,7 @@ typedef struct {
         char name[96];
         int sm; /* 90 for H100 */
     } gpu[SL_MAX_GPUS];
+    sl_gpu_maps maps; /* of those that were asked for */
 } sl_gpus;
 
 /* "cuda:0,cuda:1", read. */

@@ -24,6 +24,7 @@ typedef struct {
     const sl_model *model;
     const sl_conf *conf;
     const sl_job *job;
+    const sl_gpu_maps *maps;
     const sl_conf_stage *stage; /* that is planned */
     sl_run_plan *plan;
     sl_loader *loader; /* of the newest network */
@@ -98,7 +99,7 @@ static size_t handed(const planner *p, sl_handover h)
 /* The pool in which the stage receives h: of a device it is taken whole. */
 static void add_slots(const planner *p, sl_stage_plan *s, sl_handover h)
 {
-    const bool on_device = sl_slot_kind(p->conf, h, s->device) == SL_POOL_CUDA;
+    const bool on_device = sl_slot_kind(p->conf, h, s->device, p->maps) == SL_POOL_CUDA;
     const size_t slot = on_device ? sl_slot_bytes(p->model, h, p->conf->limits.pixels,
                                                   p->conf->limits.frames)
                                   : handed(p, h),
@@ -294,7 +295,7 @@ static sl_code plan_stage(planner *p, sl_stage_plan *s, int k, const char *from,
 sl_code sl_plan_make(sl_run_plan *out, const sl_batch *b, const sl_model *model,
                      const sl_conf *conf, sl_err *err)
 {
-    planner p = {.model = model, .conf = conf, .plan = out};
+    planner p = {.model = model, .conf = conf, .maps = &b->gpus.maps, .plan = out};
     sl_code rc = SL_OK;
     memset(out, 0, sizeof *out);
     out->from_files = true;

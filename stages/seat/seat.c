@@ -173,9 +173,27 @@ sl_code sl_seat_context(sl_seat *seat, sl_ctx *ctx, sl_err *err)
     return SL_OK;
 }
 
+/* Which GPUs of the deployment can map the seat's, for what it receives. One that is not there is
+ * its own stage's trouble. */
+static sl_gpu_maps maps_of(const sl_seat *seat)
+{
+    sl_gpu_maps maps = {{0}};
+    const int own = seat->plugin ? atoi(seat->device + 5) : 0;
+    for (int i = 0; i < seat->conf.stage_count && seat->plugin; i++) {
+        const char *device = seat->conf.stages[i].device;
+        const int n = strncmp(device, "cuda:", 5) ? own : atoi(device + 5);
+        bool yes = false;
+        sl_err ignored = {0};
+        if (n != own && !seat->plugin->can_map(own, n, &yes, &ignored) && yes)
+            maps.of[own] |= (uint64_t)1 << n;
+    }
+    return maps;
+}
+
 sl_code sl_seat_receive(sl_seat *seat, sl_err *err)
 {
     const sl_conf *conf = &seat->conf;
+    const sl_gpu_maps maps = maps_of(seat);
     const sl_conf_stage *me = NULL;
     for (int i = 0; i < conf->stage_count; i++)
         if (conf->stages[i].role == seat->role && conf->stages[i].instance == seat->instance)
@@ -185,9 +203,9 @@ sl_code sl_seat_receive(sl_seat *seat, sl_err *err)
     for (int h = 0; h < SL_HANDOVER_COUNT && !rc; h++)
         if (SL_HANDOVER[h].to == seat->role && sl_handover_applies(h, &seat->model, NULL))
             rc = sl_pools_make(
-                &seat->pools, h, seat->plugin ? sl_slot_kind(conf, h, seat->device) : SL_POOL_HOST,
-                slots, sl_slot_bytes(&seat->model, h, conf->limits.pixels, conf->limits.frames),
-                err);
+                &seat->pools, h,
+                seat->plugin ? sl_slot_kind(conf, h, seat->device, &maps) : SL_POOL_HOST, slots,
+                sl_slot_bytes(&seat->model, h, conf->limits.pixels, conf->limits.frames), err);
     return rc;
 }
 

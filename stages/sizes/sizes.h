@@ -45,10 +45,18 @@ sl_code sl_arena_condition(sl_arena *out, const sl_ops *ops, const sl_model *mod
 sl_code sl_arena_decode(sl_arena *out, const sl_ops *ops, const sl_model *model,
                         const sl_vae_decoder *m, const sl_job *job, sl_err *err);
 
+#define SL_MAX_GPUS 64
+
+/* Bit k of of[i]: cuda:i and cuda:k may write to each other's memory. */
+typedef struct {
+    uint64_t of[SL_MAX_GPUS];
+} sl_gpu_maps;
+
 /* Where the slots lie in which a stage on `device` receives a hand-over: there, if that is a
- * GPU and all senders work on it too; else in host memory. Chunks always: stages/seat/chunk.h
- * fills no other slots. */
-sl_pool_kind sl_slot_kind(const sl_conf *conf, sl_handover h, const char *device);
+ * GPU and all senders work on it, or on others that can map it; else in host memory. Chunks always:
+ * stages/seat/chunk.h fills no other slots. */
+sl_pool_kind sl_slot_kind(const sl_conf *conf, sl_handover h, const char *device,
+                          const sl_gpu_maps *maps);
 /* Bytes of one slot for videos of up to so many pixels and frames. */
 size_t sl_slot_bytes(const sl_model *model, sl_handover h, int64_t pixels, int frames);
 
