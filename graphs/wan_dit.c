@@ -288,10 +288,10 @@ size_t sl_dit_times_bytes(const sl_ctx *ctx, const sl_dit *m, int steps)
 static void upload_sinusoid(sl_ctx *ctx, const sl_tensor *e, const double *timesteps)
 {
     const int64_t steps = e->shape[0], half = e->shape[1] / 2;
-    float *host = ctx->ops->plan || !sl_ok(ctx) ? NULL : malloc(sl_bytes(e));
+    if (ctx->ops->plan || !sl_ok(ctx)) return;
+    float *host = malloc(sl_bytes(e));
     if (!host) {
-        if (!ctx->ops->plan)
-            sl_ctx_fail(ctx, SL_NOMEM, "dit: %zu bytes for the time embedding", sl_bytes(e));
+        sl_ctx_fail(ctx, SL_NOMEM, "dit: %zu bytes for the time embedding", sl_bytes(e));
         return;
     }
     for (int64_t i = 0; i < steps; i++)
