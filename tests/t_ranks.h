@@ -352,6 +352,38 @@ static void test_elastic(void **state)
     t_rmdir(want);
 }
 
+/* A cancel in the middle of a step ends the attempt on all ranks, which then take the next job. */
+static void test_cancel(void **state)
+{
+    static char dirs[2][SL_DIR];
+    void *zmq = zmq_ctx_new(), *client;
+    sl_msg drain = {.type = SL_MSG_DRAIN}, cancel = {.type = SL_MSG_CANCEL, .cancel = {.job = 1}},
+           m;
+    (void)state;
+    t_run_open(&run);
+    t_run_conf(&run, 5, 30, stages_of(2, 2));
+    t_dispatch_job(&run, 1, 900, dirs[0]);
+    t_dispatch_job(&run, 2, 12, dirs[1]);
+    t_dispatch_start(&run);
+    client = t_dispatch_client(zmq, &run, getpid());
+    t_dispatch_submit(client, 1, dirs[0]);
+    t_dispatch_submit(client, 2, dirs[1]);
+    hear_until(client, SL_MSG_PROGRESS, 1, 5);
+    sl_wire_send(client, NULL, 0, &cancel, NULL);
+    do t_dispatch_hear(&run, client, &m);
+    while (m.type != SL_MSG_FINISHED || m.finished.tag != 1);
+    assert_int_equal(m.finished.code, SL_CANCELLED);
+    hear_until(client, SL_MSG_FINISHED, 2, 0);
+    sl_wire_send(client, NULL, 0, &drain, NULL);
+    t_run_ends(&run, 0);
+    if (t_run_count(&run, " ended: ") || shares(2) != 2)
+        t_run_fail(&run, "%d processes ended, %d shares of two, want none and 2",
+                   t_run_count(&run, " ended: "), shares(2));
+    zmq_close(client);
+    zmq_ctx_term(zmq);
+    t_run_close(&run);
+}
+
 /* ---- the model with 8 heads ---- */
 
 static int make_model(void **state)
@@ -398,6 +430,7 @@ static int remove_model(void **state)
 
 #define T_RANKS_TESTS                                                                              \
     cmocka_unit_test(test_tiny), cmocka_unit_test(test_demo), cmocka_unit_test(test_eight_heads),  \
-        cmocka_unit_test(test_ends), cmocka_unit_test(test_stops), cmocka_unit_test(test_elastic)
+        cmocka_unit_test(test_ends), cmocka_unit_test(test_stops), cmocka_unit_test(test_elastic), \
+        cmocka_unit_test(test_cancel)
 
 #endif

@@ -29,7 +29,7 @@ static void sizes_that_fit(void **state)
         }
 }
 
-/* A job: g or u (guided or not), the ranks at work, then
+/* A job: g, u (guided or not) or a (guided, and of one rank alone), the ranks at work, then
  *   p may be parked   k keeps its team   r could begin now   m what it begins from is being made
  * What is wanted: the ranks that each should have, ! where it is parked. */
 static const struct {
@@ -48,6 +48,9 @@ static const struct {
     {8, 0, 40, "g0r g0r g0r", "4 2 2", "the smallest is raised as long as there are ranks"},
     {4, 0, 40, "g0r g0r g0r g0r g0r", "1 1 1 1 0", "no more jobs than ranks"},
     {8, 0, 40, "g0m g0r", "4 4", "who comes in a moment counts"},
+    {2, 0, 40, "a0r", "1", "intermediates are of one rank"},
+    {4, 0, 40, "a0r g0r", "1 2", "the other has what fits"},
+    {4, 4, 40, "a0r", "1", "a fixed team likewise"},
     {2, 0, 40, "", "", "nobody"},
     {0, 0, 40, "g0r g0m", "0 0", "no rank is ready"},
 
@@ -88,7 +91,8 @@ static int read_jobs(const char *text, sl_team_job out[16])
     char shape, flag;
     int ranks, n = 0, used = 0;
     for (; sscanf(text, " %c%d%c%n", &shape, &ranks, &flag, &used) == 3; text += used)
-        out[n++] = (sl_team_job){.guided = shape == 'g',
+        out[n++] = (sl_team_job){.guided = shape != 'u',
+                                 .alone = shape == 'a',
                                  .ranks = ranks,
                                  .runnable = flag == 'r',
                                  .may_park = flag == 'p',

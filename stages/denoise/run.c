@@ -31,7 +31,7 @@ static sl_code meet_ranks(denoiser *d, sl_err *err)
     sl_dit *dit = NULL;
     size_t bytes = 0;
     sl_code rc;
-    if (!sl_mates_wanted(conf, SL_ROLE_DENOISE)) return SL_OK;
+    if (!sl_conf_teamed(conf, SL_ROLE_DENOISE)) return SL_OK;
     if (!(rc = open_counting(d, &loader, &dit, err)) &&
         !(rc = sl_denoise_window(&bytes, d->ctx.ops, d->model, &dit, conf->limits.pixels,
                                  conf->limits.frames, sl_conf_instances(conf, SL_ROLE_DENOISE),

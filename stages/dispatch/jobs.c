@@ -172,6 +172,7 @@ static sl_code read_job(sl_jobs *d, job *j, const char *dir, sl_err *err)
                                       .seat = NO_SEAT};
     j->dump = spec.dump;
     j->guided = sl_job_guided(&spec);
+    j->alone = spec.dump_blocks;
     memcpy(j->output, spec.output, sizeof j->output);
     sl_job_free(&spec);
     if (rc) return rc;

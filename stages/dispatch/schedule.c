@@ -363,6 +363,7 @@ static bool describe(const sl_jobs *d, const job *j, sl_role role, sl_team_job *
     bool keeps = is_running(j, crew) && !a->ending && !a->parking, takes_any;
     if (j->ending || !is_needed(j, crew)) return false;
     *out = (sl_team_job){.guided = j->guided,
+                         .alone = j->alone,
                          .ranks = keeps ? a->size : 0,
                          .runnable = is_runnable(d, j, crew, &takes_any),
                          .may_park = keeps && may_park(j, a, role)};

@@ -64,7 +64,8 @@ typedef struct {
     uint64_t id, tag, client;
     char dir[SL_DIR], output[SL_PATH];
     bool dump, guided;
-    int want; /* how many seats of the role that has teams are to work on it; 0: it waits */
+    bool alone; /* intermediates are dumped, which one rank must have whole */
+    int want;   /* how many seats of the role that has teams are to work on it; 0: it waits */
     delivery deliveries[SL_HANDOVER_COUNT];
     attempt attempts[SL_ROLE_COUNT]; /* of each crew, by its first role */
     uint32_t attempt_count;          /* numbers of attempts given so far */

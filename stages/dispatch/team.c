@@ -9,10 +9,15 @@
 
 #include "common/pipeline.h"
 
+static bool fits(const sl_team_job *j, int heads, int size)
+{
+    return j->alone ? size == 1 : sl_team_fits(heads, j->guided, size);
+}
+
 /* The largest team of at most `most` that fits; 0: there is none. */
 static int largest(const sl_team_job *j, int most, int heads)
 {
-    while (most > 0 && !sl_team_fits(heads, j->guided, most)) most--;
+    while (most > 0 && !fits(j, heads, most)) most--;
     return most;
 }
 
@@ -20,7 +25,7 @@ static int largest(const sl_team_job *j, int most, int heads)
 static int next_size(const sl_team_job *j, int free, int heads)
 {
     for (int more = 1; more <= free; more++)
-        if (sl_team_fits(heads, j->guided, j->want + more)) return more;
+        if (fits(j, heads, j->want + more)) return more;
     return 0;
 }
 

@@ -7,6 +7,7 @@
 /* A job that is to be worked on by ranks, now or in a moment. */
 typedef struct {
     bool guided;
+    bool alone;    /* one rank must see all of its rows: it is asked for intermediates */
     int ranks;     /* that work on it now; 0: none */
     bool runnable; /* none do, and it could begin; false: what it begins from is being made */
     bool may_park; /* some do, and their attempt may be ended at a step */

@@ -10,13 +10,6 @@
 #define LOAD_S 60 /* longest wait for LOAD */
 #define LOOK_MS 100
 
-bool sl_mates_wanted(const sl_conf *conf, sl_role role)
-{
-    const sl_conf_stage *first = sl_conf_find(conf, role);
-    return first && sl_role_has_teams(role) && sl_conf_instances(conf, role) > 1 &&
-           first->team != 1;
-}
-
 /* ---- how ---- */
 
 static bool on_cpu(const sl_conf_stage *s)

@@ -27,9 +27,6 @@ typedef struct {
     sl_members load;
 } sl_mates;
 
-/* The deployment forms teams of this role. */
-bool sl_mates_wanted(const sl_conf *conf, sl_role role);
-
 /* How the ranks of `role` reach each other: "shm", "ipc" or "nccl", as the configuration says
  * or, where it says "auto", as their devices allow. p: NULL on a CPU. Errors: SL_ARG devices of
  * two kinds, or a way that they do not have; SL_CUDA. */
