@@ -170,7 +170,8 @@ static void test_options(void **unused)
     REFUSED(2, c, "--dump-steps wants --dump DIR");
     REFUSED(2, with("--device", "cuda:63"), "device cuda:63 (stage text): ");
     REFUSED(2, with("--device", "tpu"), "--device is tpu, want cpu or cuda:N");
-    REFUSED(2, with("--device", f("cuda:%0*d", 200, 0)), "--device has 205 bytes, want at most 159");
+    REFUSED(2, with("--device", f("cuda:%0*d", 200, 0)),
+            "--device has 205 bytes, want at most 159");
     REFUSED(2, with("--model", NULL), "no checkpoint: want --model DIR");
     REFUSED(2, with("--prompt", NULL), "no prompt: want --prompt TEXT");
     REFUSED(2, other(NULL, NULL), "no command, want run, replay, inspect");

@@ -97,8 +97,8 @@ sl_code sl_bench_measure(sl_bench_net *n, const char *what, const char *size, do
                          size_t held, sl_bench_run_fn *run, void *arg, sl_err *err);
 /* How often something is timed that takes so many seconds. */
 int sl_bench_runs(const sl_bench *b, double seconds);
-/* Device memory that is in use: of a GPU all that this process has taken since its start, nothing of
- * which was given back since; on the CPU arena, weights and `held`. */
+/* Device memory that is in use: of a GPU all that this process has taken since its start, nothing
+ * of which was given back since; on the CPU arena, weights and `held`. */
 size_t sl_bench_peak(const sl_bench_net *n, size_t held);
 double sl_bench_weight_bytes(const sl_bench_net *n);
 const char *sl_bench_size_text(char buf[64], const sl_bench_size *s); /* "832x480x81" */

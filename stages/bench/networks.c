@@ -1,5 +1,5 @@
-/* networks.c - the networks but for the diffusion transformer (dit.c) as their stages run them, with
- * random weights. */
+/* networks.c - the networks but for the diffusion transformer (dit.c) as their stages run them,
+ * with random weights. */
 #include "stages/bench/measure.h"
 
 #include <stdio.h>

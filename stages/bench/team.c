@@ -1,16 +1,16 @@
 /* team.c - the diffusion transformer by a team of ranks beside one rank, in turn.
  *
  * Processes: each device of --device gets a rank, forked before this process opens a device, since
- * CUDA does not survive a fork. A rank waits for a byte of the pipe (none: it was not needed), makes
- * the weights, meets the others, and takes every size through two measurements:
+ * CUDA does not survive a fork. A rank waits for a byte of the pipe (none: it was not needed),
+ * makes the weights, meets the others, and takes every size through two measurements:
  *
  *   shared   one forward, by rank 0 alone, then by all of them
  *   halves   a guided step, which is two forwards and the guidance: both by rank 0 alone, then a
  *            branch by each half of the ranks, which exchange their velocities
  *
  * All figures lie in memory that the processes share; each is written by one rank, before a barrier
- * or before it says that it has ended. This process prints what is finished. A rank that fails tells
- * the others to give up (sl_comm_abort) and says why. */
+ * or before it says that it has ended. This process prints what is finished. A rank that fails
+ * tells the others to give up (sl_comm_abort) and says why. */
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>

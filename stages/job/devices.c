@@ -49,8 +49,8 @@ sl_code sl_device_list_read(sl_device_list *out, const char *text, sl_err *err)
     out->count = 0;
     for (const char *at = text;; at++) {
         size_t n = strcspn(at, ",");
-        char *one = out->at[out->count];
         if (out->count == SL_RANKS || n >= sizeof out->at[0]) return no_device(text, err);
+        char *one = out->at[out->count];
         memcpy(one, at, n);
         one[n] = 0;
         const bool cpu = !strcmp(one, "cpu");
@@ -90,7 +90,7 @@ static sl_code spread(sl_conf *conf, const sl_device_list *d, sl_err *err)
     return SL_OK;
 }
 
-/* What comes before a role with teams works on the first device, what comes after it on the last. */
+/* What comes before a role with teams works on the first device, what comes after on the last. */
 static const char *device_of(sl_role role, const sl_device_list *d)
 {
     for (int r = 0; r < (int)role; r++)
