@@ -7,8 +7,9 @@
  * characters in the text become spaces: a message is one line.
  *
  * Who logs: what runs as a process (stages/, its shared parts too). common/, kernels/ and
- * graphs/ return errors instead; the one exception is a warning of the plug-in, once a
- * process (kernels/cuda/attention_plan.cu).
+ * graphs/ return errors instead; the exceptions are a warning of the plug-in, once a process
+ * (kernels/cuda/attention_plan.cu), and one of the loader, which makes up for another rank
+ * (graphs/weights.c).
  * Threads: every function may be called from any thread, sl_log_open while no other thread
  * logs. sl_log and sl_log_err keep errno. */
 #ifndef SL_LOG_H

@@ -3,10 +3,10 @@
  * CUTS     parts of pieces, in the order of the files; those of a member follow each other,
  *          and those of a batch. A cut is a whole piece, or ends at a multiple of GRAIN
  *          elements. Every member makes the same list.
- * WINDOW   a line a member for what is agreed on first, then two sets of slots, a slot a
- *          member; round r uses set r % 2. A set may be written again once its readers
- *          have copied it out: a member starts round r after its wait for round r - 1, in
- *          which the others' parts began after they had copied out round r - 2.
+ * WINDOW   two sets of slots, a slot a member; round r uses set r % 2. A set may be
+ *          written again once its readers have copied it out: a member starts round r after
+ *          its wait for round r - 1, in which the others' parts began after they had copied
+ *          out round r - 2.
  * READING  by the plug-in's threads, which count down `left` of the batches; this thread
  *          alone exchanges. Without a plug-in this thread reads a batch before its round.
  * The stream never waits for a member while memory is taken or given back (plugin.h,
@@ -37,7 +37,7 @@ typedef struct {
 typedef struct {
     char *data;
     size_t bytes, in_slot;
-} run;
+} stretch;
 
 typedef struct {
     const sl_team_load *t;
@@ -55,7 +55,7 @@ typedef struct {
     int read;               /* of own, without a plug-in */
     sl_err err;             /* of reading, likewise */
     sl_team_load_figures *figures;
-} job;
+} loading;
 
 static size_t aligned(size_t bytes)
 {
@@ -64,23 +64,23 @@ static size_t aligned(size_t bytes)
 
 /* ---- cuts ---- */
 
-static size_t bytes_of(const job *j, const cut *c)
+static size_t bytes_of(const loading *l, const cut *c)
 {
-    return (size_t)c->count * sl_dtype_size(j->pieces[c->piece].to);
+    return (size_t)c->count * sl_dtype_size(l->pieces[c->piece].to);
 }
 
-static char *place_of(const job *j, const cut *c)
+static char *place_of(const loading *l, const cut *c)
 {
-    const sl_load_piece *p = &j->pieces[c->piece];
+    const sl_load_piece *p = &l->pieces[c->piece];
     return (char *)p->dst + (size_t)c->first * sl_dtype_size(p->to);
 }
 
 /* The cut as a piece of its own. */
-static sl_load_piece piece_of(const job *j, const cut *c)
+static sl_load_piece piece_of(const loading *l, const cut *c)
 {
-    sl_load_piece p = j->pieces[c->piece];
+    sl_load_piece p = l->pieces[c->piece];
     p.offset += c->first * (int64_t)sl_dtype_size(p.from);
-    p.dst = place_of(j, c);
+    p.dst = place_of(l, c);
     p.count = c->count;
     return p;
 }
@@ -92,16 +92,16 @@ static uint64_t file_bytes(const sl_load_piece *pieces, int n)
     return bytes;
 }
 
-static bool add_cut(job *j, const cut *c)
+static bool add_cut(loading *l, const cut *c)
 {
-    if (j->count == j->room) {
-        const int room = j->room ? 2 * j->room : 1024;
-        cut *more = realloc(j->cuts, (size_t)room * sizeof *more);
+    if (l->count == l->room) {
+        const int room = l->room ? 2 * l->room : 1024;
+        cut *more = realloc(l->cuts, (size_t)room * sizeof *more);
         if (!more) return false;
-        j->cuts = more;
-        j->room = room;
+        l->cuts = more;
+        l->room = room;
     }
-    j->cuts[j->count++] = *c;
+    l->cuts[l->count++] = *c;
     return true;
 }
 
@@ -112,122 +112,112 @@ static int64_t fit(int64_t left, int64_t bytes, size_t size)
     return left <= whole ? left : whole;
 }
 
-static bool make_cuts(job *j)
+static bool make_cuts(loading *l)
 {
-    const int size = j->t->team->size;
-    const int64_t total = (int64_t)file_bytes(j->pieces, j->n), each = total / size;
+    const int size = l->t->team->size;
+    const int64_t total = (int64_t)file_bytes(l->pieces, l->n), each = total / size;
     int64_t at = 0; /* in the row of all bytes */
     size_t used = 0;
     int m = 0, batch = 0;
-    for (int i = 0; i < j->n; i++) {
-        const sl_load_piece *p = &j->pieces[i];
+    for (int i = 0; i < l->n; i++) {
+        const sl_load_piece *p = &l->pieces[i];
         const size_t in = sl_dtype_size(p->from), out = sl_dtype_size(p->to);
         for (int64_t first = 0; first < p->count;) {
             int64_t n = p->count - first;
             if (m + 1 < size) n = fit(n, each * (m + 1) - at, in);
             if (!n) {
-                j->from[++m] = j->count;
+                l->from[++m] = l->count;
                 used = 0, batch = 0;
                 continue;
             }
-            if (!(n = fit(n, (int64_t)(j->slot - used), out))) {
+            if (!(n = fit(n, (int64_t)(l->slot - used), out))) {
                 used = 0, batch++;
                 continue;
             }
             const cut c = {.piece = i, .batch = batch, .first = first, .count = n, .in_slot = used};
-            if (!add_cut(j, &c)) return false;
-            if (batch >= j->rounds) j->rounds = batch + 1;
+            if (!add_cut(l, &c)) return false;
+            if (batch >= l->rounds) l->rounds = batch + 1;
             used += aligned((size_t)n * out);
             at += n * (int64_t)in;
             first += n;
         }
     }
-    while (m < size) j->from[++m] = j->count;
+    while (m < size) l->from[++m] = l->count;
     return true;
 }
 
-static sl_code prepare(job *j, sl_err *err)
+static sl_code prepare(loading *l, sl_err *err)
 {
-    const int size = j->t->team->size, me = j->t->team->me;
+    const int size = l->t->team->size, me = l->t->team->me;
     size_t bytes;
-    j->window = sl_comm_window(j->t->comm, &bytes);
+    l->window = sl_comm_window(l->t->comm, &bytes);
     if (bytes < (size_t)size * SL_TEAM_LOAD_MIN)
         return sl_fail(err, SL_ARG,
                        "loading shared by %d ranks: a window of %zu bytes, want at least %zu", size,
                        bytes, (size_t)size * SL_TEAM_LOAD_MIN);
-    j->slot = (bytes - (size_t)(size + 1) * ALIGN) / (size_t)(2 * size) / ALIGN * ALIGN;
-    if (j->slot > MOST_SLOT) j->slot = MOST_SLOT;
-    bool whole = make_cuts(j);
-    const int count = whole ? j->from[me + 1] - j->from[me] : 0;
-    whole = whole && (j->own = malloc(((size_t)count + 1) * sizeof *j->own)) &&
-            (j->left = calloc((size_t)j->rounds + 1, sizeof *j->left));
-    if (!whole) return sl_fail(err, SL_NOMEM, "no memory for a list of %d pieces", j->n);
+    l->slot = bytes / (size_t)(2 * size) / ALIGN * ALIGN;
+    if (l->slot > MOST_SLOT) l->slot = MOST_SLOT;
+    bool whole = make_cuts(l);
+    const int count = whole ? l->from[me + 1] - l->from[me] : 0;
+    whole = whole && (l->own = malloc(((size_t)count + 1) * sizeof *l->own)) &&
+            (l->left = calloc((size_t)l->rounds + 1, sizeof *l->left));
+    if (!whole) return sl_fail(err, SL_NOMEM, "no memory for a list of %d pieces", l->n);
     for (int i = 0; i < count; i++) {
-        const cut *c = &j->cuts[j->from[me] + i];
-        j->own[i] = piece_of(j, c);
-        j->left[c->batch] += c->count;
+        const cut *c = &l->cuts[l->from[me] + i];
+        l->own[i] = piece_of(l, c);
+        l->left[c->batch] += c->count;
     }
     return SL_OK;
 }
 
 /* ---- the team ---- */
 
-/* What must be the same on all members for the bytes to be right. */
-static uint64_t word_of(const job *j)
+static uint64_t mix(uint64_t h, int64_t x) /* FNV-1a, eight bytes at a time */
 {
-    uint64_t h = 14695981039346656037u; /* FNV-1a over 64-bit words */
-#define MIX(x) (h = (h ^ (uint64_t)(x)) * 1099511628211u, h ^= h >> 29)
-    MIX(j->t->list), MIX(j->slot), MIX(j->n);
-    for (int i = 0; i < j->n; i++) {
-        const sl_load_piece *p = &j->pieces[i];
-        MIX(p->offset), MIX(p->count), MIX(p->from), MIX(p->to);
-        MIX((char *)p->dst - (char *)j->pieces[0].dst);
+    h = (h ^ (uint64_t)x) * 1099511628211u;
+    return h ^ h >> 29;
+}
+
+/* What must be the same on all members for the bytes to be right. */
+static uint64_t word_of(const loading *l)
+{
+    uint64_t h = mix(mix(l->t->list, (int64_t)l->slot), l->n);
+    for (int i = 0; i < l->n; i++) {
+        const sl_load_piece *p = &l->pieces[i];
+        h = mix(mix(mix(mix(h, p->offset), p->count), p->from), p->to);
+        h = mix(h, (char *)p->dst - (char *)l->pieces[0].dst);
     }
-#undef MIX
     return h;
 }
 
-static sl_tensor line_of(const job *j, int i)
-{
-    return sl_view1(j->window + (size_t)i * ALIGN, SL_U8, sizeof(uint64_t));
-}
-
 /* All members have the same list. False: they do not, or a member is lost. */
-static bool agree(job *j)
+static bool agree(loading *l)
 {
-    const sl_team_load *t = j->t;
-    const uint64_t word = word_of(j);
-    uint64_t his;
-    const sl_tensor mine = line_of(j, t->team->size);
-    if (sl_comm_team(t->comm, t->lane)->key != t->team->key)
-        sl_comm_begin(t->ctx, t->comm, t->lane, t->team);
-    sl_upload(t->ctx, &mine, &word);
-    for (int m = 0; m < t->team->size; m++) {
-        const sl_tensor y = line_of(j, m);
-        sl_comm_broadcast(t->ctx, t->comm, t->lane, &y, &mine, m);
-    }
-    sl_comm_wait(t->ctx, t->comm, t->lane, 0);
-    sl_comm_settle(t->ctx, t->comm);
-    for (int m = 0; m < t->team->size && sl_ok(t->ctx); m++) {
-        const sl_tensor y = line_of(j, m);
-        sl_download(t->ctx, &his, &y);
-        if (!sl_ok(t->ctx) || his == word) continue;
-        sl_fail(&j->figures->ended, SL_FORMAT,
+    const sl_team_load *t = l->t;
+    const sl_team *team = t->team;
+    const uint64_t mine = word_of(l);
+    uint64_t words[SL_RANKS];
+    if (sl_comm_team(t->comm, t->lane)->key != team->key)
+        sl_comm_begin(t->ctx, t->comm, t->lane, team);
+    sl_comm_tell(t->ctx, t->comm, t->lane, mine, words);
+    for (int m = 0; m < team->size && sl_ok(t->ctx); m++) {
+        if (words[m] == mine) continue;
+        sl_fail(&l->figures->ended, SL_FORMAT,
                 "rank %d asks for other weights than rank %d, or finds other files",
-                t->team->member[m], t->team->member[t->team->me]);
+                team->member[m], team->member[team->me]);
         return false;
     }
     return sl_ok(t->ctx);
 }
 
 /* This rank's attempt is over: nothing is queued any more, and ctx is as good as new. *why (may
- * be NULL) gets what ended it, unless it is known. */
-static void part(const job *j, sl_err *why)
+ * be NULL) gets what ended the attempt, unless it is known. */
+static void part(const loading *l, sl_err *why)
 {
-    const sl_team_load *t = j->t;
+    const sl_team_load *t = l->t;
     sl_err e = {0};
     sl_comm_abort(t->comm, t->team);
-    sl_comm_settle(t->ctx, t->comm);
+    sl_comm_end(t->ctx, t->comm);
     sl_ctx_error(t->ctx, &e);
     if (why && !why->code) *why = e;
 }
@@ -236,9 +226,9 @@ static void part(const job *j, sl_err *why)
 
 static void has_read(void *user, int piece, int64_t count)
 {
-    job *j = user;
-    const cut *c = &j->cuts[j->from[j->t->team->me] + piece];
-    atomic_fetch_sub_explicit(&j->left[c->batch], count, memory_order_release);
+    loading *l = user;
+    const cut *c = &l->cuts[l->from[l->t->team->me] + piece];
+    atomic_fetch_sub_explicit(&l->left[c->batch], count, memory_order_release);
 }
 
 /* Of the processors, which the members share. */
@@ -250,102 +240,101 @@ static int reader_count(int ranks)
     return n < 2 ? 2 : n > READERS ? READERS : n;
 }
 
-static sl_code start_reading(job *j, sl_err *err)
+static sl_code start_reading(loading *l, sl_err *err)
 {
-    const sl_team_load *t = j->t;
-    const int count = j->from[t->team->me + 1] - j->from[t->team->me];
+    const sl_team_load *t = l->t;
+    const int count = l->from[t->team->me + 1] - l->from[t->team->me];
     if (!t->plugin) return SL_OK;
-    return t->plugin->load_begin(&j->load, j->own, count, reader_count(t->team->size),
-                                 t->ctx->cancel, has_read, j, err);
+    return t->plugin->load_begin(&l->load, l->own, count, reader_count(t->team->size),
+                                 t->ctx->cancel, has_read, l, err);
 }
 
 /* This rank's batch r has been read. False: reading has failed. */
-static bool read_batch(job *j, int r)
+static bool read_batch(loading *l, int r)
 {
-    const sl_team_load *t = j->t;
-    const int me = t->team->me, count = j->from[me + 1] - j->from[me];
+    const sl_team_load *t = l->t;
+    const int me = t->team->me, count = l->from[me + 1] - l->from[me];
     int n = 0;
-    while (t->plugin && atomic_load_explicit(&j->left[r], memory_order_acquire) > 0) {
+    while (t->plugin && atomic_load_explicit(&l->left[r], memory_order_acquire) > 0) {
         const struct timespec nap = {0, 50000};
-        if (t->plugin->load_over(j->load))
-            return atomic_load_explicit(&j->left[r], memory_order_acquire) <= 0;
+        if (t->plugin->load_over(l->load))
+            return atomic_load_explicit(&l->left[r], memory_order_acquire) <= 0;
         sl_comm_beat(t->comm);
         nanosleep(&nap, NULL);
     }
     if (t->plugin) return true;
-    while (j->read + n < count && j->cuts[j->from[me] + j->read + n].batch == r) n++;
-    if (n && t->read(t->user, j->own + j->read, n, &j->err)) return false;
-    j->read += n;
+    while (l->read + n < count && l->cuts[l->from[me] + l->read + n].batch == r) n++;
+    if (n && t->read(t->user, l->own + l->read, n, &l->err)) return false;
+    l->read += n;
     return true;
 }
 
 /* All that is this rank's to read has been read, or reading has failed. */
-static sl_code end_reading(job *j, sl_err *err)
+static sl_code end_reading(loading *l, sl_err *err)
 {
-    const sl_team_load *t = j->t;
-    const int count = j->from[t->team->me + 1] - j->from[t->team->me];
-    if (j->load) return t->plugin->load_end(&j->load, NULL, err);
-    if (!j->err.code && j->read < count)
-        t->read(t->user, j->own + j->read, count - j->read, &j->err);
-    if (j->err.code && err) *err = j->err;
-    return j->err.code;
+    const sl_team_load *t = l->t;
+    const int count = l->from[t->team->me + 1] - l->from[t->team->me];
+    if (l->load) return t->plugin->load_end(&l->load, NULL, err);
+    if (!l->err.code && l->read < count)
+        t->read(t->user, l->own + l->read, count - l->read, &l->err);
+    if (l->err.code && err) *err = l->err;
+    return l->err.code;
 }
 
-static sl_code read_now(job *j, const sl_load_piece *pieces, int n, sl_err *err)
+static sl_code read_now(loading *l, const sl_load_piece *pieces, int n, sl_err *err)
 {
-    const sl_team_load *t = j->t;
-    j->figures->read += file_bytes(pieces, n);
+    const sl_team_load *t = l->t;
+    l->figures->read += file_bytes(pieces, n);
     if (!n) return SL_OK;
     return t->plugin ? t->plugin->load(pieces, n, 0, t->ctx->cancel, NULL, err)
                      : t->read(t->user, pieces, n, err);
 }
 
 /* What the others have not sent. */
-static sl_code read_rest(job *j, sl_err *err)
+static sl_code read_rest(loading *l, sl_err *err)
 {
-    sl_load_piece *rest = malloc(((size_t)j->count + 1) * sizeof *rest);
+    sl_load_piece *rest = malloc(((size_t)l->count + 1) * sizeof *rest);
     int n = 0;
-    if (!rest) return sl_fail(err, SL_NOMEM, "no memory for a list of %d pieces", j->count);
-    for (int m = 0; m < j->t->team->size; m++)
-        for (int i = j->from[m]; i < j->from[m + 1]; i++)
-            if (m != j->t->team->me && j->cuts[i].batch >= j->taken)
-                rest[n++] = piece_of(j, &j->cuts[i]);
-    sl_code rc = read_now(j, rest, n, err);
+    if (!rest) return sl_fail(err, SL_NOMEM, "no memory for a list of %d pieces", l->count);
+    for (int m = 0; m < l->t->team->size; m++)
+        for (int i = l->from[m]; i < l->from[m + 1]; i++)
+            if (m != l->t->team->me && l->cuts[i].batch >= l->taken)
+                rest[n++] = piece_of(l, &l->cuts[i]);
+    sl_code rc = read_now(l, rest, n, err);
     free(rest);
     return rc;
 }
 
 /* ---- rounds ---- */
 
-/* The run that begins with cut *k of member m in round r; *k becomes the cut behind it. */
-static bool next_run(const job *j, int m, int r, int *k, run *out)
+/* The stretch that begins with cut *k of member m in round r; *k becomes the cut behind it. */
+static bool next_stretch(const loading *l, int m, int r, int *k, stretch *out)
 {
-    const int end = j->from[m + 1];
-    if (*k == end || j->cuts[*k].batch != r) return false;
-    const cut *c = &j->cuts[*k];
-    *out = (run){place_of(j, c), bytes_of(j, c), c->in_slot};
-    while (++*k < end && (c = &j->cuts[*k])->batch == r &&
-           place_of(j, c) == out->data + aligned(out->bytes))
-        out->bytes = aligned(out->bytes) + bytes_of(j, c);
+    const int end = l->from[m + 1];
+    if (*k == end || l->cuts[*k].batch != r) return false;
+    const cut *c = &l->cuts[*k];
+    *out = (stretch){place_of(l, c), bytes_of(l, c), c->in_slot};
+    while (++*k < end && (c = &l->cuts[*k])->batch == r &&
+           place_of(l, c) == out->data + aligned(out->bytes))
+        out->bytes = aligned(out->bytes) + bytes_of(l, c);
     return true;
 }
 
-static sl_tensor in_window(const job *j, int m, int r, const run *x)
+static sl_tensor in_window(const loading *l, int m, int r, const stretch *x)
 {
-    const size_t size = (size_t)j->t->team->size, line = (size + 1) * ALIGN,
-                 slot = (size_t)(r % 2) * size + (size_t)m;
-    return sl_view1(j->window + line + slot * j->slot + x->in_slot, SL_U8, (int64_t)x->bytes);
+    const size_t slot = (size_t)(r % 2) * (size_t)l->t->team->size + (size_t)m;
+    return sl_view1(l->window + slot * l->slot + x->in_slot, SL_U8, (int64_t)x->bytes);
 }
 
 /* Round r of member m, from cut k on: sent, or, if `copies`, taken out of the window. Returns
  * the cut behind it. */
-static int pass(const job *j, int m, int r, int k, bool copies)
+static int pass(const loading *l, int m, int r, int k, bool copies)
 {
-    const sl_team_load *t = j->t;
+    const sl_team_load *t = l->t;
     const bool mine = m == t->team->me;
-    run x;
-    while (next_run(j, m, r, &k, &x)) {
-        const sl_tensor y = in_window(j, m, r, &x),
+    stretch x;
+    while (next_stretch(l, m, r, &k, &x)) {
+        const sl_tensor y = in_window(l, m, r, &x),
                         there = sl_view1(x.data, SL_U8, (int64_t)x.bytes);
         if (!copies) sl_comm_broadcast(t->ctx, t->comm, t->lane, &y, &there, m);
         else if (!mine) sl_copy(t->ctx, &there, &y);
@@ -353,70 +342,70 @@ static int pass(const job *j, int m, int r, int k, bool copies)
     return k;
 }
 
-/* All rounds, or as many as go well: j->taken. */
-static void exchange(job *j)
+/* All rounds, or as many as go well: l->taken. */
+static void exchange(loading *l)
 {
-    const sl_team_load *t = j->t;
+    const sl_team_load *t = l->t;
     int next[SL_RANKS];
-    memcpy(next, j->from, sizeof next);
-    for (int r = 0; r < j->rounds && read_batch(j, r); r++) {
+    memcpy(next, l->from, sizeof next);
+    for (int r = 0; r < l->rounds && read_batch(l, r); r++) {
         const int64_t t0 = sl_now_ns();
-        for (int m = 0; m < t->team->size; m++) pass(j, m, r, next[m], false);
+        for (int m = 0; m < t->team->size; m++) pass(l, m, r, next[m], false);
         sl_comm_wait(t->ctx, t->comm, t->lane, 0);
-        for (int m = 0; m < t->team->size; m++) next[m] = pass(j, m, r, next[m], true);
+        for (int m = 0; m < t->team->size; m++) next[m] = pass(l, m, r, next[m], true);
         sl_comm_settle(t->ctx, t->comm);
-        j->figures->waited_ns += sl_now_ns() - t0;
+        l->figures->waited_ns += sl_now_ns() - t0;
         if (!sl_ok(t->ctx)) return;
-        j->taken = r + 1;
+        l->taken = r + 1;
     }
 }
 
 /* What has gone from device to device. */
-static void count_bytes(job *j)
+static void count_bytes(loading *l)
 {
-    const sl_team *team = j->t->team;
+    const sl_team *team = l->t->team;
     for (int m = 0; m < team->size; m++)
-        for (int i = j->from[m]; i < j->from[m + 1]; i++) {
-            const cut *c = &j->cuts[i];
-            if (c->batch >= j->taken) break;
-            if (m != team->me) j->figures->received += bytes_of(j, c);
-            else j->figures->sent += bytes_of(j, c) * (uint64_t)(team->size - 1);
+        for (int i = l->from[m]; i < l->from[m + 1]; i++) {
+            const cut *c = &l->cuts[i];
+            if (c->batch >= l->taken) break;
+            if (m != team->me) l->figures->received += bytes_of(l, c);
+            else l->figures->sent += bytes_of(l, c) * (uint64_t)(team->size - 1);
         }
 }
 
-static sl_code share(job *j, sl_err *err)
+static sl_code share(loading *l, sl_err *err)
 {
-    const sl_team_load *t = j->t;
+    const sl_team_load *t = l->t;
     const int me = t->team->me;
-    sl_code rc = start_reading(j, err);
-    if (!rc) exchange(j);
-    if (j->taken < j->rounds) part(j, &j->figures->ended); /* before memory is given back */
+    sl_code rc = start_reading(l, err);
+    if (!rc) exchange(l);
+    if (l->taken < l->rounds) part(l, &l->figures->ended); /* before memory is given back */
     if (rc) return rc;
-    j->figures->read += file_bytes(j->own, j->from[me + 1] - j->from[me]);
-    count_bytes(j);
-    if ((rc = end_reading(j, err))) return rc;
+    l->figures->read += file_bytes(l->own, l->from[me + 1] - l->from[me]);
+    count_bytes(l);
+    if ((rc = end_reading(l, err))) return rc;
     if (!sl_ok(t->ctx)) return sl_ctx_error(t->ctx, err);
-    if (j->taken < j->rounds) return read_rest(j, err);
+    if (l->taken < l->rounds) return read_rest(l, err);
     /* the windows are free again; whoever fails from here on has sent all */
     sl_comm_barrier(t->ctx, t->comm, t->lane);
-    if (!sl_ok(t->ctx)) part(j, NULL);
+    if (!sl_ok(t->ctx)) part(l, NULL);
     return SL_OK;
 }
 
 sl_code sl_team_load_run(const sl_team_load *t, const sl_load_piece *pieces, int n,
                          sl_team_load_figures *figures, sl_err *err)
 {
-    job j = {.t = t, .pieces = pieces, .n = n, .figures = figures};
+    loading l = {.t = t, .pieces = pieces, .n = n, .figures = figures};
     *figures = (sl_team_load_figures){0};
-    sl_code rc = prepare(&j, err);
-    if (!rc && agree(&j)) rc = share(&j, err);
+    sl_code rc = prepare(&l, err);
+    if (!rc && agree(&l)) rc = share(&l, err);
     else if (!rc) {
-        part(&j, &figures->ended);
-        rc = sl_ok(t->ctx) ? read_now(&j, pieces, n, err) : sl_ctx_error(t->ctx, err);
+        part(&l, &figures->ended);
+        rc = sl_ok(t->ctx) ? read_now(&l, pieces, n, err) : sl_ctx_error(t->ctx, err);
     }
     if (rc) sl_comm_abort(t->comm, t->team);
-    free(j.left);
-    free(j.own);
-    free(j.cuts);
+    free(l.left);
+    free(l.own);
+    free(l.cuts);
     return rc;
 }

@@ -2,7 +2,7 @@
  * which passes it on to the others, device to device.
  *
  * The pieces, in the order of the files, are one long row of bytes, of which each member
- * reads a stretch, as even as may be, straight to its final place. The stretches travel in
+ * reads a share, as even as may be, straight to its final place. The shares travel in
  * rounds: in round r every member broadcasts what it has read as its r-th batch into the
  * others' windows, and they copy it to its final place. While a batch travels the next
  * ones are read. Batches are as large as the window allows (two of each member lie in it),
@@ -24,7 +24,7 @@ typedef sl_code sl_team_read_fn(void *user, const sl_load_piece *pieces, int n, 
 typedef struct {
     sl_ctx *ctx;
     sl_comm *comm; /* windows of one size on all members */
-    sl_lane lane;  /* begun here, unless it is with this team's key */
+    sl_lane lane;  /* begun here, unless it is with the team's key */
     const sl_team *team;
     const sl_plugin *plugin; /* reads beside the exchange; NULL: `read` does, between rounds */
     sl_team_read_fn *read;
@@ -42,7 +42,7 @@ typedef struct {
 /* Bring n pieces to this rank's device; every member calls this with the same pieces in
  * the same order (fd and dst are a rank's own; each dst at a multiple of 256 bytes, all in
  * one allocation laid out alike). What figures->ended tells has been made up for by
- * reading here, and the lane's attempt is then over. Errors: those of reading, after which
+ * reading here, and the attempt is then over (sl_comm_end). Errors: those of reading, after which
  * the team's attempt is aborted; SL_ARG the window is too small; SL_CANCELLED by
  * *ctx->cancel; SL_NOMEM. */
 sl_code sl_team_load_run(const sl_team_load *t, const sl_load_piece *pieces, int n,

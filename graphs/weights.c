@@ -549,10 +549,14 @@ static const sl_plugin *plugin_of(const sl_loader *l)
     return p && p->ops == l->ctx->ops ? p : NULL;
 }
 
+typedef struct {
+    const pending *want;
+} place;
+
 /* What sl_loader_finish reads at once: matrices and vectors. */
 typedef struct {
     sl_loader *l;
-    const pending **wants; /* in the order of the files */
+    place *order;          /* in the order of the files */
     sl_load_piece *pieces; /* theirs */
     int n;
     int *fds;  /* a descriptor a file, in order of shards; -1 what no tensor needs */
@@ -561,7 +565,7 @@ typedef struct {
 
 static int in_files(const void *a, const void *b)
 {
-    const pending *x = *(const pending *const *)a, *y = *(const pending *const *)b;
+    const pending *x = ((const place *)a)->want, *y = ((const place *)b)->want;
     if (x->entry->shard != y->entry->shard) return x->entry->shard < y->entry->shard ? -1 : 1;
     /* a file is mapped as a whole */
     const uintptr_t px = (uintptr_t)x->entry->t.data, py = (uintptr_t)y->entry->t.data;
@@ -572,7 +576,7 @@ static int in_files(const void *a, const void *b)
 static sl_code open_files(const reading *r, sl_err *err)
 {
     for (int i = 0; i < r->n; i++) {
-        const int shard = r->wants[i]->entry->shard;
+        const int shard = r->order[i].want->entry->shard;
         const char *path = sl_st_path(r->l->st, shard);
         if (r->fds[shard] < 0 && (r->fds[shard] = open(path, O_RDONLY | O_CLOEXEC)) < 0)
             return sl_fail_errno(err, errno, "%s: cannot be opened", path);
@@ -587,7 +591,7 @@ static void close_reading(reading *r)
     free(r->fds);
     free(r->raw);
     free(r->pieces);
-    free(r->wants);
+    free(r->order);
 }
 
 /* *r is the caller's, to close. */
@@ -595,18 +599,18 @@ static sl_code open_reading(reading *r, sl_loader *l, char *base, sl_err *err)
 {
     const int shards = sl_st_shards(l->st);
     *r = (reading){.l = l,
-                   .wants = malloc(((size_t)l->want_count + 1) * sizeof *r->wants),
+                   .order = malloc(((size_t)l->want_count + 1) * sizeof *r->order),
                    .pieces = malloc(((size_t)l->want_count + 1) * sizeof *r->pieces),
                    .fds = malloc(((size_t)shards + 1) * sizeof *r->fds)};
-    if (!r->wants || !r->pieces || !r->fds)
+    if (!r->order || !r->pieces || !r->fds)
         return sl_fail(err, SL_NOMEM, "no memory for %d pieces", l->want_count);
     for (int i = 0; i < shards; i++) r->fds[i] = -1;
     for (int i = 0; i < l->want_count; i++)
-        if (l->wants[i].entry && !l->wants[i].conv) r->wants[r->n++] = &l->wants[i];
-    qsort(r->wants, (size_t)r->n, sizeof *r->wants, in_files);
+        if (l->wants[i].entry && !l->wants[i].conv) r->order[r->n++].want = &l->wants[i];
+    qsort(r->order, (size_t)r->n, sizeof *r->order, in_files);
     sl_code rc = open_files(r, err);
     for (int i = 0; i < r->n && !rc; i++) {
-        const pending *w = r->wants[i];
+        const pending *w = r->order[i].want;
         r->pieces[i] = (sl_load_piece){.fd = r->fds[w->entry->shard],
                                        .offset = sl_st_offset(l->st, w->entry),
                                        .count = sl_count(&w->t),
@@ -673,7 +677,7 @@ static uint64_t list_of(const reading *r)
     uint64_t h = 0;
     struct stat st;
     for (int i = 0; i < r->n; i++)
-        for (const char *p = r->wants[i]->name; *p; p++) h = mix(h ^ (unsigned char)*p);
+        for (const char *p = r->order[i].want->name; *p; p++) h = mix(h ^ (unsigned char)*p);
     for (int i = 0; i < sl_st_shards(r->l->st); i++) {
         if (r->fds[i] < 0 || fstat(r->fds[i], &st)) continue;
         h = mix(h ^ (uint64_t)i);
@@ -712,6 +716,7 @@ static sl_code read_as_team(reading *r, const sl_plugin *plugin, sl_err *err)
     return rc;
 }
 
+/* Matrices and vectors of the checkpoint, by this rank or with its team. */
 static sl_code load_plain(sl_loader *l, const sl_plugin *plugin, char *base, sl_err *err)
 {
     const bool shares = l->team.size > 1 && !l->shared.ended;
@@ -745,6 +750,7 @@ static void place_wants(sl_loader *l)
     const sl_plugin *plugin = plugin_of(l);
     const int64_t t0 = sl_now_ns();
     sl_err why;
+    bool queued = false;
     char *base = l->want_bytes ? new_block(l, l->want_bytes) : NULL;
     take_error(l, "weights");
     if (l->st && base && !l->err.code && load_plain(l, plugin, base, &why))
@@ -753,9 +759,11 @@ static void place_wants(sl_loader *l)
         const pending *w = &l->wants[i];
         if (w->conv) put_conv(l, base + w->at, w->t.shape, &w->from);
         else if (!w->entry) make_random(l, plugin, w, base);
+        queued |= w->conv || !w->entry;
         take_error(l, w->name);
     }
-    if (base) sl_sync(l->ctx);
+    /* what was read is there; with a team ctx might tell of a member that has failed since */
+    if (queued) sl_sync(l->ctx);
     take_error(l, "weights");
     for (int i = 0; i < l->want_count && base && !l->err.code; i++)
         l->wants[i].out->data = base + l->wants[i].at;
@@ -791,7 +799,7 @@ void sl_loader_share(sl_loader *l, sl_comm *comm, sl_lane lane, const sl_team *t
 {
     l->comm = comm;
     l->lane = lane;
-    l->team = team ? *team : (sl_team){0};
+    l->team = team && comm ? *team : (sl_team){0};
 }
 
 int sl_loader_unused(const sl_loader *l)

@@ -382,7 +382,7 @@ static void lose_one(fate how, int at, bool received)
     t_body.window = 3 * (size_t)65536 * SCALE;
     given.fate = how;
     given.at = at;
-    t_ranks(3, rank_loses_one, how == STOPS ? 1500 : 20000, how == STOPS ? kill_the_stopped : NULL,
+    t_ranks(3, rank_loses_one, how == STOPS ? 2500 : 20000, how == STOPS ? kill_the_stopped : NULL,
             how == DIES || how == STOPS ? 1 : -1);
     for (int k = 0; k < 3; k += 2) {
         assert_true(tell[k].shared.ended);
