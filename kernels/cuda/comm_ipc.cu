@@ -19,26 +19,14 @@
  * process has as many as it may (CUDA_DEVICE_MAX_CONNECTIONS, set by who starts it; 32).
  * Source: CUDA driver API, "Stream Memory Operations"; CUDA C programming guide,
  * "Interprocess Communication". */
-#include "kernels/cuda/cuda.h"
+#include "kernels/cuda/comm_device.cuh"
 
 #include <cuda.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
-#include <unistd.h>
 
-extern "C" {
-#include "common/clock.h"
-#include "kernels/comm_body.h"
-}
-
-enum {
-    RING = 8,   /* operations whose copies have an event of their own */
-    CLOCKS = 256 /* waits between two settles whose time is taken */
-};
-#define WINDOW_ALIGN ((size_t)2 << 20)
+enum { RING = 8 /* operations whose copies have an event of their own */ };
 
 namespace
 {
@@ -51,10 +39,7 @@ struct ipc_state {
     cudaEvent_t ready;                /* on ctx's stream: what an operation sends is there */
     void *mark[SL_RANKS];             /* device address of each rank's control block */
     bool pinned[SL_RANKS], mapped[SL_RANKS];
-    /* before and after each wait of ctx's stream, since the last settle */
-    cudaEvent_t clock[CLOCKS][2];
-    sl_lane clock_lane[CLOCKS];
-    int clocks;
+    sl_comm_clocks clocks;
 };
 
 typedef CUresult CUDAAPI value64_fn(CUstream, CUdeviceptr, cuuint64_t, unsigned);
@@ -81,22 +66,15 @@ value64_fn *write_value()
     return f;
 }
 
-sl_code failed(sl_err *err, cudaError_t e, const char *what)
-{
-    cudaGetLastError();
-    return sl_fail(err, e == cudaErrorMemoryAllocation ? SL_NOMEM : SL_CUDA, "comm: %s: %s", what,
-                   cudaGetErrorString(e));
-}
-
 /* A rank's control block as the device sees it. */
 sl_code pin(ipc_state *s, sl_comm *c, int rank, sl_err *err)
 {
     void *block = sl_comm_block_of(c, rank);
     cudaError_t e = cudaHostRegister(block, SL_COMM_PAGE, cudaHostRegisterMapped);
-    if (e != cudaSuccess) return failed(err, e, "pinning a control block");
+    if (e != cudaSuccess) return sl_comm_failed(err, e, "pinning a control block");
     s->pinned[rank] = true;
     e = cudaHostGetDevicePointer(&s->mark[rank], block, 0);
-    return e == cudaSuccess ? SL_OK : failed(err, e, "a control block on the device");
+    return e == cudaSuccess ? SL_OK : sl_comm_failed(err, e, "a control block on the device");
 }
 
 sl_code make_stream(ipc_state *s, int rank, sl_err *err)
@@ -104,7 +82,7 @@ sl_code make_stream(ipc_state *s, int rank, sl_err *err)
     cudaError_t e = cudaStreamCreateWithFlags(&s->copy[rank], cudaStreamNonBlocking);
     for (int i = 0; i < RING && e == cudaSuccess; i++)
         e = cudaEventCreateWithFlags(&s->sent[rank][i], cudaEventDisableTiming);
-    return e == cudaSuccess ? SL_OK : failed(err, e, "a stream for copies");
+    return e == cudaSuccess ? SL_OK : sl_comm_failed(err, e, "a stream for copies");
 }
 
 sl_code ipc_open(sl_comm *c, sl_comm_handle *h, sl_err *err)
@@ -114,18 +92,16 @@ sl_code ipc_open(sl_comm *c, sl_comm_handle *h, sl_err *err)
     sl_comm_set_state(c, s);
     if (!wait_value() || !write_value())
         return sl_fail(err, SL_CUDA, "comm: the driver has no stream memory operations");
-    const size_t bytes = (size_t)h->window_bytes;
-    char *window = NULL;
     cudaError_t e = cudaGetDevice(&s->device);
-    if (e == cudaSuccess)
-        e = cudaMalloc((void **)&window, (bytes + WINDOW_ALIGN) / WINDOW_ALIGN * WINDOW_ALIGN);
-    if (e != cudaSuccess) return failed(err, e, "the window");
-    sl_comm_set_window(c, sl_comm_rank(c), window, bytes);
+    if (e != cudaSuccess) return sl_comm_failed(err, e, "the device");
+    sl_code rc = sl_comm_make_window(c, (size_t)h->window_bytes, err);
+    if (rc) return rc;
+    void *window = sl_comm_window_of(c, sl_comm_rank(c));
     if ((e = cudaIpcGetMemHandle((cudaIpcMemHandle_t *)h->device, window)) != cudaSuccess)
-        return failed(err, e, "cudaIpcGetMemHandle");
+        return sl_comm_failed(err, e, "cudaIpcGetMemHandle");
     if ((e = cudaEventCreateWithFlags(&s->ready, cudaEventDisableTiming)) != cudaSuccess)
-        return failed(err, e, "an event");
-    sl_code rc = make_stream(s, sl_comm_rank(c), err);
+        return sl_comm_failed(err, e, "an event");
+    rc = make_stream(s, sl_comm_rank(c), err);
     return rc ? rc : pin(s, c, sl_comm_rank(c), err);
 }
 
@@ -140,7 +116,7 @@ sl_code ipc_connect(sl_comm *c, const sl_comm_handle *h, sl_err *err)
         char what[96];
         snprintf(what, sizeof what, "device %d cannot map the window of rank %d", s->device,
                  h->rank);
-        return failed(err, e, what);
+        return sl_comm_failed(err, e, what);
     }
     s->mapped[h->rank] = true;
     sl_comm_set_window(c, h->rank, (char *)window, (size_t)h->window_bytes);
@@ -173,9 +149,7 @@ void ipc_close(sl_comm *c)
     ipc_disconnect(c, sl_comm_rank(c));
     if (window) cudaFree(window);
     if (s->ready) cudaEventDestroy(s->ready);
-    for (int i = 0; i < CLOCKS; i++)
-        for (int end = 0; end < 2; end++)
-            if (s->clock[i][end]) cudaEventDestroy(s->clock[i][end]);
+    sl_comm_free_clocks(&s->clocks);
     cudaGetLastError();
     free(s);
     sl_comm_set_state(c, NULL);
@@ -221,33 +195,10 @@ void ipc_exchange(sl_ctx *ctx, sl_comm *c, sl_lane lane, uint64_t value, int n,
     }
 }
 
-/* Event `end` of the newest wait's clock. */
-void tick(sl_ctx *ctx, ipc_state *s, sl_lane lane, int end)
-{
-    if (s->clocks == CLOCKS) return;
-    cudaEvent_t *e = &s->clock[s->clocks][end];
-    if (!*e && !sl_cuda_ok(ctx, cudaEventCreate(e), "comm: a clock")) return;
-    s->clock_lane[s->clocks] = lane;
-    sl_cuda_ok(ctx, cudaEventRecord(*e, ctx->stream), "comm: a clock");
-    s->clocks += end;
-}
-
-/* The times of all waits since the last settle; the stream is idle. */
-void read_clocks(sl_comm *c, ipc_state *s)
-{
-    for (int i = 0; i < s->clocks; i++) {
-        float ms = 0;
-        if (cudaEventElapsedTime(&ms, s->clock[i][0], s->clock[i][1]) == cudaSuccess)
-            sl_comm_add_waited(c, s->clock_lane[i], (int64_t)(ms * 1e6f));
-        else cudaGetLastError();
-    }
-    s->clocks = 0;
-}
-
 void ipc_wait(sl_ctx *ctx, sl_comm *c, sl_lane lane, uint64_t value)
 {
     ipc_state *s = (ipc_state *)sl_comm_state(c);
-    tick(ctx, s, lane, 0);
+    sl_comm_tick(ctx, &s->clocks, lane, 0);
     const sl_team *t = sl_comm_team(c, lane);
     const int me = sl_comm_rank(c);
     for (int i = 0; i < t->size; i++) {
@@ -262,7 +213,7 @@ void ipc_wait(sl_ctx *ctx, sl_comm *c, sl_lane lane, uint64_t value)
                                   "a wait"))
             return;
     }
-    tick(ctx, s, lane, 1);
+    sl_comm_tick(ctx, &s->clocks, lane, 1);
 }
 
 /* Nothing of this rank's is on its way any more; -1: something broke. */
@@ -276,12 +227,6 @@ int idle(sl_ctx *ctx, const ipc_state *s)
         return 0;
     }
     return sl_cuda_ok(ctx, e, "comm: waiting for the device") ? 1 : -1;
-}
-
-void nap(long us)
-{
-    struct timespec t = {0, us * 1000};
-    nanosleep(&t, NULL);
 }
 
 void ipc_settle(sl_ctx *ctx, sl_comm *c)
@@ -304,9 +249,9 @@ void ipc_settle(sl_ctx *ctx, sl_comm *c)
                 return;
             }
         }
-        nap(now - t0 < 2000000 ? 20 : 200);
+        sl_comm_nap(now - t0 < 2000000 ? 20 : 200);
     }
-    read_clocks(c, s);
+    sl_comm_read_clocks(c, &s->clocks);
     /* a member that has begun the next attempt has set marks that let this one's waits
      * through */
     if (sl_ok(ctx)) sl_comm_given_up(ctx, c);
