@@ -31,9 +31,10 @@ typedef struct {
 /* The table, body and device of a rank. Gives them and returns NULL, or what was wrong. */
 typedef struct {
     const char *(*open)(int rank, const sl_ops **ops, const sl_comm_body **body);
-    size_t window, arena; /* arena 0: 16 MiB */
-    int ranks;            /* most of them */
-    int limit_s;          /* for the ranks of one call of t_ranks; 0: 90 */
+    size_t window, arena;            /* arena 0: 16 MiB */
+    int ranks;                       /* most of them */
+    int limit_s;                     /* for the ranks of one call of t_ranks; 0: 90 */
+    size_t (*device_used)(int rank); /* bytes of the rank's device that are taken; NULL: none */
 } t_comm_body;
 
 typedef const char *t_rank_fn(t_rank *r);
@@ -41,7 +42,7 @@ typedef const char *t_rank_fn(t_rank *r);
 /* What the ranks and the test share. */
 typedef struct {
     sl_comm_handle handle[SL_RANKS];
-    _Atomic int there, connected, flag;
+    _Atomic int there, connected, flag, ended;
     _Atomic pid_t pid[SL_RANKS];
     char says[SL_RANKS][256];
     int64_t ns[SL_RANKS];
@@ -236,6 +237,8 @@ static const char *round_trip(t_rank *r, sl_lane lane, const sl_team *team, int6
     return bad;
 }
 
+static const int T_ALL[SL_RANKS] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
 static sl_team team_of(const t_rank *r, int size, const int *members, uint32_t key)
 {
     sl_team t = {.size = size, .me = -1, .key = key};
@@ -322,6 +325,37 @@ static inline void halves_meet_and_join(void **state)
     t_ranks(4, rank_halves, 20000, NULL, -1);
 }
 
+/* One pair of ranks on all lanes at once. */
+static inline const char *rank_lanes(t_rank *r)
+{
+    const int all[] = {0, 1};
+    const sl_team team = team_of(r, 2, all, 3);
+    const size_t mark = sl_mark(r->ctx);
+    const char *bad = NULL;
+    for (int l = 0; l < SL_LANES; l++) sl_comm_begin(r->ctx, r->comm, (sl_lane)l, &team);
+    for (int i = 0; i < 20 && !bad; i++) {
+        sl_tensor got[SL_LANES];
+        size_t at = 0;
+        for (int l = 0; l < SL_LANES; l++) {
+            sl_tensor x = make_part(r, i + l, SL_F32, 7 * r->rank, 7, 0, 5 + l);
+            got[l] = in_window(r, &at, SL_F32, 14, 5 + l);
+            sl_comm_gather(r->ctx, r->comm, (sl_lane)l, &got[l], &x, 14);
+        }
+        for (int l = SL_LANES - 1; l >= 0; l--) sl_comm_wait(r->ctx, r->comm, (sl_lane)l, 0);
+        RANK_CTX(r);
+        for (int l = 0; l < SL_LANES && !bad; l++) bad = compare(r, &got[l], i + l, 0, 0);
+        sl_comm_barrier(r->ctx, r->comm, SL_LANE_TEAM);
+        sl_release(r->ctx, mark);
+    }
+    return bad;
+}
+
+static inline void lanes_do_not_mix(void **state)
+{
+    (void)state;
+    t_ranks(2, rank_lanes, 20000, NULL, -1);
+}
+
 static inline const char *rank_broadcasts(t_rank *r)
 {
     int all[SL_RANKS];
@@ -375,9 +409,14 @@ static inline const char *rank_many(t_rank *r)
               y = in_window(r, &at, SL_BF16, 64, 8), z = in_window(r, &at, SL_BF16, 32, 16);
     int files = 0;
     long pages = 0;
+    size_t device = 0;
     sl_comm_begin(r->ctx, r->comm, SL_LANE_SHARD, &team);
     for (int i = 0; i < 10000; i++) {
-        if (i == 1000) files = open_files(), pages = resident_pages();
+        if (i == 1000) {
+            sl_comm_settle(r->ctx, r->comm);
+            files = open_files(), pages = resident_pages();
+            if (t_body.device_used) device = t_body.device_used(r->rank);
+        }
         sl_comm_to_heads(r->ctx, r->comm, SL_LANE_SHARD, &y, &x, 64, 0, 1);
         sl_comm_wait(r->ctx, r->comm, SL_LANE_SHARD, 0);
         sl_comm_to_rows(r->ctx, r->comm, SL_LANE_SHARD, &z, &y, 64, 0, 8);
@@ -386,6 +425,11 @@ static inline const char *rank_many(t_rank *r)
     }
     RANK_OK(open_files() == files, "%d files are open, want %d", open_files(), files);
     RANK_OK(resident_pages() - pages < 256, "%ld pages more", resident_pages() - pages);
+    sl_comm_settle(r->ctx, r->comm);
+    if (t_body.device_used) {
+        const size_t now = t_body.device_used(r->rank);
+        RANK_OK(now < device + (8 << 20), "%zu bytes of the device, %zu before", now, device);
+    }
     sl_comm_stats s = sl_comm_take_stats(r->comm);
     RANK_OK(s.operations == 20000, "%llu operations", (unsigned long long)s.operations);
     return compare(r, &z, 1, 32 * r->rank, 0);
@@ -453,10 +497,15 @@ static sl_code exchange_until(t_rank *r, const sl_team *team)
     return sl_ctx_error(r->ctx, &err);
 }
 
+/* Ranks of the tests of ends: three, or as many as there are. */
+static inline int few(void)
+{
+    return t_body.ranks < 3 ? t_body.ranks : 3;
+}
+
 static inline const char *rank_aborted(t_rank *r)
 {
-    const int all[] = {0, 1, 2};
-    sl_team team = team_of(r, 3, all, 1), again = team_of(r, 3, all, 2);
+    sl_team team = team_of(r, r->ranks, T_ALL, 1), again = team_of(r, r->ranks, T_ALL, 2);
     if (r->rank == 1) { /* begins, and gives up while the others wait for it */
         sl_err err;
         sl_comm_begin(r->ctx, r->comm, SL_LANE_SHARD, &team);
@@ -479,14 +528,13 @@ static inline const char *rank_aborted(t_rank *r)
 static inline void an_abort_ends_all_within_a_second(void **state)
 {
     (void)state;
-    if (t_body.ranks < 3) skip();
-    t_ranks(3, rank_aborted, 20000, NULL, -1);
+    t_ranks(few(), rank_aborted, 20000, NULL, -1);
 }
 
 static inline const char *rank_bereaved(t_rank *r)
 {
-    const int all[] = {0, 1, 2}, rest[] = {0, 2};
-    sl_team team = team_of(r, 3, all, 1), left = team_of(r, 2, rest, 2);
+    const int rest[] = {0, 2};
+    sl_team team = team_of(r, r->ranks, T_ALL, 1), left = team_of(r, r->ranks - 1, rest, 2);
     sl_code rc = exchange_until(r, &team);
     if (r->rank == 1) return NULL; /* stopped and then killed: never here */
     RANK_OK(rc == SL_GONE || rc == SL_CANCELLED || rc == SL_TIMEOUT, "ended with %s",
@@ -517,15 +565,108 @@ static void stop_one(void)
 static inline void a_killed_rank_ends_the_attempt(void **state)
 {
     (void)state;
-    if (t_body.ranks < 3) skip();
-    t_ranks(3, rank_bereaved, 20000, kill_one, 1);
+    t_ranks(few(), rank_bereaved, 20000, kill_one, 1);
 }
 
 static inline void a_stopped_rank_ends_the_attempt(void **state)
 {
     (void)state;
-    if (t_body.ranks < 3) skip();
-    t_ranks(3, rank_bereaved, 1000, stop_one, 1);
+    t_ranks(few(), rank_bereaved, 1000, stop_one, 1);
+}
+
+/* A rank that has died is there again as another process. The next attempt begins when all have
+ * ended the one before. */
+static inline const char *rank_again(t_rank *r)
+{
+    sl_team again = team_of(r, r->ranks, T_ALL, 2);
+    RANK_OK(t_until(&t_comm->ended, r->ranks - 1), "%s", "the attempt did not end");
+    sl_comm_begin(r->ctx, r->comm, SL_LANE_SHARD, &again);
+    RANK_CTX(r);
+    return round_trip(r, SL_LANE_SHARD, &again, 50, 24, SL_BF16, 2);
+}
+
+static inline const char *rank_outlives(t_rank *r)
+{
+    sl_team team = team_of(r, r->ranks, T_ALL, 1);
+    sl_err err = {0};
+    exchange_until(r, &team);
+    atomic_fetch_add(&t_comm->ended, 1);
+    RANK_OK(t_until(&t_comm->connected, r->ranks + 1), "%s", "nobody came again");
+    RANK_OK(!sl_comm_connect(r->comm, &t_comm->handle[1], &err), "connect again: %.200s", err.msg);
+    return rank_again(r);
+}
+
+static char t_replaced[512]; /* what the rank that came again says */
+
+static void replace_one(void)
+{
+    const pid_t old = atomic_load(&t_comm->pid[1]);
+    siginfo_t info;
+    int status = 0;
+    t_until(&t_comm->flag, 300);
+    kill(old, SIGKILL);
+    waitid(P_PID, (id_t)old, &info, WEXITED | WNOWAIT);
+    fflush(NULL);
+    pid_t pid = fork(), ended;
+    if (!pid) {
+        t_rank r = {.rank = 1, .ranks = few()};
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        const char *bad = rank_run(&r, rank_again, 20000);
+        if (bad && bad != t_comm->says[1]) snprintf(t_comm->says[1], 256, "%s", bad);
+        _exit(bad ? 1 : 0);
+    }
+    const int64_t by = sl_now_ns() + 60000000000;
+    while (!(ended = waitpid(pid, &status, WNOHANG)) && sl_now_ns() < by) usleep(1000);
+    if (!ended) {
+        kill(pid, SIGKILL);
+        waitpid(pid, &status, 0);
+    }
+    *t_replaced = 0;
+    if (!ended || !WIFEXITED(status) || WEXITSTATUS(status))
+        snprintf(t_replaced, sizeof t_replaced, "the rank that came again: %s (status %d)",
+                 t_comm->says[1], status);
+}
+
+static inline void a_rank_that_died_comes_again(void **state)
+{
+    (void)state;
+    t_ranks(few(), rank_outlives, 20000, replace_one, 1);
+    if (*t_replaced) fail_msg("%s", t_replaced);
+}
+
+/* What one rank sent in an attempt that the other gave up does not come in the next one. */
+static inline const char *rank_one_sided(t_rank *r)
+{
+    const int all[] = {0, 1};
+    const char *bad = NULL;
+    for (uint32_t i = 1; i <= 6 && !bad; i++) {
+        const sl_team team = team_of(r, 2, all, i);
+        const size_t mark = sl_mark(r->ctx);
+        size_t at = 0;
+        sl_tensor x = make_part(r, (int)i, SL_F32, 0, 3, 0, 4), y = in_window(r, &at, SL_F32, 3, 4);
+        sl_err err;
+        sl_comm_begin(r->ctx, r->comm, SL_LANE_TEAM, &team);
+        RANK_CTX(r);
+        if (i % 2 && r->rank) {
+            usleep(50000);
+            sl_comm_abort(r->comm, &team);
+        } else {
+            sl_comm_broadcast(r->ctx, r->comm, SL_LANE_TEAM, &y, &x, 0);
+            sl_comm_wait(r->ctx, r->comm, SL_LANE_TEAM, 0);
+            sl_comm_settle(r->ctx, r->comm);
+            if (!(i % 2)) bad = compare(r, &y, (int)i, 0, 0);
+        }
+        sl_comm_end(r->ctx, r->comm);
+        sl_ctx_error(r->ctx, &err);
+        sl_release(r->ctx, mark);
+    }
+    return bad;
+}
+
+static inline void what_was_given_up_does_not_come(void **state)
+{
+    (void)state;
+    t_ranks(2, rank_one_sided, 20000, NULL, -1);
 }
 
 static const char *wants(t_rank *r, sl_code code, const char *says)
@@ -600,11 +741,14 @@ static inline void shares_are_even_and_whole(void **state)
 
 #define T_COMM_TESTS                                                                               \
     cmocka_unit_test(shares_are_even_and_whole), cmocka_unit_test(every_team_exchanges),           \
-        cmocka_unit_test(halves_meet_and_join), cmocka_unit_test(a_broadcast_reaches_all),         \
-        cmocka_unit_test(words_reach_all), cmocka_unit_test(ten_thousand_exchanges_leak_nothing),  \
+        cmocka_unit_test(halves_meet_and_join), cmocka_unit_test(lanes_do_not_mix),                \
+        cmocka_unit_test(a_broadcast_reaches_all), cmocka_unit_test(words_reach_all),              \
+        cmocka_unit_test(ten_thousand_exchanges_leak_nothing),                                     \
         cmocka_unit_test(an_abort_ends_all_within_a_second),                                       \
         cmocka_unit_test(a_killed_rank_ends_the_attempt),                                          \
         cmocka_unit_test(a_stopped_rank_ends_the_attempt),                                         \
+        cmocka_unit_test(a_rank_that_died_comes_again),                                            \
+        cmocka_unit_test(what_was_given_up_does_not_come),                                         \
         cmocka_unit_test(what_does_not_fit_is_refused)
 
 #endif
