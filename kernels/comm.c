@@ -49,7 +49,7 @@ typedef struct {
     _Atomic uint64_t words[SL_LANES][SL_RANKS][2];
 } block;
 
-_Static_assert(sizeof(block) <= SL_COMM_PAGE, "a block is a page");
+_Static_assert(sizeof(block) <= SL_COMM_BOARD, "what follows is the bodies'");
 
 typedef struct {
     block *block; /* NULL: not connected */
@@ -448,6 +448,7 @@ void sl_comm_begin(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_team *team)
     ctx->settle = settle_of;
     ctx->settle_with = c;
     sl_comm_barrier(ctx, c, lane);
+    if (c->body->begin && sl_ok(ctx)) c->body->begin(ctx, c, lane);
 }
 
 void sl_comm_end(sl_ctx *ctx, sl_comm *c)

@@ -2,7 +2,8 @@
  *
  * GROUP   all ranks of a machine that may ever work together, each a process with the same
  *         weights. A rank opens its end once, at start, and exports a handle, plain bytes; it
- *         connects the handle of every other rank once. After that nothing is set up any more.
+ *         connects the handle of every other rank once. After that nothing is set up any more;
+ *         but for nccl, where two ranks are joined when they first begin an attempt together.
  * TEAM    any subset of the group, for one attempt at a job: numbers alone, no messages.
  * WINDOW  memory of a rank that the others write to. A tensor in a window lies at the
  *         same offset on every rank of a team, since all of them lay it out by the same
@@ -22,6 +23,9 @@
  *   shm    CPU ranks: windows are shared memory
  *   ipc    GPU ranks: windows are device memory mapped by CUDA IPC, written by copy engines;
  *          devices that cannot map each other are refused at connect
+ *   nccl   GPU ranks, a device each: NCCL moves the bytes, also between devices that cannot map
+ *          each other; two ranks of one device are refused at connect. Its kernels hold some
+ *          multiprocessors while a rank waits for another within an operation
  *
  * ENDS. An abort by anybody (cancel, error) or a dead rank ends every wait of every member
  * within a second, with SL_CANCELLED or SL_GONE; a rank without a sign of life for
@@ -45,7 +49,7 @@ typedef struct {
     int32_t rank, pid, fd;
     uint32_t reserved;
     uint64_t window_bytes;
-    uint8_t device[64]; /* cudaIpcMemHandle_t; zero for shm */
+    uint8_t device[64]; /* ipc: cudaIpcMemHandle_t; nccl: where the device is; zero for shm */
 } sl_comm_handle;
 
 /* Members of one attempt, the same on each of them. */

@@ -3,13 +3,14 @@
  *
  * comm.c turns operations into parts, counts them, and owns control blocks, teams and
  * marks; a body moves bytes and orders them with marks. Bodies: cpu/comm_shm.c,
- * cuda/comm_ipc.cu. */
+ * cuda/comm_ipc.cu, cuda/comm_nccl.cu. */
 #ifndef SL_COMM_BODY_H
 #define SL_COMM_BODY_H
 
 #include "kernels/comm.h"
 
 #define SL_COMM_PAGE 4096 /* bytes of a control block; a host window follows it in the file */
+#define SL_COMM_BOARD 1280 /* where in it the bodies' part begins, zeros at first */
 
 /* What one member sends to another, and what it gets from it, in one operation: bytes, in
  * rows. */
@@ -32,7 +33,8 @@ struct sl_comm_body {
     void (*disconnect)(sl_comm *c, int rank); /* the other's window; fine if half connected */
     void (*close)(sl_comm *c);
     /* Send the parts, after the work now on ctx's stream, then set the mark `value` with
-     * each. */
+     * each, or know by other means when they have come. parts[i] is of the team's member i, n its
+     * size. */
     void (*exchange)(sl_ctx *ctx, sl_comm *c, sl_lane lane, uint64_t value, int n,
                      const sl_comm_part parts[]);
     /* Work from now on follows the mark `value` of every other member, and this rank's
@@ -40,6 +42,9 @@ struct sl_comm_body {
     void (*wait)(sl_ctx *ctx, sl_comm *c, sl_lane lane, uint64_t value);
     /* As sl_comm_settle. */
     void (*settle)(sl_ctx *ctx, sl_comm *c);
+    /* NULL, or what is set up between members that have not met yet. Every member has come to
+     * sl_comm_begin, and nothing of this rank's is on its way. */
+    void (*begin)(sl_ctx *ctx, sl_comm *c, sl_lane lane);
 };
 
 /* ---- what a body sees ---- */

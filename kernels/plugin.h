@@ -77,6 +77,9 @@ struct sl_plugin {
                    uint64_t seed);
     /* Ranks on devices of one machine that can map each other, or on one device. */
     const struct sl_comm_body *comm_ipc;
+    /* Ranks on devices of one machine, a device each, whether or not they can map each other. NCCL
+     * 2.14 or newer is wanted: libnccl.so.2, or the file that SLUICE_NCCL names. */
+    const struct sl_comm_body *comm_nccl;
 };
 
 /* The plug-in, opened on the first call and kept; safe from several threads. NULL: it is

@@ -261,4 +261,5 @@ void ipc_settle(sl_ctx *ctx, sl_comm *c)
 
 extern "C" const sl_comm_body sl_cuda_comm_ipc = {
     "ipc", ipc_open, ipc_connect, ipc_disconnect, ipc_close, ipc_exchange, ipc_wait, ipc_settle,
+    NULL,
 };

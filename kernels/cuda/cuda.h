@@ -15,6 +15,7 @@
  *   conv_fast.cu       Hopper's kernel, in tiles of conv_tiles.h
  *   frames.cu          what the autoencoder does besides convolving
  *   load.cu, slab.cu   weights from files; memory that processes share
+ *   comm_ipc.cu, comm_nccl.cu   ranks that share a forward (kernels/comm.h)
  * and what kernels include: device.cuh (memory-bound ones), mma.cuh (one warp's products),
  * hopper.cuh and attention_hopper.cuh (compute capability 9.0). */
 #ifndef SL_CUDA_H

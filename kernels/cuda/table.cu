@@ -4,7 +4,7 @@
 
 #include <string.h>
 
-extern "C" const struct sl_comm_body sl_cuda_comm_ipc; /* comm_ipc.cu */
+extern "C" const struct sl_comm_body sl_cuda_comm_ipc, sl_cuda_comm_nccl; /* comm_*.cu */
 
 enum { WORKSPACE = 64 << 20, SCRATCH_STEP = 2 << 20, HOST_OUT = 1024 };
 
@@ -383,6 +383,7 @@ static sl_plugin all_of_it()
     t.load_end = sl_cuda_load_end;
     t.random = sl_cuda_random;
     t.comm_ipc = &sl_cuda_comm_ipc;
+    t.comm_nccl = &sl_cuda_comm_nccl;
     return t;
 }
 
