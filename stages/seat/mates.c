@@ -75,9 +75,7 @@ sl_code sl_mates_open(sl_mates *r, sl_control *control, const sl_conf *conf, sl_
     r->control = control;
     r->granule = ctx->ops->row_granule;
     if (!strcmp(way, "ipc")) body = p->comm_ipc;
-    if (!strcmp(way, "nccl"))
-        return sl_fail(err, SL_ARG, "%s: comm = \"nccl\" is not there yet, want \"ipc\"",
-                       sl_role_name(role));
+    if (!strcmp(way, "nccl")) body = p->comm_nccl;
     if ((rc = sl_comm_open(&r->comm, body, instance, bytes, SL_MATES_SILENT_MS, err))) return rc;
     sl_control_pulse(control, beat, r->comm);
     sl_comm_handle_of(r->comm, &h);
