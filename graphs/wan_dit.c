@@ -480,18 +480,10 @@ static int64_t rows_at_once(const sl_ctx *ctx, const sl_dit *m, int64_t n)
     return most ? smaller(n, most) : n;
 }
 
-/* How many of `left` rows are taken next: at most `chunk`, and never so that less than a granule
- * (ops.h) would be left for the end, whose product could have other bits. */
-static int64_t next_rows(const sl_ctx *ctx, int64_t left, int64_t chunk)
-{
-    const int64_t g = ctx->ops->row_granule;
-    return left > chunk && left - chunk < g && chunk > g ? chunk - g : smaller(left, chunk);
-}
-
 /* Loop over all n rows, at most `chunk` at a time: `rows` rows from `first` on. */
 #define EACH_CHUNK(first, rows, n, chunk)                                                          \
-    for (int64_t first = 0, rows = next_rows(ctx, n, chunk); first < (n);                          \
-         first += rows, rows = next_rows(ctx, (n) - (first), chunk))
+    for (int64_t first = 0, rows = smaller(n, chunk); first < (n);                                 \
+         first += rows, rows = smaller((n) - (first), chunk))
 
 /* x += gate * branch, `branch` being layer `w` of a; y is memory to work in. A tap sees
  * the branch alone, made once more for it. */
@@ -806,6 +798,7 @@ void sl_dit_forward(sl_ctx *ctx, const sl_dit *m, const sl_tensor *v, const sl_d
                        .chunk = rows_at_once(ctx, m, mine.rows),
                        .scale = 1 / sqrtf((float)m->c.head_dim)};
     const size_t mark = sl_mark(ctx);
+    ctx->whole_rows = n;
     sl_tensor x = sl_new2(ctx, sl_act(ctx), mine.rows, d);
     embed_patches(ctx, &f, &x, true);
     if (in.cache) {
@@ -815,5 +808,6 @@ void sl_dit_forward(sl_ctx *ctx, const sl_dit *m, const sl_tensor *v, const sl_d
         run_rest(ctx, &f, &x);
     }
     run_head(ctx, &f, v, &x, &temb);
+    ctx->whole_rows = 0;
     sl_release(ctx, mark);
 }

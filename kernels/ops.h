@@ -60,6 +60,10 @@ struct sl_ctx {
      * ranks: kernels/comm.h sets it and takes it away. */
     void (*settle)(sl_ctx *ctx);
     void *settle_with;
+    /* Where a product's rows are a share or a piece of more rows: how many those are. A body
+     * that chooses by the number of rows how to multiply chooses by these, and in a way that
+     * gives a row the same bits in all shares. 0: by the rows given. */
+    int64_t whole_rows;
 };
 
 typedef enum { SL_ACT_NONE, SL_ACT_GELU_TANH, SL_ACT_GELU_ERF, SL_ACT_SILU } sl_activation;
@@ -322,9 +326,8 @@ struct sl_ops {
     /* Rows that a network gives to token by token operations at once, to bound its arena;
      * 0: all of them. */
     int64_t rows_at_once;
-    /* Rows that begin at a multiple of it have the same bits in every product, whatever
-     * rows stand beside them; 1: all rows do. At least so many rows are then in a
-     * product. */
+    /* Rows that begin at a multiple of it have the same bits in every product of the same
+     * whole_rows, whatever rows stand beside them; 1: all rows do. */
     int row_granule;
     /* True: no data exists; of the functions only packed_conv_bytes is called. */
     bool plan;

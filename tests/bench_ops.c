@@ -176,6 +176,13 @@ int main(int argc, char **argv)
     linear(&ctx, 30000, 256, 256, SL_BF16, SL_ACT_NONE);
     linear(&ctx, 257, 5120, 1280, SL_F16, SL_ACT_GELU_ERF);
     linear(&ctx, 64, 5120, 5120, SL_BF16, SL_ACT_NONE);
+    linear(&ctx, 2048, 13824, 5120, SL_BF16, SL_ACT_GELU_TANH);
+    linear(&ctx, 2048, 5120, 13824, SL_BF16, SL_ACT_NONE);
+    /* the small model's at 320x192x33 */
+    linear(&ctx, 2160, 256, 256, SL_BF16, SL_ACT_NONE);
+    linear(&ctx, 2160, 576, 256, SL_BF16, SL_ACT_GELU_TANH);
+    linear(&ctx, 2160, 256, 576, SL_BF16, SL_ACT_NONE);
+    linear(&ctx, 2160, 64, 256, SL_BF16, SL_ACT_NONE);
     linear(&ctx, 1, 5120, 5120, SL_F32, SL_ACT_SILU);
     linear(&ctx, 1, 5120, 5120, SL_BF16, SL_ACT_NONE);
     attention(&ctx, 2048, 2048, 4, 128, false);

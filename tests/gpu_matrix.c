@@ -4,7 +4,7 @@
  * Ends with the speed of the 14B model's largest products and attention, for the reader.
  * Without a device: one line, and success. */
 #include "tests/t_ops_matrix.h"
-#include "tests/t_pair.h"
+#include "tests/t_layers.h"
 
 /* ---- linear ---- */
 
@@ -134,6 +134,79 @@ static void products_of_the_networks(void **state)
     /* large enough to be timed */
     linear_once(&p, SL_BF16, 4104, 5120, 5120, BIAS_BF16, SL_ACT_NONE, 0);
     unsetenv("SLUICE_AUTOTUNE");
+    pair_close(&p);
+}
+
+/* ---- rows of a team ---- */
+
+enum { PART = 64 << 20 }; /* bytes compared at a time */
+
+/* The first row in which two device tensors differ; -1: none. host: 2 PART, pinned. */
+static int64_t first_other_row(pair *p, const sl_tensor *a, const sl_tensor *b, char *host)
+{
+    const sl_plugin *cuda = sl_plugin_cuda(NULL);
+    const size_t all = sl_bytes(a), row = (size_t)a->shape[1] * sl_dtype_size(a->dtype),
+                 part = PART / row * row;
+    for (size_t at = 0; at < all; at += part) {
+        const size_t n = all - at < part ? all - at : part;
+        cuda->copy_out(&p->gpu, host, (const char *)a->data + at, n);
+        cuda->copy_out(&p->gpu, host + PART, (const char *)b->data + at, n);
+        sl_sync(&p->gpu);
+        for (size_t i = 0; i < n && memcmp(host, host + PART, n); i += row)
+            if (memcmp(host + i, host + PART + i, row)) return (int64_t)((at + i) / row);
+    }
+    return -1;
+}
+
+static void shares_of_a_layer(pair *p, const t_layer *l, int64_t m, char *host)
+{
+    static const int TEAMS[] = {2, 3, 4, 5, 8};
+    const t_operands all = t_operands_of(p, l, m);
+    t_operands shares = all;
+    const sl_tensor start = l->adds ? sl_new2(&p->gpu, SL_BF16, m, l->n) : all.y;
+    shares.y = sl_new2(&p->gpu, SL_BF16, m, l->n);
+    if (l->adds) sl_copy(&p->gpu, &start, &all.y);
+    p->gpu.whole_rows = m;
+    t_layer_rows(&p->gpu, l, &all, 0, m);
+    EACH(i, TEAMS)
+    {
+        const char *what = say("%lld rows, %s, in shares of 1/%d", (long long)m, l->name, TEAMS[i]);
+        if (l->adds) sl_copy(&p->gpu, &shares.y, &start);
+        else sl_zero(&p->gpu, &shares.y);
+        for (int k = 0; k < TEAMS[i]; k++) {
+            const sl_share of = sl_share_of(m, TEAMS[i], k, 1);
+            t_layer_rows(&p->gpu, l, &shares, of.first, of.rows);
+        }
+        sl_sync(&p->gpu);
+        if (went_wrong(p, what)) return;
+        const int64_t row = first_other_row(p, &shares.y, &all.y, host);
+        if (row < 0) continue;
+        print_message("FAIL %s: row %lld has other bits than in one product\n", what,
+                      (long long)row);
+        p->failures++;
+    }
+    p->gpu.whole_rows = 0;
+    forget(p);
+}
+
+/* The true sizes, and some so small that a share has few rows. */
+static void shares_of_the_14b_model_have_the_bits_of_the_whole(void **state)
+{
+    (void)state;
+    static const int64_t M[] = {75600, 48384, 32760, 3120, 1563, 480, 41, 9, 8};
+    const sl_plugin *cuda = sl_plugin_cuda(NULL);
+    pair p;
+    sl_err err = {0};
+    size_t free_bytes = 0, total = 0;
+    char *host = cuda->host_alloc((size_t)2 * PART);
+    T_OK(cuda->memory(0, &free_bytes, &total, &err));
+    assert_non_null(host);
+    const bool large = free_bytes > (size_t)12 << 30;
+    if (!large) print_message("shares: %zu bytes are free, want 12 GiB for all\n", free_bytes);
+    pair_open(&p, (size_t)(large ? 8 : 1) << 30);
+    EACH(i, M)
+    EACH(k, T_LAYERS) if (large || M[i] < 10000) shares_of_a_layer(&p, &T_LAYERS[k], M[i], host);
+    cuda->host_free(host);
     pair_close(&p);
 }
 
@@ -314,6 +387,7 @@ int main(void)
         cmocka_unit_test(products_in_float32),
         cmocka_unit_test(products_that_are_added),
         cmocka_unit_test(products_of_the_networks),
+        cmocka_unit_test(shares_of_the_14b_model_have_the_bits_of_the_whole),
         CASES(gpu),
         cmocka_unit_test(speed_of_the_largest),
     };

@@ -13,6 +13,7 @@
 
 #include "tests/t_cases.h"
 
+#include "kernels/comm.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/vmath.h"
 
@@ -294,6 +295,117 @@ static void linear_of_columns_side_by_side(void **state)
                 want[i * 48 + j] += (double)both.x[i * 48 + c] * w.x[(j - 32) * 32 + c];
         }
     check(r, &both, want, 16, "linear within one matrix");
+    rig_close(r);
+}
+
+/* ---- rows of a team ---- */
+
+/* How many threads a body on the CPU takes; no other has any. */
+static void set_threads(int n)
+{
+#ifdef _OPENMP
+    omp_set_num_threads(n);
+#else
+    (void)n;
+#endif
+}
+
+/* One layer of the DiT: what its product's rows are, and how they end. */
+typedef struct {
+    int64_t m, n, k, pad;
+    sl_dtype dtype;
+    bool bias, adds, gated;
+    sl_activation act;
+} product;
+
+typedef struct {
+    arg x, w, b, gate, start, y, work; /* y = start + ... where the product adds */
+} operands;
+
+static operands operands_of(rig *r, const product *p)
+{
+    return (operands){.x = columns(r, r->act, p->m, p->k, p->pad),
+                      .w = IN(r, p->dtype, p->n, p->k),
+                      .b = IN(r, r->act, p->n),
+                      .gate = IN(r, SL_F32, p->n),
+                      .start = IN(r, r->act, p->m, p->n),
+                      .y = output(r, r->act, p->m, p->n, p->adds ? 0 : p->pad),
+                      .work = IN(r, r->act, p->m, p->n)};
+}
+
+/* Rows first .. first + rows, at most `chunk` in a product. */
+static void multiply_rows(rig *r, const product *p, const operands *o, int64_t first, int64_t rows,
+                          int64_t chunk)
+{
+    for (; rows > chunk; first += chunk, rows -= chunk) multiply_rows(r, p, o, first, chunk, chunk);
+    const sl_tensor x = sl_rows(&o->x.t, first, rows), y = sl_rows(&o->y.t, first, rows),
+                    work = sl_rows(&o->work.t, 0, rows);
+    const sl_tensor *b = p->bias ? &o->b.t : NULL, *gate = p->gated ? &o->gate.t : NULL;
+    if (p->adds) sl_linear_add(&r->ctx, &y, &work, &x, &o->w.t, b, gate);
+    else sl_linear(&r->ctx, &y, &x, &o->w.t, b, p->act);
+}
+
+static void shares_case(rig *r, const product *p)
+{
+    static const int TEAMS[] = {2, 3, 4, 8};
+    const operands o = operands_of(r, p);
+    const size_t row = (size_t)p->n * sizeof(float);
+    r->ctx.whole_rows = p->m;
+    set_threads(1);
+    if (p->adds) sl_copy(&r->ctx, &o.y.t, &o.start.t);
+    multiply_rows(r, p, &o, 0, p->m, p->m);
+    const float *want = values(r, &o.y);
+    for (int threads = 1; threads <= (r->ctx.ops->host_memory ? 2 : 1); threads++) EACH(i, TEAMS)
+        {
+            set_threads(threads);
+            sl_copy(&r->ctx, &o.y.t, &o.start.t);
+            for (int k = 0; k < TEAMS[i]; k++) {
+                const int granule = r->ctx.ops->row_granule;
+                const sl_share of = sl_share_of(p->m, TEAMS[i], k, granule);
+                multiply_rows(r, p, &o, of.first, of.rows, threads > 1 ? 4 * granule : of.rows);
+            }
+            const float *got = values(r, &o.y);
+            for (int64_t at = 0; at < p->m; at++)
+                if (memcmp(got + at * p->n, want + at * p->n, row))
+                    fail_msg("%lld x %lld x %lld, %s weights, activation %d, pad %lld%s%s: row "
+                             "%lld has other bits in a team of %d, %d threads",
+                             (long long)p->m, (long long)p->n, (long long)p->k,
+                             sl_dtype_tag(p->dtype), (int)p->act, (long long)p->pad,
+                             p->adds ? ", added" : "", p->gated ? ", gated" : "", (long long)at,
+                             TEAMS[i], threads);
+        }
+    rig_clear(r);
+    r->ctx.whole_rows = 0;
+}
+
+/* Token counts that divide by no team, from fewer than ranks to 1/10 of 1280x720x81's; layers
+ * narrow and wide, among them ones whose last columns are few. */
+static void rows_of_a_share_have_the_bits_of_the_whole(void **state)
+{
+    static const int64_t M[] = {5, 20, 41, 97, 462, 1025, 1200, 2160, 7560};
+    static const struct {
+        int64_t n, k;
+    } AT[] = {{64, 256}, {256, 144}, {320, 192}, {192, 320}, {515, 96}, {9, 2053}, {281, 1000}};
+    static const sl_dtype ANY[] = {SL_BF16, SL_F32, SL_F16};
+    rig *r = rig_open(state);
+    int before = sl_cpu_threads(), turn = 0;
+    EACH(i, M) EACH(j, AT)
+    {
+        const bool adds = turn % 5 > 2;
+        const product p = {.m = M[i],
+                           .n = AT[j].n,
+                           .k = AT[j].k,
+                           .pad = !adds && turn % 4 == 3 ? 8 : 0,
+                           .dtype = stored(r) ? ANY[turn % 3] : r->act,
+                           .bias = turn % 7 != 6,
+                           .adds = adds,
+                           .gated = turn % 5 == 3,
+                           .act = (sl_activation)(turn / 2 % 4)};
+        turn++;
+        if (p.m > 3000 && p.n * p.k > 100000) continue; /* for the time it takes */
+        shares_case(r, &p);
+    }
+    set_threads(before);
     rig_close(r);
 }
 
@@ -952,6 +1064,7 @@ static void means_of_absolute_differences(void **state)
 #define CASES(ops)                                                                                 \
     CASE(linear_of_worked_values, ops), CASE(linear_is_the_double_product, ops),                   \
     CASE(linear_of_float32_everywhere, ops), CASE(linear_of_columns_side_by_side, ops),            \
+    CASE(rows_of_a_share_have_the_bits_of_the_whole, ops),                                         \
     CASE(attention_is_the_double_softmax, ops),                                                    \
     CASE(attention_of_huge_scores_picks_one_key, ops),                                             \
     CASE(attention_of_columns_of_one_matrix, ops), CASE(not_a_number_is_not_lost, ops),            \

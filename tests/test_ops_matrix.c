@@ -39,6 +39,69 @@ static void threads_do_not_change_a_bit(void **state)
 }
 #endif
 
+/* The first rows of a product are those of a shorter one, in all of its lengths. */
+static void rows_that_follow_do_not_change_a_bit(void **state)
+{
+    enum { M = 531, N = 300 };
+    static const int64_t K[] = {30, 144, 700}, SHORTER[] = {25, 48, 49, 60, 97, 240, 257, 480, 530};
+    rig *r = rig_open(state);
+    EACH(i, K)
+    {
+        arg x = IN(r, SL_F32, M, K[i]), w = IN(r, i ? SL_F32 : SL_BF16, N, K[i]),
+            y = output(r, SL_F32, M, N, 0), z = output(r, SL_F32, M, N, 0);
+        sl_linear(&r->ctx, &y.t, &x.t, &w.t, NULL, SL_ACT_SILU);
+        EACH(j, SHORTER)
+        {
+            const sl_tensor xs = sl_rows(&x.t, 0, SHORTER[j]), zs = sl_rows(&z.t, 0, SHORTER[j]);
+            sl_linear(&r->ctx, &zs, &xs, &w.t, NULL, SL_ACT_SILU);
+            if (memcmp(zs.data, y.t.data, sl_bytes(&zs)))
+                fail_msg("%lld rows of %lld: other bits than the first of %d",
+                         (long long)SHORTER[j], (long long)K[i], M);
+        }
+        rig_clear(r);
+    }
+    rig_close(r);
+}
+
+/* Cross-attention gives a rank some of the queries, self-attention some of the heads. */
+static void attention_of_a_share_has_the_bits_of_the_whole(void **state)
+{
+    static const struct {
+        int64_t n, k1, k2, d;
+        int heads;
+    } AT[] = {{462, 462, 37, 24, 8}, {277, 512, 257, 128, 4}, {97, 200, 13, 40, 8}};
+    rig *r = rig_open(state);
+    EACH(i, AT)
+    {
+        const int64_t n = AT[i].n, w = AT[i].heads * AT[i].d;
+        arg q = IN(r, SL_F32, n, w), k = IN(r, SL_F32, AT[i].k1, w), v = IN(r, SL_F32, AT[i].k1, w),
+            k2 = IN(r, SL_F32, AT[i].k2, w), v2 = IN(r, SL_F32, AT[i].k2, w),
+            both = output(r, SL_F32, n, w, 0), rows = output(r, SL_F32, n, w, 0),
+            one = output(r, SL_F32, n, w, 0), heads = output(r, SL_F32, n, w, 0);
+        sl_attention_two(&r->ctx, &both.t, &q.t, &k.t, &v.t, &k2.t, &v2.t, AT[i].heads, 0.3f);
+        sl_attention(&r->ctx, &one.t, &q.t, &k.t, &v.t, AT[i].heads, 0.3f, NULL, false);
+        for (int size = 2; size <= 8; size *= 2) {
+            for (int me = 0; me < size; me++) {
+                const sl_share of = sl_share_of(n, size, me, 1);
+                const sl_tensor qs = sl_rows(&q.t, of.first, of.rows),
+                                os = sl_rows(&rows.t, of.first, of.rows);
+                sl_attention_two(&r->ctx, &os, &qs, &k.t, &v.t, &k2.t, &v2.t, AT[i].heads, 0.3f);
+            }
+            assert_memory_equal(rows.t.data, both.t.data, sl_bytes(&both.t));
+            for (int me = 0; me < size && size <= AT[i].heads; me++) {
+                const int64_t wide = w / size, at = me * wide;
+                const sl_tensor qs = sl_cols(&q.t, at, wide), ks = sl_cols(&k.t, at, wide),
+                                vs = sl_cols(&v.t, at, wide), os = sl_cols(&heads.t, at, wide);
+                sl_attention(&r->ctx, &os, &qs, &ks, &vs, AT[i].heads / size, 0.3f, NULL, false);
+            }
+            if (size <= AT[i].heads)
+                assert_memory_equal(heads.t.data, one.t.data, sl_bytes(&one.t));
+        }
+        rig_clear(r);
+    }
+    rig_close(r);
+}
+
 static void a_second_run_gives_the_same_bits(void **state)
 {
     rig *r = rig_open(state);
@@ -107,6 +170,8 @@ int main(void)
 #ifdef _OPENMP
         CASE(threads_do_not_change_a_bit, &sl_ops_cpu),
 #endif
+        CASE(rows_that_follow_do_not_change_a_bit, &sl_ops_cpu),
+        CASE(attention_of_a_share_has_the_bits_of_the_whole, &sl_ops_cpu),
         CASE(a_second_run_gives_the_same_bits, &sl_ops_cpu),
         cmocka_unit_test(exponential_is_good_to_two_units),
         cmocka_unit_test(activations_are_good_to_a_few_units),

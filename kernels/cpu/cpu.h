@@ -4,8 +4,7 @@
  * sl_cpu_NAME implements sl_NAME of ops.h for F32 activations in host memory. ops.c has
  * checked every argument before a body runs. The bodies are OpenMP-parallel. The order of
  * every sum is fixed by the shapes alone, so results have the same bits on every run and
- * with any number of threads; only a product of many rows is OpenBLAS's, which promises
- * the former alone. */
+ * with any number of threads. */
 #ifndef SL_CPU_H
 #define SL_CPU_H
 
@@ -17,6 +16,12 @@ static inline int sl_cpu_threads(void) /* how many a parallel region starts */
 {
     return omp_get_max_threads();
 }
+/* Within a parallel region, to its end: OpenBLAS works on the calling thread. It does so by
+ * itself in a team of several threads, but asks for how many there may be in a team of one. */
+static inline void sl_cpu_alone(void)
+{
+    omp_set_num_threads(1);
+}
 /* built for ThreadSanitizer, which cannot see into OpenMP: one thread, OpenBLAS's too
  * (table.c) */
 #else
@@ -25,18 +30,17 @@ static inline int sl_cpu_threads(void)
 {
     return 1;
 }
+static inline void sl_cpu_alone(void)
+{
+}
 #endif
 
-/* The CPU's rows_at_once. Any few thousand rows are enough for OpenBLAS and little for
- * the arena; another number gives other last bits of its sums. */
-#define SL_CPU_ROWS 8448
-/* Its products' row_granule. sgemm's sums depend on a row's place in a register tile
- * (seen on Zen with OpenBLAS 0.3.21: places 0 to 2 of 6 and 3 to 5 differ in 7 % of the
- * values); a multiple of all tiles' rows (8, 12, 16, 24) keeps the place. That holds
- * with one thread, for OpenBLAS cuts the rows of a product by its threads, and up to the
- * 1,024 rows that linear.c multiplies at a time, which are no multiple: bench_team's 1,200
- * tokens have other last bits in a team of 2. SL_CPU_ROWS is a multiple. */
+/* The CPU's products' row_granule: a multiple of the rows of all of sgemm's register tiles
+ * (linear.c). */
 #define SL_CPU_GRANULE 48
+/* Its rows_at_once, a multiple of the granule. Any few thousand rows are enough for OpenBLAS and
+ * little for the arena. */
+#define SL_CPU_ROWS (176 * SL_CPU_GRANULE)
 
 /* A buffer of at least `bytes`, 64-byte aligned, of this thread and this purpose: it
  * grows when more is asked for than ever before, is kept for the next call and freed when

@@ -13,9 +13,11 @@
 static sl_code cpu_open(sl_ctx *ctx, sl_err *err)
 {
     (void)ctx, (void)err;
-#ifndef _OPENMP
-    openblas_set_num_threads(1);
+#ifdef _OPENMP
+    /* built on OpenMP it knows when a thread of ours calls it, and shares their number */
+    if (openblas_get_parallel() != OPENBLAS_OPENMP)
 #endif
+        openblas_set_num_threads(1);
     return SL_OK;
 }
 

@@ -179,7 +179,7 @@ static void generic_piece(sl_ctx *ctx, const arguments<T> *a, int64_t head, int6
 {
     const sl_dtype dtype = sizeof(T) == sizeof(float) ? SL_F32 : SL_BF16;
     sl_cuda_product s = {}, r = {};
-    s.m = n, s.n = a->nk, s.k = a->d;
+    s.m = n, s.n = a->nk, s.k = a->d, s.whole = r.whole = sl_cuda_whole_rows(ctx);
     s.a = a->q + first * a->q_pitch + head * a->d, s.lda = a->q_pitch, s.step_a = a->d;
     s.b = a->k + head * a->d, s.ldb = a->k_pitch, s.step_b = a->d;
     s.c = score, s.ldc = ld, s.step_c = n * ld;

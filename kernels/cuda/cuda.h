@@ -93,9 +93,11 @@ SL_OPS(SL_CUDA_BODY)
  * row-major with `ld` elements from row to row and `step` elements from matrix to matrix;
  * arithmetic in F32 (never TF32), one rounding to c's dtype. in BF16 or F32; out F32 or
  * in's dtype. bias [n] of dtype `out` and 16-byte aligned, or NULL, is added before;
- * gelu: GELU's tanh form of the sum. Uses the workspace, no scratch. */
+ * gelu: GELU's tanh form of the sum. whole: sl_cuda_whole_rows, where m may be other numbers of
+ * these rows, and batch other numbers of such matrices, without another bit; 0: as it comes. Uses
+ * the workspace, no scratch. */
 struct sl_cuda_product {
-    int64_t m, n, k;
+    int64_t m, n, k, whole;
     const void *a, *b;
     void *c;
     int64_t lda, ldb, ldc, step_a, step_b, step_c;
@@ -109,6 +111,8 @@ struct sl_cuda_product {
 /* False: the product `adds`, and cublasLt has no kernel for that; nothing was done. Errors
  * are kept in ctx. */
 bool sl_cuda_multiply(sl_ctx *ctx, const sl_cuda_product *product);
+/* ctx's whole_rows, or 0 with SLUICE_GEMM_PIN=0. */
+int64_t sl_cuda_whole_rows(sl_ctx *ctx);
 /* True: this context may try several algorithms on the real buffers and keep the fastest.
  * Only with SLUICE_AUTOTUNE=1, since another process may find another one fastest and then
  * has other last bits; not while the stream is captured into a graph. */

@@ -6,7 +6,20 @@
  * so that a job that another process goes on with gives the same bits. With
  * SLUICE_AUTOTUNE=1 a product of 1e11 operations or more is timed once with each
  * algorithm of the short list that sums along k in one piece, on the call's own buffers;
- * another than the first must be 2 % faster to be taken. */
+ * another than the first must be 2 % faster to be taken.
+ *
+ * SHARES. The first choice depends on the number of rows. Where these are a share of more
+ * (ctx's whole_rows), all that is chosen by rows is chosen for the whole: few rows or many, a
+ * gate within the weights or behind the product, and cublasLt's algorithm, which is its first
+ * suggestion for all rows that sums along k in one piece and that it also takes for the share's
+ * rows. An algorithm's tiles sum a row alike wherever it lies, so a row has the same bits in
+ * shares of any size; alone on a GPU a job's products are those that cublasLt finds best.
+ * Suggestions are asked for with the alignment that every row has, since a share may begin at
+ * any. If cublasLt took none of its suggestions for the share's rows, the first for these would
+ * be taken, and could have other bits. Algorithms that were timed (SLUICE_AUTOTUNE=1, on a share
+ * with its own rows) may be other ones on each rank.
+ * SLUICE_GEMM_PIN=0 chooses by a share's own rows, to see what that would gain
+ * (tests/bench_gemm.c). */
 #include "kernels/cuda/cuda.h"
 
 #include <stdlib.h>
@@ -21,7 +34,7 @@ static const size_t PIECE_BYTES = (size_t)128 << 20;
 
 /* What decides which algorithm may run; compared as bytes, so zeroed before it is filled. */
 struct gemm_key {
-    int64_t m, n, k, lda, ldb, ldc, step_a, step_b, step_c;
+    int64_t m, n, k, whole, lda, ldb, ldc, step_a, step_b, step_c;
     int batch, across, gelu, bias, in, out;
     unsigned align_a, align_b, align_c;
     int adds;
@@ -38,7 +51,24 @@ struct gemm_plan {
 struct sl_cuda_gemms {
     gemm_plan *plans;
     int count, room;
+    bool apart; /* SLUICE_GEMM_PIN=0 */
 };
+
+static sl_cuda_gemms *gemms_of(sl_ctx *ctx)
+{
+    sl_cuda *c = sl_cuda_of(ctx);
+    if (!c->gemms) {
+        const char *pin = getenv("SLUICE_GEMM_PIN");
+        c->gemms = new sl_cuda_gemms();
+        c->gemms->apart = pin && !strcmp(pin, "0");
+    }
+    return c->gemms;
+}
+
+int64_t sl_cuda_whole_rows(sl_ctx *ctx)
+{
+    return gemms_of(ctx)->apart ? 0 : ctx->whole_rows;
+}
 
 static void plan_clear(gemm_plan *p)
 {
@@ -59,11 +89,15 @@ void sl_cuda_gemms_free(sl_cuda_gemms *g)
 }
 
 /* Of the first matrix, and of the others of a batch where `step` elements put them at no
- * multiple of 16 bytes. */
-static unsigned alignment(const void *p, int batch, int64_t step, sl_dtype type)
+ * multiple of 16 bytes; of a share every row's, and as if it were of a batch, which may be
+ * a single matrix on another rank. */
+static unsigned alignment(const sl_cuda_product *g, const void *p, int64_t row, int64_t step,
+                          sl_dtype type)
 {
-    uint64_t bytes = batch > 1 ? (uint64_t)step * sl_dtype_size(type) : 0;
-    uint64_t all = (uint64_t)(uintptr_t)p | (bytes % 16 ? bytes : 0);
+    const uint64_t size = sl_dtype_size(type),
+                   bytes = g->batch > 1 || g->whole ? (uint64_t)step * size : 0,
+                   rows = g->whole ? (uint64_t)row * size : 0,
+                   all = (uint64_t)(uintptr_t)p | (bytes % 16 ? bytes : 0) | rows;
     unsigned a = 256;
     while (all % a) a /= 2;
     return a;
@@ -78,15 +112,15 @@ static gemm_key key_of(const sl_cuda_product *g)
 {
     gemm_key k;
     memset(&k, 0, sizeof k);
-    k.m = g->m, k.n = g->n, k.k = g->k;
+    k.m = g->m, k.n = g->n, k.k = g->k, k.whole = g->whole;
     k.lda = g->lda, k.ldb = g->ldb, k.ldc = g->ldc;
     k.batch = g->batch;
     if (g->batch > 1) k.step_a = g->step_a, k.step_b = g->step_b, k.step_c = g->step_c;
     k.adds = g->adds;
     k.across = g->across, k.gelu = g->gelu, k.bias = g->bias != NULL, k.in = g->in, k.out = g->out;
-    k.align_a = alignment(g->a, g->batch, g->step_a, g->in),
-    k.align_b = alignment(g->b, g->batch, g->step_b, g->in);
-    k.align_c = alignment(g->c, g->batch, g->step_c, g->out);
+    k.align_a = alignment(g, g->a, g->lda, g->step_a, g->in);
+    k.align_b = alignment(g, g->b, 0, g->step_b, g->in);
+    k.align_c = alignment(g, g->c, g->ldc, g->step_c, g->out);
     return k;
 }
 
@@ -207,34 +241,75 @@ static int fastest(sl_ctx *ctx, gemm_plan *p, const sl_cuda_product *g,
     return chosen;
 }
 
-/* Fill `p` for this product; cublasLt having nothing is no error but a plain plan. */
-static void plan_make(sl_ctx *ctx, gemm_plan *p, const sl_cuda_product *g)
+/* cublasLt's suggestions for the product that p describes, the best first: how many. */
+static int suggested(sl_ctx *ctx, const gemm_plan *p, const gemm_key *key, int most,
+                     cublasLtMatmulHeuristicResult_t list[ALGORITHMS])
 {
     sl_cuda *c = sl_cuda_of(ctx);
     cublasLtMatmulPreference_t pref = NULL;
-    cublasLtMatmulHeuristicResult_t list[ALGORITHMS];
-    int n = 0;
-    bool timed = 2.0 * (double)g->m * (double)g->n * (double)g->k * g->batch >= TIMED_FROM &&
-                 !g->adds && sl_cuda_may_time(ctx);
-    memset(p, 0, sizeof *p);
-    p->key = key_of(g);
-    cublasStatus_t s = describe(p, g);
-    if (!s) s = cublasLtMatmulPreferenceCreate(&pref);
+    const uint32_t in_one_piece = CUBLASLT_REDUCTION_SCHEME_NONE;
+    int n = 0, kept = 0;
+    cublasStatus_t s = cublasLtMatmulPreferenceCreate(&pref);
 #define PREFER(what, value)                                                                        \
     s = s ? s                                                                                      \
           : cublasLtMatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_##what, &(value),      \
                                                  sizeof(value))
     PREFER(MAX_WORKSPACE_BYTES, c->workspace_bytes);
-    PREFER(MIN_ALIGNMENT_A_BYTES, p->key.align_b);
-    PREFER(MIN_ALIGNMENT_B_BYTES, p->key.align_a);
-    PREFER(MIN_ALIGNMENT_C_BYTES, p->key.align_c);
-    PREFER(MIN_ALIGNMENT_D_BYTES, p->key.align_c);
+    PREFER(MIN_ALIGNMENT_A_BYTES, key->align_b);
+    PREFER(MIN_ALIGNMENT_B_BYTES, key->align_a);
+    PREFER(MIN_ALIGNMENT_C_BYTES, key->align_c);
+    PREFER(MIN_ALIGNMENT_D_BYTES, key->align_c);
+    if (key->whole) PREFER(REDUCTION_SCHEME_MASK, in_one_piece);
 #undef PREFER
     if (!s)
-        s = cublasLtMatmulAlgoGetHeuristic(c->lt, p->op, p->a, p->b, p->c, p->c, pref,
-                                           timed ? ALGORITHMS : 1, list, &n);
+        s = cublasLtMatmulAlgoGetHeuristic(c->lt, p->op, p->a, p->b, p->c, p->c, pref, most, list,
+                                           &n);
     if (pref) cublasLtMatmulPreferenceDestroy(pref);
-    if (s || n < 1 || list[0].state != CUBLAS_STATUS_SUCCESS) {
+    for (int i = 0; i < n && !s; i++)
+        if (list[i].state == CUBLAS_STATUS_SUCCESS &&
+            (!key->whole || parts_of_k(&list[i].algo) <= 1))
+            list[kept++] = list[i];
+    return kept;
+}
+
+/* Those of n suggestions that cublasLt takes for the product that p describes. */
+static int taken(sl_ctx *ctx, const gemm_plan *p, cublasLtMatmulHeuristicResult_t *list, int n)
+{
+    sl_cuda *c = sl_cuda_of(ctx);
+    int kept = 0;
+    for (int i = 0; i < n; i++) {
+        cublasLtMatmulHeuristicResult_t found = {};
+        if (!cublasLtMatmulAlgoCheck(c->lt, p->op, p->a, p->b, p->c, p->c, &list[i].algo, &found) &&
+            found.workspaceSize <= c->workspace_bytes)
+            list[kept++] = list[i];
+    }
+    return kept;
+}
+
+/* Fill `p` for this product; cublasLt having nothing is no error but a plain plan. */
+static void plan_make(sl_ctx *ctx, gemm_plan *p, const sl_cuda_product *g)
+{
+    cublasLtMatmulHeuristicResult_t list[ALGORITHMS];
+    sl_cuda_product all = *g; /* which the algorithm is chosen for */
+    gemm_plan choice;
+    int n = 0;
+    if (g->whole) all.m = g->whole, all.batch = 1;
+    const bool other = all.m != g->m || all.batch != g->batch,
+               timed = 2.0 * (double)all.m * (double)g->n * (double)g->k * all.batch >=
+                           TIMED_FROM &&
+                       !g->adds && sl_cuda_may_time(ctx);
+    const int most = timed || g->whole ? ALGORITHMS : 1;
+    memset(p, 0, sizeof *p);
+    memset(&choice, 0, sizeof choice);
+    p->key = key_of(g);
+    if (!describe(p, g)) {
+        if (!other) n = suggested(ctx, p, &p->key, most, list);
+        else if (!describe(&choice, &all))
+            n = taken(ctx, p, list, suggested(ctx, &choice, &p->key, most, list));
+        if (other && n < 1) n = suggested(ctx, p, &p->key, most, list);
+    }
+    plan_clear(&choice);
+    if (n < 1) {
         plan_clear(p);
         p->plain = true;
         return;
@@ -397,9 +472,7 @@ static __global__ void __launch_bounds__(128)
 
 static gemm_plan *plan_of(sl_ctx *ctx, const sl_cuda_product *g)
 {
-    sl_cuda *c = sl_cuda_of(ctx);
-    if (!c->gemms) c->gemms = new sl_cuda_gemms();
-    sl_cuda_gemms *all = c->gemms;
+    sl_cuda_gemms *all = gemms_of(ctx);
     gemm_key key = key_of(g);
     for (int i = 0; i < all->count; i++)
         if (!memcmp(&all->plans[i].key, &key, sizeof key)) return &all->plans[i];
@@ -449,7 +522,20 @@ struct layer {
     const sl_tensor *y, *x, *w, *b;
     int kind;
     int64_t m, n, k;
+    int64_t whole; /* 0, or m is a share of so many rows */
 };
+
+static layer layer_of(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w,
+                      const sl_tensor *b, int kind)
+{
+    return {y, x, w, b, kind, x->shape[0], w->shape[0], x->shape[1], sl_cuda_whole_rows(ctx)};
+}
+
+/* The rows that decide how a layer is computed. */
+static int64_t rows_of(const layer *l)
+{
+    return l->whole ? l->whole : l->m;
+}
 
 template <class T, int ROWS, bool WIDE> static void launch_few(sl_ctx *ctx, const layer *l)
 {
@@ -479,7 +565,7 @@ template <class T> static void few_rows_either(sl_ctx *ctx, const layer *l)
 static sl_cuda_product product_of(const layer *l)
 {
     sl_cuda_product g = {};
-    g.m = l->m, g.n = l->n, g.k = l->k;
+    g.m = l->m, g.n = l->n, g.k = l->k, g.whole = l->whole;
     g.a = l->x->data, g.b = l->w->data, g.c = l->y->data;
     g.lda = l->x->pitch, g.ldb = l->k, g.ldc = l->y->pitch;
     g.batch = 1, g.alpha = 1;
@@ -518,10 +604,10 @@ static void in_pieces(sl_ctx *ctx, const layer *l)
 void sl_cuda_linear(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w,
                     const sl_tensor *b, sl_activation activation)
 {
-    layer l = {y, x, w, b, (int)activation, x->shape[0], w->shape[0], x->shape[1]};
+    layer l = layer_of(ctx, y, x, w, b, (int)activation);
     bool f32 = x->dtype == SL_F32;
     if (!l.m || !l.n) return;
-    if (l.m <= FEW_ROWS) {
+    if (rows_of(&l) <= FEW_ROWS) {
         if (f32) few_rows_either<float>(ctx, &l);
         else few_rows_either<bf16>(ctx, &l);
         return;
@@ -567,8 +653,8 @@ static __global__ void __launch_bounds__(256)
 bool sl_cuda_linear_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_tensor *a,
                         const sl_tensor *w, const sl_tensor *b, const sl_tensor *gate)
 {
-    layer l = {x, a, w, b, SL_ACT_NONE, a->shape[0], w->shape[0], a->shape[1]};
-    if (a->dtype != SL_BF16 || l.m <= FEW_ROWS || !l.n) return false;
+    layer l = layer_of(ctx, x, a, w, b, SL_ACT_NONE);
+    if (a->dtype != SL_BF16 || !l.m || !l.n || rows_of(&l) <= FEW_ROWS) return false;
     sl_cuda_product g = product_of(&l);
     g.adds = true;
     if (!gate) {
@@ -576,7 +662,7 @@ bool sl_cuda_linear_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, con
         g.bias = b ? b->data : NULL;
         return sl_cuda_multiply(ctx, &g);
     }
-    if (l.m < 2 * l.k || l.k % 8 || (uintptr_t)w->data % 16 || (uintptr_t)y->data % 16)
+    if (rows_of(&l) < 2 * l.k || l.k % 8 || (uintptr_t)w->data % 16 || (uintptr_t)y->data % 16)
         return false;
     bf16 *gated = (bf16 *)sl_cuda_scratch(ctx, (size_t)(l.n * l.k) * sizeof *gated);
     if (!gated) return true;
