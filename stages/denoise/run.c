@@ -64,7 +64,10 @@ sl_code sl_denoiser_open(denoiser *d, sl_err *err)
         if ((rc = sl_loader_finish(d->loaders[e], err))) break;
         bytes += sl_loader_bytes(d->loaders[e]);
     }
-    if (d->load_team.size > 1) sl_comm_end(&d->ctx, d->seat->mates.comm);
+    if (d->load_team.size > 1) {
+        sl_comm_end(&d->ctx, d->seat->mates.comm);
+        sl_ctx_error(&d->ctx, NULL); /* of a neighbour that failed when all was here */
+    }
     if (rc) return rc;
     sl_seat_ready(d->seat, t0, bytes, 0);
     return SL_OK;
@@ -259,6 +262,7 @@ static sl_code fill_memory(denoise_run *r, const sl_denoise_sizes *of, const den
     sl_sync(ctx);
     /* nobody writes to a window before all have read their inputs there */
     sl_denoise_team_agree(&r->team, ctx, (sl_fbcache_report[SL_BRANCHES]){{0}}, &(bool){false});
+    if (r->team.comm) sl_comm_take_stats(r->team.comm); /* the report is of steps */
     if (!sl_ok(ctx)) return sl_ctx_error(ctx, err);
     sl_turn_end(&r->d->seat->turn, true);
     sl_control_span(&r->d->seat->control, r->msg->job, SL_SPAN_COMPUTE, t0);

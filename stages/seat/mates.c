@@ -119,6 +119,14 @@ bool sl_mates_note(sl_mates *r, const sl_msg *m)
     return true;
 }
 
+/* The team that the message tells of. */
+static sl_team team_of(const sl_mates *r, const sl_members *m)
+{
+    sl_team t = {.size = (int)m->size, .me = (int)m->me, .key = m->key, .granule = r->granule};
+    for (uint32_t i = 0; i < m->size; i++) t.member[i] = (int)m->member[i];
+    return t;
+}
+
 sl_code sl_mates_join(sl_mates *r, const sl_members *m, sl_team *out, sl_err *err)
 {
     *out = (sl_team){.size = 1, .key = m->key, .granule = r->granule};
@@ -128,11 +136,9 @@ sl_code sl_mates_join(sl_mates *r, const sl_members *m, sl_team *out, sl_err *er
     if (m->member[m->me] != (uint32_t)own.rank)
         return sl_fail(err, SL_ARG, "team: member %u is instance %u, this is %d", m->me,
                        m->member[m->me], own.rank);
-    out->size = (int)m->size;
-    out->me = (int)m->me;
+    *out = team_of(r, m);
     for (uint32_t i = 0; i < m->size; i++) {
         uint32_t k = m->member[i];
-        out->member[i] = (int)k;
         if (i == m->me || r->others[k].connected) continue;
         if (!r->others[k].known)
             return sl_fail(err, SL_GONE, "team: instance %u has not said how to reach it", k);
@@ -155,7 +161,11 @@ sl_code sl_mates_load_team(sl_mates *r, sl_team *out, sl_err *err)
     }
     if (!r->load_came) sl_log(SL_LOG_WARN, "no LOAD for %d s: weights are loaded alone", LOAD_S);
     else if (!sl_mates_join(r, &r->load, out, &why)) return SL_OK;
-    else sl_log(SL_LOG_WARN, "weights are loaded alone: %s", why.msg);
+    else {
+        const sl_team lost = team_of(r, &r->load);
+        sl_log(SL_LOG_WARN, "weights are loaded alone: %s", why.msg);
+        sl_comm_abort(r->comm, &lost); /* nobody waits for this rank */
+    }
     *out = (sl_team){.size = 1};
     return SL_OK;
 }
