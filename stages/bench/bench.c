@@ -32,23 +32,26 @@ static const struct {
 
 static void usage(FILE *to)
 {
-    fprintf(to, "sluice bench [WHAT...] [--device cpu|cuda:N[,cuda:M...]] [--model DIR] [--size "
-                "WxHxFRAMES]... "
-                "[--repeat N] [--steps N] "
-                "[--rows N] [--quick]\n"
-                "             [--guidance G] [--profile] [--image FILE] [--json FILE]\n"
-                "\n"
-                "How fast the networks and their parts run with random weights, each beside its "
-                "floor: its operations over the "
-                "rate of this device's\n"
-                "matrix product, or its bytes over the rate of its copy, both measured first. "
-                "Shapes are the 14B model's on a GPU; "
-                "on a CPU, or with\n"
-                "--model, a checkpoint's (models/demo). WHAT, all but job if none is named:\n");
+    fprintf(
+        to,
+        "sluice bench [WHAT...] [--device cpu|cuda:N[,cuda:M...]] [--model DIR] [--size "
+        "WxHxFRAMES]... "
+        "[--repeat N] [--steps N] "
+        "[--rows N] [--quick]\n"
+        "             [--comm ipc|nccl] [--guidance G] [--profile] [--image FILE] [--json FILE]\n"
+        "\n"
+        "How fast the networks and their parts run with random weights, each beside its "
+        "floor: its operations over the "
+        "rate of this device's\n"
+        "matrix product, or its bytes over the rate of its copy, both measured first. "
+        "Shapes are the 14B model's on a GPU; "
+        "on a CPU, or with\n"
+        "--model, a checkpoint's (models/demo). WHAT, all but job if none is named:\n");
     for (int i = 0; i < PART_COUNT; i++) fprintf(to, "  %-10s %s\n", PARTS[i].name, PARTS[i].what);
     fprintf(to,
             "--device   several: dit is a team of one rank on each, beside the first alone; a "
             "job's denoisers are on all; the rest is measured on the first\n"
+            "--comm     of a team on GPUs: ipc or nccl (ipc where they can map each other)\n"
             "--repeat   timed runs of each (1 to %d)\n"
             "--rows     tokens that the DiT takes at a time where it can choose\n"
             "--steps    of the job (the checkpoint's sluice.json, else 30; 2 with --quick); "
@@ -114,9 +117,11 @@ static sl_code copy_text(char *out, size_t size, const char *name, const char *t
 static sl_code parse(sl_bench *b, bool wanted[PART_COUNT], int argc, char **argv, sl_err *err)
 {
     static const struct option LONG[] = {
-        {"device", 1, 0, 'd'}, {"json", 1, 0, 'j'},    {"model", 1, 0, 'm'},    {"size", 1, 0, 's'},
-        {"repeat", 1, 0, 'r'}, {"steps", 1, 0, 'n'},   {"image", 1, 0, 'i'},    {"rows", 1, 0, 'o'},
-        {"quick", 0, 0, 'q'},  {"profile", 0, 0, 'p'}, {"guidance", 1, 0, 'g'}, {0, 0, 0, 0}};
+        {"device", 1, 0, 'd'}, {"json", 1, 0, 'j'},    {"model", 1, 0, 'm'},
+        {"size", 1, 0, 's'},   {"comm", 1, 0, 'c'},    {"repeat", 1, 0, 'r'},
+        {"steps", 1, 0, 'n'},  {"image", 1, 0, 'i'},   {"rows", 1, 0, 'o'},
+        {"quick", 0, 0, 'q'},  {"profile", 0, 0, 'p'}, {"guidance", 1, 0, 'g'},
+        {0, 0, 0, 0}};
     sl_code rc = SL_OK;
     long long n;
     int c, named = 0;
@@ -128,7 +133,11 @@ static sl_code parse(sl_bench *b, bool wanted[PART_COUNT], int argc, char **argv
         else if (c == 'm')
             rc = copy_text(b->model_dir, sizeof b->model_dir, "--model", optarg, err);
         else if (c == 'i') rc = copy_text(b->image, sizeof b->image, "--image", optarg, err);
-        else if (c == 's') rc = add_size(b, optarg, err);
+        else if (c == 'c') {
+            rc = copy_text(b->comm, sizeof b->comm, "--comm", optarg, err);
+            if (!rc && strcmp(b->comm, "ipc") && strcmp(b->comm, "nccl"))
+                rc = sl_fail(err, SL_ARG, "--comm is %s, want ipc or nccl", b->comm);
+        } else if (c == 's') rc = add_size(b, optarg, err);
         else if (c == 'q') b->quick = true;
         else if (c == 'p') b->profile = true;
         else if (c == 'r')

@@ -29,6 +29,7 @@ typedef struct {
 typedef struct {
     sl_device_list devices; /* as asked for */
     char device[16];        /* the first of them, on which all but a team's dit is measured */
+    char comm[8];           /* of a team on GPUs: "ipc", "nccl"; "": as the devices allow */
     char json[SL_PATH], model_dir[SL_PATH], image[SL_PATH], program_dir[SL_PATH];
     bool quick, profile;
     int repeat;      /* timed runs of each; 0: as many as seem right */

@@ -26,7 +26,7 @@
 #include <omp.h>
 #endif
 
-#include "kernels/comm.h"
+#include "kernels/comm_body.h"
 #include "stages/bench/dit.h"
 
 #define SILENT_MS 600000 /* others take a forward each meanwhile; the dead are noticed at once */
@@ -58,6 +58,7 @@ typedef struct {
     _Atomic int there, connected, failed;
     _Atomic int finished; /* sizes times modes, by rank 0 */
     double weights_s;
+    char comm[8];         /* the body's name */
     sl_err err[SL_RANKS]; /* of a rank that failed */
     figures at[SL_BENCH_SIZES][MODES];
 } together;
@@ -138,10 +139,28 @@ static size_t window_bytes(const rank *r)
     return most;
 }
 
+/* How the ranks reach each other: as asked for, or by ipc if all of their devices can map each
+ * other. */
+static sl_code choose_body(rank *r, const sl_comm_body **out, sl_err *err)
+{
+    const sl_device_list *d = &r->b.devices;
+    const sl_plugin *p = r->b.plugin;
+    bool all = true;
+    *out = &sl_comm_shm;
+    if (!p) return SL_OK;
+    for (int i = 0; i < d->count && !*r->b.comm; i++)
+        for (int k = 0; k < i && all; k++) {
+            sl_code rc = p->can_map(atoi(d->at[i] + 5), atoi(d->at[k] + 5), &all, err);
+            if (rc) return rc;
+        }
+    *out = strcmp(r->b.comm, "nccl") && all ? p->comm_ipc : p->comm_nccl;
+    return SL_OK;
+}
+
 /* The weights are made, and every rank has this one's handle. */
 static sl_code rank_open(rank *r, sl_err *err)
 {
-    const sl_comm_body *body = &sl_comm_shm;
+    const sl_comm_body *body;
     const int64_t t0 = sl_now_ns();
     sl_code rc;
     /* a wait on the device blocks the hardware queue of its stream: as many as there may be */
@@ -149,11 +168,13 @@ static sl_code rank_open(rank *r, sl_err *err)
     snprintf(r->b.device, sizeof r->b.device, "%s", r->b.devices.at[r->me]);
     if ((rc = sl_bench_open_device(&r->b, err))) return rc;
     share_the_cores(r);
-    if (r->b.plugin) body = r->b.plugin->comm_ipc;
-    if ((rc = sl_bench_dit_open(&r->d, &r->b, err)) ||
+    if ((rc = choose_body(r, &body, err)) || (rc = sl_bench_dit_open(&r->d, &r->b, err)) ||
         (rc = sl_comm_open(&r->comm, body, r->me, window_bytes(r), SILENT_MS, err)))
         return rc;
-    if (r->me == 0) r->with->weights_s = (double)(sl_now_ns() - t0) * 1e-9;
+    if (r->me == 0) {
+        r->with->weights_s = (double)(sl_now_ns() - t0) * 1e-9;
+        snprintf(r->with->comm, sizeof r->with->comm, "%s", body->name);
+    }
     sl_comm_handle_of(r->comm, &r->with->handle[r->me]);
     atomic_fetch_add(&r->with->there, 1);
     if ((rc = wait_for(r, &r->with->there, err))) return rc;
@@ -500,12 +521,13 @@ static void tell(sl_bench *b, const sl_bench_size *s, int mode, figures *f)
         printf(" s; beside the slowest efficiency %.2f %%\n", 100 * card / all / n);
     }
     fflush(stdout);
-    add_to_newest(
-        b, json_pack("{s:i, s:i, s:f, s:f, s:f, s:I, s:f, s:f, s:b, s:f, s:I, s:f}", "ranks", n,
-                     "shards", f->shards, "one_rank", one, "speedup", one / all, "efficiency",
-                     one / all / n, "sent_bytes", (json_int_t)sent, "waited", waited * 1e-9, "skew",
-                     skew * 1e-9, "same_bytes", (int)same, "exchange_seconds", f->exchange_s,
-                     "exchange_bytes", (json_int_t)f->exchange_bytes, "slowest_card", card));
+    add_to_newest(b,
+                  json_pack("{s:s, s:i, s:i, s:f, s:f, s:f, s:I, s:f, s:f, s:b, s:f, s:I, s:f}",
+                            "comm", t->with->comm, "ranks", n, "shards", f->shards, "one_rank", one,
+                            "speedup", one / all, "efficiency", one / all / n, "sent_bytes",
+                            (json_int_t)sent, "waited", waited * 1e-9, "skew", skew * 1e-9,
+                            "same_bytes", (int)same, "exchange_seconds", f->exchange_s,
+                            "exchange_bytes", (json_int_t)f->exchange_bytes, "slowest_card", card));
 }
 
 /* What a rank said that failed itself; CANCELLED is only what came of it elsewhere. */
@@ -539,7 +561,8 @@ sl_code sl_bench_team(sl_bench *b, sl_err *err)
             if (status && WIFSIGNALED(status)) kill_all(t); /* the others would wait for it */
         }
         if (!told && atomic_load(&t->with->finished))
-            printf("dit: %d ranks, weights made in %.2f s\n", t->count, t->with->weights_s);
+            printf("dit: %d ranks over %s, weights made in %.2f s\n", t->count, t->with->comm,
+                   t->with->weights_s);
         for (const int n = atomic_load(&t->with->finished); told < n; told++)
             tell(b, &b->sizes[told / MODES], told % MODES,
                  &t->with->at[told / MODES][told % MODES]);
