@@ -202,22 +202,14 @@ typedef struct {
     int after_ms;            /* .. and that long ago */
 } moment;
 
-/* Offsets within a step of some 20 ms: exchange, attention, decision. */
 static const moment MOMENTS[] = {
-    {"starts", "denoise.1 is process", 0},
-    {"loads", "<- denoise.1 RANK", 0},
-    {"is ready", "<- denoise.1 READY", 0},
-    {"joins", "<- image DONE", 1},
-    {"makes the context", "<- image DONE", 8},
-    {"has its inputs", "<- denoise.0 TAKEN", 0},
-    {"step", "stage=\"denoise\" done=3 ", 0},
-    {"step, 3 ms", "stage=\"denoise\" done=3 ", 3},
-    {"step, 6 ms", "stage=\"denoise\" done=4 ", 6},
-    {"step, 11 ms", "stage=\"denoise\" done=5 ", 11},
-    {"step, 17 ms", "stage=\"denoise\" done=6 ", 17},
-    {"hands over", "stage=\"denoise\" done=10 ", 0},
-    {"has handed over", "<- denoise.0 DONE", 0},
+    {"starts", "denoise.1 is process", 0},           {"loads", "<- denoise.1 RANK", 0},
+    {"is ready", "<- denoise.1 READY", 0},           {"joins", "<- image DONE", 1},
+    {"makes the context", "<- image DONE", 8},       {"has its inputs", "<- denoise.0 TAKEN", 0},
+    {"hands over", "stage=\"denoise\" done=10 ", 0}, {"has handed over", "<- denoise.0 DONE", 0},
 };
+/* Milliseconds into a step of some 20: exchange, attention, decision. */
+static const int WITHIN[] = {0, 3, 6, 11, 17};
 
 /* The newest process of this name. */
 static pid_t pid_of(const char *name)
@@ -228,40 +220,77 @@ static pid_t pid_of(const char *name)
     return pid;
 }
 
-/* The rank ends, by this signal, at each moment; the job goes on. */
-static void ends_of(const char *rank, int signal, const work *w, const result *want)
+static void end_rank(const char *rank, int signal, const char *when)
 {
-    const bool few = getenv("SLUICE_KILLS") != NULL;
+    if (!pid_of(rank) || kill(pid_of(rank), signal))
+        t_run_fail(&run, "%s: %s is not there", when, rank);
+}
+
+/* The rank is killed at each moment, a run for each; the job goes on. */
+static void killed_once(const char *rank, const work *w, const result *want)
+{
     for (size_t i = 0; i < sizeof MOMENTS / sizeof *MOMENTS; i++) {
         const moment *m = &MOMENTS[i];
-        if (few && i % 4 != 2) continue;
-        if (signal == SIGSTOP && i < 3) continue; /* as in test_kill: nobody waits for it yet */
+        if (getenv("SLUICE_KILLS") && i % 4 != 3) continue;
         t_run_open(&run);
         settings(2, 2, false);
         start(w);
         t_run_until(&run, m->line);
         if (m->after_ms) usleep((useconds_t)m->after_ms * 1000);
-        if (!pid_of(rank) || kill(pid_of(rank), signal))
-            t_run_fail(&run, "%s: %s is not there", m->name, rank);
+        end_rank(rank, SIGKILL, m->name);
         t_run_ends(&run, 0);
-        check(t_format("%s ends by signal %d while it %s", rank, signal, m->name), want, w->steps);
+        check(t_format("%s is killed as it %s", rank, m->name), want, w->steps);
         t_run_close(&run);
     }
+}
+
+/* The rank is killed within steps, again and again in one run: each time the other goes on alone
+ * until there are two again. */
+static void killed_within(const char *rank, const work *w, const result *want)
+{
+    t_run_open(&run);
+    settings(2, 2, false);
+    start(w);
+    for (size_t i = 0; i < sizeof WITHIN / sizeof *WITHIN; i++) {
+        t_run_until(&run, "stage=\"denoise\" done=");
+        if (WITHIN[i]) usleep((useconds_t)WITHIN[i] * 1000);
+        end_rank(rank, SIGKILL, "within a step");
+        t_run_until(&run, t_format("<- %s READY", rank));
+        t_run_until(&run, " PARKED job=1 ");
+    }
+    t_run_ends(&run, 0);
+    check(t_format("%s is killed within steps", rank), want, w->steps);
+    t_run_close(&run);
 }
 
 static void test_ends(void **state)
 {
     const work plain = {T_MODEL, 160, 96, 17, 10, "1", NULL},
                cached = {T_MODEL, 160, 96, 17, 10, "5", "0.3"};
-    const bool few = getenv("SLUICE_KILLS") != NULL;
     result want[2];
     (void)state;
     by_one(&want[0], &plain, false);
     by_one(&want[1], &cached, false);
-    ends_of("denoise.1", SIGKILL, &plain, &want[0]);
-    ends_of("denoise.0", SIGKILL, &cached, &want[1]);
-    if (!few) ends_of("denoise.1", SIGKILL, &cached, &want[1]);
-    if (!few) ends_of("denoise.0", SIGKILL, &plain, &want[0]);
+    killed_once("denoise.1", &plain, &want[0]);
+    killed_once("denoise.0", &cached, &want[1]);
+    forget(&want[0]);
+    forget(&want[1]);
+}
+
+static void test_ends_within_steps(void **state)
+{
+    const work plain = {T_MODEL, 160, 96, 17, 60, "1", NULL},
+               cached = {T_MODEL, 160, 96, 17, 60, "5", "0.3"};
+    result want[2];
+    (void)state;
+    by_one(&want[0], &plain, false);
+    by_one(&want[1], &cached, false);
+    killed_within("denoise.0", &plain, &want[0]);
+    killed_within("denoise.1", &cached, &want[1]);
+    if (!getenv("SLUICE_KILLS")) {
+        killed_within("denoise.1", &plain, &want[0]);
+        killed_within("denoise.0", &cached, &want[1]);
+    }
     forget(&want[0]);
     forget(&want[1]);
 }
@@ -430,7 +459,8 @@ static int remove_model(void **state)
 
 #define T_RANKS_TESTS                                                                              \
     cmocka_unit_test(test_tiny), cmocka_unit_test(test_demo), cmocka_unit_test(test_eight_heads),  \
-        cmocka_unit_test(test_ends), cmocka_unit_test(test_stops), cmocka_unit_test(test_elastic), \
+        cmocka_unit_test(test_ends), cmocka_unit_test(test_ends_within_steps),                     \
+        cmocka_unit_test(test_stops), cmocka_unit_test(test_elastic),                              \
         cmocka_unit_test(test_cancel)
 
 #endif
