@@ -1,6 +1,6 @@
 /* gpu_dit_share.c - a forward shared by ranks on GPUs: ranks are dealt out
  * to all devices that are there, several to one if need be. limit: 400 s */
-enum { HEAD = 128, EVERY_ROW = 1 };
+enum { HEAD = 128 };
 #include "t_dit_share.h"
 
 #include "t_gpu_rank.h"

@@ -17,6 +17,21 @@
 
 #include "common/tensor.h"
 
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+/* How many threads the CPU's operations take from now on. OMP_NUM_THREADS is read when a program
+ * starts: set by the program it changes nothing. */
+static inline void t_threads(int n)
+{
+#ifdef _OPENMP
+    omp_set_num_threads(n);
+#else
+    (void)n;
+#endif
+}
+
 /* The call must succeed; otherwise print the message. */
 #define T_OK(call)                                                                                 \
     do {                                                                                           \

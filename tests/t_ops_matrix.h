@@ -300,16 +300,6 @@ static void linear_of_columns_side_by_side(void **state)
 
 /* ---- rows of a team ---- */
 
-/* How many threads a body on the CPU takes; no other has any. */
-static void set_threads(int n)
-{
-#ifdef _OPENMP
-    omp_set_num_threads(n);
-#else
-    (void)n;
-#endif
-}
-
 /* One layer of the DiT: what its product's rows are, and how they end. */
 typedef struct {
     int64_t m, n, k, pad;
@@ -351,13 +341,13 @@ static void shares_case(rig *r, const product *p)
     const operands o = operands_of(r, p);
     const size_t row = (size_t)p->n * sizeof(float);
     r->ctx.whole_rows = p->m;
-    set_threads(1);
+    t_threads(1);
     if (p->adds) sl_copy(&r->ctx, &o.y.t, &o.start.t);
     multiply_rows(r, p, &o, 0, p->m, p->m);
     const float *want = values(r, &o.y);
     for (int threads = 1; threads <= (r->ctx.ops->host_memory ? 2 : 1); threads++) EACH(i, TEAMS)
         {
-            set_threads(threads);
+            t_threads(threads);
             sl_copy(&r->ctx, &o.y.t, &o.start.t);
             for (int k = 0; k < TEAMS[i]; k++) {
                 const int granule = r->ctx.ops->row_granule;
@@ -405,7 +395,7 @@ static void rows_of_a_share_have_the_bits_of_the_whole(void **state)
         if (p.m > 3000 && p.n * p.k > 100000) continue; /* for the time it takes */
         shares_case(r, &p);
     }
-    set_threads(before);
+    t_threads(before);
     rig_close(r);
 }
 

@@ -1,5 +1,5 @@
 /* test_dit_share.c - a forward shared by ranks on the CPU. */
-enum { HEAD = 24, EVERY_ROW = 0 };
+enum { HEAD = 24 };
 #include "t_dit_share.h"
 
 static const char *open_cpu(int rank, const sl_ops **ops, const sl_comm_body **body)
@@ -13,7 +13,6 @@ static const char *open_cpu(int rank, const sl_ops **ops, const sl_comm_body **b
 int main(void)
 {
     const struct CMUnitTest tests[] = {T_DIT_SHARE_TESTS};
-    setenv("OMP_NUM_THREADS", "1", 1); /* ranks are processes */
     t_body = (t_comm_body){
         .open = open_cpu, .window = (size_t)8 << 20, .arena = (size_t)64 << 20, .ranks = 8};
     return cmocka_run_group_tests(tests, NULL, NULL);

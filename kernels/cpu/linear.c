@@ -9,12 +9,11 @@
  * alone, and the last rows are filled up with zeros. Up to FEW rows dot products are taken, which
  * have other last bits: what decides is ctx's whole_rows, not the rows of a share.
  *
- * WHAT THIS BUILDS ON: OpenBLAS cuts a product's rows from the first on into pieces of three
- * register tiles, that is 6, 12 or 24 rows (interface/gemm.c and driver/level3/level3.c, 0.3.21 to
- * 0.3.28), so a call's bits do not change with the rows after it as long as all calls have
- * multiples of 24. One thing it does choose by the size of a call: some processors have another
- * kernel for small ones. So narrow tiles are multiplied a granule at a time, in calls that are
- * all alike.
+ * WHAT THIS BUILDS ON: OpenBLAS cuts a product's rows, from the first on, into pieces of three
+ * register tiles, which are 6, 12 or 24 rows (interface/gemm.c and driver/level3/level3.c of
+ * 0.3.21, 0.3.26 and 0.3.28). So rows that follow change no bit of a call as long as every call
+ * has a multiple of 24. It has other kernels for small calls on some processors, so narrow tiles
+ * are multiplied a granule at a time, in calls that are all alike.
  *
  * OpenBLAS wants float32 weights, so BF16 and F16 are converted a panel of output columns at a
  * time, once however many rows x has: the panel is kept in a buffer of the calling thread that is
@@ -143,8 +142,8 @@ enum {
     HALF = GRANULE / 2,      /* rows of the last call: the smallest multiple of it */
     COLS = 512,              /* columns of a tile; one tile's weights are converted at a time, or */
     PANEL_WEIGHTS = 1 << 24, /* of several that make up to so many */
-    MOST = 24 * GRANULE,  /* rows of a tile: at most so many, and where there are too few tiles */
-    PLENTY = 5 * GRANULE, /* at least so many: at 48 packing costs 15 % */
+    MOST = 24 * GRANULE,     /* rows of a tile: at most so many, and while a thread has one, */
+    PLENTY = 10 * GRANULE,   /* at least so many: at 48 packing the weights costs 15 % */
     /* a tile of fewer columns or weights is multiplied a granule at a time: OpenBLAS has
      * other kernels for up to 1,200 sums (AVX-512) or 64^3 products (Arm) */
     NARROW = 64,
@@ -156,17 +155,18 @@ typedef struct {
     int64_t granules, down, across;
 } cut;
 
-/* Two tiles a thread or more; of MOST rows where that is enough, of fewer where it is not, then
- * more columns at a time. */
+/* Two tiles a thread, or more of MOST rows; with fewer than PLENTY rows rather more columns at a
+ * time, then one tile a thread. */
 static cut cut_of(int64_t m, int64_t n, int64_t k)
 {
-    const int64_t threads = sl_cpu_threads(), tiles = threads > 1 ? 2 * threads : 1;
+    const int64_t threads = sl_cpu_threads(), tiles = threads > 1 ? 2 * threads : 1,
+                  plenty = larger(1, m / PLENTY), room = larger(1, PANEL_WEIGHTS / (k * COLS));
     cut c = {.granules = parts(m, GRANULE)};
-    const int64_t plenty = larger(1, m / PLENTY), room = larger(1, PANEL_WEIGHTS / (k * COLS));
     c.across = smaller(parts(tiles, plenty), smaller(parts(n, COLS), room));
-    c.down = larger(parts(m, MOST), parts(tiles, c.across));
+    c.down = smaller(parts(tiles, c.across), larger(plenty, parts(threads, c.across)));
+    c.down = larger(c.down, parts(m, MOST));
     c.down = parts(parts(c.down * c.across, threads) * threads, c.across); /* all have as many */
-    c.down = smaller(c.down, parts(c.granules, 2));
+    c.down = smaller(c.down, c.granules);
     return c;
 }
 
@@ -240,7 +240,7 @@ static void many_rows(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const
                     (long long)(last_rows + converted), (long long)k);
         return;
     }
-    float *floats = last + last_rows * k;
+    float *floats = converted ? last + last_rows * k : NULL;
     if (left) fill_up(last, x, m - left);
     for (int64_t col = 0; col < n; col += at_once) {
         const char *from = (const char *)w->data + (size_t)(col * k) * size;
