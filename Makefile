@@ -128,7 +128,7 @@ check-tsan:         ## the second half of check: the tests with threads, and a w
 	$(SUB) FLAVOUR=tsan programs tests
 	@tests/sanitize.sh tsan $(notdir $(TESTS))
 
-bench: setup        ## the benchmarks, on this machine; K=name for one of them (dispatch, dit, lease, ops, team, vae)
+bench: setup        ## the benchmarks, on this machine; K=name for one of them (dispatch, dit, gemm, lease, ops, team, vae)
 	$(SUB) programs $(filter-out %.sh,$(BENCHES))
 	@test -n "$(strip $(BENCHES))" || { echo "bench: no tests/bench_$(K).c" >&2; exit 2; }
 	@lscpu | sed -n 's/^Model name: */machine: /p; s/^CPU(s): */CPUs: /p; s/^L3 cache: */L3 cache: /p'
