@@ -94,8 +94,6 @@ static void a_device_that_is_none_is_refused(void **state)
 
 int main(void)
 {
-    setenv("OMP_NUM_THREADS", "2",
-           1); /* one for each of two ranks: products are not cut by threads */
     const struct CMUnitTest tests[] = {cmocka_unit_test(a_team_is_measured_beside_one_rank),
                                        cmocka_unit_test(what_cannot_be_shared_is_left_out),
                                        cmocka_unit_test(a_device_that_is_none_is_refused)};

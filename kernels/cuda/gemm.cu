@@ -19,7 +19,7 @@
  * be taken, and could have other bits. Algorithms that were timed (SLUICE_AUTOTUNE=1, on a share
  * with its own rows) may be other ones on each rank.
  * SLUICE_GEMM_PIN=0 chooses by a share's own rows, to see what a forward would gain
- * (tests/bench_team.c); tests/bench_gemm.c has both, product by product. */
+ * (sluice bench dit); tests/bench_gemm.c has both, product by product. */
 #include "kernels/cuda/cuda.h"
 
 #include <stdlib.h>
