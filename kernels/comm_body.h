@@ -9,7 +9,7 @@
 
 #include "kernels/comm.h"
 
-#define SL_COMM_PAGE 4096 /* bytes of a control block; a host window follows it in the file */
+#define SL_COMM_PAGE 4096  /* bytes of a control block; a host window follows it in the file */
 #define SL_COMM_BOARD 1280 /* where in it the bodies' part begins, zeros at first */
 
 /* What one member sends to another, and what it gets from it, in one operation: bytes, in

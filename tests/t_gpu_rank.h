@@ -31,14 +31,14 @@ static inline size_t gpu_used(int rank)
     return p->memory(rank % p->devices(), &left, &all, &err) ? 0 : all - left;
 }
 
-/* `ask` in a process of its own, since ranks are forked before CUDA is opened: what it returns, 0
- * to 200. It may write to `says`, if that is shared; -1: it has died. */
-static inline int t_ask(int (*ask)(char *says, size_t size), char *says, size_t size)
+/* `question` in a process of its own, since ranks are forked before CUDA is opened: what it
+ * returns, 0 to 200. It may write to `says`, if that is shared; -1: it has died. */
+static inline int t_ask(int (*question)(char *says, size_t size), char *says, size_t size)
 {
     int status = 0;
     fflush(NULL);
     pid_t pid = fork();
-    if (!pid) _exit(ask(says, size));
+    if (!pid) _exit(question(says, size));
     waitpid(pid, &status, 0);
     return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 }
