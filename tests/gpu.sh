@@ -5,7 +5,8 @@
 #   tests/gpu.sh [--sanitize] [--sanitize-tests] [--bench] [--quick] [--no-tests] [--only NAME]...
 #                [--out DIR]
 #
-#   --sanitize         compute-sanitizer's memcheck and racecheck over a run of the tiny golden model
+#   --sanitize         compute-sanitizer's memcheck and racecheck over runs of the tiny golden model,
+#                      by one rank and by two
 #   --sanitize-tests   memcheck over the tests, which takes long
 #   --bench            `sluice bench` beside PyTorch's figures, if there is a PyTorch
 #   --quick            the benchmarks' smallest size
@@ -18,6 +19,7 @@
 #   SLUICE_BIN   where the programs and the plug-in are (default bin)
 #   GPU_TESTS    where the tests gpu_* are (default build/release/tests)
 #   GPU_DEVICE   default cuda:0
+#   GPU_SECOND   of a team's second rank under the sanitizers; default GPU_DEVICE
 set -u
 cd "$(dirname "$0")/.." || exit 2
 export SLUICE_BIN=${SLUICE_BIN:-bin} SLUICE_CUDA=${SLUICE_CUDA:-}
@@ -93,13 +95,13 @@ fi
 
 # ---- sanitizers ----
 golden=tests/golden/tiny-i2v
-tiny_run() { # NAME LIMIT WRAP...: the tiny model through all processes
-    local name=$1 limit=$2 video=$out/$1.mp4 status t0
-    shift 2
+tiny_run() { # NAME LIMIT DEVICE GUIDANCE WRAP...: the tiny model through all processes
+    local name=$1 limit=$2 on=$3 guidance=$4 video=$out/$1.mp4 status t0
+    shift 4
     t0=$(date +%s)
     printf 'supervise: { stall_s = 600; };\n' >"$out/$name.cfg"
     timeout -k 5 "$limit" "$@" "$SLUICE_BIN/sluice" run --model $golden/model --image $golden/i2v-96x64x9.png --prompt 'A red kite over the hills.' --width 96 --height 64 \
-        --frames 9 --steps 2 --seed 1 --device "$device" --conf "$out/$name.cfg" --quiet --json "$out/$name.json" -o "$video" >"$out/$name.log" 2>&1 </dev/null
+        --frames 9 --steps 2 --seed 1 --guidance "$guidance" --device "$on" --conf "$out/$name.cfg" --quiet --json "$out/$name.json" -o "$video" >"$out/$name.log" 2>&1 </dev/null
     status=$?
     # cuDNN's attention orders its warps with asynchronous barriers, which racecheck does not
     # follow: what it says of those kernels alone is left out.
@@ -126,11 +128,15 @@ if [ -n "$sanitize$sanitize_tests" ]; then
     fi
 fi
 if [ -n "$sanitize" ]; then
-    tiny_run tiny 120
-    for tool in memcheck racecheck; do
-        code=(--error-exitcode 86)
-        [ $tool = memcheck ] || code=() # racecheck's reports of cuDNN's own kernel are none
-        tiny_run "tiny-$tool" 300 "$sanitizer" --tool $tool --target-processes all --require-cuda-init=no "${code[@]}" --log-file "$out/tiny-$tool.san.%p"
+    # two ranks: each a branch, and both one forward
+    for case in "tiny $device 5" "halves $device,${GPU_SECOND:-$device} 5" "shares $device,${GPU_SECOND:-$device} 1"; do
+        read -r name on guidance <<<"$case"
+        tiny_run "$name" 120 "$on" "$guidance"
+        for tool in memcheck racecheck; do
+            code=(--error-exitcode 86)
+            [ $tool = memcheck ] || code=() # racecheck's reports of cuDNN's own kernel are none
+            tiny_run "$name-$tool" 300 "$on" "$guidance" "$sanitizer" --tool $tool --target-processes all --require-cuda-init=no "${code[@]}" --log-file "$out/$name-$tool.san.%p"
+        done
     done
 fi
 if [ -n "$sanitize_tests" ]; then
