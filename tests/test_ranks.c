@@ -1,4 +1,4 @@
-/* test_ranks - t_ranks.h on the CPU, by shared memory. run: alone. limit: 400 s */
+/* test_ranks - t_ranks.h on the CPU, by shared memory. run: alone. limit: 600 s */
 #include "tests/t_ranks.h"
 
 static const char *on_cpu(int i)
