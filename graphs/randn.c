@@ -4,22 +4,16 @@
 
 #include <math.h>
 
-/* The 32-bit Mersenne Twister, seeded as std::mt19937; torch takes the low 32 bits of the
- * seed. */
-typedef struct {
-    uint32_t s[624];
-    int at;
-} twister;
-
-static void seed_twister(twister *t, uint32_t seed)
+/* The 32-bit Mersenne Twister, seeded as std::mt19937. */
+void sl_rng_seed(sl_rng *t, uint64_t seed)
 {
-    t->s[0] = seed;
+    t->s[0] = (uint32_t)seed;
     for (uint32_t i = 1; i < 624; i++)
         t->s[i] = 1812433253u * (t->s[i - 1] ^ t->s[i - 1] >> 30) + i;
     t->at = 624;
 }
 
-static uint32_t next(twister *t)
+static uint32_t next(sl_rng *t)
 {
     if (t->at == 624) {
         for (int i = 0; i < 624; i++) {
@@ -37,12 +31,12 @@ static uint32_t next(twister *t)
 
 /* Uniform in [0, 1): 24 bits of one draw, and 53 bits of two (the first is the upper
  * half). */
-static float uniform_float(twister *t)
+static float uniform_float(sl_rng *t)
 {
     return (float)(next(t) & 0xffffff) * 0x1p-24f;
 }
 
-static double uniform_double(twister *t)
+static double uniform_double(sl_rng *t)
 {
     uint64_t hi = next(t);
     return (double)((hi << 32 | next(t)) & 0x1fffffffffffff) * 0x1p-53;
@@ -62,7 +56,7 @@ static void normal_16(float *x)
 
 /* Below 16 numbers torch draws one at a time, in double, and keeps each second one for
  * the next call. */
-static void normal_few(float *out, int64_t n, twister *t)
+static void normal_few(float *out, int64_t n, sl_rng *t)
 {
     for (int64_t i = 0; i < n; i += 2) {
         double u1 = uniform_double(t), u2 = uniform_double(t);
@@ -72,18 +66,23 @@ static void normal_few(float *out, int64_t n, twister *t)
     }
 }
 
-void sl_randn(float *out, int64_t n, uint64_t seed)
+void sl_rng_normal(sl_rng *t, float *out, int64_t n)
 {
-    twister t;
-    seed_twister(&t, (uint32_t)seed);
     if (n < 16) {
-        normal_few(out, n, &t);
+        normal_few(out, n, t);
         return;
     }
-    for (int64_t i = 0; i < n; i++) out[i] = uniform_float(&t);
+    for (int64_t i = 0; i < n; i++) out[i] = uniform_float(t);
     for (int64_t i = 0; i + 16 <= n; i += 16) normal_16(out + i);
     if (n % 16) { /* the last 16 once more, from fresh uniforms */
-        for (int64_t i = n - 16; i < n; i++) out[i] = uniform_float(&t);
+        for (int64_t i = n - 16; i < n; i++) out[i] = uniform_float(t);
         normal_16(out + n - 16);
     }
+}
+
+void sl_randn(float *out, int64_t n, uint64_t seed)
+{
+    sl_rng t;
+    sl_rng_seed(&t, seed);
+    sl_rng_normal(&t, out, n);
 }

@@ -1,6 +1,7 @@
 /* test_dit.c - the DiT's first forward against the reference, piece by piece, for I2V,
  * FLF2V and a Wan2.2 expert; refusals. */
 #include "tests/t_dit.h"
+#include "tests/t_seeded.h"
 
 typedef struct {
     const char *name, *transformer, *figures, *text;
@@ -8,13 +9,29 @@ typedef struct {
 static const model I2V = {"tiny-i2v", "tests/golden/tiny-i2v/model/transformer",
                           "tests/golden/tiny-i2v/i2v-96x64x9.safetensors",
                           "tests/golden/tiny-i2v/text.safetensors"};
-static const model FLF2V = {"tiny-flf2v (block 0)", "tests/golden/tiny-flf2v-block0/transformer",
+/* Their weights are made again for this test. */
+static char seeded[2][256];
+static const model FLF2V = {"tiny-flf2v (block 0)", seeded[0],
                             "tests/golden/tiny-flf2v-block0/case.safetensors",
                             "tests/golden/tiny-flf2v-block0/case.safetensors"};
-static const model A14B = {"tiny-i2v-a14b (block 0)",
-                           "tests/golden/tiny-i2v-a14b-block0/transformer",
+static const model A14B = {"tiny-i2v-a14b (block 0)", seeded[1],
                            "tests/golden/tiny-i2v-a14b-block0/case.safetensors",
                            "tests/golden/tiny-i2v-a14b-block0/case.safetensors"};
+
+static int make_weights(void **state)
+{
+    (void)state;
+    t_seeded(seeded[0], "tests/golden/tiny-flf2v-block0/transformer");
+    t_seeded(seeded[1], "tests/golden/tiny-i2v-a14b-block0/transformer");
+    return 0;
+}
+
+static int remove_weights(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 2; i++) t_rmdir(seeded[i]);
+    return 0;
+}
 
 /* The first forward of a golden case: its inputs are cut out of dit.input and
  * clip.penultimate. */
@@ -497,5 +514,5 @@ int main(void)
         cmocka_unit_test(flf2v_wants_both_pictures),
         cmocka_unit_test(a14b_takes_no_picture_tokens),
     };
-    return cmocka_run_group_tests_name("dit", tests, NULL, NULL);
+    return cmocka_run_group_tests_name("dit", tests, make_weights, remove_weights);
 }
