@@ -470,9 +470,12 @@ void sl_comm_release(sl_comm *c)
     for (int l = 0; l < SL_LANES; l++) {
         const lane_state *s = &c->lanes[l];
         if (!s->begun) continue;
-        for (int i = 0; i < s->team.size; i++)
-            atomic_store_explicit(&own->arrived[l][s->team.member[i]],
-                                  mark(s->team.key, UINT32_MAX), memory_order_release);
+        for (int i = 0; i < s->team.size; i++) { /* a mark of a next attempt stays */
+            _Atomic uint64_t *at = &own->arrived[l][s->team.member[i]];
+            const uint64_t end = mark(s->team.key, UINT32_MAX);
+            uint64_t old = atomic_load(at);
+            while (old < end && !atomic_compare_exchange_weak(at, &old, end)) continue;
+        }
         if (!is_aborted(c, s->team.key)) sl_comm_abort(c, &s->team);
     }
 }

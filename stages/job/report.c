@@ -209,7 +209,7 @@ static json_t *branch(int computed, double metric)
     return json_pack("{s:b, s:o}", "computed", computed, "metric", number(metric));
 }
 
-/* Seconds of steps in which the rank did not wait. Its waits before the first step count too. */
+/* Seconds of steps in which the rank did not wait; both are measured by clocks of their own. */
 static double computing_of(const sl_report_rank *k)
 {
     const double s = k->step_s - k->exchange_s - k->wait_s;

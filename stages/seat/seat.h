@@ -17,8 +17,8 @@
 #include "common/model.h"
 #include "kernels/plugin.h"
 #include "stages/seat/control.h"
-#include "stages/seat/pools.h"
 #include "stages/seat/mates.h"
+#include "stages/seat/pools.h"
 #include "stages/seat/spool.h"
 #include "stages/seat/turn.h"
 
