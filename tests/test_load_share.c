@@ -21,7 +21,7 @@ static const char *open_cpu(int rank, const sl_ops **ops, const sl_comm_body **b
 int main(void)
 {
     const struct CMUnitTest tests[] = {T_LOAD_SHARE_TESTS};
-    setenv("OMP_NUM_THREADS", "1", 1);
+    t_threads(1); /* in the ranks too, which are forked */
     t_body = (t_comm_body){.ranks = 4};
     t_body_of = open_cpu;
     t_load_share_start();
