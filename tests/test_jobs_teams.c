@@ -1,5 +1,5 @@
-/* test_jobs_teams - what the dispatcher does next where several ranks work on one job: who leads, how
- * many they are, when they are parked, and what a member's end means. */
+/* test_jobs_teams - what the dispatcher does next where several ranks work on one job: who leads,
+ * how many they are, when they are parked, and what a member's end means. */
 #include "tests/t_jobs.h"
 
 /* ---- teams ---- */
