@@ -41,7 +41,8 @@ endif
 
 # ---- flags ----
 
-PKGS     := libzmq libavformat libavcodec libswscale libavutil libconfig jansson openblas sentencepiece libutf8proc
+PKGS     := libzmq libavformat libavcodec libswscale libavutil libconfig jansson openblas sentencepiece libutf8proc \
+            libmicrohttpd libcurl sqlite3
 SAN_asan := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 SAN_tsan := -fsanitize=thread
 SAN_fuzz := -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
@@ -54,7 +55,8 @@ SHARED_FLAGS := $(if $(SAN),-O1,-O3 -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=3) -g $(
             $(shell pkg-config --cflags $(PKGS) cmocka 2>/dev/null | sed 's/-I/-isystem /g')
 C_FLAGS   := -std=c17 $(WARN_C) $(SHARED_FLAGS) $(CFLAGS)
 CXX_FLAGS := -std=c++17 $(WARN) $(SHARED_FLAGS) $(CXXFLAGS)
-LD_FLAGS  := $(SAN) $(OMP) -rdynamic $(LDFLAGS)
+# A program is linked with the libraries that it uses: a stage starts without HTTP's and SQLite's.
+LD_FLAGS  := $(SAN) $(OMP) -rdynamic -Wl,--as-needed $(LDFLAGS)
 LD_LIBS   := $(shell pkg-config --libs $(PKGS) 2>/dev/null) -lstdc++ -lm -lpthread -ldl $(LDLIBS)
 
 # ---- what is there ----

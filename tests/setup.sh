@@ -20,7 +20,10 @@ jansson|libjansson-dev
 openblas|libopenblas-openmp-dev
 sentencepiece|libsentencepiece-dev
 cmocka|libcmocka-dev
-libutf8proc|libutf8proc-dev'
+libutf8proc|libutf8proc-dev
+libmicrohttpd|libmicrohttpd-dev
+libcurl|libcurl4-openssl-dev
+sqlite3|libsqlite3-dev'
 programs='cc|build-essential
 c++|build-essential
 make|build-essential

@@ -1,0 +1,161 @@
+/* journal.h - the queue that survives: every job that was accepted, until it ends and is forgotten.
+ *
+ * This is the interface that the server works from; journal.c is its body on SQLite (WAL). What is
+ * ACKNOWLEDGED (submit, finish, cancel, remove) is on the disk when the call returns, as far as
+ * fsync goes; progress may be lost with the power, and then the job shows an older one.
+ *
+ *   submit --> QUEUED --claim--> RUNNING --finish--> COMPLETED, FAILED, CANCELLED
+ *                 |    <-release--  |                      |
+ *                 '---- cancel ---->' (cancel_asked)       '--remove, expire--> REMOVED --> forgotten
+ *
+ * A job ends once: finish takes a job that is RUNNING, cancel one that is QUEUED, and every later
+ * end is refused with SL_GONE. REMOVED rows stay for a while, so that a DELETE said twice is no
+ * error; nobody lists them.
+ *
+ * Whose turn is next: the largest priority first; within it, owners in turn (a job's place is the
+ * number of its owner's jobs that run, or wait and are older, in the same priority); then the
+ * older.
+ * Any thread may call every function; one thread at a time is in the database. Times are seconds
+ * since 1970, given by the caller. */
+#ifndef SL_JOURNAL_H
+#define SL_JOURNAL_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/err.h"
+
+#define SL_JOURNAL_ID 48     /* bytes of a job's id, its NUL included */
+#define SL_JOURNAL_OWNER 64  /* bytes of an owner's name, its NUL included */
+#define SL_JOURNAL_KEY 256   /* bytes of a client's key, its NUL included */
+#define SL_JOURNAL_TEXT 512  /* bytes of a message, its NUL included */
+#define SL_JOURNAL_VERSION 1 /* of the schema that this program writes */
+
+/* NAME, name in the database. Numbers are never reordered. */
+#define SL_JOURNAL_STATES(X)                                                                       \
+    X(QUEUED, "queued")                                                                            \
+    X(RUNNING, "running")                                                                          \
+    X(COMPLETED, "completed")                                                                      \
+    X(FAILED, "failed")                                                                            \
+    X(CANCELLED, "cancelled")                                                                      \
+    X(REMOVED, "removed")
+
+typedef enum {
+#define X(NAME, name) SL_JOURNAL_##NAME,
+    SL_JOURNAL_STATES(X)
+#undef X
+        SL_JOURNAL_STATE_COUNT
+} sl_journal_state;
+
+const char *sl_journal_state_name(sl_journal_state state);
+
+typedef struct {
+    char id[SL_JOURNAL_ID];
+    char owner[SL_JOURNAL_OWNER]; /* name of the token that it came with; "": the machine's own */
+    sl_journal_state state;
+    int priority; /* larger goes first */
+    int64_t created_s, started_s, ended_s; /* 0: not yet; started_s: the first claim */
+    double progress;                       /* 0 to 1; never falls */
+    bool cancel_asked;                     /* while it was RUNNING */
+    int attempts;                          /* how often it was claimed */
+    sl_code code;                          /* of FAILED and CANCELLED */
+    char message[SL_JOURNAL_TEXT];         /* likewise */
+    uint64_t bytes;                        /* of its folder once it has ended, for the quota */
+    char *request; /* JSON text of what was asked for, which the journal does not look into.
+                    * malloc'd; submit borrows it, every function that fills a job gives the caller
+                    * its own */
+} sl_journal_job;
+
+void sl_journal_job_free(sl_journal_job *job); /* zeroes it; a zeroed job is fine */
+
+typedef struct sl_journal sl_journal;
+
+/* Open or make the database, migrate an older schema, check that it is whole (quick_check). Another
+ * process may not have it open (the server holds the state folder's lock); a backup may be made of
+ * it by anybody's sqlite3. *out is the caller's to close. Errors: SL_SYS cannot be opened, read or
+ * written; SL_FORMAT damaged, no journal at all, or of a newer version (found, wanted). */
+sl_code sl_journal_open(sl_journal **out, const char *path, sl_err *err);
+void sl_journal_close(sl_journal **j); /* NULL is fine */
+
+/* ---- jobs come ---- */
+
+typedef struct {
+    int queued;   /* most QUEUED jobs; 0: no limit */
+    int of_owner; /* most QUEUED jobs of one owner; 0: no limit */
+} sl_journal_limits;
+
+/* A new QUEUED job: id, owner, priority, created_s, request are read. key: the client's own name
+ * for the job ("" none): if this owner has used it for a job that is not forgotten, nothing is
+ * added and *same is that job's id; else *same is "".
+ * Errors: SL_BUSY the queue is full (message: how many, the limit); SL_ARG the id is there already;
+ * SL_SYS, with "disk full" told as such (SQLITE_FULL). */
+sl_code sl_journal_submit(sl_journal *j, const sl_journal_job *job, const char *key,
+                          const sl_journal_limits *limits, char same[SL_JOURNAL_ID], sl_err *err);
+
+/* ---- jobs run ---- */
+
+/* The job whose turn it is becomes RUNNING; *out is the caller's to free. Errors: SL_BUSY none is
+ * queued; SL_SYS. */
+sl_code sl_journal_claim(sl_journal *j, int64_t now_s, sl_journal_job *out, sl_err *err);
+/* Not lost, but not to be run on here: RUNNING becomes QUEUED, before all others of its priority
+ * (started_s is set). SL_GONE: it is not RUNNING. */
+sl_code sl_journal_release(sl_journal *j, const char *id, sl_err *err);
+/* At a start of the server: all RUNNING jobs are released. *count how many. */
+sl_code sl_journal_release_all(sl_journal *j, int *count, sl_err *err);
+/* The job has got so far. A smaller number than before, or a job that is not RUNNING, changes
+ * nothing. */
+sl_code sl_journal_progress(sl_journal *j, const char *id, double progress, sl_err *err);
+/* RUNNING ends as COMPLETED, FAILED or CANCELLED. Errors: SL_GONE it is not RUNNING. */
+sl_code sl_journal_finish(sl_journal *j, const char *id, sl_journal_state end, sl_code code,
+                          const char *message, uint64_t bytes, int64_t now_s, sl_err *err);
+
+/* ---- what people ask ---- */
+
+/* owner NULL: anybody's job. Errors of all with an id: SL_GONE there is no such job, or it is
+ * another owner's, or REMOVED. */
+sl_code sl_journal_get(sl_journal *j, const char *id, const char *owner, sl_journal_job *out,
+                       sl_err *err);
+/* QUEUED becomes CANCELLED, RUNNING gets cancel_asked, an ended job stays as it is. *before: the
+ * state that it had. */
+sl_code sl_journal_cancel(sl_journal *j, const char *id, const char *owner, int64_t now_s,
+                          sl_journal_state *before, sl_err *err);
+/* An ended job becomes REMOVED. A job that is REMOVED already: SL_OK. Errors: SL_BUSY it has not
+ * ended (cancel it first); SL_GONE. */
+sl_code sl_journal_remove(sl_journal *j, const char *id, const char *owner, int64_t now_s,
+                          sl_err *err);
+
+/* Jobs by time of submission. after: the id that the list begins behind, "" for the beginning;
+ * limit at least 1; newest_first as it says. jobs[limit] get the jobs, *count how many, *more
+ * whether there are others behind them. The caller frees the jobs. Errors: SL_GONE no job of this
+ * owner is called `after`. */
+sl_code sl_journal_list(sl_journal *j, const char *owner, const char *after, int limit,
+                        bool newest_first, sl_journal_job *jobs, int *count, bool *more,
+                        sl_err *err);
+/* How many jobs will be claimed before this one; -1: it is not QUEUED. The order is remembered
+ * between changes of the queue: asking often costs a search in an array. */
+int sl_journal_position(sl_journal *j, const char *id);
+
+typedef struct {
+    int64_t jobs[SL_JOURNAL_STATE_COUNT]; /* in each state now */
+    int64_t oldest_queued_s;              /* its created_s; 0: none is queued */
+    uint64_t bytes;                       /* of all folders of ended jobs */
+} sl_journal_counts;
+
+sl_code sl_journal_count(sl_journal *j, sl_journal_counts *out, sl_err *err);
+
+/* ---- jobs go ---- */
+
+/* Who is to be removed next: the ended job that ended longest ago, if it ended before `before_s`, or
+ * if all folders of ended jobs together have more than `quota` bytes (0: no limit). Its row is
+ * REMOVED when this returns, and its folder is the caller's to remove. SL_BUSY: nobody is due.
+ * Rows that are REMOVED since before `forget_s` are deleted on the way. */
+sl_code sl_journal_expire(sl_journal *j, int64_t before_s, uint64_t quota, int64_t forget_s,
+                          int64_t now_s, char id[SL_JOURNAL_ID], sl_err *err);
+/* Is there a row of this id that is not REMOVED? A folder without one is a leftover. */
+bool sl_journal_knows(sl_journal *j, const char *id);
+
+/* A copy of the journal as it is now, while it is used (SQLite's backup); replaces `path` when the
+ * copy is whole and on the disk. Errors: SL_SYS. */
+sl_code sl_journal_backup(sl_journal *j, const char *path, sl_err *err);
+
+#endif
