@@ -57,6 +57,7 @@ typedef struct {
     }
 #define X(name, text) "|" text
 #define LEVELS SL_LOG_LEVELS(X)
+#define FORMATS SL_LOG_FORMATS(X)
 #define ROLE(NAME, name, where) "|" name
 #define ROLES SL_ROLES(ROLE)
 #define PRESETS "|ultrafast|superfast|veryfast|faster|fast|medium|slow|slower|veryslow|placebo"
@@ -68,6 +69,9 @@ static const key KEYS[] = {
         "folder of finished hand-overs, from which a killed stage's jobs go on (\"\": in run.dir)"),
     {"run.log", WORD, AT(run.log), 0, 0, 0, 0, "info", LEVELS, "",
      "the least grave messages shown"},
+    {"run.log_format", WORD, AT(run.log_format), 0, 0, 0, 0, "text", FORMATS, "",
+     "lines of messages: text for people, json for machines, one object a line with the job's "
+     "name"},
     NUM("limits.pixels", INT64, limits.pixels, 256, 1 << 26, 921600, "",
         "largest width * height of a video"),
     NUM("limits.frames", INT, limits.frames, 1, 4097, 81, "", "most frames of a video"),
@@ -224,7 +228,8 @@ static void store_text(const key *k, void *base, const char *text)
     if (k->type == WORD) *(unsigned *)at = (unsigned)word_index(k->words, text);
     else snprintf(at, k->size, "%s", text);
 }
-_Static_assert(sizeof(sl_log_level) == sizeof(unsigned) && sizeof(sl_role) == sizeof(unsigned),
+_Static_assert(sizeof(sl_log_level) == sizeof(unsigned) && sizeof(sl_role) == sizeof(unsigned) &&
+                   sizeof(sl_log_format) == sizeof(unsigned),
                "store_text writes these enums");
 
 static bool is_number(const key *k)

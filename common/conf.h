@@ -43,6 +43,7 @@ typedef struct {
         char dir[SL_CONF_PATH];   /* run directory; "": a private one is made */
         char spool[SL_CONF_PATH]; /* "": in the run directory */
         sl_log_level log;
+        sl_log_format log_format;
     } run;
     struct {
         int64_t pixels; /* largest width * height */

@@ -2,6 +2,7 @@
 #include "common/path.h"
 
 #include <stdio.h>
+#include <string.h>
 
 sl_code sl_path_join(char out[SL_PATH], const char *dir, const char *name, sl_err *err)
 {
@@ -10,4 +11,10 @@ sl_code sl_path_join(char out[SL_PATH], const char *dir, const char *name, sl_er
         return sl_fail(err, SL_ARG, "path %.60s.../%s is longer than %d bytes", dir, name,
                        SL_PATH - 1);
     return SL_OK;
+}
+
+const char *sl_path_last(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
 }

@@ -9,4 +9,7 @@
 /* "DIR/NAME" into out. Errors: SL_ARG longer than SL_PATH - 1 bytes; out is cut then. */
 sl_code sl_path_join(char out[SL_PATH], const char *dir, const char *name, sl_err *err);
 
+/* What stands behind the path's last '/', in path; without one all of it. */
+const char *sl_path_last(const char *path);
+
 #endif

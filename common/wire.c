@@ -230,6 +230,24 @@ const char *sl_wire_name(sl_msg_type type)
     return "?";
 }
 
+uint64_t sl_wire_job(const sl_msg *msg)
+{
+    uint64_t number = 0;
+#define FIND(kind, name)                                                                           \
+    if (!strcmp(#name, "job")) memcpy(&number, &m->name, sizeof number);
+    switch (msg->type) {
+#define X(number_of, NAME, lower)                                                                  \
+    case SL_MSG_##NAME: {                                                                          \
+        const sl_msg_##lower *m = &msg->lower;                                                     \
+        (void)m;                                                                                   \
+        WIRE_##NAME(FIND)                                                                          \
+    } break;
+        WIRE_ALL(X)
+#undef X
+    }
+    return number;
+}
+
 const sl_ticket *sl_tickets_find(const sl_tickets *list, uint32_t h)
 {
     for (uint32_t i = 0; i < list->count && i < SL_TICKETS; i++)

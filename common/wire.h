@@ -209,6 +209,7 @@ sl_code sl_wire_decode(sl_msg *out, const void *bytes, size_t length, sl_err *er
 /* One line: "DONE job=1 attempt=1 tickets=1 ..." */
 const char *sl_wire_text_of(const sl_msg *msg, char *buf, size_t size);
 const char *sl_wire_name(sl_msg_type type); /* "DONE"; "?" for no type */
+uint64_t sl_wire_job(const sl_msg *msg);    /* the number in its field `job`; 0: it names none */
 
 /* ---- over a ZeroMQ socket ---- */
 

@@ -16,6 +16,7 @@ static void defaults_are_those_of_the_manual(void **state)
     assert_string_equal(c.run.dir, "");
     assert_string_equal(c.run.spool, "");
     assert_int_equal(c.run.log, SL_LOG_INFO);
+    assert_int_equal(c.run.log_format, SL_LOG_AS_TEXT);
     assert_int_equal(c.limits.pixels, 921600);
     assert_int_equal(c.limits.frames, 81);
     assert_int_equal(c.limits.jobs, 64);
@@ -116,7 +117,8 @@ static void every_file_of_conf_reads(void **state)
 }
 
 static const char FULL[] =
-    "run: { dir = \"/run/sluice \\\"a\\\\b\\\"\"; spool = \"/var/spool\"; log = \"debug\"; };\n"
+    "run: { dir = \"/run/sluice \\\"a\\\\b\\\"\"; spool = \"/var/spool\"; log = \"debug\"; "
+    "log_format = \"json\"; };\n"
     "limits = { pixels = 8294400; frames = 121; jobs = 7; prompt_bytes = 0x100; };\n"
     "denoise: { state_every = 0; }; fbcache: { threshold = 0.1; warmup = 4; max_hits = 3; final = "
     "1; };\n"
@@ -136,6 +138,7 @@ static void every_key_is_read(void **state)
     assert_string_equal(c.run.dir, "/run/sluice \"a\\b\"");
     assert_string_equal(c.run.spool, "/var/spool");
     assert_int_equal(c.run.log, SL_LOG_DEBUG);
+    assert_int_equal(c.run.log_format, SL_LOG_AS_JSON);
     assert_int_equal(c.limits.pixels, 8294400);
     assert_int_equal(c.limits.frames, 121);
     assert_int_equal(c.limits.jobs, 7);
@@ -283,6 +286,10 @@ static void mistakes_name_file_line_key_value_and_range(void **state)
          "x.cfg:1: dispatch.turns is \"cpu\", want one of gpu, always, never (stages that compute "
          "one at a time, a step or a chunk "
          "each: gpu those that share a GPU, always those that share any device; default \"gpu\")"},
+        {"run: { log_format = \"xml\"; };",
+         "x.cfg:1: run.log_format is \"xml\", want one of text, json (lines of messages: "
+         "text for people, json for machines, one object a line with the job's name; default "
+         "\"text\")"},
         {"run: { dir = \"a\\nb\"; };",
          "x.cfg:1: run.dir is \"a?b\", want a string of at most 1023 bytes (folder for sockets and "
          "spool (\"\": a private one is made and removed))"},

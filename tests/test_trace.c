@@ -1,14 +1,6 @@
-/* test_trace.c - spans add up and their union leaves exactly the gaps; log lines are
- * whole lines. */
+/* test_trace.c - spans add up and their union leaves exactly the gaps. */
 #include "tests/t.h"
 
-#include <fcntl.h>
-#include <errno.h>
-#include <pthread.h>
-#include <regex.h>
-#include <sys/wait.h>
-
-#include "common/log.h"
 #include "common/trace.h"
 
 static void fill(sl_trace *t, const sl_span *spans, size_t n)
@@ -107,118 +99,6 @@ static void the_clock_goes_forward(void **state)
     assert_true(d >= 2000000 && d < 2000000000);
 }
 
-/* ---- log: stderr is turned to a file while a test logs ---- */
-
-static int kept_stderr;
-
-static FILE *capture(void)
-{
-    FILE *f = tmpfile();
-    fflush(stderr);
-    kept_stderr = dup(STDERR_FILENO);
-    dup2(fileno(f), STDERR_FILENO);
-    fcntl(STDERR_FILENO, F_SETFL, O_APPEND);
-    return f;
-}
-static void release(FILE *f)
-{
-    dup2(kept_stderr, STDERR_FILENO);
-    close(kept_stderr);
-    rewind(f);
-}
-
-static void a_line_has_time_name_pid_level_text(void **state)
-{
-    (void)state;
-    char line[SL_LOG_LINE + 1], want[64];
-    regex_t re;
-    FILE *f = capture();
-    sl_log_open("denoise", SL_LOG_INFO);
-    errno = ENOENT;
-    sl_log(SL_LOG_INFO, "step %d of\n%d\x1b[31m", 3, 50);
-    int kept = errno;
-    sl_log(SL_LOG_DEBUG, "not shown");
-    sl_err err = {.code = SL_ARG, .msg = "limits.frames is 82, want 4n + 1"};
-    sl_log_err("conf/demo.cfg", &err);
-    release(f);
-    assert_int_equal(kept, ENOENT);
-    assert_non_null(fgets(line, sizeof line, f));
-    assert_int_equal(regcomp(&re,
-                             "^[0-2][0-9]:[0-5][0-9]:[0-6][0-9]\\.[0-9]{3} denoise\\[[0-9]+\\] "
-                             "info: step 3 of 50 \\[31m\n$",
-                             REG_EXTENDED),
-                     0);
-    if (regexec(&re, line, 0, NULL, 0)) fail_msg("line \"%s\"", line);
-    regfree(&re);
-    snprintf(want, sizeof want, "denoise[%d]", (int)getpid());
-    T_SAYS(line, want);
-    assert_non_null(fgets(line, sizeof line, f));
-    T_SAYS(line, "error: conf/demo.cfg: limits.frames is 82, want 4n + 1\n");
-    assert_null(fgets(line, sizeof line, f));
-    fclose(f);
-}
-
-static void a_long_message_is_cut_and_says_so(void **state)
-{
-    (void)state;
-    static char text[3 * SL_LOG_LINE], line[2 * SL_LOG_LINE];
-    memset(text, 'x', sizeof text - 1);
-    FILE *f = capture();
-    sl_log(SL_LOG_ERROR, "%s", text);
-    release(f);
-    assert_non_null(fgets(line, sizeof line, f));
-    assert_int_equal(strlen(line), SL_LOG_LINE);
-    assert_string_equal(line + SL_LOG_LINE - 5, "x...\n");
-    fclose(f);
-}
-
-static void *log_many(void *arg)
-{
-    for (int i = 0; i < 500; i++) sl_log(SL_LOG_INFO, "%s %d end", (const char *)arg, i);
-    return NULL;
-}
-
-static void lines_of_threads_and_processes_stay_whole(void **state)
-{
-    (void)state;
-    char line[SL_LOG_LINE];
-    pthread_t th[2];
-    int n = 0;
-    FILE *f = capture();
-    pid_t pid = fork();
-    if (!pid) {
-        log_many("child");
-        _exit(0);
-    }
-    pthread_create(&th[0], NULL, log_many, "one");
-    pthread_create(&th[1], NULL, log_many, "two");
-    pthread_join(th[0], NULL);
-    pthread_join(th[1], NULL);
-    waitpid(pid, NULL, 0);
-    release(f);
-    while (fgets(line, sizeof line, f)) {
-        const char *text = strstr(line, "info: ");
-        int i, at = 0;
-        if (!text || sscanf(text, "info: %*s %d end%n", &i, &at) != 1 || !at ||
-            strcmp(text + at, "\n"))
-            fail_msg("line \"%s\"", line);
-        n++;
-    }
-    assert_int_equal(n, 1500);
-    fclose(f);
-}
-
-static void levels_have_names(void **state)
-{
-    (void)state;
-    sl_log_level l = SL_LOG_INFO;
-    assert_true(sl_log_level_parse("warn", &l));
-    assert_int_equal(l, SL_LOG_WARN);
-    assert_false(sl_log_level_parse("loud", &l));
-    assert_string_equal(sl_log_level_name(SL_LOG_DEBUG), "debug");
-    assert_string_equal(sl_log_level_name((sl_log_level)9), "?");
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -227,10 +107,6 @@ int main(void)
         cmocka_unit_test(union_equals_a_marked_line),
         cmocka_unit_test(bad_spans_are_refused),
         cmocka_unit_test(the_clock_goes_forward),
-        cmocka_unit_test(a_line_has_time_name_pid_level_text),
-        cmocka_unit_test(a_long_message_is_cut_and_says_so),
-        cmocka_unit_test(lines_of_threads_and_processes_stay_whole),
-        cmocka_unit_test(levels_have_names),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -442,6 +442,7 @@ static void test_printing(void **unused)
     assert_string_equal(sl_wire_text_of(&m, text, sizeof text),
                         "PROGRESS job=7 attempt=2 stage=\"denoise\" done=3 total=50 seconds=1.5");
     assert_string_equal(sl_wire_text_of(&m, small, sizeof small), "PROGRESS job=7 ");
+    assert_int_equal(sl_wire_job(&m), 7);
     for (size_t i = 0; i < TYPE_COUNT; i++) /* no size is overrun, and the text always ends */
         for (size_t size = 1; size < 200; size += 7) {
             char *exact = malloc(size);
@@ -450,6 +451,10 @@ static void test_printing(void **unused)
             free(exact);
         }
     assert_string_equal(sl_wire_name(SL_MSG_DISCARD), "DISCARD");
+    assert_int_equal(sl_wire_job(&(sl_msg){.type = SL_MSG_SUBMIT, .submit = {.tag = 9}}), 0);
+    assert_int_equal(
+        sl_wire_job(&(sl_msg){.type = SL_MSG_FINISHED, .finished = {.tag = 9, .job = 1ull << 40}}),
+        1ull << 40);
     assert_string_equal(sl_wire_name((sl_msg_type)99), "?");
 }
 

@@ -165,7 +165,8 @@ static sl_code connect_dispatcher(runner *r, sl_err *err)
 static void show_progress(runner *r, const sl_msg_progress *p)
 {
     int64_t now = sl_now_ns();
-    bool tty = isatty(2), last = p->done == p->total;
+    bool json = r->conf->run.log_format == SL_LOG_AS_JSON, tty = isatty(2) && !json,
+         last = p->done == p->total;
     char which[32] = "", ranks[32] = "";
     /* who takes chunks keeps pace with their sender */
     bool keeps_pace = sl_chunks_to((sl_role)sl_role_by_name(p->stage)) >= 0;
@@ -177,7 +178,10 @@ static void show_progress(runner *r, const sl_msg_progress *p)
         snprintf(ranks, sizeof ranks, ", %d rank%s", sl_report_team(j),
                  sl_report_team(j) > 1 ? "s" : "");
     if (r->o->job_count > 1) snprintf(which, sizeof which, "job %d ", (int)p->job);
-    if (tty)
+    if (json)
+        sl_log_about(j ? sl_path_last(j->job->dir) : NULL, SL_LOG_INFO, "%s %u/%u  %.2f s each%s",
+                     p->stage, p->done, p->total, p->seconds, ranks);
+    else if (tty)
         fprintf(stderr, "%s\r\033[K%s%-8s %u/%u  %.2f s each%s",
                 other && *r->shown.stage ? "\n" : "", which, p->stage, p->done, p->total,
                 p->seconds, ranks);
@@ -216,7 +220,8 @@ static void on_finished(runner *r, const sl_msg_finished *m)
     client_span(r, m->tag, SL_SPAN_SPOOL, t0, j->t1_ns);
     r->left--;
     r->deaths = 0;
-    if (!r->o->quiet && isatty(2) && *r->shown.stage) fputc('\n', stderr);
+    if (!r->o->quiet && isatty(2) && *r->shown.stage && r->conf->run.log_format == SL_LOG_AS_TEXT)
+        fputc('\n', stderr);
     *r->shown.stage = 0;
     if (*j->job->json && (r->o->job_count == 1 || strcmp(j->job->json, r->o->base.json)) &&
         sl_report_write(&r->rep, j, j->job->json, &err)) {
@@ -225,10 +230,12 @@ static void on_finished(runner *r, const sl_msg_finished *m)
                      "the video is written, its report is not: %.400s", err.msg);
         if (!j->code) j->code = err.code;
     }
-    if (j->code)
+    if (j->code) {
+        sl_log_job(sl_path_last(j->job->dir));
         sl_complain("%s: %s: %s", j->job->spec.output,
                     j->code == SL_CANCELLED ? "cancelled" : "failed", j->message);
-    else if (!r->o->quiet) sl_report_print(&r->rep, j, stdout), fflush(stdout);
+        sl_log_job(NULL);
+    } else if (!r->o->quiet) sl_report_print(&r->rep, j, stdout), fflush(stdout);
 }
 
 static void cancel(runner *r, const sl_report_job *j)
@@ -418,8 +425,10 @@ int sl_cli_run(bool replay, int argc, char **argv, int64_t t0_ns)
     sl_admission fits;
     sl_err err = {0};
     int status = SL_EXIT_REFUSED;
-    if (!sl_cli_parse(&o, replay, argc, argv, &err) && !sl_batch_check(&o, &model, &conf, &err) &&
-        !sl_plan_admit(&fits, &o, &model, &conf, &err)) {
+    bool ready =
+        !sl_cli_parse(&o, replay, argc, argv, &err) && !sl_batch_check(&o, &model, &conf, &err);
+    if (ready) sl_log_use_format(conf.run.log_format);
+    if (ready && !sl_plan_admit(&fits, &o, &model, &conf, &err)) {
         if (fits.held < fits.mapped)
             sl_log(SL_LOG_WARN,
                    "memory holds %llu of the %llu bytes of weights that stay mapped: the rest is "

@@ -524,7 +524,7 @@ sl_code sl_denoise_park(denoise_run *r, sl_err *err)
     sl_turn_end(&seat->turn, false);
     sl_control_span(&seat->control, r->msg->job, SL_SPAN_HANDOVER, t0);
     say_share(r);
-    sl_seat_begin(seat, 0, 0);
+    sl_seat_begin(seat, NULL);
     sl_control_send(&seat->control, &m);
     return SL_OK;
 }

@@ -66,6 +66,19 @@ const char *sl_jobs_output(const sl_jobs *d, int i)
     return d->jobs[i].output;
 }
 
+/* What logs call the job. */
+static const char *name_of(const job *j)
+{
+    return sl_path_last(j->dir);
+}
+
+const char *sl_jobs_name(const sl_jobs *d, uint64_t id)
+{
+    for (int i = 0; i < d->count; i++)
+        if (d->jobs[i].id == id) return name_of(&d->jobs[i]);
+    return NULL;
+}
+
 /* ---- seats ---- */
 
 /* No process, or one that has said nothing yet: as many slots as it is to announce. */
@@ -142,7 +155,8 @@ static void finish(sl_jobs *d, job *j, sl_code code, const char *message)
     snprintf(m.finished.message, sizeof m.finished.message, "%s", message);
     for (int h = 0; h < SL_HANDOVER_COUNT; h++) sl_table_discard(d, &j->deliveries[h]);
     sl_table_to_client(d, j, &m);
-    sl_log(SL_LOG_DEBUG, "job %" PRIu64 ": %s %s", j->id, sl_code_name(code), message);
+    sl_log_about(name_of(j), SL_LOG_DEBUG, "job %" PRIu64 ": %s %s", j->id, sl_code_name(code),
+                 message);
     int at = (int)(j - d->jobs);
     memmove(j, j + 1, (size_t)(--d->count - at) * sizeof *j);
 }
@@ -232,7 +246,9 @@ void sl_jobs_cancel(sl_jobs *d, uint64_t id, uint64_t client)
 {
     job *j = sl_table_job(d, id);
     if (j && j->client == client) end_job(d, j, SL_CANCELLED, "cancelled");
-    else if (j) sl_log(SL_LOG_WARN, "CANCEL of job %" PRIu64 ": ignored, it is another's", id);
+    else if (j)
+        sl_log_about(name_of(j), SL_LOG_WARN, "CANCEL of job %" PRIu64 ": ignored, it is another's",
+                     id);
 }
 
 void sl_jobs_drain(sl_jobs *d, uint64_t client)
@@ -398,10 +414,10 @@ static void on_spooled(sl_jobs *d, int number, const sl_msg_spooled *m)
         snprintf(why, sizeof why, "%s: %.480s", s->name, m->message);
         end_job(d, j, SL_SYS, why);
     } else if (m->code)
-        sl_log(SL_LOG_WARN,
-               "job %" PRIu64 " goes on, but would not survive a death of %s or the next stage: "
-               "%.300s",
-               m->job, s->name, m->message);
+        sl_log_about(name_of(j), SL_LOG_WARN,
+                     "job %" PRIu64
+                     " goes on, but would not survive a death of %s or the next stage: %.300s",
+                     m->job, s->name, m->message);
 }
 
 /* What the seat worked with, for the job's report. */

@@ -77,6 +77,9 @@ void sl_jobs_fail_all(sl_jobs *d, sl_code code, const char *why);
 void sl_jobs_schedule(sl_jobs *d);
 
 int sl_jobs_count(const sl_jobs *d);
+/* The job's folder without what it lies in; NULL: no such job. Valid until the next call that may
+ * end a job. */
+const char *sl_jobs_name(const sl_jobs *d, uint64_t id);
 const char *sl_jobs_dir(const sl_jobs *d, int i); /* of the i-th oldest job */
 const char *sl_jobs_output(const sl_jobs *d, int i);
 

@@ -103,6 +103,7 @@ sl_code sl_dispatch_open(sl_dispatch *d, sl_err *err)
     sl_conf_defaults(&d->conf);
     if ((rc = sl_conf_read_file(&d->conf, d->conf_path, err))) return rc;
     sl_log_open("dispatch", d->conf.run.log);
+    sl_log_use_format(d->conf.run.log_format);
     if ((rc = sl_model_open(&d->model, d->model_dir, err))) return rc;
     if (snprintf(d->endpoint, sizeof d->endpoint, "ipc://%.1000s/ctl", d->run_dir) > 6 + 107)
         return sl_fail(err, SL_ARG,
@@ -248,8 +249,9 @@ static void log_event(const sl_dispatch *d, const sl_bus_event *e)
     if ((e->kind != SL_BUS_SEAT && e->kind != SL_BUS_CLIENT) || !sl_log_shows(SL_LOG_DEBUG) ||
         e->msg.type == SL_MSG_HEARTBEAT || e->msg.type == SL_MSG_SPAN)
         return;
-    sl_log(SL_LOG_DEBUG, "<- %s %s", e->seat >= 0 ? d->seats.at[e->seat].name : "client",
-           sl_wire_text_of(&e->msg, text, sizeof text));
+    sl_log_about(sl_jobs_name(d->jobs, sl_wire_job(&e->msg)), SL_LOG_DEBUG, "<- %s %s",
+                 e->seat >= 0 ? d->seats.at[e->seat].name : "client",
+                 sl_wire_text_of(&e->msg, text, sizeof text));
 }
 
 /* Ranks whose team waits for them: while one may still write to the others' memory, none of them

@@ -60,8 +60,7 @@ static sl_code on_job(mux_stage *s, const sl_msg_job *msg, sl_err *err)
     s->next = 0;
     s->written = 0;
     s->busy = true;
-    if (sl_seat_begin(s->seat, msg->job, msg->attempt))
-        return sl_fail(err, SL_CANCELLED, "cancelled");
+    if (sl_seat_begin(s->seat, msg)) return sl_fail(err, SL_CANCELLED, "cancelled");
     if ((rc = sl_seat_job(&s->job, msg, err))) return rc;
     s->all = sl_chunk_spec(s->seat, source(), &s->job, s->job.frames);
     const int64_t *shape = s->all.shape;

@@ -18,7 +18,7 @@ static sl_code serve_job(sl_seat *seat, const sl_msg_job *msg, sl_work_fn *work,
 {
     sl_job job = {0};
     sl_code rc = SL_OK;
-    if (sl_seat_begin(seat, msg->job, msg->attempt)) rc = sl_fail(err, SL_CANCELLED, "cancelled");
+    if (sl_seat_begin(seat, msg)) rc = sl_fail(err, SL_CANCELLED, "cancelled");
     if (!rc) rc = sl_seat_job(&job, msg, err);
     if (!rc) rc = work(self, msg, &job, err);
     /* what was opened has a stale ticket, which is ignored */

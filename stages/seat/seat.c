@@ -92,6 +92,7 @@ sl_code sl_seat_open(sl_seat **out, sl_role role, int argc, char **argv, sl_err 
     if ((rc = parse_args(seat, &a, argc, argv, err))) return rc;
     if (a.conf && (rc = sl_conf_read_file(&seat->conf, a.conf, err))) return rc;
     sl_log_open(name, seat->conf.run.log);
+    sl_log_use_format(seat->conf.run.log_format);
     if ((rc = sl_model_open(&seat->model, a.model, err))) return rc;
     /* a process keeps the kernels that it uses; set before there are threads */
     if (strcmp(seat->device, "cpu")) {
@@ -243,10 +244,11 @@ void sl_seat_ready(sl_seat *seat, int64_t load_t0_ns, size_t weight_bytes, size_
     sl_control_send(&seat->control, &m);
 }
 
-bool sl_seat_begin(sl_seat *seat, uint64_t job, uint32_t attempt)
+bool sl_seat_begin(sl_seat *seat, const sl_msg_job *msg)
 {
     sl_turn_end(&seat->turn, false);
-    return sl_control_begin(&seat->control, job, attempt);
+    sl_log_job(msg ? sl_path_last(msg->dir) : NULL);
+    return sl_control_begin(&seat->control, msg ? msg->job : 0, msg ? msg->attempt : 0);
 }
 
 void sl_seat_done(sl_seat *seat, const sl_msg_job *msg, const sl_tickets *out, size_t arena_bytes,
@@ -259,7 +261,7 @@ void sl_seat_done(sl_seat *seat, const sl_msg_job *msg, const sl_tickets *out, s
                          .arena_bytes = arena_bytes,
                          .bytes = bytes}};
     if (out) m.done.out = *out;
-    sl_seat_begin(seat, 0, 0);
+    sl_seat_begin(seat, NULL);
     sl_control_send(&seat->control, &m);
 }
 
@@ -270,6 +272,6 @@ void sl_seat_failed(sl_seat *seat, const sl_msg_job *msg, const sl_err *err)
     sl_err late = {0};
     snprintf(m.failed.message, sizeof m.failed.message, "%s", err->msg);
     if (sl_spool_flush(&seat->spool, &late)) sl_log_err("spool", &late);
-    sl_seat_begin(seat, 0, 0);
+    sl_seat_begin(seat, NULL);
     sl_control_send(&seat->control, &m);
 }

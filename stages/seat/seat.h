@@ -68,9 +68,10 @@ size_t sl_seat_peak_bytes(void);
 
 /* Say READY: the weights are loaded, jobs may come. */
 void sl_seat_ready(sl_seat *seat, int64_t load_t0_ns, size_t weight_bytes, size_t arena_bytes);
-/* Name the attempt that runs (0, 0: none). The turn of the attempt before ends, whatever
- * became of that one. true: the new attempt has been cancelled already. */
-bool sl_seat_begin(sl_seat *seat, uint64_t job, uint32_t attempt);
+/* Name the attempt that runs (NULL: none), by its JOB; lines of the log name the job from now
+ * on. The turn of the attempt before ends, whatever became of that one. true: the new attempt
+ * has been cancelled already. */
+bool sl_seat_begin(sl_seat *seat, const sl_msg_job *msg);
 /* Say DONE. out: hand-overs that lie in slots now, may be NULL; arena_bytes: the most that
  * the arena has held; bytes: of the finished file. */
 void sl_seat_done(sl_seat *seat, const sl_msg_job *msg, const sl_tickets *out, size_t arena_bytes,

@@ -25,7 +25,7 @@
 /* One file to write, its tensors copied. */
 struct sl_spool_item {
     sl_spool_item *next;
-    char path[SL_PATH];
+    char path[SL_PATH], job[SL_LOG_JOB];
     sl_msg said; /* SPOOLED, to be completed */
     bool announce;
     int n;
@@ -50,14 +50,15 @@ static void write_item(sl_spool_item *it, void *end)
     int64_t t0 = sl_now_ns();
     for (int i = 0; i < it->n; i++) names[i] = it->names[i];
     sl_code rc = sl_st_save(it->path, it->n, names, it->tensors, &err);
-    if (rc && !it->announce) sl_log(SL_LOG_WARN, "spool: %s", err.msg);
+    if (rc && !it->announce) sl_log_about(it->job, SL_LOG_WARN, "spool: %s", err.msg);
     /* whether a failure matters, and is told, is the dispatcher's decision */
     if (it->announce) {
         it->said.spooled.code = (int32_t)rc;
         snprintf(it->said.spooled.message, sizeof it->said.spooled.message, "%s", err.msg);
         sl_wire_send(end, NULL, 0, &it->said, NULL);
     }
-    sl_log(SL_LOG_DEBUG, "spooled %s in %.1f ms", it->path, (double)(sl_now_ns() - t0) * 1e-6);
+    sl_log_about(it->job, SL_LOG_DEBUG, "spooled %s in %.1f ms", it->path,
+                 (double)(sl_now_ns() - t0) * 1e-6);
     free(it->memory);
     free(it);
 }
@@ -135,6 +136,7 @@ static sl_spool_item *new_item(const sl_msg_job *job, const char *name, int n,
         free(it);
         return NULL;
     }
+    snprintf(it->job, sizeof it->job, "%s", sl_path_last(job->dir));
     it->n = n;
     for (int i = 0; i < n; i++) {
         snprintf(it->names[i], sizeof it->names[i], "%s", names[i]);
