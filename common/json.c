@@ -67,6 +67,19 @@ sl_code sl_json_read(json_t **out, const char *path, size_t max_bytes, sl_err *e
     return rc;
 }
 
+sl_code sl_json_write(json_t *root, const char *path, size_t flags, const char *what, sl_err *err)
+{
+    struct stat st;
+    errno = 0;
+    if (!root) return sl_fail(err, SL_NOMEM, "%s %s: no memory", what, path);
+    const bool bad = json_dump_file(root, path, flags) != 0;
+    const int why = errno;
+    json_decref(root);
+    if (!bad) return SL_OK;
+    if (!stat(path, &st) && S_ISREG(st.st_mode)) unlink(path); /* half a file is none */
+    return sl_fail_errno(err, why ? why : EIO, "%s %s", what, path);
+}
+
 bool sl_json_has(const sl_json_reader *r, const char *key)
 {
     const json_t *v = json_object_get(r->object, key);

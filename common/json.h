@@ -21,6 +21,10 @@ sl_code sl_json_parse(json_t **out, const char *text, size_t length, const char 
 /* An object from a regular file of at most max_bytes. Errors: SL_SYS cannot be read;
  * SL_FORMAT larger, or as above. */
 sl_code sl_json_read(json_t **out, const char *path, size_t max_bytes, sl_err *err);
+/* Write root as a file, by jansson's JSON_... flags. root is taken over; NULL says that there was
+ * no memory for it. `what` stands before the path in messages. Errors: SL_SYS, SL_NOMEM; a regular
+ * file that is not whole is removed. */
+sl_code sl_json_write(json_t *root, const char *path, size_t flags, const char *what, sl_err *err);
 /* Replace control characters in the message (names from files may hold line breaks). NULL
  * is fine. */
 void sl_one_line(sl_err *err);

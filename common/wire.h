@@ -23,7 +23,7 @@
 #include "common/pipeline.h"
 
 #define SL_WIRE_MAGIC 0x43554c53u /* "SLUC" */
-#define SL_WIRE_VERSION 3
+#define SL_WIRE_VERSION 4
 #define SL_WIRE_HEADER 16
 
 #define SL_STR16 16
@@ -83,8 +83,10 @@ typedef enum { SL_TURN_PIECE, SL_TURN_STEP } sl_turn_kind;
 /* done of total pieces of the stage's work. */
 #define WIRE_PROGRESS(F)  F(u64, job) F(u32, attempt) F(str16, stage) F(u32, done) F(u32, total) \
                           F(f64, seconds)
-/* A denoising step, with the First Block Cache's decision for each branch. */
-#define WIRE_STEP(F)      F(u64, job) F(u32, attempt) F(u32, step) F(u32, steps) F(f64, seconds) \
+/* A denoising step, when it began and how long it took, with the First Block Cache's decision for
+ * each branch. */
+#define WIRE_STEP(F)      F(u64, job) F(u32, attempt) F(u32, step) F(u32, steps) \
+                          F(i64, t0_ns) F(f64, seconds) \
                           F(i32, cond_computed) F(f64, cond_metric) \
                           F(i32, uncond_computed) F(f64, uncond_metric)
 /* Where time went: common/trace.h. job 0: of none. */

@@ -198,7 +198,7 @@ static void test_round_trip(void **unused)
 /* The layout is fixed: a program in another language relies on it. */
 static void test_layout(void **unused)
 {
-    static const uint8_t WANT[] = {'S', 'L', 'U', 'C', 3, 0, 0, 0, 14, 0, 0,    0,    12,   0,
+    static const uint8_t WANT[] = {'S', 'L', 'U', 'C', 4, 0, 0, 0, 14, 0, 0,    0,    12,   0,
                                    0,   0,   8,   7,   6, 5, 4, 3, 2,  1, 0xfe, 0xff, 0xff, 0xff};
     sl_msg m = {.type = SL_MSG_CANCEL,
                 .cancel = {.job = 0x0102030405060708u, .attempt = 0xfffffffeu}};
@@ -270,9 +270,9 @@ static void test_wrong_headers(void **unused)
     } CASES[] = {{0, 0x43554c54, "message: magic 43554c54, want 43554c53"},
                  {0, 0, "message: magic 00000000, want 43554c53"},
                  {0, 0x534c5543, "message: magic 534c5543, want 43554c53"},
-                 {4, 0, "message: protocol version 0, want 3"},
-                 {4, 1, "message: protocol version 1, want 3"},
-                 {4, UINT32_MAX, "message: protocol version 4294967295, want 3"},
+                 {4, 0, "message: protocol version 0, want 4"},
+                 {4, 1, "message: protocol version 1, want 4"},
+                 {4, UINT32_MAX, "message: protocol version 4294967295, want 4"},
                  {8, 0, "message: unknown type 0"},
                  {8, 200, "message: unknown type 200"},
                  {8, UINT32_MAX, "message: unknown type 4294967295"},

@@ -32,6 +32,7 @@
 #include "stages/job/folder.h"
 #include "stages/job/plan.h"
 #include "stages/job/report.h"
+#include "stages/job/trace_json.h"
 
 #define REAP_MS 5000 /* longest wait for killed stages to be gone */
 
@@ -202,6 +203,26 @@ static void client_span(runner *r, uint64_t job, sl_span_kind kind, int64_t t0, 
     sl_trace_add(&r->rep.trace, &s, NULL);
 }
 
+/* The job's own report and trace; one of all jobs comes at the end. */
+static void write_reports(runner *r, sl_report_job *j)
+{
+    const sl_request *q = j->job, *base = &r->o->base;
+    const bool alone = r->o->job_count == 1;
+    const char *what = "report";
+    sl_err err = {0};
+    sl_code rc = SL_OK;
+    if (*q->json && (alone || strcmp(q->json, base->json)))
+        rc = sl_report_write(&r->rep, j, q->json, &err);
+    if (!rc && *q->trace && (alone || strcmp(q->trace, base->trace))) {
+        what = "trace";
+        rc = sl_report_trace_write(&r->rep, j, q->trace, &err);
+    }
+    if (!rc || j->code) return;
+    snprintf(j->message, sizeof j->message, "the video is written, its %s is not: %.400s", what,
+             err.msg);
+    j->code = rc;
+}
+
 static void on_finished(runner *r, const sl_msg_finished *m)
 {
     sl_report_job *j = sl_report_find(&r->rep, m->tag);
@@ -223,13 +244,7 @@ static void on_finished(runner *r, const sl_msg_finished *m)
     if (!r->o->quiet && isatty(2) && *r->shown.stage && r->conf->run.log_format == SL_LOG_AS_TEXT)
         fputc('\n', stderr);
     *r->shown.stage = 0;
-    if (*j->job->json && (r->o->job_count == 1 || strcmp(j->job->json, r->o->base.json)) &&
-        sl_report_write(&r->rep, j, j->job->json, &err)) {
-        if (!j->code)
-            snprintf(j->message, sizeof j->message,
-                     "the video is written, its report is not: %.400s", err.msg);
-        if (!j->code) j->code = err.code;
-    }
+    write_reports(r, j);
     if (j->code) {
         sl_log_job(sl_path_last(j->job->dir));
         sl_complain("%s: %s: %s", j->job->spec.output,
@@ -389,6 +404,7 @@ static int run_jobs(sl_batch *o, const sl_model *model, sl_conf *conf, int64_t t
 {
     runner *r = calloc(1, sizeof *r);
     int status = SL_EXIT_OK;
+    sl_err second = {0};
     if (!r) {
         sl_fail(err, SL_NOMEM, "no memory");
         return SL_EXIT_REFUSED;
@@ -411,6 +427,9 @@ static int run_jobs(sl_batch *o, const sl_model *model, sl_conf *conf, int64_t t
     for (int i = 0; i < r->rep.count; i++) /* the run ended before it began */
         if (!r->rep.jobs[i].finished && *o->jobs[i].dir) sl_remove_tree(o->jobs[i].dir);
     if (o->job_count > 1 && *o->base.json && sl_report_write(&r->rep, NULL, o->base.json, err))
+        status = SL_EXIT_FAILED;
+    if (o->job_count > 1 && *o->base.trace &&
+        sl_report_trace_write(&r->rep, NULL, o->base.trace, err->code ? &second : err))
         status = SL_EXIT_FAILED;
     sl_report_free(&r->rep);
     free(r);

@@ -318,14 +318,16 @@ sl_code sl_denoise_start(denoise_run *r, denoiser *d, const sl_msg_job *msg, con
 
 /* ---- one step ---- */
 
-static void report_step(denoise_run *r, int step, double seconds,
+static void report_step(denoise_run *r, int step, int64_t t0_ns,
                         const sl_fbcache_report reports[SL_BRANCHES])
 {
+    const double seconds = (double)(sl_now_ns() - t0_ns) * 1e-9;
     sl_msg m = {.type = SL_MSG_STEP};
     m.step = (sl_msg_step){.job = r->msg->job,
                            .attempt = r->msg->attempt,
                            .step = (uint32_t)step,
                            .steps = (uint32_t)r->schedule.steps,
+                           .t0_ns = t0_ns,
                            .seconds = seconds,
                            .cond_computed = reports[0].computed,
                            .cond_metric = reports[0].metric,
@@ -434,7 +436,7 @@ sl_code sl_denoise_step(denoise_run *r, sl_err *err)
     if (r->steps_done == 1) look_at_device(r);
     if (leads) {
         if (keep_state(r, reports) && due) save_state(r, r->last.data ? &r->last : &r->now);
-        report_step(r, i, (double)(sl_now_ns() - t0) * 1e-9, reports);
+        report_step(r, i, t0, reports);
     }
     /* with the report: of steps of 3 ms its messages are 2 % */
     sl_control_span(&r->d->seat->control, r->msg->job, SL_SPAN_COMPUTE, t0);

@@ -242,7 +242,7 @@ static sl_code check_pictures(sl_request *j, const sl_model *model, sl_err *err)
     return SL_OK;
 }
 
-/* The output, the report and the dump can be written, and none is an input of the job. */
+/* What the job writes can be written, and is not one file with another thing of the job. */
 static sl_code check_outputs(const sl_request *j, sl_err *err)
 {
     const sl_job *s = &j->spec;
@@ -255,6 +255,10 @@ static sl_code check_outputs(const sl_request *j, sl_err *err)
     if (*j->json && (rc = check_writable(j->json, "report", true, err))) return rc;
     if (sl_same_file(s->output, j->json))
         return sl_fail(err, SL_ARG, "output %s is also the report", s->output);
+    if (*j->trace && (rc = check_writable(j->trace, "trace", true, err))) return rc;
+    if (sl_same_file(s->output, j->trace) || sl_same_file(j->json, j->trace))
+        return sl_fail(err, SL_ARG, "trace %s is also the %s", j->trace,
+                       sl_same_file(s->output, j->trace) ? "output" : "report");
     if (*j->dump_dir && (rc = sl_can_make_dir(j->dump_dir, err)))
         return sl_context(err, SL_ARG, "--dump");
     return SL_OK;
@@ -411,6 +415,9 @@ sl_code sl_batch_check(sl_batch *b, sl_model *model, sl_conf *conf, sl_err *err)
                                    : rc;
     if (*b->base.json && b->job_count > 1 &&
         (rc = check_writable(b->base.json, "report", true, err)))
+        return rc;
+    if (*b->base.trace && b->job_count > 1 &&
+        (rc = check_writable(b->base.trace, "trace", true, err)))
         return rc;
     if ((rc = same_outputs(b, err))) return rc;
     return check_limits(b, conf, err);

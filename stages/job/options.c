@@ -62,6 +62,8 @@ static const sl_option OPTIONS[] = {
     {"dump-blocks", SL_OPTION_FLAG, JOB(dump_blocks), NULL,
      "with --dump: also the tokens after each block of the first forward (large)"},
     {"json", SL_OPTION_PATH, OUTSIDE(json), "FILE", "the report"},
+    {"trace", SL_OPTION_PATH, OUTSIDE(trace), "FILE",
+     "where the time went, for chrome://tracing and ui.perfetto.dev"},
     {"conf", SL_OPTION_PATH, RUN(conf), "FILE",
      "deployment settings (conf/demo.cfg shows them all)"},
     {"device", SL_OPTION_PATH, RUN(device), "D[,D...]",

@@ -2,15 +2,11 @@
  * printed as a small table. */
 #include "stages/job/report.h"
 
-#include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
-#include <jansson.h>
-
-#include "stages/job/files.h"
+#include "common/json.h"
 
 sl_code sl_report_init(sl_report *r, const sl_request *jobs, int count, int64_t t0_ns, sl_err *err)
 {
@@ -25,7 +21,10 @@ sl_code sl_report_init(sl_report *r, const sl_request *jobs, int count, int64_t 
         if (!(j->steps = calloc((size_t)j->job->spec.steps, sizeof *j->steps)))
             return sl_fail(err, SL_NOMEM, "report: no memory");
         for (int s = 0; s < j->job->spec.steps; s++)
-            j->steps[s] = (sl_report_step){0, NAN, NAN, -1, -1};
+            j->steps[s] = (sl_report_step){.cond_metric = NAN,
+                                           .uncond_metric = NAN,
+                                           .cond_computed = -1,
+                                           .uncond_computed = -1};
     }
     return SL_OK;
 }
@@ -130,8 +129,8 @@ void sl_report_message(sl_report *r, const sl_msg *m)
         sl_report_job *j = sl_report_find(r, m->step.job);
         if (!j || m->step.step >= (uint32_t)j->job->spec.steps) return;
         j->steps[m->step.step] =
-            (sl_report_step){m->step.seconds, m->step.cond_metric, m->step.uncond_metric,
-                             m->step.cond_computed, m->step.uncond_computed};
+            (sl_report_step){m->step.t0_ns,         m->step.seconds,       m->step.cond_metric,
+                             m->step.uncond_metric, m->step.cond_computed, m->step.uncond_computed};
     } else if (m->type == SL_MSG_STAGE) {
         on_stage(r, &m->stage);
     } else if (m->type == SL_MSG_SHARE) {
@@ -193,7 +192,7 @@ static void add_up(const sl_report *r, const sl_report_job *j, times *t)
     free(s);
 }
 
-static const char *status_of(const sl_report_job *j)
+const char *sl_report_status(const sl_report_job *j)
 {
     return j->code == SL_OK ? "done" : j->code == SL_CANCELLED ? "cancelled" : "failed";
 }
@@ -209,8 +208,8 @@ static json_t *branch(int computed, double metric)
     return json_pack("{s:b, s:o}", "computed", computed, "metric", number(metric));
 }
 
-/* Seconds of steps in which the rank did not wait; both are measured by clocks of their own. */
-static double computing_of(const sl_report_rank *k)
+/* Both are measured by clocks of their own. */
+double sl_report_computing(const sl_report_rank *k)
 {
     const double s = k->step_s - k->exchange_s - k->wait_s;
     return s > 0 ? s : 0;
@@ -225,7 +224,7 @@ static json_t *ranks_json(const sl_report *r, const sl_report_job *j)
         json_array_append_new(
             all, json_pack("{s:i, s:s, s:i, s:i, s:i, s:f, s:f, s:f, s:I, s:I}", "instance", i,
                            "device", r->rank_device[i], "attempts", k->attempts, "team", k->team,
-                           "steps", k->steps, "computing", computing_of(k), "exchange",
+                           "steps", k->steps, "computing", sl_report_computing(k), "exchange",
                            k->exchange_s, "waiting", k->wait_s, "sent_bytes",
                            (json_int_t)k->sent_bytes, "device_bytes", (json_int_t)k->device_bytes));
     }
@@ -258,14 +257,14 @@ static json_t *job_json(const sl_report *r, const sl_report_job *j)
                              branch(j->steps[i].uncond_computed, j->steps[i].uncond_metric)));
     return json_pack("{s:s, s:s, s:s, s:o, s:i, s:i, s:i, s:i, s:i, s:f, s:f, s:s, s:f, s:o, s:o, "
                      "s:o, s:f, s:f, s:f, s:i, s:s, s:I}",
-                     "status", status_of(j), "message", j->message, "prompt", s->prompt, "seed",
-                     json_sprintf("%llu", (unsigned long long)s->seed), "width", s->width, "height",
-                     s->height, "frames", s->frames, "fps", s->fps, "step_count", s->steps,
-                     "guidance", s->guidance, "shift", s->shift, "sampler", s->sampler, "fbcache",
-                     s->fbcache, "stages", stages, "ranks", ranks_json(r, j), "steps", steps,
-                     "client", t.client[SL_SPAN_START] + t.client[SL_SPAN_SPOOL], "total", t.total,
-                     "unaccounted", t.unaccounted, "restarts", r->restarts, "output", s->output,
-                     "output_bytes", (json_int_t)j->bytes);
+                     "status", sl_report_status(j), "message", j->message, "prompt", s->prompt,
+                     "seed", json_sprintf("%llu", (unsigned long long)s->seed), "width", s->width,
+                     "height", s->height, "frames", s->frames, "fps", s->fps, "step_count",
+                     s->steps, "guidance", s->guidance, "shift", s->shift, "sampler", s->sampler,
+                     "fbcache", s->fbcache, "stages", stages, "ranks", ranks_json(r, j), "steps",
+                     steps, "client", t.client[SL_SPAN_START] + t.client[SL_SPAN_SPOOL], "total",
+                     t.total, "unaccounted", t.unaccounted, "restarts", r->restarts, "output",
+                     s->output, "output_bytes", (json_int_t)j->bytes);
 }
 
 sl_code sl_report_write(const sl_report *r, const sl_report_job *job, const char *path, sl_err *err)
@@ -277,13 +276,7 @@ sl_code sl_report_write(const sl_report *r, const sl_report_job *job, const char
         for (int i = 0; i < r->count; i++) json_array_append_new(all, job_json(r, &r->jobs[i]));
         root = json_pack("{s:o}", "jobs", all);
     }
-    errno = 0;
-    int bad = !root || json_dump_file(root, path, JSON_INDENT(2) | JSON_REAL_PRECISION(9)),
-        why = errno;
-    json_decref(root);
-    if (!bad) return SL_OK;
-    if (!sl_regular_file(path, NULL)) unlink(path); /* half a report is none */
-    return sl_fail_errno(err, why ? why : EIO, "report %s", path);
+    return sl_json_write(root, path, JSON_INDENT(2) | JSON_REAL_PRECISION(9), "report", err);
 }
 
 /* How many instances had a part; a team's row of the stages stands for all of them. */
@@ -305,7 +298,7 @@ static void print_ranks(const sl_report *r, const sl_report_job *j, FILE *to)
         if (!k->attempts) continue;
         if (k->device_bytes) snprintf(gpu, sizeof gpu, "%.1f", (double)k->device_bytes * 1e-6);
         fprintf(to, "  %-8d %-7s %9d %9d %9.3f %9.3f %9.3f %9.3f %10s\n", i, r->rank_device[i],
-                k->attempts, k->steps, computing_of(k), k->exchange_s, k->wait_s,
+                k->attempts, k->steps, sl_report_computing(k), k->exchange_s, k->wait_s,
                 (double)k->sent_bytes * 1e-9, gpu);
     }
 }
@@ -321,7 +314,7 @@ void sl_report_print(const sl_report *r, const sl_report_job *j, FILE *to)
         hits += (j->steps[i].cond_computed == 0) + (j->steps[i].uncond_computed == 0);
     }
     if (j->code) {
-        fprintf(to, "%s: %s\n", status_of(j), j->message);
+        fprintf(to, "%s: %s\n", sl_report_status(j), j->message);
         return;
     }
     fprintf(to, "\n%s  %dx%d, %d frames at %d fps, %d steps, seed %llu, %.2f MB\n", s->output,

@@ -11,6 +11,7 @@
 #include "stages/job/request.h"
 
 typedef struct {
+    int64_t t0_ns; /* 0: the step is not known */
     double seconds, cond_metric, uncond_metric;
     int cond_computed, uncond_computed; /* 1, 0; -1: no such branch, or the step is not known */
 } sl_report_step;
@@ -60,7 +61,10 @@ sl_report_job *sl_report_find(sl_report *r, uint64_t id);
 /* Put the request's id in the place of the dispatcher's number, in a message that has one.
  * false: of a job that this report does not know. */
 bool sl_report_own(const sl_report *r, sl_msg *m);
-void sl_report_message(sl_report *r, const sl_msg *m); /* STEP, SPAN, STAGE, SHARE */
+void sl_report_message(sl_report *r, const sl_msg *m);  /* STEP, SPAN, STAGE, SHARE */
+const char *sl_report_status(const sl_report_job *job); /* "done", "cancelled", "failed" */
+/* Seconds of steps in which the rank did not wait. */
+double sl_report_computing(const sl_report_rank *rank);
 /* How many ranks work on the job now; 0: not known, or there are no teams. */
 int sl_report_team(const sl_report_job *job);
 /* JSON of one job, or {"jobs": [...]} of all when job is NULL. Errors: SL_SYS. */

@@ -9,7 +9,7 @@
  *     sl_batch_check       completed from checkpoint and settings, checked    check.h
  *     sl_plan_admit        does the run fit in memory?                        plan.h
  *     sl_request_open_dir  the job's folder in the spool, for the stages      folder.h
- *     sl_report_...        where the time went                                report.h
+ *     sl_report_...        where the time went                                report.h, trace_json.h
  *
  * Nothing in this folder exits, and nothing prints but to a FILE * that it was given: a
  * refusal is a code and one line in *err. The caller owns batches; a batch owns its
@@ -32,11 +32,12 @@ typedef struct {
         has_height, has_max_area, has_frames, has_fps, has_steps, has_guidance, has_guidance_2,
         has_shift, has_sampler, has_crf, has_fbcache, has_fbcache_warmup, has_fbcache_max_hits,
         has_fbcache_final;
-    char dump_dir[SL_PATH], json[SL_PATH]; /* --dump, and where the report goes; "" none */
-    int line;                              /* of the jobs file; 0: the request has no line */
-    char replay_dir[SL_PATH];              /* dumped hand-overs to start from; "" none */
-    uint64_t id;                           /* set before the job gets its folder */
-    char dir[SL_PATH];                     /* the job's folder in the spool */
+    /* --dump, and where the report and the trace go; "" none */
+    char dump_dir[SL_PATH], json[SL_PATH], trace[SL_PATH];
+    int line;                 /* of the jobs file; 0: the request has no line */
+    char replay_dir[SL_PATH]; /* dumped hand-overs to start from; "" none */
+    uint64_t id;              /* set before the job gets its folder */
+    char dir[SL_PATH];        /* the job's folder in the spool */
 } sl_request;
 
 /* Requests that run together: one checkpoint, one configuration, one set of devices. */
