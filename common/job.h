@@ -18,7 +18,8 @@
     F(path, last_image, "")                                                                        \
     F(text, prompt, "")                                                                            \
     F(text, negative, "")                                                                          \
-    F(path, output, "") /* absolute path of the MP4 */                                             \
+    F(path, output, "")  /* absolute path of the MP4 */                                            \
+    F(path, preview, "") /* absolute path of a PNG of the latents, after each step; "" none */     \
     F(int, width, 0)                                                                               \
     F(int, height, 0)                                                                              \
     F(flag, bicubic, 0) /* size from the picture's aspect: a bicubic resize first (spec 3.5) */    \

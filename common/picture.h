@@ -1,4 +1,4 @@
-/* picture.h - read a picture file into 8-bit RGB, and resize as Pillow does.
+/* picture.h - read a picture file into 8-bit RGB, resize as Pillow does, write a PNG.
  *
  * PNG, JPEG, WebP and BMP are decoded through libavcodec and converted to RGB24; alpha is
  * dropped as PIL's convert("RGB") does, 16 bit is reduced, grey and palette are expanded,
@@ -27,6 +27,10 @@ sl_code sl_picture_read(sl_picture *out, const char *path, sl_err *err);
 sl_code sl_picture_decode(sl_picture *out, const uint8_t *bytes, size_t length, const char *name,
                           sl_err *err);
 void sl_picture_free(sl_picture *p); /* zeroed picture is fine */
+
+/* As a PNG, under a temporary name beside `path` (common/temporary.h), then renamed: a reader finds
+ * the old picture or the new one. Errors: SL_SYS, SL_NOMEM; the old one stays. */
+sl_code sl_picture_write(const sl_picture *p, const char *path, sl_err *err);
 
 /* Pillow's: a = -0.5; 3 lobes */
 typedef enum { SL_FILTER_BICUBIC, SL_FILTER_LANCZOS } sl_filter;

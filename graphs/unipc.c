@@ -193,3 +193,14 @@ void sl_sampler_step(sl_ctx *ctx, sl_sampler *s, const sl_tensor *v)
     else euler_step(ctx, s, v);
     s->step++;
 }
+
+/* Euler's x0 has the step's v; x - sigma v is where v leads from the sample before the step, and
+ * x_next - sigma_next v from the one after it: the same. */
+void sl_sampler_clean(const sl_sampler *s, const sl_tensor *of[2], float w[2])
+{
+    const bool euler = s->schedule->kind == SL_SAMPLER_EULER;
+    of[0] = euler ? &s->x : &s->m0;
+    of[1] = euler ? &s->x0 : NULL;
+    w[0] = 1;
+    w[1] = euler ? -s->schedule->sigmas[s->step] : 0;
+}

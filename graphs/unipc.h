@@ -43,5 +43,8 @@ void sl_sampler_init(sl_sampler *s, const sl_schedule *schedule, void *memory,
 /* One step with model output v (act or F32, shape of x): s->x becomes the next sample.
  * Errors (kept in ctx): SL_ARG past the last step, SL_SHAPE; the state is then undefined. */
 void sl_sampler_step(sl_ctx *ctx, sl_sampler *s, const sl_tensor *v);
+/* What the last step took for the clean latents: w[0] * *of[0], and w[1] * *of[1] on top unless
+ * of[1] is NULL. F32, of x's shape, valid until the next step. */
+void sl_sampler_clean(const sl_sampler *s, const sl_tensor *of[2], float w[2]);
 
 #endif

@@ -259,10 +259,13 @@ static const struct {
     {NULL, ", \"noise\": \"" T_IMAGE "\"", SL_FORMAT, "--noise: "},
     {NULL, ", \"dump-steps\": true", SL_ARG, "--dump-steps wants --dump DIR"},
     {NULL, ", \"o\": \"/nowhere/a.mp4\"", SL_ARG, "output /nowhere/a.mp4 cannot be written: "},
-    {NULL, ", \"trace\": \"/nowhere/t.json\"", SL_ARG,
-     "trace /nowhere/t.json cannot be written: "},
+    {NULL, ", \"trace\": \"/nowhere/t.json\"", SL_ARG, "trace /nowhere/t.json cannot be written: "},
     {NULL, ", \"json\": \"/dev/null\", \"trace\": \"/dev/null\"", SL_ARG,
      "trace /dev/null is also the report"},
+    {NULL, ", \"preview\": \"/nowhere/p.png\"", SL_ARG,
+     "preview /nowhere/p.png cannot be written: "},
+    {NULL, ", \"preview\": \"/dev/null\"", SL_ARG, "preview: /dev/null is "},
+    {NULL, ", \"preview\": \"" T_IMAGE "\"", SL_ARG, "-96x64x9.png is also the input"},
     {NULL, ", \"model\": \"/other\"", SL_ARG, "wants model /other, the run has "},
 };
 

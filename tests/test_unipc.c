@@ -167,6 +167,37 @@ static void one_step_gives_the_clean_sample(void **state)
     free(schedule);
 }
 
+/* After each step of either sampler: x - sigma v, of the sample and the velocity before it. */
+static void a_step_tells_its_clean_sample(void **state)
+{
+    sl_schedule *schedule = malloc(sizeof *schedule);
+    void *memory = aligned_alloc(256, sl_sampler_bytes(SHAPE));
+    (void)state;
+    for (int kind = 0; kind < 2; kind++) {
+        float before[CELLS], v[CELLS], want[CELLS], got[CELLS], w[2];
+        const sl_tensor *of[2];
+        sl_sampler s;
+        T_OK(sl_schedule_make(schedule, (sl_sampler_kind)kind, 6, 5, &err));
+        sl_sampler_init(&s, schedule, memory, SHAPE);
+        t_fill(s.x.data, CELLS, 8);
+        for (int i = 0; i < 6; i++) {
+            memcpy(before, s.x.data, sizeof before);
+            model(v, before, schedule->timesteps[i]);
+            step_once(&s);
+            sl_sampler_clean(&s, of, w);
+            for (int k = 0; k < CELLS; k++) {
+                want[k] = before[k] - schedule->sigmas[i] * v[k];
+                got[k] = w[0] * ((const float *)of[0]->data)[k];
+                if (of[1]) got[k] += w[1] * ((const float *)of[1]->data)[k];
+            }
+            T_REL(got, want, CELLS, 1e-5);
+        }
+        T_REL((float *)s.x.data, got, CELLS, 1e-6); /* the last is the result */
+    }
+    free(memory);
+    free(schedule);
+}
+
 /* What a spool file would hold: four tensors and three numbers. */
 static void resumes_bit_for_bit(void **state)
 {
@@ -245,6 +276,7 @@ int main(void)
         cmocka_unit_test(unipc_paths_as_the_reference),
         cmocka_unit_test(euler_follows_a_straight_flow),
         cmocka_unit_test(one_step_gives_the_clean_sample),
+        cmocka_unit_test(a_step_tells_its_clean_sample),
         cmocka_unit_test(resumes_bit_for_bit),
         cmocka_unit_test(refuses_bad_settings),
         cmocka_unit_test(refuses_a_step_too_many),

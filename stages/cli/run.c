@@ -236,6 +236,7 @@ static void on_finished(runner *r, const sl_msg_finished *m)
     if (!j->code && *j->job->dump_dir && (j->code = sl_request_dump(j->job, &err)))
         snprintf(j->message, sizeof j->message, "%s", err.msg);
     if (j->code) sl_temporary_sweep(j->job->spec.output);
+    if (j->code && *j->job->spec.preview) sl_temporary_sweep(j->job->spec.preview);
     sl_remove_tree(j->job->dir);
     j->t1_ns = sl_now_ns();
     client_span(r, m->tag, SL_SPAN_SPOOL, t0, j->t1_ns);

@@ -200,6 +200,68 @@ static void save_state(denoise_run *r, denoise_state *s)
     r->since_saved = 0;
 }
 
+/* ---- preview ---- */
+
+#define PREVIEW_MS 2000 /* longest wait for the last one */
+
+/* Latent frame t of x [., T, h, w] from channel `first` on, as many as y has: y [z, h * w]. */
+static void copy_frame(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, int64_t first,
+                       int64_t t)
+{
+    const int64_t plane = x->shape[2] * x->shape[3];
+    const sl_tensor all = sl_reshape2(x, x->shape[0], x->shape[1] * plane),
+                    rows = sl_rows(&all, first, y->shape[0]),
+                    frame = sl_cols(&rows, t * plane, plane);
+    sl_copy(ctx, y, &frame);
+}
+
+/* Without one the job goes on. The device's errors are ctx's. */
+static void open_preview(denoise_run *r)
+{
+    sl_ctx *ctx = &r->d->ctx;
+    const int64_t z = r->shape[0], h = r->shape[2], w = r->shape[3];
+    const int64_t mask = r->mem.condition.rank ? r->mem.condition.shape[0] - z : -1;
+    float *first = mask >= 0 ? malloc((size_t)(z * h * w) * sizeof *first) : NULL;
+    sl_err err = {0};
+    if (first) {
+        const size_t mark = sl_mark(ctx);
+        const sl_tensor frame = sl_new2(ctx, SL_F32, z, h * w);
+        copy_frame(ctx, &frame, &r->mem.condition, mask, 0);
+        sl_download(ctx, first, &frame);
+        sl_release(ctx, mark);
+    }
+    if (sl_ok(ctx) &&
+        sl_preview_open(&r->preview, r->job, r->msg->dir, first, (int)z, (int)h, (int)w, &err))
+        sl_log(SL_LOG_WARN, "%s", err.msg);
+    free(first);
+}
+
+/* The clean latents that the last step has found, their frame in the middle; unless the picture
+ * before is still being drawn. */
+static void show_preview(denoise_run *r)
+{
+    sl_ctx *ctx = &r->d->ctx;
+    float *to = r->preview ? sl_preview_frame(r->preview) : NULL, weights[2];
+    const sl_tensor *of[2];
+    if (!to) return;
+    const size_t mark = sl_mark(ctx);
+    const int64_t z = r->shape[0], middle = r->shape[1] / 2, plane = r->shape[2] * r->shape[3];
+    const sl_tensor frame[2] = {sl_new2(ctx, SL_F32, z, plane), sl_new2(ctx, SL_F32, z, plane)};
+    sl_sampler_clean(&r->sampler, of, weights);
+    for (int i = 0; i < 2 && of[i]; i++) copy_frame(ctx, &frame[i], of[i], 0, middle);
+    if (of[1]) sl_lincomb(ctx, &frame[0], 2, (const sl_tensor *[]){&frame[0], &frame[1]}, weights);
+    sl_download(ctx, to, &frame[0]);
+    sl_release(ctx, mark);
+    if (sl_ok(ctx)) sl_preview_show(r->preview);
+}
+
+/* The last one shows the job's latents, and is written before they are handed over. */
+static void finish_preview(denoise_run *r)
+{
+    if (r->preview && sl_preview_wait(r->preview, PREVIEW_MS)) show_preview(r);
+    sl_preview_close(&r->preview);
+}
+
 /* ---- start ---- */
 
 static sl_code load_noise(denoise_run *r, sl_err *err)
@@ -311,6 +373,10 @@ sl_code sl_denoise_start(denoise_run *r, denoiser *d, const sl_msg_job *msg, con
         return rc;
     sl_control_span(&d->seat->control, msg->job, SL_SPAN_HANDOVER, t0);
     rc = fill_memory(r, &of, in, err);
+    if (!rc && *job->preview && sl_denoise_leads(&r->team)) {
+        open_preview(r);
+        if (!sl_ok(ctx)) rc = sl_ctx_error(ctx, err);
+    }
     sl_log(SL_LOG_DEBUG, "job %llu: arena %.1f MB, ready in %.1f ms", (unsigned long long)msg->job,
            (double)arena.peak * 1e-6, (double)(sl_now_ns() - t0) * 1e-6);
     return rc;
@@ -427,6 +493,7 @@ sl_code sl_denoise_step(denoise_run *r, sl_err *err)
 
     /* what came of it: finite or not, a state to go on from, the report */
     if (leads && (rc = look_at(r, i, err))) return rc;
+    if (i + 1 < r->schedule.steps) show_preview(r);
     park = sl_control_parked(&r->d->seat->control);
     sl_denoise_team_agree(&r->team, ctx, reports, &park);
     if (!sl_ok(ctx)) return sl_ctx_error(ctx, err);
@@ -509,6 +576,7 @@ sl_code sl_denoise_park(denoise_run *r, sl_err *err)
 {
     sl_seat *seat = r->d->seat;
     int64_t t0 = sl_now_ns();
+    sl_preview_close(&r->preview); /* another process goes on with it */
     sl_msg m = {.type = SL_MSG_PARKED,
                 .parked = {.job = r->msg->job,
                            .attempt = r->msg->attempt,
@@ -543,6 +611,7 @@ sl_code sl_denoise_finish(denoise_run *r, sl_err *err)
     int64_t t0 = sl_now_ns();
     sl_code rc;
     sl_download(&r->d->ctx, r->out.at[0].host.data, &r->sampler.x);
+    finish_preview(r);
     if (!sl_ok(&r->d->ctx)) return sl_ctx_error(&r->d->ctx, err);
     r->out.at[0].device = r->sampler.x;
     sl_parcel_add(&r->out, "noise", &noise);
@@ -562,6 +631,7 @@ sl_code sl_denoise_finish(denoise_run *r, sl_err *err)
 void sl_denoise_end(denoise_run *r)
 {
     free(r->noise);
+    sl_preview_close(&r->preview); /* the job's folder may go once FAILED is said */
     if (r->d) {
         sl_ctx_error(&r->d->ctx, NULL); /* empties the arena */
         sl_parcel_drop(&r->out, r->d->seat);

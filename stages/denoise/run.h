@@ -2,6 +2,7 @@
 #ifndef SL_DENOISE_RUN_H
 #define SL_DENOISE_RUN_H
 
+#include "stages/denoise/preview.h"
 #include "stages/denoise/team.h"
 #include "stages/seat/loop.h"
 
@@ -43,6 +44,7 @@ typedef struct {
                          * device side is the sampler's */
     bool replay;        /* the next step repeats one that had computed: see sl_denoise_step */
     float replay_metric[SL_BRANCHES];
+    sl_preview *preview;   /* the leader's; NULL: none is wanted */
     char tap_dir[SL_PATH]; /* where first-forward tensors go; "" nowhere */
     bool parked;           /* the attempt ends here, for another team to go on */
     int steps_done;        /* in this attempt, and */

@@ -207,6 +207,8 @@ static sl_code complete(sl_request *j, const sl_model *model, const sl_conf *con
                        s->dump_steps ? "steps" : "blocks");
     if ((rc = sl_absolute_path(path, s->output, err))) return rc;
     memcpy(s->output, path, SL_PATH);
+    if (*s->preview && (rc = sl_absolute_path(path, s->preview, err))) return rc;
+    if (*s->preview) memcpy(s->preview, path, SL_PATH);
     snprintf(s->model, SL_PATH, "%s", model->dir);
     return SL_OK;
 }
@@ -242,6 +244,18 @@ static sl_code check_pictures(sl_request *j, const sl_model *model, sl_err *err)
     return SL_OK;
 }
 
+static sl_code check_preview(const sl_request *j, sl_err *err)
+{
+    const sl_job *s = &j->spec;
+    const char *const others[] = {s->output, j->json, j->trace, s->image, s->last_image, s->noise},
+                      *const what[] = {"output", "report", "trace", "input", "input", "input"};
+    sl_code rc = check_writable(s->preview, "preview", false, err);
+    for (int i = 0; i < 6 && !rc; i++)
+        if (sl_same_file(s->preview, others[i]))
+            rc = sl_fail(err, SL_ARG, "preview %s is also the %s", s->preview, what[i]);
+    return rc;
+}
+
 /* What the job writes can be written, and is not one file with another thing of the job. */
 static sl_code check_outputs(const sl_request *j, sl_err *err)
 {
@@ -259,6 +273,7 @@ static sl_code check_outputs(const sl_request *j, sl_err *err)
     if (sl_same_file(s->output, j->trace) || sl_same_file(j->json, j->trace))
         return sl_fail(err, SL_ARG, "trace %s is also the %s", j->trace,
                        sl_same_file(s->output, j->trace) ? "output" : "report");
+    if (*s->preview && (rc = check_preview(j, err))) return rc;
     if (*j->dump_dir && (rc = sl_can_make_dir(j->dump_dir, err)))
         return sl_context(err, SL_ARG, "--dump");
     return SL_OK;

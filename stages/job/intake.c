@@ -27,7 +27,7 @@ sl_code sl_batch_replay(sl_batch *b, const char *dir, sl_err *err)
     r->has_prompt = r->has_shift = r->has_guidance_2 = r->has_fps = r->has_crf = r->has_fbcache =
         r->has_sampler = true;
     r->has_fbcache_warmup = r->has_fbcache_max_hits = r->has_fbcache_final = true;
-    *r->spec.output = 0;
+    *r->spec.output = *r->spec.preview = 0;
     r->spec.dump = r->spec.dump_steps = r->spec.dump_blocks = 0;
     if ((rc = sl_path_join(r->spec.noise, dir, "denoise.safetensors", err))) return rc;
     return SL_OK;

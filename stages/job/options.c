@@ -61,6 +61,8 @@ static const sl_option OPTIONS[] = {
      "with --dump: also the latents after each step"},
     {"dump-blocks", SL_OPTION_FLAG, JOB(dump_blocks), NULL,
      "with --dump: also the tokens after each block of the first forward (large)"},
+    {"preview", SL_OPTION_PATH, JOB(preview), "FILE",
+     "after each step a PNG of the video's middle as it looks so far"},
     {"json", SL_OPTION_PATH, OUTSIDE(json), "FILE", "the report"},
     {"trace", SL_OPTION_PATH, OUTSIDE(trace), "FILE",
      "where the time went, for chrome://tracing and ui.perfetto.dev"},

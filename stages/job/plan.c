@@ -201,7 +201,9 @@ static sl_code plan_denoise(planner *p, sl_stage_plan *s, bool computes, sl_err 
             held += handed(p, h);
     /* noise, result, the state of four, the state and both results once more for the spool; with
      * the cache a rank keeps the state of the last step that computed, too; inputs */
-    if (computes) s->host += (teamed && job->fbcache > 0 ? 16 : 12) * latents + held;
+    if (computes)
+        s->host += (teamed && job->fbcache > 0 ? 16 : 12) * latents + held +
+                   sl_denoise_preview_bytes(model, job);
     for (int e = 0; e < SL_EXPERTS; e++) sl_dit_free(&dit[e]);
     free(schedule);
     return rc;

@@ -9,7 +9,8 @@
  *     sl_batch_check       completed from checkpoint and settings, checked    check.h
  *     sl_plan_admit        does the run fit in memory?                        plan.h
  *     sl_request_open_dir  the job's folder in the spool, for the stages      folder.h
- *     sl_report_...        where the time went                                report.h, trace_json.h
+ *     sl_report_...        where the time went                                report.h
+ *                                                                             trace_json.h
  *
  * Nothing in this folder exits, and nothing prints but to a FILE * that it was given: a
  * refusal is a code and one line in *err. The caller owns batches; a batch owns its

@@ -134,11 +134,28 @@ sl_code sl_denoise_arena(sl_arena *out, const sl_ops *ops, const sl_denoise_size
                                  .share = m.share.size ? &m.share : NULL};
         sl_dit_forward(&plan, of->dit[e], &m.v[0], &in, NULL);
         sl_release(&plan, mark);
+        /* a preview's: it takes what a forward has left */
+        for (int i = 0; i < 2; i++)
+            sl_new2(&plan, SL_F32, m.sampler.x.shape[0],
+                    m.sampler.x.shape[2] * m.sampler.x.shape[3]);
+        sl_release(&plan, mark);
     }
     out->peak = plan.arena_peak;
     rc = sl_ctx_error(&plan, err);
     sl_ctx_close(&plan);
     return rc;
+}
+
+size_t sl_denoise_preview_bytes(const sl_model *model, const sl_job *job)
+{
+    int64_t shape[4];
+    if (!*job->preview) return 0;
+    sl_denoise_shape(model, job, shape);
+    const size_t cells = (size_t)(shape[2] * shape[3]),
+                 drawn = cells * SL_PREVIEW_SCALE * SL_PREVIEW_SCALE * 3;
+    /* two frames; a picture's colours; what is drawn, in the encoder and encoded; the picture */
+    return cells * (size_t)shape[0] * 2 * sizeof(float) + cells * 3 * (sizeof(double) + 1) +
+           3 * drawn + (size_t)job->width * (size_t)job->height * 3;
 }
 
 size_t sl_denoise_pair_bytes(const sl_ctx *ctx, const int64_t shape[4])

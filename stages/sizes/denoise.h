@@ -9,7 +9,8 @@
 #include "stages/sizes/sizes.h"
 
 #define SL_EXPERTS 2
-#define SL_BRANCHES 2 /* 0 cond, 1 uncond */
+#define SL_BRANCHES 2      /* 0 cond, 1 uncond */
+#define SL_PREVIEW_SCALE 4 /* a preview's pixels for one of the latents, across and down */
 
 /* What a member of a team does in a step. A team of an even size has halves where the job is
  * guided, a branch each; who has the same branch shares its rows. */
@@ -58,6 +59,9 @@ void sl_denoise_take(sl_ctx *ctx, sl_denoise_memory *m, const sl_denoise_sizes *
 /* How many bytes the arena must have for what the job keeps, and for contexts and steps on
  * top. The job has been checked. */
 sl_code sl_denoise_arena(sl_arena *out, const sl_ops *ops, const sl_denoise_sizes *of, sl_err *err);
+
+/* Host memory of a job's preview, without the picture as its file has it; 0: none is wanted. */
+size_t sl_denoise_preview_bytes(const sl_model *model, const sl_job *job);
 
 /* The window of one of `ranks` that work on videos of up to so many pixels and frames: the shares
  * of a forward from its beginning, where a job's inputs lie before its first step; at its end the
