@@ -1,8 +1,9 @@
 /* journal.h - the queue that survives: every job that was accepted, until it ends and is forgotten.
  *
  * This is the interface that the server works from; journal.c is its body on SQLite (WAL). What is
- * ACKNOWLEDGED (submit, finish, cancel, remove) is on the disk when the call returns, as far as
- * fsync goes; progress may be lost with the power, and then the job shows an older one.
+ * ACKNOWLEDGED (every call here that changes something, but progress) is on the disk when the call
+ * returns, as far as fsync goes; progress may be lost with the power, and then the job shows an
+ * older one. A call that failed has changed nothing, and may be made again.
  *
  *   submit --> QUEUED --claim--> RUNNING --finish--> COMPLETED, FAILED, CANCELLED
  *                 |    <-release--  |                      |
@@ -12,9 +13,13 @@
  * end is refused with SL_GONE. REMOVED rows stay for a while, so that a DELETE said twice is no
  * error; nobody lists them.
  *
- * Whose turn is next: the largest priority first; within it, owners in turn (a job's place is the
- * number of its owner's jobs that run, or wait and are older, in the same priority); then the
- * older.
+ * Who is claimed next: the largest priority first; within it, released jobs, then owners in turn
+ * (stages/serve/fair.h).
+ *
+ * Everything that is read back is checked: a row that no journal has written is SL_FORMAT, and the
+ * message names the job. A full disk (or quota, or limit of a file's size) is SL_SYS, and the
+ * message has SL_JOURNAL_DISK_FULL in it; SIGXFSZ should be ignored. An id that no job can have is one
+ * that no job has.
  * Any thread may call every function; one thread at a time is in the database. Times are seconds
  * since 1970, given by the caller. */
 #ifndef SL_JOURNAL_H
@@ -25,13 +30,16 @@
 
 #include "common/err.h"
 
-#define SL_JOURNAL_ID 48     /* bytes of a job's id, its NUL included */
-#define SL_JOURNAL_OWNER 64  /* bytes of an owner's name, its NUL included */
-#define SL_JOURNAL_KEY 256   /* bytes of a client's key, its NUL included */
-#define SL_JOURNAL_TEXT 512  /* bytes of a message, its NUL included */
-#define SL_JOURNAL_VERSION 1 /* of the schema that this program writes */
+#define SL_JOURNAL_ID 48             /* bytes of a job's id, its NUL included */
+#define SL_JOURNAL_OWNER 64          /* bytes of an owner's name, its NUL included */
+#define SL_JOURNAL_KEY 256           /* bytes of a client's key, its NUL included */
+#define SL_JOURNAL_TEXT 512          /* bytes of a message, its NUL included */
+#define SL_JOURNAL_REQUEST (4 << 20) /* bytes of a request, its NUL included */
+#define SL_JOURNAL_BYTES (1ll << 50) /* most bytes of a job's folder */
+#define SL_JOURNAL_VERSION 1         /* of the schema that this program writes */
+#define SL_JOURNAL_DISK_FULL "disk full"
 
-/* NAME, name in the database. Numbers are never reordered. */
+/* NAME, name in the database: it stays as it is. */
 #define SL_JOURNAL_STATES(X)                                                                       \
     X(QUEUED, "queued")                                                                            \
     X(RUNNING, "running")                                                                          \
@@ -50,10 +58,10 @@ typedef enum {
 const char *sl_journal_state_name(sl_journal_state state);
 
 typedef struct {
-    char id[SL_JOURNAL_ID];
+    char id[SL_JOURNAL_ID];       /* letters, digits, - _ and, but first, a dot */
     char owner[SL_JOURNAL_OWNER]; /* name of the token that it came with; "": the machine's own */
     sl_journal_state state;
-    int priority; /* larger goes first */
+    int priority;                          /* larger goes first */
     int64_t created_s, started_s, ended_s; /* 0: not yet; started_s: the first claim */
     double progress;                       /* 0 to 1; never falls */
     bool cancel_asked;                     /* while it was RUNNING */
@@ -70,10 +78,12 @@ void sl_journal_job_free(sl_journal_job *job); /* zeroes it; a zeroed job is fin
 
 typedef struct sl_journal sl_journal;
 
-/* Open or make the database, migrate an older schema, check that it is whole (quick_check). Another
- * process may not have it open (the server holds the state folder's lock); a backup may be made of
- * it by anybody's sqlite3. *out is the caller's to close. Errors: SL_SYS cannot be opened, read or
- * written; SL_FORMAT damaged, no journal at all, or of a newer version (found, wanted). */
+/* Open or make the database, migrate an older schema, check that it is whole (quick_check, and each
+ * row). Another server may not have it open (it holds the state folder's lock), nor this process a
+ * second time; a backup may be made of it by anybody's sqlite3. A file that is no journal of this
+ * version or an older one is left as it is. *out is the caller's to close. Errors: SL_SYS cannot be
+ * opened, read or written; SL_FORMAT damaged, no journal at all, or of a newer version (found,
+ * wanted). */
 sl_code sl_journal_open(sl_journal **out, const char *path, sl_err *err);
 void sl_journal_close(sl_journal **j); /* NULL is fine */
 
@@ -85,17 +95,17 @@ typedef struct {
 } sl_journal_limits;
 
 /* A new QUEUED job: id, owner, priority, created_s, request are read. key: the client's own name
- * for the job ("" none): if this owner has used it for a job that is not forgotten, nothing is
- * added and *same is that job's id; else *same is "".
- * Errors: SL_BUSY the queue is full (message: how many, the limit); SL_ARG the id is there already;
- * SL_SYS, with "disk full" told as such (SQLITE_FULL). */
+ * for the job ("" none): if this owner has used it for a job that is not forgotten (it may be
+ * REMOVED), nothing is added and *same is that job's id; else *same is "". limits NULL: none.
+ * Errors: SL_BUSY the queue is full (message: how many, the limit); SL_ARG the id is there already,
+ * or a text is too long or not one; SL_SYS. */
 sl_code sl_journal_submit(sl_journal *j, const sl_journal_job *job, const char *key,
                           const sl_journal_limits *limits, char same[SL_JOURNAL_ID], sl_err *err);
 
 /* ---- jobs run ---- */
 
-/* The job whose turn it is becomes RUNNING; *out is the caller's to free. Errors: SL_BUSY none is
- * queued; SL_SYS. */
+/* The job whose turn it is becomes RUNNING; *out is the caller's to free. cancel_asked may be set,
+ * if the job was released after that. Errors: SL_BUSY none is queued; SL_SYS. */
 sl_code sl_journal_claim(sl_journal *j, int64_t now_s, sl_journal_job *out, sl_err *err);
 /* Not lost, but not to be run on here: RUNNING becomes QUEUED, before all others of its priority
  * (started_s is set). SL_GONE: it is not RUNNING. */
@@ -103,9 +113,11 @@ sl_code sl_journal_release(sl_journal *j, const char *id, sl_err *err);
 /* At a start of the server: all RUNNING jobs are released. *count how many. */
 sl_code sl_journal_release_all(sl_journal *j, int *count, sl_err *err);
 /* The job has got so far. A smaller number than before, or a job that is not RUNNING, changes
- * nothing. */
+ * nothing; more than 1 is 1. Errors: SL_ARG not a number. */
 sl_code sl_journal_progress(sl_journal *j, const char *id, double progress, sl_err *err);
-/* RUNNING ends as COMPLETED, FAILED or CANCELLED. Errors: SL_GONE it is not RUNNING. */
+/* RUNNING ends as COMPLETED (its progress is 1 then), FAILED or CANCELLED. The message is cut to
+ * SL_JOURNAL_TEXT, between two characters of UTF-8; NULL is "". Errors: SL_GONE it is not RUNNING;
+ * SL_ARG another end, no code, too many bytes. */
 sl_code sl_journal_finish(sl_journal *j, const char *id, sl_journal_state end, sl_code code,
                           const char *message, uint64_t bytes, int64_t now_s, sl_err *err);
 
@@ -119,20 +131,21 @@ sl_code sl_journal_get(sl_journal *j, const char *id, const char *owner, sl_jour
  * state that it had. */
 sl_code sl_journal_cancel(sl_journal *j, const char *id, const char *owner, int64_t now_s,
                           sl_journal_state *before, sl_err *err);
-/* An ended job becomes REMOVED. A job that is REMOVED already: SL_OK. Errors: SL_BUSY it has not
- * ended (cancel it first); SL_GONE. */
+/* An ended job becomes REMOVED: its request and message are deleted. A job that is REMOVED already:
+ * SL_OK. Errors: SL_BUSY it has not ended (cancel it first); SL_GONE. */
 sl_code sl_journal_remove(sl_journal *j, const char *id, const char *owner, int64_t now_s,
                           sl_err *err);
 
-/* Jobs by time of submission. after: the id that the list begins behind, "" for the beginning;
- * limit at least 1; newest_first as it says. jobs[limit] get the jobs, *count how many, *more
- * whether there are others behind them. The caller frees the jobs. Errors: SL_GONE no job of this
- * owner is called `after`. */
+/* Jobs in the order of submission. after: the id that the list begins behind, "" for the beginning;
+ * it may have been REMOVED meanwhile. limit at least 1; newest_first as it says. jobs[limit] get the
+ * jobs, *count how many, *more whether there are others behind them. The caller frees the jobs.
+ * Errors: SL_GONE no job of this owner is called `after`, or it is forgotten. */
 sl_code sl_journal_list(sl_journal *j, const char *owner, const char *after, int limit,
                         bool newest_first, sl_journal_job *jobs, int *count, bool *more,
                         sl_err *err);
-/* How many jobs will be claimed before this one; -1: it is not QUEUED. The order is remembered
- * between changes of the queue: asking often costs a search in an array. */
+/* How many jobs will be claimed before this one; -1: it is not QUEUED (or the journal
+ * cannot be read). The order is remembered between changes of the queue: asking often costs the
+ * look-up of the id and a search in an array. */
 int sl_journal_position(sl_journal *j, const char *id);
 
 typedef struct {
@@ -151,11 +164,12 @@ sl_code sl_journal_count(sl_journal *j, sl_journal_counts *out, sl_err *err);
  * Rows that are REMOVED since before `forget_s` are deleted on the way. */
 sl_code sl_journal_expire(sl_journal *j, int64_t before_s, uint64_t quota, int64_t forget_s,
                           int64_t now_s, char id[SL_JOURNAL_ID], sl_err *err);
-/* Is there a row of this id that is not REMOVED? A folder without one is a leftover. */
+/* Is there a row of this id that is not REMOVED? A folder without one is a leftover. Where the
+ * journal cannot be read: true. */
 bool sl_journal_knows(sl_journal *j, const char *id);
 
-/* A copy of the journal as it is now, while it is used (SQLite's backup); replaces `path` when the
- * copy is whole and on the disk. Errors: SL_SYS. */
+/* A copy of the journal as it is now, made while others go on; replaces `path` when it is whole and
+ * on the disk. Errors: SL_SYS; SL_ARG `path` is the journal itself. */
 sl_code sl_journal_backup(sl_journal *j, const char *path, sl_err *err);
 
 #endif

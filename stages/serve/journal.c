@@ -1,0 +1,718 @@
+/* journal.c - the queue that survives: its schema, its statements, and its rows.
+ *
+ * Every function that changes something is one transaction (enter ... leave); one that reads holds
+ * the lock meanwhile (look ... leave). See stages/serve/database.h.
+ *
+ * The order of the queue is made from its rows when somebody asks (order_queue), and kept until a
+ * function that changes the queue forgets it (ordered = false). */
+#include "stages/serve/journal.h"
+
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "stages/serve/database.h"
+#include "stages/serve/fair.h"
+
+#define MOST_CLAIMS (1ll << 62)
+
+/* STEPS[v] makes version v + 1 of the schema out of version v. A step that was released is never
+ * changed. */
+static const char *const STEPS[SL_JOURNAL_VERSION] = {
+    /* seq: grows with the time of submission. ended_s of a removed row: when it was removed.
+     * claimed: number of its newest turn, of all claims; a release does not take it away. */
+    "CREATE TABLE jobs ("
+    " seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, owner TEXT NOT NULL,"
+    " key TEXT, state TEXT NOT NULL, priority INTEGER NOT NULL, created_s INTEGER NOT NULL,"
+    " started_s INTEGER NOT NULL DEFAULT 0, ended_s INTEGER NOT NULL DEFAULT 0,"
+    " progress REAL NOT NULL DEFAULT 0, cancel_asked INTEGER NOT NULL DEFAULT 0,"
+    " attempts INTEGER NOT NULL DEFAULT 0, claimed INTEGER NOT NULL DEFAULT 0,"
+    " code TEXT NOT NULL DEFAULT 'OK', message TEXT NOT NULL DEFAULT '',"
+    " bytes INTEGER NOT NULL DEFAULT 0, request TEXT NOT NULL) STRICT;"
+    "CREATE UNIQUE INDEX jobs_key ON jobs(owner, key) WHERE key IS NOT NULL;"
+    "CREATE INDEX jobs_queue ON jobs(state, priority, owner, seq, claimed, created_s)"
+    " WHERE state = 'queued';"
+    "CREATE INDEX jobs_claims ON jobs(owner, priority, claimed);"
+    "CREATE INDEX jobs_states ON jobs(state, ended_s, bytes);"
+    "CREATE INDEX jobs_ended ON jobs(ended_s)"
+    " WHERE state IN ('completed', 'failed', 'cancelled');",
+};
+
+/* As read_job() reads them. */
+#define COLUMNS                                                                                    \
+    "seq, id, owner, state, priority, created_s, started_s, ended_s, progress, cancel_asked, "     \
+    "attempts, code, message, bytes, request"
+#define ENDED "state IN ('completed', 'failed', 'cancelled')"
+#define MINE "(?2 IS NULL OR owner = ?2)" /* owner NULL: anybody's */
+#define LISTED "FROM jobs WHERE state <> 'removed' AND " MINE " AND seq "
+
+#define STATEMENTS(X)                                                                              \
+    X(ALL, "SELECT " COLUMNS " FROM jobs")                                                         \
+    X(NEWEST_CLAIM, "SELECT coalesce(max(claimed), 0) FROM jobs")                                  \
+    X(SAME, "SELECT id FROM jobs WHERE owner = ?1 AND key = ?2")                                   \
+    X(WAITING, "SELECT count(*), coalesce(sum(owner = ?1), 0) FROM jobs WHERE state = 'queued'")   \
+    X(SUBMIT, "INSERT INTO jobs (id, owner, key, state, priority, created_s, request) "            \
+              "VALUES (?1, ?2, nullif(?3, ''), 'queued', ?4, ?5, ?6)")                             \
+    X(QUEUE, "SELECT seq, priority, owner, claimed FROM jobs WHERE state = 'queued' "              \
+             "ORDER BY priority, owner, seq")                                                      \
+    X(LAST_CLAIM, "SELECT max(claimed) FROM jobs WHERE owner = ?1 AND priority = ?2")              \
+    X(QUEUED_SEQ, "SELECT seq FROM jobs WHERE id = ?1 AND state = 'queued'")                       \
+    X(CLAIM,                                                                                       \
+      "UPDATE jobs SET state = 'running', attempts = attempts + 1, "                               \
+      "started_s = iif(started_s, started_s, max(?2, 0)), claimed = iif(claimed, claimed, ?3) "    \
+      "WHERE seq = ?1 AND state = 'queued'")                                                       \
+    X(BY_SEQ, "SELECT " COLUMNS " FROM jobs WHERE seq = ?1")                                       \
+    X(RELEASE, "UPDATE jobs SET state = 'queued' WHERE id = ?1 AND state = 'running'")             \
+    X(RELEASE_ALL, "UPDATE jobs SET state = 'queued' WHERE state = 'running'")                     \
+    X(PROGRESS, "UPDATE jobs SET progress = ?2 "                                                   \
+                "WHERE id = ?1 AND state = 'running' AND progress < ?2")                           \
+    X(FINISH,                                                                                      \
+      "UPDATE jobs SET state = ?2, code = ?3, message = ?4, bytes = ?5, ended_s = max(?6, 0), "    \
+      "progress = iif(?2 = 'completed', 1, progress) "                                             \
+      "WHERE id = ?1 AND state = 'running'")                                                       \
+    X(GET, "SELECT " COLUMNS " FROM jobs WHERE id = ?1 AND " MINE " AND state <> 'removed'")       \
+    X(STATE, "SELECT id, state FROM jobs WHERE id = ?1 AND " MINE)                                 \
+    X(CANCEL, "UPDATE jobs SET state = 'cancelled', code = 'CANCELLED', ended_s = max(?2, 0), "    \
+              "message = 'cancelled while it waited in the queue' WHERE id = ?1")                  \
+    X(ASK_CANCEL, "UPDATE jobs SET cancel_asked = 1 WHERE id = ?1")                                \
+    X(REMOVE,                                                                                      \
+      "UPDATE jobs SET state = 'removed', ended_s = max(?2, 0), message = '', request = '' "       \
+      "WHERE id = ?1")                                                                             \
+    X(AFTER, "SELECT seq FROM jobs WHERE id = ?1 AND " MINE)                                       \
+    X(LIST_OLDEST, "SELECT " COLUMNS " " LISTED "> ?1 ORDER BY seq LIMIT ?3")                      \
+    X(LIST_NEWEST, "SELECT " COLUMNS " " LISTED "< ?1 ORDER BY seq DESC LIMIT ?3")                 \
+    X(COUNT, "SELECT state, count(*), coalesce(sum(bytes), 0) FROM jobs GROUP BY state")           \
+    X(OLDEST, "SELECT coalesce(min(created_s), 0) FROM jobs WHERE state = 'queued'")               \
+    X(BYTES, "SELECT coalesce(sum(bytes), 0) FROM jobs WHERE " ENDED)                              \
+    X(DUE, "SELECT id, ended_s FROM jobs WHERE " ENDED " ORDER BY ended_s LIMIT 1")                \
+    X(FORGET, "DELETE FROM jobs WHERE state = 'removed' AND ended_s < ?1")
+
+enum {
+#define X(NAME, sql) NAME,
+    STATEMENTS(X)
+#undef X
+        STATEMENT_COUNT
+};
+static const char *const SQL[] = {
+#define X(NAME, sql) sql,
+    STATEMENTS(X)
+#undef X
+};
+static const char *const STATES[] = {
+#define X(NAME, name) name,
+    SL_JOURNAL_STATES(X)
+#undef X
+};
+static const char *const CODES[] = {
+#define X(name, text) #name,
+    SL_CODES(X)
+#undef X
+};
+static const sl_db_schema SCHEMA = {
+    .name = "journal",
+    .application = 0x536c4a6e, /* "SlJn" */
+    .version = SL_JOURNAL_VERSION,
+    .steps = STEPS,
+    .sql = SQL,
+    .statements = STATEMENT_COUNT,
+    .value_bytes = SL_JOURNAL_REQUEST,
+};
+
+typedef struct {
+    int64_t seq;
+    int before; /* how many are claimed before it */
+} place;
+
+struct sl_journal {
+    sl_db *db;      /* its lock is that of everything here */
+    int64_t claims; /* the newest number of a claim */
+
+    bool ordered; /* whether these are the queue as it is: */
+    int queued, room;
+    sl_fair_job *queue; /* [queued], in the order of claims */
+    place *places;      /* [queued], by seq */
+};
+
+const char *sl_journal_state_name(sl_journal_state state)
+{
+    return (unsigned)state < SL_JOURNAL_STATE_COUNT ? STATES[state] : "?";
+}
+
+void sl_journal_job_free(sl_journal_job *job)
+{
+    free(job->request);
+    memset(job, 0, sizeof *job);
+}
+
+/* ---- rows ---- */
+
+static bool is_id(const char *id)
+{
+    const size_t n = strnlen(id, SL_JOURNAL_ID);
+    return n && n < SL_JOURNAL_ID && *id != '.' &&
+           strspn(id, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.") == n;
+}
+
+static sl_code no_job(const char *id, sl_err *err)
+{
+    if (!is_id(id)) return sl_fail(err, SL_GONE, "no job: its id is not one, want e.g. video_1f");
+    return sl_fail(err, SL_GONE, "no job %s", id);
+}
+
+static void read_id(sl_row *r, char id[SL_JOURNAL_ID])
+{
+    sl_row_copy(r, id, SL_JOURNAL_ID);
+    if (is_id(id)) snprintf(r->who, sizeof r->who, "job %s", id);
+    else sl_row_refuse(r, "an id: letters, digits, - _ and, but first, a dot");
+}
+
+static void read_row(sl_row *r, int64_t *seq)
+{
+    *seq = sl_row_number(r, INT64_MIN, INT64_MAX);
+    snprintf(r->who, sizeof r->who, "row %lld", (long long)*seq);
+}
+
+static sl_journal_state read_state(sl_row *r)
+{
+    return (sl_journal_state)sl_row_word(r, STATES, SL_JOURNAL_STATE_COUNT);
+}
+
+/* The row of COLUMNS at which the statement is; *out is the caller's. */
+static sl_code read_job(sl_journal *j, int which, sl_journal_job *out, sl_err *err)
+{
+    sl_row r = sl_row_of(j->db, which, err);
+    int64_t seq;
+    memset(out, 0, sizeof *out);
+    read_row(&r, &seq);
+    read_id(&r, out->id);
+    sl_row_copy(&r, out->owner, sizeof out->owner);
+    out->state = read_state(&r);
+    out->priority = (int)sl_row_number(&r, INT_MIN, INT_MAX);
+    out->created_s = sl_row_number(&r, 0, INT64_MAX);
+    out->started_s = sl_row_number(&r, 0, INT64_MAX);
+    out->ended_s = sl_row_number(&r, 0, INT64_MAX);
+    out->progress = sl_row_fraction(&r);
+    out->cancel_asked = sl_row_number(&r, 0, 1);
+    out->attempts = (int)sl_row_number(&r, 0, INT_MAX);
+    out->code = (sl_code)sl_row_word(&r, CODES, SL_CODE_COUNT);
+    sl_row_copy(&r, out->message, sizeof out->message);
+    out->bytes = (uint64_t)sl_row_number(&r, 0, SL_JOURNAL_BYTES);
+    const char *request = sl_row_text(&r, SL_JOURNAL_REQUEST);
+    if (!r.rc && !(out->request = strdup(request)))
+        r.rc = sl_fail(err, SL_NOMEM, "job %s: no memory for its request", out->id);
+    if (r.rc) sl_journal_job_free(out);
+    return r.rc;
+}
+
+/* *there: is there a job of this id and owner (REMOVED too)? *state is its state then. */
+static sl_code state_of(sl_journal *j, const char *id, const char *owner, bool *there,
+                        sl_journal_state *state, sl_err *err)
+{
+    *there = false;
+    *state = SL_JOURNAL_REMOVED;
+    if (!is_id(id)) return SL_OK;
+    sl_code rc = sl_db_ask(j->db, STATE, there, err, "tt", id, owner);
+    if (!rc && *there) {
+        char same[SL_JOURNAL_ID];
+        sl_row r = sl_row_of(j->db, STATE, err);
+        read_id(&r, same);
+        *state = read_state(&r);
+        rc = r.rc;
+    }
+    sl_db_reset(j->db, STATE);
+    return rc;
+}
+
+/* ---- open ---- */
+
+static sl_code check_rows(sl_journal *j, sl_err *err)
+{
+    bool row;
+    sl_code rc = sl_db_ask(j->db, ALL, &row, err, "");
+    while (!rc && row) {
+        sl_journal_job job;
+        if ((rc = read_job(j, ALL, &job, err))) break;
+        sl_journal_job_free(&job);
+        rc = sl_db_next(j->db, ALL, &row, err);
+    }
+    sl_db_reset(j->db, ALL);
+    if (!rc) rc = sl_db_number(j->db, NEWEST_CLAIM, &j->claims, err);
+    if (!rc && j->claims > MOST_CLAIMS)
+        rc = sl_fail(err, SL_FORMAT, "a job has claim %lld, want at most %lld",
+                     (long long)j->claims, MOST_CLAIMS);
+    return rc;
+}
+
+sl_code sl_journal_open(sl_journal **out, const char *path, sl_err *err)
+{
+    *out = NULL;
+    sl_journal *j = calloc(1, sizeof *j);
+    if (!j) return sl_fail(err, SL_NOMEM, "journal: no memory");
+    sl_code rc = sl_db_open(&j->db, path, &SCHEMA, err);
+    if (!rc) {
+        sl_db_look(j->db);
+        rc = sl_db_leave(j->db, check_rows(j, err), err);
+    }
+    if (rc) sl_journal_close(&j);
+    *out = j;
+    return rc;
+}
+
+void sl_journal_close(sl_journal **j)
+{
+    if (!*j) return;
+    sl_db_close(&(*j)->db);
+    free((*j)->queue);
+    free((*j)->places);
+    free(*j);
+    *j = NULL;
+}
+
+/* ---- the order of the queue ---- */
+
+static int by_seq(const void *x, const void *y)
+{
+    const place *a = x, *b = y;
+    return (a->seq > b->seq) - (a->seq < b->seq);
+}
+
+static sl_code more_room(sl_journal *j, sl_err *err)
+{
+    const int room = j->room ? 2 * j->room : 64;
+    sl_fair_job *queue = realloc(j->queue, (size_t)room * sizeof *queue);
+    if (queue) j->queue = queue;
+    place *places = realloc(j->places, (size_t)room * sizeof *places);
+    if (places) j->places = places;
+    if (!queue || !places) return sl_fail(err, SL_NOMEM, "no memory for a queue of %d jobs", room);
+    j->room = room;
+    return SL_OK;
+}
+
+/* The number of the newest claim of a job's owner in its priority. */
+static sl_code last_claim(sl_journal *j, const char *owner, int priority, int64_t *last,
+                          sl_err *err)
+{
+    bool row;
+    sl_code rc = sl_db_ask(j->db, LAST_CLAIM, &row, err, "ti", owner, (int64_t)priority);
+    if (rc) return rc;
+    sl_row r = sl_row_of(j->db, LAST_CLAIM, err);
+    *last = sl_row_number(&r, 0, MOST_CLAIMS);
+    sl_db_reset(j->db, LAST_CLAIM);
+    return r.rc;
+}
+
+/* The row at which QUEUE is, behind the rows before it. owner: of the row before; of this one. */
+static sl_code add_to_queue(sl_journal *j, char owner[SL_JOURNAL_OWNER], sl_err *err)
+{
+    sl_row r = sl_row_of(j->db, QUEUE, err);
+    sl_fair_job job = {0};
+    char own[SL_JOURNAL_OWNER];
+    read_row(&r, &job.seq);
+    job.priority = (int)sl_row_number(&r, INT_MIN, INT_MAX);
+    sl_row_copy(&r, own, sizeof own);
+    job.claimed = sl_row_number(&r, 0, MOST_CLAIMS);
+    sl_code rc = r.rc;
+    if (!rc && j->queued == j->room) rc = more_room(j, err);
+    if (rc) return rc;
+    const sl_fair_job *before = j->queued ? &j->queue[j->queued - 1] : NULL;
+    if (before) job.owner = before->owner + !!strcmp(owner, own);
+    if (before && before->owner == job.owner && before->priority == job.priority)
+        job.last = before->last;
+    else rc = last_claim(j, own, job.priority, &job.last, err);
+    memcpy(owner, own, sizeof own);
+    j->queue[j->queued++] = job;
+    return rc;
+}
+
+static sl_code order_queue(sl_journal *j, sl_err *err)
+{
+    char owner[SL_JOURNAL_OWNER] = "";
+    bool row;
+    if (j->ordered) return SL_OK;
+    j->queued = 0;
+    sl_code rc = sl_db_ask(j->db, QUEUE, &row, err, "");
+    while (!rc && row)
+        if (!(rc = add_to_queue(j, owner, err))) rc = sl_db_next(j->db, QUEUE, &row, err);
+    sl_db_reset(j->db, QUEUE);
+    if (rc) return rc;
+    sl_fair_order(j->queue, j->queued);
+    for (int i = 0; i < j->queued; i++) j->places[i] = (place){j->queue[i].seq, i};
+    if (j->queued) qsort(j->places, (size_t)j->queued, sizeof *j->places, by_seq);
+    j->ordered = true;
+    return SL_OK;
+}
+
+int sl_journal_position(sl_journal *j, const char *id)
+{
+    bool row;
+    int before = -1;
+    place key;
+    if (!is_id(id)) return -1;
+    sl_db_look(j->db);
+    sl_code rc = order_queue(j, NULL);
+    if (!rc) rc = sl_db_ask(j->db, QUEUED_SEQ, &row, NULL, "t", id);
+    if (!rc && row) {
+        sl_row r = sl_row_of(j->db, QUEUED_SEQ, NULL);
+        read_row(&r, &key.seq);
+        const place *p = NULL;
+        if (j->queued) p = bsearch(&key, j->places, (size_t)j->queued, sizeof key, by_seq);
+        if (p) before = p->before;
+    }
+    sl_db_reset(j->db, QUEUED_SEQ);
+    sl_db_leave(j->db, rc, NULL);
+    return before;
+}
+
+/* ---- jobs come ---- */
+
+static bool is_text(const char *t, size_t size)
+{
+    return t && strnlen(t, size) < size;
+}
+
+static sl_code check_job(const sl_journal_job *job, const char *key, sl_err *err)
+{
+    if (!is_id(job->id)) return sl_fail(err, SL_ARG, "job: its id is not one, want e.g. video_1f");
+    if (!is_text(job->owner, SL_JOURNAL_OWNER) || !is_text(key, SL_JOURNAL_KEY) ||
+        !is_text(job->request, SL_JOURNAL_REQUEST))
+        return sl_fail(err, SL_ARG,
+                       "job %s: owner, key or request is missing or too long, want at most %d, %d, "
+                       "%d bytes",
+                       job->id, SL_JOURNAL_OWNER - 1, SL_JOURNAL_KEY - 1, SL_JOURNAL_REQUEST - 1);
+    if (job->created_s < 0)
+        return sl_fail(err, SL_ARG, "job %s: created_s is %lld, want 0 or more", job->id,
+                       (long long)job->created_s);
+    return SL_OK;
+}
+
+static sl_code find_same(sl_journal *j, const char *owner, const char *key,
+                         char same[SL_JOURNAL_ID], sl_err *err)
+{
+    bool row;
+    sl_code rc = sl_db_ask(j->db, SAME, &row, err, "tt", owner, key);
+    if (!rc && row) {
+        sl_row r = sl_row_of(j->db, SAME, err);
+        read_id(&r, same);
+        rc = r.rc;
+        if (rc) *same = 0;
+    }
+    sl_db_reset(j->db, SAME);
+    return rc;
+}
+
+static sl_code check_limits(sl_journal *j, const char *owner, const sl_journal_limits *limits,
+                            sl_err *err)
+{
+    bool row;
+    sl_code rc = sl_db_ask(j->db, WAITING, &row, err, "t", owner);
+    if (rc) return rc;
+    sl_row r = sl_row_of(j->db, WAITING, err);
+    const int64_t queued = sl_row_number(&r, 0, INT64_MAX),
+                  of_owner = sl_row_number(&r, 0, INT64_MAX);
+    sl_db_reset(j->db, WAITING);
+    if (r.rc) return r.rc;
+    if (limits->queued && queued >= limits->queued)
+        return sl_fail(err, SL_BUSY, "the queue is full: %lld jobs wait, at most %d may",
+                       (long long)queued, limits->queued);
+    if (limits->of_owner && of_owner >= limits->of_owner)
+        return sl_fail(err, SL_BUSY,
+                       "the queue is full: %lld jobs of this owner wait, at most %d may",
+                       (long long)of_owner, limits->of_owner);
+    return SL_OK;
+}
+
+sl_code sl_journal_submit(sl_journal *j, const sl_journal_job *job, const char *key,
+                          const sl_journal_limits *limits, char same[SL_JOURNAL_ID], sl_err *err)
+{
+    *same = 0;
+    sl_code rc = check_job(job, key, err);
+    if (rc || (rc = sl_db_enter(j->db, true, err))) return rc;
+    if (*key) rc = find_same(j, job->owner, key, same, err);
+    if (!rc && !*same) {
+        if (limits) rc = check_limits(j, job->owner, limits, err);
+        if (!rc) {
+            rc = sl_db_run(j->db, SUBMIT, NULL, err, "tttiit", job->id, job->owner, key,
+                           (int64_t)job->priority, job->created_s, job->request);
+            if (rc == SL_ARG) sl_fail(err, rc, "job %s is there already", job->id);
+        }
+        j->ordered = false;
+    }
+    return sl_db_leave(j->db, rc, err);
+}
+
+/* ---- jobs run ---- */
+
+static sl_code claim_first(sl_journal *j, int64_t now_s, sl_journal_job *out, sl_err *err)
+{
+    bool row;
+    int changed;
+    sl_code rc = order_queue(j, err);
+    if (rc) return rc;
+    if (!j->queued) return sl_fail(err, SL_BUSY, "no job is queued");
+    const int64_t seq = j->queue[0].seq;
+    rc = sl_db_run(j->db, CLAIM, &changed, err, "iii", seq, now_s, j->claims + 1);
+    if (rc) return rc;
+    if (!changed)
+        return sl_fail(err, SL_SYS, "row %lld was changed by another program", (long long)seq);
+    j->claims++;
+    j->ordered = false;
+    rc = sl_db_ask(j->db, BY_SEQ, &row, err, "i", seq);
+    if (!rc) rc = read_job(j, BY_SEQ, out, err);
+    sl_db_reset(j->db, BY_SEQ);
+    return rc;
+}
+
+sl_code sl_journal_claim(sl_journal *j, int64_t now_s, sl_journal_job *out, sl_err *err)
+{
+    memset(out, 0, sizeof *out);
+    sl_code rc = sl_db_enter(j->db, true, err);
+    if (rc) return rc;
+    rc = claim_first(j, now_s, out, err);
+    if ((rc = sl_db_leave(j->db, rc, err))) sl_journal_job_free(out);
+    return rc;
+}
+
+/* Why a statement about a RUNNING job has changed none. */
+static sl_code not_running(sl_journal *j, const char *id, sl_err *err)
+{
+    bool there;
+    sl_journal_state state;
+    sl_code rc = state_of(j, id, NULL, &there, &state, err);
+    if (rc) return rc;
+    if (!there || state == SL_JOURNAL_REMOVED) return no_job(id, err);
+    return sl_fail(err, SL_GONE, "job %s is %s, want running", id, STATES[state]);
+}
+
+sl_code sl_journal_release(sl_journal *j, const char *id, sl_err *err)
+{
+    int changed;
+    sl_code rc = sl_db_enter(j->db, true, err);
+    if (rc) return rc;
+    rc = sl_db_run(j->db, RELEASE, &changed, err, "t", id);
+    if (!rc && !changed) rc = not_running(j, id, err);
+    j->ordered = false;
+    return sl_db_leave(j->db, rc, err);
+}
+
+sl_code sl_journal_release_all(sl_journal *j, int *count, sl_err *err)
+{
+    *count = 0;
+    sl_code rc = sl_db_enter(j->db, true, err);
+    if (rc) return rc;
+    rc = sl_db_run(j->db, RELEASE_ALL, count, err, "");
+    j->ordered = false;
+    if ((rc = sl_db_leave(j->db, rc, err))) *count = 0;
+    return rc;
+}
+
+sl_code sl_journal_progress(sl_journal *j, const char *id, double progress, sl_err *err)
+{
+    if (!(progress >= 0))
+        return sl_fail(err, SL_ARG, "progress is %g, want a number from 0 to 1", progress);
+    sl_code rc = sl_db_enter(j->db, false, err);
+    if (rc) return rc;
+    rc = sl_db_run(j->db, PROGRESS, NULL, err, "tr", id, progress < 1 ? progress : 1.0);
+    return sl_db_leave(j->db, rc, err);
+}
+
+/* As much of the text as fits, without half a character at the end. */
+static void cut(char out[SL_JOURNAL_TEXT], const char *message)
+{
+    size_t n = strnlen(message, SL_JOURNAL_TEXT);
+    if (n == SL_JOURNAL_TEXT)
+        for (n--; n && ((unsigned char)message[n] & 0xc0) == 0x80;) n--;
+    memcpy(out, message, n);
+    out[n] = 0;
+}
+
+sl_code sl_journal_finish(sl_journal *j, const char *id, sl_journal_state end, sl_code code,
+                          const char *message, uint64_t bytes, int64_t now_s, sl_err *err)
+{
+    char cut_message[SL_JOURNAL_TEXT];
+    int changed;
+    if (end != SL_JOURNAL_COMPLETED && end != SL_JOURNAL_FAILED && end != SL_JOURNAL_CANCELLED)
+        return sl_fail(err, SL_ARG, "an end is \"%s\", want completed, failed or cancelled",
+                       sl_journal_state_name(end));
+    if ((unsigned)code >= SL_CODE_COUNT || bytes > SL_JOURNAL_BYTES)
+        return sl_fail(err, SL_ARG,
+                       "an end has code %d and %llu bytes, want a code and at most %lld", (int)code,
+                       (unsigned long long)bytes, SL_JOURNAL_BYTES);
+    cut(cut_message, message ? message : "");
+    sl_code rc = sl_db_enter(j->db, true, err);
+    if (rc) return rc;
+    rc = sl_db_run(j->db, FINISH, &changed, err, "ttttii", id, STATES[end], sl_code_name(code),
+                   cut_message, (int64_t)bytes, now_s);
+    if (!rc && !changed) rc = not_running(j, id, err);
+    return sl_db_leave(j->db, rc, err);
+}
+
+/* ---- what people ask ---- */
+
+sl_code sl_journal_get(sl_journal *j, const char *id, const char *owner, sl_journal_job *out,
+                       sl_err *err)
+{
+    bool row = false;
+    memset(out, 0, sizeof *out);
+    if (!is_id(id)) return no_job(id, err);
+    sl_db_look(j->db);
+    sl_code rc = sl_db_ask(j->db, GET, &row, err, "tt", id, owner);
+    if (!rc) rc = row ? read_job(j, GET, out, err) : no_job(id, err);
+    sl_db_reset(j->db, GET);
+    return sl_db_leave(j->db, rc, err);
+}
+
+sl_code sl_journal_cancel(sl_journal *j, const char *id, const char *owner, int64_t now_s,
+                          sl_journal_state *before, sl_err *err)
+{
+    bool there;
+    sl_code rc = sl_db_enter(j->db, true, err);
+    if (rc) return rc;
+    rc = state_of(j, id, owner, &there, before, err);
+    if (!rc && (!there || *before == SL_JOURNAL_REMOVED)) rc = no_job(id, err);
+    if (!rc && *before == SL_JOURNAL_QUEUED) {
+        rc = sl_db_run(j->db, CANCEL, NULL, err, "ti", id, now_s);
+        j->ordered = false;
+    } else if (!rc && *before == SL_JOURNAL_RUNNING) {
+        rc = sl_db_run(j->db, ASK_CANCEL, NULL, err, "t", id);
+    }
+    return sl_db_leave(j->db, rc, err);
+}
+
+sl_code sl_journal_remove(sl_journal *j, const char *id, const char *owner, int64_t now_s,
+                          sl_err *err)
+{
+    bool there;
+    sl_journal_state state;
+    sl_code rc = sl_db_enter(j->db, true, err);
+    if (rc) return rc;
+    rc = state_of(j, id, owner, &there, &state, err);
+    if (!rc && !there) rc = no_job(id, err);
+    if (!rc && (state == SL_JOURNAL_QUEUED || state == SL_JOURNAL_RUNNING))
+        rc = sl_fail(err, SL_BUSY, "job %s is %s, want it ended: cancel it first", id,
+                     STATES[state]);
+    if (!rc && state != SL_JOURNAL_REMOVED)
+        rc = sl_db_run(j->db, REMOVE, NULL, err, "ti", id, now_s);
+    return sl_db_leave(j->db, rc, err);
+}
+
+/* Where the list begins: behind *seq. */
+static sl_code find_after(sl_journal *j, const char *owner, const char *after, int64_t *seq,
+                          sl_err *err)
+{
+    bool row = false;
+    if (!*after) return SL_OK;
+    if (!is_id(after)) return no_job(after, err);
+    sl_code rc = sl_db_ask(j->db, AFTER, &row, err, "tt", after, owner);
+    if (!rc && !row) rc = no_job(after, err);
+    if (!rc) {
+        sl_row r = sl_row_of(j->db, AFTER, err);
+        read_row(&r, seq);
+        rc = r.rc;
+    }
+    sl_db_reset(j->db, AFTER);
+    return rc;
+}
+
+sl_code sl_journal_list(sl_journal *j, const char *owner, const char *after, int limit,
+                        bool newest_first, sl_journal_job *jobs, int *count, bool *more,
+                        sl_err *err)
+{
+    const int which = newest_first ? LIST_NEWEST : LIST_OLDEST;
+    int64_t seq = newest_first ? INT64_MAX : INT64_MIN;
+    bool row = false;
+    *count = 0;
+    *more = false;
+    if (limit < 1) return sl_fail(err, SL_ARG, "a list of %d jobs, want at least 1", limit);
+    sl_db_look(j->db);
+    sl_code rc = find_after(j, owner, after, &seq, err);
+    if (!rc) rc = sl_db_ask(j->db, which, &row, err, "iti", seq, owner, (int64_t)limit + 1);
+    while (!rc && row && *count < limit) {
+        if ((rc = read_job(j, which, &jobs[*count], err))) break;
+        (*count)++;
+        rc = sl_db_next(j->db, which, &row, err);
+    }
+    *more = !rc && row;
+    while (rc && *count) sl_journal_job_free(&jobs[--*count]);
+    sl_db_reset(j->db, which);
+    return sl_db_leave(j->db, rc, err);
+}
+
+sl_code sl_journal_count(sl_journal *j, sl_journal_counts *out, sl_err *err)
+{
+    bool row;
+    memset(out, 0, sizeof *out);
+    sl_db_look(j->db);
+    sl_code rc = sl_db_ask(j->db, COUNT, &row, err, "");
+    while (!rc && row) {
+        sl_row r = sl_row_of(j->db, COUNT, err);
+        const sl_journal_state state = read_state(&r);
+        out->jobs[state] = sl_row_number(&r, 0, INT64_MAX);
+        sl_row_number(&r, 0, INT64_MAX);
+        rc = r.rc ? r.rc : sl_db_next(j->db, COUNT, &row, err);
+    }
+    sl_db_reset(j->db, COUNT);
+    int64_t bytes = 0;
+    if (!rc) rc = sl_db_number(j->db, BYTES, &bytes, err);
+    if (!rc) rc = sl_db_number(j->db, OLDEST, &out->oldest_queued_s, err);
+    out->bytes = (uint64_t)bytes;
+    return sl_db_leave(j->db, rc, err);
+}
+
+/* ---- jobs go ---- */
+
+static sl_code forget(sl_journal *j, int64_t forget_s, sl_err *err)
+{
+    int forgotten;
+    sl_code rc = sl_db_enter(j->db, true, err);
+    if (rc) return rc;
+    rc = sl_db_run(j->db, FORGET, &forgotten, err, "i", forget_s);
+    if (forgotten) j->ordered = false; /* their owners' claims are forgotten, too */
+    return sl_db_leave(j->db, rc, err);
+}
+
+static sl_code remove_due(sl_journal *j, int64_t before_s, uint64_t quota, int64_t now_s,
+                          char id[SL_JOURNAL_ID], sl_err *err)
+{
+    bool row = false;
+    int64_t bytes = 0, ended_s = 0;
+    sl_code rc = sl_db_ask(j->db, DUE, &row, err, "");
+    if (!rc && row) {
+        sl_row r = sl_row_of(j->db, DUE, err);
+        read_id(&r, id);
+        ended_s = sl_row_number(&r, 0, INT64_MAX);
+        rc = r.rc;
+    }
+    sl_db_reset(j->db, DUE);
+    if (!rc && quota) rc = sl_db_number(j->db, BYTES, &bytes, err);
+    if (rc) return rc;
+    if (!row || (ended_s >= before_s && (uint64_t)bytes <= quota))
+        return sl_fail(err, SL_BUSY, "no job is due to be removed");
+    return sl_db_run(j->db, REMOVE, NULL, err, "ti", id, now_s);
+}
+
+sl_code sl_journal_expire(sl_journal *j, int64_t before_s, uint64_t quota, int64_t forget_s,
+                          int64_t now_s, char id[SL_JOURNAL_ID], sl_err *err)
+{
+    *id = 0;
+    sl_code rc = forget(j, forget_s, err);
+    if (rc || (rc = sl_db_enter(j->db, true, err))) return rc;
+    rc = remove_due(j, before_s, quota, now_s, id, err);
+    if ((rc = sl_db_leave(j->db, rc, err))) *id = 0;
+    return rc;
+}
+
+bool sl_journal_knows(sl_journal *j, const char *id)
+{
+    bool there;
+    sl_journal_state state;
+    sl_db_look(j->db);
+    sl_code rc = state_of(j, id, NULL, &there, &state, NULL);
+    sl_db_leave(j->db, rc, NULL);
+    return rc || (there && state != SL_JOURNAL_REMOVED);
+}
+
+sl_code sl_journal_backup(sl_journal *j, const char *path, sl_err *err)
+{
+    return sl_db_copy(j->db, path, err);
+}

@@ -1,0 +1,1358 @@
+/* test_journal - the server's queue on the disk: every function and refusal, the order of claims,
+ * two threads, backups, a full disk, and SIGKILL at any moment. limit: 240 s */
+#include "tests/t.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+
+#include <sqlite3.h>
+
+#include "stages/serve/database.h"
+#include "stages/serve/fair.h"
+#include "stages/serve/journal.h"
+
+static char dir[256], path[300];
+static sl_journal *j;
+static sl_err err;
+
+static int open_new(void **state)
+{
+    (void)state;
+    snprintf(dir, sizeof dir, "%s", t_tmpdir());
+    snprintf(path, sizeof path, "%s/journal.db", dir);
+    if (sl_journal_open(&j, path, &err)) fail_msg("%s", err.msg);
+    return 0;
+}
+
+static int close_it(void **state)
+{
+    (void)state;
+    sl_journal_close(&j);
+    t_rmdir(dir);
+    return 0;
+}
+
+static void reopen(void)
+{
+    sl_journal_close(&j);
+    T_OK(sl_journal_open(&j, path, &err));
+}
+
+/* ---- short forms ---- */
+
+static sl_journal_job named(const char *id, const char *owner, int priority)
+{
+    static char request[] = "{\"prompt\":\"a lake\"}";
+    sl_journal_job job = {.priority = priority, .created_s = 1000, .request = request};
+    snprintf(job.id, sizeof job.id, "%s", id);
+    snprintf(job.owner, sizeof job.owner, "%s", owner);
+    return job;
+}
+
+static void submit(const char *id, const char *owner, int priority)
+{
+    char same[SL_JOURNAL_ID];
+    sl_journal_job job = named(id, owner, priority);
+    T_OK(sl_journal_submit(j, &job, "", NULL, same, &err));
+    assert_string_equal(same, "");
+}
+
+static void claims(const char *id)
+{
+    sl_journal_job job;
+    T_OK(sl_journal_claim(j, 2000, &job, &err));
+    if (strcmp(job.id, id)) fail_msg("job %s was claimed, want %s", job.id, id);
+    assert_int_equal(job.state, SL_JOURNAL_RUNNING);
+    sl_journal_job_free(&job);
+}
+
+static void finish(const char *id, sl_journal_state end, uint64_t bytes, int64_t now_s)
+{
+    T_OK(sl_journal_finish(j, id, end, end == SL_JOURNAL_COMPLETED ? SL_OK : SL_SYS, "why", bytes,
+                           now_s, &err));
+}
+
+/* A job that ended at this time. */
+static void ended(const char *id, uint64_t bytes, int64_t now_s)
+{
+    submit(id, "", 99);
+    claims(id);
+    finish(id, SL_JOURNAL_COMPLETED, bytes, now_s);
+}
+
+static void has_state(const char *id, sl_journal_state want)
+{
+    sl_journal_job job;
+    T_OK(sl_journal_get(j, id, NULL, &job, &err));
+    if (job.state != want)
+        fail_msg("job %s is %s, want %s", id, sl_journal_state_name(job.state),
+                 sl_journal_state_name(want));
+    sl_journal_job_free(&job);
+}
+
+/* Somebody's own sqlite3 at the file. */
+static void sql_at(const char *file, const char *sql)
+{
+    sqlite3 *db;
+    char *says = NULL;
+    assert_int_equal(sqlite3_open(file, &db), SQLITE_OK);
+    sqlite3_busy_timeout(db, 5000);
+    if (sqlite3_exec(db, sql, NULL, NULL, &says)) fail_msg("%s: %s", sql, says);
+    sqlite3_close(db);
+}
+
+static int64_t number_at(const char *file, const char *sql)
+{
+    sqlite3 *db;
+    sqlite3_stmt *q;
+    assert_int_equal(sqlite3_open_v2(file, &db, SQLITE_OPEN_READONLY, NULL), SQLITE_OK);
+    sqlite3_busy_timeout(db, 5000);
+    assert_int_equal(sqlite3_prepare_v2(db, sql, -1, &q, NULL), SQLITE_OK);
+    assert_int_equal(sqlite3_step(q), SQLITE_ROW);
+    int64_t n = sqlite3_column_int64(q, 0);
+    sqlite3_finalize(q);
+    sqlite3_close(db);
+    return n;
+}
+
+static char *contents(const char *file, size_t *bytes)
+{
+    FILE *f = fopen(file, "r");
+    char *all = malloc(1 << 22);
+    assert_non_null(f);
+    *bytes = fread(all, 1, 1 << 22, f);
+    fclose(f);
+    return all;
+}
+
+static void put(const char *file, long at, const char *bytes, size_t n)
+{
+    FILE *f = fopen(file, at < 0 ? "w" : "r+");
+    assert_non_null(f);
+    if (at > 0) assert_int_equal(fseek(f, at, SEEK_SET), 0);
+    assert_int_equal(fwrite(bytes, 1, n, f), n);
+    assert_int_equal(fclose(f), 0);
+}
+
+/* ---- a job's life ---- */
+
+static void test_life(void **state)
+{
+    sl_journal_job job = named("a", "ann", -3), got;
+    char same[SL_JOURNAL_ID] = "x";
+    (void)state;
+    T_OK(sl_journal_submit(j, &job, "", NULL, same, &err));
+    assert_string_equal(same, "");
+    T_OK(sl_journal_get(j, "a", "ann", &got, &err));
+    assert_string_equal(got.id, "a");
+    assert_string_equal(got.owner, "ann");
+    assert_string_equal(got.request, job.request);
+    assert_string_equal(got.message, "");
+    assert_int_equal(got.state, SL_JOURNAL_QUEUED);
+    assert_int_equal(got.priority, -3);
+    assert_int_equal(got.created_s, 1000);
+    assert_true(!got.started_s && !got.ended_s && got.progress == 0 && !got.cancel_asked);
+    assert_true(!got.attempts && got.code == SL_OK && !got.bytes);
+    sl_journal_job_free(&got);
+    assert_null(got.request);
+
+    T_OK(sl_journal_claim(j, 2000, &got, &err));
+    assert_string_equal(got.request, job.request);
+    assert_int_equal(got.state, SL_JOURNAL_RUNNING);
+    assert_int_equal(got.started_s, 2000);
+    assert_int_equal(got.attempts, 1);
+    sl_journal_job_free(&got);
+
+    T_OK(sl_journal_progress(j, "a", 0.5, &err));
+    T_OK(sl_journal_progress(j, "a", 0.25, &err)); /* never falls */
+    T_OK(sl_journal_release(j, "a", &err));
+    T_OK(sl_journal_progress(j, "a", 0.75, &err)); /* does not run */
+    T_OK(sl_journal_claim(j, 2500, &got, &err));
+    assert_int_equal(got.started_s, 2000); /* the first claim */
+    assert_int_equal(got.attempts, 2);
+    assert_true(got.progress == 0.5);
+    sl_journal_job_free(&got);
+
+    T_OK(sl_journal_finish(j, "a", SL_JOURNAL_FAILED, SL_CUDA, "no device", 77, 3000, &err));
+    reopen();
+    T_OK(sl_journal_get(j, "a", NULL, &got, &err));
+    assert_int_equal(got.state, SL_JOURNAL_FAILED);
+    assert_int_equal(got.code, SL_CUDA);
+    assert_string_equal(got.message, "no device");
+    assert_int_equal(got.ended_s, 3000);
+    assert_int_equal(got.bytes, 77);
+    assert_true(got.progress == 0.5);
+    sl_journal_job_free(&got);
+
+    T_OK(sl_journal_remove(j, "a", "ann", 4000, &err));
+    T_OK(sl_journal_remove(j, "a", "ann", 4000, &err)); /* said twice */
+    T_CODE(sl_journal_get(j, "a", "ann", &got, &err), SL_GONE);
+    assert_string_equal(err.msg, "no job a");
+    assert_int_equal(number_at(path, "SELECT length(request) + length(message) FROM jobs"), 0);
+}
+
+static void test_completed(void **state)
+{
+    sl_journal_job got;
+    (void)state;
+    ended("a", 5, 3000);
+    T_OK(sl_journal_get(j, "a", NULL, &got, &err));
+    assert_true(got.state == SL_JOURNAL_COMPLETED && got.code == SL_OK && got.progress == 1);
+    sl_journal_job_free(&got);
+}
+
+/* A job ends once, and only where it can. */
+static void test_ends_once(void **state)
+{
+    static const sl_journal_state ENDS[] = {SL_JOURNAL_COMPLETED, SL_JOURNAL_FAILED,
+                                            SL_JOURNAL_CANCELLED};
+    sl_journal_state before;
+    (void)state;
+    for (int i = 0; i < 3; i++) {
+        const char *id = (const char *[]){"a", "b", "c"}[i];
+        submit(id, "", 0);
+        T_CODE(sl_journal_finish(j, id, ENDS[i], SL_OK, "", 0, 1, &err), SL_GONE);
+        T_SAYS(err.msg, " is queued, want running");
+        T_CODE(sl_journal_release(j, id, &err), SL_GONE);
+        claims(id);
+        finish(id, ENDS[i], 0, 3000);
+        for (int k = 0; k < 3; k++)
+            T_CODE(sl_journal_finish(j, id, ENDS[k], SL_OK, "", 0, 1, &err), SL_GONE);
+        T_CODE(sl_journal_release(j, id, &err), SL_GONE);
+        T_SAYS(err.msg, sl_journal_state_name(ENDS[i]));
+        T_OK(sl_journal_cancel(j, id, NULL, 9, &before, &err));
+        assert_int_equal(before, ENDS[i]);
+        T_OK(sl_journal_progress(j, id, 0.9, &err));
+        has_state(id, ENDS[i]);
+    }
+    T_CODE(sl_journal_finish(j, "a", SL_JOURNAL_REMOVED, SL_OK, "", 0, 1, &err), SL_ARG);
+    assert_string_equal(err.msg, "an end is \"removed\", want completed, failed or cancelled");
+    T_CODE(sl_journal_finish(j, "a", SL_JOURNAL_FAILED, SL_CODE_COUNT, "", 0, 1, &err), SL_ARG);
+    T_CODE(sl_journal_finish(j, "a", SL_JOURNAL_FAILED, SL_SYS, "", UINT64_MAX, 1, &err), SL_ARG);
+    T_CODE(sl_journal_finish(j, "zz", SL_JOURNAL_FAILED, SL_SYS, "", 0, 1, &err), SL_GONE);
+    assert_string_equal(err.msg, "no job zz");
+}
+
+static void test_cancel(void **state)
+{
+    sl_journal_job got;
+    sl_journal_state before;
+    (void)state;
+    submit("q", "ann", 0);
+    T_CODE(sl_journal_cancel(j, "q", "bob", 3000, &before, &err), SL_GONE);
+    T_OK(sl_journal_cancel(j, "q", "ann", 3000, &before, &err));
+    assert_int_equal(before, SL_JOURNAL_QUEUED);
+    T_OK(sl_journal_get(j, "q", NULL, &got, &err));
+    assert_true(got.state == SL_JOURNAL_CANCELLED && got.code == SL_CANCELLED);
+    assert_true(got.ended_s == 3000 && *got.message && !got.started_s);
+    sl_journal_job_free(&got);
+
+    submit("r", "ann", 0);
+    claims("r");
+    for (int i = 0; i < 2; i++) {
+        T_OK(sl_journal_cancel(j, "r", NULL, 3000, &before, &err));
+        assert_int_equal(before, SL_JOURNAL_RUNNING);
+        T_OK(sl_journal_get(j, "r", NULL, &got, &err));
+        assert_true(got.state == SL_JOURNAL_RUNNING && got.cancel_asked);
+        sl_journal_job_free(&got);
+    }
+    T_OK(sl_journal_release(j, "r", &err)); /* the question is not lost with the process */
+    T_OK(sl_journal_claim(j, 2000, &got, &err));
+    assert_true(got.cancel_asked);
+    sl_journal_job_free(&got);
+    finish("r", SL_JOURNAL_CANCELLED, 0, 3000);
+    T_OK(sl_journal_remove(j, "r", NULL, 3000, &err));
+    T_CODE(sl_journal_cancel(j, "r", NULL, 3000, &before, &err), SL_GONE);
+    T_CODE(sl_journal_cancel(j, "", NULL, 3000, &before, &err), SL_GONE);
+}
+
+static void test_remove(void **state)
+{
+    sl_journal_state before;
+    (void)state;
+    submit("a", "ann", 0);
+    T_CODE(sl_journal_remove(j, "a", "ann", 1, &err), SL_BUSY);
+    assert_string_equal(err.msg, "job a is queued, want it ended: cancel it first");
+    claims("a");
+    T_CODE(sl_journal_remove(j, "a", NULL, 1, &err), SL_BUSY);
+    T_CODE(sl_journal_remove(j, "a", "bob", 1, &err), SL_GONE);
+    T_CODE(sl_journal_remove(j, "b", "ann", 1, &err), SL_GONE);
+    finish("a", SL_JOURNAL_COMPLETED, 0, 1);
+    assert_true(sl_journal_knows(j, "a"));
+    T_OK(sl_journal_remove(j, "a", NULL, 1, &err));
+    assert_false(sl_journal_knows(j, "a"));
+    T_CODE(sl_journal_remove(j, "a", "bob", 1, &err), SL_GONE);
+    T_CODE(sl_journal_cancel(j, "a", "ann", 1, &before, &err), SL_GONE);
+}
+
+/* Ids that no job can have, or has, and owners that have not this one. */
+static void test_gone(void **state)
+{
+    static const char *const IDS[] = {"",
+                                      "b",
+                                      ".",
+                                      "..",
+                                      "../a",
+                                      "a/b",
+                                      "a b",
+                                      "a\n",
+                                      "'; DROP TABLE jobs; --",
+                                      "%",
+                                      "\xff\xfe",
+                                      "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+                                      "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"};
+    sl_journal_job got;
+    sl_journal_state before;
+    (void)state;
+    submit("a", "ann", 0);
+    for (size_t i = 0; i < sizeof IDS / sizeof *IDS; i++) {
+        T_CODE(sl_journal_get(j, IDS[i], NULL, &got, &err), SL_GONE);
+        assert_null(strpbrk(err.msg, "\n\xff"));
+        assert_null(got.request);
+        T_CODE(sl_journal_cancel(j, IDS[i], NULL, 1, &before, &err), SL_GONE);
+        T_CODE(sl_journal_remove(j, IDS[i], NULL, 1, &err), SL_GONE);
+        T_CODE(sl_journal_release(j, IDS[i], &err), SL_GONE);
+        T_OK(sl_journal_progress(j, IDS[i], 0.5, &err));
+        assert_int_equal(sl_journal_position(j, IDS[i]), -1);
+        assert_false(sl_journal_knows(j, IDS[i]));
+    }
+    T_CODE(sl_journal_get(j, "a", "bob", &got, &err), SL_GONE);
+    T_CODE(sl_journal_get(j, "a", "", &got, &err), SL_GONE);
+    T_CODE(sl_journal_progress(j, "a", NAN, &err), SL_ARG);
+    T_CODE(sl_journal_progress(j, "a", -1, &err), SL_ARG);
+    claims("a");
+    T_OK(sl_journal_progress(j, "a", 1e9, &err));
+    T_OK(sl_journal_get(j, "a", "ann", &got, &err));
+    assert_true(got.progress == 1);
+    sl_journal_job_free(&got);
+    T_CODE(sl_journal_claim(j, 1, &got, &err), SL_BUSY);
+    assert_string_equal(err.msg, "no job is queued");
+    assert_string_equal(sl_journal_state_name(SL_JOURNAL_RUNNING), "running");
+    assert_string_equal(sl_journal_state_name((sl_journal_state)-1), "?");
+}
+
+static void test_long_message(void **state)
+{
+    char message[2 * SL_JOURNAL_TEXT] = "";
+    sl_journal_job got;
+    (void)state;
+    submit("a", "", 0);
+    claims("a");
+    memset(message, 'x', SL_JOURNAL_TEXT - 3);
+    strcpy(message + SL_JOURNAL_TEXT - 3, "\xe6\xb9\x96\xe6\xb9\x96");
+    T_OK(sl_journal_finish(j, "a", SL_JOURNAL_FAILED, SL_SYS, message, 0, 1, &err));
+    T_OK(sl_journal_get(j, "a", NULL, &got, &err));
+    assert_int_equal(strlen(got.message), SL_JOURNAL_TEXT - 3); /* no half a character */
+    sl_journal_job_free(&got);
+    submit("b", "", 0);
+    claims("b");
+    T_OK(sl_journal_finish(j, "b", SL_JOURNAL_FAILED, SL_SYS, NULL, 0, 1, &err));
+}
+
+/* ---- submit ---- */
+
+static void test_submit_refused(void **state)
+{
+    char same[SL_JOURNAL_ID], key[SL_JOURNAL_KEY + 1] = "", *big = malloc(SL_JOURNAL_REQUEST + 1);
+    sl_journal_job job = named("a", "ann", 0), got;
+    (void)state;
+    submit("a", "ann", 0);
+    T_CODE(sl_journal_submit(j, &job, "", NULL, same, &err), SL_ARG);
+    assert_string_equal(err.msg, "job a is there already");
+    job = named("a b", "", 0);
+    T_CODE(sl_journal_submit(j, &job, "", NULL, same, &err), SL_ARG);
+    job = named("b", "", 0);
+    job.request = NULL;
+    T_CODE(sl_journal_submit(j, &job, "", NULL, same, &err), SL_ARG);
+    job.request = big;
+    memset(big, 'x', SL_JOURNAL_REQUEST);
+    big[SL_JOURNAL_REQUEST] = 0;
+    T_CODE(sl_journal_submit(j, &job, "", NULL, same, &err), SL_ARG);
+    T_SAYS(err.msg, "want at most 63, 255, 4194303 bytes");
+    memset(key, 'k', SL_JOURNAL_KEY);
+    job = named("b", "", 0);
+    T_CODE(sl_journal_submit(j, &job, key, NULL, same, &err), SL_ARG);
+    memset(job.owner, 'o', sizeof job.owner);
+    T_CODE(sl_journal_submit(j, &job, "", NULL, same, &err), SL_ARG);
+    job = named("b", "", 0);
+    memset(job.id, 'o', sizeof job.id);
+    T_CODE(sl_journal_submit(j, &job, "", NULL, same, &err), SL_ARG);
+    job = named("b", "", 0);
+    job.created_s = -1;
+    T_CODE(sl_journal_submit(j, &job, "", NULL, same, &err), SL_ARG);
+
+    /* the longest that may be */
+    key[SL_JOURNAL_KEY - 1] = big[SL_JOURNAL_REQUEST - 1] = 0;
+    memset(&job, 0, sizeof job);
+    memset(job.id, 'i', SL_JOURNAL_ID - 1);
+    memset(job.owner, 'o', SL_JOURNAL_OWNER - 1);
+    job.request = big;
+    job.priority = INT32_MIN;
+    job.created_s = INT64_MAX;
+    T_OK(sl_journal_submit(j, &job, key, NULL, same, &err));
+    reopen();
+    T_OK(sl_journal_get(j, job.id, job.owner, &got, &err));
+    assert_string_equal(got.request, big);
+    assert_true(got.priority == INT32_MIN && got.created_s == INT64_MAX);
+    sl_journal_job_free(&got);
+    free(big);
+}
+
+static void test_limits(void **state)
+{
+    const sl_journal_limits limits = {.queued = 3, .of_owner = 2};
+    char same[SL_JOURNAL_ID];
+    static const struct {
+        const char *id, *owner;
+        sl_code want;
+    } CASES[] = {{"a", "ann", SL_OK}, {"b", "ann", SL_OK},   {"c", "ann", SL_BUSY},
+                 {"d", "bob", SL_OK}, {"e", "bob", SL_BUSY}, {"f", "", SL_BUSY}};
+    (void)state;
+    for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) {
+        sl_journal_job job = named(CASES[i].id, CASES[i].owner, (int)i);
+        T_CODE(sl_journal_submit(j, &job, "", &limits, same, &err), CASES[i].want);
+        if (i == 2)
+            assert_string_equal(err.msg,
+                                "the queue is full: 2 jobs of this owner wait, at most 2 may");
+        if (i == 4) assert_string_equal(err.msg, "the queue is full: 3 jobs wait, at most 3 may");
+    }
+    claims("d"); /* what runs does not wait */
+    sl_journal_job job = named("e", "bob", 0);
+    T_OK(sl_journal_submit(j, &job, "", &limits, same, &err));
+    job = named("g", "ann", 0);
+    T_OK(sl_journal_submit(j, &job, "", &(sl_journal_limits){0}, same, &err));
+}
+
+static void test_keys(void **state)
+{
+    const sl_journal_limits one = {.queued = 1};
+    char same[SL_JOURNAL_ID], id[SL_JOURNAL_ID];
+    sl_journal_job job = named("a", "ann", 0);
+    (void)state;
+    T_OK(sl_journal_submit(j, &job, "k", &one, same, &err));
+    assert_string_equal(same, "");
+    job = named("b", "ann", 0);
+    T_OK(sl_journal_submit(j, &job, "k", &one, same, &err)); /* though the queue is full */
+    assert_string_equal(same, "a");
+    T_CODE(sl_journal_submit(j, &job, "K", &one, same, &err), SL_BUSY);
+    assert_string_equal(same, "");
+    job = named("c", "bob", 0); /* the same key is another one's, too */
+    T_OK(sl_journal_submit(j, &job, "k", NULL, same, &err));
+    assert_string_equal(same, "");
+    submit("d", "ann", 0); /* without a key as often as one likes */
+    submit("e", "ann", 0);
+    reopen();
+    job = named("f", "bob", 0);
+    T_OK(sl_journal_submit(j, &job, "k", NULL, same, &err));
+    assert_string_equal(same, "c");
+
+    claims("a");
+    finish("a", SL_JOURNAL_COMPLETED, 0, 3000);
+    T_OK(sl_journal_remove(j, "a", NULL, 4000, &err));
+    job = named("g", "ann", 0);
+    T_OK(sl_journal_submit(j, &job, "k", NULL, same, &err)); /* removed, not forgotten */
+    assert_string_equal(same, "a");
+    T_CODE(sl_journal_expire(j, 0, 0, 4001, 5000, id, &err), SL_BUSY);
+    T_OK(sl_journal_submit(j, &job, "k", NULL, same, &err));
+    assert_string_equal(same, "");
+}
+
+/* ---- the order ---- */
+
+/* Jobs "PRIORITY OWNER" in the order of submission; letters name them. */
+static void test_order(void **state)
+{
+    static const struct {
+        const char *jobs[8], *want;
+    } CASES[] = {
+        {{"0a", "0a", "0a"}, "abc"},
+        {{"0a", "1a", "-1a", "1b"}, "bdac"},
+        {{"0a", "0a", "0a", "0b", "0b", "0c"}, "adfbec"},
+        {{"0a", "0b", "0b", "0b", "0a", "0a"}, "abecfd"},
+        {{"5a", "0b", "5b", "0a", "5a", "0b"}, "acebdf"},
+        {{"0b", "0a", "1", "0", "0b"}, "cabde"},
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) {
+        int n = 0;
+        for (; CASES[i].jobs[n]; n++) {
+            char *owner, id[2] = {(char)('a' + n), 0};
+            long priority = strtol(CASES[i].jobs[n], &owner, 10);
+            submit(id, owner, (int)priority);
+        }
+        for (int k = 0; k < n; k++) {
+            char id[2] = {CASES[i].want[k], 0};
+            if (sl_journal_position(j, id) != k)
+                fail_msg("case %zu: %s has position %d, want %d", i, id, sl_journal_position(j, id),
+                         k);
+        }
+        for (int k = 0; k < n; k++) claims((char[2]){CASES[i].want[k], 0});
+        close_it(NULL);
+        open_new(NULL);
+    }
+}
+
+/* One job runs at a time, and the next is claimed when it has ended: who has submitted a hundred
+ * waits as long for each as who submits one now and then. */
+static void test_in_turn(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 100; i++)
+        submit(((char[8]){'a', (char)('0' + i / 10), (char)('0' + i % 10)}), "ann", 0);
+    claims("a00");
+    finish("a00", SL_JOURNAL_COMPLETED, 0, 1);
+    submit("b0", "bob", 0);
+    submit("b1", "bob", 0);
+    claims("b0"); /* not a01, though it is older */
+    finish("b0", SL_JOURNAL_COMPLETED, 0, 1);
+    claims("a01");
+    reopen(); /* whose turn it is outlives the process */
+    submit("c0", "cat", 0);
+    claims("c0");
+    claims("b1");
+    claims("a02");
+    submit("d0", "ann", 1); /* a turn of another priority counts there */
+    claims("d0");
+    claims("a03");
+}
+
+static void test_released(void **state)
+{
+    int count;
+    (void)state;
+    submit("a0", "ann", 0);
+    submit("a1", "ann", 0);
+    submit("b0", "bob", 0);
+    submit("b1", "bob", 0);
+    claims("a0");
+    claims("b0");
+    T_OK(sl_journal_release(j, "b0", &err));
+    T_OK(sl_journal_release(j, "a0", &err));
+    assert_int_equal(sl_journal_position(j, "a0"), 0); /* as they were claimed */
+    assert_int_equal(sl_journal_position(j, "b0"), 1);
+    assert_int_equal(sl_journal_position(j, "a1"), 2);
+    submit("c0", "cat", 0);
+    submit("h", "cat", 7);
+    assert_int_equal(sl_journal_position(j, "c0"), 3);
+    claims("h");
+    claims("a0");
+    claims("b0");
+    claims("c0");
+    reopen();
+    T_OK(sl_journal_release_all(j, &count, &err));
+    assert_int_equal(count, 4);
+    T_OK(sl_journal_release_all(j, &count, &err));
+    assert_int_equal(count, 0);
+    for (int i = 0; i < 6; i++) claims((const char *[]){"h", "a0", "b0", "c0", "a1", "b1"}[i]);
+}
+
+/* Whatever happens before, the queue is claimed as its positions say, to its end. */
+static void test_positions_come_true(void **state)
+{
+    unsigned seed = 7;
+    (void)state;
+    for (int round = 0; round < 12; round++) {
+        char ids[64][SL_JOURNAL_ID];
+        int made = 0, queued;
+        sl_journal_counts counts;
+        sl_journal_job got;
+        sl_journal_state before;
+        for (int i = 0; i < 60; i++) {
+            const int what = rand_r(&seed) % 8;
+            const char *any = made ? ids[rand_r(&seed) % made] : "none";
+            if (what < 4) {
+                snprintf(ids[made], sizeof ids[made], "j%d-%d", round, made);
+                submit(ids[made++], (const char *[]){"", "a", "b"}[rand_r(&seed) % 3],
+                       rand_r(&seed) % 2);
+            } else if (what < 6) {
+                if (!sl_journal_claim(j, 1, &got, &err)) sl_journal_job_free(&got);
+            } else if (what == 6) {
+                sl_journal_release(j, any, &err);
+            } else {
+                sl_journal_cancel(j, any, NULL, 1, &before, &err);
+            }
+        }
+        const char *at[64] = {0};
+        T_OK(sl_journal_count(j, &counts, &err));
+        queued = (int)counts.jobs[SL_JOURNAL_QUEUED];
+        for (int i = 0; i < made; i++) {
+            int position = sl_journal_position(j, ids[i]);
+            if (position < 0) continue;
+            assert_true(position < queued && !at[position]);
+            at[position] = ids[i];
+        }
+        for (int i = 0; i < queued; i++) {
+            assert_non_null(at[i]);
+            claims(at[i]);
+            for (int k = i + 1; k < queued; k++)
+                assert_int_equal(sl_journal_position(j, at[k]), k - i - 1);
+        }
+        assert_int_equal(sl_journal_claim(j, 1, &got, &err), SL_BUSY);
+    }
+}
+
+/* ---- lists, counts ---- */
+
+/* The whole list in pages of `limit`, ids one after the other. */
+static const char *listed(const char *owner, int limit, bool newest_first)
+{
+    static char all[512];
+    char after[SL_JOURNAL_ID] = "";
+    bool more = true;
+    *all = 0;
+    while (more) {
+        sl_journal_job jobs[8];
+        int count;
+        T_OK(sl_journal_list(j, owner, after, limit, newest_first, jobs, &count, &more, &err));
+        assert_true(count <= limit && (count == limit || !more));
+        for (int i = 0; i < count; i++) {
+            strcat(all, jobs[i].id);
+            strcpy(after, jobs[i].id);
+            sl_journal_job_free(&jobs[i]);
+        }
+    }
+    return all;
+}
+
+static void test_list(void **state)
+{
+    sl_journal_job jobs[8];
+    int count;
+    bool more;
+    (void)state;
+    assert_string_equal(listed(NULL, 1, true), "");
+    for (int i = 0; i < 8; i++) submit((char[2]){(char)('a' + i), 0}, i % 3 ? "ann" : "bob", i % 2);
+    for (int limit = 1; limit <= 8; limit++) {
+        assert_string_equal(listed(NULL, limit, false), "abcdefgh");
+        assert_string_equal(listed(NULL, limit, true), "hgfedcba");
+        assert_string_equal(listed("ann", limit, false), "bcefh");
+        assert_string_equal(listed("bob", limit, true), "gda");
+        assert_string_equal(listed("cat", limit, true), "");
+    }
+    for (int i = 0; i < 8; i++) {
+        sl_journal_job got;
+        T_OK(sl_journal_claim(j, 1, &got, &err));
+        finish(got.id, SL_JOURNAL_COMPLETED, 0, 1);
+        if (strchr("adeh", *got.id)) T_OK(sl_journal_remove(j, got.id, NULL, 1, &err));
+        sl_journal_job_free(&got);
+    }
+    for (int limit = 1; limit <= 8; limit++) {
+        assert_string_equal(listed(NULL, limit, false), "bcfg");
+        assert_string_equal(listed(NULL, limit, true), "gfcb");
+        assert_string_equal(listed("bob", limit, true), "g");
+    }
+    /* a page's last job may go before the next page is asked for */
+    T_OK(sl_journal_list(j, NULL, "d", 1, false, jobs, &count, &more, &err));
+    assert_true(count == 1 && more && !strcmp(jobs[0].id, "f"));
+    sl_journal_job_free(&jobs[0]);
+    T_CODE(sl_journal_list(j, "ann", "g", 1, false, jobs, &count, &more, &err), SL_GONE);
+    T_CODE(sl_journal_list(j, NULL, "x", 1, false, jobs, &count, &more, &err), SL_GONE);
+    T_CODE(sl_journal_list(j, NULL, "?", 1, false, jobs, &count, &more, &err), SL_GONE);
+    T_CODE(sl_journal_list(j, NULL, "", 0, false, jobs, &count, &more, &err), SL_ARG);
+    assert_true(!count && !more);
+}
+
+static void test_count(void **state)
+{
+    sl_journal_counts c;
+    sl_journal_state before;
+    (void)state;
+    T_OK(sl_journal_count(j, &c, &err));
+    for (int i = 0; i < SL_JOURNAL_STATE_COUNT; i++) assert_int_equal(c.jobs[i], 0);
+    assert_true(!c.oldest_queued_s && !c.bytes);
+    ended("a", 100, 1);
+    ended("b", 20, 1);
+    ended("r", 5000, 1);
+    T_OK(sl_journal_remove(j, "r", NULL, 1, &err));
+    submit("c", "", 0);
+    claims("c");
+    finish("c", SL_JOURNAL_FAILED, 3, 1);
+    submit("d", "", 0);
+    T_OK(sl_journal_cancel(j, "d", NULL, 1, &before, &err));
+    submit("e", "", 0);
+    claims("e");
+    sl_journal_job job = named("f", "", 0);
+    job.created_s = 500;
+    char same[SL_JOURNAL_ID];
+    submit("g", "", 0);
+    T_OK(sl_journal_submit(j, &job, "", NULL, same, &err));
+    T_OK(sl_journal_count(j, &c, &err));
+    static const int WANT[] = {2, 1, 2, 1, 1, 1};
+    for (int i = 0; i < SL_JOURNAL_STATE_COUNT; i++) assert_int_equal(c.jobs[i], WANT[i]);
+    assert_int_equal(c.oldest_queued_s, 500);
+    assert_int_equal(c.bytes, 123);
+}
+
+/* ---- jobs go ---- */
+
+static void test_expire(void **state)
+{
+    char id[SL_JOURNAL_ID] = "x";
+    (void)state;
+    T_CODE(sl_journal_expire(j, 9999, 1, 0, 10, id, &err), SL_BUSY);
+    assert_string_equal(id, "");
+    ended("b", 100, 200);
+    ended("a", 100, 100);
+    ended("c", 100, 300);
+    submit("q", "", 0);
+    /* by age: the one that ended first, and nobody at its very second */
+    T_CODE(sl_journal_expire(j, 100, 0, 0, 400, id, &err), SL_BUSY);
+    T_OK(sl_journal_expire(j, 101, 0, 0, 400, id, &err));
+    assert_string_equal(id, "a");
+    assert_false(sl_journal_knows(j, "a"));
+    T_CODE(sl_journal_expire(j, 101, 0, 0, 400, id, &err), SL_BUSY);
+    /* by bytes: 200 are left */
+    T_CODE(sl_journal_expire(j, 0, 200, 0, 400, id, &err), SL_BUSY);
+    T_OK(sl_journal_expire(j, 0, 199, 0, 500, id, &err));
+    assert_string_equal(id, "b");
+    T_CODE(sl_journal_expire(j, 0, 199, 0, 500, id, &err), SL_BUSY);
+    assert_int_equal(number_at(path, "SELECT count(*) FROM jobs WHERE state = 'removed'"), 2);
+    /* forgotten: removed at 400 and 500 */
+    T_CODE(sl_journal_expire(j, 0, 0, 400, 600, id, &err), SL_BUSY);
+    assert_int_equal(number_at(path, "SELECT count(*) FROM jobs WHERE state = 'removed'"), 2);
+    T_OK(sl_journal_remove(j, "a", NULL, 600, &err)); /* keeps its time */
+    T_CODE(sl_journal_expire(j, 0, 0, 401, 600, id, &err), SL_BUSY);
+    assert_int_equal(number_at(path, "SELECT count(*) FROM jobs WHERE state = 'removed'"), 1);
+    T_CODE(sl_journal_remove(j, "a", NULL, 600, &err), SL_GONE);
+    T_OK(sl_journal_remove(j, "b", NULL, 600, &err));
+    T_OK(sl_journal_expire(j, 9999, 0, 9999, 600, id, &err));
+    assert_string_equal(id, "c");
+    assert_int_equal(number_at(path, "SELECT count(*) FROM jobs"), 2); /* c removed, q */
+    has_state("q", SL_JOURNAL_QUEUED);
+}
+
+/* ---- files that are no journal ---- */
+
+static void refused(sl_code want, const char *says)
+{
+    sl_journal_close(&j);
+    T_CODE(sl_journal_open(&j, path, &err), want);
+    assert_null(j);
+    assert_null(strchr(err.msg, '\n'));
+    T_SAYS(err.msg, "journal");
+    T_SAYS(err.msg, says);
+}
+
+static void test_not_a_journal(void **state)
+{
+    static char noise[70000];
+    uint64_t seed = 3;
+    size_t before_bytes, after_bytes;
+    (void)state;
+    for (size_t i = 0; i < sizeof noise; i++) noise[i] = (char)(t_rand(&seed) * 127);
+    sl_journal_close(&j);
+    T_CODE(sl_journal_open(&j, "", &err), SL_ARG);
+    put(path, -1, noise, sizeof noise);
+    refused(SL_FORMAT, "not a database");
+    put(path, -1, "hello", 5);
+    refused(SL_FORMAT, "not a database");
+    /* another program's is left as it was */
+    unlink(path);
+    sql_at(path, "CREATE TABLE jobs (id TEXT); INSERT INTO jobs VALUES ('x')");
+    char *before = contents(path, &before_bytes);
+    refused(SL_FORMAT, "another program's database: application 0, want 0x536c4a6e");
+    sql_at(path, "PRAGMA application_id=7; PRAGMA user_version=1");
+    refused(SL_FORMAT, "application 0x7, want");
+    sql_at(path, "PRAGMA application_id=0; PRAGMA user_version=0");
+    char *after = contents(path, &after_bytes);
+    assert_int_equal(before_bytes, after_bytes);
+    assert_memory_equal(before + 100, after + 100, before_bytes - 100); /* but counters */
+    free(before);
+    free(after);
+    /* ours by name, and another schema */
+    sql_at(path, "PRAGMA application_id=0x536c4a6e; PRAGMA user_version=1");
+    refused(SL_FORMAT, "no such column");
+    sql_at(path, "DROP TABLE jobs");
+    refused(SL_FORMAT, "no such table: jobs");
+    sql_at(path, "CREATE VIEW jobs AS WITH RECURSIVE c(id) AS (SELECT 1 UNION ALL SELECT id + 1 "
+                 "FROM c) SELECT * FROM c");
+    refused(SL_FORMAT, "");
+    /* newer */
+    unlink(path);
+    T_OK(sl_journal_open(&j, path, &err));
+    submit("a", "", 0);
+    sl_journal_close(&j);
+    sql_at(path, "PRAGMA user_version=7");
+    refused(SL_FORMAT, "of version 7, want at most 1: a newer sluice wrote it");
+    sql_at(path, "PRAGMA user_version=1");
+    T_OK(sl_journal_open(&j, path, &err));
+    has_state("a", SL_JOURNAL_QUEUED);
+    /* empty ones are new: no bytes, or no tables */
+    sl_journal_close(&j);
+    unlink(path);
+    put(path, -1, "", 0);
+    T_OK(sl_journal_open(&j, path, &err));
+    sl_journal_close(&j);
+    unlink(path);
+    sql_at(path, "PRAGMA journal_mode=WAL");
+    T_OK(sl_journal_open(&j, path, &err));
+    assert_int_equal(number_at(path, "PRAGMA user_version"), SL_JOURNAL_VERSION);
+}
+
+static void test_cannot_be_opened(void **state)
+{
+    char there[600];
+    struct stat is;
+    (void)state;
+    sl_journal_close(&j);
+    assert_int_equal(stat(path, &is), 0);
+    assert_int_equal(is.st_mode & 0777, 0600);
+    T_CODE(sl_journal_open(&j, dir, &err), SL_SYS);
+    T_SAYS(err.msg, "Is a directory");
+    snprintf(there, sizeof there, "%s/none/journal.db", dir);
+    T_CODE(sl_journal_open(&j, there, &err), SL_SYS);
+    T_SAYS(err.msg, "No such file");
+    snprintf(there, sizeof there, "%s/fifo", dir);
+    assert_int_equal(mkfifo(there, 0600), 0);
+    T_CODE(sl_journal_open(&j, there, &err), SL_SYS);
+    T_SAYS(err.msg, "no regular file");
+    /* not ours to write: as another user, where this one may everything */
+    assert_int_equal(chmod(dir, 0755), 0);
+    assert_int_equal(chmod(path, 0444), 0);
+    fflush(NULL);
+    pid_t pid = fork();
+    if (!pid) {
+        if (!geteuid() && setuid(65534)) _exit(3);
+        sl_code rc = sl_journal_open(&j, path, &err);
+        _exit(rc == SL_SYS && strstr(err.msg, "Permission denied") ? 0 : 1);
+    }
+    int status;
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_int_equal(status, 0);
+}
+
+static void test_damaged(void **state)
+{
+    static char ones[4096];
+    char id[SL_JOURNAL_ID];
+    size_t bytes;
+    (void)state;
+    memset(ones, 0xff, sizeof ones);
+    for (int i = 0; i < 300; i++) {
+        snprintf(id, sizeof id, "job%d", i);
+        submit(id, "ann", i);
+    }
+    sl_journal_close(&j);
+    char *whole = contents(path, &bytes);
+    for (size_t page = 1; page < bytes / 4096; page += 3) { /* page 0 is the header's */
+        put(path, -1, whole, bytes);
+        put(path, (long)page * 4096, ones, sizeof ones);
+        if (sl_journal_open(&j, path, &err) == SL_OK) fail_msg("page %zu: nobody noticed", page);
+        assert_int_equal(err.code, SL_FORMAT);
+        assert_null(strchr(err.msg, '\n'));
+    }
+    put(path, -1, whole, bytes / 2); /* cut off */
+    refused(SL_FORMAT, "");
+    put(path, -1, whole, bytes);
+    T_OK(sl_journal_open(&j, path, &err));
+    free(whole);
+}
+
+/* Rows that no journal writes, while it is open, and at the next open. */
+static void test_bad_rows(void **state)
+{
+    static const struct {
+        const char *set, *says;
+    } CASES[] = {
+        {"state = 'done'", "job a: state is \"done\", want a word of the schema"},
+        {"state = 'queued' || char(0)", "job a: state is \"queued\", want a text of at most"},
+        {"priority = 2147483648", "job a: priority is \"2147483648\", want a number from -21"},
+        {"created_s = -1", "job a: created_s is \"-1\", want a number from 0"},
+        {"started_s = -1", "job a: started_s is"},
+        {"ended_s = -1", "job a: ended_s is"},
+        {"progress = 1.5", "job a: progress is \"1.5\", want a number from 0 to 1"},
+        {"progress = -9e999", "job a: progress is"},
+        {"cancel_asked = 2", "job a: cancel_asked is \"2\", want a number from 0 to 1"},
+        {"attempts = -1", "job a: attempts is"},
+        {"attempts = 9999999999", "job a: attempts is"},
+        {"code = 'EVIL'", "job a: code is \"EVIL\", want a word"},
+        {"code = 'a' || char(10) || 'b'", "job a: code is \"a?b\", want a word"},
+        {"bytes = 1125899906842625", "job a: bytes is"},
+        {"message = hex(zeroblob(256))", "job a: message is"},
+        {"message = 'a' || char(0) || 'b'", "job a: message is \"a\", want a text of at most 511"},
+        {"owner = hex(zeroblob(32))", "job a: owner is"},
+        {"request = 'a' || char(0)", "job a: request is"},
+        {"request = hex(zeroblob(2097152))", "job a: request is"},
+    };
+    sl_journal_job jobs[2], got;
+    int count;
+    bool more;
+    (void)state;
+    submit("b", "", 0);
+    submit("a", "", 0);
+    for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) {
+        char sql[200];
+        snprintf(sql, sizeof sql,
+                 "CREATE TABLE old AS SELECT * FROM jobs; UPDATE jobs SET %s WHERE "
+                 "id = 'a'",
+                 CASES[i].set);
+        sql_at(path, sql);
+        T_CODE(sl_journal_get(j, "a", NULL, &got, &err), SL_FORMAT);
+        T_SAYS(err.msg, "journal: ");
+        T_SAYS(err.msg, CASES[i].says);
+        assert_null(strchr(err.msg, '\n'));
+        T_CODE(sl_journal_list(j, NULL, "", 2, false, jobs, &count, &more, &err), SL_FORMAT);
+        assert_true(!count && !more);
+        T_OK(sl_journal_get(j, "b", NULL, &got, &err)); /* others do not suffer */
+        sl_journal_job_free(&got);
+        refused(SL_FORMAT, CASES[i].says);
+        sql_at(path, "DELETE FROM jobs; INSERT INTO jobs SELECT * FROM old; DROP TABLE old");
+        T_OK(sl_journal_open(&j, path, &err));
+    }
+    /* without a name */
+    sql_at(path, "UPDATE jobs SET id = '../etc' WHERE id = 'a'");
+    T_CODE(sl_journal_list(j, NULL, "", 2, false, jobs, &count, &more, &err), SL_FORMAT);
+    T_SAYS(err.msg, "row 2: id is \"../etc\", want an id");
+    refused(SL_FORMAT, "row 2: id is");
+    sql_at(path, "UPDATE jobs SET id = 'a', claimed = 9223372036854775807 WHERE seq = 2");
+    refused(SL_FORMAT, "a job has claim 9223372036854775807, want at most");
+    /* claims are rolled back, too */
+    sql_at(path, "UPDATE jobs SET claimed = 0, priority = 9 WHERE seq = 2");
+    T_OK(sl_journal_open(&j, path, &err));
+    sql_at(path, "UPDATE jobs SET attempts = 2147483647 WHERE seq = 2");
+    T_CODE(sl_journal_claim(j, 1, &got, &err), SL_FORMAT);
+    T_SAYS(err.msg, "job a: attempts is \"2147483648\"");
+    assert_int_equal(number_at(path, "SELECT attempts FROM jobs WHERE seq = 2"), 2147483647);
+    sql_at(path, "UPDATE jobs SET attempts = 0 WHERE seq = 2");
+    claims("a");
+    claims("b");
+}
+
+/* ---- versions ---- */
+
+static const char *const THREE[] = {"CREATE TABLE t (a INTEGER); INSERT INTO t VALUES (7)",
+                                    "ALTER TABLE t ADD COLUMN b INTEGER DEFAULT 8",
+                                    "ALTER TABLE t ADD COLUMN c INTEGER DEFAULT 9"};
+static const char *const BROKEN[] = {"", "ALTER TABLE t ADD COLUMN b INTEGER DEFAULT 8",
+                                     "ALTER TABLE none ADD COLUMN c"};
+static const char *const SUM[] = {"SELECT a FROM t", "SELECT a + b FROM t",
+                                  "SELECT a + b + c FROM t"};
+
+static sl_code sum_of(const char *const *steps, int version, int64_t *sum)
+{
+    const sl_db_schema schema = {.name = "numbers",
+                                 .application = 99,
+                                 .version = version,
+                                 .steps = steps,
+                                 .sql = &SUM[version - 1],
+                                 .statements = 1,
+                                 .value_bytes = 1000};
+    sl_db *db;
+    sl_code rc = sl_db_open(&db, path, &schema, &err);
+    if (rc) return rc;
+    sl_db_look(db);
+    rc = sl_db_number(db, 0, sum, &err);
+    rc = sl_db_leave(db, rc, &err);
+    sl_db_close(&db);
+    return rc;
+}
+
+static void test_migrations(void **state)
+{
+    int64_t sum;
+    (void)state;
+    sl_journal_close(&j);
+    unlink(path);
+    T_OK(sum_of(THREE, 1, &sum));
+    assert_int_equal(sum, 7);
+    T_CODE(sum_of(BROKEN, 3, &sum), SL_FORMAT); /* in its second step: the first is undone */
+    T_SAYS(err.msg, "numbers ");
+    T_SAYS(err.msg, "no such table: none");
+    assert_int_equal(number_at(path, "PRAGMA user_version"), 1);
+    T_OK(sum_of(THREE, 1, &sum));
+    assert_int_equal(sum, 7);
+    T_OK(sum_of(THREE, 3, &sum)); /* two steps at once */
+    assert_int_equal(sum, 24);
+    T_OK(sum_of(THREE, 3, &sum));
+    assert_int_equal(sum, 24);
+    T_CODE(sum_of(THREE, 2, &sum), SL_FORMAT);
+    T_SAYS(err.msg, "of version 3, want at most 2");
+    unlink(path);
+    T_OK(sum_of(THREE, 2, &sum));
+    assert_int_equal(sum, 15);
+}
+
+/* ---- threads ---- */
+
+enum { EACH = 500 };
+static atomic_int claimed_of[2 * EACH], left;
+
+static void *submits(void *arg)
+{
+    const int from = *(int *)arg;
+    for (int i = from; i < from + EACH; i++) {
+        char id[SL_JOURNAL_ID], same[SL_JOURNAL_ID];
+        snprintf(id, sizeof id, "%d", i);
+        sl_journal_job job = named(id, i % 2 ? "ann" : "bob", i % 3);
+        if (sl_journal_submit(j, &job, "", NULL, same, NULL)) abort();
+        sl_journal_position(j, id);
+    }
+    return NULL;
+}
+
+static void *claims_all(void *arg)
+{
+    (void)arg;
+    while (atomic_load(&left) > 0) {
+        sl_journal_job job;
+        sl_code rc = sl_journal_claim(j, 1, &job, NULL);
+        if (rc == SL_BUSY) {
+            usleep(500);
+            continue;
+        }
+        if (rc || sl_journal_finish(j, job.id, SL_JOURNAL_COMPLETED, SL_OK, "", 1, 2, NULL))
+            abort();
+        atomic_fetch_add(&claimed_of[atoi(job.id)], 1);
+        atomic_fetch_sub(&left, 1);
+        sl_journal_job_free(&job);
+    }
+    return NULL;
+}
+
+static void test_threads(void **state)
+{
+    pthread_t t[4];
+    int from[2] = {0, EACH};
+    sl_journal_counts c;
+    (void)state;
+    atomic_store(&left, 2 * EACH);
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(pthread_create(&t[i], NULL, submits, &from[i]), 0);
+        assert_int_equal(pthread_create(&t[2 + i], NULL, claims_all, NULL), 0);
+    }
+    for (int i = 0; i < 4; i++) pthread_join(t[i], NULL);
+    for (int i = 0; i < 2 * EACH; i++) assert_int_equal(atomic_load(&claimed_of[i]), 1);
+    T_OK(sl_journal_count(j, &c, &err));
+    assert_int_equal(c.jobs[SL_JOURNAL_COMPLETED], 2 * EACH);
+    assert_int_equal(c.bytes, 2 * EACH);
+}
+
+/* ---- backup ---- */
+
+static atomic_int acknowledged, stop;
+
+static void *writes(void *arg)
+{
+    (void)arg;
+    for (int i = 0; !atomic_load(&stop); i++) {
+        char id[SL_JOURNAL_ID], same[SL_JOURNAL_ID];
+        snprintf(id, sizeof id, "w%d", i);
+        sl_journal_job job = named(id, "ann", i % 3);
+        if (sl_journal_submit(j, &job, "", NULL, same, NULL)) abort();
+        atomic_fetch_add(&acknowledged, 1);
+    }
+    return NULL;
+}
+
+static void test_backup(void **state)
+{
+    char copy[600], old[700];
+    pthread_t t;
+    int64_t last = 0;
+    (void)state;
+    snprintf(copy, sizeof copy, "%s/copy.db", dir);
+    snprintf(old, sizeof old, "%s.tmp-99999999-0", copy); /* of a process that was killed */
+    put(old, -1, "x", 1);
+    assert_int_equal(pthread_create(&t, NULL, writes, NULL), 0);
+    for (int i = 0; i < 8; i++) {
+        const int least = atomic_load(&acknowledged);
+        T_OK(sl_journal_backup(j, copy, &err)); /* over the one before */
+        int64_t rows = number_at(copy, "SELECT count(*) FROM jobs");
+        assert_true(rows >= least && rows >= last);
+        last = rows;
+        assert_int_equal(number_at(copy, "SELECT count(*) FROM pragma_quick_check"), 1);
+    }
+    atomic_store(&stop, 1);
+    pthread_join(t, NULL);
+    assert_int_not_equal(access(old, F_OK), 0);
+    T_OK(sl_journal_backup(j, copy, &err));
+    /* one file, that is a journal as this one is */
+    char wal[700];
+    snprintf(wal, sizeof wal, "%s-wal", copy);
+    assert_int_not_equal(access(wal, F_OK), 0);
+    sl_journal *second;
+    sl_journal_counts a, b;
+    T_OK(sl_journal_open(&second, copy, &err));
+    T_OK(sl_journal_count(second, &b, &err));
+    T_OK(sl_journal_count(j, &a, &err));
+    assert_memory_equal(&a, &b, sizeof a);
+    sl_journal_close(&second);
+
+    T_CODE(sl_journal_backup(j, path, &err), SL_ARG);
+    T_SAYS(err.msg, "is the database itself");
+    snprintf(copy, sizeof copy, "%s/none/copy.db", dir);
+    T_CODE(sl_journal_backup(j, copy, &err), SL_SYS);
+    T_CODE(sl_journal_backup(j, dir, &err), SL_SYS);
+    T_CODE(sl_journal_backup(j, "", &err), SL_ARG);
+}
+
+/* ---- a full disk ---- */
+
+static void limit_files(rlim_t bytes)
+{
+    struct rlimit limit;
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &limit), 0);
+    limit.rlim_cur = bytes;
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &limit), 0);
+}
+
+static void test_full(void **state)
+{
+    char same[SL_JOURNAL_ID], id[SL_JOURNAL_ID], wal[320], copy[320];
+    sl_journal_state before;
+    sl_journal_job job;
+    struct stat is;
+    int done = 0, failed = 0;
+    (void)state;
+    signal(SIGXFSZ, SIG_IGN);
+    snprintf(wal, sizeof wal, "%s-wal", path);
+    snprintf(copy, sizeof copy, "%s/copy.db", dir);
+    for (int i = 0; i < 100; i++) {
+        snprintf(id, sizeof id, "%d", done);
+        if (i % 10 == 5) { /* full from here on, and there is room again five jobs later */
+            assert_int_equal(stat(wal, &is), 0);
+            limit_files((rlim_t)is.st_size + (rlim_t)(i * 60));
+        }
+        if (i % 10 == 0) limit_files(RLIM_INFINITY);
+        job = named(id, "ann", 0);
+        sl_code rc = sl_journal_submit(j, &job, "", NULL, same, &err);
+        if (rc) {
+            T_CODE(rc, SL_SYS);
+            T_SAYS(err.msg, "journal: " SL_JOURNAL_DISK_FULL);
+            failed++;
+            assert_true(i % 10 >= 5);
+            assert_false(sl_journal_knows(j, id));
+            T_CODE(sl_journal_cancel(j, "0", NULL, 1, &before, &err), SL_SYS);
+        } else {
+            done++;
+        }
+        for (int k = 0; k < done; k++) {
+            snprintf(id, sizeof id, "%d", k);
+            has_state(id, SL_JOURNAL_QUEUED);
+        }
+    }
+    assert_true(failed > 10);
+    limit_files(20000);
+    T_CODE(sl_journal_backup(j, copy, &err), SL_SYS);
+    T_SAYS(err.msg, SL_JOURNAL_DISK_FULL);
+    assert_int_not_equal(access(copy, F_OK), 0);
+    limit_files(RLIM_INFINITY);
+    reopen();
+    T_OK(sl_journal_list(j, NULL, "", 1, true, &job, &(int){0}, &(bool){0}, &err));
+    snprintf(id, sizeof id, "%d", done - 1);
+    assert_string_equal(job.id, id);
+    sl_journal_job_free(&job);
+    assert_int_equal(number_at(path, "SELECT count(*) FROM jobs"), done);
+    claims("0");
+
+    /* no room for a new one, and then there is */
+    sl_journal_close(&j);
+    unlink(path);
+    for (rlim_t bytes = 0; bytes <= 40000; bytes += 4096) {
+        limit_files(bytes);
+        T_CODE(sl_journal_open(&j, path, &err), SL_SYS);
+        limit_files(RLIM_INFINITY);
+        T_SAYS(err.msg, SL_JOURNAL_DISK_FULL);
+        assert_null(j);
+    }
+    T_OK(sl_journal_open(&j, path, &err));
+    submit("a", "", 0);
+}
+
+/* ---- SIGKILL ---- */
+
+/* What the child did, told when it was acknowledged: a letter, the number of the job, a space. */
+static void told(int fd, char what, int number)
+{
+    char line[32];
+    int n = snprintf(line, sizeof line, "%c%d ", what, number);
+    if (write(fd, line, (size_t)n) != n) _exit(9);
+}
+
+static void work(int fd, int first, unsigned seed)
+{
+    int count;
+    if (sl_journal_open(&j, path, &err) || sl_journal_release_all(j, &count, &err)) _exit(2);
+    told(fd, 'L', 0);
+    for (int n = first;; n++) {
+        char id[SL_JOURNAL_ID], same[SL_JOURNAL_ID];
+        snprintf(id, sizeof id, "%d", n);
+        sl_journal_job job = named(id, n % 2 ? "ann" : "bob", 0);
+        if (sl_journal_submit(j, &job, id, NULL, same, &err) || *same) _exit(3);
+        told(fd, 'S', n);
+        if (rand_r(&seed) % 3 == 0) continue;
+        if (sl_journal_claim(j, n, &job, &err)) _exit(4);
+        const int k = atoi(job.id);
+        told(fd, 'C', k);
+        if (sl_journal_progress(j, job.id, 0.5, &err)) _exit(5);
+        const bool completed = k % 3;
+        if (sl_journal_finish(j, job.id, completed ? SL_JOURNAL_COMPLETED : SL_JOURNAL_FAILED,
+                              completed ? SL_OK : SL_SYS, "", (uint64_t)k, n, &err))
+            _exit(6);
+        told(fd, 'F', k);
+        if (sl_journal_finish(j, job.id, SL_JOURNAL_FAILED, SL_SYS, "", 0, n, NULL) != SL_GONE)
+            _exit(7);
+        if (k % 4 == 0) {
+            if (sl_journal_remove(j, job.id, NULL, n, &err)) _exit(8);
+            told(fd, 'R', k);
+        }
+        sl_journal_job_free(&job);
+    }
+}
+
+enum { JOBS = 100000 };
+/* How far each is: 0 unknown, 1 queued, 2 running, 3 ended, 4 removed. */
+static unsigned char far[JOBS], attempts[JOBS];
+
+static int hear(const char *text, int *last)
+{
+    int words = 0;
+    for (const char *c = text; *c; c = strchr(c, ' ') + 1, words++) {
+        const int k = atoi(c + 1);
+        assert_true(k < JOBS);
+        if (*c == 'L') {
+            for (int i = 0; i < JOBS; i++)
+                if (far[i] == 2) far[i] = 1;
+        } else if (*c == 'S') {
+            assert_int_equal(far[k], 0);
+            far[k] = 1;
+            *last = k;
+        } else if (*c == 'C') {
+            assert_true(far[k] == 1);
+            far[k] = 2;
+            attempts[k]++;
+        } else if (*c == 'F') {
+            assert_int_equal(far[k], 2); /* once */
+            far[k] = 3;
+        } else if (*c == 'R') {
+            assert_int_equal(far[k], 3);
+            far[k] = 4;
+        }
+    }
+    return words;
+}
+
+/* What the journal says must be what was acknowledged, but for one call that was on its way;
+ * releasing: which may be the release of what ran when the process before was killed. */
+static int check_killed(bool releasing, int *last)
+{
+    int ahead = 0, seen = 0;
+    sqlite3 *db;
+    sqlite3_stmt *q;
+    assert_int_equal(sqlite3_open(path, &db), SQLITE_OK);
+    assert_int_equal(
+        sqlite3_prepare_v2(db, "SELECT id, state, attempts, bytes FROM jobs", -1, &q, NULL),
+        SQLITE_OK);
+    while (sqlite3_step(q) == SQLITE_ROW) {
+        const int k = sqlite3_column_int(q, 0);
+        const char *state = (const char *)sqlite3_column_text(q, 1);
+        const char *end = k % 3 ? "completed" : "failed";
+        const unsigned char now = !strcmp(state, "queued")    ? 1
+                                  : !strcmp(state, "running") ? 2
+                                  : !strcmp(state, end)       ? 3
+                                  : !strcmp(state, "removed") ? 4
+                                                              : 0;
+        if (releasing && now == 1 && far[k] == 2) far[k] = 1;
+        if (now < far[k] || now > far[k] + 1)
+            fail_msg("job %d is %s, acknowledged was %d", k, state, far[k]);
+        if (now >= 3) assert_int_equal(sqlite3_column_int(q, 3), k);
+        ahead += now - far[k];
+        if (now == 2 && far[k] == 1) attempts[k]++;
+        if (k > *last) *last = k;
+        assert_int_equal(sqlite3_column_int(q, 2), attempts[k]);
+        far[k] = now;
+        seen++;
+    }
+    sqlite3_finalize(q);
+    sqlite3_close(db);
+    assert_true(ahead <= 1);
+    for (int k = 0; k < JOBS; k++) seen -= far[k] > 0;
+    assert_int_equal(seen, 0);
+    return ahead;
+}
+
+static void test_killed(void **state)
+{
+    static char text[1 << 20];
+    unsigned seed = 11;
+    int last = -1, words = 0, ahead = 0;
+    (void)state;
+    sl_journal_close(&j);
+    unlink(path);
+    memset(far, 0, sizeof far);
+    for (int round = 0; round < 24; round++) {
+        int pipes[2], status;
+        size_t used = 0;
+        assert_int_equal(pipe(pipes), 0);
+        fflush(NULL);
+        pid_t pid = fork();
+        assert_true(pid >= 0);
+        if (!pid) {
+            close(pipes[0]);
+            work(pipes[1], last + 1, (unsigned)round);
+        }
+        close(pipes[1]);
+        /* at first while it opens, then after so many bytes of its tale, then a moment later */
+        const size_t enough = round < 6 ? 0 : (size_t)(rand_r(&seed) % 1500);
+        while (used < enough) {
+            ssize_t n = read(pipes[0], text + used, sizeof text - 1 - used);
+            if (n <= 0) fail_msg("the child ended by itself");
+            used += (size_t)n;
+        }
+        usleep(rand_r(&seed) % (round < 6 ? 15000 : 4000));
+        kill(pid, SIGKILL);
+        assert_int_equal(waitpid(pid, &status, 0), pid);
+        if (!WIFSIGNALED(status)) fail_msg("the child ended with %d", WEXITSTATUS(status));
+        for (ssize_t n; (n = read(pipes[0], text + used, sizeof text - 1 - used)) > 0;)
+            used += (size_t)n;
+        close(pipes[0]);
+        text[used] = 0;
+        words += hear(text, &last);
+        T_OK(sl_journal_open(&j, path, &err)); /* with quick_check */
+        sl_journal_close(&j);
+        ahead += check_killed(used == 0, &last);
+    }
+    print_message("%d calls acknowledged, %d more done\n", words, ahead);
+    assert_true(words > 100);
+}
+
+#define WITH_JOURNAL(test) cmocka_unit_test_setup_teardown(test, open_new, close_it)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        WITH_JOURNAL(test_life),
+        WITH_JOURNAL(test_completed),
+        WITH_JOURNAL(test_ends_once),
+        WITH_JOURNAL(test_cancel),
+        WITH_JOURNAL(test_remove),
+        WITH_JOURNAL(test_gone),
+        WITH_JOURNAL(test_long_message),
+        WITH_JOURNAL(test_submit_refused),
+        WITH_JOURNAL(test_limits),
+        WITH_JOURNAL(test_keys),
+        WITH_JOURNAL(test_order),
+        WITH_JOURNAL(test_in_turn),
+        WITH_JOURNAL(test_released),
+        WITH_JOURNAL(test_positions_come_true),
+        WITH_JOURNAL(test_list),
+        WITH_JOURNAL(test_count),
+        WITH_JOURNAL(test_expire),
+        WITH_JOURNAL(test_not_a_journal),
+        WITH_JOURNAL(test_cannot_be_opened),
+        WITH_JOURNAL(test_damaged),
+        WITH_JOURNAL(test_bad_rows),
+        WITH_JOURNAL(test_migrations),
+        WITH_JOURNAL(test_threads),
+        WITH_JOURNAL(test_backup),
+        WITH_JOURNAL(test_full),
+        WITH_JOURNAL(test_killed),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
