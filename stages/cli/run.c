@@ -7,20 +7,15 @@
  *   pidfd            the dispatcher has ended
  * A dispatcher that ends before the jobs do is started again on the same run directory, and
  * every job that is not finished is submitted to it anew: what lies in the spool is found
- * there. Stages die with their dispatcher; those that outlive it by a moment are collected
- * here, since this process is their subreaper. */
+ * there. */
 #include "stages/cli/arguments.h"
 #include "stages/cli/verbs.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <sys/signalfd.h>
-#include <sys/syscall.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <zmq.h>
@@ -28,25 +23,22 @@
 #include "common/log.h"
 #include "common/temporary.h"
 #include "stages/job/check.h"
+#include "stages/job/dispatcher.h"
 #include "stages/job/files.h"
 #include "stages/job/folder.h"
 #include "stages/job/plan.h"
 #include "stages/job/report.h"
 #include "stages/job/trace_json.h"
 
-#define REAP_MS 5000 /* longest wait for killed stages to be gone */
-
 typedef struct {
     sl_batch *o;
     sl_conf *conf;
     const sl_model *model;
     sl_report rep;
-    char run_dir[SL_PATH], spool[SL_PATH], conf_path[SL_PATH], bin_dir[SL_PATH], endpoint[SL_PATH];
-    void *zmq, *socket;
-    pid_t pid; /* the dispatcher */
-    int pidfd, signals;
-    int deaths; /* of the dispatcher, without progress between them */
-    int left;   /* jobs that have not ended */
+    char run_dir[SL_PATH], spool[SL_PATH];
+    sl_dispatcher dispatcher;
+    int signals;
+    int left; /* jobs that have not ended */
     bool accepted, interrupted, draining;
     int64_t t0_ns;
     struct {
@@ -58,31 +50,14 @@ typedef struct {
 
 /* ---- before: folders ---- */
 
-static sl_code write_conf(runner *r, sl_err *err)
-{
-    sl_code rc = sl_path_join(r->conf_path, r->run_dir, "run.cfg", err);
-    FILE *f = rc ? NULL : fopen(r->conf_path, "we");
-    if (rc) return rc;
-    if (!f) return sl_fail_errno(err, errno, "%s", r->conf_path);
-    rc = sl_conf_print(r->conf, f, err);
-    if (fclose(f) && !rc) rc = sl_fail_errno(err, errno, "%s", r->conf_path);
-    return rc;
-}
-
 static sl_code prepare(runner *r, sl_err *err)
 {
     sl_code rc;
     sigset_t set;
-    if ((rc = sl_program_dir(r->bin_dir, err)) ||
-        (rc = sl_make_run_dir(r->run_dir, r->conf->run.dir, err)))
-        return rc;
+    if ((rc = sl_make_run_dir(r->run_dir, r->conf->run.dir, err))) return rc;
     if (*r->conf->run.spool) rc = sl_absolute_path(r->spool, r->conf->run.spool, err);
     else rc = sl_path_join(r->spool, r->run_dir, "spool", err);
-    if (rc || (rc = sl_make_dirs(r->spool, err)) || (rc = write_conf(r, err))) return rc;
-    if (snprintf(r->endpoint, sizeof r->endpoint, "ipc://%.1000s/ctl", r->run_dir) > 6 + 107)
-        return sl_fail(err, SL_ARG,
-                       "run directory %s is too long for a socket's name, want at most 100 bytes",
-                       r->run_dir);
+    if (rc || (rc = sl_make_dirs(r->spool, err))) return rc;
     for (int i = 0; i < r->o->job_count; i++) {
         r->o->jobs[i].id = (uint64_t)(i + 1);
         if ((rc = sl_request_open_dir(&r->o->jobs[i], r->spool, r->o->from, err))) return rc;
@@ -91,74 +66,24 @@ static sl_code prepare(runner *r, sl_err *err)
     sigaddset(&set, SIGINT);
     sigaddset(&set, SIGTERM);
     sigprocmask(SIG_BLOCK, &set, NULL);
-    /* this process waits for stages that outlive the dispatcher: see reap_stages */
-    prctl(PR_SET_CHILD_SUBREAPER, 1);
     if ((r->signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK)) < 0)
         return sl_fail_errno(err, errno, "signalfd");
-    if (!(r->zmq = zmq_ctx_new())) return sl_fail(err, SL_SYS, "zmq: %s", zmq_strerror(errno));
-    return SL_OK;
+    return sl_dispatcher_open(&r->dispatcher, r->conf, r->model->dir, r->run_dir, false, err);
 }
 
 /* ---- the dispatcher ---- */
 
 static sl_code start_dispatcher(runner *r, sl_err *err)
 {
-    char path[SL_PATH], parent[16];
-    sl_code rc = sl_path_join(path, r->bin_dir, "sluice-dispatch", err);
-    char *argv[] = {path,
-                    (char *)"--run",
-                    r->run_dir,
-                    (char *)"--conf",
-                    r->conf_path,
-                    (char *)"--model",
-                    (char *)r->model->dir,
-                    (char *)"--bin",
-                    r->bin_dir,
-                    (char *)"--parent",
-                    parent,
-                    NULL};
-    pid_t self = getpid();
-    if (rc) return rc;
-    snprintf(parent, sizeof parent, "%d", (int)self);
-    if (access(path, X_OK)) return sl_fail_errno(err, errno, "%s", path);
-    /* with SIGTERM blocked, so that our death is not lost on it before it listens */
-    if ((r->pid = fork()) == 0) {
-        prctl(PR_SET_PDEATHSIG, SIGTERM);
-        if (getppid() != self) _exit(127);
-        setpgid(0, 0); /* Ctrl-C is for this process alone */
-        int null = open("/dev/null", O_RDONLY);
-        if (null >= 0) dup2(null, 0);
-        dup2(2, 1);
-        execv(path, argv);
-        _exit(127);
-    }
-    r->pidfd = r->pid > 0 ? (int)syscall(SYS_pidfd_open, r->pid, 0) : -1;
-    if (r->pidfd < 0) return sl_fail_errno(err, errno, "sluice-dispatch could not be started");
-    return SL_OK;
-}
-
-static sl_code connect_dispatcher(runner *r, sl_err *err)
-{
-    int linger = 200, retry_ms = 5;
-    sl_msg hello = {.type = SL_MSG_HELLO, .hello = {.role = "client", .pid = getpid()}};
-    sl_code rc;
-    if (r->socket) zmq_close(r->socket);
-    if (!(r->socket = zmq_socket(r->zmq, ZMQ_DEALER)))
-        return sl_fail(err, SL_SYS, "zmq: %s", zmq_strerror(errno));
-    zmq_setsockopt(r->socket, ZMQ_LINGER, &linger, sizeof linger);
-    /* the dispatcher has not bound its socket yet */
-    zmq_setsockopt(r->socket, ZMQ_RECONNECT_IVL, &retry_ms, sizeof retry_ms);
-    if (zmq_connect(r->socket, r->endpoint))
-        return sl_fail(err, SL_SYS, "%s: %s", r->endpoint, zmq_strerror(errno));
-    if ((rc = sl_wire_send(r->socket, NULL, 0, &hello, err))) return rc;
-    for (int i = 0; i < r->o->job_count; i++) {
+    sl_code rc = sl_dispatcher_start(&r->dispatcher, err);
+    for (int i = 0; i < r->o->job_count && !rc; i++) {
         sl_msg m = {.type = SL_MSG_SUBMIT, .submit = {.tag = r->o->jobs[i].id}};
         r->rep.jobs[i].number = 0; /* an earlier dispatcher's */
         if (r->rep.jobs[i].finished) continue;
         snprintf(m.submit.dir, sizeof m.submit.dir, "%s", r->o->jobs[i].dir);
-        if ((rc = sl_wire_send(r->socket, NULL, 0, &m, err))) return rc;
+        rc = sl_dispatcher_send(&r->dispatcher, &m, err);
     }
-    return SL_OK;
+    return rc;
 }
 
 /* ---- progress ---- */
@@ -241,7 +166,7 @@ static void on_finished(runner *r, const sl_msg_finished *m)
     j->t1_ns = sl_now_ns();
     client_span(r, m->tag, SL_SPAN_SPOOL, t0, j->t1_ns);
     r->left--;
-    r->deaths = 0;
+    r->dispatcher.deaths = 0;
     if (!r->o->quiet && isatty(2) && *r->shown.stage && r->conf->run.log_format == SL_LOG_AS_TEXT)
         fputc('\n', stderr);
     *r->shown.stage = 0;
@@ -257,7 +182,7 @@ static void on_finished(runner *r, const sl_msg_finished *m)
 static void cancel(runner *r, const sl_report_job *j)
 {
     sl_msg m = {.type = SL_MSG_CANCEL, .cancel = {.job = j->number}};
-    if (j->number && !j->finished) sl_wire_send(r->socket, NULL, 0, &m, NULL);
+    if (j->number && !j->finished) sl_dispatcher_send(&r->dispatcher, &m, NULL);
 }
 
 static void on_accepted(runner *r, const sl_msg_accepted *m)
@@ -275,7 +200,7 @@ static void receive_all(runner *r)
     sl_msg m;
     sl_err err = {0};
     sl_code rc;
-    while ((rc = sl_wire_recv(r->socket, NULL, NULL, &m, &err)) != SL_BUSY) {
+    while ((rc = sl_dispatcher_recv(&r->dispatcher, &m, &err)) != SL_BUSY) {
         if (rc) {
             sl_log_err("dispatcher", &err);
             if (rc != SL_FORMAT) return;
@@ -285,7 +210,7 @@ static void receive_all(runner *r)
         switch (m.type) {
         case SL_MSG_ACCEPTED: on_accepted(r, &m.accepted); break;
         case SL_MSG_PROGRESS:
-            r->deaths = 0;
+            r->dispatcher.deaths = 0;
             show_progress(r, &m.progress);
             break;
         case SL_MSG_FINISHED: on_finished(r, &m.finished); break;
@@ -303,10 +228,10 @@ static void on_signal(runner *r, uint32_t sig)
         sl_msg m = {.type = SL_MSG_DRAIN};
         r->draining = true;
         sl_log(SL_LOG_INFO, "draining: jobs under way are finished, others are not begun");
-        sl_wire_send(r->socket, NULL, 0, &m, NULL);
+        sl_dispatcher_send(&r->dispatcher, &m, NULL);
         return;
     }
-    if (r->interrupted) kill(r->pid, SIGKILL); /* a second Ctrl-C */
+    if (r->interrupted) sl_dispatcher_kill(&r->dispatcher); /* a second Ctrl-C */
     r->interrupted = true;
     for (int i = 0; i < r->rep.count; i++) cancel(r, &r->rep.jobs[i]);
 }
@@ -320,56 +245,25 @@ static void end_all(runner *r, sl_code code, const char *why)
     }
 }
 
-/* Wait for the stages of a dispatcher that was killed, which the kernel kills with it. When
- * the last stage is gone, nobody holds the run's files, and every temporary is a leftover. */
-static void reap_stages(void)
-{
-    int64_t until = sl_now_ns() + REAP_MS * 1000000ll;
-    pid_t ended;
-    while ((ended = waitpid(-1, NULL, WNOHANG)) >= 0 && sl_now_ns() < until)
-        if (!ended) usleep(1000);
-    if (ended == 0)
-        sl_log(SL_LOG_WARN, "stages of the dispatcher that ended are still there after %d s",
-               REAP_MS / 1000);
-}
-
 /* The dispatcher has ended before the jobs have. Its stages died with it; what they
  * finished lies in the spool. */
 static sl_code on_dispatcher_death(runner *r, sl_err *err)
 {
-    int status = 0;
-    sl_code rc;
-    waitpid(r->pid, &status, 0);
-    close(r->pidfd);
-    r->pidfd = -1;
-    reap_stages();
+    sl_err why = {0};
+    sl_code rc = sl_dispatcher_ended(&r->dispatcher, &why);
     r->rep.restarts++;
-    if (r->interrupted || r->draining) {
-        end_all(r, SL_CANCELLED, "cancelled");
-        return SL_OK;
-    }
-    if ((WIFEXITED(status) && WEXITSTATUS(status)) || ++r->deaths > r->conf->supervise.restarts) {
-        char why[128];
-        snprintf(why, sizeof why,
-                 WIFEXITED(status) ? "the dispatcher could not run (exit status %d)"
-                                   : "the dispatcher was killed %d times in a row: giving up",
-                 WIFEXITED(status) ? WEXITSTATUS(status) : r->deaths);
-        end_all(r, SL_SYS, why);
-        return SL_OK;
-    }
-    sl_log(SL_LOG_WARN, "the dispatcher ended (%s %d): started again",
-           WIFSIGNALED(status) ? "signal" : "status",
-           WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
-    if ((rc = start_dispatcher(r, err)) || (rc = connect_dispatcher(r, err))) return rc;
+    if (r->interrupted || r->draining) end_all(r, SL_CANCELLED, "cancelled");
+    else if (rc) end_all(r, rc, why.msg);
+    else return start_dispatcher(r, err);
     return SL_OK;
 }
 
 static sl_code watch(runner *r, sl_err *err)
 {
     while (r->left) {
-        zmq_pollitem_t items[] = {{r->socket, 0, ZMQ_POLLIN, 0},
+        zmq_pollitem_t items[] = {{r->dispatcher.socket, 0, ZMQ_POLLIN, 0},
                                   {NULL, r->signals, ZMQ_POLLIN, 0},
-                                  {NULL, r->pidfd, ZMQ_POLLIN, 0}};
+                                  {NULL, r->dispatcher.pidfd, ZMQ_POLLIN, 0}};
         struct signalfd_siginfo info;
         sl_code rc;
         if (zmq_poll(items, 3, 1000) < 0 && errno != EINTR)
@@ -381,20 +275,10 @@ static sl_code watch(runner *r, sl_err *err)
     return SL_OK;
 }
 
-/* Ask the dispatcher to end; it ends its stages. Nothing of the run is left afterwards. */
+/* Nothing of the run is left afterwards. */
 static void stop(runner *r)
 {
-    sl_msg m = {.type = SL_MSG_DRAIN};
-    if (r->pidfd >= 0) {
-        zmq_pollitem_t item = {NULL, r->pidfd, ZMQ_POLLIN, 0};
-        if (r->socket) sl_wire_send(r->socket, NULL, 0, &m, NULL);
-        if (zmq_poll(&item, 1, 8000) < 1) kill(r->pid, SIGKILL);
-        waitpid(r->pid, NULL, 0);
-        close(r->pidfd);
-        reap_stages();
-    }
-    if (r->socket) zmq_close(r->socket);
-    if (r->zmq) zmq_ctx_term(r->zmq);
+    sl_dispatcher_stop(&r->dispatcher);
     if (r->signals >= 0) close(r->signals);
     if (*r->run_dir && !*r->conf->run.dir) sl_remove_tree(r->run_dir);
 }
@@ -410,17 +294,12 @@ static int run_jobs(sl_batch *o, const sl_model *model, sl_conf *conf, int64_t t
         sl_fail(err, SL_NOMEM, "no memory");
         return SL_EXIT_REFUSED;
     }
-    *r = (runner){.o = o,
-                  .conf = conf,
-                  .model = model,
-                  .pidfd = -1,
-                  .signals = -1,
-                  .left = o->job_count,
-                  .t0_ns = t0_ns};
+    *r = (runner){
+        .o = o, .conf = conf, .model = model, .signals = -1, .left = o->job_count, .t0_ns = t0_ns};
     sl_log_open("sluice", conf->run.log);
     signal(SIGPIPE, SIG_IGN);
     if (sl_report_init(&r->rep, o->jobs, o->job_count, t0_ns, err) || prepare(r, err) ||
-        start_dispatcher(r, err) || connect_dispatcher(r, err) || watch(r, err))
+        start_dispatcher(r, err) || watch(r, err))
         status = SL_EXIT_FAILED;
     for (int i = 0; i < r->rep.count; i++)
         if (!r->rep.jobs[i].finished || r->rep.jobs[i].code) status = SL_EXIT_FAILED;

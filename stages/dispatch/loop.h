@@ -19,6 +19,7 @@ typedef struct {
     /* The caller sets these: */
     char run_dir[SL_PATH], conf_path[SL_PATH], bin_dir[SL_PATH], model_dir[SL_PATH];
     pid_t parent; /* who started this process; when it is dead, nobody wants the results */
+    bool keep;    /* but their folders stay: somebody else will go on with them */
 
     sl_conf conf;
     sl_model model;

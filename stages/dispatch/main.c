@@ -13,9 +13,13 @@
 
 static sl_code parse_args(sl_dispatch *d, int argc, char **argv, sl_err *err)
 {
-    static const struct option OPTIONS[] = {{"run", 1, 0, 'r'},    {"conf", 1, 0, 'f'},
-                                            {"model", 1, 0, 'm'},  {"bin", 1, 0, 'b'},
-                                            {"parent", 1, 0, 'p'}, {0}};
+    static const struct option OPTIONS[] = {{"run", 1, 0, 'r'},
+                                            {"conf", 1, 0, 'f'},
+                                            {"model", 1, 0, 'm'},
+                                            {"bin", 1, 0, 'b'},
+                                            {"parent", 1, 0, 'p'},
+                                            {"keep", 0, 0, 'k'},
+                                            {0}};
     int o;
     opterr = 0;
     while ((o = getopt_long(argc, argv, "", OPTIONS, NULL)) >= 0) {
@@ -24,10 +28,11 @@ static sl_code parse_args(sl_dispatch *d, int argc, char **argv, sl_err *err)
         else if (o == 'm') snprintf(d->model_dir, sizeof d->model_dir, "%s", optarg);
         else if (o == 'b') snprintf(d->bin_dir, sizeof d->bin_dir, "%s", optarg);
         else if (o == 'p') d->parent = (pid_t)strtol(optarg, NULL, 10);
+        else if (o == 'k') d->keep = true;
         else
             return sl_fail(err, SL_ARG,
                            "sluice-dispatch: unknown or incomplete option %s, want --run --conf "
-                           "--model --bin --parent",
+                           "--model --bin --parent --keep",
                            argv[optind - 1]);
     }
     if (!*d->run_dir || !*d->conf_path || !*d->model_dir || !*d->bin_dir)
@@ -69,7 +74,7 @@ int main(int argc, char **argv)
         /* begun, and never to be finished */
         for (int i = 0; i < sl_jobs_count(d.jobs); i++)
             sl_temporary_sweep(sl_jobs_output(d.jobs, i));
-        if (!status && (d.orphan || getppid() != d.parent)) remove_folders(&d);
+        if (!status && !d.keep && (d.orphan || getppid() != d.parent)) remove_folders(&d);
         sl_jobs_close(&d.jobs);
     }
     return status;
