@@ -80,6 +80,23 @@ typedef struct {
                              * on one device of any kind, "never" nobody */
         int turn_timeout_s; /* after which a turn is too long */
     } dispatch;
+    struct {
+        int queue;                      /* most jobs that wait */
+        int queue_per_token;            /* of one owner; 0: no limit of its own */
+        int ahead;                      /* jobs in the pipeline at a time; 0: as it needs */
+        int64_t body_bytes;             /* of a request */
+        int64_t bodies_bytes;           /* of all requests together, while they are read */
+        int connections;                /* at a time */
+        int connections_per_address;    /* likewise, of one address */
+        int header_s;                   /* to send a request's head, and between two requests */
+        int body_rate;                  /* bytes a second that a body or an answer must get on by */
+        int keep_s;                     /* age of finished jobs */
+        int64_t quota_bytes;            /* of all finished jobs; 0: no limit */
+        int64_t reserve_bytes;          /* free bytes of the disk below which no job is taken */
+        int preview;                    /* 1: a picture of the latents after each step */
+        char hosts[SL_CONF_PATH];       /* names that a request without a token may be sent to */
+        char image_hosts[SL_CONF_PATH]; /* hosts that pictures may be fetched from */
+    } serve;
     int stage_count;
     sl_conf_stage stages[SL_CONF_SEATS]; /* in the file's order */
 } sl_conf;

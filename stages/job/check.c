@@ -326,26 +326,35 @@ static void fit_limits(const sl_batch *b, sl_conf *conf)
     }
 }
 
+sl_code sl_request_check_limits(const sl_request *r, const sl_conf *conf, const char *where,
+                                sl_err *err)
+{
+    const sl_job *s = &r->spec;
+    const int64_t pixels = (int64_t)s->width * s->height;
+    if (pixels > conf->limits.pixels)
+        return sl_fail(err, SL_ARG,
+                       "size %dx%d has %lld pixels, want at most %lld (limits.pixels%s)", s->width,
+                       s->height, (long long)pixels, (long long)conf->limits.pixels, where);
+    if (s->frames > conf->limits.frames)
+        return sl_fail(err, SL_ARG, "frames is %d, want at most %d (limits.frames%s)", s->frames,
+                       conf->limits.frames, where);
+    return SL_OK;
+}
+
 static sl_code check_limits(const sl_batch *b, sl_conf *conf, sl_err *err)
 {
-    bool fixed = *b->conf != 0;
+    const bool fixed = *b->conf != 0;
+    char where[SL_PATH + 8];
+    sl_code rc;
+    snprintf(where, sizeof where, " in %s", b->conf);
     if (b->job_count > conf->limits.jobs) {
         if (fixed)
             return sl_fail(err, SL_ARG, "%d jobs, want at most %d (limits.jobs in %s)",
                            b->job_count, conf->limits.jobs, b->conf);
         conf->limits.jobs = b->job_count;
     }
-    for (int i = 0; i < b->job_count; i++) {
-        const sl_job *s = &b->jobs[i].spec;
-        int64_t pixels = (int64_t)s->width * s->height;
-        if (fixed && pixels > conf->limits.pixels)
-            return sl_fail(
-                err, SL_ARG, "size %dx%d has %lld pixels, want at most %lld (limits.pixels in %s)",
-                s->width, s->height, (long long)pixels, (long long)conf->limits.pixels, b->conf);
-        if (fixed && s->frames > conf->limits.frames)
-            return sl_fail(err, SL_ARG, "frames is %d, want at most %d (limits.frames in %s)",
-                           s->frames, conf->limits.frames, b->conf);
-    }
+    for (int i = 0; i < b->job_count && fixed; i++)
+        if ((rc = sl_request_check_limits(&b->jobs[i], conf, where, err))) return rc;
     fit_limits(b, conf);
     return SL_OK;
 }
@@ -400,11 +409,12 @@ static sl_code use_defaults(sl_batch *b, const sl_model *model, const sl_conf *c
     return rc;
 }
 
-sl_code sl_batch_check(sl_batch *b, sl_model *model, sl_conf *conf, sl_err *err)
+sl_code sl_batch_open(sl_batch *b, sl_model *model, sl_conf *conf, sl_err *err)
 {
-    sl_code rc;
-    const char *dir = b->jobs[0].spec.model;
+    const char *dir = b->base.spec.model;
     char absolute[SL_PATH];
+    sl_code rc;
+    if (b->job_count) dir = b->jobs[0].spec.model;
     sl_conf_defaults(conf);
     if (*b->conf && (rc = sl_conf_read_file(conf, b->conf, err))) return rc;
     if ((rc = sl_conf_use_device(conf, b->device, err)) ||
@@ -421,9 +431,15 @@ sl_code sl_batch_check(sl_batch *b, sl_model *model, sl_conf *conf, sl_err *err)
                            "line %d of %s wants model %s, the run has %s: one checkpoint a run",
                            b->jobs[i].line, b->jobs_file, b->jobs[i].spec.model, dir);
     if ((rc = sl_absolute_path(absolute, dir, err)) || (rc = sl_model_open(model, absolute, err)) ||
-        (!conf->model.random && (rc = sl_components_check(model, err))) ||
-        (rc = use_defaults(b, model, conf, err)))
+        (!conf->model.random && (rc = sl_components_check(model, err))))
         return rc;
+    return SL_OK;
+}
+
+sl_code sl_batch_check(sl_batch *b, sl_model *model, sl_conf *conf, sl_err *err)
+{
+    sl_code rc = sl_batch_open(b, model, conf, err);
+    if (rc || (rc = use_defaults(b, model, conf, err))) return rc;
     for (int i = 0; i < b->job_count; i++)
         if ((rc = sl_request_check(&b->jobs[i], b->from, model, conf, err)))
             return b->jobs[i].line ? sl_context(err, rc, "%s:%d", b->jobs_file, b->jobs[i].line)

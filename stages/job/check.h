@@ -12,6 +12,10 @@
  * with a line it begins with "JOBSFILE:LINE: ". */
 sl_code sl_batch_check(sl_batch *b, sl_model *model, sl_conf *conf, sl_err *err);
 
+/* The first half of it, without a look at the jobs: configuration, devices, programs, checkpoint
+ * (the jobs', or the base's). */
+sl_code sl_batch_open(sl_batch *b, sl_model *model, sl_conf *conf, sl_err *err);
+
 /* As far as a plan of the memory needs it: sizes, steps and devices. Nothing else that a
  * user gave must be there, and GPUs that cannot be asked count as absent. */
 sl_code sl_batch_complete(sl_batch *b, sl_model *model, sl_conf *conf, sl_err *err);
@@ -20,5 +24,9 @@ sl_code sl_batch_complete(sl_batch *b, sl_model *model, sl_conf *conf, sl_err *e
  * a replay starts at; "" for none. */
 sl_code sl_request_check(sl_request *r, const char *from, const sl_model *model,
                          const sl_conf *conf, sl_err *err);
+/* A checked job is no larger than conf allows. `where`: put behind the setting's name in the
+ * message (" in FILE"). Errors: SL_ARG. */
+sl_code sl_request_check_limits(const sl_request *r, const sl_conf *conf, const char *where,
+                                sl_err *err);
 
 #endif
