@@ -1,0 +1,52 @@
+/* server.h - what the parts of a server share, and who may touch what.
+ *
+ *   main thread     pipeline.h: the dispatcher, the jobs that run
+ *   HTTP's threads  http.h, routes: they read and write the journal, and wake the main thread
+ *   janitor         ages, quota, connections that are too slow
+ *   logger          logger.h: what all processes say, to files
+ *
+ * The journal, the live jobs, metrics and events have their own locks, which are never held
+ * together. `settings` is read under its lock, and changed by SIGHUP. All else is set before the
+ * threads begin. */
+#ifndef SL_SERVER_H
+#define SL_SERVER_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "common/conf.h"
+#include "common/model.h"
+#include "stages/job/request.h"
+#include "stages/serve/events.h"
+#include "stages/serve/journal.h"
+#include "stages/serve/live.h"
+#include "stages/serve/metrics.h"
+#include "stages/serve/store.h"
+#include "stages/serve/tokens.h"
+
+typedef struct {
+    char name[128]; /* of the model: its folder's last part */
+    sl_model model; /* and the checkpoint's own defaults: */
+    sl_request defaults;
+    sl_store store;
+    sl_journal *journal;
+    sl_live *live;
+    sl_events *events;
+    sl_metrics *metrics;
+    int lanes; /* jobs that may denoise at a time */
+    char listen_host[256];
+
+    pthread_rwlock_t settings; /* of these: */
+    sl_conf conf;
+    sl_tokens tokens; /* none: whoever reaches the server may use it */
+
+    atomic_bool ready;    /* the pipeline takes jobs */
+    atomic_bool draining; /* no new jobs */
+    atomic_bool closing;  /* streams end */
+    int wake;             /* eventfd: the journal has changed */
+} sl_server;
+
+/* The pipeline is to look at the journal. */
+void sl_server_wake(const sl_server *s);
+
+#endif
