@@ -147,8 +147,14 @@ static void on_broken(sl_dispatch *d, int seat)
 {
     const sl_seats_seat *s = &d->seats.at[seat], *reason = sl_seats_broken(&d->seats);
     sl_muster_forget(&d->muster, seat, true);
-    if (reason) sl_jobs_fail_all(d->jobs, s->last_code, s->last_error);
-    else sl_log(SL_LOG_WARN, "%s; others go on without it", s->last_error);
+    if (reason) {
+        sl_msg news = {.type = SL_MSG_STAGE, .stage = {.instance = (uint32_t)s->conf->instance}};
+        snprintf(news.stage.stage, sizeof news.stage.stage, "%s", sl_role_name(s->conf->role));
+        snprintf(news.stage.event, sizeof news.stage.event, "broken");
+        snprintf(news.stage.device, sizeof news.stage.device, "%s", s->conf->device);
+        tell_all(d, &news);
+        sl_jobs_fail_all(d->jobs, s->last_code, s->last_error);
+    } else sl_log(SL_LOG_WARN, "%s; others go on without it", s->last_error);
 }
 
 static void on_ended(sl_dispatch *d, int seat)
