@@ -30,6 +30,7 @@ struct sl_logger {
     int read_fd; /* of the pipe */
     int file;    /* sluice.log; -1: cannot be written */
     off_t size;
+    bool stuck; /* nobody reads the old standard error */
     atomic_bool closing;
     pthread_t thread;
 };
@@ -45,7 +46,7 @@ static void open_file(sl_logger *l)
 
 static void rotate(sl_logger *l)
 {
-    char from[SL_PATH + 8], to[SL_PATH + 8];
+    char from[SL_PATH + 32], to[SL_PATH + 32];
     for (int i = FILES - 1; i >= 0; i--) {
         if (i) snprintf(from, sizeof from, "%s/sluice.log.%d", l->store->log, i);
         else snprintf(from, sizeof from, "%s/sluice.log", l->store->log);
@@ -80,10 +81,11 @@ static void to_job(const sl_logger *l, const char *id, const char *line, size_t 
 }
 
 /* Who reads the old standard error may be slow, but does not stop the pipeline. */
-static void to_old(const sl_logger *l, const char *line, size_t n)
+static void to_old(sl_logger *l, const char *line, size_t n)
 {
     struct pollfd p = {l->old, POLLOUT, 0};
-    if (poll(&p, 1, 1000) == 1 && (p.revents & POLLOUT)) put(l->old, line, n);
+    l->stuck = poll(&p, 1, l->stuck ? 0 : 1000) != 1 || !(p.revents & POLLOUT);
+    if (!l->stuck) put(l->old, line, n);
 }
 
 /* "12:34:56.789 denoise[4711] info: ID: text" of a JSON line; 0: it is none. */

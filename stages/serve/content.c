@@ -1,0 +1,132 @@
+/* content.c - files of a job: the video, pictures of it, its report, trace, log and dump. */
+#include "stages/serve/media.h"
+#include "stages/serve/routes.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "common/pipeline.h"
+
+static bool has_ended(const sl_journal_job *job)
+{
+    return job->state != SL_JOURNAL_QUEUED && job->state != SL_JOURNAL_RUNNING;
+}
+
+/* A file of the job, whatever its state. */
+static void answer_job_file(sl_ask *a, const char *name, const char *type, const char *missing)
+{
+    char path[SL_PATH];
+    if (sl_store_path(path, &a->server->store, a->id, name, NULL))
+        sl_answer_error(a, 404, "not_found", NULL, "%s", missing);
+    else sl_answer_file(a, path, type, NULL, missing);
+}
+
+static void answer_picture(sl_ask *a, const char *name, bool sheet)
+{
+    char video[SL_PATH], picture[SL_PATH];
+    sl_err err = {0};
+    sl_code rc = sl_store_path(video, &a->server->store, a->id, SL_STORE_VIDEO, &err);
+    if (!rc) rc = sl_store_path(picture, &a->server->store, a->id, name, &err);
+    if (!rc && access(picture, R_OK)) rc = sl_media_picture(video, picture, sheet, &err);
+    if (rc) sl_answer_error(a, 500, "internal", NULL, "%s cannot be made: %s", name, err.msg);
+    else sl_answer_file(a, picture, "image/jpeg", NULL, "the picture is gone");
+}
+
+void sl_on_content(sl_ask *a)
+{
+    const char *variant = sl_ask_query(a, "variant");
+    sl_journal_job job = {0};
+    if (variant && strcmp(variant, "video") && strcmp(variant, "thumbnail") &&
+        strcmp(variant, "spritesheet")) {
+        sl_answer_error(a, 400, "invalid_value", "variant",
+                        "variant is \"%.60s\", want video, thumbnail or spritesheet", variant);
+        return;
+    }
+    if (!sl_ask_job(a, &job)) return;
+    if (job.state != SL_JOURNAL_COMPLETED)
+        sl_answer_error(a, 409, "not_ready", NULL,
+                        has_ended(&job) ? "the video was not made: GET /v1/videos/%s tells why"
+                                        : "the video is not ready: GET /v1/videos/%s tells when",
+                        a->id);
+    else if (variant && !strcmp(variant, "thumbnail")) answer_picture(a, SL_STORE_THUMBNAIL, false);
+    else if (variant && !strcmp(variant, "spritesheet")) answer_picture(a, SL_STORE_SPRITES, true);
+    else {
+        char path[SL_PATH], name[SL_JOURNAL_ID + 8];
+        snprintf(name, sizeof name, "%s.mp4", a->id);
+        if (!sl_store_path(path, &a->server->store, a->id, SL_STORE_VIDEO, NULL))
+            sl_answer_file(a, path, "video/mp4", name, "the video is gone from the state folder");
+    }
+    sl_journal_job_free(&job);
+}
+
+/* What is there once the job has ended. */
+static void answer_result(sl_ask *a, const char *name, const char *type, const char *what)
+{
+    sl_journal_job job = {0};
+    char missing[96];
+    if (!sl_ask_job(a, &job)) return;
+    snprintf(missing, sizeof missing, "this job has no %s: it never began", what);
+    if (!has_ended(&job))
+        sl_answer_error(a, 409, "not_ready", NULL, "the %s is written when the job has ended",
+                        what);
+    else answer_job_file(a, name, type, missing);
+    sl_journal_job_free(&job);
+}
+
+void sl_on_report(sl_ask *a)
+{
+    answer_result(a, SL_STORE_REPORT, "application/json", "report");
+}
+
+void sl_on_trace(sl_ask *a)
+{
+    answer_result(a, SL_STORE_TRACE, "application/json", "trace");
+}
+
+static void answer_now(sl_ask *a, const char *name, const char *type, const char *missing)
+{
+    sl_journal_job job = {0};
+    if (!sl_ask_job(a, &job)) return;
+    sl_journal_job_free(&job);
+    answer_job_file(a, name, type, missing);
+}
+
+void sl_on_preview(sl_ask *a)
+{
+    answer_now(a, SL_STORE_PREVIEW, "image/png", "there is no preview of this job yet");
+}
+
+void sl_on_logs(sl_ask *a)
+{
+    answer_now(a, SL_STORE_LOG, "application/jsonl", "nothing was logged of this job yet");
+}
+
+/* A file that a dump promises. */
+static bool is_dumped(const char *name)
+{
+    char file[64];
+    if (!strcmp(name, "job.json")) return true;
+    for (int h = 0; h < SL_HANDOVER_COUNT; h++) {
+        snprintf(file, sizeof file, "%s.safetensors", SL_HANDOVER[h].file);
+        if (!strcmp(name, file)) return true;
+    }
+    return !strcmp(name, "image.input") || !strcmp(name, "last_image.input") ||
+           !strcmp(name, "noise.safetensors");
+}
+
+void sl_on_dump(sl_ask *a)
+{
+    sl_journal_job job = {0};
+    if (!sl_ask_job(a, &job)) return;
+    if (!is_dumped(a->name))
+        sl_answer_error(a, 404, "not_found", NULL, "a dump has no %s", a->name);
+    else if (!has_ended(&job))
+        sl_answer_error(a, 409, "not_ready", NULL, "the dump is there when the job has ended");
+    else
+        answer_job_file(a, a->name,
+                        strcmp(a->name, "job.json") ? "application/octet-stream"
+                                                    : "application/json",
+                        "this job was not asked for a dump, or did not get so far");
+    sl_journal_job_free(&job);
+}
