@@ -41,6 +41,7 @@ typedef struct {
     sl_tokens tokens; /* none: whoever reaches the server may use it */
 
     atomic_bool ready;    /* the pipeline takes jobs */
+    atomic_bool began;    /* it has done so: jobs are accepted, whatever dies meanwhile */
     atomic_bool draining; /* no new jobs */
     atomic_bool closing;  /* streams end */
     int wake;             /* eventfd: the journal has changed */

@@ -1,0 +1,352 @@
+/* create.c - POST /v1/videos: from a body to a job that survives.
+ *
+ *   form --> options, pictures --> folder, synced --> checks of `run` --> job.json --> journal: 200
+ *
+ * Whatever fails on the way leaves nothing behind. A folder that no journal's row names is a
+ * leftover of a server that died here, and goes at the next start. */
+#include "stages/serve/form.h"
+#include "stages/serve/routes.h"
+
+#include <errno.h>
+#include <math.h>
+#include <semaphore.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <time.h>
+
+#include "common/log.h"
+#include "stages/job/check.h"
+#include "stages/job/defaults.h"
+#include "stages/job/options.h"
+
+#define CHECKS 2 /* requests whose pictures are decoded at a time: a picture may take 500 MB */
+#define CHECK_WAIT_S 30 /* longest wait for that */
+#define RETRY_S 10      /* to come again when the queue is full */
+
+static sem_t checks;
+static pthread_once_t checks_once = PTHREAD_ONCE_INIT;
+
+static void make_checks(void)
+{
+    sem_init(&checks, 0, CHECKS);
+}
+
+/* ---- multipart ---- */
+
+typedef struct {
+    sl_form *form;
+    sl_err *err;
+    sl_code rc;
+    char name[64];
+    bool file;
+    char *bytes; /* of the part that is being read */
+    size_t size;
+} parts;
+
+static void end_part(parts *p)
+{
+    char *bytes = p->bytes;
+    p->bytes = NULL;
+    if (!*p->name || p->rc) {
+        free(bytes);
+        return;
+    }
+    if (bytes) bytes[p->size] = 0;
+    if (p->file) p->rc = sl_form_file_of(p->form, p->name, bytes, p->size, p->err);
+    else {
+        if (bytes && strlen(bytes) != p->size)
+            p->rc = sl_fail(p->err, SL_ARG, "%s holds a NUL", p->name);
+        else p->rc = sl_form_text(p->form, p->name, bytes ? bytes : "", p->err);
+        free(bytes);
+    }
+    *p->name = 0;
+}
+
+static enum MHD_Result take_part(void *cls, enum MHD_ValueKind kind, const char *key,
+                                 const char *filename, const char *type, const char *coding,
+                                 const char *data, uint64_t off, size_t n)
+{
+    parts *p = cls;
+    (void)kind, (void)type, (void)coding;
+    if (!off) {
+        end_part(p);
+        if (p->rc) return MHD_NO;
+        snprintf(p->name, sizeof p->name, "%s", key ? key : "");
+        p->size = 0;
+        p->file = filename && sl_form_is_file(p->name);
+        if (!key || strlen(key) >= sizeof p->name)
+            p->rc = sl_fail(p->err, SL_ARG, "unknown field \"%.60s\"", key ? key : "");
+        else if (filename && !p->file)
+            p->rc = sl_fail(p->err, SL_ARG, "%s is a file, want a text", p->name);
+    }
+    if (p->rc) return MHD_NO;
+    if (n) {
+        char *more = realloc(p->bytes, p->size + n + 1);
+        if (!more) {
+            p->rc = sl_fail(p->err, SL_NOMEM, "no memory for %s", p->name);
+            return MHD_NO;
+        }
+        memcpy(more + p->size, data, n);
+        p->bytes = more;
+        p->size += n;
+    }
+    return MHD_YES;
+}
+
+static sl_code read_parts(sl_ask *a, sl_form *f, sl_err *err)
+{
+    parts p = {.form = f, .err = err};
+    struct MHD_PostProcessor *pp = MHD_create_post_processor(a->mhd, 65536, take_part, &p);
+    if (!pp) return sl_fail(err, SL_FORMAT, "the request's body is multipart without a boundary");
+    const bool read = a->size && MHD_post_process(pp, a->body, a->size) == MHD_YES,
+               whole = MHD_destroy_post_processor(pp) == MHD_YES;
+    if (read && whole) end_part(&p);
+    free(p.bytes);
+    if (!p.rc && !(read && whole))
+        p.rc = sl_fail(err, SL_FORMAT, "the request's body is damaged or cut multipart");
+    return p.rc;
+}
+
+static sl_code read_body(sl_ask *a, sl_form *f, sl_err *err)
+{
+    const char *type = sl_ask_header(a, "Content-Type");
+    if (type && !strncasecmp(type, "application/json", 16))
+        return sl_form_json(f, a->body ? a->body : "", a->size, err);
+    if (type && !strncasecmp(type, "multipart/form-data", 19)) return read_parts(a, f, err);
+    return sl_fail(err, SL_GONE,
+                   "the request's body is %.60s, want application/json or "
+                   "multipart/form-data",
+                   type ? type : "of no type");
+}
+
+/* ---- the job ---- */
+
+static void new_id(char id[SL_JOURNAL_ID])
+{
+    uint8_t r[16];
+    size_t got = 0;
+    while (got < sizeof r) {
+        ssize_t n = getrandom(r + got, sizeof r - got, 0);
+        if (n > 0) got += (size_t)n;
+    }
+    int n = snprintf(id, SL_JOURNAL_ID, "video_");
+    for (size_t i = 0; i < sizeof r; i++)
+        n += snprintf(id + n, SL_JOURNAL_ID - (size_t)n, "%02x", r[i]);
+}
+
+static sl_code write_inputs(const sl_server *s, const char *id, sl_form *f, sl_err *err)
+{
+    const struct {
+        const sl_form_file *file;
+        const char *name;
+        char *path;
+        bool *has;
+    } all[] = {{&f->image, "image.input", f->request.spec.image, &f->request.has_image},
+               {&f->last_image, "last_image.input", f->request.spec.last_image,
+                &f->request.has_last_image},
+               {&f->noise, "noise.safetensors", f->request.spec.noise, &f->request.has_noise}};
+    sl_code rc = SL_OK;
+    for (int i = 0; i < 3 && !rc; i++) {
+        if (!all[i].file->bytes) continue;
+        *all[i].has = true;
+        if (!(rc = sl_store_path(all[i].path, &s->store, id, all[i].name, err)))
+            rc = sl_store_write(&s->store, id, all[i].name, all[i].file->bytes, all[i].file->size,
+                                err);
+    }
+    return rc;
+}
+
+static sl_code set_frames(sl_form *f, const sl_conf *conf, sl_err *err)
+{
+    sl_request *r = &f->request;
+    if (!f->seconds) return SL_OK;
+    if (r->has_frames)
+        return sl_fail(err, SL_ARG, "seconds is given beside frames, want one of the two");
+    const int fps = r->has_fps ? r->spec.fps : conf->video.fps;
+    const double groups = round(f->seconds * fps / 4);
+    r->spec.frames = groups > 1e8 ? 400000001 : (int)groups * 4 + 1;
+    r->has_frames = true;
+    return SL_OK;
+}
+
+static sl_code check(sl_server *s, sl_form *f, sl_err *err)
+{
+    sl_request *r = &f->request;
+    struct timespec until;
+    const bool had_fps = r->has_fps;
+    sl_code rc;
+    pthread_once(&checks_once, make_checks);
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += CHECK_WAIT_S;
+    while (sem_timedwait(&checks, &until))
+        if (errno != EINTR) return sl_fail(err, SL_BUSY, "too many pictures are being checked");
+    pthread_rwlock_rdlock(&s->settings);
+    /* a length in seconds stands for the checkpoint's number of frames, not beside it */
+    if (f->seconds && !had_fps && s->defaults.has_fps)
+        r->spec.fps = s->defaults.spec.fps, r->has_fps = true;
+    rc = set_frames(f, &s->conf, err);
+    if (!rc) rc = sl_request_apply_defaults(r, &s->defaults, err);
+    if (!rc) rc = sl_request_check(r, "", &s->model, &s->conf, err);
+    if (!rc) rc = sl_request_check_limits(r, &s->conf, "", err);
+    pthread_rwlock_unlock(&s->settings);
+    sem_post(&checks);
+    return rc;
+}
+
+/* Folder and files of the job; all of it is on the disk. */
+static sl_code make_job(sl_server *s, const char *id, sl_form *f, sl_err *err)
+{
+    sl_request *r = &f->request;
+    char path[SL_PATH];
+    sl_code rc;
+    if ((rc = sl_store_make(&s->store, id, err)) || (rc = write_inputs(s, id, f, err)) ||
+        (rc = sl_store_path(r->spec.output, &s->store, id, SL_STORE_VIDEO, err)) ||
+        (f->dump && (rc = sl_store_path(r->dump_dir, &s->store, id, "", err))) ||
+        (rc = check(s, f, err)) || (rc = sl_store_path(path, &s->store, id, "job.json", err)) ||
+        (rc = sl_job_write(&r->spec, path, err)))
+        return rc;
+    return sl_store_sync(&s->store, id, err);
+}
+
+/* ---- answers ---- */
+
+static bool is_full(const char *message)
+{
+    return strstr(message, strerror(ENOSPC)) || strstr(message, strerror(EDQUOT)) ||
+           strstr(message, "disk full");
+}
+
+/* The field that a message of `run` begins with: "--steps is ...", "width is ...". */
+static const char *param_of(const char *message, char out[64])
+{
+    size_t n;
+    if (!strncmp(message, "--", 2)) message += 2;
+    n = strcspn(message, " :");
+    if (!n || n >= 64) return NULL;
+    memcpy(out, message, n);
+    out[n] = 0;
+    for (int i = 0; sl_option_at(i); i++)
+        if (!strcmp(sl_option_at(i)->name, out)) return out;
+    return NULL;
+}
+
+static void refuse(sl_ask *a, const sl_form *f, sl_code rc, const sl_err *err)
+{
+    char param[64];
+    const char *of = *f->param ? f->param : param_of(err->msg, param);
+    if (rc == SL_GONE) sl_answer_error(a, 415, "unsupported_media_type", NULL, "%s", err->msg);
+    else if (is_full(err->msg))
+        sl_answer_error(a, 507, "disk_full", NULL, "no room for another job: %s", err->msg);
+    else if (rc == SL_BUSY) {
+        a->retry_s = RETRY_S;
+        sl_answer_error(a, 429, "queue_full", NULL, "%s", err->msg);
+    } else if (rc == SL_NOMEM) {
+        a->retry_s = RETRY_S;
+        sl_answer_error(a, 503, "overloaded", NULL, "%s", err->msg);
+    } else if (rc == SL_SYS || rc == SL_INTERNAL || rc == SL_CUDA)
+        sl_answer_error(a, *f->param ? 400 : 500, *f->param ? "invalid_value" : "internal", of,
+                        "%s", err->msg);
+    else sl_answer_error(a, 400, "invalid_value", of, "%s", err->msg);
+}
+
+/* Whatever can be said without reading the body. */
+static bool refuse_now(sl_ask *a)
+{
+    sl_server *s = a->server;
+    sl_journal_counts n = {0};
+    pthread_rwlock_rdlock(&s->settings);
+    const int64_t reserve = s->conf.serve.reserve_bytes;
+    const int queue = s->conf.serve.queue;
+    pthread_rwlock_unlock(&s->settings);
+    if (atomic_load(&s->draining)) {
+        a->retry_s = 30;
+        sl_answer_error(a, 503, "draining", NULL, "the server is about to end and takes no jobs");
+    } else if (!atomic_load(&s->began)) {
+        a->retry_s = 5;
+        sl_answer_error(a, 503, "loading", NULL, "the pipeline is loading its weights");
+    } else if (sl_store_free(&s->store) < (uint64_t)reserve)
+        sl_answer_error(a, 507, "disk_full", NULL,
+                        "no room for another job: the state's disk has less than %lld bytes free "
+                        "(serve.reserve_bytes)",
+                        (long long)reserve);
+    else if (!sl_journal_count(s->journal, &n, NULL) && n.jobs[SL_JOURNAL_QUEUED] >= queue) {
+        a->retry_s = RETRY_S;
+        sl_answer_error(a, 429, "queue_full", NULL, "%lld jobs wait, want at most %d (serve.queue)",
+                        (long long)n.jobs[SL_JOURNAL_QUEUED], queue);
+    }
+    return a->answered;
+}
+
+static sl_code submit(sl_ask *a, const char *id, const sl_form *f, const char *key,
+                      char same[SL_JOURNAL_ID], sl_err *err)
+{
+    sl_server *s = a->server;
+    sl_journal_job job = {.state = SL_JOURNAL_QUEUED,
+                          .priority = f->has_priority ? f->priority
+                                      : a->everyone   ? 0
+                                                      : a->priority,
+                          .created_s = (int64_t)time(NULL),
+                          .request = sl_video_request(s, &f->request.spec)};
+    if (!job.request) return sl_fail(err, SL_NOMEM, "no memory");
+    memcpy(job.id, id, sizeof job.id);
+    memcpy(job.owner, a->owner, sizeof job.owner);
+    pthread_rwlock_rdlock(&s->settings);
+    const sl_journal_limits limits = {s->conf.serve.queue, s->conf.serve.queue_per_token};
+    pthread_rwlock_unlock(&s->settings);
+    sl_code rc = sl_journal_submit(s->journal, &job, key, &limits, same, err);
+    free(job.request);
+    return rc;
+}
+
+static sl_code create(sl_ask *a, sl_form *f, char id[SL_JOURNAL_ID], sl_err *err)
+{
+    const char *key = sl_ask_header(a, "Idempotency-Key");
+    char same[SL_JOURNAL_ID] = "";
+    sl_code rc;
+    if ((rc = read_body(a, f, err))) return rc;
+    *f->param = 0;
+    if (key && strlen(key) >= SL_JOURNAL_KEY)
+        return sl_fail(err, SL_ARG, "Idempotency-Key has %zu bytes, want at most %d", strlen(key),
+                       SL_JOURNAL_KEY - 1);
+    if (*f->model && strcmp(f->model, a->server->name)) {
+        snprintf(f->param, sizeof f->param, "model");
+        return sl_fail(err, SL_ARG, "model is \"%s\", want \"%s\", which is served here", f->model,
+                       a->server->name);
+    }
+    if (f->has_priority && f->priority > a->priority) {
+        snprintf(f->param, sizeof f->param, "priority");
+        return sl_fail(err, SL_ARG, "priority is %d, want at most %d, this token's", f->priority,
+                       a->priority);
+    }
+    new_id(id);
+    if ((rc = make_job(a->server, id, f, err)) ||
+        (rc = submit(a, id, f, key ? key : "", same, err)) || *same)
+        sl_store_remove(&a->server->store, id);
+    if (*same) memcpy(id, same, SL_JOURNAL_ID);
+    return rc;
+}
+
+void sl_on_create(sl_ask *a)
+{
+    sl_server *s = a->server;
+    sl_form f = {0};
+    sl_err err = {0};
+    sl_journal_job job = {0};
+    if (refuse_now(a)) return;
+    pthread_rwlock_rdlock(&s->settings);
+    memcpy(f.image_hosts, s->conf.serve.image_hosts, sizeof f.image_hosts);
+    f.file_bytes = (size_t)s->conf.serve.body_bytes;
+    pthread_rwlock_unlock(&s->settings);
+    sl_code rc = sl_form_init(&f, &err);
+    if (!rc) rc = create(a, &f, a->id, &err);
+    if (rc) refuse(a, &f, rc, &err);
+    else {
+        sl_metrics_add(s->metrics, SL_METRIC_JOBS_ACCEPTED, "", 1);
+        sl_server_wake(s);
+        if (sl_ask_job(a, &job)) sl_answer_json(a, 200, sl_video_json(s, &job));
+        sl_journal_job_free(&job);
+    }
+    sl_form_free(&f);
+}

@@ -1,0 +1,316 @@
+/* form.c - fields of a request become options; pictures become bytes. */
+#include "stages/serve/form.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <libavutil/base64.h>
+
+#include "common/json.h"
+#include "common/text.h"
+#include "stages/job/options.h"
+#include "stages/serve/fetch.h"
+#include "stages/serve/tokens.h"
+
+/* Other clients' names of options. */
+static const struct {
+    const char *name, *option;
+} ALIASES[] = {
+    {"num_frames", "frames"},        {"num_inference_steps", "steps"},
+    {"guidance_scale", "guidance"},  {"guidance_scale_2", "guidance-2"},
+    {"negative_prompt", "negative"}, {"flow_shift", "shift"},
+};
+
+/* Names that are no options. */
+static const struct {
+    const char *name, *what, *type;
+} NAMES[] = {
+    {"input_reference", "the picture: a file, a data URL, or an object with image_url", "file"},
+    {"image", "as input_reference", "file"},
+    {"last_image", "the last frame's picture (FLF2V checkpoints), likewise", "file"},
+    {"noise", "safetensors with `noise`, instead of a seed, likewise", "file"},
+    {"model", "the served model's name", "string"},
+    {"seconds", "length of the video, rounded to 4k + 1 frames", "number"},
+    {"size", "WIDTHxHEIGHT, multiples of 16", "string"},
+    {"priority", "larger goes first; at most the token's", "integer"},
+    {"dump", "keep every hand-over, to be had under /dump/", "boolean"},
+    {"num_frames", "as frames", "integer"},
+    {"num_inference_steps", "as steps", "integer"},
+    {"guidance_scale", "as guidance", "number"},
+    {"guidance_scale_2", "as guidance-2", "number"},
+    {"negative_prompt", "as negative", "string"},
+    {"flow_shift", "as shift", "number"},
+};
+#define NAME_COUNT ((int)(sizeof NAMES / sizeof *NAMES))
+
+const char *sl_form_name(int i, const char **what, const char **type)
+{
+    if (i < 0 || i >= NAME_COUNT) return NULL;
+    *what = NAMES[i].what;
+    *type = NAMES[i].type;
+    return NAMES[i].name;
+}
+
+/* A path is never a client's to give; a sampler's name is one by kind alone. */
+bool sl_form_has_option(int i)
+{
+    const sl_option *o = sl_option_at(i);
+    return o && o->owner != SL_OPTION_OF_RUN &&
+           (o->kind != SL_OPTION_PATH || o->owner == SL_OPTION_OF_MODEL);
+}
+
+sl_code sl_form_init(sl_form *f, sl_err *err)
+{
+    return sl_job_init(&f->request.spec, err);
+}
+
+void sl_form_free(sl_form *f)
+{
+    sl_job_free(&f->request.spec);
+    free(f->image.bytes);
+    free(f->last_image.bytes);
+    free(f->noise.bytes);
+    f->image = f->last_image = f->noise = (sl_form_file){0};
+}
+
+/* "max_area" and "max-area" are one name. */
+static void dashed(char out[64], const char *name)
+{
+    snprintf(out, 64, "%s", name);
+    for (char *c = out; *c; c++)
+        if (*c == '_') *c = '-';
+}
+
+static bool same_name(const char *a, const char *b)
+{
+    char x[64], y[64];
+    dashed(x, a);
+    dashed(y, b);
+    return strlen(a) < 64 && !strcmp(x, y);
+}
+
+static sl_form_file *file_of(sl_form *f, const char *name)
+{
+    if (same_name(name, "input_reference") || same_name(name, "image")) return &f->image;
+    if (same_name(name, "last_image")) return &f->last_image;
+    return same_name(name, "noise") ? &f->noise : NULL;
+}
+
+bool sl_form_is_file(const char *name)
+{
+    static sl_form none;
+    return file_of(&none, name) != NULL;
+}
+
+static sl_code unknown(const char *name, sl_err *err)
+{
+    const char *near = NULL;
+    int best = 99;
+    for (int i = 0; i < NAME_COUNT; i++) {
+        int d = sl_text_distance(name, NAMES[i].name);
+        if (d < best) best = d, near = NAMES[i].name;
+    }
+    for (int i = 0; sl_option_at(i); i++) {
+        int d = sl_text_distance(name, sl_option_at(i)->name);
+        if (sl_form_has_option(i) && d < best) best = d, near = sl_option_at(i)->name;
+    }
+    if (near && best <= 4)
+        return sl_fail(err, SL_ARG, "unknown field \"%.60s\", did you mean \"%s\"?", name, near);
+    return sl_fail(err, SL_ARG, "unknown field \"%.60s\" (/openapi.json lists them)", name);
+}
+
+/* ---- pictures ---- */
+
+static sl_code take_file(sl_form *f, const char *name, char *bytes, size_t size, sl_err *err)
+{
+    sl_form_file *file = file_of(f, name);
+    if (file->bytes) {
+        free(bytes);
+        return sl_fail(err, SL_ARG, "%s is given twice", name);
+    }
+    if (!size) {
+        free(bytes);
+        return sl_fail(err, SL_ARG, "%s is empty", name);
+    }
+    *file = (sl_form_file){bytes, size};
+    return SL_OK;
+}
+
+sl_code sl_form_file_of(sl_form *f, const char *name, char *bytes, size_t size, sl_err *err)
+{
+    snprintf(f->param, sizeof f->param, "%s", name);
+    return take_file(f, name, bytes, size, err);
+}
+
+static sl_code from_data_url(sl_form *f, const char *name, const char *url, sl_err *err)
+{
+    const char *comma = strchr(url, ',');
+    if (!comma || comma - url < 7 || strncmp(comma - 7, ";base64", 7))
+        return sl_fail(err, SL_ARG,
+                       "%s is a data URL that is not base64, want data:image/...;base64,...", name);
+    const size_t room = strlen(comma + 1) / 4 * 3 + 4;
+    char *bytes = malloc(room);
+    if (!bytes) return sl_fail(err, SL_NOMEM, "no memory for %s", name);
+    const int n = room > INT32_MAX ? -1 : av_base64_decode((uint8_t *)bytes, comma + 1, (int)room);
+    if (n < 0) {
+        free(bytes);
+        return sl_fail(err, SL_ARG, "%s is a data URL whose base64 is damaged", name);
+    }
+    return take_file(f, name, bytes, (size_t)n, err);
+}
+
+static sl_code from_url(sl_form *f, const char *name, const char *url, sl_err *err)
+{
+    char *bytes = NULL;
+    size_t size = 0;
+    if (!strncasecmp(url, "data:", 5)) return from_data_url(f, name, url, err);
+    sl_code rc = sl_fetch(&bytes, &size, url, f->image_hosts, f->file_bytes, err);
+    if (rc) return sl_context(err, rc, "%s", name);
+    return take_file(f, name, bytes, size, err);
+}
+
+/* A text, {"image_url": text or {"url": text}}, or {"url": text}. */
+static sl_code from_json(sl_form *f, const char *name, const json_t *v, sl_err *err)
+{
+    const json_t *inner = json_object_get(v, "image_url");
+    if (!inner) inner = json_object_get(v, "url");
+    if (json_is_object(inner)) inner = json_object_get(inner, "url");
+    if (json_is_object(v) && json_object_size(v) != 1) inner = NULL;
+    const char *text = json_string_value(json_is_object(v) ? inner : v);
+    if (!text)
+        return sl_fail(err, SL_ARG,
+                       "%s is neither a text nor an object with image_url alone, want a data URL",
+                       name);
+    return from_url(f, name, text, err);
+}
+
+/* ---- fields ---- */
+
+static sl_code set_size(sl_form *f, const char *text, sl_err *err)
+{
+    char w[12] = "", h[12] = "";
+    const sl_option *o = NULL;
+    sl_code rc;
+    int n = 0;
+    if (sscanf(text, "%10[0-9]%*1[xX*]%10[0-9]%n", w, h, &n) < 2 || text[n])
+        return sl_fail(err, SL_ARG, "size is \"%.60s\", want WIDTHxHEIGHT, as 832x480", text);
+    if (f->request.has_width || f->request.has_height)
+        return sl_fail(err, SL_ARG, "size is given beside width or height, want one of the two");
+    if ((rc = sl_option_find(&o, "width", SL_OPTION_OF_JOB, err)) ||
+        (rc = sl_option_set(&f->request, o, w, err)) ||
+        (rc = sl_option_find(&o, "height", SL_OPTION_OF_JOB, err)))
+        return rc;
+    return sl_option_set(&f->request, o, h, err);
+}
+
+static sl_code number_of(double *out, const char *name, const json_t *v, double lo, double hi,
+                         sl_err *err)
+{
+    const char *text = json_string_value(v);
+    char *end = NULL;
+    double x = json_is_number(v) ? json_number_value(v) : NAN;
+    if (text && *text && strspn(text, "0123456789.-+eE") == strlen(text)) {
+        x = strtod(text, &end);
+        if (*end) x = NAN;
+    }
+    if (!(x >= lo && x <= hi)) {
+        char *shown = json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT);
+        sl_code rc = sl_fail(err, SL_ARG, "%s is %.60s, want a number from %g to %g", name,
+                             shown ? shown : "?", lo, hi);
+        free(shown);
+        return rc;
+    }
+    *out = x;
+    return SL_OK;
+}
+
+static sl_code flag_of(bool *out, const char *name, const json_t *v, sl_err *err)
+{
+    const char *text = json_string_value(v);
+    if (json_is_boolean(v)) *out = json_is_true(v);
+    else if (text && (!strcmp(text, "true") || !strcmp(text, "false"))) *out = *text == 't';
+    else return sl_fail(err, SL_ARG, "%s is neither true nor false", name);
+    return SL_OK;
+}
+
+static sl_code set_option(sl_form *f, const char *name, json_t *v, sl_err *err)
+{
+    const sl_option *o = NULL;
+    bool flag = false;
+    for (int i = 0; !o && sl_option_at(i); i++)
+        if (sl_form_has_option(i) && same_name(name, sl_option_at(i)->name)) o = sl_option_at(i);
+    if (!o) return unknown(name, err);
+    if (o->given && *((const bool *)&f->request + o->given))
+        return sl_fail(err, SL_ARG, "%s is given twice, or under two names", name);
+    json_t *object = json_object();
+    sl_code rc = SL_OK;
+    if (o->kind == SL_OPTION_FLAG && !(rc = flag_of(&flag, name, v, err)))
+        json_object_set_new(object, o->name, json_boolean(flag));
+    else if (!rc) json_object_set(object, o->name, v);
+    if (!rc) rc = sl_request_read_json(&f->request, SL_OPTION_OF_JOB, object, err);
+    json_decref(object);
+    return rc;
+}
+
+static sl_code set_field(sl_form *f, const char *name, json_t *v, sl_err *err)
+{
+    const char *text = json_string_value(v);
+    double x = 0;
+    sl_code rc;
+    if (strlen(name) >= sizeof f->param) return unknown(name, err);
+    snprintf(f->param, sizeof f->param, "%s", name);
+    if (json_is_null(v)) return SL_OK; /* clients send what was left out */
+    if (sl_form_is_file(name)) return from_json(f, name, v, err);
+    if (same_name(name, "model")) {
+        if (!text || strlen(text) >= sizeof f->model)
+            return sl_fail(err, SL_ARG, "model is no name, want the served model's");
+        memcpy(f->model, text, strlen(text) + 1);
+        return SL_OK;
+    }
+    if (same_name(name, "size")) {
+        if (!text) return sl_fail(err, SL_ARG, "size is no text, want WIDTHxHEIGHT, as 832x480");
+        return set_size(f, text, err);
+    }
+    if (same_name(name, "seconds")) return number_of(&f->seconds, name, v, 1e-3, 1e6, err);
+    if (same_name(name, "dump")) return flag_of(&f->dump, name, v, err);
+    if (same_name(name, "priority")) {
+        rc = number_of(&x, name, v, -SL_PRIORITY, SL_PRIORITY, err);
+        if (!rc && x != floor(x)) rc = sl_fail(err, SL_ARG, "priority is %g, want an integer", x);
+        f->priority = (int)x;
+        f->has_priority = true;
+        return rc;
+    }
+    for (size_t i = 0; i < sizeof ALIASES / sizeof *ALIASES; i++)
+        if (same_name(name, ALIASES[i].name)) return set_option(f, ALIASES[i].option, v, err);
+    return set_option(f, name, v, err);
+}
+
+sl_code sl_form_text(sl_form *f, const char *name, const char *value, sl_err *err)
+{
+    json_t *v = json_string(value);
+    if (!v) {
+        snprintf(f->param, sizeof f->param, "%s", name);
+        return sl_fail(err, SL_ARG, "%.60s is not valid UTF-8", name);
+    }
+    sl_code rc = set_field(f, name, v, err);
+    json_decref(v);
+    sl_one_line(err);
+    return rc;
+}
+
+sl_code sl_form_json(sl_form *f, const char *text, size_t size, sl_err *err)
+{
+    json_t *root = NULL, *v;
+    const char *name;
+    sl_code rc = sl_json_parse(&root, text, size, "the request's body", err);
+    json_object_foreach(root, name, v)
+    {
+        if (rc || (rc = set_field(f, name, v, err))) break;
+    }
+    json_decref(root);
+    sl_one_line(err);
+    return rc;
+}

@@ -1,0 +1,163 @@
+/* info.c - what the server says of itself: model, defaults, health, metrics, the page. */
+#include "stages/serve/routes.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <sys/resource.h>
+
+#include "stages/job/defaults.h"
+#include "stages/job/options.h"
+#include "stages/serve/form.h"
+#include "stages/serve/page.h"
+
+static json_t *model_json(const sl_server *s)
+{
+    return json_pack("{s:s, s:s, s:i, s:s}", "id", s->name, "object", "model", "created", 0,
+                     "owned_by", "sluice");
+}
+
+void sl_on_models(sl_ask *a)
+{
+    sl_answer_json(a, 200,
+                   json_pack("{s:s, s:[o]}", "object", "list", "data", model_json(a->server)));
+}
+
+void sl_on_model(sl_ask *a)
+{
+    if (strcmp(a->id, a->server->name))
+        sl_answer_error(a, 404, "model_not_found", "model",
+                        "model \"%s\" is not served here, \"%s\" is", a->id, a->server->name);
+    else sl_answer_json(a, 200, model_json(a->server));
+}
+
+/* What a job gets that says nothing of it: the checkpoint's, then the configuration's. */
+static json_t *defaults_json(const sl_server *s)
+{
+    const sl_conf *c = &s->conf;
+    json_t *d = json_pack("{s:i, s:i, s:i, s:f, s:f, s:s, s:i, s:f, s:s}", "frames", 81, "fps",
+                          c->video.fps, "steps", 50, "guidance", 5.0, "shift",
+                          s->model.scheduler.flow_shift, "sampler",
+                          s->model.scheduler.kind == SL_SAMPLER_EULER ? "euler" : "unipc", "crf",
+                          c->video.crf, "fbcache", c->fbcache.threshold, "negative", "");
+    json_object_set_new(d, "max-area", json_integer(SL_DEFAULT_AREA));
+    const sl_option *o;
+    for (int i = 0; (o = sl_option_at(i)); i++) {
+        const char *at = (const char *)&s->defaults + o->at;
+        if (o->owner != SL_OPTION_OF_MODEL || !*((const bool *)&s->defaults + o->given)) continue;
+        json_t *v = NULL;
+        if (o->kind == SL_OPTION_INT) v = json_integer(*(const int *)at);
+        else if (o->kind == SL_OPTION_I64) v = json_integer(*(const int64_t *)at);
+        else if (o->kind == SL_OPTION_REAL) v = json_real(*(const double *)at);
+        else if (o->kind == SL_OPTION_TEXT) v = json_string(*(char *const *)at);
+        else v = json_string(at);
+        json_object_set_new(d, o->name, v);
+        if (!strcmp(o->name, "width")) json_object_del(d, "max-area");
+    }
+    return d;
+}
+
+static const char *kind_name(sl_option_kind kind)
+{
+    switch (kind) {
+    case SL_OPTION_INT:
+    case SL_OPTION_I64:
+    case SL_OPTION_U64: return "integer";
+    case SL_OPTION_REAL: return "number";
+    case SL_OPTION_FLAG: return "boolean";
+    default: return "string";
+    }
+}
+
+static json_t *options_json(void)
+{
+    json_t *all = json_array();
+    const sl_option *o;
+    for (int i = 0; (o = sl_option_at(i)); i++)
+        if (sl_form_has_option(i))
+            json_array_append_new(all,
+                                  json_pack("{s:s, s:s, s:s, s:s?}", "name", o->name, "kind",
+                                            kind_name(o->kind), "what", o->what, "arg", o->arg));
+    return all;
+}
+
+void sl_on_defaults(sl_ask *a)
+{
+    sl_server *s = a->server;
+    pthread_rwlock_rdlock(&s->settings);
+    json_t *o = json_pack("{s:s, s:b, s:b, s:o, s:{s:I, s:i, s:i, s:I}, s:o, s:b}", "model",
+                          s->name, "picture", s->model.family.picture, "last_picture",
+                          s->model.family.last_picture, "defaults", defaults_json(s), "limits",
+                          "pixels", (json_int_t)s->conf.limits.pixels, "frames",
+                          s->conf.limits.frames, "prompt_bytes", s->conf.limits.prompt_bytes,
+                          "body_bytes", (json_int_t)s->conf.serve.body_bytes, "options",
+                          options_json(), "tokens", s->tokens.count > 0);
+    pthread_rwlock_unlock(&s->settings);
+    sl_answer_json(a, 200, o);
+}
+
+void sl_on_health(sl_ask *a)
+{
+    sl_answer_json(a, 200, json_pack("{s:s}", "status", "ok"));
+}
+
+void sl_on_ready(sl_ask *a)
+{
+    const bool draining = atomic_load(&a->server->draining), ready = atomic_load(&a->server->ready);
+    const char *why = draining ? "draining" : ready ? "ready" : "loading";
+    if (draining || !ready) a->retry_s = 5;
+    sl_answer_json(a, ready && !draining ? 200 : 503, json_pack("{s:s}", "status", why));
+}
+
+/* ---- metrics ---- */
+
+static void set_gauges(sl_ask *a)
+{
+    sl_server *s = a->server;
+    sl_metrics *m = s->metrics;
+    sl_journal_counts n = {0};
+    struct rusage u;
+    if (!sl_journal_count(s->journal, &n, NULL)) {
+        sl_metrics_set(m, SL_METRIC_QUEUE, "", (double)n.jobs[SL_JOURNAL_QUEUED]);
+        sl_metrics_set(m, SL_METRIC_RUNNING, "", (double)n.jobs[SL_JOURNAL_RUNNING]);
+        sl_metrics_set(m, SL_METRIC_QUEUE_AGE, "",
+                       n.oldest_queued_s ? (double)(time(NULL) - n.oldest_queued_s) : 0);
+        sl_metrics_set(m, SL_METRIC_KEPT, "", (double)n.bytes);
+    }
+    sl_metrics_set(m, SL_METRIC_DISK_FREE, "", (double)sl_store_free(&s->store));
+    sl_metrics_set(m, SL_METRIC_READY, "", atomic_load(&s->ready));
+    sl_metrics_set(m, SL_METRIC_STREAMS, "", sl_events_count(s->events));
+    sl_metrics_set(m, SL_METRIC_CONNECTIONS, "", sl_http_connections(a->http));
+    sl_metrics_set(m, SL_METRIC_BUILD, "model_family=\"wan\"", 1);
+    if (!getrusage(RUSAGE_SELF, &u))
+        sl_metrics_set(m, SL_METRIC_CPU, "",
+                       (double)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) +
+                           1e-6 * (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec));
+}
+
+void sl_on_metrics(sl_ask *a)
+{
+    size_t size = 0;
+    set_gauges(a);
+    char *text = sl_metrics_print(a->server->metrics, &size);
+    sl_answer_text(a, 200, "text/plain; version=0.0.4; charset=utf-8", text, size);
+}
+
+/* ---- the page ---- */
+
+#define POLICY                                                                                     \
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' " \
+    "blob: data:; media-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors "   \
+    "'none'"
+
+void sl_on_page(sl_ask *a)
+{
+    const char *path = a->route->path;
+    if (!strcmp(path, "/favicon.ico"))
+        sl_answer(a, 204, MHD_create_response_from_buffer(0, NULL, MHD_RESPMEM_PERSISTENT));
+    else {
+        const sl_page *p = sl_page_find(path);
+        sl_answer_static(a, p->type, p->bytes, (size_t)(p->end - p->bytes), POLICY);
+    }
+}

@@ -1,0 +1,314 @@
+/* serve.c - the server put together: options, checks, threads, and the end in reverse order. */
+#include "stages/serve/serve.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/resource.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <curl/curl.h>
+
+#include "common/clock.h"
+#include "common/log.h"
+#include "stages/job/check.h"
+#include "stages/job/defaults.h"
+#include "stages/job/plan.h"
+#include "stages/serve/http.h"
+#include "stages/serve/logger.h"
+#include "stages/serve/pipeline.h"
+#include "stages/serve/routes.h"
+
+#define LOCK_WAIT_MS 30000            /* for what is left of a killed server */
+#define SILENT_NS (15 * 1000000000ll) /* of an event stream, before it shows that it lives */
+#define FORGET_S (7 * 86400)          /* a removed job's row */
+
+typedef struct {
+    char listen[300], tokens[SL_PATH], state[SL_PATH], conf[SL_PATH];
+    sl_batch batch; /* model, devices */
+    sl_server server;
+    sl_http *http;
+    sl_logger *logger;
+    pthread_t janitor;
+    bool janitor_runs;
+    atomic_bool over;
+} serve;
+
+void sl_server_wake(const sl_server *s)
+{
+    const uint64_t one = 1;
+    while (write(s->wake, &one, sizeof one) < 0 && errno == EINTR) {
+    }
+}
+
+/* ---- options ---- */
+
+static sl_code take_option(serve *v, const char *name, const char *value, sl_err *err)
+{
+    const struct {
+        const char *name;
+        char *at;
+        size_t room;
+    } all[] = {{"--model", v->batch.base.spec.model, sizeof v->batch.base.spec.model},
+               {"--conf", v->conf, sizeof v->conf},
+               {"--state", v->state, sizeof v->state},
+               {"--listen", v->listen, sizeof v->listen},
+               {"--tokens", v->tokens, sizeof v->tokens},
+               {"--device", v->batch.device, sizeof v->batch.device}};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+        if (strcmp(name, all[i].name)) continue;
+        if (!value) return sl_fail(err, SL_ARG, "%s wants a value", name);
+        if (strlen(value) >= all[i].room)
+            return sl_fail(err, SL_ARG, "%s has %zu bytes, want at most %zu", name, strlen(value),
+                           all[i].room - 1);
+        memcpy(all[i].at, value, strlen(value) + 1);
+        return SL_OK;
+    }
+    return sl_fail(err, SL_ARG,
+                   "unknown option %.60s, want --model, --conf, --state, --listen, --tokens or "
+                   "--device",
+                   name);
+}
+
+static sl_code parse(serve *v, int argc, char **argv, sl_err *err)
+{
+    sl_code rc = sl_batch_init(&v->batch, err);
+    snprintf(v->listen, sizeof v->listen, "127.0.0.1:8080");
+    for (int i = 0; i < argc && !rc; i++) {
+        char name[64];
+        const char *equals = strchr(argv[i], '=');
+        snprintf(name, sizeof name, "%.*s", equals ? (int)(equals - argv[i]) : 63, argv[i]);
+        if (equals) rc = take_option(v, name, equals + 1, err);
+        else rc = take_option(v, name, i + 1 < argc ? argv[i + 1] : NULL, err), i++;
+    }
+    if (!rc) snprintf(v->batch.conf, sizeof v->batch.conf, "%s", v->conf);
+    if (!rc && !*v->state) rc = sl_store_default(v->state, err);
+    return rc;
+}
+
+/* ---- before the first job ---- */
+
+/* The largest job that the settings allow fits in memory. */
+static sl_code admit_largest(serve *v, sl_err *err)
+{
+    const sl_conf *c = &v->server.conf;
+    sl_admission fits;
+    sl_request *r = NULL;
+    int side = 16;
+    sl_code rc = sl_batch_add(&v->batch, &r, err);
+    if (rc) return rc;
+    while ((int64_t)(side + 16) * (side + 16) <= c->limits.pixels) side += 16;
+    r->spec.width = side;
+    r->spec.height = (int)(c->limits.pixels / side / 16 * 16);
+    r->spec.frames = (c->limits.frames - 1) / 4 * 4 + 1;
+    r->spec.fbcache = c->fbcache.threshold;
+    if (v->server.model.family.last_picture) snprintf(r->spec.last_image, SL_PATH, "?");
+    if ((rc = sl_plan_admit(&fits, &v->batch, &v->server.model, c, err)))
+        return sl_context(err, rc, "the largest job (limits.pixels, limits.frames)");
+    if (fits.held < fits.mapped)
+        sl_log(SL_LOG_WARN,
+               "memory holds %llu of the %llu bytes of weights that stay mapped: the rest is read "
+               "from the disk again at every step",
+               (unsigned long long)fits.held, (unsigned long long)fits.mapped);
+    return SL_OK;
+}
+
+static void name_model(sl_server *s)
+{
+    const char *slash = strrchr(s->model.dir, '/');
+    snprintf(s->name, sizeof s->name, "%.127s", slash && slash[1] ? slash + 1 : s->model.dir);
+    for (char *c = s->name; *c; c++)
+        if (*c <= ' ' || *c > '~' || *c == '"' || *c == '\\') *c = '_';
+}
+
+static void raise_files(const sl_conf *c)
+{
+    struct rlimit r;
+    const rlim_t want = (rlim_t)c->serve.connections + 512;
+    if (getrlimit(RLIMIT_NOFILE, &r) || r.rlim_cur >= want) return;
+    r.rlim_cur = want < r.rlim_max ? want : r.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &r);
+    if (r.rlim_cur < want)
+        sl_log(SL_LOG_WARN, "%llu files may be open, want %llu for serve.connections",
+               (unsigned long long)r.rlim_cur, (unsigned long long)want);
+}
+
+/* Folders without a row, and what ended jobs have left when the server was killed. */
+static void sweep_one(void *self, const char *id)
+{
+    sl_server *s = self;
+    sl_journal_job job = {0};
+    if (!sl_journal_knows(s->journal, id)) sl_store_remove(&s->store, id);
+    else if (!sl_journal_get(s->journal, id, NULL, &job, NULL) && job.state != SL_JOURNAL_QUEUED &&
+             job.state != SL_JOURNAL_RUNNING)
+        sl_store_prune(&s->store, id, job.request && strstr(job.request, "\"dump\":true"));
+    sl_journal_job_free(&job);
+}
+
+static sl_code open_state(serve *v, sl_err *err)
+{
+    sl_server *s = &v->server;
+    char path[SL_PATH];
+    int count = 0;
+    sl_code rc;
+    if ((rc = sl_store_open(&s->store, v->state, LOCK_WAIT_MS, err)) ||
+        (rc = sl_path_join(path, s->store.dir, "journal.db", err)) ||
+        (rc = sl_journal_open(&s->journal, path, err)) ||
+        (rc = sl_journal_release_all(s->journal, &count, err)))
+        return rc;
+    if (count) sl_log(SL_LOG_INFO, "%d jobs of the server before this one go on", count);
+    sl_store_each(&s->store, sweep_one, s);
+    return SL_OK;
+}
+
+static sl_code open_all(serve *v, sl_err *err)
+{
+    sl_server *s = &v->server;
+    sl_code rc;
+    if ((rc = sl_batch_open(&v->batch, &s->model, &s->conf, err))) return rc;
+    sl_log_open("serve", s->conf.run.log);
+    if ((rc = sl_request_read_defaults(&s->defaults, s->model.dir, err)) ||
+        (rc = admit_largest(v, err)) ||
+        (*v->tokens && (rc = sl_tokens_read(&s->tokens, v->tokens, err))))
+        return rc;
+    name_model(s);
+    raise_files(&s->conf);
+    s->lanes = sl_conf_instances(&s->conf, SL_ROLE_DENOISE);
+    if ((s->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) < 0)
+        return sl_fail_errno(err, errno, "eventfd");
+    if ((rc = sl_live_open(&s->live, err)) || (rc = sl_events_open(&s->events, err)) ||
+        (rc = sl_metrics_open(&s->metrics, err)) || (rc = open_state(v, err)))
+        return rc;
+    return sl_http_open(&v->http, s, sl_route_find, v->listen, err);
+}
+
+/* ---- the janitor ---- */
+
+static void expire(sl_server *s)
+{
+    char id[SL_JOURNAL_ID];
+    sl_err err = {0};
+    const int64_t now = (int64_t)time(NULL);
+    pthread_rwlock_rdlock(&s->settings);
+    const int64_t before = now - s->conf.serve.keep_s;
+    const uint64_t quota = (uint64_t)s->conf.serve.quota_bytes;
+    pthread_rwlock_unlock(&s->settings);
+    while (!sl_journal_expire(s->journal, before, quota, now - FORGET_S, now, id, &err)) {
+        sl_log(SL_LOG_INFO, "%s: expired", id);
+        sl_store_remove(&s->store, id);
+        sl_events_tell(s->events, id, SL_EVENT_STATE);
+    }
+    if (err.code && err.code != SL_BUSY) sl_log_err("journal", &err);
+}
+
+static void *tidy(void *arg)
+{
+    serve *v = arg;
+    for (int n = 0; !atomic_load(&v->over); n++) {
+        struct timespec t = {0, 250000000};
+        nanosleep(&t, NULL);
+        if (n % 4) continue;
+        sl_http_tick(v->http);
+        sl_events_tick(v->server.events, SILENT_NS);
+        if (n % 20 == 0) expire(&v->server);
+    }
+    return NULL;
+}
+
+/* ---- signals ---- */
+
+/* SIGHUP. What the pipeline was started with stays: a limit may only come down. */
+static void reload(void *self)
+{
+    serve *v = self;
+    sl_server *s = &v->server;
+    sl_conf *fresh = malloc(sizeof *fresh);
+    sl_tokens tokens = {0};
+    sl_err err = {0};
+    if (!fresh) return;
+    sl_conf_defaults(fresh);
+    sl_code rc = *v->conf ? sl_conf_read_file(fresh, v->conf, &err) : SL_OK;
+    if (!rc && *v->tokens) rc = sl_tokens_read(&tokens, v->tokens, &err);
+    if (rc) sl_log(SL_LOG_ERROR, "SIGHUP: all stays as it was: %s", err.msg);
+    else {
+        pthread_rwlock_wrlock(&s->settings);
+        s->conf.serve = fresh->serve;
+        s->conf.limits.prompt_bytes = fresh->limits.prompt_bytes;
+        if (fresh->limits.pixels < s->conf.limits.pixels)
+            s->conf.limits.pixels = fresh->limits.pixels;
+        if (fresh->limits.frames < s->conf.limits.frames)
+            s->conf.limits.frames = fresh->limits.frames;
+        if (*v->tokens) {
+            sl_tokens_free(&s->tokens);
+            s->tokens = tokens;
+        }
+        pthread_rwlock_unlock(&s->settings);
+        sl_log(SL_LOG_INFO, "SIGHUP: settings%s are read again", *v->tokens ? " and tokens" : "");
+    }
+    free(fresh);
+}
+
+static void tell_ready(void *self)
+{
+    const serve *v = self;
+    atomic_store(&((serve *)self)->server.began, true);
+    printf("sluice: serving %s at %s (state %s)\n", v->server.name, sl_http_url(v->http),
+           v->server.store.dir);
+    fflush(stdout);
+}
+
+/* ---- the end ---- */
+
+static void close_all(serve *v)
+{
+    sl_server *s = &v->server;
+    atomic_store(&v->over, true);
+    if (v->janitor_runs) pthread_join(v->janitor, NULL);
+    sl_http_close(&v->http);
+    sl_journal_close(&s->journal);
+    sl_logger_close(&v->logger);
+    sl_store_close(&s->store);
+    sl_metrics_close(&s->metrics);
+    sl_events_close(&s->events);
+    sl_live_close(&s->live);
+    sl_tokens_free(&s->tokens);
+    sl_job_free(&s->defaults.spec);
+    sl_batch_free(&v->batch);
+    pthread_rwlock_destroy(&s->settings);
+    if (s->wake >= 0) close(s->wake);
+    curl_global_cleanup();
+}
+
+int sl_serve_main(int argc, char **argv)
+{
+    serve *v = calloc(1, sizeof *v);
+    sl_err err = {0};
+    sigset_t set;
+    int status = SL_EXIT_REFUSED;
+    if (!v) return SL_EXIT_FAILED;
+    v->server.store.lock = v->server.wake = -1;
+    pthread_rwlock_init(&v->server.settings, NULL);
+    curl_global_init(CURL_GLOBAL_DEFAULT);
+    signal(SIGPIPE, SIG_IGN);
+    sigemptyset(&set);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGHUP);
+    pthread_sigmask(SIG_BLOCK, &set, NULL); /* in all threads: pipeline.h reads them */
+    if (!parse(v, argc, argv, &err) && !open_all(v, &err) &&
+        !sl_logger_open(&v->logger, &v->server.store, true, &err)) {
+        v->janitor_runs = !pthread_create(&v->janitor, NULL, tidy, v);
+        status =
+            sl_pipeline_run(&v->server, reload, tell_ready, v, &err) ? SL_EXIT_FAILED : SL_EXIT_OK;
+    }
+    close_all(v);
+    if (err.code) sl_complain("%s", err.msg);
+    free(v);
+    return status;
+}
