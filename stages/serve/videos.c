@@ -29,7 +29,7 @@ char *sl_video_request(const sl_server *s, const sl_job *j)
     snprintf(size, sizeof size, "%dx%d", j->width, j->height);
     snprintf(seconds, sizeof seconds, "%g", round(100.0 * (j->frames - 1) / j->fps) / 100);
     json_t *o =
-        json_pack("{s:s, s:s, s:s, s:s, s:s, s:i, s:i, s:i, s:i, s:i, s:f, s:f, s:f, s:s, s:I, "
+        json_pack("{s:s, s:s, s:s, s:s, s:s, s:i, s:i, s:i, s:i, s:i, s:f, s:f, s:f, s:s, s:o, "
                   "s:f, s:i, s:b}",
                   "model", s->name, "prompt", j->prompt, "negative_prompt", j->negative, "seconds",
                   seconds, "size", size, "width", j->width, "height", j->height, "frames",
