@@ -218,23 +218,49 @@ static bool is_full(const char *message)
            strstr(message, "disk full");
 }
 
-/* The field that a message of `run` begins with: "--steps is ...", "width is ...". */
+/* The field that a message of `run` is about: the option that it names first. */
 static const char *param_of(const char *message, char out[64])
 {
-    size_t n;
-    if (!strncmp(message, "--", 2)) message += 2;
-    n = strcspn(message, " :");
-    if (!n || n >= 64) return NULL;
-    memcpy(out, message, n);
-    out[n] = 0;
-    for (int i = 0; sl_option_at(i); i++)
-        if (!strcmp(sl_option_at(i)->name, out)) return out;
+    const size_t first = strcspn(message, " :");
+    for (const char *at = message; at; at = strstr(at + 1, "--")) {
+        const char *name = at + (strncmp(at, "--", 2) ? 0 : 2);
+        const size_t n = name == message ? first : strcspn(name, " :,.");
+        if (!n || n >= 64) continue;
+        snprintf(out, 64, "%.*s", (int)n, name);
+        for (int i = 0; sl_option_at(i); i++)
+            if (!strcmp(sl_option_at(i)->name, out))
+                return strcmp(out, "image") ? out : "input_reference";
+    }
     return NULL;
 }
 
-static void refuse(sl_ask *a, const sl_form *f, sl_code rc, const sl_err *err)
+/* Where the server keeps its files is nobody's business: NAME in the place of PATH. */
+static void rename_path(char *message, size_t room, const char *path, const char *name)
+{
+    char *at;
+    const size_t n = strlen(path), m = strlen(name);
+    while (n && m <= n && (at = strstr(message, path)) && strlen(message) < room) {
+        memmove(at + m, at + n, strlen(at + n) + 1);
+        memcpy(at, name, m);
+    }
+}
+
+static void hide_paths(const sl_server *s, const char *id, sl_err *err)
+{
+    char dir[SL_PATH];
+    if (!sl_store_path(dir, &s->store, id, "", NULL)) {
+        strncat(dir, "/", sizeof dir - strlen(dir) - 1);
+        rename_path(err->msg, sizeof err->msg, dir, "");
+    }
+    if (strlen(s->name) <= strlen(s->model.dir))
+        rename_path(err->msg, sizeof err->msg, s->model.dir, s->name);
+    rename_path(err->msg, sizeof err->msg, s->store.dir, "state");
+}
+
+static void refuse(sl_ask *a, const sl_form *f, sl_code rc, sl_err *err)
 {
     char param[64];
+    hide_paths(a->server, a->id, err);
     const char *of = *f->param ? f->param : param_of(err->msg, param);
     if (rc == SL_GONE) sl_answer_error(a, 415, "unsupported_media_type", NULL, "%s", err->msg);
     else if (is_full(err->msg))

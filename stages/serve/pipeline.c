@@ -44,13 +44,15 @@ typedef struct {
     sl_server *s;
     const sl_conf *conf; /* as the pipeline was started with */
     sl_dispatcher dispatcher;
-    bool up;                  /* a dispatcher runs */
-    bool broken;              /* it has given up a stage, and is to be started again */
-    bool careful;             /* one job at a time */
-    int culprits;             /* jobs in a row that broke a stage alone */
-    int64_t restart_ns;       /* when the dispatcher is to be started; 0: it is not down */
-    int64_t claim_ns;         /* no claim before */
-    int ready[SL_ROLE_COUNT]; /* instances that take jobs, a bit each */
+    bool up;                         /* a dispatcher runs */
+    bool broken;                     /* it has given up a stage, and is to be started again */
+    bool careful;                    /* one job at a time */
+    int culprits;                    /* jobs in a row that broke a stage alone */
+    int64_t restart_ns;              /* when the dispatcher is to be started; 0: it is not down */
+    int64_t claim_ns;                /* no claim before */
+    int ready[SL_ROLE_COUNT];        /* instances that take jobs, a bit each */
+    sl_msg processes[SL_CONF_SEATS]; /* STAGE of each that is ready, for reports that begin later */
+    int process_count;
     uint64_t last_tag;
     int ahead;
     run *runs; /* SL_LIVE_JOBS of them */
@@ -229,6 +231,7 @@ static void begin(pipeline *p, const sl_journal_job *row)
         end_run(p, r, rc, err.msg);
         return;
     }
+    for (int i = 0; i < p->process_count; i++) sl_report_message(&r->rep, &p->processes[i]);
     sl_log(SL_LOG_INFO, "%s: begins%s", r->id, r->resumed ? " again" : "");
     sl_events_tell(p->s->events, r->id, SL_EVENT_STATE);
     /* the process before this one died between the video's last byte and the journal's note */
@@ -303,6 +306,18 @@ static void note_ready(pipeline *p)
     const bool ready = is_ready(p) && !p->broken && p->culprits < CULPRITS;
     if (atomic_exchange(&p->s->ready, ready) != ready)
         sl_log(SL_LOG_INFO, ready ? "ready" : "not ready");
+}
+
+/* Reports of jobs that begin later want to know what they run on. */
+static void keep_process(pipeline *p, const sl_msg *m)
+{
+    int i = 0;
+    while (i < p->process_count && (strcmp(p->processes[i].stage.stage, m->stage.stage) ||
+                                    p->processes[i].stage.instance != m->stage.instance))
+        i++;
+    if (i == SL_CONF_SEATS) return;
+    p->processes[i] = *m;
+    if (i == p->process_count) p->process_count++;
 }
 
 static void on_process(pipeline *p, const sl_msg_stage *m)
@@ -426,6 +441,7 @@ static void on_message(pipeline *p, sl_msg *m)
     default: return;
     }
     if (m->type == SL_MSG_STAGE) on_process(p, &m->stage);
+    if (m->type == SL_MSG_STAGE && !strcmp(m->stage.event, "ready")) keep_process(p, m);
     if (number) {
         if ((r = by_number(p, number))) on_news(p, r, m);
         return;

@@ -4,6 +4,7 @@
  * then, from the journal and the live jobs: the newest, not a queue of all. */
 #include "stages/serve/routes.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -48,9 +49,10 @@ static void put_live(stream *s, FILE *to, unsigned news)
     const bool moved = j.step != s->step || strcmp(j.stage, s->stage);
     if ((news & SL_EVENT_STEP) && *j.stage && moved)
         put_event(to, "step",
-                  json_pack("{s:s, s:i, s:i, s:f, s:f, s:o}", "stage", j.stage, "step", (int)j.step,
-                            "steps", (int)j.steps, "seconds", j.step_s, "progress", j.progress,
-                            "eta_seconds", j.left_s < 0 ? json_null() : json_real(j.left_s)));
+                  json_pack("{s:s, s:i, s:i, s:f, s:i, s:o}", "stage", j.stage, "step", (int)j.step,
+                            "steps", (int)j.steps, "seconds", j.step_s, "progress",
+                            (int)floor(j.progress * 100), "eta_seconds",
+                            j.left_s < 0 ? json_null() : json_real(j.left_s)));
     s->step = j.step;
     memcpy(s->stage, j.stage, sizeof s->stage);
     if ((news & SL_EVENT_PREVIEW) && j.preview != s->preview)

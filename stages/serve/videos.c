@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 
 #include "common/json.h"
@@ -64,6 +65,17 @@ static json_t *error_of(const sl_journal_job *j)
     if (j->state == SL_JOURNAL_FAILED)
         return json_pack("{s:s, s:s}", "code", "failed", "message", text);
     return json_null();
+}
+
+/* Of the video itself. */
+static json_t *bytes_of(const sl_server *s, const sl_journal_job *j)
+{
+    char path[SL_PATH];
+    struct stat st;
+    if (j->state != SL_JOURNAL_COMPLETED ||
+        sl_store_path(path, &s->store, j->id, SL_STORE_VIDEO, NULL) || stat(path, &st))
+        return json_null();
+    return json_integer((json_int_t)st.st_size);
 }
 
 /* Where a queued job is, and when it may be done. */
@@ -128,9 +140,7 @@ json_t *sl_video_json(sl_server *s, const sl_journal_job *j)
     json_object_set_new(o, "priority", json_integer(j->priority));
     json_object_set_new(o, "attempts", json_integer(j->attempts));
     json_object_set_new(o, "error", error_of(j));
-    json_object_set_new(o, "output_bytes",
-                        j->state == SL_JOURNAL_COMPLETED ? json_integer((json_int_t)j->bytes)
-                                                         : json_null());
+    json_object_set_new(o, "output_bytes", bytes_of(s, j));
     json_object_set_new(o, "preview", json_false());
     for (size_t i = 0; i < sizeof NULLS / sizeof *NULLS; i++)
         json_object_set_new(o, NULLS[i], json_null());
