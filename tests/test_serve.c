@@ -295,11 +295,11 @@ static void what_is_asked_wrongly_is_refused_in_one_line(void **state)
     static const struct {
         const char *name, *value, *param, *says;
     } FIELDS[] = {
-        {"size", "100x64", "width", "multiple of 16"},
+        {"size", "100x64", "size", "multiples of 16"},
         {"frames", "10", "frames", "4"},
-        {"frames", "85", NULL, "want at most 81"},
+        {"frames", "85", "frames", "want at most 81"},
         {"width", "96", "width", "want both or neither"},
-        {"size", "4096x4096", NULL, "limits.pixels"},
+        {"size", "4096x4096", "size", "limits.pixels"},
         {"sampler", "ddim", "sampler", "unipc or euler"},
         {"steps", "0", "steps", "steps"},
         {"last_image", "@" T_IMAGE, "last-image", "first picture only"},

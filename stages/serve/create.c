@@ -227,6 +227,7 @@ static const char *param_of(const char *message, char out[64])
         const size_t n = name == message ? first : strcspn(name, " :,.");
         if (!n || n >= 64) continue;
         snprintf(out, 64, "%.*s", (int)n, name);
+        if (!strcmp(out, "size")) return out;
         for (int i = 0; sl_option_at(i); i++)
             if (!strcmp(sl_option_at(i)->name, out))
                 return strcmp(out, "image") ? out : "input_reference";
