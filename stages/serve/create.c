@@ -201,7 +201,11 @@ static sl_code make_job(sl_server *s, const char *id, sl_form *f, sl_err *err)
     sl_request *r = &f->request;
     char path[SL_PATH];
     sl_code rc;
-    if ((rc = sl_store_make(&s->store, id, err)) || (rc = write_inputs(s, id, f, err)) ||
+    pthread_rwlock_rdlock(&s->settings);
+    const bool preview = s->conf.serve.preview;
+    pthread_rwlock_unlock(&s->settings);
+    if ((preview && (rc = sl_store_path(r->spec.preview, &s->store, id, SL_STORE_PREVIEW, err))) ||
+        (rc = sl_store_make(&s->store, id, err)) || (rc = write_inputs(s, id, f, err)) ||
         (rc = sl_store_path(r->spec.output, &s->store, id, SL_STORE_VIDEO, err)) ||
         (f->dump && (rc = sl_store_path(r->dump_dir, &s->store, id, "", err))) ||
         (rc = check(s, f, err)) || (rc = sl_store_path(path, &s->store, id, "job.json", err)) ||

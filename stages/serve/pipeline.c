@@ -18,6 +18,7 @@
 #include "stages/job/dispatcher.h"
 #include "stages/job/files.h"
 #include "stages/job/report.h"
+#include "stages/job/trace_json.h"
 
 #define TICK_MS 500
 #define SECOND 1000000000ll
@@ -102,8 +103,10 @@ static void write_reports(pipeline *p, run *r)
     snprintf(j->message, sizeof j->message, "%s", r->message);
     j->t1_ns = sl_now_ns();
     if (sl_store_path(path, &p->s->store, r->id, SL_STORE_REPORT, &err) ||
-        sl_report_write(&r->rep, j, path, &err))
-        sl_log_err(r->id, &err);
+        sl_report_write(&r->rep, j, path, &err) ||
+        sl_store_path(path, &p->s->store, r->id, SL_STORE_TRACE, &err) ||
+        sl_report_trace_write(&r->rep, j, path, &err))
+        sl_log_about(r->id, SL_LOG_WARN, "%s", err.msg);
 }
 
 static const char *outcome(sl_code code)
@@ -131,10 +134,10 @@ static bool record(pipeline *p, run *r)
     sl_code rc = sl_journal_finish(p->s->journal, r->id, end, r->code, r->message,
                                    sl_store_bytes(&p->s->store, r->id), wall_s(), &err);
     if (rc && rc != SL_GONE) {
-        sl_log(SL_LOG_WARN, "%s: its end cannot be noted yet: %s", r->id, err.msg);
+        sl_log_about(r->id, SL_LOG_WARN, "its end cannot be noted yet: %s", err.msg);
         return false;
     }
-    if (rc) sl_log(SL_LOG_WARN, "%s: %s", r->id, err.msg);
+    if (rc) sl_log_about(r->id, SL_LOG_WARN, "%s", err.msg);
     if (!sl_journal_get(p->s->journal, r->id, NULL, &row, NULL)) count_end(p, r, &row);
     sl_journal_job_free(&row);
     return true;
@@ -177,11 +180,12 @@ static void end_run(pipeline *p, run *r, sl_code code, const char *message)
     else if (code && (strstr(message, strerror(ENOSPC)) || strstr(message, strerror(EDQUOT)))) {
         r->back = true;
         p->claim_ns = sl_now_ns() + 5 * SECOND;
-        sl_log(SL_LOG_WARN, "%s: %s: it waits for room", r->id, message);
+        sl_log_about(r->id, SL_LOG_WARN, "%s: it waits for room", message);
     } else if (code && p->broken && !(p->careful && count(p) == 1 && p->culprits < CULPRITS)) {
         r->back = true;
     } else if (code && p->broken) p->culprits++;
-    if (r->code && !r->back) sl_log(SL_LOG_WARN, "%s: %s: %s", r->id, outcome(r->code), message);
+    if (r->code && !r->back) sl_log_about(r->id, SL_LOG_WARN, "%s: %s", outcome(r->code), message);
+    if (!r->code) sl_log_about(r->id, SL_LOG_INFO, "completed");
     if (!r->back) write_reports(p, r);
     settle(p, r);
 }
@@ -213,8 +217,7 @@ static sl_code open_run(pipeline *p, run *r, sl_err *err)
         (rc = sl_path_join(path, r->req.dir, "job.json", err)) ||
         (rc = sl_job_read(&r->req.spec, path, err)) || (rc = sl_job_check(&r->req.spec, err)))
         return rc;
-    /* the folder may have been moved since */
-    return sl_store_path(r->req.spec.output, &p->s->store, r->id, SL_STORE_VIDEO, err);
+    return SL_OK;
 }
 
 static void begin(pipeline *p, const sl_journal_job *row)
@@ -232,11 +235,11 @@ static void begin(pipeline *p, const sl_journal_job *row)
         return;
     }
     for (int i = 0; i < p->process_count; i++) sl_report_message(&r->rep, &p->processes[i]);
-    sl_log(SL_LOG_INFO, "%s: begins%s", r->id, r->resumed ? " again" : "");
+    sl_log_about(r->id, SL_LOG_INFO, "begins%s", r->resumed ? " again" : "");
     sl_events_tell(p->s->events, r->id, SL_EVENT_STATE);
     /* the process before this one died between the video's last byte and the journal's note */
     if (r->resumed && is_there(p, r->id, SL_STORE_VIDEO)) end_run(p, r, SL_OK, "");
-    else if (submit(p, r, &err)) sl_log_err(r->id, &err);
+    else if (submit(p, r, &err)) sl_log_about(r->id, SL_LOG_ERROR, "%s", err.msg);
 }
 
 static void claim_all(pipeline *p)
@@ -480,7 +483,7 @@ static void start(pipeline *p)
     p->up = true;
     for (int i = 0; i < SL_LIVE_JOBS; i++)
         if (p->runs[i].used && !p->runs[i].over && submit(p, &p->runs[i], &err))
-            sl_log_err(p->runs[i].id, &err);
+            sl_log_about(p->runs[i].id, SL_LOG_ERROR, "%s", err.msg);
 }
 
 /* All jobs that run go back to the queue. */

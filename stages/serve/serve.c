@@ -37,7 +37,7 @@ typedef struct {
     sl_http *http;
     sl_logger *logger;
     pthread_t janitor;
-    bool janitor_runs;
+    bool janitor_runs, people; /* standard error is for people */
     atomic_bool over;
 } serve;
 
@@ -178,6 +178,8 @@ static sl_code open_all(serve *v, sl_err *err)
         (rc = admit_largest(v, err)) ||
         (*v->tokens && (rc = sl_tokens_read(&s->tokens, v->tokens, err))))
         return rc;
+    v->people = s->conf.run.log_format == SL_LOG_AS_TEXT;
+    s->conf.run.log_format = SL_LOG_AS_JSON; /* of all processes: the logger reads it */
     name_model(s);
     raise_files(&s->conf);
     s->lanes = sl_conf_instances(&s->conf, SL_ROLE_DENOISE);
@@ -201,7 +203,7 @@ static void expire(sl_server *s)
     const uint64_t quota = (uint64_t)s->conf.serve.quota_bytes;
     pthread_rwlock_unlock(&s->settings);
     while (!sl_journal_expire(s->journal, before, quota, now - FORGET_S, now, id, &err)) {
-        sl_log(SL_LOG_INFO, "%s: expired", id);
+        sl_log_about(id, SL_LOG_INFO, "expired");
         sl_store_remove(&s->store, id);
         sl_events_tell(s->events, id, SL_EVENT_STATE);
     }
@@ -273,6 +275,7 @@ static void close_all(serve *v)
     if (v->janitor_runs) pthread_join(v->janitor, NULL);
     sl_http_close(&v->http);
     sl_journal_close(&s->journal);
+    if (v->people) sl_log_use_format(SL_LOG_AS_TEXT);
     sl_logger_close(&v->logger);
     sl_store_close(&s->store);
     sl_metrics_close(&s->metrics);
@@ -304,7 +307,8 @@ int sl_serve_main(int argc, char **argv)
     sigaddset(&set, SIGHUP);
     pthread_sigmask(SIG_BLOCK, &set, NULL); /* in all threads: pipeline.h reads them */
     if (!parse(v, argc, argv, &err) && !open_all(v, &err) &&
-        !sl_logger_open(&v->logger, &v->server.store, true, &err)) {
+        !sl_logger_open(&v->logger, &v->server.store, v->people, &err)) {
+        sl_log_use_format(SL_LOG_AS_JSON);
         v->janitor_runs = !pthread_create(&v->janitor, NULL, tidy, v);
         status =
             sl_pipeline_run(&v->server, reload, tell_ready, v, &err) ? SL_EXIT_FAILED : SL_EXIT_OK;

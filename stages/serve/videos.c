@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "common/json.h"
 #include "common/log.h"
@@ -78,6 +79,13 @@ static json_t *bytes_of(const sl_server *s, const sl_journal_job *j)
     return json_integer((json_int_t)st.st_size);
 }
 
+static bool has_preview(const sl_server *s, const sl_journal_job *j)
+{
+    char path[SL_PATH];
+    return j->attempts && !sl_store_path(path, &s->store, j->id, SL_STORE_PREVIEW, NULL) &&
+           !access(path, R_OK);
+}
+
 /* Where a queued job is, and when it may be done. */
 static void add_queue(sl_server *s, json_t *o, const sl_journal_job *j)
 {
@@ -105,7 +113,6 @@ static void add_live(sl_server *s, json_t *o, const sl_journal_job *j)
             json_object_set_new(o, "step", json_integer(now.step));
             json_object_set_new(o, "stage_steps", json_integer(now.steps));
         }
-        json_object_set_new(o, "preview", json_boolean(now.preview > 0));
         if (now.left_s >= 0)
             json_object_set_new(o, "eta_seconds", json_real(round(now.left_s * 10) / 10));
     }
@@ -141,7 +148,7 @@ json_t *sl_video_json(sl_server *s, const sl_journal_job *j)
     json_object_set_new(o, "attempts", json_integer(j->attempts));
     json_object_set_new(o, "error", error_of(j));
     json_object_set_new(o, "output_bytes", bytes_of(s, j));
-    json_object_set_new(o, "preview", json_false());
+    json_object_set_new(o, "preview", json_boolean(has_preview(s, j)));
     for (size_t i = 0; i < sizeof NULLS / sizeof *NULLS; i++)
         json_object_set_new(o, NULLS[i], json_null());
     add_live(s, o, j);
