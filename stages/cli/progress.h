@@ -10,8 +10,10 @@
 #include <stdint.h>
 
 typedef struct {
-    bool quiet; /* nothing is written */
-    bool many;  /* of several jobs: lines begin with the job's number */
+    bool quiet;       /* nothing is written */
+    bool many;        /* of several jobs: lines begin with the job's number */
+    bool logs;        /* news go to the log, as lines of its format, about the job of this name: */
+    const char *name; /* NULL: it has none */
     /* what was written last */
     int64_t last_ns;
     char what[64];

@@ -9,6 +9,7 @@
  * every job that is not finished is submitted to it anew: what lies in the spool is found
  * there. */
 #include "stages/cli/arguments.h"
+#include "stages/cli/progress.h"
 #include "stages/cli/verbs.h"
 
 #include <errno.h>
@@ -41,11 +42,7 @@ typedef struct {
     int left; /* jobs that have not ended */
     bool accepted, interrupted, draining;
     int64_t t0_ns;
-    struct {
-        int64_t last_ns;
-        char stage[SL_STR16];
-        uint64_t job;
-    } shown;
+    sl_progress shown;
 } runner;
 
 /* ---- before: folders ---- */
@@ -90,34 +87,10 @@ static sl_code start_dispatcher(runner *r, sl_err *err)
 
 static void show_progress(runner *r, const sl_msg_progress *p)
 {
-    int64_t now = sl_now_ns();
-    bool json = r->conf->run.log_format == SL_LOG_AS_JSON, tty = isatty(2) && !json,
-         last = p->done == p->total;
-    char which[32] = "", ranks[32] = "";
-    /* who takes chunks keeps pace with their sender */
-    bool keeps_pace = sl_chunks_to((sl_role)sl_role_by_name(p->stage)) >= 0;
-    if (r->o->quiet || (!last && keeps_pace)) return;
-    bool other = strcmp(r->shown.stage, p->stage) || r->shown.job != p->job;
-    if (!last && !other && now - r->shown.last_ns < (tty ? 100 : 1000) * 1000000ll) return;
     const sl_report_job *j = sl_report_find(&r->rep, p->job);
-    if (j && sl_report_team(j) && sl_role_has_teams((sl_role)sl_role_by_name(p->stage)))
-        snprintf(ranks, sizeof ranks, ", %d rank%s", sl_report_team(j),
-                 sl_report_team(j) > 1 ? "s" : "");
-    if (r->o->job_count > 1) snprintf(which, sizeof which, "job %d ", (int)p->job);
-    if (json)
-        sl_log_about(j ? sl_path_last(j->job->dir) : NULL, SL_LOG_INFO, "%s %u/%u  %.2f s each%s",
-                     p->stage, p->done, p->total, p->seconds, ranks);
-    else if (tty)
-        fprintf(stderr, "%s\r\033[K%s%-8s %u/%u  %.2f s each%s",
-                other && *r->shown.stage ? "\n" : "", which, p->stage, p->done, p->total,
-                p->seconds, ranks);
-    else
-        fprintf(stderr, "%s%-8s %u/%u  %.2f s each%s\n", which, p->stage, p->done, p->total,
-                p->seconds, ranks);
-    fflush(stderr);
-    r->shown.last_ns = now;
-    r->shown.job = p->job;
-    snprintf(r->shown.stage, sizeof r->shown.stage, "%s", p->stage);
+    r->shown.name = j ? sl_path_last(j->job->dir) : NULL;
+    sl_progress_step(&r->shown, p->job, p->stage, p->done, p->total, p->seconds,
+                     j ? sl_report_team(j) : 0);
 }
 
 /* ---- results ---- */
@@ -167,9 +140,7 @@ static void on_finished(runner *r, const sl_msg_finished *m)
     client_span(r, m->tag, SL_SPAN_SPOOL, t0, j->t1_ns);
     r->left--;
     r->dispatcher.deaths = 0;
-    if (!r->o->quiet && isatty(2) && *r->shown.stage && r->conf->run.log_format == SL_LOG_AS_TEXT)
-        fputc('\n', stderr);
-    *r->shown.stage = 0;
+    sl_progress_end(&r->shown);
     write_reports(r, j);
     if (j->code) {
         sl_log_job(sl_path_last(j->job->dir));
@@ -294,8 +265,15 @@ static int run_jobs(sl_batch *o, const sl_model *model, sl_conf *conf, int64_t t
         sl_fail(err, SL_NOMEM, "no memory");
         return SL_EXIT_REFUSED;
     }
-    *r = (runner){
-        .o = o, .conf = conf, .model = model, .signals = -1, .left = o->job_count, .t0_ns = t0_ns};
+    *r = (runner){.o = o,
+                  .conf = conf,
+                  .model = model,
+                  .signals = -1,
+                  .left = o->job_count,
+                  .shown = {.quiet = o->quiet,
+                            .many = o->job_count > 1,
+                            .logs = conf->run.log_format == SL_LOG_AS_JSON},
+                  .t0_ns = t0_ns};
     sl_log_open("sluice", conf->run.log);
     signal(SIGPIPE, SIG_IGN);
     if (sl_report_init(&r->rep, o->jobs, o->job_count, t0_ns, err) || prepare(r, err) ||
