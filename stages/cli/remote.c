@@ -25,6 +25,7 @@
 #include "common/json.h"
 #include "common/log.h"
 #include "common/temporary.h"
+#include "stages/job/files.h"
 
 #define WHOLE_S 600 /* longest exchange whose answer is kept in memory */
 #define ERROR_BYTES ((size_t)64 << 10)
@@ -33,16 +34,6 @@
 #define BACKOFF_MAX_S 8.0
 
 /* ---- where a server is ---- */
-
-sl_code sl_remote_default_state(char out[SL_PATH], sl_err *err)
-{
-    const char *state = getenv("XDG_STATE_HOME"), *home = getenv("HOME");
-    if (state && *state == '/') return sl_path_join(out, state, "sluice", err);
-    if (!home || *home != '/')
-        return sl_fail(err, SL_ARG,
-                       "no state folder: neither XDG_STATE_HOME nor HOME is set, want --server");
-    return sl_path_join(out, home, ".local/state/sluice", err);
-}
 
 static bool is_loopback(const char *host)
 {
@@ -164,7 +155,7 @@ sl_code sl_remote_open(sl_remote *r, const char *where, const char *token_file, 
     if (!(r->multi = curl_multi_init())) return sl_fail(err, SL_NOMEM, "no memory");
     if (!*where && getenv("SLUICE_SERVER")) where = getenv("SLUICE_SERVER");
     if (!*where) {
-        if ((rc = sl_remote_default_state(state, err))) return rc;
+        if ((rc = sl_state_dir(state, err))) return rc;
         where = state;
     }
     rc = strstr(where, "://") ? use_url(r, where, err) : use_path(r, where, err);

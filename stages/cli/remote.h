@@ -58,16 +58,13 @@ typedef struct {
     void *multi;
 } sl_remote;
 
-/* `where`: a URL, a state folder or a socket; "": $SLUICE_SERVER, else the socket of the default
- * state folder. `token_file`: a file of mode 0600 with the token in it; "": $SLUICE_TOKEN, else
+/* `where`: a URL, a state folder or a socket; "": $SLUICE_SERVER, else the default state folder
+ * (sl_state_dir). `token_file`: a file of mode 0600 with the token in it; "": $SLUICE_TOKEN, else
  * none. `ca_file`: the certificates that an https server is believed by; "": the system's. Nothing
  * is connected yet. sl_remote_close, also after an error; a zeroed one is fine. */
 sl_code sl_remote_open(sl_remote *r, const char *where, const char *token_file, const char *ca_file,
                        sl_err *err);
 void sl_remote_close(sl_remote *r);
-/* The state folder of a server that is given none: $XDG_STATE_HOME/sluice, else
- * ~/.local/state/sluice. */
-sl_code sl_remote_default_state(char out[SL_PATH], sl_err *err);
 
 /* The exit status that says this code. */
 int sl_remote_exit(const sl_remote *r, sl_code code);

@@ -1,15 +1,59 @@
-/* verbs.h - the verbs of `sluice`, a file each. argv are the words after the verb; the result
- * is the exit status (SL_EXIT_...). What is wrong is one line on stderr. */
+/* verbs.h - the verbs of `sluice`: one table, from which help, the manual page and the completion
+ * are made too; and a function each, in a file that has the verb's name unless said otherwise.
+ *
+ * argv are the words after the verb; the result is the exit status (SL_EXIT_... of common/err.h,
+ * and those of stages/cli/remote.h). What is wrong is one line on stderr. */
 #ifndef SL_CLI_VERBS_H
 #define SL_CLI_VERBS_H
 
 #include <stdbool.h>
 #include <stdint.h>
 
-/* run.c: `sluice run`, or `sluice replay`; t0_ns: when the program began. */
-int sl_cli_run(bool replay, int argc, char **argv, int64_t t0_ns);
-int sl_cli_inspect(int argc, char **argv);
-int sl_cli_plan(int argc, char **argv);
-int sl_cli_pack(int argc, char **argv);
+#include "common/err.h"
+
+typedef int sl_verb_main(int argc, char **argv, int64_t t0_ns); /* t0_ns: the program began */
+
+/* Words that stand beside the options. */
+typedef enum {
+    SL_TAKES_NOTHING,
+    SL_TAKES_FOLDER,
+    SL_TAKES_ID,
+    SL_TAKES_IDS,
+    SL_TAKES_WORD /* one of `own` */
+} sl_verb_takes;
+
+/* Whose options a verb has. */
+typedef enum {
+    SL_OPTIONS_OWN,    /* those that `own` names, which it reads itself */
+    SL_OPTIONS_RUN,    /* the table of stages/job/options.h, and what client.h has for it */
+    SL_OPTIONS_JOB,    /* of that table what describes a job, and what client.h has for it */
+    SL_OPTIONS_CLIENT, /* what client.h has for it */
+} sl_verb_options;
+
+typedef struct {
+    const char *name;
+    sl_verb_main *run;
+    sl_verb_takes takes;
+    sl_verb_options options;
+    const char *own; /* options with dashes, or words: "--deep --dtype=", "bash"; a '=': a value */
+    const char *words; /* what stands behind the verb, a line each way to say it */
+    const char *what;
+} sl_verb;
+
+/* The i-th verb; NULL past the last. */
+const sl_verb *sl_verb_at(int i);
+/* NULL: there is none of this name. */
+const sl_verb *sl_verb_find(const char *name);
+/* Errors: SL_ARG with the nearest name, or with all. */
+sl_code sl_verb_want(const sl_verb **out, const char *name, sl_err *err);
+
+sl_verb_main sl_cli_run, sl_cli_replay; /* run.c */
+sl_verb_main sl_cli_inspect, sl_cli_plan, sl_cli_pack;
+sl_verb_main sl_cli_submit;                             /* and a run on a server: submit.h */
+sl_verb_main sl_cli_status, sl_cli_list;                /* status.c */
+sl_verb_main sl_cli_wait, sl_cli_cancel, sl_cli_delete; /* wait.c, cancel.c */
+sl_verb_main sl_cli_logs, sl_cli_trace, sl_cli_report;  /* artefacts.c */
+sl_verb_main sl_cli_completion, sl_cli_man;             /* completion.c, manual.c */
+sl_verb_main sl_cli_help;                               /* arguments.c */
 
 #endif

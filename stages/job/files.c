@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
+#include <pwd.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -108,6 +109,19 @@ sl_code sl_program_dir(char out[SL_PATH], sl_err *err)
     out[n] = 0;
     *strrchr(out, '/') = 0;
     return SL_OK;
+}
+
+sl_code sl_state_dir(char out[SL_PATH], sl_err *err)
+{
+    const char *state = getenv("XDG_STATE_HOME"), *home = getenv("HOME");
+    if (state && *state == '/') return sl_path_join(out, state, "sluice", err);
+    if (!home || *home != '/') {
+        const struct passwd *me = getpwuid(geteuid());
+        home = me ? me->pw_dir : NULL;
+    }
+    if (!home || *home != '/')
+        return sl_fail(err, SL_ARG, "no home directory that would hold a server's state");
+    return sl_path_join(out, home, ".local/state/sluice", err);
 }
 
 sl_code sl_regular_file(const char *path, sl_err *err)

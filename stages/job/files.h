@@ -16,6 +16,9 @@ sl_code sl_make_dirs(const char *dir, sl_err *err); /* mkdir -p */
 sl_code sl_absolute_path(char out[SL_PATH], const char *path, sl_err *err);
 /* The folder of this program, with the stages beside it. */
 sl_code sl_program_dir(char out[SL_PATH], sl_err *err);
+/* The state folder of a server that is given none: $XDG_STATE_HOME/sluice, else
+ * ~/.local/state/sluice. Errors: SL_ARG neither is known. */
+sl_code sl_state_dir(char out[SL_PATH], sl_err *err);
 
 /* Refusals, without touching anything: SL_ARG "X is a directory, want a file"; a folder
  * that sl_make_dirs could not make. */

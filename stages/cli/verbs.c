@@ -1,0 +1,99 @@
+/* verbs.c - the table of verbs. */
+#include "stages/cli/verbs.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "common/text.h"
+#include "stages/bench/bench.h"
+
+static int bench(int argc, char **argv, int64_t t0_ns)
+{
+    (void)t0_ns;
+    return sl_bench_main(argc, argv);
+}
+
+static const sl_verb VERBS[] = {
+    {"run", sl_cli_run, SL_TAKES_NOTHING, SL_OPTIONS_RUN, NULL,
+     "--model DIR --image FILE --prompt TEXT [-o out.mp4] [options]\n"
+     "--model DIR --jobs FILE.jsonl [options]\n"
+     "--server WHERE --image FILE --prompt TEXT [-o out.mp4] [options]",
+     "picture and prompt in, video out; with --server it is made there"},
+    {"replay", sl_cli_replay, SL_TAKES_FOLDER, SL_OPTIONS_RUN, NULL,
+     "DIR --from text|image|denoise|decode [options]", "run on from dumped hand-overs"},
+    {"inspect", sl_cli_inspect, SL_TAKES_FOLDER, SL_OPTIONS_OWN, "--deep", "DIR [--deep]",
+     "what a checkpoint holds, what is missing or odd"},
+    {"plan", sl_cli_plan, SL_TAKES_NOTHING, SL_OPTIONS_RUN, NULL, "--model DIR [options of run]",
+     "the memory that a run takes, by stage and device"},
+    {"pack", sl_cli_pack, SL_TAKES_NOTHING, SL_OPTIONS_OWN,
+     "--model= --output= --dtype= --quiet --random --component=",
+     "--model DIR -o DIR2 [--dtype bf16|f32] [--quiet]\n"
+     "--random [--component NAME]... --model DIR -o DIR2",
+     "a copy of a checkpoint in the form that loads fastest; --random: random weights for DIR's "
+     "configurations, to measure with"},
+    {"bench", bench, SL_TAKES_NOTHING, SL_OPTIONS_OWN, "--device= --help",
+     "[WHAT...] [--device cuda:N[,cuda:M...]]", "how fast it runs here: sluice bench --help"},
+    {"submit", sl_cli_submit, SL_TAKES_NOTHING, SL_OPTIONS_JOB, NULL,
+     "--image FILE --prompt TEXT [--wait -o out.mp4] [options]\n"
+     "--jobs FILE.jsonl [options]",
+     "a job for a server; prints its id"},
+    {"status", sl_cli_status, SL_TAKES_IDS, SL_OPTIONS_CLIENT, NULL, "ID... [--json]",
+     "how far jobs of a server are"},
+    {"list", sl_cli_list, SL_TAKES_NOTHING, SL_OPTIONS_CLIENT, NULL,
+     "[--limit N] [--after ID] [--order asc|desc] [--all] [--ids] [--json]", "a server's jobs"},
+    {"wait", sl_cli_wait, SL_TAKES_IDS, SL_OPTIONS_CLIENT, NULL,
+     "ID... [-o FILE] [--timeout S] [--json]",
+     "until jobs have ended, with their progress; -o fetches the video"},
+    {"cancel", sl_cli_cancel, SL_TAKES_IDS, SL_OPTIONS_CLIENT, NULL, "ID...",
+     "end jobs that wait or run; what is done of them is kept"},
+    {"delete", sl_cli_delete, SL_TAKES_IDS, SL_OPTIONS_CLIENT, NULL, "ID...",
+     "end jobs and forget them, with their videos"},
+    {"logs", sl_cli_logs, SL_TAKES_ID, SL_OPTIONS_CLIENT, NULL, "[-f] ID [--json]",
+     "what the server's processes said of a job; -f: until it has ended"},
+    {"trace", sl_cli_trace, SL_TAKES_ID, SL_OPTIONS_CLIENT, NULL, "ID [-o FILE]",
+     "a job's spans, for Perfetto and Chrome"},
+    {"report", sl_cli_report, SL_TAKES_ID, SL_OPTIONS_CLIENT, NULL, "ID [-o FILE] [--json]",
+     "where a job's time went"},
+    {"completion", sl_cli_completion, SL_TAKES_WORD, SL_OPTIONS_OWN, "bash", "bash",
+     "a completion for bash: . <(sluice completion bash)"},
+    {"man", sl_cli_man, SL_TAKES_NOTHING, SL_OPTIONS_OWN, "", "",
+     "this command's manual page: sluice man | man -l -"},
+    {"help", sl_cli_help, SL_TAKES_WORD, SL_OPTIONS_OWN, "", "[VERB]",
+     "the verbs and their options, or those of one verb"},
+};
+#define VERB_COUNT ((int)(sizeof VERBS / sizeof *VERBS))
+
+const sl_verb *sl_verb_at(int i)
+{
+    return i >= 0 && i < VERB_COUNT ? &VERBS[i] : NULL;
+}
+
+const sl_verb *sl_verb_find(const char *name)
+{
+    for (int i = 0; i < VERB_COUNT; i++)
+        if (!strcmp(VERBS[i].name, name)) return &VERBS[i];
+    return NULL;
+}
+
+sl_code sl_verb_want(const sl_verb **out, const char *name, sl_err *err)
+{
+    const sl_verb *near = NULL;
+    int best = 99;
+    char names[256] = "";
+    if ((*out = sl_verb_find(name))) return SL_OK;
+    for (int i = 0; i < VERB_COUNT; i++) {
+        const size_t used = strlen(names);
+        const int d = sl_text_distance(name, VERBS[i].name);
+        if (d < best) best = d, near = &VERBS[i];
+        snprintf(names + used, sizeof names - used, "%s%s",
+                 !i                   ? ""
+                 : i + 1 < VERB_COUNT ? ", "
+                                      : " or ",
+                 VERBS[i].name);
+    }
+    if (!*name) return sl_fail(err, SL_ARG, "no command, want %s", names);
+    if (near && best <= 2 && best < (int)strlen(near->name))
+        return sl_fail(err, SL_ARG, "unknown command \"%.60s\", did you mean %s?", name,
+                       near->name);
+    return sl_fail(err, SL_ARG, "unknown command \"%.60s\", want %s", name, names);
+}
