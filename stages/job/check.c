@@ -18,27 +18,6 @@
 #include "stages/job/defaults.h"
 #include "stages/job/files.h"
 
-/* Can this file be made? Its folder must exist and take a new file; the file itself may
- * exist. A report may go to a pipe or terminal, a video is renamed into place, and would
- * replace a device. */
-static sl_code check_writable(const char *path, const char *what, bool stream, sl_err *err)
-{
-    char probe[SL_PATH + 16];
-    struct stat st;
-    if (stream && !stat(path, &st) && (S_ISFIFO(st.st_mode) || S_ISCHR(st.st_mode)) &&
-        !access(path, W_OK))
-        return SL_OK;
-    if (!access(path, F_OK) && sl_regular_file(path, err))
-        return sl_context(err, SL_ARG, "%s", what);
-    snprintf(probe, sizeof probe, "%s.probe%d", path, (int)getpid());
-    int fd = open(probe, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-    if (fd < 0)
-        return sl_fail(err, SL_ARG, "%s %s cannot be written: %s", what, path, strerror(errno));
-    close(fd);
-    unlink(probe);
-    return SL_OK;
-}
-
 static sl_code check_picture(const char *path, const char *option, int *w, int *h, sl_err *err)
 {
     sl_picture p = {0};
@@ -262,11 +241,11 @@ static sl_code check_outputs(const sl_request *j, sl_err *err)
     const sl_job *s = &j->spec;
     const char *const inputs[] = {s->image, s->last_image, s->noise};
     sl_code rc;
-    if ((rc = check_writable(s->output, "output", false, err))) return rc;
+    if ((rc = sl_can_write_file(s->output, "output", false, err))) return rc;
     for (int i = 0; i < 3; i++)
         if (sl_same_file(s->output, inputs[i]))
             return sl_fail(err, SL_ARG, "output %s is also the input %s", s->output, inputs[i]);
-    if (*j->json && (rc = check_writable(j->json, "report", true, err))) return rc;
+    if (*j->json && (rc = sl_can_write_file(j->json, "report", true, err))) return rc;
     if (sl_same_file(s->output, j->json))
         return sl_fail(err, SL_ARG, "output %s is also the report", s->output);
     if (*j->trace && (rc = check_writable(j->trace, "trace", true, err))) return rc;
@@ -445,7 +424,7 @@ sl_code sl_batch_check(sl_batch *b, sl_model *model, sl_conf *conf, sl_err *err)
             return b->jobs[i].line ? sl_context(err, rc, "%s:%d", b->jobs_file, b->jobs[i].line)
                                    : rc;
     if (*b->base.json && b->job_count > 1 &&
-        (rc = check_writable(b->base.json, "report", true, err)))
+        (rc = sl_can_write_file(b->base.json, "report", true, err)))
         return rc;
     if (*b->base.trace && b->job_count > 1 &&
         (rc = check_writable(b->base.trace, "trace", true, err)))

@@ -135,6 +135,24 @@ sl_code sl_regular_file(const char *path, sl_err *err)
                                           : "a device or socket");
 }
 
+sl_code sl_can_write_file(const char *path, const char *what, bool stream, sl_err *err)
+{
+    char probe[SL_PATH + 16];
+    struct stat st;
+    if (stream && !stat(path, &st) && (S_ISFIFO(st.st_mode) || S_ISCHR(st.st_mode)) &&
+        !access(path, W_OK))
+        return SL_OK;
+    if (!access(path, F_OK) && sl_regular_file(path, err))
+        return sl_context(err, SL_ARG, "%s", what);
+    snprintf(probe, sizeof probe, "%s.probe%d", path, (int)getpid());
+    int fd = open(probe, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (fd < 0)
+        return sl_fail(err, SL_ARG, "%s %s cannot be written: %s", what, path, strerror(errno));
+    close(fd);
+    unlink(probe);
+    return SL_OK;
+}
+
 sl_code sl_can_make_dir(const char *path, sl_err *err)
 {
     char at[SL_PATH];

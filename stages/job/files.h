@@ -24,6 +24,10 @@ sl_code sl_state_dir(char out[SL_PATH], sl_err *err);
  * that sl_make_dirs could not make. */
 sl_code sl_regular_file(const char *path, sl_err *err);
 sl_code sl_can_make_dir(const char *path, sl_err *err);
+/* Can this file be made? Its folder must exist and take a new file; the file itself may exist.
+ * `stream`: it may be a pipe or a terminal, too (a report; a video is renamed into place, and
+ * would replace a device). `what` begins the message. */
+sl_code sl_can_write_file(const char *path, const char *what, bool stream, sl_err *err);
 /* Do two paths, there or still to be written, name the same file? "" is no file. */
 bool sl_same_file(const char *a, const char *b);
 
