@@ -3,43 +3,8 @@
 
 #include <string.h>
 
-#include "stages/job/defaults.h"
 #include "stages/job/intake.h"
 #include "stages/job/options.h"
-
-void sl_cli_usage(FILE *to)
-{
-    fprintf(to, "sluice - picture and prompt in, video out\n\n"
-                "  sluice run --model DIR --image FILE --prompt TEXT [-o out.mp4] [options]\n"
-                "  sluice run --model DIR --jobs FILE.jsonl [options]\n"
-                "  sluice replay DIR --from text|image|denoise|decode [options]   run on from "
-                "dumped hand-overs\n"
-                "  sluice inspect DIR [--deep]                                    what a "
-                "checkpoint holds, what is missing or odd\n"
-                "  sluice plan --model DIR [options of run]                       the memory that "
-                "a run takes, by stage and device\n"
-                "  sluice pack --model DIR -o DIR2 [--dtype bf16|f32] [--quiet]    a copy of a "
-                "checkpoint in the form that loads "
-                "fastest\n"
-                "  sluice pack --random [--component NAME]... --model DIR -o DIR2  random weights "
-                "for DIR's configurations, to measure "
-                "with\n"
-                "  sluice bench [WHAT...] [--device cuda:N[,cuda:M...]]           how fast it runs "
-                "here: sluice bench --help\n\n");
-    const sl_option *o;
-    for (int i = 0; (o = sl_option_at(i)); i++) {
-        char left[48];
-        snprintf(left, sizeof left, "--%s %s", o->name, o->arg ? o->arg : "");
-        fprintf(to, "  %-24s %s\n", left, o->what);
-    }
-    fprintf(to, "\nThe checkpoint's: DIR/" SL_MODEL_DEFAULTS
-                ", if it is there, a JSON object with options as keys: max-area, width, height, "
-                "frames, fps,\n"
-                "steps, guidance, guidance-2, shift, sampler, negative and those of the cache.\n");
-    fprintf(
-        to,
-        "\nExit status: 0 done; 1 a job failed; 2 bad usage or input, refused before any work.\n");
-}
 
 static sl_code parse_arguments(sl_batch *b, int argc, char **argv, sl_err *err)
 {

@@ -238,7 +238,7 @@ typedef struct {
     CURL *curl;
     sl_remote_sink *sink; /* takes the body of a 2xx */
     void *ctx;
-    sl_bytes error; /* the body of another answer */
+    sl_buffer error; /* the body of another answer */
     bool begun;
     sl_code rc; /* the sink's */
     sl_err said;
@@ -272,7 +272,7 @@ static size_t on_body(char *bytes, size_t one, size_t n, void *ctx)
     }
     /* a page that is too large says nothing more than its status */
     if (t->error.n + n <= ERROR_BYTES &&
-        sl_bytes_add(&t->error, bytes, n, ERROR_BYTES, "answer", NULL))
+        sl_buffer_add(&t->error, bytes, n, ERROR_BYTES, "answer", NULL))
         return 0;
     return n;
 }
@@ -406,7 +406,7 @@ static sl_code failed_status(const transfer *t, sl_err *err)
                          : s >= 300 && s < 500 ? SL_ARG
                          : s >= 500            ? SL_GONE
                                                : SL_FORMAT;
-    json_t *root = json_loadb(sl_bytes_text(&t->error), t->error.n, 0, NULL);
+    json_t *root = json_loadb(sl_buffer_text(&t->error), t->error.n, 0, NULL);
     const char *message =
         json_string_value(json_object_get(json_object_get(root, "error"), "message"));
     if (s >= 300 && s < 400)
@@ -563,7 +563,7 @@ done:
     curl_easy_cleanup(t->curl);
     curl_mime_free(form);
     curl_slist_free_all(headers);
-    sl_bytes_free(&t->error);
+    sl_buffer_free(&t->error);
     t->curl = NULL;
     return rc;
 }
@@ -600,7 +600,7 @@ static sl_code another_try(sl_remote *r, const transfer *t, patience *p, sl_err 
 }
 
 typedef struct {
-    sl_bytes *to;
+    sl_buffer *to;
     size_t max;
     const char *name;
 } keeper;
@@ -608,11 +608,11 @@ typedef struct {
 static sl_code keep(void *ctx, const char *bytes, size_t n, sl_err *err)
 {
     keeper *k = ctx;
-    return sl_bytes_add(k->to, bytes, n, k->max, k->name, err);
+    return sl_buffer_add(k->to, bytes, n, k->max, k->name, err);
 }
 
 /* An exchange whose answer is kept; tried again where that changes nothing on the server. */
-static sl_code ask(sl_remote *r, const request *q, size_t max, sl_bytes *out, sl_err *err)
+static sl_code ask(sl_remote *r, const request *q, size_t max, sl_buffer *out, sl_err *err)
 {
     char what[SL_PATH + 32];
     keeper k = {out, max, what};
@@ -641,17 +641,17 @@ sl_code sl_remote_call(sl_remote *r, const char *method, const char *path,
                  .parts = parts,
                  .count = count,
                  .whole_s = WHOLE_S};
-    sl_bytes body = {0};
+    sl_buffer body = {0};
     json_t *root = NULL;
     sl_code rc = ask(r, &q, SL_REMOTE_JSON_MAX, &body, err);
-    if (!rc) rc = sl_json_parse(&root, sl_bytes_text(&body), body.n, r->name, err);
+    if (!rc) rc = sl_json_parse(&root, sl_buffer_text(&body), body.n, r->name, err);
     if (!rc && out) *out = root;
     else json_decref(root);
-    sl_bytes_free(&body);
+    sl_buffer_free(&body);
     return rc;
 }
 
-sl_code sl_remote_get(sl_remote *r, const char *path, size_t max, sl_bytes *out, sl_err *err)
+sl_code sl_remote_get(sl_remote *r, const char *path, size_t max, sl_buffer *out, sl_err *err)
 {
     request q = {.method = "GET", .path = path, .accept = "*/*", .whole_s = WHOLE_S};
     return ask(r, &q, max, out, err);

@@ -27,7 +27,7 @@
 #include <jansson.h>
 
 #include "common/path.h"
-#include "stages/cli/bytes.h"
+#include "stages/cli/buffer.h"
 
 #define SL_REMOTE_CONNECT_S 10
 #define SL_REMOTE_IDLE_S 60
@@ -85,7 +85,7 @@ sl_code sl_remote_call(sl_remote *r, const char *method, const char *path,
                        const sl_remote_part *parts, int count, const char *key, json_t **out,
                        sl_err *err);
 /* GET, an answer of any kind up to `max` bytes; *out is emptied before. */
-sl_code sl_remote_get(sl_remote *r, const char *path, size_t max, sl_bytes *out, sl_err *err);
+sl_code sl_remote_get(sl_remote *r, const char *path, size_t max, sl_buffer *out, sl_err *err);
 /* GET, an answer that is taken as it comes, once. A sink that returns a code ends it with that
  * code. Errors: SL_GONE also when the connection ends before the answer does. */
 typedef sl_code sl_remote_sink(void *ctx, const char *bytes, size_t n, sl_err *err);

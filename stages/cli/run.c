@@ -10,6 +10,7 @@
  * there. */
 #include "stages/cli/arguments.h"
 #include "stages/cli/progress.h"
+#include "stages/cli/submit.h"
 #include "stages/cli/verbs.h"
 
 #include <errno.h>
@@ -294,8 +295,9 @@ static int run_jobs(sl_batch *o, const sl_model *model, sl_conf *conf, int64_t t
     return status;
 }
 
-int sl_cli_run(bool replay, int argc, char **argv, int64_t t0_ns)
+static int run(bool replay, int argc, char **argv)
 {
+    const int64_t t0_ns = sl_now_ns();
     sl_batch o = {0};
     sl_model model;
     sl_conf conf;
@@ -316,4 +318,15 @@ int sl_cli_run(bool replay, int argc, char **argv, int64_t t0_ns)
     if (err.code) sl_complain("%s", err.msg);
     sl_batch_free(&o);
     return status;
+}
+
+int sl_cli_run(int argc, char **argv)
+{
+    if (sl_submit_is_remote(argc, argv)) return sl_submit_run(argc, argv);
+    return run(false, argc, argv);
+}
+
+int sl_cli_replay(int argc, char **argv)
+{
+    return run(true, argc, argv);
 }

@@ -17,7 +17,7 @@ static void end_event(sl_sse *s, sl_sse_event *on, void *ctx)
 
 static sl_code end_line(sl_sse *s, sl_sse_event *on, void *ctx, sl_err *err)
 {
-    const char *line = sl_bytes_text(&s->line);
+    const char *line = sl_buffer_text(&s->line);
     size_t n = s->line.n;
     s->line.n = 0;
     if (!s->after_start) {
@@ -36,8 +36,8 @@ static sl_code end_line(sl_sse *s, sl_sse_event *on, void *ctx, sl_err *err)
     if (name == 5 && !memcmp(line, "event", 5)) {
         snprintf(s->event, sizeof s->event, "%.*s", (int)length, value);
     } else if (name == 4 && !memcmp(line, "data", 4)) {
-        sl_code rc = sl_bytes_add(&s->data, value, length, SL_SSE_MAX, "an event", err);
-        if (rc || (rc = sl_bytes_add(&s->data, "\n", 1, SL_SSE_MAX, "an event", err))) return rc;
+        sl_code rc = sl_buffer_add(&s->data, value, length, SL_SSE_MAX, "an event", err);
+        if (rc || (rc = sl_buffer_add(&s->data, "\n", 1, SL_SSE_MAX, "an event", err))) return rc;
         s->has_data = true;
     } /* a comment, an id, a time to wait, or something that nobody knows yet */
     return SL_OK;
@@ -57,7 +57,7 @@ sl_code sl_sse_feed(sl_sse *s, const char *bytes, size_t n, sl_sse_event *on, vo
         size_t k = i;
         while (k < n && bytes[k] != '\r' && bytes[k] != '\n') k++;
         if (k > i &&
-            (rc = sl_bytes_add(&s->line, bytes + i, k - i, SL_SSE_MAX, "an event's line", err)))
+            (rc = sl_buffer_add(&s->line, bytes + i, k - i, SL_SSE_MAX, "an event's line", err)))
             return rc;
         if (k == n) return SL_OK;
         s->after_cr = bytes[k] == '\r';
@@ -69,7 +69,7 @@ sl_code sl_sse_feed(sl_sse *s, const char *bytes, size_t n, sl_sse_event *on, vo
 
 void sl_sse_free(sl_sse *s)
 {
-    sl_bytes_free(&s->line);
-    sl_bytes_free(&s->data);
+    sl_buffer_free(&s->line);
+    sl_buffer_free(&s->data);
     memset(s, 0, sizeof *s);
 }

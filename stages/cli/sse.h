@@ -8,12 +8,12 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-#include "stages/cli/bytes.h"
+#include "stages/cli/buffer.h"
 
 #define SL_SSE_MAX ((size_t)1 << 20)
 
 typedef struct {
-    sl_bytes line, data; /* what has come of the line, and of the event */
+    sl_buffer line, data; /* what has come of the line, and of the event */
     char event[32];
     bool has_data, after_cr, after_start;
 } sl_sse;

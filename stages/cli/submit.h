@@ -11,6 +11,6 @@
 /* Does a command line of `run` name a server? */
 bool sl_submit_is_remote(int argc, char **argv);
 /* `sluice run --server WHERE ...`: the exit status. */
-int sl_submit_run(int argc, char **argv, int64_t t0_ns);
+int sl_submit_run(int argc, char **argv);
 
 #endif

@@ -1,6 +1,7 @@
 /* terminal.c - columns and widths. */
 #include "stages/cli/terminal.h"
 
+#include <errno.h>
 #include <stdbool.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -77,4 +78,15 @@ void sl_format_bytes(char out[16], double n)
     else if (n < 1e6) snprintf(out, 16, "%.1f kB", n * 1e-3);
     else if (n < 1e9) snprintf(out, 16, "%.2f MB", n * 1e-6);
     else snprintf(out, 16, "%.2f GB", n * 1e-9);
+}
+
+sl_code sl_json_to_file(const json_t *o, const char *path, sl_err *err)
+{
+    const bool out = !strcmp(path, "-");
+    errno = 0;
+    const size_t flags = JSON_INDENT(2) | (out && isatty(1) ? JSON_ENSURE_ASCII : 0);
+    int bad = out ? json_dumpf(o, stdout, flags) || putchar('\n') < 0 || fflush(stdout)
+                  : json_dump_file(o, path, flags);
+    if (!bad) return SL_OK;
+    return sl_fail_errno(err, errno ? errno : EIO, "%s", out ? "stdout" : path);
 }

@@ -4,6 +4,10 @@
 
 #include <stdio.h>
 
+#include <jansson.h>
+
+#include "common/err.h"
+
 /* Columns of stdout's terminal; 0: stdout is none. */
 int sl_terminal_columns(void);
 /* UTF-8 text in at most `columns` columns (0: all of it), cut with "..."; what would move the
@@ -13,5 +17,8 @@ void sl_print_text(FILE *to, const char *text, int columns);
 void sl_format_seconds(char out[16], double s);
 /* "831 B", "12.3 kB", "4.56 MB". */
 void sl_format_bytes(char out[16], double bytes);
+/* JSON, indented, into a file; "-": to stdout, in ASCII where that is a terminal. Errors:
+ * SL_SYS. */
+sl_code sl_json_to_file(const json_t *o, const char *path, sl_err *err);
 
 #endif

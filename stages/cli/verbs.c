@@ -6,12 +6,36 @@
 
 #include "common/text.h"
 #include "stages/bench/bench.h"
+#include "stages/serve/serve.h"
 
-static int bench(int argc, char **argv, int64_t t0_ns)
-{
-    (void)t0_ns;
-    return sl_bench_main(argc, argv);
-}
+static const sl_own_option INSPECT[] = {
+    {"deep", NULL, "also: is every number finite?"},
+    {0},
+};
+static const sl_own_option PACK[] = {
+    {"model", "DIR", "the checkpoint"},
+    {"output", "DIR2", "the copy, also -o"},
+    {"dtype", "bf16|f32", "of the transformers and the text encoder (default bf16)"},
+    {"random", NULL, "random weights for DIR's configurations"},
+    {"component", "NAME", "with --random: of these components alone"},
+    {"quiet", NULL, "no progress"},
+    {0},
+};
+static const sl_own_option BENCH[] = {
+    {"device", "D[,D...]", "cpu or cuda:N"},
+    {"help", NULL, "all of its options"},
+    {0},
+};
+static const sl_own_option SERVE[] = {
+    {"model", "DIR", "the checkpoint"},
+    {"conf", "FILE", "deployment settings (conf/demo.cfg shows them all)"},
+    {"state", "DIR",
+     "the state folder (default: XDG_STATE_HOME/sluice, else ~/.local/state/sluice)"},
+    {"listen", "ADDRESS", "HOST:PORT (default 127.0.0.1:8080; port 0: any free one)"},
+    {"tokens", "FILE", "who may use it: lines of NAME TOKEN, in a file of mode 0600"},
+    {"device", "D[,D...]", "cpu or cuda:N, for all stages; of several, each denoises"},
+    {0},
+};
 
 static const sl_verb VERBS[] = {
     {"run", sl_cli_run, SL_TAKES_NOTHING, SL_OPTIONS_RUN, NULL,
@@ -21,18 +45,20 @@ static const sl_verb VERBS[] = {
      "picture and prompt in, video out; with --server it is made there"},
     {"replay", sl_cli_replay, SL_TAKES_FOLDER, SL_OPTIONS_RUN, NULL,
      "DIR --from text|image|denoise|decode [options]", "run on from dumped hand-overs"},
-    {"inspect", sl_cli_inspect, SL_TAKES_FOLDER, SL_OPTIONS_OWN, "--deep", "DIR [--deep]",
+    {"inspect", sl_cli_inspect, SL_TAKES_FOLDER, SL_OPTIONS_OWN, INSPECT, "DIR [--deep]",
      "what a checkpoint holds, what is missing or odd"},
     {"plan", sl_cli_plan, SL_TAKES_NOTHING, SL_OPTIONS_RUN, NULL, "--model DIR [options of run]",
      "the memory that a run takes, by stage and device"},
-    {"pack", sl_cli_pack, SL_TAKES_NOTHING, SL_OPTIONS_OWN,
-     "--model= --output= --dtype= --quiet --random --component=",
+    {"pack", sl_cli_pack, SL_TAKES_NOTHING, SL_OPTIONS_OWN, PACK,
      "--model DIR -o DIR2 [--dtype bf16|f32] [--quiet]\n"
      "--random [--component NAME]... --model DIR -o DIR2",
      "a copy of a checkpoint in the form that loads fastest; --random: random weights for DIR's "
      "configurations, to measure with"},
-    {"bench", bench, SL_TAKES_NOTHING, SL_OPTIONS_OWN, "--device= --help",
+    {"bench", sl_bench_main, SL_TAKES_NOTHING, SL_OPTIONS_OWN, BENCH,
      "[WHAT...] [--device cuda:N[,cuda:M...]]", "how fast it runs here: sluice bench --help"},
+    {"serve", sl_serve_main, SL_TAKES_NOTHING, SL_OPTIONS_OWN, SERVE,
+     "--model DIR [--conf FILE] [--state DIR] [--listen HOST:PORT] [--tokens FILE] [--device D]",
+     "a server: jobs over HTTP, a queue that survives, a page to watch it"},
     {"submit", sl_cli_submit, SL_TAKES_NOTHING, SL_OPTIONS_JOB, NULL,
      "--image FILE --prompt TEXT [--wait -o out.mp4] [options]\n"
      "--jobs FILE.jsonl [options]",
@@ -54,11 +80,11 @@ static const sl_verb VERBS[] = {
      "a job's spans, for Perfetto and Chrome"},
     {"report", sl_cli_report, SL_TAKES_ID, SL_OPTIONS_CLIENT, NULL, "ID [-o FILE] [--json]",
      "where a job's time went"},
-    {"completion", sl_cli_completion, SL_TAKES_WORD, SL_OPTIONS_OWN, "bash", "bash",
+    {"completion", sl_cli_completion, SL_TAKES_SHELL, SL_OPTIONS_OWN, NULL, "bash",
      "a completion for bash: . <(sluice completion bash)"},
-    {"man", sl_cli_man, SL_TAKES_NOTHING, SL_OPTIONS_OWN, "", "",
+    {"man", sl_cli_man, SL_TAKES_NOTHING, SL_OPTIONS_OWN, NULL, "",
      "this command's manual page: sluice man | man -l -"},
-    {"help", sl_cli_help, SL_TAKES_WORD, SL_OPTIONS_OWN, "", "[VERB]",
+    {"help", sl_cli_help, SL_TAKES_VERB, SL_OPTIONS_OWN, NULL, "[VERB]",
      "the verbs and their options, or those of one verb"},
 };
 #define VERB_COUNT ((int)(sizeof VERBS / sizeof *VERBS))

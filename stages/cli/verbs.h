@@ -6,12 +6,9 @@
 #ifndef SL_CLI_VERBS_H
 #define SL_CLI_VERBS_H
 
-#include <stdbool.h>
-#include <stdint.h>
-
 #include "common/err.h"
 
-typedef int sl_verb_main(int argc, char **argv, int64_t t0_ns); /* t0_ns: the program began */
+typedef int sl_verb_main(int argc, char **argv);
 
 /* Words that stand beside the options. */
 typedef enum {
@@ -19,23 +16,28 @@ typedef enum {
     SL_TAKES_FOLDER,
     SL_TAKES_ID,
     SL_TAKES_IDS,
-    SL_TAKES_WORD /* one of `own` */
+    SL_TAKES_SHELL, /* bash */
+    SL_TAKES_VERB
 } sl_verb_takes;
 
 /* Whose options a verb has. */
 typedef enum {
-    SL_OPTIONS_OWN,    /* those that `own` names, which it reads itself */
+    SL_OPTIONS_OWN,    /* `own`, which it reads itself */
     SL_OPTIONS_RUN,    /* the table of stages/job/options.h, and what client.h has for it */
     SL_OPTIONS_JOB,    /* of that table what describes a job, and what client.h has for it */
     SL_OPTIONS_CLIENT, /* what client.h has for it */
 } sl_verb_options;
 
 typedef struct {
+    const char *name, *arg, *what; /* arg NULL: a flag */
+} sl_own_option;
+
+typedef struct {
     const char *name;
     sl_verb_main *run;
     sl_verb_takes takes;
     sl_verb_options options;
-    const char *own; /* options with dashes, or words: "--deep --dtype=", "bash"; a '=': a value */
+    const sl_own_option *own; /* the last has no name; NULL: none */
     const char *words; /* what stands behind the verb, a line each way to say it */
     const char *what;
 } sl_verb;
@@ -54,6 +56,6 @@ sl_verb_main sl_cli_status, sl_cli_list;                /* status.c */
 sl_verb_main sl_cli_wait, sl_cli_cancel, sl_cli_delete; /* wait.c, cancel.c */
 sl_verb_main sl_cli_logs, sl_cli_trace, sl_cli_report;  /* artefacts.c */
 sl_verb_main sl_cli_completion, sl_cli_man;             /* completion.c, manual.c */
-sl_verb_main sl_cli_help;                               /* arguments.c */
+sl_verb_main sl_cli_help;                               /* help.c */
 
 #endif

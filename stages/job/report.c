@@ -6,7 +6,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <jansson.h>
+
 #include "common/json.h"
+#include "stages/job/report_table.h"
 
 sl_code sl_report_init(sl_report *r, const sl_request *jobs, int count, int64_t t0_ns, sl_err *err)
 {
@@ -202,6 +205,18 @@ static json_t *number(double x)
     return isfinite(x) ? json_real(x) : json_null();
 }
 
+/* Paths and messages may hold bytes that are no UTF-8; a report without them is better than none. */
+static json_t *text(const char *t)
+{
+    json_t *string = json_string(t);
+    char *c, *copy = string ? NULL : strdup(t);
+    for (c = copy; c && *c; c++)
+        if ((unsigned char)*c >= 0x80) *c = '?';
+    if (copy) string = json_string(copy);
+    free(copy);
+    return string;
+}
+
 static json_t *branch(int computed, double metric)
 {
     if (computed < 0) return json_null();
@@ -255,16 +270,16 @@ static json_t *job_json(const sl_report *r, const sl_report_job *j)
             steps, json_pack("{s:f, s:o, s:o}", "seconds", j->steps[i].seconds, "cond",
                              branch(j->steps[i].cond_computed, j->steps[i].cond_metric), "uncond",
                              branch(j->steps[i].uncond_computed, j->steps[i].uncond_metric)));
-    return json_pack("{s:s, s:s, s:s, s:o, s:i, s:i, s:i, s:i, s:i, s:f, s:f, s:s, s:f, s:o, s:o, "
-                     "s:o, s:f, s:f, s:f, s:i, s:s, s:I}",
-                     "status", sl_report_status(j), "message", j->message, "prompt", s->prompt,
-                     "seed", json_sprintf("%llu", (unsigned long long)s->seed), "width", s->width,
-                     "height", s->height, "frames", s->frames, "fps", s->fps, "step_count",
-                     s->steps, "guidance", s->guidance, "shift", s->shift, "sampler", s->sampler,
-                     "fbcache", s->fbcache, "stages", stages, "ranks", ranks_json(r, j), "steps",
-                     steps, "client", t.client[SL_SPAN_START] + t.client[SL_SPAN_SPOOL], "total",
-                     t.total, "unaccounted", t.unaccounted, "restarts", r->restarts, "output",
-                     s->output, "output_bytes", (json_int_t)j->bytes);
+    return json_pack("{s:s, s:o, s:s, s:o, s:i, s:i, s:i, s:i, s:i, s:f, s:f, s:s, s:f, s:o, s:o, "
+                     "s:o, s:f, s:f, s:f, s:i, s:o, s:I}",
+                     "status", sl_report_status(j), "message", text(j->message), "prompt",
+                     s->prompt, "seed", json_sprintf("%llu", (unsigned long long)s->seed), "width",
+                     s->width, "height", s->height, "frames", s->frames, "fps", s->fps,
+                     "step_count", s->steps, "guidance", s->guidance, "shift", s->shift, "sampler",
+                     s->sampler, "fbcache", s->fbcache, "stages", stages, "ranks", ranks_json(r, j),
+                     "steps", steps, "client", t.client[SL_SPAN_START] + t.client[SL_SPAN_SPOOL],
+                     "total", t.total, "unaccounted", t.unaccounted, "restarts", r->restarts,
+                     "output", text(s->output), "output_bytes", (json_int_t)j->bytes);
 }
 
 sl_code sl_report_write(const sl_report *r, const sl_report_job *job, const char *path, sl_err *err)
@@ -279,64 +294,11 @@ sl_code sl_report_write(const sl_report *r, const sl_report_job *job, const char
     return sl_json_write(root, path, JSON_INDENT(2) | JSON_REAL_PRECISION(9), "report", err);
 }
 
-/* How many instances had a part; a team's row of the stages stands for all of them. */
-static int ranks_of(const sl_report_job *j)
-{
-    int n = 0;
-    for (int i = 0; i < SL_RANKS; i++) n += j->ranks[i].attempts > 0;
-    return n;
-}
-
-static void print_ranks(const sl_report *r, const sl_report_job *j, FILE *to)
-{
-    if (!ranks_of(j)) return;
-    fprintf(to, "  %-8s %-7s %9s %9s %9s %9s %9s %9s %10s\n", "rank", "device", "attempts", "steps",
-            "computing", "exchange", "waiting", "sent GB", "GPU MB");
-    for (int i = 0; i < SL_RANKS; i++) {
-        const sl_report_rank *k = &j->ranks[i];
-        char gpu[24] = "-";
-        if (!k->attempts) continue;
-        if (k->device_bytes) snprintf(gpu, sizeof gpu, "%.1f", (double)k->device_bytes * 1e-6);
-        fprintf(to, "  %-8d %-7s %9d %9d %9.3f %9.3f %9.3f %9.3f %10s\n", i, r->rank_device[i],
-                k->attempts, k->steps, sl_report_computing(k), k->exchange_s, k->wait_s,
-                (double)k->sent_bytes * 1e-9, gpu);
-    }
-}
-
 void sl_report_print(const sl_report *r, const sl_report_job *j, FILE *to)
 {
-    const sl_job *s = &j->job->spec;
-    int hits = 0, forwards = 0;
-    times t;
-    add_up(r, j, &t);
-    for (int i = 0; i < s->steps; i++) {
-        forwards += (j->steps[i].cond_computed >= 0) + (j->steps[i].uncond_computed >= 0);
-        hits += (j->steps[i].cond_computed == 0) + (j->steps[i].uncond_computed == 0);
-    }
-    if (j->code) {
-        fprintf(to, "%s: %s\n", sl_report_status(j), j->message);
-        return;
-    }
-    fprintf(to, "\n%s  %dx%d, %d frames at %d fps, %d steps, seed %llu, %.2f MB\n", s->output,
-            s->width, s->height, s->frames, s->fps, s->steps, (unsigned long long)s->seed,
-            (double)j->bytes * 1e-6);
-    fprintf(to, "  %-8s %-7s %9s %9s %9s %9s %9s %9s %10s\n", "stage", "device", "loading",
-            "queued", "turn", "computing", "waiting", "handover", "host MB");
-    for (int i = 0; i < SL_ROLE_COUNT; i++) {
-        char device[SL_STR64];
-        if (!*r->device[i]) continue;
-        snprintf(device, sizeof device, "%s", *j->device[i] ? j->device[i] : r->device[i]);
-        if (sl_role_has_teams((sl_role)i) && ranks_of(j) > 1)
-            snprintf(device, sizeof device, "%d ranks", ranks_of(j));
-        fprintf(to, "  %-8s %-7s %9.3f %9.3f %9.3f %9.3f %9.3f %9.3f %10.1f\n",
-                sl_role_name((sl_role)i), device, t.loading[i], t.sums[i][SL_SPAN_QUEUE],
-                t.sums[i][SL_SPAN_TURN], t.sums[i][SL_SPAN_COMPUTE], t.sums[i][SL_SPAN_WAIT],
-                t.sums[i][SL_SPAN_HANDOVER], (double)j->peak_bytes[i] * 1e-6);
-    }
-    print_ranks(r, j, to);
-    fprintf(to, "  total %.3f s, unaccounted %.3f s (%.2f %%)", t.total, t.unaccounted,
-            t.total > 0 ? 100 * t.unaccounted / t.total : 0);
-    if (s->fbcache > 0) fprintf(to, "; cache skipped %d of %d forwards", hits, forwards);
-    if (r->restarts) fprintf(to, "; %d restart%s", r->restarts, r->restarts == 1 ? "" : "s");
-    fprintf(to, "\n");
+    json_t *report = job_json(r, j);
+    /* a message of any length in one line; the video's name as it was given */
+    if (j->code) fprintf(to, "%s: %s\n", sl_report_status(j), j->message);
+    else sl_report_print_json(report, j->job->spec.output, to);
+    json_decref(report);
 }

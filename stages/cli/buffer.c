@@ -1,11 +1,11 @@
-/* bytes.c - a buffer that doubles. */
-#include "stages/cli/bytes.h"
+/* buffer.c - a buffer that doubles. */
+#include "stages/cli/buffer.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-sl_code sl_bytes_add(sl_bytes *b, const void *bytes, size_t n, size_t max, const char *what,
-                     sl_err *err)
+sl_code sl_buffer_add(sl_buffer *b, const void *bytes, size_t n, size_t max, const char *what,
+                      sl_err *err)
 {
     if (n > max || b->n > max - n)
         return sl_fail(err, SL_FORMAT, "%s has more than %zu bytes", what, max);
@@ -23,13 +23,13 @@ sl_code sl_bytes_add(sl_bytes *b, const void *bytes, size_t n, size_t max, const
     return SL_OK;
 }
 
-const char *sl_bytes_text(const sl_bytes *b)
+const char *sl_buffer_text(const sl_buffer *b)
 {
     return b->at ? b->at : "";
 }
 
-void sl_bytes_free(sl_bytes *b)
+void sl_buffer_free(sl_buffer *b)
 {
     free(b->at);
-    *b = (sl_bytes){0};
+    *b = (sl_buffer){0};
 }

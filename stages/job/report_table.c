@@ -1,0 +1,101 @@
+/* report_table.c - the table of a report. */
+#include "stages/job/report_table.h"
+
+#include <ctype.h>
+#include <string.h>
+
+#include "common/pipeline.h"
+
+static double number(const json_t *o, const char *key)
+{
+    return json_number_value(json_object_get(o, key));
+}
+
+static long long integer(const json_t *o, const char *key)
+{
+    return (long long)json_integer_value(json_object_get(o, key));
+}
+
+/* A text in one line of a terminal. */
+static const char *text(char out[256], const json_t *o, const char *key)
+{
+    const char *t = json_string_value(json_object_get(o, key));
+    snprintf(out, 256, "%s", t ? t : "");
+    for (char *c = out; *c; c++)
+        if (iscntrl((unsigned char)*c)) *c = '?';
+    return out;
+}
+
+static void print_stages(const json_t *report, FILE *to)
+{
+    const json_t *stages = json_object_get(report, "stages");
+    const size_t ranks = json_array_size(json_object_get(report, "ranks"));
+    char device[256];
+    fprintf(to, "  %-8s %-7s %9s %9s %9s %9s %9s %9s %10s\n", "stage", "device", "loading",
+            "queued", "turn", "computing", "waiting", "handover", "host MB");
+    for (int i = 0; i < SL_ROLE_COUNT; i++) {
+        const json_t *s = json_object_get(stages, sl_role_name((sl_role)i));
+        if (!s) continue;
+        text(device, s, "device");
+        if (sl_role_has_teams((sl_role)i) && ranks > 1)
+            snprintf(device, sizeof device, "%zu ranks", ranks);
+        fprintf(to, "  %-8s %-7s %9.3f %9.3f %9.3f %9.3f %9.3f %9.3f %10.1f\n",
+                sl_role_name((sl_role)i), device, number(s, "loading"), number(s, "queued"),
+                number(s, "turn"), number(s, "computing"), number(s, "waiting"),
+                number(s, "handing_over"), number(s, "peak_bytes") * 1e-6);
+    }
+}
+
+static void print_ranks(const json_t *ranks, FILE *to)
+{
+    size_t i;
+    const json_t *k;
+    if (!json_array_size(ranks)) return;
+    fprintf(to, "  %-8s %-7s %9s %9s %9s %9s %9s %9s %10s\n", "rank", "device", "attempts", "steps",
+            "computing", "exchange", "waiting", "sent GB", "GPU MB");
+    json_array_foreach(ranks, i, k)
+    {
+        char gpu[24] = "-", device[256];
+        if (number(k, "device_bytes") > 0)
+            snprintf(gpu, sizeof gpu, "%.1f", number(k, "device_bytes") * 1e-6);
+        fprintf(to, "  %-8lld %-7s %9lld %9lld %9.3f %9.3f %9.3f %9.3f %10s\n",
+                integer(k, "instance"), text(device, k, "device"), integer(k, "attempts"),
+                integer(k, "steps"), number(k, "computing"), number(k, "exchange"),
+                number(k, "waiting"), number(k, "sent_bytes") * 1e-9, gpu);
+    }
+}
+
+void sl_report_print_json(const json_t *r, const char *name, FILE *to)
+{
+    const json_t *steps = json_object_get(r, "steps"), *step;
+    const double total = number(r, "total"), unaccounted = number(r, "unaccounted");
+    const long long restarts = integer(r, "restarts");
+    int hits = 0, forwards = 0;
+    size_t i;
+    char status[256], message[256], seed[256], output[256];
+    json_array_foreach(steps, i, step)
+    {
+        static const char *const BRANCHES[] = {"cond", "uncond"};
+        for (int b = 0; b < 2; b++) {
+            const json_t *computed =
+                json_object_get(json_object_get(step, BRANCHES[b]), "computed");
+            forwards += json_is_boolean(computed);
+            hits += json_is_false(computed);
+        }
+    }
+    if (strcmp(text(status, r, "status"), "done")) {
+        fprintf(to, "%s: %s\n", status, text(message, r, "message"));
+        return;
+    }
+    fprintf(to, "\n%s  %lldx%lld, %lld frames at %lld fps, %lld steps, seed %s, %.2f MB\n",
+            name ? name : text(output, r, "output"), integer(r, "width"), integer(r, "height"),
+            integer(r, "frames"), integer(r, "fps"), integer(r, "step_count"),
+            text(seed, r, "seed"), number(r, "output_bytes") * 1e-6);
+    print_stages(r, to);
+    print_ranks(json_object_get(r, "ranks"), to);
+    fprintf(to, "  total %.3f s, unaccounted %.3f s (%.2f %%)", total, unaccounted,
+            total > 0 ? 100 * unaccounted / total : 0);
+    if (number(r, "fbcache") > 0) fprintf(to, "; cache skipped %d of %d forwards", hits, forwards);
+    if (restarts) fprintf(to, "; %lld restart%s", restarts, restarts == 1 ? "" : "s");
+    fprintf(to, "\n");
+}
