@@ -16,6 +16,8 @@
 #include "stages/job/files.h"
 #include "stages/job/report_table.h"
 
+#define SAME_MS 100 /* signals that come so close together are one */
+
 /* ---- signals ---- */
 
 static void set_of(sigset_t *set)
@@ -74,7 +76,9 @@ static bool on_signal(sl_vigil *v, sl_outcome *jobs, int count)
 {
     struct signalfd_siginfo info;
     int left = 0;
-    bool again = v->times > 0;
+    const bool again = v->times > 0;
+    /* what stands between a terminal and a program (timeout, make) may send the signal once more */
+    if (!again) usleep(SAME_MS * 1000);
     while (read(v->signals, &info, sizeof info) == sizeof info) {
         v->caught = (int)info.ssi_signo;
         v->times++;

@@ -47,10 +47,12 @@ static sl_code use_url(sl_remote *r, const char *where, sl_err *err)
     sl_code rc = SL_OK;
     if (!u) return sl_fail(err, SL_NOMEM, "no memory");
     if (curl_url_set(u, CURLUPART_URL, where, CURLU_NON_SUPPORT_SCHEME) ||
-        curl_url_get(u, CURLUPART_SCHEME, &scheme, 0) || curl_url_get(u, CURLUPART_HOST, &host, 0))
+        curl_url_get(u, CURLUPART_SCHEME, &scheme, 0))
         rc = sl_fail(err, SL_ARG, "--server %.300s is no URL, want http://HOST:PORT", where);
     else if (strcmp(scheme, "http") && strcmp(scheme, "https"))
         rc = sl_fail(err, SL_ARG, "--server has scheme %.60s, want http or https", scheme);
+    else if (curl_url_get(u, CURLUPART_HOST, &host, 0))
+        rc = sl_fail(err, SL_ARG, "--server %.300s has no host, want http://HOST:PORT", where);
     else if (!curl_url_get(u, CURLUPART_USER, &more, 0) ||
              !curl_url_get(u, CURLUPART_QUERY, &more, 0) ||
              !curl_url_get(u, CURLUPART_FRAGMENT, &more, 0))

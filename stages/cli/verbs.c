@@ -109,7 +109,8 @@ sl_code sl_verb_want(const sl_verb **out, const char *name, sl_err *err)
     if ((*out = sl_verb_find(name))) return SL_OK;
     for (int i = 0; i < VERB_COUNT; i++) {
         const size_t used = strlen(names);
-        const int d = sl_text_distance(name, VERBS[i].name);
+        /* of those that are as near, one with the same first letter */
+        const int d = 2 * sl_text_distance(name, VERBS[i].name) + (*name != *VERBS[i].name);
         if (d < best) best = d, near = &VERBS[i];
         snprintf(names + used, sizeof names - used, "%s%s",
                  !i                   ? ""
@@ -118,7 +119,7 @@ sl_code sl_verb_want(const sl_verb **out, const char *name, sl_err *err)
                  VERBS[i].name);
     }
     if (!*name) return sl_fail(err, SL_ARG, "no command, want %s", names);
-    if (near && best <= 2 && best < (int)strlen(near->name))
+    if (near && best <= 5 && best / 2 < (int)strlen(near->name))
         return sl_fail(err, SL_ARG, "unknown command \"%.60s\", did you mean %s?", name,
                        near->name);
     return sl_fail(err, SL_ARG, "unknown command \"%.60s\", want %s", name, names);

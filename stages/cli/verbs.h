@@ -38,7 +38,7 @@ typedef struct {
     sl_verb_takes takes;
     sl_verb_options options;
     const sl_own_option *own; /* the last has no name; NULL: none */
-    const char *words; /* what stands behind the verb, a line each way to say it */
+    const char *words;        /* what stands behind the verb, a line each way to say it */
     const char *what;
 } sl_verb;
 

@@ -75,7 +75,8 @@ void sl_video_tell(const sl_video *v, char out[64])
 {
     char eta[16] = "", before[32] = "";
     if (v->eta_s >= 0 && !v->ended) sl_format_seconds(eta, v->eta_s);
-    if (v->position >= 0) snprintf(before, sizeof before, ", %d before it", v->position);
+    if (v->position == 0) snprintf(before, sizeof before, ", next");
+    else if (v->position > 0) snprintf(before, sizeof before, ", %d before it", v->position);
     snprintf(out, 64, "%s%s%s%s",
              v->cancelled                        ? "cancelled"
              : !strcmp(v->status, "in_progress") ? "in progress"
