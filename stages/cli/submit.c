@@ -225,6 +225,23 @@ static sl_code check_waits(const submission *s, sl_err *err)
     return sl_fail(err, SL_ARG, "--%s wants --wait: without it nothing is fetched", option);
 }
 
+/* No two jobs write to one place; the report of all of them has one. */
+static sl_code check_pair(const submission *s, const task *a, const task *b, sl_err *err)
+{
+    const sl_outcome *x = &a->wanted, *y = &b->wanted;
+    const struct {
+        const char *what, *a, *b;
+    } all[] = {{"output", x->output, y->output},
+               {"trace", x->trace, y->trace},
+               {"preview", x->preview, y->preview},
+               {"dump", x->dump, y->dump}};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        if (*all[i].a && (!strcmp(all[i].a, all[i].b) || sl_same_file(all[i].a, all[i].b)))
+            return sl_fail(err, SL_ARG, "%s:%d: %s %s is also the %s of line %d", s->jobs_file,
+                           a->line, all[i].what, all[i].a, all[i].what, b->line);
+    return SL_OK;
+}
+
 static sl_code check(submission *s, sl_err *err)
 {
     sl_code rc = check_waits(s, err);
@@ -232,11 +249,7 @@ static sl_code check(submission *s, sl_err *err)
         task *t = &s->tasks[i];
         if ((rc = check_task(s, t, err)) && t->line)
             sl_context(err, rc, "%s:%d", s->jobs_file, t->line);
-        for (int k = 0; k < i && s->waits && !rc; k++)
-            if (strcmp(t->wanted.output, "-") &&
-                sl_same_file(t->wanted.output, s->tasks[k].wanted.output))
-                rc = sl_fail(err, SL_ARG, "%s:%d: output %s is also the output of line %d",
-                             s->jobs_file, t->line, t->wanted.output, s->tasks[k].line);
+        for (int k = 0; k < i && s->waits && !rc; k++) rc = check_pair(s, t, &s->tasks[k], err);
     }
     return rc;
 }

@@ -9,6 +9,8 @@
 
 #include <utf8proc.h>
 
+#include "common/json.h"
+
 int sl_terminal_columns(void)
 {
     struct winsize w;
@@ -80,13 +82,12 @@ void sl_format_bytes(char out[16], double n)
     else snprintf(out, 16, "%.2f GB", n * 1e-9);
 }
 
-sl_code sl_json_to_file(const json_t *o, const char *path, sl_err *err)
+sl_code sl_json_to_file(json_t *o, const char *path, sl_err *err)
 {
-    const bool out = !strcmp(path, "-");
+    const size_t ascii = isatty(1) ? JSON_ENSURE_ASCII : 0;
+    if (strcmp(path, "-")) return sl_json_write(json_incref(o), path, JSON_INDENT(2), "JSON", err);
     errno = 0;
-    const size_t flags = JSON_INDENT(2) | (out && isatty(1) ? JSON_ENSURE_ASCII : 0);
-    int bad = out ? json_dumpf(o, stdout, flags) || putchar('\n') < 0 || fflush(stdout)
-                  : json_dump_file(o, path, flags);
-    if (!bad) return SL_OK;
-    return sl_fail_errno(err, errno ? errno : EIO, "%s", out ? "stdout" : path);
+    if (!json_dumpf(o, stdout, JSON_INDENT(2) | ascii) && putchar('\n') >= 0 && !fflush(stdout))
+        return SL_OK;
+    return sl_fail_errno(err, errno ? errno : EIO, "stdout");
 }

@@ -19,6 +19,6 @@ void sl_format_seconds(char out[16], double s);
 void sl_format_bytes(char out[16], double bytes);
 /* JSON, indented, into a file; "-": to stdout, in ASCII where that is a terminal. Errors:
  * SL_SYS. */
-sl_code sl_json_to_file(const json_t *o, const char *path, sl_err *err);
+sl_code sl_json_to_file(json_t *o, const char *path, sl_err *err);
 
 #endif

@@ -228,7 +228,7 @@ static sl_code check_preview(const sl_request *j, sl_err *err)
     const sl_job *s = &j->spec;
     const char *const others[] = {s->output, j->json, j->trace, s->image, s->last_image, s->noise},
                       *const what[] = {"output", "report", "trace", "input", "input", "input"};
-    sl_code rc = check_writable(s->preview, "preview", false, err);
+    sl_code rc = sl_can_write_file(s->preview, "preview", false, err);
     for (int i = 0; i < 6 && !rc; i++)
         if (sl_same_file(s->preview, others[i]))
             rc = sl_fail(err, SL_ARG, "preview %s is also the %s", s->preview, what[i]);
@@ -248,7 +248,7 @@ static sl_code check_outputs(const sl_request *j, sl_err *err)
     if (*j->json && (rc = sl_can_write_file(j->json, "report", true, err))) return rc;
     if (sl_same_file(s->output, j->json))
         return sl_fail(err, SL_ARG, "output %s is also the report", s->output);
-    if (*j->trace && (rc = check_writable(j->trace, "trace", true, err))) return rc;
+    if (*j->trace && (rc = sl_can_write_file(j->trace, "trace", true, err))) return rc;
     if (sl_same_file(s->output, j->trace) || sl_same_file(j->json, j->trace))
         return sl_fail(err, SL_ARG, "trace %s is also the %s", j->trace,
                        sl_same_file(s->output, j->trace) ? "output" : "report");
@@ -427,7 +427,7 @@ sl_code sl_batch_check(sl_batch *b, sl_model *model, sl_conf *conf, sl_err *err)
         (rc = sl_can_write_file(b->base.json, "report", true, err)))
         return rc;
     if (*b->base.trace && b->job_count > 1 &&
-        (rc = check_writable(b->base.trace, "trace", true, err)))
+        (rc = sl_can_write_file(b->base.trace, "trace", true, err)))
         return rc;
     if ((rc = same_outputs(b, err))) return rc;
     return check_limits(b, conf, err);
