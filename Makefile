@@ -194,6 +194,9 @@ $(B)/%.o: %.cc $(B)/flags
 	@echo "  CXX   $<"
 	@$(CXX) $(CXX_FLAGS) -c -o $@ $<
 
+# Taken in by the assembler, which tells nobody.
+$(B)/stages/serve/page.o: $(wildcard stages/serve/page/page.* stages/serve/page/index.html)
+
 $(LIB): $(LIB_O) $(B)/objects
 	@rm -f $@; ar rcs $@ $(LIB_O)
 $(BIN)/sluice: $(B)/stages/cli/main.o

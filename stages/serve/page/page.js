@@ -419,7 +419,8 @@ function onEvent(id, event, data) {
   const job = jobs.get(id);
   if (event === "state") { take(data); showQueue(); if (!isActive(data)) pollSoon(300); }
   if (event === "step" && job) {
-    take({ ...job, stage: data.stage, step: data.step, stage_steps: data.steps, progress: Math.max(job.progress || 0, data.progress || 0), step_seconds: data.seconds });
+    const progress = Math.min(99, Math.max(job.progress || 0, data.progress || 0)); /* 100 is said of what is there alone */
+    take({ ...job, status: "in_progress", stage: data.stage, step: data.step, stage_steps: data.steps, progress, step_seconds: data.seconds, eta_seconds: data.eta_seconds ?? job.eta_seconds });
     showQueue();
   }
   if (event === "preview" && job) { take({ ...job, preview: true, preview_step: data.step }); askPreview(id, data.step); }
@@ -649,6 +650,7 @@ $("job-delete").addEventListener("click", async () => {
   act($("job-delete"), async (id) => {
     await ask(pathOf(id), { method: "DELETE" });
     drop(id);
+    forgetSent(id);
     history.replaceState(null, "", location.pathname + location.search);
     select("");
     showGone("The job was deleted.");
@@ -787,9 +789,15 @@ new ResizeObserver(() => {
 /* ---- the form ---- */
 let defaults = null, sendKey = "", draft = {};
 const files = { picture: null, last: null }; /* what is chosen */
-const sentPictures = new Map();              /* id -> files of jobs that this page sent */
 const MAIN = ["prompt", "negative", "width", "height", "max-area", "frames", "fps", "steps", "guidance", "seed"];
 const ELSEWHERE = [...MAIN, "model", "image", "last-image", "input-reference", "output", "json", "preview"];
+
+/* What only a server's job has, or what is a file there. */
+const OWN = [
+  { name: "priority", kind: "integer", what: "more is sooner (default 0)", arg: "N" },
+  { name: "noise", kind: "file", what: "safetensors with `noise` [16, T, h/8, w/8] F32, instead of a seed", arg: "FILE" },
+  { name: "dump", kind: "boolean", what: "keep every hand-over, to be fetched from the job", arg: null },
+];
 
 const fieldsOf = () => [...$("form").querySelectorAll("input[name], textarea[name], select[name]")].filter((f) => f.type !== "radio");
 
@@ -812,7 +820,8 @@ async function askDefaults() {
 }
 
 function makeOptions() {
-  const more = (defaults.options || []).filter((o) => !ELSEWHERE.includes(o.name)), d = defaults.defaults || {};
+  const listed = (defaults.options || []).filter((o) => !ELSEWHERE.includes(o.name)), d = defaults.defaults || {};
+  const more = OWN.filter((o) => !listed.some((l) => l.name === o.name)).concat(listed);
   $("all").hidden = !more.length;
   $("all-fields").replaceChildren(...more.map((o) => {
     const id = `option-${o.name}`, kind = String(o.kind), flag = kind === "flag" || kind === "boolean" || o.arg === null || o.name === "dump";
@@ -931,6 +940,8 @@ addEventListener("paste", (e) => {
 });
 
 /* ---- errors by their fields ---- */
+const ALSO = { num_frames: "frames", seconds: "frames", num_inference_steps: "steps", guidance_scale: "guidance", size: "width" };
+
 function clearError(box) {
   if (!box || !box.dataset.param) return;
   put(box.querySelector(".error"), "");
@@ -944,7 +955,7 @@ function showError(param, message) {
   const line = box.querySelector(".error"), fields = [...box.querySelectorAll("input, textarea, select")].filter((f) => f.type !== "radio" && !f.closest("[hidden]"));
   if (!line.id) line.id = `error-${name.replace(/[^a-z0-9]/gi, "-")}`;
   put(line, message);
-  const field = fields.find((f) => f.name === name) || fields[0];
+  const field = fields.find((f) => f.name === (ALSO[name] || name)) || fields[0];
   if ($("all").contains(box)) $("all").open = true;
   if (field) { field.setAttribute("aria-invalid", "true"); field.setAttribute("aria-errormessage", line.id); field.focus(); }
 }
@@ -973,7 +984,7 @@ $("form").addEventListener("submit", async (e) => {
   try {
     const job = await ask("v1/videos", { method: "POST", body, headers: { "Idempotency-Key": sendKey }, wait: UPLOAD_MS });
     sendKey = "";
-    if (mine.picture || mine.last) sentPictures.set(job.id, mine);
+    if (mine.picture || mine.last) keepSent(job.id, mine);
     take(job);
     showQueue();
     location.hash = job.id;
@@ -997,9 +1008,11 @@ async function again(job) {
   for (const f of fieldsOf()) if (f.type !== "file" && !(f.name in values)) values[f.name] = f.type === "checkbox" ? false : "";
   for (const [name, v] of Object.entries({ frames: job.frames, fps: job.fps, steps: job.steps, guidance: job.guidance, negative: job.negative_prompt }))
     values[name] = v === undefined || v === null || String(v) === String(d[name] ?? "") ? "" : String(v);
-  for (const [name, v] of Object.entries(job.options || {})) {
-    const key = name.replaceAll("_", "-");
-    if (!MAIN.includes(key)) values[key] = typeof v === "boolean" ? v : String(v);
+  for (const f of fieldsOf()) { /* the other options, where the job tells them */
+    const v = job[f.name.replaceAll("-", "_")];
+    if (MAIN.includes(f.name) || v === undefined || v === null) continue;
+    if (f.type === "checkbox") values[f.name] = v === true;
+    else if (String(v) !== String(d[f.name] ?? "") && !(f.name === "guidance-2" && v === job.guidance) && !(f.name === "priority" && !v)) values[f.name] = String(v);
   }
   writeFields(values);
   clearErrors();
@@ -1010,18 +1023,39 @@ async function again(job) {
   $("prompt").focus();
   $("prompt").select();
   say("The form is filled from the job.");
-  const mine = sentPictures.get(job.id) || {};
-  for (const [which, part, field] of [["picture", "input_reference", "picture-field"], ["last", "last_image", "last-field"]]) {
-    if ($(field).hidden) continue;
-    let file = mine[which];
-    if (!file) try {
-      const blob = await ask(pathOf(job.id, `/content?variant=${part}`), { as: "blob", wait: UPLOAD_MS });
-      file = new File([blob], part, { type: blob.type });
-    } catch { /* not kept */ }
-    if (file) choose(which, file);
-    else if (which === "picture") put($("picture-name"), "The job's picture is not kept here: choose it again.");
+  const mine = await findSent(job.id);
+  for (const which of ["picture", "last"]) {
+    if ($(`${which}-field`).hidden) continue;
+    if (mine[which]) choose(which, mine[which]);
+    else put($(`${which}-name`), "The job's picture is not kept here: choose it again.");
   }
 }
+
+/* ---- pictures of jobs that this browser sent ----
+ * The server keeps a picture until the video is made; the browser keeps the newest ones, for "again
+ * with changes". Where it has no database, nothing is kept. */
+const SENT = 60;
+
+function sentStore(mode, work) {
+  return new Promise((done, failed) => {
+    const open = indexedDB.open("sluice", 1);
+    open.onupgradeneeded = () => open.result.createObjectStore("sent", { keyPath: "id" }).createIndex("at", "at");
+    open.onerror = () => failed(open.error);
+    open.onsuccess = () => {
+      const change = open.result.transaction("sent", mode), asked = work(change.objectStore("sent"));
+      change.oncomplete = () => { open.result.close(); done(asked && asked.result); };
+      change.onabort = () => { open.result.close(); failed(change.error); };
+    };
+  });
+}
+function keepSent(id, { picture, last }) {
+  sentStore("readwrite", (store) => {
+    store.put({ id, picture, last, at: Date.now() });
+    store.index("at").getAllKeys().onsuccess = (e) => { for (const old of e.target.result.slice(0, -SENT)) store.delete(old); };
+  }).catch(() => {});
+}
+const findSent = (id) => sentStore("readonly", (store) => store.get(id)).then((found) => found || {}, () => ({}));
+const forgetSent = (id) => sentStore("readwrite", (store) => { store.delete(id); }).catch(() => {});
 
 /* ---- begin ---- */
 function fromHash() {
