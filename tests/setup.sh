@@ -29,7 +29,9 @@ c++|build-essential
 make|build-essential
 pkg-config|pkg-config
 ffmpeg|ffmpeg
-ffprobe|ffmpeg'
+ffprobe|ffmpeg
+sqlite3|sqlite3
+curl|curl'
 
 say() { echo "setup: $*" >&2; }
 

@@ -39,10 +39,14 @@ static sl_code take_lock(sl_store *s, int wait_ms, sl_err *err)
     if ((s->lock = open(path, O_RDWR | O_CREAT | O_NOFOLLOW, 0600)) < 0)
         return sl_fail_errno(err, errno, "%s", path);
     while (flock(s->lock, LOCK_EX | LOCK_NB)) {
-        if (errno != EWOULDBLOCK && errno != EINTR) return sl_fail_errno(err, errno, "%s", path);
-        if (sl_now_ns() > until)
-            return sl_fail(err, SL_BUSY, "state folder %s belongs to another running server",
-                           s->dir);
+        if (errno != EWOULDBLOCK && errno != EINTR) rc = sl_fail_errno(err, errno, "%s", path);
+        else if (sl_now_ns() > until)
+            rc = sl_fail(err, SL_BUSY, "state folder %s belongs to another running server", s->dir);
+        if (rc) { /* not ours to close */
+            close(s->lock);
+            s->lock = -1;
+            return rc;
+        }
         usleep(20000);
     }
     return SL_OK;
@@ -74,7 +78,9 @@ sl_code sl_store_open(sl_store *s, const char *dir, int wait_ms, sl_err *err)
 
 void sl_store_close(sl_store *s)
 {
-    if (s->lock >= 0) close(s->lock);
+    if (s->lock < 0) return;
+    sl_remove_tree(s->run);
+    close(s->lock);
     s->lock = -1;
 }
 
