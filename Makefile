@@ -94,7 +94,7 @@ SUB      = +@$(MAKE) --no-print-directory $(PARALLEL)
 
 # ---- targets ----
 
-.PHONY: all setup programs plugin tests gpu-tests gpu demo test test-golden check check-asan check-tsan bench fuzz lint format install help clean
+.PHONY: all setup programs plugin tests gpu-tests gpu demo test test-golden check check-asan check-tsan soak bench fuzz lint format install help clean
 .DEFAULT_GOAL := all
 
 all: setup          ## set-up and programs (what `make` alone does)
@@ -129,6 +129,10 @@ check-asan:         ## the first half of check
 check-tsan:         ## the second half of check: the tests with threads, and a whole job
 	$(SUB) FLAVOUR=tsan programs tests
 	@tests/sanitize.sh tsan $(notdir $(TESTS))
+
+soak: setup         ## a server, 50 jobs from 8 clients, 100 SIGKILLs: every job ends once with the right bytes
+	$(SUB) programs $(TBIN)/test_serve_kill
+	SLUICE_BIN=$(BIN) SLUICE_SOAK=1 $(TBIN)/test_serve_kill
 
 bench: setup        ## the benchmarks, on this machine; K=name for one of them (dispatch, dit, gemm, lease, ops, team, vae)
 	$(SUB) programs $(filter-out %.sh,$(BENCHES))
