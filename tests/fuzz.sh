@@ -28,6 +28,10 @@ seeds() {
     local file kind
     case $1 in
     conf) for file in conf/*.cfg tests/golden/golden.cfg; do seed conf "$file" 20000 ''; done ;;
+    journal) # a row as the journal writes it; a good file with its version changed, and with nothing
+        seed journal /dev/null 0 'R\0\14\14\140\0\0\0\0\0\0\0\0\10\11\200\14\14\14\14\14\6\12\14\13'
+        seed journal /dev/null 0 'P\0\77\2'
+        seed journal /dev/null 0 'P' ;;
     model) # the first byte picks the reader
         for file in tests/golden/tiny-*/*/{transformer,.}/config.json tests/golden/*/transformer/config.json; do [ -f "$file" ] && seed model "$file" 20000 '\0'; done
         for kind in 1:text_encoder/config 2:image_encoder/config 3:image_processor/preprocessor_config 4:vae/config 5:scheduler/scheduler_config; do

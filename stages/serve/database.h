@@ -3,8 +3,8 @@
  *
  * One connection, one lock. A function of the owner takes the lock (sl_db_look to read, sl_db_enter
  * to change), uses statements, and ends with sl_db_leave, which commits, or rolls back what failed,
- * and unlocks. Everything else here wants the lock held, except open, close and copy. The copy alone
- * has a connection of its own and no lock: readers of a write-ahead log wait for nobody.
+ * and unlocks. Everything else here wants the lock held, but open, close and copy. The copy has a
+ * connection of its own and no lock: readers of a write-ahead log wait for nobody.
  *
  * Messages are one line, whatever they quote. Codes: SL_SYS the file cannot be opened, read or
  * written (a full disk, quota or limit: the message has SL_DB_FULL in it); SL_FORMAT damaged, or

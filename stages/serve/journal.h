@@ -7,7 +7,7 @@
  *
  *   submit --> QUEUED --claim--> RUNNING --finish--> COMPLETED, FAILED, CANCELLED
  *                 |    <-release--  |                      |
- *                 '---- cancel ---->' (cancel_asked)       '--remove, expire--> REMOVED --> forgotten
+ *                 '---- cancel ---->' (cancel_asked)       '--remove, expire--> REMOVED, forgotten
  *
  * A job ends once: finish takes a job that is RUNNING, cancel one that is QUEUED, and every later
  * end is refused with SL_GONE. REMOVED rows stay for a while, so that a DELETE said twice is no
@@ -17,9 +17,10 @@
  * (stages/serve/fair.h).
  *
  * Everything that is read back is checked: a row that no journal has written is SL_FORMAT, and the
- * message names the job. A full disk (or quota, or limit of a file's size) is SL_SYS, and the
- * message has SL_JOURNAL_DISK_FULL in it; SIGXFSZ should be ignored. An id that no job can have is one
+ * message names the job. A full disk (or quota, or limit of a file's size) is SL_SYS with
+ * SL_JOURNAL_DISK_FULL in its message; SIGXFSZ should be ignored. An id that no job can have is one
  * that no job has.
+ *
  * Any thread may call every function; one thread at a time is in the database. Times are seconds
  * since 1970, given by the caller. */
 #ifndef SL_JOURNAL_H
@@ -137,15 +138,15 @@ sl_code sl_journal_remove(sl_journal *j, const char *id, const char *owner, int6
                           sl_err *err);
 
 /* Jobs in the order of submission. after: the id that the list begins behind, "" for the beginning;
- * it may have been REMOVED meanwhile. limit at least 1; newest_first as it says. jobs[limit] get the
- * jobs, *count how many, *more whether there are others behind them. The caller frees the jobs.
+ * it may have been REMOVED meanwhile. limit at least 1; newest_first as it says. jobs[limit] get
+ * the jobs, *count how many, *more whether there are others behind them. The caller frees the jobs.
  * Errors: SL_GONE no job of this owner is called `after`, or it is forgotten. */
 sl_code sl_journal_list(sl_journal *j, const char *owner, const char *after, int limit,
                         bool newest_first, sl_journal_job *jobs, int *count, bool *more,
                         sl_err *err);
-/* How many jobs will be claimed before this one; -1: it is not QUEUED (or the journal
- * cannot be read). The order is remembered between changes of the queue: asking often costs the
- * look-up of the id and a search in an array. */
+/* How many jobs will be claimed before this one; -1: it is not QUEUED (or the journal cannot be
+ * read). The order is remembered between changes of the queue: asking often costs the look-up of
+ * the id and a search in an array. */
 int sl_journal_position(sl_journal *j, const char *id);
 
 typedef struct {
@@ -158,8 +159,8 @@ sl_code sl_journal_count(sl_journal *j, sl_journal_counts *out, sl_err *err);
 
 /* ---- jobs go ---- */
 
-/* Who is to be removed next: the ended job that ended longest ago, if it ended before `before_s`, or
- * if all folders of ended jobs together have more than `quota` bytes (0: no limit). Its row is
+/* Who is to be removed next: the ended job that ended longest ago, if it ended before `before_s`,
+ * or if all folders of ended jobs together have more than `quota` bytes (0: no limit). Its row is
  * REMOVED when this returns, and its folder is the caller's to remove. SL_BUSY: nobody is due.
  * Rows that are REMOVED since before `forget_s` are deleted on the way. */
 sl_code sl_journal_expire(sl_journal *j, int64_t before_s, uint64_t quota, int64_t forget_s,
