@@ -212,7 +212,7 @@ sl_code sl_db_open(sl_db **out, const char *path, const sl_db_schema *schema, sl
         return sl_fail(err, SL_ARG, "%s: a path of %zu bytes, want 1 to %d", schema->name,
                        strlen(path), SL_PATH - 1);
     sl_db *db = calloc(1, sizeof *db);
-    if (db) db->q = calloc((size_t)schema->statements, sizeof *db->q);
+    if (db) db->q = calloc((size_t)schema->statements, sizeof(sqlite3_stmt *));
     if (!db || !db->q) {
         free(db);
         return sl_fail(err, SL_NOMEM, "%s: no memory", schema->name);

@@ -347,7 +347,7 @@ int sl_journal_position(sl_journal *j, const char *id)
 {
     bool row;
     int before = -1;
-    place key;
+    place key = {0};
     if (!is_id(id)) return -1;
     sl_db_look(j->db);
     sl_code rc = order_queue(j, NULL);
