@@ -103,15 +103,71 @@ static void read_all(sl_journal *j)
     answers(sl_journal_release_all(j, &count, &err), &err);
 }
 
-/* ---- rows ---- */
+/* ---- good files, made once ---- */
 
 /* The journal's table without its types, so that each column may hold anything; the order is that
  * of the values in the input. */
 static const char TABLE[] =
     "DROP TABLE jobs; CREATE TABLE jobs (state, claimed, priority, progress, id, owner, key, "
     "created_s, started_s, ended_s, cancel_asked, attempts, code, message, bytes, request, "
-    "seq INTEGER PRIMARY KEY);";
+    "seq INTEGER PRIMARY KEY)";
 enum { COLUMNS = 16 };
+
+typedef struct {
+    uint8_t bytes[1 << 16];
+    size_t used;
+} image;
+
+static void execute(const char *sql)
+{
+    sqlite3 *db;
+    if (sqlite3_open(path, &db) || sqlite3_exec(db, sql, NULL, NULL, NULL)) abort();
+    sqlite3_close(db);
+}
+
+static void add_jobs(sl_journal *j)
+{
+    for (int i = 0; i < 12; i++) {
+        char same[SL_JOURNAL_ID];
+        sl_journal_state before;
+        sl_journal_job job = {.priority = i % 2, .request = "{}"};
+        snprintf(job.id, sizeof job.id, "%c", 'a' + i);
+        snprintf(job.owner, sizeof job.owner, "%s", i % 3 ? "o" : "");
+        if (sl_journal_submit(j, &job, i % 4 ? "" : job.id, NULL, same, NULL)) abort();
+        if (i % 4 == 3 && sl_journal_cancel(j, job.id, NULL, i, &before, NULL)) abort();
+        if (i == 3 && sl_journal_remove(j, job.id, NULL, i, NULL)) abort();
+    }
+    read_all(j);
+}
+
+/* A journal of small pages: with jobs in all states, or with TABLE and nothing in it. */
+static const image *good(bool with_jobs)
+{
+    static image images[2];
+    image *im = &images[with_jobs];
+    if (!im->used) {
+        sl_journal *j = NULL;
+        execute("PRAGMA page_size=512; VACUUM");
+        if (sl_journal_open(&j, path, NULL)) abort();
+        if (with_jobs) add_jobs(j);
+        sl_journal_close(&j);
+        if (!with_jobs) execute(TABLE);
+        FILE *f = fopen(path, "r");
+        if (!f) abort();
+        im->used = fread(im->bytes, 1, sizeof im->bytes, f);
+        fclose(f);
+        forget();
+    }
+    return im;
+}
+
+static void write_file(const uint8_t *data, size_t size)
+{
+    FILE *f = fopen(path, "w");
+    if (!f || fwrite(data, 1, size, f) != size || fclose(f)) abort();
+}
+
+/* ---- rows ---- */
 
 /* Bind one value; how many bytes it took. */
 static size_t bind(sqlite3_stmt *q, int at, const uint8_t *data, size_t size)
@@ -157,8 +213,9 @@ static void rows(const uint8_t *data, size_t size)
     sl_err err = {0};
     sqlite3 *db;
     sqlite3_stmt *q;
+    const image *empty = good(false);
+    write_file(empty->bytes, empty->used);
     if (sl_journal_open(&j, path, &err) || sqlite3_open(path, &db)) abort();
-    if (sqlite3_exec(db, TABLE, NULL, NULL, NULL)) abort();
     if (sqlite3_prepare_v2(
             db,
             "INSERT OR REPLACE INTO jobs VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, "
@@ -187,58 +244,18 @@ static void file(const uint8_t *data, size_t size)
 {
     sl_journal *j = NULL;
     sl_err err = {0};
-    FILE *f = fopen(path, "w");
-    if (!f || fwrite(data, 1, size, f) != size || fclose(f)) abort();
+    write_file(data, size);
     if (answers(sl_journal_open(&j, path, &err), &err)) return;
     read_all(j);
     sl_journal_close(&j);
 }
 
-/* A journal of small pages with a job in each state, made once. */
-static const uint8_t *good(size_t *bytes)
-{
-    static uint8_t image[1 << 16];
-    static size_t used;
-    if (!used) {
-        sl_journal *j = NULL;
-        sqlite3 *db;
-        FILE *f;
-        if (sqlite3_open(path, &db) ||
-            sqlite3_exec(db, "PRAGMA page_size=512; VACUUM", NULL, NULL, NULL))
-            abort();
-        sqlite3_close(db);
-        if (sl_journal_open(&j, path, NULL)) abort();
-        for (int i = 0; i < 12; i++) {
-            char same[SL_JOURNAL_ID];
-            sl_journal_state before;
-            sl_journal_job job = {.priority = i % 2, .request = "{}"};
-            snprintf(job.id, sizeof job.id, "%c", 'a' + i);
-            snprintf(job.owner, sizeof job.owner, "%s", i % 3 ? "o" : "");
-            if (sl_journal_submit(j, &job, i % 4 ? "" : job.id, NULL, same, NULL)) abort();
-            if (i % 4 == 3 && sl_journal_cancel(j, job.id, NULL, i, &before, NULL)) abort();
-            if (i == 3 && sl_journal_remove(j, job.id, NULL, i, NULL)) abort();
-        }
-        read_all(j);
-        sl_journal_close(&j);
-        if (!(f = fopen(path, "r"))) abort();
-        used = fread(image, 1, sizeof image, f);
-        fclose(f);
-        begin();
-    }
-    *bytes = used;
-    return image;
-}
-
 static void patched(const uint8_t *data, size_t size)
 {
-    size_t bytes;
-    const uint8_t *image = good(&bytes);
-    uint8_t *copy = malloc(bytes);
-    if (!copy) abort();
-    memcpy(copy, image, bytes);
-    for (; size >= 3; size -= 3, data += 3) copy[(data[0] * 256u + data[1]) % bytes] = data[2];
-    file(copy, bytes);
-    free(copy);
+    image copy = *good(true);
+    for (; size >= 3; size -= 3, data += 3)
+        copy.bytes[(data[0] * 256u + data[1]) % copy.used] = data[2];
+    file(copy.bytes, copy.used);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
