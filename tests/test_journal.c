@@ -921,7 +921,13 @@ static void test_bad_rows(void **state)
     assert_int_equal(number_at(path, "SELECT attempts FROM jobs WHERE seq = 2"), 2147483647);
     sql_at(path, "UPDATE jobs SET attempts = 0 WHERE seq = 2");
     claims("a");
-    claims("b");
+    /* somebody ends the job that is first in the order that is remembered: told once */
+    submit("c", "", -1);
+    assert_int_equal(sl_journal_position(j, "b"), 0);
+    sql_at(path, "UPDATE jobs SET state = 'failed' WHERE id = 'b'");
+    T_CODE(sl_journal_claim(j, 1, &got, &err), SL_SYS);
+    T_SAYS(err.msg, "row 1 was changed by another program");
+    claims("c");
 }
 
 /* ---- versions ---- */

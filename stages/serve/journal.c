@@ -452,11 +452,11 @@ static sl_code claim_first(sl_journal *j, int64_t now_s, sl_journal_job *out, sl
     if (!j->queued) return sl_fail(err, SL_BUSY, "no job is queued");
     const int64_t seq = j->queue[0].seq;
     rc = sl_db_run(j->db, CLAIM, &changed, err, "iii", seq, now_s, j->claims + 1);
+    j->ordered = false;
     if (rc) return rc;
     if (!changed)
         return sl_fail(err, SL_SYS, "row %lld was changed by another program", (long long)seq);
     j->claims++;
-    j->ordered = false;
     rc = sl_db_ask(j->db, BY_SEQ, &row, err, "i", seq);
     if (!rc) rc = read_job(j, BY_SEQ, out, err);
     sl_db_reset(j->db, BY_SEQ);
