@@ -219,7 +219,7 @@ static sl_code make_job(sl_server *s, const char *id, sl_form *f, sl_err *err)
 static bool is_full(const char *message)
 {
     return strstr(message, strerror(ENOSPC)) || strstr(message, strerror(EDQUOT)) ||
-           strstr(message, "disk full");
+           strstr(message, SL_JOURNAL_DISK_FULL);
 }
 
 /* The field that a message of `run` is about: the option that it names first. */
@@ -376,7 +376,12 @@ void sl_on_create(sl_ask *a)
     else {
         sl_metrics_add(s->metrics, SL_METRIC_JOBS_ACCEPTED, "", 1);
         sl_server_wake(s);
-        if (sl_ask_job(a, &job)) sl_answer_json(a, 200, sl_video_json(s, &job));
+        if (!sl_journal_get(s->journal, a->id, a->everyone ? NULL : a->owner, &job, &err))
+            sl_answer_json(a, 200, sl_video_json(s, &job));
+        else
+            sl_answer_error(a, 409, "key_used", NULL,
+                            "the video of this Idempotency-Key, %s, was removed: want another key",
+                            a->id);
         sl_journal_job_free(&job);
     }
     sl_form_free(&f);

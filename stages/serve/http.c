@@ -50,6 +50,14 @@ struct sl_http {
     sl_http_connection *first;
     int count;
     atomic_llong bodies; /* bytes of bodies that are being read */
+    struct {
+        pthread_mutex_t lock;
+        pthread_cond_t wake;
+        sl_ask *first, **last;
+        bool closing;
+        int count; /* threads */
+        pthread_t threads[WORKERS];
+    } work;
 };
 
 /* ---- connections ---- */
@@ -175,6 +183,10 @@ static void answer_sized(sl_ask *a, int code, struct MHD_Response *r, uint64_t s
     if (code == 401) MHD_add_response_header(r, "WWW-Authenticate", "Bearer");
     set_deadline(a->connection, GRACE_S + (int64_t)(size / (uint64_t)body_rate(a->server)));
     count_answer(a, code);
+    if (a->working) {
+        a->response = r;
+        return;
+    }
     a->queued = MHD_queue_response(a->mhd, (unsigned)code, r);
     MHD_destroy_response(r);
 }
@@ -488,11 +500,67 @@ static void admit(sl_ask *a, const char *url, const char *method)
     if (a->connection) admit_body(a);
 }
 
+/* ---- workers ---- */
+
+static void *be_worker(void *arg)
+{
+    sl_http *h = arg;
+    for (;;) {
+        pthread_mutex_lock(&h->work.lock);
+        while (!h->work.first && !h->work.closing) pthread_cond_wait(&h->work.wake, &h->work.lock);
+        sl_ask *a = h->work.first;
+        if (a && !(h->work.first = a->next)) h->work.last = &h->work.first;
+        pthread_mutex_unlock(&h->work.lock);
+        if (!a) return NULL; /* closing, and nobody waits */
+        a->route->handle(a);
+        if (!a->answered) sl_answer_error(a, 500, "internal", NULL, "no memory for the answer");
+        MHD_resume_connection(a->mhd);
+    }
+}
+
+static void hand_on(sl_http *h, sl_ask *a)
+{
+    a->working = true;
+    set_deadline(a->connection, 4 * GRACE_S);
+    MHD_suspend_connection(a->mhd);
+    pthread_mutex_lock(&h->work.lock);
+    *h->work.last = a;
+    h->work.last = &a->next;
+    pthread_cond_signal(&h->work.wake);
+    pthread_mutex_unlock(&h->work.lock);
+}
+
+static sl_code start_workers(sl_http *h, sl_err *err)
+{
+    pthread_mutex_init(&h->work.lock, NULL);
+    pthread_cond_init(&h->work.wake, NULL);
+    h->work.last = &h->work.first;
+    while (h->work.count < WORKERS) {
+        if (pthread_create(&h->work.threads[h->work.count], NULL, be_worker, h))
+            return sl_fail(err, SL_SYS, "serve: no thread to be had");
+        h->work.count++;
+    }
+    return SL_OK;
+}
+
+/* What they have is finished. */
+static void stop_workers(sl_http *h)
+{
+    pthread_mutex_lock(&h->work.lock);
+    h->work.closing = true;
+    pthread_cond_broadcast(&h->work.wake);
+    pthread_mutex_unlock(&h->work.lock);
+    for (int i = 0; i < h->work.count; i++) pthread_join(h->work.threads[i], NULL);
+    pthread_cond_destroy(&h->work.wake);
+    pthread_mutex_destroy(&h->work.lock);
+}
+
 /* ---- the request's way ---- */
 
 static void free_ask(sl_ask *a)
 {
     if (a->body) atomic_fetch_sub(&a->http->bodies, (long long)a->room);
+    if (a->response) MHD_destroy_response(a->response); /* its connection was lost */
     free(a->body);
     free(a);
 }
@@ -569,7 +637,18 @@ static enum MHD_Result take(void *cls, struct MHD_Connection *mhd, const char *u
         *size = 0;
         return a->thrown > DRAIN_FACTOR * a->room ? MHD_NO : MHD_YES;
     }
+    if (a->response) { /* a worker's */
+        a->working = false;
+        a->queued = MHD_queue_response(mhd, (unsigned)a->code, a->response);
+        MHD_destroy_response(a->response);
+        a->response = NULL;
+        return a->queued;
+    }
     if (a->answered) return MHD_YES;
+    if (!a->early_code && a->route->slow) {
+        hand_on(h, a);
+        return MHD_YES;
+    }
     if (a->early_code) answer_early(a);
     else a->route->handle(a);
     if (!a->answered) sl_answer_error(a, 500, "internal", NULL, "no memory for the answer");
@@ -708,7 +787,8 @@ sl_code sl_http_open(sl_http **out, sl_server *s, sl_route_find_fn *find, const 
     h->find = find;
     h->tokens = s->tokens.count > 0;
     pthread_mutex_init(&h->lock, NULL);
-    sl_code rc = listen_local(h, err);
+    sl_code rc = start_workers(h, err);
+    if (!rc) rc = listen_local(h, err);
     return rc ? rc : listen_tcp(h, listen_at, err);
 }
 
@@ -725,6 +805,11 @@ void sl_http_close(sl_http **hp)
     if (h->local_made) unlink(h->socket_path);
     atomic_store(&h->server->closing, true);
     sl_events_tell(h->server->events, NULL, SL_EVENT_END);
+    const int fds[] = {h->tcp ? MHD_quiesce_daemon(h->tcp) : -1,
+                       h->local ? MHD_quiesce_daemon(h->local) : -1}; /* no new connections */
+    stop_workers(h);
+    for (int i = 0; i < 2; i++)
+        if (fds[i] >= 0) close(fds[i]);
     if (h->tcp) MHD_stop_daemon(h->tcp);
     if (h->local) MHD_stop_daemon(h->local);
     pthread_mutex_destroy(&h->lock);

@@ -7,7 +7,8 @@
  * lengths, a length beside chunks) is refused. Without tokens only requests to this host, from
  * pages of this host, are answered, so that no web page elsewhere can use a server on the loopback.
  *
- *   MHD's threads   the handlers; each of one request at a time
+ *   MHD's threads   heads, bodies, answers; handlers that only look
+ *   workers         handlers that write (sl_route.slow): the connection sleeps meanwhile
  *   janitor         sl_http_tick: shuts down connections that are too slow
  *
  * A route is method, path, what it takes, a handler; routes.h has the table. */
@@ -32,6 +33,7 @@ typedef struct {
     const char *method, *path; /* {id} and {name} stand for one segment each */
     sl_route_who who;
     bool body; /* it takes one */
+    bool slow; /* it waits for the disk or for others: it is handled by a thread beside MHD's */
     void (*handle)(sl_ask *a);
     const char *what;   /* for people: openapi.json */
     const char *query;  /* names of query parameters, with spaces between; NULL: none */
@@ -61,6 +63,9 @@ struct sl_ask {
     int early_code;  /* an error that was found before the body was read; 0: none */
     char early[512]; /* its JSON */
     enum MHD_Result queued;
+    bool working; /* it is a worker's; its answer waits here until the connection is awake: */
+    struct MHD_Response *response;
+    sl_ask *next; /* in the workers' queue */
 };
 
 /* ---- answers, one a request ---- */
