@@ -27,6 +27,7 @@
 #define THREADS 4 /* that answer TCP */
 #define SECOND 1000000000ll
 #define GRACE_S 30       /* to begin a body, and to read a small answer */
+#define WORKERS 16       /* that wait for the disk */
 #define HEAD_BYTES 32768 /* of a connection's memory: a request's head fits or is refused */
 #define DRAIN_FACTOR 4   /* bodies of at most so many limits are read to their end before 413 */
 #define BODY_NONE 65536  /* what a route that takes no body throws away */
