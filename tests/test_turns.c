@@ -147,10 +147,10 @@ static void script_of(sl_seat *seat, const char *role, const char *script)
         piece(seat, role, SL_TURN_PIECE, "chunk", 1, 1, false);
         piece(seat, role, SL_TURN_PIECE, "chunk", 2, 1, false);
     } else if (!strcmp(script, "waits under a test")) {
-        sl_seat_begin(seat, 5, 1);
+        sl_seat_begin(seat, &(sl_msg_job){.job = 5, .attempt = 1});
         for (int i = 1; i <= 5; i++)
             piece(seat, role, SL_TURN_PIECE, "piece", i, i == 4 ? 100 : 1, i == 3);
-        sl_seat_begin(seat, 0, 0);
+        sl_seat_begin(seat, NULL);
     }
     if (!strcmp(script, "beside a team")) be_text_beside_a_team(seat);
     note("%s is through\n", role);
