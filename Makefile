@@ -152,12 +152,14 @@ lint: setup         ## format, warnings as errors, static analysis, scripts, dir
 format:             ## clang-format on every C file
 	@git ls-files '*.c' '*.h' '*.cc' | grep -v common/html5.h | xargs clang-format -i
 
-install: setup      ## programs to PREFIX/lib/sluice, the command as PREFIX/bin/sluice, settings to PREFIX/share/sluice
+install: setup      ## programs to PREFIX/lib/sluice, the command as PREFIX/bin/sluice, settings, manual page and completion to PREFIX/share
 	$(SUB) programs
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/sluice $(DESTDIR)$(PREFIX)/share/sluice
+	install -d $(addprefix $(DESTDIR)$(PREFIX)/,bin lib/sluice share/sluice share/man/man1 share/bash-completion/completions)
 	install $(PROGS) $(PLUGIN) $(DESTDIR)$(PREFIX)/lib/sluice
 	install -m 644 conf/*.cfg $(DESTDIR)$(PREFIX)/share/sluice
 	ln -sf ../lib/sluice/sluice $(DESTDIR)$(PREFIX)/bin/sluice
+	$(BIN)/sluice man >$(DESTDIR)$(PREFIX)/share/man/man1/sluice.1
+	$(BIN)/sluice completion bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/sluice
 
 setup:              ## install the packages that are missing, or print the one command to type
 	@tests/setup.sh

@@ -31,7 +31,8 @@ pkg-config|pkg-config
 ffmpeg|ffmpeg
 ffprobe|ffmpeg
 sqlite3|sqlite3
-curl|curl'
+curl|curl
+groff|groff-base'
 
 say() { echo "setup: $*" >&2; }
 

@@ -117,10 +117,6 @@ static const char TAIL[] =
     "    ids) words=$(timeout 1 \"$program\" list --ids --limit 100 --retry-s 0 \"${server[@]}\" "
     "2>/dev/null) ;;\n"
     "    esac\n"
-    "    if [[ $words == *:* && $current$before == *:* ]]; then # readline has cut at the \":\"\n"
-    "        [[ $current == : ]] && current=''\n"
-    "        words=${words##*:}\n"
-    "    fi\n"
     "    [[ $kind == files || $kind == folders ]] ||\n"
     "        COMPREPLY=($(compgen -W \"$words\" -- \"$current\"))\n"
     "}\n"
@@ -148,10 +144,11 @@ int sl_cli_completion(int argc, char **argv)
            "    local valued='' long=$before\n"
            "    [[ $before == -o ]] && long=--output\n"
            "    if [[ $long == --* ]]; then\n"
-           "        local ofoption=\"$verb.${long#--}\"\n"
+           "        local ofoption=\"$verb.${long#--}\" ofverb=$kind verbwords=$words\n"
+           "        kind='' words=''\n"
            "        case ${ofoption//_/-} in\n");
     put_values();
-    printf("        *) long='' ;;\n"
+    printf("        *) long='' kind=$ofverb words=$verbwords ;;\n"
            "        esac\n"
            "        [[ -n $long ]] && valued=1\n"
            "    fi\n");

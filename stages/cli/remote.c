@@ -670,7 +670,7 @@ sl_code sl_remote_stream(sl_remote *r, const char *path, const char *accept, sl_
 /* ---- into a file ---- */
 
 typedef struct {
-    transfer *t;
+    transfer t; /* the newest exchange */
     int fd;
     bool begun;       /* this exchange's body has */
     uint64_t at, max; /* bytes that are there, and may be */
@@ -693,16 +693,16 @@ static sl_code write_on(void *ctx, const char *bytes, size_t n, sl_err *err)
     writer *w = ctx;
     if (!w->begun && w->at) {
         /* the rest, or all of it once more */
-        const bool rest = w->t->r->status == 206 && w->t->ranged && w->t->from == w->at;
-        if (w->t->r->status == 206 && !rest)
-            return sl_fail(err, SL_FORMAT, "%s: not the range that was asked for", w->t->r->name);
+        const bool rest = w->t.r->status == 206 && w->t.ranged && w->t.from == w->at;
+        if (w->t.r->status == 206 && !rest)
+            return sl_fail(err, SL_FORMAT, "%s: not the range that was asked for", w->t.r->name);
         if (!rest && (ftruncate(w->fd, 0) || lseek(w->fd, 0, SEEK_SET)))
             return sl_fail_errno(err, errno, "%s", w->name);
         if (!rest) w->at = 0;
     }
     w->begun = true;
     if (n > w->max - w->at)
-        return sl_fail(err, SL_FORMAT, "%s: %s has more than %llu bytes", w->t->r->name, w->name,
+        return sl_fail(err, SL_FORMAT, "%s: %s has more than %llu bytes", w->t.r->name, w->name,
                        (unsigned long long)w->max);
     w->at += n;
     return write_all(w->fd, bytes, n, w->name, err);
@@ -715,7 +715,6 @@ static sl_code receive(sl_remote *r, const char *path, writer *w, bool again, sl
     patience p = patience_of(r);
     sl_code rc;
     while (true) {
-        transfer t = {.r = r, .sink = write_on, .ctx = w};
         const uint64_t before = w->at;
         const bool resume = before && *etag && strncmp(etag, "W/", 2);
         request q = {.method = "GET",
@@ -723,19 +722,19 @@ static sl_code receive(sl_remote *r, const char *path, writer *w, bool again, sl
                      .accept = "*/*",
                      .from = resume ? before : 0,
                      .etag = etag};
-        w->t = &t;
+        w->t = (transfer){.r = r, .sink = write_on, .ctx = w};
         w->begun = false;
-        if (!(rc = exchange(&t, &q, err))) return SL_OK;
+        if (!(rc = exchange(&w->t, &q, err))) return SL_OK;
         if (!w->begun && r->status == 416) { /* another file by now */
             if (ftruncate(w->fd, 0) || lseek(w->fd, 0, SEEK_SET))
                 return sl_fail_errno(err, errno, "%s", w->name);
             w->at = 0;
-            t.lost = true;
+            w->t.lost = true;
         }
         if (w->begun) snprintf(etag, sizeof etag, "%s", r->etag);
-        if (rc == SL_TIMEOUT && r->met && !deadline(r, NULL)) t.lost = true;
+        if (rc == SL_TIMEOUT && r->met && !deadline(r, NULL)) w->t.lost = true;
         if (w->at > before) p = patience_of(r);
-        if (!again || (rc = another_try(r, &t, &p, err))) return err->code;
+        if (!again || (rc = another_try(r, &w->t, &p, err))) return err->code;
     }
 }
 

@@ -205,7 +205,7 @@ static json_t *number(double x)
     return isfinite(x) ? json_real(x) : json_null();
 }
 
-/* Paths and messages may hold bytes that are no UTF-8; a report without them is better than none. */
+/* Paths and messages may hold bytes that are no UTF-8: a report without them beats none. */
 static json_t *text(const char *t)
 {
     json_t *string = json_string(t);
