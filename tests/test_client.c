@@ -297,6 +297,12 @@ static void a_file_of_jobs(void **state)
     T_SAYS(err, "1 of 2 jobs are submitted, then: ");
     T_SAYS(err, "bad.jsonl:2: ");
     T_SAYS(err, "want 4k + 1");
+    /* a run is all of them or none */
+    t_write(at("bad.jsonl"), "{\"steps\": 1000}\n{\"frames\": 6}\n");
+    SLUICE(2, "run", "--server", s.state, JOB, "--jobs", at("bad.jsonl"));
+    SLUICE(0, "list", "--ids", "--limit", "1");
+    SLUICE(1, "wait", word(out));
+    T_SAYS(err, ": cancelled");
 }
 
 static void lists(void **state)

@@ -59,7 +59,7 @@ void sl_vigil_leave(const sl_vigil *v)
     raise(v->caught);
 }
 
-static void cancel_all(sl_vigil *v, sl_outcome *jobs, int count)
+void sl_vigil_cancel(sl_vigil *v, const sl_outcome *jobs, int count)
 {
     char path[128];
     sl_err err = {0};
@@ -86,7 +86,7 @@ static bool on_signal(sl_vigil *v, sl_outcome *jobs, int count)
     sl_progress_end(&v->progress);
     if (v->cancels && !again && v->caught == SIGINT) {
         v->caught = 0;
-        cancel_all(v, jobs, count);
+        sl_vigil_cancel(v, jobs, count);
         return true;
     }
     for (int i = 0; i < count; i++) left += !jobs[i].through && *jobs[i].id;

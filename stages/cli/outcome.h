@@ -37,6 +37,8 @@ void sl_vigil_close(sl_vigil *v);
  * result is an exit status: that of the gravest end, in the order of no server, deadline, refused,
  * failed. A signal that ended it is to be raised again by the caller (sl_vigil_leave). */
 int sl_vigil_wait(sl_vigil *v, sl_outcome *jobs, int count);
+/* End them, those that have not ended; what could not be cancelled is told in a line. */
+void sl_vigil_cancel(sl_vigil *v, const sl_outcome *jobs, int count);
 /* Ended by a signal: die of it, as one expects of a program. Returns if it was not. */
 void sl_vigil_leave(const sl_vigil *v);
 void sl_outcome_free(sl_outcome *o);

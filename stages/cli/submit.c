@@ -376,10 +376,21 @@ static sl_code write_reports(const submission *s, const sl_outcome *jobs, const 
     return rc;
 }
 
+/* What is wanted of a job that was sent. The reports of a file are written together, at the end. */
+static sl_outcome expect(const submission *s, const task *t)
+{
+    sl_outcome o = t->wanted;
+    const char *all = s->base.wanted.report;
+    const bool together = *s->jobs_file && *all;
+    o.table = together || (!s->quiet && !s->client.json);
+    if (together && !strcmp(o.report, all)) *o.report = 0;
+    return o;
+}
+
 /* Send, and, where it is wanted, wait: a vigil, so that a signal cancels from the first job on. */
 static int carry_out(submission *s, sl_remote *r, sl_err *err)
 {
-    const bool many = *s->jobs_file, one_report = many && *s->base.wanted.report;
+    const bool one_report = *s->jobs_file && *s->base.wanted.report;
     sl_outcome *jobs = calloc((size_t)s->count, sizeof *jobs);
     sl_vigil v = {0};
     int sent = 0, status;
@@ -387,16 +398,12 @@ static int carry_out(submission *s, sl_remote *r, sl_err *err)
     if (!rc && s->waits) rc = sl_vigil_open(&v, r, s->quiet, s->count > 1, true, err);
     if (!rc) rc = send_all(s, r, &sent, err);
     status = sl_remote_exit(r, rc);
+    for (int i = 0; jobs && i < sent; i++) jobs[i] = expect(s, &s->tasks[i]);
     if (rc && sent) {
         sl_complain("%d of %d jobs are submitted, then: %s", sent, s->count, err->msg);
         err->code = SL_OK;
-    }
-    for (int i = 0; jobs && i < sent; i++) {
-        jobs[i] = s->tasks[i].wanted;
-        jobs[i].table = !s->quiet && !s->client.json;
-        /* the reports of a file are written together, at the end */
-        if (one_report && !strcmp(jobs[i].report, s->base.wanted.report)) *jobs[i].report = 0;
-        if (one_report) jobs[i].table = true;
+        /* as a run: all of them, or none */
+        if (s->waits && rc != SL_CANCELLED) sl_vigil_cancel(&v, jobs, sent);
     }
     if (s->waits && v.remote && sent && (!rc || rc == SL_CANCELLED)) {
         r->retry_s = s->client.has_retry_s ? s->client.retry_s : SL_RETRY_WAIT_S;
