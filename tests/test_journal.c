@@ -131,6 +131,14 @@ static char *contents(const char *file, size_t *bytes)
     return all;
 }
 
+static void limit_files(rlim_t bytes)
+{
+    struct rlimit limit;
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &limit), 0);
+    limit.rlim_cur = bytes;
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &limit), 0);
+}
+
 static void put(const char *file, long at, const char *bytes, size_t n)
 {
     FILE *f = fopen(file, at < 0 ? "w" : "r+");
@@ -921,12 +929,11 @@ static void test_bad_rows(void **state)
     assert_int_equal(number_at(path, "SELECT attempts FROM jobs WHERE seq = 2"), 2147483647);
     sql_at(path, "UPDATE jobs SET attempts = 0 WHERE seq = 2");
     claims("a");
-    /* somebody ends the job that is first in the order that is remembered: told once */
+    /* somebody ends the job that is first in the order that is remembered */
     submit("c", "", -1);
     assert_int_equal(sl_journal_position(j, "b"), 0);
     sql_at(path, "UPDATE jobs SET state = 'failed' WHERE id = 'b'");
-    T_CODE(sl_journal_claim(j, 1, &got, &err), SL_SYS);
-    T_SAYS(err.msg, "row 1 was changed by another program");
+    assert_int_equal(sl_journal_position(j, "b"), -1);
     claims("c");
 }
 
@@ -1039,6 +1046,240 @@ static void test_threads(void **state)
     assert_int_equal(c.bytes, 2 * EACH);
 }
 
+/* ---- readers, and changes that go to the disk together ---- */
+
+static atomic_int began;
+
+static void *submits_one(void *arg)
+{
+    char same[SL_JOURNAL_ID];
+    sl_journal_job job = named(arg, "ann", 0);
+    atomic_fetch_add(&began, 1);
+    return (void *)(intptr_t)sl_journal_submit(j, &job, "", NULL, same, NULL);
+}
+
+/* A submission waits for somebody's write lock, and with it the journal's: who asks does not. */
+static void test_readers_do_not_wait(void **state)
+{
+    sl_journal_job jobs[2], got;
+    sl_journal_counts counts;
+    sqlite3 *other;
+    pthread_t t;
+    void *rc;
+    int count;
+    bool more;
+    (void)state;
+    submit("a", "ann", 0);
+    submit("b", "bob", 1);
+    assert_int_equal(sqlite3_open(path, &other), SQLITE_OK);
+    assert_int_equal(sqlite3_exec(other, "BEGIN IMMEDIATE", NULL, NULL, NULL), SQLITE_OK);
+    atomic_store(&began, 0);
+    assert_int_equal(pthread_create(&t, NULL, submits_one, "c"), 0);
+    while (!atomic_load(&began)) usleep(1000);
+    usleep(20000); /* it is in the journal, most likely */
+    T_OK(sl_journal_get(j, "a", "ann", &got, &err));
+    sl_journal_job_free(&got);
+    T_OK(sl_journal_list(j, NULL, "a", 2, false, jobs, &count, &more, &err));
+    assert_true(count == 1 && !strcmp(jobs[0].id, "b"));
+    sl_journal_job_free(&jobs[0]);
+    assert_int_equal(sl_journal_position(j, "a"), 1);
+    assert_int_equal(sl_journal_position(j, "b"), 0);
+    T_OK(sl_journal_count(j, &counts, &err));
+    assert_int_equal(counts.jobs[SL_JOURNAL_QUEUED], 2);
+    assert_true(sl_journal_knows(j, "a"));
+    assert_false(sl_journal_knows(j, "c"));
+    /* had one of them waited, the submission would have given up by now */
+    assert_int_equal(sqlite3_exec(other, "COMMIT", NULL, NULL, NULL), SQLITE_OK);
+    sqlite3_close(other);
+    pthread_join(t, &rc);
+    assert_int_equal((intptr_t)rc, SL_OK);
+    assert_int_equal(sl_journal_position(j, "c"), 2);
+}
+
+static const char *const COUNTER[] = {
+    "CREATE TABLE t (a INTEGER PRIMARY KEY CHECK (a < 100)) STRICT"};
+static const char *const COUNT_SQL[] = {"INSERT INTO t VALUES (?1)", "SELECT count(*) FROM t",
+                                        "INSERT INTO t VALUES (?1 + 1)",
+                                        "INSERT OR ROLLBACK INTO t VALUES (?1)"};
+static const sl_db_schema COUNTER_SCHEMA = {.name = "numbers",
+                                            .application = 98,
+                                            .version = 1,
+                                            .steps = COUNTER,
+                                            .sql = COUNT_SQL,
+                                            .statements = 4,
+                                            .value_bytes = 1000};
+
+typedef struct {
+    sl_db *db;
+    int64_t number;
+    sl_code rc;
+    sl_err err;
+} adding;
+
+/* Two rows, the second of which may be there already; then the first is not there either. */
+static void add_two(adding *a)
+{
+    a->rc = sl_db_run(a->db, 0, NULL, &a->err, "i", a->number);
+    if (!a->rc) a->rc = sl_db_run(a->db, 2, NULL, &a->err, "i", a->number);
+    a->rc = sl_db_leave(a->db, a->rc, &a->err);
+}
+
+static void *adds_two(void *arg)
+{
+    adding *a = arg;
+    atomic_fetch_add(&began, 1);
+    a->rc = sl_db_enter(a->db, true, &a->err);
+    if (!a->rc) add_two(a);
+    return NULL;
+}
+
+/* Commits in a write-ahead log: frames that tell the size of the database. */
+static int commits_of(const char *file, long from, long *end)
+{
+    size_t bytes;
+    char *all = contents(file, &bytes);
+    const unsigned char *u = (unsigned char *)all;
+    assert_true(bytes >= 32);
+    const size_t frame =
+        24 + ((size_t)u[8] << 24 | (size_t)u[9] << 16 | (size_t)u[10] << 8 | u[11]);
+    int n = 0;
+    *end = from ? from : 32;
+    for (; (size_t)*end + frame <= bytes; *end += (long)frame) {
+        const unsigned char *f = u + *end;
+        n += (f[4] | f[5] | f[6] | f[7]) != 0;
+    }
+    free(all);
+    return n;
+}
+
+/* Changes that begin while another goes on share its commit; one that fails is undone alone. */
+static void test_together(void **state)
+{
+    enum { N = 8 };
+    adding a[N + 1] = {0};
+    pthread_t t[N];
+    sl_db *db, *read;
+    char file[400], wal[410];
+    int64_t count;
+    long end;
+    (void)state;
+    snprintf(file, sizeof file, "%s/numbers.db", dir);
+    snprintf(wal, sizeof wal, "%s-wal", file);
+    T_OK(sl_db_open(&db, file, &COUNTER_SCHEMA, &err));
+    T_OK(sl_db_open_reader(&read, db, &err));
+    int before = commits_of(wal, 0, &end);
+    a[N] = (adding){.db = db, .number = 0};
+    T_OK(sl_db_enter(db, true, &err));
+    atomic_store(&began, 0);
+    for (int i = 0; i < N; i++) { /* those of odd i have number 10, or 99, and fail, but for one */
+        a[i] = (adding){.db = db, .number = i == 7 ? 99 : i % 2 ? 10 : 20 + 2 * i};
+        assert_int_equal(pthread_create(&t[i], NULL, adds_two, &a[i]), 0);
+    }
+    while (atomic_load(&began) < N) usleep(1000);
+    usleep(20000); /* they wait to begin, most likely */
+    sl_db_look(read);
+    T_OK(sl_db_leave(read, sl_db_number(read, 1, &count, &err), &err));
+    assert_int_equal(count, 0);
+    add_two(&a[N]);
+    T_OK(a[N].rc);
+    sl_db_look(read); /* what has returned is seen, by others too */
+    T_OK(sl_db_leave(read, sl_db_number(read, 1, &count, &err), &err));
+    assert_true(count >= 2);
+    int failed = 0;
+    for (int i = 0; i < N; i++) {
+        pthread_join(t[i], NULL);
+        if (i % 2 == 0) T_OK(a[i].rc);
+        else failed += a[i].rc == SL_ARG;
+    }
+    assert_int_equal(failed, 3);
+    assert_int_equal(number_at(file, "SELECT count(*) FROM t"), 2 * (N + 1 - 3));
+    assert_int_equal(number_at(file, "SELECT count(*) FROM t WHERE a = 99"), 0);
+    const int commits = commits_of(wal, end, &end);
+    print_message("%d changes, %d commits (%d before)\n", N + 1 - 3, commits, before);
+    assert_true(commits >= 1 && commits <= N + 1);
+    sl_db_close(&read);
+    sl_db_close(&db);
+}
+
+static void *undoes_all(void *arg)
+{
+    adding *a = arg;
+    atomic_fetch_add(&began, 1);
+    a->rc = sl_db_enter(a->db, true, &a->err);
+    if (a->rc) return NULL;
+    a->rc = sl_db_run(a->db, 3, NULL, &a->err, "i", a->number);
+    a->rc = sl_db_leave(a->db, a->rc, &a->err);
+    return NULL;
+}
+
+/* SQLite may undo a whole transaction because of one change: all that were in it are told. */
+static void test_together_undone(void **state)
+{
+    char file[400];
+    adding a = {0}, b = {0};
+    sl_db *db;
+    pthread_t t;
+    (void)state;
+    snprintf(file, sizeof file, "%s/numbers.db", dir);
+    T_OK(sl_db_open(&db, file, &COUNTER_SCHEMA, &err));
+    a = (adding){.db = db, .number = 1};
+    b = (adding){.db = db, .number = 100};
+    T_OK(sl_db_enter(db, true, &err));
+    atomic_store(&began, 0);
+    assert_int_equal(pthread_create(&t, NULL, undoes_all, &b), 0);
+    while (!atomic_load(&began)) usleep(1000);
+    usleep(20000); /* it waits to begin, most likely */
+    add_two(&a);
+    pthread_join(t, NULL);
+    const bool shared = a.rc;
+    T_CODE(b.rc, SL_ARG);
+    T_CODE(a.rc, shared ? SL_ARG : SL_OK);
+    if (shared) assert_string_equal(a.err.msg, b.err.msg);
+    assert_int_equal(number_at(file, "SELECT count(*) FROM t"), shared ? 0 : 2);
+    a = (adding){.db = db, .number = 1};
+    adds_two(&a);
+    T_CODE(a.rc, shared ? SL_OK : SL_ARG);
+    assert_int_equal(number_at(file, "SELECT count(*) FROM t"), 2);
+    sl_db_close(&db);
+}
+
+/* The disk is full for all that share a commit: none of them has happened. */
+static void test_together_full(void **state)
+{
+    char wal[320];
+    pthread_t t[4];
+    const char *const ids[] = {"a", "b", "c", "d"};
+    struct stat is;
+    int submitted = 0;
+    (void)state;
+    signal(SIGXFSZ, SIG_IGN);
+    snprintf(wal, sizeof wal, "%s-wal", path);
+    for (int round = 0; round < 10; round++) {
+        sqlite3 *other;
+        assert_int_equal(sqlite3_open(path, &other), SQLITE_OK);
+        assert_int_equal(sqlite3_exec(other, "BEGIN IMMEDIATE", NULL, NULL, NULL), SQLITE_OK);
+        assert_int_equal(stat(wal, &is), 0);
+        atomic_store(&began, 0);
+        for (int i = 0; i < 4; i++)
+            assert_int_equal(pthread_create(&t[i], NULL, submits_one, (void *)ids[i]), 0);
+        while (atomic_load(&began) < 4) usleep(1000);
+        limit_files((rlim_t)is.st_size + (rlim_t)(round * 4000));
+        assert_int_equal(sqlite3_exec(other, "COMMIT", NULL, NULL, NULL), SQLITE_OK);
+        sqlite3_close(other);
+        for (int i = 0; i < 4; i++) {
+            void *rc;
+            pthread_join(t[i], &rc);
+            /* what was acknowledged is there, and only that; SL_ARG: an earlier round's */
+            if ((intptr_t)rc == SL_OK) submitted++;
+            else if ((intptr_t)rc == SL_SYS) assert_false(sl_journal_knows(j, ids[i]));
+            else assert_int_equal((intptr_t)rc, SL_ARG);
+        }
+        limit_files(RLIM_INFINITY);
+        assert_int_equal(number_at(path, "SELECT count(*) FROM jobs"), submitted);
+    }
+    assert_int_equal(submitted, 4);
+}
+
 /* ---- backup ---- */
 
 static atomic_int acknowledged, stop;
@@ -1099,14 +1340,6 @@ static void test_backup(void **state)
 }
 
 /* ---- a full disk ---- */
-
-static void limit_files(rlim_t bytes)
-{
-    struct rlimit limit;
-    assert_int_equal(getrlimit(RLIMIT_FSIZE, &limit), 0);
-    limit.rlim_cur = bytes;
-    assert_int_equal(setrlimit(RLIMIT_FSIZE, &limit), 0);
-}
 
 static void test_full(void **state)
 {
@@ -1356,6 +1589,10 @@ int main(void)
         WITH_JOURNAL(test_bad_rows),
         WITH_JOURNAL(test_migrations),
         WITH_JOURNAL(test_threads),
+        WITH_JOURNAL(test_readers_do_not_wait),
+        WITH_JOURNAL(test_together),
+        WITH_JOURNAL(test_together_undone),
+        WITH_JOURNAL(test_together_full),
         WITH_JOURNAL(test_backup),
         WITH_JOURNAL(test_full),
         WITH_JOURNAL(test_killed),

@@ -1,4 +1,13 @@
-/* database.c - an SQLite database of one program. */
+/* database.c - an SQLite database of one program.
+ *
+ * A change that ends while others wait to begin does not commit: it becomes a MEMBER of the open
+ * transaction, gives the lock away and waits. The next change goes on in the same transaction,
+ * behind a savepoint; the last one, behind which nobody waits, commits, and tells all members. Each
+ * thread is in it once, so it does end.
+ *
+ *   thread 1   enter BEGIN, change, leave: member ................... told
+ *   thread 2         (lock)                enter SAVEPOINT, change, leave: COMMIT, tell
+ */
 #include "stages/serve/database.h"
 
 #include <errno.h>
@@ -17,13 +26,27 @@
 
 #define OTHERS_MS 5000 /* how long somebody else's sqlite3 may hold the database */
 
+typedef struct member {
+    struct member *next;
+    sl_code rc; /* of the commit */
+    sl_err err;
+    bool told;
+} member;
+
 struct sl_db {
     const sl_db_schema *schema;
     char path[SL_PATH];
-    pthread_mutex_t lock; /* of everything below */
+    bool reader;
+    atomic_int coming;    /* threads that wait for the lock, to change something */
+    pthread_mutex_t lock; /* of everything below, to the blank line */
     sqlite3 *db;
     sqlite3_stmt **q; /* [statements] */
     bool synced;      /* whether a commit waits for the disk */
+    bool looking;     /* the lock is held to read */
+    member *members;  /* of the open transaction; NULL: none is open between two changes */
+
+    pthread_mutex_t news_lock; /* of what members are told */
+    pthread_cond_t news;
 };
 
 /* ---- errors ---- */
@@ -205,28 +228,52 @@ static sl_code open_file(sl_db *db, sl_err *err)
     return prepare(db, err);
 }
 
+static sl_db *new_db(const char *path, const sl_db_schema *schema)
+{
+    sl_db *db = calloc(1, sizeof *db);
+    if (db) db->q = calloc((size_t)schema->statements, sizeof(sqlite3_stmt *));
+    if (!db || !db->q) {
+        free(db);
+        return NULL;
+    }
+    db->schema = schema;
+    pthread_mutex_init(&db->lock, NULL);
+    pthread_mutex_init(&db->news_lock, NULL);
+    pthread_cond_init(&db->news, NULL);
+    strcpy(db->path, path);
+    return db;
+}
+
+/* What was to be opened is *out, or closed. */
+static sl_code opened(sl_db **out, sl_db *db, sl_code rc, sl_err *err)
+{
+    if (rc) {
+        sl_context(err, rc, "%s %s", db->schema->name, db->path);
+        sl_db_close(&db);
+    }
+    *out = db;
+    return rc;
+}
+
 sl_code sl_db_open(sl_db **out, const char *path, const sl_db_schema *schema, sl_err *err)
 {
     *out = NULL;
     if (!*path || strlen(path) >= SL_PATH)
         return sl_fail(err, SL_ARG, "%s: a path of %zu bytes, want 1 to %d", schema->name,
                        strlen(path), SL_PATH - 1);
-    sl_db *db = calloc(1, sizeof *db);
-    if (db) db->q = calloc((size_t)schema->statements, sizeof(sqlite3_stmt *));
-    if (!db || !db->q) {
-        free(db);
-        return sl_fail(err, SL_NOMEM, "%s: no memory", schema->name);
-    }
-    db->schema = schema;
-    pthread_mutex_init(&db->lock, NULL);
-    strcpy(db->path, path);
-    sl_code rc = open_file(db, err);
-    if (rc) {
-        sl_db_close(&db);
-        return sl_context(err, rc, "%s %s", schema->name, path);
-    }
-    *out = db;
-    return SL_OK;
+    sl_db *db = new_db(path, schema);
+    if (!db) return sl_fail(err, SL_NOMEM, "%s: no memory", schema->name);
+    return opened(out, db, open_file(db, err), err);
+}
+
+sl_code sl_db_open_reader(sl_db **out, const sl_db *of, sl_err *err)
+{
+    *out = NULL;
+    sl_db *db = new_db(of->path, of->schema);
+    if (!db) return sl_fail(err, SL_NOMEM, "%s: no memory", of->schema->name);
+    db->reader = true;
+    sl_code rc = connect_to(db->path, SQLITE_OPEN_READONLY, &db->db, db->schema, err);
+    return opened(out, db, rc ? rc : prepare(db, err), err);
 }
 
 void sl_db_close(sl_db **db)
@@ -235,6 +282,8 @@ void sl_db_close(sl_db **db)
     if (!d) return;
     for (int i = 0; i < d->schema->statements; i++) sqlite3_finalize(d->q[i]);
     sqlite3_close(d->db);
+    pthread_cond_destroy(&d->news);
+    pthread_mutex_destroy(&d->news_lock);
     pthread_mutex_destroy(&d->lock);
     free(d->q);
     free(d);
@@ -246,26 +295,111 @@ void sl_db_close(sl_db **db)
 void sl_db_look(sl_db *db)
 {
     pthread_mutex_lock(&db->lock);
+    db->looking = true;
+    /* several statements see the same; without it each would see what is there */
+    if (db->reader) execute(db->db, "BEGIN", NULL);
+}
+
+static sl_code begin(sl_db *db, bool synced, sl_err *err)
+{
+    sl_code rc = SL_OK;
+    if (db->members) return execute(db->db, "SAVEPOINT change", err);
+    if (db->synced != synced)
+        rc = execute(db->db, synced ? "PRAGMA synchronous=FULL" : "PRAGMA synchronous=NORMAL", err);
+    if (rc) return rc;
+    db->synced = synced;
+    return execute(db->db, "BEGIN IMMEDIATE", err);
 }
 
 sl_code sl_db_enter(sl_db *db, bool synced, sl_err *err)
 {
-    sl_code rc = SL_OK;
-    sl_db_look(db);
-    if (db->synced != synced)
-        rc = execute(db->db, synced ? "PRAGMA synchronous=FULL" : "PRAGMA synchronous=NORMAL", err);
-    if (!rc) {
-        db->synced = synced;
-        rc = execute(db->db, "BEGIN IMMEDIATE", err);
-    }
+    atomic_fetch_add(&db->coming, 1);
+    pthread_mutex_lock(&db->lock);
+    atomic_fetch_sub(&db->coming, 1);
+    sl_code rc = begin(db, synced, err);
     return rc ? sl_db_leave(db, rc, err) : SL_OK;
+}
+
+static bool is_open(const sl_db *db)
+{
+    return !sqlite3_get_autocommit(db->db);
+}
+
+/* The transaction has ended, as rc and err say. */
+static void tell_members(sl_db *db, sl_code rc, const sl_err *err)
+{
+    pthread_mutex_lock(&db->news_lock);
+    for (member *m = db->members; m; m = m->next) {
+        m->rc = rc;
+        m->err = *err;
+        m->told = true;
+    }
+    db->members = NULL;
+    pthread_cond_broadcast(&db->news);
+    pthread_mutex_unlock(&db->news_lock);
+}
+
+/* A change has failed. The others stay, unless SQLite has undone all of the transaction already, as
+ * it does when the disk is full. */
+static void undo(sl_db *db, sl_code rc, const sl_err *err)
+{
+    if (db->members && is_open(db) && !execute(db->db, "ROLLBACK TO change; RELEASE change", NULL))
+        return;
+    if (is_open(db)) execute(db->db, "ROLLBACK", NULL);
+    tell_members(db, rc, err);
+}
+
+static sl_code commit(sl_db *db, sl_err *err)
+{
+    sl_code rc = execute(db->db, "COMMIT", err);
+    if (is_open(db)) execute(db->db, "ROLLBACK", NULL);
+    tell_members(db, rc, err);
+    return rc;
+}
+
+/* The lock goes to the change that waits for it, and so does the commit. */
+static sl_code wait_as_member(sl_db *db, sl_err *err)
+{
+    member me = {.next = db->members};
+    db->members = &me;
+    pthread_mutex_lock(&db->news_lock);
+    pthread_mutex_unlock(&db->lock);
+    while (!me.told) pthread_cond_wait(&db->news, &db->news_lock);
+    pthread_mutex_unlock(&db->news_lock);
+    *err = me.err;
+    return me.rc;
+}
+
+/* The end of a change: how the transaction went. The lock is not held any more. */
+static sl_code end_change(sl_db *db, sl_code rc, sl_err *err)
+{
+    sl_code end = SL_OK;
+    if (!rc && !is_open(db)) rc = sl_fail(err, SL_SYS, "a change was undone");
+    if (!rc && db->members) rc = execute(db->db, "RELEASE change", err);
+    if (rc) undo(db, rc, err);
+    if (is_open(db)) {
+        sl_err why = {0};
+        /* a change that failed waits too, or many of them could put the end off */
+        if (db->synced && atomic_load(&db->coming)) {
+            end = wait_as_member(db, &why);
+            if (!rc && end) *err = why;
+            return rc ? rc : end;
+        }
+        end = commit(db, &why);
+        if (!rc && end) *err = why;
+    }
+    pthread_mutex_unlock(&db->lock);
+    return rc ? rc : end;
 }
 
 sl_code sl_db_leave(sl_db *db, sl_code rc, sl_err *err)
 {
-    if (!rc && !sqlite3_get_autocommit(db->db)) rc = execute(db->db, "COMMIT", err);
-    if (!sqlite3_get_autocommit(db->db)) execute(db->db, "ROLLBACK", NULL);
-    pthread_mutex_unlock(&db->lock);
+    sl_err own = {0};
+    if (db->looking) {
+        db->looking = false;
+        if (db->reader && is_open(db)) execute(db->db, "COMMIT", NULL);
+        pthread_mutex_unlock(&db->lock);
+    } else rc = end_change(db, rc, err ? err : &own);
     return rc == SL_SYS || rc == SL_FORMAT ? sl_context(err, rc, "%s", db->schema->name) : rc;
 }
 

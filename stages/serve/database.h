@@ -1,10 +1,16 @@
 /* database.h - an SQLite database of one program: its schema and versions, statements that are
  * prepared once, changes that are on the disk when they return, and rows that are checked.
  *
- * One connection, one lock. A function of the owner takes the lock (sl_db_look to read, sl_db_enter
- * to change), uses statements, and ends with sl_db_leave, which commits, or rolls back what failed,
- * and unlocks. Everything else here wants the lock held, but open, close and copy. The copy has a
- * connection of its own and no lock: readers of a write-ahead log wait for nobody.
+ * A sl_db is one connection with one lock. A function of the owner takes the lock (sl_db_look to
+ * read, sl_db_enter to change), uses statements, and ends with sl_db_leave, which commits, or rolls
+ * back what failed, and unlocks. Everything else here wants the lock held, but open, close and copy.
+ *
+ * Threads that change something at the same time wait for the disk together: their changes share a
+ * transaction, and each returns when it is committed. A change that fails is undone alone; if the
+ * commit fails, all of them have.
+ *
+ * The lock is held while the disk is waited for. Who only reads does so on a connection of its own
+ * (sl_db_open_reader), as the copy does: readers of a write-ahead log wait for no writer.
  *
  * Messages are one line, whatever they quote. Codes: SL_SYS the file cannot be opened, read or
  * written (a full disk, quota or limit: the message has SL_DB_FULL in it); SL_FORMAT damaged, or
@@ -36,12 +42,15 @@ typedef struct sl_db sl_db;
  * transaction, prepare the statements. A file of another program or a newer version is left as it
  * is. The schema is borrowed. *out is the caller's to close. */
 sl_code sl_db_open(sl_db **out, const char *path, const sl_db_schema *schema, sl_err *err);
+/* Another connection to a database that is open: it sees what was committed when the look began,
+ * and is closed first. */
+sl_code sl_db_open_reader(sl_db **out, const sl_db *of, sl_err *err);
 void sl_db_close(sl_db **db); /* NULL is fine */
 
 /* ---- the lock, and transactions ---- */
 
 void sl_db_look(sl_db *db);
-/* To change something in one transaction. On an error there is nothing to leave. synced: its commit
+/* To change something, all of it or nothing. On an error there is nothing to leave. synced: leave
  * waits for the disk. */
 sl_code sl_db_enter(sl_db *db, bool synced, sl_err *err);
 /* The end of what began with look or enter; rc: how it went, which is returned, unless the commit

@@ -1,13 +1,16 @@
 /* journal.c - the queue that survives: its schema, its statements, and its rows.
  *
- * Every function that changes something is one transaction (enter ... leave); one that reads holds
- * the lock meanwhile (look ... leave). See stages/serve/database.h.
+ *   db     every function that changes something: one change (enter ... leave)
+ *   read   every function that only reads: one look (look ... leave), which waits for no commit
  *
- * The order of the queue is made from its rows when somebody asks (order_queue), and kept until a
- * function that changes the queue forgets it (ordered = false). */
+ * See stages/serve/database.h. The order of the queue is made from its rows (read_queue): by claim
+ * each time, for it changes the queue; by position when `version` is no longer that of the order it
+ * remembers. A function that changes the queue makes `version` another after its commit and before
+ * it returns. */
 #include "stages/serve/journal.h"
 
 #include <limits.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -124,14 +127,22 @@ typedef struct {
     int before; /* how many are claimed before it */
 } place;
 
-struct sl_journal {
-    sl_db *db;      /* its lock is that of everything here */
-    int64_t claims; /* the newest number of a claim */
+typedef struct {
+    int count, room;
+    sl_fair_job *jobs; /* [count], in the order of claims */
+} queue;
 
-    bool ordered; /* whether these are the queue as it is: */
-    int queued, room;
-    sl_fair_job *queue; /* [queued], in the order of claims */
-    place *places;      /* [queued], by seq */
+struct sl_journal {
+    sl_db *db;      /* its lock is that of: */
+    int64_t claims; /* the newest number of a claim */
+    queue queue;    /* claim's */
+
+    sl_db *read;      /* its lock is that of: */
+    uint64_t ordered; /* the version whose order this is; 0: none */
+    queue order;
+    place *places; /* [order.count], by seq */
+
+    atomic_ullong version; /* of the queue, from 1 */
 };
 
 const char *sl_journal_state_name(sl_journal_state state)
@@ -179,9 +190,9 @@ static sl_journal_state read_state(sl_row *r)
 }
 
 /* The row of COLUMNS at which the statement is; *out is the caller's. */
-static sl_code read_job(sl_journal *j, int which, sl_journal_job *out, sl_err *err)
+static sl_code read_job(sl_db *db, int which, sl_journal_job *out, sl_err *err)
 {
-    sl_row r = sl_row_of(j->db, which, err);
+    sl_row r = sl_row_of(db, which, err);
     int64_t seq;
     memset(out, 0, sizeof *out);
     read_row(&r, &seq);
@@ -206,21 +217,21 @@ static sl_code read_job(sl_journal *j, int which, sl_journal_job *out, sl_err *e
 }
 
 /* *there: is there a job of this id and owner (REMOVED too)? *state is its state then. */
-static sl_code state_of(sl_journal *j, const char *id, const char *owner, bool *there,
+static sl_code state_of(sl_db *db, const char *id, const char *owner, bool *there,
                         sl_journal_state *state, sl_err *err)
 {
     *there = false;
     *state = SL_JOURNAL_REMOVED;
     if (!is_id(id)) return SL_OK;
-    sl_code rc = sl_db_ask(j->db, STATE, there, err, "tt", id, owner);
+    sl_code rc = sl_db_ask(db, STATE, there, err, "tt", id, owner);
     if (!rc && *there) {
         char same[SL_JOURNAL_ID];
-        sl_row r = sl_row_of(j->db, STATE, err);
+        sl_row r = sl_row_of(db, STATE, err);
         read_id(&r, same);
         *state = read_state(&r);
         rc = r.rc;
     }
-    sl_db_reset(j->db, STATE);
+    sl_db_reset(db, STATE);
     return rc;
 }
 
@@ -229,15 +240,15 @@ static sl_code state_of(sl_journal *j, const char *id, const char *owner, bool *
 static sl_code check_rows(sl_journal *j, sl_err *err)
 {
     bool row;
-    sl_code rc = sl_db_ask(j->db, ALL, &row, err, "");
+    sl_code rc = sl_db_ask(j->read, ALL, &row, err, "");
     while (!rc && row) {
         sl_journal_job job;
-        if ((rc = read_job(j, ALL, &job, err))) break;
+        if ((rc = read_job(j->read, ALL, &job, err))) break;
         sl_journal_job_free(&job);
-        rc = sl_db_next(j->db, ALL, &row, err);
+        rc = sl_db_next(j->read, ALL, &row, err);
     }
-    sl_db_reset(j->db, ALL);
-    if (!rc) rc = sl_db_number(j->db, NEWEST_CLAIM, &j->claims, err);
+    sl_db_reset(j->read, ALL);
+    if (!rc) rc = sl_db_number(j->read, NEWEST_CLAIM, &j->claims, err);
     if (!rc && j->claims > MOST_CLAIMS)
         rc = sl_fail(err, SL_FORMAT, "a job has claim %lld, want at most %lld",
                      (long long)j->claims, MOST_CLAIMS);
@@ -249,10 +260,12 @@ sl_code sl_journal_open(sl_journal **out, const char *path, sl_err *err)
     *out = NULL;
     sl_journal *j = calloc(1, sizeof *j);
     if (!j) return sl_fail(err, SL_NOMEM, "journal: no memory");
+    atomic_init(&j->version, 1);
     sl_code rc = sl_db_open(&j->db, path, &SCHEMA, err);
+    if (!rc) rc = sl_db_open_reader(&j->read, j->db, err);
     if (!rc) {
-        sl_db_look(j->db);
-        rc = sl_db_leave(j->db, check_rows(j, err), err);
+        sl_db_look(j->read);
+        rc = sl_db_leave(j->read, check_rows(j, err), err);
     }
     if (rc) sl_journal_close(&j);
     *out = j;
@@ -262,8 +275,10 @@ sl_code sl_journal_open(sl_journal **out, const char *path, sl_err *err)
 void sl_journal_close(sl_journal **j)
 {
     if (!*j) return;
+    sl_db_close(&(*j)->read);
     sl_db_close(&(*j)->db);
-    free((*j)->queue);
+    free((*j)->queue.jobs);
+    free((*j)->order.jobs);
     free((*j)->places);
     free(*j);
     *j = NULL;
@@ -271,41 +286,32 @@ void sl_journal_close(sl_journal **j)
 
 /* ---- the order of the queue ---- */
 
-static int by_seq(const void *x, const void *y)
+static sl_code more_room(queue *q, sl_err *err)
 {
-    const place *a = x, *b = y;
-    return (a->seq > b->seq) - (a->seq < b->seq);
-}
-
-static sl_code more_room(sl_journal *j, sl_err *err)
-{
-    const int room = j->room ? 2 * j->room : 64;
-    sl_fair_job *queue = realloc(j->queue, (size_t)room * sizeof *queue);
-    if (queue) j->queue = queue;
-    place *places = realloc(j->places, (size_t)room * sizeof *places);
-    if (places) j->places = places;
-    if (!queue || !places) return sl_fail(err, SL_NOMEM, "no memory for a queue of %d jobs", room);
-    j->room = room;
+    const int room = q->room ? 2 * q->room : 64;
+    sl_fair_job *jobs = realloc(q->jobs, (size_t)room * sizeof *jobs);
+    if (!jobs) return sl_fail(err, SL_NOMEM, "no memory for a queue of %d jobs", room);
+    q->jobs = jobs;
+    q->room = room;
     return SL_OK;
 }
 
 /* The number of the newest claim of a job's owner in its priority. */
-static sl_code last_claim(sl_journal *j, const char *owner, int priority, int64_t *last,
-                          sl_err *err)
+static sl_code last_claim(sl_db *db, const char *owner, int priority, int64_t *last, sl_err *err)
 {
     bool row;
-    sl_code rc = sl_db_ask(j->db, LAST_CLAIM, &row, err, "ti", owner, (int64_t)priority);
+    sl_code rc = sl_db_ask(db, LAST_CLAIM, &row, err, "ti", owner, (int64_t)priority);
     if (rc) return rc;
-    sl_row r = sl_row_of(j->db, LAST_CLAIM, err);
+    sl_row r = sl_row_of(db, LAST_CLAIM, err);
     *last = sl_row_number(&r, 0, MOST_CLAIMS);
-    sl_db_reset(j->db, LAST_CLAIM);
+    sl_db_reset(db, LAST_CLAIM);
     return r.rc;
 }
 
 /* The row at which QUEUE is, behind the rows before it. owner: of the row before; of this one. */
-static sl_code add_to_queue(sl_journal *j, char owner[SL_JOURNAL_OWNER], sl_err *err)
+static sl_code add_to_queue(sl_db *db, queue *q, char owner[SL_JOURNAL_OWNER], sl_err *err)
 {
-    sl_row r = sl_row_of(j->db, QUEUE, err);
+    sl_row r = sl_row_of(db, QUEUE, err);
     sl_fair_job job = {0};
     char own[SL_JOURNAL_OWNER];
     read_row(&r, &job.seq);
@@ -313,55 +319,91 @@ static sl_code add_to_queue(sl_journal *j, char owner[SL_JOURNAL_OWNER], sl_err 
     sl_row_copy(&r, own, sizeof own);
     job.claimed = sl_row_number(&r, 0, MOST_CLAIMS);
     sl_code rc = r.rc;
-    if (!rc && j->queued == j->room) rc = more_room(j, err);
+    if (!rc && q->count == q->room) rc = more_room(q, err);
     if (rc) return rc;
-    const sl_fair_job *before = j->queued ? &j->queue[j->queued - 1] : NULL;
+    const sl_fair_job *before = q->count ? &q->jobs[q->count - 1] : NULL;
     if (before) job.owner = before->owner + !!strcmp(owner, own);
     if (before && before->owner == job.owner && before->priority == job.priority)
         job.last = before->last;
-    else rc = last_claim(j, own, job.priority, &job.last, err);
+    else rc = last_claim(db, own, job.priority, &job.last, err);
     memcpy(owner, own, sizeof own);
-    j->queue[j->queued++] = job;
+    q->jobs[q->count++] = job;
     return rc;
 }
 
-static sl_code order_queue(sl_journal *j, sl_err *err)
+static sl_code read_queue(sl_db *db, queue *q, sl_err *err)
 {
     char owner[SL_JOURNAL_OWNER] = "";
     bool row;
-    if (j->ordered) return SL_OK;
-    j->queued = 0;
-    sl_code rc = sl_db_ask(j->db, QUEUE, &row, err, "");
+    q->count = 0;
+    sl_code rc = sl_db_ask(db, QUEUE, &row, err, "");
     while (!rc && row)
-        if (!(rc = add_to_queue(j, owner, err))) rc = sl_db_next(j->db, QUEUE, &row, err);
-    sl_db_reset(j->db, QUEUE);
-    if (rc) return rc;
-    sl_fair_order(j->queue, j->queued);
-    for (int i = 0; i < j->queued; i++) j->places[i] = (place){j->queue[i].seq, i};
-    if (j->queued) qsort(j->places, (size_t)j->queued, sizeof *j->places, by_seq);
-    j->ordered = true;
+        if (!(rc = add_to_queue(db, q, owner, err))) rc = sl_db_next(db, QUEUE, &row, err);
+    sl_db_reset(db, QUEUE);
+    if (!rc) sl_fair_order(q->jobs, q->count);
+    return rc;
+}
+
+static int by_seq(const void *x, const void *y)
+{
+    const place *a = x, *b = y;
+    return (a->seq > b->seq) - (a->seq < b->seq);
+}
+
+/* The order as the look sees it, which is at least as new as this version. */
+static sl_code remember_order(sl_journal *j, uint64_t version)
+{
+    j->ordered = 0;
+    sl_code rc = read_queue(j->read, &j->order, NULL);
+    const size_t n = (size_t)j->order.count;
+    if (rc || !n) return rc;
+    place *places = realloc(j->places, n * sizeof *places);
+    if (!places) return SL_NOMEM;
+    j->places = places;
+    for (size_t i = 0; i < n; i++) places[i] = (place){j->order.jobs[i].seq, (int)i};
+    qsort(places, n, sizeof *places, by_seq);
+    j->ordered = version;
     return SL_OK;
+}
+
+static int place_of(const sl_journal *j, int64_t seq)
+{
+    const place key = {.seq = seq};
+    const place *p =
+        j->ordered ? bsearch(&key, j->places, (size_t)j->order.count, sizeof key, by_seq) : NULL;
+    return p ? p->before : -1;
 }
 
 int sl_journal_position(sl_journal *j, const char *id)
 {
     bool row;
     int before = -1;
-    place key = {0};
+    int64_t seq = 0;
     if (!is_id(id)) return -1;
-    sl_db_look(j->db);
-    sl_code rc = order_queue(j, NULL);
-    if (!rc) rc = sl_db_ask(j->db, QUEUED_SEQ, &row, NULL, "t", id);
+    sl_db_look(j->read);
+    const uint64_t version = atomic_load(&j->version); /* before the look sees anything */
+    sl_code rc = sl_db_ask(j->read, QUEUED_SEQ, &row, NULL, "t", id);
     if (!rc && row) {
-        sl_row r = sl_row_of(j->db, QUEUED_SEQ, NULL);
-        read_row(&r, &key.seq);
-        const place *p = NULL;
-        if (j->queued) p = bsearch(&key, j->places, (size_t)j->queued, sizeof key, by_seq);
-        if (p) before = p->before;
+        sl_row r = sl_row_of(j->read, QUEUED_SEQ, NULL);
+        read_row(&r, &seq);
+        rc = r.rc;
     }
-    sl_db_reset(j->db, QUEUED_SEQ);
-    sl_db_leave(j->db, rc, NULL);
+    sl_db_reset(j->read, QUEUED_SEQ);
+    if (!rc && row) {
+        if (j->ordered == version) before = place_of(j, seq);
+        /* also where its submission is committed, and has not returned yet */
+        if (before < 0 && !(rc = remember_order(j, version))) before = place_of(j, seq);
+    }
+    sl_db_leave(j->read, rc, NULL);
     return before;
+}
+
+/* The end of a change of the queue. */
+static sl_code leave_queue(sl_journal *j, sl_code rc, sl_err *err)
+{
+    rc = sl_db_leave(j->db, rc, err);
+    atomic_fetch_add(&j->version, 1);
+    return rc;
 }
 
 /* ---- jobs come ---- */
@@ -436,9 +478,9 @@ sl_code sl_journal_submit(sl_journal *j, const sl_journal_job *job, const char *
                            (int64_t)job->priority, job->created_s, job->request);
             if (rc == SL_ARG) sl_fail(err, rc, "job %s is there already", job->id);
         }
-        j->ordered = false;
     }
-    return sl_db_leave(j->db, rc, err);
+    if ((rc = leave_queue(j, rc, err))) *same = 0;
+    return rc;
 }
 
 /* ---- jobs run ---- */
@@ -447,18 +489,17 @@ static sl_code claim_first(sl_journal *j, int64_t now_s, sl_journal_job *out, sl
 {
     bool row;
     int changed;
-    sl_code rc = order_queue(j, err);
+    sl_code rc = read_queue(j->db, &j->queue, err);
     if (rc) return rc;
-    if (!j->queued) return sl_fail(err, SL_BUSY, "no job is queued");
-    const int64_t seq = j->queue[0].seq;
+    if (!j->queue.count) return sl_fail(err, SL_BUSY, "no job is queued");
+    const int64_t seq = j->queue.jobs[0].seq;
     rc = sl_db_run(j->db, CLAIM, &changed, err, "iii", seq, now_s, j->claims + 1);
-    j->ordered = false;
     if (rc) return rc;
     if (!changed)
-        return sl_fail(err, SL_SYS, "row %lld was changed by another program", (long long)seq);
+        return sl_fail(err, SL_FORMAT, "row %lld is queued by an index alone", (long long)seq);
     j->claims++;
     rc = sl_db_ask(j->db, BY_SEQ, &row, err, "i", seq);
-    if (!rc) rc = read_job(j, BY_SEQ, out, err);
+    if (!rc) rc = read_job(j->db, BY_SEQ, out, err);
     sl_db_reset(j->db, BY_SEQ);
     return rc;
 }
@@ -469,7 +510,7 @@ sl_code sl_journal_claim(sl_journal *j, int64_t now_s, sl_journal_job *out, sl_e
     sl_code rc = sl_db_enter(j->db, true, err);
     if (rc) return rc;
     rc = claim_first(j, now_s, out, err);
-    if ((rc = sl_db_leave(j->db, rc, err))) sl_journal_job_free(out);
+    if ((rc = leave_queue(j, rc, err))) sl_journal_job_free(out);
     return rc;
 }
 
@@ -478,7 +519,7 @@ static sl_code not_running(sl_journal *j, const char *id, sl_err *err)
 {
     bool there;
     sl_journal_state state;
-    sl_code rc = state_of(j, id, NULL, &there, &state, err);
+    sl_code rc = state_of(j->db, id, NULL, &there, &state, err);
     if (rc) return rc;
     if (!there || state == SL_JOURNAL_REMOVED) return no_job(id, err);
     return sl_fail(err, SL_GONE, "job %s is %s, want running", id, STATES[state]);
@@ -491,8 +532,7 @@ sl_code sl_journal_release(sl_journal *j, const char *id, sl_err *err)
     if (rc) return rc;
     rc = sl_db_run(j->db, RELEASE, &changed, err, "t", id);
     if (!rc && !changed) rc = not_running(j, id, err);
-    j->ordered = false;
-    return sl_db_leave(j->db, rc, err);
+    return leave_queue(j, rc, err);
 }
 
 sl_code sl_journal_release_all(sl_journal *j, int *count, sl_err *err)
@@ -501,8 +541,7 @@ sl_code sl_journal_release_all(sl_journal *j, int *count, sl_err *err)
     sl_code rc = sl_db_enter(j->db, true, err);
     if (rc) return rc;
     rc = sl_db_run(j->db, RELEASE_ALL, count, err, "");
-    j->ordered = false;
-    if ((rc = sl_db_leave(j->db, rc, err))) *count = 0;
+    if ((rc = leave_queue(j, rc, err))) *count = 0;
     return rc;
 }
 
@@ -555,11 +594,11 @@ sl_code sl_journal_get(sl_journal *j, const char *id, const char *owner, sl_jour
     bool row = false;
     memset(out, 0, sizeof *out);
     if (!is_id(id)) return no_job(id, err);
-    sl_db_look(j->db);
-    sl_code rc = sl_db_ask(j->db, GET, &row, err, "tt", id, owner);
-    if (!rc) rc = row ? read_job(j, GET, out, err) : no_job(id, err);
-    sl_db_reset(j->db, GET);
-    return sl_db_leave(j->db, rc, err);
+    sl_db_look(j->read);
+    sl_code rc = sl_db_ask(j->read, GET, &row, err, "tt", id, owner);
+    if (!rc) rc = row ? read_job(j->read, GET, out, err) : no_job(id, err);
+    sl_db_reset(j->read, GET);
+    return sl_db_leave(j->read, rc, err);
 }
 
 sl_code sl_journal_cancel(sl_journal *j, const char *id, const char *owner, int64_t now_s,
@@ -568,15 +607,14 @@ sl_code sl_journal_cancel(sl_journal *j, const char *id, const char *owner, int6
     bool there;
     sl_code rc = sl_db_enter(j->db, true, err);
     if (rc) return rc;
-    rc = state_of(j, id, owner, &there, before, err);
+    rc = state_of(j->db, id, owner, &there, before, err);
     if (!rc && (!there || *before == SL_JOURNAL_REMOVED)) rc = no_job(id, err);
     if (!rc && *before == SL_JOURNAL_QUEUED) {
         rc = sl_db_run(j->db, CANCEL, NULL, err, "ti", id, now_s);
-        j->ordered = false;
     } else if (!rc && *before == SL_JOURNAL_RUNNING) {
         rc = sl_db_run(j->db, ASK_CANCEL, NULL, err, "t", id);
     }
-    return sl_db_leave(j->db, rc, err);
+    return leave_queue(j, rc, err);
 }
 
 sl_code sl_journal_remove(sl_journal *j, const char *id, const char *owner, int64_t now_s,
@@ -586,7 +624,7 @@ sl_code sl_journal_remove(sl_journal *j, const char *id, const char *owner, int6
     sl_journal_state state;
     sl_code rc = sl_db_enter(j->db, true, err);
     if (rc) return rc;
-    rc = state_of(j, id, owner, &there, &state, err);
+    rc = state_of(j->db, id, owner, &there, &state, err);
     if (!rc && !there) rc = no_job(id, err);
     if (!rc && (state == SL_JOURNAL_QUEUED || state == SL_JOURNAL_RUNNING))
         rc = sl_fail(err, SL_BUSY, "job %s is %s, want it ended: cancel it first", id,
@@ -603,14 +641,14 @@ static sl_code find_after(sl_journal *j, const char *owner, const char *after, i
     bool row = false;
     if (!*after) return SL_OK;
     if (!is_id(after)) return no_job(after, err);
-    sl_code rc = sl_db_ask(j->db, AFTER, &row, err, "tt", after, owner);
+    sl_code rc = sl_db_ask(j->read, AFTER, &row, err, "tt", after, owner);
     if (!rc && !row) rc = no_job(after, err);
     if (!rc) {
-        sl_row r = sl_row_of(j->db, AFTER, err);
+        sl_row r = sl_row_of(j->read, AFTER, err);
         read_row(&r, seq);
         rc = r.rc;
     }
-    sl_db_reset(j->db, AFTER);
+    sl_db_reset(j->read, AFTER);
     return rc;
 }
 
@@ -624,51 +662,52 @@ sl_code sl_journal_list(sl_journal *j, const char *owner, const char *after, int
     *count = 0;
     *more = false;
     if (limit < 1) return sl_fail(err, SL_ARG, "a list of %d jobs, want at least 1", limit);
-    sl_db_look(j->db);
+    sl_db_look(j->read);
     sl_code rc = find_after(j, owner, after, &seq, err);
-    if (!rc) rc = sl_db_ask(j->db, which, &row, err, "iti", seq, owner, (int64_t)limit + 1);
+    if (!rc) rc = sl_db_ask(j->read, which, &row, err, "iti", seq, owner, (int64_t)limit + 1);
     while (!rc && row && *count < limit) {
-        if ((rc = read_job(j, which, &jobs[*count], err))) break;
+        if ((rc = read_job(j->read, which, &jobs[*count], err))) break;
         (*count)++;
-        rc = sl_db_next(j->db, which, &row, err);
+        rc = sl_db_next(j->read, which, &row, err);
     }
     *more = !rc && row;
     while (rc && *count) sl_journal_job_free(&jobs[--*count]);
-    sl_db_reset(j->db, which);
-    return sl_db_leave(j->db, rc, err);
+    sl_db_reset(j->read, which);
+    return sl_db_leave(j->read, rc, err);
 }
 
 sl_code sl_journal_count(sl_journal *j, sl_journal_counts *out, sl_err *err)
 {
     bool row;
     memset(out, 0, sizeof *out);
-    sl_db_look(j->db);
-    sl_code rc = sl_db_ask(j->db, COUNT, &row, err, "");
+    sl_db_look(j->read);
+    sl_code rc = sl_db_ask(j->read, COUNT, &row, err, "");
     while (!rc && row) {
-        sl_row r = sl_row_of(j->db, COUNT, err);
+        sl_row r = sl_row_of(j->read, COUNT, err);
         const sl_journal_state state = read_state(&r);
         out->jobs[state] = sl_row_number(&r, 0, INT64_MAX);
         sl_row_number(&r, 0, INT64_MAX);
-        rc = r.rc ? r.rc : sl_db_next(j->db, COUNT, &row, err);
+        rc = r.rc ? r.rc : sl_db_next(j->read, COUNT, &row, err);
     }
-    sl_db_reset(j->db, COUNT);
+    sl_db_reset(j->read, COUNT);
     int64_t bytes = 0;
-    if (!rc) rc = sl_db_number(j->db, BYTES, &bytes, err);
-    if (!rc) rc = sl_db_number(j->db, OLDEST, &out->oldest_queued_s, err);
+    if (!rc) rc = sl_db_number(j->read, BYTES, &bytes, err);
+    if (!rc) rc = sl_db_number(j->read, OLDEST, &out->oldest_queued_s, err);
     out->bytes = (uint64_t)bytes;
-    return sl_db_leave(j->db, rc, err);
+    return sl_db_leave(j->read, rc, err);
 }
 
 /* ---- jobs go ---- */
 
 static sl_code forget(sl_journal *j, int64_t forget_s, sl_err *err)
 {
-    int forgotten;
+    int forgotten = 0;
     sl_code rc = sl_db_enter(j->db, true, err);
     if (rc) return rc;
     rc = sl_db_run(j->db, FORGET, &forgotten, err, "i", forget_s);
-    if (forgotten) j->ordered = false; /* their owners' claims are forgotten, too */
-    return sl_db_leave(j->db, rc, err);
+    rc = sl_db_leave(j->db, rc, err);
+    if (forgotten) atomic_fetch_add(&j->version, 1); /* their owners' claims are forgotten, too */
+    return rc;
 }
 
 static sl_code remove_due(sl_journal *j, int64_t before_s, uint64_t quota, int64_t now_s,
@@ -706,9 +745,9 @@ bool sl_journal_knows(sl_journal *j, const char *id)
 {
     bool there;
     sl_journal_state state;
-    sl_db_look(j->db);
-    sl_code rc = state_of(j, id, NULL, &there, &state, NULL);
-    sl_db_leave(j->db, rc, NULL);
+    sl_db_look(j->read);
+    sl_code rc = state_of(j->read, id, NULL, &there, &state, NULL);
+    sl_db_leave(j->read, rc, NULL);
     return rc || (there && state != SL_JOURNAL_REMOVED);
 }
 

@@ -21,8 +21,10 @@
  * SL_JOURNAL_DISK_FULL in its message; SIGXFSZ should be ignored. An id that no job can have is one
  * that no job has.
  *
- * Any thread may call every function; one thread at a time is in the database. Times are seconds
- * since 1970, given by the caller. */
+ * Any thread may call every function. Who only reads (get, list, position, count, knows) does not
+ * wait for changes that are on their way to the disk, and sees every change that has returned; such
+ * changes of several threads go to the disk together. Times are seconds since 1970, given by the
+ * caller. */
 #ifndef SL_JOURNAL_H
 #define SL_JOURNAL_H
 
