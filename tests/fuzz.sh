@@ -28,6 +28,22 @@ seeds() {
     local file kind
     case $1 in
     conf) for file in conf/*.cfg tests/golden/golden.cfg; do seed conf "$file" 20000 ''; done ;;
+    form) # the first byte: J a body of JSON, T or F texts and files of a multipart form, else a data URL
+        seed form /dev/null 0 'J{"prompt":"a lake","size":"96x64","seconds":"1.5","seed":7,"input_reference":{"image_url":"data:image/png;base64,iVBORw0KGgo="}}'
+        seed form /dev/null 0 'J{"negative_prompt":"x","num_inference_steps":4,"max_area":61440,"dump":true,"priority":-3,"model":"m","noise":"data:;base64,AAAA","fbcache":0.1,"sampler":"euler"}'
+        seed form /dev/null 0 'J{"image":{"image_url":{"url":"http://localhost:1/a.png"}},"flow_shift":2.5,"last-image":"data:image/png;base64,AA=="}'
+        seed form /dev/null 0 'Tprompt\000a lake\000width\00096\000height\00064\000guidance_scale_2\0001e-3\000'
+        seed form /dev/null 0 'Finput_reference\000abc\000frames\0009\000last_image\000\000'
+        seed form /dev/null 0 'data:image/png;base64,iVBORw0KGgo=' ;;
+    http) # what fuzz_http.c's expand makes requests of; the first byte picks server and socket
+        seed http /dev/null 0 '\0POST /v1/videos\3\5\7{"prompt":"a lake","size":"32x32","frames":5,"steps":1,"input_reference":"data:image/png;base64,\21"}'
+        seed http /dev/null 0 '\1POST /v1/videos\3\4\6Idempotency-Key: k\r\n\17\22"prompt"\23a\r\n\16\22"input_reference"; filename="a.png"\23\20\r\n\22"size"\02332x32\r\n--bb--\r\n\bGET /v1/videos?limit=2&order=asc&after=\1\3\4\r\n'
+        seed http /dev/null 0 '\2GET /v1/videos/\2/content\3Range: bytes=1-9\r\n\r\nGET /v1/videos/\2/dump/job.json\3If-None-Match: *\r\n\r\nHEAD /v1/videos/\2/content?variant=thumbnail\3\r\n'
+        seed http /dev/null 0 '\0POST /v1/videos/\1/cancel\3\7\bDELETE /v1/videos/\1\3\r\nGET /v1/videos/\1\3\r\nGET /v1/videos/\2/report\3\r\n'
+        seed http /dev/null 0 '\3GET /v1/videos/\1/events\3\4\r\n'
+        seed http /dev/null 0 '\1GET /metrics\3\4\r\nGET /v1/defaults\3\4\r\nGET /openapi.json\3\r\nGET /\3\r\nGET /v1/models/model\3\4\r\nGET /v1/videos/\2/logs\3\4\r\nGET /v1/videos/\2/trace\3\4\r\nGET /v1/videos/\2/preview\3\4\r\nGET /ready\3\r\n'
+        seed http /dev/null 0 '\0GET / HTTP/1.0\r\n\r\nPOST /v1/videos\3Expect: 100-continue\r\nContent-Length: 99999999\r\n\r\n'
+        seed http /dev/null 0 '\0OPTIONS * HTTP/1.1\r\nHost: evil.example\r\nOrigin: http://evil.example\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n5\r\nhello\r\n0\r\n\r\n' ;;
     journal) # a row as the journal writes it; a good file with its version changed, and with nothing
         seed journal /dev/null 0 'R\0\14\14\140\0\0\0\0\0\0\0\0\10\11\200\14\14\14\14\14\6\12\14\13'
         seed journal /dev/null 0 'P\0\77\2'

@@ -265,6 +265,11 @@ static void what_is_asked_wrongly_is_refused_in_one_line(void **state)
         {"{\"promt\": \"a\"}", 400, "invalid_value", "promt",
          "unknown field \"promt\", did you mean \"prompt\"?"},
         {"{\"guidance_scael\": 3}", 400, "invalid_value", "guidance_scael", "\"guidance_scale\"?"},
+        {"{\"disk full\": 1}", 400, "invalid_value", "disk full", "unknown field"},
+        {"{\"prompt\": \"a\", "
+         "\"a-name-that-is-longer-than-any-that-there-is-of-all-the-names-there-are\": "
+         "1}",
+         400, "invalid_value", NULL, "unknown field"},
         {"{\"output\": \"/etc/passwd\"}", 400, "invalid_value", "output", "unknown field"},
         {"{\"json\": \"/tmp/x\"}", 400, "invalid_value", "json", "unknown field"},
         {"{\"conf\": \"/tmp/x\"}", 400, "invalid_value", "conf", "unknown field"},
@@ -336,6 +341,11 @@ static void what_is_asked_wrongly_is_refused_in_one_line(void **state)
     t_reply_free(&r);
     t_http_all(&r, s.url, "POST", "/v1/videos", "multipart/form-data", "hello", NULL, NULL);
     wants_error(400, "invalid_value", NULL, "multipart without a boundary");
+    t_reply_free(&r);
+    t_http_all(&r, s.url, "POST", "/v1/videos", "multipart/form-data; boundary=xx",
+               "--xx\r\nContent-Disposition: form-data; name=\"\xff\"\r\n\r\na\r\n--xx--\r\n", NULL,
+               NULL);
+    wants_error(400, "invalid_value", NULL, "unknown field \"?\"");
 
     ask("GET", "/v1/video");
     wants_error(404, "not_found", NULL, "no such path");

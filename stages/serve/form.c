@@ -122,6 +122,14 @@ static sl_code unknown(const char *name, sl_err *err)
     return sl_fail(err, SL_ARG, "unknown field \"%.60s\" (/openapi.json lists them)", name);
 }
 
+/* What goes wrong from now on is about this field. */
+static void about(sl_form *f, const char *name)
+{
+    json_t *text = strlen(name) < sizeof f->param ? json_string(name) : NULL; /* UTF-8? */
+    snprintf(f->param, sizeof f->param, "%s", text ? name : "");
+    json_decref(text);
+}
+
 /* ---- pictures ---- */
 
 static sl_code take_file(sl_form *f, const char *name, char *bytes, size_t size, sl_err *err)
@@ -141,7 +149,7 @@ static sl_code take_file(sl_form *f, const char *name, char *bytes, size_t size,
 
 sl_code sl_form_file_of(sl_form *f, const char *name, char *bytes, size_t size, sl_err *err)
 {
-    snprintf(f->param, sizeof f->param, "%s", name);
+    about(f, name);
     return take_file(f, name, bytes, size, err);
 }
 
@@ -260,8 +268,8 @@ static sl_code set_field(sl_form *f, const char *name, json_t *v, sl_err *err)
     const char *text = json_string_value(v);
     double x = 0;
     sl_code rc;
-    if (strlen(name) >= sizeof f->param) return unknown(name, err);
-    snprintf(f->param, sizeof f->param, "%s", name);
+    about(f, name);
+    if (!*f->param) return unknown(name, err);
     if (json_is_null(v)) return SL_OK; /* clients send what was left out */
     if (sl_form_is_file(name)) return from_json(f, name, v, err);
     if (same_name(name, "model")) {
@@ -291,11 +299,10 @@ static sl_code set_field(sl_form *f, const char *name, json_t *v, sl_err *err)
 sl_code sl_form_text(sl_form *f, const char *name, const char *value, sl_err *err)
 {
     json_t *v = json_string(value);
-    if (!v) {
-        snprintf(f->param, sizeof f->param, "%s", name);
-        return sl_fail(err, SL_ARG, "%.60s is not valid UTF-8", name);
-    }
-    sl_code rc = set_field(f, name, v, err);
+    sl_code rc;
+    about(f, name);
+    if (v) rc = set_field(f, name, v, err);
+    else rc = sl_fail(err, SL_ARG, "%.60s is not valid UTF-8", name);
     json_decref(v);
     sl_one_line(err);
     return rc;

@@ -21,8 +21,8 @@ typedef struct {
     char model[128]; /* "": not given */
     bool dump, has_priority;
     int priority;
-    double seconds;                 /* 0: not given */
-    char param[64];                 /* after an error: the field that it is about; "": none */
+    double seconds; /* 0: not given */
+    char param[64]; /* after an error: the field that it is about, in UTF-8; "": none */
     char image_hosts[SL_CONF_PATH]; /* set before: from where pictures may be fetched */
     size_t file_bytes;              /* set before: most bytes of a fetched one */
 } sl_form;
