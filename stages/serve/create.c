@@ -99,7 +99,9 @@ static sl_code read_parts(sl_ask *a, sl_form *f, sl_err *err)
 {
     parts p = {.form = f, .err = err};
     struct MHD_PostProcessor *pp = MHD_create_post_processor(a->mhd, 65536, take_part, &p);
-    if (!pp) return sl_fail(err, SL_FORMAT, "the request's body is multipart without a boundary");
+    if (!pp)
+        return sl_fail(err, SL_FORMAT,
+                       "the request's body is multipart without a boundary of 2 bytes or more");
     const bool read = a->size && MHD_post_process(pp, a->body, a->size) == MHD_YES,
                whole = MHD_destroy_post_processor(pp) == MHD_YES;
     if (read && whole) end_part(&p);
@@ -216,8 +218,10 @@ static sl_code make_job(sl_server *s, const char *id, sl_form *f, sl_err *err)
 
 /* ---- answers ---- */
 
-static bool is_full(const char *message)
+/* A client's own words may stand in messages of other codes. */
+static bool is_full(sl_code rc, const char *message)
 {
+    if (rc != SL_SYS) return false;
     return strstr(message, strerror(ENOSPC)) || strstr(message, strerror(EDQUOT)) ||
            strstr(message, SL_JOURNAL_DISK_FULL);
 }
@@ -268,7 +272,7 @@ static void refuse(sl_ask *a, const sl_form *f, sl_code rc, sl_err *err)
     hide_paths(a->server, a->id, err);
     const char *of = *f->param ? f->param : param_of(err->msg, param);
     if (rc == SL_GONE) sl_answer_error(a, 415, "unsupported_media_type", NULL, "%s", err->msg);
-    else if (is_full(err->msg))
+    else if (is_full(rc, err->msg))
         sl_answer_error(a, 507, "disk_full", NULL, "no room for another job: %s", err->msg);
     else if (rc == SL_BUSY) {
         a->retry_s = RETRY_S;
