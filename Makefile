@@ -94,7 +94,7 @@ SUB      = +@$(MAKE) --no-print-directory $(PARALLEL)
 
 # ---- targets ----
 
-.PHONY: all setup programs plugin tests gpu-tests gpu demo test test-golden check check-asan check-tsan soak bench fuzz lint format install help clean
+.PHONY: all setup programs plugin tests gpu-tests gpu demo test test-clients test-golden check check-asan check-tsan soak bench fuzz lint format install help clean
 .DEFAULT_GOAL := all
 
 all: setup          ## set-up and programs (what `make` alone does)
@@ -111,6 +111,11 @@ demo: setup         ## set-up, programs, and a video from the small model: demo.
 test: setup         ## set-up, programs, and every test; ends with the line `N passed, N failed`
 	$(SUB) programs tests
 	@SLUICE_BIN=$(BIN) tests/run.sh $(TESTS)
+
+test-clients:       ## sluice serve with real clients: openai, curl, Chromium, Prometheus, nginx, schemathesis; PARTS="curl page" for some
+	@tests/setup.sh --clients
+	$(SUB) programs
+	@SLUICE_BIN=$(BIN) tests/clients.sh $(PARTS)
 
 test-golden: setup  ## the golden comparisons on other folders: make test-golden DIRS="DIR/tiny-i2v DIR/tiny-t2v"
 	$(SUB) programs $(TBIN)/test_run_golden $(TBIN)/test_denoise_golden

@@ -2,7 +2,10 @@
 # setup.sh - finds the packages that the build and the tests need and that are missing, and installs
 # them or names them.
 #
-#   tests/setup.sh [--fuzz]      --fuzz: also clang and its sanitizer runtime, for `make fuzz`
+#   tests/setup.sh [--fuzz|--clients]
+#     --fuzz      also clang and its sanitizer runtime, for `make fuzz`
+#     --clients   also a browser, nginx, Prometheus and what else `make test-clients` has. Where
+#                 systemd runs, Debian starts the two as services, on ports 80 and 9090.
 #
 # Silent when nothing is missing. On Debian and Ubuntu it installs what is missing when it is root
 # or sudo asks for no password; otherwise it prints the one command to type and ends with 1.
@@ -33,6 +36,14 @@ ffprobe|ffmpeg
 sqlite3|sqlite3
 curl|curl
 groff|groff-base'
+clients='chromium|chromium
+nginx|nginx-light
+prometheus|prometheus
+promtool|prometheus
+jq|jq
+systemd-analyze|systemd
+setpriv|util-linux
+python3|python3'
 
 say() { echo "setup: $*" >&2; }
 
@@ -40,7 +51,13 @@ fuzz=
 case "${1-}" in
 '') ;;
 --fuzz) fuzz=1 ;;
-*) say "unknown option $1, want --fuzz or nothing"; exit 2 ;;
+--clients)
+    PATH=$PATH:/usr/sbin:/sbin # nginx
+    # Ubuntu's chromium is a snap, which wants a running snapd: tests/clients.sh goes without.
+    grep -qs '^ID=ubuntu' /etc/os-release && clients=${clients#*$'\n'}
+    programs+=$'\n'$clients
+    ;;
+*) say "unknown option $1, want --fuzz, --clients or nothing"; exit 2 ;;
 esac
 
 missing=()
@@ -83,6 +100,8 @@ installed=$(dpkg-query -W -f='${Package} ${db:Status-Status}\n' "${wanted[@]}" 2
 for package in "${wanted[@]}"; do
     case $'\n'"$installed"$'\n' in *$'\n'"$package installed"$'\n'*) ;; *) add "$package" ;; esac
 done
+# Debian has the two modules apart from its Python.
+[ "${1-}" = --clients ] && ! python3 -c 'import ensurepip, venv' 2>/dev/null && add python3-venv
 [ ${#missing[@]} -eq 0 ] && exit 0
 
 if [ "$(id -u)" -eq 0 ]; then

@@ -36,6 +36,7 @@ function seconds(s) {
   const minutes = Math.round(s / 60);
   return minutes < 2880 ? `${Math.floor(minutes / 60)} h ${minutes % 60} min` : `${Math.round(minutes / 1440)} days`;
 }
+const whole = (s) => (s < 1 ? "under 1 s" : seconds(s)); /* of two times in whole seconds */
 function bytes(n) {
   if (n < 1000) return `${n} bytes`;
   const unit = ["kB", "MB", "GB", "TB"];
@@ -143,7 +144,7 @@ function serverLost(e) {
 }
 function serverFound() {
   if (!lostSince) return;
-  banner(`Connected again after ${seconds((Date.now() - lostSince) / 1000)}. The queue below is up to date.`, "good");
+  banner(`Connected again after ${seconds((Date.now() - lostSince) / 1000)}. The queue is up to date.`, "good");
   say("Connected to the server again.");
   lostSince = 0; tries = 0;
   setTimeout(() => { if (!lostSince) banner(""); }, 6000);
@@ -530,7 +531,7 @@ function showProgress(job, is, pct) {
 function showFacts(job) {
   const facts = [["Size", job.size], ["Frames", `${job.frames} at ${job.fps} fps, ${seconds(Number(job.frames) / Number(job.fps) || 0)}`], ["Steps", job.steps],
     ["Guidance", job.guidance], ["Seed", job.seed], ["Priority", job.priority || ""], ["Asked", clock(job.created_at)],
-    ["Waited", job.started_at ? seconds(job.started_at - job.created_at) : ""], ["Took", job.completed_at && job.started_at ? seconds(job.completed_at - job.started_at) : ""],
+    ["Waited", job.started_at ? whole(job.started_at - job.created_at) : ""], ["Took", job.completed_at && job.started_at ? whole(job.completed_at - job.started_at) : ""],
     ["Video", job.output_bytes ? bytes(job.output_bytes) : ""], ["Kept until", job.expires_at ? clock(job.expires_at) : ""], ["Attempts", job.attempts > 1 ? job.attempts : ""],
     ["Negative prompt", job.negative_prompt || "", "wide"], ["Id", job.id, "wide"]].filter((f) => f[1] !== "" && f[1] !== null && f[1] !== undefined);
   const key = JSON.stringify(facts);
@@ -905,6 +906,7 @@ function choose(which, file) {
   $(`${which}-clear`).hidden = !file;
   clearError($(`${which}-field`));
   showHints();
+  keepSent("draft", files);
   if (file) say(`Picture chosen: ${file.name || "pasted"}`);
 }
 for (const which of ["picture", "last"]) {
@@ -1072,6 +1074,7 @@ view("new");
 $("token-open").hidden = !token;
 restoreDraft();
 showHints();
+findSent("draft").then((mine) => { for (const which of ["picture", "last"]) if (mine[which] && !files[which]) choose(which, mine[which]); });
 fromHash();
 askReady();
 askDefaults();
