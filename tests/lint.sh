@@ -79,7 +79,7 @@ fi
 
 if have shellcheck; then
     step 'shellcheck'
-    shellcheck tests/*.sh .ci/run || failed
+    shellcheck tests/*.sh tests/clients/*.sh .ci/run || failed
 fi
 
 [ $bad -eq 0 ] && echo 'lint: clean'

@@ -16,6 +16,7 @@ ask() { code=$(curl -sS -m 60 -K "$folder/token" -o "$folder/body" -D "$folder/h
 head_of() { tr -d '\r' <"$folder/head" | sed -n "s/^$1: *//Ip" | tail -n 1; }
 of() { jq -r "$1" <"$folder/body" 2>/dev/null; }
 is() { [ "$1" = "$2" ] || { [ -n "$why" ] || why="$3 is \"$1\", want \"$2\""; false; }; }
+# shellcheck disable=SC2254 # $2 is a pattern
 like() { case $1 in $2) ;; *) [ -n "$why" ] || why="$3 is \"$1\", want $2"; false ;; esac }
 part() { # the status of the command before
     if [ "$1" -eq 0 ]; then echo "ok $group: $2"; else bad=1; echo "not ok $group: $2: ${why:-no reason given} (HTTP $code: $(head -c 300 "$folder/body" 2>/dev/null | tr -d '\0\n'))"; fi
