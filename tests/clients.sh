@@ -43,7 +43,8 @@ finish() {
     done
     running=()
 }
-trap 'finish; rm -rf "$base"' EXIT
+# A server that the page's part began is not in the list, if that part was ended; its folder names it.
+trap 'finish; pkill -9 -f "$base"; rm -rf "$base"' EXIT
 trap 'exit 130' INT TERM
 
 ok() { echo "ok $1: $2" | tee -a "$out/result.log"; }
@@ -81,6 +82,7 @@ serve() { # NAME [OPTIONS]: begins a server, sets url
     : >"$base/$name.line"
     "$bin/sluice" serve --model "$model" --state "$base/state-$name" --listen 127.0.0.1:0 "$@" >"$base/$name.line" 2>"$out/serve-$name.log" </dev/null &
     running+=($!)
+    disown # the page's part kills it, which bash need not tell
     for ((i = 0; i < 600; i++)); do
         url=$(sed -n 's/.* at \(http:[^ ]*\).*/\1/p' "$base/$name.line")
         [ -n "$url" ] && return 0
@@ -211,7 +213,7 @@ part_page() {
         skipped=$((skipped + 1))
         return
     fi
-    serve open && told page 240 "$venv/bin/python" tests/clients/page.py "$url" "$picture" "$out"
+    serve open && CLIENTS_SERVER=${running[-1]} told page 300 "$venv/bin/python" tests/clients/page.py "$url" "$picture" "$out"
     with_tokens && told page-token 120 "$venv/bin/python" tests/clients/page.py "$url" "$picture" "$out" "$token"
 }
 

@@ -2,12 +2,17 @@
 
     page.py URL PICTURE FOLDER [TOKEN]
 
-With a token, only what differs then: the question for it, and bytes that come through fetch. Prints a
+CLIENTS_SERVER is the server's process: it is killed in the middle, and begun again by the same command
+line. With a token, only what differs then: the question for it, and bytes that come through fetch. Prints a
 line `ok page: what` or `not ok page: what: why` a part, and leaves screenshots in FOLDER.
 """
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 
@@ -56,6 +61,17 @@ def plays(page, id):
     size = page.js("[document.querySelector('#job-video').videoWidth, document.querySelector('#job-video').videoHeight]")
     found = ask("v1/videos/" + id)
     assert size == [found["width"], found["height"]], (size, found["size"])
+
+
+def restart(pid):
+    """SIGKILL to the server, then the same again at the same port. Gives what begins it."""
+    command = open("/proc/%d/cmdline" % pid).read().rstrip("\0").split("\0")
+    command[command.index("--listen") + 1] = url.split("/")[2]
+    os.kill(pid, signal.SIGKILL)
+    end = time.monotonic() + 10
+    while time.monotonic() < end and os.path.exists("/proc/%d/fd/0" % pid):
+        time.sleep(0.05)
+    return lambda: subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, stderr=sys.stderr)
 
 
 def uncomplained(page):
@@ -222,6 +238,20 @@ with Chromium(folder) as page:
         except urllib.error.HTTPError as e:
             assert e.code == 404, e.code
 
+    server = None
+    with parts("the server is killed in the middle of a job and begun again: the page tells, and the job ends"):
+        complaints = len(page.complaints)
+        page.type("#seed", "")
+        fourth = submit(page, "over a restart", frames=9, steps=30)
+        page.wait("Number(document.querySelector('#job-progress .bar').getAttribute('aria-valuenow')) > 10", "progress", 60)
+        begin = restart(int(os.environ["CLIENTS_SERVER"]))
+        page.wait("document.querySelector('#server').dataset.is === 'lost'", "the banner")
+        server = begin()
+        page.wait("document.querySelector('#banner').dataset.is === 'good'", "the server again", 60)
+        to_the_end(page, fourth)
+        assert ask("v1/videos/" + fourth)["attempts"] == 2
+        del page.complaints[complaints:]
+
     with parts("a phone's width shows one part at a time, without sideways scrolling"):
         page.js("document.querySelector(\".job[href='#%s']\").click()" % first)
         page.size(390, 844, phone=True)
@@ -241,4 +271,11 @@ with Chromium(folder) as page:
 
     uncomplained(page)
 
+if server:
+    with parts("the server that was begun again ends by SIGTERM, with status 0"):
+        server.terminate()
+        try:
+            assert server.wait(75) == 0, server.returncode
+        finally:
+            server.kill()
 sys.exit(parts.end())

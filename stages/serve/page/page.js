@@ -29,6 +29,7 @@ const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
 /* ---- figures in words ---- */
 function seconds(s) {
   if (s === null || s === undefined || !isFinite(s)) return "";
+  if (s < 0.00005) return s > 0 ? "under 0.1 ms" : "0 s";
   if (s < 0.0995) return `${(s * 1000).toFixed(s < 0.00995 ? 1 : 0)} ms`;
   if (s < 9.95) return `${s.toFixed(1)} s`;
   if (s < 100) return `${Math.round(s)} s`;
@@ -362,7 +363,7 @@ function showQueue() {
   for (const id of [...rows.keys()]) if (!jobs.has(id)) { rows.get(id).item.remove(); rows.delete(id); }
   $("more").hidden = !cut && !moreOnServer;
   $("queue-empty").hidden = visible > 0;
-  put($("queue-empty"), !listed ? "Asking the server for the queue." : words ? "No job has this text." : "Nothing here yet. What you make appears in this list.");
+  put($("queue-empty"), tokenWanted ? "The queue is shown to who has a token." : !listed ? "Asking the server for the queue." : words ? "No job has this text." : "Nothing here yet. What you make appears in this list.");
   const running = all.filter(GROUPS.running.has).length, waiting = all.filter(GROUPS.waiting.has).length;
   put($("counts"), listed ? `${running} running, ${waiting} waiting` : "");
   const job = jobs.get(selected);
@@ -500,7 +501,7 @@ function showJob(before) {
   const moment = `${job.status} ${job.stage}`;
   if (showing.moment !== moment) {
     showing.moment = moment;
-    if (job.status !== "queued") askTrace(job.id);
+    if (!active) askTrace(job.id);
     if ($("log").open) askLog();
   }
   if (before && active && Math.floor(percentOf(before) / 25) < Math.floor(pct / 25)) say(`${pct} percent`);
@@ -740,7 +741,7 @@ function drawChart() {
       if (to < drawn + 0.5) continue; /* within the pixel before it */
       drawn = to;
       const rect = shape("rect", { class: `k-${bar.kind}${odd ? " odd" : ""}`, x: from.toFixed(2), y: y + 3, width: Math.max(1, to - from).toFixed(2), height: LANE - 5 });
-      rect.tip = `${lane.full}: ${bar.name}, ${seconds(bar.b - bar.a)}, from ${seconds(bar.a - chart.a) || "0 s"}`;
+      rect.tip = `${lane.full}: ${bar.name}, ${seconds(bar.b - bar.a)}, from ${seconds(bar.a - chart.a)}`;
       svg.append(rect);
     }
   });
