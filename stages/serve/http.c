@@ -807,12 +807,14 @@ void sl_http_close(sl_http **hp)
     atomic_store(&h->server->closing, true);
     sl_events_tell(h->server->events, NULL, SL_EVENT_END);
     const int fds[] = {h->tcp ? MHD_quiesce_daemon(h->tcp) : -1,
-                       h->local ? MHD_quiesce_daemon(h->local) : -1}; /* no new connections */
-    stop_workers(h);
+                       h->local ? MHD_quiesce_daemon(h->local) : -1};
     for (int i = 0; i < 2; i++)
-        if (fds[i] >= 0) close(fds[i]);
+        if (fds[i] >= 0) shutdown(fds[i], SHUT_RDWR); /* no new connections */
+    stop_workers(h);
     if (h->tcp) MHD_stop_daemon(h->tcp);
     if (h->local) MHD_stop_daemon(h->local);
+    for (int i = 0; i < 2; i++) /* MHD's threads may look at them until they end */
+        if (fds[i] >= 0) close(fds[i]);
     pthread_mutex_destroy(&h->lock);
     free(h);
 }
