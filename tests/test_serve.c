@@ -1,5 +1,5 @@
-/* test_serve.c - a real server over real HTTP: every route, every refusal, tokens, limits, drain and
- * start. limit: 240 s
+/* test_serve.c - a real server over real HTTP: every route, every refusal, tokens, limits, drain
+ * and start. limit: 240 s
  *
  * The tiny model makes a job in a second. What a SIGKILL leaves is tests/test_serve_kill.c's. */
 #include "tests/t_serve.h"

@@ -4,7 +4,7 @@
  *     sl_dispatcher_open     the run directory's settings, signals of its children
  *     sl_dispatcher_start    a process, a socket to it, HELLO
  *     sl_dispatcher_send, _recv
- *     sl_dispatcher_ended    d->pidfd is readable: collect it and its stages; whether to start again
+ *     sl_dispatcher_ended    d->pidfd is readable: collect it and its stages; start again?
  *     sl_dispatcher_stop     DRAIN, wait, collect
  *
  * The stages die with their dispatcher; those that outlive it by a moment become this process's

@@ -3,7 +3,8 @@
  *
  * A sl_db is one connection with one lock. A function of the owner takes the lock (sl_db_look to
  * read, sl_db_enter to change), uses statements, and ends with sl_db_leave, which commits, or rolls
- * back what failed, and unlocks. Everything else here wants the lock held, but open, close and copy.
+ * back what failed, and unlocks. Everything else here wants the lock held, but open, close and
+ * copy.
  *
  * Threads that change something at the same time wait for the disk together: their changes share a
  * transaction, and each returns when it is committed. A change that fails is undone alone; if the

@@ -4,8 +4,8 @@
  *                          calls with data          --> grow the body, or throw it away
  *                          last call                --> the handler
  * Deadlines are times of sl_now_ns in sl_http_connection, written by the connection's own thread
- * and read by the janitor under the lock of the list; a connection leaves the list before MHD closes
- * its socket, so shutdown() never meets another's. */
+ * and read by the janitor under the lock of the list; a connection leaves the list before MHD
+ * closes its socket, so shutdown() never meets another's. */
 #include "stages/serve/http.h"
 
 #include <arpa/inet.h>

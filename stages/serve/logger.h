@@ -3,8 +3,8 @@
  *
  * Standard error of this process, and so of every process that it starts, becomes a pipe; a thread
  * reads lines from it. Each line goes to DIR/sluice.log, which is rotated (sluice.log.1 .. .4, 16
- * MiB each); a line with "job":"ID" of a folder in `jobs` also to that job's log.jsonl, up to 1 MiB;
- * and on to the old standard error, which is never waited for for longer than a second. */
+ * MiB each); a line with "job":"ID" of a folder in `jobs` also to that job's log.jsonl, up to 1
+ * MiB; and on to the old standard error, which is never waited for for longer than a second. */
 #ifndef SL_LOGGER_H
 #define SL_LOGGER_H
 

@@ -20,6 +20,7 @@
 #include "common/log.h"
 #include "stages/job/check.h"
 #include "stages/job/defaults.h"
+#include "stages/job/files.h"
 #include "stages/job/plan.h"
 #include "stages/serve/http.h"
 #include "stages/serve/logger.h"
@@ -89,7 +90,7 @@ static sl_code parse(serve *v, int argc, char **argv, sl_err *err)
         else rc = take_option(v, name, i + 1 < argc ? argv[i + 1] : NULL, err), i++;
     }
     if (!rc) snprintf(v->batch.conf, sizeof v->batch.conf, "%s", v->conf);
-    if (!rc && !*v->state) rc = sl_store_default(v->state, err);
+    if (!rc && !*v->state) rc = sl_state_dir(v->state, err);
     return rc;
 }
 

@@ -4,7 +4,6 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <pwd.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,19 +14,6 @@
 
 #include "common/clock.h"
 #include "stages/job/files.h"
-
-sl_code sl_store_default(char out[SL_PATH], sl_err *err)
-{
-    const char *base = getenv("XDG_STATE_HOME"), *home = getenv("HOME");
-    if (base && *base == '/') return sl_path_join(out, base, "sluice", err);
-    if (!home || *home != '/') {
-        const struct passwd *me = getpwuid(geteuid());
-        home = me ? me->pw_dir : NULL;
-    }
-    if (!home || *home != '/')
-        return sl_fail(err, SL_ARG, "no home directory to keep the state in, want --state DIR");
-    return sl_path_join(out, home, ".local/state/sluice", err);
-}
 
 static sl_code take_lock(sl_store *s, int wait_ms, sl_err *err)
 {

@@ -32,17 +32,14 @@ typedef struct {
     int lock; /* -1: none */
 } sl_store;
 
-/* The state folder where none is named: $XDG_STATE_HOME/sluice, else ~/.local/state/sluice.
- * Errors: SL_ARG neither is known. */
-sl_code sl_store_default(char out[SL_PATH], sl_err *err);
-
-/* Make the folder (0700) and what is in it, and take its lock. Processes of a server that was killed
- * hold it until the last of them is gone: waits for at most wait_ms. *s is to be closed after an
+/* Make the folder (0700) and what is in it, and take its lock. Processes of a server that was
+ * killed hold it until the last of them is gone: waits for at most wait_ms. *s is to be closed after an
  * error too. Errors: SL_BUSY another server has it; SL_ARG it belongs to another user; SL_SYS. */
 sl_code sl_store_open(sl_store *s, const char *dir, int wait_ms, sl_err *err);
 void sl_store_close(sl_store *s);
 
-/* STATE/jobs/ID, or NAME in it ("" for the folder). Ids are the journal's. Errors: SL_ARG too long. */
+/* STATE/jobs/ID, or NAME in it ("" for the folder). Ids are the journal's. Errors: SL_ARG too
+ * long. */
 sl_code sl_store_path(char out[SL_PATH], const sl_store *s, const char *id, const char *name,
                       sl_err *err);
 /* An empty folder for a new job. */
