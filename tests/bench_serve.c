@@ -2,7 +2,7 @@
  *
  *   1  CLIENTS clients, a connection each; together they send JOBS jobs, RATE a second, each with a
  *      picture of 1 MB, and each client asks for one of its jobs every second. The pipeline is busy
- *      with them meanwhile (one frame of 32 x 32, one step of the tiny model).
+ *      with them meanwhile (9 frames of 96 x 64, 4 steps of the tiny model).
  *   2  the same polling while others misbehave from another address: heads of a byte a second,
  *      bodies of 10 GB, connections that do nothing, damaged multipart, requests with two lengths
  *   3  READERS readers of event streams of a job that waits, and nothing else
@@ -110,7 +110,7 @@ static long go(client *k, const char *path, curl_mime *form, t_reply *r)
 static void post_one(client *k, int job)
 {
     static const char *const FIELDS[][2] = {
-        {"prompt", "a cat"}, {"size", "32x32"}, {"frames", "1"}, {"steps", "1"}, {"guidance", "1"}};
+        {"prompt", "a cat"}, {"size", "96x64"}, {"frames", "9"}, {"steps", "4"}, {"guidance", "1"}};
     curl_mime *m = curl_mime_init(k->c);
     char seed[16];
     t_reply r;
@@ -176,8 +176,8 @@ static void *be_client(void *arg)
     const double own = (double)k->number / CLIENTS;
     open_client(k);
     for (int round = 0; !atomic_load(&over); round++) {
-        /* every fifth second a job: CLIENTS / 5 = RATE a second */
-        if (submitting && round % (CLIENTS / RATE) == 0) {
+        /* every fifth second a job, each client in its own: CLIENTS / 5 = RATE a second */
+        if (submitting && (round + k->number) % (CLIENTS / RATE) == 0) {
             const int job = round / (CLIENTS / RATE) * CLIENTS + k->number;
             if (job >= JOBS) break;
             wait_until(begun + round + own);

@@ -128,7 +128,9 @@ static void a_job_is_made_and_its_files_are_there(void **state)
     ask("GET", t_format("/v1/videos/%s/report", id));
     assert_string_equal(t_reply_text(&r, "status"), "done");
     assert_string_equal(t_reply_text(&r, "step_count"), "3");
+    assert_null(strstr(r.body, s.state));
     ask("GET", t_format("/v1/videos/%s/trace", id));
+    assert_null(strstr(r.body, s.state));
     json_t *trace = t_reply_json(&r);
     assert_true(json_array_size(json_object_get(trace, "traceEvents")) > 10);
     json_decref(trace);

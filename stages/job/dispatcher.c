@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -74,6 +75,7 @@ static sl_code start_process(sl_dispatcher *d, sl_err *err)
         prctl(PR_SET_PDEATHSIG, SIGTERM);
         if (getppid() != self) _exit(127);
         setpgid(0, 0); /* Ctrl-C is for this process alone */
+        if (d->nice) setpriority(PRIO_PROCESS, 0, getpriority(PRIO_PROCESS, 0) + d->nice);
         int null = open("/dev/null", O_RDONLY);
         if (null >= 0) dup2(null, 0);
         dup2(2, 1);

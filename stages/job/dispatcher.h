@@ -27,6 +27,7 @@ typedef struct {
     char conf_path[SL_PATH], bin_dir[SL_PATH], endpoint[SL_PATH];
     bool keep;    /* the jobs' folders outlive this process: a dispatcher that is left alone removes
                   * nothing */
+    int nice;     /* added to the niceness of the processes: who answers people goes first */
     void *zmq;    /* context */
     void *socket; /* to poll; NULL: there is none */
     pid_t pid;

@@ -26,6 +26,7 @@
 #define RETRY_NS (1 * SECOND)   /* of what the disk did not take */
 #define RESTART_NS (1 * SECOND) /* before a dispatcher that was given up is started again */
 #define CARE_NS (60 * SECOND)   /* between two jobs while the machine is at fault */
+#define NICE 5                  /* of the stages: a CPU computes when nobody is to be answered */
 #define CULPRITS 3              /* jobs in a row that break a stage: it is not them */
 
 typedef struct {
@@ -102,6 +103,8 @@ static void write_reports(pipeline *p, run *r)
     j->code = r->code;
     snprintf(j->message, sizeof j->message, "%s", r->message);
     j->t1_ns = sl_now_ns();
+    /* clients read them: where the state lies is not theirs to know */
+    snprintf(r->req.spec.output, SL_PATH, SL_STORE_VIDEO);
     if (sl_store_path(path, &p->s->store, r->id, SL_STORE_REPORT, &err) ||
         sl_report_write(&r->rep, j, path, &err) ||
         sl_store_path(path, &p->s->store, r->id, SL_STORE_TRACE, &err) ||
@@ -622,6 +625,7 @@ sl_code sl_pipeline_run(sl_server *s, void (*reload)(void *self), void (*began)(
         rc = sl_dispatcher_open(&p.dispatcher, conf, s->model.dir, s->store.run, true, err);
     }
     if (!rc) {
+        p.dispatcher.nice = NICE;
         start(&p);
         rc = watch(&p, signals, reload, began, self, err);
         atomic_store(&s->ready, false);

@@ -51,7 +51,7 @@ static void put_live(stream *s, FILE *to, unsigned news)
         put_event(to, "step",
                   json_pack("{s:s, s:i, s:i, s:f, s:i, s:o}", "stage", j.stage, "step", (int)j.step,
                             "steps", (int)j.steps, "seconds", j.step_s, "progress",
-                            (int)floor(j.progress * 100), "eta_seconds",
+                            (int)fmin(99, floor(j.progress * 100)), "eta_seconds",
                             j.left_s < 0 ? json_null() : json_real(j.left_s)));
     s->step = j.step;
     memcpy(s->stage, j.stage, sizeof s->stage);
