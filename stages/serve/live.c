@@ -23,7 +23,7 @@ static const double SHARES[SL_ROLE_COUNT] = {[SL_ROLE_TEXT] = 0.01,
 typedef struct {
     int64_t step_work; /* of one step; 0: free */
     double step_s;     /* negative: none yet */
-    double rest_s;     /* of a job beside its steps; negative: none yet */
+    double rest_s;     /* of a job after its last step; negative: none yet */
     uint64_t used;
 } shape;
 
@@ -34,9 +34,7 @@ typedef struct {
     int64_t step_work;
     int steps;
     int steps_left;
-    double steps_s; /* of this life's steps */
-    int64_t t0_ns;
-    double before; /* progress of an earlier life */
+    int64_t last_step_ns; /* end of the newest step; 0: none yet */
 } entry;
 
 struct sl_live {
@@ -124,14 +122,14 @@ void sl_live_begin(sl_live *l, const char *id, const sl_job *spec, double progre
     for (int i = 0; i < SL_LIVE_JOBS; i++) {
         entry *e = &l->at[i];
         if (e->used) continue;
-        *e = (entry){.used = true,
-                     .job = {.progress = progress},
-                     .step_work = sl_live_step_work(spec->width, spec->height, spec->frames,
-                                                    sl_job_guided(spec)),
-                     .steps = spec->steps,
-                     .steps_left = spec->steps,
-                     .t0_ns = sl_now_ns(),
-                     .before = progress};
+        *e = (entry){
+            .used = true,
+            .job = {.progress = progress},
+            .step_work =
+                sl_live_step_work(spec->width, spec->height, spec->frames, sl_job_guided(spec)),
+            .steps = spec->steps,
+            .steps_left = spec->steps,
+        };
         memcpy(e->job.id, id, strlen(id) + 1);
         break;
     }
@@ -161,9 +159,10 @@ void sl_live_step(sl_live *l, const char *id, const sl_msg_progress *m)
             learn(&s->step_s, m->seconds);
             s->used = ++l->clock;
             e->steps_left = (int)(m->total - m->done);
-            e->steps_s += m->seconds;
+            e->last_step_ns = sl_now_ns();
             e->job.preview++;
         }
+        if (role > SL_ROLE_DENOISE) e->steps_left = 0; /* an earlier life had made them */
         add_up(e);
     }
     pthread_mutex_unlock(&l->lock);
@@ -188,10 +187,9 @@ void sl_live_end(sl_live *l, const char *id, bool well)
 {
     pthread_mutex_lock(&l->lock);
     entry *e = find(l, id);
-    if (e && well && !e->before && e->steps_s > 0) {
-        const double took = (double)(sl_now_ns() - e->t0_ns) * 1e-9 - e->steps_s;
+    if (e && well && e->last_step_ns) {
         shape *s = shape_of(l, e->step_work);
-        learn(&s->rest_s, took > 0 ? took : 0);
+        learn(&s->rest_s, (double)(sl_now_ns() - e->last_step_ns) * 1e-9);
         s->used = ++l->clock;
     }
     if (e) e->used = false;
@@ -206,8 +204,7 @@ static void describe(const sl_live *l, const entry *e, sl_live_job *out)
     const double ends = e->part[SL_ROLE_MUX] < 1 ? 1 - e->part[SL_ROLE_DECODE] : 0;
     *out = e->job;
     out->left_s = job_s(l, e->step_work, e->steps_left);
-    /* the rest is mostly what comes after the steps */
-    if (out->left_s >= 0 && rest > 0 && !e->steps_left) out->left_s -= rest * (1 - ends);
+    if (!e->steps_left) out->left_s = rest < 0 ? -1 : rest * ends;
 }
 
 bool sl_live_get(sl_live *l, const char *id, sl_live_job *out)
