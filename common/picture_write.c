@@ -23,9 +23,11 @@ static sl_code encode(AVPacket *packet, const sl_picture *p, sl_err *err)
     AVFrame *f = av_frame_alloc();
     sl_code rc = SL_OK;
     int e = 0;
-    if (!png) rc = sl_fail(err, SL_SYS, "picture: this libavcodec has no PNG encoder");
-    else if (!c || !f) rc = sl_fail(err, SL_NOMEM, "picture: no memory for a PNG encoder");
-    if (rc) goto done;
+    if (!png || !c || !f) {
+        if (png) rc = sl_fail(err, SL_NOMEM, "picture: no memory for a PNG encoder");
+        else rc = sl_fail(err, SL_SYS, "picture: this libavcodec has no PNG encoder");
+        goto done;
+    }
     c->width = f->width = p->w;
     c->height = f->height = p->h;
     c->pix_fmt = AV_PIX_FMT_RGB24;

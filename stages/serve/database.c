@@ -361,6 +361,8 @@ static sl_code commit(sl_db *db, sl_err *err)
 static sl_code wait_as_member(sl_db *db, sl_err *err)
 {
     member me = {.next = db->members};
+    /* it stays until it is told, below */
+    // cppcheck-suppress autoVariables
     db->members = &me;
     pthread_mutex_lock(&db->news_lock);
     pthread_mutex_unlock(&db->lock);
@@ -382,11 +384,11 @@ static sl_code end_change(sl_db *db, sl_code rc, sl_err *err)
         /* a change that failed waits too, or many of them could put the end off */
         if (db->synced && atomic_load(&db->coming)) {
             end = wait_as_member(db, &why);
-            if (!rc && end) *err = why;
+            if (!rc && end && err) *err = why;
             return rc ? rc : end;
         }
         end = commit(db, &why);
-        if (!rc && end) *err = why;
+        if (!rc && end && err) *err = why;
     }
     pthread_mutex_unlock(&db->lock);
     return rc ? rc : end;

@@ -242,7 +242,7 @@ static json_t *error_json(int code, const char *error_code, const char *param, c
 {
     char clean[512];
     size_t n = 0;
-    for (; message[n] && n < sizeof clean - 1; n++)
+    for (; n < sizeof clean - 1 && message[n]; n++)
         clean[n] = (unsigned char)message[n] < ' ' || message[n] == 127 ? ' ' : message[n];
     clean[n] = 0;
     json_t *text = json_string(clean);

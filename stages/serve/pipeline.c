@@ -179,12 +179,12 @@ static void end_run(pipeline *p, run *r, sl_code code, const char *message)
         r->code = SL_CANCELLED;
         r->back = false;
         snprintf(r->message, sizeof r->message, "cancelled");
-    } else if (code == SL_CANCELLED) r->back = true;
-    else if (code && (strstr(message, strerror(ENOSPC)) || strstr(message, strerror(EDQUOT)))) {
+    } else if (code && (strstr(message, strerror(ENOSPC)) || strstr(message, strerror(EDQUOT)))) {
         r->back = true;
         p->claim_ns = sl_now_ns() + 5 * SECOND;
         sl_log_about(r->id, SL_LOG_WARN, "%s: it waits for room", message);
-    } else if (code && p->broken && !(p->careful && count(p) == 1 && p->culprits < CULPRITS)) {
+    } else if (code == SL_CANCELLED || /* nobody asked for it here */
+               (code && p->broken && !(p->careful && count(p) == 1 && p->culprits < CULPRITS))) {
         r->back = true;
     } else if (code && p->broken) p->culprits++;
     if (r->code && !r->back) sl_log_about(r->id, SL_LOG_WARN, "%s: %s", outcome(r->code), message);

@@ -85,8 +85,8 @@ sl_code sl_tokens_read(sl_tokens *out, const char *path, sl_err *err)
     struct stat st;
     sl_code rc = SL_OK;
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    FILE *f = NULL;
-    if (fd < 0 || fstat(fd, &st)) rc = sl_fail_errno(err, errno, "--tokens %s", path);
+    FILE *f = fd < 0 ? NULL : fdopen(fd, "r");
+    if (!f || fstat(fd, &st)) rc = sl_fail_errno(err, errno, "--tokens %s", path);
     else if (!S_ISREG(st.st_mode)) rc = sl_fail(err, SL_ARG, "--tokens %s is no file", path);
     else if (st.st_mode & 077)
         rc = sl_fail(err, SL_ARG, "--tokens %s has mode %04o, want 0600: others can read it", path,
@@ -94,7 +94,6 @@ sl_code sl_tokens_read(sl_tokens *out, const char *path, sl_err *err)
     else if (st.st_uid != geteuid() && st.st_uid)
         rc = sl_fail(err, SL_ARG, "--tokens %s belongs to user %u, want this one, %u", path,
                      (unsigned)st.st_uid, (unsigned)geteuid());
-    else if (!(f = fdopen(fd, "r"))) rc = sl_fail_errno(err, errno, "--tokens %s", path);
     if (!rc) rc = read_all(&t, f, path, err);
     if (!rc && !t.count) rc = sl_fail(err, SL_ARG, "--tokens %s holds no token", path);
     if (f) fclose(f);
