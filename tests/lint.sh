@@ -16,6 +16,9 @@ mapfile -t formatted < <(list '*.c' '*.h' '*.cc')
 
 mapfile -t layered < <(list 'common/*' 'kernels/*' 'graphs/*' 'stages/*' | grep -E '\.(c|h|cc|cu|cuh)$')
 
+step "files' names: letters, digits and . _ - / + alone"
+git ls-files -z 2>/dev/null | tr '\n\0' ' \n' | { ! grep -vE '^[A-Za-z0-9._/+-]+$'; } || failed
+
 step 'includes run one way: stages -> graphs -> kernels -> common; nothing includes tests'
 grep -nE '^ *# *include "' "${layered[@]}" | awk -F'[:"]' '
     BEGIN { level["common"] = 1; level["kernels"] = 2; level["graphs"] = 3; level["stages"] = 4 }
