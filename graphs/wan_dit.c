@@ -533,34 +533,76 @@ static void self_attention(sl_ctx *ctx, const forward *f, int i, const sl_tensor
     sl_release(ctx, mark);
 }
 
-/* In how many pieces the last of q, k and v travels: only the last piece is waited for. On two H200
- * 1 and 4 pieces took 4.587 and 4.631 s a forward at 1280x720x81, 2.324 and 2.319 at 1024x576x81,
- * 1.285 and 1.282 at 832x480x81: smaller products cost what is hidden. */
-enum { PIECES = 1 };
-
-/* y = norm(x w) with rotation, of this rank's rows, then to whoever has the heads. */
-static void send_heads(sl_ctx *ctx, const forward *f, const sl_tensor *window, const sl_tensor *y,
-                       const sl_tensor *norm, const sl_affine *w, const sl_tensor *weight,
-                       int pieces)
+/* Columns [first, first + cols) of a layer's result. */
+static sl_affine columns_of(const sl_affine *w, int64_t first, int64_t cols)
 {
-    const sl_dit_share *s = f->in->share;
-    const sl_dit_config *c = &f->m->c;
-    for (int p = 0; p < pieces; p++) {
-        const sl_share of = sl_share_of(y->shape[0], pieces, p, ctx->ops->row_granule);
-        const sl_tensor piece = sl_rows(y, of.first, of.rows);
-        EACH_CHUNK (r, rows, of.rows, f->chunk) {
-            const sl_tensor yr = sl_rows(&piece, r, rows), xr = sl_rows(norm, of.first + r, rows);
-            const sl_tensor c_r = sl_rows(&f->cos, of.first + r, rows),
-                            s_r = sl_rows(&f->sin, of.first + r, rows);
-            sl_apply(ctx, &yr, &xr, w, SL_ACT_NONE);
-            if (weight) sl_rmsnorm_rope(ctx, &yr, &yr, weight, c->eps, &c_r, &s_r, c->heads);
-        }
-        sl_comm_to_heads(ctx, s->comm, s->lane, window, &piece, f->tokens, p, pieces);
+    sl_affine part = *w;
+    part.w = sl_rows(&w->w, first, cols);
+    if (w->b.rank)
+        part.b = sl_view1((char *)w->b.data + (size_t)first * sl_dtype_size(w->b.dtype), w->b.dtype,
+                          cols);
+    return part;
+}
+
+/* Those columns of y [rows, d]. */
+static sl_tensor columns_in(const sl_tensor *y, int64_t first, int64_t cols)
+{
+    sl_tensor part = *y;
+    part.data = (char *)y->data + (size_t)first * sl_dtype_size(y->dtype);
+    part.shape[1] = cols;
+    return part;
+}
+
+/* Columns [first, first + cols) of x w to y [n, cols]. */
+static void project(sl_ctx *ctx, const forward *f, const sl_tensor *y, const sl_tensor *x,
+                    const sl_affine *w, int64_t first, int64_t cols)
+{
+    if (!cols) return;
+    const sl_affine part = columns_of(w, first, cols);
+    EACH_CHUNK (r, rows, y->shape[0], f->chunk) {
+        const sl_tensor yr = sl_rows(y, r, rows), xr = sl_rows(x, r, rows);
+        sl_apply(ctx, &yr, &xr, &part, SL_ACT_NONE);
     }
 }
 
-/* As self_attention, of a team: keys travel while values are computed, values while queries are;
- * then each rank attends with its heads for the rows of all, and the results travel back. */
+/* y = norm(x w) with rotation, of this rank's rows, then to whoever has the heads. */
+static void send_normed(sl_ctx *ctx, const forward *f, const sl_tensor *window, const sl_tensor *y,
+                        const sl_tensor *x, const sl_affine *w, const sl_tensor *norm)
+{
+    const sl_dit_share *s = f->in->share;
+    project(ctx, f, y, x, w, 0, y->shape[1]);
+    EACH_CHUNK (r, rows, y->shape[0], f->chunk) {
+        const sl_tensor yr = sl_rows(y, r, rows), c_r = sl_rows(&f->cos, r, rows),
+                        s_r = sl_rows(&f->sin, r, rows);
+        sl_rmsnorm_rope(ctx, &yr, &yr, norm, f->m->c.eps, &c_r, &s_r, f->m->c.heads);
+    }
+    sl_comm_to_heads(ctx, s->comm, s->lane, window, y, f->tokens, true);
+}
+
+/* y = x w to whoever has the heads: the others' columns first, which travel while this rank's own
+ * are computed, where they are to be. By pieces of rows instead, 1 and 4 of them took 4.587 and
+ * 4.631 s a forward at 1280x720x81 on two H200: smaller products cost what is hidden. */
+static void send_values(sl_ctx *ctx, const forward *f, const sl_tensor *window, const sl_tensor *y,
+                        const sl_tensor *x, const sl_affine *w)
+{
+    const sl_dit_share *s = f->in->share;
+    const int64_t d = y->shape[1], share = d / s->size, own = s->me * share, end = own + share;
+    const bool apart = ctx->ops->columns_apart;
+    if (apart) {
+        const sl_tensor before = columns_in(y, 0, own), after = columns_in(y, end, d - end);
+        project(ctx, f, &before, x, w, 0, own);
+        project(ctx, f, &after, x, w, end, d - end);
+    } else project(ctx, f, y, x, w, 0, d);
+    sl_comm_to_heads(ctx, s->comm, s->lane, window, y, f->tokens, !apart);
+    if (apart) {
+        const sl_tensor mine = sl_rows(window, f->mine.first, f->mine.rows);
+        project(ctx, f, &mine, x, w, own, share);
+    }
+}
+
+/* As self_attention, of a team: keys travel while queries are computed, queries while values are;
+ * then each rank attends with its heads for the rows of all, its own rows last, so that the others'
+ * results travel meanwhile. */
 static void shared_self_attention(sl_ctx *ctx, const forward *f, int i, const sl_tensor *x,
                                   const sl_tensor *mod)
 {
@@ -571,20 +613,26 @@ static void shared_self_attention(sl_ctx *ctx, const forward *f, int i, const sl
     const sl_tensor shift = sl_row(mod, SHIFT_1), scale = sl_row(mod, SCALE_1),
                     gate = sl_row(mod, GATE_1);
     const size_t mark = sl_mark(ctx);
-    sl_tensor norm = sl_new2(ctx, sl_act(ctx), n, d), q = sl_new2(ctx, sl_act(ctx), n, d),
-              k = sl_new2(ctx, sl_act(ctx), n, d), v = sl_new2(ctx, sl_act(ctx), n, d);
-    sl_layernorm_modulate(ctx, &norm, x, &scale, &shift, c->eps);
-    send_heads(ctx, f, &s->k, &k, &norm, &a->k, &a->norm_k, 1);
-    send_heads(ctx, f, &s->v, &v, &norm, &a->v, NULL, 1);
-    send_heads(ctx, f, &s->q, &q, &norm, &a->q, &a->norm_q, PIECES);
-    sl_comm_wait(ctx, s->comm, s->lane, 0);
-
-    /* what was sent has been read: the memory of k and on is free */
+    sl_tensor norm = sl_new2(ctx, sl_act(ctx), n, d), q = sl_new2(ctx, sl_act(ctx), n, d);
     const size_t heads_mark = sl_mark(ctx);
+    sl_tensor k = sl_new2(ctx, sl_act(ctx), n, d), v = sl_new2(ctx, sl_act(ctx), n, d);
+    sl_layernorm_modulate(ctx, &norm, x, &scale, &shift, c->eps);
+    send_normed(ctx, f, &s->k, &k, &norm, &a->k, &a->norm_k);
+    send_normed(ctx, f, &s->q, &q, &norm, &a->q, &a->norm_q);
+    send_values(ctx, f, &s->v, &v, &norm, &a->v);
+    sl_comm_wait(ctx, s->comm, s->lane, 0);
+    sl_release(ctx, heads_mark); /* what was sent has been read */
+
+    int64_t first[SL_RANKS + 1];
+    sl_done done[SL_RANKS];
     sl_tensor o = sl_new2(ctx, sl_act(ctx), f->tokens, share);
-    sl_attention(ctx, &o, &s->q, &s->k, &s->v, c->heads / s->size, f->scale, NULL, false);
+    for (int r = 0; r < s->size; r++)
+        first[r] = sl_share_of(f->tokens, s->size, r, ctx->ops->row_granule).first;
+    first[s->size] = f->tokens;
+    sl_attention_parts(ctx, &o, &s->q, &s->k, &s->v, c->heads / s->size, f->scale, s->size, first,
+                       s->me, done);
     const sl_tensor mine = sl_rows(&s->rows, 0, n);
-    sl_comm_to_rows(ctx, s->comm, s->lane, &mine, &o, f->tokens, 0, share);
+    sl_comm_to_rows(ctx, s->comm, s->lane, &mine, &o, f->tokens, 0, share, done);
     sl_comm_wait(ctx, s->comm, s->lane, 0);
     sl_release(ctx, heads_mark);
     EACH_CHUNK (r, rows, n, f->chunk) {

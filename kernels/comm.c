@@ -402,13 +402,6 @@ static sl_share of_member(const sl_team *t, int64_t n, int i)
     return sl_share_of(n, t->size, i, t->granule);
 }
 
-/* Rows of part `part` of `parts` of member i's. */
-static sl_share part_of(const sl_team *t, int64_t n, int i, int part, int parts)
-{
-    const sl_share all = of_member(t, n, i), of = sl_share_of(all.rows, parts, part, t->granule);
-    return (sl_share){all.first + of.first, of.rows};
-}
-
 static bool team_fits(sl_ctx *ctx, const sl_comm *c, const sl_team *t)
 {
     if (t->size < 1 || t->size > SL_RANKS || t->me < 0 || t->me >= t->size ||
@@ -550,11 +543,11 @@ static void start(sl_ctx *ctx, sl_comm *c, sl_lane lane, int n, const sl_comm_pa
 }
 
 void sl_comm_to_heads(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y, const sl_tensor *x,
-                      int64_t n, int part, int parts)
+                      int64_t n, bool own)
 {
     if (ctx->ops->plan) return;
     const sl_team *t = &c->lanes[lane].team;
-    const sl_share mine = part_of(t, n, t->me, part, parts);
+    const sl_share mine = of_member(t, n, t->me);
     const int64_t d = x->rank == 2 ? x->shape[1] : 0, cols = d / t->size;
     sl_comm_part list[SL_RANKS];
     int64_t at;
@@ -567,24 +560,25 @@ void sl_comm_to_heads(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y,
         return;
     const size_t e = sl_dtype_size(x->dtype), pitch = pitch_of(y);
     for (int i = 0; i < t->size; i++) {
-        const sl_share his = part_of(t, n, i, part, parts);
+        const sl_share his = of_member(t, n, i);
+        const bool goes = own || i != t->me;
         list[i] = (sl_comm_part){.rank = t->member[i],
                                  .from = (const char *)x->data + (size_t)(i * cols) * e,
                                  .from_pitch = pitch_of(x),
                                  .to = (size_t)at + (size_t)mine.first * pitch,
                                  .to_pitch = pitch,
                                  .width = (size_t)cols * e,
-                                 .rows = (size_t)mine.rows,
+                                 .rows = goes ? (size_t)mine.rows : 0,
                                  .at = (size_t)at + (size_t)his.first * pitch,
                                  .at_pitch = pitch,
                                  .at_width = (size_t)cols * e,
-                                 .at_rows = (size_t)his.rows};
+                                 .at_rows = goes ? (size_t)his.rows : 0};
     }
     start(ctx, c, lane, t->size, list);
 }
 
 void sl_comm_to_rows(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y, const sl_tensor *x,
-                     int64_t n, int64_t first, int64_t cols)
+                     int64_t n, int64_t first, int64_t cols, const sl_done *done)
 {
     if (ctx->ops->plan) return;
     const sl_team *t = &c->lanes[lane].team;
@@ -613,7 +607,8 @@ void sl_comm_to_rows(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y, 
                                   .at = (size_t)at + (size_t)(i * share + first) * e,
                                   .at_pitch = pitch,
                                   .at_width = (size_t)cols * e,
-                                  .at_rows = (size_t)mine.rows};
+                                  .at_rows = (size_t)mine.rows,
+                                  .done = done ? &done[i] : NULL};
     }
     start(ctx, c, lane, t->size, parts);
 }

@@ -107,16 +107,17 @@ void sl_comm_abort(sl_comm *c, const sl_team *team);
 
 /* ---- operations ---- */
 
-/* Rows to heads, of part `part` of `parts` of each member's rows (shared likewise; 0 of
- * 1: all): x [the part's rows, d], y [n, d / size] in the window: this member's d / size
- * columns of all rows, of which those of every member's part arrive. n: rows of all. d
- * divides by size. */
+/* Rows to heads: x [n_me, d], y [n, d / size] in the window: this member's d / size columns of all
+ * rows. n: rows of all. d divides by size. own: false, and this member's own columns of its own
+ * rows are not taken from x, where they need not be; who calls has written or writes them to y. */
 void sl_comm_to_heads(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y, const sl_tensor *x,
-                      int64_t n, int part, int parts);
+                      int64_t n, bool own);
 /* Heads to rows, columns [first, first + cols) of each member's share: x [n, d / size], y
- * [n_me, d] in the window. All columns: first 0, cols d / size. */
+ * [n_me, d] in the window. All columns: first 0, cols d / size. done: NULL, or for each member when
+ * its rows of x are there (sl_attention_parts), for bodies that can send them while x is still being
+ * computed. */
 void sl_comm_to_rows(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y, const sl_tensor *x,
-                     int64_t n, int64_t first, int64_t cols);
+                     int64_t n, int64_t first, int64_t cols, const sl_done *done);
 /* Rows of all: x [n_me, d] of this member's rows, y [n, d] in the window. */
 void sl_comm_gather(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y, const sl_tensor *x,
                     int64_t n);

@@ -22,6 +22,7 @@ typedef struct {
     size_t width, rows;  /* of what goes; rows 0: nothing, only the mark */
     size_t at, at_pitch; /* where the other's arrives in this rank's window */
     size_t at_width, at_rows;
+    const sl_done *done; /* NULL, or what goes is there then, perhaps before ctx's stream is */
 } sl_comm_part;
 
 struct sl_comm_body {
@@ -32,7 +33,7 @@ struct sl_comm_body {
     sl_code (*connect)(sl_comm *c, const sl_comm_handle *peer, sl_err *err);
     void (*disconnect)(sl_comm *c, int rank); /* the other's window; fine if half connected */
     void (*close)(sl_comm *c);
-    /* Send the parts, after the work now on ctx's stream, then set the mark `value` with
+    /* Send the parts, after the work now on ctx's stream or when `done` tells, then set the mark `value` with
      * each, or know by other means when they have come. parts[i] is of the team's member i, n its
      * size. */
     void (*exchange)(sl_ctx *ctx, sl_comm *c, sl_lane lane, uint64_t value, int n,

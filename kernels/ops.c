@@ -622,6 +622,29 @@ bool sl_attention_two(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const
     return false;
 }
 
+bool sl_attention_parts(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k,
+                        const sl_tensor *v, int heads, float scale, int parts, const int64_t *first,
+                        int last, sl_done *done)
+{
+    static const char op[] = "attention_parts", *const name[] = {"k", "v", "k's rows"};
+    if (!attention_checked(ctx, op, o, q, k, v, heads, name) ||
+        !is_in_range(ctx, op, "parts", parts, 1, INT64_MAX) ||
+        !is_in_range(ctx, op, "last", last, 0, parts - 1) ||
+        !is_in_range(ctx, op, "the first part's first row", first[0], 0, 0) ||
+        !is_in_range(ctx, op, "the end of the last part", first[parts], q->shape[0], q->shape[0]))
+        return false;
+    for (int i = 0; i < parts; i++) {
+        if (!is_in_range(ctx, op, "the end of a part", first[i + 1], first[i], q->shape[0]))
+            return false;
+        done[i] = (sl_done){0};
+    }
+    if (!ctx->ops->plan && ctx->ops->attention_parts &&
+        ctx->ops->attention_parts(ctx, o, q, k, v, heads, scale, parts, first, last, done))
+        return true;
+    sl_attention(ctx, o, q, k, v, heads, scale, NULL, false);
+    return false;
+}
+
 /* ---- DiT's edges and the sampler ---- */
 
 void sl_patchify(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *latents,

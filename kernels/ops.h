@@ -218,6 +218,25 @@ typedef bool sl_attention_two_fn(sl_ctx *ctx, const sl_tensor *o, const sl_tenso
                                  const sl_tensor *k1, const sl_tensor *v1, const sl_tensor *k2,
                                  const sl_tensor *v2, int heads, float scale);
 
+/* Some rows of a result, as another stream of the device sees them while the operation still computes
+ * others: they are there when each of these numbers in the device's memory, which count upwards and
+ * wrap around, has come to its value. count 0: only when the operation has ended. */
+enum { SL_DONE_COUNTERS = 3 };
+typedef struct {
+    int count;
+    const void *at[SL_DONE_COUNTERS];
+    uint32_t value[SL_DONE_COUNTERS];
+} sl_done;
+
+/* As sl_attention without a bias, for rows in `parts` parts of which others wait: part i is the
+ * rows [first[i], first[i + 1]), first[0] = 0, first[parts] = Nq. They are finished in the order
+ * last + 1, last + 2, ..., last, and done[i] tells when; that of `last` has count 0. The same bits
+ * as sl_attention. A body returns false where it cannot, and has done nothing then; the front calls
+ * sl_attention, clears done, and returns what the body did. */
+typedef bool sl_attention_parts_fn(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q,
+                                   const sl_tensor *k, const sl_tensor *v, int heads, float scale,
+                                   int parts, const int64_t *first, int last, sl_done *done);
+
 /* ---- DiT's edges and the sampler ---- */
 
 /* Latents F32 [C1,T,H,W] and condition F32 [C2,T,H,W] (NULL: C2 = 0) to patch rows y act
@@ -298,7 +317,7 @@ typedef void sl_frames_rgb8_fn(sl_ctx *ctx, const sl_tensor *y, const sl_tensor 
 #define SL_OPS(X) \
     X(zero) X(copy) X(add) X(sub) X(silu) X(geglu) X(embed) \
     X(linear) X(linear_add) X(layernorm) X(layernorm_modulate) X(rmsnorm) X(rmsnorm_rope) \
-    X(gated_add) X(attention) X(attention_two) \
+    X(gated_add) X(attention) X(attention_two) X(attention_parts) \
     X(patchify) X(unpatchify) X(guidance) X(flow_x0) X(lincomb) X(mean_abs) X(abs_rows) X(sum_rows) \
     X(conv3d) X(conv_history) X(vae_norm) X(time_shuffle) X(to_channels_last) \
     X(to_channels_first) X(frames_rgb8)
@@ -329,6 +348,8 @@ struct sl_ops {
     /* Rows that begin at a multiple of it have the same bits in every product of the same
      * whole_rows, whatever rows stand beside them; 1: all rows do. */
     int row_granule;
+    /* A product's columns have the same bits whichever others are computed with them. */
+    bool columns_apart;
     /* True: no data exists; of the functions only packed_conv_bytes is called. */
     bool plan;
     /* The plug-in whose table this is, for what is no operation; NULL: none. */

@@ -21,6 +21,7 @@ sl_ops sl_ops_plan_of(const sl_ops *device)
                     .stored_matrices = device->stored_matrices,
                     .rows_at_once = device->rows_at_once,
                     .row_granule = device->row_granule,
+                    .columns_apart = device->columns_apart,
                     .plan = true,
                     .packed_conv_bytes = device->packed_conv_bytes};
 }

@@ -270,6 +270,78 @@ static void attention_of_our_own(void **state)
     pair_close(&p);
 }
 
+/* The counters of what is done have come to their values. */
+static void counted(pair *p, const sl_done *d, const char *what)
+{
+    for (int i = 0; i < d->count; i++) {
+        const sl_tensor t = sl_view1((void *)(uintptr_t)d->at[i], SL_F32, 1);
+        uint32_t n = 0;
+        sl_download(&p->gpu, &n, &t);
+        if (!went_wrong(p, what) && n != d->value[i])
+            fail_msg("%s: counter %d is %u, want %u", what, i, n, d->value[i]);
+    }
+}
+
+static void same_bits(pair *p, const sl_tensor *a, const sl_tensor *b, const char *what)
+{
+    unsigned char *x = malloc(sl_bytes(a)), *y = malloc(sl_bytes(b));
+    assert_true(x && y && sl_bytes(a) == sl_bytes(b));
+    sl_download(&p->gpu, x, a);
+    sl_download(&p->gpu, y, b);
+    if (!went_wrong(p, what) && memcmp(x, y, sl_bytes(a))) fail_msg("%s: other bits", what);
+    free(x);
+    free(y);
+}
+
+/* n tokens in `parts` parts as even as may be, `last` last. */
+static void parts_once(pair *p, int64_t n, int heads, int parts, int last)
+{
+    const char *what = say("attention by parts: %lld tokens, %d heads, %d parts, %d last",
+                           (long long)n, heads, parts, last);
+    const int64_t w = heads * 128;
+    twin q = matrix(p, SL_BF16, n, w, 0), k = matrix(p, SL_BF16, n, w, 0),
+         v = matrix(p, SL_BF16, n, w, 0), whole = matrix(p, SL_BF16, n, w, 0),
+         o = matrix(p, SL_BF16, n, w, 0);
+    int64_t first[8 + 1];
+    sl_done done[8];
+    for (int i = 0; i <= parts; i++) first[i] = n * i / parts;
+    sl_attention(&p->gpu, &whole.g, &q.g, &k.g, &v.g, heads, 0.125f, NULL, false);
+    for (int turn = 0; turn < 2; turn++) { /* counters go on */
+        sl_zero(&p->gpu, &o.g);
+        const bool by_parts = sl_attention_parts(&p->gpu, &o.g, &q.g, &k.g, &v.g, heads, 0.125f,
+                                                 parts, first, last, done);
+        sl_sync(&p->gpu);
+        if (went_wrong(p, what)) return;
+        if (!by_parts) fail_msg("%s: in one piece, want parts", what);
+        for (int i = 0; i < parts; i++) {
+            const bool wanted = i != last && first[i + 1] > first[i];
+            if (wanted != (done[i].count > 0))
+                fail_msg("%s: part %d has %d counters", what, i, done[i].count);
+            counted(p, &done[i], what);
+        }
+        same_bits(p, &o.g, &whole.g, what);
+    }
+    forget(p);
+}
+
+static void attention_by_parts(void **state)
+{
+    (void)state;
+    pair p;
+    if (!on_hopper("attention by parts")) skip();
+    pair_open(&p, (size_t)1 << 30);
+    for (int last = 0; last < 2; last++) {
+        parts_once(&p, 2 * 192, 1, 2, last);
+        parts_once(&p, 385, 3, 2, last);
+        parts_once(&p, 4680, 20, 2, last);
+        parts_once(&p, 100, 2, 2, last); /* both in one tile */
+    }
+    for (int parts = 1; parts <= 8; parts++)
+        for (int last = 0; last < parts; last++) parts_once(&p, 1953, 5, parts, last);
+    parts_once(&p, 5, 2, 8, 3); /* some have no rows */
+    pair_close(&p);
+}
+
 static void generic_attention(void **state)
 {
     (void)state;
@@ -497,6 +569,7 @@ int main(void)
         cmocka_unit_test(forms_of_attention_agree),
         cmocka_unit_test(speed_of_our_attention),
         cmocka_unit_test(attention_of_our_own),
+        cmocka_unit_test(attention_by_parts),
         /* the last: a kernel that breaks takes the device along */
         cmocka_unit_test(two_lists_of_keys),
     };

@@ -162,6 +162,48 @@ static int64_t other_rows(pair *p, const sl_tensor *a, const sl_tensor *b, char 
     return count;
 }
 
+/* The first half of the rows, its columns in shares as a rank of a team computes them: those before
+ * its own, those behind, its own elsewhere. y's first half is the whole's. */
+static void columns_of_a_layer(pair *p, const t_layer *l, const t_operands *all, char *host)
+{
+    static const int TEAMS[] = {2, 4, 5, 8};
+    const int64_t rows = sl_share_of(all->x.shape[0], 2, 0, 1).rows;
+    const sl_tensor x = sl_rows(&all->x, 0, rows), want = sl_rows(&all->y, 0, rows),
+                    y = sl_new2(&p->gpu, SL_BF16, rows, l->n),
+                    own_columns = sl_new2(&p->gpu, SL_BF16, rows, l->n);
+    EACH(i, TEAMS)
+    {
+        const int64_t share = l->n / TEAMS[i], own = TEAMS[i] / 2 * share,
+                      from[] = {0, own + share, own}, to[] = {own, l->n, own + share};
+        const char *what =
+            say("%lld rows, %s, columns in shares of 1/%d", (long long)rows, l->name, TEAMS[i]);
+        if (l->n % TEAMS[i]) continue;
+        sl_zero(&p->gpu, &y);
+        EACH(k, from)
+        {
+            const int64_t cols = to[k] - from[k];
+            if (!cols) continue;
+            const sl_tensor part = sl_cols(&y, from[k], cols), w = sl_rows(&all->w, from[k], cols),
+                            b = sl_view1((char *)all->b.data + 2 * from[k], SL_BF16, cols);
+            if (k < 2) {
+                sl_linear(&p->gpu, &part, &x, &w, &b, l->act);
+                continue;
+            }
+            const sl_tensor dense = sl_view2(own_columns.data, SL_BF16, rows, cols);
+            sl_linear(&p->gpu, &dense, &x, &w, &b, l->act);
+            sl_copy(&p->gpu, &part, &dense);
+        }
+        sl_sync(&p->gpu);
+        if (went_wrong(p, what)) return;
+        int64_t first = 0;
+        const int64_t others = other_rows(p, &y, &want, host, &first);
+        if (!others) continue;
+        print_message("FAIL %s: %lld rows have other bits than in one product, the first is %lld\n",
+                      what, (long long)others, (long long)first);
+        p->failures++;
+    }
+}
+
 static void shares_of_a_layer(pair *p, const t_layer *l, int64_t m, char *host)
 {
     static const int TEAMS[] = {2, 3, 4, 5, 8};
@@ -190,6 +232,7 @@ static void shares_of_a_layer(pair *p, const t_layer *l, int64_t m, char *host)
                       what, (long long)others, (long long)first);
         p->failures++;
     }
+    if (!l->adds) columns_of_a_layer(p, l, &all, host);
     p->gpu.whole_rows = 0;
     forget(p);
 }

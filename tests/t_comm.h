@@ -208,21 +208,22 @@ static const char *round_trip(t_rank *r, sl_lane lane, const sl_team *team, int6
     rows = sl_rows(&rows, 0, mine.rows);
     all = in_window(r, &at, dtype, n, d);
     for (int i = 0; i < 3; i++) {
-        for (int part = 0; part <= i; part++) { /* in one piece, two, three */
-            const sl_share of = sl_share_of(mine.rows, i + 1, part, team->granule);
-            sl_tensor x = make_part(r, salt + i, dtype, mine.first + of.first, of.rows, 0, d);
-            sl_comm_to_heads(r->ctx, r->comm, lane, &heads[i], &x, n, part, i + 1);
-        }
+        sl_tensor x = make_part(r, salt + i, dtype, mine.first, mine.rows, 0, d);
+        sl_comm_to_heads(r->ctx, r->comm, lane, &heads[i], &x, n, i != 1);
+        if (i != 1 || !mine.rows) continue; /* the second's own columns do not travel */
+        sl_tensor own = make_part(r, salt + i, dtype, mine.first, mine.rows, team->me * cols, cols),
+                  y = sl_rows(&heads[i], mine.first, mine.rows);
+        sl_copy(r->ctx, &y, &own);
     }
     for (int i = 0; i < 3 && !bad; i++) {
-        sl_comm_wait(r->ctx, r->comm, lane, i == 0 ? 5 : i == 1 ? 3 : 0);
+        sl_comm_wait(r->ctx, r->comm, lane, 2 - i);
         RANK_CTX(r);
         bad = compare(r, &heads[i], salt + i, 0, team->me * cols);
     }
     if (bad) return bad;
     sl_tensor o = make_part(r, salt + 9, dtype, 0, n, team->me * cols, cols);
-    if (left) sl_comm_to_rows(r->ctx, r->comm, lane, &rows, &o, n, 0, left);
-    sl_comm_to_rows(r->ctx, r->comm, lane, &rows, &o, n, left, cols - left);
+    if (left) sl_comm_to_rows(r->ctx, r->comm, lane, &rows, &o, n, 0, left, NULL);
+    sl_comm_to_rows(r->ctx, r->comm, lane, &rows, &o, n, left, cols - left, NULL);
     sl_comm_wait(r->ctx, r->comm, lane, 0);
     RANK_CTX(r);
     if ((bad = compare(r, &rows, salt + 9, mine.first, 0))) return bad;
@@ -417,9 +418,9 @@ static inline const char *rank_many(t_rank *r)
             files = open_files(), pages = resident_pages();
             if (t_body.device_used) device = t_body.device_used(r->rank);
         }
-        sl_comm_to_heads(r->ctx, r->comm, SL_LANE_SHARD, &y, &x, 64, 0, 1);
+        sl_comm_to_heads(r->ctx, r->comm, SL_LANE_SHARD, &y, &x, 64, true);
         sl_comm_wait(r->ctx, r->comm, SL_LANE_SHARD, 0);
-        sl_comm_to_rows(r->ctx, r->comm, SL_LANE_SHARD, &z, &y, 64, 0, 8);
+        sl_comm_to_rows(r->ctx, r->comm, SL_LANE_SHARD, &z, &y, 64, 0, 8, NULL);
         sl_comm_wait(r->ctx, r->comm, SL_LANE_SHARD, 0);
         RANK_CTX(r);
     }
@@ -486,9 +487,9 @@ static sl_code exchange_until(t_rank *r, const sl_team *team)
     sl_err err = {0};
     sl_comm_begin(r->ctx, r->comm, SL_LANE_SHARD, team);
     while (sl_ok(r->ctx)) {
-        sl_comm_to_heads(r->ctx, r->comm, SL_LANE_SHARD, &y, &x, n, 0, 1);
+        sl_comm_to_heads(r->ctx, r->comm, SL_LANE_SHARD, &y, &x, n, true);
         sl_comm_wait(r->ctx, r->comm, SL_LANE_SHARD, 0);
-        sl_comm_to_rows(r->ctx, r->comm, SL_LANE_SHARD, &z, &y, n, 0, 4);
+        sl_comm_to_rows(r->ctx, r->comm, SL_LANE_SHARD, &z, &y, n, 0, 4, NULL);
         sl_comm_wait(r->ctx, r->comm, SL_LANE_SHARD, 0);
         sl_comm_settle(r->ctx, r->comm);
         atomic_fetch_add(&t_comm->flag, 1);
@@ -698,13 +699,13 @@ static inline const char *rank_refusals(t_rank *r)
     if ((bad = wants(r, SL_ARG, "key 5 of an attempt, want more than the last, 5"))) return bad;
     sl_tensor x = make_part(r, 0, SL_F32, 0, 4, 0, 6), y = in_window(r, &at, SL_F32, 8, 3),
               outside = sl_new2(r->ctx, SL_F32, 8, 3);
-    sl_comm_to_heads(r->ctx, r->comm, SL_LANE_SHARD, &outside, &x, 8, 0, 1);
+    sl_comm_to_heads(r->ctx, r->comm, SL_LANE_SHARD, &outside, &x, 8, true);
     if ((bad = wants(r, SL_ARG, "does not receive into the window"))) return bad;
     x = make_part(r, 0, SL_F32, 0, 4, 0, 6);
-    sl_comm_to_heads(r->ctx, r->comm, SL_LANE_SHARD, &y, &x, 9, 0, 1);
+    sl_comm_to_heads(r->ctx, r->comm, SL_LANE_SHARD, &y, &x, 9, true);
     if ((bad = wants(r, SL_SHAPE, "want ["))) return bad;
     x = make_part(r, 0, SL_F32, 0, 4, 0, 5);
-    sl_comm_to_heads(r->ctx, r->comm, SL_LANE_SHARD, &y, &x, 8, 0, 1);
+    sl_comm_to_heads(r->ctx, r->comm, SL_LANE_SHARD, &y, &x, 8, true);
     if ((bad = wants(r, SL_SHAPE, "5 columns, want a multiple of the team's 2"))) return bad;
     sl_comm_barrier(r->ctx, r->comm, SL_LANE_SHARD);
     RANK_CTX(r);

@@ -298,6 +298,12 @@ static arguments<T> arguments_of(const sl_tensor *o, const sl_tensor *q, const s
     return a;
 }
 
+static sl_attention_flash_call flash_call(const attention *a)
+{
+    return {a->q,       a->k,       a->v,  a->o,  a->q_pitch, a->k_pitch,
+            a->v_pitch, a->o_pitch, a->nq, a->nk, a->heads,   a->scale};
+}
+
 void sl_cuda_attention(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k,
                        const sl_tensor *v, int heads, float scale, const sl_tensor *bias,
                        bool accumulate)
@@ -312,10 +318,20 @@ void sl_cuda_attention(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, cons
     const char *set = getenv("SLUICE_ATTENTION");
     bool fits = (a.d == 64 || a.d == 128) && !bias && is_even(a.q, a.q_pitch) &&
                 is_even(a.k, a.k_pitch) && is_even(a.v, a.v_pitch) && is_even(a.o, a.o_pitch);
-    const sl_attention_flash_call call = {a.q,       a.k,       a.v,  a.o,  a.q_pitch, a.k_pitch,
-                                          a.v_pitch, a.o_pitch, a.nq, a.nk, a.heads,   a.scale};
+    const sl_attention_flash_call call = flash_call(&a);
     if (!fits || (set && !strcmp(set, "generic"))) generic(ctx, &a);
     else if (a.d == 128 && !a.accumulate && sl_attention_flash_can(sl_cuda_of(ctx), &call))
         sl_attention_flash(ctx, &call);
     else fused(ctx, &a);
+}
+
+bool sl_cuda_attention_parts(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k,
+                             const sl_tensor *v, int heads, float scale, int parts,
+                             const int64_t *first, int last, sl_done *done)
+{
+    if (!q->shape[0] || q->dtype == SL_F32) return false;
+    const attention a = arguments_of<bf16>(o, q, k, v, heads, scale, NULL, false);
+    const sl_attention_flash_call call = flash_call(&a);
+    return a.d == 128 && sl_attention_flash_can(sl_cuda_of(ctx), &call) &&
+           sl_attention_flash_parts(ctx, &call, parts, first, last, done);
 }

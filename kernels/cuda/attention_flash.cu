@@ -75,7 +75,23 @@ struct flash_args {
     int64_t o_pitch;
     int nq, nk, tiles, all; /* tiles of a head, of all heads */
     float scale;            /* times log2(e) */
+    int band, band_all;     /* tiles of a head, of all heads, in a band */
+    int from;               /* the first band's first tile of a head */
+    uint32_t *done;         /* NULL, or by band: warps' parts of tiles that are there */
 };
+
+/* Where the tile lies that is taken as number `tile`: band after band, in it head after head. */
+struct place {
+    int head, row, band;
+};
+__device__ __forceinline__ place place_of(const flash_args &a, int tile)
+{
+    const int band = tile / a.band_all, rest = tile - band * a.band_all,
+              wide = min(a.band, a.tiles - band * a.band), head = rest / wide;
+    int t = rest - head * wide + band * a.band + a.from;
+    if (t >= a.tiles) t -= a.tiles;
+    return {head, t * TILE, band};
+}
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
@@ -90,12 +106,12 @@ __device__ __forceinline__ void bring_all(const flash_args &a, const flash_maps 
 {
     int v_head = -1, v_row = 0; /* of values that are still to be brought */
     for (int tile = blockIdx.x; tile < a.all; tile += gridDim.x) {
-        const int head = tile / a.tiles, first = (tile - head * a.tiles) * TILE;
-        bring_queries<GROUPS>(queries, &m.q, head, first);
+        const place p = place_of(a, tile);
+        bring_queries<GROUPS>(queries, &m.q, p.head, p.row);
         for (int row = 0; row < a.nk; row += KEYS) {
-            bring<PLACES, PLACE>(keys, &m.k, head, row, KEYS);
+            bring<PLACES, PLACE>(keys, &m.k, p.head, row, KEYS);
             if (v_head >= 0) bring<PLACES, PLACE>(keys, &m.v, v_head, v_row, KEYS);
-            v_head = head, v_row = row;
+            v_head = p.head, v_row = row;
         }
     }
     bring<PLACES, PLACE>(keys, &m.v, v_head, v_row, KEYS);
@@ -305,10 +321,10 @@ __device__ __forceinline__ void last_step(work &w, int add)
 /* The result from row `row` of o's head on: a lane's row is `row` plus its g, and that +
  * 8. */
 __device__ __forceinline__ void store(const work &w, const flash_args &a, const float (&sum)[2],
-                                      int head, int row)
+                                      const place &p, int group_row)
 {
-    row += w.lane / 4;
-    bf16 *const to = a.o + row * a.o_pitch + head * WIDTH + w.lane % 4 * 8;
+    const int row = p.row + group_row + w.lane / 4;
+    bf16 *const to = a.o + row * a.o_pitch + p.head * WIDTH + w.lane % 4 * 8;
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         float whole = sum[h] + __shfl_xor_sync(0xffffffffu, sum[h], 1);
@@ -326,6 +342,12 @@ __device__ __forceinline__ void store(const work &w, const flash_args &a, const 
                 *(uint4 *)(to + 8 * h * a.o_pitch + 32 * i) = make_uint4(v[0], v[1], v[2], v[3]);
         }
     }
+    if (!a.done) return;
+    __syncwarp();
+    if (w.lane == 0) {
+        __threadfence_system(); /* a copy engine reads it */
+        atomicAdd(&a.done[p.band], 1u);
+    }
 }
 
 __device__ __forceinline__ void multiply(const flash_args &a, ring keys, ring queries, int group,
@@ -340,8 +362,8 @@ __device__ __forceinline__ void multiply(const flash_args &a, ring keys, ring qu
     first_step(w, queries.data + group * QUERIES, a.nk);
     for (int tile = blockIdx.x;;) {
         /* the warp's first */
-        const int head = tile / a.tiles,
-                  row = (tile - head * a.tiles) * TILE + group * ROWS + warp * 16;
+        const place p = place_of(a, tile);
+        const int row = group * ROWS + warp * 16;
         const uint32_t q = queries.data + (queries.at * GROUPS + group) * QUERIES,
                        q_empty = queries.empty + 8 * queries.at;
         int i = KEYS;
@@ -351,12 +373,12 @@ __device__ __forceinline__ void multiply(const flash_args &a, ring keys, ring qu
         advance<2>(queries);
         if ((tile += gridDim.x) >= a.all) {
             last_step(w, a.nk > KEYS);
-            store(w, a, w.sum, head, row);
+            store(w, a, w.sum, p, row);
             break;
         }
         barrier_spin(queries.full + 8 * queries.at, queries.pass);
         step<true, false>(w, queries.data + (queries.at * GROUPS + group) * QUERIES, a.nk,
-                          a.nk > KEYS, [&](const float(&sum)[2]) { store(w, a, sum, head, row); });
+                          a.nk > KEYS, [&](const float(&sum)[2]) { store(w, a, sum, p, row); });
     }
 }
 
@@ -406,13 +428,11 @@ bool sl_attention_flash_can(const sl_cuda *cu, const sl_attention_flash_call *c)
            is_in_sixteens(c->v, c->nk, c->v_pitch) && is_in_sixteens(c->o, c->nq, c->o_pitch);
 }
 
-void sl_attention_flash(sl_ctx *ctx, const sl_attention_flash_call *c)
+static void launch(sl_ctx *ctx, const sl_attention_flash_call *c, const flash_args &a)
 {
     static const char op[] = "attention";
     const int64_t width = c->heads * WIDTH;
-    const int tiles = (int)((c->nq + TILE - 1) / TILE), all = tiles * (int)c->heads,
-              sms = sl_cuda_of(ctx)->sms, blocks = all < sms ? all : sms;
-    const flash_args a = {c->o, c->o_pitch, (int)c->nq, (int)c->nk, tiles, all, c->scale * LOG2_E};
+    const int sms = sl_cuda_of(ctx)->sms, blocks = a.all < sms ? a.all : sms;
     flash_maps m;
     if (!encode_rows(ctx, &m.q, c->q, c->nq, width, c->q_pitch, ROWS, op, "q") ||
         !encode_rows(ctx, &m.k, c->k, c->nk, width, c->k_pitch, KEYS, op, "k") ||
@@ -424,4 +444,76 @@ void sl_attention_flash(sl_ctx *ctx, const sl_attention_flash_call *c)
         return;
     flash_kernel<<<blocks, THREADS, SHARED, ctx->stream>>>(m, a);
     SL_LAUNCHED(ctx, "attention");
+}
+
+void sl_attention_flash(sl_ctx *ctx, const sl_attention_flash_call *c)
+{
+    const int tiles = (int)((c->nq + TILE - 1) / TILE), all = tiles * (int)c->heads;
+    launch(ctx, c, {c->o, c->o_pitch, (int)c->nq, (int)c->nk, tiles, all, c->scale * LOG2_E, tiles,
+                    all, 0, NULL});
+}
+
+/* The counters, and what they have counted to when all that is queued is done. */
+struct sl_cuda_counters {
+    uint32_t *at;
+    uint32_t value[SL_ATTENTION_BANDS];
+};
+
+static sl_cuda_counters *counters_of(sl_ctx *ctx)
+{
+    sl_cuda *cu = sl_cuda_of(ctx);
+    if (cu->counters) return cu->counters;
+    sl_cuda_counters *n = new sl_cuda_counters();
+    if (!sl_cuda_ok(ctx, cudaMalloc((void **)&n->at, sizeof n->value), "counters of attention") ||
+        !sl_cuda_ok(ctx, cudaMemsetAsync(n->at, 0, sizeof n->value, ctx->stream),
+                    "counters of attention")) {
+        cudaFree(n->at);
+        delete n;
+        return NULL;
+    }
+    return cu->counters = n;
+}
+
+void sl_cuda_counters_free(sl_cuda_counters *n)
+{
+    if (!n) return;
+    cudaFree(n->at);
+    delete n;
+}
+
+bool sl_attention_flash_parts(sl_ctx *ctx, const sl_attention_flash_call *c, int parts,
+                              const int64_t *first, int last, sl_done *done)
+{
+    const int tiles = (int)((c->nq + TILE - 1) / TILE);
+    int64_t most = 1;
+    for (int i = 0; i < parts; i++)
+        if (first[i + 1] - first[i] > most) most = first[i + 1] - first[i];
+    const int band = (int)((most + TILE - 1) / TILE), bands = (tiles + band - 1) / band,
+              from = (int)(first[last + 1] / TILE) % tiles;
+    sl_cuda_counters *n = bands <= SL_ATTENTION_BANDS ? counters_of(ctx) : NULL;
+    if (!n) return false;
+    uint32_t value[SL_ATTENTION_BANDS];
+    for (int b = 0; b < bands; b++) {
+        const int wide = tiles - b * band < band ? tiles - b * band : band;
+        value[b] = n->value[b] + (uint32_t)(wide * (int)c->heads * WARPS);
+    }
+    for (int i = 0; i < parts; i++) {
+        bool in[SL_ATTENTION_BANDS] = {};
+        if (i == last || first[i + 1] == first[i]) continue;
+        for (int64_t t = first[i] / TILE; t <= (first[i + 1] - 1) / TILE; t++)
+            in[(t - from + tiles) % tiles / band] = true;
+        for (int b = 0; b < bands; b++) {
+            if (!in[b]) continue;
+            if (done[i].count == SL_DONE_COUNTERS) { /* then only when all is done */
+                done[i].count = 0;
+                break;
+            }
+            done[i].at[done[i].count] = n->at + b;
+            done[i].value[done[i].count++] = value[b];
+        }
+    }
+    launch(ctx, c, {c->o, c->o_pitch, (int)c->nq, (int)c->nk, tiles, tiles * (int)c->heads,
+                    c->scale * LOG2_E, band, band * (int)c->heads, from, n->at});
+    if (!ctx->err.code) memcpy(n->value, value, (size_t)bands * sizeof *value);
+    return true;
 }

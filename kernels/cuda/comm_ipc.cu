@@ -4,7 +4,9 @@
  * STREAMS   ctx's stream computes. A stream per other rank copies: it follows the compute
  *           stream at the start of an operation, copies the part, then writes the
  *           operation's mark into the receiver's control block, which is host memory that
- *           every process has pinned. The receiver's compute stream waits for the mark
+ *           every process has pinned. Where an operation of ours tells of parts of its
+ *           result (sl_done), a copy follows that part's counters instead, while the
+ *           compute stream is still at work. The receiver's compute stream waits for the mark
  *           (cuStreamWaitValue64): no multiprocessor spins, no host thread takes part.
  * SOURCES   what a part was copied from may be written again after the wait for its
  *           operation: the compute stream follows an event of each copy stream, of the
@@ -60,6 +62,14 @@ value64_fn *wait_value()
     return f;
 }
 
+typedef CUresult CUDAAPI value32_fn(CUstream, CUdeviceptr, cuuint32_t, unsigned);
+
+value32_fn *wait_count()
+{
+    static value32_fn *f = (value32_fn *)driver_function("cuStreamWaitValue32");
+    return f;
+}
+
 value64_fn *write_value()
 {
     static value64_fn *f = (value64_fn *)driver_function("cuStreamWriteValue64");
@@ -90,7 +100,7 @@ sl_code ipc_open(sl_comm *c, sl_comm_handle *h, sl_err *err)
     ipc_state *s = (ipc_state *)calloc(1, sizeof *s);
     if (!s) return sl_fail(err, SL_NOMEM, "comm: no memory");
     sl_comm_set_state(c, s);
-    if (!wait_value() || !write_value())
+    if (!wait_value() || !write_value() || !wait_count())
         return sl_fail(err, SL_CUDA, "comm: the driver has no stream memory operations");
     cudaError_t e = cudaGetDevice(&s->device);
     if (e != cudaSuccess) return sl_comm_failed(err, e, "the device");
@@ -167,6 +177,19 @@ CUdeviceptr mark_at(const ipc_state *s, int of, sl_lane lane, int from)
     return (CUdeviceptr)s->mark[of] + sl_comm_mark_offset(lane, from);
 }
 
+/* What the stream copies next is there, though the operation that makes it may still be at work: it
+ * has begun, so that whatever this rank waited for before it has come. */
+bool wait_for_rows(sl_ctx *ctx, cudaStream_t stream, const sl_done *done)
+{
+    for (int i = 0; i < done->count; i++)
+        if (!driver_ok(ctx,
+                       wait_count()(stream, (CUdeviceptr)done->at[i], done->value[i],
+                                    CU_STREAM_WAIT_VALUE_GEQ),
+                       "a wait for rows"))
+            return false;
+    return true;
+}
+
 void ipc_exchange(sl_ctx *ctx, sl_comm *c, sl_lane lane, uint64_t value, int n,
                   const sl_comm_part parts[])
 {
@@ -179,7 +202,9 @@ void ipc_exchange(sl_ctx *ctx, sl_comm *c, sl_lane lane, uint64_t value, int n,
         const sl_comm_part *p =
             &parts[(k + sl_comm_team(c, lane)->me) % n]; /* not all to one at once */
         cudaStream_t stream = s->copy[p->rank];
-        cudaError_t e = cudaStreamWaitEvent(stream, s->ready, 0);
+        cudaError_t e = cudaSuccess;
+        if (!p->done || !p->done->count || p->rank == me) e = cudaStreamWaitEvent(stream, s->ready, 0);
+        else if (!wait_for_rows(ctx, stream, p->done)) return;
         if (e == cudaSuccess && p->rows)
             e = cudaMemcpy2DAsync(sl_comm_window_of(c, p->rank) + p->to,
                                   p->to_pitch ? p->to_pitch : p->width, p->from,

@@ -33,9 +33,10 @@ extern "C" {
 
 typedef __nv_bfloat16 bf16;
 
-struct sl_cuda_gemms; /* gemm.cu: cublasLt plans by shape */
-struct sl_cuda_attns; /* attention_plan.cu: cuDNN plans by shape */
-struct sl_cuda_convs; /* conv_fast.cuh: which kernels, and which have been set up */
+struct sl_cuda_gemms;    /* gemm.cu: cublasLt plans by shape */
+struct sl_cuda_attns;    /* attention_plan.cu: cuDNN plans by shape */
+struct sl_cuda_counters; /* attention_flash.cu: how far an attention is */
+struct sl_cuda_convs;    /* conv_fast.cuh: which kernels, and which have been set up */
 
 /* The state behind ctx->device. One thread at a time, as the ctx. */
 struct sl_cuda {
@@ -51,6 +52,7 @@ struct sl_cuda {
     float *host_out; /* pinned, 1024 floats: small results */
     sl_cuda_gemms *gemms;
     sl_cuda_attns *attns;
+    sl_cuda_counters *counters;
     sl_cuda_convs *convs;
 };
 
@@ -75,6 +77,7 @@ void *sl_cuda_tensor_maps(const sl_cuda *cu);
 /* Each frees what its file keeps in a context; called by the table's close. NULL is fine. */
 void sl_cuda_gemms_free(sl_cuda_gemms *);
 void sl_cuda_attns_free(sl_cuda_attns *);
+void sl_cuda_counters_free(sl_cuda_counters *);
 void sl_cuda_convs_free(sl_cuda_convs *);
 
 /* ---- the bodies ---- */

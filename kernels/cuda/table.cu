@@ -117,6 +117,7 @@ static void cuda_close(sl_ctx *ctx)
     if (ctx->stream) cudaStreamSynchronize(ctx->stream);
     sl_cuda_gemms_free(c->gemms);
     sl_cuda_attns_free(c->attns);
+    sl_cuda_counters_free(c->counters);
     sl_cuda_convs_free(c->convs);
     if (c->dnn) cudnnDestroy(c->dnn);
     if (c->lt) cublasLtDestroy(c->lt);
@@ -340,6 +341,7 @@ static sl_ops all_ops()
     t.name = "cuda";
     t.act = SL_BF16;
     t.row_granule = 1;
+    t.columns_apart = true;
     t.plugin = &sl_plugin_entry;
     t.open = cuda_open;
     t.close = cuda_close;

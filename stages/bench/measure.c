@@ -57,6 +57,18 @@ static bool attention_two(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, c
     return true;
 }
 
+static bool attention_parts(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k,
+                            const sl_tensor *v, int heads, float scale, int parts,
+                            const int64_t *first, int last, sl_done *done)
+{
+    sl_bench_work *work = ctx->tap_user;
+    if (!work->body->attention_parts ||
+        !work->body->attention_parts(ctx, o, q, k, v, heads, scale, parts, first, last, done))
+        return false;
+    work->attention += 4.0 * (double)q->shape[0] * (double)k->shape[0] * (double)q->shape[1];
+    return true;
+}
+
 static void conv3d(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *history,
                    const sl_tensor *w, const sl_tensor *b, const sl_tensor *residual,
                    const sl_conv *c)
@@ -89,6 +101,7 @@ sl_code sl_bench_open_device(sl_bench *b, sl_err *err)
     b->ops.linear_add = linear_add;
     b->ops.attention = attention;
     b->ops.attention_two = attention_two;
+    b->ops.attention_parts = attention_parts;
     b->ops.conv3d = conv3d;
     return SL_OK;
 }

@@ -186,6 +186,20 @@ static bool attention_two(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, c
     return true;
 }
 
+static bool attention_parts(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k,
+                            const sl_tensor *v, int heads, float scale, int parts,
+                            const int64_t *first, int last, sl_done *done)
+{
+    if (!body_of(ctx)->attention_parts) return false;
+    start(ctx);
+    if (!body_of(ctx)->attention_parts(ctx, o, q, k, v, heads, scale, parts, first, last, done))
+        return false;
+    stop(ctx, 4.0 * (double)q->shape[0] * (double)k->shape[0] * (double)q->shape[1],
+         size_of(o) + size_of(q) + size_of(k) + size_of(v), "attention to %lld keys, by parts",
+         (long long)k->shape[0]);
+    return true;
+}
+
 static void patchify(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *latents,
                      const sl_tensor *condition)
 {

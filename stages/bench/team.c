@@ -284,11 +284,12 @@ static void time_exchange(rank *r, const sl_dit_share *share, figures *f)
             sl_comm_take_stats(r->comm);
             t0 = sl_now_ns();
         }
-        sl_comm_to_heads(ctx, r->comm, SL_LANE_SHARD, &share->q, &x, n, 0, 1);
-        sl_comm_to_heads(ctx, r->comm, SL_LANE_SHARD, &share->k, &x, n, 0, 1);
-        sl_comm_to_heads(ctx, r->comm, SL_LANE_SHARD, &share->v, &x, n, 0, 1);
+        sl_comm_to_heads(ctx, r->comm, SL_LANE_SHARD, &share->q, &x, n, true);
+        sl_comm_to_heads(ctx, r->comm, SL_LANE_SHARD, &share->k, &x, n, true);
+        sl_comm_to_heads(ctx, r->comm, SL_LANE_SHARD, &share->v, &x, n, true);
         sl_comm_wait(ctx, r->comm, SL_LANE_SHARD, 0);
-        sl_comm_to_rows(ctx, r->comm, SL_LANE_SHARD, &rows, &share->q, n, 0, d / r->shard.size);
+        sl_comm_to_rows(ctx, r->comm, SL_LANE_SHARD, &rows, &share->q, n, 0, d / r->shard.size,
+                        NULL);
         sl_comm_wait(ctx, r->comm, SL_LANE_SHARD, 0);
     }
     sl_comm_settle(ctx, r->comm);

@@ -42,8 +42,11 @@ static size_t gpu_conv_bytes(sl_ctx *ctx, const int64_t shape[5])
  * another machine. */
 static const sl_ops *sizes_of(const char *device)
 {
-    static const sl_ops GPU = {
-        .name = "cuda", .act = SL_BF16, .row_granule = 1, .packed_conv_bytes = gpu_conv_bytes};
+    static const sl_ops GPU = {.name = "cuda",
+                               .act = SL_BF16,
+                               .row_granule = 1,
+                               .columns_apart = true,
+                               .packed_conv_bytes = gpu_conv_bytes};
     return strcmp(device, "cpu") ? &GPU : &sl_ops_cpu;
 }
 
