@@ -6,7 +6,7 @@
  *   2  the same polling while others misbehave from another address: heads of a byte a second,
  *      bodies of 10 GB, connections that do nothing, damaged multipart, requests with two lengths
  *   3  READERS readers of event streams of a job that waits, and nothing else
- *   4  JOBS4 jobs through the server, against what their denoising takes: overhead in percent
+ *   4  4 jobs of the demo model through the server, beside what their denoising takes
  * Programs from $SLUICE_BIN (default bin). The figures are of this machine, which also runs the
  * clients. */
 #include "tests/t_serve.h"
@@ -20,7 +20,7 @@
 enum { CLIENTS = 100, JOBS = 1000, RATE = 20, READERS = 100, SAMPLES = 1 << 17, IDLE_S = 20 };
 
 static t_serve s;
-static char picture[256];
+static char picture[256]; /* "@FILE" */
 
 typedef struct {
     atomic_int count;
@@ -78,10 +78,10 @@ static void usage(double *cpu, double *mb)
 /* A PPM's worth of noise as PNG: pictures do not get smaller than this one's megabyte. */
 static void make_picture(void)
 {
-    snprintf(picture, sizeof picture, "%s/picture.png", s.base);
+    snprintf(picture, sizeof picture, "@%s/picture.png", s.base);
     if (system(t_format("head -c 1050000 /dev/urandom | ffmpeg -v error -f rawvideo -pix_fmt rgb24 "
                         "-s 700x500 -i - -frames:v 1 -y %s",
-                        picture)))
+                        picture + 1)))
         fail_msg("no picture");
 }
 
@@ -115,17 +115,9 @@ static void post_one(client *k, int job)
     char seed[16];
     t_reply r;
     snprintf(seed, sizeof seed, "%d", job);
-    for (int i = 0; i < 5; i++) {
-        curl_mimepart *p = curl_mime_addpart(m);
-        curl_mime_name(p, FIELDS[i][0]);
-        curl_mime_data(p, FIELDS[i][1], CURL_ZERO_TERMINATED);
-    }
-    curl_mimepart *p = curl_mime_addpart(m);
-    curl_mime_name(p, "seed");
-    curl_mime_data(p, seed, CURL_ZERO_TERMINATED);
-    p = curl_mime_addpart(m);
-    curl_mime_name(p, "input_reference");
-    curl_mime_filedata(p, picture);
+    for (int i = 0; i < 5; i++) t_form_add(m, FIELDS[i][0], FIELDS[i][1]);
+    t_form_add(m, "seed", seed);
+    t_form_add(m, "input_reference", picture);
     const double t0 = t_seconds();
     const long code = go(k, "/v1/videos", m, &r);
     add(&posts, t_seconds() - t0);
@@ -375,9 +367,7 @@ static void idle_readers(void)
     CURL *c[READERS];
     int running = 0;
     double cpu0, cpu1, mb;
-    /* the first job is long, the second waits behind it (serve.ahead = 1), and is heard of */
-    client k = {0};
-    open_client(&k);
+    /* of a job that waits behind a long one (serve.ahead = 1): main's */
     for (int i = 0; i < READERS; i++) {
         c[i] = curl_easy_init();
         curl_easy_setopt(c[i], CURLOPT_URL, t_format("%s/v1/videos/%s/events", s.url, all[0].id));
@@ -406,7 +396,6 @@ static void idle_readers(void)
         curl_easy_cleanup(c[i]);
     }
     curl_multi_cleanup(multi);
-    curl_easy_cleanup(k.c);
 }
 
 /* Seconds of steps that the job's report tells. */

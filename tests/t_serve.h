@@ -270,15 +270,19 @@ static inline const char *t_reply_text(const t_reply *r, const char *path)
 /* What the next form holds: names and values; a value that begins with '@' is a file. */
 static const char *const *t_form_fields;
 
+/* One more field; a value that begins with '@' is a file. */
+static inline void t_form_add(curl_mime *m, const char *name, const char *value)
+{
+    curl_mimepart *p = curl_mime_addpart(m);
+    curl_mime_name(p, name);
+    if (*value == '@') curl_mime_filedata(p, value + 1);
+    else curl_mime_data(p, value, CURL_ZERO_TERMINATED);
+}
+
 static inline curl_mime *t_form_make(CURL *c)
 {
     curl_mime *m = curl_mime_init(c);
-    for (const char *const *f = t_form_fields; *f; f += 2) {
-        curl_mimepart *p = curl_mime_addpart(m);
-        curl_mime_name(p, f[0]);
-        if (*f[1] == '@') curl_mime_filedata(p, f[1] + 1);
-        else curl_mime_data(p, f[1], CURL_ZERO_TERMINATED);
-    }
+    for (const char *const *f = t_form_fields; *f; f += 2) t_form_add(m, f[0], f[1]);
     return m;
 }
 

@@ -132,17 +132,9 @@ static curl_mime *form_of(CURL *c, int i)
                                      {"guidance", i % 2 ? "1" : "4"}};
     char number[16];
     snprintf(number, sizeof number, "%d", i);
-    for (int k = 0; k < 5; k++) {
-        curl_mimepart *p = curl_mime_addpart(m);
-        curl_mime_name(p, fields[k][0]);
-        curl_mime_data(p, fields[k][1], CURL_ZERO_TERMINATED);
-    }
-    curl_mimepart *p = curl_mime_addpart(m);
-    curl_mime_name(p, "seed");
-    curl_mime_data(p, number, CURL_ZERO_TERMINATED);
-    p = curl_mime_addpart(m);
-    curl_mime_name(p, "input_reference");
-    curl_mime_filedata(p, T_IMAGE);
+    for (int k = 0; k < 5; k++) t_form_add(m, fields[k][0], fields[k][1]);
+    t_form_add(m, "seed", number);
+    t_form_add(m, "input_reference", "@" T_IMAGE);
     return m;
 }
 
