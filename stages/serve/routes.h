@@ -19,6 +19,8 @@ json_t *sl_video_json(sl_server *s, const sl_journal_job *job);
 /* What the journal keeps as a job's request: everything of the object that never changes. malloc'd;
  * NULL: no memory. */
 char *sl_video_request(const sl_server *s, const sl_job *spec);
+/* Such a request was for a job that keeps its hand-overs. */
+bool sl_video_has_dump(const sl_journal_job *job);
 
 /* Handlers: videos.c */
 void sl_on_create(sl_ask *a);

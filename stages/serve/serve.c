@@ -149,7 +149,7 @@ static void sweep_one(void *self, const char *id)
     if (!sl_journal_knows(s->journal, id)) sl_store_remove(&s->store, id);
     else if (!sl_journal_get(s->journal, id, NULL, &job, NULL) && job.state != SL_JOURNAL_QUEUED &&
              job.state != SL_JOURNAL_RUNNING)
-        sl_store_prune(&s->store, id, job.request && strstr(job.request, "\"dump\":true"));
+        sl_store_prune(&s->store, id, sl_video_has_dump(&job));
     sl_journal_job_free(&job);
 }
 

@@ -43,6 +43,14 @@ char *sl_video_request(const sl_server *s, const sl_job *j)
     return text;
 }
 
+bool sl_video_has_dump(const sl_journal_job *j)
+{
+    json_t *o = j->request ? json_loads(j->request, 0, NULL) : NULL;
+    const bool dump = json_is_true(json_object_get(o, "dump"));
+    json_decref(o);
+    return dump;
+}
+
 static json_t *time_or_null(int64_t s)
 {
     return s ? json_integer(s) : json_null();
