@@ -64,14 +64,7 @@ static void close_all(void)
     for (int i = 0; i < 2; i++) {
         sl_server *s = &targets[i].server;
         sl_http_close(&targets[i].http);
-        sl_journal_close(&s->journal);
-        sl_store_close(&s->store);
-        sl_metrics_close(&s->metrics);
-        sl_events_close(&s->events);
-        sl_live_close(&s->live);
-        sl_tokens_free(&s->tokens);
-        sl_job_free(&s->defaults.spec);
-        close(s->wake);
+        sl_server_close(s);
     }
     sl_remove_tree(folder);
 }
@@ -93,8 +86,7 @@ static void open_target(target *t, bool tokens)
     sl_err err = {0};
     char dir[96], path[SL_PATH];
     snprintf(dir, sizeof dir, "%s/%d", folder, tokens);
-    pthread_rwlock_init(&s->settings, NULL);
-    s->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    sl_server_init(s);
     s->lanes = 1;
     settle(&s->conf);
     if (tokens) {
@@ -108,12 +100,8 @@ static void open_target(target *t, bool tokens)
     must(sl_model_open(&s->model, path, &err), &err);
     must(sl_request_read_defaults(&s->defaults, s->model.dir, &err), &err);
     strcpy(s->name, "model");
-    must(sl_store_open(&s->store, dir, 0, &err), &err);
-    must(sl_path_join(path, s->store.dir, "journal.db", &err), &err);
-    must(sl_journal_open(&s->journal, path, &err), &err);
-    must(sl_live_open(&s->live, &err), &err);
-    must(sl_events_open(&s->events, &err), &err);
-    must(sl_metrics_open(&s->metrics, &err), &err);
+    must(sl_server_open(s, &err), &err);
+    must(sl_server_open_state(s, dir, 0, &err), &err);
     atomic_store(&s->began, true);
     must(sl_http_open(&t->http, s, sl_route_find, "127.0.0.1:0", &err), &err);
 }

@@ -8,7 +8,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -41,13 +40,6 @@ typedef struct {
     bool janitor_runs, people; /* standard error is for people */
     atomic_bool over;
 } serve;
-
-void sl_server_wake(const sl_server *s)
-{
-    const uint64_t one = 1;
-    while (write(s->wake, &one, sizeof one) < 0 && errno == EINTR) {
-    }
-}
 
 /* ---- options ---- */
 
@@ -156,12 +148,9 @@ static void sweep_one(void *self, const char *id)
 static sl_code open_state(serve *v, sl_err *err)
 {
     sl_server *s = &v->server;
-    char path[SL_PATH];
     int count = 0;
     sl_code rc;
-    if ((rc = sl_store_open(&s->store, v->state, LOCK_WAIT_MS, err)) ||
-        (rc = sl_path_join(path, s->store.dir, "journal.db", err)) ||
-        (rc = sl_journal_open(&s->journal, path, err)) ||
+    if ((rc = sl_server_open_state(s, v->state, LOCK_WAIT_MS, err)) ||
         (rc = sl_journal_release_all(s->journal, &count, err)))
         return rc;
     if (count) sl_log(SL_LOG_INFO, "%d jobs of the server before this one go on", count);
@@ -184,11 +173,7 @@ static sl_code open_all(serve *v, sl_err *err)
     name_model(s);
     raise_files(&s->conf);
     s->lanes = sl_conf_instances(&s->conf, SL_ROLE_DENOISE);
-    if ((s->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) < 0)
-        return sl_fail_errno(err, errno, "eventfd");
-    if ((rc = sl_live_open(&s->live, err)) || (rc = sl_events_open(&s->events, err)) ||
-        (rc = sl_metrics_open(&s->metrics, err)) || (rc = open_state(v, err)))
-        return rc;
+    if ((rc = sl_server_open(s, err)) || (rc = open_state(v, err))) return rc;
     return sl_http_open(&v->http, s, sl_route_find, v->listen, err);
 }
 
@@ -271,22 +256,13 @@ static void tell_ready(void *self)
 
 static void close_all(serve *v)
 {
-    sl_server *s = &v->server;
     atomic_store(&v->over, true);
     if (v->janitor_runs) pthread_join(v->janitor, NULL);
     sl_http_close(&v->http);
-    sl_journal_close(&s->journal);
     if (v->people) sl_log_use_format(SL_LOG_AS_TEXT);
     sl_logger_close(&v->logger);
-    sl_store_close(&s->store);
-    sl_metrics_close(&s->metrics);
-    sl_events_close(&s->events);
-    sl_live_close(&s->live);
-    sl_tokens_free(&s->tokens);
-    sl_job_free(&s->defaults.spec);
+    sl_server_close(&v->server);
     sl_batch_free(&v->batch);
-    pthread_rwlock_destroy(&s->settings);
-    if (s->wake >= 0) close(s->wake);
     curl_global_cleanup();
 }
 
@@ -297,8 +273,7 @@ int sl_serve_main(int argc, char **argv)
     sigset_t set;
     int status = SL_EXIT_REFUSED;
     if (!v) return SL_EXIT_FAILED;
-    v->server.store.lock = v->server.wake = -1;
-    pthread_rwlock_init(&v->server.settings, NULL);
+    sl_server_init(&v->server);
     curl_global_init(CURL_GLOBAL_DEFAULT);
     signal(SIGPIPE, SIG_IGN);
     umask(077); /* all that this process and its stages make is its user's alone */

@@ -47,6 +47,15 @@ typedef struct {
     int wake;             /* eventfd: the journal has changed */
 } sl_server;
 
+/* *s zeroed before; then, of whoever puts a server together, in this order: model, defaults, conf,
+ * tokens; sl_server_open: live jobs, events, metrics, wake; sl_server_open_state: the folder
+ * (sl_store_open) and the journal in it. sl_server_close after all threads, also after an error.
+ * Errors: SL_NOMEM, SL_SYS, and those of the two. */
+void sl_server_init(sl_server *s);
+sl_code sl_server_open(sl_server *s, sl_err *err);
+sl_code sl_server_open_state(sl_server *s, const char *dir, int wait_ms, sl_err *err);
+void sl_server_close(sl_server *s);
+
 /* The pipeline is to look at the journal. */
 void sl_server_wake(const sl_server *s);
 
