@@ -161,12 +161,9 @@ static void complete_schedule(sl_request *j, const sl_model *model, const sl_con
     if (!j->has_fbcache) s->fbcache = conf->fbcache.threshold;
 }
 
-/* Values of the checkpoint and the configuration, where the user said nothing. */
-static sl_code complete(sl_request *j, const sl_model *model, const sl_conf *conf, sl_err *err)
+void sl_request_complete(sl_request *j, const sl_model *model, const sl_conf *conf)
 {
     sl_job *s = &j->spec;
-    char path[SL_PATH];
-    sl_code rc;
     complete_schedule(j, model, conf);
     if (!j->has_guidance_2) s->guidance_2 = s->guidance;
     if (!j->has_fps) s->fps = conf->video.fps;
@@ -174,6 +171,15 @@ static sl_code complete(sl_request *j, const sl_model *model, const sl_conf *con
     if (!j->has_fbcache_warmup) s->fbcache_warmup = conf->fbcache.warmup;
     if (!j->has_fbcache_max_hits) s->fbcache_max_hits = conf->fbcache.max_hits;
     if (!j->has_fbcache_final) s->fbcache_final = conf->fbcache.final;
+}
+
+/* Values of the checkpoint and the configuration, where the user said nothing. */
+static sl_code complete(sl_request *j, const sl_model *model, const sl_conf *conf, sl_err *err)
+{
+    sl_job *s = &j->spec;
+    char path[SL_PATH];
+    sl_code rc;
+    sl_request_complete(j, model, conf);
     if (!j->has_seed) {
         uint32_t r;
         if (getrandom(&r, sizeof r, 0) != sizeof r)

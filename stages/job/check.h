@@ -24,6 +24,9 @@ sl_code sl_batch_complete(sl_batch *b, sl_model *model, sl_conf *conf, sl_err *e
  * a replay starts at; "" for none. */
 sl_code sl_request_check(sl_request *r, const char *from, const sl_model *model,
                          const sl_conf *conf, sl_err *err);
+/* Values of the checkpoint's scheduler and the configuration, where nobody said anything: schedule,
+ * rate, quality, cache. */
+void sl_request_complete(sl_request *r, const sl_model *model, const sl_conf *conf);
 /* A checked job is no larger than conf allows. `where`: put behind the setting's name in the
  * message (" in FILE"). Errors: SL_ARG. */
 sl_code sl_request_check_limits(const sl_request *r, const sl_conf *conf, const char *where,

@@ -7,6 +7,7 @@
 #include <time.h>
 #include <sys/resource.h>
 
+#include "stages/job/check.h"
 #include "stages/job/defaults.h"
 #include "stages/job/options.h"
 #include "stages/serve/form.h"
@@ -32,29 +33,38 @@ void sl_on_model(sl_ask *a)
     else sl_answer_json(a, 200, model_json(a->server));
 }
 
-/* What a job gets that says nothing of it: the checkpoint's, then the configuration's. */
+static json_t *value_of(const sl_request *r, const sl_option *o)
+{
+    const char *at = (const char *)r + o->at;
+    switch (o->kind) {
+    case SL_OPTION_INT: return json_integer(*(const int *)at);
+    case SL_OPTION_I64: return json_integer(*(const int64_t *)at);
+    case SL_OPTION_REAL: return json_real(*(const double *)at);
+    case SL_OPTION_TEXT: return json_string(*(char *const *)at);
+    default: return json_string(at);
+    }
+}
+
+/* What a job gets that says nothing of it: the checkpoint's own, else what sl_request_check puts
+ * in. A size is the picture's, or the checkpoint's. */
 static json_t *defaults_json(const sl_server *s)
 {
-    const sl_conf *c = &s->conf;
-    json_t *d = json_pack("{s:i, s:i, s:i, s:f, s:f, s:s, s:i, s:f, s:s}", "frames", 81, "fps",
-                          c->video.fps, "steps", 50, "guidance", 5.0, "shift",
-                          s->model.scheduler.flow_shift, "sampler",
-                          s->model.scheduler.kind == SL_SAMPLER_EULER ? "euler" : "unipc", "crf",
-                          c->video.crf, "fbcache", c->fbcache.threshold, "negative", "");
-    json_object_set_new(d, "max-area", json_integer(SL_DEFAULT_AREA));
+    const sl_request *own = &s->defaults;
+    sl_request r = {.max_area = SL_DEFAULT_AREA};
+    json_t *d = json_object();
     const sl_option *o;
+    if (sl_job_init(&r.spec, NULL)) return d;
+    sl_request_complete(&r, &s->model, &s->conf);
     for (int i = 0; (o = sl_option_at(i)); i++) {
-        const char *at = (const char *)&s->defaults + o->at;
-        if (o->owner != SL_OPTION_OF_MODEL || !*((const bool *)&s->defaults + o->given)) continue;
-        json_t *v = NULL;
-        if (o->kind == SL_OPTION_INT) v = json_integer(*(const int *)at);
-        else if (o->kind == SL_OPTION_I64) v = json_integer(*(const int64_t *)at);
-        else if (o->kind == SL_OPTION_REAL) v = json_real(*(const double *)at);
-        else if (o->kind == SL_OPTION_TEXT) v = json_string(*(char *const *)at);
-        else v = json_string(at);
-        json_object_set_new(d, o->name, v);
-        if (!strcmp(o->name, "width")) json_object_del(d, "max-area");
+        if (o->owner != SL_OPTION_OF_MODEL) continue;
+        const bool given = *((const bool *)own + o->given);
+        const bool size = !strcmp(o->name, "width") || !strcmp(o->name, "height"),
+                   area = !strcmp(o->name, "max-area") && own->has_width;
+        if (given || (!size && !area))
+            json_object_set_new(d, o->name, value_of(given ? own : &r, o));
     }
+    json_object_set_new(d, "crf", json_integer(r.spec.crf));
+    sl_job_free(&r.spec);
     return d;
 }
 
