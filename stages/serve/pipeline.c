@@ -59,7 +59,7 @@ typedef struct {
     int ahead;
     run *runs; /* SL_LIVE_JOBS of them */
     bool draining, now;
-    int64_t drain_by_ns;
+    int64_t drain_by_ns, tick_ns;
     bool began, fatal; /* it has taken jobs; it never will */
 } pipeline;
 
@@ -544,8 +544,11 @@ static void drain(pipeline *p, void (*reload)(void *), void *self, uint32_t sign
            count(p), p->conf->supervise.drain_s);
 }
 
+/* What follows from the journal and the disk: when somebody has changed the first, and now and then;
+ * not at each message of a stage. */
 static void tick(pipeline *p)
 {
+    p->tick_ns = sl_now_ns();
     for (int i = 0; i < SL_LIVE_JOBS; i++)
         if (p->runs[i].used && p->runs[i].over) settle(p, &p->runs[i]);
     if (!p->up && p->restart_ns && sl_now_ns() >= p->restart_ns && !p->draining) start(p);
@@ -570,15 +573,15 @@ static sl_code watch(pipeline *p, int signals, void (*reload)(void *), void (*be
                                   {p->dispatcher.socket, 0, ZMQ_POLLIN, 0}};
         struct signalfd_siginfo info;
         uint64_t woken;
+        const int before = count(p);
         if (zmq_poll(items, p->up ? 4 : 2, TICK_MS) < 0 && errno != EINTR)
             return sl_fail(err, SL_SYS, "poll: %s", zmq_strerror(errno));
-        if (read(p->s->wake, &woken, sizeof woken) < 0 && errno != EAGAIN)
-            return sl_fail_errno(err, errno, "eventfd");
+        const bool told = read(p->s->wake, &woken, sizeof woken) > 0;
         receive_all(p);
         if (read(signals, &info, sizeof info) == sizeof info)
             drain(p, reload, self, info.ssi_signo);
         if (p->up && items[2].revents) on_death(p);
-        tick(p);
+        if (told || count(p) != before || sl_now_ns() - p->tick_ns >= TICK_MS * 1000000ll) tick(p);
         if (p->fatal)
             return sl_fail(err, SL_SYS, "the pipeline cannot be started: the log says why");
         if (!p->began && atomic_load(&p->s->ready)) p->began = true, began(self);
