@@ -384,11 +384,11 @@ static sl_code end_change(sl_db *db, sl_code rc, sl_err *err)
         /* a change that failed waits too, or many of them could put the end off */
         if (db->synced && atomic_load(&db->coming)) {
             end = wait_as_member(db, &why);
-            if (!rc && end && err) *err = why;
+            if (!rc && end) *err = why;
             return rc ? rc : end;
         }
         end = commit(db, &why);
-        if (!rc && end && err) *err = why;
+        if (!rc && end) *err = why;
     }
     pthread_mutex_unlock(&db->lock);
     return rc ? rc : end;

@@ -364,14 +364,13 @@ static void early(sl_ask *a, int code, const char *error_code, const char *messa
 {
     if (a->early_code) return;
     a->early_code = code;
-    snprintf(a->early, sizeof a->early, "%s|%s", error_code, message);
+    a->early_name = error_code;
+    snprintf(a->early, sizeof a->early, "%s", message);
 }
 
 static void answer_early(sl_ask *a)
 {
-    char *bar = strchr(a->early, '|');
-    *bar = 0;
-    sl_answer_error(a, a->early_code, a->early, NULL, "%s", bar + 1);
+    sl_answer_error(a, a->early_code, a->early_name, NULL, "%s", a->early);
 }
 
 static enum MHD_Result count_value(void *cls, enum MHD_ValueKind kind, const char *key,

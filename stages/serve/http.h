@@ -59,9 +59,10 @@ struct sl_ask {
     int64_t t0_ns;
     size_t thrown; /* bytes of the body that nobody wants */
     bool discard, answered, counted;
-    int code;        /* of the answer */
-    int early_code;  /* an error that was found before the body was read; 0: none */
-    char early[512]; /* its JSON */
+    int code;               /* of the answer */
+    int early_code;         /* an error that was found before the body was read; 0: none */
+    const char *early_name; /* its code's name */
+    char early[256];        /* its message */
     enum MHD_Result queued;
     bool working; /* it is a worker's; its answer waits here until the connection is awake: */
     struct MHD_Response *response;
@@ -77,7 +78,7 @@ void sl_answer_error(sl_ask *a, int code, const char *error_code, const char *pa
                      const char *fmt, ...) __attribute__((format(printf, 5, 6)));
 /* Text that is taken over (malloc'd). */
 void sl_answer_text(sl_ask *a, int code, const char *type, char *text, size_t size);
-/* Bytes that live as long as the program. immutable: browsers may keep them. */
+/* Bytes that live as long as the program. policy: Content-Security-Policy; NULL: none. */
 void sl_answer_static(sl_ask *a, const char *type, const void *bytes, size_t size,
                       const char *policy);
 /* A file, with ETag, ranges and conditions; `name` for a download, NULL: none. 404 `missing` if it

@@ -216,16 +216,6 @@ bool sl_live_get(sl_live *l, const char *id, sl_live_job *out)
     return e != NULL;
 }
 
-int sl_live_all(sl_live *l, sl_live_job out[SL_LIVE_JOBS])
-{
-    int n = 0;
-    pthread_mutex_lock(&l->lock);
-    for (int i = 0; i < SL_LIVE_JOBS; i++)
-        if (l->at[i].used) describe(l, &l->at[i], &out[n++]);
-    pthread_mutex_unlock(&l->lock);
-    return n;
-}
-
 double sl_live_queued_s(sl_live *l, int64_t step_work, int steps, int position, int lanes)
 {
     double running = 0, own;

@@ -48,8 +48,6 @@ void sl_live_end(sl_live *l, const char *id, bool well);
 
 /* false: it does not run. */
 bool sl_live_get(sl_live *l, const char *id, sl_live_job *out);
-/* Jobs that run, at most SL_LIVE_JOBS of them. */
-int sl_live_all(sl_live *l, sl_live_job out[SL_LIVE_JOBS]);
 /* Seconds until a queued job with `position` jobs before it is done, `lanes` jobs denoise at a
  * time; negative: nothing was measured yet. step_work: of sl_live_step_work. */
 double sl_live_queued_s(sl_live *l, int64_t step_work, int steps, int position, int lanes);

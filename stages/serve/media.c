@@ -59,7 +59,7 @@ static sl_code open_video(reader *r, sl_err *err)
     return e < 0 ? av_fail(r, e, "opening", err) : SL_OK;
 }
 
-/* A grey-free sheet of the size that the tiles need, black where there is none. */
+/* A sheet of the size that the tiles need, black where there is none. */
 static sl_code make_sheet(reader *r, bool sheet, sl_err *err)
 {
     const int64_t frames = r->format->streams[r->stream]->nb_frames;

@@ -1,8 +1,8 @@
 /* metrics.h - what operators watch, in Prometheus' text format 0.0.4.
  *
  * A metric is a row of METRICS (metrics.c): name, type, labels, help. A name never changes its
- * meaning. Counters and histograms live here; gauges are asked of their owners when the page is
- * made (sl_metrics_gauge). Any thread. */
+ * meaning. Gauges that somebody else knows better are set when the page is made (info.c). Any
+ * thread. */
 #ifndef SL_METRICS_H
 #define SL_METRICS_H
 

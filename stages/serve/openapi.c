@@ -69,7 +69,7 @@ static json_t *request_schema(bool multipart)
 
 /* ---- what is answered ---- */
 
-/* name, type; a capital: it may be null. */
+/* null: it may be. */
 static const struct {
     const char *name, *type;
     bool null;
