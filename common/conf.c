@@ -13,6 +13,7 @@
 
 #include <libconfig.h>
 
+#include "common/job.h"
 #include "common/text.h"
 
 #define FILE_BYTES (1 << 20) /* longest file */
@@ -92,7 +93,7 @@ static const key KEYS[] = {
      "|float32|bfloat16", "",
      "rotary tables: float32 as the pipeline has them; bfloat16 as a model cast as a whole, the "
      "golden ones among them"},
-    NUM("fbcache.threshold", FLOAT, fbcache.threshold, 0, 10, 0, "",
+    NUM("fbcache.threshold", FLOAT, fbcache.threshold, 0, SL_FBCACHE_MOST, 0, "",
         "First Block Cache: reuse up to this relative change of the first block (0: off)"),
     NUM("fbcache.warmup", INT, fbcache.warmup, 0, 1000, 0, "",
         "steps at the beginning that always compute"),

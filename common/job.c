@@ -264,8 +264,8 @@ sl_code sl_job_check(const sl_job *job, sl_err *err)
         (rc = real_range("guidance_2", job->guidance_2, 0, 1000, "the second expert's guidance",
                          err)) ||
         (rc = real_range("shift", job->shift, 0.01, 100, "timestep shift", err)) ||
-        (rc = real_range("fbcache", job->fbcache, 0, 100, "First Block Cache threshold, 0 is off",
-                         err)) ||
+        (rc = real_range("fbcache", job->fbcache, 0, SL_FBCACHE_MOST,
+                         "First Block Cache threshold, 0 is off", err)) ||
         (rc = range("fbcache_warmup", job->fbcache_warmup, 0, 1000, "steps", err)) ||
         (rc = range("fbcache_max_hits", job->fbcache_max_hits, 0, 1000,
                     "hits in a row, 0 is no cap", err)) ||

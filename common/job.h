@@ -9,6 +9,9 @@
 
 #include "common/model.h"
 
+/* Largest threshold of the First Block Cache, a relative change; in a job and in a configuration. */
+#define SL_FBCACHE_MOST 10
+
 /* kind, name, default. Kinds: text (malloc'd, any length), path (SL_PATH bytes), int, u64,
  * real, flag. A field without a meaning for a checkpoint (last_image for T2V) is refused by
  * whoever completes the request (stages/job/check.h), not here. */

@@ -116,6 +116,8 @@ static void test_sizes(void **unused)
     REFUSED(2, with("--crf", "52"), "crf is 52, want 0 to 51");
     REFUSED(2, with("--fps", "0"), "fps is 0, want 1 to 240");
     REFUSED(2, with("--shift", "0"), "shift is 0, want 0.01 to 100");
+    REFUSED(2, with("--fbcache", "10.5"), "fbcache is 10.5, want 0 to 10 (First Block Cache");
+    REFUSED(2, with("--fbcache", "-1"), "fbcache is -1, want 0 to 10");
     REFUSED(2, with("--sampler", "ddim"), "sampler is ddim, want unipc or euler");
     command c = with("--width", NULL);
     set(&c, "--height", NULL);
@@ -669,6 +671,7 @@ static void test_jobs_files(void **unused)
             "jobs.jsonl:2: want one JSON object a line: duplicate object key");
     REFUSED(2, jobs(f("%s\n{\"frames\": 80}\n", a)),
             "jobs.jsonl:2: frames is 80, want 4k + 1 (nearest: 81)");
+    REFUSED(2, jobs(f("%s\n{\"fbcache\": 11}\n", a)), "jobs.jsonl:2: fbcache is 11, want 0 to 10");
     REFUSED(2, jobs(f("%s\n{\"image\": \"/none.png\"}\n", a)),
             "jobs.jsonl:2: --image: /none.png: No such file or directory");
     REFUSED(2, jobs(f("%s\n{\"prompt\": \"\xff\"}\n", a)),

@@ -335,8 +335,8 @@ static void test_ranges(void **unused)
     REFUSED(guidance_2, INFINITY,
             "guidance_2 is inf, want 0 to 1000 (the second expert's guidance)");
     REFUSED(shift, 0, "shift is 0, want 0.01 to 100 (timestep shift)");
-    REFUSED(fbcache, -0.1,
-            "fbcache is -0.1, want 0 to 100 (First Block Cache threshold, 0 is off)");
+    REFUSED(fbcache, -0.1, "fbcache is -0.1, want 0 to 10 (First Block Cache threshold, 0 is off)");
+    REFUSED(fbcache, 10.1, "fbcache is 10.1, want 0 to 10 (First Block Cache threshold, 0 is off)");
     REFUSED(fbcache_warmup, -1, "fbcache_warmup is -1, want 0 to 1000 (steps)");
     REFUSED(fbcache_max_hits, -1,
             "fbcache_max_hits is -1, want 0 to 1000 (hits in a row, 0 is no cap)");

@@ -323,6 +323,7 @@ static void what_is_asked_wrongly_is_refused_in_one_line(void **state)
         {"size", "4096x4096", "size", "limits.pixels"},
         {"sampler", "ddim", "sampler", "unipc or euler"},
         {"steps", "0", "steps", "steps"},
+        {"fbcache", "11", "fbcache", "fbcache is 11, want 0 to 10"},
         {"last_image", "@" T_IMAGE, "last-image", "first picture only"},
     };
     for (size_t i = 0; i < sizeof FIELDS / sizeof *FIELDS; i++) {

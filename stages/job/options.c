@@ -49,7 +49,7 @@ static const sl_option OPTIONS[] = {
     {"noise", SL_OPTION_PATH, JOB_HAS(noise), "FILE",
      "safetensors with `noise` [16, T, h/8, w/8] F32, instead of a seed"},
     {"fbcache", SL_OPTION_REAL, MODEL(fbcache), "THRESHOLD",
-     "First Block Cache, 0 is off (default: the checkpoint's, else 0)"},
+     "First Block Cache, up to 10, 0 is off (default: the checkpoint's, else 0)"},
     {"fbcache-warmup", SL_OPTION_INT, MODEL(fbcache_warmup), "N",
      "first steps that always compute"},
     {"fbcache-max-hits", SL_OPTION_INT, MODEL(fbcache_max_hits), "N",
