@@ -406,8 +406,8 @@ static void test_spool_fails(void **state)
 
 /* ---- without a checkpoint ---- */
 
-/* A folder of configurations and a tokenizer is enough with model.random; without it the
- * weights are missed before anything starts. */
+/* A folder of configurations and a tokenizer is enough with model.random; without the setting the
+ * weights are missed before anything starts, and so is the tokenizer with it. */
 static void test_random_weights(void **state)
 {
     static const char *const PARTS[] = {"model_index.json",         "scheduler",
@@ -438,6 +438,13 @@ static void test_random_weights(void **state)
     t_run_start(&run, args);
     check_end(2, 1);
     if (!t_run_said(&run, "safetensors")) t_run_fail(&run, "nobody missed the weights");
+    t_run_conf(&run, 5, 30, "model: { random = 1; };\n");
+    snprintf(to, sizeof to, "%s/tokenizer", model);
+    assert_int_equal(unlink(to), 0);
+    t_run_start(&run, args);
+    check_end(2, 1);
+    if (!t_run_said(&run, t_format("no tokenizer: %s/spiece.model: No such file or directory", to)))
+        t_run_fail(&run, "nobody missed the tokenizer");
     t_run_close(&run);
 }
 

@@ -613,6 +613,12 @@ static void wrong_starts_are_refused(void **state)
     refused_start(NULL, "serve.queue");
     t_serve_conf(&s, "limits: { memory_bytes = 1000000; };\n");
     refused_start(NULL, "the largest job");
+    t_serve_conf(&s, "model: { random = 1; };\n");
+    if (system(t_format("cp -r " T_MODEL " %s/bare && rm %s/bare/tokenizer/spiece.model", s.base,
+                        s.base)))
+        fail_msg("no copy of the model");
+    refused_start((const char *const[]){"--model", t_format("%s/bare", s.base), NULL},
+                  "no tokenizer: ");
     /* the state folder is another server's */
     t_serve_conf(&s, "");
     t_write(t_format("%s/journal.db", s.base), "this is no database, but it is long enough to be "

@@ -394,6 +394,14 @@ static sl_code use_defaults(sl_batch *b, const sl_model *model, const sl_conf *c
     return rc;
 }
 
+/* With random weights a checkpoint is configurations and, for the text, a tokenizer. */
+static sl_code check_checkpoint(const sl_model *model, const sl_conf *conf, sl_err *err)
+{
+    if (!conf->model.random) return sl_components_check(model, err);
+    if (!sl_conf_find(conf, SL_ROLE_TEXT)) return SL_OK;
+    return sl_components_check_tokenizer(model, err);
+}
+
 sl_code sl_batch_open(sl_batch *b, sl_model *model, sl_conf *conf, sl_err *err)
 {
     const char *dir = b->base.spec.model;
@@ -416,7 +424,7 @@ sl_code sl_batch_open(sl_batch *b, sl_model *model, sl_conf *conf, sl_err *err)
                            "line %d of %s wants model %s, the run has %s: one checkpoint a run",
                            b->jobs[i].line, b->jobs_file, b->jobs[i].spec.model, dir);
     if ((rc = sl_absolute_path(absolute, dir, err)) || (rc = sl_model_open(model, absolute, err)) ||
-        (!conf->model.random && (rc = sl_components_check(model, err))))
+        (rc = check_checkpoint(model, conf, err)))
         return rc;
     return SL_OK;
 }

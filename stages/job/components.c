@@ -60,14 +60,20 @@ const sl_component *sl_component_at(const sl_model *model, int i)
     return NULL;
 }
 
+sl_code sl_components_check_tokenizer(const sl_model *model, sl_err *err)
+{
+    char spiece[SL_PATH];
+    sl_code rc = sl_path_join(spiece, model->dir, SL_SPIECE, err);
+    if (!rc) rc = sl_regular_file(spiece, err);
+    return rc ? sl_context(err, rc, "no tokenizer") : SL_OK;
+}
+
 sl_code sl_components_check(const sl_model *model, sl_err *err)
 {
-    char dir[SL_PATH], spiece[SL_PATH];
+    char dir[SL_PATH];
     sl_ctx plan = {0};
-    sl_code rc = sl_path_join(spiece, model->dir, SL_SPIECE, err);
-    if (rc || (rc = sl_regular_file(spiece, err)) ||
-        (rc = sl_ctx_open(&plan, &sl_ops_plan, 0, err)))
-        return rc;
+    sl_code rc = sl_components_check_tokenizer(model, err);
+    if (rc || (rc = sl_ctx_open(&plan, &sl_ops_plan, 0, err))) return rc;
     for (int i = 0; i < COMPONENT_COUNT && !rc; i++) {
         const sl_component *c = &COMPONENTS[i];
         sl_loader *l = NULL;

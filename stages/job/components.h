@@ -16,6 +16,8 @@ typedef struct {
 /* The i-th component that this model has; NULL past the last. */
 const sl_component *sl_component_at(const sl_model *model, int i);
 
+/* The tokenizer's file is there, which a model with random weights needs, too. */
+sl_code sl_components_check_tokenizer(const sl_model *model, sl_err *err);
 /* Headers of all components and the tokenizer's file: is everything there that networks ask
  * for, in the shapes they ask for? Errors: the first finding. */
 sl_code sl_components_check(const sl_model *model, sl_err *err);
