@@ -225,7 +225,8 @@ static void a_run_on_a_server(void **state)
     (void)state;
     run_here(at("here.mp4"));
     SLUICE(0, "run", "--server", s.state, SMALL, "-o", at("there.mp4"), "--json", at("there.json"),
-           "--trace", at("there.trace"), "--preview", at("there.png"), "--dump", at("dump"));
+           "--trace", at("there.trace"), "--preview", at("there.png"), "--dump", at("dump"),
+           "--dump-blocks");
     assert_true(t_same_file(at("here.mp4"), at("there.mp4")));
     T_SAYS(err, "denoise  3/3  ");
     T_SAYS(err, "mux      ");
@@ -241,6 +242,7 @@ static void a_run_on_a_server(void **state)
     assert_true(n > 8 && !memcmp(text, "\x89PNG", 4));
     free(text);
     assert_int_equal(access(at("there.trace"), R_OK), 0);
+    assert_int_equal(access(at("dump/blocks/block.0.safetensors"), R_OK), 0);
     /* what was dumped there is run on from here */
     SLUICE(0, "replay", at("dump"), "--from", "decode", "--conf", s.conf, "-o", at("again.mp4"),
            "--quiet");

@@ -150,6 +150,69 @@ static void a_job_is_made_and_its_files_are_there(void **state)
     assert_string_equal(t_reply_text(&r, "steps"), "3");
     ask("GET", t_format("/v1/videos/%s/dump/state.safetensors", id));
     wants_error(404, "not_found", NULL, "a dump has no state.safetensors");
+    ask("GET", t_format("/v1/videos/%s/dump/blocks/block.0.safetensors", id));
+    wants_error(404, "not_found", NULL, "was not asked for its blocks");
+    stop_clean();
+}
+
+/* Every file that the list names is there, with as many bytes. */
+static int dumped_files(const char *id)
+{
+    ask("GET", t_format("/v1/videos/%s/dump", id));
+    assert_int_equal(r.code, 200);
+    json_t *list = t_reply_json(&r), *file;
+    const int count = (int)json_array_size(json_object_get(list, "data"));
+    size_t i;
+    json_array_foreach(json_object_get(list, "data"), i, file)
+    {
+        ask("GET", t_format("/v1/videos/%s/dump/%s", id,
+                            json_string_value(json_object_get(file, "name"))));
+        assert_int_equal(r.code, 200);
+        assert_int_equal(r.size, json_integer_value(json_object_get(file, "bytes")));
+    }
+    json_decref(list);
+    return count;
+}
+
+static void a_dump_is_listed_and_has_blocks(void **state)
+{
+    (void)state;
+    t_serve_start(&s, T_MODEL, NULL);
+    const char *const fields[] = {"prompt",      "a cat", "input_reference",
+                                  "@" T_IMAGE,   "size",  "96x64",
+                                  "frames",      "5",     "steps",
+                                  "2",           "dump",  "true",
+                                  "dump_blocks", "true",  NULL};
+    post_form(fields, NULL);
+    assert_int_equal(r.code, 200);
+    char id[64];
+    snprintf(id, sizeof id, "%s", t_reply_text(&r, "id"));
+    ask("GET", t_format("/v1/videos/%s/dump", id));
+    wants_error(409, "not_ready", NULL, "when the job has ended");
+    assert_string_equal(t_wait(&s, id), "completed");
+    const int with_blocks = dumped_files(id);
+    ask("GET", t_format("/v1/videos/%s/dump", id));
+    T_SAYS(r.body, "\"blocks/block.0.safetensors\"");
+    T_SAYS(r.body, "\"denoise.safetensors\"");
+    assert_null(strstr(r.body, "state.safetensors"));
+    char block[160];
+    snprintf(block, sizeof block, "/v1/videos/%s/dump/blocks/block.0.safetensors", id);
+    ask_as("GET", block, "Range: bytes=0-7");
+    assert_int_equal(r.code, 206);
+    assert_int_equal(r.size, 8);
+    ask("GET", t_format("/v1/videos/%s/dump/blocks/block.99.safetensors", id));
+    wants_error(404, "not_found", NULL, "has no such one");
+    ask("GET", t_format("/v1/videos/%s/dump/blocks/job.json", id));
+    wants_error(404, "not_found", NULL, "a dump has no blocks/job.json");
+    ask("GET", t_format("/v1/videos/%s/dump/blocks/..%%2fjob.json", id));
+    wants_error(404, "not_found", NULL, "no such path");
+    ask("GET", t_format("/v1/videos/%s/dump/blocks", id));
+    wants_error(404, "not_found", NULL, "a dump has no blocks");
+
+    const char *first = t_submit(&s, "1", "1");
+    t_wait(&s, first);
+    assert_int_equal(dumped_files(first), 1); /* job.json */
+    assert_true(with_blocks > 10);
     stop_clean();
 }
 
@@ -358,9 +421,10 @@ static void what_is_asked_wrongly_is_refused_in_one_line(void **state)
     assert_int_equal(r.code, 404);
     ask("PUT", "/v1/videos");
     wants_error(405, "method_not_allowed", NULL, "no such method");
-    const char *const unknown[] = {"",       "/content", "/events",  "/report",
-                                   "/trace", "/logs",    "/preview", "/dump/job.json"};
-    for (int i = 0; i < 8; i++) {
+    const char *const unknown[] = {
+        "",      "/content", "/events",        "/report", "/trace",
+        "/logs", "/preview", "/dump/job.json", "/dump",   "/dump/blocks/block.0.safetensors"};
+    for (size_t i = 0; i < sizeof unknown / sizeof *unknown; i++) {
         ask("GET", t_format("/v1/videos/video_0%s", unknown[i]));
         wants_error(404, "not_found", NULL, "there is no video video_0");
     }
@@ -889,6 +953,7 @@ int main(void)
 #define T(name) cmocka_unit_test_setup_teardown(name, open_server, close_server)
     const struct CMUnitTest tests[] = {
         T(a_job_is_made_and_its_files_are_there),
+        T(a_dump_is_listed_and_has_blocks),
         T(ranges_and_conditions),
         T(pictures_come_as_data_urls_too),
         T(what_is_asked_wrongly_is_refused_in_one_line),

@@ -1,6 +1,7 @@
 /* outcome.c - following, signals, and files. */
 #include "stages/cli/outcome.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
@@ -8,6 +9,7 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
+#include "common/json.h"
 #include "common/log.h"
 #include "common/pipeline.h"
 #include "stages/cli/follow.h"
@@ -105,22 +107,53 @@ static sl_code fetch_one(sl_remote *r, const char *id, const char *what, const c
     return sl_remote_file(r, path, file, want, err);
 }
 
-/* What the server has of a dump, into a folder; a hand-over that the checkpoint has not is not
- * there. */
+/* A server's word for a file is no path of this machine: NAME or blocks/NAME. */
+static bool is_dump_name(const char *name)
+{
+    static const char BLOCKS[] = "blocks/";
+    if (!strncmp(name, BLOCKS, sizeof BLOCKS - 1)) name += sizeof BLOCKS - 1;
+    const size_t n = strlen(name);
+    for (size_t i = 0; i < n; i++)
+        if (!isalnum((unsigned char)name[i]) && !strchr("_-.", name[i])) return false;
+    return n > 0 && n < 64 && *name != '.';
+}
+
+static sl_code fetch_dumped(sl_remote *r, const sl_outcome *o, const char *name, sl_err *err)
+{
+    char what[96], file[SL_PATH];
+    sl_code rc;
+    if (!name || !is_dump_name(name)) {
+        rc = sl_fail(err, SL_FORMAT, "%s lists the file %.60s, want a plain name", r->name,
+                     name ? name : "without a name");
+        sl_one_line(err);
+        return rc;
+    }
+    snprintf(what, sizeof what, "dump/%s", name);
+    if ((rc = sl_path_join(file, o->dump, name, err))) return rc;
+    if (strchr(name, '/')) { /* its folder */
+        char *slash = strrchr(file, '/');
+        *slash = 0;
+        rc = sl_make_dirs(file, err);
+        *slash = '/';
+    }
+    return rc ? rc : fetch_one(r, o->id, what, file, 0, err);
+}
+
+/* What the server has of a dump, into a folder. */
 static sl_code fetch_dump(sl_remote *r, const sl_outcome *o, sl_err *err)
 {
-    enum { FIRST = 3 };
-    static const char *const INPUTS[FIRST] = {"job.json", "image.input", "last_image.input"};
-    char name[64], what[96], file[SL_PATH];
+    json_t *list = NULL, *file;
+    char path[128];
+    size_t i;
+    snprintf(path, sizeof path, "/v1/videos/%s/dump", o->id);
     sl_code rc = sl_make_dirs(o->dump, err);
-    for (int i = 0; i < FIRST + SL_HANDOVER_COUNT && !rc; i++) {
-        if (i < FIRST) snprintf(name, sizeof name, "%s", INPUTS[i]);
-        else snprintf(name, sizeof name, "%s.safetensors", SL_HANDOVER[i - FIRST].file);
-        snprintf(what, sizeof what, "dump/%s", name);
-        if ((rc = sl_path_join(file, o->dump, name, err))) break;
-        rc = fetch_one(r, o->id, what, file, 0, err);
-        if (rc == SL_ARG && r->status == 404 && i) rc = SL_OK;
+    if (!rc) rc = sl_remote_call(r, "GET", path, NULL, 0, NULL, &list, err);
+    json_array_foreach(json_object_get(list, "data"), i, file)
+    {
+        if (rc) break;
+        rc = fetch_dumped(r, o, json_string_value(json_object_get(file, "name")), err);
     }
+    json_decref(list);
     return rc ? sl_context(err, rc, "--dump %s", o->dump) : SL_OK;
 }
 

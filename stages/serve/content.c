@@ -2,8 +2,11 @@
 #include "stages/serve/media.h"
 #include "stages/serve/routes.h"
 
+#include <dirent.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "common/pipeline.h"
@@ -102,31 +105,92 @@ void sl_on_logs(sl_ask *a)
     answer_now(a, SL_STORE_LOG, "application/jsonl", "nothing was logged of this job yet");
 }
 
-/* A file that a dump promises. */
+/* ---- the dump ---- */
+
+#define BLOCKS "blocks" /* the folder that the denoiser makes for dump_blocks */
+#define TENSORS ".safetensors"
+
+/* A file that a dump promises; not a state, nor one that is being written. */
 static bool is_dumped(const char *name)
 {
     char file[64];
     if (!strcmp(name, "job.json")) return true;
     for (int h = 0; h < SL_HANDOVER_COUNT; h++) {
-        snprintf(file, sizeof file, "%s.safetensors", SL_HANDOVER[h].file);
+        snprintf(file, sizeof file, "%s" TENSORS, SL_HANDOVER[h].file);
         if (!strcmp(name, file)) return true;
     }
     return !strcmp(name, "image.input") || !strcmp(name, "last_image.input") ||
-           !strcmp(name, "noise.safetensors");
+           !strcmp(name, "noise" TENSORS);
+}
+
+static bool is_block(const char *name)
+{
+    const size_t n = strlen(name), end = strlen(TENSORS);
+    return *name != '.' && n > end && !strcmp(name + n - end, TENSORS);
+}
+
+/* false: answered. */
+static bool may_see_dump(sl_ask *a)
+{
+    sl_journal_job job = {0};
+    if (!sl_ask_job(a, &job)) return false;
+    if (!has_ended(&job))
+        sl_answer_error(a, 409, "not_ready", NULL, "the dump is there when the job has ended");
+    sl_journal_job_free(&job);
+    return !a->answered;
+}
+
+/* Files of `folder`, a job's or the blocks in it, that a dump promises. */
+static void list_files(sl_ask *a, json_t *to, const char *folder, bool (*promised)(const char *))
+{
+    char dir[SL_PATH], path[SL_PATH];
+    struct stat st;
+    struct dirent **all = NULL;
+    const int n = sl_store_path(dir, &a->server->store, a->id, folder, NULL)
+                      ? 0
+                      : scandir(dir, &all, NULL, alphasort);
+    for (int i = 0; i < n; i++) {
+        const char *name = all[i]->d_name;
+        if (promised(name) && !sl_path_join(path, dir, name, NULL) && !lstat(path, &st) &&
+            S_ISREG(st.st_mode))
+            json_array_append_new(
+                to, json_pack("{s:o, s:I}", "name",
+                              json_sprintf("%s%s%s", folder, *folder ? "/" : "", name), "bytes",
+                              (json_int_t)st.st_size));
+        free(all[i]);
+    }
+    free(all);
+}
+
+void sl_on_dump_list(sl_ask *a)
+{
+    json_t *files;
+    if (!may_see_dump(a)) return;
+    files = json_array();
+    list_files(a, files, "", is_dumped);
+    list_files(a, files, BLOCKS, is_block);
+    sl_answer_json(a, 200, json_pack("{s:s, s:o}", "object", "list", "data", files));
 }
 
 void sl_on_dump(sl_ask *a)
 {
-    sl_journal_job job = {0};
-    if (!sl_ask_job(a, &job)) return;
+    const char *type =
+        strcmp(a->name, "job.json") ? "application/octet-stream" : "application/json";
+    if (!may_see_dump(a)) return;
     if (!is_dumped(a->name))
         sl_answer_error(a, 404, "not_found", NULL, "a dump has no %s", a->name);
-    else if (!has_ended(&job))
-        sl_answer_error(a, 409, "not_ready", NULL, "the dump is there when the job has ended");
     else
-        answer_job_file(a, a->name,
-                        strcmp(a->name, "job.json") ? "application/octet-stream"
-                                                    : "application/json",
+        answer_job_file(a, a->name, type,
                         "this job was not asked for a dump, or did not get so far");
-    sl_journal_job_free(&job);
+}
+
+void sl_on_dump_block(sl_ask *a)
+{
+    char name[sizeof a->name + sizeof BLOCKS];
+    if (!may_see_dump(a)) return;
+    snprintf(name, sizeof name, BLOCKS "/%s", a->name);
+    if (!is_block(a->name)) sl_answer_error(a, 404, "not_found", NULL, "a dump has no %s", name);
+    else
+        answer_job_file(a, name, "application/octet-stream",
+                        "this job was not asked for its blocks (dump_blocks), or has no such one");
 }

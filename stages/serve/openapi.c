@@ -142,6 +142,13 @@ static json_t *schemas(void)
                                   "object", "properties", "id", "type", "string", "object", "type",
                                   "string", "deleted", "type", "boolean", "required", "id",
                                   "object", "deleted"));
+    json_object_set_new(
+        all, "files",
+        json_pack("{s:s, s:{s:{s:s}, s:{s:s, s:{s:s, s:{s:{s:s}, s:{s:s}}, s:[s, s]}}}, s:[s, s]}",
+                  "type", "object", "properties", "object", "type", "string", "data", "type",
+                  "array", "items", "type", "object", "properties", "name", "type", "string",
+                  "bytes", "type", "integer", "required", "name", "bytes", "required", "object",
+                  "data"));
     json_object_set_new(all, "object", typed("object"));
     json_object_set_new(
         all, "error",
@@ -183,7 +190,7 @@ static json_t *responses(const sl_route *r)
     else {
         json_t *content = json_pack("{s:{}}", content_type(r));
         if (strstr(r->path, "/content")) json_object_set_new(content, "image/jpeg", json_object());
-        if (strstr(r->path, "/dump/"))
+        if (strstr(r->path, "/dump/{"))
             json_object_set_new(content, "application/json", json_object());
         json_object_set_new(all, "200",
                             json_pack("{s:s, s:o}", "description", "done", "content", content));

@@ -34,7 +34,9 @@ void sl_on_preview(sl_ask *a);
 void sl_on_report(sl_ask *a);
 void sl_on_trace(sl_ask *a);
 void sl_on_logs(sl_ask *a);
+void sl_on_dump_list(sl_ask *a);
 void sl_on_dump(sl_ask *a);
+void sl_on_dump_block(sl_ask *a);
 /* stream.c */
 void sl_on_events(sl_ask *a);
 /* info.c */
