@@ -751,6 +751,7 @@ static void test_defaults_of_a_checkpoint(void **unused)
     BAD_DEFAULTS("{\"steps\": 0}", "sluice.json: steps is 0, want 1 to 1000 (sampler steps)");
     BAD_DEFAULTS("{\"frames\": 80}", "sluice.json: frames is 80, want 4k + 1 (nearest: 81)");
     BAD_DEFAULTS("{\"fps\": 0}", "sluice.json: fps is 0, want 1 to 240");
+    BAD_DEFAULTS("{\"fbcache\": 11}", "sluice.json: fbcache is 11, want 0 to 10");
     BAD_DEFAULTS("{\"shift\": 0}", "sluice.json: shift is 0, want 0.01 to 100");
     BAD_DEFAULTS("{\"sampler\": \"ddim\"}", "sluice.json: sampler is ddim, want unipc or euler");
     BAD_DEFAULTS("{\"fbcache-warmup\": -1}", "sluice.json: fbcache_warmup is -1, want 0 to 1000");
