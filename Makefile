@@ -139,11 +139,11 @@ soak: setup         ## a server, 50 jobs from 8 clients, 100 SIGKILLs: every job
 	$(SUB) programs $(TBIN)/test_serve_kill
 	SLUICE_BIN=$(BIN) SLUICE_SOAK=1 $(TBIN)/test_serve_kill
 
-bench: setup        ## the benchmarks, on this machine; K=name for one of them (dispatch, dit, gemm, lease, ops, team, vae)
+bench: setup        ## the benchmarks, on this machine; K=name for one of them (dispatch, dit, gemm, lease, ops, serve, team, vae), PARTS="1 3" for parts of serve
 	$(SUB) programs $(filter-out %.sh,$(BENCHES))
 	@test -n "$(strip $(BENCHES))" || { echo "bench: no tests/bench_$(K).c" >&2; exit 2; }
 	@lscpu | sed -n 's/^Model name: */machine: /p; s/^CPU(s): */CPUs: /p; s/^L3 cache: */L3 cache: /p'
-	@for b in $(BENCHES); do echo "== $${b##*/}"; SLUICE_BIN=$(BIN) $$b || exit 1; done
+	@for b in $(BENCHES); do echo "== $${b##*/}"; SLUICE_BIN=$(BIN) $$b $(PARTS) || exit 1; done
 
 fuzz:               ## every fuzz target for FUZZ_SECONDS (60) each; needs clang; K=name for one of them
 	@tests/setup.sh --fuzz

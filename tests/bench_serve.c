@@ -6,8 +6,11 @@
  *   2  the same polling while others misbehave from another address: heads of a byte a second,
  *      bodies of 10 GB, connections that do nothing, damaged multipart, requests with two lengths
  *   3  READERS readers of event streams of a job that waits, and nothing else
- *   4  4 jobs of the demo model through the server, beside what their denoising takes
- * Programs from $SLUICE_BIN (default bin). The figures are of this machine, which also runs the
+ *   4  4 jobs of the demo model: through the server, by `sluice run --jobs`, and their denoising alone,
+ *      in turn
+ *   5  the server's memory over MEMORY_S seconds of small jobs that come and expire: with a small
+ *      picture, then with one of 1 MB
+ * All of them, or those that the arguments name (make bench K=serve PARTS="1 3"). Programs from $SLUICE_BIN (default bin). The figures are of this machine, which also runs the
  * clients. */
 #include "tests/t_serve.h"
 
@@ -18,6 +21,7 @@
 #include <sys/resource.h>
 
 enum { CLIENTS = 100, JOBS = 1000, RATE = 20, READERS = 100, SAMPLES = 1 << 17, IDLE_S = 20 };
+enum { BATCH = 4, ROUNDS = 3, MEMORY_S = 300, WINDOW = 8 };
 
 static t_serve s;
 static char picture[256]; /* "@FILE" */
@@ -107,17 +111,21 @@ static long go(client *k, const char *path, curl_mime *form, t_reply *r)
     return code;
 }
 
-static void post_one(client *k, int job)
+typedef struct {
+    const char *size, *frames, *steps, *picture;
+} work;
+
+static void post_one(client *k, const work *w, int job)
 {
-    static const char *const FIELDS[][2] = {
-        {"prompt", "a cat"}, {"size", "96x64"}, {"frames", "9"}, {"steps", "4"}, {"guidance", "1"}};
+    const char *const fields[][2] = {{"prompt", "a cat"},   {"size", w->size},
+                                     {"frames", w->frames}, {"steps", w->steps},
+                                     {"guidance", "1"},     {"input_reference", w->picture}};
     curl_mime *m = curl_mime_init(k->c);
     char seed[16];
     t_reply r;
     snprintf(seed, sizeof seed, "%d", job);
-    for (int i = 0; i < 5; i++) t_form_add(m, FIELDS[i][0], FIELDS[i][1]);
+    for (int i = 0; i < 6; i++) t_form_add(m, fields[i][0], fields[i][1]);
     t_form_add(m, "seed", seed);
-    t_form_add(m, "input_reference", picture);
     const double t0 = t_seconds();
     const long code = go(k, "/v1/videos", m, &r);
     add(&posts, t_seconds() - t0);
@@ -164,6 +172,7 @@ static bool submitting = true;
 
 static void *be_client(void *arg)
 {
+    const work w = {"96x64", "9", "4", picture};
     client *k = arg;
     const double own = (double)k->number / CLIENTS;
     open_client(k);
@@ -173,7 +182,7 @@ static void *be_client(void *arg)
             const int job = round / (CLIENTS / RATE) * CLIENTS + k->number;
             if (job >= JOBS) break;
             wait_until(begun + round + own);
-            post_one(k, job);
+            post_one(k, &w, job);
         }
         wait_until(begun + round + 0.5 + own);
         if (*k->id) get_one(k, get_into);
@@ -398,49 +407,195 @@ static void idle_readers(void)
     curl_multi_cleanup(multi);
 }
 
-/* Seconds of steps that the job's report tells. */
-static double denoising(const char *id)
+/* ---- throughput ---- */
+
+/* Seconds of steps that a report tells. */
+static double steps_of(const json_t *report)
 {
-    t_reply r;
-    t_http(&r, &s, "GET", t_format("/v1/videos/%s/report", id));
-    json_t *o = t_reply_json(&r), *step;
+    json_t *step;
     double sum = 0;
     size_t i;
-    json_array_foreach(json_object_get(o, "steps"), i, step) sum +=
+    json_array_foreach(json_object_get(report, "steps"), i, step) sum +=
         json_number_value(json_object_get(step, "seconds"));
-    json_decref(o);
-    t_reply_free(&r);
     return sum;
 }
 
-static void throughput(void)
+/* `count` jobs of the demo model by one `sluice run`: seconds of the program, of all steps. */
+static double run_here(int count, double *steps)
+{
+    char name[240];
+    *steps = 0;
+    snprintf(name, sizeof name, "%s/jobs.jsonl", s.base);
+    FILE *f = fopen(name, "w");
+    assert_non_null(f);
+    for (int i = 0; i < count; i++)
+        fprintf(f, "{\"output\": \"%s/%d.mp4\", \"json\": \"%s/%d.json\"}\n", s.base, i, s.base, i);
+    fclose(f);
+    const double t0 = t_seconds();
+    assert_int_equal(system(t_format("%s/sluice run --model models/demo --conf %s --prompt 'pan "
+                                     "left' --image " T_IMAGE " --seed 1 --jobs %s --quiet",
+                                     t_bin(), s.conf, name)),
+                     0);
+    const double took = t_seconds() - t0;
+    for (int i = 0; i < count; i++) {
+        json_t *report = json_load_file(t_format("%s/%d.json", s.base, i), 0, NULL);
+        *steps += steps_of(report);
+        json_decref(report);
+    }
+    return took;
+}
+
+/* The same through the server, from the first POST to the last end. */
+static double run_there(int count, double *steps)
 {
     const char *const fields[] = {"prompt", "pan left", "input_reference", "@" T_IMAGE, "seed",
                                   "1",      NULL};
-    char ids[4][64];
-    double sum = 0;
-    for (int round = 0; round < 2; round++) { /* the first warms up */
-        t_reply r;
-        const double t0 = t_seconds();
-        for (int i = 0; i < 4; i++) {
-            t_post(&r, &s, fields, NULL);
-            snprintf(ids[i], sizeof ids[i], "%s", t_reply_text(&r, "id"));
-            t_reply_free(&r);
-        }
-        for (int i = 0; i < 4; i++) t_wait(&s, ids[i]);
-        const double took = t_seconds() - t0;
-        sum = 0;
-        for (int i = 0; i < 4; i++) sum += denoising(ids[i]);
-        if (round)
-            printf("4  4 jobs of the demo model: %.2f s, of which denoising %.2f s (on a CPU other "
-                   "stages compute beside it)\n",
-                   took, sum);
+    char ids[BATCH][64];
+    t_reply r;
+    *steps = 0;
+    const double t0 = t_seconds();
+    for (int i = 0; i < count; i++) {
+        t_post(&r, &s, fields, NULL);
+        snprintf(ids[i], sizeof ids[i], "%s", t_reply_text(&r, "id"));
+        t_reply_free(&r);
     }
+    for (int i = 0; i < count; i++) t_wait(&s, ids[i]);
+    const double took = t_seconds() - t0;
+    for (int i = 0; i < count; i++) {
+        t_http(&r, &s, "GET", t_format("/v1/videos/%s/report", ids[i]));
+        json_t *report = t_reply_json(&r);
+        *steps += steps_of(report);
+        json_decref(report);
+        t_reply_free(&r);
+    }
+    return took;
 }
 
-int main(void)
+/* A server that waits beside a run takes nothing of it (part 3). */
+static void throughput(void)
+{
+    static samples alone, here, there, here_steps, there_steps;
+    double steps;
+    if (access("models/demo/model_index.json", R_OK)) return;
+    t_serve_conf(&s, "run: { log = \"warn\"; };\n");
+    t_serve_start(&s, "models/demo", NULL);
+    run_there(1, &steps); /* warms up */
+    for (int i = 0; i < ROUNDS; i++) {
+        run_here(1, &steps);
+        add(&alone, steps * BATCH);
+        add(&here, run_here(BATCH, &steps));
+        add(&here_steps, steps);
+        add(&there, run_there(BATCH, &steps));
+        add(&there_steps, steps);
+    }
+    assert_int_equal(t_serve_stop(&s), 0);
+    const double a = quantile(&alone, 0.5) / 1e3, h = quantile(&here, 0.5) / 1e3,
+                 t = quantile(&there, 0.5) / 1e3;
+    printf("4  %d jobs of the demo model, medians of %d\n", BATCH, ROUNDS);
+    printf("  denoising alone (%d times the steps of one job by itself) %7.2f s\n", BATCH, a);
+    printf("  sluice run --jobs, start and loading too  %7.2f s  %+.1f %%  steps %7.2f s\n", h,
+           100 * (h / a - 1), quantile(&here_steps, 0.5) / 1e3);
+    printf("  server, first POST to last end            %7.2f s  %+.1f %%  steps %7.2f s\n", t,
+           100 * (t / a - 1), quantile(&there_steps, 0.5) / 1e3);
+}
+
+/* ---- memory ---- */
+
+/* Its job has ended, and its video is fetched. */
+static bool is_through(client *k)
+{
+    char path[128];
+    t_reply r;
+    snprintf(path, sizeof path, "/v1/videos/%s", k->id);
+    if (go(k, path, NULL, &r) != 200) fail_msg("%s: %s", path, r.body ? r.body : "no answer");
+    const char *status = t_reply_text(&r, "status");
+    const bool done = !strcmp(status, "completed");
+    if (!strcmp(status, "failed")) fail_msg("%s", r.body);
+    t_reply_free(&r);
+    if (!done) return false;
+    strcat(path, "/content");
+    if (go(k, path, NULL, &r) != 200) atomic_fetch_add(&failed, 1);
+    t_reply_free(&r);
+    return true;
+}
+
+static void small_jobs(const char *what, const char *reference)
+{
+    const work w = {"32x32", "1", "1", reference};
+    client window[WINDOW] = {0};
+    double cpu, mb, next = 0;
+    int jobs = 0;
+    printf("  %s: MB after so many jobs:", what);
+    for (int i = 0; i < WINDOW; i++) open_client(&window[i]);
+    const double t0 = t_seconds();
+    for (; t_seconds() < t0 + MEMORY_S; jobs++) {
+        client *k = &window[jobs % WINDOW];
+        while (*k->id && !is_through(k)) usleep(5000);
+        post_one(k, &w, jobs);
+        if (t_seconds() < t0 + next) continue;
+        usage(&cpu, &mb);
+        printf(" %d: %.1f", jobs, mb);
+        fflush(stdout);
+        next += MEMORY_S / 10.0;
+    }
+    for (int i = 0; i < WINDOW; i++) {
+        while (!is_through(&window[i])) usleep(5000);
+        curl_easy_cleanup(window[i].c);
+    }
+    sleep(10); /* the last expire */
+    usage(&cpu, &mb);
+    printf(" %d: %.1f\n", jobs, mb);
+}
+
+static void memory(void)
+{
+    t_serve_conf(&s, "run: { log = \"warn\"; };\nserve: { keep_s = 1; };\n");
+    t_serve_start(&s, T_MODEL, NULL);
+    printf("5  the server's resident memory, %d s each\n", MEMORY_S);
+    small_jobs("a small picture", "@" T_IMAGE);
+    small_jobs("one of 1 MB", picture);
+    assert_int_equal(t_serve_stop(&s), 0);
+}
+
+/* ---- */
+
+static void load_and_hostile(bool hostile)
+{
+    t_serve_conf(&s, "run: { log = \"warn\"; };\nserve: { queue = 5000; };\n");
+    t_serve_start(&s, T_MODEL, NULL);
+    under_load();
+    if (hostile) among_hostile();
+    assert_int_equal(t_serve_stop(&s), 0);
+}
+
+static void waiting_readers(void)
+{
+    t_reply r;
+    t_serve_conf(&s, "run: { log = \"warn\"; };\nserve: { ahead = 1; };\n");
+    t_serve_start(&s, T_MODEL, NULL);
+    snprintf(all[1].id, sizeof all[1].id, "%s", t_submit(&s, "1", "1000"));
+    snprintf(all[0].id, sizeof all[0].id, "%s", t_submit(&s, "2", "1"));
+    idle_readers();
+    for (int i = 1; i >= 0; i--) {
+        t_http(&r, &s, "DELETE", t_format("/v1/videos/%s", all[i].id));
+        t_reply_free(&r);
+    }
+    assert_int_equal(t_serve_stop(&s), 0);
+}
+
+int main(int argc, char **argv)
 {
     struct rlimit files;
+    bool part[6] = {0};
+    for (int i = 1; i < argc; i++) {
+        const int n = atoi(argv[i]);
+        if (n < 1 || n > 5) {
+            fprintf(stderr, "bench_serve: part is %s, want 1 to 5\n", argv[i]);
+            return 2;
+        }
+        part[n] = true;
+    }
+    for (int i = 1; i < 6 && argc < 2; i++) part[i] = true;
     setvbuf(stdout, NULL, _IOLBF, 0);
     if (!getrlimit(RLIMIT_NOFILE, &files)) {
         files.rlim_cur = files.rlim_max;
@@ -449,30 +604,10 @@ int main(void)
     curl_global_init(CURL_GLOBAL_DEFAULT);
     t_serve_open(&s);
     make_picture();
-    t_serve_conf(&s, "run: { log = \"warn\"; };\nserve: { queue = 5000; };\n");
-    t_serve_start(&s, T_MODEL, NULL);
-    under_load();
-    among_hostile();
-    assert_int_equal(t_serve_stop(&s), 0);
-
-    t_serve_conf(&s, "run: { log = \"warn\"; };\nserve: { ahead = 1; };\n");
-    t_serve_start(&s, T_MODEL, NULL);
-    snprintf(all[1].id, sizeof all[1].id, "%s", t_submit(&s, "1", "1000"));
-    snprintf(all[0].id, sizeof all[0].id, "%s", t_submit(&s, "2", "1"));
-    t_reply r;
-    idle_readers();
-    for (int i = 1; i >= 0; i--) {
-        t_http(&r, &s, "DELETE", t_format("/v1/videos/%s", all[i].id));
-        t_reply_free(&r);
-    }
-    assert_int_equal(t_serve_stop(&s), 0);
-
-    if (!access("models/demo/model_index.json", R_OK)) {
-        t_serve_conf(&s, "run: { log = \"warn\"; };\n");
-        t_serve_start(&s, "models/demo", NULL);
-        throughput();
-        assert_int_equal(t_serve_stop(&s), 0);
-    }
+    if (part[1] || part[2]) load_and_hostile(part[2]); /* 2 polls jobs of 1 */
+    if (part[3]) waiting_readers();
+    if (part[4]) throughput();
+    if (part[5]) memory();
     t_serve_close(&s);
     return 0;
 }
