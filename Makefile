@@ -7,7 +7,7 @@
 #   tests/test_X.c            a test
 #   tests/bench_X.c (or .sh)  a benchmark
 #   tests/fuzz_X.c            a libFuzzer target
-#   tests/helper_X.c          a program that tests start
+#   tests/helper_X.c          a program that tests start; helper_weights makes golden weights
 #   kernels/cuda/*.cu, *.c    the plug-in sluice_cuda.so, only where nvcc is
 #   tests/gpu_X.c             a test of the plug-in
 # Objects go to build/FLAVOUR. Flavours: release; asan (addresses, leaks, undefined behaviour), tsan
@@ -94,7 +94,7 @@ SUB      = +@$(MAKE) --no-print-directory $(PARALLEL)
 
 # ---- targets ----
 
-.PHONY: all setup programs plugin tests gpu-tests gpu demo test test-clients test-golden check check-asan check-tsan soak bench fuzz lint format install help clean
+.PHONY: all setup programs plugin tests golden gpu-tests gpu demo test test-clients test-golden check check-asan check-tsan soak bench fuzz lint format install help clean
 .DEFAULT_GOAL := all
 
 all: setup          ## set-up and programs (what `make` alone does)
@@ -105,7 +105,7 @@ gpu: setup plugin   ## set-up, programs, the CUDA plug-in and the whole GPU suit
 	@SLUICE_BIN=$(BIN) GPU_TESTS=$(TBIN) tests/gpu.sh $(GPU_FLAGS)
 
 demo: setup         ## set-up, programs, and a video from the small model: demo.mp4, its report demo.json, eight of its frames demo.png
-	$(SUB) programs
+	$(SUB) programs golden
 	@tests/demo.sh
 
 test: setup         ## set-up, programs, and every test; ends with the line `N passed, N failed`
@@ -136,18 +136,18 @@ check-tsan:         ## the second half of check: the tests with threads, and a w
 	@tests/sanitize.sh tsan $(notdir $(TESTS))
 
 soak: setup         ## a server, 50 jobs from 8 clients, 100 SIGKILLs: every job ends once with the right bytes
-	$(SUB) programs $(TBIN)/test_serve_kill
+	$(SUB) programs golden $(TBIN)/test_serve_kill
 	SLUICE_BIN=$(BIN) SLUICE_SOAK=1 $(TBIN)/test_serve_kill
 
 bench: setup        ## the benchmarks, on this machine; K=name for one of them (dispatch, dit, gemm, lease, ops, serve, team, vae), PARTS="1 3" for parts of serve
-	$(SUB) programs $(filter-out %.sh,$(BENCHES))
+	$(SUB) programs golden $(filter-out %.sh,$(BENCHES))
 	@test -n "$(strip $(BENCHES))" || { echo "bench: no tests/bench_$(K).c" >&2; exit 2; }
 	@lscpu | sed -n 's/^Model name: */machine: /p; s/^CPU(s): */CPUs: /p; s/^L3 cache: */L3 cache: /p'
 	@for b in $(BENCHES); do echo "== $${b##*/}"; SLUICE_BIN=$(BIN) $$b $(PARTS) || exit 1; done
 
 fuzz:               ## every fuzz target for FUZZ_SECONDS (60) each; needs clang; K=name for one of them
 	@tests/setup.sh --fuzz
-	$(SUB) FLAVOUR=fuzz $(FUZZERS)
+	$(SUB) FLAVOUR=fuzz golden $(FUZZERS)
 	@tests/fuzz.sh $(FUZZERS)
 
 lint: setup         ## format, warnings as errors, static analysis, scripts, direction of includes
@@ -171,14 +171,17 @@ setup:              ## install the packages that are missing, or print the one c
 
 programs: $(PROGS) $(PLUGIN)  ## the programs, without looking for missing packages
 plugin: $(or $(PLUGIN_SO),no-nvcc)  ## the CUDA plug-in alone
-tests: $(TESTS) $(HELPERS)    ## the test programs, likewise
-gpu-tests: $(GPU_TESTS)       ## the test programs of the plug-in; tests/gpu.sh runs them
+tests: $(TESTS) $(HELPERS) golden  ## the test programs and what they read, likewise
+golden: $(TBIN)/helper_weights  ## the golden models' weights, made from their seeds where they are missing
+	@$< && cd tests/golden && sha256sum --quiet --check weights.sha256
+gpu-tests: $(GPU_TESTS) golden  ## the test programs of the plug-in; tests/gpu.sh runs them
 
 .PHONY: no-nvcc
 no-nvcc:
 	@echo "plugin: no nvcc on the PATH and none in /usr/local/cuda/bin, want the CUDA toolkit (13.0 or later), or NVCC=FILE" >&2; exit 1
 
 clean:              ## remove what was built
+	rm -f tests/golden/tiny-*/model/*/*.safetensors
 	rm -rf build bin/sluice bin/sluice-* bin/sluice_cuda.so demo.mp4 demo.json demo.png
 
 help:               ## this list

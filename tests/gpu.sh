@@ -13,8 +13,10 @@
 #   --no-tests         no tests
 #   --only NAME        only the test gpu_NAME
 #   --out DIR          logs and JSON (default: log-gpu beside the tests)
-# Nothing is compiled: make gpu does that before, or binaries from elsewhere are there. The last
-# lines are a table and `N passed, N failed`.
+# Nothing is compiled: make gpu does that before, or binaries from elsewhere are there, in bin and
+# build/release/tests; among them is helper_weights, which makes the golden models' weights here
+# (before gpu_NAME is started alone: run it once). The last lines are a table and `N passed, N
+# failed`.
 #
 #   SLUICE_BIN   where the programs and the plug-in are (default bin)
 #   GPU_TESTS    where the tests gpu_* are (default build/release/tests)
@@ -42,6 +44,7 @@ done
 out=${out:-$tests/log-gpu}
 mkdir -p "$out" || exit 2
 [ -n "$SLUICE_CUDA" ] || SLUICE_CUDA=$(realpath "$SLUICE_BIN/sluice_cuda.so" 2>/dev/null) # the tests lie in another folder than the plug-in
+if [ -x "$tests/helper_weights" ]; then "$tests/helper_weights" || exit 2; fi
 [ -e "$SLUICE_CUDA" ] || { say "no plug-in $SLUICE_BIN/sluice_cuda.so: make plugin, or SLUICE_CUDA=FILE"; exit 2; }
 
 table=() passed=0 failed=0

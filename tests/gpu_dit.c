@@ -7,7 +7,6 @@
  * more. Every layer is printed.
  * limit: 240 s */
 #include "tests/t_net.h"
-#include "tests/t_seeded.h"
 
 #include "graphs/wan_dit.h"
 #include "kernels/plugin.h"
@@ -334,19 +333,13 @@ static void odd_sizes_in_pieces(void **state)
 static void first_and_last_picture(void **state)
 {
     (void)state;
-    char dir[256];
-    t_seeded(dir, "tests/golden/tiny-flf2v-block0/transformer");
-    compare("tiny-flf2v, block 0", dir, NULL, 3, 4, 6, 514, 0);
-    t_rmdir(dir);
+    compare("tiny-flf2v", "tests/golden/tiny-flf2v/model/transformer", NULL, 3, 4, 6, 514, 0);
 }
 
 static void without_a_picture(void **state)
 {
     (void)state;
-    char dir[256];
-    t_seeded(dir, "tests/golden/tiny-i2v-a14b-block0/transformer");
-    compare("tiny-i2v-a14b, block 0", dir, NULL, 3, 4, 6, 0, 0);
-    t_rmdir(dir);
+    compare("tiny-i2v-a14b", "tests/golden/tiny-i2v-a14b/model/transformer", NULL, 3, 4, 6, 0, 0);
 }
 
 static void one_block_of_14b(void **state)

@@ -1,37 +1,19 @@
 /* test_dit.c - the DiT's first forward against the reference, piece by piece, for I2V,
  * FLF2V and a Wan2.2 expert; refusals. */
 #include "tests/t_dit.h"
-#include "tests/t_seeded.h"
 
 typedef struct {
     const char *name, *transformer, *figures, *text;
 } model;
-static const model I2V = {"tiny-i2v", "tests/golden/tiny-i2v/model/transformer",
-                          "tests/golden/tiny-i2v/i2v-96x64x9.safetensors",
-                          "tests/golden/tiny-i2v/text.safetensors"};
-/* Their weights are made again for this test. */
-static char seeded[2][256];
-static const model FLF2V = {"tiny-flf2v (block 0)", seeded[0],
-                            "tests/golden/tiny-flf2v-block0/case.safetensors",
-                            "tests/golden/tiny-flf2v-block0/case.safetensors"};
-static const model A14B = {"tiny-i2v-a14b (block 0)", seeded[1],
-                           "tests/golden/tiny-i2v-a14b-block0/case.safetensors",
-                           "tests/golden/tiny-i2v-a14b-block0/case.safetensors"};
-
-static int make_weights(void **state)
-{
-    (void)state;
-    t_seeded(seeded[0], "tests/golden/tiny-flf2v-block0/transformer");
-    t_seeded(seeded[1], "tests/golden/tiny-i2v-a14b-block0/transformer");
-    return 0;
-}
-
-static int remove_weights(void **state)
-{
-    (void)state;
-    for (int i = 0; i < 2; i++) t_rmdir(seeded[i]);
-    return 0;
-}
+#define MODEL(folder, figures)                                                                     \
+    {                                                                                              \
+        folder, "tests/golden/" folder "/model/transformer",                                       \
+            "tests/golden/" folder "/" figures ".safetensors",                                     \
+            "tests/golden/" folder "/text.safetensors"                                             \
+    }
+static const model I2V = MODEL("tiny-i2v", "i2v-96x64x9"), T2V = MODEL("tiny-t2v", "t2v-64x64x5"),
+                   FLF2V = MODEL("tiny-flf2v", "flf2v-64x64x9"),
+                   A14B = MODEL("tiny-i2v-a14b", "a14b-64x64x9");
 
 /* The first forward of a golden case: its inputs are cut out of dit.input and
  * clip.penultimate. */
@@ -173,18 +155,25 @@ static void i2v_as_the_reference(void **state)
     as_the_reference(&I2V, 12);
 }
 
+/* neither image tokens nor a condition */
+static void t2v_as_the_reference(void **state)
+{
+    (void)state;
+    as_the_reference(&T2V, 10);
+}
+
 /* 514 image tokens and their position table */
 static void flf2v_as_the_reference(void **state)
 {
     (void)state;
-    as_the_reference(&FLF2V, 9);
+    as_the_reference(&FLF2V, 11);
 }
 
 /* no image tokens, but a condition */
 static void wan22_expert_as_the_reference(void **state)
 {
     (void)state;
-    as_the_reference(&A14B, 8);
+    as_the_reference(&A14B, 10);
 }
 
 /* The reference writes each angle twice, for both of a pair; rounded to bf16 here (see
@@ -499,6 +488,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(i2v_as_the_reference),
+        cmocka_unit_test(t2v_as_the_reference),
         cmocka_unit_test(flf2v_as_the_reference),
         cmocka_unit_test(wan22_expert_as_the_reference),
         cmocka_unit_test(rotary_tables_as_the_reference),
@@ -514,5 +504,5 @@ int main(void)
         cmocka_unit_test(flf2v_wants_both_pictures),
         cmocka_unit_test(a14b_takes_no_picture_tokens),
     };
-    return cmocka_run_group_tests_name("dit", tests, make_weights, remove_weights);
+    return cmocka_run_group_tests_name("dit", tests, NULL, NULL);
 }

@@ -1,17 +1,18 @@
 #!/usr/bin/env python3
-"""Cut the golden folders of two models down to what the first block's test needs: trim.py FROM (the folder that holds tiny-flf2v ...).
+"""Copy golden folders here without what can be made again: trim.py FROM (the folder that holds tiny-i2v ...).
 
-Kept of a transformer: everything but the blocks after block 0 (config.json then says num_layers 1), and of that the seed and
-the names, from which tests/t_seeded.h makes the very bytes again (weights.txt). Kept of a case: what lies inside
-the first forward up to block 0, its inputs, and the prompt's embedding `embed.0`. The whole folders are checked by
-`test_denoise_golden FROM`. Of tiny-i2v, everything is here but the cases' float `frames` (`frames.u8` says the same at 8 bits): 2 MB. What has no more
-than 8 or 16 bits in it is stored so: `clip.pixels` and `vae.encode.input.frame0` as U8 pixels (both are such, normalised), `dit.rope.*` as BF16. Needs
-nothing but Python."""
-import array, json, math, os, random, struct, sys
+Weights become weights.txt: the seed, names, shapes and files from which tests/helper_weights.c makes the very bytes, and
+weights.sha256 gets the sums that they must have. Of a case everything is kept but the float `frames` (`frames.u8` says the
+same at 8 bits). What has no more than 8 or 16 bits in it is stored so: `clip.pixels` and `vae.encode.input.frame0` as U8
+pixels (both are such, normalised), `dit.rope.*` as BF16 where the tables were rounded to that. Of the prompts' figures a folder
+other than tiny-i2v keeps those that its cases use. Files that are equal to tiny-i2v's are links to them, and so are the
+tokenizers, which differ in the name of their training text alone. Needs nothing but Python."""
+import array, hashlib, json, os, shutil, struct, sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-CASES = [("tiny-flf2v", "flf2v-64x64x9", 14 + 4), ("tiny-i2v-a14b", "a14b-64x64x9", 13 + 4)]  # and the transformer's seed
-KEEP = ("dit.input", "dit.patch", "dit.time_proj", "dit.text", "dit.image", "dit.block.0", "clip.penultimate", "timesteps")
+SEEDS = {"tiny-i2v": 11, "tiny-t2v": 12, "tiny-i2v-a14b": 13, "tiny-flf2v": 14, "tiny-ti2v-5b": 21, "tiny-t2v-a14b": 22}
+COMPONENTS = ("text_encoder", "image_encoder", "vae", "transformer", "transformer_2")  # seeds from 1 on
+TIMES = {("tiny-ti2v-5b", "vae"): "times decoder.conv_out.weight 0.7"}
 
 
 def read(path):
@@ -38,109 +39,85 @@ def write(path, tensors):
 def pixels(tensor, means, stds):
     """F32 (level / 255 - mean) / std by channel -> U8 levels; refuses what is not such."""
     dtype, shape, data = tensor
-    x, part = array.array("f", data), len(data) // 4 // len(means)
-    levels = [round((v * stds[i // part] + means[i // part]) * 255) for i, v in enumerate(x)]
-    worst = max(abs((u / 255 - means[i // part]) / stds[i // part] - x[i]) for i, u in enumerate(levels))
+    x, part = array.array("f", data), len(data) // 4 // (shape[0] if len(means) == 1 else len(means) * (shape[0] if len(shape) == 4 else 1))
+    channel = lambda i: i // part % len(means)
+    levels = [round((v * stds[channel(i)] + means[channel(i)]) * 255) for i, v in enumerate(x)]
+    worst = max(abs((u / 255 - means[channel(i)]) / stds[channel(i)] - x[i]) for i, u in enumerate(levels))
     assert dtype == "F32" and worst < 1e-6, worst
     return "U8", shape, bytes(levels)
 
 
 def halves(tensor):
-    """F32 whose lower halves are zero -> BF16."""
+    """F32 whose lower halves are zero -> BF16; others stay."""
     dtype, shape, data = tensor
     words = array.array("H", data)
-    assert dtype == "F32" and not any(words[::2])
-    return "BF16", shape, words[1::2].tobytes()
+    return ("BF16", shape, words[1::2].tobytes()) if dtype == "F32" and not any(words[::2]) else tensor
 
 
-FLOAT = struct.Struct("f")
-
-
-def f32(x):
-    return FLOAT.unpack(FLOAT.pack(x))[0]
-
-
-def bits(x):
-    return struct.unpack("I", FLOAT.pack(x))[0]
-
-
-def generator(seed):
-    """std::mt19937, as torch seeds it."""
-    state = [seed & 0xFFFFFFFF]
-    for i in range(1, 624):
-        state.append((1812433253 * (state[-1] ^ (state[-1] >> 30)) + i) & 0xFFFFFFFF)
-    g = random.Random()
-    g.setstate((3, tuple(state) + (624,), None))
-    return g
-
-
-def randn(g, n):
-    """graphs/randn.c's numbers, n >= 16, with a logarithm and a cosine in double."""
-
-    def sixteen(u):
-        radius = [f32(math.sqrt(f32(-2 * f32(math.log(f32(1 - x)))))) for x in u[:8]]
-        angle = [f32(f32(2 * f32(math.pi)) * x) for x in u[8:]]
-        return [f32(r * f32(math.cos(a))) for r, a in zip(radius, angle)] + [f32(r * f32(math.sin(a))) for r, a in zip(radius, angle)]
-
-    u = [(g.getrandbits(32) & 0xFFFFFF) * 2.0**-24 for _ in range(n)]
-    x = [v for i in range(0, n - 15, 16) for v in sixteen(u[i : i + 16])]
-    return x if n % 16 == 0 else x[: n - 16] + sixteen([(g.getrandbits(32) & 0xFFFFFF) * 2.0**-24 for _ in range(16)])
-
-
-def scaled(name, shape, x):
-    """The rules of the golden README's last section, as far as a transformer's names go."""
-    if name.endswith("scale_shift_table"):
-        return f32(x * f32(0.2))
-    if name.endswith("bias"):
-        return f32(x * f32(0.05))
-    if len(shape) == 1:
-        return f32(1 + f32(f32(0.15) * x))
-    return f32(x * f32(1 / math.sqrt(math.prod(shape[1:]))))
-
-
-def seeded(path, weights, kept, seed):
-    """weights.txt: what t_seeded.h makes `kept` of. Elements that libm's or torch's last bits could round otherwise stand in it."""
-    g, lines, fixes, h, other = generator(seed), [f"seed {seed}"], [], 14695981039346656037, 0
-    for p, name in enumerate(sorted(weights)):
-        dtype, shape, data = weights[name]
-        assert dtype == "BF16" and math.prod(shape) >= 16, name
-        x, want = randn(g, math.prod(shape)), array.array("H", data)
-        lines.append(f"{'keep' if name in kept else 'skip'} {name} {' '.join(map(str, shape))}")
-        if name not in kept:
-            continue
-        for i, v in enumerate(x):
-            b = bits(scaled(name, shape, v))
-            differs = (b + 0x7FFF + (b >> 16 & 1)) >> 16 != want[i]
-            other += differs
-            if differs or abs((b & 0xFFFF) - 0x8000) <= 16:
-                fixes.append(f"fix {p} {i} {want[i]:04x}")
-        for byte in data:
-            h = (h ^ byte) * 1099511628211 & 0xFFFFFFFFFFFFFFFF
-    assert other < 50, other
-    with open(path, "w") as f:
-        f.write("\n".join(lines + fixes + [f"hash {h:016x}"]) + "\n")
-
-
-for folder, case, seed in CASES:
-    src, dst = os.path.join(sys.argv[1], folder), os.path.join(HERE, folder + "-block0")
-    os.makedirs(os.path.join(dst, "transformer"), exist_ok=True)
-    weights = read(os.path.join(src, "model/transformer/diffusion_pytorch_model.safetensors"))
-    kept = [k for k in weights if not k.startswith("blocks.") or k.startswith("blocks.0.")]
-    seeded(os.path.join(dst, "transformer/weights.txt"), weights, kept, seed)
-    config = json.load(open(os.path.join(src, "model/transformer/config.json")))
-    config["num_layers"] = 1
-    json.dump(config, open(os.path.join(dst, "transformer/config.json"), "w"), indent=1)
-    figures = {k: v for k, v in read(os.path.join(src, case + ".safetensors")).items() if k.startswith(KEEP)}
-    figures["embed.0"] = read(os.path.join(src, "text.safetensors"))["embed.0"]
-    write(os.path.join(dst, "case.safetensors"), figures)
-
-for case in ("i2v-96x64x9", "i2v-96x64x9-fbcache", "i2v-64x96x13-nocfg"):
-    figures = {k: v for k, v in read(os.path.join(sys.argv[1], "tiny-i2v", case + ".safetensors")).items() if k != "frames"}
-    for k in figures:
+def figures(path):
+    out = {k: v for k, v in read(path).items() if k != "frames"}
+    for k in out:
         if k == "clip.pixels":
-            figures[k] = pixels(figures[k], (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+            out[k] = pixels(out[k], (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
         elif k == "vae.encode.input.frame0":
-            figures[k] = pixels(figures[k], (0.5,), (0.5,))
+            out[k] = pixels(out[k], (0.5,), (0.5,))
         elif k.startswith("dit.rope."):
-            figures[k] = halves(figures[k])
-    write(os.path.join(HERE, "tiny-i2v", case + ".safetensors"), figures)
+            out[k] = halves(out[k])
+    return out
+
+
+def seeded(src, dst, seed, times):
+    """weights.txt of a component; the sums of its files."""
+    lines, sums = [f"seed {seed}"] + times, []
+    for name in sorted(n for n in os.listdir(src) if n.endswith(".safetensors")):
+        tensors = read(os.path.join(src, name))
+        (dtype,) = {t[0] for t in tensors.values()}
+        lines.append(f"file {name} {dtype}")
+        lines += [f"{k} {' '.join(map(str, t[1]))}" for k, t in tensors.items()]
+        sums.append((hashlib.sha256(open(os.path.join(src, name), "rb").read()).hexdigest(), os.path.relpath(os.path.join(dst, name), HERE)))
+    open(os.path.join(dst, "weights.txt"), "w").write("\n".join(lines) + "\n")
+    return sums
+
+
+def put(src, dst, folder):
+    """A file as it is, or a link to tiny-i2v's."""
+    twin = os.path.join(HERE, "tiny-i2v", os.path.relpath(dst, os.path.join(HERE, folder)))
+    os.makedirs(os.path.dirname(dst), exist_ok=True)
+    if os.path.lexists(dst):
+        os.remove(dst)
+    if folder != "tiny-i2v" and os.path.getsize(src) > 4000 and os.path.exists(twin) and (dst.endswith("spiece.model") or open(src, "rb").read() == open(twin, "rb").read()):
+        os.symlink(os.path.relpath(twin, os.path.dirname(dst)), dst)
+    else:
+        shutil.copyfile(src, dst)
+        os.chmod(dst, 0o644)
+
+
+sums = []
+for folder, seed in SEEDS.items():
+    src, dst = os.path.join(sys.argv[1], folder), os.path.join(HERE, folder)
+    used = {0}
+    for top, _, names in os.walk(src):
+        for name in sorted(names):
+            at = os.path.join(top, name)
+            if not name.endswith(".safetensors"):
+                put(at, os.path.join(dst, os.path.relpath(at, src)), folder)
+            if top == src and name.endswith(".json") and name != "prompts.json":
+                case = json.load(open(at))
+                used |= {case["prompt"], case["neg"]}
+    for i, part in enumerate(COMPONENTS):
+        if os.path.isdir(os.path.join(src, "model", part)):
+            times = [TIMES[folder, part]] if (folder, part) in TIMES else []
+            sums += seeded(os.path.join(src, "model", part), os.path.join(dst, "model", part), seed + 1 + i, times)
+    for name in sorted(n for n in os.listdir(src) if n.endswith(".safetensors")):
+        if name in ("text.safetensors", "scheduler.safetensors"):
+            if folder == "tiny-i2v":
+                put(os.path.join(src, name), os.path.join(dst, name), folder)
+            elif name == "text.safetensors":
+                text = read(os.path.join(src, name))
+                write(os.path.join(dst, name), {k: v for k, v in text.items() if int(k.split(".")[1]) in used and not k.startswith("layer.")})
+        else:
+            write(os.path.join(dst, name), figures(os.path.join(src, name)))
+open(os.path.join(HERE, "weights.sha256"), "w").write("".join(f"{a}  {b}\n" for a, b in sums))
+same = [os.path.join(HERE, "tiny-i2v", f"i2v-96x64x9{k}.png") for k in ("", "-fbcache")]
+os.remove(same[1])
+os.symlink(os.path.basename(same[0]), same[1])
