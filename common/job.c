@@ -238,6 +238,21 @@ static sl_code utf8(const char *name, const char *text, sl_err *err)
 #define UTF8_real(name, v)
 #define UTF8_flag(name, v)
 
+static sl_code check_size(const sl_job *job, int edge, sl_err *err)
+{
+    const int w = (job->width + edge / 2) / edge * edge, h = (job->height + edge / 2) / edge * edge;
+    if (job->width % edge == 0 && job->height % edge == 0) return SL_OK;
+    return sl_fail(err, SL_ARG,
+                   "size is %dx%d, want width and height that are multiples of %d (nearest: %dx%d)",
+                   job->width, job->height, edge, w ? w : edge, h ? h : edge);
+}
+
+sl_code sl_job_check_family(const sl_job *job, const sl_family *f, sl_err *err)
+{
+    sl_code rc = sl_job_check(job, err);
+    return rc ? rc : check_size(job, f->spatial * f->patch, err);
+}
+
 sl_code sl_job_check(const sl_job *job, sl_err *err)
 {
     sl_code rc = SL_OK;
@@ -247,11 +262,7 @@ sl_code sl_job_check(const sl_job *job, sl_err *err)
     if ((rc = range("width", job->width, 16, 8192, "pixels", err)) ||
         (rc = range("height", job->height, 16, 8192, "pixels", err)))
         return rc;
-    if (job->width % 16 || job->height % 16)
-        return sl_fail(
-            err, SL_ARG,
-            "size is %dx%d, want width and height that are multiples of 16 (nearest: %dx%d)",
-            job->width, job->height, (job->width + 8) / 16 * 16, (job->height + 8) / 16 * 16);
+    if ((rc = check_size(job, 16, err))) return rc;
     if (job->frames < 1 || job->frames > 4097 || (job->frames - 1) % 4)
         return sl_fail(err, SL_ARG, "frames is %d, want 4k + 1 (nearest: %d)", job->frames,
                        job->frames < 1      ? 1

@@ -75,6 +75,8 @@ sl_code sl_job_parse(sl_job *job, const char *json, size_t length, const char *n
 /* Ranges that need no checkpoint: valid UTF-8, sizes multiples of 16, frames 4k+1, steps,
  * guidance, fps, crf, ... One line names field, found, wanted. */
 sl_code sl_job_check(const sl_job *job, sl_err *err);
+/* As sl_job_check, and the size is one of the family's: multiples of 16 or 32 (sl_edge). */
+sl_code sl_job_check_family(const sl_job *job, const sl_family *f, sl_err *err);
 
 int sl_job_latent_frames(const sl_job *job); /* (frames - 1) / 4 + 1 */
 

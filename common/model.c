@@ -15,10 +15,8 @@
 
 #define CONFIG_MAX (1 << 20) /* bytes of a configuration file */
 #define DIM_MAX 65536
-#define SUPPORTED "supported are Wan2.1 I2V, T2V and FLF2V and Wan2.2 I2V-A14B and T2V-A14B"
-#define NO_5B                                                                                      \
-    "belongs to Wan2.2 TI2V-5B, which is not supported (" SUPPORTED                                \
-    "; nearest in size: Wan2.1 T2V-1.3B)"
+#define SUPPORTED                                                                                  \
+    "supported are Wan2.1 I2V, T2V and FLF2V and Wan2.2 I2V-A14B, T2V-A14B and TI2V-5B"
 
 /* ---- values that must be what the networks do ---- */
 
@@ -222,6 +220,19 @@ static void read_processor(sl_json_reader *r, void *out)
     if (c->shortest_edge < c->image) sl_json_fail(r, "size", "at least crop_size, %d", c->image);
 }
 
+/* The shortcuts have no weights: each number of one side goes to, or is the mean of, a whole number
+ * of the other's. */
+static bool shortcuts_fit(const sl_vae_config *c)
+{
+    if (c->mult[2] != c->mult[3]) return false;
+    for (int i = 0, before = 1; i < 3; before = c->mult[i++]) {
+        const int time = c->temporal_down[i] ? 2 : 1, back = c->temporal_down[2 - i] ? 2 : 1;
+        if (before * time * 4 % c->mult[i]) return false; /* down level i */
+        if (c->mult[3 - i] * back * 4 % (i ? c->mult[4 - i] : c->mult[3])) return false;
+    }
+    return true;
+}
+
 static void read_vae(sl_json_reader *r, void *out)
 {
     sl_vae_config *c = out;
@@ -234,10 +245,10 @@ static void read_vae(sl_json_reader *r, void *out)
     int time = 1;
     *c = (sl_vae_config){.mult = {1, 2, 4, 4}, .temporal_down = {false, true, true}};
     want_class(r, "AutoencoderKLWan");
-    if (sl_json_bool(r, "is_residual", false)) sl_json_fail(r, "is_residual", "false: it " NO_5B);
-    want_null(r, "patch_size");
-    want_int(r, "in_channels", 3, 3);
-    want_int(r, "out_channels", 3, 3);
+    c->residual = sl_json_bool(r, "is_residual", false);
+    if (sl_json_has(r, "patch_size")) want_int(r, "patch_size", 0, 2), c->patched = true;
+    want_int(r, "in_channels", 3, c->patched ? 12 : 3);
+    want_int(r, "out_channels", 3, c->patched ? 12 : 3);
     want_empty(r, "attn_scales");
     c->base = sl_json_int(r, "base_dim", 96, 1, 4096);
     c->decoder_base = int_or_null(r, "decoder_base_dim", 1, 4096);
@@ -257,7 +268,12 @@ static void read_vae(sl_json_reader *r, void *out)
     if (c->temporal != 4) sl_json_fail(r, "scale_factor_temporal", "4");
     if (time != 4)
         sl_json_fail(r, "temperal_downsample", "two true values (scale_factor_temporal 4)");
-    if (c->spatial != 8) sl_json_fail(r, "scale_factor_spatial", "8");
+    if (c->spatial != (c->patched ? 16 : 8))
+        sl_json_fail(r, "scale_factor_spatial",
+                     c->patched ? "16, as patch_size is 2" : "8, as there is no patch_size");
+    if (c->residual && !shortcuts_fit(c))
+        sl_json_fail(r, "dim_mult",
+                     "widths that the shortcuts of is_residual divide, the last two equal");
     for (int i = 0; i < 4; i++)
         if (c->mult[i] * (c->base > c->decoder_base ? c->base : c->decoder_base) > DIM_MAX)
             sl_json_fail(r, "dim_mult", "widths of at most %d channels", DIM_MAX);
@@ -389,13 +405,14 @@ static void check_together(sl_json_reader *first, const sl_model *m)
         const sl_dit_config *d = &m->dit[i];
         want_equal(first, m, FILES[i], "out_channels", d->out_channels, m->vae.z,
                    "z_dim of the VAE");
-        if (m->family.picture)
+        if (m->family.picture == SL_ALWAYS)
             want_equal(first, m, FILES[i], "in_channels", d->in_channels,
                        2 * m->vae.z + m->vae.temporal,
                        "WanImageToVideoPipeline: latents, mask and condition");
         else
             want_equal(first, m, FILES[i], "in_channels", d->in_channels, m->vae.z,
-                       "WanPipeline: latents alone");
+                       m->family.time_per_token ? "expand_timesteps: latents alone"
+                                                : "WanPipeline: latents alone");
         want_equal(first, m, FILES[i], "text_dim", d->text_dim, m->umt5.d_model,
                    "d_model of the text encoder");
         if (m->family.clip)
@@ -432,17 +449,20 @@ static void read_index(sl_json_reader *r, sl_model *m, const char **scheduler, b
     const char *class = sl_json_string(r, "_class_name", "");
     if (strcmp(class, "WanImageToVideoPipeline") && strcmp(class, "WanPipeline"))
         sl_json_fail(r, "_class_name", "WanImageToVideoPipeline or WanPipeline (" SUPPORTED ")");
-    if (sl_json_bool(r, "expand_timesteps", false))
-        sl_json_fail(r, "expand_timesteps", "false: it " NO_5B);
+    m->family.time_per_token = sl_json_bool(r, "expand_timesteps", false);
     if (r->code) return;
     snprintf(m->pipeline, sizeof m->pipeline, "%s", class);
-    m->family.picture = strcmp(class, "WanImageToVideoPipeline") ? SL_NEVER : SL_ALWAYS;
+    m->family.picture = m->family.time_per_token                   ? SL_PER_JOB
+                        : strcmp(class, "WanImageToVideoPipeline") ? SL_NEVER
+                                                                   : SL_ALWAYS;
     must_have(r, "transformer", component(r, "transformer", DIT));
     must_have(r, "vae", component(r, "vae", VAE));
     must_have(r, "text_encoder", component(r, "text_encoder", TEXT));
     must_have(r, "tokenizer", component(r, "tokenizer", TOKENIZER));
     must_have(r, "scheduler", *scheduler = component(r, "scheduler", SCHEDULER));
     m->family.experts = component(r, "transformer_2", DIT) ? 2 : 1;
+    if (m->family.time_per_token && m->family.experts == 2)
+        sl_json_fail(r, "transformer_2", "null, as expand_timesteps is true");
     *clip = component(r, "image_encoder", CLIP) != NULL;
     *processor = component(r, "image_processor", PROCESSOR) != NULL;
     if (m->family.experts == 1 && sl_json_has(r, "boundary_ratio"))
@@ -501,6 +521,9 @@ sl_code sl_model_open(sl_model *m, const char *dir, sl_err *err)
     m->family.spatial = m->vae.spatial;
     m->family.temporal = m->vae.temporal;
     m->family.patch = m->dit[0].patch[1];
+    m->family.fps = m->family.time_per_token ? 24 : 16;
+    if (m->family.clip && m->family.time_per_token)
+        sl_json_fail(&r, "expand_timesteps", "false, as transformer/config.json has an image_dim");
     if (m->family.clip && !m->family.picture)
         sl_json_fail(&r, "_class_name",
                      "WanImageToVideoPipeline, as transformer/config.json has an image_dim");

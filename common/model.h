@@ -42,8 +42,10 @@ typedef struct { /* CLIPVisionModel */
 typedef struct { /* AutoencoderKLWan */
     int base, decoder_base, z, mult[4], res_blocks;
     bool temporal_down[3];               /* encoder order */
+    bool residual;                       /* Wan2.2: every level has a shortcut, is_residual */
+    bool patched;                        /* Wan2.2: 2 x 2 pixels enter as one, patch_size 2 */
     float mean[SL_MAX_Z], std[SL_MAX_Z]; /* z values each */
-    int temporal, spatial;               /* frames and pixels of a latent: 4, 8 */
+    int temporal, spatial;               /* frames and pixels of a latent: 4, 8 (patched: 16) */
 } sl_vae_config;
 
 typedef enum { SL_SAMPLER_UNIPC, SL_SAMPLER_EULER } sl_sampler_kind;
@@ -62,12 +64,13 @@ typedef struct {
     sl_when picture;      /* latents are conditioned on a first frame */
     sl_when last_picture; /* and on a last one */
     bool clip;            /* the pictures' CLIP tokens are attended to */
-    bool time_per_token;  /* each latent frame has a timestep of its own; false: one a forward.
-                           * Always false: models of that kind are refused */
+    bool time_per_token;  /* TI2V-5B: the picture is the first latent frame, kept as it is at
+                           * timestep 0; false: it is a condition beside the latents */
     int experts;          /* denoising networks, by noise level: 1, or 2 */
-    int spatial;          /* pixels of a latent's edge: 8 */
+    int spatial;          /* pixels of a latent's edge: 8, or 16 */
     int temporal;         /* frames of a latent: 4; the first frame has one of its own */
     int patch;            /* latents of a token's edge: 2 */
+    int fps;              /* frames a second of the videos that it was made for: 16, or 24 */
 } sl_family;
 
 typedef struct {

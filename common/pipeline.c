@@ -126,6 +126,11 @@ bool sl_takes_last_picture(const sl_family *f, const sl_job *job)
     return f->last_picture != SL_NEVER && (!job || *job->last_image);
 }
 
+int sl_condition_frames(const sl_family *f, int frames)
+{
+    return f->time_per_token ? 1 : frames;
+}
+
 bool sl_job_guided(const sl_job *job)
 {
     return job->guidance > 1;
@@ -138,6 +143,11 @@ int sl_image_tokens(const sl_model *model, const sl_job *job)
 }
 
 /* ---- grid ---- */
+
+int sl_edge(const sl_family *f)
+{
+    return f->spatial * f->patch;
+}
 
 sl_grid sl_grid_of(const sl_family *f, int width, int height, int frames)
 {
@@ -190,8 +200,12 @@ int sl_handover_tensors(sl_tensor_spec out[SL_HANDOVER_TENSORS], sl_handover h,
             add(out, &n, "uncond", SL_F32, 2, SL_TEXT_TOKENS, c->text_dim, 0, 0);
         break;
     case SL_HANDOVER_IMAGE:
-        add(out, &n, "condition", SL_F32, 4, c->in_channels - c->out_channels, g->latent_frames,
-            g->latent_height, g->latent_width);
+        if (model->family.time_per_token)
+            add(out, &n, "condition", SL_F32, 4, c->out_channels, 1, g->latent_height,
+                g->latent_width);
+        else
+            add(out, &n, "condition", SL_F32, 4, c->in_channels - c->out_channels, g->latent_frames,
+                g->latent_height, g->latent_width);
         if (model->family.clip)
             add(out, &n, "clip", SL_F32, 2, sl_image_tokens(model, job), c->image_dim, 0, 0);
         break;

@@ -101,6 +101,9 @@ bool sl_handover_applies(sl_handover h, const sl_model *model, const sl_job *job
 /* The job gives a first picture, a last one, to a model that takes it. job NULL: some job may. */
 bool sl_takes_picture(const sl_family *f, const sl_job *job);
 bool sl_takes_last_picture(const sl_family *f, const sl_job *job);
+/* How many frames of video, of `frames`, the picture is encoded as: all, grey after it, or it
+ * alone (timesteps per token). */
+int sl_condition_frames(const sl_family *f, int frames);
 /* Guidance is on: there is an unconditional branch too. */
 bool sl_job_guided(const sl_job *job);
 /* Tokens that CLIP makes of the job's picture(s): 257 or 514; 0 for a model that attends to none.
@@ -121,8 +124,10 @@ typedef struct {
     int64_t chunk_frames; /* frames of the largest chunk */
 } sl_grid;
 
-/* width and height are multiples of spatial * patch, frames is temporal * n + 1: checked by
- * sl_job_check for what users ask. */
+/* Pixels of a token's edge, 16 or 32: width and height of videos are multiples of it. */
+int sl_edge(const sl_family *f);
+/* width and height are multiples of sl_edge, frames is temporal * n + 1: checked by
+ * sl_job_check_family for what users ask. */
 sl_grid sl_grid_of(const sl_family *f, int width, int height, int frames);
 sl_grid sl_job_grid(const sl_model *model, const sl_job *job);
 /* The largest grid of videos of at most `pixels` a frame, in whatever aspect: a frame as one row of
@@ -142,10 +147,13 @@ typedef struct {
 
 /* What the receiver takes, in order; returns how many.
  *   TEXT     cond [512, text_dim], with guidance uncond likewise, F32
- *   IMAGE    condition [temporal + z, T, h/8, w/8] F32, with CLIP clip [257 or 514, image_dim] F32
- *   LATENTS  latents [z, T, h/8, w/8] F32
+ *   IMAGE    condition [temporal + z, T, h/s, w/s] F32, mask and latents, or with timesteps per
+ *            token [z, 1, h/s, w/s], the picture's latent frame; with CLIP clip [257 or 514,
+ *            image_dim] F32
+ *   LATENTS  latents [z, T, h/s, w/s] F32
  *   FRAMES   rgb [n, h, w, 3] U8, of the largest chunk
- * job NULL: all that the model may ask for. Source: spec 3.3, 3.4, 3.6, 7. */
+ * s: family's `spatial`. job NULL: all that the model may ask for. Source: spec 3.3, 3.4, 3.6, 7,
+ * 9.3. */
 int sl_handover_tensors(sl_tensor_spec out[SL_HANDOVER_TENSORS], sl_handover h,
                         const sl_model *model, const sl_grid *grid, const sl_job *job);
 /* Bytes of a slot that holds all of them, each aligned as common/lease.h aligns it. */

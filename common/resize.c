@@ -228,11 +228,11 @@ done:
     return rc;
 }
 
-void sl_picture_video_size(int w, int h, int64_t max_area, int *video_w, int *video_h)
+void sl_picture_video_size(int w, int h, int64_t max_area, int edge, int *video_w, int *video_h)
 {
     double ratio = (double)h / w;
-    *video_h = (int)rint(sqrt((double)max_area * ratio)) / 16 * 16;
-    *video_w = (int)rint(sqrt((double)max_area / ratio)) / 16 * 16;
-    if (*video_h < 16) *video_h = 16;
-    if (*video_w < 16) *video_w = 16;
+    *video_h = (int)rint(sqrt((double)max_area * ratio)) / edge * edge;
+    *video_w = (int)rint(sqrt((double)max_area / ratio)) / edge * edge;
+    if (*video_h < edge) *video_h = edge;
+    if (*video_w < edge) *video_w = edge;
 }

@@ -14,6 +14,14 @@ const sl_conv SL_CONV_HALF = {
 const sl_conv SL_CONV_DOUBLE = {
     .kt = 1, .kh = 3, .kw = 3, .stride_t = 1, .stride_hw = 1, .pad = 1, .upsample = 1};
 
+void sl_vae_tap(sl_ctx *ctx, const char *name, int i, const sl_tensor *x)
+{
+    char text[48];
+    if (!ctx->tap) return;
+    snprintf(text, sizeof text, i < 0 ? "vae.%s" : "vae.%s.%d", name, i);
+    sl_tap(ctx, text, x);
+}
+
 /* ---- weights ---- */
 
 void sl_vae_want_conv(sl_loader *l, sl_affine *a, int64_t co, int64_t ci, const sl_conv *k,
@@ -169,14 +177,14 @@ sl_vae_chunk sl_vae_causal(sl_ctx *ctx, const sl_vae_chunk *x, sl_vae_cache *cac
 }
 
 sl_vae_chunk sl_vae_each(sl_ctx *ctx, const sl_vae_chunk *x, const sl_affine *a, const sl_conv *k,
-                         const sl_tensor *into)
+                         const sl_tensor *residual, const sl_tensor *into)
 {
     int64_t h = x->x.shape[1], w = x->x.shape[2], grow = k->upsample ? 2 : 1;
     sl_vae_chunk y = *x;
     h = (h * grow + 2 * k->pad + k->pad_end - k->kh) / k->stride_hw + 1;
     w = (w * grow + 2 * k->pad + k->pad_end - k->kw) / k->stride_hw + 1;
     y.x = into ? *into : sl_new4(ctx, sl_act(ctx), stored(x), h, w, a->w.shape[0]);
-    if (stored(x)) sl_conv3d(ctx, &y.x, &x->x, NULL, &a->w, &a->b, NULL, k);
+    if (stored(x)) sl_conv3d(ctx, &y.x, &x->x, NULL, &a->w, &a->b, residual, k);
     return y;
 }
 
@@ -203,7 +211,7 @@ void sl_vae_run_res(sl_ctx *ctx, sl_vae_chunk *x, const sl_vae_res *r, sl_vae_ca
     } else {
         residual.x = x->x;
     }
-    if (r->shortcut.w.rank) sl_vae_each(ctx, &residual, &r->shortcut, &SL_CONV_111, &y.x);
+    if (r->shortcut.w.rank) sl_vae_each(ctx, &residual, &r->shortcut, &SL_CONV_111, NULL, &y.x);
     sl_release(ctx, mark);
     if (last && stored(x)) {
         sl_tensor end = sl_rows(&x->x, stored(x) - 1, 1);

@@ -49,6 +49,9 @@ typedef struct {
     sl_affine qkv, proj; /* [3C,C,1,1,1], [C,C,1,1,1] */
 } sl_vae_mid;
 
+/* Taps "vae.NAME", with i >= 0 "vae.NAME.i". */
+void sl_vae_tap(sl_ctx *ctx, const char *name, int i, const sl_tensor *x);
+
 extern const sl_conv SL_CONV_333, SL_CONV_111, SL_CONV_TIME, SL_CONV_TIME_HALF, SL_CONV_HALF,
     SL_CONV_DOUBLE;
 
@@ -86,9 +89,9 @@ void sl_vae_reach(const sl_vae_chunk *x, const sl_vae_cache *cache, int *from, i
 sl_vae_chunk sl_vae_causal(sl_ctx *ctx, const sl_vae_chunk *x, sl_vae_cache *cache,
                            const sl_affine *a, const sl_conv *k, const sl_tensor *residual,
                            const sl_tensor *into);
-/* y.x = conv(x) + b frame by frame, in arena memory, or in `into` if not NULL. */
+/* y.x = conv(x) + b (+ residual) frame by frame, in arena memory, or in `into` if not NULL. */
 sl_vae_chunk sl_vae_each(sl_ctx *ctx, const sl_vae_chunk *x, const sl_affine *a, const sl_conv *k,
-                         const sl_tensor *into);
+                         const sl_tensor *residual, const sl_tensor *into);
 /* Each makes *x the block's result: in the same memory where possible, otherwise in new
  * arena memory. */
 void sl_vae_run_res(sl_ctx *ctx, sl_vae_chunk *x, const sl_vae_res *r, sl_vae_caches *set);

@@ -21,7 +21,7 @@ struct sl_vae_decoder {
     sl_vae_mid mid;
     level levels[LEVELS];
     sl_tensor norm_out;
-    sl_affine conv_out;                 /* [3,base,3,3,3] */
+    sl_affine conv_out;                 /* [3,base,3,3,3]; patched: 12 for 3 */
     float mul[SL_MAX_Z], add[SL_MAX_Z]; /* latent = normalised * mul + add */
 };
 
@@ -55,15 +55,17 @@ sl_vae_decoder *sl_vae_decoder_new(const sl_vae_config *config, sl_loader *l)
             sl_vae_want_res(l, &v->res[j], c, out, p);
         }
         if (i == LEVELS - 1) break;
-        snprintf(p, sizeof p, "decoder.up_blocks.%d.upsamplers.0.time_conv", i);
+        const char *up = config->residual ? "upsampler" : "upsamplers.0";
+        snprintf(p, sizeof p, "decoder.up_blocks.%d.%s.time_conv", i, up);
         if (config->temporal_down[LEVELS - 2 - i])
             sl_vae_want_conv(l, &v->time, 2 * c, c, &SL_CONV_TIME, false, p);
-        snprintf(p, sizeof p, "decoder.up_blocks.%d.upsamplers.0.resample.1", i);
-        sl_vae_want_conv(l, &v->twice, c / 2, c, &SL_CONV_DOUBLE, true, p);
-        c /= 2;
+        snprintf(p, sizeof p, "decoder.up_blocks.%d.%s.resample.1", i, up);
+        sl_vae_want_conv(l, &v->twice, config->residual ? c : c / 2, c, &SL_CONV_DOUBLE, true, p);
+        if (!config->residual) c /= 2;
     }
     sl_vae_want_norm(l, &m->norm_out, c, false, "decoder.norm_out");
-    sl_vae_want_conv(l, &m->conv_out, 3, c, &SL_CONV_333, false, "decoder.conv_out");
+    sl_vae_want_conv(l, &m->conv_out, config->patched ? 12 : 3, c, &SL_CONV_333, false,
+                     "decoder.conv_out");
     for (int z = 0; z < config->z; z++) {
         m->mul[z] = 1 / (1 / config->std[z]);
         m->add[z] = config->mean[z];
@@ -198,10 +200,12 @@ static void enter(sl_ctx *ctx, sl_vae_decode *d, const sl_tensor *in, const sl_t
     sl_tensor z = sl_new4(ctx, sl_act(ctx), in->shape[0], in->shape[1], in->shape[2], m->c.z);
     sl_to_channels_last(ctx, &z, latents, m->mul, m->add);
     sl_vae_chunk x = all_of(&z);
-    x = sl_vae_each(ctx, &x, &m->post_quant, &SL_CONV_111, NULL);
+    x = sl_vae_each(ctx, &x, &m->post_quant, &SL_CONV_111, NULL, NULL);
     sl_vae_causal(ctx, &x, sl_vae_next_cache(&d->set), &m->conv_in, &SL_CONV_333, NULL, in);
+    sl_vae_tap(ctx, "conv_in", -1, in);
     x = all_of(in);
     sl_vae_run_mid(ctx, &x, &m->mid, &d->set); /* in place */
+    sl_vae_tap(ctx, "mid", -1, in);
     sl_release(ctx, mark);
 }
 
@@ -213,6 +217,24 @@ static sl_tensor run_level(sl_ctx *ctx, sl_vae_decode *d, int i, const sl_tensor
     sl_vae_chunk x = all_of(in);
     for (int j = 0; j <= d->m->c.res_blocks; j++) sl_vae_run_res(ctx, &x, &v->res[j], &d->set);
     return v->time.w.rank ? double_time(ctx, d, &x.x, sl_vae_next_cache(&d->set), &v->time) : x.x;
+}
+
+/* y, what leaves the last level, through the last convolution to frames. */
+static void leave(sl_ctx *ctx, sl_vae_decode *d, const sl_tensor *rgb, const sl_tensor *floats,
+                  const sl_tensor *y)
+{
+    const sl_vae_decoder *m = d->m;
+    sl_vae_chunk x = all_of(y);
+    sl_vae_norm(ctx, y, y, &m->norm_out, true);
+    x = sl_vae_causal(ctx, &x, sl_vae_next_cache(&d->set), &m->conv_out, &SL_CONV_333, NULL,
+                      m->c.patched ? NULL : floats);
+    sl_vae_tap(ctx, "out", -1, &x.x);
+    if (m->c.patched) {
+        const sl_tensor pixels = floats ? *floats : sl_new(ctx, sl_act(ctx), 4, rgb->shape);
+        sl_pixel_shuffle(ctx, &pixels, &x.x);
+        x.x = pixels;
+    }
+    sl_frames_rgb8(ctx, rgb, &x.x);
 }
 
 void sl_vae_decode_chunk(sl_ctx *ctx, sl_vae_decode *d, const sl_tensor *rgb,
@@ -246,17 +268,18 @@ void sl_vae_decode_chunk(sl_ctx *ctx, sl_vae_decode *d, const sl_tensor *rgb,
     d->set.next = 0;
     enter(ctx, d, &in[0], latents);
     for (int i = 0; i < LEVELS - 1; i++) {
+        /* the shortcut first: the level works in its input's memory */
+        const sl_tensor *shortcut = m->c.residual ? &in[i + 1] : NULL;
+        if (shortcut) sl_dup_up(ctx, shortcut, &in[i], m->levels[i].time.w.rank ? 2 : 1);
         sl_tensor y = run_level(ctx, d, i, &in[i]);
         sl_vae_chunk x = all_of(&y);
-        sl_vae_each(ctx, &x, &m->levels[i].twice, &SL_CONV_DOUBLE, &in[i + 1]);
+        sl_vae_each(ctx, &x, &m->levels[i].twice, &SL_CONV_DOUBLE, shortcut, &in[i + 1]);
+        sl_vae_tap(ctx, "up", i, &in[i + 1]);
         sl_release(ctx, mark[i]);
     }
     sl_tensor y = run_level(ctx, d, LEVELS - 1, &in[LEVELS - 1]);
-    sl_vae_norm(ctx, &y, &y, &m->norm_out, true);
-    sl_vae_chunk x = all_of(&y);
-    x = sl_vae_causal(ctx, &x, sl_vae_next_cache(&d->set), &m->conv_out, &SL_CONV_333, NULL,
-                      floats);
-    sl_frames_rgb8(ctx, rgb, &x.x);
+    sl_vae_tap(ctx, "up", LEVELS - 1, &y);
+    leave(ctx, d, rgb, floats, &y);
     d->begun = true;
     sl_release(ctx, start);
 }

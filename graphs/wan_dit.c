@@ -460,7 +460,9 @@ void sl_dit_share_make(sl_ctx *ctx, const sl_dit *m, sl_dit_share *out, sl_comm 
 typedef struct {
     const sl_dit *m;
     const sl_dit_input *in;
-    sl_tensor proj;     /* [6, dim] of this step */
+    /* of this step, and of the tokens of kept frames: [1, dim], [6, dim] */
+    sl_tensor temb[2], proj[2];
+    int64_t kept;       /* so many of this rank's rows, the first ones, are of kept frames */
     sl_tensor cos, sin; /* of this rank's rows */
     sl_share mine;      /* which rows of all tokens are this rank's */
     int64_t tokens;     /* all */
@@ -485,16 +487,84 @@ static int64_t rows_at_once(const sl_ctx *ctx, const sl_dit *m, int64_t n)
     for (int64_t first = 0, rows = smaller(n, chunk); first < (n);                                 \
          first += rows, rows = smaller((n) - (first), chunk))
 
-/* x += gate * branch, `branch` being layer `w` of a; y is memory to work in. A tap sees
- * the branch alone, made once more for it. */
-static void add_branch(sl_ctx *ctx, int i, const char *part, const sl_tensor *x, const sl_tensor *y,
-                       const sl_tensor *a, const sl_affine *w, const sl_tensor *gate)
+/* Where kept frames are, tokens have one of two timesteps. A modulation then holds its rows twice,
+ * first this step's; what is done by rows is done to the kept ones and the others apart. */
+static bool has_two_times(const forward *f)
+{
+    return f->in->kept_frames > 0;
+}
+
+/* mod F32 [rows or 2 * rows, dim] = table [rows, dim] + what[i], of one row or as many. */
+static sl_tensor new_modulation(sl_ctx *ctx, const forward *f, const sl_tensor *table,
+                                const sl_tensor what[2])
+{
+    const int64_t rows = table->shape[0], d = table->shape[1], times = has_two_times(f) ? 2 : 1;
+    const sl_tensor mod = sl_new2(ctx, SL_F32, times * rows, d);
+    for (int64_t t = 0; t < times; t++) {
+        const int64_t at_once = what[t].shape[0];
+        for (int64_t r = 0; r < rows; r += at_once) {
+            const sl_tensor to = sl_rows(&mod, t * rows + r, at_once),
+                            from = sl_rows(table, r, at_once);
+            sl_add(ctx, &to, &from, &what[t]);
+        }
+    }
+    return mod;
+}
+
+/* Row `row` of mod for this step's tokens, or for kept ones. */
+static sl_tensor modulation(const forward *f, const sl_tensor *mod, int row, bool kept)
+{
+    return sl_row(mod, (has_two_times(f) && kept ? mod->shape[0] / 2 : 0) + row);
+}
+
+/* How many of n rows, which begin at this rank's row `first`, are of kept frames. */
+static int64_t kept_among(const forward *f, int64_t first, int64_t n)
+{
+    return f->kept <= first ? 0 : smaller(f->kept - first, n);
+}
+
+/* y = LN(x) modulated by rows `shift` and the one after it, its scale; x is this rank's rows from
+ * `first` on. */
+static void modulate(sl_ctx *ctx, const forward *f, const sl_tensor *y, const sl_tensor *x,
+                     int64_t first, const sl_tensor *mod, int shift)
+{
+    const int64_t n = x->shape[0], kept = kept_among(f, first, n);
+    for (int part = 0; part < 2; part++) {
+        const int64_t from = part ? 0 : kept, rows = part ? kept : n - kept;
+        if (!rows) continue;
+        const sl_tensor to = sl_rows(y, from, rows), of = sl_rows(x, from, rows),
+                        shift_of = modulation(f, mod, shift, part),
+                        scale_of = modulation(f, mod, shift + 1, part);
+        sl_layernorm_modulate(ctx, &to, &of, &scale_of, &shift_of, f->m->c.eps);
+    }
+}
+
+/* x += gate * branch, `branch` being layer `w` of a, the gate row `gate` of mod (NULL: none); x is
+ * this rank's rows from `first` on, y memory to work in. A tap sees the branch alone, made once
+ * more for it. With two times the product is never joined with the sum: a row's bits must not
+ * depend on which rows stand beside it. */
+static void add_branch(sl_ctx *ctx, const forward *f, int i, const char *part, const sl_tensor *x,
+                       int64_t first, const sl_tensor *y, const sl_tensor *a, const sl_affine *w,
+                       const sl_tensor *mod, int gate)
 {
     if (i == 0 && ctx->tap) {
         sl_apply(ctx, y, a, w, SL_ACT_NONE);
         tap_block(ctx, i, part, y);
     }
-    sl_apply_add(ctx, x, y, a, w, gate);
+    if (!mod || !has_two_times(f)) {
+        const sl_tensor by = mod ? modulation(f, mod, gate, false) : (sl_tensor){0};
+        sl_apply_add(ctx, x, y, a, w, mod ? &by : NULL);
+        return;
+    }
+    const int64_t n = x->shape[0], kept = kept_among(f, first, n);
+    sl_apply(ctx, y, a, w, SL_ACT_NONE);
+    for (int k = 0; k < 2; k++) {
+        const int64_t from = k ? 0 : kept, rows = k ? kept : n - kept;
+        if (!rows) continue;
+        const sl_tensor to = sl_rows(x, from, rows), of = sl_rows(y, from, rows),
+                        by = modulation(f, mod, gate, k);
+        sl_gated_add(ctx, &to, &of, &by);
+    }
 }
 
 /* x += gate * out(attention(LN(x) modulated)): queries, keys and values of all tokens
@@ -505,8 +575,6 @@ static void self_attention(sl_ctx *ctx, const forward *f, int i, const sl_tensor
     const sl_dit_config *c = &f->m->c;
     const attention *a = &f->m->blocks[i].attn1;
     const int64_t n = x->shape[0], d = c->dim;
-    const sl_tensor shift = sl_row(mod, SHIFT_1), scale = sl_row(mod, SCALE_1),
-                    gate = sl_row(mod, GATE_1);
     const size_t mark = sl_mark(ctx);
     sl_tensor q = sl_new2(ctx, sl_act(ctx), n, d), k = sl_new2(ctx, sl_act(ctx), n, d),
               v = sl_new2(ctx, sl_act(ctx), n, d);
@@ -517,7 +585,7 @@ static void self_attention(sl_ctx *ctx, const forward *f, int i, const sl_tensor
         const sl_tensor qr = sl_rows(&q, r, rows), kr = sl_rows(&k, r, rows),
                         vr = sl_rows(&v, r, rows);
         const sl_tensor c_r = sl_rows(&f->cos, r, rows), s_r = sl_rows(&f->sin, r, rows);
-        sl_layernorm_modulate(ctx, &s, &xr, &scale, &shift, c->eps);
+        modulate(ctx, f, &s, &xr, r, mod, SHIFT_1);
         sl_apply(ctx, &kr, &s, &a->k, SL_ACT_NONE);
         sl_rmsnorm_rope(ctx, &kr, &kr, &a->norm_k, c->eps, &c_r, &s_r, c->heads);
         sl_apply(ctx, &qr, &s, &a->q, SL_ACT_NONE);
@@ -528,7 +596,7 @@ static void self_attention(sl_ctx *ctx, const forward *f, int i, const sl_tensor
         const sl_tensor xr = sl_rows(x, r, rows), qr = sl_rows(&q, r, rows),
                         s = sl_rows(&norm, 0, rows);
         sl_attention(ctx, &s, &qr, &k, &v, c->heads, f->scale, NULL, false);
-        add_branch(ctx, i, ".attn1", &xr, &qr, &s, &a->out, &gate);
+        add_branch(ctx, f, i, ".attn1", &xr, r, &qr, &s, &a->out, mod, GATE_1);
     }
     sl_release(ctx, mark);
 }
@@ -610,13 +678,11 @@ static void shared_self_attention(sl_ctx *ctx, const forward *f, int i, const sl
     const sl_dit_share *s = f->in->share;
     const attention *a = &f->m->blocks[i].attn1;
     const int64_t n = x->shape[0], d = c->dim, share = d / s->size;
-    const sl_tensor shift = sl_row(mod, SHIFT_1), scale = sl_row(mod, SCALE_1),
-                    gate = sl_row(mod, GATE_1);
     const size_t mark = sl_mark(ctx);
     sl_tensor norm = sl_new2(ctx, sl_act(ctx), n, d), q = sl_new2(ctx, sl_act(ctx), n, d);
     const size_t heads_mark = sl_mark(ctx);
     sl_tensor k = sl_new2(ctx, sl_act(ctx), n, d), v = sl_new2(ctx, sl_act(ctx), n, d);
-    sl_layernorm_modulate(ctx, &norm, x, &scale, &shift, c->eps);
+    modulate(ctx, f, &norm, x, 0, mod, SHIFT_1);
     send_normed(ctx, f, &s->k, &k, &norm, &a->k, &a->norm_k);
     send_normed(ctx, f, &s->q, &q, &norm, &a->q, &a->norm_q);
     send_values(ctx, f, &s->v, &v, &norm, &a->v);
@@ -638,7 +704,7 @@ static void shared_self_attention(sl_ctx *ctx, const forward *f, int i, const sl
     EACH_CHUNK (r, rows, n, f->chunk) {
         const sl_tensor xr = sl_rows(x, r, rows), y = sl_rows(&q, r, rows),
                         or = sl_rows(&mine, r, rows);
-        add_branch(ctx, i, ".attn1", &xr, &y, & or, &a->out, &gate);
+        add_branch(ctx, f, i, ".attn1", &xr, r, &y, & or, &a->out, mod, GATE_1);
     }
     sl_release(ctx, mark);
 }
@@ -666,7 +732,7 @@ static void cross_attention(sl_ctx *ctx, const forward *f, int i, const sl_tenso
         if (f->in->context->image_tokens)
             sl_attention_two(ctx, &s, &q, &text_k, &text_v, &image_k, &image_v, c->heads, f->scale);
         else sl_attention(ctx, &s, &q, &text_k, &text_v, c->heads, f->scale, NULL, false);
-        add_branch(ctx, i, ".attn2", &xr, &q, &s, &b->attn2.out, NULL);
+        add_branch(ctx, f, i, ".attn2", &xr, r, &q, &s, &b->attn2.out, NULL, 0);
     }
     sl_release(ctx, mark);
 }
@@ -678,8 +744,6 @@ static void feed_forward(sl_ctx *ctx, const forward *f, int i, const sl_tensor *
     const sl_dit_config *c = &f->m->c;
     const block *b = &f->m->blocks[i];
     const int64_t n = x->shape[0];
-    const sl_tensor shift = sl_row(mod, SHIFT_2), scale = sl_row(mod, SCALE_2),
-                    gate = sl_row(mod, GATE_2);
     const size_t mark = sl_mark(ctx);
     sl_tensor norm = sl_new2(ctx, sl_act(ctx), f->chunk, c->dim),
               hidden = sl_new2(ctx, sl_act(ctx), f->chunk, c->ffn_dim);
@@ -687,9 +751,9 @@ static void feed_forward(sl_ctx *ctx, const forward *f, int i, const sl_tensor *
     EACH_CHUNK (r, rows, n, f->chunk) {
         const sl_tensor xr = sl_rows(x, r, rows), s = sl_rows(&norm, 0, rows),
                         h = sl_rows(&hidden, 0, rows);
-        sl_layernorm_modulate(ctx, &s, &xr, &scale, &shift, c->eps);
+        modulate(ctx, f, &s, &xr, r, mod, SHIFT_2);
         sl_apply(ctx, &h, &s, &b->ffn_in, SL_ACT_GELU_TANH);
-        add_branch(ctx, i, ".ffn", &xr, &s, &h, &b->ffn_out, &gate);
+        add_branch(ctx, f, i, ".ffn", &xr, r, &s, &h, &b->ffn_out, mod, GATE_2);
     }
     sl_release(ctx, mark);
 }
@@ -700,8 +764,7 @@ static void run_block(sl_ctx *ctx, const forward *f, int i, const sl_tensor *x)
     if (sl_cancelled(ctx) || !sl_ok(ctx)) return;
     const size_t mark = sl_mark(ctx);
     const sl_tensor table = sl_reshape2(&f->m->blocks[i].table, MOD_ROWS, f->m->c.dim);
-    sl_tensor mod = sl_new2(ctx, SL_F32, MOD_ROWS, f->m->c.dim);
-    sl_add(ctx, &mod, &table, &f->proj);
+    const sl_tensor mod = new_modulation(ctx, f, &table, f->proj);
     if (f->in->share) shared_self_attention(ctx, f, i, x, &mod);
     else self_attention(ctx, f, i, x, &mod);
     cross_attention(ctx, f, i, x);
@@ -760,25 +823,19 @@ static void run_blocks_cached(sl_ctx *ctx, const forward *f, const sl_tensor *x,
 }
 
 /* v = unpatchify(proj_out(LN(x) modulated by the head's table + temb)). */
-static void run_head(sl_ctx *ctx, const forward *f, const sl_tensor *v, const sl_tensor *x,
-                     const sl_tensor *temb)
+static void run_head(sl_ctx *ctx, const forward *f, const sl_tensor *v, const sl_tensor *x)
 {
     const sl_dit_config *c = &f->m->c;
     const int64_t n = x->shape[0];
     const size_t mark = sl_mark(ctx);
     const sl_tensor table = sl_reshape2(&f->m->table, 2, c->dim);
-    sl_tensor mod = sl_new2(ctx, SL_F32, 2, c->dim),
-              y = sl_new2(ctx, sl_act(ctx), n, 4 * (int64_t)c->out_channels);
+    const sl_tensor mod = new_modulation(ctx, f, &table, f->temb); /* the same temb to both rows */
+    sl_tensor y = sl_new2(ctx, sl_act(ctx), n, 4 * (int64_t)c->out_channels);
     sl_tensor norm = sl_new2(ctx, sl_act(ctx), f->chunk, c->dim);
-    for (int i = 0; i < 2; i++) { /* the same temb to both rows */
-        const sl_tensor to = sl_rows(&mod, i, 1), from = sl_rows(&table, i, 1);
-        sl_add(ctx, &to, &from, temb);
-    }
-    const sl_tensor shift = sl_row(&mod, 0), scale = sl_row(&mod, 1);
     EACH_CHUNK (r, rows, n, f->chunk) {
         const sl_tensor xr = sl_rows(x, r, rows), yr = sl_rows(&y, r, rows),
                         s = sl_rows(&norm, 0, rows);
-        sl_layernorm_modulate(ctx, &s, &xr, &scale, &shift, c->eps);
+        modulate(ctx, f, &s, &xr, r, &mod, 0);
         sl_apply(ctx, &yr, &s, &f->m->head, SL_ACT_NONE);
     }
     const sl_dit_share *s = f->in->share;
@@ -806,6 +863,11 @@ static bool forward_fits(sl_ctx *ctx, const sl_dit *m, const sl_dit_input *in, i
     else if (in->step < 0 || in->step >= in->times->steps)
         sl_ctx_fail(ctx, SL_ARG, "dit: step %d, the time tables have %d", in->step,
                     in->times->steps);
+    else if (in->kept_frames < 0 || in->kept_frames > t)
+        sl_ctx_fail(ctx, SL_ARG, "dit: %d kept frames of %lld", in->kept_frames, (long long)t);
+    else if (in->kept_frames && (in->kept_step < 0 || in->kept_step >= in->times->steps))
+        sl_ctx_fail(ctx, SL_ARG, "dit: step %d of kept frames, the time tables have %d",
+                    in->kept_step, in->times->steps);
     else if (rope->t != t || rope->h != h || rope->w != w)
         sl_ctx_fail(ctx, SL_SHAPE,
                     "dit: rotary tables are for %d x %d x %d tokens, want %lld x %lld x %lld",
@@ -834,17 +896,22 @@ void sl_dit_forward(sl_ctx *ctx, const sl_dit *m, const sl_tensor *v, const sl_d
                               ? sl_share_of(n, in.share->size, in.share->me, ctx->ops->row_granule)
                               : (sl_share){.rows = n};
     if (!forward_fits(ctx, m, &in, mine.rows)) return;
-    const sl_tensor temb = sl_rows(&in.times->temb, in.step, 1),
-                    proj = sl_rows(&in.times->proj, in.step, 1);
-    const forward f = {.m = m,
-                       .in = &in,
-                       .proj = sl_reshape2(&proj, MOD_ROWS, d),
-                       .cos = sl_rows(&in.rope->cos, mine.first, mine.rows),
-                       .sin = sl_rows(&in.rope->sin, mine.first, mine.rows),
-                       .mine = mine,
-                       .tokens = n,
-                       .chunk = rows_at_once(ctx, m, mine.rows),
-                       .scale = 1 / sqrtf((float)m->c.head_dim)};
+    const int64_t kept = in.kept_frames * (int64_t)in.rope->h * in.rope->w - mine.first;
+    forward f = {.m = m,
+                 .in = &in,
+                 .kept = kept < 0 ? 0 : smaller(kept, mine.rows),
+                 .cos = sl_rows(&in.rope->cos, mine.first, mine.rows),
+                 .sin = sl_rows(&in.rope->sin, mine.first, mine.rows),
+                 .mine = mine,
+                 .tokens = n,
+                 .chunk = rows_at_once(ctx, m, mine.rows),
+                 .scale = 1 / sqrtf((float)m->c.head_dim)};
+    for (int t = 0; t < (in.kept_frames ? 2 : 1); t++) {
+        const int row = t ? in.kept_step : in.step;
+        const sl_tensor proj = sl_rows(&in.times->proj, row, 1);
+        f.temb[t] = sl_rows(&in.times->temb, row, 1);
+        f.proj[t] = sl_reshape2(&proj, MOD_ROWS, d);
+    }
     const size_t mark = sl_mark(ctx);
     ctx->whole_rows = n;
     sl_tensor x = sl_new2(ctx, sl_act(ctx), mine.rows, d);
@@ -855,7 +922,7 @@ void sl_dit_forward(sl_ctx *ctx, const sl_dit *m, const sl_tensor *v, const sl_d
         run_block(ctx, &f, 0, &x);
         run_rest(ctx, &f, &x);
     }
-    run_head(ctx, &f, v, &x, &temb);
+    run_head(ctx, &f, v, &x);
     ctx->whole_rows = 0;
     sl_release(ctx, mark);
 }

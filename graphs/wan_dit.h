@@ -105,6 +105,9 @@ typedef struct {
                                     * latents in_channels together */
     const sl_dit_times *times;     /* of the schedule */
     int step;                      /* row of `times`, 0 .. times->steps - 1 */
+    /* Latent frames at the beginning that are given, not denoised, 0 .. T (TI2V-5B: 1 with a
+     * picture): their tokens have row `kept_step` of `times`, that of timestep 0. Spec 9.3. */
+    int kept_frames, kept_step;
     const sl_dit_rope *rope;       /* of this T, h, w */
     const sl_dit_context *context; /* of this prompt */
     /* First Block Cache of this branch, of this rank's rows; NULL: compute always */

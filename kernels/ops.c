@@ -851,6 +851,49 @@ void sl_time_shuffle(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x)
     BODY(time_shuffle, ctx, y, x);
 }
 
+void sl_avg_down(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, int time)
+{
+    static const char op[] = "avg_down";
+    if (!may_begin(ctx) || !is_in_range(ctx, op, "time", time, 1, 2) ||
+        !is_tensor(ctx, op, "x", x, 4, ACT, DENSE) || !is_tensor(ctx, op, "y", y, 4, ACT, DENSE) ||
+        !is_multiple(ctx, op, "x's height", x->shape[1], 2) ||
+        !is_multiple(ctx, op, "x's width", x->shape[2], 2) ||
+        !is_in_range(ctx, op, "y's channels", y->shape[3], 1, INT64_MAX) ||
+        !is_multiple(ctx, op, "x's numbers a pixel of y", x->shape[3] * time * 4, y->shape[3]) ||
+        !HAS_EXTENTS(op, "y", y, (x->shape[0] + time - 1) / time, x->shape[1] / 2, x->shape[2] / 2,
+                     y->shape[3]) ||
+        !is_apart(ctx, op, "y", y, "x", x))
+        return;
+    BODY(avg_down, ctx, y, x, time);
+}
+
+void sl_dup_up(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, int time)
+{
+    static const char op[] = "dup_up";
+    if (!may_begin(ctx) || !is_in_range(ctx, op, "time", time, 1, 2) ||
+        !is_tensor(ctx, op, "x", x, 4, ACT, DENSE) || !is_tensor(ctx, op, "y", y, 4, ACT, DENSE) ||
+        !is_in_range(ctx, op, "x's channels", x->shape[3], 1, INT64_MAX) ||
+        !is_multiple(ctx, op, "y's numbers a pixel of x", y->shape[3] * time * 4, x->shape[3]))
+        return;
+    const int64_t all = time * x->shape[0], less = y->shape[0] == all - 1 && time == 2;
+    if (!HAS_EXTENTS(op, "y", y, all - less, 2 * x->shape[1], 2 * x->shape[2], y->shape[3]) ||
+        !is_apart(ctx, op, "y", y, "x", x))
+        return;
+    BODY(dup_up, ctx, y, x, time);
+}
+
+void sl_pixel_shuffle(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x)
+{
+    static const char op[] = "pixel_shuffle";
+    if (!may_begin(ctx) || !is_tensor(ctx, op, "x", x, 4, ACT, DENSE) ||
+        !is_tensor(ctx, op, "y", y, 4, ACT, DENSE) ||
+        !is_multiple(ctx, op, "x's channels", x->shape[3], 4) ||
+        !HAS_EXTENTS(op, "y", y, x->shape[0], 2 * x->shape[1], 2 * x->shape[2], x->shape[3] / 4) ||
+        !is_apart(ctx, op, "y", y, "x", x))
+        return;
+    BODY(pixel_shuffle, ctx, y, x);
+}
+
 void sl_to_channels_last(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const float *mul,
                          const float *add)
 {

@@ -296,6 +296,23 @@ typedef void sl_vae_norm_fn(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x,
 /* y [2T,H,W,C] from x [T,H,W,2C]: channels [0,C) of frame t are frame 2t, [C,2C) are
  * frame 2t+1. */
 typedef void sl_time_shuffle_fn(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x);
+/* The shortcut of a level that halves its frames' size, and with `time` 2 their number (Wan2.2):
+ * y[k,i,j,o] = the mean of numbers G o .. G o + G - 1 among the C * time * 4 numbers of frames
+ * time * k .., rows 2 i, 2 i + 1 and columns 2 j, 2 j + 1 of x, in the order (channel, frame, row,
+ * column); G = C * time * 4 / C'. Sums in F32.
+ *   x   [n,H,W,C], H and W even; time 2 and n odd: a frame of zeros stands before the first
+ *   y   [(n + time - 1) / time,H/2,W/2,C'], C' divides C * time * 4
+ * Source: diffusers autoencoder_kl_wan.py, AvgDown3D. */
+typedef void sl_avg_down_fn(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, int time);
+/* The shortcut of a level that doubles its frames' size, and with `time` 2 their number:
+ * y[time k + f,2 i + r,2 j + s,o] = x[k,i,j,(((o time + f) 2 + r) 2 + s) / R], R = C' * time * 4 / C.
+ *   x   [n,H,W,C], C divides C' * time * 4
+ *   y   [time n,2H,2W,C']; with one frame less, the first of them is left out
+ * Source: diffusers autoencoder_kl_wan.py, DupUp3D. */
+typedef void sl_dup_up_fn(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, int time);
+/* y [T,2H,2W,C] from x [T,H,W,4C]: y[t,2 i + r,2 j + s,c] = x[t,i,j,(c 2 + s) 2 + r].
+ * Source: diffusers autoencoder_kl_wan.py, unpatchify. */
+typedef void sl_pixel_shuffle_fn(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x);
 /* y act [T,H,W,C] = x F32 [C,T,H,W] * mul[c] + add[c]; mul, add host float arrays of C,
  * NULL: 1 and 0. */
 typedef void sl_to_channels_last_fn(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x,
@@ -319,8 +336,8 @@ typedef void sl_frames_rgb8_fn(sl_ctx *ctx, const sl_tensor *y, const sl_tensor 
     X(linear) X(linear_add) X(layernorm) X(layernorm_modulate) X(rmsnorm) X(rmsnorm_rope) \
     X(gated_add) X(attention) X(attention_two) X(attention_parts) \
     X(patchify) X(unpatchify) X(guidance) X(flow_x0) X(lincomb) X(mean_abs) X(abs_rows) X(sum_rows) \
-    X(conv3d) X(conv_history) X(vae_norm) X(time_shuffle) X(to_channels_last) \
-    X(to_channels_first) X(frames_rgb8)
+    X(conv3d) X(conv_history) X(vae_norm) X(time_shuffle) X(avg_down) X(dup_up) X(pixel_shuffle) \
+    X(to_channels_last) X(to_channels_first) X(frames_rgb8)
 /* clang-format on */
 #define SL_FRONT(op) sl_##op##_fn sl_##op;
 SL_OPS(SL_FRONT)

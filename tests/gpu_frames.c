@@ -221,6 +221,52 @@ static void time_shuffle(void **state)
     end();
 }
 
+/* Widths of the published autoencoder and odd ones; whole and off the grid. */
+static void shortcuts(void **state)
+{
+    static const int64_t DOWN[][4] =
+        {/* frames, channels of x and of y, time */
+         {1, 160, 160, 1}, {1, 160, 320, 2}, {4, 320, 640, 2},
+         {3, 5, 10, 2},    {2, 6, 8, 1},     {5, 4, 1, 2}},
+                         UP[][5] = {/* and frames left out */
+                                    {1, 1024, 1024, 2, 1}, {2, 1024, 1024, 2, 0},
+                                    {4, 1024, 512, 1, 0},  {3, 24, 12, 2, 1},
+                                    {2, 12, 3, 2, 0},      {1, 8, 8, 1, 0}};
+    (void)state;
+    for (int off = 0; off < 2; off++) {
+        for (size_t i = 0; i < COUNT(DOWN); i++) {
+            const int64_t n = DOWN[i][0], a = DOWN[i][3];
+            begin("avg_down %lld frames, %lld channels to %lld, time %lld + %d", (long long)n,
+                  (long long)DOWN[i][1], (long long)DOWN[i][2], (long long)a, off);
+            pair x = act(SHAPE(n, 6, 10, DOWN[i][1]), off),
+                 y = dense(SL_F32, SL_BF16, SHAPE((n + a - 1) / a, 3, 5, DOWN[i][2]), off);
+            sl_avg_down(&cpu, &y.c, &x.c, (int)a);
+            sl_avg_down(&gpu, &y.g, &x.g, (int)a);
+            check(&y, ROUNDING, 1e-6);
+        }
+        for (size_t i = 0; i < COUNT(UP); i++) {
+            const int64_t n = UP[i][0], a = UP[i][3];
+            begin("dup_up %lld frames, %lld channels to %lld, time %lld, %lld less + %d",
+                  (long long)n, (long long)UP[i][1], (long long)UP[i][2], (long long)a,
+                  (long long)UP[i][4], off);
+            pair x = act(SHAPE(n, 3, 5, UP[i][1]), off),
+                 y = dense(SL_F32, SL_BF16, SHAPE(n * a - UP[i][4], 6, 10, UP[i][2]), off);
+            sl_dup_up(&cpu, &y.c, &x.c, (int)a);
+            sl_dup_up(&gpu, &y.g, &x.g, (int)a);
+            check(&y, EXACT);
+        }
+        for (int64_t c = 1; c <= 3; c++) {
+            begin("pixel_shuffle %lld channels + %d", (long long)c, off);
+            pair x = act(SHAPE(2, 3, 5, 4 * c), off),
+                 y = dense(SL_F32, SL_BF16, SHAPE(2, 6, 10, c), off);
+            sl_pixel_shuffle(&cpu, &y.c, &x.c);
+            sl_pixel_shuffle(&gpu, &y.g, &x.g);
+            check(&y, EXACT);
+        }
+    }
+    end();
+}
+
 static void channels(void **state)
 {
     static const int64_t AT[][2] = {/* of y, of x when they go first */
@@ -328,6 +374,14 @@ static void run_shuffle(const bench_set *s)
 {
     sl_time_shuffle(&gpu, &s->t[0], &s->t[1]);
 }
+static void run_up(const bench_set *s)
+{
+    sl_dup_up(&gpu, &s->t[0], &s->t[1], 1);
+}
+static void run_pixels(const bench_set *s)
+{
+    sl_pixel_shuffle(&gpu, &s->t[0], &s->t[1]);
+}
 static void run_history(const bench_set *s)
 {
     sl_conv_history(&gpu, &s->t[0], &s->t[1]);
@@ -397,6 +451,12 @@ static const bench_case BENCH[] = {
     {"time_shuffle [4, 180, 320, 2 x 384]",
      run_shuffle,
      {A4(8, 180, 320, 384, 1), A4(4, 180, 320, 768, 1)}},
+    {"dup_up [4, 352, 640, 512] from 1024 channels",
+     run_up,
+     {A4(4, 352, 640, 512, 1), A4(4, 176, 320, 1024, 1)}},
+    {"pixel_shuffle [4, 704, 1280, 3]",
+     run_pixels,
+     {A4(4, 704, 1280, 3, 1), A4(4, 352, 640, 12, 1)}},
     {"conv_history [2, 720, 1280, 96] from 4",
      run_history,
      {A4(2, 720, 1280, 96, 2), A4(4, 720, 1280, 96, 0)}},
@@ -418,8 +478,8 @@ int main(int argc, char **argv)
 {
     int status;
     const struct CMUnitTest tests[] = {
-        T(patchify),     T(unpatchify), T(guidance),     T(flow_x0),  T(lincomb),     T(mean_abs),
-        T(conv_history), T(vae_norm),   T(time_shuffle), T(channels), T(frames_rgb8),
+        T(patchify),     T(unpatchify), T(guidance),     T(flow_x0),   T(lincomb),  T(mean_abs),
+        T(conv_history), T(vae_norm),   T(time_shuffle), T(shortcuts), T(channels), T(frames_rgb8),
     };
     if (!tests_wanted("gpu_frames", BENCH, COUNT(BENCH), argc, argv, &status)) return status;
     return cmocka_run_group_tests(tests, NULL, NULL);

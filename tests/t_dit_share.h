@@ -32,6 +32,7 @@ static const sl_dit_config CONFIG = {.layers = 3,
 typedef struct {
     int h, w; /* latents */
     int turn; /* of the teams of one test */
+    int kept; /* latent frames with a time of their own */
     float threshold;
     float v[SL_RANKS][STEPS][16 * T * SIDE * SIDE];
     sl_fbcache_report report[SL_RANKS][STEPS];
@@ -84,15 +85,16 @@ static sl_tensor tensor(sl_ctx *ctx, const float *x, bool act, int rank, const i
 /* The network and all tables of one job; memory goes with the process. */
 static const char *open_net(t_rank *r, net *n, int64_t rows)
 {
-    static const double STEP_TIMES[STEPS] = {1000, 900, 640, 250};
+    static const double STEP_TIMES[STEPS + 1] = {1000, 900, 640, 250, 0};
     const sl_fbcache_rules rules = {.threshold = given->threshold};
     sl_ctx *ctx = r->ctx;
     sl_err err = {0};
     RANK_OK(!sl_loader_random(&n->loader, ctx, 7, "dit", &err), "%.200s", err.msg);
     RANK_OK((n->dit = sl_dit_new(&CONFIG, n->loader)), "no network");
     RANK_OK(!sl_loader_finish(n->loader, &err), "%.200s", err.msg);
-    sl_dit_times_make(ctx, n->dit, &n->times, memory(ctx, sl_dit_times_bytes(ctx, n->dit, STEPS)),
-                      STEP_TIMES, STEPS);
+    sl_dit_times_make(ctx, n->dit, &n->times,
+                      memory(ctx, sl_dit_times_bytes(ctx, n->dit, STEPS + 1)), STEP_TIMES,
+                      STEPS + 1);
     sl_dit_rope_make(ctx, n->dit, &n->rope,
                      memory(ctx, sl_dit_rope_bytes(n->dit, T, given->h / 2, given->w / 2)), T,
                      given->h / 2, given->w / 2);
@@ -134,6 +136,8 @@ static const char *rank_forwards(t_rank *r)
                                  .condition = &condition,
                                  .times = &n.times,
                                  .step = step,
+                                 .kept_frames = given->kept,
+                                 .kept_step = STEPS,
                                  .rope = &n.rope,
                                  .context = &n.context,
                                  .cache = &n.cache,
@@ -153,7 +157,7 @@ static const char *rank_forwards(t_rank *r)
 }
 
 /* All teams of a size and threshold against one rank alone, on one thread. */
-static void same_bytes(int h, int w, float threshold, bool some_hits)
+static void same_bytes(int h, int w, int kept, float threshold, bool some_hits)
 {
     static const int TEAMS[] = {1, 1, 2, 4, 8};
     const size_t bytes = sizeof(float) * (size_t)(16 * T * h * w);
@@ -161,7 +165,7 @@ static void same_bytes(int h, int w, float threshold, bool some_hits)
     int hits = 0;
     given = mmap(NULL, sizeof *given, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     assert_true(given != MAP_FAILED && alone);
-    given->h = h, given->w = w, given->threshold = threshold;
+    given->h = h, given->w = w, given->kept = kept, given->threshold = threshold;
     for (size_t t = 0; t < sizeof TEAMS / sizeof *TEAMS; t++) {
         given->turn = (int)t;
         t_ranks(TEAMS[t], rank_forwards, 20000, NULL, -1);
@@ -186,18 +190,28 @@ static void same_bytes(int h, int w, float threshold, bool some_hits)
 static void a_team_gives_the_bytes_of_one(void **state)
 {
     (void)state;
-    same_bytes(16, 32, 0, false); /* 384 tokens: 8 of the CPU's granules of 48 */
-    same_bytes(24, 24, 0, false); /* 432: 9, which divide by no team */
-    same_bytes(22, 28, 0, false); /* 462: 57 and 58 rows a rank of 8; not of whole granules */
-    same_bytes(40, 40, 0, false); /* 1,200: more rows than are multiplied at a time */
-    same_bytes(38, 38, 0, false); /* 1,083: odd */
-    same_bytes(6, 10, 0, false);  /* 45: less than a granule; 5 and 6 rows a rank of 8 */
+    same_bytes(16, 32, 0, 0, false); /* 384 tokens: 8 of the CPU's granules of 48 */
+    same_bytes(24, 24, 0, 0, false); /* 432: 9, which divide by no team */
+    same_bytes(22, 28, 0, 0, false); /* 462: 57 and 58 rows a rank of 8; not of whole granules */
+    same_bytes(40, 40, 0, 0, false); /* 1,200: more rows than are multiplied at a time */
+    same_bytes(38, 38, 0, 0, false); /* 1,083: odd */
+    same_bytes(6, 10, 0, 0, false);  /* 45: less than a granule; 5 and 6 rows a rank of 8 */
+}
+
+/* A rank's rows are of the kept frame, of the others, or of both: a frame of 154 and 15 tokens,
+ * which granules and shares do not divide. */
+static void a_kept_frame_is_shared_too(void **state)
+{
+    (void)state;
+    same_bytes(22, 28, 1, 0, false);
+    same_bytes(6, 10, 2, 0, false);
+    same_bytes(20, 32, 1, 0.35f, true);
 }
 
 static void a_team_decides_as_one(void **state)
 {
     (void)state;
-    same_bytes(20, 32, 0.35f, true); /* 480 tokens */
+    same_bytes(20, 32, 0, 0.35f, true); /* 480 tokens */
 }
 
 static const char *rank_seven(t_rank *r)
@@ -229,6 +243,7 @@ static void heads_that_do_not_divide_are_refused(void **state)
 
 #define T_DIT_SHARE_TESTS                                                                          \
     cmocka_unit_test(a_team_gives_the_bytes_of_one), cmocka_unit_test(a_team_decides_as_one),      \
+        cmocka_unit_test(a_kept_frame_is_shared_too),                                              \
         cmocka_unit_test(heads_that_do_not_divide_are_refused)
 
 #endif

@@ -24,7 +24,7 @@ static void defaults_are_those_of_the_manual(void **state)
     assert_int_equal(c.denoise.state_every, 5);
     assert_true(c.fbcache.threshold == 0);
     assert_int_equal(c.fbcache.warmup + c.fbcache.max_hits + c.fbcache.final, 0);
-    assert_int_equal(c.video.fps, 16);
+    assert_int_equal(c.video.fps, 0);
     assert_int_equal(c.video.crf, 18);
     assert_string_equal(c.video.preset, "medium");
     assert_int_equal(c.video.threads, 4);

@@ -4,16 +4,20 @@
 
 typedef struct {
     const char *name, *transformer, *figures, *text;
+    bool float_rope; /* the figures' rotary tables are not rounded to bf16 */
+    int kept_frames; /* of the latents; their timestep, 0, follows those of the steps */
 } model;
-#define MODEL(folder, figures)                                                                     \
+#define MODEL(folder, figures, ...)                                                                \
     {                                                                                              \
         folder, "tests/golden/" folder "/model/transformer",                                       \
             "tests/golden/" folder "/" figures ".safetensors",                                     \
-            "tests/golden/" folder "/text.safetensors"                                             \
+            "tests/golden/" folder "/text.safetensors", __VA_ARGS__                                \
     }
-static const model I2V = MODEL("tiny-i2v", "i2v-96x64x9"), T2V = MODEL("tiny-t2v", "t2v-64x64x5"),
-                   FLF2V = MODEL("tiny-flf2v", "flf2v-64x64x9"),
-                   A14B = MODEL("tiny-i2v-a14b", "a14b-64x64x9");
+static const model I2V = MODEL("tiny-i2v", "i2v-96x64x9", false, 0),
+                   T2V = MODEL("tiny-t2v", "t2v-64x64x5", false, 0),
+                   FLF2V = MODEL("tiny-flf2v", "flf2v-64x64x9", false, 0),
+                   A14B = MODEL("tiny-i2v-a14b", "a14b-64x64x9", false, 0),
+                   TI2V = MODEL("tiny-ti2v-5b", "ti2v-96x64x5-i2v", true, 1);
 
 /* The first forward of a golden case: its inputs are cut out of dit.input and
  * clip.penultimate. */
@@ -40,6 +44,7 @@ static void first_open(first *f, const model *m)
     memset(f, 0, sizeof *f);
     f->m = m;
     t_dit_open(&f->d, m->transformer);
+    f->d.float_rope = m->float_rope;
     T_OK(sl_st_open_file(&f->figures, m->figures, &err));
     T_OK(sl_st_open_file(&f->text, m->text, &err));
 
@@ -48,8 +53,9 @@ static void first_open(first *f, const model *m)
     if (!input || !times || times->t.dtype != SL_I64)
         fail_msg("%s: golden inputs are missing", m->name);
     f->input = input->t;
-    f->latents = sl_rows(&f->input, 0, 16);
-    f->condition = sl_rows(&f->input, 16, f->input.shape[0] - 16);
+    const int64_t channels = f->d.config.out_channels;
+    f->latents = sl_rows(&f->input, 0, channels);
+    f->condition = sl_rows(&f->input, channels, f->input.shape[0] - channels);
     f->v = malloc(sizeof(float) * (size_t)sl_count(&f->latents));
     f->out = sl_view(f->v, SL_F32, 4, f->latents.shape);
 
@@ -62,7 +68,9 @@ static void first_open(first *f, const model *m)
         memcpy(&step, (char *)times->t.data + 8 * i, sizeof step);
         steps[i] = (double)step;
     }
-    t_dit_times(&f->d, steps, (int)times->t.shape[0]);
+    f->d.kept_frames = m->kept_frames, f->d.kept_step = (int)times->t.shape[0];
+    steps[f->d.kept_step] = 0;
+    t_dit_times(&f->d, steps, f->d.kept_step + (m->kept_frames > 0));
     t_dit_rope(&f->d, (int)f->input.shape[1], (int)f->input.shape[2] / 2,
                (int)f->input.shape[3] / 2);
     const sl_st_entry *clip = sl_st_find(f->figures, key), *embed = sl_st_find(f->text, "embed.0");
@@ -119,6 +127,14 @@ static void compare(void *user, sl_ctx *ctx, const char *name, const sl_tensor *
         assert_int_equal(sl_count(t), sl_count(&want->t));
         check(f, name, t->data, rows, sl_count(t));
         free(rows);
+    } else if (!strcmp(name, "time_proj") && f->m->kept_frames) {
+        /* the reference has a row a token: those of the kept frames, then the first step's */
+        const int64_t d = want->t.shape[1],
+                      kept = want->t.shape[0] / f->input.shape[1] * f->m->kept_frames;
+        for (int64_t n = 0; n < want->t.shape[0]; n++)
+            T_REL((float *)t->data + (n < kept ? f->d.kept_step : 0) * d,
+                  (float *)want->t.data + n * d, d, 1e-4);
+        f->taps++;
     } else if (!strcmp(name, "time_proj") || !strcmp(name, "text")) {
         /* the first step; the first 48 rows */
         check(f, name, t->data, want->t.data, sl_count(&want->t));
@@ -160,6 +176,52 @@ static void t2v_as_the_reference(void **state)
 {
     (void)state;
     as_the_reference(&T2V, 10);
+}
+
+/* two rows of time, the first frame kept */
+static void ti2v_as_the_reference(void **state)
+{
+    (void)state;
+    as_the_reference(&TI2V, 10);
+}
+
+/* The kept frame's tokens and the others in pieces of any size, and by kept frames of none and
+ * all: 12 tokens, 6 of them kept. */
+static void two_times_in_pieces(void **state)
+{
+    static const int ROWS[] = {12, 7, 6, 5, 1};
+    sl_err err = {0};
+    float *all[3] = {0};
+    (void)state;
+    for (int kept = 0; kept < 3; kept++)
+        for (int i = 0; i < 5; i++) {
+            first f;
+            first_open(&f, &TI2V);
+            f.d.ctx.tap = NULL;
+            f.d.kept_frames = kept;
+            sl_dit_set_rows(f.d.dit, ROWS[i]);
+            t_dit_forward(&f.d, &f.out, &f.latents, NULL, 0, &f.context, NULL, NULL);
+            T_OK(sl_ctx_error(&f.d.ctx, &err));
+            const int64_t n = sl_count(&f.out);
+            if (i == 0) {
+                all[kept] = malloc(sizeof(float) * (size_t)n);
+                memcpy(all[kept], f.v, sizeof(float) * (size_t)n);
+                if (kept == 1) T_REL(f.v, t_floats(f.figures, n, "step.0.cond"), n, 1e-4);
+                else if (kept) assert_true(t_rel_l2(all[2], all[0], n) > 0.01);
+            }
+            T_REL(f.v, all[kept], n, 1e-5);
+            first_close(&f);
+        }
+    /* all frames kept: what one row of time gives that is 0 */
+    first f;
+    first_open(&f, &TI2V);
+    f.d.ctx.tap = NULL;
+    f.d.kept_frames = 0;
+    t_dit_forward(&f.d, &f.out, &f.latents, NULL, f.d.kept_step, &f.context, NULL, NULL);
+    T_OK(sl_ctx_error(&f.d.ctx, &err));
+    T_REL(f.v, all[2], sl_count(&f.out), 1e-5);
+    first_close(&f);
+    for (int i = 0; i < 3; i++) free(all[i]);
 }
 
 /* 514 image tokens and their position table */
@@ -408,6 +470,8 @@ static void refused(first *f, sl_code code, const char *text, const sl_tensor *l
                              .condition = condition,
                              .times = &f->d.times,
                              .step = step,
+                             .kept_frames = f->d.kept_frames,
+                             .kept_step = f->d.kept_step,
                              .rope = rope,
                              .context = context};
     sl_dit_forward(&f->d.ctx, f->d.dit, &f->out, &in, NULL);
@@ -434,6 +498,13 @@ static void refuses_what_does_not_belong_together(void **state)
     no_image.image_tokens = 0;
     refused(&f, SL_ARG, "dit: the context holds 0 image tokens, the model wants some", &f.latents,
             &f.condition, 0, r, &no_image);
+
+    f.d.kept_frames = 4;
+    refused(&f, SL_ARG, "dit: 4 kept frames of 3", &f.latents, &f.condition, 0, r, c);
+    f.d.kept_frames = 1;
+    refused(&f, SL_ARG, "dit: step 6 of kept frames, the time tables have 6", &f.latents,
+            &f.condition, 0, r, c);
+    f.d.kept_frames = 0;
 
     sl_dit_context made;
     sl_tensor text = sl_view2(NULL, SL_F32, 511, f.d.config.text_dim),
@@ -489,6 +560,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(i2v_as_the_reference),
         cmocka_unit_test(t2v_as_the_reference),
+        cmocka_unit_test(ti2v_as_the_reference),
+        cmocka_unit_test(two_times_in_pieces),
         cmocka_unit_test(flf2v_as_the_reference),
         cmocka_unit_test(wan22_expert_as_the_reference),
         cmocka_unit_test(rotary_tables_as_the_reference),

@@ -245,6 +245,24 @@ static void a14b_is_read(void **state)
     (void)state;
 }
 
+/* Whether a picture is taken is the job's choice. */
+static void ti2v_is_read(void **state)
+{
+    sl_model m;
+    T_OK(sl_model_open(&m, t_golden("tiny-ti2v-5b/model"), &err));
+    assert_int_equal(m.family.picture, SL_PER_JOB);
+    assert_int_equal(m.family.last_picture, SL_NEVER);
+    assert_true(m.family.time_per_token && !m.family.clip);
+    assert_int_equal(m.family.spatial, 16);
+    assert_int_equal(m.family.experts, 1);
+    assert_int_equal(m.dit[0].in_channels, 48);
+    assert_true(m.vae.residual && m.vae.patched);
+    assert_int_equal(m.vae.base, 4);
+    assert_int_equal(m.vae.decoder_base, 6);
+    assert_true(m.vae.mean[47] == -0.0667f && m.vae.std[47] == 0.7744f);
+    (void)state;
+}
+
 static void absent_keys_get_the_reference_defaults(void **state)
 {
     sl_dit_config d;
@@ -298,10 +316,7 @@ static void other_pipelines_are_refused(void **state)
     refused(SL_FORMAT, "model_index.json: _class_name is \"WanVACEPipeline\", want "
                        "WanImageToVideoPipeline or WanPipeline "
                        "(supported are Wan2.1 I2V");
-    put_model(INDEX("WanPipeline", ",\"expand_timesteps\":true"), T2V_14B, NULL);
-    refused(SL_FORMAT, "expand_timesteps is true, want false: it belongs to Wan2.2 TI2V-5B, which "
-                       "is not supported");
-    T_SAYS(err.msg, "nearest in size: Wan2.1 T2V-1.3B");
+    T_SAYS(err.msg, "A14B, T2V-A14B and TI2V-5B)");
     put(".", "model_index.json", "{\"_class_name\":\"WanPipeline\"}");
     refused(SL_FORMAT, "transformer is absent, want a component");
     put(".", "model_index.json",
@@ -321,6 +336,11 @@ static void parts_that_do_not_fit_are_refused(void **state)
             "transformer/config.json: in_channels is 16, want 36 (WanImageToVideoPipeline");
     put_model(INDEX("WanPipeline", ""), I2V_A14B, NULL);
     refused(SL_FORMAT, "transformer/config.json: in_channels is 36, want 16 (WanPipeline");
+    put_model(INDEX("WanPipeline", ",\"expand_timesteps\":true"), I2V_A14B, NULL);
+    refused(SL_FORMAT, "transformer/config.json: in_channels is 36, want 16 (expand_timesteps: "
+                       "latents alone)");
+    put_model(INDEX("WanPipeline", EXPERT ",\"expand_timesteps\":true"), T2V_14B, T2V_14B);
+    refused(SL_FORMAT, "want null, as expand_timesteps is true");
     put_model(INDEX("WanPipeline", WITH_CLIP), I2V_14B, NULL);
     refused(SL_FORMAT, "_class_name is \"WanPipeline\", want WanImageToVideoPipeline, as "
                        "transformer/config.json has an image_dim");
@@ -396,8 +416,16 @@ static void bad_transformers_are_refused(void **state)
 static void bad_vaes_are_refused(void **state)
 {
     REFUSED(vae, sl_vae_config, "{\"is_residual\":true,\"z_dim\":48}",
-            "is_residual is true, want false: it belongs to Wan2.2 TI2V-5B");
-    REFUSED(vae, sl_vae_config, "{\"patch_size\":2}", "patch_size is 2, want null");
+            "latents_mean is absent, want 48 numbers (z_dim)");
+    REFUSED(vae, sl_vae_config, "{\"is_residual\":true,\"dim_mult\":[1,2,4,8]}",
+            "dim_mult is [1,2,4,8], want widths that the shortcuts of is_residual divide, the last "
+            "two equal");
+    REFUSED(vae, sl_vae_config, "{\"is_residual\":true,\"dim_mult\":[1,3,4,4]}",
+            "want widths that the shortcuts of is_residual divide");
+    REFUSED(vae, sl_vae_config, "{\"patch_size\":4}", "patch_size is 4, want 2");
+    REFUSED(vae, sl_vae_config, "{\"patch_size\":2}", "in_channels is absent, want 12");
+    REFUSED(vae, sl_vae_config, "{\"patch_size\":2,\"in_channels\":12,\"out_channels\":12}",
+            "scale_factor_spatial is absent, want 16, as patch_size is 2");
     REFUSED(vae, sl_vae_config, "{\"z_dim\":8}", "latents_mean is absent, want 8 numbers (z_dim)");
     REFUSED(vae, sl_vae_config, "{\"z_dim\":8,\"latents_mean\":" MEAN "}",
             "latents_mean has 16 values, want 8 numbers");
@@ -506,6 +534,7 @@ int main(void)
         T(flf2v_14b_is_read),
         T(t2v_is_read),
         T(a14b_is_read),
+        T(ti2v_is_read),
         T(absent_keys_get_the_reference_defaults),
         T(folders_without_files_are_refused),
         T(other_pipelines_are_refused),

@@ -516,6 +516,22 @@ static void video_refusals(void **state)
                 "to_channels_last: y is [2, 6, 8, 4], want [2, 8, 6, 4]");
     SHAPE_ERROR(sl_to_channels_first(c, F32(5, 2, 6, 8), x, NULL, NULL),
                 "to_channels_first: x's channels is 4, want at least 5");
+    SHAPE_ERROR(sl_avg_down(c, F32(2, 3, 4, 4), F32(2, 6, 7, 4), 1),
+                "avg_down: x's width is 7, want a multiple of 2");
+    SHAPE_ERROR(sl_avg_down(c, F32(2, 3, 4, 3), F32(2, 6, 8, 4), 1),
+                "avg_down: x's numbers a pixel of y is 16, want a multiple of 3");
+    SHAPE_ERROR(sl_avg_down(c, F32(1, 3, 4, 4), F32(3, 6, 8, 4), 2),
+                "avg_down: y is [1, 3, 4, 4], want [2, 3, 4, 4]");
+    SHAPE_ERROR(sl_avg_down(c, F32(1, 3, 4, 4), F32(2, 6, 8, 4), 3),
+                "avg_down: time is 3, want 1 to 2");
+    SHAPE_ERROR(sl_dup_up(c, F32(3, 12, 16, 3), F32(2, 6, 8, 5), 2),
+                "dup_up: y's numbers a pixel of x is 24, want a multiple of 5");
+    SHAPE_ERROR(sl_dup_up(c, F32(2, 12, 16, 3), F32(2, 6, 8, 4), 2),
+                "dup_up: y is [2, 12, 16, 3], want [4, 12, 16, 3]");
+    SHAPE_ERROR(sl_pixel_shuffle(c, F32(2, 12, 16, 1), F32(2, 6, 8, 6)),
+                "pixel_shuffle: x's channels is 6, want a multiple of 4");
+    SHAPE_ERROR(sl_pixel_shuffle(c, F32(2, 12, 16, 2), F32(2, 6, 8, 4)),
+                "pixel_shuffle: y is [2, 12, 16, 2], want [2, 12, 16, 1]");
     SHAPE_ERROR(sl_frames_rgb8(c, OF(SL_U8, 2, 6, 8, 4), x),
                 "frames_rgb8: x is [2, 6, 8, 4], want [2, 6, 8, 3]");
     SHAPE_ERROR(sl_frames_rgb8(c, F32(2, 6, 8, 3), F32(2, 6, 8, 3)),

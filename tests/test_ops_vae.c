@@ -237,6 +237,106 @@ static void test_time_shuffle_splits_channels_into_frames(void **state)
     sl_ctx_close(&ctx);
 }
 
+/* The reference's own way: frames, rows and columns become channels, of which groups are averaged
+ * (spec 9.4). 2 to 3 frames, 6 channels to 8, 12 and 24. */
+static void test_avg_down_matches_plain_loops(void **state)
+{
+    enum { H = 4, W = 6, C = 6 };
+    static const int AT[][3] = {/* frames, time, channels of y */
+                                {1, 1, 24}, {3, 1, 8},  {2, 2, 12}, {1, 2, 12},
+                                {3, 2, 16}, {4, 2, 48}, {3, 2, 1}};
+    (void)state;
+    sl_ctx ctx;
+    T_OK(sl_ctx_open(&ctx, &sl_ops_cpu, 0, &err));
+    for (size_t k = 0; k < sizeof AT / sizeof *AT; k++) {
+        const int n = AT[k][0], a = AT[k][1], co = AT[k][2], lead = n % a, frames = (n + a - 1) / a;
+        float x[4 * H * W * C], y[4 * H / 2 * W / 2 * 48], wide[C * 8];
+        t_fill(x, n * H * W * C, k);
+        sl_tensor tx = sl_view4(x, SL_F32, n, H, W, C),
+                  ty = sl_view4(y, SL_F32, frames, H / 2, W / 2, co);
+        sl_avg_down(&ctx, &ty, &tx, a);
+        T_OK(sl_ctx_error(&ctx, &err));
+        for (int f = 0; f < frames; f++)
+            for (int p = 0; p < H / 2 * W / 2; p++) {
+                for (int c = 0; c < C; c++)
+                    for (int t = 0; t < a; t++)
+                        for (int q = 0; q < 4; q++) {
+                            const int from = f * a + t - lead, row = p / (W / 2) * 2 + q / 2,
+                                      column = p % (W / 2) * 2 + q % 2;
+                            wide[(c * a + t) * 4 + q] =
+                                from < 0 ? 0 : x[((from * H + row) * W + column) * C + c];
+                        }
+                for (int o = 0, group = C * a * 4 / co; o < co; o++) {
+                    double sum = 0;
+                    for (int g = 0; g < group; g++) sum += wide[o * group + g];
+                    const double d = y[(f * H / 2 * W / 2 + p) * co + o] - sum / group;
+                    assert_true(fabs(d) <= 1e-6);
+                }
+            }
+    }
+    sl_ctx_close(&ctx);
+}
+
+/* The reference's own way: channels are repeated, then taken apart into frames, rows, columns. */
+static void test_dup_up_matches_plain_loops(void **state)
+{
+    enum { H = 2, W = 3, C = 12 };
+    static const int AT[][4] = {/* frames, time, channels of y, frames left out */
+                                {1, 1, 12, 0}, {2, 1, 6, 0}, {2, 2, 12, 0},
+                                {1, 2, 6, 1},  {3, 2, 3, 1}, {2, 2, 24, 1}};
+    (void)state;
+    sl_ctx ctx;
+    T_OK(sl_ctx_open(&ctx, &sl_ops_cpu, 0, &err));
+    for (size_t k = 0; k < sizeof AT / sizeof *AT; k++) {
+        const int n = AT[k][0], a = AT[k][1], co = AT[k][2], less = AT[k][3], frames = n * a - less,
+                  repeats = co * a * 4 / C;
+        float x[3 * H * W * C], y[6 * 4 * H * W * 24];
+        t_fill(x, n * H * W * C, k);
+        sl_tensor tx = sl_view4(x, SL_F32, n, H, W, C),
+                  ty = sl_view4(y, SL_F32, frames, 2 * H, 2 * W, co);
+        sl_dup_up(&ctx, &ty, &tx, a);
+        T_OK(sl_ctx_error(&ctx, &err));
+        for (int f = 0; f < frames; f++)
+            for (int row = 0; row < 2 * H; row++)
+                for (int column = 0; column < 2 * W; column++)
+                    for (int o = 0; o < co; o++) {
+                        const int t = f + less,
+                                  u = ((o * a + t % a) * 2 + row % 2) * 2 + column % 2;
+                        assert_true(y[((f * 2 * H + row) * 2 * W + column) * co + o] ==
+                                    x[((t / a * H + row / 2) * W + column / 2) * C + u / repeats]);
+                    }
+    }
+    sl_ctx_close(&ctx);
+}
+
+static void test_pixel_shuffle_takes_patches_apart(void **state)
+{
+    (void)state;
+    sl_ctx ctx;
+    T_OK(sl_ctx_open(&ctx, &sl_ops_cpu, 0, &err));
+    /* one patch of two channels: (c, column, row) */
+    float x[8] = {0, 1, 2, 3, 4, 5, 6, 7}, y[8], want[8] = {0, 4, 2, 6, 1, 5, 3, 7};
+    sl_tensor tx = sl_view4(x, SL_F32, 1, 1, 1, 8), ty = sl_view4(y, SL_F32, 1, 2, 2, 2);
+    sl_pixel_shuffle(&ctx, &ty, &tx);
+    T_OK(sl_ctx_error(&ctx, &err));
+    assert_memory_equal(y, want, sizeof y);
+    enum { T = 3, H = 2, W = 5, C = 3 };
+    float a[T * H * W * 4 * C], b[T * H * W * 4 * C];
+    t_fill(a, T * H * W * 4 * C, 1);
+    sl_tensor ta = sl_view4(a, SL_F32, T, H, W, 4 * C),
+              tb = sl_view4(b, SL_F32, T, 2 * H, 2 * W, C);
+    sl_pixel_shuffle(&ctx, &tb, &ta);
+    T_OK(sl_ctx_error(&ctx, &err));
+    for (int t = 0; t < T; t++)
+        for (int r = 0; r < 2 * H; r++)
+            for (int s = 0; s < 2 * W; s++)
+                for (int c = 0; c < C; c++)
+                    assert_true(
+                        b[((t * 2 * H + r) * 2 * W + s) * C + c] ==
+                        a[((t * H + r / 2) * W + s / 2) * 4 * C + (c * 2 + s % 2) * 2 + r % 2]);
+    sl_ctx_close(&ctx);
+}
+
 static void test_channels_move_there_and_back(void **state)
 {
     (void)state;
@@ -299,6 +399,9 @@ int main(void)
         cmocka_unit_test(test_norm_matches_plain_loops),
         cmocka_unit_test(test_norm_survives_large_values_and_passes_nan),
         cmocka_unit_test(test_time_shuffle_splits_channels_into_frames),
+        cmocka_unit_test(test_avg_down_matches_plain_loops),
+        cmocka_unit_test(test_dup_up_matches_plain_loops),
+        cmocka_unit_test(test_pixel_shuffle_takes_patches_apart),
         cmocka_unit_test(test_channels_move_there_and_back),
         cmocka_unit_test(test_rgb_rounds_to_nearest_even_and_clamps),
     };

@@ -205,7 +205,7 @@ static void video_sizes(void **state)
                                 {1, 100000, 16, 303568}};
     for (size_t i = 0; i < sizeof at / sizeof *at; i++) {
         int w, h;
-        sl_picture_video_size(at[i][0], at[i][1], 1280 * 720, &w, &h);
+        sl_picture_video_size(at[i][0], at[i][1], 1280 * 720, 16, &w, &h);
         if (w != at[i][2] || h != at[i][3])
             fail_msg("%dx%d: %dx%d, want %dx%d", at[i][0], at[i][1], w, h, at[i][2], at[i][3]);
     }

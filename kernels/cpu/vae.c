@@ -305,6 +305,61 @@ void sl_cpu_time_shuffle(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x)
                        from + ((t * pixels + p) * 2 + half) * c, sizeof *to * (size_t)c);
 }
 
+void sl_cpu_avg_down(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, int time)
+{
+    const int64_t frames = y->shape[0], h = y->shape[1], w = y->shape[2], co = y->shape[3],
+                  ci = x->shape[3], of = ci * time * 4 / co, lead = x->shape[0] % time;
+    const float *from = x->data;
+    float *to = y->data;
+    (void)ctx;
+#pragma omp parallel for collapse(2) schedule(static) if (sl_count(x) > FEW)
+    for (int64_t k = 0; k < frames; k++)
+        for (int64_t p = 0; p < h * w; p++)
+            for (int64_t o = 0; o < co; o++) {
+                float sum = 0;
+                for (int64_t u = o * of; u < (o + 1) * of; u++) {
+                    const int64_t c = u / (4 * time), f = k * time + u / 4 % time - lead,
+                                  row = p / w * 2 + u / 2 % 2, column = p % w * 2 + u % 2;
+                    if (f >= 0) sum += from[((f * 2 * h + row) * 2 * w + column) * ci + c];
+                }
+                to[(k * h * w + p) * co + o] = sum / (float)of;
+            }
+}
+
+void sl_cpu_dup_up(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, int time)
+{
+    const int64_t frames = y->shape[0], h = y->shape[1], w = y->shape[2], co = y->shape[3],
+                  ci = x->shape[3], of = co * time * 4 / ci, less = time * x->shape[0] - frames;
+    const float *from = x->data;
+    float *to = y->data;
+    (void)ctx;
+#pragma omp parallel for collapse(2) schedule(static) if (sl_count(y) > FEW)
+    for (int64_t f = 0; f < frames; f++)
+        for (int64_t p = 0; p < h * w; p++) {
+            const int64_t t = f + less, row = p / w, column = p % w;
+            const float *at = from + ((t / time * (h / 2) + row / 2) * (w / 2) + column / 2) * ci;
+            for (int64_t o = 0; o < co; o++)
+                to[(f * h * w + p) * co + o] =
+                    at[(((o * time + t % time) * 2 + row % 2) * 2 + column % 2) / of];
+        }
+}
+
+void sl_cpu_pixel_shuffle(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x)
+{
+    const int64_t frames = y->shape[0], h = y->shape[1], w = y->shape[2], c = y->shape[3];
+    const float *from = x->data;
+    float *to = y->data;
+    (void)ctx;
+#pragma omp parallel for collapse(2) schedule(static) if (sl_count(y) > FEW)
+    for (int64_t f = 0; f < frames; f++)
+        for (int64_t p = 0; p < h * w; p++) {
+            const int64_t row = p / w, column = p % w;
+            const float *at = from + ((f * (h / 2) + row / 2) * (w / 2) + column / 2) * 4 * c;
+            for (int64_t k = 0; k < c; k++)
+                to[(f * h * w + p) * c + k] = at[(k * 2 + column % 2) * 2 + row % 2];
+        }
+}
+
 void sl_cpu_to_channels_last(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const float *mul,
                              const float *add)
 {

@@ -1,5 +1,5 @@
 /* frames.cu - what the VAE does to channels-last frames besides convolving them: history,
- * norm, time shuffle, layout, 8-bit RGB. */
+ * norm, shuffles in time and space, Wan2.2's shortcuts, layout, 8-bit RGB. */
 #include "kernels/cuda/device.cuh"
 
 /* ---- history ---- */
@@ -206,6 +206,111 @@ void sl_cuda_time_shuffle(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x)
         time_shuffle_kernel<<<blocks_for(n, MAP_THREADS * MAP_EACH), MAP_THREADS, 0, ctx->stream>>>(
             (uint16_t *)y->data, (const uint16_t *)x->data, n, pixels, c);
     SL_LAUNCHED(ctx, "time_shuffle");
+}
+
+/* ---- Wan2.2's shortcuts ---- */
+
+/* What the three operations share: extents of the smaller frames, channels of y and x, numbers of
+ * x a number of y or the other way round, frames of zeros before x's first or left out of y. */
+struct shortcut {
+    int h, w, co, ci, of, time, lead;
+};
+
+static shortcut shortcut_of(const sl_tensor *y, const sl_tensor *x, int time, bool down)
+{
+    const sl_tensor *small = down ? y : x;
+    shortcut s;
+    s.h = (int)small->shape[1], s.w = (int)small->shape[2];
+    s.co = (int)y->shape[3], s.ci = (int)x->shape[3], s.time = time;
+    s.of = down ? s.ci * time * 4 / s.co : s.co * time * 4 / s.ci;
+    s.lead = down ? (int)(x->shape[0] % time) : (int)(time * x->shape[0] - y->shape[0]);
+    return s;
+}
+
+/* A thread a number of y. */
+static __global__ void __launch_bounds__(MAP_THREADS)
+    avg_down_kernel(bf16 *y, const bf16 *x, const shortcut s, int64_t n)
+{
+    int64_t i = (int64_t)blockIdx.x * MAP_THREADS + threadIdx.x, q, o, k, p;
+    if (i >= n) return;
+    split(i, s.co, &q, &o);
+    split(q, (int64_t)s.h * s.w, &k, &p);
+    const int row = (int)p / s.w * 2, column = (int)p % s.w * 2;
+    float sum = 0;
+    for (int u = (int)o * s.of, end = u + s.of; u < end; u++) {
+        int64_t f = k * s.time + u / 4 % s.time - s.lead;
+        if (f >= 0)
+            sum += to_float(
+                x[((f * 2 * s.h + row + u / 2 % 2) * 2 * s.w + column + u % 2) * s.ci +
+                  u / (4 * s.time)]);
+    }
+    put_float(y + i, sum / (float)s.of);
+}
+
+/* A thread EACH neighbouring channels of one pixel of y; 8 of them are written at once. */
+template <int EACH>
+static __global__ void __launch_bounds__(MAP_THREADS)
+    dup_up_kernel(uint16_t *y, const uint16_t *x, const shortcut s, int64_t n)
+{
+    int64_t i = (int64_t)blockIdx.x * MAP_THREADS + threadIdx.x, q, group, f, p;
+    if (i >= n) return;
+    split(i, s.co / EACH, &q, &group);
+    split(q, (int64_t)s.h * s.w * 4, &f, &p);
+    const int row = (int)(p / (2 * s.w)), column = (int)(p % (2 * s.w));
+    const int64_t t = f + s.lead;
+    const uint16_t *at =
+        x + ((t / s.time * s.h + row / 2) * s.w + column / 2) * (int64_t)s.ci;
+    const int among = (int)(t % s.time) * 4 + row % 2 * 2 + column % 2;
+    __align__(16) uint16_t v[EACH];
+#pragma unroll
+    for (int k = 0; k < EACH; k++)
+        v[k] = at[(((int)group * EACH + k) * s.time * 4 + among) / s.of];
+    if (EACH == 8) *(uint4 *)(y + i * EACH) = *(const uint4 *)v;
+    else y[i] = v[0];
+}
+
+/* A thread a number of y. */
+static __global__ void __launch_bounds__(MAP_THREADS)
+    pixel_shuffle_kernel(uint16_t *y, const uint16_t *x, const shortcut s, int64_t n)
+{
+    int64_t i = (int64_t)blockIdx.x * MAP_THREADS + threadIdx.x, q, c, f, p;
+    if (i >= n) return;
+    split(i, s.co, &q, &c);
+    split(q, (int64_t)s.h * s.w * 4, &f, &p);
+    const int row = (int)(p / (2 * s.w)), column = (int)(p % (2 * s.w));
+    y[i] = x[((f * s.h + row / 2) * s.w + column / 2) * s.ci + (c * 2 + column % 2) * 2 + row % 2];
+}
+
+void sl_cuda_avg_down(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, int time)
+{
+    const int64_t n = sl_count(y);
+    if (!n) return;
+    avg_down_kernel<<<blocks_for(n, MAP_THREADS), MAP_THREADS, 0, ctx->stream>>>(
+        (bf16 *)y->data, (const bf16 *)x->data, shortcut_of(y, x, time, true), n);
+    SL_LAUNCHED(ctx, "avg_down");
+}
+
+void sl_cuda_dup_up(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, int time)
+{
+    const int64_t n = sl_count(y);
+    const shortcut s = shortcut_of(y, x, time, false);
+    if (!n) return;
+    if (s.co % 8 == 0 && is_aligned16(y->data))
+        dup_up_kernel<8><<<blocks_for(n / 8, MAP_THREADS), MAP_THREADS, 0, ctx->stream>>>(
+            (uint16_t *)y->data, (const uint16_t *)x->data, s, n / 8);
+    else
+        dup_up_kernel<1><<<blocks_for(n, MAP_THREADS), MAP_THREADS, 0, ctx->stream>>>(
+            (uint16_t *)y->data, (const uint16_t *)x->data, s, n);
+    SL_LAUNCHED(ctx, "dup_up");
+}
+
+void sl_cuda_pixel_shuffle(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x)
+{
+    const int64_t n = sl_count(y);
+    if (!n) return;
+    pixel_shuffle_kernel<<<blocks_for(n, MAP_THREADS), MAP_THREADS, 0, ctx->stream>>>(
+        (uint16_t *)y->data, (const uint16_t *)x->data, shortcut_of(y, x, 1, false), n);
+    SL_LAUNCHED(ctx, "pixel_shuffle");
 }
 
 /* ---- channels last, channels first ---- */

@@ -91,10 +91,10 @@ static void run_condition(void *arg)
     sl_ctx *ctx = &v->n.ctx;
     const size_t mark = sl_mark(ctx);
     const sl_grid g = sl_bench_grid(v->n.b, &v->s);
-    sl_tensor y =
-        sl_new4(ctx, SL_F32, v->n.b->model.vae.z, g.latent_frames, g.latent_height, g.latent_width);
-    sl_vae_encode_condition(ctx, v->encoder, &y, v->picture, NULL, v->s.frames, v->s.h, v->s.w,
-                            NULL);
+    const int frames = sl_condition_frames(&v->n.b->model.family, v->s.frames);
+    sl_tensor y = sl_new4(ctx, SL_F32, v->n.b->model.vae.z, frames == 1 ? 1 : g.latent_frames,
+                          g.latent_height, g.latent_width);
+    sl_vae_encode_condition(ctx, v->encoder, &y, v->picture, NULL, frames, v->s.h, v->s.w, NULL);
     sl_release(ctx, mark);
 }
 

@@ -238,6 +238,12 @@ CLOCKED(vae_norm,
         (ctx, y, x, w, silu), size_of(y) + size_of(x))
 CLOCKED(time_shuffle, (sl_ctx * ctx, const sl_tensor *y, const sl_tensor *x), (ctx, y, x),
         size_of(y) + size_of(x))
+CLOCKED(avg_down, (sl_ctx * ctx, const sl_tensor *y, const sl_tensor *x, int time),
+        (ctx, y, x, time), size_of(y) + size_of(x))
+CLOCKED(dup_up, (sl_ctx * ctx, const sl_tensor *y, const sl_tensor *x, int time), (ctx, y, x, time),
+        size_of(y) + size_of(x))
+CLOCKED(pixel_shuffle, (sl_ctx * ctx, const sl_tensor *y, const sl_tensor *x), (ctx, y, x),
+        size_of(y) + size_of(x))
 CLOCKED(to_channels_last,
         (sl_ctx * ctx, const sl_tensor *y, const sl_tensor *x, const float *scale,
          const float *shift),

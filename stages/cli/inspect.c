@@ -13,7 +13,9 @@ static void print_model(const sl_model *m)
 {
     const sl_dit_config *d = &m->dit[0];
     printf("%s\n  pipeline       %s%s%s\n", m->dir, m->pipeline,
-           m->family.last_picture ? " (first and last frame)" : "",
+           m->family.last_picture     ? " (first and last frame)"
+           : m->family.time_per_token ? " (from text, or a picture as the first frame)"
+                                      : "",
            m->family.experts > 1 ? " (two experts)" : "");
     printf("  transformer    %d layers, %d heads x %d = %d, ffn %d, %d -> %d channels%s\n",
            d->layers, d->heads, d->head_dim, d->dim, d->ffn_dim, d->in_channels, d->out_channels,
@@ -23,7 +25,9 @@ static void print_model(const sl_model *m)
     if (m->family.clip)
         printf("  image_encoder  CLIP, %d layers, %d wide, %d x %d pixels in patches of %d\n",
                m->clip.layers, m->clip.hidden, m->clip.image, m->clip.image, m->clip.patch);
-    printf("  vae            base %d, %d latent channels\n", m->vae.base, m->vae.z);
+    printf("  vae            base %d", m->vae.base);
+    if (m->vae.decoder_base != m->vae.base) printf(" (decoder %d)", m->vae.decoder_base);
+    printf(", %d latent channels of %d x %d pixels\n", m->vae.z, m->vae.spatial, m->vae.spatial);
     printf("  scheduler      %s, flow shift %g\n",
            m->scheduler.kind == SL_SAMPLER_EULER ? "flow-match Euler" : "UniPC",
            m->scheduler.flow_shift);

@@ -107,6 +107,17 @@ static int branches(const denoise_run *r)
     return sl_denoise_branches(r->job);
 }
 
+/* Latent frame 0 is the picture's, before every forward and in the result. The sampler has moved it
+ * along with the others, by what the model says of tokens that have no noise: nothing. */
+static void keep_frame(denoise_run *r)
+{
+    const int64_t z = r->shape[0], plane = r->shape[2] * r->shape[3];
+    if (!r->mem.kept.rank) return;
+    const sl_tensor all = sl_reshape2(&r->sampler.x, z, r->shape[1] * plane),
+                    first = sl_cols(&all, 0, plane), kept = sl_reshape2(&r->mem.kept, z, plane);
+    sl_copy(&r->d->ctx, &first, &kept);
+}
+
 /* ---- state: what a killed denoiser goes on from ----
  *
  * The state is the sampler's before a step, and is written only when that step computed
@@ -220,13 +231,14 @@ static void open_preview(denoise_run *r)
 {
     sl_ctx *ctx = &r->d->ctx;
     const int64_t z = r->shape[0], h = r->shape[2], w = r->shape[3];
-    const int64_t mask = r->mem.condition.rank ? r->mem.condition.shape[0] - z : -1;
+    const sl_tensor *picture = r->mem.kept.rank ? &r->mem.kept : &r->mem.condition;
+    const int64_t mask = picture->rank ? picture->shape[0] - z : -1;
     float *first = mask >= 0 ? malloc((size_t)(z * h * w) * sizeof *first) : NULL;
     sl_err err = {0};
     if (first) {
         const size_t mark = sl_mark(ctx);
         const sl_tensor frame = sl_new2(ctx, SL_F32, z, h * w);
-        copy_frame(ctx, &frame, &r->mem.condition, mask, 0);
+        copy_frame(ctx, &frame, picture, mask, 0);
         sl_download(ctx, first, &frame);
         sl_release(ctx, mark);
     }
@@ -315,11 +327,13 @@ static sl_code fill_memory(denoise_run *r, const sl_denoise_sizes *of, const den
     ctx->tap_user = r;
     sl_denoise_take(ctx, &r->mem, of);
     make_contexts(r, in);
-    if (r->mem.condition.rank && in->image.count)
-        sl_parcel_place(ctx, &r->mem.condition, &in->image.at[CONDITION]);
+    if (in->image.count)
+        sl_parcel_place(ctx, r->mem.kept.rank ? &r->mem.kept : &r->mem.condition,
+                        &in->image.at[CONDITION]);
     r->sampler = r->mem.sampler;
     r->sampler.schedule = &r->schedule;
     sl_upload(ctx, &r->sampler.x, r->noise);
+    keep_frame(r);
     if ((rc = restore_state(r, err))) return rc;
     sl_sync(ctx);
     /* nobody writes to a window before all have read their inputs there */
@@ -440,6 +454,8 @@ static void run_forwards(denoise_run *r, int e, sl_fbcache_report reports[SL_BRA
                                  .condition = r->mem.condition.rank ? &r->mem.condition : NULL,
                                  .times = &r->mem.times[e],
                                  .step = i,
+                                 .kept_frames = r->mem.kept.rank > 0,
+                                 .kept_step = r->schedule.steps,
                                  .rope = &r->mem.rope,
                                  .context = &r->mem.context[e][b],
                                  .cache = cache,
@@ -485,6 +501,7 @@ sl_code sl_denoise_step(denoise_run *r, sl_err *err)
     sl_denoise_team_meet(&r->team, ctx, v);
     if (r->cfg) sl_guidance(ctx, &r->mem.v[0], &v[0], &v[1], (float)g);
     sl_sampler_step(ctx, &r->sampler, &r->mem.v[0]);
+    keep_frame(r);
     sl_sync(ctx);
     if (!sl_ok(ctx)) return sl_ctx_error(ctx, err);
     sl_turn_end(&r->d->seat->turn, i + 1 < r->schedule.steps);

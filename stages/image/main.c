@@ -152,14 +152,15 @@ static void fill_mask(float *mask, int per, int t, int64_t plane, bool last)
                     k == 0 || (last && k == t - 1 && j == per - 1) ? 1.0f : 0.0f;
 }
 
-/* The condition: mask channels from the host, latent channels from the VAE. */
+/* The condition: mask channels from the host, latent channels from the VAE. Where the picture is a
+ * latent frame of the video (TI2V-5B), that frame alone. */
 static sl_code condition(image_stage *s, images *im, const sl_job *job, const sl_msg_job *msg,
                          sl_err *err)
 {
     const sl_model *model = &s->seat->model;
     const sl_grid g = sl_job_grid(model, job);
     const sl_parcel_tensor *to = &im->out.at[CONDITION];
-    int z = model->vae.z, per = model->family.temporal;
+    int z = model->vae.z, per = model->family.time_per_token ? 0 : model->family.temporal;
     int64_t t0 = sl_now_ns();
     float *first = to_unit(&im->first), *last = im->last.rgb ? to_unit(&im->last) : NULL;
     const sl_tensor mask = sl_rows(&to->device, 0, per), latent = sl_rows(&to->device, per, z);
@@ -172,8 +173,9 @@ static sl_code condition(image_stage *s, images *im, const sl_job *job, const sl
     if (!rc) rc = sl_turn_begin(&s->seat->turn, SL_TURN_PIECE, "condition", 1, err);
     t0 = sl_now_ns();
     if (!rc) {
-        sl_upload(&s->ctx, &mask, to->host.data);
-        sl_vae_encode_condition(&s->ctx, s->vae, &latent, first, last, job->frames, job->height,
+        if (per) sl_upload(&s->ctx, &mask, to->host.data);
+        sl_vae_encode_condition(&s->ctx, s->vae, &latent, first, last,
+                                sl_condition_frames(&model->family, job->frames), job->height,
                                 job->width, NULL);
         sl_download(&s->ctx, to->host.data, &to->device);
         if (!sl_ok(&s->ctx)) rc = sl_ctx_error(&s->ctx, err);

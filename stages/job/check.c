@@ -137,9 +137,10 @@ static sl_code check_replay(sl_request *j, const char *from, const sl_model *mod
             !sl_role_follows(SL_HANDOVER[h].from, first) &&
             sl_role_follows(SL_HANDOVER[h].to, first))
             rc = check_dumped(j->replay_dir, h, model, s, err);
-    if (!rc && image_again && model->family.picture && !*s->image)
+    const bool pictured = sl_takes_picture(&model->family, s);
+    if (!rc && image_again && pictured && !*s->image)
         rc = sl_fail(err, SL_ARG, "no picture: %s wants --image FILE", model->dir);
-    if (!rc && image_again && model->family.picture)
+    if (!rc && image_again && pictured)
         rc = check_dumped_picture(j, j->has_image, s->image, "image.input", "--image", err);
     if (!rc && image_again && model->family.last_picture)
         rc = check_dumped_picture(j, j->has_last_image, s->last_image, "last_image.input",
@@ -166,7 +167,7 @@ void sl_request_complete(sl_request *j, const sl_model *model, const sl_conf *co
     sl_job *s = &j->spec;
     complete_schedule(j, model, conf);
     if (!j->has_guidance_2) s->guidance_2 = s->guidance;
-    if (!j->has_fps) s->fps = conf->video.fps;
+    if (!j->has_fps) s->fps = sl_default_fps(model, conf);
     if (!j->has_crf) s->crf = conf->video.crf;
     if (!j->has_fbcache_warmup) s->fbcache_warmup = conf->fbcache.warmup;
     if (!j->has_fbcache_max_hits) s->fbcache_max_hits = conf->fbcache.max_hits;
@@ -204,7 +205,7 @@ static sl_code check_pictures(sl_request *j, const sl_model *model, sl_err *err)
     int w = 0, h = 0, w2, h2;
     sl_code rc;
     /* check_replay looks at a replay's pictures */
-    bool needed = model->family.picture && !*j->replay_dir;
+    bool needed = sl_takes_picture(&model->family, s) && !*j->replay_dir;
     if (!model->family.picture && *s->image)
         return sl_fail(err, SL_ARG, "--image is given, but %s makes videos from text alone",
                        model->dir);
@@ -223,8 +224,8 @@ static sl_code check_pictures(sl_request *j, const sl_model *model, sl_err *err)
         return rc;
     if ((rc = sl_request_check_size(j, err)) || s->width) return rc;
     if (!w) w = 832, h = 480;
-    sl_picture_video_size(w, h, j->has_max_area ? j->max_area : SL_DEFAULT_AREA, &s->width,
-                          &s->height);
+    sl_picture_video_size(w, h, j->has_max_area ? j->max_area : SL_DEFAULT_AREA,
+                          sl_edge(&model->family), &s->width, &s->height);
     s->bicubic = 1;
     return SL_OK;
 }
@@ -286,7 +287,8 @@ sl_code sl_request_check(sl_request *j, const char *from, const sl_model *model,
         (rc = check_prompt(s->negative, "--negative", conf, err)))
         return rc;
     if ((rc = check_pictures(j, model, err)) || (rc = complete(j, model, conf, err)) ||
-        (rc = sl_job_check(s, err)) || (rc = check_team(s, from, model, conf, err)))
+        (rc = sl_job_check_family(s, &model->family, err)) ||
+        (rc = check_team(s, from, model, conf, err)))
         return rc;
     const sl_grid g = sl_job_grid(model, s);
     int rope = model->dit[0].rope_max;
@@ -450,7 +452,7 @@ sl_code sl_batch_check(sl_batch *b, sl_model *model, sl_conf *conf, sl_err *err)
 /* ---- for a plan ---- */
 
 /* A picture's aspect decides where no size is given, as in a run. */
-static sl_code complete_size(sl_request *j, sl_err *err)
+static sl_code complete_size(sl_request *j, const sl_model *model, sl_err *err)
 {
     sl_job *s = &j->spec;
     sl_picture p = {.w = 832, .h = 480};
@@ -458,8 +460,8 @@ static sl_code complete_size(sl_request *j, sl_err *err)
     if ((rc = sl_request_check_size(j, err)) || s->width) return rc;
     if (*s->image && (rc = sl_picture_read(&p, s->image, err)))
         return sl_context(err, rc, "--image");
-    sl_picture_video_size(p.w, p.h, j->has_max_area ? j->max_area : SL_DEFAULT_AREA, &s->width,
-                          &s->height);
+    sl_picture_video_size(p.w, p.h, j->has_max_area ? j->max_area : SL_DEFAULT_AREA,
+                          sl_edge(&model->family), &s->width, &s->height);
     if (*s->image) sl_picture_free(&p);
     return SL_OK;
 }
@@ -481,12 +483,12 @@ sl_code sl_batch_complete(sl_batch *b, sl_model *model, sl_conf *conf, sl_err *e
         return rc;
     for (int i = 0; i < b->job_count; i++) {
         sl_request *j = &b->jobs[i];
-        if ((rc = complete_size(j, err))) return rc;
+        if ((rc = complete_size(j, model, err))) return rc;
         complete_schedule(j, model, conf);
         /* a run will want a last picture */
         if (model->family.last_picture && !*j->spec.last_image)
             snprintf(j->spec.last_image, SL_PATH, "?");
-        if ((rc = sl_job_check(&j->spec, err)) ||
+        if ((rc = sl_job_check_family(&j->spec, &model->family, err)) ||
             (rc = check_team(&j->spec, b->from, model, conf, err)))
             return j->line ? sl_context(err, rc, "%s:%d", b->jobs_file, j->line) : rc;
     }

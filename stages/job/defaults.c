@@ -24,6 +24,11 @@ sl_code sl_request_check_size(const sl_request *j, sl_err *err)
     return SL_OK;
 }
 
+int sl_default_fps(const sl_model *model, const sl_conf *conf)
+{
+    return conf->video.fps ? conf->video.fps : model->family.fps;
+}
+
 static bool is_given(const sl_request *j, const sl_option *o)
 {
     return *((const bool *)j + o->given);

@@ -263,7 +263,8 @@ static bool same_sizes(const sl_job *a, const sl_job *b)
     return a->width == b->width && a->height == b->height && a->frames == b->frames &&
            a->steps == b->steps && !strcmp(a->sampler, b->sampler) && a->shift == b->shift &&
            sl_denoise_branches(a) == sl_denoise_branches(b) &&
-           (a->fbcache > 0) == (b->fbcache > 0) && !*a->last_image == !*b->last_image;
+           (a->fbcache > 0) == (b->fbcache > 0) && !*a->image == !*b->image &&
+           !*a->last_image == !*b->last_image;
 }
 
 static size_t sum(const sl_stage_plan *s)

@@ -160,13 +160,13 @@ static sl_code write_inputs(const sl_server *s, const char *id, sl_form *f, sl_e
     return rc;
 }
 
-static sl_code set_frames(sl_form *f, const sl_conf *conf, sl_err *err)
+static sl_code set_frames(sl_form *f, const sl_server *s, sl_err *err)
 {
     sl_request *r = &f->request;
     if (!f->seconds) return SL_OK;
     if (r->has_frames)
         return sl_fail(err, SL_ARG, "seconds is given beside frames, want one of the two");
-    const int fps = r->has_fps ? r->spec.fps : conf->video.fps;
+    const int fps = r->has_fps ? r->spec.fps : sl_default_fps(&s->model, &s->conf);
     const double groups = round(f->seconds * fps / 4);
     r->spec.frames = groups > 1e8 ? 400000001 : (int)groups * 4 + 1;
     r->has_frames = true;
@@ -188,7 +188,7 @@ static sl_code check(sl_server *s, sl_form *f, sl_err *err)
     /* a length in seconds stands for the checkpoint's number of frames, not beside it */
     if (f->seconds && !had_fps && s->defaults.has_fps)
         r->spec.fps = s->defaults.spec.fps, r->has_fps = true;
-    rc = set_frames(f, &s->conf, err);
+    rc = set_frames(f, s, err);
     if (!rc) rc = sl_request_apply_defaults(r, &s->defaults, err);
     if (!rc) rc = sl_request_check(r, "", &s->model, &s->conf, err);
     if (!rc) rc = sl_request_check_limits(r, &s->conf, "", err);

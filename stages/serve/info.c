@@ -96,13 +96,15 @@ void sl_on_defaults(sl_ask *a)
 {
     sl_server *s = a->server;
     pthread_rwlock_rdlock(&s->settings);
-    json_t *o = json_pack("{s:s, s:b, s:b, s:o, s:{s:I, s:i, s:i, s:I}, s:o, s:b}", "model",
-                          s->name, "picture", s->model.family.picture, "last_picture",
-                          s->model.family.last_picture, "defaults", defaults_json(s), "limits",
-                          "pixels", (json_int_t)s->conf.limits.pixels, "frames",
-                          s->conf.limits.frames, "prompt_bytes", s->conf.limits.prompt_bytes,
-                          "body_bytes", (json_int_t)s->conf.serve.body_bytes, "options",
-                          options_json(), "tokens", s->tokens.count > 0);
+    const sl_family *f = &s->model.family;
+    json_t *o = json_pack("{s:s, s:b, s:b, s:b, s:i, s:o, s:{s:I, s:i, s:i, s:I}, s:o, s:b}",
+                          "model", s->name, "picture", f->picture != SL_NEVER, "picture_required",
+                          f->picture == SL_ALWAYS, "last_picture", f->last_picture != SL_NEVER,
+                          "edge", sl_edge(f), "defaults", defaults_json(s), "limits", "pixels",
+                          (json_int_t)s->conf.limits.pixels, "frames", s->conf.limits.frames,
+                          "prompt_bytes", s->conf.limits.prompt_bytes, "body_bytes",
+                          (json_int_t)s->conf.serve.body_bytes, "options", options_json(), "tokens",
+                          s->tokens.count > 0);
     pthread_rwlock_unlock(&s->settings);
     sl_answer_json(a, 200, o);
 }

@@ -94,14 +94,16 @@ static sl_code admit_largest(serve *v, sl_err *err)
     const sl_conf *c = &v->server.conf;
     sl_admission fits;
     sl_request *r = NULL;
-    int side = 16;
+    const int edge = sl_edge(&v->server.model.family);
+    int side = edge;
     sl_code rc = sl_batch_add(&v->batch, &r, err);
     if (rc) return rc;
-    while ((int64_t)(side + 16) * (side + 16) <= c->limits.pixels) side += 16;
+    while ((int64_t)(side + edge) * (side + edge) <= c->limits.pixels) side += edge;
     r->spec.width = side;
-    r->spec.height = (int)(c->limits.pixels / side / 16 * 16);
+    r->spec.height = (int)(c->limits.pixels / side / edge * edge);
     r->spec.frames = (c->limits.frames - 1) / 4 * 4 + 1;
     r->spec.fbcache = c->fbcache.threshold;
+    if (v->server.model.family.picture) snprintf(r->spec.image, SL_PATH, "?");
     if (v->server.model.family.last_picture) snprintf(r->spec.last_image, SL_PATH, "?");
     if ((rc = sl_plan_admit(&fits, &v->batch, &v->server.model, c, err)))
         return sl_context(err, rc, "the largest job (limits.pixels, limits.frames)");

@@ -58,6 +58,19 @@ static void round_rope(sl_ctx *ctx, const sl_dit_rope *rope)
     }
 }
 
+/* A row for each step; where a frame is kept one more, for timestep 0. */
+static void take_times(sl_ctx *ctx, sl_dit_times *times, sl_dit *dit, const sl_schedule *s,
+                       bool kept)
+{
+    const int n = s->steps + kept;
+    double *t = calloc((size_t)n, sizeof *t);
+    if (t) memcpy(t, s->timesteps, (size_t)s->steps * sizeof *t);
+    else sl_ctx_fail(ctx, SL_NOMEM, "denoise: no memory for %d timesteps", n);
+    void *memory = bytes_of(ctx, sl_dit_times_bytes(ctx, dit, n));
+    if (t) sl_dit_times_make(ctx, dit, times, memory, t, n);
+    free(t);
+}
+
 static const sl_denoise_split ALONE = {.size = 1, .shards = 1};
 
 void sl_denoise_take(sl_ctx *ctx, sl_denoise_memory *m, const sl_denoise_sizes *of)
@@ -77,6 +90,8 @@ void sl_denoise_take(sl_ctx *ctx, sl_denoise_memory *m, const sl_denoise_sizes *
     if (shard.size > 1)
         sl_dit_share_make(ctx, of->dit[0], &m->share, of->comm, SL_LANE_SHARD, &shard, g.tokens);
     if (extra) m->condition = sl_new4(ctx, SL_F32, extra, t, shape[2], shape[3]);
+    else if (sl_takes_picture(&of->model->family, job))
+        m->kept = sl_new4(ctx, SL_F32, shape[0], 1, shape[2], shape[3]);
     for (int b = 0; b < sl_denoise_branches(job); b++) m->v[b] = sl_new(ctx, sl_act(ctx), 4, shape);
     sl_sampler_init(&m->sampler, of->schedule, bytes_of(ctx, sl_sampler_bytes(shape)), shape);
     sl_dit_rope_make(ctx, of->dit[0], &m->rope,
@@ -86,9 +101,7 @@ void sl_denoise_take(sl_ctx *ctx, sl_denoise_memory *m, const sl_denoise_sizes *
     for (int e = 0; e < of->model->family.experts; e++) {
         sl_dit *dit = of->dit[e];
         ctx->tap = e == 0 ? of->tap : NULL;
-        void *times = bytes_of(ctx, sl_dit_times_bytes(ctx, dit, of->schedule->steps));
-        sl_dit_times_make(ctx, dit, &m->times[e], times, of->schedule->timesteps,
-                          of->schedule->steps);
+        take_times(ctx, &m->times[e], dit, of->schedule, m->kept.rank > 0);
         ctx->tap = NULL;
         for (int b = 0; b < SL_BRANCHES; b++) {
             if (!sl_denoise_has(split, job, b)) continue;
@@ -128,6 +141,8 @@ sl_code sl_denoise_arena(sl_arena *out, const sl_ops *ops, const sl_denoise_size
                                  .condition =
                                      c->in_channels > c->out_channels ? &m.condition : NULL,
                                  .times = &m.times[e],
+                                 .kept_frames = m.kept.rank > 0,
+                                 .kept_step = of->schedule->steps,
                                  .rope = &m.rope,
                                  .context = &m.context[e][b],
                                  .cache = of->job->fbcache > 0 ? &m.cache[e][b] : NULL,

@@ -38,7 +38,8 @@ typedef struct {
 
 /* All of it lies in the arena, taken in this order both for real and when planning. */
 typedef struct {
-    sl_tensor condition;      /* F32 [20, T, h/8, w/8]; rank 0 without a picture */
+    sl_tensor condition;      /* F32 [20, T, h/8, w/8]; rank 0 without a picture, and where */
+    sl_tensor kept;           /* F32 [48, 1, h/16, w/16], the first latent frame: TI2V-5B */
     sl_tensor v[SL_BRANCHES]; /* model output */
     sl_sampler sampler;
     sl_dit_rope rope;
@@ -51,7 +52,7 @@ typedef struct {
 
 /* Branches of a forward: 2 with guidance, else 1. */
 int sl_denoise_branches(const sl_job *job);
-/* The shape of the latents, [16, T, h/8, w/8]. */
+/* The shape of the latents, [16, T, h/8, w/8] (TI2V-5B: [48, T, h/16, w/16]). */
 void sl_denoise_shape(const sl_model *model, const sl_job *job, int64_t shape[4]);
 
 /* Take what the job keeps over its steps and compute its tables; errors are ctx's. */

@@ -40,7 +40,7 @@ sl_code sl_arena_image(sl_arena *out, const sl_ops *ops, const sl_model *model, 
 {
     static const float there; /* a picture: looked at for being there only */
     const sl_grid g = sl_job_grid(model, job);
-    int z = model->vae.z, mask = model->family.temporal;
+    int z = model->vae.z, mask = model->family.time_per_token ? 0 : model->family.temporal;
     bool last = sl_takes_last_picture(&model->family, job);
     sl_tensor_spec of[SL_HANDOVER_TENSORS]; /* the condition, then CLIP's tokens */
     sl_tensor whole = {0};
@@ -57,8 +57,9 @@ sl_code sl_arena_image(sl_arena *out, const sl_ops *ops, const sl_model *model, 
         sl_release(&plan, kept);
     }
     sl_tensor latent = sl_rows(&whole, mask, z);
-    sl_vae_encode_condition(&plan, vae, &latent, &there, last ? &there : NULL, job->frames,
-                            job->height, job->width, NULL);
+    sl_vae_encode_condition(&plan, vae, &latent, &there, last ? &there : NULL,
+                            sl_condition_frames(&model->family, job->frames), job->height,
+                            job->width, NULL);
     return end(out, &plan, kept, err);
 }
 
@@ -83,9 +84,10 @@ sl_code sl_arena_condition(sl_arena *out, const sl_ops *ops, const sl_model *mod
     sl_code rc = begin(&plan, &body, ops, err);
     if (rc) return rc;
     const sl_grid g = sl_job_grid(model, job);
-    sl_tensor y =
-        sl_new4(&plan, SL_F32, model->vae.z, g.latent_frames, g.latent_height, g.latent_width);
-    sl_vae_encode_condition(&plan, m, &y, &there, last ? &there : NULL, job->frames, job->height,
+    const int frames = sl_condition_frames(&model->family, job->frames);
+    sl_tensor y = sl_new4(&plan, SL_F32, model->vae.z, frames == 1 ? 1 : g.latent_frames,
+                          g.latent_height, g.latent_width);
+    sl_vae_encode_condition(&plan, m, &y, &there, last ? &there : NULL, frames, job->height,
                             job->width, NULL);
     return end(out, &plan, 0, err);
 }

@@ -848,7 +848,7 @@ function showHints() {
   const img = $("picture-view"), area = value("max-area") || 399360;
   let text = "";
   if (!exact && files.picture && img.naturalWidth) { /* as sl_picture_video_size has it */
-    const ratio = img.naturalHeight / img.naturalWidth, side = (a) => Math.max(16, Math.floor(Math.round(Math.sqrt(a)) / 16) * 16);
+    const ratio = img.naturalHeight / img.naturalWidth, edge = (defaults && defaults.edge) || 16, side = (a) => Math.max(edge, Math.floor(Math.round(Math.sqrt(a)) / edge) * edge);
     text = `= ${side(area / ratio)} × ${side(area * ratio)}`;
   }
   put($("area-hint"), text);
