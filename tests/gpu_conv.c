@@ -378,7 +378,11 @@ static const conv_case CASES[] = {
     {4, 17, 23, 20, 20, &C333, 0, APART},       {4, 17, 23, 16, 16, &C333, 1, ALIAS},
     {2, 17, 23, 32, 16, &DOUBLE, 0, NONE},      {2, 17, 23, 32, 64, &C333, 1, NONE},
     {1, 17, 23, 64, 128, &TIME, 1, NONE},       {4, 17, 23, 24, 24, &TIME_HALF, 1, NONE},
-    {1, 17, 23, 16, 3, &C333, 0, NONE},
+    {1, 17, 23, 16, 3, &C333, 0, NONE}, /* Wan2.2's widths, and its shortcuts */
+    {1, 17, 23, 12, 160, &C333, 0, NONE},       {1, 18, 24, 160, 160, &HALF, 0, ALIAS},
+    {4, 17, 23, 64, 64, &TIME_HALF, 1, ALIAS},  {1, 17, 23, 160, 320, &C111, 0, NONE},
+    {1, 17, 23, 48, 256, &C333, 1, NONE},       {2, 9, 11, 256, 256, &DOUBLE, 0, ALIAS},
+    {2, 9, 11, 96, 96, &DOUBLE, 0, ALIAS},      {4, 17, 23, 256, 12, &C333, 1, NONE},
 };
 
 static void test_kernels_match_the_cpu(void **state)

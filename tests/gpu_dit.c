@@ -152,6 +152,7 @@ typedef struct {
     sl_dit *m;
     sl_dit_config c;
     int t, h, w, image_tokens; /* tokens; of the picture */
+    int kept;                  /* frames with timestep 0 */
 } net;
 
 /* dir NULL: random weights for *config. */
@@ -209,7 +210,7 @@ static sl_tensor input(sl_ctx *ctx, sl_dtype dtype, int rank, const int64_t *sha
  * back. */
 static void forward_on(net *n, sl_ctx *ctx)
 {
-    static const double timesteps[STEPS] = {999, 541};
+    static const double timesteps[STEPS + 1] = {999, 541, 0};
     const int extra = n->c.in_channels - n->c.out_channels;
     const bool real = !ctx->ops->plan;
     const int64_t latent[] = {n->c.out_channels, n->t, 2 * n->h, 2 * n->w},
@@ -226,8 +227,8 @@ static void forward_on(net *n, sl_ctx *ctx)
     sl_dit_rope rope;
     sl_dit_context context;
 #define MEMORY(i, bytes) (real ? (memory[i] = sl_device_alloc(ctx, bytes)) : NULL)
-    sl_dit_times_make(ctx, n->m, &times, MEMORY(0, sl_dit_times_bytes(ctx, n->m, STEPS)), timesteps,
-                      STEPS);
+    sl_dit_times_make(ctx, n->m, &times, MEMORY(0, sl_dit_times_bytes(ctx, n->m, STEPS + 1)),
+                      timesteps, STEPS + 1);
     sl_dit_rope_make(ctx, n->m, &rope, MEMORY(1, sl_dit_rope_bytes(n->m, n->t, n->h, n->w)), n->t,
                      n->h, n->w);
     sl_dit_context_make(ctx, n->m, &context,
@@ -239,6 +240,8 @@ static void forward_on(net *n, sl_ctx *ctx)
                              .condition = extra ? &y : NULL,
                              .times = &times,
                              .step = STEP,
+                             .kept_frames = n->kept,
+                             .kept_step = STEPS,
                              .rope = &rope,
                              .context = &context};
     sl_dit_forward(ctx, n->m, &v, &in, NULL);
@@ -276,16 +279,16 @@ static double worst(const float *a, const float *b, int64_t n)
     return t_max_abs(a, b, n) / (most > 0 ? most : 1);
 }
 
-/* rows: tokens at a time; 0 the graph's own choice. */
-static void compare(const char *what, const char *dir, const sl_dit_config *config, int t, int h,
-                    int w, int image_tokens, int rows)
+/* rows: tokens at a time; 0 the graph's own choice. kept: frames with timestep 0. */
+static void compare_kept(const char *what, const char *dir, const sl_dit_config *config, int t,
+                         int h, int w, int image_tokens, int rows, int kept)
 {
     const sl_ops rounded_ops = rounding();
     record device = {.count = 0}, rounded = {.count = 0}, exact = {.count = 0};
     net n;
     int bad = 0;
     net_open(&n, &sl_ops_cpu, dir, config);
-    n.t = t, n.h = h, n.w = w, n.image_tokens = image_tokens;
+    n.t = t, n.h = h, n.w = w, n.image_tokens = image_tokens, n.kept = kept;
     if (rows) sl_dit_set_rows(n.m, rows);
     round_weights = !dir;
     run(&n, &rounded_ops, &rounded);
@@ -293,7 +296,7 @@ static void compare(const char *what, const char *dir, const sl_dit_config *conf
     net_close(&n);
 
     net_open(&n, gpu->ops, dir, config);
-    n.t = t, n.h = h, n.w = w, n.image_tokens = image_tokens;
+    n.t = t, n.h = h, n.w = w, n.image_tokens = image_tokens, n.kept = kept;
     if (rows) sl_dit_set_rows(n.m, rows);
     run(&n, NULL, &device);
     net_close(&n);
@@ -318,6 +321,12 @@ static void compare(const char *what, const char *dir, const sl_dit_config *conf
     if (bad) fail_msg("%s: %d layers are off; the first of them is where to look", what, bad);
 }
 
+static void compare(const char *what, const char *dir, const sl_dit_config *config, int t, int h,
+                    int w, int image_tokens, int rows)
+{
+    compare_kept(what, dir, config, t, h, w, image_tokens, rows, 0);
+}
+
 static void i2v_layer_by_layer(void **state)
 {
     (void)state;
@@ -340,6 +349,16 @@ static void without_a_picture(void **state)
 {
     (void)state;
     compare("tiny-i2v-a14b", "tests/golden/tiny-i2v-a14b/model/transformer", NULL, 3, 4, 6, 0, 0);
+}
+
+/* Two rows of time; pieces end within the kept frame, of 24 and 105 tokens, and after it. */
+static void a_kept_frame(void **state)
+{
+    static const char DIR[] = "tests/golden/tiny-ti2v-5b/model/transformer";
+    (void)state;
+    compare_kept("tiny-ti2v-5b", DIR, NULL, 3, 4, 6, 0, 0, 1);
+    compare_kept("tiny-ti2v-5b", DIR, NULL, 3, 7, 15, 0, 64, 1);
+    compare("tiny-ti2v-5b, from text", DIR, NULL, 3, 4, 6, 0, 0);
 }
 
 static void one_block_of_14b(void **state)
@@ -386,7 +405,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(i2v_layer_by_layer),     cmocka_unit_test(odd_sizes_in_pieces),
         cmocka_unit_test(first_and_last_picture), cmocka_unit_test(without_a_picture),
-        cmocka_unit_test(one_block_of_14b),       cmocka_unit_test(the_same_bits_twice)};
+        cmocka_unit_test(a_kept_frame),           cmocka_unit_test(one_block_of_14b),
+        cmocka_unit_test(the_same_bits_twice)};
     gpu = sl_plugin_cuda(&err);
     if (!gpu || !gpu->devices() || gpu->use(0, &err)) {
         printf("gpu_dit: skipped: %s\n", gpu && !err.code ? "no GPU" : err.msg);

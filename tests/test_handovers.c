@@ -154,6 +154,24 @@ static void what_a_job_takes(void **state)
     assert_int_equal(sl_image_tokens(&m, &job), 514);
 }
 
+/* Wan2.2 TI2V-5B: the picture is one latent frame, without a mask. */
+static void tensors_of_ti2v(void **state)
+{
+    sl_model m;
+    sl_err err = {0};
+    sl_tensor_spec t[SL_HANDOVER_TENSORS];
+    (void)state;
+    T_OK(sl_model_open(&m, "tests/golden/wan2.2-ti2v-5b-configs", &err));
+    const sl_grid g = sl_grid_of(&m.family, 1280, 704, 121);
+    assert_int_equal(sl_edge(&m.family), 32);
+    assert_int_equal(sl_condition_frames(&m.family, 121), 1);
+    assert_int_equal(m.family.fps, 24);
+    assert_int_equal(sl_handover_tensors(t, SL_HANDOVER_IMAGE, &m, &g, NULL), 1);
+    assert_memory_equal(t[0].shape, ((int64_t[]){48, 1, 44, 80}), 4 * sizeof(int64_t));
+    assert_int_equal(sl_handover_tensors(t, SL_HANDOVER_LATENTS, &m, &g, NULL), 1);
+    assert_memory_equal(t[0].shape, ((int64_t[]){48, 31, 44, 80}), 4 * sizeof(int64_t));
+}
+
 /* Another VAE and patch: nothing takes 8, 4 or 2 for granted. */
 static void a_grid_of_another_family(void **state)
 {
@@ -180,6 +198,7 @@ int main(void)
         cmocka_unit_test(tensors_of_the_real_checkpoint),
         cmocka_unit_test(bytes_of_the_real_checkpoint),
         cmocka_unit_test(what_a_job_takes),
+        cmocka_unit_test(tensors_of_ti2v),
         cmocka_unit_test(a_grid_of_another_family),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

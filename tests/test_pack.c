@@ -362,6 +362,34 @@ static void the_large_model_has_its_configurations(void **state)
     (void)state;
 }
 
+/* To the parameter: spec 9.1. */
+static void the_5b_model_has_its_configurations(void **state)
+{
+    static const struct {
+        const char *name;
+        int64_t parameters;
+    } PARTS_5B[] = {{"transformer", 4999787712}, {"vae", 704688668}};
+    sl_model m;
+    sl_ctx plan;
+    sl_loader *l = NULL;
+    (void)state;
+    T_OK(sl_model_open(&m, "tests/golden/wan2.2-ti2v-5b-configs", &err));
+    assert_true(m.dit[0].layers == 30 && m.dit[0].dim == 3072 && m.vae.decoder_base == 256);
+    T_OK(sl_ctx_open(&plan, &sl_ops_plan, 0, &err));
+    for (size_t i = 0; i < sizeof PARTS_5B / sizeof *PARTS_5B; i++) {
+        const sl_component *c = NULL;
+        for (int k = 0; (c = sl_component_at(&m, k)) && strcmp(c->name, PARTS_5B[i].name); k++)
+            continue;
+        assert_non_null(c);
+        T_OK(sl_loader_plan(&l, &plan, c->name, &err));
+        c->load(&m, l);
+        T_OK(sl_loader_finish(l, &err));
+        assert_true(sl_loader_parameters(l) == PARTS_5B[i].parameters);
+        sl_loader_close(&l);
+    }
+    sl_ctx_close(&plan);
+}
+
 /* ---- refusals and failures ---- */
 
 static void refuses(const char *from, const char *to, const char *why)
@@ -459,6 +487,7 @@ int main(void)
                                        T(configurations_alone_give_random_weights),
                                        T(chosen_components_only),
                                        T(the_large_model_has_its_configurations),
+                                       T(the_5b_model_has_its_configurations),
                                        T(it_never_writes_over_anything),
                                        T(what_is_there_stays),
                                        T(usage_is_said),

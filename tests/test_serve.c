@@ -216,6 +216,46 @@ static void a_dump_is_listed_and_has_blocks(void **state)
     stop_clean();
 }
 
+/* Whether there is a picture is the request's choice; a length in seconds is of 24 frames each. */
+static void a_model_that_needs_no_picture(void **state)
+{
+    char id[2][64];
+    (void)state;
+    t_serve_start(&s, "tests/golden/tiny-ti2v-5b/model", NULL);
+    ask("GET", "/v1/defaults");
+    assert_string_equal(t_reply_text(&r, "picture"), "true");
+    assert_string_equal(t_reply_text(&r, "picture_required"), "false");
+    assert_string_equal(t_reply_text(&r, "last_picture"), "false");
+    assert_string_equal(t_reply_text(&r, "edge"), "32");
+    assert_string_equal(t_reply_text(&r, "defaults.fps"), "24");
+    for (int i = 0; i < 2; i++) {
+        const char *fields[] = {"prompt",
+                                "a cat",
+                                "size",
+                                "64x32",
+                                "seconds",
+                                "0.5",
+                                "seed",
+                                "7",
+                                "num_inference_steps",
+                                "2",
+                                i ? "input_reference" : NULL,
+                                "@" T_IMAGE,
+                                NULL};
+        post_form(fields, NULL);
+        if (r.code != 200) fail_msg("%s", r.body);
+        snprintf(id[i], sizeof id[i], "%s", t_reply_text(&r, "id"));
+        assert_string_equal(t_reply_text(&r, "frames"), "13");
+        assert_string_equal(t_reply_text(&r, "fps"), "24");
+    }
+    for (int i = 0; i < 2; i++) assert_string_equal(t_wait(&s, id[i]), "completed");
+    post_form((const char *const[]){"prompt", "a cat", "size", "48x32", NULL}, NULL);
+    wants_error(400, "invalid_value", "size", "multiples of 32");
+    post_form((const char *const[]){"prompt", "a cat", "last_image", "@" T_IMAGE, NULL}, NULL);
+    wants_error(400, "invalid_value", "last-image", "takes a first picture only");
+    stop_clean();
+}
+
 static void ranges_and_conditions(void **state)
 {
     (void)state;
@@ -954,6 +994,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         T(a_job_is_made_and_its_files_are_there),
         T(a_dump_is_listed_and_has_blocks),
+        T(a_model_that_needs_no_picture),
         T(ranges_and_conditions),
         T(pictures_come_as_data_urls_too),
         T(what_is_asked_wrongly_is_refused_in_one_line),
