@@ -282,8 +282,8 @@ sl_code sl_job_check(const sl_job *job, sl_err *err)
                     "hits in a row, 0 is no cap", err)) ||
         (rc = range("fbcache_final", job->fbcache_final, 0, 1000, "steps", err)))
         return rc;
-    if (strcmp(job->sampler, "unipc") && strcmp(job->sampler, "euler")) {
-        rc = sl_fail(err, SL_ARG, "sampler is %.40s, want unipc or euler", job->sampler);
+    if (sl_sampler_by_name(job->sampler) < 0) {
+        rc = sl_fail(err, SL_ARG, "sampler is %.40s, want unipc, euler or lightx2v", job->sampler);
         sl_one_line(err);
     }
     return rc;
@@ -292,4 +292,9 @@ sl_code sl_job_check(const sl_job *job, sl_err *err)
 int sl_job_latent_frames(const sl_job *job)
 {
     return (job->frames - 1) / 4 + 1;
+}
+
+bool sl_job_distilled(const sl_job *job)
+{
+    return sl_sampler_by_name(job->sampler) == SL_SAMPLER_LIGHTX2V;
 }

@@ -32,7 +32,7 @@
     F(real, guidance, 5.0)                                                                         \
     F(real, guidance_2, 5.0) /* second expert's */                                                 \
     F(real, shift, 3.0)                                                                            \
-    F(path, sampler, "unipc") /* unipc or euler */                                                 \
+    F(path, sampler, "unipc") /* of SL_SAMPLERS */                                                 \
     F(u64, seed, 0)                                                                                \
     F(path, noise, "") /* the user's path; the bytes lie there as noise.safetensors */             \
     F(real, fbcache, 0)                                                                            \
@@ -79,5 +79,10 @@ sl_code sl_job_check(const sl_job *job, sl_err *err);
 sl_code sl_job_check_family(const sl_job *job, const sl_family *f, sl_err *err);
 
 int sl_job_latent_frames(const sl_job *job); /* (frames - 1) / 4 + 1 */
+
+/* The job steps as distilled models are meant to (SL_SAMPLER_LIGHTX2V); what they are trained for. */
+bool sl_job_distilled(const sl_job *job);
+#define SL_DISTILLED_STEPS 4
+#define SL_DISTILLED_SHIFT 5.0
 
 #endif

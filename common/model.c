@@ -482,6 +482,21 @@ int sl_clip_tokens(const sl_clip_config *c)
     return side * side + 1;
 }
 
+const char *sl_sampler_name(sl_sampler_kind kind)
+{
+#define NAME(upper, name) name,
+    static const char *const NAMES[] = {SL_SAMPLERS(NAME)};
+#undef NAME
+    return NAMES[kind];
+}
+
+int sl_sampler_by_name(const char *name)
+{
+    int kind = SL_SAMPLER_COUNT - 1;
+    while (kind >= 0 && strcmp(sl_sampler_name((sl_sampler_kind)kind), name)) kind--;
+    return kind;
+}
+
 sl_code sl_model_open(sl_model *m, const char *dir, sl_err *err)
 {
     char path[SL_PATH + 64];

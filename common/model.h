@@ -48,7 +48,14 @@ typedef struct { /* AutoencoderKLWan */
     int temporal, spatial;               /* frames and pixels of a latent: 4, 8 (patched: 16) */
 } sl_vae_config;
 
-typedef enum { SL_SAMPLER_UNIPC, SL_SAMPLER_EULER } sl_sampler_kind;
+/* How a noise level becomes the next: name as options have it. `lightx2v` is what 4-step models are
+ * trained for (graphs/unipc.h); a scheduler's configuration names one of the other two. */
+#define SL_SAMPLERS(F) F(UNIPC, "unipc") F(EULER, "euler") F(LIGHTX2V, "lightx2v")
+#define SL_SAMPLER_KIND(upper, name) SL_SAMPLER_##upper,
+typedef enum { SL_SAMPLERS(SL_SAMPLER_KIND) SL_SAMPLER_COUNT } sl_sampler_kind;
+#undef SL_SAMPLER_KIND
+const char *sl_sampler_name(sl_sampler_kind kind);
+int sl_sampler_by_name(const char *name); /* -1: none of that name */
 
 typedef struct {
     sl_sampler_kind kind; /* UniPCMultistepScheduler or FlowMatchEulerDiscreteScheduler */

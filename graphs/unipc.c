@@ -1,5 +1,5 @@
-/* unipc.c - UniPC (order 2, bh2) and flow-match Euler as linear combinations of a few
- * tensors with scalars made here. */
+/* unipc.c - UniPC (order 2, bh2), flow-match Euler and LightX2V's steps as linear combinations of
+ * a few tensors with scalars made here. */
 #include "graphs/unipc.h"
 
 #include <math.h>
@@ -41,6 +41,17 @@ static void euler_table(sl_schedule *t, double shift)
     }
 }
 
+/* In float32, as both do; ComfyUI rounds the place in its table of 1000 down. */
+static void lightx2v_table(sl_schedule *t, double shift)
+{
+    const float s = (float)shift;
+    for (int i = 0; i < t->steps; i++) {
+        const float u = (float)(TRAIN_STEPS - i * TRAIN_STEPS / t->steps) / TRAIN_STEPS;
+        t->sigmas[i] = s * u / (1 + (s - 1) * u);
+        t->timesteps[i] = t->sigmas[i] * (float)TRAIN_STEPS;
+    }
+}
+
 sl_code sl_schedule_make(sl_schedule *out, sl_sampler_kind kind, int steps, double shift,
                          sl_err *err)
 {
@@ -50,7 +61,8 @@ sl_code sl_schedule_make(sl_schedule *out, sl_sampler_kind kind, int steps, doub
         return sl_fail(err, SL_ARG, "sampler: shift %g, want a number above 0", shift);
     *out = (sl_schedule){.kind = kind, .steps = steps};
     if (kind == SL_SAMPLER_UNIPC) unipc_table(out, shift);
-    else euler_table(out, shift);
+    else if (kind == SL_SAMPLER_EULER) euler_table(out, shift);
+    else lightx2v_table(out, shift);
     for (int i = 0; i < steps; i++) /* sigmas[steps] is 0 */
         if (!(out->sigmas[i] > out->sigmas[i + 1]) || out->sigmas[i] > 1)
             return sl_fail(err, SL_ARG,
@@ -171,7 +183,7 @@ static void unipc_step(sl_ctx *ctx, sl_sampler *s, const sl_tensor *v)
     s->last_order = order;
 }
 
-/* x += (sigma_next - sigma) v. The latents stay F32 where the reference casts them to v's
+/* x += (sigma_next - sigma) v, which is LightX2V's x0 = x - sigma v; x0 + sigma_next v. The latents stay F32 where the reference casts them to v's
  * dtype: the same in float32. */
 static void euler_step(sl_ctx *ctx, sl_sampler *s, const sl_tensor *v)
 {
@@ -198,7 +210,7 @@ void sl_sampler_step(sl_ctx *ctx, sl_sampler *s, const sl_tensor *v)
  * x_next - sigma_next v from the one after it: the same. */
 void sl_sampler_clean(const sl_sampler *s, const sl_tensor *of[2], float w[2])
 {
-    const bool euler = s->schedule->kind == SL_SAMPLER_EULER;
+    const bool euler = s->schedule->kind != SL_SAMPLER_UNIPC;
     of[0] = euler ? &s->x : &s->m0;
     of[1] = euler ? &s->x0 : NULL;
     w[0] = 1;

@@ -1,6 +1,7 @@
-/* unipc.h - the sampler: UniPC (order 2, bh2, predict x0, flow sigmas) and flow-match
- * Euler. Spec 3.8, 3.9; diffusers schedulers/scheduling_unipc_multistep.py,
- * scheduling_flow_match_euler_discrete.py. */
+/* unipc.h - the sampler: UniPC (order 2, bh2, predict x0, flow sigmas), flow-match Euler, and
+ * LightX2V's steps of distilled models. Spec 3.8, 3.9, 12; diffusers
+ * schedulers/scheduling_unipc_multistep.py, scheduling_flow_match_euler_discrete.py; LightX2V
+ * lightx2v/models/schedulers/wan/step_distill/scheduler.py. */
 #ifndef SL_UNIPC_H
 #define SL_UNIPC_H
 
@@ -14,12 +15,14 @@
 typedef struct {
     sl_sampler_kind kind;
     int steps;
-    double timesteps[SL_MAX_STEPS]; /* integers for UniPC */
+    double timesteps[SL_MAX_STEPS]; /* integers for UniPC, float32 else */
     float sigmas[SL_MAX_STEPS + 1]; /* the last is 0 */
 } sl_schedule;
 
-/* *out for `steps` 1 .. SL_MAX_STEPS and shift > 0. Errors: SL_ARG, also when two noise
- * levels come out equal in float32. */
+/* *out for `steps` 1 .. SL_MAX_STEPS and shift > 0. LIGHTX2V: the noise levels 1 - i / steps,
+ * shifted, and plain Euler: with 4 steps its list 1000, 750, 500, 250, which at shift 5 are the
+ * timesteps 1000, 937.5, 833.33 and 625; with any number what ComfyUI calls `simple`. Errors:
+ * SL_ARG, also when two noise levels come out equal in float32. */
 sl_code sl_schedule_make(sl_schedule *out, sl_sampler_kind kind, int steps, double shift,
                          sl_err *err);
 

@@ -118,7 +118,7 @@ static void test_sizes(void **unused)
     REFUSED(2, with("--shift", "0"), "shift is 0, want 0.01 to 100");
     REFUSED(2, with("--fbcache", "10.5"), "fbcache is 10.5, want 0 to 10 (First Block Cache");
     REFUSED(2, with("--fbcache", "-1"), "fbcache is -1, want 0 to 10");
-    REFUSED(2, with("--sampler", "ddim"), "sampler is ddim, want unipc or euler");
+    REFUSED(2, with("--sampler", "ddim"), "sampler is ddim, want unipc, euler or lightx2v");
     command c = with("--width", NULL);
     set(&c, "--height", NULL);
     set(&c, "--max-area", "99");
@@ -753,7 +753,7 @@ static void test_defaults_of_a_checkpoint(void **unused)
     BAD_DEFAULTS("{\"fps\": 0}", "sluice.json: fps is 0, want 1 to 240");
     BAD_DEFAULTS("{\"fbcache\": 11}", "sluice.json: fbcache is 11, want 0 to 10");
     BAD_DEFAULTS("{\"shift\": 0}", "sluice.json: shift is 0, want 0.01 to 100");
-    BAD_DEFAULTS("{\"sampler\": \"ddim\"}", "sluice.json: sampler is ddim, want unipc or euler");
+    BAD_DEFAULTS("{\"sampler\": \"ddim\"}", "sluice.json: sampler is ddim, want unipc, euler or lightx2v");
     BAD_DEFAULTS("{\"fbcache-warmup\": -1}", "sluice.json: fbcache_warmup is -1, want 0 to 1000");
     BAD_DEFAULTS("{\"max-area\": 99}",
                  "sluice.json: --max-area is 99, want 256 to 67108864 pixels");

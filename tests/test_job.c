@@ -341,8 +341,8 @@ static void test_ranges(void **unused)
     REFUSED(fbcache_max_hits, -1,
             "fbcache_max_hits is -1, want 0 to 1000 (hits in a row, 0 is no cap)");
     REFUSED(fbcache_final, 1001, "fbcache_final is 1001, want 0 to 1000 (steps)");
-    REFUSED(sampler[0], 'x', "sampler is xnipc, want unipc or euler");
-    REFUSED(sampler[0], '\n', "sampler is ?nipc, want unipc or euler");
+    REFUSED(sampler[0], 'x', "sampler is xnipc, want unipc, euler or lightx2v");
+    REFUSED(sampler[0], '\n', "sampler is ?nipc, want unipc, euler or lightx2v");
     REFUSED(output[0], (char)0xff, "output is not valid UTF-8");
 }
 

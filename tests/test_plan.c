@@ -478,7 +478,9 @@ static void the_user_comes_before_the_checkpoint(void **state)
                               "7, \"sampler\": \"euler\", \"negative\": \"blur\", \"fbcache\": "
                               "0.1, \"fbcache-warmup\": 2, "
                               "\"fbcache-max-hits\": 3, \"fbcache-final\": \"4\"}",
-                      SIZE[] = "{\"width\": 64, \"height\": 48}";
+                      SIZE[] = "{\"width\": 64, \"height\": 48}",
+                      DISTILLED[] = "{\"sampler\": \"lightx2v\", \"steps\": 6, "
+                                    "\"guidance\": 1, \"shift\": 4}";
     static const struct {
         const char *text, *words, *line, *want;
     } CASES[] = {
@@ -497,6 +499,11 @@ static void the_user_comes_before_the_checkpoint(void **state)
         {ALL, "--guidance 1", "", "- 4096 33 8 12 1 - 7 euler blur 0.1 2 3 4"},
         {ALL, "", "{\"guidance\": 1, \"guidance-2\": 4}",
          "- 4096 33 8 12 1 4 7 euler blur 0.1 2 3 4"},
+        /* another sampler's steps are not a distilled model's */
+        {ALL, "--sampler lightx2v", "", "- 4096 33 8 - - - - lightx2v blur 0.1 2 3 4"},
+        {ALL, "--sampler lightx2v --steps 8", "", "- 4096 33 8 8 - - - lightx2v blur 0.1 2 3 4"},
+        {DISTILLED, "", "", "- - - - 6 1 - 4 lightx2v - - - - -"},
+        {DISTILLED, "--sampler lightx2v", "", "- - - - 6 1 - 4 lightx2v - - - - -"},
         /* a size puts an area aside, and an area a size; half a size is not filled up */
         {ALL, "--width 32 --height 16", "", "32x16 - 33 8 12 2 3 7 euler blur 0.1 2 3 4"},
         {ALL, "", "{\"width\": 32, \"height\": 16}", "32x16 - 33 8 12 2 3 7 euler blur 0.1 2 3 4"},

@@ -255,7 +255,7 @@ static const struct {
      "size is 97x64, want width and height that are multiples of 16"},
     {NULL, ", \"max-area\": 3", SL_ARG, "--max-area is 3, want 256 to 67108864 pixels"},
     {NULL, ", \"crf\": 99", SL_ARG, "crf is 99"},
-    {NULL, ", \"sampler\": \"ddim\"", SL_ARG, "sampler is ddim, want unipc or euler"},
+    {NULL, ", \"sampler\": \"ddim\"", SL_ARG, "sampler is ddim, want unipc, euler or lightx2v"},
     {NULL, ", \"noise\": \"" T_IMAGE "\"", SL_FORMAT, "--noise: "},
     {NULL, ", \"dump-steps\": true", SL_ARG, "--dump-steps wants --dump DIR"},
     {NULL, ", \"o\": \"/nowhere/a.mp4\"", SL_ARG, "output /nowhere/a.mp4 cannot be written: "},

@@ -424,7 +424,7 @@ static void what_is_asked_wrongly_is_refused_in_one_line(void **state)
         {"frames", "85", "frames", "want at most 81"},
         {"width", "96", "width", "want both or neither"},
         {"size", "4096x4096", "size", "limits.pixels"},
-        {"sampler", "ddim", "sampler", "unipc or euler"},
+        {"sampler", "ddim", "sampler", "unipc, euler or lightx2v"},
         {"steps", "0", "steps", "steps"},
         {"fbcache", "11", "fbcache", "fbcache is 11, want 0 to 10"},
         {"last_image", "@" T_IMAGE, "last-image", "first picture only"},

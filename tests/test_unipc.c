@@ -7,7 +7,7 @@
 #define CELLS 32 /* 1 x 1 x 4 x 8 latents */
 static const int64_t SHAPE[4] = {1, 1, 4, 8};
 
-static sl_st *golden;
+static sl_st *golden, *distilled;
 static sl_ctx ctx;
 static sl_err err;
 
@@ -15,6 +15,7 @@ static int open_all(void **state)
 {
     (void)state;
     T_OK(sl_st_open_file(&golden, t_golden("tiny-i2v/scheduler.safetensors"), &err));
+    T_OK(sl_st_open_file(&distilled, t_golden("distill-4step/distill-48x32x5.safetensors"), &err));
     T_OK(sl_ctx_open(&ctx, &sl_ops_cpu, 0, &err));
     return 0;
 }
@@ -23,6 +24,7 @@ static int close_all(void **state)
 {
     (void)state;
     sl_st_close(&golden);
+    sl_st_close(&distilled);
     sl_ctx_close(&ctx);
     return 0;
 }
@@ -80,6 +82,62 @@ static void forty_steps_at_shift_3(void **state)
     T_OK(sl_schedule_make(s, SL_SAMPLER_UNIPC, 40, 3, &err));
     for (int i = 0; i < 40; i++) assert_int_equal((int)s->timesteps[i], WANT[i]);
     free(s);
+}
+
+/* The tables of LightX2V's own list and of ComfyUI's `simple`, which has a zero behind them. */
+static void lightx2v_tables_as_the_reference(void **state)
+{
+    static const int STEPS[] = {2, 4, 4, 6, 8};
+    static const char *const NAMES[] = {"lightx2v.1000-500", "lightx2v.1000-750-500-250",
+                                        "simple.4", "simple.6", "simple.8"};
+    static const double SHIFTS[] = {3, 5, 8};
+    sl_schedule *s = malloc(sizeof *s);
+    (void)state;
+    for (int a = 0; a < 5; a++)
+        for (int b = 0; b < 3; b++) {
+            const int n = STEPS[a], there = *NAMES[a] == 's' ? n + 1 : n;
+            T_OK(sl_schedule_make(s, SL_SAMPLER_LIGHTX2V, n, SHIFTS[b], &err));
+            const float *sigmas =
+                t_floats(distilled, there, "table.%s.%.1f.sigmas", NAMES[a], SHIFTS[b]);
+            for (int i = 0; i < there; i++)
+                if (!(fabsf(s->sigmas[i] - sigmas[i]) <= 1e-7f)) /* one rounding of float32 */
+                    fail_msg("%s, shift %g: sigma %d is %.9g, want %.9g", NAMES[a], SHIFTS[b], i,
+                             s->sigmas[i], sigmas[i]);
+            assert_true(s->sigmas[n] == 0);
+        }
+    /* those that distilled models were trained at: no integers */
+    T_OK(sl_schedule_make(s, SL_SAMPLER_LIGHTX2V, 4, 5, &err));
+    const float *times = t_floats(distilled, 4, "lightx2v.timesteps");
+    for (int i = 0; i < 4; i++)
+        if (!(fabs(s->timesteps[i] - (double)times[i]) <= 1e-4)) /* one rounding near 1000 */
+            fail_msg("time %d is %.9g, want %.9g", i, s->timesteps[i], (double)times[i]);
+    assert_true(s->timesteps[1] == 937.5);
+    free(s);
+}
+
+/* From the recorded velocities the recorded latents. */
+static void lightx2v_steps_as_the_reference(void **state)
+{
+    static const int64_t LATENTS[4] = {16, 2, 4, 6};
+    const int64_t n = 16 * 2 * 4 * 6;
+    sl_schedule *schedule = malloc(sizeof *schedule);
+    void *memory = aligned_alloc(256, sl_sampler_bytes(LATENTS));
+    sl_sampler s;
+    (void)state;
+    T_OK(sl_schedule_make(schedule, SL_SAMPLER_LIGHTX2V, 4, 5, &err));
+    sl_sampler_init(&s, schedule, memory, LATENTS);
+    memcpy(s.x.data, t_floats(distilled, n, "noise"), (size_t)n * sizeof(float));
+    for (int i = 0; i < 4; i++) {
+        sl_tensor v =
+            sl_view((float *)(uintptr_t)t_floats(distilled, n, "lightx2v.step.%d.cond", i), SL_F32,
+                    4, LATENTS);
+        sl_sampler_step(&ctx, &s, &v);
+        T_OK(sl_ctx_error(&ctx, &err));
+        double e = t_rel_l2(s.x.data, t_floats(distilled, n, "lightx2v.step.%d.latents", i), n);
+        if (!(e <= 1e-6)) fail_msg("step %d is off: relative L2 %.3g, want <= 1e-6", i, e);
+    }
+    free(memory);
+    free(schedule);
 }
 
 /* The golden path's model: v = 0.3 x + sin(t / 100). */
@@ -173,7 +231,7 @@ static void a_step_tells_its_clean_sample(void **state)
     sl_schedule *schedule = malloc(sizeof *schedule);
     void *memory = aligned_alloc(256, sl_sampler_bytes(SHAPE));
     (void)state;
-    for (int kind = 0; kind < 2; kind++) {
+    for (int kind = 0; kind < SL_SAMPLER_COUNT; kind++) {
         float before[CELLS], v[CELLS], want[CELLS], got[CELLS], w[2];
         const sl_tensor *of[2];
         sl_sampler s;
@@ -206,7 +264,7 @@ static void resumes_bit_for_bit(void **state)
          *m2 = aligned_alloc(256, sl_sampler_bytes(SHAPE));
     const size_t bytes = sizeof(float) * CELLS;
     (void)state;
-    for (int kind = 0; kind < 2; kind++)
+    for (int kind = 0; kind < SL_SAMPLER_COUNT; kind++)
         for (int stop = 0; stop <= 9; stop++) {
             sl_sampler a, b;
             T_OK(sl_schedule_make(schedule, (sl_sampler_kind)kind, 9, 5, &err));
@@ -272,6 +330,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(unipc_tables_as_the_reference),
         cmocka_unit_test(euler_tables_as_the_reference),
+        cmocka_unit_test(lightx2v_tables_as_the_reference),
+        cmocka_unit_test(lightx2v_steps_as_the_reference),
         cmocka_unit_test(forty_steps_at_shift_3),
         cmocka_unit_test(unipc_paths_as_the_reference),
         cmocka_unit_test(euler_follows_a_straight_flow),

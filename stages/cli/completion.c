@@ -14,7 +14,7 @@
 static const struct {
     const char *option, *words;
 } WORDS[] = {
-    {"sampler", "unipc euler"}, {"order", "asc desc"},        {"device", "cpu cuda:0"},
+    {"sampler", "unipc euler lightx2v"}, {"order", "asc desc"},        {"device", "cpu cuda:0"},
     {"dtype", "bf16 f32"},      {"listen", "127.0.0.1:8080"},
 };
 

@@ -26,6 +26,7 @@
 #include "common/temporary.h"
 #include "stages/job/check.h"
 #include "stages/job/dispatcher.h"
+#include "stages/job/distilled.h"
 #include "stages/job/files.h"
 #include "stages/job/folder.h"
 #include "stages/job/plan.h"
@@ -295,6 +296,17 @@ static int run_jobs(sl_batch *o, const sl_model *model, sl_conf *conf, int64_t t
     return status;
 }
 
+/* What jobs are asked for in another way than their model is made for, each such thing once. */
+static void give_hints(const sl_batch *o)
+{
+    char hint[SL_PATH], before[SL_PATH] = "";
+    for (int i = 0; i < o->job_count; i++)
+        if (sl_distilled_hint(&o->jobs[i].spec, hint, sizeof hint) && strcmp(hint, before)) {
+            sl_log(SL_LOG_WARN, "%s", hint);
+            memcpy(before, hint, sizeof before);
+        }
+}
+
 static int run(bool replay, int argc, char **argv)
 {
     const int64_t t0_ns = sl_now_ns();
@@ -313,6 +325,7 @@ static int run(bool replay, int argc, char **argv)
                    "memory holds %llu of the %llu bytes of weights that stay mapped: the rest is "
                    "read from the disk again at every step",
                    (unsigned long long)fits.held, (unsigned long long)fits.mapped);
+        give_hints(&o);
         status = run_jobs(&o, &model, &conf, t0_ns, &err);
     }
     if (err.code) sl_complain("%s", err.msg);

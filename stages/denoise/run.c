@@ -356,7 +356,7 @@ sl_code sl_denoise_start(denoise_run *r, denoiser *d, const sl_msg_job *msg, con
     r->cfg = sl_denoise_branches(job) > 1;
     sl_denoise_shape(d->model, job, r->shape);
     int64_t n = r->shape[0] * r->shape[1] * r->shape[2] * r->shape[3];
-    sl_sampler_kind kind = strcmp(job->sampler, "euler") ? SL_SAMPLER_UNIPC : SL_SAMPLER_EULER;
+    const sl_sampler_kind kind = (sl_sampler_kind)sl_sampler_by_name(job->sampler);
     if ((rc = sl_schedule_make(&r->schedule, kind, job->steps, job->shift, err))) return rc;
     /* on the host */
     if ((rc = load_noise(r, err))) return rc;

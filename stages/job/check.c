@@ -151,14 +151,17 @@ static sl_code check_replay(sl_request *j, const char *from, const sl_model *mod
 
 /* ---- one job ---- */
 
-/* Shift, sampler and cache, which decide the denoiser's memory, where the user said nothing. */
+/* Sampler, its steps, guidance and cache, which decide the denoiser's memory, where the user said
+ * nothing. Who asks for a distilled model's sampler means its steps as well. */
 static void complete_schedule(sl_request *j, const sl_model *model, const sl_conf *conf)
 {
     sl_job *s = &j->spec;
-    if (!j->has_shift) s->shift = model->scheduler.flow_shift;
     if (!j->has_sampler)
-        snprintf(s->sampler, SL_PATH, "%s",
-                 model->scheduler.kind == SL_SAMPLER_EULER ? "euler" : "unipc");
+        snprintf(s->sampler, SL_PATH, "%s", sl_sampler_name(model->scheduler.kind));
+    const bool distilled = sl_job_distilled(s);
+    if (!j->has_shift) s->shift = distilled ? SL_DISTILLED_SHIFT : model->scheduler.flow_shift;
+    if (!j->has_steps && distilled) s->steps = SL_DISTILLED_STEPS;
+    if (!j->has_guidance && distilled) s->guidance = 1;
     if (!j->has_fbcache) s->fbcache = conf->fbcache.threshold;
 }
 

@@ -65,16 +65,28 @@ static sl_code copy_value(sl_request *to, const sl_request *from, const sl_optio
     return SL_OK;
 }
 
+/* What another sampler's numbers would be wrong for. */
+static bool is_of_steps(const sl_option *o)
+{
+    static const char *const NAMES[] = {"steps", "guidance", "guidance-2", "shift"};
+    for (int i = 0; i < 4; i++)
+        if (!strcmp(o->name, NAMES[i])) return true;
+    return false;
+}
+
 sl_code sl_request_apply_defaults(sl_request *j, const sl_request *defaults, sl_err *err)
 {
-    const bool sized = j->has_width || j->has_height || j->has_max_area, guided = j->has_guidance;
+    const bool sized = j->has_width || j->has_height || j->has_max_area, guided = j->has_guidance,
+               distilled = j->has_sampler && sl_job_distilled(&j->spec) &&
+                           !(defaults->has_sampler && sl_job_distilled(&defaults->spec));
     sl_code rc;
     const sl_option *o;
     for (int i = 0; (o = sl_option_at(i)); i++) {
         const bool size =
             !strcmp(o->name, "width") || !strcmp(o->name, "height") || !strcmp(o->name, "max-area");
         if (o->owner != SL_OPTION_OF_MODEL || !is_given(defaults, o) || is_given(j, o) ||
-            (sized && size) || (guided && !strcmp(o->name, "guidance-2")))
+            (sized && size) || (guided && !strcmp(o->name, "guidance-2")) ||
+            (distilled && is_of_steps(o)))
             continue;
         if ((rc = copy_value(j, defaults, o, err))) return rc;
         *((bool *)j + o->given) = true;

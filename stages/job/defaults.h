@@ -25,7 +25,8 @@ sl_code sl_request_check_size(const sl_request *r, sl_err *err);
  * Errors: SL_SYS, SL_FORMAT, SL_ARG one line with the file's name. */
 sl_code sl_request_read_defaults(sl_request *out, const char *dir, sl_err *err);
 /* Defaults where the user said nothing: a size or an area of the user's stands for all three
- * keys, --guidance for both experts'. */
+ * keys, --guidance for both experts', --sampler lightx2v for steps, guidance and shift, unless
+ * they are meant for that sampler, too. */
 sl_code sl_request_apply_defaults(sl_request *r, const sl_request *defaults, sl_err *err);
 /* "BEFOREframes 33, steps 12"; false: nothing, there is none. */
 bool sl_request_print_defaults(const sl_request *defaults, const char *before, FILE *to);

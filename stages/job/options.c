@@ -47,7 +47,7 @@ static const sl_option OPTIONS[] = {
     {"shift", SL_OPTION_REAL, MODEL(shift), "S",
      "timestep shift (default: the checkpoint's, else its scheduler's)"},
     {"sampler", SL_OPTION_PATH, MODEL(sampler), "NAME",
-     "unipc or euler (default: the checkpoint's, else its scheduler's)"},
+     "unipc, euler or lightx2v (default: the checkpoint's, else its scheduler's)"},
     {"seed", SL_OPTION_U64, JOB_HAS(seed), "N", "as torch.Generator(\"cpu\") (default: random)"},
     {"noise", SL_OPTION_PATH, JOB_HAS(noise), "FILE",
      "safetensors with `noise` [16, T, h/8, w/8] F32 (TI2V-5B: [48, T, h/16, w/16]), instead of a "

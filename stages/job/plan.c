@@ -182,8 +182,7 @@ static sl_code plan_denoise(planner *p, sl_stage_plan *s, bool computes, sl_err 
         if (!rc) rc = close_counting(p, s, NAMES[e], err);
     }
     if (!rc && computes)
-        rc = sl_schedule_make(schedule,
-                              strcmp(job->sampler, "euler") ? SL_SAMPLER_UNIPC : SL_SAMPLER_EULER,
+        rc = sl_schedule_make(schedule, (sl_sampler_kind)sl_sampler_by_name(job->sampler),
                               job->steps, job->shift, err);
     if (!rc && computes)
         rc = sl_denoise_arena(

@@ -121,3 +121,12 @@ open(os.path.join(HERE, "weights.sha256"), "w").write("".join(f"{a}  {b}\n" for 
 same = [os.path.join(HERE, "tiny-i2v", f"i2v-96x64x9{k}.png") for k in ("", "-fbcache")]
 os.remove(same[1])
 os.symlink(os.path.basename(same[0]), same[1])
+
+# what tests read of the LoRA and of the ways of stepping: the complete sum of `d`, LightX2V's steps and the tables
+for folder, case, kept in (
+    ("lora-i2v", "lora-48x32x5", lambda k: not k.startswith("d.diffusers") and k != "dit.text"),
+    ("distill-4step", "distill-48x32x5", lambda k: k == "noise" or k.startswith(("lightx2v.", "table."))),
+):
+    figures = {k: v for k, v in read(os.path.join(sys.argv[1], folder, case + ".safetensors")).items() if kept(k)}
+    os.makedirs(os.path.join(HERE, folder), exist_ok=True)
+    write(os.path.join(HERE, folder, case + ".safetensors"), figures)
