@@ -53,6 +53,8 @@ seeds() {
         for kind in 1:text_encoder/config 2:image_encoder/config 3:image_processor/preprocessor_config 4:vae/config 5:scheduler/scheduler_config; do
             seed model "tests/golden/tiny-i2v/model/${kind#*:}.json" 20000 "\\${kind%%:*}"
         done ;;
+    names) # pairs as they are recorded
+        while IFS="$(printf '\t')" read -r _ kind file _; do seed names /dev/null 0 "$kind" && seed names /dev/null 0 "lora_unet_$file"; done < <(sed -n '1~9p' tests/golden/names/pairs.tsv) ;;
     picture) for file in tests/golden/pictures/*.{png,jpg,webp}; do seed picture "$file" 20000 ''; done ;;
     prompt) for file in tests/golden/prompts/cases.json tests/golden/tiny-i2v/prompts.json; do seed prompt "$file" 3000 ''; done ;;
     safetensors) # the header, and what of the tensors fits; an index
