@@ -60,6 +60,33 @@ void sl_job_free(sl_job *job)
     memset(job, 0, sizeof *job);
 }
 
+#define DROP_text(field) to->field = NULL;
+#define DROP_path(field)
+#define DROP_int(field)
+#define DROP_u64(field)
+#define DROP_real(field)
+#define DROP_flag(field)
+#define COPY_text(field)                                                                           \
+    if (!rc) rc = sl_job_set_text(&to->field, from->field, err);
+#define COPY_path(field)
+#define COPY_int(field)
+#define COPY_u64(field)
+#define COPY_real(field)
+#define COPY_flag(field)
+
+sl_code sl_job_copy(sl_job *to, const sl_job *from, sl_err *err)
+{
+    sl_code rc = SL_OK;
+    *to = *from;
+#define X(kind, name, def) DROP_##kind(name)
+    SL_JOB_FIELDS(X)
+#undef X
+#define X(kind, name, def) COPY_##kind(name)
+    SL_JOB_FIELDS(X)
+#undef X
+    return rc;
+}
+
 /* ---- writing ---- */
 
 #define PACK_text(v) json_string(v)

@@ -39,6 +39,9 @@
     F(int, fbcache_warmup, 0)                                                                      \
     F(int, fbcache_max_hits, 0)                                                                    \
     F(int, fbcache_final, 0)                                                                       \
+    F(text, lora, "")   /* rows of common/lora.h, for the transformer */                           \
+    F(text, lora_2, "") /* and for the second expert */                                            \
+    F(flag, lora_lenient, 0)                                                                       \
     F(int, crf, 18)                                                                                \
     F(flag, dump, 0)        /* keep ids and frames.safetensors */                                  \
     F(flag, dump_steps, 0)  /* step.{i}.latents */                                                 \
@@ -61,6 +64,8 @@ typedef struct {
  * job is fine. */
 sl_code sl_job_init(sl_job *job, sl_err *err);
 void sl_job_free(sl_job *job);
+/* *to, overwritten, gets texts of its own. */
+sl_code sl_job_copy(sl_job *to, const sl_job *from, sl_err *err);
 sl_code sl_job_set_text(char **field, const char *value, sl_err *err);
 
 /* job.json: every field; unknown keys and wrong types are refused with file, key, found,

@@ -42,12 +42,20 @@ typedef struct {
 typedef struct {
     sl_tensor *out; /* the caller's; its data is set in the end */
     sl_tensor t;    /* as it will be there */
-    size_t at;      /* its place in the allocation */
+    size_t at;      /* its place in the allocation, and */
+    char *dst;      /* in memory */
     bool conv;
     source from;
     const sl_st_entry *entry; /* NULL: random */
     char *name;
 } pending;
+
+/* What sl_loader_place gives, and what it takes to read it again. */
+typedef struct {
+    sl_weight_place of;
+    const sl_st_entry *entry;
+    source from;
+} asked;
 
 struct sl_loader {
     loader_mode mode;
@@ -67,6 +75,9 @@ struct sl_loader {
     pending *wants; /* on a device, until sl_loader_finish */
     int want_count, want_room;
     size_t want_bytes;
+    asked *places;
+    int place_count, place_room;
+    int *by_name; /* indices of places, sorted by sl_loader_finish */
     uint64_t bytes_read;
     int64_t load_ns;
     sl_comm *comm; /* with whom the reading is shared; team.size below 2: with nobody */
@@ -141,6 +152,9 @@ void sl_loader_close(sl_loader **pl)
     for (int i = 0; i < l->block_count; i++) sl_device_free(l->ctx, l->blocks[i]);
     for (int i = 0; i < l->finding_count; i++) free(l->findings[i]);
     forget_wants(l);
+    for (int i = 0; i < l->place_count; i++) free(l->places[i].of.name);
+    free(l->places);
+    free(l->by_name);
     free(l->wants);
     free(l->blocks);
     free(l->findings);
@@ -463,6 +477,36 @@ static void plain_weight(sl_loader *l, sl_tensor *out, sl_weight_kind kind, cons
     if (out->data) put(l, out, s);
 }
 
+/* Remember what was asked for. */
+static void add_place(sl_loader *l, sl_tensor *out, const source *s, const sl_st_entry *entry,
+                      const char *name)
+{
+    if (l->place_count == l->place_room) {
+        const int room = l->place_room ? 2 * l->place_room : 256;
+        asked *more = realloc(l->places, (size_t)room * sizeof *more);
+        if (!more) {
+            fail(l, SL_NOMEM, "no memory for its list of tensors");
+            return;
+        }
+        l->places = more;
+        l->place_room = room;
+    }
+    char *copy = strdup(name);
+    if (!copy) {
+        fail(l, SL_NOMEM, "no memory for its list of tensors");
+        return;
+    }
+    free(l->by_name);
+    l->by_name = NULL;
+    l->places[l->place_count++] =
+        (asked){.of = {.name = copy,
+                       .out = out,
+                       .stored_bytes = entry ? sl_bytes(&entry->t) : 0,
+                       .exact = !entry || out->dtype == SL_F32 || out->dtype == s->dtype},
+                .entry = entry,
+                .from = *s};
+}
+
 void sl_weight(sl_loader *l, sl_tensor *out, sl_weight_kind kind, int rank, const int64_t *shape,
                const char *fmt, ...)
 {
@@ -504,6 +548,7 @@ void sl_weight(sl_loader *l, sl_tensor *out, sl_weight_kind kind, int rank, cons
     }
     if (kind == SL_W_CONV) conv_weight(l, out, &s, entry, name);
     else plain_weight(l, out, kind, &s, entry, name);
+    if (kind != SL_W_CONV) add_place(l, out, &s, entry, name);
     take_error(l, name);
     if (l->err.code) out->data = NULL;
 }
@@ -570,7 +615,7 @@ static int in_files(const void *a, const void *b)
     /* a file is mapped as a whole */
     const uintptr_t px = (uintptr_t)x->entry->t.data, py = (uintptr_t)y->entry->t.data;
     if (px != py) return px < py ? -1 : 1;
-    return x->at < y->at ? -1 : x->at > y->at;
+    return x->dst < y->dst ? -1 : x->dst > y->dst;
 }
 
 static sl_code open_files(const reading *r, sl_err *err)
@@ -595,18 +640,18 @@ static void close_reading(reading *r)
 }
 
 /* *r is the caller's, to close. */
-static sl_code open_reading(reading *r, sl_loader *l, char *base, sl_err *err)
+static sl_code open_reading(reading *r, sl_loader *l, const pending *wants, int n, sl_err *err)
 {
     const int shards = sl_st_shards(l->st);
     *r = (reading){.l = l,
-                   .order = malloc(((size_t)l->want_count + 1) * sizeof *r->order),
-                   .pieces = malloc(((size_t)l->want_count + 1) * sizeof *r->pieces),
+                   .order = malloc(((size_t)n + 1) * sizeof *r->order),
+                   .pieces = malloc(((size_t)n + 1) * sizeof *r->pieces),
                    .fds = malloc(((size_t)shards + 1) * sizeof *r->fds)};
     if (!r->order || !r->pieces || !r->fds)
-        return sl_fail(err, SL_NOMEM, "no memory for %d pieces", l->want_count);
+        return sl_fail(err, SL_NOMEM, "no memory for %d pieces", n);
     for (int i = 0; i < shards; i++) r->fds[i] = -1;
-    for (int i = 0; i < l->want_count; i++)
-        if (l->wants[i].entry && !l->wants[i].conv) r->order[r->n++].want = &l->wants[i];
+    for (int i = 0; i < n; i++)
+        if (wants[i].entry && !wants[i].conv) r->order[r->n++].want = &wants[i];
     qsort(r->order, (size_t)r->n, sizeof *r->order, in_files);
     sl_code rc = open_files(r, err);
     for (int i = 0; i < r->n && !rc; i++) {
@@ -616,7 +661,7 @@ static sl_code open_reading(reading *r, sl_loader *l, char *base, sl_err *err)
                                        .count = sl_count(&w->t),
                                        .from = w->entry->t.dtype,
                                        .to = w->t.dtype,
-                                       .dst = base + w->at};
+                                       .dst = w->dst};
     }
     return rc;
 }
@@ -717,13 +762,13 @@ static sl_code read_as_team(reading *r, const sl_plugin *plugin, sl_err *err)
 }
 
 /* Matrices and vectors of the checkpoint, by this rank or with its team. */
-static sl_code load_plain(sl_loader *l, const sl_plugin *plugin, char *base, sl_err *err)
+static sl_code load_plain(sl_loader *l, const sl_plugin *plugin, const pending *wants, int n,
+                          bool shares, sl_err *err)
 {
-    const bool shares = l->team.size > 1 && !l->shared.ended;
     reading r;
-    sl_code rc = open_reading(&r, l, base, err);
-    for (int i = 0; i < l->want_count; i++) {
-        const pending *w = &l->wants[i];
+    sl_code rc = open_reading(&r, l, wants, n, err);
+    for (int i = 0; i < n; i++) {
+        const pending *w = &wants[i];
         if (w->entry && (w->conv || !shares)) l->bytes_read += sl_bytes(&w->entry->t);
     }
     if (!rc && shares) rc = read_as_team(&r, plugin, err);
@@ -734,10 +779,10 @@ static sl_code load_plain(sl_loader *l, const sl_plugin *plugin, char *base, sl_
     return rc;
 }
 
-static void make_random(sl_loader *l, const sl_plugin *plugin, const pending *w, char *base)
+static void make_random(sl_loader *l, const sl_plugin *plugin, const pending *w)
 {
     sl_tensor t = w->t;
-    t.data = base + w->at;
+    t.data = w->dst;
     if (plugin && plugin->random)
         plugin->random(l->ctx, t.data, t.dtype, sl_count(&t), w->from.centre, w->from.spread,
                        w->from.seed);
@@ -753,12 +798,14 @@ static void place_wants(sl_loader *l)
     bool queued = false;
     char *base = l->want_bytes ? new_block(l, l->want_bytes) : NULL;
     take_error(l, "weights");
-    if (l->st && base && !l->err.code && load_plain(l, plugin, base, &why))
+    for (int i = 0; i < l->want_count && base; i++) l->wants[i].dst = base + l->wants[i].at;
+    if (l->st && base && !l->err.code &&
+        load_plain(l, plugin, l->wants, l->want_count, l->team.size > 1 && !l->shared.ended, &why))
         fail(l, why.code, "%s", why.msg);
     for (int i = 0; i < l->want_count && base && !l->err.code; i++) {
         const pending *w = &l->wants[i];
-        if (w->conv) put_conv(l, base + w->at, w->t.shape, &w->from);
-        else if (!w->entry) make_random(l, plugin, w, base);
+        if (w->conv) put_conv(l, w->dst, w->t.shape, &w->from);
+        else if (!w->entry) make_random(l, plugin, w);
         queued |= w->conv || !w->entry;
         take_error(l, w->name);
     }
@@ -766,9 +813,70 @@ static void place_wants(sl_loader *l)
     if (queued) sl_sync(l->ctx);
     take_error(l, "weights");
     for (int i = 0; i < l->want_count && base && !l->err.code; i++)
-        l->wants[i].out->data = base + l->wants[i].at;
+        l->wants[i].out->data = l->wants[i].dst;
     l->load_ns += sl_now_ns() - t0;
     forget_wants(l);
+}
+
+/* ---- once more ---- */
+
+const sl_weight_place *sl_loader_place(const sl_loader *l, int i)
+{
+    return i >= 0 && i < l->place_count ? &l->places[i].of : NULL;
+}
+
+static int by_place_name(const void *a, const void *b, void *user)
+{
+    const sl_loader *l = user;
+    return strcmp(l->places[*(const int *)a].of.name, l->places[*(const int *)b].of.name);
+}
+
+/* Without the index names are looked for one by one. */
+static void sort_places(sl_loader *l)
+{
+    if (l->by_name || !(l->by_name = malloc(((size_t)l->place_count + 1) * sizeof(int)))) return;
+    for (int i = 0; i < l->place_count; i++) l->by_name[i] = i;
+    qsort_r(l->by_name, (size_t)l->place_count, sizeof(int), by_place_name, l);
+}
+
+int sl_loader_find(const sl_loader *l, const char *name)
+{
+    int lo = 0, hi = l->by_name ? l->place_count - 1 : -1;
+    for (int i = 0; i < l->place_count && !l->by_name; i++)
+        if (!strcmp(l->places[i].of.name, name)) return i;
+    while (lo <= hi) {
+        const int mid = (lo + hi) / 2, order = strcmp(name, l->places[l->by_name[mid]].of.name);
+        if (!order) return l->by_name[mid];
+        if (order < 0) hi = mid - 1;
+        else lo = mid + 1;
+    }
+    return -1;
+}
+
+sl_code sl_loader_reload(sl_loader *l, int n, const int which[], const sl_tensor to[], sl_err *err)
+{
+    const sl_plugin *plugin = plugin_of(l);
+    pending *wants = calloc((size_t)n + 1, sizeof *wants);
+    sl_code rc = wants ? SL_OK : sl_fail(err, SL_NOMEM, "%s: no memory to load again", l->label);
+    for (int i = 0; i < n && !rc; i++) {
+        const asked *p = &l->places[which[i]];
+        wants[i] = (pending){
+            .t = to[i], .dst = to[i].data, .from = p->from, .entry = p->entry, .name = p->of.name};
+    }
+    if (!rc) sl_sync(l->ctx); /* what still reads the old numbers */
+    if (!rc && l->st && (rc = load_plain(l, plugin, wants, n, false, err)))
+        sl_context(err, rc, "%s", l->label);
+    for (int i = 0; i < n && !rc; i++)
+        if (!wants[i].entry) make_random(l, plugin, &wants[i]);
+    if (!rc) sl_sync(l->ctx);
+    if (!rc && l->err.code) { /* of put(), which has no other way to say it */
+        *err = l->err;
+        rc = err->code;
+    }
+    free(wants);
+    free(l->stage);
+    l->stage = NULL;
+    return rc || sl_ok(l->ctx) ? rc : sl_ctx_error(l->ctx, err);
 }
 
 /* ---- the result ---- */
@@ -789,6 +897,7 @@ sl_code sl_loader_finish(sl_loader *l, sl_err *err)
             else finding(l, "unexpected %s of dtype %s", e->name, e->dtype);
         }
     l->finished = true;
+    sort_places(l);
     free(l->stage);
     l->stage = NULL;
     if (err && l->err.code) *err = l->err;

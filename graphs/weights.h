@@ -87,6 +87,25 @@ void sl_weight(sl_loader *l, sl_tensor *out, sl_weight_kind kind, int rank, cons
  * reported as left over. */
 void sl_weight_skip(sl_loader *l, const char *name, ...) __attribute__((format(printf, 2, 3)));
 
+/* ---- the tensors that were asked for ---- */
+
+/* A matrix or a vector, in the order asked for; convolutions have none. The loader's, but for the
+ * network's own *out. */
+typedef struct {
+    char *name;
+    sl_tensor *out;      /* the network's tensor, where sl_weight left it */
+    size_t stored_bytes; /* of the checkpoint; 0: random */
+    bool exact;          /* *out holds the checkpoint's numbers without a rounding */
+} sl_weight_place;
+/* NULL past the last. Valid until the next sl_weight. */
+const sl_weight_place *sl_loader_place(const sl_loader *l, int i);
+/* Which one has this name; -1: none. */
+int sl_loader_find(const sl_loader *l, const char *name);
+/* On a device, after sl_loader_finish: bring the numbers of n places from the checkpoint once more,
+ * into to[i], dense device memory of the place's number of elements, F32 or BF16 (rounded once);
+ * waits. Errors: as sl_loader_finish. */
+sl_code sl_loader_reload(sl_loader *l, int n, const int which[], const sl_tensor to[], sl_err *err);
+
 /* True: the checkpoint holds a tensor of this name; so too when planning and for random
  * weights. For networks whose names differ with the version that wrote them (CLIP's
  * "vision_model." prefix). Marks nothing as used. */

@@ -481,6 +481,27 @@ void sl_linear(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_ten
     BODY(linear, ctx, y, x, w, b, activation);
 }
 
+void sl_low_rank_add(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *up,
+                     const sl_tensor *down, float scale)
+{
+    static const char op[] = "low_rank_add";
+    if (!may_begin(ctx) || !is_tensor(ctx, op, "y", y, 2, VECTOR, DENSE) ||
+        !is_tensor(ctx, op, "x", x, 2, ctx->ops->stored_matrices ? FLOATS : VECTOR, DENSE) ||
+        !is_like(ctx, op, "x", x, y) || !is_tensor(ctx, op, "down", down, 2, FLOATS, DENSE))
+        return;
+    const int64_t r = up ? down->shape[0] : 0;
+    if (up ? !is_tensor(ctx, op, "up", up, 2, BIT(down->dtype), DENSE) ||
+                 !has_extents(ctx, op, "up", up, 2, (int64_t[]){y->shape[0], r}) ||
+                 !has_extents(ctx, op, "down", down, 2, (int64_t[]){r, y->shape[1]}) ||
+                 !is_in_range(ctx, op, "the rank", r, 1, INT32_MAX)
+           : !is_like(ctx, op, "down", down, y))
+        return;
+    if (!is_same_or_apart(ctx, op, "y", y, "x", x) || !is_apart(ctx, op, "y", y, "up", up) ||
+        !is_apart(ctx, op, "y", y, "down", down))
+        return;
+    BODY(low_rank_add, ctx, y, x, up, down, scale);
+}
+
 /* x and y [N, d] of one of these dtypes, d >= 1; y is x or apart. */
 static bool rows_checked(sl_ctx *ctx, const char *op, const sl_tensor *y, const sl_tensor *x,
                          unsigned dtypes, layout lay)

@@ -165,6 +165,14 @@ typedef void sl_embed_fn(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *table
 typedef void sl_linear_fn(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w,
                           const sl_tensor *b, sl_activation activation);
 
+/* y[N,K] = x[N,K] + scale * up[N,r] down[r,K]: a LoRA's factors merged into a weight; without up
+ * (NULL) y = x + scale * down, with down [N,K] a difference. Sums in F32, one rounding. y act or
+ * F32, x likewise (or any float where the table says stored_matrices), down and up of one float
+ * dtype; all dense; y may be x.
+ * Cost 2 N K r operations. Source: peft tuners/lora/layer.py, get_delta_weight. */
+typedef void sl_low_rank_add_fn(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x,
+                                const sl_tensor *up, const sl_tensor *down, float scale);
+
 /* LayerNorm over the last index, statistics in F32. x, y rank 2, act or both F32; w, b
  * [d] vectors or both NULL; y may be x. */
 typedef void sl_layernorm_fn(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x,
@@ -333,8 +341,8 @@ typedef void sl_frames_rgb8_fn(sl_ctx *ctx, const sl_tensor *y, const sl_tensor 
 /* clang-format off */
 #define SL_OPS(X) \
     X(zero) X(copy) X(add) X(sub) X(silu) X(geglu) X(embed) \
-    X(linear) X(linear_add) X(layernorm) X(layernorm_modulate) X(rmsnorm) X(rmsnorm_rope) \
-    X(gated_add) X(attention) X(attention_two) X(attention_parts) \
+    X(linear) X(linear_add) X(low_rank_add) X(layernorm) X(layernorm_modulate) X(rmsnorm) \
+    X(rmsnorm_rope) X(gated_add) X(attention) X(attention_two) X(attention_parts) \
     X(patchify) X(unpatchify) X(guidance) X(flow_x0) X(lincomb) X(mean_abs) X(abs_rows) X(sum_rows) \
     X(conv3d) X(conv_history) X(vae_norm) X(time_shuffle) X(avg_down) X(dup_up) X(pixel_shuffle) \
     X(to_channels_last) X(to_channels_first) X(frames_rgb8)

@@ -953,6 +953,38 @@ static void flow_x0_keeps_the_rounding_of_v(void **state)
     rig_close(r);
 }
 
+/* A LoRA's factors, ranks 1 and up, odd sizes; a difference; on top of the weight or beside it. */
+static void low_rank_products_are_added(void **state)
+{
+    rig *r = rig_open(state);
+    static const int64_t N[][3] = {{1, 1, 1}, {5, 7, 3}, {64, 64, 16}, {130, 67, 33}, {33, 300, 64}};
+    static const sl_dtype FACTORS[] = {SL_F32, SL_BF16, SL_F16};
+    EACH(i, N) for (int f = 0; f < 3; f++) for (int way = 0; way < 6; way++)
+    {
+        const int64_t n = N[i][0], k = N[i][1], q = N[i][2];
+        const bool factors = way < 4, onto = way % 2;
+        const sl_dtype as = way / 2 % 2 ? SL_F32 : r->act;
+        const float scale = -0.625f;
+        arg x = IN(r, as, n, k), y = output(r, as, n, k, 0), up = IN(r, FACTORS[f], n, q),
+            down = factors ? IN(r, FACTORS[f], q, k) : IN(r, FACTORS[f], n, k);
+        double *want = doubles(r, n * k);
+        for (int64_t a = 0; a < n; a++)
+            for (int64_t b = 0; b < k; b++) {
+                double s = factors ? 0 : (double)down.x[a * k + b];
+                for (int64_t c = 0; factors && c < q; c++)
+                    s += (double)up.x[a * q + c] * (double)down.x[c * k + b];
+                want[a * k + b] = (double)x.x[a * k + b] + (double)scale * s;
+            }
+        arg *out = onto ? &x : &y;
+        sl_low_rank_add(&r->ctx, &out->t, &x.t, factors ? &up.t : NULL, &down.t, scale);
+        /* F32: a sum of up to 64 products, its order the body's; else one rounding of it */
+        const double f32 = r->act == SL_F32 ? 64 : 64.0 / 65536;
+        check(r, out, want, as == SL_F32 ? f32 : 1.01, "low_rank_add");
+        rig_clear(r);
+    }
+    rig_close(r);
+}
+
 static void lincomb_sums_left_to_right(void **state)
 {
     rig *r = rig_open(state);
@@ -1066,7 +1098,7 @@ static void means_of_absolute_differences(void **state)
     CASE(attention_to_two_lists_is_the_sum, ops), CASE(gates, ops), CASE(copies_convert, ops),     \
     CASE(every_half_becomes_the_right_float, ops), CASE(embedding_rows_are_picked, ops),           \
     CASE(patches_in_and_out, ops), CASE(guidance_rounds_three_times, ops),                         \
-    CASE(flow_x0_keeps_the_rounding_of_v, ops), CASE(lincomb_sums_left_to_right, ops),             \
+    CASE(flow_x0_keeps_the_rounding_of_v, ops), CASE(lincomb_sums_left_to_right, ops), CASE(low_rank_products_are_added, ops),             \
     CASE(means_of_absolute_differences, ops), CASE(sums_of_absolute_differences_by_row, ops)
 /* clang-format on */
 

@@ -458,6 +458,15 @@ static void sampler_refusals(void **state)
     SHAPE_ERROR(sl_flow_x0(c, F32(7), flat, flat, 1), "flow_x0: x0 is [7], want [8]");
     const sl_tensor *xs[] = {flat, flat, F32(9), flat};
     const float a[] = {1, 1, 1, 1};
+    const sl_tensor *w = F32(4, 6);
+    SHAPE_ERROR(sl_low_rank_add(c, w, w, F32(4, 2), F32(3, 6), 1),
+                "low_rank_add: up is [4, 2], want [4, 3]");
+    SHAPE_ERROR(sl_low_rank_add(c, w, w, F32(4, 3), F32(3, 5), 1),
+                "low_rank_add: down is [3, 5], want [3, 6]");
+    SHAPE_ERROR(sl_low_rank_add(c, w, w, NULL, F32(4, 5), 1),
+                "low_rank_add: down is [4, 5], want [4, 6]");
+    SHAPE_ERROR(sl_low_rank_add(c, w, w, OF(SL_BF16, 4, 3), F32(3, 6), 1),
+                "low_rank_add: up is BF16, want F32");
     SHAPE_ERROR(sl_lincomb(c, flat, 5, xs, a), "lincomb: n is 5, want 1 to 4");
     SHAPE_ERROR(sl_lincomb(c, flat, 0, xs, a), "lincomb: n is 0, want 1 to 4");
     SHAPE_ERROR(sl_lincomb(c, flat, 3, xs, a), "lincomb: x[2] is [9], want [8]");

@@ -261,6 +261,10 @@ CLOCKED(flow_x0,
 CLOCKED(lincomb,
         (sl_ctx * ctx, const sl_tensor *y, int n, const sl_tensor *const x[], const float a[]),
         (ctx, y, n, x, a), (n + 1) * size_of(y))
+CLOCKED(low_rank_add,
+        (sl_ctx * ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *up,
+         const sl_tensor *down, float scale),
+        (ctx, y, x, up, down, scale), size_of(y) + size_of(x) + size_of(up) + size_of(down))
 CLOCKED(mean_abs, (sl_ctx * ctx, float out[2], const sl_tensor *prev, const sl_tensor *r),
         (ctx, out, prev, r), size_of(prev) + size_of(r))
 CLOCKED(abs_rows, (sl_ctx * ctx, const sl_tensor *y, const sl_tensor *prev, const sl_tensor *r),

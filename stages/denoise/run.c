@@ -76,6 +76,7 @@ sl_code sl_denoiser_open(denoiser *d, sl_err *err)
 void sl_denoiser_close(denoiser *d)
 {
     for (int e = 0; e < SL_EXPERTS; e++) {
+        sl_merge_close(&d->merge[e]);
         sl_dit_free(&d->dit[e]);
         sl_loader_close(&d->loaders[e]);
     }
@@ -127,11 +128,28 @@ static void keep_frame(denoise_run *r)
 
 enum { META_STEP, META_ORDER, META_HISTORY, META_COUNT };
 
+/* Was the state made under the LoRA that the weights have now? One without a word of it had none. */
+static sl_code same_lora(const denoise_run *r, const sl_st *st, bool *same, sl_err *err)
+{
+    uint64_t keys[SL_EXPERTS] = {0};
+    sl_tensor t;
+    sl_code rc = SL_OK;
+    if (sl_st_find(st, "lora") &&
+        !(rc = sl_st_want(st, "lora", SL_I64, 1, (int64_t[]){SL_EXPERTS}, &t, err)))
+        memcpy(keys, t.data, sizeof keys);
+    *same = !memcmp(keys, r->d->lora, sizeof keys);
+    if (!rc && !*same)
+        sl_log(SL_LOG_WARN, "job %llu begins anew: its state was made under another LoRA",
+               (unsigned long long)r->msg->job);
+    return rc;
+}
+
 static sl_code restore_state(denoise_run *r, sl_err *err)
 {
     char path[SL_PATH];
     sl_st *st = NULL;
     sl_tensor meta, metrics;
+    bool same = true;
     float *x[4] = {0};
     static const char *const NAMES[4] = {"x", "last", "m0", "m1"};
     sl_code rc = sl_path_join(path, r->msg->dir, "state.safetensors", err);
@@ -140,6 +158,7 @@ static sl_code restore_state(denoise_run *r, sl_err *err)
     if ((rc = sl_st_want(st, "meta", SL_I64, 1, (int64_t[]){META_COUNT}, &meta, err)) ||
         (rc = sl_st_want(st, "metrics", SL_F32, 1, (int64_t[]){SL_BRANCHES}, &metrics, err)))
         goto done;
+    if ((rc = same_lora(r, st, &same, err)) || !same) goto done;
     int64_t v[META_COUNT];
     memcpy(v, meta.data, sizeof v);
     if (v[META_STEP] < 1 || v[META_STEP] >= r->schedule.steps || v[META_ORDER] < 0 ||
@@ -201,13 +220,14 @@ static bool keep_state(denoise_run *r, const sl_fbcache_report reports[SL_BRANCH
 
 static void save_state(denoise_run *r, denoise_state *s)
 {
-    static const char *const NAMES[] = {"x", "last", "m0", "m1", "meta", "metrics"};
+    static const char *const NAMES[] = {"x", "last", "m0", "m1", "meta", "metrics", "lora"};
     int64_t n = sl_count(&r->sampler.x);
-    sl_tensor t[6];
+    sl_tensor t[7];
     for (int i = 0; i < 4; i++) t[i] = sl_view(s->data + i * n, SL_F32, 4, r->shape);
     t[4] = sl_view1(s->meta, SL_I64, META_COUNT);
     t[5] = sl_view1(s->metrics, SL_F32, SL_BRANCHES);
-    sl_spool_write(&r->d->seat->spool, r->msg, "state", false, 6, NAMES, t);
+    t[6] = sl_view1(r->d->lora, SL_I64, SL_EXPERTS);
+    sl_spool_write(&r->d->seat->spool, r->msg, "state", false, 7, NAMES, t);
     r->since_saved = 0;
 }
 

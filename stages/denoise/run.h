@@ -2,6 +2,7 @@
 #ifndef SL_DENOISE_RUN_H
 #define SL_DENOISE_RUN_H
 
+#include "graphs/merge.h"
 #include "stages/denoise/preview.h"
 #include "stages/denoise/team.h"
 #include "stages/seat/loop.h"
@@ -14,6 +15,8 @@ typedef struct {
     sl_team load_team;                  /* with whom the weights are loaded */
     sl_loader *loaders[SL_EXPERTS + 1]; /* NULL-ended */
     sl_dit *dit[SL_EXPERTS];
+    sl_merge *merge[SL_EXPERTS]; /* NULL: no job has had a LoRA yet */
+    uint64_t lora[SL_EXPERTS];   /* key of what is merged; 0: nothing, UNSET: in disorder */
 } denoiser;
 
 /* A state that a denoiser can go on from: four tensors of the latents' size on the host (x, last,
@@ -54,6 +57,10 @@ typedef struct {
 
 sl_code sl_denoiser_open(denoiser *d, sl_err *err);
 void sl_denoiser_close(denoiser *d);
+/* Bring the weights to the job's LoRA, each expert's, unless they are there: before a team begins,
+ * by each of its ranks. Told as a span of loading and in the log. Errors, one line: a file that is
+ * another than when the job was taken, does not fit, cannot be read; SL_CANCELLED. */
+sl_code sl_denoise_adapt(denoiser *d, const sl_msg_job *msg, const sl_job *job, sl_err *err);
 
 /* Size and take the memory, compute what is constant over the steps, and either begin with
  * the noise or go on from the state in the spool. r->team is open. What reads the inputs is

@@ -17,6 +17,7 @@
 #include "stages/job/components.h"
 #include "stages/job/defaults.h"
 #include "stages/job/files.h"
+#include "stages/job/lora.h"
 
 static sl_code check_picture(const char *path, const char *option, int *w, int *h, sl_err *err)
 {
@@ -268,14 +269,19 @@ static sl_code check_outputs(const sl_request *j, sl_err *err)
     return SL_OK;
 }
 
+/* A run from the stage `from` on ("": all of it) has work for this role. */
+static bool computes(const char *from, sl_role role)
+{
+    return !*from || sl_role_follows(role, (sl_role)sl_role_by_name(from));
+}
+
 /* A team of a size that the configuration fixes can have the job. */
 static sl_code check_team(const sl_job *s, const char *from, const sl_model *model,
                           const sl_conf *conf, sl_err *err)
 {
     const sl_conf_stage *first = sl_conf_find(conf, SL_ROLE_DENOISE);
-    const bool computes =
-        !*from || sl_role_follows(SL_ROLE_DENOISE, (sl_role)sl_role_by_name(from));
-    if (!computes || !sl_conf_teamed(conf, SL_ROLE_DENOISE) || !first->team) return SL_OK;
+    if (!computes(from, SL_ROLE_DENOISE) || !sl_conf_teamed(conf, SL_ROLE_DENOISE) || !first->team)
+        return SL_OK;
     return sl_team_check(model->dit[0].heads, sl_job_guided(s), first->team, err);
 }
 
@@ -292,6 +298,9 @@ sl_code sl_request_check(sl_request *j, const char *from, const sl_model *model,
     if ((rc = check_pictures(j, model, err)) || (rc = complete(j, model, conf, err)) ||
         (rc = sl_job_check_family(s, &model->family, err)) ||
         (rc = check_team(s, from, model, conf, err)))
+        return rc;
+    if (computes(from, SL_ROLE_DENOISE) &&
+        (rc = sl_request_check_lora(j, model, conf->model.random, err)))
         return rc;
     const sl_grid g = sl_job_grid(model, s);
     int rope = model->dit[0].rope_max;

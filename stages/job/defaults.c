@@ -60,7 +60,8 @@ static sl_code copy_value(sl_request *to, const sl_request *from, const sl_optio
 {
     char *a = (char *)to + o->at;
     const char *b = (const char *)from + o->at;
-    if (o->kind == SL_OPTION_TEXT) return sl_job_set_text((char **)a, *(char *const *)b, err);
+    if (o->kind == SL_OPTION_TEXT || o->kind == SL_OPTION_LORA)
+        return sl_job_set_text((char **)a, *(char *const *)b, err);
     memcpy(a, b, o->room);
     return SL_OK;
 }

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/lora.h"
 #include "common/text.h"
 
 #define AT(type, field) offsetof(type, field), sizeof(((type *)0)->field)
@@ -59,6 +60,12 @@ static const sl_option OPTIONS[] = {
     {"fbcache-max-hits", SL_OPTION_INT, MODEL(fbcache_max_hits), "N",
      "most steps in a row that are skipped, 0: no cap"},
     {"fbcache-final", SL_OPTION_INT, MODEL(fbcache_final), "N", "last steps that always compute"},
+    {"lora", SL_OPTION_LORA, JOB_HAS(lora), "FILE[:STRENGTH]",
+     "a LoRA for the transformer, any naming; several add up (default strength 1)"},
+    {"lora-2", SL_OPTION_LORA, JOB_HAS(lora_2), "FILE[:STRENGTH]",
+     "likewise for the low-noise expert (A14B)"},
+    {"lora-lenient", SL_OPTION_FLAG, JOB(lora_lenient), NULL,
+     "leave out what a LoRA holds that the model has no place for"},
     {"crf", SL_OPTION_INT, JOB_HAS(crf), "N", "x264 quality, lower is better (default 18)"},
     {"dump", SL_OPTION_PATH, OUTSIDE(dump_dir), "DIR", "write every hand-over there"},
     {"dump-steps", SL_OPTION_FLAG, JOB(dump_steps), NULL,
@@ -94,6 +101,23 @@ static bool is_plain_number(const char *v, bool real)
 {
     size_t sign = *v == '-' || *v == '+';
     return v[sign] && strspn(v + sign, real ? "0123456789.eE+-" : "0123456789") == strlen(v + sign);
+}
+
+/* *field becomes the rows `before` and one more. */
+static sl_code add_lora(char **field, const char *before, const char *v, sl_err *err)
+{
+    sl_lora_use uses[SL_LORA_MOST + 1];
+    const int n = sl_lora_uses(uses, before, err);
+    sl_code rc;
+    if (n < 0) return err ? err->code : SL_FORMAT;
+    if (n == SL_LORA_MOST)
+        return sl_fail(err, SL_ARG, "more than %d files, want at most so many", SL_LORA_MOST);
+    if ((rc = sl_lora_use_parse(&uses[n], v, err))) return rc;
+    char *rows = sl_lora_field(uses, n + 1);
+    if (!rows) return sl_fail(err, SL_NOMEM, "no memory");
+    free(*field);
+    *field = rows;
+    return SL_OK;
 }
 
 sl_code sl_option_set(void *owner, const sl_option *o, const char *v, sl_err *err)
@@ -140,6 +164,12 @@ sl_code sl_option_set(void *owner, const sl_option *o, const char *v, sl_err *er
     case SL_OPTION_TEXT: {
         sl_code rc = sl_job_set_text((char **)at, v, err);
         if (rc) return rc;
+        break;
+    }
+    case SL_OPTION_LORA: {
+        const bool more = o->given && *((bool *)owner + o->given);
+        sl_code rc = add_lora((char **)at, more ? *(char **)at : "", v, err);
+        if (rc) return sl_context(err, rc, "--%s", o->name);
         break;
     }
     case SL_OPTION_FLAG:
@@ -195,6 +225,24 @@ static sl_code wrong_type(const char *key, const json_t *v, const char *want, sl
     return rc;
 }
 
+/* A text, or an array of them; they replace what the job had before. */
+static sl_code json_lora(sl_request *job, const sl_option *o, const char *key, const json_t *v,
+                         sl_err *err)
+{
+    const size_t n = json_is_array(v) ? json_array_size(v) : 1;
+    sl_code rc = sl_job_set_text((char **)((char *)job + o->at), "", err);
+    for (size_t i = 0; i < n && !rc; i++) {
+        const json_t *one = json_is_array(v) ? json_array_get(v, i) : v;
+        const char *text = json_string_value(one);
+        if (!text || strlen(text) != json_string_length(one))
+            return wrong_type(key, one, "a text, FILE[:STRENGTH], or an array of them", err);
+        if (!i) *((bool *)job + o->given) = false; /* the first replaces */
+        rc = sl_option_set(job, o, text, err);
+    }
+    *((bool *)job + o->given) = true;
+    return rc;
+}
+
 static sl_code json_option(sl_request *job, sl_option_owner least, const char *key, const json_t *v,
                            sl_err *err)
 {
@@ -203,6 +251,7 @@ static sl_code json_option(sl_request *job, sl_option_owner least, const char *k
     const char *text = json_string_value(v);
     sl_code rc = sl_option_find(&o, key, least, err);
     if (rc) return rc;
+    if (o->kind == SL_OPTION_LORA) return json_lora(job, o, key, v, err);
     if (o->kind == SL_OPTION_FLAG) {
         if (!json_is_boolean(v)) return wrong_type(key, v, "true or false", err);
         if (json_is_true(v)) return sl_option_set(job, o, "", err);

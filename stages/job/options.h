@@ -14,7 +14,8 @@ typedef enum {
     SL_OPTION_REAL,
     SL_OPTION_PATH,
     SL_OPTION_TEXT,
-    SL_OPTION_FLAG
+    SL_OPTION_FLAG,
+    SL_OPTION_LORA /* FILE[:STRENGTH], may come several times; JSON: one, or an array of them */
 } sl_option_kind;
 
 /* Whose an option is: the whole run's; a job's, which may stand in a jobs file; a job's

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "kernels/cuda/conv_tiles.h"
+#include "stages/job/lora.h"
 #include "stages/sizes/denoise.h"
 
 /* Measured: what a stage's process takes with no job, and what x264 takes for each pixel
@@ -173,12 +174,18 @@ static sl_code plan_denoise(planner *p, sl_stage_plan *s, bool computes, sl_err 
     int64_t shape[4];
     sl_dit *dit[SL_EXPERTS] = {0};
     sl_schedule *schedule = malloc(sizeof *schedule);
+    sl_merge_sizes lora;
+    size_t merging = 0;
     sl_arena a = {0};
     sl_code rc = schedule ? SL_OK : sl_fail(err, SL_NOMEM, "denoise: no memory");
     for (int e = 0; e < model->family.experts && !rc; e++) {
         if ((rc = open_counting(p, NAMES[e], "diffusion_pytorch_model", err))) break;
         if (!(dit[e] = sl_dit_new(&model->dit[e], p->loader)))
             rc = sl_fail(err, SL_NOMEM, "%s: no memory", NAMES[e]);
+        if (!rc && computes && !(rc = sl_lora_sizes(job, e, p->loader, &lora, err))) {
+            if (p->body.host_memory) s->weights += lora.host_bytes;
+            if (lora.arena_bytes > merging) merging = lora.arena_bytes;
+        }
         if (!rc) rc = close_counting(p, s, NAMES[e], err);
     }
     if (!rc && computes)
@@ -190,6 +197,7 @@ static sl_code plan_denoise(planner *p, sl_stage_plan *s, bool computes, sl_err 
             &(sl_denoise_sizes){
                 .model = model, .dit = dit, .job = job, .schedule = schedule, .split = &split},
             err);
+    if (merging > a.peak) a.peak = merging; /* before the job's own are there */
     add_arena(s, &a);
     if (!rc && teamed)
         rc = sl_denoise_window(&s->window, &p->body, model, dit, p->conf->limits.pixels,

@@ -25,9 +25,7 @@ void sl_batch_free(sl_batch *b)
 static sl_code copy_request(sl_request *to, const sl_request *from, sl_err *err)
 {
     *to = *from;
-    to->spec.prompt = to->spec.negative = NULL;
-    sl_code rc = sl_job_set_text(&to->spec.prompt, from->spec.prompt, err);
-    return rc ? rc : sl_job_set_text(&to->spec.negative, from->spec.negative, err);
+    return sl_job_copy(&to->spec, &from->spec, err);
 }
 
 sl_code sl_batch_add(sl_batch *b, sl_request **out, sl_err *err)

@@ -32,7 +32,7 @@ typedef struct {
     bool has_prompt, has_negative, has_seed, has_noise, has_image, has_last_image, has_width,
         has_height, has_max_area, has_frames, has_fps, has_steps, has_guidance, has_guidance_2,
         has_shift, has_sampler, has_crf, has_fbcache, has_fbcache_warmup, has_fbcache_max_hits,
-        has_fbcache_final;
+        has_fbcache_final, has_lora, has_lora_2;
     /* --dump, and where the report and the trace go; "" none */
     char dump_dir[SL_PATH], json[SL_PATH], trace[SL_PATH];
     int line;                 /* of the jobs file; 0: the request has no line */
