@@ -54,6 +54,11 @@ bool sl_role_has_teams(sl_role role)
     return ROLE_PLACES[role] == TEAM;
 }
 
+bool sl_role_adapts(sl_role role)
+{
+    return role == SL_ROLE_DENOISE;
+}
+
 bool sl_team_fits(int heads, bool guided, int size)
 {
     int share = guided && size % 2 == 0 ? size / 2 : size;

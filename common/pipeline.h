@@ -41,6 +41,8 @@ int sl_role_by_name(const char *name);
 bool sl_role_on_host(sl_role role);
 /* Several instances of the role may work on one attempt. */
 bool sl_role_has_teams(sl_role role);
+/* The role's weights are those that a job asks for: a LoRA is merged into them between two jobs. */
+bool sl_role_adapts(sl_role role);
 #define SL_RANKS 16 /* most instances of such a role, and members of a team */
 /* So many members can share a forward of so many heads. With guidance an even team is two halves,
  * a branch each, whose members share the heads; any other shares them as a whole. One always

@@ -109,6 +109,9 @@ static inline void end(void)
     t_rmdir(t.dir);
 }
 
+/* The LoRA of jobs that are submitted from now on, as rows of job.json. */
+static const char *submitted_lora = "";
+
 static inline void submit(uint64_t tag, uint64_t client, const char *name)
 {
     sl_msg_submit m = {.tag = tag};
@@ -123,6 +126,7 @@ static inline void submit(uint64_t tag, uint64_t client, const char *name)
         snprintf(job.image, sizeof job.image, "x.png");
         snprintf(job.output, sizeof job.output, "%s/%s.mp4", t.dir, name);
         T_OK(sl_job_set_text(&job.prompt, "A cat", &err));
+        T_OK(sl_job_set_text(&job.lora, submitted_lora, &err));
         snprintf(path, sizeof path, "%s/job.json", m.dir);
         T_OK(sl_job_write(&job, path, &err));
         sl_job_free(&job);

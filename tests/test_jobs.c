@@ -52,6 +52,117 @@ static void a_job_goes_from_crew_to_crew(void **state)
     end();
 }
 
+/* ---- weights ---- */
+
+static void submit_with(uint64_t tag, const char *name, const char *lora)
+{
+    submitted_lora = lora;
+    submit(tag, 1, name);
+    submitted_lora = "";
+}
+
+/* The job of the newest JOB that the seat got; 0: it got none. */
+static uint64_t newest(int seat)
+{
+    for (int i = t.count - 1; i >= 0; i--)
+        if (t.log[i].seat == seat && t.log[i].m.type == SL_MSG_JOB) return t.log[i].m.job.job;
+    return 0;
+}
+
+/* Text and picture stages do what they are told, until there is nothing more. */
+static void make_inputs(int made[2])
+{
+    for (bool more = true; more;) {
+        more = false;
+        for (int seat = TEXT; seat <= IMAGE; seat++)
+            while (jobs_sent(seat) > made[seat]) {
+                made[seat]++;
+                spooled(seat, newest(seat), SL_OK);
+                done(seat, newest(seat));
+                more = true;
+            }
+    }
+}
+
+/* Jobs that want the weights that are there go first, but the oldest is not kept waiting for more
+ * than SL_ORDER_OVERTAKEN of them. */
+static void jobs_of_one_lora_follow_each_other(void **state)
+{
+    static const char *const LORA[] = {"", "1 a x", "", "", "1 a x", "", "", "", "1 b x"};
+    /* the two with `a` come together: the fifth is the second's neighbour in weights */
+    static const int WANT[] = {1, 3, 4, 6, 7, 2, 5, 8, 9};
+    char name[2] = "a";
+    int made[2] = {0};
+    (void)state;
+    begin("{ name = \"text\"; }, { name = \"image\"; }, { name = \"denoise\"; slots = 16; }, "
+          "{ name = \"decode\"; slots = 16; }, { name = \"mux\"; }",
+          "");
+    for (uint64_t i = 1; i <= 9; i++, name[0]++) submit_with(i, name, LORA[i - 1]);
+    sl_jobs_schedule(t.d);
+    make_inputs(made);
+    for (int i = 0; i < 9; i++) {
+        if (newest(DENOISE) != (uint64_t)WANT[i])
+            fail_msg("turn %d is job %d's, want %d's", i, (int)newest(DENOISE), WANT[i]);
+        taken(DENOISE, (uint64_t)WANT[i]);
+        give(DENOISE, (uint64_t)WANT[i]);
+    }
+    end();
+}
+
+/* A stage that was started again has the checkpoint's weights. */
+static void a_restart_forgets_the_weights(void **state)
+{
+    int made[2] = {0};
+    (void)state;
+    begin(ONE_EACH, "");
+    submit_with(1, "a", "1 a x");
+    submit_with(2, "b", "");
+    submit_with(3, "c", "1 a x");
+    sl_jobs_schedule(t.d);
+    make_inputs(made);
+    assert_int_equal(newest(DENOISE), 1);
+    taken(DENOISE, 1);
+    make_inputs(made);
+    give(DENOISE, 1);
+    assert_int_equal(newest(DENOISE), 3); /* the weights are there */
+    taken(DENOISE, 3);
+    dies(DENOISE);
+    announce(DENOISE);
+    sl_jobs_schedule(t.d);
+    assert_int_equal(newest(DENOISE), 2); /* it needs no switch now */
+    end();
+}
+
+/* Two denoisers: each goes on with its weights. */
+static void instances_keep_their_weights(void **state)
+{
+    int made[2] = {0};
+    (void)state;
+    begin("{ name = \"text\"; }, { name = \"image\"; }, { name = \"denoise\"; slots = 16; team = "
+          "1; }, "
+          "{ name = \"decode\"; slots = 16; }, { name = \"mux\"; }, "
+          "{ name = \"denoise\"; slots = 16; team = 1; }",
+          "");
+    submit_with(1, "a", "1 a x");
+    submit_with(2, "b", "");
+    submit_with(3, "c", "");
+    submit_with(4, "d", "1 a x");
+    sl_jobs_schedule(t.d);
+    make_inputs(made);
+    const int with = newest(DENOISE) == 1 ? DENOISE : DENOISE_B,
+              without = DENOISE + DENOISE_B - with;
+    assert_int_equal(newest(with), 1);
+    assert_int_equal(newest(without), 2);
+    taken(with, 1);
+    taken(without, 2);
+    make_inputs(made);
+    give(with, 1);
+    assert_int_equal(newest(with), 4);
+    give(without, 2);
+    assert_int_equal(newest(without), 3);
+    end();
+}
+
 /* ---- credits ---- */
 
 /* The only text slot is held by job 2, which waits for a picture; the only image slot by
@@ -354,6 +465,9 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_job_goes_from_crew_to_crew),
+        cmocka_unit_test(jobs_of_one_lora_follow_each_other),
+        cmocka_unit_test(a_restart_forgets_the_weights),
+        cmocka_unit_test(instances_keep_their_weights),
         cmocka_unit_test(the_oldest_never_waits_for_a_credit),
         cmocka_unit_test(others_wait_for_a_credit),
         cmocka_unit_test(two_denoisers_work_on_two_jobs),

@@ -42,6 +42,46 @@ static void test_order(void **state)
     }
 }
 
+/* Jobs, oldest first: ready, weights, overtaken; who gets a stage that has weights 7. */
+static void test_order_of_jobs(void **state)
+{
+    enum { LATE = SL_ORDER_OVERTAKEN };
+    static const struct {
+        sl_order_job jobs[4];
+        int n, want;
+    } CASES[] = {
+        {{{false, 7, 0}}, 1, -1},
+        {{{true, 0, 0}}, 1, 0},                      /* nobody wants what is there */
+        {{{true, 0, 0}, {true, 7, 0}}, 2, 1},        /* a younger one does */
+        {{{true, 7, 0}, {true, 7, 0}}, 2, 0},        /* the oldest of them */
+        {{{true, 0, 0}, {false, 7, 0}}, 2, 0},       /* it is not ready */
+        {{{true, 9, 0}, {true, 0, 0}}, 2, 0},        /* both need a switch */
+        {{{true, 9, LATE - 1}, {true, 7, 0}}, 2, 1}, /* may be overtaken once more */
+        {{{true, 9, LATE}, {true, 7, 0}}, 2, 0},     /* no more */
+        {{{false, 9, LATE}, {true, 0, 0}, {true, 7, 0}},
+         3,
+         2},                                                   /* it is not ready, and counts not */
+        {{{true, 0, 0}, {true, 9, LATE}, {true, 7, 0}}, 3, 2}, /* the oldest has time */
+        {{{true, 0, LATE}, {true, 9, LATE}, {true, 7, 0}}, 3, 0},
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) {
+        int got = sl_order_take(CASES[i].jobs, CASES[i].n, 7);
+        if (got != CASES[i].want)
+            fail_msg("case %zu: job %d is taken, want %d", i, got, CASES[i].want);
+    }
+}
+
+/* However many of one set come, one of another set waits for SL_ORDER_OVERTAKEN of them. */
+static void test_nobody_starves(void **state)
+{
+    sl_order_job jobs[2] = {{true, 9, 0}, {true, 7, 0}};
+    int before = 0;
+    (void)state;
+    while (sl_order_take(jobs, 2, 7) == 1) before++, jobs[0].overtaken++;
+    assert_int_equal(before, SL_ORDER_OVERTAKEN);
+}
+
 /* ---- stages of our own ---- */
 
 static const char *notes; /* file: a line for each piece, and whatever else others wait for */
@@ -916,6 +956,8 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_order),
+        cmocka_unit_test(test_order_of_jobs),
+        cmocka_unit_test(test_nobody_starves),
         cmocka_unit_test(test_stage_side),
         cmocka_unit_test(test_idle),
         cmocka_unit_test(test_one_at_a_time),

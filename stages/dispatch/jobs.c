@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "common/log.h"
+#include "common/lora.h"
 #include "stages/dispatch/schedule.h"
 
 /* ---- opening ---- */
@@ -29,6 +30,7 @@ sl_code sl_jobs_open(sl_jobs **out, const sl_conf *conf, const sl_model *model,
 {
     sl_jobs *d = *out = calloc(1, sizeof *d);
     if (!d || !(d->jobs = calloc(SL_JOBS_MAX, sizeof *d->jobs)) ||
+        !(d->order_jobs = calloc(SL_JOBS_MAX, sizeof *d->order_jobs)) ||
         !(d->team_jobs = calloc(SL_JOBS_MAX, sizeof *d->team_jobs)) ||
         !(d->team_jobs_of = calloc(SL_JOBS_MAX, sizeof(int))))
         return sl_fail(err, SL_NOMEM, "dispatch: no memory");
@@ -48,6 +50,7 @@ void sl_jobs_close(sl_jobs **dp)
     *dp = NULL;
     if (!d) return;
     free(d->jobs);
+    free(d->order_jobs);
     free(d->team_jobs);
     free(d->team_jobs_of);
     free(d);
@@ -185,6 +188,7 @@ static sl_code read_job(sl_jobs *d, job *j, const char *dir, sl_err *err)
                                       .maker = NO_SEAT,
                                       .seat = NO_SEAT};
     j->dump = spec.dump;
+    j->key = sl_lora_key(spec.lora) + 3 * sl_lora_key(spec.lora_2);
     j->guided = sl_job_guided(&spec);
     j->alone = spec.dump_blocks;
     memcpy(j->output, spec.output, sizeof j->output);

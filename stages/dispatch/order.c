@@ -1,4 +1,4 @@
-/* order.c - whose turn of a device is next. */
+/* order.c - whose turn of a device is next, and whose weights. */
 #include "stages/dispatch/order.h"
 
 int sl_order_next(const sl_order_wait *waits, int n, int64_t now_ns, int64_t patience_ns)
@@ -12,4 +12,16 @@ int sl_order_next(const sl_order_wait *waits, int n, int64_t now_ns, int64_t pat
         best_rank = rank;
     }
     return best;
+}
+
+int sl_order_take(const sl_order_job *jobs, int n, uint64_t key)
+{
+    int oldest = -1, same = -1;
+    for (int i = n - 1; i >= 0; i--) {
+        if (!jobs[i].ready) continue;
+        oldest = i;
+        if (jobs[i].key == key) same = i;
+    }
+    if (oldest >= 0 && jobs[oldest].overtaken >= SL_ORDER_OVERTAKEN) return oldest;
+    return same >= 0 ? same : oldest;
 }

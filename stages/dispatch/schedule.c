@@ -292,35 +292,62 @@ static int suits(const job *j, const seat *s, int number)
     return lie;
 }
 
+/* The seat's weights are another job's by right: order.h. The job itself could begin there. */
+static bool is_anothers(const sl_jobs *d, const job *j, const seat *s, int number)
+{
+    const sl_role role = s->stage->role;
+    bool takes_any;
+    if (!sl_role_adapts(role) || s->key == j->key) return false;
+    for (int i = 0; i < d->count; i++) {
+        const job *k = &d->jobs[i];
+        d->order_jobs[i] = (sl_order_job){
+            .ready = k == j || (!k->ending && is_runnable(d, k, sl_crew_of(role), &takes_any) &&
+                                (k->want || !s->teamed) && suits(k, s, number) >= 0),
+            .key = k->key,
+            .overtaken = k->overtaken};
+    }
+    return sl_order_take(d->order_jobs, d->count, s->key) != (int)(j - d->jobs);
+}
+
+/* The job begins in the crew: older ones that could have begun with other weights are overtaken. */
+static void overtake(sl_jobs *d, const job *j, sl_role crew, sl_role role)
+{
+    bool takes_any;
+    for (job *k = d->jobs; k < j && sl_role_adapts(role); k++)
+        if (k->key != j->key && !k->ending && is_runnable(d, k, crew, &takes_any)) k->overtaken++;
+}
+
 /* The seat to play this role: where most hand-overs lie, then the instance of the crew's first
- * seat (they know each other: a decoder has pinned that mux's pool), then the first. NO_SEAT:
- * none. */
+ * seat (they know each other: a decoder has pinned that mux's pool), then one with the job's
+ * weights, then the first. NO_SEAT: none. */
 static int choose_seat(const sl_jobs *d, const job *j, sl_role role, int first)
 {
     int best = NO_SEAT, most = -1;
     for (int i = 0; i < SL_CONF_SEATS; i++) {
         const seat *s = &d->seats[i];
         int lie = s->stage && s->stage->role == role ? suits(j, s, i) : -1;
-        if (lie < 0) continue;
+        if (lie < 0 || is_anothers(d, j, s, i)) continue;
         bool mate = first != NO_SEAT && d->seats[first].stage->instance == s->stage->instance;
-        if (2 * lie + mate <= most) continue;
+        const int worth = 4 * lie + 2 * mate + (s->key == j->key);
+        if (worth <= most) continue;
         best = i;
-        most = 2 * lie + mate;
+        most = worth;
     }
     return best;
 }
 
 /* ---- teams ---- */
 
-/* Mates of the leader for a team of j->want, the lowest numbers first. false: there are too few
- * who are idle. */
+/* Mates of the leader for a team of j->want, those with the job's weights first, then the lowest
+ * numbers. false: there are too few who are idle. */
 static bool choose_mates(const sl_jobs *d, const job *j, sl_role role, attempt *a)
 {
     int n = 1; /* the leader */
-    for (int i = 0; i < SL_CONF_SEATS && n < j->want; i++) {
-        const seat *s = &d->seats[i];
-        if (s->stage && s->stage->role == role && i != a->seat[role] && is_idle(s))
-            a->mates[n++] = i;
+    for (int i = 0; i < 2 * SL_CONF_SEATS && n < j->want; i++) {
+        const seat *s = &d->seats[i % SL_CONF_SEATS];
+        if (s->stage && s->stage->role == role && i % SL_CONF_SEATS != a->seat[role] &&
+            is_idle(s) && (s->key == j->key) == (i < SL_CONF_SEATS))
+            a->mates[n++] = i % SL_CONF_SEATS;
     }
     a->size = n;
     return n == j->want;
@@ -425,6 +452,7 @@ static void send_to(sl_jobs *d, const job *j, const attempt *a, int number, cons
 {
     d->seats[number].job = j->id;
     d->seats[number].attempt = a->number;
+    d->seats[number].key = j->key;
     sl_table_to_seat(d, number, m);
 }
 
@@ -511,6 +539,9 @@ static void start_crew(sl_jobs *d, job *j, sl_role crew)
     }
     a.number = ++j->attempt_count;
     j->attempts[crew] = a;
+    for (int r = 0; r < SL_ROLE_COUNT; r++)
+        if (sl_crew_of((sl_role)r) == crew) overtake(d, j, crew, (sl_role)r);
+    j->overtaken = 0;
     if (takes_any || j == d->jobs) j->started = true;
     tell_queued(d, j, crew);
     send_jobs(d, j, &j->attempts[crew], crew);

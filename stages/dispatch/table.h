@@ -12,6 +12,7 @@
 #include "common/conf.h"
 #include "common/model.h"
 #include "common/wire.h"
+#include "stages/dispatch/order.h"
 #include "stages/dispatch/team.h"
 
 #define NO_JOB 0
@@ -29,6 +30,7 @@ typedef struct {
         int slots;
     } pools[SL_HANDOVER_COUNT];
     uint64_t job;     /* what the seat works on; NO_JOB: idle */
+    uint64_t key;     /* of the weights it works with, where its role adapts; 0: the checkpoint's */
     uint32_t attempt; /* 0 beside a job: it is through, and others of its team are not */
 } seat;
 
@@ -63,6 +65,8 @@ typedef struct {
 typedef struct {
     uint64_t id, tag, client;
     char dir[SL_DIR], output[SL_PATH];
+    uint64_t key;  /* of the LoRA that the job wants; 0: none */
+    int overtaken; /* younger jobs that began before it for the sake of their weights */
     bool dump, guided;
     bool alone; /* intermediates are dumped, which one rank must have whole */
     int want;   /* how many seats of the role that has teams are to work on it; 0: it waits */
@@ -93,9 +97,10 @@ struct sl_jobs {
     uint64_t last_id;
     bool draining;
     int count;
-    job *jobs;              /* oldest first */
-    sl_team_job *team_jobs; /* room for all of them, where team.h is asked */
-    int *team_jobs_of;      /* their indices in jobs */
+    job *jobs;                /* oldest first */
+    sl_order_job *order_jobs; /* room for all of them, where order.h is asked */
+    sl_team_job *team_jobs;   /* room for all of them, where team.h is asked */
+    int *team_jobs_of;        /* their indices in jobs */
 };
 
 typedef struct sl_jobs sl_jobs;
