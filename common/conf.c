@@ -178,9 +178,22 @@ static const key STAGE_KEYS[] = {
     {"args", ARGS, 0, 0, 0, 0, 0, "", NULL, "", "more arguments for the program"},
 };
 #undef X
+#undef AT
+#undef ROOM
+#define AT(field) offsetof(sl_conf_lora, field)
+#define ROOM(field) sizeof(((sl_conf_lora *)0)->field)
+static const key LORA_KEYS[] = {
+    TXT("name", name, "", "what a request calls it"),
+    TXT("file", file, "", "for the transformer (\"\": none)"),
+    TXT("file_2", file_2, "", "for the second expert of A14B (\"\": none)"),
+    NUM("strength", FLOAT, strength, -100, 100, 1, "",
+        "of file, times that of the request (NAME:STRENGTH)"),
+    NUM("strength_2", FLOAT, strength_2, -100, 100, 1, "", "of file_2, likewise"),
+};
 enum {
     KEY_COUNT = sizeof KEYS / sizeof *KEYS,
-    STAGE_KEY_COUNT = sizeof STAGE_KEYS / sizeof *STAGE_KEYS
+    STAGE_KEY_COUNT = sizeof STAGE_KEYS / sizeof *STAGE_KEYS,
+    LORA_KEY_COUNT = sizeof LORA_KEYS / sizeof *LORA_KEYS,
 };
 
 const sl_conf_stage *sl_conf_find(const sl_conf *conf, sl_role role)
@@ -274,6 +287,13 @@ static bool is_number(const key *k)
 static bool is_of_role(const key *k, sl_role role)
 {
     return (strcmp(k->path, "team") && strcmp(k->path, "comm")) || sl_role_has_teams(role);
+}
+
+static void lora_defaults(sl_conf_lora *l)
+{
+    memset(l, 0, sizeof *l);
+    for (int i = 0; i < LORA_KEY_COUNT; i++)
+        if (is_number(&LORA_KEYS[i])) store_number(&LORA_KEYS[i], l, LORA_KEYS[i].number);
 }
 
 static void stage_defaults(sl_conf_stage *s, sl_role role)
@@ -512,7 +532,7 @@ static sl_code unknown_key(const reader *r, const config_setting_t *s, const cha
     last = last ? last + 1 : path;
     for (int i = 0; i < count; i++) {
         const char *dot = strchr(keys[i].path, '.');
-        consider(keys[i].path, keys == STAGE_KEYS ? last : path, 0, &best, &cost);
+        consider(keys[i].path, dot ? path : last, 0, &best, &cost);
         int apart = 1 + sl_text_distance(dot ? dot + 1 : keys[i].path, last);
         if (apart < cost) {
             cost = apart;
@@ -642,6 +662,55 @@ static sl_code read_stages(const reader *r, const config_setting_t *list, sl_con
     return SL_OK;
 }
 
+static sl_code read_lora(const reader *r, const config_setting_t *group, int index, sl_conf *out)
+{
+    char path[160], have[80];
+    sl_conf_lora *l = &out->lora[index];
+    if (config_setting_type(group) != CONFIG_TYPE_GROUP)
+        return sl_fail(r->err, SL_ARG,
+                       "%s:%d: lora[%d] is %s, want a group { name = \"NAME\"; ... }", r->name,
+                       line_of(group), index, found(group, have, sizeof have));
+    lora_defaults(l);
+    for (int i = 0; i < config_setting_length(group); i++) {
+        const config_setting_t *s = config_setting_get_elem(group, (unsigned)i);
+        snprintf(path, sizeof path, "lora[%d].%.100s", index, config_setting_name(s));
+        const key *k = find_key(LORA_KEYS, LORA_KEY_COUNT, config_setting_name(s));
+        if (!k) return unknown_key(r, s, path, LORA_KEYS, LORA_KEY_COUNT);
+        sl_code rc = read_key(r, s, k, path, l);
+        if (rc) return rc;
+    }
+    if (!*l->name || strpbrk(l->name, ": ,") || (!*l->file && !*l->file_2))
+        return sl_fail(r->err, SL_ARG,
+                       "%s:%d: lora[%d] has %s, want a name without space, comma and colon, and "
+                       "file or file_2",
+                       r->name, line_of(group), index,
+                       !*l->name                 ? "no name"
+                       : strpbrk(l->name, ": ,") ? "a name with one of them"
+                                                 : "no file");
+    for (int i = 0; i < index; i++)
+        if (!strcmp(out->lora[i].name, l->name))
+            return sl_fail(r->err, SL_ARG, "%s:%d: lora[%d].name is \"%s\", as that of lora[%d] is",
+                           r->name, line_of(group), index, l->name, i);
+    return SL_OK;
+}
+
+static sl_code read_loras(const reader *r, const config_setting_t *list, sl_conf *out)
+{
+    char have[80];
+    const int n = config_setting_length(list);
+    if (config_setting_type(list) != CONFIG_TYPE_LIST || n > SL_CONF_LORAS)
+        return sl_fail(r->err, SL_ARG,
+                       "%s:%d: lora is %s, want a list of at most %d groups ( { name = \"NAME\"; "
+                       "file = \"FILE\"; }, ... )",
+                       r->name, line_of(list), found(list, have, sizeof have), SL_CONF_LORAS);
+    for (int i = 0; i < n; i++) {
+        sl_code rc = read_lora(r, config_setting_get_elem(list, (unsigned)i), i, out);
+        if (rc) return rc;
+    }
+    out->lora_count = n;
+    return SL_OK;
+}
+
 /* Instances that may work together are told alike, and are no more than a team can have. */
 static sl_code check_teams(const reader *r, const sl_conf *c)
 {
@@ -684,6 +753,7 @@ static sl_code read_root(const reader *r, const config_setting_t *root, sl_conf 
         const char *name = config_setting_name(s);
         sl_code rc;
         if (!strcmp(name, "stages")) rc = read_stages(r, s, out);
+        else if (!strcmp(name, "lora")) rc = read_loras(r, s, out);
         else if (is_group(name)) rc = read_group(r, s, out);
         else rc = unknown_group(r, s);
         if (rc) return rc;
@@ -849,6 +919,27 @@ static void print_keys(FILE *to, const sl_conf *conf)
     fputs("};\n\n", to);
 }
 
+static void print_loras(FILE *to, const sl_conf *conf)
+{
+    char want[320], what[256];
+    fputs("# LoRA that requests over HTTP may ask for, by name. Keys of one:\n", to);
+    for (int i = 0; i < LORA_KEY_COUNT; i++)
+        fprintf(to, "#   %-10s %s\n#              %s\n", LORA_KEYS[i].path,
+                meaning(&LORA_KEYS[i], what, sizeof what),
+                values(&LORA_KEYS[i], want, sizeof want));
+    fputs("lora:\n(\n", to);
+    for (int i = 0; i < conf->lora_count; i++) {
+        fputs("    { ", to);
+        for (int k = 0; k < LORA_KEY_COUNT; k++) {
+            fprintf(to, "%s = ", LORA_KEYS[k].path);
+            print_value(to, &LORA_KEYS[k], &conf->lora[i]);
+            fputs("; ", to);
+        }
+        fputs(i + 1 < conf->lora_count ? "},\n" : "}\n", to);
+    }
+    fputs(");\n\n", to);
+}
+
 static void print_stages(FILE *to, const sl_conf *conf)
 {
     char want[320], what[256];
@@ -882,6 +973,7 @@ sl_code sl_conf_print(const sl_conf *conf, FILE *to, sl_err *err)
           "# one that is not known is refused.\n\n",
           to);
     print_keys(to, conf);
+    print_loras(to, conf);
     print_stages(to, conf);
     if (fflush(to) || ferror(to)) return sl_fail_errno(err, errno, "write settings");
     return SL_OK;

@@ -38,6 +38,15 @@ typedef struct {
     char args[SL_CONF_ARGS][SL_CONF_ARG]; /* extra arguments */
 } sl_conf_stage;
 
+/* A LoRA that requests over HTTP may ask for by its name: a client gives no path. */
+#define SL_CONF_LORAS 32
+typedef struct {
+    char name[64];
+    char file[SL_CONF_PATH];   /* for the transformer; "": none */
+    char file_2[SL_CONF_PATH]; /* for the second expert; "": none */
+    double strength, strength_2;
+} sl_conf_lora;
+
 typedef struct {
     struct {
         char dir[SL_CONF_PATH];   /* run directory; "": a private one is made */
@@ -97,6 +106,8 @@ typedef struct {
         char hosts[SL_CONF_PATH];       /* names that a request without a token may be sent to */
         char image_hosts[SL_CONF_PATH]; /* hosts that pictures may be fetched from */
     } serve;
+    int lora_count;
+    sl_conf_lora lora[SL_CONF_LORAS]; /* in the file's order */
     int stage_count;
     sl_conf_stage stages[SL_CONF_SEATS]; /* in the file's order */
 } sl_conf;

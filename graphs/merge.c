@@ -112,13 +112,15 @@ static size_t arena_of(const recipe *r, int first, int n, const sl_tensor *t)
     return most + rounded((size_t)sl_count(t) * sizeof(float));
 }
 
-static sl_code leave_out(recipe *r, const sl_lora *f, const char *name, bool lenient, sl_err *err)
+static sl_code leave_out(recipe *r, const sl_lora *f, const char *name, int tensors, bool lenient,
+                         sl_err *err)
 {
     if (!lenient)
         return wrong(f, err, SL_ARG,
                      "%.200s has no place in this model (--lora-lenient leaves such tensors out)",
                      name);
-    if (!r->sizes.left_out++) r->sizes.left = name;
+    if (!r->sizes.left_out) r->sizes.left = name;
+    r->sizes.left_out += tensors;
     return SL_OK;
 }
 
@@ -131,11 +133,11 @@ static sl_code add_file(recipe *r, const sl_loader *l, const sl_lora *f, double 
     const char *stray;
     sl_code rc = SL_OK;
     for (int i = 0; (stray = sl_lora_stray(f, i)) && !rc; i++)
-        rc = leave_out(r, f, stray, lenient, err);
+        rc = leave_out(r, f, stray, 1, lenient, err);
     for (int i = 0; (c = sl_lora_at(f, i)) && !rc; i++) {
         const int place = sl_loader_find(l, c->target);
         if (place < 0) {
-            rc = leave_out(r, f, c->name, lenient, err);
+            rc = leave_out(r, f, c->name, c->up.rank ? 2 : 1, lenient, err);
             continue;
         }
         if ((rc = fits(f, c, sl_loader_place(l, place)->out, err))) break;

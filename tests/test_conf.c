@@ -245,6 +245,53 @@ static void a_role_has_instances(void **state)
     assert_int_equal(sl_conf_instances(&c, SL_ROLE_MUX), 0);
 }
 
+static void loras_have_names(void **state)
+{
+    static const struct {
+        const char *text, *says;
+    } BAD[] = {
+        {"lora = 3;", "c:1: lora is 3, want a list of at most 32 groups"},
+        {"lora = ( 3 );", "c:1: lora[0] is 3, want a group"},
+        {"lora = ( { file = \"a\"; } );", "c:1: lora[0] has no name"},
+        {"lora = ( { name = \"a\"; } );", "c:1: lora[0] has no file"},
+        {"lora = ( { name = \"a b\"; file = \"x\"; } );", "a name with one of them"},
+        {"lora = ( { name = \"a\"; file = \"x\"; strength = 101; } );",
+         "c:1: lora[0].strength is 101, want a number from -100 to 100"},
+        {"lora = ( { name = \"a\"; flie = \"x\"; } );",
+         "c:1: unknown key lora[0].flie, the nearest known one is file"},
+        {"lora = ( { name = \"a\"; file = \"x\"; },\n { name = \"a\"; file = \"y\"; } );",
+         "lora[1].name is \"a\", as that of lora[0] is"},
+    };
+    sl_conf *c = malloc(sizeof *c);
+    sl_err err = {0};
+    (void)state;
+    sl_conf_defaults(c);
+    assert_int_equal(c->lora_count, 0);
+    T_OK(sl_conf_read_string(
+        c,
+        "lora: ( { name = \"fast\"; file = \"f\"; strength = 0.5; }, "
+        "{ name = \"both\"; file = \"g\"; file_2 = \"h\"; strength_2 = -1; } );",
+        "c", &err));
+    assert_int_equal(c->lora_count, 2);
+    assert_string_equal(c->lora[0].name, "fast");
+    assert_true(c->lora[0].strength == 0.5 && c->lora[0].strength_2 == 1);
+    assert_string_equal(c->lora[1].file_2, "h");
+    assert_true(c->lora[1].strength_2 == -1);
+    char *text = printed(c);
+    sl_conf *again = malloc(sizeof *again);
+    sl_conf_defaults(again);
+    T_OK(sl_conf_read_string(again, text, "printed", &err));
+    assert_int_equal(again->lora_count, 2);
+    assert_memory_equal(c->lora, again->lora, sizeof c->lora);
+    free(text);
+    free(again);
+    for (size_t i = 0; i < sizeof BAD / sizeof *BAD; i++) {
+        T_CODE(sl_conf_read_string(c, BAD[i].text, "c", &err), SL_ARG);
+        T_SAYS(err.msg, BAD[i].says);
+    }
+    free(c);
+}
+
 static void mistakes_name_file_line_key_value_and_range(void **state)
 {
     (void)state;
@@ -480,6 +527,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(defaults_are_those_of_the_manual),
         cmocka_unit_test(demo_cfg_is_what_print_writes),
+        cmocka_unit_test(loras_have_names),
         cmocka_unit_test(every_file_of_conf_reads),
         cmocka_unit_test(every_key_is_read),
         cmocka_unit_test(what_is_printed_reads_back_the_same),

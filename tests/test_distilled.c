@@ -58,6 +58,14 @@ static void jobs_that_deserve_a_hint(void **state)
         assert_int_equal(*hint != 0, CASES[i].hint);
         sl_job_free(&job);
     }
+    /* a LoRA says it for a model that does not */
+    sl_job lora = {0};
+    T_OK(sl_job_init(&lora, &err));
+    snprintf(lora.model, SL_PATH, "%s", PLAIN);
+    T_OK(sl_job_set_text(&lora.lora, "1 0 /x/plain\n1 0 /x/wan_4steps.safetensors", &err));
+    assert_true(sl_distilled_hint(&lora, hint, sizeof hint));
+    T_SAYS(hint, "wan_4steps.safetensors is distilled, by its name (4steps)");
+    sl_job_free(&lora);
     sl_job job = {.steps = 40, .guidance = 5};
     snprintf(job.model, SL_PATH, "%s", DISTILLED);
     assert_true(sl_distilled_hint(&job, hint, sizeof hint));

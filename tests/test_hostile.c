@@ -136,6 +136,59 @@ static void test_sizes(void **unused)
     REFUSED(2, c, "size 48x32 has 1536 pixels, want at most 1024 (limits.pixels in", "small.cfg");
 }
 
+/* ---- LoRA ---- */
+
+#define LORA "tests/golden/lora-i2v/"
+
+static void test_loras(void **unused)
+{
+    static const int64_t DOWN[2] = {2, 256}, UP[2] = {256, 2}, WIDE[2] = {2, 5120};
+    float numbers[2 * 5120] = {0};
+    const char *const NAMES[2] = {"blocks.0.attn1.to_q.lora_A.weight",
+                                  "blocks.0.attn1.to_q.lora_B.weight"},
+                      *const FAR[2] = {"blocks.9.attn1.to_q.lora_A.weight",
+                                       "blocks.9.attn1.to_q.lora_B.weight"};
+    const sl_tensor pair[2] = {sl_view(numbers, SL_F32, 2, DOWN), sl_view(numbers, SL_F32, 2, UP)},
+                    wide[2] = {sl_view(numbers, SL_F32, 2, WIDE), sl_view(numbers, SL_F32, 2, UP)};
+    const sl_tensor four[4] = {pair[0], pair[1], pair[0], pair[1]};
+    const char *const BOTH[4] = {NAMES[0], NAMES[1], FAR[0], FAR[1]};
+    sl_err err = {0};
+    (void)unused;
+    REFUSED(2, with("--lora", at("none")), "--lora: ", "No such file or directory");
+    REFUSED(2, with("--lora", root), "--lora: ", "is no regular file");
+    REFUSED(2, with("--lora", ""), "--lora: LoRA \"\" names no file, want FILE[:STRENGTH]");
+    REFUSED(2, with("--lora", LORA "a-peft.safetensors:1e9"), "has strength 1e9, want -100 to 100");
+    REFUSED(2, with("--lora", "tests/golden/tiny-i2v/i2v-96x64x9.safetensors"),
+            "is of a LoRA for a Wan transformer");
+    REFUSED(2, with("--lora-2", LORA "a-peft.safetensors"),
+            "--lora-2: ", "has one transformer, want --lora");
+    T_OK(sl_st_save(at("x.safetensors"), 2, NAMES, wide, &err));
+    REFUSED(2, with("--lora", at("x.safetensors")),
+            "x.safetensors: the factors of "
+            "blocks.0.attn1.to_q.weight make [256, 5120], the model has [256, 256]");
+    T_OK(sl_st_save(at("x.safetensors"), 4, BOTH, four, &err));
+    REFUSED(2, with("--lora", at("x.safetensors")), FAR[0], "has no place in this model");
+    /* left out, the rest runs, and it is told */
+    command c = with("--lora", at("x.safetensors"));
+    add(&c, "--lora-lenient");
+    pid_t pid = start(&c);
+    int got = finish(&c, pid);
+    size_t n;
+    char *said = get_file(at("stderr"), &n);
+    if (got || !strstr(said, "--lora: 2 tensors have no place in") || !strstr(said, FAR[0]))
+        fail_msg("exit status %d: %s", got, said);
+    free(said);
+    empty_dir(at("out"));
+    numbers[3] = NAN;
+    T_OK(sl_st_save(at("x.safetensors"), 2, NAMES, pair, &err));
+    REFUSED(2, with("--lora", at("x.safetensors")), "has NaN or infinity at element 3");
+    numbers[3] = 0;
+    T_OK(sl_st_save(at("x.safetensors"), 2, NAMES, pair, &err));
+    assert_int_equal(truncate(at("x.safetensors"), 700), 0);
+    REFUSED(2, with("--lora", at("x.safetensors")), "--lora: ", "x.safetensors");
+    unlink(at("x.safetensors"));
+}
+
 static void test_options(void **unused)
 {
     static const char *const NUMBERS[] = {"1e",    "nan", " 5", "0x10", "99999999999999999999999",
@@ -753,7 +806,8 @@ static void test_defaults_of_a_checkpoint(void **unused)
     BAD_DEFAULTS("{\"fps\": 0}", "sluice.json: fps is 0, want 1 to 240");
     BAD_DEFAULTS("{\"fbcache\": 11}", "sluice.json: fbcache is 11, want 0 to 10");
     BAD_DEFAULTS("{\"shift\": 0}", "sluice.json: shift is 0, want 0.01 to 100");
-    BAD_DEFAULTS("{\"sampler\": \"ddim\"}", "sluice.json: sampler is ddim, want unipc, euler or lightx2v");
+    BAD_DEFAULTS("{\"sampler\": \"ddim\"}",
+                 "sluice.json: sampler is ddim, want unipc, euler or lightx2v");
     BAD_DEFAULTS("{\"fbcache-warmup\": -1}", "sluice.json: fbcache_warmup is -1, want 0 to 1000");
     BAD_DEFAULTS("{\"max-area\": 99}",
                  "sluice.json: --max-area is 99, want 256 to 67108864 pixels");
@@ -953,6 +1007,7 @@ int main(void)
         CLEAN(test_pictures),
         CLEAN(test_a_picture_replaced_after_the_start),
         CLEAN(test_sizes),
+        CLEAN(test_loras),
         CLEAN(test_options),
         CLEAN(test_prompts),
         CLEAN(test_noise),

@@ -680,6 +680,76 @@ static void tokens_see_their_own_jobs(void **state)
 }
 
 /* A start that is refused: exit 2, one line. */
+/* LoRA go by the names of the configuration; a path is no name. */
+static void loras_go_by_name(void **state)
+{
+    (void)state;
+    char *lora = realpath("tests/golden/lora-i2v/a-peft.safetensors", NULL);
+    assert_non_null(lora);
+    t_serve_conf(
+        &s, t_format("lora: ( { name = \"soft\"; file = \"%s\"; strength = 0.5; } );\n", lora));
+    t_serve_start(&s, T_MODEL, NULL);
+    ask("GET", "/v1/defaults");
+    json_t *all = json_loads(r.body, 0, NULL);
+    assert_string_equal(json_string_value(json_array_get(json_object_get(all, "lora"), 0)), "soft");
+    json_decref(all);
+    static const char *const BAD[] = {"hard", "soft,hard", "a-peft.safetensors"};
+    for (size_t i = 0; i < 3; i++) {
+        const char *const fields[] = {"prompt", "a cat", "input_reference", "@" T_IMAGE, "lora",
+                                      BAD[i],   NULL};
+        post_form(fields, NULL);
+        wants_error(400, "invalid_value", "lora", "want some of soft");
+    }
+    const char *const path[] = {"prompt", "a cat", "input_reference", "@" T_IMAGE, "lora",
+                                lora,     NULL};
+    post_form(path, NULL);
+    wants_error(400, "invalid_value", "lora", "want some of soft");
+    const char *const second[] = {"prompt", "a cat", "input_reference", "@" T_IMAGE, "lora_2",
+                                  "soft",   NULL};
+    post_form(second, NULL);
+    assert_int_equal(r.code, 400);
+    /* two jobs, with and without, give other videos; the report has file, strength and content */
+    char id[2][64], *bytes[2];
+    size_t size[2];
+    for (int i = 0; i < 2; i++) {
+        const char *const fields[] = {"prompt",
+                                      "a cat",
+                                      "input_reference",
+                                      "@" T_IMAGE,
+                                      "size",
+                                      "96x64",
+                                      "frames",
+                                      "5",
+                                      "seed",
+                                      "7",
+                                      "steps",
+                                      "2",
+                                      i ? "lora" : NULL,
+                                      "soft:2",
+                                      NULL};
+        post_form(fields, NULL);
+        assert_int_equal(r.code, 200);
+        snprintf(id[i], sizeof id[i], "%s", t_reply_text(&r, "id"));
+        assert_string_equal(t_wait(&s, id[i]), "completed");
+        ask("GET", t_format("/v1/videos/%s/content", id[i]));
+        size[i] = r.size;
+        bytes[i] = malloc(r.size + 1);
+        memcpy(bytes[i], r.body, r.size);
+    }
+    assert_true(size[0] != size[1] || memcmp(bytes[0], bytes[1], size[0]) != 0);
+    ask("GET", t_format("/v1/videos/%s/report", id[1]));
+    json_t *report = json_loads(r.body, 0, NULL),
+           *row = json_array_get(json_object_get(report, "lora"), 0);
+    assert_string_equal(json_string_value(json_object_get(row, "file")), "a-peft.safetensors");
+    assert_true(json_number_value(json_object_get(row, "strength")) == 1);
+    assert_null(strstr(r.body, lora));
+    json_decref(report);
+    free(bytes[0]);
+    free(bytes[1]);
+    free(lora);
+    stop_clean();
+}
+
 static void refused_start(const char *const *more, const char *says)
 {
     unlink(s.log);
@@ -1003,6 +1073,7 @@ int main(void)
         T(lists_page_through_and_removed_jobs_are_gone),
         T(a_key_names_one_job),
         T(tokens_see_their_own_jobs),
+        T(loras_go_by_name),
         T(wrong_starts_are_refused),
         T(a_drain_finishes_what_runs_and_keeps_the_rest),
         T(a_drain_that_takes_too_long_puts_jobs_back),

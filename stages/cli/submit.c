@@ -67,10 +67,23 @@ static sl_code set_field(task *t, const char *name, const char *text, sl_err *er
     return SL_OK;
 }
 
+/* One more of the server's LoRA: they stand in one field, with commas between. */
+static sl_code add_name(task *t, const char *field, const char *value, sl_err *err)
+{
+    const char *before = json_string_value(json_object_get(t->fields, field));
+    char *all = NULL;
+    if (asprintf(&all, "%s%s%s", before ? before : "", before && *before ? "," : "", value) < 0)
+        return sl_fail(err, SL_NOMEM, "no memory");
+    sl_code rc = set_field(t, field, all, err);
+    free(all);
+    return rc;
+}
+
 /* A value that the table has accepted. */
 static sl_code set_value(task *t, const sl_option *o, const char *value, sl_err *err)
 {
     char *path = file_of(t, o->name);
+    if (o->kind == SL_OPTION_LORA) return add_name(t, o->name, value, err);
     if (!path) return set_field(t, o->name, o->kind == SL_OPTION_FLAG ? "true" : value, err);
     snprintf(path, SL_PATH, "%s", value);
     return strcmp(o->name, "dump") ? SL_OK : set_field(t, "dump", "true", err);
@@ -111,6 +124,14 @@ static sl_code set_key(task *t, const char *key, const json_t *v, sl_err *err)
     const char *text = json_string_value(v);
     sl_code rc = sl_option_find(&o, strcmp(key, "o") ? key : "output", SL_OPTION_OF_JOB, err);
     if (rc) return rc;
+    if (o->kind == SL_OPTION_LORA) { /* a line's replace those of the command line */
+        const size_t n = json_is_array(v) ? json_array_size(v) : 1;
+        rc = set_field(t, o->name, "", err);
+        for (size_t i = 0; i < n && !rc; i++)
+            rc = add_name(t, o->name,
+                          json_string_value(json_is_array(v) ? json_array_get(v, i) : v), err);
+        return rc;
+    }
     if (json_is_integer(v))
         snprintf(number, sizeof number, "%lld", (long long)json_integer_value(v)), text = number;
     else if (json_is_real(v))

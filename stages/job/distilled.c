@@ -5,6 +5,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "common/lora.h"
+
 /* What makers and those who pack their files call them. */
 static const char *const WORDS[] = {
     "lightx2v", "distill", "4step",   "4steps",       "8step",     "8steps",     "causvid",
@@ -57,6 +59,27 @@ static void name_of_model(char out[256], const char *dir)
     }
 }
 
+/* The same of a job's LoRA, by their files' names or headers. */
+static const char *word_of_lora(const char *field, char name[256], const char **by)
+{
+    static const char *const KEYS[] = {"ss_output_name", "modelspec.title", "modelspec.description",
+                                       "name",           "description",     "ss_training_comment"};
+    sl_lora_use uses[SL_LORA_MOST];
+    const int n = sl_lora_uses(uses, field, NULL);
+    const char *word = NULL;
+    for (int i = 0; i < n && !word; i++) {
+        sl_lora *l = NULL;
+        snprintf(name, 256, "%s", sl_path_last(uses[i].file));
+        *by = "name";
+        if ((word = sl_distilled_word(name)) || sl_lora_open(&l, uses[i].file, NULL)) continue;
+        *by = "header";
+        for (size_t k = 0; k < sizeof KEYS / sizeof *KEYS && !word; k++)
+            word = sl_distilled_word(sl_lora_metadata(l, KEYS[k]));
+        sl_lora_close(&l);
+    }
+    return word;
+}
+
 bool sl_distilled_hint(const sl_job *job, char *out, size_t size)
 {
     char name[256];
@@ -64,12 +87,13 @@ bool sl_distilled_hint(const sl_job *job, char *out, size_t size)
     *out = 0;
     if (job->steps <= SL_DISTILLED_MOST && !guided) return false;
     name_of_model(name, job->model);
-    const char *word = sl_distilled_word(name);
+    const char *by = "name", *word = sl_distilled_word(name);
+    for (int e = 0; e < 2 && !word; e++)
+        word = word_of_lora(e ? job->lora_2 : job->lora, name, &by);
     if (!word) return false;
-    snprintf(
-        out, size,
-        "%s is distilled, by its name (%s): it is made for 4 to %d steps without guidance, and "
-        "the job has %d with guidance %g; --sampler lightx2v asks for its own",
-        name, word, SL_DISTILLED_MOST, job->steps, job->guidance);
+    snprintf(out, size,
+             "%s is distilled, by its %s (%s): it is made for 4 to %d steps without guidance, and "
+             "the job has %d with guidance %g; --sampler lightx2v asks for its own",
+             name, by, word, SL_DISTILLED_MOST, job->steps, job->guidance);
     return true;
 }

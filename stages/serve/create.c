@@ -190,6 +190,7 @@ static sl_code check(sl_server *s, sl_form *f, sl_err *err)
     if (f->seconds && !had_fps && s->defaults.has_fps)
         r->spec.fps = s->defaults.spec.fps, r->has_fps = true;
     rc = set_frames(f, s, err);
+    if (!rc) rc = sl_form_lora(f, &s->conf, err);
     if (!rc) rc = sl_request_apply_defaults(r, &s->defaults, err);
     if (!rc) rc = sl_request_check(r, "", &s->model, &s->conf, err);
     if (!rc) rc = sl_request_check_limits(r, &s->conf, "", err);

@@ -10,6 +10,7 @@
 #include <libavutil/base64.h>
 
 #include "common/json.h"
+#include "common/lora.h"
 #include "common/text.h"
 #include "stages/job/options.h"
 #include "stages/serve/fetch.h"
@@ -54,10 +55,12 @@ const char *sl_form_name(int i, const char **what, const char **type)
     return NAMES[i].name;
 }
 
-/* A path is never a client's to give; a sampler's name is one by kind alone. */
+/* A path is never a client's to give; a sampler's name is one by kind alone, and `lora` is names of
+ * the configuration, each for both experts. */
 bool sl_form_has_option(int i)
 {
     const sl_option *o = sl_option_at(i);
+    if (o && o->kind == SL_OPTION_LORA) return !strcmp(o->name, "lora");
     return o && o->owner != SL_OPTION_OF_RUN &&
            (o->kind != SL_OPTION_PATH || o->owner == SL_OPTION_OF_MODEL);
 }
@@ -244,6 +247,18 @@ static sl_code flag_of(bool *out, const char *name, const json_t *v, sl_err *err
     return SL_OK;
 }
 
+/* "a:0.5,b" as an array. */
+static json_t *split(const char *text)
+{
+    json_t *all = json_array();
+    while (*text) {
+        const size_t n = strcspn(text, ",");
+        json_array_append_new(all, json_stringn(text, n));
+        text += n + (text[n] == ',');
+    }
+    return all;
+}
+
 static sl_code set_option(sl_form *f, const char *name, json_t *v, sl_err *err)
 {
     const sl_option *o = NULL;
@@ -255,7 +270,9 @@ static sl_code set_option(sl_form *f, const char *name, json_t *v, sl_err *err)
         return sl_fail(err, SL_ARG, "%s is given twice, or under two names", name);
     json_t *object = json_object();
     sl_code rc = SL_OK;
-    if (o->kind == SL_OPTION_FLAG && !(rc = flag_of(&flag, name, v, err)))
+    if (o->kind == SL_OPTION_LORA && json_is_string(v))
+        json_object_set_new(object, o->name, split(json_string_value(v)));
+    else if (o->kind == SL_OPTION_FLAG && !(rc = flag_of(&flag, name, v, err)))
         json_object_set_new(object, o->name, json_boolean(flag));
     else if (!rc) json_object_set(object, o->name, v);
     if (!rc) rc = sl_request_read_json(&f->request, SL_OPTION_OF_JOB, object, err);
@@ -319,5 +336,63 @@ sl_code sl_form_json(sl_form *f, const char *text, size_t size, sl_err *err)
     }
     json_decref(root);
     sl_one_line(err);
+    return rc;
+}
+
+static const sl_conf_lora *lora_of(const sl_conf *conf, const char *name)
+{
+    for (int i = 0; i < conf->lora_count; i++)
+        if (!strcmp(conf->lora[i].name, name)) return &conf->lora[i];
+    return NULL;
+}
+
+static sl_code no_such_lora(const sl_conf *conf, const char *name, sl_err *err)
+{
+    char names[256] = "";
+    for (int i = 0; i < conf->lora_count; i++) {
+        const size_t at = strlen(names);
+        snprintf(names + at, sizeof names - at, "%s%s", at ? ", " : "", conf->lora[i].name);
+    }
+    if (!conf->lora_count)
+        return sl_fail(err, SL_ARG,
+                       "lora is \"%.60s\", and this server has none (lora in its "
+                       "configuration)",
+                       name);
+    return sl_fail(err, SL_ARG, "lora is \"%.60s\", want some of %s", name, names);
+}
+
+/* Rows of one expert. */
+static sl_code set_rows(char **field, const sl_lora_use *uses, int n, sl_err *err)
+{
+    char *rows = sl_lora_field(uses, n);
+    if (!rows) return sl_fail(err, SL_NOMEM, "no memory");
+    free(*field);
+    *field = rows;
+    return SL_OK;
+}
+
+sl_code sl_form_lora(sl_form *f, const sl_conf *conf, sl_err *err)
+{
+    sl_lora_use asked[SL_LORA_MOST], uses[2][SL_LORA_MOST];
+    int count[2] = {0};
+    const int n = sl_lora_uses(asked, f->request.spec.lora, err);
+    if (n < 1) return n ? err->code : SL_OK;
+    about(f, "lora");
+    for (int i = 0; i < n; i++) {
+        const sl_conf_lora *l = lora_of(conf, asked[i].file);
+        if (!l) {
+            sl_code rc = no_such_lora(conf, asked[i].file, err);
+            sl_one_line(err);
+            return rc;
+        }
+        for (int e = 0; e < 2; e++) {
+            sl_lora_use u = {.strength = asked[i].strength * (e ? l->strength_2 : l->strength)};
+            snprintf(u.file, sizeof u.file, "%s", e ? l->file_2 : l->file);
+            if (*u.file) uses[e][count[e]++] = u;
+        }
+    }
+    sl_code rc = set_rows(&f->request.spec.lora, uses[0], count[0], err);
+    if (!rc) rc = set_rows(&f->request.spec.lora_2, uses[1], count[1], err);
+    *f->param = 0;
     return rc;
 }

@@ -10,6 +10,11 @@
 #include "common/conf.h"
 #include "stages/job/request.h"
 
+/* What `lora` is here, where the command line has files. */
+#define SL_FORM_LORA                                                                               \
+    "NAME[:STRENGTH] of LoRA that the server offers (/v1/defaults lists them), with commas "       \
+    "between"
+
 typedef struct {
     char *bytes; /* malloc'd; NULL: not given */
     size_t size;
@@ -34,6 +39,9 @@ void sl_form_free(sl_form *f);
 /* A body of JSON. Errors: SL_FORMAT no JSON object; SL_ARG one line, f->param says of which
  * field. */
 sl_code sl_form_json(sl_form *f, const char *text, size_t size, sl_err *err);
+/* The names that the form's `lora` has become files of this configuration, in the request. Errors:
+ * SL_ARG a name that is not there, with those that are. */
+sl_code sl_form_lora(sl_form *f, const sl_conf *conf, sl_err *err);
 /* A part of multipart: its name, a text; or a file's bytes, which are taken over. */
 sl_code sl_form_text(sl_form *f, const char *name, const char *value, sl_err *err);
 sl_code sl_form_file_of(sl_form *f, const char *name, char *bytes, size_t size, sl_err *err);

@@ -86,9 +86,19 @@ static json_t *options_json(void)
     const sl_option *o;
     for (int i = 0; (o = sl_option_at(i)); i++)
         if (sl_form_has_option(i))
-            json_array_append_new(all,
-                                  json_pack("{s:s, s:s, s:s, s:s?}", "name", o->name, "kind",
-                                            kind_name(o->kind), "what", o->what, "arg", o->arg));
+            json_array_append_new(
+                all, json_pack("{s:s, s:s, s:s, s:s?}", "name", o->name, "kind", kind_name(o->kind),
+                               "what", o->kind == SL_OPTION_LORA ? SL_FORM_LORA : o->what, "arg",
+                               o->kind == SL_OPTION_LORA ? "NAME[:STRENGTH],..." : o->arg));
+    return all;
+}
+
+/* Names that a request's `lora` may have. */
+static json_t *lora_json(const sl_server *s)
+{
+    json_t *all = json_array();
+    for (int i = 0; i < s->conf.lora_count; i++)
+        json_array_append_new(all, json_string(s->conf.lora[i].name));
     return all;
 }
 
@@ -97,13 +107,14 @@ void sl_on_defaults(sl_ask *a)
     sl_server *s = a->server;
     pthread_rwlock_rdlock(&s->settings);
     const sl_family *f = &s->model.family;
-    json_t *o = json_pack("{s:s, s:b, s:b, s:b, s:i, s:o, s:{s:I, s:i, s:i, s:I}, s:o, s:b}",
+    json_t *o = json_pack("{s:s, s:b, s:b, s:b, s:i, s:o, s:{s:I, s:i, s:i, s:I}, s:o, s:o, s:b}",
                           "model", s->name, "picture", f->picture != SL_NEVER, "picture_required",
                           f->picture == SL_ALWAYS, "last_picture", f->last_picture != SL_NEVER,
                           "edge", sl_edge(f), "defaults", defaults_json(s), "limits", "pixels",
                           (json_int_t)s->conf.limits.pixels, "frames", s->conf.limits.frames,
                           "prompt_bytes", s->conf.limits.prompt_bytes, "body_bytes",
-                          (json_int_t)s->conf.serve.body_bytes, "options", options_json(), "tokens",
+                          (json_int_t)s->conf.serve.body_bytes, "options", options_json(), "lora", lora_json(s),
+                          "tokens",
                           s->tokens.count > 0);
     pthread_rwlock_unlock(&s->settings);
     sl_answer_json(a, 200, o);

@@ -35,6 +35,11 @@ static json_t *option_schema(const sl_option *o)
     case SL_OPTION_U64: s = typed("integer"); break;
     case SL_OPTION_REAL: s = typed("number"); break;
     case SL_OPTION_FLAG: s = typed("boolean"); break;
+    case SL_OPTION_LORA:
+        s = json_pack("{s:[{s:s}, {s:s, s:{s:s}}]}", "anyOf", "type", "string", "type", "array",
+                      "items", "type", "string");
+        json_object_set_new(s, "description", json_string(SL_FORM_LORA ", or an array of them"));
+        return s;
     default: s = typed("string");
     }
     json_object_set_new(s, "description", json_string(o->what));

@@ -20,6 +20,7 @@
 #include "stages/job/check.h"
 #include "stages/job/defaults.h"
 #include "stages/job/files.h"
+#include "stages/job/lora.h"
 #include "stages/job/plan.h"
 #include "stages/serve/http.h"
 #include "stages/serve/logger.h"
@@ -88,6 +89,38 @@ static sl_code parse(serve *v, int argc, char **argv, sl_err *err)
 
 /* ---- before the first job ---- */
 
+/* The request asks for every LoRA of the configuration, as far as a job may; each of them fits the
+ * model. */
+static sl_code ask_for_loras(sl_request *r, const sl_server *s, sl_err *err)
+{
+    sl_lora_use uses[2][SL_LORA_MOST] = {0};
+    int count[2] = {0};
+    sl_code rc = SL_OK;
+    for (int i = 0; i < s->conf.lora_count && !rc; i++)
+        for (int e = 0; e < 2 && !rc; e++) {
+            const sl_conf_lora *l = &s->conf.lora[i];
+            sl_lora_use u = {.strength = e ? l->strength_2 : l->strength};
+            char **field = e ? &r->spec.lora_2 : &r->spec.lora, *rows;
+            snprintf(u.file, sizeof u.file, "%s", e ? l->file_2 : l->file);
+            if (!*u.file) continue;
+            if (count[e] < SL_LORA_MOST) uses[e][count[e]++] = u;
+            if (!(rows = sl_lora_field(&u, 1))) return sl_fail(err, SL_NOMEM, "no memory");
+            free(*field);
+            *field = rows;
+            if ((rc = sl_request_check_lora(r, &s->model, s->conf.model.random, err)))
+                sl_context(err, rc, "lora %s", l->name);
+            sl_job_set_text(field, "", NULL);
+        }
+    for (int e = 0; e < 2 && !rc; e++) {
+        char *rows = sl_lora_field(uses[e], count[e]),
+             **field = e ? &r->spec.lora_2 : &r->spec.lora;
+        if (!rows) return sl_fail(err, SL_NOMEM, "no memory");
+        free(*field);
+        *field = rows;
+    }
+    return rc;
+}
+
 /* The largest job that the settings allow fits in memory. */
 static sl_code admit_largest(serve *v, sl_err *err)
 {
@@ -105,6 +138,7 @@ static sl_code admit_largest(serve *v, sl_err *err)
     r->spec.fbcache = c->fbcache.threshold;
     if (v->server.model.family.picture) snprintf(r->spec.image, SL_PATH, "?");
     if (v->server.model.family.last_picture) snprintf(r->spec.last_image, SL_PATH, "?");
+    if ((rc = ask_for_loras(r, &v->server, err))) return rc;
     if ((rc = sl_plan_admit(&fits, &v->batch, &v->server.model, c, err)))
         return sl_context(err, rc, "the largest job (limits.pixels, limits.frames)");
     if (fits.held < fits.mapped)
@@ -230,6 +264,8 @@ static void reload(void *self)
     else {
         pthread_rwlock_wrlock(&s->settings);
         s->conf.serve = fresh->serve;
+        s->conf.lora_count = fresh->lora_count;
+        memcpy(s->conf.lora, fresh->lora, sizeof s->conf.lora);
         s->conf.limits.prompt_bytes = fresh->limits.prompt_bytes;
         if (fresh->limits.pixels < s->conf.limits.pixels)
             s->conf.limits.pixels = fresh->limits.pixels;
