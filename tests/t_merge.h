@@ -332,6 +332,104 @@ static void files_that_do_not_fit(void **state)
     t_merge_close(&r);
 }
 
+/* ---- measuring ---- */
+
+#include "common/clock.h"
+#include "graphs/wan_dit.h"
+
+/* A LoRA of `rank` in bf16 for every linear layer of the blocks, random; its bytes. */
+static inline size_t t_bench_lora(const char *path, const sl_loader *l, int rank)
+{
+    sl_st_writer *w = NULL;
+    const sl_weight_place *p;
+    sl_err err;
+    size_t bytes = 0;
+    uint16_t *noise = malloc((size_t)1 << 24);
+    assert_non_null(noise);
+    uint64_t seed = 5;
+    for (size_t i = 0; i < (size_t)1 << 23; i++) noise[i] = sl_to_bf16(0.01f * t_rand(&seed));
+    T_OK(sl_stw_open(&w, path, &err));
+    for (int pass = 0; pass < 2; pass++)
+        for (int i = 0; (p = sl_loader_place(l, i)); i++) {
+            const size_t n = strlen(p->name);
+            if (p->out->rank != 2 || strncmp(p->name, "blocks.", 7) || n < 8) continue;
+            for (int up = 0; up < 2; up++) {
+                char name[256];
+                const int64_t shape[2] = {up ? p->out->shape[0] : rank,
+                                          up ? rank : p->out->shape[1]};
+                const size_t size = (size_t)(shape[0] * shape[1]) * 2;
+                snprintf(name, sizeof name, "transformer.%.*s.lora_%c.weight", (int)n - 7, p->name,
+                         up ? 'B' : 'A');
+                assert_true(size <= (size_t)1 << 24);
+                if (!pass) T_OK(sl_stw_declare(w, name, SL_BF16, 2, shape, &err));
+                else T_OK(sl_stw_write(w, name, noise, 0, size, &err));
+                bytes += pass ? size : 0;
+            }
+        }
+    T_OK(sl_stw_finish(&w, &err));
+    free(noise);
+    return bytes;
+}
+
+/* FOLDER is a transformer's, as `sluice pack --random` writes it: how long a switch takes, beside
+ * what reading the touched tensors alone takes. A cold page cache is the caller's to make. */
+static inline int t_merge_bench(const char *folder, int rank)
+{
+    char path[1400], file[300];
+    sl_dit_config config;
+    sl_ctx ctx;
+    sl_loader *l = NULL;
+    sl_merge *m = NULL;
+    sl_lora *lora = NULL;
+    sl_lora_set set = {0};
+    sl_merge_sizes sizes;
+    sl_err err = {0};
+    uint64_t read;
+    double seconds;
+    char *json = t_text(t_join(path, sizeof path, folder, "config.json"));
+    T_OK(sl_model_parse_dit(&config, json, strlen(json), path, &err));
+    free(json);
+    T_OK(sl_ctx_open(&ctx, t_merge_ops, 0, &err));
+    T_OK(sl_loader_file(&l, &ctx, folder, "diffusion_pytorch_model", "transformer", &err));
+    sl_dit *dit = sl_dit_new(&config, l);
+    T_OK(sl_loader_finish(l, &err));
+    sl_loader_figures(l, &read, &seconds);
+    printf("loaded: %.2f GB in %.3f s\n", (double)read * 1e-9, seconds);
+    snprintf(file, sizeof file, "%s/lora.safetensors", t_tmpdir());
+    const size_t bytes = t_bench_lora(file, l, rank);
+    int64_t t0 = sl_now_ns();
+    snprintf(set.use[0].file, sizeof set.use[0].file, "%s", file);
+    T_OK(sl_lora_open(&lora, file, &err));
+    set.file[0] = lora, set.n = 1;
+    T_OK(sl_lora_set_read(&set, &err));
+    printf("LoRA of rank %d: %.3f GB, opened and read in %.3f s\n", rank, (double)bytes * 1e-9,
+           (double)(sl_now_ns() - t0) * 1e-9);
+    const sl_lora *files[] = {lora};
+    T_OK(sl_merge_check(l, files, 1, false, &sizes, &err));
+    printf("touches %d tensors; %.2f GB of host memory, if weights lie there; arena %.3f GB\n",
+           sizes.tensors, (double)sizes.host_bytes * 1e-9, (double)sizes.arena_bytes * 1e-9);
+    T_OK(sl_merge_open(&m, l, &ctx, &err));
+    static const struct {
+        const char *what;
+        double strength;
+    } STEPS[] = {{"on", 1},       {"another strength", 0.5}, {"off", 0},
+                 {"on again", 1}, {"another strength", 0.5}, {"off", 0}};
+    for (int i = 0; i < 6; i++) {
+        sl_merge_figures f;
+        T_OK(sl_merge_use(m, files, &STEPS[i].strength, STEPS[i].strength != 0, false, &f, &err));
+        printf("%-18s %3d merged, %3d restored, %6.2f GB read again, %.3f s\n", STEPS[i].what,
+               f.tensors, f.restored, (double)f.bytes_read * 1e-9, f.seconds);
+    }
+    sl_merge_close(&m);
+    sl_lora_close(&lora);
+    sl_dit_free(&dit);
+    sl_loader_close(&l);
+    sl_ctx_close(&ctx);
+    *strrchr(file, '/') = 0;
+    t_rmdir(file);
+    return 0;
+}
+
 #define T_MERGE_TESTS                                                                              \
     cmocka_unit_test(sets_follow_each_other), cmocka_unit_test(a_cancelled_switch_is_made_good),   \
         cmocka_unit_test(files_that_do_not_fit)

@@ -18,12 +18,12 @@ typedef struct {
 
 typedef struct {
     const char *name;
-    bool fbcache, dump, two_jobs;
+    bool fbcache, dump, two_jobs, lora;
     strike strikes[MAX_KILLS];
 } plan;
 
 static t_run run;
-static char want[2][256]; /* folders of undisturbed runs: without and with the cache */
+static char want[3][256]; /* folders of undisturbed runs: without and with the cache, with a LoRA */
 static int kills;         /* so far */
 
 /* ---- jobs ---- */
@@ -61,6 +61,10 @@ static void start(const plan *p)
     snprintf(output, sizeof output, "%s/a.mp4", run.out);
     snprintf(dump, sizeof dump, "%s/a", run.out);
     if (p->fbcache) args[n++] = "--fbcache", args[n++] = "0.3";
+    /* and LightX2V's steps, whose timesteps are no integers */
+    if (p->lora)
+        args[n++] = "--lora", args[n++] = "tests/golden/lora-i2v/d-lightx2v.safetensors:0.7",
+        args[n++] = "--sampler", args[n++] = "lightx2v";
     if (p->two_jobs) {
         snprintf(jobs, sizeof jobs, "%s/jobs.jsonl", run.base);
         t_write(jobs, t_format("{\"output\": \"%s\", \"dump\": \"%s\"}\n"
@@ -79,7 +83,7 @@ static void start(const plan *p)
 static void same(const plan *p, const char *file)
 {
     const char *got = t_format("%s/%s", run.out, file),
-               *ref = t_format("%s/%s", want[p->fbcache], file);
+               *ref = t_format("%s/%s", want[p->lora ? 2 : p->fbcache], file);
     if (!t_same_file(got, ref))
         t_run_fail(&run, "%s: %s is not the undisturbed run's", p->name, file);
 }
@@ -179,6 +183,10 @@ static const plan PLANS[] = {
                  {"denoise", "stage=\"denoise\" done=6 ", 1, 5},
                  {"denoise", "stage=\"denoise\" done=7 "},
                  {"denoise", "stage=\"denoise\" done=11 "}}},
+    {"between steps, with a LoRA", .lora = true, .dump = true,
+     .strikes = {{"denoise", "<- denoise READY", 1, 2},
+                 {"denoise", "stage=\"denoise\" done=3 "},
+                 {"denoise", "stage=\"denoise\" done=8 ", 1, 5}}},
     {"chunks", .dump = true,
      .strikes = {{"decode", "<- decode CHUNK"},
                  {"mux", "index=1 chunks=5"},
@@ -333,17 +341,18 @@ static void test_always_dies(void **state)
 
 static int make_references(void **state)
 {
-    static const plan UNDISTURBED[2] = {
+    static const plan UNDISTURBED[3] = {
         {.name = "undisturbed", .two_jobs = true},
-        {.name = "undisturbed, with the cache", .fbcache = true, .dump = true}};
+        {.name = "undisturbed, with the cache", .fbcache = true, .dump = true},
+        {.name = "undisturbed, with a LoRA", .lora = true, .dump = true}};
     (void)state;
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 3; i++) {
         t_run_open(&run);
         t_run_conf(&run, RESTARTS, 30, "");
         start(&UNDISTURBED[i]);
         t_run_ends(&run, 0);
         t_run_nothing_left(&run, 0);
-        if (i && !t_run_said(&run, "cond_computed=0"))
+        if (i == 1 && !t_run_said(&run, "cond_computed=0"))
             t_run_fail(&run, "the cache never skipped: its runs prove nothing");
         snprintf(want[i], sizeof want[i], "%s", run.out);
     }
@@ -353,7 +362,7 @@ static int make_references(void **state)
 static int remove_references(void **state)
 {
     (void)state;
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 3; i++) {
         *strrchr(want[i], '/') = 0;
         t_rmdir(want[i]);
     }
