@@ -118,10 +118,11 @@ test-clients:       ## sluice serve with real clients: openai, curl, Chromium, P
 	@SLUICE_BIN=$(BIN) tests/clients.sh $(PARTS)
 
 test-golden: setup  ## the golden comparisons on other folders: make test-golden DIRS="DIR/tiny-i2v DIR/tiny-t2v"
-	$(SUB) programs $(TBIN)/test_run_golden $(TBIN)/test_denoise_golden
+	$(SUB) programs $(TBIN)/test_run_golden $(TBIN)/test_denoise_golden $(TBIN)/test_lora_run
 	@test -n "$(DIRS)" || { echo 'test-golden: DIRS is empty, want the golden folders: make test-golden DIRS="DIR ..."' >&2; exit 2; }
 	SLUICE_BIN=$(BIN) $(TBIN)/test_run_golden $(DIRS)
 	@for parent in $(sort $(dir $(patsubst %/,%,$(DIRS)))); do [ -d $$parent/tiny-t2v ] || continue; echo "$(TBIN)/test_denoise_golden $$parent"; $(TBIN)/test_denoise_golden $$parent || exit 1; done
+	@for parent in $(sort $(dir $(patsubst %/,%,$(DIRS)))); do [ -d $$parent/lora-i2v ] || continue; echo "$(TBIN)/test_lora_run $$parent"; SLUICE_BIN=$(BIN) $(TBIN)/test_lora_run $$parent || exit 1; done
 
 check: setup        ## the tests under the sanitizers: addresses, leaks, undefined behaviour; then threads
 	$(SUB) check-asan

@@ -48,6 +48,13 @@ seeds() {
         seed journal /dev/null 0 'R\0\14\14\140\0\0\0\0\0\0\0\0\10\11\200\14\14\14\14\14\6\12\14\13'
         seed journal /dev/null 0 'P\0\77\2'
         seed journal /dev/null 0 'P' ;;
+    lora) # the first byte: L a file, N names with extents, else a user's words and a job's rows
+        for file in tests/golden/lora-i2v/[ab]*.safetensors; do seed lora "$file" 12000 'L'; done
+        seed lora /dev/null 0 'N\024\001transformer.blocks.0.attn1.to_q.lora_A.weight\nD\001transformer.blocks.0.attn1.to_q.lora_B.weight\n\041\000transformer.blocks.0.attn1.to_q.alpha\n'
+        seed lora /dev/null 0 'N\024\002lora_unet_blocks_1_cross_attn_k_img.lora_down.weight\nD\002lora_unet_blocks_1_cross_attn_k_img.lora_up.weight\n\001\001lora_unet_blocks_1_cross_attn_k_img.alpha\n'
+        seed lora /dev/null 0 'N\026\001diffusion_model.blocks.0.diff_m\n\026\001diffusion_model.head.diff_m\n\022\001diffusion_model.patch_embedding.diff_b\n\022\001diffusion_model.blocks.0.norm3.diff\n'
+        seed lora /dev/null 0 'Ua.safetensors:0.5'
+        seed lora /dev/null 0 'U0.5 0123456789abcdef /x/a b.safetensors\n-1 5 c' ;;
     model) # the first byte picks the reader
         for file in tests/golden/tiny-*/*/{transformer,.}/config.json tests/golden/*/transformer/config.json; do [ -f "$file" ] && seed model "$file" 20000 '\0'; done
         for kind in 1:text_encoder/config 2:image_encoder/config 3:image_processor/preprocessor_config 4:vae/config 5:scheduler/scheduler_config; do
