@@ -113,9 +113,8 @@ void sl_on_defaults(sl_ask *a)
                           "edge", sl_edge(f), "defaults", defaults_json(s), "limits", "pixels",
                           (json_int_t)s->conf.limits.pixels, "frames", s->conf.limits.frames,
                           "prompt_bytes", s->conf.limits.prompt_bytes, "body_bytes",
-                          (json_int_t)s->conf.serve.body_bytes, "options", options_json(), "lora", lora_json(s),
-                          "tokens",
-                          s->tokens.count > 0);
+                          (json_int_t)s->conf.serve.body_bytes, "options", options_json(), "lora",
+                          lora_json(s), "tokens", s->tokens.count > 0);
     pthread_rwlock_unlock(&s->settings);
     sl_answer_json(a, 200, o);
 }
