@@ -35,8 +35,8 @@ void sl_vae_decoder_free(sl_vae_decoder **m);
  * Frames that repeat are computed once, layer by layer (spec 7): 100, not 382, TFLOP at
  * 1280x720x81; not with shortcuts, whose models encode one frame. Everything is taken from ctx's
  * arena and released. ctx->cancel is looked at between chunks. Taps, a chunk at a time:
- * "vae.down.{i}", "vae.mid" [n, h, w, C]. Errors (kept in ctx): SL_SHAPE, SL_ARG frames that are not 4k + 1,
- * or a last picture for one frame. */
+ * "vae.down.{i}", "vae.mid" [n, h, w, C]. Errors (kept in ctx): SL_SHAPE, SL_ARG frames that are
+ * not 4k + 1, or a last picture for one frame. */
 void sl_vae_encode_condition(sl_ctx *ctx, const sl_vae_encoder *m, const sl_tensor *out,
                              const float *first, const float *last, int frames, int h, int w,
                              float *moments);

@@ -313,7 +313,8 @@ typedef void sl_time_shuffle_fn(sl_ctx *ctx, const sl_tensor *y, const sl_tensor
  * Source: diffusers autoencoder_kl_wan.py, AvgDown3D. */
 typedef void sl_avg_down_fn(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, int time);
 /* The shortcut of a level that doubles its frames' size, and with `time` 2 their number:
- * y[time k + f,2 i + r,2 j + s,o] = x[k,i,j,(((o time + f) 2 + r) 2 + s) / R], R = C' * time * 4 / C.
+ * y[time k + f,2 i + r,2 j + s,o] = x[k,i,j,(((o time + f) 2 + r) 2 + s) / R],
+ * R = C' * time * 4 / C.
  *   x   [n,H,W,C], C divides C' * time * 4
  *   y   [time n,2H,2W,C']; with one frame less, the first of them is left out
  * Source: diffusers autoencoder_kl_wan.py, DupUp3D. */
