@@ -102,7 +102,7 @@ void sl_dit_share_make(sl_ctx *ctx, const sl_dit *m, sl_dit_share *out, sl_comm 
 typedef struct {
     const sl_tensor *latents;   /* F32 [16, T, h/8, w/8], h/8 and w/8 even */
     const sl_tensor *condition; /* F32 [20, T, h/8, w/8]; NULL: none (T2V). With the
-                                    * latents in_channels together */
+                                 * latents in_channels together */
     const sl_dit_times *times;  /* of the schedule */
     int step;                   /* row of `times`, 0 .. times->steps - 1 */
     /* Latent frames at the beginning that are given, not denoised, 0 .. T (TI2V-5B: 1 with a
