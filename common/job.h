@@ -85,7 +85,7 @@ sl_code sl_job_check_family(const sl_job *job, const sl_family *f, sl_err *err);
 
 int sl_job_latent_frames(const sl_job *job); /* (frames - 1) / 4 + 1 */
 
-/* The job steps as distilled models are meant to (SL_SAMPLER_LIGHTX2V); what they are trained for. */
+/* The job steps as distilled models are meant to (SL_SAMPLER_LIGHTX2V); their number and shift. */
 bool sl_job_distilled(const sl_job *job);
 #define SL_DISTILLED_STEPS 4
 #define SL_DISTILLED_SHIFT 5.0

@@ -4,8 +4,8 @@
  * strength. Every naming in use is read (names.h: Diffusers', Wan-AI's, kohya's, each behind any
  * prefix), and what a file changes comes out under the name that Diffusers gives the tensor:
  *   U, D   `lora_B`/`lora_A`, `lora_up`/`lora_down`, with or without `.weight` and `.default`
- *   alpha  `.alpha` tensors; else the header's `lora_adapter_metadata`, as peft writes it (lora_alpha,
- *          alpha_pattern, use_rslora); else, and where alpha is 0, s is 1
+ *   alpha  `.alpha` tensors; else the header's `lora_adapter_metadata`, as peft writes it
+ *          (lora_alpha, alpha_pattern, use_rslora); else, and where alpha is 0, s is 1
  *   d      `.diff` (weight), `.diff_b` (bias), `.diff_m` (modulation, LightX2V), `lora_B.bias`:
  *          full differences, which alpha does not scale but for the last
  * All of a file counts: diffusers leaves out LightX2V's differences of norms, modulations and of

@@ -46,7 +46,8 @@ static void lightx2v_table(sl_schedule *t, double shift)
 {
     const float s = (float)shift;
     for (int i = 0; i < t->steps; i++) {
-        const float u = (float)(TRAIN_STEPS - i * TRAIN_STEPS / t->steps) / TRAIN_STEPS;
+        const int left = TRAIN_STEPS - i * TRAIN_STEPS / t->steps;
+        const float u = (float)left / TRAIN_STEPS;
         t->sigmas[i] = s * u / (1 + (s - 1) * u);
         t->timesteps[i] = t->sigmas[i] * (float)TRAIN_STEPS;
     }
@@ -183,8 +184,8 @@ static void unipc_step(sl_ctx *ctx, sl_sampler *s, const sl_tensor *v)
     s->last_order = order;
 }
 
-/* x += (sigma_next - sigma) v, which is LightX2V's x0 = x - sigma v; x0 + sigma_next v. The latents stay F32 where the reference casts them to v's
- * dtype: the same in float32. */
+/* x += (sigma_next - sigma) v, which is LightX2V's x0 = x - sigma v; x0 + sigma_next v. The latents
+ * stay F32 where the reference casts them to v's dtype: the same in float32. */
 static void euler_step(sl_ctx *ctx, sl_sampler *s, const sl_tensor *v)
 {
     const float *sigma = &s->schedule->sigmas[s->step];

@@ -1,7 +1,7 @@
-/* fuzz_lora.c - libFuzzer target: any bytes as a LoRA file, and as what a user and a job say of one.
+/* fuzz_lora.c - libFuzzer target: any bytes as a LoRA file, and as what a user or a job says of it.
  *
  * The first byte picks. L: the rest is a safetensors file; N: names, a line each, of tensors that a
- * file is made of, with the extents that their first two bytes say; else FILE[:STRENGTH] and rows. */
+ * file is made of, with extents by their first two bytes; else FILE[:STRENGTH] and rows. */
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>

@@ -957,7 +957,8 @@ static void flow_x0_keeps_the_rounding_of_v(void **state)
 static void low_rank_products_are_added(void **state)
 {
     rig *r = rig_open(state);
-    static const int64_t N[][3] = {{1, 1, 1}, {5, 7, 3}, {64, 64, 16}, {130, 67, 33}, {33, 300, 64}};
+    static const int64_t N[][3] = {
+        {1, 1, 1}, {5, 7, 3}, {64, 64, 16}, {130, 67, 33}, {33, 300, 64}};
     static const sl_dtype FACTORS[] = {SL_F32, SL_BF16, SL_F16};
     EACH(i, N) for (int f = 0; f < 3; f++) for (int way = 0; way < 6; way++)
     {

@@ -183,7 +183,7 @@ static void namings_make_no_difference(void **state)
     }
 }
 
-/* The report says which files, how strong, and which content; of one content whatever the naming. */
+/* The report says which files, how strong, and which content: one, whatever the naming. */
 static void reports_name_the_lora(void **state)
 {
     json_t *both = json_load_file(path("%s/both.json", work), 0, NULL),

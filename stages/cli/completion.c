@@ -14,8 +14,11 @@
 static const struct {
     const char *option, *words;
 } WORDS[] = {
-    {"sampler", "unipc euler lightx2v"}, {"order", "asc desc"},        {"device", "cpu cuda:0"},
-    {"dtype", "bf16 f32"},      {"listen", "127.0.0.1:8080"},
+    {"sampler", "unipc euler lightx2v"},
+    {"order", "asc desc"},
+    {"device", "cpu cuda:0"},
+    {"dtype", "bf16 f32"},
+    {"listen", "127.0.0.1:8080"},
 };
 
 static void put_case(const char *verb, const char *option, const char *arg)

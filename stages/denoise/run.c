@@ -128,7 +128,7 @@ static void keep_frame(denoise_run *r)
 
 enum { META_STEP, META_ORDER, META_HISTORY, META_COUNT };
 
-/* Was the state made under the LoRA that the weights have now? One without a word of it had none. */
+/* Was the state made under the LoRA that the weights have now? One that names none had none. */
 static sl_code same_lora(const denoise_run *r, const sl_st *st, bool *same, sl_err *err)
 {
     uint64_t keys[SL_EXPERTS] = {0};

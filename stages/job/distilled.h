@@ -12,10 +12,9 @@
  * case, with `-`, `_` or a space where a word may have them. NULL: none, and for NULL. */
 const char *sl_distilled_word(const char *text);
 
-/* A line for whoever asked, where the checkpoint's folder or a LoRA (its file, its header) is called
- * as a distilled model and the
- * job steps or is guided as one that is not: more than SL_DISTILLED_MOST steps, or guidance.
- * false, and out is "": there is nothing to say. */
+/* A line for whoever asked, where the checkpoint's folder or a LoRA (its file, its header) is
+ * called as a distilled model and the job steps or is guided as one that is not: more than
+ * SL_DISTILLED_MOST steps, or guidance. false, and out is "": there is nothing to say. */
 #define SL_DISTILLED_MOST 8
 bool sl_distilled_hint(const sl_job *job, char *out, size_t size);
 

@@ -20,7 +20,7 @@ sl_code sl_request_check_lora(sl_request *r, const sl_model *model, bool random,
 sl_code sl_lora_sizes(const sl_job *job, int e, const sl_loader *l, sl_merge_sizes *out,
                       sl_err *err);
 
-/* The rows of a field as JSON: [{"file": its name without folders, "strength", "id"}]; NULL: none. */
+/* A field's rows as JSON: [{"file": its name without folders, "strength", "id"}]; NULL: none. */
 json_t *sl_lora_json(const char *field);
 
 #endif
