@@ -9,7 +9,7 @@
 
 #include "common/model.h"
 
-/* Largest threshold of the First Block Cache, a relative change; in a job and in a configuration. */
+/* Largest threshold of the First Block Cache, a relative change, in a job and a configuration. */
 #define SL_FBCACHE_MOST 10
 
 /* kind, name, default. Kinds: text (malloc'd, any length), path (SL_PATH bytes), int, u64,

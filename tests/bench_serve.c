@@ -6,12 +6,12 @@
  *   2  the same polling while others misbehave from another address: heads of a byte a second,
  *      bodies of 10 GB, connections that do nothing, damaged multipart, requests with two lengths
  *   3  READERS readers of event streams of a job that waits, and nothing else
- *   4  4 jobs of the demo model: through the server, by `sluice run --jobs`, and their denoising alone,
- *      in turn
+ *   4  4 jobs of the demo model: through the server, by `sluice run --jobs`, and their denoising
+ *      alone, in turn
  *   5  the server's memory over MEMORY_S seconds of small jobs that come and expire: with a small
  *      picture, then with one of 1 MB
- * All of them, or those that the arguments name (make bench K=serve PARTS="1 3"). Programs from $SLUICE_BIN (default bin). The figures are of this machine, which also runs the
- * clients. */
+ * All of them, or those that the arguments name (make bench K=serve PARTS="1 3"). Programs from
+ * $SLUICE_BIN (default bin). The figures are of this machine, which also runs the clients. */
 #include "tests/t_serve.h"
 
 #include <arpa/inet.h>

@@ -1,5 +1,5 @@
-/* test_journal.c - the server's queue: every function and refusal, the order of claims, lists, ages.
- * What the disk, threads and signals do to it is tests/test_journal_file.c's. */
+/* test_journal.c - the server's queue: every function and refusal, the order of claims, lists,
+ * ages. What the disk, threads and signals do to it is tests/test_journal_file.c's. */
 #include "tests/t_journal.h"
 
 /* ---- a job's life ---- */

@@ -4,8 +4,9 @@
  * A CONNECTION has a deadline at every moment, and is shut down when it passes: to send a
  * request's head, to send the body at a rate, to read the answer at a rate. Bodies are bounded
  * before they are read, one by one and all together. A request that two parties could understand
- * in two ways (two lengths, a length beside chunks) is refused. Without tokens only requests to this host, from
- * pages of this host, are answered, so that no web page elsewhere can use a server on the loopback.
+ * in two ways (two lengths, a length beside chunks) is refused. Without tokens only requests to
+ * this host, from pages of this host, are answered, so that no web page elsewhere can use a server
+ * on the loopback.
  *
  *   MHD's threads   heads, bodies, answers; handlers that only look
  *   workers         handlers that write (sl_route.slow): the connection sleeps meanwhile

@@ -544,8 +544,8 @@ static void drain(pipeline *p, void (*reload)(void *), void *self, uint32_t sign
            count(p), p->conf->supervise.drain_s);
 }
 
-/* What follows from the journal and the disk: when somebody has changed the first, and now and then;
- * not at each message of a stage. */
+/* What follows from the journal and the disk: when somebody has changed the first, and now and
+ * then; not at each message of a stage. */
 static void tick(pipeline *p)
 {
     p->tick_ns = sl_now_ns();

@@ -34,7 +34,8 @@ typedef struct {
 
 /* Make the folder (0700) and what is in it, and take its lock. Processes of a server that was
  * killed hold it until the last of them is gone: waits for at most wait_ms. *s is to be closed
- * after an error too. Errors: SL_BUSY another server has it; SL_ARG it belongs to another user; SL_SYS. */
+ * after an error too. Errors: SL_BUSY another server has it; SL_ARG it belongs to another user;
+ * SL_SYS. */
 sl_code sl_store_open(sl_store *s, const char *dir, int wait_ms, sl_err *err);
 void sl_store_close(sl_store *s);
 
