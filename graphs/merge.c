@@ -317,6 +317,7 @@ static sl_code merge_all(sl_merge *m, const recipe *r, sl_merge_figures *f, sl_e
         else rc = merge_on_device(m, place, &r->steps[i], k - i, err);
     }
     if (!rc) sl_sync(m->ctx);
+    else sl_ctx_error(m->ctx, NULL); /* ctx heard of the same fault: it is not the next switch's */
     return rc || sl_ok(m->ctx) ? rc : sl_ctx_error(m->ctx, err);
 }
 

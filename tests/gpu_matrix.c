@@ -164,13 +164,13 @@ static int64_t other_rows(pair *p, const sl_tensor *a, const sl_tensor *b, char 
 
 /* The first half of the rows, its columns in shares as a rank of a team computes them: those before
  * its own, those behind, its own elsewhere. y's first half is the whole's. */
-static void columns_of_a_layer(pair *p, const t_layer *l, const t_operands *all, char *host)
+static void columns_of_a_layer(pair *p, const t_layer *l, const t_operands *all,
+                               const sl_tensor *work, const sl_tensor *own_columns, char *host)
 {
     static const int TEAMS[] = {2, 4, 5, 8};
     const int64_t rows = sl_share_of(all->x.shape[0], 2, 0, 1).rows;
     const sl_tensor x = sl_rows(&all->x, 0, rows), want = sl_rows(&all->y, 0, rows),
-                    y = sl_new2(&p->gpu, SL_BF16, rows, l->n),
-                    own_columns = sl_new2(&p->gpu, SL_BF16, rows, l->n);
+                    y = sl_rows(work, 0, rows);
     EACH(i, TEAMS)
     {
         const int64_t share = l->n / TEAMS[i], own = TEAMS[i] / 2 * share,
@@ -189,7 +189,7 @@ static void columns_of_a_layer(pair *p, const t_layer *l, const t_operands *all,
                 sl_linear(&p->gpu, &part, &x, &w, &b, l->act);
                 continue;
             }
-            const sl_tensor dense = sl_view2(own_columns.data, SL_BF16, rows, cols);
+            const sl_tensor dense = sl_view2(own_columns->data, SL_BF16, rows, cols);
             sl_linear(&p->gpu, &dense, &x, &w, &b, l->act);
             sl_copy(&p->gpu, &part, &dense);
         }
@@ -211,6 +211,7 @@ static void shares_of_a_layer(pair *p, const t_layer *l, int64_t m, char *host)
     t_operands shares = all;
     const sl_tensor start = l->adds ? sl_new2(&p->gpu, SL_BF16, m, l->n) : all.y;
     shares.y = sl_new2(&p->gpu, SL_BF16, m, l->n);
+    const sl_tensor own_columns = sl_new2(&p->gpu, SL_BF16, (m + 1) / 2, l->n);
     if (l->adds) sl_copy(&p->gpu, &start, &all.y);
     p->gpu.whole_rows = m;
     t_layer_rows(&p->gpu, l, &all, 0, m);
@@ -232,7 +233,7 @@ static void shares_of_a_layer(pair *p, const t_layer *l, int64_t m, char *host)
                       what, (long long)others, (long long)first);
         p->failures++;
     }
-    if (!l->adds) columns_of_a_layer(p, l, &all, host);
+    if (!l->adds) columns_of_a_layer(p, l, &all, &shares.y, &own_columns, host);
     p->gpu.whole_rows = 0;
     forget(p);
 }
