@@ -14,11 +14,9 @@
 #include <unistd.h>
 
 #include "common/json.h"
+#include "common/st_set.h"
 
-#define HEADER_MAX 100000000 /* bytes, as the reference */
 #define SHARDS_MAX 4096
-#define TENSORS_MAX 10000000 /* of a whole set, so that counts fit in int */
-#define NAME_SHOWN 150       /* characters of a name in a message */
 
 /* Tags of the format that SL_DTYPES lacks, and their bits an element. */
 static const struct {
@@ -36,20 +34,6 @@ static const char KNOWN_TAGS[] =
 #undef X
         "BOOL I8 U16 I16 U32 U64 F64 C64 F4 F6_* F8_*";
 
-typedef struct {
-    char *path;
-    void *map; /* NULL: not ours */
-    size_t bytes;
-    json_t *header; /* names and tags of the entries point into it */
-} shard;
-
-struct sl_st {
-    shard *shards;
-    int shard_count;
-    sl_st_entry *entries;
-    int count;
-};
-
 /* ---- one header ---- */
 
 typedef struct {
@@ -64,9 +48,7 @@ static int by_begin(const void *a, const void *b)
     return x->end < y->end ? -1 : x->end > y->end;
 }
 
-/* Bytes of an element type times a shape; false if they are no whole number or do not
- * fit. An extent of 0 counts as 1 when looking for overflow, so that strides fit too. */
-static bool count_bytes(int bits, int rank, const int64_t *shape, uint64_t *out)
+bool sl_set_bytes(int bits, int rank, const int64_t *shape, uint64_t *out)
 {
     uint64_t n = (uint64_t)bits;
     bool empty = false;
@@ -79,7 +61,7 @@ static bool count_bytes(int bits, int rank, const int64_t *shape, uint64_t *out)
     return n % 8 == 0;
 }
 
-static int foreign_bits(const char *tag)
+int sl_set_foreign_bits(const char *tag)
 {
     for (size_t i = 0; i < sizeof FOREIGN / sizeof FOREIGN[0]; i++)
         if (!strcmp(tag, FOREIGN[i].tag)) return FOREIGN[i].bits;
@@ -101,48 +83,49 @@ static sl_code parse_entry(sl_st_entry *e, extent *x, const char *path, const ch
     size_t rank = json_array_size(shape);
 
     if (!tag)
-        return sl_fail(err, SL_FORMAT, "%s: %.*s has no \"dtype\" string", path, NAME_SHOWN, name);
+        return sl_fail(err, SL_FORMAT, "%s: %.*s has no \"dtype\" string", path, SL_NAME_SHOWN,
+                       name);
     bool ours = sl_dtype_parse(tag, &dtype);
-    int bits = ours ? 8 * (int)sl_dtype_size(dtype) : foreign_bits(tag);
+    int bits = ours ? 8 * (int)sl_dtype_size(dtype) : sl_set_foreign_bits(tag);
     if (!bits)
         return sl_fail(err, SL_FORMAT, "%s: %.*s has dtype \"%.20s\", want one of %s", path,
-                       NAME_SHOWN, name, tag, KNOWN_TAGS);
+                       SL_NAME_SHOWN, name, tag, KNOWN_TAGS);
     if (!json_is_array(shape))
-        return sl_fail(err, SL_FORMAT, "%s: %.*s has no \"shape\" list", path, NAME_SHOWN, name);
+        return sl_fail(err, SL_FORMAT, "%s: %.*s has no \"shape\" list", path, SL_NAME_SHOWN, name);
     if (rank > SL_MAX_RANK)
         return sl_fail(err, SL_FORMAT, "%s: %.*s has %zu dimensions, want at most %d", path,
-                       NAME_SHOWN, name, rank, SL_MAX_RANK);
+                       SL_NAME_SHOWN, name, rank, SL_MAX_RANK);
     for (size_t i = 0; i < rank; i++) {
         const json_t *d = json_array_get(shape, i);
         if (!json_is_integer(d) || json_integer_value(d) < 0)
             return sl_fail(err, SL_FORMAT, "%s: %.*s: extent %zu of its shape is no integer >= 0",
-                           path, NAME_SHOWN, name, i);
+                           path, SL_NAME_SHOWN, name, i);
         dims[i] = json_integer_value(d);
     }
     if (json_array_size(offsets) != 2)
-        return sl_fail(err, SL_FORMAT, "%s: %.*s has no \"data_offsets\" pair", path, NAME_SHOWN,
+        return sl_fail(err, SL_FORMAT, "%s: %.*s has no \"data_offsets\" pair", path, SL_NAME_SHOWN,
                        name);
     for (size_t i = 0; i < 2; i++) {
         const json_t *o = json_array_get(offsets, i);
         if (!json_is_integer(o))
-            return sl_fail(err, SL_FORMAT, "%s: %.*s: data offset is no integer", path, NAME_SHOWN,
-                           name);
+            return sl_fail(err, SL_FORMAT, "%s: %.*s: data offset is no integer", path,
+                           SL_NAME_SHOWN, name);
         at[i] = json_integer_value(o);
     }
     if (at[0] < 0 || at[1] < at[0] || (uint64_t)at[1] > data_size)
         return sl_fail(err, SL_FORMAT,
                        "%s: %.*s has data offsets [%lld, %lld], want them in order and within the "
                        "file's %llu bytes of data",
-                       path, NAME_SHOWN, name, (long long)at[0], (long long)at[1],
+                       path, SL_NAME_SHOWN, name, (long long)at[0], (long long)at[1],
                        (unsigned long long)data_size);
-    if (!count_bytes(bits, (int)rank, dims, &want) || want != (uint64_t)(at[1] - at[0])) {
+    if (!sl_set_bytes(bits, (int)rank, dims, &want) || want != (uint64_t)(at[1] - at[0])) {
         char text[128];
         sl_shape_text(&(sl_tensor){.rank = (int)rank,
                                    .shape = {dims[0], dims[1], dims[2], dims[3], dims[4], dims[5]}},
                       text, sizeof text);
         return sl_fail(err, SL_FORMAT,
                        "%s: %.*s has %lld bytes of data, which is not what %s %s takes", path,
-                       NAME_SHOWN, name, (long long)(at[1] - at[0]), tag, text);
+                       SL_NAME_SHOWN, name, (long long)(at[1] - at[0]), tag, text);
     }
     *x = (extent){(uint64_t)at[0], (uint64_t)at[1], name};
     *e = (sl_st_entry){.name = name, .dtype = tag};
@@ -162,11 +145,11 @@ static sl_code check_extents(extent *x, size_t n, uint64_t data_size, const char
     if (n) qsort(x, n, sizeof *x, by_begin);
     for (size_t i = 0; i < n; i++) {
         if (x[i].begin < end)
-            return sl_fail(err, SL_FORMAT, "%s: %.*s and %.*s overlap", path, NAME_SHOWN,
-                           x[i - 1].name, NAME_SHOWN, x[i].name);
+            return sl_fail(err, SL_FORMAT, "%s: %.*s and %.*s overlap", path, SL_NAME_SHOWN,
+                           x[i - 1].name, SL_NAME_SHOWN, x[i].name);
         if (x[i].begin > end)
             return sl_fail(err, SL_FORMAT, "%s: %llu bytes before %.*s belong to no tensor", path,
-                           (unsigned long long)(x[i].begin - end), NAME_SHOWN, x[i].name);
+                           (unsigned long long)(x[i].begin - end), SL_NAME_SHOWN, x[i].name);
         end = x[i].end;
     }
     if (end != data_size)
@@ -182,14 +165,14 @@ static sl_code check_metadata(const json_t *meta, const char *path, sl_err *err)
     if (!json_is_object(meta))
         return sl_fail(err, SL_FORMAT, "%s: __metadata__ is no object", path);
     json_object_foreach((json_t *)(uintptr_t)meta, key, v) if (!json_is_string(v)) return sl_fail(
-        err, SL_FORMAT, "%s: __metadata__ %.*s is no string", path, NAME_SHOWN, key);
+        err, SL_FORMAT, "%s: __metadata__ %.*s is no string", path, SL_NAME_SHOWN, key);
     return SL_OK;
 }
 
 /* Append the tensors of one whole file in memory, shard number k of st, whose header is
  * kept in the shard. */
-static sl_code parse_file(sl_st *st, int k, const unsigned char *bytes, size_t length,
-                          const char *path, sl_err *err)
+static sl_code parse_safetensors(sl_st *st, int k, const unsigned char *bytes, size_t length,
+                                 const char *path, sl_err *err)
 {
     uint64_t header = 0;
     extent *x = NULL;
@@ -201,12 +184,12 @@ static sl_code parse_file(sl_st *st, int k, const unsigned char *bytes, size_t l
     if (length < 8)
         return sl_fail(err, SL_FORMAT, "%s: has %zu bytes, want at least 8", path, length);
     for (int i = 7; i >= 0; i--) header = header << 8 | bytes[i];
-    if (header > length - 8 || header > HEADER_MAX)
+    if (header > length - 8 || header > SL_HEADER_MAX)
         return sl_fail(
             err, SL_FORMAT,
             "%s: header length is %llu, want at most %zu (not a safetensors file, or cut short)",
             path, (unsigned long long)header,
-            length - 8 < HEADER_MAX ? length - 8 : (size_t)HEADER_MAX);
+            length - 8 < SL_HEADER_MAX ? length - 8 : (size_t)SL_HEADER_MAX);
     if (!header || bytes[8] != '{')
         return sl_fail(err, SL_FORMAT, "%s: header does not start with '{'", path);
     if ((rc = sl_json_parse(&st->shards[k].header, (const char *)bytes + 8, (size_t)header, path,
@@ -214,12 +197,8 @@ static sl_code parse_file(sl_st *st, int k, const unsigned char *bytes, size_t l
         return rc;
 
     size_t most = json_object_size(st->shards[k].header);
-    if (most > TENSORS_MAX - (size_t)st->count)
-        return sl_fail(err, SL_FORMAT, "%s: more than %d tensors", path, TENSORS_MAX);
-    sl_st_entry *more = realloc(st->entries, ((size_t)st->count + most + 1) * sizeof *more);
-    if (more) st->entries = more;
-    x = malloc((most + 1) * sizeof *x);
-    if (!more || !x) {
+    if ((rc = sl_set_room(st, most, path, err))) return rc;
+    if (!(x = malloc((most + 1) * sizeof *x))) {
         rc = sl_fail(err, SL_NOMEM, "%s: no memory for %zu tensors", path, most);
         goto done;
     }
@@ -241,7 +220,35 @@ done:
     return rc;
 }
 
+/* A file is what its first bytes say, whatever its name. */
+static sl_code parse_file(sl_st *st, int k, const unsigned char *bytes, size_t length,
+                          const char *path, sl_err *err)
+{
+    if (sl_pth_is(bytes, length)) return sl_pth_parse(st, k, bytes, length, path, err);
+    return parse_safetensors(st, k, bytes, length, path, err);
+}
+
 /* ---- files ---- */
+
+sl_code sl_set_room(sl_st *st, size_t more, const char *path, sl_err *err)
+{
+    if (more > SL_TENSORS_MAX - (size_t)st->count)
+        return sl_fail(err, SL_FORMAT, "%s: more than %d tensors", path, SL_TENSORS_MAX);
+    sl_st_entry *p = realloc(st->entries, ((size_t)st->count + more + 1) * sizeof *p);
+    if (!p) return sl_fail(err, SL_NOMEM, "%s: no memory for %zu tensors", path, more);
+    st->entries = p;
+    return SL_OK;
+}
+
+void *sl_set_keep(sl_st *st, size_t bytes)
+{
+    void **more = realloc(st->owned, ((size_t)st->owned_count + 1) * sizeof *more);
+    if (!more) return NULL;
+    st->owned = more;
+    void *p = calloc(1, bytes ? bytes : 1);
+    if (p) st->owned[st->owned_count++] = p;
+    return p;
+}
 
 static int by_name(const void *a, const void *b)
 {
@@ -262,7 +269,7 @@ static sl_st *new_set(int shards)
  * there is no such file. */
 static sl_code add_shard(sl_st *st, char *path, bool *missing, sl_err *err)
 {
-    shard *s = &st->shards[st->shard_count++];
+    sl_st_shard *s = &st->shards[st->shard_count++];
     struct stat info;
     sl_code rc;
     s->path = path;
@@ -295,7 +302,7 @@ static sl_code sort_entries(sl_st *st, sl_err *err)
         const sl_st_entry *a = &st->entries[i - 1], *b = &st->entries[i];
         if (!strcmp(a->name, b->name))
             return sl_fail(err, SL_FORMAT, "%s: %.*s is also in %s", sl_st_path(st, b->shard),
-                           NAME_SHOWN, b->name, sl_st_path(st, a->shard));
+                           SL_NAME_SHOWN, b->name, sl_st_path(st, a->shard));
     }
     return SL_OK;
 }
@@ -349,13 +356,13 @@ static sl_code shard_names(const json_t *index, const char *path, const char ***
     {
         const char *file = json_string_value(v);
         if (!file)
-            return sl_fail(err, SL_FORMAT, "%s: weight_map: %.*s names no file", path, NAME_SHOWN,
-                           key);
+            return sl_fail(err, SL_FORMAT, "%s: weight_map: %.*s names no file", path,
+                           SL_NAME_SHOWN, key);
         if (!*file || *file == '.' || strchr(file, '/') || strlen(file) > NAME_MAX)
             return sl_fail(err, SL_FORMAT,
                            "%s: weight_map: %.*s lies in \"%.60s\", want the plain name of a file "
                            "in this folder",
-                           path, NAME_SHOWN, key, file);
+                           path, SL_NAME_SHOWN, key, file);
         (*names)[n++] = file;
     }
     if (n) qsort(*names, n, sizeof **names, by_string);
@@ -379,7 +386,7 @@ static sl_code check_index(const sl_st *st, const json_t *index, const char *con
         const sl_st_entry *e = sl_st_find(st, key);
         if (!e || strcmp(names[e->shard], json_string_value(v)))
             return sl_fail(err, SL_FORMAT, "%s: %.60s holds no %.*s, which the index says it does",
-                           path, json_string_value(v), NAME_SHOWN, key);
+                           path, json_string_value(v), SL_NAME_SHOWN, key);
     }
     return SL_OK;
 }
@@ -391,7 +398,7 @@ static sl_code open_sharded(sl_st **out, const char *dir, const char *index_path
     const char **names = NULL;
     size_t n = 0;
     sl_code rc;
-    if ((rc = sl_json_read(&index, index_path, HEADER_MAX, err))) goto done;
+    if ((rc = sl_json_read(&index, index_path, SL_HEADER_MAX, err))) goto done;
     if ((rc = shard_names(index, index_path, &names, &n, err))) goto done;
     if (!(st = new_set((int)n))) rc = sl_fail(err, SL_NOMEM, "%s: no memory", index_path);
     for (size_t i = 0; i < n && !rc; i++) {
@@ -439,6 +446,8 @@ void sl_st_close(sl_st **pst)
         json_decref(st->shards[i].header);
         free(st->shards[i].path);
     }
+    for (int i = 0; i < st->owned_count; i++) free(st->owned[i]);
+    free(st->owned);
     free(st->shards);
     free(st->entries);
     free(st);
@@ -672,9 +681,9 @@ static sl_code write_header(sl_st_writer *w, sl_err *err)
     unsigned char *block = calloc(1, 8 + padded);
     sl_code rc;
     if (!text || !block) rc = sl_fail(err, SL_NOMEM, "%s: no memory for its header", w->path);
-    else if (padded > HEADER_MAX)
+    else if (padded > SL_HEADER_MAX)
         rc = sl_fail(err, SL_ARG, "%s: header has %zu bytes, want at most %d", w->path, padded,
-                     HEADER_MAX);
+                     SL_HEADER_MAX);
     else {
         for (int i = 0; i < 8; i++) block[i] = (unsigned char)((uint64_t)padded >> 8 * i);
         memset(block + 8, ' ', padded);

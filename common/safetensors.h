@@ -23,8 +23,9 @@ typedef struct {
     int shard; /* index into the set's files */
 } sl_st_entry;
 
-/* Open one file. *out is the caller's to close. Errors: SL_SYS cannot be opened or
- * mapped; SL_FORMAT with what is wrong. */
+/* Open one file: safetensors, or a .pth as torch.save writes it (common/pth.c), by its first
+ * bytes. *out is the caller's to close. Errors: SL_SYS cannot be opened or mapped; SL_FORMAT
+ * with what is wrong. */
 sl_code sl_st_open_file(sl_st **out, const char *path, sl_err *err);
 /* Open a component folder: <stem>.safetensors, or, if there is none, the shards named by
  * <stem>.safetensors.index.json; stem "model" or "diffusion_pytorch_model". Errors also:

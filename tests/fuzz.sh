@@ -64,6 +64,10 @@ seeds() {
         while IFS="$(printf '\t')" read -r _ kind file _; do seed names /dev/null 0 "$kind" && seed names /dev/null 0 "lora_unet_$file"; done < <(sed -n '1~9p' tests/golden/names/pairs.tsv) ;;
     picture) for file in tests/golden/pictures/*.{png,jpg,webp}; do seed picture "$file" 20000 ''; done ;;
     prompt) for file in tests/golden/prompts/cases.json tests/golden/tiny-i2v/prompts.json; do seed prompt "$file" 3000 ''; done ;;
+    pth) # pickles, which the target puts into a zip; the first byte is the zip's kind
+        head -c 1500 tests/golden/pth/vae.data.pkl >$top/log/pickle
+        seed pth tests/golden/pth/vae.data.pkl 20000 '\0' && seed pth $top/log/pickle 20000 '\1'
+        seed pth /dev/null 0 '\0\200\002ccollections\nOrderedDict\n)R(X\1\0\0\0wctorch._utils\n_rebuild_tensor_v2\n((X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\0000X\3\0\0\0cpuK\20tQK\0(K\4K\4t(K\4K\1t\211ccollections\nOrderedDict\n)RtRu.' ;;
     safetensors) # the header, and what of the tensors fits; an index
         for file in tests/golden/tiny-i2v/model/*/*.safetensors tests/golden/tiny-i2v/*.safetensors tests/golden/tiny-i2v/model/*/*.index.json; do
             seed safetensors "$file" 12000 ''
