@@ -140,8 +140,9 @@ static const row CLIP[] = {
     M(VISION EMBED "patch_embedding", EMBED "patch_embedding", "visual.patch_embedding"),
     M(VISION "pre_layrnorm", "pre_layrnorm", "visual.pre_norm"),
     M(VISION "post_layernorm", "post_layernorm", "visual.post_norm"),
-    UNNEEDED("visual_projection", "visual.head", "log_scale"),
-    UNNEEDED("textual", VISION EMBED "position_ids", EMBED "position_ids"),
+    M("visual_projection", NULL),
+    M(VISION EMBED "position_ids", EMBED "position_ids"),
+    UNNEEDED("visual.head", "log_scale", "textual"),
     UNNEEDED("scaled_fp8"),
     END,
 };

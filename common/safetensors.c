@@ -133,6 +133,9 @@ static sl_code parse_entry(sl_st_entry *e, extent *x, const char *path, const ch
         if (rank == 0) dims[rank++] = 1;
         /* read-only, by contract */
         e->t = sl_view((void *)(uintptr_t)(data + at[0]), dtype, (int)rank, dims);
+    } else if ((e->coding = sl_coding_of_tag(tag))) {
+        if (rank == 0) dims[rank++] = 1;
+        e->coded = sl_view((void *)(uintptr_t)(data + at[0]), SL_F32, (int)rank, dims);
     }
     return SL_OK;
 }
@@ -509,6 +512,34 @@ const char *sl_st_path(const sl_st *st, int i)
 int64_t sl_st_offset(const sl_st *st, const sl_st_entry *e)
 {
     return (const char *)e->t.data - (const char *)st->shards[e->shard].map;
+}
+
+const sl_tensor *sl_st_shape(const sl_st_entry *e)
+{
+    return e->coding ? &e->coded : &e->t;
+}
+
+void sl_st_floats(float *dst, const sl_st_entry *e, int64_t first, int64_t n)
+{
+    if (!e->coding) {
+        sl_to_floats(dst, (const char *)e->t.data + first * (int64_t)sl_dtype_size(e->t.dtype),
+                     e->t.dtype, n, NULL);
+        return;
+    }
+    sl_decode(dst, e->coding, e->coded.data, first, n);
+    const int64_t row = e->scale_count > 1 ? sl_count(&e->coded) / e->scale_count : INT64_MAX;
+    for (int64_t i = 0; e->scale_count && i < n;) {
+        const float scale = e->scales[(first + i) / row];
+        const int64_t left = row - (first + i) % row, end = n - i < left ? n : i + left;
+        for (; i < end; i++) dst[i] *= scale;
+    }
+}
+
+size_t sl_st_stored(const sl_st_entry *e)
+{
+    if (!e->coding) return e->t.rank ? sl_bytes(&e->t) : 0;
+    return (size_t)(sl_count(&e->coded) / sl_coding_block(e->coding)) *
+           (size_t)sl_coding_bytes(e->coding);
 }
 
 const char *sl_st_metadata(const sl_st *st, const char *key)

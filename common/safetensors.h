@@ -10,6 +10,7 @@
 #ifndef SL_SAFETENSORS_H
 #define SL_SAFETENSORS_H
 
+#include "common/coding.h"
 #include "common/tensor.h"
 
 typedef struct sl_st sl_st; /* opaque: one open set of files */
@@ -17,10 +18,17 @@ typedef struct sl_st sl_st; /* opaque: one open set of files */
 typedef struct {
     const char *name; /* owned by the sl_st */
     sl_tensor t;      /* rank 0 in the file (a scalar) is seen as [1] */
-    /* The file's tag. Of the format but not of SL_DTYPES (F64, BOOL, I8 ...): t.rank is 0, the
+    /* The file's tag. Of the format but not of SL_DTYPES (F64, BOOL, I8, F8 ...): t.rank is 0, the
      * tensor is listed and cannot be viewed. A tag that is none of the format's is refused. */
     const char *dtype;
     int shard; /* index into the set's files */
+    /* Numbers in a coding: t.rank is 0, `coded` has the shape, dtype F32 (what they are decoded
+     * to, by sl_st_floats) and the codes as data. Each row of the first index has a scale, or all
+     * have one (scale_count 1), or none (0). */
+    sl_coding coding;
+    sl_tensor coded;
+    const float *scales;
+    int64_t scale_count;
 } sl_st_entry;
 
 /* Open one file: safetensors, or a .pth as torch.save writes it (common/pth.c), by its first
@@ -42,6 +50,13 @@ int sl_st_shards(const sl_st *st);
 const char *sl_st_path(const sl_st *st, int shard);
 /* Where an entry's first byte lies in its file. e->t.rank is not 0. */
 int64_t sl_st_offset(const sl_st *st, const sl_st_entry *e);
+/* What a loader sees of an entry: `t`, or of a coded one `coded`, which is not to be read through
+ * its data; rank 0: neither. */
+const sl_tensor *sl_st_shape(const sl_st_entry *e);
+/* Elements [first, first + n) of an entry of a float dtype or a coding, as float32. */
+void sl_st_floats(float *dst, const sl_st_entry *e, int64_t first, int64_t n);
+/* Bytes that it takes in its file; 0 for a dtype that is no sl_dtype. */
+size_t sl_st_stored(const sl_st_entry *e);
 /* The value of a string in the header's __metadata__, NULL if there is none. First file
  * only. */
 const char *sl_st_metadata(const sl_st *st, const char *key);

@@ -14,7 +14,6 @@
 
 #include "common/json.h"
 #include "common/log.h"
-#include "common/safetensors.h"
 #include "common/trace.h"
 #include "graphs/team_load.h"
 #include "kernels/plugin.h"
@@ -32,7 +31,8 @@ enum { UNSEEN, WANTED, SKIPPED }; /* what became of a checkpoint's tensor */
 /* Where a tensor's numbers come from: host memory, or a random sequence centre + spread *
  * (-1 .. 1). */
 typedef struct {
-    const void *data; /* NULL: random */
+    const void *data;         /* NULL: coded or random */
+    const sl_st_entry *coded; /* NULL: data or random */
     sl_dtype dtype;
     uint64_t seed;
     float centre, spread;
@@ -116,6 +116,33 @@ sl_code sl_loader_file(sl_loader **out, sl_ctx *ctx, const char *dir, const char
                        const char *label, sl_err *err)
 {
     return open_loader(out, FROM_FILE, ctx, dir, stem, label, err);
+}
+
+static sl_code open_set(sl_loader **out, loader_mode mode, sl_ctx *ctx, sl_st **st,
+                        const char *label, sl_err *err)
+{
+    sl_st *set = *st;
+    *st = NULL;
+    sl_code rc = open_loader(out, mode, ctx, NULL, NULL, label, err);
+    if (rc) {
+        sl_st_close(&set);
+        return rc;
+    }
+    (*out)->st = set;
+    if (((*out)->seen = calloc(1, (size_t)sl_st_size(set) + 1))) return SL_OK;
+    sl_loader_close(out);
+    return sl_fail(err, SL_NOMEM, "%s: no memory for a loader", label);
+}
+
+sl_code sl_loader_set(sl_loader **out, sl_ctx *ctx, sl_st **st, const char *label, sl_err *err)
+{
+    return open_set(out, FROM_FILE, ctx, st, label, err);
+}
+
+sl_code sl_loader_inspect_set(sl_loader **out, sl_ctx *ctx, sl_st **st, const char *label,
+                              sl_err *err)
+{
+    return open_set(out, INSPECT, ctx, st, label, err);
 }
 
 sl_code sl_loader_plan(sl_loader **out, sl_ctx *ctx, const char *label, sl_err *err)
@@ -309,6 +336,10 @@ static void produce(float *dst, const source *s, int64_t first, int64_t n)
                      s->dtype, n, NULL);
         return;
     }
+    if (s->coded) {
+        sl_st_floats(dst, s->coded, first, n);
+        return;
+    }
     for (int64_t i = 0; i < n; i++)
         dst[i] =
             s->centre +
@@ -411,16 +442,17 @@ static const sl_st_entry *look_up(sl_loader *l, const sl_tensor *want, const cha
         else fail(l, SL_SHAPE, "%s is missing, want %s in %s", name, b, sl_st_path(l->st, 0));
         return NULL;
     }
+    const sl_tensor *t = sl_st_shape(e);
     l->seen[e - sl_st_at(l->st, 0)] = WANTED;
-    if (e->t.rank == 0 || (e->t.dtype != SL_F32 && e->t.dtype != SL_BF16 && e->t.dtype != SL_F16)) {
+    if (t->rank == 0 || (t->dtype != SL_F32 && t->dtype != SL_BF16 && t->dtype != SL_F16)) {
         if (l->mode == INSPECT) finding(l, "unusable %s %s, want F32, BF16 or F16", name, e->dtype);
         else
             fail(l, SL_SHAPE, "%s has dtype %s, want F32, BF16 or F16 (%s)", name, e->dtype,
                  sl_st_path(l->st, e->shard));
         return NULL;
     }
-    if (!sl_same_shape(&e->t, want)) {
-        sl_shape_text(&e->t, a, sizeof a);
+    if (!sl_same_shape(t, want)) {
+        sl_shape_text(t, a, sizeof a);
         if (l->mode == INSPECT) finding(l, "misshapen %s %s, want %s", name, a, b);
         else
             fail(l, SL_SHAPE, "%s has shape %s, want %s (%s)", name, a, b,
@@ -452,7 +484,7 @@ static bool is_matrix(sl_weight_kind kind)
  * as well. */
 static bool stays_mapped(const sl_tensor *t, sl_weight_kind kind, const source *s)
 {
-    if ((uintptr_t)s->data % sl_dtype_size(s->dtype)) return false;
+    if (s->coded || (uintptr_t)s->data % sl_dtype_size(s->dtype)) return false;
     return is_matrix(kind) || (kind == SL_W_FLOAT && s->dtype == SL_F32 && sl_bytes(t) > SLAB / 4);
 }
 
@@ -501,10 +533,17 @@ static void add_place(sl_loader *l, sl_tensor *out, const source *s, const sl_st
     l->places[l->place_count++] =
         (asked){.of = {.name = copy,
                        .out = out,
-                       .stored_bytes = entry ? sl_bytes(&entry->t) : 0,
+                       .stored_bytes = entry ? sl_st_stored(entry) : 0,
                        .exact = !entry || out->dtype == SL_F32 || out->dtype == s->dtype},
                 .entry = entry,
                 .from = *s};
+}
+
+static void tell(sl_weight_fn *fn, void *user, const sl_st_entry *e)
+{
+    sl_tensor stored = *sl_st_shape(e);
+    if (e->coding) stored.data = NULL;
+    fn(user, e->name, &stored, e);
 }
 
 void sl_weight(sl_loader *l, sl_tensor *out, sl_weight_kind kind, int rank, const int64_t *shape,
@@ -539,11 +578,12 @@ void sl_weight(sl_loader *l, sl_tensor *out, sl_weight_kind kind, int rank, cons
     source s = {.dtype = l->ctx->ops->act};
     if (l->st) {
         if (!(entry = look_up(l, out, name))) return;
-        s = (source){.data = entry->t.data, .dtype = entry->t.dtype};
-        if (l->watch) l->watch(l->watch_user, entry->name, &entry->t);
+        if (entry->coding) s = (source){.coded = entry, .dtype = SL_F32};
+        else s = (source){.data = entry->t.data, .dtype = entry->t.dtype};
+        if (l->watch) tell(l->watch, l->watch_user, entry);
     } else {
         sl_tensor stored = sl_view(NULL, SL_F32, rank, shape);
-        if (l->watch) l->watch(l->watch_user, name, &stored);
+        if (l->watch) l->watch(l->watch_user, name, &stored, NULL);
         if (l->mode == RANDOM) s = random_source(l->seed, out, name);
     }
     if (kind == SL_W_CONV) conv_weight(l, out, &s, entry, name);
@@ -575,7 +615,7 @@ void sl_loader_rest(const sl_loader *l, sl_weight_fn *fn, void *user)
 {
     for (int i = 0; l->st && i < sl_st_size(l->st); i++) {
         const sl_st_entry *e = sl_st_at(l->st, i);
-        if (l->seen[i] != WANTED) fn(user, e->name, &e->t);
+        if (l->seen[i] != WANTED) tell(fn, user, e);
     }
 }
 
@@ -651,7 +691,8 @@ static sl_code open_reading(reading *r, sl_loader *l, const pending *wants, int 
         return sl_fail(err, SL_NOMEM, "no memory for %d pieces", n);
     for (int i = 0; i < shards; i++) r->fds[i] = -1;
     for (int i = 0; i < n; i++)
-        if (wants[i].entry && !wants[i].conv) r->order[r->n++].want = &wants[i];
+        if (wants[i].entry && !wants[i].conv && !wants[i].from.coded)
+            r->order[r->n++].want = &wants[i];
     qsort(r->order, (size_t)r->n, sizeof *r->order, in_files);
     sl_code rc = open_files(r, err);
     for (int i = 0; i < r->n && !rc; i++) {
@@ -769,7 +810,8 @@ static sl_code load_plain(sl_loader *l, const sl_plugin *plugin, const pending *
     sl_code rc = open_reading(&r, l, wants, n, err);
     for (int i = 0; i < n; i++) {
         const pending *w = &wants[i];
-        if (w->entry && (w->conv || !shares)) l->bytes_read += sl_bytes(&w->entry->t);
+        if (w->entry && (w->conv || w->from.coded || !shares))
+            l->bytes_read += sl_st_stored(w->entry);
     }
     if (!rc && shares) rc = read_as_team(&r, plugin, err);
     else if (!rc && r.n)
@@ -789,6 +831,13 @@ static void make_random(sl_loader *l, const sl_plugin *plugin, const pending *w)
     else put(l, &t, &w->from);
 }
 
+static void put_coded(sl_loader *l, const pending *w)
+{
+    sl_tensor t = w->t;
+    t.data = w->dst;
+    put(l, &t, &w->from);
+}
+
 /* Take the allocation, fill it, and tell the tensors where they lie. */
 static void place_wants(sl_loader *l)
 {
@@ -806,7 +855,8 @@ static void place_wants(sl_loader *l)
         const pending *w = &l->wants[i];
         if (w->conv) put_conv(l, w->dst, w->t.shape, &w->from);
         else if (!w->entry) make_random(l, plugin, w);
-        queued |= w->conv || !w->entry;
+        else if (w->from.coded) put_coded(l, w);
+        queued |= w->conv || !w->entry || w->from.coded;
         take_error(l, w->name);
     }
     /* what was read is there; with a team ctx might tell of a member that has failed since */
@@ -868,6 +918,7 @@ sl_code sl_loader_reload(sl_loader *l, int n, const int which[], const sl_tensor
         sl_context(err, rc, "%s", l->label);
     for (int i = 0; i < n && !rc; i++)
         if (!wants[i].entry) make_random(l, plugin, &wants[i]);
+        else if (wants[i].from.coded) put_coded(l, &wants[i]);
     if (!rc) sl_sync(l->ctx);
     if (!rc && l->err.code) { /* of put(), which has no other way to say it */
         *err = l->err;
@@ -892,8 +943,9 @@ sl_code sl_loader_finish(sl_loader *l, sl_err *err)
         for (int i = 0; i < sl_st_size(l->st); i++) {
             const sl_st_entry *e = sl_st_at(l->st, i);
             if (l->seen[i] != UNSEEN) continue;
-            if (e->t.rank)
-                finding(l, "unexpected %s %s", e->name, sl_shape_text(&e->t, text, sizeof text));
+            if (sl_st_shape(e)->rank)
+                finding(l, "unexpected %s %s", e->name,
+                        sl_shape_text(sl_st_shape(e), text, sizeof text));
             else finding(l, "unexpected %s of dtype %s", e->name, e->dtype);
         }
     l->finished = true;
@@ -960,20 +1012,34 @@ static const char *index_text(const sl_tensor *t, int64_t at, char *buf, size_t 
     return sl_shape_text(&index, buf, size);
 }
 
+/* Index of the first NaN or infinity of an entry, or -1. */
+static int64_t first_nonfinite(const sl_st_entry *e)
+{
+    const int64_t n = sl_count(sl_st_shape(e));
+    float x[BLOCK];
+    if (!sl_st_shape(e)->rank) return -1;
+    if (!e->coding) return sl_first_nonfinite(e->t.data, e->t.dtype, n);
+    for (int64_t at = 0; at < n; at += BLOCK) {
+        const int64_t k = n - at < BLOCK ? n - at : BLOCK;
+        sl_st_floats(x, e, at, k);
+        const int64_t bad = sl_first_nonfinite(x, SL_F32, k);
+        if (bad >= 0) return at + bad;
+    }
+    return -1;
+}
+
 sl_code sl_loader_check_finite(sl_loader *l, sl_err *err)
 {
     char text[128];
     for (int i = 0; l->st && i < sl_st_size(l->st); i++) {
         const sl_st_entry *e = sl_st_at(l->st, i);
-        int64_t at = l->seen[i] == WANTED && e->t.rank
-                         ? sl_first_nonfinite(e->t.data, e->t.dtype, sl_count(&e->t))
-                         : -1;
+        const int64_t at = l->seen[i] == WANTED ? first_nonfinite(e) : -1;
         float x;
         if (at < 0) continue;
-        sl_to_floats(&x, (const char *)e->t.data + at * (int64_t)sl_dtype_size(e->t.dtype),
-                     e->t.dtype, 1, NULL);
+        sl_st_floats(&x, e, at, 1);
         return sl_fail(err, SL_NUMERIC, "%s: %s has %s at %s", l->label, e->name,
-                       isnan(x) ? "NaN" : "infinity", index_text(&e->t, at, text, sizeof text));
+                       isnan(x) ? "NaN" : "infinity",
+                       index_text(sl_st_shape(e), at, text, sizeof text));
     }
     return SL_OK;
 }

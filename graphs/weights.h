@@ -26,6 +26,7 @@
 #ifndef SL_WEIGHTS_H
 #define SL_WEIGHTS_H
 
+#include "common/safetensors.h"
 #include "kernels/comm.h"
 
 typedef struct sl_loader sl_loader;
@@ -45,6 +46,8 @@ typedef enum { SL_W_MATRIX, SL_W_VECTOR, SL_W_FLOAT, SL_W_CONV, SL_W_MATRIX_F32 
  * close, after the network is no longer used. */
 sl_code sl_loader_file(sl_loader **out, sl_ctx *ctx, const char *dir, const char *stem,
                        const char *label, sl_err *err);
+/* Likewise from a set that is open, taken over even if it fails: *st becomes NULL. */
+sl_code sl_loader_set(sl_loader **out, sl_ctx *ctx, sl_st **st, const char *label, sl_err *err);
 /* A loader that counts what the device of ctx->ops would take; without a checkpoint,
  * matrices count as random ones. */
 sl_code sl_loader_plan(sl_loader **out, sl_ctx *ctx, const char *label, sl_err *err);
@@ -62,14 +65,18 @@ void sl_weight_random(void *dst, sl_dtype dtype, uint64_t seed, const char *name
  * tensors. */
 sl_code sl_loader_inspect(sl_loader **out, sl_ctx *ctx, const char *dir, const char *stem,
                           const char *label, sl_err *err);
+sl_code sl_loader_inspect_set(sl_loader **out, sl_ctx *ctx, sl_st **st, const char *label,
+                              sl_err *err);
 void sl_loader_close(sl_loader **l);
 
 /* From now on call fn for each tensor that a network asks for and the checkpoint holds as
  * it should, in that order. `stored` is as in the file: a mapped view, which lives as
- * long as the loader; so does the name. Without a checkpoint (planning, random) fn is
- * called for each tensor: `stored` is F32 and has no data, the name lives until fn
+ * long as the loader; so do the name and `from`, which sl_st_floats reads. A coded tensor's
+ * `stored` is F32 and has no data. Without a checkpoint (planning, random) fn is called for
+ * each tensor: `stored` is F32 and has no data, `from` is NULL, the name lives until fn
  * returns. */
-typedef void sl_weight_fn(void *user, const char *name, const sl_tensor *stored);
+typedef void sl_weight_fn(void *user, const char *name, const sl_tensor *stored,
+                          const sl_st_entry *from);
 void sl_loader_watch(sl_loader *l, sl_weight_fn *fn, void *user);
 /* The tensors that nobody asked for, skipped ones among them, likewise, in the order of
  * names: what a copy must keep so that other programs can read it. `stored` has rank 0 if
@@ -119,7 +126,7 @@ bool sl_loader_has(const sl_loader *l, const char *name);
  * The caller ends it (sl_comm_end) when all is loaded, and what ctx then says of another
  * member's end does not matter here. A member that fails or is lost ends the attempt and
  * does not fail the others: they read themselves what has not come, and log a warning. Not
- * shared: convolutions, which are packed from the host; random weights; what stays mapped
+ * shared: convolutions and coded tensors (F8), which come from the host; random weights; what stays mapped
  * or is converted in host memory, on the CPU. A NULL team, or one of 1: as without this
  * call. */
 void sl_loader_share(sl_loader *l, sl_comm *comm, sl_lane lane, const sl_team *team);

@@ -40,8 +40,9 @@
 
 typedef struct {
     char *name;
-    sl_tensor stored; /* without data: random */
-    sl_dtype dtype;   /* as it will be written */
+    sl_tensor stored;
+    const sl_st_entry *from; /* NULL: random */
+    sl_dtype dtype;          /* as it will be written */
 } item;
 
 typedef struct {
@@ -104,7 +105,7 @@ static sl_dtype dtype_of(const packer *k, const sl_component *c, const char *nam
     return dit && stays_float(name) ? SL_F32 : k->dtype;
 }
 
-static void collect(void *user, const char *name, const sl_tensor *stored)
+static void collect(void *user, const char *name, const sl_tensor *stored, const sl_st_entry *from)
 {
     part *p = user;
     if (p->count == p->room) {
@@ -118,14 +119,15 @@ static void collect(void *user, const char *name, const sl_tensor *stored)
         p->room = room;
     }
     char *copy = strdup(name);
-    if (copy) p->items[p->count++] = (item){.name = copy, .stored = *stored};
+    if (copy) p->items[p->count++] = (item){.name = copy, .stored = *stored, .from = from};
     else p->failed = true;
 }
 
 /* Tensors left over by the network's definition: in published files, of no use to any program. */
-static void collect_rest(void *user, const char *name, const sl_tensor *stored)
+static void collect_rest(void *user, const char *name, const sl_tensor *stored,
+                         const sl_st_entry *from)
 {
-    if (!ends_with(name, ".norm_added_q.weight")) collect(user, name, stored);
+    if (!ends_with(name, ".norm_added_q.weight")) collect(user, name, stored, from);
 }
 
 static sl_code list_part(packer *k, part *p, sl_err *err)
@@ -151,7 +153,7 @@ static sl_code list_part(packer *k, part *p, sl_err *err)
                 p->c->name, t->name);
         t->dtype = dtype_of(k, p->c, t->name, &t->stored);
         k->bytes += (uint64_t)sl_count(&t->stored) * sl_dtype_size(t->dtype);
-        if (!k->random) k->read += sl_bytes(&t->stored);
+        if (!k->random) k->read += sl_st_stored(t->from);
     }
     return SL_OK;
 }
@@ -171,14 +173,14 @@ static void show(packer *k, const char *what, bool last)
     k->shown_ns = now;
 }
 
-/* n elements into the stage, as dtype. One thread does it faster than most disks read or
+/* n elements from `first` on into the stage, as dtype. One thread does it faster than most disks read or
  * write. */
-static void convert(packer *k, sl_dtype dtype, const void *src, sl_dtype from, int64_t n)
+static void convert(packer *k, sl_dtype dtype, const sl_st_entry *from, int64_t first, int64_t n)
 {
     float x[BLOCK];
     for (int64_t at = 0; at < n; at += BLOCK) {
         int64_t m = n - at < BLOCK ? n - at : BLOCK;
-        sl_to_floats(x, (const char *)src + at * (int64_t)sl_dtype_size(from), from, m, NULL);
+        sl_st_floats(x, from, first + at, m);
         sl_from_floats((char *)k->stage + at * (int64_t)sl_dtype_size(dtype), dtype, x, m, NULL);
     }
 }
@@ -191,26 +193,35 @@ static void advise(const char *p, int64_t n, int advice)
     if (n > 0) madvise((void *)from, (uintptr_t)p + (uintptr_t)n - from, advice);
 }
 
+/* Bytes that elements [0, n) take in the file. */
+static int64_t bytes_before(const item *t, int64_t n)
+{
+    const sl_coding c = t->from->coding;
+    return c ? n / sl_coding_block(c) * sl_coding_bytes(c)
+             : n * (int64_t)sl_dtype_size(t->stored.dtype);
+}
+
 static sl_code write_tensor(packer *k, sl_st_writer *w, const char *part_name, const item *t,
                             sl_err *err)
 {
-    int64_t n = sl_count(&t->stored), in = (int64_t)sl_dtype_size(t->stored.dtype),
-            out = (int64_t)sl_dtype_size(t->dtype);
-    const char *src = t->stored.data;
+    const int64_t n = sl_count(&t->stored), out = (int64_t)sl_dtype_size(t->dtype);
+    const bool coded = t->from->coding;
+    const char *src = sl_st_shape(t->from)->data;
     sl_code rc = SL_OK;
     for (int64_t at = 0; at < n && !rc; at += PIECE) {
-        int64_t m = n - at < PIECE ? n - at : PIECE,
-                ahead = n - at - m < PIECE ? n - at - m : PIECE;
-        const void *data = src + at * in;
+        const int64_t m = n - at < PIECE ? n - at : PIECE;
+        const int64_t begin = bytes_before(t, at), end = bytes_before(t, at + m),
+                      next = bytes_before(t, at + 2 * m < n ? at + 2 * m : n);
+        const void *data = src + begin;
         if (interrupted) return sl_fail(err, SL_CANCELLED, "interrupted");
-        advise(src + (at + m) * in, ahead * in, MADV_WILLNEED);
-        if (t->dtype != t->stored.dtype) {
-            convert(k, t->dtype, data, t->stored.dtype, m);
+        advise(src + end, next - end, MADV_WILLNEED);
+        if (coded || t->dtype != t->stored.dtype) {
+            convert(k, t->dtype, t->from, at, m);
             data = k->stage;
         }
         if ((rc = sl_stw_write(w, t->name, data, (size_t)(at * out), (size_t)(m * out), err)))
             break;
-        advise(src + at * in, m * in, MADV_DONTNEED);
+        advise(src + begin, end - begin, MADV_DONTNEED);
         k->done += (uint64_t)(m * out);
         show(k, part_name, false);
     }
