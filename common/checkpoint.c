@@ -100,6 +100,8 @@ static sl_code keep(work *w, const sl_st_entry *e, const sl_name *n)
     sl_code rc = slice(w, to, n->part, n->parts);
     if (rc) return rc;
     squeeze(e->coding ? &to->coded : &to->t, n->rank);
+    /* transformers has both of CLIP's names; a copy keeps what it finds */
+    if (w->net == SL_NET_CLIP && n->naming == SL_NAMING_DIFFUSERS && !n->prefix) return SL_OK;
     const size_t size = strlen(n->module) + strlen(n->rest) + 1;
     char *name = sl_set_keep(w->st, size);
     if (!name) return sl_fail(w->err, SL_NOMEM, "%s: no memory for names", path_of(w, e));
@@ -240,6 +242,7 @@ static sl_code give_scale(work *w, const aside *a)
 {
     const char *path = path_of(w, a->e);
     sl_st_entry *e = find(w, a->weight);
+    if (!e && !strncmp(a->weight, "vision_model.", 13)) e = find(w, a->weight + 13);
     const sl_tensor *t = &a->e->t;
     char text[128];
     if (a->kind == SCALE && !w->marker) w->marker = a->e->name;

@@ -10,7 +10,7 @@
 #include "common/safetensors.h"
 
 /* Open a file (stem NULL), or a folder as sl_st_open_dir does. A name without a place keeps its
- * own. 8-bit weights become coded entries with the scales that the file gives them, as ComfyUI's
+ * own, and CLIP's may be without `vision_model.`, as transformers 5 has them. 8-bit weights become coded entries with the scales that the file gives them, as ComfyUI's
  * `scale_weight`, its newer `weight_scale` with `comfy_quant`, or LightX2V's `weight_scale` with a
  * value a row; dequantised, W = float(code) * scale. *out is the caller's to close.
  * Errors, beside sl_st_open_file's: SL_FORMAT two tensors with one place; a scale that is zero,

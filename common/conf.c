@@ -87,6 +87,15 @@ static const key KEYS[] = {
         "1: random weights, the model's folder holds configurations and a tokenizer only (to "
         "measure with: what comes out shows "
         "nothing)"),
+    TXT("model.transformer", model.files.part[SL_PART_DIT], "",
+        "file in place of the checkpoint's transformer; with two experts the high-noise one"),
+    TXT("model.transformer_2", model.files.part[SL_PART_DIT_2], "",
+        "likewise the low-noise expert"),
+    TXT("model.text_encoder", model.files.part[SL_PART_TEXT], "", "likewise the text encoder"),
+    TXT("model.image_encoder", model.files.part[SL_PART_IMAGE], "", "likewise CLIP"),
+    TXT("model.vae", model.files.part[SL_PART_VAE], "", "likewise the VAE"),
+    TXT("model.tokenizer", model.files.tokenizer, "",
+        "likewise the tokenizer: spiece.model or tokenizer.json"),
     NUM("denoise.state_every", INT, denoise.state_every, 0, 1000, 5, "steps",
         "distance between spooled states, from which a killed denoiser goes on (0: none)"),
     {"denoise.rope", WORDS, AT(denoise.rope), ROOM(denoise.rope), 0, 0, 0, "float32",

@@ -16,6 +16,7 @@
 #include <stdio.h>
 
 #include "common/err.h"
+#include "common/layout.h"
 #include "common/log.h"
 #include "common/pipeline.h"
 
@@ -62,7 +63,8 @@ typedef struct {
         int64_t memory_bytes; /* 0: ask the machine */
     } limits;
     struct {
-        int random; /* 1: the folder holds configurations only, weights are random */
+        int random;           /* 1: the folder holds configurations only, weights are random */
+        sl_model_files files; /* in place of what the checkpoint's folder holds */
     } model;
     struct {
         int state_every; /* steps between spooled states; 0: never */

@@ -1,4 +1,4 @@
-/* model.c - reads a Diffusers checkpoint's configuration files and refuses what the
+/* model.c - reads a checkpoint's configuration files and refuses what the
  * networks here cannot run.
  *
  * Defaults are those of the constructors in diffusers 0.40 (transformer_wan.py,
@@ -9,11 +9,9 @@
 
 #include <stdio.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "common/json.h"
 
-#define CONFIG_MAX (1 << 20) /* bytes of a configuration file */
 #define DIM_MAX 65536
 #define SUPPORTED                                                                                  \
     "supported are Wan2.1 I2V, T2V and FLF2V and Wan2.2 I2V-A14B, T2V-A14B and TI2V-5B"
@@ -371,16 +369,15 @@ static void must_have(sl_json_reader *index, const char *key, const char *class)
 
 typedef void read_fn(sl_json_reader *r, void *out);
 
-/* Read DIR/file through `read`; the error is kept in `first`, once. */
-static void read_file(sl_json_reader *first, const char *dir, const char *file, read_fn *read,
+/* Read a configuration file through `read`; the error is kept in `first`, once. */
+static void read_file(sl_json_reader *first, const sl_layout *l, const char *file, read_fn *read,
                       void *out)
 {
-    char path[SL_PATH + 64];
+    char shown[SL_PATH + 64];
     json_t *root;
     if (first->code) return;
-    snprintf(path, sizeof path, "%s/%s", dir, file);
-    if ((first->code = sl_json_read(&root, path, CONFIG_MAX, first->err))) return;
-    sl_json_reader r = {root, path, first->err, SL_OK};
+    if ((first->code = sl_layout_json(&root, shown, l, file, first->err))) return;
+    sl_json_reader r = {root, shown, first->err, SL_OK};
     read(&r, out);
     first->code = r.code;
     json_decref(root);
@@ -499,33 +496,30 @@ int sl_sampler_by_name(const char *name)
 
 sl_code sl_model_open(sl_model *m, const char *dir, sl_err *err)
 {
+    return sl_model_open_files(m, dir, NULL, err);
+}
+
+sl_code sl_model_open_files(sl_model *m, const char *dir, const sl_model_files *files, sl_err *err)
+{
     char path[SL_PATH + 64];
     json_t *root = NULL;
     const char *scheduler = NULL;
     bool clip = false, processor = false;
+    const sl_layout *l = &m->layout;
+    sl_code rc;
 
     *m = (sl_model){0};
-    if (strlen(dir) >= sizeof m->dir)
-        return sl_fail(err, SL_ARG, "model: path of %zu bytes, want at most %d", strlen(dir),
-                       SL_PATH - 1);
-    snprintf(m->dir, sizeof m->dir, "%s", dir);
-    snprintf(path, sizeof path, "%s/model_index.json", dir);
-    if (access(path, F_OK))
-        return sl_fail(
-            err, SL_SYS,
-            "%s: holds no model_index.json, want a checkpoint folder in the Diffusers layout "
-            "(as Wan2.1-I2V-14B-720P-Diffusers)",
-            dir);
-    sl_json_reader r = {NULL, path, err, sl_json_read(&root, path, CONFIG_MAX, err)};
+    if ((rc = sl_layout_find(&m->layout, dir, files, err))) return rc;
+    memcpy(m->dir, m->layout.dir, sizeof m->dir);
+    sl_json_reader r = {NULL, path, err, sl_layout_json(&root, path, l, "model_index.json", err)};
     if (r.code) return r.code;
     r.object = root;
     read_index(&r, m, &scheduler, &clip, &processor);
-    read_file(&r, dir, "transformer/config.json", read_dit, &m->dit[0]);
-    if (m->family.experts == 2)
-        read_file(&r, dir, "transformer_2/config.json", read_dit, &m->dit[1]);
-    read_file(&r, dir, "vae/config.json", read_vae, &m->vae);
-    read_file(&r, dir, "text_encoder/config.json", read_umt5, &m->umt5);
-    read_file(&r, dir, "scheduler/scheduler_config.json", read_scheduler, &m->scheduler);
+    read_file(&r, l, "transformer/config.json", read_dit, &m->dit[0]);
+    if (m->family.experts == 2) read_file(&r, l, "transformer_2/config.json", read_dit, &m->dit[1]);
+    read_file(&r, l, "vae/config.json", read_vae, &m->vae);
+    read_file(&r, l, "text_encoder/config.json", read_umt5, &m->umt5);
+    read_file(&r, l, "scheduler/scheduler_config.json", read_scheduler, &m->scheduler);
     if (!r.code && strcmp(scheduler, m->scheduler.kind == SL_SAMPLER_UNIPC
                                          ? "UniPCMultistepScheduler"
                                          : "FlowMatchEulerDiscreteScheduler"))
@@ -548,8 +542,8 @@ sl_code sl_model_open(sl_model *m, const char *dir, sl_err *err)
     if (m->family.clip && !processor)
         sl_json_fail(&r, "image_processor", "a component, as there is an image_encoder");
     if (m->family.clip) {
-        read_file(&r, dir, "image_encoder/config.json", read_clip, &m->clip);
-        read_file(&r, dir, "image_processor/preprocessor_config.json", read_processor, &m->clip);
+        read_file(&r, l, "image_encoder/config.json", read_clip, &m->clip);
+        read_file(&r, l, "image_processor/preprocessor_config.json", read_processor, &m->clip);
     }
     if (!r.code) check_together(&r, m);
     json_decref(root);

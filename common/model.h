@@ -1,4 +1,4 @@
-/* model.h - what a Diffusers checkpoint folder says about itself: which pipeline, which
+/* model.h - what a checkpoint says about itself: which pipeline, which
  * networks, which sizes.
  *
  * sl_model_open reads model_index.json and each component's config.json (spec 1.2-1.7),
@@ -11,6 +11,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "common/layout.h"
 #include "common/path.h"
 
 #define SL_MAX_Z 64 /* most latent channels */
@@ -81,7 +82,8 @@ typedef struct {
 } sl_family;
 
 typedef struct {
-    char dir[SL_PATH];
+    char dir[SL_PATH]; /* layout.dir */
+    sl_layout layout;  /* where its parts lie */
     char pipeline[64]; /* model_index.json _class_name */
     sl_family family;
     double boundary_ratio; /* 0 with one expert */
@@ -95,9 +97,13 @@ typedef struct {
 /* Tokens that CLIP makes of one picture, its class token included: 257. */
 int sl_clip_tokens(const sl_clip_config *c);
 
-/* Read the configs under `dir`. *out is plain data. Errors: SL_SYS missing file;
- * SL_FORMAT/SL_ARG with file, key, found, wanted. */
+/* Read the configs under `dir`, a checkpoint in any layout that common/layout.h knows. *out is
+ * plain data. Errors: SL_SYS missing file; SL_FORMAT/SL_ARG with file, key, found, wanted; as
+ * sl_layout_find and sl_layout_json. */
 sl_code sl_model_open(sl_model *out, const char *dir, sl_err *err);
+/* Likewise with files of the user's (NULL: none) in place of the folder's; dir may be "". */
+sl_code sl_model_open_files(sl_model *out, const char *dir, const sl_model_files *files,
+                            sl_err *err);
 
 /* Fill one config from JSON text, as sl_model_open does (fuzz targets and tests). `name`
  * stands for the file in messages. */

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "common/json.h"
+#include "common/log.h"
 #include "common/st_set.h"
 
 #define SHARDS_MAX 4096
@@ -227,7 +228,13 @@ done:
 static sl_code parse_file(sl_st *st, int k, const unsigned char *bytes, size_t length,
                           const char *path, sl_err *err)
 {
+    static const char LFS[] = "version https://git-lfs";
     if (sl_pth_is(bytes, length)) return sl_pth_parse(st, k, bytes, length, path, err);
+    if (length >= sizeof LFS - 1 && !memcmp(bytes, LFS, sizeof LFS - 1))
+        return sl_fail(err, SL_FORMAT,
+                       "%s: is a Git LFS pointer, its data was not fetched: git lfs pull, or hf "
+                       "download",
+                       path);
     return parse_safetensors(st, k, bytes, length, path, err);
 }
 
@@ -279,6 +286,9 @@ static sl_code add_shard(sl_st *st, char *path, bool *missing, sl_err *err)
     /* O_NONBLOCK: a FIFO must not hold us up */
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     *missing = fd < 0 && errno == ENOENT;
+    if (*missing && !lstat(path, &info))
+        return sl_fail(err, SL_SYS,
+                       "%s: is a link to what is not there: the download was cut short", path);
     if (fd < 0) return sl_fail_errno(err, errno, "%s: cannot be opened", path);
     if (fstat(fd, &info)) rc = sl_fail_errno(err, errno, "%s: cannot be read", path);
     else if (!S_ISREG(info.st_mode)) rc = sl_fail(err, SL_SYS, "%s: is no regular file", path);
@@ -378,19 +388,26 @@ static sl_code shard_names(const json_t *index, const char *path, const char ***
     return SL_OK;
 }
 
-/* Each tensor must lie in the shard that the index gives for it. */
+/* Each tensor lies in the shard that the index gives for it. A name that no shard has is left over
+ * from another file: if the network wants it, that is told then. */
 static sl_code check_index(const sl_st *st, const json_t *index, const char *const *names,
                            const char *path, sl_err *err)
 {
-    const char *key;
+    const char *key, *extra = NULL;
     json_t *v;
+    int extras = 0;
     json_object_foreach(json_object_get(index, "weight_map"), key, v)
     {
         const sl_st_entry *e = sl_st_find(st, key);
-        if (!e || strcmp(names[e->shard], json_string_value(v)))
+        if (!e) {
+            if (!extras++) extra = key;
+        } else if (strcmp(names[e->shard], json_string_value(v)))
             return sl_fail(err, SL_FORMAT, "%s: %.60s holds no %.*s, which the index says it does",
                            path, json_string_value(v), SL_NAME_SHOWN, key);
     }
+    if (extras)
+        sl_log(SL_LOG_WARN, "%s: names %d tensor%s that no file holds: %.*s%s", path, extras,
+               extras == 1 ? "" : "s", SL_NAME_SHOWN, extra, extras > 1 ? " ..." : "");
     return SL_OK;
 }
 
@@ -421,6 +438,42 @@ done:
     return give(out, st, rc, err);
 }
 
+/* Neither a file nor an index: what is there instead? */
+static sl_code nothing_there(const char *dir, const char *stem, sl_err *err)
+{
+    static const struct {
+        const char *name; /* a printf format of the stem, or of nothing */
+        const char *what;
+    } INSTEAD[] = {{"%s.fp16.safetensors", "a variant in fp16"},
+                   {"%s.fp16.safetensors.index.json", "a variant in fp16"},
+                   {"%s.bf16.safetensors", "a variant in bf16"},
+                   {"%s.bin", "PyTorch's older format"},
+                   {"%s.bin.index.json", "PyTorch's older format"},
+                   {"pytorch_%s.bin", "PyTorch's older format"},
+                   {"pytorch_%s.bin.index.json", "PyTorch's older format"}};
+    for (size_t i = 0; i < sizeof INSTEAD / sizeof *INSTEAD; i++) {
+        char *path, name[96];
+        const char *star = strstr(INSTEAD[i].name, "%s");
+        snprintf(name, sizeof name, "%.*s%.60s%s", (int)(star - INSTEAD[i].name), INSTEAD[i].name,
+                 stem, star + 2);
+        if (asprintf(&path, "%s/%s", dir, name) < 0) continue;
+        const bool there = !access(path, F_OK);
+        free(path);
+        if (there)
+            return sl_fail(err, SL_SYS,
+                           "%s: holds %s, %s, want %s.safetensors or %s.safetensors.index.json",
+                           dir, name, INSTEAD[i].what, stem, stem);
+    }
+    return sl_fail(err, SL_SYS, "%s: holds neither %s.safetensors nor %s.safetensors.index.json",
+                   dir, stem, stem);
+}
+
+static bool is_there(const char *path) /* a link that leads nowhere is */
+{
+    struct stat st;
+    return !lstat(path, &st);
+}
+
 sl_code sl_st_open_dir(sl_st **out, const char *dir, const char *stem, sl_err *err)
 {
     char *single = NULL, *index = NULL;
@@ -429,11 +482,9 @@ sl_code sl_st_open_dir(sl_st **out, const char *dir, const char *stem, sl_err *e
     if (asprintf(&single, "%s/%s.safetensors", dir, stem) < 0) single = NULL;
     if (asprintf(&index, "%s/%s.safetensors.index.json", dir, stem) < 0) index = NULL;
     if (!single || !index) rc = sl_fail(err, SL_NOMEM, "%s: no memory", dir);
-    else if (!access(single, F_OK)) rc = sl_st_open_file(out, single, err);
-    else if (!access(index, F_OK)) rc = open_sharded(out, dir, index, err);
-    else
-        rc = sl_fail(err, SL_SYS, "%s: holds neither %s.safetensors nor %s.safetensors.index.json",
-                     dir, stem, stem);
+    else if (is_there(index)) rc = open_sharded(out, dir, index, err); /* before a stale file */
+    else if (is_there(single)) rc = sl_st_open_file(out, single, err);
+    else rc = nothing_there(dir, stem, err);
     free(single);
     free(index);
     return rc;

@@ -35,10 +35,11 @@ typedef struct {
  * bytes. *out is the caller's to close. Errors: SL_SYS cannot be opened or mapped; SL_FORMAT
  * with what is wrong. */
 sl_code sl_st_open_file(sl_st **out, const char *path, sl_err *err);
-/* Open a component folder: <stem>.safetensors, or, if there is none, the shards named by
- * <stem>.safetensors.index.json; stem "model" or "diffusion_pytorch_model". Errors also:
- * SL_FORMAT an index that names a missing shard, a shard outside the folder, or a tensor
- * its shard lacks; a tensor in two shards. */
+/* Open a component folder: the shards named by <stem>.safetensors.index.json, or, if there is
+ * none, <stem>.safetensors; stem "model" or "diffusion_pytorch_model". A tensor of the index
+ * that no shard holds is a warning to the log. Errors also: SL_FORMAT an index that names a
+ * missing shard, a shard outside the folder, or another shard than a tensor's; a tensor in two
+ * shards. */
 sl_code sl_st_open_dir(sl_st **out, const char *dir, const char *stem, sl_err *err);
 void sl_st_close(sl_st **st); /* NULL is fine */
 

@@ -13,12 +13,20 @@
 
 #include <cerrno>
 #include <cstdio>
+#include <cstdlib>
+#include <cstring>
 #include <exception>
+#include <memory>
 #include <new>
 #include <string>
 #include <vector>
 
 #include <sentencepiece_processor.h>
+
+extern "C" {
+#include "common/safetensors.h"
+}
+#include "common/unigram.h"
 
 namespace
 {
@@ -103,10 +111,50 @@ bool append(const sl_tokenizer &t, const std::string &text, std::vector<int32_t>
     return true;
 }
 
+// The sentencepiece model that ComfyUI's text encoders hold as a tensor of bytes.
+sl_code read_from_weights(std::string *out, const char *path, sl_err *err)
+{
+    sl_st *st = nullptr;
+    if (sl_code rc = sl_st_open_file(&st, path, err)) return rc;
+    for (int i = 0; i < sl_st_size(st); i++) {
+        const sl_st_entry *e = sl_st_at(st, i);
+        const std::string name = e->name;
+        const size_t n = sizeof "spiece_model" - 1;
+        if (e->t.rank == 1 && e->t.dtype == SL_U8 && name.size() >= n &&
+            name.compare(name.size() - n, n, "spiece_model") == 0)
+            out->assign((const char *)e->t.data, (size_t)sl_count(&e->t));
+    }
+    sl_st_close(&st);
+    return out->empty() ? sl_fail(err, SL_FORMAT, "tokenizer: %s holds no spiece_model", path)
+                        : SL_OK;
+}
+
+bool ends_with(const std::string &s, const char *end)
+{
+    const size_t n = std::strlen(end);
+    return s.size() >= n && s.compare(s.size() - n, n, end) == 0;
+}
+
+// The model's bytes: of spiece.model, made of tokenizer.json, or out of a file of weights.
+sl_code read_model(std::string *out, const char *path, sl_err *err)
+{
+    if (ends_with(path, ".json")) {
+        unsigned char *bytes = nullptr;
+        size_t n = 0;
+        if (sl_code rc = sl_unigram_model(&bytes, &n, path, err)) return rc;
+        const std::unique_ptr<unsigned char, void (*)(void *)> owner(bytes, std::free);
+        out->assign((const char *)bytes, n);
+        return SL_OK;
+    }
+    if (ends_with(path, ".safetensors") || ends_with(path, ".sft"))
+        return read_from_weights(out, path, err);
+    return read_file(out, path, err);
+}
+
 sl_code open_model(sl_tokenizer *t, const char *path, sl_err *err)
 {
     std::string model;
-    if (sl_code rc = read_file(&model, path, err)) return rc;
+    if (sl_code rc = read_model(&model, path, err)) return rc;
     if (model.empty() || !t->spm.LoadFromSerializedProto(model).ok())
         return sl_fail(err, SL_FORMAT, "tokenizer: %s (%zu bytes) is not a sentencepiece model",
                        path, model.size());
@@ -116,7 +164,7 @@ sl_code open_model(sl_tokenizer *t, const char *path, sl_err *err)
     for (int id = 0; id < t->spm.GetPieceSize(); id++)
         if (t->spm.IsControl(id) || t->spm.IsUnknown(id))
             t->specials.push_back({t->spm.IdToPiece(id), id});
-    t->bytes = !json_turns_bytes_off(path);
+    t->bytes = ends_with(path, ".json") || !json_turns_bytes_off(path);
     return SL_OK;
 }
 

@@ -347,8 +347,17 @@ static void a_wrong_index_is_refused(void **state)
 
     INDEX_REFUSED("{\"weight_map\":{\"a\":\"m-1.safetensors\",\"b\":\"m-3.safetensors\"}}",
                   "names m-3.safetensors, which is not there");
-    INDEX_REFUSED("{\"weight_map\":{\"a\":\"m-1.safetensors\",\"c\":\"m-2.safetensors\"}}",
-                  "m-2.safetensors holds no c, which the index says");
+    /* a name that no shard has: a warning; the shards' own tensors are all there */
+    good = "{\"weight_map\":{\"a\":\"m-1.safetensors\",\"c\":\"m-2.safetensors\"}}";
+    put("m.safetensors.index.json", good, strlen(good));
+    T_OK(sl_st_open_dir(&st, dir, "m", &err));
+    assert_int_equal(sl_st_size(st), 2);
+    sl_st_close(&st);
+    /* a single file beside an index is stale */
+    save_u8("m.safetensors", "z");
+    T_OK(sl_st_open_dir(&st, dir, "m", &err));
+    assert_null(sl_st_find(st, "z"));
+    sl_st_close(&st);
     /* in the other shard */
     INDEX_REFUSED("{\"weight_map\":{\"b\":\"m-1.safetensors\",\"a\":\"m-2.safetensors\"}}",
                   "holds no");

@@ -6,6 +6,7 @@
 #include "common/safetensors.h"
 #include "common/prompt.h"
 #include "common/tokenizer.h"
+#include "common/unigram.h"
 
 #define MODEL "tests/golden/tiny-i2v/model/tokenizer/spiece.model"
 
@@ -131,6 +132,171 @@ static void unknown_characters(void **state)
     t_rmdir(dir);
 }
 
+/* ---- tokenizer.json without spiece.model ---- */
+
+static unsigned char *read_whole(const char *path, size_t *n)
+{
+    FILE *f = fopen(path, "rb");
+    assert_non_null(f);
+    fseek(f, 0, SEEK_END);
+    *n = (size_t)ftell(f);
+    rewind(f);
+    unsigned char *p = malloc(*n + 1);
+    assert_int_equal(fread(p, 1, *n, f), *n);
+    p[*n] = 0;
+    fclose(f);
+    return p;
+}
+
+/* The last field of this number in a message; *n: its bytes. Lengths and numbers only. */
+static const unsigned char *field(const unsigned char *p, size_t size, unsigned number, size_t *n)
+{
+    const unsigned char *end = p + size, *found = NULL;
+    while (p < end) {
+        uint64_t x[2] = {0};
+        for (int k = 0; k < 2; k++) {
+            int shift = 0;
+            do x[k] |= (uint64_t)(*p & 127) << shift, shift += 7;
+            while (*p++ & 128);
+            if (!k && (x[0] & 7) == 5) break; /* a float */
+        }
+        if ((x[0] & 7) == 5) p += 4;
+        if ((x[0] & 7) != 2) continue;
+        if (x[0] >> 3 == number) found = p, *n = (size_t)x[1];
+        p += x[1];
+    }
+    assert_non_null(found);
+    return found;
+}
+
+/* What transformers 5.24 saves for the tiny tokenizer; the golden file has a mark where it has
+ * the character map of spiece.model. */
+static void write_json(const char *path)
+{
+    static const char MARK[] = "@CHARSMAP@",
+                      SET[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    size_t n, size, spec;
+    unsigned char *model = read_whole(MODEL, &size),
+                  *text = read_whole(t_golden("tokenizer/tokenizer.json"), &n);
+    const unsigned char *p = field(model, size, 3, &spec);
+    p = field(p, spec, 2, &spec);
+    FILE *f = fopen(path, "w");
+    char *mark = strstr((char *)text, MARK);
+    assert_true(f && mark);
+    fwrite(text, 1, (size_t)(mark - (char *)text), f);
+    for (size_t i = 0; i < spec; i += 3) {
+        unsigned x = 0;
+        for (size_t k = 0; k < 3; k++) x = x << 8 | (i + k < spec ? p[i + k] : 0);
+        for (int k = 0; k < 4; k++)
+            fputc(i + (size_t)k > spec ? '=' : SET[x >> (18 - 6 * k) & 63], f);
+    }
+    fputs(mark + sizeof MARK - 1, f);
+    fclose(f);
+    free(model);
+    free(text);
+}
+
+/* Up to 200 bytes of what people write, and of what they do not. */
+static size_t make_text(char *text, uint64_t *seed)
+{
+    static const char *const PARTS[] = {"the ",
+                                        "A red fox",
+                                        ", ",
+                                        "1080p ",
+                                        "  ",
+                                        "\t\n",
+                                        "caf\xc3\xa9",
+                                        "\xe7\x8b\x90",
+                                        "\xef\xbc\xa1",
+                                        "\xe2\x98\x83",
+                                        "\xf0\x9f\x90\xb1",
+                                        "<unk>",
+                                        "</s>",
+                                        "<0x41>",
+                                        "literature",
+                                        "un",
+                                        "\xc2\xa0",
+                                        "\xe3\x80\x80",
+                                        "fi\xef\xac\x81",
+                                        "e\xcc\x81",
+                                        "\xe2\x96\x81",
+                                        "'s ",
+                                        "walk",
+                                        "ing."};
+    size_t n = 0;
+    const int parts = 1 + (int)((t_rand(seed) + 1) * 10);
+    for (int i = 0; i < parts && n < 180; i++) {
+        const size_t k = (size_t)((t_rand(seed) + 1) / 2 * (sizeof PARTS / sizeof *PARTS));
+        n += (size_t)sprintf(text + n, "%s", PARTS[k % (sizeof PARTS / sizeof *PARTS)]);
+        if (t_rand(seed) > 0.5f) text[n++] = (char)(33 + (int)((t_rand(seed) + 1) * 46));
+    }
+    return n;
+}
+
+static void tokenizer_json_alone(void **state)
+{
+    (void)state;
+    sl_err err = {0};
+    sl_tokenizer *a, *b;
+    char command[700], text[256], model[300], json[300];
+    const char *dir = t_tmpdir();
+    uint64_t seed = 7;
+    snprintf(json, sizeof json, "%s/tokenizer.json", dir);
+    snprintf(model, sizeof model, "%s/spiece.model", dir);
+    snprintf(command, sizeof command, "cp %s %s", MODEL, model);
+    assert_int_equal(system(command), 0);
+    write_json(json);
+    T_OK(sl_tokenizer_open(&a, model, &err));
+    T_OK(sl_tokenizer_open(&b, json, &err));
+    for (int i = 0; i < 3000; i++) {
+        int32_t x[512], y[512];
+        int n, m;
+        const size_t length = make_text(text, &seed);
+        T_OK(sl_tokenizer_encode(a, text, length, x, 512, &n, &err));
+        T_OK(sl_tokenizer_encode(b, text, length, y, 512, &m, &err));
+        if (n != m || memcmp(x, y, (size_t)n * sizeof *x)) fail_msg("\"%s\": other ids", text);
+    }
+    sl_tokenizer_close(&a);
+    sl_tokenizer_close(&b);
+    t_rmdir(dir);
+}
+
+static void bad_json(void **state)
+{
+    (void)state;
+#define HEAD "{\"pre_tokenizer\":{\"type\":\"Metaspace\"},\"normalizer\":{\"type\":\"Precompiled\","
+#define WHOLE HEAD "\"precompiled_charsmap\":\"AAAA\"},\"model\":"
+    static const struct {
+        const char *text, *says;
+    } AT[] = {
+        {"{}", "has 0 pieces"},
+        {"[]", "holds no JSON object"},
+        {"{\"model\":{\"type\":\"BPE\"}}", "model is BPE, want Unigram"},
+        {WHOLE "{\"vocab\":[]}}", "has 0 pieces"},
+        {WHOLE "{\"vocab\":[[\"a\",1]]}}", "has no piece for what is unknown"},
+        {WHOLE "{\"unk_id\":9,\"vocab\":[[\"a\",1]]}}", "has no piece for what is unknown"},
+        {WHOLE "{\"unk_id\":-1,\"vocab\":[[\"a\",1]]}}", "has no piece for what is unknown"},
+        {WHOLE "{\"vocab\":[[\"<unk>\",0],[\"a\"]]}}", "piece 1 is no [text, score]"},
+        {WHOLE "{\"vocab\":[[\"<unk>\",0],7]}}", "piece 1 is no [text, score]"},
+        {WHOLE "{\"vocab\":[[\"<unk>\",0],[\"a\",\"b\"]]}}", "piece 1 is no [text, score]"},
+        {HEAD "\"precompiled_charsmap\":\"AA?A\"},\"model\":{\"vocab\":[[\"<unk>\",0]]}}",
+         "is no base64"},
+        {HEAD "\"x\":1},\"model\":{\"vocab\":[[\"<unk>\",0]]}}",
+         "normalizer is Precompiled, want Precompiled"},
+        {"{\"pre_tokenizer\":{\"type\":\"ByteLevel\"},\"model\":{\"vocab\":[[\"a\",0]]}}",
+         "pre_tokenizer is ByteLevel, want Metaspace"},
+    };
+    for (size_t i = 0; i < sizeof AT / sizeof *AT; i++) {
+        sl_err err = {0};
+        unsigned char *out;
+        size_t n;
+        T_CODE(sl_unigram_parse(&out, &n, AT[i].text, strlen(AT[i].text), "t.json", &err),
+               SL_FORMAT);
+        T_SAYS(err.msg, AT[i].says);
+        assert_null(out);
+    }
+}
+
 static void truncation_keeps_the_end_mark(void **state)
 {
     (void)state;
@@ -164,7 +330,9 @@ static void bad_models(void **state)
     T_CODE(sl_tokenizer_open(&t, "tests/golden", &err), SL_SYS);
     T_SAYS(err.msg, "Is a directory");
     T_CODE(sl_tokenizer_open(&t, "tests/golden/tiny-i2v/prompts.json", &err), SL_FORMAT);
-    T_SAYS(err.msg, "tests/golden/tiny-i2v/prompts.json (4041 bytes) is not a sentencepiece model");
+    T_SAYS(err.msg, "tests/golden/tiny-i2v/prompts.json: holds no JSON object");
+    T_CODE(sl_tokenizer_open(&t, "tests/golden/tiny-i2v/i2v-96x64x9.png", &err), SL_FORMAT);
+    T_SAYS(err.msg, "(19207 bytes) is not a sentencepiece model");
     T_CODE(sl_tokenizer_open(&t, "/dev/null", &err), SL_FORMAT);
     assert_null(t);
 }
@@ -174,7 +342,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(golden_ids),         cmocka_unit_test(spaces_and_control_pieces),
         cmocka_unit_test(unknown_characters), cmocka_unit_test(truncation_keeps_the_end_mark),
-        cmocka_unit_test(bad_models),
+        cmocka_unit_test(bad_models),         cmocka_unit_test(tokenizer_json_alone),
+        cmocka_unit_test(bad_json),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -68,11 +68,9 @@ int sl_cli_inspect(int argc, char **argv)
     printf("\n  %-14s %12s %16s  %s\n", "component", "MB stored", "parameters", "findings");
     const sl_component *c;
     for (int i = 0; (c = sl_component_at(&model, i)); i++) {
-        char dir[SL_PATH];
         sl_loader *l = NULL;
         int findings = 0;
-        if (sl_path_join(dir, model.dir, c->name, &err) ||
-            sl_loader_inspect(&l, &plan, dir, c->stem, c->name, &err)) {
+        if (sl_component_inspect(&l, &model, c, &plan, &err)) {
             printf("  %-14s %s\n", c->name, err.msg);
             bad++;
             continue;
@@ -94,9 +92,7 @@ int sl_cli_inspect(int argc, char **argv)
     }
     sl_ctx_close(&plan);
     sl_tokenizer *tokenizer = NULL;
-    char spiece[SL_PATH];
-    sl_code rc = sl_path_join(spiece, model.dir, SL_SPIECE, &err);
-    if (!rc) rc = sl_tokenizer_open(&tokenizer, spiece, &err);
+    sl_code rc = sl_tokenizer_open(&tokenizer, model.layout.tokenizer, &err);
     printf("  %-14s %12s %16s  %s\n", "tokenizer", "", "", rc ? err.msg : "none");
     sl_tokenizer_close(&tokenizer);
     bad += rc != SL_OK;

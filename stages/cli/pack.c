@@ -132,11 +132,9 @@ static void collect_rest(void *user, const char *name, const sl_tensor *stored,
 
 static sl_code list_part(packer *k, part *p, sl_err *err)
 {
-    char dir[SL_PATH];
     sl_err why = {0};
-    sl_code rc = sl_path_join(dir, k->from, p->c->name, err);
-    if (!rc && k->random) rc = sl_loader_plan(&p->loader, &k->plan, p->c->name, err);
-    else if (!rc) rc = sl_loader_inspect(&p->loader, &k->plan, dir, p->c->stem, p->c->name, err);
+    sl_code rc = k->random ? sl_loader_plan(&p->loader, &k->plan, p->c->name, err)
+                           : sl_component_inspect(&p->loader, &k->model, p->c, &k->plan, err);
     if (rc) return rc;
     sl_loader_watch(p->loader, collect, p);
     p->c->load(&k->model, p->loader);

@@ -40,8 +40,7 @@ static sl_code decode_open(decode_stage *s, sl_err *err)
     sl_code rc;
     if ((rc = sl_seat_context(s->seat, &s->ctx, err)) || (rc = sl_seat_receive(s->seat, err)))
         return rc;
-    if ((rc = sl_seat_loader(&s->loader, s->seat, &s->ctx, "vae", "diffusion_pytorch_model", err)))
-        return rc;
+    if ((rc = sl_seat_loader(&s->loader, s->seat, &s->ctx, SL_PART_VAE, err))) return rc;
     if (!(s->vae = sl_vae_decoder_new(&model->vae, s->loader)))
         return sl_fail(err, SL_NOMEM, "vae: no memory");
     if ((rc = sl_loader_finish(s->loader, err))) return rc;

@@ -45,7 +45,7 @@ static sl_code meet_ranks(denoiser *d, sl_err *err)
 
 sl_code sl_denoiser_open(denoiser *d, sl_err *err)
 {
-    static const char *const NAMES[SL_EXPERTS] = {"transformer", "transformer_2"};
+    static const sl_part_id PARTS[SL_EXPERTS] = {SL_PART_DIT, SL_PART_DIT_2};
     int64_t t0 = sl_now_ns();
     size_t bytes = 0;
     sl_code rc;
@@ -54,11 +54,9 @@ sl_code sl_denoiser_open(denoiser *d, sl_err *err)
         (rc = meet_ranks(d, err)))
         return rc;
     for (int e = 0; e < d->model->family.experts; e++) {
-        if ((rc = sl_seat_loader(&d->loaders[e], d->seat, &d->ctx, NAMES[e],
-                                 "diffusion_pytorch_model", err)))
-            return rc;
+        if ((rc = sl_seat_loader(&d->loaders[e], d->seat, &d->ctx, PARTS[e], err))) return rc;
         if (!(d->dit[e] = sl_dit_new(&d->model->dit[e], d->loaders[e])))
-            return sl_fail(err, SL_NOMEM, "%s: no memory", NAMES[e]);
+            return sl_fail(err, SL_NOMEM, "%s: no memory", sl_part_name(PARTS[e]));
         if (d->load_team.size > 1)
             sl_loader_share(d->loaders[e], d->seat->mates.comm, SL_LANE_TEAM, &d->load_team);
         if ((rc = sl_loader_finish(d->loaders[e], err))) break;

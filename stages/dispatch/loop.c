@@ -104,7 +104,7 @@ sl_code sl_dispatch_open(sl_dispatch *d, sl_err *err)
     if ((rc = sl_conf_read_file(&d->conf, d->conf_path, err))) return rc;
     sl_log_open("dispatch", d->conf.run.log);
     sl_log_use_format(d->conf.run.log_format);
-    if ((rc = sl_model_open(&d->model, d->model_dir, err))) return rc;
+    if ((rc = sl_model_open_files(&d->model, d->model_dir, &d->conf.model.files, err))) return rc;
     if (snprintf(d->endpoint, sizeof d->endpoint, "ipc://%.1000s/ctl", d->run_dir) > 6 + 107)
         return sl_fail(err, SL_ARG,
                        "run directory %s is too long for a socket's name, want at most 100 bytes",

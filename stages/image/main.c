@@ -36,15 +36,12 @@ static sl_code image_open(image_stage *s, sl_err *err)
     sl_code rc;
     if ((rc = sl_seat_context(s->seat, &s->ctx, err))) return rc;
     if (model->family.clip) {
-        if ((rc = sl_seat_loader(&s->clip_loader, s->seat, &s->ctx, "image_encoder", "model", err)))
-            return rc;
+        if ((rc = sl_seat_loader(&s->clip_loader, s->seat, &s->ctx, SL_PART_IMAGE, err))) return rc;
         if (!(s->clip = sl_clip_new(&model->clip, s->clip_loader)))
             return sl_fail(err, SL_NOMEM, "clip: no memory");
         if ((rc = sl_loader_finish(s->clip_loader, err))) return rc;
     }
-    if ((rc = sl_seat_loader(&s->vae_loader, s->seat, &s->ctx, "vae", "diffusion_pytorch_model",
-                             err)))
-        return rc;
+    if ((rc = sl_seat_loader(&s->vae_loader, s->seat, &s->ctx, SL_PART_VAE, err))) return rc;
     if (!(s->vae = sl_vae_encoder_new(&model->vae, s->vae_loader)))
         return sl_fail(err, SL_NOMEM, "vae: no memory");
     if ((rc = sl_loader_finish(s->vae_loader, err))) return rc;

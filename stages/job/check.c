@@ -416,10 +416,42 @@ static sl_code check_checkpoint(const sl_model *model, const sl_conf *conf, sl_e
     return sl_components_check_tokenizer(model, err);
 }
 
+/* The command line's files go before the configuration's; relative to this folder. */
+static sl_code merge_files(const sl_batch *b, sl_conf *conf, const char *dir, sl_err *err)
+{
+    sl_model_files *to = &conf->model.files;
+    char path[SL_PATH];
+    sl_code rc;
+    for (int i = 0; i <= SL_PART_COUNT; i++) {
+        const bool part = i < SL_PART_COUNT;
+        const char *own = part ? b->files.part[i] : b->files.tokenizer;
+        char *at = part ? to->part[i] : to->tokenizer;
+        if (!*own && !*at) continue;
+        if ((rc = sl_absolute_path(path, *own ? own : at, err))) return rc;
+        memcpy(at, path, SL_PATH);
+    }
+    if (!*dir && !*to->part[SL_PART_DIT])
+        return sl_fail(err, SL_ARG, "no checkpoint: want --model DIR");
+    return SL_OK;
+}
+
+/* Open what dir and conf name; then conf names a file that dir was, so that stages find it. */
+static sl_code open_model(sl_model *model, sl_conf *conf, const char *dir, sl_err *err)
+{
+    char absolute[SL_PATH] = "";
+    sl_code rc;
+    if ((*dir && (rc = sl_absolute_path(absolute, dir, err))) ||
+        (rc = sl_model_open_files(model, absolute, &conf->model.files, err)))
+        return rc;
+    for (int i = 0; i < SL_PART_COUNT; i++)
+        if (model->layout.parts[i].named)
+            memcpy(conf->model.files.part[i], model->layout.parts[i].path, SL_PATH);
+    return SL_OK;
+}
+
 sl_code sl_batch_open(sl_batch *b, sl_model *model, sl_conf *conf, sl_err *err)
 {
     const char *dir = b->base.spec.model;
-    char absolute[SL_PATH];
     sl_code rc;
     if (b->job_count) dir = b->jobs[0].spec.model;
     sl_conf_defaults(conf);
@@ -431,14 +463,13 @@ sl_code sl_batch_open(sl_batch *b, sl_model *model, sl_conf *conf, sl_err *err)
         return sl_context(err, SL_ARG, "run.dir");
     if (*conf->run.spool && (rc = sl_can_make_dir(conf->run.spool, err)))
         return sl_context(err, SL_ARG, "run.spool");
-    if (!*dir) return sl_fail(err, SL_ARG, "no checkpoint: want --model DIR");
+    if ((rc = merge_files(b, conf, dir, err))) return rc;
     for (int i = 0; i < b->job_count; i++)
         if (strcmp(b->jobs[i].spec.model, dir))
             return sl_fail(err, SL_ARG,
                            "line %d of %s wants model %s, the run has %s: one checkpoint a run",
                            b->jobs[i].line, b->jobs_file, b->jobs[i].spec.model, dir);
-    if ((rc = sl_absolute_path(absolute, dir, err)) || (rc = sl_model_open(model, absolute, err)) ||
-        (rc = check_checkpoint(model, conf, err)))
+    if ((rc = open_model(model, conf, dir, err)) || (rc = check_checkpoint(model, conf, err)))
         return rc;
     return SL_OK;
 }
@@ -480,7 +511,6 @@ static sl_code complete_size(sl_request *j, const sl_model *model, sl_err *err)
 
 sl_code sl_batch_complete(sl_batch *b, sl_model *model, sl_conf *conf, sl_err *err)
 {
-    char absolute[SL_PATH];
     const char *dir = b->jobs[0].spec.model;
     sl_err absent = {0};
     sl_code rc;
@@ -489,8 +519,7 @@ sl_code sl_batch_complete(sl_batch *b, sl_model *model, sl_conf *conf, sl_err *e
     if ((rc = sl_conf_use_device(conf, b->device, err))) return rc;
     /* a plan may be for another machine: GPUs that are not here are no error */
     if (sl_gpus_ask(&b->gpus, conf, &absent)) memset(&b->gpus, 0, sizeof b->gpus);
-    if (!*dir) return sl_fail(err, SL_ARG, "no checkpoint: want --model DIR");
-    if ((rc = sl_absolute_path(absolute, dir, err)) || (rc = sl_model_open(model, absolute, err)) ||
+    if ((rc = merge_files(b, conf, dir, err)) || (rc = open_model(model, conf, dir, err)) ||
         (rc = use_defaults(b, model, conf, err)))
         return rc;
     for (int i = 0; i < b->job_count; i++) {

@@ -2,9 +2,10 @@
  * before a run. */
 #include "stages/job/components.h"
 
+#include <stdio.h>
 #include <string.h>
 
-#include "common/path.h"
+#include "common/log.h"
 #include "graphs/clip.h"
 #include "graphs/umt5.h"
 #include "graphs/vae.h"
@@ -39,11 +40,12 @@ static void load_vae(const sl_model *m, sl_loader *l)
     sl_vae_decoder_free(&d);
 }
 
-static const sl_component COMPONENTS[] = {{"text_encoder", "model", load_text},
-                                          {"image_encoder", "model", load_clip},
-                                          {"transformer", "diffusion_pytorch_model", load_dit},
-                                          {"transformer_2", "diffusion_pytorch_model", load_dit_2},
-                                          {"vae", "diffusion_pytorch_model", load_vae}};
+static const sl_component COMPONENTS[] = {
+    {SL_PART_TEXT, "text_encoder", "model", load_text},
+    {SL_PART_IMAGE, "image_encoder", "model", load_clip},
+    {SL_PART_DIT, "transformer", "diffusion_pytorch_model", load_dit},
+    {SL_PART_DIT_2, "transformer_2", "diffusion_pytorch_model", load_dit_2},
+    {SL_PART_VAE, "vae", "diffusion_pytorch_model", load_vae}};
 #define COMPONENT_COUNT ((int)(sizeof COMPONENTS / sizeof *COMPONENTS))
 
 static bool is_part_of(const sl_model *m, const sl_component *c)
@@ -62,15 +64,48 @@ const sl_component *sl_component_at(const sl_model *model, int i)
 
 sl_code sl_components_check_tokenizer(const sl_model *model, sl_err *err)
 {
-    char spiece[SL_PATH];
-    sl_code rc = sl_path_join(spiece, model->dir, SL_SPIECE, err);
-    if (!rc) rc = sl_regular_file(spiece, err);
+    if (!*model->layout.tokenizer)
+        return sl_fail(err, SL_SYS,
+                       "no tokenizer in %s, want --tokenizer FILE (spiece.model or tokenizer.json, "
+                       "from google/umt5-xxl in any Wan-AI repository)",
+                       model->dir);
+    const sl_code rc = sl_regular_file(model->layout.tokenizer, err);
     return rc ? sl_context(err, rc, "no tokenizer") : SL_OK;
+}
+
+sl_code sl_component_inspect(sl_loader **out, const sl_model *model, const sl_component *c,
+                             sl_ctx *plan, sl_err *err)
+{
+    sl_st *st = NULL;
+    sl_code rc = sl_part_open(&st, &model->layout, c->id, err);
+    *out = NULL;
+    return rc ? sl_context(err, rc, "%s", c->name)
+              : sl_loader_inspect_set(out, plan, &st, c->name, err);
+}
+
+/* The first thing that is wrong; what is left over becomes a warning. */
+static sl_code judge(const sl_component *c, const sl_loader *l, sl_err *err)
+{
+    static const char LEFT[] = "unexpected ";
+    char names[160] = "";
+    int left = 0;
+    for (int k = 0; sl_loader_finding(l, k); k++) {
+        const char *f = sl_loader_finding(l, k);
+        if (strncmp(f, LEFT, sizeof LEFT - 1)) return sl_fail(err, SL_FORMAT, "%s: %s", c->name, f);
+        f += sizeof LEFT - 1;
+        const size_t at = strlen(names);
+        const int n = (int)strcspn(f, " ");
+        if (left++ < 3 && at + (size_t)n + 3 < sizeof names)
+            snprintf(names + at, sizeof names - at, "%s%.*s", at ? ", " : "", n, f);
+    }
+    if (left)
+        sl_log(SL_LOG_WARN, "%s: %d weight%s without a place, not used: %s%s", c->name, left,
+               left == 1 ? "" : "s", names, left > 3 ? " ..." : "");
+    return SL_OK;
 }
 
 sl_code sl_components_check(const sl_model *model, sl_err *err)
 {
-    char dir[SL_PATH];
     sl_ctx plan = {0};
     sl_code rc = sl_components_check_tokenizer(model, err);
     if (rc || (rc = sl_ctx_open(&plan, &sl_ops_plan, 0, err))) return rc;
@@ -78,14 +113,11 @@ sl_code sl_components_check(const sl_model *model, sl_err *err)
         const sl_component *c = &COMPONENTS[i];
         sl_loader *l = NULL;
         if (!is_part_of(model, c)) continue;
-        if (!(rc = sl_path_join(dir, model->dir, c->name, err)) &&
-            !(rc = sl_loader_inspect(&l, &plan, dir, c->stem, c->name, err))) {
+        if (!(rc = sl_component_inspect(&l, model, c, &plan, err))) {
             sl_err ignored = {0};
             c->load(model, l);
             sl_loader_finish(l, &ignored); /* findings are complete now */
-            for (int k = 0; sl_loader_finding(l, k) && !rc; k++)
-                if (strncmp(sl_loader_finding(l, k), "unexpected", 10))
-                    rc = sl_fail(err, SL_FORMAT, "%s: %s", c->name, sl_loader_finding(l, k));
+            rc = judge(c, l, err);
         }
         sl_loader_close(&l);
     }

@@ -5,21 +5,28 @@
 #include "common/model.h"
 #include "graphs/weights.h"
 
-/* A component: its folder, the stem of its files, and the networks that ask for them. */
+/* A component: which part it is, and the networks that ask for its tensors. */
 typedef struct {
-    const char *name, *stem;
+    sl_part_id id;
+    const char *name, *stem; /* in a Diffusers folder */
     void (*load)(const sl_model *model, sl_loader *l);
 } sl_component;
-#define SL_MAX_COMPONENTS 5
-#define SL_SPIECE "tokenizer/spiece.model" /* in a checkpoint's folder */
+#define SL_MAX_COMPONENTS SL_PART_COUNT
 
 /* The i-th component that this model has; NULL past the last. */
 const sl_component *sl_component_at(const sl_model *model, int i);
 
+/* A loader that looks at a component's headers (sl_loader_inspect). *out is the caller's to
+ * close. */
+sl_code sl_component_inspect(sl_loader **out, const sl_model *model, const sl_component *c,
+                             sl_ctx *plan, sl_err *err);
+
 /* The tokenizer's file is there, which a model with random weights needs, too. */
 sl_code sl_components_check_tokenizer(const sl_model *model, sl_err *err);
+
 /* Headers of all components and the tokenizer's file: is everything there that networks ask
- * for, in the shapes they ask for? Errors: the first finding. */
+ * for, in the shapes they ask for? Weights that no network has a place for are counted, with
+ * some of their names, in a warning to the log. Errors: the first finding. */
 sl_code sl_components_check(const sl_model *model, sl_err *err);
 
 #endif

@@ -20,7 +20,17 @@
 #define RUN(field) SL_OPTION_OF_RUN, AT(sl_batch, field), 0
 
 static const sl_option OPTIONS[] = {
-    {"model", SL_OPTION_PATH, JOB(model), "DIR", "checkpoint folder in the Diffusers layout"},
+    {"model", SL_OPTION_PATH, JOB(model), "DIR",
+     "the checkpoint: a folder or file, in any layout that inspect knows"},
+    {"transformer", SL_OPTION_PATH, RUN(files.part[SL_PART_DIT]), "FILE",
+     "in place of the checkpoint's: safetensors, GGUF or .pth of any maker; the high-noise expert"},
+    {"transformer-2", SL_OPTION_PATH, RUN(files.part[SL_PART_DIT_2]), "FILE",
+     "likewise the low-noise expert"},
+    {"text-encoder", SL_OPTION_PATH, RUN(files.part[SL_PART_TEXT]), "FILE", "likewise UMT5"},
+    {"image-encoder", SL_OPTION_PATH, RUN(files.part[SL_PART_IMAGE]), "FILE", "likewise CLIP"},
+    {"vae", SL_OPTION_PATH, RUN(files.part[SL_PART_VAE]), "FILE", "likewise the VAE"},
+    {"tokenizer", SL_OPTION_PATH, RUN(files.tokenizer), "FILE",
+     "likewise spiece.model or tokenizer.json"},
     {"image", SL_OPTION_PATH, JOB_HAS(image), "FILE", "the picture: PNG, JPEG or WebP"},
     {"last-image", SL_OPTION_PATH, JOB_HAS(last_image), "FILE",
      "the last frame's picture (FLF2V checkpoints)"},

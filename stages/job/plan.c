@@ -51,24 +51,17 @@ static const sl_ops *sizes_of(const char *device)
     return strcmp(device, "cpu") ? &GPU : &sl_ops_cpu;
 }
 
-static bool has_weights(const char *dir, const char *stem)
-{
-    char name[64], path[SL_PATH];
-    snprintf(name, sizeof name, "%s.safetensors", stem);
-    if (!sl_path_join(path, dir, name, NULL) && !access(path, F_OK)) return true;
-    snprintf(name, sizeof name, "%s.safetensors.index.json", stem);
-    return !sl_path_join(path, dir, name, NULL) && !access(path, F_OK);
-}
-
 /* A loader that counts: by the checkpoint's headers, or, where no weights are, by the
  * configuration alone. */
-static sl_code open_counting(planner *p, const char *name, const char *stem, sl_err *err)
+static sl_code open_counting(planner *p, sl_part_id part, sl_err *err)
 {
-    char dir[SL_PATH];
-    sl_code rc = sl_path_join(dir, p->model->dir, name, err);
-    if (rc) return rc;
-    if (!p->conf->model.random && has_weights(dir, stem))
-        return sl_loader_inspect(&p->loader, &p->ctx, dir, stem, name, err);
+    const char *name = sl_part_name(part);
+    sl_st *st = NULL;
+    if (!p->conf->model.random && sl_part_has_weights(&p->model->layout, part)) {
+        sl_code rc = sl_part_open(&st, &p->model->layout, part, err);
+        return rc ? sl_context(err, rc, "%s", name)
+                  : sl_loader_inspect_set(&p->loader, &p->ctx, &st, name, err);
+    }
     p->plan->from_files = false;
     return sl_loader_plan(&p->loader, &p->ctx, name, err);
 }
@@ -119,7 +112,7 @@ static sl_code plan_text(planner *p, sl_stage_plan *s, bool computes, sl_err *er
     size_t row = (size_t)SL_UMT5_MAX_TOKENS * (size_t)p->model->umt5.d_model * sizeof(float);
     sl_arena a = {0};
     sl_umt5 *m = NULL;
-    sl_code rc = open_counting(p, "text_encoder", "model", err);
+    sl_code rc = open_counting(p, SL_PART_TEXT, err);
     if (!rc && !(m = sl_umt5_new(&p->model->umt5, p->loader)))
         rc = sl_fail(err, SL_NOMEM, "umt5: no memory");
     if (!rc) rc = close_counting(p, s, "text_encoder", err);
@@ -143,13 +136,13 @@ static sl_code plan_image(planner *p, sl_stage_plan *s, bool computes, sl_err *e
     sl_vae_encoder *v = NULL;
     sl_code rc = SL_OK;
     if (model->family.clip) {
-        if (!(rc = open_counting(p, "image_encoder", "model", err)) &&
+        if (!(rc = open_counting(p, SL_PART_IMAGE, err)) &&
             !(c = sl_clip_new(&model->clip, p->loader)))
             rc = sl_fail(err, SL_NOMEM, "clip: no memory");
         if (!rc) rc = close_counting(p, s, "image_encoder", err);
         clip = (size_t)sl_image_tokens(model, job) * (size_t)model->clip.hidden * sizeof(float);
     }
-    if (!rc) rc = open_counting(p, "vae", "diffusion_pytorch_model", err);
+    if (!rc) rc = open_counting(p, SL_PART_VAE, err);
     if (!rc && !(v = sl_vae_encoder_new(&model->vae, p->loader)))
         rc = sl_fail(err, SL_NOMEM, "vae: no memory");
     if (!rc) rc = close_counting(p, s, "vae", err);
@@ -179,7 +172,7 @@ static sl_code plan_denoise(planner *p, sl_stage_plan *s, bool computes, sl_err 
     sl_arena a = {0};
     sl_code rc = schedule ? SL_OK : sl_fail(err, SL_NOMEM, "denoise: no memory");
     for (int e = 0; e < model->family.experts && !rc; e++) {
-        if ((rc = open_counting(p, NAMES[e], "diffusion_pytorch_model", err))) break;
+        if ((rc = open_counting(p, e ? SL_PART_DIT_2 : SL_PART_DIT, err))) break;
         if (!(dit[e] = sl_dit_new(&model->dit[e], p->loader)))
             rc = sl_fail(err, SL_NOMEM, "%s: no memory", NAMES[e]);
         if (!rc && computes && !(rc = sl_lora_sizes(job, e, p->loader, &lora, err))) {
@@ -223,7 +216,7 @@ static sl_code plan_decode(planner *p, sl_stage_plan *s, bool computes, sl_err *
 {
     sl_arena a = {0};
     sl_vae_decoder *m = NULL;
-    sl_code rc = open_counting(p, "vae", "diffusion_pytorch_model", err);
+    sl_code rc = open_counting(p, SL_PART_VAE, err);
     if (!rc && !(m = sl_vae_decoder_new(&p->model->vae, p->loader)))
         rc = sl_fail(err, SL_NOMEM, "vae: no memory");
     if (!rc) rc = close_counting(p, s, "vae", err);

@@ -46,6 +46,7 @@ typedef struct {
     sl_request base; /* each job starts as a copy of it */
     /* The run's own options; "": not given. */
     char conf[SL_PATH], device[SL_DEVICE_LIST], jobs_file[SL_PATH];
+    sl_model_files files; /* in place of the checkpoint's; "" each: conf's, else its own */
     bool quiet;
     char from[16], replay_dir[SL_PATH]; /* a replay's */
     int job_count;

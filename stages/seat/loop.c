@@ -42,13 +42,15 @@ void sl_seat_serve(sl_seat *seat, sl_work_fn *work, void *self, sl_err *err)
     }
 }
 
-sl_code sl_seat_loader(sl_loader **out, const sl_seat *seat, sl_ctx *ctx, const char *name,
-                       const char *stem, sl_err *err)
+sl_code sl_seat_loader(sl_loader **out, const sl_seat *seat, sl_ctx *ctx, sl_part_id part,
+                       sl_err *err)
 {
-    char dir[SL_PATH];
+    const char *name = sl_part_name(part);
+    sl_st *st = NULL;
     if (seat->conf.model.random) return sl_loader_random(out, ctx, 1, name, err);
-    sl_code rc = sl_path_join(dir, seat->model.dir, name, err);
-    return rc ? rc : sl_loader_file(out, ctx, dir, stem, name, err);
+    sl_code rc = sl_part_open(&st, &seat->model.layout, part, err);
+    *out = NULL;
+    return rc ? sl_context(err, rc, "%s", name) : sl_loader_set(out, ctx, &st, name, err);
 }
 
 sl_code sl_seat_finite(const char *name, const sl_tensor *t, sl_loader *const loaders[],

@@ -15,10 +15,10 @@ sl_code sl_seat_job(sl_job *job, const sl_msg_job *msg, sl_err *err);
 typedef sl_code sl_work_fn(void *self, const sl_msg_job *msg, const sl_job *job, sl_err *err);
 void sl_seat_serve(sl_seat *seat, sl_work_fn *work, void *self, sl_err *err);
 
-/* Weights of component `name` of the stage's checkpoint (safetensors stem `stem`), or
- * random ones (model.random), through ctx. *out is the caller's to close. */
-sl_code sl_seat_loader(sl_loader **out, const sl_seat *seat, sl_ctx *ctx, const char *name,
-                       const char *stem, sl_err *err);
+/* Weights of a part of the stage's checkpoint, or random ones (model.random), through ctx.
+ * *out is the caller's to close. */
+sl_code sl_seat_loader(sl_loader **out, const sl_seat *seat, sl_ctx *ctx, sl_part_id part,
+                       sl_err *err);
 
 /* t, a host tensor of floats called `name`, is finite. SL_NUMERIC: it is not (says where),
  * and if a weight of these loaders (NULL ends the list) is to blame, which. */

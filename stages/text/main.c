@@ -28,14 +28,11 @@ static sl_code text_open(text_stage *s, sl_err *err)
 {
     const sl_model *model = &s->seat->model;
     int64_t t0 = sl_now_ns();
-    char spiece[SL_PATH];
     sl_arena arena;
     sl_code rc;
     if ((rc = sl_seat_context(s->seat, &s->ctx, err))) return rc;
-    if ((rc = sl_path_join(spiece, model->dir, "tokenizer/spiece.model", err)) ||
-        (rc = sl_tokenizer_open(&s->tokenizer, spiece, err)))
-        return rc;
-    if ((rc = sl_seat_loader(&s->loader, s->seat, &s->ctx, "text_encoder", "model", err)))
+    if ((rc = sl_tokenizer_open(&s->tokenizer, model->layout.tokenizer, err)) ||
+        (rc = sl_seat_loader(&s->loader, s->seat, &s->ctx, SL_PART_TEXT, err)))
         return rc;
     if (!(s->umt5 = sl_umt5_new(&model->umt5, s->loader)))
         return sl_fail(err, SL_NOMEM, "umt5: no memory");
