@@ -188,6 +188,22 @@ extern "C" sl_code sl_tokenizer_open(sl_tokenizer **out, const char *path, sl_er
     return rc;
 }
 
+extern "C" sl_code sl_tokenizer_write(const char *from, const char *to, sl_err *err)
+{
+    try {
+        std::string model;
+        if (sl_code rc = read_model(&model, from, err)) return rc;
+        std::FILE *f = std::fopen(to, "wb");
+        if (!f) return sl_fail_errno(err, errno, "%s: cannot be written", to);
+        const bool whole = std::fwrite(model.data(), 1, model.size(), f) == model.size();
+        const int why = errno;
+        if (!std::fclose(f) && whole) return SL_OK;
+        return sl_fail_errno(err, whole ? errno : why, "%s: cannot be written", to);
+    } catch (const std::exception &e) {
+        return sl_fail(err, SL_NOMEM, "tokenizer: %s", e.what());
+    }
+}
+
 extern "C" void sl_tokenizer_close(sl_tokenizer **t)
 {
     delete *t;

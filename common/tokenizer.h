@@ -20,6 +20,9 @@ typedef struct sl_tokenizer sl_tokenizer;
  * to close. Errors: SL_SYS, SL_FORMAT. No C++ exception crosses. */
 sl_code sl_tokenizer_open(sl_tokenizer **out, const char *path, sl_err *err);
 void sl_tokenizer_close(sl_tokenizer **t);
+/* Write the sentencepiece model that sl_tokenizer_open would use as spiece.model. Errors: its, and
+ * SL_SYS. */
+sl_code sl_tokenizer_write(const char *from, const char *to, sl_err *err);
 
 /* ids[0..*n-1]: the pieces, at most max_ids - 1 of them, then </s> (1). Empty text gives
  * just </s>. A control piece that the text spells out becomes that piece; "<extra_id_0>"

@@ -27,7 +27,9 @@
 
 #include "common/clock.h"
 #include "common/log.h"
+#include "common/json.h"
 #include "common/safetensors.h"
+#include "common/tokenizer.h"
 #include "stages/job/components.h"
 #include "stages/job/defaults.h"
 #include "stages/job/files.h"
@@ -59,6 +61,7 @@ typedef struct {
     bool quiet, random;
     const char *only[SL_MAX_COMPONENTS]; /* the components asked for; none: all */
     int only_count;
+    sl_model_files files; /* named in place of the checkpoint's */
     sl_model model;
     sl_ctx plan;
     part parts[SL_MAX_COMPONENTS];
@@ -290,7 +293,7 @@ static sl_code copy_folder(const packer *k, const char *folder, sl_err *err)
     char src_dir[SL_PATH], dst_dir[SL_PATH], src[SL_PATH], dst[SL_PATH];
     struct dirent *e;
     sl_code rc;
-    if ((rc = sl_path_join(src_dir, k->from, folder, err)) ||
+    if ((rc = sl_path_join(src_dir, k->model.dir, folder, err)) ||
         (rc = sl_path_join(dst_dir, k->temporary, folder, err)))
         return rc;
     DIR *d = opendir(src_dir);
@@ -310,6 +313,46 @@ static sl_code copy_folder(const packer *k, const char *folder, sl_err *err)
     return rc;
 }
 
+/* A configuration of the Diffusers folder that the checkpoint is shown as. */
+static sl_code write_json(const packer *k, const char *file, sl_err *err)
+{
+    char shown[SL_PATH + 64], to[SL_PATH], folder[SL_PATH];
+    json_t *root;
+    sl_code rc = sl_layout_json(&root, shown, &k->model.layout, file, err);
+    if (rc) return rc;
+    if ((rc = sl_path_join(to, k->temporary, file, err))) {
+        json_decref(root);
+        return rc;
+    }
+    snprintf(folder, sizeof folder, "%s", to);
+    *strrchr(folder, '/') = 0;
+    if ((rc = sl_make_dirs(folder, err))) {
+        json_decref(root);
+        return rc;
+    }
+    return sl_json_write(root, to, JSON_INDENT(2), "pack: ", err);
+}
+
+/* Of a checkpoint in another layout: all configurations, and the tokenizer as spiece.model. */
+static sl_code write_rest(const packer *k, sl_err *err)
+{
+    const sl_component *c;
+    char path[SL_PATH], file[80];
+    sl_code rc = write_json(k, "model_index.json", err);
+    if (!rc) rc = write_json(k, "scheduler/scheduler_config.json", err);
+    if (!rc && k->model.family.clip)
+        rc = write_json(k, "image_processor/preprocessor_config.json", err);
+    for (int i = 0; !rc && (c = sl_component_at(&k->model, i)); i++) {
+        snprintf(file, sizeof file, "%s/config.json", c->name);
+        rc = write_json(k, file, err);
+    }
+    if (rc || (rc = sl_path_join(path, k->temporary, "tokenizer", err)) ||
+        (rc = sl_make_dirs(path, err)) ||
+        (rc = sl_path_join(path, k->temporary, "tokenizer/spiece.model", err)))
+        return rc;
+    return sl_tokenizer_write(k->model.layout.tokenizer, path, err);
+}
+
 static sl_code copy_rest(const packer *k, sl_err *err)
 {
     static const char *const FOLDERS[] = {"scheduler", "tokenizer", "image_processor",
@@ -317,13 +360,14 @@ static sl_code copy_rest(const packer *k, sl_err *err)
     static const char *const FILES[] = {"model_index.json", SL_MODEL_DEFAULTS, "README.md",
                                         "LICENSE",          "LICENSE.txt",     "LICENSE.md"};
     char src[SL_PATH], dst[SL_PATH];
-    sl_code rc = SL_OK;
-    for (size_t i = 0; i < sizeof FOLDERS / sizeof *FOLDERS && !rc; i++)
+    const bool diffusers = k->model.layout.kind == SL_LAYOUT_DIFFUSERS;
+    sl_code rc = diffusers ? SL_OK : write_rest(k, err);
+    for (size_t i = 0; diffusers && i < sizeof FOLDERS / sizeof *FOLDERS && !rc; i++)
         rc = copy_folder(k, FOLDERS[i], err);
-    for (int i = 0; !rc && sl_component_at(&k->model, i); i++)
+    for (int i = 0; diffusers && !rc && sl_component_at(&k->model, i); i++)
         rc = copy_folder(k, sl_component_at(&k->model, i)->name, err);
     for (size_t i = 0; i < sizeof FILES / sizeof *FILES && !rc; i++) {
-        if ((rc = sl_path_join(src, k->from, FILES[i], err)) ||
+        if ((rc = sl_path_join(src, k->model.dir, FILES[i], err)) ||
             (rc = sl_path_join(dst, k->temporary, FILES[i], err)) || access(src, R_OK))
             continue;
         if (!(rc = sl_copy_file(src, dst, err))) chmod(dst, 0644);
@@ -335,12 +379,19 @@ static sl_code copy_rest(const packer *k, sl_err *err)
 
 static sl_code parse(packer *k, int argc, char **argv, sl_err *err)
 {
+    enum { PART = 256 }; /* and on: one for each part */
     static const struct option OPTIONS[] = {{"model", 1, 0, 'm'},
                                             {"output", 1, 0, 'o'},
                                             {"dtype", 1, 0, 'd'},
                                             {"random", 0, 0, 'r'},
                                             {"component", 1, 0, 'c'},
                                             {"quiet", 0, 0, 'q'},
+                                            {"transformer", 1, 0, PART + SL_PART_DIT},
+                                            {"transformer-2", 1, 0, PART + SL_PART_DIT_2},
+                                            {"text-encoder", 1, 0, PART + SL_PART_TEXT},
+                                            {"image-encoder", 1, 0, PART + SL_PART_IMAGE},
+                                            {"vae", 1, 0, PART + SL_PART_VAE},
+                                            {"tokenizer", 1, 0, PART + SL_PART_COUNT},
                                             {0}};
     static const char usage[] = "want sluice pack --model DIR -o DIR2 [--dtype bf16|f32] [--random "
                                 "[--component NAME]...] [--quiet]";
@@ -359,7 +410,10 @@ static sl_code parse(packer *k, int argc, char **argv, sl_err *err)
             return sl_fail(err, SL_ARG, "pack: --component is given more than %d times",
                            SL_MAX_COMPONENTS);
         else if (o == 'q') k->quiet = true;
-        else
+        else if (o >= PART && o <= PART + SL_PART_COUNT) {
+            char *at = o < PART + SL_PART_COUNT ? k->files.part[o - PART] : k->files.tokenizer;
+            if ((rc = sl_absolute_path(at, optarg, err))) return rc;
+        } else
             return sl_fail(err, SL_ARG, "pack: option %.60s %s, %s", argv[optind - 1],
                            o == ':' ? "lacks its value" : "is not known", usage);
     }
@@ -468,10 +522,12 @@ static sl_code prepare(packer *k, sl_err *err)
     struct statvfs fs;
     const sl_component *c;
     sl_request defaults;
-    sl_code rc = sl_request_read_defaults(&defaults, k->from,
-                                          err); /* sluice.json is copied, and so must be good */
+    sl_code rc = sl_model_open_files(&k->model, k->from, &k->files, err);
+    if (rc) return rc;
+    /* sluice.json is copied, and so must be good */
+    rc = sl_request_read_defaults(&defaults, k->model.dir, err);
     sl_job_free(&defaults.spec);
-    if (rc || (rc = sl_model_open(&k->model, k->from, err)) || (rc = check_names(k, err)) ||
+    if (rc || (rc = check_names(k, err)) ||
         (!k->random && (rc = sl_components_check(&k->model, err))) || (rc = check_output(k, err)))
         return rc;
     if ((rc = sl_ctx_open(&k->plan, &sl_ops_plan, 0, err))) return rc;

@@ -8,6 +8,15 @@
 #include "stages/bench/bench.h"
 #include "stages/serve/serve.h"
 
+/* Files in place of a checkpoint's own. */
+#define MODEL_FILES                                                                                \
+    {"transformer", "FILE", "in place of the checkpoint's; the high-noise expert"},                \
+        {"transformer-2", "FILE", "likewise the low-noise expert"},                                \
+        {"text-encoder", "FILE", "likewise UMT5"}, {"image-encoder", "FILE", "likewise CLIP"},     \
+        {"vae", "FILE", "likewise the VAE"},                                                       \
+    {                                                                                              \
+        "tokenizer", "FILE", "likewise spiece.model or tokenizer.json"                             \
+    }
 static const sl_own_option INSPECT[] = {
     {"deep", NULL, "also: is every number finite?"},
     {0},
@@ -19,6 +28,7 @@ static const sl_own_option PACK[] = {
     {"random", NULL, "random weights for DIR's configurations"},
     {"component", "NAME", "with --random: of these components alone"},
     {"quiet", NULL, "no progress"},
+    MODEL_FILES,
     {0},
 };
 static const sl_own_option BENCH[] = {
