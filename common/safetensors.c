@@ -230,6 +230,7 @@ static sl_code parse_file(sl_st *st, int k, const unsigned char *bytes, size_t l
 {
     static const char LFS[] = "version https://git-lfs";
     if (sl_pth_is(bytes, length)) return sl_pth_parse(st, k, bytes, length, path, err);
+    if (sl_gguf_is(bytes, length)) return sl_gguf_parse(st, k, bytes, length, path, err);
     if (length >= sizeof LFS - 1 && !memcmp(bytes, LFS, sizeof LFS - 1))
         return sl_fail(err, SL_FORMAT,
                        "%s: is a Git LFS pointer, its data was not fetched: git lfs pull, or hf "

@@ -31,8 +31,8 @@ typedef struct {
     int64_t scale_count;
 } sl_st_entry;
 
-/* Open one file: safetensors, or a .pth as torch.save writes it (common/pth.c), by its first
- * bytes. *out is the caller's to close. Errors: SL_SYS cannot be opened or mapped; SL_FORMAT
+/* Open one file: safetensors, GGUF (common/gguf.c), or a .pth as torch.save writes it
+ * (common/pth.c), by its first bytes. *out is the caller's to close. Errors: SL_SYS cannot be opened or mapped; SL_FORMAT
  * with what is wrong. */
 sl_code sl_st_open_file(sl_st **out, const char *path, sl_err *err);
 /* Open a component folder: the shards named by <stem>.safetensors.index.json, or, if there is

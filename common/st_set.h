@@ -43,6 +43,9 @@ bool sl_set_bytes(int bits, int rank, const int64_t *shape, uint64_t *out);
  * Errors: SL_FORMAT, SL_NOMEM. */
 sl_code sl_pth_parse(sl_st *st, int k, const unsigned char *bytes, size_t length, const char *path,
                      sl_err *err);
+sl_code sl_gguf_parse(sl_st *st, int k, const unsigned char *bytes, size_t length, const char *path,
+                      sl_err *err);
+bool sl_gguf_is(const unsigned char *bytes, size_t length);
 /* True: the file begins as one of this kind does. */
 bool sl_pth_is(const unsigned char *bytes, size_t length);
 

@@ -35,6 +35,7 @@ seeds() {
         seed form /dev/null 0 'Tprompt\000a lake\000width\00096\000height\00064\000guidance_scale_2\0001e-3\000'
         seed form /dev/null 0 'Finput_reference\000abc\000frames\0009\000last_image\000\000'
         seed form /dev/null 0 'data:image/png;base64,iVBORw0KGgo=' ;;
+    gguf) seed gguf tests/golden/gguf/small.gguf 20000 '' ;;
     http) # what fuzz_http.c's expand makes requests of; the first byte picks server and socket
         seed http /dev/null 0 '\0POST /v1/videos\3\5\7{"prompt":"a lake","size":"32x32","frames":5,"steps":1,"input_reference":"data:image/png;base64,\21"}'
         seed http /dev/null 0 '\1POST /v1/videos\3\4\6Idempotency-Key: k\r\n\17\22"prompt"\23a\r\n\16\22"input_reference"; filename="a.png"\23\20\r\n\22"size"\02332x32\r\n--bb--\r\n\bGET /v1/videos?limit=2&order=asc&after=\1\3\4\r\n'
