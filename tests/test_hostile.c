@@ -476,9 +476,6 @@ static void test_files_of_a_checkpoint(void **unused)
          "../vae/diffusion_pytorch_model.safetensors");
     DAMAGED("transformer", "../vae/diffusion_pytorch_model.safetensors");
     fresh_model();
-    edit(TEXT_INDEX, "shared.weight", "shared.height");
-    DAMAGED("text_encoder", "shared.height");
-    fresh_model();
     cut(TEXT_INDEX, 100);
     DAMAGED("text_encoder", "model.safetensors.index.json");
     fresh_model();

@@ -401,6 +401,106 @@ static void bad_scales(void **state)
     }
 }
 
+/* ---- the commands ---- */
+
+/* Standard output of bin/sluice, in `text`; its exit status. */
+static int sluice(char *text, size_t size, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+static int sluice(char *text, size_t size, const char *fmt, ...)
+{
+    const char *bin = getenv("SLUICE_BIN");
+    char command[2000];
+    int n = snprintf(command, sizeof command, "%s/sluice ", bin ? bin : "bin");
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(command + n, sizeof command - (size_t)n, fmt, ap);
+    va_end(ap);
+    strcat(command, " 2>&1");
+    FILE *f = popen(command, "r");
+    assert_non_null(f);
+    text[fread(text, 1, size - 1, f)] = 0;
+    return WEXITSTATUS(pclose(f));
+}
+
+static void inspect(void **state)
+{
+    (void)state;
+    char text[8000];
+    assert_int_equal(sluice(text, sizeof text, "inspect %s", at("wan-original")), 0);
+    T_SAYS(text, "layout         Wan-AI's own");
+    T_SAYS(text, "no problems");
+    assert_int_equal(sluice(text, sizeof text, "inspect %s --transformer %s --text-encoder %s",
+                            at("comfy"),
+                            at("comfy/diffusion_models/"
+                               "wan2.1_i2v_480p_14B_fp8_scaled.safetensors"),
+                            at("comfy/text_encoders/umt5_xxl_fp16.safetensors")),
+                     0);
+    T_SAYS(text, "layout         single files");
+    T_SAYS(text, "F8_E4M3 (scaled) 96.4 %, F16 3.6 %");
+    /* a transformer without the others */
+    assert_int_equal(sluice(text, sizeof text, "inspect %s",
+                            at("lightx2v/wan2.1_i2v_480p_scaled_fp8_e4m3_lightx2v.safetensors")),
+                     1);
+    T_SAYS(text, "3 layers, 256 wide, 36 channels in, image cross-attention");
+    T_SAYS(text, "distilled      by its name (\"lightx2v\")");
+    T_SAYS(text, "want --vae FILE (wan_2.1_vae.safetensors in Comfy-Org/");
+    assert_int_equal(
+        sluice(text, sizeof text, "inspect %s", at("wan-original/models_t5_umt5-xxl-enc-bf16.pth")),
+        0);
+    T_SAYS(text, "a text encoder (UMT5) alone, 32 tensors");
+    /* a LoRA of one module, rank 2 */
+    crafted("\"diffusion_model.blocks.0.self_attn.q.lora_down.weight\":{\"dtype\":\"F32\","
+            "\"shape\":[2,1],\"data_offsets\":[0,8]}",
+            TWO FOUR, 8);
+    assert_int_equal(sluice(text, sizeof text, "inspect %s", at("crafted.safetensors")), 0);
+    T_SAYS(text, "a LoRA, no model");
+    T_SAYS(text, "rank           2");
+    T_SAYS(text, "Wan-AI's (ComfyUI's), behind \"diffusion_model.\"");
+    crafted("\"x.lora_down.weight\":{\"dtype\":\"F32\",\"shape\":[2,1],\"data_offsets\":[0,8]}",
+            TWO FOUR, 8);
+    assert_int_equal(sluice(text, sizeof text, "inspect %s", at("crafted.safetensors")), 1);
+    T_SAYS(text, "1 tensor for modules that the transformer does not have");
+    /* weights without a place */
+    shell("cp -r " MODEL " %s && chmod -R u+w %s && rm -f %s/*.json %s/diffusion*", at("odd"),
+          at("odd"), at("odd/vae"), at("odd/transformer"));
+    shell("cp " MODEL "/vae/config.json %s && cp %s %s/diffusion_pytorch_model.safetensors",
+          at("odd/vae"), at(BF16), at("odd/transformer"));
+    shell("cp " MODEL "/transformer/config.json %s && sed -i s/3,/2,/ %s", at("odd/transformer"),
+          at("odd/transformer/config.json"));
+    assert_int_equal(sluice(text, sizeof text, "inspect %s", at("odd")), 1);
+    T_SAYS(text, "unexpected blocks.2.attn1.norm_k.weight [256]");
+    T_SAYS(text, "32 weights without a place: it runs without them");
+    assert_int_equal(sluice(text, sizeof text, "inspect --lenient %s", at("odd")), 0);
+}
+
+static void pack(void **state)
+{
+    (void)state;
+    char text[2000];
+    sl_model m;
+    assert_int_equal(sluice(text, sizeof text, "pack --quiet --dtype bf16 --model %s -o %s",
+                            at("wan-original"), at("packed")),
+                     0);
+    T_OK(sl_model_open(&m, at("packed"), &err));
+    assert_int_equal(m.layout.kind, SL_LAYOUT_DIFFUSERS);
+    shell("cmp " MODEL "/tokenizer/spiece.model %s/tokenizer/spiece.model", at("packed"));
+    for (int k = 0; k < 2; k++) {
+        sl_st *a, *b;
+        sl_model plain;
+        const sl_part_id id = k ? SL_PART_TEXT : SL_PART_VAE;
+        T_OK(sl_model_open(&plain, MODEL, &err));
+        T_OK(sl_part_open(&a, &m.layout, id, &err));
+        T_OK(sl_part_open(&b, &plain.layout, id, &err));
+        for (int i = 0; i < sl_st_size(b); i++) {
+            const sl_st_entry *x = sl_st_find(a, sl_st_at(b, i)->name), *y = sl_st_at(b, i);
+            assert_true(x && x->t.dtype == y->t.dtype);
+            assert_memory_equal(x->t.data, y->t.data, sl_bytes(&y->t));
+        }
+        sl_st_close(&a);
+        sl_st_close(&b);
+    }
+}
+
 /* Files that are not what they are taken for. */
 static void other_files(void **state)
 {
@@ -430,11 +530,18 @@ static void other_files(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(wan_original),     cmocka_unit_test(comfy),
-        cmocka_unit_test(comfy_named),      cmocka_unit_test(kijai),
-        cmocka_unit_test(hub_cache),        cmocka_unit_test(fp8),
-        cmocka_unit_test(fp8_text_encoder), cmocka_unit_test(scale_shapes),
-        cmocka_unit_test(bad_scales),       cmocka_unit_test(other_files),
+        cmocka_unit_test(wan_original),
+        cmocka_unit_test(comfy),
+        cmocka_unit_test(comfy_named),
+        cmocka_unit_test(kijai),
+        cmocka_unit_test(hub_cache),
+        cmocka_unit_test(fp8),
+        cmocka_unit_test(fp8_text_encoder),
+        cmocka_unit_test(scale_shapes),
+        cmocka_unit_test(bad_scales),
+        cmocka_unit_test(inspect),
+        cmocka_unit_test(pack),
+        cmocka_unit_test(other_files),
     };
     return cmocka_run_group_tests(tests, make_layouts, remove_layouts);
 }

@@ -19,6 +19,8 @@
     }
 static const sl_own_option INSPECT[] = {
     {"deep", NULL, "also: is every number finite?"},
+    {"lenient", NULL, "weights without a place are no failure"},
+    MODEL_FILES,
     {0},
 };
 static const sl_own_option PACK[] = {
@@ -55,8 +57,9 @@ static const sl_verb VERBS[] = {
      "picture and prompt in, video out; with --server it is made there"},
     {"replay", sl_cli_replay, SL_TAKES_FOLDER, SL_OPTIONS_RUN, NULL,
      "DIR --from text|image|denoise|decode [options]", "run on from dumped hand-overs"},
-    {"inspect", sl_cli_inspect, SL_TAKES_FOLDER, SL_OPTIONS_OWN, INSPECT, "DIR [--deep]",
-     "what a checkpoint holds, what is missing or odd"},
+    {"inspect", sl_cli_inspect, SL_TAKES_FOLDER, SL_OPTIONS_OWN, INSPECT,
+     "FOLDER|FILE [--deep] [--lenient]",
+     "what it is and holds, what is missing or odd: checkpoints of any maker, a LoRA, one file"},
     {"plan", sl_cli_plan, SL_TAKES_NOTHING, SL_OPTIONS_RUN, NULL, "--model DIR [options of run]",
      "the memory that a run takes, by stage and device"},
     {"pack", sl_cli_pack, SL_TAKES_NOTHING, SL_OPTIONS_OWN, PACK,
