@@ -606,18 +606,9 @@ static sl_affine columns_of(const sl_affine *w, int64_t first, int64_t cols)
 {
     sl_affine part = *w;
     part.w = sl_rows(&w->w, first, cols);
-    if (w->b.rank)
-        part.b = sl_view1((char *)w->b.data + (size_t)first * sl_dtype_size(w->b.dtype), w->b.dtype,
-                          cols);
-    return part;
-}
-
-/* Those columns of y [rows, d]. */
-static sl_tensor columns_in(const sl_tensor *y, int64_t first, int64_t cols)
-{
-    sl_tensor part = *y;
-    part.data = (char *)y->data + (size_t)first * sl_dtype_size(y->dtype);
-    part.shape[1] = cols;
+    if (w->b.rank && w->b.data)
+        part.b.data = (char *)w->b.data + (size_t)first * sl_dtype_size(w->b.dtype);
+    if (w->b.rank) part.b.shape[0] = cols;
     return part;
 }
 
@@ -657,7 +648,7 @@ static void send_values(sl_ctx *ctx, const forward *f, const sl_tensor *window, 
     const int64_t d = y->shape[1], share = d / s->size, own = s->me * share, end = own + share;
     const bool apart = ctx->ops->columns_apart;
     if (apart) {
-        const sl_tensor before = columns_in(y, 0, own), after = columns_in(y, end, d - end);
+        const sl_tensor before = sl_cols(y, 0, own), after = sl_cols(y, end, d - end);
         project(ctx, f, &before, x, w, 0, own);
         project(ctx, f, &after, x, w, end, d - end);
     } else project(ctx, f, y, x, w, 0, d);
