@@ -10,14 +10,14 @@
 #include "common/safetensors.h"
 
 /* Open a file (stem NULL), or a folder as sl_st_open_dir does. A name without a place keeps its
- * own, and CLIP's may be without `vision_model.`, as transformers 5 has them. 8-bit weights become coded entries with the scales that the file gives them, as ComfyUI's
- * `scale_weight`, its newer `weight_scale` with `comfy_quant`, or LightX2V's `weight_scale` with a
- * value a row; dequantised, W = float(code) * scale. *out is the caller's to close.
- * Errors, beside sl_st_open_file's: SL_FORMAT two tensors with one place; a scale that is zero,
- * negative or not finite, of another shape than [] and [rows, 1], without its weight, or of a
- * weight that is not 8-bit; an 8-bit weight without its scale where the file's others have one, or
- * whose codes use the whole range, as only scaled ones do; another quantisation than
- * float8_e4m3fn and float8_e5m2, by name. */
+ * own, and CLIP's may be without `vision_model.`, as transformers 5 has them. 8-bit weights become
+ * coded entries with the scales that the file gives them, as ComfyUI's `scale_weight`, its newer
+ * `weight_scale` with `comfy_quant`, or LightX2V's `weight_scale` with a value a row; dequantised,
+ * W = float(code) * scale. *out is the caller's to close. Errors, beside sl_st_open_file's:
+ * SL_FORMAT two tensors with one place; a scale that is zero, negative or not finite, of another
+ * shape than [] and [rows, 1], without its weight, or of a weight that is not 8-bit; an 8-bit
+ * weight without its scale where the file's others have one, or whose codes use the whole range,
+ * as only scaled ones do; another quantisation than float8_e4m3fn and float8_e5m2, by name. */
 sl_code sl_checkpoint_open(sl_st **out, sl_net net, const char *path, const char *stem,
                            sl_err *err);
 

@@ -1,9 +1,9 @@
 /* gguf.c - read tensors from a GGUF file, versions 2 and 3.
  *
- * A header of keys with typed values, a list of tensors (name, extents with the fastest first, type,
- * offset), then their data, aligned. ComfyUI's writers flatten what has more than four extents and
- * keep the shape under comfy.gguf.orig_shape.NAME.
- * Sources: ggml docs/gguf.md; city96/ComfyUI-GGUF loader.py, tools/convert.py. */
+ * A header of keys with typed values, a list of tensors (name, extents with the fastest first,
+ * type, offset), then their data, aligned. ComfyUI's writers flatten what has more than four
+ * extents and keep the shape under comfy.gguf.orig_shape.NAME. Sources: ggml docs/gguf.md;
+ * city96/ComfyUI-GGUF loader.py, tools/convert.py. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>

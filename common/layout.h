@@ -62,11 +62,11 @@ typedef struct {
                               * `spiece_model` in it; "": none */
 } sl_layout;
 
-/* Find the parts under `dir`; files may be NULL. `dir` may be a file: it is its part, and others are
- * looked for in its folder (above diffusion_models/ or unet/). "": the folder of the transformer in
- * `files`. Opens files' headers. Errors: SL_SYS nothing there, nothing known, a cache without its
- * snapshot; SL_ARG several transformers, with their names; a LoRA. Other parts that are missing or
- * ambiguous are no error until sl_part_open. */
+/* Find the parts under `dir`; files may be NULL. `dir` may be a file: it is its part, and others
+ * are looked for in its folder (above diffusion_models/ or unet/). "": the folder of the
+ * transformer in `files`. Opens files' headers. Errors: SL_SYS nothing there, nothing known, a
+ * cache without its snapshot; SL_ARG several transformers, with their names; a LoRA. Other parts
+ * that are missing or ambiguous are no error until sl_part_open. */
 sl_code sl_layout_find(sl_layout *out, const char *dir, const sl_model_files *files, sl_err *err);
 
 /* A part's tensors, under Diffusers' names. *out is the caller's to close. Errors: as

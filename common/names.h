@@ -1,12 +1,12 @@
 /* names.h - what the tensors of the four networks are called, by whoever wrote the file.
  *
  * Each network has one table: the name that Diffusers (transformers, for the encoders) gives a
- * module beside the names that others give it, so that checkpoints and LoRA of any maker are looked
- * up by one name. A module is a tensor's name without its last part (`.weight`, `.bias`); a
- * parameter that stands alone (`scale_shift_table`) counts as one. Strings only: no file is opened,
- * nothing is kept, every function may be called from any thread.
- * Sources: diffusers scripts/convert_wan_to_diffusers.py; Wan2.1 wan/modules/{model,t5,vae,clip}.py;
- * Wan2.2 wan/modules/vae2_2.py; llama.cpp gguf-py/gguf/tensor_mapping.py for T5 in GGUF. */
+ * module beside the names that others give it, so that checkpoints and LoRA of any maker are
+ * looked up by one name. A module is a tensor's name without its last part (`.weight`, `.bias`); a
+ * parameter that stands alone (`scale_shift_table`) counts as one. Strings only: no file is
+ * opened, nothing is kept, every function may be called from any thread. Sources: diffusers
+ * scripts/convert_wan_to_diffusers.py; Wan2.1 wan/modules/{model,t5,vae,clip}.py; Wan2.2
+ * wan/modules/vae2_2.py; llama.cpp gguf-py/gguf/tensor_mapping.py for T5 in GGUF. */
 #ifndef SL_NAMES_H
 #define SL_NAMES_H
 
@@ -29,7 +29,8 @@ typedef enum {
 typedef struct {
     char module[SL_NAME_BYTES]; /* in Diffusers' naming; "" if `unneeded` */
     const char *rest;           /* what follows the module in the name asked for: "" or ".weight",
-                                 * ".lora_down.weight", ".scale_weight" ...; points into that name */
+                                 * ".lora_down.weight", ".scale_weight" ...; points into that name
+                                 * */
     int prefix;                 /* bytes of the name before the module: "diffusion_model." has 16 */
     sl_naming naming;
     int part, parts; /* the tensor holds `parts` modules one after the other along its rows, of

@@ -32,8 +32,8 @@ typedef struct {
 } sl_st_entry;
 
 /* Open one file: safetensors, GGUF (common/gguf.c), or a .pth as torch.save writes it
- * (common/pth.c), by its first bytes. *out is the caller's to close. Errors: SL_SYS cannot be opened or mapped; SL_FORMAT
- * with what is wrong. */
+ * (common/pth.c), by its first bytes. *out is the caller's to close. Errors: SL_SYS cannot be
+ * opened or mapped; SL_FORMAT with what is wrong. */
 sl_code sl_st_open_file(sl_st **out, const char *path, sl_err *err);
 /* Open a component folder: the shards named by <stem>.safetensors.index.json, or, if there is
  * none, <stem>.safetensors; stem "model" or "diffusion_pytorch_model". A tensor of the index

@@ -1,5 +1,6 @@
 /* st_set.h - what the readers of tensor files share: safetensors.c, pth.c and gguf.c fill the one
- * sl_st that common/safetensors.h shows, checkpoint.c renames its entries. Nobody else includes this. */
+ * sl_st that common/safetensors.h shows, checkpoint.c renames its entries. Nobody else includes
+ * this. */
 #ifndef SL_ST_SET_H
 #define SL_ST_SET_H
 

@@ -118,17 +118,16 @@ sl_code sl_loader_reload(sl_loader *l, int n, const int which[], const sl_tensor
  * "vision_model." prefix). Marks nothing as used. */
 bool sl_loader_has(const sl_loader *l, const char *name);
 
-/* Before sl_loader_finish: the members of `team` read what they all ask for together, each
- * byte once, and pass it on from device to device (graphs/team_load.h). Every member makes
- * the same calls of sl_weight and sl_loader_finish, with the same checkpoint and a window
- * of the same size, at least 64 KiB a member; comm outlives sl_loader_finish, which begins
- * `lane` unless it has begun with this team's key: one attempt may load several networks.
- * The caller ends it (sl_comm_end) when all is loaded, and what ctx then says of another
- * member's end does not matter here. A member that fails or is lost ends the attempt and
- * does not fail the others: they read themselves what has not come, and log a warning. Not
- * shared: convolutions and coded tensors (F8), which come from the host; random weights; what stays mapped
- * or is converted in host memory, on the CPU. A NULL team, or one of 1: as without this
- * call. */
+/* Before sl_loader_finish: the members of `team` read what they all ask for together, each byte
+ * once, and pass it on from device to device (graphs/team_load.h). Every member makes the same
+ * calls of sl_weight and sl_loader_finish, with the same checkpoint and a window of the same size,
+ * at least 64 KiB a member; comm outlives sl_loader_finish, which begins `lane` unless it has
+ * begun with this team's key: one attempt may load several networks. The caller ends it
+ * (sl_comm_end) when all is loaded, and what ctx then says of another member's end does not matter
+ * here. A member that fails or is lost ends the attempt and does not fail the others: they read
+ * themselves what has not come, and log a warning. Not shared: convolutions and coded tensors
+ * (F8), which come from the host; random weights; what stays mapped or is converted in host
+ * memory, on the CPU. A NULL team, or one of 1: as without this call. */
 void sl_loader_share(sl_loader *l, sl_comm *comm, sl_lane lane, const sl_team *team);
 
 /* Bring what was asked for onto the device. The first error, or SL_OK; the context's

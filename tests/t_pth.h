@@ -22,7 +22,10 @@ static inline void t_add(t_bytes *b, const void *p, size_t n)
 
 static inline void t_little(t_bytes *b, uint64_t x, int n)
 {
-    for (int i = 0; i < n; i++) t_add(b, &(unsigned char){i < 8 ? (unsigned char)(x >> 8 * i) : 0}, 1);
+    for (int i = 0; i < n; i++, x >>= 8) {
+        const unsigned char c = (unsigned char)x;
+        t_add(b, &c, 1);
+    }
 }
 
 /* Change n bytes that are there. */

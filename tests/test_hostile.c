@@ -488,7 +488,7 @@ static void test_files_of_a_checkpoint(void **unused)
     cut("tokenizer/spiece.model", 100);
     REFUSED(1, with("--model", at("model")), "out.mp4: failed: text: tokenizer: ", "spiece.model");
     INSPECT_SAYS("spiece.model");
-    REFUSED(2, with("--model", at("nowhere")), "nowhere: holds no model_index.json");
+    REFUSED(2, with("--model", at("nowhere")), "nowhere: No such file or directory");
     REFUSED(2, with("--model", GOLDEN_PICTURE), GOLDEN_PICTURE);
 }
 

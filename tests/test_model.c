@@ -294,7 +294,8 @@ static void absent_keys_get_the_reference_defaults(void **state)
 static void folders_without_files_are_refused(void **state)
 {
     char path[600];
-    refused(SL_SYS, "holds no model_index.json and no transformer of Wan, want a folder of Diffusers");
+    refused(SL_SYS,
+            "holds no model_index.json and no transformer of Wan, want a folder of Diffusers");
     put_model(INDEX("WanImageToVideoPipeline", WITH_CLIP), I2V_14B, NULL);
     snprintf(path, sizeof path, "%s/vae/config.json", dir);
     unlink(path);

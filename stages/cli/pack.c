@@ -174,8 +174,8 @@ static void show(packer *k, const char *what, bool last)
     k->shown_ns = now;
 }
 
-/* n elements from `first` on into the stage, as dtype. One thread does it faster than most disks read or
- * write. */
+/* n elements from `first` on into the stage, as dtype. One thread does it faster than most disks
+ * read or write. */
 static void convert(packer *k, sl_dtype dtype, const sl_st_entry *from, int64_t first, int64_t n)
 {
     float x[BLOCK];
