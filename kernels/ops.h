@@ -374,7 +374,8 @@ struct sl_ops {
     /* Rows that begin at a multiple of it have the same bits in every product of the same
      * whole_rows, whatever rows stand beside them; 1: all rows do. */
     int row_granule;
-    /* A product's columns have the same bits whichever others are computed with them. */
+    /* Columns of a product without an activation have the same bits whichever others are computed
+     * with them. */
     bool columns_apart;
     /* True: no data exists; of the functions only packed_conv_bytes is called. */
     bool plan;

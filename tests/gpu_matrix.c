@@ -163,7 +163,8 @@ static int64_t other_rows(pair *p, const sl_tensor *a, const sl_tensor *b, char 
 }
 
 /* The first half of the rows, its columns in shares as a rank of a team computes them: those before
- * its own, those behind, its own elsewhere. y's first half is the whole's. */
+ * its own, those behind, its own elsewhere. y's first half is the whole's. (GELU's product takes
+ * another algorithm for 1,728 columns of 5 rows than for 13,824: nothing computes it so.) */
 static void columns_of_a_layer(pair *p, const t_layer *l, const t_operands *all,
                                const sl_tensor *work, const sl_tensor *own_columns, char *host)
 {
@@ -233,7 +234,8 @@ static void shares_of_a_layer(pair *p, const t_layer *l, int64_t m, char *host)
                       what, (long long)others, (long long)first);
         p->failures++;
     }
-    if (!l->adds) columns_of_a_layer(p, l, &all, &shares.y, &own_columns, host);
+    if (!l->adds && l->act == SL_ACT_NONE)
+        columns_of_a_layer(p, l, &all, &shares.y, &own_columns, host);
     p->gpu.whole_rows = 0;
     forget(p);
 }
