@@ -1,6 +1,6 @@
 /* test_layouts.c - one checkpoint in every layout that people have it in: the same tensors, the
  * same sizes, and what is refused. The layouts are made by tests/golden/layouts/build.py. */
-#include "t.h"
+#include "tests/t_layouts.h"
 
 #include <sys/stat.h>
 
@@ -8,55 +8,12 @@
 #include "common/model.h"
 #include "common/tokenizer.h"
 
-#define MODEL "tests/golden/tiny-i2v/model"
-#define CACHE "hf-cache/hub/models--Wan-AI--Wan2.1-I2V-14B-480P-Diffusers"
+#define MODEL T_TINY
+#define CACHE T_HUB
+#define at t_at
+#define shell t_shell
 
 static sl_err err;
-static char out[300];
-
-static const char *at(const char *name)
-{
-    static char buf[8][600];
-    static int k;
-    k = (k + 1) % 8;
-    snprintf(buf[k], sizeof buf[k], "%s/%s", out, name);
-    return buf[k];
-}
-
-static void shell(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
-static void shell(const char *fmt, ...)
-{
-    char command[2000];
-    va_list ap;
-    va_start(ap, fmt);
-    vsnprintf(command, sizeof command, fmt, ap);
-    va_end(ap);
-    if (system(command)) fail_msg("failed: %s", command);
-}
-
-static int make_layouts(void **state)
-{
-    (void)state;
-    snprintf(out, sizeof out, "%s", t_tmpdir());
-    shell(
-        "python3 tests/golden/layouts/build.py tests/golden %s/l >%s/log || { cat %s/log; false; }",
-        out, out, out);
-    /* CLIP's heads are not to be told from a tiny tower's shapes */
-    shell("cp " MODEL "/image_encoder/config.json %s/l/comfy/clip_vision/config.json", out);
-    shell("cp " MODEL "/image_encoder/config.json "
-          "%s/l/wan-original/models_clip_open-clip-xlm-roberta-large-vit-huge-14.json",
-          out);
-    snprintf(out + strlen(out), sizeof out - strlen(out), "/l");
-    return 0;
-}
-
-static int remove_layouts(void **state)
-{
-    (void)state;
-    out[strlen(out) - 2] = 0;
-    t_rmdir(out);
-    return 0;
-}
 
 /* Every tensor of the Diffusers part is in `st`, of the same shape and, stored in the same dtype,
  * with the same bytes; nothing else is. */
@@ -129,7 +86,7 @@ static void wan_original(void **state)
     same_tokens(m.layout.tokenizer);
 }
 
-#define BF16 "comfy/diffusion_models/wan2.1_i2v_480p_14B_bf16.safetensors"
+#define BF16 T_COMFY "bf16.safetensors"
 
 /* A folder with one file of each kind; and the transformer's file alone, which finds the others. */
 static void comfy(void **state)
@@ -543,5 +500,5 @@ int main(void)
         cmocka_unit_test(pack),
         cmocka_unit_test(other_files),
     };
-    return cmocka_run_group_tests(tests, make_layouts, remove_layouts);
+    return cmocka_run_group_tests(tests, t_layouts_make, t_layouts_remove);
 }
