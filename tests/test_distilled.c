@@ -19,7 +19,10 @@ static void names_that_say_it(void **state)
         {"Wan21_CausVid_14B_T2V_lora_rank32", "causvid"},
         {"WAN SELF FORCING", "self-forcing"},
         {"Wan2.1-I2V-14B-720P-Diffusers", NULL},
+        {"TurboWan2.1-I2V", "turbo"},
+        {"Wan2.1-rCM-4B", "rcm"},
         {"my_24step_test", NULL},
+        {"arcmotion", NULL},
         {"4stepping-stones", NULL},
         {"", NULL},
     };
@@ -38,7 +41,7 @@ static void jobs_that_deserve_a_hint(void **state)
     static const char PLAIN[] = "/m/Wan2.1-I2V-14B", DISTILLED[] = "/m/Wan2.1-lightx2v/",
                       HUB[] = "/c/models--lightx2v--Wan2.1/snapshots/0123abcd";
     static const struct {
-        const char *model;
+        const char *dir;
         int steps;
         double guidance;
         bool hint;
@@ -51,27 +54,36 @@ static void jobs_that_deserve_a_hint(void **state)
     for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) {
         sl_job job = {0};
         T_OK(sl_job_init(&job, &err));
-        snprintf(job.model, SL_PATH, "%s", CASES[i].model);
+        sl_layout layout = {0};
+        snprintf(layout.dir, SL_PATH, "%s", CASES[i].dir);
         job.steps = CASES[i].steps;
         job.guidance = CASES[i].guidance;
-        assert_int_equal(sl_distilled_hint(&job, hint, sizeof hint), CASES[i].hint);
+        assert_int_equal(sl_distilled_hint(&job, &layout, hint, sizeof hint), CASES[i].hint);
         assert_int_equal(*hint != 0, CASES[i].hint);
         sl_job_free(&job);
     }
     /* a LoRA says it for a model that does not */
     sl_job lora = {0};
     T_OK(sl_job_init(&lora, &err));
-    snprintf(lora.model, SL_PATH, "%s", PLAIN);
+    sl_layout layout = {0};
+    snprintf(layout.dir, SL_PATH, "%s", PLAIN);
     T_OK(sl_job_set_text(&lora.lora, "1 0 /x/plain\n1 0 /x/wan_4steps.safetensors", &err));
-    assert_true(sl_distilled_hint(&lora, hint, sizeof hint));
+    assert_true(sl_distilled_hint(&lora, &layout, hint, sizeof hint));
     T_SAYS(hint, "wan_4steps.safetensors is distilled, by its name (4steps)");
     sl_job_free(&lora);
     sl_job job = {.steps = 40, .guidance = 5};
-    snprintf(job.model, SL_PATH, "%s", DISTILLED);
-    assert_true(sl_distilled_hint(&job, hint, sizeof hint));
+    snprintf(layout.dir, SL_PATH, "%s", DISTILLED);
+    assert_true(sl_distilled_hint(&job, &layout, hint, sizeof hint));
     T_SAYS(hint,
            "Wan2.1-lightx2v is distilled, by its name (lightx2v): it is made for 4 to 8 steps "
            "without guidance, and the job has 40 with guidance 5");
+    /* a transformer's file, whatever its folder; the folder that holds a part of one is none */
+    snprintf(layout.dir, SL_PATH, "%s", PLAIN);
+    snprintf(layout.parts[SL_PART_DIT_2].path, SL_PATH, "/x/low_4step.safetensors");
+    assert_true(sl_distilled_hint(&job, &layout, hint, sizeof hint));
+    T_SAYS(hint, "low_4step.safetensors is distilled, by its name (4step)");
+    snprintf(layout.parts[SL_PART_DIT_2].stem, sizeof layout.parts->stem, "diffusion");
+    assert_false(sl_distilled_hint(&job, &layout, hint, sizeof hint));
 }
 
 /* What is not said is what distilled models are trained for. */

@@ -8,7 +8,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 #include <sys/stat.h>
 
 #include "common/checkpoint.h"
@@ -16,6 +15,7 @@
 #include "common/tokenizer.h"
 #include "stages/job/components.h"
 #include "stages/job/defaults.h"
+#include "stages/job/distilled.h"
 #include "stages/job/files.h"
 
 typedef struct {
@@ -83,29 +83,17 @@ static const char *dtypes_text(const sl_st *st, char *out, size_t size)
     return out;
 }
 
-/* ---- distilled or not ---- */
-
-/* A word in a name by which models for few steps without guidance are known; NULL: none. */
-static const char *distilled_word(const char *name)
-{
-    static const char *const WORDS[] = {"lightx2v", "lightning",    "distill",      "4step",
-                                        "4-step",   "4_step",       "8step",        "8-step",
-                                        "causvid",  "self-forcing", "self_forcing", "fastwan",
-                                        "turbo",    "accvid",       "fusionx",      "rcm"};
-    for (size_t i = 0; name && i < sizeof WORDS / sizeof *WORDS; i++)
-        if (strcasestr(name, WORDS[i])) return WORDS[i];
-    return NULL;
-}
-
 /* ---- a model ---- */
 
-/* "Wan2.1 I2V", by what its networks take. */
-static const char *family_name(const sl_model *m)
+/* "Wan2.1 I2V", by what the networks take. */
+static const char *family_name(int latents, bool picture, bool clip, bool last, int experts)
 {
-    if (m->vae.z == 48) return "Wan2.2 TI2V-5B";
-    if (m->family.last_picture == SL_ALWAYS) return "Wan2.1 FLF2V";
-    if (m->family.experts > 1) return m->family.picture ? "Wan2.2 I2V-A14B" : "Wan2.2 T2V-A14B";
-    return m->family.picture ? "Wan2.1 I2V" : "Wan2.1 T2V, or one expert of Wan2.2 T2V-A14B";
+    if (latents == 48) return "Wan2.2 TI2V-5B";
+    if (last) return "Wan2.1 FLF2V";
+    if (clip) return "Wan2.1 I2V";
+    if (experts > 1) return picture ? "Wan2.2 I2V-A14B" : "Wan2.2 T2V-A14B";
+    return picture ? "one expert of Wan2.2 I2V-A14B"
+                   : "Wan2.1 T2V, or one expert of Wan2.2 T2V-A14B";
 }
 
 static const char *size_name(int dim)
@@ -125,10 +113,12 @@ static const char *layout_name(const sl_layout *l)
 static void print_model(const sl_model *m)
 {
     const sl_dit_config *d = &m->dit[0];
-    const char *word = distilled_word(sl_path_last(m->layout.parts[SL_PART_DIT].path));
-    if (!word) word = distilled_word(sl_path_last(m->dir));
+    char name[256];
+    const char *word = sl_distilled_model(&m->layout, name);
     printf("%s\n  layout         %s\n  family         %s%s\n", m->dir, layout_name(&m->layout),
-           family_name(m), size_name(d->dim));
+           family_name(m->vae.z, m->family.picture, m->family.clip,
+                       m->family.last_picture == SL_ALWAYS, m->family.experts),
+           size_name(d->dim));
     if (word) printf("  distilled      by its name (\"%s\"): few steps, guidance 1\n", word);
     printf("  pipeline       %s%s%s\n", m->pipeline,
            m->family.last_picture     ? " (first and last frame)"
@@ -267,16 +257,21 @@ static int inspect_parts(const sl_layout *l, const sl_err *why)
     json_t *c = NULL;
     if (!sl_layout_json(&c, shown, l, "transformer/config.json", NULL)) {
         const json_int_t in = json_integer_value(json_object_get(c, "in_channels")),
+                         out = json_integer_value(json_object_get(c, "out_channels")),
                          heads = json_integer_value(json_object_get(c, "num_attention_heads"));
-        printf("%s\n  layout         %s\n  transformer    %lld layers, %lld wide%s, %lld channels "
-               "in%s\n",
+        printf("%s\n  layout         %s\n  family         %s\n  transformer    %lld layers, %lld "
+               "wide%s, %lld channels in%s\n",
                l->dir, layout_name(l),
+               family_name((int)out, in != out, json_is_integer(json_object_get(c, "image_dim")),
+                           json_is_integer(json_object_get(c, "pos_embed_seq_len")),
+                           *l->parts[SL_PART_DIT_2].path ? 2 : 1),
                (long long)json_integer_value(json_object_get(c, "num_layers")),
                (long long)heads * 128, size_name((int)heads * 128), (long long)in,
-               json_object_get(c, "image_dim") ? ", image cross-attention" : "");
+               json_is_integer(json_object_get(c, "image_dim")) ? ", image cross-attention" : "");
         json_decref(c);
     }
-    const char *word = distilled_word(sl_path_last(l->parts[SL_PART_DIT].path));
+    char name[256];
+    const char *word = sl_distilled_model(l, name);
     if (word) printf("  distilled      by its name (\"%s\"): few steps, guidance 1\n", word);
     for (int i = 0; i < SL_PART_COUNT; i++) {
         sl_st *st = NULL;
@@ -349,7 +344,7 @@ static int inspect_lora(const char *path, const sl_st *st)
 {
     char types[120];
     adapter a;
-    const char *word = distilled_word(sl_path_last(path));
+    const char *by, *word = sl_distilled_lora(path, &by);
     read_adapter(&a, st);
     printf("%s\n  what           a LoRA, no model: sluice run --model MODEL --lora %s\n", path,
            path);
@@ -367,7 +362,7 @@ static int inspect_lora(const char *path, const sl_st *st)
         printf("  for            a transformer %lld wide%s\n", (long long)a.width,
                size_name((int)a.width));
     printf("  stored as      %s\n", dtypes_text(st, types, sizeof types));
-    if (word) printf("  distilled      by its name (\"%s\"): few steps, guidance 1\n", word);
+    if (word) printf("  distilled      by its %s (\"%s\"): few steps, guidance 1\n", by, word);
     if (a.strange) {
         printf("\n%d tensor%s for modules that the transformer does not have\n", a.strange,
                a.strange == 1 ? "" : "s");

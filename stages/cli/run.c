@@ -297,11 +297,12 @@ static int run_jobs(sl_batch *o, const sl_model *model, sl_conf *conf, int64_t t
 }
 
 /* What jobs are asked for in another way than their model is made for, each such thing once. */
-static void give_hints(const sl_batch *o)
+static void give_hints(const sl_batch *o, const sl_layout *layout)
 {
     char hint[SL_PATH], before[SL_PATH] = "";
     for (int i = 0; i < o->job_count; i++)
-        if (sl_distilled_hint(&o->jobs[i].spec, hint, sizeof hint) && strcmp(hint, before)) {
+        if (sl_distilled_hint(&o->jobs[i].spec, layout, hint, sizeof hint) &&
+            strcmp(hint, before)) {
             sl_log(SL_LOG_WARN, "%s", hint);
             memcpy(before, hint, sizeof before);
         }
@@ -325,7 +326,7 @@ static int run(bool replay, int argc, char **argv)
                    "memory holds %llu of the %llu bytes of weights that stay mapped: the rest is "
                    "read from the disk again at every step",
                    (unsigned long long)fits.held, (unsigned long long)fits.mapped);
-        give_hints(&o);
+        give_hints(&o, &model.layout);
         status = run_jobs(&o, &model, &conf, t0_ns, &err);
     }
     if (err.code) sl_complain("%s", err.msg);

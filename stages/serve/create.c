@@ -215,7 +215,8 @@ static sl_code make_job(sl_server *s, const char *id, sl_form *f, sl_err *err)
         (rc = check(s, f, err)) || (rc = sl_store_path(path, &s->store, id, "job.json", err)) ||
         (rc = sl_job_write(&r->spec, path, err)))
         return rc;
-    if (sl_distilled_hint(&r->spec, hint, sizeof hint)) sl_log_about(id, SL_LOG_WARN, "%s", hint);
+    if (sl_distilled_hint(&r->spec, &s->model.layout, hint, sizeof hint))
+        sl_log_about(id, SL_LOG_WARN, "%s", hint);
     return sl_store_sync(&s->store, id, err);
 }
 
