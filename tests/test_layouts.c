@@ -9,6 +9,7 @@
 #include "common/tokenizer.h"
 
 #define MODEL T_TINY
+#define TI2V "tests/golden/tiny-ti2v-5b/model"
 #define CACHE T_HUB
 #define at t_at
 #define shell t_shell
@@ -17,11 +18,11 @@ static sl_err err;
 
 /* Every tensor of the Diffusers part is in `st`, of the same shape and, stored in the same dtype,
  * with the same bytes; nothing else is. */
-static void same_part(sl_st *st, sl_part_id id, const char *what)
+static void part_of(const char *folder, sl_st *st, sl_part_id id, const char *what)
 {
     sl_model plain;
     sl_st *want;
-    T_OK(sl_model_open(&plain, MODEL, &err));
+    T_OK(sl_model_open(&plain, folder, &err));
     T_OK(sl_part_open(&want, &plain.layout, id, &err));
     assert_int_equal(sl_st_size(st), sl_st_size(want));
     for (int i = 0; i < sl_st_size(want); i++) {
@@ -38,6 +39,11 @@ static void same_part(sl_st *st, sl_part_id id, const char *what)
             fail_msg("%s: %s differs", what, a->name);
     }
     sl_st_close(&want);
+}
+
+static void same_part(sl_st *st, sl_part_id id, const char *what)
+{
+    part_of(MODEL, st, id, what);
 }
 
 static void same_model(const sl_model *m, const char *what)
@@ -150,6 +156,38 @@ static void kijai(void **state)
     T_OK(sl_checkpoint_open(&st, SL_NET_VAE, at("kijai/Wan2_1_VAE_fp32.safetensors"), NULL, &err));
     same_part(st, SL_PART_VAE, "kijai");
     sl_st_close(&st);
+}
+
+/* Two VAEs in a folder are told apart by their latents, and each is what it was. */
+static void ti2v(void **state)
+{
+    (void)state;
+    static const char *const AT[] = {
+        "ti2v", "ti2v/diffusion_models/wan2.2_ti2v_5B_bf16.safetensors", "ti2v-original"};
+    sl_model m, plain;
+    sl_st *st;
+    T_OK(sl_model_open(&plain, TI2V, &err));
+    T_OK(sl_checkpoint_open(&st, SL_NET_VAE, at("comfy/vae/wan2.2_vae.safetensors"), NULL, &err));
+    part_of(TI2V, st, SL_PART_VAE, "wan2.2_vae");
+    sl_st_close(&st);
+    for (size_t i = 0; i < sizeof AT / sizeof *AT; i++) {
+        T_OK(sl_model_open(&m, at(AT[i]), &err));
+        assert_memory_equal(&m.dit[0], &plain.dit[0], sizeof plain.dit[0]);
+        assert_memory_equal(&m.umt5, &plain.umt5, sizeof plain.umt5);
+        assert_memory_equal(&m.vae, &plain.vae, sizeof plain.vae);
+        assert_memory_equal(&m.family, &plain.family, sizeof plain.family);
+        assert_true(m.scheduler.flow_shift == plain.scheduler.flow_shift);
+        for (int k = 0; k < SL_PART_COUNT; k++) {
+            if (k == SL_PART_DIT_2 || k == SL_PART_IMAGE) continue;
+            T_OK(sl_part_open(&st, &m.layout, (sl_part_id)k, &err));
+            part_of(TI2V, st, (sl_part_id)k, AT[i]);
+            sl_st_close(&st);
+        }
+        same_tokens(m.layout.tokenizer);
+    }
+    shell("cp %s %s", at("comfy/vae/wan_2.1_vae.safetensors"), at("ti2v/vae"));
+    T_OK(sl_model_open(&m, at("ti2v"), &err));
+    assert_string_equal(sl_path_last(m.layout.parts[SL_PART_VAE].path), "wan2.2_vae.safetensors");
 }
 
 static void hub_cache(void **state)
@@ -398,6 +436,7 @@ static void inspect(void **state)
     assert_int_equal(sluice(text, sizeof text, "inspect %s",
                             at("lightx2v/wan2.1_i2v_480p_scaled_fp8_e4m3_lightx2v.safetensors")),
                      1);
+    T_SAYS(text, "family         Wan2.1 I2V");
     T_SAYS(text, "3 layers, 256 wide, 36 channels in, image cross-attention");
     T_SAYS(text, "distilled      by its name (\"lightx2v\")");
     T_SAYS(text, "want --vae FILE (wan_2.1_vae.safetensors in Comfy-Org/");
@@ -405,6 +444,19 @@ static void inspect(void **state)
         sluice(text, sizeof text, "inspect %s", at("wan-original/models_t5_umt5-xxl-enc-bf16.pth")),
         0);
     T_SAYS(text, "a text encoder (UMT5) alone, 32 tensors");
+    /* TI2V-5B's file among its siblings, and alone */
+    assert_int_equal(sluice(text, sizeof text, "inspect %s",
+                            at("ti2v/diffusion_models/wan2.2_ti2v_5B_bf16.safetensors")),
+                     0);
+    T_SAYS(text, "family         Wan2.2 TI2V-5B");
+    T_SAYS(text, "vae            base 4 (decoder 6), 48 latent channels of 16 x 16 pixels");
+    T_SAYS(text, "no problems");
+    shell("mkdir %s && cp %s %s", at("alone"),
+          at("ti2v/diffusion_models/wan2.2_ti2v_5B_bf16.safetensors"), at("alone/x.safetensors"));
+    assert_int_equal(sluice(text, sizeof text, "inspect %s", at("alone/x.safetensors")), 1);
+    T_SAYS(text, "family         Wan2.2 TI2V-5B");
+    T_SAYS(text, "2 layers, 256 wide, 48 channels in\n");
+    T_SAYS(text, "(for TI2V-5B wan2.2_vae.safetensors in its 2.2)");
     /* a LoRA of one module, rank 2 */
     crafted("\"diffusion_model.blocks.0.self_attn.q.lora_down.weight\":{\"dtype\":\"F32\","
             "\"shape\":[2,1],\"data_offsets\":[0,8]}",
@@ -487,17 +539,12 @@ static void other_files(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(wan_original),
-        cmocka_unit_test(comfy),
-        cmocka_unit_test(comfy_named),
-        cmocka_unit_test(kijai),
-        cmocka_unit_test(hub_cache),
-        cmocka_unit_test(fp8),
-        cmocka_unit_test(fp8_text_encoder),
-        cmocka_unit_test(scale_shapes),
-        cmocka_unit_test(bad_scales),
-        cmocka_unit_test(inspect),
-        cmocka_unit_test(pack),
+        cmocka_unit_test(wan_original), cmocka_unit_test(comfy),
+        cmocka_unit_test(comfy_named),  cmocka_unit_test(kijai),
+        cmocka_unit_test(ti2v),         cmocka_unit_test(hub_cache),
+        cmocka_unit_test(fp8),          cmocka_unit_test(fp8_text_encoder),
+        cmocka_unit_test(scale_shapes), cmocka_unit_test(bad_scales),
+        cmocka_unit_test(inspect),      cmocka_unit_test(pack),
         cmocka_unit_test(other_files),
     };
     return cmocka_run_group_tests(tests, t_layouts_make, t_layouts_remove);

@@ -13,6 +13,7 @@
 
 #define LAYER_TOL 1e-4
 #define STEP_TOL 5e-4
+#define TI2V "tests/golden/tiny-ti2v-5b"
 #define GOLDEN "tests/golden/lora-i2v/lora-48x32x5"
 #define LORA "tests/golden/lora-i2v/d-lightx2v.safetensors" /* changes of every kind */
 
@@ -22,7 +23,7 @@
 #define OTHERS UMT5 "bf16.safetensors" VAE CLIP
 #define FP8 "--transformer @" T_COMFY "fp8_"
 
-/* @: the folder of all layouts. Jobs: b without a LoRA, l with one. */
+/* @: the folder of all layouts. Jobs: b without a LoRA, l with one; t of TI2V-5B. */
 static const struct {
     const char *name, *model, *jobs;
 } RUNS[] = {
@@ -50,6 +51,9 @@ static const struct {
     /* fp8-scaled's weights, as pack writes them */
     {"float32", "--transformer @packed/transformer/diffusion_pytorch_model.safetensors" OTHERS,
      "bl"},
+    {"ti2v-diffusers", "--model " TI2V "/model", "t"},
+    {"ti2v", "--model @ti2v/diffusion_models/wan2.2_ti2v_5B_bf16.safetensors", "t"},
+    {"ti2v-original", "--model @ti2v-original", "t"},
 };
 #define RUN_COUNT ((int)(sizeof RUNS / sizeof *RUNS))
 
@@ -72,29 +76,41 @@ static const char *sluice(void)
     return path("%s/sluice", bin ? bin : "bin");
 }
 
+/* The case of a job: its picture, noise and prompts. */
+static json_t *job_of(char kind)
+{
+    const bool ti2v = kind == 't';
+    json_t *prompts =
+        json_load_file(ti2v ? TI2V "/prompts.json" : "tests/golden/tiny-i2v/prompts.json", 0, NULL);
+    const char *of = ti2v ? TI2V "/ti2v-96x64x5-i2v" : GOLDEN;
+    assert_non_null(prompts);
+    /* no file of weights says which shift the model wants */
+    json_t *o = json_pack("{s:s, s:s, s:s, s:s, s:i, s:i, s:i, s:i, s:f, s:f, s:b, s:b}", "image",
+                          path("%s.png", of), "noise", path("%s.safetensors", of), "prompt",
+                          json_string_value(json_array_get(prompts, 0)), "negative",
+                          json_string_value(json_array_get(prompts, 7)), "width", ti2v ? 96 : 48,
+                          "height", ti2v ? 64 : 32, "frames", 5, "steps", 3, "guidance", 4.,
+                          "shift", ti2v ? 5. : 3., "dump_steps", 1, "dump_blocks", 1);
+    assert_non_null(o);
+    if (kind == 'l') json_object_set_new(o, "lora", json_string(LORA));
+    json_decref(prompts);
+    return o;
+}
+
 static void write_jobs(const char *name, const char *jobs)
 {
-    json_t *prompts = json_load_file("tests/golden/tiny-i2v/prompts.json", 0, NULL);
     FILE *f = fopen(t_at(path("%s.jsonl", name)), "w");
-    assert_non_null(prompts);
     assert_non_null(f);
     for (int i = 0; jobs[i]; i++) {
         const char *to = t_at(path("%s.%d", name, i));
-        /* no file of weights says which shift the model wants */
-        json_t *o =
-            json_pack("{s:s, s:s, s:s, s:s, s:i, s:i, s:i, s:i, s:f, s:f, s:b, s:b, s:s, s:s}",
-                      "image", GOLDEN ".png", "noise", GOLDEN ".safetensors", "prompt",
-                      json_string_value(json_array_get(prompts, 0)), "negative",
-                      json_string_value(json_array_get(prompts, 7)), "width", 48, "height", 32,
-                      "frames", 5, "steps", 3, "guidance", 4., "shift", 3., "dump_steps", 1,
-                      "dump_blocks", 1, "dump", to, "output", path("%s.mp4", to));
-        if (jobs[i] == 'l') json_object_set_new(o, "lora", json_string(LORA));
+        json_t *o = job_of(jobs[i]);
+        json_object_set_new(o, "dump", json_string(to));
+        json_object_set_new(o, "output", json_string(path("%s.mp4", to)));
         json_dumpf(o, f, JSON_COMPACT);
         fputc('\n', f);
         json_decref(o);
     }
     fclose(f);
-    json_decref(prompts);
 }
 
 /* @ in the options becomes the folder. Static buffer. */
@@ -141,6 +157,8 @@ static void all_of_one_checkpoint_give_its_bytes(void **state)
     static const char *const RUN[] = {"wan-original", "hub", "comfy", "kijai"};
     (void)state;
     for (size_t i = 0; i < sizeof RUN / sizeof *RUN; i++) same_bytes(RUN[i], 0, "diffusers", 0);
+    same_bytes("ti2v", 0, "ti2v-diffusers", 0);
+    same_bytes("ti2v-original", 0, "ti2v-diffusers", 0);
 }
 
 static void a_lora_on_other_layouts_gives_the_same_bytes(void **state)

@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
-"""Lays tiny-i2v's weights (and tiny-ti2v-5b's VAE) out as checkpoints are found in the wild. Plain Python, no packages.
+"""Lays tiny-i2v's weights (and tiny-ti2v-5b's) out as checkpoints are found in the wild. Plain Python, no packages.
 
-    python3 build.py GOLDEN OUT        GOLDEN holds tiny-i2v, and tiny-ti2v-5b for its VAE; sums are checked against layouts.json
+    python3 build.py GOLDEN OUT        GOLDEN holds tiny-i2v, and tiny-ti2v-5b, which may be missing; sums are checked against layouts.json
 
 OUT/wan-original    as Wan-AI publishes it: original DiT names in shards, T5, VAE and CLIP as .pth (torch.save's zip format)
 OUT/comfy           ComfyUI's folders of single files; FP8 plain, scaled (`scale_weight`) and in the newer `comfy_quant` form
 OUT/kijai           single files as the WanVideoWrapper uses them
 OUT/lightx2v        LightX2V's FP8: one scale an output row
 OUT/hf-cache        the Hugging Face hub cache: blobs, refs, snapshots of links
+OUT/ti2v            ComfyUI's single files of TI2V-5B, of tiny-ti2v-5b
+OUT/ti2v-original   the same as Wan-AI publishes it
 """
 import array, hashlib, json, math, os, re, shutil, struct, sys, zipfile
 
@@ -152,6 +154,23 @@ def hf_cache(src, hub, repo, commit):
             open(f"{root}/blobs/{h}", "wb").write(b); rel = os.path.relpath(f"{d}/{f}", src); dst = f"{root}/snapshots/{commit}/{rel}"; os.makedirs(os.path.dirname(dst), exist_ok=True)
             os.symlink("../" * (2 + rel.count("/")) + f"blobs/{h}", dst)
 
+def ti2v(m, out):
+    """Single files; and Wan-AI's folder: its transformer in shards, .pth for the rest."""
+    dit = {dit_name(k): t for k, t in read_all(m + "/transformer").items()}; t5 = read_all(m + "/text_encoder"); vae = {vae_name(k): t for k, t in read_all(m + "/vae").items()}; spm = open(m + "/tokenizer/spiece.model", "rb").read()
+    c = json.load(open(m + "/transformer/config.json")); o = out + "/ti2v"
+    write(o + "/diffusion_models/wan2.2_ti2v_5B_bf16.safetensors", dit); write(o + "/text_encoders/umt5_xxl_bf16.safetensors", {**t5, "spiece_model": ("U8", [len(spm)], spm)}); write(o + "/vae/wan2.2_vae.safetensors", vae)
+    o = out + "/ti2v-original"; os.makedirs(o + "/google/umt5-xxl"); open(o + "/google/umt5-xxl/spiece.model", "wb").write(spm)
+    json.dump(dict(_class_name="WanModel", _diffusers_version="0.33.0", dim=c["num_attention_heads"] * c["attention_head_dim"], eps=c["eps"], ffn_dim=c["ffn_dim"], freq_dim=c["freq_dim"], in_dim=c["in_channels"], model_type="ti2v",
+                   num_heads=c["num_attention_heads"], num_layers=c["num_layers"], out_dim=c["out_channels"], text_len=512), open(o + "/config.json", "w"), indent=2)
+    write_shards(o, dit); write_pth(o + "/models_t5_umt5-xxl-enc-bf16.pth", {t5_name(k): t for k, t in t5.items()}, "models_t5_umt5-xxl-enc-bf16"); write_pth(o + "/Wan2.2_VAE.pth", vae, "Wan2.2_VAE")
+    return vae
+
+def write_shards(o, dit):
+    names = sorted(dit); half_ = len(names) // 2; shards = [names[:half_], names[half_:]]; wm = {}
+    for i, ns in enumerate(shards):
+        f = f"diffusion_pytorch_model-{i + 1:05d}-of-{len(shards):05d}.safetensors"; write(f"{o}/{f}", {n: dit[n] for n in ns}, {"format": "pt"}); wm.update({n: f for n in ns})
+    json.dump({"metadata": {"total_size": sum(len(t[2]) for t in dit.values())}, "weight_map": wm}, open(o + "/diffusion_pytorch_model.safetensors.index.json", "w"), indent=2)
+
 def main(golden, out):
     global WAN22
     m = golden + "/tiny-i2v/model"; shutil.rmtree(out, ignore_errors=True); os.makedirs(out)
@@ -161,10 +180,7 @@ def main(golden, out):
     o = out + "/wan-original"; os.makedirs(o + "/google/umt5-xxl"); open(o + "/google/umt5-xxl/spiece.model", "wb").write(spm)
     json.dump(dict(_class_name="WanModel", _diffusers_version="0.30.0", dim=d, eps=c["eps"], ffn_dim=c["ffn_dim"], freq_dim=c["freq_dim"], in_dim=c["in_channels"], model_type="i2v", num_heads=c["num_attention_heads"],
                    num_layers=c["num_layers"], out_dim=c["out_channels"], text_len=512), open(o + "/config.json", "w"), indent=2)
-    names = sorted(dit); half_ = len(names) // 2; shards = [names[:half_], names[half_:]]; wm = {}
-    for i, ns in enumerate(shards):
-        f = f"diffusion_pytorch_model-{i + 1:05d}-of-{len(shards):05d}.safetensors"; write(f"{o}/{f}", {n: dit[n] for n in ns}, {"format": "pt"}); wm.update({n: f for n in ns})
-    json.dump({"metadata": {"total_size": sum(len(t[2]) for t in dit.values())}, "weight_map": wm}, open(o + "/diffusion_pytorch_model.safetensors.index.json", "w"), indent=2)
+    write_shards(o, dit)
     write_pth(o + "/models_t5_umt5-xxl-enc-bf16.pth", {t5_name(k): t for k, t in t5.items()}, "models_t5_umt5-xxl-enc-bf16"); write_pth(o + "/Wan2.1_VAE.pth", vae, "Wan2.1_VAE")
     write_pth(o + "/models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth", clip_original(clip), "models_clip")
     # ComfyUI's folders
@@ -178,7 +194,7 @@ def main(golden, out):
     sp = {"spiece_model": ("U8", [len(spm)], spm)}; te = o + "/text_encoders/umt5_xxl_"; write(te + "bf16.safetensors", {**t5, **sp}); write(te + "fp16.safetensors", {**{k: to_f16(t) for k, t in t5.items()}, **sp})
     tl = lambda k, t: lin(k, t) and not k.startswith("shared") and "relative_attention_bias" not in k; write(te + "fp8_e4m3fn_scaled.safetensors", {**fp8_scaled(t5, tl, to_f16, False), **sp})
     write(o + "/vae/wan_2.1_vae.safetensors", vae); write(o + "/clip_vision/clip_vision_h.safetensors", {"vision_model." + k: t for k, t in clip.items()})
-    if os.path.isdir(golden + "/tiny-ti2v-5b"): WAN22 = True; write(o + "/vae/wan2.2_vae.safetensors", {vae_name(k): t for k, t in read_all(golden + "/tiny-ti2v-5b/model/vae").items()}); WAN22 = False
+    if os.path.isdir(golden + "/tiny-ti2v-5b"): WAN22 = True; write(o + "/vae/wan2.2_vae.safetensors", ti2v(golden + "/tiny-ti2v-5b/model", out)); WAN22 = False
     # single files of the WanVideoWrapper
     keep = ("norm", "head", "bias", "time_", "patch_embedding", "modulation", "img_emb", "text_embedding"); kl = lambda k, t: lin(k, t) and not any(x in k for x in keep); o = out + "/kijai"
     write(o + "/Wan2_1-I2V-14B-480P_fp8_e4m3fn_scaled_KJ.safetensors", fp8_scaled(dit, kl, lambda t: t, False)); write(o + "/umt5-xxl-enc-bf16.safetensors", {t5_name(k): t for k, t in t5.items()})
@@ -192,7 +208,7 @@ def main(golden, out):
             if not os.path.islink(p) and "/hf-cache/" not in p: sums[os.path.relpath(p, out)] = [os.path.getsize(p), hashlib.sha256(open(p, "rb").read()).hexdigest()]
     want = os.path.join(os.path.dirname(os.path.abspath(__file__)), "layouts.json")
     if not os.path.exists(want): json.dump(dict(sorted(sums.items())), open(want, "w"), indent=1); print("wrote layouts.json")
-    w = json.load(open(want)); bad = sorted(k for k in set(w) | set(sums) if not (k.endswith("wan2.2_vae.safetensors") and k not in sums) and w.get(k) != sums.get(k)); print(f"{len(sums)} files, {len(bad)} unlike layouts.json", *bad); sys.exit(bool(bad))
+    w = json.load(open(want)); bad = sorted(k for k in set(w) | set(sums) if not ((k.startswith("ti2v") or k.endswith("wan2.2_vae.safetensors")) and k not in sums) and w.get(k) != sums.get(k)); print(f"{len(sums)} files, {len(bad)} unlike layouts.json", *bad); sys.exit(bool(bad))
 if __name__ == "__main__":
     if len(sys.argv) != 3: sys.exit(__doc__)
     main(*sys.argv[1:])
