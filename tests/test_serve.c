@@ -750,6 +750,51 @@ static void loras_go_by_name(void **state)
     stop_clean();
 }
 
+/* A model whose VAE lies elsewhere: by --vae as by run's, and in a file of each kind alone. */
+static void files_are_taken_in_place_of_the_models(void **state)
+{
+    (void)state;
+    const char *const fields[] = {
+        "prompt",     "a cat", "input_reference",     "@" T_IMAGE, "size", "96x64", "seed", "7",
+        "num_frames", "9",     "num_inference_steps", "2",         NULL};
+    char bare[300], vae[300], tokenizer[300];
+    size_t bytes[2];
+    char *video[2];
+    snprintf(bare, sizeof bare, "%s/bare", s.base);
+    snprintf(vae, sizeof vae, "%s/elsewhere.safetensors", s.base);
+    snprintf(tokenizer, sizeof tokenizer, "%s/pieces.model", s.base);
+    if (system(t_format("cp -rL " T_MODEL " %s && chmod -R u+w %s && mv %s/vae/*.safetensors %s && "
+                        "mv %s/tokenizer/spiece.model %s",
+                        bare, bare, bare, vae, bare, tokenizer)))
+        fail_msg("no copy of the model");
+    for (int i = 0; i < 2; i++) {
+        t_serve_start(&s, i ? bare : T_MODEL,
+                      i ? (const char *const[]){"--vae", vae, "--tokenizer", tokenizer, NULL}
+                        : NULL);
+        post_form(fields, NULL);
+        assert_int_equal(r.code, 200);
+        char id[64];
+        snprintf(id, sizeof id, "%s", t_reply_text(&r, "id"));
+        assert_string_equal(t_wait(&s, id), "completed");
+        ask("GET", t_format("/v1/videos/%s/content", id));
+        assert_int_equal(r.code, 200);
+        bytes[i] = r.size;
+        video[i] = malloc(r.size + 1);
+        memcpy(video[i], r.body, r.size);
+        stop_clean();
+    }
+    assert_int_equal(bytes[0], bytes[1]);
+    assert_memory_equal(video[0], video[1], bytes[0]);
+    free(video[0]);
+    free(video[1]);
+    unlink(s.log);
+    t_serve_spawn(&s, bare, (const char *const[]){"--vae", "/none/such", NULL});
+    assert_false(t_serve_ready(&s));
+    assert_int_equal(t_serve_wait(&s), 2);
+    if (system(t_format("grep -qF /none/such %s && test $(wc -l < %s) -eq 1", s.log, s.log)))
+        fail_msg("want one line that names the file");
+}
+
 static void refused_start(const char *const *more, const char *says)
 {
     unlink(s.log);
@@ -1074,6 +1119,7 @@ int main(void)
         T(a_key_names_one_job),
         T(tokens_see_their_own_jobs),
         T(loras_go_by_name),
+        T(files_are_taken_in_place_of_the_models),
         T(wrong_starts_are_refused),
         T(a_drain_finishes_what_runs_and_keeps_the_rest),
         T(a_drain_that_takes_too_long_puts_jobs_back),

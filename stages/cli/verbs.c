@@ -46,6 +46,7 @@ static const sl_own_option SERVE[] = {
     {"listen", "ADDRESS", "HOST:PORT (default 127.0.0.1:8080; port 0: any free one)"},
     {"tokens", "FILE", "who may use it: lines of NAME TOKEN, in a file of mode 0600"},
     {"device", "D[,D...]", "cpu or cuda:N, for all stages; of several, each denoises"},
+    MODEL_FILES,
     {0},
 };
 
@@ -70,7 +71,8 @@ static const sl_verb VERBS[] = {
     {"bench", sl_bench_main, SL_TAKES_NOTHING, SL_OPTIONS_OWN, BENCH,
      "[WHAT...] [--device cuda:N[,cuda:M...]]", "how fast it runs here: sluice bench --help"},
     {"serve", sl_serve_main, SL_TAKES_NOTHING, SL_OPTIONS_OWN, SERVE,
-     "--model DIR [--conf FILE] [--state DIR] [--listen HOST:PORT] [--tokens FILE] [--device D]",
+     "--model DIR [--conf FILE] [--state DIR] [--listen HOST:PORT] [--tokens FILE] [--device D]\n"
+     "--transformer FILE --text-encoder FILE --vae FILE [--image-encoder FILE] [options]",
      "a server: jobs over HTTP, a queue that survives, a page to watch it"},
     {"submit", sl_cli_submit, SL_TAKES_NOTHING, SL_OPTIONS_JOB, NULL,
      "--image FILE --prompt TEXT [--wait -o out.mp4] [options]\n"

@@ -265,6 +265,11 @@ static void hide_paths(const sl_server *s, const char *id, sl_err *err)
         strncat(dir, "/", sizeof dir - strlen(dir) - 1);
         rename_path(err->msg, sizeof err->msg, dir, "");
     }
+    const sl_model_files *files = &s->conf.model.files; /* may lie outside of the model's folder */
+    for (int i = 0; i <= SL_PART_COUNT; i++) {
+        const char *path = i < SL_PART_COUNT ? files->part[i] : files->tokenizer;
+        rename_path(err->msg, sizeof err->msg, path, sl_path_last(path));
+    }
     if (strlen(s->name) <= strlen(s->model.dir))
         rename_path(err->msg, sizeof err->msg, s->model.dir, s->name);
     rename_path(err->msg, sizeof err->msg, s->store.dir, "state");

@@ -33,7 +33,7 @@
 
 typedef struct {
     char listen[300], tokens[SL_PATH], state[SL_PATH], conf[SL_PATH];
-    sl_batch batch; /* model, devices */
+    sl_batch batch; /* model, files, devices */
     sl_server server;
     sl_http *http;
     sl_logger *logger;
@@ -46,6 +46,7 @@ typedef struct {
 
 static sl_code take_option(serve *v, const char *name, const char *value, sl_err *err)
 {
+    sl_model_files *files = &v->batch.files;
     const struct {
         const char *name;
         char *at;
@@ -55,7 +56,13 @@ static sl_code take_option(serve *v, const char *name, const char *value, sl_err
                {"--state", v->state, sizeof v->state},
                {"--listen", v->listen, sizeof v->listen},
                {"--tokens", v->tokens, sizeof v->tokens},
-               {"--device", v->batch.device, sizeof v->batch.device}};
+               {"--device", v->batch.device, sizeof v->batch.device},
+               {"--transformer", files->part[SL_PART_DIT], SL_PATH},
+               {"--transformer-2", files->part[SL_PART_DIT_2], SL_PATH},
+               {"--text-encoder", files->part[SL_PART_TEXT], SL_PATH},
+               {"--image-encoder", files->part[SL_PART_IMAGE], SL_PATH},
+               {"--vae", files->part[SL_PART_VAE], SL_PATH},
+               {"--tokenizer", files->tokenizer, SL_PATH}};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         if (strcmp(name, all[i].name)) continue;
         if (!value) return sl_fail(err, SL_ARG, "%s wants a value", name);
@@ -66,8 +73,9 @@ static sl_code take_option(serve *v, const char *name, const char *value, sl_err
         return SL_OK;
     }
     return sl_fail(err, SL_ARG,
-                   "unknown option %.60s, want --model, --conf, --state, --listen, --tokens or "
-                   "--device",
+                   "unknown option %.60s, want --model, --conf, --state, --listen, --tokens, "
+                   "--device, or a file in place of the model's: --transformer, --transformer-2, "
+                   "--text-encoder, --image-encoder, --vae, --tokenizer",
                    name);
 }
 
