@@ -1,5 +1,5 @@
 /* t_ranks.h - denoisers as ranks of a team, real processes: teams of every size give the bytes,
- * steps and cache decisions of one denoiser; a rank that is killed or stopped at any phase loses
+ * steps and cache decisions of one denoiser, with LoRA too; a rank that is killed or stopped at any phase loses
  * nothing; a second job parts the team, which joins again. test_ranks.c runs it on the CPU,
  * gpu_ranks.c on GPUs. */
 #ifndef T_RANKS_H
@@ -186,6 +186,68 @@ static void test_demo(void **state)
     (void)state;
     if (access("models/demo/model_index.json", R_OK)) skip(); /* a GPU machine may go without */
     every_size(&guided, (const int[]){2, 0}, false);
+}
+
+#define A_LORA "tests/golden/lora-i2v/a-peft.safetensors"
+#define D_LORA "tests/golden/lora-i2v/d-lightx2v.safetensors" /* changes of every kind */
+
+/* Jobs one behind the other, each with other weights than the one before. */
+static const char *const SWITCHES[] = {"\"" A_LORA "\"", "", "\"" D_LORA ":0.6\"",
+                                       "\"" A_LORA ":0.5\", \"" D_LORA "\"", ""};
+#define SWITCH_COUNT 5
+
+static void run_switches(int ranks, const char *guidance)
+{
+    char *args[T_ARGS] = {"sluice",  "run",   "--quiet", "--conf", run.conf,
+                          "--model", T_MODEL, "--jobs",  NULL};
+    char text[SWITCH_COUNT * 1024] = "";
+    t_run_open(&run);
+    settings(ranks, ranks > 1 ? ranks : 0, false);
+    for (int i = 0; i < SWITCH_COUNT; i++)
+        snprintf(text + strlen(text), sizeof text - strlen(text),
+                 "{\"image\": \"" T_IMAGE "\", \"prompt\": \"Snow.\", \"width\": 160, "
+                 "\"height\": 96, \"frames\": 9, \"steps\": 3, \"seed\": 7, \"guidance\": %s, "
+                 "\"lora\": [%s], \"dump_steps\": true, \"dump\": \"%s/%d\", \"output\": "
+                 "\"%s/%d.mp4\"}\n",
+                 guidance, SWITCHES[i], run.out, i, run.out, i);
+    static char jobs[400];
+    snprintf(jobs, sizeof jobs, "%s/jobs.jsonl", run.out);
+    t_write(jobs, text);
+    args[8] = jobs;
+    t_run_start(&run, args);
+    t_run_ends(&run, 0);
+    t_run_nothing_left(&run, 0);
+}
+
+/* Every rank merges for itself, and takes off again: the bytes are one denoiser's. */
+static void test_lora(void **state)
+{
+    static const char *const GUIDANCE[] = {"5", "1"};
+    (void)state;
+    for (int g = 0; g < 2; g++) {
+        char want[240];
+        run_switches(1, GUIDANCE[g]);
+        snprintf(want, sizeof want, "%s", run.out);
+        for (int i = 0; i < SWITCH_COUNT; i++)
+            for (int k = 0; k < i; k++) { /* the two without are one */
+                const bool same = t_same_file(t_format("%s/%d/denoise.safetensors", want, i),
+                                              t_format("%s/%d/denoise.safetensors", want, k));
+                if (same != (!*SWITCHES[i] && !*SWITCHES[k]))
+                    t_run_fail(&run, "jobs %d and %d are %s", i, k, same ? "one" : "not one");
+            }
+        run_switches(2, GUIDANCE[g]);
+        if (shares(2) != 2 * SWITCH_COUNT)
+            t_run_fail(&run, "%d shares of a team of 2, want %d", shares(2), 2 * SWITCH_COUNT);
+        for (int i = 0; i < SWITCH_COUNT; i++)
+            for (int k = 0; k < 2; k++) {
+                const char *file = t_format(k ? "%d/denoise.safetensors" : "%d.mp4", i);
+                if (!t_same_file(t_format("%s/%s", run.out, file), t_format("%s/%s", want, file)))
+                    t_run_fail(&run, "%s is not what one denoiser makes", file);
+            }
+        t_run_close(&run);
+        *strrchr(want, '/') = 0;
+        t_rmdir(want);
+    }
 }
 
 /* 1,053 tokens of 8 heads, unguided by 1, 2, 4, 8; guided in halves. */
@@ -466,9 +528,9 @@ static int remove_model(void **state)
 }
 
 #define T_RANKS_TESTS                                                                              \
-    cmocka_unit_test(test_tiny), cmocka_unit_test(test_demo), cmocka_unit_test(test_eight_heads),  \
-        cmocka_unit_test(test_ends), cmocka_unit_test(test_ends_within_steps),                     \
-        cmocka_unit_test(test_stops), cmocka_unit_test(test_elastic),                              \
-        cmocka_unit_test(test_cancel)
+    cmocka_unit_test(test_tiny), cmocka_unit_test(test_lora), cmocka_unit_test(test_demo),         \
+        cmocka_unit_test(test_eight_heads), cmocka_unit_test(test_ends),                           \
+        cmocka_unit_test(test_ends_within_steps), cmocka_unit_test(test_stops),                    \
+        cmocka_unit_test(test_elastic), cmocka_unit_test(test_cancel)
 
 #endif
