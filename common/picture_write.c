@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,7 +10,7 @@
 
 #include <libavcodec/avcodec.h>
 
-#include "common/path.h"
+#include "common/temporary.h"
 
 #define COMPRESSION 3 /* zlib's level: of smooth pictures the highest saves a tenth more */
 
@@ -56,22 +55,21 @@ done:
 /* Beside `path`, then under its name. */
 static sl_code replace(const char *path, const uint8_t *bytes, size_t n, sl_err *err)
 {
-    static atomic_uint count;
-    char tmp[SL_PATH + 48];
-    snprintf(tmp, sizeof tmp, "%s.tmp-%d-%u", path, (int)getpid(), atomic_fetch_add(&count, 1u));
-    int fd = open(tmp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666), why = 0;
-    if (fd < 0) return sl_fail_errno(err, errno, "%s", path);
+    char *tmp = NULL;
+    int fd, why = 0;
+    sl_code rc = sl_temporary_make(&tmp, &fd, path, err);
+    if (rc) return rc;
     while (n && !why) {
         ssize_t put = write(fd, bytes, n);
         if (put > 0) bytes += put, n -= (size_t)put;
         else if (put == 0) why = ENOSPC;
         else if (errno != EINTR) why = errno;
     }
-    if (close(fd) && !why) why = errno;
     if (!why && rename(tmp, path)) why = errno;
-    if (!why) return SL_OK;
-    unlink(tmp);
-    return sl_fail_errno(err, why, "%s", path);
+    if (close(fd) && !why) why = errno;
+    if (why) unlink(tmp);
+    free(tmp);
+    return why ? sl_fail_errno(err, why, "%s", path) : SL_OK;
 }
 
 sl_code sl_picture_write(const sl_picture *p, const char *path, sl_err *err)

@@ -5,7 +5,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,6 +15,7 @@
 #include "common/json.h"
 #include "common/log.h"
 #include "common/st_set.h"
+#include "common/temporary.h"
 
 #define SHARDS_MAX 4096
 
@@ -656,7 +656,6 @@ struct sl_st_writer {
 
 sl_code sl_stw_open(sl_st_writer **out, const char *path, sl_err *err)
 {
-    static atomic_uint serial;
     sl_code rc;
     sl_st_writer *w = calloc(1, sizeof *w);
     *out = NULL;
@@ -665,18 +664,10 @@ sl_code sl_stw_open(sl_st_writer **out, const char *path, sl_err *err)
     w->align = 8;
     w->path = strdup(path);
     w->header = json_object();
-    do { /* EEXIST: left behind by a process of our number that was killed */
-        free(w->temporary);
-        if (asprintf(&w->temporary, "%s.tmp-%ld-%u", path, (long)getpid(),
-                     atomic_fetch_add(&serial, 1)) < 0)
-            w->temporary = NULL;
-        if (w->temporary) w->fd = open(w->temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    } while (w->temporary && w->fd < 0 && errno == EEXIST);
+    if ((rc = sl_temporary_make(&w->temporary, &w->fd, path, err)))
+        sl_context(err, rc, "cannot be written");
     w->created = w->fd >= 0;
-    rc = w->temporary && w->fd < 0 ? sl_fail_errno(err, errno, "%s: cannot be written", path)
-                                   : SL_OK;
-    if (!w->path || !w->header || !w->temporary)
-        rc = sl_fail(err, SL_NOMEM, "%s: no memory for a writer", path);
+    if (!w->path || !w->header) rc = sl_fail(err, SL_NOMEM, "%s: no memory for a writer", path);
     if (rc) sl_stw_abandon(&w);
     *out = w;
     return rc;

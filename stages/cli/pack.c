@@ -15,11 +15,13 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <getopt.h>
 #include <limits.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
@@ -475,6 +477,16 @@ static sl_code check_output(const packer *k, sl_err *err)
     return sl_can_make_dir(parent, err);
 }
 
+/* A packer that lives has a lock on its folder, also one of another container, whose number means
+ * nothing here. */
+static bool is_held(const char *dir)
+{
+    int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    const bool held = fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK;
+    if (fd >= 0) close(fd);
+    return held;
+}
+
 /* Folders that dead packers (SIGKILL) of this name left are removed. */
 static void sweep(const packer *k)
 {
@@ -487,7 +499,7 @@ static void sweep(const packer *k)
         char *end;
         long pid = strncmp(e->d_name, prefix, (size_t)n) ? 0 : strtol(e->d_name + n, &end, 10);
         if (pid > 0 && !*end && kill((pid_t)pid, 0) && errno == ESRCH &&
-            !sl_path_join(path, parent, e->d_name, NULL))
+            !sl_path_join(path, parent, e->d_name, NULL) && !is_held(path))
             sl_remove_tree(path);
     }
     if (d) closedir(d);
@@ -554,8 +566,12 @@ static sl_code pack(packer *k, sl_err *err)
 {
     sl_code rc;
     snprintf(k->temporary, sizeof k->temporary, "%s.tmp-%d", k->to, (int)getpid());
+    if (is_held(k->temporary))
+        return sl_fail(err, SL_BUSY, "pack: %s is being written by another process", k->temporary);
     sl_remove_tree(k->temporary); /* of a process that had our number and was killed */
     if (mkdir(k->temporary, 0777)) return sl_fail_errno(err, errno, "%s", k->temporary);
+    int held = open(k->temporary, O_RDONLY | O_DIRECTORY | O_CLOEXEC); /* until this process ends */
+    if (held >= 0) flock(held, LOCK_EX | LOCK_NB);
     k->t0_ns = sl_now_ns();
     rc = copy_rest(k, err);
     for (int i = 0; i < k->part_count && !rc; i++) rc = write_part(k, &k->parts[i], err);

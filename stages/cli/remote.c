@@ -740,25 +740,25 @@ static sl_code receive(sl_remote *r, const char *path, writer *w, bool again, sl
 
 sl_code sl_remote_file(sl_remote *r, const char *path, const char *file, uint64_t want, sl_err *err)
 {
-    static unsigned count;
     const bool out = !strcmp(file, "-");
-    char temporary[SL_PATH + 48];
+    char *temporary = NULL;
     sl_err own = {0};
     if (!err) err = &own;
+    sl_code rc;
     writer w = {.fd = 1, .max = want ? want : FILE_MAX, .name = out ? "stdout" : file};
     if (!out) {
         sl_temporary_sweep(file);
-        snprintf(temporary, sizeof temporary, "%s.tmp-%d-%u", file, (int)getpid(), count++);
-        w.fd = open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-        if (w.fd < 0) return sl_fail_errno(err, errno, "%s", file);
+        rc = sl_temporary_make(&temporary, &w.fd, file, err);
+        if (rc) return rc;
     }
-    sl_code rc = receive(r, path, &w, !out, err);
+    rc = receive(r, path, &w, !out, err);
     if (!rc && want && w.at != want)
         rc = sl_fail(err, SL_FORMAT, "%s: %s has %llu bytes, want %llu", r->name, w.name,
                      (unsigned long long)w.at, (unsigned long long)want);
     if (out) return rc;
-    if (close(w.fd) && !rc) rc = sl_fail_errno(err, errno, "%s", file);
     if (!rc && rename(temporary, file)) rc = sl_fail_errno(err, errno, "%s", file);
+    if (close(w.fd) && !rc) rc = sl_fail_errno(err, errno, "%s", file);
     if (rc) unlink(temporary);
+    free(temporary);
     return rc;
 }

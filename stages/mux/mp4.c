@@ -3,8 +3,6 @@
 #include "stages/mux/mp4.h"
 
 #include <errno.h>
-#include <fcntl.h>
-#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -74,20 +72,19 @@ static sl_code check(const char *path, const sl_mp4_options *o, const char *pres
     return SL_OK;
 }
 
-/* Make PATH.tmp-PID-N, where nothing of that name was. */
+/* A temporary beside the target, under a name that libavformat takes for no protocol. */
 static sl_code make_temporary(sl_mp4 *m, sl_err *err)
 {
-    static atomic_uint count;
-    size_t n = strlen(m->path) + 48;
-    if (!(m->temporary = malloc(n))) return sl_fail(err, SL_NOMEM, "%s: no memory", m->path);
-    snprintf(m->temporary, n, "file:%s.tmp-%d-%u", m->path, (int)getpid(),
-             atomic_fetch_add(&count, 1u));
-    m->fd = open(m->temporary + 5, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    if (m->fd >= 0) return SL_OK;
-    int why = errno;
-    free(m->temporary);
-    m->temporary = NULL;
-    return sl_fail_errno(err, why, "%s: cannot be written", m->path);
+    char *name = NULL;
+    sl_code rc = sl_temporary_make(&name, &m->fd, m->path, err);
+    if (rc) return sl_context(err, rc, "cannot be written");
+    if (asprintf(&m->temporary, "file:%s", name) < 0) m->temporary = NULL;
+    if (!m->temporary) {
+        unlink(name);
+        rc = sl_fail(err, SL_NOMEM, "%s: no memory", m->path);
+    }
+    free(name);
+    return rc;
 }
 
 static sl_code open_encoder(sl_mp4 *m, const sl_mp4_options *o, const char *preset, sl_err *err)

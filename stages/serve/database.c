@@ -12,9 +12,9 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdatomic.h>
 #include <pthread.h>
 #include <stdarg.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -570,8 +570,8 @@ static sl_code sync_path(const char *path, int flags, sl_err *err)
 
 sl_code sl_db_copy(const sl_db *db, const char *path, sl_err *err)
 {
-    static atomic_uint count;
-    char temporary[SL_PATH + 32], folder[SL_PATH];
+    char *temporary = NULL, folder[SL_PATH];
+    int held;
     struct stat own, old;
     if (!*path || strlen(path) >= SL_PATH)
         return sl_fail(err, SL_ARG, "%s: a copy's path of %zu bytes, want 1 to %d",
@@ -583,13 +583,14 @@ sl_code sl_db_copy(const sl_db *db, const char *path, sl_err *err)
     const char *slash = strrchr(path, '/');
     snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash - path + 1) : 1,
              slash ? path : ".");
-    snprintf(temporary, sizeof temporary, "%s.tmp-%d-%u", path, (int)getpid(),
-             atomic_fetch_add(&count, 1));
     sl_temporary_sweep(path);
-    sl_code rc = copy_to(db, temporary, err);
+    sl_code rc = sl_temporary_make(&temporary, &held, path, err);
+    if (!rc) rc = copy_to(db, temporary, err);
     if (!rc) rc = sync_path(temporary, O_RDWR, err);
     if (!rc && rename(temporary, path)) rc = sl_fail_errno(err, errno, "cannot rename to %s", path);
-    if (rc) unlink(temporary);
+    if (rc && temporary) unlink(temporary);
+    if (held >= 0) close(held);
+    free(temporary);
     if (!rc) rc = sync_path(folder, O_RDONLY | O_DIRECTORY, err);
     return rc ? sl_context(err, rc, "%s: copy to %s", db->schema->name, path) : SL_OK;
 }
