@@ -18,6 +18,7 @@
 #include "stages/job/defaults.h"
 #include "stages/job/files.h"
 #include "stages/job/lora.h"
+#include "stages/job/replay.h"
 
 static sl_code check_picture(const char *path, const char *option, int *w, int *h, sl_err *err)
 {
@@ -127,11 +128,6 @@ static sl_code check_replay(sl_request *j, const char *from, const sl_model *mod
     const sl_role first = (sl_role)sl_role_by_name(from);
     bool image_again = first == SL_ROLE_IMAGE;
     sl_code rc = SL_OK;
-    if ((j->has_image || j->has_last_image) && !image_again)
-        return sl_fail(err, SL_ARG,
-                       "a picture is given, but a replay from %s takes the dump's "
-                       "image.safetensors, want --from image",
-                       from);
     if (!sl_role_follows(SL_ROLE_DENOISE, first)) *s->noise = 0; /* the dump has the latents */
     for (int h = 0; h < SL_HANDOVER_COUNT && !rc; h++)
         if (SL_HANDOVER[h].how == SL_WHOLE && sl_handover_applies(h, model, s) &&
@@ -192,6 +188,8 @@ static sl_code complete(sl_request *j, const sl_model *model, const sl_conf *con
         s->seed = r;
     }
     s->dump = *j->dump_dir != 0;
+    if (s->dump && (rc = sl_absolute_path(path, j->dump_dir, err))) return rc;
+    if (s->dump) memcpy(j->dump_dir, path, SL_PATH);
     if (!s->dump && (s->dump_steps || s->dump_blocks))
         return sl_fail(err, SL_ARG, "--dump-%s wants --dump DIR",
                        s->dump_steps ? "steps" : "blocks");
@@ -227,7 +225,7 @@ static sl_code check_pictures(sl_request *j, const sl_model *model, sl_err *err)
         (rc = check_picture(s->last_image, "--last-image", &w2, &h2, err)))
         return rc;
     if ((rc = sl_request_check_size(j, err)) || s->width) return rc;
-    if (!w) w = 832, h = 480;
+    if (!w) w = j->aspect_w ? j->aspect_w : 832, h = j->aspect_h ? j->aspect_h : 480;
     sl_picture_video_size(w, h, j->has_max_area ? j->max_area : SL_DEFAULT_AREA,
                           sl_edge(&model->family), &s->width, &s->height);
     s->bicubic = 1;
@@ -285,6 +283,29 @@ static sl_code check_team(const sl_job *s, const char *from, const sl_model *mod
     return sl_team_check(model->dit[0].heads, sl_job_guided(s), first->team, err);
 }
 
+/* A replay has the dump's size, unless another is asked for: then the picture's aspect is asked
+ * again, or what was said stands without a look at it. */
+static sl_code renew_size(sl_request *j, sl_err *err)
+{
+    sl_job *s = &j->spec;
+    char dumped[SL_PATH];
+    sl_picture p = {.w = 832, .h = 480};
+    const char *path = s->image;
+    sl_code rc;
+    if (j->has_width || j->has_height) s->bicubic = 0;
+    if (!j->has_max_area || j->has_width || j->has_height) return SL_OK;
+    if (*path && !j->has_image) {
+        if ((rc = sl_path_join(dumped, j->replay_dir, "image.input", err))) return rc;
+        path = dumped;
+    }
+    if (*path && (rc = sl_picture_read(&p, path, err))) return sl_context(err, rc, "replay");
+    s->width = s->height = 0;
+    j->aspect_w = p.w;
+    j->aspect_h = p.h;
+    sl_picture_free(&p);
+    return SL_OK;
+}
+
 sl_code sl_request_check(sl_request *j, const char *from, const sl_model *model,
                          const sl_conf *conf, sl_err *err)
 {
@@ -294,6 +315,9 @@ sl_code sl_request_check(sl_request *j, const char *from, const sl_model *model,
         return sl_fail(err, SL_ARG, "no prompt: want --prompt TEXT (it may be empty)");
     if ((rc = check_prompt(s->prompt, "--prompt", conf, err)) ||
         (rc = check_prompt(s->negative, "--negative", conf, err)))
+        return rc;
+    if (*j->replay_dir &&
+        ((rc = sl_replay_check_options(j, from, model, err)) || (rc = renew_size(j, err))))
         return rc;
     if ((rc = check_pictures(j, model, err)) || (rc = complete(j, model, conf, err)) ||
         (rc = sl_job_check_family(s, &model->family, err)) ||

@@ -7,7 +7,24 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "common/safetensors.h"
 #include "stages/job/options.h"
+
+/* The noise of the dump. What was kept of a job that failed has none: the seed makes it again, or
+ * the file that was given then. */
+static sl_code take_noise(sl_request *r, const char *dir, bool whole, sl_err *err)
+{
+    char path[SL_PATH];
+    sl_st *st = NULL;
+    sl_code rc = sl_path_join(path, dir, "denoise.safetensors", err);
+    if (rc) return rc;
+    const bool there = !access(path, F_OK), read = there && !sl_st_open_file(&st, path, NULL),
+               lacks = read && !sl_st_find(st, "noise");
+    sl_st_close(&st);
+    if (!there || (lacks && !whole)) return SL_OK;
+    memcpy(r->spec.noise, path, SL_PATH);
+    return SL_OK;
+}
 
 sl_code sl_batch_replay(sl_batch *b, const char *dir, sl_err *err)
 {
@@ -28,9 +45,9 @@ sl_code sl_batch_replay(sl_batch *b, const char *dir, sl_err *err)
         r->has_crf = r->has_fbcache = r->has_sampler = true;
     r->has_fbcache_warmup = r->has_fbcache_max_hits = r->has_fbcache_final = true;
     *r->spec.output = *r->spec.preview = 0;
+    const bool whole = r->spec.dump;
     r->spec.dump = r->spec.dump_steps = r->spec.dump_blocks = 0;
-    if ((rc = sl_path_join(r->spec.noise, dir, "denoise.safetensors", err))) return rc;
-    return SL_OK;
+    return take_noise(r, dir, whole, err);
 }
 
 static sl_code read_object(sl_request *r, const char *text, size_t n, const char *name, sl_err *err)
@@ -98,6 +115,14 @@ static sl_code check_from(const char *from, sl_err *err)
     return sl_fail(err, SL_ARG, "--from is \"%s\", want %s", from, list);
 }
 
+static bool was_given(const sl_request *r, const char *name)
+{
+    const sl_option *o;
+    for (int i = 0; (o = sl_option_at(i)); i++)
+        if (!strcmp(o->name, name)) return r->given >> i & 1;
+    return false;
+}
+
 sl_code sl_batch_expand(sl_batch *b, sl_err *err)
 {
     const bool replay = *b->replay_dir != 0;
@@ -105,6 +130,8 @@ sl_code sl_batch_expand(sl_batch *b, sl_err *err)
     sl_code rc;
     if (replay && b->base.has_seed && !b->base.has_noise) *b->base.spec.noise = 0;
     if (replay) b->base.has_seed = true;
+    if (replay && was_given(&b->base, "guidance") && !was_given(&b->base, "guidance-2"))
+        b->base.has_guidance_2 = false; /* it follows, as in a run */
     if (replay && (rc = check_from(b->from, err))) return rc;
     if (!replay && *b->from) return sl_fail(err, SL_ARG, "--from belongs to sluice replay");
     if (*b->jobs_file) return read_jobs_file(b, err);

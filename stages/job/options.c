@@ -130,6 +130,14 @@ static sl_code add_lora(char **field, const char *before, const char *v, sl_err 
     return SL_OK;
 }
 
+/* A job remembers which of its options were said. */
+static void note_given(void *owner, const sl_option *o)
+{
+    _Static_assert(OPTION_COUNT <= 64, "an option a bit");
+    if (o->owner == SL_OPTION_OF_RUN || o < OPTIONS || o >= OPTIONS + OPTION_COUNT) return;
+    ((sl_request *)owner)->given |= (uint64_t)1 << (o - OPTIONS);
+}
+
 sl_code sl_option_set(void *owner, const sl_option *o, const char *v, sl_err *err)
 {
     char *at = (char *)owner + o->at, *end = NULL;
@@ -188,6 +196,7 @@ sl_code sl_option_set(void *owner, const sl_option *o, const char *v, sl_err *er
         break;
     }
     if (o->given) *((bool *)owner + o->given) = true;
+    note_given(owner, o);
     return SL_OK;
 }
 

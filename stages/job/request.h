@@ -33,12 +33,16 @@ typedef struct {
         has_height, has_max_area, has_frames, has_fps, has_steps, has_guidance, has_guidance_2,
         has_shift, has_sampler, has_crf, has_fbcache, has_fbcache_warmup, has_fbcache_max_hits,
         has_fbcache_final, has_lora, has_lora_2;
+    uint64_t given; /* bit i: option i of options.h was said, by whoever asks for the job */
     /* --dump, and where the report and the trace go; "" none */
     char dump_dir[SL_PATH], json[SL_PATH], trace[SL_PATH];
     int line;                 /* of the jobs file; 0: the request has no line */
     char replay_dir[SL_PATH]; /* dumped hand-overs to start from; "" none */
     uint64_t id;              /* set before the job gets its folder */
-    char dir[SL_PATH];        /* the job's folder in the spool */
+    int aspect_w, aspect_h;   /* of a replay's picture, where its size is to be found anew */
+    bool small_dump;          /* there is no room for the dump */
+    bool made_dump;           /* its folder is made for this job */
+    char dir[SL_PATH];        /* the job's folder, in the spool or in the dump's */
 } sl_request;
 
 /* Requests that run together: one checkpoint, one configuration, one set of devices. */

@@ -1,0 +1,15 @@
+/* replay.h - what a replay runs again, and which options mean something to it. */
+#ifndef SL_REPLAY_H
+#define SL_REPLAY_H
+
+#include "stages/job/request.h"
+
+/* An option of a job speaks to a stage; a replay that does not run the stage again would do nothing
+ * with it. Errors: SL_ARG with the stage from which it would. r->spec is complete but for the size;
+ * `from` is a stage. */
+sl_code sl_replay_check_options(const sl_request *r, const char *from, const sl_model *model,
+                                sl_err *err);
+/* The stage that the option speaks to; SL_ROLE_COUNT: none, the run itself takes it. */
+sl_role sl_replay_role(const char *option, const sl_model *model, const sl_job *job);
+
+#endif
