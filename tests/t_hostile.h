@@ -380,6 +380,15 @@ static void nothing_left(const command *c, int outputs)
         fail_msg("outputs: %s, want %d (%s)", names, outputs, text_of(c));
 }
 
+/* The folder that a message says the latents are in; NULL: it says nothing of them. */
+static const char *kept_in(const char *message)
+{
+    const char *at = strstr(message, "the latents are in ");
+    if (!at) return NULL;
+    at += strlen("the latents are in ");
+    return f("%.*s", (int)strcspn(at, ":"), at);
+}
+
 static int lines(const char *text)
 {
     int n = 0;
@@ -402,6 +411,7 @@ static void refused_(const char *where, int status, const command *c, const char
         if (!strstr(err, says[i]))
             fail_msg("%s: message lacks \"%s\": %s\n%s", where, says[i], text_of(c), err);
     if (*out) fail_msg("%s: stdout is not empty: %s\n%s", where, text_of(c), out);
+    if (kept_in(err)) t_rmdir(kept_in(err)); /* it was told, and is the user's */
     nothing_left(c, 0);
     free(err);
     free(out);

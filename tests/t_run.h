@@ -182,7 +182,7 @@ static inline void t_run_start(t_run *r, char *const args[])
     if (r->pid == 0) {
         char program[1024];
         snprintf(program, sizeof program, "%s/sluice", t_bin());
-        setenv("XDG_RUNTIME_DIR", t_format("%s/run", r->base), 1);
+        setenv("TMPDIR", t_format("%s/run", r->base), 1);
         int null = open("/dev/null", O_RDWR);
         dup2(null, 0);
         dup2(null, 1);

@@ -33,7 +33,7 @@ static pid_t start_all(const char *const *args)
         char program[1024];
         snprintf(program, sizeof program, "%s/sluice", t_bin());
         setenv("SLUICE_SERVER", s.state, 0);
-        setenv("XDG_RUNTIME_DIR", s.base, 1);
+        setenv("TMPDIR", s.base, 1);
         dup2(open("/dev/null", O_RDONLY), 0);
         dup2(open(out_path, O_WRONLY | O_CREAT | O_TRUNC, 0600), 1);
         dup2(open(err_path, O_WRONLY | O_CREAT | O_TRUNC, 0600), 2);

@@ -131,7 +131,7 @@ static void environment(void)
         {"SLUICE_SERVER", "where the server is, if --server does not say it"},
         {"SLUICE_TOKEN", "the token, if --token-file names none"},
         {"XDG_STATE_HOME", "holds the default state folder, sluice; else ~/.local/state does"},
-        {"XDG_RUNTIME_DIR", "holds the folders of runs; else /tmp does"},
+        {"TMPDIR", "holds the folders of runs; else /var/tmp does, else /tmp"},
     };
     section("ENVIRONMENT");
     for (size_t i = 0; i < sizeof ALL / sizeof *ALL; i++) {

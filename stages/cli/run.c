@@ -31,6 +31,7 @@
 #include "stages/job/folder.h"
 #include "stages/job/plan.h"
 #include "stages/job/report.h"
+#include "stages/job/room.h"
 #include "stages/job/trace_json.h"
 
 typedef struct {
@@ -123,33 +124,71 @@ static void write_reports(runner *r, sl_report_job *j)
     j->code = rc;
 }
 
+/* What a job has of hand-overs goes into its dump. Of one that failed without a dump, latents are
+ * kept: hours of work that a replay goes on from. */
+static void save_work(runner *r, sl_report_job *j)
+{
+    sl_err err = {0};
+    int handovers = 0;
+    char undumped[SL_TEXT], parent[SL_PATH];
+    const bool latents = sl_request_has(j->job, SL_HANDOVER_LATENTS);
+    const bool failed = j->code && j->code != SL_CANCELLED;
+    if (*j->job->dump_dir) {
+        sl_code rc = sl_request_dump(j->job, !j->code, &handovers, &err);
+        if (!j->code && !rc && *j->message) /* the dispatcher's, of a file that it does without */
+            rc = sl_fail(&err, SL_SYS, "its dump is not whole: %.400s", j->message);
+        if (!j->code && rc) {
+            snprintf(undumped, sizeof undumped, "the video is written, %.480s", err.msg);
+            memcpy(j->message, undumped, sizeof undumped);
+            j->code = rc;
+        } else if (j->code && handovers) snprintf(j->kept, SL_PATH, "%s", j->job->dump_dir);
+    }
+    /* a dump that took no hand-over, on a full disk, leaves them where they are */
+    if (!failed || *j->kept || !latents) return;
+    snprintf(parent, sizeof parent, "%s", *r->conf->run.spool ? r->spool : r->run_dir);
+    if (!*r->conf->run.spool && !*r->conf->run.dir) *strrchr(parent, '/') = 0;
+    if (!sl_request_keep(j->job, *parent ? parent : "/", j->kept, &err)) return;
+    *j->kept = 0;
+    sl_log(SL_LOG_WARN, "the latents could not be kept: %s", err.msg);
+}
+
+static void complain(const sl_report_job *j)
+{
+    char hint[2 * SL_PATH + 128] = "";
+    char latents[SL_PATH];
+    if (*j->kept && !sl_path_join(latents, j->kept, "denoise.safetensors", NULL) &&
+        !access(latents, R_OK))
+        snprintf(hint, sizeof hint,
+                 "; the latents are in %s: go on with sluice replay %s --from decode", j->kept,
+                 j->kept);
+    else if (*j->kept) snprintf(hint, sizeof hint, "; what it had is in %s", j->kept);
+    sl_log_job(sl_path_last(j->job->dir));
+    sl_complain("%s: %s: %s%s", j->job->spec.output,
+                j->code == SL_CANCELLED ? "cancelled" : "failed", j->message, hint);
+    sl_log_job(NULL);
+}
+
 static void on_finished(runner *r, const sl_msg_finished *m)
 {
     sl_report_job *j = sl_report_find(&r->rep, m->tag);
-    sl_err err = {0};
     int64_t t0 = sl_now_ns();
     if (!j || j->finished) return;
     j->finished = true;
     j->code = (unsigned)m->code < SL_CODE_COUNT ? (sl_code)m->code : SL_INTERNAL;
     j->bytes = m->bytes;
     snprintf(j->message, sizeof j->message, "%s", m->message);
-    if (!j->code && *j->job->dump_dir && (j->code = sl_request_dump(j->job, &err)))
-        snprintf(j->message, sizeof j->message, "%s", err.msg);
+    save_work(r, j);
     if (j->code) sl_temporary_sweep(j->job->spec.output);
     if (j->code && *j->job->spec.preview) sl_temporary_sweep(j->job->spec.preview);
-    sl_remove_tree(j->job->dir);
+    sl_request_close_dir(j->job);
     j->t1_ns = sl_now_ns();
     client_span(r, m->tag, SL_SPAN_SPOOL, t0, j->t1_ns);
     r->left--;
     r->dispatcher.deaths = 0;
     sl_progress_end(&r->shown);
     write_reports(r, j);
-    if (j->code) {
-        sl_log_job(sl_path_last(j->job->dir));
-        sl_complain("%s: %s: %s", j->job->spec.output,
-                    j->code == SL_CANCELLED ? "cancelled" : "failed", j->message);
-        sl_log_job(NULL);
-    } else if (!r->o->quiet) sl_report_print(&r->rep, j, stdout), fflush(stdout);
+    if (j->code) complain(j);
+    else if (!r->o->quiet) sl_report_print(&r->rep, j, stdout), fflush(stdout);
 }
 
 static void cancel(runner *r, const sl_report_job *j)
@@ -231,6 +270,26 @@ static sl_code on_dispatcher_death(runner *r, sl_err *err)
     return SL_OK;
 }
 
+/* A folder that somebody removes takes what was finished with it: that is told at once, not when
+ * the next stage looks for it hours later. */
+static void look_for_folders(runner *r)
+{
+    char path[SL_PATH], lock[SL_PATH], why[SL_TEXT];
+    const bool gone = !sl_path_join(lock, r->run_dir, "lock", NULL) && access(lock, F_OK) != 0;
+    for (int i = 0; i < r->rep.count; i++) {
+        sl_report_job *j = &r->rep.jobs[i];
+        if (j->finished || !j->number || sl_path_join(path, j->job->dir, "job.json", NULL) ||
+            (!gone && !access(path, F_OK)))
+            continue;
+        sl_msg_finished m = {.tag = j->job->id, .code = SL_SYS};
+        snprintf(why, sizeof why, "%.300s was removed while the job ran",
+                 gone ? r->run_dir : j->job->dir);
+        memcpy(m.message, why, sizeof why);
+        cancel(r, j);
+        on_finished(r, &m);
+    }
+}
+
 static sl_code watch(runner *r, sl_err *err)
 {
     while (r->left) {
@@ -242,6 +301,7 @@ static sl_code watch(runner *r, sl_err *err)
         if (zmq_poll(items, 3, 1000) < 0 && errno != EINTR)
             return sl_fail(err, SL_SYS, "poll: %s", zmq_strerror(errno));
         receive_all(r);
+        look_for_folders(r);
         if (read(r->signals, &info, sizeof info) == sizeof info) on_signal(r, info.ssi_signo);
         if (r->left && items[2].revents && (rc = on_dispatcher_death(r, err))) return rc;
     }
@@ -285,7 +345,7 @@ static int run_jobs(sl_batch *o, const sl_model *model, sl_conf *conf, int64_t t
         if (!r->rep.jobs[i].finished || r->rep.jobs[i].code) status = SL_EXIT_FAILED;
     stop(r);
     for (int i = 0; i < r->rep.count; i++) /* the run ended before it began */
-        if (!r->rep.jobs[i].finished && *o->jobs[i].dir) sl_remove_tree(o->jobs[i].dir);
+        if (!r->rep.jobs[i].finished && *o->jobs[i].dir) sl_request_close_dir(&o->jobs[i]);
     if (o->job_count > 1 && *o->base.json && sl_report_write(&r->rep, NULL, o->base.json, err))
         status = SL_EXIT_FAILED;
     if (o->job_count > 1 && *o->base.trace &&
@@ -308,6 +368,18 @@ static void give_hints(const sl_batch *o, const sl_layout *layout)
         }
 }
 
+/* Disks that are too small for what the jobs write. */
+static sl_code look_for_room(sl_batch *o, const sl_model *model, sl_err *err)
+{
+    char hint[2 * SL_PATH];
+    for (int i = 0; i < o->job_count; i++) {
+        sl_code rc = sl_request_room(&o->jobs[i], model, hint, sizeof hint, err);
+        if (rc) return rc;
+        if (*hint) sl_log(SL_LOG_WARN, "%s", hint);
+    }
+    return SL_OK;
+}
+
 static int run(bool replay, int argc, char **argv)
 {
     const int64_t t0_ns = sl_now_ns();
@@ -320,7 +392,8 @@ static int run(bool replay, int argc, char **argv)
     bool ready =
         !sl_cli_parse(&o, replay, argc, argv, &err) && !sl_batch_check(&o, &model, &conf, &err);
     if (ready) sl_log_use_format(conf.run.log_format);
-    if (ready && !sl_plan_admit(&fits, &o, &model, &conf, &err)) {
+    if (ready && !sl_plan_admit(&fits, &o, &model, &conf, &err) &&
+        !look_for_room(&o, &model, &err)) {
         if (fits.held < fits.mapped)
             sl_log(SL_LOG_WARN,
                    "memory holds %llu of the %llu bytes of weights that stay mapped: the rest is "

@@ -583,6 +583,16 @@ done:
     return rc;
 }
 
+/* The dump cannot have the steps; the latents go on without them, and the client will be told. */
+static void give_up_steps(denoise_run *r, const sl_err *why)
+{
+    sl_msg m = {.type = SL_MSG_SPOOLED,
+                .spooled = {.job = r->msg->job, .attempt = r->msg->attempt, .code = why->code}};
+    snprintf(m.spooled.name, sizeof m.spooled.name, "%s", SL_HANDOVER[r->out.handover].file);
+    snprintf(m.spooled.message, sizeof m.spooled.message, "%.500s", why->msg);
+    sl_control_send(&r->d->seat->control, &m);
+}
+
 /* What this member did, for the report. */
 static void say_share(denoise_run *r)
 {
@@ -652,10 +662,10 @@ sl_code sl_denoise_finish(denoise_run *r, sl_err *err)
     sl_parcel_add(&r->out, "noise", &noise);
     /* first what can fail: a slot that was handed over is not taken back */
     if (r->job->dump_steps) {
-        if ((rc = sl_parcel_path(path, &r->out, r->msg, err)) ||
-            (rc = write_with_steps(r, path, err)))
-            return rc;
-        r->out.written = true;
+        sl_err lost = {0};
+        if ((rc = sl_parcel_path(path, &r->out, r->msg, err))) return rc;
+        if (write_with_steps(r, path, &lost)) give_up_steps(r, &lost);
+        else r->out.written = true;
     }
     sl_control_span(&r->d->seat->control, r->msg->job, SL_SPAN_HANDOVER, t0);
     say_share(r);

@@ -408,16 +408,20 @@ static void on_spooled(sl_jobs *d, int number, const sl_msg_spooled *m)
     job *j = sl_table_job(d, m->job);
     int h = sl_handover_by_file(m->name);
     const seat *s = &d->seats[number];
-    if (!j || h < 0 || SL_HANDOVER[h].from != s->stage->role || !j->deliveries[h].has) return;
+    /* of chunks the receiver keeps a file, if it is asked to */
+    const sl_role writer = h < 0                             ? SL_ROLE_COUNT
+                           : SL_HANDOVER[h].how == SL_CHUNKS ? SL_HANDOVER[h].to
+                                                             : SL_HANDOVER[h].from;
+    if (!j || writer != s->stage->role) return;
+    if (m->code && j->dump && !*j->undumped) /* the video goes before the files beside it */
+        snprintf(j->undumped, sizeof j->undumped, "%s: %.480s", s->name, m->message);
     delivery *v = &j->deliveries[h];
+    if (!v->has) return;
     v->spooled |= m->code == SL_OK;
+    v->lost = m->code != SL_OK && j->dump;
     v->spooling = false;
     v->answered = m->attempt;
-    if (m->code && j->dump) { /* the file itself was asked for */
-        char why[SL_TEXT];
-        snprintf(why, sizeof why, "%s: %.480s", s->name, m->message);
-        end_job(d, j, SL_SYS, why);
-    } else if (m->code)
+    if (m->code && !j->dump)
         sl_log_about(name_of(j), SL_LOG_WARN,
                      "job %" PRIu64
                      " goes on, but would not survive a death of %s or the next stage: %.300s",
@@ -605,7 +609,7 @@ void sl_jobs_schedule(sl_jobs *d)
         /* the cancel came when the video was written */
         bool late = j->ending && j->code == SL_CANCELLED && sl_schedule_is_made(d, j);
         if ((!j->ending || late) && sl_schedule_is_complete(d, j)) {
-            finish(d, j, SL_OK, "");
+            finish(d, j, SL_OK, j->undumped);
             i--;
         } else if (j->ending && !sl_schedule_is_busy(j)) {
             finish(d, j, j->code, j->message);

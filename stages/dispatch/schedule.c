@@ -134,7 +134,7 @@ static bool is_wanted(const job *j, int h)
 {
     const delivery *v = &j->deliveries[h];
     return v->has && !is_kept(v) && !is_running(j, sl_crew_of(SL_HANDOVER[h].from)) &&
-           (j->dump || !is_past(j, h));
+           ((j->dump && !v->lost) || !is_past(j, h));
 }
 
 /* The crew's work is wanted, and what it starts from is there. */
@@ -184,7 +184,8 @@ bool sl_schedule_is_complete(const sl_jobs *d, const job *j)
         sl_role to = sl_crew_of(SL_HANDOVER[h].to);
         /* nobody is there to take it: it is what the job ends with */
         bool end = !crew_exists(d, to) && !is_finished(j, to);
-        if (j->deliveries[h].has && (j->dump || end) && !j->deliveries[h].spooled) return false;
+        const delivery *v = &j->deliveries[h];
+        if (v->has && ((j->dump && !v->lost) || end) && !v->spooled) return false;
     }
     return true;
 }

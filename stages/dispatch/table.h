@@ -38,6 +38,7 @@ typedef struct {
 typedef struct {
     bool has; /* the job has it, as a whole */
     bool spooled, spooling;
+    bool lost;         /* its file could not be written: a dump does without it */
     uint32_t answered; /* the newest attempt whose SPOOLED has come, before its DONE or after */
     int maker;         /* the seat that makes the hand-over, or made it last */
     int seat;          /* in whose pool the hand-over lies; NO_SEAT: in none */
@@ -82,7 +83,8 @@ typedef struct {
     bool ending; /* failed or cancelled: the job ends when nothing runs any more */
     sl_code code;
     char message[SL_TEXT];
-    uint64_t bytes; /* of the output */
+    uint64_t bytes;         /* of the output */
+    char undumped[SL_TEXT]; /* the first file that a dump does without, and why; "": none */
 } job;
 
 struct sl_jobs {

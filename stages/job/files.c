@@ -144,7 +144,11 @@ sl_code sl_can_write_file(const char *path, const char *what, bool stream, sl_er
         return SL_OK;
     if (!access(path, F_OK) && sl_regular_file(path, err))
         return sl_context(err, SL_ARG, "%s", what);
-    snprintf(probe, sizeof probe, "%s.probe%d", path, (int)getpid());
+    if (lstat(path, &st) && errno == ENAMETOOLONG)
+        return sl_fail(err, SL_ARG, "%s %s cannot be written: %s", what, path, strerror(errno));
+    const char *slash = strrchr(path, '/');
+    snprintf(probe, sizeof probe, "%.*s.probe%d", slash ? (int)(slash + 1 - path) : 0, path,
+             (int)getpid());
     int fd = open(probe, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     if (fd < 0)
         return sl_fail(err, SL_ARG, "%s %s cannot be written: %s", what, path, strerror(errno));
@@ -216,14 +220,16 @@ static void sweep(const char *base, const char *prefix)
 sl_code sl_make_run_dir(char out[SL_PATH], const char *wanted, sl_err *err)
 {
     char prefix[48], lock[SL_PATH];
-    const char *base = getenv("XDG_RUNTIME_DIR");
+    /* not XDG_RUNTIME_DIR: it goes at its user's last logout, which a job outlives */
+    const char *base = getenv("TMPDIR");
     sl_code rc;
     if (*wanted) {
         if ((rc = sl_absolute_path(out, wanted, err)) || (rc = sl_make_dirs(out, err))) return rc;
         if (chmod(out, 0700)) return sl_fail_errno(err, errno, "%s", out);
     } else {
-        if (!base || !*base || access(base, W_OK)) base = getenv("TMPDIR");
-        if (!base || !*base || access(base, W_OK)) base = "/tmp";
+        if (!base || !*base || access(base, W_OK) || !strncmp(base, "/run/user/", 10))
+            base = "/var/tmp";
+        if (access(base, W_OK)) base = "/tmp";
         if (strlen(base) > 60) base = "/tmp"; /* a socket's path must fit in 108 bytes */
         snprintf(prefix, sizeof prefix, "sluice-%u-", (unsigned)getuid());
         sweep(base, prefix);

@@ -1,15 +1,20 @@
 /* folder.c - a job's folder in the spool: inputs copied in, a dump moved out. */
 #include "stages/job/folder.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "common/pipeline.h"
+#include "common/wire.h"
 #include "stages/job/files.h"
 
 #define FILE_NAME 64
+#define WORK ".sluice" /* in a dump's folder, while its job runs: the job's own */
 
 static void name_file(char out[FILE_NAME], int h)
 {
@@ -51,16 +56,19 @@ static sl_code copy_input(const sl_request *r, const char *path, const char *nam
     return sl_copy_file(path, dst, err);
 }
 
-sl_code sl_request_open_dir(sl_request *r, const char *spool, const char *from, sl_err *err)
+/* DIR/PID-ID, with the job's inputs in it. */
+static sl_code open_in(sl_request *r, const char *dir, const char *from, sl_err *err)
 {
-    char path[SL_PATH], name[32];
+    char path[SL_PATH], name[48];
     const bool replay = *r->replay_dir != 0;
-    sl_code rc;
-    snprintf(name, sizeof name, "%d-%llu", (int)getpid(), (unsigned long long)r->id);
-    if ((rc = sl_path_join(r->dir, spool, name, err))) return rc;
-    sl_remove_tree(r->dir); /* of a process that had our number and was killed */
-    if ((rc = sl_make_dirs(r->dir, err)) ||
-        (rc = copy_input(r, r->spec.image, "image.input", r->has_image, replay, err)) ||
+    sl_code rc = sl_make_dirs(dir, err);
+    for (int i = 0; !rc; i++) { /* a folder that several hosts share may have our number */
+        snprintf(name, sizeof name, i ? "%d-%llu-%d" : "%d-%llu", (int)getpid(),
+                 (unsigned long long)r->id, i);
+        if ((rc = sl_path_join(r->dir, dir, name, err)) || !mkdir(r->dir, 0700)) break;
+        if (errno != EEXIST) rc = sl_fail_errno(err, errno, "%s", r->dir);
+    }
+    if (rc || (rc = copy_input(r, r->spec.image, "image.input", r->has_image, replay, err)) ||
         (rc = copy_input(r, r->spec.last_image, "last_image.input", r->has_last_image, replay,
                          err)) ||
         (rc = copy_input(r, r->spec.noise, "noise.safetensors", r->has_noise, false, err)) ||
@@ -70,26 +78,140 @@ sl_code sl_request_open_dir(sl_request *r, const char *spool, const char *from, 
     return sl_job_write(&r->spec, path, err);
 }
 
-sl_code sl_request_dump(const sl_request *r, sl_err *err)
+sl_code sl_request_open_dir(sl_request *r, const char *spool, const char *from, sl_err *err)
 {
-    enum { INPUTS = 3, FILES = INPUTS + SL_HANDOVER_COUNT };
-    char files[FILES][FILE_NAME] = {"job.json", "image.input", "last_image.input"};
-    char src[SL_PATH], dst[SL_PATH];
-    int done = 0;
-    bool made = access(r->dump_dir, F_OK) != 0;
-    sl_code rc = sl_make_dirs(r->dump_dir, err);
-    for (int h = 0; h < SL_HANDOVER_COUNT; h++) name_file(files[INPUTS + h], h);
-    for (; done < FILES && !rc; done++) {
-        if ((rc = sl_path_join(src, r->dir, files[done], err)) ||
-            (rc = sl_path_join(dst, r->dump_dir, files[done], err)) || access(src, R_OK))
-            continue;
-        rc = sl_move_file(src, dst, err);
+    char beside[SL_PATH];
+    r->made_dump = *r->dump_dir && access(r->dump_dir, F_OK);
+    /* the hand-overs of a dump are written where it will lie */
+    if (*r->dump_dir && !r->small_dump && strlen(r->dump_dir) + sizeof WORK + 48 < SL_DIR &&
+        !sl_path_join(beside, r->dump_dir, WORK, NULL)) {
+        if (!open_in(r, beside, from, NULL)) return SL_OK;
+        sl_request_close_dir(r);
     }
-    if (!rc && r->spec.dump_blocks && !(rc = sl_path_join(src, r->dir, "blocks", err)) &&
+    return open_in(r, spool, from, err);
+}
+
+void sl_request_close_dir(const sl_request *r)
+{
+    char beside[SL_PATH];
+    if (!*r->dir) return;
+    sl_remove_tree(r->dir);
+    if (!*r->dump_dir) return;
+    if (!sl_path_join(beside, r->dump_dir, WORK, NULL)) rmdir(beside);
+    if (r->made_dump) rmdir(r->dump_dir); /* nothing came of it */
+}
+
+/* ---- what is left of a job ---- */
+
+enum { INPUTS = 3, FILES = INPUTS + SL_HANDOVER_COUNT };
+
+/* A dump's files, in the order in which they are worth most: what a replay needs at all, the
+ * latents, what they were made of, the frames. */
+static void name_files(char files[FILES][FILE_NAME])
+{
+    static const char *const FIRST[INPUTS] = {"job.json", "image.input", "last_image.input"};
+    int n = 1;
+    snprintf(files[0], FILE_NAME, "%s", FIRST[0]);
+    name_file(files[n++], SL_HANDOVER_LATENTS);
+    for (int h = 0; h < SL_HANDOVER_COUNT; h++)
+        if (h != SL_HANDOVER_LATENTS && SL_HANDOVER[h].how == SL_WHOLE) name_file(files[n++], h);
+    for (int i = 1; i < INPUTS; i++) snprintf(files[n++], FILE_NAME, "%s", FIRST[i]);
+    for (int h = 0; h < SL_HANDOVER_COUNT; h++)
+        if (SL_HANDOVER[h].how != SL_WHOLE) name_file(files[n++], h);
+}
+
+static bool has(const char *dir, const char *file)
+{
+    char path[SL_PATH];
+    return !sl_path_join(path, dir, file, NULL) && !access(path, R_OK);
+}
+
+bool sl_request_has(const sl_request *r, sl_handover h)
+{
+    char file[FILE_NAME];
+    name_file(file, h);
+    return has(r->dir, file);
+}
+
+static bool is_step(const char *name)
+{
+    int step, end = 0;
+    return sscanf(name, "step.%d.safetensors%n", &step, &end) == 1 && end && !name[end];
+}
+
+/* Another job's files in a dump's folder, which would be taken for this one's. */
+static void remove_other(const char *dir, char files[FILES][FILE_NAME])
+{
+    char path[SL_PATH];
+    DIR *d = opendir(dir);
+    struct dirent *e;
+    for (int i = 0; i < FILES; i++)
+        if (!sl_path_join(path, dir, files[i], NULL)) unlink(path);
+    while (d && (e = readdir(d)))
+        if (is_step(e->d_name) && !sl_path_join(path, dir, e->d_name, NULL)) unlink(path);
+    if (d) closedir(d);
+    if (!sl_path_join(path, dir, "blocks", NULL)) sl_remove_tree(path);
+}
+
+static sl_code move_one(const sl_request *r, const char *to, const char *file, sl_err *err)
+{
+    char src[SL_PATH], dst[SL_PATH];
+    sl_code rc;
+    if (!has(r->dir, file)) return SL_OK;
+    if ((rc = sl_path_join(src, r->dir, file, err)) || (rc = sl_path_join(dst, to, file, err)))
+        return rc;
+    return sl_move_file(src, dst, err);
+}
+
+/* The latents after each step, of a job that never came to put them into one file. */
+static void move_steps(const sl_request *r, const char *to)
+{
+    DIR *d = opendir(r->dir);
+    struct dirent *e;
+    while (d && (e = readdir(d)))
+        if (is_step(e->d_name)) move_one(r, to, e->d_name, NULL);
+    if (d) closedir(d);
+}
+
+sl_code sl_request_dump(const sl_request *r, bool whole, int *handovers, sl_err *err)
+{
+    char files[FILES][FILE_NAME], src[SL_PATH], dst[SL_PATH];
+    sl_code rc;
+    *handovers = 0;
+    name_files(files);
+    bool any = false;
+    for (int h = 0; h < SL_HANDOVER_COUNT; h++) any = any || sl_request_has(r, (sl_handover)h);
+    if (!any) return SL_OK;
+    if ((rc = sl_make_dirs(r->dump_dir, err))) goto done;
+    remove_other(r->dump_dir, files);
+    for (int i = 0; i < FILES && !rc; i++) {
+        if ((rc = move_one(r, r->dump_dir, files[i], err))) break;
+        for (int h = 0; h < SL_HANDOVER_COUNT; h++) {
+            char own[FILE_NAME];
+            name_file(own, h);
+            *handovers += !strcmp(own, files[i]) && has(r->dump_dir, own);
+        }
+    }
+    if (!rc && !whole) move_steps(r, r->dump_dir);
+    if (!rc && r->spec.dump_blocks && has(r->dir, "blocks") &&
+        !(rc = sl_path_join(src, r->dir, "blocks", err)) &&
         !(rc = sl_path_join(dst, r->dump_dir, "blocks", err)))
         rc = sl_move_files(src, dst, err);
-    for (int i = 0; rc && i < done; i++)
-        if (!sl_path_join(dst, r->dump_dir, files[i], NULL)) unlink(dst);
-    if (rc && made) rmdir(r->dump_dir);
-    return rc ? sl_context(err, rc, "the video is written, its dump is not") : SL_OK;
+    if (rc && !*handovers) remove_other(r->dump_dir, files); /* a job.json alone is no dump */
+done:
+    return rc ? sl_context(err, rc, "%s", *handovers ? "its dump is not whole" : "its dump is not")
+              : SL_OK;
+}
+
+sl_code sl_request_keep(const sl_request *r, const char *parent, char kept[SL_PATH], sl_err *err)
+{
+    char files[FILES][FILE_NAME], name[64];
+    sl_code rc;
+    snprintf(name, sizeof name, "sluice-kept-%u-XXXXXX", (unsigned)getuid());
+    if ((rc = sl_path_join(kept, parent, name, err))) return rc;
+    if (!mkdtemp(kept)) return sl_fail_errno(err, errno, "%s", kept);
+    name_files(files);
+    for (int i = 0; i < FILES && !rc; i++) rc = move_one(r, kept, files[i], err);
+    if (rc) sl_remove_tree(kept);
+    return rc;
 }

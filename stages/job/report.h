@@ -33,6 +33,7 @@ typedef struct {
     bool finished;
     sl_code code;
     char message[SL_TEXT];
+    char kept[SL_PATH]; /* what a failed job had finished, for a replay; "" nothing */
     uint64_t bytes;
     sl_report_step *steps; /* spec.steps of them */
     uint64_t peak_bytes[SL_ROLE_COUNT], arena_bytes[SL_ROLE_COUNT];

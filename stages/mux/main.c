@@ -47,10 +47,30 @@ static void abandon(mux_stage *s)
     s->busy = false;
 }
 
+/* The dump cannot have the frames, and the video does without it: the client will be told. */
+static void give_up_dump(mux_stage *s, const sl_err *why)
+{
+    sl_msg m = {.type = SL_MSG_SPOOLED,
+                .spooled = {.job = s->msg.job, .attempt = s->msg.attempt, .code = why->code}};
+    snprintf(m.spooled.name, sizeof m.spooled.name, "%s", SL_HANDOVER[SL_HANDOVER_FRAMES].file);
+    snprintf(m.spooled.message, sizeof m.spooled.message, "%s", why->msg);
+    sl_stw_abandon(&s->dump);
+    sl_control_send(&s->seat->control, &m);
+}
+
+static void open_dump(mux_stage *s)
+{
+    char file[64], path[SL_PATH];
+    sl_err err = {0};
+    snprintf(file, sizeof file, "%s.safetensors", SL_HANDOVER[SL_HANDOVER_FRAMES].file);
+    if (sl_path_join(path, s->msg.dir, file, &err) || sl_stw_open(&s->dump, path, &err) ||
+        sl_stw_declare(s->dump, "frames", SL_U8, s->all.rank, s->all.shape, &err))
+        give_up_dump(s, &err);
+}
+
 static sl_code on_job(mux_stage *s, const sl_msg_job *msg, sl_err *err)
 {
     const sl_conf *conf = &s->seat->conf;
-    char file[64], path[SL_PATH];
     sl_code rc;
     if (s->busy) {
         sl_log(SL_LOG_WARN, "job %llu given up: another one came", (unsigned long long)s->msg.job);
@@ -72,11 +92,8 @@ static sl_code on_job(mux_stage *s, const sl_msg_job *msg, sl_err *err)
                               .threads = conf->video.threads,
                               .preset = conf->video.preset};
     if ((rc = sl_mp4_open(&s->mp4, s->job.output, &options, err))) return rc;
-    if (!s->job.dump) return SL_OK;
-    snprintf(file, sizeof file, "%s.safetensors", SL_HANDOVER[SL_HANDOVER_FRAMES].file);
-    if ((rc = sl_path_join(path, msg->dir, file, err)) || (rc = sl_stw_open(&s->dump, path, err)))
-        return rc;
-    return sl_stw_declare(s->dump, "frames", SL_U8, s->all.rank, shape, err);
+    if (s->job.dump) open_dump(s);
+    return SL_OK;
 }
 
 /* All frames are there: close the files and say so. */
@@ -87,7 +104,8 @@ static sl_code finish(mux_stage *s, sl_err *err)
     if (s->written != s->job.frames)
         return sl_fail(err, SL_FORMAT, "mux: %lld frames came, want %d", (long long)s->written,
                        s->job.frames);
-    if (s->dump && (rc = sl_stw_finish(&s->dump, err))) return rc;
+    sl_err lost = {0};
+    if (s->dump && sl_stw_finish(&s->dump, &lost)) give_up_dump(s, &lost);
     if ((rc = sl_mp4_finish(&s->mp4, &bytes, err))) return rc;
     sl_control_span(&s->seat->control, s->msg.job, SL_SPAN_COMPUTE, t0);
     abandon(s);
@@ -103,9 +121,10 @@ static sl_code write_frames(mux_stage *s, const uint8_t *rgb, int64_t n, sl_err 
         return sl_fail(err, SL_SHAPE, "mux: %lld frames after %lld, want %d in all", (long long)n,
                        (long long)s->written, s->job.frames);
     if ((rc = sl_mp4_write(s->mp4, rgb, (int)n, err))) return rc;
-    if (s->dump && (rc = sl_stw_write(s->dump, "frames", rgb, (size_t)s->written * s->frame,
-                                      (size_t)n * s->frame, err)))
-        return rc;
+    sl_err lost = {0};
+    if (s->dump && sl_stw_write(s->dump, "frames", rgb, (size_t)s->written * s->frame,
+                                (size_t)n * s->frame, &lost))
+        give_up_dump(s, &lost);
     s->written += n;
     s->next++;
     return SL_OK;

@@ -431,8 +431,9 @@ static void on_message(pipeline *p, sl_msg *m)
         r->rep.jobs[0].bytes = m->finished.bytes;
         if (m->finished.job)
             end_run(p, r,
-                    (unsigned)m->finished.code < SL_CODE_COUNT ? (sl_code)m->finished.code
-                                                               : SL_INTERNAL,
+                    m->finished.code == SL_OK && *m->finished.message ? SL_SYS /* no whole dump */
+                    : (unsigned)m->finished.code < SL_CODE_COUNT      ? (sl_code)m->finished.code
+                                                                      : SL_INTERNAL,
                     m->finished.message);
         else { /* refused: by a dispatcher that is to be started again, or for good */
             if (m->finished.code == SL_BUSY || p->broken) r->back = true;
