@@ -41,7 +41,7 @@ endif
 
 # ---- flags ----
 
-PKGS     := libzmq libavformat libavcodec libswscale libavutil libconfig jansson openblas sentencepiece libutf8proc \
+PKGS     := libzmq libavfilter libavformat libavcodec libswscale libavutil libconfig jansson openblas sentencepiece libutf8proc \
             libmicrohttpd libcurl sqlite3
 SAN_asan := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 SAN_tsan := -fsanitize=thread

@@ -664,8 +664,7 @@ sl_code sl_stw_open(sl_st_writer **out, const char *path, sl_err *err)
     w->align = 8;
     w->path = strdup(path);
     w->header = json_object();
-    if ((rc = sl_temporary_make(&w->temporary, &w->fd, path, err)))
-        sl_context(err, rc, "cannot be written");
+    rc = sl_temporary_make(&w->temporary, &w->fd, path, err);
     w->created = w->fd >= 0;
     if (!w->path || !w->header) rc = sl_fail(err, SL_NOMEM, "%s: no memory for a writer", path);
     if (rc) sl_stw_abandon(&w);

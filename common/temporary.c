@@ -68,7 +68,7 @@ sl_code sl_temporary_make(char **name, int *fd, const char *path, sl_err *err)
         *fd = -1;
         free(*name);
         *name = NULL;
-        if (why != EEXIST) return sl_fail_errno(err, why, "%s", path);
+        if (why != EEXIST) return sl_fail_errno(err, why, "%s: cannot be written", path);
     }
 }
 

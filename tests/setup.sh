@@ -15,6 +15,7 @@ set -u
 # what pkg-config calls it | what Debian and Ubuntu call it
 libraries='libzmq|libzmq3-dev
 libavcodec|libavcodec-dev
+libavfilter|libavfilter-dev
 libavformat|libavformat-dev
 libswscale|libswscale-dev
 libavutil|libavutil-dev

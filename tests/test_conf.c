@@ -27,7 +27,7 @@ static void defaults_are_those_of_the_manual(void **state)
     assert_int_equal(c.video.fps, 0);
     assert_int_equal(c.video.crf, 18);
     assert_string_equal(c.video.preset, "medium");
-    assert_int_equal(c.video.threads, 4);
+    assert_int_equal(c.video.threads, 0);
     assert_int_equal(c.supervise.restarts, 5);
     assert_int_equal(c.supervise.backoff_ms, 100);
     assert_int_equal(c.supervise.heartbeat_ms, 500);

@@ -571,8 +571,11 @@ static void test_backup(void **state)
     int64_t last = 0;
     (void)state;
     snprintf(copy, sizeof copy, "%s/copy.db", dir);
-    snprintf(old, sizeof old, "%s.tmp-99999999-0", copy); /* of a process that was killed */
+    /* of a process that was killed long ago */
+    const struct timespec long_ago[2] = {{1000000000, 0}, {1000000000, 0}};
+    snprintf(old, sizeof old, "%s.tmp-00000001-99999999-0", copy);
     put(old, -1, "x", 1);
+    assert_int_equal(utimensat(AT_FDCWD, old, long_ago, 0), 0);
     assert_int_equal(pthread_create(&t, NULL, writes, NULL), 0);
     for (int i = 0; i < 8; i++) {
         const int least = atomic_load(&acknowledged);

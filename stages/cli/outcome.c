@@ -12,6 +12,7 @@
 #include "common/json.h"
 #include "common/log.h"
 #include "common/pipeline.h"
+#include "common/video_format.h"
 #include "stages/cli/follow.h"
 #include "stages/cli/terminal.h"
 #include "stages/cli/video.h"
@@ -267,6 +268,8 @@ void sl_outcome_free(sl_outcome *o)
 sl_code sl_outcome_check(const sl_outcome *o, sl_err *err)
 {
     sl_code rc;
+    if (*o->output && strcmp(o->output, "-") && (rc = sl_video_format_served(o->output, err)))
+        return rc;
     if (*o->output && strcmp(o->output, "-") &&
         (rc = sl_can_write_file(o->output, "output", false, err)))
         return rc;

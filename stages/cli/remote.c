@@ -25,6 +25,7 @@
 #include "common/json.h"
 #include "common/log.h"
 #include "common/temporary.h"
+#include "stages/job/output.h"
 #include "stages/job/files.h"
 
 #define WHOLE_S 600 /* longest exchange whose answer is kept in memory */
@@ -740,12 +741,17 @@ static sl_code receive(sl_remote *r, const char *path, writer *w, bool again, sl
 
 sl_code sl_remote_file(sl_remote *r, const char *path, const char *file, uint64_t want, sl_err *err)
 {
-    const bool out = !strcmp(file, "-");
-    char *temporary = NULL;
+    char *temporary = NULL, real[SL_PATH];
     sl_err own = {0};
+    int stream = 1;
     if (!err) err = &own;
-    sl_code rc;
-    writer w = {.fd = 1, .max = want ? want : FILE_MAX, .name = out ? "stdout" : file};
+    /* a link is written through, /dev/stdout is no file to replace */
+    snprintf(real, sizeof real, "%s", file);
+    sl_code rc = strcmp(file, "-") ? sl_output_resolve(real, &stream, "output", err) : SL_OK;
+    if (rc) return rc;
+    const bool out = stream >= 0;
+    file = out ? file : real;
+    writer w = {.fd = stream, .max = want ? want : FILE_MAX, .name = out ? "stdout" : file};
     if (!out) {
         sl_temporary_sweep(file);
         rc = sl_temporary_make(&temporary, &w.fd, file, err);

@@ -29,6 +29,7 @@
 #include "stages/job/distilled.h"
 #include "stages/job/files.h"
 #include "stages/job/folder.h"
+#include "stages/job/output.h"
 #include "stages/job/plan.h"
 #include "stages/job/report.h"
 #include "stages/job/room.h"
@@ -44,6 +45,7 @@ typedef struct {
     int signals;
     int left; /* jobs that have not ended */
     bool accepted, interrupted, draining;
+    bool streams; /* standard output may be a job's video: no report goes there */
     int64_t t0_ns;
     sl_progress shown;
 } runner;
@@ -163,7 +165,7 @@ static void complain(const sl_report_job *j)
                  j->kept);
     else if (*j->kept) snprintf(hint, sizeof hint, "; what it had is in %s", j->kept);
     sl_log_job(sl_path_last(j->job->dir));
-    sl_complain("%s: %s: %s%s", j->job->spec.output,
+    sl_complain("%s: %s: %s%s", j->job->streams ? "the stream" : j->job->spec.output,
                 j->code == SL_CANCELLED ? "cancelled" : "failed", j->message, hint);
     sl_log_job(NULL);
 }
@@ -177,6 +179,10 @@ static void on_finished(runner *r, const sl_msg_finished *m)
     j->code = (unsigned)m->code < SL_CODE_COUNT ? (sl_code)m->code : SL_INTERNAL;
     j->bytes = m->bytes;
     snprintf(j->message, sizeof j->message, "%s", m->message);
+    sl_err err = {0};
+    if (!j->code && j->job->streams &&
+        (j->code = sl_output_stream(j->job->spec.output, j->job->stream, &err)))
+        snprintf(j->message, sizeof j->message, "%s", err.msg);
     save_work(r, j);
     if (j->code) sl_temporary_sweep(j->job->spec.output);
     if (j->code && *j->job->spec.preview) sl_temporary_sweep(j->job->spec.preview);
@@ -188,7 +194,8 @@ static void on_finished(runner *r, const sl_msg_finished *m)
     sl_progress_end(&r->shown);
     write_reports(r, j);
     if (j->code) complain(j);
-    else if (!r->o->quiet) sl_report_print(&r->rep, j, stdout), fflush(stdout);
+    else if (!r->o->quiet)
+        sl_report_print(&r->rep, j, r->streams ? stderr : stdout), fflush(stdout);
 }
 
 static void cancel(runner *r, const sl_report_job *j)
@@ -336,6 +343,7 @@ static int run_jobs(sl_batch *o, const sl_model *model, sl_conf *conf, int64_t t
                             .many = o->job_count > 1,
                             .logs = conf->run.log_format == SL_LOG_AS_JSON},
                   .t0_ns = t0_ns};
+    for (int i = 0; i < o->job_count; i++) r->streams = r->streams || o->jobs[i].streams;
     sl_log_open("sluice", conf->run.log);
     signal(SIGPIPE, SIG_IGN);
     if (sl_report_init(&r->rep, o->jobs, o->job_count, t0_ns, err) || prepare(r, err) ||

@@ -13,11 +13,13 @@
 #include "common/picture.h"
 #include "common/prompt.h"
 #include "common/safetensors.h"
+#include "common/video_format.h"
 #include "graphs/wan_dit.h"
 #include "stages/job/components.h"
 #include "stages/job/defaults.h"
 #include "stages/job/files.h"
 #include "stages/job/lora.h"
+#include "stages/job/output.h"
 #include "stages/job/replay.h"
 
 static sl_code check_picture(const char *path, const char *option, int *w, int *h, sl_err *err)
@@ -193,10 +195,15 @@ static sl_code complete(sl_request *j, const sl_model *model, const sl_conf *con
     if (!s->dump && (s->dump_steps || s->dump_blocks))
         return sl_fail(err, SL_ARG, "--dump-%s wants --dump DIR",
                        s->dump_steps ? "steps" : "blocks");
-    if ((rc = sl_absolute_path(path, s->output, err))) return rc;
-    memcpy(s->output, path, SL_PATH);
-    if (*s->preview && (rc = sl_absolute_path(path, s->preview, err))) return rc;
-    if (*s->preview) memcpy(s->preview, path, SL_PATH);
+    int stream;
+    if ((rc = sl_output_resolve(s->output, &stream, "output", err))) return rc;
+    if ((j->streams = stream >= 0)) {
+        j->stream = stream;
+        snprintf(s->output, SL_PATH, "/dev/fd/%d", stream);
+    }
+    if (*s->preview && (rc = sl_output_resolve(s->preview, &stream, "preview", err))) return rc;
+    if (*s->preview && stream >= 0)
+        return sl_fail(err, SL_ARG, "preview is a stream, want a file: it is replaced every step");
     snprintf(s->model, SL_PATH, "%s", model->dir);
     return SL_OK;
 }
@@ -237,20 +244,35 @@ static sl_code check_preview(const sl_request *j, sl_err *err)
     const sl_job *s = &j->spec;
     const char *const others[] = {s->output, j->json, j->trace, s->image, s->last_image, s->noise},
                       *const what[] = {"output", "report", "trace", "input", "input", "input"};
-    sl_code rc = sl_can_write_file(s->preview, "preview", false, err);
+    sl_code rc = sl_output_check(s->preview, "preview", err);
     for (int i = 0; i < 6 && !rc; i++)
         if (sl_same_file(s->preview, others[i]))
             rc = sl_fail(err, SL_ARG, "preview %s is also the %s", s->preview, what[i]);
     return rc;
 }
 
+/* The name says a format that can be written, at the job's rate. A mux of the user's own may write
+ * what it likes. */
+static sl_code check_format(const sl_job *s, const sl_conf *conf, sl_err *err)
+{
+    const sl_conf_stage *mux = sl_conf_find(conf, SL_ROLE_MUX);
+    const sl_video_format *f;
+    sl_code rc;
+    if (!mux || strcmp(sl_path_last(mux->program), "sluice-mux") != 0) return SL_OK;
+    if ((rc = sl_video_format_of(&f, s->output, err))) return rc;
+    if (s->fps <= f->fps_most) return SL_OK;
+    return sl_fail(err, SL_ARG, "output %s: %d frames a second, want at most %d in .%s", s->output,
+                   s->fps, f->fps_most, f->suffix);
+}
+
 /* What the job writes can be written, and is not one file with another thing of the job. */
-static sl_code check_outputs(const sl_request *j, sl_err *err)
+static sl_code check_outputs(const sl_request *j, const sl_conf *conf, sl_err *err)
 {
     const sl_job *s = &j->spec;
     const char *const inputs[] = {s->image, s->last_image, s->noise};
     sl_code rc;
-    if ((rc = sl_can_write_file(s->output, "output", false, err))) return rc;
+    if (!j->streams && (rc = check_format(s, conf, err))) return rc;
+    if (!j->streams && (rc = sl_output_check(s->output, "output", err))) return rc;
     for (int i = 0; i < 3; i++)
         if (sl_same_file(s->output, inputs[i]))
             return sl_fail(err, SL_ARG, "output %s is also the input %s", s->output, inputs[i]);
@@ -335,7 +357,7 @@ sl_code sl_request_check(sl_request *j, const char *from, const sl_model *model,
             s->width, s->height, s->frames, rope);
     if (*j->replay_dir && (rc = check_replay(j, from, model, err))) return rc;
     if (*s->noise && !*j->replay_dir && (rc = check_noise(s, model, err))) return rc;
-    return check_outputs(j, err);
+    return check_outputs(j, conf, err);
 }
 
 /* Without a configuration file: as large as the jobs. */

@@ -73,7 +73,8 @@ static sl_code open_in(sl_request *r, const char *dir, const char *from, sl_err 
                          err)) ||
         (rc = copy_input(r, r->spec.noise, "noise.safetensors", r->has_noise, false, err)) ||
         (*from && (rc = copy_dumped(r, from, err))) ||
-        (rc = sl_path_join(path, r->dir, "job.json", err)))
+        (rc = sl_path_join(path, r->dir, "job.json", err)) ||
+        (r->streams && (rc = sl_path_join(r->spec.output, r->dir, "video.mp4", err))))
         return rc;
     return sl_job_write(&r->spec, path, err);
 }

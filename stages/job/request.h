@@ -40,6 +40,8 @@ typedef struct {
     char replay_dir[SL_PATH]; /* dumped hand-overs to start from; "" none */
     uint64_t id;              /* set before the job gets its folder */
     int aspect_w, aspect_h;   /* of a replay's picture, where its size is to be found anew */
+    bool streams;             /* the video goes into the descriptor `stream`, not to a file */
+    int stream;
     bool small_dump;          /* there is no room for the dump */
     bool made_dump;           /* its folder is made for this job */
     char dir[SL_PATH];        /* the job's folder, in the spool or in the dump's */

@@ -1,5 +1,7 @@
-/* mp4.c - frames to H.264 in MP4: swscale to BT.709, x264, the index in front, a rename
- * when all is written. */
+/* mp4.c - frames to a file of any format of common/video_format.h: swscale to what the encoder
+ * takes (BT.709 where that is YUV), for GIF a palette a frame by libavfilter, the index in front, a
+ * rename when all is written. Several frames are converted at a time, each by a converter of its
+ * own: swscale itself takes 6 ms for one of 1280x720. */
 #include "stages/mux/mp4.h"
 
 #include <errno.h>
@@ -11,11 +13,18 @@
 #include <unistd.h>
 
 #include <libavcodec/avcodec.h>
+#include <libavfilter/avfilter.h>
+#include <libavfilter/buffersink.h>
+#include <libavfilter/buffersrc.h>
 #include <libavformat/avformat.h>
 #include <libavutil/opt.h>
 #include <libswscale/swscale.h>
 
 #include "common/temporary.h"
+#include "common/video_format.h"
+
+#define THREADS_MOST 16 /* of the encoder: more bring nothing at 1280x720 */
+#define WAYS 4          /* frames converted at a time: those of a chunk */
 
 struct sl_mp4 {
     char *path, *temporary;
@@ -23,9 +32,17 @@ struct sl_mp4 {
     AVFormatContext *format;
     AVCodecContext *codec;
     AVStream *stream;
-    AVFrame *frame;
+    const sl_video_format *kind;
+    enum AVPixelFormat pixels; /* that the frames are converted to */
     AVPacket *packet;
-    struct SwsContext *sws;
+    /* as many frames at a time as there are converters */
+    int ways;
+    AVFrame *frame[WAYS];
+    struct SwsContext *sws[WAYS];
+    /* GIF: the graph that gives each frame its palette */
+    AVFilterGraph *graph;
+    AVFilterContext *into, *outof;
+    AVFrame *filtered;
     /* a copy of a call's last frame: swscale reads some bytes past the end of what it is
      * given */
     uint8_t *last;
@@ -46,6 +63,12 @@ static sl_code av_fail(const sl_mp4 *m, int e, const char *doing, sl_err *err)
         return sl_fail(err, SL_NOMEM, "%s: no memory while %s", m->path, doing);
     av_strerror(e, text, sizeof text); /* strerror's words for an errno */
     return sl_fail(err, SL_SYS, "%s: cannot be written (%s): %s", m->path, doing, text);
+}
+
+int sl_mp4_threads(void)
+{
+    const long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+    return cpus < 4 ? 4 : cpus > THREADS_MOST ? THREADS_MOST : (int)cpus;
 }
 
 static sl_code check(const char *path, const sl_mp4_options *o, const char *preset, sl_err *err)
@@ -77,7 +100,7 @@ static sl_code make_temporary(sl_mp4 *m, sl_err *err)
 {
     char *name = NULL;
     sl_code rc = sl_temporary_make(&name, &m->fd, m->path, err);
-    if (rc) return sl_context(err, rc, "cannot be written");
+    if (rc) return rc;
     if (asprintf(&m->temporary, "file:%s", name) < 0) m->temporary = NULL;
     if (!m->temporary) {
         unlink(name);
@@ -87,72 +110,149 @@ static sl_code make_temporary(sl_mp4 *m, sl_err *err)
     return rc;
 }
 
+/* Quality from 0 (best) to 51, x264's, on the scale of an encoder whose worst is `worst`. */
+static int quality(int crf, int worst)
+{
+    return (crf * worst + 25) / 51;
+}
+
+/* How each encoder is asked for what x264 calls crf and preset. */
+static void set_encoder(AVCodecContext *c, const char *name, const sl_mp4_options *o,
+                        const char *preset)
+{
+    char crf[16];
+    snprintf(crf, sizeof crf, "%d", quality(o->crf, 63));
+    if (!strcmp(name, "libx264")) {
+        av_opt_set(c->priv_data, "preset", preset, 0);
+        av_opt_set_double(c->priv_data, "crf", o->crf, 0);
+        /* the same bytes on every x86 */
+        av_opt_set(c->priv_data, "x264-params", "cpu-independent=1", 0);
+    } else if (!strcmp(name, "libvpx-vp9") || !strcmp(name, "libaom-av1")) {
+        av_opt_set(c->priv_data, "crf", crf, 0);
+        av_opt_set(c->priv_data, "cpu-used", *name == 'l' && name[3] == 'v' ? "4" : "6", 0);
+        av_opt_set(c->priv_data, "row-mt", "1", 0);
+    } else if (!strcmp(name, "libsvtav1")) {
+        av_opt_set(c->priv_data, "crf", crf, 0);
+        av_opt_set(c->priv_data, "preset", "8", 0);
+    } else if (!strcmp(name, "libwebp_anim")) {
+        av_opt_set_double(c->priv_data, "quality", 100 - quality(o->crf, 60), 0);
+    }
+}
+
+static enum AVPixelFormat pixels_of(const char *encoder)
+{
+    if (!strcmp(encoder, "gif")) return AV_PIX_FMT_RGB24; /* then the graph's */
+    if (!strcmp(encoder, "libwebp_anim")) return AV_PIX_FMT_RGB32;
+    if (!strcmp(encoder, "apng")) return AV_PIX_FMT_RGB24;
+    return AV_PIX_FMT_YUV420P;
+}
+
 static sl_code open_encoder(sl_mp4 *m, const sl_mp4_options *o, const char *preset, sl_err *err)
 {
-    const AVCodec *x264 = avcodec_find_encoder_by_name("libx264");
+    const char *name = sl_video_encoder(m->kind);
+    const AVCodec *codec = name ? avcodec_find_encoder_by_name(name) : NULL;
     int e;
-    if (!x264) return sl_fail(err, SL_SYS, "mp4: this libavcodec is built without libx264");
-    AVCodecContext *c = m->codec = avcodec_alloc_context3(x264);
+    if (!codec)
+        return sl_fail(err, SL_SYS, "%s: this libavcodec has none of %s", m->path,
+                       m->kind->encoders);
+    AVCodecContext *c = m->codec = avcodec_alloc_context3(codec);
     if (!c) return sl_fail(err, SL_NOMEM, "mp4: no memory for the encoder");
+    m->pixels = pixels_of(name);
+    const bool yuv = m->pixels == AV_PIX_FMT_YUV420P;
     c->width = o->w;
     c->height = o->h;
-    c->pix_fmt = AV_PIX_FMT_YUV420P;
+    c->pix_fmt = strcmp(name, "gif") ? m->pixels : AV_PIX_FMT_PAL8;
     c->time_base = (AVRational){1, o->fps};
     c->framerate = (AVRational){o->fps, 1};
-    c->thread_count = o->threads ? o->threads : 4;
-    c->color_range = AVCOL_RANGE_MPEG;
-    c->color_primaries = AVCOL_PRI_BT709;
-    c->color_trc = AVCOL_TRC_BT709;
-    c->colorspace = AVCOL_SPC_BT709;
-    c->chroma_sample_location = AVCHROMA_LOC_LEFT;
-    c->flags |= AV_CODEC_FLAG_BITEXACT | AV_CODEC_FLAG_GLOBAL_HEADER;
-    av_opt_set(c->priv_data, "preset", preset, 0);
-    av_opt_set_double(c->priv_data, "crf", o->crf, 0);
-    /* the same bytes on every x86 */
-    av_opt_set(c->priv_data, "x264-params", "cpu-independent=1", 0);
-    if ((e = avcodec_open2(c, x264, NULL)) < 0) return av_fail(m, e, "opening x264", err);
+    c->thread_count = o->threads ? o->threads : sl_mp4_threads();
+    if (yuv) {
+        c->color_range = AVCOL_RANGE_MPEG;
+        c->color_primaries = AVCOL_PRI_BT709;
+        c->color_trc = AVCOL_TRC_BT709;
+        c->colorspace = AVCOL_SPC_BT709;
+        c->chroma_sample_location = AVCHROMA_LOC_LEFT;
+    }
+    c->flags |= AV_CODEC_FLAG_BITEXACT;
+    if (strcmp(m->kind->muxer, "gif") && strcmp(m->kind->muxer, "webp"))
+        c->flags |= AV_CODEC_FLAG_GLOBAL_HEADER;
+    set_encoder(c, name, o, preset);
+    if ((e = avcodec_open2(c, codec, NULL)) < 0) return av_fail(m, e, "opening the encoder", err);
     return SL_OK;
 }
 
 static sl_code open_file(sl_mp4 *m, int fps, sl_err *err)
 {
-    AVDictionary *movflags = NULL;
-    int e = avformat_alloc_output_context2(&m->format, NULL, "mp4", m->temporary);
-    if (e < 0) return av_fail(m, e, "making an MP4", err);
+    AVDictionary *options = NULL;
+    int e = avformat_alloc_output_context2(&m->format, NULL, m->kind->muxer, m->temporary);
+    if (e < 0) return av_fail(m, e, "making the file", err);
     m->format->flags |= AVFMT_FLAG_BITEXACT;
     if (!(m->stream = avformat_new_stream(m->format, NULL)))
         return sl_fail(err, SL_NOMEM, "%s: no memory", m->path);
     m->stream->time_base = m->codec->time_base;
     m->stream->avg_frame_rate = (AVRational){fps, 1};
     if ((e = avcodec_parameters_from_context(m->stream->codecpar, m->codec)) < 0)
-        return av_fail(m, e, "making an MP4", err);
+        return av_fail(m, e, "making the file", err);
     if ((e = avio_open(&m->format->pb, m->temporary, AVIO_FLAG_WRITE)) < 0)
         return av_fail(m, e, "opening", err);
-    av_dict_set(&movflags, "movflags", "faststart", 0);
-    e = avformat_write_header(m->format, &movflags);
-    av_dict_free(&movflags);
+    if (!strcmp(m->kind->muxer, "mp4") || !strcmp(m->kind->muxer, "mov"))
+        av_dict_set(&options, "movflags", "faststart", 0);
+    if (!strcmp(m->kind->muxer, "apng")) av_dict_set(&options, "plays", "0", 0);
+    if (!strcmp(m->kind->muxer, "webp")) av_dict_set(&options, "loop", "0", 0);
+    e = avformat_write_header(m->format, &options);
+    av_dict_free(&options);
     return e < 0 ? av_fail(m, e, "writing the header", err) : SL_OK;
 }
 
-/* Full-range RGB to limited-range BT.709, and a frame to hold it. */
+/* Each frame gets the 256 colours that suit it best. */
+static sl_code open_palette(sl_mp4 *m, const sl_mp4_options *o, sl_err *err)
+{
+    static const char GRAPH[] = "[in]split[a][b];[a]palettegen=stats_mode=single[p];"
+                                "[b][p]paletteuse=new=1:dither=sierra2_4a[out]";
+    char source[128];
+    AVFilterInOut *in = NULL, *out = NULL;
+    int e = AVERROR(ENOMEM);
+    snprintf(source, sizeof source, "video_size=%dx%d:pix_fmt=%d:time_base=1/%d", o->w, o->h,
+             (int)m->pixels, o->fps);
+    if ((m->graph = avfilter_graph_alloc()) && (m->filtered = av_frame_alloc()) &&
+        (in = avfilter_inout_alloc()) && (out = avfilter_inout_alloc()) &&
+        (e = avfilter_graph_create_filter(&m->into, avfilter_get_by_name("buffer"), "in", source,
+                                          NULL, m->graph)) >= 0 &&
+        (e = avfilter_graph_create_filter(&m->outof, avfilter_get_by_name("buffersink"), "out",
+                                          NULL, NULL, m->graph)) >= 0) {
+        *out = (AVFilterInOut){.name = av_strdup("in"), .filter_ctx = m->into};
+        *in = (AVFilterInOut){.name = av_strdup("out"), .filter_ctx = m->outof};
+        e = avfilter_graph_parse_ptr(m->graph, GRAPH, &in, &out, NULL);
+        if (e >= 0) e = avfilter_graph_config(m->graph, NULL);
+    }
+    avfilter_inout_free(&in);
+    avfilter_inout_free(&out);
+    return e < 0 ? av_fail(m, e, "making a palette", err) : SL_OK;
+}
+
+/* Full-range RGB to what the encoder takes, limited-range BT.709 if that is YUV; and frames to hold
+ * it. */
 static sl_code open_converter(sl_mp4 *m, const sl_mp4_options *o, sl_err *err)
 {
     const int *bt709 = sws_getCoefficients(SWS_CS_ITU709);
-    m->sws = sws_getContext(o->w, o->h, AV_PIX_FMT_RGB24, o->w, o->h, AV_PIX_FMT_YUV420P,
-                            SWS_BICUBIC | SWS_ACCURATE_RND | SWS_FULL_CHR_H_INP | SWS_BITEXACT,
-                            NULL, NULL, NULL);
-    m->frame = av_frame_alloc();
     m->packet = av_packet_alloc();
     m->last = malloc((size_t)o->w * (size_t)o->h * 3 + SWS_OVERREAD);
-    if (!m->sws || !m->frame || !m->packet || !m->last)
-        return sl_fail(err, SL_NOMEM, "%s: no memory for frames of %dx%d", m->path, o->w, o->h);
-    sws_setColorspaceDetails(m->sws, bt709, 1, bt709, 0, 0, 1 << 16, 1 << 16);
-    m->frame->format = AV_PIX_FMT_YUV420P;
-    m->frame->width = o->w;
-    m->frame->height = o->h;
-    if (av_frame_get_buffer(m->frame, 0) < 0)
-        return sl_fail(err, SL_NOMEM, "%s: no memory for frames of %dx%d", m->path, o->w, o->h);
-    return SL_OK;
+    bool ok = m->packet && m->last;
+    for (m->ways = 0; ok && m->ways < WAYS; m->ways++) {
+        const int i = m->ways;
+        AVFrame *f = m->frame[i] = av_frame_alloc();
+        m->sws[i] = sws_getContext(
+            o->w, o->h, AV_PIX_FMT_RGB24, o->w, o->h, m->pixels,
+            SWS_BICUBIC | SWS_ACCURATE_RND | SWS_FULL_CHR_H_INP | SWS_BITEXACT, NULL, NULL, NULL);
+        if (!(ok = f && m->sws[i])) break;
+        if (m->pixels == AV_PIX_FMT_YUV420P)
+            sws_setColorspaceDetails(m->sws[i], bt709, 1, bt709, 0, 0, 1 << 16, 1 << 16);
+        f->format = m->pixels;
+        f->width = o->w;
+        f->height = o->h;
+        ok = av_frame_get_buffer(f, 0) >= 0;
+    }
+    return ok ? SL_OK
+              : sl_fail(err, SL_NOMEM, "%s: no memory for frames of %dx%d", m->path, o->w, o->h);
 }
 
 sl_code sl_mp4_open(sl_mp4 **out, const char *path, const sl_mp4_options *options, sl_err *err)
@@ -169,10 +269,17 @@ sl_code sl_mp4_open(sl_mp4 **out, const char *path, const sl_mp4_options *option
         return sl_fail(err, SL_NOMEM, "%s: no memory", path);
     }
     m->fd = -1;
+    if ((rc = sl_video_format_of(&m->kind, path, err))) goto fail;
+    if (options->fps > m->kind->fps_most) {
+        rc = sl_fail(err, SL_ARG, "%s: %d frames a second, want at most %d in .%s", path,
+                     options->fps, m->kind->fps_most, m->kind->suffix);
+        goto fail;
+    }
     if ((rc = make_temporary(m, err))) goto fail;
     if ((rc = open_encoder(m, options, preset, err))) goto fail;
     if ((rc = open_file(m, options->fps, err))) goto fail;
     if ((rc = open_converter(m, options, err))) goto fail;
+    if (!strcmp(m->kind->muxer, "gif") && (rc = open_palette(m, options, err))) goto fail;
     *out = m;
     return SL_OK;
 fail:
@@ -196,31 +303,60 @@ static sl_code encode(sl_mp4 *m, const AVFrame *frame, sl_err *err)
     return e == AVERROR(EAGAIN) || e == AVERROR_EOF ? SL_OK : av_fail(m, e, "encoding", err);
 }
 
+/* A converted frame to the encoder, for GIF by way of its palette. NULL: no more. */
+static sl_code push(sl_mp4 *m, AVFrame *frame, sl_err *err)
+{
+    sl_code rc = SL_OK;
+    int e;
+    if (!m->graph) return encode(m, frame, err);
+    if ((e = av_buffersrc_add_frame_flags(m->into, frame, AV_BUFFERSRC_FLAG_KEEP_REF)) < 0)
+        return av_fail(m, e, "making a palette", err);
+    while (!rc && (e = av_buffersink_get_frame(m->outof, m->filtered)) >= 0) {
+        rc = encode(m, m->filtered, err);
+        av_frame_unref(m->filtered);
+    }
+    if (rc) return rc;
+    if (e != AVERROR(EAGAIN) && e != AVERROR_EOF) return av_fail(m, e, "making a palette", err);
+    return frame ? SL_OK : encode(m, NULL, err);
+}
+
+/* Convert n <= WAYS frames, each on a thread of its own. */
+static sl_code convert(sl_mp4 *m, const uint8_t *const rgb[], int n, sl_err *err)
+{
+    const int pitches[4] = {m->codec->width * 3};
+    bool bad[WAYS] = {false};
+    for (int i = 0; i < n; i++)
+        if (av_frame_make_writable(m->frame[i]) < 0)
+            return sl_fail(err, SL_NOMEM, "%s: no memory for a frame", m->path);
+#pragma omp parallel for schedule(static, 1) num_threads(n)
+    for (int i = 0; i < n; i++) {
+        const uint8_t *const from[4] = {rgb[i]};
+        bad[i] = sws_scale(m->sws[i], from, pitches, 0, m->codec->height, m->frame[i]->data,
+                           m->frame[i]->linesize) != m->codec->height;
+    }
+    for (int i = 0; i < n; i++)
+        if (bad[i]) return sl_fail(err, SL_INTERNAL, "%s: swscale cannot convert a frame", m->path);
+    return SL_OK;
+}
+
 sl_code sl_mp4_write(sl_mp4 *m, const uint8_t *rgb, int n, sl_err *err)
 {
-    const int pitch = m->codec->width * 3;
+    const size_t bytes = (size_t)m->codec->height * (size_t)m->codec->width * 3;
+    sl_code rc = SL_OK;
     if (m->broken) return sl_fail(err, SL_ARG, "%s: an earlier write failed", m->path);
-    const size_t bytes = (size_t)m->codec->height * (size_t)pitch;
-    for (int i = 0; i < n; i++) {
-        const uint8_t *from[4] = {rgb + (size_t)i * bytes};
-        const int pitches[4] = {pitch};
-        sl_code rc = SL_OK;
-        if (i == n - 1) from[0] = memcpy(m->last, from[0], bytes);
-        if (av_frame_make_writable(m->frame) < 0)
-            rc = sl_fail(err, SL_NOMEM, "%s: no memory for a frame", m->path);
-        else if (sws_scale(m->sws, from, pitches, 0, m->codec->height, m->frame->data,
-                           m->frame->linesize) != m->codec->height)
-            rc = sl_fail(err, SL_INTERNAL, "%s: swscale cannot convert a frame", m->path);
-        if (!rc) {
-            m->frame->pts = m->frames++;
-            rc = encode(m, m->frame, err);
-        }
-        if (rc) {
-            m->broken = true;
-            return rc;
+    for (int at = 0; at < n && !rc; at += m->ways) {
+        const uint8_t *from[WAYS];
+        const int some = n - at < m->ways ? n - at : m->ways;
+        for (int i = 0; i < some; i++) from[i] = rgb + (size_t)(at + i) * bytes;
+        if (at + some == n) from[some - 1] = memcpy(m->last, from[some - 1], bytes);
+        rc = convert(m, from, some, err);
+        for (int i = 0; i < some && !rc; i++) {
+            m->frame[i]->pts = m->frames++;
+            rc = push(m, m->frame[i], err);
         }
     }
-    return SL_OK;
+    m->broken = rc != SL_OK;
+    return rc;
 }
 
 /* All that finish does before the rename. */
@@ -230,7 +366,7 @@ static sl_code complete(sl_mp4 *m, sl_err *err)
     int e;
     if (m->broken) return sl_fail(err, SL_ARG, "%s: an earlier write failed", m->path);
     if (!m->frames) return sl_fail(err, SL_ARG, "%s: a video without frames", m->path);
-    if ((rc = encode(m, NULL, err))) return rc;
+    if ((rc = push(m, NULL, err))) return rc;
     if ((e = av_write_trailer(m->format)) < 0)
         return av_fail(m, e, "moving the index to the front", err);
     /* closing flushes, and tells what the flush met only in some versions: ask before and
@@ -266,10 +402,14 @@ void sl_mp4_abandon(sl_mp4 **mp4)
 {
     sl_mp4 *m = *mp4;
     if (!m) return;
-    sws_freeContext(m->sws);
+    for (int i = 0; i < WAYS; i++) {
+        sws_freeContext(m->sws[i]);
+        av_frame_free(&m->frame[i]);
+    }
+    avfilter_graph_free(&m->graph);
+    av_frame_free(&m->filtered);
     free(m->last);
     av_packet_free(&m->packet);
-    av_frame_free(&m->frame);
     avcodec_free_context(&m->codec);
     if (m->format) avio_closep(&m->format->pb);
     avformat_free_context(m->format);

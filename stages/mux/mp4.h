@@ -1,8 +1,9 @@
-/* mp4.h - H.264 in MP4 through libavcodec and libavformat: frames in, playable file out.
+/* mp4.h - frames in, playable file out, through libavcodec and libavformat: H.264 in MP4, or what
+ * the file's name says (common/video_format.h).
  *
- * yuv420p, BT.709 limited range (converted and tagged so), faststart, CRF, preset,
+ * Video is yuv420p, BT.709 limited range (converted and tagged so), faststart, CRF, preset,
  * constant frame rate. Written to a temporary name beside the target and renamed when
- * whole. Deterministic: the same frames give the same bytes (fixed thread count, no
+ * whole. Deterministic: the same frames and the same number of threads give the same bytes (no
  * clock, no encoder tag that varies). */
 #ifndef SL_MP4_H
 #define SL_MP4_H
@@ -17,9 +18,12 @@ typedef struct {
     int w, h;           /* even */
     int fps;            /* 1 .. 240 */
     int crf;            /* 0 .. 51, x264's */
-    int threads;        /* of the encoder, fixed so that bytes do not depend on the machine; 0: 4 */
+    int threads;        /* of the encoder, 1 .. 64; its bytes depend on it. 0: sl_mp4_threads */
     const char *preset; /* x264's; NULL: "medium" */
 } sl_mp4_options;
+
+/* The encoder's threads where nobody says how many: the machine's, 4 to 16. */
+int sl_mp4_threads(void);
 
 /* Temporaries of dead writers of `path` are removed first. */
 sl_code sl_mp4_open(sl_mp4 **out, const char *path, const sl_mp4_options *options, sl_err *err);
