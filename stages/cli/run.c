@@ -3,7 +3,7 @@
  *
  * One thread, one poll over three ends:
  *   control socket   ACCEPTED, PROGRESS, STEP, SPAN, STAGE, SHARE, FINISHED of this client's jobs
- *   signalfd         SIGINT: cancel, and a second one kills the dispatcher; SIGTERM: drain
+ *   signalfd         SIGINT: cancel, and a second one, or 3 s, kill the dispatcher; SIGTERM: drain
  *   pidfd            the dispatcher has ended
  * A dispatcher that ends before the jobs do is started again on the same run directory, and
  * every job that is not finished is submitted to it anew: what lies in the spool is found
@@ -35,6 +35,8 @@
 #include "stages/job/room.h"
 #include "stages/job/trace_json.h"
 
+#define CANCEL_S 3 /* after Ctrl-C, longest wait for stages that were told to stop */
+
 typedef struct {
     sl_batch *o;
     sl_conf *conf;
@@ -46,7 +48,7 @@ typedef struct {
     int left; /* jobs that have not ended */
     bool accepted, interrupted, draining;
     bool streams; /* standard output may be a job's video: no report goes there */
-    int64_t t0_ns;
+    int64_t t0_ns, interrupted_ns;
     sl_progress shown;
 } runner;
 
@@ -251,7 +253,8 @@ static void on_signal(runner *r, uint32_t sig)
         return;
     }
     if (r->interrupted) sl_dispatcher_kill(&r->dispatcher); /* a second Ctrl-C */
-    r->interrupted = true;
+    if (!r->interrupted) r->interrupted_ns = sl_now_ns();
+    r->interrupted = r->dispatcher.hurry = true;
     for (int i = 0; i < r->rep.count; i++) cancel(r, &r->rep.jobs[i]);
 }
 
@@ -310,6 +313,9 @@ static sl_code watch(runner *r, sl_err *err)
         receive_all(r);
         look_for_folders(r);
         if (read(r->signals, &info, sizeof info) == sizeof info) on_signal(r, info.ssi_signo);
+        /* a stage that does not listen does not keep anybody waiting */
+        if (r->interrupted && sl_now_ns() - r->interrupted_ns > CANCEL_S * 1000000000ll)
+            sl_dispatcher_kill(&r->dispatcher);
         if (r->left && items[2].revents && (rc = on_dispatcher_death(r, err))) return rc;
     }
     return SL_OK;

@@ -19,6 +19,9 @@
 #include <unistd.h>
 
 #include "common/log.h"
+#include "common/process.h"
+
+#define GAP_NS 1000000000ll /* between two ticks: this process was stopped, or the machine asleep */
 
 /* ---- clients ---- */
 
@@ -270,9 +273,34 @@ static void look_at_ranks(sl_dispatch *d)
             sl_seats_kill_silent(&d->seats, i, "gave no sign of life while its team waits");
 }
 
+/* Ctrl-Z stops who started this process; its stages stop and go on with it. true: they are stopped.
+ * Time in which they, or this process, did not run counts for no supervision. */
+static bool is_paused(sl_dispatch *d)
+{
+    const int64_t now = sl_now_ns(), passed = d->ticked_ns ? now - d->ticked_ns : 0;
+    sl_process parent;
+    if (d->ticked_ns && passed < SL_BUS_TICK_MS * 500000ll) return d->paused; /* a busy moment */
+    const bool stopped = sl_process_look(&parent, d->parent) && parent.state == 'T';
+    d->ticked_ns = now;
+    if (stopped != d->paused) {
+        sl_log(SL_LOG_DEBUG, stopped ? "paused: the process that started this one is stopped"
+                                     : "the process that started this one goes on");
+        sl_seats_pause(&d->seats, stopped);
+        d->paused = stopped;
+    }
+    if (stopped || passed > GAP_NS) {
+        sl_seats_skip(&d->seats, passed);
+        sl_turns_skip(&d->turns, passed);
+        d->drain_by_ns += passed;
+    }
+    return stopped;
+}
+
 /* true: go on. */
 static bool on_tick(sl_dispatch *d)
 {
+    if (getppid() == d->parent && is_paused(d)) return true;
+    sl_seats_look(&d->seats);
     int broken = sl_seats_tick(&d->seats, d->draining && !sl_jobs_count(d->jobs)),
         lost = sl_turns_tick(&d->turns);
     if (broken >= 0) on_broken(d, broken);

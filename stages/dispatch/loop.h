@@ -34,6 +34,8 @@ typedef struct {
     bool draining;
     bool orphan; /* parent is dead, or dying */
     int64_t drain_by_ns;
+    bool paused;       /* parent is stopped, and the stages with it */
+    int64_t ticked_ns; /* the last tick */
 } sl_dispatch;
 
 /* Read settings and model, bind the socket. sl_dispatch_stop, also after an error. Errors:

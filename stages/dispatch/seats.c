@@ -25,6 +25,7 @@
 
 #include "common/clock.h"
 #include "common/log.h"
+#include "common/process.h"
 
 #define MS 1000000ll
 #define MAX_ENV 512
@@ -150,7 +151,8 @@ static bool start(sl_seats *s, int seat)
     else snprintf(path, sizeof path, "%s/%s", s->bin_dir, program);
     char **envp = stage_env(p, s->count, own, env);
 
-    p->pool_count = 0;
+    p->pool_count = p->spins = 0;
+    p->system_ticks = p->faults = p->io_bytes = 0;
     p->start.t1_ns = p->load.t1_ns = 0;
     *p->last_error = 0;
     p->last_code = SL_OK;
@@ -195,6 +197,52 @@ int sl_seats_tick(sl_seats *s, bool ending)
         }
     }
     return broken;
+}
+
+void sl_seats_look(sl_seats *s)
+{
+    const int64_t now = sl_now_ns(), passed = now - s->looked_ns;
+    const uint64_t hertz = (uint64_t)sysconf(_SC_CLK_TCK);
+    if (passed < 1000 * MS) return;
+    s->looked_ns = now;
+    for (int i = 0; i < s->count; i++) {
+        sl_seats_seat *p = &s->at[i];
+        sl_process is;
+        /* what a GPU's driver does in the kernel is not to be judged from here */
+        if (p->pid <= 0 || strcmp(p->conf->device, "cpu") != 0 || !sl_process_look(&is, p->pid))
+            continue;
+        const uint64_t ticks = is.system_ticks - p->system_ticks, faults = is.faults - p->faults,
+                       io = is.io_bytes - p->io_bytes;
+        p->io_bytes = is.io_bytes;
+        p->system_ticks = is.system_ticks;
+        p->faults = is.faults;
+        /* on a busy machine half a core is what it gets */
+        const bool spin =
+            ticks * 2000 * MS >= (uint64_t)passed * hertz && faults < 64 && io < 65536;
+        p->spins = spin ? p->spins + 1 : 0;
+        if (p->spins < SL_SEATS_SPINS) continue;
+        snprintf(p->last_error, sizeof p->last_error,
+                 "spins in the kernel without doing anything: no memory? (ulimit -v, cgroup)");
+        p->spins = 0;
+        p->spun = true;
+        p->last_code = SL_NOMEM;
+        sl_seats_kill(s, i, "spins in the kernel without doing anything");
+    }
+}
+
+void sl_seats_pause(const sl_seats *s, bool pause)
+{
+    for (int i = 0; i < s->count; i++)
+        if (s->at[i].pid > 0) kill(s->at[i].pid, pause ? SIGSTOP : SIGCONT);
+}
+
+void sl_seats_skip(sl_seats *s, int64_t ns)
+{
+    for (int i = 0; i < s->count; i++) {
+        s->at[i].last_beat_ns += ns;
+        s->at[i].restart_at_ns += ns;
+        s->at[i].spins = 0;
+    }
 }
 
 void sl_seats_kill_silent(sl_seats *s, int seat, const char *why)
@@ -335,7 +383,8 @@ void sl_seats_on_ended(sl_seats *s, int seat, bool draining, sl_seats_end *out)
     bool well = WIFEXITED(status) && !WEXITSTATUS(status);
     /* A mistake in the model or the settings will not go away by itself; anything else is
      * tried again, later each time. */
-    bool hopeless = p->last_code == SL_ARG || p->last_code == SL_SHAPE || p->last_code == SL_FORMAT;
+    bool hopeless =
+        p->spun || p->last_code == SL_ARG || p->last_code == SL_SHAPE || p->last_code == SL_FORMAT;
     if (draining && well) sl_log(SL_LOG_DEBUG, "%s drained", p->name);
     else if (hopeless || p->failures >= s->conf->supervise.restarts) /* its jobs say why */
         sl_log(SL_LOG_DEBUG, "%s[%d] ended: %s", p->name, (int)p->pid, out->how);

@@ -26,6 +26,10 @@ typedef struct {
     pid_t pid; /* 0: none */
     int pidfd; /* -1: none */
     int64_t last_beat_ns, restart_at_ns, started_ns;
+    /* what the kernel says of the process, looked at every second: common/process.h */
+    uint64_t system_ticks, faults, io_bytes;
+    int spins;                /* looks in a row at which it did nothing but enter the kernel */
+    bool spun;                /* it was killed for that: another would do the same */
     int failures;             /* deaths in a row without getting further */
     char last_error[SL_TEXT]; /* what the process said before it ended */
     sl_code last_code;        /* the code of last_error; SL_OK: nothing was said */
@@ -44,6 +48,7 @@ typedef struct {
     void *self;
     int count;
     sl_seats_seat at[SL_CONF_SEATS];
+    int64_t looked_ns; /* at what the kernel says */
 } sl_seats;
 
 /* A seat for each stage of s->conf whose hand-overs some job of the model can have. The
@@ -55,6 +60,15 @@ void sl_seats_close(sl_seats *s);
 /* Start what is due (unless `ending`), kill what stalls. Returns a seat that is given up
  * now, for its program cannot be run; -1: none. */
 int sl_seats_tick(sl_seats *s, bool ending);
+/* Processes that compute nothing and never sleep: a library that asks for memory again and again
+ * beats like any other stage. One that spends SL_SEATS_SPINS seconds in the kernel, and touches no
+ * new page and no file meanwhile, is killed, and its seat given up. */
+void sl_seats_look(sl_seats *s);
+#define SL_SEATS_SPINS 8
+/* SIGSTOP, or SIGCONT, to all processes. */
+void sl_seats_pause(const sl_seats *s, bool pause);
+/* Nothing ran for so long, or nothing that is to be counted: no process was silent meanwhile. */
+void sl_seats_skip(sl_seats *s, int64_t ns);
 /* Others wait for the seat's process: kill it, if it has given no sign of life for three of its
  * heartbeats or SL_SEATS_SILENT_MS, whichever is longer. One that is stopped gives none. */
 void sl_seats_kill_silent(sl_seats *s, int seat, const char *why);

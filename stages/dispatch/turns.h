@@ -37,6 +37,8 @@ void sl_turns_on_ask(sl_turns *t, int seat, const sl_msg_ask *m);
 void sl_turns_on_give(sl_turns *t, int seat, const sl_msg_give *m);
 /* The seat's process has ended: the turn that it held or waited for is another's. */
 void sl_turns_forget(sl_turns *t, int seat);
+/* Nothing ran for so long: no turn took longer for it. */
+void sl_turns_skip(sl_turns *t, int64_t ns);
 /* Look at holders that keep others waiting: for too long? still to be reached? A seat whose
  * connection is lost has its turn taken away and is returned, to be killed; -1: none. */
 int sl_turns_tick(sl_turns *t);

@@ -19,6 +19,7 @@
 #include "stages/job/files.h"
 
 #define REAP_MS 5000 /* longest wait for killed stages to be gone */
+#define HURRY_MS 1000
 #define STOP_MS 8000 /* longest wait for a dispatcher that was asked to end */
 
 static sl_code write_conf(sl_dispatcher *d, sl_err *err)
@@ -168,7 +169,7 @@ void sl_dispatcher_stop(sl_dispatcher *d)
     if (*d->run_dir && d->pidfd >= 0) {
         zmq_pollitem_t item = {NULL, d->pidfd, ZMQ_POLLIN, 0};
         if (d->socket) sl_wire_send(d->socket, NULL, 0, &m, NULL);
-        if (zmq_poll(&item, 1, STOP_MS) < 1) kill(d->pid, SIGKILL);
+        if (zmq_poll(&item, 1, d->hurry ? HURRY_MS : STOP_MS) < 1) kill(d->pid, SIGKILL);
         collect(d);
     }
     if (d->socket) zmq_close(d->socket);

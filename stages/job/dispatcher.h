@@ -27,6 +27,7 @@ typedef struct {
     char conf_path[SL_PATH], bin_dir[SL_PATH], endpoint[SL_PATH];
     bool keep;    /* the jobs' folders outlive this process: a dispatcher that is left alone removes
                   * nothing */
+    bool hurry;   /* nobody waits for what the stages still do: sl_dispatcher_stop kills soon */
     int nice;     /* added to the niceness of the processes: who answers people goes first */
     void *zmq;    /* context */
     void *socket; /* to poll; NULL: there is none */
@@ -51,7 +52,7 @@ sl_code sl_dispatcher_recv(sl_dispatcher *d, sl_msg *m, sl_err *err);
 sl_code sl_dispatcher_ended(sl_dispatcher *d, sl_err *err);
 /* SIGKILL. */
 void sl_dispatcher_kill(sl_dispatcher *d);
-/* Ask it to end and to end its stages, wait (8 s, then SIGKILL), close. A zeroed one is fine. */
+/* Ask it to end and to end its stages, wait (8 s, in a hurry 1 s, then SIGKILL), close. A zeroed one is fine. */
 void sl_dispatcher_stop(sl_dispatcher *d);
 
 #endif

@@ -6,7 +6,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "common/log.h"
@@ -67,6 +69,24 @@ static sl_code parse_args(sl_seat *seat, arguments *a, int argc, char **argv, sl
     return SL_OK;
 }
 
+/* OpenBLAS asks for its working buffer again and again where there is no room for it: a limit of the
+ * address space is looked at before. */
+static sl_code check_address_space(sl_role role, sl_err *err)
+{
+    const size_t want = (size_t)160 << 20; /* the buffer, 128 MiB, and stacks of threads */
+    struct rlimit limit;
+    if (sl_role_on_host(role) || getrlimit(RLIMIT_AS, &limit) || limit.rlim_cur == RLIM_INFINITY)
+        return SL_OK;
+    void *p = mmap(NULL, want, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                   -1, 0);
+    if (p != MAP_FAILED) munmap(p, want);
+    if (p != MAP_FAILED) return SL_OK;
+    return sl_fail(err, SL_ARG,
+                   "the address space is limited to %llu bytes (ulimit -v), which leaves less than "
+                   "the %zu of a working buffer",
+                   (unsigned long long)limit.rlim_cur, want);
+}
+
 sl_code sl_seat_open(sl_seat **out, sl_role role, int argc, char **argv, sl_err *err)
 {
     arguments a = {0};
@@ -108,6 +128,7 @@ sl_code sl_seat_open(sl_seat **out, sl_role role, int argc, char **argv, sl_err 
         (rc = sl_spool_open(&seat->spool, &seat->control, err)))
         return rc;
     if (sl_control_term_seen()) return sl_fail(err, SL_GONE, "drained before it began");
+    if ((rc = check_address_space(role, err))) return rc;
     snprintf(hello.hello.role, sizeof hello.hello.role, "%s", name);
     snprintf(hello.hello.device, sizeof hello.hello.device, "%s", seat->device);
     sl_control_send(&seat->control, &hello);

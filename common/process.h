@@ -1,0 +1,20 @@
+/* process.h - what the kernel says of a process. */
+#ifndef SL_PROCESS_H
+#define SL_PROCESS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+typedef struct {
+    char state;        /* R, S, D, T (stopped), t (traced), Z ... */
+    uint64_t faults;   /* pages that it touched anew, of memory or of files */
+    uint64_t io_bytes; /* read and written, by whatever call; 0: not known */
+    uint64_t user_ticks,
+        system_ticks; /* CPU time of all its threads, in 1 / sysconf(_SC_CLK_TCK) s */
+} sl_process;
+
+/* false: there is no such process, or no /proc. */
+bool sl_process_look(sl_process *out, pid_t pid);
+
+#endif
