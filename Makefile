@@ -140,7 +140,7 @@ soak: setup         ## a server, 50 jobs from 8 clients, 100 SIGKILLs: every job
 	$(SUB) programs golden $(TBIN)/test_serve_kill
 	SLUICE_BIN=$(BIN) SLUICE_SOAK=1 $(TBIN)/test_serve_kill
 
-bench: setup        ## the benchmarks, on this machine; K=name for one of them (dispatch, dit, gemm, lease, ops, serve, team, vae), PARTS="1 3" for parts of serve
+bench: setup        ## the benchmarks, on this machine; K=name for one of them (dispatch, dit, gemm, lease, mux, ops, serve, team, vae), PARTS="1 3" for parts of serve
 	$(SUB) programs golden $(filter-out %.sh,$(BENCHES))
 	@test -n "$(strip $(BENCHES))" || { echo "bench: no tests/bench_$(K).c" >&2; exit 2; }
 	@lscpu | sed -n 's/^Model name: */machine: /p; s/^CPU(s): */CPUs: /p; s/^L3 cache: */L3 cache: /p'

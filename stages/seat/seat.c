@@ -128,11 +128,10 @@ sl_code sl_seat_open(sl_seat **out, sl_role role, int argc, char **argv, sl_err 
         (rc = sl_spool_open(&seat->spool, &seat->control, err)))
         return rc;
     if (sl_control_term_seen()) return sl_fail(err, SL_GONE, "drained before it began");
-    if ((rc = check_address_space(role, err))) return rc;
     snprintf(hello.hello.role, sizeof hello.hello.role, "%s", name);
     snprintf(hello.hello.device, sizeof hello.hello.device, "%s", seat->device);
     sl_control_send(&seat->control, &hello);
-    return SL_OK;
+    return check_address_space(role, err); /* the dispatcher knows by now who says so */
 }
 
 void sl_seat_close(sl_seat **seatp)
