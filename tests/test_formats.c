@@ -150,7 +150,7 @@ static void test_streams_and_links(void **unused)
     REFUSED(2, with("--preview", at("mine.mp4")), "cannot be written: it is protected (read-only)");
     REFUSED(2, with("-o", "/dev/null"), "is a device or socket, want a file");
     REFUSED(2, with("-o", "/dev/sluice.mp4"), "is a device or socket, want a file");
-    REFUSED(2, with("--preview", "/dev/null"), "preview /dev/null is a device or socket");
+    REFUSED(2, with("--preview", "/dev/null"), "preview: /dev/null is a device or socket");
     REFUSED(2, with("-o", "/dev/stdin"), "it is open for reading only");
     REFUSED(2, with("-o", "/dev/fd/77"), "it is closed");
     assert_int_equal(symlink("b.mp4", at("out/b.mp4")), 0);

@@ -959,6 +959,16 @@ static void test_replay(void **unused)
             "--image is given, but a replay from denoise takes what the dump's image made, want "
             "--from image");
 
+    static const char *const UNUSED[][3] = {
+        {"denoise", "--prompt", "another"}, {"denoise", "--negative", "x"},
+        {"image", "--prompt", "x"},         {"text", "--max-area", "4096"},
+        {"decode", "--steps", "2"},         {"decode", "--seed", "9"},
+        {"decode", "--preview", "x.png"},   {"decode", "--sampler", "euler"}};
+    for (size_t i = 0; i < sizeof UNUSED / sizeof *UNUSED; i++) {
+        c = replay(UNUSED[i][0]);
+        set(&c, UNUSED[i][1], UNUSED[i][2]);
+        REFUSED(2, c, f("%s is given, but a replay from %s takes", UNUSED[i][1], UNUSED[i][0]));
+    }
     spoil("denoise.safetensors", "latents", 0, NULL);
     REFUSED(2, replay("decode"), "replay",
             "denoise.safetensors: latents has NaN or infinity at element 7");

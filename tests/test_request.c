@@ -9,6 +9,7 @@
 #include "stages/job/check.h"
 #include "stages/job/files.h"
 #include "stages/job/folder.h"
+#include "stages/job/replay.h"
 #include "stages/job/intake.h"
 #include "stages/job/options.h"
 #include "stages/job/plan.h"
@@ -140,7 +141,9 @@ static void a_dump_leaves_the_folder(void **state)
     T_OK(sl_request_open_dir(q, t_format("%s/spool", r.base), "", &err));
     t_write(t_format("%s/text.safetensors", q->dir), "text");
     t_write(t_format("%s/state.safetensors", q->dir), "no hand-over");
-    T_OK(sl_request_dump(q, &err));
+    int handovers = 0;
+    T_OK(sl_request_dump(q, true, &handovers, &err));
+    assert_int_equal(handovers, 1);
     assert_true(t_same_file(t_format("%s/dump/image.input", r.out), T_IMAGE));
     assert_int_equal(access(t_format("%s/dump/job.json", r.out), R_OK), 0);
     assert_int_equal(access(t_format("%s/dump/text.safetensors", r.out), R_OK), 0);
@@ -167,6 +170,32 @@ static void a_dump_leaves_the_folder(void **state)
     sl_remove_tree(t_format("%s/dump", r.out));
     sl_remove_tree(t_format("%s/spool", r.base));
     (void)state;
+}
+
+/* Every option of a job speaks to a stage, or is the run's own; a replay refuses those whose stage it
+ * does not run again. */
+static void a_replay_takes_what_it_can_use(void **state)
+{
+    static const char *const OWN = " model dump json trace ";
+    const sl_option *o;
+    sl_err bad = {0};
+    (void)state;
+    for (int i = 0; (o = sl_option_at(i)); i++) {
+        if (o->owner == SL_OPTION_OF_RUN) continue;
+        sl_request q = {.given = (uint64_t)1 << i};
+        snprintf(q.spec.image, SL_PATH, "picture.png");
+        const sl_role role = sl_replay_role(o->name, &model, &q.spec);
+        const bool own = strstr(OWN, t_format(" %s ", o->name)) != NULL;
+        assert_int_equal(own, role == SL_ROLE_COUNT);
+        for (int f = 0; f <= SL_ROLE_DECODE; f++) {
+            const char *from = sl_role_name((sl_role)f);
+            const bool fine = own || sl_role_follows(role, (sl_role)f);
+            sl_code rc = sl_replay_check_options(&q, from, &model, &bad);
+            if (rc != (fine ? SL_OK : SL_ARG))
+                fail_msg("--%s from %s: %s", o->name, from, rc ? bad.msg : "taken");
+            if (rc) T_SAYS(bad.msg, t_format("--%s is given, but a replay from %s", o->name, from));
+        }
+    }
 }
 
 /* All state is the batch's. */
@@ -455,6 +484,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         T(a_request_becomes_a_folder),
         T(a_dump_leaves_the_folder),
+        T(a_replay_takes_what_it_can_use),
         T(two_batches_stand_beside_each_other),
         T(what_is_wrong_is_one_line),
         T(a_run_that_does_not_fit_is_not_admitted),

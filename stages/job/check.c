@@ -271,11 +271,11 @@ static sl_code check_outputs(const sl_request *j, const sl_conf *conf, sl_err *e
     const sl_job *s = &j->spec;
     const char *const inputs[] = {s->image, s->last_image, s->noise};
     sl_code rc;
-    if (!j->streams && (rc = check_format(s, conf, err))) return rc;
     if (!j->streams && (rc = sl_output_check(s->output, "output", err))) return rc;
     for (int i = 0; i < 3; i++)
         if (sl_same_file(s->output, inputs[i]))
             return sl_fail(err, SL_ARG, "output %s is also the input %s", s->output, inputs[i]);
+    if (!j->streams && (rc = check_format(s, conf, err))) return rc;
     if (*j->json && (rc = sl_can_write_file(j->json, "report", true, err))) return rc;
     if (sl_same_file(s->output, j->json))
         return sl_fail(err, SL_ARG, "output %s is also the report", s->output);

@@ -80,7 +80,7 @@ sl_code sl_output_resolve(char path[SL_PATH], int *stream, const char *what, sl_
         if (lstat(path, &st) || !S_ISLNK(st.st_mode)) {
             /* /dev/shm is a folder for files like any other */
             if (!strncmp(path, "/dev/", 5) && strncmp(path, "/dev/shm/", 9))
-                return sl_fail(err, SL_ARG, "%s %s is a device or socket, want a file", what,
+                return sl_fail(err, SL_ARG, "%s: %s is a device or socket, want a file", what,
                                given);
             return SL_OK;
         }
