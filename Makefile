@@ -42,7 +42,7 @@ endif
 # ---- flags ----
 
 PKGS     := libzmq libavfilter libavformat libavcodec libswscale libavutil libconfig jansson openblas sentencepiece libutf8proc \
-            libmicrohttpd libcurl sqlite3
+            libmicrohttpd libcurl sqlite3 libjpeg zlib
 SAN_asan := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 SAN_tsan := -fsanitize=thread
 SAN_fuzz := -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer

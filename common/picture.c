@@ -1,117 +1,63 @@
-/* picture.c - picture files to 8-bit RGB: headers are read here, pixels are decoded by
- * libavcodec, colours are converted as Pillow's libraries do.
+/* picture.c - picture files to 8-bit RGB: headers are read here, pixels are decoded by libavcodec,
+ * libjpeg and libheif, colours are converted as Pillow's libraries do (picture_colour.c).
  *
- * The header decides what is tried at all: its size is checked before anything is
- * allocated, and a file that does not reach its own end mark is refused, since decoders
- * fill what is missing with grey. The whole file then goes to the decoder as one packet.
+ * The header decides what is tried at all: its size is checked before anything is allocated, and a
+ * file that does not reach its own end mark is refused, since decoders fill what is missing with
+ * grey. libavcodec then gets one packet: of PNG and WebP the chunks that make the pixels (a colour
+ * profile that does not inflate is no damage), of a GIF and of an animated WebP the first frame as a
+ * still picture, which is laid on its canvas here, of an AVIF its AV1.
  *
- * Colour: Pillow shows what libjpeg-turbo and libwebp make of chroma ("fancy" upsampling,
- * their own fixed-point matrices); swscale rounds differently and sites chroma elsewhere.
- * convert_jpeg and convert_webp below are those libraries' arithmetic (jdsample.c and jdcolor.c;
- * dsp/upsampling.c and dsp/yuv.h). PNG, BMP and lossless and lossy WebP come out byte for
- * byte as Pillow's; of JPEG see JPEG_IDCT. */
-#include "common/picture.h"
+ * Everything comes out byte for byte as Pillow's but AVIF (a level or two: libyuv's arithmetic) and
+ * what is lossy in JPEG 2000. */
+#include "common/picture_parts.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <unistd.h>
 
 #include <libavcodec/avcodec.h>
 #include <libavutil/pixdesc.h>
-#include <libswscale/swscale.h>
 
-/* libjpeg's own integer transform works down first, libavcodec's copy of it across first;
- * its floating-point one comes closest: against Pillow 1.8 % of the samples of a grey
- * JPEG and 2.4 to 3.5 % of the bytes of coloured ones differ, by 1 (a few by 2), mean
- * 0.03. On grey.jpg, 420.jpg and 444.jpg of the tests: this one 1.8, 2.4, 2.8 %;
- * FF_IDCT_INT 2.1, 3.3, 3.6 %; the default 2.6, 2.9, 4.1 %. */
-#define JPEG_IDCT FF_IDCT_FAAN
+static const char *const KIND_NAMES[] = {
+#define X(id, name, what, by) name,
+    SL_PICTURE_KINDS(X)
+#undef X
+};
 
-typedef enum { PNG, JPEG, WEBP, BMP } kind;
-static const char *const KIND_NAMES[] = {"PNG", "JPEG", "WebP", "BMP"};
-static const enum AVCodecID KIND_CODECS[] = {AV_CODEC_ID_PNG, AV_CODEC_ID_MJPEG, AV_CODEC_ID_WEBP,
-                                             AV_CODEC_ID_BMP};
+const char *sl_picture_kind_name(sl_picture_kind kind)
+{
+    return KIND_NAMES[kind];
+}
+
+const char *sl_picture_kinds(void)
+{
+    return "PNG, JPEG, WebP, BMP, GIF, TIFF, JPEG 2000, PPM, AVIF or HEIC";
+}
 
 /* What the file says of itself before its pixels. */
 typedef struct {
-    kind kind;
+    sl_picture_kind kind;
     int64_t w, h;
-    int orientation; /* EXIF's: 1..8 */
-    bool whole;      /* its end mark is there */
+    bool whole;     /* its end mark is there */
+    sl_boxes boxes; /* of an AVIF or HEIC */
+    /* GIF, animated WebP: the first frame, its place on the canvas and the canvas' colour */
+    bool framed;
+    sl_span_of frame, palette;
+    int x, y, frame_w, frame_h, flags;
+    uint8_t fill[3];
 } header;
 
-/* Bytes with a length; every read below asks `has` first. */
-typedef struct {
-    const uint8_t *at;
-    size_t n;
-} span;
-
-static bool has(span s, size_t offset, size_t n)
+static void png_header(header *h, sl_span_of s)
 {
-    return offset <= s.n && n <= s.n - offset;
-}
-
-static bool starts(span s, size_t offset, const char *text, size_t n)
-{
-    return has(s, offset, n) && !memcmp(s.at + offset, text, n);
-}
-
-static uint32_t be16(const uint8_t *p)
-{
-    return (uint32_t)p[0] << 8 | p[1];
-}
-static uint32_t be32(const uint8_t *p)
-{
-    return be16(p) << 16 | be16(p + 2);
-}
-static uint32_t le16(const uint8_t *p)
-{
-    return (uint32_t)p[1] << 8 | p[0];
-}
-static uint32_t le24(const uint8_t *p)
-{
-    return (uint32_t)p[2] << 16 | le16(p);
-}
-static uint32_t le32(const uint8_t *p)
-{
-    return le16(p + 2) << 16 | le16(p);
-}
-
-/* The orientation (tag 0x112) in the first directory of a TIFF block; 1 if it is not
- * there or nonsense. */
-static int exif_orientation(span s)
-{
-    if (starts(s, 0, "Exif\0\0", 6)) s = (span){s.at + 6, s.n - 6};
-    bool little = starts(s, 0, "II*\0", 4);
-    if (!little && !starts(s, 0, "MM\0*", 4)) return 1;
-    if (!has(s, 4, 4)) return 1;
-    size_t dir = little ? le32(s.at + 4) : be32(s.at + 4);
-    if (!has(s, dir, 2)) return 1;
-    size_t n = little ? le16(s.at + dir) : be16(s.at + dir);
-    for (size_t i = 0; i < n && has(s, dir + 2 + i * 12, 12); i++) {
-        const uint8_t *e = s.at + dir + 2 + i * 12;
-        if ((little ? le16(e) : be16(e)) != 0x112) continue;
-        uint32_t v = little ? le16(e + 8) : be16(e + 8);
-        return v >= 1 && v <= 8 ? (int)v : 1;
-    }
-    return 1;
-}
-
-static void png_header(header *h, span s)
-{
-    if (!starts(s, 12, "IHDR", 4) || !has(s, 16, 13)) return;
-    h->w = be32(s.at + 16);
-    h->h = be32(s.at + 20);
-    for (size_t at = 8; has(s, at, 12);) {
-        size_t n = be32(s.at + at);
-        if (!has(s, at, 12 + n)) return;
-        if (starts(s, at + 4, "eXIf", 4))
-            h->orientation = exif_orientation((span){s.at + at + 8, n});
-        if (starts(s, at + 4, "IEND", 4)) {
+    if (!sl_starts(s, 12, "IHDR", 4) || !sl_has(s, 16, 13)) return;
+    h->w = sl_be32(s.at + 16);
+    h->h = sl_be32(s.at + 20);
+    for (size_t at = 8; sl_has(s, at, 12);) {
+        const size_t n = sl_be32(s.at + at);
+        if (!sl_has(s, at, 12 + n)) return;
+        if (sl_starts(s, at + 4, "IEND", 4)) {
             h->whole = true;
             return;
         }
@@ -121,7 +67,7 @@ static void png_header(header *h, span s)
 
 /* The first marker that is neither a stuffed byte nor a restart, from `at` on; the end if
  * there is none. */
-static size_t after_scan(span s, size_t at)
+static size_t after_scan(sl_span_of s, size_t at)
 {
     for (; at + 1 < s.n; at++)
         if (s.at[at] == 0xff && s.at[at + 1] != 0 && s.at[at + 1] != 0xff &&
@@ -130,10 +76,10 @@ static size_t after_scan(span s, size_t at)
     return s.n;
 }
 
-static void jpeg_header(header *h, span s)
+static void jpeg_header(header *h, sl_span_of s)
 {
     bool scan = false;
-    for (size_t at = 2; has(s, at, 2);) {
+    for (size_t at = 2; sl_has(s, at, 2);) {
         uint8_t mark = s.at[at + 1];
         if (s.at[at] != 0xff || mark == 0xff) {
             at++; /* fill, or bytes that decoders skip */
@@ -147,16 +93,14 @@ static void jpeg_header(header *h, span s)
             at += 2;
             continue;
         }
-        if (!has(s, at, 4)) return;
-        size_t n = be16(s.at + at + 2);
-        if (n < 2 || !has(s, at + 2, n)) return;
+        if (!sl_has(s, at, 4)) return;
+        size_t n = sl_be16(s.at + at + 2);
+        if (n < 2 || !sl_has(s, at + 2, n)) return;
         bool frame = mark >= 0xc0 && mark <= 0xcf && mark != 0xc4 && mark != 0xc8 && mark != 0xcc;
         if (frame && !h->w && n >= 8) {
-            h->h = be16(s.at + at + 5);
-            h->w = be16(s.at + at + 7);
+            h->h = sl_be16(s.at + at + 5);
+            h->w = sl_be16(s.at + at + 7);
         }
-        if (mark == 0xe1 && starts(s, at + 4, "Exif\0\0", 6))
-            h->orientation = exif_orientation((span){s.at + at + 4, n - 2});
         at += 2 + n;
         if (mark == 0xda) {
             scan = true;
@@ -165,84 +109,207 @@ static void jpeg_header(header *h, span s)
     }
 }
 
-/* False for an animation. */
-static bool read_webp_header(header *h, span s)
+/* Where an animation's first frame lies. Its canvas is clear black, and alpha is dropped. */
+static void webp_frame(header *h, sl_span_of anmf)
 {
-    size_t end = (size_t)le32(s.at + 4) + 8;
-    h->whole = end <= s.n;
-    for (size_t at = 12; has(s, at, 8);) {
-        size_t n = le32(s.at + at + 4), d = at + 8;
-        if (starts(s, at, "VP8X", 4) && has(s, d, 10)) {
-            if (s.at[d] & 2) return false;
-            h->w = le24(s.at + d + 4) + 1;
-            h->h = le24(s.at + d + 7) + 1;
-        } else if (starts(s, at, "VP8L", 4) && has(s, d, 5) && !h->w) {
-            uint32_t bits = le32(s.at + d + 1);
-            h->w = (bits & 0x3fff) + 1;
-            h->h = (bits >> 14 & 0x3fff) + 1;
-        } else if (starts(s, at, "VP8 ", 4) && has(s, d, 10) && !h->w) {
-            h->w = le16(s.at + d + 6) & 0x3fff;
-            h->h = le16(s.at + d + 8) & 0x3fff;
-        } else if (starts(s, at, "EXIF", 4) && has(s, d, n)) {
-            h->orientation = exif_orientation((span){s.at + d, n});
-        }
-        if (!has(s, d, n)) return true;
-        at = d + n + (n & 1);
-    }
-    return true;
+    if (h->framed || anmf.n < 16) return;
+    h->framed = true;
+    h->frame = sl_part(anmf, 16, anmf.n);
+    h->x = (int)sl_le24(anmf.at) * 2;
+    h->y = (int)sl_le24(anmf.at + 3) * 2;
+    h->frame_w = (int)sl_le24(anmf.at + 6) + 1;
+    h->frame_h = (int)sl_le24(anmf.at + 9) + 1;
 }
 
-static void bmp_header(header *h, span s)
+static void webp_header(header *h, sl_span_of s)
 {
-    if (!has(s, 14, 12)) return;
-    h->whole = le32(s.at + 2) <= s.n; /* the decoder counts the pixels itself */
-    if (le32(s.at + 14) < 40) {
-        h->w = le16(s.at + 18);
-        h->h = le16(s.at + 20);
+    bool animated = false;
+    h->whole = sl_has(s, 0, (size_t)sl_le32(s.at + 4) + 8);
+    for (size_t at = 12; sl_has(s, at, 8);) {
+        size_t n = sl_le32(s.at + at + 4), d = at + 8;
+        if (sl_starts(s, at, "VP8X", 4) && sl_has(s, d, 10)) {
+            animated = s.at[d] & 2;
+            h->w = sl_le24(s.at + d + 4) + 1;
+            h->h = sl_le24(s.at + d + 7) + 1;
+        } else if (sl_starts(s, at, "VP8L", 4) && sl_has(s, d, 5) && !h->w) {
+            uint32_t bits = sl_le32(s.at + d + 1);
+            h->w = (bits & 0x3fff) + 1;
+            h->h = (bits >> 14 & 0x3fff) + 1;
+        } else if (sl_starts(s, at, "VP8 ", 4) && sl_has(s, d, 10) && !h->w) {
+            h->w = sl_le16(s.at + d + 6) & 0x3fff;
+            h->h = sl_le16(s.at + d + 8) & 0x3fff;
+        } else if (animated && sl_starts(s, at, "ANMF", 4)) webp_frame(h, sl_part(s, d, n));
+        if (!sl_has(s, d, n)) break;
+        at = d + n + (n & 1);
+    }
+    if (animated && !h->framed) h->whole = false;
+}
+
+static void bmp_header(header *h, sl_span_of s)
+{
+    if (!sl_has(s, 14, 12)) return;
+    h->whole = sl_le32(s.at + 2) <= s.n; /* the decoder counts the pixels itself */
+    if (sl_le32(s.at + 14) < 40) {
+        h->w = sl_le16(s.at + 18);
+        h->h = sl_le16(s.at + 20);
     } else {
-        int64_t y = (int32_t)le32(s.at + 22);
-        h->w = (int32_t)le32(s.at + 18);
+        int64_t y = (int32_t)sl_le32(s.at + 22);
+        h->w = (int32_t)sl_le32(s.at + 18);
         h->h = y < 0 ? -y : y;
     }
 }
 
-/* A name for what people take for a picture and this does not read; NULL for anything
- * else. */
-static const char *stranger(span s)
+/* Behind a chain of GIF's data blocks; 0 if it does not end. */
+static size_t gif_blocks(sl_span_of s, size_t at)
 {
-    if (starts(s, 0, "GIF8", 4)) return "a GIF";
-    if (starts(s, 0, "II*\0", 4) || starts(s, 0, "MM\0*", 4)) return "a TIFF";
-    if (starts(s, 4, "ftypavi", 7)) return "an AVIF";
-    if (starts(s, 4, "ftyphei", 7) || starts(s, 4, "ftypmif1", 8)) return "a HEIC";
-    if (starts(s, 4, "ftyp", 4)) return "a video";
-    if (starts(s, 0, "%PDF", 4)) return "a PDF";
-    if (starts(s, 0, "\xff\x0a", 2) || starts(s, 4, "JXL ", 4)) return "a JPEG XL";
+    while (sl_has(s, at, 1)) {
+        if (!s.at[at]) return at + 1;
+        at += 1 + (size_t)s.at[at];
+    }
+    return 0;
+}
+
+/* The canvas as Pillow has it: as wide as the first frame needs, filled with its transparent
+ * colour, else with colour 0. */
+static void gif_frame(header *h, sl_span_of s, size_t at, int clear)
+{
+    const uint8_t *d = s.at + at + 1;
+    h->x = (int)sl_le16(d);
+    h->y = (int)sl_le16(d + 2);
+    h->frame_w = (int)sl_le16(d + 4);
+    h->frame_h = (int)sl_le16(d + 6);
+    h->flags = d[8];
+    if (h->x + h->frame_w > h->w) h->w = h->x + h->frame_w;
+    if (h->y + h->frame_h > h->h) h->h = h->y + h->frame_h;
+    at += 10;
+    if (h->flags & 0x80) {
+        h->palette = sl_part(s, at, (size_t)3 << ((h->flags & 7) + 1));
+        at += (size_t)3 << ((h->flags & 7) + 1);
+    }
+    const size_t end = gif_blocks(s, at + 1);
+    h->framed = end != 0 && h->frame_w > 0 && h->frame_h > 0;
+    h->whole = end != 0;
+    h->frame = sl_part(s, at, end ? end - at : 0);
+    const size_t k = 3 * (size_t)(clear < 0 ? 0 : clear);
+    if (sl_has(h->palette, k, 3)) memcpy(h->fill, h->palette.at + k, 3);
+    else if (!h->palette.n) memset(h->fill, clear < 0 ? 0 : clear, 3);
+}
+
+static void gif_header(header *h, sl_span_of s)
+{
+    int clear = -1;
+    size_t at = 13;
+    if (!sl_has(s, 0, 13)) return;
+    h->w = sl_le16(s.at + 6);
+    h->h = sl_le16(s.at + 8);
+    if (s.at[10] & 0x80) {
+        h->palette = sl_part(s, at, (size_t)3 << ((s.at[10] & 7) + 1));
+        at += (size_t)3 << ((s.at[10] & 7) + 1);
+    }
+    while (sl_has(s, at, 1) && s.at[at] != 0x3b) {
+        if (s.at[at] == 0x2c && sl_has(s, at, 11)) {
+            gif_frame(h, s, at, clear);
+            return;
+        }
+        if (s.at[at] != 0x21) { /* between blocks */
+            at++;
+            continue;
+        }
+        if (sl_has(s, at, 7) && s.at[at + 1] == 0xf9 && s.at[at + 2] >= 4)
+            clear = s.at[at + 3] & 1 ? s.at[at + 6] : -1;
+        if (!(at = gif_blocks(s, at + 2))) return;
+    }
+}
+
+/* JP2's boxes around a codestream, or the codestream alone. */
+static void jp2_header(header *h, sl_span_of s)
+{
+    size_t at = 0;
+    if (!sl_starts(s, 0, "\xff\x4f\xff\x51", 4)) {
+        for (at = 12; sl_has(s, at, 8) && !sl_starts(s, at + 4, "jp2c", 4);) {
+            const size_t n = sl_be32(s.at + at);
+            if (n < 8 || !sl_has(s, at, n)) return;
+            at += n;
+        }
+        if (!sl_has(s, at, 8)) return;
+        const size_t n = sl_be32(s.at + at);
+        if (n > 1) s = sl_part(s, 0, at + n);
+        at += n == 1 ? 16 : 8;
+    }
+    if (!sl_starts(s, at, "\xff\x4f\xff\x51", 4) || !sl_has(s, at, 24)) return;
+    h->w = (int64_t)sl_be32(s.at + at + 8) - sl_be32(s.at + at + 16);
+    h->h = (int64_t)sl_be32(s.at + at + 12) - sl_be32(s.at + at + 20);
+    h->whole = sl_starts(s, s.n - 2, "\xff\xd9", 2);
+}
+
+/* Nothing but pixels tells whether libheif's files are whole. */
+static void boxes_header(header *h, sl_span_of s)
+{
+    sl_boxes_read(&h->boxes, s);
+    h->w = h->boxes.w;
+    h->h = h->boxes.h;
+    h->whole = h->boxes.whole;
+    if (!h->boxes.av1) h->kind = SL_PICTURE_HEIC;
+}
+
+/* A name for what people take for a picture and this does not read; NULL for anything else. */
+static const char *stranger(sl_span_of s)
+{
+    if (sl_starts(s, 4, "ftyp", 4) || sl_starts(s, 0, "\x1a\x45\xdf\xa3", 4)) return "a video";
+    if (sl_starts(s, 0, "%PDF", 4)) return "a PDF";
+    if (sl_starts(s, 0, "\xff\x0a", 2) || sl_starts(s, 4, "JXL ", 4)) return "a JPEG XL";
+    if (sl_starts(s, 0, "8BPS", 4)) return "a Photoshop document";
+    if (sl_starts(s, 0, "<svg", 4) || sl_starts(s, 0, "<?xml", 5)) return "an SVG or other XML";
+    if (sl_starts(s, 0, "<!DOCTYPE", 9) || sl_starts(s, 0, "<html", 5)) return "a web page";
+    if (sl_starts(s, 0, "version https://git-lfs", 23)) return "a Git LFS pointer";
     return NULL;
 }
 
-static sl_code read_header(header *h, span s, const char *name, sl_err *err)
+static bool is_heif(sl_span_of s)
 {
-    *h = (header){.orientation = 1};
+    static const char BRANDS[][5] = {"avif", "avis", "mif1", "msf1", "heic",
+                                     "heix", "heim", "heis", "hevc", "mif2"};
+    for (size_t i = 0; i < sizeof BRANDS / sizeof *BRANDS && sl_starts(s, 4, "ftyp", 4); i++)
+        if (sl_starts(s, 8, BRANDS[i], 4)) return true;
+    return false;
+}
+
+/* By the first bytes; SL_PICTURE_KIND_COUNT for none of them. */
+static sl_picture_kind kind_of(sl_span_of s)
+{
+    if (sl_starts(s, 0, "\x89PNG\r\n\x1a\n", 8)) return SL_PICTURE_PNG;
+    if (sl_starts(s, 0, "\xff\xd8\xff", 3)) return SL_PICTURE_JPEG;
+    if (sl_starts(s, 0, "RIFF", 4) && sl_starts(s, 8, "WEBP", 4)) return SL_PICTURE_WEBP;
+    if (sl_starts(s, 0, "BM", 2) && sl_has(s, 14, 12)) return SL_PICTURE_BMP;
+    if (sl_starts(s, 0, "GIF87a", 6) || sl_starts(s, 0, "GIF89a", 6)) return SL_PICTURE_GIF;
+    if (sl_starts(s, 0, "II*\0", 4) || sl_starts(s, 0, "MM\0*", 4)) return SL_PICTURE_TIFF;
+    if (sl_starts(s, 0, "\0\0\0\x0cjP  \r\n\x87\n", 12) || sl_starts(s, 0, "\xff\x4f\xff\x51", 4))
+        return SL_PICTURE_JP2;
+    int64_t w, h;
+    bool whole;
+    if (sl_pnm_header(s, &w, &h, &whole)) return SL_PICTURE_PNM;
+    return is_heif(s) ? SL_PICTURE_AVIF : SL_PICTURE_KIND_COUNT;
+}
+
+static sl_code read_header(header *h, sl_span_of s, const char *name, sl_err *err)
+{
+    *h = (header){.kind = kind_of(s)};
     if (!s.n)
-        return sl_fail(err, SL_FORMAT,
-                       "%s: the file is empty, want a picture (PNG, JPEG, WebP or BMP)", name);
-    if (starts(s, 0, "\x89PNG\r\n\x1a\n", 8)) {
-        h->kind = PNG;
-        png_header(h, s);
-    } else if (starts(s, 0, "\xff\xd8\xff", 3)) {
-        h->kind = JPEG;
-        jpeg_header(h, s);
-    } else if (starts(s, 0, "RIFF", 4) && starts(s, 8, "WEBP", 4)) {
-        h->kind = WEBP;
-        if (!read_webp_header(h, s))
-            return sl_fail(err, SL_FORMAT, "%s: an animated WebP, want a still picture", name);
-    } else if (starts(s, 0, "BM", 2) && has(s, 14, 12)) {
-        h->kind = BMP;
-        bmp_header(h, s);
-    } else {
-        const char *what = stranger(s);
-        return sl_fail(err, SL_FORMAT, "%s: %s, want a picture (PNG, JPEG, WebP or BMP)", name,
-                       what ? what : "not a picture");
+        return sl_fail(err, SL_FORMAT, "%s: the file is empty, want a picture (%s)", name,
+                       sl_picture_kinds());
+    switch (h->kind) {
+    case SL_PICTURE_PNG: png_header(h, s); break;
+    case SL_PICTURE_JPEG: jpeg_header(h, s); break;
+    case SL_PICTURE_WEBP: webp_header(h, s); break;
+    case SL_PICTURE_BMP: bmp_header(h, s); break;
+    case SL_PICTURE_GIF: gif_header(h, s); break;
+    case SL_PICTURE_TIFF: sl_tiff_header(s, &h->w, &h->h, &h->whole); break;
+    case SL_PICTURE_JP2: jp2_header(h, s); break;
+    case SL_PICTURE_PNM: sl_pnm_header(s, &h->w, &h->h, &h->whole); break;
+    case SL_PICTURE_AVIF: boxes_header(h, s); break;
+    default:
+        return sl_fail(err, SL_FORMAT, "%s: %s, want a picture (%s)", name,
+                       stranger(s) ? stranger(s) : "not a picture", sl_picture_kinds());
     }
     if (h->w > SL_PICTURE_MAX_SIDE || h->h > SL_PICTURE_MAX_SIDE ||
         (h->w > 0 && h->h > SL_PICTURE_MAX_PIXELS / h->w))
@@ -258,12 +325,160 @@ static sl_code read_header(header *h, span s, const char *name, sl_err *err)
     return SL_OK;
 }
 
-/* The one frame of the file, decoded without a fault. */
-static sl_code decode(AVFrame *frame, const header *h, span s, const char *name, sl_err *err)
+/* ---- the packet ---- */
+
+/* PNG's signature, and the chunks that make the pixels. */
+static size_t png_packet(uint8_t *to, sl_span_of s)
 {
-    const AVCodec *codec = avcodec_find_decoder(KIND_CODECS[h->kind]);
-    AVCodecContext *c = codec ? avcodec_alloc_context3(codec) : NULL;
+    static const char KEPT[][5] = {"IHDR", "PLTE", "tRNS", "IDAT", "IEND"};
+    size_t n = 8;
+    memcpy(to, s.at, 8);
+    for (size_t at = 8; sl_has(s, at, 12);) {
+        const size_t size = 12 + (size_t)sl_be32(s.at + at);
+        if (!sl_has(s, at, size)) break;
+        for (int i = 0; i < 5; i++)
+            if (sl_starts(s, at + 4, KEPT[i], 4)) {
+                memcpy(to + n, s.at + at, size);
+                n += size;
+            }
+        if (sl_starts(s, at + 4, "IEND", 4)) break;
+        at += size;
+    }
+    return n;
+}
+
+static void put_le(uint8_t *to, size_t v, int bytes)
+{
+    for (int i = 0; i < bytes; i++) to[i] = (uint8_t)(v >> 8 * i);
+}
+
+/* A still WebP of w x h: the alpha and the pixels among these chunks. */
+static size_t webp_packet(uint8_t *to, sl_span_of chunks, int w, int h)
+{
+    size_t n = 12;
+    bool pixels = false;
+    memcpy(to, "RIFF\0\0\0\0WEBP", 12);
+    for (size_t at = 0; sl_has(chunks, at, 8) && !pixels;) {
+        const size_t size = sl_le32(chunks.at + at + 4), padded = 8 + size + (size & 1);
+        if (!sl_has(chunks, at, 8 + size)) break;
+        const bool alpha = sl_starts(chunks, at, "ALPH", 4);
+        pixels = sl_starts(chunks, at, "VP8 ", 4) || sl_starts(chunks, at, "VP8L", 4);
+        if (alpha && n == 12) {
+            memcpy(to + n, "VP8X\x0a\0\0\0\x10\0\0\0", 12);
+            put_le(to + n + 12, (size_t)w - 1, 3);
+            put_le(to + n + 15, (size_t)h - 1, 3);
+            n += 18;
+        }
+        if (alpha || pixels) {
+            memcpy(to + n, chunks.at + at, 8 + size);
+            if (size & 1) to[n + 8 + size] = 0;
+            n += padded;
+        }
+        at += padded;
+    }
+    put_le(to + 4, n - 8, 4);
+    return n;
+}
+
+/* The first frame alone on a screen of its size, without transparency. */
+static size_t gif_packet(uint8_t *to, const header *h)
+{
+    const size_t entries = h->palette.n / 3;
+    int bits = 0;
+    while (bits < 7 && ((size_t)2 << bits) < entries) bits++;
+    memset(to, 0, 13);
+    memcpy(to, "GIF89a", 6);
+    put_le(to + 6, (size_t)h->frame_w, 2);
+    put_le(to + 8, (size_t)h->frame_h, 2);
+    uint8_t *d = to + 13;
+    memset(d, 0, 10);
+    d[0] = 0x2c;
+    put_le(d + 5, (size_t)h->frame_w, 2);
+    put_le(d + 7, (size_t)h->frame_h, 2);
+    d[9] = (uint8_t)(0x80 | (h->flags & 0x40) | (entries ? bits : 7));
+    d += 10;
+    for (int i = 0; !entries && i < 256; i++, d += 3) memset(d, i, 3); /* greys */
+    if (entries) {
+        memset(d, 0, (size_t)6 << bits);
+        memcpy(d, h->palette.at, entries * 3);
+        d += (size_t)6 << bits;
+    }
+    memcpy(d, h->frame.at, h->frame.n);
+    d += h->frame.n;
+    *d++ = 0x3b;
+    return (size_t)(d - to);
+}
+
+/* Of a TIFF's first directory the entries that libavcodec knows: one that it does not is an error
+ * to it. */
+static void tiff_packet(uint8_t *to, sl_span_of s)
+{
+    static const uint16_t KNOWN[] = {256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292,
+                                     293, 317, 320, 322, 323, 324, 325, 339, 347, 530, 532};
+    const bool little = s.at[0] == 'I';
+    const size_t dir = little ? sl_le32(s.at + 4) : sl_be32(s.at + 4);
+    const unsigned n = little ? sl_le16(s.at + dir) : sl_be16(s.at + dir);
+    unsigned kept = 0;
+    memcpy(to, s.at, s.n);
+    for (unsigned i = 0; i < n; i++) {
+        const uint8_t *e = s.at + dir + 2 + (size_t)i * 12;
+        const unsigned tag = little ? sl_le16(e) : sl_be16(e);
+        for (size_t k = 0; k < sizeof KNOWN / sizeof *KNOWN; k++)
+            if (KNOWN[k] == tag) memcpy(to + dir + 2 + (size_t)kept++ * 12, e, 12);
+    }
+    to[dir] = (uint8_t)(little ? kept : kept >> 8);
+    to[dir + 1] = (uint8_t)(little ? kept >> 8 : kept);
+    if (kept < n) memset(to + dir + 2 + (size_t)kept * 12, 0, 4); /* no second page */
+}
+
+/* What the decoder gets. */
+static AVPacket *make_packet(const header *h, sl_span_of s)
+{
     AVPacket *packet = av_packet_alloc();
+    if (!packet || av_new_packet(packet, (int)s.n + 1024)) {
+        av_packet_free(&packet);
+        return NULL;
+    }
+    size_t n = s.n;
+    switch (h->kind) {
+    case SL_PICTURE_PNG: n = png_packet(packet->data, s); break;
+    case SL_PICTURE_WEBP:
+        n = webp_packet(packet->data, h->framed ? h->frame : sl_part(s, 12, s.n),
+                        h->framed ? h->frame_w : (int)h->w, h->framed ? h->frame_h : (int)h->h);
+        break;
+    case SL_PICTURE_TIFF: tiff_packet(packet->data, s); break;
+    case SL_PICTURE_GIF: n = gif_packet(packet->data, h); break;
+    case SL_PICTURE_AVIF:
+        n = h->boxes.configuration.n;
+        if (n) memcpy(packet->data, h->boxes.configuration.at, n);
+        memcpy(packet->data + n, h->boxes.sample.at, h->boxes.sample.n);
+        n += h->boxes.sample.n;
+        break;
+    default: memcpy(packet->data, s.at, s.n);
+    }
+    av_shrink_packet(packet, (int)n);
+    return packet;
+}
+
+static const AVCodec *decoder_of(sl_picture_kind kind)
+{
+    static const enum AVCodecID IDS[SL_PICTURE_KIND_COUNT] = {
+        [SL_PICTURE_PNG] = AV_CODEC_ID_PNG,   [SL_PICTURE_WEBP] = AV_CODEC_ID_WEBP,
+        [SL_PICTURE_BMP] = AV_CODEC_ID_BMP,   [SL_PICTURE_GIF] = AV_CODEC_ID_GIF,
+        [SL_PICTURE_TIFF] = AV_CODEC_ID_TIFF, [SL_PICTURE_JP2] = AV_CODEC_ID_JPEG2000,
+        [SL_PICTURE_AVIF] = AV_CODEC_ID_AV1};
+    const AVCodec *dav1d = /* libavcodec's own AV1 wants a GPU */
+        kind == SL_PICTURE_AVIF ? avcodec_find_decoder_by_name("libdav1d") : NULL;
+    return dav1d ? dav1d : avcodec_find_decoder(IDS[kind]);
+}
+
+/* The one frame of the file, decoded without a fault. */
+static sl_code decode(AVFrame *frame, const header *h, sl_span_of s, const char *name, sl_err *err)
+{
+    const AVCodec *codec = decoder_of(h->kind);
+    AVCodecContext *c = codec ? avcodec_alloc_context3(codec) : NULL;
+    AVPacket *packet = c ? make_packet(h, s) : NULL;
+    const int w = h->framed ? h->frame_w : (int)h->w, height = h->framed ? h->frame_h : (int)h->h;
     sl_code rc = SL_OK;
     int e = 0;
     if (!codec) {
@@ -271,209 +486,29 @@ static sl_code decode(AVFrame *frame, const header *h, span s, const char *name,
                      KIND_NAMES[h->kind]);
         goto done;
     }
-    if (!c || !packet || av_new_packet(packet, (int)s.n)) {
+    if (!packet) {
         rc = sl_fail(err, SL_NOMEM, "%s: no memory to decode %zu bytes", name, s.n);
         goto done;
     }
-    memcpy(packet->data, s.at, s.n);
     c->thread_count = 1;
     c->max_pixels = SL_PICTURE_MAX_PIXELS;
     c->err_recognition = AV_EF_CRCCHECK | AV_EF_EXPLODE;
-    c->idct_algo = JPEG_IDCT;
     if ((e = avcodec_open2(c, codec, NULL)) >= 0 && (e = avcodec_send_packet(c, packet)) >= 0) {
         avcodec_send_packet(c, NULL);
         e = avcodec_receive_frame(c, frame);
     }
     if (e == AVERROR(ENOMEM))
-        rc = sl_fail(err, SL_NOMEM, "%s: no memory for %lldx%lld pixels", name, (long long)h->w,
-                     (long long)h->h);
+        rc = sl_fail(err, SL_NOMEM, "%s: no memory for %dx%d pixels", name, w, height);
     else if (e < 0 || frame->decode_error_flags || (frame->flags & AV_FRAME_FLAG_CORRUPT))
         rc = sl_fail(err, SL_FORMAT, "%s: the %s picture is damaged or of a kind that is not read",
                      name, KIND_NAMES[h->kind]);
-    else if (frame->width != h->w || frame->height != h->h)
-        rc = sl_fail(err, SL_FORMAT, "%s: the header says %lldx%lld pixels, the picture has %dx%d",
-                     name, (long long)h->w, (long long)h->h, frame->width, frame->height);
+    else if (frame->width != w || frame->height != height)
+        rc = sl_fail(err, SL_FORMAT, "%s: the header says %dx%d pixels, the picture has %dx%d",
+                     name, w, height, frame->width, frame->height);
 done:
     av_packet_free(&packet);
     avcodec_free_context(&c);
     return rc;
-}
-
-/* ---- colours: each function fills rgb [h, w, 3] ---- */
-
-/* Pixels side by side: bytes a pixel and where the (upper byte of the) colours are. */
-static const struct {
-    enum AVPixelFormat format;
-    uint8_t bytes, r, g, b;
-} PACKED[] = {
-    {AV_PIX_FMT_RGB24, 3, 0, 1, 2},    {AV_PIX_FMT_RGBA, 4, 0, 1, 2},
-    {AV_PIX_FMT_RGB0, 4, 0, 1, 2},     {AV_PIX_FMT_BGR24, 3, 2, 1, 0},
-    {AV_PIX_FMT_BGRA, 4, 2, 1, 0},     {AV_PIX_FMT_BGR0, 4, 2, 1, 0},
-    {AV_PIX_FMT_ARGB, 4, 1, 2, 3},     {AV_PIX_FMT_GRAY8, 1, 0, 0, 0},
-    {AV_PIX_FMT_YA8, 2, 0, 0, 0},      {AV_PIX_FMT_RGB48BE, 6, 0, 2, 4},
-    {AV_PIX_FMT_RGBA64BE, 8, 0, 2, 4}, {AV_PIX_FMT_GRAY16BE, 2, 0, 0, 0},
-    {AV_PIX_FMT_YA16BE, 4, 0, 0, 0},
-};
-
-static bool convert_packed(uint8_t *rgb, const AVFrame *f)
-{
-    size_t k = 0;
-    while (k < sizeof PACKED / sizeof *PACKED && PACKED[k].format != f->format) k++;
-    if (k == sizeof PACKED / sizeof *PACKED) return false;
-    for (int y = 0; y < f->height; y++) {
-        const uint8_t *p = f->data[0] + (ptrdiff_t)y * f->linesize[0];
-        for (int x = 0; x < f->width; x++, p += PACKED[k].bytes) {
-            *rgb++ = p[PACKED[k].r];
-            *rgb++ = p[PACKED[k].g];
-            *rgb++ = p[PACKED[k].b];
-        }
-    }
-    return true;
-}
-
-static bool convert_indexed(uint8_t *rgb, const AVFrame *f)
-{
-    bool bits = f->format == AV_PIX_FMT_MONOBLACK || f->format == AV_PIX_FMT_MONOWHITE;
-    if (!bits && f->format != AV_PIX_FMT_PAL8) return false;
-    for (int y = 0; y < f->height; y++) {
-        const uint8_t *p = f->data[0] + (ptrdiff_t)y * f->linesize[0];
-        for (int x = 0; x < f->width; x++, rgb += 3) {
-            uint32_t c;
-            if (bits)
-                c = ((p[x / 8] >> (7 - x % 8) & 1) != 0) != (f->format == AV_PIX_FMT_MONOWHITE)
-                        ? 0xffffff
-                        : 0;
-            else memcpy(&c, f->data[1] + 4 * (size_t)p[x], 4); /* 0xaarrggbb */
-            rgb[0] = (uint8_t)(c >> 16);
-            rgb[1] = (uint8_t)(c >> 8);
-            rgb[2] = (uint8_t)c;
-        }
-    }
-    return true;
-}
-
-static uint8_t clip8(int v)
-{
-    return (uint8_t)(v < 0 ? 0 : v > 255 ? 255 : v);
-}
-
-/* One line of chroma at full width, as libjpeg-turbo's h2v1, h2v2 and h1v2 "fancy"
- * upsampling and its plain one. near: the chroma row that covers the line, far: the row
- * beyond its nearer edge (near itself at the border). hs, vs: log2 of the factors; lower:
- * the second line of a pair. */
-static void jpeg_chroma(uint8_t *out, const uint8_t *near, const uint8_t *far, int cw, int w,
-                        int hs, int vs, bool lower)
-{
-    if (hs == 0 && vs == 1) {
-        for (int x = 0; x < w; x++)
-            out[x] = (uint8_t)((near[x] * 3 + far[x] + (lower ? 2 : 1)) >> 2);
-    } else if (hs == 1 && vs <= 1 && cw > 2) {
-        int a = vs ? 3 : 1, b = vs ? 1 : 0, unit = vs ? 4 : 1, round0 = vs ? 8 : 1,
-            round1 = vs ? 7 : 2, shift = vs ? 4 : 2;
-        for (int x = 0; x < w; x++) {
-            int c = x / 2, side = x & 1 ? c + 1 : c - 1, mid = near[c] * a + far[c] * b;
-            if (side < 0 || side >= cw) { /* the ends of the row */
-                out[x] = (uint8_t)(vs ? (mid * unit + (x & 1 ? round1 : round0)) >> shift : mid);
-                continue;
-            }
-            out[x] =
-                (uint8_t)((mid * 3 + near[side] * a + far[side] * b + (x & 1 ? round1 : round0)) >>
-                          shift);
-        }
-    } else {
-        for (int x = 0; x < w; x++) out[x] = near[x >> hs];
-    }
-}
-
-/* Full-range BT.601 in libjpeg's 16-bit fixed point. */
-static bool convert_jpeg(uint8_t *rgb, const AVFrame *f, const AVPixFmtDescriptor *d)
-{
-    int hs = d->log2_chroma_w, vs = d->log2_chroma_h, cw = AV_CEIL_RSHIFT(f->width, hs),
-        ch = AV_CEIL_RSHIFT(f->height, vs);
-    uint8_t *line = malloc((size_t)f->width * 2);
-    if (!line) return false;
-    for (int y = 0; y < f->height; y++) {
-        bool lower = vs == 1 && (y & 1);
-        int near = y >> vs, far = vs != 1 ? near : lower ? near + 1 : near - 1;
-        if (far < 0 || far >= ch) far = near;
-        for (int c = 0; c < 2; c++) {
-            const uint8_t *plane = f->data[1 + c];
-            ptrdiff_t pitch = f->linesize[1 + c];
-            jpeg_chroma(line + (size_t)c * (size_t)f->width, plane + near * pitch,
-                        plane + far * pitch, cw, f->width, hs, vs, lower);
-        }
-        const uint8_t *luma = f->data[0] + (ptrdiff_t)y * f->linesize[0];
-        for (int x = 0; x < f->width; x++, rgb += 3) {
-            int cb = line[x] - 128, cr = line[f->width + x] - 128;
-            rgb[0] = clip8(luma[x] + ((91881 * cr + 32768) >> 16));
-            rgb[1] = clip8(luma[x] + ((-22554 * cb - 46802 * cr + 32768) >> 16));
-            rgb[2] = clip8(luma[x] + ((116130 * cb + 32768) >> 16));
-        }
-    }
-    free(line);
-    return true;
-}
-
-static int webp_clip(int v) /* of a 14-bit value */
-{
-    return v < 0 ? 0 : v >> 6 > 255 ? 255 : v >> 6;
-}
-
-/* One chroma sample of libwebp's bilinear upsampling at (x, y): 9:3:3:1 of the nearest
- * four, rounded in its two steps. */
-static int webp_chroma(const uint8_t *plane, ptrdiff_t pitch, int cw, int ch, int x, int y, int w)
-{
-    int row = y / 2, other = y & 1 ? row + 1 : row - 1, col = x / 2,
-        side = x & 1 ? col + 1 : col - 1;
-    if (other < 0 || other >= ch) other = row;
-    const uint8_t *near = plane + row * pitch, *far = plane + other * pitch;
-    if (x == 0 || side >= cw || (x == w - 1 && (x & 1))) return (3 * near[col] + far[col] + 2) >> 2;
-    int a = near[col], b = near[side], c = far[col], d = far[side];
-    return ((((a + b + c + d + 8) + 2 * (b + c)) >> 3) + a) >> 1;
-}
-
-/* Limited-range BT.601 in libwebp's 14-bit fixed point. */
-static void convert_webp(uint8_t *rgb, const AVFrame *f)
-{
-    int cw = (f->width + 1) / 2, ch = (f->height + 1) / 2;
-    for (int y = 0; y < f->height; y++)
-        for (int x = 0; x < f->width; x++, rgb += 3) {
-            int l = f->data[0][(ptrdiff_t)y * f->linesize[0] + x] * 19077 >> 8;
-            int u = webp_chroma(f->data[1], f->linesize[1], cw, ch, x, y, f->width);
-            int v = webp_chroma(f->data[2], f->linesize[2], cw, ch, x, y, f->width);
-            rgb[0] = (uint8_t)webp_clip(l + (v * 26149 >> 8) - 14234);
-            rgb[1] = (uint8_t)webp_clip(l - (u * 6419 >> 8) - (v * 13320 >> 8) + 8708);
-            rgb[2] = (uint8_t)webp_clip(l + (u * 33050 >> 8) - 17685);
-        }
-}
-
-/* Whatever else a decoder gives (planar RGB of a JPEG, 16-bit BMP). */
-static bool convert_other(uint8_t *rgb, const AVFrame *f)
-{
-    struct SwsContext *sws = sws_getContext(
-        f->width, f->height, f->format, f->width, f->height, AV_PIX_FMT_RGB24,
-        SWS_BICUBIC | SWS_ACCURATE_RND | SWS_FULL_CHR_H_INT | SWS_BITEXACT, NULL, NULL, NULL);
-    uint8_t *planes[4] = {rgb};
-    int pitches[4] = {f->width * 3};
-    bool done = sws && sws_scale(sws, (const uint8_t *const *)f->data, f->linesize, 0, f->height,
-                                 planes, pitches) == f->height;
-    sws_freeContext(sws);
-    return done;
-}
-
-static bool to_rgb(uint8_t *rgb, const AVFrame *f, kind from)
-{
-    const AVPixFmtDescriptor *d = av_pix_fmt_desc_get(f->format);
-    if (convert_packed(rgb, f) || convert_indexed(rgb, f)) return true;
-    bool yuv = d && d->nb_components >= 3 && (d->flags & AV_PIX_FMT_FLAG_PLANAR) &&
-               !(d->flags & AV_PIX_FMT_FLAG_RGB) && d->comp[0].depth == 8 &&
-               d->comp[1].plane == 1 && d->comp[2].plane == 2;
-    if (yuv && from == JPEG) return convert_jpeg(rgb, f, d);
-    if (yuv && from == WEBP && d->log2_chroma_w == 1 && d->log2_chroma_h == 1) {
-        convert_webp(rgb, f);
-        return true;
-    }
-    return convert_other(rgb, f);
 }
 
 /* Turn and mirror so that orientation 1 is reached. */
@@ -498,37 +533,70 @@ static bool orient(sl_picture *p, int orientation)
     return true;
 }
 
+/* The first frame on its canvas; what stands out is cut off. */
+static void paste(sl_picture *canvas, const uint8_t *rgb, const header *h)
+{
+    for (size_t i = 0; i < (size_t)canvas->w * (size_t)canvas->h; i++)
+        memcpy(canvas->rgb + i * 3, h->fill, 3);
+    int w = h->frame_w < canvas->w - h->x ? h->frame_w : canvas->w - h->x;
+    for (int y = 0; y < h->frame_h && y + h->y < canvas->h && w > 0; y++)
+        memcpy(canvas->rgb + ((size_t)(y + h->y) * (size_t)canvas->w + (size_t)h->x) * 3,
+               rgb + (size_t)y * (size_t)h->frame_w * 3, (size_t)w * 3);
+}
+
+/* Through libavcodec, into p->rgb. */
+static sl_code decode_frame(sl_picture *p, const header *h, sl_span_of s, const char *name,
+                            sl_err *err)
+{
+    AVFrame *frame = av_frame_alloc();
+    uint8_t *part = NULL;
+    sl_code rc = frame ? decode(frame, h, s, name, err)
+                       : sl_fail(err, SL_NOMEM, "%s: no memory to decode", name);
+    if (!rc && h->framed && !(part = malloc((size_t)h->frame_w * (size_t)h->frame_h * 3)))
+        rc = sl_fail(err, SL_NOMEM, "%s: no memory for %dx%d pixels", name, p->w, p->h);
+    if (!rc &&
+        !sl_frame_to_rgb(part ? part : p->rgb, frame, h->kind, h->boxes.matrix, h->boxes.range))
+        rc = sl_fail(err, SL_FORMAT, "%s: cannot turn %s pixels into RGB", name,
+                     av_get_pix_fmt_name(frame->format));
+    if (!rc && part) paste(p, part, h);
+    av_frame_free(&frame);
+    free(part);
+    return rc;
+}
+
+static sl_code decode_pixels(sl_picture *p, const header *h, sl_span_of s, const char *name,
+                             sl_err *err)
+{
+    if (h->kind == SL_PICTURE_JPEG) return sl_jpeg_decode(p->rgb, p->w, p->h, s, name, err);
+    if (h->kind != SL_PICTURE_PNM) return decode_frame(p, h, s, name, err);
+    if (sl_pnm_decode(p->rgb, s)) return SL_OK;
+    return sl_fail(err, SL_FORMAT, "%s: the PPM picture is damaged", name);
+}
+
 sl_code sl_picture_decode(sl_picture *out, const uint8_t *bytes, size_t length, const char *name,
                           sl_err *err)
 {
+    const sl_span_of s = {bytes, length};
     header h;
     sl_picture p = {0};
-    AVFrame *frame = NULL;
     sl_code rc;
     *out = p;
     if (length > SL_PICTURE_MAX_FILE)
         return sl_fail(err, SL_FORMAT, "%s: more than %zu bytes, the most that a picture may have",
                        name, SL_PICTURE_MAX_FILE);
-    if ((rc = read_header(&h, (span){bytes, length}, name, err))) return rc;
+    if ((rc = read_header(&h, s, name, err))) return rc;
+    if (h.kind == SL_PICTURE_HEIC) return sl_heif_decode(out, s, name, err);
     av_log_set_level(AV_LOG_QUIET);
-    p = (sl_picture){(int)h.w, (int)h.h, NULL};
-    if (!(frame = av_frame_alloc())) goto nomem;
-    if ((rc = decode(frame, &h, (span){bytes, length}, name, err))) goto done;
-    if (!(p.rgb = malloc((size_t)p.w * (size_t)p.h * 3))) goto nomem;
-    if (!to_rgb(p.rgb, frame, h.kind)) {
-        rc = sl_fail(err, SL_FORMAT, "%s: cannot turn %s pixels into RGB", name,
-                     av_get_pix_fmt_name(frame->format));
-        goto done;
-    }
-    av_frame_free(&frame);
-    if (!orient(&p, h.orientation)) goto nomem;
+    p = (sl_picture){(int)h.w, (int)h.h, malloc((size_t)h.w * (size_t)h.h * 3)};
+    if (!p.rgb) goto nomem;
+    if ((rc = decode_pixels(&p, &h, s, name, err))) goto done;
+    if (!orient(&p, sl_orientation(h.kind, s, h.boxes.turned))) goto nomem;
     *out = p;
     p.rgb = NULL;
     goto done;
 nomem:
     rc = sl_fail(err, SL_NOMEM, "%s: no memory for %dx%d pixels", name, p.w, p.h);
 done:
-    av_frame_free(&frame);
     free(p.rgb);
     return rc;
 }

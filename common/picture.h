@@ -1,9 +1,9 @@
 /* picture.h - read a picture file into 8-bit RGB, resize as Pillow does, write a PNG.
  *
- * PNG, JPEG, WebP and BMP are decoded through libavcodec and converted to RGB24; alpha is
- * dropped as PIL's convert("RGB") does, 16 bit is reduced, grey and palette are expanded,
- * EXIF orientation is applied. Limits are checked on the header, before any large
- * allocation. */
+ * What is read is SL_PICTURE_KINDS. Pixels come out as Pillow's convert("RGB") has them after
+ * ImageOps.exif_transpose: alpha is dropped, 16 bits are reduced, grey and palette are expanded, the
+ * orientation is applied wherever it stands. Colour profiles are not applied, and not looked at.
+ * Limits are checked on the header, before any large allocation. */
 #ifndef SL_PICTURE_H
 #define SL_PICTURE_H
 
@@ -15,6 +15,31 @@
 #define SL_PICTURE_MAX_PIXELS (178956970) /* Pillow's own decompression-bomb limit */
 #define SL_PICTURE_MAX_SIDE 65535
 #define SL_PICTURE_MAX_FILE ((size_t)256 << 20)
+
+/* Kinds of pictures: name, what is read of them (README's table is held to it), and the decoder. */
+#define SL_PICTURE_KINDS(X)                                                                        \
+    X(PNG, "PNG", "1 to 16 bits, palette, alpha; of an APNG the still picture", "libavcodec")      \
+    X(JPEG, "JPEG", "baseline, progressive, arithmetic; grey, colour, CMYK, YCCK", "libjpeg")      \
+    X(WEBP, "WebP", "lossy, lossless; of an animation the first frame", "libavcodec")              \
+    X(BMP, "BMP", "16 to 32 bits, palette", "libavcodec")                                          \
+    X(GIF, "GIF", "the first frame", "libavcodec")                                                 \
+    X(TIFF, "TIFF", "the first page: grey, palette, RGB, CMYK; LZW, deflate, PackBits, fax",       \
+      "libavcodec")                                                                                \
+    X(JP2, "JPEG 2000", "JP2 and bare codestreams", "libavcodec")                                  \
+    X(PNM, "PPM", "and PGM and PBM, plain and raw", "own")                                         \
+    X(AVIF, "AVIF", "one still picture, 8 to 12 bits", "libavcodec (dav1d)")                       \
+    X(HEIC, "HEIC", "and AVIF of several tiles, where libheif is", "libheif")
+
+typedef enum {
+#define X(id, name, what, by) SL_PICTURE_##id,
+    SL_PICTURE_KINDS(X)
+#undef X
+        SL_PICTURE_KIND_COUNT
+} sl_picture_kind;
+
+const char *sl_picture_kind_name(sl_picture_kind kind);
+/* "PNG, JPEG, ... or HEIC" */
+const char *sl_picture_kinds(void);
 
 typedef struct {
     int w, h;

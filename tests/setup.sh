@@ -27,7 +27,9 @@ cmocka|libcmocka-dev
 libutf8proc|libutf8proc-dev
 libmicrohttpd|libmicrohttpd-dev
 libcurl|libcurl4-openssl-dev
-sqlite3|libsqlite3-dev'
+sqlite3|libsqlite3-dev
+libjpeg|libjpeg-dev
+zlib|zlib1g-dev'
 programs='cc|build-essential
 c++|build-essential
 make|build-essential

@@ -84,6 +84,59 @@ static void as_pillow(void **state)
     free(resized);
 }
 
+/* Every picture of kinds/: where its orientation stands, kinds, and how its pixels are kept. */
+static void odd_ones_as_pillow(void **state)
+{
+    (void)state;
+    size_t size, at = 0;
+    uint8_t *want = slurp(DIR "kinds/pictures.bin", &size);
+    FILE *index = fopen(DIR "kinds/index.txt", "r");
+    char name[100], path[200];
+    int w, h, level, rows = 0;
+    assert_non_null(index);
+    for (; fscanf(index, "%99s %d %d %d", name, &w, &h, &level) == 4; rows++) {
+        sl_picture p = {0};
+        sl_err err = {0};
+        double part;
+        snprintf(path, sizeof path, DIR "kinds/%s", name);
+        T_OK(sl_picture_read(&p, path, &err));
+        if (p.w != w || p.h != h) fail_msg("%s is %dx%d, want %dx%d", name, p.w, p.h, w, h);
+        int most = compare(p.rgb, want + at, (size_t)w * (size_t)h * 3, &part);
+        at += (size_t)w * (size_t)h * 3;
+        if (most > level)
+            fail_msg("%s: %.1f %% of bytes differ, by up to %d", name, 100 * part, most);
+        sl_picture_free(&p);
+    }
+    assert_int_equal(rows, 86);
+    assert_int_equal(at, size);
+    fclose(index);
+    free(want);
+}
+
+/* README's table is the list of kinds. */
+static void kinds_as_told(void **state)
+{
+    (void)state;
+    static const char *const ROWS[] = {
+#define X(id, name, what, by) "| " name " | " what " | " by " |\n",
+        SL_PICTURE_KINDS(X)
+#undef X
+    };
+    size_t n;
+    char *readme = (char *)slurp("README.md", &n);
+    readme[n] = 0;
+    const char *at = strstr(readme, "| picture | what of it | read by |\n|---|---|---|\n");
+    assert_non_null(at);
+    at += strlen("| picture | what of it | read by |\n|---|---|---|\n");
+    for (int i = 0; i < SL_PICTURE_KIND_COUNT; at += strlen(ROWS[i]), i++) {
+        if (strncmp(at, ROWS[i], strlen(ROWS[i]))) fail_msg("README.md lacks: %s", ROWS[i]);
+        if (!strstr(sl_picture_kinds(), sl_picture_kind_name((sl_picture_kind)i)))
+            fail_msg("sl_picture_kinds lacks %s", sl_picture_kind_name((sl_picture_kind)i));
+    }
+    assert_true(*at == '\n');
+    free(readme);
+}
+
 static void refused(void **state)
 {
     (void)state;
@@ -99,7 +152,9 @@ static void refused(void **state)
         {DIR "cut.webp", SL_FORMAT, "cut.webp: the WebP picture is truncated after "},
         {DIR "short.png", SL_FORMAT, "short.png: the PNG picture is damaged"},
         {DIR "make.py", SL_FORMAT,
-         "make.py: not a picture, want a picture (PNG, JPEG, WebP or BMP)"},
+         "make.py: not a picture, want a picture (PNG, JPEG, WebP, BMP, GIF, TIFF, JPEG 2000, PPM, "
+         "AVIF or "
+         "HEIC)"},
         {"/dev/null", SL_FORMAT, "/dev/null: the file is empty"},
         {DIR, SL_SYS, "pictures/: cannot be read: Is a directory"},
         {DIR "none.png", SL_SYS, "none.png: cannot be opened: No such file or directory"},
@@ -117,14 +172,19 @@ static void refused(void **state)
         const char *says;
     } raw[] = {
         {"\x89", 1, "x: not a picture"},
-        {"GIF89a....", 10, "x: a GIF, want"},
+        {"GIF89a\1\0\1\0\0\0\0;", 14, "x: the GIF picture is truncated after 14 bytes"},
         {"\0\0\0\x18"
          "ftypheic",
-         12, "x: a HEIC, want"},
+         12, "x: the HEIC picture is truncated after 12 bytes"},
+        {"\0\0\0\x18"
+         "ftypisom",
+         12, "x: a video, want"},
+        {"<html>", 6, "x: a web page, want"},
         {"\xff\xd8\xff\xd9", 4, "truncated"},
         {"BM\0\0\0\0\0\0\0\0\0\0\0\0\x28\0\0\0\0\0\0\0\0\0\0\0", 26,
          "x: the BMP header says 0x0 pixels"},
-        {"RIFF\x16\0\0\0WEBPVP8X\x0a\0\0\0\x02\0\0\0\x07\0\0\x07\0\0", 30, "x: an animated WebP"},
+        {"RIFF\x16\0\0\0WEBPVP8X\x0a\0\0\0\x02\0\0\0\x07\0\0\x07\0\0", 30,
+         "x: the WebP picture is truncated after 30 bytes"},
     };
     for (size_t i = 0; i < sizeof raw / sizeof *raw; i++) {
         sl_err err = {0};
@@ -139,15 +199,32 @@ static void refused(void **state)
 static void every_truncation_is_refused(void **state)
 {
     (void)state;
-    static const char *const files[] = {"rgb.png",         "palette.png",   "420.jpg",
-                                        "progressive.jpg", "exif6.jpg",     "lossy.webp",
-                                        "alpha.webp",      "lossless.webp", "rgb.bmp"};
+    static const char *const files[] = {"rgb.png",
+                                        "palette.png",
+                                        "420.jpg",
+                                        "progressive.jpg",
+                                        "exif6.jpg",
+                                        "lossy.webp",
+                                        "alpha.webp",
+                                        "lossless.webp",
+                                        "rgb.bmp",
+                                        "kinds/arith.jpg",
+                                        "kinds/animated.webp",
+                                        "kinds/moved.gif",
+                                        "kinds/tiff_lzw.tif",
+                                        "kinds/bare.j2k",
+                                        "kinds/grey.jp2",
+                                        "kinds/p6.ppm",
+                                        "kinds/p5.pgm",
+                                        "kinds/p1.pbm",
+                                        "kinds/444.avif"};
     for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
         char path[200];
         size_t n;
         snprintf(path, sizeof path, DIR "%s", files[i]);
         uint8_t *bytes = slurp(path, &n);
         for (size_t cut = 0; cut<n; cut += n - cut> 40 && cut > 40 ? 13 : 1) {
+            if (ends(files[i], ".gif") && cut == n - 1) continue; /* the last mark is no pixel */
             uint8_t *part = malloc(cut + 1); /* of its own, so that reading past it shows */
             sl_err err = {0};
             sl_picture p = {0};
@@ -228,6 +305,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(as_pillow),
+        cmocka_unit_test(odd_ones_as_pillow),
+        cmocka_unit_test(kinds_as_told),
         cmocka_unit_test(refused),
         cmocka_unit_test(every_truncation_is_refused),
         cmocka_unit_test(pixels_as_golden),

@@ -18,6 +18,7 @@
 #include "stages/cli/terminal.h"
 #include "stages/cli/video.h"
 #include "stages/job/files.h"
+#include "stages/job/piped.h"
 
 #define FORM_PARTS 64
 
@@ -217,8 +218,9 @@ static sl_code check_input(const char *path, const char *option, sl_err *err)
 static sl_code check_task(const submission *s, task *t, sl_err *err)
 {
     const sl_outcome *o = &t->wanted;
-    const char *const inputs[] = {t->image, t->last_image, t->noise};
+    char *const inputs[] = {t->image, t->last_image, t->noise};
     sl_code rc;
+    if ((rc = sl_take_pipes(inputs, 3, err))) return rc;
     if (!json_object_get(t->fields, "prompt"))
         return sl_fail(err, SL_ARG, "no prompt: want --prompt TEXT (it may be empty)");
     if ((rc = check_input(t->image, "image", err)) ||

@@ -20,6 +20,7 @@
 #include "stages/job/files.h"
 #include "stages/job/lora.h"
 #include "stages/job/output.h"
+#include "stages/job/piped.h"
 #include "stages/job/replay.h"
 
 static sl_code check_picture(const char *path, const char *option, int *w, int *h, sl_err *err)
@@ -523,7 +524,8 @@ sl_code sl_batch_open(sl_batch *b, sl_model *model, sl_conf *conf, sl_err *err)
 sl_code sl_batch_check(sl_batch *b, sl_model *model, sl_conf *conf, sl_err *err)
 {
     sl_code rc = sl_batch_open(b, model, conf, err);
-    if (rc || (rc = use_defaults(b, model, conf, err))) return rc;
+    if (rc || (rc = use_defaults(b, model, conf, err)) || (rc = sl_batch_take_pipes(b, err)))
+        return rc;
     for (int i = 0; i < b->job_count; i++)
         if ((rc = sl_request_check(&b->jobs[i], b->from, model, conf, err)))
             return b->jobs[i].line ? sl_context(err, rc, "%s:%d", b->jobs_file, b->jobs[i].line)
@@ -566,7 +568,7 @@ sl_code sl_batch_complete(sl_batch *b, sl_model *model, sl_conf *conf, sl_err *e
     /* a plan may be for another machine: GPUs that are not here are no error */
     if (sl_gpus_ask(&b->gpus, conf, &absent)) memset(&b->gpus, 0, sizeof b->gpus);
     if ((rc = merge_files(b, conf, dir, err)) || (rc = open_model(model, conf, dir, err)) ||
-        (rc = use_defaults(b, model, conf, err)))
+        (rc = use_defaults(b, model, conf, err)) || (rc = sl_batch_take_pipes(b, err)))
         return rc;
     for (int i = 0; i < b->job_count; i++) {
         sl_request *j = &b->jobs[i];

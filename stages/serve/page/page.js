@@ -932,7 +932,7 @@ addEventListener("drop", (e) => {
   dragging = 0; showDrag(false);
   if (e.dataTransfer && e.dataTransfer.files.length) e.preventDefault();
   if (file) choose(dragTarget(e.target), file);
-  else if (e.dataTransfer && e.dataTransfer.files.length) showError("input_reference", "This file is no picture; PNG, JPEG or WebP is wanted.");
+  else if (e.dataTransfer && e.dataTransfer.files.length) showError("input_reference", "This file is no picture; PNG, JPEG, WebP, GIF, TIFF or AVIF is wanted.");
 });
 addEventListener("paste", (e) => {
   const file = fileOf(e.clipboardData);
