@@ -110,7 +110,7 @@ static const key KEYS[] = {
         "most steps in a row that reuse (0: no limit)"),
     NUM("fbcache.final", INT, fbcache.final, 0, 1000, 0, "",
         "steps at the end that always compute"),
-    NUM("video.fps", INT, video.fps, 0, 240, 0, "frames/s",
+    NUM("video.fps", FLOAT, video.fps, 0, 240, 0, "frames/s",
         "rate of the video (0: what the model was made for, 16 or 24)"),
     NUM("video.crf", INT, video.crf, 0, 51, 18, "", "quality of x264: 0 is lossless, 51 the worst"),
     {"video.preset", WORDS, AT(video.preset), ROOM(video.preset), 0, 0, 0, "medium", PRESETS, "",

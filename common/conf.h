@@ -75,7 +75,8 @@ typedef struct {
         int warmup, max_hits, final;
     } fbcache;
     struct {
-        int fps, crf;
+        double fps;
+        int crf;
         char preset[16]; /* x264 */
         int threads;
     } video;

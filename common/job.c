@@ -295,7 +295,7 @@ sl_code sl_job_check(const sl_job *job, sl_err *err)
                        job->frames < 1      ? 1
                        : job->frames > 4097 ? 4097
                                             : (job->frames + 1) / 4 * 4 + 1);
-    if ((rc = range("fps", job->fps, 1, 240, "frames a second", err)) ||
+    if ((rc = real_range("fps", job->fps, 1, 240, "frames a second", err)) ||
         (rc = range("steps", job->steps, 1, 1000, "sampler steps", err)) ||
         (rc = range("crf", job->crf, 0, 51, "x264 quality, lower is better", err)) ||
         (rc = real_range("guidance", job->guidance, 0, 1000, "classifier-free guidance", err)) ||
@@ -314,6 +314,24 @@ sl_code sl_job_check(const sl_job *job, sl_err *err)
         sl_one_line(err);
     }
     return rc;
+}
+
+void sl_fps_ratio(double fps, int *num, int *den)
+{
+    /* film and television: whole numbers times 1000 / 1001, as 23.976, 29.97 and their like mean */
+    const double whole = rint(fps), ntsc = rint(fps * 1.001);
+    *den = 1;
+    *num = (int)whole;
+    if (fabs(fps - whole) < 1e-9) return;
+    if (fabs(fps - ntsc / 1.001) < 0.005 && fabs(fps - ntsc / 1.001) < fabs(fps - whole)) {
+        *num = (int)ntsc * 1000;
+        *den = 1001;
+        return;
+    }
+    *num = (int)rint(fps * 1000);
+    *den = 1000;
+    for (int d = 2; d <= 5; d += 3)
+        while (*num % d == 0 && *den % d == 0) *num /= d, *den /= d;
 }
 
 int sl_job_latent_frames(const sl_job *job)

@@ -27,7 +27,7 @@
     F(int, height, 0)                                                                              \
     F(flag, bicubic, 0) /* size from the picture's aspect: a bicubic resize first (spec 3.5) */    \
     F(int, frames, 81)                                                                             \
-    F(int, fps, 16)                                                                                \
+    F(real, fps, 16)                                                                               \
     F(int, steps, 50)                                                                              \
     F(real, guidance, 5.0)                                                                         \
     F(real, guidance_2, 5.0) /* second expert's */                                                 \
@@ -82,6 +82,10 @@ sl_code sl_job_parse(sl_job *job, const char *json, size_t length, const char *n
 sl_code sl_job_check(const sl_job *job, sl_err *err);
 /* As sl_job_check, and the size is one of the family's: multiples of 16 or 32 (sl_edge). */
 sl_code sl_job_check_family(const sl_job *job, const sl_family *f, sl_err *err);
+
+/* Frames a second as the ratio that a container tells: 24000/1001 for 23.976 and 23.98, otherwise
+ * thousandths in lowest terms. */
+void sl_fps_ratio(double fps, int *num, int *den);
 
 int sl_job_latent_frames(const sl_job *job); /* (frames - 1) / 4 + 1 */
 

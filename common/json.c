@@ -18,11 +18,59 @@ void sl_one_line(sl_err *err)
             if (*p < 32 || *p == 127) *p = '?';
 }
 
+/* Integers of 19 digits and more in quotes; NULL without memory. *n: its bytes. */
+static char *quote_long_integers(const char *text, size_t length, size_t *n)
+{
+    char *out = malloc(length + length / 9 + 3);
+    bool inside = false;
+    *n = 0;
+    for (size_t i = 0; out && i < length;) {
+        size_t digits = 0;
+        if (!inside)
+            while (i + digits < length && text[i + digits] >= '0' && text[i + digits] <= '9')
+                digits++;
+        const char next = i + digits < length ? text[i + digits] : 0;
+        const bool is_long = digits >= 19 && next != '.' && next != 'e' && next != 'E' &&
+                             (!i || !strchr(".eE+-", text[i - 1]));
+        if (digits) {
+            if (is_long) out[(*n)++] = '"';
+            memcpy(out + *n, text + i, digits);
+            *n += digits;
+            if (is_long) out[(*n)++] = '"';
+            i += digits;
+            continue;
+        }
+        if (inside && text[i] == '\\' && i + 1 < length) out[(*n)++] = text[i++];
+        else if (text[i] == '"') inside = !inside;
+        out[(*n)++] = text[i++];
+    }
+    return out;
+}
+
+json_t *sl_json_load(const char *text, size_t length, size_t flags, json_error_t *e)
+{
+    json_error_t own;
+    if (!e) e = &own;
+    if (length >= 3 && !memcmp(text, "\xef\xbb\xbf", 3)) text += 3, length -= 3;
+    json_t *root = json_loadb(text, length, flags, e);
+    if (root || json_error_code(e) != json_error_numeric_overflow) return root;
+    size_t n;
+    char *quoted = quote_long_integers(text, length, &n);
+    if (quoted) root = json_loadb(quoted, n, flags, e);
+    free(quoted);
+    return root;
+}
+
+json_t *sl_json_number(double x)
+{
+    return x == (double)(json_int_t)x ? json_integer((json_int_t)x) : json_real(x);
+}
+
 sl_code sl_json_parse(json_t **out, const char *text, size_t length, const char *name, sl_err *err)
 {
     json_error_t e;
     sl_code rc = SL_OK;
-    *out = json_loadb(text, length, JSON_REJECT_DUPLICATES, &e);
+    *out = sl_json_load(text, length, JSON_REJECT_DUPLICATES, &e);
     if (!*out && json_error_code(&e) == json_error_out_of_memory)
         rc = sl_fail(err, SL_NOMEM, "%s: no memory for its JSON", name);
     else if (!*out)

@@ -75,7 +75,9 @@ sl_code sl_picture_clip_pixels(float *out, const sl_picture *in, int shortest_ed
                                int crop_w, const float mean[3], const float std[3], float rescale,
                                sl_err *err);
 
-/* Video size for a picture of w x h under max_area pixels, multiples of `edge` (spec 3.5). */
+/* Video size for a picture of w x h under max_area pixels, multiples of `edge` (spec 3.5). No more
+ * than max_area, if that is edge * edge at least: of a picture much longer than wide the aspect is
+ * not kept. */
 void sl_picture_video_size(int w, int h, int64_t max_area, int edge, int *video_w, int *video_h);
 
 #endif

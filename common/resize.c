@@ -235,4 +235,10 @@ void sl_picture_video_size(int w, int h, int64_t max_area, int edge, int *video_
     *video_w = (int)rint(sqrt((double)max_area / ratio)) / edge * edge;
     if (*video_h < edge) *video_h = edge;
     if (*video_w < edge) *video_w = edge;
+    /* a side of one edge, or both rounded up: the longer one gives way */
+    if ((int64_t)*video_w * *video_h <= max_area) return;
+    int *longer = *video_w > *video_h ? video_w : video_h,
+        shorter = *longer == *video_w ? *video_h : *video_w;
+    *longer = (int)(max_area / shorter / edge * edge);
+    if (*longer < edge) *longer = edge;
 }

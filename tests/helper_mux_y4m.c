@@ -68,8 +68,10 @@ static sl_code on_job(mux *m, const sl_msg_job *msg, sl_err *err)
     snprintf(m->temporary, sizeof m->temporary, "%s.part", m->job.output);
     if (!(m->file = fopen(m->temporary, "wbe")))
         return sl_fail(err, SL_SYS, "%s: cannot be written", m->temporary);
-    fprintf(m->file, "YUV4MPEG2 W%d H%d F%d:1 Ip A1:1 C444\n", m->job.width, m->job.height,
-            m->job.fps);
+    int num, den;
+    sl_fps_ratio(m->job.fps, &num, &den);
+    fprintf(m->file, "YUV4MPEG2 W%d H%d F%d:%d Ip A1:1 C444\n", m->job.width, m->job.height, num,
+            den);
     return SL_OK;
 }
 

@@ -206,7 +206,7 @@ static void test_options(void **unused)
                     f("--guidance is \"%s\", want a number", NUMBERS[i]));
     }
     REFUSED(2, with("--steps", "99999999999"), "--steps is \"99999999999\", want an integer");
-    REFUSED(2, with("--seed", "-1"), "--seed is \"-1\", want an integer from 0");
+    REFUSED(2, with("--seed", "-2"), "--seed is \"-2\", want an integer from 0");
     REFUSED(2, with("--seed", "18446744073709551616"), "--seed is \"18446744073709551616\"");
     REFUSED(2, with("--guidance", "99999999999999999999999"), "guidance is 1e+23, want 0 to 1000");
     REFUSED(2, with("--stpes", "5"), "unknown option --stpes, did you mean --steps?");

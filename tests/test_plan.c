@@ -453,7 +453,7 @@ static const char *job_after(const char *text, const char *words, const char *li
     SAY(has_width, "%dx%d", s->width, s->height);
     SAY(has_max_area, "%d", (int)j->max_area);
     SAY(has_frames, "%d", s->frames);
-    SAY(has_fps, "%d", s->fps);
+    SAY(has_fps, "%g", s->fps);
     SAY(has_steps, "%d", s->steps);
     SAY(has_guidance, "%g", s->guidance);
     SAY(has_guidance_2, "%g", s->guidance_2);

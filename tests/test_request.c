@@ -6,6 +6,7 @@
 
 #include <jansson.h>
 
+#include "common/picture.h"
 #include "stages/job/check.h"
 #include "stages/job/files.h"
 #include "stages/job/folder.h"
@@ -271,8 +272,8 @@ static const struct {
      "request: --steps is \"many\", want an integer (sampler steps"},
     {"{\"steps\": []}", NULL, SL_ARG, "request: steps is [], want a text or a number"},
     {"{\"dump-steps\": 1}", NULL, SL_ARG, "request: dump-steps is 1, want true or false"},
-    {"{\"seed\": -1}", NULL, SL_ARG,
-     "request: --seed is \"-1\", want an integer from 0 to 18446744073709551615"},
+    {"{\"seed\": -2}", NULL, SL_ARG,
+     "request: --seed is \"-2\", want an integer from 0 to 18446744073709551615, or -1"},
     {"{\"prompt\": \"a\\u0000b\"}", NULL, SL_FORMAT, "request: want one JSON object a line: "},
     /* by the checks */
     {"{}", NULL, SL_ARG, "no prompt: want --prompt TEXT (it may be empty)"},
@@ -297,6 +298,57 @@ static const struct {
     {NULL, ", \"preview\": \"" T_IMAGE "\"", SL_ARG, "-96x64x9.png is also the input"},
     {NULL, ", \"model\": \"/other\"", SL_ARG, "wants model /other, the run has "},
 };
+
+/* Seeds of 64 bits, "-1", rates as they are written, a size of 0, and areas of any aspect. */
+static void numbers_as_people_have_them(void **state)
+{
+    (void)state;
+    sl_batch b;
+    open_batch(&b, "");
+    T_OK(set(&b, "width", "64"));
+    T_OK(set(&b, "height", "64"));
+    T_OK(add(&b, "\xef\xbb\xbf{\"prompt\": \"12345678901234567890 \\\" 1\", "
+                 "\"seed\": 18446744073709551615, \"fps\": \"30000/1001\", "
+                 "\"width\": 0, \"height\": 0}"));
+    T_OK(add(&b, "{\"prompt\": \"a\", \"seed\": \"18446744073709551615\", \"fps\": 23.976}"));
+    T_OK(add(&b, "{\"prompt\": \"a\", \"seed\": -1}"));
+    assert_true(b.jobs[0].spec.seed == UINT64_MAX && b.jobs[1].spec.seed == UINT64_MAX);
+    assert_string_equal(b.jobs[0].spec.prompt, "12345678901234567890 \" 1");
+    assert_true(b.jobs[0].spec.fps == 30000.0 / 1001 && b.jobs[1].spec.fps == 23.976);
+    assert_true(!b.jobs[0].has_width && !b.jobs[0].has_height && !b.jobs[0].spec.width);
+    assert_true(b.jobs[1].has_width && b.jobs[1].spec.width == 64);
+    assert_true(b.jobs[2].random_seed && !b.jobs[1].random_seed);
+    T_CODE(add(&b, "{\"seed\": 18446744073709551616}"), SL_ARG);
+    T_SAYS(err.msg, "want an integer from 0 to 18446744073709551615, or -1");
+    T_CODE(add(&b, "{\"seed\": -2}"), SL_ARG);
+    T_CODE(add(&b, "{\"fps\": \"30000/0\"}"), SL_ARG);
+    T_CODE(add(&b, "{\"fps\": \"24/\"}"), SL_ARG);
+    T_CODE(add(&b, "{\"fps\": \"nan\"}"), SL_ARG);
+    sl_batch_free(&b);
+    static const struct {
+        double fps;
+        int num, den;
+    } RATES[] = {{16, 16, 1},           {24, 24, 1},
+                 {23.976, 24000, 1001}, {23.98, 24000, 1001},
+                 {29.97, 30000, 1001},  {30000.0 / 1001, 30000, 1001},
+                 {59.94, 60000, 1001},  {12.5, 25, 2},
+                 {8.333, 8333, 1000},   {119.88, 120000, 1001},
+                 {239.76, 240000, 1001}};
+    for (size_t i = 0; i < sizeof RATES / sizeof *RATES; i++) {
+        int num, den;
+        sl_fps_ratio(RATES[i].fps, &num, &den);
+        if (num != RATES[i].num || den != RATES[i].den)
+            fail_msg("%g is %d/%d, want %d/%d", RATES[i].fps, num, den, RATES[i].num, RATES[i].den);
+    }
+    for (int w = 1; w < 60000; w = w * 5 / 3 + 1)
+        for (int h = 1; h < 60000; h = h * 5 / 3 + 1)
+            for (int64_t area = 1024; area < 2000000; area = area * 7 / 3) {
+                int a, c;
+                sl_picture_video_size(w, h, area, 16, &a, &c);
+                if ((int64_t)a * c > area || a < 16 || c < 16 || a % 16 || c % 16)
+                    fail_msg("%dx%d under %lld: %dx%d", w, h, (long long)area, a, c);
+            }
+}
 
 static void what_is_wrong_is_one_line(void **state)
 {
@@ -486,6 +538,7 @@ int main(void)
         T(a_dump_leaves_the_folder),
         T(a_replay_takes_what_it_can_use),
         T(two_batches_stand_beside_each_other),
+        T(numbers_as_people_have_them),
         T(what_is_wrong_is_one_line),
         T(a_run_that_does_not_fit_is_not_admitted),
         T(a_batch_has_an_end),

@@ -404,7 +404,7 @@ static void what_is_asked_wrongly_is_refused_in_one_line(void **state)
         {"{\"steps\": 1.5}", 400, "invalid_value", "steps", "want an integer"},
         {"{\"steps\": 2, \"num_inference_steps\": 3}", 400, "invalid_value", "num_inference_steps",
          "given twice"},
-        {"{\"seed\": -1}", 400, "invalid_value", "seed", "seed"},
+        {"{\"seed\": -2}", 400, "invalid_value", "seed", "seed"},
         {"{\"dump\": \"/tmp/x\"}", 400, "invalid_value", "dump", "neither true nor false"},
         {"{\"model\": \"gpt\", \"prompt\": \"a\"}", 400, "invalid_value", "model",
          "want \"model\", which is served here"},

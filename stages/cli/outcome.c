@@ -195,7 +195,7 @@ static void print_end(const sl_outcome *o, const sl_video *job, bool quiet)
     if (o->table && o->said) {
         sl_report_print_json(o->said, *o->output ? o->output : o->id, stdout);
     } else if (job->completed) {
-        printf("%s  %dx%d, %d frames at %d fps, %d steps, %.2f MB\n",
+        printf("%s  %dx%d, %d frames at %g fps, %d steps, %.2f MB\n",
                *o->output ? o->output : o->id, job->width, job->height, job->frames, job->fps,
                job->steps, (double)job->bytes * 1e-6);
     }

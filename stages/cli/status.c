@@ -52,7 +52,7 @@ static void print_status(const sl_video *v, const json_t *o)
     print_text("prompt", v->prompt);
     print_text("negative", v->negative);
     print_text("model", v->model);
-    printf("  %-10s %dx%d, %d frames at %d fps, %d steps, guidance %g", "video", v->width,
+    printf("  %-10s %dx%d, %d frames at %g fps, %d steps, guidance %g", "video", v->width,
            v->height, v->frames, v->fps, v->steps, v->guidance);
     if (json_is_integer(seed)) printf(", seed %lld", (long long)json_integer_value(seed));
     else if (json_is_string(seed)) { /* one that a JSON number does not hold */ printf(", seed ");

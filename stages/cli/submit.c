@@ -17,6 +17,7 @@
 #include "stages/cli/outcome.h"
 #include "stages/cli/terminal.h"
 #include "stages/cli/video.h"
+#include "common/json.h"
 #include "stages/job/files.h"
 #include "stages/job/piped.h"
 
@@ -167,7 +168,7 @@ static sl_code read_line(submission *s, const char *line, size_t n, int number, 
 {
     json_error_t je;
     task *t = &s->tasks[s->count];
-    json_t *object = json_loadb(line, n, JSON_REJECT_DUPLICATES, &je);
+    json_t *object = sl_json_load(line, n, JSON_REJECT_DUPLICATES, &je);
     sl_code rc = copy_task(t, &s->base, err);
     s->count++;
     t->line = number;

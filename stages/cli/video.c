@@ -54,7 +54,7 @@ sl_code sl_video_read(sl_video *v, const json_t *o, sl_err *err)
     v->width = int_of(o, "width", 0);
     v->height = int_of(o, "height", 0);
     v->frames = int_of(o, "frames", 0);
-    v->fps = int_of(o, "fps", 0);
+    v->fps = json_number_value(json_object_get(o, "fps"));
     v->steps = int_of(o, "steps", 0);
     v->priority = int_of(o, "priority", 0);
     v->attempts = int_of(o, "attempts", 0);

@@ -17,7 +17,8 @@ typedef struct {
     /* What the object says, or what stands for nothing: "", 0, or -1 where 0 means something. The
      * texts are the object's. */
     const char *prompt, *negative, *model, *stage, *error;
-    int width, height, frames, fps, steps, priority, attempts, step, stage_steps, position;
+    double fps;
+    int width, height, frames, steps, priority, attempts, step, stage_steps, position;
     int64_t created_at, started_at, completed_at; /* seconds of Unix time */
     double eta_s, guidance;
     uint64_t bytes; /* of the finished video */

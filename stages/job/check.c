@@ -23,6 +23,8 @@
 #include "stages/job/piped.h"
 #include "stages/job/replay.h"
 
+#define SIDE_MOST 8192 /* sl_job_check's */
+
 static sl_code check_picture(const char *path, const char *option, int *w, int *h, sl_err *err)
 {
     sl_picture p = {0};
@@ -184,7 +186,7 @@ static sl_code complete(sl_request *j, const sl_model *model, const sl_conf *con
     char path[SL_PATH];
     sl_code rc;
     sl_request_complete(j, model, conf);
-    if (!j->has_seed) {
+    if (!j->has_seed || j->random_seed) {
         uint32_t r;
         if (getrandom(&r, sizeof r, 0) != sizeof r)
             return sl_fail(err, SL_SYS, "no random seed to be had; give --seed");
@@ -237,6 +239,12 @@ static sl_code check_pictures(sl_request *j, const sl_model *model, sl_err *err)
     sl_picture_video_size(w, h, j->has_max_area ? j->max_area : SL_DEFAULT_AREA,
                           sl_edge(&model->family), &s->width, &s->height);
     s->bicubic = 1;
+    if (s->width > SIDE_MOST || s->height > SIDE_MOST)
+        return sl_fail(
+            err, SL_ARG,
+            "the picture has %dx%d pixels, and its aspect makes a video of %dx%d, want a "
+            "side of at most %d: give --width and --height, or another picture",
+            w, h, s->width, s->height, SIDE_MOST);
     return SL_OK;
 }
 

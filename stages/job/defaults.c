@@ -24,7 +24,7 @@ sl_code sl_request_check_size(const sl_request *j, sl_err *err)
     return SL_OK;
 }
 
-int sl_default_fps(const sl_model *model, const sl_conf *conf)
+double sl_default_fps(const sl_model *model, const sl_conf *conf)
 {
     return conf->video.fps ? conf->video.fps : model->family.fps;
 }
@@ -106,6 +106,7 @@ bool sl_request_print_defaults(const sl_request *d, const char *before, FILE *to
         switch (o->kind) {
         case SL_OPTION_INT: fprintf(to, "%d", *(const int *)at); break;
         case SL_OPTION_I64: fprintf(to, "%lld", (long long)*(const int64_t *)at); break;
+        case SL_OPTION_RATE:
         case SL_OPTION_REAL: fprintf(to, "%g", *(const double *)at); break;
         case SL_OPTION_TEXT: fprintf(to, "of %zu bytes", strlen(*(char *const *)at)); break;
         default: fprintf(to, "%s", at);

@@ -14,7 +14,7 @@
 #define SL_DEFAULT_AREA (832 * 480)       /* the reference pipeline's own default size */
 
 /* Frames a second where neither the user nor the checkpoint's file says. */
-int sl_default_fps(const sl_model *model, const sl_conf *conf);
+double sl_default_fps(const sl_model *model, const sl_conf *conf);
 
 /* Width and height come together, and beside them no area. Errors: SL_ARG; an area out of
  * range. */

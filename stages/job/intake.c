@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "common/json.h"
 #include "common/safetensors.h"
 #include "stages/job/options.h"
 
@@ -53,7 +54,7 @@ sl_code sl_batch_replay(sl_batch *b, const char *dir, sl_err *err)
 static sl_code read_object(sl_request *r, const char *text, size_t n, const char *name, sl_err *err)
 {
     json_error_t je;
-    json_t *root = json_loadb(text, n, JSON_REJECT_DUPLICATES, &je);
+    json_t *root = sl_json_load(text, n, JSON_REJECT_DUPLICATES, &je);
     sl_code rc;
     if (!root || !json_is_object(root))
         rc = sl_fail(err, SL_FORMAT, "%s: want one JSON object a line: %.200s", name,

@@ -48,8 +48,9 @@ static const sl_option OPTIONS[] = {
      "without a size: the picture's aspect under this area (default: the checkpoint's, else "
      "399360)"},
     {"frames", SL_OPTION_INT, MODEL(frames), "N", "4k + 1 (default: the checkpoint's, else 81)"},
-    {"fps", SL_OPTION_INT, MODEL(fps), "N",
-     "frames a second (default: the checkpoint's, else 16; TI2V-5B: 24)"},
+    {"fps", SL_OPTION_RATE, MODEL(fps), "N",
+     "frames a second, also 23.976 or 30000/1001 (default: the checkpoint's, else 16; TI2V-5B: "
+     "24)"},
     {"steps", SL_OPTION_INT, MODEL(steps), "N",
      "sampler steps (default: the checkpoint's, else 50)"},
     {"guidance", SL_OPTION_REAL, MODEL(guidance), "G",
@@ -60,7 +61,8 @@ static const sl_option OPTIONS[] = {
      "timestep shift (default: the checkpoint's, else its scheduler's)"},
     {"sampler", SL_OPTION_PATH, MODEL(sampler), "NAME",
      "unipc, euler or lightx2v (default: the checkpoint's, else its scheduler's)"},
-    {"seed", SL_OPTION_U64, JOB_HAS(seed), "N", "as torch.Generator(\"cpu\") (default: random)"},
+    {"seed", SL_OPTION_SEED, JOB_HAS(seed), "N",
+     "as torch.Generator(\"cpu\"), 64 bits; -1: random, as without one"},
     {"noise", SL_OPTION_PATH, JOB_HAS(noise), "FILE",
      "safetensors with `noise` [16, T, h/8, w/8] F32 (TI2V-5B: [48, T, h/16, w/16]), instead of a "
      "seed"},
@@ -153,14 +155,22 @@ sl_code sl_option_set(void *owner, const sl_option *o, const char *v, sl_err *er
                            o->what);
         if (o->kind == SL_OPTION_INT) *(int *)at = (int)n;
         else *(int64_t *)at = n;
+        /* no size is none given */
+        if (!n && o->given && (!strcmp(o->name, "width") || !strcmp(o->name, "height"))) {
+            *((bool *)owner + o->given) = false;
+            return SL_OK;
+        }
         break;
     }
-    case SL_OPTION_U64: {
+    case SL_OPTION_SEED: {
+        sl_request *r = owner;
+        if ((r->random_seed = !strcmp(v, "-1"))) break;
         unsigned long long n = strtoull(v, &end, 10);
         if (!is_plain_number(v, false) || *v == '-' || *end || errno)
-            return sl_fail(err, SL_ARG,
-                           "--%s is \"%.60s\", want an integer from 0 to 18446744073709551615",
-                           o->name, v);
+            return sl_fail(
+                err, SL_ARG,
+                "--%s is \"%.60s\", want an integer from 0 to 18446744073709551615, or -1", o->name,
+                v);
         *(uint64_t *)at = n;
         break;
     }
@@ -170,6 +180,17 @@ sl_code sl_option_set(void *owner, const sl_option *o, const char *v, sl_err *er
             return sl_fail(err, SL_ARG, "--%s is \"%.60s\", want a number (%s)", o->name, v,
                            o->what);
         *(double *)at = x;
+        break;
+    }
+    case SL_OPTION_RATE: {
+        double x = strtod(v, &end);
+        const bool ratio = *end == '/' && end > v;
+        const double by = ratio ? strtod(end + 1, &end) : 1;
+        if (strspn(v, "0123456789./") != strlen(v) || *end || end == v || !(by > 0) ||
+            !isfinite(x / by))
+            return sl_fail(err, SL_ARG, "--%s is \"%.60s\", want a number or a ratio (%s)", o->name,
+                           v, o->what);
+        *(double *)at = x / by;
         break;
     }
     case SL_OPTION_PATH:

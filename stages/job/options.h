@@ -10,8 +10,9 @@
 typedef enum {
     SL_OPTION_INT,
     SL_OPTION_I64,
-    SL_OPTION_U64,
+    SL_OPTION_SEED, /* 64 bits; -1: drawn anew for each job */
     SL_OPTION_REAL,
+    SL_OPTION_RATE, /* a number or a ratio, "30000/1001" */
     SL_OPTION_PATH,
     SL_OPTION_TEXT,
     SL_OPTION_FLAG,

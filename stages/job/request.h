@@ -33,6 +33,7 @@ typedef struct {
         has_height, has_max_area, has_frames, has_fps, has_steps, has_guidance, has_guidance_2,
         has_shift, has_sampler, has_crf, has_fbcache, has_fbcache_warmup, has_fbcache_max_hits,
         has_fbcache_final, has_lora, has_lora_2;
+    bool random_seed; /* asked for by --seed -1 */
     uint64_t given; /* bit i: option i of options.h was said, by whoever asks for the job */
     /* --dump, and where the report and the trace go; "" none */
     char dump_dir[SL_PATH], json[SL_PATH], trace[SL_PATH];

@@ -20,6 +20,7 @@
 #include <libavutil/opt.h>
 #include <libswscale/swscale.h>
 
+#include "common/job.h"
 #include "common/temporary.h"
 #include "common/video_format.h"
 
@@ -78,8 +79,8 @@ static sl_code check(const char *path, const sl_mp4_options *o, const char *pres
     if (o->w < 2 || o->h < 2 || o->w % 2 || o->h % 2 || o->w > 16384 || o->h > 16384)
         return sl_fail(err, SL_ARG, "mp4: frames of %dx%d, want even numbers from 2 to 16384", o->w,
                        o->h);
-    if (o->fps < 1 || o->fps > 240)
-        return sl_fail(err, SL_ARG, "mp4: %d frames a second, want 1 to 240", o->fps);
+    if (!(o->fps >= 1 && o->fps <= 240))
+        return sl_fail(err, SL_ARG, "mp4: %g frames a second, want 1 to 240", o->fps);
     if (o->crf < 0 || o->crf > 51)
         return sl_fail(err, SL_ARG, "mp4: crf %d, want 0 (lossless) to 51", o->crf);
     if (o->threads < 0 || o->threads > 64)
@@ -162,8 +163,8 @@ static sl_code open_encoder(sl_mp4 *m, const sl_mp4_options *o, const char *pres
     c->width = o->w;
     c->height = o->h;
     c->pix_fmt = strcmp(name, "gif") ? m->pixels : AV_PIX_FMT_PAL8;
-    c->time_base = (AVRational){1, o->fps};
-    c->framerate = (AVRational){o->fps, 1};
+    sl_fps_ratio(o->fps, &c->framerate.num, &c->framerate.den);
+    c->time_base = av_inv_q(c->framerate);
     c->thread_count = o->threads ? o->threads : sl_mp4_threads();
     if (yuv) {
         c->color_range = AVCOL_RANGE_MPEG;
@@ -180,7 +181,7 @@ static sl_code open_encoder(sl_mp4 *m, const sl_mp4_options *o, const char *pres
     return SL_OK;
 }
 
-static sl_code open_file(sl_mp4 *m, int fps, sl_err *err)
+static sl_code open_file(sl_mp4 *m, sl_err *err)
 {
     AVDictionary *options = NULL;
     int e = avformat_alloc_output_context2(&m->format, NULL, m->kind->muxer, m->temporary);
@@ -189,7 +190,7 @@ static sl_code open_file(sl_mp4 *m, int fps, sl_err *err)
     if (!(m->stream = avformat_new_stream(m->format, NULL)))
         return sl_fail(err, SL_NOMEM, "%s: no memory", m->path);
     m->stream->time_base = m->codec->time_base;
-    m->stream->avg_frame_rate = (AVRational){fps, 1};
+    m->stream->avg_frame_rate = m->codec->framerate;
     if ((e = avcodec_parameters_from_context(m->stream->codecpar, m->codec)) < 0)
         return av_fail(m, e, "making the file", err);
     if ((e = avio_open(&m->format->pb, m->temporary, AVIO_FLAG_WRITE)) < 0)
@@ -271,13 +272,13 @@ sl_code sl_mp4_open(sl_mp4 **out, const char *path, const sl_mp4_options *option
     m->fd = -1;
     if ((rc = sl_video_format_of(&m->kind, path, err))) goto fail;
     if (options->fps > m->kind->fps_most) {
-        rc = sl_fail(err, SL_ARG, "%s: %d frames a second, want at most %d in .%s", path,
+        rc = sl_fail(err, SL_ARG, "%s: %g frames a second, want at most %d in .%s", path,
                      options->fps, m->kind->fps_most, m->kind->suffix);
         goto fail;
     }
     if ((rc = make_temporary(m, err))) goto fail;
     if ((rc = open_encoder(m, options, preset, err))) goto fail;
-    if ((rc = open_file(m, options->fps, err))) goto fail;
+    if ((rc = open_file(m, err))) goto fail;
     if ((rc = open_converter(m, options, err))) goto fail;
     if (!strcmp(m->kind->muxer, "gif") && (rc = open_palette(m, options, err))) goto fail;
     *out = m;

@@ -16,7 +16,7 @@ typedef struct sl_mp4 sl_mp4;
 
 typedef struct {
     int w, h;           /* even */
-    int fps;            /* 1 .. 240 */
+    double fps;         /* 1 .. 240 */
     int crf;            /* 0 .. 51, x264's */
     int threads;        /* of the encoder, 1 .. 64; its bytes depend on it. 0: sl_mp4_threads */
     const char *preset; /* x264's; NULL: "medium" */

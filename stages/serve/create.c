@@ -167,7 +167,7 @@ static sl_code set_frames(sl_form *f, const sl_server *s, sl_err *err)
     if (!f->seconds) return SL_OK;
     if (r->has_frames)
         return sl_fail(err, SL_ARG, "seconds is given beside frames, want one of the two");
-    const int fps = r->has_fps ? r->spec.fps : sl_default_fps(&s->model, &s->conf);
+    const double fps = r->has_fps ? r->spec.fps : sl_default_fps(&s->model, &s->conf);
     const double groups = round(f->seconds * fps / 4);
     r->spec.frames = groups > 1e8 ? 400000001 : (int)groups * 4 + 1;
     r->has_frames = true;

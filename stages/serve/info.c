@@ -1,4 +1,5 @@
 /* info.c - what the server says of itself: model, defaults, health, metrics, the page. */
+#include "common/json.h"
 #include "stages/serve/routes.h"
 
 #include <stdio.h>
@@ -39,6 +40,7 @@ static json_t *value_of(const sl_request *r, const sl_option *o)
     switch (o->kind) {
     case SL_OPTION_INT: return json_integer(*(const int *)at);
     case SL_OPTION_I64: return json_integer(*(const int64_t *)at);
+    case SL_OPTION_RATE: return sl_json_number(*(const double *)at);
     case SL_OPTION_REAL: return json_real(*(const double *)at);
     case SL_OPTION_TEXT: return json_string(*(char *const *)at);
     default: return json_string(at);
@@ -73,7 +75,8 @@ static const char *kind_name(sl_option_kind kind)
     switch (kind) {
     case SL_OPTION_INT:
     case SL_OPTION_I64:
-    case SL_OPTION_U64: return "integer";
+    case SL_OPTION_SEED: return "integer";
+    case SL_OPTION_RATE:
     case SL_OPTION_REAL: return "number";
     case SL_OPTION_FLAG: return "boolean";
     default: return "string";

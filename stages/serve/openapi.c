@@ -32,7 +32,8 @@ static json_t *option_schema(const sl_option *o)
     switch (o->kind) {
     case SL_OPTION_INT:
     case SL_OPTION_I64:
-    case SL_OPTION_U64: s = typed("integer"); break;
+    case SL_OPTION_SEED: s = typed("integer"); break;
+    case SL_OPTION_RATE:
     case SL_OPTION_REAL: s = typed("number"); break;
     case SL_OPTION_FLAG: s = typed("boolean"); break;
     case SL_OPTION_LORA:
@@ -95,7 +96,7 @@ static const struct {
     {"width", "integer", false},
     {"height", "integer", false},
     {"frames", "integer", false},
-    {"fps", "integer", false},
+    {"fps", "number", false},
     {"steps", "integer", false},
     {"guidance", "number", false},
     {"priority", "integer", false},
