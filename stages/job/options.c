@@ -38,7 +38,9 @@ static const sl_option OPTIONS[] = {
     {"prompt", SL_OPTION_TEXT, JOB_HAS(prompt), "TEXT", "what shall happen"},
     {"negative", SL_OPTION_TEXT, MODEL(negative), "TEXT",
      "what shall not (default: the checkpoint's, else empty)"},
-    {"output", SL_OPTION_PATH, JOB(output), "FILE", "the video, also -o (default out.mp4): .mp4 .m4v .mov .mkv .webm .gif .webp .apng; - is standard output"},
+    {"output", SL_OPTION_PATH, JOB(output), "FILE",
+     "the video, also -o (default out.mp4): .mp4 .m4v .mov .mkv .webm .gif .webp .apng; - is "
+     "standard output"},
     {"width", SL_OPTION_INT, MODEL(width), "W",
      "pixels, a multiple of 16 (TI2V-5B: 32), with --height"},
     {"height", SL_OPTION_INT, MODEL(height), "H",
