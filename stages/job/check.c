@@ -270,7 +270,7 @@ static sl_code check_format(const sl_job *s, const sl_conf *conf, sl_err *err)
     if (!mux || strcmp(sl_path_last(mux->program), "sluice-mux") != 0) return SL_OK;
     if ((rc = sl_video_format_of(&f, s->output, err))) return rc;
     if (s->fps <= f->fps_most) return SL_OK;
-    return sl_fail(err, SL_ARG, "output %s: %d frames a second, want at most %d in .%s", s->output,
+    return sl_fail(err, SL_ARG, "output %s: %g frames a second, want at most %d in .%s", s->output,
                    s->fps, f->fps_most, f->suffix);
 }
 

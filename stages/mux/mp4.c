@@ -212,8 +212,8 @@ static sl_code open_palette(sl_mp4 *m, const sl_mp4_options *o, sl_err *err)
     char source[128];
     AVFilterInOut *in = NULL, *out = NULL;
     int e = AVERROR(ENOMEM);
-    snprintf(source, sizeof source, "video_size=%dx%d:pix_fmt=%d:time_base=1/%d", o->w, o->h,
-             (int)m->pixels, o->fps);
+    snprintf(source, sizeof source, "video_size=%dx%d:pix_fmt=%d:time_base=%d/%d", o->w, o->h,
+             (int)m->pixels, m->codec->time_base.num, m->codec->time_base.den);
     if ((m->graph = avfilter_graph_alloc()) && (m->filtered = av_frame_alloc()) &&
         (in = avfilter_inout_alloc()) && (out = avfilter_inout_alloc()) &&
         (e = avfilter_graph_create_filter(&m->into, avfilter_get_by_name("buffer"), "in", source,
