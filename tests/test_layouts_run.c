@@ -4,7 +4,7 @@
  * hand-over by hand-over and in the video; 8-bit weights are as near to what diffusers computes
  * with them as any golden case (blocks 1e-4, steps 5e-4). With a LoRA the original layout gives the
  * folder's bytes again, and an 8-bit one those of the same weights in float32; without it after it,
- * those of before. SL_SHOW=1 prints the distances. */
+ * those of before. SL_SHOW=1 prints the distances. limit: 240 s */
 #include "tests/t_layouts.h"
 #include "tests/t_net.h"
 #include "tests/t_run.h"
