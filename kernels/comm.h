@@ -113,9 +113,9 @@ void sl_comm_abort(sl_comm *c, const sl_team *team);
 void sl_comm_to_heads(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y, const sl_tensor *x,
                       int64_t n, bool own);
 /* Heads to rows, columns [first, first + cols) of each member's share: x [n, d / size], y
- * [n_me, d] in the window. All columns: first 0, cols d / size. done: NULL, or for each member when
- * its rows of x are there (sl_attention_parts), for bodies that can send them while x is still being
- * computed. */
+ * [n_me, d] in the window. All columns: first 0, cols d / size. done: NULL, or for each member
+ * when its rows of x are there (sl_attention_parts), for bodies that can send them while x is
+ * still being computed. */
 void sl_comm_to_rows(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y, const sl_tensor *x,
                      int64_t n, int64_t first, int64_t cols, const sl_done *done);
 /* Rows of all: x [n_me, d] of this member's rows, y [n, d] in the window. */

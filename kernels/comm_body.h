@@ -33,8 +33,8 @@ struct sl_comm_body {
     sl_code (*connect)(sl_comm *c, const sl_comm_handle *peer, sl_err *err);
     void (*disconnect)(sl_comm *c, int rank); /* the other's window; fine if half connected */
     void (*close)(sl_comm *c);
-    /* Send the parts, after the work now on ctx's stream or when `done` tells, then set the mark `value` with
-     * each, or know by other means when they have come. parts[i] is of the team's member i, n its
+    /* Send the parts, after the work now on ctx's stream or when `done` tells, then set the mark
+     * `value` with each, or know by other means when they have come. parts[i] is of the team's member i, n its
      * size. */
     void (*exchange)(sl_ctx *ctx, sl_comm *c, sl_lane lane, uint64_t value, int n,
                      const sl_comm_part parts[]);

@@ -226,9 +226,9 @@ typedef bool sl_attention_two_fn(sl_ctx *ctx, const sl_tensor *o, const sl_tenso
                                  const sl_tensor *k1, const sl_tensor *v1, const sl_tensor *k2,
                                  const sl_tensor *v2, int heads, float scale);
 
-/* Some rows of a result, as another stream of the device sees them while the operation still computes
- * others: they are there when each of these numbers in the device's memory, which count upwards and
- * wrap around, has come to its value. count 0: only when the operation has ended. */
+/* Some rows of a result, as another stream of the device sees them while the operation still
+ * computes others: they are there when each of these numbers in the device's memory, which count
+ * upwards and wrap around, has come to its value. count 0: only when the operation has ended. */
 enum { SL_DONE_COUNTERS = 3 };
 typedef struct {
     int count;
