@@ -18,6 +18,11 @@ void sl_one_line(sl_err *err)
             if (*p < 32 || *p == 127) *p = '?';
 }
 
+static void skip_mark(const char **text, size_t *length)
+{
+    if (*length >= 3 && !memcmp(*text, "\xef\xbb\xbf", 3)) *text += 3, *length -= 3;
+}
+
 /* Integers of 19 digits and more in quotes; NULL without memory. *n: its bytes. */
 static char *quote_long_integers(const char *text, size_t length, size_t *n)
 {
@@ -51,7 +56,7 @@ json_t *sl_json_load(const char *text, size_t length, size_t flags, json_error_t
 {
     json_error_t own;
     if (!e) e = &own;
-    if (length >= 3 && !memcmp(text, "\xef\xbb\xbf", 3)) text += 3, length -= 3;
+    skip_mark(&text, &length);
     json_t *root = json_loadb(text, length, flags, e);
     if (root || json_error_code(e) != json_error_numeric_overflow) return root;
     size_t n;
@@ -66,15 +71,14 @@ json_t *sl_json_number(double x)
     return x == (double)(json_int_t)x ? json_integer((json_int_t)x) : json_real(x);
 }
 
-sl_code sl_json_parse(json_t **out, const char *text, size_t length, const char *name, sl_err *err)
+/* `e` tells what jansson says where it gives NULL. */
+static sl_code want_object(json_t **out, const json_error_t *e, const char *name, sl_err *err)
 {
-    json_error_t e;
     sl_code rc = SL_OK;
-    *out = sl_json_load(text, length, JSON_REJECT_DUPLICATES, &e);
-    if (!*out && json_error_code(&e) == json_error_out_of_memory)
+    if (!*out && json_error_code(e) == json_error_out_of_memory)
         rc = sl_fail(err, SL_NOMEM, "%s: no memory for its JSON", name);
     else if (!*out)
-        rc = sl_fail(err, SL_FORMAT, "%s:%d:%d: not JSON: %s", name, e.line, e.column, e.text);
+        rc = sl_fail(err, SL_FORMAT, "%s:%d:%d: not JSON: %s", name, e->line, e->column, e->text);
     else if (!json_is_object(*out)) {
         json_decref(*out);
         *out = NULL;
@@ -82,6 +86,22 @@ sl_code sl_json_parse(json_t **out, const char *text, size_t length, const char 
     }
     if (rc) sl_one_line(err);
     return rc;
+}
+
+sl_code sl_json_parse(json_t **out, const char *text, size_t length, const char *name, sl_err *err)
+{
+    json_error_t e;
+    skip_mark(&text, &length);
+    *out = json_loadb(text, length, JSON_REJECT_DUPLICATES, &e);
+    return want_object(out, &e, name, err);
+}
+
+sl_code sl_json_parse_long(json_t **out, const char *text, size_t length, const char *name,
+                           sl_err *err)
+{
+    json_error_t e;
+    *out = sl_json_load(text, length, JSON_REJECT_DUPLICATES, &e);
+    return want_object(out, &e, name, err);
 }
 
 sl_code sl_json_read(json_t **out, const char *path, size_t max_bytes, sl_err *err)

@@ -29,6 +29,10 @@ sl_code sl_json_write(json_t *root, const char *path, size_t flags, const char *
  * do not hold (a seed, as some programs make them) becomes a text of its digits. */
 json_t *sl_json_load(const char *text, size_t length, size_t flags, json_error_t *e);
 
+/* sl_json_parse by sl_json_load: long integers become texts. */
+sl_code sl_json_parse_long(json_t **out, const char *text, size_t length, const char *name,
+                           sl_err *err);
+
 /* An integer where x is whole: a rate of 16 stays 16. */
 json_t *sl_json_number(double x);
 

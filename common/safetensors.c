@@ -12,6 +12,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "common/found.h"
 #include "common/json.h"
 #include "common/log.h"
 #include "common/st_set.h"
@@ -188,6 +189,11 @@ static sl_code parse_safetensors(sl_st *st, int k, const unsigned char *bytes, s
     if (length < 8)
         return sl_fail(err, SL_FORMAT, "%s: has %zu bytes, want at least 8", path, length);
     for (int i = 7; i >= 0; i--) header = header << 8 | bytes[i];
+    if (header > length - 8 || header > SL_HEADER_MAX) {
+        char found[128];
+        if (sl_found(path, found, sizeof found))
+            return sl_fail(err, SL_FORMAT, "%s: is %s", path, found);
+    }
     if (header > length - 8 || header > SL_HEADER_MAX)
         return sl_fail(
             err, SL_FORMAT,
@@ -465,8 +471,11 @@ static sl_code nothing_there(const char *dir, const char *stem, sl_err *err)
                            "%s: holds %s, %s, want %s.safetensors or %s.safetensors.index.json",
                            dir, name, INSTEAD[i].what, stem, stem);
     }
-    return sl_fail(err, SL_SYS, "%s: holds neither %s.safetensors nor %s.safetensors.index.json",
-                   dir, stem, stem);
+    char found[400];
+    const bool other = sl_found_weights(dir, stem, found, sizeof found);
+    return sl_fail(err, SL_SYS,
+                   "%s: holds neither %s.safetensors nor %s.safetensors.index.json%s%s", dir, stem,
+                   stem, other ? "; " : "", other ? found : "");
 }
 
 static bool is_there(const char *path) /* a link that leads nowhere is */

@@ -2,8 +2,11 @@
  * files, and each refusal's message. */
 #include "t.h"
 
+#include <stdlib.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
+#include "common/found.h"
 #include "common/model.h"
 
 static sl_err err;
@@ -526,6 +529,62 @@ static void bad_schedulers_are_refused(void **state)
     (void)state;
 }
 
+/* What stands where a model's file or folder should be is named for what it is. */
+static void what_is_found_instead_is_named(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *bytes;
+        size_t n;
+        const char *says;
+    } KINDS[] = {
+        {"version https://git-lfs.github.com/spec/v1\noid", 46,
+         "a Git LFS pointer (`git lfs pull`"},
+        {"GGUF\3\0\0\0", 8, "a GGUF file"},
+        {"PK\3\4", 4, "a PyTorch pickle in a zip"},
+        {"\x80\2}q", 4, "a Python pickle"},
+        {"<!DOCTYPE html>", 15, "a web page"},
+        {"\x10\0\0\0\0\0\0\0{\"a\":1}", 15, "a single safetensors file"},
+        {"", 0, "an empty file"},
+        {"hello", 5, NULL},
+    };
+    char path[400], other[1000], found[1024];
+    for (size_t i = 0; i < sizeof KINDS / sizeof *KINDS; i++) {
+        snprintf(path, sizeof path, "%s/found", dir);
+        FILE *f = fopen(path, "wb");
+        assert_int_equal(fwrite(KINDS[i].bytes, 1, KINDS[i].n, f), KINDS[i].n);
+        fclose(f);
+        assert_int_equal(sl_found(path, found, sizeof found), KINDS[i].says != NULL);
+        if (!KINDS[i].says) continue;
+        T_SAYS(found, KINDS[i].says);
+    }
+    unlink(path);
+    assert_int_equal(symlink("/nowhere/at/all", path), 0);
+    assert_true(sl_found(path, found, sizeof found));
+    assert_string_equal(found, "a dangling link to /nowhere/at/all");
+    unlink(path);
+    assert_false(sl_found(path, found, sizeof found));
+    static const char *const WEIGHTS[][2] = {
+        {"model.bin", "model.bin is there: weights of another kind"},
+        {"other.safetensors", "other.safetensors is there: weights under"},
+        {"model.fp16.safetensors", "model.fp16.safetensors is there: a variant"}};
+    snprintf(other, sizeof other, "%s/weights", dir);
+    assert_int_equal(mkdir(other, 0700), 0);
+    assert_false(sl_found_weights(other, "model", found, sizeof found));
+    for (int i = 0; i < 3; i++) { /* each counts for more than those before it */
+        snprintf(path, sizeof path, "%.300s/weights/%s", dir, WEIGHTS[i][0]);
+        fclose(fopen(path, "w"));
+        assert_true(sl_found_weights(other, "model", found, sizeof found));
+        T_SAYS(found, WEIGHTS[i][1]);
+    }
+    snprintf(path, sizeof path, "%.300s/weights/model.safetensors", dir);
+    assert_int_equal(symlink("../blobs/abc", path), 0);
+    assert_true(sl_found_weights(other, "model", found, sizeof found));
+    assert_string_equal(found, "model.safetensors is a dangling link to ../blobs/abc");
+    snprintf(other, sizeof other, "rm -rf %s/weights", dir);
+    assert_int_equal(system(other), 0);
+}
+
 #define T(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
 int main(void)
 {
@@ -538,6 +597,7 @@ int main(void)
         T(ti2v_is_read),
         T(absent_keys_get_the_reference_defaults),
         T(folders_without_files_are_refused),
+        T(what_is_found_instead_is_named),
         T(other_pipelines_are_refused),
         T(parts_that_do_not_fit_are_refused),
         T(bad_transformers_are_refused),

@@ -3,6 +3,8 @@
  *
  * limit: 240 s */
 #include "tests/t.h"
+
+#include <sys/resource.h>
 #include "tests/t_run.h"
 
 #include <jansson.h>
@@ -807,6 +809,32 @@ static void what_the_machine_gives(void **state)
     put("/proc/self/cgroup", "0::/\n");
     T_OK(sl_plan_machine(&m, root, &err));
     assert_int_equal(m.gives, 0);
+
+    /* version 1, alone and beside the other; the tightest counts, nested or not */
+    put("/proc/self/cgroup", "12:cpu,cpuacct:/x\n7:memory:/job/step\n1:name=systemd:/y\n");
+    put("/sys/fs/cgroup/memory/job/step/memory.limit_in_bytes", "9223372036854771712\n");
+    put("/sys/fs/cgroup/memory/job/step/memory.usage_in_bytes", "1000\n");
+    put("/sys/fs/cgroup/memory/job/memory.limit_in_bytes", "700000\n");
+    put("/sys/fs/cgroup/memory/job/memory.usage_in_bytes", "650000\n");
+    put("/sys/fs/cgroup/memory/job/memory.stat",
+        "inactive_file 1\ntotal_inactive_file 100000\ntotal_active_file 50000\n");
+    T_OK(sl_plan_machine(&m, root, &err));
+    assert_int_equal(m.gives, 200000);
+    put("/proc/self/cgroup", "7:hugetlb,memory,pids:/job/step\n0::/\n");
+    T_OK(sl_plan_machine(&m, root, &err));
+    assert_int_equal(m.gives, 0); /* /sys/fs/cgroup/memory.max from above */
+    put("/proc/self/cgroup", "7:memoryless:/job/step\n");
+    T_OK(sl_plan_machine(&m, root, &err));
+    assert_int_equal(m.gives, 819200);
+
+    struct rlimit was, is;
+    assert_int_equal(getrlimit(RLIMIT_AS, &was), 0);
+    is = was;
+    is.rlim_cur = (rlim_t)1 << 40;
+    assert_int_equal(setrlimit(RLIMIT_AS, &is), 0);
+    T_OK(sl_plan_machine(&m, root, &err));
+    assert_true(m.address == (uint64_t)1 << 40);
+    assert_int_equal(setrlimit(RLIMIT_AS, &was), 0);
     (void)state;
 }
 

@@ -10,6 +10,7 @@
 #include "stages/job/check.h"
 #include "stages/job/files.h"
 #include "stages/job/folder.h"
+#include "stages/job/hints.h"
 #include "stages/job/replay.h"
 #include "stages/job/intake.h"
 #include "stages/job/options.h"
@@ -350,6 +351,82 @@ static void numbers_as_people_have_them(void **state)
             }
 }
 
+static void names_of_others_are_offered(void **state)
+{
+    (void)state;
+    static const char *const NAMES[][2] = {
+        {"num-frames", "frames"},  {"num_frames", "frames"},         {"guidance-scale", "guidance"},
+        {"cfg", "guidance"},       {"negative-prompt", "negative"},  {"flow-shift", "shift"},
+        {"sample_shift", "shift"}, {"num-inference-steps", "steps"}, {"ckpt-dir", "model"},
+        {"promt", "prompt"}};
+    const sl_option *o;
+    for (size_t i = 0; i < sizeof NAMES / sizeof *NAMES; i++) {
+        T_CODE(sl_option_find(&o, NAMES[i][0], SL_OPTION_OF_RUN, &err), SL_ARG);
+        T_SAYS(err.msg,
+               t_format("unknown option --%s, did you mean --%s?", NAMES[i][0], NAMES[i][1]));
+    }
+    T_CODE(sl_option_find(&o, "gpu", SL_OPTION_OF_JOB, &err), SL_ARG); /* no key of a job */
+    assert_null(strstr(err.msg, "device"));
+}
+
+static void collect(void *to, const char *line)
+{
+    char *said = to;
+    snprintf(said + strlen(said), 2000 - strlen(said), "%s\n", line);
+}
+
+/* What is asked for and not done is told; what is done is not. */
+static void what_is_not_done_is_told(void **state)
+{
+    (void)state;
+    static char many[4000];
+    for (int i = 0; i < 600; i++) strcat(many, "cat ");
+    const struct {
+        const char *more, *says; /* says NULL: nothing */
+    } CASES[] = {
+        {"", NULL},
+        {", \"guidance\": 5, \"negative\": \"grey\"", NULL},
+        {", \"guidance\": 1, \"negative\": \"grey\"",
+         "--negative is not used without guidance: --guidance is 1, want more than 1"},
+        {", \"guidance_2\": 4", "--guidance-2 is not used: "},
+        {", \"fbcache_warmup\": 2", "--fbcache-warmup is given, but there is no cache without"},
+        {", \"fbcache_final\": 2", "--fbcache-final is given, but there is no cache without"},
+        {", \"fbcache\": 0.1, \"fbcache_warmup\": 2, \"fbcache_final\": 1",
+         "--fbcache skips nothing: --fbcache-warmup 2 and --fbcache-final 1 are all of 3 steps"},
+        {", \"fbcache\": 0.1, \"fbcache_warmup\": 1", NULL},
+        {", \"lora_lenient\": true", "--lora-lenient is given, but no --lora"},
+        {", \"crf\": 0", "--crf 0 is lossless, H.264 profile High 4:4:4 Predictive"},
+        {", \"crf\": 1", NULL},
+        {", \"negative\": \"caf\u00c3\u00a9\", \"guidance\": 5", "--negative looks like UTF-8"},
+        {", \"negative\": \"many\", \"guidance\": 5", "the first 512: its end is not used"},
+    };
+    for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) {
+        sl_batch b;
+        char said[2000] = "";
+        open_batch(&b, "");
+        T_OK(add(&b, asking(CASES[i].more)));
+        if (!strcmp(b.jobs[0].spec.negative, "many"))
+            T_OK(sl_job_set_text(&b.jobs[0].spec.negative, many, &err));
+        T_OK(sl_batch_check(&b, &model, &conf, &err));
+        sl_request_hints(&b.jobs[0], &model, collect, said);
+        const char *end = strchr(said, '\n');
+        if (CASES[i].says ? !strstr(said, CASES[i].says) || !end || end[1] : *said != 0)
+            fail_msg("%s: \"%s\", want \"%s\"", CASES[i].more, said,
+                     CASES[i].says ? CASES[i].says : "");
+        sl_batch_free(&b);
+    }
+    static const char *const BROKEN[] = {"it\u00e2\u20ac\u2122s", "\u00f0\u0178\u2018\u00b1",
+                                         "\u00c3\u00bc"},
+                             *const WHOLE[] = {
+                                 "caf\u00e9", "\u00c3",       "\u00fcber \u20ac5",
+                                 "\u732b",    "\u2018\u2019", "na\u00efve \u2014 \u00abyes\u00bb",
+                                 ""};
+    for (int i = 0; i < 3; i++)
+        if (!sl_is_mojibake(BROKEN[i])) fail_msg("%s is none", BROKEN[i]);
+    for (int i = 0; i < 7; i++)
+        if (sl_is_mojibake(WHOLE[i])) fail_msg("%s is one", WHOLE[i]);
+}
+
 static void what_is_wrong_is_one_line(void **state)
 {
     sl_batch b;
@@ -539,6 +616,8 @@ int main(void)
         T(a_replay_takes_what_it_can_use),
         T(two_batches_stand_beside_each_other),
         T(numbers_as_people_have_them),
+        T(what_is_not_done_is_told),
+        T(names_of_others_are_offered),
         T(what_is_wrong_is_one_line),
         T(a_run_that_does_not_fit_is_not_admitted),
         T(a_batch_has_an_end),

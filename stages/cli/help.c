@@ -55,6 +55,7 @@ void sl_help_all(FILE *to)
         print_ways(v, to);
         fprintf(to, "      %s\n", v->what);
     }
+    fprintf(to, "\nsluice --version: commit, libraries and devices, for a report of a fault.\n");
     fprintf(to, "\nOptions of run (sluice help VERB has those of another):\n\n");
     print_options(sl_verb_find("run"), to);
     fprintf(to,

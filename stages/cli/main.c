@@ -22,6 +22,8 @@ int main(int argc, char **argv)
         sl_help_all(stdout);
         return SL_EXIT_OK;
     }
+    if (!strcmp(name, "--version") || !strcmp(name, "-V") || !strcmp(name, "version"))
+        return sl_cli_version(argc - 2, argv + 2);
     if (sl_verb_want(&verb, name, &err)) {
         sl_complain("%s", err.msg);
         return SL_EXIT_REFUSED;

@@ -26,9 +26,9 @@
 #include "common/temporary.h"
 #include "stages/job/check.h"
 #include "stages/job/dispatcher.h"
-#include "stages/job/distilled.h"
 #include "stages/job/files.h"
 #include "stages/job/folder.h"
+#include "stages/job/hints.h"
 #include "stages/job/output.h"
 #include "stages/job/plan.h"
 #include "stages/job/report.h"
@@ -370,16 +370,27 @@ static int run_jobs(sl_batch *o, const sl_model *model, sl_conf *conf, int64_t t
     return status;
 }
 
-/* What jobs are asked for in another way than their model is made for, each such thing once. */
-static void give_hints(const sl_batch *o, const sl_layout *layout)
+typedef struct {
+    char before[8][SL_PATH];
+    int count;
+} told;
+
+static void tell(void *to, const char *line)
 {
-    char hint[SL_PATH], before[SL_PATH] = "";
-    for (int i = 0; i < o->job_count; i++)
-        if (sl_distilled_hint(&o->jobs[i].spec, layout, hint, sizeof hint) &&
-            strcmp(hint, before)) {
-            sl_log(SL_LOG_WARN, "%s", hint);
-            memcpy(before, hint, sizeof before);
-        }
+    told *t = to;
+    for (int i = 0; i < t->count && i < 8; i++)
+        if (!strcmp(t->before[i], line)) return;
+    snprintf(t->before[t->count % 8], SL_PATH, "%s", line);
+    if (t->count < 8) t->count++;
+    sl_log(SL_LOG_WARN, "%s", line);
+}
+
+/* What jobs are asked for and will not do, each such thing once. */
+static void give_hints(const sl_batch *o, const sl_model *model)
+{
+    told *t = calloc(1, sizeof *t);
+    for (int i = 0; i < o->job_count && t; i++) sl_request_hints(&o->jobs[i], model, tell, t);
+    free(t);
 }
 
 /* Disks that are too small for what the jobs write. */
@@ -413,7 +424,7 @@ static int run(bool replay, int argc, char **argv)
                    "memory holds %llu of the %llu bytes of weights that stay mapped: the rest is "
                    "read from the disk again at every step",
                    (unsigned long long)fits.held, (unsigned long long)fits.mapped);
-        give_hints(&o, &model.layout);
+        give_hints(&o, &model);
         status = run_jobs(&o, &model, &conf, t0_ns, &err);
     }
     if (err.code) sl_complain("%s", err.msg);

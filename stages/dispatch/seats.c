@@ -20,11 +20,13 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "common/clock.h"
 #include "common/log.h"
+#include "common/pidfd.h"
 #include "common/process.h"
 
 #define MS 1000000ll
@@ -164,11 +166,15 @@ static bool start(sl_seats *s, int seat)
         memcpy(p->last_error, why, sizeof why);
         return false;
     }
+    p->oom_kills = sl_out_of_memory_kills();
     p->pid = fork();
     if (p->pid == 0) become_stage(path, argv, envp, self);
-    p->pidfd = p->pid > 0 ? (int)syscall(SYS_pidfd_open, p->pid, 0) : -1;
+    sl_err err = {0};
+    p->pidfd = -1;
+    if (p->pid < 0) sl_fail_errno(&err, errno, "fork");
+    else sl_pidfd_open(&p->pidfd, p->pid, &err);
     if (p->pidfd < 0) {
-        sl_log(SL_LOG_ERROR, "%s could not be started: %s", p->name, strerror(errno));
+        sl_log(SL_LOG_ERROR, "%s could not be started: %s", p->name, err.msg);
         if (p->pid > 0) kill(p->pid, SIGKILL), waitpid(p->pid, NULL, 0);
         p->pid = 0;
         p->restart_at_ns = sl_now_ns() + 1000 * MS;
@@ -350,9 +356,13 @@ void sl_seats_on_nonsense(sl_seats *s, int seat, const sl_err *what)
 
 /* ---- ends ---- */
 
-static void how_it_ended(int status, char *how, size_t size)
+static void how_it_ended(int status, const struct rusage *used, uint64_t kills, char *how,
+                         size_t size)
 {
-    if (WIFSIGNALED(status))
+    if (WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL && sl_out_of_memory_kills() > kills)
+        snprintf(how, size, "killed by the kernel: out of memory at %ld MB",
+                 used->ru_maxrss / 1024);
+    else if (WIFSIGNALED(status))
         snprintf(how, size, "signal %d (%s)", WTERMSIG(status), strsignal(WTERMSIG(status)));
     else
         snprintf(how, size, "exit status %d%s", WEXITSTATUS(status),
@@ -375,11 +385,12 @@ void sl_seats_on_ended(sl_seats *s, int seat, bool draining, sl_seats_end *out)
 {
     sl_seats_seat *p = &s->at[seat];
     int status = 0;
+    struct rusage used = {0};
     *out = (sl_seats_end){.pid = p->pid};
-    waitpid(p->pid, &status, 0); /* it has ended: this does not wait */
+    wait4(p->pid, &status, 0, &used); /* it has ended: this does not wait */
     close(p->pidfd);
     sl_bus_watch(s->bus, seat, 0, -1);
-    how_it_ended(status, out->how, sizeof out->how);
+    how_it_ended(status, &used, p->oom_kills, out->how, sizeof out->how);
     bool well = WIFEXITED(status) && !WEXITSTATUS(status);
     /* A mistake in the model or the settings will not go away by itself; anything else is
      * tried again, later each time. */

@@ -23,8 +23,9 @@ typedef struct {
     const sl_conf_stage *conf;
     char name[SL_CONF_NAME];
     sl_seat_state state;
-    pid_t pid; /* 0: none */
-    int pidfd; /* -1: none */
+    pid_t pid;          /* 0: none */
+    int pidfd;          /* -1: none */
+    uint64_t oom_kills; /* the kernel's, before the process began */
     int64_t last_beat_ns, restart_at_ns, started_ns;
     /* what the kernel says of the process, looked at every second: common/process.h */
     uint64_t system_ticks, faults, io_bytes;

@@ -448,6 +448,16 @@ static sl_code check_programs(const sl_conf *conf, sl_err *err)
     return rc;
 }
 
+static void note_said(sl_request *r)
+{
+    r->said.negative = r->has_negative;
+    r->said.guidance_2 = r->has_guidance_2;
+    r->said.fbcache_warmup = r->has_fbcache_warmup;
+    r->said.fbcache_max_hits = r->has_fbcache_max_hits;
+    r->said.fbcache_final = r->has_fbcache_final;
+    r->said.seed = r->has_seed;
+}
+
 /* The checkpoint's sluice.json beneath every job; a replay's jobs are complete without it. */
 static sl_code use_defaults(sl_batch *b, const sl_model *model, const sl_conf *conf, sl_err *err)
 {
@@ -457,8 +467,10 @@ static sl_code use_defaults(sl_batch *b, const sl_model *model, const sl_conf *c
     rc = sl_request_read_defaults(&d, model->dir, err);
     if (!rc && d.has_negative && (rc = check_prompt(d.spec.negative, "negative", conf, err)))
         sl_context(err, rc, "%s/" SL_MODEL_DEFAULTS, model->dir);
-    for (int i = 0; i < b->job_count && !rc; i++)
+    for (int i = 0; i < b->job_count && !rc; i++) {
+        note_said(&b->jobs[i]);
         rc = sl_request_apply_defaults(&b->jobs[i], &d, err);
+    }
     sl_job_free(&d.spec);
     return rc;
 }

@@ -14,6 +14,7 @@
 
 #include <zmq.h>
 
+#include "common/pidfd.h"
 #include "common/clock.h"
 #include "common/log.h"
 #include "stages/job/files.h"
@@ -83,9 +84,9 @@ static sl_code start_process(sl_dispatcher *d, sl_err *err)
         execv(path, argv);
         _exit(127);
     }
-    d->pidfd = d->pid > 0 ? (int)syscall(SYS_pidfd_open, d->pid, 0) : -1;
-    if (d->pidfd < 0) return sl_fail_errno(err, errno, "sluice-dispatch could not be started");
-    return SL_OK;
+    if (d->pid < 0) return sl_fail_errno(err, errno, "sluice-dispatch could not be started");
+    if ((rc = sl_pidfd_open(&d->pidfd, d->pid, err))) kill(d->pid, SIGKILL);
+    return rc ? sl_context(err, rc, "sluice-dispatch could not be started") : SL_OK;
 }
 
 static sl_code connect_process(sl_dispatcher *d, sl_err *err)

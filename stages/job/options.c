@@ -226,6 +226,65 @@ sl_code sl_option_set(void *owner, const sl_option *o, const char *v, sl_err *er
 
 /* ---- names ---- */
 
+/* What other programs call an option; "cfg" and its like are short of any distance. */
+static const char *const MEANT[][2] = {
+    {"num-frames", "frames"},
+    {"length", "frames"},
+    {"frame-num", "frames"},
+    {"video-length", "frames"},
+    {"guidance-scale", "guidance"},
+    {"cfg", "guidance"},
+    {"cfg-scale", "guidance"},
+    {"guide-scale", "guidance"},
+    {"sample-guide-scale", "guidance"},
+    {"guidance-scale-2", "guidance-2"},
+    {"negative-prompt", "negative"},
+    {"n-prompt", "negative"},
+    {"neg-prompt", "negative"},
+    {"flow-shift", "shift"},
+    {"sample-shift", "shift"},
+    {"num-inference-steps", "steps"},
+    {"sample-steps", "steps"},
+    {"num-steps", "steps"},
+    {"infer-steps", "steps"},
+    {"base-seed", "seed"},
+    {"noise-seed", "seed"},
+    {"image-path", "image"},
+    {"input-image", "image"},
+    {"input", "image"},
+    {"i", "image"},
+    {"first-frame", "image"},
+    {"end-image", "last-image"},
+    {"last-frame", "last-image"},
+    {"save-file", "output"},
+    {"output-path", "output"},
+    {"out", "output"},
+    {"ckpt-dir", "model"},
+    {"checkpoint", "model"},
+    {"model-path", "model"},
+    {"frame-rate", "fps"},
+    {"sample-solver", "sampler"},
+    {"scheduler", "sampler"},
+    {"sampler-name", "sampler"},
+    {"teacache", "fbcache"},
+    {"lora-path", "lora"},
+    {"p", "prompt"},
+    {"text", "prompt"},
+    {"gpu", "device"},
+    {"devices", "device"},
+    {"config", "conf"},
+    {"quality", "crf"},
+    {"resolution", "max-area"},
+    {"size", "width"},
+};
+
+static const char *meant_by(const char *name)
+{
+    for (size_t i = 0; i < sizeof MEANT / sizeof *MEANT; i++)
+        if (!strcmp(MEANT[i][0], name)) return MEANT[i][1];
+    return NULL;
+}
+
 sl_code sl_option_find(const sl_option **out, const char *name, sl_option_owner least, sl_err *err)
 {
     const sl_option *near = NULL;
@@ -246,6 +305,10 @@ sl_code sl_option_find(const sl_option **out, const char *name, sl_option_owner 
         snprintf(keys + strlen(keys), sizeof keys - strlen(keys), "%s%s", *keys ? ", " : "",
                  o->name);
     }
+    const char *meant = meant_by(dashed);
+    for (int i = 0; i < OPTION_COUNT && meant; i++)
+        if (!strcmp(OPTIONS[i].name, meant) && OPTIONS[i].owner >= least)
+            near = &OPTIONS[i], best = 0;
     const char *kind = least > SL_OPTION_OF_RUN ? "key " : "option --",
                *dashes = least > SL_OPTION_OF_RUN ? "" : "--";
     if (least == SL_OPTION_OF_MODEL && !sl_option_find(out, name, SL_OPTION_OF_RUN, NULL))

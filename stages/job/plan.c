@@ -4,6 +4,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "kernels/cuda/conv_tiles.h"
@@ -356,25 +357,61 @@ static bool read_number(const char *text, const char *key, uint64_t *out)
     return false;
 }
 
+/* Where a version of cgroups keeps its files, and what they are called. */
+typedef struct {
+    const char *folder, *limit, *used, *cache[2];
+} group_files;
+static const group_files V1 = {"/sys/fs/cgroup/memory",
+                               "memory.limit_in_bytes",
+                               "memory.usage_in_bytes",
+                               {"total_inactive_file", "total_active_file"}},
+                         V2 = {"/sys/fs/cgroup",
+                               "memory.max",
+                               "memory.current",
+                               {"inactive_file", "active_file"}};
+
 /* Bytes that one cgroup still gives: its limit less what it uses, but for page cache, which
  * goes when memory is wanted. */
-static uint64_t group_gives(const char *root, const char *group)
+static uint64_t group_gives(const group_files *v, const char *root, const char *group)
 {
     char path[SL_PATH], text[16384];
     uint64_t limit, used, file = 0, more;
-    const char *const CACHE[] = {"inactive_file", "active_file"};
-    snprintf(path, sizeof path, "/sys/fs/cgroup%.900s/memory.max", group);
+    snprintf(path, sizeof path, "%s%.900s/%s", v->folder, group, v->limit);
     /* "max", or the top */
     if (!read_text(text, sizeof text, root, path) || sscanf(text, "%lu", &limit) != 1)
         return UINT64_MAX;
-    snprintf(path, sizeof path, "/sys/fs/cgroup%.900s/memory.current", group);
+    snprintf(path, sizeof path, "%s%.900s/%s", v->folder, group, v->used);
     if (!read_text(text, sizeof text, root, path) || sscanf(text, "%lu", &used) != 1)
         return UINT64_MAX;
-    snprintf(path, sizeof path, "/sys/fs/cgroup%.900s/memory.stat", group);
+    snprintf(path, sizeof path, "%s%.900s/memory.stat", v->folder, group);
     for (int i = 0; i < 2 && read_text(text, sizeof text, root, path); i++)
-        if (read_number(text, CACHE[i], &more)) file += more;
+        if (read_number(text, v->cache[i], &more)) file += more;
     used = used > file ? used - file : 0;
     return limit > used ? limit - used : 0;
+}
+
+/* The tightest of a cgroup and all around it. `group` is a path of SL_PATH bytes. */
+static uint64_t groups_give(const group_files *v, const char *root, char *group)
+{
+    uint64_t least = UINT64_MAX;
+    while (true) {
+        char *slash = strrchr(group, '/');
+        if (slash && !slash[1]) *slash = 0;
+        const uint64_t g = group_gives(v, root, group);
+        if (g < least) least = g;
+        if (!*group || !(slash = strrchr(group, '/'))) return least;
+        *slash = 0;
+    }
+}
+
+/* A line of /proc/self/cgroup, "ID:CONTROLLERS:PATH": which version has its memory, or NULL. */
+static const group_files *version_of(const char *line)
+{
+    if (!strncmp(line, "0::", 3)) return &V2;
+    const char *names = strchr(line, ':'), *path = names ? strchr(names + 1, ':') : NULL;
+    for (const char *at = names; at && at < path; at = strpbrk(at + 1, ",:"))
+        if (!strncmp(at + 1, "memory", 6) && (at[7] == ',' || at[7] == ':')) return &V1;
+    return NULL;
 }
 
 sl_code sl_plan_machine(sl_machine_memory *out, const char *root, sl_err *err)
@@ -388,20 +425,18 @@ sl_code sl_plan_machine(sl_machine_memory *out, const char *root, sl_err *err)
         return sl_fail(err, SL_SYS, "%s/proc/meminfo: no MemTotal and MemAvailable in it", root);
     out->total *= 1024;
     out->available *= 1024;
-    const char *line = read_text(text, sizeof text, root, "/proc/self/cgroup") ? text : "";
-    while (line && strncmp(line, "0::", 3))
-        line = strchr(line, '\n') ? strchr(line, '\n') + 1 : NULL;
-    if (line) {
-        snprintf(group, sizeof group, "%.*s", (int)strcspn(line + 3, "\n"), line + 3);
-        while (true) { /* this cgroup and all around it */
-            char *slash = strrchr(group, '/');
-            if (slash && !slash[1]) *slash = 0;
-            uint64_t g = group_gives(root, group);
-            if (g < out->group) out->group = g;
-            if (!*group || !(slash = strrchr(group, '/'))) break;
-            *slash = 0;
-        }
+    const char *line = read_text(text, sizeof text, root, "/proc/self/cgroup") ? text : NULL;
+    for (; line && *line; line += strcspn(line, "\n"), line += *line == '\n') {
+        const group_files *v = version_of(line);
+        const char *path = v ? strchr(strchr(line, ':') + 1, ':') + 1 : NULL;
+        if (!v) continue;
+        snprintf(group, sizeof group, "%.*s", (int)strcspn(path, "\n"), path);
+        const uint64_t g = groups_give(v, root, group);
+        if (g < out->group) out->group = g;
     }
+    struct rlimit r;
+    out->address =
+        getrlimit(RLIMIT_AS, &r) || r.rlim_cur == RLIM_INFINITY ? UINT64_MAX : r.rlim_cur;
     out->gives = out->group < out->available ? out->group : out->available;
     return SL_OK;
 }
@@ -440,6 +475,25 @@ static sl_code admit_gpus(const sl_run_plan *plan, const sl_gpus *gpus, sl_err *
     return SL_OK;
 }
 
+/* A stage's libraries, the stacks and heaps of its threads: addresses that it takes beside its plan.
+ * Measured on two processors, 0.6 to 0.95 GB; with less OpenBLAS waits for memory for ever. */
+#define ADDRESSES_BESIDE ((uint64_t)1 << 30)
+
+static sl_code admit_addresses(const sl_run_plan *plan, uint64_t limit, sl_err *err)
+{
+    for (int i = 0; i < plan->count; i++) {
+        const uint64_t wanted =
+            sl_plan_private(&plan->stages[i], "cpu") + sl_plan_mapped(plan, i) + ADDRESSES_BESIDE;
+        if (plan->stages[i].runs && wanted > limit)
+            return sl_fail(err, SL_NOMEM,
+                           "stage %s wants %llu bytes of addresses, this process and its children "
+                           "may have %llu each (ulimit -v)",
+                           plan->stages[i].name, (unsigned long long)wanted,
+                           (unsigned long long)limit);
+    }
+    return SL_OK;
+}
+
 sl_code sl_plan_admit(sl_admission *out, const sl_batch *b, const sl_model *model,
                       const sl_conf *conf, sl_err *err)
 {
@@ -448,11 +502,12 @@ sl_code sl_plan_admit(sl_admission *out, const sl_batch *b, const sl_model *mode
     size_t mapped = 0, most;
     int largest = 0;
     sl_code rc = sl_plan_make(&plan, b, model, conf, err);
-    if (rc || (rc = sl_plan_machine(&m, "", err)) || (rc = admit_gpus(&plan, &b->gpus, err)))
+    if (rc || (rc = sl_plan_machine(&m, "", err)) || (rc = admit_gpus(&plan, &b->gpus, err)) ||
+        (rc = admit_addresses(&plan, m.address, err)))
         return rc;
     uint64_t there = conf->limits.memory_bytes ? (uint64_t)conf->limits.memory_bytes : m.gives;
     const char *why = conf->limits.memory_bytes ? "limits.memory_bytes"
-                      : m.group < m.available   ? "its cgroup's memory.max"
+                      : m.group < m.available   ? "its cgroup's limit"
                                                 : "MemAvailable";
     size_t wanted = total_of(&plan, "cpu", &largest, &most);
     for (int i = 0; i < plan.count; i++) mapped += sl_plan_mapped(&plan, i);

@@ -34,6 +34,10 @@ typedef struct {
         has_shift, has_sampler, has_crf, has_fbcache, has_fbcache_warmup, has_fbcache_max_hits,
         has_fbcache_final, has_lora, has_lora_2;
     bool random_seed; /* asked for by --seed -1 */
+    /* What the user gave, the checkpoint's sluice.json aside; set by sl_batch_check. */
+    struct {
+        bool negative, guidance_2, fbcache_warmup, fbcache_max_hits, fbcache_final, seed;
+    } said;
     uint64_t given; /* bit i: option i of options.h was said, by whoever asks for the job */
     /* --dump, and where the report and the trace go; "" none */
     char dump_dir[SL_PATH], json[SL_PATH], trace[SL_PATH];

@@ -329,7 +329,7 @@ sl_code sl_form_json(sl_form *f, const char *text, size_t size, sl_err *err)
 {
     json_t *root = NULL, *v;
     const char *name;
-    sl_code rc = sl_json_parse(&root, text, size, "the request's body", err);
+    sl_code rc = sl_json_parse_long(&root, text, size, "the request's body", err);
     json_object_foreach(root, name, v)
     {
         if (rc || (rc = set_field(f, name, v, err))) break;

@@ -1,0 +1,70 @@
+/* version.c - `sluice --version`: what this program is, what it is linked with, what it finds. For
+ * reports of faults. */
+#include "stages/cli/verbs.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <sys/utsname.h>
+#include <unistd.h>
+
+#include <curl/curl.h>
+#include <jansson.h>
+#include <jpeglib.h>
+#include <libavcodec/avcodec.h>
+#include <libavformat/avformat.h>
+#include <microhttpd.h>
+#include <sqlite3.h>
+#include <zlib.h>
+#include <zmq.h>
+
+#include "stages/job/devices.h"
+
+#ifndef SL_COMMIT
+#define SL_COMMIT "unknown"
+#endif
+
+const char *openblas_get_config(void); /* openblas_config.h lies elsewhere in each distribution */
+
+static void print_av(const char *name, unsigned version)
+{
+    printf("  %-14s %u.%u.%u\n", name, version >> 16, version >> 8 & 255, version & 255);
+}
+
+static void print_devices(void)
+{
+    sl_conf conf;
+    sl_gpus gpus = {0};
+    sl_err err = {0};
+    struct utsname u = {0};
+    uname(&u);
+    printf("devices\n  %-14s %s, %s, %ld processors\n", "cpu", u.release, u.machine,
+           sysconf(_SC_NPROCESSORS_ONLN));
+    sl_conf_defaults(&conf);
+    if (sl_conf_use_device(&conf, "cuda:0", &err) || sl_gpus_ask(&gpus, &conf, &err))
+        printf("  %-14s none: %s\n", "cuda", err.msg);
+    else
+        printf("  %-14s %s, compute capability %d.%d, %.1f of %.1f GiB free; %d in all\n", "cuda:0",
+               gpus.gpu[0].name, gpus.gpu[0].sm / 10, gpus.gpu[0].sm % 10,
+               (double)gpus.gpu[0].free / (1 << 30), (double)gpus.gpu[0].total / (1 << 30),
+               gpus.count);
+}
+
+int sl_cli_version(int argc, char **argv)
+{
+    int major, minor, patch;
+    (void)argc, (void)argv;
+    zmq_version(&major, &minor, &patch);
+    printf("sluice, commit %s, compiler %s\nlibraries\n", SL_COMMIT, __VERSION__);
+    print_av("libavcodec", avcodec_version());
+    print_av("libavformat", avformat_version());
+    printf("  %-14s %d.%d.%d\n", "libzmq", major, minor, patch);
+    printf("  %-14s %s\n", "openblas", openblas_get_config());
+    printf("  %-14s %d (its own ABI's number)\n", "libjpeg", JPEG_LIB_VERSION);
+    printf("  %-14s %s\n", "zlib", zlibVersion());
+    printf("  %-14s %s\n", "sqlite", sqlite3_libversion());
+    printf("  %-14s %s\n", "microhttpd", MHD_get_version());
+    printf("  %-14s %s\n", "curl", curl_version_info(CURLVERSION_NOW)->version);
+    printf("  %-14s %s\n", "jansson", JANSSON_VERSION);
+    print_devices();
+    return 0;
+}
