@@ -425,7 +425,10 @@ static void refused_(const char *where, int status, const command *c, const char
                  (const char *const[]){__VA_ARGS__, NULL});                                        \
     } while (0)
 
-/* The command works without a word, and leaves so many files in ROOT/out, which are
+/* What the next works_ may say, and must; NULL: not a word. */
+static const char *to_be_said;
+
+/* The command works without a word (but to_be_said), and leaves so many files in ROOT/out, which are
  * removed if `clean`. */
 static void works_(const char *where, const command *c, int outputs, bool clean)
 {
@@ -433,7 +436,10 @@ static void works_(const char *where, const command *c, int outputs, bool clean)
     int got = finish(c, start(c));
     char *err = get_file(at("stderr"), &n);
     if (got) fail_msg("%s: exit status %d, want 0: %s\n%s", where, got, text_of(c), err);
-    if (*err) fail_msg("%s: stderr is not empty: %s\n%s", where, text_of(c), err);
+    if (to_be_said ? !strstr(err, to_be_said) : *err != 0)
+        fail_msg("%s: stderr is not %s: %s\n%s", where, to_be_said ? to_be_said : "empty",
+                 text_of(c), err);
+    to_be_said = NULL;
     nothing_left(c, outputs);
     if (clean) empty_dir(at("out"));
     free(err);

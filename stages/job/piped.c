@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -11,6 +12,8 @@
 
 #include "common/picture.h"
 
+#define FIRST_MS 3000 /* for the first byte of a named pipe */
+
 static bool is_piped(const char *path)
 {
     struct stat st;
@@ -18,12 +21,18 @@ static bool is_piped(const char *path)
     return *path && !stat(path, &st) && (S_ISFIFO(st.st_mode) || S_ISSOCK(st.st_mode));
 }
 
-static sl_code copy_all(int to, int from, const char *name, sl_err *err)
+/* `first`: it is a named pipe, to which nobody may ever write. */
+static sl_code copy_all(int to, int from, bool first, const char *name, sl_err *err)
 {
     char buf[1 << 16];
     size_t total = 0;
     for (;;) {
+        struct pollfd p = {from, POLLIN, 0};
+        /* a writer that has come may take its time */
+        if (poll(&p, 1, total || !first ? -1 : FIRST_MS) == 0)
+            return sl_fail(err, SL_ARG, "%s is a pipe that nobody writes to, want a file", name);
         const ssize_t n = read(from, buf, sizeof buf);
+        if (n < 0 && errno == EAGAIN) continue;
         if (n < 0 && errno == EINTR) continue;
         if (n < 0) return sl_fail_errno(err, errno, "%s: cannot be read", name);
         if (!n) return SL_OK;
@@ -39,12 +48,12 @@ static sl_code copy_all(int to, int from, const char *name, sl_err *err)
 static sl_code take(char *path, sl_err *err)
 {
     const bool input = !strcmp(path, "-");
-    const int from = input ? dup(STDIN_FILENO) : open(path, O_RDONLY | O_CLOEXEC),
+    const int from = input ? dup(STDIN_FILENO) : open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK),
               to = memfd_create("sluice-input", MFD_CLOEXEC);
     sl_code rc = SL_OK;
     if (from < 0) rc = sl_fail_errno(err, errno, "%s: cannot be opened", path);
     else if (to < 0) rc = sl_fail_errno(err, errno, "memfd_create");
-    else rc = copy_all(to, from, path, err);
+    else rc = copy_all(to, from, !input, path, err);
     if (from >= 0) close(from);
     if (rc && to >= 0) close(to);
     /* by this process's number: a relative of it may look, too */
