@@ -5,9 +5,9 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-/* What a path is that is not the file or folder wanted, as "a Git LFS pointer (`git lfs pull` fetches
- * the file)": by what is there and by its first bytes. false: it is not there, or nothing special;
- * out is "" then. */
+/* What a path is that is not the file or folder wanted, as "a Git LFS pointer (`git lfs pull`
+ * fetches the file)": by what is there and by its first bytes. false: it is not there, or nothing
+ * special; out is "" then. */
 bool sl_found(const char *path, char *out, size_t size);
 
 /* What lies in `dir` in place of STEM.safetensors: weights of another name (STEM.fp16.safetensors,

@@ -25,8 +25,8 @@ sl_code sl_json_read(json_t **out, const char *path, size_t max_bytes, sl_err *e
  * no memory for it. `what` stands before the path in messages. Errors: SL_SYS, SL_NOMEM; a regular
  * file that is not whole is removed. */
 sl_code sl_json_write(json_t *root, const char *path, size_t flags, const char *what, sl_err *err);
-/* As json_loadb, but a byte-order mark is skipped, and an integer that jansson's 64 bits with a sign
- * do not hold (a seed, as some programs make them) becomes a text of its digits. */
+/* As json_loadb, but a byte-order mark is skipped, and an integer that jansson's 64 bits with a
+ * sign do not hold (a seed, as some programs make them) becomes a text of its digits. */
 json_t *sl_json_load(const char *text, size_t length, size_t flags, json_error_t *e);
 
 /* sl_json_parse by sl_json_load: long integers become texts. */

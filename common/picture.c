@@ -4,8 +4,8 @@
  * The header decides what is tried at all: its size is checked before anything is allocated, and a
  * file that does not reach its own end mark is refused, since decoders fill what is missing with
  * grey. libavcodec then gets one packet: of PNG and WebP the chunks that make the pixels (a colour
- * profile that does not inflate is no damage), of a GIF and of an animated WebP the first frame as a
- * still picture, which is laid on its canvas here, of an AVIF its AV1.
+ * profile that does not inflate is no damage), of a GIF and of an animated WebP the first frame as
+ * a still picture, which is laid on its canvas here, of an AVIF its AV1.
  *
  * Everything comes out byte for byte as Pillow's but AVIF (a level or two: libyuv's arithmetic) and
  * what is lossy in JPEG 2000. */

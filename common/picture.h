@@ -1,9 +1,9 @@
 /* picture.h - read a picture file into 8-bit RGB, resize as Pillow does, write a PNG.
  *
  * What is read is SL_PICTURE_KINDS. Pixels come out as Pillow's convert("RGB") has them after
- * ImageOps.exif_transpose: alpha is dropped, 16 bits are reduced, grey and palette are expanded, the
- * orientation is applied wherever it stands. Colour profiles are not applied, and not looked at.
- * Limits are checked on the header, before any large allocation. */
+ * ImageOps.exif_transpose: alpha is dropped, 16 bits are reduced, grey and palette are expanded,
+ * the orientation is applied wherever it stands. Colour profiles are not applied, and not looked
+ * at. Limits are checked on the header, before any large allocation. */
 #ifndef SL_PICTURE_H
 #define SL_PICTURE_H
 

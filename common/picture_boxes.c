@@ -1,6 +1,6 @@
 /* picture_boxes.c - AVIF and HEIC: the boxes (ISO/IEC 14496-12, 23008-12) down to the bytes of one
- * AV1 picture, which libavcodec decodes; whatever else is in such boxes through libheif, where there
- * is one. */
+ * AV1 picture, which libavcodec decodes; whatever else is in such boxes through libheif, where
+ * there is one. */
 #include "common/picture_parts.h"
 
 #include <dlfcn.h>

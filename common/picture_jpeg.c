@@ -1,5 +1,5 @@
-/* picture_jpeg.c - JPEG through libjpeg (-turbo), as Pillow reads it: its integer transform, "fancy"
- * upsampling, arithmetic coding, CMYK and YCCK with Adobe's polarity. */
+/* picture_jpeg.c - JPEG through libjpeg (-turbo), as Pillow reads it: its integer transform,
+ * "fancy" upsampling, arithmetic coding, CMYK and YCCK with Adobe's polarity. */
 #include "common/picture_parts.h"
 
 #include <setjmp.h>

@@ -10,7 +10,8 @@ typedef struct {
     int64_t w, h, most;
 } pnm;
 
-/* The next number, behind white space and comments; -1 for none, or for one of more than 9 digits. */
+/* The next number, behind white space and comments; -1 for none, or for one of more than 9
+ * digits. */
 static int64_t number(pnm *p)
 {
     int64_t v = -1;

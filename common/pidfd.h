@@ -7,8 +7,8 @@
 
 #include "common/err.h"
 
-/* *out is the caller's to close. Errors: SL_SYS; a system without pidfd_open (Linux before 5.3, or a
- * container's filter of calls) is said in so many words. */
+/* *out is the caller's to close. Errors: SL_SYS; a system without pidfd_open (Linux before 5.3, or
+ * a container's filter of calls) is said in so many words. */
 sl_code sl_pidfd_open(int *out, pid_t pid, sl_err *err);
 
 /* How many processes of this machine the kernel has killed for want of memory (/proc/vmstat,

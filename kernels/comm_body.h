@@ -34,8 +34,8 @@ struct sl_comm_body {
     void (*disconnect)(sl_comm *c, int rank); /* the other's window; fine if half connected */
     void (*close)(sl_comm *c);
     /* Send the parts, after the work now on ctx's stream or when `done` tells, then set the mark
-     * `value` with each, or know by other means when they have come. parts[i] is of the team's member i, n its
-     * size. */
+     * `value` with each, or know by other means when they have come. parts[i] is of the team's
+     * member i, n its size. */
     void (*exchange)(sl_ctx *ctx, sl_comm *c, sl_lane lane, uint64_t value, int n,
                      const sl_comm_part parts[]);
     /* Work from now on follows the mark `value` of every other member, and this rank's

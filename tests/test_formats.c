@@ -92,10 +92,11 @@ static void test_colours(void **unused)
         T_OK(sl_mp4_open(&m, path, &o, &err));
         T_OK(sl_mp4_write(m, rgb, N, &err));
         T_OK(sl_mp4_finish(&m, &bytes, &err));
-        FILE *p = popen(f("ffmpeg -v error -i '%s' -vf scale=in_color_matrix=bt709 -pix_fmt rgb24 -frames:v 3 "
-                          "-f rawvideo -",
-                          path),
-                        "r");
+        FILE *p = popen(
+            f("ffmpeg -v error -i '%s' -vf scale=in_color_matrix=bt709 -pix_fmt rgb24 -frames:v 3 "
+              "-f rawvideo -",
+              path),
+            "r");
         assert_int_equal(fread(got, 1, BYTES, p), BYTES);
         pclose(p);
         double sum = 0;

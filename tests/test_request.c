@@ -174,8 +174,8 @@ static void a_dump_leaves_the_folder(void **state)
     (void)state;
 }
 
-/* Every option of a job speaks to a stage, or is the run's own; a replay refuses those whose stage it
- * does not run again. */
+/* Every option of a job speaks to a stage, or is the run's own; a replay refuses those whose stage
+ * it does not run again. */
 static void a_replay_takes_what_it_can_use(void **state)
 {
     static const char *const OWN = " model dump json trace ";

@@ -52,7 +52,8 @@ sl_code sl_dispatcher_recv(sl_dispatcher *d, sl_msg *m, sl_err *err);
 sl_code sl_dispatcher_ended(sl_dispatcher *d, sl_err *err);
 /* SIGKILL. */
 void sl_dispatcher_kill(sl_dispatcher *d);
-/* Ask it to end and to end its stages, wait (8 s, in a hurry 1 s, then SIGKILL), close. A zeroed one is fine. */
+/* Ask it to end and to end its stages, wait (8 s, in a hurry 1 s, then SIGKILL), close. A zeroed
+ * one is fine. */
 void sl_dispatcher_stop(sl_dispatcher *d);
 
 #endif

@@ -1,4 +1,5 @@
-/* output.h - where a job's files go: links followed, streams told from files, devices left alone. */
+/* output.h - where a job's files go: links followed, streams told from files, devices left
+ * alone. */
 #ifndef SL_OUTPUT_H
 #define SL_OUTPUT_H
 

@@ -475,8 +475,9 @@ static sl_code admit_gpus(const sl_run_plan *plan, const sl_gpus *gpus, sl_err *
     return SL_OK;
 }
 
-/* A stage's libraries, the stacks and heaps of its threads: addresses that it takes beside its plan.
- * Measured on two processors, 0.6 to 0.95 GB; with less OpenBLAS waits for memory for ever. */
+/* A stage's libraries, the stacks and heaps of its threads: addresses that it takes beside its
+ * plan. Measured on two processors, 0.6 to 0.95 GB; with less OpenBLAS waits for memory for
+ * ever. */
 #define ADDRESSES_BESIDE ((uint64_t)1 << 30)
 
 static sl_code admit_addresses(const sl_run_plan *plan, uint64_t limit, sl_err *err)

@@ -47,9 +47,9 @@ typedef struct {
     int aspect_w, aspect_h;   /* of a replay's picture, where its size is to be found anew */
     bool streams;             /* the video goes into the descriptor `stream`, not to a file */
     int stream;
-    bool small_dump;          /* there is no room for the dump */
-    bool made_dump;           /* its folder is made for this job */
-    char dir[SL_PATH];        /* the job's folder, in the spool or in the dump's */
+    bool small_dump;   /* there is no room for the dump */
+    bool made_dump;    /* its folder is made for this job */
+    char dir[SL_PATH]; /* the job's folder, in the spool or in the dump's */
 } sl_request;
 
 /* Requests that run together: one checkpoint, one configuration, one set of devices. */

@@ -69,8 +69,8 @@ static sl_code parse_args(sl_seat *seat, arguments *a, int argc, char **argv, sl
     return SL_OK;
 }
 
-/* OpenBLAS asks for its working buffer again and again where there is no room for it: a limit of the
- * address space is looked at before. */
+/* OpenBLAS asks for its working buffer again and again where there is no room for it: a limit of
+ * the address space is looked at before. */
 static sl_code check_address_space(sl_role role, sl_err *err)
 {
     const size_t want = (size_t)160 << 20; /* the buffer, 128 MiB, and stacks of threads */
