@@ -816,7 +816,6 @@ static void test_defaults_of_a_checkpoint(void **unused)
                  "sluice.json: --width is 32 and --height 0, want both or neither");
     BAD_DEFAULTS("{\"width\": 100, \"height\": 32}",
                  "sluice.json: size is 100x32, want width and height that are multiples of 16");
-    BAD_DEFAULTS("{\"width\": 0, \"height\": 0}", "sluice.json: width is 0, want 16 to 8192");
     BAD_DEFAULTS("{\"width\": 32, \"height\": 32, \"max-area\": 4096}",
                  "sluice.json: --max-area is given beside --width and --height");
 
