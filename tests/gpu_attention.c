@@ -315,7 +315,7 @@ static void parts_once(pair *p, int64_t n, int heads, int parts, int last)
         if (!by_parts) fail_msg("%s: in one piece, want parts", what);
         for (int i = 0; i < parts; i++) {
             const bool wanted = i != last && first[i + 1] > first[i];
-            if (wanted != (done[i].count > 0))
+            if (wanted != (done[i].count > 0) || (parts == 2 && done[i].count > 1))
                 fail_msg("%s: part %d has %d counters", what, i, done[i].count);
             counted(p, &done[i], what);
         }

@@ -24,6 +24,9 @@
  * be 2^50. So 40 comparisons a lane and block are not made, nor its 64 elements of o
  * rescaled, which the card, held at 700 W, returns as clock.
  *
+ * PARTS. Rows that other ranks wait for are done first (bands.h), and each warp that has stored its
+ * part of a tile counts its band up, in device memory, where a copy engine's stream waits for it.
+ *
  * COST AND EXPECTATION (H100 SXM, 40 heads): 48,384 queries and keys multiply for 48
  * TFLOP. At the clock that 700 W allow cublasLt's products reach 690 TFLOP/s (1.31 GHz;
  * 97 % of the tensor cores' rate at it), cuDNN's attention 602 to 620 (1.46 GHz, 78 %):
@@ -43,6 +46,7 @@
 
 #include "kernels/cuda/attention_hopper.cuh"
 #include "kernels/cuda/attention_flash.cuh"
+#include "kernels/cuda/bands.h"
 
 namespace
 {
@@ -453,67 +457,34 @@ void sl_attention_flash(sl_ctx *ctx, const sl_attention_flash_call *c)
                     all, 0, NULL});
 }
 
-/* The counters, and what they have counted to when all that is queued is done. */
-struct sl_cuda_counters {
-    uint32_t *at;
-    uint32_t value[SL_ATTENTION_BANDS];
-};
-
-static sl_cuda_counters *counters_of(sl_ctx *ctx)
-{
-    sl_cuda *cu = sl_cuda_of(ctx);
-    if (cu->counters) return cu->counters;
-    sl_cuda_counters *n = new sl_cuda_counters();
-    if (!sl_cuda_ok(ctx, cudaMalloc((void **)&n->at, sizeof n->value), "counters of attention") ||
-        !sl_cuda_ok(ctx, cudaMemsetAsync(n->at, 0, sizeof n->value, ctx->stream),
-                    "counters of attention")) {
-        cudaFree(n->at);
-        delete n;
-        return NULL;
-    }
-    return cu->counters = n;
-}
-
-void sl_cuda_counters_free(sl_cuda_counters *n)
-{
-    if (!n) return;
-    cudaFree(n->at);
-    delete n;
-}
-
 bool sl_attention_flash_parts(sl_ctx *ctx, const sl_attention_flash_call *c, int parts,
                               const int64_t *first, int last, sl_done *done)
 {
-    const int tiles = (int)((c->nq + TILE - 1) / TILE);
-    int64_t most = 1;
-    for (int i = 0; i < parts; i++)
-        if (first[i + 1] - first[i] > most) most = first[i + 1] - first[i];
-    const int band = (int)((most + TILE - 1) / TILE), bands = (tiles + band - 1) / band,
-              from = (int)(first[last + 1] / TILE) % tiles;
-    sl_cuda_counters *n = bands <= SL_ATTENTION_BANDS ? counters_of(ctx) : NULL;
-    if (!n) return false;
-    uint32_t value[SL_ATTENTION_BANDS];
-    for (int b = 0; b < bands; b++) {
-        const int wide = tiles - b * band < band ? tiles - b * band : band;
-        value[b] = n->value[b] + (uint32_t)(wide * (int)c->heads * WARPS);
-    }
+    sl_cuda *cu = sl_cuda_of(ctx);
+    const sl_bands bands = sl_bands_of(TILE, parts, first, last);
+    const int heads = (int)c->heads;
+    uint32_t value[SL_CUDA_COUNTERS];
+    if (bands.bands > SL_CUDA_COUNTERS) return false;
+    for (int b = 0, left = bands.tiles; b < bands.bands; b++, left -= bands.band)
+        value[b] = cu->counted[b] + (uint32_t)(min(left, bands.band) * heads * WARPS);
     for (int i = 0; i < parts; i++) {
-        bool in[SL_ATTENTION_BANDS] = {};
+        bool in[SL_CUDA_COUNTERS] = {};
         if (i == last || first[i + 1] == first[i]) continue;
         for (int64_t t = first[i] / TILE; t <= (first[i + 1] - 1) / TILE; t++)
-            in[(t - from + tiles) % tiles / band] = true;
-        for (int b = 0; b < bands; b++) {
+            in[sl_band_at(&bands, (int)t)] = true;
+        for (int b = 0; b < bands.bands; b++) {
             if (!in[b]) continue;
             if (done[i].count == SL_DONE_COUNTERS) { /* then only when all is done */
                 done[i].count = 0;
                 break;
             }
-            done[i].at[done[i].count] = n->at + b;
+            done[i].at[done[i].count] = cu->counters + b;
             done[i].value[done[i].count++] = value[b];
         }
     }
-    launch(ctx, c, {c->o, c->o_pitch, (int)c->nq, (int)c->nk, tiles, tiles * (int)c->heads,
-                    c->scale * LOG2_E, band, band * (int)c->heads, from, n->at});
-    if (!ctx->err.code) memcpy(n->value, value, (size_t)bands * sizeof *value);
+    launch(ctx, c,
+           {c->o, c->o_pitch, (int)c->nq, (int)c->nk, bands.tiles, bands.tiles * heads,
+            c->scale * LOG2_E, bands.band, bands.band * heads, bands.from, cu->counters});
+    if (!ctx->err.code) memcpy(cu->counted, value, (size_t)bands.bands * sizeof *value);
     return true;
 }

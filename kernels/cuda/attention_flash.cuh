@@ -20,10 +20,7 @@ struct sl_attention_flash_call {
 bool sl_attention_flash_can(const sl_cuda *cu, const sl_attention_flash_call *c);
 void sl_attention_flash(sl_ctx *ctx, const sl_attention_flash_call *c);
 
-enum { SL_ATTENTION_BANDS = 32 };
-/* The same by parts, as sl_attention_parts. Tiles are taken band by band, a band being as many
- * tiles as the largest part's rows take, from the one behind `last`'s rows on; counters in device
- * memory tell how many are done in each band. False: too many bands, or ctx has failed. */
+/* The same by parts, as sl_attention_parts, in the order of bands.h. False: too many bands. */
 bool sl_attention_flash_parts(sl_ctx *ctx, const sl_attention_flash_call *c, int parts,
                               const int64_t *first, int last, sl_done *done);
 

@@ -202,9 +202,9 @@ void ipc_exchange(sl_ctx *ctx, sl_comm *c, sl_lane lane, uint64_t value, int n,
         const sl_comm_part *p =
             &parts[(k + sl_comm_team(c, lane)->me) % n]; /* not all to one at once */
         cudaStream_t stream = s->copy[p->rank];
-        cudaError_t e = cudaSuccess;
-        if (!p->done || !p->done->count || p->rank == me) e = cudaStreamWaitEvent(stream, s->ready, 0);
-        else if (!wait_for_rows(ctx, stream, p->done)) return;
+        const bool early = p->rank != me && p->done && p->done->count;
+        if (early && !wait_for_rows(ctx, stream, p->done)) return;
+        cudaError_t e = early ? cudaSuccess : cudaStreamWaitEvent(stream, s->ready, 0);
         if (e == cudaSuccess && p->rows)
             e = cudaMemcpy2DAsync(sl_comm_window_of(c, p->rank) + p->to,
                                   p->to_pitch ? p->to_pitch : p->width, p->from,

@@ -33,10 +33,11 @@ extern "C" {
 
 typedef __nv_bfloat16 bf16;
 
-struct sl_cuda_gemms;    /* gemm.cu: cublasLt plans by shape */
-struct sl_cuda_attns;    /* attention_plan.cu: cuDNN plans by shape */
-struct sl_cuda_counters; /* attention_flash.cu: how far an attention is */
-struct sl_cuda_convs;    /* conv_fast.cuh: which kernels, and which have been set up */
+struct sl_cuda_gemms; /* gemm.cu: cublasLt plans by shape */
+struct sl_cuda_attns; /* attention_plan.cu: cuDNN plans by shape */
+struct sl_cuda_convs; /* conv_fast.cuh: which kernels, and which have been set up */
+
+enum { SL_CUDA_COUNTERS = 32 };
 
 /* The state behind ctx->device. One thread at a time, as the ctx. */
 struct sl_cuda {
@@ -52,7 +53,9 @@ struct sl_cuda {
     float *host_out; /* pinned, 1024 floats: small results */
     sl_cuda_gemms *gemms;
     sl_cuda_attns *attns;
-    sl_cuda_counters *counters;
+    uint32_t
+        *counters; /* device memory: how far attentions are, which other streams may wait for */
+    uint32_t counted[SL_CUDA_COUNTERS]; /* what they come to when all that is queued is done */
     sl_cuda_convs *convs;
 };
 
@@ -77,7 +80,6 @@ void *sl_cuda_tensor_maps(const sl_cuda *cu);
 /* Each frees what its file keeps in a context; called by the table's close. NULL is fine. */
 void sl_cuda_gemms_free(sl_cuda_gemms *);
 void sl_cuda_attns_free(sl_cuda_attns *);
-void sl_cuda_counters_free(sl_cuda_counters *);
 void sl_cuda_convs_free(sl_cuda_convs *);
 
 /* ---- the bodies ---- */

@@ -117,12 +117,12 @@ static void cuda_close(sl_ctx *ctx)
     if (ctx->stream) cudaStreamSynchronize(ctx->stream);
     sl_cuda_gemms_free(c->gemms);
     sl_cuda_attns_free(c->attns);
-    sl_cuda_counters_free(c->counters);
     sl_cuda_convs_free(c->convs);
     if (c->dnn) cudnnDestroy(c->dnn);
     if (c->lt) cublasLtDestroy(c->lt);
     cudaFree(c->scratch);
     cudaFree(c->workspace);
+    cudaFree(c->counters);
     cudaFreeHost(c->host_out);
     if (ctx->stream) cudaStreamDestroy(ctx->stream);
     cudaGetLastError();
@@ -161,7 +161,13 @@ static bool open_all(sl_ctx *ctx, sl_cuda *c)
                     "pinned memory for small results"))
         return false;
     c->workspace_bytes = WORKSPACE;
-    return (c->workspace = device_memory(ctx, WORKSPACE, "workspace")) != NULL;
+    if (!(c->workspace = device_memory(ctx, WORKSPACE, "workspace"))) return false;
+    /* zeros before any stream may wait for them */
+    c->counters = (uint32_t *)device_memory(ctx, sizeof c->counted, "counters");
+    return c->counters &&
+           sl_cuda_ok(ctx, cudaMemsetAsync(c->counters, 0, sizeof c->counted, ctx->stream),
+                      "counters") &&
+           sl_cuda_ok(ctx, cudaStreamSynchronize(ctx->stream), "counters");
 }
 
 static sl_code cuda_open(sl_ctx *ctx, sl_err *err)
