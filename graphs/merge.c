@@ -265,35 +265,43 @@ static void merge_on_host(sl_merge *m, int place, const step *s, int n)
 
 /* On a device: in place, from the checkpoint's numbers, which lie there already where the device
  * keeps them all. */
-static sl_code merge_on_device(sl_merge *m, int place, const step *s, int n, sl_err *err)
+static sl_code merge_on_device(sl_merge *m, int place, const step *s, int n, sl_merge_figures *f,
+                               sl_err *err)
 {
     sl_ctx *ctx = m->ctx;
     const sl_weight_place *p = sl_loader_place(m->l, place);
     const size_t mark = sl_mark(ctx);
     const sl_tensor y = as_matrix(p->out), sum = sl_new2(ctx, SL_F32, y.shape[0], y.shape[1]);
     sl_code rc = SL_OK;
-    if (!p->exact && sl_ok(ctx)) rc = sl_loader_reload(m->l, 1, &place, &sum, err);
+    if (!p->exact && sl_ok(ctx)) {
+        rc = sl_loader_reload(m->l, 1, &place, &sum, err);
+        f->bytes_read += p->stored_bytes;
+    }
     if (!rc) add_changes(ctx, &y, p->exact ? &y : &sum, &sum, s, n);
     sl_release(ctx, mark);
     return rc;
 }
 
-/* On a device: what the last set has touched is the checkpoint's again. */
-static sl_code reload_touched(sl_merge *m, sl_merge_figures *f, sl_err *err)
+/* On a device: what the last set has touched is the checkpoint's again, but for what the next one
+ * merges from the files anyway. */
+static sl_code reload_touched(sl_merge *m, const recipe *r, sl_merge_figures *f, sl_err *err)
 {
     int n = 0, *which = calloc((size_t)m->count + 1, sizeof *which);
     sl_tensor *to = calloc((size_t)m->count + 1, sizeof *to);
     sl_code rc = which && to ? SL_OK : sl_fail(err, SL_NOMEM, "LoRA: no memory");
-    for (int i = 0; i < m->count && !rc; i++) {
+    for (int i = 0, k = 0; i < m->count && !rc; i++) {
+        const sl_weight_place *p = sl_loader_place(m->l, i);
+        while (k < r->count && r->steps[k].place < i) k++;
         if (!m->weights[i].touched) continue;
+        f->restored++;
+        if (!p->exact && k < r->count && r->steps[k].place == i) continue;
         which[n] = i;
-        to[n] = *sl_loader_place(m->l, i)->out;
-        f->bytes_read += sl_loader_place(m->l, i)->stored_bytes;
+        to[n] = *p->out;
+        f->bytes_read += p->stored_bytes;
         n++;
     }
     if (!rc && n) rc = sl_loader_reload(m->l, n, which, to, err);
     for (int i = 0; i < n && !rc; i++) m->weights[which[i]].touched = false;
-    f->restored = n;
     free(which);
     free(to);
     return rc;
@@ -305,7 +313,7 @@ static sl_code merge_all(sl_merge *m, const recipe *r, sl_merge_figures *f, sl_e
     sl_code rc = SL_OK;
     for (int i = 0; i < m->count && on_host; i++) f->restored += m->weights[i].own != NULL;
     for (int i = 0; i < m->count && on_host; i++) restore(m, i);
-    if (!on_host) rc = reload_touched(m, f, err);
+    if (!on_host) rc = reload_touched(m, r, f, err);
     if (!rc && r->count) rc = sl_ctx_reserve(m->ctx, r->sizes.arena_bytes, err);
     for (int i = 0, k; i < r->count && !rc && sl_ok(m->ctx); i = k) {
         const int place = r->steps[i].place;
@@ -314,7 +322,7 @@ static sl_code merge_all(sl_merge *m, const recipe *r, sl_merge_figures *f, sl_e
         m->weights[place].touched = true;
         f->tensors++;
         if (on_host) merge_on_host(m, place, &r->steps[i], k - i);
-        else rc = merge_on_device(m, place, &r->steps[i], k - i, err);
+        else rc = merge_on_device(m, place, &r->steps[i], k - i, f, err);
     }
     if (!rc) sl_sync(m->ctx);
     else sl_ctx_error(m->ctx, NULL); /* ctx heard of the same fault: it is not the next switch's */

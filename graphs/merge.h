@@ -6,9 +6,12 @@
  *   in host memory   a touched tensor gets float32 memory of its own; the mapped one stays as it
  *                    was, and taking off is a pointer
  *   on a device      in the weights' own memory; tensors that the last set has touched are read
- *                    from the files once more, all in one go, and are then the next set's to touch
+ *                    from the files once more, all in one go, and are then the next set's to touch.
+ *                    What the device keeps rounded (F32 or F8 files in bf16) is read when it is
+ *                    merged, one by one
  * So a switch takes at most what reading the touched tensors takes, and as much again for factors
- * and arithmetic; without a set before it nothing is read but the factors.
+ * and arithmetic; without a set before it, of a checkpoint in the device's dtype, nothing is read
+ * but the factors.
  * Every rank of a team does this by itself, before the attempt begins. One thread, ctx's. */
 #ifndef SL_MERGE_H
 #define SL_MERGE_H

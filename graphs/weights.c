@@ -923,6 +923,7 @@ sl_code sl_loader_reload(sl_loader *l, int n, const int which[], const sl_tensor
     if (!rc && l->err.code) { /* of put(), which has no other way to say it */
         *err = l->err;
         rc = err->code;
+        l->err = (sl_err){0}; /* this call's, not the next one's */
     }
     free(wants);
     free(l->stage);
