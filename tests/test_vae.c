@@ -1,13 +1,11 @@
 /* test_vae.c - the autoencoder against the reference's figures, in every chunking, with
  * and without the saving. */
-#include "tests/t_net.h"
+#include "tests/t_vae.h"
 
 #include <sys/mman.h>
 
 #include "common/picture.h"
 #include "common/safetensors.h"
-#include "graphs/vae.h"
-#include "graphs/vae_encode.h"
 
 #define MODEL "tests/golden/tiny-i2v/model/vae"
 
@@ -33,32 +31,10 @@ static sl_vae_config config_of(int base)
     return c;
 }
 
-/* A network on the golden weights. */
-typedef struct {
-    sl_ctx ctx;
-    sl_loader *loader;
-    sl_vae_encoder *encoder;
-    sl_vae_decoder *decoder;
-} network;
-
-static void open_network(network *n)
+static void open_network(t_vae *n)
 {
-    sl_vae_config c = config_of(8);
-    memset(n, 0, sizeof *n);
-    T_OK(sl_ctx_open(&n->ctx, &sl_ops_cpu, 256 << 20, &err));
-    T_OK(sl_loader_file(&n->loader, &n->ctx, MODEL, "diffusion_pytorch_model", "vae", &err));
-    n->encoder = sl_vae_encoder_new(&c, n->loader);
-    n->decoder = sl_vae_decoder_new(&c, n->loader);
-    T_OK(sl_loader_finish(n->loader, &err));
-}
-
-static void close_network(network *n)
-{
-    assert_int_equal(n->ctx.arena_used, 0);
-    sl_vae_encoder_free(&n->encoder);
-    sl_vae_decoder_free(&n->decoder);
-    sl_loader_close(&n->loader);
-    sl_ctx_close(&n->ctx);
+    const sl_vae_config c = config_of(8);
+    t_vae_open(n, &c, MODEL, 256 << 20);
 }
 
 static sl_st *open_case(const char *name)
@@ -86,43 +62,39 @@ static float *floats_of(const sl_st *st, const char *name, sl_tensor *t)
 static void test_every_tensor_of_the_checkpoint_is_used(void **state)
 {
     (void)state;
-    network n;
+    t_vae n;
     open_network(&n);
     assert_int_equal(sl_loader_unused(n.loader), 0);
-    close_network(&n);
+    t_vae_close(&n);
 }
 
 static void test_encode_golden_moments_and_condition(void **state)
 {
     (void)state;
-    network n;
+    t_vae n;
     sl_tensor t, in;
     open_network(&n);
     sl_st *st = open_case("i2v-96x64x9");
-    float *frame = t_pixels(st, "vae.encode.input.frame0", 3 * 64 * 96, 1, T_HALF, T_HALF),
-          *want = floats_of(st, "vae.encode.moments", &t);
+    float *want = floats_of(st, "vae.encode.moments", &t);
     float *input = floats_of(st, "dit.input", &in);
     const int h = 64, w = 96, latents = 3 * 8 * 12;
-    float *picture = malloc(sizeof *picture * 3 * h * w),
-          *moments = malloc(sizeof *moments * 32 * latents);
+    float *picture = t_vae_picture(st, h, w), *moments = malloc(sizeof *moments * 32 * latents);
     float *condition = malloc(sizeof *condition * 16 * latents);
-    for (int c = 0; c < 3; c++)
-        for (int p = 0; p < h * w; p++) picture[p * 3 + c] = frame[c * h * w + p];
     sl_tensor out = sl_view4(condition, SL_F32, 16, 3, 8, 12);
     sl_vae_encode_condition(&n.ctx, n.encoder, &out, picture, NULL, 9, h, w, moments);
     T_OK(sl_ctx_error(&n.ctx, &err));
     T_REL(moments, want, 32 * latents, 1e-5); /* two float32 computations */
     /* dit.input: 16 channels of noise, 4 of mask, 16 of condition */
     T_REL(condition, input + 20 * latents, 16 * latents, 1e-5);
-    free(frame), free(want), free(input), free(picture), free(moments), free(condition);
+    free(want), free(input), free(picture), free(moments), free(condition);
     sl_st_close(&st);
-    close_network(&n);
+    t_vae_close(&n);
 }
 
 static void test_encode_golden_moments_of_13_frames(void **state)
 {
     (void)state;
-    network n;
+    t_vae n;
     sl_tensor t;
     sl_picture picture = {0};
     open_network(&n);
@@ -144,7 +116,7 @@ static void test_encode_golden_moments_of_13_frames(void **state)
     free(want), free(first), free(moments), free(condition);
     sl_picture_free(&picture);
     sl_st_close(&st);
-    close_network(&n);
+    t_vae_close(&n);
 }
 
 static void test_saving_gives_the_bits_of_the_full_encode(void **state)
@@ -152,7 +124,7 @@ static void test_saving_gives_the_bits_of_the_full_encode(void **state)
     (void)state;
     enum { H = 16, W = 24 };
     const int frames[] = {1, 5, 9, 13, 17, 21, 33, 81};
-    network n;
+    t_vae n;
     open_network(&n);
     float first[H * W * 3], last[H * W * 3];
     t_fill(first, H * W * 3, 1), t_fill(last, H * W * 3, 2);
@@ -178,7 +150,7 @@ static void test_saving_gives_the_bits_of_the_full_encode(void **state)
                          two ? " and a last picture" : "", t_rel_l2(am, bm, 32 * count));
             free(a), free(b), free(am), free(bm);
         }
-    close_network(&n);
+    t_vae_close(&n);
 }
 
 /* ---- how much is computed: a body that counts instead of computing ---- */
@@ -313,7 +285,7 @@ static void test_saving_is_that_of_the_design(void **state)
 
 /* Decode latents [16,t,h,w] in chunks of `each` frames with a fresh video; rgb and floats
  * (may be NULL) get all frames. */
-static void decode(network *n, const float *latents, int t, int h, int w, int each, uint8_t *rgb,
+static void decode(t_vae *n, const float *latents, int t, int h, int w, int each, uint8_t *rgb,
                    float *floats)
 {
     void *memory = sl_device_alloc(&n->ctx, sl_vae_decode_bytes(&n->ctx, n->decoder, h * 8, w * 8));
@@ -342,7 +314,7 @@ static void decode(network *n, const float *latents, int t, int h, int w, int ea
 
 static void decode_golden(const char *name, const char *last)
 {
-    network n;
+    t_vae n;
     sl_tensor t;
     open_network(&n);
     sl_st *st = open_case(name);
@@ -374,7 +346,7 @@ static void decode_golden(const char *name, const char *last)
     }
     free(latents), free(rgb), free(floats);
     sl_st_close(&st);
-    close_network(&n);
+    t_vae_close(&n);
 }
 
 static void test_decode_golden_9_frames(void **state)
@@ -397,7 +369,7 @@ static void test_decode_has_the_same_bits_in_any_chunk(void **state)
 {
     (void)state;
     enum { T = 6, H = 3, W = 2, COUNT = (4 * (T - 1) + 1) * H * W * 64 * 3 };
-    network n;
+    t_vae n;
     open_network(&n);
     float latents[16 * T * H * W], *whole = malloc(sizeof *whole * COUNT),
                                    *parts = malloc(sizeof *parts * COUNT);
@@ -414,14 +386,14 @@ static void test_decode_has_the_same_bits_in_any_chunk(void **state)
         assert_memory_equal(rgb, rgb2, COUNT);
     }
     free(whole), free(parts), free(rgb), free(rgb2);
-    close_network(&n);
+    t_vae_close(&n);
 }
 
 static void test_two_videos_do_not_meet(void **state)
 {
     (void)state;
     enum { H = 2, W = 3, PIXELS = H * W * 64 * 3 };
-    network n;
+    t_vae n;
     open_network(&n);
     float one[16 * 2 * H * W], two[16 * 2 * H * W], chunk[16 * H * W];
     uint8_t want[2][5 * PIXELS], got[2][5 * PIXELS];
@@ -450,7 +422,7 @@ static void test_two_videos_do_not_meet(void **state)
         sl_vae_decode_free(&d[v]);
         sl_device_free(&n.ctx, memory[v]);
     }
-    close_network(&n);
+    t_vae_close(&n);
 }
 
 /* ---- planning, refusals ---- */
@@ -459,7 +431,7 @@ static void test_plan_measures_what_is_used(void **state)
 {
     (void)state;
     enum { H = 32, W = 48, FRAMES = 17, T = 5 };
-    network n;
+    t_vae n;
     sl_ctx plan;
     sl_loader *l = NULL;
     sl_vae_config c = config_of(8);
@@ -502,7 +474,7 @@ static void test_plan_measures_what_is_used(void **state)
     sl_vae_decoder_free(&m);
     sl_loader_close(&l);
     sl_ctx_close(&plan);
-    close_network(&n);
+    t_vae_close(&n);
 }
 
 #define REFUSED(call, code, text)                                                                  \
@@ -515,7 +487,7 @@ static void test_plan_measures_what_is_used(void **state)
 static void test_refusals_say_what_is_wrong(void **state)
 {
     (void)state;
-    network n;
+    t_vae n;
     open_network(&n);
     float x[16 * 16 * 3] = {0}, y[16 * 2 * 2 * 2];
     sl_tensor out = sl_view4(y, SL_F32, 16, 1, 2, 2);
@@ -544,13 +516,13 @@ static void test_refusals_say_what_is_wrong(void **state)
             "vae: frames are [1, 16, 16, 3], want [5, 16, 16, 3]");
     sl_vae_decode_free(&d);
     sl_device_free(&n.ctx, memory);
-    close_network(&n);
+    t_vae_close(&n);
 }
 
 static void test_cancel_is_heard(void **state)
 {
     (void)state;
-    network n;
+    t_vae n;
     open_network(&n);
     volatile int cancel = 1;
     float x[16 * 16 * 3] = {0}, y[16 * 2 * 2];
@@ -559,7 +531,7 @@ static void test_cancel_is_heard(void **state)
     sl_vae_encode_condition(&n.ctx, n.encoder, &out, x, NULL, 1, 16, 16, NULL);
     T_CODE(sl_ctx_error(&n.ctx, &err), SL_CANCELLED);
     n.ctx.cancel = NULL;
-    close_network(&n);
+    t_vae_close(&n);
 }
 
 int main(void)

@@ -1,9 +1,6 @@
 /* test_vae_residual.c - Wan2.2's autoencoder (shortcuts, 2 x 2 pixels in one, 48 channels) against
  * the reference, layer by layer; chunks; what is planned. */
-#include "tests/t_net.h"
-
-#include "graphs/vae.h"
-#include "graphs/vae_encode.h"
+#include "tests/t_vae.h"
 
 #define FOLDER "tests/golden/tiny-ti2v-5b"
 #define I2V FOLDER "/ti2v-96x64x5-i2v.safetensors"
@@ -13,35 +10,13 @@
 
 static sl_err err;
 
-typedef struct {
+static void open_network(t_vae *n)
+{
     sl_vae_config c;
-    sl_ctx ctx;
-    sl_loader *loader;
-    sl_vae_encoder *encoder;
-    sl_vae_decoder *decoder;
-} network;
-
-static void open_network(network *n)
-{
-    memset(n, 0, sizeof *n);
     char *json = t_text(FOLDER "/model/vae/config.json");
-    T_OK(sl_model_parse_vae(&n->c, json, strlen(json), "config.json", &err));
+    T_OK(sl_model_parse_vae(&c, json, strlen(json), "config.json", &err));
     free(json);
-    T_OK(sl_ctx_open(&n->ctx, &sl_ops_cpu, 64 << 20, &err));
-    T_OK(sl_loader_file(&n->loader, &n->ctx, FOLDER "/model/vae", "diffusion_pytorch_model", "vae",
-                        &err));
-    n->encoder = sl_vae_encoder_new(&n->c, n->loader);
-    n->decoder = sl_vae_decoder_new(&n->c, n->loader);
-    T_OK(sl_loader_finish(n->loader, &err));
-}
-
-static void close_network(network *n)
-{
-    assert_int_equal(n->ctx.arena_used, 0);
-    sl_vae_encoder_free(&n->encoder);
-    sl_vae_decoder_free(&n->decoder);
-    sl_loader_close(&n->loader);
-    sl_ctx_close(&n->ctx);
+    t_vae_open(n, &c, FOLDER "/model/vae", 64 << 20);
 }
 
 static sl_st *open_case(const char *path)
@@ -91,31 +66,28 @@ static void compare(void *user, sl_ctx *ctx, const char *name, const sl_tensor *
 static void every_tensor_of_the_checkpoint_is_used(void **state)
 {
     (void)state;
-    network n;
+    t_vae n;
     open_network(&n);
     assert_int_equal(sl_loader_unused(n.loader), 0);
-    close_network(&n);
+    t_vae_close(&n);
 }
 
 static void a_picture_as_the_reference(void **state)
 {
     (void)state;
     enum { H = 64, W = 96, Z = 48 * 4 * 6 };
-    network n;
+    t_vae n;
     open_network(&n);
     sl_st *st = open_case(I2V);
-    float *planes = t_pixels(st, "vae.encode.input.frame0", 3 * H * W, 1, T_HALF, T_HALF),
-          *picture = malloc(sizeof *picture * 3 * H * W), moments[2 * Z], latent[Z];
-    for (int c = 0; c < 3; c++)
-        for (int p = 0; p < H * W; p++) picture[p * 3 + c] = planes[c * H * W + p];
+    float *picture = t_vae_picture(st, H, W), moments[2 * Z], latent[Z];
     sl_tensor out = sl_view4(latent, SL_F32, 48, 1, 4, 6);
     sl_vae_encode_condition(&n.ctx, n.encoder, &out, picture, NULL, 1, H, W, moments);
     T_OK(sl_ctx_error(&n.ctx, &err));
     T_REL(moments, t_floats(st, 2 * Z, "vae.encode.moments"), 2 * Z, TOLERANCE);
     T_REL(latent, t_floats(st, Z, "cond.latents"), Z, TOLERANCE);
-    free(planes), free(picture);
+    free(picture);
     sl_st_close(&st);
-    close_network(&n);
+    t_vae_close(&n);
 }
 
 /* 13 frames: the encoder's time path, which a picture alone does not enter. */
@@ -123,7 +95,7 @@ static void a_video_as_the_reference(void **state)
 {
     (void)state;
     enum { F = 13, H = 64, W = 32, Z = 48 * 4 * 4 * 2, N = F * H * W * 3 };
-    network n;
+    t_vae n;
     open_network(&n);
     sl_st *st = open_case(T2V);
     const sl_st_entry *e = sl_st_find(st, "frames.u8");
@@ -140,13 +112,13 @@ static void a_video_as_the_reference(void **state)
     assert_int_equal(w.seen, 8);
     free(video);
     sl_st_close(&st);
-    close_network(&n);
+    t_vae_close(&n);
 }
 
 /* ---- decode ---- */
 
 /* A whole video, `at_once` latent frames a chunk; the caller frees the frames. */
-static uint8_t *decode(network *n, const float *latents, int t, int h, int w, int at_once,
+static uint8_t *decode(t_vae *n, const float *latents, int t, int h, int w, int at_once,
                        float *floats)
 {
     const int H = 16 * h, W = 16 * w, F = 4 * (t - 1) + 1;
@@ -178,7 +150,7 @@ static uint8_t *decode(network *n, const float *latents, int t, int h, int w, in
 static void frames_as_the_reference(const char *path, const char *key, int t, int h, int w,
                                     int taps)
 {
-    network n;
+    t_vae n;
     open_network(&n);
     sl_st *st = open_case(path);
     const int64_t count = (int64_t)(4 * (t - 1) + 1) * 16 * h * 16 * w * 3;
@@ -197,7 +169,7 @@ static void frames_as_the_reference(const char *path, const char *key, int t, in
     assert_true(off <= count / 1000);
     free(got);
     sl_st_close(&st);
-    close_network(&n);
+    t_vae_close(&n);
 }
 
 static void decoding_13_frames_as_the_reference(void **state)
@@ -217,7 +189,7 @@ static void chunks_do_not_matter(void **state)
 {
     (void)state;
     enum { N = 13 * 64 * 32 * 3 };
-    network n;
+    t_vae n;
     open_network(&n);
     sl_st *st = open_case(T2V);
     const float *latents = t_floats(st, 48 * 4 * 4 * 2, "step.3.latents");
@@ -234,7 +206,7 @@ static void chunks_do_not_matter(void **state)
     }
     free(want), free(floats);
     sl_st_close(&st);
-    close_network(&n);
+    t_vae_close(&n);
 }
 
 /* ---- plans and refusals ---- */
@@ -243,7 +215,7 @@ static void the_planned_arena_is_what_is_used(void **state)
 {
     (void)state;
     enum { H = 64, W = 96 };
-    network n;
+    t_vae n;
     sl_ctx plan;
     sl_loader *l = NULL;
     open_network(&n);
@@ -280,13 +252,13 @@ static void the_planned_arena_is_what_is_used(void **state)
     sl_vae_decoder_free(&d);
     sl_loader_close(&l);
     sl_ctx_close(&plan);
-    close_network(&n);
+    t_vae_close(&n);
 }
 
 static void sizes_are_multiples_of_16(void **state)
 {
     (void)state;
-    network n;
+    t_vae n;
     float x[3];
     open_network(&n);
     sl_tensor out = sl_view4(x, SL_F32, 48, 1, 1, 1);
@@ -296,7 +268,7 @@ static void sizes_are_multiples_of_16(void **state)
     assert_null(sl_vae_decode_start(&n.ctx, n.decoder, 16, 8, NULL));
     T_CODE(sl_ctx_error(&n.ctx, &err), SL_SHAPE);
     T_SAYS(err.msg, "vae: frames are 8 x 16 pixels, want multiples of 16");
-    close_network(&n);
+    t_vae_close(&n);
 }
 
 int main(void)
