@@ -166,8 +166,6 @@ static void same_bytes(int h, int w, int kept, float threshold, bool some_hits)
     given = mmap(NULL, sizeof *given, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     assert_true(given != MAP_FAILED && alone);
     given->h = h, given->w = w, given->kept = kept, given->threshold = threshold;
-    print_message("%d x %d, %d frames kept, threshold %g: %lld ms\n", w, h, kept, (double)threshold,
-                  (long long)(sl_now_ns() / 1000000));
     for (size_t t = 0; t < sizeof TEAMS / sizeof *TEAMS; t++) {
         given->turn = (int)t;
         t_ranks(TEAMS[t], rank_forwards, 20000, NULL, -1);

@@ -1098,7 +1098,8 @@ static void means_of_absolute_differences(void **state)
     CASE(attention_to_two_lists_is_the_sum, ops), CASE(gates, ops), CASE(copies_convert, ops),     \
     CASE(every_half_becomes_the_right_float, ops), CASE(embedding_rows_are_picked, ops),           \
     CASE(patches_in_and_out, ops), CASE(guidance_rounds_three_times, ops),                         \
-    CASE(flow_x0_keeps_the_rounding_of_v, ops), CASE(lincomb_sums_left_to_right, ops), CASE(low_rank_products_are_added, ops),             \
+    CASE(flow_x0_keeps_the_rounding_of_v, ops), CASE(lincomb_sums_left_to_right, ops),             \
+    CASE(low_rank_products_are_added, ops),                                                        \
     CASE(means_of_absolute_differences, ops), CASE(sums_of_absolute_differences_by_row, ops)
 /* clang-format on */
 

@@ -28,7 +28,7 @@ void sl_cpu_low_rank_add(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, co
     {
         sl_cpu_alone();
         const size_t room = (size_t)(up ? ROWS * r : k);
-        float *part = failed ? NULL : sl_cpu_scratch(SL_SCRATCH_SUMS, room * sizeof *part);
+        float *part = wide ? sl_cpu_scratch(SL_SCRATCH_SUMS, room * sizeof *part) : NULL;
         if (!part) {
 #pragma omp atomic write
             failed = true;

@@ -325,9 +325,9 @@ void sl_cuda_attention(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, cons
     else fused(ctx, &a);
 }
 
-bool sl_cuda_attention_parts(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k,
-                             const sl_tensor *v, int heads, float scale, int parts,
-                             const int64_t *first, int last, sl_done *done)
+bool sl_cuda_attention_parts(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q,
+                             const sl_tensor *k, const sl_tensor *v, int heads, float scale,
+                             int parts, const int64_t *first, int last, sl_done *done)
 {
     if (!q->shape[0] || q->dtype == SL_F32) return false;
     const attention a = arguments_of<bf16>(o, q, k, v, heads, scale, NULL, false);

@@ -2,7 +2,8 @@
  *
  * A block makes a tile of 64 x 64 from 16 of the rank at a time, a thread 4 x 4 of it, in float32
  * on the plain units: the sum is exact enough to be rounded once with the weight. At rank 64 a
- * [5120, 5120] bf16 weight is 3.4 GFLOP and 105 MB: some 0.15 ms of arithmetic, 0.03 of memory. */
+ * [5120, 5120] bf16 weight is 3.4 GFLOP and 105 MB: at least 0.06 ms of arithmetic at 60 TFLOP/s,
+ * 0.03 of memory. What a whole switch takes: BENCHMARKS.md. */
 #include "kernels/cuda/device.cuh"
 
 #define TILE 64

@@ -1,10 +1,10 @@
 /* preview.h - a small picture of what the latents show, while they are still denoised.
  *
  * One latent frame, [z, h, w], becomes RGB by a linear map and a PNG of 4 times its size, which is
- * half the video's. The map is fitted per job: the condition has the latents of the first picture,
- * and that picture, averaged over the cells of the latents, is what they look like; least squares
- * give z weights and a constant a colour. A job without a picture is shown in grey, by the first
- * principal component of the frame.
+ * half the video's, or a quarter of it (TI2V-5B). The map is fitted per job: the condition has the
+ * latents of the first picture, and that picture, averaged over the cells of the latents, is what
+ * they look like; least squares give z weights and a constant a colour. A job without a picture is
+ * shown in grey, by the first principal component of the frame.
  *
  *   main thread        after a step, if the preview is idle: a copy of the frame, show
  *   preview's thread   fit (once), map, scale, encode, write beside the file, rename
