@@ -286,8 +286,8 @@ sl_code sl_job_check(const sl_job *job, sl_err *err)
 #define X(kind, field, def) UTF8_##kind(#field, job->field)
     if (rc SL_JOB_FIELDS(X)) return rc;
 #undef X
-    if ((rc = range("width", job->width, 16, 8192, "pixels", err)) ||
-        (rc = range("height", job->height, 16, 8192, "pixels", err)))
+    if ((rc = range("width", job->width, 16, SL_JOB_SIDE, "pixels", err)) ||
+        (rc = range("height", job->height, 16, SL_JOB_SIDE, "pixels", err)))
         return rc;
     if ((rc = check_size(job, 16, err))) return rc;
     if (job->frames < 1 || job->frames > 4097 || (job->frames - 1) % 4)

@@ -77,6 +77,7 @@ sl_code sl_job_read(sl_job *job, const char *path, sl_err *err);
  * that are absent stay as they are in *job. */
 sl_code sl_job_parse(sl_job *job, const char *json, size_t length, const char *name, sl_err *err);
 
+#define SL_JOB_SIDE 8192 /* pixels of a side, at most */
 /* Ranges that need no checkpoint: valid UTF-8, sizes multiples of 16, frames 4k+1, steps,
  * guidance, fps, crf, ... One line names field, found, wanted. */
 sl_code sl_job_check(const sl_job *job, sl_err *err);

@@ -11,10 +11,10 @@
 #include "stages/job/files.h"
 #include "stages/job/folder.h"
 #include "stages/job/hints.h"
-#include "stages/job/replay.h"
 #include "stages/job/intake.h"
 #include "stages/job/options.h"
 #include "stages/job/plan.h"
+#include "stages/job/replay.h"
 #include "stages/job/report.h"
 
 static sl_err err;
@@ -408,11 +408,22 @@ static void what_is_not_done_is_told(void **state)
         if (!strcmp(b.jobs[0].spec.negative, "many"))
             T_OK(sl_job_set_text(&b.jobs[0].spec.negative, many, &err));
         T_OK(sl_batch_check(&b, &model, &conf, &err));
-        sl_request_hints(&b.jobs[0], &model, collect, said);
+        sl_request_hints(&b.jobs[0], &model, true, collect, said);
         const char *end = strchr(said, '\n');
         if (CASES[i].says ? !strstr(said, CASES[i].says) || !end || end[1] : *said != 0)
             fail_msg("%s: \"%s\", want \"%s\"", CASES[i].more, said,
                      CASES[i].says ? CASES[i].says : "");
+        sl_batch_free(&b);
+    }
+    { /* no H.264 */
+        sl_batch b;
+        char said[2000] = "";
+        open_batch(&b, "");
+        T_OK(add(&b, asking(", \"crf\": 0")));
+        snprintf(b.jobs[0].spec.output, SL_PATH, "%s/a.gif", r.out);
+        T_OK(sl_batch_check(&b, &model, &conf, &err));
+        sl_request_hints(&b.jobs[0], &model, true, collect, said);
+        assert_string_equal(said, "");
         sl_batch_free(&b);
     }
     static const char *const BROKEN[] = {"it\u00e2\u20ac\u2122s", "\u00f0\u0178\u2018\u00b1",

@@ -48,7 +48,7 @@ typedef struct {
     int left; /* jobs that have not ended */
     bool accepted, interrupted, draining;
     bool streams; /* standard output may be a job's video: no report goes there */
-    int64_t t0_ns, interrupted_ns;
+    int64_t t0_ns, interrupted_ns, looked_ns;
     sl_progress shown;
 } runner;
 
@@ -284,6 +284,9 @@ static sl_code on_dispatcher_death(runner *r, sl_err *err)
  * the next stage looks for it hours later. */
 static void look_for_folders(runner *r)
 {
+    const int64_t now = sl_now_ns();
+    if (now - r->looked_ns < 1000000000ll) return;
+    r->looked_ns = now;
     char path[SL_PATH], lock[SL_PATH], why[SL_TEXT];
     const bool gone = !sl_path_join(lock, r->run_dir, "lock", NULL) && access(lock, F_OK) != 0;
     for (int i = 0; i < r->rep.count; i++) {
@@ -389,7 +392,7 @@ static void tell(void *to, const char *line)
 static void give_hints(const sl_batch *o, const sl_model *model)
 {
     told *t = calloc(1, sizeof *t);
-    for (int i = 0; i < o->job_count && t; i++) sl_request_hints(&o->jobs[i], model, tell, t);
+    for (int i = 0; i < o->job_count && t; i++) sl_request_hints(&o->jobs[i], model, true, tell, t);
     free(t);
 }
 

@@ -23,8 +23,6 @@
 #include "stages/job/piped.h"
 #include "stages/job/replay.h"
 
-#define SIDE_MOST 8192 /* sl_job_check's */
-
 static sl_code check_picture(const char *path, const char *option, int *w, int *h, sl_err *err)
 {
     sl_picture p = {0};
@@ -239,12 +237,12 @@ static sl_code check_pictures(sl_request *j, const sl_model *model, sl_err *err)
     sl_picture_video_size(w, h, j->has_max_area ? j->max_area : SL_DEFAULT_AREA,
                           sl_edge(&model->family), &s->width, &s->height);
     s->bicubic = 1;
-    if (s->width > SIDE_MOST || s->height > SIDE_MOST)
+    if (s->width > SL_JOB_SIDE || s->height > SL_JOB_SIDE)
         return sl_fail(
             err, SL_ARG,
             "the picture has %dx%d pixels, and its aspect makes a video of %dx%d, want a "
             "side of at most %d: give --width and --height, or another picture",
-            w, h, s->width, s->height, SIDE_MOST);
+            w, h, s->width, s->height, SL_JOB_SIDE);
     return SL_OK;
 }
 
@@ -448,16 +446,6 @@ static sl_code check_programs(const sl_conf *conf, sl_err *err)
     return rc;
 }
 
-static void note_said(sl_request *r)
-{
-    r->said.negative = r->has_negative;
-    r->said.guidance_2 = r->has_guidance_2;
-    r->said.fbcache_warmup = r->has_fbcache_warmup;
-    r->said.fbcache_max_hits = r->has_fbcache_max_hits;
-    r->said.fbcache_final = r->has_fbcache_final;
-    r->said.seed = r->has_seed;
-}
-
 /* The checkpoint's sluice.json beneath every job; a replay's jobs are complete without it. */
 static sl_code use_defaults(sl_batch *b, const sl_model *model, const sl_conf *conf, sl_err *err)
 {
@@ -467,10 +455,8 @@ static sl_code use_defaults(sl_batch *b, const sl_model *model, const sl_conf *c
     rc = sl_request_read_defaults(&d, model->dir, err);
     if (!rc && d.has_negative && (rc = check_prompt(d.spec.negative, "negative", conf, err)))
         sl_context(err, rc, "%s/" SL_MODEL_DEFAULTS, model->dir);
-    for (int i = 0; i < b->job_count && !rc; i++) {
-        note_said(&b->jobs[i]);
+    for (int i = 0; i < b->job_count && !rc; i++)
         rc = sl_request_apply_defaults(&b->jobs[i], &d, err);
-    }
     sl_job_free(&d.spec);
     return rc;
 }

@@ -9,13 +9,16 @@
 #include "common/path.h"
 #include "common/prompt.h"
 #include "common/tokenizer.h"
+#include "common/video_format.h"
 #include "graphs/umt5.h"
 #include "stages/job/components.h"
 #include "stages/job/distilled.h"
+#include "stages/job/options.h"
 
 typedef struct {
     const sl_request *r;
     const sl_model *model;
+    bool counts;
     void (*say)(void *to, const char *line);
     void *to;
 } hints;
@@ -100,7 +103,8 @@ static int count_tokens(const hints *h, const char *text)
 static void about_text(const hints *h, const char *option, const char *text)
 {
     /* a token is a byte at least, but for characters that normalization spells out */
-    const int n = strlen(text) >= SL_UMT5_MAX_TOKENS / 2 ? count_tokens(h, text) : 0;
+    const bool may = h->counts && strlen(text) >= SL_UMT5_MAX_TOKENS / 2;
+    const int n = may ? count_tokens(h, text) : 0;
     if (n > SL_UMT5_MAX_TOKENS)
         say(h, "--%s has %d tokens, the model reads the first %d: its end is not used", option, n,
             SL_UMT5_MAX_TOKENS);
@@ -116,12 +120,12 @@ static void about_text(const hints *h, const char *option, const char *text)
 static void about_cache(const hints *h)
 {
     const sl_job *s = &h->r->spec;
-    const char *option = h->r->said.fbcache_warmup     ? "warmup"
-                         : h->r->said.fbcache_max_hits ? "max-hits"
-                         : h->r->said.fbcache_final    ? "final"
-                                                       : NULL;
+    static const char *const OPTIONS[] = {"fbcache-warmup", "fbcache-max-hits", "fbcache-final"};
+    const char *option = NULL;
+    for (int i = 0; i < 3 && !option; i++)
+        if (sl_request_given(h->r, OPTIONS[i])) option = OPTIONS[i];
     if (option && s->fbcache <= 0)
-        say(h, "--fbcache-%s is given, but there is no cache without --fbcache THRESHOLD", option);
+        say(h, "--%s is given, but there is no cache without --fbcache THRESHOLD", option);
     if (s->fbcache > 0 && s->fbcache_warmup + s->fbcache_final >= s->steps)
         say(h,
             "--fbcache skips nothing: --fbcache-warmup %d and --fbcache-final %d are all of %d "
@@ -129,26 +133,33 @@ static void about_cache(const hints *h)
             s->fbcache_warmup, s->fbcache_final, s->steps);
 }
 
-void sl_request_hints(const sl_request *r, const sl_model *model,
+/* A name that says no format is a program's of the user's own, which may write H.264, too. */
+static bool is_h264(const char *output)
+{
+    const sl_video_format *f;
+    return sl_video_format_of(&f, output, NULL) || !strcmp(f->encoders, "libx264");
+}
+
+void sl_request_hints(const sl_request *r, const sl_model *model, bool counts,
                       void (*say_it)(void *to, const char *line), void *to)
 {
-    const hints h = {r, model, say_it, to};
+    const hints h = {r, model, counts, say_it, to};
     const sl_job *s = &r->spec;
     char distilled[SL_PATH];
     const bool guided = sl_job_guided(s);
     about_text(&h, "prompt", s->prompt);
     if (guided) about_text(&h, "negative", s->negative);
-    else if (r->said.negative && *s->negative)
+    else if (sl_request_given(r, "negative") && *s->negative)
         say(&h, "--negative is not used without guidance: --guidance is %g, want more than 1",
             s->guidance);
-    if (r->said.guidance_2 && model->family.experts < 2)
-        say(&h, "--guidance-2 is not used: %s has one transformer", model->dir);
+    if (sl_request_given(r, "guidance-2") && model->family.experts < 2)
+        say(&h, "--guidance-2 is not used: %s has one transformer", sl_path_last(model->dir));
     about_cache(&h);
-    if (*s->noise && r->said.seed && r->has_noise)
+    if (r->has_noise && sl_request_given(r, "seed"))
         say(&h, "--seed is not used: --noise gives the numbers");
     if (s->lora_lenient && !*s->lora && !*s->lora_2)
         say(&h, "--lora-lenient is given, but no --lora");
-    if (s->crf == 0)
+    if (s->crf == 0 && is_h264(s->output))
         say(&h, "--crf 0 is lossless, H.264 profile High 4:4:4 Predictive, which browsers, "
                 "QuickTime and most hardware do not play; --crf 1 is the best that they do");
     if (sl_distilled_hint(s, &model->layout, distilled, sizeof distilled)) say(&h, "%s", distilled);

@@ -116,14 +116,6 @@ static sl_code check_from(const char *from, sl_err *err)
     return sl_fail(err, SL_ARG, "--from is \"%s\", want %s", from, list);
 }
 
-static bool was_given(const sl_request *r, const char *name)
-{
-    const sl_option *o;
-    for (int i = 0; (o = sl_option_at(i)); i++)
-        if (!strcmp(o->name, name)) return r->given >> i & 1;
-    return false;
-}
-
 sl_code sl_batch_expand(sl_batch *b, sl_err *err)
 {
     const bool replay = *b->replay_dir != 0;
@@ -131,7 +123,8 @@ sl_code sl_batch_expand(sl_batch *b, sl_err *err)
     sl_code rc;
     if (replay && b->base.has_seed && !b->base.has_noise) *b->base.spec.noise = 0;
     if (replay) b->base.has_seed = true;
-    if (replay && was_given(&b->base, "guidance") && !was_given(&b->base, "guidance-2"))
+    if (replay && sl_request_given(&b->base, "guidance") &&
+        !sl_request_given(&b->base, "guidance-2"))
         b->base.has_guidance_2 = false; /* it follows, as in a run */
     if (replay && (rc = check_from(b->from, err))) return rc;
     if (!replay && *b->from) return sl_fail(err, SL_ARG, "--from belongs to sluice replay");

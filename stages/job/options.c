@@ -143,6 +143,13 @@ static void note_given(void *owner, const sl_option *o)
     ((sl_request *)owner)->given |= (uint64_t)1 << (o - OPTIONS);
 }
 
+bool sl_request_given(const sl_request *r, const char *name)
+{
+    for (int i = 0; i < OPTION_COUNT; i++)
+        if (!strcmp(OPTIONS[i].name, name)) return r->given >> i & 1;
+    return false;
+}
+
 sl_code sl_option_set(void *owner, const sl_option *o, const char *v, sl_err *err)
 {
     char *at = (char *)owner + o->at, *end = NULL;

@@ -41,6 +41,9 @@ sl_code sl_option_find(const sl_option **out, const char *name, sl_option_owner 
  * names the option, the value found and the value wanted. */
 sl_code sl_option_set(void *owner, const sl_option *o, const char *value, sl_err *err);
 
+/* Did whoever asks for the job say this option (r->given)? */
+bool sl_request_given(const sl_request *r, const char *name);
+
 /* A request's values from a JSON object with options as keys, those that may stand where
  * options of `least` may. Errors: SL_ARG, one line. */
 sl_code sl_request_read_json(sl_request *r, sl_option_owner least, json_t *object, sl_err *err);

@@ -34,11 +34,9 @@ typedef struct {
         has_shift, has_sampler, has_crf, has_fbcache, has_fbcache_warmup, has_fbcache_max_hits,
         has_fbcache_final, has_lora, has_lora_2;
     bool random_seed; /* asked for by --seed -1 */
-    /* What the user gave, the checkpoint's sluice.json aside; set by sl_batch_check. */
-    struct {
-        bool negative, guidance_2, fbcache_warmup, fbcache_max_hits, fbcache_final, seed;
-    } said;
-    uint64_t given; /* bit i: option i of options.h was said, by whoever asks for the job */
+    /* bit i: option i of options.h was said by whoever asks for the job, and not by the checkpoint
+     * or a dump; sl_request_given asks by name */
+    uint64_t given;
     /* --dump, and where the report and the trace go; "" none */
     char dump_dir[SL_PATH], json[SL_PATH], trace[SL_PATH];
     int line;                 /* of the jobs file; 0: the request has no line */
@@ -47,7 +45,7 @@ typedef struct {
     int aspect_w, aspect_h;   /* of a replay's picture, where its size is to be found anew */
     bool streams;             /* the video goes into the descriptor `stream`, not to a file */
     int stream;
-    bool small_dump;   /* there is no room for the dump */
+    bool small_dump;   /* there is no room for the dump: the job's folder lies in the spool */
     bool made_dump;    /* its folder is made for this job */
     char dir[SL_PATH]; /* the job's folder, in the spool or in the dump's */
 } sl_request;

@@ -19,7 +19,7 @@
 #include "common/log.h"
 #include "stages/job/check.h"
 #include "stages/job/defaults.h"
-#include "stages/job/distilled.h"
+#include "stages/job/hints.h"
 #include "stages/job/options.h"
 
 #define CHECKS 2 /* requests whose pictures are decoded at a time: a picture may take 500 MB */
@@ -199,11 +199,16 @@ static sl_code check(sl_server *s, sl_form *f, sl_err *err)
     return rc;
 }
 
+static void log_hint(void *id, const char *line)
+{
+    sl_log_about(id, SL_LOG_WARN, "%s", line);
+}
+
 /* Folder and files of the job; all of it is on the disk. */
 static sl_code make_job(sl_server *s, const char *id, sl_form *f, sl_err *err)
 {
     sl_request *r = &f->request;
-    char path[SL_PATH], hint[SL_PATH];
+    char path[SL_PATH];
     sl_code rc;
     pthread_rwlock_rdlock(&s->settings);
     const bool preview = s->conf.serve.preview;
@@ -215,8 +220,8 @@ static sl_code make_job(sl_server *s, const char *id, sl_form *f, sl_err *err)
         (rc = check(s, f, err)) || (rc = sl_store_path(path, &s->store, id, "job.json", err)) ||
         (rc = sl_job_write(&r->spec, path, err)))
         return rc;
-    if (sl_distilled_hint(&r->spec, &s->model.layout, hint, sizeof hint))
-        sl_log_about(id, SL_LOG_WARN, "%s", hint);
+    /* nobody waits here until a tokenizer is read */
+    sl_request_hints(r, &s->model, false, log_hint, (void *)id);
     return sl_store_sync(&s->store, id, err);
 }
 
