@@ -110,11 +110,17 @@ void sl_on_logs(sl_ask *a)
 #define BLOCKS "blocks" /* the folder that the denoiser makes for dump_blocks */
 #define TENSORS ".safetensors"
 
+/* Of a job without a dump this alone is kept. */
+static bool is_kept(const char *name)
+{
+    return !strcmp(name, "job.json");
+}
+
 /* A file that a dump promises; not a state, nor one that is being written. */
 static bool is_dumped(const char *name)
 {
     char file[64];
-    if (!strcmp(name, "job.json")) return true;
+    if (is_kept(name)) return true;
     for (int h = 0; h < SL_HANDOVER_COUNT; h++) {
         snprintf(file, sizeof file, "%s" TENSORS, SL_HANDOVER[h].file);
         if (!strcmp(name, file)) return true;
@@ -129,13 +135,15 @@ static bool is_block(const char *name)
     return *name != '.' && n > end && !strcmp(name + n - end, TENSORS);
 }
 
-/* false: answered. */
-static bool may_see_dump(sl_ask *a)
+/* false: answered. *dump: the job was asked for one; what another has handed over goes a moment
+ * after its end. */
+static bool may_see_dump(sl_ask *a, bool *dump)
 {
     sl_journal_job job = {0};
     if (!sl_ask_job(a, &job)) return false;
     if (!has_ended(&job))
         sl_answer_error(a, 409, "not_ready", NULL, "the dump is there when the job has ended");
+    *dump = sl_video_has_dump(&job);
     sl_journal_job_free(&job);
     return !a->answered;
 }
@@ -164,33 +172,35 @@ static void list_files(sl_ask *a, json_t *to, const char *folder, bool (*promise
 
 void sl_on_dump_list(sl_ask *a)
 {
-    json_t *files;
-    if (!may_see_dump(a)) return;
-    files = json_array();
-    list_files(a, files, "", is_dumped);
-    list_files(a, files, BLOCKS, is_block);
+    bool dump;
+    if (!may_see_dump(a, &dump)) return;
+    json_t *files = json_array();
+    list_files(a, files, "", dump ? is_dumped : is_kept);
+    if (dump) list_files(a, files, BLOCKS, is_block);
     sl_answer_json(a, 200, json_pack("{s:s, s:o}", "object", "list", "data", files));
 }
 
 void sl_on_dump(sl_ask *a)
 {
-    const char *type =
-        strcmp(a->name, "job.json") ? "application/octet-stream" : "application/json";
-    if (!may_see_dump(a)) return;
+    static const char MISSING[] = "this job was not asked for a dump, or did not get so far";
+    const char *type = is_kept(a->name) ? "application/json" : "application/octet-stream";
+    bool dump;
+    if (!may_see_dump(a, &dump)) return;
     if (!is_dumped(a->name))
         sl_answer_error(a, 404, "not_found", NULL, "a dump has no %s", a->name);
-    else
-        answer_job_file(a, a->name, type,
-                        "this job was not asked for a dump, or did not get so far");
+    else if (!dump && !is_kept(a->name)) sl_answer_error(a, 404, "not_found", NULL, MISSING);
+    else answer_job_file(a, a->name, type, MISSING);
 }
 
 void sl_on_dump_block(sl_ask *a)
 {
+    static const char MISSING[] =
+        "this job was not asked for its blocks (dump_blocks), or has no such one";
     char name[sizeof a->name + sizeof BLOCKS];
-    if (!may_see_dump(a)) return;
+    bool dump;
+    if (!may_see_dump(a, &dump)) return;
     snprintf(name, sizeof name, BLOCKS "/%s", a->name);
     if (!is_block(a->name)) sl_answer_error(a, 404, "not_found", NULL, "a dump has no %s", name);
-    else
-        answer_job_file(a, name, "application/octet-stream",
-                        "this job was not asked for its blocks (dump_blocks), or has no such one");
+    else if (!dump) sl_answer_error(a, 404, "not_found", NULL, MISSING);
+    else answer_job_file(a, name, "application/octet-stream", MISSING);
 }
