@@ -292,6 +292,16 @@ static void a_file_of_jobs(void **state)
     SLUICE(2, "wait", a, b, "-o", at("no-folder"));
     T_SAYS(err, "is no folder, want one for 2 videos");
     free(first);
+    /* one pipe is the picture of both */
+    assert_int_equal(mkfifo(at("pipe.png"), 0600), 0);
+    FILE *writer = popen(t_format("cat " T_IMAGE " >%s", at("pipe.png")), "r");
+    t_write(at("pipe.jsonl"), "{\"seed\": 1}\n{\"seed\": 2}\n");
+    SLUICE(0, "submit", JOB, "--steps", "2", "--image", at("pipe.png"), "--jobs", at("pipe.jsonl"));
+    assert_int_equal(pclose(writer), 0);
+    assert_int_equal(count_lines(out), 2);
+    snprintf(a, sizeof a, "%s", word(out));
+    snprintf(b, sizeof b, "%s", word(strchr(out, '\n') + 1));
+    SLUICE(0, "wait", a, b, "--quiet");
     /* a line that the server refuses */
     t_write(at("bad.jsonl"), "{\"seed\": 1}\n{\"frames\": 6}\n");
     SLUICE(2, "submit", JOB, "--jobs", at("bad.jsonl"));

@@ -76,7 +76,7 @@ static void test_colours(void **unused)
     static uint8_t rgb[BYTES], got[BYTES];
     static const struct {
         const char *suffix;
-        double mean; /* most of the mean difference */
+        double mean; /* most of the mean difference; measured: 0, 7.2, 2.0 (VP9), 1.9 */
     } CASES[] = {{"apng", 0}, {"gif", 8 /* dithered */}, {"webm", 5}, {"mkv", 3}};
     (void)unused;
     for (int i = 0; i < BYTES; i++) {
@@ -165,6 +165,35 @@ static void test_streams_and_links(void **unused)
     free(want);
 }
 
+/* A pipe that its reader empties slowly, and that was made not to wait. */
+static void test_a_stream_that_does_not_wait(void **unused)
+{
+    enum { BYTES = 1 << 20 };
+    int ends[2], status;
+    sl_err err = {0};
+    char *big = calloc(BYTES + 1, 1);
+    (void)unused;
+    memset(big, 'x', BYTES);
+    put_file(at("big"), big, BYTES);
+    assert_int_equal(pipe2(ends, O_CLOEXEC), 0);
+    assert_int_equal(fcntl(ends[1], F_SETFL, O_NONBLOCK), 0);
+    pid_t reader = fork();
+    if (!reader) {
+        size_t n = 0;
+        close(ends[1]);
+        usleep(200000);
+        for (ssize_t got; (got = read(ends[0], big, BYTES)) > 0;) n += (size_t)got;
+        _exit(n == BYTES ? 0 : 1);
+    }
+    T_OK(sl_output_stream(at("big"), ends[1], &err));
+    close(ends[1]);
+    close(ends[0]);
+    assert_int_equal(waitpid(reader, &status, 0), reader);
+    assert_int_equal(status, 0);
+    unlink(at("big"));
+    free(big);
+}
+
 /* The README tells of the formats that the program has, each in the program's words. */
 static void test_readme(void **unused)
 {
@@ -183,6 +212,7 @@ int main(void)
 {
 #define CLEAN(test) cmocka_unit_test_setup(test, t_hostile_clean)
     const struct CMUnitTest tests[] = {CLEAN(test_each_name_is_what_it_says), CLEAN(test_colours),
-                                       CLEAN(test_streams_and_links), CLEAN(test_readme)};
+                                       CLEAN(test_streams_and_links),
+                                       CLEAN(test_a_stream_that_does_not_wait), CLEAN(test_readme)};
     return cmocka_run_group_tests_name("formats", tests, t_hostile_setup, t_hostile_teardown);
 }

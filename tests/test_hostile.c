@@ -38,6 +38,10 @@ static void test_pictures(void **unused)
     REFUSED(2, with("--image", root), "--image", "is a directory, want a file");
     mkfifo(at("pipe.png"), 0600);
     REFUSED(2, with("--image", at("pipe.png")), "is a pipe that nobody writes to, want a file");
+    /* one who takes longer than that to begin has come */
+    FILE *late = popen(f("exec 3>%s; sleep 4; cat %s >&3", at("pipe.png"), GOLDEN_PICTURE), "r");
+    WORKS(with("--image", at("pipe.png")), 1);
+    pclose(late); /* nothing_left has waited for it */
     REFUSED(2, with("--image", "/dev/zero"), "--image", "is a device or socket, want a file");
     REFUSED(2, with("--image", ""), "--image is empty, want FILE");
     REFUSED(2, with("--image", NULL), "no picture", "wants --image FILE");

@@ -11,6 +11,7 @@
 
 #include "common/temporary.h"
 #include "stages/job/files.h"
+#include "stages/job/folder.h"
 
 static bool there(const char *path)
 {
@@ -131,6 +132,32 @@ static void test_no_room_for_the_dump(void **unused)
     empty_dir(at("out"));
 }
 
+/* Where the latents have room and the rest has not, the latents are kept. */
+static void test_latents_go_first(void **unused)
+{
+    static sl_request q;
+    char folder[SL_PATH], big[32768] = "x";
+    sl_err err = {0};
+    (void)unused;
+    if (!mount_full(at("disk"), 16384)) skip();
+    for (int room = 1; room >= 0; room--) {
+        memset(big, 'x', sizeof big - 1);
+        mkdir(at("work"), 0700);
+        snprintf(q.dir, sizeof q.dir, "%s", at("work"));
+        put_text(at("work/job.json"), "{}");
+        put_text(at("work/denoise.safetensors"), room ? "latents" : big);
+        put_text(at("work/text.safetensors"), big);
+        sl_code rc = sl_request_keep(&q, at("disk"), folder, &err);
+        assert_int_equal(rc, room ? SL_OK : SL_SYS);
+        assert_int_equal(there(folder), room);
+        if (room) assert_true(there(f("%s/job.json", folder)));
+        if (room) assert_true(there(f("%s/denoise.safetensors", folder)));
+        if (room) assert_false(there(f("%s/text.safetensors", folder)));
+        t_rmdir(at("work"));
+        if (room) t_rmdir(f("%s", folder));
+    }
+}
+
 /* ---- a job that fails on its way ---- */
 
 static void test_a_failed_job_dumps_what_it_has(void **unused)
@@ -244,11 +271,37 @@ static void test_a_used_folder(void **unused)
 
 /* ---- temporaries ---- */
 
-static void put_old(const char *path, int age_s)
+static void age(const char *path, int age_s)
 {
     struct utimbuf times = {time(NULL) - age_s, time(NULL) - age_s};
-    put_text(path, "x");
     assert_int_equal(utime(path, &times), 0);
+}
+
+static void put_old(const char *path, int age_s)
+{
+    put_text(path, "x");
+    age(path, age_s);
+}
+
+/* Of a run that was killed with all its processes: its folder in a dump goes a day later. */
+static void test_work_of_the_killed(void **unused)
+{
+    const char *const work[] = {at("dump"), at("dump/.sluice"), at("dump/.sluice/2147483646-1"),
+                                at("dump/.sluice/2147483646-2"), at("dump/.sluice/2147483646-x")};
+    command c = job();
+    (void)unused;
+    for (int i = 0; i < 5; i++) assert_int_equal(mkdir(work[i], 0700), 0);
+    put_text(f("%s/text.safetensors", work[2]), "x");
+    age(work[2], 90000);
+    age(work[3], 3600);
+    age(work[4], 90000);
+    set(&c, "--dump", at("dump"));
+    works_("beside what the killed left", &c, 1, false);
+    assert_false(there(work[2]));
+    assert_true(there(work[3])); /* of another container, perhaps */
+    assert_true(there(work[4])); /* no run's */
+    assert_true(there(at("dump/frames.safetensors")));
+    t_rmdir(at("dump"));
 }
 
 static void test_temporaries_of_others(void **unused)
@@ -299,10 +352,12 @@ int main(void)
 #define CLEAN(test) cmocka_unit_test_setup_teardown(test, t_hostile_clean, unmount_all)
     const struct CMUnitTest tests[] = {CLEAN(test_a_full_disk_at_the_end),
                                        CLEAN(test_no_room_for_the_dump),
+                                       CLEAN(test_latents_go_first),
                                        CLEAN(test_a_failed_job_dumps_what_it_has),
                                        CLEAN(test_a_run_directory_that_goes),
                                        CLEAN(test_the_run_directory_outlives_a_session),
                                        CLEAN(test_a_used_folder),
+                                       CLEAN(test_work_of_the_killed),
                                        CLEAN(test_temporaries_of_others)};
     return cmocka_run_group_tests_name("lost", tests, t_hostile_setup, t_hostile_teardown);
 }

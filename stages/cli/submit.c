@@ -12,12 +12,12 @@
 #include <sys/random.h>
 #include <unistd.h>
 
+#include "common/json.h"
 #include "common/log.h"
 #include "stages/cli/client.h"
 #include "stages/cli/outcome.h"
 #include "stages/cli/terminal.h"
 #include "stages/cli/video.h"
-#include "common/json.h"
 #include "stages/job/files.h"
 #include "stages/job/piped.h"
 
@@ -219,9 +219,8 @@ static sl_code check_input(const char *path, const char *option, sl_err *err)
 static sl_code check_task(const submission *s, task *t, sl_err *err)
 {
     const sl_outcome *o = &t->wanted;
-    char *const inputs[] = {t->image, t->last_image, t->noise};
+    const char *const inputs[] = {t->image, t->last_image, t->noise};
     sl_code rc;
-    if ((rc = sl_take_pipes(inputs, 3, err))) return rc;
     if (!json_object_get(t->fields, "prompt"))
         return sl_fail(err, SL_ARG, "no prompt: want --prompt TEXT (it may be empty)");
     if ((rc = check_input(t->image, "image", err)) ||
@@ -266,9 +265,25 @@ static sl_code check_pair(const submission *s, const task *a, const task *b, sl_
     return SL_OK;
 }
 
+/* Inputs of all tasks: one pipe may be several's. */
+static sl_code take_pipes(const submission *s, sl_err *err)
+{
+    char **paths = malloc(3 * (size_t)s->count * sizeof *paths);
+    if (!paths) return sl_fail(err, SL_NOMEM, "no memory for %d jobs", s->count);
+    for (int i = 0; i < s->count; i++) {
+        paths[3 * i] = s->tasks[i].image;
+        paths[3 * i + 1] = s->tasks[i].last_image;
+        paths[3 * i + 2] = s->tasks[i].noise;
+    }
+    sl_code rc = sl_take_pipes(paths, 3 * s->count, err);
+    free(paths);
+    return rc;
+}
+
 static sl_code check(submission *s, sl_err *err)
 {
     sl_code rc = check_waits(s, err);
+    if (!rc) rc = take_pipes(s, err);
     for (int i = 0; i < s->count && !rc; i++) {
         task *t = &s->tasks[i];
         if ((rc = check_task(s, t, err)) && t->line)

@@ -3,10 +3,13 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "common/pipeline.h"
@@ -14,6 +17,7 @@
 #include "stages/job/files.h"
 
 #define FILE_NAME 64
+#define DAY_S 86400
 #define WORK ".sluice" /* in a dump's folder, while its job runs: the job's own */
 
 static void name_file(char out[FILE_NAME], int h)
@@ -79,6 +83,34 @@ static sl_code open_in(sl_request *r, const char *dir, const char *from, sl_err 
     return sl_job_write(&r->spec, path, err);
 }
 
+/* A job's folder that open_in named, PID-ID or PID-ID-N, of a process that is not here any more. */
+static bool is_of_dead(const char *name)
+{
+    unsigned long long id;
+    int pid, again, end = 0;
+    if (sscanf(name, "%d-%llu%n", &pid, &id, &end) == 2 && end && name[end] == '-')
+        sscanf(name, "%d-%llu-%d%n", &pid, &id, &again, &end);
+    return end && !name[end] && pid > 0 && kill(pid, 0) && errno == ESRCH;
+}
+
+/* What runs have left that were killed with all their processes. One that nobody has written to for
+ * a day is no living one's of another container either. */
+static void sweep_work(const char *dir)
+{
+    char path[SL_PATH];
+    struct stat st;
+    struct dirent *e;
+    int fd = open(dir, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    DIR *d = fd < 0 ? NULL : fdopendir(fd);
+    while (d && (e = readdir(d)))
+        if (is_of_dead(e->d_name) && !sl_path_join(path, dir, e->d_name, NULL) &&
+            !lstat(path, &st) && S_ISDIR(st.st_mode) && st.st_uid == geteuid() &&
+            time(NULL) - st.st_mtime > DAY_S)
+            sl_remove_tree(path);
+    if (d) closedir(d);
+    else if (fd >= 0) close(fd);
+}
+
 sl_code sl_request_open_dir(sl_request *r, const char *spool, const char *from, sl_err *err)
 {
     char beside[SL_PATH];
@@ -86,6 +118,7 @@ sl_code sl_request_open_dir(sl_request *r, const char *spool, const char *from, 
     /* the hand-overs of a dump are written where it will lie */
     if (*r->dump_dir && !r->small_dump && strlen(r->dump_dir) + sizeof WORK + 48 < SL_DIR &&
         !sl_path_join(beside, r->dump_dir, WORK, NULL)) {
+        sweep_work(beside);
         if (!open_in(r, beside, from, NULL)) return SL_OK;
         sl_request_close_dir(r);
     }
@@ -206,13 +239,15 @@ done:
 
 sl_code sl_request_keep(const sl_request *r, const char *parent, char kept[SL_PATH], sl_err *err)
 {
-    char files[FILES][FILE_NAME], name[64];
+    char files[FILES][FILE_NAME], latents[FILE_NAME], name[64];
     sl_code rc;
     snprintf(name, sizeof name, "sluice-kept-%u-XXXXXX", (unsigned)getuid());
     if ((rc = sl_path_join(kept, parent, name, err))) return rc;
     if (!mkdtemp(kept)) return sl_fail_errno(err, errno, "%s", kept);
     name_files(files);
     for (int i = 0; i < FILES && !rc; i++) rc = move_one(r, kept, files[i], err);
+    name_file(latents, SL_HANDOVER_LATENTS);
+    if (rc && has(kept, latents)) return SL_OK; /* the hours are in there */
     if (rc) sl_remove_tree(kept);
     return rc;
 }

@@ -8,8 +8,9 @@
 /* SPOOL/PID-ID, or of a job with a dump DUMP/.sluice/PID-ID, so that a dump never goes through a
  * small spool (unless the dump has no room): job.json, and everything the stages will need
  * (pictures, noise, a replay's hand-overs), so that nothing of the user's is read twice. r->id is
- * set before; r->dir is set, also after an error: the caller removes what is there. `from`: the
- * stage that a replay starts at; "" for none. */
+ * set before; r->dir is set, also after an error: the caller removes what is there. What a killed
+ * run has left in DUMP/.sluice goes a day later, when another one dumps there. `from`: the stage
+ * that a replay starts at; "" for none. */
 sl_code sl_request_open_dir(sl_request *r, const char *spool, const char *from, sl_err *err);
 /* Remove the job's folder, and a dump's that was made for it and has nothing in it. One that is not
  * there is fine; r->dir stays, as the job's name. */
@@ -25,8 +26,10 @@ bool sl_request_has(const sl_request *r, sl_handover h);
  * that is there is whole. */
 sl_code sl_request_dump(const sl_request *r, bool whole, int *handovers, sl_err *err);
 
-/* What a failed job had finished, into a new folder of `parent`, from which `sluice replay` goes
- * on: kept, its path. On one file system nothing is copied, and no room is needed. */
+/* What a failed job had finished, into a new folder of `parent`, sluice-kept-UID-XXXXXX, from which
+ * `sluice replay` goes on: kept, its path. It is the user's: no run removes it. On one file system
+ * nothing is copied, and no room is needed; else, on a full disk, the latents alone may get there.
+ * Errors: SL_SYS, not even they; nothing is left. */
 sl_code sl_request_keep(const sl_request *r, const char *parent, char kept[SL_PATH], sl_err *err);
 
 #endif

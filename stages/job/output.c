@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -112,12 +113,13 @@ sl_code sl_output_stream(const char *file, int fd, sl_err *err)
     int in = open(file, O_RDONLY | O_CLOEXEC);
     ssize_t n = in < 0 ? -1 : 1;
     while (n > 0 && (n = read(in, buf, sizeof buf)) > 0)
-        for (ssize_t at = 0, put; at < n; at += put)
-            if ((put = write(fd, buf + at, (size_t)(n - at))) < 0) {
-                if (errno == EINTR) put = 0;
-                else n = -1, at = 0, put = 0;
-                if (n < 0) break;
-            }
+        for (ssize_t at = 0; n > 0 && at < n;) {
+            struct pollfd room = {fd, POLLOUT, 0};
+            const ssize_t put = write(fd, buf + at, (size_t)(n - at));
+            if (put >= 0) at += put;
+            else if (errno == EAGAIN) poll(&room, 1, -1);
+            else if (errno != EINTR) n = -1;
+        }
     sl_code rc = n < 0 ? sl_fail_errno(err, errno, "the video could not be written out") : SL_OK;
     if (in >= 0) close(in);
     return rc;

@@ -12,7 +12,7 @@
 
 #include "common/picture.h"
 
-#define FIRST_MS 3000 /* for the first byte of a named pipe */
+#define FIRST_MS 3000 /* for the first writer of a named pipe */
 
 static bool is_piped(const char *path)
 {
@@ -28,10 +28,11 @@ static sl_code copy_all(int to, int from, bool first, const char *name, sl_err *
     size_t total = 0;
     for (;;) {
         struct pollfd p = {from, POLLIN, 0};
-        /* a writer that has come may take its time */
-        if (poll(&p, 1, total || !first ? -1 : FIRST_MS) == 0)
-            return sl_fail(err, SL_ARG, "%s is a pipe that nobody writes to, want a file", name);
+        const bool late = !poll(&p, 1, total || !first ? -1 : FIRST_MS);
         const ssize_t n = read(from, buf, sizeof buf);
+        /* a writer that has come (EAGAIN) may take its time */
+        if (!n && late)
+            return sl_fail(err, SL_ARG, "%s is a pipe that nobody writes to, want a file", name);
         if (n < 0 && errno == EAGAIN) continue;
         if (n < 0 && errno == EINTR) continue;
         if (n < 0) return sl_fail_errno(err, errno, "%s: cannot be read", name);

@@ -45,8 +45,8 @@ static uint64_t free_at(const char *path)
     snprintf(at, sizeof at, "%s", path);
     while (statvfs(at, &fs)) { /* the nearest ancestor that is there */
         char *slash = strrchr(at, '/');
-        if (!slash || slash == at) return UINT64_MAX;
-        *slash = 0;
+        if (!slash || !at[1]) return UINT64_MAX;
+        slash[slash == at] = 0;
     }
     /* some file systems do not count */
     return fs.f_blocks ? (uint64_t)fs.f_bavail * fs.f_frsize : UINT64_MAX;
