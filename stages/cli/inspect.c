@@ -434,28 +434,20 @@ static int inspect_file(const char *path, bool *is_dit)
 
 static sl_code parse(inspection *i, int argc, char **argv, sl_err *err)
 {
-    enum { PART = 256 };
-    static const struct option OPTIONS[] = {{"deep", 0, 0, 'd'},
-                                            {"lenient", 0, 0, 'l'},
-                                            {"transformer", 1, 0, PART + SL_PART_DIT},
-                                            {"transformer-2", 1, 0, PART + SL_PART_DIT_2},
-                                            {"text-encoder", 1, 0, PART + SL_PART_TEXT},
-                                            {"image-encoder", 1, 0, PART + SL_PART_IMAGE},
-                                            {"vae", 1, 0, PART + SL_PART_VAE},
-                                            {"tokenizer", 1, 0, PART + SL_PART_COUNT},
-                                            {0}};
+    static const struct option OPTIONS[] = {
+        {"deep", 0, 0, 'd'}, {"lenient", 0, 0, 'l'}, SL_CLI_FILES, {0}};
     static const char usage[] =
         "inspect wants one checkpoint folder or file: sluice inspect FOLDER|FILE [--deep] "
         "[--lenient] [--vae FILE ...]";
     sl_code rc;
-    int o;
+    int o, index = 0;
     opterr = 0;
     optind = 1;
-    while ((o = getopt_long(argc, argv, ":", OPTIONS, NULL)) >= 0) {
+    while ((o = getopt_long(argc, argv, ":", OPTIONS, &index)) >= 0) {
         if (o == 'd') i->deep = true;
         else if (o == 'l') i->lenient = true;
-        else if (o >= PART && o <= PART + SL_PART_COUNT) {
-            char *at = o < PART + SL_PART_COUNT ? i->files.part[o - PART] : i->files.tokenizer;
+        else if (o == 'f') {
+            char *at = sl_component_file(&i->files, OPTIONS[index].name);
             if ((rc = sl_absolute_path(at, optarg, err))) return rc;
         } else return sl_fail(err, SL_ARG, "%s", usage);
     }

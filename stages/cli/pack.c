@@ -28,8 +28,8 @@
 #include <unistd.h>
 
 #include "common/clock.h"
-#include "common/log.h"
 #include "common/json.h"
+#include "common/log.h"
 #include "common/safetensors.h"
 #include "common/tokenizer.h"
 #include "stages/job/components.h"
@@ -139,7 +139,7 @@ static sl_code list_part(packer *k, part *p, sl_err *err)
 {
     sl_err why = {0};
     sl_code rc = k->random ? sl_loader_plan(&p->loader, &k->plan, p->c->name, err)
-                           : sl_component_inspect(&p->loader, &k->model, p->c, &k->plan, err);
+                           : sl_component_inspect(&p->loader, &k->model, p->c->id, &k->plan, err);
     if (rc) return rc;
     sl_loader_watch(p->loader, collect, p);
     p->c->load(&k->model, p->loader);
@@ -381,28 +381,22 @@ static sl_code copy_rest(const packer *k, sl_err *err)
 
 static sl_code parse(packer *k, int argc, char **argv, sl_err *err)
 {
-    enum { PART = 256 }; /* and on: one for each part */
     static const struct option OPTIONS[] = {{"model", 1, 0, 'm'},
                                             {"output", 1, 0, 'o'},
                                             {"dtype", 1, 0, 'd'},
                                             {"random", 0, 0, 'r'},
                                             {"component", 1, 0, 'c'},
                                             {"quiet", 0, 0, 'q'},
-                                            {"transformer", 1, 0, PART + SL_PART_DIT},
-                                            {"transformer-2", 1, 0, PART + SL_PART_DIT_2},
-                                            {"text-encoder", 1, 0, PART + SL_PART_TEXT},
-                                            {"image-encoder", 1, 0, PART + SL_PART_IMAGE},
-                                            {"vae", 1, 0, PART + SL_PART_VAE},
-                                            {"tokenizer", 1, 0, PART + SL_PART_COUNT},
+                                            SL_CLI_FILES,
                                             {0}};
     static const char usage[] = "want sluice pack --model DIR -o DIR2 [--dtype bf16|f32] [--random "
                                 "[--component NAME]...] [--quiet]";
     const char *model = "", *out = "", *dtype = "bf16";
     sl_code rc;
-    int o;
+    int o, index = 0;
     opterr = 0;
     optind = 1;
-    while ((o = getopt_long(argc, argv, ":o:", OPTIONS, NULL)) >= 0) {
+    while ((o = getopt_long(argc, argv, ":o:", OPTIONS, &index)) >= 0) {
         if (o == 'm') model = optarg;
         else if (o == 'o') out = optarg;
         else if (o == 'd') dtype = optarg;
@@ -412,8 +406,8 @@ static sl_code parse(packer *k, int argc, char **argv, sl_err *err)
             return sl_fail(err, SL_ARG, "pack: --component is given more than %d times",
                            SL_MAX_COMPONENTS);
         else if (o == 'q') k->quiet = true;
-        else if (o >= PART && o <= PART + SL_PART_COUNT) {
-            char *at = o < PART + SL_PART_COUNT ? k->files.part[o - PART] : k->files.tokenizer;
+        else if (o == 'f') {
+            char *at = sl_component_file(&k->files, OPTIONS[index].name);
             if ((rc = sl_absolute_path(at, optarg, err))) return rc;
         } else
             return sl_fail(err, SL_ARG, "pack: option %.60s %s, %s", argv[optind - 1],

@@ -32,6 +32,15 @@ typedef struct {
     const char *name, *arg, *what; /* arg NULL: a flag */
 } sl_own_option;
 
+/* getopt's rows of the options that name files in place of a checkpoint's own: 'f', and
+ * sl_component_file of the row's name is where the path goes. */
+#define SL_CLI_FILES                                                                               \
+    {"transformer", 1, 0, 'f'}, {"transformer-2", 1, 0, 'f'}, {"text-encoder", 1, 0, 'f'},         \
+        {"image-encoder", 1, 0, 'f'}, {"vae", 1, 0, 'f'},                                          \
+    {                                                                                              \
+        "tokenizer", 1, 0, 'f'                                                                     \
+    }
+
 typedef struct {
     const char *name;
     sl_verb_main *run;

@@ -49,6 +49,18 @@ static const sl_component COMPONENTS[] = {
     {SL_PART_VAE, "vae", "diffusion_pytorch_model", load_vae}};
 #define COMPONENT_COUNT ((int)(sizeof COMPONENTS / sizeof *COMPONENTS))
 
+char *sl_component_file(sl_model_files *files, const char *option)
+{
+    char name[32];
+    if (!strcmp(option, "tokenizer")) return files->tokenizer;
+    for (int i = 0; i < SL_PART_COUNT; i++) { /* the option has dashes */
+        snprintf(name, sizeof name, "%s", sl_part_name((sl_part_id)i));
+        for (char *c = name; *c; c++) *c = *c == '_' ? '-' : *c;
+        if (!strcmp(option, name)) return files->part[i];
+    }
+    return NULL;
+}
+
 static bool is_part_of(const sl_model *m, const sl_component *c)
 {
     if (c->load == load_clip) return m->family.clip;
@@ -74,14 +86,14 @@ sl_code sl_components_check_tokenizer(const sl_model *model, sl_err *err)
     return rc ? sl_context(err, rc, "no tokenizer") : SL_OK;
 }
 
-sl_code sl_component_inspect(sl_loader **out, const sl_model *model, const sl_component *c,
-                             sl_ctx *plan, sl_err *err)
+sl_code sl_component_inspect(sl_loader **out, const sl_model *model, sl_part_id part, sl_ctx *plan,
+                             sl_err *err)
 {
+    const char *name = sl_part_name(part);
     sl_st *st = NULL;
-    sl_code rc = sl_part_open(&st, &model->layout, c->id, err);
+    sl_code rc = sl_part_open(&st, &model->layout, part, err);
     *out = NULL;
-    return rc ? sl_context(err, rc, "%s", c->name)
-              : sl_loader_inspect_set(out, plan, &st, c->name, err);
+    return rc ? sl_context(err, rc, "%s", name) : sl_loader_inspect_set(out, plan, &st, name, err);
 }
 
 /* The first thing that is wrong; what is left over becomes a warning. */
@@ -114,7 +126,7 @@ sl_code sl_components_check(const sl_model *model, sl_err *err)
         const sl_component *c = &COMPONENTS[i];
         sl_loader *l = NULL;
         if (!is_part_of(model, c)) continue;
-        if (!(rc = sl_component_inspect(&l, model, c, &plan, err))) {
+        if (!(rc = sl_component_inspect(&l, model, c->id, &plan, err))) {
             sl_err ignored = {0};
             c->load(model, l);
             sl_loader_finish(l, &ignored); /* findings are complete now */

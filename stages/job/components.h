@@ -13,13 +13,17 @@ typedef struct {
 } sl_component;
 #define SL_MAX_COMPONENTS SL_PART_COUNT
 
+/* Where the path that the option --transformer, --transformer-2, --text-encoder, --image-encoder,
+ * --vae or --tokenizer gives is kept, SL_PATH bytes; `option` without dashes before it. NULL: it is
+ * none of these. */
+char *sl_component_file(sl_model_files *files, const char *option);
+
 /* The i-th component that this model has; NULL past the last. */
 const sl_component *sl_component_at(const sl_model *model, int i);
 
-/* A loader that looks at a component's headers (sl_loader_inspect). *out is the caller's to
- * close. */
-sl_code sl_component_inspect(sl_loader **out, const sl_model *model, const sl_component *c,
-                             sl_ctx *plan, sl_err *err);
+/* A loader that looks at a part's headers (sl_loader_inspect). *out is the caller's to close. */
+sl_code sl_component_inspect(sl_loader **out, const sl_model *model, sl_part_id part, sl_ctx *plan,
+                             sl_err *err);
 
 /* The tokenizer's file is there, which a model with random weights needs, too. */
 sl_code sl_components_check_tokenizer(const sl_model *model, sl_err *err);

@@ -8,21 +8,11 @@
 
 #include "common/log.h"
 #include "graphs/wan_dit.h"
+#include "stages/job/components.h"
 #include "stages/job/files.h"
 
 static const char *const OPTION[2] = {"--lora", "--lora-2"};
 static const sl_part_id PART[2] = {SL_PART_DIT, SL_PART_DIT_2};
-
-/* A loader that looks at an expert's headers, or counts where its weights are random. */
-static sl_code open_counting(sl_loader **out, const sl_model *model, int e, bool random,
-                             sl_ctx *ctx, sl_err *err)
-{
-    const char *name = sl_part_name(PART[e]);
-    sl_st *st = NULL;
-    if (random) return sl_loader_plan(out, ctx, name, err);
-    sl_code rc = sl_part_open(&st, &model->layout, PART[e], err);
-    return rc ? sl_context(err, rc, "%s", name) : sl_loader_inspect_set(out, ctx, &st, name, err);
-}
 
 /* One field's files fit this network. */
 static sl_code check_fit(const sl_lora_set *set, const sl_request *r, const sl_model *model, int e,
@@ -34,7 +24,8 @@ static sl_code check_fit(const sl_lora_set *set, const sl_request *r, const sl_m
     sl_merge_sizes sizes = {0};
     sl_code rc = sl_ctx_open(&ctx, &sl_ops_plan, 0, err);
     if (rc) return rc;
-    rc = open_counting(&l, model, e, random, &ctx, err);
+    rc = random ? sl_loader_plan(&l, &ctx, sl_part_name(PART[e]), err)
+                : sl_component_inspect(&l, model, PART[e], &ctx, err);
     if (!rc && !(dit = sl_dit_new(&model->dit[e], l)))
         rc = sl_fail(err, SL_NOMEM, "%s: no memory", sl_part_name(PART[e]));
     if (!rc) rc = sl_loader_finish(l, err);

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "kernels/cuda/conv_tiles.h"
+#include "stages/job/components.h"
 #include "stages/job/lora.h"
 #include "stages/sizes/denoise.h"
 
@@ -56,15 +57,10 @@ static const sl_ops *sizes_of(const char *device)
  * configuration alone. */
 static sl_code open_counting(planner *p, sl_part_id part, sl_err *err)
 {
-    const char *name = sl_part_name(part);
-    sl_st *st = NULL;
-    if (!p->conf->model.random && sl_part_has_weights(&p->model->layout, part)) {
-        sl_code rc = sl_part_open(&st, &p->model->layout, part, err);
-        return rc ? sl_context(err, rc, "%s", name)
-                  : sl_loader_inspect_set(&p->loader, &p->ctx, &st, name, err);
-    }
+    if (!p->conf->model.random && sl_part_has_weights(&p->model->layout, part))
+        return sl_component_inspect(&p->loader, p->model, part, &p->ctx, err);
     p->plan->from_files = false;
-    return sl_loader_plan(&p->loader, &p->ctx, name, err);
+    return sl_loader_plan(&p->loader, &p->ctx, sl_part_name(part), err);
 }
 
 /* The loader has been asked for all tensors: their bytes are added to the stage. */

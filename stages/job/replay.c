@@ -6,12 +6,12 @@
 #include "stages/job/options.h"
 
 #define NONE SL_ROLE_COUNT
+#define SIZE (SL_ROLE_COUNT + 1) /* the picture's stage, where there is one, else the denoiser */
 
-/* Of every option that describes a job (tests/test_request.c holds it to the table of options). The
- * size and the number of frames are the picture's stage's, where there is one. */
+/* Of every option that describes a job (tests/test_request.c holds it to the table of options). */
 static const struct {
     const char *option;
-    sl_role role;
+    int role;
 } SPEAKS_TO[] = {
     {"model", NONE},
     {"image", SL_ROLE_IMAGE},
@@ -19,10 +19,10 @@ static const struct {
     {"prompt", SL_ROLE_TEXT},
     {"negative", SL_ROLE_TEXT},
     {"output", SL_ROLE_MUX},
-    {"width", SL_ROLE_IMAGE},
-    {"height", SL_ROLE_IMAGE},
-    {"max-area", SL_ROLE_IMAGE},
-    {"frames", SL_ROLE_IMAGE},
+    {"width", SIZE},
+    {"height", SIZE},
+    {"max-area", SIZE},
+    {"frames", SIZE},
     {"fps", SL_ROLE_MUX},
     {"steps", SL_ROLE_DENOISE},
     {"guidance", SL_ROLE_DENOISE},
@@ -51,8 +51,8 @@ sl_role sl_replay_role(const char *option, const sl_model *model, const sl_job *
 {
     for (size_t i = 0; i < sizeof SPEAKS_TO / sizeof *SPEAKS_TO; i++) {
         if (strcmp(SPEAKS_TO[i].option, option)) continue;
-        const bool size = strstr(" width height max-area frames ", option) != NULL;
-        return size && !sl_takes_picture(&model->family, job) ? SL_ROLE_DENOISE : SPEAKS_TO[i].role;
+        if (SPEAKS_TO[i].role != SIZE) return (sl_role)SPEAKS_TO[i].role;
+        return sl_takes_picture(&model->family, job) ? SL_ROLE_IMAGE : SL_ROLE_DENOISE;
     }
     return NONE;
 }

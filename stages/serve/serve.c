@@ -18,6 +18,7 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "stages/job/check.h"
+#include "stages/job/components.h"
 #include "stages/job/defaults.h"
 #include "stages/job/files.h"
 #include "stages/job/lora.h"
@@ -46,7 +47,7 @@ typedef struct {
 
 static sl_code take_option(serve *v, const char *name, const char *value, sl_err *err)
 {
-    sl_model_files *files = &v->batch.files;
+    char *file = strncmp(name, "--", 2) ? NULL : sl_component_file(&v->batch.files, name + 2);
     const struct {
         const char *name;
         char *at;
@@ -57,14 +58,9 @@ static sl_code take_option(serve *v, const char *name, const char *value, sl_err
                {"--listen", v->listen, sizeof v->listen},
                {"--tokens", v->tokens, sizeof v->tokens},
                {"--device", v->batch.device, sizeof v->batch.device},
-               {"--transformer", files->part[SL_PART_DIT], SL_PATH},
-               {"--transformer-2", files->part[SL_PART_DIT_2], SL_PATH},
-               {"--text-encoder", files->part[SL_PART_TEXT], SL_PATH},
-               {"--image-encoder", files->part[SL_PART_IMAGE], SL_PATH},
-               {"--vae", files->part[SL_PART_VAE], SL_PATH},
-               {"--tokenizer", files->tokenizer, SL_PATH}};
+               {file ? name : "", file, SL_PATH}};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
-        if (strcmp(name, all[i].name)) continue;
+        if (strcmp(name, all[i].name) || !all[i].at) continue;
         if (!value) return sl_fail(err, SL_ARG, "%s wants a value", name);
         if (strlen(value) >= all[i].room)
             return sl_fail(err, SL_ARG, "%s has %zu bytes, want at most %zu", name, strlen(value),
