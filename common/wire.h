@@ -133,7 +133,8 @@ typedef enum { SL_TURN_PIECE, SL_TURN_STEP } sl_turn_kind;
 #define WIRE_STAGE(F)     F(str16, stage) F(u32, instance) F(str16, event) F(i32, pid) \
                           F(str64, device) F(f64, load_s) F(u64, weight_bytes) \
                           F(u64, peak_bytes) F(u64, arena_bytes) F(u64, job)
-/* The job is over. job 0: it was refused, and never had a number. */
+/* The job is over. job 0: it was refused, and never had a number. A message beside SL_OK: the first
+ * file that its dump does without, and why. */
 #define WIRE_FINISHED(F)  F(u64, tag) F(u64, job) F(i32, code) F(text, message) F(u64, bytes)
 /* The stage wants the device's turn for a piece of work; a turn that it holds goes back. */
 #define WIRE_ASK(F)       F(u64, job) F(u64, turn) F(u32, kind) F(str64, what) F(u64, expected_ms)

@@ -38,7 +38,7 @@ static double look(const sl_picture *p, double x, double y, int c)
     return (1 - fy) * ((1 - fx) * a[0] + fx * a[3]) + fy * ((1 - fx) * b[0] + fx * b[3]);
 }
 
-/* A pan of half the picture's spare width, with a grain of +-2 that no encoder predicts. */
+/* A pan over the picture's spare width and half of its spare height, with a grain of +-2 that no encoder predicts. */
 static void pan(uint8_t *rgb, const sl_picture *p, int frames)
 {
     const double scale = fmin(p->w * 0.8 / W, p->h * 0.8 / H);
@@ -95,7 +95,7 @@ static int encode(result *r, const char *path, const uint8_t *rgb, int frames, b
 }
 
 /* SSIM of all planes, by ffmpeg, against the frames as they went in; NAN: there is no ffmpeg. */
-static double ssim(const char *path, const uint8_t *rgb, int frames)
+static double ssim(const char *path)
 {
     char cmd[1024], line[512];
     double all = NAN;
@@ -106,7 +106,6 @@ static double ssim(const char *path, const uint8_t *rgb, int frames)
         "-lavfi '[0:v]scale=out_color_matrix=bt709:out_range=tv,format=yuv420p[a];[a][1:v]ssim' "
         "-f null - 2>&1",
         W, H, path, path);
-    (void)rgb, (void)frames;
     FILE *p = popen(cmd, "r");
     while (p && fgets(line, sizeof line, p)) {
         const char *at = strstr(line, "All:");
@@ -165,7 +164,7 @@ int main(void)
                     return 1;
                 printf("%-8s %-10s %7d %9.2f %9.2f %12lld %8.4f\n", kind ? "noise" : "natural",
                        PRESETS[k], THREADS[t], r.seconds, r.tail, (long long)r.bytes,
-                       compare ? ssim(path, rgb, frames) : NAN);
+                       compare ? ssim(path) : NAN);
                 fflush(stdout);
             }
         }

@@ -3,11 +3,10 @@
  *
  * limit: 240 s */
 #include "tests/t.h"
-
-#include <sys/resource.h>
 #include "tests/t_run.h"
 
 #include <jansson.h>
+#include <sys/resource.h>
 
 #include "stages/cli/arguments.h"
 #include "stages/job/defaults.h"

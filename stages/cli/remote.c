@@ -25,8 +25,8 @@
 #include "common/json.h"
 #include "common/log.h"
 #include "common/temporary.h"
-#include "stages/job/output.h"
 #include "stages/job/files.h"
+#include "stages/job/output.h"
 
 #define WHOLE_S 600 /* longest exchange whose answer is kept in memory */
 #define ERROR_BYTES ((size_t)64 << 10)

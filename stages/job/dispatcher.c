@@ -8,15 +8,14 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <zmq.h>
 
-#include "common/pidfd.h"
 #include "common/clock.h"
 #include "common/log.h"
+#include "common/pidfd.h"
 #include "stages/job/files.h"
 
 #define REAP_MS 5000 /* longest wait for killed stages to be gone */

@@ -130,7 +130,7 @@ static void set_encoder(AVCodecContext *c, const char *name, const sl_mp4_option
         av_opt_set(c->priv_data, "x264-params", "cpu-independent=1", 0);
     } else if (!strcmp(name, "libvpx-vp9") || !strcmp(name, "libaom-av1")) {
         av_opt_set(c->priv_data, "crf", crf, 0);
-        av_opt_set(c->priv_data, "cpu-used", *name == 'l' && name[3] == 'v' ? "4" : "6", 0);
+        av_opt_set(c->priv_data, "cpu-used", strcmp(name, "libaom-av1") ? "4" : "6", 0);
         av_opt_set(c->priv_data, "row-mt", "1", 0);
     } else if (!strcmp(name, "libsvtav1")) {
         av_opt_set(c->priv_data, "crf", crf, 0);

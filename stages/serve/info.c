@@ -1,5 +1,4 @@
 /* info.c - what the server says of itself: model, defaults, health, metrics, the page. */
-#include "common/json.h"
 #include "stages/serve/routes.h"
 
 #include <stdio.h>
@@ -8,6 +7,7 @@
 #include <time.h>
 #include <sys/resource.h>
 
+#include "common/json.h"
 #include "stages/job/check.h"
 #include "stages/job/defaults.h"
 #include "stages/job/options.h"

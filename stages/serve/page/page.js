@@ -849,7 +849,10 @@ function showHints() {
   let text = "";
   if (!exact && files.picture && img.naturalWidth) { /* as sl_picture_video_size has it */
     const ratio = img.naturalHeight / img.naturalWidth, edge = (defaults && defaults.edge) || 16, side = (a) => Math.max(edge, Math.floor(Math.round(Math.sqrt(a)) / edge) * edge);
-    text = `= ${side(area / ratio)} × ${side(area * ratio)}`;
+    let w = side(area / ratio), h = side(area * ratio);
+    const rest = (a) => Math.max(edge, Math.floor(area / a / edge) * edge);
+    if (w * h > area) { if (w > h) w = rest(h); else h = rest(w); }
+    text = `= ${w} × ${h}`;
   }
   put($("area-hint"), text);
   let changed = 0;
