@@ -5,14 +5,13 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-/* What a path is that is not the file or folder wanted, as "a Git LFS pointer (`git lfs pull`
- * fetches the file)": by what is there and by its first bytes. false: it is not there, or nothing
- * special; out is "" then. */
-bool sl_found(const char *path, char *out, size_t size);
+/* What a file is that is none of tensors, by its first bytes: "a Git LFS pointer, ..."; NULL:
+ * nothing special. To be asked when it has been refused: the head of a right one may look so. */
+const char *sl_found_kind(const void *bytes, size_t n);
 
-/* What lies in `dir` in place of STEM.safetensors: weights of another name (STEM.fp16.safetensors,
- * a shard without an index) or kind (.bin, .ckpt, .pth, .gguf), a dangling link. false: nothing of
- * it. */
+/* What lies in `dir` in place of STEM.safetensors, as "model.fp16.safetensors, a variant in fp16":
+ * weights of another name (a variant, a shard without an index) or kind (.bin, .ckpt, .pth, .gguf).
+ * false: nothing of it; out is "" then. */
 bool sl_found_weights(const char *dir, const char *stem, char *out, size_t size);
 
 #endif

@@ -36,13 +36,6 @@ typedef struct {
     sl_err *err;
 } reader;
 
-static uint64_t little(const unsigned char *p, int n)
-{
-    uint64_t x = 0;
-    while (n--) x = x << 8 | p[n];
-    return x;
-}
-
 static sl_code cut(const reader *r, const char *what)
 {
     return sl_fail(r->err, SL_FORMAT, "%s: ends within %s, at byte %td", r->path, what,
@@ -53,7 +46,7 @@ static sl_code cut(const reader *r, const char *what)
 static bool number(reader *r, int n, uint64_t *out)
 {
     if (r->end - r->p < n) return false;
-    *out = little(r->p, n);
+    *out = sl_little(r->p, n);
     r->p += n;
     return true;
 }
@@ -175,7 +168,7 @@ static sl_code unflatten(const reader *r, const char *name, int *rank, int64_t s
         if (s->name_length != strlen(name) || memcmp(s->name, name, s->name_length)) continue;
         bool good = s->n >= 1 && s->n <= SL_MAX_RANK;
         for (uint64_t k = 0; k < s->n && good; k++) {
-            extents[k] = (int64_t)little(s->at + 4 * k, 4);
+            extents[k] = (int64_t)sl_little(s->at + 4 * k, 4);
             good = !__builtin_mul_overflow(is, extents[k], &is);
         }
         for (int k = 0; k < *rank; k++) was *= shape[k];
@@ -190,12 +183,13 @@ static sl_code unflatten(const reader *r, const char *name, int *rank, int64_t s
 }
 
 /* One of the list; its data is found when the list's end is. */
-static sl_code read_tensor(reader *r, sl_st *st, int k, uint64_t *offset, kind *what)
+static sl_code read_tensor(reader *r, sl_st *st, int k, uint64_t *offset)
 {
     const unsigned char *name;
     uint64_t n, rank = 0, type = 0;
     sl_st_entry *e = &st->entries[st->count];
     int64_t shape[SL_MAX_RANK] = {0};
+    kind what;
     if (!text(r, &name, &n) || !number(r, 4, &rank)) return cut(r, "its list of tensors");
     if (!n || memchr(name, 0, n))
         return sl_fail(r->err, SL_FORMAT, "%s: a tensor has no name, or one with a NUL", r->path);
@@ -214,26 +208,26 @@ static sl_code read_tensor(reader *r, sl_st *st, int k, uint64_t *offset, kind *
         shape[rank - 1 - i] = (int64_t)x; /* the fastest comes first */
     }
     if (!number(r, 4, &type) || !number(r, 8, offset)) return cut(r, "its list of tensors");
-    if (!find_kind(what, type))
+    if (!find_kind(&what, type))
         return sl_fail(r->err, SL_FORMAT,
                        "%s: %.*s has type %" PRIu64
                        ", want F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, "
                        "Q8_0 or Q2_K to Q6_K",
                        r->path, SL_NAME_SHOWN, copy, type);
     if (!rank) shape[rank++] = 1;
-    if (shape[rank - 1] % sl_coding_block(what->coding))
+    if (shape[rank - 1] % sl_coding_block(what.coding))
         return sl_fail(r->err, SL_FORMAT, "%s: %.*s has rows of %lld, want a multiple of %d (%s)",
                        r->path, SL_NAME_SHOWN, copy, (long long)shape[rank - 1],
-                       sl_coding_block(what->coding), what->tag);
+                       sl_coding_block(what.coding), what.tag);
     int ranks = (int)rank;
     uint64_t bytes;
     if (!sl_set_bytes(64, ranks, shape, &bytes)) /* no code is larger */
         return sl_fail(r->err, SL_FORMAT, "%s: %.*s is too large", r->path, SL_NAME_SHOWN, copy);
-    *e = (sl_st_entry){.name = copy, .dtype = what->tag, .shard = k, .coding = what->coding};
+    *e = (sl_st_entry){.name = copy, .dtype = what.tag, .shard = k, .coding = what.coding};
     sl_code rc = unflatten(r, copy, &ranks, shape);
     if (rc) return rc;
-    *(what->coding ? &e->coded : &e->t) =
-        sl_view(NULL, what->coding ? SL_F32 : what->dtype, ranks, shape);
+    *(what.coding ? &e->coded : &e->t) =
+        sl_view(NULL, what.coding ? SL_F32 : what.dtype, ranks, shape);
     st->count++;
     return SL_OK;
 }
@@ -257,7 +251,6 @@ static sl_code read_all(reader *r, sl_st *st, int k)
 {
     uint64_t version = 0, tensors = 0, keys = 0, *offsets = NULL;
     const int first = st->count;
-    kind what;
     sl_code rc = SL_OK;
     r->p += 4;
     if (!number(r, 4, &version) || !number(r, 8, &tensors) || !number(r, 8, &keys))
@@ -278,7 +271,7 @@ static sl_code read_all(reader *r, sl_st *st, int k)
                        r->alignment);
     if (!(offsets = malloc(((size_t)tensors + 1) * sizeof *offsets)))
         return sl_fail(r->err, SL_NOMEM, "%s: no memory for %" PRIu64 " tensors", r->path, tensors);
-    for (uint64_t i = 0; i < tensors && !rc; i++) rc = read_tensor(r, st, k, &offsets[i], &what);
+    for (uint64_t i = 0; i < tensors && !rc; i++) rc = read_tensor(r, st, k, &offsets[i]);
     const uint64_t at = (uint64_t)(r->p - r->begin),
                    data = (at + r->alignment - 1) / r->alignment * r->alignment;
     for (uint64_t i = 0; i < tensors && !rc; i++)

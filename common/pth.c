@@ -4,7 +4,7 @@
  * pickle of protocol 2 that makes a dict of tensors, and FOLDER/data/K, the raw little-endian bytes
  * of storage K. A pickle is a program. Only the opcodes that torch.save needs for such a dict are
  * followed here, and they do no more than build the list of tensors: a GLOBAL is looked up among
- * five names and never called. Everything else is refused with its place.
+ * the names in GLOBALS and never called. Everything else is refused with its place.
  * Sources: PKWARE APPNOTE.TXT 6.3 (4.3 and 4.5, zip64); CPython Lib/pickletools.py; PyTorch
  * torch/serialization.py (_save) and torch/_utils.py (_rebuild_tensor_v2). */
 #include <inttypes.h>
@@ -36,13 +36,6 @@ typedef struct {
     sl_err *err;
 } archive;
 
-static uint64_t little(const unsigned char *p, int n)
-{
-    uint64_t x = 0;
-    while (n--) x = x << 8 | p[n];
-    return x;
-}
-
 static int by_member(const void *a, const void *b)
 {
     const member *x = a, *y = b;
@@ -73,20 +66,20 @@ static sl_code find_directory(const archive *z, uint64_t *at, uint64_t *size, ui
                        "%s: is a zip without its directory at the end: it was cut short", z->path);
     const unsigned char *end = z->bytes + z->length - back;
     const uint64_t end_at = z->length - back;
-    *count = little(end + 10, 2);
-    *size = little(end + 12, 4);
-    *at = little(end + 16, 4);
+    *count = sl_little(end + 10, 2);
+    *size = sl_little(end + 12, 4);
+    *at = sl_little(end + 16, 4);
     uint64_t limit = end_at;
     if (*count == 0xffff || *size == 0xffffffff || *at == 0xffffffff) {
         const unsigned char *locator = end - 20;
-        const uint64_t far = end_at >= 20 ? little(locator + 8, 8) : 0;
+        const uint64_t far = end_at >= 20 ? sl_little(locator + 8, 8) : 0;
         if (end_at < 20 || memcmp(locator, "PK\6\7", 4) || end_at < 76 || far > end_at - 76 ||
             memcmp(z->bytes + far, "PK\6\6", 4))
             return sl_fail(z->err, SL_FORMAT, "%s: its zip64 end record is not where it must be",
                            z->path);
-        *count = little(z->bytes + far + 32, 8);
-        *size = little(z->bytes + far + 40, 8);
-        *at = little(z->bytes + far + 48, 8);
+        *count = sl_little(z->bytes + far + 32, 8);
+        *size = sl_little(z->bytes + far + 40, 8);
+        *at = sl_little(z->bytes + far + 48, 8);
         limit = far;
     }
     if (*at > limit || *size > limit - *at)
@@ -112,11 +105,11 @@ static bool read_zip64(const unsigned char *extra, size_t length, uint64_t *plai
     if (*header == 0xffffffff) want[n++] = header;
     if (!n) return true;
     for (size_t i = 0; i + 4 <= length;) {
-        const size_t size = (size_t)little(extra + i + 2, 2);
+        const size_t size = (size_t)sl_little(extra + i + 2, 2);
         if (size > length - i - 4) return false;
-        if (little(extra + i, 2) == 1) {
+        if (sl_little(extra + i, 2) == 1) {
             if (size < 8 * (size_t)n) return false;
-            for (int k = 0; k < n; k++) *want[k] = little(extra + i + 4 + 8 * k, 8);
+            for (int k = 0; k < n; k++) *want[k] = sl_little(extra + i + 4 + 8 * k, 8);
             return true;
         }
         i += 4 + size;
@@ -131,9 +124,10 @@ static sl_code read_member(const archive *z, uint64_t directory, const unsigned 
     if (left < 46 || memcmp(p, "PK\1\2", 4))
         return sl_fail(z->err, SL_FORMAT, "%s: its zip directory is damaged at byte %td", z->path,
                        p - z->bytes);
-    const size_t names = (size_t)little(p + 28, 2), extras = (size_t)little(p + 30, 2);
-    uint64_t packed = little(p + 20, 4), plain = little(p + 24, 4), header = little(p + 42, 4);
-    *used = 46 + names + extras + (size_t)little(p + 32, 2);
+    const size_t names = (size_t)sl_little(p + 28, 2), extras = (size_t)sl_little(p + 30, 2);
+    uint64_t packed = sl_little(p + 20, 4), plain = sl_little(p + 24, 4),
+             header = sl_little(p + 42, 4);
+    *used = 46 + names + extras + (size_t)sl_little(p + 32, 2);
     if (*used > left)
         return sl_fail(z->err, SL_FORMAT, "%s: its zip directory is damaged at byte %td", z->path,
                        p - z->bytes);
@@ -142,27 +136,27 @@ static sl_code read_member(const archive *z, uint64_t directory, const unsigned 
     if (!read_zip64(p + 46 + names, extras, &plain, &packed, &header))
         return sl_fail(z->err, SL_FORMAT, "%s: %.*s lacks its zip64 sizes", z->path, shown,
                        m->name);
-    if (little(p + 8, 2) & 1)
+    if (sl_little(p + 8, 2) & 1)
         return sl_fail(z->err, SL_FORMAT, "%s: %.*s is encrypted", z->path, shown, m->name);
-    if (little(p + 10, 2) || plain != packed)
+    if (sl_little(p + 10, 2) || plain != packed)
         return sl_fail(z->err, SL_FORMAT,
                        "%s: %.*s is compressed (method %d), want it stored, as torch.save does",
-                       z->path, shown, m->name, (int)little(p + 10, 2));
+                       z->path, shown, m->name, (int)sl_little(p + 10, 2));
     if (directory < 30 || header > directory - 30 || memcmp(z->bytes + header, "PK\3\4", 4))
         return sl_fail(z->err, SL_FORMAT,
                        "%s: %.*s should begin at byte %" PRIu64 ", where no zip entry begins",
                        z->path, shown, m->name, header);
     const uint64_t skip =
-        30 + little(z->bytes + header + 26, 2) + little(z->bytes + header + 28, 2);
-    if (little(z->bytes + header + 26, 2) != names || skip > directory - header ||
+        30 + sl_little(z->bytes + header + 26, 2) + sl_little(z->bytes + header + 28, 2);
+    if (sl_little(z->bytes + header + 26, 2) != names || skip > directory - header ||
         memcmp(z->bytes + header + 30, m->name, names))
         return sl_fail(z->err, SL_FORMAT,
                        "%s: %.*s should begin at byte %" PRIu64 ", where another entry begins",
                        z->path, shown, m->name, header);
-    if (little(z->bytes + header + 8, 2))
+    if (sl_little(z->bytes + header + 8, 2))
         return sl_fail(z->err, SL_FORMAT,
                        "%s: %.*s is compressed (method %d), want it stored, as torch.save does",
-                       z->path, shown, m->name, (int)little(z->bytes + header + 8, 2));
+                       z->path, shown, m->name, (int)sl_little(z->bytes + header + 8, 2));
     m->header = header;
     m->at = header + skip;
     m->bytes = plain;
@@ -174,26 +168,22 @@ static sl_code read_member(const archive *z, uint64_t directory, const unsigned 
     return SL_OK;
 }
 
-typedef struct {
-    const member *m;
-} place;
-
 static int by_place(const void *a, const void *b)
 {
-    const member *x = ((const place *)a)->m, *y = ((const place *)b)->m;
+    const member *x = *(const member *const *)a, *y = *(const member *const *)b;
     return (x->header > y->header) - (x->header < y->header);
 }
 
 /* No entry may lie in another. */
 static sl_code check_places(const archive *z)
 {
-    place *order = malloc((z->count + 1) * sizeof *order);
+    const member **order = malloc((z->count + 1) * sizeof *order);
     sl_code rc = SL_OK;
     if (!order) return sl_fail(z->err, SL_NOMEM, "%s: no memory", z->path);
-    for (size_t i = 0; i < z->count; i++) order[i].m = &z->members[i];
+    for (size_t i = 0; i < z->count; i++) order[i] = &z->members[i];
     if (z->count) qsort(order, z->count, sizeof *order, by_place);
     for (size_t i = 1; i < z->count && !rc; i++) {
-        const member *a = order[i - 1].m, *b = order[i].m;
+        const member *a = order[i - 1], *b = order[i];
         if (a->at + a->bytes > b->header)
             rc = sl_fail(z->err, SL_FORMAT, "%s: zip entries %.*s and %.*s overlap", z->path,
                          a->name_length < 100 ? (int)a->name_length : 100, a->name,
@@ -451,9 +441,7 @@ static sl_code reduce(machine *m)
         return wrong(m, "a call that is no known function with a tuple");
     if (v[0].n == ORDERED_DICT && v[1].length == 0)
         return push(m, &m->stack, (value){.kind = V_DICT, .n = m->dicts++});
-    if (v[0].n == REBUILD_TENSOR)
-        return make_tensor(m,
-                           &(value){.kind = V_TUPLE, .first = v[1].first, .length = v[1].length});
+    if (v[0].n == REBUILD_TENSOR) return make_tensor(m, &v[1]);
     return wrong(m, "a call of %s.%s, which is not done", GLOBALS[v[0].n].module,
                  GLOBALS[v[0].n].name);
 }
@@ -525,7 +513,7 @@ static sl_code integer(machine *m, int bytes, bool is_signed)
 {
     const unsigned char *p = take(m, (size_t)bytes);
     if (!p) return wrong(m, "ends within a number");
-    uint64_t x = little(p, bytes);
+    uint64_t x = sl_little(p, bytes);
     if (is_signed && bytes && bytes < 8 && p[bytes - 1] & 0x80) x |= ~0ull << 8 * bytes;
     return push(m, &m->stack, (value){.kind = V_INT, .n = (int64_t)x});
 }
@@ -533,7 +521,7 @@ static sl_code integer(machine *m, int bytes, bool is_signed)
 static sl_code remember(machine *m, int bytes)
 {
     const unsigned char *p = take(m, (size_t)bytes);
-    const uint64_t at = p ? little(p, bytes) : 0;
+    const uint64_t at = p ? sl_little(p, bytes) : 0;
     if (!p) return wrong(m, "ends within a number");
     if (!m->stack.count) return wrong(m, "remembers what is not there");
     /* torch.save counts up */
@@ -550,7 +538,7 @@ static sl_code remember(machine *m, int bytes)
 static sl_code recall(machine *m, int bytes)
 {
     const unsigned char *p = take(m, (size_t)bytes);
-    const uint64_t at = p ? little(p, bytes) : 0;
+    const uint64_t at = p ? sl_little(p, bytes) : 0;
     if (!p) return wrong(m, "ends within a number");
     if (at >= m->memo.count) return wrong(m, "recalls value %" PRIu64 ", which is not there", at);
     return push(m, &m->stack, m->memo.at[at]);
@@ -597,7 +585,7 @@ static sl_code step(machine *m, bool *stop)
         return *q <= 8 ? integer(m, *q, true) : wrong(m, "has an integer of %d bytes", *q);
     case 'X': /* BINUNICODE */
         if (!(q = take(m, 4))) return wrong(m, "ends within a text");
-        return text(m, (size_t)little(q, 4));
+        return text(m, (size_t)sl_little(q, 4));
     case 'q': /* BINPUT, LONG_BINPUT */ return remember(m, 1);
     case 'r': return remember(m, 4);
     case 'h': /* BINGET, LONG_BINGET */ return recall(m, 1);
@@ -641,6 +629,8 @@ static sl_code collect(machine *m, sl_st *st, int k)
         names += p->key.length + 1;
         n++;
     }
+    /* each name takes its bytes and more of the pickle; a repeated one costs it a few bytes alone */
+    if (names > m->pkl->bytes) return wrong(m, "its dict has one name many times");
     if ((rc = sl_set_room(st, n, m->z->path, m->z->err))) return rc;
     char *name = sl_set_keep(st, names);
     if (!name) return no_memory(m);

@@ -188,18 +188,16 @@ static sl_code parse_safetensors(sl_st *st, int k, const unsigned char *bytes, s
 
     if (length < 8)
         return sl_fail(err, SL_FORMAT, "%s: has %zu bytes, want at least 8", path, length);
-    for (int i = 7; i >= 0; i--) header = header << 8 | bytes[i];
+    header = sl_little(bytes, 8);
     if (header > length - 8 || header > SL_HEADER_MAX) {
-        char found[128];
-        if (sl_found(path, found, sizeof found))
-            return sl_fail(err, SL_FORMAT, "%s: is %s", path, found);
-    }
-    if (header > length - 8 || header > SL_HEADER_MAX)
+        const char *kind = sl_found_kind(bytes, length);
+        if (kind) return sl_fail(err, SL_FORMAT, "%s: is %s", path, kind);
         return sl_fail(
             err, SL_FORMAT,
             "%s: header length is %llu, want at most %zu (not a safetensors file, or cut short)",
             path, (unsigned long long)header,
             length - 8 < SL_HEADER_MAX ? length - 8 : (size_t)SL_HEADER_MAX);
+    }
     if (!header || bytes[8] != '{')
         return sl_fail(err, SL_FORMAT, "%s: header does not start with '{'", path);
     if ((rc = sl_json_parse(&st->shards[k].header, (const char *)bytes + 8, (size_t)header, path,
@@ -234,14 +232,8 @@ done:
 static sl_code parse_file(sl_st *st, int k, const unsigned char *bytes, size_t length,
                           const char *path, sl_err *err)
 {
-    static const char LFS[] = "version https://git-lfs";
     if (sl_pth_is(bytes, length)) return sl_pth_parse(st, k, bytes, length, path, err);
     if (sl_gguf_is(bytes, length)) return sl_gguf_parse(st, k, bytes, length, path, err);
-    if (length >= sizeof LFS - 1 && !memcmp(bytes, LFS, sizeof LFS - 1))
-        return sl_fail(err, SL_FORMAT,
-                       "%s: is a Git LFS pointer, its data was not fetched: git lfs pull, or hf "
-                       "download",
-                       path);
     return parse_safetensors(st, k, bytes, length, path, err);
 }
 
@@ -448,34 +440,13 @@ done:
 /* Neither a file nor an index: what is there instead? */
 static sl_code nothing_there(const char *dir, const char *stem, sl_err *err)
 {
-    static const struct {
-        const char *name; /* a printf format of the stem, or of nothing */
-        const char *what;
-    } INSTEAD[] = {{"%s.fp16.safetensors", "a variant in fp16"},
-                   {"%s.fp16.safetensors.index.json", "a variant in fp16"},
-                   {"%s.bf16.safetensors", "a variant in bf16"},
-                   {"%s.bin", "PyTorch's older format"},
-                   {"%s.bin.index.json", "PyTorch's older format"},
-                   {"pytorch_%s.bin", "PyTorch's older format"},
-                   {"pytorch_%s.bin.index.json", "PyTorch's older format"}};
-    for (size_t i = 0; i < sizeof INSTEAD / sizeof *INSTEAD; i++) {
-        char *path, name[96];
-        const char *star = strstr(INSTEAD[i].name, "%s");
-        snprintf(name, sizeof name, "%.*s%.60s%s", (int)(star - INSTEAD[i].name), INSTEAD[i].name,
-                 stem, star + 2);
-        if (asprintf(&path, "%s/%s", dir, name) < 0) continue;
-        const bool there = !access(path, F_OK);
-        free(path);
-        if (there)
-            return sl_fail(err, SL_SYS,
-                           "%s: holds %s, %s, want %s.safetensors or %s.safetensors.index.json",
-                           dir, name, INSTEAD[i].what, stem, stem);
-    }
     char found[400];
-    const bool other = sl_found_weights(dir, stem, found, sizeof found);
-    return sl_fail(err, SL_SYS,
-                   "%s: holds neither %s.safetensors nor %s.safetensors.index.json%s%s", dir, stem,
-                   stem, other ? "; " : "", other ? found : "");
+    if (sl_found_weights(dir, stem, found, sizeof found))
+        return sl_fail(err, SL_SYS,
+                       "%s: holds %s, want %s.safetensors or %s.safetensors.index.json", dir, found,
+                       stem, stem);
+    return sl_fail(err, SL_SYS, "%s: holds neither %s.safetensors nor %s.safetensors.index.json",
+                   dir, stem, stem);
 }
 
 static bool is_there(const char *path) /* a link that leads nowhere is */

@@ -40,14 +40,22 @@ int sl_set_foreign_bits(const char *tag);
  * extent of 0 counts as 1 when looking for overflow, so that strides fit too. */
 bool sl_set_bytes(int bits, int rank, const int64_t *shape, uint64_t *out);
 
+/* An unsigned number of n bytes, the lowest first. */
+static inline uint64_t sl_little(const unsigned char *p, int n)
+{
+    uint64_t x = 0;
+    while (n--) x = x << 8 | p[n];
+    return x;
+}
+
 /* Append the tensors of one whole file in memory, shard number k of st. Entries need not be sorted.
  * Errors: SL_FORMAT, SL_NOMEM. */
 sl_code sl_pth_parse(sl_st *st, int k, const unsigned char *bytes, size_t length, const char *path,
                      sl_err *err);
 sl_code sl_gguf_parse(sl_st *st, int k, const unsigned char *bytes, size_t length, const char *path,
                       sl_err *err);
-bool sl_gguf_is(const unsigned char *bytes, size_t length);
 /* True: the file begins as one of this kind does. */
+bool sl_gguf_is(const unsigned char *bytes, size_t length);
 bool sl_pth_is(const unsigned char *bytes, size_t length);
 
 #endif

@@ -63,13 +63,32 @@ static void refused_tensor(const t_pkl_tensor *t, const char *part)
     refused(plain_pickle(t), part);
 }
 
-static void writes_file(const t_zip *z, char path[64])
+static char dir[256];
+
+static int make_dir(void **state)
 {
-    snprintf(path, 64, "/tmp/sluice-pth-XXXXXX");
-    int fd = mkstemp(path);
-    assert_true(fd >= 0);
-    assert_int_equal(write(fd, z->b.bytes, z->b.count), z->b.count);
-    close(fd);
+    (void)state;
+    snprintf(dir, sizeof dir, "%s", t_tmpdir());
+    return 0;
+}
+
+static int remove_dir(void **state)
+{
+    (void)state;
+    t_rmdir(dir);
+    return 0;
+}
+
+/* The zip as a file, one at a time. Static buffer. */
+static const char *as_file(const t_zip *z)
+{
+    static char path[300];
+    snprintf(path, sizeof path, "%s/w.pth", dir);
+    FILE *f = fopen(path, "wb");
+    assert_non_null(f);
+    assert_int_equal(fwrite(z->b.bytes, 1, z->b.count, f), z->b.count);
+    assert_int_equal(fclose(f), 0);
+    return path;
 }
 
 /* ---- what is read ---- */
@@ -77,7 +96,6 @@ static void writes_file(const t_zip *z, char path[64])
 static void tensors(void **state)
 {
     (void)state;
-    char path[64];
     sl_st *st;
     t_bytes p = {0};
     t_pkl_begin(&p);
@@ -108,8 +126,7 @@ static void tensors(void **state)
     t_pkl_text(&p, "version");
     t_add(&p, "K\1sssb.", 7); /* into {}, into the OrderedDict, into {} */
     t_zip z = around(&p);
-    writes_file(&z, path);
-    T_OK(sl_st_open_file(&st, path, &err));
+    T_OK(sl_st_open_file(&st, as_file(&z), &err));
     assert_int_equal(sl_st_size(st), 4);
     sl_tensor w;
     T_OK(sl_st_want(st, "w", SL_F32, 2, (int64_t[]){2, 3}, &w, &err));
@@ -128,7 +145,6 @@ static void tensors(void **state)
     assert_memory_equal(z.b.bytes + sl_st_offset(st, e), numbers + 3, 12);
     assert_null(sl_st_metadata(st, "format"));
     sl_st_close(&st);
-    unlink(path);
     free(z.b.bytes);
     free(p.bytes);
 }
@@ -147,17 +163,14 @@ static void types(void **state)
               {"DoubleStorage", "F64", 3, false}, {"ShortStorage", "I16", 12, false},
               {"CharStorage", "I8", 24, false},   {"BoolStorage", "BOOL", 24, false}};
     for (size_t i = 0; i < sizeof AT / sizeof *AT; i++) {
-        char path[64];
         sl_st *st;
         t_pkl_tensor t = t_pkl_dense("w", AT[i].type, "0", 1, &AT[i].elements);
         t_bytes p = plain_pickle(&t);
         t_zip z = around(&p);
-        writes_file(&z, path);
-        T_OK(sl_st_open_file(&st, path, &err));
+        T_OK(sl_st_open_file(&st, as_file(&z), &err));
         assert_string_equal(sl_st_at(st, 0)->dtype, AT[i].tag);
         assert_int_equal(sl_st_at(st, 0)->t.rank, AT[i].viewed);
         sl_st_close(&st);
-        unlink(path);
         free(z.b.bytes);
         free(p.bytes);
     }
@@ -194,16 +207,13 @@ static void torchs_own(void **state)
         }
         assert_int_equal(k, 194);
         t_zip_end(&z);
-        char path[64];
         sl_st *st;
         sl_tensor w;
-        writes_file(&z, path);
-        T_OK(sl_st_open_file(&st, path, &err));
+        T_OK(sl_st_open_file(&st, as_file(&z), &err));
         assert_int_equal(sl_st_size(st), 194);
         T_OK(sl_st_want(st, "decoder.conv1.weight", SL_F32, 5, (int64_t[]){16, 16, 3, 3, 3}, &w,
                         &err));
         sl_st_close(&st);
-        unlink(path);
         free(z.b.bytes);
     }
 }
@@ -365,6 +375,24 @@ static void deep_tensor(void **state)
     free(p.bytes);
 }
 
+/* A name that the memo repeats: some bytes of the pickle each, and a copy each of memory. */
+static void one_name_many_times(void **state)
+{
+    (void)state;
+    static char name[1 << 16];
+    memset(name, 'a', sizeof name - 1);
+    t_bytes p = {0};
+    const t_pkl_tensor t = plain_tensor();
+    t_pkl_begin(&p);
+    t_pkl_put(&p, &t);
+    t_add(&p, "q\0", 2); /* the tensor is value 0 */
+    t_pkl_text(&p, name);
+    t_add(&p, "q\1h\0", 4);
+    for (int i = 0; i < 1000; i++) t_add(&p, "h\1h\0", 4);
+    t_pkl_end(&p);
+    refused(p, "its dict has one name many times");
+}
+
 /* ---- the zip ---- */
 
 /* Cut anywhere: an error, and no read outside (this test runs under the sanitizers, too). */
@@ -477,9 +505,16 @@ static void lying_zips(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(tensors),   cmocka_unit_test(types),         cmocka_unit_test(torchs_own),
-        cmocka_unit_test(opcodes),   cmocka_unit_test(lying_tensors), cmocka_unit_test(deep_tensor),
-        cmocka_unit_test(cut_short), cmocka_unit_test(changed_bytes), cmocka_unit_test(lying_zips),
+        cmocka_unit_test(tensors),
+        cmocka_unit_test(types),
+        cmocka_unit_test(torchs_own),
+        cmocka_unit_test(opcodes),
+        cmocka_unit_test(lying_tensors),
+        cmocka_unit_test(deep_tensor),
+        cmocka_unit_test(one_name_many_times),
+        cmocka_unit_test(cut_short),
+        cmocka_unit_test(changed_bytes),
+        cmocka_unit_test(lying_zips),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests(tests, make_dir, remove_dir);
 }

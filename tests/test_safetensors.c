@@ -310,6 +310,11 @@ static void files_that_are_no_files_are_refused(void **state)
     T_CODE(sl_st_open_file(&st, at("fifo"), &err), SL_SYS);
     put("empty", "", 0);
     T_CODE(sl_st_open_file(&st, at("empty"), &err), SL_FORMAT);
+    const size_t n =
+        make_image("{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}", 4);
+    put("cut", image, n / 2); /* within its header */
+    T_CODE(sl_st_open_file(&st, at("cut"), &err), SL_FORMAT);
+    T_SAYS(err.msg, "(not a safetensors file, or cut short)");
     T_CODE(sl_st_open_dir(&st, dir, "model", &err), SL_SYS);
     T_SAYS(err.msg, "holds neither model.safetensors nor model.safetensors.index.json");
     (void)state;
