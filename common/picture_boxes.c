@@ -63,6 +63,7 @@ static bool item_bytes(sl_span_of *out, const boxes *b, uint32_t id, bool *whole
     const int sizes = (int)take(iloc.d, &at, 2, &ok), offset_size = sizes >> 12,
               length_size = sizes >> 8 & 15, base_size = sizes >> 4 & 15,
               index_size = version ? sizes & 15 : 0;
+    const size_t extent_size = (size_t)(index_size + offset_size + length_size);
     const uint64_t count = take(iloc.d, &at, version < 2 ? 2 : 4, &ok);
     for (uint64_t i = 0; i < count && ok; i++) {
         const uint64_t item = take(iloc.d, &at, version < 2 ? 2 : 4, &ok),
@@ -70,21 +71,24 @@ static bool item_bytes(sl_span_of *out, const boxes *b, uint32_t id, bool *whole
         take(iloc.d, &at, 2, &ok);
         const uint64_t base = take(iloc.d, &at, base_size, &ok),
                        extents = take(iloc.d, &at, 2, &ok);
-        for (uint64_t e = 0; e < extents && ok; e++) {
-            take(iloc.d, &at, index_size, &ok);
-            const uint64_t from = base + take(iloc.d, &at, offset_size, &ok),
-                           n = take(iloc.d, &at, length_size, &ok);
-            const sl_span_of in = how == 1 ? b->idat : b->file;
-            if (!ok || item != id || extents != 1 || how > 1) continue;
-            *whole = n ? sl_has(in, from, n) : from < in.n;
-            *out = sl_part(in, from, n ? n : in.n);
-            return true;
+        if (!ok || item != id) {
+            at += extents * extent_size; /* each of 65,535 may take no byte at all */
+            continue;
         }
+        if (extents != 1 || how > 1) return false;
+        take(iloc.d, &at, index_size, &ok);
+        const uint64_t from = base + take(iloc.d, &at, offset_size, &ok),
+                       n = take(iloc.d, &at, length_size, &ok);
+        const sl_span_of in = how == 1 ? b->idat : b->file;
+        if (!ok) return false;
+        *whole = n ? sl_has(in, from, n) : from < in.n;
+        *out = sl_part(in, from, n ? n : in.n);
+        return true;
     }
     return false;
 }
 
-/* The type of an item, and the id of the first of a type (`type`; a mime item by its content). */
+/* The type of an item, as "av01". False: not there, or it has none. */
 static bool item_type(uint8_t out[4], const boxes *b, uint32_t id)
 {
     box iinf, infe;
@@ -148,6 +152,7 @@ static void take_properties(sl_boxes *out, const boxes *b, uint32_t id)
             while (index && next_box(&property, ipco.d, &from)) index--;
             if (!index) take_property(out, &property, &quarters, &mirror);
         }
+        if (item == id) break; /* an item stands there once: each property is a walk through ipco */
     }
     out->turned = as_orientation(quarters, mirror);
 }

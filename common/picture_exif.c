@@ -10,6 +10,7 @@
 #include "common/picture_parts.h"
 
 #define TEXT_MOST ((size_t)1 << 20) /* of a PNG's text, inflated: Pillow's MAX_TEXT_CHUNK */
+#define TEXTS_MOST 64               /* inflated of one name: Pillow's MAX_TEXT_MEMORY */
 
 enum { NONE = -1, NONSENSE = 0 };
 
@@ -174,19 +175,20 @@ static int either(int first, sl_span_of xmp)
 typedef struct {
     uint8_t *inflated; /* what `text` lies in, or NULL */
     sl_span_of text;
+    int tries; /* to inflate one */
 } png_text;
 
 static bool inflate_text(png_text *t, sl_span_of in)
 {
     uLongf n = TEXT_MOST;
-    uint8_t *out = malloc(n);
+    uint8_t *out = t->tries++ < TEXTS_MOST ? malloc(n) : NULL;
     if (!out) return false;
     if (uncompress(out, &n, in.at, in.n) != Z_OK) {
         free(out);
         return false;
     }
     free(t->inflated);
-    *t = (png_text){out, {out, n}};
+    *t = (png_text){out, {out, n}, t->tries};
     return true;
 }
 
@@ -230,7 +232,7 @@ static bool take_text(png_text *t, sl_span_of chunk, const char *type, const cha
     }
     if (packed) return inflate_text(t, s);
     free(t->inflated);
-    *t = (png_text){NULL, s};
+    *t = (png_text){NULL, s, t->tries};
     return true;
 }
 

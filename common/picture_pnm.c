@@ -58,7 +58,8 @@ bool sl_pnm_header(sl_span_of file, int64_t *w, int64_t *h, bool *whole)
     const int64_t n = p.w * p.h * channels(&p);
     if (p.type == 4) *whole = sl_has(file, p.at, (size_t)((p.w + 7) / 8 * p.h));
     else if (p.type > 4) *whole = sl_has(file, p.at, (size_t)(n * (p.most > 255 ? 2 : 1)));
-    else if (p.type == 1) { /* digits may stand without a space between */ int64_t seen = 0;
+    else if (p.type == 1) {
+        int64_t seen = 0; /* digits may stand without a space between */
         for (size_t i = p.at; i < file.n; i++) seen += file.at[i] == '0' || file.at[i] == '1';
         *whole = seen >= n;
     } else {

@@ -2,6 +2,8 @@
  * picture is refused in one line. */
 #include "t_net.h"
 
+#include <time.h>
+
 #include "common/picture.h"
 #include "common/safetensors.h"
 
@@ -238,6 +240,63 @@ static void every_truncation_is_refused(void **state)
     }
 }
 
+static uint8_t *big(uint8_t *p, uint64_t v, int bytes)
+{
+    while (bytes--) *p++ = (uint8_t)(v >> 8 * bytes);
+    return p;
+}
+
+/* A box's head with its size still to come, and the end of the box that begins at `box`. */
+static uint8_t *begin(uint8_t *p, const char *type)
+{
+    memcpy(p + 4, type, 4);
+    return p + 8;
+}
+static uint8_t *end(uint8_t *box, uint8_t *p)
+{
+    big(box, (uint64_t)(p - box), 4);
+    return p;
+}
+
+/* AVIF whose tables are small and whose counts multiply: they are refused, and soon. */
+static void tables_are_walked_once(void **state)
+{
+    enum { ITEMS = 200000, PROPERTIES = 32767, TIMES = 2000 };
+    uint8_t *file = calloc(1, 4 << 20), *p = file, *meta, *box, *inner;
+    (void)state;
+    assert_non_null(file);
+    p = end(p, big(big(begin(p, "ftyp"), 0x61766966, 4), 0, 4)); /* avif */
+    p = big(begin(meta = p, "meta"), 0, 4);
+    p = end(p, big(big(begin(p, "pitm"), 0, 4), 1, 2));
+    p = big(big(begin(box = p, "iinf"), 0, 4), 1, 2);
+    p = end(p, big(big(begin(p, "infe"), 2ul << 24, 4), 1ul << 48 | 0x61763031, 8)); /* 1: av01 */
+    end(box, p);
+    p = begin(box = p, "iprp");
+    p = begin(inner = p, "ipco");
+    for (int i = 0; i < PROPERTIES; i++) p = end(p, begin(p, "free"));
+    end(inner, p);
+    p = big(big(begin(inner = p, "ipma"), 1, 4), TIMES, 4); /* 1: two bytes an index */
+    for (int i = 0; i < TIMES; i++) {
+        p = big(big(p, 1, 2), 255, 1); /* of item 1, each time */
+        for (int k = 0; k < 255; k++) p = big(p, PROPERTIES, 2);
+    }
+    end(inner, p);
+    end(box, p);
+    p = big(big(begin(box = p, "iloc"), 2ul << 24, 4), 0, 2); /* extents of no bytes */
+    p = big(p, ITEMS, 4);
+    for (int i = 0; i < ITEMS; i++) p = big(big(big(p, 2, 4), 0, 4), 65535, 2);
+    end(box, p);
+    end(meta, p);
+    assert_true(p - file < 4 << 20);
+    sl_err err = {0};
+    sl_picture out;
+    const clock_t before = clock();
+    T_CODE(sl_picture_decode(&out, file, (size_t)(p - file), "x", &err), SL_FORMAT);
+    /* well under 1 s; not done after 36 s of CPU time where each count is walked for each */
+    assert_true((double)(clock() - before) / CLOCKS_PER_SEC < 5);
+    free(file);
+}
+
 /* `clip.pixels` of the golden folder, from the picture as it was given (130 x 90), not
  * from the one resized to the video's 96 x 64. */
 static void pixels_as_golden(void **state)
@@ -309,6 +368,7 @@ int main(void)
         cmocka_unit_test(kinds_as_told),
         cmocka_unit_test(refused),
         cmocka_unit_test(every_truncation_is_refused),
+        cmocka_unit_test(tables_are_walked_once),
         cmocka_unit_test(pixels_as_golden),
         cmocka_unit_test(video_sizes),
         cmocka_unit_test(bad_sizes),
