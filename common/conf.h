@@ -1,6 +1,6 @@
 /* conf.h - the settings of a deployment: a libconfig file read into one plain struct.
  *
- * Every key stands once in a table in conf.c with its range, default, unit and meaning;
+ * Every key stands once in a table in conf_keys.c with its range, default, unit and meaning;
  * reading, checking, the messages and the annotated file (conf/demo.cfg) all come from
  * that table. A mistake is an error, never a guess, and names file, line, key, value and
  * range; an unknown key offers the nearest known one:

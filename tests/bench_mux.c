@@ -6,7 +6,7 @@
  * "paced": a decoder gives a chunk every 70 ms, as an H200's does (1.4 s in all), so what is waited
  * for at the end is what counts; "at once": all of them are there. "tail" is from the last chunk to
  * the finished file, paced; "seconds" is the whole, at once. Wanted: tail of at most 1.5 s on 16
- * cores. What to change: video.threads and video.preset, or their defaults (common/conf.c,
+ * cores. What to change: video.threads and video.preset, or their defaults (common/conf_keys.c,
  * sl_mp4_threads of stages/mux/mp4.c). MUX_FRAMES (81), MUX_PICTURE (a PNG or JPEG) are
  * settings. */
 #include <math.h>
