@@ -110,12 +110,11 @@ static sl_code keep(work *w, const sl_st_entry *e, const sl_name *n)
     return SL_OK;
 }
 
-static sl_code put_aside(work *w, const sl_st_entry *e, const sl_name *n, beside kind)
+static void put_aside(work *w, const sl_st_entry *e, const sl_name *n, beside kind)
 {
     aside *a = &w->asides[w->aside_count++];
     *a = (aside){.e = e, .kind = kind, .part = n->part};
     snprintf(a->weight, sizeof a->weight, "%s.weight", n->module);
-    return SL_OK;
 }
 
 static sl_code place(work *w, const sl_st_entry *e)
@@ -129,7 +128,8 @@ static sl_code place(work *w, const sl_st_entry *e)
         return SL_OK;
     }
     do {
-        rc = is_beside(n.rest, &kind) ? put_aside(w, e, &n, kind) : keep(w, e, &n);
+        if (is_beside(n.rest, &kind)) put_aside(w, e, &n, kind);
+        else rc = keep(w, e, &n);
     } while (!rc && n.part + 1 < n.parts && sl_names_find(w->net, e->name, n.part + 1, &n));
     return rc;
 }
@@ -370,13 +370,4 @@ sl_code sl_checkpoint_open(sl_st **out, sl_net net, const char *path, const char
     free(w.was);
     free(w.asides);
     return rc;
-}
-
-int sl_checkpoint_places(const sl_st *st, sl_net net)
-{
-    int n = 0;
-    sl_name found;
-    for (int i = 0; i < sl_st_size(st); i++)
-        n += sl_names_find(net, sl_st_at(st, i)->name, 0, &found) && !found.unneeded;
-    return n;
 }

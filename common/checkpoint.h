@@ -21,8 +21,4 @@
 sl_code sl_checkpoint_open(sl_st **out, sl_net net, const char *path, const char *stem,
                            sl_err *err);
 
-/* How many of the set's tensors have a place in the network by their name alone. `st` as
- * sl_st_open_file gives it. */
-int sl_checkpoint_places(const sl_st *st, sl_net net);
-
 #endif

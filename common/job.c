@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "common/json.h"
+#include "common/pipeline.h"
 
 #define MAX_FILE ((size_t)64 << 20) /* of a job.json */
 
@@ -277,7 +278,7 @@ static sl_code check_size(const sl_job *job, int edge, sl_err *err)
 sl_code sl_job_check_family(const sl_job *job, const sl_family *f, sl_err *err)
 {
     sl_code rc = sl_job_check(job, err);
-    return rc ? rc : check_size(job, f->spatial * f->patch, err);
+    return rc ? rc : check_size(job, sl_edge(f), err);
 }
 
 sl_code sl_job_check(const sl_job *job, sl_err *err)

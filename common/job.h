@@ -21,7 +21,7 @@
     F(path, last_image, "")                                                                        \
     F(text, prompt, "")                                                                            \
     F(text, negative, "")                                                                          \
-    F(path, output, "")  /* absolute path of the MP4 */                                            \
+    F(path, output, "")  /* absolute path of the video */                                          \
     F(path, preview, "") /* absolute path of a PNG of the latents, after each step; "" none */     \
     F(int, width, 0)                                                                               \
     F(int, height, 0)                                                                              \

@@ -221,7 +221,7 @@ static json_t *beside(const sl_part *p, sl_net net, char shown[SL_PATH + 64])
                             [SL_NET_UMT5] = {"model_type", "umt5"},
                             [SL_NET_CLIP] = {"model_type", "clip_vision_model"},
                             [SL_NET_VAE] = {"_class_name", "AutoencoderKLWan"}};
-    for (int way = 0; way < 2; way++) {
+    for (int way = 0; way < (*p->stem ? 1 : 2); way++) {
         char path[SL_PATH + 64];
         json_t *c = NULL;
         snprintf(path, sizeof path, "%s", p->path);

@@ -82,9 +82,7 @@ struct sl_lora {
     sl_lora_facts facts;
 };
 
-static sl_code wrong(const sl_lora *l, sl_err *err, sl_code code, const char *fmt, ...)
-    __attribute__((format(printf, 4, 5)));
-static sl_code wrong(const sl_lora *l, sl_err *err, sl_code code, const char *fmt, ...)
+sl_code sl_lora_wrong(const sl_lora *l, sl_err *err, sl_code code, const char *fmt, ...)
 {
     char text[512];
     va_list ap;
@@ -130,7 +128,7 @@ static int by_module(const void *a, const void *b)
 {
     const part *x = a, *y = b;
     const int order = strcmp(x->module, y->module);
-    return order ? order : x->kind != y->kind ? (int)x->kind - (int)y->kind : 0;
+    return order ? order : (int)x->kind - (int)y->kind;
 }
 
 /* A parameter that stands alone has no ".weight". */
@@ -172,7 +170,7 @@ static sl_code read_metadata(sl_lora *l, sl_err *err)
     sl_err why = {0};
     if (!text || !*text) return SL_OK;
     if (sl_json_parse(&l->metadata, text, strlen(text), "lora_adapter_metadata", &why))
-        return wrong(l, err, SL_FORMAT, "%.300s", why.msg);
+        return sl_lora_wrong(l, err, SL_FORMAT, "%.300s", why.msg);
     return SL_OK;
 }
 
@@ -208,8 +206,9 @@ static sl_code alpha_of_metadata(const sl_lora *l, const part *p, double *alpha,
     if (!v || json_is_null(v)) return SL_OK;
     *alpha = json_number_value(v);
     if (!json_is_number(v) || !isfinite(*alpha))
-        return wrong(l, err, SL_FORMAT,
-                     "lora_adapter_metadata: alpha of %.100s is no finite number", p->module);
+        return sl_lora_wrong(l, err, SL_FORMAT,
+                             "lora_adapter_metadata: alpha of %.100s is no finite number",
+                             p->module);
     return SL_OK;
 }
 
@@ -233,14 +232,16 @@ static sl_code scale_of(sl_lora *l, const part *down, const part *alpha, float *
         int32_t half = 0;
         float x = 0;
         if (!e->t.rank || sl_count(&e->t) != 1)
-            return wrong(l, err, SL_SHAPE, "%.200s is no single number", e->name);
+            return sl_lora_wrong(l, err, SL_SHAPE, "%.200s is no single number", e->name);
         if (e->t.dtype == SL_I64) memcpy(&whole, e->t.data, 8), a = (double)whole;
         else if (e->t.dtype == SL_I32) memcpy(&half, e->t.data, 4), a = half;
         else if (is_float(e) && !sl_to_floats(&x, e->t.data, e->t.dtype, 1, NULL)) a = x;
         else
-            return wrong(l, err, SL_SHAPE, "%.200s has dtype %s, want a number", e->name, e->dtype);
+            return sl_lora_wrong(l, err, SL_SHAPE, "%.200s has dtype %s, want a number", e->name,
+                                 e->dtype);
         if (!isfinite(a))
-            return wrong(l, err, SL_NUMERIC, "%.200s is %g, want a finite number", e->name, a);
+            return sl_lora_wrong(l, err, SL_NUMERIC, "%.200s is %g, want a finite number", e->name,
+                                 a);
     } else {
         if ((rc = alpha_of_metadata(l, down, &a, err))) return rc;
         root = json_is_true(metadata(l, "use_rslora"));
@@ -268,17 +269,18 @@ static sl_code join(sl_lora *l, const part *up, const part *down, float scale, s
     int64_t tail = 1;
     for (int i = 2; i < u->rank; i++) tail *= u->shape[i];
     if (d->rank < 2 || u->rank < 2 || tail != 1 || u->shape[1] != d->shape[0] || d->shape[0] < 1)
-        return wrong(l, err, SL_SHAPE,
-                     "%.120s has shape %s and %.120s %s, want [N, rank] and [rank, K]",
-                     up->entry->name, sl_shape_text(u, a, sizeof a), down->entry->name,
-                     sl_shape_text(d, b, sizeof b));
+        return sl_lora_wrong(l, err, SL_SHAPE,
+                             "%.120s has shape %s and %.120s %s, want [N, rank] and [rank, K]",
+                             up->entry->name, sl_shape_text(u, a, sizeof a), down->entry->name,
+                             sl_shape_text(d, b, sizeof b));
     if (u->dtype != d->dtype)
-        return wrong(l, err, SL_SHAPE, "%.120s is %s and %.120s %s, want one dtype",
-                     up->entry->name, up->entry->dtype, down->entry->name, down->entry->dtype);
+        return sl_lora_wrong(l, err, SL_SHAPE, "%.120s is %s and %.120s %s, want one dtype",
+                             up->entry->name, up->entry->dtype, down->entry->name,
+                             down->entry->dtype);
     sl_lora_change *c = new_change(l, down, false);
     const int64_t r = d->shape[0];
     c->up = sl_view2(u->data, u->dtype, u->shape[0], r);
-    c->down = sl_view2(d->data, d->dtype, r, r ? sl_count(d) / r : 0);
+    c->down = sl_view2(d->data, d->dtype, r, sl_count(d) / r);
     c->scale = scale;
     if (!l->facts.rank_lo || r < l->facts.rank_lo) l->facts.rank_lo = (int)r;
     if (r > l->facts.rank_hi) l->facts.rank_hi = (int)r;
@@ -302,24 +304,24 @@ static sl_code take_module(sl_lora *l, const part *p, int n, sl_err *err)
     sl_code rc;
     for (int i = 0; i < n; i++) {
         if (p[i].kind == REFUSED)
-            return wrong(l, err, SL_ARG,
-                         "%.200s: DoRA, LoHa, LoKr and LoCon are not done here, want LoRA",
-                         p[i].entry->name);
+            return sl_lora_wrong(l, err, SL_ARG,
+                                 "%.200s: DoRA, LoHa, LoKr and LoCon are not done here, want LoRA",
+                                 p[i].entry->name);
         if (of[p[i].kind])
-            return wrong(l, err, SL_FORMAT, "%.150s and %.150s are the same of one module",
-                         of[p[i].kind]->entry->name, p[i].entry->name);
+            return sl_lora_wrong(l, err, SL_FORMAT, "%.150s and %.150s are the same of one module",
+                                 of[p[i].kind]->entry->name, p[i].entry->name);
         of[p[i].kind] = &p[i];
         if (p[i].kind != ALPHA && !is_float(p[i].entry))
-            return wrong(l, err, SL_SHAPE, "%.200s has dtype %s, want F32, BF16 or F16",
-                         p[i].entry->name, p[i].entry->dtype);
+            return sl_lora_wrong(l, err, SL_SHAPE, "%.200s has dtype %s, want F32, BF16 or F16",
+                                 p[i].entry->name, p[i].entry->dtype);
     }
     if (!of[UP] != !of[DOWN])
-        return wrong(l, err, SL_FORMAT, "%.200s has no %s beside it",
-                     of[UP] ? of[UP]->entry->name : of[DOWN]->entry->name,
-                     of[UP] ? "lora_down (lora_A)" : "lora_up (lora_B)");
+        return sl_lora_wrong(l, err, SL_FORMAT, "%.200s has no %s beside it",
+                             of[UP] ? of[UP]->entry->name : of[DOWN]->entry->name,
+                             of[UP] ? "lora_down (lora_A)" : "lora_up (lora_B)");
     if (of[UP_BIAS] && !of[UP])
-        return wrong(l, err, SL_FORMAT, "%.200s has no factors beside it",
-                     of[UP_BIAS]->entry->name);
+        return sl_lora_wrong(l, err, SL_FORMAT, "%.200s has no factors beside it",
+                             of[UP_BIAS]->entry->name);
     if (of[DOWN] && ((rc = scale_of(l, of[DOWN], of[ALPHA], &scale, err)) ||
                      (rc = join(l, of[UP], of[DOWN], scale, err))))
         return rc;
@@ -336,7 +338,7 @@ static sl_code sort_out(sl_lora *l, sl_err *err)
     l->parts = calloc(n, sizeof *l->parts);
     l->strays = calloc(n, sizeof *l->strays);
     l->changes = calloc(n, sizeof *l->changes);
-    if (!l->parts || !l->strays || !l->changes) return wrong(l, err, SL_NOMEM, "no memory");
+    if (!l->parts || !l->strays || !l->changes) return sl_lora_wrong(l, err, SL_NOMEM, "no memory");
     for (int i = 0; i < sl_st_size(l->st); i++) {
         const sl_st_entry *e = sl_st_at(l->st, i);
         part *p = &l->parts[l->part_count];
@@ -354,10 +356,10 @@ static sl_code sort_out(sl_lora *l, sl_err *err)
         rc = take_module(l, &l->parts[i], k - i, err);
     }
     if (!rc && !l->change_count)
-        rc = wrong(l, err, SL_FORMAT,
-                   "none of its %d tensors is of a LoRA for a Wan transformer%s%s",
-                   sl_st_size(l->st), l->stray_count ? ", the first is " : "",
-                   l->stray_count ? l->strays[0] : "");
+        rc = sl_lora_wrong(l, err, SL_FORMAT,
+                           "none of its %d tensors is of a LoRA for a Wan transformer%s%s",
+                           sl_st_size(l->st), l->stray_count ? ", the first is " : "",
+                           l->stray_count ? l->strays[0] : "");
     return rc;
 }
 
@@ -406,13 +408,6 @@ void sl_lora_describe(const sl_lora *l, sl_lora_facts *out)
     *out = l->facts;
 }
 
-const char *sl_lora_naming(sl_naming naming)
-{
-    return naming == SL_NAMING_KOHYA      ? "kohya"
-           : naming == SL_NAMING_ORIGINAL ? "Wan-AI"
-                                          : "Diffusers";
-}
-
 const char *sl_lora_metadata(const sl_lora *l, const char *key)
 {
     return sl_st_metadata(l->st, key);
@@ -446,8 +441,8 @@ static sl_code check_finite(const sl_lora *l, const sl_lora_change *c, const sl_
 {
     const int64_t at = t->rank ? sl_first_nonfinite(t->data, t->dtype, sl_count(t)) : -1;
     if (at < 0) return SL_OK;
-    return wrong(l, err, SL_NUMERIC, "%.200s%s has NaN or infinity at element %lld", c->name,
-                 t == &c->up ? " (its other factor)" : "", (long long)at);
+    return sl_lora_wrong(l, err, SL_NUMERIC, "%.200s%s has NaN or infinity at element %lld",
+                         c->name, t == &c->up ? " (its other factor)" : "", (long long)at);
 }
 
 sl_code sl_lora_read(const sl_lora *l, uint64_t *id, sl_err *err)
@@ -574,10 +569,11 @@ sl_code sl_lora_set_read(sl_lora_set *s, sl_err *err)
         sl_code rc = sl_lora_read(s->file[i], &id, err);
         if (rc) return rc;
         if (s->use[i].id && s->use[i].id != id)
-            return wrong(s->file[i], err, SL_GONE,
-                         "its content is another than when the job was taken (%016llx, want "
-                         "%016llx)",
-                         (unsigned long long)id, (unsigned long long)s->use[i].id);
+            return sl_lora_wrong(
+                s->file[i], err, SL_GONE,
+                "its content is another than when the job was taken (%016llx, want "
+                "%016llx)",
+                (unsigned long long)id, (unsigned long long)s->use[i].id);
         s->use[i].id = id;
     }
     return SL_OK;

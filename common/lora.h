@@ -39,6 +39,9 @@ sl_code sl_lora_open(sl_lora **out, const char *path, sl_err *err);
 void sl_lora_close(sl_lora **l); /* NULL is fine */
 
 const char *sl_lora_path(const sl_lora *l);
+/* As sl_fail, with the file's name before the message, which stays on one line. */
+sl_code sl_lora_wrong(const sl_lora *l, sl_err *err, sl_code code, const char *fmt, ...)
+    __attribute__((format(printf, 4, 5)));
 /* The i-th change, in the order of targets; NULL past the last. */
 const sl_lora_change *sl_lora_at(const sl_lora *l, int i);
 /* The i-th of the file's tensors that are of no module of a transformer; NULL past the last. */
@@ -52,7 +55,6 @@ typedef struct {
     bool alpha;                /* s comes from the file */
 } sl_lora_facts;
 void sl_lora_describe(const sl_lora *l, sl_lora_facts *out);
-const char *sl_lora_naming(sl_naming naming); /* "Diffusers", "Wan-AI", "kohya" */
 /* What the header's metadata says under this key; NULL: nothing. */
 const char *sl_lora_metadata(const sl_lora *l, const char *key);
 
@@ -75,7 +77,8 @@ typedef struct {
 /* "FILE[:STRENGTH]" as a user writes it. What follows the last colon is a strength if it is a
  * number. Errors: SL_ARG. */
 sl_code sl_lora_use_parse(sl_lora_use *out, const char *text, sl_err *err);
-/* Rows of a job's field, one a line: "STRENGTH ID FILE". n of them; -1 and an error: SL_FORMAT. */
+/* Rows of a job's field, one a line: "STRENGTH ID FILE". n of them; -1 and an error:
+ * SL_FORMAT; SL_ARG more than SL_LORA_MOST. */
 int sl_lora_uses(sl_lora_use out[SL_LORA_MOST], const char *field, sl_err *err);
 /* The field that these rows make; malloc'd, NULL: no memory. */
 char *sl_lora_field(const sl_lora_use *uses, int n);

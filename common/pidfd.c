@@ -2,7 +2,6 @@
 #include "common/pidfd.h"
 
 #include <errno.h>
-#include <stdio.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -16,15 +15,4 @@ sl_code sl_pidfd_open(int *out, pid_t pid, sl_err *err)
                        "container whose seccomp filter lets it through",
                        errno == ENOSYS ? "ENOSYS" : "EPERM");
     return sl_fail_errno(err, errno, "pidfd_open of process %d", (int)pid);
-}
-
-uint64_t sl_out_of_memory_kills(void)
-{
-    FILE *f = fopen("/proc/vmstat", "re");
-    char line[128];
-    unsigned long long n = 0;
-    while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, "oom_kill %llu", &n) == 1) break;
-    if (f) fclose(f);
-    return n;
 }

@@ -2,7 +2,6 @@
 #ifndef SL_PIDFD_H
 #define SL_PIDFD_H
 
-#include <stdint.h>
 #include <sys/types.h>
 
 #include "common/err.h"
@@ -10,9 +9,5 @@
 /* *out is the caller's to close. Errors: SL_SYS; a system without pidfd_open (Linux before 5.3, or
  * a container's filter of calls) is said in so many words. */
 sl_code sl_pidfd_open(int *out, pid_t pid, sl_err *err);
-
-/* How many processes of this machine the kernel has killed for want of memory (/proc/vmstat,
- * oom_kill); 0 where it does not tell. */
-uint64_t sl_out_of_memory_kills(void);
 
 #endif

@@ -1,4 +1,4 @@
-/* process.c - /proc/PID/stat. */
+/* process.c - /proc/PID/stat, /proc/PID/io, /proc/vmstat. */
 #include "common/process.h"
 
 #include <fcntl.h>
@@ -39,4 +39,15 @@ bool sl_process_look(sl_process *out, pid_t pid)
     out->faults = minor + major;
     out->io_bytes = io_of(pid);
     return true;
+}
+
+uint64_t sl_out_of_memory_kills(void)
+{
+    FILE *f = fopen("/proc/vmstat", "re");
+    char line[128];
+    unsigned long long n = 0;
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "oom_kill %llu", &n) == 1) break;
+    if (f) fclose(f);
+    return n;
 }

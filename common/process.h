@@ -1,4 +1,4 @@
-/* process.h - what the kernel says of a process. */
+/* process.h - what the kernel says of processes. */
 #ifndef SL_PROCESS_H
 #define SL_PROCESS_H
 
@@ -16,5 +16,9 @@ typedef struct {
 
 /* false: there is no such process, or no /proc. */
 bool sl_process_look(sl_process *out, pid_t pid);
+
+/* How many processes of this machine the kernel has killed for want of memory (/proc/vmstat,
+ * oom_kill); 0 where it does not tell. */
+uint64_t sl_out_of_memory_kills(void);
 
 #endif

@@ -17,6 +17,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "common/path.h"
+
 #define NAME_BYTES 200 /* of the file's own name in a temporary's: NAME_MAX is 255 */
 #define DAY_S 86400
 #define TRIES 8 /* after which a file system is believed that counts no links */
@@ -36,12 +38,6 @@ static uint32_t whereabouts(void)
     return hash;
 }
 
-static const char *last_of(const char *path)
-{
-    const char *slash = strrchr(path, '/');
-    return slash ? slash + 1 : path;
-}
-
 /* Locked, and still there: a sweep may have come between the making and the lock. */
 static bool hold(int fd)
 {
@@ -53,7 +49,7 @@ static bool hold(int fd)
 sl_code sl_temporary_make(char **name, int *fd, const char *path, sl_err *err)
 {
     static atomic_uint count;
-    const char *last = last_of(path);
+    const char *last = sl_path_last(path);
     *fd = -1;
     for (int tries = TRIES;;) {
         if (asprintf(name, "%.*s%.*s.tmp-%08x-%d-%u", (int)(last - path), path, NAME_BYTES, last,
@@ -87,7 +83,7 @@ static bool is_dead(int dir, const char *name, unsigned where, int pid)
 
 void sl_temporary_sweep(const char *path)
 {
-    const char *last = last_of(path);
+    const char *last = sl_path_last(path);
     const size_t n = strnlen(last, NAME_BYTES);
     char dir[PATH_MAX];
     if (snprintf(dir, sizeof dir, "%.*s", last > path ? (int)(last - path) : 2,

@@ -7,6 +7,8 @@
 
 #include <libavcodec/avcodec.h>
 
+#include "common/path.h"
+
 static const sl_video_format FORMATS[] = {
     {"mp4", "mp4", "libx264", 240, "H.264, the index in front"},
     {"m4v", "mp4", "libx264", 240, "the same"},
@@ -39,8 +41,7 @@ const char *sl_video_encoder(const sl_video_format *f)
 /* What stands behind the last dot of the path's name; "": nothing. */
 static const char *suffix_of(const char *path)
 {
-    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path,
-               *dot = strrchr(name, '.');
+    const char *name = sl_path_last(path), *dot = strrchr(name, '.');
     return dot && dot > name ? dot + 1 : "";
 }
 

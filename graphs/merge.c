@@ -39,20 +39,6 @@ struct sl_merge {
 
 /* ---- which weights ---- */
 
-static sl_code wrong(const sl_lora *f, sl_err *err, sl_code code, const char *fmt, ...)
-    __attribute__((format(printf, 4, 5)));
-static sl_code wrong(const sl_lora *f, sl_err *err, sl_code code, const char *fmt, ...)
-{
-    char text[512];
-    va_list ap;
-    va_start(ap, fmt);
-    vsnprintf(text, sizeof text, fmt, ap);
-    va_end(ap);
-    sl_fail(err, code, "%.300s: %s", sl_lora_path(f), text);
-    sl_one_line(err);
-    return code;
-}
-
 /* One shape but for extents of 1. */
 static bool same_numbers(const sl_tensor *a, const sl_tensor *b)
 {
@@ -78,14 +64,15 @@ static sl_code fits(const sl_lora *f, const sl_lora_change *c, const sl_tensor *
     const sl_tensor m = as_matrix(want);
     if (!c->up.rank) {
         if (same_numbers(&c->down, want)) return SL_OK;
-        return wrong(f, err, SL_SHAPE, "%.200s has shape %s, %.150s wants %s", c->name,
-                     sl_shape_text(&c->down, found, sizeof found), c->target,
-                     sl_shape_text(want, wanted, sizeof wanted));
+        return sl_lora_wrong(f, err, SL_SHAPE, "%.200s has shape %s, %.150s wants %s", c->name,
+                             sl_shape_text(&c->down, found, sizeof found), c->target,
+                             sl_shape_text(want, wanted, sizeof wanted));
     }
     if (c->up.shape[0] == m.shape[0] && c->down.shape[1] == m.shape[1]) return SL_OK;
-    return wrong(f, err, SL_SHAPE, "the factors of %.150s make [%lld, %lld], the model has %s",
-                 c->target, (long long)c->up.shape[0], (long long)c->down.shape[1],
-                 sl_shape_text(want, wanted, sizeof wanted));
+    return sl_lora_wrong(f, err, SL_SHAPE,
+                         "the factors of %.150s make [%lld, %lld], the model has %s", c->target,
+                         (long long)c->up.shape[0], (long long)c->down.shape[1],
+                         sl_shape_text(want, wanted, sizeof wanted));
 }
 
 static int by_place(const void *a, const void *b)
@@ -116,9 +103,9 @@ static sl_code leave_out(recipe *r, const sl_lora *f, const char *name, int tens
                          sl_err *err)
 {
     if (!lenient)
-        return wrong(f, err, SL_ARG,
-                     "%.200s has no place in this model (--lora-lenient leaves such tensors out)",
-                     name);
+        return sl_lora_wrong(
+            f, err, SL_ARG,
+            "%.200s has no place in this model (--lora-lenient leaves such tensors out)", name);
     if (!r->sizes.left_out) r->sizes.left = name;
     r->sizes.left_out += tensors;
     return SL_OK;
@@ -145,7 +132,7 @@ static sl_code add_file(recipe *r, const sl_loader *l, const sl_lora *f, double 
         r->count++;
     }
     if (!rc && r->count == before)
-        rc = wrong(f, err, SL_ARG, "none of its tensors has a place in this model");
+        rc = sl_lora_wrong(f, err, SL_ARG, "none of its tensors has a place in this model");
     return rc;
 }
 
