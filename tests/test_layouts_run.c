@@ -5,14 +5,11 @@
  * with them as any golden case (blocks 1e-4, steps 5e-4). With a LoRA the original layout gives the
  * folder's bytes again, and an 8-bit one those of the same weights in float32; without it after it,
  * those of before. SL_SHOW=1 prints the distances. limit: 240 s */
+#include "tests/t_dump.h"
 #include "tests/t_layouts.h"
-#include "tests/t_net.h"
-#include "tests/t_run.h"
 
 #include <jansson.h>
 
-#define LAYER_TOL 1e-4
-#define STEP_TOL 5e-4
 #define TI2V "tests/golden/tiny-ti2v-5b"
 #define GOLDEN "tests/golden/lora-i2v/lora-48x32x5"
 #define LORA "tests/golden/lora-i2v/d-lightx2v.safetensors" /* changes of every kind */
@@ -57,25 +54,6 @@ static const struct {
 };
 #define RUN_COUNT ((int)(sizeof RUNS / sizeof *RUNS))
 
-static const char *path(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
-static const char *path(const char *fmt, ...)
-{
-    static char buf[8][2000];
-    static int next;
-    va_list ap;
-    char *b = buf[next++ % 8];
-    va_start(ap, fmt);
-    vsnprintf(b, sizeof buf[0], fmt, ap);
-    va_end(ap);
-    return b;
-}
-
-static const char *sluice(void)
-{
-    const char *bin = getenv("SLUICE_BIN");
-    return path("%s/sluice", bin ? bin : "bin");
-}
-
 /* The case of a job: its picture, noise and prompts. */
 static json_t *job_of(char kind)
 {
@@ -86,7 +64,7 @@ static json_t *job_of(char kind)
     assert_non_null(prompts);
     /* no file of weights says which shift the model wants */
     json_t *o = json_pack("{s:s, s:s, s:s, s:s, s:i, s:i, s:i, s:i, s:f, s:f, s:b, s:b}", "image",
-                          path("%s.png", of), "noise", path("%s.safetensors", of), "prompt",
+                          t_format("%s.png", of), "noise", t_format("%s.safetensors", of), "prompt",
                           json_string_value(json_array_get(prompts, 0)), "negative",
                           json_string_value(json_array_get(prompts, 7)), "width", ti2v ? 96 : 48,
                           "height", ti2v ? 64 : 32, "frames", 5, "steps", 3, "guidance", 4.,
@@ -99,13 +77,13 @@ static json_t *job_of(char kind)
 
 static void write_jobs(const char *name, const char *jobs)
 {
-    FILE *f = fopen(t_at(path("%s.jsonl", name)), "w");
+    FILE *f = fopen(t_at(t_format("%s.jsonl", name)), "w");
     assert_non_null(f);
     for (int i = 0; jobs[i]; i++) {
-        const char *to = t_at(path("%s.%d", name, i));
+        const char *to = t_at(t_format("%s.%d", name, i));
         json_t *o = job_of(jobs[i]);
         json_object_set_new(o, "dump", json_string(to));
-        json_object_set_new(o, "output", json_string(path("%s.mp4", to)));
+        json_object_set_new(o, "output", json_string(t_format("%s.mp4", to)));
         json_dumpf(o, f, JSON_COMPACT);
         fputc('\n', f);
         json_decref(o);
@@ -128,12 +106,12 @@ static const char *placed(const char *options)
 static int run_all(void **state)
 {
     t_layouts_make(state);
-    t_shell("%s pack --quiet --dtype f32 -o %s %s", sluice(), t_at("packed"),
+    t_shell("%s/sluice pack --quiet --dtype f32 -o %s %s", t_bin(), t_at("packed"),
             placed("--model @comfy " FP8 "scaled.safetensors" OTHERS));
     for (int i = 0; i < RUN_COUNT; i++) {
         write_jobs(RUNS[i].name, RUNS[i].jobs);
-        t_shell("%s run --quiet --jobs %s %s", sluice(), t_at(path("%s.jsonl", RUNS[i].name)),
-                placed(RUNS[i].model));
+        t_shell("%s/sluice run --quiet --jobs %s %s", t_bin(),
+                t_at(t_format("%s.jsonl", RUNS[i].name)), placed(RUNS[i].model));
     }
     return 0;
 }
@@ -146,8 +124,8 @@ static void same_bytes(const char *run, int k, const char *as, int n)
     static const char *const FILES[] = {"/text.safetensors", "/image.safetensors",
                                         "/denoise.safetensors", "/frames.safetensors", ".mp4"};
     for (size_t i = 0; i < sizeof FILES / sizeof *FILES; i++) {
-        const char *a = path("%s.%d%s", t_at(run), k, FILES[i]),
-                   *b = path("%s.%d%s", t_at(as), n, FILES[i]);
+        const char *a = t_format("%s.%d%s", t_at(run), k, FILES[i]),
+                   *b = t_format("%s.%d%s", t_at(as), n, FILES[i]);
         if (!t_same_file(a, b)) fail_msg("%s: %s is not that of %s, job %d", run, a, as, n);
     }
 }
@@ -169,45 +147,12 @@ static void a_lora_on_other_layouts_gives_the_same_bytes(void **state)
     same_bytes("wan-original", 2, "diffusers", 0); /* and goes again */
 }
 
-static sl_st *open_st(const char *name)
-{
-    sl_st *st = NULL;
-    sl_err err = {0};
-    T_OK(sl_st_open_file(&st, name, &err));
-    return st;
-}
-
-static double distance(const sl_st *got, const char *name, const sl_st *want, const char *as)
-{
-    const sl_st_entry *g = sl_st_find(got, name);
-    if (!g) fail_msg("the dump has no %s", name);
-    const int64_t n = sl_count(&g->t);
-    return t_rel_l2(g->t.data, t_floats(want, n, "%s", as), n);
-}
-
-static void near_to(const char *run, const char *what, double e, double tol)
-{
-    if (getenv("SL_SHOW")) printf("%s: %s %.3g\n", run, what, e);
-    if (!(e <= tol)) fail_msg("%s: %s is off: relative L2 %.3g, want <= %g", run, what, e, tol);
-}
-
 /* A run's first job is what the reference computed; `set` of the golden file. */
 static void as_the_reference(const char *run, const char *golden, const char *set)
 {
-    sl_st *want = open_st(golden), *got = open_st(path("%s.0/denoise.safetensors", t_at(run)));
-    for (int k = 0; k < 3; k++) {
-        sl_st *block = open_st(path("%s.0/blocks/block.%d.safetensors", t_at(run), k));
-        near_to(run, path("block.%d", k),
-                distance(block, path("block.%d", k), want, path("%s.dit.block.%d", set, k)),
-                LAYER_TOL);
-        sl_st_close(&block);
-    }
-    for (int k = 0; k < 3; k++)
-        near_to(run, path("step.%d.latents", k),
-                distance(got, path("step.%d.latents", k), want, path("%s.step.%d.latents", set, k)),
-                STEP_TOL);
+    sl_st *want = t_open_st(golden);
+    t_as_reference(run, t_format("%s.0", t_at(run)), want, set, 3, 3);
     sl_st_close(&want);
-    sl_st_close(&got);
 }
 
 static void bf16_as_the_reference(void **state)
@@ -237,14 +182,14 @@ static void fp8_as_the_reference(void **state)
 
 static void fp8_text_as_the_reference(void **state)
 {
-    sl_st *want = open_st(t_golden("layouts/fp8.safetensors")),
-          *got = open_st(path("%s.0/text.safetensors", t_at("fp8-umt5")));
+    sl_st *want = t_open_st(t_golden("layouts/fp8.safetensors")),
+          *got = t_open_st(t_format("%s.0/text.safetensors", t_at("fp8-umt5")));
     const sl_st_entry *e = sl_st_find(want, "umt5.embed.0"), *g = sl_st_find(got, "cond");
     (void)state;
     assert_true(e && g && e->t.shape[1] == g->t.shape[1] && e->t.shape[0] < g->t.shape[0]);
     const int64_t n = sl_count(&e->t);
-    near_to("fp8-umt5", "umt5.embed.0", t_rel_l2(g->t.data, t_floats(want, n, "umt5.embed.0"), n),
-            LAYER_TOL);
+    t_near("fp8-umt5", "umt5.embed.0", t_rel_l2(g->t.data, t_floats(want, n, "umt5.embed.0"), n),
+           T_LAYER_TOL);
     sl_st_close(&want);
     sl_st_close(&got);
 }
@@ -256,9 +201,9 @@ static void a_lora_on_fp8(void **state)
     same_bytes("fp8-scaled", 0, "float32", 0);
     same_bytes("fp8-scaled", 1, "float32", 1);
     same_bytes("fp8-scaled", 2, "fp8-scaled", 0);
-    sl_st *on = open_st(path("%s.1/denoise.safetensors", t_at("fp8-scaled"))),
-          *off = open_st(path("%s.0/denoise.safetensors", t_at("fp8-scaled")));
-    const double moved = distance(on, "step.2.latents", off, "step.2.latents");
+    sl_st *on = t_open_st(t_format("%s.1/denoise.safetensors", t_at("fp8-scaled"))),
+          *off = t_open_st(t_format("%s.0/denoise.safetensors", t_at("fp8-scaled")));
+    const double moved = t_distance(on, "step.2.latents", off, "step.2.latents");
     if (!(moved > 0.1)) fail_msg("the LoRA moves the latents by %.3g alone", moved);
     sl_st_close(&on);
     sl_st_close(&off);

@@ -16,18 +16,9 @@
  * The comparisons go in the order of the computation, and the first layer that is off
  * ends the case with its name. Tolerances are the contract's: float32 against float32 in
  * another order of summation. */
-#include "tests/t.h"
-
-#include <dirent.h>
+#include "tests/t_dump.h"
 
 #include <jansson.h>
-
-#include "common/safetensors.h"
-
-#define LAYER_TOL 1e-4
-#define STEP_TOL 5e-4
-
-static char bin[512];
 
 typedef struct {
     char folder[512], name[128];
@@ -37,19 +28,6 @@ typedef struct {
 
 static golden_case *cases;
 static int case_count;
-
-static const char *join(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
-static const char *join(const char *fmt, ...)
-{
-    static char buf[8][2048];
-    static int next;
-    va_list ap;
-    char *b = buf[next++ % 8];
-    va_start(ap, fmt);
-    vsnprintf(b, sizeof buf[0], fmt, ap);
-    va_end(ap);
-    return b;
-}
 
 static int is_there(const char *path)
 {
@@ -90,17 +68,18 @@ static void run_case(const golden_case *c, json_t *prompts, const char *dir)
     char *command = NULL;
     size_t size = 0;
     FILE *f = open_memstream(&command, &size);
-    const char *base = join("%s/%s", c->folder, c->name);
-    const char *own = join("%s/golden.cfg", c->folder);
-    fprintf(f, "%s/sluice run --quiet", bin);
+    const char *base = t_format("%s/%s", c->folder, c->name);
+    const char *own = t_format("%s/golden.cfg", c->folder);
+    fprintf(f, "%s/sluice run --quiet", t_bin());
     if (is_there(own)) put_option(f, "conf", own);
     else if (c->rounded) put_option(f, "conf", "tests/golden/golden.cfg");
-    put_option(f, "model", join("%s/model", c->folder));
-    if (is_there(join("%s.png", base))) put_option(f, "image", join("%s.png", base));
-    if (is_there(join("%s.last.png", base))) put_option(f, "last-image", join("%s.last.png", base));
+    put_option(f, "model", t_format("%s/model", c->folder));
+    if (is_there(t_format("%s.png", base))) put_option(f, "image", t_format("%s.png", base));
+    if (is_there(t_format("%s.last.png", base)))
+        put_option(f, "last-image", t_format("%s.last.png", base));
     put_option(f, "prompt", prompt(prompts, c, "prompt"));
     put_option(f, "negative", prompt(prompts, c, "neg"));
-    put_option(f, "noise", join("%s.safetensors", base));
+    put_option(f, "noise", t_format("%s.safetensors", base));
     put_option(f, "dump", dir);
     fprintf(f, " --dump-steps --dump-blocks -o %s/out.mp4 --json %s/report.json", dir, dir);
     fprintf(f, " --width %d --height %d --frames %d --steps %d --guidance %.9g",
@@ -146,23 +125,15 @@ static void compare(const char *what, const sl_tensor *got, const sl_tensor *wan
     free(w);
 }
 
-static sl_st *open_st(const char *path)
-{
-    sl_st *st = NULL;
-    sl_err err = {0};
-    T_OK(sl_st_open_file(&st, path, &err));
-    return st;
-}
-
 static void check_text(const golden_case *c, const char *dir)
 {
-    sl_st *got = open_st(join("%s/text.safetensors", dir)),
-          *want = open_st(join("%s/text.safetensors", c->folder));
+    sl_st *got = t_open_st(t_format("%s/text.safetensors", dir)),
+          *want = t_open_st(t_format("%s/text.safetensors", c->folder));
     static const char *const BRANCH[2] = {"cond", "uncond"}, *const KEY[2] = {"prompt", "neg"};
     for (int b = 0; b < (number(c, "cfg", 0) > 1 ? 2 : 1); b++) {
         int i = (int)number(c, KEY[b], 0);
-        const sl_tensor *ids = tensor(got, join("ids.%s", BRANCH[b])),
-                        *ref = tensor(want, join("ids.%d", i));
+        const sl_tensor *ids = tensor(got, t_format("ids.%s", BRANCH[b])),
+                        *ref = tensor(want, t_format("ids.%d", i));
         if (sl_count(ids) != sl_count(ref))
             fail_msg("ids.%s: %lld tokens, want %lld", BRANCH[b], (long long)sl_count(ids),
                      (long long)sl_count(ref));
@@ -178,10 +149,10 @@ static void check_text(const golden_case *c, const char *dir)
                          (long long)r);
         }
         const sl_tensor *rows = tensor(got, BRANCH[b]);
-        const sl_st_entry *reference = sl_st_find(want, join("embed.%d", i));
+        const sl_st_entry *reference = sl_st_find(want, t_format("embed.%d", i));
         if (!reference) continue; /* the golden file has the embeddings of some prompts only */
         const sl_tensor *embed = &reference->t;
-        compare(join("text %s", BRANCH[b]), rows, embed, sl_count(embed), LAYER_TOL);
+        compare(t_format("text %s", BRANCH[b]), rows, embed, sl_count(embed), T_LAYER_TOL);
         float *all = floats_of(rows);
         /* padding rows are zero vectors */
         for (int64_t k = sl_count(embed); k < sl_count(rows); k++) assert_true(all[k] == 0);
@@ -193,20 +164,20 @@ static void check_text(const golden_case *c, const char *dir)
 
 static void check_image(const sl_st *ref, const char *dir)
 {
-    if (!is_there(join("%s/image.safetensors", dir))) return;
-    sl_st *got = open_st(join("%s/image.safetensors", dir));
+    if (!is_there(t_format("%s/image.safetensors", dir))) return;
+    sl_st *got = t_open_st(t_format("%s/image.safetensors", dir));
     if (sl_st_find(ref, "clip.penultimate"))
-        compare("clip", tensor(got, "clip"), tensor(ref, "clip.penultimate"), -1, LAYER_TOL);
+        compare("clip", tensor(got, "clip"), tensor(ref, "clip.penultimate"), -1, T_LAYER_TOL);
     if (sl_st_find(ref, "cond.latents"))
         compare("condition (the first latent frame)", tensor(got, "condition"),
-                tensor(ref, "cond.latents"), -1, LAYER_TOL);
+                tensor(ref, "cond.latents"), -1, T_LAYER_TOL);
     else if (sl_st_find(ref, "dit.input")) {
         const sl_tensor *input = tensor(ref, "dit.input"), *condition = tensor(got, "condition");
         const int64_t channels = condition->shape[0], before = input->shape[0] - channels;
         sl_tensor flat = sl_view2(input->data, input->dtype, input->shape[0],
                                   sl_count(input) / input->shape[0]),
                   part = sl_rows(&flat, before, channels);
-        compare("condition (mask and latent)", condition, &part, -1, LAYER_TOL);
+        compare("condition (mask and latent)", condition, &part, -1, T_LAYER_TOL);
     }
     sl_st_close(&got);
 }
@@ -226,7 +197,7 @@ static void check_two_times(const sl_tensor *got, const sl_tensor *want, int64_t
     for (int64_t n = 0; n < want->shape[0]; n++) {
         const sl_tensor mine = sl_rows(got, n < kept ? got->shape[0] - 1 : 0, 1),
                         row = sl_rows(want, n, 1);
-        compare(join("time_proj of token %lld", (long long)n), &mine, &row, -1, LAYER_TOL);
+        compare(t_format("time_proj of token %lld", (long long)n), &mine, &row, -1, T_LAYER_TOL);
     }
 }
 
@@ -240,10 +211,10 @@ static void check_blocks(const sl_st *ref, const char *dir)
     for (int i = 0;; i++) {
         if (i < 7) snprintf(name, sizeof name, "%s", FIRST[i]);
         else snprintf(name, sizeof name, "block.%d", i - 7);
-        const sl_st_entry *e = sl_st_find(ref, join("dit.%s", name));
+        const sl_st_entry *e = sl_st_find(ref, t_format("dit.%s", name));
         if (!e && i >= 7) break;
         if (!e) continue;
-        sl_st *got = open_st(join("%s/blocks/%s.safetensors", dir, name));
+        sl_st *got = t_open_st(t_format("%s/blocks/%s.safetensors", dir, name));
         const sl_tensor *t = tensor(got, name);
         /* the golden file has it channels first, [dim, T, H/2, W/2] */
         if (!strcmp(name, "patch")) {
@@ -252,7 +223,7 @@ static void check_blocks(const sl_st *ref, const char *dir)
             for (int64_t c = 0; c < dim; c++)
                 for (int64_t r = 0; r < rows; r++) turned[r * dim + c] = want[c * rows + r];
             sl_tensor v = sl_view2(turned, SL_F32, rows, dim);
-            compare(name, t, &v, -1, LAYER_TOL);
+            compare(name, t, &v, -1, T_LAYER_TOL);
             free(want);
             free(turned);
             sl_st_close(&got);
@@ -264,7 +235,7 @@ static void check_blocks(const sl_st *ref, const char *dir)
             continue;
         }
         int64_t n = !strcmp(name, "text") || !strcmp(name, "time_proj") ? sl_count(&e->t) : -1;
-        compare(name, t, &e->t, n, LAYER_TOL);
+        compare(name, t, &e->t, n, T_LAYER_TOL);
         sl_st_close(&got);
     }
 }
@@ -281,35 +252,35 @@ static void compare_latents(const char *what, const sl_tensor *got, const sl_ten
         memset(w + c * frames, 0, sizeof *w * (size_t)plane);
     }
     double e = t_rel_l2(g, w, sl_count(want));
-    if (!(e <= STEP_TOL))
-        fail_msg("FIRST LAYER OFF: %s: relative L2 %.3g, want <= %.3g", what, e, STEP_TOL);
+    if (!(e <= T_STEP_TOL))
+        fail_msg("FIRST LAYER OFF: %s: relative L2 %.3g, want <= %.3g", what, e, T_STEP_TOL);
     free(g);
     free(w);
 }
 
 static void check_steps(const golden_case *c, const sl_st *ref, const char *dir)
 {
-    sl_st *got = open_st(join("%s/denoise.safetensors", dir));
+    sl_st *got = t_open_st(t_format("%s/denoise.safetensors", dir));
     int steps = (int)number(c, "steps", 0), seen = 0;
     compare("noise", tensor(got, "noise"), tensor(ref, "noise"), -1, 0);
     for (int i = 0; i < steps; i++) {
-        const sl_st_entry *e = sl_st_find(ref, join("step.%d.latents", i));
+        const sl_st_entry *e = sl_st_find(ref, t_format("step.%d.latents", i));
         if (!e) continue;
-        compare_latents(join("step %d latents", i), tensor(got, join("step.%d.latents", i)), &e->t,
-                        sl_st_find(ref, "cond.latents") != NULL);
+        compare_latents(t_format("step %d latents", i), tensor(got, t_format("step.%d.latents", i)),
+                        &e->t, sl_st_find(ref, "cond.latents") != NULL);
         seen++;
     }
     if (!seen) fail_msg("%s: the golden file holds no step's latents", c->name);
     if (sl_st_find(ref, "latents.final"))
         compare("final latents", tensor(got, "latents"), tensor(ref, "latents.final"), -1,
-                STEP_TOL);
+                T_STEP_TOL);
     sl_st_close(&got);
 }
 
 static void check_cache(const golden_case *c, const char *dir)
 {
     json_t *want = json_object_get(c->json, "fbcache"),
-           *report = json_load_file(join("%s/report.json", dir), 0, NULL);
+           *report = json_load_file(t_format("%s/report.json", dir), 0, NULL);
     static const char *const BRANCH[2] = {"cond", "uncond"};
     assert_non_null(report);
     for (size_t i = 0; i < json_array_size(want); i++) {
@@ -331,7 +302,7 @@ static void check_cache(const golden_case *c, const char *dir)
 
 static void check_frames(const sl_st *ref, const char *dir)
 {
-    sl_st *got = open_st(join("%s/frames.safetensors", dir));
+    sl_st *got = t_open_st(t_format("%s/frames.safetensors", dir));
     const sl_tensor *g = tensor(got, "frames"), *w = tensor(ref, "frames.u8");
     const uint8_t *a = g->data, *b = w->data;
     int64_t off = 0, n = sl_count(w);
@@ -347,11 +318,11 @@ static void test_case(void **state)
 {
     const golden_case *c = *state;
     char dir[256];
-    json_t *prompts = json_load_file(join("%s/prompts.json", c->folder), 0, NULL);
+    json_t *prompts = json_load_file(t_format("%s/prompts.json", c->folder), 0, NULL);
     assert_non_null(prompts);
     snprintf(dir, sizeof dir, "%s", t_tmpdir());
     run_case(c, prompts, dir);
-    sl_st *ref = open_st(join("%s/%s.safetensors", c->folder, c->name));
+    sl_st *ref = t_open_st(t_format("%s/%s.safetensors", c->folder, c->name));
     check_text(c, dir);
     check_image(ref, dir);
     check_blocks(ref, dir);
@@ -379,13 +350,13 @@ static bool has_rounded_tables(const sl_st *st)
 
 static void add_folder(const char *path)
 {
-    char folder[512]; /* path may be one of join's */
+    char folder[512]; /* path may be one of t_format's */
     snprintf(folder, sizeof folder, "%s", path);
     DIR *d = opendir(folder);
     struct dirent *e;
-    if (!d || !is_there(join("%s/model/model_index.json", folder)) ||
-        !is_there(join("%s/model/vae/diffusion_pytorch_model.safetensors", folder)) ||
-        !is_there(join("%s/model/tokenizer/spiece.model", folder))) {
+    if (!d || !is_there(t_format("%s/model/model_index.json", folder)) ||
+        !is_there(t_format("%s/model/vae/diffusion_pytorch_model.safetensors", folder)) ||
+        !is_there(t_format("%s/model/tokenizer/spiece.model", folder))) {
         if (d) closedir(d);
         return;
     }
@@ -395,7 +366,7 @@ static void add_folder(const char *path)
         size_t n = strlen(e->d_name);
         if (n < 6 || strcmp(e->d_name + n - 5, ".json") || !strcmp(e->d_name, "prompts.json"))
             continue;
-        json_t *j = json_load_file(join("%s/%s", folder, e->d_name), 0, NULL);
+        json_t *j = json_load_file(t_format("%s/%s", folder, e->d_name), 0, NULL);
         if (!j || !json_object_get(j, "steps")) {
             json_decref(j);
             continue;
@@ -405,7 +376,7 @@ static void add_folder(const char *path)
         snprintf(c->folder, sizeof c->folder, "%s", folder);
         snprintf(c->name, sizeof c->name, "%.*s", (int)(n - 5), e->d_name);
         c->json = j;
-        sl_st *figures = open_st(join("%s/%s.safetensors", folder, c->name));
+        sl_st *figures = t_open_st(t_format("%s/%s.safetensors", folder, c->name));
         rounded |= has_rounded_tables(figures);
         sl_st_close(&figures);
     }
@@ -415,14 +386,12 @@ static void add_folder(const char *path)
 
 int main(int argc, char **argv)
 {
-    const char *b = getenv("SLUICE_BIN");
-    snprintf(bin, sizeof bin, "%s", b ? b : "bin");
     for (int i = 1; i < argc; i++) add_folder(argv[i]);
     if (argc == 1) {
         DIR *d = opendir("tests/golden");
         struct dirent *e;
         while (d && (e = readdir(d)))
-            if (*e->d_name != '.') add_folder(join("tests/golden/%s", e->d_name));
+            if (*e->d_name != '.') add_folder(t_format("tests/golden/%s", e->d_name));
         if (d) closedir(d);
     }
     if (!case_count) {
