@@ -63,7 +63,7 @@ seeds() {
         done ;;
     names) # pairs as they are recorded
         while IFS="$(printf '\t')" read -r _ kind file _; do seed names /dev/null 0 "$kind" && seed names /dev/null 0 "lora_unet_$file"; done < <(sed -n '1~9p' tests/golden/names/pairs.tsv) ;;
-    picture) for file in tests/golden/pictures/*.{png,jpg,webp}; do seed picture "$file" 20000 ''; done ;;
+    picture) for file in tests/golden/pictures/{,kinds/}*.{png,jpg,webp} tests/golden/pictures/kinds/*.{avif,gif,j2k,jp2,tif,p?m}; do seed picture "$file" 20000 ''; done ;;
     prompt) for file in tests/golden/prompts/cases.json tests/golden/tiny-i2v/prompts.json; do seed prompt "$file" 3000 ''; done ;;
     pth) # pickles, which the target puts into a zip; the first byte is the zip's kind
         head -c 1500 tests/golden/pth/vae.data.pkl >$top/log/pickle
@@ -73,6 +73,9 @@ seeds() {
         for file in tests/golden/tiny-i2v/model/*/*.safetensors tests/golden/tiny-i2v/*.safetensors tests/golden/tiny-i2v/model/*/*.index.json; do
             seed safetensors "$file" 12000 ''
         done ;;
+    unigram) # a tokenizer.json with its map cut out; a list of pieces
+        seed unigram tests/golden/tokenizer/tokenizer.json 20000 ''
+        seed unigram /dev/null 0 '{"unk_id":0,"byte_fallback":true,"vocab":[["<unk>",0],["</s>",-1.5],["<0x41>",-2],["<extra_id_0>",0],["a",-3]]}' ;;
     esac
 }
 
