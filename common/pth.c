@@ -396,10 +396,10 @@ static sl_code make_storage(machine *m)
 /* (storage, offset, shape, stride, requires_grad, hooks [, metadata]) */
 static sl_code make_tensor(machine *m, const value *arguments)
 {
-    const value *a = m->items.at + arguments->first;
-    if (arguments->length < 6 || arguments->length > 7 || a[0].kind != V_STORAGE ||
-        a[1].kind != V_INT || a[2].kind != V_TUPLE || a[3].kind != V_TUPLE ||
-        a[2].length != a[3].length)
+    const bool filled = arguments->length == 6 || arguments->length == 7;
+    const value *a = filled ? m->items.at + arguments->first : NULL;
+    if (!a || a[0].kind != V_STORAGE || a[1].kind != V_INT || a[2].kind != V_TUPLE ||
+        a[3].kind != V_TUPLE || a[2].length != a[3].length)
         return wrong(m, "a tensor that is not (storage, offset, shape, stride, ...)");
     if (a[2].length > SL_MAX_RANK)
         return wrong(m, "a tensor of %zu dimensions, want at most %d", a[2].length, SL_MAX_RANK);
@@ -629,7 +629,7 @@ static sl_code collect(machine *m, sl_st *st, int k)
         names += p->key.length + 1;
         n++;
     }
-    /* each name takes its bytes and more of the pickle; a repeated one costs it a few bytes alone */
+    /* a name takes its bytes and more of the pickle; a repeated one costs it a few bytes alone */
     if (names > m->pkl->bytes) return wrong(m, "its dict has one name many times");
     if ((rc = sl_set_room(st, n, m->z->path, m->z->err))) return rc;
     char *name = sl_set_keep(st, names);

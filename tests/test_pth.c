@@ -258,6 +258,9 @@ static void opcodes(void **state)
          "ccollections\nOrderedDict\n(K\1K\2tR.",
          35, "which is not done"},
         {"\x80\x02"
+         "ctorch._utils\n_rebuild_tensor_v2\n)R.",
+         38, "a tensor that is not (storage"},
+        {"\x80\x02"
          "ctorch\nFloatStorage\n)R.",
          25, "which is not done"},
         {"\x80\x02}", 3, "ends without STOP"},
