@@ -1,5 +1,5 @@
-/* conf_keys.h - what the files of common/conf*.c share: the keys of a configuration, their defaults,
- * and what is said of them. Nobody else includes it. */
+/* conf_keys.h - what the files of common/conf*.c share: the keys of a configuration, their
+ * defaults, and what is said of them. Nobody else includes it. */
 #ifndef SL_CONF_KEYS_H
 #define SL_CONF_KEYS_H
 
