@@ -131,8 +131,8 @@ static void environment(void)
         {"SLUICE_SERVER", "where the server is, if --server does not say it"},
         {"SLUICE_TOKEN", "the token, if --token-file names none"},
         {"XDG_STATE_HOME", "holds the default state folder, sluice; else ~/.local/state does"},
-        {"TMPDIR", "holds the folders of runs, if it has at most 60 bytes and is no folder of a "
-                   "session; else /var/tmp does, else /tmp"},
+        {"TMPDIR", "holds the folders of runs; without one, or if it cannot be written or is a "
+                   "session's (which is told), /var/tmp does, else /tmp"},
     };
     section("ENVIRONMENT");
     for (size_t i = 0; i < sizeof ALL / sizeof *ALL; i++) {

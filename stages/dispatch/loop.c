@@ -18,6 +18,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "common/endpoint.h"
 #include "common/log.h"
 #include "common/process.h"
 
@@ -108,11 +109,8 @@ sl_code sl_dispatch_open(sl_dispatch *d, sl_err *err)
     sl_log_open("dispatch", d->conf.run.log);
     sl_log_use_format(d->conf.run.log_format);
     if ((rc = sl_model_open_files(&d->model, d->model_dir, &d->conf.model.files, err))) return rc;
-    if (snprintf(d->endpoint, sizeof d->endpoint, "ipc://%.1000s/ctl", d->run_dir) > 6 + 107)
-        return sl_fail(err, SL_ARG,
-                       "run directory %s is too long for a socket's name, want at most 100 bytes",
-                       d->run_dir);
-    if ((rc = sl_jobs_open(&d->jobs, &d->conf, &d->model, &out, err)) ||
+    if ((rc = sl_endpoint_open(d->endpoint, &d->endpoint_fd, d->run_dir, err)) ||
+        (rc = sl_jobs_open(&d->jobs, &d->conf, &d->model, &out, err)) ||
         (rc = sl_bus_open(&d->bus, d->endpoint, err)))
         return rc;
     d->seats = (sl_seats){.bus = d->bus,

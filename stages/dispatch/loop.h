@@ -24,6 +24,7 @@ typedef struct {
     sl_conf conf;
     sl_model model;
     char endpoint[SL_PATH];
+    int endpoint_fd; /* common/endpoint.h: closed with the process */
     sl_bus *bus;
     sl_seats seats;
     sl_turns turns;

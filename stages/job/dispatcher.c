@@ -14,6 +14,7 @@
 #include <zmq.h>
 
 #include "common/clock.h"
+#include "common/endpoint.h"
 #include "common/log.h"
 #include "common/pidfd.h"
 #include "stages/job/files.h"
@@ -37,11 +38,9 @@ sl_code sl_dispatcher_open(sl_dispatcher *d, const sl_conf *conf, const char *mo
                            const char *run_dir, bool keep, sl_err *err)
 {
     sl_code rc;
-    *d = (sl_dispatcher){.conf = conf, .model_dir = model_dir, .keep = keep, .pidfd = -1};
-    if (snprintf(d->endpoint, sizeof d->endpoint, "ipc://%.1000s/ctl", run_dir) > 6 + 107)
-        return sl_fail(err, SL_ARG,
-                       "run directory %s is too long for a socket's name, want at most 100 bytes",
-                       run_dir);
+    *d = (sl_dispatcher){
+        .conf = conf, .model_dir = model_dir, .keep = keep, .endpoint_fd = -1, .pidfd = -1};
+    if ((rc = sl_endpoint_open(d->endpoint, &d->endpoint_fd, run_dir, err))) return rc;
     snprintf(d->run_dir, sizeof d->run_dir, "%s", run_dir);
     if ((rc = sl_program_dir(d->bin_dir, err)) || (rc = write_conf(d, err))) return rc;
     /* this process waits for stages that outlive the dispatcher: see reap_stages */
@@ -175,4 +174,6 @@ void sl_dispatcher_stop(sl_dispatcher *d)
     if (d->socket) zmq_close(d->socket);
     if (d->zmq) zmq_ctx_term(d->zmq);
     d->socket = d->zmq = NULL;
+    if (*d->run_dir && d->endpoint_fd >= 0) close(d->endpoint_fd);
+    d->endpoint_fd = -1;
 }

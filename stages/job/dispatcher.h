@@ -25,6 +25,7 @@ typedef struct {
     const char *model_dir;
     char run_dir[SL_PATH]; /* "": not opened */
     char conf_path[SL_PATH], bin_dir[SL_PATH], endpoint[SL_PATH];
+    int endpoint_fd; /* common/endpoint.h */
     bool keep;    /* the jobs' folders outlive this process: a dispatcher that is left alone removes
                   * nothing */
     bool hurry;   /* nobody waits for what the stages still do: sl_dispatcher_stop kills soon */
@@ -37,8 +38,7 @@ typedef struct {
 } sl_dispatcher;
 
 /* Write the settings into run_dir, which is there and stays the caller's; *d is filled.
- * conf and model_dir outlive d. sl_dispatcher_stop, also after an error. Errors: SL_ARG run_dir is
- * too long for a socket; SL_SYS. */
+ * conf and model_dir outlive d. sl_dispatcher_stop, also after an error. Errors: SL_SYS. */
 sl_code sl_dispatcher_open(sl_dispatcher *d, const sl_conf *conf, const char *model_dir,
                            const char *run_dir, bool keep, sl_err *err);
 /* Start a process (none runs), connect, say HELLO. Jobs are to be submitted anew. Errors:

@@ -15,6 +15,12 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "common/log.h"
+
+#define RUN_BASE                                                                                   \
+    (SL_PATH - 256) /* most bytes of what holds run directories, so that what lies in
+                                  * a job's folder has a path, too */
+
 sl_code sl_copy_file(const char *from, const char *to, sl_err *err)
 {
     char buf[1 << 16];
@@ -217,23 +223,39 @@ static void sweep(const char *base, const char *prefix)
     if (d) closedir(d);
 }
 
+/* Where run directories are made. TMPDIR is not passed over without a word. */
+static const char *base_of_runs(void)
+{
+    const char *tmp = getenv("TMPDIR"), *base = access("/var/tmp", W_OK) ? "/tmp" : "/var/tmp";
+    const size_t n = tmp ? strlen(tmp) : 0;
+    if (!n) return base;
+    if (n > RUN_BASE)
+        sl_log(SL_LOG_WARN, "TMPDIR has %zu bytes, want at most %d: the run's folder is in %s", n,
+               RUN_BASE, base);
+    else if (!strncmp(tmp, "/run/user/", 10)) /* likewise XDG_RUNTIME_DIR, which nobody asks */
+        sl_log(SL_LOG_WARN,
+               "TMPDIR is %s, which goes at the last logout, and a job may outlive it: the run's "
+               "folder is in %s",
+               tmp, base);
+    else if (access(tmp, W_OK))
+        sl_log(SL_LOG_WARN, "TMPDIR %s cannot be written: %s; the run's folder is in %s", tmp,
+               strerror(errno), base);
+    else return tmp;
+    return base;
+}
+
 sl_code sl_make_run_dir(char out[SL_PATH], const char *wanted, sl_err *err)
 {
     char prefix[48], lock[SL_PATH];
-    /* not XDG_RUNTIME_DIR: it goes at its user's last logout, which a job outlives */
-    const char *base = getenv("TMPDIR");
     sl_code rc;
     if (*wanted) {
         if ((rc = sl_absolute_path(out, wanted, err)) || (rc = sl_make_dirs(out, err))) return rc;
         if (chmod(out, 0700)) return sl_fail_errno(err, errno, "%s", out);
     } else {
-        if (!base || !*base || access(base, W_OK) || !strncmp(base, "/run/user/", 10))
-            base = "/var/tmp";
-        if (access(base, W_OK)) base = "/tmp";
-        if (strlen(base) > 60) base = "/tmp"; /* a socket's path must fit in 108 bytes */
+        const char *base = base_of_runs();
         snprintf(prefix, sizeof prefix, "sluice-%u-", (unsigned)getuid());
         sweep(base, prefix);
-        snprintf(out, SL_PATH, "%s/%sXXXXXX", base, prefix);
+        snprintf(out, SL_PATH, "%.*s/%sXXXXXX", RUN_BASE, base, prefix);
         if (!mkdtemp(out)) return sl_fail_errno(err, errno, "%s", out);
     }
     if ((rc = sl_path_join(lock, out, "lock", err))) return rc;

@@ -32,7 +32,8 @@ sl_code sl_can_write_file(const char *path, const char *what, bool stream, sl_er
 bool sl_same_file(const char *a, const char *b);
 
 /* A private run directory holding a lock for as long as this process lives; older ones
- * whose owner is dead are removed. `wanted`: its path; "" for a new one. */
+ * whose owner is dead are removed. `wanted`: its path; "" for a new one, in TMPDIR, or where that
+ * will not do (which is logged) or is not set in /var/tmp, else /tmp. */
 sl_code sl_make_run_dir(char out[SL_PATH], const char *wanted, sl_err *err);
 
 #endif
