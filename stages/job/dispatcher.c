@@ -91,7 +91,6 @@ static sl_code connect_process(sl_dispatcher *d, sl_err *err)
 {
     int linger = 200, retry_ms = 5;
     sl_msg hello = {.type = SL_MSG_HELLO, .hello = {.role = "client", .pid = getpid()}};
-    if (d->socket) zmq_close(d->socket);
     if (!(d->socket = zmq_socket(d->zmq, ZMQ_DEALER)))
         return sl_fail(err, SL_SYS, "zmq: %s", zmq_strerror(errno));
     zmq_setsockopt(d->socket, ZMQ_LINGER, &linger, sizeof linger);
@@ -102,8 +101,20 @@ static sl_code connect_process(sl_dispatcher *d, sl_err *err)
     return sl_wire_send(d->socket, NULL, 0, &hello, err);
 }
 
+/* What the last dispatcher did not hear is not for the next one: a job that came to it twice would
+ * be the business of a socket that is closed. */
+static void forget_socket(sl_dispatcher *d)
+{
+    const int linger = 0;
+    if (!d->socket) return;
+    zmq_setsockopt(d->socket, ZMQ_LINGER, &linger, sizeof linger);
+    zmq_close(d->socket);
+    d->socket = NULL;
+}
+
 sl_code sl_dispatcher_start(sl_dispatcher *d, sl_err *err)
 {
+    forget_socket(d);
     sl_code rc = start_process(d, err);
     return rc ? rc : connect_process(d, err);
 }
