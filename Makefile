@@ -136,9 +136,10 @@ check-tsan:         ## the second half of check: the tests with threads, and a w
 	$(SUB) FLAVOUR=tsan programs tests
 	@tests/sanitize.sh tsan $(notdir $(TESTS))
 
-soak: setup         ## a server, 50 jobs from 8 clients, 100 SIGKILLs: every job ends once with the right bytes
-	$(SUB) programs golden $(TBIN)/test_serve_kill
+soak: setup         ## a server, 50 jobs from 8 clients, 100 SIGKILLs: every job ends once with the right bytes; ranks likewise
+	$(SUB) programs golden $(TBIN)/test_serve_kill $(TBIN)/test_ranks
 	SLUICE_BIN=$(BIN) SLUICE_SOAK=1 $(TBIN)/test_serve_kill
+	SLUICE_BIN=$(BIN) SLUICE_SOAK=1 $(TBIN)/test_ranks
 
 bench: setup        ## the benchmarks, on this machine; K=name for one of them (dispatch, dit, gemm, lease, mux, ops, serve, team, vae), PARTS="1 3" for parts of serve
 	$(SUB) programs golden $(filter-out %.sh,$(BENCHES))
