@@ -275,11 +275,12 @@ static void a_file_of_jobs(void **state)
     free(text);
     assert_int_equal(access(at("j1.json"), R_OK), 0);
     /* submitted alone, twice by one key: the same jobs */
-    SLUICE(0, "submit", JOB, "--jobs", at("jobs.jsonl"), "--key", "night", "--json");
-    SLUICE(0, "submit", JOB, "--jobs", at("jobs.jsonl"), "--key", "night");
+    SLUICE(0, "submit", JOB, "--steps", "2", "--jobs", at("jobs.jsonl"), "--key", "night",
+           "--json");
+    SLUICE(0, "submit", JOB, "--steps", "2", "--jobs", at("jobs.jsonl"), "--key", "night");
     assert_int_equal(count_lines(out), 2);
     char *first = strdup(out);
-    SLUICE(0, "submit", JOB, "--jobs", at("jobs.jsonl"), "--key", "night");
+    SLUICE(0, "submit", JOB, "--steps", "2", "--jobs", at("jobs.jsonl"), "--key", "night");
     assert_string_equal(out, first);
     char a[64], b[64];
     snprintf(a, sizeof a, "%s", word(first));

@@ -29,7 +29,7 @@ static void start(const char *conf)
     t_write(jobs, text);
     char *args[] = {"sluice",  "run",     "--quiet", "--conf", run.conf,   "--model", T_MODEL,
                     "--image", T_IMAGE,   "--width", "96",     "--height", "64",      "--frames",
-                    "49",      "--steps", STEPS,     "--jobs", jobs,       NULL};
+                    "25",      "--steps", STEPS,     "--jobs", jobs,       NULL};
     t_run_start(&run, args);
 }
 
@@ -109,8 +109,8 @@ static void test_one_is_killed(void **state)
         t_run_ends(&run, 0);
         int steps = count_lines(" PROGRESS job=1 ", "stage=\"denoise\""),
             chunks = count_lines(" PROGRESS job=1 ", "stage=\"mux\"");
-        if (steps != atoi(STEPS) || chunks != 13)
-            t_run_fail(&run, "%s died: job 1 took %d steps and %d chunks, want " STEPS " and 13",
+        if (steps != atoi(STEPS) || chunks != 7)
+            t_run_fail(&run, "%s died: job 1 took %d steps and %d chunks, want " STEPS " and 7",
                        name, steps, chunks);
         check_results();
         t_run_close(&run);
