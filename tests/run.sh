@@ -5,8 +5,9 @@
 #   tests/run.sh PROGRAM...
 #
 # A program's output is shown only if it fails; all of it stays in the folder log beside the
-# programs. TEST_JOBS (default 2) programs run at a time. The comment that opens tests/NAME.c may
-# say `run: alone` (nothing else runs meanwhile: it counts processes or files) and `limit: N s`
+# programs. TEST_JOBS programs run at a time, those with the longest limit first; the default is one
+# more than there are CPUs (at most 8), for much of a test's time is waiting. The comment that opens
+# tests/NAME.c may say `run: alone` (nothing else runs meanwhile: it measures) and `limit: N s`
 # (default 120).
 #
 #   SLUICE_BIN   where Sluice's programs are (default bin); handed on
@@ -15,7 +16,7 @@
 set -u
 cd "$(dirname "$0")/.." || exit 2
 [ $# -gt 0 ] || { echo "run.sh: no test programs given" >&2; exit 2; }
-export SLUICE_BIN=${SLUICE_BIN:-bin} OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive} # two programs at a time share the cores: no spinning
+export SLUICE_BIN=${SLUICE_BIN:-bin} OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive} # programs at a time share the cores: no spinning
 unset CMOCKA_MESSAGE_OUTPUT CMOCKA_XML_FILE MAKEFLAGS MAKELEVEL MFLAGS
 log=$(dirname "$1")/log
 mkdir -p "$log" && rm -f "$log"/* || exit 2
@@ -23,12 +24,18 @@ mkdir -p "$log" && rm -f "$log"/* || exit 2
 # What the comment that opens tests/$1.c says after `$2:`.
 says() { sed -n "1,/\*\//s/.*$2: *\([a-z0-9]*\).*/\1/p" "tests/$1.c" 2>/dev/null | head -n 1; }
 
+# Seconds that the program may take.
+limit_of() {
+    local limit
+    limit=$(says "$1" limit | grep -x '[0-9]*')
+    echo "${limit:-120}"
+}
+
 # Leaves NAME.log, the output, and NAME.result: exit status, then how many tests passed, failed,
 # were skipped.
 run_one() {
     local program=$1 name=${1##*/} limit t0 t1 status passed failed skipped word=ok
-    limit=$(says "$name" limit | grep -x '[0-9]*')
-    limit=$((${limit:-120} * ${TEST_SLOW:-1}))
+    limit=$(($(limit_of "$name") * ${TEST_SLOW:-1}))
     t0=$(date +%s%N)
     # shellcheck disable=SC2086 # TEST_WRAP is several words
     timeout -k 5 "$limit" ${TEST_WRAP-} "$program" >"$log/$name.log" 2>&1 </dev/null &
@@ -48,13 +55,16 @@ run_one() {
     echo "$status $passed $failed $skipped" >"$log/$name.result"
 }
 
-together=() alone=()
-for program; do
+cpus=$(nproc 2>/dev/null || echo 2)
+most=${TEST_JOBS:-$((cpus < 7 ? cpus + 1 : 8))}
+together=() alone=() longest=()
+mapfile -t longest < <(for program; do echo "$(limit_of "${program##*/}") $program"; done | sort -s -k1,1nr | cut -d' ' -f2-)
+for program in "${longest[@]}"; do
     if [ "$(says "${program##*/}" run)" = alone ]; then alone+=("$program"); else together+=("$program"); fi
 done
 trap 'kill $(jobs -p) 2>/dev/null; wait; exit 130' INT TERM
 for program in ${together[@]+"${together[@]}"}; do
-    while [ "$(jobs -rp | wc -l)" -ge "${TEST_JOBS:-2}" ]; do wait -n; done
+    while [ "$(jobs -rp | wc -l)" -ge "$most" ]; do wait -n; done
     run_one "$program" &
 done
 wait

@@ -1,5 +1,5 @@
 /* test_signals - Ctrl-Z stops the stages and fg goes on; the first Ctrl-C ends a run whatever a
- * stage does; a stage without memory is told, not waited for. run: alone */
+ * stage does; a stage without memory is told, not waited for. */
 #include "tests/t_run.h"
 
 #include <sys/resource.h>

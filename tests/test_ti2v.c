@@ -1,5 +1,5 @@
 /* test_ti2v.c - Wan2.2 TI2V-5B's tiny model through all processes: jobs with a picture and without
- * in one run, replayed, resumed after a kill, by a team, packed; what is refused. run: alone.
+ * in one run, replayed, resumed after a kill, by a team, packed; what is refused.
  * limit: 180 s */
 #include "tests/t_run.h"
 
