@@ -433,6 +433,9 @@ static sl_code check_together(const reader *r, const sl_conf *c)
                        "%s: supervise.stall_s is %d, want at least two heartbeats "
                        "(supervise.heartbeat_ms is %d)",
                        r->name, c->supervise.stall_s, c->supervise.heartbeat_ms);
+    if (c->video.fps > 0 && c->video.fps < 1)
+        return sl_fail(r->err, SL_ARG, "%s: video.fps is %g, want 0 (the model's) or 1 to 240",
+                       r->name, c->video.fps);
     return SL_OK;
 }
 

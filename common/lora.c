@@ -231,13 +231,14 @@ static sl_code scale_of(sl_lora *l, const part *down, const part *alpha, float *
         int64_t whole = 0;
         int32_t half = 0;
         float x = 0;
-        if (!e->t.rank || sl_count(&e->t) != 1)
+        if (e->t.rank && sl_count(&e->t) != 1)
             return sl_lora_wrong(l, err, SL_SHAPE, "%.200s is no single number", e->name);
-        if (e->t.dtype == SL_I64) memcpy(&whole, e->t.data, 8), a = (double)whole;
-        else if (e->t.dtype == SL_I32) memcpy(&half, e->t.data, 4), a = half;
+        if (e->t.rank && e->t.dtype == SL_I64) memcpy(&whole, e->t.data, 8), a = (double)whole;
+        else if (e->t.rank && e->t.dtype == SL_I32) memcpy(&half, e->t.data, 4), a = half;
         else if (is_float(e) && !sl_to_floats(&x, e->t.data, e->t.dtype, 1, NULL)) a = x;
         else
-            return sl_lora_wrong(l, err, SL_SHAPE, "%.200s has dtype %s, want a number", e->name,
+            return sl_lora_wrong(l, err, SL_SHAPE,
+                                 "%.200s has dtype %s, want F32, BF16, F16, I64 or I32", e->name,
                                  e->dtype);
         if (!isfinite(a))
             return sl_lora_wrong(l, err, SL_NUMERIC, "%.200s is %g, want a finite number", e->name,

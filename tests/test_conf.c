@@ -394,6 +394,7 @@ static void mistakes_name_file_line_key_value_and_range(void **state)
         {"stages = ( { name = \"text\"; slots = 65; } );",
          "x.cfg:1: stages[0].slots is 65, want an integer from 1 to 64 (slots of each pool "
          "that it receives in: hand-overs that may wait for it (frames: 24); default 2)"},
+        {"video: { fps = 0.5; };", "x.cfg: video.fps is 0.5, want 0 (the model's) or 1 to 240"},
         {"supervise: { heartbeat_ms = 5000; stall_s = 9; };",
          "x.cfg: supervise.stall_s is 9, want at least two heartbeats (supervise.heartbeat_ms is "
          "5000)"},

@@ -285,6 +285,25 @@ static void refused(const made *t, int n, const char *metadata, sl_code code, co
     refused((made[]){__VA_ARGS__}, (int)(sizeof((made[]){__VA_ARGS__}) / sizeof(made)), metadata,  \
             code, says)
 
+/* The file's only I64 is one of doubles, which no tensor here can be. */
+static void refused_as_f64(const made *t, int n, const char *says)
+{
+    sl_lora *l = NULL;
+    const char *path = write_lora(t, n, NULL);
+    char head[1024];
+    FILE *f = fopen(path, "r+b");
+    assert_non_null(f);
+    const size_t got = fread(head, 1, sizeof head - 1, f);
+    head[got] = 0;
+    const char *tag = memmem(head, got, "\"I64\"", 5);
+    assert_non_null(tag);
+    fseek(f, tag - head, SEEK_SET);
+    fputs("\"F64\"", f);
+    fclose(f);
+    T_CODE(sl_lora_open(&l, path, &err), SL_SHAPE);
+    T_SAYS(err.msg, says);
+}
+
 static void hostile_files_get_one_line(void **state)
 {
     sl_lora *l = NULL;
@@ -303,6 +322,8 @@ static void hostile_files_get_one_line(void **state)
             {UP, SL_I64, 2, {16, 2}, 0});
     REFUSED(SL_SHAPE, ALPHA " is no single number", NULL, PAIR(DOWN, UP),
             {ALPHA, SL_F32, 1, {2}, 0});
+    const made doubles[] = {PAIR(DOWN, UP), {ALPHA, SL_I64, 1, {1}, 4}};
+    refused_as_f64(doubles, 3, ALPHA " has dtype F64, want F32, BF16, F16, I64 or I32");
     REFUSED(SL_NUMERIC, ALPHA " is inf, want a finite number", NULL, PAIR(DOWN, UP),
             {ALPHA, SL_F32, 1, {1}, INFINITY});
     REFUSED(SL_ARG, "DoRA, LoHa, LoKr and LoCon are not done here", NULL, PAIR(DOWN, UP),

@@ -702,6 +702,50 @@ static void tokens_see_their_own_jobs(void **state)
     stop_clean();
 }
 
+static void until_logged(const char *part)
+{
+    size_t n;
+    for (double until = t_seconds() + 20; t_seconds() < until; usleep(20000)) {
+        char *log = t_read(s.log, &n);
+        const bool said = log && strstr(log, part);
+        free(log);
+        if (said) return;
+    }
+    fail_msg("the log never said \"%s\"", part);
+}
+
+/* The names that clients may ask for now. */
+static void has_loras(const char *want)
+{
+    ask("GET", "/v1/defaults");
+    json_t *all = json_loads(r.body, 0, NULL);
+    char *names = json_dumps(json_object_get(all, "lora"), JSON_COMPACT);
+    assert_string_equal(names, want);
+    free(names);
+    json_decref(all);
+}
+
+/* What SIGHUP brings is checked as at the start: a file that is none, or of another model, changes
+ * nothing. */
+static void loras_are_read_again(const char *good)
+{
+    static const char *const BAD[][2] = {
+        {"tests/golden/none.safetensors", "lora late: "},
+        {"tests/golden/tiny-i2v/model/vae/diffusion_pytorch_model.safetensors", "lora late: "}};
+    for (int i = 0; i < 2; i++) {
+        t_serve_conf(&s, t_format("lora: ( { name = \"late\"; file = \"%s\"; } );\n", BAD[i][0]));
+        t_write(s.log, "");
+        kill(s.pid, SIGHUP);
+        until_logged("SIGHUP: all stays as it was: ");
+        until_logged(BAD[i][1]);
+        has_loras("[\"soft\"]");
+    }
+    t_serve_conf(&s, t_format("lora: ( { name = \"late\"; file = \"%s\"; } );\n", good));
+    kill(s.pid, SIGHUP);
+    until_logged("SIGHUP: settings are read again");
+    has_loras("[\"late\"]");
+}
+
 /* LoRA go by the names of the configuration; a path is no name. */
 static void loras_go_by_name(void **state)
 {
@@ -711,10 +755,7 @@ static void loras_go_by_name(void **state)
     t_serve_conf(
         &s, t_format("lora: ( { name = \"soft\"; file = \"%s\"; strength = 0.5; } );\n", lora));
     t_serve_start(&s, T_MODEL, NULL);
-    ask("GET", "/v1/defaults");
-    json_t *all = json_loads(r.body, 0, NULL);
-    assert_string_equal(json_string_value(json_array_get(json_object_get(all, "lora"), 0)), "soft");
-    json_decref(all);
+    has_loras("[\"soft\"]");
     static const char *const BAD[] = {"hard", "soft,hard", "a-peft.safetensors"};
     for (size_t i = 0; i < 3; i++) {
         const char *const fields[] = {"prompt", "a cat", "input_reference", "@" T_IMAGE, "lora",
@@ -768,6 +809,7 @@ static void loras_go_by_name(void **state)
     json_decref(report);
     free(bytes[0]);
     free(bytes[1]);
+    loras_are_read_again(lora);
     free(lora);
     stop_clean();
 }

@@ -93,27 +93,44 @@ static sl_code parse(serve *v, int argc, char **argv, sl_err *err)
 
 /* ---- before the first job ---- */
 
+/* One of the configuration's LoRA for one expert; its file is "" where it has none for it. */
+static sl_lora_use use_of(const sl_conf_lora *l, int expert)
+{
+    sl_lora_use u = {.strength = expert ? l->strength_2 : l->strength};
+    snprintf(u.file, sizeof u.file, "%s", expert ? l->file_2 : l->file);
+    return u;
+}
+
+/* Each LoRA of `c` fits the model. `r` is left without any. */
+static sl_code check_loras(sl_request *r, const sl_server *s, const sl_conf *c, sl_err *err)
+{
+    sl_code rc = SL_OK;
+    for (int i = 0; i < c->lora_count && !rc; i++)
+        for (int e = 0; e < 2 && !rc; e++) {
+            const sl_lora_use u = use_of(&c->lora[i], e);
+            char **field = e ? &r->spec.lora_2 : &r->spec.lora, *rows;
+            if (!*u.file) continue;
+            if (!(rows = sl_lora_field(&u, 1))) return sl_fail(err, SL_NOMEM, "no memory");
+            free(*field);
+            *field = rows;
+            if ((rc = sl_request_check_lora(r, &s->model, s->conf.model.random, err)))
+                sl_context(err, rc, "lora %s", c->lora[i].name);
+            sl_job_set_text(field, "", NULL);
+        }
+    return rc;
+}
+
 /* The request asks for every LoRA of the configuration, as far as a job may; each of them fits the
  * model. */
 static sl_code ask_for_loras(sl_request *r, const sl_server *s, sl_err *err)
 {
     sl_lora_use uses[2][SL_LORA_MOST] = {0};
     int count[2] = {0};
-    sl_code rc = SL_OK;
+    sl_code rc = check_loras(r, s, &s->conf, err);
     for (int i = 0; i < s->conf.lora_count && !rc; i++)
-        for (int e = 0; e < 2 && !rc; e++) {
-            const sl_conf_lora *l = &s->conf.lora[i];
-            sl_lora_use u = {.strength = e ? l->strength_2 : l->strength};
-            char **field = e ? &r->spec.lora_2 : &r->spec.lora, *rows;
-            snprintf(u.file, sizeof u.file, "%s", e ? l->file_2 : l->file);
-            if (!*u.file) continue;
-            if (count[e] < SL_LORA_MOST) uses[e][count[e]++] = u;
-            if (!(rows = sl_lora_field(&u, 1))) return sl_fail(err, SL_NOMEM, "no memory");
-            free(*field);
-            *field = rows;
-            if ((rc = sl_request_check_lora(r, &s->model, s->conf.model.random, err)))
-                sl_context(err, rc, "lora %s", l->name);
-            sl_job_set_text(field, "", NULL);
+        for (int e = 0; e < 2; e++) {
+            const sl_lora_use u = use_of(&s->conf.lora[i], e);
+            if (*u.file && count[e] < SL_LORA_MOST) uses[e][count[e]++] = u;
         }
     for (int e = 0; e < 2 && !rc; e++) {
         char *rows = sl_lora_field(uses[e], count[e]),
@@ -262,7 +279,10 @@ static void reload(void *self)
     sl_err err = {0};
     if (!fresh) return;
     sl_conf_defaults(fresh);
+    sl_request asks = {0};
     sl_code rc = *v->conf ? sl_conf_read_file(fresh, v->conf, &err) : SL_OK;
+    if (!rc && !(rc = sl_job_init(&asks.spec, &err))) rc = check_loras(&asks, s, fresh, &err);
+    sl_job_free(&asks.spec);
     if (!rc && *v->tokens) rc = sl_tokens_read(&tokens, v->tokens, &err);
     if (rc) sl_log(SL_LOG_ERROR, "SIGHUP: all stays as it was: %s", err.msg);
     else {
