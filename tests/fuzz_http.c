@@ -134,15 +134,15 @@ static void add_job(target *t, char id[SL_JOURNAL_ID], bool ended)
     sl_server *s = &t->server;
     sl_err err = {0};
     sl_journal_job job = {.created_s = 1}, claimed;
-    sl_job spec;
+    sl_request asked = {0};
     char same[SL_JOURNAL_ID];
     snprintf(id, SL_JOURNAL_ID, "video_%032x", ++number);
     strcpy(job.id, id);
     if (s->tokens.count) strcpy(job.owner, s->tokens.at->name);
-    must(sl_job_init(&spec, &err), &err);
-    spec.dump = ended;
-    job.request = sl_video_request(s, &spec);
-    sl_job_free(&spec);
+    must(sl_job_init(&asked.spec, &err), &err);
+    asked.spec.dump = ended;
+    job.request = sl_video_request(s, &asked);
+    sl_job_free(&asked.spec);
     must(sl_store_make(&s->store, id, &err), &err);
     for (size_t i = 0; ended && i < sizeof FILES / sizeof *FILES; i++)
         must(sl_store_write(&s->store, id, FILES[i], picture64, 100 * i, &err), &err);

@@ -378,6 +378,7 @@ static void collect(void *to, const char *line)
 /* What is asked for and not done is told; what is done is not. */
 static void what_is_not_done_is_told(void **state)
 {
+    sl_tokenizer *tokenizer = NULL;
     (void)state;
     static char many[4000];
     for (int i = 0; i < 600; i++) strcat(many, "cat ");
@@ -408,7 +409,7 @@ static void what_is_not_done_is_told(void **state)
         if (!strcmp(b.jobs[0].spec.negative, "many"))
             T_OK(sl_job_set_text(&b.jobs[0].spec.negative, many, &err));
         T_OK(sl_batch_check(&b, &model, &conf, &err));
-        sl_request_hints(&b.jobs[0], &model, true, collect, said);
+        sl_request_hints(&b.jobs[0], &model, &tokenizer, collect, said);
         const char *end = strchr(said, '\n');
         if (CASES[i].says ? !strstr(said, CASES[i].says) || !end || end[1] : *said != 0)
             fail_msg("%s: \"%s\", want \"%s\"", CASES[i].more, said,
@@ -422,7 +423,7 @@ static void what_is_not_done_is_told(void **state)
         T_OK(add(&b, asking(", \"crf\": 0")));
         snprintf(b.jobs[0].spec.output, SL_PATH, "%s/a.gif", r.out);
         T_OK(sl_batch_check(&b, &model, &conf, &err));
-        sl_request_hints(&b.jobs[0], &model, true, collect, said);
+        sl_request_hints(&b.jobs[0], &model, &tokenizer, collect, said);
         assert_string_equal(said, "");
         sl_batch_free(&b);
     }
@@ -436,6 +437,7 @@ static void what_is_not_done_is_told(void **state)
         if (!sl_is_mojibake(BROKEN[i])) fail_msg("%s is none", BROKEN[i]);
     for (int i = 0; i < 7; i++)
         if (sl_is_mojibake(WHOLE[i])) fail_msg("%s is one", WHOLE[i]);
+    sl_tokenizer_close(&tokenizer);
 }
 
 static void what_is_wrong_is_one_line(void **state)

@@ -80,12 +80,26 @@ static void stop_clean(void)
 
 /* ---- a job's life ---- */
 
+/* The answer tells what the job was asked for and will not do. */
+static void warns_of_both(void)
+{
+    json_t *o = t_reply_json(&r), *all = json_object_get(o, "warnings");
+    assert_int_equal(json_array_size(all), 2);
+    T_SAYS(json_string_value(json_array_get(all, 0)),
+           " tokens, the model reads the first 512: its end is not used");
+    assert_string_equal(json_string_value(json_array_get(all, 1)),
+                        "--guidance-2 is not used: model has one transformer");
+    json_decref(o);
+}
+
 static void a_job_is_made_and_its_files_are_there(void **state)
 {
+    char prompt[2500] = "";
     (void)state;
+    for (int i = 0; i < 600; i++) strcat(prompt, "cat ");
     t_serve_start(&s, T_MODEL, NULL);
     const char *const fields[] = {"prompt",
-                                  "a cat",
+                                  prompt,
                                   "input_reference",
                                   "@" T_IMAGE,
                                   "size",
@@ -117,11 +131,13 @@ static void a_job_is_made_and_its_files_are_there(void **state)
     assert_string_equal(t_reply_text(&r, "seconds"), "0.5");
     assert_string_equal(t_reply_text(&r, "seed"), "7");
     assert_string_equal(t_reply_text(&r, "shift"), "2.5");
+    warns_of_both();
     assert_string_equal(t_wait(&s, id), "completed");
 
     ask("GET", t_format("/v1/videos/%s", id));
     assert_string_equal(t_reply_text(&r, "progress"), "100");
     assert_string_equal(t_reply_text(&r, "error"), "null");
+    warns_of_both();
     const char *bytes = t_reply_text(&r, "output_bytes");
 
     ask("GET", t_format("/v1/videos/%s/content", id));
@@ -147,6 +163,7 @@ static void a_job_is_made_and_its_files_are_there(void **state)
     ask("GET", t_format("/v1/videos/%s/report", id));
     assert_string_equal(t_reply_text(&r, "status"), "done");
     assert_string_equal(t_reply_text(&r, "step_count"), "3");
+    warns_of_both();
     assert_null(strstr(r.body, s.state));
     ask("GET", t_format("/v1/videos/%s/trace", id));
     assert_null(strstr(r.body, s.state));
@@ -1026,8 +1043,11 @@ static void the_server_describes_itself(void **state)
     assert_string_equal(t_reply_text(&r, "openapi"), "3.1.0");
     assert_non_null(strstr(r.body, "\"num_inference_steps\""));
     assert_null(strstr(r.body, "\"output\""));
+    T_SAYS(r.body, "\"warnings\":{\"type\":\"array\",\"items\":{\"type\":\"string\"}");
     const char *id = t_submit(&s, "4", "3");
     assert_string_equal(t_wait(&s, id), "completed");
+    ask("GET", t_format("/v1/videos/%s", id));
+    assert_string_equal(t_reply_text(&r, "warnings"), "[]");
     ask("GET", "/metrics");
     const char *const lines[] = {"\nsluice_jobs_total{outcome=\"completed\"} 1\n",
                                  "\nsluice_steps_total 3\n", "\nsluice_queue_jobs 0\n",

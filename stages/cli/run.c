@@ -376,11 +376,13 @@ static int run_jobs(sl_batch *o, const sl_model *model, sl_conf *conf, int64_t t
 typedef struct {
     char before[8][SL_PATH];
     int count;
+    sl_request *job;
 } told;
 
 static void tell(void *to, const char *line)
 {
     told *t = to;
+    sl_request_warn(t->job, line);
     for (int i = 0; i < t->count && i < 8; i++)
         if (!strcmp(t->before[i], line)) return;
     snprintf(t->before[t->count % 8], SL_PATH, "%s", line);
@@ -392,7 +394,12 @@ static void tell(void *to, const char *line)
 static void give_hints(const sl_batch *o, const sl_model *model)
 {
     told *t = calloc(1, sizeof *t);
-    for (int i = 0; i < o->job_count && t; i++) sl_request_hints(&o->jobs[i], model, true, tell, t);
+    sl_tokenizer *tokenizer = NULL;
+    for (int i = 0; i < o->job_count && t; i++) {
+        t->job = &o->jobs[i];
+        sl_request_hints(t->job, model, &tokenizer, tell, t);
+    }
+    sl_tokenizer_close(&tokenizer);
     free(t);
 }
 
@@ -403,7 +410,9 @@ static sl_code look_for_room(sl_batch *o, const sl_model *model, sl_err *err)
     for (int i = 0; i < o->job_count; i++) {
         sl_code rc = sl_request_room(&o->jobs[i], model, hint, sizeof hint, err);
         if (rc) return rc;
-        if (*hint) sl_log(SL_LOG_WARN, "%s", hint);
+        if (!*hint) continue;
+        sl_log(SL_LOG_WARN, "%s", hint);
+        sl_request_warn(&o->jobs[i], hint);
     }
     return SL_OK;
 }

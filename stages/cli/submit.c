@@ -383,6 +383,15 @@ static sl_code send_task(const submission *s, sl_remote *r, task *t, json_t **ob
     return rc && t->line ? sl_context(err, rc, "%s:%d", s->jobs_file, t->line) : rc;
 }
 
+/* What the server will not do of it, as a run here says it. */
+static void show_warnings(const json_t *object)
+{
+    const json_t *line;
+    size_t i;
+    json_array_foreach(json_object_get(object, "warnings"), i, line)
+        sl_log(SL_LOG_WARN, "%s", json_string_value(line) ? json_string_value(line) : "");
+}
+
 /* All of them, in order; *sent are on the server, also after an error. */
 static sl_code send_all(submission *s, sl_remote *r, int *sent, sl_err *err)
 {
@@ -391,6 +400,7 @@ static sl_code send_all(submission *s, sl_remote *r, int *sent, sl_err *err)
     for (*sent = 0; *sent < s->count; ++*sent) {
         json_t *object = NULL;
         if ((rc = send_task(s, r, &s->tasks[*sent], &object, err))) break;
+        show_warnings(object);
         if (tells && s->client.json) rc = sl_json_to_file(object, "-", err);
         else if (tells) printf("%s\n", s->tasks[*sent].wanted.id);
         else if (!s->quiet) {

@@ -8,7 +8,6 @@
 
 #include "common/path.h"
 #include "common/prompt.h"
-#include "common/tokenizer.h"
 #include "common/video_format.h"
 #include "graphs/umt5.h"
 #include "stages/job/components.h"
@@ -18,7 +17,7 @@
 typedef struct {
     const sl_request *r;
     const sl_model *model;
-    bool counts;
+    sl_tokenizer **tokenizer;
     void (*say)(void *to, const char *line);
     void *to;
 } hints;
@@ -86,15 +85,14 @@ bool sl_is_mojibake(const char *text)
 static int count_tokens(const hints *h, const char *text)
 {
     char *clean = NULL;
-    sl_tokenizer *t = NULL;
     int n = 0;
     if (sl_prompt_clean(&clean, text, strlen(text), NULL)) return 0;
     const size_t room = strlen(clean) + 2;
     int32_t *ids = malloc(room * sizeof *ids);
-    if (ids && !sl_tokenizer_open(&t, h->model->layout.tokenizer, NULL) &&
-        sl_tokenizer_encode(t, clean, strlen(clean), ids, (int)room, &n, NULL))
+    if (ids && !*h->tokenizer) sl_tokenizer_open(h->tokenizer, h->model->layout.tokenizer, NULL);
+    if (ids && *h->tokenizer &&
+        sl_tokenizer_encode(*h->tokenizer, clean, strlen(clean), ids, (int)room, &n, NULL))
         n = 0;
-    sl_tokenizer_close(&t);
     free(ids);
     free(clean);
     return n;
@@ -103,7 +101,7 @@ static int count_tokens(const hints *h, const char *text)
 static void about_text(const hints *h, const char *option, const char *text)
 {
     /* a token is a byte at least, but for characters that normalization spells out */
-    const bool may = h->counts && strlen(text) >= SL_UMT5_MAX_TOKENS / 2;
+    const bool may = h->tokenizer && strlen(text) >= SL_UMT5_MAX_TOKENS / 2;
     const int n = may ? count_tokens(h, text) : 0;
     if (n > SL_UMT5_MAX_TOKENS)
         say(h, "--%s has %d tokens, the model reads the first %d: its end is not used", option, n,
@@ -140,10 +138,10 @@ static bool is_h264(const char *output)
     return sl_video_format_of(&f, output, NULL) || !strcmp(f->encoders, "libx264");
 }
 
-void sl_request_hints(const sl_request *r, const sl_model *model, bool counts,
+void sl_request_hints(const sl_request *r, const sl_model *model, sl_tokenizer **tokenizer,
                       void (*say_it)(void *to, const char *line), void *to)
 {
-    const hints h = {r, model, counts, say_it, to};
+    const hints h = {r, model, tokenizer, say_it, to};
     const sl_job *s = &r->spec;
     char distilled[SL_PATH];
     const bool guided = sl_job_guided(s);

@@ -218,6 +218,19 @@ static json_t *text(const char *t)
     return string;
 }
 
+json_t *sl_report_warnings(const sl_request *job)
+{
+    json_t *all = json_array();
+    for (const char *at = job->warnings; at && *at;) {
+        const size_t n = strcspn(at, "\n");
+        char *line = strndup(at, n);
+        if (line) json_array_append_new(all, text(line));
+        free(line);
+        at += n + (at[n] == '\n');
+    }
+    return all;
+}
+
 static json_t *branch(int computed, double metric)
 {
     if (computed < 0) return json_null();
@@ -272,9 +285,10 @@ static json_t *job_json(const sl_report *r, const sl_report_job *j)
                              branch(j->steps[i].cond_computed, j->steps[i].cond_metric), "uncond",
                              branch(j->steps[i].uncond_computed, j->steps[i].uncond_metric)));
     return json_pack(
-        "{s:s, s:o, s:s, s:o, s:i, s:i, s:i, s:o, s:i, s:f, s:f, s:s, s:f, s:o*, s:o*, s:o, "
+        "{s:s, s:o, s:o, s:s, s:o, s:i, s:i, s:i, s:o, s:i, s:f, s:f, s:s, s:f, s:o*, s:o*, s:o, "
         "s:o, s:o, s:f, s:f, s:f, s:i, s:o, s:o*, s:I}",
-        "status", sl_report_status(j), "message", text(j->message), "prompt", s->prompt, "seed",
+        "status", sl_report_status(j), "message", text(j->message), "warnings",
+        sl_report_warnings(j->job), "prompt", s->prompt, "seed",
         json_sprintf("%llu", (unsigned long long)s->seed), "width", s->width, "height", s->height,
         "frames", s->frames, "fps", sl_json_number(s->fps), "step_count", s->steps, "guidance",
         s->guidance, "shift", s->shift, "sampler", s->sampler, "fbcache", s->fbcache, "lora",

@@ -5,6 +5,8 @@
 
 #include <stdio.h>
 
+#include <jansson.h>
+
 #include "common/conf.h"
 #include "common/trace.h"
 #include "common/wire.h"
@@ -68,6 +70,8 @@ const char *sl_report_status(const sl_report_job *job); /* "done", "cancelled", 
 double sl_report_computing(const sl_report_rank *rank);
 /* How many ranks work on the job now; 0: not known, or there are no teams. */
 int sl_report_team(const sl_report_job *job);
+/* job->warnings as an array of texts, the caller's. */
+json_t *sl_report_warnings(const sl_request *job);
 /* JSON of one job, or {"jobs": [...]} of all when job is NULL. Errors: SL_SYS. */
 sl_code sl_report_write(const sl_report *r, const sl_report_job *job, const char *path,
                         sl_err *err);

@@ -17,7 +17,10 @@ sl_code sl_batch_init(sl_batch *b, sl_err *err)
 void sl_batch_free(sl_batch *b)
 {
     sl_job_free(&b->base.spec);
-    for (int i = 0; i < b->job_count; i++) sl_job_free(&b->jobs[i].spec);
+    for (int i = 0; i < b->job_count; i++) {
+        sl_job_free(&b->jobs[i].spec);
+        free(b->jobs[i].warnings);
+    }
     free(b->jobs);
     memset(b, 0, sizeof *b);
 }
@@ -25,6 +28,7 @@ void sl_batch_free(sl_batch *b)
 static sl_code copy_request(sl_request *to, const sl_request *from, sl_err *err)
 {
     *to = *from;
+    to->warnings = NULL;
     return sl_job_copy(&to->spec, &from->spec, err);
 }
 
@@ -35,4 +39,14 @@ sl_code sl_batch_add(sl_batch *b, sl_request **out, sl_err *err)
                        *b->jobs_file ? b->jobs_file : "the run", SL_MAX_RUN_JOBS);
     *out = &b->jobs[b->job_count++];
     return copy_request(*out, &b->base, err);
+}
+
+void sl_request_warn(sl_request *r, const char *line)
+{
+    const size_t before = r->warnings ? strlen(r->warnings) + 1 : 0;
+    char *more = realloc(r->warnings, before + strlen(line) + 1);
+    if (!more) return;
+    if (before) more[before - 1] = '\n';
+    strcpy(more + before, line);
+    r->warnings = more;
 }

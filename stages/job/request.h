@@ -48,6 +48,9 @@ typedef struct {
     bool small_dump;   /* there is no room for the dump: the job's folder lies in the spool */
     bool made_dump;    /* its folder is made for this job */
     char dir[SL_PATH]; /* the job's folder, in the spool or in the dump's */
+    /* What it was asked for and will not do, '\n' between lines; NULL: all of it is done. The
+     * request's to free. */
+    char *warnings;
 } sl_request;
 
 /* Requests that run together: one checkpoint, one configuration, one set of devices. */
@@ -71,5 +74,8 @@ void sl_batch_free(sl_batch *b);
 /* One more job, a copy of the base. *out is the batch's. Errors: SL_ARG there are
  * SL_MAX_RUN_JOBS, SL_NOMEM. */
 sl_code sl_batch_add(sl_batch *b, sl_request **out, sl_err *err);
+
+/* One more line of r->warnings; without memory it is left out. */
+void sl_request_warn(sl_request *r, const char *line);
 
 #endif

@@ -199,9 +199,16 @@ static sl_code check(sl_server *s, sl_form *f, sl_err *err)
     return rc;
 }
 
-static void log_hint(void *id, const char *line)
+typedef struct {
+    const char *id;
+    sl_request *request;
+} hinted;
+
+static void note_hint(void *to, const char *line)
 {
-    sl_log_about(id, SL_LOG_WARN, "%s", line);
+    const hinted *h = to;
+    sl_log_about(h->id, SL_LOG_WARN, "%s", line);
+    sl_request_warn(h->request, line);
 }
 
 /* Folder and files of the job; all of it is on the disk. */
@@ -220,8 +227,9 @@ static sl_code make_job(sl_server *s, const char *id, sl_form *f, sl_err *err)
         (rc = check(s, f, err)) || (rc = sl_store_path(path, &s->store, id, "job.json", err)) ||
         (rc = sl_job_write(&r->spec, path, err)))
         return rc;
-    /* nobody waits here until a tokenizer is read */
-    sl_request_hints(r, &s->model, false, log_hint, (void *)id);
+    hinted h = {id, r};
+    sl_tokenizer *tokenizer = s->tokenizer;
+    sl_request_hints(r, &s->model, tokenizer ? &tokenizer : NULL, note_hint, &h);
     return sl_store_sync(&s->store, id, err);
 }
 
@@ -337,7 +345,7 @@ static sl_code submit(sl_ask *a, const char *id, const sl_form *f, const char *k
                                       : a->everyone   ? 0
                                                       : a->priority,
                           .created_s = (int64_t)time(NULL),
-                          .request = sl_video_request(s, &f->request.spec)};
+                          .request = sl_video_request(s, &f->request)};
     if (!job.request) return sl_fail(err, SL_NOMEM, "no memory");
     memcpy(job.id, id, sizeof job.id);
     memcpy(job.owner, a->owner, sizeof job.owner);

@@ -73,6 +73,7 @@ sl_code sl_form_init(sl_form *f, sl_err *err)
 void sl_form_free(sl_form *f)
 {
     sl_job_free(&f->request.spec);
+    free(f->request.warnings);
     free(f->image.bytes);
     free(f->last_image.bytes);
     free(f->noise.bytes);

@@ -124,6 +124,11 @@ static json_t *video_schema(void)
     json_object_set_new(json_object_get(all, "progress"), "minimum", json_integer(0));
     json_object_set_new(json_object_get(all, "progress"), "maximum", json_integer(100));
     json_object_set_new(all, "seed", json_pack("{s:[s, s]}", "type", "integer", "string"));
+    json_object_set_new(all, "warnings",
+                        json_pack("{s:s, s:{s:s}, s:s}", "type", "array", "items", "type", "string",
+                                  "description",
+                                  "what was asked for and will not be done, a line each"));
+    json_array_append_new(required, json_string("warnings"));
     json_object_set_new(all, "error",
                         json_pack("{s:[s, s], s:{s:{s:s}, s:{s:s}}}", "type", "object", "null",
                                   "properties", "code", "type", "string", "message", "type",

@@ -82,6 +82,7 @@ static void forget(run *r)
 {
     sl_report_free(&r->rep);
     sl_job_free(&r->req.spec);
+    free(r->req.warnings);
     *r = (run){0};
 }
 
@@ -223,6 +224,16 @@ static sl_code open_run(pipeline *p, run *r, sl_err *err)
     return SL_OK;
 }
 
+/* For its report: the answer to its POST had them. */
+static void read_warnings(sl_request *req, const char *request)
+{
+    json_t *o = request ? json_loads(request, 0, NULL) : NULL, *line;
+    size_t i;
+    json_array_foreach(json_object_get(o, "warnings"), i, line)
+        sl_request_warn(req, json_string_value(line) ? json_string_value(line) : "");
+    json_decref(o);
+}
+
 static void begin(pipeline *p, const sl_journal_job *row)
 {
     run *r = p->runs;
@@ -231,6 +242,7 @@ static void begin(pipeline *p, const sl_journal_job *row)
     *r = (run){.used = true, .req = {.id = ++p->last_tag}, .resumed = row->attempts > 1};
     memcpy(r->id, row->id, sizeof r->id);
     sl_code rc = open_run(p, r, &err);
+    read_warnings(&r->req, row->request);
     sl_live_begin(p->s->live, r->id, &r->req.spec, row->progress);
     if (!rc) rc = sl_report_init(&r->rep, &r->req, 1, sl_now_ns(), &err);
     if (rc) {

@@ -18,7 +18,7 @@ void sl_answer_journal(sl_ask *a, sl_code code, const sl_err *err);
 json_t *sl_video_json(sl_server *s, const sl_journal_job *job);
 /* What the journal keeps as a job's request: everything of the object that never changes. malloc'd;
  * NULL: no memory. */
-char *sl_video_request(const sl_server *s, const sl_job *spec);
+char *sl_video_request(const sl_server *s, const sl_request *r);
 /* Such a request was for a job that keeps its hand-overs. */
 bool sl_video_has_dump(const sl_journal_job *job);
 

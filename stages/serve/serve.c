@@ -227,6 +227,8 @@ static sl_code open_all(serve *v, sl_err *err)
         return rc;
     v->people = s->conf.run.log_format == SL_LOG_AS_TEXT;
     s->conf.run.log_format = SL_LOG_AS_JSON; /* of all processes: the logger reads it */
+    sl_tokenizer_open(&s->tokenizer, s->model.layout.tokenizer,
+                      NULL); /* the text stage complains */
     name_model(s);
     raise_files(&s->conf);
     s->lanes = sl_conf_instances(&s->conf, SL_ROLE_DENOISE);

@@ -33,6 +33,7 @@ void sl_server_close(sl_server *s)
     sl_live_close(&s->live);
     sl_tokens_free(&s->tokens);
     sl_job_free(&s->defaults.spec);
+    sl_tokenizer_close(&s->tokenizer);
     pthread_rwlock_destroy(&s->settings);
     if (s->wake >= 0) close(s->wake);
 }

@@ -16,6 +16,7 @@
 
 #include "common/conf.h"
 #include "common/model.h"
+#include "common/tokenizer.h"
 #include "stages/job/request.h"
 #include "stages/serve/events.h"
 #include "stages/serve/journal.h"
@@ -28,6 +29,7 @@ typedef struct {
     char name[128]; /* of the model: its folder's last part */
     sl_model model; /* and the checkpoint's own defaults: */
     sl_request defaults;
+    sl_tokenizer *tokenizer; /* NULL: prompts are not counted */
     sl_store store;
     sl_journal *journal;
     sl_live *live;

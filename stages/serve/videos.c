@@ -12,6 +12,7 @@
 #include "common/json.h"
 #include "common/log.h"
 #include "common/pipeline.h"
+#include "stages/job/report.h"
 
 #define LIST_MOST 100
 #define REMOVE_WAIT_MS 10000 /* for a running job to stop */
@@ -25,19 +26,20 @@ static json_t *seed_json(uint64_t seed)
     return json_sprintf("%llu", (unsigned long long)seed);
 }
 
-char *sl_video_request(const sl_server *s, const sl_job *j)
+char *sl_video_request(const sl_server *s, const sl_request *r)
 {
+    const sl_job *j = &r->spec;
     char size[32], seconds[32];
     snprintf(size, sizeof size, "%dx%d", j->width, j->height);
     snprintf(seconds, sizeof seconds, "%g", round(100.0 * (j->frames - 1) / j->fps) / 100);
     json_t *o = json_pack(
         "{s:s, s:s, s:s, s:s, s:s, s:i, s:i, s:i, s:o, s:i, s:f, s:f, s:f, s:s, s:o, "
-        "s:f, s:i, s:b}",
+        "s:f, s:i, s:b, s:o}",
         "model", s->name, "prompt", j->prompt, "negative_prompt", j->negative, "seconds", seconds,
         "size", size, "width", j->width, "height", j->height, "frames", j->frames, "fps",
         sl_json_number(j->fps), "steps", j->steps, "guidance", j->guidance, "guidance_2",
         j->guidance_2, "shift", j->shift, "sampler", j->sampler, "seed", seed_json(j->seed),
-        "fbcache", j->fbcache, "crf", j->crf, "dump", j->dump);
+        "fbcache", j->fbcache, "crf", j->crf, "dump", j->dump, "warnings", sl_report_warnings(r));
     char *text = o ? json_dumps(o, JSON_COMPACT) : NULL;
     json_decref(o);
     return text;
@@ -159,6 +161,8 @@ json_t *sl_video_json(sl_server *s, const sl_journal_job *j)
     json_object_set_new(o, "preview", json_boolean(has_preview(s, j)));
     for (size_t i = 0; i < sizeof NULLS / sizeof *NULLS; i++)
         json_object_set_new(o, NULLS[i], json_null());
+    if (!json_object_get(o, "warnings")) /* of a server before this one */
+        json_object_set_new(o, "warnings", json_array());
     add_live(s, o, j);
     return o;
 }
