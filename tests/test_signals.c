@@ -1,5 +1,6 @@
 /* test_signals - Ctrl-Z stops the stages and fg goes on; the first Ctrl-C ends a run whatever a
- * stage does; a stage without memory is told, not waited for. */
+ * stage does; a stage without memory is told, not waited for, and one that the kernel kills for it
+ * says so. */
 #include "tests/t_run.h"
 
 #include <sys/resource.h>
@@ -87,10 +88,80 @@ static void test_address_space(void **state)
     t_run_close(&run);
 }
 
+/* ---- a real kill for want of memory ---- */
+
+static char group[600]; /* a cgroup of the test's own, within its own */
+
+static bool put_in(const char *file, const char *text)
+{
+    FILE *f = fopen(t_format("%s/%s", group, file), "w");
+    const bool put = f && fputs(text, f) >= 0;
+    return f && !fclose(f) && put;
+}
+
+/* A cgroup that gives `bytes`, in the first of these hierarchies that lets one be made. */
+static bool make_group(const char *bytes)
+{
+    static const struct {
+        const char *root, *line, *limit;
+    } KINDS[] = {{"/sys/fs/cgroup/memory", ":memory:", "memory.limit_in_bytes"},
+                 {"/sys/fs/cgroup", "0::", "memory.max"}};
+    char own[4096] = "";
+    FILE *f = fopen("/proc/self/cgroup", "r");
+    bool made = false;
+    if (f) own[fread(own, 1, sizeof own - 1, f)] = 0, fclose(f);
+    for (int i = 0; i < 2 && !made; i++) {
+        char *at = strstr(own, KINDS[i].line);
+        if (!at) continue;
+        at += strlen(KINDS[i].line);
+        const int length = (int)strcspn(at, "\n");
+        /* in a container the file's path may be the host's: then its root is what is mounted */
+        for (int whole = 1; whole >= 0 && !made; whole--) {
+            snprintf(group, sizeof group, "%s%.*s/sluice-test-%d", KINDS[i].root,
+                     whole ? length : 0, at, (int)getpid());
+            if (mkdir(group, 0700)) continue;
+            made = put_in(KINDS[i].limit, bytes);
+            if (!made) rmdir(group);
+        }
+    }
+    return made;
+}
+
+static int remove_group(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 100 && *group && rmdir(group) && errno == EBUSY; i++) usleep(20000);
+    *group = 0;
+    return 0;
+}
+
+/* The decoder, moved into a cgroup without memory, is killed by the kernel for the first frames:
+ * the log says of what it died, and the next one, which has memory, makes the video. */
+static void test_out_of_memory(void **state)
+{
+    (void)state;
+    if (!make_group("2097152")) skip(); /* no cgroup may be made here */
+    t_run_open(&run);
+    t_run_conf(&run, 5, 30, "");
+    start("20");
+    t_run_until(&run, "<- decode READY");
+    const pid_t decoder = run.stages[4];
+    if (!put_in("cgroup.procs", t_format("%d", (int)decoder)))
+        t_run_fail(&run, "the decoder cannot be moved to %s", group);
+    t_run_ends(&run, 0);
+    if (!t_run_said(&run, t_format("decode[%d] ended: killed by the kernel: out of memory at ",
+                                   (int)decoder)))
+        t_run_fail(&run, "nobody said that the decoder was killed for want of memory");
+    if (t_count_files(run.out, "a.mp4") != 1) t_run_fail(&run, "there is no video");
+    t_run_nothing_left(&run, 0);
+    t_run_close(&run);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_pause),
                                        cmocka_unit_test(test_first_interrupt),
-                                       cmocka_unit_test(test_address_space)};
+                                       cmocka_unit_test(test_address_space),
+                                       cmocka_unit_test_teardown(test_out_of_memory, remove_group)};
     return cmocka_run_group_tests_name("signals", tests, NULL, NULL);
 }
