@@ -493,6 +493,10 @@ static void what_is_wrong_is_said_in_a_line(void **state)
     } while (0)
     REFUSED("unknown command \"wiat\", did you mean wait?", "wiat");
     REFUSED("unknown option --stpes, did you mean --steps?", "submit", "--stpes", "3");
+    FILE *many = fopen(at("many.jsonl"), "w");
+    for (int i = 0; i < 1500; i++) fputs("{}\n", many);
+    fclose(many);
+    REFUSED("many.jsonl has more than 1024 jobs", "submit", SMALL, "--jobs", at("many.jsonl"));
     REFUSED("unknown option --ordr, did you mean --order?", "list", "--ordr", "asc");
     REFUSED("--order is up, want asc or desc", "list", "--order", "up");
     REFUSED("--limit is 0", "list", "--limit", "0");
