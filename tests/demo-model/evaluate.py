@@ -18,7 +18,9 @@ import time
 import numpy as np
 from PIL import Image
 
+import asked
 import measure
+from asked import EFFECTS, MOVES
 
 A = argparse.ArgumentParser()
 A.add_argument("--sluice", default="bin/sluice")
@@ -41,37 +43,11 @@ A.add_argument("rest", nargs="*")
 a = A.parse_args()
 os.makedirs(a.work, exist_ok=True)
 
-# wordings are spread over the pictures: picture i gets wording i
-MOVES = {
-    "left": ["The camera pans to the left", "pan left", "camera moves left", "a pan to the left"],
-    "right": ["The camera pans to the right", "pan right", "camera moves right", "a pan to the right"],
-    "up": ["The camera tilts up", "tilt up", "look up", "the view tilts upwards"],
-    "down": ["The camera tilts down", "tilt down", "look down", "the view tilts downwards"],
-    "in": ["The camera zooms in", "zoom in", "a zoom in", "push in"],
-    "out": ["The camera zooms out", "zoom out", "a zoom out", "pull back"],
-    "cw": ["The camera rotates clockwise", "rotate clockwise", "a clockwise rotation", "the view turns clockwise"],
-    "ccw": ["The camera rotates counterclockwise", "rotate anticlockwise", "a counterclockwise rotation", "the view turns anti-clockwise"],
-    "shake": ["The camera shakes", "shaky camera", "an earthquake", "shake the camera"],
-    "still": ["Hold still", "the camera holds still", "a static shot", "the camera does not move"],
-}
-EFFECTS = [("snow", None, ["Snow falls", "it is snowing", "falling snow", "let it snow"]), ("rain", None, ["Rain falls", "it starts to rain", "falling rain", "it is raining"]),
-           ("fade", None, ["The picture fades to black", "fade to black", "a fade to black", "everything goes dark"]),
-           ("bw", None, ["The picture turns black and white", "turn black and white", "make it black and white", "the colours fade away"]),
-           ("bright", None, ["The picture gets brighter", "make it brighter", "the scene brightens", "the light gets stronger"]),
-           ("sunset", None, ["Sunset colours appear", "the sun sets", "sunset colours", "make it look like sunset"]),
-           ("ball", "left", ["A red ball rolls in from the left", "a blue ball bounces across from the left", "a green ball rolls from left to right", "a yellow ball bounces in from the left"]),
-           ("ball", "right", ["A red ball rolls in from the right", "a blue ball bounces across from the right", "a green ball rolls from right to left", "a yellow ball bounces in from the right"])]
-
-
 def pictures():
     out = []
     for f in sorted(p for e in ("webp", "jpg", "jpeg", "png") for p in glob.glob(f"{a.pictures}/*.{e}")):
-        im = Image.open(f).convert("RGB")
-        s = max(a.width / im.width, a.height / im.height)
-        im = im.resize((max(a.width, round(im.width * s)), max(a.height, round(im.height * s))), Image.LANCZOS)
-        x, y = (im.width - a.width) // 2, (im.height - a.height) // 2
         p = f"{a.work}/{os.path.splitext(os.path.basename(f))[0]}.png"
-        im.crop((x, y, x + a.width, y + a.height)).save(p)
+        asked.fit(f, a.width, a.height).save(p)
         out.append(p)
     if not out:
         sys.exit(f"no pictures in {a.pictures}")
@@ -139,19 +115,12 @@ def each(f, items):
 def judged_move(job):
     i, p, m = job
     f = frames(f"move-{m}-{i}")
-    if f is None:
-        return None
-    r = {"move": measure.move(f), "first": measure.psnr(f[0], np.array(Image.open(p)))}
-    if m == "still":
-        r["hold"] = min(measure.psnr(f[0], q) for q in f[1:])
-    if m in ("still", "left", "right", "up", "down"):
-        r["grad"] = measure.gradient(f[-1]) / max(measure.gradient(f[0]), 1e-6)
-    return r
+    return None if f is None else asked.judge_move(f, np.array(Image.open(p)), m)
 
 
 def judged_effect(job):
     i, e, s = job
-    f = frames(f"fx-{e}{'-' + s if s else ''}-{i}")
+    f = frames(f"fx-{asked.effect_name(e, s)}-{i}")
     return (False, "no clip") if f is None else measure.effect(f, e, s)
 
 
@@ -162,44 +131,27 @@ def numbered(pics):
 def moves(pics):
     jobs = [(f"move-{m}-{i}", p, w[i % len(w)], a.seed + i) for i, p in numbered(pics) for m, w in MOVES.items()]
     sec = run(jobs, *common())
-    ok, first, hold, grad, failed = {m: [] for m in MOVES}, [], [], [], 0
     pics = whole(pics, "move", MOVES)
-    jobs = len(pics) * len(MOVES)
-    asked = [(i, p, m) for i, p in pics for m in MOVES]
-    for (i, p, m), r in zip(asked, each(judged_move, asked)):
-        ok[m].append(r is not None and r["move"][0] == m)
-        failed += r is None
-        if r and not ok[m][-1]:
-            print(f"  {os.path.basename(p)}: asked {m}, measured {r['move'][0]} {r['move'][1]}")
-        for k, v in (("first", first), ("hold", hold), ("grad", grad)):
-            v += [r[k]] if r and k in r else []
-    n = max(1, sum(len(v) for v in ok.values()))
-    print(f"\nCamera moves: {len(pics)} held-out pictures x {len(MOVES)} moves, {sec / max(1, jobs):.2f} s a clip, {failed} failed")
-    print("| move | agrees |\n|---|---|")
-    for m, v in ok.items():
-        print(f"| {m} | {sum(v)}/{len(v)} |")
-    print(f"| **all** | **{100 * sum(map(sum, ok.values())) / n:.1f} %** |")
-    if first:
-        print(f"\nfirst frame against the picture: median {np.median(first):.2f} dB (10th percentile {np.quantile(first, .1):.2f})")
-        print(f"hold still, worst frame against the first: median {np.median(hold):.2f} dB, lowest {min(hold):.2f}, {100 * np.mean(np.array(hold) >= 24):.0f} % reach 24 dB")
-        print(f"gradient energy of the last frame, stills and pans: median {np.median(grad):.2f} of the first's, {100 * np.mean(np.array(grad) >= 0.5):.0f} % keep half")
+    wishes = [(i, p, m) for i, p in pics for m in MOVES]
+    got = each(judged_move, wishes)
+    for (i, p, m), r in zip(wishes, got):
+        if r and r["move"] != m:
+            print(f"  {os.path.basename(p)}: asked {m}, measured {r['move']} {r['figures']}")
+    print(f"\nCamera moves: {len(pics)} held-out pictures x {len(MOVES)} moves, {sec / max(1, len(wishes)):.2f} s a clip, {got.count(None)} failed")
+    print(asked.moves_table(asked.moves_figures([m for _, _, m in wishes], got)))
 
 
 def effects(pics):
-    jobs = [(f"fx-{e}{'-' + s if s else ''}-{i}", p, w[i % len(w)], a.seed + i) for i, p in numbered(pics) for e, s, w in EFFECTS]
+    jobs = [(f"fx-{asked.effect_name(e, s)}-{i}", p, w[i % len(w)], a.seed + i) for i, p in numbered(pics) for e, s, w in EFFECTS]
     run(jobs, *common())
-    pics = whole(pics, "fx", [e + ("-" + s if s else "") for e, s, _ in EFFECTS])
-    print(f"\nEffects: {len(pics)} held-out pictures\n| effect | shows |\n|---|---|")
-    total = []
-    for e, s, _ in EFFECTS:
-        got = each(judged_effect, [(i, e, s) for i, _ in pics])
-        v = [bool(g[0]) for g in got]
-        total += v
-        print(f"| {e}{' from the ' + s if s else ''} | {sum(v)}/{len(v)} |")
-        for (_, p), g in zip(pics, got):
-            if not g[0]:
-                print(f"  {os.path.basename(p)}: {e} not seen ({g[1]})", file=sys.stderr)
-    print(f"| **all** | **{100 * np.mean(total or [0]):.1f} %** |")
+    pics = whole(pics, "fx", [asked.effect_name(e, s) for e, s, _ in EFFECTS])
+    wishes = [(i, p, e, s) for i, p in pics for e, s, _ in EFFECTS]
+    got = each(judged_effect, [(i, e, s) for i, _, e, s in wishes])
+    for (_, p, e, _), g in zip(wishes, got):
+        if not g[0]:
+            print(f"  {os.path.basename(p)}: {e} not seen ({g[1]})", file=sys.stderr)
+    print(f"\nEffects: {len(pics)} held-out pictures")
+    print(asked.effects_table(asked.effects_figures([asked.effect_name(e, s) for _, _, e, s in wishes], got)))
 
 
 CACHE = [(t,) for t in (0, 0.03, 0.05, 0.1, 0.15, 0.2, 0.3)] + [(t, *o) for t in (0.1, 0.2) for o in (("--fbcache-warmup", "4"), ("--fbcache-max-hits", "1"),

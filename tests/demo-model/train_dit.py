@@ -5,20 +5,17 @@
 
 usage: train_dit.py --data DIR --vae DIR --out DIR --minutes 8 [--resume DIR] [--lr 2e-3 --lr-end 2e-3]"""
 import argparse
-import glob
-import math
 import os
 import random
 import sys
 import time
 
 import numpy as np
-import sentencepiece as spm
 import torch
-import torch.nn.functional as F
 
 import captions
 import data
+import parts
 import vae2d
 import wan
 
@@ -48,99 +45,31 @@ rng = random.Random(a.seed)
 random.seed(a.seed)
 torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
 os.makedirs(a.out, exist_ok=True)
-ctx = lambda: torch.autocast(dev, torch.bfloat16)
-LMAX = 48
 
 
 def log(*s):
     print(f"[{time.time() - T0:6.1f}]", *s, flush=True)
 
 
-def load_parts(folder):
-    sd = {}
-    if os.path.exists(folder + "/model_index.json"):     # a finished checkpoint
-        from safetensors.torch import load_file
-        for part, name in (("dit", "transformer/diffusion_pytorch_model"), ("text", "text_encoder/model"), ("clip", "image_encoder/model")):
-            sd.update({f"{part}.{k}": v.float() for k, v in load_file(f"{folder}/{name}.safetensors").items()})
-        return sd
-    for f in sorted(glob.glob(folder + "/ema*.pt")):
-        sd.update(torch.load(f, map_location="cpu"))
-    return {k: v.float() for k, v in sd.items()}
-
-
 bank = data.Bank(a.data + "/train", dev, 12 if a.tiny else 0)
 held = data.Bank(a.data + "/held", dev, 3 if a.tiny else 0)
-sp = spm.SentencePieceProcessor(model_file=a.data + "/tok/spiece.model")
-vae = wan.VAE(16).to(dev).eval().requires_grad_(False)
-if os.path.exists(a.vae + "/model_index.json"):
-    import json
-    from safetensors.torch import load_file
-    sd = load_file(a.vae + "/vae/diffusion_pytorch_model.safetensors")
-    st = json.load(open(a.vae + "/vae/config.json"))
-    st = {k: torch.tensor(st["latents_" + k]) for k in ("mean", "std")}
-else:
-    sd = torch.load(a.vae + "/vae.pt", map_location=dev)
-    st = torch.load(a.vae + "/vae_stats.pt")
-vae.load_state_dict({k: v.to(torch.bfloat16).float() for k, v in sd.items()})
-MEAN, STD = (st[k].to(dev).view(1, 16, 1, 1, 1) for k in ("mean", "std"))
+P = parts.Parts(a.vae, a.data + "/tok/spiece.model", dev)
 if dev == "cuda":
     wan.CONV = "3dl"
     log(wan.fuse(dev))
 
 
-class Model(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.text, self.clip, self.dit = wan.UMT5(1024, layers=3), wan.Clip(), wan.DiT(layers=7, ff=576)
-
-    def forward(self, tok, t, ids, length, pix, cos, sin):
-        return self.dit.core(tok, t, self.text(ids, length), length, self.clip(pix), cos, sin)
-
-
-net = Model().to(dev)
+net = parts.Model().to(dev)
 if a.resume:
-    log("resume", net.load_state_dict(load_parts(a.resume)))
+    log("resume", net.load_state_dict(parts.load_model(a.resume)))
 log(f"{sum(p.numel() for p in net.parameters()) / 1e6:.3f} M parameters, {len(bank.pics)} pictures")
 ema = {k: v.detach().clone() for k, v in net.state_dict().items()}
 
 # ------------------------------------------------------------------ clips
 
-# every group has 2160 tokens: one compiled graph serves them all
-GROUPS = [dict(h=192, w=320, f=33, p=0.50), dict(h=320, w=192, f=33, p=0.12), dict(h=240, w=256, f=33, p=0.12), dict(h=256, w=240, f=33, p=0.06),
-          dict(h=288, w=384, f=17, p=0.12), dict(h=384, w=288, f=17, p=0.08)]
-if a.tiny:
-    GROUPS = [dict(h=32, w=48, f=9, p=0.6), dict(h=48, w=32, f=9, p=0.4)]
+GROUPS = parts.TINY if a.tiny else parts.GROUPS
 K = 3                                                # clips for each first frame
 CAP = 12 if a.tiny else 3000                         # first frames for p = 0.5
-
-
-def encode(x):
-    with ctx():
-        z = vae.encode(x)
-    return ((z.float() - MEAN) / STD).to(torch.bfloat16)
-
-
-def encode_cond(img, t):
-    """img [B,3,h,w] in -1..1: the picture and grey frames; 17 frames are enough, the rest no longer changes"""
-    n = min(t, 5)
-    x = torch.zeros(len(img), 3, 4 * (n - 1) + 1, *img.shape[2:], device=dev)
-    x[:, :, 0] = img
-    z = encode(x)
-    return torch.cat([z] + [z[:, :, -1:]] * (t - n), 2) if t > n else z
-
-
-def tokens(s):
-    return (sp.encode(s)[:LMAX - 2] + [1])
-
-
-def pad(list_of_ids):
-    n = torch.tensor([len(i) for i in list_of_ids])
-    x = torch.tensor([v + [0] * (LMAX - len(v)) for v in list_of_ids])
-    return put(x), put(n)
-
-
-def put(t):
-    return t.pin_memory().to(dev, non_blocking=True) if dev == "cuda" else t
 
 
 class Clips:
@@ -159,21 +88,21 @@ class Clips:
     @torch.no_grad()
     def add(self, m):
         tex = bank.crops(m, self.h, self.w, rng)
-        cond = encode_cond(tex * 2 - 1, self.t)
+        cond = P.encode_cond(tex * 2 - 1, self.t)
         pix = wan.clip_pixels(tex)
         specs = [[captions.random_spec(rng) for _ in range(K)] for _ in range(m)]
         v = data.render(tex.repeat_interleave(K, 0), sum(specs, []), self.f)
-        z = encode(v).view(m, K, 16, self.t, self.h // 8, self.w // 8)
+        z = P.encode(v).view(m, K, 16, self.t, self.h // 8, self.w // 8)
         for i in range(m):
             j = self.at
             self.lat[j], self.cond[j], self.pix[j] = z[i], cond[i], pix[i]
-            self.ids[j] = [[tokens(captions.caption(s, rng)) for _ in range(6)] for s in specs[i]]
+            self.ids[j] = [[P.tokens(captions.caption(s, rng)) for _ in range(6)] for s in specs[i]]
             self.at = (self.at + 1) % self.cap
             self.n = min(self.n + 1, self.cap)
 
     def batch(self, b):
         idx = [(rng.randrange(self.n), rng.randrange(K)) for _ in range(b)]
-        i, k = (put(torch.tensor(v)) for v in zip(*idx))
+        i, k = (P.put(torch.tensor(v)) for v in zip(*idx))
         ids = [[1] if rng.random() < 0.1 else rng.choice(self.ids[x][y]) for x, y in idx]
         return self.lat[i, k], self.cond[i], self.pix[i], ids
 
@@ -194,38 +123,6 @@ adam = torch.optim.AdamW(rest, lr=LRA, betas=(0.9, 0.98), weight_decay=0.0, **(d
 log(len(mats), "matrices", {s: len(v) for s, v in muon.groups.items()}, len(rest), "others")
 
 # ------------------------------------------------------------------ evaluation on held-out pictures
-
-
-@torch.no_grad()
-def sample(model, tex, prompts, frames, steps, guidance, shift, seed=0, neg=""):
-    """tex [B,3,h,w] 0..1 -> [B,3,F,h,w] in -1..1"""
-    B, _, h, w = tex.shape
-    t = (frames - 1) // 4 + 1
-    g = torch.Generator("cpu").manual_seed(seed)
-    x = torch.randn(B, 16, t, h // 8, w // 8, generator=g).to(dev)
-    c = wan.condition(encode_cond(tex * 2 - 1, t).float())
-    ids, n = pad([tokens(p) for p in prompts])
-    uid, un = pad([tokens(neg)] * B)
-    table = wan.rope_table(t, h // 16, w // 16, device=dev)
-    with ctx():
-        txt, utx = model.text(ids, n), model.text(uid, un)
-        img = model.clip(wan.clip_norm(wan.clip_pixels(tex)))
-
-    def f(x, ts):
-        i = torch.cat([x, c], 1)
-        tt = torch.full((B,), float(ts), device=dev)
-        with ctx():
-            v = model.dit(i, tt, txt, n, img, table).float()
-            if guidance > 1:
-                u = model.dit(i, tt, utx, un, img, table).float()
-                v = u + guidance * (v - u)
-        return v
-    z = wan.unipc(f, x, steps, shift) * STD + MEAN
-    out = []
-    for zz in z.split(8):
-        with ctx():
-            out.append(vae.decode(zz).float().clamp(-1, 1))
-    return torch.cat(out)
 
 
 def gradient(x):
@@ -252,7 +149,7 @@ def judge(model, n, steps=12, guidance=1.0, shift=3.0, frames=33, hw=(192, 320),
         q = tex[i:i + 4]
         b = len(q)
         truth = torch.stack([data.render(q, [{"cam": [(m, "")], "fx": []}] * b, frames) for m in captions.MOVES])       # 10,b,...
-        o = sample(model, q.repeat(10, 1, 1, 1), sum([[PHRASE[m]] * b for m in captions.MOVES], []), frames, steps, guidance, shift, seed=i).view_as(truth)
+        o = P.sample(model, q.repeat(10, 1, 1, 1), sum([[PHRASE[m]] * b for m in captions.MOVES], []), frames, steps, guidance, shift, seed=i).view_as(truth)
         for j, m in enumerate(captions.MOVES):
             e = (o[j][None] - truth)[:, :, :, frames // 3:].pow(2).mean((2, 3, 4, 5))                                # 10,b
             ok[m] += (e.argmin(0) == j).tolist()
@@ -274,11 +171,11 @@ def sheet(model, name, steps=12, guidance=1.0, shift=3.0):
     held.order = []
     r = random.Random(21)
     hw, frames = ((192, 320), 33) if not a.tiny else ((32, 48), 9)
-    P = [PHRASE[m] for m in captions.MOVES] + [p for _, _, p in FXS] + ["The camera quickly pans right while snow falls", "Zoom in slowly as the picture turns black and white"]
-    tex = torch.cat([held.crops(1, *hw, r, 1.0) for _ in range(len(P))]) if len(held.pics) > len(P) else held.crops(len(P), *hw, r, 1.0)
-    o = torch.cat([sample(model, tex[i:i + 10], P[i:i + 10], frames, steps, guidance, shift) for i in range(0, len(P), 10)])
+    wishes = [PHRASE[m] for m in captions.MOVES] + [p for _, _, p in FXS] + ["The camera quickly pans right while snow falls", "Zoom in slowly as the picture turns black and white"]
+    tex = torch.cat([held.crops(1, *hw, r, 1.0) for _ in range(len(wishes))]) if len(held.pics) > len(wishes) else held.crops(len(wishes), *hw, r, 1.0)
+    o = torch.cat([P.sample(model, tex[i:i + 10], wishes[i:i + 10], frames, steps, guidance, shift) for i in range(0, len(wishes), 10)])
     ks = [0, frames // 4, frames // 2, 3 * frames // 4, frames - 1]
-    rows = [torch.cat([tex[i] * 2 - 1] + [o[i, :, k] for k in ks], -1) for i in range(len(P))]
+    rows = [torch.cat([tex[i] * 2 - 1] + [o[i, :, k] for k in ks], -1) for i in range(len(wishes))]
     half = (len(rows) + 1) // 2
     for part, rr in (("a", rows[:half]), ("b", rows[half:])):
         im = ((torch.cat(rr, 1) + 1) * 127.5).clamp(0, 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy()
@@ -310,7 +207,7 @@ g = groups[0]
 N = g.t * (g.h // 16) * (g.w // 16)
 S = type("S", (), {})()                              # what a step reads, at fixed addresses
 S.tok, S.target = torch.zeros(B, N, 144, device=dev), torch.zeros(B, N, 64, device=dev)
-S.t, S.ids, S.ln = torch.full((B,), 500.0, device=dev), torch.ones(B, LMAX, dtype=torch.long, device=dev), torch.ones(B, dtype=torch.long, device=dev)
+S.t, S.ids, S.ln = torch.full((B,), 500.0, device=dev), torch.ones(B, parts.LMAX, dtype=torch.long, device=dev), torch.ones(B, dtype=torch.long, device=dev)
 S.pix, S.per, S.d = torch.zeros(B, 3, 224, 224, device=dev, dtype=torch.uint8), torch.zeros(B, device=dev), torch.tensor(1.0, device=dev)
 S.cos, S.sin = torch.zeros(N, 64, device=dev), torch.zeros(N, 64, device=dev)
 params = list(net.parameters())
@@ -365,7 +262,7 @@ def load(g):
     S.tok.copy_(wan.patches(torch.cat([(1 - s) * x0 + s * e, wan.condition(cond.float())], 1)))
     S.target.copy_(wan.target_patches(e - x0))
     S.t.copy_(sg * 1000)
-    i, n = pad(ids)
+    i, n = P.pad(ids)
     S.ids.copy_(i)
     S.ln.copy_(n)
     S.pix.copy_(pix)

@@ -588,6 +588,19 @@ def unipc(model, x, n, shift):
     return x
 
 
+def lightx2v_sigmas(n, shift):
+    u = torch.tensor([(1000 - i * 1000 // n) / 1000 for i in range(n)] + [0.0])
+    return shift * u / (1 + (shift - 1) * u)
+
+
+def lightx2v(model, x, n, shift):
+    """model(x, timestep) -> velocity. Euler's steps as LightX2V takes them, the timesteps not rounded."""
+    sg = lightx2v_sigmas(n, shift).tolist()
+    for s, to in zip(sg, sg[1:]):
+        x = x + (to - s) * model(x, 1000 * s).float()
+    return x
+
+
 def condition(cond):
     """cond [B,16,T,H,W] normalised latents -> [B,20,T,H,W] with the first-frame mask."""
     mask = torch.zeros_like(cond[:, :4])
