@@ -7,7 +7,7 @@
 
 #include "common/video_format.h"
 #include "stages/job/output.h"
-#include "stages/mux/mp4.h"
+#include "stages/mux/video_file.h"
 
 #define FRAMES 5
 
@@ -85,13 +85,13 @@ static void test_colours(void **unused)
     }
     for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) {
         const char *path = at(f("out/c.%s", CASES[i].suffix));
-        sl_mp4_options o = {.w = W, .h = H, .fps = 16, .crf = 12, .threads = 2};
-        sl_mp4 *m = NULL;
+        sl_video_options o = {.w = W, .h = H, .fps = 16, .crf = 12, .threads = 2};
+        sl_video_file *m = NULL;
         sl_err err = {0};
         int64_t bytes;
-        T_OK(sl_mp4_open(&m, path, &o, &err));
-        T_OK(sl_mp4_write(m, rgb, N, &err));
-        T_OK(sl_mp4_finish(&m, &bytes, &err));
+        T_OK(sl_video_file_open(&m, path, &o, &err));
+        T_OK(sl_video_file_write(m, rgb, N, &err));
+        T_OK(sl_video_file_finish(&m, &bytes, &err));
         FILE *p = popen(
             f("ffmpeg -v error -i '%s' -vf scale=in_color_matrix=bt709 -pix_fmt rgb24 -frames:v 3 "
               "-f rawvideo -",

@@ -7,7 +7,7 @@
 
 #include "common/log.h"
 #include "common/safetensors.h"
-#include "stages/mux/mp4.h"
+#include "stages/mux/video_file.h"
 #include "stages/seat/chunk.h"
 #include "stages/seat/loop.h"
 
@@ -20,7 +20,7 @@ typedef struct {
     size_t frame;       /* bytes of one */
     uint32_t next;      /* index of the chunk that comes next */
     int64_t written;    /* frames so far */
-    sl_mp4 *mp4;
+    sl_video_file *file;
     sl_st_writer *dump;
 } mux_stage;
 
@@ -41,7 +41,7 @@ static sl_code mux_open(mux_stage *s, sl_err *err)
 /* Forget the current job; what was written of its files goes. */
 static void abandon(mux_stage *s)
 {
-    sl_mp4_abandon(&s->mp4);
+    sl_video_file_abandon(&s->file);
     sl_stw_abandon(&s->dump);
     sl_job_free(&s->job);
     s->busy = false;
@@ -85,13 +85,13 @@ static sl_code on_job(mux_stage *s, const sl_msg_job *msg, sl_err *err)
     s->all = sl_chunk_spec(s->seat, source(), &s->job, s->job.frames);
     const int64_t *shape = s->all.shape;
     s->frame = (size_t)shape[1] * (size_t)shape[2] * (size_t)shape[3];
-    sl_mp4_options options = {.w = (int)shape[2],
-                              .h = (int)shape[1],
-                              .fps = s->job.fps,
-                              .crf = s->job.crf,
-                              .threads = conf->video.threads,
-                              .preset = conf->video.preset};
-    if ((rc = sl_mp4_open(&s->mp4, s->job.output, &options, err))) return rc;
+    sl_video_options options = {.w = (int)shape[2],
+                                .h = (int)shape[1],
+                                .fps = s->job.fps,
+                                .crf = s->job.crf,
+                                .threads = conf->video.threads,
+                                .preset = conf->video.preset};
+    if ((rc = sl_video_file_open(&s->file, s->job.output, &options, err))) return rc;
     if (s->job.dump) open_dump(s);
     return SL_OK;
 }
@@ -106,7 +106,7 @@ static sl_code finish(mux_stage *s, sl_err *err)
                        s->job.frames);
     sl_err lost = {0};
     if (s->dump && sl_stw_finish(&s->dump, &lost)) give_up_dump(s, &lost);
-    if ((rc = sl_mp4_finish(&s->mp4, &bytes, err))) return rc;
+    if ((rc = sl_video_file_finish(&s->file, &bytes, err))) return rc;
     sl_control_span(&s->seat->control, s->msg.job, SL_SPAN_COMPUTE, t0);
     abandon(s);
     sl_seat_done(s->seat, &s->msg, NULL, 0, (uint64_t)bytes);
@@ -120,7 +120,7 @@ static sl_code write_frames(mux_stage *s, const uint8_t *rgb, int64_t n, sl_err 
     if (s->written + n > s->job.frames)
         return sl_fail(err, SL_SHAPE, "mux: %lld frames after %lld, want %d in all", (long long)n,
                        (long long)s->written, s->job.frames);
-    if ((rc = sl_mp4_write(s->mp4, rgb, (int)n, err))) return rc;
+    if ((rc = sl_video_file_write(s->file, rgb, (int)n, err))) return rc;
     sl_err lost = {0};
     if (s->dump && sl_stw_write(s->dump, "frames", rgb, (size_t)s->written * s->frame,
                                 (size_t)n * s->frame, &lost))

@@ -1,4 +1,4 @@
-/* test_mp4.c - the video that comes out is whole, tagged, playable from its start, and
+/* test_video_file.c - the video that comes out is whole, tagged, playable from its start, and
  * the same every time. */
 #include "t.h"
 
@@ -8,9 +8,9 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 
-#include "stages/mux/mp4.h"
+#include "stages/mux/video_file.h"
 
-static const sl_mp4_options OPTIONS = {
+static const sl_video_options OPTIONS = {
     .w = 96, .h = 64, .fps = 16, .crf = 12, .threads = 2, .preset = "veryfast"};
 
 /* n moving frames [n, h, w, 3]; noise fills the disk faster. */
@@ -65,17 +65,17 @@ static uint8_t *slurp(const char *path, size_t *n)
 }
 
 /* Encode `n` frames in pieces of `piece`. */
-static void make(const char *path, const sl_mp4_options *o, const uint8_t *rgb, int n, int piece)
+static void make(const char *path, const sl_video_options *o, const uint8_t *rgb, int n, int piece)
 {
     sl_err err = {0};
-    sl_mp4 *m = NULL;
+    sl_video_file *m = NULL;
     int64_t bytes = 0;
     struct stat st;
-    T_OK(sl_mp4_open(&m, path, o, &err));
+    T_OK(sl_video_file_open(&m, path, o, &err));
     for (int f = 0; f < n; f += piece)
-        T_OK(sl_mp4_write(m, rgb + (size_t)f * (size_t)o->w * (size_t)o->h * 3,
-                          n - f < piece ? n - f : piece, &err));
-    T_OK(sl_mp4_finish(&m, &bytes, &err));
+        T_OK(sl_video_file_write(m, rgb + (size_t)f * (size_t)o->w * (size_t)o->h * 3,
+                                 n - f < piece ? n - f : piece, &err));
+    T_OK(sl_video_file_finish(&m, &bytes, &err));
     assert_null(m);
     assert_int_equal(stat(path, &st), 0);
     assert_int_equal(st.st_size, bytes);
@@ -131,7 +131,7 @@ static void decoded_frames_are_close(void **state)
     const int n = 9;
     size_t got_n, total = (size_t)n * 96 * 64 * 3;
     uint8_t *rgb = frames(n, 96, 64, false);
-    sl_mp4_options o = OPTIONS;
+    sl_video_options o = OPTIONS;
     o.crf = 1;
     snprintf(path, sizeof path, "%s/v.mp4", dir);
     snprintf(raw, sizeof raw, "%s/v.rgb", dir);
@@ -186,22 +186,22 @@ static void bad_options(void **state)
 {
     (void)state;
     static const struct {
-        sl_mp4_options o;
+        sl_video_options o;
         sl_code code;
         const char *path, *says;
     } bad[] = {
         {{95, 64, 16, 20, 0, NULL},
          SL_ARG,
          "x.mp4",
-         "mp4: frames of 95x64, want even numbers from 2 to 16384"},
-        {{96, 63, 16, 20, 0, NULL}, SL_ARG, "x.mp4", "mp4: frames of 96x63, want"},
-        {{96, 64, 0, 20, 0, NULL}, SL_ARG, "x.mp4", "mp4: 0 frames a second, want 1 to 240"},
-        {{96, 64, 16, 52, 0, NULL}, SL_ARG, "x.mp4", "mp4: crf 52, want 0 (lossless) to 51"},
-        {{96, 64, 16, 20, -1, NULL}, SL_ARG, "x.mp4", "mp4: -1 encoder threads"},
+         "video: frames of 95x64, want even numbers from 2 to 16384"},
+        {{96, 63, 16, 20, 0, NULL}, SL_ARG, "x.mp4", "video: frames of 96x63, want"},
+        {{96, 64, 0, 20, 0, NULL}, SL_ARG, "x.mp4", "video: 0 frames a second, want 1 to 240"},
+        {{96, 64, 16, 52, 0, NULL}, SL_ARG, "x.mp4", "video: crf 52, want 0 (lossless) to 51"},
+        {{96, 64, 16, 20, -1, NULL}, SL_ARG, "x.mp4", "video: -1 encoder threads"},
         {{96, 64, 16, 20, 0, "quick"},
          SL_ARG,
          "x.mp4",
-         "mp4: preset \"quick\", want one of x264's"},
+         "video: preset \"quick\", want one of x264's"},
         {{96, 64, 16, 20, 0, NULL},
          SL_SYS,
          "tests/none/x.mp4",
@@ -214,8 +214,8 @@ static void bad_options(void **state)
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         sl_err err = {0};
-        sl_mp4 *m = NULL;
-        T_CODE(sl_mp4_open(&m, bad[i].path, &bad[i].o, &err), bad[i].code);
+        sl_video_file *m = NULL;
+        T_CODE(sl_video_file_open(&m, bad[i].path, &bad[i].o, &err), bad[i].code);
         T_SAYS(err.msg, bad[i].says);
         assert_null(m);
     }
@@ -225,20 +225,20 @@ static void nothing_is_left(void **state)
 {
     (void)state;
     sl_err err = {0};
-    sl_mp4 *m = NULL;
+    sl_video_file *m = NULL;
     char path[300];
     const char *dir = t_tmpdir();
     uint8_t *rgb = frames(2, 96, 64, false);
     snprintf(path, sizeof path, "%s/v.mp4", dir);
-    T_OK(sl_mp4_open(&m, path, &OPTIONS, &err));
-    T_OK(sl_mp4_write(m, rgb, 2, &err));
+    T_OK(sl_video_file_open(&m, path, &OPTIONS, &err));
+    T_OK(sl_video_file_write(m, rgb, 2, &err));
     assert_int_equal(files_in(dir), 1);
     assert_int_not_equal(access(path, F_OK), 0); /* the name appears when the file is whole */
-    sl_mp4_abandon(&m);
+    sl_video_file_abandon(&m);
     assert_null(m);
-    sl_mp4_abandon(&m);
-    T_OK(sl_mp4_open(&m, path, &OPTIONS, &err));
-    T_CODE(sl_mp4_finish(&m, NULL, &err), SL_ARG);
+    sl_video_file_abandon(&m);
+    T_OK(sl_video_file_open(&m, path, &OPTIONS, &err));
+    T_CODE(sl_video_file_finish(&m, NULL, &err), SL_ARG);
     T_SAYS(err.msg, "v.mp4: a video without frames");
     assert_null(m);
     assert_int_equal(files_in(dir), 0);
@@ -249,15 +249,15 @@ static void nothing_is_left(void **state)
 /* Write n_frames of noise; the first error. */
 static sl_code fill(const char *path, int n_frames, const uint8_t *rgb, sl_err *err)
 {
-    sl_mp4_options o = OPTIONS;
-    sl_mp4 *m = NULL;
+    sl_video_options o = OPTIONS;
+    sl_video_file *m = NULL;
     sl_code rc;
     o.crf = 1;
-    if ((rc = sl_mp4_open(&m, path, &o, err))) return rc;
+    if ((rc = sl_video_file_open(&m, path, &o, err))) return rc;
     for (int f = 0; f < n_frames && !rc; f++)
-        rc = sl_mp4_write(m, rgb + (size_t)f * 96 * 64 * 3, 1, err);
-    if (rc) sl_mp4_abandon(&m);
-    else rc = sl_mp4_finish(&m, NULL, err);
+        rc = sl_video_file_write(m, rgb + (size_t)f * 96 * 64 * 3, 1, err);
+    if (rc) sl_video_file_abandon(&m);
+    else rc = sl_video_file_finish(&m, NULL, err);
     return rc;
 }
 

@@ -1,8 +1,8 @@
-/* mp4.c - frames to a file of any format of common/video_format.h: swscale to what the encoder
- * takes (BT.709 where that is YUV), for GIF a palette a frame by libavfilter, the index in front, a
- * rename when all is written. Several frames are converted at a time, each by a converter of its
- * own: swscale itself takes 6 ms for one of 1280x720. */
-#include "stages/mux/mp4.h"
+/* video_file.c - frames to a file of any format of common/video_format.h: swscale to what the
+ * encoder takes (BT.709 where that is YUV), for GIF a palette a frame by libavfilter, the index in
+ * front, a rename when all is written. Several frames are converted at a time, each by a converter
+ * of its own: swscale itself takes 6 ms for one of 1280x720. */
+#include "stages/mux/video_file.h"
 
 #include <errno.h>
 #include <stdbool.h>
@@ -27,7 +27,7 @@
 #define THREADS_MOST 16 /* of the encoder: more bring nothing at 1280x720 */
 #define WAYS 4          /* frames converted at a time: those of a chunk */
 
-struct sl_mp4 {
+struct sl_video_file {
     char *path, *temporary;
     int fd; /* of the temporary, to sync it; libavformat writes through its own */
     AVFormatContext *format;
@@ -57,7 +57,7 @@ static const char *const PRESETS[] = {"ultrafast", "superfast", "veryfast", "fas
                                       "medium",    "slow",      "slower",   "veryslow", "placebo"};
 
 /* One line for what a call of libav returned. */
-static sl_code av_fail(const sl_mp4 *m, int e, const char *doing, sl_err *err)
+static sl_code av_fail(const sl_video_file *m, int e, const char *doing, sl_err *err)
 {
     char text[AV_ERROR_MAX_STRING_SIZE] = "";
     if (e == AVERROR(ENOMEM))
@@ -66,30 +66,31 @@ static sl_code av_fail(const sl_mp4 *m, int e, const char *doing, sl_err *err)
     return sl_fail(err, SL_SYS, "%s: cannot be written (%s): %s", m->path, doing, text);
 }
 
-int sl_mp4_threads(void)
+int sl_video_threads(void)
 {
     const long cpus = sysconf(_SC_NPROCESSORS_ONLN);
     return cpus < 4 ? 4 : cpus > THREADS_MOST ? THREADS_MOST : (int)cpus;
 }
 
-static sl_code check(const char *path, const sl_mp4_options *o, const char *preset, sl_err *err)
+static sl_code check(const char *path, const sl_video_options *o, const char *preset, sl_err *err)
 {
     struct stat st;
     size_t i = 0;
     if (o->w < 2 || o->h < 2 || o->w % 2 || o->h % 2 || o->w > 16384 || o->h > 16384)
-        return sl_fail(err, SL_ARG, "mp4: frames of %dx%d, want even numbers from 2 to 16384", o->w,
-                       o->h);
+        return sl_fail(err, SL_ARG, "video: frames of %dx%d, want even numbers from 2 to 16384",
+                       o->w, o->h);
     if (!(o->fps >= 1 && o->fps <= 240))
-        return sl_fail(err, SL_ARG, "mp4: %g frames a second, want 1 to 240", o->fps);
+        return sl_fail(err, SL_ARG, "video: %g frames a second, want 1 to 240", o->fps);
     if (o->crf < 0 || o->crf > 51)
-        return sl_fail(err, SL_ARG, "mp4: crf %d, want 0 (lossless) to 51", o->crf);
+        return sl_fail(err, SL_ARG, "video: crf %d, want 0 (lossless) to 51", o->crf);
     if (o->threads < 0 || o->threads > 64)
-        return sl_fail(err, SL_ARG, "mp4: %d encoder threads, want 1 to 64, or 0 for the default",
+        return sl_fail(err, SL_ARG, "video: %d encoder threads, want 1 to 64, or 0 for the default",
                        o->threads);
     while (i < sizeof PRESETS / sizeof *PRESETS && strcmp(PRESETS[i], preset) != 0) i++;
     if (i == sizeof PRESETS / sizeof *PRESETS)
         return sl_fail(err, SL_ARG,
-                       "mp4: preset \"%s\", want one of x264's from ultrafast to placebo", preset);
+                       "video: preset \"%s\", want one of x264's from ultrafast to placebo",
+                       preset);
     if (!stat(path, &st) && !S_ISREG(st.st_mode))
         return sl_fail(err, SL_SYS, "%s: cannot be written: it is %s", path,
                        S_ISDIR(st.st_mode) ? "a directory" : "not a regular file");
@@ -97,7 +98,7 @@ static sl_code check(const char *path, const sl_mp4_options *o, const char *pres
 }
 
 /* A temporary beside the target, under a name that libavformat takes for no protocol. */
-static sl_code make_temporary(sl_mp4 *m, sl_err *err)
+static sl_code make_temporary(sl_video_file *m, sl_err *err)
 {
     char *name = NULL;
     sl_code rc = sl_temporary_make(&name, &m->fd, m->path, err);
@@ -118,7 +119,7 @@ static int quality(int crf, int worst)
 }
 
 /* How each encoder is asked for what x264 calls crf and preset. */
-static void set_encoder(AVCodecContext *c, const char *name, const sl_mp4_options *o,
+static void set_encoder(AVCodecContext *c, const char *name, const sl_video_options *o,
                         const char *preset)
 {
     char crf[16];
@@ -148,7 +149,8 @@ static enum AVPixelFormat pixels_of(const char *encoder)
     return AV_PIX_FMT_YUV420P;
 }
 
-static sl_code open_encoder(sl_mp4 *m, const sl_mp4_options *o, const char *preset, sl_err *err)
+static sl_code open_encoder(sl_video_file *m, const sl_video_options *o, const char *preset,
+                            sl_err *err)
 {
     const char *name = sl_video_encoder(m->kind);
     const AVCodec *codec = name ? avcodec_find_encoder_by_name(name) : NULL;
@@ -157,7 +159,7 @@ static sl_code open_encoder(sl_mp4 *m, const sl_mp4_options *o, const char *pres
         return sl_fail(err, SL_SYS, "%s: this libavcodec has none of %s", m->path,
                        m->kind->encoders);
     AVCodecContext *c = m->codec = avcodec_alloc_context3(codec);
-    if (!c) return sl_fail(err, SL_NOMEM, "mp4: no memory for the encoder");
+    if (!c) return sl_fail(err, SL_NOMEM, "video: no memory for the encoder");
     m->pixels = pixels_of(name);
     const bool yuv = m->pixels == AV_PIX_FMT_YUV420P;
     c->width = o->w;
@@ -165,7 +167,7 @@ static sl_code open_encoder(sl_mp4 *m, const sl_mp4_options *o, const char *pres
     c->pix_fmt = strcmp(name, "gif") ? m->pixels : AV_PIX_FMT_PAL8;
     sl_fps_ratio(o->fps, &c->framerate.num, &c->framerate.den);
     c->time_base = av_inv_q(c->framerate);
-    c->thread_count = o->threads ? o->threads : sl_mp4_threads();
+    c->thread_count = o->threads ? o->threads : sl_video_threads();
     if (yuv) {
         c->color_range = AVCOL_RANGE_MPEG;
         c->color_primaries = AVCOL_PRI_BT709;
@@ -181,7 +183,7 @@ static sl_code open_encoder(sl_mp4 *m, const sl_mp4_options *o, const char *pres
     return SL_OK;
 }
 
-static sl_code open_file(sl_mp4 *m, sl_err *err)
+static sl_code open_file(sl_video_file *m, sl_err *err)
 {
     AVDictionary *options = NULL;
     int e = avformat_alloc_output_context2(&m->format, NULL, m->kind->muxer, m->temporary);
@@ -205,7 +207,7 @@ static sl_code open_file(sl_mp4 *m, sl_err *err)
 }
 
 /* Each frame gets the 256 colours that suit it best. */
-static sl_code open_palette(sl_mp4 *m, const sl_mp4_options *o, sl_err *err)
+static sl_code open_palette(sl_video_file *m, const sl_video_options *o, sl_err *err)
 {
     static const char GRAPH[] = "[in]split[a][b];[a]palettegen=stats_mode=single[p];"
                                 "[b][p]paletteuse=new=1:dither=sierra2_4a[out]";
@@ -232,7 +234,7 @@ static sl_code open_palette(sl_mp4 *m, const sl_mp4_options *o, sl_err *err)
 
 /* Full-range RGB to what the encoder takes, limited-range BT.709 if that is YUV; and frames to hold
  * it. */
-static sl_code open_converter(sl_mp4 *m, const sl_mp4_options *o, sl_err *err)
+static sl_code open_converter(sl_video_file *m, const sl_video_options *o, sl_err *err)
 {
     const int *bt709 = sws_getCoefficients(SWS_CS_ITU709);
     m->packet = av_packet_alloc();
@@ -256,7 +258,8 @@ static sl_code open_converter(sl_mp4 *m, const sl_mp4_options *o, sl_err *err)
               : sl_fail(err, SL_NOMEM, "%s: no memory for frames of %dx%d", m->path, o->w, o->h);
 }
 
-sl_code sl_mp4_open(sl_mp4 **out, const char *path, const sl_mp4_options *options, sl_err *err)
+sl_code sl_video_file_open(sl_video_file **out, const char *path, const sl_video_options *options,
+                           sl_err *err)
 {
     const char *preset = options->preset ? options->preset : "medium";
     sl_code rc;
@@ -264,7 +267,7 @@ sl_code sl_mp4_open(sl_mp4 **out, const char *path, const sl_mp4_options *option
     if ((rc = check(path, options, preset, err))) return rc;
     av_log_set_level(AV_LOG_QUIET);
     sl_temporary_sweep(path);
-    sl_mp4 *m = calloc(1, sizeof *m);
+    sl_video_file *m = calloc(1, sizeof *m);
     if (!m || !(m->path = strdup(path))) {
         free(m);
         return sl_fail(err, SL_NOMEM, "%s: no memory", path);
@@ -284,12 +287,12 @@ sl_code sl_mp4_open(sl_mp4 **out, const char *path, const sl_mp4_options *option
     *out = m;
     return SL_OK;
 fail:
-    sl_mp4_abandon(&m);
+    sl_video_file_abandon(&m);
     return rc;
 }
 
 /* Give the encoder a frame (NULL: no more) and write what comes out. */
-static sl_code encode(sl_mp4 *m, const AVFrame *frame, sl_err *err)
+static sl_code encode(sl_video_file *m, const AVFrame *frame, sl_err *err)
 {
     int e = avcodec_send_frame(m->codec, frame);
     if (e < 0) return av_fail(m, e, "encoding", err);
@@ -305,7 +308,7 @@ static sl_code encode(sl_mp4 *m, const AVFrame *frame, sl_err *err)
 }
 
 /* A converted frame to the encoder, for GIF by way of its palette. NULL: no more. */
-static sl_code push(sl_mp4 *m, AVFrame *frame, sl_err *err)
+static sl_code push(sl_video_file *m, AVFrame *frame, sl_err *err)
 {
     sl_code rc = SL_OK;
     int e;
@@ -322,7 +325,7 @@ static sl_code push(sl_mp4 *m, AVFrame *frame, sl_err *err)
 }
 
 /* Convert n <= WAYS frames, each on a thread of its own. */
-static sl_code convert(sl_mp4 *m, const uint8_t *const rgb[], int n, sl_err *err)
+static sl_code convert(sl_video_file *m, const uint8_t *const rgb[], int n, sl_err *err)
 {
     const int pitches[4] = {m->codec->width * 3};
     bool bad[WAYS] = {false};
@@ -340,7 +343,7 @@ static sl_code convert(sl_mp4 *m, const uint8_t *const rgb[], int n, sl_err *err
     return SL_OK;
 }
 
-sl_code sl_mp4_write(sl_mp4 *m, const uint8_t *rgb, int n, sl_err *err)
+sl_code sl_video_file_write(sl_video_file *m, const uint8_t *rgb, int n, sl_err *err)
 {
     const size_t bytes = (size_t)m->codec->height * (size_t)m->codec->width * 3;
     sl_code rc = SL_OK;
@@ -361,7 +364,7 @@ sl_code sl_mp4_write(sl_mp4 *m, const uint8_t *rgb, int n, sl_err *err)
 }
 
 /* All that finish does before the rename. */
-static sl_code complete(sl_mp4 *m, sl_err *err)
+static sl_code complete(sl_video_file *m, sl_err *err)
 {
     sl_code rc;
     int e;
@@ -382,9 +385,9 @@ static sl_code complete(sl_mp4 *m, sl_err *err)
     return SL_OK;
 }
 
-sl_code sl_mp4_finish(sl_mp4 **mp4, int64_t *bytes, sl_err *err)
+sl_code sl_video_file_finish(sl_video_file **file, int64_t *bytes, sl_err *err)
 {
-    sl_mp4 *m = *mp4;
+    sl_video_file *m = *file;
     struct stat st = {0};
     sl_code rc = complete(m, err);
     if (!rc && fstat(m->fd, &st)) rc = sl_fail_errno(err, errno, "%s: cannot be written", m->path);
@@ -395,13 +398,13 @@ sl_code sl_mp4_finish(sl_mp4 **mp4, int64_t *bytes, sl_err *err)
         m->temporary = NULL;
         if (bytes) *bytes = st.st_size;
     }
-    sl_mp4_abandon(mp4);
+    sl_video_file_abandon(file);
     return rc;
 }
 
-void sl_mp4_abandon(sl_mp4 **mp4)
+void sl_video_file_abandon(sl_video_file **file)
 {
-    sl_mp4 *m = *mp4;
+    sl_video_file *m = *file;
     if (!m) return;
     for (int i = 0; i < WAYS; i++) {
         sws_freeContext(m->sws[i]);
@@ -419,5 +422,5 @@ void sl_mp4_abandon(sl_mp4 **mp4)
     free(m->temporary);
     free(m->path);
     free(m);
-    *mp4 = NULL;
+    *file = NULL;
 }
