@@ -48,6 +48,12 @@ static inline int t_layouts_make(void **state)
     return 0;
 }
 
+/* gguf/transformer.gguf and umt5.gguf, and .safetensors of their numbers. */
+static inline void t_gguf_make(void)
+{
+    t_shell("python3 tests/golden/gguf/model.py tests/golden %s >/dev/null", t_at("gguf"));
+}
+
 static inline int t_layouts_remove(void **state)
 {
     (void)state;
