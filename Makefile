@@ -104,7 +104,7 @@ gpu: setup plugin   ## set-up, programs, the CUDA plug-in and the whole GPU suit
 	$(SUB) programs gpu-tests
 	@SLUICE_BIN=$(BIN) GPU_TESTS=$(TBIN) tests/gpu.sh $(GPU_FLAGS)
 
-demo: setup         ## set-up, programs, and a video from the small model: demo.mp4, its report demo.json, eight of its frames demo.png
+demo: setup         ## set-up, programs, and a video from the small model: demo.mp4, its report demo.json, eight of its frames demo.png; the same in 4 steps with a LoRA, demo-4steps.mp4
 	$(SUB) programs golden
 	@tests/demo.sh
 
@@ -184,7 +184,7 @@ no-nvcc:
 
 clean:              ## remove what was built
 	rm -f tests/golden/tiny-*/model/*/*.safetensors
-	rm -rf build bin/sluice bin/sluice-* bin/sluice_cuda.so demo.mp4 demo.json demo.png
+	rm -rf build bin/sluice bin/sluice-* bin/sluice_cuda.so demo.mp4 demo-4steps.mp4 demo.json demo.png
 
 help:               ## this list
 	@sed -n 's/^\([a-z-]*\):[^#=]*## */\1\t/p' Makefile | sort | while IFS="$$(printf '\t')" read -r name what; do printf '  make %-12s %s\n' "$$name" "$$what"; done
