@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "common/json.h"
+#include "common/path.h"
 #include "common/st_set.h"
 
 #define RANGE 256 /* no weight is as large; codes of scaled weights reach 448 */
@@ -147,9 +148,7 @@ static int by_place(const void *a, const void *b)
 /* Is a table that transformers' files may hold twice. */
 static bool is_alias(const char *was)
 {
-    static const char END[] = "embed_tokens.weight";
-    const size_t n = strlen(was);
-    return n >= sizeof END - 1 && !strcmp(was + n - (sizeof END - 1), END);
+    return sl_ends_with(was, "embed_tokens.weight");
 }
 
 static sl_code sort(work *w)
@@ -291,8 +290,7 @@ static bool is_f8(const sl_st_entry *e)
 
 static bool is_matrix(const sl_st_entry *e)
 {
-    const size_t n = strlen(e->name);
-    return e->coded.rank >= 2 && n > 7 && !strcmp(e->name + n - 7, ".weight");
+    return e->coded.rank >= 2 && sl_ends_with(e->name, ".weight");
 }
 
 /* The largest magnitude, NaN left out. */

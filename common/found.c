@@ -5,6 +5,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "common/path.h"
+
 const char *sl_found_kind(const void *bytes, size_t n)
 {
     static const struct {
@@ -23,18 +25,12 @@ const char *sl_found_kind(const void *bytes, size_t n)
     return NULL;
 }
 
-static bool ends_with(const char *s, const char *tail)
-{
-    const size_t n = strlen(s), m = strlen(tail);
-    return n >= m && !strcmp(s + n - m, tail);
-}
-
 /* NULL: no weights. *rank: the larger, the nearer to what is wanted. */
 static const char *weights_by_name(const char *name, const char *stem, int *rank)
 {
     static const char *const OTHERS[] = {".ckpt", ".pth", ".pt", ".gguf"};
     const bool own = !strncmp(name, stem, strlen(stem));
-    if (ends_with(name, ".safetensors") || (own && ends_with(name, ".safetensors.index.json"))) {
+    if (sl_ends_with(name, ".safetensors") || (own && sl_ends_with(name, ".safetensors.index.json"))) {
         *rank = own ? 3 : 2;
         if (!own) return "weights under another name";
         return strstr(name, ".fp16.")   ? "a variant in fp16"
@@ -42,10 +38,10 @@ static const char *weights_by_name(const char *name, const char *stem, int *rank
                                         : "a variant, or a shard without its index";
     }
     *rank = 1;
-    if (ends_with(name, ".bin") || ends_with(name, ".bin.index.json"))
+    if (sl_ends_with(name, ".bin") || sl_ends_with(name, ".bin.index.json"))
         return "PyTorch's older format";
     for (size_t i = 0; i < sizeof OTHERS / sizeof *OTHERS; i++)
-        if (ends_with(name, OTHERS[i])) return "weights of another kind";
+        if (sl_ends_with(name, OTHERS[i])) return "weights of another kind";
     return NULL;
 }
 

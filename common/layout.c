@@ -52,12 +52,6 @@ sl_net sl_part_net(sl_part_id id)
 
 /* ---- paths ---- */
 
-static bool is_there(const char *path) /* a link that leads nowhere is */
-{
-    struct stat st;
-    return !lstat(path, &st);
-}
-
 static bool is_folder(const char *path)
 {
     struct stat st;
@@ -68,13 +62,7 @@ static bool is_folder(const char *path)
 static bool holds(const char *dir, const char *name)
 {
     char path[SL_PATH];
-    return !sl_path_join(path, dir, name, NULL) && is_there(path);
-}
-
-static bool ends_with(const char *name, const char *end)
-{
-    const size_t n = strlen(name), m = strlen(end);
-    return n >= m && !strcasecmp(name + n - m, end);
+    return !sl_path_join(path, dir, name, NULL) && sl_path_there(path);
 }
 
 static bool holds_stem(const char *dir, const char *stem)
@@ -165,7 +153,7 @@ static bool is_tensor_file(const char *name)
 {
     static const char *const ENDS[] = {".safetensors", ".sft", ".gguf", ".pth", ".pt"};
     for (size_t i = 0; i < sizeof ENDS / sizeof *ENDS; i++)
-        if (ends_with(name, ENDS[i])) return true;
+        if (sl_ends_with(name, ENDS[i])) return true;
     return false;
 }
 
@@ -200,7 +188,7 @@ static bool is_lora(const sl_st *st)
     for (int i = 0; i < sl_st_size(st); i++) {
         const char *name = sl_st_at(st, i)->name;
         n += strstr(name, "lora_") || strstr(name, ".lora.") || strstr(name, "_lora.") ||
-             ends_with(name, ".diff") || ends_with(name, ".diff_b") || strstr(name, "hada_") ||
+             sl_ends_with(name, ".diff") || sl_ends_with(name, ".diff_b") || strstr(name, "hada_") ||
              strstr(name, "lokr_");
     }
     return n * 2 > sl_st_size(st);
@@ -486,7 +474,7 @@ sl_code sl_layout_find(sl_layout *l, const char *dir, const sl_model_files *file
     if ((rc = set_path(l->dir, dir, err)) || (rc = use_named(l, files, err))) return rc;
     for (size_t n = strlen(l->dir); n > 1 && l->dir[n - 1] == '/'; n--) l->dir[n - 1] = 0;
     if (*dir && !is_folder(dir)) {
-        if (!is_there(dir)) return sl_fail_errno(err, ENOENT, "%s", dir);
+        if (!sl_path_there(dir)) return sl_fail_errno(err, ENOENT, "%s", dir);
         if ((rc = use_file(l, dir, err))) return rc;
     }
     if (!*dir && *l->parts[SL_PART_DIT].path) folder_of(l->dir, l->parts[SL_PART_DIT].path);
@@ -532,5 +520,5 @@ sl_code sl_part_open(sl_st **out, const sl_layout *l, sl_part_id id, sl_err *err
 bool sl_part_has_weights(const sl_layout *l, sl_part_id id)
 {
     const sl_part *p = &l->parts[id];
-    return *p->path && (*p->stem ? holds_stem(p->path, p->stem) : is_there(p->path));
+    return *p->path && (*p->stem ? holds_stem(p->path, p->stem) : sl_path_there(p->path));
 }

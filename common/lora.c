@@ -285,6 +285,7 @@ static sl_code join(sl_lora *l, const part *up, const part *down, float scale, s
     c->scale = scale;
     if (!l->facts.rank_lo || r < l->facts.rank_lo) l->facts.rank_lo = (int)r;
     if (r > l->facts.rank_hi) l->facts.rank_hi = (int)r;
+    if (strstr(c->target, ".attn1.to_q.")) l->facts.width = c->down.shape[1];
     l->facts.products++;
     return SL_OK;
 }
@@ -345,8 +346,11 @@ static sl_code sort_out(sl_lora *l, sl_err *err)
         part *p = &l->parts[l->part_count];
         sl_name found = {0};
         p->entry = e;
-        if (understand(p, e->name)) l->part_count++;
-        else l->strays[l->stray_count++] = e->name;
+        if (understand(p, e->name)) {
+            if (!l->part_count++)
+                snprintf(l->facts.prefix, sizeof l->facts.prefix, "%.*s", (int)(p->own - e->name),
+                         e->name);
+        } else l->strays[l->stray_count++] = e->name;
         if (sl_names_find(SL_NET_DIT, e->name, 0, &found) && found.naming > l->facts.naming)
             l->facts.naming = found.naming;
     }

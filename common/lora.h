@@ -50,6 +50,8 @@ const char *sl_lora_stray(const sl_lora *l, int i);
 /* What the file is, for a line about it. ranks: of its factors, both 0 without any. */
 typedef struct {
     sl_naming naming;
+    char prefix[40]; /* before a module's name, "diffusion_model."; "": none */
+    int64_t width;   /* of the transformer; 0: no factor tells it */
     int rank_lo, rank_hi;
     int products, differences; /* changes of either kind */
     bool alpha;                /* s comes from the file */

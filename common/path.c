@@ -3,6 +3,8 @@
 
 #include <stdio.h>
 #include <string.h>
+#include <strings.h>
+#include <sys/stat.h>
 
 sl_code sl_path_join(char out[SL_PATH], const char *dir, const char *name, sl_err *err)
 {
@@ -17,4 +19,16 @@ const char *sl_path_last(const char *path)
 {
     const char *slash = strrchr(path, '/');
     return slash ? slash + 1 : path;
+}
+
+bool sl_ends_with(const char *name, const char *end)
+{
+    const size_t n = strlen(name), m = strlen(end);
+    return n >= m && !strcasecmp(name + n - m, end);
+}
+
+bool sl_path_there(const char *path)
+{
+    struct stat st;
+    return !lstat(path, &st);
 }

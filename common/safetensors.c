@@ -15,6 +15,7 @@
 #include "common/found.h"
 #include "common/json.h"
 #include "common/log.h"
+#include "common/path.h"
 #include "common/st_set.h"
 #include "common/temporary.h"
 
@@ -449,12 +450,6 @@ static sl_code nothing_there(const char *dir, const char *stem, sl_err *err)
                    dir, stem, stem);
 }
 
-static bool is_there(const char *path) /* a link that leads nowhere is */
-{
-    struct stat st;
-    return !lstat(path, &st);
-}
-
 sl_code sl_st_open_dir(sl_st **out, const char *dir, const char *stem, sl_err *err)
 {
     char *single = NULL, *index = NULL;
@@ -463,8 +458,8 @@ sl_code sl_st_open_dir(sl_st **out, const char *dir, const char *stem, sl_err *e
     if (asprintf(&single, "%s/%s.safetensors", dir, stem) < 0) single = NULL;
     if (asprintf(&index, "%s/%s.safetensors.index.json", dir, stem) < 0) index = NULL;
     if (!single || !index) rc = sl_fail(err, SL_NOMEM, "%s: no memory", dir);
-    else if (is_there(index)) rc = open_sharded(out, dir, index, err); /* before a stale file */
-    else if (is_there(single)) rc = sl_st_open_file(out, single, err);
+    else if (sl_path_there(index)) rc = open_sharded(out, dir, index, err); /* before a stale file */
+    else if (sl_path_there(single)) rc = sl_st_open_file(out, single, err);
     else rc = nothing_there(dir, stem, err);
     free(single);
     free(index);

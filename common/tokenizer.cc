@@ -11,6 +11,7 @@
 // - at most max_ids - 1 pieces are kept, then </s>.
 #include "common/tokenizer.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
@@ -24,6 +25,7 @@
 #include <sentencepiece_processor.h>
 
 extern "C" {
+#include "common/path.h"
 #include "common/safetensors.h"
 }
 #include "common/unigram.h"
@@ -37,16 +39,53 @@ struct special {
     int32_t id;
 };
 
-sl_code read_file(std::string *out, const std::string &path, sl_err *err)
+const size_t FILE_MOST = 100 << 20; // bytes; UMT5's spiece.model has 5 million, its JSON 17
+
+// At most `most` bytes; whether the file goes on behind them is not told.
+sl_code read_some(std::string *out, const std::string &path, size_t most, sl_err *err)
 {
     std::FILE *f = std::fopen(path.c_str(), "rb");
     if (!f) return sl_fail_errno(err, errno, "tokenizer: cannot open %s", path.c_str());
     char buf[65536];
-    for (size_t n; (n = std::fread(buf, 1, sizeof buf, f)) > 0;) out->append(buf, n);
+    size_t n = 1;
+    while (n > 0 && out->size() < most) {
+        n = std::fread(buf, 1, std::min(sizeof buf, most - out->size()), f);
+        out->append(buf, n);
+    }
     bool bad = std::ferror(f);
     int why = errno;
     std::fclose(f);
     return bad ? sl_fail_errno(err, why, "tokenizer: cannot read %s", path.c_str()) : SL_OK;
+}
+
+sl_code read_file(std::string *out, const std::string &path, sl_err *err)
+{
+    if (sl_code rc = read_some(out, path, FILE_MOST + 1, err)) return rc;
+    return out->size() <= FILE_MOST
+               ? SL_OK
+               : sl_fail(err, SL_FORMAT, "tokenizer: %s has more than %zu bytes, want a tokenizer",
+                         path.c_str(), FILE_MOST);
+}
+
+enum class kind { model, json, weights };
+
+// What a file is, by its first bytes: JSON, safetensors (the header's length, then an
+// object), else a sentencepiece model, which begins with a line feed and a length.
+sl_code kind_of(kind *out, const char *path, sl_err *err)
+{
+    static const char SPACE[] = " \t\r\n";
+    std::string head;
+    if (sl_code rc = read_some(&head, path, 256, err)) return rc;
+    uint64_t length = 0;
+    for (size_t i = 0; i < 8 && i < head.size(); i++)
+        length |= (uint64_t)(unsigned char)head[i] << 8 * i;
+    *out = kind::model;
+    if (head.size() > 8 && length <= FILE_MOST && head[8] == '{') *out = kind::weights;
+    size_t at = head.find_first_not_of(SPACE);
+    if (at == std::string::npos || (head[at] != '{' && head[at] != '[')) return SL_OK;
+    at = head.find_first_not_of(SPACE, at + 1);
+    if (at != std::string::npos && std::strchr("\"{[}]", head[at])) *out = kind::json;
+    return SL_OK;
 }
 
 // Whether tokenizer.json beside the model turns byte pieces off. Its vocabulary holds
@@ -118,10 +157,7 @@ sl_code read_from_weights(std::string *out, const char *path, sl_err *err)
     if (sl_code rc = sl_st_open_file(&st, path, err)) return rc;
     for (int i = 0; i < sl_st_size(st); i++) {
         const sl_st_entry *e = sl_st_at(st, i);
-        const std::string name = e->name;
-        const size_t n = sizeof "spiece_model" - 1;
-        if (e->t.rank == 1 && e->t.dtype == SL_U8 && name.size() >= n &&
-            name.compare(name.size() - n, n, "spiece_model") == 0)
+        if (e->t.rank == 1 && e->t.dtype == SL_U8 && sl_ends_with(e->name, "spiece_model"))
             out->assign((const char *)e->t.data, (size_t)sl_count(&e->t));
     }
     sl_st_close(&st);
@@ -129,16 +165,11 @@ sl_code read_from_weights(std::string *out, const char *path, sl_err *err)
                         : SL_OK;
 }
 
-bool ends_with(const std::string &s, const char *end)
-{
-    const size_t n = std::strlen(end);
-    return s.size() >= n && s.compare(s.size() - n, n, end) == 0;
-}
-
 // The model's bytes: of spiece.model, made of tokenizer.json, or out of a file of weights.
-sl_code read_model(std::string *out, const char *path, sl_err *err)
+sl_code read_model(std::string *out, kind *is, const char *path, sl_err *err)
 {
-    if (ends_with(path, ".json")) {
+    if (sl_code rc = kind_of(is, path, err)) return rc;
+    if (*is == kind::json) {
         unsigned char *bytes = nullptr;
         size_t n = 0;
         if (sl_code rc = sl_unigram_model(&bytes, &n, path, err)) return rc;
@@ -146,15 +177,14 @@ sl_code read_model(std::string *out, const char *path, sl_err *err)
         out->assign((const char *)bytes, n);
         return SL_OK;
     }
-    if (ends_with(path, ".safetensors") || ends_with(path, ".sft"))
-        return read_from_weights(out, path, err);
-    return read_file(out, path, err);
+    return *is == kind::weights ? read_from_weights(out, path, err) : read_file(out, path, err);
 }
 
 sl_code open_model(sl_tokenizer *t, const char *path, sl_err *err)
 {
     std::string model;
-    if (sl_code rc = read_model(&model, path, err)) return rc;
+    kind is;
+    if (sl_code rc = read_model(&model, &is, path, err)) return rc;
     if (model.empty() || !t->spm.LoadFromSerializedProto(model).ok())
         return sl_fail(err, SL_FORMAT, "tokenizer: %s (%zu bytes) is not a sentencepiece model",
                        path, model.size());
@@ -164,7 +194,7 @@ sl_code open_model(sl_tokenizer *t, const char *path, sl_err *err)
     for (int id = 0; id < t->spm.GetPieceSize(); id++)
         if (t->spm.IsControl(id) || t->spm.IsUnknown(id))
             t->specials.push_back({t->spm.IdToPiece(id), id});
-    t->bytes = ends_with(path, ".json") || !json_turns_bytes_off(path);
+    t->bytes = is == kind::json || !json_turns_bytes_off(path);
     return SL_OK;
 }
 
@@ -192,7 +222,8 @@ extern "C" sl_code sl_tokenizer_write(const char *from, const char *to, sl_err *
 {
     try {
         std::string model;
-        if (sl_code rc = read_model(&model, from, err)) return rc;
+        kind is;
+        if (sl_code rc = read_model(&model, &is, from, err)) return rc;
         std::FILE *f = std::fopen(to, "wb");
         if (!f) return sl_fail_errno(err, errno, "%s: cannot be written", to);
         const bool whole = std::fwrite(model.data(), 1, model.size(), f) == model.size();

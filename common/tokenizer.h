@@ -14,8 +14,8 @@ extern "C" {
 
 typedef struct sl_tokenizer sl_tokenizer;
 
-/* Load spiece.model, or tokenizer.json (by its name's end; common/unigram.h), or the
- * `spiece_model` in a text encoder's .safetensors. A tokenizer.json beside spiece.model says
+/* Load spiece.model, or tokenizer.json (common/unigram.h), or the `spiece_model` in a text encoder's
+ * safetensors: told by what is in the file and not by its name. A tokenizer.json beside spiece.model says
  * whether unknown characters become byte pieces (transformers' fast tokenizer), else the model
  * does. *out is the caller's to close. Errors: SL_SYS, SL_FORMAT. No C++ exception crosses. */
 sl_code sl_tokenizer_open(sl_tokenizer **out, const char *path, sl_err *err);

@@ -23,6 +23,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "common/path.h"
 #include "common/tensor.h"
 #include "graphs/randn.h"
 
@@ -113,18 +114,12 @@ static void read_recipe(recipe *r, const char *folder)
 
 /* ---- the numbers ---- */
 
-static bool ends_with(const char *s, const char *end)
-{
-    const size_t n = strlen(s), m = strlen(end);
-    return n >= m && !strcmp(s + n - m, end);
-}
-
 /* What a parameter's numbers are multiplied by; those of rank 1 and gammas are 1 + 0.15 x. */
 static double factor_of(const tensor *t)
 {
     const char *n = t->name;
     if (strstr(n, "scale_shift_table")) return 0.2;
-    if (ends_with(n, "bias")) return 0.05;
+    if (sl_ends_with(n, "bias")) return 0.05;
     if (strstr(n, "relative_attention_bias")) return 0.7;
     if (strstr(n, "shared") || strstr(n, "embed_tokens")) return 1;
     if (t->rank == 2 && strstr(n, "embedding") && !strstr(n, "patch") && !strstr(n, "proj") &&
@@ -139,7 +134,7 @@ static void scale(const tensor *t, float *x)
     const char *n = t->name;
     const double factor = factor_of(t);
     const float row = (float)sqrt((double)(t->count / t->shape[0]));
-    if (!strstr(n, "scale_shift_table") && !ends_with(n, "bias") &&
+    if (!strstr(n, "scale_shift_table") && !sl_ends_with(n, "bias") &&
         (t->rank == 1 || strstr(n, "gamma")))
         for (int64_t i = 0; i < t->count; i++) x[i] = 1 + 0.15f * x[i];
     else if (factor > 0)

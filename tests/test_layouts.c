@@ -305,6 +305,8 @@ static void crafted(const char *more, const char *data, size_t n)
 #define WEIGHT "\"" Q "weight\":{\"dtype\":\"F8_E4M3\",\"shape\":[2,2],\"data_offsets\":[0,4]}"
 #define F32(name, shape, from, to)                                                                 \
     ",\"" name "\":{\"dtype\":\"F32\",\"shape\":" shape ",\"data_offsets\":[" #from "," #to "]}"
+#define DOWN "\"" Q "lora_down.weight\":{\"dtype\":\"F32\",\"shape\":[2,1],\"data_offsets\":[0,8]}"
+#define UP F32(Q "lora_up.weight", "[1,2]", 8, 16)
 /* codes 1, 2, -1, 0.5; then floats of 2, 4 */
 #define CODES "\x38\x40\xb8\x30"
 #define TWO "\0\0\0\x40"
@@ -457,18 +459,23 @@ static void inspect(void **state)
     T_SAYS(text, "family         Wan2.2 TI2V-5B");
     T_SAYS(text, "2 layers, 256 wide, 48 channels in\n");
     T_SAYS(text, "(for TI2V-5B wan2.2_vae.safetensors in its 2.2)");
-    /* a LoRA of one module, rank 2 */
-    crafted("\"diffusion_model.blocks.0.self_attn.q.lora_down.weight\":{\"dtype\":\"F32\","
-            "\"shape\":[2,1],\"data_offsets\":[0,8]}",
-            TWO FOUR, 8);
+    /* a LoRA of one module, rank 2; with another's factor; half of it */
+    crafted(DOWN UP, TWO FOUR TWO FOUR, 16);
     assert_int_equal(sluice(text, sizeof text, "inspect %s", at("crafted.safetensors")), 0);
     T_SAYS(text, "a LoRA, no model");
     T_SAYS(text, "rank           2");
+    T_SAYS(text, "modules        1 of them\n");
     T_SAYS(text, "Wan-AI's (ComfyUI's), behind \"diffusion_model.\"");
-    crafted("\"x.lora_down.weight\":{\"dtype\":\"F32\",\"shape\":[2,1],\"data_offsets\":[0,8]}",
-            TWO FOUR, 8);
+    T_SAYS(text, "alpha          none: as the rank");
+    T_SAYS(text, "a transformer 1 wide");
+    crafted(DOWN UP F32("x.lora_down.weight", "[2,1]", 16, 24), TWO FOUR TWO FOUR TWO FOUR, 24);
     assert_int_equal(sluice(text, sizeof text, "inspect %s", at("crafted.safetensors")), 1);
-    T_SAYS(text, "1 tensor for modules that the transformer does not have");
+    T_SAYS(text, "1 tensor for modules that the transformer does not have, the first is "
+                 "x.lora_down.weight");
+    crafted(DOWN, TWO FOUR, 8);
+    assert_int_equal(sluice(text, sizeof text, "inspect %s", at("crafted.safetensors")), 1);
+    T_SAYS(text, "a LoRA, which cannot be used: ");
+    T_SAYS(text, "self_attn.q.lora_down.weight has no lora_up (lora_B) beside it");
     /* weights without a place */
     shell("cp -r " MODEL " %s && chmod -R u+w %s && rm -f %s/*.json %s/diffusion*", at("odd"),
           at("odd"), at("odd/vae"), at("odd/transformer"));

@@ -4,6 +4,7 @@
 
 #include <time.h>
 
+#include "common/path.h"
 #include "common/picture.h"
 #include "common/safetensors.h"
 
@@ -20,12 +21,6 @@ static uint8_t *slurp(const char *path, size_t *n)
     assert_int_equal(fread(bytes, 1, *n, f), *n);
     fclose(f);
     return bytes;
-}
-
-static bool ends(const char *s, const char *tail)
-{
-    size_t n = strlen(s), m = strlen(tail);
-    return n >= m && !strcmp(s + n - m, tail);
 }
 
 /* Largest difference, and the part of bytes that differ at all. */
@@ -72,7 +67,7 @@ static void as_pillow(void **state)
         *(resize ? &resized_at : &at) += n;
         /* JPEG: libavcodec's inverse cosine transform is not libjpeg's (picture.c);
          * everything else is exact. */
-        if (most > (ends(name, ".jpg") ? 2 : 0) || part > 0.05)
+        if (most > (sl_ends_with(name, ".jpg") ? 2 : 0) || part > 0.05)
             fail_msg("%s %dx%d: %.1f %% of bytes differ, by up to %d", name, w, h, 100 * part,
                      most);
         sl_picture_free(&p);
@@ -226,7 +221,7 @@ static void every_truncation_is_refused(void **state)
         snprintf(path, sizeof path, DIR "%s", files[i]);
         uint8_t *bytes = slurp(path, &n);
         for (size_t cut = 0; cut<n; cut += n - cut> 40 && cut > 40 ? 13 : 1) {
-            if (ends(files[i], ".gif") && cut == n - 1) continue; /* the last mark is no pixel */
+            if (sl_ends_with(files[i], ".gif") && cut == n - 1) continue; /* the last mark is no pixel */
             uint8_t *part = malloc(cut + 1); /* of its own, so that reading past it shows */
             sl_err err = {0};
             sl_picture p = {0};

@@ -20,6 +20,8 @@
 
 #include <jansson.h>
 
+#include "common/path.h"
+
 typedef struct {
     char folder[512], name[128];
     json_t *json;
@@ -28,11 +30,6 @@ typedef struct {
 
 static golden_case *cases;
 static int case_count;
-
-static int is_there(const char *path)
-{
-    return access(path, R_OK) == 0;
-}
 
 /* ---- the command ---- */
 
@@ -71,11 +68,11 @@ static void run_case(const golden_case *c, json_t *prompts, const char *dir)
     const char *base = t_format("%s/%s", c->folder, c->name);
     const char *own = t_format("%s/golden.cfg", c->folder);
     fprintf(f, "%s/sluice run --quiet", t_bin());
-    if (is_there(own)) put_option(f, "conf", own);
+    if (sl_path_there(own)) put_option(f, "conf", own);
     else if (c->rounded) put_option(f, "conf", "tests/golden/golden.cfg");
     put_option(f, "model", t_format("%s/model", c->folder));
-    if (is_there(t_format("%s.png", base))) put_option(f, "image", t_format("%s.png", base));
-    if (is_there(t_format("%s.last.png", base)))
+    if (sl_path_there(t_format("%s.png", base))) put_option(f, "image", t_format("%s.png", base));
+    if (sl_path_there(t_format("%s.last.png", base)))
         put_option(f, "last-image", t_format("%s.last.png", base));
     put_option(f, "prompt", prompt(prompts, c, "prompt"));
     put_option(f, "negative", prompt(prompts, c, "neg"));
@@ -164,7 +161,7 @@ static void check_text(const golden_case *c, const char *dir)
 
 static void check_image(const sl_st *ref, const char *dir)
 {
-    if (!is_there(t_format("%s/image.safetensors", dir))) return;
+    if (!sl_path_there(t_format("%s/image.safetensors", dir))) return;
     sl_st *got = t_open_st(t_format("%s/image.safetensors", dir));
     if (sl_st_find(ref, "clip.penultimate"))
         compare("clip", tensor(got, "clip"), tensor(ref, "clip.penultimate"), -1, T_LAYER_TOL);
@@ -354,9 +351,9 @@ static void add_folder(const char *path)
     snprintf(folder, sizeof folder, "%s", path);
     DIR *d = opendir(folder);
     struct dirent *e;
-    if (!d || !is_there(t_format("%s/model/model_index.json", folder)) ||
-        !is_there(t_format("%s/model/vae/diffusion_pytorch_model.safetensors", folder)) ||
-        !is_there(t_format("%s/model/tokenizer/spiece.model", folder))) {
+    if (!d || !sl_path_there(t_format("%s/model/model_index.json", folder)) ||
+        !sl_path_there(t_format("%s/model/vae/diffusion_pytorch_model.safetensors", folder)) ||
+        !sl_path_there(t_format("%s/model/tokenizer/spiece.model", folder))) {
         if (d) closedir(d);
         return;
     }

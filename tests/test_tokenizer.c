@@ -334,7 +334,51 @@ static void bad_models(void **state)
     T_CODE(sl_tokenizer_open(&t, "tests/golden/tiny-i2v/i2v-96x64x9.png", &err), SL_FORMAT);
     T_SAYS(err.msg, "(19207 bytes) is not a sentencepiece model");
     T_CODE(sl_tokenizer_open(&t, "/dev/null", &err), SL_FORMAT);
+    char dir[256], path[300];
+    snprintf(dir, sizeof dir, "%s", t_tmpdir());
+    snprintf(path, sizeof path, "%s/large.model", dir);
+    FILE *f = fopen(path, "wb");
+    assert_non_null(f);
+    assert_int_equal(ftruncate(fileno(f), (off_t)1 << 40), 0); /* holds nothing */
+    fclose(f);
+    T_CODE(sl_tokenizer_open(&t, path, &err), SL_FORMAT);
+    T_SAYS(err.msg, "large.model has more than 104857600 bytes, want a tokenizer");
     assert_null(t);
+    t_rmdir(dir);
+}
+
+/* By what is in them: each kind under a name that says nothing, or another's. */
+static void told_by_content(void **state)
+{
+    static const char *const NAMES[] = {"spiece.json", "json", "weights.model"};
+    static const char TEXT[] = "A red fox walks, slowly";
+    sl_tokenizer *tiny = open_tiny();
+    int32_t want[64];
+    int count = 0;
+    char dir[256], path[300];
+    sl_err err = {0};
+    size_t n = 0;
+    unsigned char *model = read_whole(MODEL, &n);
+    const sl_tensor bytes = sl_view1(model, SL_U8, (int64_t)n);
+    (void)state;
+    T_OK(sl_tokenizer_encode(tiny, TEXT, strlen(TEXT), want, 64, &count, &err));
+    sl_tokenizer_close(&tiny);
+    snprintf(dir, sizeof dir, "%s", t_tmpdir());
+    for (int i = 0; i < 3; i++) {
+        sl_tokenizer *t = NULL;
+        snprintf(path, sizeof path, "%s/%s", dir, NAMES[i]);
+        if (i == 0) {
+            FILE *f = fopen(path, "wb");
+            assert_true(f && fwrite(model, 1, n, f) == n);
+            fclose(f);
+        } else if (i == 1) write_json(path);
+        else T_OK(sl_st_save(path, 1, (const char *const[]){"spiece_model"}, &bytes, &err));
+        T_OK(sl_tokenizer_open(&t, path, &err));
+        expect(t, TEXT, want, count);
+        sl_tokenizer_close(&t);
+    }
+    free(model);
+    t_rmdir(dir);
 }
 
 int main(void)
@@ -343,7 +387,7 @@ int main(void)
         cmocka_unit_test(golden_ids),         cmocka_unit_test(spaces_and_control_pieces),
         cmocka_unit_test(unknown_characters), cmocka_unit_test(truncation_keeps_the_end_mark),
         cmocka_unit_test(bad_models),         cmocka_unit_test(tokenizer_json_alone),
-        cmocka_unit_test(bad_json),
+        cmocka_unit_test(bad_json),           cmocka_unit_test(told_by_content),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

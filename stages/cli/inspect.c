@@ -12,6 +12,7 @@
 
 #include "common/checkpoint.h"
 #include "common/log.h"
+#include "common/lora.h"
 #include "common/tokenizer.h"
 #include "stages/job/components.h"
 #include "stages/job/defaults.h"
@@ -290,49 +291,6 @@ static int inspect_parts(const sl_layout *l, const sl_err *why)
 
 /* ---- a file by itself ---- */
 
-typedef struct {
-    int modules, differences, alphas, strange;
-    int64_t least, most, width; /* ranks; the transformer's width, 0: not to be told */
-    sl_naming naming;
-    char prefix[40];
-} adapter;
-
-/* Is this the half of a pair that has the rank as its first extent? */
-static bool is_down(const char *rest)
-{
-    return strstr(rest, "lora_A") || strstr(rest, "lora_down") || strstr(rest, "lora.down");
-}
-
-static void read_adapter(adapter *a, const sl_st *st)
-{
-    *a = (adapter){0};
-    for (int i = 0; i < sl_st_size(st); i++) {
-        const sl_st_entry *e = sl_st_at(st, i);
-        const char *end = strrchr(e->name, '.');
-        sl_name n;
-        /* LightX2V's name for a modulation's difference */
-        if (end && !strcmp(end, ".diff_m")) {
-            a->differences++;
-            continue;
-        }
-        if (!sl_names_find(SL_NET_DIT, e->name, 0, &n) || n.unneeded) {
-            a->strange++;
-            continue;
-        }
-        if (n.naming != SL_NAMING_DIFFUSERS) a->naming = n.naming;
-        snprintf(a->prefix, sizeof a->prefix, "%.*s", n.prefix, e->name);
-        if (!strncmp(n.rest, ".diff", 5)) a->differences++;
-        else if (!strcmp(n.rest, ".alpha")) a->alphas++;
-        else if (is_down(n.rest) && e->t.rank == 2) {
-            const int64_t rank = e->t.shape[0];
-            a->modules++;
-            if (!a->least || rank < a->least) a->least = rank;
-            if (rank > a->most) a->most = rank;
-            if (strstr(n.module, "attn1.to_q")) a->width = e->t.shape[1];
-        }
-    }
-}
-
 static const char *naming_name(sl_naming n)
 {
     return n == SL_NAMING_KOHYA      ? "kohya's"
@@ -340,35 +298,47 @@ static const char *naming_name(sl_naming n)
                                      : "Diffusers' (PEFT's)";
 }
 
-static int inspect_lora(const char *path, const sl_st *st)
+static void print_lora(const sl_lora *l, const char *path, const sl_st *st)
 {
     char types[120];
-    adapter a;
+    sl_lora_facts f;
     const char *by, *word = sl_distilled_lora(path, &by);
-    read_adapter(&a, st);
+    sl_lora_describe(l, &f);
     printf("%s\n  what           a LoRA, no model: sluice run --model MODEL --lora %s\n", path,
            path);
-    if (a.least == a.most) printf("  rank           %lld\n", (long long)a.most);
-    else printf("  rank           %lld to %lld\n", (long long)a.least, (long long)a.most);
-    printf("  modules        %d of them%s", a.modules, a.differences ? ", and " : "\n");
-    if (a.differences) printf("%d differences of whole tensors\n", a.differences);
-    printf("  names          %s%s%s%s\n", naming_name(a.naming), *a.prefix ? ", behind \"" : "",
-           a.prefix, *a.prefix ? "\"" : "");
-    printf("  alpha          %s\n", a.alphas ? "a tensor a module"
-                                    : sl_st_metadata(st, "lora_adapter_metadata")
+    if (f.rank_lo == f.rank_hi) printf("  rank           %d\n", f.rank_hi);
+    else printf("  rank           %d to %d\n", f.rank_lo, f.rank_hi);
+    printf("  modules        %d of them%s", f.products, f.differences ? ", and " : "\n");
+    if (f.differences) printf("%d differences of whole tensors\n", f.differences);
+    printf("  names          %s%s%s%s\n", naming_name(f.naming), *f.prefix ? ", behind \"" : "",
+           f.prefix, *f.prefix ? "\"" : "");
+    printf("  alpha          %s\n", !f.alpha ? "none: as the rank"
+                                    : sl_lora_metadata(l, "lora_adapter_metadata")
                                         ? "in the file's metadata"
-                                        : "none: as the rank");
-    if (a.width)
-        printf("  for            a transformer %lld wide%s\n", (long long)a.width,
-               size_name((int)a.width));
+                                        : "a tensor a module");
+    if (f.width)
+        printf("  for            a transformer %lld wide%s\n", (long long)f.width,
+               size_name((int)f.width));
     printf("  stored as      %s\n", dtypes_text(st, types, sizeof types));
     if (word) printf("  distilled      by its %s (\"%s\"): few steps, guidance 1\n", by, word);
-    if (a.strange) {
-        printf("\n%d tensor%s for modules that the transformer does not have\n", a.strange,
-               a.strange == 1 ? "" : "s");
+}
+
+static int inspect_lora(const char *path, const sl_st *st)
+{
+    sl_lora *l = NULL;
+    sl_err err = {0};
+    int strays = 0;
+    if (sl_lora_open(&l, path, &err)) {
+        printf("%s\n  what           a LoRA, which cannot be used: %s\n", path, err.msg);
         return SL_EXIT_FAILED;
     }
-    return SL_EXIT_OK;
+    print_lora(l, path, st);
+    while (sl_lora_stray(l, strays)) strays++;
+    if (strays)
+        printf("\n%d tensor%s for modules that the transformer does not have, the first is %s\n",
+               strays, strays == 1 ? "" : "s", sl_lora_stray(l, 0));
+    sl_lora_close(&l);
+    return strays ? SL_EXIT_FAILED : SL_EXIT_OK;
 }
 
 static int inspect_part(const char *path, sl_net net)

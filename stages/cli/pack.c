@@ -30,6 +30,7 @@
 #include "common/clock.h"
 #include "common/json.h"
 #include "common/log.h"
+#include "common/path.h"
 #include "common/safetensors.h"
 #include "common/tokenizer.h"
 #include "stages/job/components.h"
@@ -80,12 +81,6 @@ static void on_signal(int sig)
     interrupted = sig;
 }
 
-static bool ends_with(const char *name, const char *end)
-{
-    size_t n = strlen(name), m = strlen(end);
-    return n >= m && !strcmp(name + n - m, end);
-}
-
 /* ---- what to write ---- */
 
 /* A part of the name, between dots, is one of those that the reference loads in float32
@@ -132,7 +127,7 @@ static void collect(void *user, const char *name, const sl_tensor *stored, const
 static void collect_rest(void *user, const char *name, const sl_tensor *stored,
                          const sl_st_entry *from)
 {
-    if (!ends_with(name, ".norm_added_q.weight")) collect(user, name, stored, from);
+    if (!sl_ends_with(name, ".norm_added_q.weight")) collect(user, name, stored, from);
 }
 
 static sl_code list_part(packer *k, part *p, sl_err *err)
@@ -284,7 +279,7 @@ static bool holds_weights(const char *name)
     static const char *const ENDS[] = {".safetensors", ".index.json", ".bin",  ".h5",   ".msgpack",
                                        ".pt",          ".pth",        ".ckpt", ".gguf", ".onnx"};
     for (size_t i = 0; i < sizeof ENDS / sizeof *ENDS; i++)
-        if (ends_with(name, ENDS[i])) return true;
+        if (sl_ends_with(name, ENDS[i])) return true;
     return false;
 }
 

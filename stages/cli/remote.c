@@ -24,6 +24,7 @@
 #include "common/clock.h"
 #include "common/json.h"
 #include "common/log.h"
+#include "common/path.h"
 #include "common/temporary.h"
 #include "stages/job/files.h"
 #include "stages/job/output.h"
@@ -91,7 +92,7 @@ static sl_code use_path(sl_remote *r, const char *where, sl_err *err)
                        "them or http://HOST:PORT",
                        where);
     const size_t n = strlen(where);
-    if (there ? S_ISSOCK(st.st_mode) : n > 5 && !strcmp(where + n - 5, ".sock")) {
+    if (there ? S_ISSOCK(st.st_mode) : sl_ends_with(where, ".sock")) {
         if (n >= SL_PATH) rc = sl_fail(err, SL_ARG, "--server is longer than %d bytes", SL_PATH);
         else snprintf(r->socket, sizeof r->socket, "%s", where);
     } else rc = sl_path_join(r->socket, where, "sluice.sock", err);
