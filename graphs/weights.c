@@ -63,6 +63,8 @@ struct sl_loader {
     char label[64];
     sl_st *st;           /* the checkpoint; NULL for PLAN and RANDOM */
     unsigned char *seen; /* one of the enum above per entry of st */
+    int *fds; /* a descriptor a file, in order of shards; -1: no tensor of it was read yet. NULL:
+               * none was at all */
     uint64_t seed;
     sl_err err;    /* the first error */
     void **blocks; /* device memory taken */
@@ -171,6 +173,14 @@ static void forget_wants(sl_loader *l)
     l->want_bytes = 0;
 }
 
+static void close_files(sl_loader *l)
+{
+    for (int i = 0; l->fds && i < sl_st_shards(l->st); i++)
+        if (l->fds[i] >= 0) close(l->fds[i]);
+    free(l->fds);
+    l->fds = NULL;
+}
+
 void sl_loader_close(sl_loader **pl)
 {
     sl_loader *l = *pl;
@@ -187,6 +197,7 @@ void sl_loader_close(sl_loader **pl)
     free(l->findings);
     free(l->stage);
     free(l->seen);
+    close_files(l);
     sl_st_close(&l->st);
     free(l);
 }
@@ -644,7 +655,6 @@ typedef struct {
     place *order;          /* in the order of the files */
     sl_load_piece *pieces; /* theirs */
     int n;
-    int *fds;  /* a descriptor a file, in order of shards; -1 what no tensor needs */
     void *raw; /* without a plug-in: STAGE elements of up to 4 bytes */
 } reading;
 
@@ -658,12 +668,21 @@ static int in_files(const void *a, const void *b)
     return x->dst < y->dst ? -1 : x->dst > y->dst;
 }
 
+/* They stay open: what is read again is of the very files that are mapped, and a switch of LoRA
+ * reads tensor by tensor. */
 static sl_code open_files(const reading *r, sl_err *err)
 {
+    sl_loader *l = r->l;
+    const int shards = sl_st_shards(l->st);
+    if (!l->fds) {
+        if (!(l->fds = malloc(((size_t)shards + 1) * sizeof *l->fds)))
+            return sl_fail(err, SL_NOMEM, "no memory for %d files", shards);
+        for (int i = 0; i < shards; i++) l->fds[i] = -1;
+    }
     for (int i = 0; i < r->n; i++) {
         const int shard = r->order[i].want->entry->shard;
-        const char *path = sl_st_path(r->l->st, shard);
-        if (r->fds[shard] < 0 && (r->fds[shard] = open(path, O_RDONLY | O_CLOEXEC)) < 0)
+        const char *path = sl_st_path(l->st, shard);
+        if (l->fds[shard] < 0 && (l->fds[shard] = open(path, O_RDONLY | O_CLOEXEC)) < 0)
             return sl_fail_errno(err, errno, "%s: cannot be opened", path);
     }
     return SL_OK;
@@ -671,9 +690,6 @@ static sl_code open_files(const reading *r, sl_err *err)
 
 static void close_reading(reading *r)
 {
-    for (int i = 0; r->fds && i < sl_st_shards(r->l->st); i++)
-        if (r->fds[i] >= 0) close(r->fds[i]);
-    free(r->fds);
     free(r->raw);
     free(r->pieces);
     free(r->order);
@@ -682,14 +698,10 @@ static void close_reading(reading *r)
 /* *r is the caller's, to close. */
 static sl_code open_reading(reading *r, sl_loader *l, const pending *wants, int n, sl_err *err)
 {
-    const int shards = sl_st_shards(l->st);
     *r = (reading){.l = l,
                    .order = malloc(((size_t)n + 1) * sizeof *r->order),
-                   .pieces = malloc(((size_t)n + 1) * sizeof *r->pieces),
-                   .fds = malloc(((size_t)shards + 1) * sizeof *r->fds)};
-    if (!r->order || !r->pieces || !r->fds)
-        return sl_fail(err, SL_NOMEM, "no memory for %d pieces", n);
-    for (int i = 0; i < shards; i++) r->fds[i] = -1;
+                   .pieces = malloc(((size_t)n + 1) * sizeof *r->pieces)};
+    if (!r->order || !r->pieces) return sl_fail(err, SL_NOMEM, "no memory for %d pieces", n);
     for (int i = 0; i < n; i++)
         if (wants[i].entry && !wants[i].conv && !wants[i].from.coded)
             r->order[r->n++].want = &wants[i];
@@ -697,7 +709,7 @@ static sl_code open_reading(reading *r, sl_loader *l, const pending *wants, int 
     sl_code rc = open_files(r, err);
     for (int i = 0; i < r->n && !rc; i++) {
         const pending *w = r->order[i].want;
-        r->pieces[i] = (sl_load_piece){.fd = r->fds[w->entry->shard],
+        r->pieces[i] = (sl_load_piece){.fd = l->fds[w->entry->shard],
                                        .offset = sl_st_offset(l->st, w->entry),
                                        .count = sl_count(&w->t),
                                        .from = w->entry->t.dtype,
@@ -710,7 +722,7 @@ static sl_code open_reading(reading *r, sl_loader *l, const pending *wants, int 
 static const char *path_of(const reading *r, int fd)
 {
     int i = 0;
-    while (i + 1 < sl_st_shards(r->l->st) && r->fds[i] != fd) i++;
+    while (i + 1 < sl_st_shards(r->l->st) && r->l->fds[i] != fd) i++;
     return sl_st_path(r->l->st, i);
 }
 
@@ -765,7 +777,7 @@ static uint64_t list_of(const reading *r)
     for (int i = 0; i < r->n; i++)
         for (const char *p = r->order[i].want->name; *p; p++) h = mix(h ^ (unsigned char)*p);
     for (int i = 0; i < sl_st_shards(r->l->st); i++) {
-        if (r->fds[i] < 0 || fstat(r->fds[i], &st)) continue;
+        if (r->l->fds[i] < 0 || fstat(r->l->fds[i], &st)) continue;
         h = mix(h ^ (uint64_t)i);
         h = mix(h ^ (uint64_t)st.st_size);
         h = mix(h ^ (uint64_t)st.st_mtim.tv_sec);
