@@ -230,21 +230,26 @@ static void st_change(const char *rel, const char *name, change *how)
     st_put(path, &p, NULL);
 }
 
-/* Element `i` of a tensor becomes NaN, or infinity. */
-static void poke(const char *rel, const char *name, int64_t i, bool infinity)
+/* Element `i` of a tensor becomes x. */
+static void put_element(const char *rel, const char *name, int64_t i, float x)
 {
     const char *path = own(rel);
     st_parts p = st_take(path);
     json_t *entry = json_object_get(p.header, name);
+    sl_dtype dtype;
+    sl_err err = {0};
     if (!entry) fail_msg("%s has no %s", rel, name);
-    const char *dtype = json_string_value(json_object_get(entry, "dtype"));
+    assert_true(sl_dtype_parse(json_string_value(json_object_get(entry, "dtype")), &dtype));
     char *data =
         p.data + json_integer_value(json_array_get(json_object_get(entry, "data_offsets"), 0));
-    uint32_t f32 = infinity ? 0x7f800000 : 0x7fc00000;
-    uint16_t bf16 = infinity ? 0x7f80 : 0x7fc0, f16 = infinity ? 0x7c00 : 0x7e00;
-    if (!strcmp(dtype, "F32")) memcpy(data + 4 * i, &f32, 4);
-    else memcpy(data + 2 * i, strcmp(dtype, "F16") ? &bf16 : &f16, 2);
+    T_OK(sl_from_floats(data + (size_t)i * sl_dtype_size(dtype), dtype, &x, 1, &err));
     st_put(path, &p, NULL);
+}
+
+/* Element `i` of a tensor becomes NaN, or infinity. */
+static void poke(const char *rel, const char *name, int64_t i, bool infinity)
+{
+    put_element(rel, name, i, infinity ? INFINITY : NAN);
 }
 
 /* ---- a command and what came of it ---- */

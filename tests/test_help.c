@@ -147,6 +147,7 @@ static void the_completion(void **state)
         {"sluice submit -o i2v-96x64x9.p", 3, "i2v-96x64x9.png "},
         {"sluice run --model m", 3, "model "},
         {"sluice inspect m", 2, "model "},
+        {"sluice diff i2v-96x64x9.png m", 3, "model "},
         {"sluice replay model --from de", 4, "decode denoise "},
         {"sluice pack --dtype b", 3, "bf16 "},
         {"sluice serve --st", 2, "--state "},

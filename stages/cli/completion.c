@@ -67,6 +67,7 @@ static void put_options(void)
         printf("--help'");
         switch (v->takes) {
         case SL_TAKES_FOLDER: printf(" kind=folders"); break;
+        case SL_TAKES_FILES: printf(" kind=files"); break;
         case SL_TAKES_ID:
         case SL_TAKES_IDS: printf(" kind=ids"); break;
         case SL_TAKES_SHELL: printf(" words=bash"); break;

@@ -111,7 +111,7 @@ static void statuses(void)
         const char *status, *what;
     } ALL[] = {
         {"0", "Done."},
-        {"1", "A job failed or was cancelled."},
+        {"1", "A job failed or was cancelled; what diff compares parts."},
         {"2", "Refused before any work: bad usage or input, or a server said no (4xx)."},
         {"3", "There is no server, or it failed (5xx), or it does not answer as one."},
         {"124", "The time that --timeout gives has passed; the jobs go on."},

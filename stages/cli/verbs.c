@@ -33,6 +33,11 @@ static const sl_own_option PACK[] = {
     MODEL_FILES,
     {0},
 };
+static const sl_own_option DIFF[] = {
+    {"tol", "T", "relative L2 of a tensor that still counts as the same (default 0: every number)"},
+    {"json", NULL, "for machines"},
+    {0},
+};
 static const sl_own_option BENCH[] = {
     {"device", "D[,D...]", "cpu or cuda:N"},
     {"help", NULL, "all of its options"},
@@ -68,6 +73,9 @@ static const sl_verb VERBS[] = {
      "--random [--component NAME]... --model DIR -o DIR2",
      "a copy of a checkpoint in the form that loads fastest; --random: random weights for DIR's "
      "configurations, to measure with"},
+    {"diff", sl_cli_diff, SL_TAKES_FILES, SL_OPTIONS_OWN, DIFF, "A B [--tol T] [--json]",
+     "two dumps, or two files of tensors, in the pipeline's order: where they part first, and who "
+     "made it"},
     {"bench", sl_bench_main, SL_TAKES_NOTHING, SL_OPTIONS_OWN, BENCH,
      "[WHAT...] [--device cuda:N[,cuda:M...]]", "how fast it runs here: sluice bench --help"},
     {"serve", sl_serve_main, SL_TAKES_NOTHING, SL_OPTIONS_OWN, SERVE,
