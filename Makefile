@@ -205,11 +205,11 @@ $(B)/%.o: %.c $(B)/flags
 	@mkdir -p $(@D)
 	@echo "  CC    $<"
 	@$(CC) $(C_FLAGS) -c -o $@ $<
-# The commit is told by --version alone.
+# The commit is told by one file alone.
 COMMIT := $(shell git describe --always --dirty --abbrev=12 2>/dev/null || echo unknown)
 $(eval $(call REMEMBER,$(B)/commit,$(COMMIT)))
-$(B)/stages/cli/version.o: C_FLAGS += -DSL_COMMIT='"$(COMMIT)"'
-$(B)/stages/cli/version.o: $(B)/commit
+$(B)/common/version.o: C_FLAGS += -DSL_COMMIT='"$(COMMIT)"'
+$(B)/common/version.o: $(B)/commit
 $(B)/%.o: %.cc $(B)/flags
 	@mkdir -p $(@D)
 	@echo "  CXX   $<"

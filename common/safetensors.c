@@ -703,6 +703,13 @@ sl_code sl_stw_metadata(sl_st_writer *w, const char *key, const char *value, sl_
     return SL_OK;
 }
 
+sl_code sl_stw_notes(sl_st_writer *w, int n, const sl_st_note notes[], sl_err *err)
+{
+    sl_code rc = SL_OK;
+    for (int i = 0; i < n && !rc; i++) rc = sl_stw_metadata(w, notes[i].key, notes[i].value, err);
+    return rc;
+}
+
 void sl_stw_align(sl_st_writer *w, size_t align)
 {
     w->align = align;
@@ -722,10 +729,12 @@ static sl_code write_all(sl_st_writer *w, const void *data, size_t length, uint6
     return SL_OK;
 }
 
+/* The header as it is now; one that is there already keeps its length, and must fit into it. */
 static sl_code write_header(sl_st_writer *w, sl_err *err)
 {
     char *text = json_dumps(w->header, JSON_COMPACT); /* in the order of declaration */
     size_t n = text ? strlen(text) : 0, padded = (8 + n + w->align - 1) / w->align * w->align - 8;
+    if (w->data_at) padded = w->data_at - 8;
     unsigned char *block = calloc(1, 8 + padded);
     sl_code rc;
     if (!text || !block) rc = sl_fail(err, SL_NOMEM, "%s: no memory for its header", w->path);
@@ -780,6 +789,30 @@ sl_code sl_stw_write(sl_st_writer *w, const char *name, const void *data, size_t
     return SL_OK;
 }
 
+sl_code sl_stw_cut(sl_st_writer *w, const char *name, int64_t entries, sl_err *err)
+{
+    slot *s = find_slot(w, name);
+    json_t *entry = json_object_get(w->header, name), *shape = json_object_get(entry, "shape");
+    const int64_t there = json_integer_value(json_array_get(shape, 0));
+    sl_code rc = SL_OK;
+    if (!s || s != &w->slots[w->count - 1] || entries < 0 || entries > there || !there)
+        return sl_fail(err, SL_ARG, "%s: %s is to be cut to %lld entries of %lld", w->path, name,
+                       (long long)entries, (long long)there);
+    const uint64_t bytes = s->bytes / (uint64_t)there * (uint64_t)entries;
+    json_array_set_new(shape, 0, json_integer(entries));
+    json_array_set_new(json_object_get(entry, "data_offsets"), 1,
+                       json_integer((json_int_t)(s->at + bytes)));
+    s->bytes = bytes;
+    w->data_bytes = s->at + bytes;
+    if (w->data_at) rc = write_header(w, err);
+    if (!rc && w->data_at && ftruncate(w->fd, (off_t)(w->data_at + w->data_bytes)))
+        rc = sl_fail_errno(err, errno, "%s: cannot be cut", w->path);
+    while (s->done_count && s->done[s->done_count - 1].begin >= bytes) s->done_count--;
+    if (s->done_count && s->done[s->done_count - 1].end > bytes)
+        s->done[s->done_count - 1].end = bytes;
+    return rc;
+}
+
 sl_code sl_stw_finish(sl_st_writer **pw, sl_err *err)
 {
     sl_st_writer *w = *pw;
@@ -828,8 +861,16 @@ void sl_stw_abandon(sl_st_writer **pw)
 sl_code sl_st_save(const char *path, int n, const char *const names[], const sl_tensor tensors[],
                    sl_err *err)
 {
+    return sl_st_save_noted(path, n, names, tensors, 0, NULL, err);
+}
+
+sl_code sl_st_save_noted(const char *path, int n, const char *const names[],
+                         const sl_tensor tensors[], int note_count, const sl_st_note notes[],
+                         sl_err *err)
+{
     sl_st_writer *w;
     sl_code rc = sl_stw_open(&w, path, err);
+    if (!rc) rc = sl_stw_notes(w, note_count, notes, err);
     for (int i = 0; i < n && !rc; i++) {
         if (!sl_is_dense(&tensors[i]))
             rc = sl_fail(err, SL_ARG, "%s: %s is not dense", path, names[i]);

@@ -86,6 +86,11 @@ sl_code sl_stw_open(sl_st_writer **out, const char *path, sl_err *err);
 sl_code sl_stw_declare(sl_st_writer *w, const char *name, sl_dtype dtype, int rank,
                        const int64_t *shape, sl_err *err);
 sl_code sl_stw_metadata(sl_st_writer *w, const char *key, const char *value, sl_err *err);
+/* A row of __metadata__. */
+typedef struct {
+    const char *key, *value;
+} sl_st_note;
+sl_code sl_stw_notes(sl_st_writer *w, int n, const sl_st_note notes[], sl_err *err);
 /* Let the data section begin at a multiple of `align` bytes in the file (a power of two,
  * 8 unless asked for): the header is filled up with spaces. Before the first write. */
 void sl_stw_align(sl_st_writer *w, size_t align);
@@ -94,6 +99,9 @@ void sl_stw_align(sl_st_writer *w, size_t align);
  * path (a full disk); after an error the writer can only be abandoned. */
 sl_code sl_stw_write(sl_st_writer *w, const char *name, const void *data, size_t offset,
                      size_t length, sl_err *err);
+/* The tensor that was declared last has only so many entries of its first index: what was written
+ * behind them goes. Errors: SL_ARG another tensor, or more entries than it has; SL_SYS. */
+sl_code sl_stw_cut(sl_st_writer *w, const char *name, int64_t entries, sl_err *err);
 /* *w becomes NULL; after an error nothing is left. Errors: SL_SYS (a full disk);
  * SL_FORMAT if a declared tensor has bytes that were never written. */
 sl_code sl_stw_finish(sl_st_writer **w, sl_err *err);
@@ -103,5 +111,9 @@ void sl_stw_abandon(sl_st_writer **w); /* removes the temporary; NULL is fine */
  * tensor that is not dense. */
 sl_code sl_st_save(const char *path, int n, const char *const names[], const sl_tensor tensors[],
                    sl_err *err);
+/* Likewise, with rows of __metadata__. */
+sl_code sl_st_save_noted(const char *path, int n, const char *const names[],
+                         const sl_tensor tensors[], int note_count, const sl_st_note notes[],
+                         sl_err *err);
 
 #endif

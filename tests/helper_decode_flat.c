@@ -7,10 +7,11 @@
  *
  * The latents' first three channels become red, green and blue, each latent pixel a square
  * of 8 x 8: a preview that costs nothing. One thread, which looks at its socket between
- * chunks, and beats there too. */
+ * chunks, and beats there too. With args = ["--raise-at", "N"] it fails before chunk N. */
 #include <math.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <unistd.h>
@@ -33,6 +34,7 @@ typedef struct {
     sl_pool *frames[MUXES]; /* theirs: we send there, to the one that the JOB names */
     int next;               /* place of the next one, the oldest's */
     bool has_job, cancelled, drain;
+    int raise_at; /* -1: it does not */
     sl_msg_job job;
 } flat;
 
@@ -120,6 +122,16 @@ static sl_code send_chunk(flat *f, const sl_tensor *x, int64_t t, sl_err *err)
     return rc;
 }
 
+/* What was sent is through by then: the mux has it. */
+static sl_code raise_error(flat *f, sl_err *err)
+{
+    for (int i = 0; i < 10 && !f->cancelled; i++) {
+        listen_now(f, 0);
+        usleep(BEAT_MS * 1000);
+    }
+    return sl_fail(err, SL_INTERNAL, "flat: raised before chunk %d", f->raise_at);
+}
+
 static sl_code work(flat *f, sl_err *err)
 {
     sl_lease *lease = NULL;
@@ -141,7 +153,8 @@ static sl_code work(flat *f, sl_err *err)
     }
     if (!rc && (x.dtype != SL_F32 || x.rank != 4 || x.shape[0] < 3))
         rc = sl_fail(err, SL_SHAPE, "flat: latents of another kind");
-    for (int64_t t = 0; !rc && t < x.shape[1]; t++) rc = send_chunk(f, &x, t, err);
+    for (int64_t t = 0; !rc && t < x.shape[1]; t++)
+        rc = t == f->raise_at ? raise_error(f, err) : send_chunk(f, &x, t, err);
     sl_lease_drop(&lease, NULL);
     sl_st_close(&file);
     return rc;
@@ -149,7 +162,7 @@ static sl_code work(flat *f, sl_err *err)
 
 int main(int argc, char **argv)
 {
-    flat f = {0};
+    flat f = {.raise_at = -1};
     sl_err err = {0};
     void *zmq = zmq_ctx_new();
     sl_msg hello = {.type = SL_MSG_HELLO,
@@ -159,8 +172,10 @@ int main(int argc, char **argv)
     prctl(PR_SET_PDEATHSIG, SIGKILL); /* a stage dies with its dispatcher */
     signal(SIGPIPE, SIG_IGN);
     f.socket = zmq_socket(zmq, ZMQ_DEALER);
-    for (int i = 1; i + 1 < argc; i++)
+    for (int i = 1; i + 1 < argc; i++) {
         if (!strcmp(argv[i], "--connect") && zmq_connect(f.socket, argv[i + 1])) return 1;
+        if (!strcmp(argv[i], "--raise-at")) f.raise_at = atoi(argv[i + 1]);
+    }
     if (sl_pool_create(&f.latents, "latents", SL_POOL_HOST, SLOTS, SLOT_BYTES, &err)) return 1;
     sl_pool_export(f.latents, &pool.pool.handle);
     sl_wire_send(f.socket, NULL, 0, &hello, NULL);

@@ -63,7 +63,7 @@ static sl_code on_job(mux *m, const sl_msg_job *msg, sl_err *err)
     m->next = 0;
     m->busy = true;
     if (sl_seat_begin(m->seat, msg)) return sl_fail(err, SL_CANCELLED, "cancelled");
-    if ((rc = sl_seat_job(&m->job, msg, err))) return rc;
+    if ((rc = sl_seat_job(m->seat, &m->job, msg, err))) return rc;
     m->frame = (size_t)m->job.width * (size_t)m->job.height * 3;
     snprintf(m->temporary, sizeof m->temporary, "%s.part", m->job.output);
     if (!(m->file = fopen(m->temporary, "wbe")))

@@ -307,14 +307,14 @@ static inline int t_count_processes(const t_run *r)
     struct dirent *e;
     int count = 0;
     while (d && (e = readdir(d))) {
-        char command[4096];
+        char words[4096];
         if (!isdigit((unsigned char)e->d_name[0])) continue;
         int fd = open(t_format("/proc/%s/cmdline", e->d_name), O_RDONLY | O_CLOEXEC);
-        ssize_t n = fd >= 0 ? read(fd, command, sizeof command - 1) : -1;
+        ssize_t n = fd >= 0 ? read(fd, words, sizeof words - 1) : -1;
         if (fd >= 0) close(fd);
         for (ssize_t i = 0; i < n; i++)
-            if (!command[i]) command[i] = ' ';
-        if (n > 0 && (command[n] = 0, strstr(command, r->base))) count++;
+            if (!words[i]) words[i] = ' ';
+        if (n > 0 && (words[n] = 0, strstr(words, r->base))) count++;
     }
     if (d) closedir(d);
     return count;

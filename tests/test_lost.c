@@ -10,8 +10,8 @@
 #include <utime.h>
 
 #include "common/temporary.h"
+#include "stages/job/dump.h"
 #include "stages/job/files.h"
-#include "stages/job/folder.h"
 
 static bool there(const char *path)
 {

@@ -435,6 +435,35 @@ static void a_file_with_bytes_missing_is_not_made(void **state)
     (void)state;
 }
 
+/* The last tensor may end before what was declared: its file has what was written. */
+static void a_tensor_is_cut(void **state)
+{
+    sl_st_writer *w = NULL;
+    sl_st *st = NULL;
+    sl_tensor t;
+    char a[4] = {1, 2, 3, 4}, c[16] = {5, 6, 7, 8, 9, 10, 11, 12};
+    for (int entries = 0; entries <= 2; entries++) {
+        T_OK(sl_stw_open(&w, at("w.safetensors"), &err));
+        T_OK(sl_stw_declare(w, "a", SL_U8, 1, (int64_t[]){4}, &err));
+        T_OK(sl_stw_declare(w, "c", SL_U8, 2, (int64_t[]){4, 4}, &err));
+        T_OK(sl_stw_write(w, "a", a, 0, 4, &err));
+        T_OK(sl_stw_write(w, "c", c, 0, 8, &err));
+        T_CODE(sl_stw_cut(w, "a", 1, &err), SL_ARG);
+        T_CODE(sl_stw_cut(w, "c", 5, &err), SL_ARG);
+        T_SAYS(err.msg, "c is to be cut to 5 entries of 4");
+        T_OK(sl_stw_cut(w, "c", entries, &err));
+        T_OK(sl_stw_finish(&w, &err));
+        T_OK(sl_st_open_file(&st, at("w.safetensors"), &err));
+        T_OK(sl_st_want(st, "c", SL_U8, 2, (int64_t[]){entries, 4}, &t, &err));
+        assert_memory_equal(t.data, c, (size_t)entries * 4);
+        T_OK(sl_st_want(st, "a", SL_U8, 1, (int64_t[]){4}, &t, &err));
+        assert_memory_equal(t.data, a, 4);
+        sl_st_close(&st);
+    }
+    unlink(at("w.safetensors"));
+    (void)state;
+}
+
 static void wrong_writes_are_refused(void **state)
 {
     sl_st_writer *w = NULL;
@@ -545,6 +574,7 @@ int main(void)
         T(a_wrong_index_is_refused),
         T(what_is_written_is_read_back),
         T(a_file_with_bytes_missing_is_not_made),
+        T(a_tensor_is_cut),
         T(wrong_writes_are_refused),
         T(a_full_disk_leaves_nothing),
         T(an_old_file_stays_until_the_new_one_is_whole),

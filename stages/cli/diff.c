@@ -13,6 +13,8 @@
 #include "common/log.h"
 #include "stages/cli/compare.h"
 #include "stages/cli/dumped.h"
+#include "stages/cli/terminal.h"
+#include "stages/job/dump.h"
 
 #define JOB_BYTES (4u << 20)
 #define SHAPE 96
@@ -23,6 +25,7 @@ typedef struct {
     bool json;
     sl_dump dump[2];
     const sl_dumped **by_name; /* those of B */
+    json_t *notes[2];          /* dump.json; NULL: there is none */
     json_t *jobs;              /* what the jobs were asked for that is not alike: {key: [A, B]} */
     /* what came of it */
     json_t *rows;
@@ -41,21 +44,21 @@ static bool is_told(const char *key)
     return true;
 }
 
-/* job.json of a dump; NULL: it has none that can be read. */
-static json_t *read_job(const char *dir)
+/* A JSON file of a dump; NULL: it has none that can be read. */
+static json_t *read_file(const char *dir, const char *file)
 {
     char path[SL_PATH];
-    json_t *job = NULL;
-    if (sl_path_join(path, dir, "job.json", NULL) || access(path, F_OK) ||
-        sl_json_read(&job, path, JOB_BYTES, NULL))
+    json_t *root = NULL;
+    if (sl_path_join(path, dir, file, NULL) || access(path, F_OK) ||
+        sl_json_read(&root, path, JOB_BYTES, NULL))
         return NULL;
-    return job;
+    return root;
 }
 
 static void compare_jobs(comparison *c)
 {
-    json_t *a = c->dump[0].folder ? read_job(c->path[0]) : NULL,
-           *b = a ? read_job(c->path[1]) : NULL, *value;
+    json_t *a = c->dump[0].folder ? read_file(c->path[0], "job.json") : NULL,
+           *b = a ? read_file(c->path[1], "job.json") : NULL, *value;
     const char *key;
     json_object_foreach(a, key, value)
     {
@@ -66,6 +69,8 @@ static void compare_jobs(comparison *c)
     }
     json_decref(a);
     json_decref(b);
+    for (int i = 0; i < 2 && c->dump[i].folder; i++)
+        c->notes[i] = read_file(c->path[i], SL_DUMP_NOTE);
 }
 
 /* ---- tensors ---- */
@@ -238,10 +243,28 @@ static void print_jobs(const comparison *c)
     {
         char *a = json_dumps(json_array_get(both, 0), JSON_ENCODE_ANY | JSON_COMPACT),
              *b = json_dumps(json_array_get(both, 1), JSON_ENCODE_ANY | JSON_COMPACT);
-        printf("job      %s: %.60s, %.60s\n", key, a ? a : "?", b ? b : "?");
+        printf("job      ");
+        sl_print_text(stdout, key, 40);
+        for (int i = 0; i < 2; i++) {
+            printf("%s", i ? ", " : ": ");
+            sl_print_text(stdout, i ? (b ? b : "?") : (a ? a : "?"), 60);
+        }
+        putchar('\n');
         free(a);
         free(b);
     }
+}
+
+/* A dump of a job that did not come to its end, and why. */
+static void print_incomplete(const comparison *c)
+{
+    for (int i = 0; i < 2; i++)
+        if (json_is_false(json_object_get(c->notes[i], "complete"))) {
+            printf("dump     %c is not complete, its job is %s: ", 'A' + i,
+                   text_of(c->notes[i], "end"));
+            sl_print_text(stdout, text_of(c->notes[i], "message"), 0);
+            putchar('\n');
+        }
 }
 
 static void print_text(const comparison *c)
@@ -255,6 +278,7 @@ static void print_text(const comparison *c)
         const int n = (int)strlen(text_of(row, "name"));
         if (n > width) width = n;
     }
+    print_incomplete(c);
     print_jobs(c);
     printf("%-8s %-*s %-20s %-12s %-12s %-20s %s\n", "stage", width, "tensor", "shape",
            "relative L2", "largest", "at", "PSNR");
@@ -275,14 +299,16 @@ static sl_code print_json(comparison *c, sl_err *err)
                   "tol", c->tol, "parts", c->parted || c->alone, "jobs", c->jobs, "tensors",
                   c->rows, "alike", c->alike, "parted", c->parted, "in_one", c->alone);
     if (!root) return sl_fail(err, SL_NOMEM, "no memory");
+    json_object_set_new(root, "complete",
+                        json_pack("[O?, O?]", json_object_get(c->notes[0], "complete"),
+                                  json_object_get(c->notes[1], "complete")));
     json_object_set_new(root, "first",
                         c->first ? json_pack("{s:s, s:s}", "name", c->first->name, "made_by",
                                              sl_dumped_maker(c->first, maker, sizeof maker))
                                  : json_null());
-    const int rc = json_dumpf(root, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(9));
+    const sl_code rc = sl_json_to_file(root, "-", err);
     json_decref(root);
-    return rc || putchar('\n') == EOF ? sl_fail(err, SL_SYS, "standard output cannot be written")
-                                      : SL_OK;
+    return rc;
 }
 
 /* ---- the command ---- */
@@ -336,7 +362,10 @@ int sl_cli_diff(int argc, char **argv)
         else if (print_json(&c, &err)) status = SL_EXIT_FAILED;
     }
     if (err.code) sl_complain("%s", err.msg);
-    for (int i = 0; i < 2; i++) sl_dump_close(&c.dump[i]);
+    for (int i = 0; i < 2; i++) {
+        sl_dump_close(&c.dump[i]);
+        json_decref(c.notes[i]);
+    }
     free(c.by_name);
     json_decref(c.jobs);
     json_decref(c.rows);

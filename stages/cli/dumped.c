@@ -86,6 +86,8 @@ static void place(sl_dumped *t, const char *file, bool block, const char *tensor
              : state ? file
                      : "",
              state && !block ? "." : "", tensor);
+    for (char *c = t->name; *c; c++)
+        if ((unsigned char)*c < ' ' || *c == 127) *c = '?'; /* a file's word, for a terminal */
     if (block) {
         t->stage = SL_ROLE_DENOISE;
         place_block(t, tensor);

@@ -27,10 +27,12 @@
 #include "stages/job/check.h"
 #include "stages/job/dispatcher.h"
 #include "stages/job/files.h"
+#include "stages/job/dump.h"
 #include "stages/job/folder.h"
 #include "stages/job/hints.h"
 #include "stages/job/output.h"
 #include "stages/job/plan.h"
+#include "stages/job/replay.h"
 #include "stages/job/report.h"
 #include "stages/job/room.h"
 #include "stages/job/trace_json.h"
@@ -138,7 +140,8 @@ static void save_work(runner *r, sl_report_job *j)
     const bool latents = sl_request_has(j->job, SL_HANDOVER_LATENTS);
     const bool failed = j->code && j->code != SL_CANCELLED;
     if (*j->job->dump_dir) {
-        sl_code rc = sl_request_dump(j->job, !j->code, &handovers, &err);
+        const sl_dump_end end = {j->code, j->message, r->o->from};
+        sl_code rc = sl_request_dump(j->job, &end, &handovers, &err);
         if (!j->code && !rc && *j->message) /* the dispatcher's, of a file that it does without */
             rc = sl_fail(&err, SL_SYS, "its dump is not whole: %.400s", j->message);
         if (!j->code && rc) {
@@ -156,16 +159,17 @@ static void save_work(runner *r, sl_report_job *j)
     sl_log(SL_LOG_WARN, "the latents could not be kept: %s", err.msg);
 }
 
-static void complain(const sl_report_job *j)
+static void complain(const runner *r, const sl_report_job *j)
 {
-    char hint[2 * SL_PATH + 128] = "";
-    char latents[SL_PATH];
-    if (*j->kept && !sl_path_join(latents, j->kept, "denoise.safetensors", NULL) &&
-        !access(latents, R_OK))
-        snprintf(hint, sizeof hint,
-                 "; the latents are in %s: go on with sluice replay %s --from decode", j->kept,
-                 j->kept);
-    else if (*j->kept) snprintf(hint, sizeof hint, "; what it had is in %s", j->kept);
+    char hint[SL_LOG_LINE] = "", line[SL_LOG_LINE / 2] = "", latents[SL_PATH];
+    if (*j->kept) {
+        const bool done =
+            !sl_path_join(latents, j->kept, "denoise.safetensors", NULL) && !access(latents, R_OK);
+        sl_replay_line(line, sizeof line, r->o, j->job, r->model, j->kept);
+        snprintf(hint, sizeof hint, "; %s %s%s%s",
+                 done ? "the latents are in" : "what it had is in", j->kept,
+                 *line ? ": go on with " : "", line);
+    }
     sl_log_job(sl_path_last(j->job->dir));
     sl_complain("%s: %s: %s%s", j->job->streams ? "the stream" : j->job->spec.output,
                 j->code == SL_CANCELLED ? "cancelled" : "failed", j->message, hint);
@@ -195,7 +199,7 @@ static void on_finished(runner *r, const sl_msg_finished *m)
     r->dispatcher.deaths = 0;
     sl_progress_end(&r->shown);
     write_reports(r, j);
-    if (j->code) complain(j);
+    if (j->code) complain(r, j);
     else if (!r->o->quiet)
         sl_report_print(&r->rep, j, r->streams ? stderr : stdout), fflush(stdout);
 }

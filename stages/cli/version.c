@@ -17,11 +17,8 @@
 #include <zlib.h>
 #include <zmq.h>
 
+#include "common/version.h"
 #include "stages/job/devices.h"
-
-#ifndef SL_COMMIT
-#define SL_COMMIT "unknown"
-#endif
 
 const char *openblas_get_config(void); /* openblas_config.h lies elsewhere in each distribution */
 
@@ -54,7 +51,7 @@ int sl_cli_version(int argc, char **argv)
     int major, minor, patch;
     (void)argc, (void)argv;
     zmq_version(&major, &minor, &patch);
-    printf("sluice, commit %s, compiler %s\nlibraries\n", SL_COMMIT, __VERSION__);
+    printf("sluice, commit %s, compiler %s\nlibraries\n", sl_version(), __VERSION__);
     print_av("libavcodec", avcodec_version());
     print_av("libavformat", avformat_version());
     printf("  %-14s %d.%d.%d\n", "libzmq", major, minor, patch);

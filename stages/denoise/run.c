@@ -90,11 +90,14 @@ static void tap(void *user, sl_ctx *ctx, const char *name, const sl_tensor *t)
     char file[128], path[SL_PATH];
     sl_err err = {0};
     sl_tensor host = *t;
+    sl_st_note notes[SL_ORIGIN_NOTES];
     if (!sl_is_dense(t) || !(host.data = malloc(sl_bytes(t) + 1))) return;
     sl_download(ctx, host.data, t);
     snprintf(file, sizeof file, "%s.safetensors", name);
-    if (sl_ok(ctx) && (sl_path_join(path, r->tap_dir, file, &err) ||
-                       sl_st_save(path, 1, (const char *[]){name}, &host, &err)))
+    if (sl_ok(ctx) &&
+        (sl_path_join(path, r->tap_dir, file, &err) ||
+         sl_st_save_noted(path, 1, (const char *[]){name}, &host,
+                          sl_origin_notes(notes, &r->d->seat->spool.origin), notes, &err)))
         sl_log_err("dump-blocks", &err);
     free(host.data);
 }
@@ -553,9 +556,11 @@ static sl_code write_with_steps(denoise_run *r, const char *path, sl_err *err)
     sl_st_writer *w = NULL;
     size_t bytes = (size_t)(r->shape[0] * r->shape[1] * r->shape[2] * r->shape[3]) * sizeof(float);
     char name[48], file[48], step_path[SL_PATH];
+    sl_st_note notes[SL_ORIGIN_NOTES];
     sl_code rc;
     if ((rc = sl_spool_flush(&r->d->seat->spool, err))) return rc;
     if ((rc = sl_stw_open(&w, path, err)) ||
+        (rc = sl_stw_notes(w, sl_origin_notes(notes, &r->d->seat->spool.origin), notes, err)) ||
         (rc = sl_stw_declare(w, "noise", SL_F32, 4, r->shape, err)) ||
         (rc = sl_stw_declare(w, "latents", SL_F32, 4, r->shape, err)))
         goto done;

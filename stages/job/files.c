@@ -41,32 +41,6 @@ sl_code sl_copy_file(const char *from, const char *to, sl_err *err)
     return rc;
 }
 
-sl_code sl_move_file(const char *from, const char *to, sl_err *err)
-{
-    if (!rename(from, to)) return SL_OK;
-    sl_code rc = sl_copy_file(from, to, err);
-    if (!rc) unlink(from);
-    return rc;
-}
-
-sl_code sl_move_files(const char *from, const char *to, sl_err *err)
-{
-    char src[SL_PATH], dst[SL_PATH];
-    DIR *d = opendir(from);
-    struct dirent *e;
-    sl_code rc = d ? sl_make_dirs(to, err) : sl_fail_errno(err, errno, "%s", from);
-    while (!rc && (e = readdir(d))) {
-        if (*e->d_name == '.') continue;
-        if ((rc = sl_path_join(src, from, e->d_name, err)) ||
-            (rc = sl_path_join(dst, to, e->d_name, err)))
-            break;
-        rc = sl_move_file(src, dst, err);
-    }
-    if (d) closedir(d);
-    if (rc) sl_remove_tree(to);
-    return rc;
-}
-
 static int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
 {
     (void)st, (void)type, (void)ftw;

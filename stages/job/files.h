@@ -7,10 +7,6 @@
 #include "common/path.h"
 
 sl_code sl_copy_file(const char *from, const char *to, sl_err *err);
-/* Moves to another file system too; replaces `to`. */
-sl_code sl_move_file(const char *from, const char *to, sl_err *err);
-/* All files of one folder into another, which is made. */
-sl_code sl_move_files(const char *from, const char *to, sl_err *err);
 void sl_remove_tree(const char *dir);
 sl_code sl_make_dirs(const char *dir, sl_err *err); /* mkdir -p */
 sl_code sl_absolute_path(char out[SL_PATH], const char *path, sl_err *err);

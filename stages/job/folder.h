@@ -1,4 +1,4 @@
-/* folder.h - a job's folder, from its making to what is left of it. */
+/* folder.h - a job's folder, its making and its end. */
 #ifndef SL_FOLDER_H
 #define SL_FOLDER_H
 
@@ -15,21 +15,5 @@ sl_code sl_request_open_dir(sl_request *r, const char *spool, const char *from, 
 /* Remove the job's folder, and a dump's that was made for it and has nothing in it. One that is not
  * there is fine; r->dir stays, as the job's name. */
 void sl_request_close_dir(const sl_request *r);
-
-/* The job's folder has this hand-over, whole. */
-bool sl_request_has(const sl_request *r, sl_handover h);
-
-/* The folder's files that --dump promises, into r->dump_dir, in the place of another job's.
- * *handovers: how many of them are hand-overs; without any the folder is as it was. `whole`: the
- * job is done; else the latents after its steps lie in files of their own. Errors: SL_SYS, "its
- * dump is not: " or "its dump is not whole: " and why, behind "the video is written, ": each file
- * that is there is whole. */
-sl_code sl_request_dump(const sl_request *r, bool whole, int *handovers, sl_err *err);
-
-/* What a failed job had finished, into a new folder of `parent`, sluice-kept-UID-XXXXXX, from which
- * `sluice replay` goes on: kept, its path. It is the user's: no run removes it. On one file system
- * nothing is copied, and no room is needed; else, on a full disk, the latents alone may get there.
- * Errors: SL_SYS, not even they; nothing is left. */
-sl_code sl_request_keep(const sl_request *r, const char *parent, char kept[SL_PATH], sl_err *err);
 
 #endif

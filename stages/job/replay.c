@@ -1,7 +1,10 @@
 /* replay.c - the options of a job and the stages that they speak to. */
 #include "stages/job/replay.h"
 
+#include <ctype.h>
+#include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "stages/job/options.h"
 
@@ -72,4 +75,65 @@ sl_code sl_replay_check_options(const sl_request *r, const char *from, const sl_
                        o->name, from, sl_role_name(role), sl_role_name(role));
     }
     return SL_OK;
+}
+
+/* ---- the line that goes on with a job ---- */
+
+/* The stage from which a replay makes all that `dir` lacks; SL_ROLE_COUNT: there is none. */
+static int first_lacking(const sl_job *job, const sl_model *model, const char *dir)
+{
+    int first = SL_ROLE_COUNT, lacks[SL_HANDOVER_COUNT] = {0};
+    char file[64], path[SL_PATH];
+    for (int h = 0; h < SL_HANDOVER_COUNT; h++) {
+        if (SL_HANDOVER[h].how != SL_WHOLE || !sl_handover_applies((sl_handover)h, model, job))
+            continue;
+        snprintf(file, sizeof file, "%s.safetensors", SL_HANDOVER[h].file);
+        lacks[h] = sl_path_join(path, dir, file, NULL) || access(path, R_OK);
+        if (lacks[h] && (int)SL_HANDOVER[h].from < first) first = (int)SL_HANDOVER[h].from;
+    }
+    for (int h = 0; h < SL_HANDOVER_COUNT; h++)
+        if (lacks[h] && !sl_role_follows(SL_HANDOVER[h].from, (sl_role)first)) return SL_ROLE_COUNT;
+    return first == SL_ROLE_COUNT ? SL_ROLE_DECODE : first;
+}
+
+/* A word more, as a shell reads it. */
+static void put_word(char *out, size_t size, const char *word)
+{
+    size_t n = strlen(out);
+    bool plain = *word;
+    for (const char *c = word; *c; c++)
+        plain = plain && (isalnum((unsigned char)*c) || strchr("_-./:,=+@%", *c));
+    n += (size_t)snprintf(out + n, size - n, "%s%s", n ? " " : "", plain ? word : "'");
+    if (n >= size) return;
+    for (const char *c = word; !plain && *c && n + 8 < size; c++)
+        n += (size_t)snprintf(out + n, size - n, *c == '\'' ? "'\\''" : "%c", *c);
+    if (!plain && n < size) snprintf(out + n, size - n, "'");
+}
+
+static void put_option(char *out, size_t size, const char *name, const char *value)
+{
+    char dashed[64];
+    snprintf(dashed, sizeof dashed, "--%s", name);
+    put_word(out, size, dashed);
+    put_word(out, size, value);
+}
+
+void sl_replay_line(char *out, size_t size, const sl_batch *b, const sl_request *r,
+                    const sl_model *model, const char *dir)
+{
+    const int first = first_lacking(&r->spec, model, dir);
+    const sl_option *o;
+    *out = 0;
+    if (first == SL_ROLE_COUNT) return;
+    snprintf(out, size, "sluice replay");
+    put_word(out, size, dir);
+    put_option(out, size, "from", sl_role_name((sl_role)first));
+    for (int i = 0; (o = sl_option_at(i)); i++) {
+        const char *value = (const char *)b + o->at;
+        if (o->owner == SL_OPTION_OF_RUN && o->kind == SL_OPTION_PATH && strcmp(o->name, "jobs") &&
+            strcmp(o->name, "from") && *value)
+            put_option(out, size, o->name, value);
+    }
+    if (!r->streams) put_option(out, size, "output", r->spec.output);
+    if (strlen(out) + 16 > size) *out = 0;
 }

@@ -12,4 +12,11 @@ sl_code sl_replay_check_options(const sl_request *r, const char *from, const sl_
 /* The stage that the option speaks to; SL_ROLE_COUNT: none, the run itself takes it. */
 sl_role sl_replay_role(const char *option, const sl_model *model, const sl_job *job);
 
+/* What a shell is to be told to go on with the job whose hand-overs lie in `dir`, into out [size]:
+ * "sluice replay DIR --from STAGE", what the run was told of configuration, devices and files, and
+ * the video's name. STAGE is the first whose result is not there. "": it would take more than that
+ * stage and those after it, or does not fit into size. */
+void sl_replay_line(char *out, size_t size, const sl_batch *b, const sl_request *r,
+                    const sl_model *model, const char *dir);
+
 #endif

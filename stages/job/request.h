@@ -9,6 +9,7 @@
  *     sl_batch_check       completed from checkpoint and settings, checked    check.h
  *     sl_plan_admit        does the run fit in memory?                        plan.h
  *     sl_request_open_dir  the job's folder in the spool, for the stages      folder.h
+ *     sl_request_dump      what is left of it                                 dump.h
  *     sl_report_...        where the time went                                report.h
  *                                                                             trace_json.h
  *

@@ -4,6 +4,7 @@
  * one name that its readers know. */
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "common/log.h"
 #include "common/safetensors.h"
@@ -47,6 +48,15 @@ static void abandon(mux_stage *s)
     s->busy = false;
 }
 
+/* The attempt ends before its frames do: those that came are the dump's. */
+static void keep_frames(mux_stage *s)
+{
+    sl_err err = {0};
+    if (s->dump && s->written &&
+        (sl_stw_cut(s->dump, "frames", s->written, &err) || sl_stw_finish(&s->dump, &err)))
+        sl_log_err("dump", &err);
+}
+
 /* The dump cannot have the frames, and the video does without it: the client will be told. */
 static void give_up_dump(mux_stage *s, const sl_err *why)
 {
@@ -61,9 +71,13 @@ static void give_up_dump(mux_stage *s, const sl_err *why)
 static void open_dump(mux_stage *s)
 {
     char file[64], path[SL_PATH];
+    sl_st_note notes[SL_ORIGIN_NOTES];
     sl_err err = {0};
     snprintf(file, sizeof file, "%s.safetensors", SL_HANDOVER[SL_HANDOVER_FRAMES].file);
-    if (sl_path_join(path, s->msg.dir, file, &err) || sl_stw_open(&s->dump, path, &err) ||
+    if (!sl_path_join(path, s->msg.dir, file, &err))
+        unlink(path); /* a part, of an attempt that fell */
+    if (err.code || sl_stw_open(&s->dump, path, &err) ||
+        sl_stw_notes(s->dump, sl_origin_notes(notes, &s->seat->spool.origin), notes, &err) ||
         sl_stw_declare(s->dump, "frames", SL_U8, s->all.rank, s->all.shape, &err))
         give_up_dump(s, &err);
 }
@@ -81,7 +95,7 @@ static sl_code on_job(mux_stage *s, const sl_msg_job *msg, sl_err *err)
     s->written = 0;
     s->busy = true;
     if (sl_seat_begin(s->seat, msg)) return sl_fail(err, SL_CANCELLED, "cancelled");
-    if ((rc = sl_seat_job(&s->job, msg, err))) return rc;
+    if ((rc = sl_seat_job(s->seat, &s->job, msg, err))) return rc;
     s->all = sl_chunk_spec(s->seat, source(), &s->job, s->job.frames);
     const int64_t *shape = s->all.shape;
     s->frame = (size_t)shape[1] * (size_t)shape[2] * (size_t)shape[3];
@@ -171,6 +185,7 @@ int main(int argc, char **argv)
         else if (m.type == SL_MSG_CANCEL && is_current(&s, m.cancel.job, m.cancel.attempt))
             rc = sl_fail(&bad, SL_CANCELLED, "cancelled");
         if (!rc) continue;
+        keep_frames(&s);
         abandon(&s);
         sl_seat_failed(s.seat, &s.msg, &bad);
     }

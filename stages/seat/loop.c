@@ -3,12 +3,13 @@
 
 #include <stdio.h>
 
-sl_code sl_seat_job(sl_job *job, const sl_msg_job *msg, sl_err *err)
+sl_code sl_seat_job(sl_seat *seat, sl_job *job, const sl_msg_job *msg, sl_err *err)
 {
     char path[SL_PATH];
     sl_code rc = sl_path_join(path, msg->dir, "job.json", err);
     if (!rc) rc = sl_job_read(job, path, err);
     if (!rc && (rc = sl_job_check(job, err))) sl_job_free(job);
+    if (!rc) sl_origin_of_job(&seat->spool.origin, job);
     return rc;
 }
 
@@ -19,7 +20,7 @@ static sl_code serve_job(sl_seat *seat, const sl_msg_job *msg, sl_work_fn *work,
     sl_job job = {0};
     sl_code rc = SL_OK;
     if (sl_seat_begin(seat, msg)) rc = sl_fail(err, SL_CANCELLED, "cancelled");
-    if (!rc) rc = sl_seat_job(&job, msg, err);
+    if (!rc) rc = sl_seat_job(seat, &job, msg, err);
     if (!rc) rc = work(self, msg, &job, err);
     /* what was opened has a stale ticket, which is ignored */
     for (uint32_t i = 0; rc && i < msg->in.count; i++)

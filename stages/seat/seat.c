@@ -113,6 +113,7 @@ sl_code sl_seat_open(sl_seat **out, sl_role role, int argc, char **argv, sl_err 
     if (a.conf && (rc = sl_conf_read_file(&seat->conf, a.conf, err))) return rc;
     sl_log_open(name, seat->conf.run.log);
     sl_log_use_format(seat->conf.run.log_format);
+    sl_origin_of_process(&seat->spool.origin, argv[0], seat->device);
     if ((rc = sl_model_open_files(&seat->model, a.model, &seat->conf.model.files, err))) return rc;
     /* a process keeps the kernels that it uses; set before there are threads */
     if (strcmp(seat->device, "cpu")) {

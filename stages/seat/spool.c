@@ -27,6 +27,7 @@ struct sl_spool_item {
     sl_spool_item *next;
     char path[SL_PATH], job[SL_LOG_JOB];
     sl_msg said; /* SPOOLED, to be completed */
+    sl_origin origin;
     bool announce;
     int n;
     char names[FILE_TENSORS][64];
@@ -46,10 +47,12 @@ static sl_msg spooled(const sl_msg_job *job, const char *name)
 static void write_item(sl_spool_item *it, void *end)
 {
     const char *names[FILE_TENSORS];
+    sl_st_note notes[SL_ORIGIN_NOTES];
     sl_err err = {0};
     int64_t t0 = sl_now_ns();
     for (int i = 0; i < it->n; i++) names[i] = it->names[i];
-    sl_code rc = sl_st_save(it->path, it->n, names, it->tensors, &err);
+    sl_code rc = sl_st_save_noted(it->path, it->n, names, it->tensors,
+                                  sl_origin_notes(notes, &it->origin), notes, &err);
     if (rc && !it->announce) sl_log_about(it->job, SL_LOG_WARN, "spool: %s", err.msg);
     /* whether a failure matters, and is told, is the dispatcher's decision */
     if (it->announce) {
@@ -163,6 +166,7 @@ void sl_spool_write(sl_spool *s, const sl_msg_job *job, const char *name, bool a
         return;
     }
     it->said = m;
+    it->origin = s->origin;
     it->announce = announce;
     pthread_mutex_lock(&s->lock);
     *s->tail = it;

@@ -5,12 +5,14 @@
 #ifndef SL_SPOOL_H
 #define SL_SPOOL_H
 
+#include "common/origin.h"
 #include "stages/seat/control.h"
 
 typedef struct sl_spool_item sl_spool_item;
 
 typedef struct {
     sl_control *control; /* where SPOOLED is said */
+    sl_origin origin;    /* what files say of themselves: the main thread's */
     pthread_t thread;
     bool made, runs;
     pthread_mutex_t lock; /* of all below */

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "common/pipeline.h"
+#include "stages/job/dump.h"
 
 static bool has_ended(const sl_journal_job *job)
 {
@@ -120,7 +121,9 @@ static bool is_kept(const char *name)
 static bool is_dumped(const char *name)
 {
     char file[64];
-    if (is_kept(name)) return true;
+    bool state;
+    if (is_kept(name) || !strcmp(name, SL_DUMP_NOTE)) return true;
+    if (sl_dump_is_step(name, &state)) return state;
     for (int h = 0; h < SL_HANDOVER_COUNT; h++) {
         snprintf(file, sizeof file, "%s" TENSORS, SL_HANDOVER[h].file);
         if (!strcmp(name, file)) return true;
@@ -183,7 +186,7 @@ void sl_on_dump_list(sl_ask *a)
 void sl_on_dump(sl_ask *a)
 {
     static const char MISSING[] = "this job was not asked for a dump, or did not get so far";
-    const char *type = is_kept(a->name) ? "application/json" : "application/octet-stream";
+    const char *type = strstr(a->name, ".json") ? "application/json" : "application/octet-stream";
     bool dump;
     if (!may_see_dump(a, &dump)) return;
     if (!is_dumped(a->name))

@@ -16,6 +16,7 @@
 
 #include "common/clock.h"
 #include "stages/job/dispatcher.h"
+#include "stages/job/dump.h"
 #include "stages/job/files.h"
 #include "stages/job/report.h"
 #include "stages/job/trace_json.h"
@@ -147,6 +148,17 @@ static bool record(pipeline *p, run *r)
     return true;
 }
 
+/* The job's folder is its dump: is all of it there? */
+static void note_dump(const pipeline *p, const run *r)
+{
+    const sl_dump_end end = {r->code, r->message, ""};
+    char dir[SL_PATH];
+    sl_err err = {0};
+    sl_code rc = sl_store_path(dir, &p->s->store, r->id, "", &err);
+    if (rc || (rc = sl_dump_note(dir, &r->req, &end, !r->code && !*r->message, &err)))
+        sl_log_about(r->id, SL_LOG_WARN, "%s", err.msg);
+}
+
 /* Everything that the job has left behind, in memory and on the disk. */
 static bool settle(pipeline *p, run *r)
 {
@@ -156,6 +168,7 @@ static bool settle(pipeline *p, run *r)
         if (sl_journal_release(p->s->journal, r->id, &err) && err.code != SL_GONE) return false;
         sl_live_end(p->s->live, r->id, false);
     } else {
+        if (dump) note_dump(p, r); /* whoever hears of the end finds it */
         if (!record(p, r)) return false;
         sl_live_end(p->s->live, r->id, r->code == SL_OK);
         sl_store_prune(&p->s->store, r->id, dump);

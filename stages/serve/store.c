@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "common/clock.h"
+#include "stages/job/dump.h"
 #include "stages/job/files.h"
 
 static sl_code take_lock(sl_store *s, int wait_ms, sl_err *err)
@@ -159,7 +160,7 @@ static void prune_one(void *self, const char *path, const char *name, const stru
 {
     static const char *const KEPT[] = {SL_STORE_VIDEO,   SL_STORE_REPORT,  SL_STORE_TRACE,
                                        SL_STORE_LOG,     SL_STORE_PREVIEW, SL_STORE_THUMBNAIL,
-                                       SL_STORE_SPRITES, "job.json"};
+                                       SL_STORE_SPRITES, "job.json",       SL_DUMP_NOTE};
     const bool *dump = self;
     const size_t n = strlen(name);
     const bool temporary = strstr(path, ".tmp") != NULL;
