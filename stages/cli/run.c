@@ -32,6 +32,7 @@
 #include "stages/job/hints.h"
 #include "stages/job/output.h"
 #include "stages/job/plan.h"
+#include "stages/job/record.h"
 #include "stages/job/replay.h"
 #include "stages/job/report.h"
 #include "stages/job/room.h"
@@ -44,10 +45,12 @@ typedef struct {
     sl_conf *conf;
     const sl_model *model;
     sl_report rep;
+    sl_record *record; /* of the run, in run.spool */
     char run_dir[SL_PATH], spool[SL_PATH];
     sl_dispatcher dispatcher;
     int signals;
-    int left; /* jobs that have not ended */
+    int left;  /* jobs that have not ended */
+    int later; /* of those that have, which stay in the spool */
     bool accepted, interrupted, draining;
     bool streams; /* standard output may be a job's video: no report goes there */
     int64_t t0_ns, interrupted_ns, looked_ns;
@@ -55,6 +58,25 @@ typedef struct {
 } runner;
 
 /* ---- before: folders ---- */
+
+/* The jobs' folders, and in a spool that outlives the run the record of them. Those of a dead run
+ * are there. */
+static sl_code open_folders(runner *r, sl_err *err)
+{
+    const bool again = *r->record->path;
+    sl_code rc = SL_OK;
+    for (int i = 0; i < r->o->job_count; i++) r->o->jobs[i].id = (uint64_t)(i + 1);
+    if (again) return SL_OK;
+    if (*r->conf->run.spool) {
+        sl_request_sweep(r->spool, "");
+        if ((rc = sl_record_make(r->record, r->spool, err))) return rc;
+    }
+    for (int i = 0; i < r->o->job_count && !rc; i++) {
+        memcpy(r->o->jobs[i].record, r->record->path, SL_PATH);
+        rc = sl_request_open_dir(&r->o->jobs[i], r->spool, r->o->from, err);
+    }
+    return rc || !*r->record->path ? rc : sl_record_write(r->record, r->o, err);
+}
 
 static sl_code prepare(runner *r, sl_err *err)
 {
@@ -64,10 +86,7 @@ static sl_code prepare(runner *r, sl_err *err)
     if (*r->conf->run.spool) rc = sl_absolute_path(r->spool, r->conf->run.spool, err);
     else rc = sl_path_join(r->spool, r->run_dir, "spool", err);
     if (rc || (rc = sl_make_dirs(r->spool, err))) return rc;
-    for (int i = 0; i < r->o->job_count; i++) {
-        r->o->jobs[i].id = (uint64_t)(i + 1);
-        if ((rc = sl_request_open_dir(&r->o->jobs[i], r->spool, r->o->from, err))) return rc;
-    }
+    if ((rc = open_folders(r, err))) return rc;
     sigemptyset(&set);
     sigaddset(&set, SIGINT);
     sigaddset(&set, SIGTERM);
@@ -159,7 +178,7 @@ static void save_work(runner *r, sl_report_job *j)
     sl_log(SL_LOG_WARN, "the latents could not be kept: %s", err.msg);
 }
 
-static void complain(const runner *r, const sl_report_job *j)
+static void complain(const runner *r, const sl_report_job *j, bool later)
 {
     char hint[SL_LOG_LINE] = "", line[SL_LOG_LINE / 2] = "", latents[SL_PATH];
     if (*j->kept) {
@@ -170,10 +189,18 @@ static void complain(const runner *r, const sl_report_job *j)
                  done ? "the latents are in" : "what it had is in", j->kept,
                  *line ? ": go on with " : "", line);
     }
+    if (later)
+        snprintf(hint, sizeof hint, "; sluice run --resume --conf %s goes on with it", r->o->conf);
     sl_log_job(sl_path_last(j->job->dir));
     sl_complain("%s: %s: %s%s", j->job->streams ? "the stream" : j->job->spec.output,
                 j->code == SL_CANCELLED ? "cancelled" : "failed", j->message, hint);
     sl_log_job(NULL);
+}
+
+/* What a run that was told to end has not begun stays in its spool. */
+static bool is_for_later(const runner *r, const sl_report_job *j)
+{
+    return *r->record->path && r->draining && !r->interrupted && j->code == SL_CANCELLED;
 }
 
 static void on_finished(runner *r, const sl_msg_finished *m)
@@ -192,14 +219,17 @@ static void on_finished(runner *r, const sl_msg_finished *m)
     save_work(r, j);
     if (j->code) sl_temporary_sweep(j->job->spec.output);
     if (j->code && *j->job->spec.preview) sl_temporary_sweep(j->job->spec.preview);
-    sl_request_close_dir(j->job);
+    /* a run that is killed before the folder goes makes the job's end again */
+    const bool later = is_for_later(r, j);
     j->t1_ns = sl_now_ns();
     client_span(r, m->tag, SL_SPAN_SPOOL, t0, j->t1_ns);
     r->left--;
     r->dispatcher.deaths = 0;
     sl_progress_end(&r->shown);
     write_reports(r, j);
-    if (j->code) complain(r, j);
+    if (later) r->later++;
+    else sl_request_close_dir(j->job);
+    if (j->code) complain(r, j, later);
     else if (!r->o->quiet)
         sl_report_print(&r->rep, j, r->streams ? stderr : stdout), fflush(stdout);
 }
@@ -338,7 +368,8 @@ static void stop(runner *r)
 
 /* Start the dispatcher, submit all jobs, watch, restart it when it dies, until every job
  * has ended. Returns an exit status; an error before any job ran is in *err. */
-static int run_jobs(sl_batch *o, const sl_model *model, sl_conf *conf, int64_t t0_ns, sl_err *err)
+static int run_jobs(sl_batch *o, sl_record *record, const sl_model *model, sl_conf *conf,
+                    int64_t t0_ns, sl_err *err)
 {
     runner *r = calloc(1, sizeof *r);
     int status = SL_EXIT_OK;
@@ -348,6 +379,7 @@ static int run_jobs(sl_batch *o, const sl_model *model, sl_conf *conf, int64_t t
         return SL_EXIT_REFUSED;
     }
     *r = (runner){.o = o,
+                  .record = record,
                   .conf = conf,
                   .model = model,
                   .signals = -1,
@@ -365,8 +397,13 @@ static int run_jobs(sl_batch *o, const sl_model *model, sl_conf *conf, int64_t t
     for (int i = 0; i < r->rep.count; i++)
         if (!r->rep.jobs[i].finished || r->rep.jobs[i].code) status = SL_EXIT_FAILED;
     stop(r);
-    for (int i = 0; i < r->rep.count; i++) /* the run ended before it began */
-        if (!r->rep.jobs[i].finished && *o->jobs[i].dir) sl_request_close_dir(&o->jobs[i]);
+    o->stopped = r->interrupted || r->draining;
+    for (int i = 0; i < r->rep.count; i++) { /* the run ended before it began */
+        if (r->rep.jobs[i].finished || !*o->jobs[i].dir) continue;
+        if (record->written) r->later++;
+        else sl_request_close_dir(&o->jobs[i]);
+    }
+    sl_record_close(record, !r->later);
     if (o->job_count > 1 && *o->base.json && sl_report_write(&r->rep, NULL, o->base.json, err))
         status = SL_EXIT_FAILED;
     if (o->job_count > 1 && *o->base.trace &&
@@ -421,28 +458,97 @@ static sl_code look_for_room(sl_batch *o, const sl_model *model, sl_err *err)
     return SL_OK;
 }
 
+/* A batch that is checked: does it fit, and then run it. An exit status. */
+static int run_batch(sl_batch *o, sl_record *record, const sl_model *model, sl_conf *conf,
+                     int64_t t0_ns, sl_err *err)
+{
+    sl_admission fits;
+    sl_log_use_format(conf->run.log_format);
+    if (sl_plan_admit(&fits, o, model, conf, err) || look_for_room(o, model, err))
+        return SL_EXIT_REFUSED;
+    if (fits.held < fits.mapped)
+        sl_log(SL_LOG_WARN,
+               "memory holds %llu of the %llu bytes of weights that stay mapped: the rest is "
+               "read from the disk again at every step",
+               (unsigned long long)fits.held, (unsigned long long)fits.mapped);
+    give_hints(o, model);
+    return run_jobs(o, record, model, conf, t0_ns, err);
+}
+
+/* ---- runs that died ---- */
+
+/* One of them, by its record's name. *found: it had jobs left. An exit status. */
+static int resume_one(sl_batch *o, const char *spool, const char *name, int64_t t0_ns, bool *found)
+{
+    sl_batch b = {0};
+    sl_record record = {.fd = -1};
+    sl_model model;
+    sl_conf conf;
+    sl_err err = {0};
+    int status = SL_EXIT_REFUSED;
+    sl_code rc = sl_batch_init(&b, &err);
+    memcpy(b.conf, o->conf, sizeof b.conf);
+    memcpy(b.device, o->device, sizeof b.device);
+    b.quiet = o->quiet;
+    if (!rc) rc = sl_record_take(&record, &b, spool, name, &err);
+    if (rc == SL_BUSY) {
+        sl_log(SL_LOG_WARN, "%s", err.msg);
+        err.code = SL_OK;
+        status = SL_EXIT_OK;
+    } else if (!rc && !b.job_count) status = SL_EXIT_OK;
+    else if (!rc) {
+        *found = true;
+        for (int i = 0; i < b.job_count; i++) sl_temporary_sweep(b.jobs[i].spec.output);
+        if (!sl_batch_check_again(&b, &model, &conf, &err))
+            status = run_batch(&b, &record, &model, &conf, t0_ns, &err);
+        o->stopped = b.stopped;
+        sl_record_close(&record, false); /* refused: it stays */
+    }
+    if (err.code) sl_complain("%s", err.msg);
+    sl_batch_free(&b);
+    return status;
+}
+
+static int resume(sl_batch *o, int64_t t0_ns)
+{
+    char spool[SL_PATH], **names;
+    sl_conf conf;
+    sl_err err = {0};
+    int status = SL_EXIT_OK;
+    bool found = false;
+    sl_conf_defaults(&conf);
+    if (sl_conf_read_file(&conf, o->conf, &err) ||
+        (!*conf.run.spool &&
+         sl_fail(&err, SL_ARG, "--resume: %s sets no run.spool, which would hold jobs", o->conf)) ||
+        sl_absolute_path(spool, conf.run.spool, &err)) {
+        sl_complain("%s", err.msg);
+        return SL_EXIT_REFUSED;
+    }
+    const int n = sl_record_list(&names, spool);
+    for (int i = 0; i < n; i++) {
+        const int one = o->stopped ? 0 : resume_one(o, spool, names[i], t0_ns, &found);
+        if (one > status) status = one;
+        free(names[i]);
+    }
+    free(names);
+    if (!found && status == SL_EXIT_OK)
+        sl_log(SL_LOG_INFO, "%s holds no job that a killed run left", spool);
+    return status;
+}
+
 static int run(bool replay, int argc, char **argv)
 {
     const int64_t t0_ns = sl_now_ns();
     sl_batch o = {0};
+    sl_record record = {.fd = -1};
     sl_model model;
     sl_conf conf;
-    sl_admission fits;
     sl_err err = {0};
     int status = SL_EXIT_REFUSED;
-    bool ready =
-        !sl_cli_parse(&o, replay, argc, argv, &err) && !sl_batch_check(&o, &model, &conf, &err);
-    if (ready) sl_log_use_format(conf.run.log_format);
-    if (ready && !sl_plan_admit(&fits, &o, &model, &conf, &err) &&
-        !look_for_room(&o, &model, &err)) {
-        if (fits.held < fits.mapped)
-            sl_log(SL_LOG_WARN,
-                   "memory holds %llu of the %llu bytes of weights that stay mapped: the rest is "
-                   "read from the disk again at every step",
-                   (unsigned long long)fits.held, (unsigned long long)fits.mapped);
-        give_hints(&o, &model);
-        status = run_jobs(&o, &model, &conf, t0_ns, &err);
-    }
+    const bool parsed = !sl_cli_parse(&o, replay, argc, argv, &err);
+    if (parsed && o.resume) status = resume(&o, t0_ns);
+    else if (parsed && !sl_batch_check(&o, &model, &conf, &err))
+        status = run_batch(&o, &record, &model, &conf, t0_ns, &err);
     if (err.code) sl_complain("%s", err.msg);
     sl_batch_free(&o);
     return status;

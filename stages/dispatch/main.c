@@ -42,13 +42,14 @@ static sl_code parse_args(sl_dispatch *d, int argc, char **argv, sl_err *err)
     return SL_OK;
 }
 
-/* The parent is gone, so nobody else is left to do it: the jobs' folders go, and the run
- * directory, if it was made for this run. */
+/* The parent is gone, so nobody else is left to do it: the jobs' folders go, unless they are in a
+ * spool from which another run may go on, and the run directory, if it was made for this run. */
 static void remove_folders(sl_dispatch *d)
 {
     static char *argv[SL_JOBS_MAX + 5] = {(char *)"rm", (char *)"-rf", (char *)"--"};
     int n = 3;
-    for (int i = 0; i < sl_jobs_count(d->jobs); i++) argv[n++] = (char *)sl_jobs_dir(d->jobs, i);
+    for (int i = 0; i < sl_jobs_count(d->jobs) && !*d->conf.run.spool; i++)
+        argv[n++] = (char *)sl_jobs_dir(d->jobs, i);
     if (!*d->conf.run.dir) argv[n++] = d->run_dir;
     if (n > 3) execv("/bin/rm", argv);
 }

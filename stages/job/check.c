@@ -546,6 +546,15 @@ sl_code sl_batch_check(sl_batch *b, sl_model *model, sl_conf *conf, sl_err *err)
     return check_limits(b, conf, err);
 }
 
+sl_code sl_batch_check_again(sl_batch *b, sl_model *model, sl_conf *conf, sl_err *err)
+{
+    sl_code rc = sl_batch_open(b, model, conf, err);
+    for (int i = 0; i < b->job_count && !rc; i++)
+        if (!(rc = sl_job_check_family(&b->jobs[i].spec, &model->family, err)))
+            rc = check_team(&b->jobs[i].spec, b->from, model, conf, err);
+    return rc ? rc : check_limits(b, conf, err);
+}
+
 /* ---- for a plan ---- */
 
 /* A picture's aspect decides where no size is given, as in a run. */

@@ -19,6 +19,7 @@
 #define FILE_NAME 64
 #define DAY_S 86400
 #define WORK ".sluice" /* in a dump's folder, while its job runs: the job's own */
+#define MARK "record"  /* in a job's folder: the path of its run's record */
 
 static void name_file(char out[FILE_NAME], int h)
 {
@@ -60,6 +61,35 @@ static sl_code copy_input(const sl_request *r, const char *path, const char *nam
     return sl_copy_file(path, dst, err);
 }
 
+static sl_code put_mark(const sl_request *r, sl_err *err)
+{
+    char path[SL_PATH];
+    sl_code rc = sl_path_join(path, r->dir, MARK, err);
+    FILE *f = rc ? NULL : fopen(path, "we");
+    if (rc) return rc;
+    const bool put = f && fprintf(f, "%s\n", r->record) > 0;
+    if ((f && fclose(f)) || !put) return sl_fail_errno(err, errno, "%s", path);
+    return SL_OK;
+}
+
+/* The record that a job's folder names; "": none. */
+static void read_mark(char record[SL_PATH], const char *dir)
+{
+    char path[SL_PATH];
+    FILE *f = sl_path_join(path, dir, MARK, NULL) ? NULL : fopen(path, "re");
+    if (!f || !fgets(record, SL_PATH, f)) *record = 0;
+    if (f) fclose(f);
+    record[strcspn(record, "\n")] = 0;
+}
+
+/* Somebody may go on with the job: the record that its folder names is there. */
+static bool is_held(const char *dir)
+{
+    char record[SL_PATH];
+    read_mark(record, dir);
+    return *record && !access(record, F_OK);
+}
+
 /* DIR/PID-ID, with the job's inputs in it. */
 static sl_code open_in(sl_request *r, const char *dir, const char *from, sl_err *err)
 {
@@ -72,7 +102,8 @@ static sl_code open_in(sl_request *r, const char *dir, const char *from, sl_err 
         if ((rc = sl_path_join(r->dir, dir, name, err)) || !mkdir(r->dir, 0700)) break;
         if (errno != EEXIST) rc = sl_fail_errno(err, errno, "%s", r->dir);
     }
-    if (rc || (rc = copy_input(r, r->spec.image, "image.input", r->has_image, replay, err)) ||
+    if (rc || (*r->record && (rc = put_mark(r, err))) ||
+        (rc = copy_input(r, r->spec.image, "image.input", r->has_image, replay, err)) ||
         (rc = copy_input(r, r->spec.last_image, "last_image.input", r->has_last_image, replay,
                          err)) ||
         (rc = copy_input(r, r->spec.noise, "noise.safetensors", r->has_noise, false, err)) ||
@@ -93,22 +124,37 @@ static bool is_of_dead(const char *name)
     return end && !name[end] && pid > 0 && kill(pid, 0) && errno == ESRCH;
 }
 
-/* What runs have left that were killed with all their processes. One that nobody has written to for
- * a day is no living one's of another container either. */
-static void sweep_work(const char *dir)
+/* A folder of a dead process, to which nobody has written for a day: it is no living one's of
+ * another container either. */
+static bool is_left(const char *path, const char *name, const struct stat *st)
 {
+    return is_of_dead(name) && time(NULL) - st->st_mtime > DAY_S && !is_held(path);
+}
+
+/* What runs have left that were killed with all their processes; of the run of `record`, whose lock
+ * the caller has, whatever its age. "": of none. */
+static void sweep_work(const char *dir, const char *record)
+{
+    char of[SL_PATH];
     char path[SL_PATH];
     struct stat st;
     struct dirent *e;
     int fd = open(dir, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     DIR *d = fd < 0 ? NULL : fdopendir(fd);
-    while (d && (e = readdir(d)))
-        if (is_of_dead(e->d_name) && !sl_path_join(path, dir, e->d_name, NULL) &&
-            !lstat(path, &st) && S_ISDIR(st.st_mode) && st.st_uid == geteuid() &&
-            time(NULL) - st.st_mtime > DAY_S)
-            sl_remove_tree(path);
+    while (d && (e = readdir(d))) {
+        if (sl_path_join(path, dir, e->d_name, NULL) || lstat(path, &st) || !S_ISDIR(st.st_mode) ||
+            st.st_uid != geteuid() || *e->d_name == '.')
+            continue;
+        if (*record) read_mark(of, path);
+        if (*record ? !strcmp(of, record) : is_left(path, e->d_name, &st)) sl_remove_tree(path);
+    }
     if (d) closedir(d);
     else if (fd >= 0) close(fd);
+}
+
+void sl_request_sweep(const char *spool, const char *record)
+{
+    sweep_work(spool, record);
 }
 
 sl_code sl_request_open_dir(sl_request *r, const char *spool, const char *from, sl_err *err)
@@ -118,7 +164,7 @@ sl_code sl_request_open_dir(sl_request *r, const char *spool, const char *from, 
     /* the hand-overs of a dump are written where it will lie */
     if (*r->dump_dir && !r->small_dump && strlen(r->dump_dir) + sizeof WORK + 48 < SL_DIR &&
         !sl_path_join(beside, r->dump_dir, WORK, NULL)) {
-        sweep_work(beside);
+        sweep_work(beside, "");
         if (!open_in(r, beside, from, NULL)) return SL_OK;
         sl_request_close_dir(r);
     }
@@ -129,6 +175,8 @@ void sl_request_close_dir(const sl_request *r)
 {
     char beside[SL_PATH];
     if (!*r->dir) return;
+    /* without it the job has ended: nobody makes again what goes now */
+    if (!sl_path_join(beside, r->dir, "job.json", NULL)) unlink(beside);
     sl_remove_tree(r->dir);
     if (!*r->dump_dir) return;
     if (!sl_path_join(beside, r->dump_dir, WORK, NULL)) rmdir(beside);

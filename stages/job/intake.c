@@ -116,6 +116,22 @@ static sl_code check_from(const char *from, sl_err *err)
     return sl_fail(err, SL_ARG, "--from is \"%s\", want %s", from, list);
 }
 
+/* The jobs are in the spool: nothing else may say what they are. */
+static sl_code check_resume(const sl_batch *b, bool replay, sl_err *err)
+{
+    const sl_option *o;
+    if (replay) return sl_fail(err, SL_ARG, "--resume belongs to sluice run");
+    for (int i = 0; (o = sl_option_at(i)); i++)
+        if (b->base.given >> i & 1)
+            return sl_fail(err, SL_ARG, "--resume goes on with jobs as they are, found --%s",
+                           o->name);
+    if (*b->jobs_file)
+        return sl_fail(err, SL_ARG, "--resume goes on with jobs as they are, found --jobs");
+    if (!*b->conf)
+        return sl_fail(err, SL_ARG, "--resume wants --conf FILE, whose run.spool holds the jobs");
+    return SL_OK;
+}
+
 sl_code sl_batch_expand(sl_batch *b, sl_err *err)
 {
     const bool replay = *b->replay_dir != 0;
@@ -126,6 +142,7 @@ sl_code sl_batch_expand(sl_batch *b, sl_err *err)
     if (replay && sl_request_given(&b->base, "guidance") &&
         !sl_request_given(&b->base, "guidance-2"))
         b->base.has_guidance_2 = false; /* it follows, as in a run */
+    if (b->resume) return check_resume(b, replay, err);
     if (replay && (rc = check_from(b->from, err))) return rc;
     if (!replay && *b->from) return sl_fail(err, SL_ARG, "--from belongs to sluice replay");
     if (*b->jobs_file) return read_jobs_file(b, err);

@@ -98,6 +98,8 @@ static const sl_option OPTIONS[] = {
      "cpu or cuda:N, for all stages; of several, each denoises"},
     {"jobs", SL_OPTION_PATH, RUN(jobs_file), "FILE",
      "many jobs: one JSON object a line, with these options as keys"},
+    {"resume", SL_OPTION_FLAG, RUN(resume), NULL,
+     "go on with the jobs that killed runs left in run.spool of --conf"},
     {"from", SL_OPTION_PATH, RUN(from), "STAGE", "replay: text, image, denoise or decode"},
     {"quiet", SL_OPTION_FLAG, RUN(quiet), NULL, "no progress, no table"},
 };

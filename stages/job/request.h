@@ -46,9 +46,10 @@ typedef struct {
     int aspect_w, aspect_h;   /* of a replay's picture, where its size is to be found anew */
     bool streams;             /* the video goes into the descriptor `stream`, not to a file */
     int stream;
-    bool small_dump;   /* there is no room for the dump: the job's folder lies in the spool */
-    bool made_dump;    /* its folder is made for this job */
-    char dir[SL_PATH]; /* the job's folder, in the spool or in the dump's */
+    bool small_dump;      /* there is no room for the dump: the job's folder lies in the spool */
+    bool made_dump;       /* its folder is made for this job */
+    char dir[SL_PATH];    /* the job's folder, in the spool or in the dump's */
+    char record[SL_PATH]; /* of the run in run.spool (record.h), which the folder names; "" none */
     /* What it was asked for and will not do, '\n' between lines; NULL: all of it is done. The
      * request's to free. */
     char *warnings;
@@ -61,6 +62,8 @@ typedef struct {
     char conf[SL_PATH], device[SL_DEVICE_LIST], jobs_file[SL_PATH];
     sl_model_files files; /* in place of the checkpoint's; "" each: conf's, else its own */
     bool quiet;
+    bool resume;                        /* the jobs are those that dead runs left */
+    bool stopped;                       /* the run was told to end by a signal */
     char from[16], replay_dir[SL_PATH]; /* a replay's */
     int job_count;
     sl_request *jobs; /* room for SL_MAX_RUN_JOBS */
