@@ -43,9 +43,10 @@
     F(text, lora_2, "") /* and for the second expert */                                            \
     F(flag, lora_lenient, 0)                                                                       \
     F(int, crf, 18)                                                                                \
-    F(flag, dump, 0)        /* keep ids and frames.safetensors */                                  \
-    F(flag, dump_steps, 0)  /* step.{i}.latents */                                                 \
-    F(flag, dump_blocks, 0) /* hidden states of the first forward */
+    F(flag, dump, 0)            /* keep ids and frames.safetensors */                              \
+    F(flag, dump_steps, 0)      /* step.{i}.latents */                                             \
+    F(flag, dump_blocks, 0)     /* hidden states of the first forward, or of */                    \
+    F(text, dump_blocks_of, "") /* those that common/taps.h is told; "" the first */
 
 typedef char *sl_job_text;
 typedef char sl_job_path[SL_PATH];

@@ -142,6 +142,14 @@ static void tap_block(sl_ctx *ctx, int i, const char *part, const sl_tensor *t)
     sl_tap(ctx, name, t);
 }
 
+/* Rows of a tensor that a block makes piece by piece, in order, `rows` in all. */
+static void tap_rows(sl_ctx *ctx, int i, const char *part, const sl_tensor *t, int64_t rows)
+{
+    ctx->tap_of = rows;
+    tap_block(ctx, i, part, t);
+    ctx->tap_of = 0;
+}
+
 /* ---- once a job: context ---- */
 
 static size_t lay_out_context(const sl_ctx *ctx, const sl_dit *m, sl_dit_context *c, void *memory,
@@ -547,9 +555,9 @@ static void add_branch(sl_ctx *ctx, const forward *f, int i, const char *part, c
                        int64_t first, const sl_tensor *y, const sl_tensor *a, const sl_affine *w,
                        const sl_tensor *mod, int gate)
 {
-    if (i == 0 && ctx->tap) {
+    if (ctx->tap && (i == 0 || ctx->tap_parts)) {
         sl_apply(ctx, y, a, w, SL_ACT_NONE);
-        tap_block(ctx, i, part, y);
+        tap_rows(ctx, i, part, y, f->mine.rows);
     }
     if (!mod || !has_two_times(f)) {
         const sl_tensor by = mod ? modulation(f, mod, gate, false) : (sl_tensor){0};
@@ -564,6 +572,19 @@ static void add_branch(sl_ctx *ctx, const forward *f, int i, const char *part, c
         const sl_tensor to = sl_rows(x, from, rows), of = sl_rows(y, from, rows),
                         by = modulation(f, mod, gate, k);
         sl_gated_add(ctx, &to, &of, &by);
+    }
+}
+
+/* What attention takes: q NULL: it comes elsewhere. */
+static void tap_attention(sl_ctx *ctx, int i, const char *part, const sl_tensor *q,
+                          const sl_tensor *k, const sl_tensor *v)
+{
+    static const char *const OF[] = {"q", "k", "v"};
+    const sl_tensor *const all[] = {q, k, v};
+    char name[32];
+    for (int n = 0; n < 3; n++) {
+        snprintf(name, sizeof name, "%s%s", part, OF[n]);
+        if (all[n]) tap_block(ctx, i, name, all[n]);
     }
 }
 
@@ -592,6 +613,7 @@ static void self_attention(sl_ctx *ctx, const forward *f, int i, const sl_tensor
         sl_rmsnorm_rope(ctx, &qr, &qr, &a->norm_q, c->eps, &c_r, &s_r, c->heads);
         sl_apply(ctx, &vr, &s, &a->v, SL_ACT_NONE);
     }
+    if (ctx->tap_parts) tap_attention(ctx, i, ".attn1.", &q, &k, &v);
     EACH_CHUNK (r, rows, n, f->chunk) {
         const sl_tensor xr = sl_rows(x, r, rows), qr = sl_rows(&q, r, rows),
                         s = sl_rows(&norm, 0, rows);
@@ -713,6 +735,9 @@ static void cross_attention(sl_ctx *ctx, const forward *f, int i, const sl_tenso
     sl_tensor text_k, text_v, image_k, image_v;
     kv_of(&f->in->context->text_kv, i, &text_k, &text_v);
     if (f->in->context->image_tokens) kv_of(&f->in->context->image_kv, i, &image_k, &image_v);
+    if (ctx->tap_parts) tap_attention(ctx, i, ".attn2.", NULL, &text_k, &text_v);
+    if (ctx->tap_parts && f->in->context->image_tokens)
+        tap_attention(ctx, i, ".attn2.image_", NULL, &image_k, &image_v);
 
     EACH_CHUNK (r, rows, n, f->chunk) {
         const sl_tensor xr = sl_rows(x, r, rows), s = sl_rows(&norm, 0, rows),
@@ -720,6 +745,7 @@ static void cross_attention(sl_ctx *ctx, const forward *f, int i, const sl_tenso
         sl_layernorm(ctx, &s, &xr, &b->norm2.w, &b->norm2.b, c->eps);
         sl_apply(ctx, &q, &s, &b->attn2.q, SL_ACT_NONE);
         sl_rmsnorm(ctx, &q, &q, &b->attn2.norm_q, c->eps);
+        if (ctx->tap_parts) tap_rows(ctx, i, ".attn2.q", &q, f->mine.rows);
         if (f->in->context->image_tokens)
             sl_attention_two(ctx, &s, &q, &text_k, &text_v, &image_k, &image_v, c->heads, f->scale);
         else sl_attention(ctx, &s, &q, &text_k, &text_v, c->heads, f->scale, NULL, false);

@@ -54,6 +54,9 @@ struct sl_ctx {
     sl_err err;
     sl_tap_fn *tap; /* NULL: nobody looks */
     void *tap_user;
+    bool tap_parts; /* it looks into every block: what its attention takes, what its parts add */
+    int64_t
+        tap_of; /* the tensor that it is called with is the next piece of so many rows; 0: all */
     /* NULL, or a flag that every operation looks at first: nonzero -> SL_CANCELLED */
     const volatile int *cancel;
     /* NULL, or what must be called before the host waits for the stream, which may wait for other

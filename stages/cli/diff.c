@@ -38,7 +38,8 @@ typedef struct {
 /* What a job is asked for beside its numbers: not a difference that makes one. */
 static bool is_told(const char *key)
 {
-    static const char *const OUTPUTS[] = {"output", "preview", "dump", "dump_steps", "dump_blocks"};
+    static const char *const OUTPUTS[] = {"output",     "preview",     "dump",
+                                          "dump_steps", "dump_blocks", "dump_blocks_of"};
     for (size_t i = 0; i < sizeof OUTPUTS / sizeof *OUTPUTS; i++)
         if (!strcmp(key, OUTPUTS[i])) return false;
     return true;

@@ -82,26 +82,6 @@ void sl_denoiser_close(denoiser *d)
     sl_ctx_close(&d->ctx);
 }
 
-/* ---- taps: tensors of the first forward, for --dump-blocks ---- */
-
-static void tap(void *user, sl_ctx *ctx, const char *name, const sl_tensor *t)
-{
-    denoise_run *r = user;
-    char file[128], path[SL_PATH];
-    sl_err err = {0};
-    sl_tensor host = *t;
-    sl_st_note notes[SL_ORIGIN_NOTES];
-    if (!sl_is_dense(t) || !(host.data = malloc(sl_bytes(t) + 1))) return;
-    sl_download(ctx, host.data, t);
-    snprintf(file, sizeof file, "%s.safetensors", name);
-    if (sl_ok(ctx) &&
-        (sl_path_join(path, r->tap_dir, file, &err) ||
-         sl_st_save_noted(path, 1, (const char *[]){name}, &host,
-                          sl_origin_notes(notes, &r->d->seat->spool.origin), notes, &err)))
-        sl_log_err("dump-blocks", &err);
-    free(host.data);
-}
-
 enum { CONDITION, CLIP }; /* tensors of the pictures' hand-over */
 
 static int branches(const denoise_run *r)
@@ -329,10 +309,10 @@ static void make_contexts(denoise_run *r, const denoise_inputs *in)
             if (clip) image = sl_new(ctx, sl_act(ctx), 2, clip->host.shape);
             sl_parcel_place(ctx, &text, &in->text.at[b]);
             if (clip) sl_parcel_place(ctx, &image, clip);
-            ctx->tap = e == 0 && b == 0 && *r->tap_dir ? tap : NULL;
+            if (e == 0) sl_denoise_taps_at(&r->taps, ctx, -1, b);
             sl_dit_context_make(ctx, r->d->dit[e], &r->mem.context[e][b],
                                 r->mem.context_memory[e][b], &text, clip ? &image : NULL);
-            ctx->tap = NULL;
+            sl_denoise_taps_off(ctx);
             sl_release(ctx, mark);
         }
 }
@@ -345,7 +325,7 @@ static sl_code fill_memory(denoise_run *r, const sl_denoise_sizes *of, const den
     sl_code rc = sl_turn_begin(&r->d->seat->turn, SL_TURN_STEP, "step", 0, err);
     int64_t t0 = sl_now_ns();
     if (rc) return rc;
-    ctx->tap_user = r;
+    ctx->tap_user = &r->taps;
     sl_denoise_take(ctx, &r->mem, of);
     make_contexts(r, in);
     if (in->image.count)
@@ -389,11 +369,9 @@ sl_code sl_denoise_start(denoise_run *r, denoiser *d, const sl_msg_job *msg, con
             (both && !(r->last.data = sl_seat_host_alloc(d->seat, bytes))))
             return sl_fail(err, SL_NOMEM, "denoise: no memory for a state");
     }
-    if (job->dump_blocks) {
-        if ((rc = sl_path_join(r->tap_dir, msg->dir, "blocks", err))) return rc;
-        if (mkdir(r->tap_dir, 0700) && errno != EEXIST)
-            return sl_fail_errno(err, errno, "%s", r->tap_dir);
-    }
+    if ((rc = sl_denoise_taps_open(&r->taps, job, d->model->dit[0].layers, msg->dir,
+                                   &d->seat->spool.origin, err)))
+        return rc;
     /* the arena, of the size that a plan counts */
     const sl_denoise_sizes of = {.model = d->model,
                                  .dit = d->dit,
@@ -401,7 +379,7 @@ sl_code sl_denoise_start(denoise_run *r, denoiser *d, const sl_msg_job *msg, con
                                  .schedule = &r->schedule,
                                  .split = &r->team.split,
                                  .comm = r->team.comm,
-                                 .tap = *r->tap_dir ? tap : NULL,
+                                 .tap = *r->taps.dir ? sl_denoise_tap : NULL,
                                  .round_rope = !strcmp(d->seat->conf.denoise.rope, "bfloat16")};
     if ((rc = sl_denoise_arena(&arena, ctx->ops, &of, err)) ||
         (rc = sl_ctx_reserve(ctx, arena.peak, err)))
@@ -470,7 +448,7 @@ static void run_forwards(denoise_run *r, int e, sl_fbcache_report reports[SL_BRA
             cache->step = i, cache->steps = r->schedule.steps;
             cache->force = r->replay ? 1 : 0;
         }
-        ctx->tap = i == 0 && b == 0 && *r->tap_dir ? tap : NULL;
+        sl_denoise_taps_at(&r->taps, ctx, i, b);
         const sl_dit_input in = {.latents = &r->sampler.x,
                                  .condition = r->mem.condition.rank ? &r->mem.condition : NULL,
                                  .times = &r->mem.times[e],
@@ -482,7 +460,7 @@ static void run_forwards(denoise_run *r, int e, sl_fbcache_report reports[SL_BRA
                                  .cache = cache,
                                  .share = r->mem.share.size ? &r->mem.share : NULL};
         sl_dit_forward(ctx, r->d->dit[e], &r->mem.v[b], &in, &reports[b]);
-        ctx->tap = NULL;
+        sl_denoise_taps_off(ctx);
         if (r->replay) reports[b].metric = r->replay_metric[b];
     }
 }
@@ -682,6 +660,7 @@ void sl_denoise_end(denoise_run *r)
 {
     free(r->noise);
     sl_preview_close(&r->preview); /* the job's folder may go once FAILED is said */
+    sl_denoise_taps_close(&r->taps);
     if (r->d) {
         sl_ctx_error(&r->d->ctx, NULL); /* empties the arena */
         sl_parcel_drop(&r->out, r->d->seat);

@@ -4,6 +4,7 @@
 
 #include "graphs/merge.h"
 #include "stages/denoise/preview.h"
+#include "stages/denoise/taps.h"
 #include "stages/denoise/team.h"
 #include "stages/seat/loop.h"
 
@@ -47,12 +48,12 @@ typedef struct {
                          * device side is the sampler's */
     bool replay;        /* the next step repeats one that had computed: see sl_denoise_step */
     float replay_metric[SL_BRANCHES];
-    sl_preview *preview;   /* the leader's; NULL: none is wanted */
-    char tap_dir[SL_PATH]; /* where first-forward tensors go; "" nowhere */
-    bool parked;           /* the attempt ends here, for another team to go on */
-    int steps_done;        /* in this attempt, and */
-    double steps_s;        /* their seconds, */
-    size_t device_bytes;   /* the most of the device that was taken after one of them */
+    sl_preview *preview; /* the leader's; NULL: none is wanted */
+    denoise_taps taps;   /* tensors of forwards that the job wants in files */
+    bool parked;         /* the attempt ends here, for another team to go on */
+    int steps_done;      /* in this attempt, and */
+    double steps_s;      /* their seconds, */
+    size_t device_bytes; /* the most of the device that was taken after one of them */
 } denoise_run;
 
 sl_code sl_denoiser_open(denoiser *d, sl_err *err);

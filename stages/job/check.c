@@ -13,6 +13,7 @@
 #include "common/picture.h"
 #include "common/prompt.h"
 #include "common/safetensors.h"
+#include "common/taps.h"
 #include "common/video_format.h"
 #include "graphs/wan_dit.h"
 #include "stages/job/components.h"
@@ -191,6 +192,12 @@ static sl_code complete(sl_request *j, const sl_model *model, const sl_conf *con
         s->seed = r;
     }
     s->dump = *j->dump_dir != 0;
+    if (*s->dump_blocks_of) {
+        sl_taps which;
+        s->dump_blocks = 1;
+        if ((rc = sl_taps_parse(&which, s->dump_blocks_of, s->steps, model->dit[0].layers, err)))
+            return sl_context(err, rc, "--dump-blocks-of");
+    }
     if (s->dump && (rc = sl_absolute_path(path, j->dump_dir, err))) return rc;
     if (s->dump) memcpy(j->dump_dir, path, SL_PATH);
     if (!s->dump && (s->dump_steps || s->dump_blocks))

@@ -48,6 +48,7 @@ sl_code sl_batch_replay(sl_batch *b, const char *dir, sl_err *err)
     *r->spec.output = *r->spec.preview = 0;
     const bool whole = r->spec.dump;
     r->spec.dump = r->spec.dump_steps = r->spec.dump_blocks = 0;
+    if ((rc = sl_job_set_text(&r->spec.dump_blocks_of, "", err))) return rc;
     return take_noise(r, dir, whole, err);
 }
 

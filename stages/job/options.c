@@ -87,6 +87,8 @@ static const sl_option OPTIONS[] = {
      "with --dump: also the latents after each step"},
     {"dump-blocks", SL_OPTION_FLAG, JOB(dump_blocks), NULL,
      "with --dump: also the tokens after each block of the first forward (large)"},
+    {"dump-blocks-of", SL_OPTION_TEXT, JOB(dump_blocks_of), "WHICH",
+     "of other forwards: words as \"steps=0,10-12 branches=cond,uncond blocks=3-5 attention\""},
     {"preview", SL_OPTION_PATH, JOB(preview), "FILE",
      "after each step a PNG of the video's middle as it looks so far"},
     {"json", SL_OPTION_PATH, OUTSIDE(json), "FILE", "the report"},

@@ -45,6 +45,7 @@ static const struct {
     {"dump", NONE},
     {"dump-steps", SL_ROLE_DENOISE},
     {"dump-blocks", SL_ROLE_DENOISE},
+    {"dump-blocks-of", SL_ROLE_DENOISE},
     {"preview", SL_ROLE_DENOISE},
     {"json", NONE},
     {"trace", NONE},
