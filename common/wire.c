@@ -1,5 +1,5 @@
 /* wire.c - encode, decode, print, send and receive the messages of wire.h. */
-#include "common/wire.h"
+#include "common/wire_kinds.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -98,72 +98,31 @@ static bool get_string(const uint8_t **p, char *s, size_t field)
         return get_string(p, *v, field);                                                           \
     }
 STRING_KIND(str16, SL_STR16)
+STRING_KIND(str24, SL_POOL_NAME)
 STRING_KIND(str64, SL_STR64)
 STRING_KIND(text, SL_TEXT)
 STRING_KIND(dir, SL_DIR)
 
-static void put_ticket(uint8_t **p, const sl_ticket *t)
-{
-    put_u64(p, &t->pool), put_u32(p, &t->slot), put_u32(p, &t->reserved), put_u64(p, &t->epoch);
-}
-static void get_ticket(const uint8_t **p, sl_ticket *t)
-{
-    get_u64(p, &t->pool), get_u32(p, &t->slot), get_u32(p, &t->reserved), get_u64(p, &t->epoch);
-}
-static void put_pool(uint8_t **p, const sl_pool_handle *h)
-{
-    put_u64(p, &h->pool), put_i32(p, &h->pid), put_i32(p, &h->fd), put_u32(p, &h->kind),
-        put_u32(p, &h->slots);
-    put_u64(p, &h->slot_bytes), put_string(p, h->name, SL_POOL_NAME),
-        put_bytes(p, h->device_handle, sizeof h->device_handle);
-}
-static bool get_pool(const uint8_t **p, sl_pool_handle *h)
-{
-    get_u64(p, &h->pool), get_i32(p, &h->pid), get_i32(p, &h->fd), get_u32(p, &h->kind),
-        get_u32(p, &h->slots);
-    get_u64(p, &h->slot_bytes);
-    bool ok = get_string(p, h->name, SL_POOL_NAME);
-    memcpy(h->device_handle, *p, sizeof h->device_handle);
-    *p += sizeof h->device_handle;
-    return ok;
-}
+/* Kinds whose bytes can all be right: wrap them so that every get returns whether it was. */
+#define GET_i32(p, v) (get_i32(p, v), true)
+#define GET_u32(p, v) (get_u32(p, v), true)
+#define GET_i64(p, v) (get_i64(p, v), true)
+#define GET_u64(p, v) (get_u64(p, v), true)
+#define GET_f64(p, v) (get_f64(p, v), true)
+#define GET_ticket get_ticket
+#define GET_pool get_pool
+#define GET_blob64(p, v) (get_blob64(p, v), true)
+#define GET_tickets get_tickets
+#define GET_team get_team
+#define GET_str16 get_str16
+#define GET_str24 get_str24
+#define GET_str64 get_str64
+#define GET_text get_text
+#define GET_dir get_dir
 
-static void put_tickets(uint8_t **p, const sl_tickets *v)
-{
-    put_u32(p, &v->count);
-    for (int i = 0; i < SL_TICKETS; i++)
-        put_u32(p, &v->at[i].handover), put_u32(p, &v->at[i].way), put_ticket(p, &v->at[i].ticket);
-}
-/* One list has one encoding: after its end there is nothing but zeros. */
-static bool get_tickets(const uint8_t **p, sl_tickets *v)
-{
-    const uint8_t *end = *p + 4 + SL_TICKETS * (2 * 4 + 24);
-    get_u32(p, &v->count);
-    bool ok = v->count <= SL_TICKETS;
-    for (const uint8_t *q = *p + (ok ? v->count : 0) * (2 * 4 + 24); q < end; q++) ok = ok && !*q;
-    for (int i = 0; i < SL_TICKETS; i++) {
-        get_u32(p, &v->at[i].handover), get_u32(p, &v->at[i].way), get_ticket(p, &v->at[i].ticket);
-        ok = ok && v->at[i].way <= SL_BY_SLOT;
-    }
-    return ok;
-}
-
-static void put_team(uint8_t **p, const sl_members *v)
-{
-    put_u32(p, &v->size), put_u32(p, &v->me), put_u32(p, &v->key);
-    for (int i = 0; i < SL_RANKS; i++) put_u32(p, &v->member[i]);
-}
-/* One team has one encoding. */
-static bool get_team(const uint8_t **p, sl_members *v)
-{
-    get_u32(p, &v->size), get_u32(p, &v->me), get_u32(p, &v->key);
-    bool ok = v->size <= SL_RANKS && (v->size ? v->me < v->size : !v->me && !v->key);
-    for (uint32_t i = 0; i < SL_RANKS; i++) {
-        get_u32(p, &v->member[i]);
-        ok = ok && (i < v->size ? v->member[i] < SL_RANKS : !v->member[i]);
-    }
-    return ok;
-}
+/* The fields of a kind that is made of others; v: the struct. */
+#define PUT_OF(kind, name) put_##kind(p, &v->name);
+#define GET_OF(kind, name) ok = GET_##kind(p, &v->name) && ok;
 
 static void put_blob64(uint8_t **p, const uint8_t (*v)[64])
 {
@@ -175,45 +134,68 @@ static void get_blob64(const uint8_t **p, uint8_t (*v)[64])
     *p += 64;
 }
 
-/* Kinds whose bytes can all be right: wrap them so that every get returns whether it was. */
-#define GET_i32(p, v) (get_i32(p, v), true)
-#define GET_u32(p, v) (get_u32(p, v), true)
-#define GET_i64(p, v) (get_i64(p, v), true)
-#define GET_u64(p, v) (get_u64(p, v), true)
-#define GET_f64(p, v) (get_f64(p, v), true)
-#define GET_ticket(p, v) (get_ticket(p, v), true)
-#define GET_pool get_pool
-#define GET_blob64(p, v) (get_blob64(p, v), true)
-#define GET_tickets get_tickets
-#define GET_team get_team
-#define GET_str16 get_str16
-#define GET_str64 get_str64
-#define GET_text get_text
-#define GET_dir get_dir
+static void put_ticket(uint8_t **p, const sl_ticket *v)
+{
+    WIRE_KIND_TICKET(PUT_OF)
+}
+static bool get_ticket(const uint8_t **p, sl_ticket *v)
+{
+    bool ok = true;
+    WIRE_KIND_TICKET(GET_OF)
+    return ok;
+}
+static void put_pool(uint8_t **p, const sl_pool_handle *v)
+{
+    WIRE_KIND_POOL(PUT_OF)
+}
+static bool get_pool(const uint8_t **p, sl_pool_handle *v)
+{
+    bool ok = true;
+    WIRE_KIND_POOL(GET_OF)
+    return ok;
+}
 
-enum {
-    SIZE_i32 = 4,
-    SIZE_u32 = 4,
-    SIZE_i64 = 8,
-    SIZE_u64 = 8,
-    SIZE_f64 = 8,
-    SIZE_str16 = SL_STR16,
-    SIZE_str64 = SL_STR64,
-    SIZE_text = SL_TEXT,
-    SIZE_dir = SL_DIR,
-    SIZE_ticket = 24,
-    SIZE_blob64 = 64,
-    SIZE_team = (3 + SL_RANKS) * 4,
-    SIZE_tickets = 4 + SL_TICKETS * (2 * 4 + 24),
-    SIZE_pool = 8 + 4 * 4 + 8 + SL_POOL_NAME + 64
-};
+static void put_tickets(uint8_t **p, const sl_tickets *list)
+{
+    put_u32(p, &list->count);
+    for (int i = 0; i < SL_TICKETS; i++) {
+        const sl_wire_row *v = &list->at[i];
+        WIRE_KIND_ROW(PUT_OF)
+    }
+}
+/* One list has one encoding: after its end there is nothing but zeros. */
+static bool get_tickets(const uint8_t **p, sl_tickets *list)
+{
+    const uint8_t *end = *p + SIZE_tickets;
+    get_u32(p, &list->count);
+    bool ok = list->count <= SL_TICKETS;
+    for (const uint8_t *q = *p + (ok ? list->count : 0) * SIZE_row; q < end; q++) ok = ok && !*q;
+    for (int i = 0; i < SL_TICKETS; i++) {
+        sl_wire_row *v = &list->at[i];
+        WIRE_KIND_ROW(GET_OF)
+        ok = ok && v->way <= SL_BY_SLOT;
+    }
+    return ok;
+}
 
-#define SIZE(kind, name) +SIZE_##kind
-enum {
-#define X(number, NAME, lower) BODY_##NAME = 0 WIRE_##NAME(SIZE),
-    WIRE_ALL(X)
-#undef X
-};
+static void put_team(uint8_t **p, const sl_members *v)
+{
+    WIRE_KIND_TEAM(PUT_OF)
+    for (int i = 0; i < SL_RANKS; i++) put_u32(p, &v->member[i]);
+}
+/* One team has one encoding. */
+static bool get_team(const uint8_t **p, sl_members *v)
+{
+    bool ok = true;
+    WIRE_KIND_TEAM(GET_OF)
+    ok = v->size <= SL_RANKS && (v->size ? v->me < v->size : !v->me && !v->key);
+    for (uint32_t i = 0; i < SL_RANKS; i++) {
+        get_u32(p, &v->member[i]);
+        ok = ok && (i < v->size ? v->member[i] < SL_RANKS : !v->member[i]);
+    }
+    return ok;
+}
+
 #define X(number, NAME, lower)                                                                     \
     _Static_assert(SL_WIRE_HEADER + BODY_##NAME <= SL_WIRE_MAX, #NAME " does not fit");
 WIRE_ALL(X)

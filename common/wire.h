@@ -36,14 +36,16 @@
 /* How a hand-over travels: as a file of the job's folder, or in a slot that the ticket names. */
 typedef enum { SL_BY_FILE, SL_BY_SLOT } sl_way;
 
+typedef struct {
+    uint32_t handover; /* sl_handover */
+    uint32_t way;      /* sl_way */
+    sl_ticket ticket;  /* zero where the way is SL_BY_FILE */
+} sl_wire_row;
+
 /* Hand-overs of one attempt, a row of `at` each; rows from `count` on are zero. */
 typedef struct {
     uint32_t count;
-    struct {
-        uint32_t handover; /* sl_handover */
-        uint32_t way;      /* sl_way */
-        sl_ticket ticket;  /* zero where the way is SL_BY_FILE */
-    } at[SL_TICKETS];
+    sl_wire_row at[SL_TICKETS];
 } sl_tickets;
 
 /* The members of one attempt of a role that has teams: instances of it, as sl_team of
@@ -63,6 +65,15 @@ typedef enum { SL_TURN_PIECE, SL_TURN_STEP } sl_turn_kind;
 
 /* Fields: kind on the wire (an sl_wire_KIND below), name. */
 /* clang-format off */
+
+/* Kinds that are made of others, in their order on the wire. ROW: of sl_tickets. */
+#define WIRE_KIND_TICKET(F) F(u64, pool) F(u32, slot) F(u32, reserved) F(u64, epoch)
+#define WIRE_KIND_POOL(F)   F(u64, pool) F(i32, pid) F(i32, fd) F(u32, kind) F(u32, slots) \
+                            F(u64, slot_bytes) F(str24, name) F(blob64, device_handle)
+#define WIRE_KIND_ROW(F)    F(u32, handover) F(u32, way) F(ticket, ticket)
+#define WIRE_KIND_TICKETS(F) F(u32, count)              /* and SL_TICKETS times a row, `at` */
+#define WIRE_KIND_TEAM(F)   F(u32, size) F(u32, me) F(u32, key) /* and SL_RANKS times u32, `member` */
+
 /* A process speaks. role: a stage's, or "client". */
 #define WIRE_HELLO(F)     F(str16, role) F(i32, pid) F(str64, device) F(u64, budget_bytes)
 /* Where a stage receives the hand-over of this name. */
