@@ -55,6 +55,12 @@ static const sl_own_option SERVE[] = {
     {0},
 };
 
+static const sl_own_option PROTOCOL[] = {
+    {"json", NULL, "as one JSON object, for programs (default)"},
+    {"markdown", NULL, "its tables of messages, as docs/protocol.md"},
+    {0},
+};
+
 static const sl_verb VERBS[] = {
     {"run", sl_cli_run, SL_TAKES_NOTHING, SL_OPTIONS_RUN, NULL,
      "--model DIR --image FILE --prompt TEXT [-o out.mp4] [options]\n"
@@ -103,6 +109,8 @@ static const sl_verb VERBS[] = {
      "a job's spans, for Perfetto and Chrome"},
     {"report", sl_cli_report, SL_TAKES_ID, SL_OPTIONS_CLIENT, NULL, "ID [-o FILE] [--json]",
      "where a job's time went"},
+    {"protocol", sl_cli_protocol, SL_TAKES_NOTHING, SL_OPTIONS_OWN, PROTOCOL, "[--json|--markdown]",
+     "what stages say and share, byte by byte, for a stage of your own"},
     {"completion", sl_cli_completion, SL_TAKES_SHELL, SL_OPTIONS_OWN, NULL, "bash",
      "a completion for bash: . <(sluice completion bash)"},
     {"man", sl_cli_man, SL_TAKES_NOTHING, SL_OPTIONS_OWN, NULL, "",
