@@ -51,7 +51,7 @@ OMP      := $(if $(filter tsan fuzz,$(FLAVOUR)),-Wno-unknown-pragmas,-fopenmp)
 WARN     := -Wall -Wextra -Wshadow $(if $(WERROR),-Werror)
 WARN_C   := $(WARN) -Wpointer-arith -Wmissing-prototypes -Wstrict-prototypes -Wvla
 SHARED_FLAGS := $(if $(SAN),-O1,-O3 -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=3) -g $(if $(ARCH),-march=$(ARCH)) -D_GNU_SOURCE -I. $(SAN) $(OMP) \
-            -ffp-contract=off -fno-math-errno -fno-trapping-math -MMD -MP \
+            -fPIC -fno-semantic-interposition -ffp-contract=off -fno-math-errno -fno-trapping-math -MMD -MP \
             $(shell pkg-config --cflags $(PKGS) cmocka 2>/dev/null | sed 's/-I/-isystem /g')
 C_FLAGS   := -std=c17 $(WARN_C) $(SHARED_FLAGS) $(CFLAGS)
 CXX_FLAGS := -std=c++17 $(WARN) $(SHARED_FLAGS) $(CXXFLAGS)
@@ -65,6 +65,10 @@ LIB_SRC := $(filter-out %/main.c,$(wildcard common/*.c graphs/*.c kernels/*.c ke
            $(wildcard common/*.cc stages/*/*.cc)
 LIB_O   := $(patsubst %,$(B)/%.o,$(basename $(LIB_SRC)))
 LIB     := $(B)/libsluice.a
+# What stages of one's own are linked with; its number is SL_STAGE_ABI of stages/own/stage.h.
+STAGE_ABI := 1
+STAGE_SO  := $(BIN)/libsluice-stage.so.$(STAGE_ABI)
+STAGE_O   := $(B)/stages/own/stage.o $(B)/stages/own/hand.o
 MAINS   := $(wildcard stages/*/main.c)
 PROGS   := $(patsubst %,$(BIN)/sluice-%,$(filter-out cli,$(patsubst stages/%/main.c,%,$(MAINS)))) $(if $(filter stages/cli/main.c,$(MAINS)),$(BIN)/sluice)
 TESTS   := $(patsubst tests/%.c,$(TBIN)/%,$(wildcard tests/test_*.c))
@@ -171,7 +175,7 @@ install: setup      ## programs to PREFIX/lib/sluice, the command as PREFIX/bin/
 setup:              ## install the packages that are missing, or print the one command to type
 	@tests/setup.sh
 
-programs: $(PROGS) $(PLUGIN)  ## the programs, without looking for missing packages
+programs: $(PROGS) $(STAGE_SO) $(PLUGIN)  ## the programs, without looking for missing packages
 plugin: $(or $(PLUGIN_SO),no-nvcc)  ## the CUDA plug-in alone
 tests: $(TESTS) $(HELPERS) golden  ## the test programs and what they read, likewise
 golden: $(TBIN)/helper_weights  ## the golden models' weights, made from their seeds where they are missing
@@ -184,7 +188,7 @@ no-nvcc:
 
 clean:              ## remove what was built
 	rm -f tests/golden/tiny-*/model/*/*.safetensors
-	rm -rf build bin/sluice bin/sluice-* bin/sluice_cuda.so demo.mp4 demo-4steps.mp4 demo.json demo.png
+	rm -rf build bin/sluice bin/sluice-* bin/sluice_cuda.so bin/libsluice-stage.so* demo.mp4 demo-4steps.mp4 demo.json demo.png
 
 help:               ## this list
 	@sed -n 's/^\([a-z-]*\):[^#=]*## */\1\t/p' Makefile | sort | while IFS="$$(printf '\t')" read -r name what; do printf '  make %-12s %s\n' "$$name" "$$what"; done
@@ -226,6 +230,12 @@ $(PROGS): $(LIB) $(B)/link
 	@mkdir -p $(@D)
 	@echo "  LINK  $@"
 	@$(CC) $(LD_FLAGS) -o $@ $(filter %.o,$^) $(LIB) $(LD_LIBS)
+$(STAGE_SO): $(STAGE_O) $(LIB) $(B)/link stages/own/exports.map
+	@mkdir -p $(@D)
+	@echo "  LINK  $@"
+	@$(CC) $(LD_FLAGS) -shared -Wl,-soname,$(@F) -Wl,--version-script=stages/own/exports.map \
+	    $(if $(SAN),,-Wl,-z,defs) -o $@ $(STAGE_O) $(LIB) $(LD_LIBS)
+	@ln -sf $(@F) $(@D)/libsluice-stage.so
 $(TBIN)/%: $(B)/tests/%.o $(LIB) $(B)/link
 	@$(CC) $(LD_FLAGS) $(if $(filter fuzz_%,$*),-fsanitize=fuzzer) -o $@ $< $(LIB) $(LD_LIBS) -lcmocka
 .SECONDARY: $(OBJECTS)

@@ -3,6 +3,7 @@
 #include "kernels/plugin.h"
 
 #include <dlfcn.h>
+#include <limits.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,28 +25,38 @@ static pthread_once_t once = PTHREAD_ONCE_INIT;
 static const sl_plugin *plugin; /* NULL: `failure` says why */
 static sl_err failure;
 
-/* SLUICE_CUDA, or sluice_cuda.so in the folder of this program. */
+/* The file that this code lies in: the program, or libsluice-stage.so in somebody else's. */
+static bool find_self(char *path, size_t size)
+{
+    Dl_info is;
+    if (dladdr((void *)&once, &is) && is.dli_fname && strstr(is.dli_fname, ".so") &&
+        realpath(is.dli_fname, path))
+        return true;
+    ssize_t n = readlink("/proc/self/exe", path, size - 1);
+    if (n > 0) path[n] = 0;
+    return n > 0;
+}
+
+/* SLUICE_CUDA, or sluice_cuda.so in the folder of this program or library. */
 static sl_code find(char *path, size_t size)
 {
     static const char name[] = "sluice_cuda.so";
     const char *given = getenv("SLUICE_CUDA");
+    char self[PATH_MAX];
     if (given && *given) {
         if ((size_t)snprintf(path, size, "%s", given) < size) return SL_OK;
         return sl_fail(&failure, SL_ARG,
                        "SLUICE_CUDA: a path of %zu characters, want fewer than %zu", strlen(given),
                        size);
     }
-    ssize_t n = readlink("/proc/self/exe", path, size - 1);
-    if (n < 0)
+    if (!find_self(self, sizeof self))
         return sl_fail(
             &failure, SL_SYS,
             "cannot find this program's folder, where %s lies: set SLUICE_CUDA to its path", name);
-    path[n] = 0;
-    char *slash = strrchr(path, '/');
-    size_t folder = slash ? (size_t)(slash + 1 - path) : 0;
-    if (folder + sizeof name > size)
-        return sl_fail(&failure, SL_SYS, "%s: the folder's path is too long", path);
-    memcpy(path + folder, name, sizeof name);
+    char *slash = strrchr(self, '/');
+    if (slash) slash[1] = 0;
+    if ((size_t)snprintf(path, size, "%s%s", slash ? self : "", name) >= size)
+        return sl_fail(&failure, SL_SYS, "%s: the folder's path is too long", self);
     return SL_OK;
 }
 

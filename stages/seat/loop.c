@@ -3,16 +3,6 @@
 
 #include <stdio.h>
 
-sl_code sl_seat_job(sl_seat *seat, sl_job *job, const sl_msg_job *msg, sl_err *err)
-{
-    char path[SL_PATH];
-    sl_code rc = sl_path_join(path, msg->dir, "job.json", err);
-    if (!rc) rc = sl_job_read(job, path, err);
-    if (!rc && (rc = sl_job_check(job, err))) sl_job_free(job);
-    if (!rc) sl_origin_of_job(&seat->spool.origin, job);
-    return rc;
-}
-
 /* One JOB, from its beginning to DONE (said by `work`) or FAILED. */
 static sl_code serve_job(sl_seat *seat, const sl_msg_job *msg, sl_work_fn *work, void *self,
                          sl_err *err)

@@ -5,10 +5,6 @@
 #include "graphs/weights.h"
 #include "stages/seat/seat.h"
 
-/* Read DIR/job.json of a JOB message and check it; files of the folder are this job's from now on.
- * The job is the caller's to free. */
-sl_code sl_seat_job(sl_seat *seat, sl_job *job, const sl_msg_job *msg, sl_err *err);
-
 /* Until the stage is drained: for each JOB, job.json is read and `work` runs. An error is
  * answered with FAILED, and slots of the JOB's list `in` that were not opened are freed.
  * *err gets why it ended: drained, or an error of the device, after which its context is

@@ -111,9 +111,8 @@ void sl_parcel_give(sl_parcel *p, sl_seat *seat, sl_ctx *ctx, const sl_msg_job *
 
 /* ---- taking ---- */
 
-/* *out = found as float32 on the host, checked. */
-static sl_code bring(float **out, const sl_tensor *found, const char *name, const sl_tensor *want,
-                     sl_err *err)
+sl_code sl_parcel_bring(float **out, const sl_tensor *found, const char *name,
+                        const sl_tensor *want, sl_err *err)
 {
     char a[96], b[96];
     int64_t n = sl_count(want), at;
@@ -141,20 +140,17 @@ sl_code sl_parcel_read(float **out, const sl_st *file, const char *name, int ran
     const sl_tensor want = sl_view(NULL, SL_F32, rank, shape);
     *out = NULL;
     if (!e) return sl_fail(err, SL_FORMAT, "%s: tensor %s is missing", sl_st_path(file, 0), name);
-    return bring(out, &e->t, name, &want, err);
+    return sl_parcel_bring(out, &e->t, name, &want, err);
 }
 
-/* A tensor of a slot of device memory is left there: only what it says of itself can be
- * looked at. */
-static sl_code leave(sl_parcel_tensor *t, const sl_tensor *found, sl_err *err)
+sl_code sl_parcel_left(const sl_tensor *found, const char *name, const sl_tensor *want, sl_err *err)
 {
     char a[96], b[96];
-    t->device = *found;
-    if (sl_same_shape(found, &t->host) && (found->dtype == SL_F32 || found->dtype == SL_BF16))
+    if (sl_same_shape(found, want) && (found->dtype == SL_F32 || found->dtype == SL_BF16))
         return SL_OK;
-    return sl_fail(err, SL_SHAPE, "%s is %s %s, want F32 or BF16 %s", t->name,
+    return sl_fail(err, SL_SHAPE, "%s is %s %s, want F32 or BF16 %s", name,
                    sl_dtype_tag(found->dtype), sl_shape_text(found, a, sizeof a),
-                   sl_shape_text(&t->host, b, sizeof b));
+                   sl_shape_text(want, b, sizeof b));
 }
 
 static sl_code take_slot(sl_parcel *p, sl_pool *pool, sl_ctx *ctx, const sl_ticket *ticket,
@@ -169,7 +165,9 @@ static sl_code take_slot(sl_parcel *p, sl_pool *pool, sl_ctx *ctx, const sl_tick
         sl_tensor found;
         float *data = NULL;
         if ((rc = sl_lease_tensor(p->lease, t->name, &found, err))) break;
-        rc = on_device ? leave(t, &found, err) : bring(&data, &found, t->name, &t->host, err);
+        if (on_device) t->device = found;
+        rc = on_device ? sl_parcel_left(&found, t->name, &t->host, err)
+                       : sl_parcel_bring(&data, &found, t->name, &t->host, err);
         t->host.data = data;
     }
     if (!on_device) sl_lease_drop(&p->lease, NULL); /* all of it has been copied */

@@ -70,6 +70,13 @@ void sl_parcel_place(sl_ctx *ctx, const sl_tensor *t, const sl_parcel_tensor *fr
  * caller's to free, NULL after an error. */
 sl_code sl_parcel_read(float **out, const sl_st *file, const char *name, int rank,
                        const int64_t *shape, sl_err *err);
+/* *out = found as float32 on the host: of the shape of `want`, finite. The caller's to free. */
+sl_code sl_parcel_bring(float **out, const sl_tensor *found, const char *name,
+                        const sl_tensor *want, sl_err *err);
+/* A tensor that is left in a slot of device memory is F32 or BF16, of the shape of `want`: no more
+ * can be looked at. */
+sl_code sl_parcel_left(const sl_tensor *found, const char *name, const sl_tensor *want,
+                       sl_err *err);
 
 /* Free what the parcel owns, and its slot, once the work on p->stream is done. */
 void sl_parcel_drop(sl_parcel *p, const sl_seat *seat);

@@ -1,7 +1,6 @@
 /* seat.c - a stage's process: opening, closing, its device, a job's beginning and end. */
 #include "stages/seat/seat.h"
 
-#include <getopt.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -37,31 +36,34 @@ static bool note(void *self, const sl_msg *m)
 /* ---- opening ---- */
 
 typedef struct {
-    const char *endpoint, *conf, *model;
+    const char *endpoint, *conf, *model, *device;
 } arguments;
 
+/* The four options come first, as the dispatcher gives them; the words behind them are the
+ * configuration's `args`. */
 static sl_code parse_args(sl_seat *seat, arguments *a, int argc, char **argv, sl_err *err)
 {
-    static const struct option OPTIONS[] = {{"connect", 1, 0, 'c'},
-                                            {"conf", 1, 0, 'f'},
-                                            {"model", 1, 0, 'm'},
-                                            {"device", 1, 0, 'd'},
-                                            {0}};
-    int o;
-    opterr = 0;
-    optind = 1;
-    snprintf(seat->device, sizeof seat->device, "cpu");
-    while ((o = getopt_long(argc, argv, "", OPTIONS, NULL)) >= 0) {
-        if (o == 'c') a->endpoint = optarg;
-        else if (o == 'f') a->conf = optarg;
-        else if (o == 'm') a->model = optarg;
-        else if (o == 'd') snprintf(seat->device, sizeof seat->device, "%s", optarg);
-        else
-            return sl_fail(
-                err, SL_ARG,
-                "%s: unknown or incomplete option %s, want --connect --conf --model --device",
-                argv[0], argv[optind - 1]);
+    const struct {
+        const char *name, **value;
+    } options[] = {{"--connect", &a->endpoint},
+                   {"--conf", &a->conf},
+                   {"--model", &a->model},
+                   {"--device", &a->device}};
+    int i = 1;
+    for (bool known = true; known && i < argc;) {
+        known = false;
+        for (size_t o = 0; o < sizeof options / sizeof *options && !known; o++) {
+            if (strcmp(argv[i], options[o].name) || *options[o].value) continue;
+            if (i + 1 == argc)
+                return sl_fail(err, SL_ARG, "%s: option %s has no value", argv[0], argv[i]);
+            *options[o].value = argv[i + 1];
+            known = true;
+        }
+        i += 2 * known;
     }
+    seat->args = argv + i;
+    seat->arg_count = argc - i;
+    snprintf(seat->device, sizeof seat->device, "%s", a->device ? a->device : "cpu");
     if (!a->endpoint || !a->model)
         return sl_fail(err, SL_ARG,
                        "%s: want --connect ENDPOINT and --model DIR (the dispatcher starts stages)",
@@ -163,12 +165,10 @@ int sl_seat_exit(sl_seat **seat, const sl_err *err)
 
 /* ---- the device ---- */
 
-/* The table of operations of the seat's device. */
-static sl_code use_device(sl_seat *seat, const sl_ops **out, sl_err *err)
+sl_code sl_seat_device(sl_seat *seat, sl_err *err)
 {
     const char *role = sl_role_name(seat->role);
     sl_code rc;
-    *out = &sl_ops_cpu;
     if (!strcmp(seat->device, "cpu")) return SL_OK;
     if (strncmp(seat->device, "cuda:", 5))
         return sl_fail(err, SL_ARG, "%s: device %s is unknown, want cpu or cuda:N", role,
@@ -182,16 +182,6 @@ static sl_code use_device(sl_seat *seat, const sl_ops **out, sl_err *err)
     if ((rc = p->use(n, err))) return sl_context(err, rc, "%s: device %s", role, seat->device);
     sl_pool_use_cuda(p->slabs);
     seat->plugin = p;
-    *out = p->ops;
-    return SL_OK;
-}
-
-sl_code sl_seat_context(sl_seat *seat, sl_ctx *ctx, sl_err *err)
-{
-    const sl_ops *ops;
-    sl_code rc;
-    if ((rc = use_device(seat, &ops, err)) || (rc = sl_ctx_open(ctx, ops, 0, err))) return rc;
-    ctx->cancel = &seat->control.wished[SL_WISH_CANCEL];
     return SL_OK;
 }
 
@@ -255,14 +245,34 @@ size_t sl_seat_peak_bytes(void)
 
 /* ---- a job's beginning and end ---- */
 
+char *const *sl_seat_args(sl_seat *seat, int *count)
+{
+    seat->args_read = true;
+    *count = seat->arg_count;
+    return seat->args;
+}
+
 void sl_seat_ready(sl_seat *seat, int64_t load_t0_ns, size_t weight_bytes, size_t arena_bytes)
 {
+    if (seat->arg_count && !seat->args_read)
+        sl_log(SL_LOG_WARN, "args of the configuration, from \"%.60s\" on, are of no use here",
+               seat->args[0]);
     sl_msg m = {.type = SL_MSG_READY,
                 .ready = {.load_s = (double)(sl_now_ns() - load_t0_ns) * 1e-9,
                           .weight_bytes = weight_bytes,
                           .arena_bytes = arena_bytes}};
     sl_control_span(&seat->control, 0, SL_SPAN_LOAD, load_t0_ns);
     sl_control_send(&seat->control, &m);
+}
+
+sl_code sl_seat_job(sl_seat *seat, sl_job *job, const sl_msg_job *msg, sl_err *err)
+{
+    char path[SL_PATH];
+    sl_code rc = sl_path_join(path, msg->dir, "job.json", err);
+    if (!rc) rc = sl_job_read(job, path, err);
+    if (!rc && (rc = sl_job_check(job, err))) sl_job_free(job);
+    if (!rc) sl_origin_of_job(&seat->spool.origin, job);
+    return rc;
 }
 
 bool sl_seat_begin(sl_seat *seat, const sl_msg_job *msg)
