@@ -66,7 +66,7 @@ LIB_SRC := $(filter-out %/main.c,$(wildcard common/*.c graphs/*.c kernels/*.c ke
 LIB_O   := $(patsubst %,$(B)/%.o,$(basename $(LIB_SRC)))
 LIB     := $(B)/libsluice.a
 # What stages of one's own are linked with; its number is SL_STAGE_ABI of stages/own/stage.h.
-STAGE_ABI := 1
+STAGE_ABI := $(shell sed -n 's/^.define SL_STAGE_ABI \([0-9]*\).*/\1/p' stages/own/stage.h)
 STAGE_SO  := $(BIN)/libsluice-stage.so.$(STAGE_ABI)
 STAGE_O   := $(B)/stages/own/stage.o $(B)/stages/own/hand.o
 MAINS   := $(wildcard stages/*/main.c)

@@ -133,7 +133,7 @@ static const sl_key KEYS[] = {
 static const sl_key STAGE_KEYS[] = {
     {"name", SL_KEY_WORD, AT(role), 0, 0, 0, 0, "", ROLES, "", "the role that the stage plays"},
     {"program", SL_KEY_PROGRAM, AT(program), ROOM(program), 0, 0, 0, "", NULL, "",
-     "a path, or the name of a program beside sluice"},
+     "a path, the name of a program beside sluice, or a command (\"python3 mine.py\")"},
     {"device", SL_KEY_DEVICE, AT(device), ROOM(device), 0, 0, 0, "cpu", NULL, "",
      "where it computes"},
     {"devices", SL_KEY_DEVICES, 0, 0, 0, 0, 0, "", NULL, "",

@@ -59,6 +59,17 @@ static bool is_json(void)
     return atomic_load_explicit(&log_format, memory_order_relaxed) == SL_LOG_AS_JSON;
 }
 
+/* Whose a line is. */
+typedef struct {
+    const char *name;
+    int pid;
+} speaker;
+
+static speaker ourselves(void)
+{
+    return (speaker){log_name, (int)getpid()};
+}
+
 static void put(const char *line, size_t n)
 {
     while (write(STDERR_FILENO, line, n) < 0 && errno == EINTR) {
@@ -68,22 +79,21 @@ static void put(const char *line, size_t n)
 /* ---- text ---- */
 
 /* "12:34:56.789 name[pid] level: " into line; bytes written. */
-static int line_head(char *line, size_t size, sl_log_level level)
+static int line_head(char *line, size_t size, const speaker *who, sl_log_level level)
 {
     struct timespec now;
     struct tm tm;
     clock_gettime(CLOCK_REALTIME, &now);
     localtime_r(&now.tv_sec, &tm);
     return snprintf(line, size, "%02d:%02d:%02d.%03d %s[%d] %s: ", tm.tm_hour, tm.tm_min, tm.tm_sec,
-                    (int)(now.tv_nsec / 1000000), log_name, (int)getpid(),
-                    sl_log_level_name(level));
+                    (int)(now.tv_nsec / 1000000), who->name, who->pid, sl_log_level_name(level));
 }
 
-static void write_text(sl_log_level level, const char *fmt, va_list ap)
+static void write_text(const speaker *who, sl_log_level level, const char *fmt, va_list ap)
 {
     char line[SL_LOG_LINE];
     const size_t room = sizeof line - 1; /* vsnprintf's NUL gives its place to the newline */
-    size_t head = (size_t)line_head(line, sizeof line, level), end;
+    size_t head = (size_t)line_head(line, sizeof line, who, level), end;
     int n = vsnprintf(line + head, sizeof line - head, fmt, ap);
     if (n < 0)
         n = snprintf(line + head, sizeof line - head, "(a message that cannot be formatted)");
@@ -146,7 +156,8 @@ static size_t add_escaped(char *line, size_t used, size_t end, const char *text)
     return used;
 }
 
-static void write_json(const char *job, sl_log_level level, const char *fmt, va_list ap)
+static void write_json(const speaker *who, const char *job, sl_log_level level, const char *fmt,
+                       va_list ap)
 {
     enum { NAME = 6 * sizeof log_name, JOB = 6 * SL_LOG_JOB }; /* the longest with escapes */
     char line[SL_LOG_LINE], text[SL_LOG_LINE];
@@ -159,8 +170,8 @@ static void write_json(const char *job, sl_log_level level, const char *fmt, va_
     size_t n = strftime(line, sizeof line, "{\"time\":\"%Y-%m-%dT%H:%M:%S", &tm);
     n += (size_t)snprintf(line + n, sizeof line - n, ".%03dZ\",\"level\":\"%s\",\"process\":\"",
                           (int)(now.tv_nsec / 1000000), sl_log_level_name(level));
-    n = add_escaped(line, n, n + NAME, log_name);
-    n += (size_t)snprintf(line + n, sizeof line - n, "\",\"pid\":%d,", (int)getpid());
+    n = add_escaped(line, n, n + NAME, who->name);
+    n += (size_t)snprintf(line + n, sizeof line - n, "\",\"pid\":%d,", who->pid);
     if (job && *job) {
         n += (size_t)snprintf(line + n, sizeof line - n, "\"job\":\"");
         n = add_escaped(line, n, n + JOB, job);
@@ -174,10 +185,11 @@ static void write_json(const char *job, sl_log_level level, const char *fmt, va_
 
 /* ---- either ---- */
 
-static void write_line(const char *job, sl_log_level level, const char *fmt, va_list ap)
+static void write_line(const speaker *who, const char *job, sl_log_level level, const char *fmt,
+                       va_list ap)
 {
-    if (is_json()) write_json(job, level, fmt, ap);
-    else write_text(level, fmt, ap);
+    if (is_json()) write_json(who, job, level, fmt, ap);
+    else write_text(who, level, fmt, ap);
 }
 
 void sl_log(sl_log_level level, const char *fmt, ...)
@@ -187,8 +199,9 @@ void sl_log(sl_log_level level, const char *fmt, ...)
     va_list ap;
     if (!sl_log_shows(level)) return;
     current_job(job);
+    const speaker who = ourselves();
     va_start(ap, fmt);
-    write_line(job, level, fmt, ap);
+    write_line(&who, job, level, fmt, ap);
     va_end(ap);
     errno = saved;
 }
@@ -198,8 +211,21 @@ void sl_log_about(const char *job, sl_log_level level, const char *fmt, ...)
     int saved = errno;
     va_list ap;
     if (!sl_log_shows(level)) return;
+    const speaker who = ourselves();
     va_start(ap, fmt);
-    write_line(job, level, fmt, ap);
+    write_line(&who, job, level, fmt, ap);
+    va_end(ap);
+    errno = saved;
+}
+
+void sl_log_from(const char *name, int pid, sl_log_level level, const char *fmt, ...)
+{
+    int saved = errno;
+    const speaker who = {name, pid};
+    va_list ap;
+    if (!sl_log_shows(level)) return;
+    va_start(ap, fmt);
+    write_line(&who, NULL, level, fmt, ap);
     va_end(ap);
     errno = saved;
 }
@@ -216,7 +242,8 @@ void sl_complain(const char *fmt, ...)
     va_start(ap, fmt);
     if (is_json()) {
         current_job(job);
-        write_json(job, SL_LOG_ERROR, fmt, ap);
+        const speaker who = ourselves();
+        write_json(&who, job, SL_LOG_ERROR, fmt, ap);
         va_end(ap);
         return;
     }

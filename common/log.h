@@ -62,6 +62,10 @@ void sl_log(sl_log_level level, const char *fmt, ...) __attribute__((format(prin
 void sl_log_about(const char *job, sl_log_level level, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 
+/* One line of another process, for which this one speaks: its name and pid in place of ours. */
+void sl_log_from(const char *name, int pid, sl_log_level level, const char *fmt, ...)
+    __attribute__((format(printf, 4, 5)));
+
 /* At level error: "prefix: message of err (its code's text where there is no message)". */
 void sl_log_err(const char *prefix, const sl_err *err);
 

@@ -10,7 +10,7 @@
 #include <unistd.h>
 
 #include "common/log.h"
-#include "graphs/randn.h"
+#include "stages/seat/noise.h"
 
 /* ---- the process ---- */
 
@@ -277,25 +277,6 @@ static void finish_preview(denoise_run *r)
 
 /* ---- start ---- */
 
-static sl_code load_noise(denoise_run *r, sl_err *err)
-{
-    char path[SL_PATH];
-    sl_st *st = NULL;
-    int64_t n = r->shape[0] * r->shape[1] * r->shape[2] * r->shape[3];
-    sl_code rc = SL_OK;
-    if (!*r->job->noise) {
-        if (!(r->noise = malloc((size_t)n * sizeof(float))))
-            return sl_fail(err, SL_NOMEM, "noise: no memory");
-        sl_randn(r->noise, n, r->job->seed);
-        return SL_OK;
-    }
-    if (!(rc = sl_path_join(path, r->msg->dir, "noise.safetensors", err)) &&
-        !(rc = sl_st_open_file(&st, path, err)))
-        rc = sl_parcel_read(&r->noise, st, "noise", 4, r->shape, err);
-    sl_st_close(&st);
-    return rc;
-}
-
 /* Keys and values of text and pictures, for each expert and branch. */
 static void make_contexts(denoise_run *r, const denoise_inputs *in)
 {
@@ -360,7 +341,7 @@ sl_code sl_denoise_start(denoise_run *r, denoiser *d, const sl_msg_job *msg, con
     const sl_sampler_kind kind = (sl_sampler_kind)sl_sampler_by_name(job->sampler);
     if ((rc = sl_schedule_make(&r->schedule, kind, job->steps, job->shift, err))) return rc;
     /* on the host */
-    if ((rc = load_noise(r, err))) return rc;
+    if ((rc = sl_seat_noise(&r->noise, msg, job, r->shape, err))) return rc;
     if (sl_denoise_leads(&r->team)) {
         const size_t bytes = (size_t)n * 4 * sizeof(float);
         bool both = job->fbcache > 0 && d->seat->mates.comm;

@@ -27,6 +27,8 @@
 #include "common/log.h"
 #include "common/pidfd.h"
 #include "common/process.h"
+#include "common/program.h"
+#include "stages/own/stage.h"
 
 #define MS 1000000ll
 #define MAX_ENV 512
@@ -90,30 +92,39 @@ void sl_seats_tell_all(const sl_seats *s, void (*tell)(void *self, const sl_msg 
 
 /* ---- starting ---- */
 
-/* The environment of a stage: ours, with the thread count of its configuration and its number.
- * `slot` and `all` are the caller's memory. */
-static char **stage_env(const sl_seats_seat *p, int seats, char slot[2][64], char *all[MAX_ENV])
+/* What a stage's environment has of its own. */
+typedef struct {
+    char threads[64], instance[64], library[SL_PATH + 64];
+} own_env;
+
+/* The environment of a stage: ours, with the thread count of its configuration, its number, and
+ * where a stage of one's own finds the library that belongs to this dispatcher. `own` and `all` are
+ * the caller's memory. */
+static char **stage_env(const sl_seats *s, const sl_seats_seat *p, own_env *own, char *all[MAX_ENV])
 {
     long cpus = sysconf(_SC_NPROCESSORS_ONLN);
     int n = 0, threads = p->conf->threads;
     /* stages share the cores: none may spin for work */
     static char passive[] = "OMP_WAIT_POLICY=PASSIVE";
-    if (!threads) threads = cpus > 2 * seats ? (int)cpus / 2 : (int)cpus;
-    snprintf(slot[0], 64, "OMP_NUM_THREADS=%d", threads > 0 ? threads : 1);
-    snprintf(slot[1], 64, "SLUICE_INSTANCE=%d", p->conf->instance);
-    for (char **e = environ; *e && n < MAX_ENV - 4; e++)
+    if (!threads) threads = cpus > 2 * s->count ? (int)cpus / 2 : (int)cpus;
+    snprintf(own->threads, sizeof own->threads, "OMP_NUM_THREADS=%d", threads > 0 ? threads : 1);
+    snprintf(own->instance, sizeof own->instance, "SLUICE_INSTANCE=%d", p->conf->instance);
+    snprintf(own->library, sizeof own->library, "SLUICE_STAGE_LIB=%s/libsluice-stage.so.%d",
+             s->bin_dir, SL_STAGE_ABI);
+    for (char **e = environ; *e && n < MAX_ENV - 5; e++)
         if (strncmp(*e, "OMP_NUM_THREADS=", 16) && strncmp(*e, "OMP_WAIT_POLICY=", 16) &&
-            strncmp(*e, "SLUICE_INSTANCE=", 16))
+            strncmp(*e, "SLUICE_INSTANCE=", 16) && strncmp(*e, "SLUICE_STAGE_LIB=", 17))
             all[n++] = *e;
-    all[n++] = slot[0];
-    all[n++] = slot[1];
+    all[n++] = own->threads;
+    all[n++] = own->instance;
+    all[n++] = own->library;
     all[n++] = passive;
     all[n] = NULL;
     return all;
 }
 
 /* After fork, before exec: only async-signal-safe calls. */
-static void become_stage(const char *path, char *const argv[], char *const envp[],
+static void become_stage(const char *path, char *const argv[], char *const envp[], int voice,
                          pid_t dispatcher_pid)
 {
     sigset_t none;
@@ -123,34 +134,44 @@ static void become_stage(const char *path, char *const argv[], char *const envp[
     sigprocmask(SIG_SETMASK, &none, NULL);
     int null = open("/dev/null", O_RDONLY);
     if (null >= 0) dup2(null, 0);
+    if (voice >= 0) dup2(voice, 2);
     dup2(2, 1);
     execve(path, argv, envp);
     _exit(127);
+}
+
+/* Sluice's own programs log by themselves; of others' lines somebody has to say whose they are. */
+static int open_voice(sl_seats_seat *p, const sl_program *program)
+{
+    sl_err err = {0};
+    int end = -1;
+    sl_voice_close(&p->voice);
+    if (!strncmp(sl_path_last(program->path), "sluice-", 7)) return -1;
+    if (sl_voice_open(&p->voice, &end, p->name, &err)) sl_log(SL_LOG_WARN, "%s", err.msg);
+    return end;
 }
 
 /* false: there is no such program, and the seat is given up. */
 static bool start(sl_seats *s, int seat)
 {
     sl_seats_seat *p = &s->at[seat];
-    char path[SL_CONF_PATH + SL_PATH], own[2][64], why[SL_TEXT];
+    own_env own;
+    sl_program program;
+    sl_err bad = {0};
+    char why[SL_TEXT];
     char *env[MAX_ENV];
-    char *argv[10 + SL_CONF_ARGS] = {path,
-                                     (char *)"--connect",
-                                     (char *)s->endpoint,
-                                     (char *)"--conf",
-                                     (char *)s->conf_path,
-                                     (char *)"--model",
-                                     (char *)s->model_dir,
-                                     (char *)"--device",
-                                     (char *)p->conf->device};
-    int n = 9;
+    char *const options[] = {(char *)"--connect",  (char *)s->endpoint,    (char *)"--conf",
+                             (char *)s->conf_path, (char *)"--model",      (char *)s->model_dir,
+                             (char *)"--device",   (char *)p->conf->device};
+    char *argv[SL_PROGRAM_WORDS + sizeof options / sizeof *options + SL_CONF_ARGS + 1];
+    int n = 0;
     pid_t self = getpid();
+    const sl_code unknown = sl_program_find(&program, p->conf->program, s->bin_dir, &bad);
+    for (int i = 0; i < program.count; i++) argv[n++] = program.word[i];
+    for (size_t i = 0; i < sizeof options / sizeof *options; i++) argv[n++] = options[i];
     for (int i = 0; i < p->conf->arg_count; i++) argv[n++] = (char *)p->conf->args[i];
     argv[n] = NULL;
-    const char *program = p->conf->program;
-    if (strchr(program, '/')) snprintf(path, sizeof path, "%s", program);
-    else snprintf(path, sizeof path, "%s/%s", s->bin_dir, program);
-    char **envp = stage_env(p, s->count, own, env);
+    char **envp = stage_env(s, p, &own, env);
 
     p->pool_count = p->spins = 0;
     p->system_ticks = p->faults = p->io_bytes = 0;
@@ -158,16 +179,20 @@ static bool start(sl_seats *s, int seat)
     *p->last_error = 0;
     p->last_code = SL_OK;
     p->started_ns = p->last_beat_ns = sl_now_ns();
-    if (access(path, X_OK)) {
+    if (unknown || access(program.path, X_OK)) {
         p->state = SL_SEAT_BROKEN;
         p->last_code = SL_ARG;
-        snprintf(why, sizeof why, "%s: program %.300s: %s", p->name, path, strerror(errno));
+        snprintf(why, sizeof why, "%s: program %.200s: %.200s", p->name, program.path,
+                 unknown ? bad.msg : strerror(errno));
         memcpy(p->last_error, why, sizeof why);
         return false;
     }
     p->oom_kills = sl_out_of_memory_kills();
+    const int voice = open_voice(p, &program);
     p->pid = fork();
-    if (p->pid == 0) become_stage(path, argv, envp, self);
+    if (p->pid == 0) become_stage(program.path, argv, envp, voice, self);
+    if (voice >= 0) close(voice);
+    if (p->voice) sl_voice_of(p->voice, p->pid);
     sl_err err = {0};
     p->pidfd = -1;
     if (p->pid < 0) sl_fail_errno(&err, errno, "fork");
@@ -388,6 +413,7 @@ void sl_seats_on_ended(sl_seats *s, int seat, bool draining, sl_seats_end *out)
     *out = (sl_seats_end){.pid = p->pid};
     wait4(p->pid, &status, 0, &used); /* it has ended: this does not wait */
     close(p->pidfd);
+    sl_voice_close(&p->voice);
     sl_bus_watch(s->bus, seat, 0, -1);
     how_it_ended(status, &used, p->oom_kills, out->how, sizeof out->how);
     bool well = WIFEXITED(status) && !WEXITSTATUS(status);
@@ -456,6 +482,7 @@ void sl_seats_close(sl_seats *s)
         int64_t left = (by - sl_now_ns()) / MS;
         if (poll(&f, 1, left > 0 ? (int)left : 0) < 1) kill(p->pid, SIGKILL);
         waitpid(p->pid, NULL, 0);
+        sl_voice_close(&p->voice);
         close(p->pidfd);
         p->pidfd = -1;
         p->pid = 0;

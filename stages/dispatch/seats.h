@@ -8,6 +8,7 @@
 
 #include "common/trace.h"
 #include "stages/dispatch/bus.h"
+#include "stages/dispatch/voice.h"
 
 #define SL_SEATS_SILENT_MS 1500
 
@@ -24,6 +25,7 @@ typedef struct {
     char name[SL_CONF_NAME];
     sl_seat_state state;
     pid_t pid;          /* 0: none */
+    sl_voice *voice;    /* reads what it prints; NULL: it prints to ours */
     int pidfd;          /* -1: none */
     uint64_t oom_kills; /* the kernel's, before the process began */
     int64_t last_beat_ns, restart_at_ns, started_ns;

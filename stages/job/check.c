@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "common/picture.h"
+#include "common/program.h"
 #include "common/prompt.h"
 #include "common/safetensors.h"
 #include "common/taps.h"
@@ -438,17 +439,17 @@ static sl_code same_outputs(const sl_batch *b, sl_err *err)
 /* Every program that the configuration names can be started. */
 static sl_code check_programs(const sl_conf *conf, sl_err *err)
 {
-    char dir[SL_PATH], path[SL_PATH];
+    char dir[SL_PATH];
+    sl_program p;
     sl_code rc = sl_program_dir(dir, err);
     for (int i = 0; i < conf->stage_count && !rc; i++) {
         const sl_conf_stage *st = &conf->stages[i];
-        if (strchr(st->program, '/')) snprintf(path, sizeof path, "%s", st->program);
-        else if ((rc = sl_path_join(path, dir, st->program, err))) break;
-        if ((rc = sl_regular_file(path, err)))
+        if ((rc = sl_program_find(&p, st->program, dir, err)) ||
+            (rc = sl_regular_file(p.path, err)))
             sl_context(err, rc = SL_ARG, "stage %s: program", sl_role_name(st->role));
-        else if (access(path, X_OK))
+        else if (access(p.path, X_OK))
             rc = sl_fail(err, SL_ARG, "stage %s: program %s is not executable",
-                         sl_role_name(st->role), path);
+                         sl_role_name(st->role), p.path);
     }
     return rc;
 }

@@ -5,6 +5,7 @@
 
 #include "common/log.h"
 #include "stages/own/own.h"
+#include "stages/seat/noise.h"
 #include "stages/seat/parcel.h"
 
 #define SLOT_WAIT_MS 1000 /* longest wait for a slot: then the hand-over goes by the file */
@@ -126,6 +127,18 @@ bool sl_stage_lies_on_device(const sl_stage *s, const char *name)
     int place;
     const int h = handover_with(s, name, &place, NULL);
     return h >= 0 && s->in[h].open && s->in[h].on_device;
+}
+
+sl_code sl_stage_noise(sl_stage *s, sl_tensor *t, sl_err *err)
+{
+    sl_tensor_spec spec[SL_HANDOVER_TENSORS];
+    sl_code rc;
+    sl_handover_tensors(spec, SL_HANDOVER_LATENTS, &s->seat->model, &s->grid, &s->job);
+    if (!s->noise && (rc = sl_seat_noise(&s->noise, &s->msg, &s->job, spec[0].shape, err)))
+        return rc;
+    *t = view_of(&spec[0]);
+    t->data = s->noise;
+    return SL_OK;
 }
 
 void sl_own_drop_inputs(sl_stage *s)

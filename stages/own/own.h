@@ -30,6 +30,7 @@ struct sl_stage {
     sl_grid grid;
     int64_t computing_ns; /* since then the caller computes */
     sl_own_input in[SL_HANDOVER_COUNT];
+    float *noise; /* NULL: not asked for */
 
     /* what it hands on */
     sl_tickets out;

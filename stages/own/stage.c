@@ -7,11 +7,17 @@
 #include <string.h>
 
 #include "common/log.h"
+#include "common/protocol.h"
 #include "stages/own/own.h"
 
 int sl_stage_abi(void)
 {
     return SL_STAGE_ABI;
+}
+
+char *sl_stage_protocol(void)
+{
+    return sl_protocol_json();
 }
 
 /* ---- the process ---- */
@@ -78,6 +84,8 @@ static void end_job(sl_stage *s)
     sl_chunk_drop(&s->sending);
     sl_chunk_drop(&s->awaited);
     sl_job_free(&s->job);
+    free(s->noise);
+    s->noise = NULL;
     s->running = false;
 }
 

@@ -32,6 +32,8 @@ typedef struct sl_stage sl_stage; /* opaque */
 
 #define SL_STAGE_ABI 1  /* grows with a change after which older stages are to be built anew */
 int sl_stage_abi(void); /* of the library that is there */
+/* What `sluice protocol --json` prints. The caller's to free; NULL: no memory. */
+char *sl_stage_protocol(void);
 
 /* ---- the process ---- */
 
@@ -99,6 +101,10 @@ int sl_stage_chunks(const sl_stage *s);
  * such tensor (which it has); SL_GONE stale; SL_FORMAT, SL_SHAPE, SL_NUMERIC, SL_SYS, SL_CUDA. */
 sl_code sl_stage_input(sl_stage *s, const char *name, void *stream, sl_tensor *t, sl_err *err);
 bool sl_stage_lies_on_device(const sl_stage *s, const char *name);
+/* The noise that denoising starts from, F32 of the latents' shape: the user's file, else the numbers
+ * that torch.Generator("cpu") gives for the seed. The stage's, until the job's end. Errors: as of a
+ * file; SL_NOMEM. */
+sl_code sl_stage_noise(sl_stage *s, sl_tensor *t, sl_err *err);
 /* All inputs are read: their slots are free, for the next job's (TAKEN). The views are invalid;
  * on a device after the work on `stream`. May be left out. */
 void sl_stage_taken(sl_stage *s, void *stream);
