@@ -27,6 +27,7 @@ sl_code sl_job_set_text(char **field, const char *value, sl_err *err)
 
 #define INIT_text(field, def)                                                                      \
     if ((rc = sl_job_set_text(&job->field, def, err))) goto fail;
+#define INIT_object INIT_text
 #define INIT_path(field, def) snprintf(job->field, SL_PATH, "%s", def);
 #define INIT_int(field, def) job->field = def;
 #define INIT_u64(field, def) job->field = def;
@@ -47,6 +48,7 @@ fail:
 }
 
 #define FREE_text(field) free(job->field);
+#define FREE_object FREE_text
 #define FREE_path(field)
 #define FREE_int(field)
 #define FREE_u64(field)
@@ -62,6 +64,7 @@ void sl_job_free(sl_job *job)
 }
 
 #define DROP_text(field) to->field = NULL;
+#define DROP_object DROP_text
 #define DROP_path(field)
 #define DROP_int(field)
 #define DROP_u64(field)
@@ -69,6 +72,7 @@ void sl_job_free(sl_job *job)
 #define DROP_flag(field)
 #define COPY_text(field)                                                                           \
     if (!rc) rc = sl_job_set_text(&to->field, from->field, err);
+#define COPY_object COPY_text
 #define COPY_path(field)
 #define COPY_int(field)
 #define COPY_u64(field)
@@ -91,6 +95,7 @@ sl_code sl_job_copy(sl_job *to, const sl_job *from, sl_err *err)
 /* ---- writing ---- */
 
 #define PACK_text(v) json_string(v)
+#define PACK_object(v) (*(v) ? json_loads(v, 0, NULL) : json_object())
 #define PACK_path(v) json_string(v)
 #define PACK_int(v) json_integer(v)
 /* a string: JSON numbers end at 2^53 */
@@ -153,6 +158,18 @@ static sl_code take_text(char **out, const json_t *v, const where *w)
     if (!json_is_string(v) || strlen(json_string_value(v)) != json_string_length(v))
         return wrong(w, v, "a text");
     return sl_job_set_text(out, json_string_value(v), w->err);
+}
+static sl_code take_object(char **out, const json_t *v, const where *w)
+{
+    char *text = json_is_object(v) ? json_dumps(v, JSON_COMPACT) : NULL;
+    sl_code rc = SL_OK;
+    if (!json_is_object(v)) rc = wrong(w, v, "an object");
+    else if (!text || strlen(text) > SL_PARAMS_BYTES)
+        rc = sl_fail(w->err, SL_ARG, "%s: %s has %zu bytes, want at most %d", w->file, w->key,
+                     text ? strlen(text) : 0, SL_PARAMS_BYTES);
+    else rc = sl_job_set_text(out, json_object_size(v) ? text : "", w->err);
+    free(text);
+    return rc;
 }
 static sl_code take_path(char (*out)[SL_PATH], const json_t *v, const where *w)
 {
@@ -260,6 +277,7 @@ static sl_code utf8(const char *name, const char *text, sl_err *err)
     return ok ? SL_OK : sl_fail(err, SL_ARG, "%s is not valid UTF-8", name);
 }
 #define UTF8_text(name, v) || (rc = utf8(name, v, err))
+#define UTF8_object(name, v)
 #define UTF8_path(name, v) || (rc = utf8(name, v, err))
 #define UTF8_int(name, v)
 #define UTF8_u64(name, v)

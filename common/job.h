@@ -12,8 +12,10 @@
 /* Largest threshold of the First Block Cache, a relative change, in a job and a configuration. */
 #define SL_FBCACHE_MOST 10
 
+#define SL_PARAMS_BYTES 16384 /* of params, as JSON, at most */
+
 /* kind, name, default. Kinds: text (malloc'd, any length), path (SL_PATH bytes), int, u64,
- * real, flag. A field without a meaning for a checkpoint (last_image for T2V) is refused by
+ * real, flag, object (malloc'd: the text of a JSON object; "" stands for an empty one). A field without a meaning for a checkpoint (last_image for T2V) is refused by
  * whoever completes the request (stages/job/check.h), not here. */
 #define SL_JOB_FIELDS(F)                                                                           \
     F(path, model, "")                                                                             \
@@ -43,12 +45,14 @@
     F(text, lora_2, "") /* and for the second expert */                                            \
     F(flag, lora_lenient, 0)                                                                       \
     F(int, crf, 18)                                                                                \
+    F(object, params, "")       /* what stages of one's own are told */                            \
     F(flag, dump, 0)            /* keep ids and frames.safetensors */                              \
     F(flag, dump_steps, 0)      /* step.{i}.latents */                                             \
     F(flag, dump_blocks, 0)     /* hidden states of the first forward, or of */                    \
     F(text, dump_blocks_of, "") /* those that common/taps.h is told; "" the first */
 
 typedef char *sl_job_text;
+typedef char *sl_job_object;
 typedef char sl_job_path[SL_PATH];
 typedef int sl_job_int;
 typedef uint64_t sl_job_u64;

@@ -181,7 +181,7 @@ static void a_dump_leaves_the_folder(void **state)
  * it does not run again. */
 static void a_replay_takes_what_it_can_use(void **state)
 {
-    static const char *const OWN = " model dump json trace ";
+    static const char *const OWN = " model set params dump json trace ";
     const sl_option *o;
     sl_err bad = {0};
     (void)state;
@@ -507,7 +507,10 @@ static void every_job_option_is_a_key(void **state)
     const sl_option *o;
     int n = 0;
     for (; (o = sl_option_at(n)); n++) {
-        const char *value = o->kind == SL_OPTION_FLAG ? "true" : "\"1\"";
+        const char *value = o->kind == SL_OPTION_FLAG     ? "true"
+                            : o->kind == SL_OPTION_PARAMS ? "{\"a\": 1}"
+                            : o->kind == SL_OPTION_SET    ? "\"a=1\""
+                                                          : "\"1\"";
         sl_batch b;
         T_OK(sl_batch_init(&b, &err));
         const sl_code rc = add(&b, t_format("{\"%s\": %s}", o->name, value));
@@ -519,6 +522,44 @@ static void every_job_option_is_a_key(void **state)
     assert_null(sl_option_at(n + 1));
     assert_null(sl_option_at(-1));
     (void)state;
+}
+
+/* What a stage of one's own is told: key by key, or whole; a line of a jobs file adds to the
+ * command's. */
+static void params_are_free_form(void **state)
+{
+    static const char *const BAD[][3] = {
+        {"set", "no value", "--set: \"no value\", want KEY=VALUE with a key of 1 to 63 bytes"},
+        {"set", "=1", "--set: \"=1\", want KEY=VALUE with a key of 1 to 63 bytes"},
+        {"set", "a=\xff", "--set: a: key or value is not valid UTF-8"},
+        {"params", "[1]", "--params: params: holds no JSON object, want {...}"},
+        {"params", "{", "--params: params:1:1: '}' expected near end of file"},
+    };
+    sl_batch b;
+    (void)state;
+    T_OK(sl_batch_init(&b, &err));
+    T_OK(set(&b, "set", "strength=0.5"));
+    T_OK(set(&b, "set", "name=a b=c"));
+    T_OK(set(&b, "set", "list=[1, true]"));
+    T_OK(set(&b, "set", "strength=1"));
+    assert_string_equal(b.base.spec.params,
+                        "{\"strength\":1,\"name\":\"a b=c\",\"list\":[1,true]}");
+    T_OK(add(&b, "{\"set\": \"strength=2\"}"));
+    T_OK(add(&b, "{\"params\": {\"only\": {\"this\": null}}}"));
+    T_SAYS(b.jobs[0].spec.params, "{\"strength\":2,\"name\":");
+    assert_string_equal(b.jobs[1].spec.params, "{\"only\":{\"this\":null}}");
+    for (size_t i = 0; i < sizeof BAD / sizeof *BAD; i++) {
+        T_CODE(set(&b, BAD[i][0], BAD[i][1]), SL_ARG);
+        T_SAYS(err.msg, BAD[i][2]);
+    }
+    char *large = malloc(SL_PARAMS_BYTES + 32);
+    memset(large, 'x', SL_PARAMS_BYTES + 16);
+    memcpy(large, "a=", 2);
+    large[SL_PARAMS_BYTES + 16] = 0;
+    T_CODE(set(&b, "set", large), SL_ARG);
+    T_SAYS(err.msg, "bytes, want at most 16384");
+    free(large);
+    sl_batch_free(&b);
 }
 
 /* ---- the report ---- */
@@ -638,6 +679,7 @@ int main(void)
         T(a_run_that_does_not_fit_is_not_admitted),
         T(a_batch_has_an_end),
         T(every_job_option_is_a_key),
+        T(params_are_free_form),
         T(a_report_tells_what_messages_said),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -19,6 +19,7 @@
 #include "stages/cli/terminal.h"
 #include "stages/cli/video.h"
 #include "stages/job/files.h"
+#include "stages/job/params.h"
 #include "stages/job/piped.h"
 
 #define FORM_PARTS 64
@@ -81,11 +82,23 @@ static sl_code add_name(task *t, const char *field, const char *value, sl_err *e
     return rc;
 }
 
+/* A key more of the server's params, which are one field. */
+static sl_code add_param(task *t, const char *assignment, sl_err *err)
+{
+    const char *before = json_string_value(json_object_get(t->fields, "params"));
+    char *all = strdup(before ? before : "");
+    sl_code rc = all ? sl_params_set(&all, assignment, err) : sl_fail(err, SL_NOMEM, "no memory");
+    if (!rc) rc = set_field(t, "params", all, err);
+    free(all);
+    return rc;
+}
+
 /* A value that the table has accepted. */
 static sl_code set_value(task *t, const sl_option *o, const char *value, sl_err *err)
 {
     char *path = file_of(t, o->name);
     if (o->kind == SL_OPTION_LORA) return add_name(t, o->name, value, err);
+    if (o->kind == SL_OPTION_SET) return add_param(t, value, err);
     if (!path) return set_field(t, o->name, o->kind == SL_OPTION_FLAG ? "true" : value, err);
     snprintf(path, SL_PATH, "%s", value);
     return strcmp(o->name, "dump") ? SL_OK : set_field(t, "dump", "true", err);
@@ -132,6 +145,12 @@ static sl_code set_key(task *t, const char *key, const json_t *v, sl_err *err)
         for (size_t i = 0; i < n && !rc; i++)
             rc = add_name(t, o->name,
                           json_string_value(json_is_array(v) ? json_array_get(v, i) : v), err);
+        return rc;
+    }
+    if (json_is_object(v)) { /* params */
+        char *all = json_dumps(v, JSON_COMPACT);
+        rc = all ? set_field(t, o->name, all, err) : sl_fail(err, SL_NOMEM, "no memory");
+        free(all);
         return rc;
     }
     if (json_is_integer(v))

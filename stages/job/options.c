@@ -9,6 +9,7 @@
 
 #include "common/lora.h"
 #include "common/text.h"
+#include "stages/job/params.h"
 
 #define AT(type, field) offsetof(type, field), sizeof(((type *)0)->field)
 #define JOB(field) SL_OPTION_OF_JOB, AT(sl_request, spec.field), 0
@@ -82,6 +83,10 @@ static const sl_option OPTIONS[] = {
     {"lora-lenient", SL_OPTION_FLAG, JOB(lora_lenient), NULL,
      "leave out what a LoRA holds that the model has no place for"},
     {"crf", SL_OPTION_INT, JOB_HAS(crf), "N", "x264 quality, lower is better (default 18)"},
+    {"set", SL_OPTION_SET, JOB(params), "KEY=VALUE",
+     "tell stages of your own: VALUE is JSON, or else a text; several add up"},
+    {"params", SL_OPTION_PARAMS, JOB(params), "JSON",
+     "likewise, an object with all of it: {\"KEY\": VALUE, ...}"},
     {"dump", SL_OPTION_PATH, OUTSIDE(dump_dir), "DIR", "write every hand-over there"},
     {"dump-steps", SL_OPTION_FLAG, JOB(dump_steps), NULL,
      "with --dump: also the latents after each step"},
@@ -222,6 +227,13 @@ sl_code sl_option_set(void *owner, const sl_option *o, const char *v, sl_err *er
     case SL_OPTION_LORA: {
         const bool more = o->given && *((bool *)owner + o->given);
         sl_code rc = add_lora((char **)at, more ? *(char **)at : "", v, err);
+        if (rc) return sl_context(err, rc, "--%s", o->name);
+        break;
+    }
+    case SL_OPTION_PARAMS:
+    case SL_OPTION_SET: {
+        sl_code rc = o->kind == SL_OPTION_SET ? sl_params_set((char **)at, v, err)
+                                              : sl_params_parse((char **)at, v, err);
         if (rc) return sl_context(err, rc, "--%s", o->name);
         break;
     }
@@ -369,6 +381,10 @@ static sl_code json_option(sl_request *job, sl_option_owner least, const char *k
     sl_code rc = sl_option_find(&o, key, least, err);
     if (rc) return rc;
     if (o->kind == SL_OPTION_LORA) return json_lora(job, o, key, v, err);
+    if (o->kind == SL_OPTION_PARAMS && json_is_object(v)) {
+        note_given(job, o);
+        return sl_params_put((char **)((char *)job + o->at), v, err);
+    }
     if (o->kind == SL_OPTION_FLAG) {
         if (!json_is_boolean(v)) return wrong_type(key, v, "true or false", err);
         if (json_is_true(v)) return sl_option_set(job, o, "", err);

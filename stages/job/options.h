@@ -16,7 +16,9 @@ typedef enum {
     SL_OPTION_PATH,
     SL_OPTION_TEXT,
     SL_OPTION_FLAG,
-    SL_OPTION_LORA /* FILE[:STRENGTH], may come several times; JSON: one, or an array of them */
+    SL_OPTION_PARAMS, /* a JSON object, or its text */
+    SL_OPTION_SET,    /* KEY=VALUE, may come several times: a key of params */
+    SL_OPTION_LORA    /* FILE[:STRENGTH], may come several times; JSON: one, or an array of them */
 } sl_option_kind;
 
 /* Whose an option is: the whole run's; a job's, which may stand in a jobs file; a job's

@@ -42,6 +42,8 @@ static const struct {
     {"lora-2", SL_ROLE_DENOISE},
     {"lora-lenient", SL_ROLE_DENOISE},
     {"crf", SL_ROLE_MUX},
+    {"set", NONE}, /* whichever stage it is meant for */
+    {"params", NONE},
     {"dump", NONE},
     {"dump-steps", SL_ROLE_DENOISE},
     {"dump-blocks", SL_ROLE_DENOISE},

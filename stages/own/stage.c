@@ -150,6 +150,7 @@ uint64_t sl_stage_job(const sl_stage *s, uint32_t *attempt)
 #define NUMBER_real(v) return v;
 #define NUMBER_flag(v) return v;
 #define NUMBER_text(v) return NAN;
+#define NUMBER_object NUMBER_text
 #define NUMBER_path(v) return NAN;
 double sl_stage_number(const sl_stage *s, const char *field)
 {
@@ -165,6 +166,7 @@ double sl_stage_number(const sl_stage *s, const char *field)
 #define TEXT_real(v) return NULL;
 #define TEXT_flag(v) return NULL;
 #define TEXT_text(v) return v;
+#define TEXT_object TEXT_text
 #define TEXT_path(v) return v;
 const char *sl_stage_text(const sl_stage *s, const char *field)
 {

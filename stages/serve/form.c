@@ -61,7 +61,7 @@ bool sl_form_has_option(int i)
 {
     const sl_option *o = sl_option_at(i);
     if (o && o->kind == SL_OPTION_LORA) return !strcmp(o->name, "lora");
-    return o && o->owner != SL_OPTION_OF_RUN &&
+    return o && o->owner != SL_OPTION_OF_RUN && o->kind != SL_OPTION_SET && /* params has it */
            (o->kind != SL_OPTION_PATH || o->owner == SL_OPTION_OF_MODEL);
 }
 

@@ -79,6 +79,7 @@ static const char *kind_name(sl_option_kind kind)
     case SL_OPTION_RATE:
     case SL_OPTION_REAL: return "number";
     case SL_OPTION_FLAG: return "boolean";
+    case SL_OPTION_PARAMS: return "object";
     default: return "string";
     }
 }

@@ -36,6 +36,7 @@ static json_t *option_schema(const sl_option *o)
     case SL_OPTION_RATE:
     case SL_OPTION_REAL: s = typed("number"); break;
     case SL_OPTION_FLAG: s = typed("boolean"); break;
+    case SL_OPTION_PARAMS: s = typed("object"); break;
     case SL_OPTION_LORA:
         s = json_pack("{s:[{s:s}, {s:s, s:{s:s}}]}", "anyOf", "type", "string", "type", "array",
                       "items", "type", "string");

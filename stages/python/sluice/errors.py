@@ -1,5 +1,6 @@
 """Errors with a code of the protocol, and the code of any other exception."""
 import os
+import sys
 import traceback
 
 
@@ -38,11 +39,11 @@ def code_of(e):
 
 
 def message_of(e):
-    """One line: the exception, and where in its author's own file."""
+    """One line: the exception, and where in the stage's own file."""
     if isinstance(e, Error):
         return str(e)
-    package = os.path.dirname(os.path.abspath(__file__))
-    frames = [f for f in traceback.extract_tb(e.__traceback__) if os.path.dirname(os.path.abspath(f.filename)) != package]
-    at = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
+    own = getattr(sys.modules.get("__main__"), "__file__", "")
+    lines = [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == own]
+    at = f" ({os.path.basename(own)}:{lines[-1]})" if lines else ""
     said = " ".join(str(e).split())
     return f"{type(e).__name__}{': ' if said else ''}{said[:400]}{at}"
