@@ -25,6 +25,11 @@
 #   CUDA_INCLUDE, CUDA_LIBS   flags in their place
 #   NVCCFLAGS                 more flags for nvcc
 
+define newline
+
+
+endef
+
 FLAVOUR ?= release
 ARCH    ?= native
 PREFIX  ?= /usr/local
@@ -163,8 +168,9 @@ lint: setup         ## format, warnings as errors, static analysis, scripts, dir
 format:             ## clang-format on every C file
 	@git ls-files '*.c' '*.h' '*.cc' | grep -v common/html5.h | xargs clang-format -i
 
-install: setup      ## programs to PREFIX/lib/sluice, the command as PREFIX/bin/sluice, settings, manual page and completion to PREFIX/share
+install: setup      ## programs to PREFIX/lib/sluice, the command as PREFIX/bin/sluice, settings, manual page and completion to PREFIX/share; libsluice-stage with its headers and sluice-stage.pc
 	$(SUB) programs
+	$(call INSTALL_STAGE,$(DESTDIR)$(PREFIX),$(PREFIX))
 	install -d $(addprefix $(DESTDIR)$(PREFIX)/,bin lib/sluice share/sluice share/man/man1 share/bash-completion/completions)
 	install $(PROGS) $(PLUGIN) $(DESTDIR)$(PREFIX)/lib/sluice
 	install -m 644 conf/* $(DESTDIR)$(PREFIX)/share/sluice
@@ -177,7 +183,7 @@ setup:              ## install the packages that are missing, or print the one c
 
 programs: $(PROGS) $(STAGE_SO) $(PLUGIN)  ## the programs, without looking for missing packages
 plugin: $(or $(PLUGIN_SO),no-nvcc)  ## the CUDA plug-in alone
-tests: $(TESTS) $(HELPERS) golden  ## the test programs and what they read, likewise
+tests: $(TESTS) $(HELPERS) $(TBIN)/linear_decode golden  ## the test programs and what they read, likewise
 golden: $(TBIN)/helper_weights  ## the golden models' weights, made from their seeds where they are missing
 	@$< && cd tests/golden && sha256sum --quiet --check weights.sha256
 gpu-tests: $(GPU_TESTS) golden  ## the test programs of the plug-in; tests/gpu.sh runs them
@@ -236,6 +242,26 @@ $(STAGE_SO): $(STAGE_O) $(LIB) $(B)/link stages/own/exports.map
 	@$(CC) $(LD_FLAGS) -shared -Wl,-soname,$(@F) -Wl,--version-script=stages/own/exports.map \
 	    $(if $(SAN),,-Wl,-z,defs) -o $@ $(STAGE_O) $(LIB) $(LD_LIBS)
 	@ln -sf $(@F) $(@D)/libsluice-stage.so
+# What a stage in C is built with, and the documented line that does it, in folder $(1); the
+# settings of pkg-config say $(2).
+define INSTALL_STAGE
+install -d $(addprefix $(1)/,include/sluice/common lib/sluice lib/pkgconfig)
+install -m 644 common/err.h common/tensor.h $(1)/include/sluice/common
+install -m 644 stages/own/stage.h $(1)/include/sluice
+install $(STAGE_SO) $(1)/lib/sluice
+ln -sf sluice/$(notdir $(STAGE_SO)) $(1)/lib/$(notdir $(STAGE_SO))
+ln -sf $(notdir $(STAGE_SO)) $(1)/lib/libsluice-stage.so
+sed 's|@PREFIX@|$(2)|; s|@ABI@|$(STAGE_ABI)|' stages/own/sluice-stage.pc >$(1)/lib/pkgconfig/sluice-stage.pc
+endef
+SDK := $(B)/sdk
+$(SDK)/made: $(STAGE_SO) stages/own/stage.h stages/own/sluice-stage.pc common/err.h common/tensor.h
+	@rm -rf $(SDK)
+	@$(subst $(newline),&& ,$(call INSTALL_STAGE,$(SDK),$(CURDIR)/$(SDK)))
+	@touch $@
+$(TBIN)/linear_decode: examples/linear_decode.c $(SDK)/made
+	@mkdir -p $(@D)
+	@echo "  CC    $<"
+	@$(CC) $(SAN) -O2 -Wall -Wextra -o $@ $< $$(PKG_CONFIG_PATH=$(SDK)/lib/pkgconfig pkg-config --cflags --libs sluice-stage) -lm
 $(TBIN)/%: $(B)/tests/%.o $(LIB) $(B)/link
 	@$(CC) $(LD_FLAGS) $(if $(filter fuzz_%,$*),-fsanitize=fuzzer) -o $@ $< $(LIB) $(LD_LIBS) -lcmocka
 .SECONDARY: $(OBJECTS)
