@@ -103,7 +103,7 @@ SUB      = +@$(MAKE) --no-print-directory $(PARALLEL)
 
 # ---- targets ----
 
-.PHONY: all setup programs plugin tests golden gpu-tests gpu demo test test-clients test-golden check check-asan check-tsan soak bench fuzz lint format install help clean
+.PHONY: all setup programs plugin tests golden gpu-tests gpu demo test test-clients test-python test-golden check check-asan check-tsan soak bench fuzz lint format install help clean
 .DEFAULT_GOAL := all
 
 all: setup          ## set-up and programs (what `make` alone does)
@@ -125,6 +125,11 @@ test-clients:       ## sluice serve with real clients: openai, curl, Chromium, P
 	@tests/setup.sh --clients
 	$(SUB) programs
 	@SLUICE_BIN=$(BIN) tests/clients.sh $(PARTS)
+
+test-python:        ## stages in Python: package sluice, examples/, diffusers' denoiser against the golden latents; PARTS="test_stage" for some
+	@tests/setup.sh --python
+	$(SUB) programs golden $(TBIN)/test_own_stage $(TBIN)/helper_decode_flat $(TBIN)/linear_decode
+	@SLUICE_BIN=$(BIN) OWN_STAGE=$(TBIN)/test_own_stage tests/python.sh $(PARTS)
 
 test-golden: setup  ## the golden comparisons on other folders: make test-golden DIRS="DIR/tiny-i2v DIR/tiny-t2v"
 	$(SUB) programs $(TBIN)/test_run_golden $(TBIN)/test_denoise_golden $(TBIN)/test_lora_run

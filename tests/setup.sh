@@ -2,10 +2,11 @@
 # setup.sh - finds the packages that the build and the tests need and that are missing, and installs
 # them or names them.
 #
-#   tests/setup.sh [--fuzz|--clients]
+#   tests/setup.sh [--fuzz|--clients|--python]
 #     --fuzz      also clang and its sanitizer runtime, for `make fuzz`
 #     --clients   also a browser, nginx, Prometheus and what else `make test-clients` has. Where
 #                 systemd runs, Debian starts the two as services, on ports 80 and 9090.
+#     --python    also Python with its virtual environments, for `make test-python`
 #
 # Silent when nothing is missing. On Debian and Ubuntu it installs what is missing when it is root
 # or sudo asks for no password; otherwise it prints the one command to type and ends with 1.
@@ -60,7 +61,8 @@ case "${1-}" in
     grep -qs '^ID=ubuntu' /etc/os-release && clients=${clients#*$'\n'}
     programs+=$'\n'$clients
     ;;
-*) say "unknown option $1, want --fuzz, --clients or nothing"; exit 2 ;;
+--python) programs+=$'\npython3|python3' ;;
+*) say "unknown option $1, want --fuzz, --clients, --python or nothing"; exit 2 ;;
 esac
 
 missing=()
@@ -104,7 +106,9 @@ for package in "${wanted[@]}"; do
     case $'\n'"$installed"$'\n' in *$'\n'"$package installed"$'\n'*) ;; *) add "$package" ;; esac
 done
 # Debian has the two modules apart from its Python.
-[ "${1-}" = --clients ] && ! python3 -c 'import ensurepip, venv' 2>/dev/null && add python3-venv
+case "${1-}" in
+--clients | --python) python3 -c 'import ensurepip, venv' 2>/dev/null || add python3-venv ;;
+esac
 [ ${#missing[@]} -eq 0 ] && exit 0
 
 if [ "$(id -u)" -eq 0 ]; then

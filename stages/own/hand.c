@@ -104,8 +104,8 @@ static int handover_with(const sl_stage *s, const char *name, int *place, sl_err
                  spec[i].name);
     }
     _Static_assert(SL_HANDOVER_TENSORS == 2, "a tensor is its hand-over's first or second");
-    sl_fail(err, SL_ARG, "%s is not handed \"%.40s\" in this job, but %s",
-            sl_role_name(s->seat->role), name, *names ? names : "nothing that goes whole");
+    sl_fail(err, SL_ARG, "no tensor \"%.40s\" comes in this job, want %s", name,
+            *names ? names : "none");
     return -1;
 }
 

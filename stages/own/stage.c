@@ -301,12 +301,10 @@ static sl_code check_given(const sl_stage *s, sl_err *err)
             !sl_handover_applies((sl_handover)h, &s->seat->model, &s->job))
             continue;
         if (row->how == SL_WHOLE && !s->given[h])
-            return sl_fail(err, SL_INTERNAL, "%s ended the job without giving its %s",
-                           sl_role_name(s->seat->role), row->name);
+            return sl_fail(err, SL_INTERNAL, "the job ended without its %s", row->name);
         if (row->how == SL_CHUNKS && s->sent != s->grid.chunks)
-            return sl_fail(err, SL_INTERNAL, "%s ended the job after %d chunks of %s, want %lld",
-                           sl_role_name(s->seat->role), s->sent, row->name,
-                           (long long)s->grid.chunks);
+            return sl_fail(err, SL_INTERNAL, "the job ended after %d chunks of %s, want %lld",
+                           s->sent, row->name, (long long)s->grid.chunks);
     }
     return SL_OK;
 }
