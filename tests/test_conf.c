@@ -383,8 +383,8 @@ static void mistakes_name_file_line_key_value_and_range(void **state)
          "x.cfg:1: stages[0].device is \"gpu\", want \"cpu\" or \"cuda:N\" "
          "with N from 0 to 63 (where it computes; default \"cpu\")"},
         {"stages = ( { name = \"text\"; program = \"\"; } );",
-         "x.cfg:1: stages[0].program is \"\", want a string of 1 to 1023 bytes (a path, or the "
-         "name of a program beside sluice)"},
+         "x.cfg:1: stages[0].program is \"\", want a string of 1 to 1023 bytes (a path, the "
+         "name of a program beside sluice, or a command (\"python3 mine.py\"))"},
         {"stages = ( { name = \"text\"; args = \"x\"; } );",
          "x.cfg:1: stages[0].args is \"x\", want at most 16 strings of at most 255 bytes (more "
          "arguments for the program)"},

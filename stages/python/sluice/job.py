@@ -59,7 +59,7 @@ class Job:
         t, stream = Tensor(), self._stream()
         self._lib.input(self._at, name.encode(), stream, byref(t))
         if self._lib.lies_on_device(self._at, name.encode()):
-            return _on_device(t, self._lib.dtypes)
+            return _on_device(t, self._lib.dtypes, self._stage.device)
         return array_over(t, self._lib.dtypes, False)
 
     def tensor(self, name):
@@ -205,7 +205,7 @@ class Job:
         if not on_device.value:
             return  # give copies, and says what becomes of the slot
         for i, x in enumerate(tensors):
-            _on_device(slot[i], self._lib.dtypes).copy_(x)
+            _on_device(slot[i], self._lib.dtypes, self._stage.device).copy_(x)
         self._lib.seal(self._at, self._stream())
 
 
@@ -225,9 +225,10 @@ class _Memory:
         self.__cuda_array_interface__ = {"shape": shape_of(t), "typestr": code, "data": (t.data, False), "version": 3, "strides": None}
 
 
-def _on_device(t, dtypes):
+def _on_device(t, dtypes, device):
+    """A torch tensor over memory that the device can reach: its own, or another's that is mapped."""
     import torch
     codes = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "U8": "|u1", "I64": "<i8", "I32": "<i4"}
     name = dtypes[t.dtype]
-    x = torch.as_tensor(_Memory(t, codes[name]), device="cuda")
+    x = torch.as_tensor(_Memory(t, codes[name]), device=device)
     return x.view(torch.bfloat16) if name == "BF16" else x
