@@ -27,7 +27,7 @@ sl_code sl_job_set_text(char **field, const char *value, sl_err *err)
 
 #define INIT_text(field, def)                                                                      \
     if ((rc = sl_job_set_text(&job->field, def, err))) goto fail;
-#define INIT_object INIT_text
+#define INIT_object(field, def) INIT_text(field, def)
 #define INIT_path(field, def) snprintf(job->field, SL_PATH, "%s", def);
 #define INIT_int(field, def) job->field = def;
 #define INIT_u64(field, def) job->field = def;
@@ -48,7 +48,7 @@ fail:
 }
 
 #define FREE_text(field) free(job->field);
-#define FREE_object FREE_text
+#define FREE_object(field) FREE_text(field)
 #define FREE_path(field)
 #define FREE_int(field)
 #define FREE_u64(field)
@@ -64,7 +64,7 @@ void sl_job_free(sl_job *job)
 }
 
 #define DROP_text(field) to->field = NULL;
-#define DROP_object DROP_text
+#define DROP_object(field) DROP_text(field)
 #define DROP_path(field)
 #define DROP_int(field)
 #define DROP_u64(field)
@@ -72,7 +72,7 @@ void sl_job_free(sl_job *job)
 #define DROP_flag(field)
 #define COPY_text(field)                                                                           \
     if (!rc) rc = sl_job_set_text(&to->field, from->field, err);
-#define COPY_object COPY_text
+#define COPY_object(field) COPY_text(field)
 #define COPY_path(field)
 #define COPY_int(field)
 #define COPY_u64(field)

@@ -15,8 +15,9 @@
 #define SL_PARAMS_BYTES 16384 /* of params, as JSON, at most */
 
 /* kind, name, default. Kinds: text (malloc'd, any length), path (SL_PATH bytes), int, u64,
- * real, flag, object (malloc'd: the text of a JSON object; "" stands for an empty one). A field without a meaning for a checkpoint (last_image for T2V) is refused by
- * whoever completes the request (stages/job/check.h), not here. */
+ * real, flag, object (malloc'd: the text of a JSON object; "" stands for an empty one). A field
+ * without a meaning for a checkpoint (last_image for T2V) is refused by whoever completes the
+ * request (stages/job/check.h), not here. */
 #define SL_JOB_FIELDS(F)                                                                           \
     F(path, model, "")                                                                             \
     F(path, image, "") /* the user's path, for reports; the bytes lie in the job's folder */       \

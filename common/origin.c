@@ -52,6 +52,7 @@ static bool is_asked(const char *field)
 }
 
 #define MIX_text(field) mix(h, job->field, strlen(job->field) + 1)
+#define MIX_object(field) MIX_text(field)
 #define MIX_path(field) mix(h, job->field, strlen(job->field) + 1)
 #define MIX_int(field) mix(h, &job->field, sizeof job->field)
 #define MIX_u64(field) mix(h, &job->field, sizeof job->field)

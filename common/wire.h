@@ -71,8 +71,10 @@ typedef enum { SL_TURN_PIECE, SL_TURN_STEP } sl_turn_kind;
 #define WIRE_KIND_POOL(F)   F(u64, pool) F(i32, pid) F(i32, fd) F(u32, kind) F(u32, slots) \
                             F(u64, slot_bytes) F(str24, name) F(blob64, device_handle)
 #define WIRE_KIND_ROW(F)    F(u32, handover) F(u32, way) F(ticket, ticket)
-#define WIRE_KIND_TICKETS(F) F(u32, count)              /* and SL_TICKETS times a row, `at` */
-#define WIRE_KIND_TEAM(F)   F(u32, size) F(u32, me) F(u32, key) /* and SL_RANKS times u32, `member` */
+/* and SL_TICKETS times a row, `at` */
+#define WIRE_KIND_TICKETS(F) F(u32, count)
+/* and SL_RANKS times u32, `member` */
+#define WIRE_KIND_TEAM(F)   F(u32, size) F(u32, me) F(u32, key)
 
 /* A process speaks. role: a stage's, or "client". */
 #define WIRE_HELLO(F)     F(str16, role) F(i32, pid) F(str64, device) F(u64, budget_bytes)

@@ -18,7 +18,7 @@ static void forget(void)
 }
 
 #define SAME_text(a, b) (!strcmp(a, b))
-#define SAME_object SAME_text
+#define SAME_object(a, b) SAME_text(a, b)
 #define SAME_path(a, b) (!strcmp(a, b))
 #define SAME_int(a, b) ((a) == (b))
 #define SAME_u64(a, b) ((a) == (b))

@@ -16,7 +16,7 @@ out=$PWD/build/python venv=$PWD/build/python/venv tests=stages/python/tests
 own=${OWN_STAGE:-build/release/tests/test_own_stage}
 export SLUICE_BIN=${SLUICE_BIN:-bin}
 say() { echo "python: $*" >&2; }
-install() { "$venv/bin/pip" install --disable-pip-version-check "$@" >>"$out/pip.log" 2>&1; }
+install() { "$venv/bin/pip" install --disable-pip-version-check --no-compile "$@" >>"$out/pip.log" 2>&1; }
 
 # torch for the CPU alone is a tenth of what comes otherwise: from where PyTorch keeps it, if that
 # answers within some seconds. Its version is the newer one for pip.

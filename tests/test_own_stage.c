@@ -140,6 +140,31 @@ static void test_cancelled(void **state)
     t_run_close(&run);
 }
 
+/* A program is a command; what it prints has the stage's name, its last words too, which have no
+ * end. Arguments of a program that has no use for them are told. */
+static void test_command(void **state)
+{
+    char program[400];
+    (void)state;
+    t_run_open(&run);
+    t_write(t_format("%s/mine.sh", run.base),
+            "printf 'one\\rtwo\\n' >&2; echo \"$9 and ${10}\"; printf '%s' 'no end'; exit 3\n");
+    snprintf(program, sizeof program, "sh %s/mine.sh\"; args = [\"a b\", \"c\"]; #", run.base);
+    const subject shell = {"a shell", "decode", program};
+    start(&shell, "2", "{ name = \"mux\"; args = [\"--of-no-use\"]; }");
+    t_run_ends(&run, 1);
+    static const char *const SAYS[] = {"one\n", "two\n", "a b and c\n", "no end\n"};
+    for (int i = 0; i < 4; i++)
+        if (!t_run_said(&run, t_format("] info: %s", SAYS[i])) || !t_run_said(&run, " decode["))
+            t_run_fail(&run, "nobody said \"%.*s\"", (int)strcspn(SAYS[i], "\n"), SAYS[i]);
+    if (!t_run_said(&run, "failed: decode ended 13 times in a row (exit status 3): giving up"))
+        t_run_fail(&run, "the user is not told why");
+    if (!t_run_said(&run, "args of the configuration, from \"--of-no-use\" on, are of no use here"))
+        t_run_fail(&run, "arguments of no use are not told");
+    t_run_nothing_left(&run, 0);
+    t_run_close(&run);
+}
+
 /* ---- which ---- */
 
 static void add(const char *what, const char *role, const char *program)
@@ -167,6 +192,7 @@ int main(void)
                 strdup(t_format("%s, %s, %s", subjects[i].role, subjects[i].what, NAMES[k])),
                 steps[k], NULL, NULL, &subjects[i]};
     }
+    tests[n++] = (struct CMUnitTest){strdup("a command"), test_command, NULL, NULL, NULL};
     const int failed = _cmocka_run_group_tests("own_stage", tests, (size_t)n, NULL, NULL);
     for (int i = 0; i < n; i++) free((char *)tests[i].name);
     for (int i = 0; i < count; i++) free((char *)subjects[i].program);

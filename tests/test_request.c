@@ -533,7 +533,7 @@ static void params_are_free_form(void **state)
         {"set", "=1", "--set: \"=1\", want KEY=VALUE with a key of 1 to 63 bytes"},
         {"set", "a=\xff", "--set: a: key or value is not valid UTF-8"},
         {"params", "[1]", "--params: params: holds no JSON object, want {...}"},
-        {"params", "{", "--params: params:1:1: '}' expected near end of file"},
+        {"params", "{", "--params: params:1:1: not JSON: string or '}' expected"},
     };
     sl_batch b;
     (void)state;

@@ -445,6 +445,8 @@ static void what_is_asked_wrongly_is_refused_in_one_line(void **state)
         {"{\"steps\": 2, \"num_inference_steps\": 3}", 400, "invalid_value", "num_inference_steps",
          "given twice"},
         {"{\"seed\": -2}", 400, "invalid_value", "seed", "seed"},
+        {"{\"params\": [1]}", 400, "invalid_value", "params", "want"},
+        {"{\"set\": \"a=1\"}", 400, "invalid_value", "set", "unknown field"},
         {"{\"dump\": \"/tmp/x\"}", 400, "invalid_value", "dump", "neither true nor false"},
         {"{\"model\": \"gpt\", \"prompt\": \"a\"}", 400, "invalid_value", "model",
          "want \"model\", which is served here"},
@@ -465,6 +467,7 @@ static void what_is_asked_wrongly_is_refused_in_one_line(void **state)
         {"width", "96", "width", "want both or neither"},
         {"size", "4096x4096", "size", "limits.pixels"},
         {"sampler", "ddim", "sampler", "unipc, euler or lightx2v"},
+        {"params", "7", "params", "params: holds no JSON object"},
         {"steps", "0", "steps", "steps"},
         {"fbcache", "11", "fbcache", "fbcache is 11, want 0 to 10"},
         {"last_image", "@" T_IMAGE, "last-image", "first picture only"},
@@ -761,6 +764,28 @@ static void loras_are_read_again(const char *good)
     kill(s.pid, SIGHUP);
     until_logged("SIGHUP: settings are read again");
     has_loras("[\"late\"]");
+}
+
+/* What a stage of one's own is told lies in the job's folder, as an object. */
+static void params_reach_the_job(void **state)
+{
+    (void)state;
+    t_serve_start(&s, T_MODEL, NULL);
+    const char *const fields[] = {
+        "prompt", "a cat", "input_reference", "@" T_IMAGE,
+        "size",   "96x64", "params",          "{\"strength\": [0.5, null]}",
+        NULL};
+    post_form(fields, NULL);
+    assert_int_equal(r.code, 200);
+    size_t n;
+    char *job = t_read(t_format("%s/jobs/%s/job.json", s.state, t_reply_text(&r, "id")), &n);
+    assert_non_null(job);
+    json_t *root = json_loads(job, 0, NULL),
+           *list = json_object_get(json_object_get(root, "params"), "strength");
+    assert_true(json_number_value(json_array_get(list, 0)) == 0.5);
+    json_decref(root);
+    free(job);
+    stop_clean();
 }
 
 /* LoRA go by the names of the configuration; a path is no name. */
@@ -1203,6 +1228,7 @@ int main(void)
         T(lists_page_through_and_removed_jobs_are_gone),
         T(a_key_names_one_job),
         T(tokens_see_their_own_jobs),
+        T(params_reach_the_job),
         T(loras_go_by_name),
         T(files_are_taken_in_place_of_the_models),
         T(wrong_starts_are_refused),

@@ -155,7 +155,7 @@ static int open_voice(sl_seats_seat *p, const sl_program *program)
 static bool start(sl_seats *s, int seat)
 {
     sl_seats_seat *p = &s->at[seat];
-    own_env own;
+    own_env own = {0};
     sl_program program;
     sl_err bad = {0};
     char why[SL_TEXT];

@@ -98,7 +98,7 @@ static sl_code begin_job(sl_stage *s, const sl_msg_job *msg, sl_err *err)
     s->running = true;
     s->computing_ns = s->sent_ns = sl_now_ns();
     if (sl_seat_begin(s->seat, msg)) return sl_fail(err, SL_CANCELLED, "cancelled");
-    if ((rc = sl_seat_job(&s->job, msg, err))) return rc;
+    if ((rc = sl_seat_job(s->seat, &s->job, msg, err))) return rc;
     s->grid = sl_job_grid(&s->seat->model, &s->job);
     return SL_OK;
 }
@@ -150,7 +150,7 @@ uint64_t sl_stage_job(const sl_stage *s, uint32_t *attempt)
 #define NUMBER_real(v) return v;
 #define NUMBER_flag(v) return v;
 #define NUMBER_text(v) return NAN;
-#define NUMBER_object NUMBER_text
+#define NUMBER_object(v) NUMBER_text(v)
 #define NUMBER_path(v) return NAN;
 double sl_stage_number(const sl_stage *s, const char *field)
 {
@@ -166,7 +166,7 @@ double sl_stage_number(const sl_stage *s, const char *field)
 #define TEXT_real(v) return NULL;
 #define TEXT_flag(v) return NULL;
 #define TEXT_text(v) return v;
-#define TEXT_object TEXT_text
+#define TEXT_object(v) TEXT_text(v)
 #define TEXT_path(v) return v;
 const char *sl_stage_text(const sl_stage *s, const char *field)
 {

@@ -101,9 +101,9 @@ int sl_stage_chunks(const sl_stage *s);
  * such tensor (which it has); SL_GONE stale; SL_FORMAT, SL_SHAPE, SL_NUMERIC, SL_SYS, SL_CUDA. */
 sl_code sl_stage_input(sl_stage *s, const char *name, void *stream, sl_tensor *t, sl_err *err);
 bool sl_stage_lies_on_device(const sl_stage *s, const char *name);
-/* The noise that denoising starts from, F32 of the latents' shape: the user's file, else the numbers
- * that torch.Generator("cpu") gives for the seed. The stage's, until the job's end. Errors: as of a
- * file; SL_NOMEM. */
+/* The noise that denoising starts from, F32 of the latents' shape: the user's file, else the
+ * numbers that torch.Generator("cpu") gives for the seed. The stage's, until the job's end. Errors:
+ * as of a file; SL_NOMEM. */
 sl_code sl_stage_noise(sl_stage *s, sl_tensor *t, sl_err *err);
 /* All inputs are read: their slots are free, for the next job's (TAKEN). The views are invalid;
  * on a device after the work on `stream`. May be left out. */
@@ -140,7 +140,7 @@ sl_code sl_stage_send(sl_stage *s, sl_err *err);
 
 /* done of total pieces of work, the newest in so many seconds. */
 void sl_stage_progress(sl_stage *s, int done, int total, double seconds);
-/* A denoising step (from 0) is over, which began t0_ns ago on CLOCK_MONOTONIC. */
+/* A denoising step (from 0) is over, which began at t0_ns (sl_stage_now_ns). */
 void sl_stage_step(sl_stage *s, int step, int steps, int64_t t0_ns);
 /* Where time went from t0_ns until now: kind is one of "load", "compute", "handover", "spool",
  * "wait". Between the calls it is computing without being said. Errors: SL_ARG another kind. */

@@ -41,9 +41,9 @@ typedef struct {
 } sl_seat;
 
 /* Parse the stage's command line (--connect ENDPOINT --conf FILE --model DIR [--device
- * D], then the configuration's `args`), read configuration and model configs, die with the dispatcher, turn SIGTERM into
- * drain, connect, say HELLO. *out is the caller's to close, after an error too. Errors:
- * SL_ARG, SL_SYS, SL_FORMAT; SL_GONE drained before it began. */
+ * D], then the configuration's `args`), read configuration and model configs, die with the
+ * dispatcher, turn SIGTERM into drain, connect, say HELLO. *out is the caller's to close, after an
+ * error too. Errors: SL_ARG, SL_SYS, SL_FORMAT; SL_GONE drained before it began. */
 sl_code sl_seat_open(sl_seat **out, sl_role role, int argc, char **argv, sl_err *err);
 /* The configuration's `args` for this stage, words of main's argv, and how many. A program that
  * does not ask before sl_seat_ready has no use for any, which the log then says. */

@@ -1,4 +1,4 @@
-/* slots.c - slots of a hand-over: where they lie and what they take. Networks have no part in it. */
+/* slots.c - slots of a hand-over: where they lie and what they take; no network has part in it. */
 #include <stdlib.h>
 #include <string.h>
 

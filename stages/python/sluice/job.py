@@ -87,7 +87,7 @@ class Job:
         """Chunks of frames as they come, each an array over its slot until the next."""
         index, chunks, t = c_int(), c_int(), Tensor()
         while True:
-            self._lib.__dict__["await"](self._at, byref(index), byref(chunks), byref(t))
+            getattr(self._lib, "await")(self._at, byref(index), byref(chunks), byref(t))
             yield array_over(t, self._lib.dtypes, False)
             self._lib.drop(self._at)
             self.progress(index.value + 1, chunks.value)
