@@ -7,7 +7,7 @@
 
 #include "common/program.h"
 
-static char dir[200];
+static char dir[256];
 
 static void touch(const char *name)
 {

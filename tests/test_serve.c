@@ -467,7 +467,7 @@ static void what_is_asked_wrongly_is_refused_in_one_line(void **state)
         {"width", "96", "width", "want both or neither"},
         {"size", "4096x4096", "size", "limits.pixels"},
         {"sampler", "ddim", "sampler", "unipc, euler or lightx2v"},
-        {"params", "7", "params", "params: holds no JSON object"},
+        {"params", "7", "params", "not JSON"},
         {"steps", "0", "steps", "steps"},
         {"fbcache", "11", "fbcache", "fbcache is 11, want 0 to 10"},
         {"last_image", "@" T_IMAGE, "last-image", "first picture only"},
