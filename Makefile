@@ -73,7 +73,7 @@ LIB     := $(B)/libsluice.a
 # What stages of one's own are linked with; its number is SL_STAGE_ABI of stages/own/stage.h.
 STAGE_ABI := $(shell sed -n 's/^.define SL_STAGE_ABI \([0-9]*\).*/\1/p' stages/own/stage.h)
 STAGE_SO  := $(BIN)/libsluice-stage.so.$(STAGE_ABI)
-STAGE_O   := $(B)/stages/own/stage.o $(B)/stages/own/hand.o
+STAGE_O   := $(B)/stages/own/process.o $(B)/stages/own/hand.o
 MAINS   := $(wildcard stages/*/main.c)
 PROGS   := $(patsubst %,$(BIN)/sluice-%,$(filter-out cli,$(patsubst stages/%/main.c,%,$(MAINS)))) $(if $(filter stages/cli/main.c,$(MAINS)),$(BIN)/sluice)
 TESTS   := $(patsubst tests/%.c,$(TBIN)/%,$(wildcard tests/test_*.c))

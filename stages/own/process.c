@@ -1,4 +1,4 @@
-/* stage.c - a stage of one's own: its process, job after job, and what it says. */
+/* process.c - a stage of one's own: its process, job after job, and what it says. */
 #include "stages/own/stage.h"
 
 #include <math.h>
