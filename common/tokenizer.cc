@@ -25,6 +25,7 @@
 #include <sentencepiece_processor.h>
 
 extern "C" {
+#include "common/found.h"
 #include "common/path.h"
 #include "common/safetensors.h"
 }
@@ -185,6 +186,8 @@ sl_code open_model(sl_tokenizer *t, const char *path, sl_err *err)
     std::string model;
     kind is;
     if (sl_code rc = read_model(&model, &is, path, err)) return rc;
+    if (const char *found = sl_found_kind(model.data(), model.size()))
+        return sl_fail(err, SL_FORMAT, "tokenizer: %s: is %s", path, found);
     if (model.empty() || !t->spm.LoadFromSerializedProto(model).ok())
         return sl_fail(err, SL_FORMAT, "tokenizer: %s (%zu bytes) is not a sentencepiece model",
                        path, model.size());

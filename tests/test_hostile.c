@@ -484,6 +484,12 @@ static void test_files_of_a_checkpoint(void **unused)
          "../vae/diffusion_pytorch_model.safetensors");
     DAMAGED("transformer", "../vae/diffusion_pytorch_model.safetensors");
     fresh_model();
+    put_text(at("model/transformer/diffusion_pytorch_model.safetensors"), "a single file");
+    to_be_said =
+        "warn: transformer/diffusion_pytorch_model.safetensors is not read: the shards that "
+        "its index names are\n";
+    WORKS(with("--model", at("model")), 1);
+    fresh_model();
     cut(TEXT_INDEX, 100);
     DAMAGED("text_encoder", "model.safetensors.index.json");
     fresh_model();
@@ -492,6 +498,10 @@ static void test_files_of_a_checkpoint(void **unused)
     fresh_model();
     unlink(at("model/tokenizer/spiece.model"));
     DAMAGED("tokenizer/spiece.model", "No such file or directory");
+    fresh_model();
+    put_text(own("tokenizer/spiece.model"), "version https://git-lfs.github.com/spec/v1\n");
+    REFUSED(1, with("--model", at("model")),
+            "spiece.model: is a Git LFS pointer, its data was not");
     fresh_model();
     cut("tokenizer/spiece.model", 100);
     REFUSED(1, with("--model", at("model")), "out.mp4: failed: text: tokenizer: ", "spiece.model");

@@ -5,7 +5,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
+#include "common/json.h"
 #include "common/path.h"
 #include "common/prompt.h"
 #include "common/video_format.h"
@@ -13,6 +15,8 @@
 #include "stages/job/components.h"
 #include "stages/job/distilled.h"
 #include "stages/job/options.h"
+
+#define INDEX_MOST (64 << 20) /* bytes of an index that is looked at */
 
 typedef struct {
     const sl_request *r;
@@ -113,6 +117,39 @@ static void about_text(const hints *h, const char *option, const char *text)
             option);
 }
 
+/* ---- files ---- */
+
+/* The index says that this file is one of the shards. */
+static bool index_names(const char *index, const char *file)
+{
+    json_t *root = NULL, *v;
+    const char *key;
+    bool names = false;
+    if (sl_json_read(&root, index, INDEX_MOST, NULL)) return true; /* it is told elsewhere */
+    json_object_foreach(json_object_get(root, "weight_map"), key, v) names =
+        names || (json_string_value(v) && !strcmp(json_string_value(v), file));
+    json_decref(root);
+    return names;
+}
+
+/* Shards go before a single file, as in diffusers: one that was left there is not read. */
+static void about_files(const hints *h)
+{
+    char file[80], single[SL_PATH], index[SL_PATH];
+    for (int i = 0; i < SL_PART_COUNT; i++) {
+        const sl_part *p = &h->model->layout.parts[i];
+        if (!*p->stem) continue;
+        snprintf(file, sizeof file, "%s.safetensors", p->stem);
+        if (sl_path_join(single, p->path, file, NULL) || access(single, F_OK) ||
+            (size_t)snprintf(index, sizeof index, "%.*s.index.json", SL_PATH - 16, single) >=
+                sizeof index ||
+            access(index, F_OK) || index_names(index, file))
+            continue;
+        say(h, "%s/%s is not read: the shards that its index names are", sl_path_last(p->path),
+            file);
+    }
+}
+
 /* ---- options ---- */
 
 static void about_cache(const hints *h)
@@ -160,5 +197,6 @@ void sl_request_hints(const sl_request *r, const sl_model *model, sl_tokenizer *
     if (s->crf == 0 && is_h264(s->output))
         say(&h, "--crf 0 is lossless, H.264 profile High 4:4:4 Predictive, which browsers, "
                 "QuickTime and most hardware do not play; --crf 1 is the best that they do");
+    about_files(&h);
     if (sl_distilled_hint(s, &model->layout, distilled, sizeof distilled)) say(&h, "%s", distilled);
 }
