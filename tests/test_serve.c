@@ -989,6 +989,28 @@ static void a_drain_finishes_what_runs_and_keeps_the_rest(void **state)
 }
 
 /* Its time is up: the job is put back, and the next server goes on with it. */
+/* A job whose folder goes while it runs fails at once, and the next one is done. */
+static void a_folder_that_goes_fails_its_job(void **state)
+{
+    char lost[64], next[64];
+    (void)state;
+    t_serve_start(&s, T_MODEL, NULL);
+    snprintf(lost, sizeof lost, "%s", t_submit(&s, "1", "1000"));
+    snprintf(next, sizeof next, "%s", t_submit(&s, "2", "2"));
+    for (double until = t_seconds() + 20; t_seconds() < until; usleep(20000)) {
+        ask("GET", t_format("/v1/videos/%s", lost));
+        if (!strcmp(t_reply_text(&r, "stage"), "denoise")) break;
+    }
+    const double t0 = t_seconds();
+    t_rmdir(t_format("%s/jobs/%s", s.state, lost));
+    assert_string_equal(t_wait(&s, lost), "failed");
+    if (t_seconds() - t0 > 5) fail_msg("told after %.1f s", t_seconds() - t0);
+    ask("GET", t_format("/v1/videos/%s", lost));
+    assert_string_equal(t_reply_text(&r, "error.message"), "its folder was removed while it ran");
+    assert_string_equal(t_wait(&s, next), "completed");
+    stop_clean();
+}
+
 static void a_drain_that_takes_too_long_puts_jobs_back(void **state)
 {
     (void)state;
@@ -1233,6 +1255,7 @@ int main(void)
         T(files_are_taken_in_place_of_the_models),
         T(wrong_starts_are_refused),
         T(a_drain_finishes_what_runs_and_keeps_the_rest),
+        T(a_folder_that_goes_fails_its_job),
         T(a_drain_that_takes_too_long_puts_jobs_back),
         T(one_server_a_state_folder),
         T(events_tell_each_step_and_end),

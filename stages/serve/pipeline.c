@@ -303,6 +303,20 @@ static void look_for_cancels(pipeline *p)
     }
 }
 
+/* A job's folder that somebody removes takes what was finished with it: that is told at once, not
+ * when the next stage looks for it. */
+static void look_for_folders(pipeline *p)
+{
+    for (int i = 0; i < SL_LIVE_JOBS; i++) {
+        run *r = &p->runs[i];
+        sl_msg m = {.type = SL_MSG_CANCEL};
+        if (!r->used || r->over || !r->rep.count || is_there(p, r->id, "job.json")) continue;
+        m.cancel.job = r->rep.jobs[0].number;
+        if (m.cancel.job) sl_dispatcher_send(&p->dispatcher, &m, NULL);
+        end_run(p, r, SL_SYS, "its folder was removed while it ran");
+    }
+}
+
 /* ---- what the dispatcher says ---- */
 
 static run *by_tag(pipeline *p, uint64_t tag)
@@ -580,6 +594,7 @@ static void tick(pipeline *p)
     if (!p->up && p->restart_ns && sl_now_ns() >= p->restart_ns && !p->draining) start(p);
     end_broken(p);
     look_for_cancels(p);
+    if (p->up) look_for_folders(p);
     if (!disk_is_full(p)) claim_all(p);
     note_ready(p);
 }
