@@ -415,9 +415,9 @@ static void the_last_one_looks_like_the_video(void **state)
     sl_picture_free(&want);
     sl_picture_free(&shown);
     /* Measured 0.951 (0.665 with the first frame, from which the camera has moved away), and at
-     * 320x192 0.966 (0.761), there 0.927 to 0.985 on the five other pictures. What is lost are edges within a cell of 8 x 8 pixels,
-     * and contrast: latents of four frames have another one than those of the one picture that the
-     * map was fitted on. */
+     * 320x192 0.966 (0.761), there 0.927 to 0.985 on the five other pictures. What is lost are
+     * edges within a cell of 8 x 8 pixels, and contrast: latents of four frames have another one
+     * than those of the one picture that the map was fitted on. */
     if (!(r > 0.9) || !(first < r - 0.1))
         t_run_fail(&run,
                    "correlation %.4f with the middle, want more than 0.9; %.4f with the first", r,

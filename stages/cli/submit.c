@@ -408,7 +408,9 @@ static void show_warnings(const json_t *object)
     const json_t *line;
     size_t i;
     json_array_foreach(json_object_get(object, "warnings"), i, line)
+    {
         sl_log(SL_LOG_WARN, "%s", json_string_value(line) ? json_string_value(line) : "");
+    }
 }
 
 /* All of them, in order; *sent are on the server, also after an error. */

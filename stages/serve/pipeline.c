@@ -243,7 +243,9 @@ static void read_warnings(sl_request *req, const char *request)
     json_t *o = request ? json_loads(request, 0, NULL) : NULL, *line;
     size_t i;
     json_array_foreach(json_object_get(o, "warnings"), i, line)
+    {
         sl_request_warn(req, json_string_value(line) ? json_string_value(line) : "");
+    }
     json_decref(o);
 }
 
