@@ -45,6 +45,8 @@
     F(text, lora, "")   /* rows of common/lora.h, for the transformer */                           \
     F(text, lora_2, "") /* and for the second expert */                                            \
     F(flag, lora_lenient, 0)                                                                       \
+    F(int, fork,                                                                                   \
+      0) /* the step before which it begins, from fork.safetensors; 0: with the noise */           \
     F(int, crf, 18)                                                                                \
     F(object, params, "")       /* what stages of one's own are told */                            \
     F(flag, dump, 0)            /* keep ids and frames.safetensors */                              \

@@ -43,9 +43,9 @@ static uint64_t mix(uint64_t h, const void *bytes, size_t n)
  * content counts. */
 static bool is_asked(const char *field)
 {
-    static const char *const OUTSIDE[] = {"model",       "image",   "last_image", "noise",
-                                          "output",      "preview", "dump",       "dump_steps",
-                                          "dump_blocks", "lora",    "lora_2",     "dump_blocks_of"};
+    static const char *const OUTSIDE[] = {
+        "model",      "image",       "last_image", "noise",  "output", "preview",       "dump",
+        "dump_steps", "dump_blocks", "lora",       "lora_2", "fork",   "dump_blocks_of"};
     for (size_t i = 0; i < sizeof OUTSIDE / sizeof *OUTSIDE; i++)
         if (!strcmp(field, OUTSIDE[i])) return false;
     return true;

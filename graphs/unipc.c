@@ -164,7 +164,7 @@ static void unipc_step(sl_ctx *ctx, sl_sampler *s, const sl_tensor *v)
     float a[4];
     /* from the sample as predicted, not as corrected */
     sl_flow_x0(ctx, &s->x0, &s->x, v, sigmas[i]);
-    if (i > 0) {
+    if (s->history) {
         corrector(a, (float[]){s->last_order == 2 ? sigmas[i - 2] : 0, sigmas[i - 1], sigmas[i]},
                   s->last_order);
         sl_lincomb(ctx, &s->x, s->last_order == 2 ? 4 : 3,
@@ -173,7 +173,7 @@ static void unipc_step(sl_ctx *ctx, sl_sampler *s, const sl_tensor *v)
     push_history(s);
     sl_copy(ctx, &s->last, &s->x);
 
-    int order = n - i < 2 || i < 1 ? 1 : 2; /* lower order at both ends */
+    int order = n - i < 2 || s->history < 2 ? 1 : 2; /* lower order at both ends */
     if (i == n - 1) {
         sl_copy(ctx, &s->x, &s->m0); /* to sigma 0: the clean sample itself */
     } else {

@@ -32,7 +32,8 @@ typedef struct {
     const sl_schedule *schedule; /* the caller's; outlives the sampler */
     int step;                    /* how many steps are done */
     int last_order;              /* order of the previous predictor */
-    int history;                 /* how many of m0, m1 are valid: a resumed run restores it */
+    int history;                 /* how many of m0, m1 are valid: a resumed run restores it; 0 at
+                                  * any step: a job that another sampler began */
     sl_tensor x;                 /* the latents */
     sl_tensor last;              /* the sample before the last step */
     sl_tensor m0, m1;            /* x0 of the last step, and of the one before */

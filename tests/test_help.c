@@ -134,7 +134,7 @@ static void the_completion(void **state)
         {"sluice re", 1, "replay report "},
         {"sluice help wai", 2, "wait "},
         {"sluice completion \"\"", 2, "bash "},
-        {"sluice run --ste", 2, "--steps "},
+        {"sluice run --ste", 2, "--step --steps "},
         {"sluice run --fbcache-m", 2, "--fbcache-max-hits "},
         {"sluice submit --de", 2, " "}, /* --device is a run's */
         {"sluice submit --w", 2, "--wait --width "},

@@ -4,7 +4,7 @@
  *     text          ids.cond ids.uncond, cond uncond
  *     image         condition clip
  *     denoise       noise, step.K.latents (or in step.K of its own), latents
- *     state.K       the sampler's state before step K
+ *     state.K       the sampler's state before step K; fork: that with which the job began
  *     blocks/NAME   [step.K.][uncond.]NAME, NAME one of input patch block.I.PART block.I, or of
  *                   what is made once a job: text image time_proj
  *     frames        frames */
@@ -78,7 +78,8 @@ static void place(sl_dumped *t, const char *file, bool block, const char *tensor
 {
     const int h = sl_handover_by_file(file);
     int step = -1;
-    const char *state = numbered(file, "state", &step);
+    const bool fork = !strcmp(file, "fork");
+    const char *state = fork ? "" : numbered(file, "state", &step);
     t->stage = SL_ROLE_COUNT;
     t->step = t->block = -1;
     snprintf(t->name, sizeof t->name, "%s%s%s",
@@ -91,6 +92,9 @@ static void place(sl_dumped *t, const char *file, bool block, const char *tensor
     if (block) {
         t->stage = SL_ROLE_DENOISE;
         place_block(t, tensor);
+    } else if (fork) {
+        t->stage = SL_ROLE_DENOISE;
+        t->phase = NOISE;
     } else if (state && !*state) {
         t->stage = SL_ROLE_DENOISE;
         t->phase = STEPS, t->part = STATE, t->step = step;

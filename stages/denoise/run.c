@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "common/log.h"
+#include "common/state.h"
 #include "stages/seat/noise.h"
 
 /* ---- the process ---- */
@@ -107,8 +108,6 @@ static void keep_frame(denoise_run *r)
  * need not be in it then: the resumed process repeats that step with the decision
  * "compute", which remakes them bit for bit. */
 
-enum { META_STEP, META_ORDER, META_HISTORY, META_COUNT };
-
 /* Was the state made under the LoRA that the weights have now? One that names none had none. */
 static sl_code same_lora(const denoise_run *r, const sl_st *st, bool *same, sl_err *err)
 {
@@ -125,46 +124,86 @@ static sl_code same_lora(const denoise_run *r, const sl_st *st, bool *same, sl_e
     return rc;
 }
 
-static sl_code restore_state(denoise_run *r, sl_err *err)
+/* Timestep and noise at the step where a fork begins are those of its state, whatever the sampler. */
+static sl_code fork_schedule(denoise_run *r, sl_err *err)
 {
     char path[SL_PATH];
+    int64_t level[SL_LEVEL_COUNT];
     sl_st *st = NULL;
+    sl_tensor t;
+    sl_code rc = sl_path_join(path, r->msg->dir, SL_FORK_FILE, err);
+    if (!rc) rc = sl_st_open_file(&st, path, err);
+    if (!rc && !(rc = sl_st_want(st, "level", SL_I64, 1, (int64_t[]){SL_LEVEL_COUNT}, &t, err))) {
+        memcpy(level, t.data, sizeof level);
+        const uint32_t sigma = (uint32_t)level[SL_LEVEL_SIGMA];
+        memcpy(&r->schedule.timesteps[r->job->fork], &level[SL_LEVEL_TIMESTEP], sizeof(double));
+        memcpy(&r->schedule.sigmas[r->job->fork], &sigma, sizeof sigma);
+        r->fork_sampler = (int)level[SL_LEVEL_SAMPLER];
+    }
+    sl_st_close(&st);
+    return rc;
+}
+
+/* What the numbers of a state say. A fork's first step is compared with none; another sampler knows
+ * nothing of the history. */
+static sl_code take_meta(denoise_run *r, const sl_st *st, bool fork, sl_err *err)
+{
     sl_tensor meta, metrics;
+    int64_t v[SL_META_COUNT];
+    sl_code rc;
+    if ((rc = sl_st_want(st, "meta", SL_I64, 1, (int64_t[]){SL_META_COUNT}, &meta, err)) ||
+        (rc = sl_st_want(st, "metrics", SL_F32, 1, (int64_t[]){SL_BRANCHES}, &metrics, err)))
+        return rc;
+    memcpy(v, meta.data, sizeof v);
+    if (v[SL_META_STEP] < 1 || v[SL_META_STEP] >= r->schedule.steps || v[SL_META_ORDER] < 0 ||
+        v[SL_META_ORDER] > 2 || v[SL_META_HISTORY] < 0 || v[SL_META_HISTORY] > 2)
+        return sl_fail(err, SL_FORMAT, "%s: step %lld of %d makes no sense", sl_st_path(st, 0),
+                       (long long)v[SL_META_STEP], r->schedule.steps);
+    const bool forgets = fork && r->fork_sampler != (int)r->schedule.kind;
+    r->sampler.step = (int)v[SL_META_STEP];
+    r->sampler.last_order = forgets ? 0 : (int)v[SL_META_ORDER];
+    r->sampler.history = forgets ? 0 : (int)v[SL_META_HISTORY];
+    memcpy(r->replay_metric, metrics.data, sizeof r->replay_metric);
+    for (int b = 0; b < SL_BRANCHES && fork; b++) r->replay_metric[b] = NAN;
+    r->replay = true;
+    return SL_OK;
+}
+
+/* A state of the job's folder, if it is there and was made under the LoRA that the weights have; a
+ * fork's begins under any. */
+static sl_code take_state(denoise_run *r, const char *file, bool fork, sl_err *err)
+{
+    static const char *const NAMES[4] = {"x", "last", "m0", "m1"};
+    char path[SL_PATH];
+    sl_st *st = NULL;
     bool same = true;
     float *x[4] = {0};
-    static const char *const NAMES[4] = {"x", "last", "m0", "m1"};
-    sl_code rc = sl_path_join(path, r->msg->dir, "state.safetensors", err);
+    sl_code rc = sl_path_join(path, r->msg->dir, file, err);
     if (rc || access(path, R_OK)) return rc;
     if ((rc = sl_st_open_file(&st, path, err))) return rc;
-    if ((rc = sl_st_want(st, "meta", SL_I64, 1, (int64_t[]){META_COUNT}, &meta, err)) ||
-        (rc = sl_st_want(st, "metrics", SL_F32, 1, (int64_t[]){SL_BRANCHES}, &metrics, err)))
+    if ((!fork && ((rc = same_lora(r, st, &same, err)) || !same)) ||
+        (rc = take_meta(r, st, fork, err)))
         goto done;
-    if ((rc = same_lora(r, st, &same, err)) || !same) goto done;
-    int64_t v[META_COUNT];
-    memcpy(v, meta.data, sizeof v);
-    if (v[META_STEP] < 1 || v[META_STEP] >= r->schedule.steps || v[META_ORDER] < 0 ||
-        v[META_ORDER] > 2 || v[META_HISTORY] < 0 || v[META_HISTORY] > 2) {
-        rc = sl_fail(err, SL_FORMAT, "%s: step %lld of %d makes no sense", path,
-                     (long long)v[META_STEP], r->schedule.steps);
-        goto done;
-    }
     for (int i = 0; i < 4; i++)
         if ((rc = sl_parcel_read(&x[i], st, NAMES[i], 4, r->shape, err))) goto done;
     sl_upload(&r->d->ctx, &r->sampler.x, x[0]);
     sl_upload(&r->d->ctx, &r->sampler.last, x[1]);
     sl_upload(&r->d->ctx, &r->sampler.m0, x[2]);
     sl_upload(&r->d->ctx, &r->sampler.m1, x[3]);
-    r->sampler.step = (int)v[META_STEP];
-    r->sampler.last_order = (int)v[META_ORDER];
-    r->sampler.history = (int)v[META_HISTORY];
-    memcpy(r->replay_metric, metrics.data, sizeof r->replay_metric);
-    r->replay = true;
-    sl_log(SL_LOG_INFO, "job %llu goes on at step %d of %d", (unsigned long long)r->msg->job,
-           r->sampler.step + 1, r->schedule.steps);
+    sl_sync(&r->d->ctx); /* before they are freed */
+    sl_log(SL_LOG_INFO, "job %llu %s at step %d of %d", (unsigned long long)r->msg->job,
+           fork ? "begins" : "goes on", r->sampler.step + 1, r->schedule.steps);
 done:
     for (int i = 0; i < 4; i++) free(x[i]);
     sl_st_close(&st);
     return rc;
+}
+
+static sl_code restore_state(denoise_run *r, sl_err *err)
+{
+    sl_code rc = take_state(r, "state.safetensors", false, err);
+    if (rc || r->replay || !r->job->fork) return rc;
+    return take_state(r, SL_FORK_FILE, true, err);
 }
 
 /* Copy the state to the host; save_state writes that copy once the step's decisions are
@@ -179,7 +218,7 @@ static void hold_state(denoise_run *r)
     for (int i = 2 + s->history; i < 4; i++)
         memset(r->now.data + i * n, 0, (size_t)n * sizeof(float));
     if (s->step == 0) memset(r->now.data + n, 0, (size_t)n * sizeof(float));
-    const int64_t meta[META_COUNT] = {s->step, s->last_order, s->history};
+    const int64_t meta[SL_META_COUNT] = {s->step, s->last_order, s->history};
     memcpy(r->now.meta, meta, sizeof meta);
     r->now.whole = true;
     for (int b = 0; b < SL_BRANCHES; b++) r->now.metrics[b] = NAN; /* nothing was compared yet */
@@ -199,17 +238,42 @@ static bool keep_state(denoise_run *r, const sl_fbcache_report reports[SL_BRANCH
     return true;
 }
 
-static void save_state(denoise_run *r, denoise_state *s)
+/* file: "state", from which a killed denoiser goes on, or "state.K", a dump's. */
+static void write_state(denoise_run *r, denoise_state *s, const char *file, bool computed)
 {
-    static const char *const NAMES[] = {"x", "last", "m0", "m1", "meta", "metrics", "lora"};
-    int64_t n = sl_count(&r->sampler.x);
-    sl_tensor t[7];
+    static const char *const NAMES[] = {"x",    "last",    "m0",   "m1",
+                                        "meta", "metrics", "lora", "level"};
+    const int step = (int)s->meta[SL_META_STEP];
+    const int64_t n = sl_count(&r->sampler.x);
+    int64_t level[SL_LEVEL_COUNT] = {
+        [SL_LEVEL_COMPUTED] = computed, [SL_LEVEL_SAMPLER] = (int64_t)r->schedule.kind};
+    uint32_t sigma;
+    sl_tensor t[8];
+    memcpy(&sigma, &r->schedule.sigmas[step], sizeof sigma);
+    level[SL_LEVEL_SIGMA] = sigma;
+    memcpy(&level[SL_LEVEL_TIMESTEP], &r->schedule.timesteps[step], sizeof(double));
     for (int i = 0; i < 4; i++) t[i] = sl_view(s->data + i * n, SL_F32, 4, r->shape);
-    t[4] = sl_view1(s->meta, SL_I64, META_COUNT);
+    t[4] = sl_view1(s->meta, SL_I64, SL_META_COUNT);
     t[5] = sl_view1(s->metrics, SL_F32, SL_BRANCHES);
     t[6] = sl_view1(r->d->lora, SL_I64, SL_EXPERTS);
-    sl_spool_write(&r->d->seat->spool, r->msg, "state", false, 7, NAMES, t);
+    t[7] = sl_view1(level, SL_I64, SL_LEVEL_COUNT);
+    sl_spool_write(&r->d->seat->spool, r->msg, file, false, 8, NAMES, t);
+}
+
+static void save_state(denoise_run *r, denoise_state *s)
+{
+    write_state(r, s, "state", true);
     r->since_saved = 0;
+}
+
+/* With --dump-steps: the state before the step that has just been done. */
+static void dump_state(denoise_run *r, const sl_fbcache_report reports[SL_BRANCHES])
+{
+    char file[32];
+    if (!r->job->dump_steps || !r->now.whole || !r->now.meta[SL_META_STEP]) return;
+    for (int b = 0; b < SL_BRANCHES; b++) r->now.metrics[b] = reports[b].metric;
+    snprintf(file, sizeof file, "state.%d", (int)r->now.meta[SL_META_STEP]);
+    write_state(r, &r->now, file, reports[0].computed && reports[1].computed);
 }
 
 /* ---- preview ---- */
@@ -339,7 +403,9 @@ sl_code sl_denoise_start(denoise_run *r, denoiser *d, const sl_msg_job *msg, con
     sl_denoise_shape(d->model, job, r->shape);
     int64_t n = r->shape[0] * r->shape[1] * r->shape[2] * r->shape[3];
     const sl_sampler_kind kind = (sl_sampler_kind)sl_sampler_by_name(job->sampler);
-    if ((rc = sl_schedule_make(&r->schedule, kind, job->steps, job->shift, err))) return rc;
+    if ((rc = sl_schedule_make(&r->schedule, kind, job->steps, job->shift, err)) ||
+        (job->fork && (rc = fork_schedule(r, err))))
+        return rc;
     /* on the host */
     if ((rc = sl_seat_noise(&r->noise, msg, job, r->shape, err))) return rc;
     if (sl_denoise_leads(&r->team)) {
@@ -474,7 +540,7 @@ sl_code sl_denoise_step(denoise_run *r, sl_err *err)
     sl_code rc = sl_turn_begin(&r->d->seat->turn, SL_TURN_STEP, "step", i + 1, err);
     int64_t t0 = sl_now_ns();
     if (rc) return rc;
-    if (leads && (due || r->last.data)) hold_state(r);
+    if (leads && (due || r->last.data || r->job->dump_steps)) hold_state(r);
 
     /* a forward a branch, guidance, the sampler's update */
     run_forwards(r, e, reports);
@@ -499,6 +565,7 @@ sl_code sl_denoise_step(denoise_run *r, sl_err *err)
     r->steps_s += (double)(sl_now_ns() - t0) * 1e-9;
     if (r->steps_done == 1) look_at_device(r);
     if (leads) {
+        dump_state(r, reports);
         if (keep_state(r, reports) && due) save_state(r, r->last.data ? &r->last : &r->now);
         report_step(r, i, t0, reports);
     }
@@ -523,14 +590,14 @@ static sl_code write_with_steps(denoise_run *r, const char *path, sl_err *err)
         (rc = sl_stw_declare(w, "noise", SL_F32, 4, r->shape, err)) ||
         (rc = sl_stw_declare(w, "latents", SL_F32, 4, r->shape, err)))
         goto done;
-    for (int i = 0; i < r->schedule.steps; i++) {
+    for (int i = r->job->fork; i < r->schedule.steps; i++) {
         snprintf(name, sizeof name, "step.%d.latents", i);
         if ((rc = sl_stw_declare(w, name, SL_F32, 4, r->shape, err))) goto done;
     }
     if ((rc = sl_stw_write(w, "noise", r->noise, 0, bytes, err)) ||
         (rc = sl_stw_write(w, "latents", r->out.at[0].host.data, 0, bytes, err)))
         goto done;
-    for (int i = 0; i < r->schedule.steps && !rc; i++) {
+    for (int i = r->job->fork; i < r->schedule.steps && !rc; i++) {
         sl_st *st = NULL;
         sl_tensor t;
         snprintf(name, sizeof name, "step.%d.latents", i);
@@ -596,9 +663,9 @@ sl_code sl_denoise_park(denoise_run *r, sl_err *err)
         if (!sl_ok(&r->d->ctx)) return sl_ctx_error(&r->d->ctx, err);
         denoise_state *s = r->last.data ? &r->last : &r->now;
         /* without one the job begins anew: only before the first step that computed */
-        if (s->whole && s->meta[META_STEP] > 0) save_state(r, s);
+        if (s->whole && s->meta[SL_META_STEP] > 0) save_state(r, s);
         if ((rc = sl_spool_flush(&seat->spool, err))) return rc;
-        m.parked.step = (uint32_t)s->meta[META_STEP];
+        m.parked.step = (uint32_t)s->meta[SL_META_STEP];
     }
     sl_turn_end(&seat->turn, false);
     sl_control_span(&seat->control, r->msg->job, SL_SPAN_HANDOVER, t0);

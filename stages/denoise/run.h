@@ -48,6 +48,7 @@ typedef struct {
                          * device side is the sampler's */
     bool replay;        /* the next step repeats one that had computed: see sl_denoise_step */
     float replay_metric[SL_BRANCHES];
+    int fork_sampler;    /* sl_sampler_kind under which a fork's state was made */
     sl_preview *preview; /* the leader's; NULL: none is wanted */
     denoise_taps taps;   /* tensors of forwards that the job wants in files */
     bool parked;         /* the attempt ends here, for another team to go on */

@@ -20,6 +20,7 @@
 #include "stages/job/components.h"
 #include "stages/job/defaults.h"
 #include "stages/job/files.h"
+#include "stages/job/fork.h"
 #include "stages/job/lora.h"
 #include "stages/job/output.h"
 #include "stages/job/piped.h"
@@ -131,13 +132,13 @@ static sl_code check_replay(sl_request *j, const char *from, const sl_model *mod
 {
     sl_job *s = &j->spec;
     const sl_role first = (sl_role)sl_role_by_name(from);
-    bool image_again = first == SL_ROLE_IMAGE;
+    bool image_again = first == SL_ROLE_IMAGE || j->again >> SL_ROLE_IMAGE & 1;
     sl_code rc = SL_OK;
     if (!sl_role_follows(SL_ROLE_DENOISE, first)) *s->noise = 0; /* the dump has the latents */
     for (int h = 0; h < SL_HANDOVER_COUNT && !rc; h++)
         if (SL_HANDOVER[h].how == SL_WHOLE && sl_handover_applies(h, model, s) &&
             !sl_role_follows(SL_HANDOVER[h].from, first) &&
-            sl_role_follows(SL_HANDOVER[h].to, first))
+            !(j->again >> SL_HANDOVER[h].from & 1) && sl_role_follows(SL_HANDOVER[h].to, first))
             rc = check_dumped(j->replay_dir, h, model, s, err);
     const bool pictured = sl_takes_picture(&model->family, s);
     if (!rc && image_again && pictured && !*s->image)
@@ -370,7 +371,9 @@ sl_code sl_request_check(sl_request *j, const char *from, const sl_model *model,
             err, SL_ARG,
             "size %dx%d x %d frames has an axis of more than %d tokens (rope_max_seq_len)",
             s->width, s->height, s->frames, rope);
-    if (*j->replay_dir && (rc = check_replay(j, from, model, err))) return rc;
+    if (*j->replay_dir &&
+        ((rc = sl_fork_check(j, from, model, err)) || (rc = check_replay(j, from, model, err))))
+        return rc;
     if (*s->noise && !*j->replay_dir && (rc = check_noise(s, model, err))) return rc;
     return check_outputs(j, conf, err);
 }

@@ -12,6 +12,7 @@
 
 #include "common/json.h"
 #include "common/origin.h"
+#include "common/state.h"
 #include "common/version.h"
 #include "stages/job/files.h"
 
@@ -23,13 +24,14 @@ static void name_file(char out[FILE_NAME], int h)
     snprintf(out, FILE_NAME, "%s.safetensors", SL_HANDOVER[h].file);
 }
 
-enum { INPUTS = 3, FILES = INPUTS + SL_HANDOVER_COUNT };
+enum { INPUTS = 4, FILES = INPUTS + SL_HANDOVER_COUNT };
 
 /* A dump's files, in the order in which they are worth most: what a replay needs at all, the
  * latents, what they were made of, the frames. */
 static void name_files(char files[FILES][FILE_NAME])
 {
-    static const char *const FIRST[INPUTS] = {"job.json", "image.input", "last_image.input"};
+    static const char *const FIRST[INPUTS] = {"job.json", "image.input", "last_image.input",
+                                              SL_FORK_FILE};
     int n = 1;
     snprintf(files[0], FILE_NAME, "%s", FIRST[0]);
     name_file(files[n++], SL_HANDOVER_LATENTS);

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "common/pipeline.h"
+#include "common/state.h"
 #include "common/wire.h"
 #include "stages/job/files.h"
 
@@ -33,7 +34,9 @@ static sl_code copy_dumped(const sl_request *r, const char *from, sl_err *err)
     char file[FILE_NAME], src[SL_PATH], dst[SL_PATH];
     sl_code rc = SL_OK;
     for (int h = 0; h < SL_HANDOVER_COUNT && !rc; h++) {
-        if (SL_HANDOVER[h].how != SL_WHOLE || sl_role_follows(SL_HANDOVER[h].from, first)) continue;
+        if (SL_HANDOVER[h].how != SL_WHOLE || sl_role_follows(SL_HANDOVER[h].from, first) ||
+            r->again >> SL_HANDOVER[h].from & 1)
+            continue;
         name_file(file, h);
         if ((rc = sl_path_join(src, r->replay_dir, file, err)) ||
             (rc = sl_path_join(dst, r->dir, file, err)))
@@ -42,6 +45,9 @@ static sl_code copy_dumped(const sl_request *r, const char *from, sl_err *err)
             continue; /* a checkpoint without pictures has none */
         rc = sl_copy_file(src, dst, err);
     }
+    if (!rc && r->spec.fork && !(rc = sl_path_join(src, r->replay_dir, r->fork_file, err)) &&
+        !(rc = sl_path_join(dst, r->dir, SL_FORK_FILE, err)))
+        rc = sl_copy_file(src, dst, err);
     return rc ? sl_context(err, rc, "replay") : SL_OK;
 }
 

@@ -9,6 +9,7 @@
 
 #include "common/json.h"
 #include "common/safetensors.h"
+#include "stages/job/fork.h"
 #include "stages/job/options.h"
 
 /* The noise of the dump. What was kept of a job that failed has none: the seed makes it again, or
@@ -145,9 +146,11 @@ sl_code sl_batch_expand(sl_batch *b, sl_err *err)
         b->base.has_guidance_2 = false; /* it follows, as in a run */
     if (b->resume) return check_resume(b, replay, err);
     if (replay && (rc = check_from(b->from, err))) return rc;
-    if (!replay && *b->from) return sl_fail(err, SL_ARG, "--from belongs to sluice replay");
-    if (*b->jobs_file) return read_jobs_file(b, err);
-    if ((rc = sl_batch_add(b, &r, err))) return rc;
-    if (!*r->spec.output) snprintf(r->spec.output, SL_PATH, "out.mp4");
-    return SL_OK;
+    if (!replay && (*b->from || b->step))
+        return sl_fail(err, SL_ARG, "--%s belongs to sluice replay", *b->from ? "from" : "step");
+    if (*b->jobs_file) rc = read_jobs_file(b, err);
+    else if (!(rc = sl_batch_add(b, &r, err)) && !*r->spec.output)
+        snprintf(r->spec.output, SL_PATH, "out.mp4");
+    for (int i = 0; i < b->job_count && replay && !rc; i++) sl_fork_note(&b->jobs[i], b->step);
+    return rc;
 }

@@ -108,6 +108,9 @@ static const sl_option OPTIONS[] = {
     {"resume", SL_OPTION_FLAG, RUN(resume), NULL,
      "go on with the jobs that killed runs left in run.spool of --conf"},
     {"from", SL_OPTION_PATH, RUN(from), "STAGE", "replay: text, image, denoise or decode"},
+    {"step", SL_OPTION_INT, RUN(step), "K",
+     "replay --from denoise: from step K on, of a dump with --dump-steps, with what is given "
+     "besides"},
     {"quiet", SL_OPTION_FLAG, RUN(quiet), NULL, "no progress, no table"},
 };
 #define OPTION_COUNT ((int)(sizeof OPTIONS / sizeof *OPTIONS))

@@ -63,6 +63,15 @@ sl_role sl_replay_role(const char *option, const sl_model *model, const sl_job *
     return NONE;
 }
 
+unsigned sl_replay_again(const sl_request *r)
+{
+    unsigned again = 0;
+    for (size_t i = 0; i < sizeof SPEAKS_TO / sizeof *SPEAKS_TO; i++)
+        if (SPEAKS_TO[i].role < SL_ROLE_DENOISE && sl_request_given(r, SPEAKS_TO[i].option))
+            again |= 1u << SPEAKS_TO[i].role;
+    return again;
+}
+
 sl_code sl_replay_check_options(const sl_request *r, const char *from, const sl_model *model,
                                 sl_err *err)
 {
@@ -71,7 +80,7 @@ sl_code sl_replay_check_options(const sl_request *r, const char *from, const sl_
     for (int i = 0; (o = sl_option_at(i)); i++) {
         if (!(r->given >> i & 1)) continue;
         const sl_role role = sl_replay_role(o->name, model, &r->spec);
-        if (role == NONE || sl_role_follows(role, first)) continue;
+        if (role == NONE || sl_role_follows(role, first) || r->again >> role & 1) continue;
         return sl_fail(err, SL_ARG,
                        "--%s is given, but a replay from %s takes what the dump's %s made, want "
                        "--from %s",

@@ -42,9 +42,11 @@ typedef struct {
     char dump_dir[SL_PATH], json[SL_PATH], trace[SL_PATH];
     int line;                 /* of the jobs file; 0: the request has no line */
     char replay_dir[SL_PATH]; /* dumped hand-overs to start from; "" none */
-    uint64_t id;              /* set before the job gets its folder */
-    int aspect_w, aspect_h;   /* of a replay's picture, where its size is to be found anew */
-    bool streams;             /* the video goes into the descriptor `stream`, not to a file */
+    char fork_file[32];       /* of them, the state that a fork begins with */
+    unsigned again; /* bit sl_role: a stage before --from that a fork asks for again (replay.h) */
+    uint64_t id;    /* set before the job gets its folder */
+    int aspect_w, aspect_h; /* of a replay's picture, where its size is to be found anew */
+    bool streams;           /* the video goes into the descriptor `stream`, not to a file */
     int stream;
     bool small_dump;      /* there is no room for the dump: the job's folder lies in the spool */
     bool made_dump;       /* its folder is made for this job */
@@ -65,6 +67,7 @@ typedef struct {
     bool resume;                        /* the jobs are those that dead runs left */
     bool stopped;                       /* the run was told to end by a signal */
     char from[16], replay_dir[SL_PATH]; /* a replay's */
+    int step; /* and where in the denoising it begins; 0: with the noise */
     int job_count;
     sl_request *jobs; /* room for SL_MAX_RUN_JOBS */
     sl_gpus gpus;     /* set by the checks, for the devices that stages want */

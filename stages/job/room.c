@@ -32,8 +32,8 @@ uint64_t sl_dump_bytes(const sl_job *job, const sl_model *model)
     for (int h = 0; h < SL_HANDOVER_COUNT; h++)
         if (SL_HANDOVER[h].how == SL_WHOLE && sl_handover_applies((sl_handover)h, model, job))
             bytes += bytes_of((sl_handover)h, job, model);
-    /* each step in a file of its own first, then all of them in one */
-    if (job->dump_steps) bytes += 2 * (uint64_t)job->steps * latents;
+    /* each step in a file of its own first, then all of them in one; and its state, of four */
+    if (job->dump_steps) bytes += (2 + 4) * (uint64_t)job->steps * latents;
     return bytes + (uint64_t)job->frames * (uint64_t)job->width * (uint64_t)job->height * 3;
 }
 
