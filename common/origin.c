@@ -39,8 +39,8 @@ static uint64_t mix(uint64_t h, const void *bytes, size_t n)
     return h;
 }
 
-/* Where a file lies, and what is written beside the video, change none of its numbers. Of a LoRA the
- * content counts. */
+/* Where a file lies, and what is written beside the video, change none of its numbers. Of a LoRA
+ * the content counts. */
 static bool is_asked(const char *field)
 {
     static const char *const OUTSIDE[] = {

@@ -1,5 +1,5 @@
-/* test_dump - what is left of a job, however it ends: its dump is of this job alone, says whether it
- * is complete, and a replay goes on from it. run: alone */
+/* test_dump - what is left of a job, however it ends: its dump is of this job alone, says whether
+ * it is complete, and a replay goes on from it. run: alone */
 #include "tests/t.h"
 
 #pragma GCC diagnostic ignored "-Wunused-function" /* not all of these cases */

@@ -1,5 +1,5 @@
-/* test_fork - a replay that begins in the middle of the denoising: the same bytes where nothing else
- * is asked for, another guidance, prompt, sampler, LoRA or cache from there on. run: alone */
+/* test_fork - a replay that begins in the middle of the denoising: the same bytes where nothing
+ * else is asked for, another guidance, prompt, sampler, LoRA or cache from there on. run: alone */
 #include "tests/t.h"
 
 #pragma GCC diagnostic ignored "-Wunused-function" /* not all of these cases */

@@ -85,7 +85,7 @@ static int by_name(const void *a, const void *b)
 static const sl_dumped *find(const comparison *c, const sl_dumped *t)
 {
     const sl_dumped **hit =
-        bsearch(&t, c->by_name, (size_t)c->dump[1].count, sizeof *c->by_name, by_name);
+        bsearch(&t, c->by_name, (size_t)c->dump[1].count, sizeof(void *), by_name);
     return hit ? *hit : NULL;
 }
 
@@ -171,10 +171,10 @@ static sl_code compare_all(comparison *c, sl_err *err)
 {
     const sl_dump *a = &c->dump[0], *b = &c->dump[1];
     char *met = calloc((size_t)b->count + 1, 1);
-    c->by_name = calloc((size_t)b->count + 1, sizeof *c->by_name);
+    c->by_name = calloc((size_t)b->count + 1, sizeof(void *));
     sl_code rc = met && c->by_name ? SL_OK : sl_fail(err, SL_NOMEM, "no memory");
     for (int i = 0; i < b->count && !rc; i++) c->by_name[i] = &b->at[i];
-    if (!rc) qsort(c->by_name, (size_t)b->count, sizeof *c->by_name, by_name);
+    if (!rc) qsort(c->by_name, (size_t)b->count, sizeof(void *), by_name);
     for (int i = 0; i < a->count && !rc; i++) {
         const sl_dumped *other = find(c, &a->at[i]);
         if (other) met[other - b->at] = 1;
@@ -205,8 +205,12 @@ static void list_text(const json_t *list, char *out, size_t size)
 {
     size_t n = (size_t)snprintf(out, size, "["), i;
     json_t *value;
-    json_array_foreach(list, i, value) if (n < size) n += (size_t)snprintf(
-        out + n, size - n, "%s%lld", i ? ", " : "", (long long)json_integer_value(value));
+    json_array_foreach(list, i, value)
+    {
+        if (n < size)
+            n += (size_t)snprintf(out + n, size - n, "%s%lld", i ? ", " : "",
+                                  (long long)json_integer_value(value));
+    }
     if (n < size) snprintf(out + n, size - n, "]");
 }
 
@@ -283,7 +287,10 @@ static void print_text(const comparison *c)
     print_jobs(c);
     printf("%-8s %-*s %-20s %-12s %-12s %-20s %s\n", "stage", width, "tensor", "shape",
            "relative L2", "largest", "at", "PSNR");
-    json_array_foreach(c->rows, i, row) print_row(row, width);
+    json_array_foreach(c->rows, i, row)
+    {
+        print_row(row, width);
+    }
     if (c->first && c->first->stage < SL_ROLE_COUNT)
         printf("the first that parts: %s, made by %s\n", c->first->name,
                sl_dumped_maker(c->first, maker, sizeof maker));

@@ -153,7 +153,7 @@ static sl_code add_file(sl_dump *d, const char *path, const char *file, bool blo
     sl_code rc = sl_st_open_file(&st, path, err);
     if (rc) return rc;
     const int n = sl_st_size(st);
-    sl_st **files = realloc(d->files, (size_t)(d->file_count + 1) * sizeof *files);
+    sl_st **files = realloc(d->files, (size_t)(d->file_count + 1) * sizeof(void *));
     if (files) d->files = files;
     sl_dumped *at = realloc(d->at, (size_t)(d->count + n + 1) * sizeof *at);
     if (at) d->at = at;

@@ -124,7 +124,8 @@ static sl_code same_lora(const denoise_run *r, const sl_st *st, bool *same, sl_e
     return rc;
 }
 
-/* Timestep and noise at the step where a fork begins are those of its state, whatever the sampler. */
+/* Timestep and noise at the step where a fork begins are those of its state, whatever the sampler.
+ * */
 static sl_code fork_schedule(denoise_run *r, sl_err *err)
 {
     char path[SL_PATH];

@@ -12,8 +12,8 @@
  * with a line it begins with "JOBSFILE:LINE: ". */
 sl_code sl_batch_check(sl_batch *b, sl_model *model, sl_conf *conf, sl_err *err);
 
-/* Of jobs that a run has checked before (record.h): settings, checkpoint, sizes and limits, which may
- * be others by now. Errors: one line. */
+/* Of jobs that a run has checked before (record.h): settings, checkpoint, sizes and limits, which
+ * may be others by now. Errors: one line. */
 sl_code sl_batch_check_again(sl_batch *b, sl_model *model, sl_conf *conf, sl_err *err);
 
 /* The first half of it, without a look at the jobs: configuration, devices, programs, checkpoint

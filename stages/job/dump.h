@@ -24,11 +24,11 @@ bool sl_request_has(const sl_request *r, sl_handover h);
 bool sl_dump_is_step(const char *name, bool *state);
 
 /* The folder's files that --dump promises, into r->dump_dir, in the place of another job's. The
- * folder keeps them until it goes, so that a run which is killed in between has lost nothing: on one
- * file system they are one file of two names. *handovers: how many of them are hand-overs; without
- * any the dump's folder is as it was. Of a job that did not end well the latents after its steps lie
- * in files of their own. Errors: SL_SYS, "its dump is not: " or "its dump is not whole: " and why,
- * behind "the video is written, ": each file that is there is whole. */
+ * folder keeps them until it goes, so that a run which is killed in between has lost nothing: on
+ * one file system they are one file of two names. *handovers: how many of them are hand-overs;
+ * without any the dump's folder is as it was. Of a job that did not end well the latents after its
+ * steps lie in files of their own. Errors: SL_SYS, "its dump is not: " or "its dump is not whole: "
+ * and why, behind "the video is written, ": each file that is there is whole. */
 sl_code sl_request_dump(const sl_request *r, const sl_dump_end *end, int *handovers, sl_err *err);
 
 #define SL_DUMP_NOTE "dump.json"
