@@ -30,7 +30,8 @@ static const char *weights_by_name(const char *name, const char *stem, int *rank
 {
     static const char *const OTHERS[] = {".ckpt", ".pth", ".pt", ".gguf"};
     const bool own = !strncmp(name, stem, strlen(stem));
-    if (sl_ends_with(name, ".safetensors") || (own && sl_ends_with(name, ".safetensors.index.json"))) {
+    if (sl_ends_with(name, ".safetensors") ||
+        (own && sl_ends_with(name, ".safetensors.index.json"))) {
         *rank = own ? 3 : 2;
         if (!own) return "weights under another name";
         return strstr(name, ".fp16.")   ? "a variant in fp16"

@@ -188,8 +188,8 @@ static bool is_lora(const sl_st *st)
     for (int i = 0; i < sl_st_size(st); i++) {
         const char *name = sl_st_at(st, i)->name;
         n += strstr(name, "lora_") || strstr(name, ".lora.") || strstr(name, "_lora.") ||
-             sl_ends_with(name, ".diff") || sl_ends_with(name, ".diff_b") || strstr(name, "hada_") ||
-             strstr(name, "lokr_");
+             sl_ends_with(name, ".diff") || sl_ends_with(name, ".diff_b") ||
+             strstr(name, "hada_") || strstr(name, "lokr_");
     }
     return n * 2 > sl_st_size(st);
 }

@@ -458,7 +458,8 @@ sl_code sl_st_open_dir(sl_st **out, const char *dir, const char *stem, sl_err *e
     if (asprintf(&single, "%s/%s.safetensors", dir, stem) < 0) single = NULL;
     if (asprintf(&index, "%s/%s.safetensors.index.json", dir, stem) < 0) index = NULL;
     if (!single || !index) rc = sl_fail(err, SL_NOMEM, "%s: no memory", dir);
-    else if (sl_path_there(index)) rc = open_sharded(out, dir, index, err); /* before a stale file */
+    else if (sl_path_there(index))
+        rc = open_sharded(out, dir, index, err); /* before a stale file */
     else if (sl_path_there(single)) rc = sl_st_open_file(out, single, err);
     else rc = nothing_there(dir, stem, err);
     free(single);

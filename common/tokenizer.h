@@ -14,10 +14,11 @@ extern "C" {
 
 typedef struct sl_tokenizer sl_tokenizer;
 
-/* Load spiece.model, or tokenizer.json (common/unigram.h), or the `spiece_model` in a text encoder's
- * safetensors: told by what is in the file and not by its name. A tokenizer.json beside spiece.model says
- * whether unknown characters become byte pieces (transformers' fast tokenizer), else the model
- * does. *out is the caller's to close. Errors: SL_SYS, SL_FORMAT. No C++ exception crosses. */
+/* Load spiece.model, or tokenizer.json (common/unigram.h), or the `spiece_model` in a text
+ * encoder's safetensors: told by what is in the file and not by its name. A tokenizer.json beside
+ * spiece.model says whether unknown characters become byte pieces (transformers' fast tokenizer),
+ * else the model does. *out is the caller's to close. Errors: SL_SYS; SL_FORMAT, also of a file of
+ * more than 100 MiB. No C++ exception crosses. */
 sl_code sl_tokenizer_open(sl_tokenizer **out, const char *path, sl_err *err);
 void sl_tokenizer_close(sl_tokenizer **t);
 /* Write the sentencepiece model that sl_tokenizer_open would use as spiece.model. Errors: its, and

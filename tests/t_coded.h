@@ -1,6 +1,6 @@
 /* t_coded.h - 8 bits and fewer on one device: weights of FP8 and GGUF, then a LoRA on them, then
- * without it, tensor by tensor against the same numbers in a float32 file. The program that includes
- * this names the device's table. */
+ * without it, tensor by tensor against the same numbers in a float32 file. The program that
+ * includes this names the device's table. */
 #ifndef T_CODED_H
 #define T_CODED_H
 

@@ -221,7 +221,8 @@ static void every_truncation_is_refused(void **state)
         snprintf(path, sizeof path, DIR "%s", files[i]);
         uint8_t *bytes = slurp(path, &n);
         for (size_t cut = 0; cut<n; cut += n - cut> 40 && cut > 40 ? 13 : 1) {
-            if (sl_ends_with(files[i], ".gif") && cut == n - 1) continue; /* the last mark is no pixel */
+            if (sl_ends_with(files[i], ".gif") && cut == n - 1)
+                continue;                    /* the last mark is no pixel */
             uint8_t *part = malloc(cut + 1); /* of its own, so that reading past it shows */
             sl_err err = {0};
             sl_picture p = {0};
