@@ -1,9 +1,9 @@
 /* coding.c - 8-bit floats by table, GGUF's blocks by their public layout. */
 #include "common/coding.h"
 
-#include <math.h>
 #include <string.h>
 
+#include "common/e4m3.h"
 #include "common/tensor.h"
 
 #define MOST 256 /* elements of a block */
@@ -48,14 +48,9 @@ int sl_coding_bytes(sl_coding c)
 
 /* ---- 8-bit floats: sign, 4 or 5 bits of exponent, the rest mantissa ---- */
 
-/* Bias 7, no infinities, NaN only where all bits but the sign are set. */
 static float from_e4m3(unsigned code)
 {
-    const int e = code >> 3 & 15, m = code & 7;
-    const float x = (code & 127) == 127 ? NAN
-                    : e                 ? ldexpf((float)(8 + m), e - 10)
-                                        : ldexpf((float)m, -9);
-    return code & 128 ? -x : x;
+    return sl_from_e4m3((uint8_t)code);
 }
 
 /* The upper half of an IEEE binary16. */

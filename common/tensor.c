@@ -8,12 +8,12 @@
 
 static const size_t SIZES[] = {
 #define X(name, bytes, tag) bytes,
-    SL_DTYPES(X)
+    SL_ALL_DTYPES(X)
 #undef X
 };
 static const char *const TAGS[] = {
 #define X(name, bytes, tag) tag,
-    SL_DTYPES(X)
+    SL_ALL_DTYPES(X)
 #undef X
 };
 
@@ -29,7 +29,7 @@ const char *sl_dtype_tag(sl_dtype dtype)
 
 bool sl_dtype_parse(const char *tag, sl_dtype *out)
 {
-    for (int i = 0; i < SL_DTYPE_COUNT; i++)
+    for (int i = 0; i < SL_E4M3; i++)
         if (!strcmp(tag, TAGS[i])) {
             *out = (sl_dtype)i;
             return true;

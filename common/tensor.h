@@ -19,10 +19,13 @@
 #define SL_DTYPES(X)                                                                               \
     X(F32, 4, "F32")                                                                               \
     X(BF16, 2, "BF16") X(F16, 2, "F16") X(U8, 1, "U8") X(I64, 8, "I64") X(I32, 4, "I32")
+/* Those and the codes of rows in 8 bits (kernels/ops.h, sl_eight), which in a file are a coding
+ * (common/coding.h) and no dtype. */
+#define SL_ALL_DTYPES(X) SL_DTYPES(X) X(E4M3, 1, "E4M3")
 
 typedef enum {
 #define X(name, bytes, tag) SL_##name,
-    SL_DTYPES(X)
+    SL_ALL_DTYPES(X)
 #undef X
         SL_DTYPE_COUNT
 } sl_dtype;

@@ -145,6 +145,17 @@ sl_tensor sl_new4(sl_ctx *ctx, sl_dtype dtype, int64_t a, int64_t b, int64_t c, 
     return sl_new(ctx, dtype, 4, (int64_t[]){a, b, c, d});
 }
 
+sl_eight sl_new_eight(sl_ctx *ctx, int64_t rows, int64_t d)
+{
+    const sl_tensor codes = sl_new2(ctx, SL_E4M3, rows, d);
+    return (sl_eight){codes, sl_new1(ctx, SL_F32, rows)};
+}
+
+sl_eight sl_eight_rows(const sl_eight *e, int64_t first, int64_t count)
+{
+    return (sl_eight){sl_rows(&e->codes, first, count), sl_rows(&e->scale, first, count)};
+}
+
 size_t sl_mark(const sl_ctx *ctx)
 {
     return ctx->arena_used;
@@ -573,21 +584,33 @@ void sl_gated_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_
     BODY(gated_add, ctx, x, y, gate);
 }
 
+/* The residual stream x, the branch y that is added to it, and its gate or NULL. */
+static bool branch_checked(sl_ctx *ctx, const char *op, const sl_tensor *x, const sl_tensor *y,
+                           const sl_tensor *gate)
+{
+    return rows_checked(ctx, op, y, x, ACT, DENSE) &&
+           (!gate || is_vector(ctx, op, "gate", gate, x, BIT(SL_F32))) &&
+           is_apart(ctx, op, "x", x, "y", y);
+}
+
+/* x += y * gate */
+static void add_branch(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_tensor *gate)
+{
+    if (gate) sl_gated_add(ctx, x, y, gate);
+    else sl_add(ctx, x, x, y);
+}
+
 bool sl_linear_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_tensor *a,
                    const sl_tensor *w, const sl_tensor *b, const sl_tensor *gate)
 {
     static const char op[] = "linear_add";
-    if (!linear_checked(ctx, op, "a", y, a, w, b) || !rows_checked(ctx, op, y, x, ACT, DENSE))
-        return false;
-    if (gate && !is_vector(ctx, op, "gate", gate, x, BIT(SL_F32))) return false;
-    if (!is_apart(ctx, op, "x", x, "y", y) || !is_apart(ctx, op, "x", x, "a", a) ||
-        !is_apart(ctx, op, "x", x, "w", w))
+    if (!linear_checked(ctx, op, "a", y, a, w, b) || !branch_checked(ctx, op, x, y, gate) ||
+        !is_apart(ctx, op, "x", x, "a", a) || !is_apart(ctx, op, "x", x, "w", w))
         return false;
     if (!ctx->ops->plan && ctx->ops->linear_add && ctx->ops->linear_add(ctx, x, y, a, w, b, gate))
         return true;
     sl_linear(ctx, y, a, w, b, SL_ACT_NONE);
-    if (gate) sl_gated_add(ctx, x, y, gate);
-    else sl_add(ctx, x, x, y);
+    add_branch(ctx, x, y, gate);
     return false;
 }
 
@@ -663,6 +686,106 @@ bool sl_attention_parts(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, con
         ctx->ops->attention_parts(ctx, o, q, k, v, heads, scale, parts, first, last, done))
         return true;
     sl_attention(ctx, o, q, k, v, heads, scale, NULL, false);
+    return false;
+}
+
+/* ---- rows in 8 bits ---- */
+
+/* e is [rows, d], both of its tensors there. */
+static bool is_eight(sl_ctx *ctx, const char *op, const char *arg, const sl_eight *e, int64_t rows,
+                     int64_t d)
+{
+    char scales[32];
+    snprintf(scales, sizeof scales, "%s's scales", arg);
+    return is_tensor(ctx, op, arg, &e->codes, 2, BIT(SL_E4M3), DENSE) &&
+           HAS_EXTENTS(op, arg, &e->codes, rows, d) &&
+           is_tensor(ctx, op, scales, &e->scale, 1, BIT(SL_F32), DENSE) &&
+           HAS_EXTENTS(op, scales, &e->scale, rows);
+}
+
+static bool is_apart_eight(sl_ctx *ctx, const char *op, const char *out, const sl_eight *y,
+                           const char *in, const sl_tensor *x)
+{
+    return is_apart(ctx, op, out, &y->codes, in, x) && is_apart(ctx, op, out, &y->scale, in, x);
+}
+
+/* y becomes rows in 8 bits of x. */
+static bool eight_checked(sl_ctx *ctx, const char *op, const sl_eight *y, const sl_tensor *x,
+                          unsigned dtypes, layout lay)
+{
+    return may_begin(ctx) && is_tensor(ctx, op, "x", x, 2, dtypes, lay) &&
+           is_in_range(ctx, op, "x's columns", x->shape[1], 1, INT64_MAX) &&
+           is_eight(ctx, op, "y", y, x->shape[0], x->shape[1]) &&
+           is_apart_eight(ctx, op, "y", y, "x", x);
+}
+
+void sl_quantise_rows(sl_ctx *ctx, const sl_eight *y, const sl_tensor *x)
+{
+    if (eight_checked(ctx, "quantise_rows", y, x, VECTOR, PITCHED)) BODY(quantise_rows, ctx, y, x);
+}
+
+void sl_gelu_eight(sl_ctx *ctx, const sl_eight *y, const sl_tensor *x)
+{
+    if (eight_checked(ctx, "gelu_eight", y, x, ACT, DENSE)) BODY(gelu_eight, ctx, y, x);
+}
+
+void sl_layernorm_eight(sl_ctx *ctx, const sl_eight *y, const sl_tensor *x, const sl_tensor *w,
+                        const sl_tensor *b, float eps)
+{
+    static const char op[] = "layernorm_eight";
+    if (!eight_checked(ctx, op, y, x, ACT, DENSE) ||
+        ((w || b) &&
+         (!is_vector(ctx, op, "w", w, x, VECTOR) || !is_vector(ctx, op, "b", b, x, VECTOR))))
+        return;
+    BODY(layernorm_eight, ctx, y, x, w, b, eps);
+}
+
+void sl_layernorm_modulate_eight(sl_ctx *ctx, const sl_eight *y, const sl_tensor *x,
+                                 const sl_tensor *scale, const sl_tensor *shift, float eps)
+{
+    static const char op[] = "layernorm_modulate_eight";
+    if (!eight_checked(ctx, op, y, x, ACT, DENSE) ||
+        !is_vector(ctx, op, "scale", scale, x, BIT(SL_F32)) ||
+        !is_vector(ctx, op, "shift", shift, x, BIT(SL_F32)))
+        return;
+    BODY(layernorm_modulate_eight, ctx, y, x, scale, shift, eps);
+}
+
+/* y of x w^T + b in 8 bits; `arg` is what the caller calls x. */
+static bool linear_eight_checked(sl_ctx *ctx, const char *op, const char *arg, const sl_tensor *y,
+                                 const sl_eight *x, const sl_eight *w, const sl_tensor *b)
+{
+    const int64_t rows = x->codes.shape[0], k = x->codes.shape[1], cols = w->codes.shape[0];
+    return may_begin(ctx) && is_eight(ctx, op, arg, x, rows, k) &&
+           is_in_range(ctx, op, "the columns", k, 1, INT64_MAX) &&
+           is_eight(ctx, op, "w", w, cols, k) && is_tensor(ctx, op, "y", y, 2, ACT, PITCHED) &&
+           HAS_EXTENTS(op, "y", y, rows, cols) &&
+           (!b ||
+            (is_tensor(ctx, op, "b", b, 1, VECTOR, DENSE) && HAS_EXTENTS(op, "b", b, cols))) &&
+           is_apart_eight(ctx, op, arg, x, "y", y) && is_apart_eight(ctx, op, "w", w, "y", y) &&
+           is_apart(ctx, op, "y", y, "b", b);
+}
+
+void sl_linear_eight(sl_ctx *ctx, const sl_tensor *y, const sl_eight *x, const sl_eight *w,
+                     const sl_tensor *b)
+{
+    if (linear_eight_checked(ctx, "linear_eight", "x", y, x, w, b))
+        BODY(linear_eight, ctx, y, x, w, b);
+}
+
+bool sl_linear_add_eight(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_eight *a,
+                         const sl_eight *w, const sl_tensor *b, const sl_tensor *gate)
+{
+    static const char op[] = "linear_add_eight";
+    if (!linear_eight_checked(ctx, op, "a", y, a, w, b) || !branch_checked(ctx, op, x, y, gate) ||
+        !is_apart_eight(ctx, op, "a", a, "x", x) || !is_apart_eight(ctx, op, "w", w, "x", x) ||
+        !is_apart(ctx, op, "x", x, "b", b))
+        return false;
+    if (!ctx->ops->plan && ctx->ops->linear_add_eight &&
+        ctx->ops->linear_add_eight(ctx, x, y, a, w, b, gate))
+        return true;
+    sl_linear_eight(ctx, y, a, w, b);
+    add_branch(ctx, x, y, gate);
     return false;
 }
 

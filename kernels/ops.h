@@ -69,6 +69,13 @@ struct sl_ctx {
     int64_t whole_rows;
 };
 
+/* Rows in 8 bits: element (i, c) is scale[i] * codes[i, c]. Of a weight [N, K] a row is an
+ * output's. */
+typedef struct {
+    sl_tensor codes; /* E4M3 [N, d], dense; rank 0 marks absent ones */
+    sl_tensor scale; /* F32 [N], dense */
+} sl_eight;
+
 typedef enum { SL_ACT_NONE, SL_ACT_GELU_TANH, SL_ACT_GELU_ERF, SL_ACT_SILU } sl_activation;
 
 /* A 3-D convolution over channels-last frames. Time is causal: with stride_t 1 output
@@ -119,6 +126,8 @@ sl_tensor sl_new(sl_ctx *ctx, sl_dtype dtype, int rank, const int64_t *shape);
 sl_tensor sl_new1(sl_ctx *ctx, sl_dtype dtype, int64_t a);
 sl_tensor sl_new2(sl_ctx *ctx, sl_dtype dtype, int64_t a, int64_t b);
 sl_tensor sl_new4(sl_ctx *ctx, sl_dtype dtype, int64_t a, int64_t b, int64_t c, int64_t d);
+sl_eight sl_new_eight(sl_ctx *ctx, int64_t rows, int64_t d);
+sl_eight sl_eight_rows(const sl_eight *e, int64_t first, int64_t count); /* a view of some rows */
 size_t sl_mark(const sl_ctx *ctx);
 void sl_release(sl_ctx *ctx, size_t mark); /* everything taken since that mark is free again */
 sl_dtype sl_act(const sl_ctx *ctx);        /* dtype of activations here */
@@ -210,6 +219,37 @@ typedef void sl_gated_add_fn(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y
 typedef bool sl_linear_add_fn(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y,
                               const sl_tensor *a, const sl_tensor *w, const sl_tensor *b,
                               const sl_tensor *gate);
+
+/* ---- rows in 8 bits ----
+ *
+ * What makes such rows computes them in F32 and stores, a row at a time, scale = m / 448, m the
+ * row's largest magnitude (at least 2^-100), and codes = x * (448 / m), rounded to nearest even. A
+ * code is off by half its last place at most: |x - scale * code| <= max(|x| / 16, m / 448 / 1024).
+ * A row with a NaN or an infinity becomes NaN as a whole. */
+
+/* y = x, act or F32 [N, d], may be pitched. y is apart from x, here and below. */
+typedef void sl_quantise_rows_fn(sl_ctx *ctx, const sl_eight *y, const sl_tensor *x);
+/* y = what sl_layernorm makes of act rows [N, d], before it is rounded to act. */
+typedef void sl_layernorm_eight_fn(sl_ctx *ctx, const sl_eight *y, const sl_tensor *x,
+                                   const sl_tensor *w, const sl_tensor *b, float eps);
+/* y = what sl_layernorm_modulate makes, likewise. */
+typedef void sl_layernorm_modulate_eight_fn(sl_ctx *ctx, const sl_eight *y, const sl_tensor *x,
+                                            const sl_tensor *scale, const sl_tensor *shift,
+                                            float eps);
+/* y = gelu(x), its tanh form; x act [N, d], dense. */
+typedef void sl_gelu_eight_fn(sl_ctx *ctx, const sl_eight *y, const sl_tensor *x);
+/* y[M,N] = x[M,K] w[N,K]^T + b[N]: codes are multiplied, sums are F32, then scaled by x's scale of
+ * the row and w's of the column. y act, may be pitched; b vector or NULL.
+ * Cost 2 M N K operations. */
+typedef void sl_linear_eight_fn(sl_ctx *ctx, const sl_tensor *y, const sl_eight *x,
+                                const sl_eight *w, const sl_tensor *b);
+/* x += (a w^T + b) * gate: sl_linear_add of rows in 8 bits, arguments likewise; sl_linear_eight
+ * into y, then sl_gated_add or sl_add to x, where the body returns false. */
+typedef bool sl_linear_add_eight_fn(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y,
+                                    const sl_eight *a, const sl_eight *w, const sl_tensor *b,
+                                    const sl_tensor *gate);
+
+/* ---- attention ---- */
 
 /* o = softmax(q k^T * scale + bias) v per head, full (not causal), softmax in F32, never
  * a whole [Nq, Nk] in memory. q, o [Nq, heads * D]; k, v [Nk, heads * D]; all act or all
@@ -346,6 +386,8 @@ typedef void sl_frames_rgb8_fn(sl_ctx *ctx, const sl_tensor *y, const sl_tensor 
 #define SL_OPS(X) \
     X(zero) X(copy) X(add) X(sub) X(silu) X(geglu) X(embed) \
     X(linear) X(linear_add) X(low_rank_add) X(layernorm) X(layernorm_modulate) X(rmsnorm) \
+    X(quantise_rows) X(layernorm_eight) X(layernorm_modulate_eight) X(gelu_eight) \
+    X(linear_eight) X(linear_add_eight) \
     X(rmsnorm_rope) X(gated_add) X(attention) X(attention_two) X(attention_parts) \
     X(patchify) X(unpatchify) X(guidance) X(flow_x0) X(lincomb) X(mean_abs) X(abs_rows) X(sum_rows) \
     X(conv3d) X(conv_history) X(vae_norm) X(time_shuffle) X(avg_down) X(dup_up) X(pixel_shuffle) \

@@ -50,15 +50,21 @@ typedef enum {
     SL_SCRATCH_PANEL,
     SL_SCRATCH_SUMS,
     SL_SCRATCH_ATTENTION,
+    SL_SCRATCH_EIGHT,
     SL_SCRATCH_COUNT
 } sl_scratch;
 void *sl_cpu_scratch(sl_scratch purpose, size_t bytes);
 
-/* n elements of F32, BF16 or F16 to F32 on the calling thread; vectorised, exact. */
+/* n elements of F32, BF16, F16 or E4M3 to F32 on the calling thread; vectorised, exact. */
 void sl_cpu_to_floats(float *dst, const void *src, sl_dtype dtype, int64_t n);
 
-/* The bodies: data.c movement and elementwise; linear.c; norm.c; attention.c; sampler.c
- * the DiT's edges, guidance, the sampler's arithmetic, the cache's means; vae.c. */
+/* One row of d floats: out = (in - mean) * rsqrt(variance + eps) * (one + w) + b; w and b may both
+ * be NULL, out may be in. */
+void sl_cpu_layernorm_row(float *out, const float *in, int64_t d, const float *w, const float *b,
+                          float one, float eps);
+
+/* The bodies: data.c movement and elementwise; linear.c; norm.c; eight.c rows in 8 bits;
+ * attention.c; sampler.c the DiT's edges, guidance, the sampler's arithmetic, the cache's means; vae.c. */
 sl_upload_fn sl_cpu_upload;
 sl_download_fn sl_cpu_download;
 sl_sync_fn sl_cpu_sync;

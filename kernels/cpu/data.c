@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "common/e4m3.h"
 #include "kernels/cpu/vmath.h"
 
 #define GRAIN 32768 /* elements below which a second thread costs more than it brings */
@@ -38,6 +39,9 @@ void sl_cpu_to_floats(float *dst, const void *src, sl_dtype dtype, int64_t n)
         const sl_bf16 *s = src;
         uint32_t *d = (uint32_t *)(void *)dst;
         for (int64_t i = 0; i < n; i++) d[i] = (uint32_t)s[i] << 16;
+    } else if (dtype == SL_E4M3) {
+        const uint8_t *s = src;
+        for (int64_t i = 0; i < n; i++) dst[i] = sl_from_e4m3(s[i]);
     } else {
         /* Shift the 15 bits into place and multiply by 2^112: right for zeros, subnormals
          * and normals alike. Exponent 31 (infinity, NaN) becomes 143 by that and is set

@@ -269,13 +269,18 @@ static void many_rows(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const
 
 /* ---- the operation ---- */
 
+static bool is_many(const sl_ctx *ctx, int64_t rows)
+{
+    return rows > FEW || ctx->whole_rows > FEW;
+}
+
 void sl_cpu_linear(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w,
                    const sl_tensor *b, sl_activation activation)
 {
     const int64_t m = x->shape[0], n = w->shape[0];
     const float *bias = b ? b->data : NULL;
     if (!m || !n) return;
-    if (m > FEW || ctx->whole_rows > FEW) {
+    if (is_many(ctx, m)) {
         many_rows(ctx, y, x, w, bias, activation);
         return;
     }
@@ -291,4 +296,43 @@ bool sl_cpu_linear_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, cons
 {
     (void)ctx, (void)x, (void)y, (void)a, (void)w, (void)b, (void)gate;
     return false;
+}
+
+/* y = y * xs[row] * ws[column] + b */
+static void scale_up(const sl_tensor *y, const float *xs, const float *ws, const float *b)
+{
+    const int64_t m = y->shape[0], n = y->shape[1];
+#pragma omp parallel for schedule(static) if (m * n > 8192)
+    for (int64_t r = 0; r < m; r++) {
+        float *t = (float *)y->data + r * y->pitch;
+        for (int64_t c = 0; c < n; c++) t[c] = t[c] * xs[r] * ws[c];
+        if (b)
+            for (int64_t c = 0; c < n; c++) t[c] += b[c];
+    }
+}
+
+/* The codes are multiplied as floats, in pieces of at most MOST rows, whole granules. */
+void sl_cpu_linear_eight(sl_ctx *ctx, const sl_tensor *y, const sl_eight *x, const sl_eight *w,
+                         const sl_tensor *b)
+{
+    const int64_t m = x->codes.shape[0], k = x->codes.shape[1], n = w->codes.shape[0],
+                  at_once = smaller(m, MOST);
+    if (!m || !n) return;
+    float *floats = sl_cpu_scratch(SL_SCRATCH_EIGHT, (size_t)(at_once * k) * sizeof *floats);
+    if (!floats) {
+        sl_ctx_fail(ctx, SL_NOMEM, "linear_eight: no memory for %lld x %lld numbers",
+                    (long long)at_once, (long long)k);
+        return;
+    }
+    for (int64_t at = 0; at < m && !ctx->err.code; at += at_once) {
+        const int64_t rows = smaller(at_once, m - at);
+        const sl_tensor yr = sl_rows(y, at, rows), xr = sl_view2(floats, SL_F32, rows, k);
+        const uint8_t *codes = (const uint8_t *)x->codes.data + at * k;
+#pragma omp parallel for schedule(static) if (rows * k > 32768)
+        for (int64_t r = 0; r < rows; r++)
+            sl_cpu_to_floats(floats + r * k, codes + r * k, SL_E4M3, k);
+        if (is_many(ctx, m)) many_rows(ctx, &yr, &xr, &w->codes, NULL, SL_ACT_NONE);
+        else few_rows(&yr, &xr, &w->codes);
+        scale_up(&yr, (const float *)x->scale.data + at, w->scale.data, b ? b->data : NULL);
+    }
 }

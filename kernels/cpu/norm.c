@@ -36,22 +36,25 @@ static float sum_squares(const float *x, int64_t n, float mean)
     return total;
 }
 
-/* y = (x - mean) * rsqrt(variance + eps) * (one + w) + b; w and b may be NULL. */
+void sl_cpu_layernorm_row(float *out, const float *in, int64_t d, const float *w, const float *b,
+                          float one, float eps)
+{
+    float mean = sum(in, d) / (float)d;
+    float rstd = 1.0f / sqrtf(sum_squares(in, d, mean) / (float)d + eps);
+    if (w)
+        for (int64_t c = 0; c < d; c++) out[c] = (in[c] - mean) * rstd * (one + w[c]) + b[c];
+    else
+        for (int64_t c = 0; c < d; c++) out[c] = (in[c] - mean) * rstd;
+}
+
 static void layernorm_rows(const sl_tensor *y, const sl_tensor *x, const float *w, const float *b,
                            float one, float eps)
 {
     int64_t rows = x->shape[0], d = x->shape[1];
 #pragma omp parallel for schedule(static) if (rows * d > GRAIN)
-    for (int64_t r = 0; r < rows; r++) {
-        const float *in = (const float *)x->data + r * d;
-        float *out = (float *)y->data + r * d;
-        float mean = sum(in, d) / (float)d;
-        float rstd = 1.0f / sqrtf(sum_squares(in, d, mean) / (float)d + eps);
-        if (w)
-            for (int64_t c = 0; c < d; c++) out[c] = (in[c] - mean) * rstd * (one + w[c]) + b[c];
-        else
-            for (int64_t c = 0; c < d; c++) out[c] = (in[c] - mean) * rstd;
-    }
+    for (int64_t r = 0; r < rows; r++)
+        sl_cpu_layernorm_row((float *)y->data + r * d, (const float *)x->data + r * d, d, w, b, one,
+                             eps);
 }
 
 void sl_cpu_layernorm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w,

@@ -122,6 +122,36 @@ static bool linear_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, cons
     return true;
 }
 
+static double size_of_eight(const sl_eight *e)
+{
+    return size_of(&e->codes) + size_of(&e->scale);
+}
+
+static void linear_eight(sl_ctx *ctx, const sl_tensor *y, const sl_eight *x, const sl_eight *w,
+                         const sl_tensor *b)
+{
+    const int64_t m = y->shape[0], n = y->shape[1], k = x->codes.shape[1];
+    start(ctx);
+    body_of(ctx)->linear_eight(ctx, y, x, w, b);
+    stop(ctx, 2.0 * (double)m * (double)k * (double)n,
+         size_of(y) + size_of_eight(x) + size_of_eight(w), "linear %lld -> %lld in 8 bits",
+         (long long)k, (long long)n);
+}
+
+static bool linear_add_eight(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_eight *a,
+                             const sl_eight *w, const sl_tensor *b, const sl_tensor *gate)
+{
+    const int64_t m = x->shape[0], n = x->shape[1], k = a->codes.shape[1];
+    if (!body_of(ctx)->linear_add_eight) return false;
+    start(ctx);
+    if (!body_of(ctx)->linear_add_eight(ctx, x, y, a, w, b, gate)) return false;
+    stop(ctx, 2.0 * (double)m * (double)k * (double)n,
+         2 * size_of(x) + size_of_eight(a) + size_of_eight(w),
+         "linear %lld -> %lld in 8 bits, added%s", (long long)k, (long long)n,
+         gate ? " gated" : "");
+    return true;
+}
+
 static void layernorm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w,
                       const sl_tensor *b, float eps)
 {
@@ -265,6 +295,18 @@ CLOCKED(low_rank_add,
         (sl_ctx * ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *up,
          const sl_tensor *down, float scale),
         (ctx, y, x, up, down, scale), size_of(y) + size_of(x) + size_of(up) + size_of(down))
+CLOCKED(quantise_rows, (sl_ctx * ctx, const sl_eight *y, const sl_tensor *x), (ctx, y, x),
+        size_of_eight(y) + size_of(x))
+CLOCKED(gelu_eight, (sl_ctx * ctx, const sl_eight *y, const sl_tensor *x), (ctx, y, x),
+        size_of_eight(y) + size_of(x))
+CLOCKED(layernorm_eight,
+        (sl_ctx * ctx, const sl_eight *y, const sl_tensor *x, const sl_tensor *w,
+         const sl_tensor *b, float eps),
+        (ctx, y, x, w, b, eps), size_of_eight(y) + size_of(x))
+CLOCKED(layernorm_modulate_eight,
+        (sl_ctx * ctx, const sl_eight *y, const sl_tensor *x, const sl_tensor *scale,
+         const sl_tensor *shift, float eps),
+        (ctx, y, x, scale, shift, eps), size_of_eight(y) + size_of(x))
 CLOCKED(mean_abs, (sl_ctx * ctx, float out[2], const sl_tensor *prev, const sl_tensor *r),
         (ctx, out, prev, r), size_of(prev) + size_of(r))
 CLOCKED(abs_rows, (sl_ctx * ctx, const sl_tensor *y, const sl_tensor *prev, const sl_tensor *r),
