@@ -101,7 +101,7 @@ static void read_dit(sl_json_reader *r, void *out)
     sl_dit_config *c = out;
     *c = (sl_dit_config){.patch = {1, 2, 2}};
     want_class(r, "WanTransformer3DModel");
-    c->layers = sl_json_int(r, "num_layers", 40, 1, 512);
+    c->layers = sl_json_int(r, "num_layers", 40, 1, SL_MOST_BLOCKS);
     c->heads = sl_json_int(r, "num_attention_heads", 40, 1, 512);
     c->head_dim = sl_json_int(r, "attention_head_dim", 128, 2, 512);
     c->dim = c->heads * c->head_dim;
@@ -492,6 +492,14 @@ int sl_sampler_by_name(const char *name)
     int kind = SL_SAMPLER_COUNT - 1;
     while (kind >= 0 && strcmp(sl_sampler_name((sl_sampler_kind)kind), name)) kind--;
     return kind;
+}
+
+sl_code sl_model_use_precision(sl_model *m, const char *name, const char *bf16_blocks, sl_err *err)
+{
+    sl_code rc = SL_OK;
+    for (int e = 0; e < m->family.experts && !rc; e++)
+        rc = sl_dit_precision_read(&m->dit[e].precision, name, bf16_blocks, m->dit[e].layers, err);
+    return rc;
 }
 
 sl_code sl_model_open(sl_model *m, const char *dir, sl_err *err)

@@ -13,6 +13,7 @@
 
 #include "common/layout.h"
 #include "common/path.h"
+#include "common/precision.h"
 
 #define SL_MAX_Z 64 /* most latent channels */
 
@@ -25,6 +26,7 @@ typedef struct {                      /* WanTransformer3DModel */
     int patch[3];          /* 1, 2, 2 */
     int rope_max;          /* longest axis in tokens, 1024 */
     float eps;
+    sl_dit_precision precision; /* no word of the checkpoint's: sl_model_use_precision */
 } sl_dit_config;
 
 typedef struct { /* UMT5EncoderModel */
@@ -104,6 +106,10 @@ sl_code sl_model_open(sl_model *out, const char *dir, sl_err *err);
 /* Likewise with files of the user's (NULL: none) in place of the folder's; dir may be "". */
 sl_code sl_model_open_files(sl_model *out, const char *dir, const sl_model_files *files,
                             sl_err *err);
+
+/* The transformers' weights are to be kept as the settings say (common/precision.h). Errors: as
+ * sl_dit_precision_read. */
+sl_code sl_model_use_precision(sl_model *m, const char *name, const char *bf16_blocks, sl_err *err);
 
 /* Fill one config from JSON text, as sl_model_open does (fuzz targets and tests). `name`
  * stands for the file in messages. */

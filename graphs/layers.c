@@ -2,21 +2,6 @@
  * application, tensors in memory that a caller gives. */
 #include "graphs/layers.h"
 
-#include <stdarg.h>
-#include <stdio.h>
-
-#define NAME_BYTES 256
-
-/* The caller's printf-style name into `buf` of NAME_BYTES; names are this program's own
- * and short. */
-#define FORMAT_NAME(buf, name)                                                                     \
-    do {                                                                                           \
-        va_list args_;                                                                             \
-        va_start(args_, name);                                                                     \
-        vsnprintf(buf, NAME_BYTES, name, args_);                                                   \
-        va_end(args_);                                                                             \
-    } while (0)
-
 static void want_pair(sl_loader *l, sl_affine *a, sl_weight_kind w, sl_weight_kind b, int rank,
                       const int64_t *shape, const char *name)
 {
@@ -26,22 +11,22 @@ static void want_pair(sl_loader *l, sl_affine *a, sl_weight_kind w, sl_weight_ki
 
 void sl_want_linear(sl_loader *l, sl_affine *a, int64_t out, int64_t in, const char *name, ...)
 {
-    char buf[NAME_BYTES];
-    FORMAT_NAME(buf, name);
+    char buf[SL_LAYER_NAME];
+    SL_FORMAT_NAME(buf, name);
     want_pair(l, a, SL_W_MATRIX, SL_W_VECTOR, 2, (int64_t[]){out, in}, buf);
 }
 
 void sl_want_linear_f32(sl_loader *l, sl_affine *a, int64_t out, int64_t in, const char *name, ...)
 {
-    char buf[NAME_BYTES];
-    FORMAT_NAME(buf, name);
+    char buf[SL_LAYER_NAME];
+    SL_FORMAT_NAME(buf, name);
     want_pair(l, a, SL_W_FLOAT, SL_W_FLOAT, 2, (int64_t[]){out, in}, buf);
 }
 
 void sl_want_norm(sl_loader *l, sl_affine *a, sl_weight_kind kind, int64_t d, const char *name, ...)
 {
-    char buf[NAME_BYTES];
-    FORMAT_NAME(buf, name);
+    char buf[SL_LAYER_NAME];
+    SL_FORMAT_NAME(buf, name);
     want_pair(l, a, kind, kind, 1, (int64_t[]){d}, buf);
 }
 
@@ -49,12 +34,6 @@ void sl_apply(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_affi
               sl_activation activation)
 {
     sl_linear(ctx, y, x, &a->w, &a->b, activation);
-}
-
-void sl_apply_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_tensor *a,
-                  const sl_affine *w, const sl_tensor *gate)
-{
-    sl_linear_add(ctx, x, y, a, &w->w, &w->b, gate);
 }
 
 sl_tensor sl_row(const sl_tensor *t, int64_t i)

@@ -4,7 +4,21 @@
 #ifndef SL_LAYERS_H
 #define SL_LAYERS_H
 
+#include <stdarg.h>
+#include <stdio.h>
+
 #include "graphs/weights.h"
+
+#define SL_LAYER_NAME 256
+/* The caller's printf-style name into `buf` of SL_LAYER_NAME bytes; names are this program's own
+ * and short. */
+#define SL_FORMAT_NAME(buf, name)                                                                  \
+    do {                                                                                           \
+        va_list args_;                                                                             \
+        va_start(args_, name);                                                                     \
+        vsnprintf(buf, SL_LAYER_NAME, name, args_);                                                \
+        va_end(args_);                                                                             \
+    } while (0)
 
 typedef struct {
     sl_tensor w, b; /* weight; bias */
@@ -25,10 +39,6 @@ void sl_want_norm(sl_loader *l, sl_affine *a, sl_weight_kind kind, int64_t d, co
 /* y = activation(x w^T + b), as sl_linear. */
 void sl_apply(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_affine *a,
               sl_activation activation);
-
-/* x += (a w^T + b) * gate, as sl_linear_add: y is memory to work in; gate may be NULL. */
-void sl_apply_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_tensor *a,
-                  const sl_affine *w, const sl_tensor *gate);
 
 /* Row i of a rank-2 tensor as a vector [columns]. */
 sl_tensor sl_row(const sl_tensor *t, int64_t i);

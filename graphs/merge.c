@@ -27,7 +27,7 @@ typedef struct {
 typedef struct {
     sl_tensor base; /* as it was loaded; host memory alone */
     void *own;      /* its float32 memory; NULL: it has none */
-    bool touched;   /* on a device: not the checkpoint's */
+    bool touched;   /* not the checkpoint's, where sets are merged in place */
 } weight;
 
 struct sl_merge {
@@ -155,7 +155,8 @@ static sl_code make_recipe(recipe *r, const sl_loader *l, const sl_lora *const l
         }
         const size_t arena = arena_of(r, i, k - i, t);
         r->sizes.tensors++;
-        r->sizes.host_bytes += rounded((size_t)sl_count(t) * sizeof(float));
+        if (!sl_loader_place(l, r->steps[i].place)->scale)
+            r->sizes.host_bytes += rounded((size_t)sl_count(t) * sizeof(float));
         if (arena > r->sizes.arena_bytes) r->sizes.arena_bytes = arena;
     }
     return rc;
@@ -250,27 +251,35 @@ static void merge_on_host(sl_merge *m, int place, const step *s, int n)
     *out = merged;
 }
 
-/* On a device: in place, from the checkpoint's numbers, which lie there already where the device
- * keeps them all. */
-static sl_code merge_on_device(sl_merge *m, int place, const step *s, int n, sl_merge_figures *f,
-                               sl_err *err)
+/* True: a set is merged in the weight's own memory. Else, in host memory, beside it. */
+static bool is_in_place(const sl_merge *m, int place)
+{
+    return !m->ctx->ops->host_memory || sl_loader_place(m->l, place)->scale;
+}
+
+/* In place, from the checkpoint's numbers, which lie there already where the device keeps them all.
+ * In 8 bits the sum is quantised once. */
+static sl_code merge_in_place(sl_merge *m, int place, const step *s, int n, sl_merge_figures *f,
+                              sl_err *err)
 {
     sl_ctx *ctx = m->ctx;
     const sl_weight_place *p = sl_loader_place(m->l, place);
     const size_t mark = sl_mark(ctx);
-    const sl_tensor y = as_matrix(p->out), sum = sl_new2(ctx, SL_F32, y.shape[0], y.shape[1]);
+    const sl_tensor out = as_matrix(p->out), sum = sl_new2(ctx, SL_F32, out.shape[0], out.shape[1]),
+                    y = p->scale ? sum : out;
     sl_code rc = SL_OK;
     if (!p->exact && sl_ok(ctx)) {
         rc = sl_loader_reload(m->l, 1, &place, &sum, err);
         f->bytes_read += p->stored_bytes;
     }
     if (!rc) add_changes(ctx, &y, p->exact ? &y : &sum, &sum, s, n);
+    if (!rc && p->scale) sl_quantise_rows(ctx, &(sl_eight){out, *p->scale}, &sum);
     sl_release(ctx, mark);
     return rc;
 }
 
-/* On a device: what the last set has touched is the checkpoint's again, but for what the next one
- * merges from the files anyway. */
+/* Of weights that are merged in place: what the last set has touched is the checkpoint's again, but
+ * for what the next one merges from the files anyway. */
 static sl_code reload_touched(sl_merge *m, const recipe *r, sl_merge_figures *f, sl_err *err)
 {
     int n = 0, *which = calloc((size_t)m->count + 1, sizeof *which);
@@ -296,20 +305,18 @@ static sl_code reload_touched(sl_merge *m, const recipe *r, sl_merge_figures *f,
 
 static sl_code merge_all(sl_merge *m, const recipe *r, sl_merge_figures *f, sl_err *err)
 {
-    const bool on_host = m->ctx->ops->host_memory;
-    sl_code rc = SL_OK;
-    for (int i = 0; i < m->count && on_host; i++) f->restored += m->weights[i].own != NULL;
-    for (int i = 0; i < m->count && on_host; i++) restore(m, i);
-    if (!on_host) rc = reload_touched(m, r, f, err);
+    for (int i = 0; i < m->count; i++) f->restored += m->weights[i].own != NULL;
+    for (int i = 0; i < m->count; i++) restore(m, i);
+    sl_code rc = reload_touched(m, r, f, err);
     if (!rc && r->count) rc = sl_ctx_reserve(m->ctx, r->sizes.arena_bytes, err);
     for (int i = 0, k; i < r->count && !rc && sl_ok(m->ctx); i = k) {
         const int place = r->steps[i].place;
         for (k = i; k < r->count && r->steps[k].place == place; k++) {
         }
-        m->weights[place].touched = true;
         f->tensors++;
-        if (on_host) merge_on_host(m, place, &r->steps[i], k - i);
-        else rc = merge_on_device(m, place, &r->steps[i], k - i, f, err);
+        m->weights[place].touched = is_in_place(m, place);
+        if (m->weights[place].touched) rc = merge_in_place(m, place, &r->steps[i], k - i, f, err);
+        else merge_on_host(m, place, &r->steps[i], k - i);
     }
     if (!rc) sl_sync(m->ctx);
     else sl_ctx_error(m->ctx, NULL); /* ctx heard of the same fault: it is not the next switch's */

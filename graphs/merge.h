@@ -4,11 +4,11 @@
  * (common/lora.h), in float32, rounded once to what the device keeps. It is never subtracted: what
  * the next set does not touch comes from the checkpoint again.
  *   in host memory   a touched tensor gets float32 memory of its own; the mapped one stays as it
- *                    was, and taking off is a pointer
+ *                    was, and taking off is a pointer; but for matrices in 8 bits, as on a device
  *   on a device      in the weights' own memory; tensors that the last set has touched are read
  *                    from the files once more, all in one go, and are then the next set's to touch.
- *                    What the device keeps rounded (F32 or F8 files in bf16) is read when it is
- *                    merged, one by one
+ *                    What the device keeps rounded (F32 or F8 files in bf16; 8 bits) is read when
+ *                    it is merged, one by one; in 8 bits the sum is quantised once
  * So a switch takes at most what reading the touched tensors takes, and as much again for factors
  * and arithmetic; without a set before it, of a checkpoint in the device's dtype, nothing is read
  * but the factors.

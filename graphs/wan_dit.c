@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "graphs/layers.h"
+#include "graphs/operand.h"
 
 #define IMAGE_EPS 1e-5f /* of the image embedder's LayerNorms */
 
@@ -19,18 +20,18 @@
 enum { SHIFT_1, SCALE_1, GATE_1, SHIFT_2, SCALE_2, GATE_2, MOD_ROWS };
 
 typedef struct {
-    sl_affine q, k, v, out;   /* [dim, dim] */
+    sl_layer q, k, v, out;    /* [dim, dim] */
     sl_tensor norm_q, norm_k; /* [dim]: over all heads together */
 } attention;
 
 typedef struct {
-    sl_tensor table;            /* F32 [1, 6, dim] */
-    attention attn1;            /* among the tokens */
-    sl_affine norm2;            /* F32 [dim]; before cross-attention */
-    attention attn2;            /* to the text */
-    sl_affine image_k, image_v; /* [dim, dim]; and to the image */
-    sl_tensor norm_image_k;     /* [dim] */
-    sl_affine ffn_in, ffn_out;  /* [ffn, dim], [dim, ffn] */
+    sl_tensor table;           /* F32 [1, 6, dim] */
+    attention attn1;           /* among the tokens */
+    sl_affine norm2;           /* F32 [dim]; before cross-attention */
+    attention attn2;           /* to the text */
+    sl_layer image_k, image_v; /* [dim, dim]; and to the image */
+    sl_tensor norm_image_k;    /* [dim] */
+    sl_layer ffn_in, ffn_out;  /* [ffn, dim], [dim, ffn] */
 } block;
 
 struct sl_dit {
@@ -51,12 +52,14 @@ struct sl_dit {
 
 /* ---- weights ---- */
 
-static void name_attention(sl_loader *l, attention *a, int64_t d, int i, const char *which)
+/* kv_eight: keys and values are of the tokens; of the text they are made once a job. */
+static void name_attention(sl_loader *l, attention *a, bool eight, bool kv_eight, int64_t d, int i,
+                           const char *which)
 {
-    sl_want_linear(l, &a->q, d, d, "blocks.%d.%s.to_q", i, which);
-    sl_want_linear(l, &a->k, d, d, "blocks.%d.%s.to_k", i, which);
-    sl_want_linear(l, &a->v, d, d, "blocks.%d.%s.to_v", i, which);
-    sl_want_linear(l, &a->out, d, d, "blocks.%d.%s.to_out.0", i, which);
+    sl_want_layer(l, &a->q, eight, d, d, "blocks.%d.%s.to_q", i, which);
+    sl_want_layer(l, &a->k, kv_eight, d, d, "blocks.%d.%s.to_k", i, which);
+    sl_want_layer(l, &a->v, kv_eight, d, d, "blocks.%d.%s.to_v", i, which);
+    sl_want_layer(l, &a->out, eight, d, d, "blocks.%d.%s.to_out.0", i, which);
     sl_weight(l, &a->norm_q, SL_W_VECTOR, 1, &d, "blocks.%d.%s.norm_q.weight", i, which);
     sl_weight(l, &a->norm_k, SL_W_VECTOR, 1, &d, "blocks.%d.%s.norm_k.weight", i, which);
 }
@@ -64,20 +67,21 @@ static void name_attention(sl_loader *l, attention *a, int64_t d, int i, const c
 static void name_block(sl_loader *l, block *b, const sl_dit_config *c, int i)
 {
     const int64_t d = c->dim;
+    const bool eight = sl_block_is_eight(&c->precision, i);
     sl_weight(l, &b->table, SL_W_FLOAT, 3, (int64_t[]){1, MOD_ROWS, d},
               "blocks.%d.scale_shift_table", i);
-    name_attention(l, &b->attn1, d, i, "attn1");
+    name_attention(l, &b->attn1, eight, eight, d, i, "attn1");
     sl_want_norm(l, &b->norm2, SL_W_FLOAT, d, "blocks.%d.norm2", i);
-    name_attention(l, &b->attn2, d, i, "attn2");
+    name_attention(l, &b->attn2, eight, false, d, i, "attn2");
     if (c->image_dim) {
-        sl_want_linear(l, &b->image_k, d, d, "blocks.%d.attn2.add_k_proj", i);
-        sl_want_linear(l, &b->image_v, d, d, "blocks.%d.attn2.add_v_proj", i);
+        sl_want_layer(l, &b->image_k, false, d, d, "blocks.%d.attn2.add_k_proj", i);
+        sl_want_layer(l, &b->image_v, false, d, d, "blocks.%d.attn2.add_v_proj", i);
         sl_weight(l, &b->norm_image_k, SL_W_VECTOR, 1, &d, "blocks.%d.attn2.norm_added_k.weight",
                   i);
         sl_weight_skip(l, "blocks.%d.attn2.norm_added_q.weight", i); /* stored, never used */
     }
-    sl_want_linear(l, &b->ffn_in, c->ffn_dim, d, "blocks.%d.ffn.net.0.proj", i);
-    sl_want_linear(l, &b->ffn_out, d, c->ffn_dim, "blocks.%d.ffn.net.2", i);
+    sl_want_layer(l, &b->ffn_in, eight, c->ffn_dim, d, "blocks.%d.ffn.net.0.proj", i);
+    sl_want_layer(l, &b->ffn_out, eight, d, c->ffn_dim, "blocks.%d.ffn.net.2", i);
 }
 
 static void name_embedders(sl_loader *l, sl_dit *m)
@@ -181,14 +185,15 @@ static void kv_of(const sl_tensor *kv, int layer, sl_tensor *k, sl_tensor *v)
 }
 
 static void make_kv(sl_ctx *ctx, const sl_dit *m, const sl_tensor *kv, int layer,
-                    const sl_tensor *context, const sl_affine *wk, const sl_affine *wv,
+                    const sl_tensor *context, const sl_layer *wk, const sl_layer *wv,
                     const sl_tensor *norm)
 {
+    const sl_operand x = {.whole = *context};
     sl_tensor k, v;
     kv_of(kv, layer, &k, &v);
-    sl_apply(ctx, &k, context, wk, SL_ACT_NONE);
+    sl_layer_apply(ctx, &k, &x, wk);
     sl_rmsnorm(ctx, &k, &k, norm, m->c.eps);
-    sl_apply(ctx, &v, context, wv, SL_ACT_NONE);
+    sl_layer_apply(ctx, &v, &x, wv);
 }
 
 /* text [512, text_dim] -> [512, dim]; all 512 rows count, the zero rows too. */
@@ -533,17 +538,17 @@ static int64_t kept_among(const forward *f, int64_t first, int64_t n)
 
 /* y = LN(x) modulated by rows `shift` and the one after it, its scale; x is this rank's rows from
  * `first` on. */
-static void modulate(sl_ctx *ctx, const forward *f, const sl_tensor *y, const sl_tensor *x,
+static void modulate(sl_ctx *ctx, const forward *f, const sl_operand *y, const sl_tensor *x,
                      int64_t first, const sl_tensor *mod, int shift)
 {
     const int64_t n = x->shape[0], kept = kept_among(f, first, n);
     for (int part = 0; part < 2; part++) {
         const int64_t from = part ? 0 : kept, rows = part ? kept : n - kept;
         if (!rows) continue;
-        const sl_tensor to = sl_rows(y, from, rows), of = sl_rows(x, from, rows),
-                        shift_of = modulation(f, mod, shift, part),
+        const sl_operand to = sl_operand_rows(y, from, rows);
+        const sl_tensor of = sl_rows(x, from, rows), shift_of = modulation(f, mod, shift, part),
                         scale_of = modulation(f, mod, shift + 1, part);
-        sl_layernorm_modulate(ctx, &to, &of, &scale_of, &shift_of, f->m->c.eps);
+        sl_operand_modulate(ctx, &to, &of, &scale_of, &shift_of, f->m->c.eps);
     }
 }
 
@@ -552,20 +557,20 @@ static void modulate(sl_ctx *ctx, const forward *f, const sl_tensor *y, const sl
  * more for it. With two times the product is never joined with the sum: a row's bits must not
  * depend on which rows stand beside it. */
 static void add_branch(sl_ctx *ctx, const forward *f, int i, const char *part, const sl_tensor *x,
-                       int64_t first, const sl_tensor *y, const sl_tensor *a, const sl_affine *w,
+                       int64_t first, const sl_tensor *y, const sl_operand *a, const sl_layer *w,
                        const sl_tensor *mod, int gate)
 {
     if (ctx->tap && (i == 0 || ctx->tap_parts)) {
-        sl_apply(ctx, y, a, w, SL_ACT_NONE);
+        sl_layer_apply(ctx, y, a, w);
         tap_rows(ctx, i, part, y, f->mine.rows);
     }
     if (!mod || !has_two_times(f)) {
         const sl_tensor by = mod ? modulation(f, mod, gate, false) : (sl_tensor){0};
-        sl_apply_add(ctx, x, y, a, w, mod ? &by : NULL);
+        sl_layer_add(ctx, x, y, a, w, mod ? &by : NULL);
         return;
     }
     const int64_t n = x->shape[0], kept = kept_among(f, first, n);
-    sl_apply(ctx, y, a, w, SL_ACT_NONE);
+    sl_layer_apply(ctx, y, a, w);
     for (int k = 0; k < 2; k++) {
         const int64_t from = k ? 0 : kept, rows = k ? kept : n - kept;
         if (!rows) continue;
@@ -599,56 +604,50 @@ static void self_attention(sl_ctx *ctx, const forward *f, int i, const sl_tensor
     const size_t mark = sl_mark(ctx);
     sl_tensor q = sl_new2(ctx, sl_act(ctx), n, d), k = sl_new2(ctx, sl_act(ctx), n, d),
               v = sl_new2(ctx, sl_act(ctx), n, d);
-    sl_tensor norm = sl_new2(ctx, sl_act(ctx), f->chunk, d);
+    const sl_tensor attended = sl_new2(ctx, sl_act(ctx), f->chunk, d);
+    const sl_operand in = sl_operand_for(ctx, &a->q, &attended); /* of the layers */
 
     EACH_CHUNK (r, rows, n, f->chunk) {
-        const sl_tensor xr = sl_rows(x, r, rows), s = sl_rows(&norm, 0, rows);
+        const sl_operand s = sl_operand_rows(&in, 0, rows);
+        const sl_tensor xr = sl_rows(x, r, rows);
         const sl_tensor qr = sl_rows(&q, r, rows), kr = sl_rows(&k, r, rows),
                         vr = sl_rows(&v, r, rows);
         const sl_tensor c_r = sl_rows(&f->cos, r, rows), s_r = sl_rows(&f->sin, r, rows);
         modulate(ctx, f, &s, &xr, r, mod, SHIFT_1);
-        sl_apply(ctx, &kr, &s, &a->k, SL_ACT_NONE);
+        sl_layer_apply(ctx, &kr, &s, &a->k);
         sl_rmsnorm_rope(ctx, &kr, &kr, &a->norm_k, c->eps, &c_r, &s_r, c->heads);
-        sl_apply(ctx, &qr, &s, &a->q, SL_ACT_NONE);
+        sl_layer_apply(ctx, &qr, &s, &a->q);
         sl_rmsnorm_rope(ctx, &qr, &qr, &a->norm_q, c->eps, &c_r, &s_r, c->heads);
-        sl_apply(ctx, &vr, &s, &a->v, SL_ACT_NONE);
+        sl_layer_apply(ctx, &vr, &s, &a->v);
     }
     if (ctx->tap_parts) tap_attention(ctx, i, ".attn1.", &q, &k, &v);
     EACH_CHUNK (r, rows, n, f->chunk) {
+        const sl_operand s = sl_operand_rows(&in, 0, rows);
         const sl_tensor xr = sl_rows(x, r, rows), qr = sl_rows(&q, r, rows),
-                        s = sl_rows(&norm, 0, rows);
-        sl_attention(ctx, &s, &qr, &k, &v, c->heads, f->scale, NULL, false);
+                        o = sl_rows(&attended, 0, rows);
+        sl_attention(ctx, &o, &qr, &k, &v, c->heads, f->scale, NULL, false);
+        sl_operand_take(ctx, &s, &o);
         add_branch(ctx, f, i, ".attn1", &xr, r, &qr, &s, &a->out, mod, GATE_1);
     }
     sl_release(ctx, mark);
 }
 
-/* Columns [first, first + cols) of a layer's result. */
-static sl_affine columns_of(const sl_affine *w, int64_t first, int64_t cols)
-{
-    sl_affine part = *w;
-    part.w = sl_rows(&w->w, first, cols);
-    if (w->b.rank && w->b.data)
-        part.b.data = (char *)w->b.data + (size_t)first * sl_dtype_size(w->b.dtype);
-    if (w->b.rank) part.b.shape[0] = cols;
-    return part;
-}
-
 /* Columns [first, first + cols) of x w to y [n, cols]. */
-static void project(sl_ctx *ctx, const forward *f, const sl_tensor *y, const sl_tensor *x,
-                    const sl_affine *w, int64_t first, int64_t cols)
+static void project(sl_ctx *ctx, const forward *f, const sl_tensor *y, const sl_operand *x,
+                    const sl_layer *w, int64_t first, int64_t cols)
 {
     if (!cols) return;
-    const sl_affine part = columns_of(w, first, cols);
+    const sl_layer part = sl_layer_columns(w, first, cols);
     EACH_CHUNK (r, rows, y->shape[0], f->chunk) {
-        const sl_tensor yr = sl_rows(y, r, rows), xr = sl_rows(x, r, rows);
-        sl_apply(ctx, &yr, &xr, &part, SL_ACT_NONE);
+        const sl_tensor yr = sl_rows(y, r, rows);
+        const sl_operand xr = sl_operand_rows(x, r, rows);
+        sl_layer_apply(ctx, &yr, &xr, &part);
     }
 }
 
 /* y = norm(x w) with rotation, of this rank's rows, then to whoever has the heads. */
 static void send_normed(sl_ctx *ctx, const forward *f, const sl_tensor *window, const sl_tensor *y,
-                        const sl_tensor *x, const sl_affine *w, const sl_tensor *norm)
+                        const sl_operand *x, const sl_layer *w, const sl_tensor *norm)
 {
     const sl_dit_share *s = f->in->share;
     project(ctx, f, y, x, w, 0, y->shape[1]);
@@ -664,7 +663,7 @@ static void send_normed(sl_ctx *ctx, const forward *f, const sl_tensor *window, 
  * are computed, where they are to be. By pieces of rows instead, 1 and 4 of them took 4.587 and
  * 4.631 s a forward at 1280x720x81 on two H200: smaller products cost what is hidden. */
 static void send_values(sl_ctx *ctx, const forward *f, const sl_tensor *window, const sl_tensor *y,
-                        const sl_tensor *x, const sl_affine *w)
+                        const sl_operand *x, const sl_layer *w)
 {
     const sl_dit_share *s = f->in->share;
     const int64_t d = y->shape[1], share = d / s->size, own = s->me * share, end = own + share;
@@ -692,13 +691,14 @@ static void shared_self_attention(sl_ctx *ctx, const forward *f, int i, const sl
     const attention *a = &f->m->blocks[i].attn1;
     const int64_t n = x->shape[0], d = c->dim, share = d / s->size;
     const size_t mark = sl_mark(ctx);
-    sl_tensor norm = sl_new2(ctx, sl_act(ctx), n, d), q = sl_new2(ctx, sl_act(ctx), n, d);
+    const sl_operand in = sl_operand_new(ctx, &a->q, n, d); /* of the layers */
+    const sl_tensor q = sl_new2(ctx, sl_act(ctx), n, d);
     const size_t heads_mark = sl_mark(ctx);
     sl_tensor k = sl_new2(ctx, sl_act(ctx), n, d), v = sl_new2(ctx, sl_act(ctx), n, d);
-    modulate(ctx, f, &norm, x, 0, mod, SHIFT_1);
-    send_normed(ctx, f, &s->k, &k, &norm, &a->k, &a->norm_k);
-    send_normed(ctx, f, &s->q, &q, &norm, &a->q, &a->norm_q);
-    send_values(ctx, f, &s->v, &v, &norm, &a->v);
+    modulate(ctx, f, &in, x, 0, mod, SHIFT_1);
+    send_normed(ctx, f, &s->k, &k, &in, &a->k, &a->norm_k);
+    send_normed(ctx, f, &s->q, &q, &in, &a->q, &a->norm_q);
+    send_values(ctx, f, &s->v, &v, &in, &a->v);
     sl_comm_wait(ctx, s->comm, s->lane, 0);
     sl_release(ctx, heads_mark); /* what was sent has been read */
 
@@ -714,10 +714,13 @@ static void shared_self_attention(sl_ctx *ctx, const forward *f, int i, const sl
     sl_comm_to_rows(ctx, s->comm, s->lane, &mine, &o, f->tokens, 0, share, done);
     sl_comm_wait(ctx, s->comm, s->lane, 0);
     sl_release(ctx, heads_mark);
+    const sl_operand result = sl_is_eight(&in) ? in : (sl_operand){.whole = mine};
     EACH_CHUNK (r, rows, n, f->chunk) {
         const sl_tensor xr = sl_rows(x, r, rows), y = sl_rows(&q, r, rows),
-                        or = sl_rows(&mine, r, rows);
-        add_branch(ctx, f, i, ".attn1", &xr, r, &y, & or, &a->out, mod, GATE_1);
+                        o_r = sl_rows(&mine, r, rows);
+        const sl_operand s_r = sl_operand_rows(&result, r, rows);
+        sl_operand_take(ctx, &s_r, &o_r);
+        add_branch(ctx, f, i, ".attn1", &xr, r, &y, &s_r, &a->out, mod, GATE_1);
     }
     sl_release(ctx, mark);
 }
@@ -730,8 +733,9 @@ static void cross_attention(sl_ctx *ctx, const forward *f, int i, const sl_tenso
     const block *b = &f->m->blocks[i];
     const int64_t n = x->shape[0], d = c->dim;
     const size_t mark = sl_mark(ctx);
-    sl_tensor norm = sl_new2(ctx, sl_act(ctx), f->chunk, d),
-              query = sl_new2(ctx, sl_act(ctx), f->chunk, d);
+    const sl_tensor attended = sl_new2(ctx, sl_act(ctx), f->chunk, d),
+                    query = sl_new2(ctx, sl_act(ctx), f->chunk, d);
+    const sl_operand in = sl_operand_for(ctx, &b->attn2.q, &attended); /* of the layers */
     sl_tensor text_k, text_v, image_k, image_v;
     kv_of(&f->in->context->text_kv, i, &text_k, &text_v);
     if (f->in->context->image_tokens) kv_of(&f->in->context->image_kv, i, &image_k, &image_v);
@@ -740,15 +744,17 @@ static void cross_attention(sl_ctx *ctx, const forward *f, int i, const sl_tenso
         tap_attention(ctx, i, ".attn2.image_", NULL, &image_k, &image_v);
 
     EACH_CHUNK (r, rows, n, f->chunk) {
-        const sl_tensor xr = sl_rows(x, r, rows), s = sl_rows(&norm, 0, rows),
-                        q = sl_rows(&query, 0, rows);
-        sl_layernorm(ctx, &s, &xr, &b->norm2.w, &b->norm2.b, c->eps);
-        sl_apply(ctx, &q, &s, &b->attn2.q, SL_ACT_NONE);
+        const sl_operand s = sl_operand_rows(&in, 0, rows);
+        const sl_tensor xr = sl_rows(x, r, rows), q = sl_rows(&query, 0, rows),
+                        o = sl_rows(&attended, 0, rows);
+        sl_operand_layernorm(ctx, &s, &xr, &b->norm2.w, &b->norm2.b, c->eps);
+        sl_layer_apply(ctx, &q, &s, &b->attn2.q);
         sl_rmsnorm(ctx, &q, &q, &b->attn2.norm_q, c->eps);
         if (ctx->tap_parts) tap_rows(ctx, i, ".attn2.q", &q, f->mine.rows);
         if (f->in->context->image_tokens)
-            sl_attention_two(ctx, &s, &q, &text_k, &text_v, &image_k, &image_v, c->heads, f->scale);
-        else sl_attention(ctx, &s, &q, &text_k, &text_v, c->heads, f->scale, NULL, false);
+            sl_attention_two(ctx, &o, &q, &text_k, &text_v, &image_k, &image_v, c->heads, f->scale);
+        else sl_attention(ctx, &o, &q, &text_k, &text_v, c->heads, f->scale, NULL, false);
+        sl_operand_take(ctx, &s, &o);
         add_branch(ctx, f, i, ".attn2", &xr, r, &q, &s, &b->attn2.out, NULL, 0);
     }
     sl_release(ctx, mark);
@@ -762,15 +768,18 @@ static void feed_forward(sl_ctx *ctx, const forward *f, int i, const sl_tensor *
     const block *b = &f->m->blocks[i];
     const int64_t n = x->shape[0];
     const size_t mark = sl_mark(ctx);
-    sl_tensor norm = sl_new2(ctx, sl_act(ctx), f->chunk, c->dim),
-              hidden = sl_new2(ctx, sl_act(ctx), f->chunk, c->ffn_dim);
+    const sl_tensor norm = sl_new2(ctx, sl_act(ctx), f->chunk, c->dim),
+                    hidden = sl_new2(ctx, sl_act(ctx), f->chunk, c->ffn_dim);
+    const sl_operand in = sl_operand_for(ctx, &b->ffn_in, &norm),
+                     between = sl_operand_for(ctx, &b->ffn_out, &hidden);
 
     EACH_CHUNK (r, rows, n, f->chunk) {
-        const sl_tensor xr = sl_rows(x, r, rows), s = sl_rows(&norm, 0, rows),
+        const sl_operand s = sl_operand_rows(&in, 0, rows), g = sl_operand_rows(&between, 0, rows);
+        const sl_tensor xr = sl_rows(x, r, rows), y = sl_rows(&norm, 0, rows),
                         h = sl_rows(&hidden, 0, rows);
         modulate(ctx, f, &s, &xr, r, mod, SHIFT_2);
-        sl_apply(ctx, &h, &s, &b->ffn_in, SL_ACT_GELU_TANH);
-        add_branch(ctx, f, i, ".ffn", &xr, r, &s, &h, &b->ffn_out, mod, GATE_2);
+        sl_layer_gelu(ctx, &g, &h, &s, &b->ffn_in);
+        add_branch(ctx, f, i, ".ffn", &xr, r, &y, &g, &b->ffn_out, mod, GATE_2);
     }
     sl_release(ctx, mark);
 }
@@ -852,7 +861,7 @@ static void run_head(sl_ctx *ctx, const forward *f, const sl_tensor *v, const sl
     EACH_CHUNK (r, rows, n, f->chunk) {
         const sl_tensor xr = sl_rows(x, r, rows), yr = sl_rows(&y, r, rows),
                         s = sl_rows(&norm, 0, rows);
-        modulate(ctx, f, &s, &xr, r, &mod, 0);
+        modulate(ctx, f, &(sl_operand){.whole = s}, &xr, r, &mod, 0);
         sl_apply(ctx, &yr, &s, &f->m->head, SL_ACT_NONE);
     }
     const sl_dit_share *s = f->in->share;

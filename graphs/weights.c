@@ -22,7 +22,9 @@
 #define SLAB ((size_t)1 << 20)
 #define ALIGN 256
 #define STAGE ((int64_t)8 << 20) /* elements converted on the host before one upload */
-#define BLOCK 4096               /* elements that one thread converts at a time */
+/* bytes of matrices that lie on a device while they become 8 bits, or the largest one's */
+#define EIGHT_STAGE ((size_t)512 << 20)
+#define BLOCK 4096 /* elements that one thread converts at a time */
 #define NAME_BYTES 256
 
 typedef enum { FROM_FILE, PLAN, RANDOM, INSPECT } loader_mode;
@@ -40,10 +42,11 @@ typedef struct {
 
 /* A tensor that sl_loader_finish will bring onto the device. */
 typedef struct {
-    sl_tensor *out; /* the caller's; its data is set in the end */
-    sl_tensor t;    /* as it will be there */
-    size_t at;      /* its place in the allocation, and */
-    char *dst;      /* in memory */
+    sl_tensor *out;   /* the caller's; its data is set in the end */
+    sl_tensor *scale; /* likewise of a matrix in 8 bits; NULL: of another */
+    sl_tensor t;      /* as it will be there; in 8 bits the codes */
+    size_t at;        /* its place in the allocation, and */
+    char *dst;        /* in memory */
     bool conv;
     source from;
     const sl_st_entry *entry; /* NULL: random */
@@ -298,9 +301,10 @@ static void *take(sl_loader *l, size_t bytes)
     return p;
 }
 
-/* Note `bytes` for *out on the device; sl_loader_finish takes and fills them. */
-static void take_later(sl_loader *l, sl_tensor *out, size_t bytes, bool conv, const source *s,
-                       const sl_st_entry *entry, const char *name)
+/* Note `bytes` for *out (and *scale, unless it is NULL) on the device; sl_loader_finish takes and
+ * fills them. */
+static void take_later(sl_loader *l, sl_tensor *out, sl_tensor *scale, size_t bytes, bool conv,
+                       const source *s, const sl_st_entry *entry, const char *name)
 {
     l->bytes += aligned(bytes);
     if (is_dry(l)) return;
@@ -320,6 +324,7 @@ static void take_later(sl_loader *l, sl_tensor *out, size_t bytes, bool conv, co
         return;
     }
     l->wants[l->want_count++] = (pending){.out = out,
+                                          .scale = scale,
                                           .t = *out,
                                           .at = l->want_bytes,
                                           .conv = conv,
@@ -408,6 +413,64 @@ static void put_conv(sl_loader *l, void *dst, const int64_t shape[5], const sour
     free(host);
 }
 
+/* ---- matrices in 8 bits ---- */
+
+/* Codes and scales of [n, k], one after the other from `at` on (NULL: nowhere yet). */
+static sl_eight eight_at(void *at, const int64_t shape[2])
+{
+    sl_eight e = {sl_view(at, SL_E4M3, 2, shape), sl_view1(NULL, SL_F32, shape[0])};
+    if (at) e.scale.data = (char *)at + aligned(sl_bytes(&e.codes));
+    return e;
+}
+
+static size_t eight_bytes(const sl_eight *e)
+{
+    return aligned(sl_bytes(&e->codes)) + aligned(sl_bytes(&e->scale));
+}
+
+/* The checkpoint holds the very codes: a scale for all is one a row. */
+static bool has_codes(const source *s)
+{
+    return s->coded && s->coded->coding == SL_F8_E4M3;
+}
+
+static void put_codes(sl_loader *l, const sl_eight *e, const sl_st_entry *from)
+{
+    const int64_t n = e->scale.shape[0];
+    float *scales = malloc((size_t)n * sizeof *scales + 1);
+    if (!scales) {
+        fail(l, SL_NOMEM, "no memory for %lld scales", (long long)n);
+        return;
+    }
+    for (int64_t i = 0; i < n; i++)
+        scales[i] = from->scale_count ? from->scales[from->scale_count > 1 ? i : 0] : 1;
+    sl_upload(l->ctx, &e->codes, from->coded.data);
+    sl_upload(l->ctx, &e->scale, scales);
+    sl_sync(l->ctx);
+    free(scales);
+}
+
+/* In host memory: as many rows at a time as the stage holds. */
+static void put_eight(sl_loader *l, const sl_eight *e, const source *s)
+{
+    const int64_t n = e->codes.shape[0], k = e->codes.shape[1],
+                  at_once = k < STAGE ? STAGE / (k ? k : 1) : 1;
+    if (has_codes(s)) {
+        put_codes(l, e, s->coded);
+        return;
+    }
+    float *floats = malloc((size_t)((n < at_once ? n : at_once) * k) * sizeof *floats + 1);
+    if (!floats) fail(l, SL_NOMEM, "no memory for rows of %lld numbers", (long long)k);
+    for (int64_t at = 0, rows; floats && at < n && sl_ok(l->ctx); at += rows) {
+        rows = n - at < at_once ? n - at : at_once;
+        const sl_tensor x = sl_view2(floats, SL_F32, rows, k);
+        const sl_eight to = sl_eight_rows(e, at, rows);
+        convert(floats, SL_F32, s, at * k, rows * k);
+        sl_quantise_rows(l->ctx, &to, &x);
+    }
+    free(floats);
+}
+
 /* ---- one tensor ---- */
 
 /* "....norm2.weight", "...layer_norm.weight", "...norm1.gamma" */
@@ -482,7 +545,7 @@ static void conv_weight(sl_loader *l, sl_tensor *out, const source *s, const sl_
     if (out->rank == 5) five[2] = out->shape[2];
     *out = sl_view(NULL, ops->act, 5, five);
     size_t bytes = ops->packed_conv_bytes ? ops->packed_conv_bytes(l->ctx, five) : sl_bytes(out);
-    if (!is_on_host(l)) take_later(l, out, bytes, true, s, entry, name);
+    if (!is_on_host(l)) take_later(l, out, NULL, bytes, true, s, entry, name);
     else if ((out->data = take(l, bytes))) put_conv(l, out->data, five, s);
 }
 
@@ -506,7 +569,7 @@ static void plain_weight(sl_loader *l, sl_tensor *out, sl_weight_kind kind, cons
     if (is_matrix(kind) && l->st && l->ctx->ops->stored_matrices) dtype = s->dtype;
     *out = sl_view(NULL, dtype, out->rank, out->shape);
     if (!is_on_host(l)) {
-        take_later(l, out, sl_bytes(out), false, s, entry, name);
+        take_later(l, out, NULL, sl_bytes(out), false, s, entry, name);
         return;
     }
     bool mapped = stays_mapped(out, kind, s);
@@ -520,9 +583,9 @@ static void plain_weight(sl_loader *l, sl_tensor *out, sl_weight_kind kind, cons
     if (out->data) put(l, out, s);
 }
 
-/* Remember what was asked for. */
-static void add_place(sl_loader *l, sl_tensor *out, const source *s, const sl_st_entry *entry,
-                      const char *name)
+/* Remember what was asked for; scale NULL: not in 8 bits. */
+static void add_place(sl_loader *l, sl_tensor *out, sl_tensor *scale, const source *s,
+                      const sl_st_entry *entry, const char *name)
 {
     if (l->place_count == l->place_room) {
         const int room = l->place_room ? 2 * l->place_room : 256;
@@ -541,13 +604,14 @@ static void add_place(sl_loader *l, sl_tensor *out, const source *s, const sl_st
     }
     free(l->by_name);
     l->by_name = NULL;
-    l->places[l->place_count++] =
-        (asked){.of = {.name = copy,
-                       .out = out,
-                       .stored_bytes = entry ? sl_st_stored(entry) : 0,
-                       .exact = !entry || out->dtype == SL_F32 || out->dtype == s->dtype},
-                .entry = entry,
-                .from = *s};
+    l->places[l->place_count++] = (asked){
+        .of = {.name = copy,
+               .out = out,
+               .scale = scale,
+               .stored_bytes = entry ? sl_st_stored(entry) : 0,
+               .exact = !scale && (!entry || out->dtype == SL_F32 || out->dtype == s->dtype)},
+        .entry = entry,
+        .from = *s};
 }
 
 static void tell(sl_weight_fn *fn, void *user, const sl_st_entry *e)
@@ -557,22 +621,51 @@ static void tell(sl_weight_fn *fn, void *user, const sl_st_entry *e)
     fn(user, e->name, &stored, e);
 }
 
+/* A weight's name from a caller's format; false: too long, an error is kept. */
+__attribute__((format(printf, 3, 0))) static bool name_of(sl_loader *l, char name[NAME_BYTES],
+                                                          const char *fmt, va_list ap)
+{
+    const int length = vsnprintf(name, NAME_BYTES, fmt, ap);
+    if (length >= 0 && length < NAME_BYTES) return true;
+    fail(l, SL_INTERNAL, "a weight's name has %d characters, want at most %d", length,
+         NAME_BYTES - 1);
+    return false;
+}
+
+/* Where the numbers of `want` come from, told to who watches; *entry: of a checkpoint. false: from
+ * nowhere, which is an error or a finding. */
+static bool find_source(sl_loader *l, source *s, const sl_st_entry **entry, const sl_tensor *want,
+                        const char *name)
+{
+    *entry = NULL;
+    *s = (source){.dtype = l->ctx->ops->act};
+    if (l->st) {
+        if (!(*entry = look_up(l, want, name))) return false;
+        if ((*entry)->coding) *s = (source){.coded = *entry, .dtype = SL_F32};
+        else *s = (source){.data = (*entry)->t.data, .dtype = (*entry)->t.dtype};
+        if (l->watch) tell(l->watch, l->watch_user, *entry);
+        return true;
+    }
+    const sl_tensor stored = sl_view(NULL, SL_F32, want->rank, want->shape);
+    if (l->watch) l->watch(l->watch_user, name, &stored, NULL);
+    if (l->mode == RANDOM) *s = random_source(l->seed, want, name);
+    return true;
+}
+
 void sl_weight(sl_loader *l, sl_tensor *out, sl_weight_kind kind, int rank, const int64_t *shape,
                const char *fmt, ...)
 {
     char name[NAME_BYTES];
+    const sl_st_entry *entry;
+    source s;
     int64_t bytes;
     sl_err e;
     va_list ap;
     va_start(ap, fmt);
-    int length = vsnprintf(name, sizeof name, fmt, ap);
+    const bool named = name_of(l, name, fmt, ap);
     va_end(ap);
     *out = (sl_tensor){0};
-    if (length < 0 || length >= NAME_BYTES) {
-        fail(l, SL_INTERNAL, "a weight's name has %d characters, want at most %d", length,
-             NAME_BYTES - 1);
-        return;
-    }
+    if (!named) return;
     if (rank < 1 || (kind == SL_W_CONV && rank != 4 && rank != 5)) {
         fail(l, SL_INTERNAL, "%s is asked for with %d dimensions", name, rank);
         return;
@@ -583,25 +676,44 @@ void sl_weight(sl_loader *l, sl_tensor *out, sl_weight_kind kind, int rank, cons
     }
     *out = sl_view(NULL, l->ctx->ops->act, rank, shape);
     l->parameters += sl_count(out);
-    if (l->err.code) return;
-
-    const sl_st_entry *entry = NULL;
-    source s = {.dtype = l->ctx->ops->act};
-    if (l->st) {
-        if (!(entry = look_up(l, out, name))) return;
-        if (entry->coding) s = (source){.coded = entry, .dtype = SL_F32};
-        else s = (source){.data = entry->t.data, .dtype = entry->t.dtype};
-        if (l->watch) tell(l->watch, l->watch_user, entry);
-    } else {
-        sl_tensor stored = sl_view(NULL, SL_F32, rank, shape);
-        if (l->watch) l->watch(l->watch_user, name, &stored, NULL);
-        if (l->mode == RANDOM) s = random_source(l->seed, out, name);
-    }
+    if (l->err.code || !find_source(l, &s, &entry, out, name)) return;
     if (kind == SL_W_CONV) conv_weight(l, out, &s, entry, name);
     else plain_weight(l, out, kind, &s, entry, name);
-    if (kind != SL_W_CONV) add_place(l, out, &s, entry, name);
+    if (kind != SL_W_CONV) add_place(l, out, NULL, &s, entry, name);
     take_error(l, name);
     if (l->err.code) out->data = NULL;
+}
+
+void sl_weight_eight(sl_loader *l, sl_eight *out, int64_t n, int64_t k, const char *fmt, ...)
+{
+    const int64_t shape[] = {n, k};
+    char name[NAME_BYTES];
+    const sl_st_entry *entry;
+    source s;
+    int64_t bytes;
+    sl_err e;
+    va_list ap;
+    va_start(ap, fmt);
+    const bool named = name_of(l, name, fmt, ap);
+    va_end(ap);
+    *out = (sl_eight){0};
+    if (!named) return;
+    if (sl_shape_bytes(SL_F32, 2, shape, &bytes, &e)) {
+        fail(l, e.code, "%s: %s", name, e.msg);
+        return;
+    }
+    *out = eight_at(NULL, shape);
+    l->parameters += n * k;
+    if (l->err.code || !find_source(l, &s, &entry, &out->codes, name)) return;
+    if (!is_on_host(l)) {
+        take_later(l, &out->codes, &out->scale, eight_bytes(out), false, &s, entry, name);
+    } else {
+        *out = eight_at(take(l, eight_bytes(out)), shape);
+        if (out->codes.data) put_eight(l, out, &s);
+    }
+    add_place(l, &out->codes, &out->scale, &s, entry, name);
+    take_error(l, name);
+    if (l->err.code) out->codes.data = out->scale.data = NULL;
 }
 
 void sl_weight_skip(sl_loader *l, const char *fmt, ...)
@@ -703,7 +815,7 @@ static sl_code open_reading(reading *r, sl_loader *l, const pending *wants, int 
                    .pieces = malloc(((size_t)n + 1) * sizeof *r->pieces)};
     if (!r->order || !r->pieces) return sl_fail(err, SL_NOMEM, "no memory for %d pieces", n);
     for (int i = 0; i < n; i++)
-        if (wants[i].entry && !wants[i].conv && !wants[i].from.coded)
+        if (wants[i].entry && !wants[i].conv && !wants[i].scale && !wants[i].from.coded)
             r->order[r->n++].want = &wants[i];
     qsort(r->order, (size_t)r->n, sizeof *r->order, in_files);
     sl_code rc = open_files(r, err);
@@ -822,7 +934,7 @@ static sl_code load_plain(sl_loader *l, const sl_plugin *plugin, const pending *
     sl_code rc = open_reading(&r, l, wants, n, err);
     for (int i = 0; i < n; i++) {
         const pending *w = &wants[i];
-        if (w->entry && (w->conv || w->from.coded || !shares))
+        if (w->entry && !w->scale && (w->conv || w->from.coded || !shares))
             l->bytes_read += sl_st_stored(w->entry);
     }
     if (!rc && shares) rc = read_as_team(&r, plugin, err);
@@ -850,6 +962,100 @@ static void put_coded(sl_loader *l, const pending *w)
     put(l, &t, &w->from);
 }
 
+static bool shares(const sl_loader *l)
+{
+    return l->team.size > 1 && !l->shared.ended;
+}
+
+/* Matrices on their way to 8 bits, as many as the stage holds. */
+typedef struct {
+    sl_loader *l;
+    const sl_plugin *plugin;
+    bool shared;
+    pending *staged;      /* in the stage, in the dtype in which they are read */
+    const pending **what; /* and what they become */
+    int n;
+    char *stage; /* device memory */
+    size_t room, used;
+} eights;
+
+/* What it is quantised from, without a rounding. */
+static sl_dtype staged_dtype(const sl_loader *l, const pending *w)
+{
+    return w->entry && w->from.dtype == l->ctx->ops->act ? w->from.dtype : SL_F32;
+}
+
+static size_t staged_bytes(const sl_loader *l, const pending *w)
+{
+    return aligned((size_t)sl_count(&w->t) * sl_dtype_size(staged_dtype(l, w)));
+}
+
+/* Read what is in the stage and quantise it. */
+static sl_code quantise_staged(eights *q, sl_err *err)
+{
+    sl_loader *l = q->l;
+    sl_code rc = SL_OK;
+    if (l->st) rc = load_plain(l, q->plugin, q->staged, q->n, q->shared && shares(l), err);
+    for (int i = 0; i < q->n && !rc; i++) {
+        const pending *w = &q->staged[i];
+        sl_tensor x = w->t;
+        x.data = w->dst;
+        if (!w->entry) make_random(l, q->plugin, w);
+        else if (w->from.coded) put(l, &x, &w->from);
+        const sl_eight to = eight_at(q->what[i]->dst, x.shape);
+        sl_quantise_rows(l->ctx, &to, &x);
+    }
+    sl_sync(l->ctx); /* the stage is filled anew next */
+    q->n = 0;
+    q->used = 0;
+    return rc;
+}
+
+static sl_code add_eight(eights *q, const pending *w, sl_err *err)
+{
+    sl_code rc = SL_OK;
+    if (q->used + staged_bytes(q->l, w) > q->room && (rc = quantise_staged(q, err))) return rc;
+    pending *p = &q->staged[q->n];
+    *p = *w;
+    p->scale = NULL;
+    p->t.dtype = staged_dtype(q->l, w);
+    p->dst = q->stage + q->used;
+    q->what[q->n++] = w;
+    q->used += staged_bytes(q->l, w);
+    return SL_OK;
+}
+
+/* Of n wants those in 8 bits, onto the device, w->dst of each. Errors of the device are ctx's. */
+static sl_code load_eights(sl_loader *l, const sl_plugin *plugin, const pending *wants, int n,
+                           bool shared, sl_err *err)
+{
+    eights q = {.l = l, .plugin = plugin, .shared = shared};
+    size_t all = 0, largest = 0;
+    sl_code rc = SL_OK;
+    for (int i = 0; i < n; i++) {
+        if (!wants[i].scale || has_codes(&wants[i].from)) continue;
+        all += staged_bytes(l, &wants[i]);
+        if (staged_bytes(l, &wants[i]) > largest) largest = staged_bytes(l, &wants[i]);
+    }
+    q.room = all < EIGHT_STAGE ? all : largest > EIGHT_STAGE ? largest : EIGHT_STAGE;
+    q.staged = malloc(((size_t)n + 1) * sizeof *q.staged);
+    q.what = malloc(((size_t)n + 1) * sizeof(pending *));
+    if (!q.staged || !q.what) rc = sl_fail(err, SL_NOMEM, "no memory for %d matrices", n);
+    if (!rc && q.room) q.stage = sl_device_alloc(l->ctx, q.room);
+    for (int i = 0; i < n && !rc && sl_ok(l->ctx); i++) {
+        const pending *w = &wants[i];
+        if (!w->scale) continue;
+        const sl_eight to = eight_at(w->dst, w->t.shape);
+        if (!has_codes(&w->from)) rc = add_eight(&q, w, err);
+        else put_codes(l, &to, w->from.coded), l->bytes_read += sl_st_stored(w->entry);
+    }
+    if (!rc && q.n && sl_ok(l->ctx)) rc = quantise_staged(&q, err);
+    sl_device_free(l->ctx, q.stage);
+    free(q.what);
+    free(q.staged);
+    return rc;
+}
+
 /* Take the allocation, fill it, and tell the tensors where they lie. */
 static void place_wants(sl_loader *l)
 {
@@ -861,10 +1067,14 @@ static void place_wants(sl_loader *l)
     take_error(l, "weights");
     for (int i = 0; i < l->want_count && base; i++) l->wants[i].dst = base + l->wants[i].at;
     if (l->st && base && !l->err.code &&
-        load_plain(l, plugin, l->wants, l->want_count, l->team.size > 1 && !l->shared.ended, &why))
+        load_plain(l, plugin, l->wants, l->want_count, shares(l), &why))
         fail(l, why.code, "%s", why.msg);
+    if (base && !l->err.code && load_eights(l, plugin, l->wants, l->want_count, true, &why))
+        fail(l, why.code, "%s", why.msg);
+    take_error(l, "weights");
     for (int i = 0; i < l->want_count && base && !l->err.code; i++) {
         const pending *w = &l->wants[i];
+        if (w->scale) continue;
         if (w->conv) put_conv(l, w->dst, w->t.shape, &w->from);
         else if (!w->entry) make_random(l, plugin, w);
         else if (w->from.coded) put_coded(l, w);
@@ -874,8 +1084,11 @@ static void place_wants(sl_loader *l)
     /* what was read is there; with a team ctx might tell of a member that has failed since */
     if (queued) sl_sync(l->ctx);
     take_error(l, "weights");
-    for (int i = 0; i < l->want_count && base && !l->err.code; i++)
-        l->wants[i].out->data = l->wants[i].dst;
+    for (int i = 0; i < l->want_count && base && !l->err.code; i++) {
+        const pending *w = &l->wants[i];
+        w->out->data = w->dst;
+        if (w->scale) w->scale->data = eight_at(w->dst, w->t.shape).scale.data;
+    }
     l->load_ns += sl_now_ns() - t0;
     forget_wants(l);
 }
@@ -924,12 +1137,15 @@ sl_code sl_loader_reload(sl_loader *l, int n, const int which[], const sl_tensor
         const asked *p = &l->places[which[i]];
         wants[i] = (pending){
             .t = to[i], .dst = to[i].data, .from = p->from, .entry = p->entry, .name = p->of.name};
+        if (to[i].dtype == SL_E4M3) wants[i].scale = p->of.scale;
     }
     if (!rc) sl_sync(l->ctx); /* what still reads the old numbers */
     if (!rc && l->st && (rc = load_plain(l, plugin, wants, n, false, err)))
         sl_context(err, rc, "%s", l->label);
+    if (!rc) rc = load_eights(l, plugin, wants, n, false, err);
     for (int i = 0; i < n && !rc; i++)
-        if (!wants[i].entry) make_random(l, plugin, &wants[i]);
+        if (wants[i].scale) continue;
+        else if (!wants[i].entry) make_random(l, plugin, &wants[i]);
         else if (wants[i].from.coded) put_coded(l, &wants[i]);
     if (!rc) sl_sync(l->ctx);
     if (!rc && l->err.code) { /* of put(), which has no other way to say it */

@@ -19,8 +19,9 @@
  * asked for in F32, and nothing is there before sl_loader_finish: it takes one allocation of
  * exactly what was asked for (each tensor at a multiple of 256 bytes), reads the files
  * through the plug-in's loader, or has random numbers made on the device, and sets the
- * data of the tensors where sl_weight left them. Ranks of a team can share the reading
- * (sl_loader_share).
+ * data of the tensors where sl_weight left them. Matrices in 8 bits are read in float32 or bf16
+ * into memory that is given back, a part of them at a time, and quantised there. Ranks of a team can
+ * share the reading (sl_loader_share).
  * The loader owns all of it: it outlives the network. After an error sl_weight still
  * gives shapes, with NULL data. */
 #ifndef SL_WEIGHTS_H
@@ -90,6 +91,11 @@ void sl_loader_rest(const sl_loader *l, sl_weight_fn *fn, void *user);
  * misshapen, no float; SL_NOMEM. */
 void sl_weight(sl_loader *l, sl_tensor *out, sl_weight_kind kind, int rank, const int64_t *shape,
                const char *name, ...) __attribute__((format(printf, 6, 7)));
+/* Want matrix `name` [n, k] in 8 bits, a scale a row (kernels/ops.h): quantised once, from the
+ * checkpoint's numbers in float32, or taken as it is from one in F8_E4M3 whose scales are one a row,
+ * one a tensor or none. Memory of its own on every device. *out and errors as of sl_weight. */
+void sl_weight_eight(sl_loader *l, sl_eight *out, int64_t n, int64_t k, const char *name, ...)
+    __attribute__((format(printf, 5, 6)));
 /* A tensor that the checkpoint may hold and nobody needs (attn2.norm_added_q): not
  * reported as left over. */
 void sl_weight_skip(sl_loader *l, const char *name, ...) __attribute__((format(printf, 2, 3)));
@@ -100,7 +106,8 @@ void sl_weight_skip(sl_loader *l, const char *name, ...) __attribute__((format(p
  * network's own *out. */
 typedef struct {
     char *name;
-    sl_tensor *out;      /* the network's tensor, where sl_weight left it */
+    sl_tensor *out;      /* the network's tensor, where sl_weight left it; in 8 bits the codes, */
+    sl_tensor *scale;    /* and their scales; NULL: not in 8 bits */
     size_t stored_bytes; /* of the checkpoint; 0: random */
     bool exact;          /* *out holds the checkpoint's numbers without a rounding */
 } sl_weight_place;
@@ -108,9 +115,10 @@ typedef struct {
 const sl_weight_place *sl_loader_place(const sl_loader *l, int i);
 /* Which one has this name; -1: none. */
 int sl_loader_find(const sl_loader *l, const char *name);
-/* On a device, after sl_loader_finish: bring the numbers of n places from the checkpoint once more,
- * into to[i], dense device memory of the place's number of elements, F32 or BF16 (rounded once);
- * waits. Errors: as sl_loader_finish. */
+/* After sl_loader_finish: bring the numbers of n places from the checkpoint once more, into to[i],
+ * dense device memory of the place's number of elements, F32 or BF16 (rounded once), or *out of a
+ * place in 8 bits, whose scales come with it; waits. On a device, and in host memory for places in 8
+ * bits. Errors: as sl_loader_finish. */
 sl_code sl_loader_reload(sl_loader *l, int n, const int which[], const sl_tensor to[], sl_err *err);
 
 /* True: the checkpoint holds a tensor of this name; so too when planning and for random
