@@ -33,8 +33,8 @@ static inline void *t_memory(size_t bytes)
     return p;
 }
 
-/* `dir` holds config.json and the weights. */
-static inline void t_dit_open(t_dit *d, const char *dir)
+/* `dir` holds config.json and the weights, which are kept as `precision` says. */
+static inline void t_dit_open_as(t_dit *d, const char *dir, sl_precision precision)
 {
     char path[1400];
     sl_err err = {0};
@@ -42,11 +42,17 @@ static inline void t_dit_open(t_dit *d, const char *dir)
     char *json = t_text(t_join(path, sizeof path, dir, "config.json"));
     T_OK(sl_model_parse_dit(&d->config, json, strlen(json), path, &err));
     free(json);
+    d->config.precision.is = precision;
     T_OK(sl_ctx_open(&d->ctx, &sl_ops_cpu, 0, &err));
     T_OK(sl_ctx_open(&d->plan, &sl_ops_plan, 0, &err));
     T_OK(sl_loader_file(&d->loader, &d->ctx, dir, "diffusion_pytorch_model", "transformer", &err));
     d->dit = sl_dit_new(&d->config, d->loader);
     T_OK(sl_loader_finish(d->loader, &err));
+}
+
+static inline void t_dit_open(t_dit *d, const char *dir)
+{
+    t_dit_open_as(d, dir, SL_PRECISION_BF16);
 }
 
 static inline void t_dit_close(t_dit *d)
