@@ -67,8 +67,10 @@ typedef struct {
         sl_model_files files; /* in place of what the checkpoint's folder holds */
     } model;
     struct {
-        int state_every; /* steps between spooled states; 0: never */
-        char rope[16];   /* rotary tables: "float32"; "bfloat16" as in a model cast whole */
+        int state_every;        /* steps between spooled states; 0: never */
+        char rope[16];          /* rotary tables: "float32"; "bfloat16" as in a model cast whole */
+        char precision[16];     /* of common/precision.h: how the weights are kept */
+        char bf16_blocks[1024]; /* blocks that stay in bf16 all the same: "0,39" */
     } denoise;
     struct {
         double threshold; /* 0: off */

@@ -20,6 +20,8 @@
 #define X(name, text) "|" text
 #define LEVELS SL_LOG_LEVELS(X)
 #define FORMATS SL_LOG_FORMATS(X)
+#define NAMED(upper, name) "|" name
+#define PRECISIONS SL_PRECISIONS(NAMED)
 #define ROLE(NAME, name, where) "|" name
 #define ROLES SL_ROLES(ROLE)
 #define PRESETS "|ultrafast|superfast|veryfast|faster|fast|medium|slow|slower|veryslow|placebo"
@@ -63,6 +65,13 @@ static const sl_key KEYS[] = {
      "|float32|bfloat16", "",
      "rotary tables: float32 as the pipeline has them; bfloat16 as a model cast as a whole, the "
      "golden ones among them"},
+    {"denoise.precision", SL_KEY_WORDS, AT(denoise.precision), ROOM(denoise.precision), 0, 0, 0,
+     "bf16", PRECISIONS, "",
+     "numbers of the blocks' large products: bf16 as the device computes (float32 on the CPU); "
+     "fp8-linear in 8 bits, on GPUs of compute capability 9.0 and, to compare, on the "
+     "CPU"},
+    TXT("denoise.bf16_blocks", denoise.bf16_blocks, "",
+        "with fp8-linear: blocks that stay in bf16 all the same, as \"0,39\" (\"\": none)"),
     NUM("fbcache.threshold", FLOAT, fbcache.threshold, 0, SL_FBCACHE_MOST, 0, "",
         "First Block Cache: reuse up to this relative change of the first block (0: off)"),
     NUM("fbcache.warmup", INT, fbcache.warmup, 0, 1000, 0, "",

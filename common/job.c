@@ -328,6 +328,8 @@ sl_code sl_job_check(const sl_job *job, sl_err *err)
                     "hits in a row, 0 is no cap", err)) ||
         (rc = range("fbcache_final", job->fbcache_final, 0, 1000, "steps", err)))
         return rc;
+    sl_precision precision;
+    if ((rc = sl_precision_read(&precision, job->precision, err))) return rc;
     if (sl_sampler_by_name(job->sampler) < 0) {
         rc = sl_fail(err, SL_ARG, "sampler is %.40s, want unipc, euler or lightx2v", job->sampler);
         sl_one_line(err);

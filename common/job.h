@@ -37,7 +37,8 @@
     F(real, shift, 3.0)                                                                            \
     F(path, sampler, "unipc") /* of SL_SAMPLERS */                                                 \
     F(u64, seed, 0)                                                                                \
-    F(path, noise, "") /* the user's path; the bytes lie there as noise.safetensors */             \
+    F(path, noise, "")         /* the user's path; the bytes lie there as noise.safetensors */     \
+    F(path, precision, "bf16") /* of SL_PRECISIONS */                                              \
     F(real, fbcache, 0)                                                                            \
     F(int, fbcache_warmup, 0)                                                                      \
     F(int, fbcache_max_hits, 0)                                                                    \

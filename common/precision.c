@@ -34,9 +34,14 @@ sl_code sl_precision_read(sl_precision *out, const char *name, sl_err *err)
     return rc;
 }
 
-bool sl_precision_allows(sl_precision loaded, sl_precision asked)
+sl_code sl_precision_fits(sl_precision loaded, sl_precision asked, sl_err *err)
 {
-    return (loaded == SL_PRECISION_BF16) == (asked == SL_PRECISION_BF16) && asked <= loaded;
+    if ((loaded == SL_PRECISION_BF16) == (asked == SL_PRECISION_BF16) && asked <= loaded)
+        return SL_OK;
+    return sl_fail(err, SL_ARG,
+                   "precision is %s, but the weights are loaded for %s (denoise.precision, or "
+                   "--precision of the run)",
+                   NAMES[asked], NAMES[loaded]);
 }
 
 bool sl_block_is_eight(const sl_dit_precision *p, int i)

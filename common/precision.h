@@ -22,9 +22,9 @@ typedef enum {
 const char *sl_precision_name(sl_precision p);
 /* Errors: SL_ARG, "precision is fp4, want bf16 or fp8-linear". */
 sl_code sl_precision_read(sl_precision *out, const char *name, sl_err *err);
-/* Can weights that were loaded for `loaded` compute as `asked` says? They hold bf16 or 8 bits, not
- * both. */
-bool sl_precision_allows(sl_precision loaded, sl_precision asked);
+/* Weights that were loaded for `loaded` can compute as a job asks: they hold bf16 or 8 bits, not
+ * both. Errors: SL_ARG, both named. */
+sl_code sl_precision_fits(sl_precision loaded, sl_precision asked, sl_err *err);
 
 #define SL_MOST_BLOCKS 512 /* of a transformer */
 

@@ -34,6 +34,7 @@ typedef struct {
     int turn; /* of the teams of one test */
     int kept; /* latent frames with a time of their own */
     float threshold;
+    sl_precision precision;
     float v[SL_RANKS][STEPS][16 * T * SIDE * SIDE];
     sl_fbcache_report report[SL_RANKS][STEPS];
 } shared;
@@ -87,10 +88,12 @@ static const char *open_net(t_rank *r, net *n, int64_t rows)
 {
     static const double STEP_TIMES[STEPS + 1] = {1000, 900, 640, 250, 0};
     const sl_fbcache_rules rules = {.threshold = given->threshold};
+    sl_dit_config config = CONFIG;
     sl_ctx *ctx = r->ctx;
     sl_err err = {0};
+    config.precision.is = given->precision;
     RANK_OK(!sl_loader_random(&n->loader, ctx, 7, "dit", &err), "%.200s", err.msg);
-    RANK_OK((n->dit = sl_dit_new(&CONFIG, n->loader)), "no network");
+    RANK_OK((n->dit = sl_dit_new(&config, n->loader)), "no network");
     RANK_OK(!sl_loader_finish(n->loader, &err), "%.200s", err.msg);
     sl_dit_times_make(ctx, n->dit, &n->times,
                       memory(ctx, sl_dit_times_bytes(ctx, n->dit, STEPS + 1)), STEP_TIMES,
@@ -157,7 +160,8 @@ static const char *rank_forwards(t_rank *r)
 }
 
 /* All teams of a size and threshold against one rank alone, on one thread. */
-static void same_bytes(int h, int w, int kept, float threshold, bool some_hits)
+static void same_bytes_in(sl_precision precision, int h, int w, int kept, float threshold,
+                          bool some_hits)
 {
     static const int TEAMS[] = {1, 1, 2, 4, 8};
     const size_t bytes = sizeof(float) * (size_t)(16 * T * h * w);
@@ -166,6 +170,7 @@ static void same_bytes(int h, int w, int kept, float threshold, bool some_hits)
     given = mmap(NULL, sizeof *given, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     assert_true(given != MAP_FAILED && alone);
     given->h = h, given->w = w, given->kept = kept, given->threshold = threshold;
+    given->precision = precision;
     for (size_t t = 0; t < sizeof TEAMS / sizeof *TEAMS; t++) {
         given->turn = (int)t;
         t_ranks(TEAMS[t], rank_forwards, 20000, NULL, -1);
@@ -185,6 +190,20 @@ static void same_bytes(int h, int w, int kept, float threshold, bool some_hits)
     if (some_hits) assert_in_range(hits, 1, STEPS - 1);
     munmap(given, sizeof *given);
     free(alone);
+}
+
+static void same_bytes(int h, int w, int kept, float threshold, bool some_hits)
+{
+    same_bytes_in(SL_PRECISION_BF16, h, w, kept, threshold, some_hits);
+}
+
+/* A row's scale is its own, and its codes are multiplied as whole rows wherever it is. */
+static void a_team_gives_the_bytes_of_one_in_8_bits(void **state)
+{
+    (void)state;
+    same_bytes_in(SL_PRECISION_FP8_LINEAR, 24, 24, 0, 0, false);
+    same_bytes_in(SL_PRECISION_FP8_LINEAR, 38, 38, 0, 0, false);
+    same_bytes_in(SL_PRECISION_FP8_LINEAR, 20, 32, 1, 0.35f, true);
 }
 
 static void a_team_gives_the_bytes_of_one(void **state)
@@ -242,8 +261,9 @@ static void heads_that_do_not_divide_are_refused(void **state)
 }
 
 #define T_DIT_SHARE_TESTS                                                                          \
-    cmocka_unit_test(a_team_gives_the_bytes_of_one), cmocka_unit_test(a_team_decides_as_one),      \
-        cmocka_unit_test(a_kept_frame_is_shared_too),                                              \
+    cmocka_unit_test(a_team_gives_the_bytes_of_one),                                               \
+        cmocka_unit_test(a_team_gives_the_bytes_of_one_in_8_bits),                                 \
+        cmocka_unit_test(a_team_decides_as_one), cmocka_unit_test(a_kept_frame_is_shared_too),     \
         cmocka_unit_test(heads_that_do_not_divide_are_refused)
 
 #endif

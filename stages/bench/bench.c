@@ -32,36 +32,38 @@ static const struct {
 
 static void usage(FILE *to)
 {
+    fprintf(to, "sluice bench [WHAT...] [--device cpu|cuda:N[,cuda:M...]] [--model DIR] [--size "
+                "WxHxFRAMES]... "
+                "[--repeat N] [--steps N] "
+                "[--rows N] [--quick]\n"
+                "             [--comm ipc|nccl] [--precision bf16|fp8-linear] [--guidance G] "
+                "[--profile] [--image FILE] [--json FILE]\n"
+                "\n"
+                "How fast the networks and their parts run with random weights, each beside its "
+                "floor: its operations over the "
+                "rate of this device's\n"
+                "matrix product, or its bytes over the rate of its copy, both measured first. "
+                "Shapes are the 14B model's on a GPU; "
+                "on a CPU, or with\n"
+                "--model, a checkpoint's (models/demo). WHAT, all but job if none is named:\n");
+    for (int i = 0; i < PART_COUNT; i++) fprintf(to, "  %-10s %s\n", PARTS[i].name, PARTS[i].what);
     fprintf(
         to,
-        "sluice bench [WHAT...] [--device cpu|cuda:N[,cuda:M...]] [--model DIR] [--size "
-        "WxHxFRAMES]... "
-        "[--repeat N] [--steps N] "
-        "[--rows N] [--quick]\n"
-        "             [--comm ipc|nccl] [--guidance G] [--profile] [--image FILE] [--json FILE]\n"
-        "\n"
-        "How fast the networks and their parts run with random weights, each beside its "
-        "floor: its operations over the "
-        "rate of this device's\n"
-        "matrix product, or its bytes over the rate of its copy, both measured first. "
-        "Shapes are the 14B model's on a GPU; "
-        "on a CPU, or with\n"
-        "--model, a checkpoint's (models/demo). WHAT, all but job if none is named:\n");
-    for (int i = 0; i < PART_COUNT; i++) fprintf(to, "  %-10s %s\n", PARTS[i].name, PARTS[i].what);
-    fprintf(to,
-            "--device   several: dit is a team of one rank on each, beside the first alone; a "
-            "job's denoisers are on all; the rest is measured on the first\n"
-            "--comm     of a team on GPUs: ipc or nccl (ipc where they can map each other)\n"
-            "--repeat   timed runs of each (1 to %d)\n"
-            "--rows     tokens that the DiT takes at a time where it can choose\n"
-            "--steps    of the job (the checkpoint's sluice.json, else 30; 2 with --quick); "
-            "--image its picture (one is made)\n"
-            "--guidance of the job (the checkpoint's sluice.json, else 5: two forwards a step; 1 "
-            "or less: one)\n"
-            "--quick    the smallest size, one run of each\n"
-            "--profile  one more run of each network with a clock around each operation: a table "
-            "of where the time goes\n",
-            SL_BENCH_MOST_RUNS);
+        "--device   several: dit is a team of one rank on each, beside the first alone; a "
+        "job's denoisers are on all; the rest is measured on the first\n"
+        "--comm     of a team on GPUs: ipc or nccl (ipc where they can map each other)\n"
+        "--precision of dit and job: fp8-linear computes the large products in 8 bits; their floor "
+        "stays that of the device's own product\n"
+        "--repeat   timed runs of each (1 to %d)\n"
+        "--rows     tokens that the DiT takes at a time where it can choose\n"
+        "--steps    of the job (the checkpoint's sluice.json, else 30; 2 with --quick); "
+        "--image its picture (one is made)\n"
+        "--guidance of the job (the checkpoint's sluice.json, else 5: two forwards a step; 1 "
+        "or less: one)\n"
+        "--quick    the smallest size, one run of each\n"
+        "--profile  one more run of each network with a clock around each operation: a table "
+        "of where the time goes\n",
+        SL_BENCH_MOST_RUNS);
 }
 
 static sl_code number(const char *name, const char *text, long long lo, long long hi,
@@ -116,12 +118,13 @@ static sl_code copy_text(char *out, size_t size, const char *name, const char *t
 
 static sl_code parse(sl_bench *b, bool wanted[PART_COUNT], int argc, char **argv, sl_err *err)
 {
-    static const struct option LONG[] = {
-        {"device", 1, 0, 'd'}, {"json", 1, 0, 'j'},    {"model", 1, 0, 'm'},
-        {"size", 1, 0, 's'},   {"comm", 1, 0, 'c'},    {"repeat", 1, 0, 'r'},
-        {"steps", 1, 0, 'n'},  {"image", 1, 0, 'i'},   {"rows", 1, 0, 'o'},
-        {"quick", 0, 0, 'q'},  {"profile", 0, 0, 'p'}, {"guidance", 1, 0, 'g'},
-        {0, 0, 0, 0}};
+    static const struct option LONG[] = {{"device", 1, 0, 'd'},    {"json", 1, 0, 'j'},
+                                         {"model", 1, 0, 'm'},     {"size", 1, 0, 's'},
+                                         {"comm", 1, 0, 'c'},      {"repeat", 1, 0, 'r'},
+                                         {"steps", 1, 0, 'n'},     {"image", 1, 0, 'i'},
+                                         {"rows", 1, 0, 'o'},      {"quick", 0, 0, 'q'},
+                                         {"profile", 0, 0, 'p'},   {"guidance", 1, 0, 'g'},
+                                         {"precision", 1, 0, 'e'}, {0, 0, 0, 0}};
     sl_code rc = SL_OK;
     long long n;
     int c, named = 0;
@@ -137,7 +140,9 @@ static sl_code parse(sl_bench *b, bool wanted[PART_COUNT], int argc, char **argv
             rc = copy_text(b->comm, sizeof b->comm, "--comm", optarg, err);
             if (!rc && strcmp(b->comm, "ipc") && strcmp(b->comm, "nccl"))
                 rc = sl_fail(err, SL_ARG, "--comm is %s, want ipc or nccl", b->comm);
-        } else if (c == 's') rc = add_size(b, optarg, err);
+        } else if (c == 'e')
+            rc = copy_text(b->precision, sizeof b->precision, "--precision", optarg, err);
+        else if (c == 's') rc = add_size(b, optarg, err);
         else if (c == 'q') b->quick = true;
         else if (c == 'p') b->profile = true;
         else if (c == 'r')
@@ -190,6 +195,7 @@ static sl_code complete(sl_bench *b, const char *private_dir, sl_err *err)
     if (rc) return rc;
     if ((rc = sl_model_open(&b->model, b->model_dir, err)))
         return sl_context(err, rc, "the shapes to measure (--model DIR)");
+    if ((rc = sl_model_use_precision(&b->model, b->precision, "", err))) return rc;
     rc = sl_request_read_defaults(&d, b->model_dir, err);
     if (!b->steps) b->steps = b->quick ? 2 : d.has_steps ? d.spec.steps : 30;
     if (isnan(b->guidance)) b->guidance = d.has_guidance ? d.spec.guidance : 5;
@@ -214,8 +220,11 @@ static sl_code write_json(const sl_bench *b, sl_err *err)
 
 int sl_bench_main(int argc, char **argv)
 {
-    sl_bench b = {
-        .devices = {1, {"cpu"}}, .peer_socket = -1, .guidance = NAN, .results = json_array()};
+    sl_bench b = {.devices = {1, {"cpu"}},
+                  .peer_socket = -1,
+                  .guidance = NAN,
+                  .precision = "bf16",
+                  .results = json_array()};
     bool wanted[PART_COUNT] = {false};
     char private_dir[SL_PATH] = "";
     const int64_t started = sl_now_ns();

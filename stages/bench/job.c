@@ -291,11 +291,12 @@ sl_code sl_bench_job(sl_bench *b, sl_err *err)
         snprintf(devices + strlen(devices), sizeof devices - strlen(devices), "%s%s", i ? "," : "",
                  b->devices.at[i]);
     if (b->plugin && (rc = b->plugin->memory(b->ordinal, &free_before, &total, err))) goto done;
-    const char *argv[] = {program,      "run",    "--conf",   conf,    "--model", b->model_dir,
-                          "--device",   devices,  "--image",  picture, "--width", w,
-                          "--height",   h,        "--frames", f,       "--steps", n,
-                          "--guidance", guidance, "--seed",   "1",     "--json",  told,
-                          "-o",         video,    "--prompt", PROMPT,  NULL};
+    const char *argv[] = {program,      "run",    "--conf",   conf,    "--model",     b->model_dir,
+                          "--device",   devices,  "--image",  picture, "--width",     w,
+                          "--height",   h,        "--frames", f,       "--steps",     n,
+                          "--guidance", guidance, "--seed",   "1",     "--json",      told,
+                          "-o",         video,    "--prompt", PROMPT,  "--precision", b->precision,
+                          NULL};
     pid_t pid = start((char *const *)(uintptr_t)argv, err);
     if (pid < 0) {
         rc = err->code;

@@ -35,6 +35,29 @@ static bool linear_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, cons
     return true;
 }
 
+static double eight_operations(const sl_eight *x, const sl_eight *w)
+{
+    return 2.0 * (double)sl_count(&x->codes) * (double)w->codes.shape[0];
+}
+
+static void linear_eight(sl_ctx *ctx, const sl_tensor *y, const sl_eight *x, const sl_eight *w,
+                         const sl_tensor *b)
+{
+    sl_bench_work *k = ctx->tap_user;
+    k->linear += eight_operations(x, w);
+    k->body->linear_eight(ctx, y, x, w, b);
+}
+
+static bool linear_add_eight(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_eight *a,
+                             const sl_eight *w, const sl_tensor *b, const sl_tensor *gate)
+{
+    sl_bench_work *k = ctx->tap_user;
+    if (!k->body->linear_add_eight || !k->body->linear_add_eight(ctx, x, y, a, w, b, gate))
+        return false;
+    k->linear += eight_operations(a, w);
+    return true;
+}
+
 static void attention(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k,
                       const sl_tensor *v, int heads, float scale, const sl_tensor *bias,
                       bool accumulate)
@@ -99,6 +122,8 @@ sl_code sl_bench_open_device(sl_bench *b, sl_err *err)
     b->ops = *b->body;
     b->ops.linear = linear;
     b->ops.linear_add = linear_add;
+    b->ops.linear_eight = linear_eight;
+    b->ops.linear_add_eight = linear_add_eight;
     b->ops.attention = attention;
     b->ops.attention_two = attention_two;
     b->ops.attention_parts = attention_parts;

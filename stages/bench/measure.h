@@ -31,6 +31,7 @@ typedef struct {
     char device[16];        /* the first of them, on which all but a team's dit is measured */
     char comm[8];           /* of a team on GPUs: "ipc", "nccl"; "": as the devices allow */
     char json[SL_PATH], model_dir[SL_PATH], image[SL_PATH], program_dir[SL_PATH];
+    char precision[16]; /* of the transformer in dit and job */
     bool quick, profile;
     int repeat;      /* timed runs of each; 0: as many as seem right */
     int steps;       /* of the job */

@@ -52,10 +52,11 @@ static void print_plan(const sl_run_plan *p, const sl_job *j, int jobs, const sl
         if ((int)strlen(p->stages[i].name) > width) width = (int)strlen(p->stages[i].name);
         windows = windows || p->stages[i].window;
     }
-    printf("%s\n%s%dx%d, %d frames, %d steps%s%s\n", j->model,
+    const bool bf16 = !strcmp(j->precision, sl_precision_name(SL_PRECISION_BF16));
+    printf("%s\n%s%dx%d, %d frames, %d steps%s%s%s%s\n", j->model,
            jobs > 1 ? "the largest of the jobs; the first is " : "", j->width, j->height, j->frames,
            j->steps, sl_denoise_branches(j) > 1 ? ", guidance" : "",
-           j->fbcache > 0 ? ", First Block Cache" : "");
+           j->fbcache > 0 ? ", First Block Cache" : "", bf16 ? "" : ", ", bf16 ? "" : j->precision);
     printf("\n  %-*s %-7s %10s %10s %10s %10s %10s", width, "stage", "device", "mapped", "weights",
            "job", "work", "slots");
     if (windows) printf(" %10s", "window");
@@ -142,10 +143,10 @@ static sl_code write_plan(const sl_run_plan *p, const sl_job *j, const sl_machin
         }
         json_object_set_new(sums, devices[k].name, d);
     }
-    json_t *root =
-        json_pack("{s:s, s:i, s:i, s:i, s:i, s:b, s:o, s:o}", "model", j->model, "width", j->width,
-                  "height", j->height, "frames", j->frames, "step_count", j->steps, "from_files",
-                  (int)p->from_files, "stages", stages, "devices", sums);
+    json_t *root = json_pack("{s:s, s:s, s:i, s:i, s:i, s:i, s:b, s:o, s:o}", "model", j->model,
+                             "precision", j->precision, "width", j->width, "height", j->height,
+                             "frames", j->frames, "step_count", j->steps, "from_files",
+                             (int)p->from_files, "stages", stages, "devices", sums);
     errno = 0;
     int bad = !root || json_dump_file(root, path, JSON_INDENT(2)), why = errno;
     json_decref(root);

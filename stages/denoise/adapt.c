@@ -1,4 +1,5 @@
-/* adapt.c - the weights become those that a job asks for: the checkpoint's and its LoRA. */
+/* adapt.c - the weights become those that a job asks for: the checkpoint's and its LoRA; their
+ * precision must be the job's already. */
 #include <inttypes.h>
 
 #include "common/log.h"
@@ -38,7 +39,9 @@ static sl_code adapt(denoiser *d, const sl_msg_job *msg, const sl_job *job, int 
 
 sl_code sl_denoise_adapt(denoiser *d, const sl_msg_job *msg, const sl_job *job, sl_err *err)
 {
-    sl_code rc = SL_OK;
+    sl_precision asked;
+    sl_code rc = sl_precision_read(&asked, job->precision, err);
+    if (!rc) rc = sl_precision_fits(d->model->dit[0].precision.is, asked, err);
     for (int e = 0; e < d->model->family.experts && !rc; e++) rc = adapt(d, msg, job, e, err);
     return rc;
 }

@@ -61,7 +61,8 @@ sl_code sl_denoiser_open(denoiser *d, sl_err *err);
 void sl_denoiser_close(denoiser *d);
 /* Bring the weights to the job's LoRA, each expert's, unless they are there: before a team begins,
  * by each of its ranks. Told as a span of loading and in the log. Errors, one line: a file that is
- * another than when the job was taken, does not fit, cannot be read; SL_CANCELLED. */
+ * another than when the job was taken, does not fit, cannot be read; another precision than the
+ * weights'; SL_CANCELLED. */
 sl_code sl_denoise_adapt(denoiser *d, const sl_msg_job *msg, const sl_job *job, sl_err *err);
 
 /* Size and take the memory, compute what is constant over the steps, and either begin with

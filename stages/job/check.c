@@ -24,6 +24,7 @@
 #include "stages/job/lora.h"
 #include "stages/job/output.h"
 #include "stages/job/piped.h"
+#include "stages/job/precision.h"
 #include "stages/job/replay.h"
 
 static sl_code check_picture(const char *path, const char *option, int *w, int *h, sl_err *err)
@@ -166,6 +167,7 @@ static void complete_schedule(sl_request *j, const sl_model *model, const sl_con
     if (!j->has_steps && distilled) s->steps = SL_DISTILLED_STEPS;
     if (!j->has_guidance && distilled) s->guidance = 1;
     if (!j->has_fbcache) s->fbcache = conf->fbcache.threshold;
+    if (!j->has_precision) snprintf(s->precision, SL_PATH, "%s", conf->denoise.precision);
 }
 
 void sl_request_complete(sl_request *j, const sl_model *model, const sl_conf *conf)
@@ -359,7 +361,8 @@ sl_code sl_request_check(sl_request *j, const char *from, const sl_model *model,
         return rc;
     if ((rc = check_pictures(j, model, err)) || (rc = complete(j, model, conf, err)) ||
         (rc = sl_job_check_family(s, &model->family, err)) ||
-        (rc = check_team(s, from, model, conf, err)))
+        (rc = check_team(s, from, model, conf, err)) ||
+        (rc = sl_request_check_precision(j, conf, err)))
         return rc;
     if (computes(from, SL_ROLE_DENOISE) &&
         (rc = sl_request_check_lora(j, model, conf->model.random, err)))
@@ -499,8 +502,10 @@ static sl_code merge_files(const sl_batch *b, sl_conf *conf, const char *dir, sl
     return SL_OK;
 }
 
-/* Open what dir and conf name; then conf names a file that dir was, so that stages find it. */
-static sl_code open_model(sl_model *model, sl_conf *conf, const char *dir, sl_err *err)
+/* Open what dir and conf name; then conf names a file that dir was, so that stages find it, and the
+ * precision. */
+static sl_code open_model(const sl_batch *b, sl_model *model, sl_conf *conf, const char *dir,
+                          sl_err *err)
 {
     char absolute[SL_PATH] = "";
     sl_code rc;
@@ -510,7 +515,8 @@ static sl_code open_model(sl_model *model, sl_conf *conf, const char *dir, sl_er
     for (int i = 0; i < SL_PART_COUNT; i++)
         if (model->layout.parts[i].named)
             memcpy(conf->model.files.part[i], model->layout.parts[i].path, SL_PATH);
-    return SL_OK;
+    if ((rc = sl_batch_use_precision(b, conf, model, err))) return rc;
+    return sl_precision_check_devices(conf, &b->gpus, err);
 }
 
 sl_code sl_batch_open(sl_batch *b, sl_model *model, sl_conf *conf, sl_err *err)
@@ -533,7 +539,7 @@ sl_code sl_batch_open(sl_batch *b, sl_model *model, sl_conf *conf, sl_err *err)
             return sl_fail(err, SL_ARG,
                            "line %d of %s wants model %s, the run has %s: one checkpoint a run",
                            b->jobs[i].line, b->jobs_file, b->jobs[i].spec.model, dir);
-    if ((rc = open_model(model, conf, dir, err)) || (rc = check_checkpoint(model, conf, err)))
+    if ((rc = open_model(b, model, conf, dir, err)) || (rc = check_checkpoint(model, conf, err)))
         return rc;
     return SL_OK;
 }
@@ -593,7 +599,7 @@ sl_code sl_batch_complete(sl_batch *b, sl_model *model, sl_conf *conf, sl_err *e
     if ((rc = sl_conf_use_device(conf, b->device, err))) return rc;
     /* a plan may be for another machine: GPUs that are not here are no error */
     if (sl_gpus_ask(&b->gpus, conf, &absent)) memset(&b->gpus, 0, sizeof b->gpus);
-    if ((rc = merge_files(b, conf, dir, err)) || (rc = open_model(model, conf, dir, err)) ||
+    if ((rc = merge_files(b, conf, dir, err)) || (rc = open_model(b, model, conf, dir, err)) ||
         (rc = use_defaults(b, model, conf, err)) || (rc = sl_batch_take_pipes(b, err)))
         return rc;
     for (int i = 0; i < b->job_count; i++) {
@@ -604,7 +610,8 @@ sl_code sl_batch_complete(sl_batch *b, sl_model *model, sl_conf *conf, sl_err *e
         if (model->family.last_picture && !*j->spec.last_image)
             snprintf(j->spec.last_image, SL_PATH, "?");
         if ((rc = sl_job_check_family(&j->spec, &model->family, err)) ||
-            (rc = check_team(&j->spec, b->from, model, conf, err)))
+            (rc = check_team(&j->spec, b->from, model, conf, err)) ||
+            (rc = sl_request_check_precision(j, conf, err)))
             return j->line ? sl_context(err, rc, "%s:%d", b->jobs_file, j->line) : rc;
     }
     fit_limits(b, conf);

@@ -44,7 +44,7 @@ sl_code sl_batch_replay(sl_batch *b, const char *dir, sl_err *err)
     if ((rc = sl_job_read(&b->base.spec, path, err))) return sl_context(err, rc, "replay");
     sl_request *r = &b->base;
     r->has_prompt = r->has_shift = r->has_steps = r->has_guidance = r->has_guidance_2 = r->has_fps =
-        r->has_crf = r->has_fbcache = r->has_sampler = true;
+        r->has_crf = r->has_precision = r->has_fbcache = r->has_sampler = true;
     r->has_fbcache_warmup = r->has_fbcache_max_hits = r->has_fbcache_final = true;
     *r->spec.output = *r->spec.preview = 0;
     const bool whole = r->spec.dump;

@@ -34,6 +34,7 @@ static const struct {
     {"sampler", SL_ROLE_DENOISE},
     {"seed", SL_ROLE_DENOISE},
     {"noise", SL_ROLE_DENOISE},
+    {"precision", SL_ROLE_DENOISE},
     {"fbcache", SL_ROLE_DENOISE},
     {"fbcache-warmup", SL_ROLE_DENOISE},
     {"fbcache-max-hits", SL_ROLE_DENOISE},

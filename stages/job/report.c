@@ -285,15 +285,15 @@ static json_t *job_json(const sl_report *r, const sl_report_job *j)
                              branch(j->steps[i].cond_computed, j->steps[i].cond_metric), "uncond",
                              branch(j->steps[i].uncond_computed, j->steps[i].uncond_metric)));
     return json_pack(
-        "{s:s, s:o, s:o, s:s, s:o, s:i, s:i, s:i, s:o, s:i, s:f, s:f, s:s, s:f, s:o*, s:o*, s:o, "
+        "{s:s, s:o, s:o, s:s, s:o, s:i, s:i, s:i, s:o, s:i, s:f, s:f, s:s, s:s, s:f, s:o*, s:o*, s:o, "
         "s:o, s:o, s:f, s:f, s:f, s:i, s:o, s:o*, s:I}",
         "status", sl_report_status(j), "message", text(j->message), "warnings",
         sl_report_warnings(j->job), "prompt", s->prompt, "seed",
         json_sprintf("%llu", (unsigned long long)s->seed), "width", s->width, "height", s->height,
         "frames", s->frames, "fps", sl_json_number(s->fps), "step_count", s->steps, "guidance",
-        s->guidance, "shift", s->shift, "sampler", s->sampler, "fbcache", s->fbcache, "lora",
-        sl_lora_json(s->lora), "lora_2", sl_lora_json(s->lora_2), "stages", stages, "ranks",
-        ranks_json(r, j), "steps", steps, "client",
+        s->guidance, "shift", s->shift, "sampler", s->sampler, "precision", s->precision, "fbcache",
+        s->fbcache, "lora", sl_lora_json(s->lora), "lora_2", sl_lora_json(s->lora_2), "stages",
+        stages, "ranks", ranks_json(r, j), "steps", steps, "client",
         t.client[SL_SPAN_START] + t.client[SL_SPAN_SPOOL], "total", t.total, "unaccounted",
         t.unaccounted, "restarts", r->restarts, "output", text(s->output), "kept",
         *j->kept ? text(j->kept) : NULL, "output_bytes", (json_int_t)j->bytes);

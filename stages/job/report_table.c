@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "common/pipeline.h"
+#include "common/precision.h"
 
 static double number(const json_t *o, const char *key)
 {
@@ -72,7 +73,7 @@ void sl_report_print_json(const json_t *r, const char *name, FILE *to)
     const long long restarts = integer(r, "restarts");
     int hits = 0, forwards = 0;
     size_t i;
-    char status[256], message[256], seed[256], output[256];
+    char status[256], message[256], seed[256], output[256], precision[256];
     json_array_foreach(steps, i, step)
     {
         static const char *const BRANCHES[] = {"cond", "uncond"};
@@ -95,6 +96,8 @@ void sl_report_print_json(const json_t *r, const char *name, FILE *to)
     print_ranks(json_object_get(r, "ranks"), to);
     fprintf(to, "  total %.3f s, unaccounted %.3f s (%.2f %%)", total, unaccounted,
             total > 0 ? 100 * unaccounted / total : 0);
+    if (*text(precision, r, "precision") && strcmp(precision, sl_precision_name(SL_PRECISION_BF16)))
+        fprintf(to, "; %s", precision);
     if (number(r, "fbcache") > 0) fprintf(to, "; cache skipped %d of %d forwards", hits, forwards);
     if (restarts) fprintf(to, "; %lld restart%s", restarts, restarts == 1 ? "" : "s");
     fprintf(to, "\n");

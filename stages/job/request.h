@@ -32,8 +32,8 @@ typedef struct {
      * values. */
     bool has_prompt, has_negative, has_seed, has_noise, has_image, has_last_image, has_width,
         has_height, has_max_area, has_frames, has_fps, has_steps, has_guidance, has_guidance_2,
-        has_shift, has_sampler, has_crf, has_fbcache, has_fbcache_warmup, has_fbcache_max_hits,
-        has_fbcache_final, has_lora, has_lora_2;
+        has_shift, has_sampler, has_crf, has_precision, has_fbcache, has_fbcache_warmup,
+        has_fbcache_max_hits, has_fbcache_final, has_lora, has_lora_2;
     bool random_seed; /* asked for by --seed -1 */
     /* bit i: option i of options.h was said by whoever asks for the job, and not by the checkpoint
      * or a dump; sl_request_given asks by name */

@@ -66,6 +66,7 @@ static json_t *defaults_json(const sl_server *s)
             json_object_set_new(d, o->name, value_of(given ? own : &r, o));
     }
     json_object_set_new(d, "crf", json_integer(r.spec.crf));
+    json_object_set_new(d, "precision", json_string(r.spec.precision));
     sl_job_free(&r.spec);
     return d;
 }

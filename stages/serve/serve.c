@@ -157,6 +157,7 @@ static sl_code admit_largest(serve *v, sl_err *err)
     r->spec.height = (int)(c->limits.pixels / side / edge * edge);
     r->spec.frames = (c->limits.frames - 1) / 4 * 4 + 1;
     r->spec.fbcache = c->fbcache.threshold;
+    snprintf(r->spec.precision, SL_PATH, "%s", c->denoise.precision);
     if (v->server.model.family.picture) snprintf(r->spec.image, SL_PATH, "?");
     if (v->server.model.family.last_picture) snprintf(r->spec.last_image, SL_PATH, "?");
     if ((rc = ask_for_loras(r, &v->server, err))) return rc;
