@@ -6,6 +6,7 @@
  *   data.cu            movement, conversion, elementwise arithmetic
  *   gemm.cu            products: cublasLt's plans by shape, own kernels for few rows
  *   norm.cu            norms, rotary embedding, the gated residual
+ *   eight.cu           rows in 8 bits: what makes them, their products
  *   attention.cu       which form an attention takes, and the form for every case
  *   attention_flash.cu, attention_two.cu   Hopper's kernels for heads of 128: among the
  *                      tokens, and to text and picture in one pass
@@ -16,7 +17,7 @@
  *   frames.cu          what the autoencoder does besides convolving
  *   load.cu, slab.cu   weights from files; memory that processes share
  *   comm_ipc.cu, comm_nccl.cu   ranks that share a forward (kernels/comm.h)
- * and what kernels include: device.cuh (memory-bound ones), mma.cuh (one warp's products),
+ * and what kernels include: device.cuh (memory-bound ones), rows.cuh (by rows), mma.cuh (one warp's products),
  * hopper.cuh and attention_hopper.cuh (compute capability 9.0). */
 #ifndef SL_CUDA_H
 #define SL_CUDA_H
@@ -24,6 +25,7 @@
 #include <cublasLt.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_fp8.h>
 #include <cuda_runtime.h>
 #include <cudnn.h>
 
@@ -97,7 +99,7 @@ SL_OPS(SL_CUDA_BODY)
 /* c = alpha * a b^T for `batch` matrices: a [m,k], b [n,k] (across: b [k,n]), c [m,n],
  * row-major with `ld` elements from row to row and `step` elements from matrix to matrix;
  * arithmetic in F32 (never TF32), one rounding to c's dtype. in BF16 or F32; out F32 or
- * in's dtype. bias [n] of dtype `out` and 16-byte aligned, or NULL, is added before;
+ * in's dtype; or in E4M3 with a scale a row of a and of b, out BF16. bias [n] of dtype `out` and 16-byte aligned, or NULL, is added before;
  * gelu: GELU's tanh form of the sum. whole: sl_cuda_whole_rows, where m may be other numbers of
  * these rows, and batch other numbers of such matrices, without another bit; 0: as it comes. Uses
  * the workspace, no scratch. */
@@ -111,6 +113,9 @@ struct sl_cuda_product {
     sl_dtype in, out;
     float alpha;
     const void *bias;
+    const float *scale_a, *scale_b; /* in E4M3 */
+    /* in E4M3: the bias is F32 or not aligned, for which cublasLt has no kernel */
+    bool bias_any, bias_f32;
     bool adds; /* c += instead, with one rounding; without gelu */
 };
 /* False: the product `adds`, and cublasLt has no kernel for that; nothing was done. Errors

@@ -18,6 +18,8 @@
  * any. If cublasLt took none of its suggestions for the share's rows, the first for these would
  * be taken, and could have other bits. Algorithms that were timed (SLUICE_AUTOTUNE=1, on a share
  * with its own rows) may be other ones on each rank.
+ * IN 8 BITS a and b are e4m3 with a scale a row of each, which cublasLt multiplies the sums by
+ * (compute capability 9.0), and accumulation is not the fast one. The rules above hold likewise.
  * SLUICE_GEMM_PIN=0 chooses by a share's own rows, to see what a forward would gain
  * (sluice bench dit); tests/bench_gemm.c has both, product by product. */
 #include "kernels/cuda/cuda.h"
@@ -38,6 +40,7 @@ struct gemm_key {
     int batch, across, gelu, bias, in, out;
     unsigned align_a, align_b, align_c;
     int adds;
+    unsigned align_scales; /* of products in 8 bits; 0: of another */
 };
 
 struct gemm_plan {
@@ -105,7 +108,14 @@ static unsigned alignment(const sl_cuda_product *g, const void *p, int64_t row, 
 
 static cudaDataType_t cuda_type(sl_dtype t)
 {
-    return t == SL_F32 ? CUDA_R_32F : CUDA_R_16BF;
+    return t == SL_F32 ? CUDA_R_32F : t == SL_E4M3 ? CUDA_R_8F_E4M3 : CUDA_R_16BF;
+}
+
+/* Up to 16: as far as vectors of scales may matter. */
+static unsigned alignment_of_scales(const sl_cuda_product *g)
+{
+    const uint64_t all = (uint64_t)(uintptr_t)g->scale_a | (uint64_t)(uintptr_t)g->scale_b;
+    return g->in != SL_E4M3 ? 0 : all % 16 ? 4 : 16;
 }
 
 static gemm_key key_of(const sl_cuda_product *g)
@@ -117,10 +127,12 @@ static gemm_key key_of(const sl_cuda_product *g)
     k.batch = g->batch;
     if (g->batch > 1) k.step_a = g->step_a, k.step_b = g->step_b, k.step_c = g->step_c;
     k.adds = g->adds;
-    k.across = g->across, k.gelu = g->gelu, k.bias = g->bias != NULL, k.in = g->in, k.out = g->out;
+    k.across = g->across, k.gelu = g->gelu, k.bias = g->bias ? 1 + g->bias_any : 0, k.in = g->in,
+    k.out = g->out;
     k.align_a = alignment(g, g->a, g->lda, g->step_a, g->in);
     k.align_b = alignment(g, g->b, 0, g->step_b, g->in);
     k.align_c = alignment(g, g->c, g->ldc, g->step_c, g->out);
+    k.align_scales = alignment_of_scales(g);
     return k;
 }
 
@@ -142,6 +154,29 @@ static cublasStatus_t layout(cublasLtMatrixLayout_t *out, sl_dtype type, int64_t
 static int64_t at_least(int64_t ld, int64_t row)
 {
     return ld > row ? ld : row;
+}
+
+/* cublasLt's "A" is our b. */
+static cublasStatus_t use_scales(gemm_plan *p, const sl_cuda_product *g)
+{
+    cublasStatus_t s = cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER,
+                                                      &g->scale_b, sizeof g->scale_b);
+    if (s) return s;
+    return cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &g->scale_a,
+                                          sizeof g->scale_a);
+}
+
+static cublasStatus_t describe_scales(gemm_plan *p, const sl_cuda_product *g)
+{
+    const int32_t each_row = CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
+    cublasStatus_t s;
+    if ((s = cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_A_SCALE_MODE, &each_row,
+                                            sizeof each_row)))
+        return s;
+    if ((s = cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_B_SCALE_MODE, &each_row,
+                                            sizeof each_row)))
+        return s;
+    return use_scales(p, g);
 }
 
 static cublasStatus_t describe(gemm_plan *p, const sl_cuda_product *g)
@@ -171,6 +206,7 @@ static cublasStatus_t describe(gemm_plan *p, const sl_cuda_product *g)
                                                 sizeof g->bias)))
             return s;
     }
+    if (g->in == SL_E4M3 && (s = describe_scales(p, g))) return s;
     s = g->across ? layout(&p->a, g->in, g->n, g->k, at_least(g->ldb, g->n), g->batch, g->step_b)
                   : layout(&p->a, g->in, g->k, g->n, at_least(g->ldb, g->k), g->batch, g->step_b);
     if (s) return s;
@@ -187,6 +223,10 @@ static cublasStatus_t run(sl_ctx *ctx, gemm_plan *p, const sl_cuda_product *g,
     if (g->bias) {
         cublasStatus_t s = cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_BIAS_POINTER,
                                                           &g->bias, sizeof g->bias);
+        if (s) return s;
+    }
+    if (g->in == SL_E4M3) {
+        cublasStatus_t s = use_scales(p, g);
         if (s) return s;
     }
     return cublasLtMatmul(c->lt, p->op, &g->alpha, g->b, p->a, g->a, p->b, &beta, g->c, p->c, g->c,
@@ -295,14 +335,15 @@ static void plan_make(sl_ctx *ctx, gemm_plan *p, const sl_cuda_product *g)
     int n = 0;
     if (g->whole) all.m = g->whole, all.batch = 1;
     const bool other = all.m != g->m || all.batch != g->batch,
-               timed = 2.0 * (double)all.m * (double)g->n * (double)g->k * all.batch >=
-                           TIMED_FROM &&
-                       !g->adds && sl_cuda_may_time(ctx);
+               timed =
+                   2.0 * (double)all.m * (double)g->n * (double)g->k * all.batch >= TIMED_FROM &&
+                   !g->adds && sl_cuda_may_time(ctx);
     const int most = timed || g->whole ? ALGORITHMS : 1;
     memset(p, 0, sizeof *p);
     memset(&choice, 0, sizeof choice);
     p->key = key_of(g);
-    if (!describe(p, g)) {
+    /* scales and biases that are not aligned are plain_kernel's */
+    if (p->key.align_scales != 4 && !g->bias_any && !describe(p, g)) {
         if (!other) n = suggested(ctx, p, &p->key, most, list);
         else if (!describe(&choice, &all))
             n = taken(ctx, p, list, suggested(ctx, &choice, &p->key, most, list));
@@ -338,6 +379,10 @@ __device__ __forceinline__ float number(bf16 x)
 {
     return __bfloat162float(x);
 }
+__device__ __forceinline__ float number(__nv_fp8_e4m3 x)
+{
+    return (float)x;
+}
 __device__ __forceinline__ void put(float *to, float x)
 {
     *to = x;
@@ -357,7 +402,8 @@ template <class T, class R>
 static __global__ void __launch_bounds__(TILE *TILE)
     plain_kernel(const T *a, const T *b, R *c, int64_t m, int64_t n, int64_t k, int64_t lda,
                  int64_t b_n, int64_t b_k, int64_t ldc, int64_t step_a, int64_t step_b,
-                 int64_t step_c, float alpha, const R *bias, int kind)
+                 int64_t step_c, float alpha, const float *scale_a, const float *scale_b,
+                 const void *bias, bool bias_f32, int kind)
 {
     __shared__ float as[TILE][TILE + 1], bs[TILE][TILE + 1];
     int tx = threadIdx.x % TILE, ty = threadIdx.x / TILE;
@@ -373,8 +419,9 @@ static __global__ void __launch_bounds__(TILE *TILE)
         for (int i = 0; i < TILE; i++) sum = fmaf(as[ty][i], bs[tx][i], sum);
         __syncthreads();
     }
-    if (row < m && col < n)
-        put(&c[row * ldc + col], activated(alpha * sum + (bias ? number(bias[col]) : 0), kind));
+    if (row >= m || col >= n) return;
+    if (scale_a) sum = sum * scale_a[row] * scale_b[col];
+    put(&c[row * ldc + col], activated(alpha * sum + vector_at(bias, bias_f32, col), kind));
 }
 
 template <class T, class R> static void plain(sl_ctx *ctx, const sl_cuda_product *g)
@@ -384,7 +431,8 @@ template <class T, class R> static void plain(sl_ctx *ctx, const sl_cuda_product
     plain_kernel<<<grid, TILE * TILE, 0, ctx->stream>>>(
         (const T *)g->a, (const T *)g->b, (R *)g->c, g->m, g->n, g->k, g->lda,
         g->across ? 1 : g->ldb, g->across ? g->ldb : 1, g->ldc, g->step_a, g->step_b, g->step_c,
-        g->alpha, (const R *)g->bias, g->gelu ? SL_ACT_GELU_TANH : SL_ACT_NONE);
+        g->alpha, g->scale_a, g->scale_b, g->bias, g->bias_f32 || g->out == SL_F32,
+        g->gelu ? SL_ACT_GELU_TANH : SL_ACT_NONE);
     SL_LAUNCHED(ctx, "a product that cublasLt declined");
 }
 
@@ -509,7 +557,8 @@ bool sl_cuda_multiply(sl_ctx *ctx, const sl_cuda_product *g)
         p->plain = true;
     }
     if (g->adds) return false;
-    if (g->in == SL_F32) plain<float, float>(ctx, g);
+    if (g->in == SL_E4M3) plain<__nv_fp8_e4m3, bf16>(ctx, g);
+    else if (g->in == SL_F32) plain<float, float>(ctx, g);
     else if (g->out == SL_F32) plain<bf16, float>(ctx, g);
     else plain<bf16, bf16>(ctx, g);
     return true;

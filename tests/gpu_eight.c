@@ -1,0 +1,500 @@
+/* gpu_eight.c - rows in 8 bits on the GPU: what makes them and their products, held to the CPU body
+ * on odd sizes; shares of rows and of columns have the bits of the whole.
+ *
+ * gpu_eight --bench: the 14B model's products at 48,384 and 75,600 rows beside those in bf16, and
+ * what makes their inputs. Without a device: one line, and success. limit: 300 s */
+#include "tests/t_layers.h"
+
+#include "common/e4m3.h"
+#include "kernels/comm.h"
+
+/* ---- the same rows in 8 bits on both sides ---- */
+
+typedef struct {
+    sl_eight c, g;
+} eights;
+
+static eights new_eights(pair *p, int64_t rows, int64_t d)
+{
+    const eights e = {sl_new_eight(&p->cpu, rows, d), sl_new_eight(&p->gpu, rows, d)};
+    assert_true(sl_ok(&p->cpu) && sl_ok(&p->gpu));
+    return e;
+}
+
+/* Quantised on the CPU, and the same bytes uploaded. */
+static eights random_eights(pair *p, int64_t rows, int64_t d)
+{
+    const eights e = new_eights(p, rows, d);
+    const size_t mark = sl_mark(&p->cpu);
+    const sl_tensor x = sl_new2(&p->cpu, SL_F32, rows, d);
+    t_fill(x.data, rows * d, p->seed++);
+    sl_quantise_rows(&p->cpu, &e.c, &x);
+    sl_release(&p->cpu, mark);
+    sl_upload(&p->gpu, &e.g.codes, e.c.codes.data);
+    sl_upload(&p->gpu, &e.g.scale, e.c.scale.data);
+    sl_sync(&p->gpu);
+    return e;
+}
+
+/* A code's place among all numbers. */
+static int place(uint8_t code)
+{
+    return code & 128 ? -(code & 127) : code & 127;
+}
+
+/* The device's rows are the CPU body's: the same bits, or, where float32 arithmetic before may
+ * differ in its last places, scales within 1e-5 and codes next to each other in one of a hundred. */
+static void same_rows(pair *p, const eights *e, bool exact, const char *what)
+{
+    const int64_t n = e->c.scale.shape[0], d = e->c.codes.shape[1];
+    if (went_wrong(p, what)) return;
+    uint8_t *codes = malloc((size_t)(n * d) + 1);
+    float *scales = malloc((size_t)n * sizeof *scales + 1);
+    const uint8_t *want = e->c.codes.data;
+    int64_t others = 0, far = -1, off = -1;
+    assert_true(codes && scales);
+    sl_download(&p->gpu, codes, &e->g.codes);
+    sl_download(&p->gpu, scales, &e->g.scale);
+    for (int64_t i = 0; i < n * d; i++) {
+        const int by = abs(place(codes[i]) - place(want[i]));
+        others += by != 0;
+        if (by > 1 && far < 0) far = i;
+    }
+    for (int64_t i = 0; i < n; i++) {
+        const float s = ((const float *)e->c.scale.data)[i];
+        if (!(fabsf(scales[i] - s) <= (exact ? 0 : 1e-5f * s)) && off < 0) off = i;
+    }
+    if (off >= 0 || far >= 0 || others > (exact ? 0 : n * d / 100 + 2)) {
+        print_message("FAIL %s: %lld of %lld codes differ", what, (long long)others,
+                      (long long)(n * d));
+        if (far >= 0)
+            print_message(", [%lld, %lld] is 0x%02x, want 0x%02x", (long long)(far / d),
+                          (long long)(far % d), codes[far], want[far]);
+        if (off >= 0)
+            print_message(", scale %lld is %g, want %g", (long long)off, (double)scales[off],
+                          (double)((const float *)e->c.scale.data)[off]);
+        print_message("\n");
+        p->failures++;
+    }
+    free(codes);
+    free(scales);
+}
+
+/* ---- what makes them ---- */
+
+static twin vector(pair *p, sl_dtype dtype, int64_t n)
+{
+    twin t = matrix(p, dtype, 1, n, 0);
+    t.g = sl_view1(t.g.data, dtype, n);
+    t.c = sl_view1(t.c.data, SL_F32, n);
+    return t;
+}
+
+static void made_once(pair *p, int64_t n, int64_t d, int64_t pad)
+{
+    static const sl_dtype DTYPES[] = {SL_BF16, SL_F32};
+    const eights e = new_eights(p, n, d);
+    EACH(i, DTYPES)
+    {
+        const twin x = matrix(p, DTYPES[i], n, d, pad);
+        sl_quantise_rows(&p->cpu, &e.c, &x.c);
+        sl_quantise_rows(&p->gpu, &e.g, &x.g);
+        same_rows(p, &e, true,
+                  say("quantise_rows %s [%lld, %lld], pad %lld", sl_dtype_tag(DTYPES[i]),
+                      (long long)n, (long long)d, (long long)pad));
+    }
+    if (pad) {
+        forget(p);
+        return;
+    }
+    const twin x = matrix(p, SL_BF16, n, d, 0);
+    sl_gelu_eight(&p->cpu, &e.c, &x.c);
+    sl_gelu_eight(&p->gpu, &e.g, &x.g);
+    same_rows(p, &e, false, say("gelu_eight [%lld, %lld]", (long long)n, (long long)d));
+    EACH(i, DTYPES)
+    {
+        const twin w = vector(p, DTYPES[i], d), b = vector(p, DTYPES[i], d);
+        sl_layernorm_eight(&p->cpu, &e.c, &x.c, &w.c, &b.c, 1e-6f);
+        sl_layernorm_eight(&p->gpu, &e.g, &x.g, &w.g, &b.g, 1e-6f);
+        same_rows(p, &e, false,
+                  say("layernorm_eight [%lld, %lld], weights %s", (long long)n, (long long)d,
+                      sl_dtype_tag(DTYPES[i])));
+        if (DTYPES[i] != SL_F32) continue;
+        sl_layernorm_modulate_eight(&p->cpu, &e.c, &x.c, &w.c, &b.c, 1e-6f);
+        sl_layernorm_modulate_eight(&p->gpu, &e.g, &x.g, &w.g, &b.g, 1e-6f);
+        same_rows(p, &e, false,
+                  say("layernorm_modulate_eight [%lld, %lld]", (long long)n, (long long)d));
+    }
+    sl_layernorm_eight(&p->cpu, &e.c, &x.c, NULL, NULL, 1e-6f);
+    sl_layernorm_eight(&p->gpu, &e.g, &x.g, NULL, NULL, 1e-6f);
+    same_rows(p, &e, false,
+              say("layernorm_eight [%lld, %lld], no weights", (long long)n, (long long)d));
+    forget(p);
+}
+
+static void rows_are_made_as_on_the_cpu(void **state)
+{
+    static const int64_t N[] = {1, 3, 257},
+                         D[] = {8, 33, 256, 1536, 5120, 5128, 8960, 13824, 15000};
+    pair p;
+    (void)state;
+    pair_open(&p, (size_t)1 << 30);
+    EACH(i, N) EACH(k, D) made_once(&p, N[i], D[k], 0);
+    EACH(k, D)
+    {
+        made_once(&p, 5, D[k], 8);
+        made_once(&p, 5, D[k], 3);
+    }
+    made_once(&p, 2500, 5120, 0); /* two rows a block */
+    pair_close(&p);
+}
+
+/* Zeros, tiny and huge numbers, NaN and infinity: the CPU body's bits. */
+static void ends_of_the_range(void **state)
+{
+    enum { ROWS = 6, D = 264 };
+    static const float AT[ROWS][2] = {{0, 0},   {1e-38f, -3e-39f}, {3e38f, 1},
+                                      {NAN, 1}, {INFINITY, -1},    {448, -0x1p-10f}};
+    pair p;
+    (void)state;
+    pair_open(&p, (size_t)64 << 20);
+    for (int dtype = 0; dtype < 2; dtype++) {
+        float x[ROWS * D];
+        for (int i = 0; i < ROWS * D; i++) x[i] = i % D < 2 ? AT[i / D][i % D] : 0;
+        twin t = matrix(&p, dtype ? SL_F32 : SL_BF16, ROWS, D, 0);
+        const eights e = new_eights(&p, ROWS, D);
+        fill(&p, &t, x);
+        sl_quantise_rows(&p.cpu, &e.c, &t.c);
+        sl_quantise_rows(&p.gpu, &e.g, &t.g);
+        sl_sync(&p.gpu);
+        float scales[ROWS], *want = e.c.scale.data;
+        uint8_t codes[ROWS * D], *wanted = e.c.codes.data;
+        sl_download(&p.gpu, scales, &e.g.scale);
+        sl_download(&p.gpu, codes, &e.g.codes);
+        for (int r = 0; r < ROWS; r++) {
+            if (!(scales[r] == want[r] || (isnan(scales[r]) && isnan(want[r]))))
+                fail_msg("row %d has scale %g, want %g", r, (double)scales[r], (double)want[r]);
+            for (int c = 0; c < D; c++) {
+                const float a = sl_from_e4m3(codes[r * D + c]) * scales[r],
+                            b = sl_from_e4m3(wanted[r * D + c]) * want[r];
+                if (!(a == b || (isnan(a) && isnan(b))))
+                    fail_msg("[%d, %d] is %g, want %g", r, c, (double)a, (double)b);
+            }
+        }
+        forget(&p);
+    }
+    pair_close(&p);
+}
+
+/* ---- products ---- */
+
+enum { NO_BIAS, BIAS_BF16, BIAS_F32 };
+
+static void product_once(pair *p, int64_t m, int64_t n, int64_t k, int bias, int64_t pad)
+{
+    const eights x = random_eights(p, m, k), w = random_eights(p, n, k);
+    twin y = matrix(p, SL_BF16, m, n, pad), b = vector(p, bias == BIAS_F32 ? SL_F32 : SL_BF16, n);
+    sl_linear_eight(&p->cpu, &y.c, &x.c, &w.c, bias ? &b.c : NULL);
+    sl_linear_eight(&p->gpu, &y.g, &x.g, &w.g, bias ? &b.g : NULL);
+    same(p, &y, 4e-3,
+         say("linear_eight %lld x %lld x %lld, bias %d, pad %lld", (long long)m, (long long)n,
+             (long long)k, bias, (long long)pad));
+    forget(p);
+}
+
+static void added_once(pair *p, int64_t m, int64_t n, int64_t k, int bias, bool gated)
+{
+    const eights a = random_eights(p, m, k), w = random_eights(p, n, k);
+    twin x = matrix(p, SL_BF16, m, n, 0), y = matrix(p, SL_BF16, m, n, 0),
+         b = vector(p, bias == BIAS_F32 ? SL_F32 : SL_BF16, n), gate = vector(p, SL_F32, n);
+    sl_linear_add_eight(&p->cpu, &x.c, &y.c, &a.c, &w.c, bias ? &b.c : NULL,
+                        gated ? &gate.c : NULL);
+    sl_linear_add_eight(&p->gpu, &x.g, &y.g, &a.g, &w.g, bias ? &b.g : NULL,
+                        gated ? &gate.g : NULL);
+    same(p, &x, 4e-3,
+         say("linear_add_eight %lld x %lld x %lld, bias %d%s", (long long)m, (long long)n,
+             (long long)k, bias, gated ? ", gated" : ""));
+    forget(p);
+}
+
+static void products_of_every_kind(void **state)
+{
+    static const int64_t M[] = {1, 2, 9, 33, 257, 1000}, N[] = {1, 8, 64, 96, 515, 1536},
+                         K[] = {1, 36, 64, 512, 2053}, PAD[] = {0, 8, 3};
+    int turn = 0;
+    pair p;
+    (void)state;
+    pair_open(&p, (size_t)1 << 30);
+    EACH(i, M) EACH(j, N) EACH(l, K)
+    {
+        product_once(&p, M[i], N[j], K[l], turn % 3, PAD[turn / 3 % 3]);
+        added_once(&p, M[i], N[j], K[l], turn / 2 % 3, turn % 2);
+        turn += 5;
+    }
+    product_once(&p, 1560, 1536, 8960, BIAS_BF16, 0);
+    product_once(&p, 3120, 5120, 5120, BIAS_BF16, 0);
+    added_once(&p, 3120, 1536, 1536, BIAS_BF16, true);
+    added_once(&p, 1560, 1536, 8960, BIAS_BF16, false);
+    pair_close(&p);
+}
+
+/* ---- rows and columns of a team ---- */
+
+/* The operands of one layer on the device: random codes, scales near each other. */
+typedef struct {
+    sl_eight x, w;
+    sl_tensor b, gate, y, work;
+} operands;
+
+/* Codes of a block of noise, again and again. */
+static sl_eight noisy(pair *p, int64_t rows, int64_t d)
+{
+    enum { BLOCK = 1 << 22 };
+    static uint8_t block[BLOCK];
+    uint64_t seed = 5;
+    const sl_eight e = sl_new_eight(&p->gpu, rows, d);
+    for (int i = 0; i < BLOCK && !block[0]; i++)
+        block[BLOCK - 1 - i] = sl_to_e4m3(448 * t_rand(&seed));
+    for (int64_t at = 0; at < rows * d && e.codes.data; at += BLOCK) {
+        const int64_t n = rows * d - at < BLOCK ? rows * d - at : BLOCK;
+        const sl_tensor part = sl_view1((char *)e.codes.data + at, SL_E4M3, n);
+        sl_upload(&p->gpu, &part, block);
+    }
+    float *scales = malloc((size_t)rows * sizeof *scales);
+    assert_non_null(scales);
+    for (int64_t i = 0; i < rows; i++) scales[i] = 1.0f / 448 * (1 + 0.5f * t_rand(&seed));
+    sl_upload(&p->gpu, &e.scale, scales);
+    sl_sync(&p->gpu);
+    free(scales);
+    return e;
+}
+
+static operands operands_of(pair *p, const t_layer *l, int64_t m)
+{
+    const t_operands o = {.y = noise(p, m, l->n), .b = noise(p, 1, l->n)};
+    float gate[13824];
+    operands e = {.x = noisy(p, m, l->k),
+                  .w = noisy(p, l->n, l->k),
+                  .y = o.y,
+                  .b = sl_view1(o.b.data, SL_BF16, l->n),
+                  .gate = sl_new1(&p->gpu, SL_F32, l->n),
+                  .work = sl_new2(&p->gpu, SL_BF16, m, l->n)};
+    t_fill(gate, l->n, 17);
+    sl_upload(&p->gpu, &e.gate, gate);
+    sl_sync(&p->gpu);
+    return e;
+}
+
+static void layer_rows(sl_ctx *ctx, const t_layer *l, const operands *o, int64_t first,
+                       int64_t rows)
+{
+    const sl_eight x = sl_eight_rows(&o->x, first, rows);
+    const sl_tensor y = sl_rows(&o->y, first, rows), work = sl_rows(&o->work, 0, rows);
+    if (l->adds) sl_linear_add_eight(ctx, &y, &work, &x, &o->w, &o->b, l->gated ? &o->gate : NULL);
+    else sl_linear_eight(ctx, &y, &x, &o->w, &o->b);
+}
+
+/* How many bytes of two device tensors differ. */
+static int64_t other_bytes(pair *p, const sl_tensor *a, const sl_tensor *b)
+{
+    const size_t n = sl_bytes(a);
+    char *x = malloc(n + 1), *y = malloc(n + 1);
+    int64_t count = 0;
+    assert_true(x && y);
+    sl_download(&p->gpu, x, a);
+    sl_download(&p->gpu, y, b);
+    for (size_t i = 0; i < n; i++) count += x[i] != y[i];
+    free(x);
+    free(y);
+    return count;
+}
+
+static void report(pair *p, const sl_tensor *a, const sl_tensor *b, const char *what)
+{
+    if (went_wrong(p, what)) return;
+    const int64_t others = other_bytes(p, a, b);
+    if (!others) return;
+    print_message("FAIL %s: %lld bytes differ\n", what, (long long)others);
+    p->failures++;
+}
+
+static void shares_of_a_layer(pair *p, const t_layer *l, int64_t m)
+{
+    static const int TEAMS[] = {2, 3, 4, 5, 8};
+    const operands all = operands_of(p, l, m);
+    operands shares = all;
+    const sl_tensor start = sl_new2(&p->gpu, SL_BF16, m, l->n);
+    shares.y = sl_new2(&p->gpu, SL_BF16, m, l->n);
+    sl_copy(&p->gpu, &start, &all.y);
+    p->gpu.whole_rows = m;
+    layer_rows(&p->gpu, l, &all, 0, m);
+    EACH(i, TEAMS)
+    {
+        sl_copy(&p->gpu, &shares.y, &start);
+        for (int k = 0; k < TEAMS[i]; k++) {
+            const sl_share of = sl_share_of(m, TEAMS[i], k, 1);
+            layer_rows(&p->gpu, l, &shares, of.first, of.rows);
+        }
+        report(p, &shares.y, &all.y,
+               say("%lld rows in 8 bits, %s, in shares of 1/%d", (long long)m, l->name, TEAMS[i]));
+        if (l->adds || l->n % TEAMS[i]) continue;
+        sl_zero(&p->gpu, &shares.y);
+        for (int k = 0; k < TEAMS[i]; k++) { /* columns, as a rank sends its values */
+            const int64_t cols = l->n / TEAMS[i], first = k * cols;
+            const sl_eight w = sl_eight_rows(&all.w, first, cols);
+            const sl_tensor y = sl_cols(&shares.y, first, cols), b = sl_rows(&all.b, first, cols);
+            sl_linear_eight(&p->gpu, &y, &all.x, &w, &b);
+        }
+        report(p, &shares.y, &all.y,
+               say("%lld rows in 8 bits, %s, columns in shares of 1/%d", (long long)m, l->name,
+                   TEAMS[i]));
+    }
+    p->gpu.whole_rows = 0;
+    forget(p);
+}
+
+static void shares_have_the_bits_of_the_whole(void **state)
+{
+    static const int64_t ROWS[] = {7, 1560, 8191, 16380};
+    pair p;
+    (void)state;
+    pair_open(&p, (size_t)12 << 30);
+    EACH(i, ROWS)
+    for (int l = 0; l < 5; l++) shares_of_a_layer(&p, &T_LAYERS[l], ROWS[i]);
+    pair_close(&p);
+}
+
+/* ---- speed ---- */
+
+static double time_of(pair *p, void (*run)(pair *, void *), void *arg)
+{
+    double best = 0;
+    run(p, arg);
+    sl_sync(&p->gpu);
+    for (int r = 0; r < 5; r++) {
+        int runs = 0;
+        const double from = seconds();
+        do {
+            for (int i = 0; i < 4; i++) run(p, arg);
+            sl_sync(&p->gpu);
+            runs += 4;
+        } while (seconds() - from < 0.15);
+        const double s = (seconds() - from) / runs;
+        if (!r || s < best) best = s;
+    }
+    return best;
+}
+
+typedef struct {
+    const t_layer *l;
+    operands e;
+    t_operands b;
+    int64_t m;
+} timed;
+
+static void run_eight(pair *p, void *arg)
+{
+    const timed *t = arg;
+    layer_rows(&p->gpu, t->l, &t->e, 0, t->m);
+}
+
+static void run_bf16(pair *p, void *arg)
+{
+    const timed *t = arg;
+    t_layer_rows(&p->gpu, t->l, &t->b, 0, t->m);
+}
+
+static void bench_products(pair *p, int64_t m)
+{
+    double all[2] = {0};
+    for (int i = 0; i < 5; i++) {
+        timed t = {.l = &T_LAYERS[i], .m = m};
+        const double operations = 2.0 * (double)m * (double)t.l->n * (double)t.l->k;
+        double s[2];
+        p->gpu.whole_rows = m;
+        t.e = operands_of(p, t.l, m);
+        s[1] = time_of(p, run_eight, &t);
+        forget(p);
+        t.b = t_operands_of(p, t.l, m);
+        s[0] = time_of(p, run_bf16, &t);
+        forget(p);
+        for (int k = 0; k < 2; k++) all[k] += t.l->each * s[k];
+        printf("%7lld rows  %-24s bf16 %8.3f ms %7.1f TFLOP/s   8 bits %8.3f ms %7.1f TFLOP/s   "
+               "%.2f x\n",
+               (long long)m, t.l->name, s[0] * 1e3, operations / s[0] * 1e-12, s[1] * 1e3,
+               operations / s[1] * 1e-12, s[0] / s[1]);
+        if (went_wrong(p, t.l->name)) return;
+    }
+    printf("%7lld rows  %-24s bf16 %8.3f ms                   8 bits %8.3f ms\n", (long long)m,
+           "a block's products", all[0] * 1e3, all[1] * 1e3);
+}
+
+typedef struct {
+    sl_tensor x, y, w, b;
+    sl_eight e;
+    int op;
+} maker;
+
+static void run_maker(pair *p, void *arg)
+{
+    const maker *k = arg;
+    switch (k->op) {
+    case 0: sl_layernorm_modulate(&p->gpu, &k->y, &k->x, &k->w, &k->b, 1e-6f); break;
+    case 1: sl_layernorm_modulate_eight(&p->gpu, &k->e, &k->x, &k->w, &k->b, 1e-6f); break;
+    case 2: sl_layernorm_eight(&p->gpu, &k->e, &k->x, &k->w, &k->b, 1e-6f); break;
+    case 3: sl_quantise_rows(&p->gpu, &k->e, &k->x); break;
+    default: sl_gelu_eight(&p->gpu, &k->e, &k->x); break;
+    }
+}
+
+static void bench_makers(pair *p, int64_t m)
+{
+    static const char *const NAMES[] = {"layernorm_modulate in bf16", "layernorm_modulate_eight",
+                                        "layernorm_eight", "quantise_rows", "gelu_eight"};
+    float *numbers = malloc(5120 * sizeof *numbers);
+    assert_non_null(numbers);
+    t_fill(numbers, 5120, 3);
+    for (int op = 0; op < 5; op++) {
+        const int64_t d = op == 4 ? 13824 : 5120;
+        maker k = {.op = op, .x = noise(p, m, d), .e = sl_new_eight(&p->gpu, m, d)};
+        if (!op) k.y = sl_new2(&p->gpu, SL_BF16, m, d);
+        k.w = sl_new1(&p->gpu, SL_F32, 5120), k.b = sl_new1(&p->gpu, SL_F32, 5120);
+        sl_upload(&p->gpu, &k.w, numbers);
+        sl_upload(&p->gpu, &k.b, numbers);
+        const double s = time_of(p, run_maker, &k), bytes = (double)(m * d) * (op ? 3 : 4);
+        printf("%7lld rows  %-28s %8.3f ms %8.1f GB/s\n", (long long)m, NAMES[op], s * 1e3,
+               bytes / s * 1e-9);
+        if (went_wrong(p, NAMES[op])) break;
+        forget(p);
+    }
+    free(numbers);
+}
+
+static int bench(void)
+{
+    static const int64_t ROWS[] = {48384, 75600};
+    pair p;
+    pair_open(&p, (size_t)12 << 30);
+    EACH(i, ROWS)
+    {
+        bench_products(&p, ROWS[i]);
+        bench_makers(&p, ROWS[i]);
+    }
+    sl_ctx_close(&p.gpu);
+    sl_ctx_close(&p.cpu);
+    return p.failures > 0;
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(rows_are_made_as_on_the_cpu),
+        cmocka_unit_test(ends_of_the_range),
+        cmocka_unit_test(products_of_every_kind),
+        cmocka_unit_test(shares_have_the_bits_of_the_whole),
+    };
+    int status;
+    if (!gpu_open("gpu_eight", &status)) return status;
+    if (argc > 1 && !strcmp(argv[1], "--bench")) return bench();
+    return cmocka_run_group_tests_name("rows in 8 bits on the GPU", tests, NULL, NULL);
+}
