@@ -5,6 +5,7 @@
 
 #include "tests/t_net.h"
 
+#include "common/e4m3.h"
 #include "common/safetensors.h"
 #include "graphs/merge.h"
 
@@ -286,6 +287,86 @@ static void sets_follow_each_other(void **state)
     t_merge_close(&r);
 }
 
+/* The codes of a matrix in 8 bits, then its scales. The caller frees. */
+static inline char *t_bytes_of(t_merge_rig *r, const sl_eight *e)
+{
+    const size_t codes = sl_bytes(&e->codes);
+    char *bytes = malloc(codes + sl_bytes(&e->scale));
+    assert_non_null(bytes);
+    sl_download(&r->ctx, bytes, &e->codes);
+    sl_download(&r->ctx, bytes + codes, &e->scale);
+    return bytes;
+}
+
+/* Every number of a matrix in 8 bits is off by half a code's last place at most. */
+static inline void t_check_eight(t_merge_rig *r, const sl_eight *e, int asked, double a, double b)
+{
+    const int64_t rows = e->codes.shape[0], cols = e->codes.shape[1];
+    double *want = t_wanted(r, asked, a, b);
+    char *bytes = t_bytes_of(r, e);
+    const float *scales = (const float *)(const void *)(bytes + sl_bytes(&e->codes));
+    for (int64_t y = 0; y < rows; y++) {
+        double most = 0;
+        for (int64_t x = 0; x < cols; x++) most = fmax(most, fabs(want[y * cols + x]));
+        for (int64_t x = 0; x < cols; x++) {
+            const double w = want[y * cols + x],
+                         got =
+                             (double)scales[y] * (double)sl_from_e4m3((uint8_t)bytes[y * cols + x]);
+            if (!(fabs(got - w) <= fmax(fabs(w) / 16, most / 448 / 1024) + 2e-6))
+                fail_msg("%s in 8 bits, [%lld, %lld] with a %g, b %g is %.9g, want %.9g",
+                         T_ASKED[asked].name, (long long)y, (long long)x, a, b, got, w);
+        }
+    }
+    free(want);
+    free(bytes);
+}
+
+/* Matrices in 8 bits become the checkpoint's numbers and the sets', summed in float32 and quantised
+ * once, and the very bytes of before when the sets are taken off. */
+static void in_8_bits_the_sum_is_quantised_once(void **state)
+{
+    static const int ASK[] = {0, 2, 5}; /* from bf16, float32, float16 */
+    static const double SETS[][2] = {{1, 0}, {0.5, -1}, {0, 1}, {0, 0}, {-0.25, 0}, {0, 0}};
+    t_merge_rig r;
+    sl_eight e[3];
+    char *first[3];
+    sl_loader *l = NULL;
+    sl_merge *m = NULL;
+    sl_err err = {0};
+    (void)state;
+    t_merge_open(&r);
+    T_OK(sl_loader_file(&l, &r.ctx, r.dir, "m", "transformer", &err));
+    for (int i = 0; i < 3; i++)
+        sl_weight_eight(l, &e[i], T_ASKED[ASK[i]].shape[0], T_ASKED[ASK[i]].shape[1], "%s",
+                        T_ASKED[ASK[i]].name);
+    T_OK(sl_loader_finish(l, &err));
+    T_OK(sl_merge_open(&m, l, &r.ctx, &err));
+    for (int i = 0; i < 3; i++) {
+        first[i] = t_bytes_of(&r, &e[i]);
+        t_check_eight(&r, &e[i], ASK[i], 0, 0);
+    }
+    for (size_t s = 0; s < sizeof SETS / sizeof *SETS; s++) {
+        const sl_lora *files[2];
+        double strength[2];
+        sl_merge_figures f;
+        int n = 0;
+        if (SETS[s][0] != 0) files[n] = r.a, strength[n++] = SETS[s][0];
+        if (SETS[s][1] != 0) files[n] = r.b, strength[n++] = SETS[s][1];
+        T_OK(sl_merge_use(m, files, strength, n, true, &f, &err));
+        for (int i = 0; i < 3; i++) {
+            t_check_eight(&r, &e[i], ASK[i], SETS[s][0], SETS[s][1]);
+            char *now = t_bytes_of(&r, &e[i]);
+            if (!n)
+                assert_memory_equal(now, first[i], sl_bytes(&e[i].codes) + sl_bytes(&e[i].scale));
+            free(now);
+        }
+    }
+    for (int i = 0; i < 3; i++) free(first[i]);
+    sl_merge_close(&m);
+    sl_loader_close(&l);
+    t_merge_close(&r);
+}
+
 /* A switch that is cancelled leaves disorder, which the next one ends. */
 static void a_cancelled_switch_is_made_good(void **state)
 {
@@ -453,7 +534,8 @@ static inline int t_merge_bench(const char *folder, int rank)
 }
 
 #define T_MERGE_TESTS                                                                              \
-    cmocka_unit_test(sets_follow_each_other), cmocka_unit_test(a_cancelled_switch_is_made_good),   \
-        cmocka_unit_test(files_that_do_not_fit)
+    cmocka_unit_test(sets_follow_each_other),                                                      \
+        cmocka_unit_test(in_8_bits_the_sum_is_quantised_once),                                     \
+        cmocka_unit_test(a_cancelled_switch_is_made_good), cmocka_unit_test(files_that_do_not_fit)
 
 #endif

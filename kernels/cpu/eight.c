@@ -31,6 +31,15 @@ static void quantise(uint8_t *codes, float *scale, const float *x, int64_t d)
  * were already. */
 typedef const float *make_fn(float *out, const float *in, int64_t d, const void *arg);
 
+/* Row r of x as floats: in place, or in `out` if x is BF16 (weights of a table with that act). */
+static const float *row_of(float *out, const sl_tensor *x, int64_t r)
+{
+    const char *from = (const char *)x->data + (size_t)(r * x->pitch) * sl_dtype_size(x->dtype);
+    if (x->dtype == SL_F32) return (const float *)(const void *)from;
+    sl_cpu_to_floats(out, from, x->dtype, x->shape[1]);
+    return out;
+}
+
 static void each_row(sl_ctx *ctx, const sl_eight *y, const sl_tensor *x, make_fn *make,
                      const void *arg)
 {
@@ -47,7 +56,7 @@ static void each_row(sl_ctx *ctx, const sl_eight *y, const sl_tensor *x, make_fn
         for (int64_t r = 0; r < rows; r++)
             if (made)
                 quantise((uint8_t *)y->codes.data + r * d, (float *)y->scale.data + r,
-                         make(made, (const float *)x->data + r * x->pitch, d, arg), d);
+                         make(made, row_of(made, x, r), d, arg), d);
     }
     if (failed)
         sl_ctx_fail(ctx, SL_NOMEM, "rows in 8 bits: no memory for a row of %lld", (long long)d);
