@@ -59,7 +59,7 @@ sl_code sl_dit_precision_read(sl_dit_precision *out, const char *name, const cha
     while (*at) {
         char *end;
         const long i = strtol(at, &end, 10);
-        if (end == at || *at < '0' || *at > '9' || i >= blocks || (*end && *end != ','))
+        if (*at < '0' || *at > '9' || i >= blocks || (*end && (*end != ',' || !end[1])))
             return sl_fail(
                 err, SL_ARG,
                 "denoise.bf16_blocks is \"%.60s\", want numbers from 0 to %d with commas "

@@ -308,6 +308,33 @@ static void all_of_14b_fits_one_gpu(void **state)
     (void)state;
 }
 
+/* In 8 bits the blocks' large matrices take half of bf16's bytes, and 4 for each output: 6 matrices
+ * of dim x dim and 2 of dim x ffn in each of 40 blocks. Keys and values of text and picture do not. */
+static void eight_bits_take_half_of_the_large_matrices(void **state)
+{
+    const int64_t d = 5120, ffn = 13824, numbers = 40 * (6 * d * d + 2 * d * ffn),
+                  outputs = 40 * (6 * d + ffn + d);
+    json_t *p[2];
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        p[i] = plan("--model", big_model(), "--width", "1280", "--height", "720", "--device",
+                    "cuda:0", "--precision", i ? "fp8-linear" : "bf16", END);
+        assert_string_equal(json_string_value(json_object_get(p[i], "precision")),
+                            i ? "fp8-linear" : "bf16");
+    }
+    const int64_t whole = of(p[0], "denoise", "weight_bytes"),
+                  eight = of(p[1], "denoise", "weight_bytes"), tokens = TOKENS_720;
+    assert_int_equal(eight, whole - numbers + 4 * outputs);
+    if (!(eight < 21000000000)) fail_msg("%lld bytes of weights", (long long)eight);
+    assert_int_equal(of(p[1], "denoise", "job_bytes"), of(p[0], "denoise", "job_bytes"));
+    /* the feed-forward's input and what is between its layers, in 8 bits beside bf16 */
+    const int64_t work = of(p[1], "denoise", "work_bytes"),
+                  most = of(p[0], "denoise", "work_bytes");
+    if (!(work <= most + tokens * (d + ffn) + 2 * 4 * tokens + 1024))
+        fail_msg("a step takes %lld bytes, in bf16 %lld", (long long)work, (long long)most);
+    for (int i = 0; i < 2; i++) json_decref(p[i]);
+}
+
 /* A device that is not to be had is refused in one line, before anything starts. */
 static void a_missing_gpu_is_refused(void **state)
 {
@@ -856,6 +883,7 @@ int main(void)
                                        T(a_run_that_does_not_fit_is_refused),
                                        T(what_the_machine_gives),
                                        T(all_of_14b_fits_one_gpu),
+                                       T(eight_bits_take_half_of_the_large_matrices),
                                        T(a_missing_gpu_is_refused)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
