@@ -434,6 +434,7 @@ static void inspect(void **state)
                      0);
     T_SAYS(text, "layout         single files");
     T_SAYS(text, "F8_E4M3 (scaled) 96.4 %, F16 3.6 %");
+    T_SAYS(text, "--precision fp8-linear takes its blocks' F8_E4M3 matrices as they are");
     /* a transformer without the others */
     assert_int_equal(sluice(text, sizeof text, "inspect %s",
                             at("lightx2v/wan2.1_i2v_480p_scaled_fp8_e4m3_lightx2v.safetensors")),

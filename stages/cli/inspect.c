@@ -84,6 +84,16 @@ static const char *dtypes_text(const sl_st *st, char *out, size_t size)
     return out;
 }
 
+/* A transformer's E4M3 weights are those of --precision fp8-linear. */
+static void print_eight(const dtypes *d, sl_part_id part)
+{
+    bool e4m3 = false;
+    for (int i = 0; i < d->count; i++) e4m3 |= !strcmp(d->tag[i], sl_coding_tag(SL_F8_E4M3));
+    if (e4m3 && (part == SL_PART_DIT || part == SL_PART_DIT_2))
+        printf("      --precision %s takes its blocks' F8_E4M3 matrices as they are\n",
+               sl_precision_name(SL_PRECISION_FP8_LINEAR));
+}
+
 /* ---- a model ---- */
 
 /* "Wan2.1 I2V", by what the networks take. */
@@ -198,6 +208,7 @@ static int inspect_component(const sl_model *m, const sl_component *c, sl_ctx *p
            (long long)sl_loader_parameters(l), types, sl_loader_finding(l, 0) ? "" : "none");
     if (m->layout.kind != SL_LAYOUT_DIFFUSERS || m->layout.parts[c->id].named)
         printf("      from %s\n", m->layout.parts[c->id].path);
+    print_eight(&d, c->id);
     bad = print_findings(l, left);
     if (deep && sl_loader_check_finite(l, &err)) {
         printf("      %s\n", err.msg);

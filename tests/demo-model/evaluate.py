@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Judges the demo model by what Sluice makes with it (numpy, Pillow and the ffmpeg command; no PyTorch).
 
-usage: evaluate.py --pictures DIR [--sluice bin/sluice] [--model models/demo] [--part moves|effects|cache|all] [--first N] [--limit N]
+usage: evaluate.py --pictures DIR [--sluice bin/sluice] [--model models/demo] [--part moves|effects|cache|precision|all] [--first N] [--limit N]
                    [--steps 12] [--guidance 1] [--frames 33] [--width 320] [--height 192] [--work DIR] [--parallel N] [-- SLUICE OPTIONS]
 
 DIR: the held-out pictures that prepare.py takes out of the Debian packages (.demo-data/held), or any folder of pictures."""
@@ -37,7 +37,8 @@ A.add_argument("--height", type=int, default=192)
 A.add_argument("--work", default="/tmp/demo-model")
 A.add_argument("--seed", type=int, default=1)
 A.add_argument("--parallel", type=int, default=1, help="so many sluice processes at once, each with its share of the cores")
-A.add_argument("--settings", default="0:", help="cache: only these lines of the table, as 7:17; line 0, what all are compared with, must lie in the work folder then")
+A.add_argument("--clips", type=int, default=16, help="of cache and precision")
+A.add_argument("--settings", default="0:", help="cache, precision: only these lines of the table, as 7:17; line 0, what all are compared with, must lie in the work folder then")
 A.add_argument("--seconds", type=float, default=0, help="make clips for so long, then judge the pictures that are complete")
 A.add_argument("rest", nargs="*")
 a = A.parse_args()
@@ -165,15 +166,15 @@ def against(job):
     return np.mean([measure.psnr(p, q) for p, q in zip(x, y)]), np.mean([measure.ssim(p, q) for p, q in zip(x[::4], y[::4])]), measure.psnr(x[-1], y[-1])
 
 
-def cache(pics):
-    """First Block Cache: what it saves and what it costs, on 16 clips of 30 steps, against threshold 0"""
-    pics = (pics * 16)[:16]
+def compared(part, pics, settings, heads):
+    """settings: [(columns of the table, options)], each against the first one, on clips of 30 steps"""
+    pics = (pics * a.clips)[:a.clips]
     prompts = [w[0] for w in MOVES.values()] + [w[0] for _, _, w in EFFECTS]
-    print("\n| threshold | also | forwards saved | seconds a clip | PSNR | lowest | SSIM | last frame PSNR |\n|---|---|---|---|---|---|---|---|")
-    lo, hi = (int(x) if x else len(CACHE) for x in a.settings.split(":"))
-    for k, (t, *rules) in list(enumerate(CACHE))[lo:hi]:
-        jobs = [(f"cache-{k}-{i}", p, prompts[i % len(prompts)], a.seed + i) for i, p in enumerate(pics)]
-        sec = run(jobs, "--steps", "30", "--guidance", str(a.guidance), "--fbcache", str(t), *rules) / len(jobs)
+    print(f"\n| {' | '.join(heads)} | forwards saved | seconds a clip | PSNR | lowest | SSIM | last frame PSNR |\n|" + "---|" * (len(heads) + 6))
+    lo, hi = (int(x) if x else len(settings) for x in a.settings.split(":"))
+    for k, (columns, options) in list(enumerate(settings))[lo:hi]:
+        jobs = [(f"{part}-{k}-{i}", p, prompts[i % len(prompts)], a.seed + i) for i, p in enumerate(pics)]
+        sec = run(jobs, "--steps", "30", "--guidance", str(a.guidance), *options) / len(jobs)
         hits = calls = 0
         for j in jobs:
             try:
@@ -184,14 +185,32 @@ def cache(pics):
                             hits += not s[b]["computed"]
             except (OSError, ValueError, AttributeError) as e:
                 print(f"{j[0]}.json: {e}", file=sys.stderr)
-        also = " ".join(rules).replace("--fbcache-", "")
-        saved = f"| {t} | {also} | {100 * hits / calls if calls else 0:.0f} % | {sec:.2f} |"
+        saved = f"| {' | '.join(columns)} | {100 * hits / calls if calls else 0:.0f} % | {sec:.2f} |"
         if k == 0:
             print(saved + " - | - | - | - |", flush=True)
             continue
-        q = [v for v in each(against, [(j[0], f"cache-0-{i}") for i, j in enumerate(jobs)]) if v]
+        q = [v for v in each(against, [(j[0], f"{part}-0-{i}") for i, j in enumerate(jobs)]) if v]
         m = np.mean(q, 0) if q else [np.nan] * 3
         print(f"{saved} {m[0]:.2f} | {min(v[0] for v in q) if q else np.nan:.2f} | {m[1]:.4f} | {m[2]:.2f} |", flush=True)
+
+
+def cache(pics):
+    """First Block Cache: what it saves and what it costs, against threshold 0"""
+    compared("cache", pics, [((str(t), " ".join(rules).replace("--fbcache-", "")), ("--fbcache", str(t), *rules)) for t, *rules in CACHE], ("threshold", "also"))
+
+
+def precision(pics):
+    """8 bits: what they cost, with all blocks and without some, and with the cache, against bf16 (on a CPU float32)"""
+    last = json.load(open(f"{a.model}/transformer/config.json"))["num_layers"] - 1
+    settings = [(("bf16", ""), ("--precision", "bf16"))]
+    for blocks in ("", "0", str(last), f"0,{last}"):
+        conf = f"{a.work}/blocks-{blocks.replace(',', '-')}.cfg"
+        with open(conf, "w") as f:
+            f.write(f'denoise: {{ bf16_blocks = "{blocks}"; }};\n')
+        settings.append((("fp8-linear", blocks and f"blocks {blocks} in bf16"), ("--precision", "fp8-linear", "--conf", conf)))
+    for p in ("bf16", "fp8-linear"):
+        settings.append(((p, "cache 0.1, final 4"), ("--precision", p, "--fbcache", "0.1", "--fbcache-final", "4")))
+    compared("precision", pics, settings, ("precision", "also"))
 
 
 def main():
@@ -202,6 +221,8 @@ def main():
         effects(pics)
     if a.part in ("cache", "all"):
         cache(pics)
+    if a.part in ("precision", "all"):
+        precision(pics)
 
 
 main()
