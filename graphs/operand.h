@@ -35,8 +35,7 @@ sl_layer sl_layer_columns(const sl_layer *w, int64_t first, int64_t cols);
 
 /* Memory for what layer `w` will read, [rows, in], from the arena. */
 sl_operand sl_operand_new(sl_ctx *ctx, const sl_layer *w, int64_t rows, int64_t in);
-/* Likewise as many rows as t [n, in], act: t itself, or rows in 8 bits from the
- * arena. */
+/* Likewise as many rows as t [n, in], act: t itself, or rows in 8 bits from the arena. */
 sl_operand sl_operand_for(sl_ctx *ctx, const sl_layer *w, const sl_tensor *t);
 /* y = x, which is t where y is t itself (nothing is done then). */
 void sl_operand_take(sl_ctx *ctx, const sl_operand *y, const sl_tensor *x);
@@ -48,8 +47,8 @@ void sl_operand_modulate(sl_ctx *ctx, const sl_operand *y, const sl_tensor *x,
 
 /* y act = x w^T + b. */
 void sl_layer_apply(sl_ctx *ctx, const sl_tensor *y, const sl_operand *x, const sl_layer *w);
-/* y = gelu(x w^T + b), its tanh form, as what the next layer reads; h, act, is y itself or memory to
- * work in. */
+/* y = gelu(x w^T + b), its tanh form, as what the next layer reads; h, act, is y itself or memory
+ * to work in. */
 void sl_layer_gelu(sl_ctx *ctx, const sl_operand *y, const sl_tensor *h, const sl_operand *x,
                    const sl_layer *w);
 /* x += (a w^T + b) * gate, as sl_linear_add: y is memory to work in; gate may be NULL. */

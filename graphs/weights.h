@@ -20,8 +20,8 @@
  * exactly what was asked for (each tensor at a multiple of 256 bytes), reads the files
  * through the plug-in's loader, or has random numbers made on the device, and sets the
  * data of the tensors where sl_weight left them. Matrices in 8 bits are read in float32 or bf16
- * into memory that is given back, a part of them at a time, and quantised there. Ranks of a team can
- * share the reading (sl_loader_share).
+ * into memory that is given back, a part of them at a time, and quantised there. Ranks of a team
+ * can share the reading (sl_loader_share).
  * The loader owns all of it: it outlives the network. After an error sl_weight still
  * gives shapes, with NULL data. */
 #ifndef SL_WEIGHTS_H
@@ -92,7 +92,7 @@ void sl_loader_rest(const sl_loader *l, sl_weight_fn *fn, void *user);
 void sl_weight(sl_loader *l, sl_tensor *out, sl_weight_kind kind, int rank, const int64_t *shape,
                const char *name, ...) __attribute__((format(printf, 6, 7)));
 /* Want matrix `name` [n, k] in 8 bits, a scale a row (kernels/ops.h): quantised once, from the
- * checkpoint's numbers in float32, or taken as it is from one in F8_E4M3 whose scales are one a row,
+ * checkpoint's numbers in float32, or taken as it is from one in F8_E4M3, which has a scale a row,
  * one a tensor or none. Memory of its own on every device. *out and errors as of sl_weight. */
 void sl_weight_eight(sl_loader *l, sl_eight *out, int64_t n, int64_t k, const char *name, ...)
     __attribute__((format(printf, 5, 6)));
@@ -117,8 +117,8 @@ const sl_weight_place *sl_loader_place(const sl_loader *l, int i);
 int sl_loader_find(const sl_loader *l, const char *name);
 /* After sl_loader_finish: bring the numbers of n places from the checkpoint once more, into to[i],
  * dense device memory of the place's number of elements, F32 or BF16 (rounded once), or *out of a
- * place in 8 bits, whose scales come with it; waits. On a device, and in host memory for places in 8
- * bits. Errors: as sl_loader_finish. */
+ * place in 8 bits, whose scales come with it; waits. On a device, and in host memory for places in
+ * 8 bits. Errors: as sl_loader_finish. */
 sl_code sl_loader_reload(sl_loader *l, int n, const int which[], const sl_tensor to[], sl_err *err);
 
 /* True: the checkpoint holds a tensor of this name; so too when planning and for random

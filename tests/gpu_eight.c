@@ -43,7 +43,7 @@ static int place(uint8_t code)
 }
 
 /* The device's rows are the CPU body's: the same bits, or, where float32 arithmetic before may
- * differ in its last places, scales within 1e-5 and codes next to each other in one of a hundred. */
+ * differ in its last places, scales within 1e-5 and one code of a hundred its neighbour. */
 static void same_rows(pair *p, const eights *e, bool exact, const char *what)
 {
     const int64_t n = e->c.scale.shape[0], d = e->c.codes.shape[1];

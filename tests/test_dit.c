@@ -115,15 +115,15 @@ static float *as_rows(const sl_tensor *x, int patch)
 
 /* ---- how far 8 bits may be off ----
  *
- * A code's rounding is even over its last place, +- 2^-4 m' of a number m' 2^e, 1 <= 1 / m' < 2. Of
- * numbers whose leading digits lie evenly on a logarithmic scale that is in the root of the mean
- * square 2^-4 / sqrt 3 * sqrt(3 / (8 ln 2)) = 0.0266 of their L2 norm. Roundings are independent of
- * each other, so a product of two rounded matrices is CODE = sqrt 2 * 0.0266 of its norm off, whatever
- * is summed, and a chain of m products sqrt m * CODE: norms and attention's averages between them do
- * not widen it, GELU by its steepest slope, 1.13. Self-attention's result hangs on four products,
- * cross-attention's on two (keys and values of the text are not in 8 bits), the feed-forward's on
- * two; the latter two also on tokens that are off by what came before in the block, which is at most
- * self-attention's part. */
+ * The code of a number m 2^e, 1 <= m < 2, is off by up to 2^-4 2^e, evenly: in the root of the mean
+ * square by 2^-4 / (sqrt 3 m) of the number, and where leading digits lie evenly on a logarithmic
+ * scale by 2^-4 / sqrt 3 * sqrt(3 / (8 ln 2)) = 0.0266. Roundings are independent of each other, so
+ * a product of two rounded matrices is CODE = sqrt 2 * 0.0266 of its L2 norm off, whatever is
+ * summed, and a chain of m products sqrt m * CODE: norms and attention's averages between them do
+ * not widen it, GELU does by its steepest slope, 1.13. Self-attention's result hangs on four
+ * products, cross-attention's on two (keys and values of the text are not in 8 bits), the
+ * feed-forward's on two; the latter two also on tokens that are off by what came before in the
+ * block, which is at most self-attention's part. */
 #define CODE 0.0375
 #define SLOPE 1.13
 

@@ -309,7 +309,7 @@ static void all_of_14b_fits_one_gpu(void **state)
 }
 
 /* In 8 bits the blocks' large matrices take half of bf16's bytes, and 4 for each output: 6 matrices
- * of dim x dim and 2 of dim x ffn in each of 40 blocks. Keys and values of text and picture do not. */
+ * of dim x dim and 2 of dim x ffn in each of 40 blocks; not keys and values of text and picture. */
 static void eight_bits_take_half_of_the_large_matrices(void **state)
 {
     const int64_t d = 5120, ffn = 13824, numbers = 40 * (6 * d * d + 2 * d * ffn),

@@ -17,8 +17,8 @@
  *   frames.cu          what the autoencoder does besides convolving
  *   load.cu, slab.cu   weights from files; memory that processes share
  *   comm_ipc.cu, comm_nccl.cu   ranks that share a forward (kernels/comm.h)
- * and what kernels include: device.cuh (memory-bound ones), rows.cuh (by rows), mma.cuh (one warp's products),
- * hopper.cuh and attention_hopper.cuh (compute capability 9.0). */
+ * and what kernels include: device.cuh (memory-bound ones), rows.cuh (those of rows), mma.cuh (one
+ * warp's products), hopper.cuh and attention_hopper.cuh (compute capability 9.0). */
 #ifndef SL_CUDA_H
 #define SL_CUDA_H
 
@@ -99,10 +99,10 @@ SL_OPS(SL_CUDA_BODY)
 /* c = alpha * a b^T for `batch` matrices: a [m,k], b [n,k] (across: b [k,n]), c [m,n],
  * row-major with `ld` elements from row to row and `step` elements from matrix to matrix;
  * arithmetic in F32 (never TF32), one rounding to c's dtype. in BF16 or F32; out F32 or
- * in's dtype; or in E4M3 with a scale a row of a and of b, out BF16. bias [n] of dtype `out` and 16-byte aligned, or NULL, is added before;
- * gelu: GELU's tanh form of the sum. whole: sl_cuda_whole_rows, where m may be other numbers of
- * these rows, and batch other numbers of such matrices, without another bit; 0: as it comes. Uses
- * the workspace, no scratch. */
+ * in's dtype; or in E4M3 with a scale a row of a and of b, out BF16. bias [n] of dtype `out` and
+ * 16-byte aligned, or NULL, is added before; gelu: GELU's tanh form of the sum. whole:
+ * sl_cuda_whole_rows, where m may be other numbers of these rows, and batch other numbers of such
+ * matrices, without another bit; 0: as it comes. Uses the workspace, no scratch. */
 struct sl_cuda_product {
     int64_t m, n, k, whole;
     const void *a, *b;

@@ -1,5 +1,5 @@
-/* precision.h - in which numbers a run's denoisers compute (common/precision.h): asked for by a job,
- * decided once for the weights that are loaded. */
+/* precision.h - in which numbers a run's denoisers compute (common/precision.h): asked for by a
+ * job, decided once for the weights that are loaded. */
 #ifndef SL_JOB_PRECISION_H
 #define SL_JOB_PRECISION_H
 
