@@ -22,8 +22,10 @@
 #define SLAB ((size_t)1 << 20)
 #define ALIGN 256
 #define STAGE ((int64_t)8 << 20) /* elements converted on the host before one upload */
-/* bytes of matrices that lie on a device while they become 8 bits, or the largest one's */
+/* Bytes of matrices that lie on a device while they become 8 bits, or the largest one's: before
+ * there is an arena. A plug-in's load has a start of its own, so it gets more at a time. */
 #define EIGHT_STAGE ((size_t)512 << 20)
+#define EIGHT_STAGE_PLUGIN ((size_t)2 << 30)
 #define BLOCK 4096 /* elements that one thread converts at a time */
 #define NAME_BYTES 256
 
@@ -1037,7 +1039,9 @@ static sl_code load_eights(sl_loader *l, const sl_plugin *plugin, const pending 
         all += staged_bytes(l, &wants[i]);
         if (staged_bytes(l, &wants[i]) > largest) largest = staged_bytes(l, &wants[i]);
     }
-    q.room = all < EIGHT_STAGE ? all : largest > EIGHT_STAGE ? largest : EIGHT_STAGE;
+    q.room = plugin ? EIGHT_STAGE_PLUGIN : EIGHT_STAGE;
+    if (largest > q.room) q.room = largest;
+    if (all < q.room) q.room = all;
     q.staged = malloc(((size_t)n + 1) * sizeof *q.staged);
     q.what = malloc(((size_t)n + 1) * sizeof(pending *));
     if (!q.staged || !q.what) rc = sl_fail(err, SL_NOMEM, "no memory for %d matrices", n);

@@ -79,6 +79,12 @@ static void r_linear(sl_ctx *c, const sl_tensor *y, const sl_tensor *x, const sl
     sl_ops_cpu.linear(c, y, x, w, b, a);
     round_all(y);
 }
+static void r_linear_eight(sl_ctx *c, const sl_tensor *y, const sl_eight *x, const sl_eight *w,
+                           const sl_tensor *b)
+{
+    sl_ops_cpu.linear_eight(c, y, x, w, b);
+    round_all(y);
+}
 static void r_add(sl_ctx *c, const sl_tensor *y, const sl_tensor *a, const sl_tensor *b)
 {
     sl_ops_cpu.add(c, y, a, b);
@@ -131,6 +137,7 @@ static sl_ops rounding(void)
 {
     sl_ops o = sl_ops_cpu;
     o.linear = r_linear;
+    o.linear_eight = r_linear_eight;
     o.add = r_add;
     o.layernorm = r_layernorm;
     o.layernorm_modulate = r_modulate;
@@ -155,6 +162,8 @@ typedef struct {
     int kept;                  /* frames with timestep 0 */
 } net;
 
+static sl_precision precision; /* of the running test's networks */
+
 /* dir NULL: random weights for *config. */
 static void net_open(net *n, const sl_ops *ops, const char *dir, const sl_dit_config *config)
 {
@@ -168,6 +177,7 @@ static void net_open(net *n, const sl_ops *ops, const char *dir, const sl_dit_co
         assert_non_null(config);
         n->c = *config;
     }
+    n->c.precision.is = precision;
     T_OK(sl_ctx_open(&n->ctx, ops, 0, &err));
     if (dir)
         T_OK(sl_loader_file(&n->loader, &n->ctx, dir, "diffusion_pytorch_model", "transformer",
@@ -361,24 +371,39 @@ static void a_kept_frame(void **state)
     compare("tiny-ti2v-5b, from text", DIR, NULL, 3, 4, 6, 0, 0);
 }
 
+static const sl_dit_config BLOCK_OF_14B = {.layers = 1,
+                                           .heads = 40,
+                                           .head_dim = 128,
+                                           .dim = 5120,
+                                           .ffn_dim = 13824,
+                                           .in_channels = 36,
+                                           .out_channels = 16,
+                                           .text_dim = 4096,
+                                           .freq_dim = 256,
+                                           .image_dim = 1280,
+                                           .added_kv_dim = 5120,
+                                           .patch = {1, 2, 2},
+                                           .rope_max = 1024,
+                                           .eps = 1e-6f};
+
 static void one_block_of_14b(void **state)
 {
-    static const sl_dit_config config = {.layers = 1,
-                                         .heads = 40,
-                                         .head_dim = 128,
-                                         .dim = 5120,
-                                         .ffn_dim = 13824,
-                                         .in_channels = 36,
-                                         .out_channels = 16,
-                                         .text_dim = 4096,
-                                         .freq_dim = 256,
-                                         .image_dim = 1280,
-                                         .added_kv_dim = 5120,
-                                         .patch = {1, 2, 2},
-                                         .rope_max = 1024,
-                                         .eps = 1e-6f};
     (void)state;
-    compare("a block of 14B, random", NULL, &config, 2, 5, 7, 257, 0);
+    compare("a block of 14B, random", NULL, &BLOCK_OF_14B, 2, 5, 7, 257, 0);
+}
+
+/* The same quantised numbers on both sides: what bf16 between them moves may turn a code into its
+ * neighbour, on the CPU that rounds as on the GPU. */
+static void in_8_bits(void **state)
+{
+    (void)state;
+    precision = SL_PRECISION_FP8_LINEAR;
+    compare("tiny-i2v, 8 bits", "tests/golden/tiny-i2v/model/transformer", NULL, 3, 4, 6, 257, 0);
+    compare("tiny-i2v, 8 bits", "tests/golden/tiny-i2v/model/transformer", NULL, 3, 7, 15, 257, 64);
+    compare_kept("tiny-ti2v-5b, 8 bits", "tests/golden/tiny-ti2v-5b/model/transformer", NULL, 3, 7,
+                 15, 0, 0, 1);
+    compare("a block of 14B, random, 8 bits", NULL, &BLOCK_OF_14B, 2, 5, 7, 257, 0);
+    precision = SL_PRECISION_BF16;
 }
 
 static void the_same_bits_twice(void **state)
@@ -402,11 +427,14 @@ static void the_same_bits_twice(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(i2v_layer_by_layer),     cmocka_unit_test(odd_sizes_in_pieces),
-        cmocka_unit_test(first_and_last_picture), cmocka_unit_test(without_a_picture),
-        cmocka_unit_test(a_kept_frame),           cmocka_unit_test(one_block_of_14b),
-        cmocka_unit_test(the_same_bits_twice)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(i2v_layer_by_layer),
+                                       cmocka_unit_test(odd_sizes_in_pieces),
+                                       cmocka_unit_test(first_and_last_picture),
+                                       cmocka_unit_test(without_a_picture),
+                                       cmocka_unit_test(a_kept_frame),
+                                       cmocka_unit_test(one_block_of_14b),
+                                       cmocka_unit_test(in_8_bits),
+                                       cmocka_unit_test(the_same_bits_twice)};
     gpu = sl_plugin_cuda(&err);
     if (!gpu || !gpu->devices() || gpu->use(0, &err)) {
         printf("gpu_dit: skipped: %s\n", gpu && !err.code ? "no GPU" : err.msg);
