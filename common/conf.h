@@ -71,6 +71,7 @@ typedef struct {
         char rope[16];          /* rotary tables: "float32"; "bfloat16" as in a model cast whole */
         char precision[16];     /* of common/precision.h: how the weights are kept */
         char bf16_blocks[1024]; /* blocks that stay in bf16 all the same: "0,39" */
+        char fp8_attention_steps[32]; /* whose attention is in 8 bits with fp8: "4-26"; "": all */
     } denoise;
     struct {
         double threshold; /* 0: off */

@@ -68,10 +68,13 @@ static const sl_key KEYS[] = {
     {"denoise.precision", SL_KEY_WORDS, AT(denoise.precision), ROOM(denoise.precision), 0, 0, 0,
      "bf16", PRECISIONS, "",
      "numbers of the blocks' large products: bf16 as the device computes (float32 on the CPU); "
-     "fp8-linear in 8 bits, on GPUs of compute capability 9.0 and, to compare, on the "
+     "fp8-linear in 8 bits, fp8 with attention too, on GPUs of compute capability 9.0 and, to "
+     "compare, on the "
      "CPU"},
     TXT("denoise.bf16_blocks", denoise.bf16_blocks, "",
-        "with fp8-linear: blocks that stay in bf16 all the same, as \"0,39\" (\"\": none)"),
+        "with fp8-linear and fp8: blocks that stay in bf16 all the same, as \"0,39\" (\"\": none)"),
+    TXT("denoise.fp8_attention_steps", denoise.fp8_attention_steps, "",
+        "with fp8: steps whose attention is in 8 bits, counted from 1, as \"4-26\" (\"\": all)"),
     NUM("fbcache.threshold", FLOAT, fbcache.threshold, 0, SL_FBCACHE_MOST, 0, "",
         "First Block Cache: reuse up to this relative change of the first block (0: off)"),
     NUM("fbcache.warmup", INT, fbcache.warmup, 0, 1000, 0, "",

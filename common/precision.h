@@ -10,8 +10,8 @@
 /* Each is what the ones before it are and more; name as options have it.
  *   bf16        as the device computes: bf16 on a GPU, float32 on the CPU
  *   fp8-linear  the blocks' large matrices and what they are multiplied with in e4m3, a scale a row
- * To come: fp8, which is fp8-linear and attention in 8 bits. */
-#define SL_PRECISIONS(X) X(BF16, "bf16") X(FP8_LINEAR, "fp8-linear")
+ *   fp8         and attention among the tokens in 8 bits (kernels/ops.h, sl_attention_eight) */
+#define SL_PRECISIONS(X) X(BF16, "bf16") X(FP8_LINEAR, "fp8-linear") X(FP8, "fp8")
 typedef enum {
 #define X(upper, name) SL_PRECISION_##upper,
     SL_PRECISIONS(X)
@@ -20,8 +20,10 @@ typedef enum {
 } sl_precision;
 
 const char *sl_precision_name(sl_precision p);
-/* Errors: SL_ARG, "precision is fp4, want bf16 or fp8-linear". */
+/* Errors: SL_ARG, "precision is fp4, want bf16, fp8-linear or fp8". */
 sl_code sl_precision_read(sl_precision *out, const char *name, sl_err *err);
+/* A job with this precision's name attends in 8 bits, where weights and settings say so too. */
+bool sl_precision_attends(const char *name);
 /* Weights that were loaded for `loaded` can compute as a job asks: they hold bf16 or 8 bits, not
  * both. Errors: SL_ARG, both named. */
 sl_code sl_precision_fits(sl_precision loaded, sl_precision asked, sl_err *err);
@@ -32,13 +34,17 @@ sl_code sl_precision_fits(sl_precision loaded, sl_precision asked, sl_err *err);
 typedef struct {
     sl_precision is;
     uint64_t whole[SL_MOST_BLOCKS / 64]; /* bit i: block i stays in bf16 all the same */
+    int attends_from, attends_to;        /* steps, from 0 on, whose attention is in 8 bits */
 } sl_dit_precision;
 
 /* Block i's large matrices are in 8 bits. */
 bool sl_block_is_eight(const sl_dit_precision *p, int i);
-/* From the settings denoise.precision and denoise.bf16_blocks ("0,39"; "": none), for a transformer
- * of so many blocks. Errors: SL_ARG, naming the setting. */
+/* Block i attends in 8 bits in this step (from 0 on). */
+bool sl_attends_in_eight(const sl_dit_precision *p, int i, int step);
+/* From the settings denoise.precision, denoise.bf16_blocks ("0,39"; "": none) and
+ * denoise.fp8_attention_steps ("4-26", counted from 1; "": all), for a transformer of so many
+ * blocks. Errors: SL_ARG, naming the setting. */
 sl_code sl_dit_precision_read(sl_dit_precision *out, const char *name, const char *bf16_blocks,
-                              int blocks, sl_err *err);
+                              const char *attention_steps, int blocks, sl_err *err);
 
 #endif

@@ -593,6 +593,28 @@ static void tap_attention(sl_ctx *ctx, int i, const char *part, const sl_tensor 
     }
 }
 
+/* Keys and values of the tokens in 8 bits, from the arena, where block i attends so in this step;
+ * else no rows. */
+static sl_keys_eight eight_keys(sl_ctx *ctx, const forward *f, int i, const sl_tensor *k,
+                                const sl_tensor *v, int heads)
+{
+    if (f->in->whole_attention || !sl_attends_in_eight(&f->m->c.precision, i, f->in->step))
+        return (sl_keys_eight){0};
+    const sl_keys_eight keys = sl_new_keys_eight(ctx, k->shape[0], k->shape[1], heads);
+    sl_code_keys(ctx, &keys, k, v, heads);
+    return keys;
+}
+
+static void attend_eight(sl_ctx *ctx, const forward *f, const sl_tensor *o, const sl_tensor *q,
+                         const sl_keys_eight *keys, int heads, int parts, const int64_t *first,
+                         int last, sl_done *done)
+{
+    const size_t mark = sl_mark(ctx);
+    const sl_queries_eight work = sl_new_queries_eight(ctx, q->shape[0], q->shape[1], heads);
+    sl_attention_eight(ctx, o, q, keys, &work, heads, f->scale, parts, first, last, done);
+    sl_release(ctx, mark);
+}
+
 /* x += gate * out(attention(LN(x) modulated)): queries, keys and values of all tokens
  * first, then attention chunk by chunk. */
 static void self_attention(sl_ctx *ctx, const forward *f, int i, const sl_tensor *x,
@@ -621,11 +643,13 @@ static void self_attention(sl_ctx *ctx, const forward *f, int i, const sl_tensor
         sl_layer_apply(ctx, &vr, &s, &a->v);
     }
     if (ctx->tap_parts) tap_attention(ctx, i, ".attn1.", &q, &k, &v);
+    const sl_keys_eight keys = eight_keys(ctx, f, i, &k, &v, c->heads);
     EACH_CHUNK (r, rows, n, f->chunk) {
         const sl_operand s = sl_operand_rows(&in, 0, rows);
         const sl_tensor xr = sl_rows(x, r, rows), qr = sl_rows(&q, r, rows),
                         o = sl_rows(&attended, 0, rows);
-        sl_attention(ctx, &o, &qr, &k, &v, c->heads, f->scale, NULL, false);
+        if (keys.rows) attend_eight(ctx, f, &o, &qr, &keys, c->heads, 1, NULL, 0, NULL);
+        else sl_attention(ctx, &o, &qr, &k, &v, c->heads, f->scale, NULL, false);
         sl_operand_take(ctx, &s, &o);
         add_branch(ctx, f, i, ".attn1", &xr, r, &qr, &s, &a->out, mod, GATE_1);
     }
@@ -708,8 +732,14 @@ static void shared_self_attention(sl_ctx *ctx, const forward *f, int i, const sl
     for (int r = 0; r < s->size; r++)
         first[r] = sl_share_of(f->tokens, s->size, r, ctx->ops->row_granule).first;
     first[s->size] = f->tokens;
-    sl_attention_parts(ctx, &o, &s->q, &s->k, &s->v, c->heads / s->size, f->scale, s->size, first,
-                       s->me, done);
+    const int heads = c->heads / s->size;
+    const size_t keys_mark = sl_mark(ctx);
+    const sl_keys_eight keys = eight_keys(ctx, f, i, &s->k, &s->v, heads);
+    if (keys.rows) attend_eight(ctx, f, &o, &s->q, &keys, heads, s->size, first, s->me, done);
+    else
+        sl_attention_parts(ctx, &o, &s->q, &s->k, &s->v, heads, f->scale, s->size, first, s->me,
+                           done);
+    sl_release(ctx, keys_mark);
     const sl_tensor mine = sl_rows(&s->rows, 0, n);
     sl_comm_to_rows(ctx, s->comm, s->lane, &mine, &o, f->tokens, 0, share, done);
     sl_comm_wait(ctx, s->comm, s->lane, 0);

@@ -113,6 +113,7 @@ typedef struct {
     /* First Block Cache of this branch, of this rank's rows; NULL: compute always */
     sl_fbcache *cache;
     const sl_dit_share *share; /* NULL: this rank works alone */
+    bool whole_attention;      /* never in 8 bits, whatever the weights are kept in */
 } sl_dit_input;
 
 /* v act or F32 [out_channels, T, h/8, w/8] = DiT(in). *report (may be NULL) gets the

@@ -156,6 +156,25 @@ sl_eight sl_eight_rows(const sl_eight *e, int64_t first, int64_t count)
     return (sl_eight){sl_rows(&e->codes, first, count), sl_rows(&e->scale, first, count)};
 }
 
+sl_keys_eight sl_new_keys_eight(sl_ctx *ctx, int64_t rows, int64_t width, int heads)
+{
+    const int64_t blocks = (rows + SL_EIGHT_KEYS - 1) / SL_EIGHT_KEYS, all = blocks * SL_EIGHT_KEYS;
+    sl_keys_eight y = {.rows = rows};
+    y.k = sl_new2(ctx, SL_U8, all, width);
+    y.v = sl_new2(ctx, SL_E4M3, all, width);
+    y.k_scale = sl_new2(ctx, SL_F32, heads, blocks);
+    y.k_mean = sl_new1(ctx, SL_F32, width);
+    y.v_mean = sl_new1(ctx, SL_F32, width);
+    y.v_scale = sl_new1(ctx, SL_F32, width);
+    return y;
+}
+
+sl_queries_eight sl_new_queries_eight(sl_ctx *ctx, int64_t rows, int64_t width, int heads)
+{
+    const sl_tensor codes = sl_new2(ctx, SL_U8, rows, width);
+    return (sl_queries_eight){codes, sl_new2(ctx, SL_F32, heads, rows)};
+}
+
 size_t sl_mark(const sl_ctx *ctx)
 {
     return ctx->arena_used;
@@ -666,27 +685,91 @@ bool sl_attention_two(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const
     return false;
 }
 
+/* The parts of `rows` rows; done is cleared. */
+static bool parts_checked(sl_ctx *ctx, const char *op, int64_t rows, int parts,
+                          const int64_t *first, int last, sl_done *done)
+{
+    if (!is_in_range(ctx, op, "parts", parts, 1, INT64_MAX) ||
+        !is_in_range(ctx, op, "last", last, 0, parts - 1) ||
+        !is_in_range(ctx, op, "the first part's first row", first[0], 0, 0) ||
+        !is_in_range(ctx, op, "the end of the last part", first[parts], rows, rows))
+        return false;
+    for (int i = 0; i < parts; i++) {
+        if (!is_in_range(ctx, op, "the end of a part", first[i + 1], first[i], rows)) return false;
+        done[i] = (sl_done){0};
+    }
+    return true;
+}
+
 bool sl_attention_parts(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k,
                         const sl_tensor *v, int heads, float scale, int parts, const int64_t *first,
                         int last, sl_done *done)
 {
     static const char op[] = "attention_parts", *const name[] = {"k", "v", "k's rows"};
     if (!attention_checked(ctx, op, o, q, k, v, heads, name) ||
-        !is_in_range(ctx, op, "parts", parts, 1, INT64_MAX) ||
-        !is_in_range(ctx, op, "last", last, 0, parts - 1) ||
-        !is_in_range(ctx, op, "the first part's first row", first[0], 0, 0) ||
-        !is_in_range(ctx, op, "the end of the last part", first[parts], q->shape[0], q->shape[0]))
+        !parts_checked(ctx, op, q->shape[0], parts, first, last, done))
         return false;
-    for (int i = 0; i < parts; i++) {
-        if (!is_in_range(ctx, op, "the end of a part", first[i + 1], first[i], q->shape[0]))
-            return false;
-        done[i] = (sl_done){0};
-    }
     if (!ctx->ops->plan && ctx->ops->attention_parts &&
         ctx->ops->attention_parts(ctx, o, q, k, v, heads, scale, parts, first, last, done))
         return true;
     sl_attention(ctx, o, q, k, v, heads, scale, NULL, false);
     return false;
+}
+
+/* Codes of keys [N, d] of so many heads. */
+static bool keys_checked(sl_ctx *ctx, const char *op, const sl_keys_eight *y, int64_t d, int heads)
+{
+    const int64_t blocks = (y->rows + SL_EIGHT_KEYS - 1) / SL_EIGHT_KEYS,
+                  all = blocks * SL_EIGHT_KEYS;
+    const struct {
+        const char *name;
+        const sl_tensor *t;
+    } of_columns[] = {
+        {"k's means", &y->k_mean}, {"v's means", &y->v_mean}, {"v's scales", &y->v_scale}};
+    if (!is_in_range(ctx, op, "heads", heads, 1, INT64_MAX) ||
+        !is_multiple(ctx, op, "the columns", d, heads) ||
+        !is_in_range(ctx, op, "the keys", y->rows, 1, INT64_MAX) ||
+        !is_tensor(ctx, op, "k's codes", &y->k, 2, BIT(SL_U8), DENSE) ||
+        !HAS_EXTENTS(op, "k's codes", &y->k, all, d) ||
+        !is_tensor(ctx, op, "v's codes", &y->v, 2, BIT(SL_E4M3), DENSE) ||
+        !HAS_EXTENTS(op, "v's codes", &y->v, all, d) ||
+        !is_tensor(ctx, op, "k's scales", &y->k_scale, 2, BIT(SL_F32), DENSE) ||
+        !HAS_EXTENTS(op, "k's scales", &y->k_scale, heads, blocks))
+        return false;
+    for (size_t i = 0; i < sizeof of_columns / sizeof *of_columns; i++)
+        if (!is_tensor(ctx, op, of_columns[i].name, of_columns[i].t, 1, BIT(SL_F32), DENSE) ||
+            !HAS_EXTENTS(op, of_columns[i].name, of_columns[i].t, d))
+            return false;
+    const int width = ctx->ops->eight_width;
+    return !width || is_in_range(ctx, op, "the columns of a head", d / heads, width, width);
+}
+
+void sl_code_keys(sl_ctx *ctx, const sl_keys_eight *y, const sl_tensor *k, const sl_tensor *v,
+                  int heads)
+{
+    static const char op[] = "code_keys";
+    if (may_begin(ctx) && is_tensor(ctx, op, "k", k, 2, ACT, PITCHED) &&
+        is_tensor(ctx, op, "v", v, 2, ACT, PITCHED) && is_like(ctx, op, "v", v, k) &&
+        keys_checked(ctx, op, y, k->shape[1], heads) &&
+        is_in_range(ctx, op, "k's rows", k->shape[0], y->rows, y->rows))
+        BODY(code_keys, ctx, y, k, v, heads);
+}
+
+void sl_attention_eight(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q,
+                        const sl_keys_eight *keys, const sl_queries_eight *work, int heads,
+                        float scale, int parts, const int64_t *first, int last, sl_done *done)
+{
+    static const char op[] = "attention_eight";
+    if (!may_begin(ctx) || !is_tensor(ctx, op, "q", q, 2, ACT, PITCHED) ||
+        !is_tensor(ctx, op, "o", o, 2, ACT, PITCHED) || !is_like(ctx, op, "o", o, q) ||
+        !is_apart(ctx, op, "o", o, "q", q) || !keys_checked(ctx, op, keys, q->shape[1], heads) ||
+        !is_tensor(ctx, op, "q's codes", &work->codes, 2, BIT(SL_U8), DENSE) ||
+        !HAS_EXTENTS(op, "q's codes", &work->codes, q->shape[0], q->shape[1]) ||
+        !is_tensor(ctx, op, "q's scales", &work->scale, 2, BIT(SL_F32), DENSE) ||
+        !HAS_EXTENTS(op, "q's scales", &work->scale, heads, q->shape[0]) ||
+        (done && !parts_checked(ctx, op, q->shape[0], parts, first, last, done)))
+        return;
+    BODY(attention_eight, ctx, o, q, keys, work, heads, scale, parts, first, last, done);
 }
 
 /* ---- rows in 8 bits ---- */

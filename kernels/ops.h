@@ -288,6 +288,48 @@ typedef bool sl_attention_parts_fn(sl_ctx *ctx, const sl_tensor *o, const sl_ten
                                    const sl_tensor *k, const sl_tensor *v, int heads, float scale,
                                    int parts, const int64_t *first, int last, sl_done *done);
 
+/* ---- attention in 8 bits ----
+ *
+ * Scores are products of integers of 8 bits, with a scale a row and head of q and a scale a head and
+ * SL_EIGHT_KEYS rows of k, whose mean is taken off first (a constant a row of scores, which softmax
+ * does not see). Weights of up to 448, rounded to e4m3, are multiplied with e4m3 codes of v, whose
+ * mean is taken off and added to the result, with a scale a column. Sums are F32 from one block of
+ * SL_EIGHT_KEYS keys to the next. What is not a number stays none.
+ * Source: SageAttention (Zhang et al. 2024, 2025), smoothing of k and v; the rest is ours. */
+
+enum { SL_EIGHT_KEYS = 128 };
+/* Keys and values of `heads` heads of N rows, M = N rounded up to SL_EIGHT_KEYS. The codes' order is
+ * the body's own. */
+typedef struct {
+    int64_t rows;      /* N */
+    sl_tensor k;       /* U8 [M, heads * D] */
+    sl_tensor v;       /* E4M3 [M, heads * D] */
+    sl_tensor k_scale; /* F32 [heads, M / SL_EIGHT_KEYS] */
+    sl_tensor k_mean, v_mean, v_scale; /* F32 [heads * D] */
+} sl_keys_eight;
+/* Memory for those of `rows` rows, from the arena. */
+sl_keys_eight sl_new_keys_eight(sl_ctx *ctx, int64_t rows, int64_t width, int heads);
+
+/* y = the codes of k, v act [N, heads * D], which may be pitched; N >= 1. */
+typedef void sl_code_keys_fn(sl_ctx *ctx, const sl_keys_eight *y, const sl_tensor *k,
+                             const sl_tensor *v, int heads);
+/* Queries that sl_attention_eight has coded. */
+typedef struct {
+    sl_tensor codes; /* U8 [Nq, heads * D] */
+    sl_tensor scale; /* F32 [heads, Nq] */
+} sl_queries_eight;
+sl_queries_eight sl_new_queries_eight(sl_ctx *ctx, int64_t rows, int64_t width, int heads);
+
+/* o = softmax(q k^T * scale) v per head in 8 bits. o, q act [Nq, heads * D], may be pitched;
+ * `work` is memory to work in. done NULL, or as in sl_attention_parts for `parts` parts (first,
+ * last as there), where a body that cannot tell of parts leaves done cleared. The same bits with
+ * parts and without. On a device D is 128: ctx->ops->eight_width, 0 for any.
+ * Cost 4 Nq N heads D operations. */
+typedef void sl_attention_eight_fn(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q,
+                                   const sl_keys_eight *keys, const sl_queries_eight *work,
+                                   int heads, float scale, int parts, const int64_t *first,
+                                   int last, sl_done *done);
+
 /* ---- DiT's edges and the sampler ---- */
 
 /* Latents F32 [C1,T,H,W] and condition F32 [C2,T,H,W] (NULL: C2 = 0) to patch rows y act
@@ -389,6 +431,7 @@ typedef void sl_frames_rgb8_fn(sl_ctx *ctx, const sl_tensor *y, const sl_tensor 
     X(quantise_rows) X(layernorm_eight) X(layernorm_modulate_eight) X(gelu_eight) \
     X(linear_eight) X(linear_add_eight) \
     X(rmsnorm_rope) X(gated_add) X(attention) X(attention_two) X(attention_parts) \
+    X(code_keys) X(attention_eight) \
     X(patchify) X(unpatchify) X(guidance) X(flow_x0) X(lincomb) X(mean_abs) X(abs_rows) X(sum_rows) \
     X(conv3d) X(conv_history) X(vae_norm) X(time_shuffle) X(avg_down) X(dup_up) X(pixel_shuffle) \
     X(to_channels_last) X(to_channels_first) X(frames_rgb8)
@@ -419,6 +462,8 @@ struct sl_ops {
     /* Rows that begin at a multiple of it have the same bits in every product of the same
      * whole_rows, whatever rows stand beside them; 1: all rows do. */
     int row_granule;
+    /* Columns of a head where attention in 8 bits is to be had; 0: any number of them. */
+    int eight_width;
     /* Columns of a product without an activation have the same bits whichever others are computed
      * with them. */
     bool columns_apart;

@@ -22,6 +22,7 @@ sl_ops sl_ops_plan_of(const sl_ops *device)
                     .rows_at_once = device->rows_at_once,
                     .row_granule = device->row_granule,
                     .columns_apart = device->columns_apart,
+                    .eight_width = device->eight_width,
                     .plan = true,
                     .packed_conv_bytes = device->packed_conv_bytes};
 }

@@ -46,7 +46,6 @@
 
 #include "kernels/cuda/attention_hopper.cuh"
 #include "kernels/cuda/attention_flash.cuh"
-#include "kernels/cuda/bands.h"
 
 namespace
 {
@@ -84,6 +83,8 @@ struct flash_args {
     uint32_t *done;         /* NULL, or by band: warps' parts of tiles that are there */
 };
 
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
 /* Where the tile lies that is taken as number `tile`: band after band, in it head after head. */
 struct place {
     int head, row, band;
@@ -96,8 +97,6 @@ __device__ __forceinline__ place place_of(const flash_args &a, int tile)
     if (t >= a.tiles) t -= a.tiles;
     return {head, t * TILE, band};
 }
-
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 const float LIMIT = 1152921504606846976.f;
 
@@ -453,8 +452,9 @@ static void launch(sl_ctx *ctx, const sl_attention_flash_call *c, const flash_ar
 void sl_attention_flash(sl_ctx *ctx, const sl_attention_flash_call *c)
 {
     const int tiles = (int)((c->nq + TILE - 1) / TILE), all = tiles * (int)c->heads;
-    launch(ctx, c, {c->o, c->o_pitch, (int)c->nq, (int)c->nk, tiles, all, c->scale * LOG2_E, tiles,
-                    all, 0, NULL});
+    launch(ctx, c,
+           {c->o, c->o_pitch, (int)c->nq, (int)c->nk, tiles, all, c->scale * LOG2_E, tiles, all, 0,
+            NULL});
 }
 
 bool sl_attention_flash_parts(sl_ctx *ctx, const sl_attention_flash_call *c, int parts,
@@ -465,23 +465,7 @@ bool sl_attention_flash_parts(sl_ctx *ctx, const sl_attention_flash_call *c, int
     const int heads = (int)c->heads;
     uint32_t value[SL_CUDA_COUNTERS];
     if (bands.bands > SL_CUDA_COUNTERS) return false;
-    for (int b = 0, left = bands.tiles; b < bands.bands; b++, left -= bands.band)
-        value[b] = cu->counted[b] + (uint32_t)(min(left, bands.band) * heads * WARPS);
-    for (int i = 0; i < parts; i++) {
-        bool in[SL_CUDA_COUNTERS] = {};
-        if (i == last || first[i + 1] == first[i]) continue;
-        for (int64_t t = first[i] / TILE; t <= (first[i + 1] - 1) / TILE; t++)
-            in[sl_band_at(&bands, (int)t)] = true;
-        for (int b = 0; b < bands.bands; b++) {
-            if (!in[b]) continue;
-            if (done[i].count == SL_DONE_COUNTERS) { /* then only when all is done */
-                done[i].count = 0;
-                break;
-            }
-            done[i].at[done[i].count] = cu->counters + b;
-            done[i].value[done[i].count++] = value[b];
-        }
-    }
+    bands_done(cu, bands, TILE, heads * WARPS, parts, first, last, done, value);
     launch(ctx, c,
            {c->o, c->o_pitch, (int)c->nq, (int)c->nk, bands.tiles, bands.tiles * heads,
             c->scale * LOG2_E, bands.band, bands.band * heads, bands.from, cu->counters});

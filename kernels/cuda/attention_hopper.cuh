@@ -5,6 +5,7 @@
 
 #include <cudaTypedefs.h>
 
+#include "kernels/cuda/bands.h"
 #include "kernels/cuda/hopper.cuh"
 
 namespace
@@ -227,6 +228,31 @@ inline bool encode_rows(sl_ctx *ctx, CUtensorMap *map, const bf16 *data, int64_t
 inline bool is_in_sixteens(const void *data, int64_t n, int64_t pitch)
 {
     return (uintptr_t)data % 16 == 0 && (n == 1 || pitch % 8 == 0);
+}
+
+/* What tells that parts of a result are there, where a band's tile counts its band up by `adds`
+ * in all heads: done of each part but the last, and what the counters come to. */
+inline void bands_done(const sl_cuda *cu, const sl_bands &bands, int tile, int adds, int parts,
+                       const int64_t *first, int last, sl_done *done,
+                       uint32_t value[SL_CUDA_COUNTERS])
+{
+    for (int b = 0, left = bands.tiles; b < bands.bands; b++, left -= bands.band)
+        value[b] = cu->counted[b] + (uint32_t)((left < bands.band ? left : bands.band) * adds);
+    for (int i = 0; i < parts; i++) {
+        bool in[SL_CUDA_COUNTERS] = {};
+        if (i == last || first[i + 1] == first[i]) continue;
+        for (int64_t t = first[i] / tile; t <= (first[i + 1] - 1) / tile; t++)
+            in[sl_band_at(&bands, (int)t)] = true;
+        for (int b = 0; b < bands.bands; b++) {
+            if (!in[b]) continue;
+            if (done[i].count == SL_DONE_COUNTERS) { /* then only when all is done */
+                done[i].count = 0;
+                break;
+            }
+            done[i].at[done[i].count] = cu->counters + b;
+            done[i].value[done[i].count++] = value[b];
+        }
+    }
 }
 
 } // namespace

@@ -10,6 +10,7 @@
  *   attention.cu       which form an attention takes, and the form for every case
  *   attention_flash.cu, attention_two.cu   Hopper's kernels for heads of 128: among the
  *                      tokens, and to text and picture in one pass
+ *   attention_eight.cu the same among the tokens in 8 bits
  *   attention_plan.cu  cuDNN's plans by shape
  *   sampler.cu         the DiT's edges, guidance, the sampler, the cache's means
  *   conv.cu            convolution: packing, choice, the kernel for every case and device

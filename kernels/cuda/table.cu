@@ -348,6 +348,7 @@ static sl_ops all_ops()
     t.act = SL_BF16;
     t.row_granule = 1;
     t.columns_apart = true;
+    t.eight_width = 128;
     t.plugin = &sl_plugin_entry;
     t.open = cuda_open;
     t.close = cuda_close;

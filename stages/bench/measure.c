@@ -92,6 +92,15 @@ static bool attention_parts(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q,
     return true;
 }
 
+static void attention_eight(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q,
+                            const sl_keys_eight *keys, const sl_queries_eight *work, int heads,
+                            float scale, int parts, const int64_t *first, int last, sl_done *done)
+{
+    sl_bench_work *k = ctx->tap_user;
+    k->attention += 4.0 * (double)q->shape[0] * (double)keys->rows * (double)q->shape[1];
+    k->body->attention_eight(ctx, o, q, keys, work, heads, scale, parts, first, last, done);
+}
+
 static void conv3d(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *history,
                    const sl_tensor *w, const sl_tensor *b, const sl_tensor *residual,
                    const sl_conv *c)
@@ -127,6 +136,7 @@ sl_code sl_bench_open_device(sl_bench *b, sl_err *err)
     b->ops.attention = attention;
     b->ops.attention_two = attention_two;
     b->ops.attention_parts = attention_parts;
+    b->ops.attention_eight = attention_eight;
     b->ops.conv3d = conv3d;
     return SL_OK;
 }

@@ -216,6 +216,27 @@ static bool attention_two(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, c
     return true;
 }
 
+static void attention_eight(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q,
+                            const sl_keys_eight *keys, const sl_queries_eight *work, int heads,
+                            float scale, int parts, const int64_t *first, int last, sl_done *done)
+{
+    start(ctx);
+    body_of(ctx)->attention_eight(ctx, o, q, keys, work, heads, scale, parts, first, last, done);
+    stop(ctx, 4.0 * (double)q->shape[0] * (double)keys->rows * (double)q->shape[1],
+         size_of(o) + size_of(q) + 2 * size_of(&work->codes) + size_of(&keys->k) +
+             size_of(&keys->v),
+         "attention to %lld keys in 8 bits", (long long)keys->rows);
+}
+
+static void code_keys(sl_ctx *ctx, const sl_keys_eight *y, const sl_tensor *k, const sl_tensor *v,
+                      int heads)
+{
+    start(ctx);
+    body_of(ctx)->code_keys(ctx, y, k, v, heads);
+    /* means first, then codes */
+    stop(ctx, 0, 2 * (size_of(k) + size_of(v)) + size_of(&y->k) + size_of(&y->v), "code_keys");
+}
+
 static bool attention_parts(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, const sl_tensor *k,
                             const sl_tensor *v, int heads, float scale, int parts,
                             const int64_t *first, int last, sl_done *done)

@@ -44,6 +44,21 @@ static sl_code meet_ranks(denoiser *d, sl_err *err)
     return rc ? rc : sl_mates_load_team(&d->seat->mates, &d->load_team, err);
 }
 
+/* Attention in 8 bits, where it is asked for, is to be had for this model's heads. */
+static sl_code check_heads(const denoiser *d, sl_err *err)
+{
+    const int want = d->ctx.ops->eight_width;
+    for (int e = 0; e < d->model->family.experts; e++) {
+        const sl_dit_config *c = &d->model->dit[e];
+        if (c->precision.is >= SL_PRECISION_FP8 && want && c->head_dim != want)
+            return sl_fail(err, SL_ARG,
+                           "precision fp8 wants heads of %d columns on %s, this model's have %d: "
+                           "want fp8-linear or bf16",
+                           want, d->seat->device, c->head_dim);
+    }
+    return SL_OK;
+}
+
 sl_code sl_denoiser_open(denoiser *d, sl_err *err)
 {
     static const sl_part_id PARTS[SL_EXPERTS] = {SL_PART_DIT, SL_PART_DIT_2};
@@ -51,8 +66,8 @@ sl_code sl_denoiser_open(denoiser *d, sl_err *err)
     size_t bytes = 0;
     sl_code rc;
     d->model = &d->seat->model;
-    if ((rc = sl_seat_context(d->seat, &d->ctx, err)) || (rc = sl_seat_receive(d->seat, err)) ||
-        (rc = meet_ranks(d, err)))
+    if ((rc = sl_seat_context(d->seat, &d->ctx, err)) || (rc = check_heads(d, err)) ||
+        (rc = sl_seat_receive(d->seat, err)) || (rc = meet_ranks(d, err)))
         return rc;
     for (int e = 0; e < d->model->family.experts; e++) {
         if ((rc = sl_seat_loader(&d->loaders[e], d->seat, &d->ctx, PARTS[e], err))) return rc;
@@ -506,7 +521,8 @@ static void run_forwards(denoise_run *r, int e, sl_fbcache_report reports[SL_BRA
                                  .rope = &r->mem.rope,
                                  .context = &r->mem.context[e][b],
                                  .cache = cache,
-                                 .share = r->mem.share.size ? &r->mem.share : NULL};
+                                 .share = r->mem.share.size ? &r->mem.share : NULL,
+                                 .whole_attention = !sl_precision_attends(r->job->precision)};
         sl_dit_forward(ctx, r->d->dit[e], &r->mem.v[b], &in, &reports[b]);
         sl_denoise_taps_off(ctx);
         if (r->replay) reports[b].metric = r->replay_metric[b];

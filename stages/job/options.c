@@ -70,8 +70,8 @@ static const sl_option OPTIONS[] = {
      "safetensors with `noise` [16, T, h/8, w/8] F32 (TI2V-5B: [48, T, h/16, w/16]), instead of a "
      "seed"},
     {"precision", SL_OPTION_PATH, JOB_HAS(precision), "NAME",
-     "bf16, or fp8-linear: the transformer's large products in 8 bits, which is faster and takes "
-     "half the memory (default: the configuration's, else bf16)"},
+     "bf16; fp8-linear: the transformer's large products in 8 bits, which is faster and takes half "
+     "the memory; or fp8: attention too (default: the configuration's, else bf16)"},
     {"fbcache", SL_OPTION_REAL, MODEL(fbcache), "THRESHOLD",
      "First Block Cache, up to 10, 0 is off (default: the checkpoint's, else 0)"},
     {"fbcache-warmup", SL_OPTION_INT, MODEL(fbcache_warmup), "N",

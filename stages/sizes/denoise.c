@@ -119,6 +119,13 @@ void sl_denoise_take(sl_ctx *ctx, sl_denoise_memory *m, const sl_denoise_sizes *
     }
 }
 
+/* The step whose forward takes the most: one that attends in 8 bits, if there is one. */
+static int step_of_most(const sl_denoise_sizes *of, int e)
+{
+    const int from = of->model->dit[e].precision.attends_from;
+    return from < of->schedule->steps ? from : 0;
+}
+
 sl_code sl_denoise_arena(sl_arena *out, const sl_ops *ops, const sl_denoise_sizes *of, sl_err *err)
 {
     const sl_dit_config *c = &of->model->dit[0];
@@ -141,12 +148,14 @@ sl_code sl_denoise_arena(sl_arena *out, const sl_ops *ops, const sl_denoise_size
                                  .condition =
                                      c->in_channels > c->out_channels ? &m.condition : NULL,
                                  .times = &m.times[e],
+                                 .step = step_of_most(of, e),
                                  .kept_frames = m.kept.rank > 0,
                                  .kept_step = of->schedule->steps,
                                  .rope = &m.rope,
                                  .context = &m.context[e][b],
                                  .cache = of->job->fbcache > 0 ? &m.cache[e][b] : NULL,
-                                 .share = m.share.size ? &m.share : NULL};
+                                 .share = m.share.size ? &m.share : NULL,
+                                 .whole_attention = !sl_precision_attends(of->job->precision)};
         sl_dit_forward(&plan, of->dit[e], &m.v[0], &in, NULL);
         sl_release(&plan, mark);
         /* a preview's: it takes what a forward has left */
