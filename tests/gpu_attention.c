@@ -342,6 +342,57 @@ static void attention_by_parts(void **state)
     pair_close(&p);
 }
 
+/* nq queries and nk keys in 8 bits, held to the CPU body; again in parts, with the same bits. The
+ * two differ where a last place of float32 decides how a number is rounded to a code. */
+static void eight_once(pair *p, int64_t nq, int64_t nk, int heads, int64_t pad, float spread,
+                       double tol)
+{
+    const char *what = say("attention in 8 bits: %lld x %lld, %d heads, pad %lld, scores to %g",
+                           (long long)nq, (long long)nk, heads, (long long)pad, (double)spread);
+    const int64_t w = heads * 128, first[4] = {0, nq / 3, nq / 3 * 2, nq};
+    twin q = matrix(p, SL_BF16, nq, w, pad), k = matrix(p, SL_BF16, nk, w, pad),
+         v = matrix(p, SL_BF16, nk, w, pad), o = matrix(p, SL_BF16, nq, w, pad),
+         again = matrix(p, SL_BF16, nq, w, pad);
+    const float scale = spread / 128;
+    sl_done done[3];
+    sl_ctx *const side[2] = {&p->cpu, &p->gpu};
+    for (int i = 0; i < 2; i++) {
+        const sl_keys_eight keys = sl_new_keys_eight(side[i], nk, w, heads);
+        const sl_queries_eight work = sl_new_queries_eight(side[i], nq, w, heads);
+        sl_code_keys(side[i], &keys, i ? &k.g : &k.c, i ? &v.g : &v.c, heads);
+        sl_attention_eight(side[i], i ? &o.g : &o.c, i ? &q.g : &q.c, &keys, &work, heads, scale, 1,
+                           NULL, 0, NULL);
+        if (i)
+            sl_attention_eight(side[i], &again.g, &q.g, &keys, &work, heads, scale, 3, first, 1,
+                               done);
+    }
+    sl_sync(&p->gpu);
+    for (int i = 0; i < 3; i++)
+        if (i != 1) counted(p, &done[i], what);
+    if (!pad) same_bits(p, &again.g, &o.g, what);
+    same(p, &o, tol, what);
+    forget(p);
+}
+
+static void attention_in_8_bits(void **state)
+{
+    (void)state;
+    pair p;
+    if (!on_hopper("attention in 8 bits")) skip();
+    pair_open(&p, (size_t)1 << 30);
+    static const int64_t N[] = {1, 17, 127, 128, 129, 191, 192, 193, 400, 1000};
+    EACH(i, N)
+    {
+        eight_once(&p, N[i], 300, 3, 0, 4, 4e-3);
+        eight_once(&p, 200, N[i], 2, i % 2 ? 8 : 0, 4, 4e-3);
+    }
+    eight_once(&p, 4680, 4680, 20, 0, 4, 4e-3); /* more tiles than multiprocessors */
+    /* scores so large that blocks are multiplied again: weights are then rounded from another
+     * largest, each by up to a sixteenth */
+    eight_once(&p, 400, 2000, 2, 0, 100, 8e-2);
+    pair_close(&p);
+}
+
 static void generic_attention(void **state)
 {
     (void)state;
@@ -570,6 +621,7 @@ int main(void)
         cmocka_unit_test(speed_of_our_attention),
         cmocka_unit_test(attention_of_our_own),
         cmocka_unit_test(attention_by_parts),
+        cmocka_unit_test(attention_in_8_bits),
         /* the last: a kernel that breaks takes the device along */
         cmocka_unit_test(two_lists_of_keys),
     };

@@ -81,9 +81,36 @@ static void run_attention(void *arg)
                  o->bias.rank ? &o->bias : NULL, o->added);
 }
 
-/* dim: of one head. */
-/* FLOATS: in float32, whatever the device's activations are */
-enum { BIAS = 1, ADDED = 2, FLOATS = 4 };
+/* Codes of keys and values, then attention, as a layer makes them. */
+static void run_eight(void *arg)
+{
+    op *o = arg;
+    sl_ctx *ctx = &o->n.ctx;
+    const size_t mark = sl_mark(ctx);
+    const int64_t d = o->k.shape[1];
+    const sl_keys_eight keys = sl_new_keys_eight(ctx, o->k.shape[0], d, o->heads);
+    const sl_queries_eight work = sl_new_queries_eight(ctx, o->q.shape[0], d, o->heads);
+    sl_code_keys(ctx, &keys, &o->k, &o->v, o->heads);
+    sl_attention_eight(ctx, &o->o, &o->q, &keys, &work, o->heads, o->scale, 1, NULL, 0, NULL);
+    sl_release(ctx, mark);
+}
+
+/* The arena that run_eight wants. */
+static sl_code reserve_eight(op *o, sl_err *err)
+{
+    sl_ops body = sl_ops_plan_of(o->n.b->body);
+    sl_ctx plan;
+    sl_code rc = sl_ctx_open(&plan, &body, 0, err);
+    if (rc) return rc;
+    sl_new_keys_eight(&plan, o->k.shape[0], o->k.shape[1], o->heads);
+    sl_new_queries_eight(&plan, o->q.shape[0], o->q.shape[1], o->heads);
+    rc = sl_ctx_reserve(&o->n.ctx, plan.arena_peak, err);
+    sl_ctx_close(&plan);
+    return rc;
+}
+
+/* dim: of one head. FLOATS: in float32, whatever the device's activations are; EIGHT: in 8 bits. */
+enum { BIAS = 1, ADDED = 2, FLOATS = 4, EIGHT = 8 };
 static sl_code time_attention(sl_bench *b, const char *what, int64_t nq, int64_t nk, int heads,
                               int dim, int how, sl_err *err)
 {
@@ -102,7 +129,10 @@ static sl_code time_attention(sl_bench *b, const char *what, int64_t nq, int64_t
     snprintf(size, sizeof size, "%s %lldx%lld, %dx%d", what, (long long)nq, (long long)nk, heads,
              dim);
     const double bytes = 2 * (double)(sl_bytes(&o.q) + sl_bytes(&o.k));
-    rc = sl_bench_time(&o.n, "attention", size, bytes, (size_t)bytes, run_attention, &o, err);
+    if (how & EIGHT) rc = reserve_eight(&o, err);
+    if (!rc)
+        rc = sl_bench_time(&o.n, how & EIGHT ? "attention in 8 bits" : "attention", size, bytes,
+                           (size_t)bytes, how & EIGHT ? run_eight : run_attention, &o, err);
     sl_tensor *all[] = {&o.q, &o.k, &o.v, &o.o, &o.bias};
     for (int i = 0; i < 5; i++) sl_device_free(ctx, all[i]->data);
     sl_bench_net_close(&o.n);
@@ -123,6 +153,9 @@ sl_code sl_bench_attention(sl_bench *b, sl_err *err)
     for (int i = 0; i < b->size_count && !rc; i++) {
         const int64_t m = sl_bench_grid(b, &b->sizes[i]).tokens;
         rc = time_attention(b, "self", m, m, c->heads, c->head_dim, 0, err);
+        const int width = b->body->eight_width;
+        if (!rc && (!width || width == c->head_dim))
+            rc = time_attention(b, "self", m, m, c->heads, c->head_dim, EIGHT, err);
     }
     if (!rc && rows < n) rc = time_attention(b, "self", rows, n, c->heads, c->head_dim, 0, err);
     if (!rc) rc = time_attention(b, "text", n, SL_TEXT_TOKENS, c->heads, c->head_dim, 0, err);
