@@ -28,6 +28,21 @@ static inline double t_distance(const sl_st *got, const char *name, const sl_st 
     return t_rel_l2(g->t.data, t_floats(want, n, "%s", as), n);
 }
 
+/* Two files hold the same tensors, bit for bit; their headers may say of which jobs. */
+static inline bool t_same_tensors(const char *a, const char *b)
+{
+    sl_st *x = t_open_st(a), *y = t_open_st(b);
+    bool same = sl_st_size(x) == sl_st_size(y);
+    for (int i = 0; i < sl_st_size(x) && same; i++) {
+        const sl_st_entry *e = sl_st_at(x, i), *f = sl_st_find(y, e->name);
+        same = f && e->t.dtype == f->t.dtype && sl_same_shape(&e->t, &f->t) &&
+               !memcmp(e->t.data, f->t.data, sl_bytes(&e->t));
+    }
+    sl_st_close(&x);
+    sl_st_close(&y);
+    return same;
+}
+
 /* SL_SHOW=1 prints each distance. */
 static inline void t_near(const char *job, const char *what, double e, double tol)
 {
