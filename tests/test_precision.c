@@ -23,11 +23,9 @@ static void names_are_read(void **state)
         assert_int_equal(p, i);
     }
     T_CODE(sl_precision_read(&p, "fp4", &err), SL_ARG);
-    assert_string_equal(err.msg, "precision is fp4, want bf16 or fp8-linear");
+    assert_string_equal(err.msg, "precision is fp4, want bf16, fp8-linear or fp8");
     T_CODE(sl_precision_read(&p, "", &err), SL_ARG);
-    assert_string_equal(err.msg, "precision is empty, want bf16 or fp8-linear");
-    T_CODE(sl_precision_read(&p, "fp8", &err), SL_ARG);
-    T_SAYS(err.msg, "is not there yet, want bf16 or fp8-linear");
+    assert_string_equal(err.msg, "precision is empty, want bf16, fp8-linear or fp8");
 }
 
 static void weights_allow_what_they_hold(void **state)
@@ -35,6 +33,10 @@ static void weights_allow_what_they_hold(void **state)
     (void)state;
     T_OK(sl_precision_fits(SL_PRECISION_BF16, SL_PRECISION_BF16, &err));
     T_OK(sl_precision_fits(SL_PRECISION_FP8_LINEAR, SL_PRECISION_FP8_LINEAR, &err));
+    T_OK(sl_precision_fits(SL_PRECISION_FP8, SL_PRECISION_FP8, &err));
+    T_OK(sl_precision_fits(SL_PRECISION_FP8, SL_PRECISION_FP8_LINEAR, &err));
+    T_CODE(sl_precision_fits(SL_PRECISION_FP8_LINEAR, SL_PRECISION_FP8, &err), SL_ARG);
+    T_CODE(sl_precision_fits(SL_PRECISION_FP8, SL_PRECISION_BF16, &err), SL_ARG);
     T_CODE(sl_precision_fits(SL_PRECISION_BF16, SL_PRECISION_FP8_LINEAR, &err), SL_ARG);
     assert_string_equal(err.msg, "precision is fp8-linear, but the weights are loaded for bf16 "
                                  "(denoise.precision, or --precision of the run)");
@@ -47,23 +49,24 @@ static void blocks_may_stay_as_they_are(void **state)
                                       "one", "0 1", "0, 1", "0,,1", "99999999999999999999"};
     sl_dit_precision p;
     (void)state;
-    T_OK(sl_dit_precision_read(&p, "fp8-linear", "0,2", 3, &err));
+    T_OK(sl_dit_precision_read(&p, "fp8-linear", "0,2", "", 3, &err));
     assert_true(!sl_block_is_eight(&p, 0) && sl_block_is_eight(&p, 1) && !sl_block_is_eight(&p, 2));
-    T_OK(sl_dit_precision_read(&p, "fp8-linear", "", 512, &err));
+    T_OK(sl_dit_precision_read(&p, "fp8-linear", "", "", 512, &err));
     for (int i = 0; i < 512; i++) assert_true(sl_block_is_eight(&p, i));
-    T_OK(sl_dit_precision_read(&p, "fp8-linear", "511", 512, &err));
+    T_OK(sl_dit_precision_read(&p, "fp8-linear", "511", "", 512, &err));
     assert_false(sl_block_is_eight(&p, 511));
-    T_OK(sl_dit_precision_read(&p, "bf16", "1", 3, &err));
+    T_OK(sl_dit_precision_read(&p, "bf16", "1", "", 3, &err));
     for (int i = 0; i < 3; i++) assert_false(sl_block_is_eight(&p, i));
     for (size_t i = 0; i < sizeof BAD / sizeof *BAD; i++) {
-        T_CODE(sl_dit_precision_read(&p, "fp8-linear", BAD[i], 3, &err), SL_ARG);
+        T_CODE(sl_dit_precision_read(&p, "fp8-linear", BAD[i], "", 3, &err), SL_ARG);
         assert_string_equal(err.msg,
                             t_format("denoise.bf16_blocks is \"%s\", want numbers from 0 to 2 with "
                                      "commas between",
                                      BAD[i]));
     }
-    T_CODE(sl_dit_precision_read(&p, "fp16", "", 3, &err), SL_ARG);
-    assert_string_equal(err.msg, "denoise.precision: precision is fp16, want bf16 or fp8-linear");
+    T_CODE(sl_dit_precision_read(&p, "fp16", "", "", 3, &err), SL_ARG);
+    assert_string_equal(err.msg,
+                        "denoise.precision: precision is fp16, want bf16, fp8-linear or fp8");
 }
 
 /* An A100 is refused by name, and only where it denoises. */
@@ -275,6 +278,47 @@ static void a_replay_is_its_dumps(void **state)
     }
 }
 
+/* Attention in 8 bits: other latents than fp8-linear's, the same alone, by a team and after a kill;
+ * in no step, or for a job that does not ask for it, fp8-linear's. */
+static void attention_is_in_8_bits_too(void **state)
+{
+    static const char *const HOW[] = {"a team of 2", "after a kill"};
+    char linear[300], kept[300];
+    (void)state;
+    t_run_open(&run);
+    configure("", "");
+    start("fp8");
+    t_run_ends(&run, 0);
+    reported(t_format("%s/a.json", run.out), "fp8");
+    snprintf(kept, sizeof kept, "%s", run.out);
+    const double off = latents_off(kept, undisturbed);
+    if (!(off > 1e-5 && off < 0.2))
+        t_run_fail(&run, "latents with attention in 8 bits are %.3g off, want 1e-5 to 0.2", off);
+    snprintf(linear, sizeof linear, "%s", undisturbed);
+    snprintf(undisturbed, sizeof undisturbed, "%s", kept);
+    for (int i = 0; i < 2; i++) {
+        t_run_open(&run);
+        configure("", i ? ""
+                        : t_stages(SL_ROLE_DENOISE, "{ name = \"denoise\"; devices = [\"cpu\", "
+                                                    "\"cpu\"]; team = 2; }"));
+        start("fp8");
+        if (i) {
+            t_run_until(&run, "stage=\"denoise\" done=4 ");
+            assert_int_equal(kill(run.stages[1 + SL_ROLE_DENOISE], SIGKILL), 0);
+        }
+        same_results(HOW[i]);
+    }
+    snprintf(undisturbed, sizeof undisturbed, "%s", linear);
+    t_run_open(&run);
+    configure("fp8_attention_steps = \"7-\";", "");
+    start("fp8");
+    t_run_ends(&run, 0);
+    assert_true(latents_off(run.out, undisturbed) == 0);
+    t_run_close(&run);
+    *strrchr(kept, '/') = 0;
+    t_rmdir(kept);
+}
+
 /* ---- what is refused ---- */
 
 static void says(const char *line, const char *const *more)
@@ -297,10 +341,8 @@ static void what_weights_do_not_allow_is_refused(void **state)
     (void)state;
     t_run_open(&run);
     snprintf(jobs, sizeof jobs, "%s/jobs", run.base);
-    says("precision is fp9, want bf16 or fp8-linear",
+    says("precision is fp9, want bf16, fp8-linear or fp8",
          (const char *[]){"--prompt", "x", "--precision", "fp9", NULL});
-    says("precision fp8, which is fp8-linear and attention in 8 bits, is not there yet",
-         (const char *[]){"--prompt", "x", "--precision", "fp8", NULL});
     t_write(jobs, t_format("{\"prompt\": \"x\"}\n{\"prompt\": \"x\", \"output\": \"%s/y.mp4\", "
                            "\"precision\": \"fp8-linear\"}\n",
                            run.out));
@@ -314,8 +356,11 @@ static void what_weights_do_not_allow_is_refused(void **state)
     configure("bf16_blocks = \"3\";", "");
     says("denoise.bf16_blocks is \"3\", want numbers from 0 to 2 with commas between",
          (const char *[]){"--prompt", "x", "--conf", run.conf, NULL});
-    configure("precision = \"fp8\";", "");
-    says("denoise.precision is \"fp8\", want one of bf16, fp8-linear",
+    configure("fp8_attention_steps = \"0-3\";", "");
+    says("denoise.fp8_attention_steps is \"0-3\", want steps as in \"4-26\"",
+         (const char *[]){"--prompt", "x", "--precision", "fp8", "--conf", run.conf, NULL});
+    configure("precision = \"fp4\";", "");
+    says("denoise.precision is \"fp4\", want one of bf16, fp8-linear, fp8",
          (const char *[]){"--prompt", "x", "--conf", run.conf, NULL});
     t_run_close(&run);
 }
@@ -341,6 +386,7 @@ int main(void)
         cmocka_unit_test(a_killed_denoiser_goes_on),
         cmocka_unit_test(a_team_gives_the_bytes_of_one),
         cmocka_unit_test(a_replay_is_its_dumps),
+        cmocka_unit_test(attention_is_in_8_bits_too),
         cmocka_unit_test(what_weights_do_not_allow_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, remove_results);
