@@ -88,6 +88,8 @@ typedef struct {
         int backoff_ms;   /* before the first restart; doubles */
         int heartbeat_ms; /* between a stage's signs of life */
         int stall_s;      /* without a sign of life before a stage is killed */
+        int quiet_s;      /* of silence about a job, without computing, that is told of a stage */
+        int piece_s;      /* of silence about a job, computing, after which a stage is killed */
         int drain_s;      /* to finish what is running, after SIGTERM */
     } supervise;
     struct {

@@ -98,6 +98,12 @@ static const sl_key KEYS[] = {
         "distance between a stage's signs of life"),
     NUM("supervise.stall_s", INT, supervise.stall_s, 1, 86400, 30, "s",
         "time without a sign of life after which a stage is killed"),
+    NUM("supervise.quiet_s", INT, supervise.quiet_s, 1, 86400, 10, "s",
+        "time in which a stage that has a job neither computes nor says anything of the job, after "
+        "which that is told; after twice that the stage is killed, and the job tried once more"),
+    NUM("supervise.piece_s", INT, supervise.piece_s, 1, 8640000, 21600, "s",
+        "likewise of a stage that computes: longest piece of work (a step, a chunk) without a "
+        "word"),
     NUM("supervise.drain_s", INT, supervise.drain_s, 0, 86400, 60, "s",
         "time to finish what is running after SIGTERM"),
     {"dispatch.turns", SL_KEY_WORDS, AT(dispatch.turns), ROOM(dispatch.turns), 0, 0, 0, "gpu",

@@ -16,3 +16,8 @@ sl_code sl_pidfd_open(int *out, pid_t pid, sl_err *err)
                        errno == ENOSYS ? "ENOSYS" : "EPERM");
     return sl_fail_errno(err, errno, "pidfd_open of process %d", (int)pid);
 }
+
+void sl_pidfd_send(int pidfd, int sig)
+{
+    syscall(SYS_pidfd_send_signal, pidfd, sig, NULL, 0);
+}

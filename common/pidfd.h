@@ -10,4 +10,7 @@
  * a container's filter of calls) is said in so many words. */
 sl_code sl_pidfd_open(int *out, pid_t pid, sl_err *err);
 
+/* Send a signal to the process, and to no other that has its number since. */
+void sl_pidfd_send(int pidfd, int sig);
+
 #endif

@@ -265,17 +265,29 @@ size_t sl_wire_encode(uint8_t *buf, const sl_msg *msg)
     return (size_t)(p - buf);
 }
 
+/* Who says HELLO in another version of the protocol: those fields stand first in all of them. */
+static void get_foreign_hello(sl_msg *out, const uint8_t *p, size_t length)
+{
+    if (length < sizeof out->hello.role + 4) return;
+    out->type = SL_MSG_HELLO;
+    if (!get_str16(&p, &out->hello.role)) out->hello.role[0] = 0;
+    get_i32(&p, &out->hello.pid);
+}
+
 sl_code sl_wire_decode(sl_msg *out, const void *bytes, size_t length, sl_err *err)
 {
     const uint8_t *p = bytes;
     uint32_t magic, version, type, body, want = 0;
     bool ok = true;
+    memset(out, 0, sizeof *out);
     if (length < SL_WIRE_HEADER)
         return sl_fail(err, SL_FORMAT, "message: %zu bytes, want at least %d", length,
                        SL_WIRE_HEADER);
     get_u32(&p, &magic), get_u32(&p, &version), get_u32(&p, &type), get_u32(&p, &body);
     if (magic != SL_WIRE_MAGIC)
         return sl_fail(err, SL_FORMAT, "message: magic %08x, want %08x", magic, SL_WIRE_MAGIC);
+    if (version != SL_WIRE_VERSION && type == SL_MSG_HELLO)
+        get_foreign_hello(out, p, length - SL_WIRE_HEADER);
     if (version != SL_WIRE_VERSION)
         return sl_fail(err, SL_FORMAT, "message: protocol version %u, want %d", version,
                        SL_WIRE_VERSION);
@@ -289,7 +301,6 @@ sl_code sl_wire_decode(sl_msg *out, const void *bytes, size_t length, sl_err *er
     if (body != want || length - SL_WIRE_HEADER != want)
         return sl_fail(err, SL_FORMAT, "message: %s has %zu bytes and says %u, want %u",
                        sl_wire_name((sl_msg_type)type), length - SL_WIRE_HEADER, body, want);
-    memset(out, 0, sizeof *out);
     out->type = (sl_msg_type)type;
 #define GET(kind, name) ok = GET_##kind(&p, &m->name) && ok;
     switch (out->type) {

@@ -76,7 +76,8 @@ typedef enum { SL_TURN_PIECE, SL_TURN_STEP } sl_turn_kind;
 /* and SL_RANKS times u32, `member` */
 #define WIRE_KIND_TEAM(F)   F(u32, size) F(u32, me) F(u32, key)
 
-/* A process speaks. role: a stage's, or "client". */
+/* A process speaks. role: a stage's, or "client". These two fields come first in every version of
+ * the protocol, so that one of another version can be named. */
 #define WIRE_HELLO(F)     F(str16, role) F(i32, pid) F(str64, device) F(u64, budget_bytes)
 /* Where a stage receives the hand-over of this name. */
 #define WIRE_POOL(F)      F(str16, handover) F(pool, handle)
@@ -220,7 +221,8 @@ void sl_tickets_add(sl_tickets *list, uint32_t h, const sl_ticket *ticket);
  * field is cut. */
 size_t sl_wire_encode(uint8_t *buf, const sl_msg *msg);
 /* Decode `length` bytes. Errors: SL_FORMAT saying what is wrong (magic, version, type,
- * length, an unended string). */
+ * length, an unended string); *out is zeroed then, but for a HELLO of another version, of which it
+ * has the type, role and pid. */
 sl_code sl_wire_decode(sl_msg *out, const void *bytes, size_t length, sl_err *err);
 /* One line: "DONE job=1 attempt=1 tickets=1 ..." */
 const char *sl_wire_text_of(const sl_msg *msg, char *buf, size_t size);

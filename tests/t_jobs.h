@@ -38,6 +38,11 @@ static struct {
     char dir[256];
     uint64_t epoch;
     uint32_t key;
+    sl_once once;
+    int64_t worked_ns[SL_CONF_SEATS];
+    int kills, killed; /* how many seats were killed, the last, for what */
+    bool for_good;
+    char why[128];
 } t;
 
 static inline void to_seat(void *self, int seat, const sl_msg *m)
@@ -66,6 +71,22 @@ static uint32_t new_key(void *self)
     return ++t.key;
 }
 
+/* Seats compute when a test says so. */
+static inline int64_t worked_ns(void *self, int seat)
+{
+    (void)self;
+    return t.worked_ns[seat];
+}
+
+static inline void kill_seat(void *self, int seat, const char *why, bool for_good)
+{
+    (void)self;
+    t.kills++;
+    t.killed = seat;
+    t.for_good = for_good;
+    snprintf(t.why, sizeof t.why, "%s", why);
+}
+
 /* ---- seats, played ---- */
 
 static uint64_t pool_of(int seat, int h)
@@ -88,7 +109,8 @@ static inline void announce(int seat)
 /* The dispatcher with these stages; `more` of the configuration. */
 static inline void begin(const char *stages, const char *more)
 {
-    sl_jobs_out out = {NULL, to_seat, to_client, got_further, new_key};
+    sl_jobs_out out = {NULL,    to_seat,   to_client, got_further,
+                       new_key, worked_ns, kill_seat, &t.once};
     char text[2048];
     sl_err err = {0};
     memset(&t, 0, sizeof t);
@@ -191,10 +213,27 @@ static inline void spooled(int seat, uint64_t job, sl_code code)
         }
 }
 
-/* DONE: what the JOB named a pool for lies there now. Returns the ticket, or zeroes. */
+/* Chunk `index` of `chunks`, in a slot of the receiver that the JOB names. */
+static inline void chunk(int seat, uint64_t job, uint32_t index, uint32_t chunks)
+{
+    sl_msg_job j = job_at(seat, job);
+    for (uint32_t i = 0; i < j.to.count; i++)
+        if (SL_HANDOVER[j.to.at[i].handover].how == SL_CHUNKS)
+            say(seat, (sl_msg){.type = SL_MSG_CHUNK,
+                               .chunk = {.job = job,
+                                         .attempt = j.attempt,
+                                         .handover = j.to.at[i].handover,
+                                         .index = index,
+                                         .chunks = chunks,
+                                         .slot = {.pool = j.to.at[i].ticket.pool}}});
+}
+
+/* DONE: what the JOB named a pool for lies there now; before it the one chunk of who hands chunks
+ * on. Returns the ticket, or zeroes. */
 static inline sl_ticket done(int seat, uint64_t job)
 {
     sl_msg_job j = job_at(seat, job);
+    chunk(seat, job, 0, 1);
     sl_ticket ticket = {0};
     sl_msg m = {.type = SL_MSG_DONE, .done = {.job = job, .attempt = j.attempt, .bytes = 7}};
     for (uint32_t i = 0; i < j.to.count; i++)

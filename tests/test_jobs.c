@@ -33,13 +33,8 @@ static void a_job_goes_from_crew_to_crew(void **state)
     assert_int_equal(mux->m.job.attempt, decode->m.job.attempt);
     by_slot(&decode->m.job.in, SL_HANDOVER_LATENTS, DECODE);
     by_slot(&decode->m.job.to, SL_HANDOVER_FRAMES, MUX);
-    say(DECODE, (sl_msg){.type = SL_MSG_CHUNK,
-                         .chunk = {.job = 1,
-                                   .attempt = decode->m.job.attempt,
-                                   .handover = SL_HANDOVER_FRAMES,
-                                   .slot = {.pool = pool_of(MUX, SL_HANDOVER_FRAMES)}}});
-    want(MUX, SL_MSG_CHUNK);
     done(DECODE, 1);
+    want(MUX, SL_MSG_CHUNK);
     assert_null(next(-1, SL_MSG_FINISHED));
     done(MUX, 1);
     s = want(-1, SL_MSG_FINISHED);

@@ -292,6 +292,35 @@ static void test_wrong_headers(void **unused)
     }
 }
 
+/* Who speaks another version is named, if it says HELLO: role and pid stand first in all. */
+static void test_hello_of_another_version(void **unused)
+{
+    uint8_t bytes[SL_WIRE_MAX];
+    sl_msg m = {.type = SL_MSG_HELLO, .hello = {.role = "decode", .pid = 4711, .device = "cpu"}},
+           out;
+    sl_err err = {0};
+    const size_t n = sl_wire_encode(bytes, &m), first = SL_WIRE_HEADER + SL_STR16 + 4;
+    (void)unused;
+    set_u32(bytes + 4, 9);
+    for (size_t length = 0; length <= n; length += length == first - 1 ? 1 : 7) {
+        T_CODE(sl_wire_decode(&out, bytes, length, &err), SL_FORMAT);
+        if (length < first) {
+            assert_int_equal(out.type, 0);
+            continue;
+        }
+        assert_string_equal(err.msg, "message: protocol version 9, want 4");
+        assert_int_equal(out.type, SL_MSG_HELLO);
+        assert_string_equal(out.hello.role, "decode");
+        assert_int_equal(out.hello.pid, 4711);
+    }
+    memset(bytes + SL_WIRE_HEADER, 'x', SL_STR16); /* a role without an end is none */
+    T_CODE(sl_wire_decode(&out, bytes, n, &err), SL_FORMAT);
+    assert_string_equal(out.hello.role, "");
+    set_u32(bytes + 8, SL_MSG_READY);
+    T_CODE(sl_wire_decode(&out, bytes, n, &err), SL_FORMAT);
+    assert_int_equal(out.type, 0);
+}
+
 /* A string field at bytes + at: without an end, and with a byte behind its end. */
 static void damage_string(uint8_t *bytes, size_t n, size_t at, size_t field, sl_msg_type type)
 {
@@ -635,6 +664,7 @@ int main(void)
         cmocka_unit_test(test_strings_are_cut_and_zeroed),
         cmocka_unit_test(test_every_length_but_one_is_refused),
         cmocka_unit_test(test_wrong_headers),
+        cmocka_unit_test(test_hello_of_another_version),
         cmocka_unit_test(test_a_string_without_an_end),
         cmocka_unit_test(test_a_damaged_list),
         cmocka_unit_test(test_a_damaged_team),

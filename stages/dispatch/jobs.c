@@ -19,9 +19,11 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "common/clock.h"
 #include "common/log.h"
 #include "common/lora.h"
 #include "stages/dispatch/schedule.h"
+#include "stages/dispatch/watch.h"
 
 /* ---- opening ---- */
 
@@ -41,6 +43,9 @@ sl_code sl_jobs_open(sl_jobs **out, const sl_conf *conf, const sl_model *model,
     d->to_client = to->to_client;
     d->got_further = to->got_further;
     d->new_key = to->new_key;
+    d->worked_ns = to->worked_ns;
+    d->kill = to->kill;
+    d->once = to->once;
     return SL_OK;
 }
 
@@ -69,16 +74,10 @@ const char *sl_jobs_output(const sl_jobs *d, int i)
     return d->jobs[i].output;
 }
 
-/* What logs call the job. */
-static const char *name_of(const job *j)
-{
-    return sl_path_last(j->dir);
-}
-
 const char *sl_jobs_name(const sl_jobs *d, uint64_t id)
 {
     for (int i = 0; i < d->count; i++)
-        if (d->jobs[i].id == id) return name_of(&d->jobs[i]);
+        if (d->jobs[i].id == id) return sl_table_name(&d->jobs[i]);
     return NULL;
 }
 
@@ -105,8 +104,8 @@ void sl_jobs_on_pool(sl_jobs *d, int number, const sl_msg_pool *m)
     int h = sl_handover_by_name(m->handover);
     seat *s = &d->seats[number];
     if (h < 0 || SL_HANDOVER[h].to != s->stage->role) {
-        sl_log(SL_LOG_WARN, "%s announces a pool for %s, which it does not take: ignored", s->name,
-               m->handover);
+        sl_once_warn(d->once, "%s announces a pool for %s, which it does not take: ignored",
+                     s->name, m->handover);
         return;
     }
     s->pools[h].id = m->handle.pool;
@@ -121,6 +120,7 @@ void sl_jobs_on_rank(sl_jobs *d, int number)
 void sl_jobs_on_ready(sl_jobs *d, int number, pid_t pid)
 {
     d->seats[number].ready = true;
+    d->seats[number].ready_ns = sl_now_ns();
     d->seats[number].pid = pid;
 }
 
@@ -158,8 +158,8 @@ static void finish(sl_jobs *d, job *j, sl_code code, const char *message)
     snprintf(m.finished.message, sizeof m.finished.message, "%s", message);
     for (int h = 0; h < SL_HANDOVER_COUNT; h++) sl_table_discard(d, &j->deliveries[h]);
     sl_table_to_client(d, j, &m);
-    sl_log_about(name_of(j), SL_LOG_DEBUG, "job %" PRIu64 ": %s %s", j->id, sl_code_name(code),
-                 message);
+    sl_log_about(sl_table_name(j), SL_LOG_DEBUG, "job %" PRIu64 ": %s %s", j->id,
+                 sl_code_name(code), message);
     int at = (int)(j - d->jobs);
     memmove(j, j + 1, (size_t)(--d->count - at) * sizeof *j);
 }
@@ -227,32 +227,13 @@ void sl_jobs_submit(sl_jobs *d, const sl_msg_submit *m, uint64_t client, const s
     sl_table_to_client(d, j, &accepted);
 }
 
-/* Seats of the attempt that are not through yet: stop. They answer FAILED(CANCELLED). */
-static void stop_attempt(sl_jobs *d, const job *j, attempt *a)
-{
-    sl_msg m = {.type = SL_MSG_CANCEL, .cancel = {.job = j->id, .attempt = a->number}};
-    if (!a->number) return;
-    a->ending = true;
-    for (int r = 0; r < SL_ROLE_COUNT; r++) sl_table_to_seat(d, a->seat[r], &m);
-    for (int i = 0; i < SL_RANKS; i++) sl_table_to_seat(d, a->mates[i], &m);
-}
-
-static void end_job(sl_jobs *d, job *j, sl_code code, const char *why)
-{
-    if (j->ending) return;
-    j->ending = true;
-    j->code = code;
-    snprintf(j->message, sizeof j->message, "%s", why);
-    for (int r = 0; r < SL_ROLE_COUNT; r++) stop_attempt(d, j, &j->attempts[r]);
-}
-
 void sl_jobs_cancel(sl_jobs *d, uint64_t id, uint64_t client)
 {
     job *j = sl_table_job(d, id);
-    if (j && j->client == client) end_job(d, j, SL_CANCELLED, "cancelled");
+    if (j && j->client == client) sl_table_end(d, j, SL_CANCELLED, "cancelled");
     else if (j)
-        sl_log_about(name_of(j), SL_LOG_WARN, "CANCEL of job %" PRIu64 ": ignored, it is another's",
-                     id);
+        sl_log_about(sl_table_name(j), SL_LOG_WARN,
+                     "CANCEL of job %" PRIu64 ": ignored, it is another's", id);
 }
 
 void sl_jobs_drain(sl_jobs *d, uint64_t client)
@@ -264,7 +245,7 @@ void sl_jobs_drain(sl_jobs *d, uint64_t client)
 
 void sl_jobs_fail_all(sl_jobs *d, sl_code code, const char *why)
 {
-    for (int i = 0; i < d->count; i++) end_job(d, &d->jobs[i], code, why);
+    for (int i = 0; i < d->count; i++) sl_table_end(d, &d->jobs[i], code, why);
 }
 
 /* ---- attempts ---- */
@@ -272,14 +253,6 @@ void sl_jobs_fail_all(sl_jobs *d, sl_code code, const char *why)
 static bool leads(const attempt *a, const seat *s, int number)
 {
     return a->seat[s->stage->role] == number;
-}
-
-/* The seat leads, or is a mate, and is not through. */
-static bool is_in(const attempt *a, const seat *s, int number)
-{
-    bool in = leads(a, s, number);
-    for (int i = 0; i < SL_RANKS; i++) in = in || a->mates[i] == number;
-    return a->number && in;
 }
 
 /* The job that this seat works on, if the message is about that and not about an attempt
@@ -290,7 +263,7 @@ static job *current(sl_jobs *d, int number, uint64_t id, uint32_t attempt_number
     job *j = sl_table_job(d, id);
     if (!j || !attempt_number || s->job != id || s->attempt != attempt_number) return NULL;
     *a = &j->attempts[sl_crew_of(s->stage->role)];
-    return (*a)->number == attempt_number && is_in(*a, s, number) ? j : NULL;
+    return (*a)->number == attempt_number && sl_table_is_in(*a, s, number) ? j : NULL;
 }
 
 /* As current, for what a mate does not say. */
@@ -335,7 +308,7 @@ bool sl_jobs_waits_for(const sl_jobs *d, int number)
     const seat *s = &d->seats[number];
     for (int i = 0; s->stage && s->attempt && i < d->count; i++) {
         const attempt *a = &d->jobs[i].attempts[sl_crew_of(s->stage->role)];
-        if (d->jobs[i].id == s->job) return is_in(a, s, number) && a->size && a->ending;
+        if (d->jobs[i].id == s->job) return sl_table_is_in(a, s, number) && a->size && a->ending;
     }
     return false;
 }
@@ -346,7 +319,7 @@ static bool fall(sl_jobs *d, job *j, attempt *a, sl_role role)
 {
     if (j->made[sl_crew_of(role)] || a->fallen) return false;
     a->fallen = true;
-    stop_attempt(d, j, a);
+    sl_table_stop(d, j, a);
     return !a->well;
 }
 
@@ -358,7 +331,7 @@ static void try_again(sl_jobs *d, job *j, int number, const char *how)
     snprintf(why, sizeof why,
              "%s ended %d times on this job without getting further (last: %.300s): giving up",
              d->seats[number].name, j->deaths, how);
-    end_job(d, j, SL_SYS, why);
+    sl_table_end(d, j, SL_SYS, why);
 }
 
 /* The seat has finished so many steps of the job, and its team with it; UINT32_MAX: all of
@@ -369,6 +342,7 @@ static void advance(sl_jobs *d, job *j, int number, uint32_t done)
     if (done <= j->furthest[role]) return;
     j->furthest[role] = done;
     j->deaths = 0;
+    if (role == j->faulty) j->faults = 0;
     for (int i = 0; i < SL_CONF_SEATS; i++) {
         const seat *s = &d->seats[i];
         bool mate = s->teamed && s->stage->role == role && s->job == j->id;
@@ -397,7 +371,8 @@ static void on_chunk(sl_jobs *d, int number, const sl_msg *m)
     job *j = led(d, number, c->job, c->attempt, &a);
     bool known = c->handover < SL_HANDOVER_COUNT &&
                  SL_HANDOVER[c->handover].from == d->seats[number].stage->role;
-    int to = j && known ? a->seat[SL_HANDOVER[c->handover].to] : NO_SEAT;
+    int to = j && known && sl_watch_chunk(d, j, a, number, c) ? a->seat[SL_HANDOVER[c->handover].to]
+                                                              : NO_SEAT;
     if (j) a->taken = true;
     if (to != NO_SEAT) sl_table_to_seat(d, to, m);
     else sl_table_discard_ticket(d, c->handover, &c->slot);
@@ -422,7 +397,7 @@ static void on_spooled(sl_jobs *d, int number, const sl_msg_spooled *m)
     v->spooling = false;
     v->answered = m->attempt;
     if (m->code && !j->dump)
-        sl_log_about(name_of(j), SL_LOG_WARN,
+        sl_log_about(sl_table_name(j), SL_LOG_WARN,
                      "job %" PRIu64
                      " goes on, but would not survive a death of %s or the next stage: %.300s",
                      m->job, s->name, m->message);
@@ -459,7 +434,7 @@ static void on_done(sl_jobs *d, int number, const sl_msg_done *m)
     job *j = current(d, number, m->job, m->attempt, &a);
     bool speaks = j && leads(a, s, number);
     if (!speaks) discard_all(d, &m->out); /* of an attempt given up */
-    if (!j) return;
+    if (!j || !sl_watch_chunks_done(d, j, a, number)) return;
     if (speaks && a->size) a->well = true;
     leave(d, j, a, number);
     d->got_further(d->self, number); /* it works, whatever it is for */
@@ -471,6 +446,7 @@ static void on_done(sl_jobs *d, int number, const sl_msg_done *m)
         const sl_ticket *t = sl_tickets_find(&m->out, (uint32_t)h);
         if (SL_HANDOVER[h].from != role || !v->has) continue;
         v->spooling = !v->spooled && v->answered != m->attempt;
+        v->spooling_ns = sl_now_ns();
         v->seat = t ? sl_table_owner(d, h, t->pool) : NO_SEAT;
         if (t) v->ticket = *t;
     }
@@ -516,14 +492,25 @@ static void on_failed(sl_jobs *d, int number, const sl_msg_failed *m)
     } else {
         char why[SL_TEXT];
         snprintf(why, sizeof why, "%s: %.480s", s->name, m->message);
-        end_job(d, j, (unsigned)m->code < SL_CODE_COUNT ? (sl_code)m->code : SL_INTERNAL, why);
+        sl_table_end(d, j, (unsigned)m->code < SL_CODE_COUNT ? (sl_code)m->code : SL_INTERNAL, why);
     }
+}
+
+/* Put aside: what it brings is freed. */
+static void drop(sl_jobs *d, const sl_msg *m)
+{
+    if (m->type == SL_MSG_DONE) discard_all(d, &m->done.out);
+    if (m->type == SL_MSG_CHUNK) sl_table_discard_ticket(d, m->chunk.handover, &m->chunk.slot);
 }
 
 bool sl_jobs_on_message(sl_jobs *d, int number, const sl_msg *m)
 {
     attempt *a;
     job *j;
+    if (!sl_watch_hears(d, number, m)) {
+        drop(d, m);
+        return true;
+    }
     switch (m->type) {
     case SL_MSG_TAKEN:
         if (led(d, number, m->taken.job, m->taken.attempt, &a)) a->taken = true;
@@ -589,10 +576,10 @@ void sl_jobs_on_death(sl_jobs *d, int number, pid_t pid, const char *how)
         job *j = &d->jobs[i];
         attempt *a = &j->attempts[crew];
         lose_deliveries(j, number);
-        if (!is_in(a, s, number)) continue;
+        if (!sl_table_is_in(a, s, number)) continue;
         leave(d, j, a, number);
         bool first = fall(d, j, a, s->stage->role);
-        if (first && !j->ending) try_again(d, j, number, how);
+        if (first && !j->ending) try_again(d, j, number, *s->fault ? s->fault : how);
     }
     vacate(s);
     tell_reap(d, number, pid);
@@ -605,7 +592,7 @@ void sl_jobs_schedule(sl_jobs *d)
     for (int i = 0; i < d->count; i++) {
         job *j = &d->jobs[i];
         if ((d->draining || j->draining) && !j->started && !j->ending)
-            end_job(d, j, SL_CANCELLED, "not run: draining");
+            sl_table_end(d, j, SL_CANCELLED, "not run: draining");
         /* the cancel came when the video was written */
         bool late = j->ending && j->code == SL_CANCELLED && sl_schedule_is_made(d, j);
         if ((!j->ending || late) && sl_schedule_is_complete(d, j)) {

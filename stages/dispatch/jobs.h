@@ -21,6 +21,7 @@
 #include "common/conf.h"
 #include "common/model.h"
 #include "common/wire.h"
+#include "stages/dispatch/once.h"
 
 #define SL_JOBS_MAX 1024 /* most jobs held at once */
 
@@ -31,6 +32,11 @@ typedef struct {
     void (*to_client)(void *self, uint64_t client, const sl_msg *m);
     void (*got_further)(void *self, int seat); /* a job got further by this seat */
     uint32_t (*new_key)(void *self);           /* of a team: larger than any before */
+    /* When the seat's process was last seen to compute, or to wait for its turn to. */
+    int64_t (*worked_ns)(void *self, int seat);
+    /* Kill the seat's process for this; for_good: another would be no better. */
+    void (*kill)(void *self, int seat, const char *why, bool for_good);
+    sl_once *once; /* warnings that may come again */
 } sl_jobs_out;
 
 typedef struct sl_jobs sl_jobs;
@@ -70,6 +76,15 @@ void sl_jobs_cancel(sl_jobs *d, uint64_t id, uint64_t client);
 void sl_jobs_drain(sl_jobs *d, uint64_t client);
 /* Every job ends with this error. */
 void sl_jobs_fail_all(sl_jobs *d, sl_code code, const char *why);
+
+/* ---- silence (watch.c) ---- */
+
+/* Look for attempts of which nobody says anything while nobody computes, for CANCELs that are not
+ * answered, for files that are waited for in vain, and for stages that are ready and of no use.
+ * What they keep from going on is told, then they are killed. Often enough: every second. */
+void sl_jobs_watch(sl_jobs *d, int64_t now_ns);
+/* Nothing ran for so long, or nothing that is to be counted: nobody was silent meanwhile. */
+void sl_jobs_skip(sl_jobs *d, int64_t ns);
 
 /* ---- what next ---- */
 

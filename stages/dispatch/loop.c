@@ -22,6 +22,7 @@
 #include "common/log.h"
 #include "common/process.h"
 
+#define WATCH_NS 500000000ll /* between two looks for silence */
 #define GAP_NS 1000000000ll /* between two ticks: this process was stopped, or the machine asleep */
 
 /* ---- clients ---- */
@@ -98,11 +99,26 @@ static uint32_t new_key(void *self)
     return sl_muster_key(&d->muster);
 }
 
+/* Who waits for the device is not idle: the holder is watched. */
+static int64_t worked_ns(void *self, int seat)
+{
+    sl_dispatch *d = self;
+    return sl_turns_waits(&d->turns, seat) ? sl_now_ns() : sl_seats_worked_ns(&d->seats, seat);
+}
+
+static void kill_seat(void *self, int seat, const char *why, bool for_good)
+{
+    sl_dispatch *d = self;
+    if (for_good) sl_seats_kill_for_good(&d->seats, seat, SL_FORMAT, why);
+    else sl_seats_kill(&d->seats, seat, why);
+}
+
 /* ---- opening ---- */
 
 sl_code sl_dispatch_open(sl_dispatch *d, sl_err *err)
 {
-    sl_jobs_out out = {d, tell_seat, tell_client, got_further, new_key};
+    sl_jobs_out out = {d,       tell_seat, tell_client, got_further,
+                       new_key, worked_ns, kill_seat,   &d->once};
     sl_code rc;
     sl_conf_defaults(&d->conf);
     if ((rc = sl_conf_read_file(&d->conf, d->conf_path, err))) return rc;
@@ -119,10 +135,11 @@ sl_code sl_dispatch_open(sl_dispatch *d, sl_err *err)
                           .model_dir = d->model.dir,
                           .bin_dir = d->bin_dir,
                           .endpoint = d->endpoint,
+                          .once = &d->once,
                           .tell = tell_all,
                           .self = d};
     sl_seats_open(&d->seats, &d->model);
-    sl_turns_open(&d->turns, d->bus, &d->conf);
+    sl_turns_open(&d->turns, d->bus, &d->conf, &d->once);
     sl_muster_open(&d->muster, d, tell_seat);
     for (int i = 0; i < d->seats.count; i++) {
         const sl_seats_seat *s = &d->seats.at[i];
@@ -138,6 +155,7 @@ sl_code sl_dispatch_open(sl_dispatch *d, sl_err *err)
 void sl_dispatch_stop(sl_dispatch *d)
 {
     if (d->seats.count) sl_seats_close(&d->seats);
+    sl_once_tell(&d->once);
     sl_bus_close(&d->bus);
 }
 
@@ -172,13 +190,13 @@ static void on_rank(sl_dispatch *d, int seat, const sl_msg_rank *m)
 {
     if (sl_muster_on_rank(&d->muster, seat, m)) sl_jobs_on_rank(d->jobs, seat);
     else
-        sl_log(SL_LOG_WARN, "RANK %d sent by %s, which is no such rank: ignored", m->rank,
-               d->seats.at[seat].name);
+        sl_once_warn(&d->once, "RANK %d sent by %s, which is no such rank: ignored", m->rank,
+                     d->seats.at[seat].name);
 }
 
 static void on_seat(sl_dispatch *d, int seat, const sl_msg *m)
 {
-    sl_seats_on_beat(&d->seats, seat);
+    sl_seats_on_beat(&d->seats, seat, m->type != SL_MSG_HEARTBEAT);
     switch (m->type) {
     case SL_MSG_HEARTBEAT: return;
     case SL_MSG_POOL:
@@ -187,7 +205,7 @@ static void on_seat(sl_dispatch *d, int seat, const sl_msg *m)
     case SL_MSG_RANK: on_rank(d, seat, &m->rank); return;
     case SL_MSG_READY:
         sl_seats_on_ready(&d->seats, seat, &m->ready);
-        sl_jobs_on_ready(d->jobs, seat, d->seats.at[seat].pid);
+        sl_jobs_on_ready(d->jobs, seat, d->seats.at[seat].speaker);
         return;
     case SL_MSG_ASK: sl_turns_on_ask(&d->turns, seat, &m->ask); return;
     case SL_MSG_GIVE: sl_turns_on_give(&d->turns, seat, &m->give); return;
@@ -201,8 +219,8 @@ static void on_seat(sl_dispatch *d, int seat, const sl_msg *m)
         return;
     default:
         if (!sl_jobs_on_message(d->jobs, seat, m))
-            sl_log(SL_LOG_WARN, "%s sent by %s: ignored", sl_wire_name(m->type),
-                   d->seats.at[seat].name);
+            sl_once_warn(&d->once, "%s sent by %s: ignored", sl_wire_name(m->type),
+                         d->seats.at[seat].name);
     }
 }
 
@@ -245,14 +263,14 @@ static void on_client(sl_dispatch *d, const sl_bus_peer *from, const sl_msg *m)
         else sl_jobs_drain(d->jobs, c->number);
         break;
     default:
-        sl_log(SL_LOG_WARN, "%s sent by somebody who is no stage: ignored", sl_wire_name(m->type));
+        sl_once_warn(&d->once, "%s sent by somebody who is no stage: ignored",
+                     sl_wire_name(m->type));
     }
 }
 
 static void log_event(const sl_dispatch *d, const sl_bus_event *e)
 {
     char text[512];
-    if (e->kind == SL_BUS_NONSENSE) sl_log_err("control socket", &e->err);
     if ((e->kind != SL_BUS_SEAT && e->kind != SL_BUS_CLIENT) || !sl_log_shows(SL_LOG_DEBUG) ||
         e->msg.type == SL_MSG_HEARTBEAT || e->msg.type == SL_MSG_SPAN)
         return;
@@ -289,9 +307,19 @@ static bool is_paused(sl_dispatch *d)
     if (stopped || passed > GAP_NS) {
         sl_seats_skip(&d->seats, passed);
         sl_turns_skip(&d->turns, passed);
+        sl_jobs_skip(d->jobs, passed);
         d->drain_by_ns += passed;
     }
     return stopped;
+}
+
+/* What is no message: of a seat's process, of another version of the protocol, of anybody. */
+static void on_nonsense(sl_dispatch *d, const sl_bus_event *e)
+{
+    if (e->seat >= 0) sl_seats_on_nonsense(&d->seats, e->seat, &e->err);
+    else if (e->msg.type == SL_MSG_HELLO)
+        sl_seats_on_foreign_hello(&d->seats, &e->msg.hello, &e->err);
+    else sl_once_warn(&d->once, "of somebody who is no stage: %s", e->err.msg);
 }
 
 /* true: go on. */
@@ -309,6 +337,10 @@ static bool on_tick(sl_dispatch *d)
         sl_seats_kill(&d->seats, lost, why);
     }
     look_at_ranks(d);
+    if (sl_now_ns() - d->watched_ns > WATCH_NS) {
+        d->watched_ns = sl_now_ns();
+        sl_jobs_watch(d->jobs, d->watched_ns);
+    }
     d->orphan |= getppid() != d->parent;
     if (d->orphan) { /* whoever started us is dead: nobody wants the results */
         sl_log(SL_LOG_WARN, "the process that started this one is gone: stopping");
@@ -334,9 +366,7 @@ void sl_dispatch_loop(sl_dispatch *d)
         switch (e.kind) {
         case SL_BUS_SEAT: on_seat(d, e.seat, &e.msg); break;
         case SL_BUS_CLIENT: on_client(d, &e.from, &e.msg); break;
-        case SL_BUS_NONSENSE:
-            if (e.seat >= 0) sl_seats_on_nonsense(&d->seats, e.seat, &e.err);
-            break;
+        case SL_BUS_NONSENSE: on_nonsense(d, &e); break;
         case SL_BUS_ENDED: on_ended(d, e.seat); break;
         case SL_BUS_SIGNAL:
             /* PR_SET_PDEATHSIG: the parent may take a while to be quite gone, getppid() to

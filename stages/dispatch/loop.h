@@ -29,14 +29,16 @@ typedef struct {
     sl_seats seats;
     sl_turns turns;
     sl_muster muster;
+    sl_once once;
     sl_jobs *jobs;
     sl_client clients[SL_CLIENTS];
     uint64_t last_client;
     bool draining;
     bool orphan; /* parent is dead, or dying */
     int64_t drain_by_ns;
-    bool paused;       /* parent is stopped, and the stages with it */
-    int64_t ticked_ns; /* the last tick */
+    bool paused;        /* parent is stopped, and the stages with it */
+    int64_t ticked_ns;  /* the last tick */
+    int64_t watched_ns; /* the last look for silence */
 } sl_dispatch;
 
 /* Read settings and model, bind the socket. sl_dispatch_stop, also after an error. Errors:

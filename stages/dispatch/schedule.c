@@ -111,20 +111,18 @@ static bool is_kept(const delivery *v)
     return v->seat != NO_SEAT || v->spooled || v->spooling;
 }
 
-static bool is_past(const job *j, int h);
-
 /* The crew's work is done, or nobody needs it. */
 static bool is_finished(const job *j, sl_role crew)
 {
     if (sl_crew_is_last(crew)) return j->made[crew];
     for (int h = 0; h < SL_HANDOVER_COUNT; h++)
-        if (gives(crew, h) && j->deliveries[h].has && !is_kept(&j->deliveries[h]) && !is_past(j, h))
+        if (gives(crew, h) && j->deliveries[h].has && !is_kept(&j->deliveries[h]) &&
+            !sl_schedule_is_past(j, h))
             return false;
     return true;
 }
 
-/* Nobody will ask for this hand-over again, as things stand. */
-static bool is_past(const job *j, int h)
+bool sl_schedule_is_past(const job *j, int h)
 {
     sl_role crew = sl_crew_of(SL_HANDOVER[h].to);
     return is_running(j, crew) || is_finished(j, crew);
@@ -134,7 +132,7 @@ static bool is_wanted(const job *j, int h)
 {
     const delivery *v = &j->deliveries[h];
     return v->has && !is_kept(v) && !is_running(j, sl_crew_of(SL_HANDOVER[h].from)) &&
-           ((j->dump && !v->lost) || !is_past(j, h));
+           ((j->dump && !v->lost) || !sl_schedule_is_past(j, h));
 }
 
 /* The crew's work is wanted, and what it starts from is there. */
@@ -453,6 +451,7 @@ static void send_to(sl_jobs *d, const job *j, const attempt *a, int number, cons
 {
     d->seats[number].job = j->id;
     d->seats[number].attempt = a->number;
+    d->seats[number].last = 0;
     d->seats[number].key = j->key;
     sl_table_to_seat(d, number, m);
 }
@@ -539,6 +538,7 @@ static void start_crew(sl_jobs *d, job *j, sl_role crew)
         if (a.makes_for[h] == FULL) return;
     }
     a.number = ++j->attempt_count;
+    a.heard_ns = sl_now_ns();
     j->attempts[crew] = a;
     for (int r = 0; r < SL_ROLE_COUNT; r++)
         if (sl_crew_of((sl_role)r) == crew) overtake(d, j, crew, (sl_role)r);

@@ -10,6 +10,8 @@ sl_role sl_crew_of(sl_role role);
 bool sl_crew_ends_with(sl_role role);
 /* The crew hands nothing on: what it makes is the job's end. */
 bool sl_crew_is_last(sl_role crew);
+/* Nobody will ask for this hand-over again, as things stand. */
+bool sl_schedule_is_past(const job *j, int h);
 /* Some stage still works on the job, or writes its files. */
 bool sl_schedule_is_busy(const job *j);
 /* Everything that the job asked for is there. */

@@ -32,6 +32,7 @@
 
 #define MS 1000000ll
 #define MAX_ENV 512
+#define MAX_OFFSPRING 256
 #define DRAIN_MS 3000 /* longest wait for all processes to end */
 
 extern char **environ;
@@ -53,7 +54,7 @@ void sl_seats_open(sl_seats *s, const sl_model *model)
         const sl_conf_stage *c = &s->conf->stages[i];
         if (!has_work(c->role, model)) continue;
         sl_seats_seat *p = &s->at[s->count++];
-        *p = (sl_seats_seat){.conf = c, .pidfd = -1};
+        *p = (sl_seats_seat){.conf = c, .pidfd = -1, .speaker_fd = -1};
         sl_conf_name(s->conf, c, p->name);
     }
 }
@@ -174,11 +175,12 @@ static bool start(sl_seats *s, int seat)
     char **envp = stage_env(s, p, &own, env);
 
     p->pool_count = p->spins = 0;
-    p->system_ticks = p->faults = p->io_bytes = 0;
+    p->system_ticks = p->user_ticks = p->faults = p->io_bytes = p->offspring_ticks = 0;
+    p->hopeless = false;
     p->start.t1_ns = p->load.t1_ns = 0;
     *p->last_error = 0;
     p->last_code = SL_OK;
-    p->started_ns = p->last_beat_ns = sl_now_ns();
+    p->started_ns = p->last_beat_ns = p->heard_ns = p->worked_ns = sl_now_ns();
     if (unknown || access(program.path, X_OK)) {
         p->state = SL_SEAT_BROKEN;
         p->last_code = SL_ARG;
@@ -210,6 +212,55 @@ static bool start(sl_seats *s, int seat)
     return true;
 }
 
+/* The seat's process, as it was started, has come no further than `what`: it is killed, and after
+ * SL_SEATS_MUTE of them the seat is given up. */
+static void end_mute(sl_seats *s, int seat, const char *what)
+{
+    sl_seats_seat *p = &s->at[seat];
+    char why[160];
+    if (++p->mute < SL_SEATS_MUTE) {
+        sl_seats_kill(s, seat, what);
+        return;
+    }
+    snprintf(why, sizeof why, "%s, %d times in a row", what, p->mute);
+    sl_seats_kill_for_good(s, seat, SL_TIMEOUT, why);
+}
+
+/* Another instance of the seat's role reads weights: ranks wait for each other then. */
+static bool mate_loads(sl_seats *s, int seat, int64_t since_ns)
+{
+    for (int i = 0; i < s->count; i++)
+        if (i != seat && s->at[i].conf->role == s->at[seat].conf->role &&
+            s->at[i].state <= SL_SEAT_LOADING && s->at[i].pidfd >= 0 &&
+            sl_seats_worked_ns(s, i) > since_ns)
+            return true;
+    return false;
+}
+
+/* Processes that do not beat; those that do, and will never be ready. */
+static void look_for_silence(sl_seats *s, int seat, int64_t now)
+{
+    sl_seats_seat *p = &s->at[seat];
+    const int stall_s = s->conf->supervise.stall_s, quiet_s = 2 * s->conf->supervise.quiet_s;
+    const int64_t idle_ns = (quiet_s > stall_s ? quiet_s : stall_s) * 1000 * MS;
+    char why[96];
+    if (now - p->last_beat_ns > stall_s * 1000 * MS) {
+        p->last_beat_ns = now; /* its end comes next */
+        snprintf(why, sizeof why, "%s for %d s",
+                 p->state == SL_SEAT_STARTING ? "said no HELLO, nor anything else,"
+                                              : "gave no sign of life",
+                 stall_s);
+        if (p->state == SL_SEAT_STARTING) end_mute(s, seat, why);
+        else sl_seats_kill(s, seat, why);
+    } else if (p->state == SL_SEAT_LOADING && now - p->heard_ns > idle_ns &&
+               now - sl_seats_worked_ns(s, seat) > idle_ns && !mate_loads(s, seat, now - idle_ns)) {
+        p->heard_ns = now;
+        snprintf(why, sizeof why, "said HELLO and not READY, and did nothing for %d s",
+                 (int)(idle_ns / (1000 * MS)));
+        end_mute(s, seat, why);
+    }
+}
+
 int sl_seats_tick(sl_seats *s, bool ending)
 {
     int64_t now = sl_now_ns();
@@ -218,52 +269,25 @@ int sl_seats_tick(sl_seats *s, bool ending)
         sl_seats_seat *p = &s->at[i];
         if (p->state == SL_SEAT_DOWN && now >= p->restart_at_ns && !ending && broken < 0) {
             if (!start(s, i)) broken = i;
-        } else if (p->pidfd >= 0 &&
-                   now - p->last_beat_ns > s->conf->supervise.stall_s * 1000 * MS) {
-            char why[64];
-            snprintf(why, sizeof why, "gave no sign of life for %d s", s->conf->supervise.stall_s);
-            sl_seats_kill(s, i, why);
-            p->last_beat_ns = now;
-        }
+        } else if (p->pidfd >= 0) look_for_silence(s, i, now);
     }
     return broken;
 }
 
-void sl_seats_look(sl_seats *s)
+/* The process, what comes from it, and its speaker, should that have lost its parent. */
+static void signal_all(const sl_seats_seat *p, int sig)
 {
-    const int64_t now = sl_now_ns(), passed = now - s->looked_ns;
-    const uint64_t hertz = (uint64_t)sysconf(_SC_CLK_TCK);
-    if (passed < 1000 * MS) return;
-    s->looked_ns = now;
-    for (int i = 0; i < s->count; i++) {
-        sl_seats_seat *p = &s->at[i];
-        sl_process is;
-        /* what a GPU's driver does in the kernel is not to be judged from here */
-        if (p->pid <= 0 || strcmp(p->conf->device, "cpu") != 0 || !sl_process_look(&is, p->pid))
-            continue;
-        const uint64_t ticks = is.system_ticks - p->system_ticks, faults = is.faults - p->faults,
-                       io = is.io_bytes - p->io_bytes;
-        p->io_bytes = is.io_bytes;
-        p->system_ticks = is.system_ticks;
-        p->faults = is.faults;
-        /* on a busy machine half a core is what it gets */
-        const bool spin =
-            ticks * 2000 * MS >= (uint64_t)passed * hertz && faults < 64 && io < 65536;
-        p->spins = spin ? p->spins + 1 : 0;
-        if (p->spins < SL_SEATS_SPINS) continue;
-        snprintf(p->last_error, sizeof p->last_error,
-                 "spins in the kernel without doing anything: no memory? (ulimit -v, cgroup)");
-        p->spins = 0;
-        p->spun = true;
-        p->last_code = SL_NOMEM;
-        sl_seats_kill(s, i, "spins in the kernel without doing anything");
-    }
+    pid_t all[MAX_OFFSPRING];
+    if (p->pid <= 0) return;
+    const int n = sl_process_offspring(p->pid, all, MAX_OFFSPRING);
+    kill(p->pid, sig);
+    for (int i = 0; i < n; i++) kill(all[i], sig);
+    if (p->speaker_fd >= 0) sl_pidfd_send(p->speaker_fd, sig);
 }
 
 void sl_seats_pause(const sl_seats *s, bool pause)
 {
-    for (int i = 0; i < s->count; i++)
-        if (s->at[i].pid > 0) kill(s->at[i].pid, pause ? SIGSTOP : SIGCONT);
+    for (int i = 0; i < s->count; i++) signal_all(&s->at[i], pause ? SIGSTOP : SIGCONT);
 }
 
 void sl_seats_skip(sl_seats *s, int64_t ns)
@@ -271,6 +295,7 @@ void sl_seats_skip(sl_seats *s, int64_t ns)
     for (int i = 0; i < s->count; i++) {
         s->at[i].last_beat_ns += ns;
         s->at[i].restart_at_ns += ns;
+        s->at[i].heard_ns += ns;
         s->at[i].spins = 0;
     }
 }
@@ -288,27 +313,78 @@ void sl_seats_kill_silent(sl_seats *s, int seat, const char *why)
 void sl_seats_kill(sl_seats *s, int seat, const char *why)
 {
     const sl_seats_seat *p = &s->at[seat];
-    sl_log(SL_LOG_WARN, "%s[%d] %s: killed", p->name, (int)p->pid, why);
-    if (p->pid > 0) kill(p->pid, SIGKILL);
+    sl_log(SL_LOG_WARN, "%s[%d] %s: killed", p->name, (int)(p->speaker ? p->speaker : p->pid), why);
+    signal_all(p, SIGKILL);
+}
+
+void sl_seats_kill_for_good(sl_seats *s, int seat, sl_code code, const char *why)
+{
+    sl_seats_seat *p = &s->at[seat];
+    snprintf(p->last_error, sizeof p->last_error, "%s", why);
+    p->last_code = code;
+    p->hopeless = true;
+    signal_all(p, SIGKILL); /* the jobs, which end with it, say why */
 }
 
 /* ---- what processes say ---- */
 
+/* The seat whose process this is, or from which it comes; -1: none. */
+static int seat_of(const sl_seats *s, pid_t pid)
+{
+    for (int i = 0; i < s->count && pid > 0; i++)
+        if (s->at[i].pid == pid) return i;
+    for (int i = 0; i < s->count && pid > 0; i++)
+        if (s->at[i].pid > 0 && sl_process_is_of(pid, s->at[i].pid, SL_SEATS_GENERATIONS)) return i;
+    return -1;
+}
+
+/* The seat's process says HELLO from another process than the first time: a second worker. */
+static bool is_second(const sl_seats_seat *p, pid_t pid)
+{
+    return p->speaker && p->speaker != pid;
+}
+
+/* Who speaks for the seat from now on. */
+static void take_speaker(sl_seats_seat *p, pid_t pid)
+{
+    sl_err ignored = {0};
+    p->speaker = pid;
+    if (pid == p->pid || p->speaker_fd >= 0) return;
+    sl_log(SL_LOG_DEBUG, "%s: process %d speaks for %d, from which it comes", p->name, (int)pid,
+           (int)p->pid);
+    if (sl_pidfd_open(&p->speaker_fd, pid, &ignored)) p->speaker_fd = -1;
+}
+
 int sl_seats_on_hello(sl_seats *s, const sl_msg_hello *m, const sl_bus_peer *from)
 {
-    int i = 0;
-    while (i < s->count && !(s->at[i].pid == m->pid && m->pid > 0 &&
-                             !strcmp(sl_role_name(s->at[i].conf->role), m->role)))
-        i++;
-    if (i == s->count) {
-        sl_log(SL_LOG_WARN, "HELLO of %s, process %d, which is no stage of ours: ignored", m->role,
-               m->pid);
+    const int i = seat_of(s, m->pid);
+    if (i < 0) {
+        sl_once_warn(s->once,
+                     "HELLO of %s, process %d, which was not started here nor comes from one that "
+                     "was: ignored",
+                     m->role, m->pid);
         return -1;
     }
+    const sl_role role = s->at[i].conf->role;
+    if (strcmp(sl_role_name(role), m->role)) {
+        char why[96];
+        snprintf(why, sizeof why, "process %d says HELLO as %s, want %s", m->pid, m->role,
+                 sl_role_name(role));
+        sl_seats_kill_for_good(s, i, SL_FORMAT, why);
+        return -1;
+    }
+    if (is_second(&s->at[i], m->pid)) {
+        sl_once_warn(s->once,
+                     "HELLO of %s, process %d, beside process %d, which speaks for it: "
+                     "ignored",
+                     s->at[i].name, m->pid, (int)s->at[i].speaker);
+        return -1;
+    }
+    take_speaker(&s->at[i], m->pid);
     sl_seats_seat *p = &s->at[i];
     sl_bus_name(s->bus, i, from);
     p->state = SL_SEAT_LOADING;
-    p->last_beat_ns = sl_now_ns();
+    p->last_beat_ns = p->heard_ns = sl_now_ns();
     sl_msg span = {
         .type = SL_MSG_SPAN,
         .span = {.kind = SL_SPAN_START, .t0_ns = p->started_ns, .t1_ns = p->last_beat_ns}};
@@ -324,9 +400,19 @@ int sl_seats_on_hello(sl_seats *s, const sl_msg_hello *m, const sl_bus_peer *fro
     return i;
 }
 
-void sl_seats_on_beat(sl_seats *s, int seat)
+void sl_seats_on_foreign_hello(sl_seats *s, const sl_msg_hello *m, const sl_err *what)
+{
+    const int i = seat_of(s, m->pid);
+    if (i >= 0) sl_seats_on_nonsense(s, i, what);
+    else
+        sl_once_warn(s->once, "HELLO of %s, process %d, which was not started here: %.120s",
+                     m->role, m->pid, what->msg);
+}
+
+void sl_seats_on_beat(sl_seats *s, int seat, bool word)
 {
     s->at[seat].last_beat_ns = sl_now_ns();
+    if (word) s->at[seat].heard_ns = s->at[seat].last_beat_ns;
 }
 
 bool sl_seats_on_pool(sl_seats *s, int seat, const sl_msg_pool *m)
@@ -334,8 +420,8 @@ bool sl_seats_on_pool(sl_seats *s, int seat, const sl_msg_pool *m)
     sl_msg out = {.type = SL_MSG_POOL, .pool = *m};
     sl_seats_seat *p = &s->at[seat];
     if (p->pool_count == SL_HANDOVER_COUNT) {
-        sl_log(SL_LOG_WARN, "%s announces a pool for %s, and has %d: ignored", p->name, m->handover,
-               p->pool_count);
+        sl_once_warn(s->once, "%s announces a pool for %s, and has %d: ignored", p->name,
+                     m->handover, p->pool_count);
         return false;
     }
     p->pools[p->pool_count++] = *m;
@@ -348,6 +434,7 @@ void sl_seats_on_ready(sl_seats *s, int seat, const sl_msg_ready *m)
 {
     sl_seats_seat *p = &s->at[seat];
     p->state = SL_SEAT_READY;
+    p->mute = 0;
     p->ready = *m;
     sl_log(SL_LOG_DEBUG, "%s is ready after %.2f s with %.1f MB of weights", p->name, m->load_s,
            (double)m->weight_bytes * 1e-6);
@@ -371,11 +458,11 @@ void sl_seats_on_failed(sl_seats *s, int seat, const sl_msg_failed *m)
 
 void sl_seats_on_nonsense(sl_seats *s, int seat, const sl_err *what)
 {
-    sl_seats_seat *p = &s->at[seat];
+    const sl_seats_seat *p = &s->at[seat];
+    char why[SL_TEXT];
     if (p->pidfd < 0 || p->last_code) return;
-    snprintf(p->last_error, sizeof p->last_error, "speaks another protocol: %.400s", what->msg);
-    p->last_code = SL_FORMAT; /* it will not get better: no restart */
-    kill(p->pid, SIGKILL);
+    snprintf(why, sizeof why, "speaks another protocol: %.400s", what->msg);
+    sl_seats_kill_for_good(s, seat, SL_FORMAT, why); /* it will not get better */
 }
 
 /* ---- ends ---- */
@@ -410,17 +497,18 @@ void sl_seats_on_ended(sl_seats *s, int seat, bool draining, sl_seats_end *out)
     sl_seats_seat *p = &s->at[seat];
     int status = 0;
     struct rusage used = {0};
-    *out = (sl_seats_end){.pid = p->pid};
+    *out = (sl_seats_end){.pid = p->speaker ? p->speaker : p->pid};
     wait4(p->pid, &status, 0, &used); /* it has ended: this does not wait */
     close(p->pidfd);
     sl_voice_close(&p->voice);
+    if (p->speaker_fd >= 0) sl_pidfd_send(p->speaker_fd, SIGKILL), close(p->speaker_fd);
     sl_bus_watch(s->bus, seat, 0, -1);
     how_it_ended(status, &used, p->oom_kills, out->how, sizeof out->how);
     bool well = WIFEXITED(status) && !WEXITSTATUS(status);
     /* A mistake in the model or the settings will not go away by itself; anything else is
      * tried again, later each time. */
-    bool hopeless =
-        p->spun || p->last_code == SL_ARG || p->last_code == SL_SHAPE || p->last_code == SL_FORMAT;
+    bool hopeless = p->hopeless || p->last_code == SL_ARG || p->last_code == SL_SHAPE ||
+                    p->last_code == SL_FORMAT;
     if (draining && well) sl_log(SL_LOG_DEBUG, "%s drained", p->name);
     else if (hopeless || p->failures >= s->conf->supervise.restarts) /* its jobs say why */
         sl_log(SL_LOG_DEBUG, "%s[%d] ended: %s", p->name, (int)p->pid, out->how);
@@ -428,8 +516,8 @@ void sl_seats_on_ended(sl_seats *s, int seat, bool draining, sl_seats_end *out)
         sl_log(SL_LOG_WARN, "%s[%d] ended: %s%s%.300s", p->name, (int)p->pid, out->how,
                *p->last_error ? ": " : "", p->last_error);
     sl_msg news = stage_msg(p, "ended");
-    p->pidfd = -1;
-    p->pid = 0;
+    p->pidfd = p->speaker_fd = -1;
+    p->pid = p->speaker = 0;
     p->pool_count = 0;
     p->state = SL_SEAT_DOWN;
     s->tell(s->self, &news);
@@ -480,7 +568,7 @@ void sl_seats_close(sl_seats *s)
         if (p->pid <= 0) continue;
         struct pollfd f = {p->pidfd, POLLIN, 0};
         int64_t left = (by - sl_now_ns()) / MS;
-        if (poll(&f, 1, left > 0 ? (int)left : 0) < 1) kill(p->pid, SIGKILL);
+        if (poll(&f, 1, left > 0 ? (int)left : 0) < 1) signal_all(p, SIGKILL);
         waitpid(p->pid, NULL, 0);
         sl_voice_close(&p->voice);
         close(p->pidfd);

@@ -12,6 +12,7 @@
 #include "common/conf.h"
 #include "common/model.h"
 #include "common/wire.h"
+#include "stages/dispatch/once.h"
 #include "stages/dispatch/order.h"
 #include "stages/dispatch/team.h"
 
@@ -29,8 +30,11 @@ typedef struct {
         uint64_t id; /* 0: not announced */
         int slots;
     } pools[SL_HANDOVER_COUNT];
+    int64_t ready_ns; /* since when it is ready */
+    char fault[128];  /* what its process was killed for; "": for nothing */
     uint64_t job;     /* what the seat works on; NO_JOB: idle */
     uint64_t key;     /* of the weights it works with, where its role adapts; 0: the checkpoint's */
+    sl_msg_type last; /* its last word about that; 0: none */
     uint32_t attempt; /* 0 beside a job: it is through, and others of its team are not */
 } seat;
 
@@ -38,11 +42,12 @@ typedef struct {
 typedef struct {
     bool has; /* the job has it, as a whole */
     bool spooled, spooling;
-    bool lost;         /* its file could not be written: a dump does without it */
-    uint32_t answered; /* the newest attempt whose SPOOLED has come, before its DONE or after */
-    int maker;         /* the seat that makes the hand-over, or made it last */
-    int seat;          /* in whose pool the hand-over lies; NO_SEAT: in none */
-    sl_ticket ticket;  /* of its slot there */
+    int64_t spooling_ns; /* since when SPOOLED is waited for */
+    bool lost;           /* its file could not be written: a dump does without it */
+    uint32_t answered;   /* the newest attempt whose SPOOLED has come, before its DONE or after */
+    int maker;           /* the seat that makes the hand-over, or made it last */
+    int seat;            /* in whose pool the hand-over lies; NO_SEAT: in none */
+    sl_ticket ticket;    /* of its slot there */
 } delivery;
 
 /* What a crew does for a job, from JOB to the last DONE or FAILED. */
@@ -53,6 +58,14 @@ typedef struct {
     bool from_slot[SL_HANDOVER_COUNT]; /* the crew was given this ticket */
     bool taken;                        /* inputs are read: their slots are free */
     bool fallen;                       /* one of the crew fell out, the others are told to stop */
+    bool faulty;                       /* one of them broke the protocol, or fell silent */
+    uint32_t chunks, next; /* of the chunks that it hands on: how many, the one that is to come */
+    bool owed;             /* the receiver of chunks has said nothing since the last one */
+    bool answers;          /* it has said something before */
+    int64_t heard_ns;      /* the last word about the attempt; at first, when JOB went out */
+    int64_t piece_ns;      /* the longest time between two words */
+    int64_t stopped_ns;    /* when CANCEL went out; 0: it did not */
+    bool told;             /* its silence is in the log */
     /* of a role that has teams: */
     int size;            /* of the team at the beginning; 0: no team */
     int mates[SL_RANKS]; /* the team without its leader, who is in `seat`; NO_SEAT: none, or through
@@ -79,6 +92,8 @@ typedef struct {
     bool draining;
     int64_t runnable_ns[SL_ROLE_COUNT]; /* since when the job waits for that crew; 0: not at all */
     int deaths;                         /* attempts that fell, since the job last got further */
+    int faults;                         /* of them, those in which a stage of .. */
+    sl_role faulty;                     /* .. this role was at fault */
     uint32_t furthest[SL_ROLE_COUNT];   /* most finished steps of that role in an attempt */
     bool ending; /* failed or cancelled: the job ends when nothing runs any more */
     sl_code code;
@@ -90,11 +105,14 @@ typedef struct {
 struct sl_jobs {
     const sl_conf *conf;
     const sl_model *model;
-    void *self; /* the owner's, for these four: jobs.h */
+    void *self; /* the owner's, for these: jobs.h */
     void (*to_seat)(void *self, int seat, const sl_msg *m);
     void (*to_client)(void *self, uint64_t client, const sl_msg *m);
     void (*got_further)(void *self, int seat);
     uint32_t (*new_key)(void *self);
+    int64_t (*worked_ns)(void *self, int seat);
+    void (*kill)(void *self, int seat, const char *why, bool for_good);
+    sl_once *once;
     seat seats[SL_CONF_SEATS];
     uint64_t last_id;
     bool draining;
@@ -115,6 +133,14 @@ void sl_table_discard(sl_jobs *d, delivery *v);
 void sl_table_discard_ticket(sl_jobs *d, uint32_t h, const sl_ticket *t);
 
 job *sl_table_job(sl_jobs *d, uint64_t id); /* NULL: none */
+/* What logs call the job. */
+const char *sl_table_name(const job *j);
+/* The seat leads, or is a mate, and is not through. */
+bool sl_table_is_in(const attempt *a, const seat *s, int number);
+/* CANCEL to the attempt's seats that are not through. They answer FAILED(CANCELLED). */
+void sl_table_stop(sl_jobs *d, const job *j, attempt *a);
+/* The job ends with this, when nothing runs of it any more; of several ends the first counts. */
+void sl_table_end(sl_jobs *d, job *j, sl_code code, const char *why);
 /* The seat that has this pool for h now; NO_SEAT: one that was restarted since, or none. */
 int sl_table_owner(const sl_jobs *d, int h, uint64_t pool);
 

@@ -23,9 +23,10 @@
 #define MS 1000000ll
 #define PROBE_MS 50 /* how often a holder's connection is looked at while others wait for it */
 
-void sl_turns_open(sl_turns *t, sl_bus *bus, const sl_conf *conf)
+void sl_turns_open(sl_turns *t, sl_bus *bus, const sl_conf *conf, sl_once *once)
 {
     memset(t, 0, sizeof *t);
+    t->once = once;
     t->bus = bus;
     t->patience_ns = conf->dispatch.turn_timeout_s * 1000 * MS;
 }
@@ -129,11 +130,11 @@ void sl_turns_on_ask(sl_turns *t, int seat, const sl_msg_ask *m)
 {
     sl_turns_seat *s = &t->seats[seat];
     if (s->asked || m->turn <= s->newest || m->kind > SL_TURN_STEP) {
-        sl_log(SL_LOG_WARN,
-               "ASK of %s for turn %" PRIu64 " of kind %u: ignored, want a number over %" PRIu64
-               " and a kind up to %d%s",
-               s->name, m->turn, m->kind, s->newest, SL_TURN_STEP,
-               s->asked ? ", one at a time" : "");
+        sl_once_warn(t->once,
+                     "ASK of %s for turn %" PRIu64
+                     " of kind %u: ignored, want a number over %" PRIu64 " and a kind up to %d%s",
+                     s->name, m->turn, m->kind, s->newest, SL_TURN_STEP,
+                     s->asked ? ", one at a time" : "");
         return;
     }
     s->held = 0; /* the seat is between two pieces, and others may go first */
@@ -151,13 +152,18 @@ void sl_turns_on_give(sl_turns *t, int seat, const sl_msg_give *m)
     if (m->turn && m->turn == s->held) s->held = 0;
     else if (m->turn && m->turn == s->asked) s->asked = 0;
     else {
-        sl_log(SL_LOG_WARN,
-               "GIVE of %s of turn %" PRIu64 ": ignored, it holds %" PRIu64
-               " and waits for %" PRIu64,
-               s->name, m->turn, s->held, s->asked);
+        sl_once_warn(t->once,
+                     "GIVE of %s of turn %" PRIu64 ": ignored, it holds %" PRIu64
+                     " and waits for %" PRIu64,
+                     s->name, m->turn, s->held, s->asked);
         return;
     }
     hand_on(t, seat);
+}
+
+bool sl_turns_waits(const sl_turns *t, int seat)
+{
+    return t->seats[seat].asked != 0;
 }
 
 void sl_turns_forget(sl_turns *t, int seat)

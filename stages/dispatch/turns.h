@@ -10,6 +10,7 @@
 #define SL_TURNS_H
 
 #include "stages/dispatch/bus.h"
+#include "stages/dispatch/once.h"
 
 typedef struct {
     const char *name, *device; /* the owner's; NULL: there is no such seat */
@@ -25,16 +26,19 @@ typedef struct {
 
 typedef struct {
     sl_bus *bus;
+    sl_once *once;
     int64_t patience_ns, looked_ns;
     sl_turns_seat seats[SL_CONF_SEATS];
 } sl_turns;
 
-void sl_turns_open(sl_turns *t, sl_bus *bus, const sl_conf *conf);
+void sl_turns_open(sl_turns *t, sl_bus *bus, const sl_conf *conf, sl_once *once);
 /* team: the number of the seat's role, if that has teams here; otherwise -1. */
 void sl_turns_add(sl_turns *t, int seat, const char *name, const char *device, int team);
 
 void sl_turns_on_ask(sl_turns *t, int seat, const sl_msg_ask *m);
 void sl_turns_on_give(sl_turns *t, int seat, const sl_msg_give *m);
+/* The seat waits for a turn. */
+bool sl_turns_waits(const sl_turns *t, int seat);
 /* The seat's process has ended: the turn that it held or waited for is another's. */
 void sl_turns_forget(sl_turns *t, int seat);
 /* Nothing ran for so long: no turn took longer for it. */

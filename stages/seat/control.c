@@ -266,6 +266,14 @@ bool sl_control_begin(sl_control *c, uint64_t job, uint32_t attempt)
     return sl_control_cancelled(c);
 }
 
+bool sl_control_is_at(sl_control *c, uint64_t job, uint32_t attempt)
+{
+    pthread_mutex_lock(&c->lock);
+    const bool is = c->current.job == job && c->current.attempt == attempt;
+    pthread_mutex_unlock(&c->lock);
+    return is;
+}
+
 bool sl_control_cancelled(const sl_control *c)
 {
     return __atomic_load_n(&c->wished[SL_WISH_CANCEL], __ATOMIC_RELAXED) != 0;

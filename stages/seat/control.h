@@ -101,6 +101,8 @@ sl_code sl_control_next(sl_control *c, bool busy, sl_msg *out, sl_err *err);
 /* Name the attempt that runs (0: none) so that CANCEL and heartbeats find it. true: it has
  * been cancelled already. Stages call sl_seat_begin, which also ends the turn. */
 bool sl_control_begin(sl_control *c, uint64_t job, uint32_t attempt);
+/* This attempt runs: it was begun, and no other nor none since. */
+bool sl_control_is_at(sl_control *c, uint64_t job, uint32_t attempt);
 /* The attempt that runs has been cancelled. Any thread. */
 bool sl_control_cancelled(const sl_control *c);
 /* The attempt that runs is to end at the next step (PARK). Any thread. */

@@ -12,6 +12,8 @@ static sl_code serve_job(sl_seat *seat, const sl_msg_job *msg, sl_work_fn *work,
     if (sl_seat_begin(seat, msg)) rc = sl_fail(err, SL_CANCELLED, "cancelled");
     if (!rc) rc = sl_seat_job(seat, &job, msg, err);
     if (!rc) rc = work(self, msg, &job, err);
+    if (!rc && sl_control_is_at(&seat->control, msg->job, msg->attempt))
+        rc = sl_fail(err, SL_INTERNAL, "work returned without DONE, PARKED or FAILED");
     /* what was opened has a stale ticket, which is ignored */
     for (uint32_t i = 0; rc && i < msg->in.count; i++)
         if (msg->in.at[i].way == SL_BY_SLOT) sl_pools_discard(&seat->pools, &msg->in.at[i].ticket);

@@ -5,8 +5,9 @@
 #include "graphs/weights.h"
 #include "stages/seat/seat.h"
 
-/* Until the stage is drained: for each JOB, job.json is read and `work` runs. An error is
- * answered with FAILED, and slots of the JOB's list `in` that were not opened are freed.
+/* Until the stage is drained: for each JOB, job.json is read and `work` runs, which says DONE
+ * (sl_seat_done) or returns an error; one that does neither has failed. An error is answered
+ * with FAILED, and slots of the JOB's list `in` that were not opened are freed.
  * *err gets why it ended: drained, or an error of the device, after which its context is
  * of no use: the dispatcher starts another process. */
 typedef sl_code sl_work_fn(void *self, const sl_msg_job *msg, const sl_job *job, sl_err *err);
