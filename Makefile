@@ -178,7 +178,7 @@ install: setup      ## programs to PREFIX/lib/sluice, the command as PREFIX/bin/
 	$(call INSTALL_STAGE,$(DESTDIR)$(PREFIX),$(PREFIX))
 	install -d $(addprefix $(DESTDIR)$(PREFIX)/,bin lib/sluice share/sluice share/man/man1 share/bash-completion/completions)
 	install $(PROGS) $(PLUGIN) $(DESTDIR)$(PREFIX)/lib/sluice
-	install -m 644 conf/* $(DESTDIR)$(PREFIX)/share/sluice
+	install -m 644 conf/* docs/report.schema.json $(DESTDIR)$(PREFIX)/share/sluice
 	ln -sf ../lib/sluice/sluice $(DESTDIR)$(PREFIX)/bin/sluice
 	$(BIN)/sluice man >$(DESTDIR)$(PREFIX)/share/man/man1/sluice.1
 	$(BIN)/sluice completion bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/sluice

@@ -97,6 +97,12 @@ int sl_chunks_to(sl_role role)
     return -1;
 }
 
+sl_role sl_crew_of(sl_role role)
+{
+    const int h = sl_chunks_to(role);
+    return h < 0 ? role : sl_crew_of(SL_HANDOVER[h].from);
+}
+
 bool sl_role_follows(sl_role role, sl_role from)
 {
     for (int h = 0; h < SL_HANDOVER_COUNT && role != from; h++)

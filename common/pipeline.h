@@ -90,6 +90,8 @@ int sl_handover_by_name(const char *name);
 int sl_handover_by_file(const char *file);
 /* The hand-over whose chunks this role takes; -1: it takes none, and begins a crew. */
 int sl_chunks_to(sl_role role);
+/* The first role of the crew that this role works in: those that chunks join. */
+sl_role sl_crew_of(sl_role role);
 /* The role is `from`, or works on what comes of it: a replay from there runs it again. */
 bool sl_role_follows(sl_role role, sl_role from);
 /* Slots of the pool in which this role receives, unless the configuration says otherwise: 2, or as

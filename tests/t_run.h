@@ -42,6 +42,7 @@ typedef struct {
     char base[200]; /* holds run/ (run directories), out/ (results), run.cfg */
     char conf[240], out[240];
     pid_t pid; /* sluice */
+    int in;    /* its standard input; 0: none */
     int log;
     pid_t stages[T_ROLE_COUNT]; /* as the log says; the dispatcher first */
     char line[4096];            /* the newest */
@@ -184,7 +185,7 @@ static inline void t_run_start(t_run *r, char *const args[])
         snprintf(program, sizeof program, "%s/sluice", t_bin());
         setenv("TMPDIR", t_format("%s/run", r->base), 1);
         int null = open("/dev/null", O_RDWR);
-        dup2(null, 0);
+        dup2(r->in ? r->in : null, 0);
         dup2(null, 1);
         dup2(log[1], 2);
         execv(program, args);

@@ -233,7 +233,7 @@ static void test_options(void **unused)
             "--device has 205 bytes, want at most 159");
     REFUSED(2, with("--model", NULL), "no checkpoint: want --model DIR");
     REFUSED(2, with("--prompt", NULL), "no prompt: want --prompt TEXT");
-    REFUSED(2, other(NULL, NULL), "no command, want run, replay, inspect");
+    REFUSED(2, other(NULL, NULL), "no command, want run, replay, stage, inspect");
     REFUSED(2, other("rnu", NULL), "unknown command \"rnu\"");
     REFUSED(2, other("inspect", NULL), "inspect wants one checkpoint folder");
     REFUSED(2, other("replay", NULL), "replay wants the folder that --dump wrote");

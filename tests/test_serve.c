@@ -2,6 +2,7 @@
  * and start. limit: 240 s
  *
  * The tiny model makes a job in a second. What a SIGKILL leaves is tests/test_serve_kill.c's. */
+#include "tests/t_schema.h"
 #include "tests/t_serve.h"
 
 #include <arpa/inet.h>
@@ -164,6 +165,9 @@ static void a_job_is_made_and_its_files_are_there(void **state)
     assert_string_equal(t_reply_text(&r, "status"), "done");
     assert_string_equal(t_reply_text(&r, "step_count"), "3");
     warns_of_both();
+    json_t *report = t_reply_json(&r);
+    t_is_report(report);
+    json_decref(report);
     assert_null(strstr(r.body, s.state));
     ask("GET", t_format("/v1/videos/%s/trace", id));
     assert_null(strstr(r.body, s.state));

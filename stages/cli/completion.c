@@ -25,13 +25,15 @@ static void put_case(const char *verb, const char *option, const char *arg)
 {
     if (!arg) return;
     printf("        %s.%s) ", verb, option);
-    if (!strcmp(option, "from")) {
+    /* replay begins at a stage, stage at a dump */
+    const bool from = !strcmp(option, "from"), dump = from && !strcmp(verb, "stage");
+    if (from && !dump) {
         printf("words='");
         for (int r = 0; r < SL_ROLE_COUNT; r++)
             if (sl_chunks_to((sl_role)r) < 0) printf("%s ", sl_role_name((sl_role)r));
         printf("'");
     } else if (!strcmp(option, "after")) printf("kind=ids");
-    else if (!strncmp(arg, "DIR", 3)) printf("kind=folders");
+    else if (dump || !strncmp(arg, "DIR", 3)) printf("kind=folders");
     else if (!strncmp(arg, "FILE", 4) || !strcmp(arg, "WHERE")) printf("kind=files");
     else {
         const char *words = "";
@@ -68,6 +70,11 @@ static void put_options(void)
         switch (v->takes) {
         case SL_TAKES_FOLDER: printf(" kind=folders"); break;
         case SL_TAKES_FILES: printf(" kind=files"); break;
+        case SL_TAKES_ROLE:
+            printf(" words='");
+            for (int r = 0; r < SL_ROLE_COUNT; r++) printf("%s ", sl_role_name((sl_role)r));
+            printf("'");
+            break;
         case SL_TAKES_ID:
         case SL_TAKES_IDS: printf(" kind=ids"); break;
         case SL_TAKES_SHELL: printf(" words=bash"); break;

@@ -5,11 +5,16 @@
  *   control socket   ACCEPTED, PROGRESS, STEP, SPAN, STAGE, SHARE, FINISHED of this client's jobs
  *   signalfd         SIGINT: cancel, and a second one, or 3 s, kill the dispatcher; SIGTERM: drain
  *   pidfd            the dispatcher has ended
+ * and, where the jobs come by a pipe,
+ *   feed             its lines: a job each, checked, admitted and submitted when it has come
  * A dispatcher that ends before the jobs do is started again on the same run directory, and
  * every job that is not finished is submitted to it anew: what lies in the spool is found
  * there. */
 #include "stages/cli/arguments.h"
+#include "stages/cli/feed.h"
+#include "stages/cli/notices.h"
 #include "stages/cli/progress.h"
+#include "stages/cli/run.h"
 #include "stages/cli/submit.h"
 #include "stages/cli/verbs.h"
 
@@ -24,18 +29,18 @@
 
 #include "common/log.h"
 #include "common/temporary.h"
+#include "stages/job/batch_report.h"
 #include "stages/job/check.h"
 #include "stages/job/dispatcher.h"
 #include "stages/job/files.h"
 #include "stages/job/dump.h"
 #include "stages/job/folder.h"
-#include "stages/job/hints.h"
+#include "stages/job/intake.h"
 #include "stages/job/output.h"
 #include "stages/job/plan.h"
 #include "stages/job/record.h"
 #include "stages/job/replay.h"
 #include "stages/job/report.h"
-#include "stages/job/room.h"
 #include "stages/job/trace_json.h"
 
 #define CANCEL_S 3 /* after Ctrl-C, longest wait for stages that were told to stop */
@@ -44,14 +49,18 @@ typedef struct {
     sl_batch *o;
     sl_conf *conf;
     const sl_model *model;
+    const sl_attached *attached; /* NULL: no stage has the terminal */
     sl_report rep;
     sl_record *record; /* of the run, in run.spool */
     char run_dir[SL_PATH], spool[SL_PATH];
     sl_dispatcher dispatcher;
+    sl_feed feed;  /* jobs that come by and by; fd -1: none do */
+    FILE *results; /* a line as each job ends; NULL: nobody wants them */
     int signals;
     int left;  /* jobs that have not ended */
     int later; /* of those that have, which stay in the spool */
     bool accepted, interrupted, draining;
+    bool refused; /* a line of the feed was */
     bool streams; /* standard output may be a job's video: no report goes there */
     int64_t t0_ns, interrupted_ns, looked_ns;
     sl_progress shown;
@@ -67,7 +76,8 @@ static sl_code open_folders(runner *r, sl_err *err)
     sl_code rc = SL_OK;
     for (int i = 0; i < r->o->job_count; i++) r->o->jobs[i].id = (uint64_t)(i + 1);
     if (again) return SL_OK;
-    if (*r->conf->run.spool) {
+    /* of jobs that come by a pipe nobody can say which are left */
+    if (*r->conf->run.spool && !r->o->jobs_stream) {
         sl_request_sweep(r->spool, "");
         if ((rc = sl_record_make(r->record, r->spool, err))) return rc;
     }
@@ -78,6 +88,17 @@ static sl_code open_folders(runner *r, sl_err *err)
     return rc || !*r->record->path ? rc : sl_record_write(r->record, r->o, err);
 }
 
+/* Standard output is the results' alone then. */
+static sl_code open_results(runner *r, sl_err *err)
+{
+    const char *path = r->o->results;
+    if (!*path) return SL_OK;
+    const bool out = !strcmp(path, "-");
+    if (out) r->streams = true;
+    r->results = out ? stdout : fopen(path, "we");
+    return r->results ? SL_OK : sl_fail_errno(err, errno, "--results %s", path);
+}
+
 static sl_code prepare(runner *r, sl_err *err)
 {
     sl_code rc;
@@ -86,27 +107,43 @@ static sl_code prepare(runner *r, sl_err *err)
     if (*r->conf->run.spool) rc = sl_absolute_path(r->spool, r->conf->run.spool, err);
     else rc = sl_path_join(r->spool, r->run_dir, "spool", err);
     if (rc || (rc = sl_make_dirs(r->spool, err))) return rc;
-    if ((rc = open_folders(r, err))) return rc;
+    if ((rc = open_folders(r, err)) || (rc = open_results(r, err)) ||
+        (r->o->jobs_stream && (rc = sl_feed_open(&r->feed, r->o->jobs_file, err))))
+        return rc;
     sigemptyset(&set);
     sigaddset(&set, SIGINT);
     sigaddset(&set, SIGTERM);
     sigprocmask(SIG_BLOCK, &set, NULL);
     if ((r->signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK)) < 0)
         return sl_fail_errno(err, errno, "signalfd");
-    return sl_dispatcher_open(&r->dispatcher, r->conf, r->model->dir, r->run_dir, false, err);
+    rc = sl_dispatcher_open(&r->dispatcher, r->conf, r->model->dir, r->run_dir, false, err);
+    if (*r->o->wire) { /* each dispatcher of this run appends to it */
+        if (truncate(r->o->wire, 0) && errno != ENOENT && errno != EINVAL)
+            return sl_fail_errno(err, errno, "--wire %s", r->o->wire);
+        r->dispatcher.wire = r->o->wire;
+    }
+    if (r->attached) {
+        r->dispatcher.attach = r->attached->role;
+        r->dispatcher.wrapper = r->attached->wrapper;
+    }
+    return rc;
 }
 
 /* ---- the dispatcher ---- */
 
+static sl_code submit(runner *r, const sl_request *q, sl_err *err)
+{
+    sl_msg m = {.type = SL_MSG_SUBMIT, .submit = {.tag = q->id}};
+    snprintf(m.submit.dir, sizeof m.submit.dir, "%s", q->dir);
+    return sl_dispatcher_send(&r->dispatcher, &m, err);
+}
+
 static sl_code start_dispatcher(runner *r, sl_err *err)
 {
     sl_code rc = sl_dispatcher_start(&r->dispatcher, err);
-    for (int i = 0; i < r->o->job_count && !rc; i++) {
-        sl_msg m = {.type = SL_MSG_SUBMIT, .submit = {.tag = r->o->jobs[i].id}};
+    for (int i = 0; i < r->rep.count && !rc; i++) {
         r->rep.jobs[i].number = 0; /* an earlier dispatcher's */
-        if (r->rep.jobs[i].finished) continue;
-        snprintf(m.submit.dir, sizeof m.submit.dir, "%s", r->o->jobs[i].dir);
-        rc = sl_dispatcher_send(&r->dispatcher, &m, err);
+        if (!r->rep.jobs[i].finished) rc = submit(r, r->rep.jobs[i].job, err);
     }
     return rc;
 }
@@ -133,7 +170,7 @@ static void client_span(runner *r, uint64_t job, sl_span_kind kind, int64_t t0, 
 static void write_reports(runner *r, sl_report_job *j)
 {
     const sl_request *q = j->job, *base = &r->o->base;
-    const bool alone = r->o->job_count == 1;
+    const bool alone = r->o->job_count == 1 && !r->o->jobs_stream;
     const char *what = "report";
     sl_err err = {0};
     sl_code rc = SL_OK;
@@ -192,7 +229,10 @@ static void complain(const runner *r, const sl_report_job *j, bool later)
     if (later)
         snprintf(hint, sizeof hint, "; sluice run --resume --conf %s goes on with it", r->o->conf);
     sl_log_job(sl_path_last(j->job->dir));
-    sl_complain("%s: %s: %s%s", j->job->streams ? "the stream" : j->job->spec.output,
+    sl_complain("%s: %s: %s%s",
+                j->job->no_video  ? sl_path_last(j->job->dir)
+                : j->job->streams ? "the stream"
+                                  : j->job->spec.output,
                 j->code == SL_CANCELLED ? "cancelled" : "failed", j->message, hint);
     sl_log_job(NULL);
 }
@@ -227,11 +267,98 @@ static void on_finished(runner *r, const sl_msg_finished *m)
     r->dispatcher.deaths = 0;
     sl_progress_end(&r->shown);
     write_reports(r, j);
+    if (r->results) sl_report_line(&r->rep, j, r->results);
     if (later) r->later++;
     else sl_request_close_dir(j->job);
     if (j->code) complain(r, j, later);
     else if (!r->o->quiet)
         sl_report_print(&r->rep, j, r->streams ? stderr : stdout), fflush(stdout);
+}
+
+/* ---- jobs that come by a pipe ---- */
+
+/* A line of the feed is no job that can be run: that is its own failure. */
+static void refuse(runner *r, const sl_request *q, int line, const sl_err *why)
+{
+    sl_report_job *j = NULL;
+    sl_err err = {0};
+    if (sl_report_add(&r->rep, &j, q, sl_now_ns(), &err)) return;
+    j->finished = j->refused = true;
+    j->line = line;
+    j->code = why->code ? why->code : SL_INTERNAL;
+    j->t1_ns = j->t0_ns;
+    snprintf(j->message, sizeof j->message, "%s", why->msg);
+    sl_progress_end(&r->shown);
+    sl_complain("%s", why->msg);
+    if (r->results) sl_report_line(&r->rep, j, r->results);
+}
+
+/* The batch's last job, parsed, into the pipeline. */
+static sl_code begin_last(runner *r, sl_err *err)
+{
+    sl_batch last = sl_batch_last(r->o);
+    sl_request *q = last.jobs;
+    sl_report_job *j;
+    sl_admission fits;
+    sl_code rc;
+    q->id = (uint64_t)r->o->job_count;
+    if ((rc = sl_batch_check_last(r->o, r->model, r->conf, err))) return rc;
+    if ((rc = sl_plan_admit(&fits, &last, r->model, r->conf, err)) ||
+        (rc = sl_notice_room(&last, r->model, err)) ||
+        (rc = sl_request_open_dir(q, r->spool, r->o->from, err)))
+        return sl_context(err, rc, "%s:%d", sl_batch_jobs_name(r->o), q->line);
+    if ((rc = sl_report_add(&r->rep, &j, q, sl_now_ns(), err))) return rc;
+    r->left++;
+    r->streams = r->streams || q->streams;
+    sl_notice_hints(&last, r->model);
+    return submit(r, q, err);
+}
+
+static void take_line(runner *r, const char *text, size_t length)
+{
+    const char *name = sl_batch_jobs_name(r->o);
+    const int before = r->o->job_count, line = r->feed.line;
+    sl_err err = {0};
+    sl_code rc = SL_OK;
+    if (text && strspn(text, " \t\r") == length) return;
+    if (!text)
+        rc = sl_fail(&err, SL_FORMAT, "%s:%d: the line is longer than %zu bytes", name, line,
+                     SL_FEED_LINE);
+    else if (!(rc = sl_batch_add_json(r->o, text, length, name, line, &err)))
+        rc = begin_last(r, &err);
+    if (!rc) return;
+    r->refused = true;
+    /* a line too long, or one job too many, has no place in the batch */
+    if (r->o->job_count == before) {
+        refuse(r, &r->o->base, line, &err);
+        return;
+    }
+    sl_request *q = &r->o->jobs[before];
+    q->id = (uint64_t)before + 1;
+    refuse(r, q, line, &err);
+    if (*q->dir) sl_request_close_dir(q);
+    *q->spec.output = *q->dump_dir = 0; /* what it would have written is free for another line */
+}
+
+/* More jobs may come. */
+static bool is_fed(const runner *r)
+{
+    return sl_feed_goes_on(&r->feed) && !r->interrupted && !r->draining;
+}
+
+/* The lines that are there, as far as there is room for their jobs. */
+static void take_lines(runner *r)
+{
+    const char *text;
+    size_t length;
+    while (is_fed(r) && r->left < r->conf->limits.jobs && sl_feed_next(&r->feed, &text, &length))
+        take_line(r, text, length);
+}
+
+/* There is room for a job, and no line to make one of. */
+static bool wants_input(const runner *r)
+{
+    return r->feed.fd >= 0 && is_fed(r) && r->left < r->conf->limits.jobs;
 }
 
 static void cancel(runner *r, const sl_report_job *j)
@@ -286,6 +413,8 @@ static void on_signal(runner *r, uint32_t sig)
         sl_dispatcher_send(&r->dispatcher, &m, NULL);
         return;
     }
+    /* Ctrl-C speaks to the debugger, which ends the run by its own end */
+    if (r->attached && *r->attached->wrapper) return;
     if (r->interrupted) sl_dispatcher_kill(&r->dispatcher); /* a second Ctrl-C */
     if (!r->interrupted) r->interrupted_ns = sl_now_ns();
     r->interrupted = r->dispatcher.hurry = true;
@@ -339,21 +468,25 @@ static void look_for_folders(runner *r)
 
 static sl_code watch(runner *r, sl_err *err)
 {
-    while (r->left) {
+    while (r->left || is_fed(r)) {
         zmq_pollitem_t items[] = {{r->dispatcher.socket, 0, ZMQ_POLLIN, 0},
                                   {NULL, r->signals, ZMQ_POLLIN, 0},
-                                  {NULL, r->dispatcher.pidfd, ZMQ_POLLIN, 0}};
+                                  {NULL, r->dispatcher.pidfd, ZMQ_POLLIN, 0},
+                                  {NULL, r->feed.fd, ZMQ_POLLIN, 0}};
         struct signalfd_siginfo info;
         sl_code rc;
-        if (zmq_poll(items, 3, 1000) < 0 && errno != EINTR)
+        if (zmq_poll(items, wants_input(r) ? 4 : 3, 1000) < 0 && errno != EINTR)
             return sl_fail(err, SL_SYS, "poll: %s", zmq_strerror(errno));
         receive_all(r);
         look_for_folders(r);
+        if (items[3].revents && (rc = sl_feed_read(&r->feed, err))) return rc;
+        take_lines(r);
         if (read(r->signals, &info, sizeof info) == sizeof info) on_signal(r, info.ssi_signo);
         /* a stage that does not listen does not keep anybody waiting */
         if (r->interrupted && sl_now_ns() - r->interrupted_ns > CANCEL_S * 1000000000ll)
             sl_dispatcher_kill(&r->dispatcher);
-        if (r->left && items[2].revents && (rc = on_dispatcher_death(r, err))) return rc;
+        if ((r->left || is_fed(r)) && items[2].revents && (rc = on_dispatcher_death(r, err)))
+            return rc;
     }
     return SL_OK;
 }
@@ -363,13 +496,23 @@ static void stop(runner *r)
 {
     sl_dispatcher_stop(&r->dispatcher);
     if (r->signals >= 0) close(r->signals);
+    sl_feed_close(&r->feed);
+    if (r->results && r->results != stdout) fclose(r->results);
     if (*r->run_dir && !*r->conf->run.dir) sl_remove_tree(r->run_dir);
+}
+
+/* How busy the stages were, and what waited for what. */
+static void print_batch(const runner *r)
+{
+    json_t *batch = sl_batch_report(&r->rep);
+    sl_batch_report_print(batch, r->streams ? stderr : stdout);
+    json_decref(batch);
 }
 
 /* Start the dispatcher, submit all jobs, watch, restart it when it dies, until every job
  * has ended. Returns an exit status; an error before any job ran is in *err. */
 static int run_jobs(sl_batch *o, sl_record *record, const sl_model *model, sl_conf *conf,
-                    int64_t t0_ns, sl_err *err)
+                    const sl_attached *attached, int64_t t0_ns, sl_err *err)
 {
     runner *r = calloc(1, sizeof *r);
     int status = SL_EXIT_OK;
@@ -382,10 +525,12 @@ static int run_jobs(sl_batch *o, sl_record *record, const sl_model *model, sl_co
                   .record = record,
                   .conf = conf,
                   .model = model,
+                  .attached = attached,
                   .signals = -1,
+                  .feed = {.fd = -1},
                   .left = o->job_count,
                   .shown = {.quiet = o->quiet,
-                            .many = o->job_count > 1,
+                            .many = o->job_count > 1 || o->jobs_stream,
                             .logs = conf->run.log_format == SL_LOG_AS_JSON},
                   .t0_ns = t0_ns};
     for (int i = 0; i < o->job_count; i++) r->streams = r->streams || o->jobs[i].streams;
@@ -399,14 +544,18 @@ static int run_jobs(sl_batch *o, sl_record *record, const sl_model *model, sl_co
     stop(r);
     o->stopped = r->interrupted || r->draining;
     for (int i = 0; i < r->rep.count; i++) { /* the run ended before it began */
-        if (r->rep.jobs[i].finished || !*o->jobs[i].dir) continue;
+        const sl_report_job *j = &r->rep.jobs[i];
+        if (j->finished || !*j->job->dir) continue;
         if (record->written) r->later++;
-        else sl_request_close_dir(&o->jobs[i]);
+        else sl_request_close_dir(j->job);
     }
     sl_record_close(record, !r->later);
-    if (o->job_count > 1 && *o->base.json && sl_report_write(&r->rep, NULL, o->base.json, err))
+    const bool many = o->job_count > 1 || o->jobs_stream;
+    if (r->refused) status = SL_EXIT_FAILED;
+    if (many && !o->quiet) print_batch(r);
+    if (many && *o->base.json && sl_report_write(&r->rep, NULL, o->base.json, err))
         status = SL_EXIT_FAILED;
-    if (o->job_count > 1 && *o->base.trace &&
+    if (many && *o->base.trace &&
         sl_report_trace_write(&r->rep, NULL, o->base.trace, err->code ? &second : err))
         status = SL_EXIT_FAILED;
     sl_report_free(&r->rep);
@@ -414,65 +563,37 @@ static int run_jobs(sl_batch *o, sl_record *record, const sl_model *model, sl_co
     return status;
 }
 
-typedef struct {
-    char before[8][SL_PATH];
-    int count;
-    sl_request *job;
-} told;
-
-static void tell(void *to, const char *line)
-{
-    told *t = to;
-    sl_request_warn(t->job, line);
-    for (int i = 0; i < t->count && i < 8; i++)
-        if (!strcmp(t->before[i], line)) return;
-    snprintf(t->before[t->count % 8], SL_PATH, "%s", line);
-    if (t->count < 8) t->count++;
-    sl_log(SL_LOG_WARN, "%s", line);
-}
-
-/* What jobs are asked for and will not do, each such thing once. */
-static void give_hints(const sl_batch *o, const sl_model *model)
-{
-    told *t = calloc(1, sizeof *t);
-    sl_tokenizer *tokenizer = NULL;
-    for (int i = 0; i < o->job_count && t; i++) {
-        t->job = &o->jobs[i];
-        sl_request_hints(t->job, model, &tokenizer, tell, t);
-    }
-    sl_tokenizer_close(&tokenizer);
-    free(t);
-}
-
-/* Disks that are too small for what the jobs write. */
-static sl_code look_for_room(sl_batch *o, const sl_model *model, sl_err *err)
-{
-    char hint[2 * SL_PATH];
-    for (int i = 0; i < o->job_count; i++) {
-        sl_code rc = sl_request_room(&o->jobs[i], model, hint, sizeof hint, err);
-        if (rc) return rc;
-        if (!*hint) continue;
-        sl_log(SL_LOG_WARN, "%s", hint);
-        sl_request_warn(&o->jobs[i], hint);
-    }
-    return SL_OK;
-}
-
 /* A batch that is checked: does it fit, and then run it. An exit status. */
 static int run_batch(sl_batch *o, sl_record *record, const sl_model *model, sl_conf *conf,
-                     int64_t t0_ns, sl_err *err)
+                     const sl_attached *attached, int64_t t0_ns, sl_err *err)
 {
     sl_admission fits;
     sl_log_use_format(conf->run.log_format);
-    if (sl_plan_admit(&fits, o, model, conf, err) || look_for_room(o, model, err))
+    if (sl_plan_admit(&fits, o, model, conf, err) || sl_notice_room(o, model, err))
         return SL_EXIT_REFUSED;
     if (fits.held < fits.mapped)
         sl_log(SL_LOG_WARN,
                "memory holds %llu of the %llu bytes of weights that stay mapped: the rest is "
                "read from the disk again at every step",
                (unsigned long long)fits.held, (unsigned long long)fits.mapped);
-    give_hints(o, model);
-    return run_jobs(o, record, model, conf, t0_ns, err);
+    sl_notice_hints(o, model);
+    if (*o->replay_dir && o->job_count && !o->quiet) sl_notice_replay(o, conf);
+    return run_jobs(o, record, model, conf, attached, t0_ns, err);
+}
+
+int sl_cli_run_batch(sl_batch *o, const sl_attached *attached, int64_t t0_ns)
+{
+    sl_record record = {.fd = -1};
+    sl_model model;
+    sl_conf conf;
+    sl_err err = {0};
+    int status = SL_EXIT_REFUSED;
+    if (!sl_batch_check(o, &model, &conf, &err)) {
+        if (attached && *attached->wrapper) conf.supervise.restarts = 1000; /* gdb: run */
+        status = run_batch(o, &record, &model, &conf, attached, t0_ns, &err);
+    }
+    if (err.code) sl_complain("%s", err.msg);
+    return status;
 }
 
 /* ---- runs that died ---- */
@@ -500,7 +621,7 @@ static int resume_one(sl_batch *o, const char *spool, const char *name, int64_t 
         *found = true;
         for (int i = 0; i < b.job_count; i++) sl_temporary_sweep(b.jobs[i].spec.output);
         if (!sl_batch_check_again(&b, &model, &conf, &err))
-            status = run_batch(&b, &record, &model, &conf, t0_ns, &err);
+            status = run_batch(&b, &record, &model, &conf, NULL, t0_ns, &err);
         o->stopped = b.stopped;
         sl_record_close(&record, false); /* refused: it stays */
     }
@@ -540,16 +661,11 @@ static int run(bool replay, int argc, char **argv)
 {
     const int64_t t0_ns = sl_now_ns();
     sl_batch o = {0};
-    sl_record record = {.fd = -1};
-    sl_model model;
-    sl_conf conf;
     sl_err err = {0};
     int status = SL_EXIT_REFUSED;
-    const bool parsed = !sl_cli_parse(&o, replay, argc, argv, &err);
-    if (parsed && o.resume) status = resume(&o, t0_ns);
-    else if (parsed && !sl_batch_check(&o, &model, &conf, &err))
-        status = run_batch(&o, &record, &model, &conf, t0_ns, &err);
-    if (err.code) sl_complain("%s", err.msg);
+    if (sl_cli_parse(&o, replay, argc, argv, &err)) sl_complain("%s", err.msg);
+    else if (o.resume) status = resume(&o, t0_ns);
+    else status = sl_cli_run_batch(&o, NULL, t0_ns);
     sl_batch_free(&o);
     return status;
 }

@@ -202,7 +202,8 @@ static sl_code read_line(submission *s, const char *line, size_t n, int number, 
 
 static sl_code read_jobs_file(submission *s, sl_err *err)
 {
-    FILE *f = fopen(s->jobs_file, "re");
+    const bool piped = !strcmp(s->jobs_file, "-");
+    FILE *f = piped ? stdin : fopen(s->jobs_file, "re");
     char *line = NULL;
     size_t size = 0;
     ssize_t n;
@@ -217,7 +218,7 @@ static sl_code read_jobs_file(submission *s, sl_err *err)
     if (!rc && ferror(f)) rc = sl_fail_errno(err, errno, "--jobs %s", s->jobs_file);
     if (!rc && !s->count) rc = sl_fail(err, SL_ARG, "%s holds no job", s->jobs_file);
     free(line);
-    fclose(f);
+    if (!piped) fclose(f);
     return rc;
 }
 

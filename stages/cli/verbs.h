@@ -15,6 +15,7 @@ typedef enum {
     SL_TAKES_NOTHING,
     SL_TAKES_FOLDER,
     SL_TAKES_FILES,
+    SL_TAKES_ROLE, /* a stage's name */
     SL_TAKES_ID,
     SL_TAKES_IDS,
     SL_TAKES_SHELL, /* bash */
@@ -60,6 +61,7 @@ const sl_verb *sl_verb_find(const char *name);
 sl_code sl_verb_want(const sl_verb **out, const char *name, sl_err *err);
 
 sl_verb_main sl_cli_run, sl_cli_replay; /* run.c */
+sl_verb_main sl_cli_stage;
 sl_verb_main sl_cli_inspect, sl_cli_plan, sl_cli_pack, sl_cli_diff;
 sl_verb_main sl_cli_submit;                             /* and a run on a server: submit.h */
 sl_verb_main sl_cli_status, sl_cli_list;                /* status.c */

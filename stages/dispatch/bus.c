@@ -37,6 +37,8 @@ typedef struct {
 } watched;
 
 struct sl_bus {
+    sl_tap *tap; /* NULL: nobody reads along */
+    const char *names[SL_CONF_SEATS];
     void *zmq, *router;
     int signals; /* signalfd; -1 none */
     watched seats[SL_CONF_SEATS];
@@ -123,13 +125,22 @@ static sl_code send_to(sl_bus *b, const sl_bus_peer *to, const char *who, const 
     return rc;
 }
 
+void sl_bus_tap(sl_bus *b, sl_tap *tap, const char *const names[])
+{
+    b->tap = tap;
+    memcpy(b->names, names, sizeof b->names);
+}
+
 sl_code sl_bus_send(sl_bus *b, int seat, const sl_msg *m)
 {
+    if (b->seats[seat].name.size)
+        sl_tap_message(b->tap, true, b->names[seat], b->seats[seat].pid, m);
     return send_to(b, &b->seats[seat].name, "stage", m);
 }
 
 sl_code sl_bus_send_client(sl_bus *b, const sl_bus_peer *to, const sl_msg *m)
 {
+    sl_tap_message(b->tap, true, NULL, 0, m);
     return send_to(b, to, "client", m);
 }
 
@@ -220,6 +231,16 @@ static sl_code fill(sl_bus *b, sl_err *err)
                                   : sl_fail(err, SL_NOMEM, "dispatch: no memory for an event");
 }
 
+/* Who said it, as far as that is known: HELLO says it itself. */
+static void listen_in(sl_bus *b, const sl_bus_event *e)
+{
+    const char *peer = e->seat >= 0 ? b->names[e->seat] : NULL;
+    pid_t pid = e->seat >= 0 ? b->seats[e->seat].pid : 0;
+    if (e->msg.type == SL_MSG_HELLO) peer = e->msg.hello.role, pid = e->msg.hello.pid;
+    if (e->kind == SL_BUS_NONSENSE) sl_tap_nonsense(b->tap, peer, pid, &e->err);
+    else sl_tap_message(b->tap, false, peer, pid, &e->msg);
+}
+
 sl_code sl_bus_next(sl_bus *b, sl_bus_event *out, sl_err *err)
 {
     sl_code rc;
@@ -228,6 +249,7 @@ sl_code sl_bus_next(sl_bus *b, sl_bus_event *out, sl_err *err)
     if (out->kind == SL_BUS_CLIENT || out->kind == SL_BUS_NONSENSE) {
         out->seat = seat_of(b, &out->from);
         if (out->kind == SL_BUS_CLIENT && out->seat >= 0) out->kind = SL_BUS_SEAT;
+        listen_in(b, out);
     }
     return SL_OK;
 }

@@ -13,6 +13,7 @@
 
 #include "common/conf.h"
 #include "common/wire.h"
+#include "stages/dispatch/tap.h"
 
 #define SL_BUS_TICK_MS 50 /* longest time between two ticks */
 
@@ -49,6 +50,10 @@ void sl_bus_close(sl_bus **b); /* what was sent still leaves, for 300 ms; NULL i
 
 /* The next event, waiting for it. Errors: SL_SYS the socket is of no use any more. */
 sl_code sl_bus_next(sl_bus *b, sl_bus_event *out, sl_err *err);
+
+/* All messages go by this tap, too, which is the caller's; seats have these names, [SL_CONF_SEATS],
+ * NULL for none. */
+void sl_bus_tap(sl_bus *b, sl_tap *tap, const char *const names[]);
 
 /* The seat's process is pid, whose end pidfd (the caller's) tells; pidfd -1: no more. */
 void sl_bus_watch(sl_bus *b, int seat, pid_t pid, int pidfd);

@@ -171,6 +171,14 @@ static void refuse(sl_jobs *d, uint64_t tag, uint64_t client, sl_code code, cons
     d->to_client(d->self, client, &m);
 }
 
+/* The job has the hand-over. One that is dumped ends with the last stage that is here: what would
+ * be made behind that is none of its. */
+static bool is_of_job(const sl_jobs *d, int h, const sl_job *spec)
+{
+    return SL_HANDOVER[h].how == SL_WHOLE && sl_handover_applies((sl_handover)h, d->model, spec) &&
+           (!spec->dump || sl_schedule_reaches(d, SL_HANDOVER[h].from));
+}
+
 /* The folder as a job, in the first free place; not counted yet. */
 static sl_code read_job(sl_jobs *d, job *j, const char *dir, sl_err *err)
 {
@@ -183,10 +191,8 @@ static sl_code read_job(sl_jobs *d, job *j, const char *dir, sl_err *err)
         !(rc = sl_job_read(&spec, path, err)))
         rc = sl_job_check(&spec, err);
     for (int h = 0; h < SL_HANDOVER_COUNT && !rc; h++)
-        j->deliveries[h] = (delivery){.has = SL_HANDOVER[h].how == SL_WHOLE &&
-                                             sl_handover_applies((sl_handover)h, d->model, &spec),
-                                      .maker = NO_SEAT,
-                                      .seat = NO_SEAT};
+        j->deliveries[h] =
+            (delivery){.has = is_of_job(d, h, &spec), .maker = NO_SEAT, .seat = NO_SEAT};
     j->dump = spec.dump;
     j->key = sl_lora_key(spec.lora) + 3 * sl_lora_key(spec.lora_2);
     j->guided = sl_job_guided(&spec);

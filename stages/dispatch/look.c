@@ -50,7 +50,7 @@ static void look_at(sl_seats *s, int seat, int64_t now, int64_t passed)
         io >= WORKS_BYTES)
         p->worked_ns = now;
     p->spins = is_spinning(p, system, faults, io, passed) ? p->spins + 1 : 0;
-    if (p->spins < SL_SEATS_SPINS) return;
+    if (p->spins < SL_SEATS_SPINS || seat == s->attached) return;
     p->spins = 0;
     sl_seats_kill_for_good(s, seat, SL_NOMEM,
                            "spins in the kernel without doing anything: no memory? (ulimit -v, "

@@ -139,6 +139,16 @@ sl_code sl_dispatch_open(sl_dispatch *d, sl_err *err)
                           .tell = tell_all,
                           .self = d};
     sl_seats_open(&d->seats, &d->model);
+    if (*d->wire_path) {
+        const char *names[SL_CONF_SEATS] = {0};
+        if ((rc = sl_tap_open(&d->tap, d->wire_path, err))) return rc;
+        for (int i = 0; i < d->seats.count; i++) names[i] = d->seats.at[i].name;
+        sl_bus_tap(d->bus, d->tap, names);
+    }
+    if (d->attached >= 0 &&
+        !sl_seats_attach(&d->seats, (sl_role)d->attached, d->wrapper, d->parent))
+        return sl_fail(err, SL_ARG, "--attach %s: the configuration has no such stage",
+                       sl_role_name((sl_role)d->attached));
     sl_turns_open(&d->turns, d->bus, &d->conf, &d->once);
     sl_muster_open(&d->muster, d, tell_seat);
     for (int i = 0; i < d->seats.count; i++) {
@@ -157,6 +167,7 @@ void sl_dispatch_stop(sl_dispatch *d)
     if (d->seats.count) sl_seats_close(&d->seats);
     sl_once_tell(&d->once);
     sl_bus_close(&d->bus);
+    sl_tap_close(&d->tap);
 }
 
 /* ---- events ---- */
@@ -184,6 +195,16 @@ static void on_ended(sl_dispatch *d, int seat)
     sl_turns_forget(&d->turns, seat);
     sl_muster_forget(&d->muster, seat, false);
     if (end.broken) on_broken(d, seat);
+}
+
+/* The stage's process has ended, the wrapper from which it came has not. */
+static void on_lost_speaker(sl_dispatch *d, int seat)
+{
+    const pid_t pid = d->seats.at[seat].speaker;
+    sl_seats_forget_speaker(&d->seats, seat);
+    sl_jobs_on_death(d->jobs, seat, pid, "its process ended, its wrapper did not");
+    sl_turns_forget(&d->turns, seat);
+    sl_muster_forget(&d->muster, seat, false);
 }
 
 static void on_rank(sl_dispatch *d, int seat, const sl_msg_rank *m)
@@ -246,7 +267,9 @@ static void on_client(sl_dispatch *d, const sl_bus_peer *from, const sl_msg *m)
 {
     sl_client *c = client_of(d, from);
     if (m->type == SL_MSG_HELLO && strcmp(m->hello.role, "client")) {
-        int seat = sl_seats_on_hello(&d->seats, &m->hello, from);
+        int seat = sl_seats_lost_speaker(&d->seats, m->hello.pid);
+        if (seat >= 0) on_lost_speaker(d, seat);
+        seat = sl_seats_on_hello(&d->seats, &m->hello, from);
         if (seat >= 0) sl_muster_on_hello(&d->muster, seat);
         return;
     }
@@ -337,7 +360,10 @@ static bool on_tick(sl_dispatch *d)
         sl_seats_kill(&d->seats, lost, why);
     }
     look_at_ranks(d);
-    if (sl_now_ns() - d->watched_ns > WATCH_NS) {
+    const int gone = sl_seats_lost_speaker(&d->seats, 0);
+    if (gone >= 0) on_lost_speaker(d, gone);
+    /* whose stage a person holds at a terminal waits for that person */
+    if (d->seats.attached < 0 && sl_now_ns() - d->watched_ns > WATCH_NS) {
         d->watched_ns = sl_now_ns();
         sl_jobs_watch(d->jobs, d->watched_ns);
     }

@@ -18,14 +18,18 @@ typedef struct {
 typedef struct {
     /* The caller sets these: */
     char run_dir[SL_PATH], conf_path[SL_PATH], bin_dir[SL_PATH], model_dir[SL_PATH];
-    pid_t parent; /* who started this process; when it is dead, nobody wants the results */
-    bool keep;    /* but their folders stay: somebody else will go on with them */
+    char wire_path[SL_PATH]; /* where all messages go; "": nowhere */
+    pid_t parent;         /* who started this process; when it is dead, nobody wants the results */
+    bool keep;            /* but their folders stay: somebody else will go on with them */
+    int attached;         /* role of the stage that has parent's terminal; -1: none */
+    char *const *wrapper; /* words before its program, NULL-terminated */
 
     sl_conf conf;
     sl_model model;
     char endpoint[SL_PATH];
     int endpoint_fd; /* common/endpoint.h: closed with the process */
     sl_bus *bus;
+    sl_tap *tap;
     sl_seats seats;
     sl_turns turns;
     sl_muster muster;

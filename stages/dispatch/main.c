@@ -13,13 +13,10 @@
 
 static sl_code parse_args(sl_dispatch *d, int argc, char **argv, sl_err *err)
 {
-    static const struct option OPTIONS[] = {{"run", 1, 0, 'r'},
-                                            {"conf", 1, 0, 'f'},
-                                            {"model", 1, 0, 'm'},
-                                            {"bin", 1, 0, 'b'},
-                                            {"parent", 1, 0, 'p'},
-                                            {"keep", 0, 0, 'k'},
-                                            {0}};
+    static const struct option OPTIONS[] = {
+        {"run", 1, 0, 'r'},    {"conf", 1, 0, 'f'},   {"model", 1, 0, 'm'},
+        {"bin", 1, 0, 'b'},    {"parent", 1, 0, 'p'}, {"keep", 0, 0, 'k'},
+        {"attach", 1, 0, 'a'}, {"wire", 1, 0, 'w'},   {0}};
     int o;
     opterr = 0;
     while ((o = getopt_long(argc, argv, "", OPTIONS, NULL)) >= 0) {
@@ -29,12 +26,15 @@ static sl_code parse_args(sl_dispatch *d, int argc, char **argv, sl_err *err)
         else if (o == 'b') snprintf(d->bin_dir, sizeof d->bin_dir, "%s", optarg);
         else if (o == 'p') d->parent = (pid_t)strtol(optarg, NULL, 10);
         else if (o == 'k') d->keep = true;
+        else if (o == 'w') snprintf(d->wire_path, sizeof d->wire_path, "%s", optarg);
+        else if (o == 'a') d->attached = sl_role_by_name(optarg);
         else
             return sl_fail(err, SL_ARG,
                            "sluice-dispatch: unknown or incomplete option %s, want --run --conf "
-                           "--model --bin --parent --keep",
+                           "--model --bin --parent --keep --attach --wire",
                            argv[optind - 1]);
     }
+    d->wrapper = argv + optind; /* behind -- */
     if (!*d->run_dir || !*d->conf_path || !*d->model_dir || !*d->bin_dir)
         return sl_fail(err, SL_ARG,
                        "sluice-dispatch: want --run DIR --conf FILE --model DIR --bin DIR (`sluice "
@@ -61,6 +61,7 @@ int main(int argc, char **argv)
     prctl(PR_SET_PDEATHSIG, SIGTERM);
     signal(SIGINT, SIG_IGN);
     signal(SIGPIPE, SIG_IGN);
+    d.attached = -1;
     d.parent = getppid(); /* --parent knows better: ours may be gone already */
     sl_log_open("dispatch", SL_LOG_INFO);
     int status = 2;

@@ -34,12 +34,6 @@ static bool is_chunks(int h)
     return SL_HANDOVER[h].how == SL_CHUNKS;
 }
 
-sl_role sl_crew_of(sl_role role)
-{
-    int h = sl_chunks_to(role);
-    return h < 0 ? role : sl_crew_of(SL_HANDOVER[h].from);
-}
-
 bool sl_crew_ends_with(sl_role role)
 {
     for (int h = 0; h < SL_HANDOVER_COUNT; h++)
@@ -186,6 +180,13 @@ bool sl_schedule_is_complete(const sl_jobs *d, const job *j)
         if (v->has && ((j->dump && !v->lost) || end) && !v->spooled) return false;
     }
     return true;
+}
+
+bool sl_schedule_reaches(const sl_jobs *d, sl_role role)
+{
+    for (int i = 0; i < SL_CONF_SEATS; i++)
+        if (d->seats[i].stage && sl_role_follows(d->seats[i].stage->role, role)) return true;
+    return false;
 }
 
 const char *sl_schedule_lacks(const sl_jobs *d, const job *j)

@@ -4,8 +4,6 @@
 
 #include "stages/dispatch/table.h"
 
-/* The first role of the crew that this role works in. */
-sl_role sl_crew_of(sl_role role);
 /* The role whose DONE ends its crew's work: it hands no chunks on. */
 bool sl_crew_ends_with(sl_role role);
 /* The crew hands nothing on: what it makes is the job's end. */
@@ -18,6 +16,8 @@ bool sl_schedule_is_busy(const job *j);
 bool sl_schedule_is_complete(const sl_jobs *d, const job *j);
 /* The video is there, if this deployment makes one. */
 bool sl_schedule_is_made(const sl_jobs *d, const job *j);
+/* This deployment has the role, or one that works on what comes of it. */
+bool sl_schedule_reaches(const sl_jobs *d, sl_role role);
 /* The first stage that the job needs and this deployment leaves out; NULL: none. */
 const char *sl_schedule_lacks(const sl_jobs *d, const job *j);
 /* Where a role has teams: decide how many of its seats each job should have, and tell attempts to

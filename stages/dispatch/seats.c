@@ -12,13 +12,11 @@
 #include "stages/dispatch/seats.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -27,15 +25,12 @@
 #include "common/log.h"
 #include "common/pidfd.h"
 #include "common/process.h"
-#include "common/program.h"
-#include "stages/own/stage.h"
+#include "stages/dispatch/start.h"
 
 #define MS 1000000ll
-#define MAX_ENV 512
 #define MAX_OFFSPRING 256
-#define DRAIN_MS 3000 /* longest wait for all processes to end */
-
-extern char **environ;
+#define LAST_WORDS_MS 200 /* after a speaker's end, for what it said last */
+#define DRAIN_MS 3000     /* longest wait for all processes to end */
 
 /* Some job of the model has a hand-over to or from this role. */
 static bool has_work(sl_role role, const sl_model *model)
@@ -50,6 +45,7 @@ static bool has_work(sl_role role, const sl_model *model)
 void sl_seats_open(sl_seats *s, const sl_model *model)
 {
     s->count = 0;
+    s->attached = -1;
     for (int i = 0; i < s->conf->stage_count; i++) {
         const sl_conf_stage *c = &s->conf->stages[i];
         if (!has_work(c->role, model)) continue;
@@ -57,6 +53,15 @@ void sl_seats_open(sl_seats *s, const sl_model *model)
         *p = (sl_seats_seat){.conf = c, .pidfd = -1, .speaker_fd = -1};
         sl_conf_name(s->conf, c, p->name);
     }
+}
+
+bool sl_seats_attach(sl_seats *s, sl_role role, char *const wrapper[], pid_t terminal)
+{
+    for (int i = 0; i < s->count && s->attached < 0; i++)
+        if (s->at[i].conf->role == role) s->attached = i;
+    s->wrapper = wrapper;
+    s->terminal = terminal;
+    return s->attached >= 0;
 }
 
 /* ---- news ---- */
@@ -93,87 +98,11 @@ void sl_seats_tell_all(const sl_seats *s, void (*tell)(void *self, const sl_msg 
 
 /* ---- starting ---- */
 
-/* What a stage's environment has of its own. */
-typedef struct {
-    char threads[64], instance[64], library[SL_PATH + 64];
-} own_env;
-
-/* The environment of a stage: ours, with the thread count of its configuration, its number, and
- * where a stage of one's own finds the library that belongs to this dispatcher. `own` and `all` are
- * the caller's memory. */
-static char **stage_env(const sl_seats *s, const sl_seats_seat *p, own_env *own, char *all[MAX_ENV])
-{
-    long cpus = sysconf(_SC_NPROCESSORS_ONLN);
-    int n = 0, threads = p->conf->threads;
-    /* stages share the cores: none may spin for work */
-    static char passive[] = "OMP_WAIT_POLICY=PASSIVE";
-    if (!threads) threads = cpus > 2 * s->count ? (int)cpus / 2 : (int)cpus;
-    snprintf(own->threads, sizeof own->threads, "OMP_NUM_THREADS=%d", threads > 0 ? threads : 1);
-    snprintf(own->instance, sizeof own->instance, "SLUICE_INSTANCE=%d", p->conf->instance);
-    snprintf(own->library, sizeof own->library, "SLUICE_STAGE_LIB=%s/libsluice-stage.so.%d",
-             s->bin_dir, SL_STAGE_ABI);
-    for (char **e = environ; *e && n < MAX_ENV - 5; e++)
-        if (strncmp(*e, "OMP_NUM_THREADS=", 16) && strncmp(*e, "OMP_WAIT_POLICY=", 16) &&
-            strncmp(*e, "SLUICE_INSTANCE=", 16) && strncmp(*e, "SLUICE_STAGE_LIB=", 17))
-            all[n++] = *e;
-    all[n++] = own->threads;
-    all[n++] = own->instance;
-    all[n++] = own->library;
-    all[n++] = passive;
-    all[n] = NULL;
-    return all;
-}
-
-/* After fork, before exec: only async-signal-safe calls. */
-static void become_stage(const char *path, char *const argv[], char *const envp[], int voice,
-                         pid_t dispatcher_pid)
-{
-    sigset_t none;
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    if (getppid() != dispatcher_pid) _exit(127);
-    sigemptyset(&none);
-    sigprocmask(SIG_SETMASK, &none, NULL);
-    int null = open("/dev/null", O_RDONLY);
-    if (null >= 0) dup2(null, 0);
-    if (voice >= 0) dup2(voice, 2);
-    dup2(2, 1);
-    execve(path, argv, envp);
-    _exit(127);
-}
-
-/* Sluice's own programs log by themselves; of others' lines somebody has to say whose they are. */
-static int open_voice(sl_seats_seat *p, const sl_program *program)
-{
-    sl_err err = {0};
-    int end = -1;
-    sl_voice_close(&p->voice);
-    if (!strncmp(sl_path_last(program->path), "sluice-", 7)) return -1;
-    if (sl_voice_open(&p->voice, &end, p->name, &err)) sl_log(SL_LOG_WARN, "%s", err.msg);
-    return end;
-}
-
 /* false: there is no such program, and the seat is given up. */
 static bool start(sl_seats *s, int seat)
 {
     sl_seats_seat *p = &s->at[seat];
-    own_env own = {0};
-    sl_program program;
-    sl_err bad = {0};
-    char why[SL_TEXT];
-    char *env[MAX_ENV];
-    char *const options[] = {(char *)"--connect",  (char *)s->endpoint,    (char *)"--conf",
-                             (char *)s->conf_path, (char *)"--model",      (char *)s->model_dir,
-                             (char *)"--device",   (char *)p->conf->device};
-    char *argv[SL_PROGRAM_WORDS + sizeof options / sizeof *options + SL_CONF_ARGS + 1];
-    int n = 0;
-    pid_t self = getpid();
-    const sl_code unknown = sl_program_find(&program, p->conf->program, s->bin_dir, &bad);
-    for (int i = 0; i < program.count; i++) argv[n++] = program.word[i];
-    for (size_t i = 0; i < sizeof options / sizeof *options; i++) argv[n++] = options[i];
-    for (int i = 0; i < p->conf->arg_count; i++) argv[n++] = (char *)p->conf->args[i];
-    argv[n] = NULL;
-    char **envp = stage_env(s, p, &own, env);
-
+    sl_err no = {0};
     p->pool_count = p->spins = 0;
     p->system_ticks = p->user_ticks = p->faults = p->io_bytes = p->offspring_ticks = 0;
     p->hopeless = false;
@@ -181,26 +110,17 @@ static bool start(sl_seats *s, int seat)
     *p->last_error = 0;
     p->last_code = SL_OK;
     p->started_ns = p->last_beat_ns = p->heard_ns = p->worked_ns = sl_now_ns();
-    if (unknown || access(program.path, X_OK)) {
+    p->oom_kills = sl_out_of_memory_kills();
+    if (sl_start_process(s, seat, &no) == SL_ARG) {
         p->state = SL_SEAT_BROKEN;
         p->last_code = SL_ARG;
-        snprintf(why, sizeof why, "%s: program %.200s: %.200s", p->name, program.path,
-                 unknown ? bad.msg : strerror(errno));
-        memcpy(p->last_error, why, sizeof why);
+        snprintf(p->last_error, sizeof p->last_error, "%s", no.msg);
         return false;
     }
-    p->oom_kills = sl_out_of_memory_kills();
-    const int voice = open_voice(p, &program);
-    p->pid = fork();
-    if (p->pid == 0) become_stage(program.path, argv, envp, voice, self);
-    if (voice >= 0) close(voice);
-    if (p->voice) sl_voice_of(p->voice, p->pid);
-    sl_err err = {0};
     p->pidfd = -1;
-    if (p->pid < 0) sl_fail_errno(&err, errno, "fork");
-    else sl_pidfd_open(&p->pidfd, p->pid, &err);
+    if (p->pid > 0) sl_pidfd_open(&p->pidfd, p->pid, &no);
     if (p->pidfd < 0) {
-        sl_log(SL_LOG_ERROR, "%s could not be started: %s", p->name, err.msg);
+        sl_log(SL_LOG_ERROR, "%s could not be started: %s", p->name, no.msg);
         if (p->pid > 0) kill(p->pid, SIGKILL), waitpid(p->pid, NULL, 0);
         p->pid = 0;
         p->restart_at_ns = sl_now_ns() + 1000 * MS;
@@ -244,6 +164,7 @@ static void look_for_silence(sl_seats *s, int seat, int64_t now)
     const int stall_s = s->conf->supervise.stall_s, quiet_s = 2 * s->conf->supervise.quiet_s;
     const int64_t idle_ns = (quiet_s > stall_s ? quiet_s : stall_s) * 1000 * MS;
     char why[96];
+    if (seat == s->attached) return;
     if (now - p->last_beat_ns > stall_s * 1000 * MS) {
         p->last_beat_ns = now; /* its end comes next */
         snprintf(why, sizeof why, "%s for %d s",
@@ -305,7 +226,7 @@ void sl_seats_kill_silent(sl_seats *s, int seat, const char *why)
     sl_seats_seat *p = &s->at[seat];
     int64_t now = sl_now_ns(), limit_ms = 3 * (int64_t)s->conf->supervise.heartbeat_ms;
     if (limit_ms < SL_SEATS_SILENT_MS) limit_ms = SL_SEATS_SILENT_MS;
-    if (p->pidfd < 0 || now - p->last_beat_ns < limit_ms * MS) return;
+    if (p->pidfd < 0 || seat == s->attached || now - p->last_beat_ns < limit_ms * MS) return;
     sl_seats_kill(s, seat, why);
     p->last_beat_ns = now; /* its end comes next */
 }
@@ -353,6 +274,41 @@ static void take_speaker(sl_seats_seat *p, pid_t pid)
     sl_log(SL_LOG_DEBUG, "%s: process %d speaks for %d, from which it comes", p->name, (int)pid,
            (int)p->pid);
     if (sl_pidfd_open(&p->speaker_fd, pid, &ignored)) p->speaker_fd = -1;
+}
+
+int sl_seats_lost_speaker(sl_seats *s, pid_t next)
+{
+    const int64_t now = sl_now_ns();
+    const int asks = next ? seat_of(s, next) : -1;
+    for (int i = 0; i < s->count; i++) {
+        sl_seats_seat *p = &s->at[i];
+        struct pollfd f = {p->speaker_fd, POLLIN, 0};
+        if (f.fd < 0 || poll(&f, 1, 0) != 1) continue;
+        if (i == asks) return i;
+        if (!p->speaker_gone_ns) p->speaker_gone_ns = now;
+        else if (now - p->speaker_gone_ns > LAST_WORDS_MS * MS) return i;
+    }
+    return -1;
+}
+
+static void close_speaker(sl_seats_seat *p)
+{
+    if (p->speaker_fd >= 0) close(p->speaker_fd);
+    p->speaker_fd = -1;
+    p->speaker = 0;
+    p->speaker_gone_ns = 0;
+    p->pool_count = 0;
+}
+
+void sl_seats_forget_speaker(sl_seats *s, int seat)
+{
+    sl_seats_seat *p = &s->at[seat];
+    sl_log(SL_LOG_WARN, "%s[%d] ended; process %d, from which it came, did not", p->name,
+           (int)p->speaker, (int)p->pid);
+    close_speaker(p);
+    sl_bus_name(s->bus, seat, NULL);
+    p->state = SL_SEAT_STARTING;
+    p->started_ns = p->last_beat_ns = sl_now_ns();
 }
 
 int sl_seats_on_hello(sl_seats *s, const sl_msg_hello *m, const sl_bus_peer *from)
@@ -501,14 +457,18 @@ void sl_seats_on_ended(sl_seats *s, int seat, bool draining, sl_seats_end *out)
     wait4(p->pid, &status, 0, &used); /* it has ended: this does not wait */
     close(p->pidfd);
     sl_voice_close(&p->voice);
-    if (p->speaker_fd >= 0) sl_pidfd_send(p->speaker_fd, SIGKILL), close(p->speaker_fd);
+    if (p->speaker_fd >= 0) sl_pidfd_send(p->speaker_fd, SIGKILL);
     sl_bus_watch(s->bus, seat, 0, -1);
     how_it_ended(status, &used, p->oom_kills, out->how, sizeof out->how);
     bool well = WIFEXITED(status) && !WEXITSTATUS(status);
     /* A mistake in the model or the settings will not go away by itself; anything else is
      * tried again, later each time. */
-    bool hopeless = p->hopeless || p->last_code == SL_ARG || p->last_code == SL_SHAPE ||
-                    p->last_code == SL_FORMAT;
+    if (seat == s->attached && !p->last_code) {
+        p->last_code = SL_SYS;
+        snprintf(p->last_error, sizeof p->last_error, "its process ended (%s)", out->how);
+    }
+    bool hopeless = seat == s->attached || p->hopeless || p->last_code == SL_ARG ||
+                    p->last_code == SL_SHAPE || p->last_code == SL_FORMAT;
     if (draining && well) sl_log(SL_LOG_DEBUG, "%s drained", p->name);
     else if (hopeless || p->failures >= s->conf->supervise.restarts) /* its jobs say why */
         sl_log(SL_LOG_DEBUG, "%s[%d] ended: %s", p->name, (int)p->pid, out->how);
@@ -516,9 +476,9 @@ void sl_seats_on_ended(sl_seats *s, int seat, bool draining, sl_seats_end *out)
         sl_log(SL_LOG_WARN, "%s[%d] ended: %s%s%.300s", p->name, (int)p->pid, out->how,
                *p->last_error ? ": " : "", p->last_error);
     sl_msg news = stage_msg(p, "ended");
-    p->pidfd = p->speaker_fd = -1;
-    p->pid = p->speaker = 0;
-    p->pool_count = 0;
+    p->pidfd = -1;
+    p->pid = 0;
+    close_speaker(p);
     p->state = SL_SEAT_DOWN;
     s->tell(s->self, &news);
 
@@ -554,6 +514,16 @@ const sl_seats_seat *sl_seats_broken(const sl_seats *s)
     return NULL;
 }
 
+/* The process ends by itself. A person at the terminal has all the time that they want. */
+static bool wait_for_end(const sl_seats *s, int seat, int64_t by_ns)
+{
+    struct pollfd f = {s->at[seat].pidfd, POLLIN, 0};
+    while (seat == s->attached && *s->wrapper && getppid() == s->terminal)
+        if (poll(&f, 1, 500) == 1) return true;
+    const int64_t left = (by_ns - sl_now_ns()) / MS;
+    return poll(&f, 1, left > 0 ? (int)left : 0) == 1;
+}
+
 void sl_seats_close(sl_seats *s)
 {
     sl_msg drain = {.type = SL_MSG_DRAIN};
@@ -561,14 +531,13 @@ void sl_seats_close(sl_seats *s)
     for (int i = 0; i < s->count; i++) {
         const sl_seats_seat *p = &s->at[i];
         sl_bus_send(s->bus, i, &drain);
-        if (p->pid > 0 && p->state == SL_SEAT_STARTING) kill(p->pid, SIGTERM); /* heard no DRAIN */
+        /* heard no DRAIN; a debugger that waits for `run` goes by itself */
+        if (p->pid > 0 && p->state == SL_SEAT_STARTING && i != s->attached) kill(p->pid, SIGTERM);
     }
     for (int i = 0; i < s->count; i++) {
         sl_seats_seat *p = &s->at[i];
         if (p->pid <= 0) continue;
-        struct pollfd f = {p->pidfd, POLLIN, 0};
-        int64_t left = (by - sl_now_ns()) / MS;
-        if (poll(&f, 1, left > 0 ? (int)left : 0) < 1) signal_all(p, SIGKILL);
+        if (!wait_for_end(s, i, by)) signal_all(p, SIGKILL);
         waitpid(p->pid, NULL, 0);
         sl_voice_close(&p->voice);
         close(p->pidfd);

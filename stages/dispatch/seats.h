@@ -16,6 +16,7 @@
 
 #define SL_SEATS_SILENT_MS 1500
 #define SL_SEATS_MUTE 2        /* starts in a row without HELLO, or READY, before giving up */
+#define SL_SEATS_WRAPPER 64    /* words before the program of the seat that has the terminal */
 #define SL_SEATS_GENERATIONS 5 /* from the process that was started to its speaker, at most */
 
 typedef enum {
@@ -30,12 +31,13 @@ typedef struct {
     const sl_conf_stage *conf;
     char name[SL_CONF_NAME];
     sl_seat_state state;
-    pid_t pid;          /* 0: none */
-    sl_voice *voice;    /* reads what it prints; NULL: it prints to ours */
-    int pidfd;          /* -1: none */
-    pid_t speaker;      /* who said HELLO: pid, or what comes from it; 0: nobody yet */
-    int speaker_fd;     /* its pidfd, where it is another than pid; -1: none */
-    uint64_t oom_kills; /* the kernel's, before the process began */
+    pid_t pid;               /* 0: none */
+    sl_voice *voice;         /* reads what it prints; NULL: it prints to ours */
+    int pidfd;               /* -1: none */
+    pid_t speaker;           /* who said HELLO: pid, or what comes from it; 0: nobody yet */
+    int speaker_fd;          /* its pidfd, where it is another than pid; -1: none */
+    uint64_t oom_kills;      /* the kernel's, before the process began */
+    int64_t speaker_gone_ns; /* since when that has ended; 0: it has not */
     int64_t last_beat_ns, restart_at_ns, started_ns;
     /* what the kernel says of the process, looked at every second: common/process.h */
     uint64_t system_ticks, user_ticks, faults, io_bytes;
@@ -60,6 +62,11 @@ typedef struct {
     const sl_conf *conf;
     const char *conf_path, *model_dir, *bin_dir, *endpoint;
     sl_once *once;
+    int attached; /* the seat whose process has the terminal, behind the words of `wrapper`
+                           * (NULL-terminated); it may take its time, and is not started again.
+                           * -1: none */
+    char *const *wrapper;
+    pid_t terminal; /* the process whose group it joins, to read the terminal */
     /* News of processes, for every client. */
     void (*tell)(void *self, const sl_msg *m);
     void *self;
@@ -69,9 +76,12 @@ typedef struct {
 } sl_seats;
 
 /* A seat for each stage of s->conf whose hand-overs some job of the model can have. The
- * caller sets all else in *s but count and at; what those point to outlives *s. */
+ * caller sets all else in *s but count, at and attached; what those point to outlives *s. */
 void sl_seats_open(sl_seats *s, const sl_model *model);
-/* DRAIN to all, wait, SIGKILL what remains, reap all. */
+/* The first seat of the role has the terminal. false: there is none of it. */
+bool sl_seats_attach(sl_seats *s, sl_role role, char *const wrapper[], pid_t terminal);
+/* DRAIN to all, wait, SIGKILL what remains, reap all. One that has the terminal is waited for as
+ * long as this process's parent lives. */
 void sl_seats_close(sl_seats *s);
 
 /* Start what is due (unless `ending`), kill what stalls. Returns a seat that is given up
@@ -100,6 +110,11 @@ void sl_seats_kill_for_good(sl_seats *s, int seat, sl_code code, const char *why
 /* The seat that HELLO speaks for: only a process that was started here, or comes from it, may, and
  * only as the stage it was started for. -1: none, and that is in the log. */
 int sl_seats_on_hello(sl_seats *s, const sl_msg_hello *m, const sl_bus_peer *from);
+/* A seat whose speaker has ended beneath the process that was started, and whose last words have
+ * been heard; -1: none. Another may speak for the seat once that is forgotten. `next`: a process
+ * that says HELLO, and is not kept waiting; 0: none. */
+int sl_seats_lost_speaker(sl_seats *s, pid_t next);
+void sl_seats_forget_speaker(sl_seats *s, int seat);
 /* HELLO of another version of the protocol, which `what` tells: if a seat's process said it, that
  * is killed and the seat given up. */
 void sl_seats_on_foreign_hello(sl_seats *s, const sl_msg_hello *m, const sl_err *what);

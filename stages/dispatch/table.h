@@ -50,22 +50,27 @@ typedef struct {
     sl_ticket ticket;    /* of its slot there */
 } delivery;
 
+/* Chunks that an attempt hands on. */
+typedef struct {
+    uint32_t chunks, next; /* how many there are, as the sender says; the one that is to come */
+    bool owed;             /* the receiver has said nothing since the last one */
+    bool answers;          /* the receiver has said something in this attempt */
+} chunk_flow;
+
 /* What a crew does for a job, from JOB to the last DONE or FAILED. */
 typedef struct {
-    uint32_t number;                   /* 0: none runs */
-    int seat[SL_ROLE_COUNT];           /* of the crew; NO_SEAT: none, or through with the work */
-    int makes_for[SL_HANDOVER_COUNT];  /* the seat whose pool gets it; NO_SEAT: a file does */
-    bool from_slot[SL_HANDOVER_COUNT]; /* the crew was given this ticket */
-    bool taken;                        /* inputs are read: their slots are free */
-    bool fallen;                       /* one of the crew fell out, the others are told to stop */
-    bool faulty;                       /* one of them broke the protocol, or fell silent */
-    uint32_t chunks, next; /* of the chunks that it hands on: how many, the one that is to come */
-    bool owed;             /* the receiver of chunks has said nothing since the last one */
-    bool answers;          /* it has said something before */
-    int64_t heard_ns;      /* the last word about the attempt; at first, when JOB went out */
-    int64_t piece_ns;      /* the longest time between two words */
-    int64_t stopped_ns;    /* when CANCEL went out; 0: it did not */
-    bool told;             /* its silence is in the log */
+    uint32_t number;                     /* 0: none runs */
+    int seat[SL_ROLE_COUNT];             /* of the crew; NO_SEAT: none, or through with the work */
+    int makes_for[SL_HANDOVER_COUNT];    /* the seat whose pool gets it; NO_SEAT: a file does */
+    bool from_slot[SL_HANDOVER_COUNT];   /* the crew was given this ticket */
+    bool taken;                          /* inputs are read: their slots are free */
+    bool fallen;                         /* one of the crew fell out, the others are told to stop */
+    bool faulty;                         /* one of them broke the protocol, or fell silent */
+    chunk_flow flows[SL_HANDOVER_COUNT]; /* of those that are chunks */
+    int64_t heard_ns;   /* the last word about the attempt; at first, when JOB went out */
+    int64_t piece_ns;   /* the longest time between two words */
+    int64_t stopped_ns; /* when CANCEL went out; 0: it did not */
+    bool told;          /* its silence is in the log */
     /* of a role that has teams: */
     int size;            /* of the team at the beginning; 0: no team */
     int mates[SL_RANKS]; /* the team without its leader, who is in `seat`; NO_SEAT: none, or through

@@ -4,14 +4,14 @@
  *   not said       DONE or FAILED; the answer to CANCEL; SPOOLED; RANK or POOL before READY
  *
  * Silence is told by two clocks. The attempt's begins anew with each word of any of its seats; the
- * kernel's (look.c) with each moment in which one of them computes, or waits for its turn. When both
- * have stood for LIMIT that is told, after twice LIMIT somebody is killed. LIMIT is
- * supervise.quiet_s, or twice the longest time between two words: it grows with the pieces of work.
- * One that computes all the time may do so for supervise.piece_s, or eight times that longest time.
+ * kernel's (look.c) with each moment in which one of them computes, or waits for its turn. Both
+ * having run for LIMIT is told, after twice LIMIT somebody is killed. LIMIT is supervise.quiet_s,
+ * or twice the longest time between two words: it grows with the pieces of work. One that computes
+ * all the time may do so for supervise.piece_s, or eight times that longest time.
  *
  * Of a crew that is silent it is the receiver of chunks that holds the others up, if it has said
  * nothing since its last chunk and does say something of chunks, or its slots are full; otherwise
- * the sender. Of a team nobody can tell: all are killed. */
+ * the sender (to_blame). Of a team nobody can tell: all are killed. */
 #include "stages/dispatch/watch.h"
 
 #include <inttypes.h>
@@ -100,9 +100,10 @@ static void on_word(attempt *a, seat *s, sl_msg_type type)
     a->heard_ns = now;
     if (type != SL_MSG_SPAN) s->last = type;
     a->told = false;
-    if (sl_chunks_to(s->stage->role) < 0) return;
-    a->owed = false;
-    a->answers = true;
+    const int h = sl_chunks_to(s->stage->role);
+    if (h < 0) return;
+    a->flows[h].owed = false;
+    a->flows[h].answers = true;
 }
 
 bool sl_watch_hears(sl_jobs *d, int number, const sl_msg *m)
@@ -131,32 +132,39 @@ bool sl_watch_hears(sl_jobs *d, int number, const sl_msg *m)
 
 bool sl_watch_chunk(sl_jobs *d, job *j, attempt *a, int number, const sl_msg_chunk *m)
 {
+    chunk_flow *f = &a->flows[m->handover];
     char why[128];
-    if (m->index == a->next && m->index < m->chunks && (!a->next || m->chunks == a->chunks)) {
-        a->chunks = m->chunks;
-        a->next++;
-        a->owed = true;
+    if (m->index == f->next && m->index < m->chunks && (!f->next || m->chunks == f->chunks)) {
+        f->chunks = m->chunks;
+        f->next++;
+        f->owed = true;
         return true;
     }
-    if (a->next && m->chunks != a->chunks)
+    if (f->next && m->chunks != f->chunks)
         snprintf(why, sizeof why, "sent chunk %u of %u after chunks of %u", m->index, m->chunks,
-                 a->chunks);
+                 f->chunks);
     else
         snprintf(why, sizeof why, "sent chunk %u of %u (the first is 0), want chunk %u", m->index,
-                 m->chunks, a->next);
+                 m->chunks, f->next);
     fault(d, j, a, number, SL_FORMAT, why);
     return false;
 }
 
 bool sl_watch_chunks_done(sl_jobs *d, job *j, attempt *a, int number)
 {
-    char why[128];
-    if (sl_crew_ends_with(d->seats[number].stage->role) || (a->next && a->next == a->chunks))
-        return true;
-    if (a->next) snprintf(why, sizeof why, "said DONE after %u of %u chunks", a->next, a->chunks);
-    else snprintf(why, sizeof why, "said DONE without a chunk");
-    fault(d, j, a, number, SL_FORMAT, why);
-    return false;
+    char why[128] = "";
+    for (int h = 0; h < SL_HANDOVER_COUNT; h++) {
+        const chunk_flow *f = &a->flows[h];
+        if (SL_HANDOVER[h].how != SL_CHUNKS ||
+            SL_HANDOVER[h].from != d->seats[number].stage->role ||
+            (f->next && f->next == f->chunks))
+            continue;
+        if (f->next)
+            snprintf(why, sizeof why, "said DONE after %u of %u chunks", f->next, f->chunks);
+        else snprintf(why, sizeof why, "said DONE without a chunk");
+    }
+    if (*why) fault(d, j, a, number, SL_FORMAT, why);
+    return !*why;
 }
 
 /* ---- what is not said ---- */
@@ -170,23 +178,21 @@ static int seats_in(const sl_jobs *d, const attempt *a, int out[SL_CONF_SEATS])
     return n;
 }
 
-/* The first seat of the crew that is not through; `receiver`: the one that takes chunks. NO_SEAT:
- * there is none. */
-static int seat_in(const attempt *a, bool receiver)
-{
-    for (int r = 0; r < SL_ROLE_COUNT; r++)
-        if (a->seat[r] != NO_SEAT && (sl_chunks_to((sl_role)r) >= 0) == receiver) return a->seat[r];
-    return NO_SEAT;
-}
-
-/* Who of a silent attempt holds the others up. A leader stands for its team. */
+/* Who of a silent attempt holds the others up: the last one that is known to have a chunk, for the
+ * others may wait for it to be taken; else the first that is not through. A leader stands for its
+ * team. NO_SEAT: nobody but mates is left. */
 static int to_blame(const sl_jobs *d, const attempt *a)
 {
-    const int sender = seat_in(a, false), receiver = seat_in(a, true);
-    int slots = 0;
-    if (sender == NO_SEAT || receiver == NO_SEAT) return sender == NO_SEAT ? receiver : sender;
-    slots = d->seats[receiver].pools[sl_chunks_to(d->seats[receiver].stage->role)].slots;
-    return a->owed && (a->answers || (int)a->next >= slots) ? receiver : sender;
+    int blamed = NO_SEAT;
+    for (int r = 0; r < SL_ROLE_COUNT; r++) {
+        const int h = sl_chunks_to((sl_role)r), at = a->seat[r];
+        if (at == NO_SEAT) continue;
+        const chunk_flow *f = h < 0 ? NULL : &a->flows[h];
+        const bool has_one =
+            f && f->owed && (f->answers || (int)f->next >= d->seats[at].pools[h].slots);
+        if (blamed == NO_SEAT || has_one) blamed = at;
+    }
+    return blamed;
 }
 
 /* "job 4700-1 for 20 s (last: PROGRESS)" */

@@ -21,6 +21,7 @@
 #include "stages/job/defaults.h"
 #include "stages/job/files.h"
 #include "stages/job/fork.h"
+#include "stages/job/intake.h"
 #include "stages/job/lora.h"
 #include "stages/job/output.h"
 #include "stages/job/piped.h"
@@ -284,12 +285,13 @@ static sl_code check_format(const sl_job *s, const sl_conf *conf, sl_err *err)
 }
 
 /* What the job writes can be written, and is not one file with another thing of the job. */
-static sl_code check_outputs(const sl_request *j, const sl_conf *conf, sl_err *err)
+static sl_code check_outputs(sl_request *j, const sl_conf *conf, sl_err *err)
 {
+    j->no_video = !sl_conf_find(conf, SL_ROLE_MUX);
     const sl_job *s = &j->spec;
     const char *const inputs[] = {s->image, s->last_image, s->noise};
     sl_code rc;
-    if (!j->streams && (rc = sl_output_check(s->output, "output", err))) return rc;
+    if (!j->streams && !j->no_video && (rc = sl_output_check(s->output, "output", err))) return rc;
     for (int i = 0; i < 3; i++)
         if (sl_same_file(s->output, inputs[i]))
             return sl_fail(err, SL_ARG, "output %s is also the input %s", s->output, inputs[i]);
@@ -377,13 +379,26 @@ sl_code sl_request_check(sl_request *j, const char *from, const sl_model *model,
     if (*j->replay_dir &&
         ((rc = sl_fork_check(j, from, model, err)) || (rc = check_replay(j, from, model, err))))
         return rc;
+    if (*j->replay_dir) j->from_dump = sl_replay_taken(j, from);
     if (*s->noise && !*j->replay_dir && (rc = check_noise(s, model, err))) return rc;
     return check_outputs(j, conf, err);
+}
+
+static int64_t larger(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
 }
 
 /* Without a configuration file: as large as the jobs. */
 static void fit_limits(const sl_batch *b, sl_conf *conf)
 {
+    const sl_job *base = &b->base.spec;
+    /* of a stream nobody knows them: the settings' own, or what the command line asks for */
+    if (b->jobs_stream && !*b->conf) {
+        const int64_t area = larger((int64_t)base->width * base->height, b->base.max_area);
+        conf->limits.pixels = larger(conf->limits.pixels, area);
+        if (base->frames > conf->limits.frames) conf->limits.frames = base->frames;
+    }
     for (int i = 0; i < b->job_count && !*b->conf; i++) {
         const sl_job *s = &b->jobs[i].spec;
         const int64_t pixels = (int64_t)s->width * s->height;
@@ -425,20 +440,22 @@ static sl_code check_limits(const sl_batch *b, sl_conf *conf, sl_err *err)
     return SL_OK;
 }
 
-static sl_code same_outputs(const sl_batch *b, sl_err *err)
+/* Jobs from `first` on write no file that another one writes. */
+static sl_code same_outputs(const sl_batch *b, int first, sl_err *err)
 {
-    for (int i = 0; i < b->job_count; i++)
+    const char *name = sl_batch_jobs_name(b);
+    for (int i = first; i < b->job_count; i++)
         for (int k = 0; k < i; k++)
-            if (sl_same_file(b->jobs[i].spec.output, b->jobs[k].spec.output))
-                return sl_fail(err, SL_ARG, "%s:%d: output %s is also the output of line %d",
-                               b->jobs_file, b->jobs[i].line, b->jobs[i].spec.output,
-                               b->jobs[k].line);
+            if (!b->jobs[i].no_video &&
+                sl_same_file(b->jobs[i].spec.output, b->jobs[k].spec.output))
+                return sl_fail(err, SL_ARG, "%s:%d: output %s is also the output of line %d", name,
+                               b->jobs[i].line, b->jobs[i].spec.output, b->jobs[k].line);
             else if (*b->jobs[i].dump_dir &&
                      (sl_same_file(b->jobs[i].dump_dir, b->jobs[k].dump_dir) ||
                       !strcmp(b->jobs[i].dump_dir, b->jobs[k].dump_dir)))
                 return sl_fail(err, SL_ARG,
                                "%s:%d: --dump %s is also the dump of line %d, want a folder a job",
-                               b->jobs_file, b->jobs[i].line, b->jobs[i].dump_dir, b->jobs[k].line);
+                               name, b->jobs[i].line, b->jobs[i].dump_dir, b->jobs[k].line);
     return SL_OK;
 }
 
@@ -519,6 +536,24 @@ static sl_code open_model(const sl_batch *b, sl_model *model, sl_conf *conf, con
     return sl_precision_check_devices(conf, &b->gpus, err);
 }
 
+/* A replay runs the stages from --from on and those that a fork asks for again, and no others are
+ * started; `sluice stage` runs one crew, an instance of each. */
+static void keep_stages(const sl_batch *b, sl_conf *conf)
+{
+    int n = 0;
+    unsigned again = 0;
+    for (int i = 0; i < b->job_count; i++) again |= b->jobs[i].again;
+    for (int i = 0; i < conf->stage_count; i++) {
+        const sl_conf_stage *st = &conf->stages[i];
+        const bool alone =
+            !*b->stage || (!st->instance &&
+                           sl_crew_of(st->role) == sl_crew_of((sl_role)sl_role_by_name(b->stage)));
+        if (alone && (computes(b->from, st->role) || again >> st->role & 1))
+            conf->stages[n++] = *st;
+    }
+    conf->stage_count = n;
+}
+
 sl_code sl_batch_open(sl_batch *b, sl_model *model, sl_conf *conf, sl_err *err)
 {
     const char *dir = b->base.spec.model;
@@ -526,9 +561,15 @@ sl_code sl_batch_open(sl_batch *b, sl_model *model, sl_conf *conf, sl_err *err)
     if (b->job_count) dir = b->jobs[0].spec.model;
     sl_conf_defaults(conf);
     if (*b->conf && (rc = sl_conf_read_file(conf, b->conf, err))) return rc;
-    if ((rc = sl_conf_use_device(conf, b->device, err)) ||
-        (rc = sl_gpus_ask(&b->gpus, conf, err)) || (rc = check_programs(conf, err)))
+    if (*b->log && !sl_log_level_parse(b->log, &conf->run.log))
+        return sl_fail(err, SL_ARG, "--log is \"%s\", want error, warn, info or debug", b->log);
+    if (*b->results && strcmp(b->results, "-") != 0 &&
+        (rc = sl_can_write_file(b->results, "results", true, err)))
         return rc;
+    if (*b->wire && (rc = sl_can_write_file(b->wire, "wire", true, err))) return rc;
+    if ((rc = sl_conf_use_device(conf, b->device, err))) return rc;
+    keep_stages(b, conf);
+    if ((rc = sl_gpus_ask(&b->gpus, conf, err)) || (rc = check_programs(conf, err))) return rc;
     if (*conf->run.dir && (rc = sl_can_make_dir(conf->run.dir, err)))
         return sl_context(err, SL_ARG, "run.dir");
     if (*conf->run.spool && (rc = sl_can_make_dir(conf->run.spool, err)))
@@ -559,7 +600,7 @@ sl_code sl_batch_check(sl_batch *b, sl_model *model, sl_conf *conf, sl_err *err)
     if (*b->base.trace && b->job_count > 1 &&
         (rc = sl_can_write_file(b->base.trace, "trace", true, err)))
         return rc;
-    if ((rc = same_outputs(b, err))) return rc;
+    if ((rc = same_outputs(b, 0, err))) return rc;
     return check_limits(b, conf, err);
 }
 
@@ -570,6 +611,35 @@ sl_code sl_batch_check_again(sl_batch *b, sl_model *model, sl_conf *conf, sl_err
         if (!(rc = sl_job_check_family(&b->jobs[i].spec, &model->family, err)))
             rc = check_team(&b->jobs[i].spec, b->from, model, conf, err);
     return rc ? rc : check_limits(b, conf, err);
+}
+
+static sl_code check_last(sl_batch *b, const sl_model *model, const sl_conf *conf, sl_err *err)
+{
+    sl_batch last = sl_batch_last(b);
+    sl_request *r = last.jobs;
+    char where[SL_PATH + 8];
+    sl_code rc;
+    snprintf(where, sizeof where, *b->conf ? " in %s" : "", b->conf);
+    if (strcmp(r->spec.model, b->base.spec.model))
+        return sl_fail(err, SL_ARG, "model %s, the run has %s: one checkpoint a run", r->spec.model,
+                       b->base.spec.model);
+    if (!strcmp(b->jobs_file, "-") &&
+        (!strcmp(r->spec.image, "-") || !strcmp(r->spec.last_image, "-") ||
+         !strcmp(r->spec.noise, "-")))
+        return sl_fail(err, SL_ARG,
+                       "standard input has the jobs, want a file for what a job takes");
+    if ((rc = use_defaults(&last, model, conf, err)) || (rc = sl_batch_take_pipes(&last, err)) ||
+        (rc = sl_request_check(r, b->from, model, conf, err)))
+        return rc;
+    return sl_request_check_limits(r, conf, where, err);
+}
+
+sl_code sl_batch_check_last(sl_batch *b, const sl_model *model, const sl_conf *conf, sl_err *err)
+{
+    sl_code rc = check_last(b, model, conf, err);
+    const char *name = sl_batch_jobs_name(b);
+    if (rc) return sl_context(err, rc, "%s:%d", name, b->jobs[b->job_count - 1].line);
+    return same_outputs(b, b->job_count - 1, err);
 }
 
 /* ---- for a plan ---- */
@@ -591,9 +661,12 @@ static sl_code complete_size(sl_request *j, const sl_model *model, sl_err *err)
 
 sl_code sl_batch_complete(sl_batch *b, sl_model *model, sl_conf *conf, sl_err *err)
 {
-    const char *dir = b->jobs[0].spec.model;
+    const char *dir = b->base.spec.model;
     sl_err absent = {0};
     sl_code rc;
+    if (!b->job_count)
+        return sl_fail(err, SL_ARG, "a plan wants a jobs file, %s is a stream", b->jobs_file);
+    dir = b->jobs[0].spec.model;
     sl_conf_defaults(conf);
     if (*b->conf && (rc = sl_conf_read_file(conf, b->conf, err))) return rc;
     if ((rc = sl_conf_use_device(conf, b->device, err))) return rc;

@@ -16,6 +16,10 @@ sl_code sl_batch_check(sl_batch *b, sl_model *model, sl_conf *conf, sl_err *err)
  * may be others by now. Errors: one line. */
 sl_code sl_batch_check_again(sl_batch *b, sl_model *model, sl_conf *conf, sl_err *err);
 
+/* The last job of a batch that sl_batch_check has opened, one of a stream: checked like the others,
+ * and against what they write. Errors: one line, with the job's line. */
+sl_code sl_batch_check_last(sl_batch *b, const sl_model *model, const sl_conf *conf, sl_err *err);
+
 /* The first half of it, without a look at the jobs: configuration, devices, programs, checkpoint
  * (the jobs', or the base's). */
 sl_code sl_batch_open(sl_batch *b, sl_model *model, sl_conf *conf, sl_err *err);

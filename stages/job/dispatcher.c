@@ -19,6 +19,7 @@
 #include "common/pidfd.h"
 #include "stages/job/files.h"
 
+#define WORDS 64     /* most of a wrapper */
 #define REAP_MS 5000 /* longest wait for killed stages to be gone */
 #define HURRY_MS 1000
 #define STOP_MS 8000 /* longest wait for a dispatcher that was asked to end */
@@ -53,19 +54,26 @@ static sl_code start_process(sl_dispatcher *d, sl_err *err)
 {
     char path[SL_PATH], parent[16];
     sl_code rc = sl_path_join(path, d->bin_dir, "sluice-dispatch", err);
-    char *argv[] = {path,
-                    (char *)"--run",
-                    d->run_dir,
-                    (char *)"--conf",
-                    d->conf_path,
-                    (char *)"--model",
-                    (char *)d->model_dir,
-                    (char *)"--bin",
-                    d->bin_dir,
-                    (char *)"--parent",
-                    parent,
-                    (char *)(d->keep ? "--keep" : NULL),
-                    NULL};
+    char *own[] = {path,
+                   (char *)"--run",
+                   d->run_dir,
+                   (char *)"--conf",
+                   d->conf_path,
+                   (char *)"--model",
+                   (char *)d->model_dir,
+                   (char *)"--bin",
+                   d->bin_dir,
+                   (char *)"--parent",
+                   parent};
+    char *argv[WORDS + sizeof own / sizeof *own + 8];
+    int n = 0;
+    for (; n < (int)(sizeof own / sizeof *own); n++) argv[n] = own[n];
+    if (d->keep) argv[n++] = (char *)"--keep";
+    if (d->attach) argv[n++] = (char *)"--attach", argv[n++] = (char *)d->attach;
+    if (d->wire) argv[n++] = (char *)"--wire", argv[n++] = (char *)d->wire;
+    argv[n++] = (char *)"--";
+    for (int i = 0; d->wrapper && d->wrapper[i] && i < WORDS; i++) argv[n++] = d->wrapper[i];
+    argv[n] = NULL;
     pid_t self = getpid();
     if (rc) return rc;
     snprintf(parent, sizeof parent, "%d", (int)self);
@@ -76,9 +84,9 @@ static sl_code start_process(sl_dispatcher *d, sl_err *err)
         if (getppid() != self) _exit(127);
         setpgid(0, 0); /* Ctrl-C is for this process alone */
         if (d->nice) setpriority(PRIO_PROCESS, 0, getpriority(PRIO_PROCESS, 0) + d->nice);
-        int null = open("/dev/null", O_RDONLY);
+        int null = d->attach ? -1 : open("/dev/null", O_RDONLY);
         if (null >= 0) dup2(null, 0);
-        dup2(2, 1);
+        if (!d->attach) dup2(2, 1);
         execv(path, argv);
         _exit(127);
     }
@@ -179,7 +187,11 @@ void sl_dispatcher_stop(sl_dispatcher *d)
     if (*d->run_dir && d->pidfd >= 0) {
         zmq_pollitem_t item = {NULL, d->pidfd, ZMQ_POLLIN, 0};
         if (d->socket) sl_wire_send(d->socket, NULL, 0, &m, NULL);
-        if (zmq_poll(&item, 1, d->hurry ? HURRY_MS : STOP_MS) < 1) kill(d->pid, SIGKILL);
+        const bool patient = d->wrapper && *d->wrapper && !d->hurry;
+        int ended;
+        do ended = zmq_poll(&item, 1, d->hurry ? HURRY_MS : STOP_MS);
+        while (ended < 1 && patient);
+        if (ended < 1) kill(d->pid, SIGKILL);
         collect(d);
     }
     if (d->socket) zmq_close(d->socket);

@@ -26,9 +26,13 @@ typedef struct {
     char run_dir[SL_PATH]; /* "": not opened */
     char conf_path[SL_PATH], bin_dir[SL_PATH], endpoint[SL_PATH];
     int endpoint_fd; /* common/endpoint.h */
-    bool keep;    /* the jobs' folders outlive this process: a dispatcher that is left alone removes
+    bool keep;  /* the jobs' folders outlive this process: a dispatcher that is left alone removes
                   * nothing */
-    bool hurry;   /* nobody waits for what the stages still do: sl_dispatcher_stop kills soon */
+    bool hurry; /* nobody waits for what the stages still do: sl_dispatcher_stop kills soon */
+    const char *attach;   /* name of the role whose stage has this process's terminal, and may take
+                           * its time; NULL: none */
+    char *const *wrapper; /* words before that stage's program, NULL-terminated; NULL: none */
+    const char *wire;     /* file to which all its messages are appended; NULL: none */
     int nice;     /* added to the niceness of the processes: who answers people goes first */
     void *zmq;    /* context */
     void *socket; /* to poll; NULL: there is none */
@@ -52,8 +56,8 @@ sl_code sl_dispatcher_recv(sl_dispatcher *d, sl_msg *m, sl_err *err);
 sl_code sl_dispatcher_ended(sl_dispatcher *d, sl_err *err);
 /* SIGKILL. */
 void sl_dispatcher_kill(sl_dispatcher *d);
-/* Ask it to end and to end its stages, wait (8 s, in a hurry 1 s, then SIGKILL), close. A zeroed
- * one is fine. */
+/* Ask it to end and to end its stages, wait (8 s, in a hurry 1 s, then SIGKILL; for a stage behind
+ * a wrapper as long as that takes), close. A zeroed one is fine. */
 void sl_dispatcher_stop(sl_dispatcher *d);
 
 #endif

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "common/json.h"
@@ -81,6 +82,27 @@ sl_code sl_batch_add_json(sl_batch *b, const char *text, size_t length, const ch
     return SL_OK;
 }
 
+const char *sl_batch_jobs_name(const sl_batch *b)
+{
+    return strcmp(b->jobs_file, "-") ? b->jobs_file : "stdin";
+}
+
+sl_batch sl_batch_last(const sl_batch *b)
+{
+    sl_batch last = *b;
+    last.jobs = b->jobs + b->job_count - 1;
+    last.job_count = 1;
+    return last;
+}
+
+static bool is_stream(const char *path)
+{
+    struct stat st;
+    if (!strcmp(path, "-")) return true;
+    return *path && !stat(path, &st) &&
+           (S_ISFIFO(st.st_mode) || S_ISSOCK(st.st_mode) || S_ISCHR(st.st_mode));
+}
+
 static sl_code read_jobs_file(sl_batch *b, sl_err *err)
 {
     FILE *f = fopen(b->jobs_file, "re");
@@ -148,6 +170,10 @@ sl_code sl_batch_expand(sl_batch *b, sl_err *err)
     if (replay && (rc = check_from(b->from, err))) return rc;
     if (!replay && (*b->from || b->step))
         return sl_fail(err, SL_ARG, "--%s belongs to sluice replay", *b->from ? "from" : "step");
+    if (is_stream(b->jobs_file)) {
+        b->jobs_stream = true;
+        return SL_OK;
+    }
     if (*b->jobs_file) rc = read_jobs_file(b, err);
     else if (!(rc = sl_batch_add(b, &r, err)) && !*r->spec.output)
         snprintf(r->spec.output, SL_PATH, "out.mp4");

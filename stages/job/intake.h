@@ -14,9 +14,14 @@ sl_code sl_batch_replay(sl_batch *b, const char *dir, sl_err *err);
  * without an output gets out-N.mp4. Errors: SL_FORMAT, SL_ARG. */
 sl_code sl_batch_add_json(sl_batch *b, const char *text, size_t length, const char *name, int line,
                           sl_err *err);
-/* All options are set: the jobs are the lines of the jobs file, or, without one, the base alone;
- * with --resume there are none yet (record.h). Nothing but the jobs file is looked at. Errors:
- * SL_ARG, SL_SYS, SL_FORMAT. */
+/* What messages call the jobs file: its path, or "stdin". */
+const char *sl_batch_jobs_name(const sl_batch *b);
+/* The batch with its last job alone: a view, not to be freed. */
+sl_batch sl_batch_last(const sl_batch *b);
+/* All options are set: the jobs are the lines of the jobs file, or, without one, the base
+ * alone; with --resume there are none yet (record.h). A jobs file that is a pipe or standard input
+ * is not read: b->jobs_stream. Nothing but the jobs file is looked at. Errors: SL_ARG, SL_SYS,
+ * SL_FORMAT. */
 sl_code sl_batch_expand(sl_batch *b, sl_err *err);
 
 #endif

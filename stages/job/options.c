@@ -107,13 +107,20 @@ static const sl_option OPTIONS[] = {
     {"device", SL_OPTION_PATH, RUN(device), "D[,D...]",
      "cpu or cuda:N, for all stages; of several, each denoises"},
     {"jobs", SL_OPTION_PATH, RUN(jobs_file), "FILE",
-     "many jobs: one JSON object a line, with these options as keys"},
+     "many jobs: one JSON object a line, with these options as keys; - is standard input"},
     {"resume", SL_OPTION_FLAG, RUN(resume), NULL,
      "go on with the jobs that killed runs left in run.spool of --conf"},
-    {"from", SL_OPTION_PATH, RUN(from), "STAGE", "replay: text, image, denoise or decode"},
+    {"from", SL_OPTION_PATH, RUN(from), "STAGE",
+     "replay: text, image, denoise or decode; stage: the dump's folder"},
     {"step", SL_OPTION_INT, RUN(step), "K",
      "replay --from denoise: from step K on, of a dump with --dump-steps, with what is given "
      "besides"},
+    {"results", SL_OPTION_PATH, RUN(results), "FILE",
+     "the report of each job as it ends, one JSON object a line; - is standard output"},
+    {"wire", SL_OPTION_PATH, RUN(wire), "FILE",
+     "every message between the dispatcher and the others, one JSON object a line"},
+    {"log", SL_OPTION_PATH, RUN(log), "LEVEL",
+     "the least grave messages shown: error, warn, info or debug (default: run.log of --conf)"},
     {"quiet", SL_OPTION_FLAG, RUN(quiet), NULL, "no progress, no table"},
 };
 #define OPTION_COUNT ((int)(sizeof OPTIONS / sizeof *OPTIONS))

@@ -73,6 +73,21 @@ unsigned sl_replay_again(const sl_request *r)
     return again;
 }
 
+uint32_t sl_replay_taken(const sl_request *r, const char *from)
+{
+    const sl_role first = (sl_role)sl_role_by_name(from);
+    char file[64], path[SL_PATH];
+    uint32_t taken = 0;
+    for (int h = 0; h < SL_HANDOVER_COUNT; h++) {
+        if (SL_HANDOVER[h].how != SL_WHOLE || sl_role_follows(SL_HANDOVER[h].from, first) ||
+            r->again >> SL_HANDOVER[h].from & 1)
+            continue;
+        snprintf(file, sizeof file, "%s.safetensors", SL_HANDOVER[h].file);
+        if (!sl_path_join(path, r->replay_dir, file, NULL) && !access(path, R_OK)) taken |= 1u << h;
+    }
+    return taken;
+}
+
 sl_code sl_replay_check_options(const sl_request *r, const char *from, const sl_model *model,
                                 sl_err *err)
 {

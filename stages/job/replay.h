@@ -11,6 +11,9 @@ sl_code sl_replay_check_options(const sl_request *r, const char *from, const sl_
                                 sl_err *err);
 /* Of a fork (fork.h): stages before the denoiser to which r's options speak; bit sl_role. */
 unsigned sl_replay_again(const sl_request *r);
+/* The hand-overs that a replay, a run from the stage `from` on, takes from r's dump: bit h for
+ * hand-over h. */
+uint32_t sl_replay_taken(const sl_request *r, const char *from);
 /* The stage that the option speaks to; SL_ROLE_COUNT: none, the run itself takes it. */
 sl_role sl_replay_role(const char *option, const sl_model *model, const sl_job *job);
 

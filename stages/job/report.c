@@ -8,29 +8,48 @@
 
 #include <jansson.h>
 
+#include "common/conf.h"
 #include "common/json.h"
+#include "stages/job/batch_report.h"
 #include "stages/job/lora.h"
 #include "stages/job/report_table.h"
 
+static sl_code add_job(sl_report *r, const sl_request *job, int64_t t0_ns, sl_err *err)
+{
+    sl_report_job *j = &r->jobs[r->count++];
+    const int steps = job->spec.steps > 0 ? job->spec.steps : 0;
+    *j = (sl_report_job){.job = job, .t0_ns = t0_ns};
+    if (!(j->steps = calloc((size_t)steps + 1, sizeof *j->steps)))
+        return sl_fail(err, SL_NOMEM, "report: no memory");
+    for (int s = 0; s < steps; s++)
+        j->steps[s] = (sl_report_step){
+            .cond_metric = NAN, .uncond_metric = NAN, .cond_computed = -1, .uncond_computed = -1};
+    return SL_OK;
+}
+
 sl_code sl_report_init(sl_report *r, const sl_request *jobs, int count, int64_t t0_ns, sl_err *err)
 {
+    sl_code rc = SL_OK;
     memset(r, 0, sizeof *r);
-    if (!(r->jobs = calloc((size_t)count, sizeof *r->jobs)))
+    if (!(r->jobs = calloc((size_t)count + 1, sizeof *r->jobs)))
         return sl_fail(err, SL_NOMEM, "report: no memory");
-    r->count = count;
-    for (int i = 0; i < r->count; i++) {
-        sl_report_job *j = &r->jobs[i];
-        j->job = &jobs[i];
-        j->t0_ns = t0_ns;
-        if (!(j->steps = calloc((size_t)j->job->spec.steps, sizeof *j->steps)))
-            return sl_fail(err, SL_NOMEM, "report: no memory");
-        for (int s = 0; s < j->job->spec.steps; s++)
-            j->steps[s] = (sl_report_step){.cond_metric = NAN,
-                                           .uncond_metric = NAN,
-                                           .cond_computed = -1,
-                                           .uncond_computed = -1};
+    r->room = count + 1;
+    for (int i = 0; i < count && !rc; i++) rc = add_job(r, &jobs[i], t0_ns, err);
+    return rc;
+}
+
+sl_code sl_report_add(sl_report *r, sl_report_job **out, const sl_request *job, int64_t t0_ns,
+                      sl_err *err)
+{
+    if (r->count == r->room) {
+        sl_report_job *more = realloc(r->jobs, 2 * (size_t)r->room * sizeof *more);
+        if (!more) return sl_fail(err, SL_NOMEM, "report: no memory");
+        r->jobs = more;
+        r->room *= 2;
     }
-    return SL_OK;
+    sl_code rc = add_job(r, job, t0_ns, err);
+    *out = &r->jobs[r->count - 1];
+    return rc;
 }
 
 void sl_report_free(sl_report *r)
@@ -92,6 +111,8 @@ static void on_stage(sl_report *r, const sl_msg_stage *m)
         if (j && !strcmp(m->event, "joins")) j->team |= bit;
         if (j && !strcmp(m->event, "joins")) return; /* the leader's device is the job's */
     }
+    if ((int)m->instance >= r->instances[role] && m->instance < SL_CONF_SEATS)
+        r->instances[role] = (int)m->instance + 1;
     snprintf(r->device[role], sizeof r->device[role], "%s", m->device);
     if (j) snprintf(j->device[role], sizeof j->device[role], "%s", m->device);
     if (m->weight_bytes) r->weight_bytes[role] = m->weight_bytes;
@@ -132,9 +153,13 @@ void sl_report_message(sl_report *r, const sl_msg *m)
     } else if (m->type == SL_MSG_STEP) {
         sl_report_job *j = sl_report_find(r, m->step.job);
         if (!j || m->step.step >= (uint32_t)j->job->spec.steps) return;
-        j->steps[m->step.step] =
-            (sl_report_step){m->step.t0_ns,         m->step.seconds,       m->step.cond_metric,
-                             m->step.uncond_metric, m->step.cond_computed, m->step.uncond_computed};
+        j->steps[m->step.step] = (sl_report_step){true,
+                                                  m->step.t0_ns,
+                                                  m->step.seconds,
+                                                  m->step.cond_metric,
+                                                  m->step.uncond_metric,
+                                                  m->step.cond_computed,
+                                                  m->step.uncond_computed};
     } else if (m->type == SL_MSG_STAGE) {
         on_stage(r, &m->stage);
     } else if (m->type == SL_MSG_SHARE) {
@@ -198,7 +223,10 @@ static void add_up(const sl_report *r, const sl_report_job *j, times *t)
 
 const char *sl_report_status(const sl_report_job *j)
 {
-    return j->code == SL_OK ? "done" : j->code == SL_CANCELLED ? "cancelled" : "failed";
+    return j->refused                ? "refused"
+           : j->code == SL_OK        ? "done"
+           : j->code == SL_CANCELLED ? "cancelled"
+                                     : "failed";
 }
 
 static json_t *number(double x)
@@ -260,8 +288,25 @@ static json_t *ranks_json(const sl_report *r, const sl_report_job *j)
     return all;
 }
 
+/* The hand-overs that a replay took; NULL: it is none. */
+static json_t *from_dump(const sl_request *q)
+{
+    json_t *list = *q->replay_dir ? json_array() : NULL;
+    for (int h = 0; list && h < SL_HANDOVER_COUNT; h++)
+        if (q->from_dump >> h & 1) json_array_append_new(list, json_string(SL_HANDOVER[h].name));
+    return list;
+}
+
+/* Of a job that was refused, whose values may be nonsense. */
+static json_t *refused_json(const sl_report_job *j)
+{
+    return json_pack("{s:i, s:i, s:s, s:o}", "version", SL_REPORT_VERSION, "line", j->line,
+                     "status", sl_report_status(j), "message", text(j->message));
+}
+
 static json_t *job_json(const sl_report *r, const sl_report_job *j)
 {
+    if (j->refused) return refused_json(j);
     const sl_job *s = &j->job->spec;
     times t;
     json_t *stages = json_object(), *steps = json_array();
@@ -280,13 +325,17 @@ static json_t *job_json(const sl_report *r, const sl_report_job *j)
                       "weight_bytes", (json_int_t)r->weight_bytes[i]));
     }
     for (int i = 0; i < s->steps; i++)
-        json_array_append_new(
-            steps, json_pack("{s:f, s:o, s:o}", "seconds", j->steps[i].seconds, "cond",
-                             branch(j->steps[i].cond_computed, j->steps[i].cond_metric), "uncond",
-                             branch(j->steps[i].uncond_computed, j->steps[i].uncond_metric)));
+        if (j->steps[i].ran)
+            json_array_append_new(
+                steps,
+                json_pack("{s:i, s:f, s:o, s:o}", "step", i + 1, "seconds", j->steps[i].seconds,
+                          "cond", branch(j->steps[i].cond_computed, j->steps[i].cond_metric),
+                          "uncond",
+                          branch(j->steps[i].uncond_computed, j->steps[i].uncond_metric)));
     return json_pack(
-        "{s:s, s:o, s:o, s:s, s:o, s:i, s:i, s:i, s:o, s:i, s:f, s:f, s:s, s:s, s:f, s:o*, s:o*, s:o, "
-        "s:o, s:o, s:f, s:f, s:f, s:i, s:o, s:o*, s:I}",
+        "{s:i, s:o*, s:s, s:o, s:o, s:s, s:o, s:i, s:i, s:i, s:o, s:i, s:f, s:f, s:s, s:s, s:f, "
+        "s:o*, s:o*, s:o, s:o, s:o, s:f, s:f, s:f, s:i, s:o, s:o*, s:o*, s:I}",
+        "version", SL_REPORT_VERSION, "line", j->job->line ? json_integer(j->job->line) : NULL,
         "status", sl_report_status(j), "message", text(j->message), "warnings",
         sl_report_warnings(j->job), "prompt", s->prompt, "seed",
         json_sprintf("%llu", (unsigned long long)s->seed), "width", s->width, "height", s->height,
@@ -295,7 +344,8 @@ static json_t *job_json(const sl_report *r, const sl_report_job *j)
         s->fbcache, "lora", sl_lora_json(s->lora), "lora_2", sl_lora_json(s->lora_2), "stages",
         stages, "ranks", ranks_json(r, j), "steps", steps, "client",
         t.client[SL_SPAN_START] + t.client[SL_SPAN_SPOOL], "total", t.total, "unaccounted",
-        t.unaccounted, "restarts", r->restarts, "output", text(s->output), "kept",
+        t.unaccounted, "restarts", r->restarts, "output",
+        j->job->no_video ? json_null() : text(s->output), "from_dump", from_dump(j->job), "kept",
         *j->kept ? text(j->kept) : NULL, "output_bytes", (json_int_t)j->bytes);
 }
 
@@ -306,9 +356,18 @@ sl_code sl_report_write(const sl_report *r, const sl_report_job *job, const char
     else {
         json_t *all = json_array();
         for (int i = 0; i < r->count; i++) json_array_append_new(all, job_json(r, &r->jobs[i]));
-        root = json_pack("{s:o}", "jobs", all);
+        root = json_pack("{s:i, s:o, s:o}", "version", SL_REPORT_VERSION, "jobs", all, "batch",
+                         sl_batch_report(r));
     }
     return sl_json_write(root, path, JSON_INDENT(2) | JSON_REAL_PRECISION(9), "report", err);
+}
+
+void sl_report_line(const sl_report *r, const sl_report_job *j, FILE *to)
+{
+    json_t *report = job_json(r, j);
+    if (!json_dumpf(report, to, JSON_COMPACT | JSON_REAL_PRECISION(9))) fputc('\n', to);
+    fflush(to);
+    json_decref(report);
 }
 
 void sl_report_print(const sl_report *r, const sl_report_job *j, FILE *to)
@@ -316,6 +375,8 @@ void sl_report_print(const sl_report *r, const sl_report_job *j, FILE *to)
     json_t *report = job_json(r, j);
     /* a message of any length in one line; the video's name as it was given */
     if (j->code) fprintf(to, "%s: %s\n", sl_report_status(j), j->message);
+    else if (j->job->no_video)
+        sl_report_print_json(report, *j->job->dump_dir ? j->job->dump_dir : "no video", to);
     else sl_report_print_json(report, j->job->spec.output, to);
     json_decref(report);
 }

@@ -12,8 +12,13 @@
 #include "common/wire.h"
 #include "stages/job/request.h"
 
+/* Of the JSON, which docs/report.schema.json describes: it grows when a key goes or means something
+ * else, not when one is added. */
+#define SL_REPORT_VERSION 1
+
 typedef struct {
-    int64_t t0_ns; /* 0: the step is not known */
+    bool ran;      /* false: it did not, or was not heard of */
+    int64_t t0_ns; /* 0: not known */
     double seconds, cond_metric, uncond_metric;
     int cond_computed, uncond_computed; /* 1, 0; -1: no such branch, or the step is not known */
 } sl_report_step;
@@ -33,6 +38,8 @@ typedef struct {
     uint64_t number; /* the dispatcher's for the job, from ACCEPTED; 0: not known yet */
     int64_t t0_ns, t1_ns;
     bool finished;
+    bool refused; /* before any work: of the job nothing is known but that, and its line */
+    int line;     /* of one that was refused */
     sl_code code;
     char message[SL_TEXT];
     char kept[SL_PATH]; /* what a failed job had finished, for a replay; "" nothing */
@@ -46,19 +53,24 @@ typedef struct {
 } sl_report_job;
 
 typedef struct {
-    int count;
+    int count, room;
     sl_report_job *jobs;
     sl_trace trace;                       /* spans of all jobs; job 0: of the processes */
     char device[SL_ROLE_COUNT][SL_STR64]; /* of the newest instance heard of */
     char rank_device[SL_RANKS][SL_STR64]; /* of each instance of the role with teams */
     uint64_t weight_bytes[SL_ROLE_COUNT];
-    int restarts; /* of stages and dispatcher */
+    int instances[SL_ROLE_COUNT]; /* that have been heard of */
+    int restarts;                 /* of stages and dispatcher */
 } sl_report;
 
 /* `jobs` [count] are checked, and outlive the report. sl_report_free, also after an error.
  * Errors: SL_NOMEM. */
 sl_code sl_report_init(sl_report *r, const sl_request *jobs, int count, int64_t t0_ns, sl_err *err);
 void sl_report_free(sl_report *r);
+/* One more job, asked for at t0; `job` is checked, or refused, and outlives the report. *out is
+ * valid until the next one comes. Errors: SL_NOMEM. */
+sl_code sl_report_add(sl_report *r, sl_report_job **out, const sl_request *job, int64_t t0_ns,
+                      sl_err *err);
 /* The job of this id; NULL: none of this report's. */
 sl_report_job *sl_report_find(sl_report *r, uint64_t id);
 /* Put the request's id in the place of the dispatcher's number, in a message that has one.
@@ -75,6 +87,8 @@ json_t *sl_report_warnings(const sl_request *job);
 /* JSON of one job, or {"jobs": [...]} of all when job is NULL. Errors: SL_SYS. */
 sl_code sl_report_write(const sl_report *r, const sl_report_job *job, const char *path,
                         sl_err *err);
+/* The job's JSON in one line, flushed. */
+void sl_report_line(const sl_report *r, const sl_report_job *job, FILE *to);
 void sl_report_print(const sl_report *r, const sl_report_job *job, FILE *to);
 
 #endif

@@ -88,10 +88,13 @@ void sl_report_print_json(const json_t *r, const char *name, FILE *to)
         fprintf(to, "%s: %s\n", status, text(message, r, "message"));
         return;
     }
-    fprintf(to, "\n%s  %lldx%lld, %lld frames at %g fps, %lld steps, seed %s, %.2f MB\n",
+    fprintf(to, "\n%s  %lldx%lld, %lld frames at %g fps, %lld steps, seed %s",
             name ? name : text(output, r, "output"), integer(r, "width"), integer(r, "height"),
-            integer(r, "frames"), number(r, "fps"), integer(r, "step_count"), text(seed, r, "seed"),
-            number(r, "output_bytes") * 1e-6);
+            integer(r, "frames"), number(r, "fps"), integer(r, "step_count"),
+            text(seed, r, "seed"));
+    if (json_is_string(json_object_get(r, "output")))
+        fprintf(to, ", %.2f MB", number(r, "output_bytes") * 1e-6);
+    fprintf(to, "\n");
     print_stages(r, to);
     print_ranks(json_object_get(r, "ranks"), to);
     fprintf(to, "  total %.3f s, unaccounted %.3f s (%.2f %%)", total, unaccounted,

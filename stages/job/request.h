@@ -44,10 +44,12 @@ typedef struct {
     char replay_dir[SL_PATH]; /* dumped hand-overs to start from; "" none */
     char fork_file[32];       /* of them, the state that a fork begins with */
     unsigned again; /* bit sl_role: a stage before --from that a fork asks for again (replay.h) */
-    uint64_t id;    /* set before the job gets its folder */
+    uint32_t from_dump;     /* bit h: hand-over h is taken from there */
+    uint64_t id;            /* set before the job gets its folder */
     int aspect_w, aspect_h; /* of a replay's picture, where its size is to be found anew */
     bool streams;           /* the video goes into the descriptor `stream`, not to a file */
     int stream;
+    bool no_video;        /* no stage of this deployment makes one */
     bool small_dump;      /* there is no room for the dump: the job's folder lies in the spool */
     bool made_dump;       /* its folder is made for this job */
     char dir[SL_PATH];    /* the job's folder, in the spool or in the dump's */
@@ -63,11 +65,16 @@ typedef struct {
     /* The run's own options; "": not given. */
     char conf[SL_PATH], device[SL_DEVICE_LIST], jobs_file[SL_PATH];
     sl_model_files files; /* in place of the checkpoint's; "" each: conf's, else its own */
+    bool jobs_stream; /* jobs_file is a pipe or standard input, whose lines are jobs as they come */
+    char results[SL_PATH]; /* where a line of JSON goes as each job ends; "": nowhere */
+    char wire[SL_PATH];    /* where the messages of the control socket go; "": nowhere */
+    char log[8];           /* a level, in place of run.log; "": none */
     bool quiet;
     bool resume;                        /* the jobs are those that dead runs left */
     bool stopped;                       /* the run was told to end by a signal */
     char from[16], replay_dir[SL_PATH]; /* a replay's */
-    int step; /* and where in the denoising it begins; 0: with the noise */
+    int step;       /* and where in the denoising it begins; 0: with the noise */
+    char stage[16]; /* `sluice stage`: the one that runs, with its crew; "": all from `from` on */
     int job_count;
     sl_request *jobs; /* room for SL_MAX_RUN_JOBS */
     sl_gpus gpus;     /* set by the checks, for the devices that stages want */

@@ -56,7 +56,7 @@ sl_code sl_request_room(sl_request *r, const sl_model *model, char *hint, size_t
 {
     const sl_job *s = &r->spec;
     const uint64_t pixels = (uint64_t)s->frames * (uint64_t)s->width * (uint64_t)s->height,
-                   there = r->streams ? UINT64_MAX : free_at(s->output),
+                   there = r->streams || r->no_video ? UINT64_MAX : free_at(s->output),
                    least = LEAST_BYTES + LEAST_FRAME_BYTES * (uint64_t)s->frames;
     *hint = 0;
     if (there < least)

@@ -277,7 +277,7 @@ sl_code sl_report_trace_write(const sl_report *r, const sl_report_job *job, cons
         if (end_of_job(&t, j) > t.b_ns) t.b_ns = end_of_job(&t, j);
     }
     for (int i = 0; i < r->count; i++)
-        if (!job || &r->jobs[i] == job) add_job(&t, &r->jobs[i]);
+        if (!r->jobs[i].refused && (!job || &r->jobs[i] == job)) add_job(&t, &r->jobs[i]);
     add_spans(&t);
     json_t *events = lay_out(&t), *root = NULL;
     free(t.entries);
