@@ -23,7 +23,7 @@
 #include "common/pipeline.h"
 
 #define SL_WIRE_MAGIC 0x43554c53u /* "SLUC" */
-#define SL_WIRE_VERSION 4
+#define SL_WIRE_VERSION 5
 #define SL_WIRE_HEADER 16
 
 #define SL_STR16 16
@@ -115,11 +115,12 @@ typedef enum { SL_TURN_PIECE, SL_TURN_STEP } sl_turn_kind;
 #define WIRE_PARK(F)      F(u64, job) F(u32, attempt)
 /* The attempt is over, and the job goes on at a step that its spooled state names. */
 #define WIRE_PARKED(F)    F(u64, job) F(u32, attempt) F(u32, step)
-/* What a member of a team did in the attempt, before DONE or PARKED. Seconds: of steps; of those,
+/* What a member of a team did in the attempt, before DONE or PARKED. rows: its part of a forward's
+ * rows, 0 .. 1, in the mean. Seconds: of steps; of those,
  * of data of the others that came late (exchange), of others that had not come so far (wait).
  * device_bytes: of its device, what all processes had taken after a step. */
 #define WIRE_SHARE(F)     F(u64, job) F(u32, attempt) F(str16, stage) F(u32, instance) \
-                          F(u32, size) F(u32, me) F(u32, steps) F(f64, step_s) \
+                          F(u32, size) F(u32, me) F(u32, steps) F(f64, rows) F(f64, step_s) \
                           F(f64, exchange_s) F(f64, wait_s) F(u64, sent_bytes) \
                           F(u64, device_bytes)
 /* The attempt is over. out: the hand-overs that lie in slots now; bytes: of the finished file. */

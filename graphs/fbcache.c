@@ -28,6 +28,26 @@ void sl_fbcache_init(sl_ctx *ctx, sl_fbcache *c, const sl_fbcache_rules *rules, 
     lay_out(c, sl_act(ctx), memory, tokens, dim);
 }
 
+void sl_fbcache_set_rows(sl_fbcache *c, int64_t rows)
+{
+    c->prev.shape[0] = c->residual.shape[0] = rows;
+}
+
+void sl_fbcache_move(sl_ctx *ctx, sl_fbcache *c, const sl_fbcache_share *share,
+                     const sl_tensor *landing, const sl_team *to)
+{
+    const int64_t tokens = share->sums->shape[0], rows = sl_share_of(to, tokens, to->me).rows;
+    const sl_tensor had[] = {c->prev, c->residual}, y = sl_rows(landing, 0, rows);
+    sl_fbcache_set_rows(c, rows);
+    const sl_tensor has[] = {c->prev, c->residual};
+    for (int i = 0; i < 2 && c->filled; i++) {
+        sl_comm_move(ctx, share->comm, share->lane, &y, &had[i], tokens, to);
+        sl_comm_wait(ctx, share->comm, share->lane, 0);
+        sl_copy(ctx, &has[i], &y);
+        sl_comm_barrier(ctx, share->comm, share->lane); /* others write to landing anew */
+    }
+}
+
 /* The rules that ask for a computed step whatever the metric says. */
 static bool must_compute(const sl_fbcache *c)
 {

@@ -30,10 +30,14 @@ typedef struct {
 } sl_fbcache;
 
 /* An empty cache for [tokens, dim], in sl_fbcache_bytes of device memory that the caller
- * gives (NULL while planning) and that lives as long as the cache. The rules are copied. */
+ * gives (NULL while planning) and that lives as long as the cache. The rules are copied. In a team
+ * `tokens` are the most that this rank's share may have (sl_share_most), and sl_fbcache_set_rows
+ * says how many it has. */
 size_t sl_fbcache_bytes(const sl_ctx *ctx, int64_t tokens, int dim);
 void sl_fbcache_init(sl_ctx *ctx, sl_fbcache *c, const sl_fbcache_rules *rules, void *memory,
                      int64_t tokens, int dim);
+
+void sl_fbcache_set_rows(sl_fbcache *c, int64_t rows);
 
 /* Whose rows the cache's tensors are, where several ranks share them: sums F32 [tokens of
  * all, 2] in the window. */
@@ -42,6 +46,12 @@ typedef struct {
     sl_lane lane;
     const sl_tensor *sums;
 } sl_fbcache_share;
+
+/* The team is to have the weights of `to`: what the cache holds goes to whoever will have its rows,
+ * by way of `landing`, act [sl_share_most rows, dim] in the window. All ranks call it, with nothing
+ * of the lane on its way; afterwards nothing is, and sl_comm_weigh may follow. Errors: ctx's. */
+void sl_fbcache_move(sl_ctx *ctx, sl_fbcache *c, const sl_fbcache_share *share,
+                     const sl_tensor *landing, const sl_team *to);
 
 /* r = h1 - h0 of this step, act [tokens, dim], what block 0 added: decide, and on a
  * computed step remember r. True: compute the remaining blocks, and put what they add

@@ -463,8 +463,30 @@ void sl_dit_share_make(sl_ctx *ctx, const sl_dit *m, sl_dit_share *out, sl_comm 
         return;
     }
     lay_out_share(ctx, m, out, window, tokens, team->size);
-    out->comm = comm, out->lane = lane, out->size = team->size, out->me = team->me;
+    out->comm = comm, out->lane = lane, out->team = *team;
     out->tokens = tokens;
+}
+
+void sl_dit_share_weigh(sl_ctx *ctx, sl_dit_share *s, const uint8_t weight[SL_RANKS], int count,
+                        sl_fbcache *const caches[])
+{
+    const sl_fbcache_share with = {s->comm, s->lane, &s->sums};
+    sl_team to = s->team;
+    memcpy(to.weight, weight, sizeof to.weight);
+    if (!sl_shares_fit(weight, to.size)) count = 0; /* sl_comm_weigh tells */
+    for (int i = 0; i < count; i++) sl_fbcache_move(ctx, caches[i], &with, &s->rows, &to);
+    sl_comm_weigh(ctx, s->comm, s->lane, weight);
+    if (sl_ok(ctx)) s->team = to;
+}
+
+double sl_dit_part_of_rows(const sl_dit *m, int64_t tokens, int image_tokens)
+{
+    /* multiplications of one token in one layer: six products of dim x dim, two with the
+     * feed-forward's width, scores and sums of each attention */
+    const double d = m->c.dim,
+                 rows = d * (6 * d + 2.0 * m->c.ffn_dim + 2.0 * (SL_TEXT_TOKENS + image_tokens)),
+                 heads = 2 * d * (double)tokens;
+    return rows / (rows + heads);
 }
 
 /* ---- a block ---- */
@@ -690,7 +712,8 @@ static void send_values(sl_ctx *ctx, const forward *f, const sl_tensor *window, 
                         const sl_operand *x, const sl_layer *w)
 {
     const sl_dit_share *s = f->in->share;
-    const int64_t d = y->shape[1], share = d / s->size, own = s->me * share, end = own + share;
+    const int64_t d = y->shape[1], share = d / s->team.size, own = s->team.me * share,
+                  end = own + share;
     const bool apart = ctx->ops->columns_apart;
     if (apart) {
         const sl_tensor before = sl_cols(y, 0, own), after = sl_cols(y, end, d - end);
@@ -713,7 +736,8 @@ static void shared_self_attention(sl_ctx *ctx, const forward *f, int i, const sl
     const sl_dit_config *c = &f->m->c;
     const sl_dit_share *s = f->in->share;
     const attention *a = &f->m->blocks[i].attn1;
-    const int64_t n = x->shape[0], d = c->dim, share = d / s->size;
+    const int size = s->team.size;
+    const int64_t n = x->shape[0], d = c->dim, share = d / size;
     const size_t mark = sl_mark(ctx);
     const sl_operand in = sl_operand_new(ctx, &a->q, n, d); /* of the layers */
     const sl_tensor q = sl_new2(ctx, sl_act(ctx), n, d);
@@ -729,15 +753,14 @@ static void shared_self_attention(sl_ctx *ctx, const forward *f, int i, const sl
     int64_t first[SL_RANKS + 1];
     sl_done done[SL_RANKS];
     sl_tensor o = sl_new2(ctx, sl_act(ctx), f->tokens, share);
-    for (int r = 0; r < s->size; r++)
-        first[r] = sl_share_of(f->tokens, s->size, r, ctx->ops->row_granule).first;
-    first[s->size] = f->tokens;
-    const int heads = c->heads / s->size;
+    for (int r = 0; r < size; r++) first[r] = sl_share_of(&s->team, f->tokens, r).first;
+    first[size] = f->tokens;
+    const int heads = c->heads / size;
     const size_t keys_mark = sl_mark(ctx);
     const sl_keys_eight keys = eight_keys(ctx, f, i, &s->k, &s->v, heads);
-    if (keys.rows) attend_eight(ctx, f, &o, &s->q, &keys, heads, s->size, first, s->me, done);
+    if (keys.rows) attend_eight(ctx, f, &o, &s->q, &keys, heads, size, first, s->team.me, done);
     else
-        sl_attention_parts(ctx, &o, &s->q, &s->k, &s->v, heads, f->scale, s->size, first, s->me,
+        sl_attention_parts(ctx, &o, &s->q, &s->k, &s->v, heads, f->scale, size, first, s->team.me,
                            done);
     sl_release(ctx, keys_mark);
     const sl_tensor mine = sl_rows(&s->rows, 0, n);
@@ -941,6 +964,14 @@ static bool forward_fits(sl_ctx *ctx, const sl_dit *m, const sl_dit_input *in, i
     return sl_ok(ctx);
 }
 
+/* This rank's of n tokens; a plan is of the most that they may be. */
+static sl_share rows_of(const sl_ctx *ctx, const sl_dit_share *s, int64_t n)
+{
+    if (!s) return (sl_share){.rows = n};
+    if (ctx->ops->plan) return (sl_share){.rows = sl_share_most(n, s->team.size, s->team.granule)};
+    return sl_share_of(&s->team, n, s->team.me);
+}
+
 void sl_dit_forward(sl_ctx *ctx, const sl_dit *m, const sl_tensor *v, const sl_dit_input *given,
                     sl_fbcache_report *report)
 {
@@ -948,9 +979,7 @@ void sl_dit_forward(sl_ctx *ctx, const sl_dit *m, const sl_tensor *v, const sl_d
     if (report) *report = (sl_fbcache_report){.metric = NAN, .computed = true};
     if (in.cache && !(in.cache->rules.threshold > 0)) in.cache = NULL; /* off: spare its copies */
     const int64_t n = in.rope->cos.shape[0], d = m->c.dim;             /* N = T Hp Wp tokens */
-    const sl_share mine = in.share
-                              ? sl_share_of(n, in.share->size, in.share->me, ctx->ops->row_granule)
-                              : (sl_share){.rows = n};
+    const sl_share mine = rows_of(ctx, in.share, n);
     if (!forward_fits(ctx, m, &in, mine.rows)) return;
     const int64_t kept = in.kept_frames * (int64_t)in.rope->h * in.rope->w - mine.first;
     forward f = {.m = m,

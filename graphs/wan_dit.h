@@ -81,19 +81,28 @@ void sl_dit_rope_make(sl_ctx *ctx, const sl_dit *m, sl_dit_rope *out, void *memo
 typedef struct {
     sl_comm *comm;
     sl_lane lane;
-    int size, me;
+    sl_team team;      /* with its shares; size 0: there is none */
     int64_t tokens;    /* of the whole video, N */
     sl_tensor q, k, v; /* act [N, dim / size] */
-    sl_tensor rows;    /* act [rows of the largest share, dim] */
+    sl_tensor rows;    /* act [the most rows that a share may have, dim] */
     sl_tensor head;    /* act [N, out_channels * 4] */
     sl_tensor sums;    /* F32 [N, 2], for the cache */
 } sl_dit_share;
 /* Bytes of the window. Errors of make, in ctx: SL_ARG heads that do not divide by the
  * team's size, naming those that do; SL_NOMEM a window that is too small. *out is zeroed
- * then. */
+ * then. While planning a forward takes what it would with the largest share. */
 size_t sl_dit_share_bytes(const sl_ctx *ctx, const sl_dit *m, int64_t tokens, int size);
 void sl_dit_share_make(sl_ctx *ctx, const sl_dit *m, sl_dit_share *out, sl_comm *comm, sl_lane lane,
                        const sl_team *team, int64_t tokens);
+
+/* Other shares, between two forwards: all members give the same weights, behind a barrier of all.
+ * What caches[0 .. count) hold, each of this rank's rows of one branch, follows the rows. On the
+ * host until it is done. Errors: ctx's; SL_ARG weights that do not fit (sl_shares_fit). */
+void sl_dit_share_weigh(sl_ctx *ctx, sl_dit_share *s, const uint8_t weight[SL_RANKS], int count,
+                        sl_fbcache *const caches[]);
+/* Which part of what a rank computes in a forward goes with its rows, by the number of operations:
+ * all but self-attention, which goes by heads. 0 < part < 1. */
+double sl_dit_part_of_rows(const sl_dit *m, int64_t tokens, int image_tokens);
 
 /* ---- once per forward ---- */
 

@@ -378,28 +378,59 @@ size_t sl_comm_mark_offset(sl_lane lane, int from)
 
 /* ---- a team ---- */
 
-sl_share sl_share_of(int64_t n, int size, int i, int granule)
+bool sl_shares_fit(const uint8_t weight[], int size)
 {
-    const int64_t g = granule > 1 ? granule : 1, all = n / g > 0 ? n / g : n > 0, each = all / size,
-                  more = all % size, first = each * i + (i < more ? i : more),
-                  count = each + (i < more);
-    const int64_t end = count && first + count == all ? n : (first + count) * g;
-    return (sl_share){count ? first * g : n, count ? end - first * g : 0};
+    int sum = 0, most = 0;
+    for (int i = 0; i < size; i++) {
+        sum += weight[i];
+        if (weight[i] > most) most = weight[i];
+    }
+    return !sum || (sum == size * SL_SHARE_EQUAL && most <= SL_SHARE_MOST);
+}
+
+/* The whole granules of n rows; of fewer rows than a granule one. */
+static int64_t granules_of(int64_t n, int64_t g)
+{
+    return n / g > 0 ? n / g : n > 0;
+}
+
+/* How many of `all` granules lie before member i's. */
+static int64_t granules_before(const sl_team *t, int64_t all, int i)
+{
+    int64_t sum = 0, before = 0;
+    bool even = true;
+    for (int k = 0; k < t->size; k++) {
+        sum += t->weight[k];
+        if (k < i) before += t->weight[k];
+        even = even && t->weight[k] == t->weight[0];
+    }
+    const int64_t more = all % t->size;
+    return even ? all / t->size * i + (i < more ? i : more) : all * before / sum;
+}
+
+sl_share sl_share_of(const sl_team *t, int64_t n, int i)
+{
+    const int64_t g = t->granule > 1 ? t->granule : 1, all = granules_of(n, g),
+                  first = granules_before(t, all, i), behind = granules_before(t, all, i + 1);
+    if (first == behind) return (sl_share){n, 0};
+    return (sl_share){first * g, (behind == all ? n : behind * g) - first * g};
 }
 
 int64_t sl_share_most(int64_t n, int size, int granule)
 {
-    int64_t most = 0;
-    for (int i = 0; i < size; i++) {
-        const int64_t rows = sl_share_of(n, size, i, granule).rows;
-        if (rows > most) most = rows;
-    }
-    return most;
+    const int64_t g = granule > 1 ? granule : 1, all = granules_of(n, g),
+                  equal = size * SL_SHARE_EQUAL, most = (all * SL_SHARE_MOST + equal - 1) / equal;
+    return most < all ? most * g + n % g : n;
 }
 
-static sl_share of_member(const sl_team *t, int64_t n, int i)
+static bool weights_fit(sl_ctx *ctx, const uint8_t weight[], int size)
 {
-    return sl_share_of(n, t->size, i, t->granule);
+    if (sl_shares_fit(weight, size)) return true;
+    int sum = 0;
+    for (int i = 0; i < size; i++) sum += weight[i];
+    sl_ctx_fail(ctx, SL_ARG, "comm: weights of %d shares, together %d, want %d, each at most %d",
+                size, sum, size * SL_SHARE_EQUAL, SL_SHARE_MOST);
+    return false;
 }
 
 static bool team_fits(sl_ctx *ctx, const sl_comm *c, const sl_team *t)
@@ -410,6 +441,7 @@ static bool team_fits(sl_ctx *ctx, const sl_comm *c, const sl_team *t)
                     t->size, t->me, c->rank, t->key);
         return false;
     }
+    if (!weights_fit(ctx, t->weight, t->size)) return false;
     for (int i = 0; i < t->size; i++) {
         int r = t->member[i];
         for (int k = 0; k < i; k++)
@@ -442,6 +474,13 @@ void sl_comm_begin(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_team *team)
     ctx->settle_with = c;
     sl_comm_barrier(ctx, c, lane);
     if (c->body->begin && sl_ok(ctx)) c->body->begin(ctx, c, lane);
+}
+
+void sl_comm_weigh(sl_ctx *ctx, sl_comm *c, sl_lane lane, const uint8_t weight[SL_RANKS])
+{
+    sl_team *t = &c->lanes[lane].team;
+    if (sl_ok(ctx) && weights_fit(ctx, weight, t->size))
+        memcpy(t->weight, weight, sizeof t->weight);
 }
 
 void sl_comm_end(sl_ctx *ctx, sl_comm *c)
@@ -547,7 +586,7 @@ void sl_comm_to_heads(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y,
 {
     if (ctx->ops->plan) return;
     const sl_team *t = &c->lanes[lane].team;
-    const sl_share mine = of_member(t, n, t->me);
+    const sl_share mine = sl_share_of(t, n, t->me);
     const int64_t d = x->rank == 2 ? x->shape[1] : 0, cols = d / t->size;
     sl_comm_part list[SL_RANKS];
     int64_t at;
@@ -560,7 +599,7 @@ void sl_comm_to_heads(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y,
         return;
     const size_t e = sl_dtype_size(x->dtype), pitch = pitch_of(y);
     for (int i = 0; i < t->size; i++) {
-        const sl_share his = of_member(t, n, i);
+        const sl_share his = sl_share_of(t, n, i);
         const bool goes = own || i != t->me;
         list[i] = (sl_comm_part){.rank = t->member[i],
                                  .from = (const char *)x->data + (size_t)(i * cols) * e,
@@ -582,7 +621,7 @@ void sl_comm_to_rows(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y, 
 {
     if (ctx->ops->plan) return;
     const sl_team *t = &c->lanes[lane].team;
-    const sl_share mine = of_member(t, n, t->me);
+    const sl_share mine = sl_share_of(t, n, t->me);
     const int64_t share = x->rank == 2 ? x->shape[1] : 0;
     sl_comm_part parts[SL_RANKS];
     int64_t at;
@@ -595,7 +634,7 @@ void sl_comm_to_rows(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y, 
     if (!sl_ok(ctx) || (at = offset_of(ctx, c, y, "to_rows")) < 0) return;
     const size_t e = sl_dtype_size(x->dtype), pitch = pitch_of(y), from_pitch = pitch_of(x);
     for (int i = 0; i < t->size; i++) {
-        const sl_share his = of_member(t, n, i);
+        const sl_share his = sl_share_of(t, n, i);
         parts[i] = (sl_comm_part){.rank = t->member[i],
                                   .from = (const char *)x->data + (size_t)his.first * from_pitch +
                                           (size_t)first * e,
@@ -618,7 +657,7 @@ void sl_comm_gather(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y, c
 {
     if (ctx->ops->plan) return;
     const sl_team *t = &c->lanes[lane].team;
-    const sl_share mine = of_member(t, n, t->me);
+    const sl_share mine = sl_share_of(t, n, t->me);
     const int64_t d = x->rank == 2 ? x->shape[1] : 0;
     sl_comm_part parts[SL_RANKS];
     int64_t at;
@@ -627,7 +666,7 @@ void sl_comm_gather(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y, c
         return;
     const size_t e = sl_dtype_size(x->dtype), pitch = pitch_of(y);
     for (int i = 0; i < t->size; i++) {
-        const sl_share his = of_member(t, n, i);
+        const sl_share his = sl_share_of(t, n, i);
         parts[i] = (sl_comm_part){.rank = t->member[i],
                                   .from = x->data,
                                   .from_pitch = pitch_of(x),
@@ -639,6 +678,48 @@ void sl_comm_gather(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y, c
                                   .at_pitch = pitch,
                                   .at_width = (size_t)d * e,
                                   .at_rows = (size_t)his.rows};
+    }
+    start(ctx, c, lane, t->size, parts);
+}
+
+/* The rows that two shares have in common; none: rows 0. */
+static sl_share in_both(sl_share a, sl_share b)
+{
+    const int64_t first = a.first > b.first ? a.first : b.first, a_end = a.first + a.rows,
+                  b_end = b.first + b.rows, end = a_end < b_end ? a_end : b_end;
+    return (sl_share){first, end > first ? end - first : 0};
+}
+
+void sl_comm_move(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y, const sl_tensor *x,
+                  int64_t n, const sl_team *to)
+{
+    if (ctx->ops->plan) return;
+    const sl_team *t = &c->lanes[lane].team;
+    const sl_share mine = sl_share_of(t, n, t->me), next = sl_share_of(to, n, t->me);
+    const int64_t d = x->rank == 2 ? x->shape[1] : 0;
+    sl_comm_part parts[SL_RANKS];
+    int64_t at;
+    if (!sl_ok(ctx) || !fits(ctx, "rows", x, mine.rows, d) ||
+        !fits(ctx, "rows to come", y, next.rows, d) || (at = offset_of(ctx, c, y, "move")) < 0)
+        return;
+    const size_t pitch = pitch_of(y), from_pitch = pitch_of(x),
+                 width = (size_t)d * sl_dtype_size(x->dtype);
+    for (int i = 0; i < t->size; i++) {
+        const sl_share his_next = sl_share_of(to, n, i), goes = in_both(mine, his_next),
+                       comes = in_both(sl_share_of(t, n, i), next);
+        parts[i] = (sl_comm_part){.rank = t->member[i],
+                                  .width = width,
+                                  .at_width = width,
+                                  .from_pitch = from_pitch,
+                                  .to_pitch = pitch,
+                                  .at_pitch = pitch,
+                                  .rows = (size_t)goes.rows,
+                                  .at_rows = (size_t)comes.rows};
+        if (goes.rows) {
+            parts[i].from = (const char *)x->data + (size_t)(goes.first - mine.first) * from_pitch;
+            parts[i].to = (size_t)at + (size_t)(goes.first - his_next.first) * pitch;
+        }
+        if (comes.rows) parts[i].at = (size_t)at + (size_t)(comes.first - next.first) * pitch;
     }
     start(ctx, c, lane, t->size, parts);
 }
@@ -676,9 +757,14 @@ void sl_comm_wait(sl_ctx *ctx, sl_comm *c, sl_lane lane, int but)
     c->body->wait(ctx, c, lane, mark(l->team.key, l->count - (uint32_t)but));
 }
 
+sl_comm_stats sl_comm_stats_of(const sl_comm *c)
+{
+    return c->stats;
+}
+
 sl_comm_stats sl_comm_take_stats(sl_comm *c)
 {
-    sl_comm_stats s = c->stats;
+    const sl_comm_stats s = c->stats;
     c->stats = (sl_comm_stats){0};
     return s;
 }

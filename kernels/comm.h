@@ -59,6 +59,8 @@ typedef struct {
     int member[SL_RANKS]; /* ranks of the group */
     uint32_t key;         /* of the attempt: larger than any that its members have used */
     int granule;          /* rows are shared in multiples of so many; 0: as 1 */
+    /* Of the members' shares of the rows, as sl_shares_fit wants them; all 0: equal shares. */
+    uint8_t weight[SL_RANKS];
 } sl_team;
 
 typedef struct sl_comm_body sl_comm_body;
@@ -85,19 +87,29 @@ void *sl_comm_window(const sl_comm *c, size_t *bytes);
 typedef struct {
     int64_t first, rows;
 } sl_share;
-/* Which of n rows are member i's: multiples of `granule` (of ops.h's table, where
- * products take rows by tiles), as even as may be, the first members one more, the last
- * rows with the granule before them. Fewer granules than members: the last have none. */
-sl_share sl_share_of(int64_t n, int size, int i, int granule);
-/* Rows of the largest share. */
+enum { SL_SHARE_EQUAL = 64, SL_SHARE_MOST = 72 }; /* weights: of an equal share, of the largest */
+/* Weights of a team's shares: all 0 (equal shares), or each at most SL_SHARE_MOST and all together
+ * size * SL_SHARE_EQUAL. */
+bool sl_shares_fit(const uint8_t weight[], int size);
+/* Which of n rows are member i's, in the order of members: multiples of the team's granule (of
+ * ops.h's table, where products take rows by tiles), the last rows with the granule before
+ * them. Of equal weights shares are as even as may be, the first members one granule more; of
+ * others as large as the weights say, down to a granule. Fewer granules than members: some have
+ * none. Only size, granule and weights of the team count. */
+sl_share sl_share_of(const sl_team *team, int64_t n, int i);
+/* The most rows that a share may have, whatever the weights. */
 int64_t sl_share_most(int64_t n, int size, int granule);
 
 /* Begin an attempt: the lane's count starts at 0, and every member is waited for, so that
  * nothing of an earlier attempt is still on its way. Device work that this rank queued
  * has been waited for. From here to sl_comm_end whatever waits for ctx on the host (sl_sync,
  * sl_download, ...) settles first. Errors, sticky in ctx: SL_GONE a member is not connected or
- * dead; SL_ARG key or members. */
+ * dead; SL_ARG key, members or weights. */
 void sl_comm_begin(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_team *team);
+/* Other shares for the lane's team, from its next operation on. Every member gives the same weights
+ * after the same operation, when no operation is on its way: a barrier or sl_comm_tell of all of
+ * them, on whichever lane, comes before. Errors, sticky: SL_ARG weights that do not fit. */
+void sl_comm_weigh(sl_ctx *ctx, sl_comm *c, sl_lane lane, const uint8_t weight[SL_RANKS]);
 /* The attempt is over, well or not, on every lane: what is queued has come to its end when this
  * returns. ctx keeps its error. An end without a beginning is fine. */
 void sl_comm_end(sl_ctx *ctx, sl_comm *c);
@@ -121,6 +133,10 @@ void sl_comm_to_rows(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y, 
 /* Rows of all: x [n_me, d] of this member's rows, y [n, d] in the window. */
 void sl_comm_gather(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y, const sl_tensor *x,
                     int64_t n);
+/* Rows to whoever will have them: x [n_me, d] of this member's rows, y [n_me of `to`, d] in the
+ * window, its rows once the lane's team has the weights of `to`. */
+void sl_comm_move(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y, const sl_tensor *x,
+                  int64_t n, const sl_team *to);
 /* x of the member `root` to y of every other, in the window; x may be anywhere on root. */
 void sl_comm_broadcast(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y,
                        const sl_tensor *x, int root);
@@ -130,7 +146,8 @@ void sl_comm_wait(sl_ctx *ctx, sl_comm *c, sl_lane lane, int but);
 /* Every member has come here; waits on the host. */
 void sl_comm_barrier(sl_ctx *ctx, sl_comm *c, sl_lane lane);
 /* A barrier that brings a word of each member: all[i] is member i's `mine`, on every rank. After
- * an error they are unspecified. */
+ * an error they are unspecified. A member that begins its next attempt overwrites its words: where
+ * others may still be reading the last ones of this attempt, a barrier comes between. */
 void sl_comm_tell(sl_ctx *ctx, sl_comm *c, sl_lane lane, uint64_t mine, uint64_t all[SL_RANKS]);
 /* Wait on the host until all that ctx and this rank have queued is over: instead of
  * sl_sync wherever the stream may wait for a member, which sl_sync would do for ever.
@@ -150,5 +167,6 @@ typedef struct {
     uint64_t sent_bytes, operations;
 } sl_comm_stats;
 sl_comm_stats sl_comm_take_stats(sl_comm *c);
+sl_comm_stats sl_comm_stats_of(const sl_comm *c); /* the same, and they go on */
 
 #endif

@@ -169,7 +169,7 @@ static void columns_of_a_layer(pair *p, const t_layer *l, const t_operands *all,
                                const sl_tensor *work, const sl_tensor *own_columns, char *host)
 {
     static const int TEAMS[] = {2, 4, 5, 8};
-    const int64_t rows = sl_share_of(all->x.shape[0], 2, 0, 1).rows;
+    const int64_t rows = sl_share_of(&(sl_team){.size = 2}, all->x.shape[0], 0).rows;
     const sl_tensor x = sl_rows(&all->x, 0, rows), want = sl_rows(&all->y, 0, rows),
                     y = sl_rows(work, 0, rows);
     EACH(i, TEAMS)
@@ -222,7 +222,7 @@ static void shares_of_a_layer(pair *p, const t_layer *l, int64_t m, char *host)
         if (l->adds) sl_copy(&p->gpu, &shares.y, &start);
         else sl_zero(&p->gpu, &shares.y);
         for (int k = 0; k < TEAMS[i]; k++) {
-            const sl_share of = sl_share_of(m, TEAMS[i], k, 1);
+            const sl_share of = sl_share_of(&(sl_team){.size = TEAMS[i]}, m, k);
             t_layer_rows(&p->gpu, l, &shares, of.first, of.rows);
         }
         sl_sync(&p->gpu);

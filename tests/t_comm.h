@@ -191,12 +191,29 @@ static sl_tensor in_window(t_rank *r, size_t *at, sl_dtype dtype, int64_t rows, 
     return t;
 }
 
+/* Weights of a team: 0 all equal; 1 the first as large as they may be, the last has what is left; 2
+ * large and small in turn. */
+enum { T_SHARES = 3 };
+static inline void t_shares(uint8_t weight[SL_RANKS], int size, int way)
+{
+    int left = size * SL_SHARE_EQUAL;
+    memset(weight, 0, SL_RANKS);
+    for (int i = 0; i < size && way; i++) {
+        const int more = i + 1 == size && size % 2 ? 0
+                         : i % 2                   ? 5
+                                                   : -5,
+                  want = way == 1 ? SL_SHARE_MOST : SL_SHARE_EQUAL + more;
+        weight[i] = (uint8_t)(left < want ? left : want);
+        left -= weight[i];
+    }
+}
+
 /* One round of what a block does: three tensors to heads, one back in two groups, all
  * rows. */
 static const char *round_trip(t_rank *r, sl_lane lane, const sl_team *team, int64_t n, int64_t d,
                               sl_dtype dtype, int salt)
 {
-    const sl_share mine = sl_share_of(n, team->size, team->me, team->granule);
+    const sl_share mine = sl_share_of(team, n, team->me);
     const int64_t cols = d / team->size, left = cols / 2,
                   most = sl_share_most(n, team->size, team->granule);
     const size_t mark = sl_mark(r->ctx);
@@ -252,8 +269,30 @@ static sl_team team_of(const t_rank *r, int size, const int *members, uint32_t k
 
 /* ---- tests ---- */
 
+/* Rows go to whoever has them with other shares, which hold from then on. */
+static inline const char *change_shares(t_rank *r, sl_lane lane, sl_team *team, int64_t n, int way)
+{
+    sl_team to = *team;
+    t_shares(to.weight, to.size, way);
+    const sl_share mine = sl_share_of(team, n, team->me), next = sl_share_of(&to, n, to.me);
+    const size_t mark = sl_mark(r->ctx);
+    size_t at = 0;
+    sl_tensor y = in_window(r, &at, SL_F32, next.rows, 9),
+              x = make_part(r, way, SL_F32, mine.first, mine.rows, 0, 9);
+    sl_comm_move(r->ctx, r->comm, lane, &y, &x, n, &to);
+    sl_comm_wait(r->ctx, r->comm, lane, 0);
+    RANK_CTX(r);
+    const char *bad = compare(r, &y, way, next.first, 0);
+    sl_comm_barrier(r->ctx, r->comm, lane);
+    sl_comm_weigh(r->ctx, r->comm, lane, to.weight);
+    RANK_CTX(r);
+    *team = to;
+    sl_release(r->ctx, mark);
+    return bad;
+}
+
 /* Teams of 1, 2, 4 and all, also of ranks that are not neighbours, rows that do not
- * divide, more ranks than rows. */
+ * divide, more ranks than rows; with equal shares, with others, and with shares that change. */
 static inline const char *rank_exchanges(t_rank *r)
 {
     static const int ALL[] = {0, 1, 2, 3, 4, 5, 6, 7}, ODD[] = {1, 3}, MIXED[] = {6, 2, 7, 1};
@@ -275,9 +314,15 @@ static inline const char *rank_exchanges(t_rank *r)
             team.key = (uint32_t)(2 * (int)t + granules + 1);
             sl_comm_begin(r->ctx, r->comm, SL_LANE_SHARD, &team);
             RANK_CTX(r);
-            for (int i = 0; i < 8 && !bad; i++)
+            for (int i = 0; i < 8 * T_SHARES && !bad; i++) {
+                if (i % 8 == 0 && i) /* of each number of rows, there and back */
+                    for (int k = 0; k < 8 && !bad; k++)
+                        bad = change_shares(r, SL_LANE_SHARD, &team, ROWS[k % 4],
+                                            k == 7 ? i / 8 : (i / 8 + k) % T_SHARES);
+                if (bad) break;
                 bad = round_trip(r, SL_LANE_SHARD, &team, ROWS[i % 4], 24 * (1 + i % 2),
                                  TYPES[i / 4 % 2], i);
+            }
         }
     }
     return bad;
@@ -693,8 +738,16 @@ static inline const char *rank_refusals(t_rank *r)
     if ((bad = wants(r, SL_GONE, "rank 9, which is not connected"))) return bad;
     sl_comm_begin(r->ctx, r->comm, SL_LANE_SHARD, &same);
     if ((bad = wants(r, SL_ARG, "named twice"))) return bad;
+    same = team, same.weight[0] = 64, same.weight[1] = 65;
+    sl_comm_begin(r->ctx, r->comm, SL_LANE_SHARD, &same);
+    if ((bad = wants(r, SL_ARG, "weights of 2 shares, together 129, want 128, each at most 72")))
+        return bad;
     sl_comm_begin(r->ctx, r->comm, SL_LANE_SHARD, &team);
     RANK_CTX(r);
+    same.weight[0] = 55, same.weight[1] = 73;
+    sl_comm_weigh(r->ctx, r->comm, SL_LANE_SHARD, same.weight);
+    if ((bad = wants(r, SL_ARG, "weights of 2 shares, together 128, want 128, each at most 72")))
+        return bad;
     sl_comm_begin(r->ctx, r->comm, SL_LANE_SHARD, &old);
     if ((bad = wants(r, SL_ARG, "key 5 of an attempt, want more than the last, 5"))) return bad;
     sl_tensor x = make_part(r, 0, SL_F32, 0, 4, 0, 6), y = in_window(r, &at, SL_F32, 8, 3),
@@ -725,8 +778,9 @@ static inline void shares_are_even_and_whole(void **state)
         for (int size = 1; size <= SL_RANKS; size++)
             for (int g = 1; g <= 48; g += g < 3 ? 1 : 45) {
                 int64_t at = 0, most = 0;
+                const sl_team team = {.size = size, .granule = g};
                 for (int i = 0; i < size; i++) {
-                    sl_share s = sl_share_of(n, size, i, g);
+                    sl_share s = sl_share_of(&team, n, i);
                     assert_int_equal(s.first, at);
                     if (s.rows) assert_int_equal(s.first % g, 0);
                     if (s.rows && n >= g) assert_true(s.rows >= g);
@@ -736,15 +790,52 @@ static inline void shares_are_even_and_whole(void **state)
                     at += s.rows;
                 }
                 assert_int_equal(at, n);
-                assert_int_equal(sl_share_most(n, size, g), most);
+                assert_true(sl_share_most(n, size, g) >= most);
             }
 }
 
+/* Each has what its weight says to a granule, nobody more than the most, together they have all. */
+static inline void shares_follow_weights(void **state)
+{
+    static const int64_t ROWS[] = {0, 1, 47, 48, 300, 462, 1953, 32760, 75600};
+    (void)state;
+    for (size_t k = 0; k < sizeof ROWS / sizeof *ROWS; k++)
+        for (int size = 1; size <= SL_RANKS; size++)
+            for (int g = 1; g <= 48; g += 47)
+                for (int way = 1; way < T_SHARES; way++) {
+                    sl_team team = {.size = size, .granule = g};
+                    const int64_t n = ROWS[k], equal = size * SL_SHARE_EQUAL;
+                    int64_t at = 0;
+                    t_shares(team.weight, size, way);
+                    assert_true(sl_shares_fit(team.weight, size));
+                    for (int i = 0; i < size; i++) {
+                        const sl_share s = sl_share_of(&team, n, i);
+                        const int64_t want = n * team.weight[i] / equal;
+                        if (s.rows) {
+                            assert_int_equal(s.first, at);
+                            assert_int_equal(s.first % g, 0);
+                        }
+                        if (n >= g) assert_in_range(s.rows + 2 * g, want, want + 4 * g);
+                        assert_true(s.rows <= sl_share_most(n, size, g));
+                        at += s.rows;
+                    }
+                    assert_int_equal(at, n);
+                }
+    /* a sixteenth more than a half, an eighth more at the most */
+    const sl_team two = {.size = 2, .weight = {68, 60}};
+    assert_int_equal(sl_share_of(&two, 32760, 0).rows, 17403);
+    assert_int_equal(sl_share_of(&two, 32760, 1).first, 17403);
+    assert_int_equal(sl_share_most(32760, 2, 1), 18428);
+    assert_int_equal(sl_share_most(32760, 1, 1), 32760);
+    assert_false(sl_shares_fit((uint8_t[]){73, 55}, 2));
+    assert_false(sl_shares_fit((uint8_t[]){64, 63}, 2));
+}
+
 #define T_COMM_TESTS                                                                               \
-    cmocka_unit_test(shares_are_even_and_whole), cmocka_unit_test(every_team_exchanges),           \
-        cmocka_unit_test(halves_meet_and_join), cmocka_unit_test(lanes_do_not_mix),                \
-        cmocka_unit_test(a_broadcast_reaches_all), cmocka_unit_test(words_reach_all),              \
-        cmocka_unit_test(ten_thousand_exchanges_leak_nothing),                                     \
+    cmocka_unit_test(shares_are_even_and_whole), cmocka_unit_test(shares_follow_weights),          \
+        cmocka_unit_test(every_team_exchanges), cmocka_unit_test(halves_meet_and_join),            \
+        cmocka_unit_test(lanes_do_not_mix), cmocka_unit_test(a_broadcast_reaches_all),             \
+        cmocka_unit_test(words_reach_all), cmocka_unit_test(ten_thousand_exchanges_leak_nothing),  \
         cmocka_unit_test(an_abort_ends_all_within_a_second),                                       \
         cmocka_unit_test(a_killed_rank_ends_the_attempt),                                          \
         cmocka_unit_test(a_stopped_rank_ends_the_attempt),                                         \

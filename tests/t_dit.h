@@ -42,7 +42,7 @@ static inline void t_dit_open_as(t_dit *d, const char *dir, sl_precision precisi
     char *json = t_text(t_join(path, sizeof path, dir, "config.json"));
     T_OK(sl_model_parse_dit(&d->config, json, strlen(json), path, &err));
     free(json);
-    d->config.precision.is = precision;
+    d->config.precision.is = precision, d->config.precision.attends_to = INT_MAX;
     T_OK(sl_ctx_open(&d->ctx, &sl_ops_cpu, 0, &err));
     T_OK(sl_ctx_open(&d->plan, &sl_ops_plan, 0, &err));
     T_OK(sl_loader_file(&d->loader, &d->ctx, dir, "diffusion_pytorch_model", "transformer", &err));

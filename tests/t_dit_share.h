@@ -1,6 +1,7 @@
 /* t_dit_share.h - one forward shared by a team: 1, 2, 4 and 8 ranks give the same bytes
  * and the same decisions of the cache, with tokens that divide by the ranks and that do
- * not, and on the CPU with one thread or two.
+ * not, in equal shares and in others that change from step to step, and on the CPU with one thread
+ * or two.
  *
  * The model is random, small, of 8 heads, with text and image. The program that includes
  * this names the body and HEAD, the width of a head. */
@@ -30,9 +31,10 @@ static const sl_dit_config CONFIG = {.layers = 3,
 
 /* What a test gives its ranks, and what they give back. */
 typedef struct {
-    int h, w; /* latents */
-    int turn; /* of the teams of one test */
-    int kept; /* latent frames with a time of their own */
+    int h, w;    /* latents */
+    int turn;    /* of the teams of one test */
+    int kept;    /* latent frames with a time of their own */
+    bool uneven; /* shares are not equal, and others in each step */
     float threshold;
     sl_precision precision;
     float v[SL_RANKS][STEPS][16 * T * SIDE * SIDE];
@@ -91,7 +93,7 @@ static const char *open_net(t_rank *r, net *n, int64_t rows)
     sl_dit_config config = CONFIG;
     sl_ctx *ctx = r->ctx;
     sl_err err = {0};
-    config.precision.is = given->precision;
+    config.precision.is = given->precision, config.precision.attends_to = STEPS;
     RANK_OK(!sl_loader_random(&n->loader, ctx, 7, "dit", &err), "%.200s", err.msg);
     RANK_OK((n->dit = sl_dit_new(&config, n->loader)), "no network");
     RANK_OK(!sl_loader_finish(n->loader, &err), "%.200s", err.msg);
@@ -125,9 +127,10 @@ static const char *rank_forwards(t_rank *r)
     sl_dit_share share;
     for (int i = 0; i < r->ranks; i++) team.member[i] = i;
     t_threads(1 + (r->rank + given->turn) % 2);
-    const char *bad =
-        open_net(r, &n, sl_share_of(tokens, r->ranks, r->rank, r->ctx->ops->row_granule).rows);
+    if (given->uneven) t_shares(team.weight, r->ranks, 1);
+    const char *bad = open_net(r, &n, sl_share_most(tokens, r->ranks, team.granule));
     if (bad) return bad;
+    sl_fbcache_set_rows(&n.cache, sl_share_of(&team, tokens, r->rank).rows);
     sl_comm_begin(r->ctx, r->comm, SL_LANE_SHARD, &team);
     sl_dit_share_make(r->ctx, n.dit, &share, r->comm, SL_LANE_SHARD, &team, tokens);
     RANK_CTX(r);
@@ -146,6 +149,11 @@ static const char *rank_forwards(t_rank *r)
                                  .cache = &n.cache,
                                  .share = r->ranks > 1 ? &share : NULL};
         n.cache.step = step;
+        if (given->uneven && step) {
+            sl_comm_barrier(r->ctx, r->comm, SL_LANE_SHARD);
+            t_shares(team.weight, r->ranks, (step + 1) % T_SHARES);
+            sl_dit_share_weigh(r->ctx, &share, team.weight, 1, (sl_fbcache *[]){&n.cache});
+        }
         sl_upload(r->ctx, &latents, n.latents);
         sl_dit_forward(r->ctx, n.dit, &v, &in, &given->report[r->rank][step]);
         sl_comm_settle(r->ctx, r->comm);
@@ -161,7 +169,7 @@ static const char *rank_forwards(t_rank *r)
 
 /* All teams of a size and threshold against one rank alone, on one thread. */
 static void same_bytes_in(sl_precision precision, int h, int w, int kept, float threshold,
-                          bool some_hits)
+                          bool some_hits, bool uneven)
 {
     static const int TEAMS[] = {1, 1, 2, 4, 8};
     const size_t bytes = sizeof(float) * (size_t)(16 * T * h * w);
@@ -171,6 +179,7 @@ static void same_bytes_in(sl_precision precision, int h, int w, int kept, float 
     assert_true(given != MAP_FAILED && alone);
     given->h = h, given->w = w, given->kept = kept, given->threshold = threshold;
     given->precision = precision;
+    given->uneven = uneven;
     for (size_t t = 0; t < sizeof TEAMS / sizeof *TEAMS; t++) {
         given->turn = (int)t;
         t_ranks(TEAMS[t], rank_forwards, 20000, NULL, -1);
@@ -192,18 +201,27 @@ static void same_bytes_in(sl_precision precision, int h, int w, int kept, float 
     free(alone);
 }
 
-static void same_bytes(int h, int w, int kept, float threshold, bool some_hits)
+static void same_bytes_of(int h, int w, int kept, float threshold, bool some_hits, bool uneven)
 {
-    same_bytes_in(SL_PRECISION_BF16, h, w, kept, threshold, some_hits);
+    same_bytes_in(SL_PRECISION_BF16, h, w, kept, threshold, some_hits, uneven);
 }
 
-/* A row's scale is its own, and its codes are multiplied as whole rows wherever it is. */
+static void same_bytes(int h, int w, int kept, float threshold, bool some_hits)
+{
+    same_bytes_of(h, w, kept, threshold, some_hits, false);
+}
+
+/* A row's scale is its own, and its codes are multiplied as whole rows wherever it is; attention's
+ * scales are of heads. */
 static void a_team_gives_the_bytes_of_one_in_8_bits(void **state)
 {
+    static const sl_precision IN[] = {SL_PRECISION_FP8_LINEAR, SL_PRECISION_FP8};
     (void)state;
-    same_bytes_in(SL_PRECISION_FP8_LINEAR, 24, 24, 0, 0, false);
-    same_bytes_in(SL_PRECISION_FP8_LINEAR, 38, 38, 0, 0, false);
-    same_bytes_in(SL_PRECISION_FP8_LINEAR, 20, 32, 1, 0.35f, true);
+    for (int i = 0; i < 2; i++) {
+        same_bytes_in(IN[i], 24, 24, 0, 0, false, false);
+        same_bytes_in(IN[i], 38, 38, 0, 0, false, true);
+        same_bytes_in(IN[i], 20, 32, 1, 0.35f, true, false);
+    }
 }
 
 static void a_team_gives_the_bytes_of_one(void **state)
@@ -231,6 +249,24 @@ static void a_team_decides_as_one(void **state)
 {
     (void)state;
     same_bytes(20, 32, 0, 0.35f, true); /* 480 tokens */
+}
+
+/* The last of a team of 8 has an eighth of an equal share, none where there are few tokens. */
+static void shares_may_be_uneven(void **state)
+{
+    (void)state;
+    same_bytes_of(22, 28, 0, 0, false, true);
+    same_bytes_of(38, 38, 0, 0, false, true);
+    same_bytes_of(6, 10, 0, 0, false, true);
+    same_bytes_of(22, 28, 1, 0, false, true);
+}
+
+/* What the cache holds follows its rows. */
+static void uneven_shares_decide_as_one(void **state)
+{
+    (void)state;
+    same_bytes_of(20, 32, 0, 0.35f, true, true);
+    same_bytes_of(20, 32, 1, 0.35f, true, true);
 }
 
 static const char *rank_seven(t_rank *r)
@@ -264,6 +300,7 @@ static void heads_that_do_not_divide_are_refused(void **state)
     cmocka_unit_test(a_team_gives_the_bytes_of_one),                                               \
         cmocka_unit_test(a_team_gives_the_bytes_of_one_in_8_bits),                                 \
         cmocka_unit_test(a_team_decides_as_one), cmocka_unit_test(a_kept_frame_is_shared_too),     \
+        cmocka_unit_test(shares_may_be_uneven), cmocka_unit_test(uneven_shares_decide_as_one),     \
         cmocka_unit_test(heads_that_do_not_divide_are_refused)
 
 #endif

@@ -351,7 +351,8 @@ static void shares_case(rig *r, const product *p)
             sl_copy(&r->ctx, &o.y.t, &o.start.t);
             for (int k = 0; k < TEAMS[i]; k++) {
                 const int granule = r->ctx.ops->row_granule;
-                const sl_share of = sl_share_of(p->m, TEAMS[i], k, granule);
+                const sl_team team = {.size = TEAMS[i], .granule = granule};
+                const sl_share of = sl_share_of(&team, p->m, k);
                 multiply_rows(r, p, &o, of.first, of.rows, threads > 1 ? 4 * granule : of.rows);
             }
             const float *got = values(r, &o.y);

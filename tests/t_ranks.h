@@ -260,6 +260,26 @@ static void test_eight_heads(void **state)
     every_size(&guided, (const int[]){2, 4, 8, 0}, true);
 }
 
+/* ---- shares ---- */
+
+/* Of teams of 2, 4 and 8; others in each step. */
+#define UNEVEN                                                                                     \
+    "72:56,57:71,60:68,72:72:60:52,56:60:68:72,72:72:72:72:72:72:72:8,60:68:60:68:60:68:60:68"
+
+/* Shares that are not equal and change with each step, hits of the cache among them. */
+static void test_uneven_shares(void **state)
+{
+    const work tiny = {T_MODEL, 160, 96, 17, 10, "1", "0.3"},
+               unguided = {eight, 208, 144, 33, 6, "1", "0.05"},
+               guided = {eight, 208, 144, 33, 4, "5", "0.05"};
+    (void)state;
+    setenv("SLUICE_SHARES", UNEVEN, 1);
+    every_size(&tiny, (const int[]){2, 0}, false);
+    every_size(&unguided, (const int[]){2, 4, 8, 0}, true);
+    every_size(&guided, (const int[]){4, 8, 0}, true);
+    unsetenv("SLUICE_SHARES");
+}
+
 /* ---- ends of ranks ---- */
 
 typedef struct {
@@ -363,6 +383,20 @@ static void test_ends_within_steps(void **state)
     }
     forget(&want[0]);
     forget(&want[1]);
+}
+
+/* Ranks that had no equal shares. */
+static void test_ends_of_uneven_shares(void **state)
+{
+    const work cached = {T_MODEL, 160, 96, 17, 100, "1", "0.3"};
+    result want;
+    (void)state;
+    setenv("SLUICE_SHARES", UNEVEN, 1);
+    by_one(&want, &cached, false);
+    killed_within("denoise.0", &cached, &want);
+    killed_within("denoise.1", &cached, &want);
+    forget(&want);
+    unsetenv("SLUICE_SHARES");
 }
 
 /* A stopped rank is given up within two seconds, killed, and the job goes on. */
@@ -529,8 +563,9 @@ static int remove_model(void **state)
 
 #define T_RANKS_TESTS                                                                              \
     cmocka_unit_test(test_tiny), cmocka_unit_test(test_lora), cmocka_unit_test(test_demo),         \
-        cmocka_unit_test(test_eight_heads), cmocka_unit_test(test_ends),                           \
-        cmocka_unit_test(test_ends_within_steps), cmocka_unit_test(test_stops),                    \
+        cmocka_unit_test(test_eight_heads), cmocka_unit_test(test_uneven_shares),                  \
+        cmocka_unit_test(test_ends), cmocka_unit_test(test_ends_within_steps),                     \
+        cmocka_unit_test(test_ends_of_uneven_shares), cmocka_unit_test(test_stops),                \
         cmocka_unit_test(test_elastic), cmocka_unit_test(test_cancel)
 
 #endif

@@ -37,12 +37,16 @@ static void a_part_is_there_in_its_turn(void **state)
     (void)state;
     for (size_t n = 0; n < sizeof TOKENS / sizeof *TOKENS; n++)
         for (int parts = 1; parts <= 8; parts++)
-            for (int last = 0; last < parts; last++) {
+            for (int last = 0; last < 2 * parts; last++) {
                 int64_t first[9];
-                for (int i = 0; i < parts; i++)
-                    first[i] = sl_share_of(TOKENS[n], parts, i, 1).first;
+                /* shares are equal, or the first ones as large as they may be */
+                sl_team team = {.size = parts};
+                for (int i = 0, left = 64 * parts; i < parts && last >= parts;
+                     left -= team.weight[i++])
+                    team.weight[i] = (uint8_t)(left < SL_SHARE_MOST ? left : SL_SHARE_MOST);
+                for (int i = 0; i < parts; i++) first[i] = sl_share_of(&team, TOKENS[n], i).first;
                 first[parts] = TOKENS[n];
-                const sl_bands b = sl_bands_of(TILE, parts, first, last);
+                const sl_bands b = sl_bands_of(TILE, parts, first, last % parts);
                 every_tile_is_in_a_band(&b);
                 for (int turn = 1; turn < parts; turn++) {
                     const int i = (last + turn) % parts;
@@ -63,7 +67,8 @@ static void two_wait_for_half(void **state)
     (void)state;
     for (int n = 0; n < 3; n++)
         for (int last = 0; last < 2; last++) {
-            const int64_t first[] = {0, sl_share_of(TOKENS[n], 2, 1, 1).first, TOKENS[n]};
+            const int64_t first[] = {0, sl_share_of(&(sl_team){.size = 2}, TOKENS[n], 1).first,
+                                     TOKENS[n]};
             const sl_bands b = sl_bands_of(TILE, 2, first, last);
             assert_int_equal(b.bands, 2);
             assert_in_range(tiles_until(&b, first, !last), b.tiles / 2, b.tiles / 2 + 2);

@@ -41,6 +41,12 @@ static double number(const json_t *results, const char *what, const char *key)
     return json_number_value(v);
 }
 
+/* Each rank's part of a forward's rows. */
+static double rows_of(const json_t *results, const char *what, size_t rank)
+{
+    return json_number_value(json_array_get(json_object_get(result(results, what), "rows"), rank));
+}
+
 static void a_team_is_measured_beside_one_rank(void **state)
 {
     (void)state;
@@ -57,6 +63,8 @@ static void a_team_is_measured_beside_one_rank(void **state)
         assert_true(fabs(number(r, two, "efficiency") - alone / team / 2) < 1e-6);
         assert_true(number(r, two, "waited") >= 0 && number(r, two, "waited") < team);
         assert_true((number(r, two, "exchange_seconds") > 0) == !halves);
+        assert_true(fabs(rows_of(r, two, 0) + rows_of(r, two, 1) - !halves) < 1e-9);
+        assert_in_range(number(r, two, "warm_runs"), halves ? 1 : 3, halves ? 1 : 4);
         /* a guided step is two forwards, and by halves one */
         assert_true(number(r, one, "linear_ops") > 0);
         assert_true(number(r, two, "linear_ops") < number(r, one, "linear_ops"));
@@ -67,6 +75,26 @@ static void a_team_is_measured_beside_one_rank(void **state)
     assert_int_equal(number(r, "step 2 ranks", "sent_bytes"), 16 * 5 * 12 * 20 * 4);
     assert_true(number(r, "dit 2 ranks", "sent_bytes") > 100000);
     json_decref(r);
+    t_run_close(&run);
+}
+
+/* Shares that are given: 300 tokens are 6 granules of 48, 2 of them the first's, and 12. */
+static void shares_are_given(void **state)
+{
+    (void)state;
+    t_run_open(&run);
+    setenv("SLUICE_SHARES", "60:60:72,56:72", 1);
+    json_t *r = bench("cpu,cpu", 0);
+    unsetenv("SLUICE_SHARES");
+    assert_true(json_is_true(json_object_get(result(r, "dit 2 ranks"), "same_bytes")));
+    assert_true(fabs(rows_of(r, "dit 2 ranks", 0) - 2 * 48 / 300.0) < 1e-9);
+    assert_int_equal(number(r, "dit 2 ranks", "warm_runs"), 1);
+    json_decref(r);
+    setenv("SLUICE_SHARES", "64:65", 1);
+    json_decref(bench("cpu,cpu", 1));
+    unsetenv("SLUICE_SHARES");
+    if (!t_run_said(&run, "SLUICE_SHARES=64:65, want weights such as 72:56"))
+        t_run_fail(&run, "said something else");
     t_run_close(&run);
 }
 
@@ -95,6 +123,7 @@ static void a_device_that_is_none_is_refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(a_team_is_measured_beside_one_rank),
+                                       cmocka_unit_test(shares_are_given),
                                        cmocka_unit_test(what_cannot_be_shared_is_left_out),
                                        cmocka_unit_test(a_device_that_is_none_is_refused)};
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -2,6 +2,8 @@
  * reads back, and what a run on two says of its ranks. limit: 120 s */
 #include "tests/t_run.h"
 
+#include <math.h>
+
 #include <jansson.h>
 
 #include "stages/job/devices.h"
@@ -175,6 +177,7 @@ static void a_run_on_two_tells_of_its_ranks(void **state)
            lost = json_number_value(json_object_get(told, "unaccounted"));
     json_t *denoise = json_object_get(json_object_get(told, "stages"), "denoise");
     assert_int_equal(json_array_size(ranks), 2);
+    double rows = 0;
     for (int i = 0; i < 2; i++) {
         json_t *k = json_array_get(ranks, (size_t)i);
         double sum = 0;
@@ -183,9 +186,11 @@ static void a_run_on_two_tells_of_its_ranks(void **state)
         assert_int_equal(json_integer_value(json_object_get(k, "team")), 2);
         assert_int_equal(json_integer_value(json_object_get(k, "steps")), 8);
         assert_true(json_integer_value(json_object_get(k, "sent_bytes")) > 0);
+        rows += json_number_value(json_object_get(k, "rows"));
         for (int s = 0; s < 3; s++) sum += json_number_value(json_object_get(k, SECONDS[s]));
         assert_true(sum > 0 && sum < total);
     }
+    assert_true(fabs(rows - 1) < 1e-9);
     /* a mate's spans are not the job's; what starts at the same time counts once */
     if (json_number_value(json_object_get(denoise, "computing")) +
             json_number_value(json_object_get(denoise, "loading")) >

@@ -82,7 +82,7 @@ static void attention_of_a_share_has_the_bits_of_the_whole(void **state)
         sl_attention(&r->ctx, &one.t, &q.t, &k.t, &v.t, AT[i].heads, 0.3f, NULL, false);
         for (int size = 2; size <= 8; size *= 2) {
             for (int me = 0; me < size; me++) {
-                const sl_share of = sl_share_of(n, size, me, 1);
+                const sl_share of = sl_share_of(&(sl_team){.size = size}, n, me);
                 const sl_tensor qs = sl_rows(&q.t, of.first, of.rows),
                                 os = sl_rows(&rows.t, of.first, of.rows);
                 sl_attention_two(&r->ctx, &os, &qs, &k.t, &v.t, &k2.t, &v2.t, AT[i].heads, 0.3f);

@@ -614,6 +614,7 @@ static void a_report_tells_what_messages_said(void **state)
                               .instance = 1,
                               .size = 3,
                               .steps = 1,
+                              .rows = 0.25,
                               .step_s = 2,
                               .exchange_s = 0.25,
                               .wait_s = 0.5,
@@ -621,6 +622,7 @@ static void a_report_tells_what_messages_said(void **state)
                               .device_bytes = 7000}};
     sl_report_message(&report, &share);
     share.share.size = 2, share.share.steps = 2, share.share.device_bytes = 6000;
+    share.share.rows = 0.625;
     sl_report_message(&report, &share);
     share.share.instance = SL_RANKS; /* nobody's */
     sl_report_message(&report, &share);
@@ -653,6 +655,7 @@ static void a_report_tells_what_messages_said(void **state)
     assert_int_equal(json_integer_value(json_object_get(rank, "attempts")), 2);
     assert_int_equal(json_integer_value(json_object_get(rank, "team")), 3);
     assert_int_equal(json_integer_value(json_object_get(rank, "steps")), 3);
+    assert_true(json_real_value(json_object_get(rank, "rows")) == 0.5);
     assert_true(json_real_value(json_object_get(rank, "computing")) == 2.5);
     assert_true(json_real_value(json_object_get(rank, "exchange")) == 0.5);
     assert_true(json_real_value(json_object_get(rank, "waiting")) == 1.0);

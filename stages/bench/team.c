@@ -8,6 +8,10 @@
  *   halves   a guided step, which is two forwards and the guidance: both by rank 0 alone, then a
  *            branch by each half of the ranks, which exchange their velocities
  *
+ * Ranks that share a forward begin with equal shares of its rows, which then follow what each
+ * computes (graphs/balance.h), as a denoiser's do from step to step: runs to warm up until they
+ * settle, at most WARM_MOST.
+ *
  * All figures lie in memory that the processes share; each is written by one rank, before a barrier
  * or before it says that it has ended. This process prints what is finished. A rank that fails
  * tells the others to give up (sl_comm_abort) and says why. */
@@ -26,12 +30,14 @@
 #include <omp.h>
 #endif
 
+#include "graphs/balance.h"
 #include "kernels/comm_body.h"
 #include "stages/bench/dit.h"
 
 #define SILENT_MS 600000 /* others take a forward each meanwhile; the dead are noticed at once */
 #define MEET_S 600       /* longest wait for the others' weights */
 #define EXCHANGES 20     /* of the loop that measures them alone */
+#define WARM_MOST 4      /* runs before those that count */
 #define GUIDANCE 5.0f    /* its value changes nothing */
 
 enum { SHARED, HALVES, MODES };
@@ -43,10 +49,13 @@ typedef struct {
     int runs;
     double alone[SL_BENCH_MOST_RUNS]; /* of rank 0 */
     int64_t start_ns[SL_BENCH_MOST_RUNS][SL_RANKS], end_ns[SL_BENCH_MOST_RUNS][SL_RANKS];
-    int64_t waited_ns[SL_RANKS];        /* for data of others, in all runs */
-    uint64_t sent_bytes[SL_RANKS];      /* in one run */
-    uint64_t sum_alone, sums[SL_RANKS]; /* of the bytes of v */
-    sl_bench_work work, work_alone;     /* of rank 0 */
+    int64_t waited_ns[SL_RANKS];             /* for data of others, in all runs */
+    uint64_t sent_bytes[SL_RANKS];           /* in one run */
+    uint64_t sum_alone;                      /* of the bytes of v */
+    uint64_t sums[SL_RANKS], ends[SL_RANKS]; /* after the first run, and after the last */
+    double rows[SL_RANKS];                   /* of a forward's, 0 .. 1, in the last run */
+    int warm, changes;                       /* runs to warm up; how often the shares changed */
+    sl_bench_work work, work_alone;          /* of rank 0 */
     size_t peak;
     double card[SL_RANKS];   /* seconds of one forward of each rank alone, all at once */
     double exchange_s;       /* of one layer's exchange, nothing else running; 0: none */
@@ -80,6 +89,7 @@ typedef struct {
     sl_comm *comm;
     uint32_t key; /* of the newest attempt */
     sl_team whole, shard, pair;
+    sl_balance balance[SL_BENCH_BRANCHES]; /* of all that share a forward, or of each half */
 } rank;
 
 static sl_code wait_for(const rank *r, _Atomic int *count, sl_err *err)
@@ -272,7 +282,7 @@ static void time_exchange(rank *r, const sl_dit_share *share, figures *f)
 {
     sl_ctx *ctx = &r->d.n.ctx;
     const int64_t n = share->tokens, d = r->b.model.dit[0].dim;
-    const sl_share mine = sl_share_of(n, r->shard.size, r->shard.me, r->shard.granule);
+    const sl_share mine = sl_share_of(&share->team, n, share->team.me);
     const size_t mark = sl_mark(ctx);
     const sl_tensor x = sl_new2(ctx, sl_act(ctx), mine.rows, d),
                     rows = sl_rows(&share->rows, 0, mine.rows);
@@ -299,8 +309,46 @@ static void time_exchange(rank *r, const sl_dit_share *share, figures *f)
     f->exchange_bytes = sl_comm_take_stats(r->comm).sent_bytes / EXCHANGES;
 }
 
-/* One run by all; i < 0: to warm up. */
-static void team_run(rank *r, int mode, int i, const sl_dit_share *share, figures *f)
+/* Every rank follows the shares of all, so that all stop to warm up at one time. */
+static void begin_shares(rank *r, sl_dit_share *share)
+{
+    sl_ctx *ctx = &r->d.n.ctx;
+    const int n = r->shard.size;
+    sl_err err = {0};
+    for (int h = 0; h < r->ranks / n; h++)
+        if (sl_balance_begin(&r->balance[h], n, NULL, getenv("SLUICE_SHARES"), &err)) {
+            sl_ctx_fail(ctx, err.code, "%s", err.msg);
+            return;
+        }
+    sl_dit_share_weigh(ctx, share, r->balance[r->me / n].weight, 0, NULL);
+}
+
+static bool settled(const rank *r)
+{
+    bool all = true;
+    for (int h = 0; h < r->ranks / r->shard.size; h++) all = all && r->balance[h].settled;
+    return all;
+}
+
+/* All tell each other what they have computed in a run, and share the next forward by it. */
+static void follow(rank *r, double busy_s, sl_dit_share *share, figures *f)
+{
+    sl_ctx *ctx = &r->d.n.ctx;
+    const double part = sl_dit_part_of_rows(r->d.m, share->tokens, r->d.context[0].image_tokens);
+    const int n = r->shard.size;
+    uint64_t all[SL_RANKS] = {0};
+    sl_comm_tell(ctx, r->comm, SL_LANE_TEAM, busy_s > 0 ? (uint64_t)(busy_s * 1e9) : 0, all);
+    for (int h = 0; h < r->ranks / n && sl_ok(ctx); h++) {
+        double each[SL_RANKS];
+        for (int i = 0; i < n; i++) each[i] = (double)all[h * n + i] * 1e-9;
+        if (!sl_balance_next(&r->balance[h], part, each)) continue;
+        if (!r->me) f->changes++;
+        if (h == r->me / n) sl_dit_share_weigh(ctx, share, r->balance[h].weight, 0, NULL);
+    }
+}
+
+/* One run by all; i < 0: to warm up. share: NULL, nobody shares. */
+static void team_run(rank *r, int mode, int i, sl_dit_share *share, figures *f)
 {
     sl_ctx *ctx = &r->d.n.ctx;
     sl_comm_barrier(ctx, r->comm, SL_LANE_TEAM);
@@ -311,10 +359,16 @@ static void team_run(rank *r, int mode, int i, const sl_dit_share *share, figure
     sl_sync(ctx);
     const int64_t t1 = sl_now_ns();
     const sl_comm_stats s = sl_comm_take_stats(r->comm);
+    const int64_t waited = s.waited_ns[SL_LANE_SHARD] + s.waited_ns[SL_LANE_MEET];
+    if (share) {
+        const sl_share mine = sl_share_of(&share->team, share->tokens, share->team.me);
+        f->rows[r->me] = (double)mine.rows / (double)share->tokens;
+        follow(r, (double)(t1 - t0 - waited) * 1e-9, share, f);
+    }
     if (i < 0 || !sl_ok(ctx)) return;
     f->start_ns[i][r->me] = t0;
     f->end_ns[i][r->me] = t1;
-    f->waited_ns[r->me] += s.waited_ns[SL_LANE_SHARD] + s.waited_ns[SL_LANE_MEET];
+    f->waited_ns[r->me] += waited;
     f->sent_bytes[r->me] = s.sent_bytes;
     if (!r->me) f->work = r->d.n.work;
 }
@@ -327,7 +381,8 @@ static sl_code measure(rank *r, const sl_bench_size *s, int mode, figures *f, sl
     if (r->shard.size > 1)
         sl_dit_share_make(ctx, r->d.m, &share, r->comm, SL_LANE_SHARD, &r->shard,
                           sl_bench_grid(&r->b, s).tokens);
-    const sl_dit_share *shared = share.size ? &share : NULL;
+    sl_dit_share *shared = share.team.size ? &share : NULL;
+    if (shared && sl_ok(ctx)) begin_shares(r, shared);
     if (!r->me && sl_ok(ctx)) {
         r->d.n.work = (sl_bench_work){.body = r->d.n.work.body};
         const double first = alone_s(r, mode);
@@ -339,10 +394,15 @@ static sl_code measure(rank *r, const sl_bench_size *s, int mode, figures *f, sl
     }
     team_run(r, mode, -1, shared, f);
     f->sums[r->me] = sum_of(r);
+    int warm = 1;
+    for (; shared && sl_ok(ctx) && !settled(r) && warm < WARM_MOST; warm++)
+        team_run(r, mode, -1, shared, f);
+    if (!r->me) f->warm = warm;
     for (int i = 0; i < f->runs && sl_ok(ctx); i++) {
         if (!r->me) f->alone[i] = alone_s(r, mode);
         team_run(r, mode, i, shared, f);
     }
+    f->ends[r->me] = sum_of(r);
     if (mode == SHARED && r->b.plugin) time_cards(r, f);
     if (mode == SHARED && shared) time_exchange(r, shared, f);
     if (!r->me) f->peak = sl_bench_peak(&r->d.n, 0);
@@ -499,7 +559,7 @@ static void tell(sl_bench *b, const sl_bench_size *s, int mode, figures *f)
         if (mine > waited) waited = mine;
         if (f->sent_bytes[k] > sent) sent = f->sent_bytes[k];
         if (f->card[k] > card) card = f->card[k];
-        same = same && f->sums[k] == f->sum_alone;
+        same = same && f->sums[k] == f->sum_alone && f->ends[k] == f->sum_alone;
     }
     const char *kind = mode == SHARED ? "dit" : "step";
     snprintf(what, sizeof what, "%s 1 rank", kind);
@@ -516,12 +576,21 @@ static void tell(sl_bench *b, const sl_bench_size *s, int mode, figures *f)
     if (rate > 0)
         printf("    a layer's exchange alone: %.2f MB a rank in %.3f ms, %.1f GB/s\n",
                (double)f->exchange_bytes * 1e-6, f->exchange_s * 1e3, rate * 1e-9);
+    if (f->shards > 1) {
+        printf("    rows of a forward:");
+        for (int k = 0; k < n; k++) printf(" %.2f", 100 * f->rows[k]);
+        printf(" %%, changed %d times; %d runs to warm up\n", f->changes, f->warm);
+    }
     if (card > 0) {
         printf("    cards each by itself:");
         for (int k = 0; k < n; k++) printf(" %.3f", f->card[k]);
         printf(" s; beside the slowest efficiency %.2f %%\n", 100 * card / all / n);
     }
     fflush(stdout);
+    json_t *rows = json_array();
+    for (int k = 0; k < n && f->shards > 1; k++) json_array_append_new(rows, json_real(f->rows[k]));
+    add_to_newest(b, json_pack("{s:o, s:i, s:i}", "rows", rows, "share_changes", f->changes,
+                               "warm_runs", f->warm));
     add_to_newest(b,
                   json_pack("{s:s, s:i, s:i, s:f, s:f, s:f, s:I, s:f, s:f, s:b, s:f, s:I, s:f}",
                             "comm", t->with->comm, "ranks", n, "shards", f->shards, "one_rank", one,

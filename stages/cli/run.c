@@ -324,8 +324,10 @@ static void take_line(runner *r, const char *text, size_t length)
     if (!text)
         rc = sl_fail(&err, SL_FORMAT, "%s:%d: the line is longer than %zu bytes", name, line,
                      SL_FEED_LINE);
-    else if (!(rc = sl_batch_add_json(r->o, text, length, name, line, &err)))
+    else if (!(rc = sl_batch_add_json(r->o, text, length, name, line, &err))) {
+        if (*r->o->from) sl_fork_note(&r->o->jobs[before], r->o->step);
         rc = begin_last(r, &err);
+    }
     if (!rc) return;
     r->refused = true;
     /* a line too long, or one job too many, has no place in the batch */

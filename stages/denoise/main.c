@@ -37,7 +37,7 @@ static sl_code denoise_job(void *self, const sl_msg_job *msg, const sl_job *job,
     sl_control *control = &d->seat->control;
     control->quiet = msg->team.me > 0;
     sl_code rc = sl_denoise_adapt(d, msg, job, err);
-    if (!rc) rc = sl_denoise_team_open(&run.team, d->seat, &d->ctx, msg, job, err);
+    if (!rc) rc = sl_denoise_team_open(&run.team, d->seat, &d->ctx, msg, job, &d->shares, err);
     const bool leads = sl_denoise_leads(&run.team);
     if (!rc && leads) rc = take_inputs(d, &in, msg, job, err);
     if (!rc) rc = sl_denoise_team_inputs(&run.team, d->seat, &d->ctx, job, &in, err);

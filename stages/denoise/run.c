@@ -399,7 +399,7 @@ static sl_code fill_memory(denoise_run *r, const sl_denoise_sizes *of, const den
     if ((rc = restore_state(r, err))) return rc;
     sl_sync(ctx);
     /* nobody writes to a window before all have read their inputs there */
-    sl_denoise_team_agree(&r->team, ctx, (sl_fbcache_report[SL_BRANCHES]){{0}}, &(bool){false});
+    if ((rc = sl_denoise_shares_begin(&r->team, ctx, &r->mem, err))) return rc;
     if (r->team.comm) sl_comm_take_stats(r->team.comm); /* the report is of steps */
     if (!sl_ok(ctx)) return sl_ctx_error(ctx, err);
     sl_turn_end(&r->d->seat->turn, true);
@@ -521,12 +521,19 @@ static void run_forwards(denoise_run *r, int e, sl_fbcache_report reports[SL_BRA
                                  .rope = &r->mem.rope,
                                  .context = &r->mem.context[e][b],
                                  .cache = cache,
-                                 .share = r->mem.share.size ? &r->mem.share : NULL,
+                                 .share = r->mem.share.team.size ? &r->mem.share : NULL,
                                  .whole_attention = !sl_precision_attends(r->job->precision)};
         sl_dit_forward(ctx, r->d->dit[e], &r->mem.v[b], &in, &reports[b]);
         sl_denoise_taps_off(ctx);
         if (r->replay) reports[b].metric = r->replay_metric[b];
     }
+}
+
+/* Of what a member computes in a step, that which goes with its rows. */
+static double part_of_rows(const denoise_run *r, int e)
+{
+    return sl_dit_part_of_rows(r->d->dit[e], r->mem.share.tokens,
+                               sl_image_tokens(r->d->model, r->job));
 }
 
 /* The most of the device that all processes have taken. */
@@ -560,6 +567,7 @@ sl_code sl_denoise_step(denoise_run *r, sl_err *err)
     if (leads && (due || r->last.data || r->job->dump_steps)) hold_state(r);
 
     /* a forward a branch, guidance, the sampler's update */
+    sl_denoise_shares_clock(&r->team);
     run_forwards(r, e, reports);
     sl_denoise_team_meet(&r->team, ctx, v);
     if (r->cfg) sl_guidance(ctx, &r->mem.v[0], &v[0], &v[1], (float)g);
@@ -567,6 +575,7 @@ sl_code sl_denoise_step(denoise_run *r, sl_err *err)
     keep_frame(r);
     sl_sync(ctx);
     if (!sl_ok(ctx)) return sl_ctx_error(ctx, err);
+    sl_denoise_shares_clocked(&r->team, reports[0].computed && reports[1].computed);
     sl_turn_end(&r->d->seat->turn, i + 1 < r->schedule.steps);
     sl_release(ctx, mark);
     r->replay = false;
@@ -585,6 +594,10 @@ sl_code sl_denoise_step(denoise_run *r, sl_err *err)
         dump_state(r, reports);
         if (keep_state(r, reports) && due) save_state(r, r->last.data ? &r->last : &r->now);
         report_step(r, i, t0, reports);
+    }
+    if (!r->parked && i + 1 < r->schedule.steps) {
+        sl_denoise_shares_next(&r->team, ctx, &r->mem, part_of_rows(r, e));
+        if (!sl_ok(ctx)) return sl_ctx_error(ctx, err);
     }
     /* with the report: of steps of 3 ms its messages are 2 % */
     sl_control_span(&r->d->seat->control, r->msg->job, SL_SPAN_COMPUTE, t0);
@@ -656,6 +669,7 @@ static void say_share(denoise_run *r)
                   .size = (uint32_t)t->whole.size,
                   .me = (uint32_t)t->whole.me,
                   .steps = (uint32_t)r->steps_done,
+                  .rows = sl_denoise_shares_mean(t),
                   .step_s = r->steps_s,
                   .exchange_s = (double)s.waited_ns[SL_LANE_SHARD] * 1e-9,
                   .wait_s = (double)(s.waited_ns[SL_LANE_MEET] + s.waited_ns[SL_LANE_TEAM]) * 1e-9,

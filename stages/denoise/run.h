@@ -4,8 +4,8 @@
 
 #include "graphs/merge.h"
 #include "stages/denoise/preview.h"
+#include "stages/denoise/shares.h"
 #include "stages/denoise/taps.h"
-#include "stages/denoise/team.h"
 #include "stages/seat/loop.h"
 
 /* What lives as long as the process: weights and a context. */
@@ -18,6 +18,7 @@ typedef struct {
     sl_dit *dit[SL_EXPERTS];
     sl_merge *merge[SL_EXPERTS]; /* NULL: no job has had a LoRA yet */
     uint64_t lora[SL_EXPERTS];   /* key of what is merged; 0: nothing, UNSET: in disorder */
+    denoise_shares shares;       /* of the newest team */
 } denoiser;
 
 /* A state that a denoiser can go on from: four tensors of the latents' size on the host (x, last,

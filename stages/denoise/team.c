@@ -21,11 +21,12 @@ static sl_team part(const sl_team *whole, int first, int step, int n, int granul
 }
 
 sl_code sl_denoise_team_open(denoise_team *t, sl_seat *seat, sl_ctx *ctx, const sl_msg_job *msg,
-                             const sl_job *job, sl_err *err)
+                             const sl_job *job, denoise_shares *last, sl_err *err)
 {
     const int heads = seat->model.dit[0].heads;
     sl_code rc = sl_mates_join(&seat->mates, &msg->team, &t->whole, err);
     t->comm = NULL;
+    t->last = last;
     if (rc) return rc;
     t->split = sl_denoise_split_of(job, t->whole.size, t->whole.me);
     if (t->whole.size == 1) return SL_OK;
@@ -103,15 +104,19 @@ void sl_denoise_team_meet(const denoise_team *t, sl_ctx *ctx, sl_tensor v[SL_BRA
     other->data = (char *)y.data + (size_t)(!t->split.branch) * sl_bytes(own);
 }
 
-/* A member's word. */
-#define PARK ((uint64_t)1 << 33)
+/* A member's word: the metric, two bits, and microseconds that it has computed, up to 17 minutes. */
 #define COMPUTED ((uint64_t)1 << 32)
+#define PARK ((uint64_t)1 << 33)
+#define BUSY_SHIFT 34
+#define BUSY_MOST (((uint64_t)1 << (64 - BUSY_SHIFT)) - 1)
 
-static uint64_t word_of(const sl_fbcache_report *report, bool park)
+static uint64_t word_of(const sl_fbcache_report *report, bool park, int64_t busy_ns)
 {
+    const uint64_t us = busy_ns > 0 ? (uint64_t)busy_ns / 1000 : 0;
     uint32_t metric;
     memcpy(&metric, &report->metric, sizeof metric);
-    return (park ? PARK : 0) | (report->computed ? COMPUTED : 0) | metric;
+    return (us < BUSY_MOST ? us : BUSY_MOST) << BUSY_SHIFT | (park ? PARK : 0) |
+           (report->computed ? COMPUTED : 0) | metric;
 }
 
 static sl_fbcache_report report_of(uint64_t word)
@@ -122,13 +127,16 @@ static sl_fbcache_report report_of(uint64_t word)
     return r;
 }
 
-void sl_denoise_team_agree(const denoise_team *t, sl_ctx *ctx,
-                           sl_fbcache_report reports[SL_BRANCHES], bool *park)
+void sl_denoise_team_agree(denoise_team *t, sl_ctx *ctx, sl_fbcache_report reports[SL_BRANCHES],
+                           bool *park)
 {
     uint64_t words[SL_RANKS] = {0};
     if (!t->comm) return;
-    sl_comm_tell(ctx, t->comm, SL_LANE_TEAM, word_of(&reports[t->split.branch], *park), words);
+    sl_comm_tell(ctx, t->comm, SL_LANE_TEAM, word_of(&reports[t->split.branch], *park, t->busy_ns),
+                 words);
     if (!sl_ok(ctx)) return;
+    const uint64_t *own = &words[t->split.branch * t->split.shards];
+    for (int i = 0; i < t->split.shards; i++) t->busy_s[i] = (double)(own[i] >> BUSY_SHIFT) * 1e-6;
     for (int i = 0; i < t->whole.size; i++) *park |= (words[i] & PARK) != 0;
     if (!t->split.halves) return;
     for (int b = 0; b < SL_BRANCHES; b++) reports[b] = report_of(words[b * t->split.shards]);

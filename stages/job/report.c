@@ -129,6 +129,7 @@ static void on_share(sl_report *r, const sl_msg_share *m)
     k->attempts++;
     if ((int)m->size > k->team) k->team = (int)m->size;
     k->steps += (int)m->steps;
+    k->rows += m->rows * m->steps;
     k->step_s += m->step_s;
     k->exchange_s += m->exchange_s;
     k->wait_s += m->wait_s;
@@ -272,6 +273,11 @@ double sl_report_computing(const sl_report_rank *k)
     return s > 0 ? s : 0;
 }
 
+double sl_report_rows(const sl_report_rank *k)
+{
+    return k->steps ? k->rows / k->steps : 0;
+}
+
 static json_t *ranks_json(const sl_report *r, const sl_report_job *j)
 {
     json_t *all = json_array();
@@ -279,11 +285,12 @@ static json_t *ranks_json(const sl_report *r, const sl_report_job *j)
         const sl_report_rank *k = &j->ranks[i];
         if (!k->attempts) continue;
         json_array_append_new(
-            all, json_pack("{s:i, s:s, s:i, s:i, s:i, s:f, s:f, s:f, s:I, s:I}", "instance", i,
+            all, json_pack("{s:i, s:s, s:i, s:i, s:i, s:f, s:f, s:f, s:f, s:I, s:I}", "instance", i,
                            "device", r->rank_device[i], "attempts", k->attempts, "team", k->team,
-                           "steps", k->steps, "computing", sl_report_computing(k), "exchange",
-                           k->exchange_s, "waiting", k->wait_s, "sent_bytes",
-                           (json_int_t)k->sent_bytes, "device_bytes", (json_int_t)k->device_bytes));
+                           "steps", k->steps, "rows", sl_report_rows(k), "computing",
+                           sl_report_computing(k), "exchange", k->exchange_s, "waiting", k->wait_s,
+                           "sent_bytes", (json_int_t)k->sent_bytes, "device_bytes",
+                           (json_int_t)k->device_bytes));
     }
     return all;
 }

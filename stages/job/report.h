@@ -29,6 +29,7 @@ typedef struct {
     int attempts; /* 0: it had no part */
     int team;     /* the largest that it was a member of */
     int steps;
+    double rows; /* its parts of the forwards' rows, added up step by step */
     double step_s, exchange_s, wait_s;
     uint64_t sent_bytes, device_bytes; /* device_bytes: the most */
 } sl_report_rank;
@@ -80,6 +81,8 @@ void sl_report_message(sl_report *r, const sl_msg *m);  /* STEP, SPAN, STAGE, SH
 const char *sl_report_status(const sl_report_job *job); /* "done", "cancelled", "failed" */
 /* Seconds of steps in which the rank did not wait. */
 double sl_report_computing(const sl_report_rank *rank);
+/* Its part of a forward's rows, 0 .. 1, in the mean of its steps. */
+double sl_report_rows(const sl_report_rank *rank);
 /* How many ranks work on the job now; 0: not known, or there are no teams. */
 int sl_report_team(const sl_report_job *job);
 /* job->warnings as an array of texts, the caller's. */

@@ -52,17 +52,17 @@ static void print_ranks(const json_t *ranks, FILE *to)
     size_t i;
     const json_t *k;
     if (!json_array_size(ranks)) return;
-    fprintf(to, "  %-8s %-7s %9s %9s %9s %9s %9s %9s %10s\n", "rank", "device", "attempts", "steps",
-            "computing", "exchange", "waiting", "sent GB", "GPU MB");
+    fprintf(to, "  %-8s %-7s %9s %9s %9s %9s %9s %9s %9s %10s\n", "rank", "device", "attempts",
+            "steps", "rows %", "computing", "exchange", "waiting", "sent GB", "GPU MB");
     json_array_foreach(ranks, i, k)
     {
         char gpu[24] = "-", device[256];
         if (number(k, "device_bytes") > 0)
             snprintf(gpu, sizeof gpu, "%.1f", number(k, "device_bytes") * 1e-6);
-        fprintf(to, "  %-8lld %-7s %9lld %9lld %9.3f %9.3f %9.3f %9.3f %10s\n",
+        fprintf(to, "  %-8lld %-7s %9lld %9lld %9.2f %9.3f %9.3f %9.3f %9.3f %10s\n",
                 integer(k, "instance"), text(device, k, "device"), integer(k, "attempts"),
-                integer(k, "steps"), number(k, "computing"), number(k, "exchange"),
-                number(k, "waiting"), number(k, "sent_bytes") * 1e-9, gpu);
+                integer(k, "steps"), number(k, "rows") * 100, number(k, "computing"),
+                number(k, "exchange"), number(k, "waiting"), number(k, "sent_bytes") * 1e-9, gpu);
     }
 }
 

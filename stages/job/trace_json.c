@@ -164,12 +164,12 @@ static void add_ranks(trace *t, const sl_report_job *j, int process)
         if (!k->attempts) continue;
         snprintf(name, sizeof name, "rank %d on %.40s", i, t->r->rank_device[i]);
         add(t, process, OF_RANKS, name, "rank", a, b,
-            json_pack("{s:o, s:i, s:s, s:i, s:i, s:i, s:f, s:f, s:f, s:f, s:I, s:I}", "job",
+            json_pack("{s:o, s:i, s:s, s:i, s:i, s:i, s:f, s:f, s:f, s:f, s:f, s:I, s:I}", "job",
                       name_of(j), "instance", i, "device", t->r->rank_device[i], "attempts",
-                      k->attempts, "team", k->team, "steps", k->steps, "step_s", k->step_s,
-                      "computing", sl_report_computing(k), "exchange", k->exchange_s, "waiting",
-                      k->wait_s, "sent_bytes", (json_int_t)k->sent_bytes, "device_bytes",
-                      (json_int_t)k->device_bytes));
+                      k->attempts, "team", k->team, "steps", k->steps, "rows", sl_report_rows(k),
+                      "step_s", k->step_s, "computing", sl_report_computing(k), "exchange",
+                      k->exchange_s, "waiting", k->wait_s, "sent_bytes", (json_int_t)k->sent_bytes,
+                      "device_bytes", (json_int_t)k->device_bytes));
     }
 }
 

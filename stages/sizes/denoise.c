@@ -85,7 +85,7 @@ void sl_denoise_take(sl_ctx *ctx, sl_denoise_memory *m, const sl_denoise_sizes *
     sl_denoise_shape(of->model, job, shape);
     int t = (int)g.latent_frames, rows = (int)g.token_height, columns = (int)g.token_width,
         extra = c->in_channels - c->out_channels;
-    const int64_t mine = sl_share_of(g.tokens, shard.size, shard.me, shard.granule).rows;
+    const int64_t most = sl_share_most(g.tokens, shard.size, shard.granule);
     memset(m, 0, sizeof *m);
     if (shard.size > 1)
         sl_dit_share_make(ctx, of->dit[0], &m->share, of->comm, SL_LANE_SHARD, &shard, g.tokens);
@@ -113,7 +113,10 @@ void sl_denoise_take(sl_ctx *ctx, sl_denoise_memory *m, const sl_denoise_sizes *
                                           .max_hits = job->fbcache_max_hits,
                                           .final = job->fbcache_final};
                 sl_fbcache_init(ctx, &m->cache[e][b], &rules,
-                                bytes_of(ctx, sl_fbcache_bytes(ctx, mine, c->dim)), mine, c->dim);
+                                bytes_of(ctx, sl_fbcache_bytes(ctx, most, c->dim)), most, c->dim);
+                if (!ctx->ops->plan)
+                    sl_fbcache_set_rows(&m->cache[e][b],
+                                        sl_share_of(&shard, g.tokens, shard.me).rows);
             }
         }
     }
@@ -154,7 +157,7 @@ sl_code sl_denoise_arena(sl_arena *out, const sl_ops *ops, const sl_denoise_size
                                  .rope = &m.rope,
                                  .context = &m.context[e][b],
                                  .cache = of->job->fbcache > 0 ? &m.cache[e][b] : NULL,
-                                 .share = m.share.size ? &m.share : NULL,
+                                 .share = m.share.team.size ? &m.share : NULL,
                                  .whole_attention = !sl_precision_attends(of->job->precision)};
         sl_dit_forward(&plan, of->dit[e], &m.v[0], &in, NULL);
         sl_release(&plan, mark);

@@ -47,7 +47,7 @@ typedef struct {
     sl_dit_context context[SL_EXPERTS][SL_BRANCHES];
     void *context_memory[SL_EXPERTS][SL_BRANCHES]; /* of the contexts, made when inputs come */
     sl_fbcache cache[SL_EXPERTS][SL_BRANCHES];     /* of this member's rows */
-    sl_dit_share share;                            /* in the window; size 0: nobody shares */
+    sl_dit_share share;                            /* in the window; team.size 0: nobody shares */
 } sl_denoise_memory;
 
 /* Branches of a forward: 2 with guidance, else 1. */
