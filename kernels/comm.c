@@ -411,9 +411,9 @@ static int64_t granules_before(const sl_team *t, int64_t all, int i)
 sl_share sl_share_of(const sl_team *t, int64_t n, int i)
 {
     const int64_t g = t->granule > 1 ? t->granule : 1, all = granules_of(n, g),
-                  first = granules_before(t, all, i), behind = granules_before(t, all, i + 1);
-    if (first == behind) return (sl_share){n, 0};
-    return (sl_share){first * g, (behind == all ? n : behind * g) - first * g};
+                  before = granules_before(t, all, i), until = granules_before(t, all, i + 1),
+                  first = before == all ? n : before * g, end = until == all ? n : until * g;
+    return (sl_share){first, end - first};
 }
 
 int64_t sl_share_most(int64_t n, int size, int granule)

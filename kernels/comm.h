@@ -95,7 +95,8 @@ bool sl_shares_fit(const uint8_t weight[], int size);
  * ops.h's table, where products take rows by tiles), the last rows with the granule before
  * them. Of equal weights shares are as even as may be, the first members one granule more; of
  * others as large as the weights say, down to a granule. Fewer granules than members: some have
- * none. Only size, granule and weights of the team count. */
+ * none. A share begins where the one before it ends. Only size, granule and weights of the team
+ * count. */
 sl_share sl_share_of(const sl_team *team, int64_t n, int i);
 /* The most rows that a share may have, whatever the weights. */
 int64_t sl_share_most(int64_t n, int size, int granule);

@@ -811,10 +811,8 @@ static inline void shares_follow_weights(void **state)
                     for (int i = 0; i < size; i++) {
                         const sl_share s = sl_share_of(&team, n, i);
                         const int64_t want = n * team.weight[i] / equal;
-                        if (s.rows) {
-                            assert_int_equal(s.first, at);
-                            assert_int_equal(s.first % g, 0);
-                        }
+                        assert_int_equal(s.first, at);
+                        if (s.rows) assert_int_equal(s.first % g, 0);
                         if (n >= g) assert_in_range(s.rows + 2 * g, want, want + 4 * g);
                         assert_true(s.rows <= sl_share_most(n, size, g));
                         at += s.rows;
