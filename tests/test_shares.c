@@ -37,8 +37,9 @@ static const char *attempt(t_rank *r, int size, bool halves, const double busy_s
         RANK_CTX(r);
         RANK_OK(!park && reports[0].computed && reports[1].computed, "agreed on something else");
         for (int k = 0; k < n; k++)
-            RANK_OK(fabs(t.busy_s[k] - busy_s[first + k]) < 1e-5, "key %u step %d: member %d computed for %g s, want %g", key, i, k,
-                    t.busy_s[k], busy_s[first + k]);
+            RANK_OK(fabs(t.busy_s[k] - busy_s[first + k]) < 1e-5,
+                    "key %u step %d: member %d computed for %g s, want %g", key, i, k, t.busy_s[k],
+                    busy_s[first + k]);
         sl_denoise_shares_next(&t, r->ctx, &mem, 0.5);
         RANK_CTX(r);
     }
