@@ -591,11 +591,11 @@ static void instances_count_each_on_its_device(void **state)
 /* ---- ranks ---- */
 
 /* Bytes of a rank's window for teams of up to two: keys, queries and values of all tokens for half
- * of the heads, rows of half of the tokens, what the head makes, the cache's sums; velocities of
- * both branches. */
+ * of the heads, rows of the largest share, an eighth above half of them, what the head makes, the
+ * cache's sums; velocities of both branches. */
 static int64_t window_of_two(int64_t tokens, int64_t latents)
 {
-    return tokens * 2560 * 2 * 3 + tokens / 2 * 5120 * 2 + tokens * 64 * 2 + tokens * 2 * 4 +
+    return tokens * 2560 * 2 * 3 + tokens * 9 / 16 * 5120 * 2 + tokens * 64 * 2 + tokens * 2 * 4 +
            latents;
 }
 

@@ -198,7 +198,7 @@ static void test_round_trip(void **unused)
 /* The layout is fixed: a program in another language relies on it. */
 static void test_layout(void **unused)
 {
-    static const uint8_t WANT[] = {'S', 'L', 'U', 'C', 4, 0, 0, 0, 14, 0, 0,    0,    12,   0,
+    static const uint8_t WANT[] = {'S', 'L', 'U', 'C', 5, 0, 0, 0, 14, 0, 0,    0,    12,   0,
                                    0,   0,   8,   7,   6, 5, 4, 3, 2,  1, 0xfe, 0xff, 0xff, 0xff};
     sl_msg m = {.type = SL_MSG_CANCEL,
                 .cancel = {.job = 0x0102030405060708u, .attempt = 0xfffffffeu}};
