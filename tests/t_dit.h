@@ -3,6 +3,8 @@
 #ifndef T_DIT_H
 #define T_DIT_H
 
+#include <limits.h>
+
 #include "tests/t_net.h"
 
 #include "graphs/wan_dit.h"

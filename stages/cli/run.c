@@ -35,6 +35,7 @@
 #include "stages/job/files.h"
 #include "stages/job/dump.h"
 #include "stages/job/folder.h"
+#include "stages/job/fork.h"
 #include "stages/job/intake.h"
 #include "stages/job/output.h"
 #include "stages/job/plan.h"

@@ -171,6 +171,8 @@ sl_code sl_batch_expand(sl_batch *b, sl_err *err)
     if (!replay && (*b->from || b->step))
         return sl_fail(err, SL_ARG, "--%s belongs to sluice replay", *b->from ? "from" : "step");
     if (is_stream(b->jobs_file)) {
+        if (b->step)
+            return sl_fail(err, SL_ARG, "--step wants a jobs file, %s is a stream", b->jobs_file);
         b->jobs_stream = true;
         return SL_OK;
     }
