@@ -81,7 +81,7 @@ static const struct {
     {"text", "spool", 1, "and no SPOOLED of text.safetensors", 2,
      "failed: text said DONE, and neither a ticket nor SPOOLED, 2 times"},
     {"decode", "version", 1, "killed", 0,
-     "failed: decode: speaks another protocol: message: protocol version 3, want 4"},
+     "failed: decode: speaks another protocol: message: protocol version 3, want 5"},
     {"decode", "unready", 1, "said HELLO and not READY, and did nothing for 5 s: killed", 1,
      "failed: decode: said HELLO and not READY, and did nothing for 5 s, 2 times in a row"},
     {"mux", "poolless", 1, "killed", 0,
