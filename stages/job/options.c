@@ -62,14 +62,14 @@ static const sl_option OPTIONS[] = {
      "the low-noise expert's (default: as --guidance, if that is given, else the checkpoint's)"},
     {"shift", SL_OPTION_REAL, MODEL(shift), "S",
      "timestep shift (default: the checkpoint's, else its scheduler's)"},
-    {"sampler", SL_OPTION_PATH, MODEL(sampler), "NAME",
+    {"sampler", SL_OPTION_WORD, MODEL(sampler), "NAME",
      "unipc, euler or lightx2v (default: the checkpoint's, else its scheduler's)"},
     {"seed", SL_OPTION_SEED, JOB_HAS(seed), "N",
      "as torch.Generator(\"cpu\"), 64 bits; -1: random, as without one"},
     {"noise", SL_OPTION_PATH, JOB_HAS(noise), "FILE",
      "safetensors with `noise` [16, T, h/8, w/8] F32 (TI2V-5B: [48, T, h/16, w/16]), instead of a "
      "seed"},
-    {"precision", SL_OPTION_PATH, JOB_HAS(precision), "NAME",
+    {"precision", SL_OPTION_WORD, JOB_HAS(precision), "NAME",
      "bf16; fp8-linear: the transformer's large products in 8 bits, which is faster and takes half "
      "the memory; or fp8: attention too (default: the configuration's, else bf16)"},
     {"fbcache", SL_OPTION_REAL, MODEL(fbcache), "THRESHOLD",
@@ -225,6 +225,7 @@ sl_code sl_option_set(void *owner, const sl_option *o, const char *v, sl_err *er
         break;
     }
     case SL_OPTION_PATH:
+    case SL_OPTION_WORD:
         if (!*v)
             return sl_fail(err, SL_ARG, "--%s is empty, want %s (%s)", o->name, o->arg, o->what);
         if (strlen(v) >= o->room)

@@ -14,6 +14,7 @@ typedef enum {
     SL_OPTION_REAL,
     SL_OPTION_RATE, /* a number or a ratio, "30000/1001" */
     SL_OPTION_PATH,
+    SL_OPTION_WORD, /* a name of this program's: kept as a path is, and no file's */
     SL_OPTION_TEXT,
     SL_OPTION_FLAG,
     SL_OPTION_PARAMS, /* a JSON object, or its text */

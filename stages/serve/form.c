@@ -55,14 +55,13 @@ const char *sl_form_name(int i, const char **what, const char **type)
     return NAMES[i].name;
 }
 
-/* A path is never a client's to give; a sampler's name is one by kind alone, and `lora` is names of
- * the configuration, each for both experts. */
+/* A path is never a client's to give; `lora` is names of the configuration, for both experts. */
 bool sl_form_has_option(int i)
 {
     const sl_option *o = sl_option_at(i);
     if (o && o->kind == SL_OPTION_LORA) return !strcmp(o->name, "lora");
     return o && o->owner != SL_OPTION_OF_RUN && o->kind != SL_OPTION_SET && /* params has it */
-           (o->kind != SL_OPTION_PATH || o->owner == SL_OPTION_OF_MODEL);
+           o->kind != SL_OPTION_PATH;
 }
 
 sl_code sl_form_init(sl_form *f, sl_err *err)
