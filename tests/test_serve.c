@@ -474,7 +474,7 @@ static void what_is_asked_wrongly_is_refused_in_one_line(void **state)
         {"params", "7", "params", "not JSON"},
         {"steps", "0", "steps", "steps"},
         {"fbcache", "11", "fbcache", "fbcache is 11, want 0 to 10"},
-        {"precision", "fp9", "precision", "precision is fp9, want bf16 or fp8-linear"},
+        {"precision", "fp9", "precision", "precision is fp9, want bf16, fp8-linear or fp8"},
         {"precision", "fp8-linear", "precision", "but the weights are loaded for bf16"},
         {"last_image", "@" T_IMAGE, "last-image", "first picture only"},
     };
