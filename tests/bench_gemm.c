@@ -60,7 +60,7 @@ static void print(const char *name, int64_t m, const double ms[WAYS], const char
 
 static bool measure_share(pair *p, int64_t tokens, int team)
 {
-    const int64_t m = sl_share_most(tokens, team, 1);
+    const int64_t m = sl_share_of(&(sl_team){.size = team}, tokens, 0).rows;
     double forward[WAYS] = {0};
     printf("\n1/%d of %lld rows %27s %9s %9s\n", team, (long long)tokens, "by its own", "by all",
            "by 32,768");

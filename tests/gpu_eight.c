@@ -332,7 +332,7 @@ static void shares_of_a_layer(pair *p, const t_layer *l, int64_t m)
     {
         sl_copy(&p->gpu, &shares.y, &start);
         for (int k = 0; k < TEAMS[i]; k++) {
-            const sl_share of = sl_share_of(m, TEAMS[i], k, 1);
+            const sl_share of = sl_share_of(&(sl_team){.size = TEAMS[i]}, m, k);
             layer_rows(&p->gpu, l, &shares, of.first, of.rows);
         }
         report(p, &shares.y, &all.y,

@@ -219,7 +219,7 @@ static void a_team_gives_the_bytes_of_one_in_8_bits(void **state)
     (void)state;
     for (int i = 0; i < 2; i++) {
         same_bytes_in(IN[i], 24, 24, 0, 0, false, true);
-        same_bytes_in(IN[i], 20, 32, 1, 0.35f, true, false);
+        same_bytes_in(IN[i], 20, 32, 1, 0.35f, true, true);
     }
     same_bytes_in(SL_PRECISION_FP8_LINEAR, 38, 38, 0, 0, false, false);
 }
