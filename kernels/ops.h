@@ -290,21 +290,21 @@ typedef bool sl_attention_parts_fn(sl_ctx *ctx, const sl_tensor *o, const sl_ten
 
 /* ---- attention in 8 bits ----
  *
- * Scores are products of integers of 8 bits, with a scale a row and head of q and a scale a head and
- * SL_EIGHT_KEYS rows of k, whose mean is taken off first (a constant a row of scores, which softmax
- * does not see). Weights of up to 448, rounded to e4m3, are multiplied with e4m3 codes of v, whose
- * mean is taken off and added to the result, with a scale a column. Sums are F32 from one block of
- * SL_EIGHT_KEYS keys to the next. What is not a number stays none.
- * Source: SageAttention (Zhang et al. 2024, 2025), smoothing of k and v; the rest is ours. */
+ * Scores are products of integers of 8 bits, with a scale a row and head of q and a scale a head
+ * and SL_EIGHT_KEYS rows of k, whose mean is taken off first (a constant a row of scores, which
+ * softmax does not see). Weights of up to 448, rounded to e4m3, are multiplied with e4m3 codes of
+ * v, whose mean is taken off and added to the result, with a scale a column. Sums are F32 from one
+ * block of SL_EIGHT_KEYS keys to the next. What is not a number stays none. Source: SageAttention
+ * (Zhang et al. 2024, 2025), smoothing of k and v; the rest is ours. */
 
 enum { SL_EIGHT_KEYS = 128 };
-/* Keys and values of `heads` heads of N rows, M = N rounded up to SL_EIGHT_KEYS. The codes' order is
- * the body's own. */
+/* Keys and values of `heads` heads of N rows, M = N rounded up to SL_EIGHT_KEYS. The codes' order
+ * is the body's own. */
 typedef struct {
-    int64_t rows;      /* N */
-    sl_tensor k;       /* U8 [M, heads * D] */
-    sl_tensor v;       /* E4M3 [M, heads * D] */
-    sl_tensor k_scale; /* F32 [heads, M / SL_EIGHT_KEYS] */
+    int64_t rows;                      /* N */
+    sl_tensor k;                       /* U8 [M, heads * D] */
+    sl_tensor v;                       /* E4M3 [M, heads * D] */
+    sl_tensor k_scale;                 /* F32 [heads, M / SL_EIGHT_KEYS] */
     sl_tensor k_mean, v_mean, v_scale; /* F32 [heads * D] */
 } sl_keys_eight;
 /* Memory for those of `rows` rows, from the arena. */

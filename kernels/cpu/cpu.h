@@ -64,8 +64,8 @@ void sl_cpu_layernorm_row(float *out, const float *in, int64_t d, const float *w
                           float one, float eps);
 
 /* The bodies: data.c movement and elementwise; linear.c; norm.c; eight.c rows in 8 bits;
- * attention.c, attention_eight.c; sampler.c the DiT's edges, guidance, the sampler's arithmetic, the
- * cache's means; vae.c. */
+ * attention.c, attention_eight.c; sampler.c the DiT's edges, guidance, the sampler's arithmetic,
+ * the cache's means; vae.c. */
 sl_upload_fn sl_cpu_upload;
 sl_download_fn sl_cpu_download;
 sl_sync_fn sl_cpu_sync;

@@ -7,8 +7,8 @@
  * Values: e4m3 of the difference from the mean, a scale a column; they lie as the tensor cores read
  * them, [heads][M / 32][128 columns][32 keys], a slice of 4096 bytes in the 32-byte swizzle. Within
  * sixteen keys they stand in the order 0 1 8 9 2 3 10 11 ...: a lane's scores of columns 2 t, 2 t +
- * 1, 8 + 2 t, 9 + 2 t are then, rounded, the four bytes 4 t .. 4 t + 3 that the second product wants
- * of it, and nothing is exchanged between lanes.
+ * 1, 8 + 2 t, 9 + 2 t are then, rounded, the four bytes 4 t .. 4 t + 3 that the second product
+ * wants of it, and nothing is exchanged between lanes.
  *
  * ATTENTION. Three warpgroups of 64 queries; each takes a block of 128 keys at a time: scores,
  * exponentials, weights, then their product with the values by halves of the columns, the sums of
@@ -20,8 +20,9 @@
  * values with a mean twice their deviation, summed without that: half of the result is missing
  * (found: 0.49 of it); every 2,048 keys: 2.9 % is; every 128: 0.2 %.
  *
- * WEIGHTS end at 448. The largest of a tile's first block becomes 2^3; where a lane's sum of a block
- * passes 448 (or is not a number) its warp multiplies the block once more and takes its maximum.
+ * WEIGHTS end at 448. The largest of a tile's first block becomes 2^3; where a lane's sum of a
+ * block passes 448 (or is not a number) its warp multiplies the block once more and takes its
+ * maximum.
  *
  * COST AND EXPECTATION (H200, 40 heads, 75,600 tokens: 117 TFLOP). At 1.6 GHz, about what 700 W
  * leave, the tensor cores' rate is 1,730 TFLOP/s, and exponentials, 16 a clock, take as long as the

@@ -12,8 +12,8 @@
 #include "stages/denoise/team.h"
 
 /* Before the first step, with memory taken and its tables made; one barrier. The shares are the
- * last of the same members, if each of them remembers the same, otherwise equal ones. Errors: ctx's;
- * SL_ARG of SLUICE_SHARES. */
+ * last of the same members, if each of them remembers the same, otherwise equal ones. Errors:
+ * ctx's; SL_ARG of SLUICE_SHARES. */
 sl_code sl_denoise_shares_begin(denoise_team *t, sl_ctx *ctx, sl_denoise_memory *mem, sl_err *err);
 
 /* A step's forwards begin; the device has done them. computed: all of them were computed whole. */

@@ -104,7 +104,8 @@ void sl_denoise_team_meet(const denoise_team *t, sl_ctx *ctx, sl_tensor v[SL_BRA
     other->data = (char *)y.data + (size_t)(!t->split.branch) * sl_bytes(own);
 }
 
-/* A member's word: the metric, two bits, and microseconds that it has computed, up to 17 minutes. */
+/* A member's word: the metric, two bits, and microseconds that it has computed, up to 17
+ * minutes. */
 #define COMPUTED ((uint64_t)1 << 32)
 #define PARK ((uint64_t)1 << 33)
 #define BUSY_SHIFT 34

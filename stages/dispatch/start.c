@@ -60,8 +60,8 @@ static int open_voice(sl_seats_seat *p, const sl_program *program)
     return end;
 }
 
-/* After fork, before exec: only async-signal-safe calls. `terminal`: a process whose group and whose
- * standard input and output this one shares; 0: none. voice: where it prints; -1: to ours. */
+/* After fork, before exec: only async-signal-safe calls. `terminal`: a process whose group and
+ * whose standard input and output this one shares; 0: none. voice: where it prints; -1: to ours. */
 static void become_stage(const char *path, char *const argv[], char *const envp[], int voice,
                          pid_t dispatcher_pid, pid_t terminal)
 {

@@ -32,15 +32,15 @@ char *sl_video_request(const sl_server *s, const sl_request *r)
     char size[32], seconds[32];
     snprintf(size, sizeof size, "%dx%d", j->width, j->height);
     snprintf(seconds, sizeof seconds, "%g", round(100.0 * (j->frames - 1) / j->fps) / 100);
-    json_t *o = json_pack(
-        "{s:s, s:s, s:s, s:s, s:s, s:i, s:i, s:i, s:o, s:i, s:f, s:f, s:f, s:s, s:o, "
-        "s:s, s:f, s:i, s:b, s:o}",
-        "model", s->name, "prompt", j->prompt, "negative_prompt", j->negative, "seconds", seconds,
-        "size", size, "width", j->width, "height", j->height, "frames", j->frames, "fps",
-        sl_json_number(j->fps), "steps", j->steps, "guidance", j->guidance, "guidance_2",
-        j->guidance_2, "shift", j->shift, "sampler", j->sampler, "seed", seed_json(j->seed),
-        "precision", j->precision, "fbcache", j->fbcache, "crf", j->crf, "dump", j->dump, "warnings",
-        sl_report_warnings(r));
+    json_t *o =
+        json_pack("{s:s, s:s, s:s, s:s, s:s, s:i, s:i, s:i, s:o, s:i, s:f, s:f, s:f, s:s, s:o, "
+                  "s:s, s:f, s:i, s:b, s:o}",
+                  "model", s->name, "prompt", j->prompt, "negative_prompt", j->negative, "seconds",
+                  seconds, "size", size, "width", j->width, "height", j->height, "frames",
+                  j->frames, "fps", sl_json_number(j->fps), "steps", j->steps, "guidance",
+                  j->guidance, "guidance_2", j->guidance_2, "shift", j->shift, "sampler",
+                  j->sampler, "seed", seed_json(j->seed), "precision", j->precision, "fbcache",
+                  j->fbcache, "crf", j->crf, "dump", j->dump, "warnings", sl_report_warnings(r));
     char *text = o ? json_dumps(o, JSON_COMPACT) : NULL;
     json_decref(o);
     return text;
