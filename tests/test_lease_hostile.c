@@ -73,7 +73,7 @@ static void a_wrong_table_is_refused_and_its_slot_freed(void **state)
                                        "has 5 tensors",
                                        "no proper name",
                                        "no proper name",
-                                       "dtype 6",
+                                       "dtype 7",
                                        "has 0 dimensions",
                                        "has 7 dimensions",
                                        "extent -1 is negative",
