@@ -556,7 +556,7 @@ static int run_jobs(sl_batch *o, sl_record *record, const sl_model *model, sl_co
     const bool many = o->job_count > 1 || o->jobs_stream;
     if (r->refused) status = SL_EXIT_FAILED;
     if (many && !o->quiet) print_batch(r);
-    if (many && *o->base.json && sl_report_write(&r->rep, NULL, o->base.json, err))
+    if (many && *o->base.json && sl_batch_report_write(&r->rep, o->base.json, err))
         status = SL_EXIT_FAILED;
     if (many && *o->base.trace &&
         sl_report_trace_write(&r->rep, NULL, o->base.trace, err->code ? &second : err))

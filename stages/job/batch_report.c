@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/json.h"
+
 #define LEAST 1e-3 /* part of the batch's time below which a wait is not told */
 
 typedef struct {
@@ -155,6 +157,15 @@ static const char *text(const json_t *o, const char *key)
 {
     const char *t = json_string_value(json_object_get(o, key));
     return t ? t : "";
+}
+
+sl_code sl_batch_report_write(const sl_report *r, const char *path, sl_err *err)
+{
+    json_t *all = json_array();
+    for (int i = 0; i < r->count; i++) json_array_append_new(all, sl_report_json(r, &r->jobs[i]));
+    return sl_json_write(json_pack("{s:i, s:o, s:o}", "version", SL_REPORT_VERSION, "jobs", all,
+                                   "batch", sl_batch_report(r)),
+                         path, SL_REPORT_JSON, "report", err);
 }
 
 void sl_batch_report_print(const json_t *batch, FILE *to)

@@ -17,7 +17,9 @@
  * longest first: jobs for a stage that works on another one; a stage for its turn of its device;
  * a stage for a slot of the next. Rows shorter than a thousandth of the time are left out. */
 json_t *sl_batch_report(const sl_report *r);
-/* The same as a small table. */
+/* {"jobs": [...], "batch": ...} of all jobs to a file. Errors: SL_SYS. */
+sl_code sl_batch_report_write(const sl_report *r, const char *path, sl_err *err);
+/* sl_batch_report's object as a small table. */
 void sl_batch_report_print(const json_t *batch, FILE *to);
 
 #endif

@@ -10,7 +10,6 @@
 
 #include "common/conf.h"
 #include "common/json.h"
-#include "stages/job/batch_report.h"
 #include "stages/job/lora.h"
 #include "stages/job/report_table.h"
 
@@ -311,7 +310,7 @@ static json_t *refused_json(const sl_report_job *j)
                      "status", sl_report_status(j), "message", text(j->message));
 }
 
-static json_t *job_json(const sl_report *r, const sl_report_job *j)
+json_t *sl_report_json(const sl_report *r, const sl_report_job *j)
 {
     if (j->refused) return refused_json(j);
     const sl_job *s = &j->job->spec;
@@ -358,20 +357,12 @@ static json_t *job_json(const sl_report *r, const sl_report_job *j)
 
 sl_code sl_report_write(const sl_report *r, const sl_report_job *job, const char *path, sl_err *err)
 {
-    json_t *root;
-    if (job) root = job_json(r, job);
-    else {
-        json_t *all = json_array();
-        for (int i = 0; i < r->count; i++) json_array_append_new(all, job_json(r, &r->jobs[i]));
-        root = json_pack("{s:i, s:o, s:o}", "version", SL_REPORT_VERSION, "jobs", all, "batch",
-                         sl_batch_report(r));
-    }
-    return sl_json_write(root, path, JSON_INDENT(2) | JSON_REAL_PRECISION(9), "report", err);
+    return sl_json_write(sl_report_json(r, job), path, SL_REPORT_JSON, "report", err);
 }
 
 void sl_report_line(const sl_report *r, const sl_report_job *j, FILE *to)
 {
-    json_t *report = job_json(r, j);
+    json_t *report = sl_report_json(r, j);
     if (!json_dumpf(report, to, JSON_COMPACT | JSON_REAL_PRECISION(9))) fputc('\n', to);
     fflush(to);
     json_decref(report);
@@ -379,7 +370,7 @@ void sl_report_line(const sl_report *r, const sl_report_job *j, FILE *to)
 
 void sl_report_print(const sl_report *r, const sl_report_job *j, FILE *to)
 {
-    json_t *report = job_json(r, j);
+    json_t *report = sl_report_json(r, j);
     /* a message of any length in one line; the video's name as it was given */
     if (j->code) fprintf(to, "%s: %s\n", sl_report_status(j), j->message);
     else if (j->job->no_video)

@@ -87,7 +87,10 @@ double sl_report_rows(const sl_report_rank *rank);
 int sl_report_team(const sl_report_job *job);
 /* job->warnings as an array of texts, the caller's. */
 json_t *sl_report_warnings(const sl_request *job);
-/* JSON of one job, or {"jobs": [...]} of all when job is NULL. Errors: SL_SYS. */
+#define SL_REPORT_JSON (JSON_INDENT(2) | JSON_REAL_PRECISION(9)) /* jansson's flags of a file */
+/* A job's report, the caller's; NULL: no memory. */
+json_t *sl_report_json(const sl_report *r, const sl_report_job *job);
+/* The same to a file. Errors: SL_SYS. */
 sl_code sl_report_write(const sl_report *r, const sl_report_job *job, const char *path,
                         sl_err *err);
 /* The job's JSON in one line, flushed. */
