@@ -79,18 +79,6 @@ struct eight_args {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-struct place {
-    int head, row, band;
-};
-__device__ __forceinline__ place place_of(const eight_args &a, int tile)
-{
-    const int band = tile / a.band_all, rest = tile - band * a.band_all,
-              wide = min(a.band, a.tiles - band * a.band), head = rest / wide;
-    int t = rest - head * wide + band * a.band + a.from;
-    if (t >= a.tiles) t -= a.tiles;
-    return {head, t * TILE, band};
-}
-
 const float START = 3; /* of the largest weight of a first block, as a power of two */
 
 /* ---- instructions ---- */
@@ -167,7 +155,7 @@ __device__ __forceinline__ void bring_all(const eight_args &a, const eight_maps 
                                           ring queries)
 {
     for (int tile = blockIdx.x; tile < a.all; tile += gridDim.x) {
-        const place p = place_of(a, tile);
+        const place p = place_of<TILE>(a, tile);
         barrier_wait(queries.empty + 8 * queries.at, queries.pass ^ 1);
         barrier_expect(queries.full + 8 * queries.at, GROUPS * Q_PLACE);
         for (int i = 0; i < GROUPS; i++)
@@ -394,7 +382,7 @@ __device__ __forceinline__ void multiply(const eight_args &a, ring keys, ring qu
     work w;
     w.lane = lane, w.keys = keys;
     for (int tile = blockIdx.x; tile < a.all; tile += gridDim.x) {
-        const place p = place_of(a, tile);
+        const place p = place_of<TILE>(a, tile);
         const int row = p.row + group * ROWS + warp * 16;
         const uint32_t q = queries.data + (queries.at * GROUPS + group) * Q_PLACE,
                        q_empty = queries.empty + 8 * queries.at;
@@ -449,17 +437,6 @@ __global__ void __launch_bounds__(THREADS, 1)
 enum { CHUNKS = 64 /* of rows, summed apart */, LOADS = 16 /* rows that a block reads at once */ };
 const float TINY = 7.888609e-31f; /* 2^-100: its inverse is finite */
 
-__device__ __forceinline__ void load8(float (&x)[8], const bf16 *from)
-{
-    const uint4 u = *(const uint4 *)from;
-    const uint32_t four[4] = {u.x, u.y, u.z, u.w};
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        x[2 * i] = __uint_as_float(four[i] << 16);
-        x[2 * i + 1] = __uint_as_float(four[i] & 0xffff0000u);
-    }
-}
-
 /* Magnitudes as integers: NaN is the largest. */
 __device__ __forceinline__ uint32_t magnitude(float x)
 {
@@ -497,8 +474,8 @@ __global__ void __launch_bounds__(256) columns_kernel(float *to, columns a)
         figure[0][i] = figure[1][i] = 0, figure[2][i] = INFINITY, figure[3][i] = -INFINITY;
     for (int64_t row = from + r; row < end; row += LOADS) {
         float k[8], v[8];
-        load8(k, a.k + row * a.k_pitch + column);
-        load8(v, a.v + row * a.v_pitch + column);
+        load<8>(k, a.k + row * a.k_pitch + column);
+        load<8>(v, a.v + row * a.v_pitch + column);
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             figure[0][i] += k[i];
@@ -555,7 +532,7 @@ __global__ void __launch_bounds__(256)
 #pragma unroll
     for (int i = 0; i < KEYS / LOADS; i++) {
         const int64_t row = from + r + i * LOADS;
-        if (row < n) load8(x[i], k + row * pitch + column);
+        if (row < n) load<8>(x[i], k + row * pitch + column);
 #pragma unroll
         for (int e = 0; e < 8; e++) {
             x[i][e] = row < n ? x[i][e] - mean[column + e] : 0;
@@ -595,7 +572,7 @@ __global__ void __launch_bounds__(256)
         const int64_t row = from + r + i * LOADS;
         const int at = byte_of_key(r + i * LOADS);
         float x[8];
-        if (row < n) load8(x, v + row * pitch + column);
+        if (row < n) load<8>(x, v + row * pitch + column);
 #pragma unroll
         for (int e = 0; e < 8; e++)
             turned[(c + e) * ROW + at] =
@@ -652,18 +629,14 @@ bool encode_codes(sl_ctx *ctx, CUtensorMap *map, const void *data, int64_t n, in
     return false;
 }
 
-bool in_sixteens(const sl_tensor *t)
-{
-    return (uintptr_t)t->data % 16 == 0 && (t->shape[0] == 1 || t->pitch % 8 == 0);
-}
-
 /* What this needs of device and tensors; else ctx has failed. */
 bool can(sl_ctx *ctx, const sl_tensor *a, const sl_tensor *b)
 {
     if (!sl_cuda_tensor_maps(sl_cuda_of(ctx)))
         sl_ctx_fail(ctx, SL_ARG, "attention in 8 bits wants compute capability 9.0, found %d.%d",
                     sl_cuda_of(ctx)->sm / 10, sl_cuda_of(ctx)->sm % 10);
-    else if (!in_sixteens(a) || !in_sixteens(b))
+    else if (!is_in_sixteens(a->data, a->shape[0], a->pitch) ||
+             !is_in_sixteens(b->data, b->shape[0], b->pitch))
         sl_ctx_fail(ctx, SL_ARG, "attention in 8 bits wants rows at multiples of 16 bytes");
     return !ctx->err.code;
 }
@@ -700,8 +673,9 @@ void sl_cuda_attention_eight(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q
     sl_cuda *cu = sl_cuda_of(ctx);
     const int64_t nq = q->shape[0], width = q->shape[1], ends[2] = {0, nq};
     if (!nq || !can(ctx, o, q)) return;
-    if (nq > INT32_MAX / 4 / heads) {
-        sl_ctx_fail(ctx, SL_ARG, "attention in 8 bits: %lld rows are too many", (long long)nq);
+    if (nq > INT32_MAX / 4 / heads || keys->rows > INT32_MAX / 4) {
+        sl_ctx_fail(ctx, SL_ARG, "attention in 8 bits: %lld queries and %lld keys are too many",
+                    (long long)nq, (long long)keys->rows);
         return;
     }
     queries_kernel<<<(unsigned)((nq * heads + 7) / 8), 256, 0, ctx->stream>>>(

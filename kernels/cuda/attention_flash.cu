@@ -85,19 +85,6 @@ struct flash_args {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-/* Where the tile lies that is taken as number `tile`: band after band, in it head after head. */
-struct place {
-    int head, row, band;
-};
-__device__ __forceinline__ place place_of(const flash_args &a, int tile)
-{
-    const int band = tile / a.band_all, rest = tile - band * a.band_all,
-              wide = min(a.band, a.tiles - band * a.band), head = rest / wide;
-    int t = rest - head * wide + band * a.band + a.from;
-    if (t >= a.tiles) t -= a.tiles;
-    return {head, t * TILE, band};
-}
-
 const float LIMIT = 1152921504606846976.f;
 
 /* ---- the thread that copies ---- */
@@ -109,7 +96,7 @@ __device__ __forceinline__ void bring_all(const flash_args &a, const flash_maps 
 {
     int v_head = -1, v_row = 0; /* of values that are still to be brought */
     for (int tile = blockIdx.x; tile < a.all; tile += gridDim.x) {
-        const place p = place_of(a, tile);
+        const place p = place_of<TILE>(a, tile);
         bring_queries<GROUPS>(queries, &m.q, p.head, p.row);
         for (int row = 0; row < a.nk; row += KEYS) {
             bring<PLACES, PLACE>(keys, &m.k, p.head, row, KEYS);
@@ -365,7 +352,7 @@ __device__ __forceinline__ void multiply(const flash_args &a, ring keys, ring qu
     first_step(w, queries.data + group * QUERIES, a.nk);
     for (int tile = blockIdx.x;;) {
         /* the warp's first */
-        const place p = place_of(a, tile);
+        const place p = place_of<TILE>(a, tile);
         const int row = group * ROWS + warp * 16;
         const uint32_t q = queries.data + (queries.at * GROUPS + group) * QUERIES,
                        q_empty = queries.empty + 8 * queries.at;

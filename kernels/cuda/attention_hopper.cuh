@@ -191,6 +191,20 @@ template <int PLACES> __device__ __forceinline__ void outlive(ring r)
     }
 }
 
+/* Where the tile lies that is taken as number `tile`: band after band, in it head after head
+ * (bands.h); of a kernel's arguments, tiles of TILE rows. */
+struct place {
+    int head, row, band;
+};
+template <int TILE, class A> __device__ __forceinline__ place place_of(const A &a, int tile)
+{
+    const int band = tile / a.band_all, rest = tile - band * a.band_all,
+              wide = min(a.band, a.tiles - band * a.band), head = rest / wide;
+    int t = rest - head * wide + band * a.band + a.from;
+    if (t >= a.tiles) t -= a.tiles;
+    return {head, t * TILE, band};
+}
+
 /* A warp that multiplies reads the place no more. */
 __device__ __forceinline__ void give_back(int lane, uint32_t empty)
 {
