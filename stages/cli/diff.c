@@ -214,12 +214,13 @@ static void list_text(const json_t *list, char *out, size_t size)
     if (n < size) snprintf(out + n, size - n, "]");
 }
 
-static const char *real_text(const json_t *row, const char *key, const char *format, char *out,
-                             size_t size)
+/* `none`: what a number that JSON has none for is. */
+static const char *real_text(const json_t *row, const char *key, const char *format,
+                             const char *none, char *out, size_t size)
 {
     const json_t *value = json_object_get(row, key);
     if (json_is_number(value)) snprintf(out, size, format, json_number_value(value));
-    else snprintf(out, size, "%s", "inf");
+    else snprintf(out, size, "%s", none);
     return out;
 }
 
@@ -233,9 +234,10 @@ static void print_row(const json_t *row, int width)
     else if (json_is_true(json_object_get(row, "same"))) printf("same\n");
     else {
         list_text(json_object_get(row, "at"), at, sizeof at);
-        printf("%-12s %-12s %-20s %s dB%s\n", real_text(row, "rel_l2", "%.3g", rel, sizeof rel),
-               real_text(row, "largest", "%.3g", largest, sizeof largest), at,
-               real_text(row, "psnr", "%.1f", psnr, sizeof psnr),
+        printf("%-12s %-12s %-20s %s dB%s\n",
+               real_text(row, "rel_l2", "%.3g", "inf", rel, sizeof rel),
+               real_text(row, "largest", "%.3g", "inf", largest, sizeof largest), at,
+               real_text(row, "psnr", "%.1f", "-inf", psnr, sizeof psnr),
                json_is_true(json_object_get(row, "parts")) ? "" : "  within --tol");
     }
 }

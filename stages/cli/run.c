@@ -108,8 +108,10 @@ static sl_code prepare(runner *r, sl_err *err)
     if (*r->conf->run.spool) rc = sl_absolute_path(r->spool, r->conf->run.spool, err);
     else rc = sl_path_join(r->spool, r->run_dir, "spool", err);
     if (rc || (rc = sl_make_dirs(r->spool, err))) return rc;
-    if ((rc = open_folders(r, err)) || (rc = open_results(r, err)) ||
-        (r->o->jobs_stream && (rc = sl_feed_open(&r->feed, r->o->jobs_file, err))))
+    /* the record last: a command that is refused leaves no jobs behind */
+    if ((rc = open_results(r, err)) ||
+        (r->o->jobs_stream && (rc = sl_feed_open(&r->feed, r->o->jobs_file, err))) ||
+        (rc = open_folders(r, err)))
         return rc;
     sigemptyset(&set);
     sigaddset(&set, SIGINT);
@@ -613,6 +615,7 @@ static int resume_one(sl_batch *o, const char *spool, const char *name, int64_t 
     sl_code rc = sl_batch_init(&b, &err);
     memcpy(b.conf, o->conf, sizeof b.conf);
     memcpy(b.device, o->device, sizeof b.device);
+    memcpy(b.log, o->log, sizeof b.log);
     b.quiet = o->quiet;
     if (!rc) rc = sl_record_take(&record, &b, spool, name, &err);
     if (rc == SL_BUSY) {

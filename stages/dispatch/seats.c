@@ -539,6 +539,8 @@ void sl_seats_close(sl_seats *s)
         if (p->pid <= 0) continue;
         if (!wait_for_end(s, i, by)) signal_all(p, SIGKILL);
         waitpid(p->pid, NULL, 0);
+        if (p->speaker_fd >= 0) sl_pidfd_send(p->speaker_fd, SIGKILL); /* a wrapper went first */
+        close_speaker(p);
         sl_voice_close(&p->voice);
         close(p->pidfd);
         p->pidfd = -1;

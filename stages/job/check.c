@@ -609,7 +609,8 @@ sl_code sl_batch_check_again(sl_batch *b, sl_model *model, sl_conf *conf, sl_err
     sl_code rc = sl_batch_open(b, model, conf, err);
     for (int i = 0; i < b->job_count && !rc; i++)
         if (!(rc = sl_job_check_family(&b->jobs[i].spec, &model->family, err)))
-            rc = check_team(&b->jobs[i].spec, b->from, model, conf, err);
+            if (!(rc = check_team(&b->jobs[i].spec, b->from, model, conf, err)))
+                rc = sl_request_check_precision(&b->jobs[i], conf, err);
     return rc ? rc : check_limits(b, conf, err);
 }
 

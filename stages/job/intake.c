@@ -149,8 +149,11 @@ static sl_code check_resume(const sl_batch *b, bool replay, sl_err *err)
         if (b->base.given >> i & 1)
             return sl_fail(err, SL_ARG, "--resume goes on with jobs as they are, found --%s",
                            o->name);
-    if (*b->jobs_file)
-        return sl_fail(err, SL_ARG, "--resume goes on with jobs as they are, found --jobs");
+    if (*b->jobs_file || *b->results || *b->wire)
+        return sl_fail(err, SL_ARG, "--resume goes on with jobs as they are, found --%s",
+                       *b->jobs_file ? "jobs"
+                       : *b->results ? "results"
+                                     : "wire");
     if (!*b->conf)
         return sl_fail(err, SL_ARG, "--resume wants --conf FILE, whose run.spool holds the jobs");
     return SL_OK;

@@ -81,8 +81,9 @@ sl_code sl_record_write(sl_record *rec, const sl_batch *b, sl_err *err)
     for (int i = 0; i < b->job_count; i++)
         bad = json_array_append_new(jobs, job_row(&b->jobs[i])) || bad;
     json_t *root =
-        json_pack("{s:i, s:i, s:s, s:s, s:o, s:o, s:o, s:o}", "version", VERSION, "pid",
-                  (int)getpid(), "from", b->from, "device", b->device, "files", files_row(b),
+        json_pack("{s:i, s:i, s:s, s:s, s:s, s:o, s:o, s:o, s:o}", "version", VERSION, "pid",
+                  (int)getpid(), "from", b->from, "device", b->device, "precision",
+                  b->base.has_precision ? b->base.spec.precision : "", "files", files_row(b),
                   "json", place_of(b->base.json), "trace", place_of(b->base.trace), "jobs", jobs);
     char *text = root && !bad ? json_dumps(root, JSON_INDENT(1)) : NULL;
     sl_code rc = SL_OK;
@@ -191,6 +192,8 @@ static sl_code take_batch(sl_batch *b, const json_t *root, const char *path, sl_
     sl_json_int(&r, "version", 0, VERSION, VERSION);
     take_path(&r, "from", b->from, sizeof b->from);
     if (!*b->device) take_path(&r, "device", b->device, sizeof b->device);
+    take_path(&r, "precision", b->base.spec.precision, sizeof b->base.spec.precision);
+    b->base.has_precision = *b->base.spec.precision;
     take_path(&r, "json", b->base.json, sizeof b->base.json);
     take_path(&r, "trace", b->base.trace, sizeof b->base.trace);
     if (r.code) return r.code;

@@ -146,6 +146,16 @@ static void put_option(char *out, size_t size, const char *name, const char *val
     put_word(out, size, value);
 }
 
+/* A replay's line has the run's option too: not what its jobs came from, nor where its own record
+ * went. */
+static bool is_repeated(const sl_option *o)
+{
+    static const char *const NOT[] = {"jobs", "from", "results", "wire", "log"};
+    for (size_t i = 0; i < sizeof NOT / sizeof *NOT; i++)
+        if (!strcmp(o->name, NOT[i])) return false;
+    return true;
+}
+
 void sl_replay_line(char *out, size_t size, const sl_batch *b, const sl_request *r,
                     const sl_model *model, const char *dir)
 {
@@ -158,8 +168,7 @@ void sl_replay_line(char *out, size_t size, const sl_batch *b, const sl_request 
     put_option(out, size, "from", sl_role_name((sl_role)first));
     for (int i = 0; (o = sl_option_at(i)); i++) {
         const char *value = (const char *)b + o->at;
-        if (o->owner == SL_OPTION_OF_RUN && o->kind == SL_OPTION_PATH && strcmp(o->name, "jobs") &&
-            strcmp(o->name, "from") && *value)
+        if (o->owner == SL_OPTION_OF_RUN && o->kind == SL_OPTION_PATH && is_repeated(o) && *value)
             put_option(out, size, o->name, value);
     }
     if (!r->streams) put_option(out, size, "output", r->spec.output);
