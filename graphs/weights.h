@@ -21,7 +21,8 @@
  * through the plug-in's loader, or has random numbers made on the device, and sets the
  * data of the tensors where sl_weight left them. Matrices in 8 bits are read in float32 or bf16
  * into memory that is given back, a part of them at a time, and quantised there. Ranks of a team
- * can share the reading (sl_loader_share).
+ * can share the reading (sl_loader_share), but for what a file holds coded (FP8, GGUF): that each
+ * makes itself.
  * The loader owns all of it: it outlives the network. After an error sl_weight still
  * gives shapes, with NULL data. */
 #ifndef SL_WEIGHTS_H

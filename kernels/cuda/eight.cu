@@ -72,8 +72,6 @@ __device__ __forceinline__ uint2 codes8(const float (&f)[8], float by)
 
 /* ---- what makes the numbers of rows in registers ---- */
 
-template <int T, int NV, int R> using held = float[R][NV][8];
-
 struct as_it_is {
     enum { ROWS = 1 };
     template <int T, int NV, int R>
@@ -396,7 +394,7 @@ static __global__ void __launch_bounds__(256)
     if (b.data) bias[i] = __float2bfloat16_rn(gate[i] * at(b, i));
 }
 
-/* The gate goes into w's scales, of which y holds a copy, and the bias. */
+/* The gate goes into a copy of w's scales, and of the bias: whatever the number of rows. */
 bool sl_cuda_linear_add_eight(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y,
                               const sl_eight *a, const sl_eight *w, const sl_tensor *b,
                               const sl_tensor *gate)
@@ -407,12 +405,14 @@ bool sl_cuda_linear_add_eight(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *
     g.adds = true;
     if (!g.m || !g.n) return true;
     if (!gate) return sl_cuda_multiply(ctx, &g);
-    if (sl_bytes(y) < wanted || !is_aligned16(y->data)) return false;
-    bf16 *bias = (bf16 *)((char *)y->data + scales);
+    (void)y;
+    float *gated = (float *)sl_cuda_scratch(ctx, wanted);
+    if (!gated) return true;
+    bf16 *bias = (bf16 *)((char *)gated + scales);
     gated_scales_kernel<<<blocks_for(g.n, 256), 256, 0, ctx->stream>>>(
-        (float *)y->data, g.scale_b, bias, columns_of(b), (const float *)gate->data, g.n);
+        gated, g.scale_b, bias, columns_of(b), (const float *)gate->data, g.n);
     if (!SL_LAUNCHED(ctx, "scales of a gated branch")) return true;
-    g.scale_b = (const float *)y->data;
+    g.scale_b = gated;
     g.bias = b ? bias : NULL;
     g.bias_any = g.bias_f32 = false;
     return sl_cuda_multiply(ctx, &g);

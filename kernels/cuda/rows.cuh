@@ -1,5 +1,5 @@
 /* rows.cuh - what kernels that work row by row share: rows of bf16 held in registers, sums over
- * them, rows of any kind, vectors over the columns. */
+ * them (norm.cu's), rows of any kind, vectors over the columns. */
 #ifndef SL_ROWS_CUH
 #define SL_ROWS_CUH
 

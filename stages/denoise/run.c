@@ -172,7 +172,8 @@ static sl_code take_meta(denoise_run *r, const sl_st *st, bool fork, sl_err *err
         return rc;
     memcpy(v, meta.data, sizeof v);
     if (v[SL_META_STEP] < 1 || v[SL_META_STEP] >= r->schedule.steps || v[SL_META_ORDER] < 0 ||
-        v[SL_META_ORDER] > 2 || v[SL_META_HISTORY] < 0 || v[SL_META_HISTORY] > 2)
+        v[SL_META_ORDER] > 2 || v[SL_META_ORDER] > v[SL_META_STEP] || v[SL_META_HISTORY] < 0 ||
+        v[SL_META_HISTORY] > 2 || v[SL_META_HISTORY] > v[SL_META_STEP])
         return sl_fail(err, SL_FORMAT, "%s: step %lld of %d makes no sense", sl_st_path(st, 0),
                        (long long)v[SL_META_STEP], r->schedule.steps);
     const bool forgets = fork && r->fork_sampler != (int)r->schedule.kind;

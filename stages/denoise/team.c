@@ -104,8 +104,8 @@ void sl_denoise_team_meet(const denoise_team *t, sl_ctx *ctx, sl_tensor v[SL_BRA
     other->data = (char *)y.data + (size_t)(!t->split.branch) * sl_bytes(own);
 }
 
-/* A member's word: the metric, two bits, and microseconds that it has computed, up to 17
- * minutes. */
+/* A member's word: the metric, two bits, and microseconds that it has computed: more
+ * than 17 minutes are not told. */
 #define COMPUTED ((uint64_t)1 << 32)
 #define PARK ((uint64_t)1 << 33)
 #define BUSY_SHIFT 34
@@ -116,7 +116,7 @@ static uint64_t word_of(const sl_fbcache_report *report, bool park, int64_t busy
     const uint64_t us = busy_ns > 0 ? (uint64_t)busy_ns / 1000 : 0;
     uint32_t metric;
     memcpy(&metric, &report->metric, sizeof metric);
-    return (us < BUSY_MOST ? us : BUSY_MOST) << BUSY_SHIFT | (park ? PARK : 0) |
+    return (us < BUSY_MOST ? us : 0) << BUSY_SHIFT | (park ? PARK : 0) |
            (report->computed ? COMPUTED : 0) | metric;
 }
 
