@@ -1,8 +1,9 @@
 /* operand.h - a linear layer whose matrix may be in 8 bits, and what such a layer reads.
  *
  * A network that may be in either is written once: what makes a layer's input makes it as the layer
- * wants it (sl_operand_for), and the layer knows what it is given. In 8 bits whoever makes the
- * numbers quantises them (kernels/ops.h), never a pass of its own, but for attention's result. */
+ * wants it (sl_operand_for), and the layer knows what it is given. In 8 bits LayerNorm quantises
+ * what it makes (kernels/ops.h); GELU reads its product in bf16 and writes codes, and attention's
+ * result takes a pass of its own: a row's scale wants the row's other tiles and heads. */
 #ifndef SL_OPERAND_H
 #define SL_OPERAND_H
 

@@ -615,26 +615,33 @@ static void tap_attention(sl_ctx *ctx, int i, const char *part, const sl_tensor 
     }
 }
 
-/* Keys and values of the tokens in 8 bits, from the arena, where block i attends so in this step;
- * else no rows. */
-static sl_keys_eight eight_keys(sl_ctx *ctx, const forward *f, int i, const sl_tensor *k,
-                                const sl_tensor *v, int heads)
+/* Block i attends in 8 bits among the tokens. */
+static bool attends_in_eight(const forward *f, int i)
 {
-    if (f->in->whole_attention || !sl_attends_in_eight(&f->m->c.precision, i, f->in->step))
-        return (sl_keys_eight){0};
+    return !f->in->whole_attention && sl_attends_in_eight(&f->m->c.precision, i, f->in->step);
+}
+
+/* Keys and values of the tokens in 8 bits, from the arena. */
+static sl_keys_eight eight_keys(sl_ctx *ctx, const sl_tensor *k, const sl_tensor *v, int heads)
+{
     const sl_keys_eight keys = sl_new_keys_eight(ctx, k->shape[0], k->shape[1], heads);
     sl_code_keys(ctx, &keys, k, v, heads);
     return keys;
 }
 
-static void attend_eight(sl_ctx *ctx, const forward *f, const sl_tensor *o, const sl_tensor *q,
-                         const sl_keys_eight *keys, int heads, int parts, const int64_t *first,
-                         int last, sl_done *done)
+/* q = its norm with rotation; in 8 bits where `codes` has rows, and q then only where it is tapped.
+ * cos and sin are of q's rows. */
+static void make_queries(sl_ctx *ctx, const forward *f, const sl_queries_eight *codes,
+                         const sl_tensor *q, const sl_tensor *norm, const sl_tensor *cos,
+                         const sl_tensor *sin)
 {
-    const size_t mark = sl_mark(ctx);
-    const sl_queries_eight work = sl_new_queries_eight(ctx, q->shape[0], q->shape[1], heads);
-    sl_attention_eight(ctx, o, q, keys, &work, heads, f->scale, parts, first, last, done);
-    sl_release(ctx, mark);
+    const sl_dit_config *c = &f->m->c;
+    if (codes->codes.rank && !ctx->tap_parts) {
+        sl_rmsnorm_rope_queries(ctx, codes, q, norm, c->eps, cos, sin, c->heads, f->scale);
+        return;
+    }
+    sl_rmsnorm_rope(ctx, q, q, norm, c->eps, cos, sin, c->heads);
+    if (codes->codes.rank) sl_code_queries(ctx, codes, q, c->heads, f->scale);
 }
 
 /* x += gate * out(attention(LN(x) modulated)): queries, keys and values of all tokens
@@ -650,6 +657,10 @@ static void self_attention(sl_ctx *ctx, const forward *f, int i, const sl_tensor
               v = sl_new2(ctx, sl_act(ctx), n, d);
     const sl_tensor attended = sl_new2(ctx, sl_act(ctx), f->chunk, d);
     const sl_operand in = sl_operand_for(ctx, &a->q, &attended); /* of the layers */
+    const bool eight = attends_in_eight(f, i);
+    sl_queries_eight codes = {0};
+    sl_keys_eight keys = {0};
+    if (eight) codes = sl_new_queries_eight(ctx, n, d, c->heads);
 
     EACH_CHUNK (r, rows, n, f->chunk) {
         const sl_operand s = sl_operand_rows(&in, 0, rows);
@@ -657,21 +668,25 @@ static void self_attention(sl_ctx *ctx, const forward *f, int i, const sl_tensor
         const sl_tensor qr = sl_rows(&q, r, rows), kr = sl_rows(&k, r, rows),
                         vr = sl_rows(&v, r, rows);
         const sl_tensor c_r = sl_rows(&f->cos, r, rows), s_r = sl_rows(&f->sin, r, rows);
+        const sl_queries_eight codes_r =
+            eight ? sl_queries_eight_rows(&codes, r, rows) : (sl_queries_eight){0};
         modulate(ctx, f, &s, &xr, r, mod, SHIFT_1);
         sl_layer_apply(ctx, &kr, &s, &a->k);
         sl_rmsnorm_rope(ctx, &kr, &kr, &a->norm_k, c->eps, &c_r, &s_r, c->heads);
         sl_layer_apply(ctx, &qr, &s, &a->q);
-        sl_rmsnorm_rope(ctx, &qr, &qr, &a->norm_q, c->eps, &c_r, &s_r, c->heads);
+        make_queries(ctx, f, &codes_r, &qr, &a->norm_q, &c_r, &s_r);
         sl_layer_apply(ctx, &vr, &s, &a->v);
     }
     if (ctx->tap_parts) tap_attention(ctx, i, ".attn1.", &q, &k, &v);
-    const sl_keys_eight keys = eight_keys(ctx, f, i, &k, &v, c->heads);
+    if (eight) keys = eight_keys(ctx, &k, &v, c->heads);
     EACH_CHUNK (r, rows, n, f->chunk) {
         const sl_operand s = sl_operand_rows(&in, 0, rows);
         const sl_tensor xr = sl_rows(x, r, rows), qr = sl_rows(&q, r, rows),
                         o = sl_rows(&attended, 0, rows);
-        if (keys.rows) attend_eight(ctx, f, &o, &qr, &keys, c->heads, 1, NULL, 0, NULL);
-        else sl_attention(ctx, &o, &qr, &k, &v, c->heads, f->scale, NULL, false);
+        if (eight) {
+            const sl_queries_eight codes_r = sl_queries_eight_rows(&codes, r, rows);
+            sl_attention_eight(ctx, &o, &codes_r, &keys, c->heads, 1, NULL, 0, NULL);
+        } else sl_attention(ctx, &o, &qr, &k, &v, c->heads, f->scale, NULL, false);
         sl_operand_take(ctx, &s, &o);
         add_branch(ctx, f, i, ".attn1", &xr, r, &qr, &s, &a->out, mod, GATE_1);
     }
@@ -757,9 +772,12 @@ static void shared_self_attention(sl_ctx *ctx, const forward *f, int i, const sl
     first[size] = f->tokens;
     const int heads = c->heads / size;
     const size_t keys_mark = sl_mark(ctx);
-    const sl_keys_eight keys = eight_keys(ctx, f, i, &s->k, &s->v, heads);
-    if (keys.rows) attend_eight(ctx, f, &o, &s->q, &keys, heads, size, first, s->team.me, done);
-    else
+    if (attends_in_eight(f, i)) {
+        const sl_keys_eight keys = eight_keys(ctx, &s->k, &s->v, heads);
+        const sl_queries_eight codes = sl_new_queries_eight(ctx, f->tokens, share, heads);
+        sl_code_queries(ctx, &codes, &s->q, heads, f->scale);
+        sl_attention_eight(ctx, &o, &codes, &keys, heads, size, first, s->team.me, done);
+    } else
         sl_attention_parts(ctx, &o, &s->q, &s->k, &s->v, heads, f->scale, size, first, s->team.me,
                            done);
     sl_release(ctx, keys_mark);

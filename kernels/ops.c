@@ -172,7 +172,12 @@ sl_keys_eight sl_new_keys_eight(sl_ctx *ctx, int64_t rows, int64_t width, int he
 sl_queries_eight sl_new_queries_eight(sl_ctx *ctx, int64_t rows, int64_t width, int heads)
 {
     const sl_tensor codes = sl_new2(ctx, SL_U8, rows, width);
-    return (sl_queries_eight){codes, sl_new2(ctx, SL_F32, heads, rows)};
+    return (sl_queries_eight){codes, sl_new2(ctx, SL_F32, rows, heads)};
+}
+
+sl_queries_eight sl_queries_eight_rows(const sl_queries_eight *q, int64_t first, int64_t count)
+{
+    return (sl_queries_eight){sl_rows(&q->codes, first, count), sl_rows(&q->scale, first, count)};
 }
 
 size_t sl_mark(const sl_ctx *ctx)
@@ -579,19 +584,25 @@ void sl_rmsnorm(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_te
     BODY(rmsnorm, ctx, y, x, w, eps);
 }
 
+/* The norm's weights, and the rotation of x's rows. */
+static bool rope_checked(sl_ctx *ctx, const char *op, const sl_tensor *x, const sl_tensor *w,
+                         const sl_tensor *cos, const sl_tensor *sin, int heads)
+{
+    return is_vector(ctx, op, "w", w, x, VECTOR) &&
+           is_in_range(ctx, op, "heads", heads, 1, INT64_MAX) &&
+           is_multiple(ctx, op, "x's columns", x->shape[1], 2 * (int64_t)heads) &&
+           is_tensor(ctx, op, "cos", cos, 2, BIT(SL_F32), DENSE) &&
+           is_tensor(ctx, op, "sin", sin, 2, BIT(SL_F32), DENSE) &&
+           HAS_EXTENTS(op, "cos", cos, x->shape[0], x->shape[1] / heads / 2) &&
+           HAS_EXTENTS(op, "sin", sin, x->shape[0], x->shape[1] / heads / 2);
+}
+
 void sl_rmsnorm_rope(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w,
                      float eps, const sl_tensor *cos, const sl_tensor *sin, int heads)
 {
     static const char op[] = "rmsnorm_rope";
-    if (!rows_checked(ctx, op, y, x, ACT, PITCHED) || !is_vector(ctx, op, "w", w, x, VECTOR) ||
-        !is_in_range(ctx, op, "heads", heads, 1, INT64_MAX) ||
-        !is_multiple(ctx, op, "x's columns", x->shape[1], 2 * (int64_t)heads) ||
-        !is_tensor(ctx, op, "cos", cos, 2, BIT(SL_F32), DENSE) ||
-        !is_tensor(ctx, op, "sin", sin, 2, BIT(SL_F32), DENSE) ||
-        !HAS_EXTENTS(op, "cos", cos, x->shape[0], x->shape[1] / heads / 2) ||
-        !HAS_EXTENTS(op, "sin", sin, x->shape[0], x->shape[1] / heads / 2))
-        return;
-    BODY(rmsnorm_rope, ctx, y, x, w, eps, cos, sin, heads);
+    if (rows_checked(ctx, op, y, x, ACT, PITCHED) && rope_checked(ctx, op, x, w, cos, sin, heads))
+        BODY(rmsnorm_rope, ctx, y, x, w, eps, cos, sin, heads);
 }
 
 void sl_gated_add(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *y, const sl_tensor *gate)
@@ -755,21 +766,59 @@ void sl_code_keys(sl_ctx *ctx, const sl_keys_eight *y, const sl_tensor *k, const
         BODY(code_keys, ctx, y, k, v, heads);
 }
 
-void sl_attention_eight(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q,
-                        const sl_keys_eight *keys, const sl_queries_eight *work, int heads,
-                        float scale, int parts, const int64_t *first, int last, sl_done *done)
+/* Codes of queries [n, d] of so many heads. */
+static bool queries_checked(sl_ctx *ctx, const char *op, const sl_queries_eight *y, int64_t n,
+                            int64_t d, int heads)
+{
+    const int width = ctx->ops->eight_width;
+    return is_in_range(ctx, op, "heads", heads, 1, INT64_MAX) &&
+           is_multiple(ctx, op, "the columns", d, heads) &&
+           is_tensor(ctx, op, "q's codes", &y->codes, 2, BIT(SL_U8), DENSE) &&
+           HAS_EXTENTS(op, "q's codes", &y->codes, n, d) &&
+           is_tensor(ctx, op, "q's scales", &y->scale, 2, BIT(SL_F32), DENSE) &&
+           HAS_EXTENTS(op, "q's scales", &y->scale, n, heads) &&
+           (!width || is_in_range(ctx, op, "the columns of a head", d / heads, width, width));
+}
+
+void sl_code_queries(sl_ctx *ctx, const sl_queries_eight *y, const sl_tensor *q, int heads,
+                     float scale)
+{
+    static const char op[] = "code_queries";
+    if (may_begin(ctx) && is_tensor(ctx, op, "q", q, 2, ACT, PITCHED) &&
+        queries_checked(ctx, op, y, q->shape[0], q->shape[1], heads) &&
+        is_apart(ctx, op, "y", &y->codes, "q", q))
+        BODY(code_queries, ctx, y, q, heads, scale);
+}
+
+bool sl_rmsnorm_rope_queries(sl_ctx *ctx, const sl_queries_eight *y, const sl_tensor *x,
+                             const sl_tensor *w, float eps, const sl_tensor *cos,
+                             const sl_tensor *sin, int heads, float scale)
+{
+    static const char op[] = "rmsnorm_rope_queries";
+    if (!rows_checked(ctx, op, x, x, ACT, PITCHED) ||
+        !rope_checked(ctx, op, x, w, cos, sin, heads) ||
+        !queries_checked(ctx, op, y, x->shape[0], x->shape[1], heads) ||
+        !is_apart(ctx, op, "y", &y->codes, "x", x))
+        return false;
+    if (!ctx->ops->plan && ctx->ops->rmsnorm_rope_queries &&
+        ctx->ops->rmsnorm_rope_queries(ctx, y, x, w, eps, cos, sin, heads, scale))
+        return true;
+    sl_rmsnorm_rope(ctx, x, x, w, eps, cos, sin, heads);
+    sl_code_queries(ctx, y, x, heads, scale);
+    return false;
+}
+
+void sl_attention_eight(sl_ctx *ctx, const sl_tensor *o, const sl_queries_eight *q,
+                        const sl_keys_eight *keys, int heads, int parts, const int64_t *first,
+                        int last, sl_done *done)
 {
     static const char op[] = "attention_eight";
-    if (!may_begin(ctx) || !is_tensor(ctx, op, "q", q, 2, ACT, PITCHED) ||
-        !is_tensor(ctx, op, "o", o, 2, ACT, PITCHED) || !is_like(ctx, op, "o", o, q) ||
-        !is_apart(ctx, op, "o", o, "q", q) || !keys_checked(ctx, op, keys, q->shape[1], heads) ||
-        !is_tensor(ctx, op, "q's codes", &work->codes, 2, BIT(SL_U8), DENSE) ||
-        !HAS_EXTENTS(op, "q's codes", &work->codes, q->shape[0], q->shape[1]) ||
-        !is_tensor(ctx, op, "q's scales", &work->scale, 2, BIT(SL_F32), DENSE) ||
-        !HAS_EXTENTS(op, "q's scales", &work->scale, heads, q->shape[0]) ||
-        (done && !parts_checked(ctx, op, q->shape[0], parts, first, last, done)))
+    if (!may_begin(ctx) || !is_tensor(ctx, op, "o", o, 2, ACT, PITCHED) ||
+        !queries_checked(ctx, op, q, o->shape[0], o->shape[1], heads) ||
+        !keys_checked(ctx, op, keys, o->shape[1], heads) ||
+        (done && !parts_checked(ctx, op, o->shape[0], parts, first, last, done)))
         return;
-    BODY(attention_eight, ctx, o, q, keys, work, heads, scale, parts, first, last, done);
+    BODY(attention_eight, ctx, o, q, keys, heads, parts, first, last, done);
 }
 
 /* ---- rows in 8 bits ---- */

@@ -313,22 +313,32 @@ sl_keys_eight sl_new_keys_eight(sl_ctx *ctx, int64_t rows, int64_t width, int he
 /* y = the codes of k, v act [N, heads * D], which may be pitched; N >= 1. */
 typedef void sl_code_keys_fn(sl_ctx *ctx, const sl_keys_eight *y, const sl_tensor *k,
                              const sl_tensor *v, int heads);
-/* Queries that sl_attention_eight has coded. */
+/* Queries of Nq rows; attention's scale and log2(e) are in theirs. */
 typedef struct {
     sl_tensor codes; /* U8 [Nq, heads * D] */
-    sl_tensor scale; /* F32 [heads, Nq] */
+    sl_tensor scale; /* F32 [Nq, heads] */
 } sl_queries_eight;
 sl_queries_eight sl_new_queries_eight(sl_ctx *ctx, int64_t rows, int64_t width, int heads);
+/* A view of some rows. */
+sl_queries_eight sl_queries_eight_rows(const sl_queries_eight *q, int64_t first, int64_t count);
+/* y = the codes of q, act [Nq, heads * D], which may be pitched, for softmax(q k^T * scale). */
+typedef void sl_code_queries_fn(sl_ctx *ctx, const sl_queries_eight *y, const sl_tensor *q,
+                                int heads, float scale);
+/* y = the codes of sl_rmsnorm_rope(x), with the bits that sl_code_queries gives them; x, act [Nq,
+ * heads * D], may be pitched, and is memory to work in: what it holds afterwards is unspecified.
+ * A body returns false where it cannot, and has done nothing then; the front does it with the two
+ * operations, and returns what the body did. */
+typedef bool sl_rmsnorm_rope_queries_fn(sl_ctx *ctx, const sl_queries_eight *y, const sl_tensor *x,
+                                        const sl_tensor *w, float eps, const sl_tensor *cos,
+                                        const sl_tensor *sin, int heads, float scale);
 
-/* o = softmax(q k^T * scale) v per head in 8 bits. o, q act [Nq, heads * D], may be pitched;
- * `work` is memory to work in. done NULL, or as in sl_attention_parts for `parts` parts (first,
- * last as there), where a body that cannot tell of parts leaves done cleared. The same bits with
- * parts and without. On a device D is 128: ctx->ops->eight_width, 0 for any.
- * Cost 4 Nq N heads D operations. */
-typedef void sl_attention_eight_fn(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q,
-                                   const sl_keys_eight *keys, const sl_queries_eight *work,
-                                   int heads, float scale, int parts, const int64_t *first,
-                                   int last, sl_done *done);
+/* o = softmax(q k^T * scale) v per head in 8 bits. o act [Nq, heads * D], may be pitched. done
+ * NULL, or as in sl_attention_parts for `parts` parts (first, last as there), where a body that
+ * cannot tell of parts leaves done cleared. The same bits with parts and without. On a device D is
+ * 128: ctx->ops->eight_width, 0 for any. Cost 4 Nq N heads D operations. */
+typedef void sl_attention_eight_fn(sl_ctx *ctx, const sl_tensor *o, const sl_queries_eight *q,
+                                   const sl_keys_eight *keys, int heads, int parts,
+                                   const int64_t *first, int last, sl_done *done);
 
 /* ---- DiT's edges and the sampler ---- */
 
@@ -431,7 +441,7 @@ typedef void sl_frames_rgb8_fn(sl_ctx *ctx, const sl_tensor *y, const sl_tensor 
     X(quantise_rows) X(layernorm_eight) X(layernorm_modulate_eight) X(gelu_eight) \
     X(linear_eight) X(linear_add_eight) \
     X(rmsnorm_rope) X(gated_add) X(attention) X(attention_two) X(attention_parts) \
-    X(code_keys) X(attention_eight) \
+    X(code_keys) X(code_queries) X(rmsnorm_rope_queries) X(attention_eight) \
     X(patchify) X(unpatchify) X(guidance) X(flow_x0) X(lincomb) X(mean_abs) X(abs_rows) X(sum_rows) \
     X(conv3d) X(conv_history) X(vae_norm) X(time_shuffle) X(avg_down) X(dup_up) X(pixel_shuffle) \
     X(to_channels_last) X(to_channels_first) X(frames_rgb8)

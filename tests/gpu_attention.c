@@ -358,13 +358,11 @@ static void eight_once(pair *p, int64_t nq, int64_t nk, int heads, int64_t pad, 
     sl_ctx *const side[2] = {&p->cpu, &p->gpu};
     for (int i = 0; i < 2; i++) {
         const sl_keys_eight keys = sl_new_keys_eight(side[i], nk, w, heads);
-        const sl_queries_eight work = sl_new_queries_eight(side[i], nq, w, heads);
+        const sl_queries_eight codes = sl_new_queries_eight(side[i], nq, w, heads);
         sl_code_keys(side[i], &keys, i ? &k.g : &k.c, i ? &v.g : &v.c, heads);
-        sl_attention_eight(side[i], i ? &o.g : &o.c, i ? &q.g : &q.c, &keys, &work, heads, scale, 1,
-                           NULL, 0, NULL);
-        if (i)
-            sl_attention_eight(side[i], &again.g, &q.g, &keys, &work, heads, scale, 3, first, 1,
-                               done);
+        sl_code_queries(side[i], &codes, i ? &q.g : &q.c, heads, scale);
+        sl_attention_eight(side[i], i ? &o.g : &o.c, &codes, &keys, heads, 1, NULL, 0, NULL);
+        if (i) sl_attention_eight(side[i], &again.g, &codes, &keys, heads, 3, first, 1, done);
     }
     sl_sync(&p->gpu);
     for (int i = 0; i < 3; i++)
@@ -372,6 +370,78 @@ static void eight_once(pair *p, int64_t nq, int64_t nk, int heads, int64_t pad, 
     if (!pad) same_bits(p, &again.g, &o.g, what);
     same(p, &o, tol, what);
     forget(p);
+}
+
+/* n queries of a layer, coded by what makes them: the bits of the two operations; of the same rows
+ * the CPU body codes, neighbours at most where a last place of float32 decides. */
+static void queries_once(pair *p, int64_t n, int heads, sl_dtype weights, int64_t pad)
+{
+    const char *what = say("queries as they are made: %lld of %d heads, weights %s, pad %lld",
+                           (long long)n, heads, sl_dtype_tag(weights), (long long)pad);
+    const int64_t w = heads * 128, size = n * w;
+    twin x = matrix(p, SL_BF16, n, w, pad), y = matrix(p, SL_BF16, n, w, pad),
+         cos = matrix(p, SL_F32, n, 64, 0), sin = matrix(p, SL_F32, n, 64, 0),
+         of = matrix(p, weights, 1, w, 0);
+    const sl_tensor w_g = sl_view1(of.g.data, weights, w);
+    const sl_queries_eight made = sl_new_queries_eight(&p->gpu, n, w, heads),
+                           two = sl_new_queries_eight(&p->gpu, n, w, heads),
+                           cpu = sl_new_queries_eight(&p->cpu, n, w, heads);
+    sl_rmsnorm_rope(&p->gpu, &y.g, &x.g, &w_g, 1e-6f, &cos.g, &sin.g, heads);
+    sl_code_queries(&p->gpu, &two, &y.g, heads, 0.1f);
+    const bool one =
+        sl_rmsnorm_rope_queries(&p->gpu, &made, &x.g, &w_g, 1e-6f, &cos.g, &sin.g, heads, 0.1f);
+    if (!one && pad % 8 == 0 && heads <= 40) fail_msg("%s: in two operations", what);
+    float *rows = downloaded(p, &y.whole_g); /* the CPU codes the GPU's own numbers */
+    for (int64_t r = 0; r < n; r++)
+        memcpy((float *)y.c.data + r * y.c.pitch, rows + r * (w + 2 * pad) + pad,
+               (size_t)w * sizeof *rows);
+    sl_code_queries(&p->cpu, &cpu, &y.c, heads, 0.1f);
+    int8_t *a = malloc((size_t)size), *b = malloc((size_t)size);
+    float *s = malloc((size_t)(2 * n * heads) * sizeof *s), *t = s + n * heads;
+    assert_true(a && b && s);
+    sl_download(&p->gpu, a, &made.codes);
+    sl_download(&p->gpu, b, &two.codes);
+    sl_download(&p->gpu, s, &made.scale);
+    sl_download(&p->gpu, t, &two.scale);
+    if (!went_wrong(p, what)) {
+        int64_t others = 0, far = -1, scales = 0;
+        for (int64_t i = 0; i < size; i++) {
+            others += a[i] != b[i];
+            if (abs(b[i] - ((const int8_t *)cpu.codes.data)[i]) > 1 && far < 0) far = i;
+        }
+        for (int64_t i = 0; i < n * heads; i++)
+            scales += s[i] != t[i] ||
+                      !(fabsf(t[i] - ((const float *)cpu.scale.data)[i]) <= 1e-6f * fabsf(t[i]));
+        if (others || scales || far >= 0) {
+            print_message("FAIL %s: %lld of %lld codes and %lld scales differ, code [%lld, %lld] "
+                          "is not the CPU's (-1: none)\n",
+                          what, (long long)others, (long long)size, (long long)scales,
+                          (long long)(far < 0 ? -1 : far / w), (long long)(far < 0 ? -1 : far % w));
+            p->failures++;
+        }
+    }
+    free(rows);
+    free(a);
+    free(b);
+    free(s);
+    forget(p);
+}
+
+static void queries_are_coded_as_they_are_made(void **state)
+{
+    static const int HEADS[] = {1, 2, 5, 12, 20, 40};
+    (void)state;
+    pair p;
+    if (!on_hopper("queries in 8 bits")) skip();
+    pair_open(&p, (size_t)1 << 30);
+    EACH(i, HEADS)
+    {
+        queries_once(&p, 1, HEADS[i], SL_BF16, 0);
+        queries_once(&p, 333, HEADS[i], i % 2 ? SL_BF16 : SL_F32, i % 3 ? 8 : 0);
+    }
+    queries_once(&p, 4000, 40, SL_BF16, 0); /* two rows a block */
+    queries_once(&p, 77, 41, SL_BF16, 0);   /* more than registers hold */
+    pair_close(&p);
 }
 
 static void attention_in_8_bits(void **state)
@@ -621,6 +691,7 @@ int main(void)
         cmocka_unit_test(speed_of_our_attention),
         cmocka_unit_test(attention_of_our_own),
         cmocka_unit_test(attention_by_parts),
+        cmocka_unit_test(queries_are_coded_as_they_are_made),
         cmocka_unit_test(attention_in_8_bits),
         /* the last: a kernel that breaks takes the device along */
         cmocka_unit_test(two_lists_of_keys),

@@ -49,10 +49,11 @@ static numbers numbers_of(int64_t nq, int64_t nk, int heads, int64_t d)
 static void run(const numbers *n)
 {
     const sl_keys_eight keys = sl_new_keys_eight(&ctx, n->k.shape[0], n->k.shape[1], n->heads);
-    const sl_queries_eight work =
+    const sl_queries_eight codes =
         sl_new_queries_eight(&ctx, n->q.shape[0], n->q.shape[1], n->heads);
     sl_code_keys(&ctx, &keys, &n->k, &n->v, n->heads);
-    sl_attention_eight(&ctx, &n->o, &n->q, &keys, &work, n->heads, n->scale, 1, NULL, 0, NULL);
+    sl_code_queries(&ctx, &codes, &n->q, n->heads, n->scale);
+    sl_attention_eight(&ctx, &n->o, &codes, &keys, n->heads, 1, NULL, 0, NULL);
 }
 
 static float at(const sl_tensor *t, int64_t r, int64_t c)
@@ -199,6 +200,49 @@ static void what_is_no_number_stays_none(void **state)
     ctx.arena_used = 0;
 }
 
+/* The queries of a layer: codes of sl_rmsnorm_rope's numbers, by pieces of rows the same. */
+static void queries_are_coded_as_they_are_made(void **state)
+{
+    enum { N = 37, HEADS = 3, D = 16, W = HEADS * D };
+    (void)state;
+    seed = 5;
+    const numbers n = numbers_of(N, 5, HEADS, D);
+    const sl_tensor w = sl_new1(&ctx, SL_F32, W), cos = sl_new2(&ctx, SL_F32, N, D / 2),
+                    sin = sl_new2(&ctx, SL_F32, N, D / 2), y = sl_new2(&ctx, SL_F32, N, W),
+                    weights = sl_view2(w.data, SL_F32, 1, W);
+    fill(&weights, 1, 0);
+    for (int i = 0; i < N * D / 2; i++)
+        ((float *)cos.data)[i] = cosf((float)i), ((float *)sin.data)[i] = sinf((float)i);
+    const sl_queries_eight made = sl_new_queries_eight(&ctx, N, W, HEADS),
+                           want = sl_new_queries_eight(&ctx, N, W, HEADS);
+    sl_rmsnorm_rope(&ctx, &y, &n.q, &w, 1e-6f, &cos, &sin, HEADS);
+    sl_code_queries(&ctx, &want, &y, HEADS, 0.25f);
+    for (int64_t from = 0, rows; from < N; from += rows) {
+        rows = from + 10 < N ? 10 : N - from;
+        const sl_queries_eight part = sl_queries_eight_rows(&made, from, rows);
+        const sl_tensor x = sl_rows(&n.q, from, rows), c = sl_rows(&cos, from, rows),
+                        s = sl_rows(&sin, from, rows);
+        sl_rmsnorm_rope_queries(&ctx, &part, &x, &w, 1e-6f, &c, &s, HEADS, 0.25f);
+    }
+    assert_int_equal(ctx.err.code, SL_OK);
+    assert_memory_equal(made.codes.data, want.codes.data, N * W);
+    assert_memory_equal(made.scale.data, want.scale.data, N * HEADS * sizeof(float));
+    for (int r = 0; r < N; r++)
+        for (int h = 0; h < HEADS; h++) { /* and what they stand for */
+            const float scale = ((const float *)want.scale.data)[r * HEADS + h];
+            float most = 0;
+            for (int c = 0; c < D; c++) {
+                const float by = 0.25f * 1.44269504f,
+                            x = ((const float *)y.data)[r * W + h * D + c] * by,
+                            code = ((const int8_t *)want.codes.data)[r * W + h * D + c];
+                assert_true(fabsf(x - code * scale) <= scale * 0.5001f);
+                most = fmaxf(most, fabsf(code));
+            }
+            assert_true(most == 127);
+        }
+    ctx.arena_used = 0;
+}
+
 static void what_does_not_fit_is_refused(void **state)
 {
     (void)state;
@@ -213,6 +257,14 @@ static void what_does_not_fit_is_refused(void **state)
     sl_code_keys(&ctx, &keys, &m.k, &m.v, 3);
     sl_ctx_error(&ctx, &err);
     T_SAYS(err.msg, "code_keys: the columns");
+    sl_queries_eight codes = sl_new_queries_eight(&ctx, 3, 128, 2);
+    sl_code_queries(&ctx, &codes, &n.q, 2, 1);
+    sl_ctx_error(&ctx, &err);
+    T_SAYS(err.msg, "code_queries: q's codes");
+    codes = sl_new_queries_eight(&ctx, 4, 128, 1);
+    sl_attention_eight(&ctx, &n.o, &codes, &keys, 2, 1, NULL, 0, NULL);
+    sl_ctx_error(&ctx, &err);
+    T_SAYS(err.msg, "attention_eight: q's scales");
 }
 
 static void steps_and_blocks_are_read(void **state)
@@ -265,6 +317,7 @@ int main(void)
         cmocka_unit_test(means_and_outliers_are_within_it),
         cmocka_unit_test(a_late_large_score_is_met),
         cmocka_unit_test(what_is_no_number_stays_none),
+        cmocka_unit_test(queries_are_coded_as_they_are_made),
         cmocka_unit_test(what_does_not_fit_is_refused),
         cmocka_unit_test(steps_and_blocks_are_read),
     };

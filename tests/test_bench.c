@@ -1,5 +1,5 @@
-/* test_bench - what `sluice bench` measures of a team of ranks, on the CPU: the figures hang
- * together, and all ranks make one rank's bytes. run: alone. limit: 120 s */
+/* test_bench - what `sluice bench` measures on the CPU, of a team of ranks and in 8 bits: the
+ * figures hang together, and all ranks make one rank's bytes. run: alone. limit: 180 s */
 #include "tests/t_run.h"
 
 #include <jansson.h>
@@ -7,14 +7,15 @@
 
 static t_run run;
 
-/* `sluice bench dit` of a small size on these devices. The caller frees the results. */
-static json_t *bench(const char *devices, int status)
+/* `sluice bench WHAT` of a small size on these devices. The caller frees the results. */
+static json_t *bench_in(const char *what, const char *precision, const char *devices, int status)
 {
     char report[300];
     snprintf(report, sizeof report, "%s/report.json", run.base);
-    char *args[] = {"sluice",   "bench",         "dit",     "--model",    T_MODEL,
-                    "--size",   "160x96x17",     "--quick", "--guidance", "5",
-                    "--device", (char *)devices, "--json",  report,       NULL};
+    char *args[] = {"sluice",        "bench",     (char *)what,  "--model",         T_MODEL,
+                    "--size",        "160x96x17", "--quick",     "--guidance",      "5",
+                    "--json",        report,      "--precision", (char *)precision, "--device",
+                    (char *)devices, NULL};
     t_run_start(&run, args);
     t_run_ends(&run, status);
     t_run_nothing_left(&run, 0);
@@ -23,6 +24,11 @@ static json_t *bench(const char *devices, int status)
     json_t *results = json_incref(json_object_get(told, "results"));
     json_decref(told);
     return results;
+}
+
+static json_t *bench(const char *devices, int status)
+{
+    return bench_in("dit", "bf16", devices, status);
 }
 
 static json_t *result(const json_t *results, const char *what)
@@ -110,6 +116,41 @@ static void what_cannot_be_shared_is_left_out(void **state)
     t_run_close(&run);
 }
 
+/* With attention in 8 bits the products are as many, and two ranks make one's bytes. */
+static void a_forward_in_8_bits_is_measured(void **state)
+{
+    (void)state;
+    t_run_open(&run);
+    json_t *whole = bench("cpu", 0), *eight = bench_in("dit", "fp8", "cpu,cpu", 0);
+    assert_true(json_is_true(json_object_get(result(eight, "dit 2 ranks"), "same_bytes")));
+    assert_true(number(whole, "dit", "attention_ops") > 0);
+    assert_true(number(whole, "dit", "attention_ops") ==
+                number(eight, "dit 1 rank", "attention_ops"));
+    assert_true(number(whole, "dit", "linear_ops") == number(eight, "dit 1 rank", "linear_ops"));
+    json_decref(whole);
+    json_decref(eight);
+    json_decref(bench_in("dit", "fp4", "cpu", 2));
+    if (!t_run_said(&run, "precision is fp4, want bf16, fp8-linear or fp8"))
+        t_run_fail(&run, "said something else");
+    t_run_close(&run);
+}
+
+/* Whole, and its parts: the codes alone, which are no products, and what follows them. */
+static void attention_in_8_bits_is_measured_with_its_codes(void **state)
+{
+    (void)state;
+    t_run_open(&run);
+    json_t *r = bench_in("attention", "bf16", "cpu", 0);
+    const double whole = number(r, "attention in 8 bits", "attention_ops");
+    assert_true(whole > 0 && whole == number(r, "attention", "attention_ops"));
+    assert_true(whole == number(r, "attention of the codes", "attention_ops"));
+    assert_true(number(r, "its codes", "attention_ops") == 0);
+    assert_true(number(r, "its codes", "bytes") > 0);
+    assert_true(number(r, "its codes", "seconds") < number(r, "attention in 8 bits", "seconds"));
+    json_decref(r);
+    t_run_close(&run);
+}
+
 static void a_device_that_is_none_is_refused(void **state)
 {
     (void)state;
@@ -122,9 +163,12 @@ static void a_device_that_is_none_is_refused(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(a_team_is_measured_beside_one_rank),
-                                       cmocka_unit_test(shares_are_given),
-                                       cmocka_unit_test(what_cannot_be_shared_is_left_out),
-                                       cmocka_unit_test(a_device_that_is_none_is_refused)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_team_is_measured_beside_one_rank),
+        cmocka_unit_test(shares_are_given),
+        cmocka_unit_test(what_cannot_be_shared_is_left_out),
+        cmocka_unit_test(a_forward_in_8_bits_is_measured),
+        cmocka_unit_test(attention_in_8_bits_is_measured_with_its_codes),
+        cmocka_unit_test(a_device_that_is_none_is_refused)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

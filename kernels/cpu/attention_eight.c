@@ -94,16 +94,35 @@ void sl_cpu_code_keys(sl_ctx *ctx, const sl_keys_eight *y, const sl_tensor *k, c
 }
 
 /* Row r of head h, its scale times `by`. */
-static void code_query(const sl_queries_eight *y, const sl_tensor *q, int64_t h, int64_t d,
-                       int64_t r, float by)
+static void code_query(const sl_queries_eight *y, const sl_tensor *q, int64_t r, int64_t h,
+                       int64_t d, float by)
 {
     const float *x = (const float *)q->data + r * q->pitch + h * d;
     int8_t *codes = (int8_t *)y->codes.data + r * q->shape[1] + h * d;
     float most = 0;
     for (int64_t c = 0; c < d; c++) most = larger(most, x[c]);
     most = at_least_tiny(most);
-    ((float *)y->scale.data)[h * q->shape[0] + r] = most / 127 * by;
+    ((float *)y->scale.data)[r * y->scale.shape[1] + h] = most / 127 * by;
     for (int64_t c = 0; c < d; c++) codes[c] = whole(x[c] * (127 / most));
+}
+
+void sl_cpu_code_queries(sl_ctx *ctx, const sl_queries_eight *y, const sl_tensor *q, int heads,
+                         float scale)
+{
+    const int64_t n = q->shape[0], d = q->shape[1] / heads;
+    (void)ctx;
+#pragma omp parallel for schedule(static)
+    for (int64_t r = 0; r < n; r++)
+        for (int64_t h = 0; h < heads; h++) code_query(y, q, r, h, d, scale * LOG2_E);
+}
+
+/* The CPU leaves it to the front's two operations. */
+bool sl_cpu_rmsnorm_rope_queries(sl_ctx *ctx, const sl_queries_eight *y, const sl_tensor *x,
+                                 const sl_tensor *w, float eps, const sl_tensor *cos,
+                                 const sl_tensor *sin, int heads, float scale)
+{
+    (void)ctx, (void)y, (void)x, (void)w, (void)eps, (void)cos, (void)sin, (void)heads, (void)scale;
+    return false;
 }
 
 /* ---- attention ---- */
@@ -139,7 +158,7 @@ static void take_block(row *w, const int8_t *q, const int8_t *k, int64_t pitch, 
     }
 }
 
-static bool attend(const sl_tensor *o, const sl_keys_eight *keys, const sl_queries_eight *work,
+static bool attend(const sl_tensor *o, const sl_queries_eight *q, const sl_keys_eight *keys,
                    int64_t h, int64_t d, int64_t from, int64_t n)
 {
     const int64_t w = o->shape[1];
@@ -159,9 +178,9 @@ static bool attend(const sl_tensor *o, const sl_keys_eight *keys, const sl_queri
                 v[i * d + c] =
                     sl_from_e4m3(((const uint8_t *)keys->v.data)[(at + i) * w + h * d + c]);
         for (int64_t r = 0; r < n; r++)
-            take_block(&rows[r], (const int8_t *)work->codes.data + (from + r) * w + h * d,
+            take_block(&rows[r], (const int8_t *)q->codes.data + (from + r) * w + h * d,
                        (const int8_t *)keys->k.data + at * w + h * d, w, v, m, d,
-                       ((const float *)work->scale.data)[h * o->shape[0] + from + r] * k_scale,
+                       ((const float *)q->scale.data)[(from + r) * q->scale.shape[1] + h] * k_scale,
                        b == 0);
     }
     for (int64_t r = 0; r < n; r++) {
@@ -173,19 +192,18 @@ static bool attend(const sl_tensor *o, const sl_keys_eight *keys, const sl_queri
     return true;
 }
 
-void sl_cpu_attention_eight(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q,
-                            const sl_keys_eight *keys, const sl_queries_eight *work, int heads,
-                            float scale, int parts, const int64_t *first, int last, sl_done *done)
+void sl_cpu_attention_eight(sl_ctx *ctx, const sl_tensor *o, const sl_queries_eight *q,
+                            const sl_keys_eight *keys, int heads, int parts, const int64_t *first,
+                            int last, sl_done *done)
 {
-    const int64_t n = q->shape[0], d = q->shape[1] / heads, groups = (n + QUERIES - 1) / QUERIES;
+    const int64_t n = o->shape[0], d = o->shape[1] / heads, groups = (n + QUERIES - 1) / QUERIES;
     bool failed = false;
     (void)parts, (void)first, (void)last, (void)done; /* nobody else works while this thread does */
 #pragma omp parallel for schedule(dynamic)
     for (int64_t i = 0; i < heads * groups; i++) {
         const int64_t h = i / groups, from = i % groups * QUERIES,
                       rows = n - from < QUERIES ? n - from : QUERIES;
-        for (int64_t r = 0; r < rows; r++) code_query(work, q, h, d, from + r, scale * LOG2_E);
-        if (!attend(o, keys, work, h, d, from, rows)) {
+        if (!attend(o, q, keys, h, d, from, rows)) {
 #pragma omp atomic write
             failed = true;
         }

@@ -37,7 +37,6 @@
 #include <math.h>
 
 #include "kernels/cuda/attention_hopper.cuh"
-#include "kernels/cuda/device.cuh"
 
 #include <cuda_fp8.h>
 
@@ -69,9 +68,10 @@ struct eight_args {
     bf16 *o;
     int64_t o_pitch;
     int nq, nk, blocks, tiles, all; /* blocks of keys; tiles of a head, of all heads */
-    const float *q_scale;           /* [heads, nq], times the scale and log2(e) */
-    const float *k_scale;           /* [heads, blocks] */
-    const float *v_scale, *v_mean;  /* [heads * 128] */
+    const float *q_scale;           /* [nq, heads], times the scale and log2(e) */
+    int heads;
+    const float *k_scale;          /* [heads, blocks] */
+    const float *v_scale, *v_mean; /* [heads * 128] */
     const uint8_t *v;
     int band, band_all, from; /* as in attention_flash.cu */
     uint32_t *done;
@@ -390,7 +390,7 @@ __device__ __forceinline__ void multiply(const eight_args &a, ring keys, ring qu
 #pragma unroll
         for (int h = 0; h < 2; h++) { /* of a row that is not there: anything but 0 */
             const int r = row + lane / 4 + 8 * h;
-            w.q_scale[h] = r < a.nq ? __ldg(a.q_scale + (int64_t)p.head * a.nq + r) : 1;
+            w.q_scale[h] = r < a.nq ? __ldg(a.q_scale + (int64_t)r * a.heads + p.head) : 1;
         }
         barrier_spin(queries.full + 8 * queries.at, queries.pass);
         take_block<true>(w, q, k_scale, a.nk);
@@ -435,13 +435,6 @@ __global__ void __launch_bounds__(THREADS, 1)
 /* ---- codes ---- */
 
 enum { CHUNKS = 64 /* of rows, summed apart */, LOADS = 16 /* rows that a block reads at once */ };
-const float TINY = 7.888609e-31f; /* 2^-100: its inverse is finite */
-
-/* Magnitudes as integers: NaN is the largest. */
-__device__ __forceinline__ uint32_t magnitude(float x)
-{
-    return __float_as_uint(x) & 0x7fffffffu;
-}
 
 /* Of 256 threads of a block; in all of them. */
 __device__ __forceinline__ float block_most(uint32_t m)
@@ -542,13 +535,10 @@ __global__ void __launch_bounds__(256)
     const float most = block_most(m), by = 127 / most;
     if (threadIdx.x == 0) scales[(int64_t)head * gridDim.x + blockIdx.x] = most / 127;
 #pragma unroll
-    for (int i = 0; i < KEYS / LOADS; i++) {
-        uint32_t four[2] = {0, 0};
-#pragma unroll
-        for (int e = 0; e < 8; e++)
-            four[e / 4] |= (uint32_t)(uint8_t)__float2int_rn(x[i][e] * by) << e % 4 * 8;
-        *(uint2 *)(codes + (from + r + i * LOADS) * width + column) = make_uint2(four[0], four[1]);
-    }
+    for (int i = 0; i < KEYS / LOADS; i++)
+        *(uint2 *)(codes + (from + r + i * LOADS) * width + column) =
+            make_uint2(int_codes(x[i][0], x[i][1], x[i][2], x[i][3], by),
+                       int_codes(x[i][4], x[i][5], x[i][6], x[i][7], by));
 }
 
 /* Where key k of a block of 128 stands among the 128 bytes of a column, before the swizzle. */
@@ -601,16 +591,15 @@ __global__ void __launch_bounds__(256) queries_kernel(int8_t *codes, float *scal
     const uint2 u = *(const uint2 *)(q + row * pitch + head * WIDTH + lane * 4);
     const float x[4] = {__uint_as_float(u.x << 16), __uint_as_float(u.x & 0xffff0000u),
                         __uint_as_float(u.y << 16), __uint_as_float(u.y & 0xffff0000u)};
-    uint32_t m = __float_as_uint(TINY), four = 0;
+    uint32_t m = __float_as_uint(TINY);
 #pragma unroll
     for (int i = 0; i < 4; i++) m = max(m, magnitude(x[i]));
 #pragma unroll
     for (int i = 16; i; i /= 2) m = max(m, __shfl_xor_sync(0xffffffffu, m, i));
     const float most = __uint_as_float(m), times = 127 / most;
-#pragma unroll
-    for (int i = 0; i < 4; i++) four |= (uint32_t)(uint8_t)__float2int_rn(x[i] * times) << i * 8;
-    *(uint32_t *)(codes + (row * heads + head) * WIDTH + lane * 4) = four;
-    if (lane == 0) scales[head * n + row] = most / 127 * by;
+    *(uint32_t *)(codes + (row * heads + head) * WIDTH + lane * 4) =
+        int_codes(x[0], x[1], x[2], x[3], times);
+    if (lane == 0) scales[id] = most / 127 * by;
 }
 
 /* Boxes of a head's 128 columns and `rows` rows of codes [n, width], in the 128-byte swizzle. */
@@ -629,15 +618,17 @@ bool encode_codes(sl_ctx *ctx, CUtensorMap *map, const void *data, int64_t n, in
     return false;
 }
 
-/* What this needs of device and tensors; else ctx has failed. */
-bool can(sl_ctx *ctx, const sl_tensor *a, const sl_tensor *b)
+/* What this needs of the device and of a tensor's rows; else ctx has failed. */
+bool can(sl_ctx *ctx, const char *what, const sl_tensor *t)
 {
     if (!sl_cuda_tensor_maps(sl_cuda_of(ctx)))
         sl_ctx_fail(ctx, SL_ARG, "attention in 8 bits wants compute capability 9.0, found %d.%d",
                     sl_cuda_of(ctx)->sm / 10, sl_cuda_of(ctx)->sm % 10);
-    else if (!is_in_sixteens(a->data, a->shape[0], a->pitch) ||
-             !is_in_sixteens(b->data, b->shape[0], b->pitch))
-        sl_ctx_fail(ctx, SL_ARG, "attention in 8 bits wants rows at multiples of 16 bytes");
+    else if (!is_in_sixteens(t->data, t->shape[0], t->pitch))
+        sl_ctx_fail(ctx, SL_ARG,
+                    "attention in 8 bits: %s is at %p with a pitch of %lld, want rows at multiples "
+                    "of 16 bytes",
+                    what, t->data, (long long)t->pitch);
     return !ctx->err.code;
 }
 
@@ -650,7 +641,7 @@ void sl_cuda_code_keys(sl_ctx *ctx, const sl_keys_eight *y, const sl_tensor *k, 
 {
     const int64_t n = y->rows, width = k->shape[1];
     const dim3 blocks((unsigned)y->k_scale.shape[1], (unsigned)heads);
-    if (!can(ctx, k, v)) return;
+    if (!can(ctx, "k", k) || !can(ctx, "v", v)) return;
     float *figures = (float *)sl_cuda_scratch(ctx, (size_t)(CHUNKS * 4 * width) * sizeof *figures),
           *k_mean = (float *)y->k_mean.data, *v_mean = (float *)y->v_mean.data,
           *v_scale = (float *)y->v_scale.data;
@@ -666,23 +657,29 @@ void sl_cuda_code_keys(sl_ctx *ctx, const sl_keys_eight *y, const sl_tensor *k, 
     SL_LAUNCHED(ctx, "codes of keys and values");
 }
 
-void sl_cuda_attention_eight(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q,
-                             const sl_keys_eight *keys, const sl_queries_eight *work, int heads,
-                             float scale, int parts, const int64_t *first, int last, sl_done *done)
+void sl_cuda_code_queries(sl_ctx *ctx, const sl_queries_eight *y, const sl_tensor *q, int heads,
+                          float scale)
+{
+    const int64_t n = q->shape[0];
+    if (!n || !can(ctx, "q", q)) return;
+    queries_kernel<<<(unsigned)((n * heads + 7) / 8), 256, 0, ctx->stream>>>(
+        (int8_t *)y->codes.data, (float *)y->scale.data, (const bf16 *)q->data, q->pitch, n, heads,
+        scale * LOG2_E);
+    SL_LAUNCHED(ctx, "codes of queries");
+}
+
+void sl_cuda_attention_eight(sl_ctx *ctx, const sl_tensor *o, const sl_queries_eight *q,
+                             const sl_keys_eight *keys, int heads, int parts, const int64_t *first,
+                             int last, sl_done *done)
 {
     sl_cuda *cu = sl_cuda_of(ctx);
-    const int64_t nq = q->shape[0], width = q->shape[1], ends[2] = {0, nq};
-    if (!nq || !can(ctx, o, q)) return;
+    const int64_t nq = o->shape[0], width = o->shape[1], ends[2] = {0, nq};
+    if (!nq || !can(ctx, "the result", o) || !can(ctx, "the codes of q", &q->codes)) return;
     if (nq > INT32_MAX / 4 / heads || keys->rows > INT32_MAX / 4) {
         sl_ctx_fail(ctx, SL_ARG, "attention in 8 bits: %lld queries and %lld keys are too many",
                     (long long)nq, (long long)keys->rows);
         return;
     }
-    queries_kernel<<<(unsigned)((nq * heads + 7) / 8), 256, 0, ctx->stream>>>(
-        (int8_t *)work->codes.data, (float *)work->scale.data, (const bf16 *)q->data, q->pitch, nq,
-        heads, scale * LOG2_E);
-    if (!SL_LAUNCHED(ctx, "codes of queries")) return;
-
     uint32_t counted[SL_CUDA_COUNTERS];
     const bool told = done && sl_bands_of(TILE, parts, first, last).bands <= SL_CUDA_COUNTERS;
     const sl_bands b = told ? sl_bands_of(TILE, parts, first, last) : sl_bands_of(TILE, 1, ends, 0);
@@ -691,13 +688,14 @@ void sl_cuda_attention_eight(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q
     a.o = (bf16 *)o->data, a.o_pitch = o->pitch;
     a.nq = (int)nq, a.nk = (int)keys->rows, a.blocks = (int)keys->k_scale.shape[1];
     a.tiles = b.tiles, a.all = b.tiles * heads;
-    a.q_scale = (const float *)work->scale.data, a.k_scale = (const float *)keys->k_scale.data;
+    a.q_scale = (const float *)q->scale.data, a.k_scale = (const float *)keys->k_scale.data;
+    a.heads = heads;
     a.v_scale = (const float *)keys->v_scale.data, a.v_mean = (const float *)keys->v_mean.data;
     a.v = (const uint8_t *)keys->v.data;
     a.band = b.band, a.band_all = b.band * heads, a.from = b.from;
     a.done = told ? cu->counters : NULL;
     eight_maps m;
-    if (!encode_codes(ctx, &m.q, work->codes.data, nq, width, ROWS, "q") ||
+    if (!encode_codes(ctx, &m.q, q->codes.data, nq, width, ROWS, "q") ||
         !encode_codes(ctx, &m.k, keys->k.data, keys->k.shape[0], width, KEYS, "k") ||
         !sl_cuda_ok(
             ctx,

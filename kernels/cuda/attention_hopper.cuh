@@ -6,6 +6,7 @@
 #include <cudaTypedefs.h>
 
 #include "kernels/cuda/bands.h"
+#include "kernels/cuda/device.cuh"
 #include "kernels/cuda/hopper.cuh"
 
 namespace
@@ -13,7 +14,6 @@ namespace
 
 /* Columns of a head; queries of a warpgroup, and their bytes in shared memory. */
 enum { WIDTH = 128, ROWS = 64, QUERIES = ROWS * WIDTH * 2 };
-const float LOG2_E = 1.4426950408889634f; /* exponentials are of base 2 */
 
 } // namespace
 

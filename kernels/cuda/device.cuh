@@ -79,6 +79,26 @@ __device__ __forceinline__ uint4 pack8(const float (&f)[8])
     return make_uint4(pack2(f[0], f[1]), pack2(f[2], f[3]), pack2(f[4], f[5]), pack2(f[6], f[7]));
 }
 
+/* ---- numbers in 8 bits ---- */
+
+const float TINY = 0x1p-100f; /* the least of largest magnitudes: its inverse is finite */
+const float LOG2_E = 1.4426950408889634f; /* attention's exponentials are of base 2 */
+
+/* Magnitudes as integers: NaN is the largest. */
+__device__ __forceinline__ uint32_t magnitude(float x)
+{
+    return __float_as_uint(x) & 0x7fffffffu;
+}
+
+/* Four numbers times `by` as integers of 8 bits, the first in the lowest byte; NaN as 0. */
+__device__ __forceinline__ uint32_t int_codes(float a, float b, float c, float d, float by)
+{
+    return (uint32_t)(uint8_t)__float2int_rn(a * by) |
+           (uint32_t)(uint8_t)__float2int_rn(b * by) << 8 |
+           (uint32_t)(uint8_t)__float2int_rn(c * by) << 16 |
+           (uint32_t)(uint8_t)__float2int_rn(d * by) << 24;
+}
+
 /* ---- V neighbours at once ---- */
 
 template <int V> __device__ __forceinline__ void load(float (&f)[V], const float *p)

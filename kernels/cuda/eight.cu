@@ -36,15 +36,10 @@ __device__ __forceinline__ void block_most(uint32_t (&x)[R], uint32_t (&shared)[
     }
 }
 
-__device__ __forceinline__ uint32_t magnitude(float x)
-{
-    return __float_as_uint(x) & 0x7fffffffu;
-}
-
 /* From a row's largest magnitude: its scale, and what its numbers are multiplied by. */
 __device__ __forceinline__ void scales_of(uint32_t most, float *scale, float *by)
 {
-    const uint32_t least = __float_as_uint(0x1p-100f); /* its inverse is finite */
+    const uint32_t least = __float_as_uint(TINY);
     const float m = __uint_as_float(most > least ? most : least);
     *scale = __fdiv_rn(m, 448.0f);
     *by = __fdiv_rn(448.0f, m);
@@ -376,10 +371,32 @@ static sl_cuda_product product_of(sl_ctx *ctx, const sl_tensor *y, const sl_eigh
     return g;
 }
 
+static size_t sixteens(int64_t floats)
+{
+    return ((size_t)floats * sizeof(float) + 15) / 16 * 16;
+}
+
+/* Scales that begin anywhere (of a piece of a rank's rows), at `copy`, which is aligned. */
+static const float *aligned_scales(sl_ctx *ctx, float *copy, const float *scale, int64_t n)
+{
+    if (is_aligned16(scale)) return scale;
+    sl_cuda_ok(ctx,
+               cudaMemcpyAsync(copy, scale, (size_t)n * sizeof *scale, cudaMemcpyDeviceToDevice,
+                               ctx->stream),
+               "scales of rows");
+    return copy;
+}
+
 void sl_cuda_linear_eight(sl_ctx *ctx, const sl_tensor *y, const sl_eight *x, const sl_eight *w,
                           const sl_tensor *b)
 {
-    const sl_cuda_product g = product_of(ctx, y, x, w, b);
+    sl_cuda_product g = product_of(ctx, y, x, w, b);
+    if (!is_aligned16(g.scale_a, g.scale_b)) {
+        char *copy = (char *)sl_cuda_scratch(ctx, sixteens(g.m) + sixteens(g.n));
+        if (!copy) return;
+        g.scale_a = aligned_scales(ctx, (float *)copy, g.scale_a, g.m);
+        g.scale_b = aligned_scales(ctx, (float *)(copy + sixteens(g.m)), g.scale_b, g.n);
+    }
     sl_cuda_multiply(ctx, &g);
 }
 
@@ -400,15 +417,20 @@ bool sl_cuda_linear_add_eight(sl_ctx *ctx, const sl_tensor *x, const sl_tensor *
                               const sl_tensor *gate)
 {
     sl_cuda_product g = product_of(ctx, x, a, w, b);
-    const size_t scales = ((size_t)g.n * sizeof(float) + 15) / 16 * 16,
-                 wanted = scales + (size_t)g.n * sizeof(bf16);
+    (void)y;
     g.adds = true;
     if (!g.m || !g.n) return true;
-    if (!gate) return sl_cuda_multiply(ctx, &g);
-    (void)y;
-    float *gated = (float *)sl_cuda_scratch(ctx, wanted);
-    if (!gated) return true;
-    bf16 *bias = (bf16 *)((char *)gated + scales);
+    /* scales of rows, of columns, the bias */
+    char *work = (char *)sl_cuda_scratch(ctx, sixteens(g.m) + 2 * sixteens(g.n));
+    if (!work) return true;
+    g.scale_a = aligned_scales(ctx, (float *)work, g.scale_a, g.m);
+    work += sixteens(g.m);
+    if (!gate) {
+        g.scale_b = aligned_scales(ctx, (float *)work, g.scale_b, g.n);
+        return sl_cuda_multiply(ctx, &g);
+    }
+    float *gated = (float *)work;
+    bf16 *bias = (bf16 *)(work + sixteens(g.n));
     gated_scales_kernel<<<blocks_for(g.n, 256), 256, 0, ctx->stream>>>(
         gated, g.scale_b, bias, columns_of(b), (const float *)gate->data, g.n);
     if (!SL_LAUNCHED(ctx, "scales of a gated branch")) return true;

@@ -62,14 +62,48 @@ static __global__ void __launch_bounds__(ROW_THREADS, 6)
     }
 }
 
+/* Where an RMSNorm's vectors of 8 go: the i-th of a row. */
+struct to_rows {
+    bf16 *y;
+    int64_t pitch;
+    __device__ __forceinline__ void put(int64_t row, int i, const float (&f)[8]) const
+    {
+        *(uint4 *)(y + row * pitch + i * 8) = pack8(f);
+    }
+};
+
+/* As codes of queries (attention_eight.cu), of the numbers rounded to bf16: 16 lanes have a head of
+ * 128 columns. */
+struct to_queries {
+    uint8_t *codes;
+    float *scale;
+    int heads;
+    float by; /* attention's scale and log2(e) */
+    __device__ __forceinline__ void put(int64_t row, int i, const float (&f)[8]) const
+    {
+        const unsigned half = 0xffffu << (threadIdx.x & 16);
+        float x[8];
+        uint32_t m = __float_as_uint(TINY);
+        unpack8(x, pack8(f));
+#pragma unroll
+        for (int k = 0; k < 8; k++) m = max(m, magnitude(x[k]));
+#pragma unroll
+        for (int k = 8; k; k /= 2) m = max(m, __shfl_xor_sync(half, m, k));
+        const float most = __uint_as_float(m), times = 127 / most;
+        *(uint2 *)(codes + (row * heads * 16 + i) * 8) = make_uint2(
+            int_codes(x[0], x[1], x[2], x[3], times), int_codes(x[4], x[5], x[6], x[7], times));
+        if (threadIdx.x % 16 == 0) scale[row * heads + i / 16] = most / 127 * by;
+    }
+};
+
 /* y = x * rsqrt(mean(x^2) + eps) * w, then, where ROPE, the rotation of the pairs within
  * each head of `head` elements. With a head that divides 1024 a thread's columns are at
  * one place of their heads, so 4 cosines and 4 sines a row serve all its vectors. */
-template <int NV, int R, typename P, bool ROPE>
+template <int NV, int R, typename P, bool ROPE, class TO>
 static __global__ void __launch_bounds__(ROW_THREADS, 5)
-    rmsnorm_kernel(bf16 *y, const bf16 *x, const P *__restrict__ w, const float *__restrict__ cos,
-                   const float *__restrict__ sin, int64_t y_pitch, int64_t x_pitch, int64_t rows,
-                   int d, int head, float eps)
+    rmsnorm_kernel(TO y, const bf16 *x, const P *__restrict__ w, const float *__restrict__ cos,
+                   const float *__restrict__ sin, int64_t x_pitch, int64_t rows, int d, int head,
+                   float eps)
 {
     __shared__ float shared[R][ROW_WARPS];
     const int64_t row = (int64_t)blockIdx.x * R;
@@ -109,7 +143,7 @@ static __global__ void __launch_bounds__(ROW_THREADS, 5)
                     f[2 * k] = a * c[r][k] - b * s[r][k];
                     f[2 * k + 1] = a * s[r][k] + b * c[r][k];
                 }
-            *(uint4 *)(y + (row + r) * y_pitch + i * 8) = pack8(f);
+            y.put(row + r, i, f);
         }
     }
 }
@@ -234,16 +268,16 @@ void sl_cuda_layernorm_modulate(sl_ctx *ctx, const sl_tensor *y, const sl_tensor
     layernorm(ctx, "layernorm_modulate", y, x, scale, shift, 1, eps);
 }
 
-template <typename P, bool ROPE>
-static void rmsnorm_held(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *w,
+template <typename P, bool ROPE, class TO>
+static void rmsnorm_held(sl_ctx *ctx, TO y, const sl_tensor *x, const sl_tensor *w,
                          const float *cos, const float *sin, int64_t head, float eps)
 {
     int64_t rows = x->shape[0], d = x->shape[1];
     with_vectors(ctx, rows, d, [&](auto nv, auto r) {
         constexpr int NV = decltype(nv)::value, R = decltype(r)::value;
         rmsnorm_kernel<NV, R, P, ROPE><<<blocks_for(rows, R), ROW_THREADS, 0, ctx->stream>>>(
-            (bf16 *)y->data, (const bf16 *)x->data, (const P *)w->data, cos, sin, y->pitch,
-            x->pitch, rows, (int)d, (int)head, eps);
+            y, (const bf16 *)x->data, (const P *)w->data, cos, sin, x->pitch, rows, (int)d,
+            (int)head, eps);
     });
 }
 
@@ -252,6 +286,7 @@ static void rmsnorm(sl_ctx *ctx, const char *what, const sl_tensor *y, const sl_
                     const sl_tensor *w, const float *cos, const float *sin, int64_t head, float eps)
 {
     int64_t rows = x->shape[0], d = x->shape[1];
+    const to_rows to = {(bf16 *)y->data, y->pitch};
     bool rope = cos != NULL, fits = fits_in_registers(y, x) && is_aligned16(w->data);
     if (!rows) return;
     if (rope) fits = fits && head % 8 == 0 && 8 * ROW_THREADS % head == 0 && is_aligned16(cos, sin);
@@ -260,11 +295,11 @@ static void rmsnorm(sl_ctx *ctx, const char *what, const sl_tensor *y, const sl_
             (bf16 *)y->data, (const bf16 *)x->data, columns_of(w), cos, sin, y->pitch, x->pitch, d,
             head / 2, eps);
     else if (w->dtype == SL_F32)
-        rope ? rmsnorm_held<float, true>(ctx, y, x, w, cos, sin, head, eps)
-             : rmsnorm_held<float, false>(ctx, y, x, w, cos, sin, head, eps);
+        rope ? rmsnorm_held<float, true>(ctx, to, x, w, cos, sin, head, eps)
+             : rmsnorm_held<float, false>(ctx, to, x, w, cos, sin, head, eps);
     else
-        rope ? rmsnorm_held<bf16, true>(ctx, y, x, w, cos, sin, head, eps)
-             : rmsnorm_held<bf16, false>(ctx, y, x, w, cos, sin, head, eps);
+        rope ? rmsnorm_held<bf16, true>(ctx, to, x, w, cos, sin, head, eps)
+             : rmsnorm_held<bf16, false>(ctx, to, x, w, cos, sin, head, eps);
     SL_LAUNCHED(ctx, what);
 }
 
@@ -279,6 +314,23 @@ void sl_cuda_rmsnorm_rope(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, c
 {
     rmsnorm(ctx, "rmsnorm_rope", y, x, w, (const float *)cos->data, (const float *)sin->data,
             x->shape[1] / heads, eps);
+}
+
+bool sl_cuda_rmsnorm_rope_queries(sl_ctx *ctx, const sl_queries_eight *y, const sl_tensor *x,
+                                  const sl_tensor *w, float eps, const sl_tensor *cos,
+                                  const sl_tensor *sin, int heads, float scale)
+{
+    const int64_t head = x->shape[1] / heads;
+    const to_queries to = {(uint8_t *)y->codes.data, (float *)y->scale.data, heads, scale * LOG2_E};
+    const float *c = (const float *)cos->data, *s = (const float *)sin->data;
+    if (head != 128 || !fits_in_registers(x, x) || !is_aligned16(w->data, c, s) ||
+        (uintptr_t)y->codes.data % 8)
+        return false;
+    if (!x->shape[0]) return true;
+    if (w->dtype == SL_F32) rmsnorm_held<float, true>(ctx, to, x, w, c, s, head, eps);
+    else rmsnorm_held<bf16, true>(ctx, to, x, w, c, s, head, eps);
+    SL_LAUNCHED(ctx, "rmsnorm_rope_queries");
+    return true;
 }
 
 /* ---- gated residual ---- */

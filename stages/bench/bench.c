@@ -36,7 +36,7 @@ static void usage(FILE *to)
                 "WxHxFRAMES]... "
                 "[--repeat N] [--steps N] "
                 "[--rows N] [--quick]\n"
-                "             [--comm ipc|nccl] [--precision bf16|fp8-linear] [--guidance G] "
+                "             [--comm ipc|nccl] [--precision bf16|fp8-linear|fp8] [--guidance G] "
                 "[--profile] [--image FILE] [--json FILE]\n"
                 "\n"
                 "How fast the networks and their parts run with random weights, each beside its "
@@ -52,8 +52,9 @@ static void usage(FILE *to)
         "--device   several: dit is a team of one rank on each, beside the first alone; a "
         "job's denoisers are on all; the rest is measured on the first\n"
         "--comm     of a team on GPUs: ipc or nccl (ipc where they can map each other)\n"
-        "--precision of dit and job: fp8-linear computes the large products in 8 bits; their floor "
-        "stays that of the device's own product\n"
+        "--precision of dit and job: fp8-linear computes the large products in 8 bits, fp8 "
+        "attention among the tokens too, in every step and block; their floor stays that of the "
+        "device's own product\n"
         "--repeat   timed runs of each (1 to %d)\n"
         "--rows     tokens that the DiT takes at a time where it can choose\n"
         "--steps    of the job (the checkpoint's sluice.json, else 30; 2 with --quick); "
@@ -208,9 +209,9 @@ static sl_code write_json(const sl_bench *b, sl_err *err)
     char name[128] = "cpu";
     int sm = 0;
     if (b->plugin) b->plugin->describe(b->ordinal, name, sizeof name, &sm, NULL);
-    json_t *root = json_pack("{s:s, s:s, s:i, s:f, s:f, s:O}", "device", b->device, "name", name,
-                             "sm", sm, "product_rate", b->product_rate, "copy_rate", b->copy_rate,
-                             "results", b->results);
+    json_t *root = json_pack("{s:s, s:s, s:i, s:s, s:f, s:f, s:O}", "device", b->device, "name",
+                             name, "sm", sm, "precision", b->precision, "product_rate",
+                             b->product_rate, "copy_rate", b->copy_rate, "results", b->results);
     errno = 0;
     int bad = !root || json_dump_file(root, b->json, JSON_INDENT(2) | JSON_REAL_PRECISION(9)),
         why = errno;

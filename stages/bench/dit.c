@@ -133,7 +133,9 @@ sl_code sl_bench_dit(sl_bench *b, sl_err *err)
     const int64_t from = sl_now_ns();
     if (b->devices.count > 1) return sl_bench_team(b, err);
     sl_code rc = sl_bench_dit_open(&d, b, err);
-    if (!rc) printf("dit: weights made in %.2f s\n", (double)(sl_now_ns() - from) * 1e-9);
+    if (!rc)
+        printf("dit: weights made in %.2f s, precision %s\n", (double)(sl_now_ns() - from) * 1e-9,
+               b->precision);
     for (int i = 0; i < b->size_count && !rc; i++) rc = dit_size(&d, &b->sizes[i], err);
     sl_bench_dit_close(&d);
     return rc;

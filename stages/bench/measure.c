@@ -92,13 +92,13 @@ static bool attention_parts(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q,
     return true;
 }
 
-static void attention_eight(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q,
-                            const sl_keys_eight *keys, const sl_queries_eight *work, int heads,
-                            float scale, int parts, const int64_t *first, int last, sl_done *done)
+static void attention_eight(sl_ctx *ctx, const sl_tensor *o, const sl_queries_eight *q,
+                            const sl_keys_eight *keys, int heads, int parts, const int64_t *first,
+                            int last, sl_done *done)
 {
     sl_bench_work *k = ctx->tap_user;
-    k->attention += 4.0 * (double)q->shape[0] * (double)keys->rows * (double)q->shape[1];
-    k->body->attention_eight(ctx, o, q, keys, work, heads, scale, parts, first, last, done);
+    k->attention += 4.0 * (double)o->shape[0] * (double)keys->rows * (double)o->shape[1];
+    k->body->attention_eight(ctx, o, q, keys, heads, parts, first, last, done);
 }
 
 static void conv3d(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const sl_tensor *history,

@@ -17,6 +17,8 @@ typedef struct {
     int heads;
     float scale;
     bool added;
+    sl_keys_eight keys; /* codes of an attention in 8 bits */
+    sl_queries_eight queries;
 } op;
 
 /* Tokens of the DiT at once: a CPU's, on every device, so that figures compare. */
@@ -81,32 +83,68 @@ static void run_attention(void *arg)
                  o->bias.rank ? &o->bias : NULL, o->added);
 }
 
-/* Codes of keys and values, then attention, as a layer makes them. */
-static void run_eight(void *arg)
+static void run_codes(void *arg)
 {
     op *o = arg;
     sl_ctx *ctx = &o->n.ctx;
-    const size_t mark = sl_mark(ctx);
-    const int64_t d = o->k.shape[1];
-    const sl_keys_eight keys = sl_new_keys_eight(ctx, o->k.shape[0], d, o->heads);
-    const sl_queries_eight work = sl_new_queries_eight(ctx, o->q.shape[0], d, o->heads);
-    sl_code_keys(ctx, &keys, &o->k, &o->v, o->heads);
-    sl_attention_eight(ctx, &o->o, &o->q, &keys, &work, o->heads, o->scale, 1, NULL, 0, NULL);
-    sl_release(ctx, mark);
+    sl_code_keys(ctx, &o->keys, &o->k, &o->v, o->heads);
+    sl_code_queries(ctx, &o->queries, &o->q, o->heads, o->scale);
 }
 
-/* The arena that run_eight wants. */
-static sl_code reserve_eight(op *o, sl_err *err)
+static void run_coded(void *arg)
+{
+    op *o = arg;
+    sl_attention_eight(&o->n.ctx, &o->o, &o->queries, &o->keys, o->heads, 1, NULL, 0, NULL);
+}
+
+static void run_eight(void *arg)
+{
+    run_codes(arg);
+    run_coded(arg);
+}
+
+/* Memory for the codes. */
+static void new_codes(op *o, sl_ctx *ctx)
+{
+    o->keys = sl_new_keys_eight(ctx, o->k.shape[0], o->k.shape[1], o->heads);
+    o->queries = sl_new_queries_eight(ctx, o->q.shape[0], o->q.shape[1], o->heads);
+}
+
+/* Attention in 8 bits whole, from q, k, v to o; then its parts: codes, and attention of them. */
+static sl_code time_eight(op *o, const char *size, sl_err *err)
 {
     sl_ops body = sl_ops_plan_of(o->n.b->body);
     sl_ctx plan;
+    const double whole = 2 * (double)(sl_bytes(&o->q) + sl_bytes(&o->k));
     sl_code rc = sl_ctx_open(&plan, &body, 0, err);
     if (rc) return rc;
-    sl_new_keys_eight(&plan, o->k.shape[0], o->k.shape[1], o->heads);
-    sl_new_queries_eight(&plan, o->q.shape[0], o->q.shape[1], o->heads);
+    new_codes(o, &plan);
     rc = sl_ctx_reserve(&o->n.ctx, plan.arena_peak, err);
     sl_ctx_close(&plan);
+    if (rc) return rc;
+    new_codes(o, &o->n.ctx);
+    const double codes = (double)(sl_bytes(&o->queries.codes) + 2 * sl_bytes(&o->keys.k));
+    const struct {
+        const char *what;
+        double bytes;
+        sl_bench_run_fn *run;
+    } parts[] = {{"attention in 8 bits", whole, run_eight},
+                 /* means before codes: keys and values are read twice */
+                 {"its codes", (double)(sl_bytes(&o->q) + 4 * sl_bytes(&o->k)) + codes, run_codes},
+                 {"attention of the codes", codes + (double)sl_bytes(&o->o), run_coded}};
+    for (int i = 0; i < 3 && !rc; i++)
+        rc = sl_bench_time(&o->n, parts[i].what, size, parts[i].bytes, (size_t)whole, parts[i].run,
+                           o, err);
+    sl_release(&o->n.ctx, 0);
     return rc;
+}
+
+/* The device has attention in 8 bits, for heads of `width` columns. */
+static bool has_eight(const sl_bench *b, int width)
+{
+    int sm = 90;
+    if (b->plugin) b->plugin->describe(b->ordinal, NULL, 0, &sm, NULL);
+    return sm >= 90 && (!b->body->eight_width || b->body->eight_width == width);
 }
 
 /* dim: of one head. FLOATS: in float32, whatever the device's activations are; EIGHT: in 8 bits. */
@@ -129,10 +167,9 @@ static sl_code time_attention(sl_bench *b, const char *what, int64_t nq, int64_t
     snprintf(size, sizeof size, "%s %lldx%lld, %dx%d", what, (long long)nq, (long long)nk, heads,
              dim);
     const double bytes = 2 * (double)(sl_bytes(&o.q) + sl_bytes(&o.k));
-    if (how & EIGHT) rc = reserve_eight(&o, err);
-    if (!rc)
-        rc = sl_bench_time(&o.n, how & EIGHT ? "attention in 8 bits" : "attention", size, bytes,
-                           (size_t)bytes, how & EIGHT ? run_eight : run_attention, &o, err);
+    rc = how & EIGHT
+             ? time_eight(&o, size, err)
+             : sl_bench_time(&o.n, "attention", size, bytes, (size_t)bytes, run_attention, &o, err);
     sl_tensor *all[] = {&o.q, &o.k, &o.v, &o.o, &o.bias};
     for (int i = 0; i < 5; i++) sl_device_free(ctx, all[i]->data);
     sl_bench_net_close(&o.n);
@@ -153,8 +190,7 @@ sl_code sl_bench_attention(sl_bench *b, sl_err *err)
     for (int i = 0; i < b->size_count && !rc; i++) {
         const int64_t m = sl_bench_grid(b, &b->sizes[i]).tokens;
         rc = time_attention(b, "self", m, m, c->heads, c->head_dim, 0, err);
-        const int width = b->body->eight_width;
-        if (!rc && (!width || width == c->head_dim))
+        if (!rc && has_eight(b, c->head_dim))
             rc = time_attention(b, "self", m, m, c->heads, c->head_dim, EIGHT, err);
     }
     if (!rc && rows < n) rc = time_attention(b, "self", rows, n, c->heads, c->head_dim, 0, err);

@@ -216,16 +216,40 @@ static bool attention_two(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q, c
     return true;
 }
 
-static void attention_eight(sl_ctx *ctx, const sl_tensor *o, const sl_tensor *q,
-                            const sl_keys_eight *keys, const sl_queries_eight *work, int heads,
-                            float scale, int parts, const int64_t *first, int last, sl_done *done)
+static double size_of_queries(const sl_queries_eight *q)
+{
+    return size_of(&q->codes) + size_of(&q->scale);
+}
+
+static void attention_eight(sl_ctx *ctx, const sl_tensor *o, const sl_queries_eight *q,
+                            const sl_keys_eight *keys, int heads, int parts, const int64_t *first,
+                            int last, sl_done *done)
 {
     start(ctx);
-    body_of(ctx)->attention_eight(ctx, o, q, keys, work, heads, scale, parts, first, last, done);
-    stop(ctx, 4.0 * (double)q->shape[0] * (double)keys->rows * (double)q->shape[1],
-         size_of(o) + size_of(q) + 2 * size_of(&work->codes) + size_of(&keys->k) +
-             size_of(&keys->v),
+    body_of(ctx)->attention_eight(ctx, o, q, keys, heads, parts, first, last, done);
+    stop(ctx, 4.0 * (double)o->shape[0] * (double)keys->rows * (double)o->shape[1],
+         size_of(o) + size_of_queries(q) + size_of(&keys->k) + size_of(&keys->v),
          "attention to %lld keys in 8 bits", (long long)keys->rows);
+}
+
+static void code_queries(sl_ctx *ctx, const sl_queries_eight *y, const sl_tensor *q, int heads,
+                         float scale)
+{
+    start(ctx);
+    body_of(ctx)->code_queries(ctx, y, q, heads, scale);
+    stop(ctx, 0, size_of(q) + size_of_queries(y), "code_queries");
+}
+
+static bool rmsnorm_rope_queries(sl_ctx *ctx, const sl_queries_eight *y, const sl_tensor *x,
+                                 const sl_tensor *w, float eps, const sl_tensor *cos,
+                                 const sl_tensor *sin, int heads, float scale)
+{
+    if (!body_of(ctx)->rmsnorm_rope_queries) return false;
+    start(ctx);
+    if (!body_of(ctx)->rmsnorm_rope_queries(ctx, y, x, w, eps, cos, sin, heads, scale))
+        return false;
+    stop(ctx, 0, size_of(x) + size_of_queries(y), "rmsnorm_rope_queries");
+    return true;
 }
 
 static void code_keys(sl_ctx *ctx, const sl_keys_eight *y, const sl_tensor *k, const sl_tensor *v,
