@@ -1,8 +1,10 @@
 /* gpu_eight.c - rows in 8 bits on the GPU: what makes them and their products, held to the CPU body
- * on odd sizes; shares of rows and of columns have the bits of the whole.
+ * on odd sizes and, by samples of rows, at the 14B model's; shares of rows and of columns have the
+ * bits of the whole.
  *
- * gpu_eight --bench: the 14B model's products at 48,384 and 75,600 rows beside those in bf16, and
- * what makes their inputs. Without a device: one line, and success. limit: 300 s */
+ * gpu_eight --bench: the 14B model's products at 32,760, 48,384 and 75,600 rows beside those in
+ * bf16; what makes codes, beside the time in which its bytes would be copied; the relative error of
+ * products whose inputs have outliers. Without a device: one line, and success. limit: 300 s */
 #include "tests/t_layers.h"
 
 #include "common/e4m3.h"
@@ -294,6 +296,76 @@ static void layer_rows(sl_ctx *ctx, const t_layer *l, const operands *o, int64_t
     else sl_linear_eight(ctx, &y, &x, &o->w, &o->b);
 }
 
+/* Rows `at` of a device matrix as floats, or of rows in 8 bits in the CPU's arena. */
+static sl_tensor rows_at(pair *p, const sl_tensor *t, const int64_t *at, int n)
+{
+    const int64_t d = t->shape[1];
+    const sl_tensor to = sl_new2(&p->cpu, SL_F32, n, d);
+    for (int i = 0; i < n; i++) {
+        const sl_tensor row = sl_rows(t, at[i], 1);
+        float *x = downloaded(p, &row);
+        memcpy((float *)to.data + i * d, x, (size_t)d * sizeof *x);
+        free(x);
+    }
+    return to;
+}
+
+static sl_eight eight_at(pair *p, const sl_eight *e, const int64_t *at, int n)
+{
+    const int64_t d = e->codes.shape[1];
+    const sl_eight to = sl_new_eight(&p->cpu, n, d);
+    for (int i = 0; i < n; i++) {
+        const sl_eight row = sl_eight_rows(e, at[i], 1);
+        sl_download(&p->gpu, (uint8_t *)to.codes.data + i * d, &row.codes);
+        sl_download(&p->gpu, (float *)to.scale.data + i, &row.scale);
+    }
+    return to;
+}
+
+/* m rows of a layer, or those from `first` on, at the 14B model's shape; the CPU computes some of
+ * them. What cublasLt declines fails here, by name: the plain kernel does not take so many. */
+static void sample_of_a_layer(pair *p, const t_layer *l, int64_t m, int64_t first)
+{
+    enum { ROWS = 6 };
+    const char *what =
+        say("%lld rows from %lld on in 8 bits, %s (%lld to %lld)", (long long)(m - first),
+            (long long)first, l->name, (long long)l->k, (long long)l->n);
+    const int64_t at[ROWS] = {first, first + 1, m / 3, m / 2 + 1, m - 2, m - 1};
+    operands e = operands_of(p, l, m);
+    const sl_tensor want = rows_at(p, &e.y, at, ROWS), work = sl_new2(&p->cpu, SL_F32, ROWS, l->n),
+                    gate = sl_new1(&p->cpu, SL_F32, l->n), b = sl_new1(&p->cpu, SL_F32, l->n);
+    const sl_eight x = eight_at(p, &e.x, at, ROWS), w = sl_new_eight(&p->cpu, l->n, l->k);
+    sl_download(&p->gpu, w.codes.data, &e.w.codes);
+    sl_download(&p->gpu, w.scale.data, &e.w.scale);
+    sl_download(&p->gpu, gate.data, &e.gate);
+    float *bias = downloaded(p, &e.b);
+    memcpy(b.data, bias, (size_t)l->n * sizeof *bias);
+    free(bias);
+    if (l->adds) sl_linear_add_eight(&p->cpu, &want, &work, &x, &w, &b, l->gated ? &gate : NULL);
+    else sl_linear_eight(&p->cpu, &want, &x, &w, &b);
+    layer_rows(&p->gpu, l, &e, first, m - first);
+    sl_sync(&p->gpu);
+    if (!went_wrong(p, what)) {
+        const sl_tensor got = rows_at(p, &e.y, at, ROWS);
+        compare(p, got.data, want.data, ROWS * l->n, l->n, 4e-3, what);
+    }
+    forget(p);
+}
+
+static void layers_of_the_14b_model(void **state)
+{
+    static const int64_t M[] = {9, 1000, 32760, 75600};
+    pair p;
+    (void)state;
+    pair_open(&p, (size_t)12 << 30);
+    for (int l = 0; l < 5; l++) {
+        EACH(i, M) sample_of_a_layer(&p, &T_LAYERS[l], M[i], 0);
+        for (int64_t first = 1; first < 4; first++) /* scales that are not aligned */
+            sample_of_a_layer(&p, &T_LAYERS[l], 4680, first);
+    }
+    pair_close(&p);
+}
+
 /* How many bytes of two device tensors differ. */
 static int64_t other_bytes(pair *p, const sl_tensor *a, const sl_tensor *b)
 {
@@ -423,62 +495,177 @@ static void bench_products(pair *p, int64_t m)
                "%.2f x\n",
                (long long)m, t.l->name, s[0] * 1e3, operations / s[0] * 1e-12, s[1] * 1e3,
                operations / s[1] * 1e-12, s[0] / s[1]);
-        if (went_wrong(p, t.l->name)) return;
+        if (went_wrong(p, say("%lld rows, %s", (long long)m, t.l->name))) return;
     }
     printf("%7lld rows  %-24s bf16 %8.3f ms                   8 bits %8.3f ms\n", (long long)m,
            "a block's products", all[0] * 1e3, all[1] * 1e3);
 }
 
+enum { COPY, MODULATE, MODULATE_EIGHT, NORM_EIGHT, QUANTISE, GELU, ROPE, ROPE_Q, CODE_Q, CODE_KV };
+static const struct {
+    const char *name;
+    double bytes; /* a number: read and written, the fewest */
+    int64_t d;
+} MAKERS[] = {[COPY] = {"copy", 4, 5120},
+              [MODULATE] = {"layernorm_modulate in bf16", 4, 5120},
+              [MODULATE_EIGHT] = {"layernorm_modulate_eight", 3, 5120},
+              [NORM_EIGHT] = {"layernorm_eight", 3, 5120},
+              [QUANTISE] = {"quantise_rows", 3, 5120},
+              [GELU] = {"gelu_eight", 3, 13824},
+              [ROPE] = {"rmsnorm_rope in bf16", 4, 5120},
+              [ROPE_Q] = {"rmsnorm_rope_queries", 3, 5120},
+              [CODE_Q] = {"code_queries", 3, 5120},
+              [CODE_KV] = {"code_keys: k and v", 10, 5120}}; /* means first, then codes */
+
 typedef struct {
-    sl_tensor x, y, w, b;
+    sl_tensor x, y, w, b, cos, sin;
     sl_eight e;
+    sl_queries_eight q;
+    sl_keys_eight keys;
     int op;
 } maker;
+
+enum { HEADS = 40 };
 
 static void run_maker(pair *p, void *arg)
 {
     const maker *k = arg;
+    sl_ctx *g = &p->gpu;
     switch (k->op) {
-    case 0: sl_layernorm_modulate(&p->gpu, &k->y, &k->x, &k->w, &k->b, 1e-6f); break;
-    case 1: sl_layernorm_modulate_eight(&p->gpu, &k->e, &k->x, &k->w, &k->b, 1e-6f); break;
-    case 2: sl_layernorm_eight(&p->gpu, &k->e, &k->x, &k->w, &k->b, 1e-6f); break;
-    case 3: sl_quantise_rows(&p->gpu, &k->e, &k->x); break;
-    default: sl_gelu_eight(&p->gpu, &k->e, &k->x); break;
+    case COPY: sl_copy(g, &k->y, &k->x); break;
+    case MODULATE: sl_layernorm_modulate(g, &k->y, &k->x, &k->w, &k->b, 1e-6f); break;
+    case MODULATE_EIGHT: sl_layernorm_modulate_eight(g, &k->e, &k->x, &k->w, &k->b, 1e-6f); break;
+    case NORM_EIGHT: sl_layernorm_eight(g, &k->e, &k->x, &k->w, &k->b, 1e-6f); break;
+    case QUANTISE: sl_quantise_rows(g, &k->e, &k->x); break;
+    case GELU: sl_gelu_eight(g, &k->e, &k->x); break;
+    case ROPE: sl_rmsnorm_rope(g, &k->y, &k->x, &k->w, 1e-6f, &k->cos, &k->sin, HEADS); break;
+    case ROPE_Q:
+        if (!sl_rmsnorm_rope_queries(g, &k->q, &k->x, &k->w, 1e-6f, &k->cos, &k->sin, HEADS, 1))
+            sl_ctx_fail(g, SL_ARG, "rmsnorm_rope_queries was done in two operations");
+        break;
+    case CODE_Q: sl_code_queries(g, &k->q, &k->x, HEADS, 1); break;
+    default: sl_code_keys(g, &k->keys, &k->x, &k->y, HEADS); break;
     }
+}
+
+/* A vector of the device, d numbers again and again. */
+static sl_tensor repeated(pair *p, int64_t n, const float *x, int64_t d)
+{
+    const sl_tensor t = sl_new1(&p->gpu, SL_F32, n);
+    for (int64_t at = 0; at < n; at += d) {
+        const sl_tensor part = sl_rows(&t, at, n - at < d ? n - at : d);
+        sl_upload(&p->gpu, &part, x);
+    }
+    sl_sync(&p->gpu);
+    return t;
 }
 
 static void bench_makers(pair *p, int64_t m)
 {
-    static const char *const NAMES[] = {"layernorm_modulate in bf16", "layernorm_modulate_eight",
-                                        "layernorm_eight", "quantise_rows", "gelu_eight"};
-    float *numbers = malloc(5120 * sizeof *numbers);
+    enum { D = 5120 };
+    float *numbers = malloc(D * sizeof *numbers);
+    double rate = 0;
     assert_non_null(numbers);
-    t_fill(numbers, 5120, 3);
-    for (int op = 0; op < 5; op++) {
-        const int64_t d = op == 4 ? 13824 : 5120;
-        maker k = {.op = op, .x = noise(p, m, d), .e = sl_new_eight(&p->gpu, m, d)};
-        if (!op) k.y = sl_new2(&p->gpu, SL_BF16, m, d);
-        k.w = sl_new1(&p->gpu, SL_F32, 5120), k.b = sl_new1(&p->gpu, SL_F32, 5120);
-        sl_upload(&p->gpu, &k.w, numbers);
-        sl_upload(&p->gpu, &k.b, numbers);
-        const double s = time_of(p, run_maker, &k), bytes = (double)(m * d) * (op ? 3 : 4);
-        printf("%7lld rows  %-28s %8.3f ms %8.1f GB/s\n", (long long)m, NAMES[op], s * 1e3,
-               bytes / s * 1e-9);
-        if (went_wrong(p, NAMES[op])) break;
+    t_fill(numbers, D, 3);
+    for (int op = COPY; op <= CODE_KV; op++) {
+        const int64_t d = MAKERS[op].d;
+        maker k = {.op = op, .x = noise(p, m, d)};
+        if (op <= MODULATE || op == ROPE || op == CODE_KV) k.y = noise(p, m, d);
+        if (op >= MODULATE_EIGHT && op <= GELU) k.e = sl_new_eight(&p->gpu, m, d);
+        if (op == ROPE_Q || op == CODE_Q) k.q = sl_new_queries_eight(&p->gpu, m, d, HEADS);
+        if (op == CODE_KV) k.keys = sl_new_keys_eight(&p->gpu, m, d, HEADS);
+        k.w = repeated(p, D, numbers, D), k.b = repeated(p, D, numbers, D);
+        if (op == ROPE || op == ROPE_Q) {
+            k.cos = repeated(p, m * (D / HEADS / 2), numbers, D);
+            k.sin = repeated(p, m * (D / HEADS / 2), numbers, D);
+            k.cos = sl_reshape2(&k.cos, m, D / HEADS / 2);
+            k.sin = sl_reshape2(&k.sin, m, D / HEADS / 2);
+        }
+        const double s = time_of(p, run_maker, &k), bytes = (double)(m * d) * MAKERS[op].bytes;
+        if (op == COPY) rate = bytes / s;
+        printf("%7lld rows  %-28s %8.3f ms %8.1f GB/s   %6.2f GB, floor %8.3f ms, %5.1f %%\n",
+               (long long)m, MAKERS[op].name, s * 1e3, bytes / s * 1e-9, bytes * 1e-9,
+               bytes / rate * 1e3, 100 * bytes / rate / s);
+        if (went_wrong(p, say("%s of %lld x %lld", MAKERS[op].name, (long long)m, (long long)d)))
+            break;
         forget(p);
     }
     free(numbers);
 }
 
+/* ---- outliers ---- */
+
+/* How far y, act, is from `want`, F32: relative Frobenius distance. */
+static double distance(pair *p, const sl_tensor *y, const sl_tensor *want)
+{
+    float *a = downloaded(p, y), *b = downloaded(p, want);
+    double d = 0, s = 0;
+    for (int64_t i = 0; i < sl_count(y); i++) {
+        const double e = (double)a[i] - b[i];
+        d += e * e, s += (double)b[i] * b[i];
+    }
+    free(a);
+    free(b);
+    return sqrt(d / s);
+}
+
+/* The relative error of a layer's product in bf16 and in 8 bits, of inputs whose `some` channels
+ * are `by` times the rest, against float32 of the same numbers. */
+static void bench_outliers(pair *p, const t_layer *l, int some, float by)
+{
+    enum { M = 1024 };
+    sl_ctx *g = &p->gpu;
+    const sl_tensor w = noise(p, l->n, l->k), x = sl_new2(g, SL_BF16, M, l->k),
+                    xf = sl_new2(g, SL_F32, M, l->k), wf = sl_new2(g, SL_F32, l->n, l->k),
+                    want = sl_new2(g, SL_F32, M, l->n), y = sl_new2(g, SL_BF16, M, l->n);
+    const sl_eight xe = sl_new_eight(g, M, l->k), we = sl_new_eight(g, l->n, l->k);
+    const int64_t n = M * l->k;
+    float *host = malloc((size_t)n * sizeof *host);
+    sl_bf16 *raw = malloc((size_t)n * sizeof *raw);
+    assert_true(host && raw);
+    t_fill(host, n, 9);
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t every = some ? l->k / some : l->k + 1;
+        raw[i] = sl_to_bf16(host[i] * (i % l->k % every == every - 1 ? by : 1));
+    }
+    sl_upload(g, &x, raw);
+    sl_copy(g, &xf, &x);
+    sl_copy(g, &wf, &w);
+    sl_linear(g, &want, &xf, &wf, NULL, SL_ACT_NONE);
+    sl_linear(g, &y, &x, &w, NULL, SL_ACT_NONE);
+    sl_sync(g);
+    const double bf16 = distance(p, &y, &want);
+    sl_quantise_rows(g, &xe, &x);
+    sl_quantise_rows(g, &we, &w);
+    sl_linear_eight(g, &y, &xe, &we, NULL);
+    sl_sync(g);
+    const double eight = distance(p, &y, &want);
+    free(host);
+    free(raw);
+    if (!went_wrong(p,
+                    say("outliers: %d rows of %lld to %lld", M, (long long)l->k, (long long)l->n)))
+        printf(
+            "%lld to %lld, %3d channels at %2.0f times the rest: relative error bf16 %.2e   8 bits "
+            "%.2e\n",
+            (long long)l->k, (long long)l->n, some, (double)by, bf16, eight);
+    forget(p);
+}
+
 static int bench(void)
 {
-    static const int64_t ROWS[] = {48384, 75600};
+    static const int64_t ROWS[] = {32760, 48384, 75600};
+    static const int SOME[] = {0, 1, 8, 64};
     pair p;
     pair_open(&p, (size_t)12 << 30);
     EACH(i, ROWS)
     {
         bench_products(&p, ROWS[i]);
         bench_makers(&p, ROWS[i]);
+    }
+    EACH(i, SOME)
+    {
+        bench_outliers(&p, &T_LAYERS[0], SOME[i], 50);
+        bench_outliers(&p, &T_LAYERS[4], SOME[i], 50);
     }
     sl_ctx_close(&p.gpu);
     sl_ctx_close(&p.cpu);
@@ -491,6 +678,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(rows_are_made_as_on_the_cpu),
         cmocka_unit_test(ends_of_the_range),
         cmocka_unit_test(products_of_every_kind),
+        cmocka_unit_test(layers_of_the_14b_model),
         cmocka_unit_test(shares_have_the_bits_of_the_whole),
     };
     int status;

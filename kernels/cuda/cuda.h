@@ -114,7 +114,7 @@ struct sl_cuda_product {
     sl_dtype in, out;
     float alpha;
     const void *bias;
-    const float *scale_a, *scale_b; /* in E4M3 */
+    const float *scale_a, *scale_b; /* in E4M3, 16-byte aligned */
     /* in E4M3: the bias is F32 or not aligned, for which cublasLt has no kernel */
     bool bias_any, bias_f32;
     bool adds; /* c += instead, with one rounding; without gelu */

@@ -20,6 +20,8 @@
  * with its own rows) may be other ones on each rank.
  * IN 8 BITS a and b are e4m3 with a scale a row of each, which cublasLt multiplies the sums by
  * (compute capability 9.0), and accumulation is not the fast one. The rules above hold likewise.
+ * The plain kernel takes what cublasLt declines only up to MOST_PLAIN operations: a
+ * transformer's product would take seconds there, so it fails instead, with cublasLt's status.
  * SLUICE_GEMM_PIN=0 chooses by a share's own rows, to see what a forward would gain
  * (sluice bench dit); tests/bench_gemm.c has both, product by product. */
 #include "kernels/cuda/cuda.h"
@@ -28,7 +30,7 @@
 #include <string.h>
 
 enum { ALGORITHMS = 16, TIMED_RUNS = 5, FEW_ROWS = 8, TILE = 16 };
-static const double TIMED_FROM = 1e11; /* operations */
+static const double TIMED_FROM = 1e11, MOST_PLAIN = 5e10; /* operations */
 /* float32 sums of a product whose activation cublasLt does not have */
 static const size_t PIECE_BYTES = (size_t)128 << 20;
 
@@ -40,12 +42,12 @@ struct gemm_key {
     int batch, across, gelu, bias, in, out;
     unsigned align_a, align_b, align_c;
     int adds;
-    unsigned align_scales; /* of products in 8 bits; 0: of another */
 };
 
 struct gemm_plan {
     gemm_key key;
-    bool plain; /* cublasLt has nothing for it: plain_kernel */
+    bool plain;         /* cublasLt has nothing for it: plain_kernel */
+    cublasStatus_t why; /* what it said then */
     cublasLtMatmulDesc_t op;
     cublasLtMatrixLayout_t a, b, c;
     cublasLtMatmulAlgo_t algo;
@@ -111,13 +113,6 @@ static cudaDataType_t cuda_type(sl_dtype t)
     return t == SL_F32 ? CUDA_R_32F : t == SL_E4M3 ? CUDA_R_8F_E4M3 : CUDA_R_16BF;
 }
 
-/* Up to 16: as far as vectors of scales may matter. */
-static unsigned alignment_of_scales(const sl_cuda_product *g)
-{
-    const uint64_t all = (uint64_t)(uintptr_t)g->scale_a | (uint64_t)(uintptr_t)g->scale_b;
-    return g->in != SL_E4M3 ? 0 : all % 16 ? 4 : 16;
-}
-
 static gemm_key key_of(const sl_cuda_product *g)
 {
     gemm_key k;
@@ -132,7 +127,6 @@ static gemm_key key_of(const sl_cuda_product *g)
     k.align_a = alignment(g, g->a, g->lda, g->step_a, g->in);
     k.align_b = alignment(g, g->b, 0, g->step_b, g->in);
     k.align_c = alignment(g, g->c, g->ldc, g->step_c, g->out);
-    k.align_scales = alignment_of_scales(g);
     return k;
 }
 
@@ -281,8 +275,9 @@ static int fastest(sl_ctx *ctx, gemm_plan *p, const sl_cuda_product *g,
     return chosen;
 }
 
-/* cublasLt's suggestions for the product that p describes, the best first: how many. */
-static int suggested(sl_ctx *ctx, const gemm_plan *p, const gemm_key *key, int most,
+/* cublasLt's suggestions for the product that p describes, the best first: how many. p->why
+ * becomes what it said. */
+static int suggested(sl_ctx *ctx, gemm_plan *p, const gemm_key *key, int most,
                      cublasLtMatmulHeuristicResult_t list[ALGORITHMS])
 {
     sl_cuda *c = sl_cuda_of(ctx);
@@ -305,6 +300,7 @@ static int suggested(sl_ctx *ctx, const gemm_plan *p, const gemm_key *key, int m
         s = cublasLtMatmulAlgoGetHeuristic(c->lt, p->op, p->a, p->b, p->c, p->c, pref, most, list,
                                            &n);
     if (pref) cublasLtMatmulPreferenceDestroy(pref);
+    p->why = s;
     for (int i = 0; i < n && !s; i++)
         if (list[i].state == CUBLAS_STATUS_SUCCESS &&
             (!key->whole || parts_of_k(&list[i].algo) <= 1))
@@ -342,8 +338,8 @@ static void plan_make(sl_ctx *ctx, gemm_plan *p, const sl_cuda_product *g)
     memset(p, 0, sizeof *p);
     memset(&choice, 0, sizeof choice);
     p->key = key_of(g);
-    /* scales and biases that are not aligned are plain_kernel's */
-    if (p->key.align_scales != 4 && !g->bias_any && !describe(p, g)) {
+    /* biases that are not aligned are plain_kernel's */
+    if (!g->bias_any && !(p->why = describe(p, g))) {
         if (!other) n = suggested(ctx, p, &p->key, most, list);
         else if (!describe(&choice, &all))
             n = taken(ctx, p, list, suggested(ctx, &choice, &p->key, most, list));
@@ -557,7 +553,15 @@ bool sl_cuda_multiply(sl_ctx *ctx, const sl_cuda_product *g)
         p->plain = true;
     }
     if (g->adds) return false;
-    if (g->in == SL_E4M3) plain<__nv_fp8_e4m3, bf16>(ctx, g);
+    if (g->in == SL_E4M3 && 2.0 * (double)g->m * (double)g->n * (double)g->k > MOST_PLAIN)
+        sl_ctx_fail(ctx, SL_CUDA,
+                    "a product in 8 bits, %lld rows of %lld to %lld%s: cublasLt %zu has no kernel "
+                    "for it (%s; on compute capability %d.%d)",
+                    (long long)g->m, (long long)g->k, (long long)g->n,
+                    g->bias_any ? ", a bias that is F32 or not aligned" : "", cublasLtGetVersion(),
+                    cublasLtGetStatusName(p->why), sl_cuda_of(ctx)->sm / 10,
+                    sl_cuda_of(ctx)->sm % 10);
+    else if (g->in == SL_E4M3) plain<__nv_fp8_e4m3, bf16>(ctx, g);
     else if (g->in == SL_F32) plain<float, float>(ctx, g);
     else if (g->out == SL_F32) plain<bf16, float>(ctx, g);
     else plain<bf16, bf16>(ctx, g);
