@@ -1,6 +1,5 @@
-"""What the demo model is asked for on held-out pictures, and how its answers are judged and counted (numpy, Pillow)."""
+"""What the demo model is asked for on held-out pictures, and how its answers are judged and counted (numpy; fit wants Pillow)."""
 import numpy as np
-from PIL import Image
 
 import measure
 
@@ -28,6 +27,7 @@ EFFECTS = [("snow", None, ["Snow falls", "it is snowing", "falling snow", "let i
 
 def fit(file, width, height):
     """the picture, its middle cut to this shape"""
+    from PIL import Image
     im = Image.open(file).convert("RGB")
     s = max(width / im.width, height / im.height)
     im = im.resize((max(width, round(im.width * s)), max(height, round(im.height * s))), Image.LANCZOS)

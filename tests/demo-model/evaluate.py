@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Judges the demo model by what Sluice makes with it (numpy, Pillow and the ffmpeg command; no PyTorch).
 
-usage: evaluate.py --pictures DIR [--sluice bin/sluice] [--model models/demo] [--part moves|effects|cache|precision|all] [--first N] [--limit N]
+usage: evaluate.py --pictures DIR [--sluice bin/sluice] [--model models/demo] [--part moves|effects|cache|all] [--first N] [--limit N]
                    [--steps 12] [--guidance 1] [--frames 33] [--width 320] [--height 192] [--work DIR] [--parallel N] [-- SLUICE OPTIONS]
 
 DIR: the held-out pictures that prepare.py takes out of the Debian packages (.demo-data/held), or any folder of pictures."""
@@ -37,8 +37,8 @@ A.add_argument("--height", type=int, default=192)
 A.add_argument("--work", default="/tmp/demo-model")
 A.add_argument("--seed", type=int, default=1)
 A.add_argument("--parallel", type=int, default=1, help="so many sluice processes at once, each with its share of the cores")
-A.add_argument("--clips", type=int, default=16, help="of cache and precision")
-A.add_argument("--settings", default="0:", help="cache, precision: only these lines of the table, as 7:17; line 0, what all are compared with, must lie in the work folder then")
+A.add_argument("--clips", type=int, default=16, help="of cache")
+A.add_argument("--settings", default="0:", help="cache: only these lines of the table, as 7:17; line 0, what all are compared with, must lie in the work folder then")
 A.add_argument("--seconds", type=float, default=0, help="make clips for so long, then judge the pictures that are complete")
 A.add_argument("rest", nargs="*")
 a = A.parse_args()
@@ -199,20 +199,6 @@ def cache(pics):
     compared("cache", pics, [((str(t), " ".join(rules).replace("--fbcache-", "")), ("--fbcache", str(t), *rules)) for t, *rules in CACHE], ("threshold", "also"))
 
 
-def precision(pics):
-    """8 bits: what they cost, with all blocks and without some, and with the cache, against bf16 (on a CPU float32)"""
-    last = json.load(open(f"{a.model}/transformer/config.json"))["num_layers"] - 1
-    settings = [(("bf16", ""), ("--precision", "bf16"))]
-    for blocks in ("", "0", str(last), f"0,{last}"):
-        conf = f"{a.work}/blocks-{blocks.replace(',', '-')}.cfg"
-        with open(conf, "w") as f:
-            f.write(f'denoise: {{ bf16_blocks = "{blocks}"; }};\n')
-        settings.append((("fp8-linear", blocks and f"blocks {blocks} in bf16"), ("--precision", "fp8-linear", "--conf", conf)))
-    for p in ("bf16", "fp8-linear"):
-        settings.append(((p, "cache 0.1, final 4"), ("--precision", p, "--fbcache", "0.1", "--fbcache-final", "4")))
-    compared("precision", pics, settings, ("precision", "also"))
-
-
 def main():
     pics = pictures()
     if a.part in ("moves", "all"):
@@ -221,8 +207,6 @@ def main():
         effects(pics)
     if a.part in ("cache", "all"):
         cache(pics)
-    if a.part in ("precision", "all"):
-        precision(pics)
 
 
 main()
