@@ -52,13 +52,12 @@ struct sl_dit {
 
 /* ---- weights ---- */
 
-/* kv_eight: keys and values are of the tokens; of the text they are made once a job. */
-static void name_attention(sl_loader *l, attention *a, bool eight, bool kv_eight, int64_t d, int i,
+static void name_attention(sl_loader *l, attention *a, bool eight, int64_t d, int i,
                            const char *which)
 {
     sl_want_layer(l, &a->q, eight, d, d, "blocks.%d.%s.to_q", i, which);
-    sl_want_layer(l, &a->k, kv_eight, d, d, "blocks.%d.%s.to_k", i, which);
-    sl_want_layer(l, &a->v, kv_eight, d, d, "blocks.%d.%s.to_v", i, which);
+    sl_want_layer(l, &a->k, eight, d, d, "blocks.%d.%s.to_k", i, which);
+    sl_want_layer(l, &a->v, eight, d, d, "blocks.%d.%s.to_v", i, which);
     sl_want_layer(l, &a->out, eight, d, d, "blocks.%d.%s.to_out.0", i, which);
     sl_weight(l, &a->norm_q, SL_W_VECTOR, 1, &d, "blocks.%d.%s.norm_q.weight", i, which);
     sl_weight(l, &a->norm_k, SL_W_VECTOR, 1, &d, "blocks.%d.%s.norm_k.weight", i, which);
@@ -70,12 +69,12 @@ static void name_block(sl_loader *l, block *b, const sl_dit_config *c, int i)
     const bool eight = sl_block_is_eight(&c->precision, i);
     sl_weight(l, &b->table, SL_W_FLOAT, 3, (int64_t[]){1, MOD_ROWS, d},
               "blocks.%d.scale_shift_table", i);
-    name_attention(l, &b->attn1, eight, eight, d, i, "attn1");
+    name_attention(l, &b->attn1, eight, d, i, "attn1");
     sl_want_norm(l, &b->norm2, SL_W_FLOAT, d, "blocks.%d.norm2", i);
-    name_attention(l, &b->attn2, eight, false, d, i, "attn2");
+    name_attention(l, &b->attn2, eight, d, i, "attn2");
     if (c->image_dim) {
-        sl_want_layer(l, &b->image_k, false, d, d, "blocks.%d.attn2.add_k_proj", i);
-        sl_want_layer(l, &b->image_v, false, d, d, "blocks.%d.attn2.add_v_proj", i);
+        sl_want_layer(l, &b->image_k, eight, d, d, "blocks.%d.attn2.add_k_proj", i);
+        sl_want_layer(l, &b->image_v, eight, d, d, "blocks.%d.attn2.add_v_proj", i);
         sl_weight(l, &b->norm_image_k, SL_W_VECTOR, 1, &d, "blocks.%d.attn2.norm_added_k.weight",
                   i);
         sl_weight_skip(l, "blocks.%d.attn2.norm_added_q.weight", i); /* stored, never used */
@@ -188,12 +187,15 @@ static void make_kv(sl_ctx *ctx, const sl_dit *m, const sl_tensor *kv, int layer
                     const sl_tensor *context, const sl_layer *wk, const sl_layer *wv,
                     const sl_tensor *norm)
 {
-    const sl_operand x = {.whole = *context};
+    const size_t mark = sl_mark(ctx);
+    const sl_operand x = sl_operand_for(ctx, wk, context); /* both layers are kept alike */
     sl_tensor k, v;
     kv_of(kv, layer, &k, &v);
+    sl_operand_take(ctx, &x, context);
     sl_layer_apply(ctx, &k, &x, wk);
     sl_rmsnorm(ctx, &k, &k, norm, m->c.eps);
     sl_layer_apply(ctx, &v, &x, wv);
+    sl_release(ctx, mark);
 }
 
 /* text [512, text_dim] -> [512, dim]; all 512 rows count, the zero rows too. */

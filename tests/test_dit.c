@@ -120,10 +120,9 @@ static float *as_rows(const sl_tensor *x, int patch)
  * scale by 2^-4 / sqrt 3 * sqrt(3 / (8 ln 2)) = 0.0266. Roundings are independent of each other, so
  * a product of two rounded matrices is CODE = sqrt 2 * 0.0266 of its L2 norm off, whatever is
  * summed, and a chain of m products sqrt m * CODE: norms and attention's averages between them do
- * not widen it, GELU does by its steepest slope, 1.13. Self-attention's result hangs on four
- * products, cross-attention's on two (keys and values of the text are not in 8 bits), the
- * feed-forward's on two; the latter two also on tokens that are off by what came before in the
- * block, which is at most self-attention's part. */
+ * not widen it, GELU does by its steepest slope, 1.13. Self-attention's result and
+ * cross-attention's hang on four products each, the feed-forward's on two; the latter two also on
+ * tokens that are off by what came before in the block, which is at most self-attention's part. */
 #define CODE 0.0375
 #define SLOPE 1.13
 
@@ -166,7 +165,7 @@ static double limit_of(first *f, const char *name, const sl_tensor *want)
         !strcmp(name, "image") || !strcmp(name, "input") || !strcmp(name, "patch"))
         return 1e-4;
     if (!strcmp(name, "block.0.attn1")) return sqrt(4) * CODE;
-    if (!strcmp(name, "block.0.attn2")) return sqrt(2 + 4) * CODE;
+    if (!strcmp(name, "block.0.attn2")) return sqrt(4 + 4) * CODE;
     if (!strcmp(name, "block.0.ffn")) return SLOPE * sqrt(2 + 4) * CODE;
     return off_after(f, want);
 }
