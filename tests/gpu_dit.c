@@ -126,6 +126,13 @@ static void r_attention(sl_ctx *c, const sl_tensor *o, const sl_tensor *q, const
     sl_ops_cpu.attention(c, o, q, k, v, heads, scale, bias, accumulate);
     round_all(o);
 }
+static void r_attention_eight(sl_ctx *c, const sl_tensor *o, const sl_queries_eight *q,
+                              const sl_keys_eight *keys, int heads, int parts, const int64_t *first,
+                              int last, sl_done *done)
+{
+    sl_ops_cpu.attention_eight(c, o, q, keys, heads, parts, first, last, done);
+    round_all(o);
+}
 static void r_patchify(sl_ctx *c, const sl_tensor *y, const sl_tensor *latents,
                        const sl_tensor *condition)
 {
@@ -145,6 +152,7 @@ static sl_ops rounding(void)
     o.rmsnorm_rope = r_rope;
     o.gated_add = r_gated;
     o.attention = r_attention;
+    o.attention_eight = r_attention_eight;
     o.patchify = r_patchify;
     return o;
 }
@@ -177,7 +185,7 @@ static void net_open(net *n, const sl_ops *ops, const char *dir, const sl_dit_co
         assert_non_null(config);
         n->c = *config;
     }
-    n->c.precision.is = precision;
+    n->c.precision.is = precision, n->c.precision.attends_to = STEPS;
     T_OK(sl_ctx_open(&n->ctx, ops, 0, &err));
     if (dir)
         T_OK(sl_loader_file(&n->loader, &n->ctx, dir, "diffusion_pytorch_model", "transformer",
@@ -406,6 +414,18 @@ static void in_8_bits(void **state)
     precision = SL_PRECISION_BF16;
 }
 
+/* Attention among the tokens, too; 270 of them are three blocks of keys. */
+static void attention_in_8_bits(void **state)
+{
+    int sm = 0;
+    (void)state;
+    if (gpu->describe(0, NULL, 0, &sm, NULL) || sm < 90) skip();
+    precision = SL_PRECISION_FP8;
+    compare("a block of 14B, random, attention in 8 bits", NULL, &BLOCK_OF_14B, 2, 5, 7, 257, 0);
+    compare("a block of 14B, random, attention in 8 bits", NULL, &BLOCK_OF_14B, 3, 9, 10, 257, 0);
+    precision = SL_PRECISION_BF16;
+}
+
 static void the_same_bits_twice(void **state)
 {
     record a = {.count = 0}, b = {.count = 0};
@@ -434,6 +454,7 @@ int main(void)
                                        cmocka_unit_test(a_kept_frame),
                                        cmocka_unit_test(one_block_of_14b),
                                        cmocka_unit_test(in_8_bits),
+                                       cmocka_unit_test(attention_in_8_bits),
                                        cmocka_unit_test(the_same_bits_twice)};
     gpu = sl_plugin_cuda(&err);
     if (!gpu || !gpu->devices() || gpu->use(0, &err)) {
