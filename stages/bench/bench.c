@@ -60,7 +60,8 @@ static void usage(FILE *to)
         "--steps    of the job (the checkpoint's sluice.json, else 30; 2 with --quick); "
         "--image its picture (one is made)\n"
         "--guidance of the job (the checkpoint's sluice.json, else 5: two forwards a step; 1 "
-        "or less: one)\n"
+        "or less: one); given as 1 or less, dit by a team is one forward alone, without a guided "
+        "step\n"
         "--quick    the smallest size, one run of each\n"
         "--profile  one more run of each network with a clock around each operation: a table "
         "of where the time goes\n",
@@ -151,8 +152,11 @@ static sl_code parse(sl_bench *b, bool wanted[PART_COUNT], int argc, char **argv
             b->repeat = rc ? 0 : (int)n;
         else if (c == 'n')
             rc = number("--steps", optarg, 1, 1000, &n, err), b->steps = rc ? 0 : (int)n;
-        else if (c == 'g') rc = real("--guidance", optarg, &b->guidance, err);
-        else if (c == 'o') rc = number("--rows", optarg, 1, 1 << 24, &n, err), b->rows = rc ? 0 : n;
+        else if (c == 'g') {
+            rc = real("--guidance", optarg, &b->guidance, err);
+            b->unguided = b->guidance <= 1;
+        } else if (c == 'o')
+            rc = number("--rows", optarg, 1, 1 << 24, &n, err), b->rows = rc ? 0 : n;
         else
             rc = sl_fail(err, SL_ARG,
                          "bench: %.60s is unknown or lacks its value: sluice bench --help",

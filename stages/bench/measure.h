@@ -36,6 +36,7 @@ typedef struct {
     int repeat;      /* timed runs of each; 0: as many as seem right */
     int steps;       /* of the job */
     double guidance; /* of the job; 1 or less: one forward a step; NaN: not given */
+    bool unguided;   /* it was given, as 1 or less */
     int64_t rows;
     int size_count;
     sl_bench_size sizes[SL_BENCH_SIZES]; /* ascending; some things are measured at the last only */

@@ -10,7 +10,10 @@
  *
  * Ranks that share a forward begin with equal shares of its rows, which then follow what each
  * computes (graphs/balance.h), as a denoiser's do from step to step: runs to warm up until they
- * settle, at most WARM_MOST.
+ * settle, at most WARM_MOST. On a GPU each run that counts comes behind one that does not, as a
+ * job's forwards do: while rank 0 is alone the other cards rest, and begin faster.
+ *
+ * With a --guidance of 1 or less there is no guided step.
  *
  * All figures lie in memory that the processes share; each is written by one rank, before a barrier
  * or before it says that it has ended. This process prints what is finished. A rank that fails
@@ -37,7 +40,7 @@
 #define SILENT_MS 600000 /* others take a forward each meanwhile; the dead are noticed at once */
 #define MEET_S 600       /* longest wait for the others' weights */
 #define EXCHANGES 20     /* of the loop that measures them alone */
-#define WARM_MOST 4      /* runs before those that count */
+#define WARM_MOST 8      /* runs before those that count */
 #define GUIDANCE 5.0f    /* its value changes nothing */
 
 enum { SHARED, HALVES, MODES };
@@ -50,6 +53,7 @@ typedef struct {
     double alone[SL_BENCH_MOST_RUNS]; /* of rank 0 */
     int64_t start_ns[SL_BENCH_MOST_RUNS][SL_RANKS], end_ns[SL_BENCH_MOST_RUNS][SL_RANKS];
     int64_t waited_ns[SL_RANKS];             /* for data of others, in all runs */
+    int64_t busy_ns[SL_RANKS];               /* all else, in all runs */
     uint64_t sent_bytes[SL_RANKS];           /* in one run */
     uint64_t sum_alone;                      /* of the bytes of v */
     uint64_t sums[SL_RANKS], ends[SL_RANKS]; /* after the first run, and after the last */
@@ -122,7 +126,8 @@ static int shards_of(const rank *r, int mode)
 static bool is_possible(const rank *r, int mode)
 {
     const int heads = r->b.model.dit[0].heads, n = shards_of(r, mode);
-    return (mode == SHARED || r->ranks % 2 == 0) && heads % n == 0;
+    if (mode == HALVES && (r->ranks % 2 || r->b.unguided)) return false;
+    return heads % n == 0;
 }
 
 /* Bytes of both branches' velocities, at the window's end. */
@@ -369,6 +374,7 @@ static void team_run(rank *r, int mode, int i, sl_dit_share *share, figures *f)
     f->start_ns[i][r->me] = t0;
     f->end_ns[i][r->me] = t1;
     f->waited_ns[r->me] += waited;
+    f->busy_ns[r->me] += t1 - t0 - waited;
     f->sent_bytes[r->me] = s.sent_bytes;
     if (!r->me) f->work = r->d.n.work;
 }
@@ -400,6 +406,7 @@ static sl_code measure(rank *r, const sl_bench_size *s, int mode, figures *f, sl
     if (!r->me) f->warm = warm;
     for (int i = 0; i < f->runs && sl_ok(ctx); i++) {
         if (!r->me) f->alone[i] = alone_s(r, mode);
+        if (shared && r->b.plugin) team_run(r, mode, -1, shared, f);
         team_run(r, mode, i, shared, f);
     }
     f->ends[r->me] = sum_of(r);
@@ -541,7 +548,10 @@ static void tell(sl_bench *b, const sl_bench_size *s, int mode, figures *f)
     if (f->skipped) {
         printf("dit %s, %s by %d: left out, %s\n", size,
                mode == SHARED ? "a forward" : "a guided step", n,
-               mode == HALVES && n % 2 ? "there are no halves" : "the heads do not divide");
+               mode == SHARED ? "the heads do not divide"
+               : n % 2        ? "there are no halves"
+               : b->unguided  ? "no guidance"
+                              : "the heads do not divide");
         return;
     }
     for (int i = 0; i < f->runs; i++) {
@@ -573,6 +583,11 @@ static void tell(sl_bench *b, const sl_bench_size *s, int mode, figures *f)
            "(%.2f %%), skew %.3f ms; %s\n",
            one / all, 100 * one / all / n, (double)sent * 1e-9, ms(waited),
            100 * waited * 1e-9 / all, ms(skew), same ? "the same bytes" : "OTHER BYTES");
+    printf("    by rank, computing (waiting):");
+    for (int k = 0; k < n; k++)
+        printf(" %.3f (%.3f)", ms((double)f->busy_ns[k] / f->runs),
+               ms((double)f->waited_ns[k] / f->runs));
+    printf(" ms\n");
     if (rate > 0)
         printf("    a layer's exchange alone: %.2f MB a rank in %.3f ms, %.1f GB/s\n",
                (double)f->exchange_bytes * 1e-6, f->exchange_s * 1e3, rate * 1e-9);
@@ -587,10 +602,15 @@ static void tell(sl_bench *b, const sl_bench_size *s, int mode, figures *f)
         printf(" s; beside the slowest efficiency %.2f %%\n", 100 * card / all / n);
     }
     fflush(stdout);
-    json_t *rows = json_array();
-    for (int k = 0; k < n && f->shards > 1; k++) json_array_append_new(rows, json_real(f->rows[k]));
-    add_to_newest(b, json_pack("{s:o, s:i, s:i}", "rows", rows, "share_changes", f->changes,
-                               "warm_runs", f->warm));
+    json_t *rows = json_array(), *computing = json_array(), *waiting = json_array();
+    for (int k = 0; k < n; k++) {
+        if (f->shards > 1) json_array_append_new(rows, json_real(f->rows[k]));
+        json_array_append_new(computing, json_real((double)f->busy_ns[k] / f->runs * 1e-9));
+        json_array_append_new(waiting, json_real((double)f->waited_ns[k] / f->runs * 1e-9));
+    }
+    add_to_newest(b,
+                  json_pack("{s:o, s:o, s:o, s:i, s:i}", "rows", rows, "computing", computing,
+                            "waiting", waiting, "share_changes", f->changes, "warm_runs", f->warm));
     add_to_newest(b,
                   json_pack("{s:s, s:i, s:i, s:f, s:f, s:f, s:I, s:f, s:f, s:b, s:f, s:I, s:f}",
                             "comm", t->with->comm, "ranks", n, "shards", f->shards, "one_rank", one,
