@@ -324,6 +324,42 @@ static void parts_once(pair *p, int64_t n, int heads, int parts, int last)
     forget(p);
 }
 
+/* A row's bits do not depend on who took its tile: all heads in one call, where a block takes many
+ * tiles and the last ones are shared out, and each head in a call of its own. */
+static void heads_apart_once(pair *p, int64_t nq, int64_t nk, int heads)
+{
+    const char *what =
+        say("attention %lld x %lld, %d heads apart", (long long)nq, (long long)nk, heads);
+    const int64_t w = heads * 128;
+    twin q = matrix(p, SL_BF16, nq, w, 0), k = matrix(p, SL_BF16, nk, w, 0),
+         v = matrix(p, SL_BF16, nk, w, 0), whole = matrix(p, SL_BF16, nq, w, 0),
+         o = matrix(p, SL_BF16, nq, w, 0);
+    sl_attention(&p->gpu, &whole.g, &q.g, &k.g, &v.g, heads, 0.125f, NULL, false);
+    sl_zero(&p->gpu, &o.g);
+    for (int h = 0; h < heads; h++) {
+        twin at[4] = {part(&q, h * 128, 128), part(&k, h * 128, 128), part(&v, h * 128, 128),
+                      part(&o, h * 128, 128)};
+        sl_attention(&p->gpu, &at[3].g, &at[0].g, &at[1].g, &at[2].g, 1, 0.125f, NULL, false);
+    }
+    sl_sync(&p->gpu);
+    same_bits(p, &o.g, &whole.g, what);
+    forget(p);
+}
+
+static void heads_together_or_apart(void **state)
+{
+    (void)state;
+    pair p;
+    if (!on_hopper("heads apart")) skip();
+    pair_open(&p, (size_t)1 << 30);
+    heads_apart_once(&p, 7 * 192, 1000, 20);  /* 140 tiles: 8 behind 132 */
+    heads_apart_once(&p, 1300, 80, 20);       /* the last not whole; one block of keys */
+    heads_apart_once(&p, 2112, 161, 40);      /* 440: 44 behind 396, to all blocks */
+    heads_apart_once(&p, 9 * 192, 500, 20);   /* 180: 48 are too many to be shared */
+    heads_apart_once(&p, 4 * 192 + 1, 81, 3); /* 15: there is nothing but them */
+    pair_close(&p);
+}
+
 static void attention_by_parts(void **state)
 {
     (void)state;
@@ -334,7 +370,8 @@ static void attention_by_parts(void **state)
         parts_once(&p, 2 * 192, 1, 2, last);
         parts_once(&p, 385, 3, 2, last);
         parts_once(&p, 4680, 20, 2, last);
-        parts_once(&p, 100, 2, 2, last); /* both in one tile */
+        parts_once(&p, 7 * 192, 20, 2, last); /* the last tiles are shared out */
+        parts_once(&p, 100, 2, 2, last);      /* both in one tile */
     }
     for (int parts = 1; parts <= 8; parts++)
         for (int last = 0; last < parts; last++) parts_once(&p, 1953, 5, parts, last);
@@ -690,6 +727,7 @@ int main(void)
         cmocka_unit_test(forms_of_attention_agree),
         cmocka_unit_test(speed_of_our_attention),
         cmocka_unit_test(attention_of_our_own),
+        cmocka_unit_test(heads_together_or_apart),
         cmocka_unit_test(attention_by_parts),
         cmocka_unit_test(queries_are_coded_as_they_are_made),
         cmocka_unit_test(attention_in_8_bits),
