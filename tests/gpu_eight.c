@@ -92,12 +92,13 @@ static twin vector(pair *p, sl_dtype dtype, int64_t n)
     return t;
 }
 
+/* Each check empties the arenas. */
 static void made_once(pair *p, int64_t n, int64_t d, int64_t pad)
 {
     static const sl_dtype DTYPES[] = {SL_BF16, SL_F32};
-    const eights e = new_eights(p, n, d);
     EACH(i, DTYPES)
     {
+        const eights e = new_eights(p, n, d);
         const twin x = matrix(p, DTYPES[i], n, d, pad);
         sl_quantise_rows(&p->cpu, &e.c, &x.c);
         sl_quantise_rows(&p->gpu, &e.g, &x.g);
@@ -105,33 +106,33 @@ static void made_once(pair *p, int64_t n, int64_t d, int64_t pad)
                   say("quantise_rows %s [%lld, %lld], pad %lld", sl_dtype_tag(DTYPES[i]),
                       (long long)n, (long long)d, (long long)pad));
     }
-    if (pad) {
-        forget(p);
-        return;
-    }
-    const twin x = matrix(p, SL_BF16, n, d, 0);
-    sl_gelu_eight(&p->cpu, &e.c, &x.c);
-    sl_gelu_eight(&p->gpu, &e.g, &x.g);
-    same_rows(p, &e, false, say("gelu_eight [%lld, %lld]", (long long)n, (long long)d));
-    EACH(i, DTYPES)
-    {
-        const twin w = vector(p, DTYPES[i], d), b = vector(p, DTYPES[i], d);
-        sl_layernorm_eight(&p->cpu, &e.c, &x.c, &w.c, &b.c, 1e-6f);
-        sl_layernorm_eight(&p->gpu, &e.g, &x.g, &w.g, &b.g, 1e-6f);
+    for (int k = 0; k < 2 && !pad; k++) { /* of x alone */
+        const eights e = new_eights(p, n, d);
+        const twin x = matrix(p, SL_BF16, n, d, 0);
+        for (int side = 0; side < 2; side++) {
+            sl_ctx *const ctx = side ? &p->gpu : &p->cpu;
+            const sl_eight *const y = side ? &e.g : &e.c;
+            if (k) sl_layernorm_eight(ctx, y, side ? &x.g : &x.c, NULL, NULL, 1e-6f);
+            else sl_gelu_eight(ctx, y, side ? &x.g : &x.c);
+        }
         same_rows(p, &e, false,
-                  say("layernorm_eight [%lld, %lld], weights %s", (long long)n, (long long)d,
-                      sl_dtype_tag(DTYPES[i])));
-        if (DTYPES[i] != SL_F32) continue;
-        sl_layernorm_modulate_eight(&p->cpu, &e.c, &x.c, &w.c, &b.c, 1e-6f);
-        sl_layernorm_modulate_eight(&p->gpu, &e.g, &x.g, &w.g, &b.g, 1e-6f);
-        same_rows(p, &e, false,
-                  say("layernorm_modulate_eight [%lld, %lld]", (long long)n, (long long)d));
+                  say(k ? "layernorm_eight [%lld, %lld], no weights" : "gelu_eight [%lld, %lld]",
+                      (long long)n, (long long)d));
     }
-    sl_layernorm_eight(&p->cpu, &e.c, &x.c, NULL, NULL, 1e-6f);
-    sl_layernorm_eight(&p->gpu, &e.g, &x.g, NULL, NULL, 1e-6f);
-    same_rows(p, &e, false,
-              say("layernorm_eight [%lld, %lld], no weights", (long long)n, (long long)d));
-    forget(p);
+    for (int k = 0; k < 3 && !pad; k++) { /* with two vectors */
+        const sl_dtype dtype = k ? SL_F32 : SL_BF16;
+        const eights e = new_eights(p, n, d);
+        const twin x = matrix(p, SL_BF16, n, d, 0), w = vector(p, dtype, d),
+                   b = vector(p, dtype, d);
+        for (int side = 0; side < 2; side++)
+            (k < 2 ? sl_layernorm_eight : sl_layernorm_modulate_eight)(
+                side ? &p->gpu : &p->cpu, side ? &e.g : &e.c, side ? &x.g : &x.c,
+                side ? &w.g : &w.c, side ? &b.g : &b.c, 1e-6f);
+        same_rows(p, &e, false,
+                  say(k < 2 ? "layernorm_eight [%lld, %lld], weights %s"
+                            : "layernorm_modulate_eight [%lld, %lld], %s",
+                      (long long)n, (long long)d, sl_dtype_tag(dtype)));
+    }
 }
 
 static void rows_are_made_as_on_the_cpu(void **state)
@@ -213,7 +214,9 @@ static void added_once(pair *p, int64_t m, int64_t n, int64_t k, int bias, bool 
                         gated ? &gate.c : NULL);
     sl_linear_add_eight(&p->gpu, &x.g, &y.g, &a.g, &w.g, bias ? &b.g : NULL,
                         gated ? &gate.g : NULL);
-    same(p, &x, 4e-3,
+    /* The plain kernel's product is rounded before it is added. Of many numbers that is 4e-3; of a
+     * few, all may be small beside what was added: twice 2^-9 of that, which t_fill keeps below 1. */
+    same(p, &x, m * n < 64 ? 2e-2 : 4e-3,
          say("linear_add_eight %lld x %lld x %lld, bias %d%s", (long long)m, (long long)n,
              (long long)k, bias, gated ? ", gated" : ""));
     forget(p);
@@ -345,10 +348,8 @@ static void sample_of_a_layer(pair *p, const t_layer *l, int64_t m, int64_t firs
     else sl_linear_eight(&p->cpu, &want, &x, &w, &b);
     layer_rows(&p->gpu, l, &e, first, m - first);
     sl_sync(&p->gpu);
-    if (!went_wrong(p, what)) {
-        const sl_tensor got = rows_at(p, &e.y, at, ROWS);
-        compare(p, got.data, want.data, ROWS * l->n, l->n, 4e-3, what);
-    }
+    const sl_tensor got = rows_at(p, &e.y, at, ROWS); /* before the arenas are emptied */
+    if (!went_wrong(p, what)) compare(p, got.data, want.data, ROWS * l->n, l->n, 4e-3, what);
     forget(p);
 }
 

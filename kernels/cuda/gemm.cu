@@ -323,6 +323,15 @@ static int taken(sl_ctx *ctx, const gemm_plan *p, cublasLtMatmulHeuristicResult_
 }
 
 /* Fill `p` for this product; cublasLt having nothing is no error but a plain plan. */
+/* False: eight bits whose rows do not begin at multiples of 16 bytes, as cublasLt wants them. It does
+ * not decline all of them: rows of one column (1000 x 1 x 512, on an H200) came out infinite. */
+static bool is_in_sixteens(const sl_cuda_product *g, const gemm_key *k)
+{
+    if (g->in != SL_E4M3) return true;
+    return g->k % 16 == 0 && g->lda % 16 == 0 && g->ldb % 16 == 0 && g->n % 8 == 0 &&
+           g->ldc % 8 == 0 && k->align_a >= 16 && k->align_b >= 16 && k->align_c >= 16;
+}
+
 static void plan_make(sl_ctx *ctx, gemm_plan *p, const sl_cuda_product *g)
 {
     cublasLtMatmulHeuristicResult_t list[ALGORITHMS];
@@ -339,7 +348,8 @@ static void plan_make(sl_ctx *ctx, gemm_plan *p, const sl_cuda_product *g)
     memset(&choice, 0, sizeof choice);
     p->key = key_of(g);
     /* biases that are not aligned are plain_kernel's */
-    if (!g->bias_any && !(p->why = describe(p, g))) {
+    p->why = CUBLAS_STATUS_NOT_SUPPORTED;
+    if (!g->bias_any && is_in_sixteens(g, &p->key) && !(p->why = describe(p, g))) {
         if (!other) n = suggested(ctx, p, &p->key, most, list);
         else if (!describe(&choice, &all))
             n = taken(ctx, p, list, suggested(ctx, &choice, &p->key, most, list));
