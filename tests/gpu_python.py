@@ -7,7 +7,7 @@ leaks in 1,000 jobs.
 
 with a python3 that has torch (for this GPU) and numpy. SLUICE_BIN: where the programs and the
 plug-in are (default bin). GPU_DEVICE: default cuda:0. LEAK_JOBS: default 1000. The last line is
-`N passed, N failed`. Written without a GPU; it has not run on one yet."""
+`N passed, N failed`."""
 import json
 import os
 import re
@@ -98,12 +98,26 @@ class GpuTest(RunTest):
         self.assertEqual(done.returncode, 0, done.stderr.decode()[-4000:])
 
     def test_decode_takes_a_slot(self):
-        """Sluice's denoiser to PyTorch's decoder: through a slot of device memory, then by the file."""
+        """Sluice's denoiser to PyTorch's decoder: through a slot of device memory, then by the file.
+        The first job may come by the file: a stage that still imports torch opens no slot."""
         self.conf_on_gpu(decode=DECODE)
         dump, again = self.path("dump"), self.path("again")
-        self.run_it("--dump", dump)
+        command = self.command("--jobs", "-")
+        at = command.index("-o")
+        del command[at : at + 2]
+        run = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, cwd=TOP, env={**os.environ, "TMPDIR": self.dir}, text=True)
+        feed = lambda **job: (run.stdin.write(json.dumps(job) + "\n"), run.stdin.flush())
+        feed(output=self.path("1.mp4"))
+        log = []
+        for line in run.stderr:
+            log.append(line)
+            if re.search(r" dispatch\[\d+\] debug: job 1: ", line):
+                feed(output=self.path("2.mp4"), dump=dump)
+                run.stdin.close()
+        run.stderr.close()
+        self.assertEqual(run.wait(timeout=180), 0, "".join(log)[-4000:])
         self.replay(dump, again)
-        by_slot, by_file = self.told("decode")
+        _, by_slot, by_file = self.told("decode")
         self.assertTrue(by_slot["in_slot"], "the latents came by the file")
         self.assertTrue(by_slot["same"], "torch has a copy of the slot")
         self.assertFalse(by_file["in_slot"])
@@ -155,7 +169,10 @@ class GpuTest(RunTest):
             self.assertEqual(done.returncode, 0, f.read()[-4000:])
         seen = self.told("decode")
         self.assertEqual(len(seen), LEAK_JOBS)
-        self.assertGreater(sum(s["in_slot"] for s in seen), LEAK_JOBS * 9 // 10, "most come through a slot")
+        since = [s["in_slot"] for s in seen]
+        since = since[since.index(True) :]  # before, the decoder imported torch
+        self.assertGreater(len(since), LEAK_JOBS // 2)
+        self.assertGreater(sum(since), len(since) * 9 // 10, "most come through a slot")
         early, late = seen[LEAK_JOBS // 10], seen[-1]
         print(f"{LEAK_JOBS} jobs: free {early['free']} -> {late['free']}, cached {early['cached']} -> {late['cached']}, "
               f"descriptors {early['fds']} -> {late['fds']}, resident {early['rss']} -> {late['rss']} KiB", file=sys.stderr)

@@ -3,7 +3,7 @@
 KIND = DiT+UMT5,VAE,CLIP (TI2V-5B has no CLIP).
 
 A kind names three dtypes, for example bf16,bf16,fp32; the default is all that README.md lists. The VAE has its dtype both ways: the
-condition is encoded in it and the frames are decoded in it. Prints, for the cases without First Block Cache, the errors of CLIP, of
+condition is encoded in it and the frames are decoded in it. DEVICE=cuda: on a GPU, without TF32. Prints, for the cases without First Block Cache, the errors of CLIP, of
 the condition and of the latents after each step (relative L2), and the frames' (dB PSNR at 8 bits). On the CPU, about half a minute
 a kind. Needs torch, torchvision (CLIP's pixels differ a little without), diffusers, transformers, safetensors and Pillow."""
 import json, os, sys
@@ -22,10 +22,12 @@ HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), FOLDER)
 MODEL = os.path.join(HERE, "model")
 KINDS = ("fp32,fp32,fp32", "bf16,fp32,fp32", "bf16,bf16,fp32", "bf16,fp32,bf16", "bf16,bf16,bf16")
 DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DEVICE = os.environ.get("DEVICE", "cpu")
+torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def rel(got, want):
-    got, want = got.float().flatten(), want.float().flatten()
+    got, want = got.float().cpu().flatten(), want.float().cpu().flatten()
     return float((got - want).norm() / want.norm())
 
 
@@ -55,7 +57,7 @@ def text(p, ids):
     ids = ids.flatten().long()
     padded = torch.zeros(1, 512, dtype=torch.long)
     padded[0, : len(ids)] = ids
-    x = p.text_encoder(padded, (torch.arange(512) < len(ids)).long()[None]).last_hidden_state.clone()
+    x = p.text_encoder(padded.to(DEVICE), (torch.arange(512) < len(ids)).long()[None].to(DEVICE)).last_hidden_state.clone()
     x[:, len(ids) :] = 0
     return x
 
@@ -63,7 +65,7 @@ def text(p, ids):
 def run(kind, name):
     picture = f"{HERE}/{name}.png"
     picture = Image.open(picture).convert("RGB") if os.path.exists(picture) else None
-    p = pipeline(*(DTYPE[k] for k in kind.split(",")), picture)
+    p = pipeline(*(DTYPE[k] for k in kind.split(",")), picture).to(DEVICE)
     p.set_progress_bar_config(disable=True)
     case, want = json.load(open(f"{HERE}/{name}.json")), load_file(f"{HERE}/{name}.safetensors")
     texts = load_file(f"{HERE}/text.safetensors")
@@ -79,7 +81,7 @@ def run(kind, name):
 
     def before_decoding(z, *args, decode=p.vae.decode, **options):
         c = p.vae.config
-        mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (c.latents_mean, c.latents_std))
+        mean, std = (torch.tensor(v, device=z.device).view(1, -1, 1, 1, 1) for v in (c.latents_mean, c.latents_std))
         seen["final"] = (z.float() - mean) / std
         return decode(z, *args, **options)
 
@@ -95,7 +97,7 @@ def run(kind, name):
         guidance_scale=case["cfg"],
         prompt_embeds=prompts[0],
         negative_prompt_embeds=prompts[1] if case["cfg"] > 1 else None,
-        latents=want["noise"][None].float(),
+        latents=want["noise"][None].float().to(DEVICE),
         output_type="np",
         callback_on_step_end=after_step,
     ).frames[0]
