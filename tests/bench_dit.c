@@ -12,6 +12,7 @@
 #include <cblas.h>
 
 #include "graphs/wan_dit.h"
+#include "kernels/cpu/blas.h"
 
 enum { T = 10, H = 15, W = 20, N = T * H * W, SGEMM = 2048 };
 
@@ -138,6 +139,7 @@ int main(int argc, char **argv)
     sl_ctx ctx, plan;
     sl_loader *l = NULL;
     job j;
+    sl_blas_settle_here(argv);
     if (sl_ctx_open(&ctx, &sl_ops_cpu, 0, &err) || sl_ctx_open(&plan, &sl_ops_plan, 0, &err) ||
         sl_loader_random(&l, &ctx, 1, "transformer", &err)) {
         fprintf(stderr, "%s\n", err.msg);

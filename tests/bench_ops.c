@@ -12,6 +12,7 @@
 
 #include <cblas.h>
 
+#include "kernels/cpu/blas.h"
 #include "kernels/cpu/cpu.h"
 
 #define BUDGET_S 0.1
@@ -160,6 +161,7 @@ int main(int argc, char **argv)
 {
     sl_ctx ctx;
     sl_err err = {0};
+    sl_blas_settle_here(argv);
     only = argc > 1 ? argv[1] : NULL;
     if (sl_ctx_open(&ctx, &sl_ops_cpu, (size_t)600 << 20, &err)) {
         fprintf(stderr, "bench_ops: %s\n", err.msg);

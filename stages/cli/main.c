@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "common/log.h"
+#include "kernels/cpu/blas.h"
 #include "stages/cli/help.h"
 #include "stages/cli/verbs.h"
 
@@ -18,6 +19,9 @@ int main(int argc, char **argv)
     const sl_verb *verb = NULL;
     sl_err err = {0};
     sl_log_open("sluice", SL_LOG_INFO);
+    /* the benchmarks are all that computes here, and not in a stage */
+    if (!strcmp(name, "bench")) sl_blas_settle_here(argv);
+    sl_blas_settle();
     if (asks_for_help(name)) {
         sl_help_all(stdout);
         return SL_EXIT_OK;

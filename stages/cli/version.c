@@ -18,6 +18,7 @@
 #include <zmq.h>
 
 #include "common/version.h"
+#include "kernels/cpu/blas.h"
 #include "stages/job/devices.h"
 
 const char *openblas_get_config(void); /* openblas_config.h lies elsewhere in each distribution */
@@ -55,7 +56,8 @@ int sl_cli_version(int argc, char **argv)
     print_av("libavcodec", avcodec_version());
     print_av("libavformat", avformat_version());
     printf("  %-14s %d.%d.%d\n", "libzmq", major, minor, patch);
-    printf("  %-14s %s\n", "openblas", openblas_get_config());
+    printf("  %-14s %s\n  %-14s %s\n", "openblas", openblas_get_config(), "  kernels",
+           sl_blas_settle());
     printf("  %-14s %d (its own ABI's number)\n", "libjpeg", JPEG_LIB_VERSION);
     printf("  %-14s %s\n", "zlib", zlibVersion());
     printf("  %-14s %s\n", "sqlite", sqlite3_libversion());
