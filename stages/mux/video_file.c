@@ -13,9 +13,6 @@
 #include <unistd.h>
 
 #include <libavcodec/avcodec.h>
-#include <libavfilter/avfilter.h>
-#include <libavfilter/buffersink.h>
-#include <libavfilter/buffersrc.h>
 #include <libavformat/avformat.h>
 #include <libavutil/opt.h>
 #include <libswscale/swscale.h>
@@ -23,6 +20,7 @@
 #include "common/job.h"
 #include "common/temporary.h"
 #include "common/video_format.h"
+#include "stages/mux/filters.h"
 
 #define THREADS_MOST 16 /* of the encoder: more bring nothing at 1280x720 */
 #define WAYS 4          /* frames converted at a time: those of a chunk */
@@ -41,6 +39,7 @@ struct sl_video_file {
     AVFrame *frame[WAYS];
     struct SwsContext *sws[WAYS];
     /* GIF: the graph that gives each frame its palette */
+    const sl_filters *filters;
     AVFilterGraph *graph;
     AVFilterContext *into, *outof;
     AVFrame *filtered;
@@ -214,21 +213,24 @@ static sl_code open_palette(sl_video_file *m, const sl_video_options *o, sl_err 
     char source[128];
     AVFilterInOut *in = NULL, *out = NULL;
     int e = AVERROR(ENOMEM);
+    sl_code rc = sl_filters_load(&m->filters, err);
+    const sl_filters *f = m->filters;
+    if (rc) return rc;
     snprintf(source, sizeof source, "video_size=%dx%d:pix_fmt=%d:time_base=%d/%d", o->w, o->h,
              (int)m->pixels, m->codec->time_base.num, m->codec->time_base.den);
-    if ((m->graph = avfilter_graph_alloc()) && (m->filtered = av_frame_alloc()) &&
-        (in = avfilter_inout_alloc()) && (out = avfilter_inout_alloc()) &&
-        (e = avfilter_graph_create_filter(&m->into, avfilter_get_by_name("buffer"), "in", source,
-                                          NULL, m->graph)) >= 0 &&
-        (e = avfilter_graph_create_filter(&m->outof, avfilter_get_by_name("buffersink"), "out",
-                                          NULL, NULL, m->graph)) >= 0) {
+    if ((m->graph = f->avfilter_graph_alloc()) && (m->filtered = av_frame_alloc()) &&
+        (in = f->avfilter_inout_alloc()) && (out = f->avfilter_inout_alloc()) &&
+        (e = f->avfilter_graph_create_filter(&m->into, f->avfilter_get_by_name("buffer"), "in",
+                                             source, NULL, m->graph)) >= 0 &&
+        (e = f->avfilter_graph_create_filter(&m->outof, f->avfilter_get_by_name("buffersink"),
+                                             "out", NULL, NULL, m->graph)) >= 0) {
         *out = (AVFilterInOut){.name = av_strdup("in"), .filter_ctx = m->into};
         *in = (AVFilterInOut){.name = av_strdup("out"), .filter_ctx = m->outof};
-        e = avfilter_graph_parse_ptr(m->graph, GRAPH, &in, &out, NULL);
-        if (e >= 0) e = avfilter_graph_config(m->graph, NULL);
+        e = f->avfilter_graph_parse_ptr(m->graph, GRAPH, &in, &out, NULL);
+        if (e >= 0) e = f->avfilter_graph_config(m->graph, NULL);
     }
-    avfilter_inout_free(&in);
-    avfilter_inout_free(&out);
+    f->avfilter_inout_free(&in);
+    f->avfilter_inout_free(&out);
     return e < 0 ? av_fail(m, e, "making a palette", err) : SL_OK;
 }
 
@@ -313,9 +315,10 @@ static sl_code push(sl_video_file *m, AVFrame *frame, sl_err *err)
     sl_code rc = SL_OK;
     int e;
     if (!m->graph) return encode(m, frame, err);
-    if ((e = av_buffersrc_add_frame_flags(m->into, frame, AV_BUFFERSRC_FLAG_KEEP_REF)) < 0)
+    if ((e = m->filters->av_buffersrc_add_frame_flags(m->into, frame, AV_BUFFERSRC_FLAG_KEEP_REF)) <
+        0)
         return av_fail(m, e, "making a palette", err);
-    while (!rc && (e = av_buffersink_get_frame(m->outof, m->filtered)) >= 0) {
+    while (!rc && (e = m->filters->av_buffersink_get_frame(m->outof, m->filtered)) >= 0) {
         rc = encode(m, m->filtered, err);
         av_frame_unref(m->filtered);
     }
@@ -410,7 +413,7 @@ void sl_video_file_abandon(sl_video_file **file)
         sws_freeContext(m->sws[i]);
         av_frame_free(&m->frame[i]);
     }
-    avfilter_graph_free(&m->graph);
+    if (m->graph) m->filters->avfilter_graph_free(&m->graph);
     av_frame_free(&m->filtered);
     free(m->last);
     av_packet_free(&m->packet);
