@@ -1,7 +1,7 @@
 /* test_plan - the bytes that `sluice plan` tells: by hand for the 14B model from its
  * configurations alone, and against what the stages of a real run take.
  *
- * limit: 240 s */
+ * takes: 6 s. limit: 240 s */
 #include "tests/t.h"
 #include "tests/t_run.h"
 
@@ -841,6 +841,8 @@ static void what_the_machine_gives(void **state)
     put("/proc/self/cgroup", "12:cpu,cpuacct:/x\n7:memory:/job/step\n1:name=systemd:/y\n");
     put("/sys/fs/cgroup/memory/job/step/memory.limit_in_bytes", "9223372036854771712\n");
     put("/sys/fs/cgroup/memory/job/step/memory.usage_in_bytes", "1000\n");
+    T_OK(sl_plan_machine(&m, root, &err));
+    assert_true(m.group == UINT64_MAX && m.gives == 819200);
     put("/sys/fs/cgroup/memory/job/memory.limit_in_bytes", "700000\n");
     put("/sys/fs/cgroup/memory/job/memory.usage_in_bytes", "650000\n");
     put("/sys/fs/cgroup/memory/job/memory.stat",
@@ -850,6 +852,31 @@ static void what_the_machine_gives(void **state)
     put("/proc/self/cgroup", "7:hugetlb,memory,pids:/job/step\n0::/\n");
     T_OK(sl_plan_machine(&m, root, &err));
     assert_int_equal(m.gives, 0); /* /sys/fs/cgroup/memory.max from above */
+    /* none of a chain limits anything: as version 1 says it on pages of other sizes, more than the
+     * machine has, and just what it has */
+    static const char *const NO_LIMITS[] = {"9223372036854771712\n",
+                                            "9223372036854710272\n",
+                                            "18446744073709551615\n",
+                                            "99999999999999999999\n",
+                                            "1024001\n",
+                                            "1024000\n"};
+    for (size_t i = 0; i < sizeof NO_LIMITS / sizeof *NO_LIMITS; i++) {
+        put("/proc/self/cgroup", "7:memory:/job/step\n");
+        put("/sys/fs/cgroup/memory/job/memory.limit_in_bytes", NO_LIMITS[i]);
+        put("/sys/fs/cgroup/memory/memory.limit_in_bytes", NO_LIMITS[i]);
+        put("/sys/fs/cgroup/memory/memory.usage_in_bytes", "900000\n");
+        T_OK(sl_plan_machine(&m, root, &err));
+        assert_true(m.group == UINT64_MAX && m.gives == 819200);
+        put("/proc/self/cgroup", "0::/a/b\n");
+        put("/sys/fs/cgroup/a/memory.max", NO_LIMITS[i]);
+        put("/sys/fs/cgroup/memory.max", NO_LIMITS[i]);
+        T_OK(sl_plan_machine(&m, root, &err));
+        assert_true(m.group == UINT64_MAX && m.gives == 819200);
+    }
+    put("/sys/fs/cgroup/a/b/memory.max", "1023999\n"); /* one byte less is a limit */
+    put("/sys/fs/cgroup/a/b/memory.current", "400000\n");
+    T_OK(sl_plan_machine(&m, root, &err));
+    assert_true(m.group == 623999 && m.gives == 623999);
     put("/proc/self/cgroup", "7:memoryless:/job/step\n");
     T_OK(sl_plan_machine(&m, root, &err));
     assert_int_equal(m.gives, 819200);

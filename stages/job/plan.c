@@ -367,14 +367,17 @@ static const group_files V1 = {"/sys/fs/cgroup/memory",
                                {"inactive_file", "active_file"}};
 
 /* Bytes that one cgroup still gives: its limit less what it uses, but for page cache, which
- * goes when memory is wanted. */
-static uint64_t group_gives(const group_files *v, const char *root, const char *group)
+ * goes when memory is wanted. UINT64_MAX where it has no limit: version 2 says "max", or is the top
+ * without the file; version 1 says a number that no machine has (9223372036854771712); and one of
+ * `total` bytes, all that this machine has, or more, limits nothing. */
+static uint64_t group_gives(const group_files *v, const char *root, uint64_t total,
+                            const char *group)
 {
     char path[SL_PATH], text[16384];
     uint64_t limit, used, file = 0, more;
     snprintf(path, sizeof path, "%s%.900s/%s", v->folder, group, v->limit);
-    /* "max", or the top */
-    if (!read_text(text, sizeof text, root, path) || sscanf(text, "%lu", &limit) != 1)
+    if (!read_text(text, sizeof text, root, path) || sscanf(text, "%lu", &limit) != 1 ||
+        limit >= total)
         return UINT64_MAX;
     snprintf(path, sizeof path, "%s%.900s/%s", v->folder, group, v->used);
     if (!read_text(text, sizeof text, root, path) || sscanf(text, "%lu", &used) != 1)
@@ -387,13 +390,13 @@ static uint64_t group_gives(const group_files *v, const char *root, const char *
 }
 
 /* The tightest of a cgroup and all around it. `group` is a path of SL_PATH bytes. */
-static uint64_t groups_give(const group_files *v, const char *root, char *group)
+static uint64_t groups_give(const group_files *v, const char *root, uint64_t total, char *group)
 {
     uint64_t least = UINT64_MAX;
     while (true) {
         char *slash = strrchr(group, '/');
         if (slash && !slash[1]) *slash = 0;
-        const uint64_t g = group_gives(v, root, group);
+        const uint64_t g = group_gives(v, root, total, group);
         if (g < least) least = g;
         if (!*group || !(slash = strrchr(group, '/'))) return least;
         *slash = 0;
@@ -427,7 +430,7 @@ sl_code sl_plan_machine(sl_machine_memory *out, const char *root, sl_err *err)
         const char *path = v ? strchr(strchr(line, ':') + 1, ':') + 1 : NULL;
         if (!v) continue;
         snprintf(group, sizeof group, "%.*s", (int)strcspn(path, "\n"), path);
-        const uint64_t g = groups_give(v, root, group);
+        const uint64_t g = groups_give(v, root, out->total, group);
         if (g < out->group) out->group = g;
     }
     struct rlimit r;

@@ -48,7 +48,7 @@ size_t sl_plan_mapped(const sl_run_plan *plan, int i);
 typedef struct {
     uint64_t total, available; /* MemTotal, MemAvailable */
     uint64_t group; /* what the tightest cgroup (v1 or v2) around this process still gives, its page
-                     * cache counted as free; UINT64_MAX: no limit */
+                     * cache counted as free; UINT64_MAX: no limit below `total` */
     uint64_t address; /* of one process (ulimit -v); UINT64_MAX: no limit */
     uint64_t gives;   /* the smaller of `available` and `group` */
 } sl_machine_memory;
