@@ -1,5 +1,5 @@
 /* test_bench - what `sluice bench` measures on the CPU, of a team of ranks and in 8 bits: the
- * figures hang together, and all ranks make one rank's bytes. run: alone. limit: 180 s */
+ * figures hang together, and all ranks make one rank's bytes. takes: 8 s. limit: 180 s */
 #include "tests/t_run.h"
 
 #include <jansson.h>

@@ -1,5 +1,6 @@
-/* test_diff - `sluice diff`: figures of two tensors, the pipeline's order, the block into which a
- * wrong weight was put. run: alone */
+/* test_diff - `sluice diff`: figures of two tensors, the pipeline's order, the block into
+ * which a
+ * wrong weight was put. takes: 2 s. */
 #include "tests/t.h"
 
 #pragma GCC diagnostic ignored "-Wunused-function" /* not all of these cases */

@@ -1,5 +1,6 @@
-/* test_help.c - help, the manual page and the completion, looked at by the tools that they are for:
- * bash, groff. */
+/* test_help.c - help, the manual page and the completion, looked at by the tools that they are
+ * for:
+ * bash, groff. takes: 3 s. */
 #include "tests/t_run.h"
 
 #include "stages/cli/client.h"

@@ -1,11 +1,14 @@
 /* test_layouts_run.c - `sluice run` on one checkpoint in every layout, with a LoRA and without.
  *
- * A run each, all of lora-i2v's case. What holds the Diffusers folder's numbers gives its bytes,
+ * A run each, all of lora-i2v's case. What holds the Diffusers folder's numbers gives its
+ * bytes,
  * hand-over by hand-over and in the video; 8-bit weights are as near to what diffusers computes
- * with them as any golden case (blocks 1e-4, steps 5e-4). GGUF's give the bytes of a file with the
+ * with them as any golden case (blocks 1e-4, steps 5e-4). GGUF's give the bytes of a file with
+ * the
  * numbers in float32 that tests/golden/gguf/model.py decodes them to. With a LoRA the original
  * layout gives the folder's bytes again, an 8-bit one and GGUF those of the same weights in
- * float32; without it after it, those of before. SL_SHOW=1 prints the distances. limit: 240 s */
+ * float32; without it after it, those of before. SL_SHOW=1 prints the distances.
+ * takes: 20 s. limit: 240 s */
 #include "tests/t_layouts_run.h"
 
 /* @: the folder of all layouts. Jobs: b without a LoRA, l with one; t of TI2V-5B. */

@@ -15,7 +15,7 @@
  *
  * The comparisons go in the order of the computation, and the first layer that is off
  * ends the case with its name. Tolerances are the contract's: float32 against float32 in
- * another order of summation. */
+ * another order of summation. takes: 6 s. */
 #include "tests/t_dump.h"
 
 #include <jansson.h>

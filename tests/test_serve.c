@@ -1,5 +1,6 @@
-/* test_serve.c - a real server over real HTTP: every route, every refusal, tokens, limits, drain
- * and start. limit: 240 s
+/* test_serve.c - a real server over real HTTP: every route, every refusal, tokens, limits,
+ * drain
+ * and start. takes: 24 s. limit: 240 s
  *
  * The tiny model makes a job in a second. What a SIGKILL leaves is tests/test_serve_kill.c's. */
 #include "tests/t_schema.h"
@@ -780,6 +781,7 @@ static void params_reach_the_job(void **state)
     const char *const fields[] = {
         "prompt", "a cat", "input_reference", "@" T_IMAGE,
         "size",   "96x64", "params",          "{\"strength\": [0.5, null]}",
+        "frames", "5",     "steps",           "2",
         NULL};
     post_form(fields, NULL);
     assert_int_equal(r.code, 200);

@@ -1,8 +1,11 @@
-/* test_serve_kill.c - SIGKILL at random moments, of stages, dispatcher, server, all at once; and a
- * disk that fills: every job that was accepted ends once, with the bytes of an undisturbed server.
- * limit: 400 s
+/* test_serve_kill.c - SIGKILL at random moments, of stages, dispatcher, server, all at once;
+ * and a
+ * disk that fills: every job that was accepted ends once, with the bytes of an undisturbed
+ * server.
+ * takes: 20 s. limit: 400 s
  *
- * SLUICE_SOAK=1 makes it 100 kills over 50 jobs from 8 clients; SLUICE_KILLS=few makes it 6 over 6.
+ * SLUICE_SOAK=1 makes it 100 kills over 50 jobs from 8 clients; SLUICE_KILLS=few makes it 6
+ * over 6.
  * SLUICE_SEED repeats a run's kills, as far as time does. */
 #include "tests/t_serve.h"
 

@@ -1,5 +1,6 @@
-/* test_stage - `sluice stage`: each stage alone from a dump, on the terminal, behind a wrapper; and
- * what a replay starts. run: alone */
+/* test_stage - `sluice stage`: each stage alone from a dump, on the terminal, behind a
+ * wrapper; and
+ * what a replay starts. takes: 3 s. */
 #include "tests/t_run.h"
 
 static t_run run;

@@ -8,8 +8,8 @@
 
 #include <stdbool.h>
 
-/* The kernels for a processor with these instructions, as OPENBLAS_CORETYPE has them, where OpenBLAS
- * took `taken`; NULL: `taken` is right, or the best that there is. */
+/* The kernels for a processor with these instructions, as OPENBLAS_CORETYPE names them, where
+ * OpenBLAS took `taken`; NULL: `taken` is right, or the best that there is. */
 const char *sl_blas_better(const char *taken, bool avx2_fma, bool avx512);
 
 /* Let the processes that are started from now on have the kernels for this processor: sets
