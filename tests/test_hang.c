@@ -3,7 +3,8 @@
 #include "tests/t_beside.h"
 #include "tests/t_run.h"
 
-#define STALL_S 10 /* where quiet_s is short: a busy machine is slow to start a process */
+#define QUIET_S 3  /* short, and no shorter: a busy machine starves a process for a second or two */
+#define STALL_S 10 /* with it: and is slow to start one */
 #define STALLED "10 s"
 #define ENDS_S 90 /* any of these, with the settings as they are shipped */
 #define AT_ONCE 8 /* tests: each is a pipeline that waits */
@@ -75,23 +76,25 @@ static const bad_stage BAD[] = {
     /* with the settings as they are shipped: the longest */
     {"image", "idle", 0, "(last: nothing): killed", 2,
      "failed: image neither computed nor said anything of job"},
-    {"text", "idle", 1, "(last: nothing): killed", 2,
+    {"text", "idle", QUIET_S, "(last: nothing): killed", 2,
      "failed: text neither computed nor said anything of job"},
-    {"text", "attempt", 1, "said DONE of attempt 8 of a job of which it has attempt 1: killed", 1,
+    {"text", "attempt", QUIET_S,
+     "said DONE of attempt 8 of a job of which it has attempt 1: killed", 1,
      "failed: text said DONE of attempt"},
-    {"decode", "short", 1, "said DONE after 2 of 3 chunks: killed", 2,
+    {"decode", "short", QUIET_S, "said DONE after 2 of 3 chunks: killed", 2,
      "failed: decode said DONE after 2 of 3 chunks, 2 times without the job getting further"},
-    {"decode", "count", 1, "sent chunk 1 of 4 after chunks of 3: killed", 2,
+    {"decode", "count", QUIET_S, "sent chunk 1 of 4 after chunks of 3: killed", 2,
      "failed: decode sent chunk 1 of 4 after chunks of 3, 2 times"},
-    {"text", "returns", 1, "killed", 0,
+    {"text", "returns", QUIET_S, "killed", 0,
      "failed: text: work returned without DONE, PARKED or FAILED"},
-    {"text", "spool", 1, "and no SPOOLED of text.safetensors", 2,
+    {"text", "spool", QUIET_S, "and no SPOOLED of text.safetensors", 2,
      "failed: text said DONE, and neither a ticket nor SPOOLED, 2 times"},
-    {"decode", "version", 1, "killed", 0,
+    {"decode", "version", QUIET_S, "killed", 0,
      "failed: decode: speaks another protocol: message: protocol version 3, want 5"},
-    {"decode", "unready", 1, "said HELLO and not READY, and did nothing for " STALLED ": killed", 1,
+    {"decode", "unready", QUIET_S,
+     "said HELLO and not READY, and did nothing for " STALLED ": killed", 1,
      "failed: decode: said HELLO and not READY, and did nothing for " STALLED ", 2 times in a row"},
-    {"mux", "poolless", 1, "killed", 0,
+    {"mux", "poolless", QUIET_S, "killed", 0,
      "failed: mux: is ready without a POOL for frames, which come in slots alone"},
 };
 #define BAD_COUNT (sizeof BAD / sizeof *BAD)
@@ -115,10 +118,10 @@ static void test_bad_stage(void **state)
 static void test_done_forgotten_after_the_last_chunk(void **state)
 {
     (void)state;
-    start(SL_ROLE_DECODE, hanging("decode", "last"), 1);
+    start(SL_ROLE_DECODE, hanging("decode", "last"), QUIET_S);
     ends(0, 1);
     says("neither computes nor says anything of job", 1);
-    says("(last: CHUNK): it is killed in 1 s (supervise.quiet_s)", 1);
+    says("(last: CHUNK): it is killed in 3 s (supervise.quiet_s)", 1);
     t_run_close(&run);
 }
 
@@ -130,7 +133,7 @@ static void test_ready_without_rank(void **state)
           t_format("{ name = \"denoise\"; devices = [\"cpu\", \"cpu\"]; program = \"%s\"; args = "
                    "[\"denoise\", \"idle\"]; }",
                    t_helper("helper_hangs")),
-          1);
+          QUIET_S);
     ends(1, 0);
     says("failed: denoise.", 1);
     says("others go on without it", 1);
@@ -142,7 +145,7 @@ static void test_ready_without_rank(void **state)
 static void test_a_stage_that_computes(void **state)
 {
     (void)state;
-    start(SL_ROLE_TEXT, hanging("text", "busy"), 1);
+    start(SL_ROLE_TEXT, hanging("text", "busy"), QUIET_S);
     const double t0 = t_seconds();
     t_run_until(&run, "computes, and says nothing of job");
     if (t_seconds() - t0 < 8) t_run_fail(&run, "told after %.0f s", t_seconds() - t0);
@@ -229,8 +232,8 @@ static void test_behind_a_wrapper(void **state)
 int main(int argc, char **argv)
 {
     static const struct CMUnitTest OTHERS[] = {
-        cmocka_unit_test(test_no_hello),
         cmocka_unit_test(test_a_stage_that_computes),
+        cmocka_unit_test(test_no_hello),
         cmocka_unit_test(test_cancel_without_an_answer),
         cmocka_unit_test(test_ready_without_rank),
         cmocka_unit_test(test_done_forgotten_after_the_last_chunk),
@@ -240,13 +243,12 @@ int main(int argc, char **argv)
     };
     struct CMUnitTest tests[BAD_COUNT + sizeof OTHERS / sizeof *OTHERS];
     char names[BAD_COUNT][64];
-    size_t n = 0;
-    for (; n < BAD_COUNT; n++) {
-        snprintf(names[n], sizeof names[n], "test_bad_stage, %s %s", BAD[n].role, BAD[n].mode);
-        tests[n] =
-            (struct CMUnitTest){names[n], test_bad_stage, NULL, NULL, (void *)(uintptr_t)&BAD[n]};
+    size_t n = sizeof OTHERS / sizeof *OTHERS; /* the longest are among them, and BAD's first */
+    memcpy(tests, OTHERS, sizeof OTHERS);
+    for (size_t i = 0; i < BAD_COUNT; i++) {
+        snprintf(names[i], sizeof names[i], "test_bad_stage, %s %s", BAD[i].role, BAD[i].mode);
+        tests[n++] =
+            (struct CMUnitTest){names[i], test_bad_stage, NULL, NULL, (void *)(uintptr_t)&BAD[i]};
     }
-    memcpy(tests + n, OTHERS, sizeof OTHERS);
-    n += sizeof OTHERS / sizeof *OTHERS;
     return t_beside("hang", tests, n, AT_ONCE, argc, argv);
 }

@@ -131,6 +131,9 @@ static void environment(void)
         {"SLUICE_SERVER", "where the server is, if --server does not say it"},
         {"SLUICE_TOKEN", "the token, if --token-file names none"},
         {"XDG_STATE_HOME", "holds the default state folder, sluice; else ~/.local/state does"},
+        {"OPENBLAS_CORETYPE",
+         "which kernels OpenBLAS takes on the CPU; without it those for the "
+         "processor's instructions, known to OpenBLAS or not (sluice --version)"},
         {"TMPDIR", "holds the folders of runs; without one, or if it cannot be written or is a "
                    "session's (which is told), /var/tmp does, else /tmp"},
     };
