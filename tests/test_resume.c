@@ -6,7 +6,7 @@
 
 #define JOBS 3
 #define STEPS 24
-#define KILLS 14
+#define KILLS 20
 
 static t_run run;
 static int with_state, with_latents; /* folders that a run went on with */
