@@ -73,7 +73,7 @@ LIB     := $(B)/libsluice.a
 # What stages of one's own are linked with; its number is SL_STAGE_ABI of stages/own/stage.h.
 STAGE_ABI := $(shell sed -n 's/^.define SL_STAGE_ABI \([0-9]*\).*/\1/p' stages/own/stage.h)
 STAGE_SO  := $(BIN)/libsluice-stage.so.$(STAGE_ABI)
-STAGE_O   := $(B)/stages/own/process.o $(B)/stages/own/hand.o
+STAGE_O   := $(B)/stages/own/process.o $(B)/stages/own/hand.o $(B)/stages/own/filter.o
 MAINS   := $(wildcard stages/*/main.c)
 PROGS   := $(patsubst %,$(BIN)/sluice-%,$(filter-out cli,$(patsubst stages/%/main.c,%,$(MAINS)))) $(if $(filter stages/cli/main.c,$(MAINS)),$(BIN)/sluice)
 TESTS   := $(patsubst tests/%.c,$(TBIN)/%,$(wildcard tests/test_*.c))
@@ -128,8 +128,8 @@ test-clients:       ## sluice serve with real clients: openai, curl, Chromium, P
 
 test-python:        ## stages in Python: package sluice, examples/, diffusers' denoiser against the golden latents; PARTS="test_stage" for some
 	@tests/setup.sh --python
-	$(SUB) programs golden $(TBIN)/test_own_stage $(TBIN)/helper_decode_flat $(TBIN)/linear_decode
-	@SLUICE_BIN=$(BIN) OWN_STAGE=$(TBIN)/test_own_stage tests/python.sh $(PARTS)
+	$(SUB) programs golden $(addprefix $(TBIN)/,test_own_stage helper_decode_flat linear_decode test_filters helper_filter)
+	@SLUICE_BIN=$(BIN) TESTS_BIN=$(TBIN) tests/python.sh $(PARTS)
 
 test-golden: setup  ## the golden comparisons on other folders: make test-golden DIRS="DIR/tiny-i2v DIR/tiny-t2v"
 	$(SUB) programs $(TBIN)/test_run_golden $(TBIN)/test_denoise_golden $(TBIN)/test_lora_run

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <math.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
@@ -44,6 +45,13 @@ const char *sl_conf_name(const sl_conf *conf, const sl_conf_stage *stage, char o
         snprintf(out, SL_CONF_NAME, "%.15s.%d", role, stage->instance % SL_CONF_SEATS);
     else snprintf(out, SL_CONF_NAME, "%.15s", role);
     return out;
+}
+
+void sl_conf_use(const sl_conf *conf)
+{
+    sl_filter_row all[SL_FILTERS];
+    for (int i = 0; i < conf->filter_count; i++) all[i] = conf->filters[i].is;
+    sl_pipeline_use(all, conf->filter_count);
 }
 
 /* ---- reading ---- */
@@ -232,11 +240,15 @@ static sl_code unknown_key(const reader *r, const config_setting_t *s, const cha
 
 static sl_code unknown_group(const reader *r, const config_setting_t *s)
 {
-    const char *name = config_setting_name(s), *best = "stages";
-    char group[64], nearest[64] = "stages";
-    int cost = sl_text_distance("stages", name);
+    static const char *const LISTS[] = {"stages", "filters", "lora"};
+    const char *name = config_setting_name(s), *best = "";
+    char group[64], nearest[64] = "";
+    int cost = 1 << 20;
     if (config_setting_type(s) != CONFIG_TYPE_GROUP && config_setting_type(s) != CONFIG_TYPE_LIST)
         return unknown_key(r, s, name, &SL_CONF_KEYS);
+    for (size_t i = 0; i < sizeof LISTS / sizeof *LISTS; i++)
+        consider(LISTS[i], name, 0, &best, &cost);
+    snprintf(nearest, sizeof nearest, "%s", best);
     for (int i = 0; i < SL_CONF_KEYS.count; i++) {
         int before = cost;
         snprintf(group, sizeof group, "%.*s", (int)strcspn(SL_CONF_KEYS.at[i].path, "."),
@@ -320,18 +332,21 @@ static sl_code read_stage(const reader *r, const config_setting_t *group, int in
     return SL_OK;
 }
 
+static sl_code no_stages(const reader *r, const config_setting_t *list, const char *have)
+{
+    return sl_fail(
+        r->err, SL_ARG,
+        "%s:%d: stages is %s, want a list of one or more groups ( { name = \"text\"; ... "
+        "}, ... )",
+        r->name, line_of(list), have);
+}
+
 static sl_code read_stages(const reader *r, const config_setting_t *list, sl_conf *out)
 {
     char have[80];
     int n = config_setting_length(list);
-    if (config_setting_type(list) != CONFIG_TYPE_LIST || !n)
-        return sl_fail(r->err, SL_ARG,
-                       "%s:%d: stages is %s, want a list of one or more groups ( { name = "
-                       "\"text\"; ... }, ... )",
-                       r->name, line_of(list),
-                       n || config_setting_type(list) != CONFIG_TYPE_LIST
-                           ? found(list, have, sizeof have)
-                           : "empty");
+    if (config_setting_type(list) != CONFIG_TYPE_LIST)
+        return no_stages(r, list, found(list, have, sizeof have));
     out->stage_count = 0;
     for (int i = 0; i < n; i++) {
         const config_setting_t *s = config_setting_get_elem(list, (unsigned)i);
@@ -349,6 +364,133 @@ static sl_code read_stages(const reader *r, const config_setting_t *list, sl_con
             out->stages[out->stage_count++] = g.stage;
         }
     }
+    return SL_OK;
+}
+
+#define NAMES "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-"
+
+/* A word that runs the file behind it: "python3.11", "sh". */
+static bool is_runner(const char *name, size_t n)
+{
+    static const char *const RUNNERS[] = {"sh", "bash", "env"};
+    for (size_t i = 0; i < sizeof RUNNERS / sizeof *RUNNERS; i++)
+        if (n == strlen(RUNNERS[i]) && !strncmp(name, RUNNERS[i], n)) return true;
+    return n >= 6 && !strncmp(name, "python", 6) && 6 + strspn(name + 6, "0123456789.") >= n;
+}
+
+/* A filter without a name is called as its program's file: "python3 -u x/mine.py" is mine. */
+static void name_filter(sl_filter_row *f, const char *program)
+{
+    const char *word = program, *name = program;
+    while (*word) {
+        const size_t n = strcspn(word, " ");
+        const char *next = word + n + strspn(word + n, " ");
+        for (name = word + n; name > word && name[-1] != '/'; name--) {
+        }
+        if (!*next || (*word != '-' && !is_runner(name, (size_t)(word + n - name)))) break;
+        word = next;
+    }
+    snprintf(f->name, sizeof f->name, "%.*s", (int)strspn(name, NAMES), name);
+}
+
+/* Its name is nobody else's, and part of a file's. */
+static sl_code check_filter(const reader *r, const config_setting_t *group, int index,
+                            const sl_conf *out)
+{
+    const sl_conf_filter *f = &out->filters[index];
+    const char *name = f->is.name, *taken = NULL;
+    if (!*f->stage.program)
+        return sl_fail(r->err, SL_ARG, "%s:%d: filters[%d] has no program, want one", r->name,
+                       line_of(group), index);
+    if (!*name || name[strspn(name, NAMES)])
+        return sl_fail(
+            r->err, SL_ARG,
+            "%s:%d: filters[%d].name is \"%.40s\", want 1 to %d letters, digits, _ and -", r->name,
+            line_of(group), index, name, SL_FILTER_NAME - 1);
+    for (int i = 0; i < SL_ROLE_COUNT; i++)
+        if (!strcmp(name, sl_role_name((sl_role)i))) taken = "a stage";
+    if (!strcmp(name, "client") || !strcmp(name, "filter")) taken = "the protocol's";
+    for (int i = 0; i < index; i++)
+        if (!strcmp(name, out->filters[i].is.name)) taken = "that of another filter";
+    if (taken)
+        return sl_fail(r->err, SL_ARG,
+                       "%s:%d: filters[%d].name is \"%s\", which is %s: want another", r->name,
+                       line_of(group), index, name, taken);
+    if (f->is.scale != 1 && f->is.on != SL_HANDOVER_FRAMES)
+        return sl_fail(r->err, SL_ARG,
+                       "%s:%d: filters[%d].scale is %g, want 1: whoever takes %s takes it in one "
+                       "size alone",
+                       r->name, line_of(group), index, f->is.scale, SL_HANDOVER[f->is.on].name);
+    double scale = f->is.scale; /* behind those before it */
+    for (int i = 0; i < index; i++) scale *= out->filters[i].is.scale;
+    if (scale * SL_SCALES != floor(scale * SL_SCALES) || scale > 8)
+        return sl_fail(
+            r->err, SL_ARG,
+            "%s:%d: filters[%d].scale makes frames %g times as large, want a multiple of "
+            "1/%d, at most 8",
+            r->name, line_of(group), index, scale, SL_SCALES);
+    return SL_OK;
+}
+
+static sl_code read_filter(const reader *r, const config_setting_t *group, int index, sl_conf *out)
+{
+    char path[160], have[80], want[320];
+    sl_conf_filter *f = &out->filters[index];
+    sl_code rc;
+    if (config_setting_type(group) != CONFIG_TYPE_GROUP)
+        return sl_fail(r->err, SL_ARG,
+                       "%s:%d: filters[%d] is %s, want a group { on = \"latents\"; program = ... }",
+                       r->name, line_of(group), index, found(group, have, sizeof have));
+    const config_setting_t *on = config_setting_get_member(group, "on");
+    if (!on)
+        return sl_fail(r->err, SL_ARG, "%s:%d: filters[%d] has no on, want %s", r->name,
+                       line_of(group), index,
+                       sl_key_values(SL_CONF_FILTER_KEYS.at, want, sizeof want));
+    snprintf(path, sizeof path, "filters[%d].on", index);
+    if ((rc = read_key(r, on, SL_CONF_FILTER_KEYS.at, path, f))) return rc;
+    sl_conf_filter_defaults(f);
+    for (int i = 0; i < config_setting_length(group); i++) {
+        const config_setting_t *s = config_setting_get_elem(group, (unsigned)i);
+        snprintf(path, sizeof path, "filters[%d].%.100s", index, config_setting_name(s));
+        const sl_key *k = find_key(&SL_CONF_FILTER_KEYS, config_setting_name(s));
+        if (!k) return unknown_key(r, s, path, &SL_CONF_FILTER_KEYS);
+        if ((rc = read_key(r, s, k, path, f))) return rc;
+    }
+    if (!*f->is.name) name_filter(&f->is, f->stage.program);
+    return check_filter(r, group, index, out);
+}
+
+static sl_code read_filters(const reader *r, const config_setting_t *list, sl_conf *out)
+{
+    char have[80];
+    const int n = config_setting_length(list);
+    if (config_setting_type(list) != CONFIG_TYPE_LIST || n > SL_FILTERS)
+        return sl_fail(r->err, SL_ARG,
+                       "%s:%d: filters is %s of %d, want a list of at most %d groups ( { on = "
+                       "\"latents\"; program = \"mine.py\"; }, ... )",
+                       r->name, line_of(list), found(list, have, sizeof have), n, SL_FILTERS);
+    for (int i = 0; i < n; i++) {
+        sl_code rc = read_filter(r, config_setting_get_elem(list, (unsigned)i), i, out);
+        if (rc) return rc;
+    }
+    out->filter_count = n;
+    return SL_OK;
+}
+
+/* Processes of the filters, behind the stages'. */
+static sl_code add_filters(const reader *r, sl_conf *c)
+{
+    int n = 0;
+    while (n < c->stage_count && (int)c->stages[n].role < SL_ROLE_COUNT) n++;
+    for (int i = 0; i < c->filter_count; i++) {
+        if (!c->filters[i].runs) continue;
+        if (n == SL_CONF_SEATS)
+            return sl_fail(r->err, SL_ARG, "%s: stages and filters are more than %d processes",
+                           r->name, SL_CONF_SEATS);
+        c->stages[n] = c->filters[i].stage;
+        c->stages[n++].role = (sl_role)(SL_ROLE_COUNT + i);
+    }
+    c->stage_count = n;
     return SL_OK;
 }
 
@@ -447,11 +589,15 @@ static sl_code read_root(const reader *r, const config_setting_t *root, sl_conf 
         sl_code rc;
         if (!strcmp(name, "stages")) rc = read_stages(r, s, out);
         else if (!strcmp(name, "lora")) rc = read_loras(r, s, out);
+        else if (!strcmp(name, "filters")) rc = read_filters(r, s, out);
         else if (is_group(name)) rc = read_group(r, s, out);
         else rc = unknown_group(r, s);
         if (rc) return rc;
     }
-    return check_together(r, out);
+    sl_code rc = add_filters(r, out);
+    if (!rc && !out->stage_count) /* a filter alone may run */
+        return no_stages(r, config_setting_get_member(root, "stages"), "empty");
+    return rc ? rc : check_together(r, out);
 }
 
 /* libconfig's scanner ends the process when an included file cannot be read (a folder):

@@ -39,6 +39,13 @@ typedef struct {
     char args[SL_CONF_ARGS][SL_CONF_ARG]; /* extra arguments */
 } sl_conf_stage;
 
+/* A filter of a hand-over (common/pipeline.h): its process is a stage, too. */
+typedef struct {
+    sl_conf_stage stage; /* first: keys find their place in it; role and instance are its own */
+    sl_filter_row is;
+    int runs; /* 0: a replay has what the filter made, and its process is not started */
+} sl_conf_filter;
+
 /* A LoRA that requests over HTTP may ask for by its name: a client gives no path. */
 #define SL_CONF_LORAS 32
 typedef struct {
@@ -116,12 +123,16 @@ typedef struct {
     } serve;
     int lora_count;
     sl_conf_lora lora[SL_CONF_LORAS]; /* in the file's order */
+    int filter_count;
+    sl_conf_filter filters[SL_FILTERS]; /* in the file's order, in which they stand */
     int stage_count;
-    sl_conf_stage stages[SL_CONF_SEATS]; /* in the file's order */
+    sl_conf_stage stages[SL_CONF_SEATS]; /* in the file's order, then the filters that run */
 } sl_conf;
 
-/* Every key's default, and one stage of each role. */
+/* Every key's default, one stage of each role, no filter. */
 void sl_conf_defaults(sl_conf *out);
+/* This process's pipeline has the filters of conf (sl_pipeline_use). */
+void sl_conf_use(const sl_conf *conf);
 
 /* Read a file over *conf, which stays as it is on error. Errors: SL_SYS cannot be read,
  * not a regular file or over 1 MiB; SL_ARG a mistake in it. */

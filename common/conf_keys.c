@@ -24,6 +24,8 @@
 #define PRECISIONS SL_PRECISIONS(NAMED)
 #define ROLE(NAME, name, where) "|" name
 #define ROLES SL_ROLES(ROLE)
+#define HANDOVER(NAME, name, from, to, file, how) "|" name
+#define HANDED SL_HANDOVERS(HANDOVER)
 #define PRESETS "|ultrafast|superfast|veryfast|faster|fast|medium|slow|slower|veryslow|placebo"
 
 static const sl_key KEYS[] = {
@@ -170,6 +172,30 @@ static const sl_key STAGE_KEYS[] = {
 #undef X
 #undef AT
 #undef ROOM
+#define AT(field) offsetof(sl_conf_filter, field)
+#define ROOM(field) sizeof(((sl_conf_filter *)0)->field)
+static const sl_key FILTER_KEYS[] = {
+    {"on", SL_KEY_WORD, AT(is.on), 0, 0, 0, 0, "", HANDED, "",
+     "the hand-over that it changes, or only looks at"},
+    TXT("name", is.name, "",
+        "what the log and the dump call it (\"\": as the program's file is called)"),
+    {"program", SL_KEY_PROGRAM, AT(stage.program), ROOM(stage.program), 0, 0, 0, "", NULL, "",
+     "a path, or a command (\"python3 mine.py\")"},
+    {"device", SL_KEY_DEVICE, AT(stage.device), ROOM(stage.device), 0, 0, 0, "cpu", NULL, "",
+     "where it computes; --device leaves it as it is"},
+    NUM("threads", INT, stage.threads, 0, 1024, 0, "",
+        "OpenMP threads (0: a share of the machine's)"),
+    NUM("slots", INT, stage.slots, 1, 64, 2, "",
+        "slots of the pool that it receives in (of frames: 24)"),
+    NUM("scale", FLOAT, is.scale, 0.125, 8, 1, "",
+        "of frames: their width and height, times this, are those of the frames that it gives; a "
+        "multiple of 1/8"),
+    NUM("runs", INT, runs, 0, 1, 1, "",
+        "0: no process of it is started, since the jobs have what it made (a replay's)"),
+    {"args", SL_KEY_ARGS, 0, 0, 0, 0, 0, "", NULL, "", "more arguments for the program"},
+};
+#undef AT
+#undef ROOM
 #define AT(field) offsetof(sl_conf_lora, field)
 #define ROOM(field) sizeof(((sl_conf_lora *)0)->field)
 static const sl_key LORA_KEYS[] = {
@@ -187,7 +213,7 @@ static const sl_key LORA_KEYS[] = {
         keys, sizeof(keys) / sizeof *(keys)                                                        \
     }
 const sl_keys SL_CONF_KEYS = TABLE(KEYS), SL_CONF_STAGE_KEYS = TABLE(STAGE_KEYS),
-              SL_CONF_LORA_KEYS = TABLE(LORA_KEYS);
+              SL_CONF_FILTER_KEYS = TABLE(FILTER_KEYS), SL_CONF_LORA_KEYS = TABLE(LORA_KEYS);
 
 /* ---- words of a list "|error|warn" ---- */
 
@@ -238,6 +264,7 @@ void sl_key_store_text(const sl_key *k, void *base, const char *text)
     else snprintf(at, k->size, "%s", text);
 }
 _Static_assert(sizeof(sl_log_level) == sizeof(unsigned) && sizeof(sl_role) == sizeof(unsigned) &&
+                   sizeof(sl_handover) == sizeof(unsigned) &&
                    sizeof(sl_log_format) == sizeof(unsigned),
                "sl_key_store_text writes these enums");
 
@@ -272,6 +299,19 @@ void sl_conf_stage_defaults(sl_conf_stage *s, sl_role role)
     s->role = role;
     snprintf(s->program, sizeof s->program, "sluice-%s", sl_role_name(role));
     snprintf(s->device, sizeof s->device, "cpu");
+}
+
+void sl_conf_filter_defaults(sl_conf_filter *f)
+{
+    const sl_handover on = f->is.on;
+    memset(f, 0, sizeof *f);
+    for (int i = 0; i < SL_CONF_FILTER_KEYS.count; i++)
+        if (sl_key_is_number(&FILTER_KEYS[i]))
+            sl_key_store_number(&FILTER_KEYS[i], f, FILTER_KEYS[i].number);
+    f->is.on = on;
+    f->stage.slots = sl_handover_slots(on);
+    f->stage.team = 1;
+    snprintf(f->stage.device, sizeof f->stage.device, "cpu");
 }
 
 void sl_conf_defaults(sl_conf *out)

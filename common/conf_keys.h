@@ -42,6 +42,7 @@ typedef struct {
 } sl_keys;
 extern const sl_keys SL_CONF_KEYS, /* group.key, of sl_conf */
     SL_CONF_STAGE_KEYS,            /* of sl_conf_stage; the first is `name` */
+    SL_CONF_FILTER_KEYS,           /* of sl_conf_filter; the first is `on` */
     SL_CONF_LORA_KEYS;             /* of sl_conf_lora */
 
 bool sl_key_is_number(const sl_key *k);
@@ -58,6 +59,8 @@ void sl_key_store_text(const sl_key *k, void *base, const char *text);
 
 void sl_conf_lora_defaults(sl_conf_lora *l);
 void sl_conf_stage_defaults(sl_conf_stage *s, sl_role role);
+/* `is.on` stays. */
+void sl_conf_filter_defaults(sl_conf_filter *f);
 
 /* What may stand there: "an integer from 1 to 4097". Returns out. */
 const char *sl_key_values(const sl_key *k, char *out, size_t size);

@@ -103,8 +103,32 @@ static void print_loras(FILE *to, const sl_conf *conf)
     fputs(");\n\n", to);
 }
 
+static void print_filters(FILE *to, const sl_conf *conf)
+{
+    char want[320], what[256];
+    fputs(
+        "# Filters of hand-overs, a process each, in the order in which they stand. Keys of one:\n",
+        to);
+    for (int i = 0; i < SL_CONF_FILTER_KEYS.count; i++)
+        fprintf(to, "#   %-8s %s\n#            %s\n", SL_CONF_FILTER_KEYS.at[i].path,
+                sl_key_meaning(&SL_CONF_FILTER_KEYS.at[i], what, sizeof what),
+                sl_key_values(&SL_CONF_FILTER_KEYS.at[i], want, sizeof want));
+    fputs("filters:\n(\n", to);
+    for (int i = 0; i < conf->filter_count; i++) {
+        fputs("    { ", to);
+        for (int k = 0; k < SL_CONF_FILTER_KEYS.count; k++) {
+            fprintf(to, "%s = ", SL_CONF_FILTER_KEYS.at[k].path);
+            print_value(to, &SL_CONF_FILTER_KEYS.at[k], &conf->filters[i]);
+            fputs("; ", to);
+        }
+        fputs(i + 1 < conf->filter_count ? "},\n" : "}\n", to);
+    }
+    fputs(");\n\n", to);
+}
+
 static void print_stages(FILE *to, const sl_conf *conf)
 {
+    int own = 0; /* the filters stand behind them */
     char want[320], what[256];
     fputs("# The stages, a process each. A role that is not listed is not run; one that is listed "
           "more than once works on\n"
@@ -115,7 +139,8 @@ static void print_stages(FILE *to, const sl_conf *conf)
                 sl_key_meaning(&SL_CONF_STAGE_KEYS.at[i], what, sizeof what),
                 sl_key_values(&SL_CONF_STAGE_KEYS.at[i], want, sizeof want));
     fputs("stages:\n(\n", to);
-    for (int i = 0; i < conf->stage_count; i++) {
+    while (own < conf->stage_count && (int)conf->stages[own].role < SL_ROLE_COUNT) own++;
+    for (int i = 0; i < own; i++) {
         fputs("    { ", to);
         for (int j = 0; j < SL_CONF_STAGE_KEYS.count; j++) {
             if (SL_CONF_STAGE_KEYS.at[j].type == SL_KEY_DEVICES ||
@@ -125,7 +150,7 @@ static void print_stages(FILE *to, const sl_conf *conf)
             print_value(to, &SL_CONF_STAGE_KEYS.at[j], &conf->stages[i]);
             fputs("; ", to);
         }
-        fputs(i + 1 < conf->stage_count ? "},\n" : "}\n", to);
+        fputs(i + 1 < own ? "},\n" : "}\n", to);
     }
     fputs(");\n", to);
 }
@@ -138,6 +163,7 @@ sl_code sl_conf_print(const sl_conf *conf, FILE *to, sl_err *err)
           to);
     print_keys(to, conf);
     print_loras(to, conf);
+    print_filters(to, conf);
     print_stages(to, conf);
     if (fflush(to) || ferror(to)) return sl_fail_errno(err, errno, "write settings");
     return SL_OK;

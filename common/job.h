@@ -50,6 +50,7 @@
       0) /* the step before which it begins, from fork.safetensors; 0: with the noise */           \
     F(int, crf, 18)                                                                                \
     F(object, params, "")       /* what stages of one's own are told */                            \
+    F(text, filters, "")        /* of its pipeline, as sl_pipeline_text tells them */              \
     F(flag, dump, 0)            /* keep ids and frames.safetensors */                              \
     F(flag, dump_steps, 0)      /* step.{i}.latents */                                             \
     F(flag, dump_blocks, 0)     /* hidden states of the first forward, or of */                    \

@@ -31,14 +31,24 @@ typedef enum {
     SL_ROLES(X)
 #undef X
         SL_ROLE_COUNT
-} sl_role;
+} sl_role; /* from SL_ROLE_COUNT on: filters, below */
 
-/* "text"; "?" for a number that is no role. */
+#define SL_FILTERS 8 /* most filters of a pipeline */
+#define SL_ROLES_MOST (SL_ROLE_COUNT + SL_FILTERS)
+
+/* Roles of this process's pipeline: those above, and its filters. */
+int sl_role_count(void);
+/* The i-th role, from 0, in the order in which a job meets them: a filter stands before who takes
+ * what it gives. */
+sl_role sl_role_in_order(int i);
+int sl_role_place(int role); /* its place there; sl_role_count() of a number that is no role */
+/* "text", a filter's name; "?" for a number that is no role. */
 const char *sl_role_name(sl_role role);
 /* Errors: -1 no role has this name. */
 int sl_role_by_name(const char *name);
 /* The role works on the CPU alone. */
 bool sl_role_on_host(sl_role role);
+bool sl_role_is_filter(sl_role role);
 /* Several instances of the role may work on one attempt. */
 bool sl_role_has_teams(sl_role role);
 /* The role's weights are those that a job asks for: a LoRA is merged into them between two jobs. */
@@ -76,14 +86,55 @@ typedef enum {
 
 typedef enum { SL_WHOLE, SL_CHUNKS } sl_how;
 
+#define SL_HANDOVER_NAME 24 /* bytes of a hand-over's name, and of its file's, NULs included */
+#define SL_HANDOVERS_MOST (SL_HANDOVER_COUNT + SL_FILTERS)
+
 typedef struct {
-    const char *name;
+    char name[SL_HANDOVER_NAME];
     sl_role from, to;
-    const char *file; /* without .safetensors */
+    char file[SL_HANDOVER_NAME]; /* without .safetensors */
     sl_how how;
+    sl_handover kind; /* the row of SL_HANDOVERS whose tensors it has: itself, unless a filter's */
+    double scale;     /* of frames: times the job's width and height */
 } sl_handover_row;
 
-extern const sl_handover_row SL_HANDOVER[SL_HANDOVER_COUNT];
+/* Of this process's pipeline; sl_handover_count() of them. Rows of SL_HANDOVERS come first. */
+extern const sl_handover_row *const SL_HANDOVER;
+int sl_handover_count(void);
+
+/* ---- filters ---- */
+
+/* A FILTER is a role of a configuration's own, put into a hand-over: it takes what `from` gives and
+ * gives the like of it to `to`. Several on one hand-over stand one behind the other.
+ *
+ *     denoise --"latents"--> soften --"latents.soften"--> sharpen --"latents.sharpen"--> decode
+ *               denoise        file   denoise.soften                denoise.sharpen
+ *
+ * The sender's row keeps its name and file, and ends at the first filter; each filter adds a role
+ * and a row, numbered behind those of the lists in the configuration's order. */
+#define SL_FILTER_NAME 16 /* bytes of a filter's name, its NUL included */
+typedef struct {
+    char name[SL_FILTER_NAME];
+    sl_handover on; /* of SL_HANDOVERS */
+    double scale;   /* of frames: width and height of what it gives, by what it takes */
+} sl_filter_row;
+
+/* The pipeline of this process from now on: the lists, with `count` filters in this order. Once,
+ * before there are threads; a process that never calls it has none. */
+void sl_pipeline_use(const sl_filter_row filters[], int count);
+/* The filters as one line, "latents:soften latents:sharpen": what a job's results stand for beside
+ * its other parameters. "": there are none. */
+#define SL_FILTERS_TEXT (SL_FILTERS * (SL_HANDOVER_NAME + SL_FILTER_NAME))
+const char *sl_pipeline_text(char out[SL_FILTERS_TEXT]);
+/* The row by which this role is handed what is of that kind; -1: none. */
+int sl_handover_to(sl_role role, sl_handover kind);
+/* The row that the filter takes, and the one that it gives. */
+sl_handover sl_filter_takes(sl_role filter);
+sl_handover sl_filter_gives(sl_role filter);
+/* Width or height of frames that are `scale` times as large. Sides are multiples of 16 and scales
+ * of 1 / SL_SCALES, so it is even, and never rounded. */
+int64_t sl_scaled(int64_t side, double scale);
+#define SL_SCALES 8
 
 /* Errors: -1 no hand-over has this name, or this file. */
 int sl_handover_by_name(const char *name);
@@ -97,6 +148,7 @@ bool sl_role_follows(sl_role role, sl_role from);
 /* Slots of the pool in which this role receives, unless the configuration says otherwise: 2, or as
  * many chunks as let the sender work ahead (24). */
 int sl_default_slots(sl_role role);
+int sl_handover_slots(sl_handover h); /* likewise, of the pool for h */
 /* The job has this hand-over: IMAGE only where a picture is taken. job NULL: some job may. */
 bool sl_handover_applies(sl_handover h, const sl_model *model, const sl_job *job);
 
@@ -155,7 +207,8 @@ typedef struct {
  *            token [z, 1, h/s, w/s], the picture's latent frame; with CLIP clip [257 or 514,
  *            image_dim] F32
  *   LATENTS  latents [z, T, h/s, w/s] F32
- *   FRAMES   rgb [n, h, w, 3] U8, of the largest chunk
+ *   FRAMES   rgb [n, h, w, 3] U8, of the largest chunk; h and w as filters have scaled them
+ * What a filter gives has the tensors of its kind.
  * s: family's `spatial`. job NULL: all that the model may ask for. Source: spec 3.3, 3.4, 3.6, 7,
  * 9.3. */
 int sl_handover_tensors(sl_tensor_spec out[SL_HANDOVER_TENSORS], sl_handover h,

@@ -51,7 +51,9 @@ sl_code sl_program_find(sl_program *out, const char *program, const char *bin_di
     if ((rc = sl_path_join(out->path, bin_dir, out->word[0], err))) return rc;
     /* a command, whose program is another's */
     char elsewhere[SL_PATH];
-    if (access(out->path, F_OK) && find_in_path(elsewhere, out->word[0]))
-        memcpy(out->path, elsewhere, sizeof elsewhere);
+    if (!access(out->path, F_OK)) return SL_OK;
+    if (find_in_path(elsewhere, out->word[0])) memcpy(out->path, elsewhere, sizeof elsewhere);
+    else if (!access(out->word[0], F_OK)) /* "mine.py", of this folder */
+        snprintf(out->path, sizeof out->path, "./%s", out->word[0]);
     return SL_OK;
 }

@@ -359,6 +359,7 @@ static void say_team(out_text *o, const sl_members *v)
 #define SAY_u64(v) say(&o, "%" PRIu64, v)
 #define SAY_f64(v) say(&o, "%g", v)
 #define SAY_str16(v) say(&o, "\"%s\"", v)
+#define SAY_str24 SAY_str16
 #define SAY_str64(v) say(&o, "\"%s\"", v)
 #define SAY_text(v) say(&o, "\"%s\"", v)
 #define SAY_dir(v) say(&o, "\"%s\"", v)

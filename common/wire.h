@@ -23,7 +23,7 @@
 #include "common/pipeline.h"
 
 #define SL_WIRE_MAGIC 0x43554c53u /* "SLUC" */
-#define SL_WIRE_VERSION 5
+#define SL_WIRE_VERSION 6
 #define SL_WIRE_HEADER 16
 
 #define SL_STR16 16
@@ -80,7 +80,7 @@ typedef enum { SL_TURN_PIECE, SL_TURN_STEP } sl_turn_kind;
  * the protocol, so that one of another version can be named. */
 #define WIRE_HELLO(F)     F(str16, role) F(i32, pid) F(str64, device) F(u64, budget_bytes)
 /* Where a stage receives the hand-over of this name. */
-#define WIRE_POOL(F)      F(str16, handover) F(pool, handle)
+#define WIRE_POOL(F)      F(str24, handover) F(pool, handle)
 /* How the others of the role reach this instance: sl_comm_handle of kernels/comm.h. A newer one
  * of the rank takes its place. */
 #define WIRE_RANK(F)      F(i32, rank) F(i32, pid) F(i32, fd) F(u64, window_bytes) F(blob64, device)
@@ -109,7 +109,7 @@ typedef enum { SL_TURN_PIECE, SL_TURN_STEP } sl_turn_kind;
 #define WIRE_CHUNK(F)     F(u64, job) F(u32, attempt) F(u32, handover) F(u32, index) \
                           F(u32, chunks) F(u32, frames) F(ticket, slot)
 /* A file is whole, or could not be written. name: the file's, without .safetensors. */
-#define WIRE_SPOOLED(F)   F(u64, job) F(u32, attempt) F(str16, name) F(i32, code) F(text, message)
+#define WIRE_SPOOLED(F)   F(u64, job) F(u32, attempt) F(str24, name) F(i32, code) F(text, message)
 /* To each member: spool the state before the next step and end the attempt with PARKED, for
  * another team to go on. A member that has finished the last step says DONE as ever. */
 #define WIRE_PARK(F)      F(u64, job) F(u32, attempt)
@@ -183,6 +183,7 @@ typedef int64_t sl_wire_i64;
 typedef uint64_t sl_wire_u64;
 typedef double sl_wire_f64;
 typedef char sl_wire_str16[SL_STR16];
+typedef char sl_wire_str24[SL_POOL_NAME];
 typedef char sl_wire_str64[SL_STR64];
 typedef char sl_wire_text[SL_TEXT];
 typedef char sl_wire_dir[SL_DIR];

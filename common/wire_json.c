@@ -40,7 +40,7 @@ static json_t *of_pool(const sl_pool_handle *h)
 
 static json_t *of_handover(uint32_t h)
 {
-    if (h < SL_HANDOVER_COUNT) return json_string(SL_HANDOVER[h].name);
+    if (h < (uint32_t)sl_handover_count()) return json_string(SL_HANDOVER[h].name);
     return json_integer(h);
 }
 
@@ -76,6 +76,7 @@ static json_t *of_blob(const uint8_t *v, size_t n)
 #define OF_u64(v) of_u64(v)
 #define OF_f64(v) (isfinite(v) ? json_real(v) : json_null())
 #define OF_str16(v) of_text(v, sizeof(v))
+#define OF_str24 OF_str16
 #define OF_str64(v) of_text(v, sizeof(v))
 #define OF_text(v) of_text(v, sizeof(v))
 #define OF_dir(v) of_text(v, sizeof(v))

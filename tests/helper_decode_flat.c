@@ -138,7 +138,7 @@ static sl_code work(flat *f, sl_err *err)
     sl_st *file = NULL;
     sl_tensor x = {0};
     const sl_st_entry *e;
-    char path[SL_DIR + 32];
+    char path[SL_DIR + 64];
     sl_code rc;
     snprintf(path, sizeof path, "%s/%s.safetensors", f->job.dir,
              SL_HANDOVER[SL_HANDOVER_LATENTS].file);

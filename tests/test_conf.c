@@ -292,6 +292,91 @@ static void loras_have_names(void **state)
     free(c);
 }
 
+static void filters_stand_in_hand_overs(void **state)
+{
+    static const struct {
+        const char *text, *says;
+    } BAD[] = {
+        {"filters = 3;", "c:1: filters is 3 of 0, want a list"},
+        {"filters = ( 3 );", "c:1: filters[0] is 3, want a group"},
+        {"filters = ( { program = \"a\"; } );",
+         "c:1: filters[0] has no on, want one of text, image, latents, frames"},
+        {"filters = ( { on = \"video\"; program = \"a\"; } );",
+         "c:1: filters[0].on is \"video\", want one of text, image, latents, frames"},
+        {"filters = ( { on = \"text\"; } );", "c:1: filters[0] has no program, want one"},
+        {"filters = ( { on = \"text\"; program = \"a\"; slot = 1; } );",
+         "c:1: unknown key filters[0].slot, the nearest known one is slots"},
+        {"filters = ( { on = \"text\"; program = \"mux\"; } );",
+         "filters[0].name is \"mux\", which is a stage: want another"},
+        {"filters = ( { on = \"text\"; program = \"a\"; },\n { on = \"frames\"; program = \"a\"; } "
+         ");",
+         "c:2: filters[1].name is \"a\", which is that of another filter: want another"},
+        {"filters = ( { on = \"text\"; program = \"a\"; name = \"a.b\"; } );",
+         "filters[0].name is \"a.b\", want 1 to 15 letters, digits, _ and -"},
+        {"filters = ( { on = \"text\"; program = \"a\"; name = \"abcdefghijklmnop\"; } );",
+         "filters[0].name is \"abcdefghijklmnop\", want a string of at most 15 bytes"},
+        {"filters = ( { on = \"text\"; program = \"a\"; scale = 2; } );",
+         "filters[0].scale is 2, want 1: whoever takes text takes it in one size alone"},
+        {"filters = ( { on = \"frames\"; program = \"a\"; scale = 1.3; } );",
+         "filters[0].scale makes frames 1.3 times as large, want a multiple of 1/8, at most 8"},
+        {"filters = ( { on = \"frames\"; program = \"a\"; scale = 4; },"
+         "{ on = \"frames\"; program = \"b\"; scale = 4; } );",
+         "filters[1].scale makes frames 16 times as large"},
+        {"filtres = ( );", "c:1: unknown group filtres, the nearest known one is filters"},
+        {"stages = ( );", "c:1: stages is empty, want a list of one or more groups"},
+    };
+    static const struct {
+        const char *program, *name;
+    } NAMES[] = {{"mine.py", "mine"},
+                 {"python3 x/mine.py", "mine"},
+                 {"/usr/bin/python3.11 -u mine.py --fast", "mine"},
+                 {"shine", "shine"},
+                 {"pythonic.py", "pythonic"},
+                 {"sh a-b.sh", "a-b"},
+                 {"./a_very_long_name_indeed", "a_very_long_nam"}};
+    sl_conf *c = malloc(sizeof *c), *again = malloc(sizeof *again);
+    sl_err err = {0};
+    char text[400];
+    (void)state;
+    sl_conf_defaults(c);
+    T_OK(
+        sl_conf_read_string(c,
+                            "filters: ( { on = \"latents\"; program = \"one\"; args = [\"a b\"]; },"
+                            "{ on = \"frames\"; program = \"two\"; scale = 1.5; slots = 3; },"
+                            "{ on = \"frames\"; program = \"three\"; runs = 0; } );\n"
+                            "stages: ( { name = \"mux\"; } );",
+                            "c", &err));
+    assert_int_equal(c->filter_count, 3);
+    assert_int_equal(c->stage_count, 3); /* those that run stand behind the stages */
+    assert_int_equal(c->stages[0].role, SL_ROLE_MUX);
+    assert_int_equal(c->stages[1].role, SL_ROLE_COUNT);
+    assert_int_equal(c->stages[2].role, SL_ROLE_COUNT + 1);
+    assert_string_equal(c->stages[1].args[0], "a b");
+    assert_int_equal(c->stages[1].slots, 2);
+    assert_int_equal(c->filters[2].stage.slots, 24);
+    assert_true(c->filters[1].is.scale == 1.5 && c->filters[0].is.on == SL_HANDOVER_LATENTS);
+    char *told = printed(c);
+    sl_conf_defaults(again);
+    T_OK(sl_conf_read_string(again, told, "printed", &err));
+    assert_int_equal(again->filter_count, 3);
+    assert_memory_equal(c->filters, again->filters, sizeof c->filters);
+    assert_int_equal(again->stage_count, 3);
+    free(told);
+    for (size_t i = 0; i < sizeof NAMES / sizeof *NAMES; i++) {
+        snprintf(text, sizeof text, "filters: ( { on = \"text\"; program = \"%s\"; } );",
+                 NAMES[i].program);
+        T_OK(sl_conf_read_string(c, text, "c", &err));
+        assert_string_equal(c->filters[0].is.name, NAMES[i].name);
+    }
+    for (size_t i = 0; i < sizeof BAD / sizeof *BAD; i++) {
+        sl_conf_defaults(c);
+        T_CODE(sl_conf_read_string(c, BAD[i].text, "c", &err), SL_ARG);
+        T_SAYS(err.msg, BAD[i].says);
+    }
+    free(again);
+    free(c);
+}
+
 static void mistakes_name_file_line_key_value_and_range(void **state)
 {
     (void)state;
@@ -529,6 +614,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(defaults_are_those_of_the_manual),
         cmocka_unit_test(demo_cfg_is_what_print_writes),
         cmocka_unit_test(loras_have_names),
+        cmocka_unit_test(filters_stand_in_hand_overs),
         cmocka_unit_test(every_file_of_conf_reads),
         cmocka_unit_test(every_key_is_read),
         cmocka_unit_test(what_is_printed_reads_back_the_same),

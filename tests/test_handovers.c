@@ -110,6 +110,69 @@ static void tensors_of_the_real_checkpoint(void **state)
     assert_int_equal(sl_handover_tensors(t, SL_HANDOVER_TEXT, &m, &g, &job), 1);
 }
 
+/* Each filter adds a role and a row; the rows of the lists keep their numbers and files. */
+static void filters_stand_between(void **state)
+{
+    static const sl_filter_row FILTERS[] = {{"soft", SL_HANDOVER_LATENTS, 1},
+                                            {"up", SL_HANDOVER_FRAMES, 2},
+                                            {"look", SL_HANDOVER_LATENTS, 1},
+                                            {"down", SL_HANDOVER_FRAMES, 0.75}};
+    const sl_role SOFT = (sl_role)SL_ROLE_COUNT, UP = SOFT + 1, LOOK = SOFT + 2, DOWN = SOFT + 3;
+    const sl_handover SOFTENED = (sl_handover)SL_HANDOVER_COUNT, LARGE = SOFTENED + 1,
+                      LOOKED = SOFTENED + 2, SMALL = SOFTENED + 3;
+    const sl_role ORDER[] = {SL_ROLE_TEXT, SL_ROLE_IMAGE, SL_ROLE_DENOISE,
+                             SOFT,         LOOK,          SL_ROLE_DECODE,
+                             UP,           DOWN,          SL_ROLE_MUX};
+    const sl_job job = {.guidance = 5, .width = 832, .height = 480, .frames = 81};
+    sl_tensor_spec t[SL_HANDOVER_TENSORS];
+    char line[SL_FILTERS_TEXT];
+    sl_model m;
+    sl_err err = {0};
+    (void)state;
+    T_OK(sl_model_open(&m, REAL, &err));
+    sl_pipeline_use(FILTERS, 4);
+    assert_int_equal(sl_role_count(), SL_ROLE_COUNT + 4);
+    for (int i = 0; i < sl_role_count(); i++) {
+        assert_int_equal(sl_role_in_order(i), ORDER[i]);
+        assert_int_equal(sl_role_place((int)ORDER[i]), i);
+        assert_int_equal(sl_role_by_name(sl_role_name(ORDER[i])), ORDER[i]);
+    }
+    assert_string_equal(sl_pipeline_text(line), "latents:soft frames:up latents:look frames:down");
+    assert_string_equal(SL_HANDOVER[LOOKED].name, "latents.look");
+    assert_string_equal(SL_HANDOVER[LOOKED].file, "denoise.look");
+    assert_int_equal(sl_handover_by_file("frames.down"), SMALL);
+    assert_int_equal(SL_HANDOVER[SL_HANDOVER_LATENTS].to, SOFT);
+    assert_int_equal(SL_HANDOVER[SOFTENED].to, LOOK);
+    assert_int_equal(SL_HANDOVER[LOOKED].to, SL_ROLE_DECODE);
+    assert_int_equal(sl_handover_to(SL_ROLE_DECODE, SL_HANDOVER_LATENTS), LOOKED);
+    assert_int_equal(sl_handover_to(SL_ROLE_DENOISE, SL_HANDOVER_TEXT), SL_HANDOVER_TEXT);
+    assert_int_equal(sl_handover_to(SL_ROLE_MUX, SL_HANDOVER_TEXT), -1);
+    assert_int_equal(sl_filter_takes(DOWN), LARGE);
+    assert_int_equal(sl_filter_gives(DOWN), SMALL);
+    assert_int_equal(sl_chunks_to(SL_ROLE_MUX), SMALL);
+    assert_int_equal(sl_crew_of(SL_ROLE_MUX), SL_ROLE_DECODE);
+    assert_int_equal(sl_crew_of(LOOK), LOOK);
+    assert_int_equal(sl_default_slots(UP), 24);
+    assert_true(sl_role_follows(SL_ROLE_DECODE, SOFT) && sl_role_follows(UP, SL_ROLE_TEXT));
+    assert_false(sl_role_follows(SOFT, LOOK) || sl_role_has_teams(SOFT) || sl_role_on_host(SOFT));
+
+    const sl_grid g = sl_job_grid(&m, &job), area = sl_grid_of_area(&m.family, 832 * 480, 81);
+    sl_handover_tensors(t, LOOKED, &m, &g, &job);
+    want(&t[0], "latents", SL_F32, 4, 16, 21, 60, 104);
+    sl_handover_tensors(t, LARGE, &m, &g, &job);
+    want(&t[0], "rgb", SL_U8, 4, 4, 960, 1664, 3);
+    sl_handover_tensors(t, SMALL, &m, &g, &job);
+    want(&t[0], "rgb", SL_U8, 4, 4, 720, 1248, 3);
+    for (int h = 0; h < sl_handover_count(); h++)
+        if (SL_HANDOVER[h].how == SL_CHUNKS)
+            assert_int_equal(sl_handover_bytes((sl_handover)h, &m, &area),
+                             sl_handover_bytes((sl_handover)h, &m, &g));
+    sl_pipeline_use(NULL, 0);
+    assert_int_equal(sl_role_count(), SL_ROLE_COUNT);
+    assert_int_equal(SL_HANDOVER[SL_HANDOVER_LATENTS].to, SL_ROLE_DECODE);
+    assert_int_equal(sl_handover_by_name("latents.soft"), -1);
+}
+
 /* Slots of videos of up to 1280x720x81, as sl_slot_bytes wrote them before: without the 4096 bytes
  * that it added for a table that lies elsewhere. */
 static void bytes_of_the_real_checkpoint(void **state)
@@ -196,6 +259,7 @@ int main(void)
         cmocka_unit_test(a_replay_runs_what_follows),
         cmocka_unit_test(the_mux_works_on_the_host),
         cmocka_unit_test(tensors_of_the_real_checkpoint),
+        cmocka_unit_test(filters_stand_between),
         cmocka_unit_test(bytes_of_the_real_checkpoint),
         cmocka_unit_test(what_a_job_takes),
         cmocka_unit_test(tensors_of_ti2v),

@@ -90,7 +90,7 @@ static const bad_stage BAD[] = {
     {"text", "spool", QUIET_S, "and no SPOOLED of text.safetensors", 2,
      "failed: text said DONE, and neither a ticket nor SPOOLED, 2 times"},
     {"decode", "version", QUIET_S, "killed", 0,
-     "failed: decode: speaks another protocol: message: protocol version 3, want 5"},
+     "failed: decode: speaks another protocol: message: protocol version 3, want 6"},
     {"decode", "unready", QUIET_S,
      "said HELLO and not READY, and did nothing for " STALLED ": killed", 1,
      "failed: decode: said HELLO and not READY, and did nothing for " STALLED ", 2 times in a row"},

@@ -47,6 +47,10 @@ static void fill_str16(char (*s)[SL_STR16])
 {
     fill_string(*s, SL_STR16);
 }
+static void fill_str24(char (*s)[SL_POOL_NAME])
+{
+    fill_string(*s, SL_POOL_NAME);
+}
 static void fill_str64(char (*s)[SL_STR64])
 {
     fill_string(*s, SL_STR64);
@@ -127,6 +131,7 @@ static bool same_bytes(const void *a, const void *b, size_t n)
 #define SAME_u64(a, b) ((a) == (b))
 #define SAME_f64(a, b) same_bytes(&(a), &(b), 8)
 #define SAME_str16(a, b) same_bytes(a, b, SL_STR16)
+#define SAME_str24(a, b) same_bytes(a, b, SL_POOL_NAME)
 #define SAME_str64(a, b) same_bytes(a, b, SL_STR64)
 #define SAME_text(a, b) same_bytes(a, b, SL_TEXT)
 #define SAME_dir(a, b) same_bytes(a, b, SL_DIR)
@@ -198,7 +203,7 @@ static void test_round_trip(void **unused)
 /* The layout is fixed: a program in another language relies on it. */
 static void test_layout(void **unused)
 {
-    static const uint8_t WANT[] = {'S', 'L', 'U', 'C', 5, 0, 0, 0, 14, 0, 0,    0,    12,   0,
+    static const uint8_t WANT[] = {'S', 'L', 'U', 'C', 6, 0, 0, 0, 14, 0, 0,    0,    12,   0,
                                    0,   0,   8,   7,   6, 5, 4, 3, 2,  1, 0xfe, 0xff, 0xff, 0xff};
     sl_msg m = {.type = SL_MSG_CANCEL,
                 .cancel = {.job = 0x0102030405060708u, .attempt = 0xfffffffeu}};
@@ -216,13 +221,14 @@ static void test_strings_are_cut_and_zeroed(void **unused)
     sl_msg m = {.type = SL_MSG_SPOOLED}, out;
     sl_err err = {0};
     (void)unused;
-    memcpy(m.spooled.name, "text\0secret....", 16);
+    memcpy(m.spooled.name, "text\0secret............", 24);
     sl_wire_encode(bytes, &m);
-    assert_memory_equal(bytes + SL_WIRE_HEADER + 12, "text\0\0\0\0\0\0\0\0\0\0\0", 16);
-    memset(m.spooled.name, 'x', 16);
+    assert_memory_equal(bytes + SL_WIRE_HEADER + 12, "text\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
+                        24);
+    memset(m.spooled.name, 'x', 24);
     size_t n = sl_wire_encode(bytes, &m);
     T_OK(sl_wire_decode(&out, bytes, n, &err));
-    assert_string_equal(out.spooled.name, "xxxxxxxxxxxxxxx");
+    assert_string_equal(out.spooled.name, "xxxxxxxxxxxxxxxxxxxxxxx");
 }
 
 /* ---- damage ---- */
@@ -270,9 +276,9 @@ static void test_wrong_headers(void **unused)
     } CASES[] = {{0, 0x43554c54, "message: magic 43554c54, want 43554c53"},
                  {0, 0, "message: magic 00000000, want 43554c53"},
                  {0, 0x534c5543, "message: magic 534c5543, want 43554c53"},
-                 {4, 0, "message: protocol version 0, want 5"},
-                 {4, 1, "message: protocol version 1, want 5"},
-                 {4, UINT32_MAX, "message: protocol version 4294967295, want 5"},
+                 {4, 0, "message: protocol version 0, want 6"},
+                 {4, 1, "message: protocol version 1, want 6"},
+                 {4, UINT32_MAX, "message: protocol version 4294967295, want 6"},
                  {8, 0, "message: unknown type 0"},
                  {8, 200, "message: unknown type 200"},
                  {8, UINT32_MAX, "message: unknown type 4294967295"},
@@ -308,7 +314,7 @@ static void test_hello_of_another_version(void **unused)
             assert_int_equal(out.type, 0);
             continue;
         }
-        assert_string_equal(err.msg, "message: protocol version 9, want 5");
+        assert_string_equal(err.msg, "message: protocol version 9, want 6");
         assert_int_equal(out.type, SL_MSG_HELLO);
         assert_string_equal(out.hello.role, "decode");
         assert_int_equal(out.hello.pid, 4711);
@@ -353,6 +359,7 @@ enum {
     LONG_f64 = 8,
     LONG_ticket = 24,
     LONG_str16 = 16,
+    LONG_str24 = 24,
     LONG_str64 = 64,
     LONG_text = 512,
     LONG_dir = 1024,
@@ -367,6 +374,7 @@ enum {
     TEXT_f64 = 0,
     TEXT_ticket = 0,
     TEXT_str16 = 16,
+    TEXT_str24 = 24,
     TEXT_str64 = 64,
     TEXT_text = 512,
     TEXT_dir = 1024,
@@ -381,6 +389,7 @@ enum {
     SKIP_f64 = 0,
     SKIP_ticket = 0,
     SKIP_str16 = 0,
+    SKIP_str24 = 0,
     SKIP_str64 = 0,
     SKIP_text = 0,
     SKIP_dir = 0,

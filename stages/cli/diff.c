@@ -119,6 +119,7 @@ static json_t *new_row(const sl_dumped *t)
     json_object_set_new(row, "stage",
                         t->stage < SL_ROLE_COUNT ? json_string(sl_role_name((sl_role)t->stage))
                                                  : json_null());
+    if (*t->filter) json_object_set_new(row, "filter", json_string(t->filter));
     json_object_set_new(row, "shape", sizes);
     json_object_set_new(row, "dtype", json_string(t->entry->dtype));
     return row;

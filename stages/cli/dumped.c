@@ -7,7 +7,8 @@
  *     state.K       the sampler's state before step K; fork: that with which the job began
  *     blocks/NAME   [step.K.][uncond.]NAME, NAME one of input patch block.I.PART block.I, or of
  *                   what is made once a job: text image time_proj
- *     frames        frames */
+ *     frames        frames
+ *     FILE.FILTER   what a filter made of FILE's, in the order of job.json's `filters` */
 #include "stages/cli/dumped.h"
 
 #include <dirent.h>
@@ -20,7 +21,7 @@
 #define BLOCKS "blocks"
 
 /* The denoiser's phases, and those of a step. */
-enum { NOISE, CONTEXT, STEPS, RESULT, OTHER };
+enum { NOISE, CONTEXT, STEPS, RESULT, OTHER, FILTERED };
 enum { STATE, INPUT, PATCH, BLOCK, LATENTS, REST };
 
 /* What a block taps, in the order in which it is made. */
@@ -73,20 +74,38 @@ static void place_denoised(sl_dumped *t, const char *name)
     else t->phase = OTHER;
 }
 
-/* file: without its suffix, in the dump's folder; "" of it: blocks. */
-static void place(sl_dumped *t, const char *file, bool block, const char *tensor)
+/* The hand-over of a filter's file, "denoise.soften"; the filter goes to t. -1: it is none. */
+static int filtered(sl_dumped *t, const char *file, const char *filters)
 {
-    const int h = sl_handover_by_file(file);
+    char whole[SL_HANDOVER_NAME], word[SL_FILTERS_TEXT];
+    const char *dot = strrchr(file, '.'), *at;
+    if (!dot || dot - file >= (int)sizeof whole || strlen(dot + 1) >= sizeof t->filter) return -1;
+    snprintf(whole, sizeof whole, "%.*s", (int)(dot - file), file);
+    const int h = sl_handover_by_file(whole);
+    if (h < 0) return -1;
+    snprintf(t->filter, sizeof t->filter, "%s", dot + 1);
+    snprintf(word, sizeof word, "%s:%s", SL_HANDOVER[h].name, t->filter);
+    at = strstr(filters, word);
+    t->place = at ? (int)(at - filters) : SL_FILTERS_TEXT;
+    return h;
+}
+
+/* file: without its suffix, in the dump's folder; "" of it: blocks. filters: the dump's. */
+static void place(sl_dumped *t, const char *file, bool block, const char *tensor,
+                  const char *filters)
+{
+    const int h = sl_handover_by_file(file), of = block ? -1 : filtered(t, file, filters);
     int step = -1;
     const bool fork = !strcmp(file, "fork");
     const char *state = fork ? "" : numbered(file, "state", &step);
-    t->stage = SL_ROLE_COUNT;
+    t->stage = SL_ROLES_MOST;
     t->step = t->block = -1;
     snprintf(t->name, sizeof t->name, "%s%s%s",
-             block   ? BLOCKS "/"
-             : state ? file
-                     : "",
-             state && !block ? "." : "", tensor);
+             block     ? BLOCKS "/"
+             : state   ? file
+             : of >= 0 ? t->filter
+                       : "",
+             (state && !block) || of >= 0 ? "." : "", tensor);
     for (char *c = t->name; *c; c++)
         if ((unsigned char)*c < ' ' || *c == 127) *c = '?'; /* a file's word, for a terminal */
     if (block) {
@@ -101,6 +120,9 @@ static void place(sl_dumped *t, const char *file, bool block, const char *tensor
     } else if (h == SL_HANDOVER_LATENTS || numbered(file, "step", &step)) {
         t->stage = SL_ROLE_DENOISE;
         place_denoised(t, tensor);
+    } else if (of >= 0) {
+        t->stage = (int)SL_HANDOVER[of].from;
+        t->phase = FILTERED;
     } else if (h >= 0) {
         t->stage = (int)SL_HANDOVER[h].from;
         t->phase = strncmp(tensor, "ids.", 4) ? 1 : 0;
@@ -132,6 +154,11 @@ const char *sl_dumped_maker(const sl_dumped *t, char *buf, size_t size)
 {
     int n =
         snprintf(buf, size, "%s", t->stage < SL_ROLE_COUNT ? sl_role_name((sl_role)t->stage) : "");
+    if (*t->filter) {
+        snprintf(buf, size, "filter %s, of what %s gave", t->filter,
+                 sl_role_name((sl_role)t->stage));
+        return buf;
+    }
     if (t->stage != SL_ROLE_DENOISE || n < 0 || (size_t)n >= size) return buf;
     char *at = buf + n;
     const size_t left = size - (size_t)n;
@@ -165,7 +192,7 @@ static sl_code add_file(sl_dump *d, const char *path, const char *file, bool blo
     for (int i = 0; i < n; i++) {
         sl_dumped *t = &d->at[d->count++];
         *t = (sl_dumped){.entry = sl_st_at(st, i)};
-        place(t, file, block, t->entry->name);
+        place(t, file, block, t->entry->name, d->filters);
     }
     return SL_OK;
 }
@@ -197,6 +224,16 @@ static void name_alone(char file[SL_PATH], bool *block, const char *path)
     snprintf(file, SL_PATH, "%.*s", end ? (int)(end - last) : (int)strlen(last), last);
 }
 
+/* Which filters the dump's job had, in order: of its job.json; without one nobody knows. */
+static void read_filters(sl_dump *d, const char *dir)
+{
+    char path[SL_PATH];
+    sl_job job = {0};
+    if (!sl_path_join(path, dir, "job.json", NULL) && !sl_job_read(&job, path, NULL))
+        snprintf(d->filters, sizeof d->filters, "%s", job.filters);
+    sl_job_free(&job);
+}
+
 sl_code sl_dump_open(sl_dump *d, const char *path, sl_err *err)
 {
     char blocks[SL_PATH], file[SL_PATH];
@@ -205,6 +242,7 @@ sl_code sl_dump_open(sl_dump *d, const char *path, sl_err *err)
     sl_code rc;
     *d = (sl_dump){0};
     d->folder = !stat(path, &st) && S_ISDIR(st.st_mode);
+    if (d->folder) read_filters(d, path);
     if (d->folder) {
         if ((rc = sl_path_join(blocks, path, BLOCKS, err)) ||
             (rc = add_folder(d, path, false, err)) || (rc = add_folder(d, blocks, true, err)))

@@ -12,16 +12,19 @@
 /* One tensor and who made it. */
 typedef struct {
     const sl_st_entry *entry; /* of one of the dump's open files */
-    /* what it is called, whatever file it lies in: "cond", "blocks/block.3", "state.4.x" */
+    /* what it is called, whatever file it lies in: "cond", "blocks/block.3", "state.4.x",
+     * "soften.latents" */
     char name[SL_DUMPED_NAME];
-    int stage;              /* sl_role; SL_ROLE_COUNT: of a file that no stage is known to write */
+    int stage;              /* sl_role; SL_ROLES_MOST: of a file that no stage is known to write */
     int step, block;        /* of the denoiser; -1: of none */
     bool uncond;            /* of that branch */
     int phase, part, place; /* where it stands among those of its stage: dumped.c */
+    char filter[SL_FILTER_NAME]; /* that made it of what the stage gave; "": none */
 } sl_dumped;
 
 typedef struct {
-    bool folder; /* it is a dump; else one file */
+    bool folder;                   /* it is a dump; else one file */
+    char filters[SL_FILTERS_TEXT]; /* of its job, as sl_pipeline_text */
     sl_st **files;
     int file_count;
     sl_dumped *at; /* in order */

@@ -56,15 +56,15 @@ sl_code sl_notice_room(sl_batch *o, const sl_model *model, sl_err *err)
 
 void sl_notice_replay(const sl_batch *o, const sl_conf *conf)
 {
-    char taken[128] = "", run[128] = "";
-    for (int h = 0; h < SL_HANDOVER_COUNT; h++)
+    char taken[512] = "", run[512] = "";
+    for (int h = 0; h < sl_handover_count(); h++)
         if (o->jobs[0].from_dump >> h & 1)
             snprintf(taken + strlen(taken), sizeof taken - strlen(taken), "%s%s",
                      *taken ? ", " : "", SL_HANDOVER[h].name);
-    for (int i = 0; i < conf->stage_count; i++)
-        if (!conf->stages[i].instance)
+    for (int i = 0; i < sl_role_count(); i++)
+        if (sl_conf_find(conf, sl_role_in_order(i)))
             snprintf(run + strlen(run), sizeof run - strlen(run), "%s%s", *run ? ", " : "",
-                     sl_role_name(conf->stages[i].role));
+                     sl_role_name(sl_role_in_order(i)));
     sl_log(SL_LOG_INFO, "from %.400s: %s; stages that run: %s", o->replay_dir,
            *taken ? taken : "nothing", run);
 }

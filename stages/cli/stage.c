@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "common/clock.h"
+#include "common/conf.h"
 #include "common/log.h"
 #include "stages/cli/arguments.h"
 #include "stages/cli/run.h"
@@ -25,18 +26,36 @@ typedef struct {
     char *const *wrapper;
 } words;
 
+/* A stage may be a filter, which the configuration names. */
+static sl_code use_filters(int argc, char **argv, sl_err *err)
+{
+    static sl_conf conf;
+    const char *file = NULL;
+    sl_code rc;
+    for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++) {
+        if (!strncmp(argv[i], "--conf=", 7)) file = argv[i] + 7;
+        else if (!strcmp(argv[i], "--conf") && i + 1 < argc) file = argv[i + 1];
+    }
+    sl_conf_defaults(&conf);
+    if (!file) return SL_OK;
+    if (!(rc = sl_conf_read_file(&conf, file, err))) sl_conf_use(&conf);
+    return rc;
+}
+
 static sl_code take_words(words *w, int argc, char **argv, sl_err *err)
 {
     static char *none[] = {NULL};
     const char *dump = NULL;
     int end = 1, n = 3;
+    sl_code rc;
     while (end < argc && strcmp(argv[end], "--") != 0) end++;
     w->wrapper = end < argc ? argv + end + 1 : none;
     w->role = argc ? argv[0] : "";
+    if ((rc = use_filters(argc, argv, err))) return rc;
     if (sl_role_by_name(w->role) < 0)
         return sl_fail(err, SL_ARG,
-                       "\"%.40s\" is no stage, want sluice stage text|image|denoise|decode|mux "
-                       "--from DIR",
+                       "\"%.40s\" is no stage, want sluice stage text|image|denoise|decode|mux, or "
+                       "a filter of --conf, --from DIR",
                        w->role);
     if (!(w->argv = calloc((size_t)argc + 4, sizeof *w->argv)))
         return sl_fail(err, SL_NOMEM, "no memory");

@@ -87,7 +87,7 @@ const char *sl_jobs_name(const sl_jobs *d, uint64_t id)
 static void vacate(seat *s)
 {
     *s = (seat){.stage = s->stage, .name = s->name, .teamed = s->teamed};
-    for (int h = 0; h < SL_HANDOVER_COUNT; h++)
+    for (int h = 0; h < sl_handover_count(); h++)
         if (SL_HANDOVER[h].to == s->stage->role) s->pools[h].slots = s->stage->slots;
 }
 
@@ -128,7 +128,7 @@ void sl_jobs_on_ready(sl_jobs *d, int number, pid_t pid)
 
 static bool is_spooled(const job *j, int h)
 {
-    char path[SL_PATH + 32];
+    char path[SL_PATH + 64];
     snprintf(path, sizeof path, "%s/%s.safetensors", j->dir, SL_HANDOVER[h].file);
     return access(path, R_OK) == 0;
 }
@@ -138,7 +138,7 @@ static bool is_spooled(const job *j, int h)
 static void look_into_spool(job *j)
 {
     char path[SL_PATH + 288];
-    for (int h = 0; h < SL_HANDOVER_COUNT; h++)
+    for (int h = 0; h < sl_handover_count(); h++)
         if (j->deliveries[h].has) j->deliveries[h].spooled = is_spooled(j, h);
     DIR *dir = opendir(j->dir);
     struct dirent *e;
@@ -150,13 +150,25 @@ static void look_into_spool(job *j)
     if (dir) closedir(dir);
 }
 
+/* What a filter would make that no stage here takes, of a replay behind it, is none of the
+ * job's. */
+static void leave_out(sl_jobs *d, job *j)
+{
+    for (int h = 0; h < sl_handover_count(); h++) {
+        delivery *v = &j->deliveries[h];
+        if (sl_role_is_filter(SL_HANDOVER[h].from) && !v->spooled &&
+            !sl_schedule_has(d, SL_HANDOVER[h].from) && !sl_schedule_has(d, SL_HANDOVER[h].to))
+            v->has = false;
+    }
+}
+
 static void finish(sl_jobs *d, job *j, sl_code code, const char *message)
 {
     sl_msg m = {
         .type = SL_MSG_FINISHED,
         .finished = {.tag = j->tag, .job = j->id, .code = (int32_t)code, .bytes = j->bytes}};
     snprintf(m.finished.message, sizeof m.finished.message, "%s", message);
-    for (int h = 0; h < SL_HANDOVER_COUNT; h++) sl_table_discard(d, &j->deliveries[h]);
+    for (int h = 0; h < sl_handover_count(); h++) sl_table_discard(d, &j->deliveries[h]);
     sl_table_to_client(d, j, &m);
     sl_log_about(sl_table_name(j), SL_LOG_DEBUG, "job %" PRIu64 ": %s %s", j->id,
                  sl_code_name(code), message);
@@ -190,7 +202,7 @@ static sl_code read_job(sl_jobs *d, job *j, const char *dir, sl_err *err)
     if (!(rc = sl_path_join(path, j->dir, "job.json", err)) &&
         !(rc = sl_job_read(&spec, path, err)))
         rc = sl_job_check(&spec, err);
-    for (int h = 0; h < SL_HANDOVER_COUNT && !rc; h++)
+    for (int h = 0; h < sl_handover_count() && !rc; h++)
         j->deliveries[h] =
             (delivery){.has = is_of_job(d, h, &spec), .maker = NO_SEAT, .seat = NO_SEAT};
     j->dump = spec.dump;
@@ -201,6 +213,7 @@ static sl_code read_job(sl_jobs *d, job *j, const char *dir, sl_err *err)
     sl_job_free(&spec);
     if (rc) return rc;
     look_into_spool(j);
+    leave_out(d, j);
     const char *lacks = sl_schedule_lacks(d, j);
     return lacks ? sl_fail(err, SL_ARG,
                            "job refused: the configuration has no stage %s, and nothing in the "
@@ -283,7 +296,7 @@ static job *led(sl_jobs *d, int number, uint64_t id, uint32_t attempt_number, at
 static int count_in(const attempt *a)
 {
     int n = 0;
-    for (int r = 0; r < SL_ROLE_COUNT; r++) n += a->seat[r] != NO_SEAT;
+    for (int r = 0; r < sl_role_count(); r++) n += a->seat[r] != NO_SEAT;
     for (int i = 0; i < SL_RANKS; i++) n += a->mates[i] != NO_SEAT;
     return n;
 }
@@ -375,7 +388,7 @@ static void on_chunk(sl_jobs *d, int number, const sl_msg *m)
     attempt *a;
     const sl_msg_chunk *c = &m->chunk;
     job *j = led(d, number, c->job, c->attempt, &a);
-    bool known = c->handover < SL_HANDOVER_COUNT &&
+    bool known = c->handover < (uint32_t)sl_handover_count() &&
                  SL_HANDOVER[c->handover].from == d->seats[number].stage->role;
     int to = j && known && sl_watch_chunk(d, j, a, number, c) ? a->seat[SL_HANDOVER[c->handover].to]
                                                               : NO_SEAT;
@@ -390,7 +403,7 @@ static void on_spooled(sl_jobs *d, int number, const sl_msg_spooled *m)
     int h = sl_handover_by_file(m->name);
     const seat *s = &d->seats[number];
     /* of chunks the receiver keeps a file, if it is asked to */
-    const sl_role writer = h < 0                             ? SL_ROLE_COUNT
+    const sl_role writer = h < 0                             ? SL_ROLES_MOST
                            : SL_HANDOVER[h].how == SL_CHUNKS ? SL_HANDOVER[h].to
                                                              : SL_HANDOVER[h].from;
     if (!j || writer != s->stage->role) return;
@@ -447,7 +460,7 @@ static void on_done(sl_jobs *d, int number, const sl_msg_done *m)
     tell_done(d, j, s, m);
     if (!speaks) return;
     advance(d, j, number, UINT32_MAX);
-    for (int h = 0; h < SL_HANDOVER_COUNT; h++) {
+    for (int h = 0; h < sl_handover_count(); h++) {
         delivery *v = &j->deliveries[h];
         const sl_ticket *t = sl_tickets_find(&m->out, (uint32_t)h);
         if (SL_HANDOVER[h].from != role || !v->has) continue;
@@ -549,7 +562,7 @@ static void tell_reap(sl_jobs *d, int dead, pid_t pid)
 {
     sl_msg keep = {.type = SL_MSG_KEEP}, reap = {.type = SL_MSG_REAP, .reap = {.pid = pid}};
     for (int i = 0; i < d->count; i++)
-        for (int h = 0; h < SL_HANDOVER_COUNT; h++) {
+        for (int h = 0; h < sl_handover_count(); h++) {
             const delivery *v = &d->jobs[i].deliveries[h];
             if (SL_HANDOVER[h].from != d->seats[dead].stage->role || v->seat == NO_SEAT) continue;
             keep.keep.ticket = v->ticket;
@@ -562,7 +575,7 @@ static void tell_reap(sl_jobs *d, int dead, pid_t pid)
 /* What the job had in the dead seat's pools, and what it was writing for the job. */
 static void lose_deliveries(job *j, int dead)
 {
-    for (int h = 0; h < SL_HANDOVER_COUNT; h++) {
+    for (int h = 0; h < sl_handover_count(); h++) {
         delivery *v = &j->deliveries[h];
         attempt *from = &j->attempts[sl_crew_of(SL_HANDOVER[h].from)];
         bool making = from->number && from->seat[SL_HANDOVER[h].from] == dead;

@@ -122,6 +122,7 @@ sl_code sl_dispatch_open(sl_dispatch *d, sl_err *err)
     sl_code rc;
     sl_conf_defaults(&d->conf);
     if ((rc = sl_conf_read_file(&d->conf, d->conf_path, err))) return rc;
+    sl_conf_use(&d->conf);
     sl_log_open("dispatch", d->conf.run.log);
     sl_log_use_format(d->conf.run.log_format);
     if ((rc = sl_model_open_files(&d->model, d->model_dir, &d->conf.model.files, err))) return rc;
@@ -145,10 +146,11 @@ sl_code sl_dispatch_open(sl_dispatch *d, sl_err *err)
         for (int i = 0; i < d->seats.count; i++) names[i] = d->seats.at[i].name;
         sl_bus_tap(d->bus, d->tap, names);
     }
-    if (d->attached >= 0 &&
-        !sl_seats_attach(&d->seats, (sl_role)d->attached, d->wrapper, d->parent))
+    const int attached = d->attached ? sl_role_by_name(d->attached) : -1;
+    if (d->attached &&
+        (attached < 0 || !sl_seats_attach(&d->seats, (sl_role)attached, d->wrapper, d->parent)))
         return sl_fail(err, SL_ARG, "--attach %s: the configuration has no such stage",
-                       sl_role_name((sl_role)d->attached));
+                       d->attached);
     sl_turns_open(&d->turns, d->bus, &d->conf, &d->once);
     sl_muster_open(&d->muster, d, tell_seat);
     for (int i = 0; i < d->seats.count; i++) {

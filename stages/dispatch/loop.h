@@ -21,7 +21,7 @@ typedef struct {
     char wire_path[SL_PATH]; /* where all messages go; "": nowhere */
     pid_t parent;         /* who started this process; when it is dead, nobody wants the results */
     bool keep;            /* but their folders stay: somebody else will go on with them */
-    int attached;         /* role of the stage that has parent's terminal; -1: none */
+    const char *attached; /* role of the stage that has parent's terminal; NULL: none */
     char *const *wrapper; /* words before its program, NULL-terminated */
 
     sl_conf conf;

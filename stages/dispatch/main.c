@@ -27,7 +27,7 @@ static sl_code parse_args(sl_dispatch *d, int argc, char **argv, sl_err *err)
         else if (o == 'p') d->parent = (pid_t)strtol(optarg, NULL, 10);
         else if (o == 'k') d->keep = true;
         else if (o == 'w') snprintf(d->wire_path, sizeof d->wire_path, "%s", optarg);
-        else if (o == 'a') d->attached = sl_role_by_name(optarg);
+        else if (o == 'a') d->attached = optarg;
         else
             return sl_fail(err, SL_ARG,
                            "sluice-dispatch: unknown or incomplete option %s, want --run --conf "
@@ -61,7 +61,6 @@ int main(int argc, char **argv)
     prctl(PR_SET_PDEATHSIG, SIGTERM);
     signal(SIGINT, SIG_IGN);
     signal(SIGPIPE, SIG_IGN);
-    d.attached = -1;
     d.parent = getppid(); /* --parent knows better: ours may be gone already */
     sl_log_open("dispatch", SL_LOG_INFO);
     int status = 2;

@@ -36,7 +36,7 @@ static bool is_chunks(int h)
 
 bool sl_crew_ends_with(sl_role role)
 {
-    for (int h = 0; h < SL_HANDOVER_COUNT; h++)
+    for (int h = 0; h < sl_handover_count(); h++)
         if (is_chunks(h) && SL_HANDOVER[h].from == role) return false;
     return true;
 }
@@ -53,7 +53,7 @@ static bool gives(sl_role crew, int h)
 
 bool sl_crew_is_last(sl_role crew)
 {
-    for (int h = 0; h < SL_HANDOVER_COUNT; h++)
+    for (int h = 0; h < sl_handover_count(); h++)
         if (gives(crew, h)) return false;
     return true;
 }
@@ -69,7 +69,7 @@ static int team_role(const sl_jobs *d, sl_role crew)
     return -1;
 }
 
-static bool role_exists(const sl_jobs *d, sl_role role)
+bool sl_schedule_has(const sl_jobs *d, sl_role role)
 {
     for (int i = 0; i < SL_CONF_SEATS; i++)
         if (d->seats[i].stage && d->seats[i].stage->role == role) return true;
@@ -79,8 +79,8 @@ static bool role_exists(const sl_jobs *d, sl_role role)
 /* This deployment has every role of the crew. */
 static bool crew_exists(const sl_jobs *d, sl_role crew)
 {
-    for (int r = 0; r < SL_ROLE_COUNT; r++)
-        if (sl_crew_of((sl_role)r) == crew && !role_exists(d, (sl_role)r)) return false;
+    for (int r = 0; r < sl_role_count(); r++)
+        if (sl_crew_of((sl_role)r) == crew && !sl_schedule_has(d, (sl_role)r)) return false;
     return true;
 }
 
@@ -109,7 +109,7 @@ static bool is_kept(const delivery *v)
 static bool is_finished(const job *j, sl_role crew)
 {
     if (sl_crew_is_last(crew)) return j->made[crew];
-    for (int h = 0; h < SL_HANDOVER_COUNT; h++)
+    for (int h = 0; h < sl_handover_count(); h++)
         if (gives(crew, h) && j->deliveries[h].has && !is_kept(&j->deliveries[h]) &&
             !sl_schedule_is_past(j, h))
             return false;
@@ -135,7 +135,7 @@ static bool is_runnable(const sl_jobs *d, const job *j, sl_role crew, bool *take
     bool wanted = sl_crew_is_last(crew) && !j->made[crew];
     *takes_any = false;
     if (is_running(j, crew) || !crew_exists(d, crew)) return false;
-    for (int h = 0; h < SL_HANDOVER_COUNT; h++) {
+    for (int h = 0; h < sl_handover_count(); h++) {
         if (gives(crew, h) && is_wanted(j, h)) wanted = true;
         if (!takes(crew, h) || !j->deliveries[h].has) continue;
         if (!is_there(j, h)) return false;
@@ -146,9 +146,9 @@ static bool is_runnable(const sl_jobs *d, const job *j, sl_role crew, bool *take
 
 bool sl_schedule_is_busy(const job *j)
 {
-    for (int h = 0; h < SL_HANDOVER_COUNT; h++)
+    for (int h = 0; h < sl_handover_count(); h++)
         if (j->deliveries[h].spooling) return true;
-    for (int r = 0; r < SL_ROLE_COUNT; r++)
+    for (int r = 0; r < sl_role_count(); r++)
         if (is_running(j, (sl_role)r)) return true;
     return false;
 }
@@ -156,7 +156,7 @@ bool sl_schedule_is_busy(const job *j)
 bool sl_schedule_is_made(const sl_jobs *d, const job *j)
 {
     bool made = false;
-    for (int r = 0; r < SL_ROLE_COUNT; r++) {
+    for (int r = 0; r < sl_role_count(); r++) {
         sl_role crew = sl_crew_of((sl_role)r);
         if (crew != (sl_role)r || !sl_crew_is_last(crew) || !crew_exists(d, crew)) continue;
         if (!j->made[crew]) return false;
@@ -168,11 +168,11 @@ bool sl_schedule_is_made(const sl_jobs *d, const job *j)
 bool sl_schedule_is_complete(const sl_jobs *d, const job *j)
 {
     if (sl_schedule_is_busy(j)) return false;
-    for (int r = 0; r < SL_ROLE_COUNT; r++) {
+    for (int r = 0; r < sl_role_count(); r++) {
         sl_role crew = sl_crew_of((sl_role)r);
         if (sl_crew_is_last(crew) && crew_exists(d, crew) && !j->made[crew]) return false;
     }
-    for (int h = 0; h < SL_HANDOVER_COUNT; h++) {
+    for (int h = 0; h < sl_handover_count(); h++) {
         sl_role to = sl_crew_of(SL_HANDOVER[h].to);
         /* nobody is there to take it: it is what the job ends with */
         bool end = !crew_exists(d, to) && !is_finished(j, to);
@@ -191,8 +191,8 @@ bool sl_schedule_reaches(const sl_jobs *d, sl_role role)
 
 const char *sl_schedule_lacks(const sl_jobs *d, const job *j)
 {
-    for (int h = 0; h < SL_HANDOVER_COUNT; h++)
-        if (is_wanted(j, h) && !role_exists(d, SL_HANDOVER[h].from))
+    for (int h = 0; h < sl_handover_count(); h++)
+        if (is_wanted(j, h) && !sl_schedule_has(d, SL_HANDOVER[h].from))
             return sl_role_name(SL_HANDOVER[h].from);
     return NULL;
 }
@@ -224,7 +224,7 @@ static int load_of(const sl_jobs *d, int at)
     int load = d->seats[at].job != NO_JOB;
     for (int i = 0; i < d->count; i++) {
         bool waits = false;
-        for (int h = 0; h < SL_HANDOVER_COUNT; h++) waits = waits || is_at(&d->jobs[i], h, at);
+        for (int h = 0; h < sl_handover_count(); h++) waits = waits || is_at(&d->jobs[i], h, at);
         load += waits;
     }
     return load;
@@ -237,7 +237,7 @@ static int load_of(const sl_jobs *d, int at)
 static bool goes_with(const job *j, int h, int at, bool *together)
 {
     *together = false;
-    for (int k = 0; k < SL_HANDOVER_COUNT; k++) {
+    for (int k = 0; k < sl_handover_count(); k++) {
         const delivery *v = &j->deliveries[k];
         const attempt *from = &j->attempts[sl_crew_of(SL_HANDOVER[k].from)];
         if (k == h || !v->has || SL_HANDOVER[k].to != SL_HANDOVER[h].to) continue;
@@ -253,7 +253,7 @@ static bool goes_with(const job *j, int h, int at, bool *together)
 static int choose_receiver(const sl_jobs *d, const job *j, int h)
 {
     int best = FULL, best_cost = 0;
-    if (!role_exists(d, SL_HANDOVER[h].to)) return NO_SEAT;
+    if (!sl_schedule_has(d, SL_HANDOVER[h].to)) return NO_SEAT;
     for (int i = 0; i < SL_CONF_SEATS; i++) {
         const seat *s = &d->seats[i];
         bool together;
@@ -281,7 +281,7 @@ static int suits(const job *j, const seat *s, int number)
 {
     int lie = 0;
     if (!is_idle(s)) return -1;
-    for (int h = 0; h < SL_HANDOVER_COUNT; h++) {
+    for (int h = 0; h < sl_handover_count(); h++) {
         const delivery *v = &j->deliveries[h];
         if (SL_HANDOVER[h].to != s->stage->role) continue;
         if (is_chunks(h) && !s->pools[h].id) return -1;
@@ -357,7 +357,7 @@ static bool choose_mates(const sl_jobs *d, const job *j, sl_role role, attempt *
 static bool may_park(const job *j, const attempt *a, sl_role role)
 {
     if (a->ending || a->parking || (a->total && a->done + WORTH > a->total)) return false;
-    for (int h = 0; h < SL_HANDOVER_COUNT; h++)
+    for (int h = 0; h < sl_handover_count(); h++)
         if (SL_HANDOVER[h].to == role && j->deliveries[h].has && !j->deliveries[h].spooled)
             return false;
     return true;
@@ -376,7 +376,7 @@ static bool is_needed(const job *j, sl_role crew)
 {
     if (is_running(j, crew)) return !j->attempts[crew].well;
     bool needed = !is_finished(j, crew);
-    for (int h = 0; h < SL_HANDOVER_COUNT; h++)
+    for (int h = 0; h < sl_handover_count(); h++)
         needed = needed || (gives(crew, h) && is_wanted(j, h));
     return needed;
 }
@@ -420,7 +420,7 @@ static void share(sl_jobs *d, sl_role role)
 
 void sl_schedule_teams(sl_jobs *d)
 {
-    for (int r = 0; r < SL_ROLE_COUNT; r++)
+    for (int r = 0; r < sl_role_count(); r++)
         if (team_role(d, sl_crew_of((sl_role)r)) == r) share(d, (sl_role)r);
 }
 
@@ -491,7 +491,7 @@ static void send_job(sl_jobs *d, job *j, attempt *a, sl_role role)
     int number = a->seat[role];
     sl_msg m = {.type = SL_MSG_JOB, .job = {.job = j->id, .attempt = a->number}};
     memcpy(m.job.dir, j->dir, sizeof m.job.dir);
-    for (int h = 0; h < SL_HANDOVER_COUNT; h++) {
+    for (int h = 0; h < sl_handover_count(); h++) {
         delivery *v = &j->deliveries[h];
         if (SL_HANDOVER[h].to == role && v->has) {
             a->from_slot[h] = v->seat == number;
@@ -512,7 +512,7 @@ static void send_job(sl_jobs *d, job *j, attempt *a, sl_role role)
 /* First the receivers of chunks: they know the job before a chunk comes. */
 static void send_jobs(sl_jobs *d, job *j, attempt *a, sl_role role)
 {
-    for (int h = 0; h < SL_HANDOVER_COUNT; h++)
+    for (int h = 0; h < sl_handover_count(); h++)
         if (is_chunks(h) && SL_HANDOVER[h].from == role) send_jobs(d, j, a, SL_HANDOVER[h].to);
     send_job(d, j, a, role);
 }
@@ -526,14 +526,14 @@ static void start_crew(sl_jobs *d, job *j, sl_role crew)
     if (!is_runnable(d, j, crew, &takes_any)) return;
     if (!j->runnable_ns[crew]) j->runnable_ns[crew] = sl_now_ns();
     for (int i = 0; i < SL_RANKS; i++) a.mates[i] = NO_SEAT;
-    for (int r = 0; r < SL_ROLE_COUNT; r++) {
+    for (int r = 0; r < sl_role_count(); r++) {
         a.seat[r] = NO_SEAT;
         if (sl_crew_of((sl_role)r) != crew) continue;
         if ((a.seat[r] = choose_seat(d, j, (sl_role)r, first)) == NO_SEAT) return;
         if (first == NO_SEAT) first = a.seat[r];
         if (r == teamed && (!j->want || !choose_mates(d, j, (sl_role)r, &a))) return;
     }
-    for (int h = 0; h < SL_HANDOVER_COUNT; h++) {
+    for (int h = 0; h < sl_handover_count(); h++) {
         bool makes = gives(crew, h) && is_wanted(j, h);
         a.makes_for[h] = makes ? choose_receiver(d, j, h) : NO_SEAT;
         if (a.makes_for[h] == FULL) return;
@@ -541,7 +541,7 @@ static void start_crew(sl_jobs *d, job *j, sl_role crew)
     a.number = ++j->attempt_count;
     a.heard_ns = sl_now_ns();
     j->attempts[crew] = a;
-    for (int r = 0; r < SL_ROLE_COUNT; r++)
+    for (int r = 0; r < sl_role_count(); r++)
         if (sl_crew_of((sl_role)r) == crew) overtake(d, j, crew, (sl_role)r);
     j->overtaken = 0;
     if (takes_any || j == d->jobs) j->started = true;
@@ -551,6 +551,6 @@ static void start_crew(sl_jobs *d, job *j, sl_role crew)
 
 void sl_schedule_start(sl_jobs *d, job *j)
 {
-    for (int r = 0; r < SL_ROLE_COUNT; r++)
+    for (int r = 0; r < sl_role_count(); r++)
         if (sl_crew_of((sl_role)r) == (sl_role)r) start_crew(d, j, (sl_role)r);
 }

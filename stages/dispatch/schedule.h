@@ -16,6 +16,8 @@ bool sl_schedule_is_busy(const job *j);
 bool sl_schedule_is_complete(const sl_jobs *d, const job *j);
 /* The video is there, if this deployment makes one. */
 bool sl_schedule_is_made(const sl_jobs *d, const job *j);
+/* This deployment has the role. */
+bool sl_schedule_has(const sl_jobs *d, sl_role role);
 /* This deployment has the role, or one that works on what comes of it. */
 bool sl_schedule_reaches(const sl_jobs *d, sl_role role);
 /* The first stage that the job needs and this deployment leaves out; NULL: none. */

@@ -35,7 +35,7 @@
 /* Some job of the model has a hand-over to or from this role. */
 static bool has_work(sl_role role, const sl_model *model)
 {
-    for (int h = 0; h < SL_HANDOVER_COUNT; h++)
+    for (int h = 0; h < sl_handover_count(); h++)
         if ((SL_HANDOVER[h].from == role || SL_HANDOVER[h].to == role) &&
             sl_handover_applies((sl_handover)h, model, NULL))
             return true;
@@ -375,7 +375,7 @@ bool sl_seats_on_pool(sl_seats *s, int seat, const sl_msg_pool *m)
 {
     sl_msg out = {.type = SL_MSG_POOL, .pool = *m};
     sl_seats_seat *p = &s->at[seat];
-    if (p->pool_count == SL_HANDOVER_COUNT) {
+    if (p->pool_count == SL_HANDOVERS_MOST) {
         sl_once_warn(s->once, "%s announces a pool for %s, and has %d: ignored", p->name,
                      m->handover, p->pool_count);
         return false;
@@ -500,7 +500,7 @@ void sl_seats_thrive(sl_seats *s, int seat)
 
 const sl_seats_seat *sl_seats_broken(const sl_seats *s)
 {
-    for (int r = 0; r < SL_ROLE_COUNT; r++) {
+    for (int r = 0; r < sl_role_count(); r++) {
         const sl_seats_seat *broken = NULL;
         bool works = false;
         for (int i = 0; i < s->count; i++) {

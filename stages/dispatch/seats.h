@@ -54,7 +54,7 @@ typedef struct {
     sl_msg_span start, load;  /* when the process started and loaded; t1 0: not yet */
     sl_msg_ready ready;
     int pool_count;
-    sl_msg_pool pools[SL_HANDOVER_COUNT]; /* where the seat receives */
+    sl_msg_pool pools[SL_HANDOVERS_MOST]; /* where the seat receives */
 } sl_seats_seat;
 
 typedef struct {

@@ -20,12 +20,12 @@ extern char **environ;
 
 /* What a stage's environment has of its own. */
 typedef struct {
-    char threads[64], instance[64], library[SL_PATH + 64];
+    char threads[64], instance[64], filter[64], library[SL_PATH + 64];
 } own_env;
 
-/* The environment of a stage: ours, with the thread count of its configuration, its number, and
- * where a stage of one's own finds the library that belongs to this dispatcher. `own` and `all` are
- * the caller's memory. */
+/* The environment of a stage: ours, with the thread count of its configuration, its number, which
+ * filter it is, and where a stage of one's own finds the library that belongs to this dispatcher.
+ * `own` and `all` are the caller's memory. */
 static char **stage_env(const sl_seats *s, const sl_seats_seat *p, own_env *own, char *all[MAX_ENV])
 {
     long cpus = sysconf(_SC_NPROCESSORS_ONLN);
@@ -35,14 +35,18 @@ static char **stage_env(const sl_seats *s, const sl_seats_seat *p, own_env *own,
     if (!threads) threads = cpus > 2 * s->count ? (int)cpus / 2 : (int)cpus;
     snprintf(own->threads, sizeof own->threads, "OMP_NUM_THREADS=%d", threads > 0 ? threads : 1);
     snprintf(own->instance, sizeof own->instance, "SLUICE_INSTANCE=%d", p->conf->instance);
+    snprintf(own->filter, sizeof own->filter, "SLUICE_FILTER=%s",
+             sl_role_is_filter(p->conf->role) ? sl_role_name(p->conf->role) : "");
     snprintf(own->library, sizeof own->library, "SLUICE_STAGE_LIB=%s/libsluice-stage.so.%d",
              s->bin_dir, SL_STAGE_ABI);
-    for (char **e = environ; *e && n < MAX_ENV - 5; e++)
+    for (char **e = environ; *e && n < MAX_ENV - 6; e++)
         if (strncmp(*e, "OMP_NUM_THREADS=", 16) && strncmp(*e, "OMP_WAIT_POLICY=", 16) &&
-            strncmp(*e, "SLUICE_INSTANCE=", 16) && strncmp(*e, "SLUICE_STAGE_LIB=", 17))
+            strncmp(*e, "SLUICE_INSTANCE=", 16) && strncmp(*e, "SLUICE_STAGE_LIB=", 17) &&
+            strncmp(*e, "SLUICE_FILTER=", 14))
             all[n++] = *e;
     all[n++] = own->threads;
     all[n++] = own->instance;
+    all[n++] = own->filter;
     all[n++] = own->library;
     all[n++] = passive;
     all[n] = NULL;

@@ -26,7 +26,8 @@ void sl_table_discard(sl_jobs *d, delivery *v)
 void sl_table_discard_ticket(sl_jobs *d, uint32_t h, const sl_ticket *t)
 {
     sl_msg m = {.type = SL_MSG_DISCARD, .discard = {.ticket = *t}};
-    if (h < SL_HANDOVER_COUNT) sl_table_to_seat(d, sl_table_owner(d, (int)h, t->pool), &m);
+    if (h < (uint32_t)sl_handover_count())
+        sl_table_to_seat(d, sl_table_owner(d, (int)h, t->pool), &m);
 }
 
 job *sl_table_job(sl_jobs *d, uint64_t id)
@@ -54,7 +55,7 @@ void sl_table_stop(sl_jobs *d, const job *j, attempt *a)
     if (!a->number) return;
     a->ending = true;
     if (!a->stopped_ns) a->stopped_ns = sl_now_ns();
-    for (int r = 0; r < SL_ROLE_COUNT; r++) sl_table_to_seat(d, a->seat[r], &m);
+    for (int r = 0; r < sl_role_count(); r++) sl_table_to_seat(d, a->seat[r], &m);
     for (int i = 0; i < SL_RANKS; i++) sl_table_to_seat(d, a->mates[i], &m);
 }
 
@@ -64,7 +65,7 @@ void sl_table_end(sl_jobs *d, job *j, sl_code code, const char *why)
     j->ending = true;
     j->code = code;
     snprintf(j->message, sizeof j->message, "%s", why);
-    for (int r = 0; r < SL_ROLE_COUNT; r++) sl_table_stop(d, j, &j->attempts[r]);
+    for (int r = 0; r < sl_role_count(); r++) sl_table_stop(d, j, &j->attempts[r]);
 }
 
 int sl_table_owner(const sl_jobs *d, int h, uint64_t pool)

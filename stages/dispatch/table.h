@@ -29,7 +29,7 @@ typedef struct {
     struct {
         uint64_t id; /* 0: not announced */
         int slots;
-    } pools[SL_HANDOVER_COUNT];
+    } pools[SL_HANDOVERS_MOST];
     int64_t ready_ns; /* since when it is ready */
     char fault[128];  /* what its process was killed for; "": for nothing */
     uint64_t job;     /* what the seat works on; NO_JOB: idle */
@@ -60,13 +60,13 @@ typedef struct {
 /* What a crew does for a job, from JOB to the last DONE or FAILED. */
 typedef struct {
     uint32_t number;                     /* 0: none runs */
-    int seat[SL_ROLE_COUNT];             /* of the crew; NO_SEAT: none, or through with the work */
-    int makes_for[SL_HANDOVER_COUNT];    /* the seat whose pool gets it; NO_SEAT: a file does */
-    bool from_slot[SL_HANDOVER_COUNT];   /* the crew was given this ticket */
+    int seat[SL_ROLES_MOST];             /* of the crew; NO_SEAT: none, or through with the work */
+    int makes_for[SL_HANDOVERS_MOST];    /* the seat whose pool gets it; NO_SEAT: a file does */
+    bool from_slot[SL_HANDOVERS_MOST];   /* the crew was given this ticket */
     bool taken;                          /* inputs are read: their slots are free */
     bool fallen;                         /* one of the crew fell out, the others are told to stop */
     bool faulty;                         /* one of them broke the protocol, or fell silent */
-    chunk_flow flows[SL_HANDOVER_COUNT]; /* of those that are chunks */
+    chunk_flow flows[SL_HANDOVERS_MOST]; /* of those that are chunks */
     int64_t heard_ns;   /* the last word about the attempt; at first, when JOB went out */
     int64_t piece_ns;   /* the longest time between two words */
     int64_t stopped_ns; /* when CANCEL went out; 0: it did not */
@@ -89,17 +89,17 @@ typedef struct {
     bool dump, guided;
     bool alone; /* intermediates are dumped, which one rank must have whole */
     int want;   /* how many seats of the role that has teams are to work on it; 0: it waits */
-    delivery deliveries[SL_HANDOVER_COUNT];
-    attempt attempts[SL_ROLE_COUNT]; /* of each crew, by its first role */
+    delivery deliveries[SL_HANDOVERS_MOST];
+    attempt attempts[SL_ROLES_MOST]; /* of each crew, by its first role */
     uint32_t attempt_count;          /* numbers of attempts given so far */
-    bool made[SL_ROLE_COUNT];        /* of crews that hand nothing on: the work is done */
+    bool made[SL_ROLES_MOST];        /* of crews that hand nothing on: the work is done */
     bool started; /* a hand-over was taken, or it was the oldest: a drain waits for it */
     bool draining;
-    int64_t runnable_ns[SL_ROLE_COUNT]; /* since when the job waits for that crew; 0: not at all */
+    int64_t runnable_ns[SL_ROLES_MOST]; /* since when the job waits for that crew; 0: not at all */
     int deaths;                         /* attempts that fell, since the job last got further */
     int faults;                         /* of them, those in which a stage of .. */
     sl_role faulty;                     /* .. this role was at fault */
-    uint32_t furthest[SL_ROLE_COUNT];   /* most finished steps of that role in an attempt */
+    uint32_t furthest[SL_ROLES_MOST];   /* most finished steps of that role in an attempt */
     bool ending; /* failed or cancelled: the job ends when nothing runs any more */
     sl_code code;
     char message[SL_TEXT];

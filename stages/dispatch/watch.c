@@ -153,7 +153,7 @@ bool sl_watch_chunk(sl_jobs *d, job *j, attempt *a, int number, const sl_msg_chu
 bool sl_watch_chunks_done(sl_jobs *d, job *j, attempt *a, int number)
 {
     char why[128] = "";
-    for (int h = 0; h < SL_HANDOVER_COUNT; h++) {
+    for (int h = 0; h < sl_handover_count(); h++) {
         const chunk_flow *f = &a->flows[h];
         if (SL_HANDOVER[h].how != SL_CHUNKS ||
             SL_HANDOVER[h].from != d->seats[number].stage->role ||
@@ -184,8 +184,9 @@ static int seats_in(const sl_jobs *d, const attempt *a, int out[SL_CONF_SEATS])
 static int to_blame(const sl_jobs *d, const attempt *a)
 {
     int blamed = NO_SEAT;
-    for (int r = 0; r < SL_ROLE_COUNT; r++) {
-        const int h = sl_chunks_to((sl_role)r), at = a->seat[r];
+    for (int i = 0; i < sl_role_count(); i++) {
+        const sl_role r = sl_role_in_order(i);
+        const int h = sl_chunks_to(r), at = a->seat[r];
         if (at == NO_SEAT) continue;
         const chunk_flow *f = h < 0 ? NULL : &a->flows[h];
         const bool has_one =
@@ -302,8 +303,8 @@ void sl_jobs_watch(sl_jobs *d, int64_t now)
     for (int i = 0; i < SL_CONF_SEATS; i++) watch_use(d, i, now);
     for (int i = 0; i < d->count; i++) {
         job *j = &d->jobs[i];
-        for (int h = 0; h < SL_HANDOVER_COUNT; h++) watch_spool(d, j, h, now);
-        for (int r = 0; r < SL_ROLE_COUNT; r++) {
+        for (int h = 0; h < sl_handover_count(); h++) watch_spool(d, j, h, now);
+        for (int r = 0; r < sl_role_count(); r++) {
             attempt *a = &j->attempts[r];
             if (!a->number) continue;
             if (a->stopped_ns) watch_cancel(d, a, now);
@@ -317,8 +318,8 @@ void sl_jobs_skip(sl_jobs *d, int64_t ns)
     for (int i = 0; i < SL_CONF_SEATS; i++) d->seats[i].ready_ns += ns;
     for (int i = 0; i < d->count; i++) {
         job *j = &d->jobs[i];
-        for (int h = 0; h < SL_HANDOVER_COUNT; h++) j->deliveries[h].spooling_ns += ns;
-        for (int r = 0; r < SL_ROLE_COUNT; r++) {
+        for (int h = 0; h < sl_handover_count(); h++) j->deliveries[h].spooling_ns += ns;
+        for (int r = 0; r < sl_role_count(); r++) {
             attempt *a = &j->attempts[r];
             a->heard_ns += ns;
             if (a->stopped_ns) a->stopped_ns += ns;

@@ -12,8 +12,8 @@ typedef struct {
     const sl_report *r;
     int64_t a_ns, b_ns;
     double seconds;
-    double sums[SL_ROLE_COUNT][SL_SPAN_KIND_COUNT];
-    int jobs[SL_ROLE_COUNT][SL_SPAN_KIND_COUNT]; /* that have such a span */
+    double sums[SL_ROLES_MOST][SL_SPAN_KIND_COUNT];
+    int jobs[SL_ROLES_MOST][SL_SPAN_KIND_COUNT]; /* that have such a span */
 } totals;
 
 static void find_time(totals *b)
@@ -44,7 +44,7 @@ static void use_ranks(totals *b, int role)
 static void add_up(totals *b)
 {
     int64_t sums[SL_SPAN_KIND_COUNT];
-    for (int role = 0; role < SL_ROLE_COUNT; role++) {
+    for (int role = 0; role < sl_role_count(); role++) {
         for (int i = 0; i < b->r->count; i++) {
             const sl_report_job *j = &b->r->jobs[i];
             sl_span_sums_ns(b->r->trace.spans, b->r->trace.count, j->job->id,
@@ -61,11 +61,12 @@ static void add_up(totals *b)
 static json_t *stages_of(const totals *b)
 {
     json_t *all = json_object();
-    for (int i = 0; i < SL_ROLE_COUNT; i++) {
+    for (int k = 0; k < sl_role_count(); k++) {
+        const sl_role i = sl_role_in_order(k);
         const int n = b->r->instances[i];
         const double computing = b->sums[i][SL_SPAN_COMPUTE], time = b->seconds * n;
         if (!n) continue;
-        json_object_set_new(all, sl_role_name((sl_role)i),
+        json_object_set_new(all, sl_role_name(i),
                             json_pack("{s:i, s:f, s:f}", "instances", n, "computing", computing,
                                       "occupancy", time > 0 ? computing / time : 0.0));
     }
@@ -87,17 +88,17 @@ static int longest_first(const void *x, const void *y)
 /* The role that takes what this one gives slot by slot. */
 static const char *taker_of(int role)
 {
-    for (int h = 0; h < SL_HANDOVER_COUNT; h++)
+    for (int h = 0; h < sl_handover_count(); h++)
         if ((int)SL_HANDOVER[h].from == role && SL_HANDOVER[h].how == SL_CHUNKS)
             return sl_role_name(SL_HANDOVER[h].to);
     return "another stage";
 }
 
-static int list_waits(const totals *b, waiting out[3 * SL_ROLE_COUNT])
+static int list_waits(const totals *b, waiting out[3 * SL_ROLES_MOST])
 {
     static const sl_span_kind KINDS[] = {SL_SPAN_QUEUE, SL_SPAN_TURN, SL_SPAN_WAIT};
     int n = 0;
-    for (int role = 0; role < SL_ROLE_COUNT; role++)
+    for (int role = 0; role < sl_role_count(); role++)
         for (int k = 0; k < 3; k++) {
             const char *name = sl_role_name((sl_role)role);
             waiting *w = &out[n];
@@ -116,7 +117,7 @@ static int list_waits(const totals *b, waiting out[3 * SL_ROLE_COUNT])
 json_t *sl_batch_report(const sl_report *r)
 {
     totals *b = calloc(1, sizeof *b);
-    waiting waits[3 * SL_ROLE_COUNT];
+    waiting waits[3 * SL_ROLES_MOST];
     json_t *rows = json_array();
     double frames = 0;
     int done = 0;
@@ -174,13 +175,18 @@ void sl_batch_report_print(const json_t *batch, FILE *to)
            *row;
     const char *name;
     size_t i;
+    int width = 8;
+    json_object_foreach(stages, name, row)
+    {
+        if ((int)strlen(name) > width) width = (int)strlen(name);
+    }
     fprintf(to, "\nbatch  %.0f done in %.3f s: %.1f jobs/hour, %.2f frames/s\n",
             number(batch, "done"), number(batch, "seconds"), number(batch, "jobs_per_hour"),
             number(batch, "frames_per_second"));
-    fprintf(to, "  %-8s %9s %9s %9s\n", "stage", "instances", "computing", "occupied");
+    fprintf(to, "  %-*s %9s %9s %9s\n", width, "stage", "instances", "computing", "occupied");
     json_object_foreach(stages, name, row)
     {
-        fprintf(to, "  %-8s %9.0f %9.3f %7.1f %%\n", name, number(row, "instances"),
+        fprintf(to, "  %-*s %9.0f %9.3f %7.1f %%\n", width, name, number(row, "instances"),
                 number(row, "computing"), 100 * number(row, "occupancy"));
     }
     json_array_foreach(waits, i, row)

@@ -137,10 +137,8 @@ static sl_code check_replay(sl_request *j, const char *from, const sl_model *mod
     bool image_again = first == SL_ROLE_IMAGE || j->again >> SL_ROLE_IMAGE & 1;
     sl_code rc = SL_OK;
     if (!sl_role_follows(SL_ROLE_DENOISE, first)) *s->noise = 0; /* the dump has the latents */
-    for (int h = 0; h < SL_HANDOVER_COUNT && !rc; h++)
-        if (SL_HANDOVER[h].how == SL_WHOLE && sl_handover_applies(h, model, s) &&
-            !sl_role_follows(SL_HANDOVER[h].from, first) &&
-            !(j->again >> SL_HANDOVER[h].from & 1) && sl_role_follows(SL_HANDOVER[h].to, first))
+    for (int h = 0; h < sl_handover_count() && !rc; h++)
+        if (sl_handover_applies(h, model, s) && sl_replay_needs(j, from, (sl_handover)h))
             rc = check_dumped(j->replay_dir, h, model, s, err);
     const bool pictured = sl_takes_picture(&model->family, s);
     if (!rc && image_again && pictured && !*s->image)
@@ -467,11 +465,12 @@ static sl_code check_programs(const sl_conf *conf, sl_err *err)
     sl_code rc = sl_program_dir(dir, err);
     for (int i = 0; i < conf->stage_count && !rc; i++) {
         const sl_conf_stage *st = &conf->stages[i];
+        const char *what = sl_role_is_filter(st->role) ? "filter" : "stage";
         if ((rc = sl_program_find(&p, st->program, dir, err)) ||
             (rc = sl_regular_file(p.path, err)))
-            sl_context(err, rc = SL_ARG, "stage %s: program", sl_role_name(st->role));
+            sl_context(err, rc = SL_ARG, "%s %s: program", what, sl_role_name(st->role));
         else if (access(p.path, X_OK))
-            rc = sl_fail(err, SL_ARG, "stage %s: program %s is not executable",
+            rc = sl_fail(err, SL_ARG, "%s %s: program %s is not executable", what,
                          sl_role_name(st->role), p.path);
     }
     return rc;
@@ -550,8 +549,34 @@ static void keep_stages(const sl_batch *b, sl_conf *conf)
                            sl_crew_of(st->role) == sl_crew_of((sl_role)sl_role_by_name(b->stage)));
         if (alone && (computes(b->from, st->role) || again >> st->role & 1))
             conf->stages[n++] = *st;
+        else if (sl_role_is_filter(st->role))
+            conf->filters[st->role - SL_ROLE_COUNT].runs = 0; /* what it made stays in its place */
     }
     conf->stage_count = n;
+}
+
+/* The pipeline's filters are known: is --from one of its stages, and which filters before it have
+ * to run for these jobs? */
+static sl_code use_filters(sl_batch *b, sl_err *err)
+{
+    sl_code rc;
+    if (!*b->from && !*b->replay_dir) return SL_OK;
+    if ((rc = sl_replay_check_from(b->from, err))) return rc;
+    for (int i = 0; i < b->job_count; i++)
+        b->jobs[i].again = sl_replay_filters(&b->jobs[i], b->from);
+    return SL_OK;
+}
+
+/* What a job's folder holds was made by the filters that its job.json names. */
+static sl_code check_filters(const sl_job *s, sl_err *err)
+{
+    char own[SL_FILTERS_TEXT];
+    if (!strcmp(s->filters, sl_pipeline_text(own))) return SL_OK;
+    return sl_fail(
+        err, SL_ARG,
+        "job of %.300s began with filters \"%.300s\", the configuration has \"%.300s\": want "
+        "the same",
+        s->output, s->filters, own);
 }
 
 sl_code sl_batch_open(sl_batch *b, sl_model *model, sl_conf *conf, sl_err *err)
@@ -561,6 +586,8 @@ sl_code sl_batch_open(sl_batch *b, sl_model *model, sl_conf *conf, sl_err *err)
     if (b->job_count) dir = b->jobs[0].spec.model;
     sl_conf_defaults(conf);
     if (*b->conf && (rc = sl_conf_read_file(conf, b->conf, err))) return rc;
+    sl_conf_use(conf);
+    if ((rc = use_filters(b, err))) return rc;
     if (*b->log && !sl_log_level_parse(b->log, &conf->run.log))
         return sl_fail(err, SL_ARG, "--log is \"%s\", want error, warn, info or debug", b->log);
     if (*b->results && strcmp(b->results, "-") != 0 &&
@@ -608,7 +635,8 @@ sl_code sl_batch_check_again(sl_batch *b, sl_model *model, sl_conf *conf, sl_err
 {
     sl_code rc = sl_batch_open(b, model, conf, err);
     for (int i = 0; i < b->job_count && !rc; i++)
-        if (!(rc = sl_job_check_family(&b->jobs[i].spec, &model->family, err)))
+        if (!(rc = check_filters(&b->jobs[i].spec, err)) &&
+            !(rc = sl_job_check_family(&b->jobs[i].spec, &model->family, err)))
             if (!(rc = check_team(&b->jobs[i].spec, b->from, model, conf, err)))
                 rc = sl_request_check_precision(&b->jobs[i], conf, err);
     return rc ? rc : check_limits(b, conf, err);
@@ -629,7 +657,8 @@ static sl_code check_last(sl_batch *b, const sl_model *model, const sl_conf *con
          !strcmp(r->spec.noise, "-")))
         return sl_fail(err, SL_ARG,
                        "standard input has the jobs, want a file for what a job takes");
-    if ((rc = use_defaults(&last, model, conf, err)) || (rc = sl_batch_take_pipes(&last, err)) ||
+    if ((rc = use_filters(&last, err)) || (rc = use_defaults(&last, model, conf, err)) ||
+        (rc = sl_batch_take_pipes(&last, err)) ||
         (rc = sl_request_check(r, b->from, model, conf, err)))
         return rc;
     return sl_request_check_limits(r, conf, where, err);
@@ -670,7 +699,8 @@ sl_code sl_batch_complete(sl_batch *b, sl_model *model, sl_conf *conf, sl_err *e
     dir = b->jobs[0].spec.model;
     sl_conf_defaults(conf);
     if (*b->conf && (rc = sl_conf_read_file(conf, b->conf, err))) return rc;
-    if ((rc = sl_conf_use_device(conf, b->device, err))) return rc;
+    sl_conf_use(conf);
+    if ((rc = use_filters(b, err)) || (rc = sl_conf_use_device(conf, b->device, err))) return rc;
     /* a plan may be for another machine: GPUs that are not here are no error */
     if (sl_gpus_ask(&b->gpus, conf, &absent)) memset(&b->gpus, 0, sizeof b->gpus);
     if ((rc = merge_files(b, conf, dir, err)) || (rc = open_model(b, model, conf, dir, err)) ||

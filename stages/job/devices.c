@@ -112,7 +112,7 @@ sl_code sl_conf_use_device(sl_conf *conf, const char *devices, sl_err *err)
                 return sl_fail(err, SL_ARG,
                                "device %s (stage %s): it works on the CPU alone, want cpu",
                                s->device, sl_role_name(s->role));
-        } else if (*devices && !dealt) {
+        } else if (*devices && !dealt && !sl_role_is_filter(s->role)) {
             snprintf(s->device, sizeof s->device, "%s", device_of(s->role, &d));
         }
     }

@@ -23,6 +23,12 @@ bool sl_request_has(const sl_request *r, sl_handover h);
  * NULL: whichever. */
 bool sl_dump_is_step(const char *name, bool *state);
 
+/* "denoise.safetensors", "denoise.FILTER.safetensors": a hand-over's file, of whatever filters. */
+bool sl_dump_is_handover(const char *name);
+/* All that stages have made, and are making, in the job's folder goes: it is as it was
+ * submitted. */
+void sl_dump_forget(const char *dir);
+
 /* The folder's files that --dump promises, into r->dump_dir, in the place of another job's. The
  * folder keeps them until it goes, so that a run which is killed in between has lost nothing: on
  * one file system they are one file of two names. *handovers: how many of them are hand-overs;
@@ -34,7 +40,9 @@ sl_code sl_request_dump(const sl_request *r, const sl_dump_end *end, int *handov
 #define SL_DUMP_NOTE "dump.json"
 /* dump.json in `dir`: {"complete", "end": done, failed or cancelled, "message", "name": what logs
  * call the job, "job": sl_origin_key, "seed": a text, "version", "from": where a replay began, ""
- * none}. complete: it ended well, and its dump has every file. Errors: SL_SYS, SL_NOMEM. */
+ * none, "filters": [{"name", "on", "took", "gave": files, "changed": false, it only looked; null,
+ * the first is not there}]}. complete: it ended well, and its dump has every file. Errors: SL_SYS,
+ * SL_NOMEM. */
 sl_code sl_dump_note(const char *dir, const sl_request *r, const sl_dump_end *end, bool complete,
                      sl_err *err);
 

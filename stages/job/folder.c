@@ -16,6 +16,7 @@
 #include "common/state.h"
 #include "common/wire.h"
 #include "stages/job/files.h"
+#include "stages/job/replay.h"
 
 #define FILE_NAME 64
 #define DAY_S 86400
@@ -30,19 +31,17 @@ static void name_file(char out[FILE_NAME], int h)
 /* A replayed job begins with the hand-overs of stages before --from, and those beside it. */
 static sl_code copy_dumped(const sl_request *r, const char *from, sl_err *err)
 {
-    const sl_role first = (sl_role)sl_role_by_name(from);
     char file[FILE_NAME], src[SL_PATH], dst[SL_PATH];
     sl_code rc = SL_OK;
-    for (int h = 0; h < SL_HANDOVER_COUNT && !rc; h++) {
-        if (SL_HANDOVER[h].how != SL_WHOLE || sl_role_follows(SL_HANDOVER[h].from, first) ||
-            r->again >> SL_HANDOVER[h].from & 1)
-            continue;
+    for (int h = 0; h < sl_handover_count() && !rc; h++) {
+        if (!sl_replay_takes(r, from, (sl_handover)h)) continue;
         name_file(file, h);
         if ((rc = sl_path_join(src, r->replay_dir, file, err)) ||
             (rc = sl_path_join(dst, r->dir, file, err)))
             break;
-        if (h == SL_HANDOVER_IMAGE && access(src, R_OK) && errno == ENOENT)
-            continue; /* a checkpoint without pictures has none */
+        if ((h == SL_HANDOVER_IMAGE || !sl_replay_needs(r, from, (sl_handover)h)) &&
+            access(src, R_OK) && errno == ENOENT)
+            continue; /* a checkpoint without pictures has none; nobody asks for it */
         rc = sl_copy_file(src, dst, err);
     }
     if (!rc && r->spec.fork && !(rc = sl_path_join(src, r->replay_dir, r->fork_file, err)) &&
@@ -101,6 +100,7 @@ static sl_code open_in(sl_request *r, const char *dir, const char *from, sl_err 
 {
     char path[SL_PATH], name[48];
     const bool replay = *r->replay_dir != 0;
+    char filters[SL_FILTERS_TEXT];
     sl_code rc = sl_make_dirs(dir, err);
     for (int i = 0; !rc; i++) { /* a folder that several hosts share may have our number */
         snprintf(name, sizeof name, i ? "%d-%llu-%d" : "%d-%llu", (int)getpid(),
@@ -115,6 +115,7 @@ static sl_code open_in(sl_request *r, const char *dir, const char *from, sl_err 
         (rc = copy_input(r, r->spec.noise, "noise.safetensors", r->has_noise, false, err)) ||
         (*from && (rc = copy_dumped(r, from, err))) ||
         (rc = sl_path_join(path, r->dir, "job.json", err)) ||
+        (rc = sl_job_set_text(&r->spec.filters, sl_pipeline_text(filters), err)) ||
         (r->streams && (rc = sl_path_join(r->spec.output, r->dir, "video.mp4", err))))
         return rc;
     return sl_job_write(&r->spec, path, err);

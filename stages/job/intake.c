@@ -121,25 +121,6 @@ static sl_code read_jobs_file(sl_batch *b, sl_err *err)
     return rc;
 }
 
-/* A replay may start from any stage that begins a crew: what it takes is in files. */
-static sl_code check_from(const char *from, sl_err *err)
-{
-    const char *names[SL_ROLE_COUNT] = {0};
-    char list[256] = "";
-    int count = 0;
-    for (int r = 0; r < SL_ROLE_COUNT; r++)
-        if (sl_chunks_to((sl_role)r) < 0) names[count++] = sl_role_name((sl_role)r);
-    for (int i = 0; i < count; i++) {
-        size_t used = strlen(list);
-        if (!strcmp(names[i], from)) return SL_OK;
-        snprintf(list + used, sizeof list - used, "%s%s", names[i],
-                 i < count - 2    ? ", "
-                 : i == count - 2 ? " or "
-                                  : "");
-    }
-    return sl_fail(err, SL_ARG, "--from is \"%s\", want %s", from, list);
-}
-
 /* The jobs are in the spool: nothing else may say what they are. */
 static sl_code check_resume(const sl_batch *b, bool replay, sl_err *err)
 {
@@ -170,7 +151,6 @@ sl_code sl_batch_expand(sl_batch *b, sl_err *err)
         !sl_request_given(&b->base, "guidance-2"))
         b->base.has_guidance_2 = false; /* it follows, as in a run */
     if (b->resume) return check_resume(b, replay, err);
-    if (replay && (rc = check_from(b->from, err))) return rc;
     if (!replay && (*b->from || b->step))
         return sl_fail(err, SL_ARG, "--%s belongs to sluice replay", *b->from ? "from" : "step");
     if (is_stream(b->jobs_file)) {

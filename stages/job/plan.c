@@ -196,7 +196,7 @@ static sl_code plan_denoise(planner *p, sl_stage_plan *s, bool computes, sl_err 
     sl_denoise_shape(model, job, shape);
     size_t latents = (size_t)(shape[0] * shape[1] * shape[2] * shape[3]) * sizeof(float);
     size_t held = 0;
-    for (int h = 0; h < SL_HANDOVER_COUNT; h++)
+    for (int h = 0; h < sl_handover_count(); h++)
         if (SL_HANDOVER[h].to == SL_ROLE_DENOISE && sl_handover_applies(h, model, NULL))
             held += handed(p, h);
     /* noise, result, the state of four, the state and both results once more for the spool; with
@@ -237,6 +237,15 @@ static sl_code plan_mux(planner *p, sl_stage_plan *s, bool computes, sl_err *err
     size_t pixels = (size_t)(frames[0].shape[1] * frames[0].shape[2]);
     s->host += pixels * ((slow ? ENCODER_PIXEL_SLOW : ENCODER_PIXEL) +
                          ENCODER_PIXEL_THREAD * (size_t)p->conf->video.threads);
+    return SL_OK;
+}
+
+/* What it takes and what it gives, once more each; the program's own memory nobody knows. */
+static sl_code plan_filter(planner *p, sl_stage_plan *s, bool computes, sl_err *err)
+{
+    const sl_handover in = sl_filter_takes(p->stage->role);
+    (void)err;
+    if (computes && SL_HANDOVER[in].how == SL_WHOLE) s->host += 3 * handed(p, in);
     return SL_OK;
 }
 
@@ -286,8 +295,9 @@ static sl_code plan_stage(planner *p, sl_stage_plan *s, int k, const char *from,
     }
     p->body = sl_ops_plan_of(sizes_of(s->device));
     if ((rc = sl_ctx_open(&p->ctx, &p->body, 0, err))) return rc;
-    if (STAGES[c->role]) rc = STAGES[c->role](p, s, computes(from, c->role), err);
-    for (int h = 0; h < SL_HANDOVER_COUNT; h++)
+    if (sl_role_is_filter(c->role)) rc = plan_filter(p, s, computes(from, c->role), err);
+    else if (STAGES[c->role]) rc = STAGES[c->role](p, s, computes(from, c->role), err);
+    for (int h = 0; h < sl_handover_count(); h++)
         if (SL_HANDOVER[h].to == c->role && sl_handover_applies(h, p->model, NULL))
             add_slots(p, s, h);
     sl_loader_close(&p->loader);

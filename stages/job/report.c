@@ -90,17 +90,10 @@ bool sl_report_own(const sl_report *r, sl_msg *m)
     return false;
 }
 
-static int role_of(const char *stage)
-{
-    for (int i = 0; i < SL_ROLE_COUNT; i++)
-        if (!strcmp(sl_role_name((sl_role)i), stage)) return i;
-    return -1;
-}
-
 /* News of a process: what it is, that it began with a job or is through with it, that it ended. */
 static void on_stage(sl_report *r, const sl_msg_stage *m)
 {
-    int role = role_of(m->stage);
+    int role = sl_role_by_name(m->stage);
     sl_report_job *j = sl_report_find(r, m->job);
     if (role < 0) return;
     if (sl_role_has_teams((sl_role)role) && m->instance < SL_RANKS) {
@@ -182,8 +175,8 @@ static sl_span *spans_of(const sl_report *r, const sl_report_job *j, size_t *cou
 }
 
 typedef struct {
-    double sums[SL_ROLE_COUNT][SL_SPAN_KIND_COUNT], client[SL_SPAN_KIND_COUNT], total, unaccounted;
-    double loading[SL_ROLE_COUNT]; /* some instance of the role started, or read weights */
+    double sums[SL_ROLES_MOST][SL_SPAN_KIND_COUNT], client[SL_SPAN_KIND_COUNT], total, unaccounted;
+    double loading[SL_ROLES_MOST]; /* some instance of the role started, or read weights */
 } times;
 
 /* Seconds in which some process of the stage started or loaded; instances do at the same time. `s`
@@ -208,7 +201,7 @@ static void add_up(const sl_report *r, const sl_report_job *j, times *t)
     memset(t, 0, sizeof *t);
     t->total = (double)(j->t1_ns - j->t0_ns) * 1e-9;
     if (!s) return;
-    for (int role = 0; role < SL_ROLE_COUNT; role++) {
+    for (int role = 0; role < sl_role_count(); role++) {
         sl_span_sums_ns(s, n, j->job->id, sl_role_name((sl_role)role), j->t0_ns, j->t1_ns, sums);
         for (int k = 0; k < SL_SPAN_KIND_COUNT; k++) t->sums[role][k] = (double)sums[k] * 1e-9;
         t->loading[role] = loading_of(s, n, j, sl_role_name((sl_role)role));
@@ -298,7 +291,7 @@ static json_t *ranks_json(const sl_report *r, const sl_report_job *j)
 static json_t *from_dump(const sl_request *q)
 {
     json_t *list = *q->replay_dir ? json_array() : NULL;
-    for (int h = 0; list && h < SL_HANDOVER_COUNT; h++)
+    for (int h = 0; list && h < sl_handover_count(); h++)
         if (q->from_dump >> h & 1) json_array_append_new(list, json_string(SL_HANDOVER[h].name));
     return list;
 }
@@ -317,11 +310,12 @@ json_t *sl_report_json(const sl_report *r, const sl_report_job *j)
     times t;
     json_t *stages = json_object(), *steps = json_array();
     add_up(r, j, &t);
-    for (int i = 0; i < SL_ROLE_COUNT; i++) {
+    for (int k = 0; k < sl_role_count(); k++) {
+        const sl_role i = sl_role_in_order(k);
         if (!*r->device[i]) continue;
         const char *device = *j->device[i] ? j->device[i] : r->device[i];
         json_object_set_new(
-            stages, sl_role_name((sl_role)i),
+            stages, sl_role_name(i),
             json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:s, s:I, s:I, s:I}", "queued",
                       t.sums[i][SL_SPAN_QUEUE], "loading", t.loading[i], "computing",
                       t.sums[i][SL_SPAN_COMPUTE], "handing_over", t.sums[i][SL_SPAN_HANDOVER],

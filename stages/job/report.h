@@ -46,8 +46,8 @@ typedef struct {
     char kept[SL_PATH]; /* what a failed job had finished, for a replay; "" nothing */
     uint64_t bytes;
     sl_report_step *steps; /* spec.steps of them */
-    uint64_t peak_bytes[SL_ROLE_COUNT], arena_bytes[SL_ROLE_COUNT];
-    char device[SL_ROLE_COUNT][SL_STR64]; /* of the instance that did its part; "": none yet */
+    uint64_t peak_bytes[SL_ROLES_MOST], arena_bytes[SL_ROLES_MOST];
+    char device[SL_ROLES_MOST][SL_STR64]; /* of the instance that did its part; "": none yet */
     sl_report_rank ranks[SL_RANKS];       /* by instance */
     uint32_t team; /* bit i: instance i works on the job together with others,
                                            * or did last; 0: not known, or there are no teams */
@@ -57,10 +57,10 @@ typedef struct {
     int count, room;
     sl_report_job *jobs;
     sl_trace trace;                       /* spans of all jobs; job 0: of the processes */
-    char device[SL_ROLE_COUNT][SL_STR64]; /* of the newest instance heard of */
+    char device[SL_ROLES_MOST][SL_STR64]; /* of the newest instance heard of */
     char rank_device[SL_RANKS][SL_STR64]; /* of each instance of the role with teams */
-    uint64_t weight_bytes[SL_ROLE_COUNT];
-    int instances[SL_ROLE_COUNT]; /* that have been heard of */
+    uint64_t weight_bytes[SL_ROLES_MOST];
+    int instances[SL_ROLES_MOST]; /* that have been heard of */
     int restarts;                 /* of stages and dispatcher */
 } sl_report;
 

@@ -18,30 +18,40 @@ static long long integer(const json_t *o, const char *key)
 }
 
 /* A text in one line of a terminal. */
-static const char *text(char out[256], const json_t *o, const char *key)
+static const char *clean(char *out, size_t size, const char *t)
 {
-    const char *t = json_string_value(json_object_get(o, key));
-    snprintf(out, 256, "%s", t ? t : "");
+    snprintf(out, size, "%s", t ? t : "");
     for (char *c = out; *c; c++)
         if (iscntrl((unsigned char)*c)) *c = '?';
     return out;
 }
 
+static const char *text(char out[256], const json_t *o, const char *key)
+{
+    return clean(out, 256, json_string_value(json_object_get(o, key)));
+}
+
 static void print_stages(const json_t *report, FILE *to)
 {
-    const json_t *stages = json_object_get(report, "stages");
+    json_t *stages = json_object_get(report, "stages"), *s;
+    const char *name;
     const size_t ranks = json_array_size(json_object_get(report, "ranks"));
-    char device[256];
-    fprintf(to, "  %-8s %-7s %9s %9s %9s %9s %9s %9s %10s\n", "stage", "device", "loading",
+    char device[256], stage[SL_FILTER_NAME];
+    int width = 8;
+    json_object_foreach(stages, name, s)
+    {
+        const int n = (int)strlen(clean(stage, sizeof stage, name));
+        if (n > width) width = n;
+    }
+    fprintf(to, "  %-*s %-7s %9s %9s %9s %9s %9s %9s %10s\n", width, "stage", "device", "loading",
             "queued", "turn", "computing", "waiting", "handover", "host MB");
-    for (int i = 0; i < SL_ROLE_COUNT; i++) {
-        const json_t *s = json_object_get(stages, sl_role_name((sl_role)i));
-        if (!s) continue;
+    json_object_foreach(stages, name, s)
+    {
         text(device, s, "device");
-        if (sl_role_has_teams((sl_role)i) && ranks > 1)
+        if (sl_role_has_teams((sl_role)sl_role_by_name(name)) && ranks > 1)
             snprintf(device, sizeof device, "%zu ranks", ranks);
-        fprintf(to, "  %-8s %-7s %9.3f %9.3f %9.3f %9.3f %9.3f %9.3f %10.1f\n",
-                sl_role_name((sl_role)i), device, number(s, "loading"), number(s, "queued"),
+        fprintf(to, "  %-*s %-7s %9.3f %9.3f %9.3f %9.3f %9.3f %9.3f %10.1f\n", width,
+                clean(stage, sizeof stage, name), device, number(s, "loading"), number(s, "queued"),
                 number(s, "turn"), number(s, "computing"), number(s, "waiting"),
                 number(s, "handing_over"), number(s, "peak_bytes") * 1e-6);
     }

@@ -29,12 +29,18 @@ uint64_t sl_dump_bytes(const sl_job *job, const sl_model *model)
 {
     const uint64_t latents = bytes_of(SL_HANDOVER_LATENTS, job, model);
     uint64_t bytes = latents; /* the noise */
-    for (int h = 0; h < SL_HANDOVER_COUNT; h++)
+    for (int h = 0; h < sl_handover_count(); h++)
         if (SL_HANDOVER[h].how == SL_WHOLE && sl_handover_applies((sl_handover)h, model, job))
             bytes += bytes_of((sl_handover)h, job, model);
     /* each step in a file of its own first, then all of them in one; and its state, of four */
     if (job->dump_steps) bytes += (2 + 4) * (uint64_t)job->steps * latents;
-    return bytes + (uint64_t)job->frames * (uint64_t)job->width * (uint64_t)job->height * 3;
+    for (int h = 0; h < sl_handover_count(); h++) {
+        const double scale = SL_HANDOVER[h].scale;
+        if (SL_HANDOVER[h].how == SL_CHUNKS)
+            bytes += (uint64_t)job->frames * (uint64_t)sl_scaled(job->width, scale) *
+                     (uint64_t)sl_scaled(job->height, scale) * 3;
+    }
+    return bytes;
 }
 
 /* Free bytes where `path` lies or will lie; UINT64_MAX: nobody knows. */

@@ -9,7 +9,7 @@
 #include "common/path.h"
 
 /* Processes of the trace: numbers that viewers want, the first for the client. */
-enum { CLIENT = 1, FIRST_STAGE = 2, PROCESSES = FIRST_STAGE + SL_ROLE_COUNT };
+enum { CLIENT = 1, FIRST_STAGE = 2, PROCESSES = FIRST_STAGE + SL_ROLES_MOST };
 
 /* Families of tracks in a process. A family has as many tracks as events overlap. */
 typedef enum { OF_JOBS, OF_WORK, OF_WAITS, OF_STEPS, OF_RANKS, FAMILIES } family;
@@ -186,7 +186,7 @@ static void add_job(trace *t, const sl_report_job *j)
                   "output", text(s->output), "prompt", text(s->prompt), "size", size, "steps",
                   s->steps, "seed", json_sprintf("%llu", (unsigned long long)s->seed)));
     json_decref(name);
-    for (int role = 0; role < SL_ROLE_COUNT; role++) {
+    for (int role = 0; role < sl_role_count(); role++) {
         if (!sl_role_has_teams((sl_role)role)) continue;
         add_steps(t, j, FIRST_STAGE + role);
         add_ranks(t, j, FIRST_STAGE + role);
@@ -220,7 +220,8 @@ static void name_process(const trace *t, json_t *events, int process)
                           metadata("process_name", process, 0, "name",
                                    json_string(role < 0 ? "client" : sl_role_name((sl_role)role))));
     json_array_append_new(
-        events, metadata("process_sort_index", process, 0, "sort_index", json_integer(process)));
+        events, metadata("process_sort_index", process, 0, "sort_index",
+                         json_integer(role < 0 ? process : FIRST_STAGE + sl_role_place(role))));
     if (*device)
         json_array_append_new(
             events, metadata("process_labels", process, 0, "labels", json_string(device)));

@@ -92,18 +92,19 @@ static sl_code open_input(sl_stage *s, sl_handover h, cudaStream_t stream, sl_er
 /* The hand-over of this job that has a tensor of this name; -1: none. */
 static int handover_with(const sl_stage *s, const char *name, int *place, sl_err *err)
 {
-    sl_stage_spec spec[SL_STAGE_SPECS];
+    sl_tensor_spec spec[SL_HANDOVER_TENSORS];
     char names[128] = "";
-    const int n = sl_stage_specs(s, true, spec);
-    for (int i = 0; i < n; i++) {
-        const int h = sl_handover_by_name(spec[i].handover);
-        if (SL_HANDOVER[h].how == SL_CHUNKS) continue;
-        *place = i && !strcmp(spec[i - 1].handover, spec[i].handover);
-        if (!strcmp(spec[i].name, name)) return h;
-        snprintf(names + strlen(names), sizeof names - strlen(names), "%s%s", *names ? ", " : "",
-                 spec[i].name);
+    for (int h = 0; h < sl_handover_count(); h++) {
+        if (SL_HANDOVER[h].to != s->seat->role || SL_HANDOVER[h].how == SL_CHUNKS ||
+            !sl_handover_applies((sl_handover)h, &s->seat->model, &s->job))
+            continue;
+        const int n = sl_handover_tensors(spec, (sl_handover)h, &s->seat->model, &s->grid, &s->job);
+        for (*place = 0; *place < n; (*place)++) {
+            if (!strcmp(spec[*place].name, name)) return h;
+            snprintf(names + strlen(names), sizeof names - strlen(names), "%s%s",
+                     *names ? ", " : "", spec[*place].name);
+        }
     }
-    _Static_assert(SL_HANDOVER_TENSORS == 2, "a tensor is its hand-over's first or second");
     sl_fail(err, SL_ARG, "no tensor \"%.40s\" comes in this job, want %s", name,
             *names ? names : "none");
     return -1;
@@ -143,7 +144,7 @@ sl_code sl_stage_noise(sl_stage *s, sl_tensor *t, sl_err *err)
 
 void sl_own_drop_inputs(sl_stage *s)
 {
-    for (int h = 0; h < SL_HANDOVER_COUNT; h++) {
+    for (int h = 0; h < sl_handover_count(); h++) {
         sl_own_input *in = &s->in[h];
         sl_lease_drop(&in->lease, in->stream);
         for (int i = 0; i < SL_HANDOVER_TENSORS; i++) {
@@ -158,7 +159,7 @@ void sl_stage_taken(sl_stage *s, void *stream)
 {
     const sl_msg m = {.type = SL_MSG_TAKEN,
                       .taken = {.job = s->msg.job, .attempt = s->msg.attempt}};
-    for (int h = 0; h < SL_HANDOVER_COUNT; h++)
+    for (int h = 0; h < sl_handover_count(); h++)
         if (s->in[h].on_device) s->in[h].stream = (cudaStream_t)stream;
     sl_own_drop_inputs(s);
     sl_control_send(&s->seat->control, &m);
@@ -193,6 +194,16 @@ static sl_code next_chunk(sl_stage *s, sl_msg_chunk *out, sl_err *err)
     return rc;
 }
 
+/* The chunk that has come, for the dump: the last one ends the file. */
+static void keep(sl_stage *s)
+{
+    const sl_handover h = (sl_handover)s->awaited.msg.handover;
+    const sl_tensor_spec all = sl_chunk_spec(s->seat, h, &s->job, s->job.frames);
+    if (!s->came) sl_kept_open(&s->kept, s->seat, &s->msg, h, &all);
+    sl_kept_write(&s->kept, s->awaited.t.data, s->awaited.t.shape[0]);
+    if (s->kept.written == s->job.frames) sl_kept_finish(&s->kept);
+}
+
 sl_code sl_stage_await(sl_stage *s, int *index, int *chunks, sl_tensor *t, sl_err *err)
 {
     const int64_t t0 = sl_now_ns();
@@ -209,6 +220,7 @@ sl_code sl_stage_await(sl_stage *s, int *index, int *chunks, sl_tensor *t, sl_er
     sl_control_span(&s->seat->control, s->msg.job, SL_SPAN_WAIT, t0);
     sl_own_go_on(s);
     if (rc || (rc = sl_chunk_take(&s->awaited, s->seat, &m, &s->job, err))) return rc;
+    if (s->job.dump) keep(s);
     s->came++;
     *index = (int)m.index;
     *chunks = (int)m.chunks;
@@ -226,8 +238,10 @@ void sl_stage_drop(sl_stage *s)
 /* The hand-over of this name that the stage hands on whole in this job; -1: none. */
 static int gives(const sl_stage *s, const char *name, sl_err *err)
 {
-    const int h = sl_handover_by_name(name);
-    if (h >= 0 && SL_HANDOVER[h].from == s->seat->role && SL_HANDOVER[h].how == SL_WHOLE) return h;
+    for (int h = 0; h < sl_handover_count(); h++)
+        if (SL_HANDOVER[h].from == s->seat->role && SL_HANDOVER[h].how == SL_WHOLE &&
+            !strcmp(SL_HANDOVER[SL_HANDOVER[h].kind].name, name))
+            return h;
     sl_fail(err, SL_ARG, "%s gives no hand-over \"%.40s\" as a whole", sl_role_name(s->seat->role),
             name);
     return -1;
@@ -300,30 +314,36 @@ static sl_code copy_in(sl_stage *s, sl_handover h, int n, const sl_tensor tensor
     return sl_stage_seal(s, NULL, err);
 }
 
-sl_code sl_stage_give(sl_stage *s, const char *handover, const sl_tensor tensors[], sl_err *err)
+sl_code sl_own_give(sl_stage *s, sl_handover h, const sl_tensor tensors[], bool written,
+                    sl_err *err)
 {
     const int64_t t0 = sl_now_ns();
-    const int h = gives(s, handover, err);
+    const char *file = SL_HANDOVER[h].file, *names[SL_HANDOVER_TENSORS];
     sl_tensor_spec spec[SL_HANDOVER_TENSORS];
-    const char *names[SL_HANDOVER_TENSORS];
     sl_err lost = {0};
     sl_code rc;
-    if (h < 0) return SL_ARG;
-    if (s->given[h]) return sl_fail(err, SL_ARG, "%s is given already", handover);
-    const int n = sl_handover_tensors(spec, (sl_handover)h, &s->seat->model, &s->grid, &s->job);
+    if (s->given[h]) return sl_fail(err, SL_ARG, "%s is given already", SL_HANDOVER[h].name);
+    const int n = sl_handover_tensors(spec, h, &s->seat->model, &s->grid, &s->job);
     for (int i = 0; i < n; i++) {
         names[i] = spec[i].name;
         if ((rc = check(&spec[i], &tensors[i], err))) return rc;
     }
     sl_own_pause(s);
-    if (!sl_tickets_find(&s->out, (uint32_t)h) && copy_in(s, (sl_handover)h, n, tensors, &lost))
+    if (!sl_tickets_find(&s->out, (uint32_t)h) && copy_in(s, h, n, tensors, &lost))
         sl_log(SL_LOG_DEBUG, "job %llu goes by the spool: %s", (unsigned long long)s->msg.job,
                lost.msg);
-    sl_spool_write(&s->seat->spool, &s->msg, SL_HANDOVER[h].file, true, n, names, tensors);
+    if (written) sl_spool_written(&s->seat->spool, &s->msg, file);
+    else sl_spool_write(&s->seat->spool, &s->msg, file, true, n, names, tensors);
     sl_control_span(&s->seat->control, s->msg.job, SL_SPAN_HANDOVER, t0);
     sl_own_go_on(s);
     s->given[h] = true;
     return SL_OK;
+}
+
+sl_code sl_stage_give(sl_stage *s, const char *handover, const sl_tensor tensors[], sl_err *err)
+{
+    const int h = gives(s, handover, err);
+    return h < 0 ? SL_ARG : sl_own_give(s, (sl_handover)h, tensors, false, err);
 }
 
 /* ---- handed on, chunk by chunk ---- */

@@ -4,6 +4,7 @@
 
 #include "stages/own/stage.h"
 #include "stages/seat/chunk.h"
+#include "stages/seat/kept.h"
 
 /* A hand-over that the job hands to this stage whole, once it is looked at. */
 typedef struct {
@@ -29,12 +30,12 @@ struct sl_stage {
     sl_job job;
     sl_grid grid;
     int64_t computing_ns; /* since then the caller computes */
-    sl_own_input in[SL_HANDOVER_COUNT];
+    sl_own_input in[SL_HANDOVERS_MOST];
     float *noise; /* NULL: not asked for */
 
     /* what it hands on */
     sl_tickets out;
-    bool given[SL_HANDOVER_COUNT];
+    bool given[SL_HANDOVERS_MOST];
     sl_lease *slot; /* reserved, of this hand-over */
     sl_handover slot_of;
     sl_chunk sending; /* lease NULL: none is open */
@@ -44,6 +45,7 @@ struct sl_stage {
     /* chunks that it is handed */
     sl_chunk awaited;
     int came;
+    sl_kept kept; /* those that came, for a dump */
 
     bool has_next; /* a JOB that came while another was under way */
     sl_msg_job next;
@@ -54,6 +56,10 @@ void sl_own_pause(sl_stage *s);
 void sl_own_go_on(sl_stage *s);
 /* The hand-over that this job's role hands on chunk by chunk; -1: none. */
 int sl_own_chunks_from(const sl_stage *s);
+/* The tensors of h, of this stage's, into a slot of the receiver unless one was sealed, and into
+ * the job's folder, unless `written` says that they lie there. Errors: as sl_stage_give. */
+sl_code sl_own_give(sl_stage *s, sl_handover h, const sl_tensor tensors[], bool written,
+                    sl_err *err);
 /* Views end, slots are free, copies too. */
 void sl_own_drop_inputs(sl_stage *s);
 

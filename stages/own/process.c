@@ -24,14 +24,15 @@ char *sl_stage_protocol(void)
 
 sl_code sl_stage_open(sl_stage **out, const char *role, int argc, char **argv, sl_err *err)
 {
+    const bool filter = !strcmp(role, "filter");
     const int r = sl_role_by_name(role);
     sl_stage *s = *out = calloc(1, sizeof *s);
     if (!s) return sl_fail(err, SL_NOMEM, "stage %s: no memory", role);
-    if (r < 0) return sl_fail(err, SL_ARG, "no stage is called \"%.40s\"", role);
+    if (r < 0 && !filter) return sl_fail(err, SL_ARG, "no stage is called \"%.40s\"", role);
     s->opened_ns = sl_now_ns();
     for (int i = 1; i + 1 < argc && !s->model; i++)
         if (!strcmp(argv[i], "--model")) s->model = argv[i + 1];
-    return sl_seat_open(&s->seat, (sl_role)r, argc, argv, err);
+    return sl_seat_open(&s->seat, filter ? SL_SEAT_FILTER : (sl_role)r, argc, argv, err);
 }
 
 int sl_stage_close(sl_stage **sp, const sl_err *err)
@@ -83,6 +84,8 @@ static void end_job(sl_stage *s)
     sl_lease_drop(&s->slot, NULL);
     sl_chunk_drop(&s->sending);
     sl_chunk_drop(&s->awaited);
+    sl_kept_cut(&s->kept); /* finished, unless the attempt ends early */
+    sl_kept_abandon(&s->kept);
     sl_job_free(&s->job);
     free(s->noise);
     s->noise = NULL;
@@ -124,6 +127,7 @@ int sl_stage_main(const char *role, sl_stage_work *work, void *self, int argc, c
     sl_stage *s = NULL;
     sl_err err = {0};
     sl_code rc = sl_stage_open(&s, role, argc, argv, &err);
+    if (!rc) s->seat->args_read = true; /* by who has argv */
     if (!rc) rc = sl_stage_ready(s, false, 0, &err);
     while (!rc && !(rc = sl_stage_next(s, &err))) {
         sl_err bad = {0};
@@ -187,7 +191,8 @@ static int add_specs(const sl_stage *s, sl_handover h, sl_stage_spec *out)
     sl_tensor_spec of[SL_HANDOVER_TENSORS];
     const int n = sl_handover_tensors(of, h, &s->seat->model, &s->grid, &s->job);
     for (int i = 0; i < n; i++) {
-        out[i] = (sl_stage_spec){SL_HANDOVER[h].name, of[i].name, of[i].dtype, of[i].rank, {0}};
+        const char *name = SL_HANDOVER[SL_HANDOVER[h].kind].name;
+        out[i] = (sl_stage_spec){name, of[i].name, of[i].dtype, of[i].rank, {0}};
         memcpy(out[i].shape, of[i].shape, sizeof out[i].shape);
     }
     return n;
@@ -197,7 +202,7 @@ int sl_stage_specs(const sl_stage *s, bool in, sl_stage_spec out[SL_STAGE_SPECS]
 {
     _Static_assert(SL_STAGE_SPECS >= SL_TICKETS * SL_HANDOVER_TENSORS, "of every hand-over");
     int n = 0;
-    for (int h = 0; h < SL_HANDOVER_COUNT; h++)
+    for (int h = 0; h < sl_handover_count(); h++)
         if ((in ? SL_HANDOVER[h].to : SL_HANDOVER[h].from) == s->seat->role &&
             sl_handover_applies((sl_handover)h, &s->seat->model, &s->job))
             n += add_specs(s, (sl_handover)h, out + n);
@@ -206,7 +211,7 @@ int sl_stage_specs(const sl_stage *s, bool in, sl_stage_spec out[SL_STAGE_SPECS]
 
 int sl_own_chunks_from(const sl_stage *s)
 {
-    for (int h = 0; h < SL_HANDOVER_COUNT; h++)
+    for (int h = 0; h < sl_handover_count(); h++)
         if (SL_HANDOVER[h].from == s->seat->role && SL_HANDOVER[h].how == SL_CHUNKS) return h;
     return -1;
 }
@@ -295,7 +300,7 @@ void sl_stage_log(const char *level, const char *text)
 /* Has all been handed on that this role hands on? */
 static sl_code check_given(const sl_stage *s, sl_err *err)
 {
-    for (int h = 0; h < SL_HANDOVER_COUNT; h++) {
+    for (int h = 0; h < sl_handover_count(); h++) {
         const sl_handover_row *row = &SL_HANDOVER[h];
         if (row->from != s->seat->role ||
             !sl_handover_applies((sl_handover)h, &s->seat->model, &s->job))

@@ -37,10 +37,11 @@ char *sl_stage_protocol(void);
 
 /* ---- the process ---- */
 
-/* Read the command line (--connect ENDPOINT --conf FILE --model DIR [--device D] [args]), connect
- * and say HELLO: heartbeats go out from here on, so load what takes long behind it. *out is the
- * caller's to close, after an error too. Errors: SL_ARG no role of this name, a wrong command line
- * or setting; SL_FORMAT; SL_SYS; SL_GONE drained before it began. */
+/* role: "text" to "mux", or "filter". Read the command line (--connect ENDPOINT --conf FILE --model
+ * DIR [--device D] [args]), connect and say HELLO: heartbeats go out from here on, so load what
+ * takes long behind it. *out is the caller's to close, after an error too. Errors: SL_ARG no role
+ * of this name, a wrong command line or setting; SL_FORMAT; SL_SYS; SL_GONE drained before it
+ * began. */
 sl_code sl_stage_open(sl_stage **out, const char *role, int argc, char **argv, sl_err *err);
 /* The end of main: an error that is not SL_GONE is told to the dispatcher; files are written to
  * their end. Gives the exit status. *s becomes NULL. */
@@ -57,6 +58,28 @@ char *const *sl_stage_args(sl_stage *s, int *count);
  * they are the host's. Errors: SL_ARG no plug-in or no such device; SL_CUDA; SL_NOMEM. */
 sl_code sl_stage_ready(sl_stage *s, bool on_device, size_t weight_bytes, sl_err *err);
 
+/* ---- a filter ---- */
+
+/* A stage whose role is "filter" is put into a hand-over by the configuration: its process is told
+ * which one. It is handed the hand-over, by the names of its tensors, and hands on the like: with
+ * sl_stage_give or sl_stage_slot, or with sl_stage_chunk and sl_stage_send once for each chunk that
+ * sl_stage_await gave; or as it came, with sl_stage_pass. */
+
+/* "text", "image", "latents" or "frames"; NULL: this stage is no filter. */
+const char *sl_stage_filters(const sl_stage *s);
+/* What a filter has only looked at goes on as it came: the hand-over, or the newest chunk. Errors:
+ * SL_ARG no filter, nothing awaited, tensors that lie on a device (give them); SL_SHAPE the filter
+ * scales frames; as sl_stage_give and sl_stage_send. */
+sl_code sl_stage_pass(sl_stage *s, sl_err *err);
+
+/* How a filter works: once for a hand-over that goes whole (chunk -1), once for each chunk (from
+ * 0). in, out: its tensors, as sl_stage_specs lists them, host memory; out is to be filled, and has
+ * the numbers of `in` where both are of one shape. *same: set by a filter that only looked. */
+typedef sl_code sl_filter_work(sl_stage *s, void *self, int chunk, const sl_tensor in[],
+                               const sl_tensor out[], bool *same, sl_err *err);
+/* All of main. */
+int sl_filter_main(sl_filter_work *work, void *self, int argc, char **argv);
+
 /* ---- a job ---- */
 
 /* Wait for the next job, which is then the one that all calls below are about, until
@@ -66,7 +89,8 @@ sl_code sl_stage_next(sl_stage *s, sl_err *err);
 
 /* How a stage works on one job; an error is answered with FAILED. */
 typedef sl_code sl_stage_work(sl_stage *s, void *self, sl_err *err);
-/* All of main: open, ready (host slots), job after job, close. */
+/* All of main: open, ready (host slots), job after job, close. The configuration's `args` are the
+ * last words of argv, and the caller's to read. */
 int sl_stage_main(const char *role, sl_stage_work *work, void *self, int argc, char **argv);
 
 /* The job's folder (job.json, pictures, noise and finished hand-overs), its number and attempt. */

@@ -193,6 +193,8 @@ static sl_code take_file(sl_parcel *p, const sl_msg_job *msg, sl_err *err)
 sl_code sl_parcel_take(sl_parcel *p, sl_seat *seat, sl_ctx *ctx, const sl_msg_job *msg,
                        const sl_job *job, sl_handover h, sl_err *err)
 {
+    const int row = sl_handover_to(seat->role, h); /* a filter may stand before */
+    if (row >= 0) h = (sl_handover)row;
     const sl_ticket *ticket = sl_tickets_find(&msg->in, h);
     sl_pool *pool = sl_pools_mine(&seat->pools, h);
     lay_out(p, seat, h, job);

@@ -55,9 +55,10 @@ void sl_parcel_give(sl_parcel *p, sl_seat *seat, sl_ctx *ctx, const sl_msg_job *
 
 /* ---- taking ---- */
 
-/* The parcel of h of this JOB, from the slot that its list `in` names, or from the file.
- * Every tensor has the name, float type and shape that it should. In a slot of device
- * memory tensors stay there, until the drop (who sent them has checked that they are
+/* The parcel of this JOB that reaches the seat's role as h (of SL_HANDOVERS, through whatever
+ * filters: the parcel's own `handover` is the row), from the slot that its list `in` names, or
+ * from the file. Every tensor has the name, float type and shape that it should. In a slot of
+ * device memory tensors stay there, until the drop (who sent them has checked that they are
  * finite); else they are float32 on the host, and finite. *p is to be dropped after an
  * error too. Errors: SL_GONE a stale ticket; SL_FORMAT a tensor is missing; SL_SHAPE;
  * SL_NUMERIC; SL_SYS; SL_NOMEM; SL_CUDA. */

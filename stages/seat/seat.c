@@ -94,7 +94,10 @@ sl_code sl_seat_open(sl_seat **out, sl_role role, int argc, char **argv, sl_err 
     arguments a = {0};
     struct sigaction ignore = {.sa_handler = SIG_IGN};
     sl_msg hello = {.type = SL_MSG_HELLO, .hello = {.pid = getpid()}};
-    const char *name = sl_role_name(role);
+    const char *filter = getenv("SLUICE_FILTER"); /* the dispatcher says it */
+    const char *name = role != SL_SEAT_FILTER ? sl_role_name(role)
+                       : filter && *filter    ? filter
+                                              : "filter";
     sl_seat *seat = *out = calloc(1, sizeof *seat);
     sl_code rc;
     if (!seat) return sl_fail(err, SL_NOMEM, "stage %s: no memory", name);
@@ -113,6 +116,13 @@ sl_code sl_seat_open(sl_seat **out, sl_role role, int argc, char **argv, sl_err 
     sl_conf_defaults(&seat->conf);
     if ((rc = parse_args(seat, &a, argc, argv, err))) return rc;
     if (a.conf && (rc = sl_conf_read_file(&seat->conf, a.conf, err))) return rc;
+    sl_conf_use(&seat->conf);
+    if (role == SL_SEAT_FILTER) {
+        role = seat->role = (sl_role)sl_role_by_name(name);
+        if (!sl_role_is_filter(role))
+            return sl_fail(err, SL_ARG,
+                           "%s: it is a filter, and is not started as one of \"filters\"", argv[0]);
+    }
     sl_log_open(name, seat->conf.run.log);
     sl_log_use_format(seat->conf.run.log_format);
     sl_origin_of_process(&seat->spool.origin, argv[0], seat->device);
@@ -216,7 +226,7 @@ sl_code sl_seat_receive(sl_seat *seat, sl_err *err)
             me = &conf->stages[i];
     int slots = me ? me->slots : sl_default_slots(seat->role);
     sl_code rc = SL_OK;
-    for (int h = 0; h < SL_HANDOVER_COUNT && !rc; h++)
+    for (int h = 0; h < sl_handover_count() && !rc; h++)
         if (SL_HANDOVER[h].to == seat->role && sl_handover_applies(h, &seat->model, NULL))
             rc = sl_pools_make(
                 &seat->pools, h,

@@ -22,6 +22,8 @@
 #include "stages/seat/spool.h"
 #include "stages/seat/turn.h"
 
+#define SL_SEAT_FILTER ((sl_role)SL_ROLES_MOST)
+
 /* Fields are for reading; the functions of the parts change them. */
 typedef struct {
     sl_role role;
@@ -40,7 +42,8 @@ typedef struct {
     sl_spool spool;
 } sl_seat;
 
-/* Parse the stage's command line (--connect ENDPOINT --conf FILE --model DIR [--device
+/* role: SL_SEAT_FILTER for a filter; which one it is, the environment says (SLUICE_FILTER). Parse
+ * the stage's command line (--connect ENDPOINT --conf FILE --model DIR [--device
  * D], then the configuration's `args`), read configuration and model configs, die with the
  * dispatcher, turn SIGTERM into drain, connect, say HELLO. *out is the caller's to close, after an
  * error too. Errors: SL_ARG, SL_SYS, SL_FORMAT; SL_GONE drained before it began. */

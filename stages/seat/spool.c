@@ -38,7 +38,7 @@ struct sl_spool_item {
 static sl_msg spooled(const sl_msg_job *job, const char *name)
 {
     sl_msg m = {.type = SL_MSG_SPOOLED, .spooled = {.job = job->job, .attempt = job->attempt}};
-    snprintf(m.spooled.name, sizeof m.spooled.name, "%.15s", name);
+    snprintf(m.spooled.name, sizeof m.spooled.name, "%.23s", name);
     return m;
 }
 

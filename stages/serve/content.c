@@ -120,14 +120,10 @@ static bool is_kept(const char *name)
 /* A file that a dump promises; not a state, nor one that is being written. */
 static bool is_dumped(const char *name)
 {
-    char file[64];
     bool state;
     if (is_kept(name) || !strcmp(name, SL_DUMP_NOTE)) return true;
     if (sl_dump_is_step(name, &state)) return state;
-    for (int h = 0; h < SL_HANDOVER_COUNT; h++) {
-        snprintf(file, sizeof file, "%s" TENSORS, SL_HANDOVER[h].file);
-        if (!strcmp(name, file)) return true;
-    }
+    if (sl_dump_is_handover(name)) return true;
     return !strcmp(name, "image.input") || !strcmp(name, "last_image.input") ||
            !strcmp(name, "noise" TENSORS);
 }

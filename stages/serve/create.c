@@ -215,7 +215,7 @@ static void note_hint(void *to, const char *line)
 static sl_code make_job(sl_server *s, const char *id, sl_form *f, sl_err *err)
 {
     sl_request *r = &f->request;
-    char path[SL_PATH];
+    char path[SL_PATH], filters[SL_FILTERS_TEXT];
     sl_code rc;
     pthread_rwlock_rdlock(&s->settings);
     const bool preview = s->conf.serve.preview;
@@ -225,6 +225,7 @@ static sl_code make_job(sl_server *s, const char *id, sl_form *f, sl_err *err)
         (rc = sl_store_path(r->spec.output, &s->store, id, SL_STORE_VIDEO, err)) ||
         (f->dump && (rc = sl_store_path(r->dump_dir, &s->store, id, "", err))) ||
         (rc = check(s, f, err)) || (rc = sl_store_path(path, &s->store, id, "job.json", err)) ||
+        (rc = sl_job_set_text(&r->spec.filters, sl_pipeline_text(filters), err)) ||
         (rc = sl_job_write(&r->spec, path, err)))
         return rc;
     hinted h = {id, r};

@@ -13,7 +13,7 @@
 #define FORGET 0.3 /* weight of the newest example */
 
 /* What part of a job each role is. Of progress, not of time: it has to move, not to be exact. */
-static const double SHARES[SL_ROLE_COUNT] = {[SL_ROLE_TEXT] = 0.01,
+static const double SHARES[SL_ROLES_MOST] = {[SL_ROLE_TEXT] = 0.01,
                                              [SL_ROLE_IMAGE] = 0.03,
                                              [SL_ROLE_DENOISE] = 0.80,
                                              [SL_ROLE_DECODE] = 0.10,
@@ -30,7 +30,7 @@ typedef struct {
 typedef struct {
     bool used;
     sl_live_job job;
-    double part[SL_ROLE_COUNT]; /* finished, 0 to 1 */
+    double part[SL_ROLES_MOST]; /* finished, 0 to 1 */
     int64_t step_work;
     int steps;
     int steps_left;
@@ -143,6 +143,11 @@ static void add_up(entry *e)
     if (sum > e->job.progress) e->job.progress = sum < 1 ? sum : 1;
 }
 
+static bool is_behind_steps(int role)
+{
+    return role != SL_ROLE_DENOISE && sl_role_follows((sl_role)role, SL_ROLE_DENOISE);
+}
+
 void sl_live_step(sl_live *l, const char *id, const sl_msg_progress *m)
 {
     const int role = sl_role_by_name(m->stage);
@@ -162,7 +167,7 @@ void sl_live_step(sl_live *l, const char *id, const sl_msg_progress *m)
             e->last_step_ns = sl_now_ns();
             e->job.preview++;
         }
-        if (role > SL_ROLE_DENOISE) e->steps_left = 0; /* an earlier life had made them */
+        if (is_behind_steps(role)) e->steps_left = 0; /* an earlier life had made them */
         add_up(e);
     }
     pthread_mutex_unlock(&l->lock);
@@ -176,8 +181,10 @@ void sl_live_stage_done(sl_live *l, const char *id, const char *stage)
     if (e && role >= 0) {
         e->part[role] = 1;
         /* whoever is through with the steps, or with what comes of them, had all before it */
-        for (int r = 0; r < role && role >= SL_ROLE_DENOISE; r++) e->part[r] = 1;
-        if (role >= SL_ROLE_DENOISE) e->steps_left = 0;
+        const bool steps = role == SL_ROLE_DENOISE || is_behind_steps(role);
+        for (int r = 0; r < SL_ROLE_COUNT; r++)
+            if (steps && sl_role_follows((sl_role)role, (sl_role)r)) e->part[r] = 1;
+        if (steps) e->steps_left = 0;
         add_up(e);
     }
     pthread_mutex_unlock(&l->lock);

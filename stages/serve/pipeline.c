@@ -53,7 +53,7 @@ typedef struct {
     int culprits;                    /* jobs in a row that broke a stage alone */
     int64_t restart_ns;              /* when the dispatcher is to be started; 0: it is not down */
     int64_t claim_ns;                /* no claim before */
-    int ready[SL_ROLE_COUNT];        /* instances that take jobs, a bit each */
+    int ready[SL_ROLES_MOST];        /* instances that take jobs, a bit each */
     sl_msg processes[SL_CONF_SEATS]; /* STAGE of each that is ready, for reports that begin later */
     int process_count;
     uint64_t last_tag;
@@ -234,7 +234,15 @@ static sl_code open_run(pipeline *p, run *r, sl_err *err)
         (rc = sl_path_join(path, r->req.dir, "job.json", err)) ||
         (rc = sl_job_read(&r->req.spec, path, err)) || (rc = sl_job_check(&r->req.spec, err)))
         return rc;
-    return SL_OK;
+    char filters[SL_FILTERS_TEXT];
+    if (!strcmp(r->req.spec.filters, sl_pipeline_text(filters))) return SL_OK;
+    sl_log_about(r->id, SL_LOG_WARN,
+                 "it was taken with filters \"%.200s\", there are \"%.200s\" now: "
+                 "all of it is made with these",
+                 r->req.spec.filters, filters);
+    sl_dump_forget(r->req.dir);
+    if ((rc = sl_job_set_text(&r->req.spec.filters, filters, err))) return rc;
+    return sl_job_write(&r->req.spec, path, err);
 }
 
 /* For its report: the answer to its POST had them. */
@@ -339,7 +347,7 @@ static run *by_number(pipeline *p, uint64_t number)
 /* Some instance of each role that jobs of this model need takes jobs. */
 static bool is_ready(const pipeline *p)
 {
-    for (int h = 0; h < SL_HANDOVER_COUNT; h++) {
+    for (int h = 0; h < sl_handover_count(); h++) {
         const sl_role ends[] = {SL_HANDOVER[h].from, SL_HANDOVER[h].to};
         if (!sl_handover_applies((sl_handover)h, &p->s->model, NULL)) continue;
         for (int i = 0; i < 2; i++)

@@ -202,7 +202,7 @@ sl_code sl_denoise_window(size_t *out, const sl_ops *ops, const sl_model *model,
     sl_ctx plan;
     sl_code rc = sl_ctx_open(&plan, &body, 0, err);
     if (rc) return rc;
-    for (int h = 0; h < SL_HANDOVER_COUNT; h++)
+    for (int h = 0; h < sl_handover_count(); h++)
         if (SL_HANDOVER[h].to == SL_ROLE_DENOISE)
             inputs += sl_slot_bytes(model, (sl_handover)h, pixels, frames);
     for (int n = 2; n <= ranks; n++) {
