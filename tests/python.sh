@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# python.sh - stages in Python: the package's own tests, and test_own_stage with Python's stages. The
-# last line is `N passed, N failed`.
+# python.sh - stages in Python: the package's own tests, and test_own_stage and test_filters with
+# Python's stages. The last line is `N passed, N failed`.
 #
-#   tests/python.sh [TEST...]    of stages/python/tests: test_wire, test_stage, test_denoise; default:
-#                                all, and test_own_stage
+#   tests/python.sh [TEST...]    of stages/python/tests: test_wire, test_stage, test_filter,
+#                                test_denoise; default: all, test_own_stage and test_filters
 #
 #   SLUICE_BIN     where Sluice's programs are (default bin)
-#   OWN_STAGE      the program test_own_stage
+#   TESTS_BIN      where the programs test_own_stage and test_filters are
 #
 # A virtual environment of its own is made in build/python/venv, and again when
 # stages/python/tests/requirements.txt changes.
 set -u
 cd "$(dirname "$0")/.." || exit 2
 out=$PWD/build/python venv=$PWD/build/python/venv tests=stages/python/tests
-own=${OWN_STAGE:-build/release/tests/test_own_stage}
+programs=${TESTS_BIN:-build/release/tests}
 export SLUICE_BIN=${SLUICE_BIN:-bin}
 say() { echo "python: $*" >&2; }
 install() { "$venv/bin/pip" install --disable-pip-version-check --no-compile "$@" >>"$out/pip.log" 2>&1; }
@@ -49,11 +49,11 @@ count() { # NAME LOG STATUS PASSED FAILED
     passed=$((passed + p)) failed=$((failed + f))
 }
 names=("$@")
-[ $# -gt 0 ] || names=(test_wire test_stage test_denoise test_own_stage)
+[ $# -gt 0 ] || names=(test_wire test_stage test_filter test_denoise test_own_stage test_filters)
 for name in "${names[@]}"; do
     log=$out/$name.log
-    if [ "$name" = test_own_stage ]; then
-        SLUICE_PYTHON=$venv/bin/python SLUICE_TORCH=1 timeout -k 5 300 "$own" >"$log" 2>&1 </dev/null
+    if [ "$name" = test_own_stage ] || [ "$name" = test_filters ]; then
+        SLUICE_PYTHON=$venv/bin/python SLUICE_TORCH=1 timeout -k 5 300 "$programs/$name" >"$log" 2>&1 </dev/null
         count "$name" "$log" $? "$(grep -ac '^\[       OK \] ' "$log")" "$(grep -a '^\[  FAILED  \] ' "$log" | grep -av 'test(s)' | sort -u | wc -l)"
     else
         PYTHONPATH=$tests timeout -k 5 300 "$venv/bin/python" -m unittest -v "$name" >"$log" 2>&1 </dev/null

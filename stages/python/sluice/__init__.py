@@ -7,9 +7,15 @@
         ...
         job.send(frames)               # what it hands on
     stage.serve(decode)                # READY, then job after job; does not return
+
+A filter, which the configuration puts into a hand-over:
+
+    def soften(job, latents):          # once a hand-over, or once a chunk of frames
+        return 0.9 * latents           # None: it only looked
+    sluice.Filter().serve(soften)
 """
 from .errors import Cancelled, Error, Gone
 from .job import Job
-from .stage import Stage
+from .stage import Filter, Stage
 
-__all__ = ["Cancelled", "Error", "Gone", "Job", "Stage"]
+__all__ = ["Cancelled", "Error", "Filter", "Gone", "Job", "Stage"]

@@ -20,7 +20,10 @@ class Job:
     inputs    names of the tensors that it is handed whole
     outputs   hand-overs that it gives: {"latents": {"latents": (16, 3, 8, 12)}}
     chunks    how many chunks of frames the video has
+    index     of a filter of frames: which of them this one is, from 0; first: its first frame
     """
+
+    index = first = None
 
     def __init__(self, stage):
         self._stage, self._lib, self._at = stage, stage._lib, stage._at
@@ -178,6 +181,35 @@ class Job:
         self._lib.span(self._at, kind.encode(), t0)
 
     # ---- inside ----
+
+    def _filter(self, on, work):
+        if on == "frames":
+            self._filter_chunks(work)
+            return
+        handed = {name: self[name] for name in self.inputs}
+        given = work(self, handed.get(on, handed))
+        if given is None and not any(_is_torch(x) for x in handed.values()):
+            getattr(self._lib, "pass")(self._at)
+            return
+        if not isinstance(given, dict):
+            given = {} if given is None else {on: given}
+        self.give(**{**handed, **given})
+
+    def _filter_chunks(self, work):
+        index, chunks, t = c_int(), c_int(), Tensor()
+        self.first = 0
+        for _ in range(self.chunks):
+            getattr(self._lib, "await")(self._at, byref(index), byref(chunks), byref(t))
+            frames = array_over(t, self._lib.dtypes, False)
+            self.index = index.value
+            given = work(self, frames)
+            if given is None:
+                getattr(self._lib, "pass")(self._at)
+            else:
+                self.send(given)
+            self.first += frames.shape[0]
+            self._lib.drop(self._at)
+            self.check()
 
     def _finish(self, bytes=0):
         self._wait_for_device()

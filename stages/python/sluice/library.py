@@ -42,6 +42,8 @@ _FUNCTIONS = {
     "args": (POINTER(c_char_p), [_S, POINTER(c_int)]),
     "ready": (Code, [_S, c_bool, c_size_t, _E]),
     "next": (Code, [_S, _E]),
+    "filters": (c_char_p, [_S]),
+    "pass": (Code, [_S, _E]),
     "dir": (c_char_p, [_S]),
     "job": (c_uint64, [_S, POINTER(c_uint32)]),
     "cancelled": (c_bool, [_S]),

@@ -103,3 +103,25 @@ class Stage:
         status = self._lib.close(byref(self._at), byref(err))
         # at once: threads of libraries may still run, and nothing is left to be done
         os._exit(status)
+
+
+class Filter(Stage):
+    """A stage that the configuration puts into a hand-over:
+    `filters: ( { on = "latents"; program = "python3 mine.py"; } );`
+
+    on         "text", "image", "latents" or "frames"
+    name       what the configuration calls it
+    on_device  as of a Stage
+    """
+
+    def __init__(self, on_device=None):
+        super().__init__("filter", on_device)
+        self.on = self._lib.filters(self._at).decode()
+        self.name = os.environ["SLUICE_FILTER"]
+
+    def serve(self, work):
+        """Say READY, and call work(job, x) for each hand-over, of frames for each chunk. x is the
+        array, read-only: latents, or frames uint8 [n, height, width, 3]; of text and image, which
+        have several, a dict of them. What it returns goes on: the like of x, of a dict what has
+        changed; None: x as it came."""
+        super().serve(lambda job: job._filter(self.on, work))
