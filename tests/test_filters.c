@@ -445,7 +445,7 @@ static void start_server(const char *conf)
 /* A server is killed, and finds its job again with other filters: all of it is made anew. */
 static void test_served(void **state)
 {
-    char conf[2][2048];
+    char conf[2][sizeof filters + 64];
     (void)state;
     open_run();
     add_filter("frames", "gate", t_format("args = [\"hold\", \"%s\"];", at("go")));
