@@ -23,7 +23,6 @@
 #include "common/log.h"
 #include "common/lora.h"
 #include "stages/dispatch/schedule.h"
-#include "stages/dispatch/watch.h"
 
 /* ---- opening ---- */
 

@@ -25,7 +25,6 @@
 #include "common/log.h"
 #include "common/pidfd.h"
 #include "common/process.h"
-#include "stages/dispatch/start.h"
 
 #define MS 1000000ll
 #define MAX_OFFSPRING 256

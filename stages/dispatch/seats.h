@@ -147,4 +147,12 @@ const sl_seats_seat *sl_seats_broken(const sl_seats *s);
 /* Tell a new client what it has missed of starting and loading. */
 void sl_seats_tell_all(const sl_seats *s, void (*tell)(void *self, const sl_msg *m), void *self);
 
+/* Start the process of a seat (start.c): its program, --connect ENDPOINT --conf FILE --model DIR
+ * --device D and the configuration's arguments, with its number and threads in the environment; it
+ * dies with this process. The seat that is attached has the wrapper's words before it, and the
+ * terminal; of other programs than Sluice's own a voice says what they print. The seat's pid is
+ * set, the caller's to collect, 0 after an error. Errors: SL_ARG the program is not there, with the
+ * seat's name; SL_SYS fork. */
+sl_code sl_start_process(sl_seats *s, int seat, sl_err *err);
+
 #endif

@@ -1,5 +1,5 @@
 /* start.c - fork, and what a stage is before exec. */
-#include "stages/dispatch/start.h"
+#include "stages/dispatch/seats.h"
 
 #include <errno.h>
 #include <fcntl.h>

@@ -12,14 +12,13 @@
  * Of a crew that is silent it is the receiver of chunks that holds the others up, if it has said
  * nothing since its last chunk and does say something of chunks, or its slots are full; otherwise
  * the sender (to_blame). Of a team nobody can tell: all are killed. */
-#include "stages/dispatch/watch.h"
+#include "stages/dispatch/jobs.h"
 
 #include <inttypes.h>
 #include <stdio.h>
 
 #include "common/clock.h"
 #include "common/log.h"
-#include "stages/dispatch/jobs.h"
 #include "stages/dispatch/schedule.h"
 
 #define SECOND 1000000000ll
