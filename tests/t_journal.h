@@ -1,4 +1,5 @@
-/* t_journal.h - a journal in a folder of its own, and short forms of what is done with it. */
+/* t_journal.h - a journal in a folder of its own, and short forms of what is done with it. `body`
+ * says whose it is: SQLite's, unless the test program changes that before it runs its cases. */
 #ifndef T_JOURNAL_H
 #define T_JOURNAL_H
 
@@ -23,27 +24,80 @@ static char dir[256], path[300];
 static sl_journal *j;
 static sl_err err;
 
-static inline int open_new(void **state)
+/* What the cases want of a body, beside journal.h. Each works on `j`. */
+typedef struct {
+    void (*make)(void);                    /* an empty journal, open */
+    void (*empty)(void);                   /* the same, in the place of the one that is open */
+    void (*reopen)(void);                  /* as another process would find it */
+    void (*drop)(void);                    /* close it, and leave nothing */
+    int64_t (*rows)(const char *state);    /* how many are kept; NULL: in any state */
+    int64_t (*text_bytes)(const char *id); /* of its request and message, REMOVED or not */
+} t_journal_body;
+
+static inline int64_t number_at(const char *file, const char *sql);
+
+static inline void sqlite_make(void)
 {
-    (void)state;
     snprintf(dir, sizeof dir, "%s", t_tmpdir());
     snprintf(path, sizeof path, "%s/journal.db", dir);
     if (sl_journal_open(&j, path, &err)) fail_msg("%s", err.msg);
+}
+
+static inline void sqlite_drop(void)
+{
+    sl_journal_close(&j);
+    t_rmdir(dir);
+}
+
+static inline void sqlite_empty(void)
+{
+    sqlite_drop();
+    sqlite_make();
+}
+
+static inline void sqlite_reopen(void)
+{
+    sl_journal_close(&j);
+    T_OK(sl_journal_open(&j, path, &err));
+}
+
+static inline int64_t sqlite_rows(const char *state)
+{
+    char sql[200];
+    snprintf(sql, sizeof sql, "SELECT count(*) FROM jobs WHERE state LIKE '%s'",
+             state ? state : "%");
+    return number_at(path, sql);
+}
+
+static inline int64_t sqlite_text_bytes(const char *id)
+{
+    char sql[200];
+    snprintf(sql, sizeof sql, "SELECT length(request) + length(message) FROM jobs WHERE id = '%s'",
+             id);
+    return number_at(path, sql);
+}
+
+static const t_journal_body t_sqlite = {sqlite_make, sqlite_empty, sqlite_reopen,
+                                        sqlite_drop, sqlite_rows,  sqlite_text_bytes};
+static const t_journal_body *body = &t_sqlite;
+
+static inline int open_new(void **state)
+{
+    (void)state;
+    body->make();
     return 0;
 }
 
 static inline int close_it(void **state)
 {
     (void)state;
-    sl_journal_close(&j);
-    t_rmdir(dir);
+    body->drop();
     return 0;
 }
 
 static inline void reopen(void)
 {
-    sl_journal_close(&j);
-    T_OK(sl_journal_open(&j, path, &err));
+    body->reopen();
 }
 
 /* ---- short forms ---- */
