@@ -47,7 +47,7 @@ endif
 # ---- flags ----
 
 PKGS     := libzmq libavfilter libavformat libavcodec libswscale libavutil libconfig jansson openblas sentencepiece libutf8proc \
-            libmicrohttpd libcurl sqlite3 libjpeg zlib
+            libmicrohttpd libcurl sqlite3 hiredis libjpeg zlib
 SAN_asan := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 SAN_tsan := -fsanitize=thread
 SAN_fuzz := -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
@@ -234,6 +234,7 @@ $(B)/%.o: %.cc $(B)/flags
 
 # Taken in by the assembler, which tells nobody.
 $(B)/stages/serve/page.o: $(wildcard stages/serve/page/page.* stages/serve/page/index.html)
+$(B)/stages/serve/journal_redis.o: stages/serve/journal.lua
 
 $(LIB): $(LIB_O) $(B)/objects
 	@rm -f $@; ar rcs $@ $(LIB_O)

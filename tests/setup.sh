@@ -29,6 +29,7 @@ libutf8proc|libutf8proc-dev
 libmicrohttpd|libmicrohttpd-dev
 libcurl|libcurl4-openssl-dev
 sqlite3|libsqlite3-dev
+hiredis|libhiredis-dev
 libjpeg|libjpeg-dev
 zlib|zlib1g-dev'
 programs='cc|build-essential
@@ -39,7 +40,8 @@ ffmpeg|ffmpeg
 ffprobe|ffmpeg
 sqlite3|sqlite3
 curl|curl
-groff|groff-base'
+groff|groff-base
+redis-cli|redis-tools'
 clients='chromium|chromium
 nginx|nginx-light
 prometheus|prometheus

@@ -2,6 +2,7 @@
  */
 #include "stages/serve/journal_body.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -24,6 +25,7 @@ const char *sl_journal_state_name(sl_journal_state state)
 void sl_journal_job_free(sl_journal_job *job)
 {
     free(job->request);
+    free(job->files);
     memset(job, 0, sizeof *job);
 }
 
@@ -128,12 +130,21 @@ sl_code sl_journal_release_all(sl_journal *j, int *count, sl_err *err)
     return rc;
 }
 
-sl_code sl_journal_progress(sl_journal *j, const char *id, double progress, sl_err *err)
+sl_code sl_journal_show(sl_journal *j, const char *id, double progress, const char *live,
+                        sl_err *err)
 {
+    if (strlen(live) >= SL_JOURNAL_LIVE || strpbrk(live, "\r\n"))
+        return sl_fail(err, SL_ARG, "what is told of a job is no line of at most %d bytes",
+                       SL_JOURNAL_LIVE - 1);
     if (!(progress >= 0))
         return sl_fail(err, SL_ARG, "progress is %g, want a number from 0 to 1", progress);
     if (!sl_journal_is_id(id)) return SL_OK;
-    return j->body->progress(j, id, progress < 1 ? progress : 1.0, err);
+    return j->body->progress(j, id, progress < 1 ? progress : 1.0, live, err);
+}
+
+sl_code sl_journal_progress(sl_journal *j, const char *id, double progress, sl_err *err)
+{
+    return sl_journal_show(j, id, progress, "", err);
 }
 
 /* As much of the text as fits, without half a character at the end. */
@@ -230,4 +241,58 @@ bool sl_journal_knows(sl_journal *j, const char *id)
 sl_code sl_journal_backup(sl_journal *j, const char *path, sl_err *err)
 {
     return j->body->backup(j, path, err);
+}
+
+/* ---- a queue that many servers share ---- */
+
+const char *sl_journal_promise(const sl_journal *j, bool *safe)
+{
+    *safe = true;
+    return j->body->promise ? j->body->promise(j, safe) : NULL;
+}
+
+static bool is_word(const char *t)
+{
+    const size_t n = strnlen(t, SL_JOURNAL_FILE);
+    return n && n < SL_JOURNAL_FILE && strcspn(t, " \t\r\n") == n;
+}
+
+sl_code sl_journal_file(sl_journal *j, const char *id, const char *name, const char *version,
+                        uint64_t bytes, char was[SL_JOURNAL_FILE], sl_err *err)
+{
+    *was = 0;
+    if (!sl_journal_is_id(id)) return sl_journal_no_job(id, err);
+    if (!is_word(name) || (*version && !is_word(version)) || bytes > SL_JOURNAL_BYTES)
+        return sl_fail(err, SL_ARG,
+                       "job %s: a file's name or version is no word of at most %d bytes, or the "
+                       "file is too large",
+                       id, SL_JOURNAL_FILE - 1);
+    if (!j->body->file)
+        return sl_fail(err, SL_ARG,
+                       "job %s: the queue is this machine's, its files are in its "
+                       "folder",
+                       id);
+    return j->body->file(j, id, name, version, bytes, was, err);
+}
+
+bool sl_journal_find_file(const sl_journal_job *job, const char *name,
+                          char version[SL_JOURNAL_FILE], uint64_t *bytes)
+{
+    const size_t n = strlen(name);
+    *version = 0;
+    *bytes = 0;
+    for (const char *at = job->files ? job->files : ""; *at; at += strcspn(at, "\n") + 1) {
+        unsigned long long size;
+        if (strncmp(at, name, n) || at[n] != ' ') continue;
+        if (sscanf(at + n, " %255s %llu", version, &size) != 2) return false;
+        *bytes = size;
+        return true;
+    }
+    return false;
+}
+
+void sl_journal_listen(sl_journal *j,
+                       void (*heard)(void *self, sl_journal_heard what, const char *id), void *self)
+{
+    if (j->body->listen) j->body->listen(j, heard, self);
 }

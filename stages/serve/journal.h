@@ -39,6 +39,9 @@
 #define SL_JOURNAL_KEY 256           /* bytes of a client's key, its NUL included */
 #define SL_JOURNAL_TEXT 512          /* bytes of a message, its NUL included */
 #define SL_JOURNAL_REQUEST (4 << 20) /* bytes of a request, its NUL included */
+#define SL_JOURNAL_SERVER 64         /* bytes of a server's name, its NUL included */
+#define SL_JOURNAL_LIVE 128          /* bytes of what is told of a running job, likewise */
+#define SL_JOURNAL_FILE 256          /* bytes of a file's name, and of its version, likewise */
 #define SL_JOURNAL_BYTES (1ll << 50) /* most bytes of a job's folder */
 #define SL_JOURNAL_VERSION 1         /* of the schema that this program writes */
 #define SL_JOURNAL_DISK_FULL "disk full"
@@ -73,6 +76,13 @@ typedef struct {
     sl_code code;                          /* of FAILED and CANCELLED */
     char message[SL_JOURNAL_TEXT];         /* likewise */
     uint64_t bytes;                        /* of its folder once it has ended, for the quota */
+    /* Of a queue that many servers share (else "", 0 and NULL): */
+    char server[SL_JOURNAL_SERVER]; /* while it is RUNNING: who runs it */
+    char live[SL_JOURNAL_LIVE];     /* likewise: what that one tells of it (sl_journal_show) */
+    int64_t fence;                  /* number of its newest claim, of all claims: it grows */
+    char *files; /* "NAME VERSION BYTES\n" for each file of it that others may have; owned as
+                  * request is */
+
     char *request; /* JSON text of what was asked for, which the journal does not look into.
                     * malloc'd; submit borrows it, every function that fills a job gives the caller
                     * its own */
@@ -119,6 +129,9 @@ sl_code sl_journal_release_all(sl_journal *j, int *count, sl_err *err);
 /* The job has got so far. A smaller number than before, or a job that is not RUNNING, changes
  * nothing; more than 1 is 1. Errors: SL_ARG not a number. */
 sl_code sl_journal_progress(sl_journal *j, const char *id, double progress, sl_err *err);
+/* Likewise, and what others are to be told of it: a text without line breaks. */
+sl_code sl_journal_show(sl_journal *j, const char *id, double progress, const char *live,
+                        sl_err *err);
 /* RUNNING ends as COMPLETED (its progress is 1 then), FAILED or CANCELLED. The message is cut to
  * SL_JOURNAL_TEXT, between two characters of UTF-8; NULL is "". Errors: SL_GONE it is not RUNNING;
  * SL_ARG another end, no code, too many bytes. */
@@ -156,6 +169,10 @@ typedef struct {
     int64_t jobs[SL_JOURNAL_STATE_COUNT]; /* in each state now */
     int64_t oldest_queued_s;              /* its created_s; 0: none is queued */
     uint64_t bytes;                       /* of all folders of ended jobs */
+    /* Of a queue that many servers share: */
+    int64_t servers; /* that were heard of within a lease */
+    int64_t taken;   /* jobs that went back to the queue because their server was silent */
+    int64_t fenced;  /* changes that were refused because the job was another server's by then */
 } sl_journal_counts;
 
 sl_code sl_journal_count(sl_journal *j, sl_journal_counts *out, sl_err *err);
@@ -173,7 +190,61 @@ sl_code sl_journal_expire(sl_journal *j, int64_t before_s, uint64_t quota, int64
 bool sl_journal_knows(sl_journal *j, const char *id);
 
 /* A copy of the journal as it is now, made while others go on; replaces `path` when it is whole and
- * on the disk. Errors: SL_SYS; SL_ARG `path` is the journal itself. */
+ * on the disk. Errors: SL_SYS; SL_ARG `path` is the journal itself, or the queue has no file. */
 sl_code sl_journal_backup(sl_journal *j, const char *path, sl_err *err);
+
+/* ---- a queue that many servers share: Redis ---- */
+
+typedef struct {
+    const char *url;   /* stages/serve/redis.h */
+    const char *name;  /* this server's: an id, and no other server's */
+    const char *model; /* all servers of a queue serve the same */
+    int lease_ms; /* a server that is silent for longer loses its jobs to others; 100 or more */
+} sl_journal_shared;
+
+/* Open the queue, which is made where there is none. Everything above holds, and:
+ * - What is acknowledged is in Redis; what that is worth says sl_journal_promise.
+ * - A claim is a HOLD of this handle on the job: a lease that a thread of the handle renews. A
+ *   handle that could not renew in time loses its jobs to the queue (they are RELEASED), and every
+ *   later release, finish, file and progress of it is refused with SL_GONE: its number, the fence,
+ *   is an older one. Nobody takes a job before he himself has been heard for a lease: when Redis
+ *   was away, everybody has the time to come back.
+ * - release_all releases what servers of this name hold: those before this one.
+ * - A call that cannot reach Redis tries again for some seconds, and when that was in vain all
+ *   calls fail at once, with SL_SYS, until it is back. Whether the last one that failed has changed
+ *   something is not known then; made again by the same function, it is not done twice.
+ * *out is the caller's to close; strings are copied. Errors: SL_ARG no address, not let in, another
+ * model's queue, no Redis 7 (found, wanted), a replica, a Cluster, one that evicts keys; SL_FORMAT
+ * of a newer version, or another program's; SL_SYS, SL_TIMEOUT cannot be reached. */
+sl_code sl_journal_open_shared(sl_journal **out, const sl_journal_shared *at, sl_err *err);
+/* One line: which Redis it is, and what its settings promise of what is acknowledged; *safe: that
+ * it outlives Redis's process. NULL: the queue is a file of this machine. */
+const char *sl_journal_promise(const sl_journal *j, bool *safe);
+
+/* File NAME of a job that this handle runs is `version`, with so many bytes, from now on: whoever
+ * runs or shows the job finds it there. version "": there is none any more, which may be said of a
+ * job that this handle has ended, too. was: the version before, "" none. Errors: SL_GONE the job is
+ * not this handle's (any more); SL_ARG no such name. */
+sl_code sl_journal_file(sl_journal *j, const char *id, const char *name, const char *version,
+                        uint64_t bytes, char was[SL_JOURNAL_FILE], sl_err *err);
+/* The version and size of file NAME in the `files` of a job; false: it has none. */
+bool sl_journal_find_file(const sl_journal_job *job, const char *name,
+                          char version[SL_JOURNAL_FILE], uint64_t *bytes);
+
+typedef enum {
+    SL_JOURNAL_HEARD_QUEUE,  /* a job waits */
+    SL_JOURNAL_HEARD_STATE,  /* a job's row has changed */
+    SL_JOURNAL_HEARD_STEP,   /* a running job has got on */
+    SL_JOURNAL_HEARD_CANCEL, /* a cancel was asked for */
+    SL_JOURNAL_HEARD_LOST,   /* a job that this handle ran is not its own any more */
+    SL_JOURNAL_HEARD_ALL,    /* news were missed: anything may have changed; id is "" */
+    SL_JOURNAL_HEARD_COUNT
+} sl_journal_heard;
+
+/* What any server changes, this one too, is told from a thread of the journal's from now on, until
+ * close. heard calls no function of the journal. Of a queue of one machine nothing is told. */
+void sl_journal_listen(sl_journal *j,
+                       void (*heard)(void *self, sl_journal_heard what, const char *id),
+                       void *self);
 
 #endif

@@ -20,7 +20,8 @@ typedef struct {
     sl_code (*claim)(sl_journal *j, int64_t now_s, sl_journal_job *out, sl_err *err);
     sl_code (*release)(sl_journal *j, const char *id, sl_err *err);
     sl_code (*release_all)(sl_journal *j, int *count, sl_err *err);
-    sl_code (*progress)(sl_journal *j, const char *id, double progress, sl_err *err);
+    sl_code (*progress)(sl_journal *j, const char *id, double progress, const char *live,
+                        sl_err *err);
     sl_code (*finish)(sl_journal *j, const char *id, sl_journal_state end, sl_code code,
                       const char *message, uint64_t bytes, int64_t now_s, sl_err *err);
     sl_code (*get)(sl_journal *j, const char *id, const char *owner, sl_journal_job *out,
@@ -36,6 +37,12 @@ typedef struct {
                       int64_t now_s, char id[SL_JOURNAL_ID], sl_err *err);
     bool (*knows)(sl_journal *j, const char *id);
     sl_code (*backup)(sl_journal *j, const char *path, sl_err *err);
+    /* of a queue that many share; else NULL: */
+    const char *(*promise)(const sl_journal *j, bool *safe);
+    sl_code (*file)(sl_journal *j, const char *id, const char *name, const char *version,
+                    uint64_t bytes, char was[SL_JOURNAL_FILE], sl_err *err);
+    void (*listen)(sl_journal *j, void (*heard)(void *self, sl_journal_heard what, const char *id),
+                   void *self);
 } sl_journal_body;
 
 struct sl_journal {

@@ -468,9 +468,11 @@ static sl_code file_release_all(sl_journal *base, int *count, sl_err *err)
     return leave_queue(j, rc, err);
 }
 
-static sl_code file_progress(sl_journal *base, const char *id, double progress, sl_err *err)
+static sl_code file_progress(sl_journal *base, const char *id, double progress, const char *live,
+                             sl_err *err)
 {
     file *j = of(base);
+    (void)live; /* nobody else shows the job */
     if (!(progress >= 0))
         return sl_fail(err, SL_ARG, "progress is %g, want a number from 0 to 1", progress);
     sl_code rc = sl_db_enter(j->db, false, err);

@@ -214,7 +214,7 @@ static bool list_query(sl_ask *a, int *limit, const char **after, bool *newest)
 
 void sl_on_list(sl_ask *a)
 {
-    sl_journal_job jobs[LIST_MOST] = {{{0}, {0}, 0, 0, 0, 0, 0, 0, 0, 0, 0, {0}, 0, 0}};
+    sl_journal_job jobs[LIST_MOST];
     int limit, count = 0;
     const char *after;
     bool newest, more = false;
