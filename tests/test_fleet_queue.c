@@ -353,7 +353,7 @@ static void away_is_told_and_then_at_once(void **state)
     assert_true(seconds() - t0 < 1);
     assert_true(sl_journal_knows(j, "a")); /* nobody's folder goes meanwhile */
     t_redis_start(&redis);
-    /* it was away for many leases, and the job is still this one's: all had the time to come back */
+    /* away for many leases, and the job is still this one's: all had the time to come back */
     t0 = seconds();
     while (sl_journal_finish(j, "a", SL_JOURNAL_COMPLETED, SL_OK, "", 1, 2, &err))
         if (seconds() - t0 > 20) fail_msg("%s", err.msg);

@@ -1,5 +1,5 @@
-/* test_journal.c - the server's queue on SQLite: the cases of every body. What the disk, threads and
- * signals do to it is tests/test_journal_file.c's. */
+/* test_journal.c - the server's queue on SQLite: the cases of every body. What the disk, threads
+ * and signals do to it is tests/test_journal_file.c's. */
 #include "tests/t_journal_cases.h"
 
 int main(void)

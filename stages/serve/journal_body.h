@@ -1,11 +1,11 @@
 /* journal_body.h - what stands behind journal.h: a table of functions for each body.
  *
- * A body's own struct begins with a sl_journal. journal.c checks what every body would check (ids,
- * texts, numbers, ends), then calls the table; so a body is never asked about an id that no job can
- * have, and every refusal reads alike whoever keeps the queue. Comments of journal.h hold for the
- * functions of the same name here.
+ * A body's own struct begins with a sl_journal. journal_body.c checks what every body would check
+ * (ids, texts, numbers, ends), then calls the table; so a body is never asked about an id that no
+ * job can have, and every refusal reads alike whoever keeps the queue. Comments of journal.h hold
+ * for the functions of the same name here.
  *
- *   journal.h, journal.c    what the server calls; checks
+ *   journal.h               what the server calls; journal_body.c checks
  *   journal_sqlite.c        one machine: a file
  *   journal_redis.c         many machines: Redis, and journal.lua in it */
 #ifndef SL_JOURNAL_BODY_H

@@ -1,5 +1,4 @@
-/* journal.c - the queue that survives: what is checked whoever keeps it, and the way to who does.
- */
+/* journal_body.c - the queue that survives: what is checked whoever keeps it, and the way there. */
 #include "stages/serve/journal_body.h"
 
 #include <stdio.h>
