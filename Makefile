@@ -103,7 +103,7 @@ SUB      = +@$(MAKE) --no-print-directory $(PARALLEL)
 
 # ---- targets ----
 
-.PHONY: all setup programs plugin tests golden gpu-tests gpu demo test test-clients test-python test-golden check check-asan check-tsan soak bench fuzz lint format install help clean
+.PHONY: all setup programs plugin tests golden gpu-tests gpu demo test test-clients test-python test-golden test-fleet check check-asan check-tsan soak bench fuzz lint format install help clean
 .DEFAULT_GOAL := all
 
 all: setup          ## set-up and programs (what `make` alone does)
@@ -154,6 +154,10 @@ soak: setup         ## a server, 50 jobs from 8 clients, 100 SIGKILLs: every job
 	$(SUB) programs golden $(TBIN)/test_serve_kill $(TBIN)/test_ranks
 	SLUICE_BIN=$(BIN) SLUICE_SOAK=1 $(TBIN)/test_serve_kill
 	SLUICE_BIN=$(BIN) SLUICE_SOAK=1 $(TBIN)/test_ranks
+
+test-fleet: setup   ## a real Redis, 2 front ends, 3 workers with models/demo, 60 jobs: servers killed and stopped, Redis killed, the shared folder away, at random
+	$(SUB) programs $(TBIN)/test_fleet
+	SLUICE_BIN=$(BIN) SLUICE_FLEET=full SLUICE_FLEET_MODEL=models/demo $(TBIN)/test_fleet
 
 bench: setup        ## the benchmarks, on this machine; K=name for one of them (dispatch, dit, gemm, lease, mux, ops, serve, team, vae), PARTS="1 3" for parts of serve
 	$(SUB) programs golden $(filter-out %.sh,$(BENCHES))

@@ -121,6 +121,10 @@ typedef struct {
         char hosts[SL_CONF_PATH];       /* names that a request without a token may be sent to */
         char image_hosts[SL_CONF_PATH]; /* hosts that pictures may be fetched from */
     } serve;
+    struct {
+        int lease_s;        /* silence after which a server's jobs go to others */
+        int64_t spool_rate; /* bytes a second into the shared folder, at most; 0: no limit */
+    } queue;
     int lora_count;
     sl_conf_lora lora[SL_CONF_LORAS]; /* in the file's order */
     int filter_count;

@@ -145,6 +145,11 @@ static const sl_key KEYS[] = {
         "loopback's"),
     TXT("serve.image_hosts", serve.image_hosts, "",
         "hosts, with commas between, from which a request's picture may be fetched (\"\": none)"),
+    NUM("queue.lease_s", INT, queue.lease_s, 1, 3600, 30, "s",
+        "of a queue that servers share (serve --queue): silence after which a server's jobs go to "
+        "others"),
+    NUM("queue.spool_rate", INT64, queue.spool_rate, 0, 1e15, 0, "bytes/s",
+        "fastest that a server writes into the shared folder (0: no limit)"),
 };
 #undef AT
 #undef ROOM

@@ -101,7 +101,7 @@ static void open_target(target *t, bool tokens)
     must(sl_request_read_defaults(&s->defaults, s->model.dir, &err), &err);
     strcpy(s->name, "model");
     must(sl_server_open(s, &err), &err);
-    must(sl_server_open_state(s, dir, 0, &err), &err);
+    must(sl_server_open_state(s, dir, &(sl_server_shares){0}, 0, &err), &err);
     atomic_store(&s->began, true);
     must(sl_http_open(&t->http, s, sl_route_find, "127.0.0.1:0", &err), &err);
 }

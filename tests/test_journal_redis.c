@@ -89,7 +89,8 @@ static void test_forgotten_whole(void **state)
     assert_string_equal(
         T_REDIS(&redis, "EVAL",
                 "local k = redis.call('KEYS', '*') table.sort(k) return table.concat(k, ' ')", "0"),
-        "sluice:bytes sluice:claims sluice:model sluice:schema sluice:seq sluice:servers");
+        "sluice:bytes sluice:claims sluice:model sluice:schema sluice:seq sluice:servers "
+        "sluice:store");
     assert_string_equal(T_REDIS(&redis, "GET", "sluice:bytes"), "0");
 }
 
@@ -109,6 +110,7 @@ static void test_files(void **state)
     assert_string_equal(was, "");
     T_OK(sl_journal_file(j, "a", "text.safetensors", "1.2", 10, was, &err));
     assert_string_equal(was, "1.1");
+    T_CODE(sl_journal_file(j, "a", "text.safetensors", "0.9", 10, was, &err), SL_GONE);
     T_OK(sl_journal_file(j, "a", "image.input", "", 0, was, &err));
     assert_string_equal(was, "0.1");
     T_CODE(sl_journal_file(j, "a", "a b", "1.1", 9, was, &err), SL_ARG);
@@ -330,6 +332,10 @@ static void test_let_in(void **state)
         .url = redis.url, .name = "x", .model = "wan", .lease_ms = 1000};
     T_CODE(sl_journal_open_shared(&other, &another, &err), SL_ARG);
     T_SAYS(err.msg, "has jobs for model \"demo\", this server's is \"wan\"");
+    const sl_journal_shared elsewhere = {
+        .url = redis.url, .name = "x", .model = "demo", .store = "other", .lease_ms = 1000};
+    T_CODE(sl_journal_open_shared(&other, &elsewhere, &err), SL_ARG);
+    T_SAYS(err.msg, "has jobs whose files are in another shared folder");
     T_REDIS(&redis, "SET", "sluice:schema", "7");
     open_fails(redis.url, SL_FORMAT, "of version 7, want at most 1: a newer sluice wrote it");
 }

@@ -18,19 +18,24 @@ static bool has_ended(const sl_journal_job *job)
 }
 
 /* A file of the job, whatever its state. */
-static void answer_job_file(sl_ask *a, const char *name, const char *type, const char *missing)
+static void answer_job_file(sl_ask *a, const sl_journal_job *job, const char *name,
+                            const char *type, const char *missing)
 {
     char path[SL_PATH];
-    if (sl_store_path(path, &a->server->store, a->id, name, NULL))
+    if (sl_server_file(a->server, job, name, path, NULL, NULL))
         sl_answer_error(a, 404, "not_found", NULL, "%s", missing);
     else sl_answer_file(a, path, type, NULL, missing);
 }
 
-static void answer_picture(sl_ask *a, const char *name, bool sheet)
+/* Made here when it is asked for first, whoever made the video. */
+static void answer_picture(sl_ask *a, const sl_journal_job *job, const char *name, bool sheet)
 {
-    char video[SL_PATH], picture[SL_PATH];
+    char video[SL_PATH], picture[SL_PATH], dir[SL_PATH];
     sl_err err = {0};
-    sl_code rc = sl_store_path(video, &a->server->store, a->id, SL_STORE_VIDEO, &err);
+    sl_code rc = sl_server_file(a->server, job, SL_STORE_VIDEO, video, NULL, &err);
+    if (!rc && sl_server_shares_queue(a->server) &&
+        !(rc = sl_store_path(dir, &a->server->store, a->id, "", &err)) && access(dir, F_OK))
+        rc = sl_store_make(&a->server->store, a->id, &err);
     if (!rc) rc = sl_store_path(picture, &a->server->store, a->id, name, &err);
     if (!rc && access(picture, R_OK)) rc = sl_media_picture(video, picture, sheet, &err);
     if (rc) sl_answer_error(a, 500, "internal", NULL, "%s cannot be made: %s", name, err.msg);
@@ -53,13 +58,15 @@ void sl_on_content(sl_ask *a)
                         has_ended(&job) ? "the video was not made: GET /v1/videos/%s tells why"
                                         : "the video is not ready: GET /v1/videos/%s tells when",
                         a->id);
-    else if (variant && !strcmp(variant, "thumbnail")) answer_picture(a, SL_STORE_THUMBNAIL, false);
-    else if (variant && !strcmp(variant, "spritesheet")) answer_picture(a, SL_STORE_SPRITES, true);
+    else if (variant && !strcmp(variant, "thumbnail"))
+        answer_picture(a, &job, SL_STORE_THUMBNAIL, false);
+    else if (variant && !strcmp(variant, "spritesheet"))
+        answer_picture(a, &job, SL_STORE_SPRITES, true);
     else {
         char path[SL_PATH], name[SL_JOURNAL_ID + 8];
         snprintf(name, sizeof name, "%s.mp4", a->id);
-        if (!sl_store_path(path, &a->server->store, a->id, SL_STORE_VIDEO, NULL))
-            sl_answer_file(a, path, "video/mp4", name, "the video is gone from the state folder");
+        if (sl_server_file(a->server, &job, SL_STORE_VIDEO, path, NULL, NULL)) *path = 0;
+        sl_answer_file(a, path, "video/mp4", name, "the video is gone from the state folder");
     }
     sl_journal_job_free(&job);
 }
@@ -74,7 +81,7 @@ static void answer_result(sl_ask *a, const char *name, const char *type, const c
     if (!has_ended(&job))
         sl_answer_error(a, 409, "not_ready", NULL, "the %s is written when the job has ended",
                         what);
-    else answer_job_file(a, name, type, missing);
+    else answer_job_file(a, &job, name, type, missing);
     sl_journal_job_free(&job);
 }
 
@@ -92,8 +99,8 @@ static void answer_now(sl_ask *a, const char *name, const char *type, const char
 {
     sl_journal_job job = {0};
     if (!sl_ask_job(a, &job)) return;
+    answer_job_file(a, &job, name, type, missing);
     sl_journal_job_free(&job);
-    answer_job_file(a, name, type, missing);
 }
 
 void sl_on_preview(sl_ask *a)
@@ -134,16 +141,15 @@ static bool is_block(const char *name)
     return *name != '.' && n > end && !strcmp(name + n - end, TENSORS);
 }
 
-/* false: answered. *dump: the job was asked for one; what another has handed over goes a moment
- * after its end. */
-static bool may_see_dump(sl_ask *a, bool *dump)
+/* false: answered; else *job is the caller's to free. *dump: the job was asked for one; what another
+ * has handed over goes a moment after its end. */
+static bool may_see_dump(sl_ask *a, sl_journal_job *job, bool *dump)
 {
-    sl_journal_job job = {0};
-    if (!sl_ask_job(a, &job)) return false;
-    if (!has_ended(&job))
+    if (!sl_ask_job(a, job)) return false;
+    if (!has_ended(job))
         sl_answer_error(a, 409, "not_ready", NULL, "the dump is there when the job has ended");
-    *dump = sl_video_has_dump(&job);
-    sl_journal_job_free(&job);
+    *dump = sl_video_has_dump(job);
+    if (a->answered) sl_journal_job_free(job);
     return !a->answered;
 }
 
@@ -169,13 +175,38 @@ static void list_files(sl_ask *a, json_t *to, const char *folder, bool (*promise
     free(all);
 }
 
+/* Likewise of those that the shared folder has. */
+static void list_shared(const sl_journal_job *job, json_t *to, const char *folder,
+                        bool (*promised)(const char *))
+{
+    const size_t n = strlen(folder);
+    for (const char *at = job->files ? job->files : ""; *at; at += strcspn(at, "\n") + 1) {
+        char name[SL_JOURNAL_FILE], version[SL_JOURNAL_FILE];
+        unsigned long long bytes;
+        if (sscanf(at, "%255s %255s %llu", name, version, &bytes) != 3) continue;
+        const char *last = name;
+        if (n && (strncmp(name, folder, n) || name[n] != '/')) continue;
+        if (n) last += n + 1;
+        if (!strchr(last, '/') && promised(last))
+            json_array_append_new(
+                to, json_pack("{s:s, s:I}", "name", name, "bytes", (json_int_t)bytes));
+    }
+}
+
 void sl_on_dump_list(sl_ask *a)
 {
+    sl_journal_job job = {0};
     bool dump;
-    if (!may_see_dump(a, &dump)) return;
+    if (!may_see_dump(a, &job, &dump)) return;
     json_t *files = json_array();
-    list_files(a, files, "", dump ? is_dumped : is_kept);
-    if (dump) list_files(a, files, BLOCKS, is_block);
+    if (sl_server_shares_queue(a->server)) {
+        list_shared(&job, files, "", dump ? is_dumped : is_kept);
+        if (dump) list_shared(&job, files, BLOCKS, is_block);
+    } else {
+        list_files(a, files, "", dump ? is_dumped : is_kept);
+        if (dump) list_files(a, files, BLOCKS, is_block);
+    }
+    sl_journal_job_free(&job);
     sl_answer_json(a, 200, json_pack("{s:s, s:o}", "object", "list", "data", files));
 }
 
@@ -183,12 +214,14 @@ void sl_on_dump(sl_ask *a)
 {
     static const char MISSING[] = "this job was not asked for a dump, or did not get so far";
     const char *type = strstr(a->name, ".json") ? "application/json" : "application/octet-stream";
+    sl_journal_job job = {0};
     bool dump;
-    if (!may_see_dump(a, &dump)) return;
+    if (!may_see_dump(a, &job, &dump)) return;
     if (!is_dumped(a->name))
         sl_answer_error(a, 404, "not_found", NULL, "a dump has no %s", a->name);
     else if (!dump && !is_kept(a->name)) sl_answer_error(a, 404, "not_found", NULL, MISSING);
-    else answer_job_file(a, a->name, type, MISSING);
+    else answer_job_file(a, &job, a->name, type, MISSING);
+    sl_journal_job_free(&job);
 }
 
 void sl_on_dump_block(sl_ask *a)
@@ -196,10 +229,12 @@ void sl_on_dump_block(sl_ask *a)
     static const char MISSING[] =
         "this job was not asked for its blocks (dump_blocks), or has no such one";
     char name[sizeof a->name + sizeof BLOCKS];
+    sl_journal_job job = {0};
     bool dump;
-    if (!may_see_dump(a, &dump)) return;
+    if (!may_see_dump(a, &job, &dump)) return;
     snprintf(name, sizeof name, BLOCKS "/%s", a->name);
     if (!is_block(a->name)) sl_answer_error(a, 404, "not_found", NULL, "a dump has no %s", name);
     else if (!dump) sl_answer_error(a, 404, "not_found", NULL, MISSING);
-    else answer_job_file(a, name, "application/octet-stream", MISSING);
+    else answer_job_file(a, &job, name, "application/octet-stream", MISSING);
+    sl_journal_job_free(&job);
 }

@@ -15,6 +15,7 @@
 #include <string.h>
 #include <sys/random.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "common/log.h"
 #include "stages/job/check.h"
@@ -234,6 +235,29 @@ static sl_code make_job(sl_server *s, const char *id, sl_form *f, sl_err *err)
     return sl_store_sync(&s->store, id, err);
 }
 
+/* The folder's files, into the one that all servers share; *files: as the journal has them,
+ * malloc'd. */
+static sl_code share_job(const sl_server *s, const char *id, char **files, sl_err *err)
+{
+    static const char *const NAMES[] = {"job.json", "image.input", "last_image.input",
+                                        "noise.safetensors"};
+    size_t size = 0;
+    sl_code rc = SL_OK;
+    FILE *to = open_memstream(files, &size);
+    if (!to) return sl_fail(err, SL_NOMEM, "no memory");
+    for (size_t i = 0; i < sizeof NAMES / sizeof *NAMES && !rc; i++) {
+        char path[SL_PATH], version[16];
+        uint64_t bytes;
+        snprintf(version, sizeof version, "0.%zu", i + 1);
+        if ((rc = sl_store_path(path, &s->store, id, NAMES[i], err)) || access(path, F_OK))
+            continue;
+        rc = sl_blobs_put(&s->blobs, id, NAMES[i], version, path, &bytes, err);
+        if (!rc) fprintf(to, "%s %s %llu\n", NAMES[i], version, (unsigned long long)bytes);
+    }
+    if (fclose(to) && !rc) rc = sl_fail(err, SL_NOMEM, "no memory");
+    return rc;
+}
+
 /* ---- answers ---- */
 
 /* A client's own words may stand in messages of other codes. */
@@ -300,6 +324,10 @@ static void refuse(sl_ask *a, const sl_form *f, sl_code rc, sl_err *err)
     else if (rc == SL_BUSY) {
         a->retry_s = RETRY_S;
         sl_answer_error(a, 429, "queue_full", NULL, "%s", err->msg);
+    } else if (sl_server_shares_queue(a->server) && (rc == SL_SYS || rc == SL_TIMEOUT) &&
+               !*f->param) {
+        a->retry_s = RETRY_S;
+        sl_answer_error(a, 503, "away", NULL, "%s", err->msg);
     } else if (rc == SL_NOMEM) {
         a->retry_s = RETRY_S;
         sl_answer_error(a, 503, "overloaded", NULL, "%s", err->msg);
@@ -318,13 +346,16 @@ static bool refuse_now(sl_ask *a)
     const int64_t reserve = s->conf.serve.reserve_bytes;
     const int queue = s->conf.serve.queue;
     pthread_rwlock_unlock(&s->settings);
-    if (atomic_load(&s->draining)) {
+    if (s->role == SL_SERVER_WORKER)
+        sl_answer_error(a, 503, "worker", NULL,
+                        "this server makes videos and takes no jobs: ask a front end");
+    else if (atomic_load(&s->draining)) {
         a->retry_s = 30;
         sl_answer_error(a, 503, "draining", NULL, "the server is about to end and takes no jobs");
     } else if (!atomic_load(&s->began)) {
         a->retry_s = 5;
         sl_answer_error(a, 503, "loading", NULL, "the pipeline is loading its weights");
-    } else if (sl_store_free(&s->store) < (uint64_t)reserve)
+    } else if (sl_server_free(s) < (uint64_t)reserve)
         sl_answer_error(a, 507, "disk_full", NULL,
                         "no room for another job: the state's disk has less than %lld bytes free "
                         "(serve.reserve_bytes)",
@@ -353,9 +384,22 @@ static sl_code submit(sl_ask *a, const char *id, const sl_form *f, const char *k
     pthread_rwlock_rdlock(&s->settings);
     const sl_journal_limits limits = {s->conf.serve.queue, s->conf.serve.queue_per_token};
     pthread_rwlock_unlock(&s->settings);
-    sl_code rc = sl_journal_submit(s->journal, &job, key, &limits, same, err);
+    sl_code rc = sl_server_shares_queue(s) ? share_job(s, id, &job.files, err) : SL_OK;
+    if (!rc) rc = sl_journal_submit(s->journal, &job, key, &limits, same, err);
+    if (sl_server_shares_queue(s)) sl_store_remove(&s->store, id);
+    free(job.files);
     free(job.request);
     return rc;
+}
+
+/* A job that was not accepted. In a queue that servers share it may be all the same, where the
+ * answer was lost: then its files stay; of one that nobody took they go when that is known. */
+static void forget_job(const sl_server *s, const char *id, sl_code rc)
+{
+    const bool unknown = rc == SL_SYS || rc == SL_TIMEOUT;
+    if (sl_server_shares_queue(s) && unknown && sl_journal_knows(s->journal, id))
+        sl_store_remove(&s->store, id);
+    else sl_server_remove_files(s, id);
 }
 
 static sl_code create(sl_ask *a, sl_form *f, char id[SL_JOURNAL_ID], sl_err *err)
@@ -381,7 +425,7 @@ static sl_code create(sl_ask *a, sl_form *f, char id[SL_JOURNAL_ID], sl_err *err
     new_id(id);
     if ((rc = make_job(a->server, id, f, err)) ||
         (rc = submit(a, id, f, key ? key : "", same, err)) || *same)
-        sl_store_remove(&a->server->store, id);
+        forget_job(a->server, id, rc);
     if (*same) memcpy(id, same, SL_JOURNAL_ID);
     return rc;
 }

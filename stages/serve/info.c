@@ -131,10 +131,14 @@ void sl_on_health(sl_ask *a)
 
 void sl_on_ready(sl_ask *a)
 {
-    const bool draining = atomic_load(&a->server->draining), ready = atomic_load(&a->server->ready);
-    const char *why = draining ? "draining" : ready ? "ready" : "loading";
-    if (draining || !ready) a->retry_s = 5;
-    sl_answer_json(a, ready && !draining ? 200 : 503, json_pack("{s:s}", "status", why));
+    const bool draining = atomic_load(&a->server->draining), up = atomic_load(&a->server->ready);
+    sl_journal_counts n;
+    const bool away = sl_server_shares_queue(a->server) &&
+                      sl_journal_count(a->server->journal, &n, NULL) != SL_OK;
+    const bool ready = up && !draining && !away;
+    const char *why = draining ? "draining" : away ? "away" : up ? "ready" : "loading";
+    if (!ready) a->retry_s = 5;
+    sl_answer_json(a, ready ? 200 : 503, json_pack("{s:s}", "status", why));
 }
 
 /* ---- metrics ---- */
@@ -151,8 +155,13 @@ static void set_gauges(sl_ask *a)
         sl_metrics_set(m, SL_METRIC_QUEUE_AGE, "",
                        n.oldest_queued_s ? (double)(time(NULL) - n.oldest_queued_s) : 0);
         sl_metrics_set(m, SL_METRIC_KEPT, "", (double)n.bytes);
+        if (sl_server_shares_queue(s)) {
+            sl_metrics_set(m, SL_METRIC_SERVERS, "", (double)n.servers);
+            sl_metrics_set(m, SL_METRIC_TAKEN, "", (double)n.taken);
+            sl_metrics_set(m, SL_METRIC_FENCED, "", (double)n.fenced);
+        }
     }
-    sl_metrics_set(m, SL_METRIC_DISK_FREE, "", (double)sl_store_free(&s->store));
+    sl_metrics_set(m, SL_METRIC_DISK_FREE, "", (double)sl_server_free(s));
     sl_metrics_set(m, SL_METRIC_READY, "", atomic_load(&s->ready));
     sl_metrics_set(m, SL_METRIC_STREAMS, "", sl_events_count(s->events));
     sl_metrics_set(m, SL_METRIC_CONNECTIONS, "", sl_http_connections(a->http));

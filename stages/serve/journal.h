@@ -88,6 +88,7 @@ typedef struct {
                     * its own */
 } sl_journal_job;
 
+bool sl_journal_is_id(const char *id);         /* can a job be called so? */
 void sl_journal_job_free(sl_journal_job *job); /* zeroes it; a zeroed job is fine */
 
 typedef struct sl_journal sl_journal;
@@ -199,6 +200,7 @@ typedef struct {
     const char *url;   /* stages/serve/redis.h */
     const char *name;  /* this server's: an id, and no other server's */
     const char *model; /* all servers of a queue serve the same */
+    const char *store; /* a word for where its jobs' files are, the same for all; NULL: "" */
     int lease_ms; /* a server that is silent for longer loses its jobs to others; 100 or more */
 } sl_journal_shared;
 
@@ -222,7 +224,8 @@ sl_code sl_journal_open_shared(sl_journal **out, const sl_journal_shared *at, sl
 const char *sl_journal_promise(const sl_journal *j, bool *safe);
 
 /* File NAME of a job that this handle runs is `version`, with so many bytes, from now on: whoever
- * runs or shows the job finds it there. version "": there is none any more, which may be said of a
+ * runs or shows the job finds it there. A version begins with the job's fence and a dot. "": there
+ * is none any more, which may be said of a
  * job that this handle has ended, too. was: the version before, "" none. Errors: SL_GONE the job is
  * not this handle's (any more); SL_ARG no such name. */
 sl_code sl_journal_file(sl_journal *j, const char *id, const char *name, const char *version,

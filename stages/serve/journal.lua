@@ -117,11 +117,13 @@ end
 
 local verbs = {}
 
-function verbs.open(version, model)
-  local v, m = call('GET', K .. 'schema'), call('GET', K .. 'model')
+function verbs.open(version, model, store)
+  local v, m, s = call('GET', K .. 'schema'), call('GET', K .. 'model'), call('GET', K .. 'store')
   if v and tonumber(v) > tonumber(version) then return {'newer', v} end
   local n = call('HMGET', K .. 'count', 'queued', 'running')
   if m and m ~= model and (n[1] or n[2]) then return {'model', m} end
+  if s and s ~= store and call('EXISTS', K .. 'all') == 1 then return {'store'} end
+  call('SET', K .. 'store', store)
   call('SET', K .. 'schema', version)
   call('SET', K .. 'model', model)
   return {'ok'}
@@ -274,6 +276,11 @@ function verbs.file(id, hold, name, file)
   if not (r[1] and ended(r[1]) and r[2] == hold and #file == 0) then
     local no = refused(id, hold)
     if no then return no end
+    -- a version is called after the claim that made it
+    if #file > 0 and file:match('^(%d+)%.') ~= call('HGET', k, 'fence') then
+      call('HINCRBY', K .. 'stats', 'fenced', 1)
+      return {'fenced', call('HGET', k, 'worker')}
+    end
   end
   if #file > 0 then
     call('HSET', k, 'f:' .. name, file)

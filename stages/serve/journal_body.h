@@ -53,8 +53,6 @@ struct sl_journal {
 extern const char *const sl_journal_states[SL_JOURNAL_STATE_COUNT];
 extern const char *const sl_journal_codes[SL_CODE_COUNT];
 
-/* Can a job be called so? */
-bool sl_journal_is_id(const char *id);
 /* SL_GONE; the message quotes no id that is none. */
 sl_code sl_journal_no_job(const char *id, sl_err *err);
 /* SL_GONE: a call about a RUNNING job found it in this state. */

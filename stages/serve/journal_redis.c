@@ -48,7 +48,6 @@ extern const char sl_journal_lua[];
 
 typedef struct {
     char id[SL_JOURNAL_ID], word[NONCE];
-    bool lost; /* told so */
 } hold;
 
 typedef struct {
@@ -64,7 +63,7 @@ typedef struct {
     int idle_count;
     hold *holds;
     int hold_count, hold_room;
-    hold ended[ENDED]; /* jobs that it has ended: their files may still go */
+    hold ended[ENDED]; /* jobs that it has ended or lost: files of the first may still go */
     int ended_count;   /* of all; the newest ENDED of them are there */
     bool away, closing;
     char why[400];     /* it is away */
@@ -783,10 +782,12 @@ static void note_lost(queue *q, const hold *h)
 {
     bool news = false;
     pthread_mutex_lock(&q->lock);
-    for (int i = 0; i < q->hold_count; i++)
-        if (!strcmp(q->holds[i].word, h->word) && !q->holds[i].lost) q->holds[i].lost = news = true;
+    for (int i = 0; i < q->hold_count; i++) news |= !strcmp(q->holds[i].word, h->word);
     pthread_mutex_unlock(&q->lock);
-    if (news) tell(q, SL_JOURNAL_HEARD_LOST, h->id);
+    if (!news) return; /* the job has ended meanwhile */
+    remember_end(q, h->id, h->word);
+    end_hold(q, h->word);
+    tell(q, SL_JOURNAL_HEARD_LOST, h->id);
 }
 
 /* One beat for these holds. */
@@ -1100,10 +1101,10 @@ static sl_code find_redis(queue *q, sl_err *err)
     }
 }
 
-static sl_code enter(queue *q, sl_err *err)
+static sl_code enter(queue *q, const char *store, sl_err *err)
 {
     redisReply *r;
-    sl_code rc = say(q, &r, err, "open", SCHEMA, q->model, NULL);
+    sl_code rc = say(q, &r, err, "open", SCHEMA, q->model, store, NULL);
     if (!rc && says(r, "newer"))
         rc = sl_fail(err, SL_FORMAT,
                      "of version %s, want at most " SCHEMA ": a newer sluice wrote it", part(r, 1));
@@ -1112,6 +1113,10 @@ static sl_code enter(queue *q, sl_err *err)
                      "has jobs for model \"%s\", this server's is \"%s\": want another database's "
                      "number, or the same model",
                      part(r, 1), q->model);
+    else if (!rc && says(r, "store"))
+        rc = sl_fail(err, SL_ARG,
+                     "has jobs whose files are in another shared folder: want the same --blobs for "
+                     "all its servers");
     if (r) freeReplyObject(r);
     return rc;
 }
@@ -1147,7 +1152,7 @@ sl_code sl_journal_open_shared(sl_journal **out, const sl_journal_shared *at, sl
         snprintf(q->model, sizeof q->model, "%s", at->model);
         snprintf(q->channel, sizeof q->channel, "sluice:events:%d", q->at.db);
         rc = find_redis(q, err);
-        if (!rc) rc = enter(q, err);
+        if (!rc) rc = enter(q, at->store ? at->store : "", err);
         if (!rc) rc = begin_threads(q, err);
         if (rc) sl_context(err, rc, "queue %s", q->at.shown), one_line(err);
     }

@@ -3,6 +3,7 @@
 
 #include <math.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -238,4 +239,22 @@ double sl_live_queued_s(sl_live *l, int64_t step_work, int steps, int position, 
     if (own < 0) return -1;
     if (lanes < 1) lanes = 1;
     return running / lanes + own * position / lanes + own;
+}
+
+void sl_live_print(const sl_live_job *j, char out[SL_JOURNAL_LIVE])
+{
+    snprintf(out, SL_JOURNAL_LIVE, "%s %u %u %.3f %d %.1f", *j->stage ? j->stage : "-", j->step,
+             j->steps, j->step_s, j->preview, j->left_s);
+}
+
+bool sl_live_parse(sl_live_job *out, const sl_journal_job *job)
+{
+    *out = (sl_live_job){.progress = job->progress};
+    memcpy(out->id, job->id, sizeof out->id);
+    if (sscanf(job->live, "%15s %u %u %lf %d %lf", out->stage, &out->step, &out->steps,
+               &out->step_s, &out->preview, &out->left_s) != 6 ||
+        !isfinite(out->step_s) || !isfinite(out->left_s))
+        return false;
+    if (!strcmp(out->stage, "-")) *out->stage = 0;
+    return true;
 }

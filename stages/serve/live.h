@@ -48,6 +48,10 @@ void sl_live_end(sl_live *l, const char *id, bool well);
 
 /* false: it does not run. */
 bool sl_live_get(sl_live *l, const char *id, sl_live_job *out);
+/* What a server tells others of a job that it runs (sl_journal_show), and the way back. false: it
+ * tells nothing that can be read. */
+void sl_live_print(const sl_live_job *j, char out[SL_JOURNAL_LIVE]);
+bool sl_live_parse(sl_live_job *out, const sl_journal_job *job);
 /* Seconds until a queued job with `position` jobs before it is done, `lanes` jobs denoise at a
  * time; negative: nothing was measured yet. step_work: of sl_live_step_work. */
 double sl_live_queued_s(sl_live *l, int64_t step_work, int steps, int position, int lanes);

@@ -44,6 +44,11 @@
     X(REQUEST_SECONDS, "sluice_http_request_seconds", HISTOGRAM,                                   \
       "Seconds from a request's head to its answer's queueing, by route")                          \
     X(JOB_SECONDS, "sluice_job_seconds", HISTOGRAM, "Seconds from a job's acceptance to its end")  \
+    X(SERVERS, "sluice_fleet_servers", GAUGE, "Servers of a shared queue that are heard of")       \
+    X(TAKEN, "sluice_fleet_taken_over_total", COUNTER,                                             \
+      "Jobs of a shared queue whose server fell silent, and that went on elsewhere")               \
+    X(FENCED, "sluice_fleet_fenced_total", COUNTER,                                                \
+      "Changes of a shared queue refused because the job was another server's by then")            \
     X(CPU, "sluice_server_cpu_seconds_total", COUNTER, "CPU seconds of the server's process")      \
     X(BUILD, "sluice_build_info", GAUGE, "1; labels tell the version")
 

@@ -20,6 +20,7 @@
 #include "stages/job/files.h"
 #include "stages/job/report.h"
 #include "stages/job/trace_json.h"
+#include "stages/serve/mover.h"
 
 #define TICK_MS 500
 #define SECOND 1000000000ll
@@ -28,6 +29,8 @@
 #define RESTART_NS (1 * SECOND) /* before a dispatcher that was given up is started again */
 #define CARE_NS (60 * SECOND)   /* between two jobs while the machine is at fault */
 #define NICE 5                  /* of the stages: a CPU computes when nobody is to be answered */
+#define SHOW_NS (SECOND / 2)    /* between two words about a job to a queue that servers share */
+#define PARK_NS (15 * SECOND)   /* to bring what is finished into the shared folder at the end */
 #define CULPRITS 3              /* jobs in a row that break a stage: it is not them */
 
 typedef struct {
@@ -41,6 +44,12 @@ typedef struct {
     sl_code code; /* of the end */
     char message[SL_TEXT];
     int64_t saved_ns;
+    /* Of a queue that servers share; its files come and go by the mover's slot of its number: */
+    sl_journal_job row; /* as it was claimed */
+    bool waits;         /* an earlier life of it has not ended here yet */
+    bool fetches;       /* its files are on their way here */
+    bool sends;         /* and back */
+    bool lost;          /* it is another server's by now: nothing of it counts any more */
 } run;
 
 typedef struct {
@@ -58,7 +67,8 @@ typedef struct {
     int process_count;
     uint64_t last_tag;
     int ahead;
-    run *runs; /* SL_LIVE_JOBS of them */
+    run *runs;       /* SL_LIVE_JOBS of them */
+    sl_mover *mover; /* NULL: the jobs' folders are here alone */
     bool draining, now;
     int64_t drain_by_ns, tick_ns;
     bool began, fatal; /* it has taken jobs; it never will */
@@ -84,6 +94,7 @@ static void forget(run *r)
     sl_report_free(&r->rep);
     sl_job_free(&r->req.spec);
     free(r->req.warnings);
+    sl_journal_job_free(&r->row);
     *r = (run){0};
 }
 
@@ -92,7 +103,7 @@ static bool disk_is_full(const pipeline *p)
     pthread_rwlock_rdlock(&p->s->settings);
     const uint64_t reserve = (uint64_t)p->s->conf.serve.reserve_bytes;
     pthread_rwlock_unlock(&p->s->settings);
-    return sl_store_free(&p->s->store) < reserve;
+    return sl_server_free(p->s) < reserve;
 }
 
 static void write_reports(pipeline *p, run *r)
@@ -129,15 +140,15 @@ static void count_end(pipeline *p, const run *r, const sl_journal_job *row)
 }
 
 /* The job ends in the journal. false: the disk did not take it, to be tried again. */
-static bool record(pipeline *p, run *r)
+static bool record(pipeline *p, run *r, uint64_t bytes)
 {
     const sl_journal_state end = r->code == SL_OK          ? SL_JOURNAL_COMPLETED
                                  : r->code == SL_CANCELLED ? SL_JOURNAL_CANCELLED
                                                            : SL_JOURNAL_FAILED;
     sl_journal_job row = {0};
     sl_err err = {0};
-    sl_code rc = sl_journal_finish(p->s->journal, r->id, end, r->code, r->message,
-                                   sl_store_bytes(&p->s->store, r->id), wall_s(), &err);
+    sl_code rc =
+        sl_journal_finish(p->s->journal, r->id, end, r->code, r->message, bytes, wall_s(), &err);
     if (rc && rc != SL_GONE) {
         sl_log_about(r->id, SL_LOG_WARN, "its end cannot be noted yet: %s", err.msg);
         return false;
@@ -159,17 +170,64 @@ static void note_dump(const pipeline *p, const run *r)
         sl_log_about(r->id, SL_LOG_WARN, "%s", err.msg);
 }
 
+static int slot_of(const pipeline *p, const run *r)
+{
+    return (int)(r - p->runs);
+}
+
+static bool release(pipeline *p, const run *r)
+{
+    sl_err err = {0};
+    return !sl_journal_release(p->s->journal, r->id, &err) || err.code == SL_GONE;
+}
+
+/* Of a queue that servers share. What is to be kept is in the shared folder before the journal
+ * notes the end, so that whoever hears of it finds it there. */
+static bool settle_shared(pipeline *p, run *r)
+{
+    const int slot = slot_of(p, r);
+    const bool dump = r->req.spec.dump;
+    sl_code rc = SL_OK;
+    uint64_t bytes = 0;
+    sl_err err = {0};
+    if (r->waits) { /* it has nothing here yet */
+        if (!r->lost && !release(p, r)) return false;
+        forget(r);
+        return true;
+    }
+    if (!r->lost && !r->sends) {
+        if (!r->back && dump) note_dump(p, r);
+        if (!r->back) sl_store_prune(&p->s->store, r->id, dump);
+        sl_mover_send(p->mover, slot, !r->back);
+        r->sends = true;
+        return false;
+    }
+    if (!r->lost && !sl_mover_done(p->mover, slot, &rc, &bytes, &err)) return false;
+    if (rc == SL_GONE) r->lost = true;
+    if (!r->lost && !(r->back ? release(p, r) : record(p, r, bytes))) return false;
+    if (r->lost) sl_log_about(r->id, SL_LOG_WARN, "it is another server's by now");
+    const bool well = !r->lost && !r->back && r->code == SL_OK;
+    sl_live_end(p->s->live, r->id, well);
+    if (r->lost || r->back) sl_mover_clear(p->mover, slot);
+    else sl_mover_drop(p->mover, slot);
+    if (well) p->culprits = 0, p->careful = false;
+    sl_events_tell(p->s->events, r->id, SL_EVENT_STATE);
+    forget(r);
+    return true;
+}
+
 /* Everything that the job has left behind, in memory and on the disk. */
 static bool settle(pipeline *p, run *r)
 {
     const bool dump = r->req.spec.dump;
     sl_err err = {0};
+    if (p->mover) return settle_shared(p, r);
     if (r->back) {
         if (sl_journal_release(p->s->journal, r->id, &err) && err.code != SL_GONE) return false;
         sl_live_end(p->s->live, r->id, false);
     } else {
         if (dump) note_dump(p, r); /* whoever hears of the end finds it */
-        if (!record(p, r)) return false;
+        if (!record(p, r, sl_store_bytes(&p->s->store, r->id))) return false;
         sl_live_end(p->s->live, r->id, r->code == SL_OK);
         sl_store_prune(&p->s->store, r->id, dump);
         if (r->code == SL_OK) p->culprits = 0, p->careful = false;
@@ -185,6 +243,10 @@ static void end_run(pipeline *p, run *r, sl_code code, const char *message)
     sl_journal_job row = {0};
     if (r->over) return;
     r->over = true;
+    if (r->lost) {
+        settle(p, r);
+        return;
+    }
     r->code = code;
     snprintf(r->message, sizeof r->message, "%s", message);
     const bool asked = !sl_journal_get(p->s->journal, r->id, NULL, &row, NULL) && row.cancel_asked;
@@ -226,6 +288,17 @@ static sl_code submit(pipeline *p, run *r, sl_err *err)
     return sl_dispatcher_send(&p->dispatcher, &m, err);
 }
 
+/* What another server has written names its own folders. */
+static sl_code move_here(const pipeline *p, run *r, const char *path, sl_err *err)
+{
+    sl_job *j = &r->req.spec;
+    sl_code rc = sl_store_path(j->output, &p->s->store, r->id, SL_STORE_VIDEO, err);
+    if (!rc && *j->preview)
+        rc = sl_store_path(j->preview, &p->s->store, r->id, SL_STORE_PREVIEW, err);
+    snprintf(j->model, sizeof j->model, "%s", p->s->model.dir);
+    return rc ? rc : sl_job_write(j, path, err);
+}
+
 static sl_code open_run(pipeline *p, run *r, sl_err *err)
 {
     char path[SL_PATH];
@@ -234,6 +307,7 @@ static sl_code open_run(pipeline *p, run *r, sl_err *err)
         (rc = sl_path_join(path, r->req.dir, "job.json", err)) ||
         (rc = sl_job_read(&r->req.spec, path, err)) || (rc = sl_job_check(&r->req.spec, err)))
         return rc;
+    if (p->mover && (rc = move_here(p, r, path, err))) return rc;
     char filters[SL_FILTERS_TEXT];
     if (!strcmp(r->req.spec.filters, sl_pipeline_text(filters))) return SL_OK;
     sl_log_about(r->id, SL_LOG_WARN,
@@ -257,13 +331,10 @@ static void read_warnings(sl_request *req, const char *request)
     json_decref(o);
 }
 
-static void begin(pipeline *p, const sl_journal_job *row)
+/* Its files are here. */
+static void begin_here(pipeline *p, run *r, const sl_journal_job *row)
 {
-    run *r = p->runs;
     sl_err err = {0};
-    while (r->used) r++; /* ahead is less than their number */
-    *r = (run){.used = true, .req = {.id = ++p->last_tag}, .resumed = row->attempts > 1};
-    memcpy(r->id, row->id, sizeof r->id);
     sl_code rc = open_run(p, r, &err);
     read_warnings(&r->req, row->request);
     sl_live_begin(p->s->live, r->id, &r->req.spec, row->progress);
@@ -280,10 +351,66 @@ static void begin(pipeline *p, const sl_journal_job *row)
     else if (submit(p, r, &err)) sl_log_about(r->id, SL_LOG_ERROR, "%s", err.msg);
 }
 
+/* An earlier life of the same job, which was lost, is here still. The run itself has nothing yet. */
+static bool has_another(const pipeline *p, const run *r)
+{
+    for (int i = 0; i < SL_LIVE_JOBS; i++)
+        if (p->runs[i].used && &p->runs[i] != r && !strcmp(p->runs[i].id, r->id)) return true;
+    return sl_mover_has(p->mover, r->id);
+}
+
+static run *free_run(pipeline *p)
+{
+    for (int i = 0; i < SL_LIVE_JOBS; i++)
+        if (!p->runs[i].used && (!p->mover || sl_mover_is_free(p->mover, i))) return &p->runs[i];
+    return NULL;
+}
+
+/* *row is taken over by a job of a queue that servers share. */
+static void begin(pipeline *p, run *r, sl_journal_job *row)
+{
+    *r = (run){.used = true, .req = {.id = ++p->last_tag}, .resumed = row->attempts > 1};
+    memcpy(r->id, row->id, sizeof r->id);
+    if (!p->mover) {
+        begin_here(p, r, row);
+        return;
+    }
+    r->row = *row;
+    *row = (sl_journal_job){0};
+    if (!(r->waits = has_another(p, r))) {
+        sl_mover_fetch(p->mover, slot_of(p, r), &r->row);
+        r->fetches = true;
+    }
+}
+
+/* Jobs that wait for their files. */
+static void look_for_files(pipeline *p)
+{
+    for (int i = 0; p->mover && i < SL_LIVE_JOBS; i++) {
+        run *r = &p->runs[i];
+        sl_code rc;
+        uint64_t bytes;
+        sl_err err = {0};
+        if (!r->used || r->over) continue;
+        if (r->waits && !has_another(p, r)) {
+            r->waits = false;
+            r->fetches = true;
+            sl_mover_fetch(p->mover, i, &r->row);
+        }
+        if (!r->fetches || !p->up || !sl_mover_done(p->mover, i, &rc, &bytes, &err)) continue;
+        r->fetches = false;
+        sl_mover_watch(p->mover, i);
+        if (rc) end_run(p, r, rc == SL_GONE ? SL_SYS : rc, err.msg);
+        else begin_here(p, r, &r->row);
+    }
+}
+
 static void claim_all(pipeline *p)
 {
     const int most = p->careful ? 1 : p->ahead;
-    while (p->up && !p->draining && count(p) < most && sl_now_ns() >= p->claim_ns) {
+    run *r;
+    while (p->up && !p->draining && count(p) < most && sl_now_ns() >= p->claim_ns &&
+           (r = free_run(p))) {
         sl_journal_job row = {0};
         sl_err err = {0};
         sl_code rc = sl_journal_claim(p->s->journal, wall_s(), &row, &err);
@@ -291,7 +418,7 @@ static void claim_all(pipeline *p)
             if (rc != SL_BUSY) sl_log_err("journal", &err), p->claim_ns = sl_now_ns() + RETRY_NS;
             return;
         }
-        begin(p, &row);
+        begin(p, r, &row);
         sl_journal_job_free(&row);
         if (p->culprits >= CULPRITS) p->claim_ns = sl_now_ns() + CARE_NS;
     }
@@ -304,13 +431,47 @@ static void look_for_cancels(pipeline *p)
     for (int i = 0; i < SL_LIVE_JOBS; i++) {
         run *r = &p->runs[i];
         sl_journal_job row = {0};
-        if (!r->used || r->over || r->told_cancel || !r->rep.jobs[0].number) continue;
-        if (!sl_journal_get(p->s->journal, r->id, NULL, &row, NULL) && row.cancel_asked) {
+        if (!r->used || r->over || r->told_cancel || !r->rep.count || !r->rep.jobs[0].number)
+            continue;
+        if (r->lost ||
+            (!sl_journal_get(p->s->journal, r->id, NULL, &row, NULL) && row.cancel_asked)) {
             sl_msg m = {.type = SL_MSG_CANCEL, .cancel = {.job = r->rep.jobs[0].number}};
             r->told_cancel = !sl_dispatcher_send(&p->dispatcher, &m, NULL);
         }
         sl_journal_job_free(&row);
     }
+}
+
+/* Jobs that this server ran, and was silent for too long: they go on elsewhere. */
+static void lose(pipeline *p, const char *id)
+{
+    for (int i = 0; i < SL_LIVE_JOBS; i++) {
+        run *r = &p->runs[i];
+        sl_journal_job row = {0};
+        if (!r->used || r->lost || strcmp(r->id, id)) continue;
+        /* it may have been claimed here again: which of its lives is this? */
+        const sl_code rc = sl_journal_get(p->s->journal, id, NULL, &row, NULL);
+        r->lost = rc == SL_GONE ||
+                  (!rc && (row.fence != r->row.fence || row.state != SL_JOURNAL_RUNNING));
+        sl_journal_job_free(&row);
+        if (r->lost && (r->waits || r->fetches || r->over)) {
+            r->over = true;
+            settle(p, r);
+        }
+    }
+}
+
+static void look_for_lost(pipeline *p)
+{
+    sl_server *s = p->s;
+    pthread_mutex_lock(&s->lost_lock);
+    char(*ids)[SL_JOURNAL_ID] = s->lost;
+    const int n = s->lost_count;
+    s->lost = NULL;
+    s->lost_count = 0;
+    pthread_mutex_unlock(&s->lost_lock);
+    for (int i = 0; i < n; i++) lose(p, ids[i]);
+    free(ids);
 }
 
 /* A job's folder that somebody removes takes what was finished with it: that is told at once, not
@@ -443,8 +604,12 @@ static void on_progress(pipeline *p, run *r, const sl_msg_progress *m)
         p->s->events, r->id,
         SL_EVENT_STEP |
             (sl_role_has_teams((sl_role)sl_role_by_name(m->stage)) ? SL_EVENT_PREVIEW : 0));
-    if (sl_now_ns() - r->saved_ns < SAVE_NS || !sl_live_get(p->s->live, r->id, &now)) return;
-    sl_journal_progress(p->s->journal, r->id, now.progress, NULL);
+    if (sl_now_ns() - r->saved_ns < (p->mover ? SHOW_NS : SAVE_NS) ||
+        !sl_live_get(p->s->live, r->id, &now))
+        return;
+    char live[SL_JOURNAL_LIVE];
+    sl_live_print(&now, live);
+    sl_journal_show(p->s->journal, r->id, now.progress, live, NULL);
     r->saved_ns = sl_now_ns();
 }
 
@@ -535,7 +700,8 @@ static void start(pipeline *p)
     }
     p->up = true;
     for (int i = 0; i < SL_LIVE_JOBS; i++)
-        if (p->runs[i].used && !p->runs[i].over && submit(p, &p->runs[i], &err))
+        if (p->runs[i].used && p->runs[i].rep.count && !p->runs[i].over &&
+            submit(p, &p->runs[i], &err))
             sl_log_about(p->runs[i].id, SL_LOG_ERROR, "%s", err.msg);
 }
 
@@ -603,6 +769,8 @@ static void tick(pipeline *p)
         if (p->runs[i].used && p->runs[i].over) settle(p, &p->runs[i]);
     if (!p->up && p->restart_ns && sl_now_ns() >= p->restart_ns && !p->draining) start(p);
     end_broken(p);
+    look_for_lost(p);
+    look_for_files(p);
     look_for_cancels(p);
     if (p->up) look_for_folders(p);
     if (!disk_is_full(p)) claim_all(p);
@@ -648,8 +816,13 @@ static void park(pipeline *p)
     if (p->up && count(p)) sl_dispatcher_kill(&p->dispatcher);
     sl_dispatcher_stop(&p->dispatcher);
     put_back(p);
-    for (int i = 0; i < SL_LIVE_JOBS; i++)
-        if (p->runs[i].used) settle(p, &p->runs[i]);
+    const int64_t until_ns = sl_now_ns() + (p->mover ? PARK_NS : 0);
+    do {
+        for (int i = 0; i < SL_LIVE_JOBS; i++)
+            if (p->runs[i].used) settle(p, &p->runs[i]);
+        const struct timespec t = {0, 20000000};
+        if (p->mover && count(p)) nanosleep(&t, NULL);
+    } while (count(p) && sl_now_ns() < until_ns);
     for (int i = 0; i < SL_LIVE_JOBS; i++)
         if (p->runs[i].used) forget(&p->runs[i]); /* as after a SIGKILL */
 }
@@ -678,6 +851,9 @@ sl_code sl_pipeline_run(sl_server *s, void (*reload)(void *self), void (*began)(
         if (p.ahead > conf->limits.jobs) p.ahead = conf->limits.jobs;
         rc = sl_dispatcher_open(&p.dispatcher, conf, s->model.dir, s->store.run, true, err);
     }
+    if (!rc && sl_server_shares_queue(s))
+        rc = sl_mover_open(&p.mover, &(sl_mover_ends){s->journal, &s->blobs, &s->store, s->wake},
+                           err);
     if (!rc) {
         p.dispatcher.nice = NICE;
         start(&p);
@@ -686,6 +862,7 @@ sl_code sl_pipeline_run(sl_server *s, void (*reload)(void *self), void (*began)(
         park(&p);
     }
     if (signals >= 0) close(signals);
+    sl_mover_close(&p.mover);
     free(p.runs);
     free(conf);
     return rc;

@@ -23,6 +23,7 @@
 #include "stages/job/files.h"
 #include "stages/job/lora.h"
 #include "stages/job/plan.h"
+#include "stages/serve/front.h"
 #include "stages/serve/http.h"
 #include "stages/serve/logger.h"
 #include "stages/serve/pipeline.h"
@@ -33,7 +34,8 @@
 #define FORGET_S (7 * 86400)          /* a removed job's row */
 
 typedef struct {
-    char listen[300], tokens[SL_PATH], state[SL_PATH], conf[SL_PATH];
+    char listen[300], tokens[SL_PATH], state[SL_PATH], conf[SL_PATH], role[16];
+    sl_server_shares shares;
     sl_batch batch; /* model, files, devices */
     sl_server server;
     sl_http *http;
@@ -58,6 +60,9 @@ static sl_code take_option(serve *v, const char *name, const char *value, sl_err
                {"--listen", v->listen, sizeof v->listen},
                {"--tokens", v->tokens, sizeof v->tokens},
                {"--device", v->batch.device, sizeof v->batch.device},
+               {"--queue", v->shares.queue, sizeof v->shares.queue},
+               {"--blobs", v->shares.blobs, sizeof v->shares.blobs},
+               {"--role", v->role, sizeof v->role},
                {file ? name : "", file, SL_PATH}};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         if (strcmp(name, all[i].name) || !all[i].at) continue;
@@ -70,9 +75,25 @@ static sl_code take_option(serve *v, const char *name, const char *value, sl_err
     }
     return sl_fail(err, SL_ARG,
                    "unknown option %.60s, want --model, --conf, --state, --listen, --tokens, "
-                   "--device, or a file in place of the model's: --transformer, --transformer-2, "
+                   "--device, --queue, --blobs, --role, or a file in place of the model's: "
+                   "--transformer, --transformer-2, "
                    "--text-encoder, --image-encoder, --vae, --tokenizer",
                    name);
+}
+
+static sl_code parse_role(serve *v, sl_err *err)
+{
+    static const char *const ROLES[SL_SERVER_ROLE_COUNT] = {
+#define X(NAME, name) name,
+        SL_SERVER_ROLES(X)
+#undef X
+    };
+    for (int i = 0; i < SL_SERVER_ROLE_COUNT; i++)
+        if (!*v->role || !strcmp(v->role, ROLES[i])) {
+            v->shares.role = (sl_server_role)i;
+            return SL_OK;
+        }
+    return sl_fail(err, SL_ARG, "--role is \"%s\", want front, worker or both", v->role);
 }
 
 static sl_code parse(serve *v, int argc, char **argv, sl_err *err)
@@ -88,7 +109,14 @@ static sl_code parse(serve *v, int argc, char **argv, sl_err *err)
     }
     if (!rc) snprintf(v->batch.conf, sizeof v->batch.conf, "%s", v->conf);
     if (!rc && !*v->state) rc = sl_state_dir(v->state, err);
-    return rc;
+    const char *queue = getenv("SLUICE_QUEUE"); /* a password is not everybody's to see, as here */
+    if (!rc && !*v->shares.queue && queue && *queue) {
+        if (strlen(queue) >= sizeof v->shares.queue)
+            return sl_fail(err, SL_ARG, "SLUICE_QUEUE has %zu bytes, want at most %zu",
+                           strlen(queue), sizeof v->shares.queue - 1);
+        snprintf(v->shares.queue, sizeof v->shares.queue, "%s", queue);
+    }
+    return rc ? rc : parse_role(v, err);
 }
 
 /* ---- before the first job ---- */
@@ -196,7 +224,9 @@ static void sweep_one(void *self, const char *id)
 {
     sl_server *s = self;
     sl_journal_job job = {0};
-    if (!sl_journal_knows(s->journal, id)) sl_store_remove(&s->store, id);
+    /* of a shared queue: what counts is in the shared folder */
+    if (sl_server_shares_queue(s)) sl_store_remove(&s->store, id);
+    else if (!sl_journal_knows(s->journal, id)) sl_store_remove(&s->store, id);
     else if (!sl_journal_get(s->journal, id, NULL, &job, NULL) && job.state != SL_JOURNAL_QUEUED &&
              job.state != SL_JOURNAL_RUNNING)
         sl_store_prune(&s->store, id, sl_video_has_dump(&job));
@@ -208,7 +238,7 @@ static sl_code open_state(serve *v, sl_err *err)
     sl_server *s = &v->server;
     int count = 0;
     sl_code rc;
-    if ((rc = sl_server_open_state(s, v->state, LOCK_WAIT_MS, err)) ||
+    if ((rc = sl_server_open_state(s, v->state, &v->shares, LOCK_WAIT_MS, err)) ||
         (rc = sl_journal_release_all(s->journal, &count, err)))
         return rc;
     if (count) sl_log(SL_LOG_INFO, "%d jobs of the server before this one go on", count);
@@ -223,7 +253,7 @@ static sl_code open_all(serve *v, sl_err *err)
     if ((rc = sl_batch_open(&v->batch, &s->model, &s->conf, err))) return rc;
     sl_log_open("serve", s->conf.run.log);
     if ((rc = sl_request_read_defaults(&s->defaults, s->model.dir, err)) ||
-        (rc = admit_largest(v, err)) ||
+        (v->shares.role != SL_SERVER_FRONT && (rc = admit_largest(v, err))) ||
         (*v->tokens && (rc = sl_tokens_read(&s->tokens, v->tokens, err))))
         return rc;
     v->people = s->conf.run.log_format == SL_LOG_AS_TEXT;
@@ -250,7 +280,7 @@ static void expire(sl_server *s)
     pthread_rwlock_unlock(&s->settings);
     while (!sl_journal_expire(s->journal, before, quota, now - FORGET_S, now, id, &err)) {
         sl_log_about(id, SL_LOG_INFO, "expired");
-        sl_store_remove(&s->store, id);
+        sl_server_remove_files(s, id);
         sl_events_tell(s->events, id, SL_EVENT_STATE);
     }
     if (err.code && err.code != SL_BUSY) sl_log_err("journal", &err);
@@ -351,8 +381,10 @@ int sl_serve_main(int argc, char **argv)
         !sl_logger_open(&v->logger, &v->server.store, v->people, &err)) {
         sl_log_use_format(SL_LOG_AS_JSON);
         v->janitor_runs = !pthread_create(&v->janitor, NULL, tidy, v);
-        status =
-            sl_pipeline_run(&v->server, reload, tell_ready, v, &err) ? SL_EXIT_FAILED : SL_EXIT_OK;
+        const sl_code rc = v->server.role == SL_SERVER_FRONT
+                               ? sl_front_run(&v->server, reload, tell_ready, v, &err)
+                               : sl_pipeline_run(&v->server, reload, tell_ready, v, &err);
+        status = rc ? SL_EXIT_FAILED : SL_EXIT_OK;
     }
     close_all(v);
     if (err.code) sl_complain("%s", err.msg);

@@ -1,9 +1,17 @@
 /* server.c - the shared parts, opened and closed together. */
 #include "stages/serve/server.h"
 
+#include <ctype.h>
 #include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/eventfd.h>
+#include <sys/random.h>
+#include <sys/stat.h>
 #include <unistd.h>
+
+#include "common/log.h"
 
 sl_code sl_server_open(sl_server *s, sl_err *err)
 {
@@ -14,19 +22,128 @@ sl_code sl_server_open(sl_server *s, sl_err *err)
     return sl_metrics_open(&s->metrics, err);
 }
 
-sl_code sl_server_open_state(sl_server *s, const char *dir, int wait_ms, sl_err *err)
+/* Who this server is in the queue: a name that its state folder keeps. */
+static sl_code read_id(sl_server *s, sl_err *err)
+{
+    char path[SL_PATH], host[24] = "host";
+    uint32_t r = 0;
+    sl_code rc = sl_path_join(path, s->store.dir, "server", err);
+    if (rc) return rc;
+    FILE *f = fopen(path, "re");
+    const bool kept = f && fscanf(f, "%63s", s->id) == 1 && sl_journal_is_id(s->id);
+    if (f) fclose(f);
+    if (kept) return SL_OK;
+    gethostname(host, sizeof host - 1);
+    for (char *c = host; *c; c++)
+        if (!isalnum((unsigned char)*c)) *c = '-';
+    while (getrandom(&r, sizeof r, 0) != sizeof r) {
+    }
+    snprintf(s->id, sizeof s->id, "%s-%08x", host, r);
+    if (!(f = fopen(path, "we"))) return sl_fail_errno(err, errno, "%s", path);
+    fprintf(f, "%s\n", s->id);
+    return fclose(f) ? sl_fail_errno(err, errno, "%s", path) : SL_OK;
+}
+
+static void note_lost(sl_server *s, const char *id)
+{
+    pthread_mutex_lock(&s->lost_lock);
+    char(*more)[SL_JOURNAL_ID] = realloc(s->lost, (size_t)(s->lost_count + 1) * sizeof *more);
+    if (more) {
+        s->lost = more;
+        snprintf(s->lost[s->lost_count++], SL_JOURNAL_ID, "%s", id);
+    }
+    pthread_mutex_unlock(&s->lost_lock);
+}
+
+/* What any server of the queue has changed. */
+static void hear(void *self, sl_journal_heard what, const char *id)
+{
+    sl_server *s = self;
+    if (what == SL_JOURNAL_HEARD_LOST) note_lost(s, id);
+    if (what == SL_JOURNAL_HEARD_STEP)
+        sl_events_tell(s->events, id, SL_EVENT_STEP | SL_EVENT_PREVIEW);
+    else if (what == SL_JOURNAL_HEARD_ALL)
+        sl_events_tell(s->events, NULL, SL_EVENT_STATE | SL_EVENT_STEP);
+    else if (what == SL_JOURNAL_HEARD_STATE) sl_events_tell(s->events, id, SL_EVENT_STATE);
+    if (what != SL_JOURNAL_HEARD_STEP) sl_server_wake(s);
+}
+
+static sl_code open_queue(sl_server *s, const sl_server_shares *shares, sl_err *err)
+{
+    bool safe;
+    sl_code rc;
+    s->role = shares->role;
+    if (!*shares->blobs)
+        return sl_fail(err, SL_ARG,
+                       "--queue is given without --blobs, want the folder that all "
+                       "servers of the queue share");
+    if ((rc = read_id(s, err)) || (rc = sl_blobs_open(&s->blobs, shares->blobs, err))) return rc;
+    s->blobs.bytes_per_s = s->conf.queue.spool_rate;
+    const sl_journal_shared at = {.url = shares->queue,
+                                  .name = s->id,
+                                  .model = s->name,
+                                  .store = s->blobs.word,
+                                  .lease_ms = s->conf.queue.lease_s * 1000};
+    if ((rc = sl_journal_open_shared(&s->journal, &at, err))) return rc;
+    sl_journal_listen(s->journal, hear, s);
+    const char *promise = sl_journal_promise(s->journal, &safe);
+    sl_log(safe ? SL_LOG_INFO : SL_LOG_WARN, "%s", promise);
+    return SL_OK;
+}
+
+sl_code sl_server_open_state(sl_server *s, const char *dir, const sl_server_shares *shares,
+                             int wait_ms, sl_err *err)
 {
     char path[SL_PATH];
-    sl_code rc;
-    if ((rc = sl_store_open(&s->store, dir, wait_ms, err)) ||
-        (rc = sl_path_join(path, s->store.dir, "journal.db", err)))
-        return rc;
+    sl_code rc = sl_store_open(&s->store, dir, wait_ms, err);
+    if (rc) return rc;
+    if (*shares->queue) return open_queue(s, shares, err);
+    if (*shares->blobs || shares->role != SL_SERVER_BOTH)
+        return sl_fail(err, SL_ARG,
+                       "--blobs and --role are given without --queue, want the queue "
+                       "that the servers share");
+    if ((rc = sl_path_join(path, s->store.dir, "journal.db", err))) return rc;
     return sl_journal_open(&s->journal, path, err);
+}
+
+/* ---- files of jobs ---- */
+
+sl_code sl_server_file(const sl_server *s, const sl_journal_job *job, const char *name,
+                       char path[SL_PATH], uint64_t *bytes, sl_err *err)
+{
+    char version[SL_JOURNAL_FILE];
+    uint64_t size;
+    if (!sl_server_shares_queue(s)) {
+        struct stat st;
+        sl_code rc = sl_store_path(path, &s->store, job->id, name, err);
+        if (!rc && stat(path, &st)) return sl_fail(err, SL_GONE, "there is no %s", name);
+        if (!rc && bytes) *bytes = (uint64_t)st.st_size;
+        return rc;
+    }
+    if (!sl_journal_find_file(job, name, version, &size))
+        return sl_fail(err, SL_GONE, "there is no %s", name);
+    if (bytes) *bytes = size;
+    return sl_blobs_path(path, &s->blobs, job->id, name, version, err);
+}
+
+uint64_t sl_server_free(const sl_server *s)
+{
+    const uint64_t here = sl_store_free(&s->store);
+    const uint64_t there = sl_server_shares_queue(s) ? sl_blobs_free(&s->blobs) : UINT64_MAX;
+    return here < there ? here : there;
+}
+
+void sl_server_remove_files(const sl_server *s, const char *id)
+{
+    sl_store_remove(&s->store, id);
+    if (sl_server_shares_queue(s)) sl_blobs_remove(&s->blobs, id);
 }
 
 void sl_server_close(sl_server *s)
 {
     sl_journal_close(&s->journal);
+    free(s->lost);
+    pthread_mutex_destroy(&s->lost_lock);
     sl_store_close(&s->store);
     sl_metrics_close(&s->metrics);
     sl_events_close(&s->events);
@@ -42,6 +159,7 @@ void sl_server_init(sl_server *s)
 {
     s->store.lock = s->wake = -1;
     pthread_rwlock_init(&s->settings, NULL);
+    pthread_mutex_init(&s->lost_lock, NULL);
 }
 
 void sl_server_wake(const sl_server *s)

@@ -18,6 +18,7 @@
 #include "common/model.h"
 #include "common/tokenizer.h"
 #include "stages/job/request.h"
+#include "stages/serve/blobs.h"
 #include "stages/serve/events.h"
 #include "stages/serve/journal.h"
 #include "stages/serve/live.h"
@@ -25,12 +26,33 @@
 #include "stages/serve/store.h"
 #include "stages/serve/tokens.h"
 
+/* ROLE, its name: what a server of a shared queue does. */
+#define SL_SERVER_ROLES(X)                                                                         \
+    X(BOTH, "both")     /* takes requests, and makes videos */                                     \
+    X(FRONT, "front")   /* takes requests: no GPU, no weights */                                   \
+    X(WORKER, "worker") /* makes videos; over HTTP it tells of itself alone */
+
+typedef enum {
+#define X(NAME, name) SL_SERVER_##NAME,
+    SL_SERVER_ROLES(X)
+#undef X
+        SL_SERVER_ROLE_COUNT
+} sl_server_role;
+
+typedef struct {
+    char queue[600], blobs[SL_PATH]; /* "": the queue is this machine's alone */
+    sl_server_role role;
+} sl_server_shares;
+
 typedef struct {
     char name[128]; /* of the model: its folder's last part */
     sl_model model; /* and the checkpoint's own defaults: */
     sl_request defaults;
     sl_tokenizer *tokenizer; /* NULL: prompts are not counted */
     sl_store store;
+    sl_blobs blobs; /* of a queue that servers share; dir "": the files are in `store` */
+    sl_server_role role;
+    char id[SL_JOURNAL_SERVER]; /* of a shared queue: who this server is there */
     sl_journal *journal;
     sl_live *live;
     sl_events *events;
@@ -47,16 +69,34 @@ typedef struct {
     atomic_bool draining; /* no new jobs */
     atomic_bool closing;  /* streams end */
     int wake;             /* eventfd: the journal has changed */
+
+    pthread_mutex_t lost_lock; /* of: ids of jobs that are another server's by now */
+    char (*lost)[SL_JOURNAL_ID];
+    int lost_count;
 } sl_server;
 
 /* *s zeroed before; then, of whoever puts a server together, in this order: model, defaults, conf,
  * tokens; sl_server_open: live jobs, events, metrics, wake; sl_server_open_state: the folder
- * (sl_store_open) and the journal in it. sl_server_close after all threads, also after an error.
- * Errors: SL_NOMEM, SL_SYS, and those of the two. */
+ * (sl_store_open), and the journal in it or the shared queue. sl_server_close after all threads,
+ * also after an error. Errors: SL_NOMEM, SL_SYS, and those of the two. */
 void sl_server_init(sl_server *s);
 sl_code sl_server_open(sl_server *s, sl_err *err);
-sl_code sl_server_open_state(sl_server *s, const char *dir, int wait_ms, sl_err *err);
+sl_code sl_server_open_state(sl_server *s, const char *dir, const sl_server_shares *shares,
+                             int wait_ms, sl_err *err);
 void sl_server_close(sl_server *s);
+
+/* Where file NAME of a job is, here or in the shared folder; NULL bytes: not asked. Errors: SL_GONE
+ * it has none, as far as the journal says; SL_ARG too long. */
+sl_code sl_server_file(const sl_server *s, const sl_journal_job *job, const char *name,
+                       char path[SL_PATH], uint64_t *bytes, sl_err *err);
+/* Bytes that are free for another job, on the disk that has least of them. */
+uint64_t sl_server_free(const sl_server *s);
+/* A job that is forgotten: its files go, wherever they are. */
+void sl_server_remove_files(const sl_server *s, const char *id);
+static inline bool sl_server_shares_queue(const sl_server *s)
+{
+    return *s->blobs.dir;
+}
 
 /* The pipeline is to look at the journal. */
 void sl_server_wake(const sl_server *s);

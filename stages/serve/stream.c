@@ -42,10 +42,22 @@ static void put_event(FILE *to, const char *event, json_t *data)
     json_decref(data);
 }
 
+/* Where the job is, here or on another server. */
+static bool where_is(const stream *s, sl_live_job *out)
+{
+    sl_journal_job job = {0};
+    if (sl_live_get(s->server->live, s->ask.id, out)) return true;
+    if (!sl_server_shares_queue(s->server)) return false;
+    const bool told = !sl_journal_get(s->server->journal, s->ask.id, NULL, &job, NULL) &&
+                      sl_live_parse(out, &job);
+    sl_journal_job_free(&job);
+    return told;
+}
+
 static void put_live(stream *s, FILE *to, unsigned news)
 {
     sl_live_job j;
-    if (!sl_live_get(s->server->live, s->ask.id, &j)) return;
+    if (!where_is(s, &j)) return;
     const bool moved = j.step != s->step || strcmp(j.stage, s->stage);
     if ((news & SL_EVENT_STEP) && *j.stage && moved)
         put_event(to, "step",

@@ -83,18 +83,17 @@ static json_t *error_of(const sl_journal_job *j)
 static json_t *bytes_of(const sl_server *s, const sl_journal_job *j)
 {
     char path[SL_PATH];
-    struct stat st;
+    uint64_t bytes;
     if (j->state != SL_JOURNAL_COMPLETED ||
-        sl_store_path(path, &s->store, j->id, SL_STORE_VIDEO, NULL) || stat(path, &st))
+        sl_server_file(s, j, SL_STORE_VIDEO, path, &bytes, NULL))
         return json_null();
-    return json_integer((json_int_t)st.st_size);
+    return json_integer((json_int_t)bytes);
 }
 
 static bool has_preview(const sl_server *s, const sl_journal_job *j)
 {
     char path[SL_PATH];
-    return j->attempts && !sl_store_path(path, &s->store, j->id, SL_STORE_PREVIEW, NULL) &&
-           !access(path, R_OK);
+    return j->attempts && !sl_server_file(s, j, SL_STORE_PREVIEW, path, NULL, NULL);
 }
 
 /* Where a queued job is, and when it may be done. */
@@ -117,7 +116,8 @@ static void add_live(sl_server *s, json_t *o, const sl_journal_job *j)
     sl_live_job now;
     double progress = j->progress;
     if (j->state == SL_JOURNAL_QUEUED) add_queue(s, o, j);
-    if (j->state == SL_JOURNAL_RUNNING && sl_live_get(s->live, j->id, &now)) {
+    if (j->state == SL_JOURNAL_RUNNING &&
+        (sl_live_get(s->live, j->id, &now) || sl_live_parse(&now, j))) {
         if (now.progress > progress) progress = now.progress;
         if (*now.stage) {
             json_object_set_new(o, "stage", json_string(now.stage));
@@ -173,7 +173,10 @@ json_t *sl_video_json(sl_server *s, const sl_journal_job *j)
 void sl_answer_journal(sl_ask *a, sl_code code, const sl_err *err)
 {
     if (code == SL_GONE) sl_answer_error(a, 404, "not_found", NULL, "there is no video %s", a->id);
-    else sl_answer_error(a, 500, "internal", NULL, "%s", err->msg);
+    else if (sl_server_shares_queue(a->server) && (code == SL_SYS || code == SL_TIMEOUT)) {
+        a->retry_s = 5;
+        sl_answer_error(a, 503, "away", NULL, "%s", err->msg);
+    } else sl_answer_error(a, 500, "internal", NULL, "%s", err->msg);
 }
 
 bool sl_ask_job(sl_ask *a, sl_journal_job *out)
@@ -290,7 +293,7 @@ void sl_on_remove(sl_ask *a)
         sl_answer_error(a, 503, "busy", NULL, "the job is told to stop, and has not yet");
     } else if (rc) sl_answer_journal(a, rc, &err);
     else {
-        sl_store_remove(&a->server->store, a->id);
+        sl_server_remove_files(a->server, a->id);
         sl_events_tell(a->server->events, a->id, SL_EVENT_STATE);
         sl_answer_json(
             a, 200,

@@ -1,0 +1,496 @@
+/* test_fleet.c - front ends and workers at one queue: whatever is killed, stopped or away, every job
+ * that was accepted ends once, with the bytes of one undisturbed server. limit: 400 s
+ *
+ * SLUICE_FLEET=full (make test-fleet) makes it 2 front ends, 3 workers, 60 jobs, disturbed at random
+ * until they have ended; SLUICE_FLEET_MODEL=DIR takes another model; SLUICE_SEED repeats a run's
+ * choices. */
+#include "tests/t_redis.h"
+#include "tests/t_serve.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#define JOBS_MOST 64
+#define SERVERS 5
+#define WAIT_S 300
+
+static t_redis redis;
+static t_serve servers[SERVERS]; /* front ends, then workers */
+static int fronts = 1, workers = 2, jobs = 8;
+static char blobs[300], bare[400];
+static const char *model = T_MODEL;
+static bool full;
+static unsigned seed;
+static pthread_mutex_t url_lock = PTHREAD_MUTEX_INITIALIZER; /* a url changes with each start */
+
+static double part(void)
+{
+    return (double)rand_r(&seed) / ((double)RAND_MAX + 1);
+}
+
+/* ---- servers ---- */
+
+static void start_server(int i, bool wait)
+{
+    static const char *more[SERVERS][8];
+    const char *const words[] = {"--queue", redis.url, "--blobs",
+                                 blobs,     "--role",  i < fronts ? "front" : "worker"};
+    memcpy(more[i], words, sizeof words);
+    t_serve_spawn(&servers[i], i < fronts ? bare : model, more[i]);
+    if (!wait) return;
+    char url[128];
+    memcpy(url, servers[i].url, sizeof url);
+    t_serve fresh = servers[i];
+    const bool up = t_serve_ready(&fresh);
+    if (!up) {
+        t_serve_show_log(&fresh);
+        fail_msg("server %d did not start", i);
+    }
+    pthread_mutex_lock(&url_lock);
+    servers[i] = fresh;
+    pthread_mutex_unlock(&url_lock);
+}
+
+static void open_fleet(void)
+{
+    t_redis_open(&redis);
+    snprintf(blobs, sizeof blobs, "%s/blobs", redis.dir);
+    /* a front end needs no weights */
+    const char *last = strrchr(model, '/');
+    snprintf(bare, sizeof bare, "%s/bare/%s", redis.dir, last ? last + 1 : model);
+    assert_int_equal(system(t_format("mkdir -p '%s' && cp -r '%s/.' '%s' && "
+                                     "find '%s' -name '*.safetensors' -delete",
+                                     bare, model, bare, bare)),
+                     0);
+    for (int i = 0; i < fronts + workers; i++) {
+        t_serve_open(&servers[i]);
+        t_serve_conf(&servers[i], i < fronts ? "queue: { lease_s = 1; };\nmodel: { random = 1; };\n"
+                                             : "queue: { lease_s = 1; };\n");
+        start_server(i, false);
+    }
+    for (int i = 0; i < fronts + workers; i++)
+        if (!t_serve_ready(&servers[i])) {
+            t_serve_show_log(&servers[i]);
+            fail_msg("server %d did not start", i);
+        }
+}
+
+/* All of a host's processes. */
+static void kill_host(int i)
+{
+    kill(-servers[i].pid, SIGCONT);
+    kill(-servers[i].pid, SIGKILL);
+    assert_int_equal(t_serve_wait(&servers[i]), 128 + SIGKILL);
+}
+
+static void stop_host(int i, double s)
+{
+    kill(-servers[i].pid, SIGSTOP);
+    usleep((useconds_t)(s * 1e6));
+    kill(-servers[i].pid, SIGCONT);
+}
+
+static void close_fleet(void)
+{
+    for (int i = 0; i < fronts + workers; i++) kill(servers[i].pid, SIGTERM);
+    for (int i = 0; i < fronts + workers; i++) assert_int_equal(t_serve_wait(&servers[i]), 0);
+    t_redis_close(&redis);
+    t_serve_no_children();
+    for (int i = 0; i < fronts + workers; i++) {
+        if (i >= fronts) /* what ran there is gone */
+            assert_int_equal(system(t_format("test -z \"$(ls '%s/jobs')\"", servers[i].state)), 0);
+        t_serve_close(&servers[i]);
+    }
+}
+
+/* ---- clients ---- */
+
+typedef struct {
+    char id[64];
+    uint64_t hash; /* of the video's bytes */
+    size_t size;
+} made;
+
+static made wanted[JOBS_MOST], got[JOBS_MOST];
+
+static uint64_t hash_of(const char *p, size_t n)
+{
+    uint64_t h = 1469598103934665603ull;
+    for (size_t i = 0; i < n; i++) h = (h ^ (unsigned char)p[i]) * 1099511628211ull;
+    return h;
+}
+
+static curl_mime *form_of(CURL *c, int i)
+{
+    curl_mime *m = curl_mime_init(c);
+    const char *const fields[][2] = {{"prompt", "a cat"},
+                                     {"size", "96x64"},
+                                     {"frames", "9"},
+                                     {"steps", i % 3 ? "6" : "12"},
+                                     {"guidance", i % 2 ? "1" : "4"}};
+    char number[16];
+    snprintf(number, sizeof number, "%d", i);
+    for (int k = 0; k < 5; k++) t_form_add(m, fields[k][0], fields[k][1]);
+    t_form_add(m, "seed", number);
+    t_form_add(m, "input_reference", "@" T_IMAGE);
+    return m;
+}
+
+/* One request to some front end. The answer's code; 0: nobody answered. */
+static long request(const char *method, const char *path, int form, const char *key, t_reply *r)
+{
+    static atomic_int next;
+    char url[256], line[64];
+    CURL *c = curl_easy_init();
+    struct curl_slist *list = NULL;
+    curl_mime *m = NULL;
+    pthread_mutex_lock(&url_lock);
+    snprintf(url, sizeof url, "%s%s", servers[atomic_fetch_add(&next, 1) % fronts].url, path);
+    pthread_mutex_unlock(&url_lock);
+    memset(r, 0, sizeof *r);
+    curl_easy_setopt(c, CURLOPT_URL, url);
+    curl_easy_setopt(c, CURLOPT_TIMEOUT, 30L);
+    curl_easy_setopt(c, CURLOPT_NOSIGNAL, 1L);
+    curl_easy_setopt(c, CURLOPT_PROXY, "");
+    curl_easy_setopt(c, CURLOPT_WRITEFUNCTION, t_reply_body);
+    curl_easy_setopt(c, CURLOPT_WRITEDATA, r);
+    if (form >= 0) curl_easy_setopt(c, CURLOPT_MIMEPOST, m = form_of(c, form));
+    else curl_easy_setopt(c, CURLOPT_CUSTOMREQUEST, method);
+    if (key) {
+        snprintf(line, sizeof line, "Idempotency-Key: %s", key);
+        curl_easy_setopt(c, CURLOPT_HTTPHEADER, list = curl_slist_append(list, line));
+    }
+    if (!curl_easy_perform(c)) curl_easy_getinfo(c, CURLINFO_RESPONSE_CODE, &r->code);
+    curl_slist_free_all(list);
+    curl_mime_free(m);
+    curl_easy_cleanup(c);
+    return r->code;
+}
+
+/* Submit job i until it is accepted, under a key of its own. */
+static void submit_one(made *out, int i)
+{
+    char key[32];
+    const double until = t_seconds() + WAIT_S;
+    snprintf(key, sizeof key, "job-%d", i);
+    while (!*out->id) {
+        t_reply r;
+        const long code = request("POST", "/v1/videos", i, key, &r);
+        json_t *o = code == 200 ? json_loadb(r.body, r.size, 0, NULL) : NULL;
+        const char *id = json_string_value(json_object_get(o, "id"));
+        if (id) snprintf(out->id, sizeof out->id, "%s", id);
+        const bool refused = code && code != 200 && code != 503;
+        if (refused) fprintf(stderr, "job %d: HTTP %ld %s\n", i, code, r.body ? r.body : "");
+        json_decref(o);
+        t_reply_free(&r);
+        if (refused || t_seconds() > until) return;
+        if (!*out->id) usleep(100000);
+    }
+}
+
+static void *submit_all(void *arg)
+{
+    for (int i = 0; i < jobs; i++) {
+        submit_one((made *)arg + i, i);
+        usleep(full ? 100000 : 20000);
+    }
+    return NULL;
+}
+
+/* The job's status as some front end has it; "HTTP N" where it has none. */
+static const char *status_of(const made *m)
+{
+    static char status[600];
+    t_reply r;
+    const long code = request("GET", t_format("/v1/videos/%s", m->id), -1, NULL, &r);
+    snprintf(status, sizeof status, "HTTP %ld", code);
+    if (code == 200) snprintf(status, sizeof status, "%s", t_reply_text(&r, "status"));
+    if (!strcmp(status, "failed"))
+        snprintf(status, sizeof status, "%s", t_reply_text(&r, "error.message"));
+    t_reply_free(&r);
+    return status;
+}
+
+static bool is_open(const char *status)
+{
+    return !strcmp(status, "queued") || !strcmp(status, "in_progress") ||
+           !strcmp(status, "HTTP 503") || !strcmp(status, "HTTP 0");
+}
+
+static bool all_ended(const made *all)
+{
+    for (int i = 0; i < jobs; i++)
+        if (!*all[i].id || is_open(status_of(&all[i]))) return false;
+    return true;
+}
+
+static void show_logs(void)
+{
+    for (int i = 0; i < fronts + workers; i++)
+        if (*servers[i].log) t_serve_show_log(&servers[i]);
+}
+
+/* Every job ended as it should, and there are no others. */
+static void check_all(made *all)
+{
+    const double until = t_seconds() + WAIT_S;
+    t_reply r;
+    for (int i = 0; i < jobs; i++) {
+        if (!*all[i].id) fail_msg("job %d was never accepted", i);
+        const char *status;
+        while (is_open(status = status_of(&all[i])) && t_seconds() < until) usleep(50000);
+        if (strcmp(status, "completed")) {
+            show_logs();
+            fail_msg("job %d (%s): %s", i, all[i].id, status);
+        }
+        assert_int_equal(request("GET", t_format("/v1/videos/%s/content", all[i].id), -1, NULL, &r),
+                         200);
+        all[i].size = r.size;
+        all[i].hash = hash_of(r.body, r.size);
+        t_reply_free(&r);
+    }
+    assert_int_equal(request("GET", "/v1/videos?limit=100", -1, NULL, &r), 200);
+    json_t *o = t_reply_json(&r);
+    assert_int_equal(json_array_size(json_object_get(o, "data")), jobs);
+    json_decref(o);
+    t_reply_free(&r);
+}
+
+static void same_as_undisturbed(void)
+{
+    for (int i = 0; i < jobs; i++)
+        if (got[i].size != wanted[i].size || got[i].hash != wanted[i].hash)
+            fail_msg("job %d has other bytes than that of one undisturbed server", i);
+}
+
+static long metric(const char *name)
+{
+    t_reply r;
+    assert_int_equal(request("GET", "/metrics", -1, NULL, &r), 200);
+    const char *at = strstr(r.body, t_format("\n%s ", name));
+    const long n = at ? atol(at + strlen(name) + 2) : -1;
+    t_reply_free(&r);
+    return n;
+}
+
+/* ---- tests ---- */
+
+static void one_server_undisturbed(void **state)
+{
+    (void)state;
+    const int front_ends = fronts;
+    fronts = 1; /* it stands in the place of all */
+    t_serve_open(&servers[0]);
+    t_serve_conf(&servers[0], "");
+    t_serve_start(&servers[0], model, NULL);
+    submit_all(wanted);
+    check_all(wanted);
+    assert_int_equal(t_serve_stop(&servers[0]), 0);
+    t_serve_close(&servers[0]);
+    fronts = front_ends;
+}
+
+/* A step of the job has been told of, by whoever runs it. */
+static void wait_for_step(const made *m)
+{
+    const double until = t_seconds() + 60;
+    for (;;) {
+        t_reply r;
+        const long code = request("GET", t_format("/v1/videos/%s", m->id), -1, NULL, &r);
+        const bool steps = code == 200 && !strcmp(t_reply_text(&r, "stage"), "denoise") &&
+                           atoi(t_reply_text(&r, "step")) >= 1;
+        const bool ended = code == 200 && !strcmp(t_reply_text(&r, "status"), "completed");
+        t_reply_free(&r);
+        if (steps || ended) return;
+        if (t_seconds() > until) fail_msg("no step of %s was told", m->id);
+        usleep(5000);
+    }
+}
+
+/* One of each: a worker's host dies, one is stopped and comes back, Redis dies, the shared folder
+ * is away, a front end dies. */
+static void disturb_each(void)
+{
+    const int first = fronts, second = fronts + 1;
+    wait_for_step(&got[0]);
+    kill_host(first);
+    usleep(300000);
+    stop_host(second, 2.5); /* longer than its lease: nobody works meanwhile */
+    start_server(first, true);
+    stop_host(second, 2.5); /* and now another does */
+    t_redis_end(&redis, SIGKILL);
+    usleep(400000);
+    t_redis_start(&redis);
+    assert_int_equal(rename(blobs, t_format("%s.away", blobs)), 0);
+    usleep(700000);
+    assert_int_equal(rename(t_format("%s.away", blobs), blobs), 0);
+    kill_host(0);
+    start_server(0, true);
+}
+
+static void disturb_at_random(void)
+{
+    const double until = t_seconds() + WAIT_S;
+    int n[5] = {0};
+    while (!all_ended(got) && t_seconds() < until) {
+        usleep((useconds_t)(part() * 3e6));
+        const int what = (int)(part() * 5);
+        const int worker = fronts + (int)(part() * workers);
+        n[what]++;
+        if (what == 0) {
+            kill_host(worker);
+            usleep((useconds_t)(part() * 3e6));
+            start_server(worker, true);
+        } else if (what == 1) stop_host(worker, part() * 4);
+        else if (what == 2) {
+            t_redis_end(&redis, SIGKILL);
+            usleep((useconds_t)(part() * 2e6));
+            t_redis_start(&redis);
+        } else if (what == 3) {
+            assert_int_equal(rename(blobs, t_format("%s.away", blobs)), 0);
+            usleep((useconds_t)(part() * 5e6));
+            assert_int_equal(rename(t_format("%s.away", blobs), blobs), 0);
+        } else {
+            const int front = (int)(part() * fronts);
+            kill_host(front);
+            start_server(front, true);
+        }
+    }
+    print_message("workers killed %d, stopped %d; Redis killed %d; folder away %d; front ends "
+                  "killed %d\n",
+                  n[0], n[1], n[2], n[3], n[4]);
+}
+
+static void a_disturbed_fleet(void **state)
+{
+    pthread_t client;
+    (void)state;
+    fprintf(stderr, "SLUICE_SEED=%u\n", seed);
+    open_fleet();
+    assert_int_equal(pthread_create(&client, NULL, submit_all, got), 0);
+    while (!*((volatile char *)got[0].id)) usleep(5000);
+    if (full) disturb_at_random();
+    else disturb_each();
+    pthread_join(client, NULL);
+    check_all(got);
+    same_as_undisturbed();
+    print_message("taken over: %ld; fenced: %ld\n", metric("sluice_fleet_taken_over_total"),
+                  metric("sluice_fleet_fenced_total"));
+    assert_true(metric("sluice_fleet_taken_over_total") > 0);
+    assert_int_equal(metric("sluice_fleet_servers"), fronts + workers);
+    close_fleet();
+}
+
+/* What a client asks a front end is done by whoever runs the job; a worker takes none. */
+static void asked_at_the_front(void **state)
+{
+    t_reply r;
+    made m = {0};
+    (void)state;
+    fronts = workers = 1;
+    open_fleet();
+    t_http_all(&r, servers[1].url, "POST", "/v1/videos", NULL, NULL, NULL, NULL);
+    assert_int_equal(r.code, 503);
+    assert_string_equal(t_reply_text(&r, "error.code"), "worker");
+    t_reply_free(&r);
+    submit_one(&m, 0);
+    wait_for_step(&m);
+    assert_int_equal(request("POST", t_format("/v1/videos/%s/cancel", m.id), -1, NULL, &r), 200);
+    t_reply_free(&r);
+    const double until = t_seconds() + 30;
+    while (is_open(status_of(&m)) && t_seconds() < until) usleep(20000);
+    const char *status = status_of(&m);
+    if (strcmp(status, "cancelled") && strcmp(status, "completed")) fail_msg("it is %s", status);
+    assert_int_equal(request("DELETE", t_format("/v1/videos/%s", m.id), -1, NULL, &r), 200);
+    t_reply_free(&r);
+    assert_int_not_equal(access(t_format("%s/%s", blobs, m.id), F_OK), 0);
+    /* a job with a dump: the front end lists and sends what the worker has made */
+    const char *const fields[] = {
+        "prompt", "a cat", "input_reference", "@" T_IMAGE, "size", "96x64",
+        "frames", "9",     "steps",           "2",         "dump", "true",
+        NULL};
+    t_post(&r, &servers[0], fields, NULL);
+    assert_int_equal(r.code, 200);
+    snprintf(m.id, sizeof m.id, "%s", t_reply_text(&r, "id"));
+    t_reply_free(&r);
+    assert_string_equal(t_wait(&servers[0], m.id), "completed");
+    assert_int_equal(request("GET", t_format("/v1/videos/%s/dump", m.id), -1, NULL, &r), 200);
+    assert_non_null(strstr(r.body, "denoise.safetensors"));
+    assert_non_null(strstr(r.body, "frames.safetensors"));
+    t_reply_free(&r);
+    static const char *const FILES[] = {
+        "dump/denoise.safetensors", "report", "trace", "logs", "preview",
+        "content?variant=thumbnail"};
+    for (int i = 0; i < 6; i++) {
+        const long code =
+            request("GET", t_format("/v1/videos/%s/%s", m.id, FILES[i]), -1, NULL, &r);
+        if (code != 200 || !r.size) fail_msg("%s: HTTP %ld", FILES[i], code);
+        t_reply_free(&r);
+    }
+    close_fleet();
+}
+
+/* Refusals before any work: one line, exit status 2. */
+static void refused_starts(void **state)
+{
+    static const struct {
+        const char *more[7], *says;
+    } CASES[] = {
+        {{"--queue", "http://x", "--blobs", "B"}, "a queue's address is one of redis://"},
+        {{"--queue", "Q"}, "--queue is given without --blobs"},
+        {{"--blobs", "B"}, "--blobs and --role are given without --queue"},
+        {{"--role", "front"}, "--blobs and --role are given without --queue"},
+        {{"--queue", "Q", "--blobs", "B", "--role", "back"},
+         "--role is \"back\", want front, worker or both"},
+        {{"--queue", "unix:///none", "--blobs", "B"}, "queue unix:///none?db=0: "},
+        {{"--queue", "Q", "--blobs", "/dev/null/x"}, "--blobs"},
+    };
+    t_serve s;
+    (void)state;
+    t_redis_open(&redis);
+    t_serve_open(&s);
+    t_serve_conf(&s, "");
+    snprintf(blobs, sizeof blobs, "%s/blobs", redis.dir);
+    for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) {
+        const char *more[8] = {0};
+        for (int k = 0; CASES[i].more[k]; k++)
+            more[k] = !strcmp(CASES[i].more[k], "Q")   ? redis.url
+                      : !strcmp(CASES[i].more[k], "B") ? blobs
+                                                       : CASES[i].more[k];
+        unlink(s.log);
+        t_serve_spawn(&s, T_MODEL, more);
+        assert_false(t_serve_ready(&s));
+        assert_int_equal(t_serve_wait(&s), 2);
+        size_t size;
+        char *said = t_read(s.log, &size);
+        assert_non_null(said);
+        if (!memmem(said, size, CASES[i].says, strlen(CASES[i].says)))
+            fail_msg("\"%.*s\" lacks \"%s\"", (int)size, said, CASES[i].says);
+        free(said);
+    }
+    t_serve_close(&s);
+    t_redis_close(&redis);
+}
+
+int main(void)
+{
+    const char *given = getenv("SLUICE_SEED"), *other = getenv("SLUICE_FLEET_MODEL"),
+               *much = getenv("SLUICE_FLEET");
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(one_server_undisturbed),
+        cmocka_unit_test(a_disturbed_fleet),
+        cmocka_unit_test(asked_at_the_front),
+        cmocka_unit_test(refused_starts),
+    };
+    full = much && !strcmp(much, "full");
+    if (full) fronts = 2, workers = 3, jobs = 60;
+    if (other) model = other;
+    seed = given ? (unsigned)atoi(given) : (unsigned)time(NULL);
+    curl_global_init(CURL_GLOBAL_DEFAULT);
+    signal(SIGPIPE, SIG_IGN);
+    if (!t_redis_is_there()) {
+        printf("[  SKIPPED ] no redis-server on this machine\n");
+        return 0;
+    }
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
