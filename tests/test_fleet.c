@@ -1,9 +1,9 @@
-/* test_fleet.c - front ends and workers at one queue: whatever is killed, stopped or away, every job
- * that was accepted ends once, with the bytes of one undisturbed server. limit: 400 s
+/* test_fleet.c - front ends and workers at one queue: whatever is killed, stopped or away, every
+ * job that was accepted ends once, with the bytes of one undisturbed server. limit: 400 s
  *
- * SLUICE_FLEET=full (make test-fleet) makes it 2 front ends, 3 workers, 60 jobs, disturbed at random
- * until they have ended; SLUICE_FLEET_MODEL=DIR takes another model; SLUICE_SEED repeats a run's
- * choices. */
+ * SLUICE_FLEET=full (make test-fleet) makes it 2 front ends, 3 workers, 60 jobs, disturbed at
+ * random until they have ended; SLUICE_FLEET_JOBS=N, SLUICE_FLEET_MODEL=DIR take others; SLUICE_SEED
+ * repeats a run's choices. */
 #include "tests/t_redis.h"
 #include "tests/t_serve.h"
 
@@ -12,7 +12,7 @@
 
 #define JOBS_MOST 64
 #define SERVERS 5
-#define WAIT_S 300
+#define WAIT_S (full ? 1800 : 300)
 
 static t_redis redis;
 static t_serve servers[SERVERS]; /* front ends, then workers */
@@ -475,7 +475,7 @@ static void refused_starts(void **state)
 int main(void)
 {
     const char *given = getenv("SLUICE_SEED"), *other = getenv("SLUICE_FLEET_MODEL"),
-               *much = getenv("SLUICE_FLEET");
+               *much = getenv("SLUICE_FLEET"), *number = getenv("SLUICE_FLEET_JOBS");
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(one_server_undisturbed),
         cmocka_unit_test(a_disturbed_fleet),
@@ -484,6 +484,7 @@ int main(void)
     };
     full = much && !strcmp(much, "full");
     if (full) fronts = 2, workers = 3, jobs = 60;
+    if (number && atoi(number) > 0 && atoi(number) <= JOBS_MOST) jobs = atoi(number);
     if (other) model = other;
     seed = given ? (unsigned)atoi(given) : (unsigned)time(NULL);
     curl_global_init(CURL_GLOBAL_DEFAULT);

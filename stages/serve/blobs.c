@@ -1,6 +1,7 @@
 /* blobs.c - the folder that all servers of a queue share. */
 #include "stages/serve/blobs.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -198,6 +199,47 @@ void sl_blobs_remove(const sl_blobs *b, const char *id)
 {
     char path[SL_PATH];
     if (*id && !sl_path_join(path, b->dir, id, NULL)) sl_remove_tree(path);
+}
+
+static sl_code mark_of(char out[SL_PATH], const sl_blobs *b, const char *id, sl_err *err)
+{
+    char dir[SL_PATH];
+    sl_code rc = sl_path_join(dir, b->dir, id, err);
+    return rc ? rc : sl_path_join(out, dir, "new", err);
+}
+
+sl_code sl_blobs_mark(const sl_blobs *b, const char *id, sl_err *err)
+{
+    char path[SL_PATH];
+    sl_code rc;
+    if ((rc = is_there(b, err)) || (rc = sl_path_join(path, b->dir, id, err))) return rc;
+    if (mkdir(path, 0700)) return sl_fail_errno(err, errno, "%s", path);
+    if ((rc = mark_of(path, b, id, err))) return rc;
+    const int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (fd < 0) return sl_fail_errno(err, errno, "%s", path);
+    close(fd);
+    return sync_dir(b->dir, err);
+}
+
+void sl_blobs_unmark(const sl_blobs *b, const char *id)
+{
+    char path[SL_PATH];
+    if (!mark_of(path, b, id, NULL)) unlink(path);
+}
+
+void sl_blobs_each_marked(const sl_blobs *b, int64_t old_s,
+                          void (*look)(void *self, const char *id), void *self)
+{
+    DIR *d = opendir(b->dir);
+    struct dirent *e;
+    while (d && (e = readdir(d))) {
+        char path[SL_PATH];
+        struct stat st;
+        if (*e->d_name != '.' && !mark_of(path, b, e->d_name, NULL) && !stat(path, &st) &&
+            time(NULL) - st.st_mtime > old_s)
+            look(self, e->d_name);
+    }
+    if (d) closedir(d);
 }
 
 uint64_t sl_blobs_free(const sl_blobs *b)

@@ -141,8 +141,8 @@ static bool is_block(const char *name)
     return *name != '.' && n > end && !strcmp(name + n - end, TENSORS);
 }
 
-/* false: answered; else *job is the caller's to free. *dump: the job was asked for one; what another
- * has handed over goes a moment after its end. */
+/* false: answered; else *job is the caller's to free. *dump: the job was asked for one; what
+ * another has handed over goes a moment after its end. */
 static bool may_see_dump(sl_ask *a, sl_journal_job *job, bool *dump)
 {
     if (!sl_ask_job(a, job)) return false;

@@ -242,7 +242,7 @@ static sl_code share_job(const sl_server *s, const char *id, char **files, sl_er
     static const char *const NAMES[] = {"job.json", "image.input", "last_image.input",
                                         "noise.safetensors"};
     size_t size = 0;
-    sl_code rc = SL_OK;
+    sl_code rc = sl_blobs_mark(&s->blobs, id, err);
     FILE *to = open_memstream(files, &size);
     if (!to) return sl_fail(err, SL_NOMEM, "no memory");
     for (size_t i = 0; i < sizeof NAMES / sizeof *NAMES && !rc; i++) {
@@ -311,6 +311,7 @@ static void hide_paths(const sl_server *s, const char *id, sl_err *err)
     if (strlen(s->name) <= strlen(s->model.dir))
         rename_path(err->msg, sizeof err->msg, s->model.dir, s->name);
     rename_path(err->msg, sizeof err->msg, s->store.dir, "state");
+    rename_path(err->msg, sizeof err->msg, s->blobs.dir, "blobs");
 }
 
 static void refuse(sl_ask *a, const sl_form *f, sl_code rc, sl_err *err)
@@ -387,6 +388,7 @@ static sl_code submit(sl_ask *a, const char *id, const sl_form *f, const char *k
     sl_code rc = sl_server_shares_queue(s) ? share_job(s, id, &job.files, err) : SL_OK;
     if (!rc) rc = sl_journal_submit(s->journal, &job, key, &limits, same, err);
     if (sl_server_shares_queue(s)) sl_store_remove(&s->store, id);
+    if (sl_server_shares_queue(s) && !rc) sl_blobs_unmark(&s->blobs, id);
     free(job.files);
     free(job.request);
     return rc;
@@ -447,8 +449,9 @@ void sl_on_create(sl_ask *a)
     else {
         sl_metrics_add(s->metrics, SL_METRIC_JOBS_ACCEPTED, "", 1);
         sl_server_wake(s);
-        if (!sl_journal_get(s->journal, a->id, a->everyone ? NULL : a->owner, &job, &err))
-            sl_answer_json(a, 200, sl_video_json(s, &job));
+        rc = sl_journal_get(s->journal, a->id, a->everyone ? NULL : a->owner, &job, &err);
+        if (!rc) sl_answer_json(a, 200, sl_video_json(s, &job));
+        else if (rc != SL_GONE) sl_answer_journal(a, rc, &err);
         else
             sl_answer_error(a, 409, "key_used", NULL,
                             "the video of this Idempotency-Key, %s, was removed: want another key",

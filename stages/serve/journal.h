@@ -1,10 +1,10 @@
 /* journal.h - the queue that survives: every job that was accepted, until it ends and is forgotten.
  *
- * This is the interface that the server works from; journal_body.h is how a body stands behind it,
- * journal_sqlite.c the one on SQLite (WAL). What is
- * ACKNOWLEDGED (every call here that changes something, but progress) is on the disk when the call
- * returns, as far as fsync goes; progress may be lost with the power, and then the job shows an
- * older one. A call that failed has changed nothing, and may be made again.
+ * This is the interface that the server works from; journal_body.h is how a body stands behind it:
+ * one on SQLite (WAL), of one machine, and one on Redis, which many share. What is ACKNOWLEDGED
+ * (every call here that changes something, but progress) is on the disk when the call returns, as
+ * far as fsync goes (and Redis's settings, of the other); progress may be lost with the power, and
+ * then the job shows an older one. A call that failed has changed nothing, and may be made again.
  *
  *   submit --> QUEUED --claim--> RUNNING --finish--> COMPLETED, FAILED, CANCELLED
  *                 |    <-release--  |                      |

@@ -218,6 +218,7 @@ static sl_code send_folder(sl_mover *m, slot *s, const char *under, sl_err *err)
     struct dirent *e;
     sl_code rc = sl_store_path(dir, m->ends.store, s->id, under, err);
     DIR *d = rc ? NULL : opendir(dir);
+    if (!rc && !d && errno == ENOENT) return SL_OK; /* somebody has removed it */
     if (!rc && !d) return sl_fail_errno(err, errno, "%s", dir);
     while (!rc && (e = readdir(d))) {
         if (*e->d_name == '.' || strstr(e->d_name, ".tmp")) continue;
@@ -236,16 +237,17 @@ static sl_code send_all(sl_mover *m, slot *s, sl_err *err)
     sl_code rc = send_folder(m, s, "", err);
     s->bytes = 0;
     for (const file *f = s->files; f && !rc; f = f->next)
-        if (f->seen) s->bytes += f->bytes;
+        if (f->seen || is_input(f->name)) s->bytes += f->bytes;
     return rc;
 }
 
-/* What was not in the folder when all of it was sent. */
+/* What was not in the folder when all of it was sent; but what was asked for stays: a Redis that
+ * comes back without its last moments has the job run again. */
 static void drop(sl_mover *m, slot *s)
 {
     char was[SL_JOURNAL_FILE];
     for (file *f = s->files; f; f = f->next)
-        if (!f->seen && *f->version &&
+        if (!f->seen && *f->version && !is_input(f->name) &&
             !sl_journal_file(m->ends.journal, s->id, f->name, "", 0, was, NULL))
             sl_blobs_drop(m->ends.blobs, s->id, f->name, f->version);
     sl_store_remove(m->ends.store, s->id);

@@ -5,7 +5,8 @@
  *   watch   while it runs: hand-overs, the denoiser's state and the preview, as they are finished;
  *           from the newest another server goes on when this one dies
  *   send    when it has ended or goes back: what is in the folder then
- *   drop    when its end is in the queue: what others do not need any more goes, here too
+ *   drop    when its end is in the queue: what nobody needs any more goes, and the folder here;
+ *           what was asked for (job.json, pictures, noise) stays as long as the job
  *
  * The pipeline's thread calls; a job is a slot's, from fetch to clear or drop. A shared folder that
  * fails is tried again every second; a job that is another server's by then is told as SL_GONE. */

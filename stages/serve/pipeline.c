@@ -351,7 +351,7 @@ static void begin_here(pipeline *p, run *r, const sl_journal_job *row)
     else if (submit(p, r, &err)) sl_log_about(r->id, SL_LOG_ERROR, "%s", err.msg);
 }
 
-/* An earlier life of the same job, which was lost, is here still. The run itself has nothing yet. */
+/* An earlier life of the job, which was lost, is here still. The run itself has nothing yet. */
 static bool has_another(const pipeline *p, const run *r)
 {
     for (int i = 0; i < SL_LIVE_JOBS; i++)

@@ -32,6 +32,8 @@
 #define LOCK_WAIT_MS 30000            /* for what is left of a killed server */
 #define SILENT_NS (15 * 1000000000ll) /* of an event stream, before it shows that it lives */
 #define FORGET_S (7 * 86400)          /* a removed job's row */
+#define UNKNOWN_S 86400               /* files in the shared folder of a job that nobody knows */
+#define OLD_S 3600                    /* a folder that nobody makes any more */
 
 typedef struct {
     char listen[300], tokens[SL_PATH], state[SL_PATH], conf[SL_PATH], role[16];
@@ -286,6 +288,25 @@ static void expire(sl_server *s)
     if (err.code && err.code != SL_BUSY) sl_log_err("journal", &err);
 }
 
+/* Pictures that a front end has made of a job which another server has removed. A folder that is
+ * young may be of a job that is just being made. */
+static void sweep_old(void *self, const char *id)
+{
+    const sl_server *s = self;
+    char dir[SL_PATH];
+    struct stat st;
+    if (!sl_store_path(dir, &s->store, id, "", NULL) && !stat(dir, &st) &&
+        time(NULL) - st.st_mtime > OLD_S && !sl_journal_knows(s->journal, id))
+        sl_store_remove(&s->store, id);
+}
+
+/* Files of a job that was never accepted, because nobody could tell whether it was. */
+static void sweep_shared(void *self, const char *id)
+{
+    const sl_server *s = self;
+    if (!sl_journal_knows(s->journal, id)) sl_blobs_remove(&s->blobs, id);
+}
+
 static void *tidy(void *arg)
 {
     serve *v = arg;
@@ -296,6 +317,11 @@ static void *tidy(void *arg)
         sl_http_tick(v->http);
         sl_events_tick(v->server.events, SILENT_NS);
         if (n % 20 == 0) expire(&v->server);
+        if (n % 14400 || v->server.role == SL_SERVER_WORKER || !sl_server_shares_queue(&v->server))
+            continue;
+        sl_blobs_each_marked(&v->server.blobs, UNKNOWN_S, sweep_shared, &v->server);
+        if (v->server.role == SL_SERVER_FRONT)
+            sl_store_each(&v->server.store, sweep_old, &v->server);
     }
     return NULL;
 }

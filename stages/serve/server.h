@@ -3,6 +3,8 @@
  *   main thread     pipeline.h: the dispatcher, the jobs that run
  *   HTTP's threads  http.h, routes: they read and write the journal, and wake the main thread
  *   janitor         ages, quota, connections that are too slow
+ *   mover           mover.h: files of jobs between here and the shared folder
+ *   the journal's   of a queue that servers share: its beats, and what others have changed
  *   logger          logger.h: what all processes say, to files
  *
  * The journal, the live jobs, metrics and events have their own locks, which are never held
