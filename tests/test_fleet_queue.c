@@ -24,7 +24,7 @@ static double seconds(void)
 static sl_code open_as(sl_journal **out, const char *name, int lease_ms, sl_err *why)
 {
     const sl_journal_shared at = {
-        .url = redis.url, .name = name, .model = "demo", .lease_ms = lease_ms};
+        .url = redis.url, .name = name, .model = "demo", .shows = true, .lease_ms = lease_ms};
     return sl_journal_open_shared(out, &at, why);
 }
 

@@ -201,6 +201,7 @@ typedef struct {
     const char *name;  /* this server's: an id, and no other server's */
     const char *model; /* all servers of a queue serve the same */
     const char *store; /* a word for where its jobs' files are, the same for all; NULL: "" */
+    bool shows;        /* it hears of all jobs' states and steps; else of work alone */
     int lease_ms; /* a server that is silent for longer loses its jobs to others; 100 or more */
 } sl_journal_shared;
 
@@ -236,8 +237,8 @@ bool sl_journal_find_file(const sl_journal_job *job, const char *name,
 
 typedef enum {
     SL_JOURNAL_HEARD_QUEUE,  /* a job waits */
-    SL_JOURNAL_HEARD_STATE,  /* a job's row has changed */
-    SL_JOURNAL_HEARD_STEP,   /* a running job has got on */
+    SL_JOURNAL_HEARD_STATE,  /* a job's row has changed: of a handle that `shows` */
+    SL_JOURNAL_HEARD_STEP,   /* a running job has got on: likewise */
     SL_JOURNAL_HEARD_CANCEL, /* a cancel was asked for */
     SL_JOURNAL_HEARD_LOST,   /* a job that this handle ran is not its own any more */
     SL_JOURNAL_HEARD_ALL,    /* news were missed: anything may have changed; id is "" */

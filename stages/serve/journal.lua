@@ -1,6 +1,6 @@
 -- journal.lua - the queue of many machines, as Redis keeps it: each call of journal_redis.c is one
--- run of this script, so each happens as a whole or not at all. ARGV[1] is the verb, ARGV[2] the
--- channel of news; a verb's own words follow. The answer's first word is "ok" or says what is not.
+-- run of this script, so each happens as a whole or not at all. ARGV[1] is the verb, ARGV[2] how the
+-- channels of news begin; a verb's own words follow. The answer's first word is "ok" or says what is not.
 --
 --   sluice:job:ID       hash: a row; f:NAME its files (VERSION BYTES); hold: who may change it now
 --   sluice:keys         hash: clients' keys -> id
@@ -28,7 +28,11 @@ local channel = ARGV[2]
 local BEFORE = 4503599627370496 -- 2^52: more than any seq
 
 local function job(id) return K .. 'job:' .. id end
-local function news(what, id) call('PUBLISH', channel, what .. ' ' .. id) end
+-- Who runs jobs hears of work (queue, cancel); who shows them hears of all else, too.
+local function news(what, id)
+  local work = what == 'queue' or what == 'cancel'
+  call('PUBLISH', channel .. (work and ':work' or ':show'), what .. ' ' .. id)
+end
 local function tally(hash, field, by)
   if call('HINCRBY', K .. hash, field, by) <= 0 then call('HDEL', K .. hash, field) end
 end

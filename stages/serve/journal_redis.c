@@ -53,8 +53,9 @@ typedef struct {
 typedef struct {
     sl_journal base;
     sl_redis_at at;
-    char name[SL_JOURNAL_SERVER], model[128], channel[48], sha[64], promise[400];
-    bool safe;
+    char name[SL_JOURNAL_SERVER], model[128], channel[48], work[64], show[64], sha[64],
+        promise[400];
+    bool safe, shows;
     int lease_ms;
 
     pthread_mutex_t lock; /* of everything below, to the blank line */
@@ -919,12 +920,12 @@ static void listen_on(queue *q, sl_redis *to)
 static void *ear(void *arg)
 {
     queue *q = arg;
-    const char *const subscribe[] = {"SUBSCRIBE", q->channel};
+    const char *const subscribe[] = {"SUBSCRIBE", q->work, q->show};
     for (bool first = true; !rest(q, first ? 0 : LONGEST_PAUSE_MS); first = false) {
         sl_redis *to = NULL;
         redisReply *r = NULL;
         if (sl_redis_open(&to, &q->at, CONNECT_MS, NULL) ||
-            sl_redis_ask(to, &r, ANSWER_MS, 2, subscribe, NULL, NULL)) {
+            sl_redis_ask(to, &r, ANSWER_MS, q->shows ? 3 : 2, subscribe, NULL, NULL)) {
             sl_redis_close(&to);
             continue;
         }
@@ -1139,6 +1140,7 @@ sl_code sl_journal_open_shared(sl_journal **out, const sl_journal_shared *at, sl
     }
     q->base.body = &BODY;
     q->lease_ms = at->lease_ms;
+    q->shows = at->shows;
     pthread_mutex_init(&q->lock, NULL);
     pthread_cond_init(&q->ends, NULL);
     sl_code rc = sl_redis_parse(&q->at, at->url, err);
@@ -1151,6 +1153,8 @@ sl_code sl_journal_open_shared(sl_journal **out, const sl_journal_shared *at, sl
         snprintf(q->name, sizeof q->name, "%s", at->name);
         snprintf(q->model, sizeof q->model, "%s", at->model);
         snprintf(q->channel, sizeof q->channel, "sluice:events:%d", q->at.db);
+        snprintf(q->work, sizeof q->work, "%s:work", q->channel);
+        snprintf(q->show, sizeof q->show, "%s:show", q->channel);
         rc = find_redis(q, err);
         if (!rc) rc = enter(q, at->store ? at->store : "", err);
         if (!rc) rc = begin_threads(q, err);

@@ -50,6 +50,7 @@ typedef struct {
     bool fetches;       /* its files are on their way here */
     bool sends;         /* and back */
     bool lost;          /* it is another server's by now: nothing of it counts any more */
+    bool cancel;        /* that was asked for */
 } run;
 
 typedef struct {
@@ -170,6 +171,7 @@ static void note_dump(const pipeline *p, const run *r)
         sl_log_about(r->id, SL_LOG_WARN, "%s", err.msg);
 }
 
+_Static_assert(SL_MOVER_SLOTS >= SL_LIVE_JOBS, "a slot for each job that runs");
 static int slot_of(const pipeline *p, const run *r)
 {
     return (int)(r - p->runs);
@@ -375,6 +377,7 @@ static void begin(pipeline *p, run *r, sl_journal_job *row)
         begin_here(p, r, row);
         return;
     }
+    r->cancel = row->cancel_asked;
     r->row = *row;
     *row = (sl_journal_job){0};
     if (!(r->waits = has_another(p, r))) {
@@ -426,19 +429,26 @@ static void claim_all(pipeline *p)
 
 /* ---- cancels ---- */
 
+/* Of a queue that servers share it is heard; a row of one's own is looked at. */
+static bool is_cancelled(const pipeline *p, const run *r)
+{
+    sl_journal_job row = {0};
+    if (p->mover) return r->cancel || r->lost;
+    const bool is = !sl_journal_get(p->s->journal, r->id, NULL, &row, NULL) && row.cancel_asked;
+    sl_journal_job_free(&row);
+    return is;
+}
+
 static void look_for_cancels(pipeline *p)
 {
     for (int i = 0; i < SL_LIVE_JOBS; i++) {
         run *r = &p->runs[i];
-        sl_journal_job row = {0};
         if (!r->used || r->over || r->told_cancel || !r->rep.count || !r->rep.jobs[0].number)
             continue;
-        if (r->lost ||
-            (!sl_journal_get(p->s->journal, r->id, NULL, &row, NULL) && row.cancel_asked)) {
+        if (is_cancelled(p, r)) {
             sl_msg m = {.type = SL_MSG_CANCEL, .cancel = {.job = r->rep.jobs[0].number}};
             r->told_cancel = !sl_dispatcher_send(&p->dispatcher, &m, NULL);
         }
-        sl_journal_job_free(&row);
     }
 }
 
@@ -461,17 +471,21 @@ static void lose(pipeline *p, const char *id)
     }
 }
 
-static void look_for_lost(pipeline *p)
+static void look_for_news(pipeline *p)
 {
     sl_server *s = p->s;
-    pthread_mutex_lock(&s->lost_lock);
-    char(*ids)[SL_JOURNAL_ID] = s->lost;
-    const int n = s->lost_count;
-    s->lost = NULL;
-    s->lost_count = 0;
-    pthread_mutex_unlock(&s->lost_lock);
-    for (int i = 0; i < n; i++) lose(p, ids[i]);
-    free(ids);
+    pthread_mutex_lock(&s->heard_lock);
+    sl_server_heard *heard = s->heard;
+    const int n = s->heard_count;
+    s->heard = NULL;
+    s->heard_count = 0;
+    pthread_mutex_unlock(&s->heard_lock);
+    for (int i = 0; i < n; i++) {
+        if (heard[i].lost) lose(p, heard[i].id);
+        for (int k = 0; k < SL_LIVE_JOBS && !heard[i].lost; k++)
+            if (p->runs[k].used && !strcmp(p->runs[k].id, heard[i].id)) p->runs[k].cancel = true;
+    }
+    free(heard);
 }
 
 /* A job's folder that somebody removes takes what was finished with it: that is told at once, not
@@ -769,7 +783,7 @@ static void tick(pipeline *p)
         if (p->runs[i].used && p->runs[i].over) settle(p, &p->runs[i]);
     if (!p->up && p->restart_ns && sl_now_ns() >= p->restart_ns && !p->draining) start(p);
     end_broken(p);
-    look_for_lost(p);
+    look_for_news(p);
     look_for_files(p);
     look_for_cancels(p);
     if (p->up) look_for_folders(p);
@@ -816,7 +830,7 @@ static void park(pipeline *p)
     if (p->up && count(p)) sl_dispatcher_kill(&p->dispatcher);
     sl_dispatcher_stop(&p->dispatcher);
     put_back(p);
-    const int64_t until_ns = sl_now_ns() + (p->mover ? PARK_NS : 0);
+    const int64_t until_ns = sl_now_ns() + (p->mover && !p->now ? PARK_NS : 0);
     do {
         for (int i = 0; i < SL_LIVE_JOBS; i++)
             if (p->runs[i].used) settle(p, &p->runs[i]);

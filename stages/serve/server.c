@@ -44,28 +44,31 @@ static sl_code read_id(sl_server *s, sl_err *err)
     return fclose(f) ? sl_fail_errno(err, errno, "%s", path) : SL_OK;
 }
 
-static void note_lost(sl_server *s, const char *id)
+static void note_heard(sl_server *s, const char *id, bool lost)
 {
-    pthread_mutex_lock(&s->lost_lock);
-    char(*more)[SL_JOURNAL_ID] = realloc(s->lost, (size_t)(s->lost_count + 1) * sizeof *more);
+    pthread_mutex_lock(&s->heard_lock);
+    sl_server_heard *more = realloc(s->heard, (size_t)(s->heard_count + 1) * sizeof *more);
     if (more) {
-        s->lost = more;
-        snprintf(s->lost[s->lost_count++], SL_JOURNAL_ID, "%s", id);
+        s->heard = more;
+        more[s->heard_count] = (sl_server_heard){.lost = lost};
+        snprintf(more[s->heard_count++].id, SL_JOURNAL_ID, "%s", id);
     }
-    pthread_mutex_unlock(&s->lost_lock);
+    pthread_mutex_unlock(&s->heard_lock);
 }
 
 /* What any server of the queue has changed. */
 static void hear(void *self, sl_journal_heard what, const char *id)
 {
     sl_server *s = self;
-    if (what == SL_JOURNAL_HEARD_LOST) note_lost(s, id);
+    if (s->role != SL_SERVER_FRONT &&
+        (what == SL_JOURNAL_HEARD_LOST || what == SL_JOURNAL_HEARD_CANCEL))
+        note_heard(s, id, what == SL_JOURNAL_HEARD_LOST);
     if (what == SL_JOURNAL_HEARD_STEP)
         sl_events_tell(s->events, id, SL_EVENT_STEP | SL_EVENT_PREVIEW);
     else if (what == SL_JOURNAL_HEARD_ALL)
         sl_events_tell(s->events, NULL, SL_EVENT_STATE | SL_EVENT_STEP);
     else if (what == SL_JOURNAL_HEARD_STATE) sl_events_tell(s->events, id, SL_EVENT_STATE);
-    if (what != SL_JOURNAL_HEARD_STEP) sl_server_wake(s);
+    if (what != SL_JOURNAL_HEARD_STEP && what != SL_JOURNAL_HEARD_STATE) sl_server_wake(s);
 }
 
 static sl_code open_queue(sl_server *s, const sl_server_shares *shares, sl_err *err)
@@ -83,6 +86,7 @@ static sl_code open_queue(sl_server *s, const sl_server_shares *shares, sl_err *
                                   .name = s->id,
                                   .model = s->name,
                                   .store = s->blobs.word,
+                                  .shows = s->role != SL_SERVER_WORKER,
                                   .lease_ms = s->conf.queue.lease_s * 1000};
     if ((rc = sl_journal_open_shared(&s->journal, &at, err))) return rc;
     sl_journal_listen(s->journal, hear, s);
@@ -142,8 +146,8 @@ void sl_server_remove_files(const sl_server *s, const char *id)
 void sl_server_close(sl_server *s)
 {
     sl_journal_close(&s->journal);
-    free(s->lost);
-    pthread_mutex_destroy(&s->lost_lock);
+    free(s->heard);
+    pthread_mutex_destroy(&s->heard_lock);
     sl_store_close(&s->store);
     sl_metrics_close(&s->metrics);
     sl_events_close(&s->events);
@@ -159,7 +163,7 @@ void sl_server_init(sl_server *s)
 {
     s->store.lock = s->wake = -1;
     pthread_rwlock_init(&s->settings, NULL);
-    pthread_mutex_init(&s->lost_lock, NULL);
+    pthread_mutex_init(&s->heard_lock, NULL);
 }
 
 void sl_server_wake(const sl_server *s)

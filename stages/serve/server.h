@@ -47,6 +47,11 @@ typedef struct {
 } sl_server_shares;
 
 typedef struct {
+    char id[SL_JOURNAL_ID];
+    bool lost; /* it is another server's by now; else a cancel was asked for */
+} sl_server_heard;
+
+typedef struct {
     char name[128]; /* of the model: its folder's last part */
     sl_model model; /* and the checkpoint's own defaults: */
     sl_request defaults;
@@ -72,9 +77,9 @@ typedef struct {
     atomic_bool closing;  /* streams end */
     int wake;             /* eventfd: the journal has changed */
 
-    pthread_mutex_t lost_lock; /* of: ids of jobs that are another server's by now */
-    char (*lost)[SL_JOURNAL_ID];
-    int lost_count;
+    pthread_mutex_t heard_lock; /* of: what was heard of jobs that may run here */
+    sl_server_heard *heard;
+    int heard_count;
 } sl_server;
 
 /* *s zeroed before; then, of whoever puts a server together, in this order: model, defaults, conf,
