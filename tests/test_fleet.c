@@ -19,7 +19,7 @@ static t_serve servers[SERVERS]; /* front ends, then workers */
 static int fronts = 1, workers = 2, jobs = 8;
 static char blobs[300], bare[400];
 static const char *model = T_MODEL;
-static bool full;
+static bool full, both; /* the server that is called a front end is a worker, too */
 static unsigned seed;
 static pthread_mutex_t url_lock = PTHREAD_MUTEX_INITIALIZER; /* a url changes with each start */
 
@@ -33,10 +33,11 @@ static double part(void)
 static void start_server(int i, bool wait)
 {
     static const char *more[SERVERS][8];
-    const char *const words[] = {"--queue", redis.url, "--blobs",
-                                 blobs,     "--role",  i < fronts ? "front" : "worker"};
+    const char *const words[] = {"--queue", redis.url,
+                                 "--blobs", blobs,
+                                 "--role",  both ? "both" : i < fronts ? "front" : "worker"};
     memcpy(more[i], words, sizeof words);
-    t_serve_spawn(&servers[i], i < fronts ? bare : model, more[i]);
+    t_serve_spawn(&servers[i], i < fronts && !both ? bare : model, more[i]);
     if (!wait) return;
     char url[128];
     memcpy(url, servers[i].url, sizeof url);
@@ -64,8 +65,9 @@ static void open_fleet(void)
                      0);
     for (int i = 0; i < fronts + workers; i++) {
         t_serve_open(&servers[i]);
-        t_serve_conf(&servers[i], i < fronts ? "queue: { lease_s = 1; };\nmodel: { random = 1; };\n"
-                                             : "queue: { lease_s = 1; };\n");
+        t_serve_conf(&servers[i], i < fronts && !both
+                                      ? "queue: { lease_s = 1; };\nmodel: { random = 1; };\n"
+                                      : "queue: { lease_s = 1; };\n");
         start_server(i, false);
     }
     for (int i = 0; i < fronts + workers; i++)
@@ -381,6 +383,28 @@ static void a_disturbed_fleet(void **state)
     close_fleet();
 }
 
+static void one_that_does_both(void **state)
+{
+    const int all = jobs, front_ends = fronts, others = workers;
+    (void)state;
+    fronts = 1;
+    workers = 0;
+    jobs = 4;
+    both = true;
+    memset(got, 0, sizeof got);
+    open_fleet();
+    submit_all(got);
+    kill_host(0); /* and comes back under its own name */
+    start_server(0, true);
+    check_all(got);
+    same_as_undisturbed();
+    close_fleet();
+    fronts = front_ends;
+    workers = others;
+    jobs = all;
+    both = false;
+}
+
 /* What a client asks a front end is done by whoever runs the job; a worker takes none. */
 static void asked_at_the_front(void **state)
 {
@@ -477,9 +501,8 @@ int main(void)
     const char *given = getenv("SLUICE_SEED"), *other = getenv("SLUICE_FLEET_MODEL"),
                *much = getenv("SLUICE_FLEET"), *number = getenv("SLUICE_FLEET_JOBS");
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(one_server_undisturbed),
-        cmocka_unit_test(a_disturbed_fleet),
-        cmocka_unit_test(asked_at_the_front),
+        cmocka_unit_test(one_server_undisturbed), cmocka_unit_test(a_disturbed_fleet),
+        cmocka_unit_test(one_that_does_both),     cmocka_unit_test(asked_at_the_front),
         cmocka_unit_test(refused_starts),
     };
     full = much && !strcmp(much, "full");

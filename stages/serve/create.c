@@ -386,8 +386,9 @@ static sl_code submit(sl_ask *a, const char *id, const sl_form *f, const char *k
     const sl_journal_limits limits = {s->conf.serve.queue, s->conf.serve.queue_per_token};
     pthread_rwlock_unlock(&s->settings);
     sl_code rc = sl_server_shares_queue(s) ? share_job(s, id, &job.files, err) : SL_OK;
-    if (!rc) rc = sl_journal_submit(s->journal, &job, key, &limits, same, err);
+    /* from here on the folder is that of whoever runs the job, perhaps this server */
     if (sl_server_shares_queue(s)) sl_store_remove(&s->store, id);
+    if (!rc) rc = sl_journal_submit(s->journal, &job, key, &limits, same, err);
     if (sl_server_shares_queue(s) && !rc) sl_blobs_unmark(&s->blobs, id);
     free(job.files);
     free(job.request);
@@ -399,9 +400,8 @@ static sl_code submit(sl_ask *a, const char *id, const sl_form *f, const char *k
 static void forget_job(const sl_server *s, const char *id, sl_code rc)
 {
     const bool unknown = rc == SL_SYS || rc == SL_TIMEOUT;
-    if (sl_server_shares_queue(s) && unknown && sl_journal_knows(s->journal, id))
-        sl_store_remove(&s->store, id);
-    else sl_server_remove_files(s, id);
+    if (!sl_server_shares_queue(s) || !unknown || !sl_journal_knows(s->journal, id))
+        sl_server_remove_files(s, id);
 }
 
 static sl_code create(sl_ask *a, sl_form *f, char id[SL_JOURNAL_ID], sl_err *err)
