@@ -159,7 +159,7 @@ test-fleet: setup   ## a real Redis, 2 front ends, 3 workers with models/demo, 6
 	$(SUB) programs $(TBIN)/test_fleet
 	SLUICE_BIN=$(BIN) SLUICE_FLEET=full SLUICE_FLEET_MODEL=models/demo $(TBIN)/test_fleet
 
-bench: setup        ## the benchmarks, on this machine; K=name for one of them (dispatch, dit, gemm, lease, mux, ops, serve, team, vae), PARTS="1 3" for parts of serve
+bench: setup        ## the benchmarks, on this machine; K=name for one of them (dispatch, dit, gemm, lease, mux, ops, queue, serve, team, vae), PARTS="1 3" for parts of serve
 	$(SUB) programs golden $(filter-out %.sh,$(BENCHES))
 	@test -n "$(strip $(BENCHES))" || { echo "bench: no tests/bench_$(K).c" >&2; exit 2; }
 	@lscpu | sed -n 's/^Model name: */machine: /p; s/^CPU(s): */CPUs: /p; s/^L3 cache: */L3 cache: /p'
