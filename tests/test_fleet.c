@@ -114,6 +114,7 @@ typedef struct {
 } made;
 
 static made wanted[JOBS_MOST], got[JOBS_MOST];
+static atomic_int accepted; /* of the jobs that are being submitted, the first so many */
 
 static uint64_t hash_of(const char *p, size_t n)
 {
@@ -194,6 +195,7 @@ static void *submit_all(void *arg)
 {
     for (int i = 0; i < jobs; i++) {
         submit_one((made *)arg + i, i);
+        atomic_store(&accepted, i + 1);
         usleep(full ? 100000 : 20000);
     }
     return NULL;
@@ -221,6 +223,7 @@ static bool is_open(const char *status)
 
 static bool all_ended(const made *all)
 {
+    if (atomic_load(&accepted) < jobs) return false;
     for (int i = 0; i < jobs; i++)
         if (!*all[i].id || is_open(status_of(&all[i]))) return false;
     return true;
@@ -369,8 +372,9 @@ static void a_disturbed_fleet(void **state)
     (void)state;
     fprintf(stderr, "SLUICE_SEED=%u\n", seed);
     open_fleet();
+    atomic_store(&accepted, 0);
     assert_int_equal(pthread_create(&client, NULL, submit_all, got), 0);
-    while (!*((volatile char *)got[0].id)) usleep(5000);
+    while (!atomic_load(&accepted)) usleep(5000);
     if (full) disturb_at_random();
     else disturb_each();
     pthread_join(client, NULL);

@@ -231,13 +231,13 @@ static sl_code send_folder(sl_mover *m, slot *s, const char *under, sl_err *err)
     return rc;
 }
 
-static sl_code send_all(sl_mover *m, slot *s, sl_err *err)
+static sl_code send_all(sl_mover *m, slot *s, uint64_t *bytes, sl_err *err)
 {
     for (file *f = s->files; f; f = f->next) f->seen = false;
     sl_code rc = send_folder(m, s, "", err);
-    s->bytes = 0;
+    *bytes = 0;
     for (const file *f = s->files; f && !rc; f = f->next)
-        if (f->seen || is_input(f->name)) s->bytes += f->bytes;
+        if (f->seen || is_input(f->name)) *bytes += f->bytes;
     return rc;
 }
 
@@ -262,25 +262,36 @@ static void tell(const sl_mover *m)
     }
 }
 
+typedef struct {
+    sl_code rc;
+    uint64_t bytes;
+    bool failed; /* to be tried again; err says why */
+    sl_err err;
+} outcome;
+
 /* What the slot is at, without the lock; what it is then. */
-static work do_one(sl_mover *m, slot *s, work is, sl_err *err)
+static work do_one(sl_mover *m, slot *s, work is, outcome *to)
 {
+    sl_err *err = &to->err;
     sl_code rc = SL_OK;
     switch (is) {
     case FETCH:
         rc = fetch(m, s, err);
-        if (rc == SL_SYS) return FETCH;
-        s->rc = rc;
-        s->bytes = bytes_of(s);
+        to->failed = rc == SL_SYS || rc == SL_NOMEM;
+        if (to->failed) return FETCH;
+        to->rc = rc;
+        to->bytes = bytes_of(s);
         return FETCHED;
     case WATCH:
-        s->rc = rc = send_some(m, s, false, err);
+        to->rc = rc = send_some(m, s, false, err);
+        to->failed = rc && rc != SL_GONE;
         return rc == SL_GONE ? SENT : WATCH; /* the pipeline hears of it from the queue, too */
     case SEND_SOME:
     case SEND_ALL:
-        rc = is == SEND_ALL ? send_all(m, s, err) : send_some(m, s, true, err);
-        if (rc && rc != SL_GONE) return is;
-        s->rc = rc;
+        rc = is == SEND_ALL ? send_all(m, s, &to->bytes, err) : send_some(m, s, true, err);
+        to->failed = rc && rc != SL_GONE;
+        if (to->failed) return is;
+        to->rc = rc;
         return SENT;
     case DROP: drop(m, s); return FREE;
     case CLEAR: sl_store_remove(m->ends.store, s->id); return FREE;
@@ -290,19 +301,22 @@ static work do_one(sl_mover *m, slot *s, work is, sl_err *err)
 
 static void one_turn(sl_mover *m, slot *s)
 {
-    sl_err err = {0};
+    outcome to = {0};
     const work is = s->is;
     if (is == FREE || is == FETCHED || is == SENT || sl_now_ns() < s->retry_ns) return;
     s->busy = true;
     pthread_mutex_unlock(&m->lock);
-    const work next = do_one(m, s, is, &err);
-    if (err.code && next == is && !s->warned)
-        sl_log_about(s->id, SL_LOG_WARN, "%s: it is tried again every second", err.msg);
-    s->warned = err.code && next == is;
+    const work next = do_one(m, s, is, &to);
+    const bool again = to.failed;
+    if (again && !s->warned)
+        sl_log_about(s->id, SL_LOG_WARN, "%s: it is tried again every second", to.err.msg);
+    s->warned = again;
     pthread_mutex_lock(&m->lock);
     s->busy = false;
-    s->err = err;
-    s->retry_ns = err.code && next == is ? sl_now_ns() + RETRY_NS : 0;
+    s->rc = to.rc;
+    s->bytes = to.bytes;
+    s->err = to.err;
+    s->retry_ns = again ? sl_now_ns() + RETRY_NS : 0;
     if (s->is != is) return; /* told something else meanwhile */
     s->is = next;
     if (next == FREE) free_files(s);
@@ -408,8 +422,8 @@ bool sl_mover_done(sl_mover *m, int i, sl_code *rc, uint64_t *bytes, sl_err *err
     pthread_mutex_lock(&m->lock);
     const slot *s = &m->slots[i];
     const bool done = (s->is == FETCHED || s->is == SENT) && !s->busy;
-    *rc = s->rc;
-    *bytes = s->bytes;
+    *rc = done ? s->rc : SL_OK;
+    *bytes = done ? s->bytes : 0;
     if (done && s->rc) *err = s->err;
     pthread_mutex_unlock(&m->lock);
     return done;
