@@ -2,8 +2,8 @@
  * job that was accepted ends once, with the bytes of one undisturbed server. limit: 400 s
  *
  * SLUICE_FLEET=full (make test-fleet) makes it 2 front ends, 3 workers, 60 jobs, disturbed at
- * random until they have ended; SLUICE_FLEET_JOBS=N, SLUICE_FLEET_MODEL=DIR take others; SLUICE_SEED
- * repeats a run's choices. */
+ * random until they have ended; SLUICE_FLEET_JOBS=N, SLUICE_FLEET_MODEL=DIR take others;
+ * SLUICE_SEED repeats a run's choices. */
 #include "tests/t_redis.h"
 #include "tests/t_serve.h"
 
