@@ -214,8 +214,9 @@ static void added_once(pair *p, int64_t m, int64_t n, int64_t k, int bias, bool 
                         gated ? &gate.c : NULL);
     sl_linear_add_eight(&p->gpu, &x.g, &y.g, &a.g, &w.g, bias ? &b.g : NULL,
                         gated ? &gate.g : NULL);
-    /* The plain kernel's product is rounded before it is added. Of many numbers that is 4e-3; of a
-     * few, all may be small beside what was added: twice 2^-9 of that, which t_fill keeps below 1. */
+    /* The plain kernel's product is rounded before it is added. Of many numbers that is 4e-3; of
+     * a few, all may be small beside what was added: twice 2^-9 of that, which t_fill keeps below
+     * 1. */
     same(p, &x, m * n < 64 ? 2e-2 : 4e-3,
          say("linear_add_eight %lld x %lld x %lld, bias %d%s", (long long)m, (long long)n,
              (long long)k, bias, gated ? ", gated" : ""));

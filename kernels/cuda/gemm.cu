@@ -322,9 +322,9 @@ static int taken(sl_ctx *ctx, const gemm_plan *p, cublasLtMatmulHeuristicResult_
     return kept;
 }
 
-/* Fill `p` for this product; cublasLt having nothing is no error but a plain plan. */
-/* False: eight bits whose rows do not begin at multiples of 16 bytes, as cublasLt wants them. It does
- * not decline all of them: rows of one column (1000 x 1 x 512, on an H200) came out infinite. */
+/* False: eight bits whose rows do not begin at multiples of 16 bytes, as cublasLt wants them. It
+ * does not decline all of them: rows of one column (1000 x 1 x 512, on an H200) came out
+ * infinite. */
 static bool is_in_sixteens(const sl_cuda_product *g, const gemm_key *k)
 {
     if (g->in != SL_E4M3) return true;
@@ -332,6 +332,7 @@ static bool is_in_sixteens(const sl_cuda_product *g, const gemm_key *k)
            g->ldc % 8 == 0 && k->align_a >= 16 && k->align_b >= 16 && k->align_c >= 16;
 }
 
+/* Fill `p` for this product; cublasLt having nothing is no error but a plain plan. */
 static void plan_make(sl_ctx *ctx, gemm_plan *p, const sl_cuda_product *g)
 {
     cublasLtMatmulHeuristicResult_t list[ALGORITHMS];

@@ -149,11 +149,11 @@ void sl_table_end(sl_jobs *d, job *j, sl_code code, const char *why);
 /* The seat that has this pool for h now; NO_SEAT: one that was restarted since, or none. */
 int sl_table_owner(const sl_jobs *d, int h, uint64_t pool);
 
-/* ---- stages that hold an attempt up (watch.c): what they say wrongly, what they do not say ---- */
+/* ---- stages that hold an attempt up: what they say wrongly, what they do not say ---- */
 
-/* Words are what a seat says of the attempt that it works on; heartbeats are none. A fault ends the
- * seat's process, and with it the attempt; so many of them without the job getting further end the
- * job, with the fault as its message. */
+/* In watch.c. Words are what a seat says of the attempt that it works on; heartbeats are none. A
+ * fault ends the seat's process, and with it the attempt; so many of them without the job getting
+ * further end the job, with the fault as its message. */
 #define SL_WATCH_FAULTS 2
 
 /* A message of a seat about a job. false: it is of an attempt that the seat does not work on, and
