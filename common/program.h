@@ -6,6 +6,7 @@
 #include "common/path.h"
 
 #define SL_PROGRAM_WORDS 16 /* of a command, at most */
+#define SL_WRAPPER_WORDS 64 /* most that a wrapper (gdb --args) has, before the program */
 
 typedef struct {
     char path[SL_PATH];               /* of the file to be executed, whether or not it is there */

@@ -139,6 +139,30 @@ static void a_wrapper_that_ends(void **state)
     t_run_close(&run);
 }
 
+/* 64 words may stand before the stage's program; one more is refused, and none left out. */
+static void a_wrapper_has_so_many_words(void **state)
+{
+    (void)state;
+    open_run();
+    for (int words = 64; words <= 65; words++) {
+        const char *more[1 + 65 + 1] = {"--", "env"};
+        for (int i = 2; i <= words; i++) more[i] = i == words ? "LAST=1" : "A=1";
+        char *args[16 + 1 + 65 + 1] = {"sluice", "stage",  "text",   "--from", dump,
+                                       "--conf", run.conf, "--dump", NULL};
+        int n = 9;
+        char to[300];
+        snprintf(to, sizeof to, "%s/words", run.out);
+        args[8] = to;
+        for (int i = 0; more[i]; i++) args[n++] = (char *)more[i];
+        t_run_start(&run, args);
+        t_run_ends(&run, words > 64 ? 2 : 0);
+        if (words > 64 && !t_run_said(&run, "65 words behind --, want at most 64; or a script"))
+            t_run_fail(&run, "65 words were not refused");
+    }
+    t_run_nothing_left(&run, 0);
+    t_run_close(&run);
+}
+
 /* ---- what is refused ---- */
 
 static void what_is_refused(void **state)
@@ -199,6 +223,7 @@ int main(void)
         cmocka_unit_test(a_wrapper_has_the_terminal),
         cmocka_unit_test(a_second_run_beneath_the_wrapper),
         cmocka_unit_test(a_wrapper_that_ends),
+        cmocka_unit_test(a_wrapper_has_so_many_words),
         cmocka_unit_test(what_is_refused),
     };
     return cmocka_run_group_tests_name("stage", tests, make_dump, remove_dump);

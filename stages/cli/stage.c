@@ -12,6 +12,7 @@
 #include "common/clock.h"
 #include "common/conf.h"
 #include "common/log.h"
+#include "common/program.h"
 #include "stages/cli/arguments.h"
 #include "stages/cli/run.h"
 #include "stages/cli/verbs.h"
@@ -51,6 +52,10 @@ static sl_code take_words(words *w, int argc, char **argv, sl_err *err)
     while (end < argc && strcmp(argv[end], "--") != 0) end++;
     w->wrapper = end < argc ? argv + end + 1 : none;
     w->role = argc ? argv[0] : "";
+    if (argc - end - 1 > SL_WRAPPER_WORDS)
+        return sl_fail(err, SL_ARG,
+                       "%d words behind --, want at most %d; or a script that has them",
+                       argc - end - 1, SL_WRAPPER_WORDS);
     if ((rc = use_filters(argc, argv, err))) return rc;
     if (sl_role_by_name(w->role) < 0)
         return sl_fail(err, SL_ARG,

@@ -16,7 +16,6 @@
 
 #define SL_SEATS_SILENT_MS 1500
 #define SL_SEATS_MUTE 2        /* starts in a row without HELLO, or READY, before giving up */
-#define SL_SEATS_WRAPPER 64    /* words before the program of the seat that has the terminal */
 #define SL_SEATS_GENERATIONS 5 /* from the process that was started to its speaker, at most */
 
 typedef enum {

@@ -94,7 +94,7 @@ typedef struct {
     sl_program program; /* what the others point into */
     own_env own;
     const char *path; /* of what is executed: the program, or the wrapper */
-    char *argv[SL_SEATS_WRAPPER + SL_PROGRAM_WORDS + OPTIONS + SL_CONF_ARGS + 1], *env[MAX_ENV];
+    char *argv[SL_WRAPPER_WORDS + SL_PROGRAM_WORDS + OPTIONS + SL_CONF_ARGS + 1], *env[MAX_ENV];
     char **envp;
 } command_line;
 
@@ -107,8 +107,12 @@ static sl_code make_command(command_line *c, const sl_seats *s, int seat, sl_err
     int n = 0;
     const sl_code rc = sl_program_find(&c->program, p->conf->program, s->bin_dir, err);
     if (rc) return rc;
-    for (int i = 0; seat == s->attached && s->wrapper[i] && n < SL_SEATS_WRAPPER; i++)
-        c->argv[n++] = s->wrapper[i];
+    for (; seat == s->attached && s->wrapper[n]; n++) {
+        if (n == SL_WRAPPER_WORDS)
+            return sl_fail(err, SL_ARG, "%s: more than %d words behind --", p->name,
+                           SL_WRAPPER_WORDS);
+        c->argv[n] = s->wrapper[n];
+    }
     c->path = n ? c->argv[0] : c->program.path;
     for (int i = 0; i < c->program.count; i++) /* a wrapper does not know where ours are */
         c->argv[n++] = !i && c->path != c->program.path ? c->program.path : c->program.word[i];

@@ -19,6 +19,7 @@
 #include "common/log.h"
 
 #define LAST_WORDS_MS 200
+#define PREFIX 128 /* room for what the log puts before a part of a line */
 
 struct sl_voice {
     int fd;
@@ -53,13 +54,17 @@ static void tell(const sl_voice *v, const char *line, size_t n)
 {
     char text[SL_LOG_LINE];
     while (n && (line[n - 1] == '\r' || line[n - 1] == '\n')) n--;
-    if (n > sizeof text - 2) n = sizeof text - 2;
-    memcpy(text, line, n);
-    text[n] = 0;
-    if (is_logged(text)) {
-        text[n] = '\n';
-        while (write(STDERR_FILENO, text, n + 1) < 0 && errno == EINTR) continue;
-    } else if (n) {
+    for (size_t part; n; line += part, n -= part) {
+        part = n < sizeof text - 2 ? n : sizeof text - 2;
+        memcpy(text, line, part);
+        text[part] = 0;
+        if (is_logged(text)) {
+            text[part] = '\n';
+            while (write(STDERR_FILENO, text, part + 1) < 0 && errno == EINTR) continue;
+            continue;
+        }
+        if (part > sizeof text - PREFIX) part = sizeof text - PREFIX;
+        text[part] = 0;
         sl_log_from(v->name, atomic_load(&v->pid), SL_LOG_INFO, "%s", text);
     }
 }

@@ -17,9 +17,9 @@
 #include "common/endpoint.h"
 #include "common/log.h"
 #include "common/pidfd.h"
+#include "common/program.h"
 #include "stages/job/files.h"
 
-#define WORDS 64     /* most of a wrapper */
 #define REAP_MS 5000 /* longest wait for killed stages to be gone */
 #define HURRY_MS 1000
 #define STOP_MS 8000 /* longest wait for a dispatcher that was asked to end */
@@ -65,14 +65,18 @@ static sl_code start_process(sl_dispatcher *d, sl_err *err)
                    d->bin_dir,
                    (char *)"--parent",
                    parent};
-    char *argv[WORDS + sizeof own / sizeof *own + 8];
+    char *argv[SL_WRAPPER_WORDS + sizeof own / sizeof *own + 8];
     int n = 0;
     for (; n < (int)(sizeof own / sizeof *own); n++) argv[n] = own[n];
     if (d->keep) argv[n++] = (char *)"--keep";
     if (d->attach) argv[n++] = (char *)"--attach", argv[n++] = (char *)d->attach;
     if (d->wire) argv[n++] = (char *)"--wire", argv[n++] = (char *)d->wire;
     argv[n++] = (char *)"--";
-    for (int i = 0; d->wrapper && d->wrapper[i] && i < WORDS; i++) argv[n++] = d->wrapper[i];
+    for (int i = 0; d->wrapper && d->wrapper[i]; i++) {
+        if (i == SL_WRAPPER_WORDS)
+            return sl_fail(err, SL_ARG, "more than %d words of a wrapper", SL_WRAPPER_WORDS);
+        argv[n++] = d->wrapper[i];
+    }
     argv[n] = NULL;
     pid_t self = getpid();
     if (rc) return rc;
