@@ -168,22 +168,26 @@ static sl_code read_member(const archive *z, uint64_t directory, const unsigned 
     return SL_OK;
 }
 
+typedef struct {
+    const member *of;
+} place;
+
 static int by_place(const void *a, const void *b)
 {
-    const member *x = *(const member *const *)a, *y = *(const member *const *)b;
+    const member *x = ((const place *)a)->of, *y = ((const place *)b)->of;
     return (x->header > y->header) - (x->header < y->header);
 }
 
 /* No entry may lie in another. */
 static sl_code check_places(const archive *z)
 {
-    const member **order = malloc((z->count + 1) * sizeof *order);
+    place *order = malloc((z->count + 1) * sizeof *order);
     sl_code rc = SL_OK;
     if (!order) return sl_fail(z->err, SL_NOMEM, "%s: no memory", z->path);
-    for (size_t i = 0; i < z->count; i++) order[i] = &z->members[i];
+    for (size_t i = 0; i < z->count; i++) order[i].of = &z->members[i];
     if (z->count) qsort(order, z->count, sizeof *order, by_place);
     for (size_t i = 1; i < z->count && !rc; i++) {
-        const member *a = order[i - 1], *b = order[i];
+        const member *a = order[i - 1].of, *b = order[i].of;
         if (a->at + a->bytes > b->header)
             rc = sl_fail(z->err, SL_FORMAT, "%s: zip entries %.*s and %.*s overlap", z->path,
                          a->name_length < 100 ? (int)a->name_length : 100, a->name,

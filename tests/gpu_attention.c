@@ -434,8 +434,9 @@ static void queries_once(pair *p, int64_t n, int heads, sl_dtype weights, int64_
                (size_t)w * sizeof *rows);
     sl_code_queries(&p->cpu, &cpu, &y.c, heads, 0.1f);
     int8_t *a = malloc((size_t)size), *b = malloc((size_t)size);
-    float *s = malloc((size_t)(2 * n * heads) * sizeof *s), *t = s + n * heads;
+    float *s = malloc((size_t)(2 * n * heads) * sizeof *s);
     assert_true(a && b && s);
+    float *t = s + n * heads;
     sl_download(&p->gpu, a, &made.codes);
     sl_download(&p->gpu, b, &two.codes);
     sl_download(&p->gpu, s, &made.scale);

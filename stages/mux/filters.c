@@ -5,7 +5,9 @@
 #include <stdbool.h>
 #include <string.h>
 
-#define NAME "libavfilter.so." AV_STRINGIFY(LIBAVFILTER_VERSION_MAJOR)
+#define QUOTED(x) #x
+#define VALUE(x) QUOTED(x)
+#define NAME "libavfilter.so." VALUE(LIBAVFILTER_VERSION_MAJOR)
 
 sl_code sl_filters_load(const sl_filters **out, sl_err *err)
 {

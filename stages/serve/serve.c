@@ -227,8 +227,8 @@ static void sweep_one(void *self, const char *id)
     sl_server *s = self;
     sl_journal_job job = {0};
     /* of a shared queue: what counts is in the shared folder */
-    if (sl_server_shares_queue(s)) sl_store_remove(&s->store, id);
-    else if (!sl_journal_knows(s->journal, id)) sl_store_remove(&s->store, id);
+    if (sl_server_shares_queue(s) || !sl_journal_knows(s->journal, id))
+        sl_store_remove(&s->store, id);
     else if (!sl_journal_get(s->journal, id, NULL, &job, NULL) && job.state != SL_JOURNAL_QUEUED &&
              job.state != SL_JOURNAL_RUNNING)
         sl_store_prune(&s->store, id, sl_video_has_dump(&job));
