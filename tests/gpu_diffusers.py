@@ -5,7 +5,7 @@ several with ulysses_degree as many: random bf16 weights, blocks compiled.
     torchrun --nproc-per-node N tests/gpu_diffusers.py FOLDER [WIDTHxHEIGHTxFRAMES ...]
 
 FOLDER holds the transformer's config.json. Prints the median of three forwards of the slowest
-rank. Written against diffusers 0.42; it has not run on a GPU yet. `sluice bench dit --device cuda:0,...` measures Sluice's beside one rank; run both in the
+rank. Run with diffusers 0.42.1 on two H200. `sluice bench dit --device cuda:0,...` measures Sluice's beside one rank; run both in the
 same minutes on the same cards."""
 import json
 import os

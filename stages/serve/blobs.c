@@ -7,7 +7,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <time.h>
@@ -15,6 +14,7 @@
 
 #include "common/clock.h"
 #include "common/temporary.h"
+#include "common/word.h"
 #include "stages/job/files.h"
 
 #define PIECE (1 << 20) /* bytes that are copied between two looks at the rate */
@@ -82,17 +82,6 @@ static sl_code copy_to(const char *from, const char *to, int64_t bytes_per_s, ui
 
 /* ---- open ---- */
 
-static void new_word(char out[40])
-{
-    uint8_t r[16];
-    size_t got = 0;
-    while (got < sizeof r) {
-        const ssize_t n = getrandom(r + got, sizeof r - got, 0);
-        if (n > 0) got += (size_t)n;
-    }
-    for (size_t i = 0; i < sizeof r; i++) snprintf(out + 2 * i, 3, "%02x", r[i]);
-}
-
 static bool word_of(const sl_blobs *b, char out[40])
 {
     char path[SL_PATH];
@@ -112,7 +101,7 @@ static sl_code read_word(sl_blobs *b, sl_err *err)
     sl_code rc = sl_path_join(path, b->dir, "store", err);
     if (!rc) rc = sl_temporary_make(&temporary, &fd, path, err);
     if (rc) return rc;
-    new_word(word);
+    sl_new_word(word);
     if (write(fd, word, 32) != 32 || fsync(fd)) rc = sl_fail_errno(err, errno, "%s", path);
     /* a link is made by one of those that come together */
     if (!rc && link(temporary, path) && errno != EEXIST) rc = sl_fail_errno(err, errno, "%s", path);

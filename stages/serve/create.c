@@ -13,11 +13,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "common/log.h"
+#include "common/word.h"
 #include "stages/job/check.h"
 #include "stages/job/defaults.h"
 #include "stages/job/hints.h"
@@ -129,15 +129,9 @@ static sl_code read_body(sl_ask *a, sl_form *f, sl_err *err)
 
 static void new_id(char id[SL_JOURNAL_ID])
 {
-    uint8_t r[16];
-    size_t got = 0;
-    while (got < sizeof r) {
-        ssize_t n = getrandom(r + got, sizeof r - got, 0);
-        if (n > 0) got += (size_t)n;
-    }
-    int n = snprintf(id, SL_JOURNAL_ID, "video_");
-    for (size_t i = 0; i < sizeof r; i++)
-        n += snprintf(id + n, SL_JOURNAL_ID - (size_t)n, "%02x", r[i]);
+    char word[SL_WORD];
+    sl_new_word(word);
+    snprintf(id, SL_JOURNAL_ID, "video_%s", word);
 }
 
 static sl_code write_inputs(const sl_server *s, const char *id, sl_form *f, sl_err *err)

@@ -21,10 +21,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 #include <time.h>
 
 #include "common/clock.h"
+#include "common/word.h"
 #include "stages/serve/redis.h"
 
 #define SCHEMA "1"
@@ -40,14 +40,13 @@
 #define WORDS 24        /* of most calls */
 #define BEAT_HOLDS 1000 /* renewed at once */
 #define ENDED 64        /* jobs that are remembered when they have ended */
-#define NONCE 33        /* bytes of a word that nobody uses twice, its NUL included */
 
 __asm__(".section .rodata\n.global sl_journal_lua\nsl_journal_lua:\n"
         ".incbin \"stages/serve/journal.lua\"\n.byte 0\n.previous\n");
 extern const char sl_journal_lua[];
 
 typedef struct {
-    char id[SL_JOURNAL_ID], word[NONCE];
+    char id[SL_JOURNAL_ID], word[SL_WORD];
 } hold;
 
 typedef struct {
@@ -87,17 +86,6 @@ static void one_line(sl_err *err)
     if (!err) return;
     for (char *c = err->msg; *c; c++)
         if (*c < ' ' || *c > '~') *c = '?';
-}
-
-static void nonce(char out[NONCE])
-{
-    uint8_t r[16];
-    size_t got = 0;
-    while (got < sizeof r) {
-        const ssize_t n = getrandom(r + got, sizeof r - got, 0);
-        if (n > 0) got += (size_t)n;
-    }
-    for (size_t i = 0; i < sizeof r; i++) snprintf(out + 2 * i, 3, "%02x", r[i]);
 }
 
 static void pause_ms(int ms)
@@ -440,14 +428,14 @@ static sl_code add_hold(queue *q, const char *id, const char *word, sl_err *err)
 }
 
 /* The word of this handle's hold on the job; "" if it has none. */
-static void find_hold(queue *q, const char *id, char out[NONCE])
+static void find_hold(queue *q, const char *id, char out[SL_WORD])
 {
     *out = 0;
     pthread_mutex_lock(&q->lock);
     for (int i = 0; i < ENDED; i++)
-        if (!strcmp(q->ended[i].id, id)) memcpy(out, q->ended[i].word, NONCE);
+        if (!strcmp(q->ended[i].id, id)) memcpy(out, q->ended[i].word, SL_WORD);
     for (int i = 0; i < q->hold_count; i++) /* the newest, if one was lost and claimed again */
-        if (!strcmp(q->holds[i].id, id)) memcpy(out, q->holds[i].word, NONCE);
+        if (!strcmp(q->holds[i].id, id)) memcpy(out, q->holds[i].word, SL_WORD);
     pthread_mutex_unlock(&q->lock);
 }
 
@@ -508,7 +496,7 @@ static sl_code shared_submit(sl_journal *base, const sl_journal_job *job, const 
                              const sl_journal_limits *limits, char same[SL_JOURNAL_ID], sl_err *err)
 {
     queue *q = of(base);
-    char op[NONCE], p[32], created[32], most[32], most_of[32];
+    char op[SL_WORD], p[32], created[32], most[32], most_of[32];
     redisReply *r = NULL;
     size_t lines = 0;
     for (const char *c = job->files ? job->files : ""; *c; c++) lines += *c == '\n';
@@ -519,7 +507,7 @@ static sl_code shared_submit(sl_journal *base, const sl_journal_job *job, const 
         free(copy);
         return sl_fail(err, SL_NOMEM, "job %s: no memory to submit it", job->id);
     }
-    nonce(op);
+    sl_new_word(op);
     const char *const first[] = {"EVALSHA",
                                  q->sha,
                                  "0",
@@ -553,9 +541,9 @@ static sl_code shared_submit(sl_journal *base, const sl_journal_job *job, const 
 static sl_code shared_claim(sl_journal *base, int64_t now_s, sl_journal_job *out, sl_err *err)
 {
     queue *q = of(base);
-    char held_as[NONCE], now[32], lease[32];
+    char held_as[SL_WORD], now[32], lease[32];
     redisReply *r;
-    nonce(held_as);
+    sl_new_word(held_as);
     sl_code rc = say(q, &r, err, "claim", held_as, q->name, text(now, now_s > 0 ? now_s : 0),
                      text(lease, q->lease_ms), NULL);
     if (!rc && says(r, "busy")) rc = sl_fail(err, SL_BUSY, "no job is queued");
@@ -568,9 +556,9 @@ static sl_code shared_claim(sl_journal *base, int64_t now_s, sl_journal_job *out
 static sl_code shared_release(sl_journal *base, const char *id, sl_err *err)
 {
     queue *q = of(base);
-    char op[NONCE], held_as[NONCE];
+    char op[SL_WORD], held_as[SL_WORD];
     redisReply *r;
-    nonce(op);
+    sl_new_word(op);
     find_hold(q, id, held_as);
     sl_code rc = say(q, &r, err, "release", op, id, held_as, NULL);
     if (!rc) rc = held(r, id, err);
@@ -591,7 +579,7 @@ static sl_code shared_progress(sl_journal *base, const char *id, double progress
                                sl_err *err)
 {
     queue *q = of(base);
-    char held_as[NONCE], number[40];
+    char held_as[SL_WORD], number[40];
     redisReply *r;
     find_hold(q, id, held_as);
     snprintf(number, sizeof number, "%.17g", progress);
@@ -603,9 +591,9 @@ static sl_code shared_finish(sl_journal *base, const char *id, sl_journal_state 
                              const char *message, uint64_t bytes, int64_t now_s, sl_err *err)
 {
     queue *q = of(base);
-    char op[NONCE], held_as[NONCE], size[32], now[32];
+    char op[SL_WORD], held_as[SL_WORD], size[32], now[32];
     redisReply *r;
-    nonce(op);
+    sl_new_word(op);
     find_hold(q, id, held_as);
     sl_code rc =
         say(q, &r, err, "finish", op, id, held_as, sl_journal_states[end], sl_code_name(code),
@@ -620,7 +608,7 @@ static sl_code shared_file(sl_journal *base, const char *id, const char *name, c
                            uint64_t bytes, char was[SL_JOURNAL_FILE], sl_err *err)
 {
     queue *q = of(base);
-    char held_as[NONCE], file[SL_JOURNAL_FILE + 32] = "";
+    char held_as[SL_WORD], file[SL_JOURNAL_FILE + 32] = "";
     redisReply *r;
     find_hold(q, id, held_as);
     if (*version) snprintf(file, sizeof file, "%s %llu", version, (unsigned long long)bytes);
@@ -646,9 +634,9 @@ static sl_code shared_cancel(sl_journal *base, const char *id, const char *owner
                              sl_journal_state *before, sl_err *err)
 {
     queue *q = of(base);
-    char op[NONCE], now[32];
+    char op[SL_WORD], now[32];
     redisReply *r;
-    nonce(op);
+    sl_new_word(op);
     sl_code rc = say(q, &r, err, "cancel", op, id, owner ? "0" : "1", owner ? owner : "",
                      text(now, now_s), NULL);
     if (!rc && !says(r, "ok")) rc = sl_journal_no_job(id, err);
@@ -730,9 +718,9 @@ static sl_code shared_expire(sl_journal *base, int64_t before_s, uint64_t quota,
                              int64_t now_s, char id[SL_JOURNAL_ID], sl_err *err)
 {
     queue *q = of(base);
-    char op[NONCE], before[32], bytes[32], forget[32], now[32];
+    char op[SL_WORD], before[32], bytes[32], forget[32], now[32];
     redisReply *r;
-    nonce(op);
+    sl_new_word(op);
     if (quota > SL_JOURNAL_BYTES) quota = SL_JOURNAL_BYTES;
     sl_code rc = say(q, &r, err, "expire", op, text(before, before_s), text(bytes, (int64_t)quota),
                      text(forget, forget_s), text(now, now_s), NULL);
