@@ -238,7 +238,7 @@ $(B)/%.o: %.cc $(B)/flags
 
 # Taken in by the assembler, which tells nobody.
 $(B)/stages/serve/page.o: $(wildcard stages/serve/page/page.* stages/serve/page/index.html)
-$(B)/stages/serve/journal_redis.o: stages/serve/journal.lua
+$(B)/stages/serve/journal_redis_link.o: stages/serve/journal.lua stages/serve/journal_verbs.lua
 
 $(LIB): $(LIB_O) $(B)/objects
 	@rm -f $@; ar rcs $@ $(LIB_O)

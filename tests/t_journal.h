@@ -32,6 +32,7 @@ typedef struct {
     void (*drop)(void);                    /* close it, and leave nothing */
     int64_t (*rows)(const char *state);    /* how many are kept; NULL: in any state */
     int64_t (*text_bytes)(const char *id); /* of its request and message, REMOVED or not */
+    void (*kept)(const char *id);          /* a step of a running job is kept */
 } t_journal_body;
 
 static inline int64_t number_at(const char *file, const char *sql);
@@ -77,8 +78,13 @@ static inline int64_t sqlite_text_bytes(const char *id)
     return number_at(path, sql);
 }
 
-static const t_journal_body t_sqlite = {sqlite_make, sqlite_empty, sqlite_reopen,
-                                        sqlite_drop, sqlite_rows,  sqlite_text_bytes};
+static inline void sqlite_kept(const char *id)
+{
+    T_OK(sl_journal_kept(j, id, &err));
+}
+
+static const t_journal_body t_sqlite = {sqlite_make, sqlite_empty,      sqlite_reopen, sqlite_drop,
+                                        sqlite_rows, sqlite_text_bytes, sqlite_kept};
 static const t_journal_body *body = &t_sqlite;
 
 static inline int open_new(void **state)

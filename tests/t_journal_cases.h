@@ -417,6 +417,87 @@ static void test_released(void **state)
     for (int i = 0; i < 6; i++) claims((const char *[]){"h", "a0", "b0", "c0", "a1", "b1"}[i]);
 }
 
+/* The server dies with the job, and the next one goes on. */
+static void dies(int want, int retries)
+{
+    int count;
+    reopen();
+    sl_journal_retries(j, retries);
+    T_OK(sl_journal_release_all(j, &count, &err));
+    assert_int_equal(count, want);
+}
+
+static int deaths_of(const char *id)
+{
+    sl_journal_job got;
+    T_OK(sl_journal_get(j, id, NULL, &got, &err));
+    const int deaths = got.deaths;
+    sl_journal_job_free(&got);
+    return deaths;
+}
+
+/* A job whose servers die is tried so often, and then it fails; a step that is kept begins the
+ * count anew. Whoever died with it runs alone, and so does not fail with it. */
+static void test_given_up(void **state)
+{
+    sl_journal_job got;
+    sl_journal_state before;
+    sl_journal_counts n;
+    (void)state;
+    submit("k", "", 0);
+    submit("a", "", 0);
+    for (int i = 0; i < SL_JOURNAL_ALONE; i++) {
+        claims("k");
+        claims("a");
+        dies(2, 3);
+    }
+    assert_int_equal(deaths_of("k"), SL_JOURNAL_ALONE);
+    claims("k");
+    T_CODE(sl_journal_claim(j, 1, &got, &err), SL_BUSY); /* a waits */
+    assert_int_equal(sl_journal_position(j, "a"), 0);
+    body->kept("k");
+    assert_int_equal(deaths_of("k"), 0);
+    submit("b", "", 1);
+    claims("b");                                         /* its like may run beside it again, */
+    T_CODE(sl_journal_claim(j, 1, &got, &err), SL_BUSY); /* but a is to run alone itself */
+    finish("b", SL_JOURNAL_COMPLETED, 0, 1);
+    T_OK(sl_journal_release(j, "k", &err)); /* no death */
+    assert_int_equal(deaths_of("k"), 0);
+    for (int i = 0; i < 4; i++) { /* k was claimed first, and is until it is given up */
+        claims("k");
+        dies(1, 3);
+        assert_int_equal(deaths_of("k"), i + 1);
+    }
+    T_OK(sl_journal_get(j, "k", NULL, &got, &err));
+    assert_int_equal(got.state, SL_JOURNAL_FAILED);
+    assert_int_equal(got.code, SL_GONE);
+    assert_int_equal(got.attempts, SL_JOURNAL_ALONE + 5);
+    assert_string_equal(got.message, "4 times its server died while it ran, and no step was kept "
+                                     "between: it is not tried again (serve.retries)");
+    assert_true(got.ended_s > 1000);
+    sl_journal_job_free(&got);
+    T_CODE(sl_journal_finish(j, "k", SL_JOURNAL_COMPLETED, SL_OK, "", 0, 1, &err), SL_GONE);
+    T_OK(sl_journal_remove(j, "k", NULL, 1, &err));
+    /* one that was asked to stop meanwhile is cancelled, not failed */
+    claims("a");
+    T_OK(sl_journal_cancel(j, "a", NULL, 1, &before, &err));
+    dies(1, 3);
+    claims("a");
+    dies(1, 3);
+    has_state("a", SL_JOURNAL_CANCELLED);
+    /* without a limit */
+    submit("c", "", 0);
+    for (int i = 0; i < 12; i++) {
+        claims("c");
+        dies(1, 0);
+    }
+    assert_int_equal(deaths_of("c"), 12);
+    reopen();
+    assert_int_equal(deaths_of("c"), 12);
+    T_OK(sl_journal_count(j, &n, &err));
+    assert_int_equal(n.jobs[SL_JOURNAL_QUEUED], 1);
+}
+
 /* Whatever happens before, the queue is claimed as its positions say, to its end. */
 static void test_positions_come_true(void **state)
 {
@@ -597,7 +678,7 @@ static void test_expire(void **state)
         WITH_JOURNAL(test_cancel), WITH_JOURNAL(test_remove), WITH_JOURNAL(test_gone),             \
         WITH_JOURNAL(test_long_message), WITH_JOURNAL(test_submit_refused),                        \
         WITH_JOURNAL(test_limits), WITH_JOURNAL(test_keys), WITH_JOURNAL(test_order),              \
-        WITH_JOURNAL(test_in_turn), WITH_JOURNAL(test_released),                                   \
+        WITH_JOURNAL(test_in_turn), WITH_JOURNAL(test_released), WITH_JOURNAL(test_given_up),      \
         WITH_JOURNAL(test_positions_come_true), WITH_JOURNAL(test_list), WITH_JOURNAL(test_count), \
         WITH_JOURNAL(test_expire)
 

@@ -43,7 +43,11 @@
 #define SL_JOURNAL_LIVE 128          /* bytes of what is told of a running job, likewise */
 #define SL_JOURNAL_FILE 256          /* bytes of a file's name, and of its version, likewise */
 #define SL_JOURNAL_BYTES (1ll << 50) /* most bytes of a job's folder */
-#define SL_JOURNAL_VERSION 1         /* of the schema that this program writes */
+#define SL_JOURNAL_VERSION 2         /* of the schema that this program writes, on SQLite */
+#define SL_JOURNAL_NEEDS 2560        /* bytes of what a job needs or a server offers, likewise */
+#define SL_JOURNAL_SAYS 4096         /* bytes of what a server tells of itself, likewise */
+#define SL_JOURNAL_PEERS 1000        /* servers that are told of at a time */
+#define SL_JOURNAL_ALONE 2           /* deaths after which a job runs alone */
 #define SL_JOURNAL_DISK_FULL "disk full"
 
 /* NAME, name in the database: it stays as it is. */
@@ -76,11 +80,15 @@ typedef struct {
     sl_code code;                          /* of FAILED and CANCELLED */
     char message[SL_JOURNAL_TEXT];         /* likewise */
     uint64_t bytes;                        /* of its folder once it has ended, for the quota */
+    int deaths; /* how often its server died while it ran, since a step of it was kept */
     /* Of a queue that many servers share (else "", 0 and NULL): */
     char server[SL_JOURNAL_SERVER]; /* while it is RUNNING: who runs it */
     char live[SL_JOURNAL_LIVE];     /* likewise: what that one tells of it (sl_journal_show) */
     int64_t fence;                  /* number of its newest claim, of all claims: it grows */
-    char *files; /* "NAME VERSION BYTES\n" for each file of it that others may have; owned as
+    int64_t since_s;                /* while it is RUNNING: its newest claim */
+    char waits[200]; /* while it is QUEUED: why no server that is up takes it; "": one does */
+    char *needs;     /* sl_journal_print_needs; NULL or "": any server can. Owned as request is */
+    char *files;     /* "NAME VERSION BYTES\n" for each file of it that others may have; owned as
                   * request is */
 
     char *request; /* JSON text of what was asked for, which the journal does not look into.
@@ -125,8 +133,18 @@ sl_code sl_journal_claim(sl_journal *j, int64_t now_s, sl_journal_job *out, sl_e
 /* Not lost, but not to be run on here: RUNNING becomes QUEUED, before all others of its priority
  * (started_s is set). SL_GONE: it is not RUNNING. */
 sl_code sl_journal_release(sl_journal *j, const char *id, sl_err *err);
-/* At a start of the server: all RUNNING jobs are released. *count how many. */
+/* At a start of the server: all RUNNING jobs are released, for the one before it died; the death is
+ * counted to each, and may be one too many (sl_journal_retries). *count how many. */
 sl_code sl_journal_release_all(sl_journal *j, int *count, sl_err *err);
+/* How often a job is tried again whose server died, or was silent for too long, while it ran, and
+ * no step of it was kept between; after that it ends, FAILED with SL_GONE. 0, as it is at first:
+ * without an end. A job with SL_JOURNAL_ALONE deaths is claimed only by a handle that runs nothing
+ * else, and then runs alone until a step is kept: whoever was beside the one that kills its servers
+ * is found to be innocent. */
+void sl_journal_retries(sl_journal *j, int most);
+/* A hand-over or a state of a RUNNING job is kept: its deaths are 0 again. Of a queue that servers
+ * share, sl_journal_file does that. */
+sl_code sl_journal_kept(sl_journal *j, const char *id, sl_err *err);
 /* The job has got so far. A smaller number than before, or a job that is not RUNNING, changes
  * nothing; more than 1 is 1. Errors: SL_ARG not a number. */
 sl_code sl_journal_progress(sl_journal *j, const char *id, double progress, sl_err *err);
@@ -171,9 +189,12 @@ typedef struct {
     int64_t oldest_queued_s;              /* its created_s; 0: none is queued */
     uint64_t bytes;                       /* of all folders of ended jobs */
     /* Of a queue that many servers share: */
-    int64_t servers; /* that were heard of within a lease */
-    int64_t taken;   /* jobs that went back to the queue because their server was silent */
-    int64_t fenced;  /* changes that were refused because the job was another server's by then */
+    int64_t servers;  /* that were heard of within a lease */
+    int64_t taken;    /* jobs that went back to the queue because their server was silent */
+    int64_t fenced;   /* changes that were refused because the job was another server's by then */
+    int64_t given_up; /* jobs that were tried often enough (sl_journal_retries) */
+    int64_t stuck;    /* QUEUED jobs that no server which is up takes */
+    char why[200];    /* one of them waits */
 } sl_journal_counts;
 
 sl_code sl_journal_count(sl_journal *j, sl_journal_counts *out, sl_err *err);
@@ -234,6 +255,51 @@ sl_code sl_journal_file(sl_journal *j, const char *id, const char *name, const c
 /* The version and size of file NAME in the `files` of a job; false: it has none. */
 bool sl_journal_find_file(const sl_journal_job *job, const char *name,
                           char version[SL_JOURNAL_FILE], uint64_t *bytes);
+
+/* ---- who can what ---- */
+
+/* What a job needs, or a server offers. Words have no space and no comma; "*" is any. */
+typedef struct {
+    int64_t pixels;         /* of a frame, at most */
+    int frames;             /* at most */
+    const char *precisions; /* in one of which a job computes: words, with commas between */
+    const char *loras;      /* names, with commas between; "" none */
+} sl_journal_needs;
+
+/* As a text. Errors: SL_ARG a word that is none, or too long. */
+sl_code sl_journal_print_needs(char out[SL_JOURNAL_NEEDS], const sl_journal_needs *n, sl_err *err);
+
+/* What this handle can (sl_journal_print_needs; "": anything) and tells of itself, a line, from now
+ * on: others know it with the next beat, and until a lease after the last. A claim takes the first
+ * job that it can do. Jobs that need the LoRA of the job that it claimed last may go before others
+ * of their priority, which happens to no job more than eight times. says: "" nothing. Of a queue of
+ * one machine it is nobody's business. Errors: SL_ARG. */
+sl_code sl_journal_offer(sl_journal *j, const char *offer, const char *says, sl_err *err);
+/* Does a server that is up offer what is needed (*now), or one that was within a day (*known)? Of a
+ * queue of one machine: neither. */
+sl_code sl_journal_offered(sl_journal *j, const char *needs, bool *now, bool *known, sl_err *err);
+
+typedef struct {
+    char name[SL_JOURNAL_SERVER];
+    int64_t silent_ms; /* since its last beat */
+    char says[SL_JOURNAL_SAYS];
+} sl_journal_peer;
+
+typedef struct {
+    int64_t lease_ms;
+    int peer_count, job_count;
+    sl_journal_peer *peers; /* [peer_count], the newest beat first; one that has been silent for ten
+                             * leases is forgotten, one that has ended goes at once */
+    sl_journal_job *jobs;   /* [job_count] that run: id, owner, server, live, since_s, attempts and
+                             * progress of each, no more */
+    int64_t all_peers, all_jobs; /* there may be more than are told of */
+} sl_journal_fleet;
+
+/* Of a queue of one machine: nobody. *out is the caller's, to be freed also after an error. */
+sl_code sl_journal_fleet_of(sl_journal *j, sl_journal_fleet *out, sl_err *err);
+void sl_journal_fleet_free(sl_journal_fleet *f); /* zeroes it */
+
+/* ---- news ---- */
 
 typedef enum {
     SL_JOURNAL_HEARD_QUEUE,  /* a job waits */

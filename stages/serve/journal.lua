@@ -1,6 +1,7 @@
--- journal.lua - the queue of many machines, as Redis keeps it: each call of journal_redis.c is one
--- run of this script, so each happens as a whole or not at all. ARGV[1] is the verb, ARGV[2] how the
--- channels of news begin; a verb's own words follow. The answer's first word is "ok" or says what is not.
+-- journal.lua - the queue of many machines, as Redis keeps it: its keys, and whose turn it is.
+-- journal_verbs.lua is the other half of the script, the calls. Each call of journal_redis.c is one
+-- run of it, so each happens as a whole or not at all. ARGV[1] is the verb, ARGV[2] how channels
+-- of news begin; a verb's own words follow. The answer's first word is "ok" or says what is not.
 --
 --   sluice:job:ID       hash: a row; f:NAME its files (VERSION BYTES); hold: who may change it now
 --   sluice:keys         hash: clients' keys -> id
@@ -12,20 +13,39 @@
 --                       owner; kept rows by owner
 --   sluice:bytes, seq, claims   counters: folders of ended jobs, submissions, claims
 --   sluice:servers      servers by the time of their last beat
---   sluice:stats        hash: jobs taken over, writes refused for their hold (fenced)
+--   sluice:says         hash: server -> what it tells of itself
+--   sluice:offers       what workers can, by the time of the last beat of one that can so much
+--   sluice:stats        hash: jobs taken over, given up, writes refused for their hold (fenced)
 --
--- The order of claims (stages/serve/fair.h), for each priority P:
+-- The order of claims (stages/serve/fair.h), for each priority P, as places are told:
 --   sluice:released:P   ids by the number of their claim
 --   sluice:wait:P:OWNER ids by seq
 --   sluice:owners:P     owners that wait: by their newest claim; before them all those without one,
 --                       by their oldest job
 --   sluice:last:P       hash: owner -> number of the newest claim
 --
+-- The same for each CLASS of jobs, those that want the same of a worker: a claim looks at the first
+-- of each class that the worker can do, so jobs that it cannot do cost it nothing.
+--   sluice:classes:P         classes that wait
+--   sluice:back:P:CLASS      ids by the number of their claim
+--   sluice:can:P:CLASS:OWNER ids by seq
+--   sluice:turns:P:CLASS     owners by their place in it, which may be an older, smaller one: it is
+--                            put right when the owner comes first
+--   sluice:needs             hash: CLASS -> how many wait
+-- Needs, and what a worker offers, are "PIXELS FRAMES PRECISIONS LORAS", lists with commas between,
+-- '-' none; needs that are '*' are anybody's. A class is a job's needs, '-' without any, and ' !'
+-- behind them for a job that is to run alone.
+--
 -- A call may come twice, when the answer to the first was lost: its nonce (`op`) is kept in the row
 -- that it changed, and the second gets the same answer.
 local K, call = 'sluice:', redis.call
 local channel = ARGV[2]
 local BEFORE = 4503599627370496 -- 2^52: more than any seq
+local ALONE = 2 -- so many servers died with a job: it runs alone (as SL_JOURNAL_ALONE)
+local PASSED = 8 -- how often others go before the job whose turn it is
+local CLASSES = 1024 -- classes that a claim knows: those that wait longest
+local LOOKED = 64 -- of those that the worker can do, how many it looks at
+local KEPT_MS = 86400000 -- how long it is remembered what a worker could that is gone
 
 local function job(id) return K .. 'job:' .. id end
 -- Who runs jobs hears of work (queue, cancel); who shows them hears of all else, too.
@@ -50,20 +70,151 @@ local function ended(state)
 end
 local function wait_of(p, owner) return K .. 'wait:' .. p .. ':' .. owner end
 
--- The owner's place among those that wait in this priority.
+-- The owner's place among those that wait in this priority; first: seq of its oldest job.
+local function place(p, owner, first)
+  local last = tonumber(call('HGET', K .. 'last:' .. p, owner) or 0)
+  return last > 0 and last or first - BEFORE
+end
 local function rank(p, owner)
   local first = call('ZRANGE', wait_of(p, owner), 0, 0, 'WITHSCORES')
-  if not first[1] then
+  if first[1] then
+    call('ZADD', K .. 'owners:' .. p, place(p, owner, first[2]), owner)
+  else
     call('ZREM', K .. 'owners:' .. p, owner)
-    return
   end
-  local last = tonumber(call('HGET', K .. 'last:' .. p, owner) or 0)
-  call('ZADD', K .. 'owners:' .. p, last > 0 and last or first[2] - BEFORE, owner)
+end
+
+-- ---- classes: what a job needs, what a worker offers ----
+
+local function class_of(id)
+  local r = call('HMGET', job(id), 'needs', 'deaths')
+  local needs = r[1] and #r[1] > 0 and r[1] or '-'
+  return tonumber(r[2] or 0) >= ALONE and needs .. ' !' or needs
+end
+local function parts(text)
+  local pixels, frames, precision, loras = text:match('^(%d+) (%d+) (%S+) (%S+)')
+  return pixels and {pixels = tonumber(pixels), frames = tonumber(frames), precision = precision,
+                     loras = loras}
+end
+local function has(list, word)
+  return word == '*' or (',' .. list .. ','):find(',' .. word .. ',', 1, true) ~= nil
+end
+local function has_all(list, words)
+  if words == '-' then return true end
+  for word in words:gmatch('[^,]+') do
+    if not has(list, word) then return false end
+  end
+  return true
+end
+-- An offer that is none is of a worker that can all; needs that are none are anybody's.
+local function fits(needs, offer)
+  return not needs or not offer or
+         needs.pixels <= offer.pixels and needs.frames <= offer.frames and
+         has(offer.precision, needs.precision) and has_all(offer.loras, needs.loras)
+end
+
+-- What workers that are up offer.
+local function offers_of(lease)
+  local all = {}
+  for i, text in ipairs(call('ZRANGEBYSCORE', K .. 'offers', now_ms() - lease, '+inf')) do
+    all[i] = parts(text)
+  end
+  return all
+end
+local function most_of(offers, field)
+  local most = 0
+  for _, o in ipairs(offers) do most = math.max(most, o[field]) end
+  return most
+end
+local function any(offers, test)
+  for _, o in ipairs(offers) do
+    if test(o) then return true end
+  end
+  return false
+end
+-- Why none of them takes it; '' one does.
+local function reason(class, offers)
+  if #offers == 0 then return 'no worker is up' end
+  local n = parts(class)
+  if any(offers, function(o) return fits(n, o) end) then return '' end
+  local why
+  if n.pixels > most_of(offers, 'pixels') then
+    why = n.pixels .. ' pixels a frame, want at most ' .. most_of(offers, 'pixels')
+  elseif n.frames > most_of(offers, 'frames') then
+    why = n.frames .. ' frames, want at most ' .. most_of(offers, 'frames')
+  elseif not any(offers, function(o) return has(o.precision, n.precision) end) then
+    why = 'none computes in ' .. n.precision
+  elseif not any(offers, function(o) return has_all(o.loras, n.loras) end) then
+    why = 'none has LoRA ' .. n.loras
+  else
+    why = 'none has at once ' .. n.pixels .. ' pixels, ' .. n.frames .. ' frames, ' ..
+          n.precision .. (n.loras ~= '-' and ', LoRA ' .. n.loras or '')
+  end
+  return 'no worker that is up takes it: ' .. why
+end
+
+local function can_of(p, class, owner) return K .. 'can:' .. p .. ':' .. class .. ':' .. owner end
+local function turns_of(p, class) return K .. 'turns:' .. p .. ':' .. class end
+local function back_of(p, class) return K .. 'back:' .. p .. ':' .. class end
+
+local function join_class(id, owner, p, seq, claimed)
+  local class = class_of(id)
+  call('ZADD', K .. 'classes:' .. p, 'NX', seq, class)
+  tally('needs', class, 1)
+  if claimed > 0 then
+    call('ZADD', back_of(p, class), claimed, id)
+  else
+    call('ZADD', can_of(p, class, owner), seq, id)
+    call('ZADD', turns_of(p, class), 'NX', place(p, owner, seq), owner)
+  end
+end
+local function leave_class(id, owner, p, claimed)
+  local class = class_of(id)
+  tally('needs', class, -1)
+  if claimed > 0 then
+    call('ZREM', back_of(p, class), id)
+  else
+    call('ZREM', can_of(p, class, owner), id)
+    if call('EXISTS', can_of(p, class, owner)) == 0 then
+      call('ZREM', turns_of(p, class), owner)
+    end
+  end
+  if call('EXISTS', turns_of(p, class), back_of(p, class)) == 0 then
+    call('ZREM', K .. 'classes:' .. p, class)
+  end
+end
+
+-- The first job of a class: its id, and what it is ordered by (released ones before all others).
+local function first_of(p, class)
+  local back = call('ZRANGE', back_of(p, class), 0, 0, 'WITHSCORES')
+  if back[1] then return {id = back[1], released = true, turn = tonumber(back[2]), seq = 0} end
+  local turns = turns_of(p, class)
+  while true do
+    local top = call('ZRANGE', turns, 0, 0, 'WITHSCORES')
+    if not top[1] then return nil end
+    local head = call('ZRANGE', can_of(p, class, top[1]), 0, 0, 'WITHSCORES')
+    if not head[1] then
+      call('ZREM', turns, top[1])
+    else
+      local is = place(p, top[1], head[2])
+      if is == tonumber(top[2]) then
+        return {id = head[1], released = false, turn = is, seq = tonumber(head[2])}
+      end
+      call('ZADD', turns, is, top[1])
+    end
+  end
+end
+local function is_before(a, b)
+  if not b then return true end
+  if a.released ~= b.released then return a.released end
+  if a.turn ~= b.turn then return a.turn < b.turn end
+  return a.seq < b.seq
 end
 
 local function enqueue(id)
   local r = call('HMGET', job(id), 'owner', 'priority', 'seq', 'claimed', 'created_s')
   local owner, p, seq, claimed = r[1], r[2], r[3], tonumber(r[4])
+  join_class(id, owner, p, seq, claimed)
   call('ZADD', K .. 'priorities', p, p)
   tally('waiting', p, 1)
   tally('waiting_of', owner, 1)
@@ -81,6 +232,7 @@ local function dequeue(id, owner, p, claimed)
   tally('waiting_of', owner, -1)
   if call('HEXISTS', K .. 'waiting', p) == 0 then call('ZREM', K .. 'priorities', p) end
   call('ZREM', K .. 'queued', id)
+  leave_class(id, owner, p, claimed)
   if claimed > 0 then
     call('ZREM', K .. 'released:' .. p, id)
   else
@@ -103,6 +255,50 @@ local function put_back(id)
   news('queue', id)
 end
 
+-- Its server died, or was silent for too long. most: so often it is tried again without a step that
+-- was kept between (0: without an end).
+local function give_up(id, deaths)
+  local k, bytes = job(id), 0
+  local r, row = call('HMGET', k, 'cancel_asked', 'hold'), call('HGETALL', k)
+  local state = r[1] == '1' and 'cancelled' or 'failed'
+  for i = 1, #row, 2 do
+    if row[i]:sub(1, 2) == 'f:' then
+      bytes = bytes + (tonumber(row[i + 1]:match(' (%d+)$')) or 0)
+    end
+  end
+  let_go(id)
+  local now = math.floor(now_ms() / 1000)
+  call('HSET', k, 'hold', '', 'worker', '', 'live', '', 'ended_s', now, 'bytes', bytes,
+       'code', state == 'failed' and 'GONE' or 'CANCELLED', 'message', state == 'failed' and
+       deaths .. ' times its server died while it ran, and no step was kept between: it is not ' ..
+       'tried again (serve.retries)' or 'cancelled')
+  moves(id, 'running', state)
+  call('ZADD', K .. 'ended', now, id)
+  call('INCRBY', K .. 'bytes', bytes)
+  call('HINCRBY', K .. 'stats', 'given_up', 1)
+  news('state', id)
+end
+local function bereave(id, most)
+  local deaths = call('HINCRBY', job(id), 'deaths', 1)
+  if most > 0 and deaths > most then
+    give_up(id, deaths)
+  else
+    put_back(id)
+  end
+end
+
+-- A row as it is told: of one that waits, and that nobody takes, also why.
+local function told(id, lease, known)
+  local row = call('HGETALL', job(id))
+  if call('HGET', job(id), 'state') ~= 'queued' then return row end
+  known.offers = known.offers or offers_of(lease)
+  local class = class_of(id)
+  known[class] = known[class] or reason(class, known.offers)
+  row[#row + 1] = 'waits'
+  row[#row + 1] = known[class]
+  return row
+end
+
 -- Is the caller's hold that of the RUNNING job? Else what to answer.
 local function refused(id, hold)
   local r = call('HMGET', job(id), 'state', 'hold', 'worker')
@@ -119,312 +315,3 @@ local function state_for(id, everybody, owner)
   if r[1] and (everybody == '1' or r[2] == owner) then return r[1] end
 end
 
-local verbs = {}
-
-function verbs.open(version, model, store)
-  local v, m, s = call('GET', K .. 'schema'), call('GET', K .. 'model'), call('GET', K .. 'store')
-  if v and tonumber(v) > tonumber(version) then return {'newer', v} end
-  local n = call('HMGET', K .. 'count', 'queued', 'running')
-  if m and m ~= model and (n[1] or n[2]) then return {'model', m} end
-  if s and s ~= store and call('EXISTS', K .. 'all') == 1 then return {'store'} end
-  call('SET', K .. 'store', store)
-  call('SET', K .. 'schema', version)
-  call('SET', K .. 'model', model)
-  return {'ok'}
-end
-
-function verbs.submit(op, id, owner, key, priority, created, request, most, most_of, ...)
-  local k, known = job(id), #owner .. ':' .. owner .. ':' .. key
-  local r = call('HMGET', k, 'state', 'op_submit')
-  if r[1] and r[2] == op then return {'ok'} end
-  if #key > 0 then
-    local same = call('HGET', K .. 'keys', known)
-    if same then return {'same', same} end
-  end
-  local waiting = tonumber(call('HGET', K .. 'count', 'queued') or 0)
-  local of_owner = tonumber(call('HGET', K .. 'waiting_of', owner) or 0)
-  if tonumber(most) > 0 and waiting >= tonumber(most) or
-     tonumber(most_of) > 0 and of_owner >= tonumber(most_of) then
-    return {'full', tostring(waiting), tostring(of_owner)}
-  end
-  if r[1] then return {'there'} end
-  local seq = call('INCR', K .. 'seq')
-  call('HSET', k, 'id', id, 'seq', seq, 'owner', owner, 'key', key, 'priority', priority,
-       'created_s', created, 'started_s', 0, 'ended_s', 0, 'progress', 0, 'cancel_asked', 0,
-       'attempts', 0, 'claimed', 0, 'fence', 0, 'code', 'OK', 'message', '', 'bytes', 0, 'hold', '',
-       'worker', '', 'live', '', 'request', request, 'op_submit', op)
-  for i = 1, select('#', ...), 2 do
-    local name, file = select(i, ...)
-    call('HSET', k, 'f:' .. name, file)
-  end
-  if #key > 0 then call('HSET', K .. 'keys', known, id) end
-  call('ZADD', K .. 'all', seq, id)
-  call('ZADD', K .. 'of:' .. owner, seq, id)
-  tally('rows:' .. priority, owner, 1)
-  moves(id, nil, 'queued')
-  enqueue(id)
-  news('queue', id)
-  return {'ok'}
-end
-
-local function first_in_turn()
-  local p = call('ZREVRANGE', K .. 'priorities', 0, 0)[1]
-  if not p then return nil end
-  local id = call('ZRANGE', K .. 'released:' .. p, 0, 0)[1]
-  if id then return id end
-  local owner = call('ZRANGE', K .. 'owners:' .. p, 0, 0)[1]
-  return owner and call('ZRANGE', wait_of(p, owner), 0, 0)[1] or ''
-end
-
-function verbs.claim(hold, worker, now, lease)
-  local mine = call('HGET', K .. 'holds', hold)
-  if mine then return {'ok', call('HGETALL', job(mine))} end
-  local id = first_in_turn()
-  if not id then return {'busy'} end
-  local k = job(id)
-  local r = call('HMGET', k, 'owner', 'priority', 'claimed', 'started_s', 'state')
-  if r[5] ~= 'queued' then return {'damaged', id} end
-  local claimed, fence = tonumber(r[3]), call('INCR', K .. 'claims')
-  if claimed == 0 then
-    call('HSET', k, 'claimed', fence)
-    call('HSET', K .. 'last:' .. r[2], r[1], fence)
-  end
-  dequeue(id, r[1], r[2], claimed)
-  if r[4] == '0' then call('HSET', k, 'started_s', now) end
-  call('HSET', k, 'hold', hold, 'fence', fence, 'worker', worker)
-  call('HINCRBY', k, 'attempts', 1)
-  call('HSET', K .. 'holds', hold, id)
-  call('ZADD', K .. 'running', now_ms() + lease, id)
-  moves(id, 'queued', 'running')
-  news('state', id)
-  return {'ok', call('HGETALL', k)}
-end
-
--- Holds live on; the answer has for each 0 (it is another's), 1, or 2 (a cancel was asked for).
--- take: what nobody renews goes back to the queue.
-function verbs.beat(name, lease, take, ...)
-  local now, answer = now_ms(), {}
-  call('ZADD', K .. 'servers', now, name)
-  for i = 1, select('#', ...) do
-    local id = call('HGET', K .. 'holds', (select(i, ...)))
-    answer[i] = 0
-    if id then
-      call('ZADD', K .. 'running', 'XX', now + lease, id)
-      answer[i] = call('HGET', job(id), 'cancel_asked') == '1' and 2 or 1
-    end
-  end
-  local taken = 0
-  if take == '1' then
-    for _, id in ipairs(call('ZRANGEBYSCORE', K .. 'running', '-inf', now, 'LIMIT', 0, 64)) do
-      put_back(id)
-      call('HINCRBY', K .. 'stats', 'taken', 1)
-      taken = taken + 1
-    end
-    call('ZREMRANGEBYSCORE', K .. 'servers', '-inf', now - 10 * lease)
-  end
-  return {'ok', taken, answer}
-end
-
-function verbs.release(op, id, hold)
-  if call('HGET', job(id), 'op_release') == op then return {'ok'} end
-  local no = refused(id, hold)
-  if no then return no end
-  call('HSET', job(id), 'op_release', op)
-  put_back(id)
-  return {'ok'}
-end
-
-function verbs.release_all(worker)
-  local n = 0
-  for _, id in ipairs(call('ZRANGE', K .. 'running', 0, -1)) do
-    if call('HGET', job(id), 'worker') == worker then
-      put_back(id)
-      n = n + 1
-    end
-  end
-  return {'ok', n}
-end
-
-function verbs.progress(id, hold, progress, live)
-  if refused(id, hold) then return {'ok'} end
-  if tonumber(progress) > tonumber(call('HGET', job(id), 'progress')) then
-    call('HSET', job(id), 'progress', progress)
-  end
-  if #live > 0 then call('HSET', job(id), 'live', live) end
-  news('step', id)
-  return {'ok'}
-end
-
-function verbs.finish(op, id, hold, state, code, message, bytes, now)
-  local k = job(id)
-  if call('HGET', k, 'op_end') == op then return {'ok'} end
-  local no = refused(id, hold)
-  if no then return no end
-  call('HDEL', K .. 'holds', hold)
-  call('ZREM', K .. 'running', id)
-  call('HSET', k, 'op_end', op, 'code', code, 'message', message, 'bytes', bytes, 'ended_s', now,
-       'live', '')
-  if state == 'completed' then call('HSET', k, 'progress', 1) end
-  moves(id, 'running', state)
-  call('ZADD', K .. 'ended', now, id)
-  call('INCRBY', K .. 'bytes', bytes)
-  news('state', id)
-  return {'ok'}
-end
-
--- File NAME of a job that the caller holds is this one from now on ('': there is none); of one that
--- it has ended, files may go. The answer has what it was before.
-function verbs.file(id, hold, name, file)
-  local k = job(id)
-  local r = call('HMGET', k, 'state', 'hold', 'f:' .. name)
-  if not (r[1] and ended(r[1]) and r[2] == hold and #file == 0) then
-    local no = refused(id, hold)
-    if no then return no end
-    -- a version is called after the claim that made it
-    if #file > 0 and file:match('^(%d+)%.') ~= call('HGET', k, 'fence') then
-      call('HINCRBY', K .. 'stats', 'fenced', 1)
-      return {'fenced', call('HGET', k, 'worker')}
-    end
-  end
-  if #file > 0 then
-    call('HSET', k, 'f:' .. name, file)
-  else
-    call('HDEL', k, 'f:' .. name)
-  end
-  return {'ok', r[3] or ''}
-end
-
-function verbs.get(id, everybody, owner)
-  local state = state_for(id, everybody, owner)
-  if not state or state == 'removed' then return {'none'} end
-  return {'ok', call('HGETALL', job(id))}
-end
-
-function verbs.cancel(op, id, everybody, owner, now)
-  local state, k = state_for(id, everybody, owner), job(id)
-  if not state or state == 'removed' then return {'none'} end
-  if call('HGET', k, 'op_end') == op then return {'ok', 'queued'} end
-  if state == 'queued' then
-    local r = call('HMGET', k, 'owner', 'priority', 'claimed')
-    dequeue(id, r[1], r[2], tonumber(r[3]))
-    call('HSET', k, 'op_end', op, 'code', 'CANCELLED', 'ended_s', now, 'message',
-         'cancelled while it waited in the queue')
-    moves(id, 'queued', 'cancelled')
-    call('ZADD', K .. 'ended', now, id)
-    call('INCRBY', K .. 'bytes', call('HGET', k, 'bytes'))
-    news('state', id)
-  elseif state == 'running' then
-    call('HSET', k, 'cancel_asked', 1)
-    news('cancel', id)
-  end
-  return {'ok', state}
-end
-
-local function forget_files(k)
-  for _, field in ipairs(call('HKEYS', k)) do
-    if field:sub(1, 2) == 'f:' then call('HDEL', k, field) end
-  end
-end
-
-local function strike(id, state, now)
-  local k = job(id)
-  call('DECRBY', K .. 'bytes', call('HGET', k, 'bytes'))
-  call('HSET', k, 'request', '', 'message', '', 'ended_s', now)
-  forget_files(k)
-  moves(id, state, 'removed')
-  call('ZREM', K .. 'ended', id)
-  call('ZADD', K .. 'removed', now, id)
-  call('ZREM', K .. 'all', id)
-  call('ZREM', K .. 'of:' .. call('HGET', k, 'owner'), id)
-  news('state', id)
-end
-
-function verbs.remove(id, everybody, owner, now)
-  local state = state_for(id, everybody, owner)
-  if not state then return {'none'} end
-  if state == 'queued' or state == 'running' then return {'not', state} end
-  if state ~= 'removed' then strike(id, state, now) end
-  return {'ok'}
-end
-
-function verbs.list(everybody, owner, after, most, newest)
-  local of = K .. (everybody == '1' and 'all' or 'of:' .. owner)
-  local low, high, rows = '-inf', '+inf', {}
-  if #after > 0 then
-    if not state_for(after, everybody, owner) then return {'none'} end
-    local seq = call('HGET', job(after), 'seq')
-    if newest == '1' then high = '(' .. seq else low = '(' .. seq end
-  end
-  local ids
-  if newest == '1' then
-    ids = call('ZREVRANGEBYSCORE', of, high, low, 'LIMIT', 0, most)
-  else
-    ids = call('ZRANGEBYSCORE', of, low, high, 'LIMIT', 0, most)
-  end
-  for i, id in ipairs(ids) do rows[i] = call('HGETALL', job(id)) end
-  return {'ok', rows}
-end
-
-function verbs.position(id)
-  local r = call('HMGET', job(id), 'state', 'owner', 'priority', 'claimed')
-  if r[1] ~= 'queued' then return {'ok', -1} end
-  local owner, p, n = r[2], r[3], 0
-  for _, higher in ipairs(call('ZRANGEBYSCORE', K .. 'priorities', '(' .. p, '+inf')) do
-    n = n + tonumber(call('HGET', K .. 'waiting', higher) or 0)
-  end
-  if tonumber(r[4]) > 0 then
-    return {'ok', n + (call('ZRANK', K .. 'released:' .. p, id) or 0)}
-  end
-  n = n + call('ZCARD', K .. 'released:' .. p)
-  local round = call('ZRANK', wait_of(p, owner), id) or 0
-  local turn = call('ZRANK', K .. 'owners:' .. p, owner) or 0
-  for i, other in ipairs(call('ZRANGE', K .. 'owners:' .. p, 0, -1)) do
-    local most = round + (i - 1 < turn and 1 or 0)
-    n = n + math.min(call('ZCARD', wait_of(p, other)), most)
-  end
-  return {'ok', n}
-end
-
-function verbs.count(lease)
-  local first = call('ZRANGE', K .. 'queued', 0, 0)[1]
-  return {'ok', call('HGETALL', K .. 'count'), call('GET', K .. 'bytes') or '0',
-          first and call('HGET', job(first), 'created_s') or '0',
-          call('HGETALL', K .. 'stats'),
-          call('ZCOUNT', K .. 'servers', now_ms() - lease, '+inf')}
-end
-
-local function forget(id)
-  local r = call('HMGET', job(id), 'owner', 'key', 'priority')
-  if r[2] and #r[2] > 0 then
-    call('HDEL', K .. 'keys', #r[1] .. ':' .. r[1] .. ':' .. r[2])
-  end
-  if r[1] then
-    tally('rows:' .. r[3], r[1], -1)
-    if call('HEXISTS', K .. 'rows:' .. r[3], r[1]) == 0 then
-      call('HDEL', K .. 'last:' .. r[3], r[1])
-      rank(r[3], r[1])
-    end
-  end
-  call('DEL', job(id))
-  call('ZREM', K .. 'removed', id)
-  tally('count', 'removed', -1)
-end
-
-function verbs.expire(op, before, quota, forget_s, now)
-  local due = call('GET', K .. 'expired')
-  if due and due:sub(1, #op) == op then return {'ok', due:sub(#op + 2)} end
-  local old = call('ZRANGEBYSCORE', K .. 'removed', '-inf', '(' .. forget_s, 'LIMIT', 0, 1000)
-  for _, id in ipairs(old) do forget(id) end
-  local first = call('ZRANGE', K .. 'ended', 0, 0, 'WITHSCORES')
-  if not first[1] then return {'busy'} end
-  local bytes = tonumber(call('GET', K .. 'bytes') or 0)
-  if tonumber(first[2]) >= tonumber(before) and
-     (tonumber(quota) == 0 or bytes <= tonumber(quota)) then
-    return {'busy'}
-  end
-  strike(first[1], call('HGET', job(first[1]), 'state'), now)
-  call('SET', K .. 'expired', op .. ' ' .. first[1])
-  return {'ok', first[1]}
-end
-
-return verbs[ARGV[1]](unpack(ARGV, 3))

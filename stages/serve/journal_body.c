@@ -25,6 +25,7 @@ void sl_journal_job_free(sl_journal_job *job)
 {
     free(job->request);
     free(job->files);
+    free(job->needs);
     memset(job, 0, sizeof *job);
 }
 
@@ -91,6 +92,9 @@ static sl_code check_job(const sl_journal_job *job, const char *key, sl_err *err
                        "job %s: owner, key or request is missing or too long, want at most %d, %d, "
                        "%d bytes",
                        job->id, SL_JOURNAL_OWNER - 1, SL_JOURNAL_KEY - 1, SL_JOURNAL_REQUEST - 1);
+    if (job->needs && (!is_text(job->needs, SL_JOURNAL_NEEDS) || strpbrk(job->needs, "\r\n:!")))
+        return sl_fail(err, SL_ARG, "job %s: its needs are no line of at most %d bytes", job->id,
+                       SL_JOURNAL_NEEDS - 1);
     if (job->created_s < 0)
         return sl_fail(err, SL_ARG, "job %s: created_s is %lld, want 0 or more", job->id,
                        (long long)job->created_s);
@@ -127,6 +131,17 @@ sl_code sl_journal_release_all(sl_journal *j, int *count, sl_err *err)
     sl_code rc = j->body->release_all(j, count, err);
     if (rc) *count = 0;
     return rc;
+}
+
+void sl_journal_retries(sl_journal *j, int most)
+{
+    j->body->retries(j, most > 0 ? most : 0);
+}
+
+sl_code sl_journal_kept(sl_journal *j, const char *id, sl_err *err)
+{
+    if (!sl_journal_is_id(id)) return sl_journal_no_job(id, err);
+    return j->body->kept ? j->body->kept(j, id, err) : SL_OK;
 }
 
 sl_code sl_journal_show(sl_journal *j, const char *id, double progress, const char *live,
@@ -294,4 +309,64 @@ void sl_journal_listen(sl_journal *j,
                        void (*heard)(void *self, sl_journal_heard what, const char *id), void *self)
 {
     if (j->body->listen) j->body->listen(j, heard, self);
+}
+
+/* ---- who can what ---- */
+
+/* A list of words with commas between, of at least `least`. */
+static bool is_list(const char *t, bool least)
+{
+    if (!*t) return !least;
+    return !strpbrk(t, " \t\r\n:!") && *t != ',' && !strstr(t, ",,") && t[strlen(t) - 1] != ',' &&
+           strcmp(t, "-");
+}
+
+sl_code sl_journal_print_needs(char out[SL_JOURNAL_NEEDS], const sl_journal_needs *n, sl_err *err)
+{
+    *out = 0;
+    if (n->pixels < 0 || n->frames < 0 || !is_list(n->precisions, true) ||
+        !is_list(n->loras, false))
+        return sl_fail(
+            err, SL_ARG,
+            "what a job needs is no number, or no list of words: %lld pixels, %d frames, "
+            "\"%.60s\", \"%.60s\"",
+            (long long)n->pixels, n->frames, n->precisions, n->loras);
+    const int bytes = snprintf(out, SL_JOURNAL_NEEDS, "%lld %d %s %s", (long long)n->pixels,
+                               n->frames, n->precisions, *n->loras ? n->loras : "-");
+    if (bytes < SL_JOURNAL_NEEDS) return SL_OK;
+    *out = 0;
+    return sl_fail(err, SL_ARG, "what a job needs has %d bytes, want at most %d", bytes,
+                   SL_JOURNAL_NEEDS - 1);
+}
+
+sl_code sl_journal_offer(sl_journal *j, const char *offer, const char *says, sl_err *err)
+{
+    if (!is_text(offer, SL_JOURNAL_NEEDS) || !is_text(says, SL_JOURNAL_SAYS) ||
+        strpbrk(offer, "\r\n") || strpbrk(says, "\r\n"))
+        return sl_fail(err, SL_ARG,
+                       "what a server offers, or tells of itself, is no line of at most %d and %d "
+                       "bytes",
+                       SL_JOURNAL_NEEDS - 1, SL_JOURNAL_SAYS - 1);
+    return j->body->offer ? j->body->offer(j, offer, says, err) : SL_OK;
+}
+
+sl_code sl_journal_offered(sl_journal *j, const char *needs, bool *now, bool *known, sl_err *err)
+{
+    *now = *known = false;
+    if (!is_text(needs, SL_JOURNAL_NEEDS))
+        return sl_fail(err, SL_ARG, "what is needed has more than %d bytes", SL_JOURNAL_NEEDS - 1);
+    return j->body->offered ? j->body->offered(j, needs, now, known, err) : SL_OK;
+}
+
+sl_code sl_journal_fleet_of(sl_journal *j, sl_journal_fleet *out, sl_err *err)
+{
+    *out = (sl_journal_fleet){0};
+    return j->body->fleet ? j->body->fleet(j, out, err) : SL_OK;
+}
+
+void sl_journal_fleet_free(sl_journal_fleet *f)
+{
+    free(f->peers);
+    free(f->jobs);
+    *f = (sl_journal_fleet){0};
 }

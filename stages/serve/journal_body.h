@@ -7,7 +7,7 @@
  *
  *   journal.h               what the server calls; journal_body.c checks
  *   journal_sqlite.c        one machine: a file
- *   journal_redis.c         many machines: Redis, and journal.lua in it */
+ *   journal_redis.c         many machines: Redis, and journal.lua in it (journal_redis.h) */
 #ifndef SL_JOURNAL_BODY_H
 #define SL_JOURNAL_BODY_H
 
@@ -36,13 +36,18 @@ typedef struct {
     sl_code (*expire)(sl_journal *j, int64_t before_s, uint64_t quota, int64_t forget_s,
                       int64_t now_s, char id[SL_JOURNAL_ID], sl_err *err);
     bool (*knows)(sl_journal *j, const char *id);
+    void (*retries)(sl_journal *j, int most);
     sl_code (*backup)(sl_journal *j, const char *path, sl_err *err);
+    sl_code (*kept)(sl_journal *j, const char *id, sl_err *err); /* NULL: nothing to do */
     /* of a queue that many share; else NULL: */
     const char *(*promise)(const sl_journal *j, bool *safe);
     sl_code (*file)(sl_journal *j, const char *id, const char *name, const char *version,
                     uint64_t bytes, char was[SL_JOURNAL_FILE], sl_err *err);
     void (*listen)(sl_journal *j, void (*heard)(void *self, sl_journal_heard what, const char *id),
                    void *self);
+    sl_code (*offer)(sl_journal *j, const char *offer, const char *says, sl_err *err);
+    sl_code (*offered)(sl_journal *j, const char *needs, bool *now, bool *known, sl_err *err);
+    sl_code (*fleet)(sl_journal *j, sl_journal_fleet *out, sl_err *err);
 } sl_journal_body;
 
 struct sl_journal {

@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "stages/serve/database.h"
 #include "stages/serve/fair.h"
@@ -40,12 +41,14 @@ static const char *const STEPS[SL_JOURNAL_VERSION] = {
     "CREATE INDEX jobs_states ON jobs(state, ended_s, bytes);"
     "CREATE INDEX jobs_ended ON jobs(ended_s)"
     " WHERE state IN ('completed', 'failed', 'cancelled');",
+    /* deaths: of the server while it ran, since a step was kept */
+    "ALTER TABLE jobs ADD COLUMN deaths INTEGER NOT NULL DEFAULT 0;",
 };
 
 /* As read_job() reads them. */
 #define COLUMNS                                                                                    \
     "seq, id, owner, state, priority, created_s, started_s, ended_s, progress, cancel_asked, "     \
-    "attempts, code, message, bytes, request"
+    "attempts, code, message, bytes, deaths, request"
 #define ENDED "state IN ('completed', 'failed', 'cancelled')"
 #define MINE "(?2 IS NULL OR owner = ?2)" /* owner NULL: anybody's */
 #define LISTED "FROM jobs WHERE state <> 'removed' AND " MINE " AND seq "
@@ -67,7 +70,17 @@ static const char *const STEPS[SL_JOURNAL_VERSION] = {
       "WHERE seq = ?1 AND state = 'queued'")                                                       \
     X(BY_SEQ, "SELECT " COLUMNS " FROM jobs WHERE seq = ?1")                                       \
     X(RELEASE, "UPDATE jobs SET state = 'queued' WHERE id = ?1 AND state = 'running'")             \
-    X(RELEASE_ALL, "UPDATE jobs SET state = 'queued' WHERE state = 'running'")                     \
+    X(RELEASE_ALL,                                                                                 \
+      "UPDATE jobs SET state = 'queued', deaths = deaths + 1 WHERE state = 'running'")             \
+    X(GIVE_UP,                                                                                     \
+      "UPDATE jobs SET state = iif(cancel_asked, 'cancelled', 'failed'), "                         \
+      "code = iif(cancel_asked, 'CANCELLED', 'GONE'), ended_s = ?2, message = iif(cancel_asked, "  \
+      "'cancelled', deaths || ' times its server died while it ran, and no step was kept "         \
+      "between: it is not tried again (serve.retries)') WHERE state = 'running' AND deaths >= ?1") \
+    X(LAST_DEATH, "UPDATE jobs SET deaths = deaths + 1 WHERE state = 'running' AND deaths >= ?1")  \
+    X(KEPT, "UPDATE jobs SET deaths = 0 WHERE id = ?1 AND state = 'running'")                      \
+    X(RUNNING, "SELECT count(*), coalesce(max(deaths), 0) FROM jobs WHERE state = 'running'")      \
+    X(DEATHS, "SELECT deaths FROM jobs WHERE seq = ?1")                                            \
     X(PROGRESS, "UPDATE jobs SET progress = ?2 "                                                   \
                 "WHERE id = ?1 AND state = 'running' AND progress < ?2")                           \
     X(FINISH,                                                                                      \
@@ -126,6 +139,7 @@ typedef struct {
     sl_journal base;
     sl_db *db;      /* its lock is that of: */
     int64_t claims; /* the newest number of a claim */
+    int retries;    /* 0: without an end */
     queue queue;    /* claim's */
 
     sl_db *read;      /* its lock is that of: */
@@ -181,6 +195,7 @@ static sl_code read_job(sl_db *db, int which, sl_journal_job *out, sl_err *err)
     out->code = (sl_code)sl_row_word(&r, sl_journal_codes, SL_CODE_COUNT);
     sl_row_copy(&r, out->message, sizeof out->message);
     out->bytes = (uint64_t)sl_row_number(&r, 0, SL_JOURNAL_BYTES);
+    out->deaths = (int)sl_row_number(&r, 0, INT_MAX);
     const char *request = sl_row_text(&r, SL_JOURNAL_REQUEST);
     if (!r.rc && !(out->request = strdup(request)))
         r.rc = sl_fail(err, SL_NOMEM, "job %s: no memory for its request", out->id);
@@ -410,6 +425,28 @@ static sl_code file_submit(sl_journal *base, const sl_journal_job *job, const ch
 
 /* ---- jobs run ---- */
 
+/* A job that runs alone waits until no other runs, and no other begins beside it. */
+static sl_code check_alone(file *j, int64_t seq, sl_err *err)
+{
+    bool row;
+    int64_t deaths = 0;
+    sl_code rc = sl_db_ask(j->db, DEATHS, &row, err, "i", seq);
+    if (!rc && row) {
+        sl_row r = sl_row_of(j->db, DEATHS, err);
+        deaths = sl_row_number(&r, 0, INT_MAX);
+        rc = r.rc;
+    }
+    sl_db_reset(j->db, DEATHS);
+    if (rc || (rc = sl_db_ask(j->db, RUNNING, &row, err, ""))) return rc;
+    sl_row r = sl_row_of(j->db, RUNNING, err);
+    const int64_t running = sl_row_number(&r, 0, INT64_MAX), worst = sl_row_number(&r, 0, INT_MAX);
+    sl_db_reset(j->db, RUNNING);
+    if (r.rc) return r.rc;
+    if (running && (worst >= SL_JOURNAL_ALONE || deaths >= SL_JOURNAL_ALONE))
+        return sl_fail(err, SL_BUSY, "a job that its server died with runs alone");
+    return SL_OK;
+}
+
 static sl_code claim_first(file *j, int64_t now_s, sl_journal_job *out, sl_err *err)
 {
     bool row;
@@ -418,6 +455,7 @@ static sl_code claim_first(file *j, int64_t now_s, sl_journal_job *out, sl_err *
     if (rc) return rc;
     if (!j->queue.count) return sl_fail(err, SL_BUSY, "no job is queued");
     const int64_t seq = j->queue.jobs[0].seq;
+    if ((rc = check_alone(j, seq, err))) return rc;
     rc = sl_db_run(j->db, CLAIM, &changed, err, "iii", seq, now_s, j->claims + 1);
     if (rc) return rc;
     if (!changed)
@@ -464,8 +502,33 @@ static sl_code file_release_all(sl_journal *base, int *count, sl_err *err)
     file *j = of(base);
     sl_code rc = sl_db_enter(j->db, true, err);
     if (rc) return rc;
-    rc = sl_db_run(j->db, RELEASE_ALL, count, err, "");
+    int ended = 0;
+    if (j->retries) { /* who has died so often already, and once more now */
+        rc = sl_db_run(j->db, LAST_DEATH, NULL, err, "i", (int64_t)j->retries);
+        if (!rc)
+            rc = sl_db_run(j->db, GIVE_UP, &ended, err, "ii", (int64_t)j->retries + 1,
+                           (int64_t)time(NULL));
+    }
+    if (!rc) rc = sl_db_run(j->db, RELEASE_ALL, count, err, "");
+    if (!rc) *count += ended;
     return leave_queue(j, rc, err);
+}
+
+static void file_retries(sl_journal *base, int most)
+{
+    file *j = of(base);
+    sl_db_look(j->db); /* its lock */
+    j->retries = most;
+    sl_db_leave(j->db, SL_OK, NULL);
+}
+
+static sl_code file_kept(sl_journal *base, const char *id, sl_err *err)
+{
+    file *j = of(base);
+    sl_code rc = sl_db_enter(j->db, false, err);
+    if (rc) return rc;
+    rc = sl_db_run(j->db, KEPT, NULL, err, "t", id);
+    return sl_db_leave(j->db, rc, err);
 }
 
 static sl_code file_progress(sl_journal *base, const char *id, double progress, const char *live,
@@ -678,6 +741,8 @@ static const sl_journal_body BODY = {
     .expire = file_expire,
     .knows = file_knows,
     .backup = file_backup,
+    .retries = file_retries,
+    .kept = file_kept,
 };
 
 sl_code sl_journal_open(sl_journal **out, const char *path, sl_err *err)
