@@ -237,7 +237,7 @@ $(B)/%.o: %.cc $(B)/flags
 	@$(CXX) $(CXX_FLAGS) -c -o $@ $<
 
 # Taken in by the assembler, which tells nobody.
-$(B)/stages/serve/page.o: $(wildcard stages/serve/page/page.* stages/serve/page/index.html)
+$(B)/stages/serve/page.o: $(wildcard stages/serve/page/*.*)
 $(B)/stages/serve/journal_redis_link.o: stages/serve/journal.lua stages/serve/journal_verbs.lua
 
 $(LIB): $(LIB_O) $(B)/objects

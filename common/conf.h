@@ -118,6 +118,7 @@ typedef struct {
         int64_t quota_bytes;            /* of all finished jobs; 0: no limit */
         int64_t reserve_bytes;          /* free bytes of the disk below which no job is taken */
         int preview;                    /* 1: a picture of the latents after each step */
+        int retries;                    /* of a job that its servers die with; 0: without an end */
         char hosts[SL_CONF_PATH];       /* names that a request without a token may be sent to */
         char image_hosts[SL_CONF_PATH]; /* hosts that pictures may be fetched from */
     } serve;

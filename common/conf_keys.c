@@ -140,6 +140,9 @@ static const sl_key KEYS[] = {
         "free room of the state's disk below which new jobs are refused (507)"),
     NUM("serve.preview", INT, serve.preview, 0, 1, 1, "",
         "1: a small picture of the latents after each step"),
+    NUM("serve.retries", INT, serve.retries, 0, 1000, 5, "",
+        "how often a job is tried again whose server died while it ran, without a hand-over or a "
+        "state that was kept between; then it fails (0: without an end)"),
     TXT("serve.hosts", serve.hosts, "",
         "names, with commas between, that requests without a token may be sent to, beside the "
         "loopback's"),

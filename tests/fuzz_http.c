@@ -141,7 +141,7 @@ static void add_job(target *t, char id[SL_JOURNAL_ID], bool ended)
     if (s->tokens.count) strcpy(job.owner, s->tokens.at->name);
     must(sl_job_init(&asked.spec, &err), &err);
     asked.spec.dump = ended;
-    job.request = sl_video_request(s, &asked);
+    job.request = sl_video_request(s, &asked, NULL);
     sl_job_free(&asked.spec);
     must(sl_store_make(&s->store, id, &err), &err);
     for (size_t i = 0; ended && i < sizeof FILES / sizeof *FILES; i++)

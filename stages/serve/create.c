@@ -4,7 +4,7 @@
  *
  * Whatever fails on the way leaves nothing behind. A folder that no journal's row names is a
  * leftover of a server that died here, and goes at the next start. */
-#include "stages/serve/form.h"
+#include "stages/serve/offer.h"
 #include "stages/serve/routes.h"
 
 #include <errno.h>
@@ -169,6 +169,24 @@ static sl_code set_frames(sl_form *f, const sl_server *s, sl_err *err)
     return SL_OK;
 }
 
+/* A precision that another server of the queue computes in is checked as that one would. */
+static sl_code check_with(sl_form *f, const sl_server *s, const sl_conf *conf, sl_err *err)
+{
+    sl_request *r = &f->request;
+    sl_conf *other = f->precision_elsewhere ? malloc(sizeof *other) : NULL;
+    if (f->precision_elsewhere && !other) return sl_fail(err, SL_NOMEM, "no memory");
+    if (other) {
+        *other = *conf;
+        snprintf(other->denoise.precision, sizeof other->denoise.precision, "%.15s",
+                 r->spec.precision);
+        conf = other;
+    }
+    sl_code rc = sl_request_check(r, "", &s->model, conf, err);
+    if (!rc) rc = sl_request_check_limits(r, conf, "", err);
+    free(other);
+    return rc;
+}
+
 static sl_code check(sl_server *s, sl_form *f, sl_err *err)
 {
     sl_request *r = &f->request;
@@ -185,10 +203,9 @@ static sl_code check(sl_server *s, sl_form *f, sl_err *err)
     if (f->seconds && !had_fps && s->defaults.has_fps)
         r->spec.fps = s->defaults.spec.fps, r->has_fps = true;
     rc = set_frames(f, s, err);
-    if (!rc) rc = sl_form_lora(f, &s->conf, err);
+    if (!rc) rc = sl_form_lora(f, &s->conf, NULL, err);
     if (!rc) rc = sl_request_apply_defaults(r, &s->defaults, err);
-    if (!rc) rc = sl_request_check(r, "", &s->model, &s->conf, err);
-    if (!rc) rc = sl_request_check_limits(r, &s->conf, "", err);
+    if (!rc) rc = check_with(f, s, &s->conf, err);
     pthread_rwlock_unlock(&s->settings);
     sem_post(&checks);
     return rc;
@@ -372,14 +389,21 @@ static sl_code submit(sl_ask *a, const char *id, const sl_form *f, const char *k
                                       : a->everyone   ? 0
                                                       : a->priority,
                           .created_s = (int64_t)time(NULL),
-                          .request = sl_video_request(s, &f->request)};
-    if (!job.request) return sl_fail(err, SL_NOMEM, "no memory");
+                          .request = sl_video_request(s, &f->request, f->lora)};
+    char needs[SL_JOURNAL_NEEDS];
+    sl_code rc =
+        job.request ? sl_offer_needs(needs, s, f, err) : sl_fail(err, SL_NOMEM, "no memory");
+    if (rc) {
+        free(job.request);
+        return rc;
+    }
+    job.needs = needs;
     memcpy(job.id, id, sizeof job.id);
     memcpy(job.owner, a->owner, sizeof job.owner);
     pthread_rwlock_rdlock(&s->settings);
     const sl_journal_limits limits = {s->conf.serve.queue, s->conf.serve.queue_per_token};
     pthread_rwlock_unlock(&s->settings);
-    sl_code rc = sl_server_shares_queue(s) ? share_job(s, id, &job.files, err) : SL_OK;
+    if (sl_server_shares_queue(s)) rc = share_job(s, id, &job.files, err);
     /* from here on the folder is that of whoever runs the job, perhaps this server */
     if (sl_server_shares_queue(s)) sl_store_remove(&s->store, id);
     if (!rc) rc = sl_journal_submit(s->journal, &job, key, &limits, same, err);
@@ -418,6 +442,7 @@ static sl_code create(sl_ask *a, sl_form *f, char id[SL_JOURNAL_ID], sl_err *err
         return sl_fail(err, SL_ARG, "priority is %d, want at most %d, this token's", f->priority,
                        a->priority);
     }
+    if ((rc = sl_offer_look_elsewhere(a->server, f, err))) return rc;
     new_id(id);
     if ((rc = make_job(a->server, id, f, err)) ||
         (rc = submit(a, id, f, key ? key : "", same, err)) || *same)
@@ -444,6 +469,7 @@ void sl_on_create(sl_ask *a)
         sl_metrics_add(s->metrics, SL_METRIC_JOBS_ACCEPTED, "", 1);
         sl_server_wake(s);
         rc = sl_journal_get(s->journal, a->id, a->everyone ? NULL : a->owner, &job, &err);
+        if (!rc && *job.waits) sl_log_about(a->id, SL_LOG_WARN, "%s: it waits for one", job.waits);
         if (!rc) sl_answer_json(a, 200, sl_video_json(s, &job));
         else if (rc != SL_GONE) sl_answer_journal(a, rc, &err);
         else

@@ -76,6 +76,8 @@ void sl_form_free(sl_form *f)
     free(f->image.bytes);
     free(f->last_image.bytes);
     free(f->noise.bytes);
+    free(f->lora);
+    f->lora = NULL;
     f->image = f->last_image = f->noise = (sl_form_file){0};
 }
 
@@ -371,22 +373,52 @@ static sl_code set_rows(char **field, const sl_lora_use *uses, int n, sl_err *er
     return SL_OK;
 }
 
-sl_code sl_form_lora(sl_form *f, const sl_conf *conf, sl_err *err)
+static bool is_elsewhere(const sl_form *f, const char *name)
+{
+    const size_t n = strlen(name);
+    for (const char *at = f->elsewhere; *at; at += strcspn(at, ","), at += *at == ',')
+        if (strcspn(at, ",") == n && !strncmp(at, name, n)) return true;
+    return false;
+}
+
+/* As it was asked for, to be read by sl_form_text again. */
+static char *lora_text(const sl_lora_use *uses, int n)
+{
+    char *text = NULL;
+    size_t size;
+    FILE *to = open_memstream(&text, &size);
+    if (!to) return NULL;
+    for (int i = 0; i < n; i++) {
+        char strength[40];
+        snprintf(strength, sizeof strength, "%.15g", uses[i].strength);
+        if (strtod(strength, NULL) != uses[i].strength)
+            snprintf(strength, sizeof strength, "%.17g", uses[i].strength);
+        fprintf(to, "%s%s:%s", i ? "," : "", uses[i].file, strength);
+    }
+    if (fclose(to)) free(text), text = NULL;
+    return text;
+}
+
+sl_code sl_form_lora(sl_form *f, const sl_conf *conf, const uint64_t (*ids)[2], sl_err *err)
 {
     sl_lora_use asked[SL_LORA_MOST], uses[2][SL_LORA_MOST];
     int count[2] = {0};
     const int n = sl_lora_uses(asked, f->request.spec.lora, err);
     if (n < 1) return n ? err->code : SL_OK;
     about(f, "lora");
+    free(f->lora);
+    if (!(f->lora = lora_text(asked, n))) return sl_fail(err, SL_NOMEM, "no memory");
     for (int i = 0; i < n; i++) {
         const sl_conf_lora *l = lora_of(conf, asked[i].file);
+        if (!l && is_elsewhere(f, asked[i].file)) continue;
         if (!l) {
             sl_code rc = no_such_lora(conf, asked[i].file, err);
             sl_one_line(err);
             return rc;
         }
         for (int e = 0; e < 2; e++) {
-            sl_lora_use u = {.strength = asked[i].strength * (e ? l->strength_2 : l->strength)};
+            sl_lora_use u = {.strength = asked[i].strength * (e ? l->strength_2 : l->strength),
+                             .id = ids ? ids[l - conf->lora][e] : 0};
             snprintf(u.file, sizeof u.file, "%s", e ? l->file_2 : l->file);
             if (*u.file) uses[e][count[e]++] = u;
         }

@@ -8,6 +8,7 @@
 #include <jansson.h>
 
 #include "common/conf.h"
+#include "common/lora.h"
 #include "stages/job/request.h"
 
 /* What `lora` is here, where the command line has files. */
@@ -27,6 +28,11 @@ typedef struct {
     bool dump, has_priority;
     int priority;
     double seconds; /* 0: not given */
+    char *lora;     /* after sl_form_lora: "NAME[:STRENGTH],..." as it was asked for; NULL: none */
+    /* set before sl_form_lora (stages/serve/offer.h): names that other servers of the queue have, with
+     * commas between; another server computes in the precision that is asked for */
+    char elsewhere[SL_LORA_MOST * 65];
+    bool precision_elsewhere;
     char param[64]; /* after an error: the field that it is about, in UTF-8; "": none */
     char image_hosts[SL_CONF_PATH]; /* set before: from where pictures may be fetched */
     size_t file_bytes;              /* set before: most bytes of a fetched one */
@@ -39,9 +45,10 @@ void sl_form_free(sl_form *f);
 /* A body of JSON. Errors: SL_FORMAT no JSON object; SL_ARG one line, f->param says of which
  * field. */
 sl_code sl_form_json(sl_form *f, const char *text, size_t size, sl_err *err);
-/* The names that the form's `lora` has become files of this configuration, in the request. Errors:
- * SL_ARG a name that is not there, with those that are. */
-sl_code sl_form_lora(sl_form *f, const sl_conf *conf, sl_err *err);
+/* The names that the form's `lora` has become files of this configuration, in the request; those
+ * that other servers have are left out. ids: of the configuration's LoRA, the contents for each
+ * expert; NULL: not known yet. Errors: SL_ARG a name that is not there, with those that are. */
+sl_code sl_form_lora(sl_form *f, const sl_conf *conf, const uint64_t (*ids)[2], sl_err *err);
 /* A part of multipart: its name, a text; or a file's bytes, which are taken over. */
 sl_code sl_form_text(sl_form *f, const char *name, const char *value, sl_err *err);
 sl_code sl_form_file_of(sl_form *f, const char *name, char *bytes, size_t size, sl_err *err);

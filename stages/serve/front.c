@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "common/log.h"
+#include "stages/serve/offer.h"
 
 sl_code sl_front_run(sl_server *s, void (*reload)(void *self), void (*began)(void *self),
                      void *self, sl_err *err)
@@ -21,6 +22,7 @@ sl_code sl_front_run(sl_server *s, void (*reload)(void *self), void (*began)(voi
     const int signals = signalfd(-1, &set, SFD_CLOEXEC);
     if (signals < 0) return sl_fail_errno(err, errno, "signalfd");
     atomic_store(&s->ready, true);
+    sl_offer_tell(s);
     began(self);
     while (!rc && !atomic_load(&s->draining)) {
         struct pollfd ends[] = {{signals, POLLIN, 0}, {s->wake, POLLIN, 0}};
@@ -35,6 +37,7 @@ sl_code sl_front_run(sl_server *s, void (*reload)(void *self), void (*began)(voi
         else {
             sl_log(SL_LOG_INFO, "draining: the jobs stay in the queue");
             atomic_store(&s->draining, true);
+            sl_offer_tell(s);
         }
     }
     atomic_store(&s->ready, false);

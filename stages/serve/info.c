@@ -156,6 +156,9 @@ static void set_gauges(sl_ask *a)
                        n.oldest_queued_s ? (double)(time(NULL) - n.oldest_queued_s) : 0);
         sl_metrics_set(m, SL_METRIC_KEPT, "", (double)n.bytes);
         if (sl_server_shares_queue(s)) {
+            sl_fleet_measure(s);
+            sl_metrics_set(m, SL_METRIC_STUCK, "", (double)n.stuck);
+            sl_metrics_set(m, SL_METRIC_GIVEN_UP, "", (double)n.given_up);
             sl_metrics_set(m, SL_METRIC_SERVERS, "", (double)n.servers);
             sl_metrics_set(m, SL_METRIC_TAKEN, "", (double)n.taken);
             sl_metrics_set(m, SL_METRIC_FENCED, "", (double)n.fenced);

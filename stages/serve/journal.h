@@ -44,9 +44,10 @@
 #define SL_JOURNAL_FILE 256          /* bytes of a file's name, and of its version, likewise */
 #define SL_JOURNAL_BYTES (1ll << 50) /* most bytes of a job's folder */
 #define SL_JOURNAL_VERSION 2         /* of the schema that this program writes, on SQLite */
-#define SL_JOURNAL_NEEDS 2560        /* bytes of what a job needs or a server offers, likewise */
+#define SL_JOURNAL_NEEDS 6144        /* bytes of what a job needs or a server offers, likewise */
 #define SL_JOURNAL_SAYS 4096         /* bytes of what a server tells of itself, likewise */
 #define SL_JOURNAL_PEERS 1000        /* servers that are told of at a time */
+#define SL_JOURNAL_WAITING 20        /* jobs that wait, likewise */
 #define SL_JOURNAL_ALONE 2           /* deaths after which a job runs alone */
 #define SL_JOURNAL_DISK_FULL "disk full"
 
@@ -292,6 +293,9 @@ typedef struct {
                              * leases is forgotten, one that has ended goes at once */
     sl_journal_job *jobs;   /* [job_count] that run: id, owner, server, live, since_s, attempts and
                              * progress of each, no more */
+    int waiting_count;
+    sl_journal_job *waiting;     /* [waiting_count], SL_JOURNAL_WAITING at most, that wait longest:
+                                  * id, owner, created_s, priority, attempts and waits of each */
     int64_t all_peers, all_jobs; /* there may be more than are told of */
 } sl_journal_fleet;
 

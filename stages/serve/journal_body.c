@@ -368,5 +368,6 @@ void sl_journal_fleet_free(sl_journal_fleet *f)
 {
     free(f->peers);
     free(f->jobs);
+    free(f->waiting);
     *f = (sl_journal_fleet){0};
 }

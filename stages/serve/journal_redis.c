@@ -391,28 +391,49 @@ static bool read_work(sl_journal_job *to, const redisReply *r)
     return true;
 }
 
+static bool read_waiting(sl_journal_job *to, const redisReply *r)
+{
+    if (r->type != REDIS_REPLY_ARRAY || r->elements < 6 || !sl_journal_is_id(sl_queue_part(r, 0)))
+        return false;
+    *to = (sl_journal_job){.state = SL_JOURNAL_QUEUED};
+    snprintf(to->id, sizeof to->id, "%s", sl_queue_part(r, 0));
+    snprintf(to->owner, sizeof to->owner, "%.*s", SL_JOURNAL_OWNER - 1, sl_queue_part(r, 1));
+    to->created_s = sl_queue_whole(r, 2);
+    to->priority = (int)sl_queue_whole(r, 3);
+    to->attempts = (int)sl_queue_whole(r, 4);
+    snprintf(to->waits, sizeof to->waits, "%.*s", (int)sizeof to->waits - 1, sl_queue_part(r, 5));
+    return true;
+}
+
 static sl_code shared_fleet(sl_journal *base, sl_journal_fleet *out, sl_err *err)
 {
     sl_queue *q = of(base);
-    char servers[32], jobs[32];
+    char servers[32], jobs[32], waiting[32], lease[32];
     redisReply *r;
     sl_code rc = sl_queue_say(q, &r, err, "fleet", sl_queue_text(servers, SL_JOURNAL_PEERS),
-                              sl_queue_text(jobs, 4 * SL_JOURNAL_PEERS), NULL);
-    const redisReply *peers = rc ? NULL : sl_queue_list(r, 1),
-                     *work = rc ? NULL : sl_queue_list(r, 2);
-    if (!rc && (!peers || !work)) rc = sl_fail(err, SL_FORMAT, "a fleet is none");
+                              sl_queue_text(jobs, 4 * SL_JOURNAL_PEERS),
+                              sl_queue_text(waiting, SL_JOURNAL_WAITING),
+                              sl_queue_text(lease, q->lease_ms), NULL);
+    const redisReply *of_each[] = {rc ? NULL : sl_queue_list(r, 1), rc ? NULL : sl_queue_list(r, 2),
+                                   rc ? NULL : sl_queue_list(r, 5)};
+    if (!rc && (!of_each[0] || !of_each[1] || !of_each[2]))
+        rc = sl_fail(err, SL_FORMAT, "a fleet is none");
     if (rc) return sl_queue_done(q, r, rc, err);
-    out->peers = calloc(peers->elements + 1, sizeof *out->peers);
-    out->jobs = calloc(work->elements + 1, sizeof *out->jobs);
-    if (!out->peers || !out->jobs) rc = sl_fail(err, SL_NOMEM, "no memory for a fleet");
-    for (size_t i = 0; !rc && i < peers->elements; i++)
-        out->peer_count += read_peer(&out->peers[out->peer_count], peers->element[i]);
-    for (size_t i = 0; !rc && i < work->elements; i++)
-        out->job_count += read_work(&out->jobs[out->job_count], work->element[i]);
+    out->peers = calloc(of_each[0]->elements + 1, sizeof *out->peers);
+    out->jobs = calloc(of_each[1]->elements + 1, sizeof *out->jobs);
+    out->waiting = calloc(of_each[2]->elements + 1, sizeof *out->waiting);
+    if (!out->peers || !out->jobs || !out->waiting)
+        return sl_queue_done(q, r, sl_fail(err, SL_NOMEM, "no memory for a fleet"), err);
+    for (size_t i = 0; i < of_each[0]->elements; i++)
+        out->peer_count += read_peer(&out->peers[out->peer_count], of_each[0]->element[i]);
+    for (size_t i = 0; i < of_each[1]->elements; i++)
+        out->job_count += read_work(&out->jobs[out->job_count], of_each[1]->element[i]);
+    for (size_t i = 0; i < of_each[2]->elements; i++)
+        out->waiting_count += read_waiting(&out->waiting[out->waiting_count], of_each[2]->element[i]);
     out->lease_ms = q->lease_ms;
     out->all_peers = sl_queue_whole(r, 3);
     out->all_jobs = sl_queue_whole(r, 4);
-    return sl_queue_done(q, r, rc, err);
+    return sl_queue_done(q, r, SL_OK, err);
 }
 
 /* ---- the body ---- */

@@ -362,9 +362,11 @@ function verbs.offered(needs, lease)
   return {'ok', any(offers_of(lease), test) and 1 or 0, any(all, test) and 1 or 0}
 end
 
--- Servers by their last beat, the newest first, and what runs; at most so many of each.
-function verbs.fleet(most_servers, most_jobs)
-  local now, servers, jobs = now_ms(), {}, {}
+-- Servers by their last beat, the newest first, what runs, and what waits longest; at most so many
+-- of each.
+function verbs.fleet(most_servers, most_jobs, most_waiting, lease)
+  local now, servers, jobs, waiting = now_ms(), {}, {}, {}
+  local offers = offers_of(lease)
   local heard = call('ZREVRANGE', K .. 'servers', 0, most_servers - 1, 'WITHSCORES')
   for i = 1, #heard, 2 do
     servers[#servers + 1] = {heard[i], tostring(now - heard[i + 1]),
@@ -374,7 +376,12 @@ function verbs.fleet(most_servers, most_jobs)
     local r = call('HMGET', job(id), 'worker', 'owner', 'live', 'since_s', 'attempts', 'progress')
     jobs[i] = {id, r[1] or '', r[2] or '', r[3] or '', r[4] or '0', r[5] or '0', r[6] or '0'}
   end
-  return {'ok', servers, jobs, call('ZCARD', K .. 'servers'), call('ZCARD', K .. 'running')}
+  for i, id in ipairs(call('ZRANGE', K .. 'queued', 0, most_waiting - 1)) do
+    local r = call('HMGET', job(id), 'owner', 'created_s', 'priority', 'attempts')
+    waiting[i] = {id, r[1] or '', r[2] or '0', r[3] or '0', r[4] or '0',
+                  reason(class_of(id), offers)}
+  end
+  return {'ok', servers, jobs, call('ZCARD', K .. 'servers'), call('ZCARD', K .. 'running'), waiting}
 end
 
 local function forget(id)

@@ -215,6 +215,16 @@ static void describe(const sl_live *l, const entry *e, sl_live_job *out)
     if (!e->steps_left) out->left_s = rest < 0 ? -1 : rest * ends;
 }
 
+int sl_live_all(sl_live *l, sl_live_job out[SL_LIVE_JOBS])
+{
+    int n = 0;
+    pthread_mutex_lock(&l->lock);
+    for (int i = 0; i < SL_LIVE_JOBS; i++)
+        if (l->at[i].used) describe(l, &l->at[i], &out[n++]);
+    pthread_mutex_unlock(&l->lock);
+    return n;
+}
+
 bool sl_live_get(sl_live *l, const char *id, sl_live_job *out)
 {
     pthread_mutex_lock(&l->lock);

@@ -46,6 +46,8 @@ void sl_live_end(sl_live *l, const char *id, bool well);
 
 /* ---- anybody's ---- */
 
+/* All that run; how many. */
+int sl_live_all(sl_live *l, sl_live_job out[SL_LIVE_JOBS]);
 /* false: it does not run. */
 bool sl_live_get(sl_live *l, const char *id, sl_live_job *out);
 /* What a server tells others of a job that it runs (sl_journal_show), and the way back. false: it

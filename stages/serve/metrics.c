@@ -101,6 +101,17 @@ void sl_metrics_set(sl_metrics *m, sl_metric which, const char *labels, double v
     pthread_mutex_unlock(&m->lock);
 }
 
+void sl_metrics_forget(sl_metrics *m, sl_metric which)
+{
+    int kept = 0;
+    pthread_mutex_lock(&m->lock);
+    for (int i = 0; i < m->count; i++)
+        if (m->at[i].which == which) free(m->at[i].buckets);
+        else m->at[kept++] = m->at[i];
+    m->count = kept;
+    pthread_mutex_unlock(&m->lock);
+}
+
 void sl_metrics_observe(sl_metrics *m, sl_metric which, const char *labels, double value)
 {
     pthread_mutex_lock(&m->lock);

@@ -44,11 +44,18 @@
     X(REQUEST_SECONDS, "sluice_http_request_seconds", HISTOGRAM,                                   \
       "Seconds from a request's head to its answer's queueing, by route")                          \
     X(JOB_SECONDS, "sluice_job_seconds", HISTOGRAM, "Seconds from a job's acceptance to its end")  \
+    X(STUCK, "sluice_queue_stuck_jobs", GAUGE,                                                     \
+      "Jobs that wait and that no server which is up takes")                                       \
     X(SERVERS, "sluice_fleet_servers", GAUGE, "Servers of a shared queue that are heard of")       \
     X(TAKEN, "sluice_fleet_taken_over_total", COUNTER,                                             \
       "Jobs of a shared queue whose server fell silent, and that went on elsewhere")               \
     X(FENCED, "sluice_fleet_fenced_total", COUNTER,                                                \
       "Changes of a shared queue refused because the job was another server's by then")            \
+    X(GIVEN_UP, "sluice_fleet_given_up_total", COUNTER,                                            \
+      "Jobs of a shared queue that failed because their servers died too often (serve.retries)")   \
+    X(FLEET_JOBS, "sluice_fleet_jobs", GAUGE, "Jobs that run, by the server of a shared queue")    \
+    X(FLEET_SILENCE, "sluice_fleet_silence_seconds", GAUGE,                                        \
+      "Seconds since a server of a shared queue was heard of")                                     \
     X(CPU, "sluice_server_cpu_seconds_total", COUNTER, "CPU seconds of the server's process")      \
     X(BUILD, "sluice_build_info", GAUGE, "1; labels tell the version")
 
@@ -72,6 +79,8 @@ void sl_metrics_escape(char *out, size_t size, const char *value);
  * different ones are left out. */
 void sl_metrics_add(sl_metrics *m, sl_metric which, const char *labels, double by);
 void sl_metrics_set(sl_metrics *m, sl_metric which, const char *labels, double value);
+/* All that was said of this one is forgotten, before it is said anew. */
+void sl_metrics_forget(sl_metrics *m, sl_metric which);
 void sl_metrics_observe(sl_metrics *m, sl_metric which, const char *labels, double value);
 
 /* The page; malloc'd, *size without its NUL. NULL: no memory. */

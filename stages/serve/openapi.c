@@ -77,10 +77,11 @@ static json_t *request_schema(bool multipart)
 /* ---- what is answered ---- */
 
 /* null: it may be. */
-static const struct {
+typedef struct {
     const char *name, *type;
     bool null;
-} VIDEO[] = {
+} field;
+static const field VIDEO[] = {
     {"id", "string", false},
     {"object", "string", false},
     {"model", "string", false},
@@ -110,6 +111,8 @@ static const struct {
     {"output_bytes", "integer", true},
     {"preview", "boolean", false},
     {"remixed_from_video_id", "string", true},
+    {"waiting_for", "string", true},
+    {"lora", "string", false},
 };
 
 static json_t *video_schema(void)
@@ -138,6 +141,60 @@ static json_t *video_schema(void)
     return json_pack("{s:s, s:o, s:o}", "type", "object", "properties", all, "required", required);
 }
 
+/* null: it may be. */
+static json_t *object_of(const field *of, size_t n)
+{
+    json_t *all = json_object(), *required = json_array();
+    for (size_t i = 0; i < n; i++) {
+        json_object_set_new(all, of[i].name, of[i].null ? nullable(of[i].type) : typed(of[i].type));
+        json_array_append_new(required, json_string(of[i].name));
+    }
+    return json_pack("{s:s, s:o, s:o}", "type", "object", "properties", all, "required", required);
+}
+
+/* As stages/serve/fleet.c prints it; a server may tell more of itself. */
+static json_t *fleet_schema(void)
+{
+    static const field QUEUE[] = {{"waiting", "integer", false},
+                                  {"running", "integer", false},
+                                  {"oldest_seconds", "integer", false},
+                                  {"stuck", "integer", false},
+                                  {"stuck_why", "string", true}},
+                       SERVER[] = {{"name", "string", false},
+                                   {"silent_seconds", "number", false},
+                                   {"up", "boolean", false},
+                                   {"role", "string", true},
+                                   {"jobs", "array", false}},
+                       JOB[] = {{"id", "string", true},        {"stage", "string", true},
+                                {"step", "integer", true},     {"stage_steps", "integer", true},
+                                {"since", "integer", true},    {"attempts", "integer", false},
+                                {"progress", "integer", false}},
+                       WAITING[] = {{"id", "string", true},
+                                {"created_at", "integer", false},
+                                {"priority", "integer", false},
+                                {"attempts", "integer", false},
+                                {"waiting_for", "string", true}},
+                   FLEET[] = {
+                           {"object", "string", false},          {"shared", "boolean", false},
+                           {"servers_in_all", "integer", false}, {"lease_seconds", "number", true},
+                           {"taken_over", "integer", false},     {"fenced", "integer", false},
+                           {"given_up", "integer", false}};
+#define OBJECT(of) object_of(of, sizeof(of) / sizeof *(of))
+    json_t *fleet = OBJECT(FLEET), *server = OBJECT(SERVER),
+           *all = json_object_get(fleet, "properties");
+    json_object_set_new(json_object_get(json_object_get(server, "properties"), "jobs"), "items",
+                        OBJECT(JOB));
+    json_t *queue = OBJECT(QUEUE);
+    json_object_set_new(json_object_get(queue, "properties"), "oldest",
+                        json_pack("{s:s, s:o}", "type", "array", "items", OBJECT(WAITING)));
+    json_object_set_new(all, "queue", queue);
+    json_object_set_new(all, "data", json_pack("{s:s, s:o}", "type", "array", "items", server));
+#undef OBJECT
+    json_array_append_new(json_object_get(fleet, "required"), json_string("queue"));
+    json_array_append_new(json_object_get(fleet, "required"), json_string("data"));
+    return fleet;
+}
+
 static json_t *schemas(void)
 {
     json_t *all = json_object();
@@ -161,6 +218,7 @@ static json_t *schemas(void)
                   "array", "items", "type", "object", "properties", "name", "type", "string",
                   "bytes", "type", "integer", "required", "name", "bytes", "required", "object",
                   "data"));
+    json_object_set_new(all, "fleet", fleet_schema());
     json_object_set_new(all, "object", typed("object"));
     json_object_set_new(
         all, "error",

@@ -12,10 +12,16 @@
 TAKE_IN(html, "index.html");
 TAKE_IN(css, "page.css");
 TAKE_IN(js, "page.js");
+TAKE_IN(base, "base.js");
+TAKE_IN(fleet, "fleet.html");
+TAKE_IN(fleet_js, "fleet.js");
 
 static const sl_page FILES[] = {
     {"/", "text/html; charset=utf-8", sl_page_html, sl_page_html_end},
     {"/page.css", "text/css; charset=utf-8", sl_page_css, sl_page_css_end},
+    {"/fleet", "text/html; charset=utf-8", sl_page_fleet, sl_page_fleet_end},
+    {"/fleet.js", "text/javascript; charset=utf-8", sl_page_fleet_js, sl_page_fleet_js_end},
+    {"/base.js", "text/javascript; charset=utf-8", sl_page_base, sl_page_base_end},
     {"/page.js", "text/javascript; charset=utf-8", sl_page_js, sl_page_js_end},
 };
 

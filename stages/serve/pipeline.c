@@ -21,6 +21,7 @@
 #include "stages/job/report.h"
 #include "stages/job/trace_json.h"
 #include "stages/serve/mover.h"
+#include "stages/serve/offer.h"
 
 #define TICK_MS 500
 #define SECOND 1000000000ll
@@ -39,9 +40,11 @@ typedef struct {
     sl_request req; /* id is the tag */
     sl_report rep;
     bool told_cancel, resumed;
-    bool over;    /* the dispatcher is through with it; the journal may not know yet */
-    bool back;    /* it goes back to the queue */
-    sl_code code; /* of the end */
+    int deaths;             /* its server died so often before; 0 again when a step is kept */
+    struct timespec begins; /* wall clock */
+    bool over;              /* the dispatcher is through with it; the journal may not know yet */
+    bool back;              /* it goes back to the queue */
+    sl_code code;           /* of the end */
     char message[SL_TEXT];
     int64_t saved_ns;
     /* Of a queue that servers share; its files come and go by the mover's slot of its number: */
@@ -309,7 +312,9 @@ static sl_code open_run(pipeline *p, run *r, sl_err *err)
         (rc = sl_path_join(path, r->req.dir, "job.json", err)) ||
         (rc = sl_job_read(&r->req.spec, path, err)) || (rc = sl_job_check(&r->req.spec, err)))
         return rc;
-    if (p->mover && (rc = move_here(p, r, path, err))) return rc;
+    if (p->mover && ((rc = sl_offer_use_loras(p->s, &r->req.spec, r->row.request, err)) ||
+                     (rc = move_here(p, r, path, err))))
+        return rc;
     char filters[SL_FILTERS_TEXT];
     if (!strcmp(r->req.spec.filters, sl_pipeline_text(filters))) return SL_OK;
     sl_log_about(r->id, SL_LOG_WARN,
@@ -333,12 +338,36 @@ static void read_warnings(sl_request *req, const char *request)
     json_decref(o);
 }
 
+/* The LoRA that the denoisers have loaded when this job is through. */
+static void note_loras(pipeline *p, const char *request)
+{
+    json_t *o = request ? json_loads(request, 0, NULL) : NULL;
+    const char *asked = json_string_value(json_object_get(o, "lora"));
+    char names[sizeof p->s->lora_loaded];
+    size_t n = 0;
+    for (const char *at = asked ? asked : ""; *at && n + 80 < sizeof names; at += *at == ',') {
+        const size_t length = strcspn(at, ":,");
+        n += (size_t)snprintf(names + n, sizeof names - n, "%s%.*s", n ? "," : "",
+                              length < 64 ? (int)length : 64, at);
+        at += strcspn(at, ",");
+    }
+    names[n] = 0;
+    json_decref(o);
+    if (!strcmp(names, p->s->lora_loaded)) return;
+    pthread_rwlock_wrlock(&p->s->settings);
+    memcpy(p->s->lora_loaded, names, sizeof names);
+    pthread_rwlock_unlock(&p->s->settings);
+    sl_offer_tell(p->s);
+}
+
 /* Its files are here. */
 static void begin_here(pipeline *p, run *r, const sl_journal_job *row)
 {
     sl_err err = {0};
     sl_code rc = open_run(p, r, &err);
     read_warnings(&r->req, row->request);
+    note_loras(p, row->request);
+    clock_gettime(CLOCK_REALTIME, &r->begins);
     sl_live_begin(p->s->live, r->id, &r->req.spec, row->progress);
     if (!rc) rc = sl_report_init(&r->rep, &r->req, 1, sl_now_ns(), &err);
     if (rc) {
@@ -371,7 +400,13 @@ static run *free_run(pipeline *p)
 /* *row is taken over by a job of a queue that servers share. */
 static void begin(pipeline *p, run *r, sl_journal_job *row)
 {
-    *r = (run){.used = true, .req = {.id = ++p->last_tag}, .resumed = row->attempts > 1};
+    *r = (run){.used = true,
+               .req = {.id = ++p->last_tag},
+               .resumed = row->attempts > 1,
+               .deaths = row->deaths};
+    if (r->deaths)
+        sl_log_about(row->id, SL_LOG_WARN, "its server died %d times while it ran%s", r->deaths,
+                     r->deaths >= SL_JOURNAL_ALONE ? ": it runs alone until a step is kept" : "");
     memcpy(r->id, row->id, sizeof r->id);
     if (!p->mover) {
         begin_here(p, r, row);
@@ -534,8 +569,10 @@ static bool is_ready(const pipeline *p)
 static void note_ready(pipeline *p)
 {
     const bool ready = is_ready(p) && !p->broken && p->culprits < CULPRITS;
-    if (atomic_exchange(&p->s->ready, ready) != ready)
+    if (atomic_exchange(&p->s->ready, ready) != ready) {
         sl_log(SL_LOG_INFO, ready ? "ready" : "not ready");
+        sl_offer_tell(p->s);
+    }
 }
 
 /* Reports of jobs that begin later want to know what they run on. */
@@ -627,6 +664,27 @@ static void on_progress(pipeline *p, run *r, const sl_msg_progress *m)
     r->saved_ns = sl_now_ns();
 }
 
+static bool is_newer(const struct timespec *a, const struct timespec *b)
+{
+    return a->tv_sec != b->tv_sec ? a->tv_sec > b->tv_sec : a->tv_nsec > b->tv_nsec;
+}
+
+/* A job that its server died with has something now that the next one need not make again: so many
+ * servers may die with it anew. Of a queue that servers share, the mover tells that. */
+static void look_for_kept(pipeline *p, run *r)
+{
+    struct stat st;
+    char path[SL_PATH], name[64];
+    bool kept = false;
+    if (!r->deaths || p->mover) return;
+    for (int h = -1; h < SL_HANDOVER_COUNT && !kept; h++) {
+        snprintf(name, sizeof name, "%s.safetensors", h < 0 ? "state" : SL_HANDOVER[h].file);
+        kept = !sl_store_path(path, &p->s->store, r->id, name, NULL) && !stat(path, &st) &&
+               is_newer(&st.st_mtim, &r->begins);
+    }
+    if (kept && !sl_journal_kept(p->s->journal, r->id, NULL)) r->deaths = 0;
+}
+
 /* News of a job that is in the pipeline. */
 static void on_news(pipeline *p, run *r, sl_msg *m)
 {
@@ -635,10 +693,12 @@ static void on_news(pipeline *p, run *r, sl_msg *m)
     if (m->type == SL_MSG_PROGRESS) {
         p->dispatcher.deaths = 0;
         on_progress(p, r, &m->progress);
+        look_for_kept(p, r);
         return;
     }
     sl_report_message(&r->rep, m);
     if (m->type == SL_MSG_STAGE && !strcmp(m->stage.event, "done")) {
+        look_for_kept(p, r);
         sl_live_stage_done(p->s->live, r->id, m->stage.stage);
         sl_events_tell(p->s->events, r->id, SL_EVENT_STEP);
     }
@@ -769,6 +829,7 @@ static void drain(pipeline *p, void (*reload)(void *), void *self, uint32_t sign
     if (p->draining) return;
     p->draining = true;
     atomic_store(&p->s->draining, true);
+    sl_offer_tell(p->s);
     p->drain_by_ns = sl_now_ns() + p->conf->supervise.drain_s * SECOND;
     sl_log(SL_LOG_INFO, "draining: %d jobs are finished within %d s, the others stay in the queue",
            count(p), p->conf->supervise.drain_s);

@@ -42,6 +42,8 @@ static const sl_route ROUTES[] = {
      "The model that is served", NULL, "object", "401 403 404"},
     {"GET", "/v1/defaults", SL_ROUTE_TOKEN, false, false, sl_on_defaults,
      "What a job has unless it says otherwise, and limits", NULL, "object", "401 403"},
+    {"GET", "/v1/fleet", SL_ROUTE_TOKEN, false, false, sl_on_fleet,
+     "Servers of the queue, what each does, and what waits", NULL, "fleet", "401 403 500 503"},
     {"GET", "/health", SL_ROUTE_OPEN, false, false, sl_on_health, "The process answers", NULL,
      "object", ""},
     {"GET", "/ready", SL_ROUTE_OPEN, false, false, sl_on_ready, "Jobs are taken", NULL, "object",
@@ -52,7 +54,11 @@ static const sl_route ROUTES[] = {
      "object", ""},
     {"GET", "/", SL_ROUTE_OPEN, false, false, sl_on_page, "The page", NULL, NULL, ""},
     {"GET", "/page.css", SL_ROUTE_OPEN, false, false, sl_on_page, "Its looks", NULL, NULL, ""},
+    {"GET", "/base.js", SL_ROUTE_OPEN, false, false, sl_on_page, "What the pages share", NULL, NULL,
+     ""},
     {"GET", "/page.js", SL_ROUTE_OPEN, false, false, sl_on_page, "Its working", NULL, NULL, ""},
+    {"GET", "/fleet", SL_ROUTE_OPEN, false, false, sl_on_page, "The fleet's page", NULL, NULL, ""},
+    {"GET", "/fleet.js", SL_ROUTE_OPEN, false, false, sl_on_page, "Its working", NULL, NULL, ""},
     {"GET", "/favicon.ico", SL_ROUTE_OPEN, false, false, sl_on_page, "Nothing", NULL, NULL, ""},
 };
 #define ROUTE_COUNT ((int)(sizeof ROUTES / sizeof *ROUTES))

@@ -16,9 +16,9 @@ void sl_answer_journal(sl_ask *a, sl_code code, const sl_err *err);
 
 /* The video object (README, "Serving"): what the journal knows, and where the job is now. */
 json_t *sl_video_json(sl_server *s, const sl_journal_job *job);
-/* What the journal keeps as a job's request: everything of the object that never changes. malloc'd;
- * NULL: no memory. */
-char *sl_video_request(const sl_server *s, const sl_request *r);
+/* What the journal keeps as a job's request: everything of the object that never changes. lora: as
+ * it was asked for; NULL: none. malloc'd; NULL: no memory. */
+char *sl_video_request(const sl_server *s, const sl_request *r, const char *lora);
 /* Such a request was for a job that keeps its hand-overs. */
 bool sl_video_has_dump(const sl_journal_job *job);
 
@@ -47,6 +47,10 @@ void sl_on_health(sl_ask *a);
 void sl_on_ready(sl_ask *a);
 void sl_on_metrics(sl_ask *a);
 void sl_on_page(sl_ask *a);
+/* fleet.c */
+void sl_on_fleet(sl_ask *a);
+/* Gauges of each server of a shared queue. */
+void sl_fleet_measure(sl_server *s);
 /* openapi.c */
 void sl_on_openapi(sl_ask *a);
 

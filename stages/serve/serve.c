@@ -26,6 +26,7 @@
 #include "stages/serve/front.h"
 #include "stages/serve/http.h"
 #include "stages/serve/logger.h"
+#include "stages/serve/offer.h"
 #include "stages/serve/pipeline.h"
 #include "stages/serve/routes.h"
 
@@ -44,6 +45,7 @@ typedef struct {
     sl_logger *logger;
     pthread_t janitor;
     bool janitor_runs, people; /* standard error is for people */
+    char stuck_why[200];       /* the janitor's: why jobs wait for another server; "": none does */
     atomic_bool over;
 } serve;
 
@@ -123,6 +125,17 @@ static sl_code parse(serve *v, int argc, char **argv, sl_err *err)
 
 /* ---- before the first job ---- */
 
+/* What a configuration's LoRA are: as sl_server has it. */
+typedef struct {
+    uint64_t ids[SL_CONF_LORAS][2], keys[SL_CONF_LORAS];
+} loras;
+
+static void use_loras(sl_server *s, const loras *of)
+{
+    memcpy(s->lora_ids, of->ids, sizeof of->ids);
+    memcpy(s->lora_keys, of->keys, sizeof of->keys);
+}
+
 /* One of the configuration's LoRA for one expert; its file is "" where it has none for it. */
 static sl_lora_use use_of(const sl_conf_lora *l, int expert)
 {
@@ -131,8 +144,9 @@ static sl_lora_use use_of(const sl_conf_lora *l, int expert)
     return u;
 }
 
-/* Each LoRA of `c` fits the model. `r` is left without any. */
-static sl_code check_loras(sl_request *r, const sl_server *s, const sl_conf *c, sl_err *err)
+/* Each LoRA of `c` fits the model; what they are is noted. `r` is left without any. */
+static sl_code check_loras(sl_request *r, const sl_server *s, const sl_conf *c, loras *out,
+                           sl_err *err)
 {
     sl_code rc = SL_OK;
     for (int i = 0; i < c->lora_count && !rc; i++)
@@ -143,8 +157,13 @@ static sl_code check_loras(sl_request *r, const sl_server *s, const sl_conf *c, 
             if (!(rows = sl_lora_field(&u, 1))) return sl_fail(err, SL_NOMEM, "no memory");
             free(*field);
             *field = rows;
+            sl_lora_use found[SL_LORA_MOST];
             if ((rc = sl_request_check_lora(r, &s->model, s->conf.model.random, err)))
                 sl_context(err, rc, "lora %s", c->lora[i].name);
+            else if (sl_lora_uses(found, *field, NULL) == 1) {
+                out->ids[i][e] = found[0].id;
+                out->keys[i] = out->keys[i] * 31 + sl_lora_key(*field);
+            }
             sl_job_set_text(field, "", NULL);
         }
     return rc;
@@ -152,11 +171,13 @@ static sl_code check_loras(sl_request *r, const sl_server *s, const sl_conf *c, 
 
 /* The request asks for every LoRA of the configuration, as far as a job may; each of them fits the
  * model. */
-static sl_code ask_for_loras(sl_request *r, const sl_server *s, sl_err *err)
+static sl_code ask_for_loras(sl_request *r, sl_server *s, sl_err *err)
 {
     sl_lora_use uses[2][SL_LORA_MOST] = {0};
     int count[2] = {0};
-    sl_code rc = check_loras(r, s, &s->conf, err);
+    loras of = {0};
+    sl_code rc = check_loras(r, s, &s->conf, &of, err);
+    if (!rc) use_loras(s, &of);
     for (int i = 0; i < s->conf.lora_count && !rc; i++)
         for (int e = 0; e < 2; e++) {
             const sl_lora_use u = use_of(&s->conf.lora[i], e);
@@ -201,6 +222,18 @@ static sl_code admit_largest(serve *v, sl_err *err)
     return SL_OK;
 }
 
+/* A front end has no memory for jobs; the LoRA that it names are there. */
+static sl_code look_at_loras(serve *v, sl_err *err)
+{
+    sl_request asks = {0};
+    loras of = {0};
+    sl_code rc = sl_job_init(&asks.spec, err);
+    if (!rc) rc = check_loras(&asks, &v->server, &v->server.conf, &of, err);
+    if (!rc) use_loras(&v->server, &of);
+    sl_job_free(&asks.spec);
+    return rc;
+}
+
 static void name_model(sl_server *s)
 {
     const char *slash = strrchr(s->model.dir, '/');
@@ -240,9 +273,10 @@ static sl_code open_state(serve *v, sl_err *err)
     sl_server *s = &v->server;
     int count = 0;
     sl_code rc;
-    if ((rc = sl_server_open_state(s, v->state, &v->shares, LOCK_WAIT_MS, err)) ||
-        (rc = sl_journal_release_all(s->journal, &count, err)))
-        return rc;
+    if ((rc = sl_server_open_state(s, v->state, &v->shares, LOCK_WAIT_MS, err))) return rc;
+    sl_journal_retries(s->journal, s->conf.serve.retries);
+    if ((rc = sl_journal_release_all(s->journal, &count, err))) return rc;
+    sl_offer_tell(s);
     if (count) sl_log(SL_LOG_INFO, "%d jobs of the server before this one go on", count);
     sl_store_each(&s->store, sweep_one, s);
     return SL_OK;
@@ -255,7 +289,7 @@ static sl_code open_all(serve *v, sl_err *err)
     if ((rc = sl_batch_open(&v->batch, &s->model, &s->conf, err))) return rc;
     sl_log_open("serve", s->conf.run.log);
     if ((rc = sl_request_read_defaults(&s->defaults, s->model.dir, err)) ||
-        (v->shares.role != SL_SERVER_FRONT && (rc = admit_largest(v, err))) ||
+        (rc = v->shares.role == SL_SERVER_FRONT ? look_at_loras(v, err) : admit_largest(v, err)) ||
         (*v->tokens && (rc = sl_tokens_read(&s->tokens, v->tokens, err))))
         return rc;
     v->people = s->conf.run.log_format == SL_LOG_AS_TEXT;
@@ -307,6 +341,19 @@ static void sweep_shared(void *self, const char *id)
     if (!sl_journal_knows(s->journal, id)) sl_blobs_remove(&s->blobs, id);
 }
 
+/* Jobs that wait and that no server which is up takes: a line when there are some, and when there
+ * are none again. */
+static void look_for_stuck(serve *v)
+{
+    sl_journal_counts n;
+    if (sl_journal_count(v->server.journal, &n, NULL)) return;
+    if (n.stuck && strcmp(n.why, v->stuck_why))
+        sl_log(SL_LOG_WARN, "%lld jobs wait for another server: %s", (long long)n.stuck, n.why);
+    else if (!n.stuck && *v->stuck_why)
+        sl_log(SL_LOG_INFO, "every job that waits is taken by some server again");
+    snprintf(v->stuck_why, sizeof v->stuck_why, "%s", n.stuck ? n.why : "");
+}
+
 static void *tidy(void *arg)
 {
     serve *v = arg;
@@ -317,6 +364,7 @@ static void *tidy(void *arg)
         sl_http_tick(v->http);
         sl_events_tick(v->server.events, SILENT_NS);
         if (n % 20 == 0) expire(&v->server);
+        if (n % 20 == 0 && sl_server_shares_queue(&v->server)) look_for_stuck(v);
         if (n % 14400 || v->server.role == SL_SERVER_WORKER || !sl_server_shares_queue(&v->server))
             continue;
         sl_blobs_each_marked(&v->server.blobs, UNKNOWN_S, sweep_shared, &v->server);
@@ -339,8 +387,9 @@ static void reload(void *self)
     if (!fresh) return;
     sl_conf_defaults(fresh);
     sl_request asks = {0};
+    loras of = {0};
     sl_code rc = *v->conf ? sl_conf_read_file(fresh, v->conf, &err) : SL_OK;
-    if (!rc && !(rc = sl_job_init(&asks.spec, &err))) rc = check_loras(&asks, s, fresh, &err);
+    if (!rc && !(rc = sl_job_init(&asks.spec, &err))) rc = check_loras(&asks, s, fresh, &of, &err);
     sl_job_free(&asks.spec);
     if (!rc && *v->tokens) rc = sl_tokens_read(&tokens, v->tokens, &err);
     if (rc) sl_log(SL_LOG_ERROR, "SIGHUP: all stays as it was: %s", err.msg);
@@ -349,6 +398,7 @@ static void reload(void *self)
         s->conf.serve = fresh->serve;
         s->conf.lora_count = fresh->lora_count;
         memcpy(s->conf.lora, fresh->lora, sizeof s->conf.lora);
+        use_loras(s, &of);
         s->conf.limits.prompt_bytes = fresh->limits.prompt_bytes;
         if (fresh->limits.pixels < s->conf.limits.pixels)
             s->conf.limits.pixels = fresh->limits.pixels;
@@ -359,6 +409,8 @@ static void reload(void *self)
             s->tokens = tokens;
         }
         pthread_rwlock_unlock(&s->settings);
+        sl_journal_retries(s->journal, fresh->serve.retries);
+        sl_offer_tell(s);
         sl_log(SL_LOG_INFO, "SIGHUP: settings%s are read again", *v->tokens ? " and tokens" : "");
     }
     free(fresh);

@@ -71,6 +71,10 @@ typedef struct {
     sl_conf conf;
     sl_tokens tokens; /* none: whoever reaches the server may use it */
 
+    uint64_t lora_ids[SL_CONF_LORAS][2]; /* of conf's LoRA: contents, for each expert */
+    uint64_t lora_keys[SL_CONF_LORAS];   /* contents and strengths (offer.h) */
+    char lora_loaded[1100];              /* names of the LoRA of the newest job; "": none */
+
     atomic_bool ready;    /* the pipeline takes jobs */
     atomic_bool began;    /* it has done so: jobs are accepted, whatever dies meanwhile */
     atomic_bool draining; /* no new jobs */

@@ -26,21 +26,21 @@ static json_t *seed_json(uint64_t seed)
     return json_sprintf("%llu", (unsigned long long)seed);
 }
 
-char *sl_video_request(const sl_server *s, const sl_request *r)
+char *sl_video_request(const sl_server *s, const sl_request *r, const char *lora)
 {
     const sl_job *j = &r->spec;
     char size[32], seconds[32];
     snprintf(size, sizeof size, "%dx%d", j->width, j->height);
     snprintf(seconds, sizeof seconds, "%g", round(100.0 * (j->frames - 1) / j->fps) / 100);
-    json_t *o =
-        json_pack("{s:s, s:s, s:s, s:s, s:s, s:i, s:i, s:i, s:o, s:i, s:f, s:f, s:f, s:s, s:o, "
-                  "s:s, s:f, s:i, s:b, s:o}",
-                  "model", s->name, "prompt", j->prompt, "negative_prompt", j->negative, "seconds",
-                  seconds, "size", size, "width", j->width, "height", j->height, "frames",
-                  j->frames, "fps", sl_json_number(j->fps), "steps", j->steps, "guidance",
-                  j->guidance, "guidance_2", j->guidance_2, "shift", j->shift, "sampler",
-                  j->sampler, "seed", seed_json(j->seed), "precision", j->precision, "fbcache",
-                  j->fbcache, "crf", j->crf, "dump", j->dump, "warnings", sl_report_warnings(r));
+    json_t *o = json_pack(
+        "{s:s, s:s, s:s, s:s, s:s, s:i, s:i, s:i, s:o, s:i, s:f, s:f, s:f, s:s, s:o, "
+        "s:s, s:f, s:i, s:b, s:s, s:o}",
+        "model", s->name, "prompt", j->prompt, "negative_prompt", j->negative, "seconds", seconds,
+        "size", size, "width", j->width, "height", j->height, "frames", j->frames, "fps",
+        sl_json_number(j->fps), "steps", j->steps, "guidance", j->guidance, "guidance_2",
+        j->guidance_2, "shift", j->shift, "sampler", j->sampler, "seed", seed_json(j->seed),
+        "precision", j->precision, "fbcache", j->fbcache, "crf", j->crf, "dump", j->dump, "lora",
+        lora ? lora : "", "warnings", sl_report_warnings(r));
     char *text = o ? json_dumps(o, JSON_COMPACT) : NULL;
     json_decref(o);
     return text;
@@ -74,6 +74,8 @@ static json_t *error_of(const sl_journal_job *j)
     const char *text = *j->message ? j->message : sl_code_text(j->code);
     if (j->state == SL_JOURNAL_CANCELLED)
         return json_pack("{s:s, s:s}", "code", "cancelled", "message", "cancelled");
+    if (j->state == SL_JOURNAL_FAILED && j->code == SL_GONE && j->deaths)
+        return json_pack("{s:s, s:s}", "code", "server_lost", "message", text);
     if (j->state == SL_JOURNAL_FAILED)
         return json_pack("{s:s, s:s}", "code", "failed", "message", text);
     return json_null();
@@ -108,7 +110,8 @@ static void add_queue(sl_server *s, json_t *o, const sl_journal_job *j)
         sl_live_queued_s(s->live, work, (int)json_integer_value(json_object_get(o, "steps")),
                          position < 0 ? 0 : position, s->lanes);
     if (position >= 0) json_object_set_new(o, "queue_position", json_integer(position));
-    if (left >= 0) json_object_set_new(o, "eta_seconds", json_real(round(left * 10) / 10));
+    if (*j->waits) json_object_set_new(o, "waiting_for", json_string(j->waits));
+    else if (left >= 0) json_object_set_new(o, "eta_seconds", json_real(round(left * 10) / 10));
 }
 
 static void add_live(sl_server *s, json_t *o, const sl_journal_job *j)
@@ -137,7 +140,8 @@ static void add_live(sl_server *s, json_t *o, const sl_journal_job *j)
 json_t *sl_video_json(sl_server *s, const sl_journal_job *j)
 {
     static const char *const NULLS[] = {"stage",          "step",        "stage_steps",
-                                        "queue_position", "eta_seconds", "remixed_from_video_id"};
+                                        "queue_position", "eta_seconds", "remixed_from_video_id",
+                                        "waiting_for"};
     const bool ended = j->state != SL_JOURNAL_QUEUED && j->state != SL_JOURNAL_RUNNING;
     json_t *o = json_loads(j->request ? j->request : "{}", JSON_REJECT_DUPLICATES, NULL);
     if (!json_is_object(o)) {
@@ -164,6 +168,7 @@ json_t *sl_video_json(sl_server *s, const sl_journal_job *j)
         json_object_set_new(o, NULLS[i], json_null());
     if (!json_object_get(o, "warnings")) /* of a server before this one */
         json_object_set_new(o, "warnings", json_array());
+    if (!json_object_get(o, "lora")) json_object_set_new(o, "lora", json_string(""));
     add_live(s, o, j);
     return o;
 }
