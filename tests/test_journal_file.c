@@ -41,7 +41,7 @@ static void test_not_a_journal(void **state)
     free(before);
     free(after);
     /* ours by name, and another schema */
-    sql_at(path, "PRAGMA application_id=0x536c4a6e; PRAGMA user_version=1");
+    sql_at(path, "PRAGMA application_id=0x536c4a6e; PRAGMA user_version=2");
     refused(SL_FORMAT, "no such column");
     sql_at(path, "DROP TABLE jobs");
     refused(SL_FORMAT, "no such table: jobs");
@@ -55,9 +55,12 @@ static void test_not_a_journal(void **state)
     sl_journal_close(&j);
     sql_at(path, "PRAGMA user_version=7");
     refused(SL_FORMAT, "of version 7, want at most 2: a newer sluice wrote it");
-    sql_at(path, "PRAGMA user_version=1");
+    /* older: of a program that counted no deaths */
+    sql_at(path, "ALTER TABLE jobs DROP COLUMN deaths; PRAGMA user_version=1");
     T_OK(sl_journal_open(&j, path, &err));
     has_state("a", SL_JOURNAL_QUEUED);
+    assert_int_equal(number_at(path, "SELECT sum(deaths) FROM jobs"), 0);
+    assert_int_equal(number_at(path, "PRAGMA user_version"), SL_JOURNAL_VERSION);
     /* empty ones are new: no bytes, or no tables */
     sl_journal_close(&j);
     unlink(path);

@@ -321,7 +321,7 @@ static void killed_at_random_moments(void **state)
     fprintf(stderr, "SLUICE_SEED=%u\n", seed);
     memset(got, 0, sizeof got);
     t_serve_open(&s);
-    t_serve_conf(&s, "");
+    t_serve_conf(&s, "serve: { retries = 0; };\n"); /* kills are this test's, not the jobs' */
     t_serve_start(&s, T_MODEL, NULL);
     run_clients(got, threads);
     for (int i = 0; i < kills; i++) {
