@@ -55,6 +55,20 @@ typedef struct {
     double strength, strength_2;
 } sl_conf_lora;
 
+/* An S3-compatible store of jobs' files (serve --blobs s3://BUCKET). */
+typedef struct {
+    char endpoint[SL_CONF_PATH];      /* "": AWS's, of the region */
+    char link_endpoint[SL_CONF_PATH]; /* as clients reach it; "": as the server does */
+    char region[64];                  /* "": AWS_REGION's, else us-east-1 */
+    char addressing[8];               /* "auto", "path", "virtual" */
+    char credentials[SL_CONF_PATH];   /* file; "": the environment's */
+    char ca[SL_CONF_PATH];            /* certificates; "": the system's */
+    int64_t part_bytes;               /* of a larger file's upload */
+    int try_s;                        /* for which a request that fails is made again */
+    char content[12];                 /* "proxy", "redirect": how a client gets its video */
+    int link_s;                       /* that a link is good for */
+} sl_conf_s3;
+
 typedef struct {
     struct {
         char dir[SL_CONF_PATH];   /* run directory; "": a private one is made */
@@ -126,6 +140,7 @@ typedef struct {
         int lease_s;        /* silence after which a server's jobs go to others */
         int64_t spool_rate; /* bytes a second into the shared folder, at most; 0: no limit */
     } queue;
+    sl_conf_s3 s3;
     int lora_count;
     sl_conf_lora lora[SL_CONF_LORAS]; /* in the file's order */
     int filter_count;

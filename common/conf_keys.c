@@ -152,7 +152,33 @@ static const sl_key KEYS[] = {
         "of a queue that servers share (serve --queue): silence after which a server's jobs go to "
         "others"),
     NUM("queue.spool_rate", INT64, queue.spool_rate, 0, 1e15, 0, "bytes/s",
-        "fastest that a server writes into the shared folder (0: no limit)"),
+        "fastest that a server writes into the shared folder or store (0: no limit)"),
+    TXT("s3.endpoint", s3.endpoint, "",
+        "of serve --blobs s3://BUCKET: the store, as \"http://minio:9000\" (\"\": "
+        "AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, else AWS's of the region)"),
+    TXT("s3.link_endpoint", s3.link_endpoint, "",
+        "the same store as clients reach it, for links (\"\": s3.endpoint)"),
+    TXT("s3.region", s3.region, "",
+        "region (\"\": AWS_REGION, AWS_DEFAULT_REGION, else us-east-1)"),
+    {"s3.addressing", SL_KEY_WORDS, AT(s3.addressing), ROOM(s3.addressing), 0, 0, 0, "auto",
+     "|auto|path|virtual", "",
+     "where a request names the bucket: path HOST/BUCKET, virtual BUCKET.HOST, auto virtual at AWS "
+     "and path elsewhere"},
+    TXT("s3.credentials", s3.credentials, "",
+        "file of keys as AWS's tools have it, read again when it changes (\"\": AWS_ACCESS_KEY_ID, "
+        "AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, else AWS_SHARED_CREDENTIALS_FILE, else "
+        "~/.aws/credentials); its part is AWS_PROFILE's, else default"),
+    TXT("s3.ca", s3.ca, "",
+        "file of certificates that the store's is held against (\"\": AWS_CA_BUNDLE, else the "
+        "system's)"),
+    NUM("s3.part_bytes", INT64, s3.part_bytes, 5242880, 1ll << 32, 16777216, "bytes",
+        "a larger file is sent in parts of so many"),
+    NUM("s3.try_s", INT, s3.try_s, 1, 300, 5, "s",
+        "time for which a request that fails is made again"),
+    {"s3.content", SL_KEY_WORDS, AT(s3.content), ROOM(s3.content), 0, 0, 0, "proxy",
+     "|proxy|redirect", "",
+     "how a client gets its video: proxy through the server, redirect by a link to the store (302)"},
+    NUM("s3.link_s", INT, s3.link_s, 1, 604800, 300, "s", "time that such a link is good for"),
 };
 #undef AT
 #undef ROOM

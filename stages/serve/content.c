@@ -1,4 +1,5 @@
 /* content.c - files of a job: the video, pictures of it, its report, trace, log and dump. */
+#include "stages/serve/download.h"
 #include "stages/serve/media.h"
 #include "stages/serve/routes.h"
 
@@ -10,6 +11,7 @@
 #include <unistd.h>
 
 #include "common/pipeline.h"
+#include "common/word.h"
 #include "stages/job/dump.h"
 
 static bool has_ended(const sl_journal_job *job)
@@ -21,25 +23,77 @@ static bool has_ended(const sl_journal_job *job)
 static void answer_job_file(sl_ask *a, const sl_journal_job *job, const char *name,
                             const char *type, const char *missing)
 {
-    char path[SL_PATH];
-    if (sl_server_file(a->server, job, name, path, NULL, NULL))
+    sl_server_place at;
+    if (sl_server_file(a->server, job, name, &at, NULL))
         sl_answer_error(a, 404, "not_found", NULL, "%s", missing);
-    else sl_answer_file(a, path, type, NULL, missing);
+    else sl_answer_place(a, &at, type, NULL, missing);
+}
+
+/* The job's video as a file of this machine: where it is, or a copy of the store's, which is the
+ * caller's to remove (*copied). */
+static sl_code have_video(sl_ask *a, const sl_journal_job *job, char path[SL_PATH], bool *copied,
+                          sl_err *err)
+{
+    sl_server_place at;
+    char name[SL_WORD + 16], word[SL_WORD];
+    *copied = false;
+    sl_code rc = sl_server_file(a->server, job, SL_STORE_VIDEO, &at, err);
+    if (rc) return rc;
+    if (*at.path) {
+        memcpy(path, at.path, sizeof at.path);
+        return SL_OK;
+    }
+    sl_new_word(word);
+    snprintf(name, sizeof name, "source-%s.mp4", word);
+    if ((rc = sl_store_path(path, &a->server->store, a->id, name, err))) return rc;
+    rc = sl_blobs_get(&a->server->blobs, at.id, at.name, at.version, at.bytes, path, err);
+    *copied = !rc;
+    return rc;
+}
+
+static sl_code make_picture(sl_ask *a, const sl_journal_job *job, const char *picture, bool sheet,
+                            sl_err *err)
+{
+    char video[SL_PATH];
+    bool copied;
+    sl_code rc = have_video(a, job, video, &copied, err);
+    if (!rc) rc = sl_media_picture(video, picture, sheet, err);
+    if (copied) unlink(video);
+    return rc;
 }
 
 /* Made here when it is asked for first, whoever made the video. */
 static void answer_picture(sl_ask *a, const sl_journal_job *job, const char *name, bool sheet)
 {
-    char video[SL_PATH], picture[SL_PATH], dir[SL_PATH];
+    char picture[SL_PATH], dir[SL_PATH];
     sl_err err = {0};
-    sl_code rc = sl_server_file(a->server, job, SL_STORE_VIDEO, video, NULL, &err);
-    if (!rc && sl_server_shares_queue(a->server) &&
-        !(rc = sl_store_path(dir, &a->server->store, a->id, "", &err)) && access(dir, F_OK))
+    sl_code rc = sl_store_path(dir, &a->server->store, a->id, "", &err);
+    if (!rc && sl_server_shares_queue(a->server) && access(dir, F_OK))
         rc = sl_store_make(&a->server->store, a->id, &err);
     if (!rc) rc = sl_store_path(picture, &a->server->store, a->id, name, &err);
-    if (!rc && access(picture, R_OK)) rc = sl_media_picture(video, picture, sheet, &err);
-    if (rc) sl_answer_error(a, 500, "internal", NULL, "%s cannot be made: %s", name, err.msg);
+    if (!rc && access(picture, R_OK)) rc = make_picture(a, job, picture, sheet, &err);
+    if (rc == SL_SYS && a->server->relays) {
+        a->retry_s = 5;
+        sl_answer_error(a, 503, "away", NULL, "%s cannot be made now: files are away", name);
+    } else if (rc)
+        sl_answer_error(a, 500, "internal", NULL, "%s cannot be made: %s", name, err.msg);
     else sl_answer_file(a, picture, "image/jpeg", NULL, "the picture is gone");
+}
+
+/* Through this server, or by a link; a link is good for a GET alone. */
+static void answer_video(sl_ask *a, const sl_journal_job *job)
+{
+    static const char TYPE[] = "video/mp4";
+    char name[SL_JOURNAL_ID + 8];
+    sl_server_place at;
+    sl_err err = {0};
+    snprintf(name, sizeof name, "%s.mp4", a->id);
+    if (sl_server_file(a->server, job, SL_STORE_VIDEO, &at, NULL))
+        sl_answer_error(a, 404, "not_found", NULL, "the video is gone");
+    else if (*at.path || a->head || strcmp(a->server->conf.s3.content, "redirect"))
+        sl_answer_place(a, &at, TYPE, name, "the video is gone");
+    else if (sl_answer_link(a, &at, TYPE, name, &err))
+        sl_answer_error(a, 500, "internal", NULL, "%s", err.msg);
 }
 
 void sl_on_content(sl_ask *a)
@@ -62,12 +116,7 @@ void sl_on_content(sl_ask *a)
         answer_picture(a, &job, SL_STORE_THUMBNAIL, false);
     else if (variant && !strcmp(variant, "spritesheet"))
         answer_picture(a, &job, SL_STORE_SPRITES, true);
-    else {
-        char path[SL_PATH], name[SL_JOURNAL_ID + 8];
-        snprintf(name, sizeof name, "%s.mp4", a->id);
-        if (sl_server_file(a->server, &job, SL_STORE_VIDEO, path, NULL, NULL)) *path = 0;
-        sl_answer_file(a, path, "video/mp4", name, "the video is gone from the state folder");
-    }
+    else answer_video(a, &job);
     sl_journal_job_free(&job);
 }
 
@@ -175,7 +224,7 @@ static void list_files(sl_ask *a, json_t *to, const char *folder, bool (*promise
     free(all);
 }
 
-/* Likewise of those that the shared folder has. */
+/* Likewise of those that the shared folder or store has. */
 static void list_shared(const sl_journal_job *job, json_t *to, const char *folder,
                         bool (*promised)(const char *))
 {

@@ -415,7 +415,7 @@ static sl_code submit(sl_ask *a, const char *id, const sl_form *f, const char *k
 
 /* A job that was not accepted. In a queue that servers share it may be all the same, where the
  * answer was lost: then its files stay; of one that nobody took they go when that is known. */
-static void forget_job(const sl_server *s, const char *id, sl_code rc)
+static void forget_job(sl_server *s, const char *id, sl_code rc)
 {
     const bool unknown = rc == SL_SYS || rc == SL_TIMEOUT;
     if (!sl_server_shares_queue(s) || !unknown || !sl_journal_knows(s->journal, id))

@@ -23,6 +23,7 @@
 
 #include "common/clock.h"
 #include "common/log.h"
+#include "stages/serve/relay.h"
 
 #define THREADS 4 /* that answer TCP */
 #define SECOND 1000000000ll
@@ -167,7 +168,7 @@ static void count_answer(sl_ask *a, int code)
                        (double)(sl_now_ns() - a->t0_ns) * 1e-9);
 }
 
-static void answer_sized(sl_ask *a, int code, struct MHD_Response *r, uint64_t size)
+void sl_answer_sized(sl_ask *a, int code, struct MHD_Response *r, uint64_t size)
 {
     char retry[16];
     if (a->answered || !r) {
@@ -194,7 +195,7 @@ static void answer_sized(sl_ask *a, int code, struct MHD_Response *r, uint64_t s
 
 void sl_answer(sl_ask *a, int code, struct MHD_Response *r)
 {
-    answer_sized(a, code, r, 0);
+    sl_answer_sized(a, code, r, 0);
 }
 
 void sl_answer_text(sl_ask *a, int code, const char *type, char *text, size_t size)
@@ -203,7 +204,7 @@ void sl_answer_text(sl_ask *a, int code, const char *type, char *text, size_t si
         text ? MHD_create_response_from_buffer(size, text, MHD_RESPMEM_MUST_FREE) : NULL;
     if (!r) free(text);
     else MHD_add_response_header(r, "Content-Type", type);
-    answer_sized(a, code, r, size);
+    sl_answer_sized(a, code, r, size);
 }
 
 void sl_answer_json(sl_ask *a, int code, json_t *body)
@@ -224,7 +225,7 @@ void sl_answer_static(sl_ask *a, const char *type, const void *bytes, size_t siz
     if (policy) MHD_add_response_header(r, "Content-Security-Policy", policy);
     MHD_add_response_header(r, "Referrer-Policy", "no-referrer");
     MHD_add_response_header(r, "X-Frame-Options", "DENY");
-    answer_sized(a, 200, r, size);
+    sl_answer_sized(a, 200, r, size);
 }
 
 static const char *error_type(int code)
@@ -269,93 +270,6 @@ void sl_answer_error(sl_ask *a, int code, const char *error_code, const char *pa
         sl_metrics_add(a->server->metrics, SL_METRIC_JOBS_REFUSED, label, 1);
     }
     sl_answer_json(a, code, error_json(code, error_code, param, message));
-}
-
-/* ---- files ---- */
-
-/* "bytes=A-B", "bytes=A-", "bytes=-N" of a file. 1: *from, *size; 0: none that counts; -1: it
- * begins behind the end. */
-static int range_of(const char *text, uint64_t all, uint64_t *from, uint64_t *size)
-{
-    unsigned long long a = 0, b = 0;
-    char *end;
-    if (!text || strncmp(text, "bytes=", 6) || strchr(text, ',')) return 0;
-    text += 6;
-    if (*text == '-') {
-        if (text[1] < '0' || text[1] > '9') return 0;
-        b = strtoull(text + 1, &end, 10);
-        if (*end) return 0;
-        if (!b || !all) return -1;
-        *size = b < all ? b : all;
-        *from = all - *size;
-        return 1;
-    }
-    if (*text < '0' || *text > '9') return 0;
-    a = strtoull(text, &end, 10);
-    if (*end != '-') return 0;
-    text = end + 1;
-    if (*text) {
-        if (*text < '0' || *text > '9') return 0;
-        b = strtoull(text, &end, 10);
-        if (*end || b < a) return 0;
-    } else b = UINT64_MAX;
-    if (a >= all) return -1;
-    *from = a;
-    *size = (b < all ? b + 1 : all) - a;
-    return 1;
-}
-
-/* One of a list of tags, weak or not, or "*". */
-static bool has_tag(const char *list, const char *tag)
-{
-    const char *at = list ? strstr(list, tag) : NULL;
-    return list && (at || !strcmp(list, "*"));
-}
-
-void sl_answer_file(sl_ask *a, const char *path, const char *type, const char *name,
-                    const char *missing)
-{
-    struct stat st;
-    char tag[64], text[300];
-    uint64_t from = 0, size;
-    int code = 200;
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-    if (fd < 0 || fstat(fd, &st) || !S_ISREG(st.st_mode)) {
-        if (fd >= 0) close(fd);
-        sl_answer_error(a, 404, "not_found", NULL, "%s", missing);
-        return;
-    }
-    size = (uint64_t)st.st_size;
-    snprintf(tag, sizeof tag, "\"%llx-%llx\"", (unsigned long long)st.st_size,
-             (unsigned long long)st.st_mtim.tv_sec * 1000000000ull +
-                 (unsigned long long)st.st_mtim.tv_nsec);
-    const char *if_range = sl_ask_header(a, "If-Range");
-    if (has_tag(sl_ask_header(a, "If-None-Match"), tag)) code = 304;
-    else if (sl_ask_header(a, "If-Match") && !has_tag(sl_ask_header(a, "If-Match"), tag))
-        code = 412;
-    else if (!if_range || !strcmp(if_range, tag)) {
-        int r = range_of(sl_ask_header(a, "Range"), size, &from, &size);
-        if (r) code = r > 0 ? 206 : 416;
-    }
-    struct MHD_Response *r = code == 200 || code == 206
-                                 ? MHD_create_response_from_fd_at_offset64(size, fd, from)
-                                 : MHD_create_response_from_buffer(0, NULL, MHD_RESPMEM_PERSISTENT);
-    if (!r || code == 304 || code == 412 || code == 416) close(fd);
-    if (!r) return;
-    MHD_add_response_header(r, "ETag", tag);
-    MHD_add_response_header(r, "Accept-Ranges", "bytes");
-    MHD_add_response_header(r, "Cache-Control", "private, no-cache");
-    if (code < 300) MHD_add_response_header(r, "Content-Type", type);
-    if (name && code < 300) {
-        snprintf(text, sizeof text, "inline; filename=\"%s\"", name);
-        MHD_add_response_header(r, "Content-Disposition", text);
-    }
-    if (code == 206)
-        snprintf(text, sizeof text, "bytes %llu-%llu/%llu", (unsigned long long)from,
-                 (unsigned long long)(from + size - 1), (unsigned long long)st.st_size);
-    else snprintf(text, sizeof text, "bytes */%llu", (unsigned long long)st.st_size);
-    if (code == 206 || code == 416) MHD_add_response_header(r, "Content-Range", text);
-    answer_sized(a, code, r, code < 300 ? size : 0);
 }
 
 /* ---- admission: all that can be known of a request from its head ---- */
@@ -625,6 +539,7 @@ static enum MHD_Result take(void *cls, struct MHD_Connection *mhd, const char *u
         a->mhd = mhd;
         a->connection = c ? c->socket_context : NULL;
         a->t0_ns = sl_now_ns();
+        a->head = !strcmp(method, "HEAD");
         a->queued = MHD_NO;
         admit(a, url, method);
         if (!is_hopeless(a)) return MHD_YES;
@@ -809,6 +724,7 @@ void sl_http_close(sl_http **hp)
                        h->local ? MHD_quiesce_daemon(h->local) : -1};
     for (int i = 0; i < 2; i++)
         if (fds[i] >= 0) shutdown(fds[i], SHUT_RDWR); /* no new connections */
+    sl_relays_end(h->server->relays); /* no connection sleeps for one any more */
     stop_workers(h);
     if (h->tcp) MHD_stop_daemon(h->tcp);
     if (h->local) MHD_stop_daemon(h->local);

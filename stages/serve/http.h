@@ -59,6 +59,7 @@ struct sl_ask {
     /* for http.c: */
     int64_t t0_ns;
     size_t thrown; /* bytes of the body that nobody wants */
+    bool head; /* the method is HEAD, which routes have as GET */
     bool discard, answered, counted;
     int code;               /* of the answer */
     int early_code;         /* an error that was found before the body was read; 0: none */
@@ -82,12 +83,10 @@ void sl_answer_text(sl_ask *a, int code, const char *type, char *text, size_t si
 /* Bytes that live as long as the program. policy: Content-Security-Policy; NULL: none. */
 void sl_answer_static(sl_ask *a, const char *type, const void *bytes, size_t size,
                       const char *policy);
-/* A file, with ETag, ranges and conditions; `name` for a download, NULL: none. 404 `missing` if it
- * is not there. */
-void sl_answer_file(sl_ask *a, const char *path, const char *type, const char *name,
-                    const char *missing);
-/* A response that the handler made, and that is taken over. */
+/* A response that the handler made, and that is taken over; size: bytes that its reader has time
+ * for. */
 void sl_answer(sl_ask *a, int code, struct MHD_Response *r);
+void sl_answer_sized(sl_ask *a, int code, struct MHD_Response *r, uint64_t size);
 
 /* A header or a query parameter; NULL: it is absent. */
 const char *sl_ask_header(const sl_ask *a, const char *name);

@@ -338,7 +338,7 @@ static void sweep_old(void *self, const char *id)
 static void sweep_shared(void *self, const char *id)
 {
     const sl_server *s = self;
-    if (!sl_journal_knows(s->journal, id)) sl_blobs_remove(&s->blobs, id);
+    if (!sl_journal_knows(s->journal, id)) sl_blobs_remove(&s->blobs, id, NULL);
 }
 
 /* Jobs that wait and that no server which is up takes: a line when there are some, and when there
@@ -365,6 +365,7 @@ static void *tidy(void *arg)
         sl_events_tick(v->server.events, SILENT_NS);
         if (n % 20 == 0) expire(&v->server);
         if (n % 20 == 0 && sl_server_shares_queue(&v->server)) look_for_stuck(v);
+        if (n % 240 == 0) sl_server_remove_left(&v->server);
         if (n % 14400 || v->server.role == SL_SERVER_WORKER || !sl_server_shares_queue(&v->server))
             continue;
         sl_blobs_each_marked(&v->server.blobs, UNKNOWN_S, sweep_shared, &v->server);

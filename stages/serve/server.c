@@ -12,6 +12,9 @@
 #include <unistd.h>
 
 #include "common/log.h"
+#include "stages/serve/relay.h"
+
+#define LEFT_MOST 10000 /* jobs whose files wait to be removed */
 
 sl_code sl_server_open(sl_server *s, sl_err *err)
 {
@@ -78,10 +81,11 @@ static sl_code open_queue(sl_server *s, const sl_server_shares *shares, sl_err *
     s->role = shares->role;
     if (!*shares->blobs)
         return sl_fail(err, SL_ARG,
-                       "--queue is given without --blobs, want the folder that all "
+                       "--queue is given without --blobs, want the folder or s3://BUCKET that all "
                        "servers of the queue share");
-    if ((rc = read_id(s, err)) || (rc = sl_blobs_open(&s->blobs, shares->blobs, err))) return rc;
-    s->blobs.bytes_per_s = s->conf.queue.spool_rate;
+    if ((rc = read_id(s, err)) || (rc = sl_blobs_open(&s->blobs, shares->blobs, &s->conf, err)) ||
+        (rc = sl_relays_open(&s->relays, &s->blobs, err)))
+        return rc;
     const sl_journal_shared at = {.url = shares->queue,
                                   .name = s->id,
                                   .model = s->name,
@@ -113,21 +117,23 @@ sl_code sl_server_open_state(sl_server *s, const char *dir, const sl_server_shar
 /* ---- files of jobs ---- */
 
 sl_code sl_server_file(const sl_server *s, const sl_journal_job *job, const char *name,
-                       char path[SL_PATH], uint64_t *bytes, sl_err *err)
+                       sl_server_place *out, sl_err *err)
 {
-    char version[SL_JOURNAL_FILE];
-    uint64_t size;
-    if (!sl_server_shares_queue(s)) {
-        struct stat st;
-        sl_code rc = sl_store_path(path, &s->store, job->id, name, err);
-        if (!rc && stat(path, &st)) return sl_fail(err, SL_GONE, "there is no %s", name);
-        if (!rc && bytes) *bytes = (uint64_t)st.st_size;
-        return rc;
+    struct stat st;
+    sl_code rc;
+    *out = (sl_server_place){0};
+    memcpy(out->id, job->id, sizeof out->id);
+    snprintf(out->name, sizeof out->name, "%s", name);
+    if (sl_server_shares_queue(s)) {
+        if (!sl_journal_find_file(job, name, out->version, &out->bytes))
+            return sl_fail(err, SL_GONE, "there is no %s", name);
+        sl_blobs_path(out->path, &s->blobs, job->id, name, out->version);
+        return SL_OK;
     }
-    if (!sl_journal_find_file(job, name, version, &size))
-        return sl_fail(err, SL_GONE, "there is no %s", name);
-    if (bytes) *bytes = size;
-    return sl_blobs_path(path, &s->blobs, job->id, name, version, err);
+    if ((rc = sl_store_path(out->path, &s->store, job->id, name, err))) return rc;
+    if (stat(out->path, &st)) return sl_fail(err, SL_GONE, "there is no %s", name);
+    out->bytes = (uint64_t)st.st_size;
+    return SL_OK;
 }
 
 uint64_t sl_server_free(const sl_server *s)
@@ -137,17 +143,52 @@ uint64_t sl_server_free(const sl_server *s)
     return here < there ? here : there;
 }
 
-void sl_server_remove_files(const sl_server *s, const char *id)
+static void note_left(sl_server *s, const char *id)
 {
+    pthread_mutex_lock(&s->left_lock);
+    char(*more)[SL_JOURNAL_ID] =
+        s->left_count < LEFT_MOST ? realloc(s->left, (size_t)(s->left_count + 1) * sizeof *more)
+                                  : NULL;
+    if (more) {
+        s->left = more;
+        snprintf(more[s->left_count++], sizeof *more, "%s", id);
+    }
+    pthread_mutex_unlock(&s->left_lock);
+    if (!more) sl_log_about(id, SL_LOG_WARN, "its files stay in %s", s->blobs.dir);
+}
+
+void sl_server_remove_files(sl_server *s, const char *id)
+{
+    sl_err err = {0};
     sl_store_remove(&s->store, id);
-    if (sl_server_shares_queue(s)) sl_blobs_remove(&s->blobs, id);
+    if (!sl_server_shares_queue(s) || !sl_blobs_remove(&s->blobs, id, &err)) return;
+    sl_log_about(id, SL_LOG_WARN, "its files are removed later: %s", err.msg);
+    note_left(s, id);
+}
+
+void sl_server_remove_left(sl_server *s)
+{
+    pthread_mutex_lock(&s->left_lock);
+    char(*all)[SL_JOURNAL_ID] = s->left;
+    const int count = s->left_count;
+    s->left = NULL;
+    s->left_count = 0;
+    pthread_mutex_unlock(&s->left_lock);
+    sl_code rc = SL_OK;
+    for (int i = 0; i < count; i++)
+        if (rc || (rc = sl_blobs_remove(&s->blobs, all[i], NULL))) note_left(s, all[i]);
+    free(all);
 }
 
 void sl_server_close(sl_server *s)
 {
     sl_journal_close(&s->journal);
+    sl_relays_close(&s->relays);
+    sl_blobs_close(&s->blobs);
     free(s->heard);
+    free(s->left);
     pthread_mutex_destroy(&s->heard_lock);
+    pthread_mutex_destroy(&s->left_lock);
     sl_store_close(&s->store);
     sl_metrics_close(&s->metrics);
     sl_events_close(&s->events);
@@ -164,6 +205,7 @@ void sl_server_init(sl_server *s)
     s->store.lock = s->wake = -1;
     pthread_rwlock_init(&s->settings, NULL);
     pthread_mutex_init(&s->heard_lock, NULL);
+    pthread_mutex_init(&s->left_lock, NULL);
 }
 
 void sl_server_wake(const sl_server *s)

@@ -3,7 +3,8 @@
  *   main thread     pipeline.h: the dispatcher, the jobs that run
  *   HTTP's threads  http.h, routes: they read and write the journal, and wake the main thread
  *   janitor         ages, quota, connections that are too slow
- *   mover           mover.h: files of jobs between here and the shared folder
+ *   mover           mover.h: files of jobs between here and the shared folder or store
+ *   relays          relay.h: one for each file of the store that a client gets
  *   the journal's   of a queue that servers share: its beats, and what others have changed
  *   logger          logger.h: what all processes say, to files
  *
@@ -46,6 +47,16 @@ typedef struct {
     sl_server_role role;
 } sl_server_shares;
 
+typedef struct sl_relays sl_relays; /* relay.h */
+
+/* A file of a job. */
+typedef struct {
+    char id[SL_JOURNAL_ID], name[SL_JOURNAL_FILE];
+    char path[SL_PATH];            /* here, or in the shared folder; "": it is in the store, as: */
+    char version[SL_JOURNAL_FILE]; /* sl_blobs_read */
+    uint64_t bytes;
+} sl_server_place;
+
 typedef struct {
     char id[SL_JOURNAL_ID];
     bool lost; /* it is another server's by now; else a cancel was asked for */
@@ -57,7 +68,8 @@ typedef struct {
     sl_request defaults;
     sl_tokenizer *tokenizer; /* NULL: prompts are not counted */
     sl_store store;
-    sl_blobs blobs; /* of a queue that servers share; dir "": the files are in `store` */
+    sl_blobs blobs;    /* of a queue that servers share; dir "": the files are in `store` */
+    sl_relays *relays; /* files of the store to clients; NULL: all files are this machine's */
     sl_server_role role;
     char id[SL_JOURNAL_SERVER]; /* of a shared queue: who this server is there */
     sl_journal *journal;
@@ -84,6 +96,10 @@ typedef struct {
     pthread_mutex_t heard_lock; /* of: what was heard of jobs that may run here */
     sl_server_heard *heard;
     int heard_count;
+
+    pthread_mutex_t left_lock; /* of: jobs whose files are to go, and could not yet */
+    char (*left)[SL_JOURNAL_ID];
+    int left_count;
 } sl_server;
 
 /* *s zeroed before; then, of whoever puts a server together, in this order: model, defaults, conf,
@@ -96,14 +112,16 @@ sl_code sl_server_open_state(sl_server *s, const char *dir, const sl_server_shar
                              int wait_ms, sl_err *err);
 void sl_server_close(sl_server *s);
 
-/* Where file NAME of a job is, here or in the shared folder; NULL bytes: not asked. Errors: SL_GONE
- * it has none, as far as the journal says; SL_ARG too long. */
+/* Where file NAME of a job is. Errors: SL_GONE it has none, as far as the journal says; SL_ARG too
+ * long. */
 sl_code sl_server_file(const sl_server *s, const sl_journal_job *job, const char *name,
-                       char path[SL_PATH], uint64_t *bytes, sl_err *err);
+                       sl_server_place *out, sl_err *err);
 /* Bytes that are free for another job, on the disk that has least of them. */
 uint64_t sl_server_free(const sl_server *s);
-/* A job that is forgotten: its files go, wherever they are. */
-void sl_server_remove_files(const sl_server *s, const char *id);
+/* A job that is forgotten: its files go, wherever they are. Those in a shared place that is away go
+ * when sl_server_remove_left meets it again. */
+void sl_server_remove_files(sl_server *s, const char *id);
+void sl_server_remove_left(sl_server *s);
 static inline bool sl_server_shares_queue(const sl_server *s)
 {
     return *s->blobs.dir;

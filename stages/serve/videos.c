@@ -84,18 +84,16 @@ static json_t *error_of(const sl_journal_job *j)
 /* Of the video itself. */
 static json_t *bytes_of(const sl_server *s, const sl_journal_job *j)
 {
-    char path[SL_PATH];
-    uint64_t bytes;
-    if (j->state != SL_JOURNAL_COMPLETED ||
-        sl_server_file(s, j, SL_STORE_VIDEO, path, &bytes, NULL))
+    sl_server_place at;
+    if (j->state != SL_JOURNAL_COMPLETED || sl_server_file(s, j, SL_STORE_VIDEO, &at, NULL))
         return json_null();
-    return json_integer((json_int_t)bytes);
+    return json_integer((json_int_t)at.bytes);
 }
 
 static bool has_preview(const sl_server *s, const sl_journal_job *j)
 {
-    char path[SL_PATH];
-    return j->attempts && !sl_server_file(s, j, SL_STORE_PREVIEW, path, NULL, NULL);
+    sl_server_place at;
+    return j->attempts && !sl_server_file(s, j, SL_STORE_PREVIEW, &at, NULL);
 }
 
 /* Where a queued job is, and when it may be done. */
