@@ -192,7 +192,8 @@ static int look_over(void *self, curl_off_t a, curl_off_t b, curl_off_t c, curl_
 {
     way *w = self;
     (void)a, (void)b, (void)c, (void)d;
-    return w->refused = w->ask->over(w->ask->self);
+    w->refused |= w->ask->over(w->ask->self);
+    return w->refused;
 }
 
 static char *path_of(const sl_s3 *s, const sl_s3_way *to, const char *key)

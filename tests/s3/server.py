@@ -5,10 +5,13 @@ but those that make the two is checked for its signature, and so are links, whic
 
 Beside S3, for the test that started it:
 
-    GET /-/fault/NAME/N  the next N requests for objects go wrong: busy (503 SlowDown), closed (no
-                         answer), cut (half of a GET's bytes, then the connection breaks); N 0: none
-    GET /-/seen          the requests since the last /-/seen, a line each: METHOD PATH?QUERY RANGE
-    GET /-/put/KEY/N     the object KEY has its first N bytes alone, its metadata as they are
+    GET /-/fault/NAME/N/SKIP  after SKIP requests the next N go wrong: busy (503 SlowDown), refused
+                              (400), closed (no answer), cut (half of a GET's bytes, then the
+                              connection breaks); N 0: none
+    GET /-/seen               the requests since the last /-/seen: METHOD PATH?QUERY RANGE, a line each
+    GET /-/cut/KEY/N          the object KEY has its first N bytes alone, its metadata as they are
+    GET /-/flip/KEY/N         its byte N is another, likewise
+    GET /-/many/PREFIX/N      N empty objects more, PREFIX0 to PREFIX(N - 1)
 """
 
 import logging
@@ -28,6 +31,7 @@ from botocore.auth import S3SigV4Auth, S3SigV4QueryAuth  # noqa: E402
 from botocore.awsrequest import AWSRequest  # noqa: E402
 from botocore.credentials import Credentials  # noqa: E402
 from moto import settings  # noqa: E402
+from moto.core import DEFAULT_ACCOUNT_ID  # noqa: E402
 from moto.s3.models import s3_backends  # noqa: E402
 from moto.server import DomainDispatcherApplication, create_backend_app  # noqa: E402
 from werkzeug.serving import WSGIRequestHandler, make_server  # noqa: E402
@@ -42,16 +46,16 @@ class Front:
 
     def __init__(self, app, bucket):
         self.app, self.bucket, self.keys = app, bucket, None
-        self.lock, self.fault, self.left, self.seen = Lock(), "", 0, []
+        self.lock, self.fault, self.left, self.skip, self.seen = Lock(), "", 0, 0, []
 
     def __call__(self, environ, start):
         path = environ["PATH_INFO"]
         if path.startswith("/-/"):
             return self.control(path, start)
         fault = self.note(environ, path)
-        if fault == "busy":
-            start("503 Slow Down", [("Content-Type", "application/xml"),
-                                    ("Content-Length", str(len(SLOW_DOWN)))])
+        if fault in ("busy", "refused"):
+            start("503 Slow Down" if fault == "busy" else "400 Bad Request",
+                  [("Content-Type", "application/xml"), ("Content-Length", str(len(SLOW_DOWN)))])
             return [SLOW_DOWN]
         if fault == "closed":
             raise ConnectionError("closed")
@@ -69,6 +73,9 @@ class Front:
             gets = environ["REQUEST_METHOD"] == "GET" and path.count("/") > 1
             if not self.left or (self.fault == "cut" and not gets) or not self.keys:
                 return ""
+            if self.skip:
+                self.skip -= 1
+                return ""
             self.left -= 1
             return self.fault
 
@@ -83,15 +90,25 @@ class Front:
         text = ""
         with self.lock:
             if what == "fault":
-                self.fault, self.left = words[0], int(words[1])
+                self.fault, self.left, self.skip = words[0], int(words[1]), int(words[2])
             elif what == "seen":
                 text, self.seen = "".join(self.seen), []
             else:
-                backend = next(iter(s3_backends.values()))["aws"]
-                key = backend.get_object(self.bucket, unquote("/".join(words[:-1])))
-                key.value = key.value[:int(words[-1])]
+                self.change(what, unquote("/".join(words[:-1])), int(words[-1]))
         start("200 OK", [("Content-Length", str(len(text)))])
         return [text.encode()]
+
+    def change(self, what, name, n):
+        backend = s3_backends[DEFAULT_ACCOUNT_ID]["aws"]
+        if what == "many":
+            for i in range(n):
+                backend.put_object(self.bucket, f"{name}{i}", b"")
+            return
+        key = backend.get_object(self.bucket, name)
+        if what == "cut":
+            key.value = key.value[:n]
+        else:
+            key.value = key.value[:n] + bytes([key.value[n] ^ 1]) + key.value[n + 1:]
 
     def resign(self, environ):
         """A link whose signature is right becomes a request that moto can check."""
