@@ -121,10 +121,10 @@ test: setup         ## set-up, programs, and every test; ends with the line `N p
 	$(SUB) programs tests
 	@SLUICE_BIN=$(BIN) tests/run.sh $(TESTS)
 
-test-clients:       ## sluice serve with real clients: openai, curl, Chromium, Prometheus, nginx, schemathesis; PARTS="curl page" for some
+test-clients:       ## sluice serve with real clients: openai, curl, Chromium, Prometheus, nginx, schemathesis; and with a real S3 server; PARTS="curl page" for some
 	@tests/setup.sh --clients
-	$(SUB) programs
-	@SLUICE_BIN=$(BIN) tests/clients.sh $(PARTS)
+	$(SUB) programs golden $(addprefix $(TBIN)/,test_blobs test_fleet)
+	@SLUICE_BIN=$(BIN) TESTS_BIN=$(TBIN) tests/clients.sh $(PARTS)
 
 test-python:        ## stages in Python: package sluice, examples/, diffusers' denoiser against the golden latents; PARTS="test_stage" for some
 	@tests/setup.sh --python
@@ -155,9 +155,12 @@ soak: setup         ## a server, 50 jobs from 8 clients, 100 SIGKILLs: every job
 	SLUICE_BIN=$(BIN) SLUICE_SOAK=1 $(TBIN)/test_serve_kill
 	SLUICE_BIN=$(BIN) SLUICE_SOAK=1 $(TBIN)/test_ranks
 
-test-fleet: setup   ## a real Redis, 2 front ends, 3 workers with models/demo, 60 jobs: servers killed and stopped, Redis killed, the shared folder away, at random
-	$(SUB) programs $(TBIN)/test_fleet
+test-fleet: setup   ## a real Redis, 2 front ends, 3 workers with models/demo, 60 jobs: servers killed and stopped, Redis killed, the jobs' files away, at random; their files in a folder, then in a real S3 server
+	@tests/setup.sh --clients && tests/s3.sh
+	$(SUB) programs golden $(addprefix $(TBIN)/,test_blobs test_fleet)
+	$(TBIN)/test_blobs
 	SLUICE_BIN=$(BIN) SLUICE_FLEET=full SLUICE_FLEET_MODEL=models/demo $(TBIN)/test_fleet
+	SLUICE_BIN=$(BIN) SLUICE_FLEET=full SLUICE_FLEET_MODEL=models/demo SLUICE_FLEET_STORE=s3 $(TBIN)/test_fleet
 
 bench: setup        ## the benchmarks, on this machine; K=name for one of them (dispatch, dit, gemm, lease, mux, ops, queue, serve, team, vae), PARTS="1 3" for parts of serve
 	$(SUB) programs golden $(filter-out %.sh,$(BENCHES))

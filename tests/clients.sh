@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # clients.sh - sluice serve with the clients that people have: OpenAI's package, curl, a browser,
-# Prometheus, nginx, a fuzzer of the description, systemd's checks. The last line is
-# `N passed, N failed`.
+# Prometheus, nginx, a fuzzer of the description, systemd's checks; and jobs' files in a real S3
+# server. The last line is `N passed, N failed`.
 #
-#   tests/clients.sh [PART...]     openai curl metrics nginx openapi page unit; default: all
+#   tests/clients.sh [PART...]     openai curl metrics nginx openapi page unit s3; default: all
 #
 #   SLUICE_BIN        where Sluice's programs are (default bin)
+#   TESTS_BIN         where the programs test_blobs and test_fleet are, for s3
 #   CLIENTS_SECONDS   of the fuzzer (default 45)
 #
 # What each part printed, and the page's pictures, stay in build/clients. Everything listens on free
@@ -17,7 +18,7 @@ out=$PWD/build/clients venv=$PWD/build/clients/venv bin=$(realpath "${SLUICE_BIN
 picture=$PWD/tests/demo-model/pictures/sunset.jpg model=$PWD/models/demo
 token=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
 parts=("$@")
-[ $# -gt 0 ] || parts=(unit openai curl metrics nginx openapi page)
+[ $# -gt 0 ] || parts=(unit openai curl metrics nginx openapi page s3)
 say() { echo "clients: $*" >&2; }
 
 mkdir -p "$out" || exit 2
@@ -217,13 +218,25 @@ part_page() {
     with_tokens && told page-token 120 "$venv/bin/python" tests/clients/page.py "$url" "$picture" "$out" "$token"
 }
 
+# The tests of the files that servers share, with a store that speaks S3.
+part_s3() {
+    local name said
+    if ! said=$(tests/s3.sh 2>&1); then not_ok s3 'an S3 server can be had' "$said"; return; fi
+    for name in test_blobs test_fleet; do
+        SLUICE_FLEET_STORE=s3 timeout -k 5 400 "${TESTS_BIN:-build/release/tests}/$name" >"$out/s3-$name.log" 2>&1 </dev/null ||
+            echo "[  FAILED  ] $name: status $?" >>"$out/s3-$name.log"
+        while read -r said; do ok s3 "$name: $said"; done < <(sed -n 's/^\[       OK \] //p' "$out/s3-$name.log")
+        while read -r said; do not_ok s3 "$name: $said" "see build/clients/s3-$name.log"; done < <(sed -n 's/^\[  FAILED  \] //p' "$out/s3-$name.log" | grep -v 'test(s)' | sort -u)
+    done
+}
+
 clean() { ! grep -E ' error: ' "$1"; }
 none_left() { ! pgrep -af "$base"; }
 
 skipped=0
 : >"$out/result.log"
 for part in "${parts[@]}"; do
-    if ! declare -F "part_$part" >/dev/null; then say "unknown part $part, want some of unit openai curl metrics nginx openapi page"; exit 2; fi
+    if ! declare -F "part_$part" >/dev/null; then say "unknown part $part, want some of unit openai curl metrics nginx openapi page s3"; exit 2; fi
     t0=$(date +%s)
     "part_$part"
     echo "# $part: $(($(date +%s) - t0)) s"

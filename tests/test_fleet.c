@@ -1,10 +1,13 @@
 /* test_fleet.c - front ends and workers at one queue: whatever is killed, stopped or away, every
  * job that was accepted ends once, with the bytes of one undisturbed server. limit: 400 s
  *
+ * Jobs' files are in a folder; SLUICE_FLEET_STORE=s3 has them in a real S3 server (tests/s3.sh
+ * makes one), which is stopped, busy or silent where the folder would be renamed.
  * SLUICE_FLEET=full (make test-fleet) makes it 2 front ends, 3 workers, 60 jobs, disturbed at
  * random until they have ended; SLUICE_FLEET_JOBS=N, SLUICE_FLEET_MODEL=DIR take others;
  * SLUICE_SEED repeats a run's choices. */
 #include "tests/t_redis.h"
+#include "tests/t_s3.h"
 #include "tests/t_serve.h"
 
 #include <pthread.h>
@@ -18,6 +21,9 @@ static t_redis redis;
 static t_serve servers[SERVERS]; /* front ends, then workers */
 static int fronts = 1, workers = 2, jobs = 8;
 static char blobs[300], bare[400];
+static t_s3 store;
+static bool on_s3;                 /* else the files are in a folder */
+static const char *front_conf = ""; /* more settings of front ends */
 static const char *model = T_MODEL;
 static bool full, both; /* the server that is called a front end is a worker, too */
 static unsigned seed;
@@ -52,10 +58,52 @@ static void start_server(int i, bool wait)
     pthread_mutex_unlock(&url_lock);
 }
 
+/* ---- the files ---- */
+
+static void open_files(void)
+{
+    if (on_s3) t_s3_open(&store);
+    if (on_s3) snprintf(blobs, sizeof blobs, "s3://" T_S3_BUCKET "/fleet");
+    else snprintf(blobs, sizeof blobs, "%s/blobs", redis.dir);
+}
+
+/* They are away for so long: the folder has another name; the store is stopped, or says that it is
+ * busy, or breaks each connection. */
+static void files_away(double s)
+{
+    static const char *const FAULTS[] = {"", "busy", "closed"};
+    const char *how = on_s3 ? FAULTS[(int)(part() * 3)] : "";
+    if (!on_s3) assert_int_equal(rename(blobs, t_format("%s.away", blobs)), 0);
+    else if (*how) t_s3_fault(&store, how, 1000000, 0);
+    else kill(store.pid, SIGSTOP);
+    usleep((useconds_t)(s * 1e6));
+    if (!on_s3) assert_int_equal(rename(t_format("%s.away", blobs), blobs), 0);
+    else if (*how) t_s3_fault(&store, how, 0, 0);
+    else kill(store.pid, SIGCONT);
+}
+
+static bool has_files_of(const char *id)
+{
+    if (!on_s3) return !access(t_format("%s/%s", blobs, id), F_OK);
+    char *keys = t_s3_control(&store, t_format("keys/fleet/%s/", id));
+    const bool has = *keys;
+    free(keys);
+    return has;
+}
+
+/* ---- the fleet ---- */
+
+static void conf_of(int i)
+{
+    t_serve_conf(&servers[i], t_format("queue: { lease_s = 1; };\n%s%s",
+                                       i < fronts && !both ? "model: { random = 1; };\n" : "",
+                                       i < fronts ? front_conf : ""));
+}
+
 static void open_fleet(void)
 {
     t_redis_open(&redis);
-    snprintf(blobs, sizeof blobs, "%s/blobs", redis.dir);
+    open_files();
     /* a front end needs no weights */
     const char *last = strrchr(model, '/');
     snprintf(bare, sizeof bare, "%s/bare/%s", redis.dir, last ? last + 1 : model);
@@ -65,9 +113,7 @@ static void open_fleet(void)
                      0);
     for (int i = 0; i < fronts + workers; i++) {
         t_serve_open(&servers[i]);
-        t_serve_conf(&servers[i], i < fronts && !both
-                                      ? "queue: { lease_s = 1; };\nmodel: { random = 1; };\n"
-                                      : "queue: { lease_s = 1; };\n");
+        conf_of(i);
         start_server(i, false);
     }
     for (int i = 0; i < fronts + workers; i++)
@@ -97,10 +143,15 @@ static void close_fleet(void)
     for (int i = 0; i < fronts + workers; i++) kill(servers[i].pid, SIGTERM);
     for (int i = 0; i < fronts + workers; i++) assert_int_equal(t_serve_wait(&servers[i]), 0);
     t_redis_close(&redis);
+    t_s3_close(&store);
     t_serve_no_children();
     for (int i = 0; i < fronts + workers; i++) {
         if (i >= fronts) /* what ran there is gone */
             assert_int_equal(system(t_format("test -z \"$(ls '%s/jobs')\"", servers[i].state)), 0);
+        if (on_s3) /* a secret is in no log */
+            assert_int_not_equal(system(t_format("grep -rqF -e '%s' -e '%s' '%s'", store.key,
+                                                 store.secret, servers[i].base)),
+                                 0);
         t_serve_close(&servers[i]);
     }
 }
@@ -326,9 +377,7 @@ static void disturb_each(void)
     t_redis_end(&redis, SIGKILL);
     usleep(400000);
     t_redis_start(&redis);
-    assert_int_equal(rename(blobs, t_format("%s.away", blobs)), 0);
-    usleep(700000);
-    assert_int_equal(rename(t_format("%s.away", blobs), blobs), 0);
+    files_away(0.7);
     kill_host(0);
     start_server(0, true);
 }
@@ -352,16 +401,14 @@ static void disturb_at_random(void)
             usleep((useconds_t)(part() * 2e6));
             t_redis_start(&redis);
         } else if (what == 3) {
-            assert_int_equal(rename(blobs, t_format("%s.away", blobs)), 0);
-            usleep((useconds_t)(part() * 5e6));
-            assert_int_equal(rename(t_format("%s.away", blobs), blobs), 0);
+            files_away(on_s3 && n[what] == 1 ? 30 : part() * 5);
         } else {
             const int front = (int)(part() * fronts);
             kill_host(front);
             start_server(front, true);
         }
     }
-    print_message("workers killed %d, stopped %d; Redis killed %d; folder away %d; front ends "
+    print_message("workers killed %d, stopped %d; Redis killed %d; files away %d; front ends "
                   "killed %d\n",
                   n[0], n[1], n[2], n[3], n[4]);
 }
@@ -431,7 +478,7 @@ static void asked_at_the_front(void **state)
     if (strcmp(status, "cancelled") && strcmp(status, "completed")) fail_msg("it is %s", status);
     assert_int_equal(request("DELETE", t_format("/v1/videos/%s", m.id), -1, NULL, &r), 200);
     t_reply_free(&r);
-    assert_int_not_equal(access(t_format("%s/%s", blobs, m.id), F_OK), 0);
+    assert_false(has_files_of(m.id));
     /* a job with a dump: the front end lists and sends what the worker has made */
     const char *const fields[] = {
         "prompt", "a cat", "input_reference", "@" T_IMAGE, "size", "96x64",
@@ -458,6 +505,121 @@ static void asked_at_the_front(void **state)
     close_fleet();
 }
 
+/* A job that has been made, its id. */
+static void make_one(made *m)
+{
+    memset(m, 0, sizeof *m);
+    submit_one(m, 0);
+    assert_string_equal(t_wait(&servers[0], m->id), "completed");
+}
+
+static void get_part(t_reply *r, const char *path, const char *header, long code, size_t size)
+{
+    t_http_all(r, servers[0].url, "GET", path, NULL, NULL, NULL, header);
+    if (r->code != code || r->size != size)
+        fail_msg("%s, %s: HTTP %ld, %zu bytes, want %ld, %zu", path, header, r->code, r->size, code,
+                 size);
+}
+
+/* What a client is sent through the front end: whole, ranges, nothing that it has already; 503
+ * while the store is away. */
+static void content_through_the_server(const made *m)
+{
+    const char *path = t_format("/v1/videos/%s/content", m->id);
+    char tag[128], video[200];
+    t_reply r, whole;
+    snprintf(video, sizeof video, "%s", path);
+    t_http(&whole, &servers[0], "GET", video);
+    assert_int_equal(whole.code, 200);
+    const char *at = strstr(whole.headers, "ETag: ");
+    assert_non_null(at);
+    snprintf(tag, sizeof tag, "If-None-Match: %.*s", (int)strcspn(at + 6, "\r\n"), at + 6);
+    get_part(&r, video, "Range: bytes=100-299", 206, 200);
+    assert_memory_equal(r.body, whole.body + 100, 200);
+    assert_non_null(strstr(r.headers, t_format("Content-Range: bytes 100-299/%zu", whole.size)));
+    t_reply_free(&r);
+    get_part(&r, video, "Range: bytes=-7", 206, 7);
+    assert_memory_equal(r.body, whole.body + whole.size - 7, 7);
+    t_reply_free(&r);
+    get_part(&r, video, tag, 304, 0);
+    t_reply_free(&r);
+    t_http(&r, &servers[0], "HEAD", video);
+    assert_int_equal(r.code, 200);
+    assert_non_null(strstr(r.headers, t_format("Content-Length: %zu", whole.size)));
+    t_reply_free(&r);
+    t_s3_fault(&store, "cut", 2, 0); /* goes on from where it was */
+    t_http(&r, &servers[0], "GET", video);
+    assert_int_equal(r.size, whole.size);
+    assert_memory_equal(r.body, whole.body, whole.size);
+    t_reply_free(&r);
+    t_s3_fault(&store, "busy", 1000000, 0);
+    t_http(&r, &servers[0], "GET", video);
+    assert_int_equal(r.code, 503);
+    assert_non_null(strstr(r.headers, "Retry-After: "));
+    t_reply_free(&r);
+    assert_int_equal(request("POST", "/v1/videos", 1, NULL, &r), 503);
+    assert_string_equal(t_reply_text(&r, "error.code"), "away");
+    t_reply_free(&r);
+    t_s3_fault(&store, "busy", 0, 0);
+    t_reply_free(&whole);
+}
+
+/* The link gives the same bytes, and is no link to anything else. */
+static void content_by_a_link(const made *m)
+{
+    t_reply r, whole;
+    char url[2000], type[64];
+    long code;
+    size_t size;
+    const char *path = t_format("/v1/videos/%s/content", m->id);
+    t_http(&r, &servers[0], "GET", path);
+    assert_int_equal(r.code, 302);
+    assert_int_equal(r.size, 0);
+    const char *at = strstr(r.headers, "Location: ");
+    assert_non_null(at);
+    snprintf(url, sizeof url, "%.*s", (int)strcspn(at + 10, "\r\n"), at + 10);
+    t_reply_free(&r);
+    char *video = t_s3_get(url, NULL, &code, type, &size);
+    assert_int_equal(code, 200);
+    assert_string_equal(type, "video/mp4");
+    t_http(&r, &servers[0], "HEAD", path);
+    assert_int_equal(r.code, 200);
+    assert_non_null(strstr(r.headers, t_format("Content-Length: %zu", size)));
+    t_reply_free(&r);
+    front_conf = "";
+    kill_host(0);
+    conf_of(0);
+    start_server(0, true);
+    t_http(&whole, &servers[0], "GET", path);
+    assert_int_equal(whole.size, size);
+    assert_memory_equal(whole.body, video, size);
+    t_reply_free(&whole);
+    free(video);
+}
+
+static void content_of_a_store(void **state)
+{
+    made m;
+    t_reply r;
+    (void)state;
+    if (!on_s3) return;
+    fronts = workers = 1;
+    front_conf = "s3: { content = \"redirect\"; try_s = 1; };\n";
+    open_fleet();
+    make_one(&m);
+    content_by_a_link(&m);
+    content_through_the_server(&m);
+    /* files of a job that is removed while the store is away go when it is back */
+    t_s3_fault(&store, "busy", 1000000, 0);
+    assert_int_equal(request("DELETE", t_format("/v1/videos/%s", m.id), -1, NULL, &r), 200);
+    t_reply_free(&r);
+    t_s3_fault(&store, "busy", 0, 0);
+    const double until = t_seconds() + 90;
+    while (has_files_of(m.id) && t_seconds() < until) usleep(200000);
+    assert_false(has_files_of(m.id));
+    close_fleet();
+}
+
 /* Refusals before any work: one line, exit status 2. */
 static void refused_starts(void **state)
 {
@@ -472,6 +634,8 @@ static void refused_starts(void **state)
          "--role is \"back\", want front, worker or both"},
         {{"--queue", "unix:///none", "--blobs", "B"}, "queue unix:///none?db=0: "},
         {{"--queue", "Q", "--blobs", "/dev/null/x"}, "--blobs"},
+        {{"--queue", "Q", "--blobs", "s3://No_Bucket/x"},
+         "--blobs: \"No_Bucket\" is no bucket's name"},
     };
     t_serve s;
     (void)state;
@@ -502,12 +666,12 @@ static void refused_starts(void **state)
 
 int main(void)
 {
-    const char *given = getenv("SLUICE_SEED"), *other = getenv("SLUICE_FLEET_MODEL"),
+    const char *given = getenv("SLUICE_SEED"), *files = getenv("SLUICE_FLEET_STORE"), *other = getenv("SLUICE_FLEET_MODEL"),
                *much = getenv("SLUICE_FLEET"), *number = getenv("SLUICE_FLEET_JOBS");
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(one_server_undisturbed), cmocka_unit_test(a_disturbed_fleet),
         cmocka_unit_test(one_that_does_both),     cmocka_unit_test(asked_at_the_front),
-        cmocka_unit_test(refused_starts),
+        cmocka_unit_test(content_of_a_store),     cmocka_unit_test(refused_starts),
     };
     full = much && !strcmp(much, "full");
     if (full) fronts = 2, workers = 3, jobs = 60;
@@ -519,6 +683,11 @@ int main(void)
     if (!t_redis_is_there()) {
         printf("[  SKIPPED ] no redis-server on this machine\n");
         return 0;
+    }
+    on_s3 = files && !strcmp(files, "s3");
+    if (on_s3 && !t_s3_is_there()) {
+        printf("[  FAILED  ] no S3 server on this machine: tests/s3.sh makes one\n");
+        return 1;
     }
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

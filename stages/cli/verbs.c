@@ -52,7 +52,8 @@ static const sl_own_option SERVE[] = {
     {"tokens", "FILE", "who may use it: lines of NAME TOKEN, in a file of mode 0600"},
     {"device", "D[,D...]", "cpu or cuda:N, for all stages; of several, each denoises"},
     {"queue", "URL", "redis://HOST/N: a queue that servers share; else SLUICE_QUEUE, else its own"},
-    {"blobs", "DIR", "with --queue: the folder of jobs' files that they all share"},
+    {"blobs", "PLACE",
+     "with --queue: jobs' files, a folder that they all share or s3://BUCKET[/PREFIX]"},
     {"role", "front|worker|both", "with --queue: take requests, make videos, or both (default)"},
     MODEL_FILES,
     {0},
@@ -92,7 +93,7 @@ static const sl_verb VERBS[] = {
      "[WHAT...] [--device cuda:N[,cuda:M...]]", "how fast it runs here: sluice bench --help"},
     {"serve", sl_serve_main, SL_TAKES_NOTHING, SL_OPTIONS_OWN, SERVE,
      "--model DIR [--conf FILE] [--state DIR] [--listen HOST:PORT] [--tokens FILE] [--device D]\n"
-     "--model DIR --queue redis://HOST/N --blobs DIR [--role front|worker] [options]\n"
+     "--model DIR --queue redis://HOST/N --blobs PLACE [--role front|worker] [options]\n"
      "--transformer FILE --text-encoder FILE --vae FILE [--image-encoder FILE] [options]",
      "a server: jobs over HTTP, a queue that survives, a page to watch it"},
     {"submit", sl_cli_submit, SL_TAKES_NOTHING, SL_OPTIONS_JOB, NULL,

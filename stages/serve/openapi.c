@@ -267,6 +267,9 @@ static json_t *responses(const sl_route *r)
         if (strstr(r->path, "/content") || strstr(r->path, "/dump/") || strstr(r->path, "/preview"))
             json_object_set_new(all, "206", json_pack("{s:s}", "description", "the range"));
         json_object_set_new(all, "304", json_pack("{s:s}", "description", "as it was"));
+        if (strstr(r->path, "/content"))
+            json_object_set_new(all, "302",
+                                json_pack("{s:s}", "description", "a link to the store's"));
     }
     for (const char *at = r->codes; *at; at += strcspn(at, " "), at += strspn(at, " ")) {
         char code[8];

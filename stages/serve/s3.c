@@ -47,8 +47,9 @@ sl_code sl_s3_open(sl_s3 **out, const char *where, const sl_conf_s3 *conf, sl_er
     pthread_mutex_init(&s->lock, NULL);
     s->part_bytes = conf->part_bytes;
     s->try_s = conf->try_s;
-    if ((rc = sl_s3_keys_open(&s->keys, conf, err)) ||
-        (rc = sl_s3_place_read(&s->at, where, conf, err)))
+    pthread_mutex_init(&s->keys.lock, NULL);
+    if ((rc = sl_s3_place_read(&s->at, where, conf, err)) ||
+        (rc = sl_s3_keys_open(&s->keys, conf, err)))
         sl_s3_close(out);
     return rc;
 }

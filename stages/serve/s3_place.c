@@ -236,8 +236,6 @@ sl_code sl_s3_keys_open(sl_s3_keys *k, const sl_conf_s3 *conf, sl_err *err)
                *token = ENVIRONMENT("AWS_SESSION_TOKEN"), *home = getenv("HOME"),
                *shared = ENVIRONMENT("AWS_SHARED_CREDENTIALS_FILE");
     sl_code rc;
-    memset(k, 0, sizeof *k);
-    pthread_mutex_init(&k->lock, NULL);
     if (!*conf->credentials && id && secret) {
         if ((rc = take_key(k->now.id, sizeof k->now.id, id, "AWS_ACCESS_KEY_ID", err)) ||
             (rc = take_key(k->now.secret, sizeof k->now.secret, secret, "AWS_SECRET_ACCESS_KEY",

@@ -39,7 +39,8 @@ typedef struct {
     sl_sigv4_keys now;
 } sl_s3_keys;
 
-/* Errors: SL_ARG there are none, or others can read the file; SL_SYS. */
+/* *k zeroed before, but its lock. Errors: SL_ARG there are none, or others can read the file;
+ * SL_SYS. */
 sl_code sl_s3_keys_open(sl_s3_keys *k, const sl_conf_s3 *conf, sl_err *err);
 /* The keys as they are now, the caller's to wipe. A file that cannot be read any more leaves those
  * of before. */

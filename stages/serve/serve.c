@@ -365,7 +365,7 @@ static void *tidy(void *arg)
         sl_events_tick(v->server.events, SILENT_NS);
         if (n % 20 == 0) expire(&v->server);
         if (n % 20 == 0 && sl_server_shares_queue(&v->server)) look_for_stuck(v);
-        if (n % 240 == 0) sl_server_remove_left(&v->server);
+        if (n % 80 == 0) sl_server_remove_left(&v->server);
         if (n % 14400 || v->server.role == SL_SERVER_WORKER || !sl_server_shares_queue(&v->server))
             continue;
         sl_blobs_each_marked(&v->server.blobs, UNKNOWN_S, sweep_shared, &v->server);

@@ -11,6 +11,7 @@ Beside S3, for the test that started it:
     GET /-/seen               the requests since the last /-/seen: METHOD PATH?QUERY RANGE, a line each
     GET /-/cut/KEY/N          the object KEY has its first N bytes alone, its metadata as they are
     GET /-/flip/KEY/N         its byte N is another, likewise
+    GET /-/keys/PREFIX        keys that begin so, a line each
     GET /-/many/PREFIX/N      N empty objects more, PREFIX0 to PREFIX(N - 1)
 """
 
@@ -93,6 +94,9 @@ class Front:
                 self.fault, self.left, self.skip = words[0], int(words[1]), int(words[2])
             elif what == "seen":
                 text, self.seen = "".join(self.seen), []
+            elif what == "keys":
+                keys = s3_backends[DEFAULT_ACCOUNT_ID]["aws"].buckets[self.bucket].keys
+                text = "".join(k + "\n" for k in keys if k.startswith("/".join(words)))
             else:
                 self.change(what, unquote("/".join(words[:-1])), int(words[-1]))
         start("200 OK", [("Content-Length", str(len(text)))])
