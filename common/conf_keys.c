@@ -177,7 +177,8 @@ static const sl_key KEYS[] = {
         "time for which a request that fails is made again"),
     {"s3.content", SL_KEY_WORDS, AT(s3.content), ROOM(s3.content), 0, 0, 0, "proxy",
      "|proxy|redirect", "",
-     "how a client gets its video: proxy through the server, redirect by a link to the store (302)"},
+     "how a client gets its video: proxy through the server, redirect by a link to the store "
+     "(302)"},
     NUM("s3.link_s", INT, s3.link_s, 1, 604800, 300, "s", "time that such a link is good for"),
 };
 #undef AT

@@ -41,8 +41,9 @@ static inline bool t_s3_is_there(void)
 static inline void t_s3_environment(const t_s3 *s)
 {
     static const char *const OTHERS[] = {
-        "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_CA_BUNDLE",
-        "AWS_ENDPOINT_URL",  "AWS_SHARED_CREDENTIALS_FILE"};
+        "AWS_SESSION_TOKEN",          "AWS_PROFILE",   "AWS_REGION",
+        "AWS_DEFAULT_REGION",         "AWS_CA_BUNDLE", "AWS_ENDPOINT_URL",
+        "AWS_SHARED_CREDENTIALS_FILE"};
     for (size_t i = 0; i < sizeof OTHERS / sizeof *OTHERS; i++) unsetenv(OTHERS[i]);
     setenv("AWS_ENDPOINT_URL_S3", s->url, 1);
     setenv("AWS_ACCESS_KEY_ID", s->key, 1);

@@ -231,7 +231,8 @@ static bool is_over(void *self)
     return ((gathered *)self)->over;
 }
 
-static sl_code read_range(const sl_blobs *b, gathered *g, uint64_t all, uint64_t from, uint64_t size)
+static sl_code read_range(const sl_blobs *b, gathered *g, uint64_t all, uint64_t from,
+                          uint64_t size)
 {
     const sl_blobs_reading r = {.id = "job",
                                 .name = "video.mp4",
@@ -545,7 +546,8 @@ static void refused_places(void **state)
         sl_conf *c = settings();
         c->s3.try_s = 1;
         if (CASES[i].secret) setenv("AWS_SECRET_ACCESS_KEY", CASES[i].secret, 1);
-        if (CASES[i].endpoint) snprintf(c->s3.endpoint, sizeof c->s3.endpoint, "%s", CASES[i].endpoint);
+        if (CASES[i].endpoint)
+            snprintf(c->s3.endpoint, sizeof c->s3.endpoint, "%s", CASES[i].endpoint);
         const sl_code rc = sl_blobs_open(&b, CASES[i].place, c, &err);
         t_s3_environment(&store);
         assert_int_not_equal(rc, SL_OK);
@@ -560,11 +562,13 @@ static void refused_places(void **state)
 }
 
 #define BOTH(test)                                                                                 \
-    {#test " (folder)", test, NULL, NULL, (void *)&FOLDER}, {#test " (s3)", test, NULL, NULL,      \
-                                                             (void *)&S3}
+    {#test " (folder)", test, NULL, NULL, (void *)&FOLDER},                                        \
+    {                                                                                              \
+#test " (s3)", test, NULL, NULL, (void *)&S3                                               \
+    }
 #define STORE(test)                                                                                \
     {                                                                                              \
-        #test, test, NULL, NULL, (void *)&S3                                                       \
+#test, test, NULL, NULL, (void *)&S3                                                       \
     }
 
 int main(void)

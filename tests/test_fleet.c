@@ -22,7 +22,7 @@ static t_serve servers[SERVERS]; /* front ends, then workers */
 static int fronts = 1, workers = 2, jobs = 8;
 static char blobs[300], bare[400];
 static t_s3 store;
-static bool on_s3;                 /* else the files are in a folder */
+static bool on_s3;                  /* else the files are in a folder */
 static const char *front_conf = ""; /* more settings of front ends */
 static const char *model = T_MODEL;
 static bool full, both; /* the server that is called a front end is a worker, too */
@@ -666,8 +666,9 @@ static void refused_starts(void **state)
 
 int main(void)
 {
-    const char *given = getenv("SLUICE_SEED"), *files = getenv("SLUICE_FLEET_STORE"), *other = getenv("SLUICE_FLEET_MODEL"),
-               *much = getenv("SLUICE_FLEET"), *number = getenv("SLUICE_FLEET_JOBS");
+    const char *given = getenv("SLUICE_SEED"), *files = getenv("SLUICE_FLEET_STORE"),
+               *other = getenv("SLUICE_FLEET_MODEL"), *much = getenv("SLUICE_FLEET"),
+               *number = getenv("SLUICE_FLEET_JOBS");
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(one_server_undisturbed), cmocka_unit_test(a_disturbed_fleet),
         cmocka_unit_test(one_that_does_both),     cmocka_unit_test(asked_at_the_front),

@@ -13,11 +13,16 @@ static sl_conf conf;
 
 static void fresh(void)
 {
-    static const char *const ALL[] = {
-        "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN",
-        "AWS_PROFILE",       "AWS_REGION",            "AWS_DEFAULT_REGION",
-        "AWS_ENDPOINT_URL",  "AWS_ENDPOINT_URL_S3",   "AWS_SHARED_CREDENTIALS_FILE",
-        "AWS_CA_BUNDLE"};
+    static const char *const ALL[] = {"AWS_ACCESS_KEY_ID",
+                                      "AWS_SECRET_ACCESS_KEY",
+                                      "AWS_SESSION_TOKEN",
+                                      "AWS_PROFILE",
+                                      "AWS_REGION",
+                                      "AWS_DEFAULT_REGION",
+                                      "AWS_ENDPOINT_URL",
+                                      "AWS_ENDPOINT_URL_S3",
+                                      "AWS_SHARED_CREDENTIALS_FILE",
+                                      "AWS_CA_BUNDLE"};
     for (size_t i = 0; i < sizeof ALL / sizeof *ALL; i++) unsetenv(ALL[i]);
     setenv("HOME", "/nonexistent", 1);
     sl_conf_defaults(&conf);
@@ -33,8 +38,8 @@ static void addresses(void **state)
     } CASES[] = {
         {"s3://bucket", "", "auto", "", "https://bucket.s3.us-east-1.amazonaws.com", "", "",
          "s3://bucket"},
-        {"s3://bucket/a/b/", "", "auto", "eu-west-1",
-         "https://bucket.s3.eu-west-1.amazonaws.com", "", "a/b/", "s3://bucket/a/b"},
+        {"s3://bucket/a/b/", "", "auto", "eu-west-1", "https://bucket.s3.eu-west-1.amazonaws.com",
+         "", "a/b/", "s3://bucket/a/b"},
         {"s3://my.bucket/", "", "auto", "", "https://s3.us-east-1.amazonaws.com", "/my.bucket", "",
          "s3://my.bucket"},
         {"s3://bucket", "http://minio:9000", "auto", "", "http://minio:9000", "/bucket", "",
@@ -106,7 +111,8 @@ static void no_addresses(void **state)
         fresh();
         snprintf(conf.s3.endpoint, sizeof conf.s3.endpoint, "%s", CASES[i].endpoint);
         assert_int_equal(sl_s3_place_read(&p, CASES[i].where, &conf.s3, &err), SL_ARG);
-        if (!strstr(err.msg, CASES[i].says)) fail_msg("\"%s\" lacks \"%s\"", err.msg, CASES[i].says);
+        if (!strstr(err.msg, CASES[i].says))
+            fail_msg("\"%s\" lacks \"%s\"", err.msg, CASES[i].says);
         assert_null(strstr(err.msg, "word"));
     }
 }
@@ -231,8 +237,8 @@ static void xml(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(addresses),    cmocka_unit_test(of_the_environment),
-        cmocka_unit_test(no_addresses), cmocka_unit_test(keys),
+        cmocka_unit_test(addresses),        cmocka_unit_test(of_the_environment),
+        cmocka_unit_test(no_addresses),     cmocka_unit_test(keys),
         cmocka_unit_test(keys_that_change), cmocka_unit_test(xml),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

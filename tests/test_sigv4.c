@@ -64,10 +64,9 @@ static void hmac_published(void **state)
 
 /* ---- signatures ---- */
 
-static const sl_sigv4_keys S3 = {"AKIAIOSFODNN7EXAMPLE",
-                                 "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", ""};
-static const sl_sigv4_keys SUITE = {"AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY",
-                                    ""};
+static const sl_sigv4_keys S3 = {"AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
+                                 ""};
+static const sl_sigv4_keys SUITE = {"AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY", ""};
 #define EMPTY "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 #define PUT_BODY "44ce7dd67c959e0d3524ffac1771dfbba87d2b6b4b4e99e42034a8b803f8b072"
 
@@ -106,14 +105,10 @@ static void requests_of_the_guide(void **state)
     sl_err err = {0};
     (void)state;
     for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) {
-        const sl_sigv4_ask ask = {CASES[i].method,
-                                  "examplebucket.s3.amazonaws.com",
-                                  CASES[i].path,
-                                  CASES[i].query,
-                                  CASES[i].headers,
-                                  CASES[i].payload,
-                                  "us-east-1",
-                                  "s3",
+        const sl_sigv4_ask ask = {CASES[i].method,  "examplebucket.s3.amazonaws.com",
+                                  CASES[i].path,    CASES[i].query,
+                                  CASES[i].headers, CASES[i].payload,
+                                  "us-east-1",      "s3",
                                   1369353600}; /* 2013-05-24 */
         char *lines = NULL;
         T_OK(sl_sigv4_sign(&lines, &S3, &ask, &err));
@@ -126,8 +121,11 @@ static void requests_of_the_guide(void **state)
 /* docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html */
 static void link_of_the_guide(void **state)
 {
-    const sl_sigv4_ask ask = {"GET", "examplebucket.s3.amazonaws.com", "/test.txt", "", NULL,
-                              SL_SIGV4_UNSIGNED, "us-east-1", "s3", 1369353600};
+    const sl_sigv4_ask ask = {"GET",       "examplebucket.s3.amazonaws.com",
+                              "/test.txt", "",
+                              NULL,        SL_SIGV4_UNSIGNED,
+                              "us-east-1", "s3",
+                              1369353600};
     char *query = NULL;
     sl_err err = {0};
     (void)state;
@@ -148,25 +146,45 @@ static void requests_of_the_suite(void **state)
     static const struct {
         const char *method, *path, *query, *headers[4], *signature;
     } CASES[] = {
-        {"GET", "/", "", {NULL},
+        {"GET",
+         "/",
+         "",
+         {NULL},
          "5fa00fa31553b73ebf1942676e86291e8372ff2a2260956d9b8aae1d763fbf31"},
-        {"GET", "/", "Param2=value2&Param1=value1", {NULL},
+        {"GET",
+         "/",
+         "Param2=value2&Param1=value1",
+         {NULL},
          "b97d918cfa904a5beff61c982a1b6f458b799221646efd99d3219ec94cdf2500"},
-        {"GET", "/", UNRESERVED "=" UNRESERVED, {NULL},
+        {"GET",
+         "/",
+         UNRESERVED "=" UNRESERVED,
+         {NULL},
          "9c3e54bfcdf0b19771a7f523ee5669cdf59bc7cc0884027167c21bb143a40197"},
-        {"GET", "/%E1%88%B4", "", {NULL},
+        {"GET",
+         "/%E1%88%B4",
+         "",
+         {NULL},
          "8318018e0b0f223aa2bbf98705b62bb787dc9c0e678f255a891fd03141be5d85"},
-        {"GET", "/", "", {"my-header1: value1 ", "my-header2: \"a   b   c\" "},
+        {"GET",
+         "/",
+         "",
+         {"my-header1: value1 ", "my-header2: \"a   b   c\" "},
          "acc3ed3afb60bb290fc8d2dd0098b9911fcaa05412b367055dee359757a9c736"},
-        {"POST", "/", "", {"my-header1:value1"},
+        {"POST",
+         "/",
+         "",
+         {"my-header1:value1"},
          "c5410059b04c1ee005303aed430f6e6645f61f4dc9e1461ec8f8916fdf18852c"},
     };
     sl_err err = {0};
     (void)state;
     for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) {
-        const sl_sigv4_ask ask = {CASES[i].method,  "example.amazonaws.com", CASES[i].path,
-                                  CASES[i].query,   CASES[i].headers,        EMPTY,
-                                  "us-east-1",      "service",               1440938160};
+        const sl_sigv4_ask ask = {CASES[i].method,  "example.amazonaws.com",
+                                  CASES[i].path,    CASES[i].query,
+                                  CASES[i].headers, EMPTY,
+                                  "us-east-1",      "service",
+                                  1440938160};
         char *lines = NULL;
         T_OK(sl_sigv4_sign(&lines, &SUITE, &ask, &err));
         if (!strstr(lines, CASES[i].signature)) fail_msg("case %zu: %s", i, lines);
@@ -223,10 +241,10 @@ static void too_many_parts(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(sha256_published),      cmocka_unit_test(sha256_in_pieces),
-        cmocka_unit_test(hmac_published),        cmocka_unit_test(requests_of_the_guide),
-        cmocka_unit_test(link_of_the_guide),     cmocka_unit_test(requests_of_the_suite),
-        cmocka_unit_test(keys_that_end),         cmocka_unit_test(escaped),
+        cmocka_unit_test(sha256_published),  cmocka_unit_test(sha256_in_pieces),
+        cmocka_unit_test(hmac_published),    cmocka_unit_test(requests_of_the_guide),
+        cmocka_unit_test(link_of_the_guide), cmocka_unit_test(requests_of_the_suite),
+        cmocka_unit_test(keys_that_end),     cmocka_unit_test(escaped),
         cmocka_unit_test(too_many_parts),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -24,8 +24,9 @@ typedef struct sl_blobs sl_blobs;
 typedef struct sl_blobs_body sl_blobs_body; /* blobs_body.h */
 
 struct sl_blobs {
-    char dir[SL_PATH];   /* what messages call it, a folder or s3://BUCKET/PREFIX; "": there is none */
-    char word[40];       /* which place it is */
+    char
+        dir[SL_PATH]; /* what messages call it, a folder or s3://BUCKET/PREFIX; "": there is none */
+    char word[40];    /* which place it is */
     int64_t bytes_per_s; /* a copy into it is no faster; 0: as fast as it goes */
     const sl_blobs_body *body;
     void *self; /* the body's */

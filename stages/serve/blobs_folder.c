@@ -103,7 +103,8 @@ static sl_code read_word(sl_blobs *b, sl_err *err)
     if (!rc) rc = sl_temporary_make(&temporary, &fd, path, err);
     if (rc) return rc;
     sl_new_word(word);
-    if (write(fd, word, SL_BLOBS_WORD) != SL_BLOBS_WORD || fsync(fd)) rc = sl_fail_errno(err, errno, "%s", path);
+    if (write(fd, word, SL_BLOBS_WORD) != SL_BLOBS_WORD || fsync(fd))
+        rc = sl_fail_errno(err, errno, "%s", path);
     /* a link is made by one of those that come together */
     if (!rc && link(temporary, path) && errno != EEXIST) rc = sl_fail_errno(err, errno, "%s", path);
     unlink(temporary);
@@ -185,8 +186,7 @@ static sl_code read_piece(int fd, const sl_blobs_reading *r, char *piece, sl_err
 {
     for (uint64_t done = 0; done < r->size;) {
         const uint64_t left = r->size - done;
-        const ssize_t n =
-            pread(fd, piece, left < PIECE ? left : PIECE, (off_t)(r->from + done));
+        const ssize_t n = pread(fd, piece, left < PIECE ? left : PIECE, (off_t)(r->from + done));
         if (n < 0 && errno == EINTR) continue;
         if (n < 0) return sl_fail_errno(err, errno, "read");
         if (!n) return sl_fail(err, SL_SYS, "the file has become shorter");
@@ -206,8 +206,7 @@ static sl_code read_file(const sl_blobs *b, const char *file, const sl_blobs_rea
     if (rc) return rc;
     const int fd = open(from, O_RDONLY | O_CLOEXEC);
     if (fd < 0 && errno == ENOENT)
-        return is_there(b, NULL) ? is_there(b, err)
-                                 : sl_fail(err, SL_GONE, "there is no %s", from);
+        return is_there(b, NULL) ? is_there(b, err) : sl_fail(err, SL_GONE, "there is no %s", from);
     if (fd < 0) return sl_fail_errno(err, errno, "%s", from);
     char *piece = malloc(PIECE);
     if (!piece) rc = sl_fail(err, SL_NOMEM, "no memory to read a file");
@@ -242,9 +241,8 @@ static sl_code remove_all(const sl_blobs *b, const char *id, sl_err *err)
     sl_code rc = is_there(b, err);
     if (rc || (rc = sl_path_join(at, b->dir, id, err))) return rc;
     sl_remove_tree(at);
-    return access(at, F_OK) && errno == ENOENT
-               ? SL_OK
-               : sl_fail(err, SL_SYS, "%s cannot be removed", at);
+    return access(at, F_OK) && errno == ENOENT ? SL_OK
+                                               : sl_fail(err, SL_SYS, "%s cannot be removed", at);
 }
 
 /* ---- marks ---- */

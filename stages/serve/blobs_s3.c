@@ -97,7 +97,8 @@ static void close_store(sl_blobs *b)
 static sl_code open_store(sl_blobs *b, const char *where, const sl_conf *conf, sl_err *err)
 {
     store *s = b->self = calloc(1, sizeof *s);
-    sl_code rc = s ? sl_s3_open(&s->s3, where, &conf->s3, err) : sl_fail(err, SL_NOMEM, "no memory");
+    sl_code rc =
+        s ? sl_s3_open(&s->s3, where, &conf->s3, err) : sl_fail(err, SL_NOMEM, "no memory");
     if (rc) return rc;
     snprintf(b->dir, sizeof b->dir, "%s", sl_s3_at(s->s3)->name);
     if ((rc = read_word(b, err)))

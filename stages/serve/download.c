@@ -122,9 +122,8 @@ void sl_answer_file(sl_ask *a, const char *path, const char *type, const char *n
              (unsigned long long)st.st_mtim.tv_sec * 1000000000ull +
                  (unsigned long long)st.st_mtim.tv_nsec);
     choose(&ch, a);
-    struct MHD_Response *r = has_bytes(&ch)
-                                 ? MHD_create_response_from_fd_at_offset64(ch.size, fd, ch.from)
-                                 : empty();
+    struct MHD_Response *r =
+        has_bytes(&ch) ? MHD_create_response_from_fd_at_offset64(ch.size, fd, ch.from) : empty();
     if (!r || !has_bytes(&ch)) close(fd);
     answer(a, &ch, r, type, name);
 }
@@ -165,14 +164,14 @@ void sl_answer_place(sl_ask *a, const sl_server_place *at, const char *type, con
         answer(a, &ch, MHD_create_response_from_callback(ch.size, PIECE, of_a_head, NULL, NULL),
                type, name);
     else {
-        const sl_relay_what what = {at, ch.from, ch.size};
+        const sl_relay_what what = {at->id, at->name, at->version, at->bytes, ch.from, ch.size};
         sl_code rc = sl_relay_open(&relay, a->server->relays, a->mhd, &what, &err);
         if (rc) {
             refuse(a, rc, &err, missing);
             return;
         }
-        struct MHD_Response *r = MHD_create_response_from_callback(ch.size, PIECE, sl_relay_more,
-                                                                   relay, sl_relay_leave);
+        struct MHD_Response *r =
+            MHD_create_response_from_callback(ch.size, PIECE, sl_relay_more, relay, sl_relay_leave);
         if (!r) sl_relay_leave(relay);
         answer(a, &ch, r, type, name);
     }

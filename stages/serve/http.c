@@ -724,7 +724,7 @@ void sl_http_close(sl_http **hp)
                        h->local ? MHD_quiesce_daemon(h->local) : -1};
     for (int i = 0; i < 2; i++)
         if (fds[i] >= 0) shutdown(fds[i], SHUT_RDWR); /* no new connections */
-    sl_relays_end(h->server->relays); /* no connection sleeps for one any more */
+    sl_relays_end(h->server->relays);                 /* no connection sleeps for one any more */
     stop_workers(h);
     if (h->tcp) MHD_stop_daemon(h->tcp);
     if (h->local) MHD_stop_daemon(h->local);

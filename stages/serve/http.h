@@ -59,7 +59,7 @@ struct sl_ask {
     /* for http.c: */
     int64_t t0_ns;
     size_t thrown; /* bytes of the body that nobody wants */
-    bool head; /* the method is HEAD, which routes have as GET */
+    bool head;     /* the method is HEAD, which routes have as GET */
     bool discard, answered, counted;
     int code;               /* of the answer */
     int early_code;         /* an error that was found before the body was read; 0: none */

@@ -5,8 +5,11 @@
 #include "stages/serve/relay.h"
 
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "stages/serve/journal.h"
 
 #define MOST 64
 #define RING (256u << 10)
@@ -15,8 +18,8 @@ struct sl_relay {
     sl_relays *all;
     sl_relay *next;
     struct MHD_Connection *to;
-    sl_server_place at;
-    uint64_t from, size;
+    char id[SL_JOURNAL_ID], name[SL_JOURNAL_FILE], version[SL_JOURNAL_FILE];
+    uint64_t whole, from, size;
     char *ring;
     size_t room, begin, used;
     int held;
@@ -141,10 +144,10 @@ static void *carry(void *arg)
 {
     sl_relay *r = arg;
     sl_relays *all = r->all;
-    const sl_blobs_reading reading = {.id = r->at.id,
-                                      .name = r->at.name,
-                                      .version = r->at.version,
-                                      .all = r->at.bytes,
+    const sl_blobs_reading reading = {.id = r->id,
+                                      .name = r->name,
+                                      .version = r->version,
+                                      .all = r->whole,
                                       .from = r->from,
                                       .size = r->size,
                                       .take = take,
@@ -200,7 +203,10 @@ sl_code sl_relay_open(sl_relay **out, sl_relays *all, struct MHD_Connection *to,
     pthread_cond_init(&r->changed, NULL);
     r->all = all;
     r->to = to;
-    r->at = *what->at;
+    snprintf(r->id, sizeof r->id, "%s", what->id);
+    snprintf(r->name, sizeof r->name, "%s", what->name);
+    snprintf(r->version, sizeof r->version, "%s", what->version);
+    r->whole = what->all;
     r->from = what->from;
     r->size = what->size;
     r->held = 1;

@@ -11,8 +11,8 @@
 #include <microhttpd.h>
 
 #include "stages/serve/blobs.h"
-#include "stages/serve/server.h"
 
+typedef struct sl_relays sl_relays;
 typedef struct sl_relay sl_relay;
 
 /* Of a server: all of them. *blobs is borrowed. Errors: SL_NOMEM. */
@@ -22,9 +22,10 @@ sl_code sl_relays_open(sl_relays **out, const sl_blobs *blobs, sl_err *err);
 void sl_relays_end(sl_relays *all);
 void sl_relays_close(sl_relays **all); /* after the HTTP daemons have ended; NULL is fine */
 
+/* What of which file: as of sl_blobs_reading. Texts are copied. */
 typedef struct {
-    const sl_server_place *at; /* copied */
-    uint64_t from, size;
+    const char *id, *name, *version;
+    uint64_t all, from, size;
 } sl_relay_what;
 
 /* Begin; back when the first bytes are there. *out is left with sl_relay_leave. Errors: SL_BUSY too

@@ -24,8 +24,8 @@
 #define SLOW 1000        /* bytes a second: less is silence */
 #define WAIT_MS 50
 #define WAIT_MOST_MS 2000
-#define STEP_MS 100            /* between two looks at whether somebody waits still */
-#define BODY_MOST (8u << 20)   /* of an answer that is read as a whole */
+#define STEP_MS 100          /* between two looks at whether somebody waits still */
+#define BODY_MOST (8u << 20) /* of an answer that is read as a whole */
 #define EMPTY_SHA256 "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
 struct sl_s3 {

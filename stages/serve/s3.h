@@ -2,10 +2,10 @@
  * that may help.
  *
  * An answer of 5xx or 429, a connection that fails or is silent for 10 s: the request is made again
- * after a random wait of up to 50 ms, 100 ms ... 2 s, until `s3.try_s` have passed. From then on the
- * store is AWAY: each request tries once and fails, until one is answered. Messages name the bucket,
- * never keys, signatures or links. Any thread; each request has a connection to itself, and leaves
- * it to the next. */
+ * after a random wait of up to 50 ms, 100 ms ... 2 s, until `s3.try_s` have passed. From then on
+ * the store is AWAY: each request tries once and fails, until one is answered. Messages name the
+ * bucket, never keys, signatures or links. Any thread; each request has a connection to itself, and
+ * leaves it to the next. */
 #ifndef SL_S3_H
 #define SL_S3_H
 
@@ -34,7 +34,7 @@ typedef struct {
 
 typedef struct {
     const char *method;
-    const char *key; /* behind the prefix; NULL: the bucket itself */
+    const char *key;                        /* behind the prefix; NULL: the bucket itself */
     const char *query;                      /* escaped; NULL: none */
     const char *headers[SL_S3_HEADERS + 1]; /* "name: value", names in lower case; ends with NULL */
     /* what is sent: */

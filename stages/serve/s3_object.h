@@ -13,7 +13,8 @@
  * know this condition (501) is told without. */
 sl_code sl_s3_put_text(sl_s3 *s, const char *key, const void *bytes, size_t size, bool fresh,
                        sl_err *err);
-/* An object of at most room - 1 bytes, with a NUL behind it. Errors: also SL_FORMAT it is larger. */
+/* An object of at most room - 1 bytes, with a NUL behind it. Errors: also SL_FORMAT it has
+ * more. */
 sl_code sl_s3_get_text(sl_s3 *s, const char *key, char *out, size_t room, sl_err *err);
 
 /* The file as it is, no faster than `rate` bytes a second (0: no limit). Errors: also SL_GONE there
@@ -37,9 +38,10 @@ sl_code sl_s3_read(sl_s3 *s, const sl_s3_reading *r, sl_err *err);
 sl_code sl_s3_delete(sl_s3 *s, const char *key, sl_err *err);
 /* All objects whose keys begin so are shown to `look`, `key` as it is here; when: seconds since
  * 1970 at which it was written. */
-sl_code sl_s3_each(sl_s3 *s, const char *begin, void (*look)(void *self, const char *key, time_t when),
-                   void *self, sl_err *err);
-/* Parts of files that were never joined, of a server that died meanwhile: those that are so old go. */
+sl_code sl_s3_each(sl_s3 *s, const char *begin,
+                   void (*look)(void *self, const char *key, time_t when), void *self, sl_err *err);
+/* Parts of files that were never joined, of a server that died meanwhile: those that are so old
+ * go. */
 sl_code sl_s3_sweep(sl_s3 *s, int64_t old_s, sl_err *err);
 
 #endif

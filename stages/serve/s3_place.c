@@ -77,10 +77,9 @@ static sl_code take_endpoint(sl_s3_way *w, CURLU *u, const char *url, const char
 {
     char *scheme = NULL, *host = NULL, *port = NULL, *path = NULL, *user = NULL, *query = NULL;
     sl_code rc = SL_OK;
-    const bool bad = curl_url_set(u, CURLUPART_URL, url, 0) ||
-                     curl_url_get(u, CURLUPART_SCHEME, &scheme, 0) ||
-                     curl_url_get(u, CURLUPART_HOST, &host, 0) ||
-                     curl_url_get(u, CURLUPART_PATH, &path, 0);
+    const bool bad =
+        curl_url_set(u, CURLUPART_URL, url, 0) || curl_url_get(u, CURLUPART_SCHEME, &scheme, 0) ||
+        curl_url_get(u, CURLUPART_HOST, &host, 0) || curl_url_get(u, CURLUPART_PATH, &path, 0);
     curl_url_get(u, CURLUPART_PORT, &port, CURLU_NO_DEFAULT_PORT);
     curl_url_get(u, CURLUPART_USER, &user, 0);
     curl_url_get(u, CURLUPART_QUERY, &query, 0);
@@ -117,8 +116,8 @@ sl_code sl_s3_place_read(sl_s3_place *p, const char *where, const sl_conf_s3 *co
 {
     const char *at = where + strlen(SL_S3_SCHEME);
     const size_t n = strcspn(at, "/");
-    const char *region = or_else(
-        conf->region, ENVIRONMENT("AWS_REGION", "AWS_DEFAULT_REGION"), "us-east-1");
+    const char *region =
+        or_else(conf->region, ENVIRONMENT("AWS_REGION", "AWS_DEFAULT_REGION"), "us-east-1");
     char aws[160];
     sl_code rc;
     memset(p, 0, sizeof *p);
@@ -141,8 +140,8 @@ sl_code sl_s3_place_read(sl_s3_place *p, const char *where, const sl_conf_s3 *co
              strncmp(region, "cn-", 3) ? "" : ".cn");
     const char *endpoint = *given ? given : aws;
     if ((rc = read_endpoint(&p->way, endpoint, p->bucket, in_path, err))) return rc;
-    return read_endpoint(&p->link, *conf->link_endpoint ? conf->link_endpoint : endpoint,
-                         p->bucket, in_path, err);
+    return read_endpoint(&p->link, *conf->link_endpoint ? conf->link_endpoint : endpoint, p->bucket,
+                         in_path, err);
 }
 
 /* ---- keys ---- */
@@ -173,8 +172,7 @@ static sl_code take_line(sl_sigv4_keys *k, char *line, sl_err *err)
     while (isspace((unsigned char)*value)) value++;
     for (end = value + strlen(value); end > value && isspace((unsigned char)end[-1]);) end--;
     *end = 0;
-    if (!strcmp(line, "aws_access_key_id"))
-        return take_key(k->id, sizeof k->id, value, line, err);
+    if (!strcmp(line, "aws_access_key_id")) return take_key(k->id, sizeof k->id, value, line, err);
     if (!strcmp(line, "aws_secret_access_key"))
         return take_key(k->secret, sizeof k->secret, value, line, err);
     if (!strcmp(line, "aws_session_token"))
@@ -232,7 +230,8 @@ static sl_code read_file(sl_sigv4_keys *out, struct timespec *changed, const sl_
 
 sl_code sl_s3_keys_open(sl_s3_keys *k, const sl_conf_s3 *conf, sl_err *err)
 {
-    const char *id = ENVIRONMENT("AWS_ACCESS_KEY_ID"), *secret = ENVIRONMENT("AWS_SECRET_ACCESS_KEY"),
+    const char *id = ENVIRONMENT("AWS_ACCESS_KEY_ID"),
+               *secret = ENVIRONMENT("AWS_SECRET_ACCESS_KEY"),
                *token = ENVIRONMENT("AWS_SESSION_TOKEN"), *home = getenv("HOME"),
                *shared = ENVIRONMENT("AWS_SHARED_CREDENTIALS_FILE");
     sl_code rc;
@@ -250,9 +249,10 @@ sl_code sl_s3_keys_open(sl_s3_keys *k, const sl_conf_s3 *conf, sl_err *err)
         snprintf(k->file, sizeof k->file, "%s", or_else(conf->credentials, shared, ""));
     else if (home) snprintf(k->file, sizeof k->file, "%.900s/.aws/credentials", home);
     if (!*k->file || (!*conf->credentials && !shared && access(k->file, F_OK)))
-        return sl_fail(err, SL_ARG,
-                       "no keys for the store, want AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
-                       "s3.credentials = FILE");
+        return sl_fail(
+            err, SL_ARG,
+            "no keys for the store, want AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+            "s3.credentials = FILE");
     return read_file(&k->now, &k->changed, k, err);
 }
 

@@ -21,7 +21,7 @@ typedef struct {
 } sl_s3_way;
 
 typedef struct {
-    char name[SL_PATH]; /* s3://BUCKET/PREFIX: what messages call it */
+    char name[SL_PATH];                    /* s3://BUCKET/PREFIX: what messages call it */
     char bucket[64], prefix[SL_S3_PREFIX]; /* prefix: "", or with a '/' at its end */
     char region[64], ca[SL_CONF_PATH];
     sl_s3_way way, link; /* the server's; clients' */

@@ -7,9 +7,9 @@
 #include <string.h>
 #include <unistd.h>
 
-#define PIECE (1 << 20)     /* bytes that are hashed at a time */
-#define PARTS 10000         /* of an object, at most */
-#define JOIN_SILENCE_S 120  /* the store puts them together */
+#define PIECE (1 << 20)    /* bytes that are hashed at a time */
+#define PARTS 10000        /* of an object, at most */
+#define JOIN_SILENCE_S 120 /* the store puts them together */
 
 typedef struct {
     sl_s3 *s;

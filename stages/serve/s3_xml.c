@@ -14,7 +14,7 @@ static bool begins(sl_s3_text t, const char *word, size_t n)
     return t.size >= n && !memcmp(t.at, word, n);
 }
 
-/* The next "<TAG>" or "<TAG ...>", or "</TAG>": *begin is where it begins, *behind where it ends. */
+/* The next "<TAG>" or "<TAG ...>", or "</TAG>": where it begins, and what is behind it. */
 static bool find(sl_s3_text in, const char *tag, bool closing, const char **begin,
                  const char **behind)
 {

@@ -146,9 +146,9 @@ uint64_t sl_server_free(const sl_server *s)
 static void note_left(sl_server *s, const char *id)
 {
     pthread_mutex_lock(&s->left_lock);
-    char(*more)[SL_JOURNAL_ID] =
-        s->left_count < LEFT_MOST ? realloc(s->left, (size_t)(s->left_count + 1) * sizeof *more)
-                                  : NULL;
+    char(*more)[SL_JOURNAL_ID] = s->left_count < LEFT_MOST
+                                     ? realloc(s->left, (size_t)(s->left_count + 1) * sizeof *more)
+                                     : NULL;
     if (more) {
         s->left = more;
         snprintf(more[s->left_count++], sizeof *more, "%s", id);

@@ -20,9 +20,9 @@ typedef struct {
 } sl_sigv4_keys;
 
 typedef struct {
-    const char *method, *host; /* as the head of the request says them */
-    const char *path;          /* from '/' on, escaped */
-    const char *query;         /* NAME=VALUE with & between, escaped, in any order; "": none */
+    const char *method, *host;  /* as the head of the request says them */
+    const char *path;           /* from '/' on, escaped */
+    const char *query;          /* NAME=VALUE with & between, escaped, in any order; "": none */
     const char *const *headers; /* "name: value" lines that are signed too, names in lower case, in
                                  * any order, without host and those that are made here; NULL: none,
                                  * else it ends with NULL */

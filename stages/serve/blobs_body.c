@@ -1,4 +1,4 @@
-/* blobs.c - the two places for jobs' files behind one interface, and how a file is called there. */
+/* blobs_body.c - the two places for jobs' files behind one interface, and how a file is called there. */
 #include "stages/serve/blobs_body.h"
 
 #include <stdio.h>
