@@ -5,7 +5,7 @@
  * makes one), which is stopped, busy or silent where the folder would be renamed.
  * SLUICE_FLEET=full (make test-fleet) makes it 2 front ends, 3 workers, 60 jobs, disturbed at
  * random until they have ended; SLUICE_FLEET_JOBS=N, SLUICE_FLEET_MODEL=DIR take others;
- * SLUICE_SEED repeats a run's choices. */
+ * SLUICE_SEED repeats a run's choices; SLUICE_FLEET_ONLY=PATTERN runs the cases of that name. */
 #include "tests/t_redis.h"
 #include "tests/t_s3.h"
 #include "tests/t_serve.h"
@@ -620,6 +620,97 @@ static void content_of_a_store(void **state)
     close_fleet();
 }
 
+typedef struct {
+    char path[200];
+    long bytes_per_s; /* 0: as fast as it comes */
+    size_t leaves;    /* after so many; 0: stays */
+    t_reply r;
+} reader;
+
+static size_t read_some(char *data, size_t one, size_t n, void *self)
+{
+    reader *to = self;
+    if (to->leaves && to->r.size > to->leaves) return 0;
+    return t_reply_body(data, one, n, &to->r);
+}
+
+static void *read_one(void *arg)
+{
+    reader *to = arg;
+    CURL *c = curl_easy_init();
+    char url[400];
+    snprintf(url, sizeof url, "%s%s", servers[0].url, to->path);
+    curl_easy_setopt(c, CURLOPT_URL, url);
+    curl_easy_setopt(c, CURLOPT_PROXY, "");
+    curl_easy_setopt(c, CURLOPT_NOSIGNAL, 1L);
+    curl_easy_setopt(c, CURLOPT_TIMEOUT, 60L);
+    curl_easy_setopt(c, CURLOPT_BUFFERSIZE, 8192L);
+    curl_easy_setopt(c, CURLOPT_MAX_RECV_SPEED_LARGE, (curl_off_t)to->bytes_per_s);
+    curl_easy_setopt(c, CURLOPT_WRITEFUNCTION, read_some);
+    curl_easy_setopt(c, CURLOPT_WRITEDATA, to);
+    if (!curl_easy_perform(c)) curl_easy_getinfo(c, CURLINFO_RESPONSE_CODE, &to->r.code);
+    curl_easy_cleanup(c);
+    return NULL;
+}
+
+/* A file of more than the server's memory for it, to clients that are fast, slow, and gone in the
+ * middle, over connections to the store that break; then the server ends while one reads. */
+static void large_files_of_a_store(void **state)
+{
+    enum { READERS = 9 };
+    const char *const fields[] = {
+        "prompt", "a cat", "input_reference", "@" T_IMAGE, "size", "160x96",
+        "frames", "33",    "steps",           "1",         "dump", "true",
+        NULL};
+    static reader all[READERS];
+    pthread_t threads[READERS];
+    t_reply r;
+    char id[64];
+    (void)state;
+    if (!on_s3) return;
+    fronts = workers = 1;
+    open_fleet();
+    t_post(&r, &servers[0], fields, NULL);
+    assert_int_equal(r.code, 200);
+    snprintf(id, sizeof id, "%s", t_reply_text(&r, "id"));
+    t_reply_free(&r);
+    assert_string_equal(t_wait(&servers[0], id), "completed");
+    memset(all, 0, sizeof all);
+    for (int i = 0; i < READERS; i++) {
+        snprintf(all[i].path, sizeof all[i].path, "/v1/videos/%s/dump/frames.safetensors", id);
+        all[i].bytes_per_s = i % 3 == 1 ? 400000 : 0;
+        all[i].leaves = i % 3 == 2 ? 300000 : 0;
+    }
+    read_one(&all[0]);
+    assert_int_equal(all[0].r.code, 200);
+    assert_true(all[0].r.size > 1000000);
+    t_s3_fault(&store, "cut", 4, 2);
+    for (int i = 1; i < READERS; i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, read_one, &all[i]), 0);
+    for (int i = 1; i < READERS; i++) pthread_join(threads[i], NULL);
+    t_s3_fault(&store, "cut", 0, 0);
+    for (int i = 1; i < READERS; i++) {
+        if (!all[i].leaves) assert_int_equal(all[i].r.size, all[0].r.size);
+        assert_memory_equal(all[i].r.body, all[0].r.body, all[i].r.size);
+        t_reply_free(&all[i].r);
+    }
+    for (size_t at = 0; at < all[0].r.size; at += 700001) {
+        const size_t left = all[0].r.size - at, n = left < 700001 ? left : 700001;
+        get_part(&r, all[0].path, t_format("Range: bytes=%zu-%zu", at, at + n - 1), 206, n);
+        assert_memory_equal(r.body, all[0].r.body + at, n);
+        t_reply_free(&r);
+    }
+    all[1].bytes_per_s = 100000;
+    assert_int_equal(pthread_create(&threads[1], NULL, read_one, &all[1]), 0);
+    usleep(500000);
+    assert_int_equal(t_serve_stop(&servers[0]), 0);
+    pthread_join(threads[1], NULL);
+    start_server(0, true);
+    t_reply_free(&all[1].r);
+    t_reply_free(&all[0].r);
+    close_fleet();
+}
+
 /* Refusals before any work: one line, exit status 2. */
 static void refused_starts(void **state)
 {
@@ -672,7 +763,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(one_server_undisturbed), cmocka_unit_test(a_disturbed_fleet),
         cmocka_unit_test(one_that_does_both),     cmocka_unit_test(asked_at_the_front),
-        cmocka_unit_test(content_of_a_store),     cmocka_unit_test(refused_starts),
+        cmocka_unit_test(content_of_a_store),     cmocka_unit_test(large_files_of_a_store),
+        cmocka_unit_test(refused_starts),
     };
     full = much && !strcmp(much, "full");
     if (full) fronts = 2, workers = 3, jobs = 60;
@@ -690,5 +782,6 @@ int main(void)
         printf("[  FAILED  ] no S3 server on this machine: tests/s3.sh makes one\n");
         return 1;
     }
+    if (getenv("SLUICE_FLEET_ONLY")) cmocka_set_test_filter(getenv("SLUICE_FLEET_ONLY"));
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
