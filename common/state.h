@@ -16,6 +16,7 @@ enum { SL_META_STEP, SL_META_ORDER, SL_META_HISTORY, SL_META_COUNT };
  * branch; the sampler's sl_sampler_kind. */
 enum { SL_LEVEL_TIMESTEP, SL_LEVEL_SIGMA, SL_LEVEL_COMPUTED, SL_LEVEL_SAMPLER, SL_LEVEL_COUNT };
 
+#define SL_STATE_FILE "state.safetensors"
 #define SL_FORK_FILE "fork.safetensors"
 
 #endif

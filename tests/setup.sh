@@ -41,7 +41,8 @@ ffprobe|ffmpeg
 sqlite3|sqlite3
 curl|curl
 groff|groff-base
-redis-cli|redis-tools'
+redis-cli|redis-tools
+ip|iproute2'
 clients='chromium|chromium
 nginx|nginx-light
 prometheus|prometheus

@@ -9,6 +9,7 @@
 
 #include <curl/curl.h>
 #include <jansson.h>
+#include <sched.h>
 
 #define T_SERVE_S 120 /* a server that takes longer for anything hangs */
 #define T_SERVE_ARGS 32
@@ -18,6 +19,8 @@ typedef struct {
     char url[128];
     pid_t pid;
     int out; /* its standard output; -1: closed */
+    int net; /* network namespace that it is started in (t_hosts.h); -1: the test's */
+    const char *listen;
     char line[512];
 } t_serve;
 
@@ -41,7 +44,8 @@ static inline void t_serve_open(t_serve *s)
     snprintf(s->tokens, sizeof s->tokens, "%s/tokens", s->base);
     snprintf(s->log, sizeof s->log, "%s/log", s->base);
     prctl(PR_SET_CHILD_SUBREAPER, 1);
-    s->out = -1;
+    s->out = s->net = -1;
+    s->listen = "127.0.0.1:0";
 }
 
 static inline void t_serve_conf(const t_serve *s, const char *more)
@@ -58,7 +62,7 @@ static inline void t_serve_spawn(t_serve *s, const char *model, const char *cons
 {
     int out[2];
     const char *args[T_SERVE_ARGS] = {"sluice", "serve",   "--model", model,      "--conf",
-                                      s->conf,  "--state", s->state,  "--listen", "127.0.0.1:0"};
+                                      s->conf,  "--state", s->state,  "--listen", s->listen};
     int n = 10;
     while (more && *more) args[n++] = *more++;
     assert_int_equal(pipe2(out, O_CLOEXEC), 0);
@@ -72,6 +76,7 @@ static inline void t_serve_spawn(t_serve *s, const char *model, const char *cons
         dup2(out[1], 1);
         dup2(log, 2);
         setpgid(0, 0);
+        if (s->net >= 0 && setns(s->net, CLONE_NEWNET)) _exit(126);
         execv(program, (char *const *)args);
         _exit(127);
     }

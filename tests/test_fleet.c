@@ -1,11 +1,15 @@
-/* test_fleet.c - front ends and workers at one queue: whatever is killed, stopped or away, every
- * job that was accepted ends once, with the bytes of one undisturbed server. limit: 400 s
+/* test_fleet.c - front ends and workers at one queue: whatever is killed, stopped, cut off or away,
+ * every job that was accepted ends once, with the bytes of one undisturbed server. limit: 400 s
+ *
+ * The fleet's servers are hosts of their own, network namespaces, where this machine's user may
+ * make them (t_hosts.h); else they share the loopback and nobody is cut off, which a line says.
  *
  * Jobs' files are in a folder; SLUICE_FLEET_STORE=s3 has them in a real S3 server (tests/s3.sh
  * makes one), which is stopped, busy or silent where the folder would be renamed.
  * SLUICE_FLEET=full (make test-fleet) makes it 2 front ends, 3 workers, 60 jobs, disturbed at
  * random until they have ended; SLUICE_FLEET_JOBS=N, SLUICE_FLEET_MODEL=DIR take others;
  * SLUICE_SEED repeats a run's choices; SLUICE_FLEET_ONLY=PATTERN runs the cases of that name. */
+#include "tests/t_hosts.h"
 #include "tests/t_redis.h"
 #include "tests/t_s3.h"
 #include "tests/t_serve.h"
@@ -16,6 +20,8 @@
 #define JOBS_MOST 64
 #define SERVERS 5
 #define WAIT_S (full ? 1800 : 300)
+#define STORE_AWAY_S 30 /* once, in the full run */
+#define TOKEN "0123456789abcdef0123456789abcdef"
 
 static t_redis redis;
 static t_serve servers[SERVERS]; /* front ends, then workers */
@@ -26,6 +32,10 @@ static bool on_s3;                  /* else the files are in a folder */
 static const char *front_conf = ""; /* more settings of front ends */
 static const char *model = T_MODEL;
 static bool full, both; /* the server that is called a front end is a worker, too */
+static t_host hosts[SERVERS];
+static bool in_hosts; /* this machine's user may have hosts, and the test is one */
+static bool apart;    /* each server is a host of its own */
+static int cut = -1;  /* the host that is cut off */
 static unsigned seed;
 static pthread_mutex_t url_lock = PTHREAD_MUTEX_INITIALIZER; /* a url changes with each start */
 
@@ -36,13 +46,29 @@ static double part(void)
 
 /* ---- servers ---- */
 
+static void join(void)
+{
+    if (cut >= 0) t_host_join(&hosts[cut]);
+    cut = -1;
+}
+
+static void cut_off(int i)
+{
+    join();
+    t_host_cut(&hosts[i]);
+    cut = i;
+}
+
 static void start_server(int i, bool wait)
 {
-    static const char *more[SERVERS][8];
-    const char *const words[] = {"--queue", redis.url,
-                                 "--blobs", blobs,
-                                 "--role",  both ? "both" : i < fronts ? "front" : "worker"};
+    static const char *more[SERVERS][10];
+    const char *const words[] = {"--queue",  redis.url,
+                                 "--blobs",  blobs,
+                                 "--role",   both ? "both" : i < fronts ? "front" : "worker",
+                                 "--tokens", servers[i].tokens};
     memcpy(more[i], words, sizeof words);
+    if (!apart) more[i][6] = NULL;
+    if (cut == i) join(); /* who cannot reach the queue does not start */
     t_serve_spawn(&servers[i], i < fronts && !both ? bare : model, more[i]);
     if (!wait) return;
     char url[128];
@@ -100,9 +126,33 @@ static void conf_of(int i)
                                        i < fronts ? front_conf : ""));
 }
 
+/* Redis is a host, too: the test's own. */
+static void open_queue(void)
+{
+    static const char *const MORE[] = {"--port",           "6379", "--bind", T_HOSTS_HERE,
+                                       "--protected-mode", "no"};
+    t_redis_open(&redis);
+    if (!apart) return;
+    t_redis_end(&redis, SIGTERM);
+    memcpy(redis.more, MORE, sizeof MORE);
+    snprintf(redis.url, sizeof redis.url, "redis://" T_HOSTS_HERE ":6379/3");
+    t_redis_start(&redis);
+}
+
+static void open_host(int i)
+{
+    static char listen[SERVERS][32];
+    t_host_open(&hosts[i], i + 1);
+    snprintf(listen[i], sizeof listen[i], "%s:0", hosts[i].address);
+    servers[i].net = hosts[i].net;
+    servers[i].listen = listen[i];
+    t_write(servers[i].tokens, "fleet " TOKEN "\n");
+    assert_int_equal(chmod(servers[i].tokens, 0600), 0);
+}
+
 static void open_fleet(void)
 {
-    t_redis_open(&redis);
+    open_queue();
     open_files();
     /* a front end needs no weights */
     const char *last = strrchr(model, '/');
@@ -113,6 +163,7 @@ static void open_fleet(void)
                      0);
     for (int i = 0; i < fronts + workers; i++) {
         t_serve_open(&servers[i]);
+        if (apart) open_host(i);
         conf_of(i);
         start_server(i, false);
     }
@@ -152,6 +203,7 @@ static void close_fleet(void)
             assert_int_not_equal(system(t_format("grep -rqF -e '%s' -e '%s' '%s'", store.key,
                                                  store.secret, servers[i].base)),
                                  0);
+        if (apart) t_host_close(&hosts[i]);
         t_serve_close(&servers[i]);
     }
 }
@@ -204,6 +256,7 @@ static long request(const char *method, const char *path, int form, const char *
     memset(r, 0, sizeof *r);
     curl_easy_setopt(c, CURLOPT_URL, url);
     curl_easy_setopt(c, CURLOPT_TIMEOUT, 30L);
+    curl_easy_setopt(c, CURLOPT_CONNECTTIMEOUT, 2L);
     curl_easy_setopt(c, CURLOPT_NOSIGNAL, 1L);
     curl_easy_setopt(c, CURLOPT_PROXY, "");
     curl_easy_setopt(c, CURLOPT_WRITEFUNCTION, t_reply_body);
@@ -212,8 +265,10 @@ static long request(const char *method, const char *path, int form, const char *
     else curl_easy_setopt(c, CURLOPT_CUSTOMREQUEST, method);
     if (key) {
         snprintf(line, sizeof line, "Idempotency-Key: %s", key);
-        curl_easy_setopt(c, CURLOPT_HTTPHEADER, list = curl_slist_append(list, line));
+        list = curl_slist_append(list, line);
     }
+    if (apart) list = curl_slist_append(list, "Authorization: Bearer " TOKEN);
+    curl_easy_setopt(c, CURLOPT_HTTPHEADER, list);
     if (!curl_easy_perform(c)) curl_easy_getinfo(c, CURLINFO_RESPONSE_CODE, &r->code);
     curl_slist_free_all(list);
     curl_mime_free(m);
@@ -319,6 +374,75 @@ static void same_as_undisturbed(void)
             fail_msg("job %d has other bytes than that of one undisturbed server", i);
 }
 
+/* What servers said of the claims of a job after its first, by the number of the claim. */
+typedef struct {
+    long claim, step; /* it went on behind so many steps */
+} again;
+
+static int by_claim(const void *x, const void *y)
+{
+    const again *a = x, *b = y;
+    return (a->claim > b->claim) - (a->claim < b->claim);
+}
+
+static int claims_again(again *out, int most, const char *id, int steps)
+{
+    const char *const said = t_format("%s: begins again, claim ", id);
+    int n = 0;
+    for (int i = fronts; i < fronts + workers; i++) {
+        size_t size;
+        char *log = t_read(servers[i].log, &size);
+        assert_non_null(log);
+        for (const char *at = log; (at = memmem(at, size - (size_t)(at - log), said, strlen(said)));
+             at++) {
+            again a = {.step = steps};
+            assert_true(sscanf(at + strlen(said), "%ld, at step %ld", &a.claim, &a.step) >= 1);
+            assert_true(n < most);
+            out[n++] = a;
+        }
+        free(log);
+    }
+    qsort(out, (size_t)n, sizeof *out, by_claim);
+    return n;
+}
+
+/* The first step that the job's last claim has computed, from 1; 0: none. */
+static long first_step(const char *id)
+{
+    t_reply r;
+    assert_int_equal(request("GET", t_format("/v1/videos/%s/report", id), -1, NULL, &r), 200);
+    json_t *o = t_reply_json(&r);
+    const json_t *steps = json_object_get(o, "steps");
+    assert_true(json_is_array(steps));
+    const long step = (long)json_integer_value(json_object_get(json_array_get(steps, 0), "step"));
+    json_decref(o);
+    t_reply_free(&r);
+    return step;
+}
+
+/* Each claim goes on where what was spooled by then ends, and computes nothing before it. */
+static void no_spooled_step_is_computed_again(void)
+{
+    again a[64];
+    int claims = 0;
+    long saved = 0;
+    for (int i = 0; i < jobs; i++) {
+        const int steps = i % 3 ? 6 : 12, n = claims_again(a, 64, got[i].id, steps);
+        for (int k = 1; k < n; k++)
+            if (a[k].step < a[k - 1].step)
+                fail_msg("job %d: claim %ld went on at step %ld, claim %ld at step %ld", i,
+                         a[k - 1].claim, a[k - 1].step, a[k].claim, a[k].step);
+        const long from = n ? a[n - 1].step : 0, first = first_step(got[i].id);
+        if (first != (from < steps ? from + 1 : 0))
+            fail_msg("job %d went on behind %ld steps, and computed step %ld first", i, from,
+                     first);
+        claims += n;
+        for (int k = 0; k < n; k++) saved += a[k].step - (k ? a[k - 1].step : 0);
+    }
+    print_message("claims that went on with a job: %d, behind %ld steps of others\n", claims,
+                  saved);
+}
+
 static long metric(const char *name)
 {
     t_reply r;
@@ -363,8 +487,8 @@ static void wait_for_step(const made *m)
     }
 }
 
-/* One of each: a worker's host dies, one is stopped and comes back, Redis dies, the shared folder
- * is away, a front end dies. */
+/* One of each: a worker's host dies, one is stopped and comes back, one is cut off and joined again,
+ * Redis dies, the shared folder is away, a front end is cut off, one dies. */
 static void disturb_each(void)
 {
     const int first = fronts, second = fronts + 1;
@@ -373,44 +497,76 @@ static void disturb_each(void)
     usleep(300000);
     stop_host(second, 2.5); /* longer than its lease: nobody works meanwhile */
     start_server(first, true);
-    stop_host(second, 2.5); /* and now another does */
+    if (apart) cut_off(second), usleep(2500000), join(); /* and now another does */
+    else stop_host(second, 2.5);
     t_redis_end(&redis, SIGKILL);
     usleep(400000);
     t_redis_start(&redis);
     files_away(0.7);
+    if (apart) cut_off(0), usleep(1500000), join();
     kill_host(0);
     start_server(0, true);
 }
 
+/* X(NAME, what it is) */
+#define DISTURBANCES(X)                                                                            \
+    X(KILL_WORKER, "workers killed")                                                               \
+    X(STOP_WORKER, "workers stopped")                                                              \
+    X(KILL_REDIS, "Redis killed")                                                                  \
+    X(STORE_AWAY, "files away")                                                                   \
+    X(KILL_FRONT, "front ends killed")                                                             \
+    X(STOP_FRONT, "front ends stopped")                                                            \
+    X(CUT_OFF, "hosts cut off")
+
+enum {
+#define X(NAME, what) NAME,
+    DISTURBANCES(X)
+#undef X
+        DISTURBANCE_COUNT
+};
+
+static void disturb(int what, bool first)
+{
+    const int worker = fronts + (int)(part() * workers), front = (int)(part() * fronts);
+    if (what == KILL_WORKER) {
+        kill_host(worker);
+        usleep((useconds_t)(part() * 3e6));
+        start_server(worker, true);
+    } else if (what == STOP_WORKER) stop_host(worker, part() * 4);
+    else if (what == KILL_REDIS) {
+        t_redis_end(&redis, SIGKILL);
+        usleep((useconds_t)(part() * 2e6));
+        t_redis_start(&redis);
+    } else if (what == STORE_AWAY) files_away(first ? STORE_AWAY_S : part() * 5);
+    else if (what == KILL_FRONT) {
+        kill_host(front);
+        start_server(front, true);
+    } else if (what == STOP_FRONT) stop_host(front, part() * 4);
+    else if (cut >= 0) join(); /* others happen while a host is cut off */
+    else cut_off((int)(part() * (fronts + workers)));
+}
+
+/* Each kind once, then what comes. */
 static void disturb_at_random(void)
 {
+    static const char *const WHAT[] = {
+#define X(NAME, what) what,
+        DISTURBANCES(X)
+#undef X
+    };
     const double until = t_seconds() + WAIT_S;
-    int n[5] = {0};
-    while (!all_ended(got) && t_seconds() < until) {
+    const int kinds = apart ? DISTURBANCE_COUNT : CUT_OFF;
+    int n[DISTURBANCE_COUNT] = {0}, all = 0;
+    while ((all < kinds || !all_ended(got)) && t_seconds() < until) {
         usleep((useconds_t)(part() * 3e6));
-        const int what = (int)(part() * 5);
-        const int worker = fronts + (int)(part() * workers);
+        const int what = all < kinds ? all : (int)(part() * kinds);
+        disturb(what, !n[what]);
         n[what]++;
-        if (what == 0) {
-            kill_host(worker);
-            usleep((useconds_t)(part() * 3e6));
-            start_server(worker, true);
-        } else if (what == 1) stop_host(worker, part() * 4);
-        else if (what == 2) {
-            t_redis_end(&redis, SIGKILL);
-            usleep((useconds_t)(part() * 2e6));
-            t_redis_start(&redis);
-        } else if (what == 3) {
-            files_away(on_s3 && n[what] == 1 ? 30 : part() * 5);
-        } else {
-            const int front = (int)(part() * fronts);
-            kill_host(front);
-            start_server(front, true);
-        }
+        all++;
     }
-    print_message("workers killed %d, stopped %d; Redis killed %d; files away %d; front ends "
-                  "killed %d\n",
-                  n[0], n[1], n[2], n[3], n[4]);
+    if (cut >= 0) join();
+    for (int i = 0; i < kinds; i++) print_message("%s%s %d", i ? ", " : "", WHAT[i], n[i]);
+    print_message("\n");
 }
 
 static void a_disturbed_fleet(void **state)
@@ -418,6 +574,8 @@ static void a_disturbed_fleet(void **state)
     pthread_t client;
     (void)state;
     fprintf(stderr, "SLUICE_SEED=%u\n", seed);
+    if (!(apart = in_hosts))
+        print_message("no right to make network namespaces: nobody is cut off\n");
     open_fleet();
     atomic_store(&accepted, 0);
     assert_int_equal(pthread_create(&client, NULL, submit_all, got), 0);
@@ -427,9 +585,11 @@ static void a_disturbed_fleet(void **state)
     pthread_join(client, NULL);
     check_all(got);
     same_as_undisturbed();
+    no_spooled_step_is_computed_again();
     print_message("taken over: %ld; fenced: %ld\n", metric("sluice_fleet_taken_over_total"),
                   metric("sluice_fleet_fenced_total"));
     assert_true(metric("sluice_fleet_taken_over_total") > 0);
+    if (full) assert_true(metric("sluice_fleet_fenced_total") > 0);
     assert_int_equal(metric("sluice_fleet_servers"), fronts + workers);
     close_fleet();
 }
@@ -442,6 +602,7 @@ static void one_that_does_both(void **state)
     workers = 0;
     jobs = 4;
     both = true;
+    apart = false;
     memset(got, 0, sizeof got);
     open_fleet();
     submit_all(got);
@@ -463,6 +624,7 @@ static void asked_at_the_front(void **state)
     made m = {0};
     (void)state;
     fronts = workers = 1;
+    apart = false;
     open_fleet();
     t_http_all(&r, servers[1].url, "POST", "/v1/videos", NULL, NULL, NULL, NULL);
     assert_int_equal(r.code, 503);
@@ -771,6 +933,7 @@ int main(void)
     if (number && atoi(number) > 0 && atoi(number) <= JOBS_MOST) jobs = atoi(number);
     if (other) model = other;
     seed = given ? (unsigned)atoi(given) : (unsigned)time(NULL);
+    if ((in_hosts = t_hosts_are_had())) t_hosts_open();
     curl_global_init(CURL_GLOBAL_DEFAULT);
     signal(SIGPIPE, SIG_IGN);
     if (!t_redis_is_there()) {

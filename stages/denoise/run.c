@@ -218,7 +218,7 @@ done:
 
 static sl_code restore_state(denoise_run *r, sl_err *err)
 {
-    sl_code rc = take_state(r, "state.safetensors", false, err);
+    sl_code rc = take_state(r, SL_STATE_FILE, false, err);
     if (rc || r->replay || !r->job->fork) return rc;
     return take_state(r, SL_FORK_FILE, true, err);
 }

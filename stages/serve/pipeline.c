@@ -15,6 +15,8 @@
 #include <zmq.h>
 
 #include "common/clock.h"
+#include "common/safetensors.h"
+#include "common/state.h"
 #include "stages/job/dispatcher.h"
 #include "stages/job/dump.h"
 #include "stages/job/files.h"
@@ -360,6 +362,35 @@ static void note_loras(pipeline *p, const char *request)
     sl_offer_tell(p->s);
 }
 
+/* The step that its state is from; 0: there is none. */
+static long long state_step(const run *r)
+{
+    char path[SL_PATH];
+    sl_st *st = NULL;
+    long long step = 0;
+    if (sl_path_join(path, r->req.dir, SL_STATE_FILE, NULL) || sl_st_open_file(&st, path, NULL))
+        return 0;
+    const sl_st_entry *meta = sl_st_find(st, "meta");
+    if (meta && meta->t.dtype == SL_I64 && sl_count(&meta->t) == SL_META_COUNT)
+        step = ((const int64_t *)meta->t.data)[SL_META_STEP];
+    sl_st_close(&st);
+    return step;
+}
+
+/* Of a queue that servers share also which claim it is, and where it goes on: what earlier ones
+ * have left is not computed again. */
+static void say_begins(const run *r)
+{
+    if (!r->resumed || !r->row.fence)
+        sl_log_about(r->id, SL_LOG_INFO, "begins%s", r->resumed ? " again" : "");
+    else if (sl_request_has(&r->req, SL_HANDOVER_LATENTS))
+        sl_log_about(r->id, SL_LOG_INFO, "begins again, claim %lld, after its last step",
+                     (long long)r->row.fence);
+    else
+        sl_log_about(r->id, SL_LOG_INFO, "begins again, claim %lld, at step %lld",
+                     (long long)r->row.fence, state_step(r));
+}
+
 /* Its files are here. */
 static void begin_here(pipeline *p, run *r, const sl_journal_job *row)
 {
@@ -375,7 +406,7 @@ static void begin_here(pipeline *p, run *r, const sl_journal_job *row)
         return;
     }
     for (int i = 0; i < p->process_count; i++) sl_report_message(&r->rep, &p->processes[i]);
-    sl_log_about(r->id, SL_LOG_INFO, "begins%s", r->resumed ? " again" : "");
+    say_begins(r);
     sl_events_tell(p->s->events, r->id, SL_EVENT_STATE);
     /* the process before this one died between the video's last byte and the journal's note */
     if (r->resumed && is_there(p, r->id, SL_STORE_VIDEO)) end_run(p, r, SL_OK, "");
