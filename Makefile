@@ -103,7 +103,7 @@ SUB      = +@$(MAKE) --no-print-directory $(PARALLEL)
 
 # ---- targets ----
 
-.PHONY: all setup programs plugin tests golden gpu-tests gpu demo test test-clients test-python test-golden test-fleet check check-asan check-tsan soak bench fuzz lint format install help clean
+.PHONY: all setup programs plugin tests golden gpu-tests gpu demo test test-clients test-python test-golden test-fleet test-slurm check check-asan check-tsan soak bench fuzz lint format install help clean
 .DEFAULT_GOAL := all
 
 all: setup          ## set-up and programs (what `make` alone does)
@@ -155,12 +155,18 @@ soak: setup         ## a server, 50 jobs from 8 clients, 100 SIGKILLs: every job
 	SLUICE_BIN=$(BIN) SLUICE_SOAK=1 $(TBIN)/test_serve_kill
 	SLUICE_BIN=$(BIN) SLUICE_SOAK=1 $(TBIN)/test_ranks
 
-test-fleet: setup   ## a real Redis, 2 front ends, 3 workers with models/demo, 60 jobs: servers killed and stopped, Redis killed, the jobs' files away, at random; their files in a folder, then in a real S3 server
+test-fleet: setup   ## a real Redis, 2 front ends, 3 workers with models/demo, 60 jobs, in network namespaces: servers killed, stopped and cut off, Redis killed, the jobs' files away, at random; their files in a folder, then in a real S3 server; then test-slurm
 	@tests/setup.sh --clients && tests/s3.sh
 	$(SUB) programs golden $(addprefix $(TBIN)/,test_blobs test_fleet)
 	$(TBIN)/test_blobs
 	SLUICE_BIN=$(BIN) SLUICE_FLEET=full SLUICE_FLEET_MODEL=models/demo $(TBIN)/test_fleet
 	SLUICE_BIN=$(BIN) SLUICE_FLEET=full SLUICE_FLEET_MODEL=models/demo SLUICE_FLEET_STORE=s3 $(TBIN)/test_fleet
+	$(SUB) test-slurm
+
+test-slurm:         ## conf/slurm under a real Slurm on the loopback: two workers, a node is drained, a time limit comes
+	@tests/setup.sh --fleet
+	$(SUB) programs
+	@SLUICE_BIN=$(BIN) tests/slurm.sh
 
 bench: setup        ## the benchmarks, on this machine; K=name for one of them (dispatch, dit, gemm, lease, mux, ops, queue, serve, team, vae), PARTS="1 3" for parts of serve
 	$(SUB) programs golden $(filter-out %.sh,$(BENCHES))
@@ -185,7 +191,8 @@ install: setup      ## programs to PREFIX/lib/sluice, the command as PREFIX/bin/
 	$(call INSTALL_STAGE,$(DESTDIR)$(PREFIX),$(PREFIX))
 	install -d $(addprefix $(DESTDIR)$(PREFIX)/,bin lib/sluice share/sluice share/man/man1 share/bash-completion/completions)
 	install $(PROGS) $(PLUGIN) $(DESTDIR)$(PREFIX)/lib/sluice
-	install -m 644 conf/* docs/report.schema.json $(DESTDIR)$(PREFIX)/share/sluice
+	install -m 644 $(wildcard conf/*.*) docs/report.schema.json $(DESTDIR)$(PREFIX)/share/sluice
+	cp -r $(patsubst %/,%,$(wildcard conf/*/)) $(DESTDIR)$(PREFIX)/share/sluice
 	ln -sf ../lib/sluice/sluice $(DESTDIR)$(PREFIX)/bin/sluice
 	$(BIN)/sluice man >$(DESTDIR)$(PREFIX)/share/man/man1/sluice.1
 	$(BIN)/sluice completion bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/sluice

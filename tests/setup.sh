@@ -2,11 +2,13 @@
 # setup.sh - finds the packages that the build and the tests need and that are missing, and installs
 # them or names them.
 #
-#   tests/setup.sh [--fuzz|--clients|--python]
+#   tests/setup.sh [--fuzz|--clients|--python|--fleet]
 #     --fuzz      also clang and its sanitizer runtime, for `make fuzz`
 #     --clients   also a browser, nginx, Prometheus and what else `make test-clients` has. Where
 #                 systemd runs, Debian starts the two as services, on ports 80 and 9090.
 #     --python    also Python with its virtual environments, for `make test-python`
+#     --fleet     also Slurm's daemons and munge, for `make test-fleet`. Where systemd runs, Debian
+#                 starts munge as a service; Slurm's wait for settings that nobody writes.
 #
 # Silent when nothing is missing. On Debian and Ubuntu it installs what is missing when it is root
 # or sudo asks for no password; otherwise it prints the one command to type and ends with 1.
@@ -52,6 +54,11 @@ systemd-analyze|systemd
 setpriv|util-linux
 python3|python3'
 
+fleet='slurmctld|slurmctld
+slurmd|slurmd
+sbatch|slurm-client
+munged|munge'
+
 say() { echo "setup: $*" >&2; }
 
 fuzz=
@@ -65,7 +72,11 @@ case "${1-}" in
     programs+=$'\n'$clients
     ;;
 --python) programs+=$'\npython3|python3' ;;
-*) say "unknown option $1, want --fuzz, --clients, --python or nothing"; exit 2 ;;
+--fleet)
+    PATH=$PATH:/usr/sbin:/sbin
+    programs+=$'\n'$fleet
+    ;;
+*) say "unknown option $1, want --fuzz, --clients, --python, --fleet or nothing"; exit 2 ;;
 esac
 
 missing=()
