@@ -45,6 +45,7 @@ local ALONE = 2 -- so many servers died with a job: it runs alone (as SL_JOURNAL
 local PASSED = 8 -- how often others go before the job whose turn it is
 local CLASSES = 1024 -- classes that a claim knows: those that wait longest
 local LOOKED = 64 -- of those that the worker can do, how many it looks at
+local TOLD = 16 -- where so many wait, all workers have been told of work: one more tells nobody
 local KEPT_MS = 86400000 -- how long it is remembered what a worker could that is gone
 
 local function job(id) return K .. 'job:' .. id end

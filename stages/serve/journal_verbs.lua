@@ -50,7 +50,7 @@ function verbs.submit(op, id, owner, key, priority, created, request, needs, mos
   tally('rows:' .. priority, owner, 1)
   moves(id, nil, 'queued')
   enqueue(id)
-  news('queue', id)
+  if waiting < TOLD then news('queue', id) end
   return {'ok'}
 end
 

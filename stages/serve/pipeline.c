@@ -29,6 +29,7 @@
 #define SECOND 1000000000ll
 #define SAVE_NS (2 * SECOND)    /* between two notes of a job's progress in the journal */
 #define RETRY_NS (1 * SECOND)   /* of what the disk did not take */
+#define IDLE_NS (2 * SECOND)    /* between two claims from a shared queue that has told nothing */
 #define RESTART_NS (1 * SECOND) /* before a dispatcher that was given up is started again */
 #define CARE_NS (60 * SECOND)   /* between two jobs while the machine is at fault */
 #define NICE 5                  /* of the stages: a CPU computes when nobody is to be answered */
@@ -68,6 +69,7 @@ typedef struct {
     int culprits;                    /* jobs in a row that broke a stage alone */
     int64_t restart_ns;              /* when the dispatcher is to be started; 0: it is not down */
     int64_t claim_ns;                /* no claim before */
+    int64_t idle_ns;                 /* likewise, unless the queue tells of a job */
     int ready[SL_ROLES_MOST];        /* instances that take jobs, a bit each */
     sl_msg processes[SL_CONF_SEATS]; /* STAGE of each that is ready, for reports that begin later */
     int process_count;
@@ -479,12 +481,13 @@ static void claim_all(pipeline *p)
     const int most = p->careful ? 1 : p->ahead;
     run *r;
     while (p->up && !p->draining && count(p) < most && sl_now_ns() >= p->claim_ns &&
-           (r = free_run(p))) {
+           sl_now_ns() >= p->idle_ns && (r = free_run(p))) {
         sl_journal_job row = {0};
         sl_err err = {0};
         sl_code rc = sl_journal_claim(p->s->journal, wall_s(), &row, &err);
         if (rc) {
             if (rc != SL_BUSY) sl_log_err("journal", &err), p->claim_ns = sl_now_ns() + RETRY_NS;
+            else if (p->mover) p->idle_ns = sl_now_ns() + IDLE_NS; /* a thousand of them ask */
             return;
         }
         begin(p, r, &row);
@@ -902,6 +905,7 @@ static sl_code watch(pipeline *p, int signals, void (*reload)(void *), void (*be
         if (zmq_poll(items, p->up ? 4 : 2, TICK_MS) < 0 && errno != EINTR)
             return sl_fail(err, SL_SYS, "poll: %s", zmq_strerror(errno));
         const bool told = read(p->s->wake, &woken, sizeof woken) > 0;
+        if (told) p->idle_ns = 0;
         receive_all(p);
         if (read(signals, &info, sizeof info) == sizeof info)
             drain(p, reload, self, info.ssi_signo);
