@@ -391,6 +391,7 @@ int main(void)
         printf("no redis-server on this machine\n");
         return 0;
     }
+    setvbuf(stdout, NULL, _IOLBF, 0);
     read_settings();
     raise_files();
     curl_global_init(CURL_GLOBAL_DEFAULT);

@@ -38,6 +38,14 @@
 --
 -- A call may come twice, when the answer to the first was lost: its nonce (`op`) is kept in the row
 -- that it changed, and the second gets the same answer.
+
+-- Most claims find nothing, of a thousand idle workers that hear of one job all but one: they are
+-- answered before the rest is read.
+if ARGV[1] == 'claim' and redis.call('EXISTS', 'sluice:priorities') == 0 and
+   redis.call('HEXISTS', 'sluice:holds', ARGV[3]) == 0 then
+  return {'busy'}
+end
+
 local K, call = 'sluice:', redis.call
 local channel = ARGV[2]
 local BEFORE = 4503599627370496 -- 2^52: more than any seq
