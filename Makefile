@@ -103,7 +103,7 @@ SUB      = +@$(MAKE) --no-print-directory $(PARALLEL)
 
 # ---- targets ----
 
-.PHONY: all setup programs plugin tests golden gpu-tests gpu demo test test-clients test-python test-golden test-fleet test-slurm check check-asan check-tsan soak bench fuzz lint format install help clean
+.PHONY: all setup programs plugin tests golden gpu-tests gpu demo test test-clients test-python test-golden test-fleet test-slurm test-deploy check check-asan check-tsan soak bench fuzz lint format install help clean
 .DEFAULT_GOAL := all
 
 all: setup          ## set-up and programs (what `make` alone does)
@@ -130,6 +130,11 @@ test-python:        ## stages in Python: package sluice, examples/, diffusers' d
 	@tests/setup.sh --python
 	$(SUB) programs golden $(addprefix $(TBIN)/,test_own_stage helper_decode_flat linear_decode test_filters helper_filter)
 	@SLUICE_BIN=$(BIN) TESTS_BIN=$(TBIN) tests/python.sh $(PARTS)
+
+test-deploy:        ## conf/kubernetes against Kubernetes' schemas and the program; the Containerfile, built on a bare Debian where root is there; PARTS="manifests" for one
+	@tests/setup.sh --deploy
+	$(SUB) programs golden
+	@SLUICE_BIN=$(BIN) tests/deploy.sh $(PARTS)
 
 test-golden: setup  ## the golden comparisons on other folders: make test-golden DIRS="DIR/tiny-i2v DIR/tiny-t2v"
 	$(SUB) programs $(TBIN)/test_run_golden $(TBIN)/test_denoise_golden $(TBIN)/test_lora_run

@@ -11,7 +11,7 @@
  * A job takes STEPS steps of STEP_S, as Wan2.1-I2V-14B at 1280x720, 81 frames, guided, on one H200
  * (BENCHMARKS.md).
  *
- *   submit   2 threads, 100 owners, while all workers are there and idle ones claim
+ *   submit   2 threads, 100 owners, while all workers are there, but claim nothing yet
  *   pace     for PACE_S seconds the workers run at the true pace, with all those jobs waiting
  *   run      the pace SLUICE_FLEET_SCALE times faster (default 60: as many calls as that many times
  *            the workers make), until no job is left
@@ -406,7 +406,6 @@ int main(void)
 
     mark a = now();
     const double before = info("memory", "used_memory:");
-    atomic_store(&all->phase, 1);
     for (int i = 0; i < FRONTS; i++) pthread_create(&submitters[i], NULL, submits, fronts[i]);
     for (int i = 0; i < FRONTS; i++) pthread_join(submitters[i], NULL);
     const double took = seconds() - a.s;
@@ -415,6 +414,7 @@ int main(void)
            (info("memory", "used_memory:") - before) / jobs);
 
     a = now();
+    atomic_store(&all->phase, 1);
     atomic_store(&asking, true);
     for (int i = 0; i < ASKERS; i++) pthread_create(&askers[i], NULL, asks, fronts[i % FRONTS]);
     pause_s(PACE_S);

@@ -2,13 +2,14 @@
 # setup.sh - finds the packages that the build and the tests need and that are missing, and installs
 # them or names them.
 #
-#   tests/setup.sh [--fuzz|--clients|--python|--fleet]
+#   tests/setup.sh [--fuzz|--clients|--python|--fleet|--deploy]
 #     --fuzz      also clang and its sanitizer runtime, for `make fuzz`
 #     --clients   also a browser, nginx, Prometheus and what else `make test-clients` has. Where
 #                 systemd runs, Debian starts the two as services, on ports 80 and 9090.
 #     --python    also Python with its virtual environments, for `make test-python`
 #     --fleet     also Slurm's daemons and munge, for `make test-fleet`. Where systemd runs, Debian
 #                 starts munge as a service; Slurm's wait for settings that nobody writes.
+#     --deploy    also Python as above, and what builds images, for `make test-deploy`
 #
 # Silent when nothing is missing. On Debian and Ubuntu it installs what is missing when it is root
 # or sudo asks for no password; otherwise it prints the one command to type and ends with 1.
@@ -76,7 +77,11 @@ case "${1-}" in
     PATH=$PATH:/usr/sbin:/sbin
     programs+=$'\n'$fleet
     ;;
-*) say "unknown option $1, want --fuzz, --clients, --python, --fleet or nothing"; exit 2 ;;
+--deploy)
+    PATH=$PATH:/usr/sbin:/sbin
+    programs+=$'\npython3|python3\nbuildah|buildah\ndebootstrap|debootstrap'
+    ;;
+*) say "unknown option $1, want --fuzz, --clients, --python, --fleet, --deploy or nothing"; exit 2 ;;
 esac
 
 missing=()
@@ -121,7 +126,7 @@ for package in "${wanted[@]}"; do
 done
 # Debian has the two modules apart from its Python.
 case "${1-}" in
---clients | --python) python3 -c 'import ensurepip, venv' 2>/dev/null || add python3-venv ;;
+--clients | --python | --deploy) python3 -c 'import ensurepip, venv' 2>/dev/null || add python3-venv ;;
 esac
 [ ${#missing[@]} -eq 0 ] && exit 0
 
