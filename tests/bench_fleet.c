@@ -8,13 +8,13 @@
  * want one of two LoRA or none, which every worker has. Workers are threads of
  * PROCESSES processes. Two front ends listen to everything, and two clients ask for jobs.
  *
- * A job takes STEPS steps of STEP_S, as Wan2.1-I2V-14B at 1280x720, 81 frames, guided, on one H200
- * (BENCHMARKS.md).
+ * A job takes 30 steps of 17.7 s, as Wan2.1-I2V-14B at 1280x720, 81 frames, guided, on one H200
+ * (BENCHMARKS.md); SLUICE_FLEET_STEPS=4 makes it a distilled model's: 4 steps of 8.85 s.
  *
  *   submit   2 threads, 100 owners, while all workers are there, but claim nothing yet
  *   pace     for PACE_S seconds the workers run at the true pace, with all those jobs waiting
- *   run      the pace SLUICE_FLEET_SCALE times faster (default 60: as many calls as that many times
- *            the workers make), until no job is left
+ *   run      the pace SLUICE_FLEET_SCALE times faster (default 60, with 4 steps 6: as many calls as
+ *            that many times the workers make), until no job is left
  *
  * SLUICE_FLEET_JOBS=N: other than 10000; SLUICE_FLEET_WORKERS=N: than 1000. */
 #include "tests/t_redis.h"
@@ -33,8 +33,6 @@
 #define FRONTS 2
 #define ASKERS 2
 #define ASK_MS 20 /* between two questions of a client */
-#define STEPS 30
-#define STEP_S 17.7
 #define STATE_EVERY 5
 #define AHEAD 4
 #define IDLE_MS 2000 /* between two claims of who has room and is told of nothing: the pipeline's */
@@ -46,15 +44,16 @@
 /* Shared by the processes. */
 typedef struct {
     atomic_int begun, ended, claims, asks;
-    atomic_int phase; /* 0: wait, 1: work, 2: end */
+    atomic_int lost, failed; /* jobs that went to others; calls that did not come through */
+    atomic_int phase;        /* 0: wait, 1: work, 2: end */
     _Atomic double scale;
     float claim_s[SAMPLES], ask_s[SAMPLES];
 } board;
 
 static t_redis redis;
 static board *all;
-static int jobs = 10000, workers = 1000;
-static double scale = 60;
+static int jobs = 10000, workers = 1000, steps = 30;
+static double scale = 60, step_s = 17.7;
 static sl_journal *fronts[FRONTS];
 
 static double seconds(void)
@@ -135,6 +134,16 @@ static void wait_for_news(worker *w)
     pthread_mutex_unlock(&w->lock);
 }
 
+/* What a call came to: true, on with the job. A job that the worker was silent about for a lease is
+ * another's. */
+static bool goes_on(sl_code rc, const sl_err *err)
+{
+    if (!rc) return true;
+    if (rc == SL_GONE) return false;
+    if (!atomic_fetch_add(&all->failed, 1)) fprintf(stderr, "a call failed: %s\n", err->msg);
+    return true; /* as a server does, which says it again later */
+}
+
 static void claim_ahead(worker *w)
 {
     while (w->count < AHEAD) {
@@ -143,8 +152,9 @@ static void claim_ahead(worker *w)
         const sl_code rc = sl_journal_claim(w->j, 1, &w->held[w->count], &err);
         if (rc == SL_BUSY) return;
         if (rc) {
-            fprintf(stderr, "claim: %s\n", err.msg);
-            _exit(1);
+            goes_on(rc, &err);
+            pause_s(1);
+            continue;
         }
         w->count++;
         const int n = atomic_fetch_add(&all->claims, 1);
@@ -152,44 +162,55 @@ static void claim_ahead(worker *w)
     }
 }
 
-static void tell_file(worker *w, const sl_journal_job *job, const char *name, int version)
+static bool tell_file(worker *w, const sl_journal_job *job, const char *name, int version)
 {
     char text[SL_JOURNAL_FILE] = "", was[SL_JOURNAL_FILE];
+    sl_err err = {0};
     if (version) snprintf(text, sizeof text, "%lld.%d", (long long)job->fence, version);
-    if (sl_journal_file(w->j, job->id, name, text, 1000000, was, NULL)) _exit(1);
+    return goes_on(sl_journal_file(w->j, job->id, name, text, 1000000, was, &err), &err);
 }
 
 /* Steps differ by a tenth, so that workers do not march. */
 static void compute(worker *w)
 {
-    pause_s(STEP_S * (1 + 0.1 * (double)t_rand(&w->random)) / atomic_load(&all->scale));
+    pause_s(step_s * (1 + 0.1 * (double)t_rand(&w->random)) / atomic_load(&all->scale));
+}
+
+static bool tell_all(worker *w, sl_journal_job *job)
+{
+    static const char *const HANDED[] = {"text.safetensors", "image.safetensors"},
+                             *const MADE[] = {"output.mp4", "report.json", "trace.json",
+                                              "log.jsonl", "denoise.safetensors"};
+    char live[SL_JOURNAL_LIVE];
+    sl_err err = {0};
+    int version = 0;
+    bool on = true;
+    for (int i = 0; i < 2; i++) on = on && tell_file(w, job, HANDED[i], ++version);
+    for (int step = 1; step <= steps && on; step++) {
+        compute(w);
+        snprintf(live, sizeof live, "denoise %d %d 17.7 1 3.0", step, steps);
+        sl_journal_show(w->j, job->id, 0.95 * step / steps, live, NULL);
+        on = tell_file(w, job, "preview.png", ++version);
+        if (step % STATE_EVERY == 0) on = on && tell_file(w, job, "state.safetensors", ++version);
+    }
+    for (int i = 0; i < 5; i++) on = on && tell_file(w, job, MADE[i], ++version);
+    return on &&
+           goes_on(sl_journal_finish(w->j, job->id, SL_JOURNAL_COMPLETED, SL_OK, "", 1, 2, &err),
+                   &err);
 }
 
 static void run_one(worker *w)
 {
-    static const char *const HANDED[] = {"text.safetensors", "image.safetensors"},
-                             *const MADE[] = {"output.mp4", "report.json", "trace.json",
-                                              "log.jsonl", "denoise.safetensors"},
-                             *const GONE[] = {"text.safetensors", "image.safetensors",
-                                              "denoise.safetensors", "state.safetensors"};
+    static const char *const GONE[] = {"text.safetensors", "image.safetensors",
+                                       "denoise.safetensors", "state.safetensors"};
     sl_journal_job *job = &w->held[0], row;
-    char live[SL_JOURNAL_LIVE];
-    int version = 0;
-    for (int i = 0; i < 2; i++) tell_file(w, job, HANDED[i], ++version);
-    for (int step = 1; step <= STEPS; step++) {
-        compute(w);
-        snprintf(live, sizeof live, "denoise %d %d 17.7 1 3.0", step, STEPS);
-        if (sl_journal_show(w->j, job->id, 0.95 * step / STEPS, live, NULL)) _exit(1);
-        tell_file(w, job, "preview.png", ++version);
-        if (step % STATE_EVERY == 0) tell_file(w, job, "state.safetensors", ++version);
-    }
-    for (int i = 0; i < 5; i++) tell_file(w, job, MADE[i], ++version);
-    if (sl_journal_finish(w->j, job->id, SL_JOURNAL_COMPLETED, SL_OK, "", 1, 2, NULL)) _exit(1);
-    if (!sl_journal_get(w->j, job->id, NULL, &row, NULL)) sl_journal_job_free(&row);
-    for (int i = 0; i < 4; i++) tell_file(w, job, GONE[i], 0);
+    if (tell_all(w, job)) {
+        if (!sl_journal_get(w->j, job->id, NULL, &row, NULL)) sl_journal_job_free(&row);
+        for (int i = 0; i < 4; i++) tell_file(w, job, GONE[i], 0);
+        atomic_fetch_add(&all->ended, 1);
+    } else atomic_fetch_add(&all->lost, 1);
     sl_journal_job_free(job);
     memmove(w->held, w->held + 1, (size_t)--w->count * sizeof *w->held);
-    atomic_fetch_add(&all->ended, 1);
 }
 
 static void *works(void *arg)
@@ -316,7 +337,7 @@ static double redis_cpu(void)
 
 typedef struct {
     double s, calls, cpu;
-    int ended, claims, asks;
+    int ended, claims, asks, lost, failed;
 } mark;
 
 static mark now(void)
@@ -326,7 +347,9 @@ static mark now(void)
                   .cpu = redis_cpu(),
                   .ended = atomic_load(&all->ended),
                   .claims = atomic_load(&all->claims),
-                  .asks = atomic_load(&all->asks)};
+                  .asks = atomic_load(&all->asks),
+                  .lost = atomic_load(&all->lost),
+                  .failed = atomic_load(&all->failed)};
 }
 
 static void print_phase(const char *what, mark a)
@@ -341,6 +364,9 @@ static void print_phase(const char *what, mark a)
         printf("  calls a job: %.1f\n", (b.calls - a.calls) / (b.ended - a.ended));
     print_times("a claim", all->claim_s, a.claims, b.claims);
     print_times("a job's row and place", all->ask_s, a.asks, b.asks);
+    if (b.lost > a.lost || b.failed > a.failed)
+        printf("  jobs that went to others %d, calls that failed %d\n", b.lost - a.lost,
+               b.failed - a.failed);
 }
 
 static void raise_files(void)
@@ -354,7 +380,8 @@ static void raise_files(void)
 static void read_settings(void)
 {
     const char *n = getenv("SLUICE_FLEET_JOBS"), *w = getenv("SLUICE_FLEET_WORKERS"),
-               *s = getenv("SLUICE_FLEET_SCALE");
+               *s = getenv("SLUICE_FLEET_SCALE"), *k = getenv("SLUICE_FLEET_STEPS");
+    if (k && atoi(k) == 4) steps = 4, step_s = 8.85, scale = 6;
     if (n && atoi(n) >= 100 && atoi(n) <= MOST_JOBS) jobs = atoi(n);
     if (w && atoi(w) >= PROCESSES && atoi(w) <= 3000) workers = atoi(w);
     if (s && atof(s) > 0) scale = atof(s);
@@ -402,7 +429,7 @@ int main(void)
     T_REDIS(&redis, "CONFIG", "SET", "appendfsync", "everysec");
     begin(pids);
     printf("%d workers in %d processes, %.0f connections, %d jobs of %d steps of %.1f s\n", workers,
-           PROCESSES, info("clients", "connected_clients:"), jobs, STEPS, STEP_S);
+           PROCESSES, info("clients", "connected_clients:"), jobs, steps, step_s);
 
     mark a = now();
     const double before = info("memory", "used_memory:");

@@ -21,6 +21,7 @@
 typedef struct {
     pid_t pid;
     int port;
+    const char *address;      /* it listens at */
     char url[64];             /* of the store */
     char key[64], secret[96]; /* its user's */
 } t_s3;
@@ -48,14 +49,14 @@ static inline void t_s3_environment(const t_s3 *s)
     setenv("AWS_ENDPOINT_URL_S3", s->url, 1);
     setenv("AWS_ACCESS_KEY_ID", s->key, 1);
     setenv("AWS_SECRET_ACCESS_KEY", s->secret, 1);
-    setenv("no_proxy", "127.0.0.1", 1);
+    setenv("no_proxy", s->address, 1);
 }
 
-static inline void t_s3_open(t_s3 *s)
+static inline void t_s3_open_at(t_s3 *s, const char *address)
 {
     int out[2];
     char line[256] = "";
-    *s = (t_s3){0};
+    *s = (t_s3){.address = address};
     assert_int_equal(pipe(out), 0);
     fflush(NULL);
     s->pid = fork();
@@ -65,7 +66,8 @@ static inline void t_s3_open(t_s3 *s)
         close(out[0]);
         close(out[1]);
         /* its first word tells Python which environment it is of */
-        execl(t_s3_python(), t_s3_python(), "tests/s3/server.py", T_S3_BUCKET, (char *)NULL);
+        execl(t_s3_python(), t_s3_python(), "tests/s3/server.py", T_S3_BUCKET, address,
+              (char *)NULL);
         _exit(127);
     }
     assert_true(s->pid > 0);
@@ -78,8 +80,13 @@ static inline void t_s3_open(t_s3 *s)
     close(out[0]);
     if (sscanf(line, "%d %63s %95s", &s->port, s->key, s->secret) != 3)
         fail_msg("the S3 server says \"%s\"", line);
-    snprintf(s->url, sizeof s->url, "http://127.0.0.1:%d", s->port);
+    snprintf(s->url, sizeof s->url, "http://%s:%d", address, s->port);
     t_s3_environment(s);
+}
+
+static inline void t_s3_open(t_s3 *s)
+{
+    t_s3_open_at(s, "127.0.0.1");
 }
 
 static inline void t_s3_close(t_s3 *s)

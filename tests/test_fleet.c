@@ -88,7 +88,7 @@ static void start_server(int i, bool wait)
 
 static void open_files(void)
 {
-    if (on_s3) t_s3_open(&store);
+    if (on_s3) t_s3_open_at(&store, apart ? T_HOSTS_HERE : "127.0.0.1");
     if (on_s3) snprintf(blobs, sizeof blobs, "s3://" T_S3_BUCKET "/fleet");
     else snprintf(blobs, sizeof blobs, "%s/blobs", redis.dir);
 }
@@ -517,7 +517,7 @@ static void disturb_each(void)
     X(KILL_WORKER, "workers killed")                                                               \
     X(STOP_WORKER, "workers stopped")                                                              \
     X(KILL_REDIS, "Redis killed")                                                                  \
-    X(STORE_AWAY, "files away")                                                                   \
+    X(STORE_AWAY, "files away")                                                                    \
     X(KILL_FRONT, "front ends killed")                                                             \
     X(STOP_FRONT, "front ends stopped")                                                            \
     X(CUT_OFF, "hosts cut off")

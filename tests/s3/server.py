@@ -1,7 +1,7 @@
 """A real HTTP server that speaks S3 (moto), for tests: one bucket, one user with keys. Every request
 but those that make the two is checked for its signature, and so are links, which moto alone does not.
 
-    server.py BUCKET     prints "PORT KEY SECRET" when it answers, then serves until it is killed
+    server.py BUCKET [ADDRESS]     listens there (127.0.0.1); prints "PORT KEY SECRET" when it answers, then serves until it is killed
 
 Beside S3, for the test that started it:
 
@@ -173,10 +173,11 @@ def make_all(url, bucket):
 def main():
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     front = Front(DomainDispatcherApplication(create_backend_app), sys.argv[1])
-    server = make_server("127.0.0.1", 0, front, threaded=True, request_handler=Quiet)
+    address = sys.argv[2] if len(sys.argv) > 2 else "127.0.0.1"
+    server = make_server(address, 0, front, threaded=True, request_handler=Quiet)
     thread = Thread(target=server.serve_forever)
     thread.start()
-    keys = make_all(f"http://127.0.0.1:{server.port}", sys.argv[1])
+    keys = make_all(f"http://{address}:{server.port}", sys.argv[1])
     settings.INITIAL_NO_AUTH_ACTION_COUNT = 0.0
     front.keys = keys
     print(server.port, *keys, flush=True)
