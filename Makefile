@@ -123,7 +123,7 @@ test: setup         ## set-up, programs, and every test; ends with the line `N p
 
 test-clients:       ## sluice serve with real clients: openai, curl, Chromium, Prometheus, nginx, schemathesis; and with a real S3 server; PARTS="curl page" for some
 	@tests/setup.sh --clients
-	$(SUB) programs golden $(addprefix $(TBIN)/,test_blobs test_fleet)
+	$(SUB) programs golden $(addprefix $(TBIN)/,test_blobs test_fleet test_fleet_store)
 	@SLUICE_BIN=$(BIN) TESTS_BIN=$(TBIN) tests/clients.sh $(PARTS)
 
 test-python:        ## stages in Python: package sluice, examples/, diffusers' denoiser against the golden latents; PARTS="test_stage" for some
@@ -162,8 +162,9 @@ soak: setup         ## a server, 50 jobs from 8 clients, 100 SIGKILLs: every job
 
 test-fleet: setup   ## a real Redis, 2 front ends, 3 workers with models/demo, 60 jobs, in network namespaces: servers killed, stopped and cut off, Redis killed, the jobs' files away, at random; their files in a folder, then in a real S3 server; then test-slurm
 	@tests/setup.sh --clients && tests/s3.sh
-	$(SUB) programs golden $(addprefix $(TBIN)/,test_blobs test_fleet)
+	$(SUB) programs golden $(addprefix $(TBIN)/,test_blobs test_fleet test_fleet_store)
 	$(TBIN)/test_blobs
+	SLUICE_BIN=$(BIN) $(TBIN)/test_fleet_store
 	SLUICE_BIN=$(BIN) SLUICE_FLEET=full SLUICE_FLEET_MODEL=models/demo $(TBIN)/test_fleet
 	SLUICE_BIN=$(BIN) SLUICE_FLEET=full SLUICE_FLEET_MODEL=models/demo SLUICE_FLEET_STORE=s3 $(TBIN)/test_fleet
 	$(SUB) test-slurm
@@ -173,7 +174,7 @@ test-slurm:         ## conf/slurm under a real Slurm on the loopback: two worker
 	$(SUB) programs
 	@SLUICE_BIN=$(BIN) tests/slurm.sh
 
-bench: setup        ## the benchmarks, on this machine; K=name for one of them (dispatch, dit, gemm, lease, mux, ops, queue, serve, team, vae), PARTS="1 3" for parts of serve
+bench: setup        ## the benchmarks, on this machine; K=name for one of them (alone, dispatch, dit, fleet, gemm, lease, mux, ops, queue, serve, team, vae), PARTS="1 3" for parts of serve
 	$(SUB) programs golden $(filter-out %.sh,$(BENCHES))
 	@test -n "$(strip $(BENCHES))" || { echo "bench: no tests/bench_$(K).c" >&2; exit 2; }
 	@lscpu | sed -n 's/^Model name: */machine: /p; s/^CPU(s): */CPUs: /p; s/^L3 cache: */L3 cache: /p'

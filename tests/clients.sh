@@ -6,7 +6,7 @@
 #   tests/clients.sh [PART...]     openai curl metrics nginx openapi page unit s3; default: all
 #
 #   SLUICE_BIN        where Sluice's programs are (default bin)
-#   TESTS_BIN         where the programs test_blobs and test_fleet are, for s3
+#   TESTS_BIN         where test_blobs, test_fleet and test_fleet_store are, for s3
 #   CLIENTS_SECONDS   of the fuzzer (default 45)
 #
 # What each part printed, and the page's pictures, stay in build/clients. Everything listens on free
@@ -222,7 +222,7 @@ part_page() {
 part_s3() {
     local name said
     if ! said=$(tests/s3.sh 2>&1); then not_ok s3 'an S3 server can be had' "$said"; return; fi
-    for name in test_blobs test_fleet; do
+    for name in test_blobs test_fleet test_fleet_store; do
         SLUICE_FLEET_STORE=s3 timeout -k 5 400 "${TESTS_BIN:-build/release/tests}/$name" >"$out/s3-$name.log" 2>&1 </dev/null ||
             echo "[  FAILED  ] $name: status $?" >>"$out/s3-$name.log"
         while read -r said; do ok s3 "$name: $said"; done < <(sed -n 's/^\[       OK \] //p' "$out/s3-$name.log")

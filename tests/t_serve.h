@@ -39,10 +39,10 @@ static inline void t_serve_open(t_serve *s)
     const char *dir = t_tmpdir();
     assert_true(strlen(dir) < sizeof s->base);
     strcpy(s->base, dir);
-    snprintf(s->state, sizeof s->state, "%s/state", s->base);
-    snprintf(s->conf, sizeof s->conf, "%s/serve.cfg", s->base);
-    snprintf(s->tokens, sizeof s->tokens, "%s/tokens", s->base);
-    snprintf(s->log, sizeof s->log, "%s/log", s->base);
+    snprintf(s->state, sizeof s->state, "%.199s/state", s->base);
+    snprintf(s->conf, sizeof s->conf, "%.199s/serve.cfg", s->base);
+    snprintf(s->tokens, sizeof s->tokens, "%.199s/tokens", s->base);
+    snprintf(s->log, sizeof s->log, "%.199s/log", s->base);
     prctl(PR_SET_CHILD_SUBREAPER, 1);
     s->out = s->net = -1;
     s->listen = "127.0.0.1:0";
