@@ -12,6 +12,7 @@
  * (BENCHMARKS.md); SLUICE_FLEET_STEPS=4 makes it a distilled model's: 4 steps of 8.85 s.
  *
  *   submit   2 threads, 100 owners, while all workers are there, but claim nothing yet
+ *   claims   all workers begin, and take what they hold ahead
  *   pace     for PACE_S seconds the workers run at the true pace, with all those jobs waiting
  *   run      the pace SLUICE_FLEET_SCALE times faster (default 60, with 4 steps 6: as many calls as
  *            that many times the workers make), until no job is left
@@ -444,6 +445,10 @@ int main(void)
     atomic_store(&all->phase, 1);
     atomic_store(&asking, true);
     for (int i = 0; i < ASKERS; i++) pthread_create(&askers[i], NULL, asks, fronts[i % FRONTS]);
+    while (atomic_load(&all->claims) < AHEAD * workers && atomic_load(&all->claims) < jobs)
+        pause_s(0.05);
+    print_phase("all workers claim at once", a);
+    a = now();
     pause_s(PACE_S);
     print_phase("the true pace", a);
 

@@ -82,7 +82,7 @@ fi
 
 if have shellcheck; then
     step 'shellcheck'
-    shellcheck tests/*.sh tests/clients/*.sh .ci/run || failed
+    shellcheck tests/*.sh tests/clients/*.sh conf/slurm/*.sbatch .ci/run || failed
 fi
 
 [ $bad -eq 0 ] && echo 'lint: clean'
