@@ -161,7 +161,7 @@ soak: setup         ## a server, 50 jobs from 8 clients, 100 SIGKILLs: every job
 	SLUICE_BIN=$(BIN) SLUICE_SOAK=1 $(TBIN)/test_ranks
 
 test-fleet: setup   ## a real Redis, 2 front ends, 3 workers with models/demo, 60 jobs, in network namespaces: servers killed, stopped and cut off, Redis killed, the jobs' files away, at random; their files in a folder, then in a real S3 server; then test-slurm
-	@tests/setup.sh --clients && tests/s3.sh
+	@tests/setup.sh --python && tests/s3.sh
 	$(SUB) programs golden $(addprefix $(TBIN)/,test_blobs test_fleet test_fleet_store)
 	$(TBIN)/test_blobs
 	SLUICE_BIN=$(BIN) $(TBIN)/test_fleet_store

@@ -6,7 +6,7 @@
 #     --fuzz      also clang and its sanitizer runtime, for `make fuzz`
 #     --clients   also a browser, nginx, Prometheus and what else `make test-clients` has. Where
 #                 systemd runs, Debian starts the two as services, on ports 80 and 9090.
-#     --python    also Python with its virtual environments, for `make test-python`
+#     --python    also Python with its virtual environments, for `make test-python`, `test-fleet`
 #     --fleet     also Slurm's daemons and munge, for `make test-fleet`. Where systemd runs, Debian
 #                 starts munge as a service; Slurm's wait for settings that nobody writes.
 #     --deploy    also Python as above, and what builds images, for `make test-deploy`

@@ -1,5 +1,5 @@
-/* mover.h - a job's files between its folder here and the folder that all servers share, off the
- * hot path: one thread, one file at a time.
+/* mover.h - a job's files between its folder here and the folder or store that all servers share
+ * ("the shared folder", blobs.h), off the hot path: one thread, one file at a time.
  *
  *   fetch   what the queue says a job has, into its folder, before it runs here
  *   watch   while it runs: hand-overs, the denoiser's state and the preview, as they are finished;
