@@ -1,4 +1,4 @@
-/* blobs_body.c - the two places for jobs' files behind one interface, and how a file is called there. */
+/* blobs_body.c - the two places for jobs' files behind one interface, and names of files there. */
 #include "stages/serve/blobs_body.h"
 
 #include <stdio.h>
