@@ -3,7 +3,7 @@
 # Prometheus, nginx, a fuzzer of the description, systemd's checks; and jobs' files in a real S3
 # server. The last line is `N passed, N failed`.
 #
-#   tests/clients.sh [PART...]     openai curl metrics nginx openapi page unit s3; default: all
+#   tests/clients.sh [PART...]     openai curl metrics nginx openapi page unit fleet s3; default: all
 #
 #   SLUICE_BIN        where Sluice's programs are (default bin)
 #   TESTS_BIN         where test_blobs, test_fleet and test_fleet_store are, for s3
@@ -18,7 +18,7 @@ out=$PWD/build/clients venv=$PWD/build/clients/venv bin=$(realpath "${SLUICE_BIN
 picture=$PWD/tests/demo-model/pictures/sunset.jpg model=$PWD/models/demo
 token=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
 parts=("$@")
-[ $# -gt 0 ] || parts=(unit openai curl metrics nginx openapi page s3)
+[ $# -gt 0 ] || parts=(unit openai curl metrics nginx openapi page fleet s3)
 say() { echo "clients: $*" >&2; }
 
 mkdir -p "$out" || exit 2
@@ -208,12 +208,13 @@ part_openapi() {
     check openapi 'some of its jobs were taken' test "$(accepted)" -gt "$before"
 }
 
+no_browser() {
+    command -v chromium >/dev/null || command -v google-chrome >/dev/null && return 1
+    say "no chromium: $1 is left out (Ubuntu has it as a snap only)"
+    skipped=$((skipped + 1))
+}
 part_page() {
-    if ! command -v chromium >/dev/null && ! command -v google-chrome >/dev/null; then
-        say 'no chromium: the page is left out (Ubuntu has it as a snap only)'
-        skipped=$((skipped + 1))
-        return
-    fi
+    no_browser 'the page' && return
     serve open && CLIENTS_SERVER=${running[-1]} told page 300 "$venv/bin/python" tests/clients/page.py "$url" "$picture" "$out"
     with_tokens && told page-token 120 "$venv/bin/python" tests/clients/page.py "$url" "$picture" "$out" "$token"
 }
@@ -230,13 +231,38 @@ part_s3() {
     done
 }
 
+# A front end without weights, and a worker that takes small jobs only, at a Redis of their own.
+part_fleet() {
+    local redis queue=$base/redis bare=$base/bare/demo share worker i
+    redis=$(command -v redis-server || command -v redis-check-rdb) || { not_ok fleet 'a Redis is there' 'neither redis-server nor redis-check-rdb is on the PATH'; return; }
+    mkdir -p "$queue" "$bare"
+    cp -r "$model/." "$bare" && find "$bare" -name '*.safetensors' -delete
+    (exec -a redis-server "$redis" --port 0 --unixsocket "$queue/sock" --dir "$queue" --save '' --appendonly yes) >"$out/redis.log" 2>&1 </dev/null &
+    running+=($!)
+    for ((i = 0; i < 100; i++)); do [ -S "$queue/sock" ] && break; sleep 0.1; done
+    share=(--queue "unix://$queue/sock" --blobs "$base/blobs")
+    echo 'queue: { lease_s = 2; }; model: { random = 1; };' >"$base/front.cfg"
+    echo 'queue: { lease_s = 2; }; limits: { pixels = 65536; frames = 33; };' >"$base/small.cfg"
+    echo 'queue: { lease_s = 2; };' >"$base/large.cfg"
+    serve worker "${share[@]}" --role worker --conf "$base/small.cfg" || return
+    worker=${running[-1]}
+    model=$bare serve front "${share[@]}" --role front --conf "$base/front.cfg" || return
+    curl -sS -m 20 "$url/metrics" >"$out/metrics-fleet.txt"
+    check fleet 'promtool check metrics' check_metrics "$out/metrics-fleet.txt"
+    check fleet 'gauges of each server' test "$(grep -c '^sluice_fleet_jobs{' "$out/metrics-fleet.txt")" = 2
+    no_browser "the fleet's page" && return
+    CLIENTS_WORKER=$worker CLIENTS_LARGE="$base/large.cfg $base/state-large" told fleet 400 "$venv/bin/python" tests/clients/fleet.py "$url" "$picture" "$out" "$queue/sock"
+    serve one && told fleet-one 120 "$venv/bin/python" tests/clients/fleet.py "$url" "$picture" "$out" --one
+    with_tokens && told fleet-token 120 "$venv/bin/python" tests/clients/fleet.py "$url" "$picture" "$out" --token "$token"
+}
+
 clean() { ! grep -E ' error: ' "$1"; }
 none_left() { ! pgrep -af "$base"; }
 
 skipped=0
 : >"$out/result.log"
 for part in "${parts[@]}"; do
-    if ! declare -F "part_$part" >/dev/null; then say "unknown part $part, want some of unit openai curl metrics nginx openapi page s3"; exit 2; fi
+    if ! declare -F "part_$part" >/dev/null; then say "unknown part $part, want some of unit openai curl metrics nginx openapi page fleet s3"; exit 2; fi
     t0=$(date +%s)
     "part_$part"
     echo "# $part: $(($(date +%s) - t0)) s"
