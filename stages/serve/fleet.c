@@ -90,11 +90,11 @@ static json_t *waiting_json(const sl_ask *a, const sl_journal_fleet *f)
     for (int i = 0; i < f->waiting_count; i++) {
         const sl_journal_job *j = &f->waiting[i];
         const bool mine = a->everyone || !strcmp(a->owner, j->owner);
-        json_array_append_new(
-            all, json_pack("{s:o, s:I, s:i, s:i, s:o}", "id", or_null(mine, json_string(j->id)),
-                           "created_at", (json_int_t)j->created_s, "priority", j->priority,
-                           "attempts", j->attempts, "waiting_for",
-                           or_null(*j->waits, json_string(j->waits))));
+        json_array_append_new(all, json_pack("{s:o, s:I, s:i, s:i, s:o}", "id",
+                                             or_null(mine, json_string(j->id)), "created_at",
+                                             (json_int_t)j->created_s, "priority", j->priority,
+                                             "attempts", j->attempts, "waiting_for",
+                                             or_null(*j->waits, json_string(j->waits))));
     }
     return all;
 }
@@ -103,9 +103,10 @@ static json_t *queue_json(const sl_ask *a, const sl_journal_counts *n, const sl_
 {
     int64_t age = n->oldest_queued_s ? (int64_t)time(NULL) - n->oldest_queued_s : 0;
     if (age < 0) age = 0;
-    return json_pack("{s:I, s:I, s:I, s:I, s:o, s:o}", "waiting", (json_int_t)n->jobs[SL_JOURNAL_QUEUED],
-                     "running", (json_int_t)n->jobs[SL_JOURNAL_RUNNING], "oldest_seconds",
-                     (json_int_t)age, "stuck", (json_int_t)n->stuck, "stuck_why",
+    return json_pack("{s:I, s:I, s:I, s:I, s:o, s:o}", "waiting",
+                     (json_int_t)n->jobs[SL_JOURNAL_QUEUED], "running",
+                     (json_int_t)n->jobs[SL_JOURNAL_RUNNING], "oldest_seconds", (json_int_t)age,
+                     "stuck", (json_int_t)n->stuck, "stuck_why",
                      or_null(n->stuck > 0, json_string(n->why)), "oldest", waiting_json(a, f));
 }
 

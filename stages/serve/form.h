@@ -29,8 +29,8 @@ typedef struct {
     int priority;
     double seconds; /* 0: not given */
     char *lora;     /* after sl_form_lora: "NAME[:STRENGTH],..." as it was asked for; NULL: none */
-    /* set before sl_form_lora (stages/serve/offer.h): names that other servers of the queue have, with
-     * commas between; another server computes in the precision that is asked for */
+    /* set before sl_form_lora (stages/serve/offer.h): names that other servers of the queue have,
+     * with commas between; another server computes in the precision that is asked for */
     char elsewhere[SL_LORA_MOST * 65];
     bool precision_elsewhere;
     char param[64]; /* after an error: the field that it is about, in UTF-8; "": none */

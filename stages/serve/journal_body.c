@@ -92,7 +92,7 @@ static sl_code check_job(const sl_journal_job *job, const char *key, sl_err *err
                        "job %s: owner, key or request is missing or too long, want at most %d, %d, "
                        "%d bytes",
                        job->id, SL_JOURNAL_OWNER - 1, SL_JOURNAL_KEY - 1, SL_JOURNAL_REQUEST - 1);
-    if (job->needs && (!is_text(job->needs, SL_JOURNAL_NEEDS) || strpbrk(job->needs, "\r\n:!")))
+    if (job->needs && (!is_text(job->needs, SL_JOURNAL_NEEDS) || strpbrk(job->needs, "\r\n:")))
         return sl_fail(err, SL_ARG, "job %s: its needs are no line of at most %d bytes", job->id,
                        SL_JOURNAL_NEEDS - 1);
     if (job->created_s < 0)
@@ -313,12 +313,12 @@ void sl_journal_listen(sl_journal *j,
 
 /* ---- who can what ---- */
 
-/* A list of words with commas between, of at least `least`. */
+/* A list of words with commas between; least: it is not empty. Alone, - and ! mean something. */
 static bool is_list(const char *t, bool least)
 {
     if (!*t) return !least;
-    return !strpbrk(t, " \t\r\n:!") && *t != ',' && !strstr(t, ",,") && t[strlen(t) - 1] != ',' &&
-           strcmp(t, "-");
+    return !strpbrk(t, " \t\r\n:") && *t != ',' && !strstr(t, ",,") && t[strlen(t) - 1] != ',' &&
+           strcmp(t, "-") && strcmp(t, "!");
 }
 
 sl_code sl_journal_print_needs(char out[SL_JOURNAL_NEEDS], const sl_journal_needs *n, sl_err *err)

@@ -1,5 +1,5 @@
-/* journal_redis.c - the queue that many servers share: each call is one run of journal.lua in Redis.
- * journal_redis.h says what lies behind it. */
+/* journal_redis.c - the queue that many servers share: each call is one run of journal.lua in
+ * Redis. journal_redis.h says what lies behind it. */
 #include "stages/serve/journal_redis.h"
 
 #include <stdio.h>
@@ -342,6 +342,8 @@ static sl_code shared_offer(sl_journal *base, const char *offer, const char *say
     snprintf(q->offer, sizeof q->offer, "%s", offer);
     snprintf(q->says, sizeof q->says, "%s", says);
     if (!*q->loaded && *offer) snprintf(q->loaded, sizeof q->loaded, "-");
+    q->hurries = true;
+    pthread_cond_broadcast(&q->ends);
     pthread_mutex_unlock(&q->lock);
     return SL_OK;
 }
@@ -429,7 +431,8 @@ static sl_code shared_fleet(sl_journal *base, sl_journal_fleet *out, sl_err *err
     for (size_t i = 0; i < of_each[1]->elements; i++)
         out->job_count += read_work(&out->jobs[out->job_count], of_each[1]->element[i]);
     for (size_t i = 0; i < of_each[2]->elements; i++)
-        out->waiting_count += read_waiting(&out->waiting[out->waiting_count], of_each[2]->element[i]);
+        out->waiting_count +=
+            read_waiting(&out->waiting[out->waiting_count], of_each[2]->element[i]);
     out->lease_ms = q->lease_ms;
     out->all_peers = sl_queue_whole(r, 3);
     out->all_jobs = sl_queue_whole(r, 4);

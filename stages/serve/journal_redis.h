@@ -54,9 +54,9 @@ typedef struct {
     sl_queue_hold ended[SL_QUEUE_ENDED]; /* jobs that it has ended or lost: files of the first may
                                           * still go */
     int ended_count;                     /* of all; the newest SL_QUEUE_ENDED of them are there */
-    bool away, closing;
-    char why[400];     /* it is away */
-    int64_t steady_ns; /* since when beats are heard; 0: the last one was not */
+    bool away, closing, hurries;         /* hurries: a beat is to come at once */
+    char why[400];                       /* it is away */
+    int64_t steady_ns;                   /* since when beats are heard; 0: the last one was not */
     void (*heard)(void *self, sl_journal_heard what, const char *id);
     void *self;
     char offer[SL_JOURNAL_NEEDS];  /* what it can; "": anything */

@@ -173,8 +173,8 @@ static void note_beat(sl_queue *q, sl_code rc, const sl_err *err, int64_t *last_
     if (back) tell(q, SL_JOURNAL_HEARD_ALL, "");
 }
 
-/* Wait so long, or until the handle closes; does it? */
-static bool rest(sl_queue *q, int ms)
+/* Wait so long, or until the handle closes; does it? hurry: or it has something new to tell. */
+static bool rest(sl_queue *q, int ms, bool hurry)
 {
     struct timespec until;
     clock_gettime(CLOCK_REALTIME, &until);
@@ -182,9 +182,11 @@ static bool rest(sl_queue *q, int ms)
     until.tv_nsec += ms % 1000 * 1000000l;
     if (until.tv_nsec >= 1000000000l) until.tv_sec++, until.tv_nsec -= 1000000000l;
     pthread_mutex_lock(&q->lock);
-    while (!q->closing && !pthread_cond_timedwait(&q->ends, &q->lock, &until)) {
+    while (!q->closing && !(hurry && q->hurries) &&
+           !pthread_cond_timedwait(&q->ends, &q->lock, &until)) {
     }
     const bool closing = q->closing;
+    if (hurry) q->hurries = false;
     pthread_mutex_unlock(&q->lock);
     return closing;
 }
@@ -195,7 +197,7 @@ static void *beat(void *arg)
     sl_redis *to = NULL;
     int64_t last_ns = 0;
     int wait_ms = 0;
-    while (!rest(q, wait_ms)) {
+    while (!rest(q, wait_ms, true)) {
         sl_err err = {0};
         pthread_mutex_lock(&q->lock);
         const bool take =
@@ -235,7 +237,7 @@ static void listen_on(sl_queue *q, sl_redis *to)
 {
     const char *const ping[] = {"PING"};
     int silent_ms = 0;
-    while (!rest(q, 0)) {
+    while (!rest(q, 0, false)) {
         redisReply *r;
         sl_code rc = sl_redis_hear(to, &r, EAR_MS, NULL);
         if (!rc) hear_one(q, r), freeReplyObject(r), silent_ms = 0;
@@ -253,7 +255,7 @@ static void *ear(void *arg)
 {
     sl_queue *q = arg;
     const char *const subscribe[] = {"SUBSCRIBE", q->work, q->show};
-    for (bool first = true; !rest(q, first ? 0 : SL_QUEUE_LONGEST_PAUSE_MS); first = false) {
+    for (bool first = true; !rest(q, first ? 0 : SL_QUEUE_LONGEST_PAUSE_MS, false); first = false) {
         sl_redis *to = NULL;
         redisReply *r = NULL;
         if (sl_redis_open(&to, &q->at, SL_QUEUE_CONNECT_MS, NULL) ||

@@ -381,7 +381,8 @@ function verbs.fleet(most_servers, most_jobs, most_waiting, lease)
     waiting[i] = {id, r[1] or '', r[2] or '0', r[3] or '0', r[4] or '0',
                   reason(class_of(id), offers)}
   end
-  return {'ok', servers, jobs, call('ZCARD', K .. 'servers'), call('ZCARD', K .. 'running'), waiting}
+  return {'ok', servers, jobs, call('ZCARD', K .. 'servers'), call('ZCARD', K .. 'running'),
+          waiting}
 end
 
 local function forget(id)

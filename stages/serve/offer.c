@@ -145,6 +145,8 @@ sl_code sl_offer_needs(char out[SL_JOURNAL_NEEDS], sl_server *s, const sl_form *
 {
     const sl_job *j = &f->request.spec;
     char loras[SL_JOURNAL_NEEDS];
+    *out = 0;
+    if (!sl_server_shares_queue(s)) return SL_OK;
     pthread_rwlock_rdlock(&s->settings);
     const bool fits = needed_loras(s, f->lora ? f->lora : "", loras);
     pthread_rwlock_unlock(&s->settings);

@@ -170,11 +170,11 @@ static json_t *fleet_schema(void)
                                 {"since", "integer", true},    {"attempts", "integer", false},
                                 {"progress", "integer", false}},
                        WAITING[] = {{"id", "string", true},
-                                {"created_at", "integer", false},
-                                {"priority", "integer", false},
-                                {"attempts", "integer", false},
-                                {"waiting_for", "string", true}},
-                   FLEET[] = {
+                                    {"created_at", "integer", false},
+                                    {"priority", "integer", false},
+                                    {"attempts", "integer", false},
+                                    {"waiting_for", "string", true}},
+                       FLEET[] = {
                            {"object", "string", false},          {"shared", "boolean", false},
                            {"servers_in_all", "integer", false}, {"lease_seconds", "number", true},
                            {"taken_over", "integer", false},     {"fenced", "integer", false},
