@@ -271,10 +271,10 @@ typedef struct {
 sl_code sl_journal_print_needs(char out[SL_JOURNAL_NEEDS], const sl_journal_needs *n, sl_err *err);
 
 /* What this handle can (sl_journal_print_needs; "": anything) and tells of itself, a line, from now
- * on: others know it with a beat, which comes at once, and until a lease after the last one. A claim
- * takes the first job that it can do. Jobs that need the LoRA of the job that it claimed last may go
- * before others of their priority, which happens to no job more than eight times. says: "" nothing.
- * Of a queue of one machine it is nobody's business. Errors: SL_ARG. */
+ * on: others know it with a beat, which comes at once, and until a lease after the last one. A
+ * claim takes the first job that it can do. Jobs that need the LoRA of the job that it claimed last
+ * may go before others of their priority, which happens to no job more than eight times. says: ""
+ * nothing. Of a queue of one machine it is nobody's business. Errors: SL_ARG. */
 sl_code sl_journal_offer(sl_journal *j, const char *offer, const char *says, sl_err *err);
 /* Does a server that is up offer what is needed (*now), or one that was within a day (*known)? Of a
  * queue of one machine: neither. */
