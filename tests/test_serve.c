@@ -672,6 +672,32 @@ static void write_tokens(const char *text)
 #define ANA "Authorization: Bearer ana-0123456789abcdef"
 #define BO "Authorization: Bearer bo-0123456789abcdef0"
 
+/* That something runs is everybody's to see, whose job it is, its owner's. */
+static void a_fleet_shows_ids_to_their_owner(void)
+{
+    const char *const slow[] = {"prompt", "a",     "input_reference", "@" T_IMAGE, "frames", "9",
+                                "size",   "96x64", "steps",           "900",       NULL};
+    const double until = t_seconds() + 60;
+    post_form(slow, ANA);
+    assert_int_equal(r.code, 200);
+    char id[64];
+    snprintf(id, sizeof id, "%s", t_reply_text(&r, "id"));
+    do {
+        if (t_seconds() > until) fail_msg("the job is not told of");
+        ask_as("GET", "/v1/fleet", ANA);
+        assert_int_equal(r.code, 200);
+    } while (!strstr(r.body, id) || !strstr(r.body, "\"stage\":\"denoise\""));
+    ask_as("GET", "/v1/fleet", BO);
+    assert_int_equal(r.code, 200);
+    assert_null(strstr(r.body, id));
+    assert_non_null(strstr(r.body, "\"stage\":\"denoise\""));
+    assert_non_null(strstr(r.body, "\"jobs\":[{\"id\":null"));
+    ask("GET", "/v1/fleet");
+    assert_int_equal(r.code, 401);
+    ask_as("DELETE", t_format("/v1/videos/%s", id), ANA);
+    assert_int_equal(r.code, 200);
+}
+
 static void tokens_see_their_own_jobs(void **state)
 {
     (void)state;
@@ -709,6 +735,7 @@ static void tokens_see_their_own_jobs(void **state)
     assert_int_equal(r.code, 200);
     ask("GET", "/metrics");
     assert_int_equal(r.code, 401);
+    a_fleet_shows_ids_to_their_owner();
 
     /* read again: bo's is another now, ana's is gone */
     write_tokens("bo bo-fedcba9876543210\n");
@@ -1111,8 +1138,8 @@ static void the_server_describes_itself(void **state)
                                  "\n# TYPE sluice_http_request_seconds histogram\n"};
     for (int i = 0; i < 5; i++)
         if (!strstr(r.body, lines[i])) fail_msg("no %s in\n%s", lines[i], r.body);
-    const char *const page[] = {"/", "/page.css", "/page.js"};
-    for (int i = 0; i < 3; i++) {
+    const char *const page[] = {"/", "/page.css", "/base.js", "/page.js", "/fleet", "/fleet.js"};
+    for (int i = 0; i < 6; i++) {
         ask("GET", page[i]);
         assert_int_equal(r.code, 200);
         wants_header("Content-Security-Policy: default-src 'none'");
