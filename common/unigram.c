@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/base64.h"
 #include "common/json.h"
 
 #define FILE_MAX (100 << 20) /* bytes; UMT5's has 17 million */
@@ -116,30 +117,16 @@ static const json_t *find_map(const json_t *normalizer)
     return found;
 }
 
-static int digit(char c)
-{
-    static const char SET[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    const char *p = c ? strchr(SET, c) : NULL;
-    return p ? (int)(p - SET) : -1;
-}
-
 /* False: not base64. */
 static bool decode(bytes *b, const char *s, size_t n)
 {
-    if (n % 4) return false;
-    for (size_t i = 0; i < n; i += 4) {
-        const int pad = i + 4 == n ? (s[i + 3] == '=') + (s[i + 2] == '=' && s[i + 3] == '=') : 0;
-        uint32_t x = 0;
-        for (int k = 0; k < 4; k++) {
-            const int d = k < 4 - pad ? digit(s[i + (size_t)k]) : 0;
-            if (d < 0) return false;
-            x = x << 6 | (uint32_t)d;
-        }
-        const unsigned char out[3] = {(unsigned char)(x >> 16), (unsigned char)(x >> 8),
-                                      (unsigned char)x};
-        put(b, out, (size_t)(3 - pad));
-    }
-    return true;
+    uint8_t *out = malloc(n + 3);
+    size_t size = 0;
+    const bool good = out && n % 4 == 0 && sl_base64_decode(out, &size, s, n);
+    if (!out) b->full = true;
+    put(b, out, good ? size : 0);
+    free(out);
+    return good || !out;
 }
 
 /* ---- pieces ---- */

@@ -7,8 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include <libavutil/base64.h>
-
+#include "common/base64.h"
 #include "common/json.h"
 #include "common/lora.h"
 #include "common/text.h"
@@ -164,15 +163,15 @@ static sl_code from_data_url(sl_form *f, const char *name, const char *url, sl_e
     if (!comma || comma - url < 7 || strncmp(comma - 7, ";base64", 7))
         return sl_fail(err, SL_ARG,
                        "%s is a data URL that is not base64, want data:image/...;base64,...", name);
-    const size_t room = strlen(comma + 1) / 4 * 3 + 4;
-    char *bytes = malloc(room);
+    const size_t length = strlen(comma + 1);
+    size_t n;
+    char *bytes = malloc((length + 3) / 4 * 3 + 1);
     if (!bytes) return sl_fail(err, SL_NOMEM, "no memory for %s", name);
-    const int n = room > INT32_MAX ? -1 : av_base64_decode((uint8_t *)bytes, comma + 1, (int)room);
-    if (n < 0) {
+    if (!sl_base64_decode((uint8_t *)bytes, &n, comma + 1, length)) {
         free(bytes);
         return sl_fail(err, SL_ARG, "%s is a data URL whose base64 is damaged", name);
     }
-    return take_file(f, name, bytes, (size_t)n, err);
+    return take_file(f, name, bytes, n, err);
 }
 
 static sl_code from_url(sl_form *f, const char *name, const char *url, sl_err *err)
