@@ -1,11 +1,12 @@
 /* picture.c - picture files to 8-bit RGB: headers are read here, pixels are decoded by libavcodec,
- * libjpeg and libheif, colours are converted as Pillow's libraries do (picture_colour.c).
+ * zlib (picture_png.c), libjpeg and libheif, colours are converted as Pillow's libraries do
+ * (picture_colour.c).
  *
  * The header decides what is tried at all: its size is checked before anything is allocated, and a
  * file that does not reach its own end mark is refused, since decoders fill what is missing with
- * grey. libavcodec then gets one packet: of PNG and WebP the chunks that make the pixels (a colour
- * profile that does not inflate is no damage), of a GIF and of an animated WebP the first frame as
- * a still picture, which is laid on its canvas here, of an AVIF its AV1.
+ * grey. libavcodec, which is loaded then (av.h), gets one packet: of WebP the chunks that make the
+ * pixels (a colour profile that does not inflate is no damage), of a GIF and of an animated WebP
+ * the first frame as a still picture, which is laid on its canvas here, of an AVIF its AV1.
  *
  * Everything comes out byte for byte as Pillow's but AVIF (a level or two: libyuv's arithmetic) and
  * what is lossy in JPEG 2000. */
@@ -17,8 +18,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-#include <libavcodec/avcodec.h>
-#include <libavutil/pixdesc.h>
+#include "common/av.h"
 
 static const char *const KIND_NAMES[] = {
 #define X(id, name, what, by) name,
@@ -327,26 +327,6 @@ static sl_code read_header(header *h, sl_span_of s, const char *name, sl_err *er
 
 /* ---- the packet ---- */
 
-/* PNG's signature, and the chunks that make the pixels. */
-static size_t png_packet(uint8_t *to, sl_span_of s)
-{
-    static const char KEPT[][5] = {"IHDR", "PLTE", "tRNS", "IDAT", "IEND"};
-    size_t n = 8;
-    memcpy(to, s.at, 8);
-    for (size_t at = 8; sl_has(s, at, 12);) {
-        const size_t size = 12 + (size_t)sl_be32(s.at + at);
-        if (!sl_has(s, at, size)) break;
-        for (int i = 0; i < 5; i++)
-            if (sl_starts(s, at + 4, KEPT[i], 4)) {
-                memcpy(to + n, s.at + at, size);
-                n += size;
-            }
-        if (sl_starts(s, at + 4, "IEND", 4)) break;
-        at += size;
-    }
-    return n;
-}
-
 static void put_le(uint8_t *to, size_t v, int bytes)
 {
     for (int i = 0; i < bytes; i++) to[i] = (uint8_t)(v >> 8 * i);
@@ -432,16 +412,15 @@ static void tiff_packet(uint8_t *to, sl_span_of s)
 }
 
 /* What the decoder gets. */
-static AVPacket *make_packet(const header *h, sl_span_of s)
+static AVPacket *make_packet(const sl_av *av, const header *h, sl_span_of s)
 {
-    AVPacket *packet = av_packet_alloc();
-    if (!packet || av_new_packet(packet, (int)s.n + 1024)) {
-        av_packet_free(&packet);
+    AVPacket *packet = av->av_packet_alloc();
+    if (!packet || av->av_new_packet(packet, (int)s.n + 1024)) {
+        av->av_packet_free(&packet);
         return NULL;
     }
     size_t n = s.n;
     switch (h->kind) {
-    case SL_PICTURE_PNG: n = png_packet(packet->data, s); break;
     case SL_PICTURE_WEBP:
         n = webp_packet(packet->data, h->framed ? h->frame : sl_part(s, 12, s.n),
                         h->framed ? h->frame_w : (int)h->w, h->framed ? h->frame_h : (int)h->h);
@@ -456,28 +435,28 @@ static AVPacket *make_packet(const header *h, sl_span_of s)
         break;
     default: memcpy(packet->data, s.at, s.n);
     }
-    av_shrink_packet(packet, (int)n);
+    av->av_shrink_packet(packet, (int)n);
     return packet;
 }
 
-static const AVCodec *decoder_of(sl_picture_kind kind)
+static const AVCodec *decoder_of(const sl_av *av, sl_picture_kind kind)
 {
     static const enum AVCodecID IDS[SL_PICTURE_KIND_COUNT] = {
-        [SL_PICTURE_PNG] = AV_CODEC_ID_PNG,   [SL_PICTURE_WEBP] = AV_CODEC_ID_WEBP,
-        [SL_PICTURE_BMP] = AV_CODEC_ID_BMP,   [SL_PICTURE_GIF] = AV_CODEC_ID_GIF,
-        [SL_PICTURE_TIFF] = AV_CODEC_ID_TIFF, [SL_PICTURE_JP2] = AV_CODEC_ID_JPEG2000,
-        [SL_PICTURE_AVIF] = AV_CODEC_ID_AV1};
+        [SL_PICTURE_WEBP] = AV_CODEC_ID_WEBP,    [SL_PICTURE_BMP] = AV_CODEC_ID_BMP,
+        [SL_PICTURE_GIF] = AV_CODEC_ID_GIF,      [SL_PICTURE_TIFF] = AV_CODEC_ID_TIFF,
+        [SL_PICTURE_JP2] = AV_CODEC_ID_JPEG2000, [SL_PICTURE_AVIF] = AV_CODEC_ID_AV1};
     const AVCodec *dav1d = /* libavcodec's own AV1 wants a GPU */
-        kind == SL_PICTURE_AVIF ? avcodec_find_decoder_by_name("libdav1d") : NULL;
-    return dav1d ? dav1d : avcodec_find_decoder(IDS[kind]);
+        kind == SL_PICTURE_AVIF ? av->avcodec_find_decoder_by_name("libdav1d") : NULL;
+    return dav1d ? dav1d : av->avcodec_find_decoder(IDS[kind]);
 }
 
 /* The one frame of the file, decoded without a fault. */
-static sl_code decode(AVFrame *frame, const header *h, sl_span_of s, const char *name, sl_err *err)
+static sl_code decode(const sl_av *av, AVFrame *frame, const header *h, sl_span_of s,
+                      const char *name, sl_err *err)
 {
-    const AVCodec *codec = decoder_of(h->kind);
-    AVCodecContext *c = codec ? avcodec_alloc_context3(codec) : NULL;
-    AVPacket *packet = c ? make_packet(h, s) : NULL;
+    const AVCodec *codec = decoder_of(av, h->kind);
+    AVCodecContext *c = codec ? av->avcodec_alloc_context3(codec) : NULL;
+    AVPacket *packet = c ? make_packet(av, h, s) : NULL;
     const int w = h->framed ? h->frame_w : (int)h->w, height = h->framed ? h->frame_h : (int)h->h;
     sl_code rc = SL_OK;
     int e = 0;
@@ -493,9 +472,10 @@ static sl_code decode(AVFrame *frame, const header *h, sl_span_of s, const char 
     c->thread_count = 1;
     c->max_pixels = SL_PICTURE_MAX_PIXELS;
     c->err_recognition = AV_EF_CRCCHECK | AV_EF_EXPLODE;
-    if ((e = avcodec_open2(c, codec, NULL)) >= 0 && (e = avcodec_send_packet(c, packet)) >= 0) {
-        avcodec_send_packet(c, NULL);
-        e = avcodec_receive_frame(c, frame);
+    if ((e = av->avcodec_open2(c, codec, NULL)) >= 0 &&
+        (e = av->avcodec_send_packet(c, packet)) >= 0) {
+        av->avcodec_send_packet(c, NULL);
+        e = av->avcodec_receive_frame(c, frame);
     }
     if (e == AVERROR(ENOMEM))
         rc = sl_fail(err, SL_NOMEM, "%s: no memory for %dx%d pixels", name, w, height);
@@ -506,8 +486,8 @@ static sl_code decode(AVFrame *frame, const header *h, sl_span_of s, const char 
         rc = sl_fail(err, SL_FORMAT, "%s: the header says %dx%d pixels, the picture has %dx%d",
                      name, w, height, frame->width, frame->height);
 done:
-    av_packet_free(&packet);
-    avcodec_free_context(&c);
+    av->av_packet_free(&packet);
+    av->avcodec_free_context(&c);
     return rc;
 }
 
@@ -548,18 +528,22 @@ static void paste(sl_picture *canvas, const uint8_t *rgb, const header *h)
 static sl_code decode_frame(sl_picture *p, const header *h, sl_span_of s, const char *name,
                             sl_err *err)
 {
-    AVFrame *frame = av_frame_alloc();
+    const sl_av *av;
     uint8_t *part = NULL;
-    sl_code rc = frame ? decode(frame, h, s, name, err)
-                       : sl_fail(err, SL_NOMEM, "%s: no memory to decode", name);
+    sl_code rc = sl_av_load(&av, err);
+    if (rc) return sl_context(err, rc, "%s", name);
+    av->av_log_set_level(AV_LOG_QUIET);
+    AVFrame *frame = av->av_frame_alloc();
+    rc = frame ? decode(av, frame, h, s, name, err)
+               : sl_fail(err, SL_NOMEM, "%s: no memory to decode", name);
     if (!rc && h->framed && !(part = malloc((size_t)h->frame_w * (size_t)h->frame_h * 3)))
         rc = sl_fail(err, SL_NOMEM, "%s: no memory for %dx%d pixels", name, p->w, p->h);
     if (!rc &&
-        !sl_frame_to_rgb(part ? part : p->rgb, frame, h->kind, h->boxes.matrix, h->boxes.range))
+        !sl_frame_to_rgb(av, part ? part : p->rgb, frame, h->kind, h->boxes.matrix, h->boxes.range))
         rc = sl_fail(err, SL_FORMAT, "%s: cannot turn %s pixels into RGB", name,
-                     av_get_pix_fmt_name(frame->format));
+                     av->av_get_pix_fmt_name(frame->format));
     if (!rc && part) paste(p, part, h);
-    av_frame_free(&frame);
+    av->av_frame_free(&frame);
     free(part);
     return rc;
 }
@@ -567,6 +551,7 @@ static sl_code decode_frame(sl_picture *p, const header *h, sl_span_of s, const 
 static sl_code decode_pixels(sl_picture *p, const header *h, sl_span_of s, const char *name,
                              sl_err *err)
 {
+    if (h->kind == SL_PICTURE_PNG) return sl_png_decode(p->rgb, p->w, p->h, s, name, err);
     if (h->kind == SL_PICTURE_JPEG) return sl_jpeg_decode(p->rgb, p->w, p->h, s, name, err);
     if (h->kind != SL_PICTURE_PNM) return decode_frame(p, h, s, name, err);
     if (sl_pnm_decode(p->rgb, s)) return SL_OK;
@@ -586,7 +571,6 @@ sl_code sl_picture_decode(sl_picture *out, const uint8_t *bytes, size_t length, 
                        name, SL_PICTURE_MAX_FILE);
     if ((rc = read_header(&h, s, name, err))) return rc;
     if (h.kind == SL_PICTURE_HEIC) return sl_heif_decode(out, s, name, err);
-    av_log_set_level(AV_LOG_QUIET);
     p = (sl_picture){(int)h.w, (int)h.h, malloc((size_t)h.w * (size_t)h.h * 3)};
     if (!p.rgb) goto nomem;
     if ((rc = decode_pixels(&p, &h, s, name, err))) goto done;

@@ -18,7 +18,7 @@
 
 /* Kinds of pictures: name, what is read of them (README's table is held to it), and the decoder. */
 #define SL_PICTURE_KINDS(X)                                                                        \
-    X(PNG, "PNG", "1 to 16 bits, palette, alpha; of an APNG the still picture", "libavcodec")      \
+    X(PNG, "PNG", "1 to 16 bits, palette, alpha; of an APNG the still picture", "zlib")            \
     X(JPEG, "JPEG", "baseline, progressive, arithmetic; grey, colour, CMYK, YCCK", "libjpeg")      \
     X(WEBP, "WebP", "lossy, lossless; of an animation the first frame", "libavcodec")              \
     X(BMP, "BMP", "16 to 32 bits, palette", "libavcodec")                                          \

@@ -4,8 +4,6 @@
 #include <math.h>
 #include <stdlib.h>
 
-#include <libavutil/pixdesc.h>
-
 /* ---- colours: each function fills rgb [h, w, 3] ---- */
 
 /* Pixels side by side: bytes a pixel and where the (upper byte of the) colours are. */
@@ -95,6 +93,7 @@ static void convert_webp(uint8_t *rgb, const AVFrame *f)
 /* ---- every other format, by its description ---- */
 
 typedef struct {
+    const sl_av *av;
     const AVFrame *f;
     const AVPixFmtDescriptor *d;
     uint16_t *line[3][2]; /* of each component a line as 8 bits and more, and the one beyond it */
@@ -103,8 +102,8 @@ typedef struct {
 
 static void read_line(const planes *p, uint16_t *to, int c, int y, int w)
 {
-    av_read_image_line2(to, (const uint8_t **)(uintptr_t)p->f->data, p->f->linesize, p->d, 0, y, c,
-                        w, 0, sizeof *to);
+    p->av->av_read_image_line2(to, (const uint8_t **)(uintptr_t)p->f->data, p->f->linesize, p->d, 0,
+                               y, c, w, 0, sizeof *to);
 }
 
 /* Fewer bits than 8 spread out, more cut off, as Pillow's unpackers do. */
@@ -183,10 +182,10 @@ static void grey_line(uint8_t *rgb, const planes *p, int y, bool full)
     }
 }
 
-static bool convert_described(uint8_t *rgb, const AVFrame *f, const AVPixFmtDescriptor *d,
-                              bool boxed, int matrix, int range)
+static bool convert_described(const sl_av *av, uint8_t *rgb, const AVFrame *f,
+                              const AVPixFmtDescriptor *d, bool boxed, int matrix, int range)
 {
-    planes p = {.f = f, .d = d};
+    planes p = {.av = av, .f = f, .d = d};
     const size_t w = (size_t)f->width;
     const bool coloured = d->nb_components >= 3,
                yuv = coloured && !(d->flags & AV_PIX_FMT_FLAG_RGB);
@@ -212,9 +211,10 @@ static bool convert_described(uint8_t *rgb, const AVFrame *f, const AVPixFmtDesc
     return true;
 }
 
-bool sl_frame_to_rgb(uint8_t *rgb, const AVFrame *f, sl_picture_kind from, int matrix, int range)
+bool sl_frame_to_rgb(const sl_av *av, uint8_t *rgb, const AVFrame *f, sl_picture_kind from,
+                     int matrix, int range)
 {
-    const AVPixFmtDescriptor *d = av_pix_fmt_desc_get(f->format);
+    const AVPixFmtDescriptor *d = av->av_pix_fmt_desc_get(f->format);
     const bool boxed = from == SL_PICTURE_AVIF;
     if (!d) return false;
     if (!boxed && (convert_packed(rgb, f) || convert_indexed(rgb, f))) return true;
@@ -223,5 +223,5 @@ bool sl_frame_to_rgb(uint8_t *rgb, const AVFrame *f, sl_picture_kind from, int m
         convert_webp(rgb, f);
         return true;
     }
-    return convert_described(rgb, f, d, boxed, matrix, range);
+    return convert_described(av, rgb, f, d, boxed, matrix, range);
 }

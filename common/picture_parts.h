@@ -5,8 +5,7 @@
 #include <stdbool.h>
 #include <string.h>
 
-#include <libavutil/frame.h>
-
+#include "common/av.h"
 #include "common/picture.h"
 
 /* Bytes with a length; every read asks `sl_has` first. */
@@ -84,6 +83,8 @@ sl_code sl_heif_decode(sl_picture *out, sl_span_of file, const char *name, sl_er
 
 /* ---- pixels: each fills rgb [h, w, 3] of the size that the header has ---- */
 
+/* Errors: SL_FORMAT damaged; SL_NOMEM. */
+sl_code sl_png_decode(uint8_t *rgb, int w, int h, sl_span_of file, const char *name, sl_err *err);
 /* Errors: SL_FORMAT damaged; SL_ARG of a kind that libjpeg does not read; SL_NOMEM. */
 sl_code sl_jpeg_decode(uint8_t *rgb, int w, int h, sl_span_of file, const char *name, sl_err *err);
 
@@ -94,6 +95,7 @@ bool sl_pnm_decode(uint8_t *rgb, sl_span_of file);
 
 /* A frame of libavcodec. `matrix`, `range`: as in sl_boxes. False: pixels of this format cannot be
  * turned, or no memory. */
-bool sl_frame_to_rgb(uint8_t *rgb, const AVFrame *f, sl_picture_kind from, int matrix, int range);
+bool sl_frame_to_rgb(const sl_av *av, uint8_t *rgb, const AVFrame *f, sl_picture_kind from,
+                     int matrix, int range);
 
 #endif

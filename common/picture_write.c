@@ -1,4 +1,4 @@
-/* picture_write.c - 8-bit RGB to a PNG file, encoded by libavcodec. */
+/* picture_write.c - 8-bit RGB to a PNG file, through zlib. */
 #include "common/picture.h"
 
 #include <errno.h>
@@ -8,48 +8,78 @@
 #include <string.h>
 #include <unistd.h>
 
-#include <libavcodec/avcodec.h>
+#include <zlib.h>
 
 #include "common/temporary.h"
 
 #define COMPRESSION 3 /* zlib's level: of smooth pictures the highest saves a tenth more */
 
-/* The one packet that the picture becomes, in *packet. */
-static sl_code encode(AVPacket *packet, const sl_picture *p, sl_err *err)
+/* The bytes of the file so far. */
+typedef struct {
+    uint8_t *at;
+    size_t n;
+} file;
+
+static void put_be32(uint8_t *to, size_t v)
 {
-    const AVCodec *png = avcodec_find_encoder(AV_CODEC_ID_PNG);
-    AVCodecContext *c = png ? avcodec_alloc_context3(png) : NULL;
-    AVFrame *f = av_frame_alloc();
-    sl_code rc = SL_OK;
-    int e = 0;
-    if (!png || !c || !f) {
-        if (png) rc = sl_fail(err, SL_NOMEM, "picture: no memory for a PNG encoder");
-        else rc = sl_fail(err, SL_SYS, "picture: this libavcodec has no PNG encoder");
-        goto done;
+    for (int i = 0; i < 4; i++) to[i] = (uint8_t)(v >> (24 - 8 * i));
+}
+
+/* The chunk whose n bytes of body lie where they belong, 8 bytes behind the file's end. */
+static void end_chunk(file *f, const char *type, size_t n)
+{
+    uint8_t *head = f->at + f->n;
+    put_be32(head, n);
+    memcpy(head + 4, type, 4);
+    put_be32(head + 8 + n, crc32_z(0, head + 4, n + 4));
+    f->n += 12 + n;
+}
+
+/* All lines, each behind its filter's byte (0: as they are), as one stream of zlib's, into the
+ * `room` bytes from `to` on; 0: no memory. */
+static size_t deflate_lines(uint8_t *to, size_t room, const sl_picture *p)
+{
+    uint8_t none = 0;
+    const size_t line = (size_t)p->w * 3;
+    z_stream z = {.next_out = to, .avail_out = (uInt)room};
+    int e = deflateInit(&z, COMPRESSION);
+    if (e != Z_OK) return 0;
+    for (int y = 0; y < p->h && e == Z_OK; y++) {
+        z.next_in = &none;
+        z.avail_in = 1;
+        e = deflate(&z, Z_NO_FLUSH);
+        z.next_in = p->rgb + (size_t)y * line;
+        z.avail_in = (uInt)line;
+        if (e == Z_OK) e = deflate(&z, y + 1 < p->h ? Z_NO_FLUSH : Z_FINISH);
     }
-    c->width = f->width = p->w;
-    c->height = f->height = p->h;
-    c->pix_fmt = AV_PIX_FMT_RGB24;
-    f->format = AV_PIX_FMT_RGB24;
-    c->time_base = (AVRational){1, 1};
-    c->thread_count = 1;
-    c->compression_level = COMPRESSION;
-    if ((e = av_frame_get_buffer(f, 0)) >= 0) {
-        for (int y = 0; y < p->h; y++)
-            memcpy(f->data[0] + (ptrdiff_t)y * f->linesize[0],
-                   p->rgb + (size_t)y * (size_t)p->w * 3, (size_t)p->w * 3);
-        if ((e = avcodec_open2(c, png, NULL)) >= 0 && (e = avcodec_send_frame(c, f)) >= 0 &&
-            (e = avcodec_send_frame(c, NULL)) >= 0)
-            e = avcodec_receive_packet(c, packet);
+    const size_t n = e == Z_STREAM_END ? z.total_out : 0;
+    deflateEnd(&z);
+    return n;
+}
+
+/* PNG (ISO/IEC 15948), as few chunks as there can be. */
+static sl_code encode(file *f, const sl_picture *p, sl_err *err)
+{
+    const uLong bytes = ((uLong)p->w * 3 + 1) * (uLong)p->h, room = bytes + bytes / 512 + 1024;
+    size_t n = 0;
+    if (p->w < 1 || p->h < 1 || p->h > SL_PICTURE_MAX_PIXELS / p->w)
+        return sl_fail(err, SL_ARG, "picture: %dx%d pixels, want 1 to %d", p->w, p->h,
+                       SL_PICTURE_MAX_PIXELS);
+    *f = (file){malloc(room + 128), 8};
+    if (f->at) {
+        memcpy(f->at, "\x89PNG\r\n\x1a\n", 8);
+        put_be32(f->at + f->n + 8, (size_t)p->w);
+        put_be32(f->at + f->n + 12, (size_t)p->h);
+        memcpy(f->at + f->n + 16, "\x08\x02\0\0\0", 5); /* 8 bits a colour, not interlaced */
+        end_chunk(f, "IHDR", 13);
+        n = deflate_lines(f->at + f->n + 8, room, p);
     }
-    if (e < 0)
-        rc = sl_fail(err, e == AVERROR(ENOMEM) ? SL_NOMEM : SL_SYS,
-                     "picture: %dx%d pixels cannot be encoded as PNG: %s", p->w, p->h,
-                     av_err2str(e));
-done:
-    av_frame_free(&f);
-    avcodec_free_context(&c);
-    return rc;
+    if (!n)
+        return sl_fail(err, SL_NOMEM, "picture: no memory to encode %dx%d pixels as PNG", p->w,
+                       p->h);
+    end_chunk(f, "IDAT", n);
+    end_chunk(f, "IEND", 0);
+    return SL_OK;
 }
 
 /* Beside `path`, then under its name. */
@@ -74,10 +104,9 @@ static sl_code replace(const char *path, const uint8_t *bytes, size_t n, sl_err 
 
 sl_code sl_picture_write(const sl_picture *p, const char *path, sl_err *err)
 {
-    AVPacket *packet = av_packet_alloc();
-    if (!packet) return sl_fail(err, SL_NOMEM, "%s: no memory", path);
-    sl_code rc = encode(packet, p, err);
-    if (!rc) rc = replace(path, packet->data, (size_t)packet->size, err);
-    av_packet_free(&packet);
+    file f = {0};
+    sl_code rc = encode(&f, p, err);
+    if (!rc) rc = replace(path, f.at, f.n, err);
+    free(f.at);
     return rc;
 }

@@ -5,15 +5,14 @@
 #include <string.h>
 #include <strings.h>
 
-#include <libavcodec/avcodec.h>
-
+#include "common/av.h"
 #include "common/path.h"
 
 static const sl_video_format FORMATS[] = {
-    {"mp4", "mp4", "libx264", 240, "H.264, the index in front"},
-    {"m4v", "mp4", "libx264", 240, "the same"},
-    {"mov", "mov", "libx264", 240, "H.264 in QuickTime's container"},
-    {"mkv", "matroska", "libx264", 240, "H.264 in Matroska"},
+    {"mp4", "mp4", SL_VIDEO_H264, 240, "H.264, the index in front"},
+    {"m4v", "mp4", SL_VIDEO_H264, 240, "the same"},
+    {"mov", "mov", SL_VIDEO_H264, 240, "H.264 in QuickTime's container"},
+    {"mkv", "matroska", SL_VIDEO_H264, 240, "H.264 in Matroska"},
     {"webm", "webm", "libvpx-vp9 libsvtav1 libaom-av1", 240, "VP9, else AV1"},
     {"gif", "gif", "gif", 50, "a palette of 256 colours a frame, endless"},
     {"webp", "webp", "libwebp_anim", 240, "animated, endless"},
@@ -26,16 +25,21 @@ const sl_video_format *sl_video_format_at(int i)
     return i >= 0 && i < COUNT ? &FORMATS[i] : NULL;
 }
 
-const char *sl_video_encoder(const sl_video_format *f)
+sl_code sl_video_encoder(const char **out, const sl_video_format *f, sl_err *err)
 {
     static _Thread_local char name[32];
+    const sl_av *av;
+    sl_code rc = sl_av_load(&av, err);
+    if (rc) return rc;
     for (const char *at = f->encoders; *at;) {
         const size_t n = strcspn(at, " ");
         snprintf(name, sizeof name, "%.*s", (int)n, at);
-        if (avcodec_find_encoder_by_name(name)) return name;
+        *out = name;
+        if (av->avcodec_find_encoder_by_name(name)) return SL_OK;
         at += n + (at[n] == ' ');
     }
-    return NULL;
+    return sl_fail(err, SL_ARG, "this libavcodec has no encoder for .%s (%s)", f->suffix,
+                   f->encoders);
 }
 
 /* What stands behind the last dot of the path's name; "": nothing. */
@@ -56,9 +60,7 @@ sl_code sl_video_format_of(const sl_video_format **out, const char *path, sl_err
         snprintf(list + n, sizeof list - n, "%s.%s", n ? " " : "", FORMATS[i].suffix);
         if (strcasecmp(FORMATS[i].suffix, suffix) != 0) continue;
         *out = &FORMATS[i];
-        if (sl_video_encoder(*out)) return SL_OK;
-        return sl_fail(err, SL_ARG, "output %s: this libavcodec has no encoder for .%s (%s)", path,
-                       FORMATS[i].suffix, FORMATS[i].encoders);
+        return SL_OK;
     }
     return sl_fail(err, SL_ARG, "output %s: .%.40s is no format that is written, want one of %s",
                    path, suffix, list);

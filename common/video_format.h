@@ -7,6 +7,8 @@
 
 #include "common/err.h"
 
+#define SL_VIDEO_H264 "libx264" /* the encoder of the usual formats */
+
 typedef struct {
     const char *suffix;   /* of the name, without the dot; any case */
     const char *muxer;    /* libavformat's */
@@ -17,11 +19,12 @@ typedef struct {
 
 /* Row i; NULL behind the last. */
 const sl_video_format *sl_video_format_at(int i);
-/* The format that the path's name says; one without a suffix is MP4. Errors: SL_ARG no such format,
- * or this library has no encoder for it. */
+/* The format that the path's name says; one without a suffix is MP4. Errors: SL_ARG no such
+ * format. */
 sl_code sl_video_format_of(const sl_video_format **out, const char *path, sl_err *err);
-/* The first encoder of the row that the library has; NULL: none. */
-const char *sl_video_encoder(const sl_video_format *f);
+/* The first encoder of the row that libavcodec, which is loaded for that (common/av.h), has; the
+ * calling thread's until its next call. Errors: SL_ARG it has none; SL_SYS there is no libavcodec. */
+sl_code sl_video_encoder(const char **out, const sl_video_format *f, sl_err *err);
 /* What comes from a server, whatever the name: SL_ARG the name says another format than MP4. */
 sl_code sl_video_format_served(const char *path, sl_err *err);
 

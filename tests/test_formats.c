@@ -40,7 +40,8 @@ static void check_file(const sl_video_format *v, const char *path)
                     "r");
     assert_non_null(fgets(line, sizeof line, p));
     pclose(p);
-    const char *encoder = sl_video_encoder(v);
+    const char *encoder;
+    assert_int_equal(sl_video_encoder(&encoder, v, NULL), SL_OK);
     const char *codec = !strcmp(encoder, "libx264")      ? "h264"
                         : !strcmp(encoder, "libvpx-vp9") ? "vp9"
                         : strstr(encoder, "av1")         ? "av1"
@@ -52,10 +53,11 @@ static void check_file(const sl_video_format *v, const char *path)
 static void test_each_name_is_what_it_says(void **unused)
 {
     const sl_video_format *v;
+    const char *encoder;
     (void)unused;
     for (int i = 0; (v = sl_video_format_at(i)); i++) {
         const char *path = at(f("out/video.%s", v->suffix));
-        if (!sl_video_encoder(v)) continue;
+        if (sl_video_encoder(&encoder, v, NULL)) continue;
         command c = with("-o", path);
         works_(v->suffix, &c, 1, false);
         check_file(v, path);

@@ -1,5 +1,5 @@
-/* version.c - `sluice --version`: what this program is, what it is linked with, what it finds. For
- * reports of faults. */
+/* version.c - `sluice --version`: what this program is, what it is linked with or loads, what it
+ * finds. For reports of faults. */
 #include "stages/cli/verbs.h"
 
 #include <stdio.h>
@@ -10,22 +10,39 @@
 #include <curl/curl.h>
 #include <jansson.h>
 #include <jpeglib.h>
-#include <libavcodec/avcodec.h>
 #include <libavformat/avformat.h>
 #include <microhttpd.h>
 #include <sqlite3.h>
 #include <zlib.h>
 #include <zmq.h>
 
+#include "common/av.h"
 #include "common/version.h"
 #include "kernels/cpu/blas.h"
 #include "stages/job/devices.h"
 
 const char *openblas_get_config(void); /* openblas_config.h lies elsewhere in each distribution */
 
+static struct {
+    SL_LIBRARY_FIELD(avformat_version)
+} format;
+static const sl_library_function FORMAT_ROWS[] = {{"avformat_version", &format.avformat_version}};
+static sl_library avformat = SL_LIBRARY(libavformat, LIBAVFORMAT_VERSION_MAJOR, FORMAT_ROWS);
+
 static void print_av(const char *name, unsigned version)
 {
     printf("  %-14s %u.%u.%u\n", name, version >> 16, version >> 8 & 255, version & 255);
+}
+
+/* FFmpeg's, which are loaded when they are used: an error in their place. */
+static void print_loaded(void)
+{
+    const sl_av *av;
+    sl_err err = {0};
+    if (sl_av_load(&av, &err)) printf("  %-14s %s\n", "libavcodec", err.msg);
+    else print_av("libavcodec", av->avcodec_version());
+    if (sl_library_load(&avformat, &err)) printf("  %-14s %s\n", "libavformat", err.msg);
+    else print_av("libavformat", format.avformat_version());
 }
 
 static void print_devices(void)
@@ -53,8 +70,7 @@ int sl_cli_version(int argc, char **argv)
     (void)argc, (void)argv;
     zmq_version(&major, &minor, &patch);
     printf("sluice, commit %s, compiler %s\nlibraries\n", sl_version(), __VERSION__);
-    print_av("libavcodec", avcodec_version());
-    print_av("libavformat", avformat_version());
+    print_loaded();
     printf("  %-14s %d.%d.%d\n", "libzmq", major, minor, patch);
     printf("  %-14s %s\n  %-14s %s\n", "openblas", openblas_get_config(), "  kernels",
            sl_blas_settle());

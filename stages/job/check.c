@@ -269,14 +269,18 @@ static sl_code check_preview(const sl_request *j, sl_err *err)
 }
 
 /* The name says a format that can be written, at the job's rate. A mux of the user's own may write
- * what it likes. */
+ * what it likes; ours does not start without an encoder of H.264, so libavcodec is not loaded here
+ * to ask for that one. */
 static sl_code check_format(const sl_job *s, const sl_conf *conf, sl_err *err)
 {
     const sl_conf_stage *mux = sl_conf_find(conf, SL_ROLE_MUX);
     const sl_video_format *f;
+    const char *encoder;
     sl_code rc;
     if (!mux || strcmp(sl_path_last(mux->program), "sluice-mux") != 0) return SL_OK;
     if ((rc = sl_video_format_of(&f, s->output, err))) return rc;
+    if (strcmp(f->encoders, SL_VIDEO_H264) && (rc = sl_video_encoder(&encoder, f, err)))
+        return sl_context(err, rc, "output %s", s->output);
     if (s->fps <= f->fps_most) return SL_OK;
     return sl_fail(err, SL_ARG, "output %s: %g frames a second, want at most %d in .%s", s->output,
                    s->fps, f->fps_most, f->suffix);

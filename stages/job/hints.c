@@ -172,7 +172,7 @@ static void about_cache(const hints *h)
 static bool is_h264(const char *output)
 {
     const sl_video_format *f;
-    return sl_video_format_of(&f, output, NULL) || !strcmp(f->encoders, "libx264");
+    return sl_video_format_of(&f, output, NULL) || !strcmp(f->encoders, SL_VIDEO_H264);
 }
 
 void sl_request_hints(const sl_request *r, const sl_model *model, sl_tokenizer **tokenizer,

@@ -7,7 +7,7 @@
 #include <libavfilter/buffersink.h>
 #include <libavfilter/buffersrc.h>
 
-#include "common/err.h"
+#include "common/library.h"
 
 /* What is called of it. */
 #define SL_FILTERS(F)                                                                              \
@@ -22,15 +22,12 @@
     F(av_buffersrc_add_frame_flags)                                                                \
     F(av_buffersink_get_frame)
 
-/* A field of the function's own type and name, for each. */
 typedef struct {
-#define FIELD(name) __typeof__(&name) name;
-    SL_FILTERS(FIELD)
-#undef FIELD
+    SL_FILTERS(SL_LIBRARY_FIELD)
 } sl_filters;
 
 /* *out is the library of the major version that this was built with; it stays for as long as the
- * process. One thread calls it. Errors: SL_SYS, if it or a function of it is not there. */
+ * process. Errors: SL_SYS, if it or a function of it is not there. */
 sl_code sl_filters_load(const sl_filters **out, sl_err *err);
 
 #endif

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "common/log.h"
+#include "common/video_format.h"
 #include "stages/mux/video_file.h"
 #include "stages/seat/chunk.h"
 #include "stages/seat/kept.h"
@@ -26,10 +27,13 @@ static sl_handover source(void)
     return (sl_handover)sl_chunks_to(SL_ROLE_MUX);
 }
 
+/* Without an encoder of H.264 none is begun: what a job takes hours to compute is to be written. */
 static sl_code mux_open(mux_stage *s, sl_err *err)
 {
     int64_t t0 = sl_now_ns();
-    sl_code rc = sl_seat_receive(s->seat, err);
+    const char *encoder;
+    sl_code rc = sl_video_encoder(&encoder, sl_video_format_at(0), err);
+    if (!rc) rc = sl_seat_receive(s->seat, err);
     if (!rc) sl_seat_ready(s->seat, t0, 0, 0);
     return rc;
 }

@@ -151,12 +151,11 @@ static enum AVPixelFormat pixels_of(const char *encoder)
 static sl_code open_encoder(sl_video_file *m, const sl_video_options *o, const char *preset,
                             sl_err *err)
 {
-    const char *name = sl_video_encoder(m->kind);
-    const AVCodec *codec = name ? avcodec_find_encoder_by_name(name) : NULL;
+    const char *name;
+    const sl_code rc = sl_video_encoder(&name, m->kind, err);
+    const AVCodec *codec = rc ? NULL : avcodec_find_encoder_by_name(name);
     int e;
-    if (!codec)
-        return sl_fail(err, SL_SYS, "%s: this libavcodec has none of %s", m->path,
-                       m->kind->encoders);
+    if (rc) return sl_context(err, rc, "%s", m->path);
     AVCodecContext *c = m->codec = avcodec_alloc_context3(codec);
     if (!c) return sl_fail(err, SL_NOMEM, "video: no memory for the encoder");
     m->pixels = pixels_of(name);

@@ -8,11 +8,10 @@
 #include <string.h>
 #include <unistd.h>
 
-#include <libavcodec/avcodec.h>
 #include <libavformat/avformat.h>
-#include <libavutil/imgutils.h>
 #include <libswscale/swscale.h>
 
+#include "common/av.h"
 #include "common/path.h"
 
 #define THUMBNAIL_W 512
@@ -20,10 +19,27 @@
 #define TILES 20
 #define COLUMNS 5
 
+/* What is called of two libraries that nothing else here wants; libavcodec's is common/av.h's. */
+#define AVFORMAT(F)                                                                                \
+    F(av_find_best_stream)                                                                         \
+    F(av_read_frame) F(avformat_close_input) F(avformat_find_stream_info) F(avformat_open_input)
+#define SWSCALE(F) F(sws_freeContext) F(sws_getCachedContext) F(sws_scale)
+
+static struct {
+    AVFORMAT(SL_LIBRARY_FIELD)
+    SWSCALE(SL_LIBRARY_FIELD)
+} lib;
+
+#define ROW(name) {#name, &lib.name},
+static const sl_library_function FORMAT_ROWS[] = {AVFORMAT(ROW)}, SCALE_ROWS[] = {SWSCALE(ROW)};
+static sl_library avformat = SL_LIBRARY(libavformat, LIBAVFORMAT_VERSION_MAJOR, FORMAT_ROWS),
+                  swscale = SL_LIBRARY(libswscale, LIBSWSCALE_VERSION_MAJOR, SCALE_ROWS);
+
 /* Decoding takes threads and tens of MB: one picture at a time. */
 static pthread_mutex_t one = PTHREAD_MUTEX_INITIALIZER;
 
 typedef struct {
+    const sl_av *av;
     const char *path;
     AVFormatContext *format;
     AVCodecContext *codec;
@@ -37,7 +53,7 @@ typedef struct {
 static sl_code av_fail(const reader *r, int e, const char *doing, sl_err *err)
 {
     char text[AV_ERROR_MAX_STRING_SIZE] = "";
-    av_strerror(e, text, sizeof text);
+    r->av->av_strerror(e, text, sizeof text);
     return sl_fail(err, e == AVERROR(ENOMEM) ? SL_NOMEM : SL_FORMAT, "%s: %s: %s", r->path, doing,
                    text);
 }
@@ -45,17 +61,18 @@ static sl_code av_fail(const reader *r, int e, const char *doing, sl_err *err)
 static sl_code open_video(reader *r, sl_err *err)
 {
     const AVCodec *codec = NULL;
-    int e = avformat_open_input(&r->format, r->path, NULL, NULL);
-    if (e >= 0) e = avformat_find_stream_info(r->format, NULL);
+    int e = lib.avformat_open_input(&r->format, r->path, NULL, NULL);
+    if (e >= 0) e = lib.avformat_find_stream_info(r->format, NULL);
     if (e >= 0)
-        e = r->stream = av_find_best_stream(r->format, AVMEDIA_TYPE_VIDEO, -1, -1, &codec, 0);
+        e = r->stream = lib.av_find_best_stream(r->format, AVMEDIA_TYPE_VIDEO, -1, -1, &codec, 0);
     if (e < 0) return av_fail(r, e, "opening", err);
-    if (!(r->codec = avcodec_alloc_context3(codec)) || !(r->packet = av_packet_alloc()) ||
-        !(r->frame = av_frame_alloc()) || !(r->sheet = av_frame_alloc()))
+    if (!(r->codec = r->av->avcodec_alloc_context3(codec)) ||
+        !(r->packet = r->av->av_packet_alloc()) || !(r->frame = r->av->av_frame_alloc()) ||
+        !(r->sheet = r->av->av_frame_alloc()))
         return sl_fail(err, SL_NOMEM, "%s: no memory", r->path);
     r->codec->thread_count = 2;
-    e = avcodec_parameters_to_context(r->codec, r->format->streams[r->stream]->codecpar);
-    if (e >= 0) e = avcodec_open2(r->codec, codec, NULL);
+    e = r->av->avcodec_parameters_to_context(r->codec, r->format->streams[r->stream]->codecpar);
+    if (e >= 0) e = r->av->avcodec_open2(r->codec, codec, NULL);
     return e < 0 ? av_fail(r, e, "opening", err) : SL_OK;
 }
 
@@ -74,7 +91,7 @@ static sl_code make_sheet(reader *r, bool sheet, sl_err *err)
     r->sheet->width = r->columns * r->tile_w;
     r->sheet->height = (r->tiles + r->columns - 1) / r->columns * r->tile_h;
     r->sheet->color_range = AVCOL_RANGE_JPEG;
-    int e = av_frame_get_buffer(r->sheet, 32);
+    int e = r->av->av_frame_get_buffer(r->sheet, 32);
     if (e < 0) return av_fail(r, e, "making a picture", err);
     for (int y = 0; y < r->sheet->height; y++)
         memset(r->sheet->data[0] + y * r->sheet->linesize[0], 0, (size_t)r->sheet->width);
@@ -90,12 +107,12 @@ static sl_code place(reader *r, int tile, sl_err *err)
     uint8_t *to[4] = {r->sheet->data[0] + y * r->sheet->linesize[0] + x,
                       r->sheet->data[1] + y / 2 * r->sheet->linesize[1] + x / 2,
                       r->sheet->data[2] + y / 2 * r->sheet->linesize[2] + x / 2, NULL};
-    r->sws = sws_getCachedContext(r->sws, r->frame->width, r->frame->height,
-                                  (enum AVPixelFormat)r->frame->format, r->tile_w, r->tile_h,
-                                  AV_PIX_FMT_YUVJ420P, SWS_AREA, NULL, NULL, NULL);
+    r->sws = lib.sws_getCachedContext(r->sws, r->frame->width, r->frame->height,
+                                      (enum AVPixelFormat)r->frame->format, r->tile_w, r->tile_h,
+                                      AV_PIX_FMT_YUVJ420P, SWS_AREA, NULL, NULL, NULL);
     if (!r->sws) return sl_fail(err, SL_NOMEM, "%s: no memory for scaling", r->path);
-    sws_scale(r->sws, (const uint8_t *const *)r->frame->data, r->frame->linesize, 0,
-              r->frame->height, to, r->sheet->linesize);
+    lib.sws_scale(r->sws, (const uint8_t *const *)r->frame->data, r->frame->linesize, 0,
+                  r->frame->height, to, r->sheet->linesize);
     return SL_OK;
 }
 
@@ -107,14 +124,15 @@ static sl_code read_frames(reader *r, sl_err *err)
     sl_code rc = SL_OK;
     if (frames < 1) frames = r->tiles;
     while (!rc && placed < r->tiles && e >= 0) {
-        if ((e = av_read_frame(r->format, r->packet)) == AVERROR_EOF)
-            e = avcodec_send_packet(r->codec, NULL);
+        if ((e = lib.av_read_frame(r->format, r->packet)) == AVERROR_EOF)
+            e = r->av->avcodec_send_packet(r->codec, NULL);
         else if (e >= 0) {
-            if (r->packet->stream_index == r->stream) e = avcodec_send_packet(r->codec, r->packet);
-            av_packet_unref(r->packet);
+            if (r->packet->stream_index == r->stream)
+                e = r->av->avcodec_send_packet(r->codec, r->packet);
+            r->av->av_packet_unref(r->packet);
         }
         if (e < 0 && e != AVERROR(EAGAIN)) break;
-        while (!rc && (e = avcodec_receive_frame(r->codec, r->frame)) >= 0) {
+        while (!rc && (e = r->av->avcodec_receive_frame(r->codec, r->frame)) >= 0) {
             if (placed < r->tiles && at >= placed * frames / r->tiles) rc = place(r, placed++, err);
             at++;
         }
@@ -126,8 +144,8 @@ static sl_code read_frames(reader *r, sl_err *err)
 
 static sl_code encode(reader *r, const char *out, sl_err *err)
 {
-    const AVCodec *mjpeg = avcodec_find_encoder(AV_CODEC_ID_MJPEG);
-    AVCodecContext *c = mjpeg ? avcodec_alloc_context3(mjpeg) : NULL;
+    const AVCodec *mjpeg = r->av->avcodec_find_encoder(AV_CODEC_ID_MJPEG);
+    AVCodecContext *c = mjpeg ? r->av->avcodec_alloc_context3(mjpeg) : NULL;
     char temporary[SL_PATH + 16];
     sl_code rc = SL_OK;
     if (!c) return sl_fail(err, SL_SYS, "this libavcodec has no JPEG encoder");
@@ -139,10 +157,10 @@ static sl_code encode(reader *r, const char *out, sl_err *err)
     c->flags |= AV_CODEC_FLAG_QSCALE;
     c->global_quality = 3 * FF_QP2LAMBDA;
     r->sheet->quality = c->global_quality;
-    int e = avcodec_open2(c, mjpeg, NULL);
-    if (e >= 0) e = avcodec_send_frame(c, r->sheet);
-    if (e >= 0) e = avcodec_send_frame(c, NULL);
-    if (e >= 0) e = avcodec_receive_packet(c, r->packet);
+    int e = r->av->avcodec_open2(c, mjpeg, NULL);
+    if (e >= 0) e = r->av->avcodec_send_frame(c, r->sheet);
+    if (e >= 0) e = r->av->avcodec_send_frame(c, NULL);
+    if (e >= 0) e = r->av->avcodec_receive_packet(c, r->packet);
     if (e < 0) rc = av_fail(r, e, "encoding a picture", err);
     snprintf(temporary, sizeof temporary, "%s.tmp-%d", out, (int)getpid());
     int fd = rc ? -1 : open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
@@ -151,8 +169,26 @@ static sl_code encode(reader *r, const char *out, sl_err *err)
     if (fd >= 0 && close(fd) && !rc) rc = sl_fail_errno(err, errno, "%s", temporary);
     if (!rc && rename(temporary, out)) rc = sl_fail_errno(err, errno, "%s", out);
     if (rc) unlink(temporary);
-    avcodec_free_context(&c);
+    r->av->avcodec_free_context(&c);
     return rc;
+}
+
+/* The libraries; *r, whose fields they make, is empty without them. */
+static sl_code load(reader *r, sl_err *err)
+{
+    sl_code rc = sl_library_load(&avformat, err);
+    if (!rc) rc = sl_library_load(&swscale, err);
+    return rc ? rc : sl_av_load(&r->av, err);
+}
+
+static void close_video(reader *r)
+{
+    lib.sws_freeContext(r->sws);
+    r->av->av_frame_free(&r->frame);
+    r->av->av_frame_free(&r->sheet);
+    r->av->av_packet_free(&r->packet);
+    r->av->avcodec_free_context(&r->codec);
+    lib.avformat_close_input(&r->format);
 }
 
 sl_code sl_media_picture(const char *video, const char *out, bool sheet, sl_err *err)
@@ -161,15 +197,12 @@ sl_code sl_media_picture(const char *video, const char *out, bool sheet, sl_err 
     sl_code rc;
     pthread_mutex_lock(&one);
     if (!access(out, R_OK)) rc = SL_OK; /* somebody else's question made it meanwhile */
-    else if (!(rc = open_video(&r, err)) && !(rc = make_sheet(&r, sheet, err)) &&
-             !(rc = read_frames(&r, err)))
-        rc = encode(&r, out, err);
-    sws_freeContext(r.sws);
-    av_frame_free(&r.frame);
-    av_frame_free(&r.sheet);
-    av_packet_free(&r.packet);
-    avcodec_free_context(&r.codec);
-    avformat_close_input(&r.format);
+    else if (!(rc = load(&r, err))) {
+        if (!(rc = open_video(&r, err)) && !(rc = make_sheet(&r, sheet, err)) &&
+            !(rc = read_frames(&r, err)))
+            rc = encode(&r, out, err);
+        close_video(&r);
+    }
     pthread_mutex_unlock(&one);
     return rc;
 }
