@@ -19,13 +19,12 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#include <curl/curl.h>
-
 #include "common/clock.h"
 #include "common/json.h"
 #include "common/log.h"
 #include "common/path.h"
 #include "common/temporary.h"
+#include "stages/cli/curl.h"
 #include "stages/job/files.h"
 #include "stages/job/output.h"
 
@@ -34,6 +33,8 @@
 #define FILE_MAX ((uint64_t)1 << 40)
 #define BACKOFF_MIN_S 0.25
 #define BACKOFF_MAX_S 8.0
+
+static const sl_curl *lib; /* once sl_remote_open has been called */
 
 /* ---- where a server is ---- */
 
@@ -44,25 +45,25 @@ static bool is_loopback(const char *host)
 
 static sl_code use_url(sl_remote *r, const char *where, sl_err *err)
 {
-    CURLU *u = curl_url();
+    CURLU *u = lib->curl_url();
     char *scheme = NULL, *host = NULL, *more = NULL, *whole = NULL;
     sl_code rc = SL_OK;
     if (!u) return sl_fail(err, SL_NOMEM, "no memory");
-    if (curl_url_set(u, CURLUPART_URL, where, CURLU_NON_SUPPORT_SCHEME) ||
-        curl_url_get(u, CURLUPART_SCHEME, &scheme, 0))
+    if (lib->curl_url_set(u, CURLUPART_URL, where, CURLU_NON_SUPPORT_SCHEME) ||
+        lib->curl_url_get(u, CURLUPART_SCHEME, &scheme, 0))
         rc = sl_fail(err, SL_ARG, "--server %.300s is no URL, want http://HOST:PORT", where);
     else if (strcmp(scheme, "http") && strcmp(scheme, "https"))
         rc = sl_fail(err, SL_ARG, "--server has scheme %.60s, want http or https", scheme);
-    else if (curl_url_get(u, CURLUPART_HOST, &host, 0))
+    else if (lib->curl_url_get(u, CURLUPART_HOST, &host, 0))
         rc = sl_fail(err, SL_ARG, "--server %.300s has no host, want http://HOST:PORT", where);
-    else if (!curl_url_get(u, CURLUPART_USER, &more, 0) ||
-             !curl_url_get(u, CURLUPART_QUERY, &more, 0) ||
-             !curl_url_get(u, CURLUPART_FRAGMENT, &more, 0))
+    else if (!lib->curl_url_get(u, CURLUPART_USER, &more, 0) ||
+             !lib->curl_url_get(u, CURLUPART_QUERY, &more, 0) ||
+             !lib->curl_url_get(u, CURLUPART_FRAGMENT, &more, 0))
         rc = sl_fail(err, SL_ARG,
                      "--server %.300s has a user, a query or a fragment, want http://HOST:PORT "
                      "(tokens: --token-file)",
                      where);
-    else if (curl_url_get(u, CURLUPART_URL, &whole, 0) || strlen(whole) >= SL_PATH)
+    else if (lib->curl_url_get(u, CURLUPART_URL, &whole, 0) || strlen(whole) >= SL_PATH)
         rc = sl_fail(err, SL_ARG, "--server is longer than %d bytes", SL_PATH - 1);
     else {
         snprintf(r->url, sizeof r->url, "%s", whole);
@@ -71,11 +72,11 @@ static sl_code use_url(sl_remote *r, const char *where, sl_err *err)
         r->direct = is_loopback(host);
         r->clear = !r->direct && !strcmp(scheme, "http");
     }
-    curl_free(scheme);
-    curl_free(host);
-    curl_free(more);
-    curl_free(whole);
-    curl_url_cleanup(u);
+    lib->curl_free(scheme);
+    lib->curl_free(host);
+    lib->curl_free(more);
+    lib->curl_free(whole);
+    lib->curl_url_cleanup(u);
     return rc;
 }
 
@@ -154,9 +155,10 @@ sl_code sl_remote_open(sl_remote *r, const char *where, const char *token_file, 
     sl_code rc = SL_OK;
     *r = (sl_remote){
         .connect_s = SL_REMOTE_CONNECT_S, .idle_s = SL_REMOTE_IDLE_S, .interrupt_fd = -1};
-    if (curl_global_init(CURL_GLOBAL_DEFAULT))
+    if ((rc = sl_curl_load(&lib, err))) return rc;
+    if (lib->curl_global_init(CURL_GLOBAL_DEFAULT))
         return sl_fail(err, SL_SYS, "libcurl does not start");
-    if (!(r->multi = curl_multi_init())) return sl_fail(err, SL_NOMEM, "no memory");
+    if (!(r->multi = lib->curl_multi_init())) return sl_fail(err, SL_NOMEM, "no memory");
     if (!*where && getenv("SLUICE_SERVER")) where = getenv("SLUICE_SERVER");
     if (!*where) {
         if ((rc = sl_state_dir(state, err))) return rc;
@@ -177,8 +179,8 @@ sl_code sl_remote_open(sl_remote *r, const char *where, const char *token_file, 
 void sl_remote_close(sl_remote *r)
 {
     if (!r->multi) return;
-    curl_multi_cleanup(r->multi);
-    curl_global_cleanup();
+    lib->curl_multi_cleanup(r->multi);
+    lib->curl_global_cleanup();
     explicit_bzero(r->token, sizeof r->token);
     r->multi = NULL;
 }
@@ -259,8 +261,8 @@ static void begin(transfer *t)
     const char *type = NULL;
     if (t->begun) return;
     t->begun = true;
-    curl_easy_getinfo(t->curl, CURLINFO_RESPONSE_CODE, &t->r->status);
-    curl_easy_getinfo(t->curl, CURLINFO_CONTENT_TYPE, &type);
+    lib->curl_easy_getinfo(t->curl, CURLINFO_RESPONSE_CODE, &t->r->status);
+    lib->curl_easy_getinfo(t->curl, CURLINFO_CONTENT_TYPE, &type);
     snprintf(t->r->type, sizeof t->r->type, "%s", type ? type : "");
     if (t->r->status) t->r->met = true;
 }
@@ -321,10 +323,10 @@ static uint64_t moved(CURL *curl)
 {
     curl_off_t up = 0, down = 0;
     long headers = 0, sent = 0;
-    curl_easy_getinfo(curl, CURLINFO_SIZE_UPLOAD_T, &up);
-    curl_easy_getinfo(curl, CURLINFO_SIZE_DOWNLOAD_T, &down);
-    curl_easy_getinfo(curl, CURLINFO_HEADER_SIZE, &headers);
-    curl_easy_getinfo(curl, CURLINFO_REQUEST_SIZE, &sent);
+    lib->curl_easy_getinfo(curl, CURLINFO_SIZE_UPLOAD_T, &up);
+    lib->curl_easy_getinfo(curl, CURLINFO_SIZE_DOWNLOAD_T, &down);
+    lib->curl_easy_getinfo(curl, CURLINFO_HEADER_SIZE, &headers);
+    lib->curl_easy_getinfo(curl, CURLINFO_REQUEST_SIZE, &sent);
     return (uint64_t)up + (uint64_t)down + (uint64_t)headers + (uint64_t)sent;
 }
 
@@ -340,11 +342,11 @@ static sl_code run(transfer *t, double whole_s, CURLcode *result, sl_err *err)
     CURLMsg *m;
     *result = CURLE_OK;
     while (!rc) {
-        if (curl_multi_perform(r->multi, &running))
+        if (lib->curl_multi_perform(r->multi, &running))
             return sl_fail(err, SL_INTERNAL, "libcurl: a call failed");
         if (!running) break;
         struct curl_waitfd extra = {.fd = r->interrupt_fd, .events = CURL_WAIT_POLLIN};
-        curl_multi_poll(r->multi, &extra, r->interrupt_fd >= 0, wait_ms(r, INT64_MAX), NULL);
+        lib->curl_multi_poll(r->multi, &extra, r->interrupt_fd >= 0, wait_ms(r, INT64_MAX), NULL);
         const int64_t now = sl_now_ns();
         const uint64_t bytes = moved(t->curl);
         if (bytes != before) before = bytes, still_ns = now;
@@ -355,7 +357,7 @@ static sl_code run(transfer *t, double whole_s, CURLcode *result, sl_err *err)
         else if (whole_s > 0 && (double)(now - t0) * 1e-9 > whole_s)
             rc = sl_fail(err, SL_TIMEOUT, "%s: no whole answer after %.0f s", r->name, whole_s);
     }
-    while ((m = curl_multi_info_read(r->multi, &left)))
+    while ((m = lib->curl_multi_info_read(r->multi, &left)))
         if (m->msg == CURLMSG_DONE) *result = m->data.result;
     return rc;
 }
@@ -364,7 +366,7 @@ static sl_code failed_curl(transfer *t, CURLcode code, const char *detail, sl_er
 {
     const char *name = t->r->name;
     long why = 0;
-    curl_easy_getinfo(t->curl, CURLINFO_OS_ERRNO, &why);
+    lib->curl_easy_getinfo(t->curl, CURLINFO_OS_ERRNO, &why);
     switch (code) {
     case CURLE_COULDNT_CONNECT:
         t->lost = t->r->met;
@@ -427,7 +429,7 @@ static sl_code failed_status(const transfer *t, sl_err *err)
 
 static bool add_header(struct curl_slist **list, const char *text)
 {
-    struct curl_slist *more = curl_slist_append(*list, text);
+    struct curl_slist *more = lib->curl_slist_append(*list, text);
     if (more) *list = more;
     return more != NULL;
 }
@@ -447,16 +449,17 @@ static const char *type_of(const char *file)
 
 static curl_mime *make_form(CURL *curl, const sl_remote_part *parts, int count)
 {
-    curl_mime *form = curl_mime_init(curl);
+    curl_mime *form = lib->curl_mime_init(curl);
     for (int i = 0; form && i < count; i++) {
-        curl_mimepart *p = curl_mime_addpart(form);
-        bool bad = !p || curl_mime_name(p, parts[i].name);
+        curl_mimepart *p = lib->curl_mime_addpart(form);
+        bool bad = !p || lib->curl_mime_name(p, parts[i].name);
         if (!bad && parts[i].file)
-            bad = curl_mime_filedata(p, parts[i].file) || curl_mime_filename(p, parts[i].name) ||
-                  curl_mime_type(p, type_of(parts[i].file));
-        else if (!bad) bad = curl_mime_data(p, parts[i].text, CURL_ZERO_TERMINATED);
+            bad = lib->curl_mime_filedata(p, parts[i].file) ||
+                  lib->curl_mime_filename(p, parts[i].name) ||
+                  lib->curl_mime_type(p, type_of(parts[i].file));
+        else if (!bad) bad = lib->curl_mime_data(p, parts[i].text, CURL_ZERO_TERMINATED);
         if (bad) {
-            curl_mime_free(form);
+            lib->curl_mime_free(form);
             return NULL;
         }
     }
@@ -477,25 +480,26 @@ static void set_options(transfer *t, const request *q, const char *url, char *de
 {
     CURL *c = t->curl;
     sl_remote *r = t->r;
-    curl_easy_setopt(c, CURLOPT_URL, url);
-    curl_easy_setopt(c, CURLOPT_PROTOCOLS_STR, "http,https");
-    curl_easy_setopt(c, CURLOPT_FOLLOWLOCATION, 0L);
-    curl_easy_setopt(c, CURLOPT_NOSIGNAL, 1L);
-    curl_easy_setopt(c, CURLOPT_CONNECTTIMEOUT, (long)r->connect_s);
-    curl_easy_setopt(c, CURLOPT_USERAGENT, "sluice");
-    curl_easy_setopt(c, CURLOPT_ERRORBUFFER, detail);
-    curl_easy_setopt(c, CURLOPT_WRITEFUNCTION, on_body);
-    curl_easy_setopt(c, CURLOPT_WRITEDATA, t);
-    curl_easy_setopt(c, CURLOPT_HEADERFUNCTION, on_header);
-    curl_easy_setopt(c, CURLOPT_HEADERDATA, t);
-    if (r->direct) curl_easy_setopt(c, CURLOPT_PROXY, ""); /* nobody between us and this machine */
-    if (*r->socket) curl_easy_setopt(c, CURLOPT_UNIX_SOCKET_PATH, r->socket);
-    if (*r->ca_file) curl_easy_setopt(c, CURLOPT_CAINFO, r->ca_file);
+    lib->curl_easy_setopt(c, CURLOPT_URL, url);
+    lib->curl_easy_setopt(c, CURLOPT_PROTOCOLS_STR, "http,https");
+    lib->curl_easy_setopt(c, CURLOPT_FOLLOWLOCATION, 0L);
+    lib->curl_easy_setopt(c, CURLOPT_NOSIGNAL, 1L);
+    lib->curl_easy_setopt(c, CURLOPT_CONNECTTIMEOUT, (long)r->connect_s);
+    lib->curl_easy_setopt(c, CURLOPT_USERAGENT, "sluice");
+    lib->curl_easy_setopt(c, CURLOPT_ERRORBUFFER, detail);
+    lib->curl_easy_setopt(c, CURLOPT_WRITEFUNCTION, on_body);
+    lib->curl_easy_setopt(c, CURLOPT_WRITEDATA, t);
+    lib->curl_easy_setopt(c, CURLOPT_HEADERFUNCTION, on_header);
+    lib->curl_easy_setopt(c, CURLOPT_HEADERDATA, t);
+    if (r->direct)
+        lib->curl_easy_setopt(c, CURLOPT_PROXY, ""); /* nobody between us and this machine */
+    if (*r->socket) lib->curl_easy_setopt(c, CURLOPT_UNIX_SOCKET_PATH, r->socket);
+    if (*r->ca_file) lib->curl_easy_setopt(c, CURLOPT_CAINFO, r->ca_file);
     if (!strcmp(q->method, "POST") && !q->count) {
-        curl_easy_setopt(c, CURLOPT_POST, 1L);
-        curl_easy_setopt(c, CURLOPT_POSTFIELDS, "");
+        lib->curl_easy_setopt(c, CURLOPT_POST, 1L);
+        lib->curl_easy_setopt(c, CURLOPT_POSTFIELDS, "");
     } else if (strcmp(q->method, "GET") && strcmp(q->method, "POST"))
-        curl_easy_setopt(c, CURLOPT_CUSTOMREQUEST, q->method);
+        lib->curl_easy_setopt(c, CURLOPT_CUSTOMREQUEST, q->method);
 }
 
 static struct curl_slist *make_headers(const sl_remote *r, const request *q)
@@ -521,7 +525,7 @@ static struct curl_slist *make_headers(const sl_remote *r, const request *q)
         good = good && add_header(&list, line);
     }
     if (good) return list;
-    curl_slist_free_all(list);
+    lib->curl_slist_free_all(list);
     return NULL;
 }
 
@@ -538,15 +542,15 @@ static sl_code exchange(transfer *t, const request *q, sl_err *err)
     *r->type = 0;
     t->retry_after_s = -1;
     snprintf(url, sizeof url, "%s%s", r->url, q->path);
-    if (!headers || !(t->curl = curl_easy_init()) ||
+    if (!headers || !(t->curl = lib->curl_easy_init()) ||
         (q->count && !(form = make_form(t->curl, q->parts, q->count)))) {
         sl_fail(err, rc, "no memory");
         goto done;
     }
     set_options(t, q, url, detail);
-    curl_easy_setopt(t->curl, CURLOPT_HTTPHEADER, headers);
-    if (form) curl_easy_setopt(t->curl, CURLOPT_MIMEPOST, form);
-    if (curl_multi_add_handle(r->multi, t->curl)) {
+    lib->curl_easy_setopt(t->curl, CURLOPT_HTTPHEADER, headers);
+    if (form) lib->curl_easy_setopt(t->curl, CURLOPT_MIMEPOST, form);
+    if (lib->curl_multi_add_handle(r->multi, t->curl)) {
         rc = sl_fail(err, SL_INTERNAL, "libcurl: no transfer");
         goto done;
     }
@@ -556,17 +560,17 @@ static sl_code exchange(transfer *t, const request *q, sl_err *err)
         if (err) *err = t->said;
         rc = t->rc;
     } else if (!rc && result) {
-        rc = failed_curl(t, result, *detail ? detail : curl_easy_strerror(result), err);
+        rc = failed_curl(t, result, *detail ? detail : lib->curl_easy_strerror(result), err);
     } else if (!rc && r->status / 100 != 2) {
-        curl_easy_getinfo(t->curl, CURLINFO_RETRY_AFTER, &after);
+        lib->curl_easy_getinfo(t->curl, CURLINFO_RETRY_AFTER, &after);
         if (after > 0) t->retry_after_s = (double)after;
         rc = failed_status(t, err);
     }
-    curl_multi_remove_handle(r->multi, t->curl);
+    lib->curl_multi_remove_handle(r->multi, t->curl);
 done:
-    curl_easy_cleanup(t->curl);
-    curl_mime_free(form);
-    curl_slist_free_all(headers);
+    lib->curl_easy_cleanup(t->curl);
+    lib->curl_mime_free(form);
+    lib->curl_slist_free_all(headers);
     sl_buffer_free(&t->error);
     t->curl = NULL;
     return rc;

@@ -6,7 +6,6 @@
 
 #include "common/text.h"
 #include "stages/bench/bench.h"
-#include "stages/serve/serve.h"
 
 /* Files in place of a checkpoint's own. */
 #define MODEL_FILES                                                                                \
@@ -91,7 +90,7 @@ static const sl_verb VERBS[] = {
      "made it"},
     {"bench", sl_bench_main, SL_TAKES_NOTHING, SL_OPTIONS_OWN, BENCH,
      "[WHAT...] [--device cuda:N[,cuda:M...]]", "how fast it runs here: sluice bench --help"},
-    {"serve", sl_serve_main, SL_TAKES_NOTHING, SL_OPTIONS_OWN, SERVE,
+    {"serve", sl_cli_serve, SL_TAKES_NOTHING, SL_OPTIONS_OWN, SERVE,
      "--model DIR [--conf FILE] [--state DIR] [--listen HOST:PORT] [--tokens FILE] [--device D]\n"
      "--model DIR --queue redis://HOST/N --blobs PLACE [--role front|worker] [options]\n"
      "--transformer FILE --text-encoder FILE --vae FILE [--image-encoder FILE] [options]",

@@ -69,6 +69,7 @@ sl_verb_main sl_cli_wait, sl_cli_cancel, sl_cli_delete; /* wait.c, cancel.c */
 sl_verb_main sl_cli_logs, sl_cli_trace, sl_cli_report;  /* artefacts.c */
 sl_verb_main sl_cli_completion, sl_cli_man;             /* completion.c, manual.c */
 sl_verb_main sl_cli_protocol;
+sl_verb_main sl_cli_serve;   /* becomes sluice-serve */
 sl_verb_main sl_cli_version; /* of --version */
 sl_verb_main sl_cli_help;    /* help.c */
 

@@ -23,26 +23,46 @@
 
 const char *openblas_get_config(void); /* openblas_config.h lies elsewhere in each distribution */
 
+/* What is loaded when it is used, and what tells its version. */
 static struct {
     SL_LIBRARY_FIELD(avformat_version)
-} format;
-static const sl_library_function FORMAT_ROWS[] = {{"avformat_version", &format.avformat_version}};
-static sl_library avformat = SL_LIBRARY(libavformat, LIBAVFORMAT_VERSION_MAJOR, FORMAT_ROWS);
+    SL_LIBRARY_FIELD(sqlite3_libversion)
+    SL_LIBRARY_FIELD(MHD_get_version)
+    SL_LIBRARY_FIELD(curl_version_info)
+} lib;
+static const sl_library_function AVFORMAT[] = {{"avformat_version", &lib.avformat_version}},
+                                 SQLITE[] = {{"sqlite3_libversion", &lib.sqlite3_libversion}},
+                                 MHD[] = {{"MHD_get_version", &lib.MHD_get_version}},
+                                 CURL_[] = {{"curl_version_info", &lib.curl_version_info}};
+static sl_library avformat = SL_LIBRARY(libavformat, LIBAVFORMAT_VERSION_MAJOR, AVFORMAT),
+                  sqlite = {"libsqlite3.so.0", "SQLite", SQLITE, 1, false},
+                  mhd = {"libmicrohttpd.so.12", "libmicrohttpd", MHD, 1, false},
+                  curl = {"libcurl.so.4", "libcurl", CURL_, 1, false};
+
+static void print_name(const char *name, const char *version)
+{
+    printf("  %-14s %s\n", name, version);
+}
 
 static void print_av(const char *name, unsigned version)
 {
     printf("  %-14s %u.%u.%u\n", name, version >> 16, version >> 8 & 255, version & 255);
 }
 
-/* FFmpeg's, which are loaded when they are used: an error in their place. */
+/* An error in the place of one that is not there. */
 static void print_loaded(void)
 {
     const sl_av *av;
     sl_err err = {0};
-    if (sl_av_load(&av, &err)) printf("  %-14s %s\n", "libavcodec", err.msg);
+    if (sl_av_load(&av, &err)) print_name("libavcodec", err.msg);
     else print_av("libavcodec", av->avcodec_version());
-    if (sl_library_load(&avformat, &err)) printf("  %-14s %s\n", "libavformat", err.msg);
-    else print_av("libavformat", format.avformat_version());
+    if (sl_library_load(&avformat, &err)) print_name("libavformat", err.msg);
+    else print_av("libavformat", lib.avformat_version());
+    print_name("sqlite", sl_library_load(&sqlite, &err) ? err.msg : lib.sqlite3_libversion());
+    print_name("microhttpd", sl_library_load(&mhd, &err) ? err.msg : lib.MHD_get_version());
+    print_name("curl", sl_library_load(&curl, &err)
+                           ? err.msg
+                           : lib.curl_version_info(CURLVERSION_NOW)->version);
 }
 
 static void print_devices(void)
@@ -75,11 +95,8 @@ int sl_cli_version(int argc, char **argv)
     printf("  %-14s %s\n  %-14s %s\n", "openblas", openblas_get_config(), "  kernels",
            sl_blas_settle());
     printf("  %-14s %d (its own ABI's number)\n", "libjpeg", JPEG_LIB_VERSION);
-    printf("  %-14s %s\n", "zlib", zlibVersion());
-    printf("  %-14s %s\n", "sqlite", sqlite3_libversion());
-    printf("  %-14s %s\n", "microhttpd", MHD_get_version());
-    printf("  %-14s %s\n", "curl", curl_version_info(CURLVERSION_NOW)->version);
-    printf("  %-14s %s\n", "jansson", JANSSON_VERSION);
+    print_name("zlib", zlibVersion());
+    print_name("jansson", JANSSON_VERSION);
     print_devices();
     return 0;
 }

@@ -22,7 +22,10 @@
 /* What is called of two libraries that nothing else here wants; libavcodec's is common/av.h's. */
 #define AVFORMAT(F)                                                                                \
     F(av_find_best_stream)                                                                         \
-    F(av_read_frame) F(avformat_close_input) F(avformat_find_stream_info) F(avformat_open_input)
+    F(av_read_frame)                                                                               \
+    F(avformat_close_input)                                                                        \
+    F(avformat_find_stream_info)                                                                   \
+    F(avformat_open_input)
 #define SWSCALE(F) F(sws_freeContext) F(sws_getCachedContext) F(sws_scale)
 
 static struct {
