@@ -20,7 +20,7 @@ enum {
     SIDE = 40 /* latents are at most as large */
 };
 
-static const sl_dit_config CONFIG = {.layers = 3,
+static const sl_dit_config CONFIG = {.layers = 2,
                                      .heads = 8,
                                      .head_dim = HEAD,
                                      .dim = 8 * HEAD,
