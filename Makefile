@@ -103,7 +103,7 @@ SUB      = +@$(MAKE) --no-print-directory $(PARALLEL)
 
 # ---- targets ----
 
-.PHONY: all setup programs plugin tests golden gpu-tests gpu demo test test-clients test-python test-golden test-fleet test-slurm test-deploy check check-asan check-tsan soak bench fuzz lint format install help clean
+.PHONY: all setup programs plugin tests golden layouts gpu-tests gpu demo test test-clients test-python test-golden test-fleet test-slurm test-deploy check check-asan check-tsan soak bench fuzz lint format install help clean
 .DEFAULT_GOAL := all
 
 all: setup          ## set-up and programs (what `make` alone does)
@@ -208,10 +208,16 @@ setup:              ## install the packages that are missing, or print the one c
 
 programs: $(PROGS) $(STAGE_SO) $(PLUGIN)  ## the programs, without looking for missing packages
 plugin: $(or $(PLUGIN_SO),no-nvcc)  ## the CUDA plug-in alone
-tests: $(TESTS) $(HELPERS) $(TBIN)/linear_decode golden  ## the test programs and what they read, likewise
+tests: $(TESTS) $(HELPERS) $(TBIN)/linear_decode golden layouts  ## the test programs and what they read, likewise
 golden: $(TBIN)/helper_weights  ## the golden models' weights, made from their seeds where they are missing
 	@$< && cd tests/golden && sha256sum --quiet --check weights.sha256
-gpu-tests: $(GPU_TESTS) golden  ## the test programs of the plug-in; tests/gpu.sh runs them
+layouts: build/layouts/made  ## one golden checkpoint as other programs have it, which several tests read
+build/layouts/made: tests/golden/layouts/build.py tests/golden/layouts/layouts.json tests/golden/gguf/model.py | golden
+	@rm -rf $(@D)
+	@echo "  MAKE  $(@D)"
+	@{ python3 tests/golden/layouts/build.py tests/golden $(@D) && python3 tests/golden/gguf/model.py tests/golden $(@D)/gguf; } >build/layouts.log || { cat build/layouts.log; exit 1; }
+	@touch $@
+gpu-tests: $(GPU_TESTS) golden layouts  ## the test programs of the plug-in; tests/gpu.sh runs them
 
 .PHONY: no-nvcc
 no-nvcc:

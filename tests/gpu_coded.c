@@ -14,5 +14,5 @@ int main(void)
         return 1;
     }
     t_coded_ops = gpu->ops;
-    return cmocka_run_group_tests_name("coded", tests, t_coded_make, t_layouts_remove);
+    return cmocka_run_group_tests_name("coded", tests, t_layouts_make, t_layouts_remove);
 }

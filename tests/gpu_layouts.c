@@ -14,7 +14,6 @@ static const struct {
 static int run_all(void **state)
 {
     t_layouts_make(state);
-    t_gguf_make();
     t_pack_float32();
     for (size_t i = 0; i < sizeof RUNS / sizeof *RUNS; i++)
         t_run_jobs(RUNS[i].name, RUNS[i].model, RUNS[i].jobs, "cuda:0");

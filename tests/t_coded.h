@@ -143,13 +143,6 @@ static inline void t_coded_case(void **state)
     sl_lora_close(&lora);
 }
 
-static inline int t_coded_make(void **state)
-{
-    t_layouts_make(state);
-    t_gguf_make();
-    return 0;
-}
-
 /* on: a setup that sets t_coded_ops; where: its name, a literal. */
 #define T_CODED_CASE(on, where, file)                                                              \
     {                                                                                              \

@@ -21,5 +21,5 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {T_CODED_TESTS(on_host, "host memory"),
                                        T_CODED_TESTS(on_a_device, "a device")};
-    return cmocka_run_group_tests_name("coded", tests, t_coded_make, t_layouts_remove);
+    return cmocka_run_group_tests_name("coded", tests, t_layouts_make, t_layouts_remove);
 }
