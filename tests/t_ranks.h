@@ -197,12 +197,14 @@ static bool in_time(int ranks)
     return true;
 }
 
-#define TRIES 5 /* to have all ranks in time */
+#define TRIES 5                       /* to have all ranks in time */
+static int runs_of_teams, runs_again; /* what remove_model tells */
 
 /* n works of one model, one behind the other, by a team of this size. */
 static void by_team(const work *w, int n, int size, bool random)
 {
     for (int i = 0; i < TRIES; i++) {
+        runs_of_teams++, runs_again += i > 0;
         t_run_open(&run);
         settings(size, size, random);
         start(w, n);
@@ -282,7 +284,9 @@ static void run_switches(int ranks, const char *guidance, int tries)
     args[8] = jobs;
     t_run_start(&run, args);
     t_run_ends(&run, 0);
+    runs_of_teams += ranks > 1;
     if (tries > 1 && !in_time(ranks)) {
+        runs_again++;
         t_run_close(&run);
         run_switches(ranks, guidance, tries - 1);
         return;
@@ -628,6 +632,8 @@ static int make_model(void **state)
 static int remove_model(void **state)
 {
     (void)state;
+    printf("%d of %d runs of teams were made again, for a rank was not ready in time\n", runs_again,
+           runs_of_teams);
     t_rmdir(eight);
     return 0;
 }

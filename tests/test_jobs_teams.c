@@ -68,6 +68,55 @@ static void four_at_one_job(void)
     t.read = t.count;
 }
 
+/* R2 and R3 have begun to load with the two that are ready. */
+static void two_load_yet(void)
+{
+    begin(FOUR("\"auto\""), "supervise: { restarts = 1; };");
+    for (int r = R2; r <= R3; r++) {
+        sl_jobs_on_death(t.d, r, 100 + r, "");
+        sl_jobs_on_rank(t.d, r);
+        sl_jobs_on_load(t.d, r);
+    }
+    t.read = t.count;
+    submit_some(1, 1);
+    give_inputs(1, 1);
+    sl_jobs_schedule(t.d);
+    for (int r = R0; r <= R3; r++) assert_int_equal(count_of(r, SL_MSG_JOB), 0);
+}
+
+/* A job does not begin with some of the ranks that load together, to be parked for the others. */
+static void ranks_that_load_together_are_waited_for(void **state)
+{
+    (void)state;
+    two_load_yet();
+    sl_jobs_on_ready(t.d, R2, 200);
+    sl_jobs_schedule(t.d);
+    assert_int_equal(count_of(R0, SL_MSG_JOB), 0);
+    sl_jobs_on_ready(t.d, R3, 201);
+    sl_jobs_schedule(t.d);
+    TEAM_IS(1, R0, R1, R2, R3);
+    end();
+    /* one that ends meanwhile is not waited for: when it comes again, it loads alone */
+    two_load_yet();
+    sl_jobs_on_death(t.d, R2, 102, "");
+    sl_jobs_on_death(t.d, R3, 103, "");
+    sl_jobs_schedule(t.d);
+    TEAM_IS(1, R0, R1);
+    end();
+    /* nor for longer than 5 s */
+    two_load_yet();
+    sl_jobs_skip(t.d, -4000000000ll);
+    sl_jobs_schedule(t.d);
+    assert_int_equal(count_of(R0, SL_MSG_JOB), 0);
+    sl_jobs_skip(t.d, -1000000000ll);
+    sl_jobs_schedule(t.d);
+    TEAM_IS(1, R0, R1);
+    /* a job that runs goes on: it is not parked for what is not ready */
+    sl_jobs_schedule(t.d);
+    assert_int_equal(count_of(R0, SL_MSG_PARK), 0);
+    end();
+}
+
 static void a_job_has_all_ranks(void **state)
 {
     (void)state;
@@ -387,6 +436,7 @@ static void all_ranks_hear_of_a_cancel(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(ranks_that_load_together_are_waited_for),
         cmocka_unit_test(a_job_has_all_ranks),
         cmocka_unit_test(the_leader_is_where_inputs_lie),
         cmocka_unit_test(a_rank_has_to_be_known),

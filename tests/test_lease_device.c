@@ -3,7 +3,8 @@
  *
  * The slab is shared memory and a stream a flag: work "queued" on a busy stream is over
  * when the test says so, or never, when its process dies first. What a GPU adds, real
- * copies and events, is tests/gpu_lease.c; the cases of every kind run here too. */
+ * copies and events, is tests/gpu_lease.c; the cases of every kind run here too.
+ * run: waits. takes: 10 s. */
 #include "tests/t_lease_cases.h"
 
 /* ---- a device ---- */

@@ -116,8 +116,14 @@ void sl_jobs_on_rank(sl_jobs *d, int number)
     d->seats[number].rank = true;
 }
 
+void sl_jobs_on_load(sl_jobs *d, int number)
+{
+    d->seats[number].loads = true;
+}
+
 void sl_jobs_on_ready(sl_jobs *d, int number, pid_t pid)
 {
+    d->seats[number].loads = false;
     d->seats[number].ready = true;
     d->seats[number].ready_ns = sl_now_ns();
     d->seats[number].pid = pid;

@@ -54,6 +54,9 @@ void sl_jobs_add_seat(sl_jobs *d, int seat, const sl_conf_stage *stage, const ch
 void sl_jobs_on_pool(sl_jobs *d, int seat, const sl_msg_pool *m);
 /* The others of the seat's role can reach its process: it may be in a team. */
 void sl_jobs_on_rank(sl_jobs *d, int seat);
+/* The seat's process loads its weights together with other ranks: once one of them is ready, jobs
+ * wait a moment for the rest. */
+void sl_jobs_on_load(sl_jobs *d, int seat);
 /* The seat's process, pid, takes jobs from now on. */
 void sl_jobs_on_ready(sl_jobs *d, int seat, pid_t pid);
 /* The seat's process has ended: the seat's slots and work are gone. Owners of pools are

@@ -84,6 +84,7 @@ static void tell_one(void *self, const sl_msg *m)
 static void tell_seat(void *self, int seat, const sl_msg *m)
 {
     sl_dispatch *d = self;
+    if (m->type == SL_MSG_LOAD && m->load.team.size > 1) sl_jobs_on_load(d->jobs, seat);
     sl_bus_send(d->bus, seat, m);
 }
 

@@ -23,9 +23,10 @@
 #include "common/clock.h"
 #include "common/trace.h"
 
-#define FULL (-2) /* no receiver has a credit */
-#define FAR 1024  /* costs more than any load: jobs that wait for a seat */
-#define WORTH 3   /* steps that are to be left where an attempt is parked */
+#define FULL (-2)                /* no receiver has a credit */
+#define FAR 1024                 /* costs more than any load: jobs that wait for a seat */
+#define WORTH 3                  /* steps that are to be left where an attempt is parked */
+#define TOGETHER_NS 5000000000ll /* longest wait for ranks that load with one that is ready */
 
 /* ---- crews ---- */
 
@@ -397,19 +398,40 @@ static bool describe(const sl_jobs *d, const job *j, sl_role role, sl_team_job *
     return true;
 }
 
+/* How many ranks there are. Those that load together with one that is ready now are there in a
+ * moment: no job begins with fewer, which would take steps as much longer and be parked for them;
+ * one that runs goes on meanwhile. */
+static int count_ranks(const sl_jobs *d, sl_role role, bool one_runs)
+{
+    int ready = 0, come = 0;
+    int64_t since = INT64_MAX;
+    for (int i = 0; i < SL_CONF_SEATS; i++) {
+        const seat *s = &d->seats[i];
+        if (!s->stage || s->stage->role != role || !s->rank) continue;
+        ready += s->ready;
+        come += s->loads && !s->ready;
+        if (s->ready && s->ready_ns < since) since = s->ready_ns;
+    }
+    const bool wait = ready && !one_runs && sl_now_ns() - since < TOGETHER_NS;
+    return ready + (wait ? come : 0);
+}
+
 static void share(sl_jobs *d, sl_role role)
 {
     sl_team_job *jobs = d->team_jobs;
     int *whose = d->team_jobs_of;
-    int n = 0, ranks = 0, team = 0;
+    int n = 0, team = 0;
+    bool one_runs = false;
     for (int i = 0; i < SL_CONF_SEATS; i++) {
         const seat *s = &d->seats[i];
-        if (!s->stage || s->stage->role != role) continue;
-        ranks += s->ready && s->rank;
-        team = s->stage->team;
+        if (s->stage && s->stage->role == role) team = s->stage->team;
     }
     for (int i = 0; i < d->count; i++)
-        if (describe(d, &d->jobs[i], role, &jobs[n])) whose[n++] = i;
+        if (describe(d, &d->jobs[i], role, &jobs[n])) {
+            one_runs = one_runs || jobs[n].ranks;
+            whose[n++] = i;
+        }
+    const int ranks = count_ranks(d, role, one_runs);
     sl_team_share(jobs, n, ranks, team, d->model->dit[0].heads);
     for (int i = 0; i < n; i++) {
         job *j = &d->jobs[whose[i]];

@@ -26,6 +26,7 @@ typedef struct {
     bool ready;
     bool teamed; /* its role has teams here */
     bool rank;   /* of a role with teams: the others can reach it */
+    bool loads;  /* its weights, together with other ranks: it is ready in a moment */
     struct {
         uint64_t id; /* 0: not announced */
         int slots;
