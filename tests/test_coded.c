@@ -1,5 +1,5 @@
 /* test_coded.c - FP8 and GGUF with a LoRA on top: in host memory, and on a device of the CPU's
- * bodies. takes: 10 s. */
+ * bodies. */
 #include "tests/t_apart.h"
 #include "tests/t_coded.h"
 

@@ -30,7 +30,7 @@ static int run_all(void **state)
         json_t *o = json_pack("{s:s, s:s, s:i, s:i, s:i, s:i, s:i, s:s, s:s}", "image",
                               "tests/demo-model/pictures/meadow.jpg", "prompt",
                               "The camera zooms in while snow falls", "width", 192, "height", 128,
-                              "frames", 17, "steps", JOBS[i].steps, "seed", 3, "dump", to, "output",
+                              "frames", 9, "steps", JOBS[i].steps, "seed", 3, "dump", to, "output",
                               t_format("%s.mp4", to));
         assert_non_null(o);
         if (JOBS[i].steps == 4) json_object_set_new(o, "sampler", json_string("lightx2v"));

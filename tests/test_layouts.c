@@ -1,6 +1,5 @@
 /* test_layouts.c - one checkpoint in every layout that people have it in: the same tensors, the
- * same sizes, and what is refused. The layouts are made by tests/golden/layouts/build.py.
- */
+ * same sizes, and what is refused. The layouts are made by tests/golden/layouts/build.py. */
 #include "tests/t_layouts.h"
 
 #include <sys/stat.h>
