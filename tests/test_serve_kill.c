@@ -7,9 +7,8 @@
  * SLUICE_SOAK=1 makes it 100 kills over 50 jobs from 8 clients; SLUICE_KILLS=few makes it 6
  * over 6.
  * SLUICE_SEED repeats a run's kills, as far as time does. */
-#include "tests/t_serve.h"
+#include "tests/t_made.h"
 
-#include <pthread.h>
 #include <sys/mount.h>
 
 #define JOBS_MOST 64
@@ -17,14 +16,8 @@
 
 static t_serve s;
 static int jobs = 12, kills = 20, clients = 2;
-static unsigned seed;
 
 /* ---- random ---- */
-
-static double part(void)
-{
-    return (double)rand_r(&seed) / ((double)RAND_MAX + 1);
-}
 
 /* ---- processes ---- */
 
@@ -109,71 +102,23 @@ static void kill_one(int which)
 
 /* ---- clients ---- */
 
-typedef struct {
-    char id[64];
-    uint64_t hash; /* of the video's bytes */
-    size_t size;
-} made;
-
-static made wanted[JOBS_MOST], got[JOBS_MOST];
+static t_made wanted[JOBS_MOST], got[JOBS_MOST];
 static pthread_mutex_t url_lock = PTHREAD_MUTEX_INITIALIZER; /* s.url changes with each start */
-
-static uint64_t hash_of(const char *p, size_t n)
-{
-    uint64_t h = 1469598103934665603ull;
-    for (size_t i = 0; i < n; i++) h = (h ^ (unsigned char)p[i]) * 1099511628211ull;
-    return h;
-}
-
-static curl_mime *form_of(CURL *c, int i)
-{
-    curl_mime *m = curl_mime_init(c);
-    const char *const fields[][2] = {{"prompt", "a cat"},
-                                     {"size", "96x64"},
-                                     {"frames", "9"},
-                                     {"steps", i % 3 ? "4" : "9"},
-                                     {"guidance", i % 2 ? "1" : "4"}};
-    char number[16];
-    snprintf(number, sizeof number, "%d", i);
-    for (int k = 0; k < 5; k++) t_form_add(m, fields[k][0], fields[k][1]);
-    t_form_add(m, "seed", number);
-    t_form_add(m, "input_reference", "@" T_IMAGE);
-    return m;
-}
 
 /* One request to the server as it is now. The answer's code; 0: nobody answered. */
 static long request(const char *method, const char *path, int form, const char *key, t_reply *r)
 {
-    char url[256], line[64];
+    char url[256];
     CURL *c = curl_easy_init();
-    struct curl_slist *list = NULL;
-    curl_mime *m = NULL;
     pthread_mutex_lock(&url_lock);
     snprintf(url, sizeof url, "%s%s", s.url, path);
     pthread_mutex_unlock(&url_lock);
-    memset(r, 0, sizeof *r);
-    curl_easy_setopt(c, CURLOPT_URL, url);
-    curl_easy_setopt(c, CURLOPT_TIMEOUT, 30L);
-    curl_easy_setopt(c, CURLOPT_NOSIGNAL, 1L);
-    curl_easy_setopt(c, CURLOPT_PROXY, "");
-    curl_easy_setopt(c, CURLOPT_WRITEFUNCTION, t_reply_body);
-    curl_easy_setopt(c, CURLOPT_WRITEDATA, r);
-    if (form >= 0) curl_easy_setopt(c, CURLOPT_MIMEPOST, m = form_of(c, form));
-    else curl_easy_setopt(c, CURLOPT_CUSTOMREQUEST, method);
-    if (key) {
-        snprintf(line, sizeof line, "Idempotency-Key: %s", key);
-        curl_easy_setopt(c, CURLOPT_HTTPHEADER, list = curl_slist_append(list, line));
-    }
-    if (!curl_easy_perform(c)) curl_easy_getinfo(c, CURLINFO_RESPONSE_CODE, &r->code);
-    curl_slist_free_all(list);
-    curl_mime_free(m);
-    curl_easy_cleanup(c);
-    return r->code;
+    return t_made_request(c, method, url, form < 0 ? NULL : t_made_form(c, form, "4", "9"), key, r);
 }
 
 /* Submit job i until it is accepted, under a key of its own: an answer that was lost is no second
  * job. */
-static void submit_one(made *out, int i)
+static void submit_one(t_made *out, int i)
 {
     char key[32];
     const double until = t_seconds() + T_SERVE_S;
@@ -194,7 +139,7 @@ static void submit_one(made *out, int i)
 }
 
 typedef struct {
-    made *into;
+    t_made *into;
     int first;
 } client;
 
@@ -209,7 +154,7 @@ static void *submit_all(void *arg)
 }
 
 /* Wait for the end of job i; "completed", or what else. */
-static const char *end_of(made *m)
+static const char *end_of(t_made *m)
 {
     static char status[64];
     const double until = t_seconds() + T_SERVE_S;
@@ -227,17 +172,17 @@ static const char *end_of(made *m)
     }
 }
 
-static void fetch(made *m)
+static void fetch(t_made *m)
 {
     t_reply r;
     assert_int_equal(request("GET", t_format("/v1/videos/%s/content", m->id), -1, NULL, &r), 200);
     m->size = r.size;
-    m->hash = hash_of(r.body, r.size);
+    m->hash = t_made_hash(r.body, r.size);
     t_reply_free(&r);
 }
 
 /* Every job ended as it should, once; nothing is left of what it took. */
-static void check_all(made *all)
+static void check_all(t_made *all)
 {
     t_reply r;
     for (int i = 0; i < jobs; i++) {
@@ -282,7 +227,7 @@ static void nothing_is_left(void)
         0);
 }
 
-static void run_clients(made *into, pthread_t threads[CLIENTS_MOST])
+static void run_clients(t_made *into, pthread_t threads[CLIENTS_MOST])
 {
     static client all[CLIENTS_MOST];
     for (int i = 0; i < clients; i++) {
@@ -318,16 +263,16 @@ static void killed_at_random_moments(void **state)
 {
     (void)state;
     pthread_t threads[CLIENTS_MOST];
-    fprintf(stderr, "SLUICE_SEED=%u\n", seed);
+    fprintf(stderr, "SLUICE_SEED=%u\n", t_made_seed);
     memset(got, 0, sizeof got);
     t_serve_open(&s);
     t_serve_conf(&s, "serve: { retries = 0; };\n"); /* kills are this test's, not the jobs' */
     t_serve_start(&s, T_MODEL, NULL);
     run_clients(got, threads);
     for (int i = 0; i < kills; i++) {
-        usleep((useconds_t)(part() * 400000));
+        usleep((useconds_t)(t_made_part() * 400000));
         pthread_mutex_lock(&url_lock);
-        kill_one(i < 8 ? i : (int)(part() * 8));
+        kill_one(i < 8 ? i : (int)(t_made_part() * 8));
         pthread_mutex_unlock(&url_lock);
     }
     for (int i = 0; i < clients; i++) pthread_join(threads[i], NULL);
@@ -372,7 +317,7 @@ static void a_disk_that_fills_loses_nothing(void **state)
     t_serve_start(&s, T_MODEL, NULL);
     run_clients(got, threads);
     for (int full = 0; full < 3; full++) {
-        usleep((useconds_t)(part() * 500000));
+        usleep((useconds_t)(t_made_part() * 500000));
         fill_disk(filler);
         const long code = request("POST", "/v1/videos", 0, NULL, &r);
         t_reply_free(&r);
@@ -401,7 +346,7 @@ int main(void)
     const char *few = getenv("SLUICE_KILLS"), *given = getenv("SLUICE_SEED");
     if (getenv("SLUICE_SOAK")) jobs = 50, kills = 100, clients = 8;
     else if (few && !strcmp(few, "few")) jobs = 6, kills = 6;
-    seed = given ? (unsigned)atoi(given) : (unsigned)time(NULL);
+    t_made_seed = given ? (unsigned)atoi(given) : (unsigned)time(NULL);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(undisturbed),
         cmocka_unit_test(killed_at_random_moments),
