@@ -71,6 +71,11 @@ json_t *sl_json_number(double x)
     return x == (double)(json_int_t)x ? json_integer((json_int_t)x) : json_real(x);
 }
 
+double sl_json_number_of(const json_t *o, const char *key)
+{
+    return json_number_value(json_object_get(o, key));
+}
+
 /* `e` tells what jansson says where it gives NULL. */
 static sl_code want_object(json_t **out, const json_error_t *e, const char *name, sl_err *err)
 {

@@ -35,6 +35,8 @@ sl_code sl_json_parse_long(json_t **out, const char *text, size_t length, const 
 
 /* An integer where x is whole: a rate of 16 stays 16. */
 json_t *sl_json_number(double x);
+/* The number of this key, 0 if it has none. */
+double sl_json_number_of(const json_t *o, const char *key);
 
 /* Replace control characters in the message (names from files may hold line breaks). NULL
  * is fine. */

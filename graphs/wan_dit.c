@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/minmax.h"
 #include "graphs/layers.h"
 #include "graphs/operand.h"
 
@@ -507,22 +508,17 @@ typedef struct {
     float scale;        /* 1 / sqrt(head_dim) */
 } forward;
 
-static int64_t smaller(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
-}
-
 /* How many of n tokens the layers take at once. */
 static int64_t rows_at_once(const sl_ctx *ctx, const sl_dit *m, int64_t n)
 {
     const int64_t most = m->rows ? m->rows : ctx->ops->rows_at_once;
-    return most ? smaller(n, most) : n;
+    return most ? sl_smaller(n, most) : n;
 }
 
 /* Loop over all n rows, at most `chunk` at a time: `rows` rows from `first` on. */
 #define EACH_CHUNK(first, rows, n, chunk)                                                          \
-    for (int64_t first = 0, rows = smaller(n, chunk); first < (n);                                 \
-         first += rows, rows = smaller((n) - (first), chunk))
+    for (int64_t first = 0, rows = sl_smaller(n, chunk); first < (n);                              \
+         first += rows, rows = sl_smaller((n) - (first), chunk))
 
 /* Where kept frames are, tokens have one of two timesteps. A modulation then holds its rows twice,
  * first this step's; what is done by rows is done to the kept ones and the others apart. */
@@ -557,7 +553,7 @@ static sl_tensor modulation(const forward *f, const sl_tensor *mod, int row, boo
 /* How many of n rows, which begin at this rank's row `first`, are of kept frames. */
 static int64_t kept_among(const forward *f, int64_t first, int64_t n)
 {
-    return f->kept <= first ? 0 : smaller(f->kept - first, n);
+    return f->kept <= first ? 0 : sl_smaller(f->kept - first, n);
 }
 
 /* y = LN(x) modulated by rows `shift` and the one after it, its scale; x is this rank's rows from
@@ -1004,7 +1000,7 @@ void sl_dit_forward(sl_ctx *ctx, const sl_dit *m, const sl_tensor *v, const sl_d
     const int64_t kept = in.kept_frames * (int64_t)in.rope->h * in.rope->w - mine.first;
     forward f = {.m = m,
                  .in = &in,
-                 .kept = kept < 0 ? 0 : smaller(kept, mine.rows),
+                 .kept = kept < 0 ? 0 : sl_smaller(kept, mine.rows),
                  .cos = sl_rows(&in.rope->cos, mine.first, mine.rows),
                  .sin = sl_rows(&in.rope->sin, mine.first, mine.rows),
                  .mine = mine,

@@ -28,17 +28,10 @@
 
 #include <cblas.h>
 
+#include "common/minmax.h"
 #include "kernels/cpu/simd.h"
 #include "kernels/cpu/vmath.h"
 
-static int64_t smaller(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
-}
-static int64_t larger(int64_t a, int64_t b)
-{
-    return a > b ? a : b;
-}
 static int64_t parts(int64_t all, int64_t of) /* all / of, rounded up */
 {
     return (all + of - 1) / of;
@@ -160,13 +153,14 @@ typedef struct {
 static cut cut_of(int64_t m, int64_t n, int64_t k)
 {
     const int64_t threads = sl_cpu_threads(), tiles = threads > 1 ? 2 * threads : 1,
-                  plenty = larger(1, m / PLENTY), room = larger(1, PANEL_WEIGHTS / (k * COLS));
+                  plenty = sl_larger(1, m / PLENTY),
+                  room = sl_larger(1, PANEL_WEIGHTS / (k * COLS));
     cut c = {.granules = parts(m, GRANULE)};
-    c.across = smaller(parts(tiles, plenty), smaller(parts(n, COLS), room));
-    c.down = smaller(parts(tiles, c.across), larger(plenty, parts(threads, c.across)));
-    c.down = larger(c.down, parts(m, MOST));
+    c.across = sl_smaller(parts(tiles, plenty), sl_smaller(parts(n, COLS), room));
+    c.down = sl_smaller(parts(tiles, c.across), sl_larger(plenty, parts(threads, c.across)));
+    c.down = sl_larger(c.down, parts(m, MOST));
     c.down = parts(parts(c.down * c.across, threads) * threads, c.across); /* all have as many */
-    c.down = smaller(c.down, c.granules);
+    c.down = sl_smaller(c.down, c.granules);
     return c;
 }
 
@@ -206,7 +200,7 @@ static void multiply(float *y, int64_t y_pitch, const float *x, int64_t x_pitch,
 /* Rows r to `end` of the tile from column c on, by one of a team of threads. */
 static void tile(const panel *p, int64_t r, int64_t end, int64_t c)
 {
-    const int64_t rows = smaller(end, p->rows) - r, cols = smaller(COLS, p->cols - c),
+    const int64_t rows = sl_smaller(end, p->rows) - r, cols = sl_smaller(COLS, p->cols - c),
                   left = rows % GRANULE, whole = rows - left;
     const bool small = cols < NARROW || cols * p->k < SMALL;
     const float *x = p->x + r * p->x_pitch, *w = p->w + c * p->k;
@@ -229,7 +223,7 @@ static void many_rows(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const
 {
     const int64_t m = x->shape[0], k = x->shape[1], n = w->shape[0], left = m % GRANULE;
     const cut c = cut_of(m, n, k);
-    const int64_t at_once = smaller(n, c.across * COLS), last_rows = left ? GRANULE : 0,
+    const int64_t at_once = sl_smaller(n, c.across * COLS), last_rows = left ? GRANULE : 0,
                   converted = w->dtype == SL_F32 ? 0 : at_once;
     const size_t size = sl_dtype_size(w->dtype);
     float *last = NULL;
@@ -246,7 +240,7 @@ static void many_rows(sl_ctx *ctx, const sl_tensor *y, const sl_tensor *x, const
         const char *from = (const char *)w->data + (size_t)(col * k) * size;
         const panel p = {.rows = m,
                          .k = k,
-                         .cols = smaller(at_once, n - col),
+                         .cols = sl_smaller(at_once, n - col),
                          .x = x->data,
                          .last = last,
                          .w = converted ? floats : (const float *)(const void *)from,
@@ -316,7 +310,7 @@ void sl_cpu_linear_eight(sl_ctx *ctx, const sl_tensor *y, const sl_eight *x, con
                          const sl_tensor *b)
 {
     const int64_t m = x->codes.shape[0], k = x->codes.shape[1], n = w->codes.shape[0],
-                  at_once = smaller(m, MOST);
+                  at_once = sl_smaller(m, MOST);
     if (!m || !n) return;
     float *floats = sl_cpu_scratch(SL_SCRATCH_EIGHT, (size_t)(at_once * k) * sizeof *floats);
     if (!floats) {
@@ -325,7 +319,7 @@ void sl_cpu_linear_eight(sl_ctx *ctx, const sl_tensor *y, const sl_eight *x, con
         return;
     }
     for (int64_t at = 0; at < m && !ctx->err.code; at += at_once) {
-        const int64_t rows = smaller(at_once, m - at);
+        const int64_t rows = sl_smaller(at_once, m - at);
         const sl_tensor yr = sl_rows(y, at, rows), xr = sl_view2(floats, SL_F32, rows, k);
         const uint8_t *codes = (const uint8_t *)x->codes.data + at * k;
 #pragma omp parallel for schedule(static) if (rows * k > 32768)

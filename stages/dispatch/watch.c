@@ -19,6 +19,7 @@
 
 #include "common/clock.h"
 #include "common/log.h"
+#include "common/minmax.h"
 #include "stages/dispatch/schedule.h"
 
 #define SECOND 1000000000ll
@@ -27,11 +28,6 @@
 static int64_t quiet_ns(const sl_jobs *d)
 {
     return d->conf->supervise.quiet_s * SECOND;
-}
-
-static int64_t larger(int64_t a, int64_t b)
-{
-    return a > b ? a : b;
 }
 
 /* ---- faults ---- */
@@ -95,7 +91,7 @@ static bool is_own(sl_msg_type type)
 static void on_word(attempt *a, seat *s, sl_msg_type type)
 {
     const int64_t now = sl_now_ns();
-    a->piece_ns = larger(a->piece_ns, now - a->heard_ns);
+    a->piece_ns = sl_larger(a->piece_ns, now - a->heard_ns);
     a->heard_ns = now;
     if (type != SL_MSG_SPAN) s->last = type;
     a->told = false;
@@ -237,13 +233,13 @@ static void tell_silent(sl_jobs *d, const job *j, attempt *a, int64_t ns, int64_
 
 static void watch_silence(sl_jobs *d, job *j, attempt *a, int64_t now)
 {
-    const int64_t limit = larger(quiet_ns(d), 2 * a->piece_ns), silent = now - a->heard_ns,
-                  longest = larger(d->conf->supervise.piece_s * SECOND, 8 * a->piece_ns);
+    const int64_t limit = sl_larger(quiet_ns(d), 2 * a->piece_ns), silent = now - a->heard_ns,
+                  longest = sl_larger(d->conf->supervise.piece_s * SECOND, 8 * a->piece_ns);
     int in[SL_CONF_SEATS], n;
     int64_t since = a->heard_ns;
     if (silent < limit) return;
     n = seats_in(d, a, in);
-    for (int i = 0; i < n; i++) since = larger(since, d->worked_ns(d->self, in[i]));
+    for (int i = 0; i < n; i++) since = sl_larger(since, d->worked_ns(d->self, in[i]));
     if (now - since >= 2 * limit) kill_silent(d, j, a, now - since, true);
     else if (silent >= longest) kill_silent(d, j, a, silent, false);
     else if (!a->told && now - since >= limit) tell_silent(d, j, a, now - since, limit, true);
@@ -252,7 +248,7 @@ static void watch_silence(sl_jobs *d, job *j, attempt *a, int64_t now)
 
 static void watch_cancel(sl_jobs *d, const attempt *a, int64_t now)
 {
-    const int64_t piece = larger(a->piece_ns, a->stopped_ns - a->heard_ns),
+    const int64_t piece = sl_larger(a->piece_ns, a->stopped_ns - a->heard_ns),
                   waited = now - a->stopped_ns;
     int in[SL_CONF_SEATS], n;
     char why[128];
@@ -268,7 +264,7 @@ static void watch_spool(sl_jobs *d, job *j, int h, int64_t now)
 {
     const delivery *v = &j->deliveries[h];
     if (!v->spooling ||
-        now - larger(v->spooling_ns, d->worked_ns(d->self, v->maker)) < 2 * quiet_ns(d))
+        now - sl_larger(v->spooling_ns, d->worked_ns(d->self, v->maker)) < 2 * quiet_ns(d))
         return;
     const seat *s = &d->seats[v->maker];
     sl_msg m = {.type = SL_MSG_SPOOLED, .spooled = {.job = j->id, .code = SL_TIMEOUT}};

@@ -149,11 +149,6 @@ json_t *sl_batch_report(const sl_report *r)
 
 /* ---- the table ---- */
 
-static double number(const json_t *o, const char *key)
-{
-    return json_number_value(json_object_get(o, key));
-}
-
 static const char *text(const json_t *o, const char *key)
 {
     const char *t = json_string_value(json_object_get(o, key));
@@ -181,21 +176,24 @@ void sl_batch_report_print(const json_t *batch, FILE *to)
         if ((int)strlen(name) > width) width = (int)strlen(name);
     }
     fprintf(to, "\nbatch  %.0f done in %.3f s: %.1f jobs/hour, %.2f frames/s\n",
-            number(batch, "done"), number(batch, "seconds"), number(batch, "jobs_per_hour"),
-            number(batch, "frames_per_second"));
+            sl_json_number_of(batch, "done"), sl_json_number_of(batch, "seconds"),
+            sl_json_number_of(batch, "jobs_per_hour"),
+            sl_json_number_of(batch, "frames_per_second"));
     fprintf(to, "  %-*s %9s %9s %9s\n", width, "stage", "instances", "computing", "occupied");
     json_object_foreach(stages, name, row)
     {
-        fprintf(to, "  %-*s %9.0f %9.3f %7.1f %%\n", width, name, number(row, "instances"),
-                number(row, "computing"), 100 * number(row, "occupancy"));
+        fprintf(to, "  %-*s %9.0f %9.3f %7.1f %%\n", width, name,
+                sl_json_number_of(row, "instances"), sl_json_number_of(row, "computing"),
+                100 * sl_json_number_of(row, "occupancy"));
     }
     json_array_foreach(waits, i, row)
     {
         if (strcmp(text(row, "who"), "jobs") == 0)
-            fprintf(to, "  %.0f job%s waited %.3f s for %s\n", number(row, "jobs"),
-                    number(row, "jobs") > 1 ? "s" : "", number(row, "seconds"), text(row, "for"));
+            fprintf(to, "  %.0f job%s waited %.3f s for %s\n", sl_json_number_of(row, "jobs"),
+                    sl_json_number_of(row, "jobs") > 1 ? "s" : "",
+                    sl_json_number_of(row, "seconds"), text(row, "for"));
         else
-            fprintf(to, "  %s waited %.3f s for %s\n", text(row, "who"), number(row, "seconds"),
-                    text(row, "for"));
+            fprintf(to, "  %s waited %.3f s for %s\n", text(row, "who"),
+                    sl_json_number_of(row, "seconds"), text(row, "for"));
     }
 }

@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "common/minmax.h"
 #include "common/picture.h"
 #include "common/program.h"
 #include "common/prompt.h"
@@ -386,19 +387,14 @@ sl_code sl_request_check(sl_request *j, const char *from, const sl_model *model,
     return check_outputs(j, conf, err);
 }
 
-static int64_t larger(int64_t a, int64_t b)
-{
-    return a > b ? a : b;
-}
-
 /* Without a configuration file: as large as the jobs. */
 static void fit_limits(const sl_batch *b, sl_conf *conf)
 {
     const sl_job *base = &b->base.spec;
     /* of a stream nobody knows them: the settings' own, or what the command line asks for */
     if (b->jobs_stream && !*b->conf) {
-        const int64_t area = larger((int64_t)base->width * base->height, b->base.max_area);
-        conf->limits.pixels = larger(conf->limits.pixels, area);
+        const int64_t area = sl_larger((int64_t)base->width * base->height, b->base.max_area);
+        conf->limits.pixels = sl_larger(conf->limits.pixels, area);
         if (base->frames > conf->limits.frames) conf->limits.frames = base->frames;
     }
     for (int i = 0; i < b->job_count && !*b->conf; i++) {

@@ -4,13 +4,9 @@
 #include <ctype.h>
 #include <string.h>
 
+#include "common/json.h"
 #include "common/pipeline.h"
 #include "common/precision.h"
-
-static double number(const json_t *o, const char *key)
-{
-    return json_number_value(json_object_get(o, key));
-}
 
 static long long integer(const json_t *o, const char *key)
 {
@@ -51,9 +47,10 @@ static void print_stages(const json_t *report, FILE *to)
         if (sl_role_has_teams((sl_role)sl_role_by_name(name)) && ranks > 1)
             snprintf(device, sizeof device, "%zu ranks", ranks);
         fprintf(to, "  %-*s %-7s %9.3f %9.3f %9.3f %9.3f %9.3f %9.3f %10.1f\n", width,
-                clean(stage, sizeof stage, name), device, number(s, "loading"), number(s, "queued"),
-                number(s, "turn"), number(s, "computing"), number(s, "waiting"),
-                number(s, "handing_over"), number(s, "peak_bytes") * 1e-6);
+                clean(stage, sizeof stage, name), device, sl_json_number_of(s, "loading"),
+                sl_json_number_of(s, "queued"), sl_json_number_of(s, "turn"),
+                sl_json_number_of(s, "computing"), sl_json_number_of(s, "waiting"),
+                sl_json_number_of(s, "handing_over"), sl_json_number_of(s, "peak_bytes") * 1e-6);
     }
 }
 
@@ -67,19 +64,21 @@ static void print_ranks(const json_t *ranks, FILE *to)
     json_array_foreach(ranks, i, k)
     {
         char gpu[24] = "-", device[256];
-        if (number(k, "device_bytes") > 0)
-            snprintf(gpu, sizeof gpu, "%.1f", number(k, "device_bytes") * 1e-6);
+        if (sl_json_number_of(k, "device_bytes") > 0)
+            snprintf(gpu, sizeof gpu, "%.1f", sl_json_number_of(k, "device_bytes") * 1e-6);
         fprintf(to, "  %-8lld %-7s %9lld %9lld %9.2f %9.3f %9.3f %9.3f %9.3f %10s\n",
                 integer(k, "instance"), text(device, k, "device"), integer(k, "attempts"),
-                integer(k, "steps"), number(k, "rows") * 100, number(k, "computing"),
-                number(k, "exchange"), number(k, "waiting"), number(k, "sent_bytes") * 1e-9, gpu);
+                integer(k, "steps"), sl_json_number_of(k, "rows") * 100,
+                sl_json_number_of(k, "computing"), sl_json_number_of(k, "exchange"),
+                sl_json_number_of(k, "waiting"), sl_json_number_of(k, "sent_bytes") * 1e-9, gpu);
     }
 }
 
 void sl_report_print_json(const json_t *r, const char *name, FILE *to)
 {
     const json_t *steps = json_object_get(r, "steps"), *step;
-    const double total = number(r, "total"), unaccounted = number(r, "unaccounted");
+    const double total = sl_json_number_of(r, "total"),
+                 unaccounted = sl_json_number_of(r, "unaccounted");
     const long long restarts = integer(r, "restarts");
     int hits = 0, forwards = 0;
     size_t i;
@@ -100,10 +99,10 @@ void sl_report_print_json(const json_t *r, const char *name, FILE *to)
     }
     fprintf(to, "\n%s  %lldx%lld, %lld frames at %g fps, %lld steps, seed %s",
             name ? name : text(output, r, "output"), integer(r, "width"), integer(r, "height"),
-            integer(r, "frames"), number(r, "fps"), integer(r, "step_count"),
+            integer(r, "frames"), sl_json_number_of(r, "fps"), integer(r, "step_count"),
             text(seed, r, "seed"));
     if (json_is_string(json_object_get(r, "output")))
-        fprintf(to, ", %.2f MB", number(r, "output_bytes") * 1e-6);
+        fprintf(to, ", %.2f MB", sl_json_number_of(r, "output_bytes") * 1e-6);
     fprintf(to, "\n");
     print_stages(r, to);
     print_ranks(json_object_get(r, "ranks"), to);
@@ -111,7 +110,8 @@ void sl_report_print_json(const json_t *r, const char *name, FILE *to)
             total > 0 ? 100 * unaccounted / total : 0);
     if (*text(precision, r, "precision") && strcmp(precision, sl_precision_name(SL_PRECISION_BF16)))
         fprintf(to, "; %s", precision);
-    if (number(r, "fbcache") > 0) fprintf(to, "; cache skipped %d of %d forwards", hits, forwards);
+    if (sl_json_number_of(r, "fbcache") > 0)
+        fprintf(to, "; cache skipped %d of %d forwards", hits, forwards);
     if (restarts) fprintf(to, "; %lld restart%s", restarts, restarts == 1 ? "" : "s");
     fprintf(to, "\n");
 }
