@@ -1,6 +1,6 @@
 /* picture_png.c - PNG (ISO/IEC 15948) through zlib: every depth, kind and interlacing to 8-bit RGB,
- * as Pillow has it. It is the kind that nearly every job brings, and libavcodec takes longer to load
- * than such a picture to decode.
+ * as Pillow has it. It is the kind that most jobs bring, and libavcodec takes longer to load than
+ * such a picture to decode.
  *
  * Of the chunks those that make the pixels are read, and their checksums compared; what is damaged
  * elsewhere (a colour profile that does not inflate) is no damage. */

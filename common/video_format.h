@@ -23,7 +23,8 @@ const sl_video_format *sl_video_format_at(int i);
  * format. */
 sl_code sl_video_format_of(const sl_video_format **out, const char *path, sl_err *err);
 /* The first encoder of the row that libavcodec, which is loaded for that (common/av.h), has; the
- * calling thread's until its next call. Errors: SL_ARG it has none; SL_SYS there is no libavcodec. */
+ * calling thread's until its next call. Errors: SL_ARG it has none; SL_SYS no libavcodec is
+ * there. */
 sl_code sl_video_encoder(const char **out, const sl_video_format *f, sl_err *err);
 /* What comes from a server, whatever the name: SL_ARG the name says another format than MP4. */
 sl_code sl_video_format_served(const char *path, sl_err *err);

@@ -1,6 +1,6 @@
 /* test_formats - videos are what their names say, streams are streams, links and devices stay
  * what
- * they are. takes: 7 s. */
+ * they are. takes: 6 s. */
 #include "tests/t.h"
 
 #pragma GCC diagnostic ignored "-Wunused-function" /* not all of these cases */

@@ -1,5 +1,6 @@
 /* test_journal_file.c - the server's queue as a file: what is none, versions, threads, readers
- * beside writers, backups, a full disk, SIGKILL at any moment. run: waits. takes: 10 s. limit: 240 s */
+ * beside writers, backups, a full disk, SIGKILL at any moment.
+ * run: waits. takes: 10 s. limit: 240 s */
 #include "tests/t_journal.h"
 
 /* ---- files that are no journal ---- */

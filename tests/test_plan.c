@@ -1,7 +1,7 @@
 /* test_plan - the bytes that `sluice plan` tells: by hand for the 14B model from its
  * configurations alone, and against what the stages of a real run take.
  *
- * takes: 6 s. limit: 240 s */
+ * takes: 5 s. limit: 240 s */
 #include "tests/t.h"
 #include "tests/t_run.h"
 

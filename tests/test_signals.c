@@ -1,7 +1,7 @@
 /* test_signals - Ctrl-Z stops the stages and fg goes on; the first Ctrl-C ends a run whatever a
  * stage does; a stage without memory is told, not waited for, and one that the kernel kills
  * for it
- * says so. takes: 4 s. */
+ * says so. takes: 8 s. */
 #include "tests/t_run.h"
 
 #include <sys/resource.h>

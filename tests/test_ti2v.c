@@ -1,7 +1,7 @@
 /* test_ti2v.c - Wan2.2 TI2V-5B's tiny model through all processes: jobs with a picture and
  * without
  * in one run, replayed, resumed after a kill, by a team, packed; what is refused.
- * takes: 11 s. limit: 180 s */
+ * takes: 9 s. limit: 180 s */
 #include "tests/t_run.h"
 
 #include <jansson.h>
