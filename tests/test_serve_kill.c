@@ -17,8 +17,6 @@
 static t_serve s;
 static int jobs = 12, kills = 20, clients = 2;
 
-/* ---- random ---- */
-
 /* ---- processes ---- */
 
 static void comm_of(pid_t pid, char out[64])
