@@ -420,13 +420,12 @@ static size_t lay_out_share(const sl_ctx *ctx, const sl_dit *m, sl_dit_share *s,
 {
     size_t at = 0;
     const sl_dtype act = sl_act(ctx);
-    const int64_t d = m->c.dim, heads[] = {tokens, d / size},
-                  rows[] = {sl_share_most(tokens, size, ctx->ops->row_granule), d},
-                  head[] = {tokens, 4 * (int64_t)m->c.out_channels}, sums[] = {tokens, 2};
-    s->q = sl_carve(memory, &at, act, 2, heads);
-    s->k = sl_carve(memory, &at, act, 2, heads);
-    s->v = sl_carve(memory, &at, act, 2, heads);
-    s->rows = sl_carve(memory, &at, act, 2, rows);
+    const int64_t all[] = {tokens, m->c.dim}, head[] = {tokens, 4 * (int64_t)m->c.out_channels},
+                  sums[] = {tokens, 2};
+    s->q = sl_carve(memory, &at, act, 2, all);
+    s->k = sl_carve(memory, &at, act, 2, all);
+    s->v = sl_carve(memory, &at, act, 2, all);
+    s->o = sl_carve(memory, &at, act, 2, all);
     s->head = sl_carve(memory, &at, act, 2, head);
     s->sums = sl_carve(memory, &at, SL_F32, 2, sums);
     return at;
@@ -477,7 +476,7 @@ void sl_dit_share_weigh(sl_ctx *ctx, sl_dit_share *s, const uint8_t weight[SL_RA
     sl_team to = s->team;
     memcpy(to.weight, weight, sizeof to.weight);
     if (!sl_shares_fit(weight, to.size)) count = 0; /* sl_comm_weigh tells */
-    for (int i = 0; i < count; i++) sl_fbcache_move(ctx, caches[i], &with, &s->rows, &to);
+    for (int i = 0; i < count; i++) sl_fbcache_move(ctx, caches[i], &with, &s->o, &to);
     sl_comm_weigh(ctx, s->comm, s->lane, weight);
     if (sl_ok(ctx)) s->team = to;
 }
@@ -704,88 +703,98 @@ static void project(sl_ctx *ctx, const forward *f, const sl_tensor *y, const sl_
     }
 }
 
-/* y = norm(x w) with rotation, of this rank's rows, then to whoever has the heads. */
-static void send_normed(sl_ctx *ctx, const forward *f, const sl_tensor *window, const sl_tensor *y,
-                        const sl_operand *x, const sl_layer *w, const sl_tensor *norm)
+/* The columns of `all` [N, dim] that are of this rank's heads. */
+static sl_tensor own_heads(const forward *f, const sl_tensor *all)
 {
     const sl_dit_share *s = f->in->share;
-    project(ctx, f, y, x, w, 0, y->shape[1]);
-    EACH_CHUNK (r, rows, y->shape[0], f->chunk) {
-        const sl_tensor yr = sl_rows(y, r, rows), c_r = sl_rows(&f->cos, r, rows),
+    const int64_t share = all->shape[1] / s->team.size;
+    return sl_cols(all, s->team.me * share, share);
+}
+
+/* y = norm(x w) with rotation, of this rank's rows of `all`, then to whoever has the heads. */
+static void send_normed(sl_ctx *ctx, const forward *f, const sl_tensor *all, const sl_operand *x,
+                        const sl_layer *w, const sl_tensor *norm)
+{
+    const sl_dit_share *s = f->in->share;
+    const sl_tensor y = sl_rows(all, f->mine.first, f->mine.rows);
+    project(ctx, f, &y, x, w, 0, y.shape[1]);
+    EACH_CHUNK (r, rows, y.shape[0], f->chunk) {
+        const sl_tensor yr = sl_rows(&y, r, rows), c_r = sl_rows(&f->cos, r, rows),
                         s_r = sl_rows(&f->sin, r, rows);
         sl_rmsnorm_rope(ctx, &yr, &yr, norm, f->m->c.eps, &c_r, &s_r, f->m->c.heads);
     }
-    sl_comm_to_heads(ctx, s->comm, s->lane, window, y, f->tokens, true);
+    sl_comm_to_heads(ctx, s->comm, s->lane, all, &y, f->tokens, false);
 }
 
-/* y = x w to whoever has the heads: the others' columns first, which travel while this rank's own
- * are computed, where they are to be. By pieces of rows instead, 1 and 4 of them took 4.587 and
- * 4.631 s a forward at 1280x720x81 on two H200: smaller products cost what is hidden. */
-static void send_values(sl_ctx *ctx, const forward *f, const sl_tensor *window, const sl_tensor *y,
-                        const sl_operand *x, const sl_layer *w)
+/* y = x w, of this rank's rows of `all`, to whoever has the heads: the others' columns first, which
+ * travel while this rank's own are computed. By pieces of rows instead, 1 and 4 of them took 4.587
+ * and 4.631 s a forward at 1280x720x81 on two H200: smaller products cost what is hidden. */
+static void send_values(sl_ctx *ctx, const forward *f, const sl_tensor *all, const sl_operand *x,
+                        const sl_layer *w)
 {
     const sl_dit_share *s = f->in->share;
-    const int64_t d = y->shape[1], share = d / s->team.size, own = s->team.me * share,
+    const sl_tensor y = sl_rows(all, f->mine.first, f->mine.rows);
+    const int64_t d = y.shape[1], share = d / s->team.size, own = s->team.me * share,
                   end = own + share;
-    const bool apart = ctx->ops->columns_apart;
-    if (apart) {
-        const sl_tensor before = sl_cols(y, 0, own), after = sl_cols(y, end, d - end);
+    if (ctx->ops->columns_apart) {
+        const sl_tensor before = sl_cols(&y, 0, own), after = sl_cols(&y, end, d - end),
+                        mine = sl_cols(&y, own, share);
         project(ctx, f, &before, x, w, 0, own);
         project(ctx, f, &after, x, w, end, d - end);
-    } else project(ctx, f, y, x, w, 0, d);
-    sl_comm_to_heads(ctx, s->comm, s->lane, window, y, f->tokens, !apart);
-    if (apart) {
-        const sl_tensor mine = sl_rows(window, f->mine.first, f->mine.rows);
+        sl_comm_to_heads(ctx, s->comm, s->lane, all, &y, f->tokens, false);
         project(ctx, f, &mine, x, w, own, share);
+        return;
     }
+    project(ctx, f, &y, x, w, 0, d);
+    sl_comm_to_heads(ctx, s->comm, s->lane, all, &y, f->tokens, false);
 }
 
 /* As self_attention, of a team: keys travel while queries are computed, queries while values are;
  * then each rank attends with its heads for the rows of all, its own rows last, so that the others'
- * results travel meanwhile. */
+ * results travel meanwhile.
+ *
+ * Each of q, k, v and o [N, dim] in the window has two parts that this rank works on, its rows and
+ * the columns of its heads. Where they cross, what it makes is where it is wanted: nothing of its
+ * own is copied. The others write the rest of one or of the other; what neither has stays empty. */
 static void shared_self_attention(sl_ctx *ctx, const forward *f, int i, const sl_tensor *x,
                                   const sl_tensor *mod)
 {
     const sl_dit_config *c = &f->m->c;
     const sl_dit_share *s = f->in->share;
     const attention *a = &f->m->blocks[i].attn1;
-    const int size = s->team.size;
+    const int size = s->team.size, heads = c->heads / size;
     const int64_t n = x->shape[0], d = c->dim, share = d / size;
     const size_t mark = sl_mark(ctx);
     const sl_operand in = sl_operand_new(ctx, &a->q, n, d); /* of the layers */
-    const sl_tensor q = sl_new2(ctx, sl_act(ctx), n, d);
-    const size_t heads_mark = sl_mark(ctx);
-    sl_tensor k = sl_new2(ctx, sl_act(ctx), n, d), v = sl_new2(ctx, sl_act(ctx), n, d);
     modulate(ctx, f, &in, x, 0, mod, SHIFT_1);
-    send_normed(ctx, f, &s->k, &k, &in, &a->k, &a->norm_k);
-    send_normed(ctx, f, &s->q, &q, &in, &a->q, &a->norm_q);
-    send_values(ctx, f, &s->v, &v, &in, &a->v);
+    /* the others attend no more with what they had of the block before (sl_comm_signal) */
     sl_comm_wait(ctx, s->comm, s->lane, 0);
-    sl_release(ctx, heads_mark); /* what was sent has been read */
+    send_normed(ctx, f, &s->k, &in, &a->k, &a->norm_k);
+    send_normed(ctx, f, &s->q, &in, &a->q, &a->norm_q);
+    send_values(ctx, f, &s->v, &in, &a->v);
+    sl_comm_wait(ctx, s->comm, s->lane, 0);
 
     int64_t first[SL_RANKS + 1];
     sl_done done[SL_RANKS];
-    sl_tensor o = sl_new2(ctx, sl_act(ctx), f->tokens, share);
+    const sl_tensor q = own_heads(f, &s->q), k = own_heads(f, &s->k), v = own_heads(f, &s->v),
+                    o = own_heads(f, &s->o), mine = sl_rows(&s->o, f->mine.first, n),
+                    scratch = sl_rows(&s->q, f->mine.first, n);
     for (int r = 0; r < size; r++) first[r] = sl_share_of(&s->team, f->tokens, r).first;
     first[size] = f->tokens;
-    const int heads = c->heads / size;
     const size_t keys_mark = sl_mark(ctx);
     if (attends_in_eight(f, i)) {
-        const sl_keys_eight keys = eight_keys(ctx, &s->k, &s->v, heads);
+        const sl_keys_eight keys = eight_keys(ctx, &k, &v, heads);
         const sl_queries_eight codes = sl_new_queries_eight(ctx, f->tokens, share, heads);
-        sl_code_queries(ctx, &codes, &s->q, heads, f->scale);
+        sl_code_queries(ctx, &codes, &q, heads, f->scale);
         sl_attention_eight(ctx, &o, &codes, &keys, heads, size, first, s->team.me, done);
-    } else
-        sl_attention_parts(ctx, &o, &s->q, &s->k, &s->v, heads, f->scale, size, first, s->team.me,
-                           done);
+    } else sl_attention_parts(ctx, &o, &q, &k, &v, heads, f->scale, size, first, s->team.me, done);
     sl_release(ctx, keys_mark);
-    const sl_tensor mine = sl_rows(&s->rows, 0, n);
-    sl_comm_to_rows(ctx, s->comm, s->lane, &mine, &o, f->tokens, 0, share, done);
-    sl_comm_wait(ctx, s->comm, s->lane, 0);
-    sl_release(ctx, heads_mark);
+    sl_comm_to_rows(ctx, s->comm, s->lane, &s->o, &o, f->tokens, 0, share, done, false);
+    sl_comm_signal(ctx, s->comm, s->lane);
+    sl_comm_wait(ctx, s->comm, s->lane, 1);
     const sl_operand result = sl_is_eight(&in) ? in : (sl_operand){.whole = mine};
     EACH_CHUNK (r, rows, n, f->chunk) {
-        const sl_tensor xr = sl_rows(x, r, rows), y = sl_rows(&q, r, rows),
+        const sl_tensor xr = sl_rows(x, r, rows), y = sl_rows(&scratch, r, rows),
                         o_r = sl_rows(&mine, r, rows);
         const sl_operand s_r = sl_operand_rows(&result, r, rows);
         sl_operand_take(ctx, &s_r, &o_r);

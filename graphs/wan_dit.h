@@ -81,12 +81,11 @@ void sl_dit_rope_make(sl_ctx *ctx, const sl_dit *m, sl_dit_rope *out, void *memo
 typedef struct {
     sl_comm *comm;
     sl_lane lane;
-    sl_team team;      /* with its shares; size 0: there is none */
-    int64_t tokens;    /* of the whole video, N */
-    sl_tensor q, k, v; /* act [N, dim / size] */
-    sl_tensor rows;    /* act [the most rows that a share may have, dim] */
-    sl_tensor head;    /* act [N, out_channels * 4] */
-    sl_tensor sums;    /* F32 [N, 2], for the cache */
+    sl_team team;         /* with its shares; size 0: there is none */
+    int64_t tokens;       /* of the whole video, N */
+    sl_tensor q, k, v, o; /* act [N, dim]: a rank has its rows, and the columns of its heads */
+    sl_tensor head;       /* act [N, out_channels * 4] */
+    sl_tensor sums;       /* F32 [N, 2], for the cache */
 } sl_dit_share;
 /* Bytes of the window. Errors of make, in ctx: SL_ARG heads that do not divide by the
  * team's size, naming those that do; SL_NOMEM a window that is too small. *out is zeroed

@@ -594,30 +594,31 @@ void sl_comm_to_heads(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y,
     if (d % t->size)
         sl_ctx_fail(ctx, SL_SHAPE, "comm: %lld columns, want a multiple of the team's %d",
                     (long long)d, t->size);
-    if (!sl_ok(ctx) || !fits(ctx, "rows", x, mine.rows, d) || !fits(ctx, "heads", y, n, cols) ||
+    if (!sl_ok(ctx) || !fits(ctx, "rows", x, mine.rows, d) || !fits(ctx, "heads", y, n, d) ||
         (at = offset_of(ctx, c, y, "to_heads")) < 0)
         return;
     const size_t e = sl_dtype_size(x->dtype), pitch = pitch_of(y);
     for (int i = 0; i < t->size; i++) {
         const sl_share his = sl_share_of(t, n, i);
         const bool goes = own || i != t->me;
-        list[i] = (sl_comm_part){.rank = t->member[i],
-                                 .from = (const char *)x->data + (size_t)(i * cols) * e,
-                                 .from_pitch = pitch_of(x),
-                                 .to = (size_t)at + (size_t)mine.first * pitch,
-                                 .to_pitch = pitch,
-                                 .width = (size_t)cols * e,
-                                 .rows = goes ? (size_t)mine.rows : 0,
-                                 .at = (size_t)at + (size_t)his.first * pitch,
-                                 .at_pitch = pitch,
-                                 .at_width = (size_t)cols * e,
-                                 .at_rows = goes ? (size_t)his.rows : 0};
+        list[i] = (sl_comm_part){
+            .rank = t->member[i],
+            .from = (const char *)x->data + (size_t)(i * cols) * e,
+            .from_pitch = pitch_of(x),
+            .to = (size_t)at + (size_t)mine.first * pitch + (size_t)(i * cols) * e,
+            .to_pitch = pitch,
+            .width = (size_t)cols * e,
+            .rows = goes ? (size_t)mine.rows : 0,
+            .at = (size_t)at + (size_t)his.first * pitch + (size_t)(t->me * cols) * e,
+            .at_pitch = pitch,
+            .at_width = (size_t)cols * e,
+            .at_rows = goes ? (size_t)his.rows : 0};
     }
     start(ctx, c, lane, t->size, list);
 }
 
 void sl_comm_to_rows(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y, const sl_tensor *x,
-                     int64_t n, int64_t first, int64_t cols, const sl_done *done)
+                     int64_t n, int64_t first, int64_t cols, const sl_done *done, bool own)
 {
     if (ctx->ops->plan) return;
     const sl_team *t = &c->lanes[lane].team;
@@ -626,7 +627,7 @@ void sl_comm_to_rows(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y, 
     sl_comm_part parts[SL_RANKS];
     int64_t at;
     if (!sl_ok(ctx) || !fits(ctx, "heads", x, n, share) ||
-        !fits(ctx, "rows", y, mine.rows, share * t->size))
+        !fits(ctx, "rows", y, n, share * t->size))
         return;
     if (first < 0 || cols < 1 || first + cols > share)
         sl_ctx_fail(ctx, SL_SHAPE, "comm: columns %lld to %lld of a share of %lld",
@@ -635,20 +636,30 @@ void sl_comm_to_rows(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y, 
     const size_t e = sl_dtype_size(x->dtype), pitch = pitch_of(y), from_pitch = pitch_of(x);
     for (int i = 0; i < t->size; i++) {
         const sl_share his = sl_share_of(t, n, i);
-        parts[i] = (sl_comm_part){.rank = t->member[i],
-                                  .from = (const char *)x->data + (size_t)his.first * from_pitch +
-                                          (size_t)first * e,
-                                  .from_pitch = from_pitch,
-                                  .to = (size_t)at + (size_t)(t->me * share + first) * e,
-                                  .to_pitch = pitch,
-                                  .width = (size_t)cols * e,
-                                  .rows = (size_t)his.rows,
-                                  .at = (size_t)at + (size_t)(i * share + first) * e,
-                                  .at_pitch = pitch,
-                                  .at_width = (size_t)cols * e,
-                                  .at_rows = (size_t)mine.rows,
-                                  .done = done ? &done[i] : NULL};
+        const bool goes = own || i != t->me;
+        parts[i] = (sl_comm_part){
+            .rank = t->member[i],
+            .from = (const char *)x->data + (size_t)his.first * from_pitch + (size_t)first * e,
+            .from_pitch = from_pitch,
+            .to = (size_t)at + (size_t)his.first * pitch + (size_t)(t->me * share + first) * e,
+            .to_pitch = pitch,
+            .width = (size_t)cols * e,
+            .rows = goes ? (size_t)his.rows : 0,
+            .at = (size_t)at + (size_t)mine.first * pitch + (size_t)(i * share + first) * e,
+            .at_pitch = pitch,
+            .at_width = (size_t)cols * e,
+            .at_rows = goes ? (size_t)mine.rows : 0,
+            .done = done ? &done[i] : NULL};
     }
+    start(ctx, c, lane, t->size, parts);
+}
+
+void sl_comm_signal(sl_ctx *ctx, sl_comm *c, sl_lane lane)
+{
+    const sl_team *t = &c->lanes[lane].team;
+    sl_comm_part parts[SL_RANKS] = {0};
+    if (ctx->ops->plan || !sl_ok(ctx)) return;
+    for (int i = 0; i < t->size; i++) parts[i].rank = t->member[i];
     start(ctx, c, lane, t->size, parts);
 }
 

@@ -17,7 +17,8 @@
  * been read. A window's tensor that has been received may be the target of another
  * exchange as soon as every member has waited for a later operation than the last that
  * reads it: two exchanges that take turns, as rows -> heads and heads -> rows, are
- * enough.
+ * enough. Where parts of a result travel before the operation that makes it has ended
+ * (`done`), what that operation reads may be a target only behind sl_comm_signal.
  *
  * BODIES, one interface and one test:
  *   shm    CPU ranks: windows are shared memory
@@ -120,17 +121,21 @@ void sl_comm_abort(sl_comm *c, const sl_team *team);
 
 /* ---- operations ---- */
 
-/* Rows to heads: x [n_me, d], y [n, d / size] in the window: this member's d / size columns of all
- * rows. n: rows of all. d divides by size. own: false, and this member's own columns of its own
- * rows are not taken from x, where they need not be; who calls has written or writes them to y. */
+/* Rows to heads: x [n_me, d], y [n, d] in the window: all rows of this member's d / size columns,
+ * which lie from column me * (d / size) on; the others stay as they are. n: rows of all. d divides
+ * by size. own: false, and this member's own columns of its own rows are not taken from x, where
+ * they need not be: who calls has written or writes them to y, or x is those rows of y. */
 void sl_comm_to_heads(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y, const sl_tensor *x,
                       int64_t n, bool own);
-/* Heads to rows, columns [first, first + cols) of each member's share: x [n, d / size], y
- * [n_me, d] in the window. All columns: first 0, cols d / size. done: NULL, or for each member
- * when its rows of x are there (sl_attention_parts), for bodies that can send them while x is
- * still being computed. */
+/* Heads to rows, columns [first, first + cols) of each member's share: x [n, d / size], y [n, d] in
+ * the window: this member's rows of it. All columns: first 0, cols d / size. done: NULL, or for
+ * each member when its rows of x are there (sl_attention_parts), for bodies that can send them
+ * while x is still being computed. own: as above. */
 void sl_comm_to_rows(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y, const sl_tensor *x,
-                     int64_t n, int64_t first, int64_t cols, const sl_done *done);
+                     int64_t n, int64_t first, int64_t cols, const sl_done *done, bool own);
+/* An operation that brings nothing: who has waited for it knows that the work that was queued on
+ * every member's stream before its signal has ended. */
+void sl_comm_signal(sl_ctx *ctx, sl_comm *c, sl_lane lane);
 /* Rows of all: x [n_me, d] of this member's rows, y [n, d] in the window. */
 void sl_comm_gather(sl_ctx *ctx, sl_comm *c, sl_lane lane, const sl_tensor *y, const sl_tensor *x,
                     int64_t n);

@@ -3,10 +3,12 @@
 # and, if asked for, the sanitizers and the benchmarks.
 #
 #   tests/gpu.sh [--sanitize] [--sanitize-tests] [--bench] [--quick] [--no-tests] [--only NAME]...
-#                [--out DIR]
+#                [--case NAME]... [--out DIR]
 #
 #   --sanitize         compute-sanitizer's memcheck and racecheck over runs of the tiny golden model,
 #                      by one rank and by two
+#   --case NAME        of those runs only NAME: tiny, halves or shares, or one of them with -memcheck
+#                      or -racecheck
 #   --sanitize-tests   memcheck over the tests, which takes long
 #   --bench            `sluice bench` beside PyTorch's figures, if there is a PyTorch
 #   --quick            the benchmarks' smallest size
@@ -26,7 +28,7 @@ set -u
 cd "$(dirname "$0")/.." || exit 2
 export SLUICE_BIN=${SLUICE_BIN:-bin} SLUICE_CUDA=${SLUICE_CUDA:-}
 tests=${GPU_TESTS:-build/release/tests} device=${GPU_DEVICE:-cuda:0}
-sanitize='' sanitize_tests='' bench='' quick='' run_tests=1 only=() out=
+sanitize='' sanitize_tests='' bench='' quick='' run_tests=1 only=() cases=() out=
 say() { echo "gpu.sh: $*" >&2; }
 while [ $# -gt 0 ]; do
     case "$1" in
@@ -36,8 +38,9 @@ while [ $# -gt 0 ]; do
     --quick) quick=--quick ;;
     --no-tests) run_tests='' ;;
     --only) shift; only+=("gpu_${1:?--only wants a name}") ;;
+    --case) shift; cases+=("${1:?--case wants a name}") ;;
     --out) shift; out=${1:?--out wants a folder} ;;
-    *) say "unknown option $1, want --sanitize, --sanitize-tests, --bench, --quick, --no-tests, --only NAME, --out DIR"; exit 2 ;;
+    *) say "unknown option $1, want --sanitize, --sanitize-tests, --bench, --quick, --no-tests, --only NAME, --case NAME, --out DIR"; exit 2 ;;
     esac
     shift
 done
@@ -101,6 +104,7 @@ golden=tests/golden/tiny-i2v
 tiny_run() { # NAME LIMIT DEVICE GUIDANCE WRAP...: the tiny model through all processes
     local name=$1 limit=$2 on=$3 guidance=$4 video=$out/$1.mp4 status t0
     shift 4
+    [ ${#cases[@]} -eq 0 ] || [[ " ${cases[*]} " == *" $name "* || " ${cases[*]} " == *" ${name%-*} "* ]] || return 0
     t0=$(date +%s)
     printf 'supervise: { stall_s = 600; };\n' >"$out/$name.cfg"
     timeout -k 5 "$limit" "$@" "$SLUICE_BIN/sluice" run --model $golden/model --image $golden/i2v-96x64x9.png --prompt 'A red kite over the hills.' --width 96 --height 64 \

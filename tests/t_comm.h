@@ -169,9 +169,13 @@ static sl_tensor make_part(t_rank *r, int salt, sl_dtype dtype, int64_t first, i
 
 static const char *compare(t_rank *r, const sl_tensor *t, int salt, int64_t first, int64_t col)
 {
+    const size_t mark = sl_mark(r->ctx);
+    const sl_tensor dense = sl_new2(r->ctx, t->dtype, t->shape[0], t->shape[1]);
     float *x = malloc((size_t)sl_count(t) * sizeof *x + 1);
     sl_err err = {0};
-    sl_download(r->ctx, r->host, t);
+    sl_copy(r->ctx, &dense, t);
+    sl_download(r->ctx, r->host, &dense);
+    sl_release(r->ctx, mark);
     RANK_CTX(r);
     RANK_OK(!sl_to_floats(x, r->host, t->dtype, sl_count(t), &err), "%.200s", err.msg);
     for (int64_t n = 0; n < t->shape[0]; n++)
@@ -214,19 +218,24 @@ static const char *round_trip(t_rank *r, sl_lane lane, const sl_team *team, int6
                               sl_dtype dtype, int salt)
 {
     const sl_share mine = sl_share_of(team, n, team->me);
-    const int64_t cols = d / team->size, left = cols / 2,
-                  most = sl_share_most(n, team->size, team->granule);
+    const int64_t cols = d / team->size, left = cols / 2;
     const size_t mark = sl_mark(r->ctx);
     size_t at = 0;
-    sl_tensor heads[3], rows, all;
+    sl_tensor whole[4], heads[3], rows, all; /* a member's columns of the first three, its rows of
+                                              * the fourth */
     const char *bad = NULL;
-    for (int i = 0; i < 3; i++) heads[i] = in_window(r, &at, dtype, n, cols);
-    rows = in_window(r, &at, dtype, most, d);
-    rows = sl_rows(&rows, 0, mine.rows);
+    for (int i = 0; i < 4; i++) whole[i] = in_window(r, &at, dtype, n, d);
+    for (int i = 0; i < 3; i++) heads[i] = sl_cols(&whole[i], team->me * cols, cols);
+    rows = sl_rows(&whole[3], mine.first, mine.rows);
     all = in_window(r, &at, dtype, n, d);
     for (int i = 0; i < 3; i++) {
         sl_tensor x = make_part(r, salt + i, dtype, mine.first, mine.rows, 0, d);
-        sl_comm_to_heads(r->ctx, r->comm, lane, &heads[i], &x, n, i != 1);
+        if (i == 2 && mine.rows) { /* the third's are where they are wanted */
+            sl_tensor y = sl_rows(&whole[i], mine.first, mine.rows);
+            sl_copy(r->ctx, &y, &x);
+            x = y;
+        }
+        sl_comm_to_heads(r->ctx, r->comm, lane, &whole[i], &x, n, i == 0);
         if (i != 1 || !mine.rows) continue; /* the second's own columns do not travel */
         sl_tensor own = make_part(r, salt + i, dtype, mine.first, mine.rows, team->me * cols, cols),
                   y = sl_rows(&heads[i], mine.first, mine.rows);
@@ -239,9 +248,14 @@ static const char *round_trip(t_rank *r, sl_lane lane, const sl_team *team, int6
     }
     if (bad) return bad;
     sl_tensor o = make_part(r, salt + 9, dtype, 0, n, team->me * cols, cols);
-    if (left) sl_comm_to_rows(r->ctx, r->comm, lane, &rows, &o, n, 0, left, NULL);
-    sl_comm_to_rows(r->ctx, r->comm, lane, &rows, &o, n, left, cols - left, NULL);
-    sl_comm_wait(r->ctx, r->comm, lane, 0);
+    if (left) sl_comm_to_rows(r->ctx, r->comm, lane, &whole[3], &o, n, 0, left, NULL, true);
+    /* the second group's are where they are wanted */
+    sl_tensor there = sl_cols(&whole[3], team->me * cols, cols),
+              to = sl_cols(&there, left, cols - left), from = sl_cols(&o, left, cols - left);
+    sl_copy(r->ctx, &to, &from);
+    sl_comm_to_rows(r->ctx, r->comm, lane, &whole[3], &there, n, left, cols - left, NULL, false);
+    sl_comm_signal(r->ctx, r->comm, lane);
+    sl_comm_wait(r->ctx, r->comm, lane, 1);
     RANK_CTX(r);
     if ((bad = compare(r, &rows, salt + 9, mine.first, 0))) return bad;
     sl_tensor x = make_part(r, salt + 5, dtype, mine.first, mine.rows, 0, d);
@@ -452,7 +466,8 @@ static inline const char *rank_many(t_rank *r)
     sl_team team = team_of(r, 2, all, 1);
     size_t at = 0;
     sl_tensor x = make_part(r, 1, SL_BF16, 32 * r->rank, 32, 0, 16),
-              y = in_window(r, &at, SL_BF16, 64, 8), z = in_window(r, &at, SL_BF16, 32, 16);
+              whole = in_window(r, &at, SL_BF16, 64, 16), z = in_window(r, &at, SL_BF16, 64, 16),
+              y = sl_cols(&whole, 8 * r->rank, 8);
     int files = 0;
     long pages = 0;
     size_t device = 0;
@@ -463,9 +478,9 @@ static inline const char *rank_many(t_rank *r)
             files = open_files(), pages = resident_pages();
             if (t_body.device_used) device = t_body.device_used(r->rank);
         }
-        sl_comm_to_heads(r->ctx, r->comm, SL_LANE_SHARD, &y, &x, 64, true);
+        sl_comm_to_heads(r->ctx, r->comm, SL_LANE_SHARD, &whole, &x, 64, true);
         sl_comm_wait(r->ctx, r->comm, SL_LANE_SHARD, 0);
-        sl_comm_to_rows(r->ctx, r->comm, SL_LANE_SHARD, &z, &y, 64, 0, 8, NULL);
+        sl_comm_to_rows(r->ctx, r->comm, SL_LANE_SHARD, &z, &y, 64, 0, 8, NULL, true);
         sl_comm_wait(r->ctx, r->comm, SL_LANE_SHARD, 0);
         RANK_CTX(r);
     }
@@ -478,6 +493,7 @@ static inline const char *rank_many(t_rank *r)
     }
     sl_comm_stats s = sl_comm_take_stats(r->comm);
     RANK_OK(s.operations == 20000, "%llu operations", (unsigned long long)s.operations);
+    z = sl_rows(&z, 32 * r->rank, 32);
     return compare(r, &z, 1, 32 * r->rank, 0);
 }
 
@@ -528,13 +544,15 @@ static sl_code exchange_until(t_rank *r, const sl_team *team)
     size_t at = 0;
     const int64_t n = 8 * team->size;
     sl_tensor x = make_part(r, 1, SL_F32, 8 * team->me, 8, 0, 4 * team->size),
-              y = in_window(r, &at, SL_F32, n, 4), z = in_window(r, &at, SL_F32, 8, 4 * team->size);
+              whole = in_window(r, &at, SL_F32, n, 4 * team->size),
+              z = in_window(r, &at, SL_F32, n, 4 * team->size),
+              y = sl_cols(&whole, 4 * team->me, 4);
     sl_err err = {0};
     sl_comm_begin(r->ctx, r->comm, SL_LANE_SHARD, team);
     while (sl_ok(r->ctx)) {
-        sl_comm_to_heads(r->ctx, r->comm, SL_LANE_SHARD, &y, &x, n, true);
+        sl_comm_to_heads(r->ctx, r->comm, SL_LANE_SHARD, &whole, &x, n, true);
         sl_comm_wait(r->ctx, r->comm, SL_LANE_SHARD, 0);
-        sl_comm_to_rows(r->ctx, r->comm, SL_LANE_SHARD, &z, &y, n, 0, 4, NULL);
+        sl_comm_to_rows(r->ctx, r->comm, SL_LANE_SHARD, &z, &y, n, 0, 4, NULL, true);
         sl_comm_wait(r->ctx, r->comm, SL_LANE_SHARD, 0);
         sl_comm_settle(r->ctx, r->comm);
         atomic_fetch_add(&t_comm->flag, 1);
@@ -750,8 +768,8 @@ static inline const char *rank_refusals(t_rank *r)
         return bad;
     sl_comm_begin(r->ctx, r->comm, SL_LANE_SHARD, &old);
     if ((bad = wants(r, SL_ARG, "key 5 of an attempt, want more than the last, 5"))) return bad;
-    sl_tensor x = make_part(r, 0, SL_F32, 0, 4, 0, 6), y = in_window(r, &at, SL_F32, 8, 3),
-              outside = sl_new2(r->ctx, SL_F32, 8, 3);
+    sl_tensor x = make_part(r, 0, SL_F32, 0, 4, 0, 6), y = in_window(r, &at, SL_F32, 8, 6),
+              outside = sl_new2(r->ctx, SL_F32, 8, 6);
     sl_comm_to_heads(r->ctx, r->comm, SL_LANE_SHARD, &outside, &x, 8, true);
     if ((bad = wants(r, SL_ARG, "does not receive into the window"))) return bad;
     x = make_part(r, 0, SL_F32, 0, 4, 0, 6);

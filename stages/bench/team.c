@@ -288,27 +288,27 @@ static void time_exchange(rank *r, const sl_dit_share *share, figures *f)
     sl_ctx *ctx = &r->d.n.ctx;
     const int64_t n = share->tokens, d = r->b.model.dit[0].dim;
     const sl_share mine = sl_share_of(&share->team, n, share->team.me);
-    const size_t mark = sl_mark(ctx);
-    const sl_tensor x = sl_new2(ctx, sl_act(ctx), mine.rows, d),
-                    rows = sl_rows(&share->rows, 0, mine.rows);
+    const int64_t cols = d / r->shard.size;
+    const sl_tensor *all[] = {&share->q, &share->k, &share->v};
+    const sl_tensor o = sl_cols(&share->o, share->team.me * cols, cols);
     int64_t t0 = 0;
-    sl_zero(ctx, &x);
+    for (int k = 0; k < 3; k++) sl_zero(ctx, all[k]);
+    sl_zero(ctx, &share->o);
     for (int i = -2; i < EXCHANGES; i++) {
         if (!i) {
             sl_comm_barrier(ctx, r->comm, SL_LANE_TEAM);
             sl_comm_take_stats(r->comm);
             t0 = sl_now_ns();
         }
-        sl_comm_to_heads(ctx, r->comm, SL_LANE_SHARD, &share->q, &x, n, true);
-        sl_comm_to_heads(ctx, r->comm, SL_LANE_SHARD, &share->k, &x, n, true);
-        sl_comm_to_heads(ctx, r->comm, SL_LANE_SHARD, &share->v, &x, n, true);
+        for (int k = 0; k < 3; k++) {
+            const sl_tensor x = sl_rows(all[k], mine.first, mine.rows);
+            sl_comm_to_heads(ctx, r->comm, SL_LANE_SHARD, all[k], &x, n, false);
+        }
         sl_comm_wait(ctx, r->comm, SL_LANE_SHARD, 0);
-        sl_comm_to_rows(ctx, r->comm, SL_LANE_SHARD, &rows, &share->q, n, 0, d / r->shard.size,
-                        NULL);
+        sl_comm_to_rows(ctx, r->comm, SL_LANE_SHARD, &share->o, &o, n, 0, cols, NULL, false);
         sl_comm_wait(ctx, r->comm, SL_LANE_SHARD, 0);
     }
     sl_comm_settle(ctx, r->comm);
-    sl_release(ctx, mark);
     if (r->me) return;
     f->exchange_s = (double)(sl_now_ns() - t0) * 1e-9 / EXCHANGES;
     f->exchange_bytes = sl_comm_take_stats(r->comm).sent_bytes / EXCHANGES;
