@@ -88,7 +88,7 @@ static const sl_key KEYS[] = {
     NUM("video.fps", FLOAT, video.fps, 0, 240, 0, "frames/s",
         "rate of the video (0: what the model was made for, 16 or 24)"),
     NUM("video.crf", INT, video.crf, 0, 51, 18, "", "quality of x264: 0 is lossless, 51 the worst"),
-    {"video.preset", SL_KEY_WORDS, AT(video.preset), ROOM(video.preset), 0, 0, 0, "medium", PRESETS,
+    {"video.preset", SL_KEY_WORDS, AT(video.preset), ROOM(video.preset), 0, 0, 0, "faster", PRESETS,
      "", "time against size of x264"},
     NUM("video.threads", INT, video.threads, 0, 64, 0, "",
         "threads of the video encoder, on which its bytes depend (0: the machine's, 4 to 16)"),

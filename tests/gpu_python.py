@@ -26,7 +26,7 @@ LEAK_JOBS = int(os.environ.get("LEAK_JOBS", "1000"))
 
 # Latents to frames on the GPU; tells where its input lay, and what the process has.
 DECODE = """
-    import json, os, sys
+    import json, os, subprocess, sys
     import sluice
     stage = sluice.Stage("decode")
     import torch
@@ -37,13 +37,27 @@ DECODE = """
     def rss():
         with open("/proc/self/status") as f:
             return next(int(line.split()[1]) for line in f if line.startswith("VmRSS:"))
+    def on_device():
+        # MiB that this pipeline's processes have on the GPU, whoever else is on it
+        of = subprocess.run(["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"], capture_output=True, text=True).stdout
+        total = 0
+        for line in of.splitlines():
+            pid, used = line.split(",")
+            try:
+                with open(f"/proc/{int(pid)}/stat") as f:
+                    ours = int(f.read().rpartition(")")[2].split()[1]) == os.getppid()
+            except OSError:
+                ours = False
+            total += int(used) if ours else 0
+        return total
     def work(job):
         at = job._input("latents")
         x = job.tensor("latents")
         assert x.is_cuda and x.dtype in (torch.float32, torch.bfloat16), (x.device, x.dtype)
         torch.cuda.synchronize()
         told(job=job.number, in_slot=isinstance(at, torch.Tensor), same=isinstance(at, torch.Tensor) and at.data_ptr() == x.data_ptr(),
-             free=torch.cuda.mem_get_info()[0], cached=torch.cuda.memory_reserved(), fds=len(os.listdir("/proc/self/fd")), rss=rss())
+             cached=torch.cuda.memory_reserved(), fds=len(os.listdir("/proc/self/fd")), rss=rss(),
+             device=on_device() if job.number % 100 == 0 else 0)
         x = x.float()
         for t in range(x.shape[1]):
             with job.turn(number=t + 1, more=t + 1 < x.shape[1]):
@@ -97,25 +111,30 @@ class GpuTest(RunTest):
         done = subprocess.run(words, stderr=subprocess.PIPE, cwd=TOP, timeout=180, env={**os.environ, "TMPDIR": self.dir})
         self.assertEqual(done.returncode, 0, done.stderr.decode()[-4000:])
 
-    def test_decode_takes_a_slot(self):
-        """Sluice's denoiser to PyTorch's decoder: through a slot of device memory, then by the file.
-        The first job may come by the file: a stage that still imports torch opens no slot."""
-        self.conf_on_gpu(decode=DECODE)
-        dump, again = self.path("dump"), self.path("again")
+    def two_jobs(self, dump):
+        """Two of the same, one after the other's end, the second dumped: the log. The first may come
+        by the file, since a stage that still imports torch opens no slot."""
         command = self.command("--jobs", "-")
         at = command.index("-o")
         del command[at : at + 2]
         run = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, cwd=TOP, env={**os.environ, "TMPDIR": self.dir}, text=True)
         feed = lambda **job: (run.stdin.write(json.dumps(job) + "\n"), run.stdin.flush())
-        feed(output=self.path("1.mp4"))
+        feed(output=dump + ".1.mp4")
         log = []
         for line in run.stderr:
             log.append(line)
             if re.search(r" dispatch\[\d+\] debug: job 1: ", line):
-                feed(output=self.path("2.mp4"), dump=dump)
+                feed(output=dump + ".2.mp4", dump=dump)
                 run.stdin.close()
         run.stderr.close()
         self.assertEqual(run.wait(timeout=180), 0, "".join(log)[-4000:])
+        return "".join(log)
+
+    def test_decode_takes_a_slot(self):
+        """Sluice's denoiser to PyTorch's decoder: through a slot of device memory, then by the file."""
+        self.conf_on_gpu(decode=DECODE)
+        dump, again = self.path("dump"), self.path("again")
+        self.two_jobs(dump)
         self.replay(dump, again)
         _, by_slot, by_file = self.told("decode")
         self.assertTrue(by_slot["in_slot"], "the latents came by the file")
@@ -129,11 +148,11 @@ class GpuTest(RunTest):
             with self.subTest(sorted(own)):
                 self.conf_on_gpu(**own)
                 dump, again = self.path(f"dump{len(own)}"), self.path(f"again{len(own)}")
-                log = self.run_it("--dump", dump)
-                self.assertRegex(log, r"<- denoise DONE job=1 attempt=\d+ out=\[2:[0-9a-f]", "the latents went by the file")
+                log = self.two_jobs(dump)
+                self.assertRegex(log, r"<- denoise DONE job=2 attempt=\d+ out=\[2:[0-9a-f]", "the latents went by the file")
                 self.replay(dump, again)
                 self.assertEqual(self.frames(dump), self.frames(again))
-        self.assertTrue(self.told("decode")[0]["in_slot"])
+        self.assertTrue(self.told("decode")[1]["in_slot"])
 
     def test_killed(self):
         """A decoder that is killed with a slot open: the job goes on from the file, with its bytes."""
@@ -174,9 +193,11 @@ class GpuTest(RunTest):
         self.assertGreater(len(since), LEAK_JOBS // 2)
         self.assertGreater(sum(since), len(since) * 9 // 10, "most come through a slot")
         early, late = seen[LEAK_JOBS // 10], seen[-1]
-        print(f"{LEAK_JOBS} jobs: free {early['free']} -> {late['free']}, cached {early['cached']} -> {late['cached']}, "
+        device = [s["device"] for s in seen if s["device"]]
+        print(f"{LEAK_JOBS} jobs: MiB of the device {device}, cached {early['cached']} -> {late['cached']}, "
               f"descriptors {early['fds']} -> {late['fds']}, resident {early['rss']} -> {late['rss']} KiB", file=sys.stderr)
-        self.assertLess(early["free"] - late["free"], 32 << 20, "device memory")
+        self.assertGreater(len(device), 1, "nvidia-smi tells no memory of these processes")
+        self.assertLessEqual(device[-1] - device[0], 32, "device memory, MiB")
         self.assertLess(late["cached"] - early["cached"], 16 << 20, "torch's own")
         self.assertLessEqual(late["fds"], early["fds"] + 2, "descriptors")
         self.assertLess(late["rss"] - early["rss"], 64 << 10, "resident memory, KiB")

@@ -26,7 +26,7 @@ static void defaults_are_those_of_the_manual(void **state)
     assert_int_equal(c.fbcache.warmup + c.fbcache.max_hits + c.fbcache.final, 0);
     assert_int_equal(c.video.fps, 0);
     assert_int_equal(c.video.crf, 18);
-    assert_string_equal(c.video.preset, "medium");
+    assert_string_equal(c.video.preset, "faster");
     assert_int_equal(c.video.threads, 0);
     assert_int_equal(c.supervise.restarts, 5);
     assert_int_equal(c.supervise.backoff_ms, 100);
@@ -413,7 +413,7 @@ static void mistakes_name_file_line_key_value_and_range(void **state)
         {"video: { preset = 3; };",
          "x.cfg:1: video.preset is 3, want one of ultrafast, superfast, veryfast, faster, fast, "
          "medium, slow, "
-         "slower, veryslow, placebo (time against size of x264; default \"medium\")"},
+         "slower, veryslow, placebo (time against size of x264; default \"faster\")"},
         {"dispatch: { turns = \"cpu\"; };",
          "x.cfg:1: dispatch.turns is \"cpu\", want one of gpu, always, never (stages that compute "
          "one at a time, a step or a chunk "

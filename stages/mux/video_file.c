@@ -262,7 +262,7 @@ static sl_code open_converter(sl_video_file *m, const sl_video_options *o, sl_er
 sl_code sl_video_file_open(sl_video_file **out, const char *path, const sl_video_options *options,
                            sl_err *err)
 {
-    const char *preset = options->preset ? options->preset : "medium";
+    const char *preset = options->preset ? options->preset : "faster";
     sl_code rc;
     *out = NULL;
     if ((rc = check(path, options, preset, err))) return rc;

@@ -19,7 +19,7 @@ typedef struct {
     double fps;         /* 1 .. 240 */
     int crf;            /* 0 .. 51, x264's */
     int threads;        /* of the encoder, 1 .. 64; its bytes depend on it. 0: sl_video_threads */
-    const char *preset; /* x264's; NULL: "medium" */
+    const char *preset; /* x264's; NULL: "faster" */
 } sl_video_options;
 
 /* The encoder's threads where nobody says how many: the machine's, 4 to 16. */
