@@ -19,7 +19,8 @@
 #   ARCH=x86-64-v3            another machine than this one; ARCH= for any
 #   WERROR=1                  warnings are errors
 #   CUDA=0                    no plug-in, even where nvcc is
-#   ARCHES="90a"              the GPUs that the plug-in is for (80: A100; 90a: H100, H200)
+#   ARCHES="90a"              the GPUs that the plug-in is for (80: A100; 90a: H100, H200; 80ptx: later
+#                             GPUs take the A100's code and choices)
 #   CUDNN_DIR=DIR             cuDNN's include/ and lib/, else looked for in the toolkit, in /usr and
 #                             in python3's nvidia-cudnn package
 #   CUDA_INCLUDE, CUDA_LIBS   flags in their place
@@ -311,7 +312,8 @@ CUDA_DIRS  := $(filter-out /usr,$(sort $(CUDA_HOME) $(CUDNN_DIR)))
 CUDA_INCLUDE ?= $(addprefix -isystem ,$(wildcard $(addsuffix /include,$(CUDA_DIRS))))
 CUDA_LIBS  ?= $(foreach d,$(foreach d,$(CUDA_DIRS),$(firstword $(wildcard $d/lib64 $d/lib))),-L$d -Xlinker -rpath -Xlinker $d) \
               -lcublasLt -l:libcudnn.so.9 -lcudart
-NVCC_FLAGS := -O3 -std=c++17 -I. -lineinfo $(foreach a,$(ARCHES),-gencode arch=compute_$a,code=sm_$a) \
+NVCC_FLAGS := -O3 -std=c++17 -I. -lineinfo $(foreach a,$(ARCHES),-gencode arch=compute_$(a:ptx=),code=$(if $(filter %ptx,$a),compute,sm)_$(a:ptx=)) \
+              -DSL_CUDA_HOPPER=$(if $(filter 90a,$(ARCHES)),1,0) \
               $(CUDA_INCLUDE) --compiler-options -fPIC,-Wall -MMD -MP $(NVCCFLAGS)
 $(eval $(call REMEMBER,$(B)/nvcc-flags,$(NVCC) $(NVCC_FLAGS)))
 $(eval $(call REMEMBER,$(B)/nvcc-link,$(NVCC) $(CUDA_LIBS) | $(CU_O)))

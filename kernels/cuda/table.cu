@@ -131,6 +131,15 @@ static void cuda_close(sl_ctx *ctx)
     ctx->stream = NULL;
 }
 
+/* The compute capability that choices are made for: the device's; without code for Hopper (make
+ * ARCHES=80ptx) an A100's, so that its path can be tried on a later card. cublasLt and cuDNN still
+ * see the card itself. */
+static int chosen_for(int major, int minor)
+{
+    const int sm = major * 10 + minor;
+    return !SL_CUDA_HOPPER && sm > 80 ? 80 : sm;
+}
+
 /* Everything of a context but its arena; what is there when it fails, cuda_close takes
  * away. */
 static bool open_all(sl_ctx *ctx, sl_cuda *c)
@@ -146,7 +155,7 @@ static bool open_all(sl_ctx *ctx, sl_cuda *c)
         !sl_cuda_ok(ctx, cudaDeviceGetAttribute(&c->sms, cudaDevAttrMultiProcessorCount, c->device),
                     "multiprocessors"))
         return false;
-    c->sm = major * 10 + minor;
+    c->sm = chosen_for(major, minor);
     if (c->sm < 80) {
         sl_ctx_fail(ctx, SL_CUDA, "cuda:%d has compute capability %d.%d, want 8.0 or later",
                     c->device, major, minor);
@@ -288,7 +297,7 @@ static sl_code describe(int device, char *name, size_t size, int *sm, sl_err *er
         memcpy(name, p.name, n);
         name[n] = 0;
     }
-    *sm = p.major * 10 + p.minor;
+    *sm = chosen_for(p.major, p.minor);
     return SL_OK;
 }
 
