@@ -7,6 +7,7 @@
 #define T_FLEET_H
 
 #include "tests/t_hosts.h"
+#include "tests/t_made.h"
 #include "tests/t_redis.h"
 #include "tests/t_s3.h"
 #include "tests/t_serve.h"
@@ -29,15 +30,9 @@ static const char *front_conf = ""; /* more settings of front ends */
 static const char *model = T_MODEL;
 static bool full, both; /* the server that is called a front end is a worker, too */
 static t_host hosts[SERVERS];
-static bool apart;   /* each server is a host of its own */
-static int cut = -1; /* the host that is cut off */
-static unsigned seed;
+static bool apart;                                           /* each server is a host of its own */
+static int cut = -1;                                         /* the host that is cut off */
 static pthread_mutex_t url_lock = PTHREAD_MUTEX_INITIALIZER; /* a url changes with each start */
-
-static inline double part(void)
-{
-    return (double)rand_r(&seed) / ((double)RAND_MAX + 1);
-}
 
 /* ---- servers ---- */
 
@@ -93,7 +88,7 @@ static inline void open_files(void)
 static inline void files_away(double s)
 {
     static const char *const FAULTS[] = {"", "busy", "closed"};
-    const char *how = on_s3 ? FAULTS[(int)(part() * 3)] : "";
+    const char *how = on_s3 ? FAULTS[(int)(t_made_part() * 3)] : "";
     if (!on_s3) assert_int_equal(rename(blobs, t_format("%s.away", blobs)), 0);
     else if (*how) t_s3_fault(&store, how, 1000000, 0);
     else kill(store.pid, SIGSTOP);
@@ -205,21 +200,8 @@ static inline void close_fleet(void)
 
 /* ---- clients ---- */
 
-typedef struct {
-    char id[64];
-    uint64_t hash; /* of the video's bytes */
-    size_t size;
-} made;
-
-static made wanted[JOBS_MOST], got[JOBS_MOST];
+static t_made wanted[JOBS_MOST], got[JOBS_MOST];
 static atomic_int accepted; /* of the jobs that are being submitted, the first so many */
-
-static inline uint64_t hash_of(const char *p, size_t n)
-{
-    uint64_t h = 1469598103934665603ull;
-    for (size_t i = 0; i < n; i++) h = (h ^ (unsigned char)p[i]) * 1099511628211ull;
-    return h;
-}
 
 /* Longer ones in the full run: what happens at random is to find them running. */
 static inline int steps_of(int i)
@@ -246,38 +228,21 @@ static inline long request(const char *method, const char *path, int form, const
                            t_reply *r)
 {
     static atomic_int next;
-    char url[256], line[64];
+    char url[256];
     CURL *c = curl_easy_init();
-    struct curl_slist *list = NULL;
-    curl_mime *m = NULL;
     pthread_mutex_lock(&url_lock);
     snprintf(url, sizeof url, "%s%s", servers[atomic_fetch_add(&next, 1) % fronts].url, path);
     pthread_mutex_unlock(&url_lock);
-    memset(r, 0, sizeof *r);
-    curl_easy_setopt(c, CURLOPT_URL, url);
-    curl_easy_setopt(c, CURLOPT_TIMEOUT, 30L);
     curl_easy_setopt(c, CURLOPT_CONNECTTIMEOUT, 2L);
-    curl_easy_setopt(c, CURLOPT_NOSIGNAL, 1L);
-    curl_easy_setopt(c, CURLOPT_PROXY, "");
-    curl_easy_setopt(c, CURLOPT_WRITEFUNCTION, t_reply_body);
-    curl_easy_setopt(c, CURLOPT_WRITEDATA, r);
-    if (form >= 0) curl_easy_setopt(c, CURLOPT_MIMEPOST, m = form_of(c, form));
-    else curl_easy_setopt(c, CURLOPT_CUSTOMREQUEST, method);
-    if (key) {
-        snprintf(line, sizeof line, "Idempotency-Key: %s", key);
-        list = curl_slist_append(list, line);
+    if (apart) {
+        curl_easy_setopt(c, CURLOPT_HTTPAUTH, (long)CURLAUTH_BEARER);
+        curl_easy_setopt(c, CURLOPT_XOAUTH2_BEARER, TOKEN);
     }
-    if (apart) list = curl_slist_append(list, "Authorization: Bearer " TOKEN);
-    curl_easy_setopt(c, CURLOPT_HTTPHEADER, list);
-    if (!curl_easy_perform(c)) curl_easy_getinfo(c, CURLINFO_RESPONSE_CODE, &r->code);
-    curl_slist_free_all(list);
-    curl_mime_free(m);
-    curl_easy_cleanup(c);
-    return r->code;
+    return t_made_request(c, method, url, form < 0 ? NULL : form_of(c, form), key, r);
 }
 
 /* Submit job i until it is accepted, under a key of its own. */
-static inline void submit_one(made *out, int i)
+static inline void submit_one(t_made *out, int i)
 {
     char key[32];
     const double until = t_seconds() + WAIT_S;
@@ -300,7 +265,7 @@ static inline void submit_one(made *out, int i)
 static inline void *submit_all(void *arg)
 {
     for (int i = 0; i < jobs; i++) {
-        submit_one((made *)arg + i, i);
+        submit_one((t_made *)arg + i, i);
         atomic_store(&accepted, i + 1);
         usleep(full ? 100000 : 20000);
     }
@@ -308,7 +273,7 @@ static inline void *submit_all(void *arg)
 }
 
 /* The job's status as some front end has it; "HTTP N" where it has none. */
-static inline const char *status_of(const made *m)
+static inline const char *status_of(const t_made *m)
 {
     static char status[600];
     t_reply r;
@@ -327,7 +292,7 @@ static inline bool is_open(const char *status)
            !strcmp(status, "HTTP 503") || !strcmp(status, "HTTP 0");
 }
 
-static inline bool all_ended(const made *all)
+static inline bool all_ended(const t_made *all)
 {
     if (atomic_load(&accepted) < jobs) return false;
     for (int i = 0; i < jobs; i++)
@@ -342,7 +307,7 @@ static inline void show_logs(void)
 }
 
 /* Every job ended as it should, and there are no others. */
-static inline void check_all(made *all)
+static inline void check_all(t_made *all)
 {
     const double until = t_seconds() + WAIT_S;
     t_reply r;
@@ -357,7 +322,7 @@ static inline void check_all(made *all)
         assert_int_equal(request("GET", t_format("/v1/videos/%s/content", all[i].id), -1, NULL, &r),
                          200);
         all[i].size = r.size;
-        all[i].hash = hash_of(r.body, r.size);
+        all[i].hash = t_made_hash(r.body, r.size);
         t_reply_free(&r);
     }
     assert_int_equal(request("GET", "/v1/videos?limit=100", -1, NULL, &r), 200);

@@ -105,7 +105,7 @@ static void one_server_undisturbed(void **state)
 }
 
 /* A step of the job has been told of, by whoever runs it. */
-static void wait_for_step(const made *m)
+static void wait_for_step(const t_made *m)
 {
     const double until = t_seconds() + 60;
     for (;;) {
@@ -161,23 +161,24 @@ enum {
 
 static void disturb(int what, bool first)
 {
-    const int worker = fronts + (int)(part() * workers), front = (int)(part() * fronts);
+    const int worker = fronts + (int)(t_made_part() * workers),
+              front = (int)(t_made_part() * fronts);
     if (what == KILL_WORKER) {
         kill_host(worker);
-        usleep((useconds_t)(part() * 3e6));
+        usleep((useconds_t)(t_made_part() * 3e6));
         start_server(worker, true);
-    } else if (what == STOP_WORKER) stop_host(worker, part() * 4);
+    } else if (what == STOP_WORKER) stop_host(worker, t_made_part() * 4);
     else if (what == KILL_REDIS) {
         t_redis_end(&redis, SIGKILL);
-        usleep((useconds_t)(part() * 2e6));
+        usleep((useconds_t)(t_made_part() * 2e6));
         t_redis_start(&redis);
-    } else if (what == STORE_AWAY) files_away(first ? STORE_AWAY_S : part() * 5);
+    } else if (what == STORE_AWAY) files_away(first ? STORE_AWAY_S : t_made_part() * 5);
     else if (what == KILL_FRONT) {
         kill_host(front);
         start_server(front, true);
-    } else if (what == STOP_FRONT) stop_host(front, part() * 4);
+    } else if (what == STOP_FRONT) stop_host(front, t_made_part() * 4);
     else if (cut >= 0) join(); /* others happen while a host is cut off */
-    else cut_off((int)(part() * (fronts + workers)));
+    else cut_off((int)(t_made_part() * (fronts + workers)));
 }
 
 /* Each kind once, then what comes. */
@@ -192,8 +193,8 @@ static void disturb_at_random(void)
     const int kinds = apart ? DISTURBANCE_COUNT : CUT_OFF;
     int n[DISTURBANCE_COUNT] = {0}, all = 0;
     while ((all < kinds || !all_ended(got)) && t_seconds() < until) {
-        usleep((useconds_t)(part() * 3e6));
-        const int what = all < kinds ? all : (int)(part() * kinds);
+        usleep((useconds_t)(t_made_part() * 3e6));
+        const int what = all < kinds ? all : (int)(t_made_part() * kinds);
         disturb(what, !n[what]);
         n[what]++;
         all++;
@@ -207,7 +208,7 @@ static void a_disturbed_fleet(void **state)
 {
     pthread_t client;
     (void)state;
-    fprintf(stderr, "SLUICE_SEED=%u\n", seed);
+    fprintf(stderr, "SLUICE_SEED=%u\n", t_made_seed);
     if (!(apart = in_hosts))
         print_message("no right to make network namespaces: nobody is cut off\n");
     open_fleet();
@@ -255,7 +256,7 @@ static void one_that_does_both(void **state)
 static void asked_at_the_front(void **state)
 {
     t_reply r;
-    made m = {0};
+    t_made m = {0};
     (void)state;
     fronts = workers = 1;
     apart = false;
@@ -359,7 +360,7 @@ int main(void)
     if (full) fronts = 2, workers = 3, jobs = 60;
     if (number && atoi(number) > 0 && atoi(number) <= JOBS_MOST) jobs = atoi(number);
     if (other) model = other;
-    seed = given ? (unsigned)atoi(given) : (unsigned)time(NULL);
+    t_made_seed = given ? (unsigned)atoi(given) : (unsigned)time(NULL);
     if ((in_hosts = t_hosts_are_had())) t_hosts_open();
     curl_global_init(CURL_GLOBAL_DEFAULT);
     signal(SIGPIPE, SIG_IGN);

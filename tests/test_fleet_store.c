@@ -1,9 +1,9 @@
 /* test_fleet_store.c - what clients get of jobs whose files are in an S3 server: through a front end
- * and by links; large files. Skipped where tests/s3.sh has made none. limit: 400 s */
+ * and by links; large files. Skipped where tests/s3.sh has t_made none. limit: 400 s */
 #include "tests/t_fleet.h"
 
 /* A job that has been made, its id. */
-static void make_one(made *m)
+static void make_one(t_made *m)
 {
     memset(m, 0, sizeof *m);
     submit_one(m, 0);
@@ -20,7 +20,7 @@ static void get_part(t_reply *r, const char *path, const char *header, long code
 
 /* What a client is sent through the front end: whole, ranges, nothing that it has already; 503
  * while the store is away. */
-static void content_through_the_server(const made *m)
+static void content_through_the_server(const t_made *m)
 {
     const char *path = t_format("/v1/videos/%s/content", m->id);
     char tag[128], video[200];
@@ -62,7 +62,7 @@ static void content_through_the_server(const made *m)
 }
 
 /* The link gives the same bytes, and is no link to anything else. */
-static void content_by_a_link(const made *m)
+static void content_by_a_link(const t_made *m)
 {
     t_reply r, whole;
     char url[2000], type[64];
@@ -96,7 +96,7 @@ static void content_by_a_link(const made *m)
 
 static void content_of_a_store(void **state)
 {
-    made m;
+    t_made m;
     t_reply r;
     (void)state;
     fronts = workers = 1;
