@@ -416,7 +416,7 @@ void sl_dit_rope_make(sl_ctx *ctx, const sl_dit *m, sl_dit_rope *out, void *memo
 /* ---- once a job: shares of a team ---- */
 
 static size_t lay_out_share(const sl_ctx *ctx, const sl_dit *m, sl_dit_share *s, void *memory,
-                            int64_t tokens, int size)
+                            int64_t tokens)
 {
     size_t at = 0;
     const sl_dtype act = sl_act(ctx);
@@ -431,10 +431,10 @@ static size_t lay_out_share(const sl_ctx *ctx, const sl_dit *m, sl_dit_share *s,
     return at;
 }
 
-size_t sl_dit_share_bytes(const sl_ctx *ctx, const sl_dit *m, int64_t tokens, int size)
+size_t sl_dit_share_bytes(const sl_ctx *ctx, const sl_dit *m, int64_t tokens)
 {
     sl_dit_share s;
-    return lay_out_share(ctx, m, &s, NULL, tokens, size);
+    return lay_out_share(ctx, m, &s, NULL, tokens);
 }
 
 void sl_dit_share_make(sl_ctx *ctx, const sl_dit *m, sl_dit_share *out, sl_comm *comm, sl_lane lane,
@@ -458,13 +458,13 @@ void sl_dit_share_make(sl_ctx *ctx, const sl_dit *m, sl_dit_share *out, sl_comm 
                     ctx->ops->row_granule);
         return;
     }
-    const size_t wanted = sl_dit_share_bytes(ctx, m, tokens, team->size);
+    const size_t wanted = sl_dit_share_bytes(ctx, m, tokens);
     if (comm && there < wanted) {
         sl_ctx_fail(ctx, SL_NOMEM, "dit: the window has %zu bytes, want %zu for %lld tokens", there,
                     wanted, (long long)tokens);
         return;
     }
-    lay_out_share(ctx, m, out, window, tokens, team->size);
+    lay_out_share(ctx, m, out, window, tokens);
     out->comm = comm, out->lane = lane, out->team = *team;
     out->tokens = tokens;
 }

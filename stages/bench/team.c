@@ -144,11 +144,10 @@ static size_t window_bytes(const rank *r)
     size_t most = 0;
     for (int i = 0; i < r->b.size_count; i++)
         for (int mode = 0; mode < MODES; mode++) {
-            const int n = shards_of(r, mode);
             if (!is_possible(r, mode)) continue;
             const size_t bytes = pair_bytes(r, &r->b.sizes[i]) + 256 +
                                  sl_dit_share_bytes(&r->d.n.ctx, r->d.m,
-                                                    sl_bench_grid(&r->b, &r->b.sizes[i]).tokens, n);
+                                                    sl_bench_grid(&r->b, &r->b.sizes[i]).tokens);
             if (bytes > most) most = bytes;
         }
     return most;

@@ -205,10 +205,8 @@ sl_code sl_denoise_window(size_t *out, const sl_ops *ops, const sl_model *model,
     for (int h = 0; h < sl_handover_count(); h++)
         if (SL_HANDOVER[h].to == SL_ROLE_DENOISE)
             inputs += sl_slot_bytes(model, (sl_handover)h, pixels, frames);
-    for (int n = 2; n <= ranks; n++) {
-        size_t bytes = model->dit[0].heads % n ? 0 : sl_dit_share_bytes(&plan, dit[0], g.tokens, n);
-        if (bytes > share) share = bytes;
-    }
+    for (int n = 2; n <= ranks && !share; n++)
+        if (model->dit[0].heads % n == 0) share = sl_dit_share_bytes(&plan, dit[0], g.tokens);
     *out =
         ((share > inputs ? share : inputs) + 255) / 256 * 256 + sl_denoise_pair_bytes(&plan, shape);
     sl_ctx_close(&plan);
