@@ -591,13 +591,11 @@ static void instances_count_each_on_its_device(void **state)
 
 /* ---- ranks ---- */
 
-/* Bytes of a rank's window for teams of up to two: keys, queries and values of all tokens for half
- * of the heads, rows of the largest share, an eighth above half of them, what the head makes, the
- * cache's sums; velocities of both branches. */
-static int64_t window_of_two(int64_t tokens, int64_t latents)
+/* Bytes of a rank's window: queries, keys, values and results of all tokens, what the head makes,
+ * the cache's sums; velocities of both branches. */
+static int64_t window_of(int64_t tokens, int64_t latents)
 {
-    return tokens * 2560 * 2 * 3 + tokens * 9 / 16 * 5120 * 2 + tokens * 64 * 2 + tokens * 2 * 4 +
-           latents;
+    return tokens * 5120 * 2 * 4 + tokens * 64 * 2 + tokens * 2 * 4 + latents;
 }
 
 static void ranks_count_each_on_its_device(void **state)
@@ -612,7 +610,7 @@ static void ranks_count_each_on_its_device(void **state)
         const char *rank = i ? "denoise.1" : "denoise.0";
         assert_int_equal(of(p, rank, "weight_bytes"), of(alone, "denoise", "weight_bytes"));
         assert_int_equal(of(p, rank, "arena_bytes"), of(alone, "denoise", "arena_bytes"));
-        about(of(p, rank, "window_bytes"), window_of_two(TOKENS_720, LATENT_720), 4096);
+        about(of(p, rank, "window_bytes"), window_of(TOKENS_720, LATENT_720), 4096);
     }
     assert_int_equal(wanted(p, "cuda:0"),
                      on_gpu(p, "text") + on_gpu(p, "image") + on_gpu(p, "denoise.0"));
