@@ -87,9 +87,9 @@ typedef struct {
     sl_tensor head;       /* act [N, out_channels * 4] */
     sl_tensor sums;       /* F32 [N, 2], for the cache */
 } sl_dit_share;
-/* Bytes of the window, whatever the team's size. Errors of make, in ctx: SL_ARG heads that do not divide by the
- * team's size, naming those that do; SL_NOMEM a window that is too small. *out is zeroed
- * then. While planning a forward takes what it would with the largest share. */
+/* Bytes of the window, whatever the team's size. Errors of make, in ctx: SL_ARG heads that do not
+ * divide by the team's size, naming those that do; SL_NOMEM a window that is too small. *out is
+ * zeroed then. While planning a forward takes what it would with the largest share. */
 size_t sl_dit_share_bytes(const sl_ctx *ctx, const sl_dit *m, int64_t tokens);
 void sl_dit_share_make(sl_ctx *ctx, const sl_dit *m, sl_dit_share *out, sl_comm *comm, sl_lane lane,
                        const sl_team *team, int64_t tokens);

@@ -98,7 +98,7 @@ static double median(const double *x, int n)
 
 static void print_row(const char *what, const double *alone, const double *shared)
 {
-    double quotient[MOST];
+    double quotient[MOST] = {0};
     for (int i = 0; i < pairs; i++) quotient[i] = shared[i] / alone[i];
     printf("%-22s SQLite %7.3f, shared %7.3f: %+5.2f %%; of the pairs %+5.2f %%\n", what,
            median(alone, pairs), median(shared, pairs),

@@ -2,11 +2,11 @@
  * nothing, the journal's own code and calls, a real Redis of this machine (appendfsync everysec).
  *
  * A worker is a handle of the journal (two threads, three connections) and a thread that makes the
- * calls which sluice serve --role worker makes for a job: it holds four claims, as the pipeline does
- * to fetch ahead, and tells of one at a time each hand-over, each step, each preview, a state every
- * five steps, the files of the end, the end, and that hand-overs are gone. Jobs are of two sizes and
- * want one of two LoRA or none, which every worker has. Workers are threads of
- * PROCESSES processes. Two front ends listen to everything, and two clients ask for jobs.
+ * calls which sluice serve --role worker makes for a job: it holds four claims, as the pipeline
+ * does to fetch ahead, and tells of one at a time each hand-over, each step, each preview, a state
+ * every five steps, the files of the end, the end, and that hand-overs are gone. Jobs are of two
+ * sizes and want one of two LoRA or none, which every worker has. Workers are threads of PROCESSES
+ * processes. Two front ends listen to everything, and two clients ask for jobs.
  *
  * A job takes 30 steps of 17.7 s, as Wan2.1-I2V-14B at 1280x720, 81 frames, guided, on one H200
  * (BENCHMARKS.md); SLUICE_FLEET_STEPS=4 makes it a distilled model's: 4 steps of 8.85 s.

@@ -121,8 +121,8 @@ static void wait_for_step(const t_made *m)
     }
 }
 
-/* One of each: a worker's host dies, one is stopped and comes back, one is cut off and joined again,
- * Redis dies, the shared folder is away, a front end is cut off, one dies. */
+/* One of each: a worker's host dies, one is stopped and comes back, one is cut off and joined
+ * again, Redis dies, the shared folder is away, a front end is cut off, one dies. */
 static void disturb_each(void)
 {
     const int first = fronts, second = fronts + 1;

@@ -1,5 +1,5 @@
-/* test_fleet_store.c - what clients get of jobs whose files are in an S3 server: through a front end
- * and by links; large files. Skipped where tests/s3.sh has t_made none. limit: 400 s */
+/* test_fleet_store.c - what clients get of jobs whose files are in an S3 server: through a front
+ * end and by links; large files. Skipped where tests/s3.sh has made none. limit: 400 s */
 #include "tests/t_fleet.h"
 
 /* A job that has been made, its id. */
