@@ -121,6 +121,20 @@ static void a_second_run_beneath_the_wrapper(void **state)
     t_run_close(&run);
 }
 
+/* The job is done when the first is killed: the second is sent away, and the run ends. */
+static void a_second_run_when_all_is_done(void **state)
+{
+    (void)state;
+    open_run();
+    setenv("GIVEN", t_format("%s/denoise/denoise.safetensors", run.out), 1);
+    start("denoise",
+          SHELL("\"$@\" & for i in $(seq 300); do [ -e \"$GIVEN\" ] && break; sleep 0.1; "
+                "done; kill -9 $!; wait $!; \"$@\"; :"));
+    ends(0);
+    same("denoise", "denoise");
+    t_run_close(&run);
+}
+
 /* Its end is the run's: no other is started, whatever supervise.restarts says. */
 static void a_wrapper_that_ends(void **state)
 {
@@ -222,6 +236,7 @@ int main(void)
         cmocka_unit_test(a_replay_starts_what_it_needs),
         cmocka_unit_test(a_wrapper_has_the_terminal),
         cmocka_unit_test(a_second_run_beneath_the_wrapper),
+        cmocka_unit_test(a_second_run_when_all_is_done),
         cmocka_unit_test(a_wrapper_that_ends),
         cmocka_unit_test(a_wrapper_has_so_many_words),
         cmocka_unit_test(what_is_refused),

@@ -513,12 +513,26 @@ const sl_seats_seat *sl_seats_broken(const sl_seats *s)
     return NULL;
 }
 
+/* A worker that a wrapper starts when all is over is told to go, as soon as it says HELLO. */
+static void turn_away(const sl_seats *s)
+{
+    const sl_msg drain = {.type = SL_MSG_DRAIN};
+    sl_bus_event e;
+    sl_err err = {0};
+    if (sl_bus_next(s->bus, &e, &err)) usleep(SL_BUS_TICK_MS * 1000); /* the socket is gone */
+    else if (e.kind == SL_BUS_CLIENT && e.msg.type == SL_MSG_HELLO &&
+             strcmp(e.msg.hello.role, "client"))
+        sl_bus_send_client(s->bus, &e.from, &drain);
+}
+
 /* The process ends by itself. A person at the terminal has all the time that they want. */
 static bool wait_for_end(const sl_seats *s, int seat, int64_t by_ns)
 {
     struct pollfd f = {s->at[seat].pidfd, POLLIN, 0};
-    while (seat == s->attached && *s->wrapper && getppid() == s->terminal)
-        if (poll(&f, 1, 500) == 1) return true;
+    while (seat == s->attached && *s->wrapper && getppid() == s->terminal) {
+        if (poll(&f, 1, 0) == 1) return true;
+        turn_away(s);
+    }
     const int64_t left = (by_ns - sl_now_ns()) / MS;
     return poll(&f, 1, left > 0 ? (int)left : 0) == 1;
 }
