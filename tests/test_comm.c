@@ -1,4 +1,5 @@
-/* test_comm.c - ranks on the CPU: up to eight processes that exchange through shared memory. */
+/* test_comm.c - ranks on the CPU: up to eight processes that exchange through shared memory.
+ * takes: 4 s. run: waits */
 #include "t_comm.h"
 
 static const char *open_cpu(int rank, const sl_ops **ops, const sl_comm_body **body)

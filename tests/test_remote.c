@@ -1,5 +1,6 @@
 /* test_remote.c - the client's connection to a server that misbehaves: cut, silent, endless, rude
- * or redirected answers, busy ones, and what is done about them. limit: 240 s
+ * or redirected answers, busy ones, and what is done about them. takes: 10 s. limit: 240 s.
+ * run: waits
  *
  * The server is a thread of the test with a plain socket: each connection plays the next act of a
  * script. The good ways are tested with the real server (test_client.c). */
