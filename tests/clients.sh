@@ -34,10 +34,12 @@ fi
 # Readable for an nginx without rights; secrets in it are not.
 base=$(mktemp -d /tmp/sluice-clients.XXXXXX) && chmod 755 "$base" || exit 2
 running=()
+# The last that was begun goes first: servers before the Redis that they ask.
 finish() {
-    local pid i
-    for pid in ${running[@]+"${running[@]}"}; do kill "$pid" 2>/dev/null; done
-    for pid in ${running[@]+"${running[@]}"}; do
+    local n pid i
+    for ((n = ${#running[@]} - 1; n >= 0; n--)); do
+        pid=${running[n]}
+        kill "$pid" 2>/dev/null
         for ((i = 0; i < 100; i++)); do kill -0 "$pid" 2>/dev/null || break; sleep 0.1; done
         kill -9 "$pid" 2>/dev/null
         wait "$pid" 2>/dev/null

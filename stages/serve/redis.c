@@ -178,6 +178,8 @@ static sl_code reach(sl_redis *r, const sl_redis_at *at, int wait_ms, sl_err *er
     curl_easy_setopt(r->curl, CURLOPT_ERRORBUFFER, NULL);
     if (rc == CURLE_OPERATION_TIMEDOUT)
         return sl_fail(err, SL_TIMEOUT, "no connection within %d ms", wait_ms);
+    if (rc == CURLE_COULDNT_CONNECT && *at->path) /* curl tells of a host and a port */
+        return sl_fail(err, SL_SYS, "nobody listens there");
     if (rc || curl_easy_getinfo(r->curl, CURLINFO_ACTIVESOCKET, &r->socket) ||
         r->socket == CURL_SOCKET_BAD)
         return sl_fail(err, SL_SYS, "%s", *why ? why : curl_easy_strerror(rc));
