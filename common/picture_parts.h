@@ -28,7 +28,7 @@ static inline bool sl_starts(sl_span_of s, size_t offset, const char *text, size
 static inline sl_span_of sl_part(sl_span_of s, size_t offset, size_t n)
 {
     if (offset > s.n) offset = s.n;
-    return (sl_span_of){s.at + offset, n < s.n - offset ? n : s.n - offset};
+    return (sl_span_of){s.at ? s.at + offset : NULL, n < s.n - offset ? n : s.n - offset};
 }
 
 static inline uint32_t sl_be16(const uint8_t *p)

@@ -159,7 +159,7 @@ static void put_pixel(uint8_t *rgb, const header *h, const uint8_t *line, size_t
         if (h->type == PALETTE) {
             const sl_span_of colour = sl_part(h->palette, (size_t)*p * 3, 3);
             memset(rgb, 0, 3); /* of one beyond the palette */
-            memcpy(rgb, colour.at, colour.n);
+            if (colour.n) memcpy(rgb, colour.at, colour.n);
         } else if (samples < 3) memset(rgb, *p, 3);
         else
             for (size_t c = 0; c < 3; c++) rgb[c] = p[c * bytes];
@@ -170,7 +170,7 @@ static void put_pixel(uint8_t *rgb, const header *h, const uint8_t *line, size_t
     const unsigned v = line[bit / 8] >> (8 - h->depth - bit % 8) & most;
     const sl_span_of colour = sl_part(h->palette, (size_t)v * 3, 3);
     memset(rgb, h->type == PALETTE ? 0 : (int)(v * 255 / most), 3);
-    if (h->type == PALETTE) memcpy(rgb, colour.at, colour.n);
+    if (h->type == PALETTE && colour.n) memcpy(rgb, colour.at, colour.n);
 }
 
 /* A pass of Adam7: its first pixel, and how far apart its pixels are. */

@@ -110,8 +110,8 @@ static void read_all(sl_journal *j)
 static const char TABLE[] =
     "DROP TABLE jobs; CREATE TABLE jobs (state, claimed, priority, progress, id, owner, key, "
     "created_s, started_s, ended_s, cancel_asked, attempts, code, message, bytes, request, "
-    "seq INTEGER PRIMARY KEY)";
-enum { COLUMNS = 16 };
+    "seq INTEGER PRIMARY KEY, deaths)";
+enum { COLUMNS = 17 };
 
 typedef struct {
     uint8_t bytes[1 << 16];
@@ -219,7 +219,7 @@ static void rows(const uint8_t *data, size_t size)
     if (sqlite3_prepare_v2(
             db,
             "INSERT OR REPLACE INTO jobs VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, "
-            "?10, ?11, ?12, ?13, ?14, ?15, ?16, NULL)",
+            "?10, ?11, ?12, ?13, ?14, ?15, ?16, NULL, ?17)",
             -1, &q, NULL))
         abort();
     for (int n = 0; size && n < 20; n++) {
