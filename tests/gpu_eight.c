@@ -2,9 +2,11 @@
  * on odd sizes and, by samples of rows, at the 14B model's; shares of rows and of columns have the
  * bits of the whole.
  *
- * gpu_eight --bench: the 14B model's products at 32,760, 48,384 and 75,600 rows beside those in
- * bf16; what makes codes, beside the time in which its bytes would be copied; the relative error of
- * products whose inputs have outliers. Without a device: one line, and success. limit: 300 s */
+ * gpu_eight --bench [products | makers | attention | outliers]: the 14B model's products at 32,760,
+ * 48,384 and 75,600 rows beside those in bf16; what makes codes, beside the time in which its bytes
+ * would be copied; attention of that many tokens for some seconds, for a card under load slows
+ * down; the relative error of products whose inputs have outliers. Without a device: one line, and
+ * success. limit: 300 s */
 #include "tests/t_layers.h"
 
 #include "common/e4m3.h"
@@ -595,6 +597,33 @@ static void bench_makers(pair *p, int64_t m)
     free(numbers);
 }
 
+/* Attention of codes alone, of m queries and keys: runs one after the other. */
+static void bench_attention(pair *p, int64_t m)
+{
+    enum { WIDTH = 128 * HEADS, ROUNDS = 6 };
+    sl_ctx *g = &p->gpu;
+    const sl_queries_eight q = sl_new_queries_eight(g, m, WIDTH, HEADS);
+    const sl_keys_eight keys = sl_new_keys_eight(g, m, WIDTH, HEADS);
+    const sl_tensor k = noise(p, m, WIDTH), v = noise(p, m, WIDTH);
+    const double operations = 4.0 * (double)m * (double)m * WIDTH;
+    const int runs = (int)(1e15 / operations) + 1; /* about a second */
+    sl_code_keys(g, &keys, &k, &v, HEADS);
+    sl_code_queries(g, &q, &k, HEADS, 1 / sqrtf(128));
+    printf("%7lld rows  attention in 8 bits, TFLOP/s over %d runs each:", (long long)m, runs);
+    for (int r = 0; r < ROUNDS; r++) {
+        sl_sync(g);
+        const double from = seconds();
+        for (int i = 0; i < runs; i++)
+            sl_attention_eight(g, &v, &q, &keys, HEADS, 1, NULL, 0, NULL);
+        sl_sync(g);
+        printf(" %.1f", operations * runs / (seconds() - from) * 1e-12);
+        fflush(stdout);
+    }
+    printf("\n");
+    went_wrong(p, say("attention of %lld rows", (long long)m));
+    forget(p);
+}
+
 /* ---- outliers ---- */
 
 /* How far y, act, is from `want`, F32: relative Frobenius distance. */
@@ -653,19 +682,27 @@ static void bench_outliers(pair *p, const t_layer *l, int some, float by)
     forget(p);
 }
 
-static int bench(void)
+static int bench(const char *what)
 {
     static const int64_t ROWS[] = {32760, 48384, 75600};
     static const int SOME[] = {0, 1, 8, 64};
+    static void (*const OF_ROWS[])(pair *, int64_t) = {bench_products, bench_makers,
+                                                       bench_attention};
+    static const char *const NAMES[] = {"products", "makers", "attention", "outliers"};
+    int one = 0; /* of NAMES; 4: all */
+    while (one < 4 && what && strcmp(what, NAMES[one])) one++;
+    if (!what) one = 4;
+    else if (one == 4) {
+        fprintf(stderr, "gpu_eight: %s, want products, makers, attention or outliers\n", what);
+        return 2;
+    }
     pair p;
     pair_open(&p, (size_t)12 << 30);
     EACH(i, ROWS)
-    {
-        bench_products(&p, ROWS[i]);
-        bench_makers(&p, ROWS[i]);
-    }
+    EACH(k, OF_ROWS)
+    if (one == 4 || one == (int)k) OF_ROWS[k](&p, ROWS[i]);
     EACH(i, SOME)
-    {
+    if (one >= 3) {
         bench_outliers(&p, &T_LAYERS[0], SOME[i], 50);
         bench_outliers(&p, &T_LAYERS[4], SOME[i], 50);
     }
@@ -685,6 +722,6 @@ int main(int argc, char **argv)
     };
     int status;
     if (!gpu_open("gpu_eight", &status)) return status;
-    if (argc > 1 && !strcmp(argv[1], "--bench")) return bench();
+    if (argc > 1 && !strcmp(argv[1], "--bench")) return bench(argv[2]);
     return cmocka_run_group_tests_name("rows in 8 bits on the GPU", tests, NULL, NULL);
 }

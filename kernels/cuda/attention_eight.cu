@@ -33,7 +33,12 @@
  * attention_flash.cu, 96 keys 1,055 to 1,063, with scores in e4m3 1,075 (and twice the error); two
  * warpgroups, 128 keys 940, 160 955, 192 951, taking turns 928. Sums to shared memory every 16
  * blocks: 908 (two groups, 128 keys), 957 (three, 64). Two groups, sums to registers every block:
- * 923, by halves beside the next scores 920. A quarter of the exponentials as polynomials: 829. */
+ * 923, by halves beside the next scores 920. A quarter of the exponentials as polynomials: 829.
+ * Another card, seconds on end (2026-11-30; 1.80 to 1.86 GHz at 690 W): this 1,025 to 1,029; groups
+ * that take turns with the tensor cores 1,019; codes made between the exponentials, before the sum
+ * is looked at, 930 (five registers too few); scores in two halves, exponentials of one beside the
+ * product of the other, 1,004. Exponentials and tensor cores are busy for 58 % each then, 54 % of
+ * the slots issue. */
 #include <math.h>
 
 #include "kernels/cuda/attention_hopper.cuh"
@@ -434,7 +439,11 @@ __global__ void __launch_bounds__(THREADS, 1)
 
 /* ---- codes ---- */
 
-enum { CHUNKS = 64 /* of rows, summed apart */, LOADS = 16 /* rows that a block reads at once */ };
+enum {
+    CHUNKS = 64, /* of rows, summed apart */
+    LOADS = 16,  /* rows that a block reads at once */
+    AHEAD = 4    /* times as many are asked for before the first is summed */
+};
 
 /* Of 256 threads of a block; in all of them. */
 __device__ __forceinline__ float block_most(uint32_t m)
@@ -465,18 +474,30 @@ __global__ void __launch_bounds__(256) columns_kernel(float *to, columns a)
 #pragma unroll
     for (int i = 0; i < 8; i++)
         figure[0][i] = figure[1][i] = 0, figure[2][i] = INFINITY, figure[3][i] = -INFINITY;
-    for (int64_t row = from + r; row < end; row += LOADS) {
-        float k[8], v[8];
-        load<8>(k, a.k + row * a.k_pitch + column);
-        load<8>(v, a.v + row * a.v_pitch + column);
+    for (int64_t row = from + r; row < end; row += AHEAD * LOADS) {
+        uint4 raw[AHEAD][2];
 #pragma unroll
-        for (int i = 0; i < 8; i++) {
-            figure[0][i] += k[i];
-            figure[1][i] += v[i];
-            figure[2][i] = fminf(figure[2][i], v[i]);
-            figure[3][i] = fmaxf(figure[3][i], v[i]);
+        for (int j = 0; j < AHEAD; j++)
+            if (row + j * LOADS < end) {
+                raw[j][0] = *(const uint4 *)(a.k + (row + j * LOADS) * a.k_pitch + column);
+                raw[j][1] = *(const uint4 *)(a.v + (row + j * LOADS) * a.v_pitch + column);
+            }
+#pragma unroll
+        for (int j = 0; j < AHEAD; j++) {
+            float k[8], v[8];
+            if (row + j * LOADS >= end) break;
+            unpack8(k, raw[j][0]);
+            unpack8(v, raw[j][1]);
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+                figure[0][i] += k[i];
+                figure[1][i] += v[i];
+                figure[2][i] = fminf(figure[2][i], v[i]);
+                figure[3][i] = fmaxf(figure[3][i], v[i]);
+            }
         }
     }
+#pragma unroll /* or the figures lie in memory */
     for (int f = 0; f < 4; f++) {
         __syncthreads();
 #pragma unroll
@@ -494,9 +515,10 @@ __global__ void __launch_bounds__(256) columns_kernel(float *to, columns a)
     }
 }
 
-/* The chunks' figures together, in their order. */
-__global__ void means_kernel(float *k_mean, float *v_mean, float *v_scale, const float *of,
-                             int64_t n, int64_t width)
+/* The chunks' figures together, in their order; at the first of them what a value's difference is
+ * multiplied by. */
+__global__ void means_kernel(float *k_mean, float *v_mean, float *v_scale, float *of, int64_t n,
+                             int64_t width)
 {
     const int64_t c = blockIdx.x * (int64_t)blockDim.x + threadIdx.x;
     if (c >= width) return;
@@ -510,7 +532,9 @@ __global__ void means_kernel(float *k_mean, float *v_mean, float *v_scale, const
     }
     k_mean[c] = k / n;
     v_mean[c] = v /= n; /* a NaN is in the mean */
-    v_scale[c] = fmaxf(fmaxf(most - v, v - least), TINY) / MOST;
+    most = fmaxf(fmaxf(most - v, v - least), TINY);
+    v_scale[c] = most / MOST;
+    of[c] = MOST / most;
 }
 
 /* A block: 128 keys of a head. Thread 16 r + c as above. */
@@ -520,15 +544,22 @@ __global__ void __launch_bounds__(256)
 {
     const int c = threadIdx.x % 16 * 8, r = threadIdx.x / 16, head = blockIdx.y;
     const int64_t from = (int64_t)blockIdx.x * KEYS, column = head * WIDTH + c;
-    float x[KEYS / LOADS][8];
+    float x[KEYS / LOADS][8], middle[8];
+    uint4 raw[KEYS / LOADS];
     uint32_t m = 0;
 #pragma unroll
     for (int i = 0; i < KEYS / LOADS; i++) {
         const int64_t row = from + r + i * LOADS;
-        if (row < n) load<8>(x[i], k + row * pitch + column);
+        if (row < n) raw[i] = *(const uint4 *)(k + row * pitch + column);
+    }
+    load(middle, mean + column);
+#pragma unroll
+    for (int i = 0; i < KEYS / LOADS; i++) {
+        const int64_t row = from + r + i * LOADS;
+        unpack8(x[i], raw[i]);
 #pragma unroll
         for (int e = 0; e < 8; e++) {
-            x[i][e] = row < n ? x[i][e] - mean[column + e] : 0;
+            x[i][e] = row < n ? x[i][e] - middle[e] : 0;
             m = max(m, magnitude(x[i][e]));
         }
     }
@@ -541,64 +572,85 @@ __global__ void __launch_bounds__(256)
                        int_codes(x[i][4], x[i][5], x[i][6], x[i][7], by));
 }
 
-/* Where key k of a block of 128 stands among the 128 bytes of a column, before the swizzle. */
-__device__ __forceinline__ int byte_of_key(int k)
+/* Where a block's column begins in shared memory is turned by this many words: of a warp's lanes,
+ * each with one word of its columns, none meet at a bank, nor of a quarter's that read them. */
+__device__ __forceinline__ int turn_of(int column)
 {
-    const int e = k % 16;
-    return k / 16 * 16 + (e % 8) / 2 * 4 + e / 8 * 2 + e % 2;
+    return (column / 8 * 2 ^ column % 8 * 8) & 31;
 }
 
-/* A block: 128 keys of a head. */
-__global__ void __launch_bounds__(256)
-    values_kernel(uint8_t *codes, const bf16 *v, int64_t pitch, const float *mean,
-                  const float *scale, int64_t n)
+/* A block: 128 keys of a head. Thread 16 r + c has columns 8 c .. 8 c + 7 of the keys whose codes are
+ * words r and r + 16 of a column: 16 (r / 4) + 2 (r % 4) and the next, and both + 8. `by`: see
+ * means_kernel. */
+__global__ void __launch_bounds__(256) values_kernel(uint8_t *codes, const bf16 *v, int64_t pitch,
+                                                     const float *mean, const float *by, int64_t n)
 {
-    enum { ROW = KEYS + 16 };
-    __shared__ __align__(16) uint8_t turned[WIDTH * ROW];
+    enum { WORDS = KEYS / 4 };
+    __shared__ __align__(16) uint32_t turned[WIDTH * WORDS];
     const int c = threadIdx.x % 16 * 8, r = threadIdx.x / 16, head = blockIdx.y;
     const int64_t from = (int64_t)blockIdx.x * KEYS, column = head * WIDTH + c;
+    uint4 raw[2][4];
+    float m[8], times[8];
 #pragma unroll
-    for (int i = 0; i < KEYS / LOADS; i++) {
-        const int64_t row = from + r + i * LOADS;
-        const int at = byte_of_key(r + i * LOADS);
-        float x[8];
-        if (row < n) load<8>(x, v + row * pitch + column);
+    for (int i = 0; i < 2; i++)
 #pragma unroll
-        for (int e = 0; e < 8; e++)
-            turned[(c + e) * ROW + at] =
-                row < n
-                    ? (uint8_t)__nv_cvt_float_to_fp8((x[e] - mean[column + e]) / scale[column + e],
-                                                     __NV_SATFINITE, __NV_E4M3)
-                    : 0;
+        for (int j = 0; j < 4; j++) {
+            const int word = r + 16 * i;
+            const int64_t row = from + word / 4 * 16 + word % 4 * 2 + j % 2 + j / 2 * 8;
+            if (row < n) raw[i][j] = *(const uint4 *)(v + row * pitch + column);
+        }
+    load(m, mean + column);
+    load(times, by + column);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const int word = r + 16 * i;
+        float x[4][8];
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            const int64_t row = from + word / 4 * 16 + word % 4 * 2 + j % 2 + j / 2 * 8;
+            unpack8(x[j], raw[i][j]);
+#pragma unroll
+            for (int e = 0; e < 8; e++) x[j][e] = row < n ? (x[j][e] - m[e]) * times[e] : 0;
+        }
+#pragma unroll
+        for (int e = 0; e < 8; e++) {
+            const uint32_t lo = __nv_cvt_float2_to_fp8x2(make_float2(x[0][e], x[1][e]),
+                                                         __NV_SATFINITE, __NV_E4M3),
+                           hi = __nv_cvt_float2_to_fp8x2(make_float2(x[2][e], x[3][e]),
+                                                         __NV_SATFINITE, __NV_E4M3);
+            turned[(c + e) * WORDS + (word ^ turn_of(c + e))] = lo | hi << 16;
+        }
     }
     __syncthreads();
     uint8_t *to = codes + ((int64_t)head * gridDim.x + blockIdx.x) * PLACE;
     for (int i = threadIdx.x; i < PLACE / 16; i += 256) { /* slice, column, half of its 32 bytes */
-        const int half = i % 2, col = i / 2 % WIDTH, slice = i / 2 / WIDTH;
+        const int half = i % 2, col = i / 2 % WIDTH, slice = i / 2 / WIDTH, turn = turn_of(col);
+        const uint4 u =
+            *(const uint4 *)(turned + col * WORDS + ((slice * 8 + half * 4) ^ (turn & ~3)));
         *(uint4 *)(to + slice * SLICE + col * 32 + (half ^ (col / 4 % 2)) * 16) =
-            *(const uint4 *)(turned + col * ROW + slice * 32 + half * 16);
+            turn & 2 ? make_uint4(u.z, u.w, u.x, u.y) : u;
     }
 }
 
-/* A warp: a row of a head. */
+/* Sixteen lanes: a row of a head. */
 __global__ void __launch_bounds__(256) queries_kernel(int8_t *codes, float *scales, const bf16 *q,
                                                       int64_t pitch, int64_t n, int heads, float by)
 {
-    const int64_t id = blockIdx.x * (int64_t)8 + threadIdx.x / 32;
-    const int lane = threadIdx.x % 32, head = (int)(id % heads);
+    const int64_t id = (blockIdx.x * (int64_t)256 + threadIdx.x) / 16;
+    const int lane = threadIdx.x % 16, head = (int)(id % heads);
+    const unsigned half = 0xffffu << (threadIdx.x & 16);
     const int64_t row = id / heads;
+    float x[8];
     if (row >= n) return;
-    const uint2 u = *(const uint2 *)(q + row * pitch + head * WIDTH + lane * 4);
-    const float x[4] = {__uint_as_float(u.x << 16), __uint_as_float(u.x & 0xffff0000u),
-                        __uint_as_float(u.y << 16), __uint_as_float(u.y & 0xffff0000u)};
+    load(x, q + row * pitch + head * WIDTH + lane * 8);
     uint32_t m = __float_as_uint(TINY);
 #pragma unroll
-    for (int i = 0; i < 4; i++) m = max(m, magnitude(x[i]));
+    for (int i = 0; i < 8; i++) m = max(m, magnitude(x[i]));
 #pragma unroll
-    for (int i = 16; i; i /= 2) m = max(m, __shfl_xor_sync(0xffffffffu, m, i));
+    for (int i = 8; i; i /= 2) m = max(m, __shfl_xor_sync(half, m, i));
     const float most = __uint_as_float(m), times = 127 / most;
-    *(uint32_t *)(codes + (row * heads + head) * WIDTH + lane * 4) =
-        int_codes(x[0], x[1], x[2], x[3], times);
+    *(uint2 *)(codes + (row * heads + head) * WIDTH + lane * 8) = make_uint2(
+        int_codes(x[0], x[1], x[2], x[3], times), int_codes(x[4], x[5], x[6], x[7], times));
     if (lane == 0) scales[id] = most / 127 * by;
 }
 
@@ -653,7 +705,7 @@ void sl_cuda_code_keys(sl_ctx *ctx, const sl_keys_eight *y, const sl_tensor *k, 
     keys_kernel<<<blocks, 256, 0, ctx->stream>>>((int8_t *)y->k.data, (float *)y->k_scale.data,
                                                  (const bf16 *)k->data, k->pitch, k_mean, n, width);
     values_kernel<<<blocks, 256, 0, ctx->stream>>>((uint8_t *)y->v.data, (const bf16 *)v->data,
-                                                   v->pitch, v_mean, v_scale, n);
+                                                   v->pitch, v_mean, figures, n);
     SL_LAUNCHED(ctx, "codes of keys and values");
 }
 
@@ -662,7 +714,7 @@ void sl_cuda_code_queries(sl_ctx *ctx, const sl_queries_eight *y, const sl_tenso
 {
     const int64_t n = q->shape[0];
     if (!n || !can(ctx, "q", q)) return;
-    queries_kernel<<<(unsigned)((n * heads + 7) / 8), 256, 0, ctx->stream>>>(
+    queries_kernel<<<(unsigned)((n * heads + 15) / 16), 256, 0, ctx->stream>>>(
         (int8_t *)y->codes.data, (float *)y->scale.data, (const bf16 *)q->data, q->pitch, n, heads,
         scale * LOG2_E);
     SL_LAUNCHED(ctx, "codes of queries");
