@@ -49,10 +49,11 @@ static const golden_case CASES[] = {
 };
 #define CASE_COUNT 3
 
-/* Likewise, by golden/yardstick.py on a CPU; the first's latents with the frame that is kept. */
+/* Likewise; the first's latents with the frame that is kept. Each time that it was measured the
+ * yardstick rounded otherwise (golden/README.md): the latents' bounds are the furthest of these. */
 static const golden_case TI2V_CASES[] = {
-    {"ti2v-96x64x5-i2v", 1.542e-2, 1.269e-2, 46.7, 53.3, 0},
-    {"ti2v-32x64x13-t2v", 1.251e-2, 1.251e-2, 44.7, 45.9, 0},
+    {"ti2v-96x64x5-i2v", 1.542e-2, 1.399e-2, 46.7, 53.3, 0},
+    {"ti2v-32x64x13-t2v", 1.277e-2, 1.277e-2, 44.7, 45.9, 0},
 };
 
 /* Of a model: what runs together. */
