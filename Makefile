@@ -298,7 +298,7 @@ $(TBIN)/linear_decode: examples/linear_decode.c $(SDK)/made
 	@echo "  CC    $<"
 	@$(CC) $(SAN) -O2 -Wall -Wextra -o $@ $< $$(PKG_CONFIG_PATH=$(SDK)/lib/pkgconfig pkg-config --cflags --libs sluice-stage) -lm
 $(TBIN)/%: $(B)/tests/%.o $(LIB) $(B)/link
-	@$(CC) $(LD_FLAGS) $(if $(filter fuzz_%,$*),-fsanitize=fuzzer) -o $@ $< $(LIB) $(LD_LIBS) -lcmocka
+	@$(CC) $(LD_FLAGS) $(if $(filter fuzz_%,$*),-fsanitize=fuzzer -fsanitize-link-c++-runtime) -o $@ $< $(LIB) $(LD_LIBS) -lcmocka
 .SECONDARY: $(OBJECTS)
 
 ifneq ($(PLUGIN_SO),)

@@ -14,7 +14,7 @@ mkdir -p $top/log $top/findings || exit 2
 at_a_time=$(nproc) # before OMP_NUM_THREADS, which it heeds
 # Memory is the programs' own affair to limit: a request that cannot be met is an error for them, as
 # without a sanitizer.
-export ASAN_OPTIONS=allocator_may_return_null=1:detect_leaks=1 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=1
+export ASAN_OPTIONS=allocator_may_return_null=1:detect_leaks=1 UBSAN_OPTIONS=print_stacktrace=1 LSAN_OPTIONS=suppressions=tests/lsan.supp:print_suppressions=0 OMP_NUM_THREADS=1
 
 # $2, at most $3 bytes of it, after the bytes that printf makes of $4, as a seed of $1.
 seed() {

@@ -23,7 +23,7 @@ asan)
     # no multiple of 64, and reads them as if they were.
     common=halt_on_error=1:print_stacktrace=1:log_path=$reports/report
     export ASAN_OPTIONS=$common:detect_leaks=1:strict_string_checks=1:check_initialization_order=1:exitcode=99
-    export UBSAN_OPTIONS=$common
+    export UBSAN_OPTIONS=$common LSAN_OPTIONS=suppressions=$PWD/tests/lsan.supp:print_suppressions=0
     tests=("$@")
     ;;
 tsan)
