@@ -2,85 +2,152 @@
  * that keeps its queue on a Redis of this machine (appendfsync always) and its files in a shared
  * folder, the same jobs of models/demo. run: alone
  *
- * PAIRS times, in turn, each with a fresh state: a job to warm up, then JOBS that are submitted at
- * once, until the last has ended. Told are the seconds a job that passed, and the processors'
- * seconds a job of the server, its stages and Redis; the medians, and the median of the pairs'
- * quotients. What else runs on the machine moves the first more than the second.
+ * Both are up all the time, and idle servers cost nothing; PAIRS times each makes JOBS jobs that are
+ * submitted at once, and who is first takes turns, so that what else runs on the machine and how
+ * fast it is just then is the same for both. A job is over when its client, who reads its events,
+ * has its video. Told of each way, of a job, medians:
  *
- * SLUICE_ALONE_PAIRS=N: other than 7; SLUICE_ALONE_JOBS=N: than 4. */
+ *   seconds     wall clock
+ *   around      of these, what is before and behind the pipeline: seconds less the report's total
+ *               (of jobs that are alone, for others wait there)
+ *   processors  of all processes; and of the server's own and Redis, where the two ways differ: the
+ *               rest are the stages, which compute the same, and the noise of it
+ *
+ * and the median of the pairs' differences, with the interval that holds it at 95 % (by ranks).
+ *
+ * SLUICE_ALONE_PAIRS=N: other than 20; SLUICE_ALONE_JOBS=N: than 1; SLUICE_ALONE_STEPS=N: than
+ * 12; SLUICE_ALONE_FSYNC=everysec: Redis's appendfsync. */
 #include "tests/t_redis.h"
 #include "tests/t_serve.h"
 
-#include <sys/resource.h>
+#include <dirent.h>
+#include <math.h>
 
 #define MODEL "models/demo"
 #define PICTURE "tests/demo-model/pictures/sunset.jpg"
-#define MOST 64
+#define MOST 400
+
+enum { WALL, AROUND, POST, ALL_CPU, OWN_CPU, FIGURES };
 
 typedef struct {
-    double wall_s, cpu_s; /* a job */
+    double is[FIGURES]; /* of a job, seconds */
 } cost;
 
-static int pairs = 7, jobs = 4;
+static int pairs = 20, jobs = 1, steps = 12;
+static t_redis redis;
 
-static const char *submit(const t_serve *s, int seed)
+/* ---- processors ---- */
+
+typedef struct {
+    pid_t pid, parent;
+    bool own; /* the server's own process, or Redis; else a stage or the dispatcher */
+    bool in;
+    double s;
+} process;
+
+/* A line of /proc/PID/stat; false: it has ended. */
+static bool read_process(pid_t pid, process *out)
 {
-    static char ids[MOST + 1][64];
+    char line[1024] = "";
+    long long user = 0, system = 0;
+    FILE *f = fopen(t_format("/proc/%d/stat", (int)pid), "re");
+    if (!f) return false;
+    const bool got = fgets(line, sizeof line, f);
+    fclose(f);
+    const char *behind = strrchr(line, ')');
+    int parent;
+    if (!got || !behind ||
+        sscanf(behind, ") %*c %d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lld %lld", &parent, &user,
+               &system) != 3)
+        return false;
+    *out = (process){.pid = pid, .parent = (pid_t)parent,
+                     .s = (double)(user + system) / (double)sysconf(_SC_CLK_TCK)};
+    return true;
+}
+
+/* Of the server, its descendants and, where it shares, Redis, so far. */
+static void used(const t_serve *s, bool shares, double *all, double *own)
+{
+    static process p[4096];
+    int n = 0;
+    struct dirent *e;
+    DIR *d = opendir("/proc");
+    assert_non_null(d);
+    while (n < 4096 && (e = readdir(d)))
+        if (atoi(e->d_name) > 0 && read_process((pid_t)atoi(e->d_name), &p[n])) n++;
+    closedir(d);
+    for (int i = 0; i < n; i++)
+        p[i].in = p[i].own = p[i].pid == s->pid || (shares && p[i].pid == redis.pid);
+    for (bool more = true; more;) {
+        more = false;
+        for (int i = 0; i < n; i++)
+            for (int k = 0; k < n && !p[i].in; k++)
+                if (p[k].in && p[k].pid == p[i].parent) p[i].in = more = true;
+    }
+    *all = *own = 0;
+    for (int i = 0; i < n; i++) {
+        if (p[i].in) *all += p[i].s;
+        if (p[i].own) *own += p[i].s;
+    }
+}
+
+/* ---- jobs ---- */
+
+static void submit(char id[64], const t_serve *s, int seed)
+{
     const char *const fields[] = {
-        "prompt", "pan left", "input_reference", "@" PICTURE, "size", "256x160",
-        "frames", "17",       "steps",           "12",        "seed", t_format("%d", seed),
-        NULL};
+        "prompt", "pan left", "input_reference",        "@" PICTURE, "size", "256x160",
+        "frames", "17",       "steps",                  t_format("%d", steps),
+        "seed",   t_format("%d", seed), NULL};
     t_reply r;
     t_post(&r, s, fields, NULL);
     if (r.code != 200) fail_msg("POST: HTTP %ld %s", r.code, r.body ? r.body : "(no answer)");
-    snprintf(ids[seed], sizeof ids[0], "%s", t_reply_text(&r, "id"));
+    snprintf(id, 64, "%s", t_reply_text(&r, "id"));
     t_reply_free(&r);
-    return ids[seed];
 }
 
-static void ends(const t_serve *s, const char *id)
+/* Its events until it ends, then its video. */
+static void fetch(const t_serve *s, const char *id)
 {
-    const char *how = t_wait(s, id);
-    if (strcmp(how, "completed")) fail_msg("%s: %s", id, how);
+    t_reply r;
+    t_http(&r, s, "GET", t_format("/v1/videos/%s/events", id));
+    if (!r.body || !strstr(r.body, "\"status\":\"completed\""))
+        fail_msg("%s did not end well: %s", id, r.body ? r.body : "(no answer)");
+    t_reply_free(&r);
+    t_http(&r, s, "GET", t_format("/v1/videos/%s/content", id));
+    if (r.code != 200 || r.size < 1000) fail_msg("%s: HTTP %ld, %zu bytes", id, r.code, r.size);
+    t_reply_free(&r);
 }
 
-/* Of children that have ended, and of theirs. */
-static double children_s(void)
+static double total_of(const t_serve *s, const char *id)
 {
-    struct rusage u;
-    getrusage(RUSAGE_CHILDREN, &u);
-    return (double)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) +
-           1e-6 * (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec);
+    t_reply r;
+    t_http(&r, s, "GET", t_format("/v1/videos/%s/report", id));
+    if (r.code != 200) fail_msg("%s's report: HTTP %ld", id, r.code);
+    const double total = atof(t_reply_text(&r, "total"));
+    t_reply_free(&r);
+    return total;
 }
 
-/* All that the run takes, its start and the warm-up as well, is in cpu_s. */
-static cost run(bool shares)
+static cost run(const t_serve *s, bool shares, int seed)
 {
-    static t_redis redis;
-    t_serve s;
-    char blobs[320];
-    const char *ids[MOST];
-    const double before = children_s();
-    if (shares) {
-        t_redis_open(&redis);
-        snprintf(blobs, sizeof blobs, "%s/blobs", redis.dir);
-    }
-    const char *const more[] = {"--queue", redis.url, "--blobs", blobs, "--role", "both", NULL};
-    t_serve_open(&s);
-    t_serve_conf(&s, "");
-    t_serve_start(&s, MODEL, shares ? more : NULL);
-    ends(&s, submit(&s, MOST));
+    char ids[MOST][64];
+    double all[2], own[2];
+    used(s, shares, &all[0], &own[0]);
     const double t0 = t_seconds();
-    for (int i = 0; i < jobs; i++) ids[i] = submit(&s, i);
-    for (int i = 0; i < jobs; i++) ends(&s, ids[i]);
-    cost c = {.wall_s = (t_seconds() - t0) / jobs};
-    if (t_serve_stop(&s)) fail_msg("the server did not end well");
-    if (shares) t_redis_close(&redis);
-    t_serve_no_children();
-    t_serve_close(&s);
-    c.cpu_s = (children_s() - before) / (jobs + 1);
+    for (int i = 0; i < jobs; i++) submit(ids[i], s, seed + i);
+    const double t1 = t_seconds();
+    for (int i = 0; i < jobs; i++) fetch(s, ids[i]);
+    cost c = {.is[WALL] = (t_seconds() - t0) / jobs, .is[POST] = (t1 - t0) / jobs};
+    usleep(300000); /* what is done behind the end is the job's, too */
+    used(s, shares, &all[1], &own[1]);
+    c.is[ALL_CPU] = (all[1] - all[0]) / jobs;
+    c.is[OWN_CPU] = (own[1] - own[0]) / jobs;
+    c.is[AROUND] = jobs == 1 ? c.is[WALL] - total_of(s, ids[0]) : 0;
     return c;
 }
+
+/* ---- what came of it ---- */
 
 static int by_size(const void *x, const void *y)
 {
@@ -88,30 +155,47 @@ static int by_size(const void *x, const void *y)
     return (a > b) - (a < b);
 }
 
-static double median(const double *x, int n)
+/* *half: the interval of the median is from the value of this rank to that from above. */
+static double median(double *x, int n, double *low, double *high)
 {
-    double sorted[MOST];
-    memcpy(sorted, x, (size_t)n * sizeof *x);
-    qsort(sorted, (size_t)n, sizeof *sorted, by_size);
-    return n % 2 ? sorted[n / 2] : (sorted[n / 2 - 1] + sorted[n / 2]) / 2;
+    qsort(x, (size_t)n, sizeof *x, by_size);
+    int k = (int)floor((n - 1.96 * sqrt(n)) / 2);
+    if (k < 0) k = 0;
+    *low = x[k];
+    *high = x[n - 1 - k];
+    return n % 2 ? x[n / 2] : (x[n / 2 - 1] + x[n / 2]) / 2;
 }
 
-static void print_row(const char *what, const double *alone, const double *shared)
+static void print_row(const char *what, int figure, const cost *alone, const cost *shared)
 {
-    double quotient[MOST] = {0};
-    for (int i = 0; i < pairs; i++) quotient[i] = shared[i] / alone[i];
-    printf("%-22s SQLite %7.3f, shared %7.3f: %+5.2f %%; of the pairs %+5.2f %%\n", what,
-           median(alone, pairs), median(shared, pairs),
-           100 * (median(shared, pairs) / median(alone, pairs) - 1),
-           100 * (median(quotient, pairs) - 1));
+    double a[MOST], b[MOST], more[MOST], low, high, unused;
+    for (int i = 0; i < pairs; i++) {
+        a[i] = alone[i].is[figure];
+        b[i] = shared[i].is[figure];
+        more[i] = b[i] - a[i];
+    }
+    const double one = median(a, pairs, &unused, &unused), two = median(b, pairs, &unused, &unused);
+    const double is = median(more, pairs, &low, &high);
+    printf("%-26s SQLite %7.1f ms, shared %7.1f: %+6.1f ms (%+.1f to %+.1f), %+5.2f %%\n", what,
+           1e3 * one, 1e3 * two, 1e3 * is, 1e3 * low, 1e3 * high, 100 * is / one);
+}
+
+static int setting(const char *name, int otherwise, int most)
+{
+    const char *text = getenv(name);
+    const int n = text ? atoi(text) : otherwise;
+    if (n < 1 || n > most) fail_msg("%s=%s, want 1 to %d", name, text, most);
+    return n;
 }
 
 int main(void)
 {
-    static double wall[2][MOST], cpu[2][MOST];
-    const char *n = getenv("SLUICE_ALONE_PAIRS"), *m = getenv("SLUICE_ALONE_JOBS");
-    if (n && atoi(n) > 0 && atoi(n) <= MOST) pairs = atoi(n);
-    if (m && atoi(m) > 0 && atoi(m) < MOST) jobs = atoi(m);
+    static cost costs[2][MOST];
+    static t_serve servers[2];
+    static char blobs[320];
+    pairs = setting("SLUICE_ALONE_PAIRS", pairs, MOST);
+    jobs = setting("SLUICE_ALONE_JOBS", jobs, 64);
+    steps = setting("SLUICE_ALONE_STEPS", steps, 1000);
     if (!t_redis_is_there()) {
         printf("no redis-server on this machine\n");
         return 0;
@@ -119,16 +203,37 @@ int main(void)
     setvbuf(stdout, NULL, _IOLBF, 0);
     curl_global_init(CURL_GLOBAL_DEFAULT);
     signal(SIGPIPE, SIG_IGN);
+    t_redis_open(&redis);
+    if (getenv("SLUICE_ALONE_FSYNC"))
+        T_REDIS(&redis, "CONFIG", "SET", "appendfsync", getenv("SLUICE_ALONE_FSYNC"));
+    snprintf(blobs, sizeof blobs, "%s/blobs", redis.dir);
+    const char *const more[] = {"--queue", redis.url, "--blobs", blobs, "--role", "both", NULL};
+    for (int k = 0; k < 2; k++) {
+        t_serve_open(&servers[k]);
+        t_serve_conf(&servers[k], "");
+        t_serve_start(&servers[k], MODEL, k ? more : NULL);
+        run(&servers[k], k, 1000); /* warm */
+    }
     for (int i = 0; i < pairs; i++)
         for (int k = 0; k < 2; k++) {
-            const bool shares = (i + k) % 2; /* who is first takes turns, too */
-            const cost c = run(shares);
-            wall[shares][i] = c.wall_s;
-            cpu[shares][i] = c.cpu_s;
-            printf("  %s: %.3f s a job, %.3f s of processors\n", shares ? "shared" : "SQLite",
-                   c.wall_s, c.cpu_s);
+            const bool shares = (i + k) % 2;
+            costs[shares][i] = run(&servers[shares], shares, i * jobs);
+            const double *is = costs[shares][i].is;
+            printf("  %s: %.3f s a job (around %.3f, POST %.3f), %.2f s of processors, %.2f own\n",
+                   shares ? "shared" : "SQLite", is[WALL], is[AROUND], is[POST], is[ALL_CPU],
+                   is[OWN_CPU]);
         }
-    print_row("seconds a job", wall[0], wall[1]);
-    print_row("processors' seconds", cpu[0], cpu[1]);
+    printf("a job of %d steps, %d at once, %d pairs\n", steps, jobs, pairs);
+    print_row("seconds a job", WALL, costs[0], costs[1]);
+    if (jobs == 1) print_row("  around the pipeline", AROUND, costs[0], costs[1]);
+    print_row("  its POST", POST, costs[0], costs[1]);
+    print_row("processors' time", ALL_CPU, costs[0], costs[1]);
+    print_row("  server's own and Redis", OWN_CPU, costs[0], costs[1]);
+    for (int k = 0; k < 2; k++) {
+        if (t_serve_stop(&servers[k])) fail_msg("the server did not end well");
+        if (k) t_redis_close(&redis);
+    }
+    t_serve_no_children();
+    for (int k = 0; k < 2; k++) t_serve_close(&servers[k]);
     return 0;
 }
