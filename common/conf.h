@@ -139,6 +139,7 @@ typedef struct {
     struct {
         int lease_s;        /* silence after which a server's jobs go to others */
         int64_t spool_rate; /* bytes a second into the shared folder, at most; 0: no limit */
+        int spool_s;        /* between two spools of a running job into it, at least */
     } queue;
     sl_conf_s3 s3;
     int lora_count;

@@ -153,6 +153,9 @@ static const sl_key KEYS[] = {
         "others"),
     NUM("queue.spool_rate", INT64, queue.spool_rate, 0, 1e15, 0, "bytes/s",
         "fastest that a server writes into the shared folder or store (0: no limit)"),
+    NUM("queue.spool_s", INT, queue.spool_s, 0, 3600, 2, "s",
+        "least time between two spools of a running job there, hand-overs and denoising states: so "
+        "much more of it may be computed again when its server dies"),
     TXT("s3.endpoint", s3.endpoint, "",
         "of serve --blobs s3://BUCKET: the store, as \"http://minio:9000\" (\"\": "
         "AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, else AWS's of the region)"),

@@ -103,14 +103,14 @@ sl_code sl_job_copy(sl_job *to, const sl_job *from, sl_err *err)
 #define PACK_real(v) json_real(v)
 #define PACK_flag(v) json_boolean(v)
 
-static sl_code write_all(const char *path, const char *text, size_t n, sl_err *err)
+static sl_code write_all(const char *path, const char *text, size_t n, bool sync, sl_err *err)
 {
     char tmp[SL_PATH + 8];
     snprintf(tmp, sizeof tmp, "%s.tmp", path);
     int fd = open(tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     if (fd < 0) return sl_fail_errno(err, errno, "%s", tmp);
     ssize_t put = write(fd, text, n);
-    if (put != (ssize_t)n || fsync(fd) || rename(tmp, path)) {
+    if (put != (ssize_t)n || (sync && fsync(fd)) || rename(tmp, path)) {
         int e = put >= 0 && put != (ssize_t)n ? ENOSPC : errno;
         close(fd);
         unlink(tmp);
@@ -120,7 +120,7 @@ static sl_code write_all(const char *path, const char *text, size_t n, sl_err *e
     return SL_OK;
 }
 
-sl_code sl_job_write(const sl_job *job, const char *path, sl_err *err)
+static sl_code write_job(const sl_job *job, const char *path, bool sync, sl_err *err)
 {
     json_t *root = json_object();
     char *text = NULL;
@@ -131,10 +131,20 @@ sl_code sl_job_write(const sl_job *job, const char *path, sl_err *err)
 #undef X
     if (!bad) text = json_dumps(root, JSON_INDENT(2) | JSON_REAL_PRECISION(17));
     if (!text) rc = sl_fail(err, SL_FORMAT, "%s: a text field is not valid UTF-8", path);
-    else rc = write_all(path, text, strlen(text), err);
+    else rc = write_all(path, text, strlen(text), sync, err);
     free(text);
     json_decref(root);
     return rc;
+}
+
+sl_code sl_job_write(const sl_job *job, const char *path, sl_err *err)
+{
+    return write_job(job, path, true, err);
+}
+
+sl_code sl_job_write_copy(const sl_job *job, const char *path, sl_err *err)
+{
+    return write_job(job, path, false, err);
 }
 
 /* ---- reading ---- */

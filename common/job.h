@@ -82,6 +82,8 @@ sl_code sl_job_set_text(char **field, const char *value, sl_err *err);
  * wanted. Read starts from the defaults. The file is written to a temporary name, synced
  * and renamed. */
 sl_code sl_job_write(const sl_job *job, const char *path, sl_err *err);
+/* The same, not synced: of a folder whose files are kept elsewhere. */
+sl_code sl_job_write_copy(const sl_job *job, const char *path, sl_err *err);
 sl_code sl_job_read(sl_job *job, const char *path, sl_err *err);
 /* Read a job from JSON text; `name` stands for the file (or FILE:LINE) in messages. Fields
  * that are absent stay as they are in *job. */

@@ -45,23 +45,23 @@ typedef struct {
     double s;
 } process;
 
-/* A line of /proc/PID/stat; false: it has ended. */
+/* Of /proc/PID/stat, and its clock, which counts finer; false: it has ended. */
 static bool read_process(pid_t pid, process *out)
 {
     char line[1024] = "";
-    long long user = 0, system = 0;
+    clockid_t clock;
+    struct timespec t;
     FILE *f = fopen(t_format("/proc/%d/stat", (int)pid), "re");
     if (!f) return false;
     const bool got = fgets(line, sizeof line, f);
     fclose(f);
     const char *behind = strrchr(line, ')');
     int parent;
-    if (!got || !behind ||
-        sscanf(behind, ") %*c %d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lld %lld", &parent, &user,
-               &system) != 3)
+    if (!got || !behind || sscanf(behind, ") %*c %d", &parent) != 1 ||
+        clock_getcpuclockid(pid, &clock) || clock_gettime(clock, &t))
         return false;
-    *out = (process){.pid = pid, .parent = (pid_t)parent,
-                     .s = (double)(user + system) / (double)sysconf(_SC_CLK_TCK)};
+    *out = (process){
+        .pid = pid, .parent = (pid_t)parent, .s = (double)t.tv_sec + 1e-9 * (double)t.tv_nsec};
     return true;
 }
 
@@ -95,10 +95,19 @@ static void used(const t_serve *s, bool shares, double *all, double *own)
 
 static void submit(char id[64], const t_serve *s, int seed)
 {
-    const char *const fields[] = {
-        "prompt", "pan left", "input_reference",        "@" PICTURE, "size", "256x160",
-        "frames", "17",       "steps",                  t_format("%d", steps),
-        "seed",   t_format("%d", seed), NULL};
+    const char *const fields[] = {"prompt",
+                                  "pan left",
+                                  "input_reference",
+                                  "@" PICTURE,
+                                  "size",
+                                  "256x160",
+                                  "frames",
+                                  "17",
+                                  "steps",
+                                  t_format("%d", steps),
+                                  "seed",
+                                  t_format("%d", seed),
+                                  NULL};
     t_reply r;
     t_post(&r, s, fields, NULL);
     if (r.code != 200) fail_msg("POST: HTTP %ld %s", r.code, r.body ? r.body : "(no answer)");
@@ -219,7 +228,7 @@ int main(void)
             const bool shares = (i + k) % 2;
             costs[shares][i] = run(&servers[shares], shares, i * jobs);
             const double *is = costs[shares][i].is;
-            printf("  %s: %.3f s a job (around %.3f, POST %.3f), %.2f s of processors, %.2f own\n",
+            printf("  %s: %.3f s a job (around %.3f, POST %.3f), %.2f s of processors, %.4f own\n",
                    shares ? "shared" : "SQLite", is[WALL], is[AROUND], is[POST], is[ALL_CPU],
                    is[OWN_CPU]);
         }

@@ -28,8 +28,9 @@ static void start_server(int i)
 
 static void conf_of(int i, const char *more)
 {
-    t_serve_conf(&servers[i], t_format("queue: { lease_s = 1; };\nserve: { retries = %d; };\n%s%s",
-                                       RETRIES, i ? "" : "model: { random = 1; };\n", more));
+    t_serve_conf(&servers[i],
+                 t_format("queue: { lease_s = 1; spool_s = 0; };\nserve: { retries = %d; };\n%s%s",
+                          RETRIES, i ? "" : "model: { random = 1; };\n", more));
 }
 
 static int open_all(void **state)

@@ -147,6 +147,48 @@ static void test_files(void **state)
     assert_string_equal(was, "1.2");
 }
 
+static void test_files_at_once(void **state)
+{
+    char same[SL_JOURNAL_ID], version[SL_JOURNAL_FILE];
+    sl_journal_job job = named("a", "ann", 0), got;
+    uint64_t bytes;
+    sl_journal_change some[] = {{.name = "state.safetensors", .version = "1.3", .bytes = 3},
+                                {.name = "preview.png", .version = "1.4", .bytes = 4},
+                                {.name = "job.json", .version = ""}},
+                      late[] = {{.name = "video.mp4", .version = "1.5", .bytes = 5},
+                                {.name = "preview.png", .version = "0.6", .bytes = 6}},
+                      many[SL_JOURNAL_CHANGES + 1] = {0};
+    (void)state;
+    job.files = (char[]){"job.json 0.2 5\n"};
+    T_OK(sl_journal_submit(j, &job, "", NULL, same, &err));
+    claims("a");
+    T_OK(sl_journal_files(j, "a", 3, some, &err));
+    assert_string_equal(some[0].was, "");
+    assert_string_equal(some[2].was, "0.2");
+    T_OK(sl_journal_files(j, "a", 2, some, &err)); /* said twice */
+    assert_string_equal(some[0].was, "1.3");
+    assert_string_equal(some[1].was, "1.4");
+    T_OK(sl_journal_files(j, "a", 0, NULL, &err));
+    /* one of another claim: none of them */
+    T_CODE(sl_journal_files(j, "a", 2, late, &err), SL_GONE);
+    many[0] = some[0];
+    for (int i = 1; i <= SL_JOURNAL_CHANGES; i++) many[i] = many[0];
+    T_CODE(sl_journal_files(j, "a", SL_JOURNAL_CHANGES + 1, many, &err), SL_ARG);
+    T_OK(sl_journal_files(j, "a", SL_JOURNAL_CHANGES, many, &err));
+    finish("a", SL_JOURNAL_COMPLETED, 1, 1);
+    /* behind the end files go, and none comes beside them */
+    late[1].version = "";
+    T_CODE(sl_journal_files(j, "a", 2, late, &err), SL_GONE);
+    T_OK(sl_journal_files(j, "a", 1, &late[1], &err));
+    T_OK(sl_journal_get(j, "a", NULL, &got, &err));
+    assert_true(sl_journal_find_file(&got, "state.safetensors", version, &bytes));
+    assert_string_equal(version, "1.3");
+    assert_false(sl_journal_find_file(&got, "preview.png", version, &bytes));
+    assert_false(sl_journal_find_file(&got, "video.mp4", version, &bytes));
+    assert_false(sl_journal_find_file(&got, "job.json", version, &bytes));
+    sl_journal_job_free(&got);
+}
+
 static void test_show(void **state)
 {
     sl_journal_job got;
@@ -436,6 +478,7 @@ int main(void)
         JOURNAL_CASES,
         WITH_JOURNAL(test_forgotten_whole),
         WITH_JOURNAL(test_files),
+        WITH_JOURNAL(test_files_at_once),
         WITH_JOURNAL(test_show),
         WITH_JOURNAL(test_bad_rows),
         WITH_JOURNAL(test_addresses),

@@ -38,6 +38,11 @@ sl_code sl_blobs_put(const sl_blobs *b, const char *id, const char *name, const 
     return b->body->put(b, id, file_of(file, name, version), from, bytes, err);
 }
 
+sl_code sl_blobs_settle(const sl_blobs *b, const char *id, sl_err *err)
+{
+    return b->body->settle ? b->body->settle(b, id, err) : SL_OK;
+}
+
 sl_code sl_blobs_get(const sl_blobs *b, const char *id, const char *name, const char *version,
                      uint64_t bytes, const char *to, sl_err *err)
 {

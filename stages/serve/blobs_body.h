@@ -13,6 +13,7 @@ struct sl_blobs_body {
     /* file: VERSION-NAME */
     sl_code (*put)(const sl_blobs *b, const char *id, const char *file, const char *from,
                    uint64_t *bytes, sl_err *err);
+    sl_code (*settle)(const sl_blobs *b, const char *id, sl_err *err); /* NULL: put does it */
     sl_code (*get)(const sl_blobs *b, const char *id, const char *file, uint64_t bytes,
                    const char *to, sl_err *err);
     bool (*path)(char out[SL_PATH], const sl_blobs *b, const char *id, const char *file);

@@ -59,9 +59,9 @@ static sl_code copy_all(int in, int out, int64_t bytes_per_s, uint64_t *bytes, s
     return rc;
 }
 
-/* `from` into a new file `to`, synced, renamed when it is whole. */
-static sl_code copy_to(const char *from, const char *to, int64_t bytes_per_s, uint64_t *bytes,
-                       sl_err *err)
+/* `from` into a new file `to`, renamed when it is whole; sync: and on the disk. */
+static sl_code copy_to(const char *from, const char *to, bool sync, int64_t bytes_per_s,
+                       uint64_t *bytes, sl_err *err)
 {
     char *temporary = NULL;
     int out = -1;
@@ -71,7 +71,7 @@ static sl_code copy_to(const char *from, const char *to, int64_t bytes_per_s, ui
                                : sl_fail_errno(err, errno, "%s", from);
     sl_code rc = sl_temporary_make(&temporary, &out, to, err);
     if (!rc) rc = copy_all(in, out, bytes_per_s, bytes, err);
-    if (!rc && fsync(out)) rc = sl_fail_errno(err, errno, "fsync");
+    if (!rc && sync && fsync(out)) rc = sl_fail_errno(err, errno, "fsync");
     if (!rc && rename(temporary, to)) rc = sl_fail_errno(err, errno, "rename");
     if (rc && temporary) unlink(temporary);
     if (out >= 0) close(out);
@@ -162,9 +162,15 @@ static sl_code put(const sl_blobs *b, const char *id, const char *file, const ch
         return rc;
     const bool made = !mkdir(dir, 0700);
     if (!made && errno != EEXIST) return sl_fail_errno(err, errno, "%s", dir);
-    if ((rc = copy_to(from, to, b->bytes_per_s, bytes, err)) || (rc = sync_dir(dir, err)))
-        return rc;
-    return made ? sync_dir(b->dir, err) : SL_OK;
+    if (made && (rc = sync_dir(b->dir, err))) return rc;
+    return copy_to(from, to, true, b->bytes_per_s, bytes, err);
+}
+
+static sl_code settle(const sl_blobs *b, const char *id, sl_err *err)
+{
+    char dir[SL_PATH];
+    sl_code rc = sl_path_join(dir, b->dir, id, err);
+    return rc ? rc : sync_dir(dir, err);
 }
 
 static sl_code get(const sl_blobs *b, const char *id, const char *file, uint64_t bytes,
@@ -173,7 +179,7 @@ static sl_code get(const sl_blobs *b, const char *id, const char *file, uint64_t
     char from[SL_PATH];
     uint64_t got;
     sl_code rc = find(from, b, id, file, err);
-    if (!rc) rc = copy_to(from, to, 0, &got, err);
+    if (!rc) rc = copy_to(from, to, false, 0, &got, err);
     if (rc == SL_GONE && is_there(b, NULL)) return is_there(b, err);
     if (rc || got == bytes) return rc;
     unlink(to);
@@ -297,6 +303,7 @@ const sl_blobs_body sl_blobs_folder = {
     .open = open_folder,
     .close = close_folder,
     .put = put,
+    .settle = settle,
     .get = get,
     .path = path,
     .read = read_file,

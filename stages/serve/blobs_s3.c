@@ -171,7 +171,6 @@ static sl_code get(const sl_blobs *b, const char *id, const char *file, uint64_t
         .id = id, .all = bytes, .size = bytes, .take = write_all, .self = &sink};
     rc = read_object(b, file, &all, err);
     if (sink.rc) rc = sl_fail(err, sink.rc, "%s: %s", to, why.msg);
-    if (!rc && fsync(sink.fd)) rc = sl_fail_errno(err, errno, "%s", to);
     if (!rc && rename(temporary, to)) rc = sl_fail_errno(err, errno, "%s", to);
     if (rc) unlink(temporary);
     close(sink.fd);

@@ -223,7 +223,7 @@ static void note_hint(void *to, const char *line)
     sl_request_warn(h->request, line);
 }
 
-/* Folder and files of the job; all of it is on the disk. */
+/* Folder and files of the job; all of it is on the disk, unless it is to be shared. */
 static sl_code make_job(sl_server *s, const char *id, sl_form *f, sl_err *err)
 {
     sl_request *r = &f->request;
@@ -238,7 +238,8 @@ static sl_code make_job(sl_server *s, const char *id, sl_form *f, sl_err *err)
         (f->dump && (rc = sl_store_path(r->dump_dir, &s->store, id, "", err))) ||
         (rc = check(s, f, err)) || (rc = sl_store_path(path, &s->store, id, "job.json", err)) ||
         (rc = sl_job_set_text(&r->spec.filters, sl_pipeline_text(filters), err)) ||
-        (rc = sl_job_write(&r->spec, path, err)))
+        (rc = s->store.copies ? sl_job_write_copy(&r->spec, path, err)
+                              : sl_job_write(&r->spec, path, err)))
         return rc;
     hinted h = {id, r};
     sl_tokenizer *tokenizer = s->tokenizer;
@@ -265,6 +266,7 @@ static sl_code share_job(const sl_server *s, const char *id, char **files, sl_er
         rc = sl_blobs_put(&s->blobs, id, NAMES[i], version, path, &bytes, err);
         if (!rc) fprintf(to, "%s %s %llu\n", NAMES[i], version, (unsigned long long)bytes);
     }
+    if (!rc) rc = sl_blobs_settle(&s->blobs, id, err);
     if (fclose(to) && !rc) rc = sl_fail(err, SL_NOMEM, "no memory");
     return rc;
 }

@@ -42,6 +42,7 @@
 #define SL_JOURNAL_SERVER 64         /* bytes of a server's name, its NUL included */
 #define SL_JOURNAL_LIVE 128          /* bytes of what is told of a running job, likewise */
 #define SL_JOURNAL_FILE 256          /* bytes of a file's name, and of its version, likewise */
+#define SL_JOURNAL_CHANGES 16        /* files of a job that change at once, at most */
 #define SL_JOURNAL_BYTES (1ll << 50) /* most bytes of a job's folder */
 #define SL_JOURNAL_VERSION 2         /* of the schema that this program writes, on SQLite */
 #define SL_JOURNAL_NEEDS 6144        /* bytes of what a job needs or a server offers, likewise */
@@ -247,10 +248,18 @@ sl_code sl_journal_open_shared(sl_journal **out, const sl_journal_shared *at, sl
 const char *sl_journal_promise(const sl_journal *j, bool *safe);
 
 /* File NAME of a job that this handle runs is `version`, with so many bytes, from now on: whoever
- * runs or shows the job finds it there. A version begins with the job's fence and a dot. "": there
- * is none any more, which may be said of a
- * job that this handle has ended, too. was: the version before, "" none. Errors: SL_GONE the job is
- * not this handle's (any more); SL_ARG no such name. */
+ * runs or shows the job finds it there. A version begins with the job's fence and a dot. */
+typedef struct {
+    const char *name, *version; /* version "": there is none any more */
+    uint64_t bytes;
+    char was[SL_JOURNAL_FILE]; /* told: the version before, "" none */
+} sl_journal_change;
+
+/* n of them at once, all or none. Of a job that this handle has ended files may still go. Errors:
+ * SL_GONE the job is not this handle's (any more); SL_ARG no such name, or too many. */
+sl_code sl_journal_files(sl_journal *j, const char *id, int n, sl_journal_change *changes,
+                         sl_err *err);
+/* One of them. */
 sl_code sl_journal_file(sl_journal *j, const char *id, const char *name, const char *version,
                         uint64_t bytes, char was[SL_JOURNAL_FILE], sl_err *err);
 /* The version and size of file NAME in the `files` of a job; false: it has none. */

@@ -271,22 +271,38 @@ static bool is_word(const char *t)
     return n && n < SL_JOURNAL_FILE && strcspn(t, " \t\r\n") == n;
 }
 
-sl_code sl_journal_file(sl_journal *j, const char *id, const char *name, const char *version,
-                        uint64_t bytes, char was[SL_JOURNAL_FILE], sl_err *err)
+sl_code sl_journal_files(sl_journal *j, const char *id, int n, sl_journal_change *changes,
+                         sl_err *err)
 {
-    *was = 0;
     if (!sl_journal_is_id(id)) return sl_journal_no_job(id, err);
-    if (!is_word(name) || (*version && !is_word(version)) || bytes > SL_JOURNAL_BYTES)
-        return sl_fail(err, SL_ARG,
-                       "job %s: a file's name or version is no word of at most %d bytes, or the "
-                       "file is too large",
-                       id, SL_JOURNAL_FILE - 1);
-    if (!j->body->file)
+    if (n < 0 || n > SL_JOURNAL_CHANGES)
+        return sl_fail(err, SL_ARG, "job %s: %d files change at once, want at most %d", id, n,
+                       SL_JOURNAL_CHANGES);
+    for (int i = 0; i < n; i++) {
+        sl_journal_change *c = &changes[i];
+        *c->was = 0;
+        if (!is_word(c->name) || (*c->version && !is_word(c->version)) ||
+            c->bytes > SL_JOURNAL_BYTES)
+            return sl_fail(err, SL_ARG,
+                           "job %s: a file's name or version is no word of at most %d bytes, or "
+                           "the file is too large",
+                           id, SL_JOURNAL_FILE - 1);
+    }
+    if (!j->body->files)
         return sl_fail(err, SL_ARG,
                        "job %s: the queue is this machine's, its files are in its "
                        "folder",
                        id);
-    return j->body->file(j, id, name, version, bytes, was, err);
+    return n ? j->body->files(j, id, n, changes, err) : SL_OK;
+}
+
+sl_code sl_journal_file(sl_journal *j, const char *id, const char *name, const char *version,
+                        uint64_t bytes, char was[SL_JOURNAL_FILE], sl_err *err)
+{
+    sl_journal_change c = {.name = name, .version = version, .bytes = bytes};
+    sl_code rc = sl_journal_files(j, id, 1, &c, err);
+    memcpy(was, c.was, sizeof c.was);
+    return rc;
 }
 
 bool sl_journal_find_file(const sl_journal_job *job, const char *name,

@@ -41,8 +41,7 @@ typedef struct {
     sl_code (*kept)(sl_journal *j, const char *id, sl_err *err); /* NULL: nothing to do */
     /* of a queue that many share; else NULL: */
     const char *(*promise)(const sl_journal *j, bool *safe);
-    sl_code (*file)(sl_journal *j, const char *id, const char *name, const char *version,
-                    uint64_t bytes, char was[SL_JOURNAL_FILE], sl_err *err);
+    sl_code (*files)(sl_journal *j, const char *id, int n, sl_journal_change *changes, sl_err *err);
     void (*listen)(sl_journal *j, void (*heard)(void *self, sl_journal_heard what, const char *id),
                    void *self);
     sl_code (*offer)(sl_journal *j, const char *offer, const char *says, sl_err *err);

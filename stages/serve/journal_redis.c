@@ -178,18 +178,32 @@ static sl_code shared_finish(sl_journal *base, const char *id, sl_journal_state 
     return sl_queue_done(q, r, rc, err);
 }
 
-static sl_code shared_file(sl_journal *base, const char *id, const char *name, const char *version,
-                           uint64_t bytes, char was[SL_JOURNAL_FILE], sl_err *err)
+static sl_code shared_files(sl_journal *base, const char *id, int n, sl_journal_change *changes,
+                            sl_err *err)
 {
     sl_queue *q = of(base);
-    char held_as[SL_WORD], file[SL_JOURNAL_FILE + 32] = "";
+    char held_as[SL_WORD], file[SL_JOURNAL_CHANGES][SL_JOURNAL_FILE + 32];
+    const char *words[7 + 2 * SL_JOURNAL_CHANGES] = {"EVALSHA",  q->sha, "0",    "files",
+                                                     q->channel, id,     held_as};
+    int count = 7;
+    bool lives = false;
     redisReply *r;
     sl_queue_find_hold(q, id, held_as);
-    if (*version) snprintf(file, sizeof file, "%s %llu", version, (unsigned long long)bytes);
-    sl_code rc = sl_queue_say(q, &r, err, "file", id, held_as, name, file, NULL);
+    for (int i = 0; i < n; i++) {
+        const sl_journal_change *c = &changes[i];
+        *file[i] = 0;
+        if (*c->version)
+            snprintf(file[i], sizeof file[i], "%s %llu", c->version, (unsigned long long)c->bytes);
+        words[count++] = c->name;
+        words[count++] = file[i];
+        lives |= *c->version && strstr(c->name, ".safetensors");
+    }
+    sl_code rc = sl_queue_ask(q, &r, count, words, err);
     if (!rc) rc = held(r, id, err);
-    if (!rc && sscanf(sl_queue_part(r, 1), "%255s", was) != 1) *was = 0;
-    if (!rc && *version && strstr(name, ".safetensors")) { /* it lives: others may come beside it */
+    for (int i = 0; i < n && !rc; i++)
+        if (sscanf(sl_queue_part(r, (size_t)i + 1), "%255s", changes[i].was) != 1)
+            *changes[i].was = 0;
+    if (!rc && lives) { /* others may come beside it */
         pthread_mutex_lock(&q->lock);
         if (!strcmp(q->alone, id)) *q->alone = 0;
         pthread_mutex_unlock(&q->lock);
@@ -491,7 +505,7 @@ const sl_journal_body sl_queue_body = {
     .knows = shared_knows,
     .backup = shared_backup,
     .promise = shared_promise,
-    .file = shared_file,
+    .files = shared_files,
     .listen = shared_listen,
     .offer = shared_offer,
     .offered = shared_offered,

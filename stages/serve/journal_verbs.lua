@@ -214,30 +214,38 @@ function verbs.finish(op, id, hold, state, code, message, bytes, now)
   return {'ok'}
 end
 
--- File NAME of a job that the caller holds is this one from now on ('': there is none); of one that
--- it has ended, files may go. The answer has what it was before. Once a hand-over or a state is
--- kept, as many servers may die with the job again.
-function verbs.file(id, hold, name, file)
-  local k = job(id)
-  local r = call('HMGET', k, 'state', 'hold', 'f:' .. name)
-  if not (r[1] and ended(r[1]) and r[2] == hold and #file == 0) then
+-- Files of a job that the caller holds, NAME and what it is from now on ('': there is none); of one
+-- that it has ended, files may go. The answer has what each was before. Once a hand-over or a state
+-- is kept, as many servers may die with the job again.
+function verbs.files(id, hold, ...)
+  local k, comes, kept, answer = job(id), false, false, {'ok'}
+  local r = call('HMGET', k, 'state', 'hold', 'fence')
+  for i = 1, select('#', ...), 2 do
+    local name, file = select(i, ...)
+    if #file > 0 then
+      comes, kept = true, kept or name:match('%.safetensors$')
+      -- a version is called after the claim that made it
+      if r[1] == 'running' and r[2] == hold and file:match('^(%d+)%.') ~= r[3] then
+        call('HINCRBY', K .. 'stats', 'fenced', 1)
+        return {'fenced', call('HGET', k, 'worker')}
+      end
+    end
+  end
+  if comes or not (r[1] and ended(r[1]) and r[2] == hold) then
     local no = refused(id, hold)
     if no then return no end
-    -- a version is called after the claim that made it
-    if #file > 0 and file:match('^(%d+)%.') ~= call('HGET', k, 'fence') then
-      call('HINCRBY', K .. 'stats', 'fenced', 1)
-      return {'fenced', call('HGET', k, 'worker')}
+  end
+  for i = 1, select('#', ...), 2 do
+    local name, file = select(i, ...)
+    answer[#answer + 1] = call('HGET', k, 'f:' .. name) or ''
+    if #file > 0 then
+      call('HSET', k, 'f:' .. name, file)
+    else
+      call('HDEL', k, 'f:' .. name)
     end
   end
-  if #file > 0 then
-    call('HSET', k, 'f:' .. name, file)
-    if name:match('%.safetensors$') and (call('HGET', k, 'deaths') or '0') ~= '0' then
-      call('HSET', k, 'deaths', 0)
-    end
-  else
-    call('HDEL', k, 'f:' .. name)
-  end
-  return {'ok', r[3] or ''}
+  if kept and (call('HGET', k, 'deaths') or '0') ~= '0' then call('HSET', k, 'deaths', 0) end
+  return answer
 end
 
 function verbs.get(id, everybody, owner, lease)

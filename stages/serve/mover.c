@@ -20,9 +20,8 @@
 #include "common/pipeline.h"
 #include "stages/job/files.h"
 
-#define LOOK_MS 150             /* between two looks at the folders of running jobs */
-#define RETRY_NS 1000000000ll   /* of a shared folder that failed */
-#define PREVIEW_NS 1000000000ll /* between two previews of a job */
+#define LOOK_MS 150           /* between two looks at the folders of running jobs */
+#define RETRY_NS 1000000000ll /* of a shared folder that failed */
 #define STATE_FILE "state.safetensors"
 
 typedef enum { FREE, FETCH, FETCHED, WATCH, SEND_SOME, SEND_ALL, SENT, DROP, CLEAR } work;
@@ -33,7 +32,6 @@ typedef struct file {
     uint64_t bytes;
     struct timespec changed; /* the file here, as it was sent or fetched */
     off_t size;
-    int64_t moved_ns;
     bool seen; /* in this look */
 } file;
 
@@ -47,16 +45,28 @@ typedef struct {
     int64_t fence;
     unsigned count; /* of versions that were made */
     file *files;
+    int64_t sent_ns; /* when some of it was sent, or it began to run */
     int64_t retry_ns;
     bool warned;
 } slot;
+
+/* A file that is in the shared folder, and of which the queue has not been told. */
+typedef struct {
+    file *of;
+    char version[SL_JOURNAL_FILE];
+    struct stat st;
+    uint64_t bytes;
+} change;
 
 struct sl_mover {
     sl_mover_ends ends;
     pthread_mutex_t lock;
     pthread_cond_t wake;
     bool closing, runs;
+    bool asked; /* something, since the thread has begun its last look */
     pthread_t thread;
+    change changes[SL_JOURNAL_CHANGES]; /* the thread's: of the slot that it is at */
+    int change_count;
     slot slots[SL_MOVER_SLOTS];
 };
 
@@ -166,48 +176,75 @@ static sl_code fetch(sl_mover *m, slot *s, sl_err *err)
 
 /* ---- watch, send ---- */
 
-/* A new version of the file, if it is another than the last that was sent. */
-static sl_code send_one(sl_mover *m, slot *s, const char *name, bool now, sl_err *err)
+/* The queue is told of what was put, all at once; what it replaces goes. */
+static sl_code tell_queue(sl_mover *m, slot *s, sl_err *err)
 {
-    char path[SL_PATH], version[SL_JOURNAL_FILE], was[SL_JOURNAL_FILE];
-    struct stat st;
-    uint64_t bytes;
-    sl_code rc = sl_store_path(path, m->ends.store, s->id, name, err);
-    if (rc) return rc;
-    if (stat(path, &st) || !S_ISREG(st.st_mode)) return SL_OK;
-    file *f = add_file(s, name);
-    if (!f) return sl_fail(err, SL_NOMEM, "no memory for a job's files");
-    f->seen = true;
-    if (*f->version && f->size == st.st_size && f->changed.tv_sec == st.st_mtim.tv_sec &&
-        f->changed.tv_nsec == st.st_mtim.tv_nsec)
-        return SL_OK;
-    if (!now && f->moved_ns && !strcmp(name, SL_STORE_PREVIEW) &&
-        sl_now_ns() - f->moved_ns < PREVIEW_NS)
-        return SL_OK;
-    snprintf(version, sizeof version, "%lld.%u", (long long)s->fence, ++s->count);
-    if ((rc = sl_blobs_put(m->ends.blobs, s->id, name, version, path, &bytes, err)))
-        return rc == SL_GONE ? SL_OK : rc; /* it went meanwhile */
-    rc = sl_journal_file(m->ends.journal, s->id, name, version, bytes, was, err);
-    if (rc == SL_GONE) sl_blobs_drop(m->ends.blobs, s->id, name, version);
-    if (rc) return rc; /* else it may count or not: it stays until the job goes */
-    if (strcmp(was, version)) sl_blobs_drop(m->ends.blobs, s->id, name, was);
-    snprintf(f->version, sizeof f->version, "%s", version);
-    note_stat(f, &st);
-    f->bytes = bytes;
-    f->moved_ns = sl_now_ns();
+    sl_journal_change told[SL_JOURNAL_CHANGES];
+    const int n = m->change_count;
+    m->change_count = 0;
+    if (!n) return SL_OK;
+    for (int i = 0; i < n; i++)
+        told[i] = (sl_journal_change){.name = m->changes[i].of->name,
+                                      .version = m->changes[i].version,
+                                      .bytes = m->changes[i].bytes};
+    sl_code rc = sl_blobs_settle(m->ends.blobs, s->id, err);
+    if (!rc) rc = sl_journal_files(m->ends.journal, s->id, n, told, err);
+    for (int i = 0; i < n && rc == SL_GONE; i++)
+        sl_blobs_drop(m->ends.blobs, s->id, told[i].name, told[i].version);
+    if (rc) return rc; /* else they may count or not: they stay until the job goes */
+    for (int i = 0; i < n; i++) {
+        const change *c = &m->changes[i];
+        if (*told[i].was && strcmp(told[i].was, c->version))
+            sl_blobs_drop(m->ends.blobs, s->id, told[i].name, told[i].was);
+        memcpy(c->of->version, c->version, sizeof c->version);
+        note_stat(c->of, &c->st);
+        c->of->bytes = c->bytes;
+    }
+    s->sent_ns = sl_now_ns();
     return SL_OK;
 }
 
+/* A new version of the file, if it is another than the last that was sent. */
+static sl_code send_one(sl_mover *m, slot *s, const char *name, sl_err *err)
+{
+    char path[SL_PATH];
+    sl_code rc = m->change_count == SL_JOURNAL_CHANGES ? tell_queue(m, s, err) : SL_OK;
+    change *c = &m->changes[m->change_count];
+    if (rc || (rc = sl_store_path(path, m->ends.store, s->id, name, err))) return rc;
+    if (stat(path, &c->st) || !S_ISREG(c->st.st_mode)) return SL_OK;
+    file *f = c->of = add_file(s, name);
+    if (!f) return sl_fail(err, SL_NOMEM, "no memory for a job's files");
+    f->seen = true;
+    if (*f->version && f->size == c->st.st_size && f->changed.tv_sec == c->st.st_mtim.tv_sec &&
+        f->changed.tv_nsec == c->st.st_mtim.tv_nsec)
+        return SL_OK;
+    snprintf(c->version, sizeof c->version, "%lld.%u", (long long)s->fence, ++s->count);
+    rc = sl_blobs_put(m->ends.blobs, s->id, name, c->version, path, &c->bytes, err);
+    if (!rc) m->change_count++;
+    return rc == SL_GONE ? SL_OK : rc; /* it went meanwhile */
+}
+
+/* What was put is told of, whether or not all of it could be. */
+static sl_code end_sending(sl_mover *m, slot *s, sl_code rc, sl_err *err)
+{
+    if (!rc) return tell_queue(m, s, err);
+    sl_err unused = {0};
+    return tell_queue(m, s, &unused) == SL_GONE ? sl_fail(err, SL_GONE, "%s", unused.msg) : rc;
+}
+
+/* now: however short ago some of it was sent. */
 static sl_code send_some(sl_mover *m, slot *s, bool now, sl_err *err)
 {
     char name[64];
-    sl_code rc = send_one(m, s, STATE_FILE, now, err);
+    if (!now && sl_now_ns() - s->sent_ns < m->ends.spool_s * 1000000000ll) return SL_OK;
+    sl_code rc = send_one(m, s, STATE_FILE, err);
     for (int h = 0; h < SL_HANDOVER_COUNT && !rc; h++) {
         if (SL_HANDOVER[h].how == SL_CHUNKS) continue; /* frames: of a dump, when it is whole */
         snprintf(name, sizeof name, "%s.safetensors", SL_HANDOVER[h].file);
-        rc = send_one(m, s, name, now, err);
+        rc = send_one(m, s, name, err);
     }
-    return rc ? rc : send_one(m, s, SL_STORE_PREVIEW, now, err);
+    if (!rc) rc = send_one(m, s, SL_STORE_PREVIEW, err);
+    return end_sending(m, s, rc, err);
 }
 
 /* Every file of the folder, and of the folders in it. */
@@ -225,7 +262,7 @@ static sl_code send_folder(sl_mover *m, slot *s, const char *under, sl_err *err)
         snprintf(name, sizeof name, "%s%s%s", under, *under ? "/" : "", e->d_name);
         if ((rc = sl_path_join(path, dir, e->d_name, err)) || lstat(path, &st)) continue;
         if (S_ISDIR(st.st_mode) && !*under) rc = send_folder(m, s, name, err);
-        else if (S_ISREG(st.st_mode)) rc = send_one(m, s, name, true, err);
+        else if (S_ISREG(st.st_mode)) rc = send_one(m, s, name, err);
     }
     if (d) closedir(d);
     return rc;
@@ -234,7 +271,7 @@ static sl_code send_folder(sl_mover *m, slot *s, const char *under, sl_err *err)
 static sl_code send_all(sl_mover *m, slot *s, uint64_t *bytes, sl_err *err)
 {
     for (file *f = s->files; f; f = f->next) f->seen = false;
-    sl_code rc = send_folder(m, s, "", err);
+    sl_code rc = end_sending(m, s, send_folder(m, s, "", err), err);
     *bytes = 0;
     for (const file *f = s->files; f && !rc; f = f->next)
         if (f->seen || is_input(f->name)) *bytes += f->bytes;
@@ -245,11 +282,18 @@ static sl_code send_all(sl_mover *m, slot *s, uint64_t *bytes, sl_err *err)
  * comes back without its last moments has the job run again. */
 static void drop(sl_mover *m, slot *s)
 {
-    char was[SL_JOURNAL_FILE];
-    for (file *f = s->files; f; f = f->next)
-        if (!f->seen && *f->version && !is_input(f->name) &&
-            !sl_journal_file(m->ends.journal, s->id, f->name, "", 0, was, NULL))
-            sl_blobs_drop(m->ends.blobs, s->id, f->name, f->version);
+    for (file *f = s->files; f;) {
+        sl_journal_change gone[SL_JOURNAL_CHANGES];
+        const file *from = f;
+        int n = 0;
+        for (; f && n < SL_JOURNAL_CHANGES; f = f->next)
+            if (!f->seen && *f->version && !is_input(f->name))
+                gone[n++] = (sl_journal_change){.name = f->name, .version = ""};
+        if (!n || sl_journal_files(m->ends.journal, s->id, n, gone, NULL)) continue;
+        for (; from != f; from = from->next)
+            if (!from->seen && *from->version && !is_input(from->name))
+                sl_blobs_drop(m->ends.blobs, s->id, from->name, from->version);
+    }
     sl_store_remove(m->ends.store, s->id);
 }
 
@@ -323,17 +367,33 @@ static void one_turn(sl_mover *m, slot *s)
     if (next != is) tell(m);
 }
 
+/* Nothing is to be done until the pipeline says so. */
+static bool is_idle(const sl_mover *m)
+{
+    for (int i = 0; i < SL_MOVER_SLOTS; i++)
+        if (m->slots[i].is != FREE && m->slots[i].is != FETCHED && m->slots[i].is != SENT)
+            return false;
+    return true;
+}
+
 static void *move(void *arg)
 {
     sl_mover *m = arg;
     pthread_mutex_lock(&m->lock);
     while (!m->closing) {
         struct timespec until;
+        m->asked = false;
         for (int i = 0; i < SL_MOVER_SLOTS && !m->closing; i++) one_turn(m, &m->slots[i]);
+        if (m->closing) break;
+        if (m->asked) continue; /* of a slot that it was past */
+        if (is_idle(m)) {
+            pthread_cond_wait(&m->wake, &m->lock);
+            continue;
+        }
         clock_gettime(CLOCK_REALTIME, &until);
         until.tv_nsec += LOOK_MS * 1000000l;
         if (until.tv_nsec >= 1000000000l) until.tv_sec++, until.tv_nsec -= 1000000000l;
-        if (!m->closing) pthread_cond_timedwait(&m->wake, &m->lock, &until);
+        pthread_cond_timedwait(&m->wake, &m->lock, &until);
     }
     pthread_mutex_unlock(&m->lock);
     return NULL;
@@ -386,12 +446,18 @@ bool sl_mover_has(sl_mover *m, const char *id)
     return has;
 }
 
+static void wake(sl_mover *m)
+{
+    m->asked = true;
+    pthread_cond_signal(&m->wake);
+}
+
 static void ask(sl_mover *m, int i, work what)
 {
     pthread_mutex_lock(&m->lock);
     m->slots[i].is = what;
     m->slots[i].retry_ns = 0;
-    pthread_cond_signal(&m->wake);
+    wake(m);
     pthread_mutex_unlock(&m->lock);
 }
 
@@ -403,13 +469,30 @@ void sl_mover_fetch(sl_mover *m, int i, const sl_journal_job *job)
     memcpy(s->id, job->id, sizeof s->id);
     s->rc = read_files(s, job->files, &s->err);
     s->is = s->rc ? FETCHED : FETCH;
-    pthread_cond_signal(&m->wake);
+    wake(m);
+    pthread_mutex_unlock(&m->lock);
+}
+
+void sl_mover_own(sl_mover *m, int i)
+{
+    char path[SL_PATH];
+    struct stat st;
+    pthread_mutex_lock(&m->lock);
+    slot *s = &m->slots[i];
+    for (file *f = s->files; f && s->is == FETCHED; f = f->next)
+        if (is_input(f->name) && *f->version &&
+            !sl_store_path(path, m->ends.store, s->id, f->name, NULL) && !stat(path, &st))
+            note_stat(f, &st);
     pthread_mutex_unlock(&m->lock);
 }
 
 void sl_mover_watch(sl_mover *m, int i)
 {
-    ask(m, i, WATCH);
+    pthread_mutex_lock(&m->lock);
+    m->slots[i].is = WATCH;
+    m->slots[i].sent_ns = sl_now_ns();
+    wake(m);
+    pthread_mutex_unlock(&m->lock);
 }
 
 void sl_mover_send(sl_mover *m, int i, bool everything)

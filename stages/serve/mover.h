@@ -2,8 +2,8 @@
  * ("the shared folder", blobs.h), off the hot path: one thread, one file at a time.
  *
  *   fetch   what the queue says a job has, into its folder, before it runs here
- *   watch   while it runs: hand-overs, the denoiser's state and the preview, as they are finished;
- *           from the newest another server goes on when this one dies
+ *   watch   while it runs: hand-overs, the denoiser's state and the preview, every queue.spool_s
+ *           what is new; from the newest another server goes on when this one dies
  *   send    when it has ended or goes back: what is in the folder then
  *   drop    when its end is in the queue: what nobody needs any more goes, and the folder here;
  *           what was asked for (job.json, pictures, noise) stays as long as the job
@@ -27,7 +27,8 @@ typedef struct {
     sl_journal *journal;
     const sl_blobs *blobs;
     const sl_store *store;
-    int wake; /* eventfd, written when something is through */
+    int spool_s; /* between two looks at a running job's files that send some of them, at least */
+    int wake;    /* eventfd, written when something is through */
 } sl_mover_ends;
 
 /* *ends is copied, what it names borrowed. Errors: SL_SYS, SL_NOMEM. */
@@ -40,6 +41,9 @@ bool sl_mover_is_free(sl_mover *m, int slot);
 bool sl_mover_has(sl_mover *m, const char *id);
 /* A claimed job, into an empty folder of its own. */
 void sl_mover_fetch(sl_mover *m, int slot, const sl_journal_job *job);
+/* What was asked for has been written anew in its folder: others need not have that. It does not
+ * run yet. */
+void sl_mover_own(sl_mover *m, int slot);
 /* It runs from now on. */
 void sl_mover_watch(sl_mover *m, int slot);
 /* everything: all files of its folder; else what watch would move. */

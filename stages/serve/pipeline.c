@@ -305,7 +305,8 @@ static sl_code move_here(const pipeline *p, run *r, const char *path, sl_err *er
     if (!rc && *j->preview)
         rc = sl_store_path(j->preview, &p->s->store, r->id, SL_STORE_PREVIEW, err);
     snprintf(j->model, sizeof j->model, "%s", p->s->model.dir);
-    return rc ? rc : sl_job_write(j, path, err);
+    if (!rc && !(rc = sl_job_write_copy(j, path, err))) sl_mover_own(p->mover, slot_of(p, r));
+    return rc;
 }
 
 static sl_code open_run(pipeline *p, run *r, sl_err *err)
@@ -327,7 +328,8 @@ static sl_code open_run(pipeline *p, run *r, sl_err *err)
                  r->req.spec.filters, filters);
     sl_dump_forget(r->req.dir);
     if ((rc = sl_job_set_text(&r->req.spec.filters, filters, err))) return rc;
-    return sl_job_write(&r->req.spec, path, err);
+    return p->mover ? sl_job_write_copy(&r->req.spec, path, err)
+                    : sl_job_write(&r->req.spec, path, err);
 }
 
 /* For its report: the answer to its POST had them. */
@@ -398,6 +400,7 @@ static void begin_here(pipeline *p, run *r, const sl_journal_job *row)
 {
     sl_err err = {0};
     sl_code rc = open_run(p, r, &err);
+    if (p->mover) sl_mover_watch(p->mover, slot_of(p, r));
     read_warnings(&r->req, row->request);
     note_loras(p, row->request);
     clock_gettime(CLOCK_REALTIME, &r->begins);
@@ -470,7 +473,6 @@ static void look_for_files(pipeline *p)
         }
         if (!r->fetches || !p->up || !sl_mover_done(p->mover, i, &rc, &bytes, &err)) continue;
         r->fetches = false;
-        sl_mover_watch(p->mover, i);
         if (rc) end_run(p, r, rc == SL_GONE ? SL_SYS : rc, err.msg);
         else begin_here(p, r, &r->row);
     }
@@ -962,8 +964,9 @@ sl_code sl_pipeline_run(sl_server *s, void (*reload)(void *self), void (*began)(
         rc = sl_dispatcher_open(&p.dispatcher, conf, s->model.dir, s->store.run, true, err);
     }
     if (!rc && sl_server_shares_queue(s))
-        rc = sl_mover_open(&p.mover, &(sl_mover_ends){s->journal, &s->blobs, &s->store, s->wake},
-                           err);
+        rc = sl_mover_open(
+            &p.mover,
+            &(sl_mover_ends){s->journal, &s->blobs, &s->store, conf->queue.spool_s, s->wake}, err);
     if (!rc) {
         p.dispatcher.nice = NICE;
         start(&p);

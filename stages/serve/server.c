@@ -93,6 +93,7 @@ static sl_code open_queue(sl_server *s, const sl_server_shares *shares, sl_err *
                                   .shows = s->role != SL_SERVER_WORKER,
                                   .lease_ms = s->conf.queue.lease_s * 1000};
     if ((rc = sl_journal_open_shared(&s->journal, &at, err))) return rc;
+    s->store.copies = true;
     sl_journal_listen(s->journal, hear, s);
     const char *promise = sl_journal_promise(s->journal, &safe);
     sl_log(safe ? SL_LOG_INFO : SL_LOG_WARN, "%s", promise);

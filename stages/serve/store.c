@@ -101,7 +101,7 @@ sl_code sl_store_write(const sl_store *s, const char *id, const char *name, cons
             if (errno != EINTR) rc = sl_fail_errno(err, errno, "%s", path);
             n = 0;
         }
-    if (!rc && fsync(fd)) rc = sl_fail_errno(err, errno, "%s", path);
+    if (!rc && !s->copies && fsync(fd)) rc = sl_fail_errno(err, errno, "%s", path);
     if (close(fd) && !rc) rc = sl_fail_errno(err, errno, "%s", path);
     return rc;
 }
@@ -117,6 +117,7 @@ static sl_code sync_dir(const char *path, sl_err *err)
 sl_code sl_store_sync(const sl_store *s, const char *id, sl_err *err)
 {
     char dir[SL_PATH];
+    if (s->copies) return SL_OK;
     sl_code rc = sl_store_path(dir, s, id, "", err);
     if (rc || (rc = sync_dir(dir, err))) return rc;
     return sync_dir(s->jobs, err);

@@ -29,7 +29,8 @@
 
 typedef struct {
     char dir[SL_PATH], jobs[SL_PATH], run[SL_PATH], log[SL_PATH];
-    int lock; /* -1: none */
+    int lock;    /* -1: none */
+    bool copies; /* jobs' files are kept elsewhere, too: those here are not synced */
 } sl_store;
 
 /* Make the folder (0700) and what is in it, and take its lock. Processes of a server that was
@@ -45,10 +46,10 @@ sl_code sl_store_path(char out[SL_PATH], const sl_store *s, const char *id, cons
                       sl_err *err);
 /* An empty folder for a new job. */
 sl_code sl_store_make(const sl_store *s, const char *id, sl_err *err);
-/* A new file of a job, synced. */
+/* A new file of a job, synced unless files here are copies. */
 sl_code sl_store_write(const sl_store *s, const char *id, const char *name, const void *bytes,
                        size_t size, sl_err *err);
-/* The names in a job's folder, and of the folder itself, are on the disk. */
+/* The names in a job's folder, and of the folder itself, are on the disk; likewise. */
 sl_code sl_store_sync(const sl_store *s, const char *id, sl_err *err);
 /* Bytes of the files of a job's folder. */
 uint64_t sl_store_bytes(const sl_store *s, const char *id);
