@@ -3,17 +3,19 @@
  * folder, the same jobs of models/demo. run: alone
  *
  * Both are up all the time, and idle servers cost nothing; PAIRS times each makes JOBS jobs that are
- * submitted at once, and who is first takes turns, so that what else runs on the machine and how
- * fast it is just then is the same for both. A job is over when its client, who reads its events,
+ * submitted at once, and who is first takes turns, so that what else runs on the machine, and how
+ * fast it is just then, is the same for both. A job is over when its client, who reads its events,
  * has its video. Told of each way, of a job, medians:
  *
  *   seconds     wall clock
  *   around      of these, what is before and behind the pipeline: seconds less the report's total
  *               (of jobs that are alone, for others wait there)
  *   processors  of all processes; and of the server's own and Redis, where the two ways differ: the
- *               rest are the stages, which compute the same, and the noise of it
+ *               rest are the stages, which compute the same, and whose noise is larger than that
  *
- * and the median of the pairs' differences, with the interval that holds it at 95 % (by ranks).
+ * and the median of the pairs' differences, with its interval by ranks (95 % from 6 pairs on). The
+ * last line adds what is around to what the server and Redis compute: so much a job is later where
+ * nothing of that runs beside its stages, whatever the noise of these.
  *
  * SLUICE_ALONE_PAIRS=N: other than 20; SLUICE_ALONE_JOBS=N: than 1; SLUICE_ALONE_STEPS=N: than
  * 12; SLUICE_ALONE_FSYNC=everysec: Redis's appendfsync. */
@@ -164,7 +166,7 @@ static int by_size(const void *x, const void *y)
     return (a > b) - (a < b);
 }
 
-/* *half: the interval of the median is from the value of this rank to that from above. */
+/* *x is sorted; *low and *high: its interval. */
 static double median(double *x, int n, double *low, double *high)
 {
     qsort(x, (size_t)n, sizeof *x, by_size);
@@ -175,7 +177,7 @@ static double median(double *x, int n, double *low, double *high)
     return n % 2 ? x[n / 2] : (x[n / 2 - 1] + x[n / 2]) / 2;
 }
 
-static void print_row(const char *what, int figure, const cost *alone, const cost *shared)
+static double print_row(const char *what, int figure, const cost *alone, const cost *shared)
 {
     double a[MOST], b[MOST], more[MOST], low, high, unused;
     for (int i = 0; i < pairs; i++) {
@@ -183,10 +185,11 @@ static void print_row(const char *what, int figure, const cost *alone, const cos
         b[i] = shared[i].is[figure];
         more[i] = b[i] - a[i];
     }
-    const double one = median(a, pairs, &unused, &unused), two = median(b, pairs, &unused, &unused);
-    const double is = median(more, pairs, &low, &high);
+    const double one = median(a, pairs, &unused, &unused);
+    const double two = median(b, pairs, &unused, &unused), is = median(more, pairs, &low, &high);
     printf("%-26s SQLite %7.1f ms, shared %7.1f: %+6.1f ms (%+.1f to %+.1f), %+5.2f %%\n", what,
            1e3 * one, 1e3 * two, 1e3 * is, 1e3 * low, 1e3 * high, 100 * is / one);
+    return is;
 }
 
 static int setting(const char *name, int otherwise, int most)
@@ -234,10 +237,17 @@ int main(void)
         }
     printf("a job of %d steps, %d at once, %d pairs\n", steps, jobs, pairs);
     print_row("seconds a job", WALL, costs[0], costs[1]);
-    if (jobs == 1) print_row("  around the pipeline", AROUND, costs[0], costs[1]);
+    const double around =
+        jobs == 1 ? print_row("  around the pipeline", AROUND, costs[0], costs[1]) : 0;
     print_row("  its POST", POST, costs[0], costs[1]);
     print_row("processors' time", ALL_CPU, costs[0], costs[1]);
-    print_row("  server's own and Redis", OWN_CPU, costs[0], costs[1]);
+    const double own = print_row("  server's own and Redis", OWN_CPU, costs[0], costs[1]);
+    double wall[MOST], unused;
+    for (int i = 0; i < pairs; i++) wall[i] = costs[0][i].is[WALL];
+    const double length = median(wall, pairs, &unused, &unused);
+    if (jobs == 1)
+        printf("what sharing adds is at most %.1f ms of %.0f, %.2f %%\n", 1e3 * (around + own),
+               1e3 * length, 100 * (around + own) / length);
     for (int k = 0; k < 2; k++) {
         if (t_serve_stop(&servers[k])) fail_msg("the server did not end well");
         if (k) t_redis_close(&redis);
