@@ -37,6 +37,7 @@ typedef struct {
 
 static int pairs = 20, jobs = 1, steps = 12;
 static t_redis redis;
+static t_serve servers[2]; /* alone; that shares */
 
 /* ---- processors ---- */
 
@@ -200,21 +201,26 @@ static int setting(const char *name, int otherwise, int most)
     return n;
 }
 
-int main(void)
+static void print_all(const cost *alone, const cost *shared)
 {
-    static cost costs[2][MOST];
-    static t_serve servers[2];
+    double wall[MOST], unused;
+    print_row("seconds a job", WALL, alone, shared);
+    const double around = jobs == 1 ? print_row("  around the pipeline", AROUND, alone, shared) : 0;
+    print_row("  its POST", POST, alone, shared);
+    print_row("processors' time", ALL_CPU, alone, shared);
+    const double own = print_row("  server's own and Redis", OWN_CPU, alone, shared);
+    for (int i = 0; i < pairs; i++) wall[i] = alone[i].is[WALL];
+    const double length = median(wall, pairs, &unused, &unused);
+    if (jobs == 1)
+        printf("what sharing adds is at most %.1f ms of %.0f, %.2f %%\n", 1e3 * (around + own),
+               1e3 * length, 100 * (around + own) / length);
+}
+
+/* ---- both servers ---- */
+
+static void open_both(void)
+{
     static char blobs[320];
-    pairs = setting("SLUICE_ALONE_PAIRS", pairs, MOST);
-    jobs = setting("SLUICE_ALONE_JOBS", jobs, 64);
-    steps = setting("SLUICE_ALONE_STEPS", steps, 1000);
-    if (!t_redis_is_there()) {
-        printf("no redis-server on this machine\n");
-        return 0;
-    }
-    setvbuf(stdout, NULL, _IOLBF, 0);
-    curl_global_init(CURL_GLOBAL_DEFAULT);
-    signal(SIGPIPE, SIG_IGN);
     t_redis_open(&redis);
     if (getenv("SLUICE_ALONE_FSYNC"))
         T_REDIS(&redis, "CONFIG", "SET", "appendfsync", getenv("SLUICE_ALONE_FSYNC"));
@@ -226,6 +232,31 @@ int main(void)
         t_serve_start(&servers[k], MODEL, k ? more : NULL);
         run(&servers[k], k, 1000); /* warm */
     }
+}
+
+static void close_both(void)
+{
+    for (int k = 0; k < 2; k++)
+        if (t_serve_stop(&servers[k])) fail_msg("the server did not end well");
+    t_redis_close(&redis);
+    t_serve_no_children();
+    for (int k = 0; k < 2; k++) t_serve_close(&servers[k]);
+}
+
+int main(void)
+{
+    static cost costs[2][MOST];
+    pairs = setting("SLUICE_ALONE_PAIRS", pairs, MOST);
+    jobs = setting("SLUICE_ALONE_JOBS", jobs, 64);
+    steps = setting("SLUICE_ALONE_STEPS", steps, 1000);
+    if (!t_redis_is_there()) {
+        printf("no redis-server on this machine\n");
+        return 0;
+    }
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    curl_global_init(CURL_GLOBAL_DEFAULT);
+    signal(SIGPIPE, SIG_IGN);
+    open_both();
     for (int i = 0; i < pairs; i++)
         for (int k = 0; k < 2; k++) {
             const bool shares = (i + k) % 2;
@@ -236,23 +267,7 @@ int main(void)
                    is[OWN_CPU]);
         }
     printf("a job of %d steps, %d at once, %d pairs\n", steps, jobs, pairs);
-    print_row("seconds a job", WALL, costs[0], costs[1]);
-    const double around =
-        jobs == 1 ? print_row("  around the pipeline", AROUND, costs[0], costs[1]) : 0;
-    print_row("  its POST", POST, costs[0], costs[1]);
-    print_row("processors' time", ALL_CPU, costs[0], costs[1]);
-    const double own = print_row("  server's own and Redis", OWN_CPU, costs[0], costs[1]);
-    double wall[MOST], unused;
-    for (int i = 0; i < pairs; i++) wall[i] = costs[0][i].is[WALL];
-    const double length = median(wall, pairs, &unused, &unused);
-    if (jobs == 1)
-        printf("what sharing adds is at most %.1f ms of %.0f, %.2f %%\n", 1e3 * (around + own),
-               1e3 * length, 100 * (around + own) / length);
-    for (int k = 0; k < 2; k++) {
-        if (t_serve_stop(&servers[k])) fail_msg("the server did not end well");
-        if (k) t_redis_close(&redis);
-    }
-    t_serve_no_children();
-    for (int k = 0; k < 2; k++) t_serve_close(&servers[k]);
+    print_all(costs[0], costs[1]);
+    close_both();
     return 0;
 }

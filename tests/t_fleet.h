@@ -111,8 +111,8 @@ static inline bool has_files_of(const char *id)
 
 static inline void conf_of(int i)
 {
-    t_serve_conf(&servers[i], t_format("queue: { lease_s = 1; spool_s = %d; };\n%s%s",
-                                       full ? 1 : 0, /* jobs are short: each state counts */
+    /* each state counts: jobs are short */
+    t_serve_conf(&servers[i], t_format("queue: { lease_s = 1; spool_s = 0; };\n%s%s",
                                        i < fronts && !both ? "model: { random = 1; };\n" : "",
                                        i < fronts ? front_conf : ""));
 }
