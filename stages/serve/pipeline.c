@@ -1,6 +1,6 @@
 /* pipeline.c - one thread, one poll over four ends: the dispatcher's socket and its pidfd,
  * signals, and the eventfd by which HTTP's threads say that the journal has changed. */
-#include "stages/serve/pipeline.h"
+#include "stages/serve/pipeline_body.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -14,494 +14,27 @@
 
 #include <zmq.h>
 
-#include "common/clock.h"
-#include "common/safetensors.h"
-#include "common/state.h"
-#include "stages/job/dispatcher.h"
-#include "stages/job/dump.h"
-#include "stages/job/files.h"
-#include "stages/job/report.h"
-#include "stages/job/trace_json.h"
-#include "stages/serve/mover.h"
+#include "common/log.h"
 #include "stages/serve/offer.h"
 
 #define TICK_MS 500
-#define SECOND 1000000000ll
-#define SAVE_NS (2 * SECOND)    /* between two notes of a job's progress in the journal */
-#define RETRY_NS (1 * SECOND)   /* of what the disk did not take */
-#define IDLE_NS (2 * SECOND)    /* between two claims from a shared queue that has told nothing */
-#define RESTART_NS (1 * SECOND) /* before a dispatcher that was given up is started again */
-#define CARE_NS (60 * SECOND)   /* between two jobs while the machine is at fault */
-#define NICE 5                  /* of the stages: a CPU computes when nobody is to be answered */
-#define SHOW_NS (SECOND / 2)    /* between two words about a job to a queue that servers share */
-#define PARK_NS (15 * SECOND)   /* to bring what is finished into the shared folder at the end */
-#define CULPRITS 3              /* jobs in a row that break a stage: it is not them */
+#define SAVE_NS (2 * SL_SECOND_NS)    /* between two notes of a job's progress in the journal */
+#define RESTART_NS (1 * SL_SECOND_NS) /* before a dispatcher that was given up is started again */
+#define NICE 5                      /* of the stages: they compute when nobody is to be answered */
+#define SHOW_NS (SL_SECOND_NS / 2)  /* between two words about a job to a queue of many servers */
+#define PARK_NS (15 * SL_SECOND_NS) /* to bring what is finished to the shared files at the end */
 
-typedef struct {
-    bool used;
-    char id[SL_JOURNAL_ID];
-    sl_request req; /* id is the tag */
-    sl_report rep;
-    bool told_cancel, resumed;
-    int deaths;             /* its server died so often before; 0 again when a step is kept */
-    struct timespec begins; /* wall clock */
-    bool over;              /* the dispatcher is through with it; the journal may not know yet */
-    bool back;              /* it goes back to the queue */
-    sl_code code;           /* of the end */
-    char message[SL_TEXT];
-    int64_t saved_ns;
-    /* Of a queue that servers share; its files come and go by the mover's slot of its number: */
-    sl_journal_job row; /* as it was claimed */
-    bool waits;         /* an earlier life of it has not ended here yet */
-    bool fetches;       /* its files are on their way here */
-    bool sends;         /* and back */
-    bool lost;          /* it is another server's by now: nothing of it counts any more */
-    bool cancel;        /* that was asked for */
-} run;
-
-typedef struct {
-    sl_server *s;
-    const sl_conf *conf; /* as the pipeline was started with */
-    sl_dispatcher dispatcher;
-    bool up;                         /* a dispatcher runs */
-    bool broken;                     /* it has given up a stage, and is to be started again */
-    bool careful;                    /* one job at a time */
-    int culprits;                    /* jobs in a row that broke a stage alone */
-    int64_t restart_ns;              /* when the dispatcher is to be started; 0: it is not down */
-    int64_t claim_ns;                /* no claim before */
-    int64_t idle_ns;                 /* likewise, unless the queue tells of a job */
-    int ready[SL_ROLES_MOST];        /* instances that take jobs, a bit each */
-    sl_msg processes[SL_CONF_SEATS]; /* STAGE of each that is ready, for reports that begin later */
-    int process_count;
-    uint64_t last_tag;
-    int ahead;
-    run *runs;       /* SL_LIVE_JOBS of them */
-    sl_mover *mover; /* NULL: the jobs' folders are here alone */
-    bool draining, now;
-    int64_t drain_by_ns, tick_ns;
-    bool began, fatal; /* it has taken jobs; it never will */
-} pipeline;
-
-static int64_t wall_s(void)
-{
-    return (int64_t)time(NULL);
-}
-
-static int count(const pipeline *p)
+int sl_pipeline_count(const sl_pipeline *p)
 {
     int n = 0;
     for (int i = 0; i < SL_LIVE_JOBS; i++) n += p->runs[i].used;
     return n;
 }
 
-/* ---- a job's end ---- */
-
-/* What the job has in memory. */
-static void forget(run *r)
-{
-    sl_report_free(&r->rep);
-    sl_job_free(&r->req.spec);
-    free(r->req.warnings);
-    sl_journal_job_free(&r->row);
-    *r = (run){0};
-}
-
-static bool disk_is_full(const pipeline *p)
-{
-    pthread_rwlock_rdlock(&p->s->settings);
-    const uint64_t reserve = (uint64_t)p->s->conf.serve.reserve_bytes;
-    pthread_rwlock_unlock(&p->s->settings);
-    return sl_server_free(p->s) < reserve;
-}
-
-static void write_reports(pipeline *p, run *r)
-{
-    char path[SL_PATH];
-    sl_err err = {0};
-    sl_report_job *j = r->rep.count ? &r->rep.jobs[0] : NULL;
-    if (!j) return;
-    j->finished = true;
-    j->code = r->code;
-    snprintf(j->message, sizeof j->message, "%s", r->message);
-    j->t1_ns = sl_now_ns();
-    /* clients read them: where the state lies is not theirs to know */
-    snprintf(r->req.spec.output, SL_PATH, SL_STORE_VIDEO);
-    if (sl_store_path(path, &p->s->store, r->id, SL_STORE_REPORT, &err) ||
-        sl_report_write(&r->rep, j, path, &err) ||
-        sl_store_path(path, &p->s->store, r->id, SL_STORE_TRACE, &err) ||
-        sl_report_trace_write(&r->rep, j, path, &err))
-        sl_log_about(r->id, SL_LOG_WARN, "%s", err.msg);
-}
-
-static const char *outcome(sl_code code)
-{
-    return code == SL_OK ? "completed" : code == SL_CANCELLED ? "cancelled" : "failed";
-}
-
-static void count_end(pipeline *p, const run *r, const sl_journal_job *row)
-{
-    char label[64];
-    snprintf(label, sizeof label, "outcome=\"%s\"", outcome(r->code));
-    sl_metrics_add(p->s->metrics, SL_METRIC_JOBS, label, 1);
-    sl_metrics_observe(p->s->metrics, SL_METRIC_JOB_SECONDS, label,
-                       (double)(wall_s() - row->created_s));
-}
-
-/* The job ends in the journal. false: the disk did not take it, to be tried again. */
-static bool record(pipeline *p, run *r, uint64_t bytes)
-{
-    const sl_journal_state end = r->code == SL_OK          ? SL_JOURNAL_COMPLETED
-                                 : r->code == SL_CANCELLED ? SL_JOURNAL_CANCELLED
-                                                           : SL_JOURNAL_FAILED;
-    sl_journal_job row = {0};
-    sl_err err = {0};
-    sl_code rc =
-        sl_journal_finish(p->s->journal, r->id, end, r->code, r->message, bytes, wall_s(), &err);
-    if (rc && rc != SL_GONE) {
-        sl_log_about(r->id, SL_LOG_WARN, "its end cannot be noted yet: %s", err.msg);
-        return false;
-    }
-    if (rc) sl_log_about(r->id, SL_LOG_WARN, "%s", err.msg);
-    if (!sl_journal_get(p->s->journal, r->id, NULL, &row, NULL)) count_end(p, r, &row);
-    sl_journal_job_free(&row);
-    return true;
-}
-
-/* The job's folder is its dump: is all of it there? */
-static void note_dump(const pipeline *p, const run *r)
-{
-    const sl_dump_end end = {r->code, r->message, ""};
-    char dir[SL_PATH];
-    sl_err err = {0};
-    sl_code rc = sl_store_path(dir, &p->s->store, r->id, "", &err);
-    if (rc || (rc = sl_dump_note(dir, &r->req, &end, !r->code && !*r->message, &err)))
-        sl_log_about(r->id, SL_LOG_WARN, "%s", err.msg);
-}
-
-_Static_assert(SL_MOVER_SLOTS >= SL_LIVE_JOBS, "a slot for each job that runs");
-static int slot_of(const pipeline *p, const run *r)
-{
-    return (int)(r - p->runs);
-}
-
-static bool release(pipeline *p, const run *r)
-{
-    sl_err err = {0};
-    return !sl_journal_release(p->s->journal, r->id, &err) || err.code == SL_GONE;
-}
-
-/* Of a queue that servers share. What is to be kept is in the shared folder before the journal
- * notes the end, so that whoever hears of it finds it there. */
-static bool settle_shared(pipeline *p, run *r)
-{
-    const int slot = slot_of(p, r);
-    const bool dump = r->req.spec.dump;
-    sl_code rc = SL_OK;
-    uint64_t bytes = 0;
-    sl_err err = {0};
-    if (r->waits) { /* it has nothing here yet */
-        if (!r->lost && !release(p, r)) return false;
-        forget(r);
-        return true;
-    }
-    if (!r->lost && !r->sends) {
-        if (!r->back && dump) note_dump(p, r);
-        if (!r->back) sl_store_prune(&p->s->store, r->id, dump);
-        sl_mover_send(p->mover, slot, !r->back);
-        r->sends = true;
-        return false;
-    }
-    if (!r->lost && !sl_mover_done(p->mover, slot, &rc, &bytes, &err)) return false;
-    if (rc == SL_GONE) r->lost = true;
-    if (!r->lost && !(r->back ? release(p, r) : record(p, r, bytes))) return false;
-    if (r->lost) sl_log_about(r->id, SL_LOG_WARN, "it is another server's by now");
-    const bool well = !r->lost && !r->back && r->code == SL_OK;
-    sl_live_end(p->s->live, r->id, well);
-    if (r->lost || r->back) sl_mover_clear(p->mover, slot);
-    else sl_mover_drop(p->mover, slot);
-    if (well) p->culprits = 0, p->careful = false;
-    sl_events_tell(p->s->events, r->id, SL_EVENT_STATE);
-    forget(r);
-    return true;
-}
-
-/* Everything that the job has left behind, in memory and on the disk. */
-static bool settle(pipeline *p, run *r)
-{
-    const bool dump = r->req.spec.dump;
-    sl_err err = {0};
-    if (p->mover) return settle_shared(p, r);
-    if (r->back) {
-        if (sl_journal_release(p->s->journal, r->id, &err) && err.code != SL_GONE) return false;
-        sl_live_end(p->s->live, r->id, false);
-    } else {
-        if (dump) note_dump(p, r); /* whoever hears of the end finds it */
-        if (!record(p, r, sl_store_bytes(&p->s->store, r->id))) return false;
-        sl_live_end(p->s->live, r->id, r->code == SL_OK);
-        sl_store_prune(&p->s->store, r->id, dump);
-        if (r->code == SL_OK) p->culprits = 0, p->careful = false;
-    }
-    sl_events_tell(p->s->events, r->id, SL_EVENT_STATE);
-    forget(r);
-    return true;
-}
-
-/* The dispatcher is through with the job. */
-static void end_run(pipeline *p, run *r, sl_code code, const char *message)
-{
-    sl_journal_job row = {0};
-    if (r->over) return;
-    r->over = true;
-    if (r->lost) {
-        settle(p, r);
-        return;
-    }
-    r->code = code;
-    snprintf(r->message, sizeof r->message, "%s", message);
-    const bool asked = !sl_journal_get(p->s->journal, r->id, NULL, &row, NULL) && row.cancel_asked;
-    sl_journal_job_free(&row);
-    if (code && asked) { /* whatever else it died of meanwhile */
-        r->code = SL_CANCELLED;
-        r->back = false;
-        snprintf(r->message, sizeof r->message, "cancelled");
-    } else if (code && (strstr(message, strerror(ENOSPC)) || strstr(message, strerror(EDQUOT)))) {
-        r->back = true;
-        p->claim_ns = sl_now_ns() + 5 * SECOND;
-        sl_log_about(r->id, SL_LOG_WARN, "%s: it waits for room", message);
-    } else if (code == SL_CANCELLED || /* nobody asked for it here */
-               (code && p->broken && !(p->careful && count(p) == 1 && p->culprits < CULPRITS))) {
-        r->back = true;
-    } else if (code && p->broken) p->culprits++;
-    if (r->code && !r->back) sl_log_about(r->id, SL_LOG_WARN, "%s: %s", outcome(r->code), message);
-    if (!r->code) sl_log_about(r->id, SL_LOG_INFO, "completed");
-    if (!r->back) write_reports(p, r);
-    settle(p, r);
-}
-
-/* ---- a job's beginning ---- */
-
-static bool is_there(const pipeline *p, const char *id, const char *name)
-{
-    char path[SL_PATH];
-    struct stat st;
-    return !sl_store_path(path, &p->s->store, id, name, NULL) && !stat(path, &st) &&
-           S_ISREG(st.st_mode) && st.st_size > 0;
-}
-
-static sl_code submit(pipeline *p, run *r, sl_err *err)
-{
-    sl_msg m = {.type = SL_MSG_SUBMIT, .submit = {.tag = r->req.id}};
-    r->rep.jobs[0].number = 0;
-    r->told_cancel = false;
-    snprintf(m.submit.dir, sizeof m.submit.dir, "%s", r->req.dir);
-    return sl_dispatcher_send(&p->dispatcher, &m, err);
-}
-
-/* What another server has written names its own folders. */
-static sl_code move_here(const pipeline *p, run *r, const char *path, sl_err *err)
-{
-    sl_job *j = &r->req.spec;
-    sl_code rc = sl_store_path(j->output, &p->s->store, r->id, SL_STORE_VIDEO, err);
-    if (!rc && *j->preview)
-        rc = sl_store_path(j->preview, &p->s->store, r->id, SL_STORE_PREVIEW, err);
-    snprintf(j->model, sizeof j->model, "%s", p->s->model.dir);
-    if (!rc && !(rc = sl_job_write_copy(j, path, err))) sl_mover_own(p->mover, slot_of(p, r));
-    return rc;
-}
-
-static sl_code open_run(pipeline *p, run *r, sl_err *err)
-{
-    char path[SL_PATH];
-    sl_code rc;
-    if ((rc = sl_store_path(r->req.dir, &p->s->store, r->id, "", err)) ||
-        (rc = sl_path_join(path, r->req.dir, "job.json", err)) ||
-        (rc = sl_job_read(&r->req.spec, path, err)) || (rc = sl_job_check(&r->req.spec, err)))
-        return rc;
-    if (p->mover && ((rc = sl_offer_use_loras(p->s, &r->req.spec, r->row.request, err)) ||
-                     (rc = move_here(p, r, path, err))))
-        return rc;
-    char filters[SL_FILTERS_TEXT];
-    if (!strcmp(r->req.spec.filters, sl_pipeline_text(filters))) return SL_OK;
-    sl_log_about(r->id, SL_LOG_WARN,
-                 "it was taken with filters \"%.200s\", there are \"%.200s\" now: "
-                 "all of it is made with these",
-                 r->req.spec.filters, filters);
-    sl_dump_forget(r->req.dir);
-    if ((rc = sl_job_set_text(&r->req.spec.filters, filters, err))) return rc;
-    return p->mover ? sl_job_write_copy(&r->req.spec, path, err)
-                    : sl_job_write(&r->req.spec, path, err);
-}
-
-/* For its report: the answer to its POST had them. */
-static void read_warnings(sl_request *req, const char *request)
-{
-    json_t *o = request ? json_loads(request, 0, NULL) : NULL, *line;
-    size_t i;
-    json_array_foreach(json_object_get(o, "warnings"), i, line)
-    {
-        sl_request_warn(req, json_string_value(line) ? json_string_value(line) : "");
-    }
-    json_decref(o);
-}
-
-/* The LoRA that the denoisers have loaded when this job is through. */
-static void note_loras(pipeline *p, const char *request)
-{
-    json_t *o = request ? json_loads(request, 0, NULL) : NULL;
-    const char *asked = json_string_value(json_object_get(o, "lora"));
-    char names[sizeof p->s->lora_loaded];
-    size_t n = 0;
-    for (const char *at = asked ? asked : ""; *at && n + 80 < sizeof names; at += *at == ',') {
-        const size_t length = strcspn(at, ":,");
-        n += (size_t)snprintf(names + n, sizeof names - n, "%s%.*s", n ? "," : "",
-                              length < 64 ? (int)length : 64, at);
-        at += strcspn(at, ",");
-    }
-    names[n] = 0;
-    json_decref(o);
-    if (!strcmp(names, p->s->lora_loaded)) return;
-    pthread_rwlock_wrlock(&p->s->settings);
-    memcpy(p->s->lora_loaded, names, sizeof names);
-    pthread_rwlock_unlock(&p->s->settings);
-    sl_offer_tell(p->s);
-}
-
-/* The step that its state is from; 0: there is none. */
-static long long state_step(const run *r)
-{
-    char path[SL_PATH];
-    sl_st *st = NULL;
-    long long step = 0;
-    if (sl_path_join(path, r->req.dir, SL_STATE_FILE, NULL) || sl_st_open_file(&st, path, NULL))
-        return 0;
-    const sl_st_entry *meta = sl_st_find(st, "meta");
-    if (meta && meta->t.dtype == SL_I64 && sl_count(&meta->t) == SL_META_COUNT)
-        step = ((const int64_t *)meta->t.data)[SL_META_STEP];
-    sl_st_close(&st);
-    return step;
-}
-
-/* Of a queue that servers share also which claim it is, and where it goes on: what earlier ones
- * have left is not computed again. */
-static void say_begins(const run *r)
-{
-    if (!r->resumed || !r->row.fence)
-        sl_log_about(r->id, SL_LOG_INFO, "begins%s", r->resumed ? " again" : "");
-    else if (sl_request_has(&r->req, SL_HANDOVER_LATENTS))
-        sl_log_about(r->id, SL_LOG_INFO, "begins again, claim %lld, after its last step",
-                     (long long)r->row.fence);
-    else
-        sl_log_about(r->id, SL_LOG_INFO, "begins again, claim %lld, at step %lld",
-                     (long long)r->row.fence, state_step(r));
-}
-
-/* Its files are here. */
-static void begin_here(pipeline *p, run *r, const sl_journal_job *row)
-{
-    sl_err err = {0};
-    sl_code rc = open_run(p, r, &err);
-    if (p->mover) sl_mover_watch(p->mover, slot_of(p, r));
-    read_warnings(&r->req, row->request);
-    note_loras(p, row->request);
-    clock_gettime(CLOCK_REALTIME, &r->begins);
-    sl_live_begin(p->s->live, r->id, &r->req.spec, row->progress);
-    if (!rc) rc = sl_report_init(&r->rep, &r->req, 1, sl_now_ns(), &err);
-    if (rc) {
-        end_run(p, r, rc, err.msg);
-        return;
-    }
-    for (int i = 0; i < p->process_count; i++) sl_report_message(&r->rep, &p->processes[i]);
-    say_begins(r);
-    sl_events_tell(p->s->events, r->id, SL_EVENT_STATE);
-    /* the process before this one died between the video's last byte and the journal's note */
-    if (r->resumed && is_there(p, r->id, SL_STORE_VIDEO)) end_run(p, r, SL_OK, "");
-    else if (submit(p, r, &err)) sl_log_about(r->id, SL_LOG_ERROR, "%s", err.msg);
-}
-
-/* An earlier life of the job, which was lost, is here still. The run itself has nothing yet. */
-static bool has_another(const pipeline *p, const run *r)
-{
-    for (int i = 0; i < SL_LIVE_JOBS; i++)
-        if (p->runs[i].used && &p->runs[i] != r && !strcmp(p->runs[i].id, r->id)) return true;
-    return sl_mover_has(p->mover, r->id);
-}
-
-static run *free_run(pipeline *p)
-{
-    for (int i = 0; i < SL_LIVE_JOBS; i++)
-        if (!p->runs[i].used && (!p->mover || sl_mover_is_free(p->mover, i))) return &p->runs[i];
-    return NULL;
-}
-
-/* *row is taken over by a job of a queue that servers share. */
-static void begin(pipeline *p, run *r, sl_journal_job *row)
-{
-    *r = (run){.used = true,
-               .req = {.id = ++p->last_tag},
-               .resumed = row->attempts > 1,
-               .deaths = row->deaths};
-    if (r->deaths)
-        sl_log_about(row->id, SL_LOG_WARN, "its server died %d times while it ran%s", r->deaths,
-                     r->deaths >= SL_JOURNAL_ALONE ? ": it runs alone until a step is kept" : "");
-    memcpy(r->id, row->id, sizeof r->id);
-    if (!p->mover) {
-        begin_here(p, r, row);
-        return;
-    }
-    r->cancel = row->cancel_asked;
-    r->row = *row;
-    *row = (sl_journal_job){0};
-    if (!(r->waits = has_another(p, r))) {
-        sl_mover_fetch(p->mover, slot_of(p, r), &r->row);
-        r->fetches = true;
-    }
-}
-
-/* Jobs that wait for their files. */
-static void look_for_files(pipeline *p)
-{
-    for (int i = 0; p->mover && i < SL_LIVE_JOBS; i++) {
-        run *r = &p->runs[i];
-        sl_code rc;
-        uint64_t bytes;
-        sl_err err = {0};
-        if (!r->used || r->over) continue;
-        if (r->waits && !has_another(p, r)) {
-            r->waits = false;
-            r->fetches = true;
-            sl_mover_fetch(p->mover, i, &r->row);
-        }
-        if (!r->fetches || !p->up || !sl_mover_done(p->mover, i, &rc, &bytes, &err)) continue;
-        r->fetches = false;
-        if (rc) end_run(p, r, rc == SL_GONE ? SL_SYS : rc, err.msg);
-        else begin_here(p, r, &r->row);
-    }
-}
-
-static void claim_all(pipeline *p)
-{
-    const int most = p->careful ? 1 : p->ahead;
-    run *r;
-    while (p->up && !p->draining && count(p) < most && sl_now_ns() >= p->claim_ns &&
-           sl_now_ns() >= p->idle_ns && (r = free_run(p))) {
-        sl_journal_job row = {0};
-        sl_err err = {0};
-        sl_code rc = sl_journal_claim(p->s->journal, wall_s(), &row, &err);
-        if (rc) {
-            if (rc != SL_BUSY) sl_log_err("journal", &err), p->claim_ns = sl_now_ns() + RETRY_NS;
-            else if (p->mover) p->idle_ns = sl_now_ns() + IDLE_NS; /* a thousand of them ask */
-            return;
-        }
-        begin(p, r, &row);
-        sl_journal_job_free(&row);
-        if (p->culprits >= CULPRITS) p->claim_ns = sl_now_ns() + CARE_NS;
-    }
-}
-
 /* ---- cancels ---- */
 
 /* Of a queue that servers share it is heard; a row of one's own is looked at. */
-static bool is_cancelled(const pipeline *p, const run *r)
+static bool is_cancelled(const sl_pipeline *p, const sl_run *r)
 {
     sl_journal_job row = {0};
     if (p->mover) return r->cancel || r->lost;
@@ -510,10 +43,10 @@ static bool is_cancelled(const pipeline *p, const run *r)
     return is;
 }
 
-static void look_for_cancels(pipeline *p)
+static void look_for_cancels(sl_pipeline *p)
 {
     for (int i = 0; i < SL_LIVE_JOBS; i++) {
-        run *r = &p->runs[i];
+        sl_run *r = &p->runs[i];
         if (!r->used || r->over || r->told_cancel || !r->rep.count || !r->rep.jobs[0].number)
             continue;
         if (is_cancelled(p, r)) {
@@ -524,10 +57,10 @@ static void look_for_cancels(pipeline *p)
 }
 
 /* Jobs that this server ran, and was silent for too long: they go on elsewhere. */
-static void lose(pipeline *p, const char *id)
+static void lose(sl_pipeline *p, const char *id)
 {
     for (int i = 0; i < SL_LIVE_JOBS; i++) {
-        run *r = &p->runs[i];
+        sl_run *r = &p->runs[i];
         sl_journal_job row = {0};
         if (!r->used || r->lost || strcmp(r->id, id)) continue;
         /* it may have been claimed here again: which of its lives is this? */
@@ -537,12 +70,12 @@ static void lose(pipeline *p, const char *id)
         sl_journal_job_free(&row);
         if (r->lost && (r->waits || r->fetches || r->over)) {
             r->over = true;
-            settle(p, r);
+            sl_run_settle(p, r);
         }
     }
 }
 
-static void look_for_news(pipeline *p)
+static void look_for_news(sl_pipeline *p)
 {
     sl_server *s = p->s;
     pthread_mutex_lock(&s->heard_lock);
@@ -561,28 +94,28 @@ static void look_for_news(pipeline *p)
 
 /* A job's folder that somebody removes takes what was finished with it: that is told at once, not
  * when the next stage looks for it. */
-static void look_for_folders(pipeline *p)
+static void look_for_folders(sl_pipeline *p)
 {
     for (int i = 0; i < SL_LIVE_JOBS; i++) {
-        run *r = &p->runs[i];
+        sl_run *r = &p->runs[i];
         sl_msg m = {.type = SL_MSG_CANCEL};
-        if (!r->used || r->over || !r->rep.count || is_there(p, r->id, "job.json")) continue;
+        if (!r->used || r->over || !r->rep.count || sl_run_has(p, r->id, "job.json")) continue;
         m.cancel.job = r->rep.jobs[0].number;
         if (m.cancel.job) sl_dispatcher_send(&p->dispatcher, &m, NULL);
-        end_run(p, r, SL_SYS, "its folder was removed while it ran");
+        sl_run_end(p, r, SL_SYS, "its folder was removed while it ran");
     }
 }
 
 /* ---- what the dispatcher says ---- */
 
-static run *by_tag(pipeline *p, uint64_t tag)
+static sl_run *by_tag(sl_pipeline *p, uint64_t tag)
 {
     for (int i = 0; i < SL_LIVE_JOBS; i++)
         if (p->runs[i].used && p->runs[i].req.id == tag) return &p->runs[i];
     return NULL;
 }
 
-static run *by_number(pipeline *p, uint64_t number)
+static sl_run *by_number(sl_pipeline *p, uint64_t number)
 {
     for (int i = 0; i < SL_LIVE_JOBS; i++)
         if (p->runs[i].used && p->runs[i].rep.count && p->runs[i].rep.jobs[0].number == number)
@@ -591,7 +124,7 @@ static run *by_number(pipeline *p, uint64_t number)
 }
 
 /* Some instance of each role that jobs of this model need takes jobs. */
-static bool is_ready(const pipeline *p)
+static bool is_ready(const sl_pipeline *p)
 {
     for (int h = 0; h < sl_handover_count(); h++) {
         const sl_role ends[] = {SL_HANDOVER[h].from, SL_HANDOVER[h].to};
@@ -602,9 +135,9 @@ static bool is_ready(const pipeline *p)
     return p->up;
 }
 
-static void note_ready(pipeline *p)
+static void note_ready(sl_pipeline *p)
 {
-    const bool ready = is_ready(p) && !p->broken && p->culprits < CULPRITS;
+    const bool ready = is_ready(p) && !p->broken && p->culprits < SL_PIPELINE_CULPRITS;
     if (atomic_exchange(&p->s->ready, ready) != ready) {
         sl_log(SL_LOG_INFO, ready ? "ready" : "not ready");
         sl_offer_tell(p->s);
@@ -612,7 +145,7 @@ static void note_ready(pipeline *p)
 }
 
 /* Reports of jobs that begin later want to know what they run on. */
-static void keep_process(pipeline *p, const sl_msg *m)
+static void keep_process(sl_pipeline *p, const sl_msg *m)
 {
     int i = 0;
     while (i < p->process_count && (strcmp(p->processes[i].stage.stage, m->stage.stage) ||
@@ -623,7 +156,7 @@ static void keep_process(pipeline *p, const sl_msg *m)
     if (i == p->process_count) p->process_count++;
 }
 
-static void on_process(pipeline *p, const sl_msg_stage *m)
+static void on_process(sl_pipeline *p, const sl_msg_stage *m)
 {
     const int role = sl_role_by_name(m->stage);
     const int bit = m->instance < 31 ? 1 << m->instance : 0;
@@ -646,7 +179,7 @@ static void on_process(pipeline *p, const sl_msg_stage *m)
     note_ready(p);
 }
 
-static void count_message(pipeline *p, const run *r, const sl_msg *m)
+static void count_message(sl_pipeline *p, const sl_run *r, const sl_msg *m)
 {
     char labels[160];
     if (m->type == SL_MSG_SPAN && m->span.kind < SL_SPAN_KIND_COUNT) {
@@ -683,7 +216,7 @@ static void count_message(pipeline *p, const run *r, const sl_msg *m)
     }
 }
 
-static void on_progress(pipeline *p, run *r, const sl_msg_progress *m)
+static void on_progress(sl_pipeline *p, sl_run *r, const sl_msg_progress *m)
 {
     sl_live_job now;
     sl_live_step(p->s->live, r->id, m);
@@ -707,7 +240,7 @@ static bool is_newer(const struct timespec *a, const struct timespec *b)
 
 /* A job that its server died with has something now that the next one need not make again: so many
  * servers may die with it anew. Of a queue that servers share, the mover tells that. */
-static void look_for_kept(pipeline *p, run *r)
+static void look_for_kept(sl_pipeline *p, sl_run *r)
 {
     struct stat st;
     char path[SL_PATH], name[64];
@@ -722,7 +255,7 @@ static void look_for_kept(pipeline *p, run *r)
 }
 
 /* News of a job that is in the pipeline. */
-static void on_news(pipeline *p, run *r, sl_msg *m)
+static void on_news(sl_pipeline *p, sl_run *r, sl_msg *m)
 {
     count_message(p, r, m);
     sl_report_own(&r->rep, m);
@@ -740,9 +273,9 @@ static void on_news(pipeline *p, run *r, sl_msg *m)
     }
 }
 
-static void on_message(pipeline *p, sl_msg *m)
+static void on_message(sl_pipeline *p, sl_msg *m)
 {
-    run *r = NULL;
+    sl_run *r = NULL;
     uint64_t number = 0;
     switch (m->type) {
     case SL_MSG_ACCEPTED:
@@ -754,14 +287,15 @@ static void on_message(pipeline *p, sl_msg *m)
         if (!(r = by_tag(p, m->finished.tag))) return;
         r->rep.jobs[0].bytes = m->finished.bytes;
         if (m->finished.job)
-            end_run(p, r,
-                    m->finished.code == SL_OK && *m->finished.message ? SL_SYS /* no whole dump */
-                    : (unsigned)m->finished.code < SL_CODE_COUNT      ? (sl_code)m->finished.code
-                                                                      : SL_INTERNAL,
-                    m->finished.message);
+            sl_run_end(p, r,
+                       m->finished.code == SL_OK && *m->finished.message
+                           ? SL_SYS /* no whole dump */
+                       : (unsigned)m->finished.code < SL_CODE_COUNT ? (sl_code)m->finished.code
+                                                                    : SL_INTERNAL,
+                       m->finished.message);
         else { /* refused: by a dispatcher that is to be started again, or for good */
             if (m->finished.code == SL_BUSY || p->broken) r->back = true;
-            end_run(p, r, SL_INTERNAL, m->finished.message);
+            sl_run_end(p, r, SL_INTERNAL, m->finished.message);
         }
         return;
     case SL_MSG_PROGRESS: number = m->progress.job; break;
@@ -781,7 +315,7 @@ static void on_message(pipeline *p, sl_msg *m)
         if (p->runs[i].used && p->runs[i].rep.count) sl_report_message(&p->runs[i].rep, m);
 }
 
-static void receive_all(pipeline *p)
+static void receive_all(sl_pipeline *p)
 {
     sl_msg m;
     sl_err err = {0};
@@ -795,7 +329,7 @@ static void receive_all(pipeline *p)
 
 /* ---- the dispatcher's life ---- */
 
-static void start(pipeline *p)
+static void start(sl_pipeline *p)
 {
     sl_err err = {0};
     memset(p->ready, 0, sizeof p->ready);
@@ -811,22 +345,22 @@ static void start(pipeline *p)
     p->up = true;
     for (int i = 0; i < SL_LIVE_JOBS; i++)
         if (p->runs[i].used && p->runs[i].rep.count && !p->runs[i].over &&
-            submit(p, &p->runs[i], &err))
+            sl_run_submit(p, &p->runs[i], &err))
             sl_log_about(p->runs[i].id, SL_LOG_ERROR, "%s", err.msg);
 }
 
 /* All jobs that run go back to the queue. */
-static void put_back(pipeline *p)
+static void put_back(sl_pipeline *p)
 {
     for (int i = 0; i < SL_LIVE_JOBS; i++) {
-        run *r = &p->runs[i];
+        sl_run *r = &p->runs[i];
         if (!r->used || r->over) continue;
         r->over = r->back = true;
-        settle(p, r);
+        sl_run_settle(p, r);
     }
 }
 
-static void on_death(pipeline *p)
+static void on_death(sl_pipeline *p)
 {
     sl_err why = {0};
     const bool wanted = p->broken;
@@ -848,14 +382,15 @@ static void on_death(pipeline *p)
 }
 
 /* A stage was given up, and its jobs have ended or went back: begin anew. */
-static void end_broken(pipeline *p)
+static void end_broken(sl_pipeline *p)
 {
-    if (p->up && p->broken && (!count(p) || !p->began)) sl_dispatcher_kill(&p->dispatcher);
+    if (p->up && p->broken && (!sl_pipeline_count(p) || !p->began))
+        sl_dispatcher_kill(&p->dispatcher);
 }
 
 /* ---- signals, time ---- */
 
-static void drain(pipeline *p, void (*reload)(void *), void *self, uint32_t signal)
+static void drain(sl_pipeline *p, void (*reload)(void *), void *self, uint32_t signal)
 {
     if (signal == SIGHUP) {
         reload(self);
@@ -866,34 +401,35 @@ static void drain(pipeline *p, void (*reload)(void *), void *self, uint32_t sign
     p->draining = true;
     atomic_store(&p->s->draining, true);
     sl_offer_tell(p->s);
-    p->drain_by_ns = sl_now_ns() + p->conf->supervise.drain_s * SECOND;
+    p->drain_by_ns = sl_now_ns() + p->conf->supervise.drain_s * SL_SECOND_NS;
     sl_log(SL_LOG_INFO, "draining: %d jobs are finished within %d s, the others stay in the queue",
-           count(p), p->conf->supervise.drain_s);
+           sl_pipeline_count(p), p->conf->supervise.drain_s);
 }
 
 /* What follows from the journal and the disk: when somebody has changed the first, and now and
  * then; not at each message of a stage. */
-static void tick(pipeline *p)
+static void tick(sl_pipeline *p)
 {
     p->tick_ns = sl_now_ns();
     for (int i = 0; i < SL_LIVE_JOBS; i++)
-        if (p->runs[i].used && p->runs[i].over) settle(p, &p->runs[i]);
+        if (p->runs[i].used && p->runs[i].over) sl_run_settle(p, &p->runs[i]);
     if (!p->up && p->restart_ns && sl_now_ns() >= p->restart_ns && !p->draining) start(p);
     end_broken(p);
     look_for_news(p);
-    look_for_files(p);
+    sl_pipeline_begin_fetched(p);
     look_for_cancels(p);
     if (p->up) look_for_folders(p);
-    if (!disk_is_full(p)) claim_all(p);
+    if (!sl_pipeline_is_full(p)) sl_pipeline_claim(p);
     note_ready(p);
 }
 
-static bool is_through(const pipeline *p)
+static bool is_through(const sl_pipeline *p)
 {
-    return p->draining && (!count(p) || p->now || !p->up || sl_now_ns() > p->drain_by_ns);
+    return p->draining &&
+           (!sl_pipeline_count(p) || p->now || !p->up || sl_now_ns() > p->drain_by_ns);
 }
 
-static sl_code watch(pipeline *p, int signals, void (*reload)(void *), void (*began)(void *),
+static sl_code watch(sl_pipeline *p, int signals, void (*reload)(void *), void (*began)(void *),
                      void *self, sl_err *err)
 {
     while (!is_through(p)) {
@@ -903,7 +439,7 @@ static sl_code watch(pipeline *p, int signals, void (*reload)(void *), void (*be
                                   {p->dispatcher.socket, 0, ZMQ_POLLIN, 0}};
         struct signalfd_siginfo info;
         uint64_t woken;
-        const int before = count(p);
+        const int before = sl_pipeline_count(p);
         if (zmq_poll(items, p->up ? 4 : 2, TICK_MS) < 0 && errno != EINTR)
             return sl_fail(err, SL_SYS, "poll: %s", zmq_strerror(errno));
         const bool told = read(p->s->wake, &woken, sizeof woken) > 0;
@@ -912,7 +448,9 @@ static sl_code watch(pipeline *p, int signals, void (*reload)(void *), void (*be
         if (read(signals, &info, sizeof info) == sizeof info)
             drain(p, reload, self, info.ssi_signo);
         if (p->up && items[2].revents) on_death(p);
-        if (told || count(p) != before || sl_now_ns() - p->tick_ns >= TICK_MS * 1000000ll) tick(p);
+        if (told || sl_pipeline_count(p) != before ||
+            sl_now_ns() - p->tick_ns >= TICK_MS * 1000000ll)
+            tick(p);
         if (p->fatal)
             return sl_fail(err, SL_SYS, "the pipeline cannot be started: the log says why");
         if (!p->began && atomic_load(&p->s->ready)) p->began = true, began(self);
@@ -921,28 +459,29 @@ static sl_code watch(pipeline *p, int signals, void (*reload)(void *), void (*be
 }
 
 /* What runs still is in its folder: the next server goes on with it. */
-static void park(pipeline *p)
+static void park(sl_pipeline *p)
 {
-    if (count(p))
-        sl_log(SL_LOG_INFO, "%d jobs are left for the next start of the server", count(p));
-    if (p->up && count(p)) sl_dispatcher_kill(&p->dispatcher);
+    if (sl_pipeline_count(p))
+        sl_log(SL_LOG_INFO, "%d jobs are left for the next start of the server",
+               sl_pipeline_count(p));
+    if (p->up && sl_pipeline_count(p)) sl_dispatcher_kill(&p->dispatcher);
     sl_dispatcher_stop(&p->dispatcher);
     put_back(p);
     const int64_t until_ns = sl_now_ns() + (p->mover && !p->now ? PARK_NS : 0);
     do {
         for (int i = 0; i < SL_LIVE_JOBS; i++)
-            if (p->runs[i].used) settle(p, &p->runs[i]);
+            if (p->runs[i].used) sl_run_settle(p, &p->runs[i]);
         const struct timespec t = {0, 20000000};
-        if (p->mover && count(p)) nanosleep(&t, NULL);
-    } while (count(p) && sl_now_ns() < until_ns);
+        if (p->mover && sl_pipeline_count(p)) nanosleep(&t, NULL);
+    } while (sl_pipeline_count(p) && sl_now_ns() < until_ns);
     for (int i = 0; i < SL_LIVE_JOBS; i++)
-        if (p->runs[i].used) forget(&p->runs[i]); /* as after a SIGKILL */
+        if (p->runs[i].used) sl_run_forget(&p->runs[i]); /* as after a SIGKILL */
 }
 
 sl_code sl_pipeline_run(sl_server *s, void (*reload)(void *self), void (*began)(void *self),
                         void *self, sl_err *err)
 {
-    pipeline p = {.s = s, .conf = &s->conf};
+    sl_pipeline p = {.s = s, .conf = &s->conf};
     sigset_t set;
     sl_conf *conf = malloc(sizeof *conf); /* SIGHUP changes the other */
     sl_code rc = SL_OK;
