@@ -2,10 +2,10 @@
  * that keeps its queue on a Redis of this machine (appendfsync always) and its files in a shared
  * folder, the same jobs of models/demo. run: alone
  *
- * Both are up all the time, and idle servers cost nothing; PAIRS times each makes JOBS jobs that are
- * submitted at once, and who is first takes turns, so that what else runs on the machine, and how
- * fast it is just then, is the same for both. A job is over when its client, who reads its events,
- * has its video. Told of each way, of a job, medians:
+ * Both are up all the time, and idle servers cost next to nothing; PAIRS times each makes JOBS jobs
+ * that are submitted at once, and who is first takes turns, so that what else runs on the machine,
+ * and how fast it is just then, is the same for both. A job is over when its client, who reads its
+ * events, has its video. Told of each way, of a job, medians:
  *
  *   seconds     wall clock
  *   around      of these, what is before and behind the pipeline: seconds less the report's total

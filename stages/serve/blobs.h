@@ -5,12 +5,12 @@
  *     BLOBS/ID/VERSION-NAME   one file, which never changes: a new version is a new file
  *     BLOBS/ID/new            the job is not accepted yet (in a store: BLOBS/new/ID)
  *
- * Which version of a file counts says the queue (sl_journal_file), which refuses whoever does not
+ * Which version of a file counts says the queue (sl_journal_files), which refuses whoever does not
  * hold the job any more: what such a server has written stands beside the others' files, and nobody
  * reads it. A file is whole when it is there under its name; in a folder it is on the disk then, as
- * far as the file system's fsync goes (its name when the job is settled), in a store it has the SHA-256 that was sent. A place that is
- * away, or that has another word by now (an empty mount point, a new bucket), is SL_SYS. Any
- * thread. */
+ * far as the file system's fsync goes (its name when the job is settled), in a store it has the
+ * SHA-256 that was sent. A place that is away, or that has another word by now (an empty mount
+ * point, a new bucket), is SL_SYS. Any thread. */
 #ifndef SL_BLOBS_H
 #define SL_BLOBS_H
 
@@ -44,8 +44,8 @@ sl_code sl_blobs_put(const sl_blobs *b, const char *id, const char *name, const 
 /* What was put of the job outlives a crash of the machine: to be called, once for all of them,
  * before the queue is told of them. Errors: SL_SYS. */
 sl_code sl_blobs_settle(const sl_blobs *b, const char *id, sl_err *err);
-/* A copy in `to`, which is there only when it is whole; a crash of this machine may take it. Errors: SL_GONE there is no such version,
- * or it has another size or other bytes; SL_SYS. */
+/* A copy in `to`, which is there only when it is whole; a crash of this machine may take it.
+ * Errors: SL_GONE there is no such version, or it has another size or other bytes; SL_SYS. */
 sl_code sl_blobs_get(const sl_blobs *b, const char *id, const char *name, const char *version,
                      uint64_t bytes, const char *to, sl_err *err);
 

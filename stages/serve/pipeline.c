@@ -1,6 +1,6 @@
 /* pipeline.c - one thread, one poll over four ends: the dispatcher's socket and its pidfd,
  * signals, and the eventfd by which HTTP's threads say that the journal has changed. */
-#include "stages/serve/pipeline_body.h"
+#include "stages/serve/pipeline.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -16,6 +16,7 @@
 
 #include "common/log.h"
 #include "stages/serve/offer.h"
+#include "stages/serve/pipeline_body.h"
 
 #define TICK_MS 500
 #define SAVE_NS (2 * SL_SECOND_NS)    /* between two notes of a job's progress in the journal */

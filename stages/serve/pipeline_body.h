@@ -1,5 +1,5 @@
-/* pipeline_body.h - what the pipeline's three parts share: the jobs that run here, and what each part
- * does for the others. All of it is the main thread's.
+/* pipeline_body.h - what the pipeline's three parts share: the jobs that run here, and what each
+ * part does for the others. All of it is the main thread's.
  *
  *   pipeline.c         the loop: what the dispatcher says, its life, signals, cancels
  *   pipeline_begin.c   a job's beginning: from a claim to SUBMIT
@@ -11,7 +11,7 @@
 #include "stages/job/dispatcher.h"
 #include "stages/job/report.h"
 #include "stages/serve/mover.h"
-#include "stages/serve/pipeline.h"
+#include "stages/serve/server.h"
 
 #define SL_SECOND_NS 1000000000ll
 #define SL_PIPELINE_CULPRITS 3 /* jobs in a row that break a stage: it is not them */
