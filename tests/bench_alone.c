@@ -180,7 +180,7 @@ static double median(double *x, int n, double *low, double *high)
 
 static double print_row(const char *what, int figure, const cost *alone, const cost *shared)
 {
-    double a[MOST], b[MOST], more[MOST], low, high, unused;
+    double a[MOST] = {0}, b[MOST] = {0}, more[MOST] = {0}, low, high, unused;
     for (int i = 0; i < pairs; i++) {
         a[i] = alone[i].is[figure];
         b[i] = shared[i].is[figure];
@@ -203,7 +203,7 @@ static int setting(const char *name, int otherwise, int most)
 
 static void print_all(const cost *alone, const cost *shared)
 {
-    double wall[MOST], unused;
+    double wall[MOST] = {0}, unused;
     print_row("seconds a job", WALL, alone, shared);
     const double around = jobs == 1 ? print_row("  around the pipeline", AROUND, alone, shared) : 0;
     print_row("  its POST", POST, alone, shared);

@@ -12,7 +12,7 @@ set -u
 cd "$(dirname "$0")/.." || exit 2
 flavour=$1
 shift
-threaded='test_journal_file test_journal_redis test_fleet_queue test_fleet test_serve test_serve_kill test_lease test_lease_device test_lease_hostile test_log test_preview test_ops_context test_wire test_video_file test_kill test_pipeline test_turns test_instances test_ranks test_run_golden'
+threaded='test_journal_file test_journal_redis test_mover test_fleet_queue test_fleet test_serve test_serve_kill test_lease test_lease_device test_lease_hostile test_log test_preview test_ops_context test_wire test_video_file test_kill test_pipeline test_turns test_instances test_ranks test_run_golden'
 
 build=build/$flavour reports=$PWD/build/$flavour/reports
 rm -rf "$reports" && mkdir -p "$reports" || exit 2
