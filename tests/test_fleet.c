@@ -159,6 +159,24 @@ enum {
         DISTURBANCE_COUNT
 };
 
+/* Workers are stopped until others have their jobs, one after the other, until one that comes back
+ * is refused. */
+static void stop_until_fenced(void)
+{
+    const long before = metric("sluice_fleet_fenced_total");
+    for (int i = 0; i < 2 * workers && metric("sluice_fleet_fenced_total") == before; i++) {
+        const int host = fronts + i % workers;
+        const long taken = metric("sluice_fleet_taken_over_total");
+        double until = t_seconds() + 20;
+        kill(-servers[host].pid, SIGSTOP);
+        while (metric("sluice_fleet_taken_over_total") == taken && t_seconds() < until)
+            usleep(100000);
+        kill(-servers[host].pid, SIGCONT);
+        until = t_seconds() + 3;
+        while (metric("sluice_fleet_fenced_total") == before && t_seconds() < until) usleep(50000);
+    }
+}
+
 static void disturb(int what, bool first)
 {
     const int worker = fronts + (int)(t_made_part() * workers),
@@ -167,7 +185,8 @@ static void disturb(int what, bool first)
         kill_host(worker);
         usleep((useconds_t)(t_made_part() * 3e6));
         start_server(worker, true);
-    } else if (what == STOP_WORKER) stop_host(worker, t_made_part() * 4);
+    } else if (what == STOP_WORKER && first) stop_until_fenced();
+    else if (what == STOP_WORKER) stop_host(worker, t_made_part() * 4);
     else if (what == KILL_REDIS) {
         t_redis_end(&redis, SIGKILL);
         usleep((useconds_t)(t_made_part() * 2e6));
