@@ -31,7 +31,7 @@ static inline curl_mime *t_made_form(CURL *c, int i, const char *few, const char
 {
     curl_mime *m = curl_mime_init(c);
     const char *const fields[][2] = {{"prompt", "a cat"},
-                                     {"size", "96x64"},
+                                     {"size", "48x32"},
                                      {"frames", "9"},
                                      {"steps", i % 3 ? few : more},
                                      {"guidance", i % 2 ? "1" : "4"}};

@@ -307,7 +307,7 @@ static inline const char *t_submit(const t_serve *s, const char *seed, const cha
     char *id = ids[next++ % 8];
     t_reply r;
     const char *const fields[] = {
-        "prompt", "a cat", "input_reference", "@" T_IMAGE, "size", "96x64",
+        "prompt", "a cat", "input_reference", "@" T_IMAGE, "size", "48x32",
         "frames", "9",     "steps",           steps,       "seed", seed,
         NULL};
     t_post(&r, s, fields, NULL);

@@ -6,9 +6,9 @@
 #include "tests/t_serve.h"
 
 #define JOB                                                                                        \
-    "--image", T_IMAGE, "--prompt", "a cat", "--width", "96", "--height", "64", "--frames", "9"
+    "--image", T_IMAGE, "--prompt", "a cat", "--width", "48", "--height", "32", "--frames", "9"
 #define SMALL JOB, "--steps", "3", "--seed", "5"
-#define LONG JOB, "--steps", "1000"
+#define LONG JOB, "--width", "96", "--height", "64", "--steps", "1000"
 
 static t_serve s;
 /* What a command said. */
@@ -165,7 +165,7 @@ static void a_job_from_submit_to_delete(void **state)
     assert_string_equal(out, t_format("%s\n", id));
     assert_int_equal(strlen(id), strlen("video_") + 32);
     SLUICE(0, "wait", id, "-o", video);
-    T_SAYS(out, "96x64, 9 frames at 16 fps, 3 steps");
+    T_SAYS(out, "48x32, 9 frames at 16 fps, 3 steps");
     assert_true(t_same_file(video, at("here.mp4")));
     SLUICE(0, "wait", "--quiet", id);
     assert_string_equal(out, "");
@@ -231,7 +231,7 @@ static void a_run_on_a_server(void **state)
     assert_true(t_same_file(at("here.mp4"), at("there.mp4")));
     T_SAYS(err, "denoise  3/3  ");
     T_SAYS(err, "mux      ");
-    T_SAYS(out, "there.mp4  96x64, 9 frames at 16 fps, 3 steps, seed 5");
+    T_SAYS(out, "there.mp4  48x32, 9 frames at 16 fps, 3 steps, seed 5");
     T_SAYS(out, "stage    device");
     size_t n;
     char *text = t_read(at("there.json"), &n);
@@ -333,7 +333,7 @@ static void lists(void **state)
     SLUICE(0, "list");
     T_SAYS(out, "id  ");
     T_SAYS(out, "completed   100%");
-    T_SAYS(out, "96x64");
+    T_SAYS(out, "48x32");
     assert_null(strchr(out, '\x1b'));
     T_SAYS(out, "tab?here?[1m");
     SLUICE(0, "list", "--ids", "--order", "asc");
@@ -399,6 +399,7 @@ static void ctrl_c_cancels_a_run_and_leaves_a_wait(void **state)
     kill(pid, SIGTERM);
     assert_int_equal(finish(pid), 128 + SIGTERM);
     T_SAYS(err, "the job goes on: sluice wait video_");
+    SLUICE(0, "cancel", word(strstr(err, "video_")));
     assert_int_equal(t_count_files(s.base, ".tmp-"), 0);
 }
 

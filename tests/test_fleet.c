@@ -297,7 +297,7 @@ static void asked_at_the_front(void **state)
     assert_false(has_files_of(m.id));
     /* a job with a dump: the front end lists and sends what the worker has made */
     const char *const fields[] = {
-        "prompt", "a cat", "input_reference", "@" T_IMAGE, "size", "96x64",
+        "prompt", "a cat", "input_reference", "@" T_IMAGE, "size", "48x32",
         "frames", "9",     "steps",           "2",         "dump", "true",
         NULL};
     t_post(&r, &servers[0], fields, NULL);

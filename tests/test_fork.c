@@ -158,8 +158,8 @@ static void a_job_that_was_cancelled(void **unused)
     char names[512];
     command c = job();
     (void)unused;
-    dump_with(at("whole"), (const char *[]){"--steps", "150", NULL});
-    set(&c, "--steps", "150");
+    dump_with(at("whole"), (const char *[]){"--steps", "100", NULL});
+    set(&c, "--steps", "100");
     set(&c, "--guidance", "5");
     set(&c, "--dump", at("part"));
     add(&c, "--dump-steps");

@@ -17,8 +17,8 @@ static void start(const char *frames, const char *steps, ...)
     static char output[400];
     char *args[T_ARGS] = {"sluice",       "run",        "--quiet",     "--conf",   run.conf,
                           "--model",      T_MODEL,      "--image",     T_IMAGE,    "--prompt",
-                          PROMPT,         "--negative", "blur",        "--width",  "96",
-                          "--height",     "64",         "--seed",      "7",        "--frames",
+                          PROMPT,         "--negative", "blur",        "--width",  "48",
+                          "--height",     "32",         "--seed",      "7",        "--frames",
                           (char *)frames, "--steps",    (char *)steps, "--output", output};
     int n = 0;
     va_list ap;
@@ -65,7 +65,7 @@ static const char *jobs_file(int count)
 {
     static char path[300];
     static const char *const PROMPTS[] = {"Snow.", "A boat at sea", "", "Two dogs"};
-    static const int WIDTH[] = {96, 64, 96, 128}, FRAMES[] = {17, 13, 9, 5};
+    static const int WIDTH[] = {48, 32, 48, 64}, FRAMES[] = {17, 13, 9, 5};
     FILE *f;
     snprintf(path, sizeof path, "%s/jobs.jsonl", run.base);
     f = fopen(path, "w");
@@ -99,7 +99,7 @@ static void test_jobs_overlap(void **state)
 
     /* company changes nothing: job 2 by itself gives the same bytes */
     snprintf(alone, sizeof alone, "%s/alone.mp4", run.out);
-    start("13", "30", "--prompt", "A boat at sea", "--width", "64", "--seed", "2", "--output",
+    start("13", "30", "--prompt", "A boat at sea", "--width", "32", "--seed", "2", "--output",
           alone, NULL);
     check_end(0, 5);
     if (!t_same_file(alone, t_format("%s/2.mp4", run.out)))
@@ -284,8 +284,8 @@ static const uint8_t *frames_of(sl_st **st, const char *folder, int64_t *count)
 
 static void test_other_mux(void **state)
 {
-    static const char HEADER[] = "YUV4MPEG2 W96 H64 F16:1 Ip A1:1 C444\n";
-    const size_t frame = (size_t)96 * 64 * 3;
+    static const char HEADER[] = "YUV4MPEG2 W48 H32 F16:1 Ip A1:1 C444\n";
+    const size_t frame = (size_t)48 * 32 * 3;
     size_t size;
     int64_t count;
     sl_st *st = NULL;
@@ -331,12 +331,12 @@ static void test_other_decode(void **state)
         t_run_fail(&run, "the latents are others");
     const uint8_t *rgb = frames_of(&st, again, &count);
     T_OK(sl_st_open_file(&latents, t_format("%s/denoise.safetensors", again), &err));
-    const float *x = sl_st_find(latents, "latents")->t.data; /* [16, 5, 8, 12] */
-    assert_int_equal(count, 17 * 96 * 64 * 3);
+    const float *x = sl_st_find(latents, "latents")->t.data; /* [16, 5, 4, 6] */
+    assert_int_equal(count, 17 * 48 * 32 * 3);
     for (int64_t i = 0; i < count; i++) {
-        int64_t c = i % 3, column = i / 3 % 96, row = i / (3 * 96) % 64, f = i / (3 * 96 * 64),
+        int64_t c = i % 3, column = i / 3 % 48, row = i / (3 * 48) % 32, f = i / (3 * 48 * 32),
                 t = (f + 3) / 4;
-        float v = 128 + 48 * x[(c * 5 + t) * 96 + row / 8 * 12 + column / 8];
+        float v = 128 + 48 * x[(c * 5 + t) * 24 + row / 8 * 6 + column / 8];
         assert_int_equal(rgb[i], lrintf(fminf(fmaxf(v, 0), 255)));
     }
     sl_st_close(&st);
@@ -432,7 +432,7 @@ static void test_random_weights(void **state)
     }
     char *args[] = {"sluice", "run",      "--quiet", "--conf",   run.conf, "--model",
                     model,    "--image",  T_IMAGE,   "--prompt", PROMPT,   "--width",
-                    "96",     "--height", "64",      "--frames", "5",      "--steps",
+                    "48",     "--height", "32",      "--frames", "5",      "--steps",
                     "2",      "--seed",   "7",       "-o",       video,    NULL};
     t_run_start(&run, args);
     check_end(0, 1);

@@ -20,7 +20,7 @@ static void write_batch(void)
     for (int i = 0; i < JOBS; i++) {
         snprintf(name[i], sizeof name[i], "%s/%d.mp4", run.out, i);
         snprintf(lines + strlen(lines), sizeof lines - strlen(lines),
-                 "{\"image\": \"%s\", \"prompt\": \"cat %d\", \"width\": 64, \"height\": 48, "
+                 "{\"image\": \"%s\", \"prompt\": \"cat %d\", \"width\": 48, \"height\": 32, "
                  "\"frames\": 9, \"steps\": %d, \"guidance\": 1, \"seed\": %d%s, \"output\": "
                  "\"%s\"}\n",
                  T_IMAGE, i, STEPS, i,

@@ -105,7 +105,7 @@ static void a_job_is_made_and_its_files_are_there(void **state)
                                   "input_reference",
                                   "@" T_IMAGE,
                                   "size",
-                                  "96x64",
+                                  "48x32",
                                   "num_frames",
                                   "9",
                                   "seed",
@@ -129,7 +129,7 @@ static void a_job_is_made_and_its_files_are_there(void **state)
     snprintf(id, sizeof id, "%s", t_reply_text(&r, "id"));
     assert_int_equal(strlen(id), 6 + 32);
     assert_string_equal(t_reply_text(&r, "object"), "video");
-    assert_string_equal(t_reply_text(&r, "size"), "96x64");
+    assert_string_equal(t_reply_text(&r, "size"), "48x32");
     assert_string_equal(t_reply_text(&r, "seconds"), "0.5");
     assert_string_equal(t_reply_text(&r, "seed"), "7");
     assert_string_equal(t_reply_text(&r, "shift"), "2.5");
@@ -152,7 +152,7 @@ static void a_job_is_made_and_its_files_are_there(void **state)
     fclose(f);
     assert_int_equal(system(t_format("ffprobe -v error -count_frames -show_entries "
                                      "stream=nb_read_frames,width,height -of csv=p=0 %s | grep -qx "
-                                     "96,64,9",
+                                     "48,32,9",
                                      video)),
                      0);
     const char *const pictures[] = {"thumbnail", "spritesheet"};
@@ -221,7 +221,7 @@ static void a_dump_is_listed_and_has_blocks(void **state)
     (void)state;
     t_serve_start(&s, T_MODEL, NULL);
     const char *const fields[] = {"prompt",      "a cat", "input_reference",
-                                  "@" T_IMAGE,   "size",  "96x64",
+                                  "@" T_IMAGE,   "size",  "48x32",
                                   "frames",      "5",     "steps",
                                   "2",           "dump",  "true",
                                   "dump_blocks", "true",  NULL};
@@ -644,7 +644,7 @@ static void a_key_names_one_job(void **state)
     (void)state;
     t_serve_start(&s, T_MODEL, NULL);
     const char *const fields[] = {"prompt", "a",     "input_reference", "@" T_IMAGE, "frames", "9",
-                                  "size",   "96x64", "steps",           "2",         NULL};
+                                  "size",   "48x32", "steps",           "2",         NULL};
     char id[64];
     post_form(fields, "Idempotency-Key: order-17");
     snprintf(id, sizeof id, "%s", t_reply_text(&r, "id"));
@@ -704,7 +704,7 @@ static void tokens_see_their_own_jobs(void **state)
     write_tokens("# who\nana ana-0123456789abcdef priority=5\nbo bo-0123456789abcdef0\n");
     t_serve_start(&s, T_MODEL, (const char *const[]){"--tokens", s.tokens, NULL});
     const char *const fields[] = {"prompt", "a",     "input_reference", "@" T_IMAGE, "frames", "9",
-                                  "size",   "96x64", "steps",           "2",         NULL};
+                                  "size",   "48x32", "steps",           "2",         NULL};
     char id[64];
     post_form(fields, NULL);
     wants_error(401, "invalid_api_key", NULL, "no token");
@@ -807,7 +807,7 @@ static void params_reach_the_job(void **state)
     t_serve_start(&s, T_MODEL, NULL);
     const char *const fields[] = {
         "prompt", "a cat", "input_reference", "@" T_IMAGE,
-        "size",   "96x64", "params",          "{\"strength\": [0.5, null]}",
+        "size",   "48x32", "params",          "{\"strength\": [0.5, null]}",
         "frames", "5",     "steps",           "2",
         NULL};
     post_form(fields, NULL);
@@ -857,7 +857,7 @@ static void loras_go_by_name(void **state)
                                       "input_reference",
                                       "@" T_IMAGE,
                                       "size",
-                                      "96x64",
+                                      "48x32",
                                       "frames",
                                       "5",
                                       "seed",
@@ -896,7 +896,7 @@ static void files_are_taken_in_place_of_the_models(void **state)
 {
     (void)state;
     const char *const fields[] = {
-        "prompt",     "a cat", "input_reference",     "@" T_IMAGE, "size", "96x64", "seed", "7",
+        "prompt",     "a cat", "input_reference",     "@" T_IMAGE, "size", "48x32", "seed", "7",
         "num_frames", "9",     "num_inference_steps", "2",         NULL};
     char bare[300], vae[300], tokenizer[300];
     size_t bytes[2];
@@ -998,7 +998,7 @@ static void a_drain_finishes_what_runs_and_keeps_the_rest(void **state)
     t_serve_conf(&s, "serve: { ahead = 1; };\n");
     t_serve_start(&s, T_MODEL, NULL);
     char first[64], second[64];
-    snprintf(first, sizeof first, "%s", t_submit(&s, "1", "60"));
+    snprintf(first, sizeof first, "%s", t_submit(&s, "1", "80"));
     snprintf(second, sizeof second, "%s", t_submit(&s, "2", "2"));
     while (!strcmp(t_status(&s, first), "queued")) usleep(10000);
     kill(s.pid, SIGTERM);
@@ -1055,7 +1055,7 @@ static void a_drain_that_takes_too_long_puts_jobs_back(void **state)
             "1; };\n");
     t_serve_start(&s, T_MODEL, NULL);
     char id[64];
-    snprintf(id, sizeof id, "%s", t_submit(&s, "1", "60"));
+    snprintf(id, sizeof id, "%s", t_submit(&s, "1", "80"));
     while (strcmp(t_status(&s, id), "in_progress")) usleep(10000);
     assert_int_equal(t_serve_stop(&s), 0);
     t_serve_no_children();
@@ -1158,7 +1158,7 @@ static void the_socket_of_the_state_folder_is_the_machines_own(void **state)
     write_tokens("ana ana-0123456789abcdef\n");
     t_serve_start(&s, T_MODEL, (const char *const[]){"--tokens", s.tokens, NULL});
     const char *const fields[] = {"prompt", "a",     "input_reference", "@" T_IMAGE, "frames", "9",
-                                  "size",   "96x64", "steps",           "2",         NULL};
+                                  "size",   "48x32", "steps",           "2",         NULL};
     post_form(fields, "Authorization: Bearer ana-0123456789abcdef");
     assert_int_equal(r.code, 200);
     const char *id = t_reply_text(&r, "id");
