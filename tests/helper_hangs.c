@@ -5,7 +5,7 @@
  * MODE, what is wrong:
  *   idle      nothing is said after JOB: DONE is forgotten
  *   last      of a decode: every chunk is sent, DONE is forgotten
- *   busy      as idle, but the stage works, an eighth of the time, in new pages
+ *   busy      as idle, but the stage works, a twentieth of the time, in new pages
  *   attempt   DONE names another attempt
  *   short     of a decode: a chunk too few before DONE
  *   count     of a decode: the second chunk is of another count than the first
@@ -68,17 +68,17 @@ static sl_code send_chunks(hanging *s, const sl_msg_job *msg, const sl_job *job,
     return rc;
 }
 
-/* 100 ms, an eighth of them a processor's. On a busy machine it may get less than counts as work in
+/* 100 ms, a twentieth of them a processor's. On a busy machine it may get less than counts as work in
  * a second; the pages are had at once. */
 static void work_a_little(void)
 {
-    const clock_t until = clock() + CLOCKS_PER_SEC / 80;
+    const clock_t until = clock() + CLOCKS_PER_SEC / 200;
     const size_t bytes = (size_t)1 << 20;
     char *pages = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     for (size_t i = 0; pages != MAP_FAILED && i < bytes; i += 4096) pages[i] = 1;
     if (pages != MAP_FAILED) munmap(pages, bytes);
     while (clock() < until) continue;
-    usleep(87500);
+    usleep(95000);
 }
 
 static void sleep_for_good(void)

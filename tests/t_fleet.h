@@ -214,7 +214,7 @@ static inline curl_mime *form_of(CURL *c, int i)
 {
     curl_mime *m = curl_mime_init(c);
     const char *const fields[][2] = {{"prompt", "a cat"},
-                                     {"size", full ? "160x96" : "96x64"},
+                                     {"size", full ? "160x96" : "48x32"},
                                      {"frames", full ? "17" : "9"},
                                      {"guidance", i % 2 ? "1" : "4"}};
     for (int k = 0; k < 4; k++) t_form_add(m, fields[k][0], fields[k][1]);

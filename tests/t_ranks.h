@@ -272,10 +272,7 @@ static void test_tiny(void **state)
 
 static void test_demo(void **state)
 {
-    const char *quick =
-        getenv("SLUICE_TEST_QUICK"); /* under sanitizers its decoder takes minutes */
-    const work guided = quick && *quick ? (work){"models/demo", 128, 96, 5, 4, NULL, NULL}
-                                        : (work){"models/demo", 192, 128, 9, 4, NULL, NULL};
+    const work guided = {"models/demo", 128, 96, 5, 4, NULL, NULL};
     (void)state;
     if (access("models/demo/model_index.json", R_OK)) skip(); /* a GPU machine may go without */
     every_size(&guided, 1, (const int[]){2, 0}, false);
@@ -368,8 +365,8 @@ static void test_eight_heads(void **state)
 static void test_uneven_shares(void **state)
 {
     const work tiny = {T_MODEL, 192, 192, 5, 10, "1", "0.3"},
-               works[] = {{eight, 432, 624, 1, 5, "1", "0.26"},
-                          {eight, 432, 624, 1, 4, "5", "0.26"}};
+               works[] = {{eight, 416, 544, 1, 5, "1", "0.26"},
+                          {eight, 416, 544, 1, 4, "5", "0.26"}};
     (void)state;
     setenv("SLUICE_SHARES", UNEVEN, 1);
     every_size(&tiny, 1, (const int[]){2, 0}, false);
@@ -392,7 +389,7 @@ static const moment MOMENTS[] = {
     {"joins", "<- image DONE", 1},
     {"makes the context", "<- image DONE", 8},
     {"has its inputs", " TAKEN job=1 ", 0},
-    {"hands over", "stage=\"denoise\" done=10 ", 0},
+    {"hands over", "stage=\"denoise\" done=6 ", 0},
     {"has handed over", " out=[2:", 0}, /* the latents */
 };
 /* Milliseconds into a step of some 20: exchange, attention, decision. */
@@ -472,8 +469,8 @@ static void killed_within(const char *rank, const work *w, const result *want)
 
 static void test_ends(void **state)
 {
-    const work plain = {T_MODEL, 192, 192, 1, 10, "1", NULL},
-               cached = {T_MODEL, 192, 192, 1, 10, "5", "0.3"};
+    const work plain = {T_MODEL, 192, 192, 1, 6, "1", NULL},
+               cached = {T_MODEL, 192, 192, 1, 6, "5", "0.3"};
     static result want[2];
     (void)state;
     by_one(&want[0], &plain, 1, false);
@@ -667,6 +664,7 @@ static int make_model(void **state)
     json_t *vae = json_load_file(T_MODEL "/vae/config.json", 0, NULL);
     json_object_set_new(vae, "dim_mult", json_pack("[i, i, i, i]", 1, 1, 1, 1));
     json_object_set_new(vae, "num_res_blocks", json_integer(1));
+    json_object_set_new(vae, "base_dim", json_integer(4));
     if (mkdir(t_format("%s/vae", eight), 0700) ||
         json_dump_file(vae, t_format("%s/vae/config.json", eight), 0))
         return 1;

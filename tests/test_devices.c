@@ -163,8 +163,8 @@ static void a_run_on_two_tells_of_its_ranks(void **state)
     snprintf(video, sizeof video, "%s/a.mp4", run.out);
     snprintf(report, sizeof report, "%s/report.json", run.base);
     char *args[] = {"sluice",   "run",   "--conf",     run.conf,  "--model",  T_MODEL,
-                    "--image",  T_IMAGE, "--prompt",   "Snow.",   "--width",  "160",
-                    "--height", "96",    "--frames",   "17",      "--steps",  "8",
+                    "--image",  T_IMAGE, "--prompt",   "Snow.",   "--width",  "96",
+                    "--height", "96",    "--frames",   "9",       "--steps",  "8",
                     "--seed",   "7",     "--device",   "cpu,cpu", "--output", video,
                     "--json",   report,  "--guidance", "1",       NULL};
     t_run_start(&run, args);

@@ -18,7 +18,7 @@ static void start(const char *const more[])
 {
     char *args[T_ARGS] = {"sluice",   "run",     "--quiet", "--conf",   run.conf,
                           "--model",  T_MODEL,   "--image", T_IMAGE,    "--prompt",
-                          "Snow.",    "--width", "96",      "--height", "64",
+                          "Snow.",    "--width", "48",      "--height", "32",
                           "--frames", "9",       "--steps", "3"};
     int n = 0;
     while (args[n]) n++;

@@ -28,7 +28,7 @@ static void start(const char *conf)
         run.out, run.out, run.out, run.out);
     t_write(jobs, text);
     char *args[] = {"sluice",  "run",     "--quiet", "--conf", run.conf,   "--model", T_MODEL,
-                    "--image", T_IMAGE,   "--width", "64",     "--height", "48",      "--frames",
+                    "--image", T_IMAGE,   "--width", "48",     "--height", "32",      "--frames",
                     "25",      "--steps", STEPS,     "--jobs", jobs,       NULL};
     t_run_start(&run, args);
 }

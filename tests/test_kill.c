@@ -46,9 +46,9 @@ static void start(const plan *p)
                           "--negative",
                           "blur",
                           "--width",
-                          "64",
-                          "--height",
                           "48",
+                          "--height",
+                          "32",
                           "--frames",
                           "17",
                           "--steps",
@@ -69,7 +69,7 @@ static void start(const plan *p)
         snprintf(jobs, sizeof jobs, "%s/jobs.jsonl", run.base);
         t_write(jobs, t_format("{\"output\": \"%s\", \"dump\": \"%s\"}\n"
                                "{\"output\": \"%s/b.mp4\", \"dump\": \"%s/b\", \"prompt\": "
-                               "\"Snow.\", \"width\": 48, \"frames\": "
+                               "\"Snow.\", \"width\": 32, \"frames\": "
                                "13, \"steps\": 9, \"seed\": 8}\n",
                                output, dump, run.out, run.out));
         args[n++] = "--jobs", args[n++] = jobs;

@@ -343,8 +343,8 @@ static void a_run_logs_json(void **state)
     t_write(jobs, t_format("{\"output\": \"%s/1.mp4\"}\n{\"output\": \"%s/2.mp4\", \"seed\": 8}\n",
                            run.out, run.out));
     char *args[] = {"sluice",   "run",   "--conf",   run.conf,     "--model",  T_MODEL,
-                    "--image",  T_IMAGE, "--prompt", "A cat.",     "--width",  "96",
-                    "--height", "64",    "--seed",   "7",          "--frames", "9",
+                    "--image",  T_IMAGE, "--prompt", "A cat.",     "--width",  "48",
+                    "--height", "32",    "--seed",   "7",          "--frames", "9",
                     "--steps",  "4",     "--jobs",   (char *)jobs, NULL};
     t_run_start(&run, args);
     const pid_t pid = run.pid;

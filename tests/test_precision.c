@@ -114,8 +114,8 @@ static void start(const char *precision)
     snprintf(dump, sizeof dump, "%s/a", run.out);
     snprintf(report, sizeof report, "%s/a.json", run.out);
     char *args[T_ARGS] = {"sluice",   "run",   "--conf",   run.conf, "--model", T_MODEL,
-                          "--image",  T_IMAGE, "--prompt", "Snow.",  "--width", "96",
-                          "--height", "64",    "--frames", "9",      "--steps", "6",
+                          "--image",  T_IMAGE, "--prompt", "Snow.",  "--width", "48",
+                          "--height", "32",    "--frames", "9",      "--steps", "6",
                           "--seed",   "1",     "-o",       output,   "--dump",  dump,
                           "--json",   report};
     int n = 0;

@@ -324,7 +324,7 @@ static void start(const char *output, const char *preview, const char *sampler)
 /* With either sampler, alone or in a team, whose leader draws. */
 static void the_video_does_not_depend_on_it(void **state)
 {
-    static const char *const SAMPLERS[] = {"unipc", "euler", "unipc"};
+    static const char *const SAMPLERS[] = {"unipc", "unipc", "euler"};
     a_path preview, plain, with;
     (void)state;
     in_out(preview, "p.png");
@@ -332,10 +332,11 @@ static void the_video_does_not_depend_on_it(void **state)
     in_out(with, "with.mp4");
     for (int k = 0; k < 3; k++) {
         t_run_conf(&run, 5, 30, "");
-        start(plain, NULL, SAMPLERS[k]);
-        t_run_ends(&run, 0);
-        assert_int_equal(access(preview, F_OK), -1);
-        if (k == 2) /* a team's bytes are one denoiser's */
+        if (k != 1) {
+            start(plain, NULL, SAMPLERS[k]);
+            t_run_ends(&run, 0);
+            assert_int_equal(access(preview, F_OK), -1);
+        } else /* a team's bytes are one denoiser's */
             t_run_conf(&run, 5, 30,
                        t_stages(SL_ROLE_DENOISE, "{ name = \"denoise\"; devices = [\"cpu\", "
                                                  "\"cpu\"]; team = 2; }"));

@@ -207,8 +207,8 @@ static int make_dump(void **state)
 {
     static char video[300];
     char *args[] = {"sluice",  "run",      "--quiet",  "--conf",  run.conf,  "--model", T_MODEL,
-                    "--image", T_IMAGE,    "--prompt", "Snow.",   "--width", "96",      "--height",
-                    "64",      "--frames", "9",        "--steps", "3",       "--seed",  "5",
+                    "--image", T_IMAGE,    "--prompt", "Snow.",   "--width", "48",      "--height",
+                    "32",      "--frames", "9",        "--steps", "3",       "--seed",  "5",
                     "--dump",  dump,       "--output", video,     NULL};
     (void)state;
     open_run();

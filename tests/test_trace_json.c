@@ -159,7 +159,7 @@ static void start(const char *first, ...)
 {
     char *args[T_ARGS] = {"sluice", "run",      "--quiet", "--conf",    run.conf, "--model",
                           T_MODEL,  "--image",  T_IMAGE,   "--prompt",  "A cat.", "--width",
-                          "96",     "--height", "64",      "--seed",    "7",      "--frames",
+                          "48",     "--height", "32",      "--seed",    "7",      "--frames",
                           "9",      "--steps",  "6",       "--fbcache", "0.3"};
     int n = 0;
     va_list ap;
