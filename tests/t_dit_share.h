@@ -37,12 +37,12 @@ static const sl_dit_config CONFIG = {.layers = 2,
 
 /* What a test gives its ranks, and what they give back. */
 typedef struct {
-    int h, w;    /* latents */
-    int turn;    /* of the teams of one test */
-    int steps;   /* FEW_STEPS where none differs from the others by shares or by the cache */
-    int kept;    /* latent frames with a time of their own */
+    int h, w;     /* latents */
+    int turn;     /* of the teams of one test */
+    int steps;    /* FEW_STEPS where none differs from the others by shares or by the cache */
+    int kept;     /* latent frames with a time of their own */
     int granules; /* most rows at once, in granules; 0: the device's */
-    bool uneven; /* shares are not equal, and others in each step */
+    bool uneven;  /* shares are not equal, and others in each step */
     float threshold;
     sl_precision precision;
     float v[SL_RANKS][STEPS][16 * T * SIDE * SIDE];

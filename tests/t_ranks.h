@@ -60,31 +60,51 @@ static void settings(int ranks, int team, bool random)
                t_format("%s%s", random ? "model: { random = 1; };\n" : "", stages_of(ranks, team)));
 }
 
-/* Job i, from 1 on, makes I.mp4 and dumps to the folder I. */
+static void start_with(const char *model, const char *jobs)
+{
+    char *args[T_ARGS] = {"sluice",  "run",         "--quiet", "--conf",     run.conf,
+                          "--model", (char *)model, "--jobs",  (char *)jobs, NULL};
+    t_run_start(&run, args);
+}
+
+/* The line of job i, from 1 on, which makes I.mp4 and dumps to the folder I. */
+static const char *job_line(const work *w, int i)
+{
+    return t_format("{\"image\": \"" T_IMAGE "\", \"prompt\": \"Snow.\", \"width\": %d, "
+                    "\"height\": %d, \"frames\": %d, \"steps\": %d, \"seed\": 7%s%s%s%s, "
+                    "\"output\": \"%s/%d.mp4\", \"dump\": \"%s/%d\", \"dump_steps\": true}\n",
+                    w->width, w->height, w->frames, w->steps, w->guidance ? ", \"guidance\": " : "",
+                    w->guidance ? w->guidance : "", w->fbcache ? ", \"fbcache\": " : "",
+                    w->fbcache ? w->fbcache : "", run.out, i, run.out, i);
+}
+
+/* Works one behind the other. */
 static void start(const work *w, int n)
 {
-    static char jobs[300];
-    char text[MOST_WORKS * 1024] = "";
-    char *args[T_ARGS] = {"sluice",  "run", "--quiet", "--conf", run.conf,
-                          "--model", NULL,  "--jobs",  jobs,     NULL};
-    args[6] = (char *)w->model;
-    for (int i = 0; i < n; i++, w++)
-        snprintf(text + strlen(text), sizeof text - strlen(text),
-                 "{\"image\": \"" T_IMAGE "\", \"prompt\": \"Snow.\", \"width\": %d, "
-                 "\"height\": %d, \"frames\": %d, \"steps\": %d, \"seed\": 7%s%s%s%s, "
-                 "\"output\": \"%s/%d.mp4\", \"dump\": \"%s/%d\", \"dump_steps\": true}\n",
-                 w->width, w->height, w->frames, w->steps, w->guidance ? ", \"guidance\": " : "",
-                 w->guidance ? w->guidance : "", w->fbcache ? ", \"fbcache\": " : "",
-                 w->fbcache ? w->fbcache : "", run.out, i + 1, run.out, i + 1);
+    char text[MOST_WORKS * 1024] = "", jobs[300];
+    for (int i = 0; i < n; i++)
+        snprintf(text + strlen(text), sizeof text - strlen(text), "%s", job_line(&w[i], i + 1));
     snprintf(jobs, sizeof jobs, "%s/jobs.jsonl", run.base);
     t_write(jobs, text);
-    t_run_start(&run, args);
+    start_with(w->model, jobs);
+}
+
+/* Works that are given by and by: lines go into the descriptor that is returned. */
+static int start_open(const char *model)
+{
+    int in[2];
+    assert_int_equal(pipe2(in, O_CLOEXEC), 0);
+    run.in = in[0];
+    start_with(model, "-");
+    close(in[0]);
+    return in[1];
 }
 
 /* ---- what came of it ---- */
 
 typedef struct {
     char out[240]; /* folder */
+    int jobs;
     int steps[MOST_WORKS];
     char decisions[MOST_WORKS][MOST_STEPS][96]; /* by job and step */
 } result;
@@ -115,6 +135,7 @@ static void read_result(result *r, const work *w, int n)
     memset(r, 0, sizeof *r);
     snprintf(r->out, sizeof r->out, "%s", run.out);
     for (int i = 0; i < n; i++) read_job(r, i, w[i].steps);
+    r->jobs = n;
 }
 
 /* Of a dumped file's bytes, after the 8 of the header's length: those without the note of the
@@ -146,6 +167,7 @@ static bool same_result(const char *a, const char *b)
     return same;
 }
 
+/* Of works that are all one, `want` may have the first alone. */
 static void check(const char *which, const result *want, const work *w, int n)
 {
     char name[128];
@@ -156,16 +178,15 @@ static void check(const char *which, const result *want, const work *w, int n)
     t_run_nothing_left(&run, 0);
     read_result(&got, w, n);
     for (int i = 0; i < n; i++) {
+        const int as = want->jobs == 1 ? 0 : i;
         for (int k = 0; k < w[i].steps; k++)
-            if (strcmp(got.decisions[i][k], want->decisions[i][k]))
+            if (strcmp(got.decisions[i][k], want->decisions[as][k]))
                 t_run_fail(&run, "%s: job %d, step %d: %s, want %s", name, i + 1, k,
-                           got.decisions[i][k], want->decisions[i][k]);
-        for (size_t k = 0; k < sizeof FILES / sizeof *FILES; k++) {
-            char file[64];
-            snprintf(file, sizeof file, "%d%s", i + 1, FILES[k]);
-            if (!same_result(t_format("%s/%s", run.out, file), t_format("%s/%s", want->out, file)))
-                t_run_fail(&run, "%s: %s is not what one denoiser makes", name, file);
-        }
+                           got.decisions[i][k], want->decisions[as][k]);
+        for (size_t k = 0; k < sizeof FILES / sizeof *FILES; k++)
+            if (!same_result(t_format("%s/%d%s", run.out, i + 1, FILES[k]),
+                             t_format("%s/%d%s", want->out, as + 1, FILES[k])))
+                t_run_fail(&run, "%s: %d%s is not what one denoiser makes", name, i + 1, FILES[k]);
     }
 }
 
@@ -231,8 +252,8 @@ static void hits_and_misses(const result *r, const work *w, int job)
     int hits = 0;
     for (int k = 0; k < w->steps; k++) hits += !!strstr(r->decisions[job][k], "cond_computed=0");
     if (!hits || hits == w->steps - 1)
-        t_run_fail(&run, "job %d took %d of %d steps from the cache, want some and not all", job + 1,
-                   hits, w->steps);
+        t_run_fail(&run, "job %d took %d of %d steps from the cache, want some and not all",
+                   job + 1, hits, w->steps);
 }
 
 /* The works by one denoiser and by teams of these sizes. */
@@ -377,21 +398,24 @@ static void test_uneven_shares(void **state)
 /* ---- ends of ranks ---- */
 
 typedef struct {
-    const char *name, *line; /* once this is in the log, .. */
+    const char *name, *line; /* once this is in the log (%s: the rank), .. */
     int after_ms;            /* .. and that long ago */
 } moment;
 
-/* Either rank may lead: which does depends on whose pool the text came to. */
+/* Of the first job, for one start of the rank each. */
+static const moment STARTS[] = {
+    {"starts", " %s is process", 0},
+    {"loads", "<- %s RANK", 0},
+    {"is ready", "<- %s READY", 0},
+};
+/* Of a job each. Either rank may lead: which does depends on whose pool the text came to. */
 static const moment MOMENTS[] = {
-    {"starts", "denoise.1 is process", 0},
-    {"loads", "<- denoise.1 RANK", 0},
-    {"is ready", "<- denoise.1 READY", 0},
-    {"joins", "<- image DONE", 1},
-    {"makes the context", "<- image DONE", 8},
-    {"has its inputs", " TAKEN job=1 ", 0},
-    {"hands over", "stage=\"denoise\" done=6 ", 0},
+    {"joins", "<- image DONE", 1},        {"makes the context", "<- image DONE", 8},
+    {"has its inputs", " TAKEN job=", 0}, {"hands over", "stage=\"denoise\" done=6 ", 0},
     {"has handed over", " out=[2:", 0}, /* the latents */
 };
+#define STARTS_COUNT (sizeof STARTS / sizeof *STARTS)
+#define MOMENTS_COUNT (sizeof MOMENTS / sizeof *MOMENTS)
 /* Milliseconds into a step of some 20: exchange, attention, decision. */
 static const int WITHIN[] = {0, 3, 6, 11, 17};
 
@@ -410,22 +434,50 @@ static void end_rank(const char *rank, int signal, const char *when)
         t_run_fail(&run, "%s: %s is not there", when, rank);
 }
 
-/* The rank is killed at each moment, a run for each; the job goes on. */
+static void kill_at(const char *rank, const moment *m)
+{
+    const char *name = strstr(m->line, "%s");
+    t_run_until(&run, name ? t_format("%.*s%s%s", (int)(name - m->line), m->line, rank, name + 2)
+                           : m->line);
+    if (m->after_ms) usleep((useconds_t)m->after_ms * 1000);
+    end_rank(rank, SIGKILL, m->name);
+}
+
+/* The job is done, and the rank is back. */
+static void until_over(const char *rank, int job)
+{
+    bool done = false, ready = false;
+    while (!done || !ready) {
+        if (!t_run_line(&run)) t_run_fail(&run, "the run ended before job %d", job);
+        done = done || strstr(run.line, t_format("<- mux DONE job=%d ", job));
+        ready = ready || strstr(run.line, t_format("<- %s READY", rank));
+    }
+}
+
+/* The rank is killed at each moment, in one run: whenever it starts, until it may, in the first
+ * job; once in each further job, which is given when the one before is done and there are two
+ * ranks again. Every job goes on. */
 static void killed_once(const char *rank, const work *w, const result *want)
 {
-    for (size_t i = 0; i < sizeof MOMENTS / sizeof *MOMENTS; i++) {
-        const moment *m = &MOMENTS[i];
-        if (getenv("SLUICE_KILLS") && i % 4 != 3) continue;
-        t_run_open(&run);
-        settings(2, 2, false);
-        start(w, 1);
-        t_run_until(&run, m->line);
-        if (m->after_ms) usleep((useconds_t)m->after_ms * 1000);
-        end_rank(rank, SIGKILL, m->name);
-        t_run_ends(&run, 0);
-        check(t_format("%s is killed as it %s", rank, m->name), want, w, 1);
-        t_run_close(&run);
+    work all[1 + MOMENTS_COUNT];
+    const bool few = getenv("SLUICE_KILLS") != NULL;
+    int n = 0;
+    t_run_open(&run);
+    settings(2, 2, false);
+    const int in = start_open(w->model);
+    for (size_t i = 0; i < 1 + MOMENTS_COUNT; i++) {
+        if (few && i != 1 && i != MOMENTS_COUNT) continue;
+        all[n++] = *w;
+        const char *line = job_line(w, n);
+        assert_int_equal(write(in, line, strlen(line)), strlen(line));
+        if (i) kill_at(rank, &MOMENTS[i - 1]);
+        for (size_t k = 0; !i && k < STARTS_COUNT; k++) kill_at(rank, &STARTS[k]);
+        until_over(rank, n);
     }
+    close(in);
+    t_run_ends(&run, 0);
+    check(t_format("%s is killed at each moment", rank), want, all, n);
+    t_run_close(&run);
 }
 
 /* After a kill: the rank is back, and the other has left its attempt to go on with it. False if

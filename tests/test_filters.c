@@ -72,7 +72,7 @@ static void start_job(const char *steps, const char *dump)
 {
     static const char *const FIRST[] = {"sluice",  "run",      "--quiet",  "--model",  T_MODEL,
                                         "--image", T_IMAGE,    "--prompt", "A cat.",   "--width",
-                                        "64",      "--height", "48",       "--frames", "17",
+                                        "48",      "--height", "32",       "--frames", "17",
                                         "--seed",  "7",        "--conf"};
     words w = {0};
     for (size_t i = 0; i < sizeof FIRST / sizeof *FIRST; i++) add(&w, FIRST[i]);
@@ -329,7 +329,7 @@ static void test_refused(void **state)
     } CASES[] = {
         {"latents", "args = [\"fail\"];", NULL, "failed: bad: latents is refused, want another"},
         {"latents", "args = [\"nan\"];", NULL,
-         "failed: bad: latents [16, 5, 6, 8] has NaN or infinity at element 1"},
+         "failed: bad: latents [16, 5, 4, 6] has NaN or infinity at element 1"},
         {"frames", "scale = 2;", NULL,
          "failed: bad: bad: frames change their size (scale), and cannot go on as they came"},
         {"latents", "", "sluice-decode", "says HELLO as decode, want bad"},
@@ -458,7 +458,7 @@ static void test_served(void **state)
     assert_int_equal(
         system(
             t_format("%s/sluice submit --quiet --server %s/state/sluice.sock --image %s --prompt "
-                     "cat --width 96 --height 64 --frames 9 --steps 2 >%s/id 2>&1",
+                     "cat --width 48 --height 32 --frames 9 --steps 2 >%s/id 2>&1",
                      t_bin(), run.base, T_IMAGE, run.base)),
         0);
     t_run_until(&run, "<- denoise SPOOLED");
