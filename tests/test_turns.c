@@ -917,8 +917,8 @@ static void test_kills_in_whole_jobs(void **state)
             run.out, id, run.out, id, id % 2 ? "A cat runs, and it rains." : "Snow.", id);
     t_write(jobs, text);
     char *args[] = {"sluice", "run",      "--quiet", "--conf",  run.conf, "--model",
-                    T_MODEL,  "--image",  T_IMAGE,   "--width", "48",     "--height",
-                    "32",     "--frames", "9",       "--steps", "5",      "--jobs",
+                    T_MODEL,  "--image",  T_IMAGE,   "--width", "96",     "--height",
+                    "64",     "--frames", "9",       "--steps", "5",      "--jobs",
                     jobs,     "--json",   report,    NULL};
     t_run_start(&run, args);
     int left = ALL;
