@@ -17,7 +17,7 @@ static const char *(*t_device)(int i);
 static int t_more_steps = 1;
 /* Steps of a job whose ranks are killed within them. Five kills are over after some twelve on a
  * machine of two cores. */
-static int t_steps_within = 30;
+static int t_steps_within = 40;
 
 typedef struct {
     const char *model;
@@ -480,19 +480,18 @@ static void killed_once(const char *rank, const work *w, const result *want)
     t_run_close(&run);
 }
 
-/* After a kill: the rank is back, and the other has left its attempt to go on with it. False if
- * most of the job was done by then. */
-static bool together_again(const char *rank, const work *w)
+/* After a kill: the rank is back, and the other has left its attempt, at this step, to go on with
+ * it. False if the job was done by then. */
+static bool together_again(const char *rank, int *step)
 {
     bool ready = false;
-    int step;
     while (t_run_line(&run) && !strstr(run.line, " out=[2:")) { /* the latents */
         const char *parked = strstr(run.line, " PARKED job=1 ");
         ready = ready || strstr(run.line, t_format("<- %s READY", rank));
         if (!ready || !parked) continue;
-        if (sscanf(parked, " PARKED job=1 attempt=%*d step=%d", &step) != 1)
+        if (sscanf(parked, " PARKED job=1 attempt=%*d step=%d", step) != 1)
             t_run_fail(&run, "a PARKED that is none: %s", run.line);
-        return step < w->steps / 2;
+        return true;
     }
     return false;
 }
@@ -503,18 +502,22 @@ static bool together_again(const char *rank, const work *w)
 static void killed_within(const char *rank, const work *w, const result *want)
 {
     const size_t all = sizeof WITHIN / sizeof *WITHIN;
+    int returns = 0;
     for (size_t i = 0; i < all;) {
         t_run_open(&run);
         settings(2, 2, false);
         start(w, 1);
-        do {
+        for (int step = 0; i < all && step < w->steps / 2; i++) {
             t_run_until(&run, "stage=\"denoise\" done=");
             if (WITHIN[i]) usleep((useconds_t)WITHIN[i] * 1000);
             end_rank(rank, SIGKILL, "within a step");
-            i++;
-        } while (together_again(rank, w) && i < all);
+            if (together_again(rank, &step)) returns++;
+            else step = w->steps;
+        }
         t_run_ends(&run, 0);
         check(t_format("%s is killed within steps", rank), want, w, 1);
+        if (i == all && !returns)
+            t_run_fail(&run, "%s was killed %d times, and never went on with a job", rank, (int)i);
         t_run_close(&run);
     }
 }

@@ -1,6 +1,6 @@
 /* test_client.c - the client's verbs against a real server: what they print, fetch and end
  * with,
- * signals, servers that die, tokens, the completion's ids. takes: 18 s. limit: 300 s
+ * signals, servers that die, tokens, the completion's ids. takes: 10 s. limit: 300 s
  *
  * Answers of a server that misbehaves are tests/test_remote.c's. */
 #include "tests/t_serve.h"

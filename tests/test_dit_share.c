@@ -1,4 +1,4 @@
-/* test_dit_share.c - a forward shared by ranks on the CPU. takes: 18 s. limit: 240 s */
+/* test_dit_share.c - a forward shared by ranks on the CPU. takes: 14 s. limit: 240 s */
 enum { HEAD = 24 };
 #include "t_dit_share.h"
 

@@ -1,6 +1,6 @@
 /* test_feed - jobs that come by a pipe, results as lines, reports against their published
  * schema, a
- * batch's figures, the wire's log. takes: 6 s. limit: 180 s */
+ * batch's figures, the wire's log. takes: 4 s. limit: 180 s */
 #include "tests/t_run.h"
 #include "tests/t_schema.h"
 

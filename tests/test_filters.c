@@ -1,7 +1,7 @@
 /* test_filters - filters in hand-overs: they change what they are handed, or only look; several in
  * a row, chunk by chunk; they are supervised as stages are; a dump keeps both sides, and a replay,
  * `sluice stage`, a run that is gone on with and a server know what a filter made. With
- * $SLUICE_PYTHON of Python's, too. takes: 11 s. limit: 300 s */
+ * $SLUICE_PYTHON of Python's, too. takes: 9 s. limit: 300 s */
 #include <math.h>
 
 #include "common/json.h"

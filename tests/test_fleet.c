@@ -1,5 +1,5 @@
 /* test_fleet.c - front ends and workers at one queue: whatever is killed, stopped, cut off or away,
- * every job that was accepted ends once, with the bytes of one undisturbed server. takes: 40 s.
+ * every job that was accepted ends once, with the bytes of one undisturbed server. takes: 25 s.
  * limit: 400 s. run: waits
  *
  * The fleet's servers are hosts of their own, network namespaces, where this machine's user may

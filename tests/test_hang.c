@@ -1,5 +1,5 @@
 /* test_hang - no silent hang: a stage that holds a job up is told in one line that names it, and
- * the job ends; a stage behind a wrapper is a stage. run: waits. takes: 60 s. limit: 300 s */
+ * the job ends; a stage behind a wrapper is a stage. run: waits. takes: 45 s. limit: 300 s */
 #include "tests/t_beside.h"
 #include "tests/t_run.h"
 

@@ -1,6 +1,6 @@
 /* test_instances - two denoisers, two decoders and two muxes work on two jobs at a time, with
  * the bytes of one after the other; one is killed and the other job goes on; two clients at
- * one dispatcher. Real processes, on the CPU. takes: 7 s. limit: 180 s */
+ * one dispatcher. Real processes, on the CPU. takes: 5 s. limit: 180 s */
 #include "tests/t_dispatch.h"
 
 #define STEPS "12"

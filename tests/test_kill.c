@@ -3,7 +3,7 @@
  *
  * A kill waits for a line of the dispatcher's log (the messages it gets) and strikes at
  * once, or some milliseconds later, where the next thing happens. SLUICE_KILLS=few takes
- * a subset, for sanitizers. takes: 20 s. limit: 240 s */
+ * a subset, for sanitizers. takes: 17 s. limit: 240 s */
 #include "tests/t_run.h"
 
 #define RESTARTS 12

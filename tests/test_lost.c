@@ -1,5 +1,5 @@
 /* test_lost - finished work is never lost: full disks, folders that go, jobs that fail at their
- * end, dumps into used folders, temporaries of others. takes: 7 s. limit: 180 s */
+ * end, dumps into used folders, temporaries of others. takes: 6 s. limit: 180 s */
 #include "tests/t.h"
 
 #pragma GCC diagnostic ignored "-Wunused-function" /* not all of these cases */

@@ -2,7 +2,7 @@
  * are: by
  * the protocol alone (helper_decode_flat), in C on the library (examples/linear_decode.c), and,
  * where $SLUICE_PYTHON names a Python with package sluice, in Python; with SLUICE_TORCH=1 the
- * denoiser of examples/, too. `make test-python` sets both. takes: 6 s. limit: 300 s */
+ * denoiser of examples/, too. `make test-python` sets both. takes: 4 s. limit: 300 s */
 #include "tests/t_run.h"
 
 typedef struct {

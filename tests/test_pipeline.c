@@ -1,5 +1,5 @@
 /* test_pipeline - jobs through the whole pipeline: many in flight, cancelled, drained,
- * replayed, with stages swapped and left out. takes: 16 s. limit: 240 s */
+ * replayed, with stages swapped and left out. takes: 9 s. limit: 240 s */
 #include "tests/t_run.h"
 
 #include <jansson.h>

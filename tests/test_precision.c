@@ -1,7 +1,7 @@
 /* test_precision.c - a job's precision: its names, which weights and devices allow it; the tiny
  * model in 8 bits through all processes: again, killed, by a team, replayed, with blocks left
  * out.
- * takes: 7 s. limit: 180 s */
+ * takes: 5 s. limit: 180 s */
 #include "tests/t_run.h"
 
 #include <jansson.h>

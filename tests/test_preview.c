@@ -1,5 +1,5 @@
 /* test_preview.c - `run --preview`: a PNG that looks like the video, which it does not change.
- * takes: 6 s. limit: 300 s */
+ * takes: 5 s. limit: 300 s */
 #include "tests/t_run.h"
 
 #include "common/picture.h"

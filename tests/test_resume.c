@@ -1,5 +1,5 @@
 /* test_resume - a batch with a spool of its own, whose command is killed: `sluice run --resume`
- * goes on, with the same bytes, and computes nothing twice that lies in the spool. takes: 10 s. */
+ * goes on, with the same bytes, and computes nothing twice that lies in the spool. takes: 7 s. */
 #include "tests/t_run.h"
 
 #include "common/safetensors.h"

@@ -1,6 +1,6 @@
 /* test_serve.c - a real server over real HTTP: every route, every refusal, tokens, limits,
  * drain
- * and start. takes: 20 s. limit: 240 s
+ * and start. takes: 14 s. limit: 240 s
  *
  * The tiny model makes a job in a second. What a SIGKILL leaves is tests/test_serve_kill.c's. */
 #include "tests/t_schema.h"

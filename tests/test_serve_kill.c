@@ -2,7 +2,7 @@
  * and a
  * disk that fills: every job that was accepted ends once, with the bytes of an undisturbed
  * server.
- * takes: 20 s. limit: 400 s
+ * takes: 11 s. limit: 400 s
  *
  * SLUICE_SOAK=1 makes it 100 kills over 50 jobs from 8 clients; SLUICE_KILLS=few makes it 6
  * over 6.

@@ -1,5 +1,5 @@
 /* test_stage - `sluice stage`: each stage alone from a dump, on the terminal, behind a wrapper; and
- * what a replay starts. takes: 12 s. run: waits */
+ * what a replay starts. takes: 8 s. run: waits */
 #include "tests/t_run.h"
 
 static t_run run;

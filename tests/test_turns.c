@@ -3,7 +3,7 @@
  *
  * Started with --connect, this program is a stage: the tests name it in their
  * configurations, with a role, a script and a file in which its pieces of work are noted.
- * All is on the CPU (dispatch.turns = "always"). takes: 4 s. limit: 60 s */
+ * All is on the CPU (dispatch.turns = "always"). takes: 3 s. limit: 60 s */
 #include "tests/t_dispatch.h"
 
 #include "common/trace.h"
