@@ -68,8 +68,8 @@ static sl_code send_chunks(hanging *s, const sl_msg_job *msg, const sl_job *job,
     return rc;
 }
 
-/* 100 ms, a twentieth of them a processor's. On a busy machine it may get less than counts as work in
- * a second; the pages are had at once. */
+/* 100 ms, a twentieth of them a processor's. On a busy machine it may get less than counts as work
+ * in a second; the pages are had at once. */
 static void work_a_little(void)
 {
     const clock_t until = clock() + CLOCKS_PER_SEC / 200;

@@ -46,8 +46,8 @@ static void start(const subject *s, const char *steps, const char *mux)
     char stages[4096] = "stages: (", model[] = T_MODEL;
     char *args[T_ARGS] = {
         "sluice",  "run",           "--quiet",  "--conf",   run.conf,  "--model", model,
-        "--image", T_IMAGE,         "--prompt", "A cat.",   "--width", "48",      "--height",
-        "32",      "--seed",        "7",        "--frames", "17",      "--steps", (char *)steps,
+        "--image", T_IMAGE,         "--prompt", "A cat.",   "--width", "96",      "--height",
+        "64",      "--seed",        "7",        "--frames", "17",      "--steps", (char *)steps,
         "--set",   "rope=bfloat16", "--output", output};
     for (int r = 0; r < SL_ROLE_COUNT; r++) {
         const char *name = sl_role_name((sl_role)r), *group = t_format("{ name = \"%s\"; }", name);

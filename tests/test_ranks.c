@@ -1,5 +1,6 @@
 /* test_ranks - t_ranks.h on the CPU, by shared memory. SLUICE_SOAK=1 kills either rank of either
- * kind within steps; an argument chooses tests: test_ranks 'test_ends*'. takes: 45 s. limit: 480 s */
+ * kind within steps; an argument chooses tests: test_ranks 'test_ends*'.
+ * takes: 45 s. limit: 480 s */
 #include "tests/t_ranks.h"
 
 static const char *on_cpu(int i)
