@@ -1,7 +1,7 @@
 /* t_ranks.h - denoisers as ranks of a team, real processes: teams of every size give the bytes,
- * steps and cache decisions of one denoiser, with LoRA too; a rank that is killed or stopped at any phase loses
- * nothing; a second job parts the team, which joins again. test_ranks.c runs it on the CPU,
- * gpu_ranks.c on GPUs. */
+ * steps and cache decisions of one denoiser, with LoRA too; a rank that is killed or stopped at any
+ * phase loses nothing; a second job parts the team, which joins again. test_ranks.c runs it on the
+ * CPU, gpu_ranks.c on GPUs. */
 #ifndef T_RANKS_H
 #define T_RANKS_H
 
