@@ -29,7 +29,7 @@ static int count_devices(void)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {T_RANKS_TESTS};
-    t_device = on_gpu, t_more_steps = 10, t_steps_within = 1000;
+    t_device = on_gpu, t_more_steps = 10, t_steps_within = 1000, t_stays_away = true;
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     if (!(devices = count_devices())) return 1;
     return cmocka_run_group_tests_name("ranks", tests, make_model, remove_model);

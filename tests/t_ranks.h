@@ -18,6 +18,7 @@ static int t_more_steps = 1;
 /* Steps of a job whose ranks are killed within them. Five kills are over after some twelve on a
  * machine of two cores. */
 static int t_steps_within = 40;
+static bool t_stays_away; /* a killed rank may not be back before its job is over */
 
 typedef struct {
     const char *model;
@@ -516,7 +517,7 @@ static void killed_within(const char *rank, const work *w, const result *want)
         }
         t_run_ends(&run, 0);
         check(t_format("%s is killed within steps", rank), want, w, 1);
-        if (i == all && !returns)
+        if (i == all && !returns && !t_stays_away)
             t_run_fail(&run, "%s was killed %d times, and never went on with a job", rank, (int)i);
         t_run_close(&run);
     }
