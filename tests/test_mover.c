@@ -183,6 +183,27 @@ static void the_end_of_a_job(void **state)
     close_mover();
 }
 
+/* A server that ends leaves nothing of what was told to go just before. */
+static void what_goes_is_gone_when_it_closes(void **state)
+{
+    (void)state;
+    for (int way = 0; way < 2; way++) {
+        open_mover(0);
+        sl_mover_watch(mover, 0);
+        write_file("text.safetensors", "1");
+        for (int i = 0; i < 2000 && !*version_of("text.safetensors"); i++) usleep(5000);
+        unlink(in_job("text.safetensors"));
+        sl_mover_send(mover, 0, true);
+        wait_done(0);
+        if (way) sl_mover_drop(mover, 0);
+        else sl_mover_clear(mover, 0);
+        sl_mover_close(&mover);
+        assert_int_equal(access(t_format("%s/a", store.jobs), F_OK), -1);
+        assert_string_equal(version_of("text.safetensors"), way ? "" : "1.1");
+        close_mover();
+    }
+}
+
 /* More files than one call tells of. */
 static void many_files(void **state)
 {
@@ -203,9 +224,8 @@ static void many_files(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(each_as_it_comes),
-        cmocka_unit_test(nothing_before_its_time),
-        cmocka_unit_test(the_end_of_a_job),
+        cmocka_unit_test(each_as_it_comes), cmocka_unit_test(nothing_before_its_time),
+        cmocka_unit_test(the_end_of_a_job), cmocka_unit_test(what_goes_is_gone_when_it_closes),
         cmocka_unit_test(many_files),
     };
     curl_global_init(CURL_GLOBAL_DEFAULT);

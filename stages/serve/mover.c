@@ -395,6 +395,8 @@ static void *move(void *arg)
         if (until.tv_nsec >= 1000000000l) until.tv_sec++, until.tv_nsec -= 1000000000l;
         pthread_cond_timedwait(&m->wake, &m->lock, &until);
     }
+    for (int i = 0; i < SL_MOVER_SLOTS; i++) /* nobody would look at these again */
+        if (m->slots[i].is == DROP || m->slots[i].is == CLEAR) one_turn(m, &m->slots[i]);
     pthread_mutex_unlock(&m->lock);
     return NULL;
 }

@@ -33,7 +33,8 @@ typedef struct {
 
 /* *ends is copied, what it names borrowed. Errors: SL_SYS, SL_NOMEM. */
 sl_code sl_mover_open(sl_mover **out, const sl_mover_ends *ends, sl_err *err);
-void sl_mover_close(sl_mover **m); /* when it is through with the file it is at; NULL is fine */
+/* When it is through with the file that it is at, and what was told to go is gone; NULL is fine. */
+void sl_mover_close(sl_mover **m);
 
 /* The slot has no job, and nothing of one before is under way. */
 bool sl_mover_is_free(sl_mover *m, int slot);
