@@ -579,8 +579,8 @@ __device__ __forceinline__ int turn_of(int column)
     return (column / 8 * 2 ^ column % 8 * 8) & 31;
 }
 
-/* A block: 128 keys of a head. Thread 16 r + c has columns 8 c .. 8 c + 7 of the keys whose codes are
- * words r and r + 16 of a column: 16 (r / 4) + 2 (r % 4) and the next, and both + 8. `by`: see
+/* A block: 128 keys of a head. Thread 16 r + c has columns 8 c .. 8 c + 7 of the keys whose codes
+ * are words r and r + 16 of a column: 16 (r / 4) + 2 (r % 4) and the next, and both + 8. `by`: see
  * means_kernel. */
 __global__ void __launch_bounds__(256) values_kernel(uint8_t *codes, const bf16 *v, int64_t pitch,
                                                      const float *mean, const float *by, int64_t n)
