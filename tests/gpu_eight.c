@@ -682,29 +682,40 @@ static void bench_outliers(pair *p, const t_layer *l, int some, float by)
     forget(p);
 }
 
+static void bench_all_outliers(pair *p)
+{
+    static const int SOME[] = {0, 1, 8, 64};
+    EACH(i, SOME)
+    {
+        bench_outliers(p, &T_LAYERS[0], SOME[i], 50);
+        bench_outliers(p, &T_LAYERS[4], SOME[i], 50);
+    }
+}
+
+/* One part; NULL: all. */
 static int bench(const char *what)
 {
     static const int64_t ROWS[] = {32760, 48384, 75600};
-    static const int SOME[] = {0, 1, 8, 64};
-    static void (*const OF_ROWS[])(pair *, int64_t) = {bench_products, bench_makers,
-                                                       bench_attention};
-    static const char *const NAMES[] = {"products", "makers", "attention", "outliers"};
-    int one = 0; /* of NAMES; 4: all */
-    while (one < 4 && what && strcmp(what, NAMES[one])) one++;
-    if (!what) one = 4;
-    else if (one == 4) {
+    static const struct {
+        const char *name;
+        void (*of_rows)(pair *, int64_t); /* NULL: of no number of rows */
+    } PARTS[] = {{"products", bench_products},
+                 {"makers", bench_makers},
+                 {"attention", bench_attention},
+                 {"outliers", NULL}};
+    bool known = !what;
+    EACH(k, PARTS) known = known || !strcmp(what, PARTS[k].name);
+    if (!known) {
         fprintf(stderr, "gpu_eight: %s, want products, makers, attention or outliers\n", what);
         return 2;
     }
     pair p;
     pair_open(&p, (size_t)12 << 30);
-    EACH(i, ROWS)
-    EACH(k, OF_ROWS)
-    if (one == 4 || one == (int)k) OF_ROWS[k](&p, ROWS[i]);
-    EACH(i, SOME)
-    if (one >= 3) {
-        bench_outliers(&p, &T_LAYERS[0], SOME[i], 50);
-        bench_outliers(&p, &T_LAYERS[4], SOME[i], 50);
+    EACH(k, PARTS)
+    {
+        if (what && strcmp(what, PARTS[k].name)) continue;
+        if (!PARTS[k].of_rows) bench_all_outliers(&p);
+        else EACH(i, ROWS) PARTS[k].of_rows(&p, ROWS[i]);
     }
     sl_ctx_close(&p.gpu);
     sl_ctx_close(&p.cpu);

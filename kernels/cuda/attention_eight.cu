@@ -34,7 +34,7 @@
  * warpgroups, 128 keys 940, 160 955, 192 951, taking turns 928. Sums to shared memory every 16
  * blocks: 908 (two groups, 128 keys), 957 (three, 64). Two groups, sums to registers every block:
  * 923, by halves beside the next scores 920. A quarter of the exponentials as polynomials: 829.
- * Another card, seconds on end (2026-11-30; 1.80 to 1.86 GHz at 690 W): this 1,025 to 1,029; groups
+ * Another card, seconds on end (2026-11-30; 1.78 to 1.86 GHz at 690 W): this 1,025 to 1,029; groups
  * that take turns with the tensor cores 1,019; codes made between the exponentials, before the sum
  * is looked at, 930 (five registers too few); scores in two halves, exponentials of one beside the
  * product of the other, 1,004. Exponentials and tensor cores are busy for 58 % each then, 54 % of
@@ -572,8 +572,9 @@ __global__ void __launch_bounds__(256)
                        int_codes(x[i][4], x[i][5], x[i][6], x[i][7], by));
 }
 
-/* Where a block's column begins in shared memory is turned by this many words: of a warp's lanes,
- * each with one word of its columns, none meet at a bank, nor of a quarter's that read them. */
+/* Word w of a block's column lies at w ^ turn_of(column) in shared memory: of a warp's lanes, each
+ * with a word of a column of its own, no two meet at a bank; nor do eight lanes that read 16 bytes
+ * each. */
 __device__ __forceinline__ int turn_of(int column)
 {
     return (column / 8 * 2 ^ column % 8 * 8) & 31;
