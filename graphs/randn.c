@@ -15,29 +15,54 @@ void sl_rng_seed(sl_rng *t, uint64_t seed)
     t->has_spare = false;
 }
 
-static uint32_t next(sl_rng *t)
+/* All 624 numbers of the state anew; none needs one that is made less than 227 places before it. */
+static void twist(uint32_t s[624])
 {
-    if (t->at == 624) {
-        for (int i = 0; i < 624; i++) {
-            uint32_t y = (t->s[i] & 0x80000000u) | (t->s[(i + 1) % 624] & 0x7fffffffu);
-            t->s[i] = t->s[(i + 397) % 624] ^ y >> 1 ^ (y & 1 ? 0x9908b0dfu : 0);
-        }
-        t->at = 0;
-    }
-    uint32_t y = t->s[t->at++];
+#define TWIST(i, next, other)                                                                      \
+    do {                                                                                           \
+        const uint32_t y = (s[i] & 0x80000000u) | (s[next] & 0x7fffffffu);                         \
+        s[i] = s[other] ^ y >> 1 ^ (-(y & 1) & 0x9908b0dfu);                                       \
+    } while (0)
+    for (int i = 0; i < 227; i++) TWIST(i, i + 1, i + 397);
+    for (int i = 227; i < 623; i++) TWIST(i, i + 1, i - 227);
+    TWIST(623, 0, 396);
+#undef TWIST
+}
+
+static uint32_t tempered(uint32_t y)
+{
     y ^= y >> 11;
     y ^= y << 7 & 0x9d2c5680u;
     y ^= y << 15 & 0xefc60000u;
     return y ^ y >> 18;
 }
 
-/* Uniform in [0, 1): 24 bits of one draw, and 53 bits of two (the first is the upper
- * half). */
-static float uniform_float(sl_rng *t)
+static uint32_t next(sl_rng *t)
 {
-    return (float)(next(t) & 0xffffff) * 0x1p-24f;
+    if (t->at == 624) {
+        twist(t->s);
+        t->at = 0;
+    }
+    return tempered(t->s[t->at++]);
 }
 
+/* Uniform in [0, 1): 24 bits of a draw each. */
+static void uniform_floats(sl_rng *t, float *out, int64_t n)
+{
+    while (n) {
+        if (t->at == 624) {
+            twist(t->s);
+            t->at = 0;
+        }
+        const int some = n < 624 - t->at ? (int)n : 624 - t->at;
+        const uint32_t *s = t->s + t->at;
+        for (int i = 0; i < some; i++)
+            out[i] = (float)(int32_t)(tempered(s[i]) & 0xffffff) * 0x1p-24f;
+        t->at += some, out += some, n -= some;
+    }
+}
+
+/* Uniform in [0, 1): 53 bits of two draws, the first the upper half. */
 static double uniform_double(sl_rng *t)
 {
     uint64_t hi = next(t);
@@ -49,7 +74,7 @@ static double uniform_double(sl_rng *t)
  * Those of Cephes (logf.c, sinf.c), as torch's vectors of eight evaluate them: where its compiler
  * joins a product and a sum, fmaf does here, so every number has torch's bits. */
 
-static float polynomial(const float *p, int n, float x)
+static inline float polynomial(const float *p, int n, float x)
 {
     float y = p[0];
     for (int i = 1; i < n; i++) y = fmaf(y, x, p[i]);
@@ -57,7 +82,7 @@ static float polynomial(const float *p, int n, float x)
 }
 
 /* ln x, 0 < x <= 1, by x = m 2^e with m in [sqrt(1/2), sqrt(2)). */
-static float torch_log(float x)
+static inline float torch_log(float x)
 {
     static const float P[9] = {7.0376836292e-2f,  -1.1514610310e-1f, 1.1676998740e-1f,
                                -1.2420140846e-1f, 1.4249322787e-1f,  -1.6668057665e-1f,
@@ -76,8 +101,12 @@ static float torch_log(float x)
     return fmaf(e, 0.693359375f, m + y);
 }
 
+typedef struct {
+    float sine, cosine;
+} direction;
+
 /* x >= 0, by the distance to the nearest multiple of pi/2, in three parts. */
-static void torch_sincos(float x, float *sine, float *cosine)
+static inline direction torch_sincos(float x)
 {
     static const float S[3] = {-1.9515295891e-4f, 8.3321608736e-3f, -1.6666654611e-1f},
                        C[3] = {2.443315711809948e-5f, -1.388731625493765e-3f,
@@ -91,20 +120,18 @@ static void torch_sincos(float x, float *sine, float *cosine)
     const float even = fmaf(polynomial(C, 3, z) * z, z, -half) + 1,
                 odd = fmaf(polynomial(S, 3, z) * z, x, x);
     const float s = octant & 2 ? even : odd, c = octant & 2 ? odd : even;
-    *sine = octant & 4 ? -s : s;
-    *cosine = (octant + 2) & 4 ? -c : c;
+    return (direction){octant & 4 ? -s : s, (octant + 2) & 4 ? -c : c};
 }
 
 /* normal_fill_16: the first eight uniforms give radii, the last eight angles; cosines
- * first, then sines. Torch adds a mean of 0, which makes -0 a 0. */
+ * first, then sines. Torch adds a mean of 0, which makes -0 a 0. A vector of eight at once. */
 static void normal_16(float *x)
 {
-    float sine[8], cosine[8];
-    for (int j = 0; j < 8; j++) torch_sincos(2.0f * (float)M_PI * x[j + 8], &sine[j], &cosine[j]);
     for (int j = 0; j < 8; j++) {
+        const direction d = torch_sincos(2.0f * (float)M_PI * x[j + 8]);
         const float radius = sqrtf(-2 * torch_log(1 - x[j]));
-        x[j] = radius * cosine[j] + 0.0f;
-        x[j + 8] = radius * sine[j] + 0.0f;
+        x[j] = radius * d.cosine + 0.0f;
+        x[j + 8] = radius * d.sine + 0.0f;
     }
 }
 
@@ -132,10 +159,10 @@ void sl_rng_normal(sl_rng *t, float *out, int64_t n)
         normal_few(out, n, t);
         return;
     }
-    for (int64_t i = 0; i < n; i++) out[i] = uniform_float(t);
+    uniform_floats(t, out, n);
     for (int64_t i = 0; i + 16 <= n; i += 16) normal_16(out + i);
     if (n % 16) { /* the last 16 once more, from fresh uniforms */
-        for (int64_t i = n - 16; i < n; i++) out[i] = uniform_float(t);
+        uniform_floats(t, out + n - 16, 16);
         normal_16(out + n - 16);
     }
 }
