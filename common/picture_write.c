@@ -12,7 +12,9 @@
 
 #include "common/temporary.h"
 
-#define COMPRESSION 3 /* zlib's level: of smooth pictures the highest saves a tenth more */
+/* zlib's level. Of differences 3 saves a seventh more in smooth pictures, nothing in photographs,
+ * for twice the time. */
+#define COMPRESSION 1
 
 /* The bytes of the file so far. */
 typedef struct {
@@ -35,25 +37,33 @@ static void end_chunk(file *f, const char *type, size_t n)
     f->n += 12 + n;
 }
 
-/* All lines, each behind its filter's byte (0: as they are), as one stream of zlib's, into the
- * `room` bytes from `to` on; 0: no memory. */
+/* A line behind its filter's byte: differences from the pixel to the left. */
+static void filter_line(uint8_t *to, const uint8_t *rgb, size_t n)
+{
+    *to++ = 1;
+    memcpy(to, rgb, 3);
+    for (size_t i = 3; i < n; i++) to[i] = (uint8_t)(rgb[i] - rgb[i - 3]);
+}
+
+/* All lines as one stream of zlib's, into the `room` bytes from `to` on; 0: no memory. */
 static size_t deflate_lines(uint8_t *to, size_t room, const sl_picture *p)
 {
-    uint8_t none = 0;
     const size_t line = (size_t)p->w * 3;
     z_stream z = {.next_out = to, .avail_out = (uInt)room};
-    int e = deflateInit(&z, COMPRESSION);
-    if (e != Z_OK) return 0;
-    for (int y = 0; y < p->h && e == Z_OK; y++) {
-        z.next_in = &none;
-        z.avail_in = 1;
-        e = deflate(&z, Z_NO_FLUSH);
-        z.next_in = p->rgb + (size_t)y * line;
-        z.avail_in = (uInt)line;
-        if (e == Z_OK) e = deflate(&z, y + 1 < p->h ? Z_NO_FLUSH : Z_FINISH);
+    uint8_t *filtered = malloc(line + 1);
+    int e = filtered ? deflateInit(&z, COMPRESSION) : Z_MEM_ERROR;
+    size_t n = 0;
+    if (e == Z_OK) {
+        for (int y = 0; y < p->h && e == Z_OK; y++) {
+            filter_line(filtered, p->rgb + (size_t)y * line, line);
+            z.next_in = filtered;
+            z.avail_in = (uInt)line + 1;
+            e = deflate(&z, y + 1 < p->h ? Z_NO_FLUSH : Z_FINISH);
+        }
+        n = e == Z_STREAM_END ? z.total_out : 0;
+        deflateEnd(&z);
     }
-    const size_t n = e == Z_STREAM_END ? z.total_out : 0;
-    deflateEnd(&z);
+    free(filtered);
     return n;
 }
 
