@@ -32,8 +32,8 @@ sl_code sl_parcel_path(char path[SL_PATH], const sl_parcel *p, const sl_msg_job 
 
 /* ---- giving ---- */
 
-sl_code sl_parcel_make(sl_parcel *p, const sl_seat *seat, sl_ctx *ctx, sl_handover h,
-                       const sl_job *job, sl_err *err)
+sl_code sl_parcel_make(sl_parcel *p, sl_seat *seat, sl_ctx *ctx, sl_handover h, const sl_job *job,
+                       sl_err *err)
 {
     lay_out(p, seat, h, job);
     p->pinned = true;
@@ -94,17 +94,23 @@ static void spool(const sl_parcel *p, sl_seat *seat, const sl_msg_job *msg)
     else sl_spool_write(&seat->spool, msg, file, true, p->all, names, tensors);
 }
 
-void sl_parcel_give(sl_parcel *p, sl_seat *seat, sl_ctx *ctx, const sl_msg_job *msg)
+void sl_parcel_hand(sl_parcel *p, sl_seat *seat, sl_ctx *ctx, const sl_msg_job *msg,
+                    sl_tickets *out)
 {
-    int64_t t0 = sl_now_ns();
-    sl_tickets out = {0};
     sl_ticket ticket;
     sl_err lost = {0};
-    if (!hand_over(p, seat, ctx, msg, &ticket, &lost)) sl_tickets_add(&out, p->handover, &ticket);
+    if (!hand_over(p, seat, ctx, msg, &ticket, &lost)) sl_tickets_add(out, p->handover, &ticket);
     else
         sl_log(SL_LOG_DEBUG, "job %llu goes by the spool: %s", (unsigned long long)msg->job,
                lost.msg);
     spool(p, seat, msg);
+}
+
+void sl_parcel_give(sl_parcel *p, sl_seat *seat, sl_ctx *ctx, const sl_msg_job *msg)
+{
+    int64_t t0 = sl_now_ns();
+    sl_tickets out = {0};
+    sl_parcel_hand(p, seat, ctx, msg, &out);
     sl_control_span(&seat->control, msg->job, SL_SPAN_HANDOVER, t0);
     sl_seat_done(seat, msg, &out, ctx->arena_peak, 0);
 }
@@ -225,7 +231,7 @@ void sl_parcel_place(sl_ctx *ctx, const sl_tensor *t, const sl_parcel_tensor *fr
     else upload(ctx, t, from->host.data);
 }
 
-void sl_parcel_drop(sl_parcel *p, const sl_seat *seat)
+void sl_parcel_drop(sl_parcel *p, sl_seat *seat)
 {
     sl_lease_drop(&p->lease, p->stream);
     for (int i = 0; i < p->count; i++) {

@@ -40,17 +40,20 @@ typedef struct {
 /* A parcel of h for this job: host sides are memory of the parcel's, device sides lie in
  * ctx's arena; ctx NULL: there are none yet. Neither is filled. Errors: SL_NOMEM; ctx's
  * own are kept there. */
-sl_code sl_parcel_make(sl_parcel *p, const sl_seat *seat, sl_ctx *ctx, sl_handover h,
-                       const sl_job *job, sl_err *err);
+sl_code sl_parcel_make(sl_parcel *p, sl_seat *seat, sl_ctx *ctx, sl_handover h, const sl_job *job,
+                       sl_err *err);
 /* A tensor that goes to the file alone: host memory of the caller's, until the give.
  * SL_PARCEL_TENSORS - SL_HANDOVER_TENSORS of them at most: a bug if more. */
 void sl_parcel_add(sl_parcel *p, const char *name, const sl_tensor *host);
 /* The parcel's file in the job's folder. Errors: SL_ARG too long a path. */
 sl_code sl_parcel_path(char path[SL_PATH], const sl_parcel *p, const sl_msg_job *msg, sl_err *err);
-/* End the attempt: the tensors go to the receiver's pool, if one is there and has a slot
- * in time, and to the file in the background; the span and DONE are said. A hand-over
- * without a slot goes by the file alone. ctx: of the device sides; its arena is emptied
- * after an error of the device's. */
+/* The tensors go to the receiver's pool, if one is there and has a slot in time, and *out names
+ * that slot; and to the file in the background. A hand-over without a slot goes by the file alone.
+ * The attempt ends with sl_seat_done. ctx: of the device sides; its arena is emptied after an error
+ * of the device's. */
+void sl_parcel_hand(sl_parcel *p, sl_seat *seat, sl_ctx *ctx, const sl_msg_job *msg,
+                    sl_tickets *out);
+/* The same, and the end of the attempt: the span and DONE are said. */
 void sl_parcel_give(sl_parcel *p, sl_seat *seat, sl_ctx *ctx, const sl_msg_job *msg);
 
 /* ---- taking ---- */
@@ -80,6 +83,6 @@ sl_code sl_parcel_left(const sl_tensor *found, const char *name, const sl_tensor
                        sl_err *err);
 
 /* Free what the parcel owns, and its slot, once the work on p->stream is done. */
-void sl_parcel_drop(sl_parcel *p, const sl_seat *seat);
+void sl_parcel_drop(sl_parcel *p, sl_seat *seat);
 
 #endif

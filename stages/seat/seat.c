@@ -160,6 +160,7 @@ void sl_seat_close(sl_seat **seatp)
     sl_control_close(&seat->control);
     sl_pools_close(&seat->pools);
     sl_turn_close(&seat->turn);
+    if (seat->plugin) sl_pinned_close(&seat->pinned, seat->plugin);
     free(seat);
 }
 
@@ -235,15 +236,15 @@ sl_code sl_seat_receive(sl_seat *seat, sl_err *err)
     return rc;
 }
 
-void *sl_seat_host_alloc(const sl_seat *seat, size_t bytes)
+void *sl_seat_host_alloc(sl_seat *seat, size_t bytes)
 {
-    return seat->plugin ? seat->plugin->host_alloc(bytes + 1) : malloc(bytes + 1);
+    return seat->plugin ? sl_pinned_alloc(&seat->pinned, seat->plugin, bytes) : malloc(bytes + 1);
 }
 
-void sl_seat_host_free(const sl_seat *seat, void *p)
+void sl_seat_host_free(sl_seat *seat, void *p)
 {
-    if (!seat->plugin) free(p);
-    else if (p) seat->plugin->host_free(p);
+    if (seat->plugin) sl_pinned_free(&seat->pinned, seat->plugin, p);
+    else free(p);
 }
 
 size_t sl_seat_peak_bytes(void)

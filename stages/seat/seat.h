@@ -18,6 +18,7 @@
 #include "kernels/plugin.h"
 #include "stages/seat/control.h"
 #include "stages/seat/mates.h"
+#include "stages/seat/pinned.h"
 #include "stages/seat/pools.h"
 #include "stages/seat/spool.h"
 #include "stages/seat/turn.h"
@@ -40,6 +41,7 @@ typedef struct {
     sl_pools pools;
     sl_mates mates;
     sl_spool spool;
+    sl_pinned pinned;
 } sl_seat;
 
 /* role: SL_SEAT_FILTER for a filter; which one it is, the environment says (SLUICE_FILTER). Parse
@@ -69,10 +71,10 @@ sl_code sl_seat_context(sl_seat *seat, sl_ctx *ctx, sl_err *err);
  * sl_seat_context or sl_seat_device, if the stage has a device. */
 sl_code sl_seat_receive(sl_seat *seat, sl_err *err);
 
-/* Host memory that is read from or written to a device: pinned on a GPU. NULL: none is
- * left. Freed before the seat is closed. */
-void *sl_seat_host_alloc(const sl_seat *seat, size_t bytes);
-void sl_seat_host_free(const sl_seat *seat, void *p);
+/* Host memory that is read from or written to a device: pinned on a GPU, and kept there for the
+ * next job when it is freed. NULL: none is left. Freed before the seat is closed. */
+void *sl_seat_host_alloc(sl_seat *seat, size_t bytes);
+void sl_seat_host_free(sl_seat *seat, void *p);
 /* Peak host memory of this process, bytes (VmHWM). */
 size_t sl_seat_peak_bytes(void);
 
