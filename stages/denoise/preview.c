@@ -190,20 +190,36 @@ static void project(sl_preview *p)
         }
 }
 
-/* Bilinear, by SL_PREVIEW_SCALE: cells' centres keep their place, edges are repeated. */
+/* Bilinear, by SL_PREVIEW_SCALE: cells' centres keep their place, edges are repeated. A pixel's
+ * centre lies (2 y + 1 - scale) / (2 scale) cells below the first cell's. */
+typedef struct {
+    int cell, part; /* the cell before; of 2 SL_PREVIEW_SCALE, how far to the next */
+} between;
+
+static between between_cells(int pixel, int cells)
+{
+    const int unit = 2 * SL_PREVIEW_SCALE, last = (cells - 1) * unit,
+              at = 2 * pixel + 1 - SL_PREVIEW_SCALE,
+              in = at < 0      ? 0
+                   : at > last ? last
+                               : at;
+    return (between){in / unit, in % unit};
+}
+
 static void enlarge(uint8_t *out, const uint8_t *in, int h, int w)
 {
-    const int s = SL_PREVIEW_SCALE;
+    const int s = SL_PREVIEW_SCALE, unit = 2 * s, half = unit * unit / 2;
     for (int y = 0; y < h * s; y++) {
-        const double fy = fmin(fmax((y + 0.5) / s - 0.5, 0), h - 1), ty = fy - floor(fy);
-        const uint8_t *a = in + (size_t)(int)fy * (size_t)w * 3,
-                      *b = in + (size_t)((int)fy + (ty > 0)) * (size_t)w * 3;
+        const between v = between_cells(y, h);
+        const uint8_t *a = in + (size_t)v.cell * (size_t)w * 3, *b = v.part ? a + (size_t)w * 3 : a;
         for (int x = 0; x < w * s; x++) {
-            const double fx = fmin(fmax((x + 0.5) / s - 0.5, 0), w - 1), tx = fx - floor(fx);
-            const size_t l = (size_t)(int)fx * 3, r = l + (tx > 0 ? 3 : 0);
-            for (size_t c = 0; c < 3; c++)
-                *out++ = byte((1 - ty) * ((1 - tx) * a[l + c] + tx * a[r + c]) +
-                              ty * ((1 - tx) * b[l + c] + tx * b[r + c]));
+            const between u = between_cells(x, w);
+            const size_t l = (size_t)u.cell * 3, r = u.part ? l + 3 : l;
+            for (size_t c = 0; c < 3; c++) {
+                const int above = (unit - u.part) * a[l + c] + u.part * a[r + c],
+                          below = (unit - u.part) * b[l + c] + u.part * b[r + c];
+                *out++ = (uint8_t)(((unit - v.part) * above + v.part * below + half) / unit / unit);
+            }
         }
     }
 }

@@ -349,11 +349,10 @@ static void show_preview(denoise_run *r)
     if (sl_ok(ctx)) sl_preview_show(r->preview);
 }
 
-/* The last one shows the job's latents, and is written before they are handed over. */
-static void finish_preview(denoise_run *r)
+/* The last one shows the job's latents; it is drawn while they are handed over. */
+static void show_last_preview(denoise_run *r)
 {
     if (r->preview && sl_preview_wait(r->preview, PREVIEW_MS)) show_preview(r);
-    sl_preview_close(&r->preview);
 }
 
 /* ---- start ---- */
@@ -714,12 +713,14 @@ sl_code sl_denoise_finish(denoise_run *r, sl_err *err)
         sl_seat_done(r->d->seat, r->msg, NULL, r->d->ctx.arena_peak, 0);
         return SL_OK;
     }
+    sl_seat *seat = r->d->seat;
     const sl_tensor noise = sl_view(r->noise, SL_F32, 4, r->shape);
     char path[SL_PATH];
     int64_t t0 = sl_now_ns();
+    sl_tickets out = {0};
     sl_code rc;
     sl_download(&r->d->ctx, r->out.at[0].host.data, &r->sampler.x);
-    finish_preview(r);
+    show_last_preview(r);
     if (!sl_ok(&r->d->ctx)) return sl_ctx_error(&r->d->ctx, err);
     r->out.at[0].device = r->sampler.x;
     sl_parcel_add(&r->out, "noise", &noise);
@@ -730,9 +731,11 @@ sl_code sl_denoise_finish(denoise_run *r, sl_err *err)
         if (write_with_steps(r, path, &lost)) give_up_steps(r, &lost);
         else r->out.written = true;
     }
-    sl_control_span(&r->d->seat->control, r->msg->job, SL_SPAN_HANDOVER, t0);
+    sl_parcel_hand(&r->out, seat, &r->d->ctx, r->msg, &out);
+    sl_preview_close(&r->preview); /* written: the job's folder may go some time after DONE */
+    sl_control_span(&seat->control, r->msg->job, SL_SPAN_HANDOVER, t0);
     say_share(r);
-    sl_parcel_give(&r->out, r->d->seat, &r->d->ctx, r->msg);
+    sl_seat_done(seat, r->msg, &out, r->d->ctx.arena_peak, 0);
     return SL_OK;
 }
 
