@@ -93,6 +93,7 @@ typedef struct {
         char precision[16];     /* of common/precision.h: how the weights are kept */
         char bf16_blocks[1024]; /* blocks that stay in bf16 all the same: "0,39" */
         char fp8_attention_steps[32]; /* whose attention is in 8 bits with fp8: "4-26"; "": all */
+        char fp8_sums[16];            /* of products in 8 bits: "fast" or "float32" */
     } denoise;
     struct {
         double threshold; /* 0: off */

@@ -77,6 +77,11 @@ static const sl_key KEYS[] = {
         "with fp8-linear and fp8: blocks that stay in bf16 all the same, as \"0,39\" (\"\": none)"),
     TXT("denoise.fp8_attention_steps", denoise.fp8_attention_steps, "",
         "with fp8: steps whose attention is in 8 bits, counted from 1, as \"4-26\" (\"\": all)"),
+    {"denoise.fp8_sums", SL_KEY_WORDS, AT(denoise.fp8_sums), ROOM(denoise.fp8_sums), 0, 0, 0,
+     "fast", "|fast|float32", "",
+     "with fp8-linear and fp8, on a GPU: sums of products; fast within the tensor cores, which "
+     "keep "
+     "some 13 bits of a sum; float32, for which a forward takes 4 to 5 % longer"},
     NUM("fbcache.threshold", FLOAT, fbcache.threshold, 0, SL_FBCACHE_MOST, 0, "",
         "First Block Cache: reuse up to this relative change of the first block (0: off)"),
     NUM("fbcache.warmup", INT, fbcache.warmup, 0, 1000, 0, "",

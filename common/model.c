@@ -495,12 +495,14 @@ int sl_sampler_by_name(const char *name)
 }
 
 sl_code sl_model_use_precision(sl_model *m, const char *name, const char *bf16_blocks,
-                               const char *attention_steps, sl_err *err)
+                               const char *attention_steps, const char *sums, sl_err *err)
 {
     sl_code rc = SL_OK;
-    for (int e = 0; e < m->family.experts && !rc; e++)
+    for (int e = 0; e < m->family.experts && !rc; e++) {
         rc = sl_dit_precision_read(&m->dit[e].precision, name, bf16_blocks, attention_steps,
                                    m->dit[e].layers, err);
+        m->dit[e].precision.float32_sums = !strcmp(sums, "float32");
+    }
     return rc;
 }
 

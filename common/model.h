@@ -107,10 +107,11 @@ sl_code sl_model_open(sl_model *out, const char *dir, sl_err *err);
 sl_code sl_model_open_files(sl_model *out, const char *dir, const sl_model_files *files,
                             sl_err *err);
 
-/* The transformers' weights are to be kept as the settings say (common/precision.h). Errors: as
+/* The transformers' weights are to be kept, and multiplied, as the settings say: those of
+ * sl_dit_precision_read, and denoise.fp8_sums, "fast" or "float32". Errors: as
  * sl_dit_precision_read. */
 sl_code sl_model_use_precision(sl_model *m, const char *name, const char *bf16_blocks,
-                               const char *attention_steps, sl_err *err);
+                               const char *attention_steps, const char *sums, sl_err *err);
 
 /* Fill one config from JSON text, as sl_model_open does (fuzz targets and tests). `name`
  * stands for the file in messages. */

@@ -35,6 +35,7 @@ typedef struct {
     sl_precision is;
     uint64_t whole[SL_MOST_BLOCKS / 64]; /* bit i: block i stays in bf16 all the same */
     int attends_from, attends_to;        /* steps, from 0 on, whose attention is in 8 bits */
+    bool float32_sums; /* products in 8 bits are summed as ctx's float32_sums says */
 } sl_dit_precision;
 
 /* Block i's large matrices are in 8 bits. */

@@ -1024,6 +1024,7 @@ void sl_dit_forward(sl_ctx *ctx, const sl_dit *m, const sl_tensor *v, const sl_d
     }
     const size_t mark = sl_mark(ctx);
     ctx->whole_rows = n;
+    ctx->float32_sums = m->c.precision.float32_sums;
     sl_tensor x = sl_new2(ctx, sl_act(ctx), mine.rows, d);
     embed_patches(ctx, &f, &x, true);
     if (in.cache) {

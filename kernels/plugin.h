@@ -10,7 +10,7 @@
 #include "common/lease_device.h"
 #include "kernels/ops.h"
 
-#define SL_PLUGIN_ABI 11
+#define SL_PLUGIN_ABI 12
 
 /* One tensor (or a part of one) to bring from a file into device memory. */
 typedef struct {

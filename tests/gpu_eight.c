@@ -10,6 +10,7 @@
 #include "tests/t_layers.h"
 
 #include "common/e4m3.h"
+#include "graphs/randn.h"
 #include "kernels/comm.h"
 
 /* ---- the same rows in 8 bits on both sides ---- */
@@ -362,10 +363,80 @@ static void layers_of_the_14b_model(void **state)
     pair p;
     (void)state;
     pair_open(&p, (size_t)12 << 30);
+    p.gpu.float32_sums = true; /* as the CPU's */
     for (int l = 0; l < 5; l++) {
         EACH(i, M) sample_of_a_layer(&p, &T_LAYERS[l], M[i], 0);
         for (int64_t first = 1; first < 4; first++) /* scales that are not aligned */
             sample_of_a_layer(&p, &T_LAYERS[l], 4680, first);
+    }
+    pair_close(&p);
+}
+
+/* How far y is from `want`: relative Frobenius distance. */
+static double distance(pair *p, const sl_tensor *y, const sl_tensor *want)
+{
+    float *a = downloaded(p, y), *b = downloaded(p, want);
+    double d = 0, s = 0;
+    for (int64_t i = 0; i < sl_count(y); i++) {
+        const double e = (double)a[i] - b[i];
+        d += e * e, s += (double)b[i] * b[i];
+    }
+    free(a);
+    free(b);
+    return sqrt(d / s);
+}
+
+/* bf16 [rows, cols]: uniform numbers of -1 to 1, of which `some` columns are `by` times the rest,
+ * plus `mean`. */
+static sl_tensor unlike(pair *p, int64_t rows, int64_t cols, uint64_t seed, int some, float by,
+                        float mean)
+{
+    const sl_tensor t = sl_new2(&p->gpu, SL_BF16, rows, cols);
+    const int64_t n = rows * cols, every = some ? cols / some : cols + 1;
+    float *x = malloc((size_t)n * sizeof *x);
+    sl_bf16 *rounded = malloc((size_t)n * sizeof *rounded);
+    assert_true(x && rounded);
+    t_fill(x, n, seed);
+    for (int64_t i = 0; i < n; i++)
+        rounded[i] = sl_to_bf16(x[i] * (i % cols % every == every - 1 ? by : 1) + mean);
+    sl_upload(&p->gpu, &t, rounded);
+    sl_sync(&p->gpu);
+    free(x);
+    free(rounded);
+    return t;
+}
+
+/* What sums that stay in the tensor cores lose. Each of K products is cut to what is above 2^-13 of
+ * the sum so far, which among independent products around 0 is about sqrt(K) of them: together less
+ * than sqrt(K) 2^-13 of the result. Where a sum only grows it is more: --bench outliers. */
+static void sums_in_the_tensor_cores(void **state)
+{
+    enum { M = 1000 };
+    pair p;
+    (void)state;
+    pair_open(&p, (size_t)4 << 30);
+    for (int l = 0; l < 5; l++) {
+        const int64_t n = T_LAYERS[l].n, k = T_LAYERS[l].k;
+        const char *what =
+            say("sums in the tensor cores, %d rows of %lld to %lld", M, (long long)k, (long long)n);
+        sl_ctx *g = &p.gpu;
+        const sl_tensor x = unlike(&p, M, k, 9, 0, 1, 0), w = unlike(&p, n, k, 5, 0, 1, 0),
+                        fast = sl_new2(g, SL_BF16, M, n), sums = sl_new2(g, SL_BF16, M, n);
+        const sl_eight xe = sl_new_eight(g, M, k), we = sl_new_eight(g, n, k);
+        sl_quantise_rows(g, &xe, &x);
+        sl_quantise_rows(g, &we, &w);
+        g->float32_sums = true;
+        sl_linear_eight(g, &sums, &xe, &we, NULL);
+        g->float32_sums = false;
+        sl_linear_eight(g, &fast, &xe, &we, NULL);
+        sl_sync(g);
+        const double d = distance(&p, &fast, &sums), most = sqrt((double)k) * 0x1p-13;
+        if (!went_wrong(&p, what) && !(d <= most && d > 0)) {
+            print_message("FAIL %s: %.3g of float32's, want more than 0 and at most %.3g\n", what,
+                          d, most);
+            p.failures++;
+        }
+        forget(&p);
     }
     pair_close(&p);
 }
@@ -437,6 +508,8 @@ static void shares_have_the_bits_of_the_whole(void **state)
     pair_open(&p, (size_t)12 << 30);
     EACH(i, ROWS)
     for (int l = 0; l < 5; l++) shares_of_a_layer(&p, &T_LAYERS[l], ROWS[i]);
+    p.gpu.float32_sums = true;
+    for (int l = 0; l < 5; l++) shares_of_a_layer(&p, &T_LAYERS[l], 8191);
     pair_close(&p);
 }
 
@@ -597,69 +670,76 @@ static void bench_makers(pair *p, int64_t m)
     free(numbers);
 }
 
-/* Attention of codes alone, of m queries and keys: runs one after the other. */
+/* Normal numbers [rows, cols], all of them other ones. */
+static sl_tensor normal(pair *p, int64_t rows, int64_t cols, uint64_t seed)
+{
+    enum { SOME = 1 << 20 };
+    static float x[SOME];
+    static sl_bf16 rounded[SOME];
+    const sl_tensor t = sl_new2(&p->gpu, SL_BF16, rows, cols);
+    sl_rng rng;
+    sl_rng_seed(&rng, seed);
+    for (int64_t at = 0; at < rows * cols && t.data; at += SOME) {
+        const int64_t n = rows * cols - at < SOME ? rows * cols - at : SOME;
+        const sl_tensor part = sl_view1((char *)t.data + at * 2, SL_BF16, n);
+        sl_rng_normal(&rng, x, n);
+        for (int64_t i = 0; i < n; i++) rounded[i] = sl_to_bf16(x[i]);
+        sl_upload(&p->gpu, &part, rounded);
+        sl_sync(&p->gpu);
+    }
+    return t;
+}
+
+/* Attention of codes alone, of m queries and keys: runs one after the other. What is multiplied
+ * decides what the card's power allows, so queries, keys and values are independent, and scores
+ * spread as the line says: 0 all weights are alike, 4 most of them are nothing. */
 static void bench_attention(pair *p, int64_t m)
 {
     enum { WIDTH = 128 * HEADS, ROUNDS = 6 };
+    static const float SPREAD[] = {1, 0, 2, 4};
     sl_ctx *g = &p->gpu;
-    const sl_queries_eight q = sl_new_queries_eight(g, m, WIDTH, HEADS);
+    const sl_queries_eight codes = sl_new_queries_eight(g, m, WIDTH, HEADS);
     const sl_keys_eight keys = sl_new_keys_eight(g, m, WIDTH, HEADS);
-    const sl_tensor k = noise(p, m, WIDTH), v = noise(p, m, WIDTH);
+    const sl_tensor q = normal(p, m, WIDTH, 1), k = normal(p, m, WIDTH, 2),
+                    v = normal(p, m, WIDTH, 3);
     const double operations = 4.0 * (double)m * (double)m * WIDTH;
     const int runs = (int)(1e15 / operations) + 1; /* about a second */
     sl_code_keys(g, &keys, &k, &v, HEADS);
-    sl_code_queries(g, &q, &k, HEADS, 1 / sqrtf(128));
-    printf("%7lld rows  attention in 8 bits, TFLOP/s over %d runs each:", (long long)m, runs);
-    for (int r = 0; r < ROUNDS; r++) {
-        sl_sync(g);
-        const double from = seconds();
-        for (int i = 0; i < runs; i++)
-            sl_attention_eight(g, &v, &q, &keys, HEADS, 1, NULL, 0, NULL);
-        sl_sync(g);
-        printf(" %.1f", operations * runs / (seconds() - from) * 1e-12);
-        fflush(stdout);
+    for (size_t s = 0; s < sizeof SPREAD / sizeof SPREAD[0]; s++) {
+        sl_code_queries(g, &codes, &q, HEADS, SPREAD[s] / sqrtf(128));
+        printf("%7lld rows  attention in 8 bits, scores spread by %g, TFLOP/s over %d runs each:",
+               (long long)m, (double)SPREAD[s], runs);
+        for (int r = 0; r < ROUNDS; r++) {
+            sl_sync(g);
+            const double from = seconds();
+            for (int i = 0; i < runs; i++)
+                sl_attention_eight(g, &v, &codes, &keys, HEADS, 1, NULL, 0, NULL);
+            sl_sync(g);
+            printf(" %.1f", operations * runs / (seconds() - from) * 1e-12);
+            fflush(stdout);
+        }
+        printf("\n");
     }
-    printf("\n");
     went_wrong(p, say("attention of %lld rows", (long long)m));
     forget(p);
 }
 
 /* ---- outliers ---- */
 
-/* How far y, act, is from `want`, F32: relative Frobenius distance. */
-static double distance(pair *p, const sl_tensor *y, const sl_tensor *want)
-{
-    float *a = downloaded(p, y), *b = downloaded(p, want);
-    double d = 0, s = 0;
-    for (int64_t i = 0; i < sl_count(y); i++) {
-        const double e = (double)a[i] - b[i];
-        d += e * e, s += (double)b[i] * b[i];
-    }
-    free(a);
-    free(b);
-    return sqrt(d / s);
-}
-
 /* The relative error of a layer's product in bf16 and in 8 bits, of inputs whose `some` channels
- * are `by` times the rest, against float32 of the same numbers. */
-static void bench_outliers(pair *p, const t_layer *l, int some, float by)
+ * are `by` times the rest, against float32 of the same numbers. All numbers, weights among them,
+ * have a mean of so many of their deviations: then a product's sum is far above what is added to
+ * it, which is where a fast accumulation loses most. */
+static void bench_outliers(pair *p, const t_layer *l, int some, float by, float mean)
 {
     enum { M = 1024 };
+    const float shift = mean / sqrtf(3);
     sl_ctx *g = &p->gpu;
-    const sl_tensor w = noise(p, l->n, l->k), x = sl_new2(g, SL_BF16, M, l->k),
-                    xf = sl_new2(g, SL_F32, M, l->k), wf = sl_new2(g, SL_F32, l->n, l->k),
-                    want = sl_new2(g, SL_F32, M, l->n), y = sl_new2(g, SL_BF16, M, l->n);
+    const sl_tensor w = unlike(p, l->n, l->k, 5, 0, 1, shift),
+                    x = unlike(p, M, l->k, 9, some, by, shift), xf = sl_new2(g, SL_F32, M, l->k),
+                    wf = sl_new2(g, SL_F32, l->n, l->k), want = sl_new2(g, SL_F32, M, l->n),
+                    y = sl_new2(g, SL_BF16, M, l->n);
     const sl_eight xe = sl_new_eight(g, M, l->k), we = sl_new_eight(g, l->n, l->k);
-    const int64_t n = M * l->k;
-    float *host = malloc((size_t)n * sizeof *host);
-    sl_bf16 *raw = malloc((size_t)n * sizeof *raw);
-    assert_true(host && raw);
-    t_fill(host, n, 9);
-    for (int64_t i = 0; i < n; i++) {
-        const int64_t every = some ? l->k / some : l->k + 1;
-        raw[i] = sl_to_bf16(host[i] * (i % l->k % every == every - 1 ? by : 1));
-    }
-    sl_upload(g, &x, raw);
     sl_copy(g, &xf, &x);
     sl_copy(g, &wf, &w);
     sl_linear(g, &want, &xf, &wf, NULL, SL_ACT_NONE);
@@ -671,29 +751,31 @@ static void bench_outliers(pair *p, const t_layer *l, int some, float by)
     sl_linear_eight(g, &y, &xe, &we, NULL);
     sl_sync(g);
     const double eight = distance(p, &y, &want);
-    free(host);
-    free(raw);
     if (!went_wrong(p,
                     say("outliers: %d rows of %lld to %lld", M, (long long)l->k, (long long)l->n)))
-        printf(
-            "%lld to %lld, %3d channels at %2.0f times the rest: relative error bf16 %.2e   8 bits "
-            "%.2e\n",
-            (long long)l->k, (long long)l->n, some, (double)by, bf16, eight);
+        printf("%lld to %lld, %3d channels at %2.0f times the rest, a mean of %.2f deviations: "
+               "relative error bf16 %.2e   8 bits %.2e\n",
+               (long long)l->k, (long long)l->n, some, (double)by, (double)mean, bf16, eight);
     forget(p);
 }
 
 static void bench_all_outliers(pair *p)
 {
     static const int SOME[] = {0, 1, 8, 64};
+    static const float MEANS[] = {0.03f, 0.1f, 0.3f, 2};
+    static const int LAYERS[] = {0, 4};
     EACH(i, SOME)
     {
-        bench_outliers(p, &T_LAYERS[0], SOME[i], 50);
-        bench_outliers(p, &T_LAYERS[4], SOME[i], 50);
+        EACH(k, LAYERS) bench_outliers(p, &T_LAYERS[LAYERS[k]], SOME[i], 50, 0);
+    }
+    EACH(i, MEANS)
+    {
+        EACH(k, LAYERS) bench_outliers(p, &T_LAYERS[LAYERS[k]], 0, 50, MEANS[i]);
     }
 }
 
-/* One part; NULL: all. */
-static int bench(const char *what)
+/* One part, of that many rows; NULL: all. */
+static int bench(const char *what, const char *rows)
 {
     static const int64_t ROWS[] = {32760, 48384, 75600};
     static const struct {
@@ -715,6 +797,7 @@ static int bench(const char *what)
     {
         if (what && strcmp(what, PARTS[k].name)) continue;
         if (!PARTS[k].of_rows) bench_all_outliers(&p);
+        else if (rows) PARTS[k].of_rows(&p, atoll(rows));
         else EACH(i, ROWS) PARTS[k].of_rows(&p, ROWS[i]);
     }
     sl_ctx_close(&p.gpu);
@@ -729,10 +812,12 @@ int main(int argc, char **argv)
         cmocka_unit_test(ends_of_the_range),
         cmocka_unit_test(products_of_every_kind),
         cmocka_unit_test(layers_of_the_14b_model),
+        cmocka_unit_test(sums_in_the_tensor_cores),
         cmocka_unit_test(shares_have_the_bits_of_the_whole),
     };
     int status;
     if (!gpu_open("gpu_eight", &status)) return status;
-    if (argc > 1 && !strcmp(argv[1], "--bench")) return bench(argv[2]);
+    if (argc > 1 && !strcmp(argv[1], "--bench")) return bench(argv[2], argc > 2 ? argv[3] : NULL);
+    if (argc > 1) cmocka_set_test_filter(argv[1]);
     return cmocka_run_group_tests_name("rows in 8 bits on the GPU", tests, NULL, NULL);
 }

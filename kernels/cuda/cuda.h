@@ -115,6 +115,7 @@ struct sl_cuda_product {
     float alpha;
     const void *bias;
     const float *scale_a, *scale_b; /* in E4M3, 16-byte aligned */
+    bool fast;                      /* in E4M3: sums stay in the tensor cores */
     /* in E4M3: the bias is F32 or not aligned, for which cublasLt has no kernel */
     bool bias_any, bias_f32;
     bool adds; /* c += instead, with one rounding; without gelu */

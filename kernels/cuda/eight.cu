@@ -364,6 +364,7 @@ static sl_cuda_product product_of(sl_ctx *ctx, const sl_tensor *y, const sl_eigh
     g.lda = g.ldb = g.k, g.ldc = y->pitch;
     g.batch = 1, g.alpha = 1;
     g.in = SL_E4M3, g.out = SL_BF16;
+    g.fast = !ctx->float32_sums;
     g.scale_a = (const float *)x->scale.data, g.scale_b = (const float *)w->scale.data;
     g.bias = b ? b->data : NULL;
     g.bias_f32 = b && b->dtype == SL_F32;

@@ -19,7 +19,10 @@
  * be taken, and could have other bits. Algorithms that were timed (SLUICE_AUTOTUNE=1, on a share
  * with its own rows) may be other ones on each rank.
  * IN 8 BITS a and b are e4m3 with a scale a row of each, which cublasLt multiplies the sums by
- * (compute capability 9.0), and accumulation is not the fast one. The rules above hold likewise.
+ * (compute capability 9.0). Unless ctx asks for float32_sums they stay in the tensor cores (fast
+ * accumulation), which keep some 13 bits of the sum so far: beside codes of four bits that costs
+ * nothing where a sum does not grow far beyond what is added (BENCHMARKS.md, "Sums of products in 8
+ * bits"). The rules above hold likewise.
  * The plain kernel takes what cublasLt declines only up to MOST_PLAIN operations: a
  * transformer's product would take seconds there, so it fails instead, with cublasLt's status.
  * SLUICE_GEMM_PIN=0 chooses by a share's own rows, to see what a forward would gain
@@ -41,7 +44,7 @@ struct gemm_key {
     int64_t m, n, k, whole, lda, ldb, ldc, step_a, step_b, step_c;
     int batch, across, gelu, bias, in, out;
     unsigned align_a, align_b, align_c;
-    int adds;
+    int adds, fast;
 };
 
 struct gemm_plan {
@@ -121,7 +124,7 @@ static gemm_key key_of(const sl_cuda_product *g)
     k.lda = g->lda, k.ldb = g->ldb, k.ldc = g->ldc;
     k.batch = g->batch;
     if (g->batch > 1) k.step_a = g->step_a, k.step_b = g->step_b, k.step_c = g->step_c;
-    k.adds = g->adds;
+    k.adds = g->adds, k.fast = g->fast;
     k.across = g->across, k.gelu = g->gelu, k.bias = g->bias ? 1 + g->bias_any : 0, k.in = g->in,
     k.out = g->out;
     k.align_a = alignment(g, g->a, g->lda, g->step_a, g->in);
@@ -163,7 +166,11 @@ static cublasStatus_t use_scales(gemm_plan *p, const sl_cuda_product *g)
 static cublasStatus_t describe_scales(gemm_plan *p, const sl_cuda_product *g)
 {
     const int32_t each_row = CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
+    const int8_t fast = g->fast;
     cublasStatus_t s;
+    if ((s = cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_FAST_ACCUM, &fast,
+                                            sizeof fast)))
+        return s;
     if ((s = cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_A_SCALE_MODE, &each_row,
                                             sizeof each_row)))
         return s;

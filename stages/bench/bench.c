@@ -200,7 +200,7 @@ static sl_code complete(sl_bench *b, const char *private_dir, sl_err *err)
     if (rc) return rc;
     if ((rc = sl_model_open(&b->model, b->model_dir, err)))
         return sl_context(err, rc, "the shapes to measure (--model DIR)");
-    if ((rc = sl_model_use_precision(&b->model, b->precision, "", "", err))) return rc;
+    if ((rc = sl_model_use_precision(&b->model, b->precision, "", "", "fast", err))) return rc;
     rc = sl_request_read_defaults(&d, b->model_dir, err);
     if (!b->steps) b->steps = b->quick ? 2 : d.has_steps ? d.spec.steps : 30;
     if (isnan(b->guidance)) b->guidance = d.has_guidance ? d.spec.guidance : 5;

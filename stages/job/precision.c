@@ -15,7 +15,7 @@ sl_code sl_batch_use_precision(const sl_batch *b, sl_conf *conf, sl_model *model
                  sl_precision_name(p));
     }
     return sl_model_use_precision(model, conf->denoise.precision, conf->denoise.bf16_blocks,
-                                  conf->denoise.fp8_attention_steps, err);
+                                  conf->denoise.fp8_attention_steps, conf->denoise.fp8_sums, err);
 }
 
 sl_code sl_precision_check_devices(const sl_conf *conf, const sl_gpus *gpus, sl_err *err)
