@@ -67,9 +67,9 @@ struct sl_ctx {
      * that chooses by the number of rows how to multiply chooses by these, and in a way that
      * gives a row the same bits in all shares. 0: by the rows given. */
     int64_t whole_rows;
-    /* Products in 8 bits on a GPU (sl_linear_eight and its kin): false, sums stay in the tensor cores
-     * for all of K, which align what they add to the sum so far and keep some 13 bits of it; true,
-     * they go to float32 every few steps, which takes longer. The CPU's are float32. */
+    /* Products in 8 bits on a GPU (sl_linear_eight and its kin): false, sums stay in the tensor
+     * cores for all of K, which align what they add to the sum so far and keep some 13 bits of it;
+     * true, they go to float32 every few steps, which takes longer. The CPU's are float32. */
     bool float32_sums;
 };
 

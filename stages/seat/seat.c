@@ -127,10 +127,9 @@ sl_code sl_seat_open(sl_seat **out, sl_role role, int argc, char **argv, sl_err 
     sl_log_use_format(seat->conf.run.log_format);
     sl_origin_of_process(&seat->spool.origin, argv[0], seat->device);
     if ((rc = sl_model_open_files(&seat->model, a.model, &seat->conf.model.files, err)) ||
-        (rc = sl_model_use_precision(&seat->model, seat->conf.denoise.precision,
-                                     seat->conf.denoise.bf16_blocks,
-                                     seat->conf.denoise.fp8_attention_steps,
-                                     seat->conf.denoise.fp8_sums, err)))
+        (rc = sl_model_use_precision(
+             &seat->model, seat->conf.denoise.precision, seat->conf.denoise.bf16_blocks,
+             seat->conf.denoise.fp8_attention_steps, seat->conf.denoise.fp8_sums, err)))
         return rc;
     /* a process keeps the kernels that it uses; set before there are threads */
     if (strcmp(seat->device, "cpu")) {
