@@ -3,6 +3,7 @@
  *
  * An argument: only the tests of that name (* and ?), as a sanitizer wants them, which takes
  * minutes for all. Without a device: one line, and success. */
+#include "tests/t_hopper.h"
 #include "tests/t_pair.h"
 
 #include <fcntl.h>
@@ -219,16 +220,6 @@ static void not_cudnn(pair *p)
     forget(p);
 }
 
-static bool on_hopper(const char *what)
-{
-    sl_err err = {0};
-    int sm = 0;
-    char name[64];
-    T_OK(sl_plugin_cuda(&err)->describe(0, name, sizeof name, &sm, &err));
-    if (sm != 90) print_message("%s: compute capability is %d, want 90\n", what, sm);
-    return sm == 90;
-}
-
 static void attention_of_our_own(void **state)
 {
     (void)state;
@@ -237,7 +228,7 @@ static void attention_of_our_own(void **state)
     static const int HEADS[] = {1, 3, 7}, PAD[] = {0, 8, 64};
     pair p;
     int turn = 0;
-    if (!on_hopper("attention of our own")) skip();
+    if (!gpu_is_hopper("attention of our own")) skip();
     pair_open(&p, (size_t)1 << 30);
     not_cudnn(&p);
     our_attention_once(&p, 64, 80, 1, 0, 0, 1, APART, 0);    /* one block of keys */
@@ -351,7 +342,7 @@ static void heads_together_or_apart(void **state)
 {
     (void)state;
     pair p;
-    if (!on_hopper("heads apart")) skip();
+    if (!gpu_is_hopper("heads apart")) skip();
     pair_open(&p, (size_t)1 << 30);
     heads_apart_once(&p, 7 * 192, 1000, 20);  /* 140 tiles: 8 behind 132 */
     heads_apart_once(&p, 1300, 80, 20);       /* the last not whole; one block of keys */
@@ -365,7 +356,7 @@ static void attention_by_parts(void **state)
 {
     (void)state;
     pair p;
-    if (!on_hopper("attention by parts")) skip();
+    if (!gpu_is_hopper("attention by parts")) skip();
     pair_open(&p, (size_t)1 << 30);
     for (int last = 0; last < 2; last++) {
         parts_once(&p, 2 * 192, 1, 2, last);
@@ -471,7 +462,7 @@ static void queries_are_coded_as_they_are_made(void **state)
     static const int HEADS[] = {1, 2, 5, 12, 20, 40};
     (void)state;
     pair p;
-    if (!on_hopper("queries in 8 bits")) skip();
+    if (!gpu_is_hopper("queries in 8 bits")) skip();
     pair_open(&p, (size_t)1 << 30);
     EACH(i, HEADS)
     {
@@ -487,7 +478,7 @@ static void attention_in_8_bits(void **state)
 {
     (void)state;
     pair p;
-    if (!on_hopper("attention in 8 bits")) skip();
+    if (!gpu_is_hopper("attention in 8 bits")) skip();
     pair_open(&p, (size_t)1 << 30);
     static const int64_t N[] = {1, 17, 127, 128, 129, 191, 192, 193, 400, 1000};
     EACH(i, N)
@@ -624,7 +615,7 @@ static void two_lists_of_keys(void **state)
     static const int HEADS[] = {1, 3, 40}, PAD[] = {0, 8, 64};
     pair p;
     int turn = 0;
-    if (!on_hopper("attention to two lists")) skip();
+    if (!gpu_is_hopper("attention to two lists")) skip();
     pair_open(&p, (size_t)1 << 30);
     two_lists_once(&p, 64, 128, 144, 1, 1, 1, APART, 0);  /* one block of keys each, whole */
     two_lists_once(&p, 128, 256, 288, 1, 1, 1, APART, 0); /* two */

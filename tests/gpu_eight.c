@@ -7,6 +7,7 @@
  * would be copied; attention of that many tokens for some seconds, for a card under load slows
  * down; the relative error of products whose inputs have outliers. Without a device: one line, and
  * success. limit: 300 s */
+#include "tests/t_hopper.h"
 #include "tests/t_layers.h"
 
 #include "common/e4m3.h"
@@ -817,6 +818,7 @@ int main(int argc, char **argv)
     };
     int status;
     if (!gpu_open("gpu_eight", &status)) return status;
+    if (!gpu_is_hopper("gpu_eight")) return 0;
     if (argc > 1 && !strcmp(argv[1], "--bench")) return bench(argv[2], argc > 2 ? argv[3] : NULL);
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     return cmocka_run_group_tests_name("rows in 8 bits on the GPU", tests, NULL, NULL);

@@ -35,6 +35,7 @@ typedef struct {
     int ranks;                       /* most of them */
     int limit_s;                     /* for the ranks of one call of t_ranks; 0: 90 */
     size_t (*device_used)(int rank); /* bytes of the rank's device that are taken; NULL: none */
+    bool no_8_bits;                  /* the devices are not Hopper's, which alone have them */
 } t_comm_body;
 
 typedef const char *t_rank_fn(t_rank *r);
