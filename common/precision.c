@@ -57,6 +57,18 @@ bool sl_attends_in_eight(const sl_dit_precision *p, int i, int step)
            step <= p->attends_to;
 }
 
+void sl_dit_precision_words(int64_t out[SL_PRECISION_WORDS], const sl_dit_precision *p,
+                            bool attends)
+{
+    memset(out, 0, sizeof *out * SL_PRECISION_WORDS);
+    if (p->is < SL_PRECISION_FP8_LINEAR) return;
+    out[0] = 1;
+    out[1] = p->float32_sums;
+    if (attends && p->is >= SL_PRECISION_FP8)
+        out[2] = p->attends_from, out[3] = (int64_t)p->attends_to + 1;
+    memcpy(out + 4, p->whole, sizeof p->whole);
+}
+
 /* "4-26", "4-", "4": counted from 1, from 0 on in p. */
 static sl_code read_steps(sl_dit_precision *p, const char *text, sl_err *err)
 {

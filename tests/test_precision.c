@@ -44,6 +44,31 @@ static void weights_allow_what_they_hold(void **state)
     T_CODE(sl_precision_fits(SL_PRECISION_FP8_LINEAR, SL_PRECISION_BF16, &err), SL_ARG);
 }
 
+/* What a state keeps of it: all that latents depend on, and nothing else. */
+static void words_of_a_state(void **state)
+{
+    static const struct {
+        const char *name, *whole, *steps;
+        bool attends;
+        int64_t want[5]; /* the last: of the first 64 blocks */
+    } OF[] = {{"bf16", "1", "4-26", false, {0}},
+              {"fp8-linear", "", "4-26", false, {1}},
+              {"fp8", "0,2", "", false, {1, 0, 0, 0, 5}},
+              {"fp8", "", "4-26", true, {1, 0, 3, 26, 0}},
+              {"fp8", "", "", true, {1, 0, 0, INT32_MAX, 0}}};
+    int64_t words[SL_PRECISION_WORDS];
+    sl_dit_precision p;
+    (void)state;
+    for (size_t i = 0; i < sizeof OF / sizeof *OF; i++) {
+        T_OK(sl_dit_precision_read(&p, OF[i].name, OF[i].whole, OF[i].steps, 3, &err));
+        sl_dit_precision_words(words, &p, OF[i].attends);
+        assert_memory_equal(words, OF[i].want, sizeof OF[i].want);
+        p.float32_sums = true;
+        sl_dit_precision_words(words, &p, OF[i].attends);
+        assert_int_equal(words[1], p.is != SL_PRECISION_BF16);
+    }
+}
+
 static void blocks_may_stay_as_they_are(void **state)
 {
     static const char *const BAD[] = {"3",   "-1",  "0,",   ",0",   "0;1",
@@ -97,13 +122,18 @@ static void other_gpus_are_refused_by_name(void **state)
 static t_run run;
 static char undisturbed[300]; /* folder of the first run's results */
 
-/* denoise and more of a configuration. */
-static void configure(const char *denoise, const char *more)
+/* Of run, denoise and more of a configuration. */
+static void configure_with(const char *in_run, const char *denoise, const char *more)
 {
-    t_write(run.conf, t_format("run: { log = \"debug\"; };\nvideo: { preset = \"veryfast\"; "
+    t_write(run.conf, t_format("run: { log = \"debug\"; %s };\nvideo: { preset = \"veryfast\"; "
                                "threads = 2; };\nsupervise: { backoff_ms = 5; heartbeat_ms = 100; "
                                "};\ndenoise: { state_every = 2; %s };\n%s",
-                               denoise, more));
+                               in_run, denoise, more));
+}
+
+static void configure(const char *denoise, const char *more)
+{
+    configure_with("", denoise, more);
 }
 
 /* precision NULL: the configuration's. */
@@ -243,6 +273,63 @@ static void a_killed_denoiser_goes_on(void **state)
     same_results("after a kill");
 }
 
+/* The command and all its processes are killed. */
+static void kill_all(void)
+{
+    kill(run.pid, SIGKILL);
+    kill(run.stages[0], SIGKILL);
+    while (t_run_line(&run)) continue;
+    waitpid(run.pid, NULL, 0);
+    while (waitpid(-1, NULL, WNOHANG) >= 0) usleep(2000);
+}
+
+/* A state is gone on with by --resume under the settings that it was made under; under others the
+ * job begins anew, and has the bytes that these give. */
+static void a_state_is_of_its_settings(void **state)
+{
+    static const char *const OTHERS[] = {"bf16_blocks = \"0\";", "fp8_attention_steps = \"5-\";",
+                                         "fp8_sums = \"float32\";"};
+    static char own[400], spool[400], before[300];
+    (void)state;
+    snprintf(before, sizeof before, "%s", undisturbed);
+    for (int i = 0; i < 4; i++) { /* last: its own */
+        const char *now =
+            i < 3 ? t_format("precision = \"fp8\"; %s", OTHERS[i]) : "precision = \"fp8\";";
+        snprintf(own, sizeof own, "%s", now);
+        t_run_open(&run);
+        configure(own, "");
+        start(NULL);
+        t_run_ends(&run, 0);
+        snprintf(undisturbed, sizeof undisturbed, "%s", run.out);
+
+        t_run_open(&run);
+        snprintf(spool, sizeof spool, "spool = \"%s/spool\";", run.base);
+        configure_with(spool, "precision = \"fp8\";", "");
+        start(NULL);
+        t_run_until(&run, "stage=\"denoise\" done=5 ");
+        kill_all();
+        configure_with(spool, own, "");
+        char *args[] = {"sluice", "run", "--quiet", "--resume", "--conf", run.conf, NULL};
+        t_run_start(&run, args);
+        t_run_ends(&run, 0);
+        const bool anew = t_run_said(&run, "begins anew: its state was made under another setting "
+                                           "of the precision"),
+                   on = t_run_said(&run, " goes on at step ");
+        if (anew != (i < 3) || on != (i == 3))
+            t_run_fail(&run, "with %s the job %s", own,
+                       anew ? "began anew"
+                       : on ? "went on"
+                            : "has no state");
+        if (!t_same_file(t_format("%s/a/denoise.safetensors", run.out),
+                         t_format("%s/a/denoise.safetensors", undisturbed)))
+            t_run_fail(&run, "with %s latents are not an undisturbed run's", own);
+        t_run_close(&run);
+        *strrchr(undisturbed, '/') = 0;
+        t_rmdir(undisturbed);
+    }
+    snprintf(undisturbed, sizeof undisturbed, "%s", before);
+}
+
 static void a_team_gives_the_bytes_of_one(void **state)
 {
     (void)state;
@@ -380,11 +467,13 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(names_are_read),
         cmocka_unit_test(weights_allow_what_they_hold),
+        cmocka_unit_test(words_of_a_state),
         cmocka_unit_test(blocks_may_stay_as_they_are),
         cmocka_unit_test(other_gpus_are_refused_by_name),
         cmocka_unit_test(a_run_in_8_bits),
         cmocka_unit_test(blocks_left_out_are_as_without),
         cmocka_unit_test(a_killed_denoiser_goes_on),
+        cmocka_unit_test(a_state_is_of_its_settings),
         cmocka_unit_test(a_team_gives_the_bytes_of_one),
         cmocka_unit_test(a_replay_is_its_dumps),
         cmocka_unit_test(attention_is_in_8_bits_too),

@@ -123,19 +123,44 @@ static void keep_frame(denoise_run *r)
  * need not be in it then: the resumed process repeats that step with the decision
  * "compute", which remakes them bit for bit. */
 
-/* Was the state made under the LoRA that the weights have now? One that names none had none. */
-static sl_code same_lora(const denoise_run *r, const sl_st *st, bool *same, sl_err *err)
+/* How the weights compute for this job. */
+static void precision_words(const denoise_run *r, int64_t out[SL_EXPERTS][SL_PRECISION_WORDS])
 {
-    uint64_t keys[SL_EXPERTS] = {0};
+    memset(out, 0, sizeof(int64_t[SL_EXPERTS][SL_PRECISION_WORDS]));
+    for (int e = 0; e < r->d->model->family.experts; e++)
+        sl_dit_precision_words(out[e], &r->d->model->dit[e].precision,
+                               sl_precision_attends(r->job->precision));
+}
+
+/* *same: the state's tensor `name` has these numbers; without it, a state had zeros. Else `what` it
+ * was made under is told. */
+static sl_code compare_state(const denoise_run *r, const sl_st *st, const char *name, int rank,
+                             const int64_t *shape, const void *now, const char *what, bool *same,
+                             sl_err *err)
+{
+    const size_t n = sizeof(int64_t) * (size_t)(shape[0] * (rank > 1 ? shape[1] : 1));
+    const int64_t zeros[SL_EXPERTS * SL_PRECISION_WORDS] = {0};
     sl_tensor t;
     sl_code rc = SL_OK;
-    if (sl_st_find(st, "lora") &&
-        !(rc = sl_st_want(st, "lora", SL_I64, 1, (int64_t[]){SL_EXPERTS}, &t, err)))
-        memcpy(keys, t.data, sizeof keys);
-    *same = !memcmp(keys, r->d->lora, sizeof keys);
-    if (!rc && !*same)
-        sl_log(SL_LOG_WARN, "job %llu begins anew: its state was made under another LoRA",
-               (unsigned long long)r->msg->job);
+    const bool there = sl_st_find(st, name);
+    if (there && (rc = sl_st_want(st, name, SL_I64, rank, shape, &t, err))) return rc;
+    *same = !memcmp(there ? t.data : zeros, now, n);
+    if (!*same)
+        sl_log(SL_LOG_WARN, "job %llu begins anew: its state was made under another %s",
+               (unsigned long long)r->msg->job, what);
+    return SL_OK;
+}
+
+/* Was the state made under the LoRA that the weights have now, and in their precision? */
+static sl_code same_weights(const denoise_run *r, const sl_st *st, bool *same, sl_err *err)
+{
+    int64_t words[SL_EXPERTS][SL_PRECISION_WORDS];
+    precision_words(r, words);
+    sl_code rc =
+        compare_state(r, st, "lora", 1, (int64_t[]){SL_EXPERTS}, r->d->lora, "LoRA", same, err);
+    if (!rc && *same)
+        rc = compare_state(r, st, "precision", 2, (int64_t[]){SL_EXPERTS, SL_PRECISION_WORDS},
+                           words, "setting of the precision", same, err);
     return rc;
 }
 
@@ -186,8 +211,8 @@ static sl_code take_meta(denoise_run *r, const sl_st *st, bool fork, sl_err *err
     return SL_OK;
 }
 
-/* A state of the job's folder, if it is there and was made under the LoRA that the weights have; a
- * fork's begins under any. */
+/* A state of the job's folder, if it is there and was made under the LoRA that the weights have and
+ * in their precision; a fork's begins under any. */
 static sl_code take_state(denoise_run *r, const char *file, bool fork, sl_err *err)
 {
     static const char *const NAMES[4] = {"x", "last", "m0", "m1"};
@@ -198,7 +223,7 @@ static sl_code take_state(denoise_run *r, const char *file, bool fork, sl_err *e
     sl_code rc = sl_path_join(path, r->msg->dir, file, err);
     if (rc || access(path, R_OK)) return rc;
     if ((rc = sl_st_open_file(&st, path, err))) return rc;
-    if ((!fork && ((rc = same_lora(r, st, &same, err)) || !same)) ||
+    if ((!fork && ((rc = same_weights(r, st, &same, err)) || !same)) ||
         (rc = take_meta(r, st, fork, err)))
         goto done;
     for (int i = 0; i < 4; i++)
@@ -258,14 +283,15 @@ static bool keep_state(denoise_run *r, const sl_fbcache_report reports[SL_BRANCH
 /* file: "state", from which a killed denoiser goes on, or "state.K", a dump's. */
 static void write_state(denoise_run *r, denoise_state *s, const char *file, bool computed)
 {
-    static const char *const NAMES[] = {"x",    "last",    "m0",   "m1",
-                                        "meta", "metrics", "lora", "level"};
+    static const char *const NAMES[] = {"x",       "last", "m0",    "m1",       "meta",
+                                        "metrics", "lora", "level", "precision"};
     const int step = (int)s->meta[SL_META_STEP];
     const int64_t n = sl_count(&r->sampler.x);
     int64_t level[SL_LEVEL_COUNT] = {
         [SL_LEVEL_COMPUTED] = computed, [SL_LEVEL_SAMPLER] = (int64_t)r->schedule.kind};
     uint32_t sigma;
-    sl_tensor t[8];
+    int64_t words[SL_EXPERTS][SL_PRECISION_WORDS];
+    sl_tensor t[9];
     memcpy(&sigma, &r->schedule.sigmas[step], sizeof sigma);
     level[SL_LEVEL_SIGMA] = sigma;
     memcpy(&level[SL_LEVEL_TIMESTEP], &r->schedule.timesteps[step], sizeof(double));
@@ -274,7 +300,9 @@ static void write_state(denoise_run *r, denoise_state *s, const char *file, bool
     t[5] = sl_view1(s->metrics, SL_F32, SL_BRANCHES);
     t[6] = sl_view1(r->d->lora, SL_I64, SL_EXPERTS);
     t[7] = sl_view1(level, SL_I64, SL_LEVEL_COUNT);
-    sl_spool_write(&r->d->seat->spool, r->msg, file, false, 8, NAMES, t);
+    precision_words(r, words);
+    t[8] = sl_view(words, SL_I64, 2, (int64_t[]){SL_EXPERTS, SL_PRECISION_WORDS});
+    sl_spool_write(&r->d->seat->spool, r->msg, file, false, 9, NAMES, t);
 }
 
 static void save_state(denoise_run *r, denoise_state *s)

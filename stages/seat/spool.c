@@ -19,7 +19,7 @@
 #include "common/log.h"
 #include "common/safetensors.h"
 
-#define FILE_TENSORS 8 /* most of a file */
+#define FILE_TENSORS 9 /* most of a file */
 #define WAIT_S 120     /* longest wait for the disk before a job is given up */
 
 /* One file to write, its tensors copied. */
