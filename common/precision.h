@@ -42,9 +42,8 @@ typedef struct {
 bool sl_block_is_eight(const sl_dit_precision *p, int i);
 /* Block i attends in 8 bits in this step (from 0 on). */
 bool sl_attends_in_eight(const sl_dit_precision *p, int i, int step);
-
-/* All of it that a job's latents depend on, which a state keeps (common/state.h): is it in 8 bits,
- * float32_sums, attends_from and attends_to + 1 if the job `attends` in 8 bits
+/* All of it that a job's latents may depend on, which a state keeps (common/state.h): is it in 8
+ * bits, float32_sums, attends_from and attends_to + 1 if the job `attends` in 8 bits
  * (sl_precision_attends), else 0 and 0, `whole`. Zeros for bf16 everywhere. */
 enum { SL_PRECISION_WORDS = 4 + SL_MOST_BLOCKS / 64 };
 void sl_dit_precision_words(int64_t out[SL_PRECISION_WORDS], const sl_dit_precision *p,

@@ -6,7 +6,7 @@
  *   metrics           F32 [2], the First Block Cache's of the step, cond and uncond
  *   lora              I64 [2], key of what was merged into each expert (common/lora.h)
  *   level             I64 [SL_LEVEL_COUNT]
- *   precision         I64 [2, SL_PRECISION_WORDS], each expert's (common/precision.h) */
+ *   precision         I64 [2 * SL_PRECISION_WORDS], each expert's (common/precision.h) */
 #ifndef SL_STATE_H
 #define SL_STATE_H
 

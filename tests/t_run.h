@@ -321,6 +321,23 @@ static inline int t_count_processes(const t_run *r)
     return count;
 }
 
+/* Wait until no process of the run is left; fails after 20 s. */
+static inline void t_run_wait_all(t_run *r)
+{
+    for (double until = t_seconds() + 20; waitpid(-1, NULL, WNOHANG) >= 0 && t_seconds() < until;)
+        usleep(2000);
+    if (t_count_processes(r)) t_run_fail(r, "left behind: %d processes", t_count_processes(r));
+}
+
+/* SIGKILL the command and its dispatcher, and wait until their stages are gone, too. */
+static inline void t_run_kill_all(t_run *r)
+{
+    kill(r->pid, SIGKILL);
+    kill(r->stages[0], SIGKILL);
+    while (t_run_line(r)) continue;
+    t_run_wait_all(r);
+}
+
 /* Nothing of the run is there any more: processes, zombies, sockets, shared memory, run
  * directory, temporaries. `wait_s` is for processes whose client was killed: nobody waits
  * for them but us. */

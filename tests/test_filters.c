@@ -404,11 +404,7 @@ static void test_resumed(void **state)
     unlink(at("go"));
     start_job("2", NULL);
     t_run_until(&run, "<- half SPOOLED");
-    kill(run.pid, SIGKILL);
-    kill(run.stages[0], SIGKILL);
-    while (t_run_line(&run)) continue;
-    waitpid(run.pid, NULL, 0);
-    while (waitpid(-1, NULL, WNOHANG) >= 0) usleep(2000);
+    t_run_kill_all(&run);
     assert_int_equal(looks("latents"), 2);
 
     *filters = 0;
@@ -463,10 +459,7 @@ static void test_served(void **state)
         0);
     t_run_until(&run, "<- denoise SPOOLED");
     t_run_until(&run, "<- decode CHUNK");
-    kill(run.pid, SIGKILL);
-    kill(run.stages[0], SIGKILL);
-    while (t_run_line(&run)) continue;
-    while (waitpid(-1, NULL, WNOHANG) >= 0) usleep(2000);
+    t_run_kill_all(&run);
 
     start_server(conf[1]);
     t_run_until(&run,

@@ -146,13 +146,6 @@ static void nothing_twice(const held *all, int n)
 
 /* ---- kills ---- */
 
-static void wait_for_processes(void)
-{
-    const double until = t_seconds() + 20;
-    while (waitpid(-1, NULL, WNOHANG) >= 0 && t_seconds() < until) usleep(2000);
-    assert_int_equal(t_count_processes(&run), 0);
-}
-
 /* All videos are those of the undisturbed batch. */
 static void all_as_wanted(int kills)
 {
@@ -209,7 +202,7 @@ static void killed_at_random_moments(void **state)
         /* its dispatcher lets the stages finish what they have begun, if it lives */
         if (rand() % 2 && run.stages[0] > 0) kill(run.stages[0], SIGKILL);
         const int status = t_run_end(&run);
-        wait_for_processes();
+        t_run_wait_all(&run);
         nothing_twice(all, n);
         if (status > 0) t_run_fail(&run, "exit status %d", status);
         kills += status == -SIGKILL;

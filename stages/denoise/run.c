@@ -123,28 +123,29 @@ static void keep_frame(denoise_run *r)
  * need not be in it then: the resumed process repeats that step with the decision
  * "compute", which remakes them bit for bit. */
 
+/* Of a state's "precision". */
+enum { WORDS = SL_EXPERTS * SL_PRECISION_WORDS };
+
 /* How the weights compute for this job. */
-static void precision_words(const denoise_run *r, int64_t out[SL_EXPERTS][SL_PRECISION_WORDS])
+static void precision_words(const denoise_run *r, int64_t out[WORDS])
 {
-    memset(out, 0, sizeof(int64_t[SL_EXPERTS][SL_PRECISION_WORDS]));
+    memset(out, 0, sizeof *out * WORDS);
     for (int e = 0; e < r->d->model->family.experts; e++)
-        sl_dit_precision_words(out[e], &r->d->model->dit[e].precision,
+        sl_dit_precision_words(out + e * SL_PRECISION_WORDS, &r->d->model->dit[e].precision,
                                sl_precision_attends(r->job->precision));
 }
 
-/* *same: the state's tensor `name` has these numbers; without it, a state had zeros. Else `what` it
- * was made under is told. */
-static sl_code compare_state(const denoise_run *r, const sl_st *st, const char *name, int rank,
-                             const int64_t *shape, const void *now, const char *what, bool *same,
-                             sl_err *err)
+/* *same: the state's tensor `name` has these n numbers; one without it was made under zeros. Else
+ * `what` it was made under is told. */
+static sl_code compare_state(const denoise_run *r, const sl_st *st, const char *name, int64_t n,
+                             const void *now, const char *what, bool *same, sl_err *err)
 {
-    const size_t n = sizeof(int64_t) * (size_t)(shape[0] * (rank > 1 ? shape[1] : 1));
-    const int64_t zeros[SL_EXPERTS * SL_PRECISION_WORDS] = {0};
+    const int64_t zeros[WORDS] = {0};
     sl_tensor t;
     sl_code rc = SL_OK;
     const bool there = sl_st_find(st, name);
-    if (there && (rc = sl_st_want(st, name, SL_I64, rank, shape, &t, err))) return rc;
-    *same = !memcmp(there ? t.data : zeros, now, n);
+    if (there && (rc = sl_st_want(st, name, SL_I64, 1, &n, &t, err))) return rc;
+    *same = !memcmp(there ? t.data : zeros, now, sizeof(int64_t) * (size_t)n);
     if (!*same)
         sl_log(SL_LOG_WARN, "job %llu begins anew: its state was made under another %s",
                (unsigned long long)r->msg->job, what);
@@ -154,13 +155,11 @@ static sl_code compare_state(const denoise_run *r, const sl_st *st, const char *
 /* Was the state made under the LoRA that the weights have now, and in their precision? */
 static sl_code same_weights(const denoise_run *r, const sl_st *st, bool *same, sl_err *err)
 {
-    int64_t words[SL_EXPERTS][SL_PRECISION_WORDS];
+    int64_t words[WORDS];
     precision_words(r, words);
-    sl_code rc =
-        compare_state(r, st, "lora", 1, (int64_t[]){SL_EXPERTS}, r->d->lora, "LoRA", same, err);
+    sl_code rc = compare_state(r, st, "lora", SL_EXPERTS, r->d->lora, "LoRA", same, err);
     if (!rc && *same)
-        rc = compare_state(r, st, "precision", 2, (int64_t[]){SL_EXPERTS, SL_PRECISION_WORDS},
-                           words, "setting of the precision", same, err);
+        rc = compare_state(r, st, "precision", WORDS, words, "setting of the precision", same, err);
     return rc;
 }
 
@@ -290,7 +289,7 @@ static void write_state(denoise_run *r, denoise_state *s, const char *file, bool
     int64_t level[SL_LEVEL_COUNT] = {
         [SL_LEVEL_COMPUTED] = computed, [SL_LEVEL_SAMPLER] = (int64_t)r->schedule.kind};
     uint32_t sigma;
-    int64_t words[SL_EXPERTS][SL_PRECISION_WORDS];
+    int64_t words[WORDS];
     sl_tensor t[9];
     memcpy(&sigma, &r->schedule.sigmas[step], sizeof sigma);
     level[SL_LEVEL_SIGMA] = sigma;
@@ -301,7 +300,7 @@ static void write_state(denoise_run *r, denoise_state *s, const char *file, bool
     t[6] = sl_view1(r->d->lora, SL_I64, SL_EXPERTS);
     t[7] = sl_view1(level, SL_I64, SL_LEVEL_COUNT);
     precision_words(r, words);
-    t[8] = sl_view(words, SL_I64, 2, (int64_t[]){SL_EXPERTS, SL_PRECISION_WORDS});
+    t[8] = sl_view1(words, SL_I64, WORDS);
     sl_spool_write(&r->d->seat->spool, r->msg, file, false, 9, NAMES, t);
 }
 
